@@ -1,0 +1,102 @@
+package v1alpha1
+
+import (
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// DiskClass says which disks of which nodes belong to Berth, and what pods call
+// them. A disk that no class selects is never looked into; one that is selected is
+// taken only if it is blank, or already Berth's.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:resource:scope=Cluster
+// +kubebuilder:printcolumn:name="Rotational",type=string,JSONPath=`.spec.devices.rotational`
+// +kubebuilder:printcolumn:name="Models",type=string,JSONPath=`.spec.devices.models`
+// +kubebuilder:printcolumn:name="Paths",type=string,JSONPath=`.spec.devices.paths`
+// +kubebuilder:printcolumn:name="Min",type=string,JSONPath=`.spec.devices.minSize`
+// +kubebuilder:printcolumn:name="Max",type=string,JSONPath=`.spec.devices.maxSize`
+// +kubebuilder:printcolumn:name="FSType",type=string,JSONPath=`.spec.fsType`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type DiskClass struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec DiskClassSpec `json:"spec"`
+}
+
+// DiskClassList is a list of DiskClass.
+//
+// +kubebuilder:object:root=true
+type DiskClassList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []DiskClass `json:"items"`
+}
+
+// File systems that a volume can have.
+const (
+	FSTypeExt4 = "ext4"
+	FSTypeXFS  = "xfs"
+)
+
+// DiskClassSpec selects disks and says how they are treated.
+type DiskClassSpec struct {
+	// NodeSelector selects nodes by their labels; without it, all nodes.
+	// +optional
+	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
+
+	// Devices selects disks of those nodes. Every criterion that is given must hold.
+	Devices DeviceSelector `json:"devices"`
+
+	// FSType is the file system of volumes that ask for none: ext4 or xfs.
+	// +optional
+	// +kubebuilder:default=ext4
+	// +kubebuilder:validation:Enum=ext4;xfs
+	FSType string `json:"fsType,omitempty"`
+}
+
+// DeviceSelector selects block devices. It must name at least one criterion, so
+// that nobody hands over every blank disk of a cluster by leaving a field out.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.rotational) || (has(self.models) && size(self.models) > 0) || (has(self.paths) && size(self.paths) > 0) || has(self.minSize) || has(self.maxSize)",message="devices must name at least one of rotational, models, paths, minSize, maxSize"
+// +kubebuilder:validation:XValidation:rule="!has(self.minSize) || !has(self.maxSize) || quantity(string(self.minSize)).compareTo(quantity(string(self.maxSize))) <= 0",message="minSize must not be larger than maxSize"
+type DeviceSelector struct {
+	// Rotational selects disks with (true) or without (false) moving heads.
+	// +optional
+	Rotational *bool `json:"rotational,omitempty"`
+	// Models are shell patterns (*, ?, [a-z]) for the model a device says it is; one must match.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=128
+	Models []string `json:"models,omitempty"`
+	// Paths are shell patterns for the device's path, or for one of its links below
+	// /dev/disk; one must match. Loop devices, device-mapper and md devices are selected
+	// only by a path.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:Pattern=`^/dev/.+`
+	// +kubebuilder:validation:items:MaxLength=256
+	Paths []string `json:"paths,omitempty"`
+	// MinSize is the least size a disk must have.
+	// +optional
+	MinSize *resource.Quantity `json:"minSize,omitempty"`
+	// MaxSize is the largest size a disk may have.
+	// +optional
+	MaxSize *resource.Quantity `json:"maxSize,omitempty"`
+}
+
+// ValidateFSType refuses a file system that volumes cannot have. The empty string
+// stands for the class's default.
+func ValidateFSType(fsType string) error {
+	switch fsType {
+	case "", FSTypeExt4, FSTypeXFS:
+		return nil
+	}
+	return fmt.Errorf("file system %q is not supported: use %s or %s", fsType, FSTypeExt4, FSTypeXFS)
+}

@@ -1,0 +1,206 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Alignment is the unit of placement: every extent starts at a multiple of it and
+// is a multiple of it long, in bytes.
+const Alignment int64 = 1 << 20
+
+// NodeDiskCapacity says which disks of a node Berth manages, which extents of them
+// are free and which hold volumes. It is named after its node, and only that
+// node's agent writes it.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:resource:scope=Cluster,shortName=ndc
+// +kubebuilder:subresource:status
+// +kubebuilder:printcolumn:name="Disks",type=integer,JSONPath=`.status.summary.disks`
+// +kubebuilder:printcolumn:name="Size",type=string,JSONPath=`.status.summary.size`
+// +kubebuilder:printcolumn:name="Free",type=string,JSONPath=`.status.summary.free`
+// +kubebuilder:printcolumn:name="Largest",type=string,JSONPath=`.status.summary.largest`
+// +kubebuilder:printcolumn:name="Volumes",type=integer,JSONPath=`.status.summary.volumes`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`,priority=1
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type NodeDiskCapacity struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +optional
+	Status NodeDiskCapacityStatus `json:"status,omitempty"`
+}
+
+// NodeDiskCapacityList is a list of NodeDiskCapacity.
+//
+// +kubebuilder:object:root=true
+type NodeDiskCapacityList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []NodeDiskCapacity `json:"items"`
+}
+
+// Types and reasons of a NodeDiskCapacity's conditions.
+const (
+	// ConditionReady is True when every disk that a DiskClass selects on the node
+	// is in service, or there is none to select.
+	ConditionReady = "Ready"
+	// ConditionDevicesRefused is True when a DiskClass selects a device that the
+	// agent will not use; the message names each device and what was found on it.
+	ConditionDevicesRefused = "DevicesRefused"
+)
+
+// NodeDiskCapacityStatus is what the agent observed.
+type NodeDiskCapacityStatus struct {
+	// Disks are the disks that Berth manages on the node, sorted by id.
+	// +optional
+	// +listType=map
+	// +listMapKey=id
+	// +kubebuilder:validation:MaxItems=128
+	Disks []Disk `json:"disks,omitempty"`
+
+	// Conditions: Ready, DevicesRefused.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	// +kubebuilder:validation:MaxItems=16
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+
+	// Summary is for people: what `kubectl get ndc` prints.
+	// +optional
+	Summary Summary `json:"summary,omitempty"`
+}
+
+// DiskState says whether a disk takes new volumes.
+//
+// +kubebuilder:validation:Enum=Ready;Draining;Failed
+type DiskState string
+
+const (
+	// DiskReady takes new volumes.
+	DiskReady DiskState = "Ready"
+	// DiskDraining keeps its volumes and takes no new one.
+	DiskDraining DiskState = "Draining"
+	// DiskFailed is out of service: its state is unknown or its device is gone.
+	DiskFailed DiskState = "Failed"
+)
+
+// Disk is one disk of a node.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.free) || self.free.all(e, e.start + e.length <= self.size)",message="a free extent ends behind the disk"
+// +kubebuilder:validation:XValidation:rule="!has(self.allocations) || self.allocations.all(a, a.start + a.length <= self.size)",message="an allocation ends behind the disk"
+type Disk struct {
+	// ID is the GUID of the disk's partition table, in lower case: the identity of
+	// the disk, whatever device name it has today.
+	// +kubebuilder:validation:Pattern=`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`
+	ID string `json:"id"`
+	// Device is the kernel's name of the disk now, such as nvme0n1.
+	// +kubebuilder:validation:MaxLength=64
+	Device string `json:"device"`
+	// Class is the DiskClass that selects the disk; empty when none does any more,
+	// and then the disk takes no new volume.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	Class string `json:"class,omitempty"`
+	// Model is what the device says of itself.
+	// +optional
+	// +kubebuilder:validation:MaxLength=128
+	Model string `json:"model,omitempty"`
+	// Rotational is true for disks with moving heads.
+	Rotational bool `json:"rotational"`
+	// SectorSize is the logical sector size in bytes.
+	// +kubebuilder:validation:Enum=512;1024;2048;4096
+	SectorSize int32 `json:"sectorSize"`
+	// Size of the device in bytes.
+	// +kubebuilder:validation:Minimum=1
+	Size int64 `json:"size"`
+	// Overhead is the part of Size in bytes that can never hold a volume: partition
+	// tables, Berth's meta partition, foreign partitions and what alignment cuts off.
+	// Size = Overhead + free + allocated.
+	// +kubebuilder:validation:Minimum=0
+	Overhead int64 `json:"overhead"`
+	// State says whether the disk takes new volumes.
+	State DiskState `json:"state"`
+	// Message says why State is not Ready.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	Message string `json:"message,omitempty"`
+	// Free are the extents that hold nothing and have been wiped, sorted by start.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=1024
+	Free []Extent `json:"free,omitempty"`
+	// Allocations are the volumes on the disk, sorted by start.
+	// +optional
+	// +listType=map
+	// +listMapKey=partition
+	// +kubebuilder:validation:MaxItems=1024
+	Allocations []Allocation `json:"allocations,omitempty"`
+}
+
+// Extent is a run of bytes on a disk.
+type Extent struct {
+	// Start in bytes from the beginning of the disk.
+	// +kubebuilder:validation:Minimum=1048576
+	// +kubebuilder:validation:Maximum=1152921504606846976
+	// +kubebuilder:validation:MultipleOf=1048576
+	Start int64 `json:"start"`
+	// Length in bytes.
+	// +kubebuilder:validation:Minimum=1048576
+	// +kubebuilder:validation:Maximum=1152921504606846976
+	// +kubebuilder:validation:MultipleOf=1048576
+	Length int64 `json:"length"`
+}
+
+// AllocationPhase says how far a volume is. On the disk it is the partition's type.
+//
+// +kubebuilder:validation:Enum=Reserved;Formatted;Wiping
+type AllocationPhase string
+
+const (
+	// PhaseReserved: the partition exists and holds nothing yet.
+	PhaseReserved AllocationPhase = "Reserved"
+	// PhaseFormatted: the partition holds a file system and, maybe, data.
+	PhaseFormatted AllocationPhase = "Formatted"
+	// PhaseWiping: the volume is gone; its bytes are being zeroed and checked.
+	PhaseWiping AllocationPhase = "Wiping"
+)
+
+// Allocation is a volume on a disk.
+type Allocation struct {
+	// Volume is the CSI volume ID; empty for a partition whose owner is not known
+	// (any more).
+	// +optional
+	// +kubebuilder:validation:MaxLength=256
+	Volume string `json:"volume,omitempty"`
+	// Partition is the partition's GUID, in lower case: the UUIDv5 of the volume ID,
+	// and what /dev/disk/by-partuuid calls it.
+	// +kubebuilder:validation:Pattern=`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`
+	Partition string `json:"partition"`
+
+	Extent `json:",inline"`
+
+	// Phase says how far the volume is.
+	Phase AllocationPhase `json:"phase"`
+	// Owner is namespace/name of the pod (later: claim) that uses the volume, for people.
+	// +optional
+	// +kubebuilder:validation:MaxLength=512
+	Owner string `json:"owner,omitempty"`
+}
+
+// Summary is for people. Sizes are given a class, such as "hdd=2Ti,ssd=96Gi".
+type Summary struct {
+	// Disks is how many disks Berth manages on the node.
+	Disks int32 `json:"disks"`
+	// Size of all disks, a class.
+	// +optional
+	Size string `json:"size,omitempty"`
+	// Free space on disks in service, a class.
+	// +optional
+	Free string `json:"free,omitempty"`
+	// Largest free extent: the largest volume that fits now, a class.
+	// +optional
+	Largest string `json:"largest,omitempty"`
+	// Volumes is how many volumes the disks hold.
+	Volumes int32 `json:"volumes"`
+}

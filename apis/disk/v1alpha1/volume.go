@@ -1,0 +1,115 @@
+package v1alpha1
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// DriverName is the name of the CSI driver.
+const DriverName = GroupName
+
+// Attributes of a volume: keys of an inline volume's volumeAttributes.
+const (
+	// AttributeSize is the size wanted, a Kubernetes quantity such as 10Gi. It is
+	// rounded up to a multiple of Alignment.
+	AttributeSize = GroupName + "/size"
+	// AttributeClass is the name of a DiskClass.
+	AttributeClass = GroupName + "/class"
+	// AttributeSpread set to SpreadDisk asks that the volume shares no disk with
+	// the pod's other volumes that ask for the same.
+	AttributeSpread = GroupName + "/spread"
+
+	// SpreadDisk is the one value of AttributeSpread.
+	SpreadDisk = "disk"
+)
+
+// attributesOfKubelet is the prefix of the attributes that the kubelet adds to
+// those of the pod (podInfoOnMount).
+const attributesOfKubelet = "csi.storage.k8s.io/"
+
+// Attributes are a volume's attributes, understood.
+type Attributes struct {
+	// Class is the name of a DiskClass, never empty.
+	Class string
+	// Size in bytes, positive, a multiple of Alignment.
+	Size int64
+	// Spread is true when the volume must not share a disk with the pod's other
+	// volumes that have it set.
+	Spread bool
+}
+
+// ParseAttributes reads a volume's attributes. The error names the attribute that
+// is missing, unknown or malformed and says what it should be.
+func ParseAttributes(attributes map[string]string) (Attributes, error) {
+	// In order, so that the same mistake gets the same message every time.
+	for _, key := range slices.Sorted(maps.Keys(attributes)) {
+		switch {
+		case key == AttributeSize, key == AttributeClass, key == AttributeSpread:
+		case strings.HasPrefix(key, attributesOfKubelet):
+		default:
+			return Attributes{}, fmt.Errorf("unknown attribute %q: the attributes are %s, %s and %s",
+				key, AttributeSize, AttributeClass, AttributeSpread)
+		}
+	}
+	size, err := parseSize(attributes[AttributeSize])
+	if err != nil {
+		return Attributes{}, err
+	}
+	class := attributes[AttributeClass]
+	if class == "" {
+		return Attributes{}, fmt.Errorf("attribute %s is missing: set it to the name of a DiskClass", AttributeClass)
+	}
+	spread := attributes[AttributeSpread]
+	if spread != "" && spread != SpreadDisk {
+		return Attributes{}, fmt.Errorf("attribute %s is %q: it can only be %q", AttributeSpread, spread, SpreadDisk)
+	}
+	return Attributes{Class: class, Size: size, Spread: spread == SpreadDisk}, nil
+}
+
+func parseSize(value string) (int64, error) {
+	if value == "" {
+		return 0, fmt.Errorf("attribute %s is missing: set it to a size such as 10Gi", AttributeSize)
+	}
+	quantity, err := resource.ParseQuantity(value)
+	if err != nil {
+		return 0, fmt.Errorf("attribute %s is %q, which is not a size: write it like 10Gi or 500Mi", AttributeSize, value)
+	}
+	if quantity.Sign() <= 0 {
+		return 0, fmt.Errorf("attribute %s is %q: it must be larger than zero", AttributeSize, value)
+	}
+	// Value() of a quantity that does not fit is clamped, so compare before asking for it.
+	if quantity.CmpInt64(math.MaxInt64-Alignment) > 0 {
+		return 0, fmt.Errorf("attribute %s is %q: no disk is that large", AttributeSize, value)
+	}
+	return AlignUp(quantity.Value()), nil
+}
+
+// AlignUp rounds a size in bytes up to a multiple of Alignment. The size must be
+// at most MaxInt64-Alignment.
+func AlignUp(size int64) int64 {
+	return (size + Alignment - 1) / Alignment * Alignment
+}
+
+// InlineVolumeID is the CSI volume ID of a pod's inline volume. It is the kubelet's
+// own formula, so that scheduler and agent know the volume before the kubelet asks for it.
+func InlineVolumeID(pod types.UID, volume string) string {
+	return fmt.Sprintf("csi-%x", sha256.Sum256([]byte(string(pod)+volume)))
+}
+
+// partitionSpace is the UUIDv5 name space of partition GUIDs. Changing it would
+// orphan every volume there is.
+var partitionSpace = uuid.NewSHA1(uuid.NameSpaceDNS, []byte(GroupName))
+
+// PartitionID is the GUID of the partition that holds a volume, in lower case. It
+// follows from the volume ID alone, so that a retry finds what the first try made.
+func PartitionID(volumeID string) string {
+	return uuid.NewSHA1(partitionSpace, []byte(volumeID)).String()
+}

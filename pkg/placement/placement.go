@@ -1,0 +1,38 @@
+package placement
+
+import "github.com/berthdev/berth/pkg/extent"
+
+// Request asks for room for one volume.
+type Request struct {
+	// Class of disk wanted.
+	Class string
+	// Size in bytes, positive, a multiple of 1 MiB.
+	Size int64
+	// Apart asks that the volume shares no disk with the other requests of the same
+	// plan that have it set.
+	Apart bool
+}
+
+// Disk is the part of a disk's state that placement needs.
+type Disk struct {
+	// ID is the disk's identity and breaks ties.
+	ID string
+	// Class of the disk.
+	Class string
+	// Free space, aligned to 1 MiB.
+	Free extent.Set
+}
+
+// Node is the disks of one node that take volumes, sorted by ID. It is not changed
+// by anything in this package, so one Node may be read by many goroutines.
+type Node struct {
+	Disks []Disk
+}
+
+// Assignment is the place of one request.
+type Assignment struct {
+	// Disk is the ID of the disk.
+	Disk string
+	// Extent is exactly as long as the request's Size.
+	Extent extent.Extent
+}

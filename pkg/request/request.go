@@ -1,0 +1,71 @@
+// Package request says what a pod asks of Berth: which of its volumes are ours, how
+// large they must be and on which class of disk. The scheduler and the node's agent
+// both read pods through it, so that they never disagree about a volume.
+package request
+
+import (
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// Volume is an inline volume of a pod.
+type Volume struct {
+	// Name of the volume in the pod.
+	Name string
+	// ID is the CSI volume ID that the kubelet will use.
+	ID string
+	// Partition is the GUID of the partition that holds the volume.
+	Partition string
+	// FSType is the file system wanted: ext4, xfs, or empty for the class's default.
+	FSType string
+	// Request is what placement needs to know.
+	Request placement.Request
+}
+
+// FromPod returns the pod's inline volumes of our driver, in the order of its spec;
+// none and no error for a pod without any. The error names the volume and what to
+// change; one bad volume makes the pod's whole request bad.
+func FromPod(pod *corev1.Pod) ([]Volume, error) {
+	var volumes []Volume
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		if v.CSI == nil || v.CSI.Driver != diskv1alpha1.DriverName {
+			continue
+		}
+		volume, err := fromInline(pod, v.Name, v.CSI)
+		if err != nil {
+			return nil, fmt.Errorf("volume %q: %w", v.Name, err)
+		}
+		volumes = append(volumes, volume)
+	}
+	return volumes, nil
+}
+
+func fromInline(pod *corev1.Pod, name string, source *corev1.CSIVolumeSource) (Volume, error) {
+	attributes, err := diskv1alpha1.ParseAttributes(source.VolumeAttributes)
+	if err != nil {
+		return Volume{}, err
+	}
+	var fsType string
+	if source.FSType != nil {
+		fsType = *source.FSType
+	}
+	if err := diskv1alpha1.ValidateFSType(fsType); err != nil {
+		return Volume{}, err
+	}
+	if source.ReadOnly != nil && *source.ReadOnly {
+		return Volume{}, fmt.Errorf("readOnly is set, but an inline volume starts empty: nobody could ever write to it")
+	}
+	id := diskv1alpha1.InlineVolumeID(pod.UID, name)
+	return Volume{
+		Name:      name,
+		ID:        id,
+		Partition: diskv1alpha1.PartitionID(id),
+		FSType:    fsType,
+		Request:   placement.Request{Class: attributes.Class, Size: attributes.Size, Apart: attributes.Spread},
+	}, nil
+}
