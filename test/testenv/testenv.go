@@ -1,0 +1,41 @@
+// Package testenv says what a test needs of the machine it runs on, and skips the
+// test aloud where the machine does not have it. Under CI=true nothing is skipped:
+// there, what is missing is a failure, so that a suite cannot go green by testing nothing.
+package testenv
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// NeedRoot skips the test unless it runs as root.
+func NeedRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		missing(t, "SKIP-NEEDS-ROOT: run this test as root: it makes loop devices and mounts")
+	}
+}
+
+// NeedProgram skips the test unless every named program is in PATH.
+func NeedProgram(t testing.TB, names ...string) {
+	t.Helper()
+	var absent []string
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			absent = append(absent, name)
+		}
+	}
+	if len(absent) > 0 {
+		missing(t, "SKIP-NEEDS-PROGRAM: install what provides "+strings.Join(absent, ", "))
+	}
+}
+
+func missing(t testing.TB, message string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal(message)
+	}
+	t.Skip(message)
+}
