@@ -1,0 +1,92 @@
+package disk
+
+import (
+	"errors"
+
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// Errors that callers branch on. Every error of this package that has one of these
+// causes wraps it.
+var (
+	// ErrOverlap: the extent wanted is not free. Place the volume elsewhere.
+	ErrOverlap = errors.New("extent is not free")
+	// ErrNoEntry: the table has no room for another volume.
+	ErrNoEntry = errors.New("partition table has no free entry")
+	// ErrInUse: the volume is mounted or somebody holds its device open.
+	ErrInUse = errors.New("volume is in use")
+	// ErrNotFound: the disk has no such volume.
+	ErrNotFound = errors.New("no such volume")
+	// ErrOutOfService: the disk's state is unknown or its device is gone. Nothing is
+	// read from it or written to it any more; open it again to try anew.
+	ErrOutOfService = errors.New("disk is out of service")
+)
+
+// Phase says how far a volume is. On the disk it is the type of the partition.
+type Phase string
+
+const (
+	// Reserved: the extent is the volume's and holds nothing of worth yet.
+	Reserved Phase = "Reserved"
+	// Formatted: the extent holds a file system and, maybe, data.
+	Formatted Phase = "Formatted"
+	// Wiping: the volume is gone; its bytes are being zeroed and checked.
+	Wiping Phase = "Wiping"
+)
+
+// Volume is a partition of ours that holds a volume.
+type Volume struct {
+	// Partition is the partition's GUID in lower case, the identity of the volume.
+	Partition string
+	// Name is for people: ASCII, at most 36 characters.
+	Name string
+	// Extent on the disk, aligned to 1 MiB.
+	Extent extent.Extent
+	// Phase says how far the volume is.
+	Phase Phase
+	// Ephemeral volumes live no longer than their pod.
+	Ephemeral bool
+	// Index of the table's entry, from 1; also the number of the kernel's partition.
+	Index int
+	// Device is the block device of the volume, such as /dev/nvme0n1p3.
+	Device string
+	// Prezeroed is true when this Disk zeroed the whole extent itself and nothing has
+	// written to it since: mkfs need not clear it again.
+	Prezeroed bool
+}
+
+// Snapshot is the state of a disk at one moment. It never changes.
+//
+// Invariants, held by Validate:
+//  1. Size = Overhead + Free.Total() + the lengths of all Volumes.
+//  2. Free and all volumes are disjoint and aligned to 1 MiB.
+//  3. Volumes are sorted by start, and no two share a Partition or an Index.
+type Snapshot struct {
+	// ID is the GUID of the disk's table in lower case, the identity of the disk.
+	ID string
+	// Path of the device as it was opened.
+	Path string
+	// Size of the device in bytes.
+	Size int64
+	// SectorSize is the logical sector size in bytes.
+	SectorSize int64
+	// Overhead is the part of Size in bytes that can never hold a volume: tables, the
+	// meta partition, foreign partitions, what alignment cuts off.
+	Overhead int64
+	// Free holds nothing and reads as zeros, as far as this package wrote it.
+	Free extent.Set
+	// Volumes on the disk in any phase, sorted by start.
+	Volumes []Volume
+	// Err is nil, or says why the disk is out of service; it wraps ErrOutOfService.
+	Err error
+}
+
+// Volume returns the volume of the given partition GUID.
+func (s *Snapshot) Volume(partition string) (Volume, bool) {
+	for i := range s.Volumes {
+		if s.Volumes[i].Partition == partition {
+			return s.Volumes[i], true
+		}
+	}
+	return Volume{}, false
+}
