@@ -1,0 +1,71 @@
+# Berth: capacity-aware local disk for Kubernetes. `make help` lists the targets.
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+BUILD := .build
+BIN   := $(BUILD)/bin
+TOOL  := go tool -modfile=tools/go.mod
+# Tests of several packages share the machine's loop devices and its two cores.
+GOTEST := $(TOOL) gotestsum --format pkgname-and-test-fails --hide-summary=output -- -count=1 -timeout=30m -p=2
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(VERSION)
+
+export CGO_ENABLED := 0
+
+.PHONY: help
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build the scheduler and the node agent into .build/bin.
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+.PHONY: prepare
+prepare: build ## Install and build what the tests and the demo need (Debian packages, Kubernetes programs).
+	go run ./test/demo prepare
+
+.PHONY: demo
+demo: build ## Start a local cluster and show pods on partitions (needs root).
+	go run ./test/demo up
+
+.PHONY: demo-down
+demo-down: ## Remove the demo's cluster and all it made.
+	go run ./test/demo down
+
+.PHONY: test
+test: prepare ## Run the unit, disk and integration tests (those that need root are counted aloud without it).
+	$(GOTEST) $$(go list ./... | grep -v /test/e2e)
+
+.PHONY: e2e
+e2e: prepare ## Run the end-to-end tests on real kubelets (needs root).
+	$(GOTEST) ./test/e2e/...
+
+.PHONY: lint
+lint: ## Check formatting, vet, lints, import rules and generated files.
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt -w on the files above'; exit 1; }
+	go vet ./...
+	$(TOOL) golangci-lint run ./...
+	go test -count=1 ./test/imports
+
+.PHONY: generate
+generate: ## Write generated Go and the CRDs anew.
+	$(TOOL) controller-gen object crd paths=./apis/... output:crd:artifacts:config=config/crd
+
+.PHONY: bench
+bench: prepare ## Run the benchmarks that docs/performance.md quotes (needs root).
+	go test -run='^$$' -bench=. -benchmem ./pkg/placement ./pkg/ledger ./pkg/plugins/...
+	go test -count=1 -timeout=30m -v -run='^$$' -bench=. -benchtime=1x ./test/bench/...
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for a minute.
+	@for package in $$(git grep -lE '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
+	  for target in $$(git grep -hoE '^func Fuzz[A-Za-z0-9]+' -- "$$package/*_test.go" | cut -c6-); do \
+	    go test -run='^$$' -fuzz="^$$target$$" -fuzztime=60s ./$$package; \
+	  done; \
+	done
+
+.PHONY: clean
+clean: ## Remove what was built here.
+	rm -rf $(BUILD)

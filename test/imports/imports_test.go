@@ -1,0 +1,141 @@
+// Package imports holds the rules about which package may import which. They are
+// what keeps the arithmetic free of Kubernetes, and the scheduler free of disks.
+package imports
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/berthdev/berth"
+
+// rule says what the packages below a path may depend on, directly or through others.
+type rule struct {
+	// packages is the import path below the module; it stands for all packages below it too.
+	packages string
+	// only, if not nil, lists all the packages of this module that may be depended on.
+	only []string
+	// stdlib is true when nothing outside the standard library and this module may be used.
+	stdlib bool
+	// never lists prefixes of import paths that must not be depended on.
+	never []string
+}
+
+var rules = []rule{
+	{packages: "pkg/extent", only: []string{}, stdlib: true},
+	{packages: "pkg/placement", only: []string{"pkg/extent"}, stdlib: true},
+	{packages: "pkg/ledger", only: []string{"pkg/extent", "pkg/placement"}, stdlib: true},
+	{packages: "apis", only: []string{}, never: []string{"k8s.io/client-go", "k8s.io/api/", "k8s.io/kubernetes", "sigs.k8s.io/controller-runtime"}},
+	{packages: "pkg/request", only: []string{"pkg/extent", "pkg/placement", "apis"}, never: []string{"k8s.io/client-go", "k8s.io/kubernetes"}},
+	{packages: "pkg/plugins", never: []string{module + "/pkg/agent", "github.com/diskfs"}},
+	{packages: "pkg/plugins/diskcapacity", only: []string{"pkg/extent", "pkg/placement", "pkg/ledger", "pkg/request", "apis"}},
+	{packages: "pkg/agent", never: []string{module + "/pkg/plugins", module + "/pkg/ledger", "k8s.io/kubernetes", "k8s.io/kube-scheduler"}},
+	{packages: "pkg/agent/disk", only: []string{"pkg/extent"}, never: []string{"k8s.io/api", "k8s.io/client-go"}},
+	{packages: "cmd/nodeagent", never: []string{module + "/pkg/plugins", "k8s.io/kubernetes", "k8s.io/kube-scheduler"}},
+	{packages: "cmd/scheduler", never: []string{module + "/pkg/agent", "github.com/diskfs"}},
+}
+
+// listed is what `go list -json` says of a package.
+type listed struct {
+	ImportPath string
+	Standard   bool
+	Deps       []string
+}
+
+func list(t *testing.T, arguments ...string) []listed {
+	t.Helper()
+	command := exec.Command("go", append([]string{"list", "-json=ImportPath,Standard,Deps"}, arguments...)...)
+	var stderr bytes.Buffer
+	command.Stderr = &stderr
+	out, err := command.Output()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s", command, err, stderr.String())
+	}
+	var packages []listed
+	for decoder := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p listed
+		if err := decoder.Decode(&p); errors.Is(err, io.EOF) {
+			return packages
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+}
+
+// below reports whether the import path is prefix or lies below it.
+func below(path, prefix string) bool {
+	return path == prefix || strings.HasPrefix(path, strings.TrimSuffix(prefix, "/")+"/")
+}
+
+func TestImports(t *testing.T) {
+	standard := map[string]bool{}
+	for _, p := range list(t, "-deps", module+"/...") {
+		standard[p.ImportPath] = p.Standard
+	}
+	ours := list(t, module+"/...")
+	for _, r := range rules {
+		t.Run(r.packages, func(t *testing.T) {
+			checked := 0
+			for _, p := range ours {
+				if !below(p.ImportPath, module+"/"+r.packages) {
+					continue
+				}
+				checked++
+				for _, dep := range p.Deps {
+					if why := r.violation(dep, standard[dep]); why != "" {
+						t.Errorf("%s depends on %s: %s", p.ImportPath, dep, why)
+					}
+				}
+			}
+			if checked == 0 {
+				t.Errorf("no package below %s: the rule checks nothing", r.packages)
+			}
+		})
+	}
+}
+
+func (r rule) violation(dep string, standard bool) string {
+	for _, prefix := range r.never {
+		if below(dep, prefix) {
+			return "never allowed for " + r.packages
+		}
+	}
+	inModule := below(dep, module)
+	if r.stdlib && !standard && !inModule {
+		return r.packages + " uses the standard library only"
+	}
+	if r.only != nil && inModule && !below(dep, module+"/"+r.packages) &&
+		!slices.ContainsFunc(r.only, func(allowed string) bool { return below(dep, module+"/"+allowed) }) {
+		return r.packages + " may use of this module only " + strings.Join(r.only, ", ")
+	}
+	return ""
+}
+
+// The rules must be able to fail.
+func TestViolation(t *testing.T) {
+	r := rule{packages: "pkg/x", only: []string{"pkg/y"}, stdlib: true, never: []string{"example.com/bad"}}
+	for _, tc := range []struct {
+		dep      string
+		standard bool
+		allowed  bool
+	}{
+		{"fmt", true, true},
+		{"example.com/bad/inner", false, false},
+		{"example.com/other", false, false},
+		{module + "/pkg/y", false, true},
+		{module + "/pkg/yy", false, false},
+		{module + "/pkg/x/inner", false, true},
+		{module + "/pkg/z", false, false},
+	} {
+		if got := r.violation(tc.dep, tc.standard) == ""; got != tc.allowed {
+			t.Errorf("violation(%q): allowed %v, want %v", tc.dep, got, tc.allowed)
+		}
+	}
+}
