@@ -22,6 +22,10 @@ help: ## Show this list.
 build: ## Build the scheduler and the node agent into .build/bin.
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
 
+.PHONY: images
+images: build ## Write the container images to .build/images as archives (docker load, ctr images import).
+	go run -C build/images . --bin $(CURDIR)/$(BIN) --out $(CURDIR)/$(BUILD)/images
+
 .PHONY: prepare
 prepare: build ## Install and build what the tests and the demo need (Debian packages, Kubernetes programs).
 	go run ./test/demo prepare
