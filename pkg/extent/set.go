@@ -79,6 +79,16 @@ func (s Set) Contains(e Extent) bool {
 	return i < len(s.extents) && s.extents[i].Contains(e)
 }
 
+// Holding returns the extent of the set that holds every byte of e; false if none
+// does, or e is empty.
+func (s Set) Holding(e Extent) (Extent, bool) {
+	i := s.search(e.Start)
+	if e.Empty() || i == len(s.extents) || !s.extents[i].Contains(e) {
+		return Extent{}, false
+	}
+	return s.extents[i], true
+}
+
 // Overlaps reports whether the set and e share a byte.
 func (s Set) Overlaps(e Extent) bool {
 	if e.Empty() {

@@ -2,6 +2,9 @@ package placement
 
 import "github.com/berthdev/berth/pkg/extent"
 
+// Alignment is the unit of placement in bytes: sizes and free extents are multiples of it.
+const Alignment int64 = 1 << 20
+
 // Request asks for room for one volume.
 type Request struct {
 	// Class of disk wanted.
@@ -21,6 +24,10 @@ type Disk struct {
 	Class string
 	// Free space, aligned to 1 MiB.
 	Free extent.Set
+	// Usable is how many bytes volumes could have if the disk held none: its size less
+	// its overhead. Zero means not known. Only [NoFit] looks at it, to tell "full" from
+	// "too small for ever".
+	Usable int64
 }
 
 // Node is the disks of one node that take volumes, sorted by ID. It is not changed

@@ -1,0 +1,214 @@
+package placement
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Cause says what a node lacks.
+type Cause int
+
+const (
+	// NoDisk: the node has no disk of the class.
+	NoDisk Cause = iota
+	// TooSmall: the largest free extent is smaller than one of the volumes.
+	TooSmall
+	// TooLittle: the free extents together are smaller than the volumes together.
+	TooLittle
+	// TooFewDisks: not enough different disks for the volumes with Apart.
+	TooFewDisks
+	// NotTogether: each volume has room, but there is none for all of them.
+	NotTogether
+)
+
+// NoFit says why a node cannot take a pod's volumes. It speaks of one class, the
+// first in the alphabet of those that do not fit.
+type NoFit struct {
+	Cause Cause
+	// Class that lacks room.
+	Class string
+	// Sizes of the volumes of the class that were asked for, in bytes, falling. With
+	// TooFewDisks, only those with Apart.
+	Sizes []int64
+	// Largest free extent of the class on the node, in bytes.
+	Largest int64
+	// Free space of the class on the node, in bytes.
+	Free int64
+	// Extents is how many free extents of the class the node has.
+	Extents int
+	// Disks is how many disks the node has that could hold the volumes with Apart, when
+	// the cause is TooFewDisks; fewer than len(Sizes).
+	Disks int
+	// Never is true when the node could not take the volumes even if its disks held no
+	// others. False when that is not known.
+	Never bool
+}
+
+// Wanted is the size that was compared: of the largest volume with TooSmall, NoDisk
+// and TooFewDisks, of all volumes of the class otherwise.
+func (e *NoFit) Wanted() int64 {
+	if e.Cause != TooLittle && e.Cause != NotTogether {
+		return e.Sizes[0]
+	}
+	return sum(e.Sizes)
+}
+
+// Shortfall is how many bytes are missing at least: from the largest extent with
+// TooSmall, in all with TooLittle. It is zero when space is not what is missing.
+func (e *NoFit) Shortfall() int64 {
+	switch e.Cause {
+	case TooSmall, NoDisk:
+		return e.Wanted() - e.Largest
+	case TooLittle:
+		return e.Wanted() - e.Free
+	}
+	return 0
+}
+
+// Error says it to a person, with this node's figures.
+func (e *NoFit) Error() string {
+	switch e.Cause {
+	case NoDisk:
+		return fmt.Sprintf("no disk of class %s on the node", e.Class)
+	case TooSmall:
+		have := "largest free extent of class " + e.Class + " is " + sizeDown(e.Largest)
+		if e.Largest == 0 {
+			have = "no free space of class " + e.Class
+		}
+		return have + ", wants " + sizeUp(e.Wanted())
+	case TooLittle:
+		return fmt.Sprintf("free space of class %s is %s, %s", e.Class, sizeDown(e.Free), e.volumesWant())
+	case TooFewDisks:
+		return fmt.Sprintf("wants %d different disks of class %s, the node has %d that could hold them",
+			len(e.Sizes), e.Class, e.Disks)
+	}
+	extents := "free extents " + sizeDown(e.Free)
+	if e.Extents > 1 {
+		extents = fmt.Sprintf("%d free extents, the largest %s, %s in all", e.Extents, sizeDown(e.Largest), sizeDown(e.Free))
+	}
+	return fmt.Sprintf("%d volumes of class %s (%s) don't fit together: %s", len(e.Sizes), e.Class, e.sizes(), extents)
+}
+
+// Reason says the same without the node's figures, so that nodes that fail alike get
+// the same sentence and an event over many nodes counts them instead of listing each.
+func (e *NoFit) Reason() string {
+	switch e.Cause {
+	case NoDisk:
+		return "no disk of class " + e.Class
+	case TooSmall:
+		return fmt.Sprintf("no free extent of class %s holds %s", e.Class, sizeUp(e.Wanted()))
+	case TooLittle:
+		return fmt.Sprintf("not enough free space of class %s, %s", e.Class, e.volumesWant())
+	case TooFewDisks:
+		return fmt.Sprintf("too few disks of class %s have room for %d volumes on different disks", e.Class, len(e.Sizes))
+	}
+	return fmt.Sprintf("%d volumes of class %s (%s) don't fit together", len(e.Sizes), e.Class, e.sizes())
+}
+
+func (e *NoFit) volumesWant() string {
+	return fmt.Sprintf("%d volumes (%s) want %s", len(e.Sizes), e.sizes(), sizeUp(e.Wanted()))
+}
+
+// maxNamed is how many volumes a message names one by one.
+const maxNamed = 4
+
+func (e *NoFit) sizes() string {
+	named := e.Sizes[:min(len(e.Sizes), maxNamed)]
+	parts := make([]string, 0, maxNamed+1)
+	for _, size := range named {
+		parts = append(parts, sizeUp(size))
+	}
+	if more := len(e.Sizes) - len(named); more > 0 {
+		parts = append(parts, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(parts, " + ")
+}
+
+// explain says why Plan failed for the class.
+func explain(node *Node, requests []Request, class string) *NoFit {
+	e := &NoFit{Class: class, Sizes: sizesOf(requests, class, false)}
+	apart := sizesOf(requests, class, true)
+
+	var buffers [2][16]room
+	now, empty := buffers[0][:0], buffers[1][:0]
+	known := true
+	for d := range node.Disks {
+		disk := &node.Disks[d]
+		if disk.Class != class {
+			continue
+		}
+		r := room{largest: disk.Free.Largest().Len(), total: disk.Free.Total()}
+		now, empty = append(now, r), append(empty, room{disk.Usable, disk.Usable})
+		known = known && disk.Usable > 0
+		e.Extents += disk.Free.Len()
+		e.Largest = max(e.Largest, r.largest)
+		e.Free = addCapped(e.Free, r.total)
+	}
+
+	e.Cause, e.Disks = causeOf(now, e.Sizes, apart)
+	if e.Cause == TooFewDisks {
+		e.Sizes = apart
+	}
+	whenEmpty, _ := causeOf(empty, e.Sizes, apart)
+	e.Never = known && whenEmpty != NotTogether
+	return e
+}
+
+// room is what a disk has.
+type room struct {
+	largest, total int64
+}
+
+// causeOf finds what the disks lack. When each of the simple demands is met, it is
+// that the volumes do not fit together. The count is of disks that could hold the
+// volumes with Apart, for TooFewDisks.
+func causeOf(disks []room, sizes, apart []int64) (Cause, int) {
+	if len(disks) == 0 {
+		return NoDisk, 0
+	}
+	var largest, total int64
+	for _, d := range disks {
+		largest, total = max(largest, d.largest), addCapped(total, d.total)
+	}
+	if sizes[0] > largest {
+		return TooSmall, 0
+	}
+	// Before the totals: where both are missing, more space alone would not help.
+	for i, size := range apart {
+		able := 0
+		for _, d := range disks {
+			if d.largest >= size {
+				able++
+			}
+		}
+		if able <= i {
+			return TooFewDisks, able
+		}
+	}
+	if sum(sizes) > total {
+		return TooLittle, 0
+	}
+	return NotTogether, 0
+}
+
+// sizesOf returns the sizes wanted of the class, falling.
+func sizesOf(requests []Request, class string, apartOnly bool) []int64 {
+	var sizes []int64
+	for i := range requests {
+		if r := &requests[i]; r.Class == class && (r.Apart || !apartOnly) {
+			sizes = append(sizes, r.Size)
+		}
+	}
+	slices.SortFunc(sizes, func(a, b int64) int { return cmp.Compare(b, a) })
+	return sizes
+}
+
+func sum(sizes []int64) int64 {
+	var total int64
+	for _, size := range sizes {
+		total += size
+	}
+	return total
+}

@@ -1,0 +1,175 @@
+package placement
+
+import (
+	"fmt"
+	"math/rand/v2"
+
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// The oracle is a second answer to what Plan answers, too dumb to be wrong: it tries
+// every extent for every volume. It knows nothing of groups, matchings or bounds.
+
+// possible reports whether the requests can be placed at all.
+func possible(node *Node, requests []Request) bool {
+	left := map[[2]int]int64{} // disk, extent → bytes left
+	for d := range node.Disks {
+		for i, e := range node.Disks[d].Free.All() {
+			left[[2]int{d, i}] = e.Len()
+		}
+	}
+	return tryAll(node, requests, left, map[int]bool{})
+}
+
+func tryAll(node *Node, requests []Request, left map[[2]int]int64, apart map[int]bool) bool {
+	if len(requests) == 0 {
+		return true
+	}
+	r := requests[0]
+	for where, n := range left {
+		d := where[0]
+		if node.Disks[d].Class != r.Class || n < r.Size || r.Apart && apart[d] {
+			continue
+		}
+		left[where] -= r.Size
+		if r.Apart {
+			apart[d] = true
+		}
+		found := tryAll(node, requests[1:], left, apart)
+		left[where] += r.Size
+		if r.Apart {
+			delete(apart, d)
+		}
+		if found {
+			return true
+		}
+	}
+	return false
+}
+
+// checkPlan returns what is wrong with a plan, if anything.
+func checkPlan(node *Node, requests []Request, plan []Assignment) error {
+	if len(plan) != len(requests) {
+		return fmt.Errorf("%d places for %d requests", len(plan), len(requests))
+	}
+	apart := map[string]bool{}
+	for i, place := range plan {
+		r := requests[i]
+		d := -1
+		for k := range node.Disks {
+			if node.Disks[k].ID == place.Disk {
+				d = k
+			}
+		}
+		switch {
+		case d < 0:
+			return fmt.Errorf("request %d: no disk %q", i, place.Disk)
+		case node.Disks[d].Class != r.Class:
+			return fmt.Errorf("request %d: disk %q has class %q", i, place.Disk, node.Disks[d].Class)
+		case place.Extent.Len() != r.Size:
+			return fmt.Errorf("request %d: %v is not %d long", i, place.Extent, r.Size)
+		case place.Extent.Start%Alignment != 0:
+			return fmt.Errorf("request %d: %v is not aligned", i, place.Extent)
+		case !node.Disks[d].Free.Contains(place.Extent):
+			return fmt.Errorf("request %d: %v is not free", i, place.Extent)
+		case r.Apart && apart[place.Disk]:
+			return fmt.Errorf("request %d: shares disk %q", i, place.Disk)
+		}
+		if r.Apart {
+			apart[place.Disk] = true
+		}
+		for j := range plan[:i] {
+			if plan[j].Disk == place.Disk && plan[j].Extent.Overlaps(place.Extent) {
+				return fmt.Errorf("requests %d and %d overlap", j, i)
+			}
+		}
+	}
+	return nil
+}
+
+// checkBestFit returns what is wrong with the place of one volume, if anything.
+func checkBestFit(node *Node, r Request, place Assignment) error {
+	for d := range node.Disks {
+		for _, e := range node.Disks[d].Free.All() {
+			if node.Disks[d].Class != r.Class || e.Len() < r.Size {
+				continue
+			}
+			chosen, ok := node.holding(&place)
+			if !ok || chosen.Start != place.Extent.Start {
+				return fmt.Errorf("%v is not at the start of a free extent", place.Extent)
+			}
+			first := node.Disks[d].ID < place.Disk || node.Disks[d].ID == place.Disk && e.Start < chosen.Start
+			if e.Len() < chosen.Len() || e.Len() == chosen.Len() && first {
+				return fmt.Errorf("%v on %s is better than %v on %s", e, node.Disks[d].ID, chosen, place.Disk)
+			}
+		}
+	}
+	return nil
+}
+
+// mib makes extents of the given lengths in MiB, with gaps between them.
+func mib(lengths ...int64) extent.Set {
+	var extents []extent.Extent
+	at := int64(1)
+	for _, n := range lengths {
+		extents = append(extents, extent.New(at*Alignment, n*Alignment))
+		at += n + 1
+	}
+	return extent.NewSet(extents...)
+}
+
+func disk(id, class string, lengths ...int64) Disk {
+	return Disk{ID: id, Class: class, Free: mib(lengths...)}
+}
+
+func want(sizes ...int64) []Request {
+	var requests []Request
+	for _, n := range sizes {
+		requests = append(requests, Request{Class: "ssd", Size: n * Alignment})
+	}
+	return requests
+}
+
+func wantApart(sizes ...int64) []Request {
+	requests := want(sizes...)
+	for i := range requests {
+		requests[i].Apart = true
+	}
+	return requests
+}
+
+// randomCase makes a node, and volumes by cutting most of its free extents into pieces
+// and sometimes changing one: so the volumes nearly fill the node, and fitting is a
+// close call that best fit alone often loses.
+func randomCase(rng *rand.Rand, maxVolumes, maxExtents int) (*Node, []Request) {
+	classes := []string{"ssd", "ssd", "ssd", "hdd"}
+	node := &Node{}
+	var requests []Request
+	largest, share := 3+rng.Int64N(12), rng.IntN(4)
+	for d := range 1 + rng.IntN(4) {
+		class := classes[rng.IntN(len(classes))]
+		var lengths []int64
+		for range min(rng.IntN(4), maxExtents) {
+			maxExtents--
+			length := 1 + rng.Int64N(largest)
+			lengths = append(lengths, length)
+			for length > 0 && len(requests) < maxVolumes && rng.IntN(8) > 0 {
+				size := 1 + rng.Int64N(length)
+				length -= size
+				requests = append(requests, Request{Class: class, Size: size * Alignment, Apart: rng.IntN(4) < share})
+			}
+		}
+		node.Disks = append(node.Disks, disk(fmt.Sprintf("d%d", d), class, lengths...))
+	}
+	if len(requests) == 0 {
+		requests = want(1 + rng.Int64N(largest))
+	}
+	switch r := &requests[rng.IntN(len(requests))]; rng.IntN(4) {
+	case 0:
+		r.Size += Alignment
+	case 1:
+		r.Apart = !r.Apart
+	}
+	rng.Shuffle(len(requests), func(i, j int) { requests[i], requests[j] = requests[j], requests[i] })
+	return node, requests
+}

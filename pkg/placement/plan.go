@@ -1,0 +1,253 @@
+package placement
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// Plan finds a place for every request on the node and appends one Assignment for
+// each to dst, in the order of the requests. It places all of them or none: with an
+// error, dst comes back as it was.
+//
+// The error is a *NoFit when the node has no room. Any other error is about the
+// requests themselves, and no node could help.
+func Plan(dst []Assignment, node *Node, requests []Request) ([]Assignment, error) {
+	if err := validate(requests); err != nil {
+		return dst, err
+	}
+	if len(requests) == 1 {
+		place, ok := bestFit(node, &requests[0])
+		if !ok {
+			return dst, explain(node, requests, requests[0].Class)
+		}
+		return append(dst, place), nil
+	}
+	return planSeveral(dst, node, requests)
+}
+
+func validate(requests []Request) error {
+	var total int64
+	for i := range requests {
+		r := &requests[i]
+		if r.Size <= 0 || r.Size%Alignment != 0 {
+			return fmt.Errorf("request %d: size %d is not a positive multiple of %d bytes", i, r.Size, Alignment)
+		}
+		if r.Class == "" {
+			return fmt.Errorf("request %d names no class of disk", i)
+		}
+		if total > math.MaxInt64-r.Size {
+			return fmt.Errorf("request %d: the sizes add up to more than can be counted", i)
+		}
+		total += r.Size
+	}
+	return nil
+}
+
+// bestFit is the whole of Plan for one volume.
+func bestFit(node *Node, r *Request) (Assignment, bool) {
+	var best extent.Extent
+	var on *Disk
+	bestLen := int64(math.MaxInt64)
+	for d := range node.Disks {
+		disk := &node.Disks[d]
+		if disk.Class != r.Class {
+			continue
+		}
+		for i := range disk.Free.Len() {
+			// Strictly smaller, so that of equals the first one stays: lowest ID, then start.
+			if e := disk.Free.At(i); e.Len() >= r.Size && (e.Len() < bestLen || on == nil) {
+				best, bestLen, on = e, e.Len(), disk
+			}
+		}
+	}
+	if on == nil {
+		return Assignment{}, false
+	}
+	return Assignment{Disk: on.ID, Extent: extent.New(best.Start, r.Size)}, true
+}
+
+func planSeveral(dst []Assignment, node *Node, requests []Request) ([]Assignment, error) {
+	// Buffers on the stack for what a pod usually has.
+	var orderBuffer [maxExact]int
+	var cutsBuffer [maxExact]cut
+	order := orderBuffer[:0]
+	for i := range requests {
+		order = append(order, i)
+	}
+	slices.SortFunc(order, func(a, b int) int { return compare(&requests[a], &requests[b], a, b) })
+
+	before := len(dst)
+	for range requests {
+		dst = append(dst, Assignment{})
+	}
+	for len(order) > 0 {
+		n := 1
+		for n < len(order) && requests[order[n]].Class == requests[order[0]].Class {
+			n++
+		}
+		p := planner{
+			node: node, class: requests[order[0]].Class,
+			requests: requests, order: order[:n],
+			places: dst[before:], cuts: cutsBuffer[:0],
+		}
+		if !p.roomAtAll() || !p.greedy() && !p.exact() {
+			return dst[:before], explain(node, requests, p.class)
+		}
+		order = order[n:]
+	}
+	return dst, nil
+}
+
+// compare orders requests by class, and within a class in the order in which they
+// are placed: the largest first, and of equals those that are harder to please.
+func compare(a, b *Request, i, j int) int {
+	return cmp.Or(
+		cmp.Compare(a.Class, b.Class),
+		cmp.Compare(b.Size, a.Size),
+		compareBool(b.Apart, a.Apart),
+		cmp.Compare(i, j),
+	)
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+// planner places the requests of one class.
+type planner struct {
+	node     *Node
+	class    string
+	requests []Request
+	order    []int        // indices of the requests of this class, in the order of compare
+	places   []Assignment // by index of request
+	cuts     []cut
+}
+
+// cut is a free extent into which the plan has put volumes; [next, end) is left of it.
+type cut struct {
+	disk, index int
+	next, end   int64
+	apart       bool // holds a volume with Apart
+}
+
+// anyDisk stands for no restriction to one disk.
+const anyDisk = -1
+
+// roomAtAll refuses, in one pass over the extents, what can be seen to fail without
+// trying: it is all that a node too full for the pod costs.
+func (p *planner) roomAtAll() bool {
+	var total, largest int64
+	for d := range p.node.Disks {
+		disk := &p.node.Disks[d]
+		if disk.Class != p.class {
+			continue
+		}
+		for i := range disk.Free.Len() {
+			n := disk.Free.At(i).Len()
+			total, largest = addCapped(total, n), max(largest, n)
+		}
+	}
+	var wanted int64
+	for _, i := range p.order {
+		wanted += p.requests[i].Size
+	}
+	return p.requests[p.order[0]].Size <= largest && wanted <= total
+}
+
+// addCapped adds lengths of different disks, which together may exceed an int64.
+func addCapped(a, b int64) int64 {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
+// greedy places one request after the other by best fit.
+func (p *planner) greedy() bool {
+	for _, i := range p.order {
+		r := &p.requests[i]
+		c := p.tightest(r.Size, r.Apart, anyDisk, false)
+		if c == nil {
+			p.cuts = p.cuts[:0]
+			return false
+		}
+		p.put(i, c)
+	}
+	return true
+}
+
+// put places request i at the front of what is left of the extent.
+func (p *planner) put(i int, c *cut) {
+	r := &p.requests[i]
+	p.places[i] = Assignment{Disk: p.node.Disks[c.disk].ID, Extent: extent.New(c.next, r.Size)}
+	c.next += r.Size
+	c.apart = c.apart || r.Apart
+}
+
+// tightest returns the smallest extent, or rest of one, that holds size bytes; on
+// one disk only if onDisk says so; with apart set, not on a disk that already has a
+// volume with Apart; with whole set, none that has been cut into. Nil if there is none.
+func (p *planner) tightest(size int64, apart bool, onDisk int, whole bool) *cut {
+	found, foundLen := cut{disk: -1}, int64(math.MaxInt64)
+	for d := range p.node.Disks {
+		disk := &p.node.Disks[d]
+		if disk.Class != p.class || (onDisk != anyDisk && d != onDisk) || (apart && p.hasApart(d)) {
+			continue
+		}
+		for i := range disk.Free.Len() {
+			e := disk.Free.At(i)
+			if e.Len() < size || (e.Len() >= foundLen && found.disk >= 0) || p.isCut(d, i) {
+				continue
+			}
+			found, foundLen = cut{disk: d, index: i, next: e.Start, end: e.End}, e.Len()
+		}
+	}
+	var rest *cut
+	for i := range p.cuts {
+		c := &p.cuts[i]
+		n := c.end - c.next
+		if whole || n < size || (onDisk != anyDisk && c.disk != onDisk) || (apart && p.hasApart(c.disk)) {
+			continue
+		}
+		if n < foundLen || n == foundLen && c.before(&found) {
+			rest, foundLen, found = c, n, *c
+		}
+	}
+	if rest != nil || found.disk < 0 {
+		return rest
+	}
+	p.cuts = append(p.cuts, found)
+	return &p.cuts[len(p.cuts)-1]
+}
+
+func (c *cut) before(other *cut) bool {
+	return other.disk < 0 || c.disk < other.disk || c.disk == other.disk && c.next < other.next
+}
+
+func (p *planner) isCut(disk, index int) bool {
+	for i := range p.cuts {
+		if p.cuts[i].disk == disk && p.cuts[i].index == index {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *planner) hasApart(disk int) bool {
+	for i := range p.cuts {
+		if p.cuts[i].disk == disk && p.cuts[i].apart {
+			return true
+		}
+	}
+	return false
+}

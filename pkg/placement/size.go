@@ -1,0 +1,49 @@
+package placement
+
+import "strconv"
+
+// units from Mi on: sizes are multiples of 1 MiB.
+var units = [...]string{"Mi", "Gi", "Ti", "Pi", "Ei"}
+
+// maxDigits is up to how many digits an exact size is readable.
+const maxDigits = 5
+
+// sizeDown writes a size that is there: exactly if that is short, else rounded down.
+func sizeDown(size int64) string { return formatSize(size, false) }
+
+// sizeUp writes a size that is wanted: exactly if that is short, else rounded up. So
+// a size that is there never reads as large as a larger one that is wanted.
+func sizeUp(size int64) string { return formatSize(size, true) }
+
+func formatSize(size int64, up bool) string {
+	if size <= 0 {
+		return "0"
+	}
+	mib, unit := size/Alignment, 0
+	for mib >= 1024 && mib%1024 == 0 && unit < len(units)-1 {
+		mib /= 1024
+		unit++
+	}
+	if exact := strconv.FormatInt(mib, 10); len(exact) <= maxDigits {
+		return exact + units[unit]
+	}
+
+	// Too many digits: tenths of the largest unit of which there is at least one.
+	mib, unit = size/Alignment, 0
+	one := int64(1) // of the unit, in MiB
+	for mib/one >= 1024 && unit < len(units)-1 {
+		one *= 1024
+		unit++
+	}
+	whole, tenths := mib/one, mib%one*10/one
+	if up && mib%one*10%one != 0 {
+		tenths++
+	}
+	if tenths == 10 {
+		whole, tenths = whole+1, 0
+	}
+	if tenths == 0 {
+		return strconv.FormatInt(whole, 10) + units[unit]
+	}
+	return strconv.FormatInt(whole, 10) + "." + strconv.FormatInt(tenths, 10) + units[unit]
+}

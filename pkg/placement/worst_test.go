@@ -1,0 +1,130 @@
+package placement
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+var hunt = flag.Int("hunt", 0, "hunt for the worst case of the exact search, in this many steps")
+
+// packing is a case in one class, in MiB, that is easy to change a little.
+type packing struct {
+	extents [12][]int64 // a disk each
+	volumes [maxExact]int64
+	aparts  int // the first so many volumes
+}
+
+func (p *packing) build() (*Node, []Request) {
+	node := &Node{}
+	for d, lengths := range p.extents {
+		node.Disks = append(node.Disks, disk(fmt.Sprintf("d%02d", d), "ssd", lengths...))
+	}
+	requests := want(p.volumes[:]...)
+	for i := range p.aparts {
+		requests[i].Apart = true
+	}
+	return node, requests
+}
+
+func (p *packing) clone() *packing {
+	c := *p
+	for d := range c.extents {
+		c.extents[d] = append([]int64(nil), p.extents[d]...)
+	}
+	return &c
+}
+
+// TestHuntWorstCase climbs towards packings that take the search the most steps and
+// end in a refusal: how the constants of worstCases were found. Run it with
+//
+//	go test ./pkg/placement -run HuntWorstCase -v -hunt 200000
+func TestHuntWorstCase(t *testing.T) {
+	if *hunt == 0 {
+		t.Skip("only by hand, with -hunt")
+	}
+	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
+	for aparts := 0; aparts < maxExact; aparts++ {
+		var best *packing
+		bestSteps := -1
+		for step := range *hunt {
+			var p *packing
+			if best == nil || step%5000 < 50 {
+				p = &packing{aparts: aparts}
+				for i := range p.volumes {
+					p.volumes[i] = 1 + rng.Int64N(1000)
+				}
+				for k := range 1 + rng.IntN(12) {
+					p.extents[rng.IntN(12)] = append(p.extents[rng.IntN(12)], int64(400*(1+k%4)))
+				}
+			} else {
+				p = best.clone()
+			}
+			for range 1 + rng.IntN(3) {
+				p.mutate(rng)
+			}
+			if steps, fits := p.steps(); !fits && steps >= bestSteps {
+				best, bestSteps = p, steps
+			}
+		}
+		node, requests := best.build()
+		start := time.Now()
+		for range 100 {
+			_, _ = Plan(nil, node, requests)
+		}
+		t.Logf("aparts %d: %d steps, %v each: %+v", aparts, bestSteps, time.Since(start)/100, *best)
+	}
+}
+
+func (p *packing) mutate(rng *rand.Rand) {
+	d := rng.IntN(len(p.extents))
+	switch rng.IntN(5) {
+	case 0:
+		p.volumes[rng.IntN(len(p.volumes))] = 1 + rng.Int64N(1000)
+	case 1:
+		i := rng.IntN(len(p.volumes))
+		p.volumes[i] = max(1, p.volumes[i]+rng.Int64N(41)-20)
+	case 2:
+		if len(p.extents[d]) < 10 {
+			p.extents[d] = append(p.extents[d], 1+rng.Int64N(4000))
+		}
+	case 3:
+		if n := len(p.extents[d]); n > 0 {
+			p.extents[d] = p.extents[d][:n-1]
+		}
+	case 4:
+		if n := len(p.extents[d]); n > 0 {
+			i := rng.IntN(n)
+			p.extents[d][i] = max(1, p.extents[d][i]+rng.Int64N(201)-100)
+		}
+	}
+}
+
+// steps counts how often the exact search puts a volume into a group.
+func (p *packing) steps() (int, bool) {
+	node, requests := p.build()
+	places := make([]Assignment, len(requests))
+	order := make([]int, len(requests))
+	for i := range order {
+		order[i] = i
+	}
+	for i := range order {
+		for j := i; j > 0 && compare(&requests[order[j]], &requests[order[j-1]], order[j], order[j-1]) < 0; j-- {
+			order[j], order[j-1] = order[j-1], order[j]
+		}
+	}
+	pl := planner{node: node, class: "ssd", requests: requests, order: order, places: places}
+	if !pl.roomAtAll() || pl.greedy() {
+		return 0, true
+	}
+	var s split
+	s.load(&pl)
+	start := s.budget
+	if !s.plausibleAtAll() {
+		return 0, false
+	}
+	fits := s.extend(0)
+	return start - s.budget, fits
+}
