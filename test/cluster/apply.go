@@ -1,0 +1,154 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+func newScheme() (*runtime.Scheme, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{
+		clientscheme.AddToScheme, apiextensionsv1.AddToScheme, v1alpha1.AddToScheme,
+	} {
+		if err := add(scheme); err != nil {
+			return nil, fmt.Errorf("register API types: %w", err)
+		}
+	}
+	return scheme, nil
+}
+
+// Apply applies manifests by server-side apply: files, or directories with all
+// their YAML files, relative to the repository. It returns when the custom resources
+// among them can be used.
+func (c *Cluster) Apply(ctx context.Context, paths ...string) error {
+	for _, path := range paths {
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(c.repository, path)
+		}
+		files, err := manifests(path)
+		if err != nil {
+			return fmt.Errorf("find manifests: %w", err)
+		}
+		for _, f := range files {
+			if err := c.applyFile(ctx, f); err != nil {
+				return fmt.Errorf("apply %s: %w", f, err)
+			}
+		}
+	}
+	return nil
+}
+
+func manifests(path string) ([]string, error) {
+	var files []string
+	err := filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		// kustomization.yaml is for kustomize, not for the API server.
+		if !d.IsDir() && (p == path || filepath.Ext(p) == ".yaml") && !strings.HasPrefix(d.Name(), "kustomization") {
+			files = append(files, p)
+		}
+		return nil
+	})
+	return files, err
+}
+
+func (c *Cluster) applyFile(ctx context.Context, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	decoder := yaml.NewYAMLOrJSONDecoder(f, 4096)
+	for {
+		object := &unstructured.Unstructured{}
+		err := decoder.Decode(object)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if len(object.Object) == 0 {
+			continue
+		}
+		if err := c.applyObject(ctx, object); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Cluster) applyObject(ctx context.Context, object *unstructured.Unstructured) error {
+	name := object.GetKind() + " " + object.GetName()
+	mapping, err := c.client.RESTMapper().RESTMapping(object.GroupVersionKind().GroupKind(), object.GroupVersionKind().Version)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if mapping.Scope.Name() == meta.RESTScopeNameNamespace && object.GetNamespace() == "" {
+		object.SetNamespace("default")
+	}
+	err = c.client.Apply(ctx, client.ApplyConfigurationFromUnstructured(object), client.FieldOwner("berth-cluster"), client.ForceOwnership)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if object.GetKind() == "CustomResourceDefinition" {
+		return c.waitEstablished(ctx, object.GetName())
+	}
+	return nil
+}
+
+// waitEstablished waits until the API server serves a custom resource.
+func (c *Cluster) waitEstablished(ctx context.Context, name string) error {
+	return Eventually(ctx, patience, func(ctx context.Context) error {
+		crd := &apiextensionsv1.CustomResourceDefinition{}
+		if err := c.client.Get(ctx, client.ObjectKey{Name: name}, crd); err != nil {
+			return err
+		}
+		for _, condition := range crd.Status.Conditions {
+			if condition.Type == apiextensionsv1.Established && condition.Status == apiextensionsv1.ConditionTrue {
+				return nil
+			}
+		}
+		return fmt.Errorf("CustomResourceDefinition %s is not established", name)
+	})
+}
+
+// Eventually looks until the condition holds, and returns the last reason why it
+// did not.
+func Eventually(ctx context.Context, patience time.Duration, condition func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var last error
+	for {
+		err := condition(ctx)
+		if err == nil {
+			return nil
+		}
+		// The reason of the last look is the deadline itself, and says nothing.
+		if ctx.Err() == nil || last == nil {
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("not within %s: %w", patience, last)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,174 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// kubernetesVersion is the version of k8s.io/kubernetes in test/cluster/kubernetes/go.mod.
+const kubernetesVersion = "v1.36.3"
+
+// program is one that is built from the module test/cluster/kubernetes.
+type program struct {
+	name, pkg string
+}
+
+var kubernetesPrograms = []program{
+	{"etcd", "go.etcd.io/etcd/server/v3"},
+	{"kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"},
+	{"kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"},
+	{"kubelet", "k8s.io/kubernetes/cmd/kubelet"},
+	{"kubectl", "k8s.io/kubernetes/cmd/kubectl"},
+	{"kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"},
+}
+
+// Build brings the programs in .build/bin up to date and returns that directory:
+// Kubernetes' and etcd's, and those of this repository that are there to build. The
+// first time takes minutes, and says so on log.
+func Build(ctx context.Context, log io.Writer) (string, error) {
+	repository, err := Repository()
+	if err != nil {
+		return "", err
+	}
+	bin := binDir(repository)
+	unlock, err := lockBuild(bin)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	for _, p := range kubernetesPrograms {
+		if err := buildKubernetes(ctx, log, repository, bin, p); err != nil {
+			return "", err
+		}
+	}
+	return bin, buildOwn(ctx, log, repository, bin)
+}
+
+// lockBuild keeps test packages that run at the same time from building the same things.
+func lockBuild(bin string) (unlock func(), err error) {
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(filepath.Dir(bin), "bin.lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return func() { f.Close() }, nil
+}
+
+// buildKubernetes builds a program unless it was built from the same module files
+// with the same flags. Only `go build` knows for certain, but takes seconds to find
+// out for programs of this size, and the module cache does not change.
+func buildKubernetes(ctx context.Context, log io.Writer, repository, bin string, p program) error {
+	dir := filepath.Join(repository, "test", "cluster", "kubernetes")
+	minor := strings.Split(kubernetesVersion, ".")[1]
+	const version = "k8s.io/component-base/version."
+	args := []string{"build", "-trimpath", "-ldflags", "-s -w" +
+		" -X " + version + "gitVersion=" + kubernetesVersion +
+		" -X " + version + "gitMajor=1" +
+		" -X " + version + "gitMinor=" + minor,
+		"-o", filepath.Join(bin, p.name), p.pkg}
+	want, err := stamp(dir, args)
+	if err != nil {
+		return err
+	}
+	stampFile := filepath.Join(bin, "."+p.name+".stamp")
+	have, err := os.ReadFile(stampFile)
+	if err == nil && string(have) == want {
+		if _, err := os.Stat(filepath.Join(bin, p.name)); err == nil {
+			return nil
+		}
+	}
+	if err := goBuild(ctx, log, dir, p.name, args); err != nil {
+		return err
+	}
+	return os.WriteFile(stampFile, []byte(want), 0o644)
+}
+
+// stamp identifies what a program is built from.
+func stamp(dir string, args []string) (string, error) {
+	h := sha256.New()
+	for _, name := range []string{"go.mod", "go.sum"} {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(h, "%d\n", len(data))
+		h.Write(data)
+	}
+	fmt.Fprintf(h, "%q", args)
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// buildOwn builds the programs of this repository; whether they are up to date, go
+// itself decides.
+func buildOwn(ctx context.Context, log io.Writer, repository, bin string) error {
+	args := []string{"build", "-buildvcs=false", "-o", bin + "/"}
+	var names []string
+	for _, pkg := range []string{"./cmd/nodeagent", "./cmd/scheduler", "./test/cluster/reaper", "./test/cluster/pause"} {
+		if _, err := os.Stat(filepath.Join(repository, pkg, "main.go")); err != nil {
+			continue
+		}
+		args = append(args, pkg)
+		names = append(names, filepath.Base(pkg))
+	}
+	return goBuild(ctx, log, repository, strings.Join(names, ", "), args)
+}
+
+// quietFor is how long a build may take without a word.
+const quietFor = 3 * time.Second
+
+// goBuild runs go and shows that it is still at it.
+func goBuild(ctx context.Context, log io.Writer, dir, name string, args []string) error {
+	goTool, err := exec.LookPath("go")
+	if err != nil {
+		return fmt.Errorf("build %s: the go command is missing: install Go 1.26 (https://go.dev/dl) and add it to PATH", name)
+	}
+	var output bytes.Buffer
+	cmd := exec.CommandContext(ctx, goTool, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=")
+	cmd.Stdout, cmd.Stderr = &output, &output
+	start := time.Now()
+	done := make(chan error, 1)
+	go func() { done <- cmd.Run() }()
+	wait := quietFor
+	said := false
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				return fmt.Errorf("build %s: %w\n%s", name, errors.Join(err, ctx.Err()), output.Bytes())
+			}
+			if said {
+				fmt.Fprintf(log, "  built %s in %s\n", name, elapsed(start))
+			}
+			return nil
+		case <-time.After(wait):
+			if !said {
+				fmt.Fprintf(log, "  building %s (minutes the first time, kept in .build)\n", name)
+			} else {
+				fmt.Fprintf(log, "  building %s, %s so far\n", name, elapsed(start))
+			}
+			said, wait = true, 20*time.Second
+		}
+	}
+}
+
+func elapsed(start time.Time) time.Duration { return time.Since(start).Round(100 * time.Millisecond) }

@@ -1,0 +1,153 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Process identifies a process for as long as the machine is up: process IDs are
+// used again, a process ID with its start time is not.
+type Process struct {
+	PID int `json:"pid"`
+	// Start is in clock ticks since boot (field 22 of /proc/<pid>/stat).
+	Start string `json:"start"`
+}
+
+// Self is the calling process.
+func Self() (Process, error) {
+	start, err := startTime(os.Getpid())
+	if err != nil {
+		return Process{}, err
+	}
+	return Process{PID: os.Getpid(), Start: start}, nil
+}
+
+// Alive says whether the process still runs.
+func (p Process) Alive() bool {
+	start, err := startTime(p.PID)
+	return err == nil && start == p.Start
+}
+
+func startTime(pid int) (string, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", err
+	}
+	// The second field is the program's name in parentheses and may hold anything.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	const state, start = 0, 19
+	if len(fields) <= start {
+		return "", fmt.Errorf("/proc/%d/stat has only %d fields", pid, len(fields))
+	}
+	if fields[state] == "Z" {
+		return "", fmt.Errorf("process %d has ended", pid)
+	}
+	return fields[start], nil
+}
+
+// Processes returns the IDs of the cluster's processes: those that inherited the
+// cluster's mark, and those of pods, which have an environment of their own but live
+// in the cluster's control group.
+func (s *State) Processes() ([]int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() || !s.owns(pid) {
+			continue
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
+}
+
+func (s *State) owns(pid int) bool {
+	dir := filepath.Join("/proc", strconv.Itoa(pid))
+	// Unreadable means that it has ended, or is no process of this user.
+	if _, err := startTime(pid); err != nil {
+		return false
+	}
+	environ, err := os.ReadFile(filepath.Join(dir, "environ"))
+	if err == nil {
+		for v := range bytes.SplitSeq(environ, []byte{0}) {
+			if string(v) == s.Environment() {
+				return true
+			}
+		}
+	}
+	cgroups, err := os.ReadFile(filepath.Join(dir, "cgroup"))
+	if err != nil {
+		return false
+	}
+	for line := range strings.SplitSeq(string(cgroups), "\n") {
+		if _, path, ok := strings.Cut(line, s.Cgroup()); ok && (path == "" || path[0] == '/') {
+			return true
+		}
+	}
+	return false
+}
+
+// kill ends all processes of the cluster. New ones may appear while it does so
+// (a shim that starts a container), so it looks again until it finds none.
+func (s *State) kill(ctx context.Context) error {
+	for {
+		pids, err := s.Processes()
+		if err != nil {
+			return err
+		}
+		if len(pids) == 0 {
+			return nil
+		}
+		for _, pid := range pids {
+			if err := s.killOne(pid); err != nil {
+				return err
+			}
+		}
+		if err := pause(ctx); err != nil {
+			return fmt.Errorf("wait for processes %v to end: %w", pids, err)
+		}
+	}
+}
+
+// killOne signals through a descriptor of the process and looks again after opening
+// it, so that it can't hit another process that was given the same ID.
+func (s *State) killOne(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	if !s.owns(pid) {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("end process %d: %w", pid, err)
+	}
+	return nil
+}
+
+// pause is the interval at which clean-up looks whether the kernel is done; it has
+// no event for these.
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(20 * time.Millisecond):
+		return nil
+	}
+}

@@ -1,0 +1,96 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"sigs.k8s.io/yaml"
+)
+
+const schedulerName = "scheduler"
+
+// StartScheduler runs cmd/scheduler with the cluster's kubeconfig, and returns when
+// it is up.
+func (c *Cluster) StartScheduler(ctx context.Context) error {
+	return c.StartSchedulerNamed(ctx, schedulerName)
+}
+
+// StopScheduler ends the scheduler in good order.
+func (c *Cluster) StopScheduler() error { return c.end(schedulerName, syscall.SIGTERM) }
+
+// KillScheduler ends the scheduler as a crash would.
+func (c *Cluster) KillScheduler() error { return c.end(schedulerName, syscall.SIGKILL) }
+
+// StartSchedulerNamed runs one more scheduler, which does not know of the others.
+func (c *Cluster) StartSchedulerNamed(ctx context.Context, name string) error {
+	path := filepath.Join(c.bin, "scheduler")
+	if _, err := os.Stat(path); err != nil {
+		return fmt.Errorf("start the scheduler: %w", err)
+	}
+	return c.startScheduler(ctx, name, path, filepath.Join(c.repository, c.options.SchedulerConfig))
+}
+
+// KillSchedulerNamed ends a scheduler that StartSchedulerNamed started.
+func (c *Cluster) KillSchedulerNamed(name string) error { return c.end(name, syscall.SIGKILL) }
+
+// startScheduler adapts the configuration that a cluster in earnest uses: another
+// kubeconfig, and no waiting for a lease.
+func (c *Cluster) startScheduler(ctx context.Context, name, program, config string) error {
+	kubeconfig := filepath.Join(c.state.Dir, name+".kubeconfig")
+	if err := c.authority.kubeconfig(kubeconfig, c.server, name, "system:masters"); err != nil {
+		return err
+	}
+	settings := map[string]any{"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration"}
+	if config != "" {
+		data, err := os.ReadFile(config)
+		if err != nil {
+			return err
+		}
+		if err := yaml.Unmarshal(data, &settings); err != nil {
+			return fmt.Errorf("read %s: %w", config, err)
+		}
+	}
+	connection, _ := settings["clientConnection"].(map[string]any)
+	if connection == nil {
+		connection = map[string]any{"qps": 1000, "burst": 1000}
+	}
+	connection["kubeconfig"] = kubeconfig
+	settings["clientConnection"] = connection
+	settings["leaderElection"] = map[string]any{"leaderElect": false}
+	data, err := yaml.Marshal(settings)
+	if err != nil {
+		return err
+	}
+	adapted := filepath.Join(c.state.Dir, name+".yaml")
+	if err := os.WriteFile(adapted, data, 0o644); err != nil {
+		return err
+	}
+	port, err := freePort(c.address)
+	if err != nil {
+		return err
+	}
+	p, err := c.run(name, program, "--config="+adapted,
+		"--bind-address="+c.address.String(), "--secure-port="+strconv.Itoa(port),
+		"--authentication-kubeconfig="+kubeconfig, "--authorization-kubeconfig="+kubeconfig,
+		"--v=2")
+	if err != nil {
+		return err
+	}
+	// It serves with a certificate that it makes itself.
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
+	return waitFor(ctx, p, patience, func(ctx context.Context) error {
+		return get(ctx, client, fmt.Sprintf("https://%s:%d/readyz", c.address, port))
+	})
+}
+
+func (c *Cluster) startStockScheduler(ctx context.Context) error {
+	return c.startScheduler(ctx, "kube-scheduler", filepath.Join(c.bin, "kube-scheduler"), "")
+}
