@@ -128,3 +128,10 @@ func (p *packing) steps() (int, bool) {
 	fits := s.extend(0)
 	return start - s.budget, fits
 }
+
+// worstCases are refusals that take the exact search the most time of all that
+// TestHuntWorstCase has found.
+var worstCases = []packing{
+	{extents: [12][]int64{1: {1200, 2783, 1010}, 7: {2032}, 8: {655}}, volumes: [8]int64{733, 753, 948, 707, 741, 897, 782, 684}, aparts: 0},
+	{extents: [12][]int64{1: {1739, 345}, 4: {1184}, 5: {2066}, 8: {874, 446, 881}, 9: {205}}, volumes: [8]int64{297, 254, 343, 288, 985, 365, 947, 959}, aparts: 4},
+}
