@@ -1,47 +1,249 @@
 package disk
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// State says what Inspect found on a device.
-type State string
-
-const (
-	Blank   State = "Blank"
-	Ours    State = "Ours"
-	Foreign State = "Foreign"
-	Busy    State = "Busy"
-)
-
-// Contents is what Inspect found on a device.
-type Contents struct {
-	State  State
-	ID     string
-	Reason string
-}
-
 // Options of Open.
 type Options struct {
+	// OnChange, if set, is called after every change of the snapshot. It must neither
+	// block nor call the Disk's methods other than Snapshot.
 	OnChange func()
-	Known    func(id string) bool
+	// Known, if set, says whether a disk of that id was seen on this node before. If
+	// the beginning of a disk is lost, its table is restored only if it was.
+	Known func(id string) bool
 }
 
-// Disk is an open disk.
-type Disk struct{}
+// Disk is an open disk of ours. Its methods may be called by any goroutine; one
+// goroutine of its own does all that concerns the table.
+type Disk struct {
+	device   *blockDevice
+	meta     *os.File          // held open exclusively, against other agents, mkfs and the like
+	store    *store            // the owner's
+	devices  map[string]string // the owner's: device node by partition, of attached ones
+	zeroed   extent.Set        // the owner's: zeroed by us, and nothing written since
+	failure  error             // the owner's: why the disk is out of service
+	onChange func()
 
-var errNotYet = errors.New("not implemented yet")
+	commands chan command
+	stop     chan struct{}
+	stopped  chan struct{}
+	closing  sync.Once
+	snapshot atomic.Pointer[Snapshot]
 
-func Inspect(ctx context.Context, path string) (Contents, error)      { return Contents{}, errNotYet }
-func Initialize(ctx context.Context, path string) (string, error)     { return "", errNotYet }
-func Open(ctx context.Context, path string, o Options) (*Disk, error) { return nil, errNotYet }
-func (d *Disk) Snapshot() Snapshot                                    { return Snapshot{} }
-func (d *Disk) Create(ctx context.Context, partition, name string, e extent.Extent, ephemeral bool) (Volume, error) {
-	return Volume{}, errNotYet
+	wipesMu sync.Mutex
+	wipes   map[string]chan struct{} // closed when the wipe of that partition ends
 }
-func (d *Disk) MarkFormatted(ctx context.Context, partition string) error { return errNotYet }
-func (d *Disk) Wipe(ctx context.Context, partition string) error          { return errNotYet }
-func (d *Disk) Close() error                                              { return nil }
+
+type command struct {
+	ctx  context.Context
+	do   func(context.Context) error
+	done chan error
+}
+
+// Open takes a disk of ours into service: it checks both copies of the table, repairs
+// a damaged one, attaches the partitions that are not yet, and holds the meta
+// partition until Close. A Disk whose partitions the kernel has elsewhere is returned
+// out of service, so that its volumes can be shown.
+func Open(ctx context.Context, path string, o Options) (*Disk, error) {
+	device, err := openDevice(path, os.O_RDWR)
+	if err != nil {
+		return nil, fmt.Errorf("opening: %w", err)
+	}
+	d := &Disk{
+		device: device, onChange: o.OnChange, devices: map[string]string{},
+		commands: make(chan command), stop: make(chan struct{}), stopped: make(chan struct{}),
+		wipes: map[string]chan struct{}{},
+	}
+	if err := d.open(ctx, o.Known); err != nil {
+		if d.meta != nil {
+			d.meta.Close()
+		}
+		device.Close()
+		return nil, fmt.Errorf("opening %s: %w", path, err)
+	}
+	go d.own()
+	return d, nil
+}
+
+func (d *Disk) open(ctx context.Context, known func(string) bool) error {
+	if err := d.device.measure(); err != nil {
+		return err
+	}
+	if err := d.device.lock(ctx); err != nil {
+		return err
+	}
+	defer d.device.unlock()
+	// Looked at twice: whether the disk is ours at all, before its meta partition is
+	// attached, and then in earnest, when no other agent can be writing any more.
+	if f, err := examine(d.device, d.device.layout); err != nil {
+		return err
+	} else if !f.ours {
+		return fmt.Errorf("the disk is not ours: %s", f.reason)
+	}
+	if err := d.holdMeta(ctx); err != nil {
+		return err
+	}
+	f, err := examine(d.device, d.device.layout)
+	if err != nil {
+		return err
+	}
+	if !f.ours {
+		return fmt.Errorf("the disk is not ours any more: %s", f.reason)
+	}
+	if f.needsKnown && (known == nil || !known(f.current.id)) {
+		return fmt.Errorf("the beginning of the disk is lost, and the backup of its table names the disk %s, which was not seen here before; restore it with sgdisk if it is to be kept, or zero the last MiB too", f.current.id)
+	}
+	if d.store, err = load(d.device, d.device.layout, f); err != nil {
+		return err
+	}
+	attached, err := d.device.partitions()
+	if err != nil {
+		return err
+	}
+	if err := d.store.table.matches(attached); err != nil {
+		d.fail(ctx, err)
+		return nil
+	}
+	if err := d.store.repair(ctx, f); err != nil {
+		return err
+	}
+	for _, e := range d.store.table.entries {
+		if !e.isVolume() {
+			continue
+		}
+		if err := d.attach(ctx, e); err != nil {
+			d.fail(ctx, err)
+			return nil
+		}
+	}
+	d.publish()
+	return nil
+}
+
+// holdMeta attaches the meta partition and opens it exclusively.
+func (d *Disk) holdMeta(ctx context.Context) error {
+	node, err := d.device.attach(ctx, MetaEntry, d.device.layout.meta())
+	if err != nil {
+		return err
+	}
+	d.meta, err = os.OpenFile(node, os.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("another agent has the disk open: %w", ErrInUse)
+	}
+	return err
+}
+
+// matches holds that every partition that the kernel has is in the table, in its place.
+func (t table) matches(attached map[int]partition) error {
+	for _, p := range attached {
+		i := slices.IndexFunc(t.entries, func(e entry) bool { return e.index == p.index })
+		switch {
+		case i < 0:
+			return fmt.Errorf("the kernel has a partition %s at %v, the table has no entry %d: detach it with delpart, or reboot", p.name, p.extent, p.index)
+		case t.entries[i].extent != p.extent:
+			return fmt.Errorf("the kernel has the partition %s at %v, the table at %v: detach it with delpart, or reboot", p.name, p.extent, t.entries[i].extent)
+		}
+	}
+	return nil
+}
+
+// Snapshot returns the state of the disk. It never waits.
+func (d *Disk) Snapshot() Snapshot { return *d.snapshot.Load() }
+
+// Close puts the disk down. Partitions stay attached: what is mounted stays mounted.
+// Commands under way are finished, later ones fail.
+func (d *Disk) Close() error {
+	var err error
+	d.closing.Do(func() {
+		close(d.stop)
+		<-d.stopped
+		err = errors.Join(d.meta.Close(), d.device.Close())
+	})
+	return err
+}
+
+// own is the goroutine that owns the table.
+func (d *Disk) own() {
+	defer close(d.stopped)
+	for {
+		select {
+		case <-d.stop:
+			return
+		case c := <-d.commands:
+			if d.failure != nil {
+				c.done <- d.failure
+				continue
+			}
+			err := c.do(c.ctx)
+			if errors.Is(err, ErrOutOfService) {
+				d.fail(c.ctx, err)
+			}
+			c.done <- err
+		}
+	}
+}
+
+// run has the owner do something and waits for it. Once the owner has begun it is
+// waited for, whatever ctx says: a table is not left half written.
+func (d *Disk) run(ctx context.Context, do func(context.Context) error) error {
+	c := command{context.WithoutCancel(ctx), do, make(chan error, 1)}
+	select {
+	case d.commands <- c:
+		return <-c.done
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-d.stop:
+		return fmt.Errorf("disk %s is closed: %w", d.Snapshot().ID, ErrOutOfService)
+	}
+}
+
+// fail takes the disk out of service for good.
+func (d *Disk) fail(ctx context.Context, err error) {
+	if !errors.Is(err, ErrOutOfService) {
+		err = fmt.Errorf("%w: %w", ErrOutOfService, err)
+	}
+	d.failure = err
+	klog.FromContext(ctx).Error(err, "Disk is out of service", "device", d.device.path, "disk", d.store.table.id)
+	d.publish()
+}
+
+// publish makes the owner's state the snapshot.
+func (d *Disk) publish() {
+	t := d.store.table
+	s := &Snapshot{
+		ID: t.id, Path: d.device.path, Size: t.size, SectorSize: t.sector,
+		Free: t.free(), Err: d.failure,
+	}
+	s.Overhead = t.size - s.Free.Total()
+	for _, e := range t.entries {
+		if e.isVolume() {
+			s.Volumes = append(s.Volumes, d.volume(e))
+			s.Overhead -= e.extent.Len()
+		}
+	}
+	slices.SortFunc(s.Volumes, func(a, b Volume) int { return cmp.Compare(a.Extent.Start, b.Extent.Start) })
+	d.snapshot.Store(s)
+	if d.onChange != nil {
+		d.onChange()
+	}
+}
+
+func (d *Disk) volume(e entry) Volume {
+	return Volume{
+		Partition: e.guid, Name: e.name, Extent: e.extent, Phase: phaseOf[e.kind],
+		Ephemeral: e.attributes&AttributeEphemeral != 0, Index: e.index, Device: d.devices[e.guid],
+	}
+}

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/berthdev/berth/pkg/extent"
 )
@@ -89,4 +90,31 @@ func (s *Snapshot) Volume(partition string) (Volume, bool) {
 		}
 	}
 	return Volume{}, false
+}
+
+// Validate checks the invariants.
+func (s *Snapshot) Validate() error {
+	taken := s.Free
+	sum := s.Overhead + s.Free.Total()
+	for i, v := range s.Volumes {
+		if !aligned(v.Extent) || taken.Overlaps(v.Extent) {
+			return fmt.Errorf("volume %s at %v is not aligned or not alone", v.Partition, v.Extent)
+		}
+		taken = taken.Add(v.Extent)
+		sum += v.Extent.Len()
+		for _, other := range s.Volumes[:i] {
+			if other.Partition == v.Partition || other.Index == v.Index || other.Extent.Start > v.Extent.Start {
+				return fmt.Errorf("volumes %s and %s are the same, or out of order", other.Partition, v.Partition)
+			}
+		}
+	}
+	for _, e := range s.Free.All() {
+		if !aligned(e) {
+			return fmt.Errorf("free extent %v is not aligned", e)
+		}
+	}
+	if sum != s.Size {
+		return fmt.Errorf("overhead, free space and volumes are %d bytes, the disk has %d", sum, s.Size)
+	}
+	return nil
 }

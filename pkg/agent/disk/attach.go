@@ -1,0 +1,188 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// The kernel learns of partitions by BLKPG, one at a time. It is never asked to read
+// the table again: that fails while any partition is mounted, and a kernel without
+// GPT support would drop them all.
+//
+// BLKPG takes the numbers 1 to 255. Volumes in entries above would be attached here by
+// device-mapper or loop devices; until then the table has no volumes there.
+
+// sysfsSector is the unit of sysfs and of nothing else, whatever the disk's sectors.
+const sysfsSector = 512
+
+// partition is a partition as the kernel knows it.
+type partition struct {
+	index  int
+	extent extent.Extent
+	name   string // the kernel's, such as nvme0n1p3
+	rdev   uint64
+}
+
+// partitions lists what the kernel has attached of the disk, by number.
+func (d *blockDevice) partitions() (map[int]partition, error) {
+	entries, err := os.ReadDir(d.sys)
+	if err != nil {
+		return nil, fmt.Errorf("partitions of %s: %w", d.path, err)
+	}
+	found := map[int]partition{}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), d.name) {
+			continue
+		}
+		p, err := readPartition(filepath.Join(d.sys, e.Name()))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // removed meanwhile, or not a partition
+		}
+		if err != nil {
+			return nil, err
+		}
+		found[p.index] = p
+	}
+	return found, nil
+}
+
+// partitionAt finds one partition by the name that the kernel gives it.
+func (d *blockDevice) partitionAt(index int) (p partition, attached bool, err error) {
+	name := d.name + strconv.Itoa(index)
+	if last := d.name[len(d.name)-1]; last >= '0' && last <= '9' {
+		name = d.name + "p" + strconv.Itoa(index)
+	}
+	p, err = readPartition(filepath.Join(d.sys, name))
+	if errors.Is(err, os.ErrNotExist) {
+		return partition{}, false, nil
+	}
+	return p, err == nil, err
+}
+
+// readPartition reads one partition's directory of sysfs.
+func readPartition(dir string) (partition, error) {
+	p := partition{name: filepath.Base(dir)}
+	index, err := readNumber(filepath.Join(dir, "partition"))
+	if err != nil {
+		return p, err
+	}
+	start, err := readNumber(filepath.Join(dir, "start"))
+	if err != nil {
+		return p, err
+	}
+	size, err := readNumber(filepath.Join(dir, "size"))
+	if err != nil {
+		return p, err
+	}
+	dev, err := os.ReadFile(filepath.Join(dir, "dev"))
+	if err != nil {
+		return p, err
+	}
+	var major, minor uint32
+	if _, err := fmt.Sscanf(string(dev), "%d:%d", &major, &minor); err != nil {
+		return p, fmt.Errorf("%s/dev: %w", dir, err)
+	}
+	p.index, p.extent, p.rdev = int(index), extent.New(start*sysfsSector, size*sysfsSector), unix.Mkdev(major, minor)
+	return p, nil
+}
+
+func readNumber(path string) (int64, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", path, err)
+	}
+	return n, nil
+}
+
+// attach tells the kernel of a partition, unless it knows, and waits for the device
+// node. A partition of that number at another place is an error: it may be in use.
+func (d *blockDevice) attach(ctx context.Context, index int, e extent.Extent) (device string, err error) {
+	p, attached, err := d.partitionAt(index)
+	if err != nil {
+		return "", err
+	}
+	if !attached {
+		if err := d.blkpg(unix.BLKPG_ADD_PARTITION, index, e); err != nil {
+			return "", fmt.Errorf("attaching partition %d of %s at %v: %w", index, d.path, e, err)
+		}
+		if p, attached, err = d.partitionAt(index); err != nil {
+			return "", err
+		}
+		if !attached {
+			return "", fmt.Errorf("partition %d of %s was attached, but the kernel does not list it", index, d.path)
+		}
+	}
+	if p.extent != e {
+		return "", fmt.Errorf("the kernel has partition %d of %s at %v, the table at %v: detach it with delpart", index, d.path, p.extent, e)
+	}
+	return p.awaitNode(ctx)
+}
+
+// awaitNode returns the path of the partition's device node as soon as it is there.
+func (p partition) awaitNode(ctx context.Context) (string, error) {
+	path := "/dev/" + strings.ReplaceAll(p.name, "!", "/")
+	err := await(ctx, nodePatience, func() (bool, error) {
+		var st unix.Stat_t
+		err := unix.Stat(path, &st)
+		if errors.Is(err, unix.ENOENT) {
+			return false, nil
+		}
+		return err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == p.rdev, err
+	})
+	if errors.Is(err, errPatience) {
+		return "", fmt.Errorf("partition %s is attached, but %s is not its device: is the host's /dev mounted here?", p.name, path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("device %s: %w", path, err)
+	}
+	return path, nil
+}
+
+// detach makes the kernel forget a partition. Somebody who only looks at it (udev, a
+// person's blkid) is waited for; ErrInUse if it stays open.
+func (d *blockDevice) detach(ctx context.Context, index int) error {
+	err := await(ctx, busyPatience, func() (bool, error) {
+		err := d.blkpg(unix.BLKPG_DEL_PARTITION, index, extent.Extent{})
+		if errors.Is(err, unix.EBUSY) {
+			return false, nil
+		}
+		if errors.Is(err, unix.ENXIO) {
+			// No such partition, or no such disk: whoever reads the disk next will tell.
+			return true, nil
+		}
+		return err == nil, err
+	})
+	if errors.Is(err, errPatience) {
+		return fmt.Errorf("detaching partition %d of %s: %w", index, d.path, ErrInUse)
+	}
+	if err != nil {
+		return fmt.Errorf("detaching partition %d of %s: %w", index, d.path, err)
+	}
+	return nil
+}
+
+func (d *blockDevice) blkpg(op int32, index int, e extent.Extent) error {
+	part := unix.BlkpgPartition{Start: e.Start, Length: e.Len(), Pno: int32(index)}
+	arg := unix.BlkpgIoctlArg{Op: op, Datalen: int32(unsafe.Sizeof(part)), Data: (*byte)(unsafe.Pointer(&part))}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd()), unix.BLKPG, uintptr(unsafe.Pointer(&arg)))
+	runtime.KeepAlive(&part)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}

@@ -1,0 +1,221 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// blockDevice is an open block device. All I/O is O_DIRECT: a write's error is the
+// write's own, and a read shows what the device holds.
+type blockDevice struct {
+	layout
+	path string
+	name string // the kernel's, such as nvme0n1
+	sys  string // its directory in sysfs
+	f    *os.File
+
+	mu     sync.Mutex
+	bounce []byte // aligned, as O_DIRECT wants it
+}
+
+const bounceBytes = 1 << 20
+
+// openDevice opens a block device with O_DIRECT and the given further flags. The
+// layout is left to measure.
+func openDevice(path string, flags int) (*blockDevice, error) {
+	f, err := os.OpenFile(path, flags|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, errnoOf(err)
+	}
+	d := &blockDevice{path: path, f: f}
+	var st unix.Stat_t
+	if err := unix.Fstat(d.fd(), &st); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		f.Close()
+		return nil, fmt.Errorf("%s is not a block device", path)
+	}
+	link := fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	if d.sys, err = filepath.EvalSymlinks(link); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	d.name = filepath.Base(d.sys)
+	return d, nil
+}
+
+// measure fills in the layout.
+func (d *blockDevice) measure() error {
+	size, err := d.f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return fmt.Errorf("size of %s: %w", d.path, err)
+	}
+	sector, err := unix.IoctlGetUint32(d.fd(), unix.BLKSSZGET)
+	if err != nil {
+		return fmt.Errorf("sector size of %s: %w", d.path, err)
+	}
+	if d.layout, err = newLayout(size, int64(sector)); err != nil {
+		return fmt.Errorf("%s: %w", d.path, err)
+	}
+	return nil
+}
+
+func (d *blockDevice) fd() int { return int(d.f.Fd()) }
+
+func (d *blockDevice) Close() error { return d.f.Close() }
+
+func (d *blockDevice) buffer() []byte {
+	if d.bounce == nil {
+		d.bounce = alignedBuffer(bounceBytes)
+	}
+	return d.bounce
+}
+
+// ReadAt reads whole sectors: off and len(b) must be multiples of the sector size.
+func (d *blockDevice) ReadAt(b []byte, off int64) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	done := 0
+	for done < len(b) {
+		chunk := d.buffer()[:min(len(b)-done, bounceBytes)]
+		n, err := unix.Pread(d.fd(), chunk, off+int64(done))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return done, fmt.Errorf("read %s: %w", d.path, err)
+		}
+		if n == 0 {
+			return done, fmt.Errorf("read %s: %w", d.path, io.ErrUnexpectedEOF)
+		}
+		done += copy(b[done:], chunk[:n])
+	}
+	return done, nil
+}
+
+// WriteAt writes whole sectors: off and len(b) must be multiples of the sector size.
+func (d *blockDevice) WriteAt(b []byte, off int64) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	done := 0
+	for done < len(b) {
+		n := copy(d.buffer(), b[done:])
+		n, err := unix.Pwrite(d.fd(), d.bounce[:n], off+int64(done))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return done, fmt.Errorf("write %s: %w", d.path, err)
+		}
+		if n == 0 {
+			return done, fmt.Errorf("write %s: %w", d.path, io.ErrShortWrite)
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// Sync flushes the device's own cache.
+func (d *blockDevice) Sync() error {
+	for {
+		err := unix.Fsync(d.fd())
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("fsync %s: %w", d.path, err)
+		}
+		return nil
+	}
+}
+
+// alignedBuffer returns n bytes at an address that O_DIRECT accepts.
+func alignedBuffer(n int) []byte {
+	const page = 4096
+	b := make([]byte, n+page)
+	skip := (page - int(uintptr(unsafe.Pointer(&b[0]))%page)) % page
+	return b[skip : skip+n : skip+n]
+}
+
+// errnoOf gives an error of open its place in this package's errors.
+func errnoOf(err error) error {
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%w: %w", ErrInUse, err)
+	case isGone(err):
+		return fmt.Errorf("%w: %w", ErrOutOfService, err)
+	}
+	return err
+}
+
+// isGone reports whether an error means that the device does not answer any more.
+func isGone(err error) bool {
+	for _, errno := range []error{unix.EIO, unix.ENXIO, unix.ENODEV, unix.EREMOTEIO, unix.ESHUTDOWN, io.ErrUnexpectedEOF} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
+// lock takes the lock by which agents, and udev, keep out of each other's way while a
+// table is made or first read. It is not kept for good: udev takes it as well before it
+// looks at a partition, and would wait for ever.
+func (d *blockDevice) lock(ctx context.Context) error {
+	err := await(ctx, lockPatience, func() (bool, error) {
+		err := unix.Flock(d.fd(), unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, unix.EINTR) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if errors.Is(err, errPatience) {
+		return fmt.Errorf("%s is locked by another process: %w", d.path, ErrInUse)
+	}
+	if err != nil {
+		return fmt.Errorf("locking %s: %w", d.path, err)
+	}
+	return nil
+}
+
+func (d *blockDevice) unlock() error { return unix.Flock(d.fd(), unix.LOCK_UN) }
+
+// How long to wait for somebody else, who usually is done within milliseconds.
+const (
+	lockPatience = 10 * time.Second // for the lock: udev's probing of a slow disk
+	nodePatience = 5 * time.Second  // for a device node: devtmpfs makes it at once, others may not
+	busyPatience = 2 * time.Second  // for somebody who only looks at a partition
+)
+
+// errPatience: what await waited for did not come in time.
+var errPatience = errors.New("waited too long")
+
+// await calls done until it says so, fails, ctx ends or the time is up. The first try
+// comes at once, and the next ones soon: nothing announces what is waited for here.
+func await(ctx context.Context, patience time.Duration, done func() (bool, error)) error {
+	deadline := time.Now().Add(patience)
+	for pause := 250 * time.Microsecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		if ok, err := done(); ok || err != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return errPatience
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}

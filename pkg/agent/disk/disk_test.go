@@ -1,0 +1,168 @@
+package disk
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+const (
+	mib = int64(1) << 20
+	a   = "a0000000-0000-5000-8000-00000000000a"
+	b   = "b0000000-0000-5000-8000-00000000000b"
+	c   = "c0000000-0000-5000-8000-00000000000c"
+)
+
+// bothSectors runs a test with each sector size that disks have.
+func bothSectors(t *testing.T, f func(t *testing.T, sector int)) {
+	for _, sector := range []int{512, 4096} {
+		t.Run(fmt.Sprint(sector), func(t *testing.T) { f(t, sector) })
+	}
+}
+
+// initialized makes a loop device that is ours.
+func initialized(t testing.TB, size int64, sector int) *loop {
+	t.Helper()
+	l := newLoop(t, size, sector)
+	if _, err := Initialize(t.Context(), l.path); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// open opens the disk, and closes it when the test ends unless that was done.
+func (l *loop) open(t testing.TB) *Disk {
+	t.Helper()
+	d, err := Open(t.Context(), l.path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	s := d.Snapshot()
+	if s.Err != nil {
+		t.Fatal(s.Err)
+	}
+	if err := s.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func at(start, length int64) extent.Extent { return extent.New(start*mib, length*mib) }
+
+func TestLife(t *testing.T) {
+	bothSectors(t, func(t *testing.T, sector int) {
+		l := newLoop(t, 256*mib, sector)
+		ctx := t.Context()
+		found, err := Inspect(ctx, l.path)
+		if err != nil || found.State != Blank {
+			t.Fatalf("Inspect of a new disk: %+v, %v", found, err)
+		}
+		id, err := Initialize(ctx, l.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found, err = Inspect(ctx, l.path)
+		if err != nil || found != (Contents{State: Ours, ID: id}) {
+			t.Fatalf("Inspect after Initialize: %+v, %v", found, err)
+		}
+		if _, err := Initialize(ctx, l.path); err == nil {
+			t.Fatal("Initialize of a disk of ours succeeded")
+		}
+
+		changes := 0
+		d, err := Open(ctx, l.path, Options{OnChange: func() { changes++ }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		s := d.Snapshot()
+		if want := extent.NewSet(at(2, 253)); s.ID != id || !s.Free.Equal(want) || s.Overhead != 3*mib {
+			t.Fatalf("new disk: %+v", s)
+		}
+
+		v, err := d.Create(ctx, a, "default/web data", at(2, 100), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := Volume{Partition: a, Name: "default/web data", Extent: at(2, 100), Phase: Reserved, Ephemeral: true, Index: 1, Device: l.path + "p1"}
+		if v != want {
+			t.Fatalf("Create returned %+v, want %+v", v, want)
+		}
+		if again, err := d.Create(ctx, a, "default/web data", at(2, 100), true); err != nil || again != want {
+			t.Fatalf("second Create returned %+v, %v", again, err)
+		}
+		if _, err := d.Create(ctx, a, "", at(110, 100), true); !errors.Is(err, ErrOverlap) {
+			t.Fatalf("Create of the same volume elsewhere: %v", err)
+		}
+		if _, err := d.Create(ctx, b, "", at(101, 2), true); !errors.Is(err, ErrOverlap) {
+			t.Fatalf("Create over another volume: %v", err)
+		}
+
+		run(t, "mkfs.ext4", "-q", "-F", v.Device)
+		if err := d.MarkFormatted(ctx, a); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.MarkFormatted(ctx, a); err != nil {
+			t.Fatal(err)
+		}
+		mnt := t.TempDir()
+		if err := unix.Mount(v.Device, mnt, "ext4", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		canary := bytes.Repeat([]byte("my bonnie lies over the ocean;"), 1<<16)
+		if err := os.WriteFile(filepath.Join(mnt, "canary"), canary, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Wipe(ctx, a); !errors.Is(err, ErrInUse) {
+			t.Fatalf("Wipe of a mounted volume: %v", err)
+		}
+		if got, _ := ptr(d.Snapshot()).Volume(a); got.Phase != Formatted {
+			t.Fatalf("after a refused Wipe: %+v", got)
+		}
+		// Other volumes come and go meanwhile.
+		if _, err := d.Create(ctx, b, "other", at(150, 10), false); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Unmount(mnt, 0); err != nil {
+			t.Fatal(err)
+		}
+		run(t, "sync", l.image)
+		if raw, err := os.ReadFile(l.image); err != nil || !bytes.Contains(raw, canary[:30]) {
+			t.Fatalf("the canary is not on the disk: %v", err)
+		}
+		if err := d.Wipe(ctx, a); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Wipe(ctx, a); !errors.Is(err, ErrNotFound) {
+			t.Fatalf("second Wipe: %v", err)
+		}
+		raw, err := os.ReadFile(l.image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := at(2, 100); !allZero(raw[e.Start:e.End]) || bytes.Contains(raw, canary[:30]) {
+			t.Fatal("something is left of a wiped volume")
+		}
+		s = d.Snapshot()
+		if want := extent.NewSet(at(2, 148), at(160, 95)); !s.Free.Equal(want) || s.Validate() != nil {
+			t.Fatalf("after Wipe: %+v, %v", s, s.Validate())
+		}
+		if v, err = d.Create(ctx, c, "next", at(2, 50), true); err != nil || !v.Prezeroed || v.Index != 1 {
+			t.Fatalf("Create on wiped space: %+v, %v", v, err)
+		}
+		if changes == 0 {
+			t.Error("OnChange was never called")
+		}
+		verifyTable(t, l.path)
+	})
+}
+
+func ptr[T any](v T) *T { return &v }

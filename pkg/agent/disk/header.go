@@ -1,0 +1,197 @@
+package disk
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+
+	"github.com/google/uuid"
+)
+
+const headerBytes = 92
+
+var (
+	headerSignature = []byte("EFI PART")
+	headerRevision  = []byte{0, 0, 1, 0}
+)
+
+// errDamaged: what should be a copy of the table is none, or its checksum is wrong.
+// Anything may have written it; another copy may tell.
+var errDamaged = errors.New("damaged")
+
+// errNotOurs: a copy is intact, so somebody wrote it on purpose, but it is not a
+// table as this package writes it. Nobody may fall back to the other copy then.
+var errNotOurs = errors.New("not a table of ours")
+
+// copyOfTable is one copy of the table, as raw as it lies on the disk.
+type copyOfTable struct {
+	id    string // the disk's GUID, lower case
+	array []byte // all entries
+}
+
+// readCopy reads one copy and accepts nothing but the geometry that this package
+// writes, before anything is computed from it: a table of hostile numbers is never
+// read further than its first 92 bytes. Errors wrap errDamaged or errNotOurs, or
+// they come from the device. With a damaged array the header's id is returned still.
+func readCopy(r io.ReaderAt, l layout, s site) (copyOfTable, error) {
+	b := make([]byte, l.sector)
+	if _, err := r.ReadAt(b, l.offset(s.headerLBA)); err != nil {
+		return copyOfTable{}, fmt.Errorf("reading the %s header: %w", s.name, err)
+	}
+	id, arrayCRC, err := checkHeader(b, l, s)
+	if err != nil {
+		return copyOfTable{}, fmt.Errorf("%s header: %w", s.name, err)
+	}
+	array := make([]byte, arrayBytes)
+	if _, err := r.ReadAt(array, l.offset(s.tblLBA)); err != nil {
+		return copyOfTable{}, fmt.Errorf("reading the %s entries: %w", s.name, err)
+	}
+	if got := crc32.ChecksumIEEE(array); got != arrayCRC {
+		return copyOfTable{id: id}, fmt.Errorf("%s entries: checksum is %#x, the header says %#x: %w", s.name, got, arrayCRC, errDamaged)
+	}
+	return copyOfTable{id: id, array: array}, nil
+}
+
+// checkHeader checks a header's sector and returns the disk's GUID and the checksum
+// of the entries.
+func checkHeader(b []byte, l layout, s site) (id string, arrayCRC uint32, err error) {
+	le := binary.LittleEndian
+	if !bytes.Equal(b[0:8], headerSignature) {
+		return "", 0, fmt.Errorf("no signature: %w", errDamaged)
+	}
+	if size := le.Uint32(b[12:]); size != headerBytes {
+		// The checksum covers as many bytes as the header says it has; one of another
+		// length cannot be told from a damaged one, and is not ours either way.
+		return "", 0, fmt.Errorf("is %d bytes long instead of %d: %w", size, headerBytes, errDamaged)
+	}
+	if got, want := headerCRC(b), le.Uint32(b[16:]); got != want {
+		return "", 0, fmt.Errorf("checksum is %#x, the header says %#x: %w", got, want, errDamaged)
+	}
+	for _, f := range []struct {
+		name      string
+		got, want uint64
+	}{
+		{"revision", uint64(le.Uint32(b[8:])), uint64(le.Uint32(headerRevision))},
+		{"reserved field", uint64(le.Uint32(b[20:])), 0},
+		{"own sector", le.Uint64(b[24:]), s.headerLBA},
+		{"sector of the other copy", le.Uint64(b[32:]), s.otherLBA},
+		{"first usable sector", le.Uint64(b[40:]), l.firstUsable()},
+		{"last usable sector", le.Uint64(b[48:]), l.lastUsable()},
+		{"sector of the entries", le.Uint64(b[72:]), s.tblLBA},
+		{"number of entries", uint64(le.Uint32(b[80:])), EntryCount},
+		{"size of an entry", uint64(le.Uint32(b[84:])), entrySize},
+	} {
+		if f.got != f.want {
+			return "", 0, fmt.Errorf("%s is %d, in a table of ours for this disk it is %d: %w", f.name, f.got, f.want, errNotOurs)
+		}
+	}
+	guid := guidFromDisk(b[56:72])
+	if guid == uuid.Nil {
+		return "", 0, fmt.Errorf("the disk has no GUID: %w", errNotOurs)
+	}
+	return guid.String(), le.Uint32(b[88:]), nil
+}
+
+// encodeHeader writes a header of the given copy. go-diskfs cannot be told how many
+// entries a new table has, but keeps the number of one that it has read.
+func encodeHeader(l layout, s site, id uuid.UUID, arrayCRC uint32) []byte {
+	le := binary.LittleEndian
+	b := make([]byte, l.sector)
+	copy(b, headerSignature)
+	copy(b[8:], headerRevision)
+	le.PutUint32(b[12:], headerBytes)
+	le.PutUint64(b[24:], s.headerLBA)
+	le.PutUint64(b[32:], s.otherLBA)
+	le.PutUint64(b[40:], l.firstUsable())
+	le.PutUint64(b[48:], l.lastUsable())
+	guid := guidToDisk(id)
+	copy(b[56:], guid[:])
+	le.PutUint64(b[72:], s.tblLBA)
+	le.PutUint32(b[80:], EntryCount)
+	le.PutUint32(b[84:], entrySize)
+	le.PutUint32(b[88:], arrayCRC)
+	le.PutUint32(b[16:], headerCRC(b))
+	return b
+}
+
+// headerCRC is the checksum of a header, taken with the checksum's own field zero.
+func headerCRC(b []byte) uint32 {
+	var h [headerBytes]byte
+	copy(h[:], b)
+	clear(h[16:20])
+	return crc32.ChecksumIEEE(h[:])
+}
+
+// On the disk the first three groups of a GUID are little-endian.
+func guidFromDisk(b []byte) uuid.UUID {
+	var u uuid.UUID
+	copy(u[:], b)
+	u[0], u[1], u[2], u[3] = u[3], u[2], u[1], u[0]
+	u[4], u[5] = u[5], u[4]
+	u[6], u[7] = u[7], u[6]
+	return u
+}
+
+func guidToDisk(u uuid.UUID) uuid.UUID { return guidFromDisk(u[:]) }
+
+// The protective master boot record in sector 0 tells tools that know nothing of GPT
+// that the disk is taken.
+const (
+	mbrBytes     = 512
+	mbrPartition = 446
+	mbrGPT       = 0xee
+)
+
+type mbrState int
+
+const (
+	mbrProtective mbrState = iota
+	mbrMissing             // all zero: never written, or lost
+	mbrOther               // somebody else's
+)
+
+// encodeMBR writes a protective record: one partition from sector 1 to the end of the
+// disk, or as far as its 32 bits reach.
+func encodeMBR(l layout) []byte {
+	le := binary.LittleEndian
+	b := make([]byte, l.sector)
+	p := b[mbrPartition:]
+	p[2] = 2 // cylinder/head/sector of sector 1, and the largest there is
+	p[4] = mbrGPT
+	p[5], p[6], p[7] = 0xff, 0xff, 0xff
+	le.PutUint32(p[8:], 1)
+	le.PutUint32(p[12:], uint32(min(l.lastLBA(), 0xffffffff)))
+	b[510], b[511] = 0x55, 0xaa
+	return b
+}
+
+// checkMBR tells what sector 0 holds. Boot code, disk signature and the length are
+// not looked at: other tools write their own.
+func checkMBR(b []byte) mbrState {
+	b = b[:mbrBytes]
+	if allZero(b) {
+		return mbrMissing
+	}
+	p := b[mbrPartition:]
+	if b[510] == 0x55 && b[511] == 0xaa && p[4] == mbrGPT &&
+		binary.LittleEndian.Uint32(p[8:]) == 1 && allZero(p[16:64]) {
+		return mbrProtective
+	}
+	return mbrOther
+}
+
+var zeros [1 << 16]byte
+
+func allZero(b []byte) bool {
+	for len(b) > 0 {
+		n := min(len(b), len(zeros))
+		if !bytes.Equal(b[:n], zeros[:n]) {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}

@@ -1,0 +1,119 @@
+package disk
+
+import (
+	"fmt"
+
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// Numbers of the format. docs/on-disk-format.md explains them.
+const (
+	// Alignment of volumes on the disk, in bytes.
+	Alignment int64 = 1 << 20
+	// EntryCount is the number of entries of each copy of the table.
+	EntryCount = 1024
+	// LastVolumeEntry is the last entry that may hold a volume: the kernel numbers
+	// partitions up to 255 only.
+	LastVolumeEntry = 254
+	// MetaEntry is the entry of the meta partition.
+	MetaEntry = 255
+
+	entrySize  = 128
+	arrayBytes = EntryCount * entrySize
+	// minDiskSize leaves room for the head, the meta partition, one volume of 1 MiB and the tail.
+	minDiskSize = 4 * Alignment
+	// maxDiskSize keeps every sum of two offsets within an int64.
+	maxDiskSize = 1 << 60
+)
+
+// Types of our partitions: of the meta partition, and of a volume by its phase.
+const (
+	TypeMeta      = "7a94c41c-0015-4d60-b769-dc4877ee5efd"
+	TypeReserved  = "fea44b31-d2d4-414c-b7a3-cbfbbdd1620f"
+	TypeFormatted = "838cf6ab-1c2e-4455-bc96-31cb71706c79"
+	TypeWiping    = "d1d645c5-53d4-4695-a071-e0662fe23b2e"
+)
+
+// AttributeEphemeral is the bit of an entry's attributes that marks a volume that
+// lives no longer than its pod. Bits 48 to 63 belong to the partition's type.
+const AttributeEphemeral uint64 = 1 << 48
+
+// metaName is the name of the meta partition, for people.
+const metaName = "berth meta"
+
+// layout knows where on a disk the parts of its table lie. It is the only place
+// where sectors are counted; everything else speaks of bytes.
+type layout struct {
+	size, sector int64
+}
+
+// newLayout returns the layout of a disk of size bytes in sectors of sector bytes.
+func newLayout(size, sector int64) (layout, error) {
+	switch {
+	case sector != 512 && sector != 1024 && sector != 2048 && sector != 4096:
+		return layout{}, fmt.Errorf("sectors of %d bytes are not supported: they must be 512, 1024, 2048 or 4096", sector)
+	case size < minDiskSize:
+		return layout{}, fmt.Errorf("%d bytes are too small: a disk needs at least %d", size, minDiskSize)
+	case size > maxDiskSize || size%sector != 0:
+		return layout{}, fmt.Errorf("a size of %d bytes makes no sense with sectors of %d", size, sector)
+	}
+	return layout{size: size, sector: sector}, nil
+}
+
+func (l layout) lastLBA() uint64      { return uint64(l.size/l.sector) - 1 }
+func (l layout) arraySectors() uint64 { return uint64(arrayBytes / l.sector) }
+
+// firstUsable and lastUsable are the sectors between the two copies of the table.
+func (l layout) firstUsable() uint64 { return 2 + l.arraySectors() }
+func (l layout) lastUsable() uint64  { return l.lastLBA() - l.arraySectors() - 1 }
+
+// site says where one copy of the table lies.
+type site struct {
+	name                        string
+	headerLBA, otherLBA, tblLBA uint64
+}
+
+func (l layout) primary() site {
+	return site{"primary", 1, l.lastLBA(), 2}
+}
+
+func (l layout) backup() site {
+	return site{"backup", l.lastLBA(), 1, l.lastLBA() - l.arraySectors()}
+}
+
+func (l layout) offset(lba uint64) int64 { return int64(lba) * l.sector }
+
+// usable are the bytes between the two copies of the table.
+func (l layout) usable() extent.Extent {
+	return extent.Extent{Start: l.offset(l.firstUsable()), End: l.offset(l.lastUsable() + 1)}
+}
+
+// managed are the bytes that volumes and the meta partition share: the usable ones, aligned.
+func (l layout) managed() extent.Extent {
+	u := l.usable()
+	return extent.Extent{Start: alignUp(u.Start), End: alignDown(u.End)}
+}
+
+// meta is where the meta partition lies: at the beginning, so that it stays in place
+// when a disk grows.
+func (l layout) meta() extent.Extent { return extent.New(Alignment, Alignment) }
+
+// extentOf turns an entry's sectors into bytes. It refuses what is not on the disk,
+// so nothing behind it can overflow.
+func (l layout) extentOf(first, last uint64) (extent.Extent, error) {
+	if first > last || last > l.lastLBA() {
+		return extent.Extent{}, fmt.Errorf("sectors %d to %d are not on the disk of %d sectors", first, last, l.lastLBA()+1)
+	}
+	return extent.Extent{Start: l.offset(first), End: l.offset(last + 1)}, nil
+}
+
+// sectorsOf is the inverse of extentOf.
+func (l layout) sectorsOf(e extent.Extent) (first, last uint64) {
+	return uint64(e.Start / l.sector), uint64(e.End/l.sector) - 1
+}
+
+func alignDown(n int64) int64 { return n / Alignment * Alignment }
+func alignUp(n int64) int64   { return alignDown(n + Alignment - 1) }
+func aligned(e extent.Extent) bool {
+	return !e.Empty() && e.Start%Alignment == 0 && e.End%Alignment == 0
+}

@@ -1,0 +1,197 @@
+package disk
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// entry is one used entry of the table.
+type entry struct {
+	index      int    // from 1
+	kind       string // type GUID, lower case
+	guid       string // lower case
+	extent     extent.Extent
+	name       string
+	attributes uint64
+}
+
+// phaseOf maps the types of volumes to phases, typeOf the other way.
+var (
+	phaseOf = map[string]Phase{TypeReserved: Reserved, TypeFormatted: Formatted, TypeWiping: Wiping}
+	typeOf  = map[Phase]string{Reserved: TypeReserved, Formatted: TypeFormatted, Wiping: TypeWiping}
+)
+
+func (e entry) isVolume() bool { return phaseOf[e.kind] != "" }
+func (e entry) isMeta() bool   { return e.kind == TypeMeta }
+
+// table is what a disk's table says, without a disk. It never changes: the methods
+// that plan a change return a new one.
+//
+// Invariants, held by validate:
+//  1. Entries have ascending indexes from 1 to EntryCount.
+//  2. Every extent lies between the two copies of the table, and no two overlap.
+//  3. No two entries share a GUID, and none is without.
+//  4. Entry MetaEntry is the meta partition, in its place, and there is no other.
+//  5. Volumes are in the entries 1 to LastVolumeEntry, aligned.
+type table struct {
+	layout
+	id      string
+	entries []entry
+}
+
+// newTable returns the table of a disk without volumes.
+func newTable(l layout, id, metaGUID string) table {
+	return table{layout: l, id: id, entries: []entry{{
+		index: MetaEntry, kind: TypeMeta, guid: metaGUID, extent: l.meta(), name: metaName,
+	}}}
+}
+
+func (t table) validate() error {
+	guids := make(map[string]int, len(t.entries))
+	last, hasMeta := 0, false
+	for _, e := range t.entries {
+		if e.index <= last || e.index > EntryCount {
+			return fmt.Errorf("entry %d comes after entry %d", e.index, last)
+		}
+		last = e.index
+		if e.extent.Empty() || !t.usable().Contains(e.extent) {
+			return fmt.Errorf("entry %d: %v is not between the copies of the table, %v", e.index, e.extent, t.usable())
+		}
+		if e.guid == "" || e.guid == uuid.Nil.String() {
+			return fmt.Errorf("entry %d has no GUID", e.index)
+		}
+		if other, taken := guids[e.guid]; taken {
+			return fmt.Errorf("entries %d and %d share the GUID %s", other, e.index, e.guid)
+		}
+		guids[e.guid] = e.index
+		switch {
+		case e.isMeta():
+			if e.index != MetaEntry || e.extent != t.meta() {
+				return fmt.Errorf("entry %d is a meta partition at %v; it belongs into entry %d at %v", e.index, e.extent, MetaEntry, t.meta())
+			}
+			hasMeta = true
+		case e.isVolume():
+			if e.index > LastVolumeEntry {
+				return fmt.Errorf("entry %d holds a volume; this release uses the entries up to %d only", e.index, LastVolumeEntry)
+			}
+			if !aligned(e.extent) || !t.managed().Contains(e.extent) {
+				return fmt.Errorf("entry %d: volume at %v is not aligned to %d bytes within %v", e.index, e.extent, Alignment, t.managed())
+			}
+		}
+	}
+	if !hasMeta {
+		return errors.New("there is no meta partition")
+	}
+	byStart := slices.SortedFunc(slices.Values(t.entries), func(a, b entry) int { return cmp.Compare(a.extent.Start, b.extent.Start) })
+	for i := 1; i < len(byStart); i++ {
+		if a, b := byStart[i-1], byStart[i]; a.extent.Overlaps(b.extent) {
+			return fmt.Errorf("entries %d at %v and %d at %v overlap", a.index, a.extent, b.index, b.extent)
+		}
+	}
+	return nil
+}
+
+// free is what no entry holds. Foreign entries need not be aligned: every 1 MiB that
+// they touch is theirs.
+func (t table) free() extent.Set {
+	taken := make([]extent.Extent, 0, len(t.entries))
+	for _, e := range t.entries {
+		taken = append(taken, extent.Extent{Start: alignDown(e.extent.Start), End: alignUp(e.extent.End)})
+	}
+	return extent.NewSet(t.managed()).Subtract(extent.NewSet(taken...))
+}
+
+// find returns the position of the entry with the given GUID, or -1.
+func (t table) find(guid string) int {
+	return slices.IndexFunc(t.entries, func(e entry) bool { return e.guid == guid })
+}
+
+// volume returns the entry of a volume; the error wraps ErrNotFound.
+func (t table) volume(guid string) (entry, error) {
+	i := t.find(guid)
+	if i < 0 || !t.entries[i].isVolume() {
+		return entry{}, fmt.Errorf("volume %s: %w", guid, ErrNotFound)
+	}
+	return t.entries[i], nil
+}
+
+// withReserved plans a new volume in the lowest free entry.
+func (t table) withReserved(guid, name string, e extent.Extent, ephemeral bool) (table, entry, error) {
+	if err := checkVolume(guid, name, e); err != nil {
+		return table{}, entry{}, err
+	}
+	if i := t.find(guid); i >= 0 {
+		return table{}, entry{}, fmt.Errorf("entry %d already has the GUID %s, at %v", t.entries[i].index, guid, t.entries[i].extent)
+	}
+	if !t.free().Contains(e) {
+		return table{}, entry{}, fmt.Errorf("volume %s at %v: %w", guid, e, ErrOverlap)
+	}
+	index, at := 1, 0
+	for at < len(t.entries) && t.entries[at].index == index {
+		index, at = index+1, at+1
+	}
+	if index > LastVolumeEntry {
+		return table{}, entry{}, fmt.Errorf("volume %s: %d entries are taken: %w", guid, LastVolumeEntry, ErrNoEntry)
+	}
+	made := entry{index: index, kind: TypeReserved, guid: guid, extent: e, name: name}
+	if ephemeral {
+		made.attributes = AttributeEphemeral
+	}
+	t.entries = slices.Insert(slices.Clone(t.entries), at, made)
+	return t, made, nil
+}
+
+// withPhase plans a volume's change of phase. Only the steps of the state machine exist.
+func (t table) withPhase(guid string, to Phase) (table, error) {
+	e, err := t.volume(guid)
+	if err != nil {
+		return table{}, err
+	}
+	from := phaseOf[e.kind]
+	if from == Wiping || to == Reserved {
+		return table{}, fmt.Errorf("volume %s cannot go from %s to %s", guid, from, to)
+	}
+	i := t.find(guid)
+	t.entries = slices.Clone(t.entries)
+	t.entries[i].kind = typeOf[to]
+	return t, nil
+}
+
+// without plans the end of a volume, which must have been wiped.
+func (t table) without(guid string) (table, error) {
+	e, err := t.volume(guid)
+	if err != nil {
+		return table{}, err
+	}
+	if phaseOf[e.kind] != Wiping {
+		return table{}, fmt.Errorf("volume %s is %s: it must be wiped before its entry goes", guid, phaseOf[e.kind])
+	}
+	i := t.find(guid)
+	t.entries = slices.Delete(slices.Clone(t.entries), i, i+1)
+	return t, nil
+}
+
+// checkVolume refuses what no table could hold, whatever is free.
+func checkVolume(guid, name string, e extent.Extent) error {
+	if id, err := uuid.Parse(guid); err != nil || id == uuid.Nil || id.String() != guid {
+		return fmt.Errorf("partition %q is not a GUID in lower case", guid)
+	}
+	if len(name) > 36 {
+		return fmt.Errorf("volume %s: name %q is longer than 36 characters", guid, name)
+	}
+	for _, c := range []byte(name) {
+		if c < ' ' || c > '~' {
+			return fmt.Errorf("volume %s: name %q is not printable ASCII", guid, name)
+		}
+	}
+	if !aligned(e) || e.Start < 0 {
+		return fmt.Errorf("volume %s: %v is not aligned to %d bytes: %w", guid, e, Alignment, ErrOverlap)
+	}
+	return nil
+}

@@ -1,0 +1,249 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// Create makes a volume in the phase Reserved and attaches its partition. If the
+// volume is there already, at the same extent, it is returned as it is: the caller
+// may ask again after any doubt. Errors: ErrOverlap, ErrNoEntry, ErrInUse (the volume
+// is being wiped), ErrOutOfService.
+func (d *Disk) Create(ctx context.Context, partition, name string, e extent.Extent, ephemeral bool) (Volume, error) {
+	var v Volume
+	err := d.run(ctx, func(ctx context.Context) (err error) {
+		v, err = d.create(ctx, partition, name, e, ephemeral)
+		return err
+	})
+	if err != nil {
+		return Volume{}, fmt.Errorf("creating volume: %w", err)
+	}
+	return v, nil
+}
+
+func (d *Disk) create(ctx context.Context, partition, name string, e extent.Extent, ephemeral bool) (Volume, error) {
+	made, err := d.store.table.volume(partition)
+	prezeroed := false
+	switch {
+	case errors.Is(err, ErrNotFound):
+		var next table
+		if next, made, err = d.store.table.withReserved(partition, name, e, ephemeral); err != nil {
+			return Volume{}, err
+		}
+		if err := d.store.commit(ctx, next, made.index); err != nil {
+			return Volume{}, err
+		}
+		prezeroed = d.zeroed.Contains(e)
+		d.zeroed = d.zeroed.Remove(e)
+	case err != nil:
+		return Volume{}, err
+	case made.extent != e:
+		return Volume{}, fmt.Errorf("volume %s already is at %v, not at %v: %w", partition, made.extent, e, ErrOverlap)
+	case phaseOf[made.kind] == Wiping:
+		return Volume{}, fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
+	}
+	// The entry stays if this fails: the next Create attaches it, or Wipe removes it.
+	err = d.attach(ctx, made)
+	d.publish()
+	if err != nil {
+		return Volume{}, err
+	}
+	v := d.volume(made)
+	v.Prezeroed = prezeroed
+	return v, nil
+}
+
+// MarkFormatted records that the volume holds a file system, so that nobody formats
+// it again. It must return before the volume's user is told that it is ready; the
+// volume may be mounted at the same time, as nothing but its phase changes.
+// Errors: ErrNotFound, ErrInUse (the volume is being wiped), ErrOutOfService.
+func (d *Disk) MarkFormatted(ctx context.Context, partition string) error {
+	err := d.run(ctx, func(ctx context.Context) error { return d.setPhase(ctx, partition, Formatted) })
+	if err != nil {
+		return fmt.Errorf("marking volume as formatted: %w", err)
+	}
+	return nil
+}
+
+// setPhase is one step of the state machine, or none if it was taken before.
+func (d *Disk) setPhase(ctx context.Context, partition string, to Phase) error {
+	e, err := d.store.table.volume(partition)
+	if err != nil {
+		return err
+	}
+	switch phaseOf[e.kind] {
+	case to:
+		return nil
+	case Wiping:
+		return fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
+	}
+	next, err := d.store.table.withPhase(partition, to)
+	if err != nil {
+		return err
+	}
+	if err := d.store.commit(ctx, next, e.index); err != nil {
+		return err
+	}
+	d.publish()
+	return nil
+}
+
+// Wipe ends a volume: it records the phase Wiping, zeroes every byte, proves it by
+// reading, and only then frees the extent. Cut short by ctx or a crash, it leaves the
+// volume in the phase Wiping, and is to be called again. Only its caller waits; other
+// volumes go on. Errors: ErrNotFound (it is done), ErrInUse (mounted or held open;
+// nothing was changed unless the volume was Wiping already), ErrOutOfService.
+func (d *Disk) Wipe(ctx context.Context, partition string) error {
+	release, err := d.claimWipe(ctx, partition)
+	if err != nil {
+		return fmt.Errorf("wiping volume: %w", err)
+	}
+	defer release()
+	if err := d.wipe(ctx, partition); err != nil {
+		return fmt.Errorf("wiping volume: %w", err)
+	}
+	return nil
+}
+
+// claimWipe waits until nobody else wipes the volume.
+func (d *Disk) claimWipe(ctx context.Context, partition string) (release func(), err error) {
+	for {
+		d.wipesMu.Lock()
+		other, taken := d.wipes[partition]
+		if !taken {
+			mine := make(chan struct{})
+			d.wipes[partition] = mine
+			d.wipesMu.Unlock()
+			return func() {
+				d.wipesMu.Lock()
+				defer d.wipesMu.Unlock()
+				delete(d.wipes, partition)
+				close(mine)
+			}, nil
+		}
+		d.wipesMu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (d *Disk) wipe(ctx context.Context, partition string) error {
+	var v Volume
+	var device *blockDevice
+	err := d.run(ctx, func(ctx context.Context) (err error) {
+		e, err := d.store.table.volume(partition)
+		if err != nil {
+			return err
+		}
+		if err := d.attach(ctx, e); err != nil {
+			return err
+		}
+		v = d.volume(e)
+		// Held from before the first change to the end of the zeroing: nobody can
+		// mount the volume meanwhile, and whoever has it mounted keeps it.
+		if device, err = d.openVolume(v); err != nil {
+			return err
+		}
+		if v.Phase == Wiping {
+			// The disk must still be there, and the table ours, before anything is zeroed.
+			return d.recheck()
+		}
+		return d.setPhase(ctx, partition, Wiping)
+	})
+	if err == nil {
+		err = device.zero(ctx)
+	}
+	if device != nil {
+		err = errors.Join(err, device.Close())
+	}
+	if err != nil {
+		if isGone(err) {
+			// The volume's own bytes, or the whole disk? The table tells.
+			err = errors.Join(err, d.Check(ctx))
+		}
+		return err
+	}
+	return d.run(ctx, func(ctx context.Context) error { return d.remove(ctx, v) })
+}
+
+// remove frees the extent of a volume that has been wiped. The kernel forgets the
+// partition first: an entry without partition is attached again by Open, a partition
+// without entry would be nobody's.
+func (d *Disk) remove(ctx context.Context, v Volume) error {
+	next, err := d.store.table.without(v.Partition)
+	if err != nil {
+		return err
+	}
+	if err := d.device.detach(ctx, v.Index); err != nil {
+		return err
+	}
+	delete(d.devices, v.Partition)
+	if err := d.store.commit(ctx, next, v.Index); err != nil {
+		return err
+	}
+	d.zeroed = d.zeroed.Add(v.Extent)
+	d.publish()
+	return nil
+}
+
+// attach makes the volume's device known, unless it is.
+func (d *Disk) attach(ctx context.Context, e entry) error {
+	if d.devices[e.guid] != "" {
+		return nil
+	}
+	node, err := d.device.attach(ctx, e.index, e.extent)
+	if isGone(err) {
+		return errors.Join(err, d.recheck())
+	}
+	if err != nil {
+		return err
+	}
+	d.devices[e.guid] = node
+	return nil
+}
+
+// openVolume opens a volume's device exclusively and proves that it is the volume's.
+func (d *Disk) openVolume(v Volume) (*blockDevice, error) {
+	device, err := openDevice(v.Device, os.O_RDWR|unix.O_EXCL)
+	if err != nil {
+		return nil, err
+	}
+	size, err := device.f.Seek(0, io.SeekEnd)
+	if err == nil {
+		var p partition
+		p, err = readPartition(device.sys)
+		if err == nil && (filepath.Dir(device.sys) != d.device.sys || p.index != v.Index || p.extent != v.Extent || size != v.Extent.Len()) {
+			err = fmt.Errorf("%s is partition %d at %v of %d bytes, not the volume's %d at %v", v.Device, p.index, p.extent, size, v.Index, v.Extent)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, device.Close())
+	}
+	device.layout = layout{size: size, sector: d.device.sector}
+	return device, nil
+}
+
+// Check reads the table from the disk and compares it with what it should be. Call it
+// when there is reason to believe that the device went away; if it did, the disk is
+// out of service from then on.
+func (d *Disk) Check(ctx context.Context) error {
+	return d.run(ctx, func(context.Context) error { return d.recheck() })
+}
+
+func (d *Disk) recheck() error {
+	if err := verify(d.device, d.store.image.writes); err != nil {
+		return fmt.Errorf("%w: %w", ErrOutOfService, err)
+	}
+	return nil
+}
