@@ -1,0 +1,55 @@
+// Package ledger is the scheduler's memory of disk space: what every node has
+// published, which volumes were placed there that the node has not published yet,
+// and what is free once the one is taken from the other. It owns neither clients nor
+// informers: whoever watches the API folds what it saw into the ledger.
+//
+// # The rule
+//
+// A volume is identified by the GUID of its partition, on both sides. Free on a disk is
+//
+//	published free extents − extents of every record whose partition is not published
+//
+// It is a subtraction of sets of bytes, so it may be done twice, in any order, and
+// about the same volume by several observers. Nothing is counted, nothing is undone.
+//
+// # The races
+//
+// Two watches (pods, capacities) and the scheduler's own decisions reach the ledger in
+// no particular order. Each line is one such race and what makes it harmless.
+//
+//   - Reserved, then bound, then the pod's event: Reserve leaves an assumed record, the
+//     event of the bound pod replaces it with what the API server has. They are the same
+//     volume, so the space is taken once, without a gap between the two.
+//   - The capacity that shows the volume arrives before the pod's event, or even before
+//     Bind returns: the partition is published, so the record subtracts nothing, whenever
+//     it comes. (The published free extents do not hold the volume either.)
+//   - The capacity that shows the volume arrives long after the pod's event (the stale
+//     publisher): until then the record takes the extent away.
+//   - The volume was wiped and the capacity shows it as free, while the pod object still
+//     exists (a finalizer, a slow kubelet): the record subtracts again, so the extent is
+//     withheld until the pod is gone. That is less than there is, never more.
+//   - The pod is gone or has ended, but the capacity still shows the volume: the record is
+//     dropped and the extent is not free yet, because the node does not say so. It is
+//     sold when the node has wiped it.
+//   - The pod is gone before the node has ever shown the volume: the extent is free at
+//     once. If the node had begun to make the volume, the next one that gets the extent
+//     waits on the node for the wipe; the node has the last word.
+//   - Bind failed: the scheduler forgets what it assumed. But what the API server showed
+//     (an observed record) is not forgotten by anybody but the API server, so a late
+//     Unreserve cannot free the space of a pod that is really bound.
+//   - Bind failed, but may really have happened (a timeout, a lost connection): the record
+//     is held in doubt. The pod's event settles it: bound or deleted. Until then only the
+//     pod itself may use the space, for its next try.
+//   - An old capacity after a newer one, or after its deletion: ignored, by revision.
+//   - The API server refused the binding of a pod to a node: without an event to wake it,
+//     the pod would come back and choose the same tightest node. The refusal is
+//     remembered until that node publishes something newer, or for RefusalLifetime.
+//   - A restart: the same pods and capacities, in any order, give the same ledger. Nothing
+//     that mattered was only in memory: an assumed record without a bound pod is a
+//     reservation that never happened.
+//
+// # Locks
+//
+// One mutex guards the ledger's bookkeeping. Readers never take it: every change makes a
+// new immutable Snapshot of the node concerned and stores it behind an atomic pointer.
+package ledger

@@ -1,0 +1,311 @@
+package ledger
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// RefusalLifetime is how long a refusal is remembered if the node publishes nothing
+// newer. It is the time after which the scheduler retries a pod that no event woke, so
+// that a refusal whose cause is gone holds up a pod for one such round at most.
+const RefusalLifetime = 5 * time.Minute
+
+// ErrBound is returned by Reserve for a pod that the API server has already bound.
+var ErrBound = errors.New("the pod is already bound")
+
+// ErrNotPublished is returned by Reserve for a node that has published no capacity, or
+// one that is not believed.
+var ErrNotPublished = errors.New("the node publishes no disk space")
+
+// Record is the place of one volume.
+type Record struct {
+	// Partition is the GUID of the volume's partition: the volume's identity.
+	Partition string
+	// Disk is the disk's id. A record of a disk that the node does not publish is
+	// kept, and takes effect when the disk appears.
+	Disk   string
+	Extent extent.Extent
+}
+
+// Ledger is the memory. Use New.
+//
+// Invariants, held by Validate:
+//  1. A pod has records on one node at most.
+//  2. Every node's snapshot is what its last capacity and its records give.
+//  3. The revision of a node never falls.
+type Ledger struct {
+	// nodes maps a name to a *node. A node stays known after its capacity is deleted,
+	// so that a late event about an older one is recognised.
+	nodes sync.Map
+
+	mu   sync.Mutex
+	pods map[string]*pod
+	// refusals by pod and node.
+	refusals map[string]map[string]refusal
+}
+
+type node struct {
+	snapshot atomic.Pointer[Snapshot]
+
+	// Below, guarded by the ledger's mutex.
+	published *published
+	revision  uint64
+	pods      map[string]*pod
+}
+
+type pod struct {
+	uid     string
+	node    string
+	source  source
+	records []Record
+}
+
+// source says who vouches for a pod's records, in growing order of trust.
+type source int
+
+const (
+	// assumed by Reserve: ours alone, and ours to forget.
+	assumed source = iota
+	// doubtful: assumed, and the API server may or may not have taken it.
+	doubtful
+	// observed in the API: only the API can take it back.
+	observed
+)
+
+type refusal struct {
+	reason   string
+	revision uint64
+	at       time.Time
+}
+
+// New returns an empty ledger.
+func New() *Ledger {
+	return &Ledger{pods: map[string]*pod{}, refusals: map[string]map[string]refusal{}}
+}
+
+// Snapshot returns the node at this moment, without a lock; nil for a node that the
+// ledger has never heard of.
+func (l *Ledger) Snapshot(name string) *Snapshot {
+	if n, ok := l.nodes.Load(name); ok {
+		return n.(*node).snapshot.Load()
+	}
+	return nil
+}
+
+// SetCapacity folds in what a node has published. It reports whether that was news: a
+// revision that is not newer than the last one changes nothing.
+func (l *Ledger) SetCapacity(name string, c *Capacity) bool {
+	// Checking and sorting needs no lock, and is the larger part of the work.
+	p := publish(c)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.node(name)
+	if c.Revision <= n.revision {
+		return false
+	}
+	n.revision, n.published = c.Revision, p
+	n.refresh()
+	return true
+}
+
+// DeleteCapacity folds in that a node's capacity was deleted, at a revision not older
+// than the capacity's own.
+func (l *Ledger) DeleteCapacity(name string, revision uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.node(name)
+	if revision < n.revision {
+		return
+	}
+	n.revision, n.published = revision, nil
+	n.refresh()
+}
+
+// SetPod folds in that a pod is bound to a node with these records; none if its record
+// is missing or not to be believed. It replaces whatever was assumed for the pod.
+func (l *Ledger) SetPod(uid, nodeName string, records []Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// The pod is bound: no later try will ask about refusals.
+	delete(l.refusals, uid)
+	if p := l.pods[uid]; p != nil && p.source == observed && p.node == nodeName && slices.Equal(p.records, records) {
+		return
+	}
+	l.put(&pod{uid: uid, node: nodeName, source: observed, records: slices.Clone(records)})
+}
+
+// DeletePod folds in that a pod is gone, or has ended.
+func (l *Ledger) DeletePod(uid string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.refusals, uid)
+	l.drop(uid)
+}
+
+// Reserve plans the pod's volumes on the node once more, this time under the lock, and
+// records the result: partitions[i] is the volume that requests[i] asks for. It may be
+// repeated, for the same node or another: the last call counts, and the pod's earlier
+// reservation is no obstacle to it. The error is placement's when the volumes do not fit
+// (any more), ErrBound or ErrNotPublished.
+func (l *Ledger) Reserve(uid, nodeName string, partitions []string, requests []placement.Request) ([]Record, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	earlier := l.pods[uid]
+	if earlier != nil && earlier.source == observed {
+		return nil, ErrBound
+	}
+	s := l.node(nodeName).snapshot.Load()
+	if !s.Published || s.Problem != "" {
+		return nil, ErrNotPublished
+	}
+	view := s.Node
+	if earlier != nil && earlier.node == nodeName {
+		view = s.Without(earlier.partitions())
+	}
+	plan, err := placement.Plan(make([]placement.Assignment, 0, len(requests)), view, requests)
+	if err != nil {
+		return nil, err
+	}
+	records := make([]Record, len(plan))
+	for i, a := range plan {
+		records[i] = Record{Partition: partitions[i], Disk: a.Disk, Extent: a.Extent}
+	}
+	l.put(&pod{uid: uid, node: nodeName, source: assumed, records: records})
+	return slices.Clone(records), nil
+}
+
+// Forget drops what was assumed for the pod, if anything was; it may be called twice, or
+// without a Reserve. What is observed or in doubt stays.
+func (l *Ledger) Forget(uid string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p := l.pods[uid]; p != nil && p.source == assumed {
+		l.drop(uid)
+	}
+}
+
+// Doubt says that a binding of the pod failed in a way that leaves open whether it
+// happened. What was assumed is then kept until the pod's event, or its next Reserve.
+func (l *Ledger) Doubt(uid string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p := l.pods[uid]; p != nil && p.source == assumed {
+		p.source = doubtful
+	}
+}
+
+// Records returns the node and the records of a pod; no node if there are none.
+func (l *Ledger) Records(uid string) (nodeName string, records []Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p := l.pods[uid]; p != nil {
+		return p.node, slices.Clone(p.records)
+	}
+	return "", nil
+}
+
+// Refuse remembers that the pod could not be bound to the node, and why.
+func (l *Ledger) Refuse(uid, nodeName, reason string, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.refusals[uid] == nil {
+		l.refusals[uid] = map[string]refusal{}
+	}
+	l.refusals[uid][nodeName] = refusal{reason: reason, revision: l.node(nodeName).revision, at: now}
+}
+
+// Refusals returns the nodes that refused the pod and have published nothing newer
+// since, with the reason of each; nil when there are none.
+func (l *Ledger) Refusals(uid string, now time.Time) map[string]string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var reasons map[string]string
+	for name, r := range l.refusals[uid] {
+		if l.node(name).revision > r.revision || now.Sub(r.at) >= RefusalLifetime {
+			delete(l.refusals[uid], name)
+			continue
+		}
+		if reasons == nil {
+			reasons = map[string]string{}
+		}
+		reasons[name] = r.reason
+	}
+	if len(l.refusals[uid]) == 0 {
+		delete(l.refusals, uid)
+	}
+	return reasons
+}
+
+// node returns the node's entry, made if need be. The lock is held.
+func (l *Ledger) node(name string) *node {
+	if n, ok := l.nodes.Load(name); ok {
+		return n.(*node)
+	}
+	n := &node{pods: map[string]*pod{}}
+	n.refresh()
+	l.nodes.Store(name, n)
+	return n
+}
+
+// put replaces what is known of a pod. The lock is held.
+func (l *Ledger) put(p *pod) {
+	n := l.node(p.node)
+	// Take before giving back: a reader between the two sees less space, not more.
+	n.pods[p.uid] = p
+	n.refresh()
+	if earlier := l.pods[p.uid]; earlier != nil && earlier.node != p.node {
+		l.drop(p.uid)
+	}
+	l.pods[p.uid] = p
+}
+
+// drop removes what is known of a pod. The lock is held.
+func (l *Ledger) drop(uid string) {
+	p := l.pods[uid]
+	if p == nil {
+		return
+	}
+	delete(l.pods, uid)
+	n := l.node(p.node)
+	delete(n.pods, uid)
+	n.refresh()
+}
+
+// refresh makes the node's snapshot anew from its capacity and its records. The
+// ledger's lock is held.
+func (n *node) refresh() { n.snapshot.Store(n.compute()) }
+
+func (n *node) compute() *Snapshot {
+	s := &Snapshot{Node: &placement.Node{}, Revision: n.revision, published: n.published}
+	if n.published == nil {
+		return s
+	}
+	s.Published, s.Problem = true, n.published.problem
+	for _, p := range n.pods {
+		for _, r := range p.records {
+			if _, shown := n.published.partitions[r.Partition]; !shown {
+				s.pending = append(s.pending, r)
+			}
+		}
+	}
+	slices.SortFunc(s.pending, func(a, b Record) int {
+		return cmp.Or(cmp.Compare(a.Disk, b.Disk), cmp.Compare(a.Extent.Start, b.Extent.Start), cmp.Compare(a.Partition, b.Partition))
+	})
+	s.Node = n.published.node(s.pending, nil)
+	return s
+}
+
+func (p *pod) partitions() map[string]struct{} {
+	out := make(map[string]struct{}, len(p.records))
+	for _, r := range p.records {
+		out[r.Partition] = struct{}{}
+	}
+	return out
+}

@@ -1,0 +1,421 @@
+package ledger
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+const gib = 1 << 30
+
+// ten is a node with one disk of 10 GiB in one free extent, less what is allocated.
+func ten(revision uint64, allocations ...Allocation) *Capacity {
+	free := extent.NewSet(extent.Extent{Start: 1 << 20, End: 10*gib + 1<<20})
+	for _, a := range allocations {
+		free = free.Remove(a.Extent)
+	}
+	d := Disk{ID: diskID, Class: class, Ready: true, Size: 11 * gib, Allocations: allocations}
+	for _, e := range free.All() {
+		d.Free = append(d.Free, e)
+	}
+	return &Capacity{Revision: revision, Disks: []Disk{d}}
+}
+
+func at(startGiB, lengthGiB int64) extent.Extent {
+	return extent.New(startGiB*gib+1<<20, lengthGiB*gib)
+}
+
+func one(sizeGiB int64) []placement.Request {
+	return []placement.Request{{Class: class, Size: sizeGiB * gib}}
+}
+
+func (l *Ledger) mustReserve(t *testing.T, uid string, sizeGiB int64) Record {
+	t.Helper()
+	records, err := l.Reserve(uid, nodeName, []string{"part-" + uid}, one(sizeGiB))
+	if err != nil {
+		t.Fatalf("reserving %d GiB for %s: %v", sizeGiB, uid, err)
+	}
+	return records[0]
+}
+
+func (l *Ledger) wantFree(t *testing.T, when string, wantGiB int64) {
+	t.Helper()
+	if err := l.Validate(); err != nil {
+		t.Fatalf("%s: %v", when, err)
+	}
+	var free int64
+	for _, d := range l.Snapshot(nodeName).Node.Disks {
+		free += d.Free.Total()
+	}
+	if free != wantGiB*gib {
+		t.Fatalf("%s: %d GiB free, want %d", when, free/gib, wantGiB)
+	}
+}
+
+// TestRaces tells each race of the package comment as a story.
+func TestRaces(t *testing.T) {
+	tests := map[string]func(t *testing.T, l *Ledger){
+		"reserved, then the bound pod's event, then the capacity": func(t *testing.T, l *Ledger) {
+			r := l.mustReserve(t, "a", 4)
+			l.wantFree(t, "reserved", 6)
+			l.SetPod("a", nodeName, []Record{r})
+			l.wantFree(t, "the pod's event", 6)
+			l.SetCapacity(nodeName, ten(2, Allocation{r.Partition, r.Extent}))
+			l.wantFree(t, "published", 6)
+			l.SetPod("a", nodeName, []Record{r})
+			l.wantFree(t, "the pod's event once more", 6)
+		},
+		"the capacity comes before the pod's event": func(t *testing.T, l *Ledger) {
+			r := l.mustReserve(t, "a", 4)
+			l.SetCapacity(nodeName, ten(2, Allocation{r.Partition, r.Extent}))
+			l.wantFree(t, "published", 6)
+			l.SetPod("a", nodeName, []Record{r})
+			l.wantFree(t, "the pod's event", 6)
+		},
+		"the node put the volume elsewhere": func(t *testing.T, l *Ledger) {
+			r := l.mustReserve(t, "a", 4)
+			l.SetPod("a", nodeName, []Record{r})
+			l.SetCapacity(nodeName, ten(2, Allocation{r.Partition, at(5, 4)}))
+			l.wantFree(t, "the node has the last word", 6)
+			if !l.Snapshot(nodeName).Node.Disks[0].Free.Contains(r.Extent) {
+				t.Error("the recorded extent, which the node did not use, is still withheld")
+			}
+		},
+		"wiped, but the pod object is still there": func(t *testing.T, l *Ledger) {
+			r := l.mustReserve(t, "a", 4)
+			l.SetPod("a", nodeName, []Record{r})
+			l.SetCapacity(nodeName, ten(2, Allocation{r.Partition, r.Extent}))
+			l.SetCapacity(nodeName, ten(3))
+			l.wantFree(t, "wiped", 6)
+			l.DeletePod("a")
+			l.wantFree(t, "the pod is gone", 10)
+		},
+		"the pod is gone, but not yet wiped": func(t *testing.T, l *Ledger) {
+			r := l.mustReserve(t, "a", 4)
+			l.SetPod("a", nodeName, []Record{r})
+			l.SetCapacity(nodeName, ten(2, Allocation{r.Partition, r.Extent}))
+			l.DeletePod("a")
+			l.wantFree(t, "gone", 6)
+			l.SetCapacity(nodeName, ten(3))
+			l.wantFree(t, "wiped", 10)
+		},
+		"Bind failed": func(t *testing.T, l *Ledger) {
+			l.mustReserve(t, "a", 4)
+			l.Forget("a")
+			l.wantFree(t, "forgotten", 10)
+			l.Forget("a")
+			l.Forget("never reserved")
+			l.wantFree(t, "forgotten twice", 10)
+		},
+		"Bind failed, but had happened, and the event came first": func(t *testing.T, l *Ledger) {
+			r := l.mustReserve(t, "a", 4)
+			l.SetPod("a", nodeName, []Record{r})
+			l.Forget("a")
+			l.wantFree(t, "Unreserve after the event", 6)
+		},
+		"Bind failed, may have happened": func(t *testing.T, l *Ledger) {
+			r := l.mustReserve(t, "a", 4)
+			l.Doubt("a")
+			l.Forget("a")
+			l.wantFree(t, "in doubt", 6)
+			l.SetPod("a", nodeName, []Record{r})
+			l.wantFree(t, "it had", 6)
+		},
+		"Bind failed, had not happened, and the pod tries again": func(t *testing.T, l *Ledger) {
+			l.mustReserve(t, "a", 8)
+			l.Doubt("a")
+			l.Forget("a")
+			// Only 2 GiB are free for others, but the pod may use its own.
+			l.mustReserve(t, "a", 8)
+			l.wantFree(t, "reserved again", 2)
+			l.Forget("a")
+			l.wantFree(t, "forgotten", 10)
+		},
+		"in doubt, and the pod is deleted": func(t *testing.T, l *Ledger) {
+			l.mustReserve(t, "a", 8)
+			l.Doubt("a")
+			l.Forget("a")
+			l.DeletePod("a")
+			l.wantFree(t, "deleted", 10)
+		},
+		"reserved here, bound elsewhere by another scheduler": func(t *testing.T, l *Ledger) {
+			r := l.mustReserve(t, "a", 4)
+			l.SetPod("a", "n2", []Record{r})
+			l.wantFree(t, "the other's event", 10)
+			l.Forget("a")
+			if node, records := l.Records("a"); node != "n2" || len(records) != 1 {
+				t.Errorf("the pod is on %q with %d records, want n2 with 1", node, len(records))
+			}
+		},
+		"a bound pod cannot be reserved for": func(t *testing.T, l *Ledger) {
+			l.SetPod("a", nodeName, nil)
+			if _, err := l.Reserve("a", nodeName, []string{"p"}, one(1)); !errors.Is(err, ErrBound) {
+				t.Errorf("got %v, want ErrBound", err)
+			}
+		},
+		"an old capacity after a newer one": func(t *testing.T, l *Ledger) {
+			l.SetCapacity(nodeName, ten(5, Allocation{"x", at(0, 4)}))
+			if l.SetCapacity(nodeName, ten(4)) || l.SetCapacity(nodeName, ten(5)) {
+				t.Error("an old capacity was taken for news")
+			}
+			l.wantFree(t, "old ones ignored", 6)
+			l.DeleteCapacity(nodeName, 4)
+			l.wantFree(t, "an old deletion ignored", 6)
+			l.DeleteCapacity(nodeName, 6)
+			l.wantFree(t, "deleted", 0)
+			l.SetCapacity(nodeName, ten(5))
+			l.wantFree(t, "an old capacity after the deletion", 0)
+			l.SetCapacity(nodeName, ten(7))
+			l.wantFree(t, "published anew", 10)
+		},
+		"a record of a disk that is not published takes effect when it is": func(t *testing.T, l *Ledger) {
+			l.SetPod("a", nodeName, []Record{{"p", "d2", at(0, 4)}})
+			l.wantFree(t, "an unknown disk", 10)
+			c := ten(2)
+			c.Disks[0].ID = "d2"
+			l.SetCapacity(nodeName, c)
+			l.wantFree(t, "the disk appears", 6)
+		},
+		"records that overlap are taken once": func(t *testing.T, l *Ledger) {
+			l.SetPod("a", nodeName, []Record{{"p", diskID, at(0, 4)}})
+			l.SetPod("b", nodeName, []Record{{"q", diskID, at(2, 4)}})
+			l.wantFree(t, "overlapping", 4)
+			l.DeletePod("a")
+			l.wantFree(t, "one is gone", 6)
+		},
+		"a record that reaches out of the disk": func(t *testing.T, l *Ledger) {
+			l.SetPod("a", nodeName, []Record{{"p", diskID, at(8, 40)}})
+			l.wantFree(t, "forged", 8)
+		},
+		"five pods of 3 GiB on 10 GiB": func(t *testing.T, l *Ledger) {
+			fitted := 0
+			for i := range 5 {
+				if _, err := l.Reserve(fmt.Sprint(i), nodeName, []string{fmt.Sprint("p", i)}, one(3)); err == nil {
+					fitted++
+				}
+			}
+			if fitted != 3 {
+				t.Errorf("%d fitted, want 3", fitted)
+			}
+		},
+	}
+	for name, story := range tests {
+		t.Run(name, func(t *testing.T) {
+			l := New()
+			l.SetCapacity(nodeName, ten(1))
+			story(t, l)
+			if err := l.Validate(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestInvalidCapacity(t *testing.T) {
+	tests := map[string]func(*Capacity){
+		"free extents overlap":     func(c *Capacity) { c.Disks[0].Free = []extent.Extent{at(0, 2), at(1, 2)} },
+		"free overlaps allocation": func(c *Capacity) { c.Disks[0].Allocations = []Allocation{{"p", at(1, 1)}} },
+		"behind the disk":          func(c *Capacity) { c.Disks[0].Size = gib },
+		"not aligned":              func(c *Capacity) { c.Disks[0].Free[0].Start++ },
+		"below the first MiB":      func(c *Capacity) { c.Disks[0].Free[0].Start = 0 },
+		"negative":                 func(c *Capacity) { c.Disks[0].Free[0].Start = -1 << 20 },
+		"overflow":                 func(c *Capacity) { c.Disks[0].Free[0] = extent.New(1<<62, 1<<62) },
+		"empty":                    func(c *Capacity) { c.Disks[0].Free[0].End = c.Disks[0].Free[0].Start },
+		"no id":                    func(c *Capacity) { c.Disks[0].ID = "" },
+		"a disk twice":             func(c *Capacity) { c.Disks = append(c.Disks, c.Disks[0]) },
+		"no partition":             func(c *Capacity) { c.Disks[0].Free, c.Disks[0].Allocations = nil, []Allocation{{"", at(1, 1)}} },
+		"a partition twice": func(c *Capacity) {
+			c.Disks[0].Free, c.Disks[0].Allocations = nil, []Allocation{{"p", at(1, 1)}, {"p", at(3, 1)}}
+		},
+	}
+	for name, spoil := range tests {
+		t.Run(name, func(t *testing.T) {
+			l := New()
+			l.SetCapacity(nodeName, ten(1))
+			c := ten(2)
+			spoil(c)
+			l.SetCapacity(nodeName, c)
+			s := l.Snapshot(nodeName)
+			if s.Problem == "" || !s.Published {
+				t.Errorf("published %v, problem %q: want a problem", s.Published, s.Problem)
+			}
+			l.wantFree(t, "invalid", 0)
+			if _, err := l.Reserve("a", nodeName, []string{"p"}, one(1)); !errors.Is(err, ErrNotPublished) {
+				t.Errorf("Reserve on it: %v, want ErrNotPublished", err)
+			}
+			l.SetCapacity(nodeName, ten(3))
+			l.wantFree(t, "put right", 10)
+		})
+	}
+}
+
+func TestDisksThatTakeNoVolumes(t *testing.T) {
+	c := ten(1)
+	c.Disks[0].Ready = false
+	unclassed := ten(1).Disks[0]
+	unclassed.ID, unclassed.Class = "d2", ""
+	c.Disks = append(c.Disks, unclassed)
+	l := New()
+	l.SetCapacity(nodeName, c)
+	l.wantFree(t, "one draining, one without a class", 0)
+}
+
+func TestWithoutAndWhole(t *testing.T) {
+	l := New()
+	l.SetCapacity(nodeName, ten(1, Allocation{"published", at(0, 3)}))
+	l.SetPod("a", nodeName, []Record{{"recorded", diskID, at(3, 2)}, {"published", diskID, at(0, 3)}})
+	s := l.Snapshot(nodeName)
+	for _, test := range []struct {
+		gone []string
+		want int64
+	}{
+		{nil, 5},
+		{[]string{"recorded"}, 7},
+		{[]string{"published"}, 8},
+		{[]string{"published", "recorded", "unknown"}, 10},
+	} {
+		gone := map[string]struct{}{}
+		for _, p := range test.gone {
+			gone[p] = struct{}{}
+		}
+		if have := s.Without(gone).Disks[0].Free.Total(); have != test.want*gib {
+			t.Errorf("without %v, %d GiB are free, want %d", test.gone, have/gib, test.want)
+		}
+	}
+	if have := s.Whole().Disks[0].Free.Total(); have != 10*gib {
+		t.Errorf("the whole node has %d GiB, want 10", have/gib)
+	}
+	l.wantFree(t, "asking changes nothing", 5)
+}
+
+func TestRefusals(t *testing.T) {
+	l := New()
+	now := time.Now()
+	l.SetCapacity(nodeName, ten(1))
+	l.Refuse("a", nodeName, "forbidden", now)
+	if have := l.Refusals("a", now); have[nodeName] != "forbidden" {
+		t.Errorf("refusals %v, want n1", have)
+	}
+	if have := l.Refusals("b", now); have != nil {
+		t.Errorf("refusals of another pod: %v", have)
+	}
+	l.SetCapacity(nodeName, ten(2))
+	if have := l.Refusals("a", now); have != nil {
+		t.Errorf("refusals after the node published something newer: %v", have)
+	}
+	l.Refuse("a", nodeName, "forbidden", now)
+	if have := l.Refusals("a", now.Add(RefusalLifetime)); have != nil {
+		t.Errorf("refusals after their time: %v", have)
+	}
+	l.Refuse("a", nodeName, "forbidden", now)
+	l.DeletePod("a")
+	if have := l.Refusals("a", now); have != nil || len(l.refusals) != 0 {
+		t.Errorf("refusals of a deleted pod: %v", have)
+	}
+}
+
+// TestConcurrency is for the race detector, and holds that no reader ever sees more free
+// space than there can be.
+func TestConcurrency(t *testing.T) {
+	l := New()
+	l.SetCapacity(nodeName, ten(1))
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				s := l.Snapshot(nodeName)
+				if err := s.Node.Disks[0].Free.Validate(); err != nil {
+					t.Error(err)
+					return
+				}
+				s.Without(map[string]struct{}{"part-1": {}})
+			}
+		})
+	}
+	var writers sync.WaitGroup
+	for w := range 4 {
+		writers.Go(func() {
+			for i := range 300 {
+				uid := fmt.Sprint(w*1000 + i%3)
+				records, err := l.Reserve(uid, nodeName, []string{"part-" + uid}, one(1))
+				if err == nil && i%2 == 0 {
+					l.SetPod(uid, nodeName, records)
+				}
+				l.SetCapacity(nodeName, ten(uint64(2+i)))
+				l.Records(uid)
+				l.Forget(uid)
+				l.DeletePod(uid)
+			}
+		})
+	}
+	writers.Wait()
+	close(stop)
+	wg.Wait()
+	l.wantFree(t, "at rest", 10)
+}
+
+func BenchmarkReserveAndForget(b *testing.B) {
+	for _, volumes := range []int{0, 100} {
+		b.Run(fmt.Sprintf("12 disks, %d volumes", volumes), func(b *testing.B) {
+			l := New()
+			l.SetCapacity(nodeName, large(1, volumes))
+			for i := range volumes {
+				l.SetPod(fmt.Sprint(i), nodeName, []Record{{fmt.Sprint("part-", i), fmt.Sprintf("disk-%02d", i%12), at(int64(i/12), 1)}})
+			}
+			partitions, requests := []string{"mine"}, one(1)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := l.Reserve("me", nodeName, partitions, requests); err != nil {
+					b.Fatal(err)
+				}
+				l.Forget("me")
+			}
+		})
+	}
+}
+
+func BenchmarkSetCapacity(b *testing.B) {
+	l := New()
+	c := large(1, 100)
+	b.ReportAllocs()
+	for b.Loop() {
+		c.Revision++
+		l.SetCapacity(nodeName, c)
+	}
+}
+
+func BenchmarkSnapshot(b *testing.B) {
+	l := New()
+	l.SetCapacity(nodeName, large(1, 100))
+	b.ReportAllocs()
+	for b.Loop() {
+		_ = l.Snapshot(nodeName)
+	}
+}
+
+// large is a node with 12 disks and so many published volumes.
+func large(revision uint64, volumes int) *Capacity {
+	c := &Capacity{Revision: revision}
+	for i := range 12 {
+		d := Disk{ID: fmt.Sprintf("disk-%02d", i), Class: class, Ready: true, Size: 200 * gib}
+		used := int64(0)
+		for v := i; v < volumes; v += 12 {
+			d.Allocations = append(d.Allocations, Allocation{fmt.Sprint("part-", v), at(used, 1)})
+			used++
+		}
+		d.Free = []extent.Extent{at(used, 150)}
+		c.Disks = append(c.Disks, d)
+	}
+	return c
+}

@@ -1,0 +1,281 @@
+package ledger
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// world is the dumb second implementation: a cluster of one node with one disk, where
+// every MiB has its owner written on it. Its API objects change one after the other; the
+// ledger hears of the changes late, out of order between pods and capacities, and more
+// than once.
+type world struct {
+	rng  *rand.Rand
+	size int // MiB
+
+	// disk is the truth on the node: the pod whose volume a MiB belongs to, or 0.
+	disk []int
+	// versions of the capacity as published, the last one last.
+	capacities []*Capacity
+	// pods in the API: bound pods with their record.
+	pods map[int]*bound
+	next int
+
+	ledger *Ledger
+	// heard is the version of the capacity that the ledger has been told last.
+	pending []func()
+}
+
+type bound struct {
+	id         int
+	start, end int // MiB
+	realized   bool
+	deleted    bool
+	wiped      bool
+}
+
+const nodeName, diskID, class = "n1", "d1", "ssd"
+
+func newWorld(seed uint64) *world {
+	w := &world{rng: rand.New(rand.NewPCG(seed, 1)), size: 24, pods: map[int]*bound{}, ledger: New()}
+	w.disk = make([]int, w.size)
+	w.publish()
+	return w
+}
+
+func partition(id int) string { return fmt.Sprintf("p%d", id) }
+func uid(id int) string       { return fmt.Sprintf("u%d", id) }
+func mib(start, end int) extent.Extent {
+	return extent.Extent{Start: int64(start+1) << 20, End: int64(end+1) << 20}
+}
+
+// publish makes a new version of the capacity from the disk.
+func (w *world) publish() {
+	d := Disk{ID: diskID, Class: class, Ready: true, Size: int64(w.size+1) << 20}
+	for at := 0; at < w.size; {
+		end := at + 1
+		for end < w.size && w.disk[end] == w.disk[at] {
+			end++
+		}
+		if w.disk[at] == 0 {
+			d.Free = append(d.Free, mib(at, end))
+		} else {
+			d.Allocations = append(d.Allocations, Allocation{partition(w.disk[at]), mib(at, end)})
+		}
+		at = end
+	}
+	c := &Capacity{Revision: uint64(len(w.capacities) + 1), Disks: []Disk{d}}
+	w.capacities = append(w.capacities, c)
+	w.tell(func() { w.ledger.SetCapacity(nodeName, c) })
+}
+
+// tell queues an event; deliver hands them over in some order.
+func (w *world) tell(event func()) { w.pending = append(w.pending, event) }
+
+// tellPod queues an event about a pod that says, like the feed, what is true when it is
+// handled, not when it was sent.
+func (w *world) tellPod(id int) {
+	w.tell(func() {
+		p := w.pods[id]
+		if p == nil || p.deleted {
+			w.ledger.DeletePod(uid(id))
+			return
+		}
+		w.ledger.SetPod(uid(id), nodeName, []Record{{partition(id), diskID, mib(p.start, p.end)}})
+	})
+}
+
+func (w *world) deliverOne() {
+	if len(w.pending) == 0 {
+		return
+	}
+	i := w.rng.IntN(len(w.pending))
+	event := w.pending[i]
+	w.pending = slices.Delete(w.pending, i, i+1)
+	event()
+	if w.rng.IntN(4) == 0 {
+		event() // heard twice: by a hint and by the watch
+	}
+}
+
+// step lets one thing happen in the cluster.
+func (w *world) step(t *testing.T) {
+	switch w.rng.IntN(6) {
+	case 0, 1:
+		w.schedule(t)
+	case 2:
+		w.realize()
+	case 3:
+		w.remove()
+	default:
+		w.deliverOne()
+	}
+}
+
+// schedule reserves for a new pod, and binds it or not.
+func (w *world) schedule(t *testing.T) {
+	w.next++
+	id, size := w.next, 1+w.rng.IntN(5)
+	records, err := w.ledger.Reserve(uid(id), nodeName, []string{partition(id)}, []placement.Request{{Class: class, Size: int64(size) << 20}})
+	if err != nil {
+		return
+	}
+	e := records[0].Extent
+	start := int(e.Start>>20) - 1
+	// The invariant: what one scheduler sells was not sold to a bound pod, and is not
+	// on the disk. This is what "errs only towards less free space" is worth.
+	for _, p := range w.pods {
+		if !p.deleted && start < p.end && p.start < start+size && !p.wiped {
+			t.Fatalf("[%d,%d) sold to pod %d, but pod %d has [%d,%d)", start, start+size, id, p.id, p.start, p.end)
+		}
+	}
+	switch outcome := w.rng.IntN(10); {
+	case outcome < 6: // bound, and Bind says so
+		w.bind(id, start, size)
+	case outcome < 8: // refused
+		w.ledger.Forget(uid(id))
+		w.ledger.Forget(uid(id))
+	case outcome < 9: // bound, but Bind failed
+		w.bind(id, start, size)
+		w.ledger.Doubt(uid(id))
+		w.ledger.Forget(uid(id))
+	default: // not bound, and nobody can tell; the pod is deleted later
+		w.ledger.Doubt(uid(id))
+		w.ledger.Forget(uid(id))
+		w.tellPod(id)
+	}
+}
+
+func (w *world) bind(id, start, size int) {
+	w.pods[id] = &bound{id: id, start: start, end: start + size}
+	w.tellPod(id)
+}
+
+func (w *world) some(ok func(*bound) bool) *bound {
+	var ids []int
+	for id, p := range w.pods {
+		if ok(p) {
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	slices.Sort(ids)
+	return w.pods[ids[w.rng.IntN(len(ids))]]
+}
+
+// realize writes a bound pod's volume on the disk. If its place is still taken by a
+// volume that is being wiped, the node waits.
+func (w *world) realize() {
+	p := w.some(func(p *bound) bool { return !p.realized && !p.deleted })
+	if p == nil {
+		return
+	}
+	for at := p.start; at < p.end; at++ {
+		if w.disk[at] != 0 {
+			return
+		}
+	}
+	for at := p.start; at < p.end; at++ {
+		w.disk[at] = p.id
+	}
+	p.realized = true
+	w.publish()
+}
+
+// remove ends a pod: the volume is wiped before the pod object goes, or after.
+func (w *world) remove() {
+	if p := w.some(func(p *bound) bool { return p.deleted && p.realized && !p.wiped }); p != nil && w.rng.IntN(2) == 0 {
+		w.wipe(p)
+		return
+	}
+	p := w.some(func(p *bound) bool { return !p.deleted })
+	if p == nil {
+		return
+	}
+	if p.realized && w.rng.IntN(2) == 0 {
+		w.wipe(p)
+	}
+	p.deleted = true
+	w.tellPod(p.id)
+}
+
+func (w *world) wipe(p *bound) {
+	for at := p.start; at < p.end; at++ {
+		w.disk[at] = 0
+	}
+	p.wiped = true
+	w.publish()
+}
+
+// settle delivers everything and lets every node and pod come to rest.
+func (w *world) settle() {
+	for len(w.pending) > 0 {
+		w.deliverOne()
+	}
+}
+
+// free is what is truly free: nobody's on the disk, and promised to no pod.
+func (w *world) free() extent.Set {
+	taken := make([]bool, w.size)
+	for at, owner := range w.disk {
+		taken[at] = owner != 0
+	}
+	for _, p := range w.pods {
+		if p.deleted {
+			continue
+		}
+		for at := p.start; at < p.end; at++ {
+			taken[at] = true
+		}
+	}
+	var free []extent.Extent
+	for at, is := range taken {
+		if !is {
+			free = append(free, mib(at, at+1))
+		}
+	}
+	return extent.NewSet(free...)
+}
+
+// TestModel lets a cluster live, and hears of it in random order. At no moment may the
+// ledger sell what is taken; when everything was heard, it knows exactly what is free.
+func TestModel(t *testing.T) {
+	seeds := uint64(3000)
+	if testing.Short() {
+		seeds = 300
+	}
+	for seed := range seeds {
+		w := newWorld(seed)
+		for range 60 {
+			w.step(t)
+			if err := w.ledger.Validate(); err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+		}
+		w.settle()
+		if err := w.ledger.Validate(); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if have, want := w.ledger.Snapshot(nodeName).Node.Disks[0].Free, w.free(); !have.Equal(want) {
+			t.Fatalf("seed %d: after everything was heard, free is %v, want %v", seed, have, want)
+		}
+		// A restart: a new ledger from what the API has now, and nothing else.
+		restarted := New()
+		for id, p := range w.pods {
+			if !p.deleted {
+				restarted.SetPod(uid(id), nodeName, []Record{{partition(id), diskID, mib(p.start, p.end)}})
+			}
+		}
+		restarted.SetCapacity(nodeName, w.capacities[len(w.capacities)-1])
+		if have, want := restarted.Snapshot(nodeName).Node.Disks[0].Free, w.free(); !have.Equal(want) {
+			t.Fatalf("seed %d: after a restart, free is %v, want %v", seed, have, want)
+		}
+	}
+}
