@@ -1,0 +1,32 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/kubernetes/cmd/kube-scheduler/app"
+	"k8s.io/kubernetes/pkg/scheduler/apis/config/scheme"
+	configv1 "k8s.io/kubernetes/pkg/scheduler/apis/config/v1"
+	_ "sigs.k8s.io/scheduler-plugins/apis/config/scheme" // the arguments of Coscheduling
+	"sigs.k8s.io/scheduler-plugins/pkg/coscheduling"
+
+	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
+)
+
+// The configuration is read with one scheme and its plugin arguments are converted and
+// defaulted with another; both must know ours, before the configuration is read.
+func init() {
+	utilruntime.Must(diskcapacity.AddArgsToScheme(scheme.Scheme))
+	utilruntime.Must(diskcapacity.AddArgsToScheme(configv1.GetPluginArgConversionScheme()))
+}
+
+// plugins are registered beside the stock ones; the configuration enables them.
+func plugins() []app.Option {
+	return []app.Option{
+		app.WithPlugin(diskcapacity.Name, diskcapacity.New),
+		app.WithPlugin(coscheduling.Name, coscheduling.New),
+	}
+}
+
+func newCommand() *cobra.Command {
+	return app.NewSchedulerCommand(plugins()...)
+}

@@ -1,0 +1,119 @@
+package diskcapacity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+	fwk "k8s.io/kube-scheduler/framework"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+// Bind binds the pod with its record in the Binding's annotations: the API server puts
+// them into the pod in the transaction that sets the node, so that there is never a bound
+// pod without its reservation, nor a reservation without its pod.
+func (p *Plugin) Bind(ctx context.Context, _ fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
+	volumes, err := request.FromPod(pod)
+	if err != nil {
+		return fwk.AsStatus(err)
+	}
+	if len(volumes) == 0 {
+		return fwk.NewStatus(fwk.Skip)
+	}
+	value, err := p.encode(pod, nodeName, volumes)
+	if err != nil {
+		return fwk.AsStatus(err)
+	}
+	binding := &corev1.Binding{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
+			Annotations: map[string]string{diskv1alpha1.AnnotationAllocation: value},
+		},
+		Target: corev1.ObjectReference{Kind: "Node", Name: nodeName},
+	}
+	klog.FromContext(ctx).V(3).Info("Binding a pod with its disk volumes", "pod", klog.KObj(pod), "node", klog.KRef("", nodeName), "allocation", value)
+	if err := p.send(ctx, binding); err != nil {
+		p.learn(pod, nodeName, err)
+		return fwk.AsStatus(err)
+	}
+	return nil
+}
+
+// encode writes down what was reserved.
+func (p *Plugin) encode(pod *corev1.Pod, nodeName string, volumes []request.Volume) (string, error) {
+	reservedOn, records := p.ledger.Records(string(pod.UID))
+	// The reservation can be gone by now: the pod was deleted, or bound by another.
+	if reservedOn != nodeName || len(records) != len(volumes) {
+		return "", fmt.Errorf("the reservation of pod %s on node %s is gone: the pod was deleted or bound by another scheduler", klog.KObj(pod), nodeName)
+	}
+	places := make([]diskv1alpha1.RecordVolume, len(volumes))
+	for i := range volumes {
+		if records[i].Partition != volumes[i].Partition {
+			return "", fmt.Errorf("the reservation of pod %s on node %s is of other volumes", klog.KObj(pod), nodeName)
+		}
+		places[i] = diskv1alpha1.RecordVolume{
+			Name: volumes[i].Name, Disk: records[i].Disk,
+			Extent: diskv1alpha1.Extent{Start: records[i].Extent.Start, Length: records[i].Extent.Len()},
+		}
+	}
+	return diskv1alpha1.EncodeRecord(places)
+}
+
+// send does what the default binder does: through the scheduler's dispatcher of API
+// calls when there is one, so that the call takes its turn among the others.
+func (p *Plugin) send(ctx context.Context, binding *corev1.Binding) error {
+	if cacher := p.handle.APICacher(); cacher != nil {
+		onFinish, err := cacher.BindPod(binding)
+		if err != nil {
+			return err
+		}
+		return cacher.WaitOnFinish(ctx, onFinish)
+	}
+	return p.handle.ClientSet().CoreV1().Pods(binding.Namespace).Bind(ctx, binding, metav1.CreateOptions{})
+}
+
+// learn keeps what a failed binding tells. The scheduler calls Unreserve next.
+func (p *Plugin) learn(pod *corev1.Pod, nodeName string, err error) {
+	switch outcomeOf(err) {
+	case unknown:
+		p.ledger.Doubt(string(pod.UID))
+	case refused:
+		p.ledger.Refuse(string(pod.UID), nodeName, err.Error(), time.Now())
+	case notBound:
+	}
+}
+
+type outcome int
+
+const (
+	// unknown: the pod may be bound, or become so.
+	unknown outcome = iota
+	// notBound, for a reason that says nothing about the node.
+	notBound
+	// refused: somebody forbids this pod on this node, and would again.
+	refused
+)
+
+func outcomeOf(err error) outcome {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) {
+		return unknown
+	}
+	switch status.Status().Code {
+	case http.StatusNotFound, http.StatusGone, http.StatusUnauthorized, http.StatusTooManyRequests:
+		return notBound
+	case http.StatusBadRequest, http.StatusForbidden, http.StatusUnprocessableEntity:
+		return refused
+	}
+	// Among them Conflict: the client repeats a request whose connection broke, and the
+	// repetition of a successful binding is a conflict with itself.
+	return unknown
+}

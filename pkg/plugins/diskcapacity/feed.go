@@ -1,0 +1,162 @@
+package diskcapacity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+	fwk "k8s.io/kube-scheduler/framework"
+
+	"github.com/berthdev/berth/pkg/ledger"
+)
+
+// feed folds what the API server says into the ledger. There is one for a scheduler, not
+// one for a profile: two profiles with a ledger each would sell the same space twice.
+type feed struct {
+	ledger  *ledger.Ledger
+	classes *classes
+
+	pods cache.Indexer
+	// folding makes reading a pod from the informer's store and folding it in one step.
+	folding sync.Mutex
+
+	podsSynced func() bool
+	capacities *capacityStore
+	// synced is set once all of the above were, and stays.
+	synced atomic.Bool
+}
+
+// feeds has the feed of every scheduler in this process. The informer factory is what
+// all profiles of a scheduler share, and no two schedulers do.
+var feeds = struct {
+	sync.Mutex
+	byFactory map[informers.SharedInformerFactory]*feed
+}{byFactory: map[informers.SharedInformerFactory]*feed{}}
+
+// feedOf returns the scheduler's feed, started if this is its first profile.
+func feedOf(ctx context.Context, handle fwk.Handle) (*feed, error) {
+	feeds.Lock()
+	defer feeds.Unlock()
+	factory := handle.SharedInformerFactory()
+	if f, ok := feeds.byFactory[factory]; ok {
+		return f, nil
+	}
+	f, err := newFeed(ctx, factory)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.watch(ctx, handle.KubeConfig()); err != nil {
+		return nil, err
+	}
+	feeds.byFactory[factory] = f
+	context.AfterFunc(ctx, func() {
+		feeds.Lock()
+		defer feeds.Unlock()
+		delete(feeds.byFactory, factory)
+	})
+	return f, nil
+}
+
+// newFeed makes a feed that follows the scheduler's own pods; a second watch of all pods
+// would cost as much again. The scheduler's informer leaves out pods that have ended, so
+// that for us, as for it, the end of a pod is its deletion.
+func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*feed, error) {
+	l := ledger.New()
+	informer := factory.Core().V1().Pods().Informer()
+	f := &feed{ledger: l, classes: newClasses(), pods: informer.GetIndexer(), capacities: newCapacityStore(klog.FromContext(ctx), l)}
+	logger := klog.FromContext(ctx)
+	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(obj any) { f.foldObject(logger, obj) },
+		UpdateFunc: func(old, obj any) {
+			// A pod that was deleted and made anew under its name can arrive as one update.
+			if before, ok := old.(*corev1.Pod); ok {
+				f.foldPod(logger, before)
+			}
+			f.foldObject(logger, obj)
+		},
+		DeleteFunc: func(obj any) { f.foldObject(logger, obj) },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("following pods: %w", err)
+	}
+	f.podsSynced = registration.HasSynced
+	return f, nil
+}
+
+func (f *feed) foldObject(logger klog.Logger, obj any) {
+	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = gone.Obj
+	}
+	if pod, ok := obj.(*corev1.Pod); ok {
+		f.foldPod(logger, pod)
+	}
+}
+
+// foldPod folds in the present state of a pod that an event was about. Not the event's:
+// our handler, the scheduler's handler and with it the queueing hints run at their own
+// pace, so an update can be handled here after the deletion that followed it was folded
+// in by a hint. The informer's store is ahead of all of them, so whoever comes last says
+// the same as whoever came first. It also tells a deleted pod from one that the scheduler
+// only gave up binding: both reach a hint as the deletion of an assigned pod, but the
+// second may well be bound (see Doubt in the ledger).
+func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
+	if !hasDiskVolumes(event) {
+		return
+	}
+	f.folding.Lock()
+	defer f.folding.Unlock()
+	uid := string(event.UID)
+	pod := f.storedPod(event)
+	switch {
+	case pod == nil, pod.Status.Phase == corev1.PodSucceeded, pod.Status.Phase == corev1.PodFailed:
+		f.ledger.DeletePod(uid)
+	case pod.Spec.NodeName == "":
+		// Not bound, as far as the store knows. What Reserve assumed stands.
+	default:
+		records, err := recordsOf(pod)
+		if err != nil {
+			// Whoever wrote it, it is no reservation. The agent finds a place itself and
+			// publishes it.
+			logger.V(2).Info("Ignored the allocation record of a pod", "pod", klog.KObj(pod), "node", klog.KRef("", pod.Spec.NodeName), "err", err)
+		}
+		f.ledger.SetPod(uid, pod.Spec.NodeName, records)
+	}
+}
+
+// storedPod is the pod as the informer has it now; nil if it is gone.
+func (f *feed) storedPod(event *corev1.Pod) *corev1.Pod {
+	key, err := cache.MetaNamespaceKeyFunc(event)
+	if err != nil {
+		return nil
+	}
+	obj, exists, err := f.pods.GetByKey(key)
+	if err != nil || !exists {
+		return nil
+	}
+	if pod, ok := obj.(*corev1.Pod); ok && pod.UID == event.UID {
+		return pod
+	}
+	return nil
+}
+
+// wait returns when everything that existed when the scheduler started has been folded
+// into the ledger. A ledger that is half full would sell space that is taken.
+func (f *feed) wait(ctx context.Context, timeout time.Duration) error {
+	if f.synced.Load() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if !cache.WaitForCacheSync(ctx.Done(), f.podsSynced, f.capacities.hasSynced, f.classes.hasSynced) {
+		return errors.New("the published disk space is not loaded yet: if this lasts, see the scheduler's log, and whether Berth's CustomResourceDefinitions are installed")
+	}
+	f.synced.Store(true)
+	return nil
+}

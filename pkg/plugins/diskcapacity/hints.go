@@ -1,0 +1,123 @@
+package diskcapacity
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/klog/v2"
+	fwk "k8s.io/kube-scheduler/framework"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+// Resources of ours whose events the scheduler follows, in the form it wants them.
+const (
+	capacityEvents fwk.EventResource = capacityResource + ".v1alpha1." + diskv1alpha1.GroupName
+	classEvents    fwk.EventResource = classResource + ".v1alpha1." + diskv1alpha1.GroupName
+)
+
+// EventsToRegister names the events that can make room for a pod that this plugin
+// rejected. The scheduler's informers and ours have no order among themselves, so that a
+// pod woken by an event could meet a ledger that has not heard of it, be rejected again,
+// and wait for an event that has already passed. Therefore every hint first folds the
+// event's object into the ledger, which does no harm if it is there already, and only
+// then asks whether the pod fits.
+//
+// Hints run under the scheduling queue's lock, for every pending pod.
+func (p *Plugin) EventsToRegister(context.Context) ([]fwk.ClusterEventWithHint, error) {
+	return []fwk.ClusterEventWithHint{
+		{Event: fwk.ClusterEvent{Resource: capacityEvents, ActionType: fwk.Add | fwk.Update}, QueueingHintFn: p.afterCapacity},
+		{Event: fwk.ClusterEvent{Resource: classEvents, ActionType: fwk.Add}, QueueingHintFn: p.afterClass},
+		{Event: fwk.ClusterEvent{Resource: fwk.Pod, ActionType: fwk.Delete}, QueueingHintFn: p.afterPodDeleted},
+		{Event: fwk.ClusterEvent{Resource: fwk.CSINode, ActionType: fwk.Add | fwk.Update}, QueueingHintFn: p.afterCSINode},
+		// A node that joins can publish before the scheduler knows it. The taint update
+		// is named because the scheduler would otherwise add it with a hint that wakes
+		// everybody.
+		{Event: fwk.ClusterEvent{Resource: fwk.Node, ActionType: fwk.Add | fwk.UpdateNodeTaint}, QueueingHintFn: p.afterNode},
+	}, nil
+}
+
+func (p *Plugin) afterCapacity(_ klog.Logger, pod *corev1.Pod, _, obj any) (fwk.QueueingHint, error) {
+	object, ok := obj.(*unstructured.Unstructured)
+	if !ok {
+		return fwk.Queue, fmt.Errorf("event of %s has %T, want *unstructured.Unstructured", capacityEvents, obj)
+	}
+	if err := p.feed.capacities.foldUnstructured(object); err != nil {
+		return fwk.Queue, err
+	}
+	return p.queueIfFits(pod, object.GetName()), nil
+}
+
+func (p *Plugin) afterClass(_ klog.Logger, pod *corev1.Pod, _, obj any) (fwk.QueueingHint, error) {
+	object, ok := obj.(*unstructured.Unstructured)
+	if !ok {
+		return fwk.Queue, fmt.Errorf("event of %s has %T, want *unstructured.Unstructured", classEvents, obj)
+	}
+	p.feed.classes.add(object.GetName())
+	for i := range pod.Spec.Volumes {
+		csi := pod.Spec.Volumes[i].CSI
+		if csi != nil && csi.Driver == diskv1alpha1.DriverName && csi.VolumeAttributes[diskv1alpha1.AttributeClass] == object.GetName() {
+			return fwk.Queue, nil
+		}
+	}
+	return fwk.QueueSkip, nil
+}
+
+// afterPodDeleted also hears of pods that have ended, of pods that could not be bound, and
+// of nominated pods that went elsewhere.
+func (p *Plugin) afterPodDeleted(logger klog.Logger, pod *corev1.Pod, obj, _ any) (fwk.QueueingHint, error) {
+	deleted, ok := obj.(*corev1.Pod)
+	if !ok {
+		return fwk.Queue, fmt.Errorf("deletion of a pod has %T, want *Pod", obj)
+	}
+	if !hasDiskVolumes(deleted) {
+		return fwk.QueueSkip, nil
+	}
+	p.feed.foldPod(logger, deleted)
+	node := deleted.Spec.NodeName
+	if node == "" {
+		node = deleted.Status.NominatedNodeName
+	}
+	// Mostly the space is still to be wiped, and the pod is woken when the node says so.
+	return p.queueIfFits(pod, node), nil
+}
+
+func (p *Plugin) afterCSINode(_ klog.Logger, pod *corev1.Pod, _, obj any) (fwk.QueueingHint, error) {
+	csiNode, ok := obj.(*storagev1.CSINode)
+	if !ok {
+		return fwk.Queue, fmt.Errorf("event of a CSINode has %T, want *CSINode", obj)
+	}
+	return p.queueIfFits(pod, csiNode.Name), nil
+}
+
+func (p *Plugin) afterNode(_ klog.Logger, pod *corev1.Pod, _, obj any) (fwk.QueueingHint, error) {
+	node, ok := obj.(*corev1.Node)
+	if !ok {
+		return fwk.Queue, fmt.Errorf("event of a node has %T, want *Node", obj)
+	}
+	return p.queueIfFits(pod, node.Name), nil
+}
+
+// queueIfFits wakes a pod that now fits the node, as far as this plugin is concerned.
+func (p *Plugin) queueIfFits(pod *corev1.Pod, nodeName string) fwk.QueueingHint {
+	snapshot := p.ledger.Snapshot(nodeName)
+	// The cheap questions first: most events are about nodes where nothing has changed
+	// for most pods.
+	if snapshot == nil || len(snapshot.Node.Disks) == 0 || !p.hasAgent(nodeName) {
+		return fwk.QueueSkip
+	}
+	volumes, err := request.FromPod(pod)
+	if err != nil {
+		return fwk.QueueSkip
+	}
+	var buffer [4]placement.Assignment
+	if _, err := placement.Plan(buffer[:0], snapshot.Node, requestsOf(volumes)); err != nil {
+		return fwk.QueueSkip
+	}
+	return fwk.Queue
+}

@@ -1,0 +1,175 @@
+package diskcapacity
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	fwk "k8s.io/kube-scheduler/framework"
+
+	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+const stateKey fwk.StateKey = Name
+
+// state is what one scheduling cycle knows of its pod.
+type state struct {
+	// The first four are read-only after PreFilter and shared by clones.
+	volumes  []request.Volume
+	requests []placement.Request
+	// refused are nodes that the pod could not be bound to, with the reason.
+	refused map[string]string
+	// scores are written by Filter, for many nodes at once.
+	scores *scores
+
+	// AddPod and RemovePod change what follows, so Clone copies it: preemption tries
+	// out many nodes in parallel, each on a clone of its own.
+
+	// gone are the partitions to treat as if their volumes were no longer there: those
+	// of pods that would be evicted, and this pod's own from an earlier try. A partition
+	// lies on one node only, so it need not be said which.
+	gone map[string]struct{}
+	// nominated are pods without a reservation that the scheduler counts on a node: they
+	// wait there for the space of pods that are being evicted for them. By UID, because
+	// the scheduler may add one more than once.
+	nominated map[types.UID]nominee
+}
+
+type nominee struct {
+	node     string
+	requests []placement.Request
+}
+
+// Clone implements fwk.StateData.
+func (s *state) Clone() fwk.StateData {
+	out := *s
+	out.gone = maps.Clone(s.gone)
+	out.nominated = maps.Clone(s.nominated)
+	return &out
+}
+
+func readState(cycle fwk.CycleState) (*state, error) {
+	data, err := cycle.Read(stateKey)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s from the cycle's state: %w", stateKey, err)
+	}
+	s, ok := data.(*state)
+	if !ok {
+		return nil, fmt.Errorf("the cycle's state holds %T under %s", data, stateKey)
+	}
+	return s, nil
+}
+
+// view is the node as this pod may use it.
+func (s *state) view(name string, snapshot *ledger.Snapshot) *placement.Node {
+	view := snapshot.Without(s.gone)
+	if len(s.nominated) == 0 {
+		return view
+	}
+	for _, uid := range slices.SortedFunc(maps.Keys(s.nominated), cmp.Compare[types.UID]) {
+		if n := s.nominated[uid]; n.node == name {
+			view = less(view, n.requests)
+		}
+	}
+	return view
+}
+
+// less is the node after the requests have been placed on it; the node itself if they
+// do not fit: then the pod that made them cannot come here in this state of things, and
+// there is nothing to keep free for it.
+func less(node *placement.Node, requests []placement.Request) *placement.Node {
+	plan, err := placement.Plan(nil, node, requests)
+	if err != nil {
+		return node
+	}
+	out := &placement.Node{Disks: slices.Clone(node.Disks)}
+	for _, a := range plan {
+		for i := range out.Disks {
+			if out.Disks[i].ID == a.Disk {
+				out.Disks[i].Free = out.Disks[i].Free.Remove(a.Extent)
+			}
+		}
+	}
+	return out
+}
+
+// PreFilterExtensions lets preemption and nominated pods change the state.
+func (p *Plugin) PreFilterExtensions() fwk.PreFilterExtensions { return p }
+
+// AddPod takes back a removal, or counts a nominated pod.
+func (p *Plugin) AddPod(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, added fwk.PodInfo, info fwk.NodeInfo) *fwk.Status {
+	s, err := readState(cycle)
+	if err != nil {
+		return fwk.AsStatus(err)
+	}
+	other := added.GetPod()
+	volumes, err := request.FromPod(other)
+	if err != nil || len(volumes) == 0 || other.UID == pod.UID {
+		// A pod whose request is bad holds no space that the ledger knows of.
+		return nil
+	}
+	for i := range volumes {
+		delete(s.gone, volumes[i].Partition)
+	}
+	if other.Spec.NodeName != "" {
+		// It is on the node already: its volumes are recorded, published, or both.
+		return nil
+	}
+	if node, records := p.ledger.Records(string(other.UID)); len(records) > 0 && node == info.Node().Name {
+		// A nominated pod that has been reserved for since: counted by the ledger.
+		return nil
+	}
+	if s.nominated == nil {
+		s.nominated = map[types.UID]nominee{}
+	}
+	s.nominated[other.UID] = nominee{node: info.Node().Name, requests: requestsOf(volumes)}
+	return nil
+}
+
+// RemovePod credits the volumes that die with the pod, which inline volumes do.
+func (p *Plugin) RemovePod(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, removed fwk.PodInfo, _ fwk.NodeInfo) *fwk.Status {
+	s, err := readState(cycle)
+	if err != nil {
+		return fwk.AsStatus(err)
+	}
+	other := removed.GetPod()
+	volumes, err := request.FromPod(other)
+	if err != nil || len(volumes) == 0 {
+		return nil
+	}
+	delete(s.nominated, other.UID)
+	if s.gone == nil {
+		s.gone = make(map[string]struct{}, len(volumes))
+	}
+	for i := range volumes {
+		s.gone[volumes[i].Partition] = struct{}{}
+	}
+	return nil
+}
+
+// scores of the nodes that passed Filter.
+type scores struct {
+	mu     sync.Mutex
+	byNode map[string]int64
+}
+
+func newScores() *scores { return &scores{byNode: map[string]int64{}} }
+
+func (s *scores) set(node string, score int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.byNode[node] = score
+}
+
+func (s *scores) get(node string) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.byNode[node]
+}

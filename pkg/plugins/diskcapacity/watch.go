@@ -1,0 +1,266 @@
+package diskcapacity
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/ledger"
+)
+
+// The resources that are watched.
+const (
+	capacityResource = "nodediskcapacities"
+	classResource    = "diskclasses"
+)
+
+// watch starts to follow capacities and classes. Reflectors write into the ledger
+// directly: an informer would keep a copy of every object that nobody reads, and its
+// handlers would run behind its store.
+func (f *feed) watch(ctx context.Context, config *rest.Config) error {
+	client, err := restClient(config)
+	if err != nil {
+		return fmt.Errorf("making a client for %s: %w", diskv1alpha1.SchemeGroupVersion, err)
+	}
+	follow(ctx, client, capacityResource, &diskv1alpha1.NodeDiskCapacity{}, &diskv1alpha1.NodeDiskCapacityList{}, f.capacities)
+	follow(ctx, client, classResource, &diskv1alpha1.DiskClass{}, &diskv1alpha1.DiskClassList{}, f.classes)
+	return nil
+}
+
+func restClient(config *rest.Config) (rest.Interface, error) {
+	scheme := runtime.NewScheme()
+	if err := diskv1alpha1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	config = rest.CopyConfig(config)
+	config.APIPath = "/apis"
+	config.GroupVersion = &diskv1alpha1.SchemeGroupVersion
+	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	// The scheduler's own client speaks protobuf, which custom resources do not.
+	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON
+	return rest.RESTClientFor(config)
+}
+
+func follow(ctx context.Context, client rest.Interface, resource string, object, list runtime.Object, store cache.ReflectorStore) {
+	logger := klog.FromContext(ctx)
+	// The scheduler's own watch of these objects, for its queueing hints, holds up all
+	// profiles until the definitions exist, without a word that an operator would
+	// connect with Berth. So say it, each time the reflector tries.
+	explain := func(err error) {
+		if apierrors.IsNotFound(err) {
+			logger.Error(err, "A CustomResourceDefinition of Berth is not installed: no pod is scheduled, of whatever profile, until it is; apply config/crd",
+				"resource", resource+"."+diskv1alpha1.GroupName)
+		}
+	}
+	lw := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			result := list.DeepCopyObject()
+			err := client.Get().Resource(resource).VersionedParams(&options, metav1.ParameterCodec).Do(ctx).Into(result)
+			explain(err)
+			return result, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			options.Watch = true
+			return client.Get().Resource(resource).VersionedParams(&options, metav1.ParameterCodec).Watch(ctx)
+		},
+	}
+	reflector := cache.NewReflectorWithOptions(lw, object, store, cache.ReflectorOptions{Name: Name + " " + resource, Logger: &logger})
+	go reflector.RunWithContext(ctx)
+}
+
+// capacityStore is where the reflector of capacities puts them: the ledger.
+type capacityStore struct {
+	logger klog.Logger
+	ledger *ledger.Ledger
+	filled atomic.Bool
+
+	mu sync.Mutex
+	// known are the nodes with a capacity, to tell after a relist which have gone.
+	known map[string]struct{}
+}
+
+func newCapacityStore(logger klog.Logger, l *ledger.Ledger) *capacityStore {
+	return &capacityStore{logger: logger, ledger: l, known: map[string]struct{}{}}
+}
+
+func (s *capacityStore) hasSynced() bool { return s.filled.Load() }
+
+// Add implements cache.ReflectorStore.
+func (s *capacityStore) Add(obj any) error {
+	ndc, ok := obj.(*diskv1alpha1.NodeDiskCapacity)
+	if !ok {
+		return fmt.Errorf("got %T, want *NodeDiskCapacity", obj)
+	}
+	capacity, err := capacityOf(ndc)
+	if err != nil {
+		return fmt.Errorf("NodeDiskCapacity %s: %w", ndc.Name, err)
+	}
+	s.mu.Lock()
+	s.known[ndc.Name] = struct{}{}
+	s.mu.Unlock()
+	if s.ledger.SetCapacity(ndc.Name, capacity) {
+		if snapshot := s.ledger.Snapshot(ndc.Name); snapshot.Problem != "" {
+			s.logger.Info("A NodeDiskCapacity contradicts itself: the node gets no disk pods until its agent puts it right", "node", klog.KRef("", ndc.Name), "problem", snapshot.Problem)
+		}
+	}
+	return nil
+}
+
+// Update implements cache.ReflectorStore.
+func (s *capacityStore) Update(obj any) error { return s.Add(obj) }
+
+// Delete implements cache.ReflectorStore. The object of a deletion carries the revision
+// of the deletion.
+func (s *capacityStore) Delete(obj any) error {
+	ndc, ok := obj.(*diskv1alpha1.NodeDiskCapacity)
+	if !ok {
+		return fmt.Errorf("got %T, want *NodeDiskCapacity", obj)
+	}
+	revision, err := revisionOf(ndc.ResourceVersion)
+	if err != nil {
+		return fmt.Errorf("NodeDiskCapacity %s: %w", ndc.Name, err)
+	}
+	s.forget(ndc.Name, revision)
+	return nil
+}
+
+func (s *capacityStore) forget(name string, revision uint64) {
+	s.mu.Lock()
+	delete(s.known, name)
+	s.mu.Unlock()
+	s.ledger.DeleteCapacity(name, revision)
+}
+
+// Replace implements cache.ReflectorStore: it gets everything there is at a revision.
+func (s *capacityStore) Replace(objects []any, resourceVersion string) error {
+	revision, err := revisionOf(resourceVersion)
+	if err != nil {
+		return fmt.Errorf("list of NodeDiskCapacities: %w", err)
+	}
+	s.mu.Lock()
+	gone := maps.Clone(s.known)
+	s.mu.Unlock()
+	for _, obj := range objects {
+		if err := s.Add(obj); err != nil {
+			return err
+		}
+		delete(gone, obj.(*diskv1alpha1.NodeDiskCapacity).Name)
+	}
+	for name := range gone {
+		s.forget(name, revision)
+	}
+	s.filled.Store(true)
+	return nil
+}
+
+// Resync implements cache.ReflectorStore.
+func (s *capacityStore) Resync() error { return nil }
+
+// foldUnstructured folds in a capacity as a queueing hint gets it. The hint is called once
+// for every pending pod, so all but the first call must cost next to nothing.
+func (s *capacityStore) foldUnstructured(object *unstructured.Unstructured) error {
+	revision, err := revisionOf(object.GetResourceVersion())
+	if err != nil {
+		return fmt.Errorf("NodeDiskCapacity %s: %w", object.GetName(), err)
+	}
+	if snapshot := s.ledger.Snapshot(object.GetName()); snapshot != nil && snapshot.Revision >= revision {
+		return nil
+	}
+	// Only the status matters; managedFields alone can be several times as large.
+	var ndc diskv1alpha1.NodeDiskCapacity
+	content := map[string]any{"status": object.Object["status"]}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(content, &ndc); err != nil {
+		return fmt.Errorf("NodeDiskCapacity %s: %w", object.GetName(), err)
+	}
+	ndc.Name, ndc.ResourceVersion = object.GetName(), object.GetResourceVersion()
+	return s.Add(&ndc)
+}
+
+// classes are the names of the DiskClasses there are: where their reflector puts them.
+type classes struct {
+	filled atomic.Bool
+	mu     sync.RWMutex
+	known  map[string]struct{}
+}
+
+func newClasses() *classes { return &classes{known: map[string]struct{}{}} }
+
+func (c *classes) hasSynced() bool { return c.filled.Load() }
+
+func (c *classes) has(name string) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	_, ok := c.known[name]
+	return ok
+}
+
+func (c *classes) names() []string {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return slices.Sorted(maps.Keys(c.known))
+}
+
+func (c *classes) add(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.known[name] = struct{}{}
+}
+
+// Add implements cache.ReflectorStore.
+func (c *classes) Add(obj any) error {
+	class, ok := obj.(*diskv1alpha1.DiskClass)
+	if !ok {
+		return fmt.Errorf("got %T, want *DiskClass", obj)
+	}
+	c.add(class.Name)
+	return nil
+}
+
+// Update implements cache.ReflectorStore.
+func (c *classes) Update(obj any) error { return c.Add(obj) }
+
+// Delete implements cache.ReflectorStore.
+func (c *classes) Delete(obj any) error {
+	class, ok := obj.(*diskv1alpha1.DiskClass)
+	if !ok {
+		return fmt.Errorf("got %T, want *DiskClass", obj)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.known, class.Name)
+	return nil
+}
+
+// Replace implements cache.ReflectorStore.
+func (c *classes) Replace(objects []any, _ string) error {
+	known := make(map[string]struct{}, len(objects))
+	for _, obj := range objects {
+		class, ok := obj.(*diskv1alpha1.DiskClass)
+		if !ok {
+			return fmt.Errorf("got %T, want *DiskClass", obj)
+		}
+		known[class.Name] = struct{}{}
+	}
+	c.mu.Lock()
+	c.known = known
+	c.mu.Unlock()
+	c.filled.Store(true)
+	return nil
+}
+
+// Resync implements cache.ReflectorStore.
+func (c *classes) Resync() error { return nil }
