@@ -58,16 +58,12 @@ func (d *blockDevice) partitions() (map[int]partition, error) {
 }
 
 // partitionAt finds one partition by the name that the kernel gives it.
-func (d *blockDevice) partitionAt(index int) (p partition, attached bool, err error) {
-	name := d.name + strconv.Itoa(index)
-	if last := d.name[len(d.name)-1]; last >= '0' && last <= '9' {
-		name = d.name + "p" + strconv.Itoa(index)
+func (d *blockDevice) partitionAt(index int) (partition, error) {
+	name := d.name
+	if last := name[len(name)-1]; last >= '0' && last <= '9' {
+		name += "p"
 	}
-	p, err = readPartition(filepath.Join(d.sys, name))
-	if errors.Is(err, os.ErrNotExist) {
-		return partition{}, false, nil
-	}
-	return p, err == nil, err
+	return readPartition(filepath.Join(d.sys, name+strconv.Itoa(index)))
 }
 
 // readPartition reads one partition's directory of sysfs.
@@ -112,20 +108,14 @@ func readNumber(path string) (int64, error) {
 // attach tells the kernel of a partition, unless it knows, and waits for the device
 // node. A partition of that number at another place is an error: it may be in use.
 func (d *blockDevice) attach(ctx context.Context, index int, e extent.Extent) (device string, err error) {
-	p, attached, err := d.partitionAt(index)
-	if err != nil {
-		return "", err
+	// EBUSY: it has that number already, or another partition lies there.
+	added := d.blkpg(unix.BLKPG_ADD_PARTITION, index, e)
+	if added != nil && !errors.Is(added, unix.EBUSY) {
+		return "", fmt.Errorf("attaching partition %d of %s at %v: %w", index, d.path, e, added)
 	}
-	if !attached {
-		if err := d.blkpg(unix.BLKPG_ADD_PARTITION, index, e); err != nil {
-			return "", fmt.Errorf("attaching partition %d of %s at %v: %w", index, d.path, e, err)
-		}
-		if p, attached, err = d.partitionAt(index); err != nil {
-			return "", err
-		}
-		if !attached {
-			return "", fmt.Errorf("partition %d of %s was attached, but the kernel does not list it", index, d.path)
-		}
+	p, err := d.partitionAt(index)
+	if err != nil {
+		return "", fmt.Errorf("attaching partition %d of %s at %v: %w", index, d.path, e, errors.Join(added, err))
 	}
 	if p.extent != e {
 		return "", fmt.Errorf("the kernel has partition %d of %s at %v, the table at %v: detach it with delpart", index, d.path, p.extent, e)

@@ -33,21 +33,18 @@ type copyOfTable struct {
 }
 
 // readCopy reads one copy and accepts nothing but the geometry that this package
-// writes, before anything is computed from it: a table of hostile numbers is never
-// read further than its first 92 bytes. Errors wrap errDamaged or errNotOurs, or
-// they come from the device. With a damaged array the header's id is returned still.
+// writes, before anything is computed from it: hostile numbers have no effect.
+// Errors wrap errDamaged or errNotOurs, or they come from the device. With damaged
+// entries the header's id is returned still.
 func readCopy(r io.ReaderAt, l layout, s site) (copyOfTable, error) {
-	b := make([]byte, l.sector)
-	if _, err := r.ReadAt(b, l.offset(s.headerLBA)); err != nil {
-		return copyOfTable{}, fmt.Errorf("reading the %s header: %w", s.name, err)
+	b := make([]byte, l.copyBytes())
+	if _, err := r.ReadAt(b, l.copyAt(s)); err != nil {
+		return copyOfTable{}, fmt.Errorf("reading the %s table: %w", s.name, err)
 	}
-	id, arrayCRC, err := checkHeader(b, l, s)
+	header, array := l.split(s, b)
+	id, arrayCRC, err := checkHeader(header, l, s)
 	if err != nil {
 		return copyOfTable{}, fmt.Errorf("%s header: %w", s.name, err)
-	}
-	array := make([]byte, arrayBytes)
-	if _, err := r.ReadAt(array, l.offset(s.tblLBA)); err != nil {
-		return copyOfTable{}, fmt.Errorf("reading the %s entries: %w", s.name, err)
 	}
 	if got := crc32.ChecksumIEEE(array); got != arrayCRC {
 		return copyOfTable{id: id}, fmt.Errorf("%s entries: checksum is %#x, the header says %#x: %w", s.name, got, arrayCRC, errDamaged)
@@ -80,7 +77,7 @@ func checkHeader(b []byte, l layout, s site) (id string, arrayCRC uint32, err er
 		{"sector of the other copy", le.Uint64(b[32:]), s.otherLBA},
 		{"first usable sector", le.Uint64(b[40:]), l.firstUsable()},
 		{"last usable sector", le.Uint64(b[48:]), l.lastUsable()},
-		{"sector of the entries", le.Uint64(b[72:]), s.tblLBA},
+		{"sector of the entries", le.Uint64(b[72:]), s.arrayLBA},
 		{"number of entries", uint64(le.Uint32(b[80:])), EntryCount},
 		{"size of an entry", uint64(le.Uint32(b[84:])), entrySize},
 	} {
@@ -95,25 +92,26 @@ func checkHeader(b []byte, l layout, s site) (id string, arrayCRC uint32, err er
 	return guid.String(), le.Uint32(b[88:]), nil
 }
 
-// encodeHeader writes a header of the given copy. go-diskfs cannot be told how many
-// entries a new table has, but keeps the number of one that it has read.
-func encodeHeader(l layout, s site, id uuid.UUID, arrayCRC uint32) []byte {
+// encodeCopy renders a copy as it is to lie at the given site.
+func encodeCopy(l layout, s site, c copyOfTable) []byte {
 	le := binary.LittleEndian
-	b := make([]byte, l.sector)
-	copy(b, headerSignature)
-	copy(b[8:], headerRevision)
-	le.PutUint32(b[12:], headerBytes)
-	le.PutUint64(b[24:], s.headerLBA)
-	le.PutUint64(b[32:], s.otherLBA)
-	le.PutUint64(b[40:], l.firstUsable())
-	le.PutUint64(b[48:], l.lastUsable())
-	guid := guidToDisk(id)
-	copy(b[56:], guid[:])
-	le.PutUint64(b[72:], s.tblLBA)
-	le.PutUint32(b[80:], EntryCount)
-	le.PutUint32(b[84:], entrySize)
-	le.PutUint32(b[88:], arrayCRC)
-	le.PutUint32(b[16:], headerCRC(b))
+	b := make([]byte, l.copyBytes())
+	h, array := l.split(s, b)
+	copy(array, c.array)
+	copy(h, headerSignature)
+	copy(h[8:], headerRevision)
+	le.PutUint32(h[12:], headerBytes)
+	le.PutUint64(h[24:], s.headerLBA)
+	le.PutUint64(h[32:], s.otherLBA)
+	le.PutUint64(h[40:], l.firstUsable())
+	le.PutUint64(h[48:], l.lastUsable())
+	guid := guidToDisk(uuid.MustParse(c.id))
+	copy(h[56:], guid[:])
+	le.PutUint64(h[72:], s.arrayLBA)
+	le.PutUint32(h[80:], EntryCount)
+	le.PutUint32(h[84:], entrySize)
+	le.PutUint32(h[88:], crc32.ChecksumIEEE(c.array))
+	le.PutUint32(h[16:], headerCRC(h))
 	return b
 }
 

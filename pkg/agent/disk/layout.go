@@ -67,10 +67,11 @@ func (l layout) arraySectors() uint64 { return uint64(arrayBytes / l.sector) }
 func (l layout) firstUsable() uint64 { return 2 + l.arraySectors() }
 func (l layout) lastUsable() uint64  { return l.lastLBA() - l.arraySectors() - 1 }
 
-// site says where one copy of the table lies.
+// site says where one copy of the table lies: a header of one sector and the entries,
+// which touch, so that a copy is one run of bytes.
 type site struct {
-	name                        string
-	headerLBA, otherLBA, tblLBA uint64
+	name                          string
+	headerLBA, otherLBA, arrayLBA uint64
 }
 
 func (l layout) primary() site {
@@ -79,6 +80,17 @@ func (l layout) primary() site {
 
 func (l layout) backup() site {
 	return site{"backup", l.lastLBA(), 1, l.lastLBA() - l.arraySectors()}
+}
+
+// copyBytes is the length of a copy, copyAt its place, and split its parts.
+func (l layout) copyBytes() int64    { return l.sector + arrayBytes }
+func (l layout) copyAt(s site) int64 { return l.offset(min(s.headerLBA, s.arrayLBA)) }
+
+func (l layout) split(s site, b []byte) (header, array []byte) {
+	if s.headerLBA < s.arrayLBA {
+		return b[:l.sector], b[l.sector:]
+	}
+	return b[arrayBytes:], b[:arrayBytes]
 }
 
 func (l layout) offset(lba uint64) int64 { return int64(lba) * l.sector }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 
 	"github.com/google/uuid"
 	"k8s.io/klog/v2"
@@ -69,9 +68,7 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 		f.reason = primaryErr.Error()
 		return f, nil
 	}
-	meta, _ := uuid.Parse(TypeMeta)
-	want := guidToDisk(meta)
-	if at := (MetaEntry - 1) * entrySize; !bytes.Equal(f.current.array[at:at+16], want[:]) {
+	if !bytes.Equal(f.current.slot(MetaEntry)[:16], metaTypeOnDisk[:]) {
 		f.foreign, f.reason = true, fmt.Sprintf("the partition table has no meta partition of ours in entry %d", MetaEntry)
 		return f, nil
 	}
@@ -83,11 +80,13 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 	return f, nil
 }
 
-// store keeps a disk's table: the entries, and their bytes as they are on the disk.
+var metaTypeOnDisk = guidToDisk(uuid.MustParse(TypeMeta))
+
+// store keeps a disk's table: the entries, and the bytes of a copy as on the disk.
 type store struct {
 	dev   device
 	table table
-	image image
+	copy  copyOfTable
 }
 
 // load takes the table that examine chose. It does not write.
@@ -96,57 +95,73 @@ func load(dev device, l layout, f findings) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the partition table is invalid: %w", err)
 	}
-	img, err := encode(t)
-	if err != nil {
-		return nil, err
-	}
-	// A foreign entry that cannot be written back bit for bit, say for its strange
-	// name, would be changed by the next write.
-	if entries := changed(f.current.array, img.array); len(entries) > 0 {
-		return nil, fmt.Errorf("the partition table cannot be kept as it is: entries %v would change when it is written", entries)
-	}
-	return &store{dev: dev, table: t, image: img}, nil
+	return &store{dev: dev, table: t, copy: f.current}, nil
 }
 
 // repair rewrites the damaged parts, unchanged: a change on top of a single intact
 // copy could lose both to the next crash.
 func (s *store) repair(ctx context.Context, f findings) error {
+	l := s.table.layout
 	var writes []write
 	if f.badMBR {
-		writes = append(writes, write{off: 0, data: encodeMBR(s.table.layout)})
+		writes = append(writes, write{0, encodeMBR(l)})
 	}
 	if f.badBackup {
-		writes = append(writes, s.image.writes[:2]...)
+		writes = append(writes, copyWrite(l, l.backup(), s.copy))
 	}
 	if f.badPrimary {
-		writes = append(writes, s.image.writes[2:]...)
+		writes = append(writes, copyWrite(l, l.primary(), s.copy))
 	}
 	if len(writes) == 0 {
 		return nil
 	}
-	// The last one ends a window, whichever it is.
-	writes[len(writes)-1].header = true
 	klog.FromContext(ctx).Info("Repairing partition table", "disk", s.table.id,
 		"masterBootRecord", f.badMBR, "primary", f.badPrimary, "backup", f.badBackup)
 	return s.write(ctx, writes)
 }
 
-// commit makes next the table of the disk, which differs in the entry of that index
-// and no other. After an error that wraps ErrOutOfService nobody knows what is on
-// the disk; after any other error nothing was written.
-func (s *store) commit(ctx context.Context, next table, index int) error {
-	img, err := encode(next)
+// put makes next the table of the disk: the present one with e in its place. After
+// an error that wraps ErrOutOfService nobody knows what is on the disk; after any
+// other error nothing was written.
+func (s *store) put(ctx context.Context, next table, e entry) error {
+	c, err := s.copy.withEntry(next.layout, e)
 	if err != nil {
 		return err
 	}
-	if entries := changed(s.image.array, img.array); !slices.Equal(entries, []int{index}) {
-		return fmt.Errorf("a change of entry %d would change the entries %v", index, entries)
+	return s.commit(ctx, next, c)
+}
+
+// drop makes next the table of the disk: the present one without the entry of that
+// index. Errors are those of put.
+func (s *store) drop(ctx context.Context, next table, index int) error {
+	return s.commit(ctx, next, s.copy.without(index))
+}
+
+func (s *store) commit(ctx context.Context, next table, c copyOfTable) error {
+	if err := next.validate(); err != nil {
+		return fmt.Errorf("the new table would be invalid: %w", err)
 	}
-	if err := s.write(ctx, img.writes); err != nil {
+	if err := s.write(ctx, copyWrites(next.layout, c)); err != nil {
 		return err
 	}
-	s.table, s.image = next, img
+	s.table, s.copy = next, c
 	return nil
+}
+
+// write is a run of sectors to be written.
+type write struct {
+	off  int64
+	data []byte
+}
+
+func copyWrite(l layout, at site, c copyOfTable) write {
+	return write{l.copyAt(at), encodeCopy(l, at, c)}
+}
+
+// copyWrites are the two copies in the order of writing: until the backup is complete
+// the primary is the old one, from then on the backup is the new one.
+func copyWrites(l layout, c copyOfTable) []write {
+	return []write{copyWrite(l, l.backup(), c), copyWrite(l, l.primary(), c)}
 }
 
 // write brings the writes to the medium and reads them back. After an error the
@@ -164,17 +179,15 @@ func (s *store) write(ctx context.Context, writes []write) error {
 	return nil
 }
 
+// attempt writes with a barrier behind each write. Within a write sectors may reach
+// the medium in any order: the header's checksums tell when some did not.
 func (s *store) attempt(writes []write) error {
 	for _, w := range writes {
 		if _, err := s.dev.WriteAt(w.data, w.off); err != nil {
 			return fmt.Errorf("writing %d bytes at %d: %w", len(w.data), w.off, err)
 		}
-		// Entries and header of a copy share a barrier: the header's checksum tells
-		// when the entries did not make it.
-		if w.header {
-			if err := s.dev.Sync(); err != nil {
-				return fmt.Errorf("syncing: %w", err)
-			}
+		if err := s.dev.Sync(); err != nil {
+			return fmt.Errorf("syncing: %w", err)
 		}
 	}
 	return verify(s.dev, writes)
@@ -182,9 +195,8 @@ func (s *store) attempt(writes []write) error {
 
 // verify reads back what was written.
 func verify(r io.ReaderAt, writes []write) error {
-	buf := make([]byte, arrayBytes)
 	for _, w := range writes {
-		got := buf[:len(w.data)]
+		got := make([]byte, len(w.data))
 		if _, err := r.ReadAt(got, w.off); err != nil {
 			return fmt.Errorf("reading back %d bytes at %d: %w", len(got), w.off, err)
 		}
@@ -195,23 +207,35 @@ func verify(r io.ReaderAt, writes []write) error {
 	return nil
 }
 
-// format writes the first table onto a blank disk. Until the primary header is there
-// the disk still counts as blank (see isBlank); from then on the table is ours and
-// complete in one copy, which repair doubles. So a crash leaves nothing in between.
+// format writes the first table onto a blank disk. First come the entries, of which
+// only the meta partition's is not zero: the disk still counts as blank (see isBlank).
+// The one sector of the primary header then makes the disk ours; what is missing from
+// there on, repair adds. So a crash leaves nothing in between.
 func format(ctx context.Context, dev device, l layout) (id string, err error) {
-	t := newTable(l, uuid.NewString(), uuid.NewString())
-	img, err := encode(t)
+	t, c, err := newCopy(l, uuid.NewString(), uuid.NewString())
 	if err != nil {
 		return "", err
 	}
-	backupArray, backupHeader, primaryArray, primaryHeader := img.writes[0], img.writes[1], img.writes[2], img.writes[3]
-	primaryArray.header = true // a barrier between the entries and the header
-	mbr := write{off: 0, data: encodeMBR(l)}
-	s := &store{dev: dev, table: t, image: img}
-	if err := s.write(ctx, []write{primaryArray, primaryHeader, mbr, backupArray, backupHeader}); err != nil {
-		return "", err
+	primary := copyWrite(l, l.primary(), c)
+	header, array := l.split(l.primary(), primary.data)
+	s := &store{dev: dev, table: t, copy: c}
+	err = s.write(ctx, []write{
+		{l.offset(l.primary().arrayLBA), array},
+		{l.offset(l.primary().headerLBA), header},
+		{0, encodeMBR(l)},
+		copyWrite(l, l.backup(), c),
+	})
+	return t.id, err
+}
+
+// newCopy is the table of a disk without volumes, with its bytes.
+func newCopy(l layout, id, metaGUID string) (table, copyOfTable, error) {
+	t := newTable(l, id, metaGUID)
+	if err := t.validate(); err != nil {
+		return table{}, copyOfTable{}, err
 	}
-	return t.id, nil
+	c, err := copyOfTable{id: id, array: make([]byte, arrayBytes)}.withEntry(l, t.entries[0])
+	return t, c, err
 }
 
 // isBlank reports whether the first and the last MiB are zero. The one exception is
@@ -221,11 +245,14 @@ func isBlank(r io.ReaderAt, l layout) (bool, error) {
 	if _, err := r.ReadAt(head, 0); err != nil {
 		return false, fmt.Errorf("reading the first MiB: %w", err)
 	}
-	at := l.offset(l.primary().tblLBA) + (MetaEntry-1)*entrySize
-	slot := head[at : at+entrySize]
-	if img, err := encode(newTable(l, uuid.NewString(), uuid.NewString())); err != nil {
+	_, c, err := newCopy(l, uuid.NewString(), uuid.NewString())
+	if err != nil {
 		return false, err
-	} else if want := img.array[(MetaEntry-1)*entrySize:]; bytes.Equal(slot[:16], want[:16]) && bytes.Equal(slot[32:], want[32:entrySize]) {
+	}
+	// All but its GUID, which is random.
+	want := c.slot(MetaEntry)
+	slot := head[l.offset(l.primary().arrayLBA)+(MetaEntry-1)*entrySize:][:entrySize]
+	if bytes.Equal(slot[:16], want[:16]) && bytes.Equal(slot[32:], want[32:]) {
 		clear(slot)
 	}
 	tail := make([]byte, Alignment)

@@ -148,19 +148,19 @@ func (t table) withReserved(guid, name string, e extent.Extent, ephemeral bool) 
 }
 
 // withPhase plans a volume's change of phase. Only the steps of the state machine exist.
-func (t table) withPhase(guid string, to Phase) (table, error) {
+func (t table) withPhase(guid string, to Phase) (table, entry, error) {
 	e, err := t.volume(guid)
 	if err != nil {
-		return table{}, err
+		return table{}, entry{}, err
 	}
 	from := phaseOf[e.kind]
 	if from == Wiping || to == Reserved {
-		return table{}, fmt.Errorf("volume %s cannot go from %s to %s", guid, from, to)
+		return table{}, entry{}, fmt.Errorf("volume %s cannot go from %s to %s", guid, from, to)
 	}
 	i := t.find(guid)
 	t.entries = slices.Clone(t.entries)
 	t.entries[i].kind = typeOf[to]
-	return t, nil
+	return t, t.entries[i], nil
 }
 
 // without plans the end of a volume, which must have been wiped.

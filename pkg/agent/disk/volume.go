@@ -38,7 +38,7 @@ func (d *Disk) create(ctx context.Context, partition, name string, e extent.Exte
 		if next, made, err = d.store.table.withReserved(partition, name, e, ephemeral); err != nil {
 			return Volume{}, err
 		}
-		if err := d.store.commit(ctx, next, made.index); err != nil {
+		if err := d.store.put(ctx, next, made); err != nil {
 			return Volume{}, err
 		}
 		prezeroed = d.zeroed.Contains(e)
@@ -85,11 +85,11 @@ func (d *Disk) setPhase(ctx context.Context, partition string, to Phase) error {
 	case Wiping:
 		return fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
 	}
-	next, err := d.store.table.withPhase(partition, to)
+	next, changed, err := d.store.table.withPhase(partition, to)
 	if err != nil {
 		return err
 	}
-	if err := d.store.commit(ctx, next, e.index); err != nil {
+	if err := d.store.put(ctx, next, changed); err != nil {
 		return err
 	}
 	d.publish()
@@ -189,7 +189,7 @@ func (d *Disk) remove(ctx context.Context, v Volume) error {
 		return err
 	}
 	delete(d.devices, v.Partition)
-	if err := d.store.commit(ctx, next, v.Index); err != nil {
+	if err := d.store.drop(ctx, next, v.Index); err != nil {
 		return err
 	}
 	d.zeroed = d.zeroed.Add(v.Extent)
@@ -242,7 +242,7 @@ func (d *Disk) Check(ctx context.Context) error {
 }
 
 func (d *Disk) recheck() error {
-	if err := verify(d.device, d.store.image.writes); err != nil {
+	if err := verify(d.device, copyWrites(d.store.table.layout, d.store.copy)); err != nil {
 		return fmt.Errorf("%w: %w", ErrOutOfService, err)
 	}
 	return nil

@@ -1,0 +1,117 @@
+package disk
+
+import (
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// BenchmarkCreate measures what a volume costs beside mkfs and mount: an entry
+// written, the partition attached, the phase Formatted written. BenchmarkFloor is the
+// least that could do: one table written by hand with its two barriers, and BLKPG.
+func BenchmarkCreate(b *testing.B) {
+	l := initialized(b, 512*mib, 512)
+	d := l.open(b)
+	ctx := b.Context()
+	for b.Loop() {
+		if _, err := d.Create(ctx, a, "default/web data", at(2, 100), true); err != nil {
+			b.Fatal(err)
+		}
+		if err := d.MarkFormatted(ctx, a); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := d.Wipe(ctx, a); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}
+
+// BenchmarkReserve is the part of BenchmarkCreate that nothing can run beside.
+func BenchmarkReserve(b *testing.B) {
+	l := initialized(b, 512*mib, 512)
+	d := l.open(b)
+	ctx := b.Context()
+	for b.Loop() {
+		if _, err := d.Create(ctx, a, "default/web data", at(2, 100), true); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := d.Wipe(ctx, a); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}
+
+func BenchmarkFloor(b *testing.B) {
+	l := initialized(b, 512*mib, 512)
+	d, err := openDevice(l.path, os.O_RDWR)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.measure(); err != nil {
+		b.Fatal(err)
+	}
+	f, err := os.OpenFile(l.path, os.O_RDWR, 0) // buffered, as a tool would
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	table := make([]byte, d.copyBytes())
+	for b.Loop() {
+		table[0]++
+		for _, s := range []site{d.backup(), d.primary()} {
+			if _, err := f.WriteAt(table, d.copyAt(s)); err != nil {
+				b.Fatal(err)
+			}
+			if err := f.Sync(); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := d.blkpg(unix.BLKPG_ADD_PARTITION, 1, at(2, 100)); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		// What Wipe does to the image's file, as that makes the next fsync dearer.
+		if err := punchHole(d, 2*mib, 100*mib); err != nil {
+			b.Fatal(err)
+		}
+		if err := d.Sync(); err != nil {
+			b.Fatal(err)
+		}
+		if err := d.blkpg(unix.BLKPG_DEL_PARTITION, 1, extent.Extent{}); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}
+
+// BenchmarkEncode is the work on memory for one change of a table full of volumes.
+func BenchmarkEncode(b *testing.B) {
+	l, err := newLayout(1<<40, 512)
+	if err != nil {
+		b.Fatal(err)
+	}
+	full := fullTable(b, l)
+	c := encode(b, full)
+	for b.Loop() {
+		next, e, err := full.withPhase(full.entries[7].guid, Formatted)
+		if err != nil {
+			b.Fatal(err)
+		}
+		changed, err := c.withEntry(l, e)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := next.validate(); err != nil {
+			b.Fatal(err)
+		}
+		copyWrites(l, changed)
+	}
+}

@@ -1,0 +1,301 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// layouts are disks of various sizes, both sector sizes each.
+func layouts(t testing.TB) []layout {
+	t.Helper()
+	var all []layout
+	for _, sector := range []int64{512, 4096} {
+		for _, size := range []int64{minDiskSize, 64 * mib, 64*mib + 7*4096, 3 << 40} {
+			l, err := newLayout(size, sector)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, l)
+		}
+	}
+	return all
+}
+
+const (
+	diskID = "d0000000-0000-4000-8000-00000000000d"
+	metaID = "e0000000-0000-4000-8000-00000000000e"
+)
+
+// fullTable has a volume in every entry that can hold one.
+func fullTable(t testing.TB, l layout) table {
+	t.Helper()
+	full := newTable(l, diskID, metaID)
+	for i := range int64(LastVolumeEntry) {
+		var err error
+		full, _, err = full.withReserved(uuid.NewString(), fmt.Sprint("default/pod-", i), at(2+2*i, 1), i%2 == 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return full
+}
+
+// encode renders a whole table.
+func encode(t testing.TB, tbl table) copyOfTable {
+	t.Helper()
+	c := copyOfTable{id: tbl.id, array: make([]byte, arrayBytes)}
+	for _, e := range tbl.entries {
+		var err error
+		if c, err = c.withEntry(tbl.layout, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return c
+}
+
+func TestTableIsFull(t *testing.T) {
+	l, err := newLayout(1<<40, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := fullTable(t, l)
+	if _, _, err := full.withReserved(a, "", at(1000, 1), true); !errors.Is(err, ErrNoEntry) {
+		t.Errorf("a volume too many: %v", err)
+	}
+	_ = encode(t, full)
+}
+
+func TestLayout(t *testing.T) {
+	for _, l := range layouts(t) {
+		u, m := l.usable(), l.managed()
+		if u.Start != 2*l.sector+arrayBytes || u.End != l.size-l.sector-arrayBytes {
+			t.Errorf("%+v: usable %v", l, u)
+		}
+		if m.Start != mib || m.End > u.End || u.End-m.End >= mib || m.End%mib != 0 {
+			t.Errorf("%+v: managed %v", l, m)
+		}
+		e := extent.New(mib, 2*mib)
+		if back, err := l.extentOf(l.sectorsOf(e)); err != nil || back != e {
+			t.Errorf("%+v: %v came back as %v, %v", l, e, back, err)
+		}
+		for _, bad := range [][2]uint64{{2, 1}, {0, l.lastLBA() + 1}, {1 << 63, 1<<64 - 1}, {0, 1<<64 - 1}} {
+			if e, err := l.extentOf(bad[0], bad[1]); err == nil {
+				t.Errorf("%+v: sectors %v accepted as %v", l, bad, e)
+			}
+		}
+	}
+	for _, bad := range [][2]int64{{0, 512}, {-1, 512}, {minDiskSize - 512, 512}, {64 * mib, 513}, {64 * mib, 0}, {64*mib + 512, 4096}, {1 << 62, 512}, {64 * mib, 1 << 20}} {
+		if _, err := newLayout(bad[0], bad[1]); err == nil {
+			t.Errorf("layout of %d bytes in sectors of %d accepted", bad[0], bad[1])
+		}
+	}
+}
+
+// foreign is an entry of somebody else's, aligned to nothing.
+func foreign(l layout, index int, start, end int64) entry {
+	return entry{index: index, kind: "0fc63daf-8483-4772-8e79-3d69d8477de4", guid: uuid.NewString(), name: "Дата 数据",
+		extent: extent.Extent{Start: start * l.sector, End: end * l.sector}, attributes: 1<<63 | 4}
+}
+
+func TestValidate(t *testing.T) {
+	l, err := newLayout(64*mib, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	volume := func(index int, guid string, e extent.Extent) entry {
+		return entry{index: index, kind: TypeFormatted, guid: guid, extent: e}
+	}
+	meta := newTable(l, diskID, metaID).entries[0]
+	moved, elsewhere := meta, meta
+	moved.extent = at(2, 1)
+	elsewhere.index = 254
+	for _, test := range []struct {
+		name    string
+		entries []entry
+		want    string // part of the error, or empty
+	}{
+		{"no volumes", []entry{meta}, ""},
+		{"volumes that touch", []entry{volume(1, a, at(2, 5)), volume(2, b, at(7, 5)), meta}, ""},
+		{"foreign entries anywhere", []entry{volume(1, a, at(3, 5)), meta, foreign(l, 300, 300, 333)}, ""},
+		{"no meta partition", []entry{volume(1, a, at(2, 5))}, "no meta partition"},
+		{"meta partition moved", []entry{moved}, "belongs into entry"},
+		{"meta partition in another entry", []entry{elsewhere}, "belongs into entry"},
+		{"same index twice", []entry{volume(1, a, at(2, 5)), volume(1, b, at(8, 5)), meta}, "comes after"},
+		{"index zero", []entry{volume(0, a, at(2, 5)), meta}, "comes after"},
+		{"index too large", []entry{meta, foreign(l, EntryCount+1, 300, 333)}, "comes after"},
+		{"same GUID twice", []entry{volume(1, a, at(2, 5)), volume(2, a, at(8, 5)), meta}, "share the GUID"},
+		{"no GUID", []entry{volume(1, uuid.Nil.String(), at(2, 5)), meta}, "no GUID"},
+		{"overlap", []entry{volume(1, a, at(2, 5)), volume(2, b, at(6, 5)), meta}, "overlap"},
+		{"overlap with meta", []entry{volume(1, a, at(1, 5)), meta}, "overlap"},
+		{"overlap with foreign", []entry{volume(1, a, at(2, 5)), meta, foreign(l, 256, 2*2048+5, 2*2048+6)}, "overlap"},
+		{"behind the end", []entry{volume(1, a, at(60, 4)), meta}, "not between"},
+		{"in the head", []entry{volume(1, a, at(0, 1)), meta}, "not between"},
+		{"empty", []entry{volume(1, a, at(5, 0)), meta}, "not between"},
+		{"volume not aligned", []entry{volume(1, a, extent.New(2*mib+512, mib)), meta}, "not aligned"},
+		{"volume in a later entry", []entry{meta, volume(256, a, at(2, 1))}, "this release"},
+	} {
+		err := table{layout: l, id: diskID, entries: test.entries}.validate()
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", test.name, err, test.want)
+		}
+	}
+}
+
+func TestForeignIsNeverFree(t *testing.T) {
+	for _, l := range layouts(t) {
+		if l.size < 16*mib {
+			continue
+		}
+		tbl := newTable(l, diskID, metaID)
+		// From the last sector of one MiB to the first of another: all of both.
+		start, end := 6*mib/l.sector-1, 9*mib/l.sector+1
+		tbl.entries = append(tbl.entries, foreign(l, 256, start, end))
+		if err := tbl.validate(); err != nil {
+			t.Fatal(err)
+		}
+		if free := tbl.free(); free.Overlaps(at(5, 5)) || !free.Contains(at(2, 3)) || !free.Contains(at(10, 1)) {
+			t.Errorf("%+v: free %v", l, free)
+		}
+		if _, _, err := tbl.withReserved(a, "", at(9, 1), false); !errors.Is(err, ErrOverlap) {
+			t.Errorf("%+v: volume over a foreign partition: %v", l, err)
+		}
+	}
+}
+
+func TestCheckVolume(t *testing.T) {
+	for _, test := range []struct {
+		guid, name string
+		e          extent.Extent
+		ok         bool
+	}{
+		{a, "", at(2, 1), true},
+		{a, strings.Repeat("x", 36), at(2, 1), true},
+		{a, strings.Repeat("x", 37), at(2, 1), false},
+		{a, "tab\there", at(2, 1), false},
+		{a, "naïve", at(2, 1), false},
+		{strings.ToUpper(a), "", at(2, 1), false},
+		{"", "", at(2, 1), false},
+		{uuid.Nil.String(), "", at(2, 1), false},
+		{"{" + a + "}", "", at(2, 1), false},
+		{a, "", at(2, 0), false},
+		{a, "", at(2, -1), false},
+		{a, "", at(-2, 1), false},
+		{a, "", extent.New(2*mib+1, mib), false},
+		{a, "", extent.New(2*mib, mib+1), false},
+	} {
+		if err := checkVolume(test.guid, test.name, test.e); (err == nil) != test.ok {
+			t.Errorf("%q %q %v: %v", test.guid, test.name, test.e, err)
+		}
+	}
+}
+
+// TestPhases walks every edge of the state machine, and every one that is not there.
+func TestPhases(t *testing.T) {
+	l, err := newLayout(64*mib, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed := map[[2]Phase]bool{
+		{Reserved, Formatted}: true, {Reserved, Wiping}: true,
+		{Formatted, Formatted}: true, {Formatted, Wiping}: true,
+	}
+	for _, from := range []Phase{Reserved, Formatted, Wiping} {
+		start, _, err := newTable(l, diskID, metaID).withReserved(a, "", at(2, 1), true)
+		if err == nil && from != Reserved {
+			start, _, err = start.withPhase(a, from)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, to := range []Phase{Reserved, Formatted, Wiping} {
+			if _, _, err := start.withPhase(a, to); (err == nil) != allowed[[2]Phase{from, to}] {
+				t.Errorf("%s to %s: %v", from, to, err)
+			}
+		}
+		if _, err := start.without(a); (err == nil) != (from == Wiping) {
+			t.Errorf("removal of a %s volume: %v", from, err)
+		}
+		if _, err := start.without(metaID); !errors.Is(err, ErrNotFound) {
+			t.Errorf("removal of the meta partition: %v", err)
+		}
+	}
+}
+
+// TestRandomLife plans thousands of changes against an oracle that marks bytes, and
+// has every table encoded and read back.
+func TestRandomLife(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for _, l := range layouts(t) {
+		tbl := newTable(l, diskID, metaID)
+		if l.size > 60*mib && l.size < 100*mib {
+			tbl.entries = append(tbl.entries, foreign(l, 256, 20*mib/l.sector-3, 21*mib/l.sector-1))
+		}
+		owner := map[int64]string{} // by MiB
+		for _, e := range tbl.entries {
+			for m := alignDown(e.extent.Start) / mib; m*mib < e.extent.End; m++ {
+				owner[m] = e.guid
+			}
+		}
+		units := min(l.managed().End/mib, 64)
+		var live []string
+		for range 300 {
+			switch random.IntN(3) {
+			case 0, 1:
+				guid, e := uuid.NewString(), at(random.Int64N(units+2), random.Int64N(6))
+				fits := !e.Empty() && l.managed().Contains(e)
+				for m := e.Start / mib; m < e.End/mib; m++ {
+					fits = fits && owner[m] == ""
+				}
+				next, _, err := tbl.withReserved(guid, "random", e, true)
+				if (err == nil) != fits {
+					t.Fatalf("%+v: volume at %v: %v, the oracle says %v", l, e, err, fits)
+				}
+				if err != nil {
+					continue
+				}
+				tbl, live = next, append(live, guid)
+				for m := e.Start / mib; m < e.End/mib; m++ {
+					owner[m] = guid
+				}
+			case 2:
+				if len(live) == 0 {
+					continue
+				}
+				i := random.IntN(len(live))
+				next, _, err := tbl.withPhase(live[i], Wiping)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if tbl, err = next.without(live[i]); err != nil {
+					t.Fatal(err)
+				}
+				for m := range owner {
+					if owner[m] == live[i] {
+						delete(owner, m)
+					}
+				}
+				live = append(live[:i], live[i+1:]...)
+			}
+			if err := tbl.validate(); err != nil {
+				t.Fatal(err)
+			}
+			for m := range units {
+				inside := l.managed().Contains(at(m, 1))
+				if free := tbl.free().Contains(at(m, 1)); free != (inside && owner[m] == "") {
+					t.Fatalf("%+v: MiB %d free: %v, its owner is %q", l, m, free, owner[m])
+				}
+			}
+		}
+		if back, err := decode(l, encode(t, tbl)); err != nil || !slices.Equal(back.entries, tbl.entries) {
+			t.Fatalf("%+v: %v", l, err)
+		}
+	}
+}
