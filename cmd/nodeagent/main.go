@@ -1,0 +1,120 @@
+// The nodeagent manages the disks of the node it runs on: it takes blank disks that a
+// DiskClass selects into service, publishes their free space, and gives pods their
+// partitions.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/component-base/cli"
+	logsapi "k8s.io/component-base/logs/api/v1"
+	"k8s.io/component-base/version/verflag"
+
+	"github.com/berthdev/berth/pkg/agent"
+)
+
+func main() { os.Exit(cli.Run(command())) }
+
+// flags are what the command line says.
+type flags struct {
+	agent      agent.Options
+	kubeconfig string
+	metrics    string
+	logs       *logsapi.LoggingConfiguration
+}
+
+func command() *cobra.Command {
+	f := &flags{logs: logsapi.NewLoggingConfiguration()}
+	cmd := &cobra.Command{
+		Use:   "nodeagent",
+		Short: "Manages the disks of the node it runs on, for pods",
+		Args:  cobra.NoArgs,
+		// A mistake in operation is not one in usage.
+		SilenceUsage: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			verflag.PrintAndExitIfRequested()
+			if err := logsapi.ValidateAndApply(f.logs, nil); err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			return f.run(ctx)
+		},
+	}
+	f.add(cmd.Flags())
+	return cmd
+}
+
+func (f *flags) add(fs *pflag.FlagSet) {
+	fs.StringVar(&f.agent.NodeName, "node-name", os.Getenv("NODE_NAME"), "Name of the Node that the agent runs on. The default is $NODE_NAME.")
+	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "Path of a kubeconfig. The default is the pod's service account.")
+	fs.StringVar(&f.agent.CSISocket, "csi-socket", "/var/lib/kubelet/plugins/disk.berth.dev/csi.sock", "Path of the socket that the kubelet calls; it must be the same for the kubelet.")
+	fs.StringVar(&f.agent.RegistrationDir, "registration-dir", "/var/lib/kubelet/plugins_registry", "Folder in which the kubelet looks for drivers.")
+	fs.StringSliceVar(&f.agent.Devices, "devices", nil, "Shell patterns for device paths, such as /dev/nvme*. When given, no other device is looked at, whatever DiskClasses say.")
+	fs.DurationVar(&f.agent.OrphanGrace, "orphan-grace", 5*time.Minute, "How long a volume without a pod is kept after it was found at a start.")
+	fs.DurationVar(&f.agent.EvictionGrace, "eviction-grace", time.Minute, "How long a pod whose volumes do not fit on the node stays before it is evicted, if a controller makes a new one.")
+	fs.StringVar(&f.metrics, "metrics-address", "", "Address for /metrics and /healthz, such as 127.0.0.1:9810. Empty for none.")
+	logsapi.AddFlags(f.logs, fs)
+	verflag.AddFlags(fs)
+}
+
+func (f *flags) run(ctx context.Context) error {
+	if err := f.validate(); err != nil {
+		return err
+	}
+	if err := agent.Check(); err != nil {
+		return err
+	}
+	config, err := f.config()
+	if err != nil {
+		return err
+	}
+	f.agent.Config = config
+	if f.metrics != "" {
+		stop, err := serveMetrics(f.metrics)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	return agent.Run(ctx, f.agent)
+}
+
+func (f *flags) validate() error {
+	if f.agent.NodeName == "" {
+		return errors.New("--node-name is missing, and $NODE_NAME is not set")
+	}
+	for _, pattern := range f.agent.Devices {
+		if _, err := path.Match(pattern, ""); err != nil {
+			return fmt.Errorf("--devices: %q is not a pattern: %w", pattern, err)
+		}
+	}
+	return nil
+}
+
+func (f *flags) config() (*rest.Config, error) {
+	var config *rest.Config
+	var err error
+	if f.kubeconfig != "" {
+		config, err = clientcmd.BuildConfigFromFlags("", f.kubeconfig)
+	} else {
+		config, err = rest.InClusterConfig()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot find the API server: %w", err)
+	}
+	// Bursts come from many pods at once on one node; the rest of the time there are no requests.
+	config.QPS, config.Burst = 50, 100
+	return rest.AddUserAgent(config, "berth-nodeagent"), nil
+}

@@ -1,0 +1,198 @@
+// Package client is the agent's view of the API server: the few kinds it reads and
+// writes, and nothing else. The generated clientset would double the agent's memory,
+// because it registers every kind that Kubernetes has.
+package client
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// Scheme holds the kinds that the agent uses.
+var Scheme = runtime.NewScheme()
+
+var codecs = serializer.NewCodecFactory(Scheme)
+
+func init() {
+	Scheme.AddKnownTypes(corev1.SchemeGroupVersion,
+		&corev1.Pod{}, &corev1.PodList{}, &corev1.Node{}, &corev1.NodeList{}, &corev1.Event{})
+	Scheme.AddKnownTypes(policyv1.SchemeGroupVersion, &policyv1.Eviction{})
+	metav1.AddToGroupVersion(Scheme, corev1.SchemeGroupVersion)
+	metav1.AddToGroupVersion(Scheme, policyv1.SchemeGroupVersion)
+	utilruntime.Must(diskv1alpha1.AddToScheme(Scheme))
+}
+
+// Resources of the API that the agent uses.
+const (
+	pods       = "pods"
+	nodes      = "nodes"
+	events     = "events"
+	capacities = "nodediskcapacities"
+	classes    = "diskclasses"
+)
+
+// requestTimeout bounds a single request, so that a server that hangs is like one that
+// is down. Watches are not bounded.
+const requestTimeout = 30 * time.Second
+
+// Client talks to the API server for the agent of one node.
+type Client struct {
+	node string
+	core rest.Interface
+	disk rest.Interface
+}
+
+// New returns a client for the agent of the named node.
+func New(config *rest.Config, node string) (*Client, error) {
+	// Kubernetes' own kinds come as protobuf, which costs less to decode; custom
+	// resources are JSON only.
+	core, err := restClient(config, corev1.SchemeGroupVersion, "/api", runtime.ContentTypeProtobuf)
+	if err != nil {
+		return nil, err
+	}
+	disk, err := restClient(config, diskv1alpha1.SchemeGroupVersion, "/apis", runtime.ContentTypeJSON)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{node: node, core: core, disk: disk}, nil
+}
+
+func restClient(config *rest.Config, version schema.GroupVersion, path, contentType string) (rest.Interface, error) {
+	c := rest.CopyConfig(config)
+	c.GroupVersion = &version
+	c.APIPath = path
+	c.NegotiatedSerializer = codecs.WithoutConversion()
+	c.ContentType = contentType
+	c.AcceptContentTypes = contentType
+	client, err := rest.RESTClientFor(c)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make a client for %s: %w", version, err)
+	}
+	return client, nil
+}
+
+// NodeName is the name of the agent's node.
+func (c *Client) NodeName() string { return c.node }
+
+// Pod reads a pod from the API server itself.
+func (c *Client) Pod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	pod := &corev1.Pod{}
+	if err := c.core.Get().Namespace(namespace).Resource(pods).Name(name).Do(ctx).Into(pod); err != nil {
+		return nil, err
+	}
+	return pod, nil
+}
+
+// PodsOfNode lists the node's pods from the API server itself. Without a resource
+// version the list is the newest there is.
+func (c *Client) PodsOfNode(ctx context.Context) ([]corev1.Pod, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	list := &corev1.PodList{}
+	options := &metav1.ListOptions{FieldSelector: c.onNode().String()}
+	if err := c.core.Get().Resource(pods).VersionedParams(options, metav1.ParameterCodec).Do(ctx).Into(list); err != nil {
+		return nil, err
+	}
+	return list.Items, nil
+}
+
+// Evict asks the API server to evict the pod, if it still is the one with the UID.
+func (c *Client) Evict(ctx context.Context, namespace, name string, uid types.UID) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	eviction := &policyv1.Eviction{
+		TypeMeta:      metav1.TypeMeta{APIVersion: policyv1.SchemeGroupVersion.String(), Kind: "Eviction"},
+		ObjectMeta:    metav1.ObjectMeta{Namespace: namespace, Name: name},
+		DeleteOptions: &metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}},
+	}
+	return c.core.Post().Namespace(namespace).Resource(pods).Name(name).SubResource("eviction").Body(eviction).Do(ctx).Error()
+}
+
+// Node reads the agent's own node.
+func (c *Client) Node(ctx context.Context) (*corev1.Node, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	node := &corev1.Node{}
+	if err := c.core.Get().Resource(nodes).Name(c.node).Do(ctx).Into(node); err != nil {
+		return nil, err
+	}
+	return node, nil
+}
+
+// Capacity reads the node's own NodeDiskCapacity.
+func (c *Client) Capacity(ctx context.Context) (*diskv1alpha1.NodeDiskCapacity, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return capacity(c.disk.Get().Resource(capacities).Name(c.node).Do(ctx))
+}
+
+// CreateCapacity creates the node's NodeDiskCapacity.
+func (c *Client) CreateCapacity(ctx context.Context, ndc *diskv1alpha1.NodeDiskCapacity) (*diskv1alpha1.NodeDiskCapacity, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return capacity(c.disk.Post().Resource(capacities).Body(ndc).Do(ctx))
+}
+
+// PatchCapacity merges a patch into the node's NodeDiskCapacity, or a subresource of it.
+func (c *Client) PatchCapacity(ctx context.Context, patch []byte, subresources ...string) (*diskv1alpha1.NodeDiskCapacity, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return capacity(c.disk.Patch(types.MergePatchType).Resource(capacities).Name(c.node).SubResource(subresources...).Body(patch).Do(ctx))
+}
+
+func capacity(result rest.Result) (*diskv1alpha1.NodeDiskCapacity, error) {
+	ndc := &diskv1alpha1.NodeDiskCapacity{}
+	if err := result.Into(ndc); err != nil {
+		return nil, err
+	}
+	return ndc, nil
+}
+
+// PodInformer watches the pods of the node.
+func (c *Client) PodInformer() cache.SharedIndexInformer {
+	return informer(c.core, pods, c.onNode(), &corev1.Pod{})
+}
+
+// NodeInformer watches the agent's own node.
+func (c *Client) NodeInformer() cache.SharedIndexInformer {
+	return informer(c.core, nodes, c.named(), &corev1.Node{})
+}
+
+// CapacityInformer watches the node's own NodeDiskCapacity.
+func (c *Client) CapacityInformer() cache.SharedIndexInformer {
+	return informer(c.disk, capacities, c.named(), &diskv1alpha1.NodeDiskCapacity{})
+}
+
+// ClassInformer watches the DiskClasses.
+func (c *Client) ClassInformer() cache.SharedIndexInformer {
+	return informer(c.disk, classes, fields.Everything(), &diskv1alpha1.DiskClass{})
+}
+
+// informer never resyncs: nothing here is done because time has passed.
+func informer(client rest.Interface, resource string, selector fields.Selector, object runtime.Object) cache.SharedIndexInformer {
+	lw := cache.NewListWatchFromClient(client, resource, metav1.NamespaceAll, selector)
+	return cache.NewSharedIndexInformer(lw, object, 0, cache.Indexers{})
+}
+
+func (c *Client) onNode() fields.Selector {
+	return fields.OneTermEqualSelector("spec.nodeName", c.node)
+}
+
+func (c *Client) named() fields.Selector { return fields.OneTermEqualSelector("metadata.name", c.node) }

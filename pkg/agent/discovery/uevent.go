@@ -1,0 +1,77 @@
+package discovery
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// settle is how long the kernel must be quiet before a rescan: plugging in one disk
+// makes a burst of events.
+const settle = 200 * time.Millisecond
+
+// WatchDevices calls changed after whole block devices came, went or changed, until
+// the context ends. It listens to the kernel, so that an idle node costs nothing.
+func WatchDevices(ctx context.Context, changed func()) error {
+	socket, err := openUevents()
+	if err != nil {
+		return fmt.Errorf("cannot listen for block devices of the kernel: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = socket.Close() })
+	defer stop()
+	defer func() { _ = socket.Close() }()
+
+	timer := time.AfterFunc(time.Hour, changed)
+	timer.Stop()
+	defer timer.Stop()
+	buffer := make([]byte, 16<<10)
+	for {
+		n, err := socket.Read(buffer)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENOBUFS):
+			// Events were lost; a scan finds out which.
+			timer.Reset(settle)
+		case err != nil:
+			return fmt.Errorf("cannot read the kernel's device events: %w", err)
+		case aboutDisk(buffer[:n]):
+			timer.Reset(settle)
+		}
+	}
+}
+
+// openUevents opens the socket on which the kernel tells of devices. It is
+// non-blocking, so that Go's poller waits on it and Close ends a Read.
+func openUevents() (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_KOBJECT_UEVENT)
+	if err != nil {
+		return nil, err
+	}
+	// Group 1 is the kernel itself; group 2 would be udev.
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "uevents"), nil
+}
+
+// aboutDisk reports whether the event is about a whole block device. Events about
+// partitions are our own doing.
+func aboutDisk(event []byte) bool {
+	var block, disk bool
+	for field := range bytes.SplitSeq(event, []byte{0}) {
+		switch string(field) {
+		case "SUBSYSTEM=block":
+			block = true
+		case "DEVTYPE=disk":
+			disk = true
+		}
+	}
+	return block && disk
+}

@@ -1,0 +1,288 @@
+package publish
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/client"
+)
+
+// window is how long changes are collected before they are written. It bounds the
+// writes of a busy node, and how late the scheduler hears of freed space.
+const window = 50 * time.Millisecond
+
+// Options of a Publisher.
+type Options struct {
+	Client *client.Client
+	// Capacities watches the node's own NodeDiskCapacity.
+	Capacities cache.SharedIndexInformer
+	// NodeUID is the UID of the Node, or empty while there is none.
+	NodeUID func() types.UID
+	// Status is what is to be published now.
+	Status func() diskv1alpha1.NodeDiskCapacityStatus
+}
+
+// Publisher keeps the node's NodeDiskCapacity equal to what Status says.
+//
+// Invariants:
+//  1. At most one write is on its way.
+//  2. Nothing is written while the newest object known equals what is to be published.
+//  3. A condition's lastTransitionTime changes only together with its status.
+type Publisher struct {
+	options Options
+	kicks   chan struct{}
+
+	mu sync.Mutex
+	// newest is the newest version of the object that the API server showed us, in
+	// an answer to a write or on the watch; nil when it does not exist.
+	newest *diskv1alpha1.NodeDiskCapacity
+
+	// conditions are the last ones published.
+	conditions []metav1.Condition
+}
+
+// New returns a publisher; Run makes it work.
+func New(o Options) (*Publisher, error) {
+	p := &Publisher{options: o, kicks: make(chan struct{}, 1)}
+	_, err := o.Capacities.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(object any) { p.observe(object) },
+		UpdateFunc: func(_, object any) { p.observe(object) },
+		DeleteFunc: p.forget,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot watch NodeDiskCapacity %s: %w", o.Client.NodeName(), err)
+	}
+	return p, nil
+}
+
+// Kick says that what is to be published may have changed. It never blocks.
+func (p *Publisher) Kick() {
+	select {
+	case p.kicks <- struct{}{}:
+	default:
+	}
+}
+
+// observe notes a version of the object and looks whether it must be put right:
+// somebody may have edited it.
+func (p *Publisher) observe(object any) {
+	if ndc, ok := object.(*diskv1alpha1.NodeDiskCapacity); ok {
+		p.note(ndc)
+		p.Kick()
+	}
+}
+
+func (p *Publisher) forget(object any) {
+	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		object = gone.Obj
+	}
+	ndc, ok := object.(*diskv1alpha1.NodeDiskCapacity)
+	if !ok {
+		return
+	}
+	p.mu.Lock()
+	// The event may be late, and ours the next object of that name already.
+	if p.newest != nil && p.newest.UID == ndc.UID {
+		p.newest = nil
+	}
+	p.mu.Unlock()
+	p.Kick()
+}
+
+// note keeps the newer of the object and what is known. The watch is often behind the
+// answer to a write.
+func (p *Publisher) note(ndc *diskv1alpha1.NodeDiskCapacity) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.newest != nil {
+		if order, err := resourceversion.CompareResourceVersion(ndc.ResourceVersion, p.newest.ResourceVersion); err == nil && order < 0 {
+			return
+		}
+	}
+	p.newest = ndc
+}
+
+func (p *Publisher) known() *diskv1alpha1.NodeDiskCapacity {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.newest
+}
+
+// Run publishes until the context ends. The informer must have synced.
+func (p *Publisher) Run(ctx context.Context) {
+	logger := klog.FromContext(ctx)
+	fresh := wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 9, Cap: 30 * time.Second}
+	backoff := fresh
+	p.Kick()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.kicks:
+		}
+		if !pause(ctx, window) {
+			return
+		}
+		// What came during the window is part of what is read now.
+		select {
+		case <-p.kicks:
+		default:
+		}
+		if err := p.publish(ctx); err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			logger.Error(err, "Disks could not be published")
+			if !pause(ctx, backoff.Step()) {
+				return
+			}
+			p.Kick()
+			continue
+		}
+		backoff = fresh
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// publish brings the object in line, with as many requests as that needs: usually
+// one, or none.
+func (p *Publisher) publish(ctx context.Context) error {
+	ndc := p.known()
+	owner, err := p.owner()
+	if err != nil {
+		return err
+	}
+	if ndc == nil {
+		if ndc, err = p.create(ctx, owner); err != nil {
+			return err
+		}
+	}
+	if !slices.ContainsFunc(ndc.OwnerReferences, func(r metav1.OwnerReference) bool { return r.UID == owner.UID }) {
+		// The Node was made anew: without this the object would be garbage.
+		if ndc, err = p.patch(ctx, map[string]any{"metadata": map[string]any{"ownerReferences": []metav1.OwnerReference{owner}}}); err != nil {
+			return err
+		}
+	}
+	status := p.options.Status()
+	if p.conditions == nil {
+		p.conditions = ndc.Status.Conditions
+	}
+	status.Conditions = withTimes(status.Conditions, p.conditions, metav1.Now().Rfc3339Copy())
+	p.conditions = status.Conditions
+	if equality.Semantic.DeepEqual(status, ndc.Status) {
+		return nil
+	}
+	patch, err := replacing(status)
+	if err != nil {
+		return err
+	}
+	if _, err := p.patch(ctx, patch, "status"); err != nil {
+		return err
+	}
+	klog.FromContext(ctx).V(2).Info("Disks are published", "disks", len(status.Disks), "volumes", status.Summary.Volumes, "free", status.Summary.Free)
+	return nil
+}
+
+func (p *Publisher) owner() (metav1.OwnerReference, error) {
+	name := p.options.Client.NodeName()
+	uid := p.options.NodeUID()
+	if uid == "" {
+		return metav1.OwnerReference{}, fmt.Errorf("there is no Node %s yet: NodeDiskCapacity %s is created once the kubelet has registered it", name, name)
+	}
+	return metav1.OwnerReference{APIVersion: corev1.SchemeGroupVersion.String(), Kind: "Node", Name: name, UID: uid}, nil
+}
+
+func (p *Publisher) create(ctx context.Context, owner metav1.OwnerReference) (*diskv1alpha1.NodeDiskCapacity, error) {
+	ndc := &diskv1alpha1.NodeDiskCapacity{
+		TypeMeta:   metav1.TypeMeta{APIVersion: diskv1alpha1.SchemeGroupVersion.String(), Kind: "NodeDiskCapacity"},
+		ObjectMeta: metav1.ObjectMeta{Name: p.options.Client.NodeName(), OwnerReferences: []metav1.OwnerReference{owner}},
+	}
+	out, err := p.options.Client.CreateCapacity(ctx, ndc)
+	if apierrors.IsAlreadyExists(err) {
+		out, err = p.options.Client.Capacity(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot create NodeDiskCapacity %s: %w", ndc.Name, err)
+	}
+	p.note(out)
+	return out, nil
+}
+
+func (p *Publisher) patch(ctx context.Context, patch map[string]any, subresources ...string) (*diskv1alpha1.NodeDiskCapacity, error) {
+	body, err := json.Marshal(patch)
+	if err != nil {
+		return nil, err
+	}
+	out, err := p.options.Client.PatchCapacity(ctx, body, subresources...)
+	if apierrors.IsNotFound(err) {
+		p.mu.Lock()
+		p.newest = nil
+		p.mu.Unlock()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot write NodeDiskCapacity %s: %w", p.options.Client.NodeName(), err)
+	}
+	p.note(out)
+	return out, nil
+}
+
+// withTimes gives each condition the time of its last transition.
+func withTimes(conditions, before []metav1.Condition, now metav1.Time) []metav1.Condition {
+	out := slices.Clone(conditions)
+	for i := range out {
+		out[i].LastTransitionTime = now
+		if old := meta.FindStatusCondition(before, out[i].Type); old != nil && old.Status == out[i].Status {
+			out[i].LastTransitionTime = old.LastTransitionTime
+		}
+	}
+	return out
+}
+
+// replacing is the merge patch that leaves nothing of the old status: what the new one
+// does not have is named with a null.
+func replacing(status diskv1alpha1.NodeDiskCapacityStatus) (map[string]any, error) {
+	encoded, err := json.Marshal(status)
+	if err != nil {
+		return nil, err
+	}
+	// Raw, because numbers of bytes must not become floating point on the way.
+	null := json.RawMessage("null")
+	fields := map[string]json.RawMessage{"disks": null, "conditions": null}
+	if err := json.Unmarshal(encoded, &fields); err != nil {
+		return nil, err
+	}
+	summary := map[string]json.RawMessage{"size": null, "free": null, "largest": null}
+	if err := json.Unmarshal(fields["summary"], &summary); err != nil {
+		return nil, err
+	}
+	if fields["summary"], err = json.Marshal(summary); err != nil {
+		return nil, err
+	}
+	return map[string]any{"status": fields}, nil
+}

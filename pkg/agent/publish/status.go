@@ -1,0 +1,189 @@
+package publish
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// Owner says whose a partition is: the CSI volume ID and namespace/name of the pod.
+// Both are empty when that is not known.
+type Owner struct {
+	Volume, Pod string
+}
+
+// Limits of the CRD's fields that hold text from elsewhere.
+const (
+	maxModel     = 128
+	maxMessage   = 1024
+	maxCondition = 32 << 10
+	maxDisks     = 128
+)
+
+// Status is what the agent publishes about the disks. Conditions have no transition
+// times yet.
+func Status(disks []discovery.Disk, refused []discovery.Refusal, owner func(partition string) Owner) diskv1alpha1.NodeDiskCapacityStatus {
+	status := diskv1alpha1.NodeDiskCapacityStatus{
+		Conditions: []metav1.Condition{devicesRefused(refused), ready(disks)},
+		Summary:    summary(disks),
+	}
+	for i := range disks {
+		if i == maxDisks {
+			break
+		}
+		status.Disks = append(status.Disks, diskStatus(&disks[i], owner))
+	}
+	return status
+}
+
+func diskStatus(d *discovery.Disk, owner func(partition string) Owner) diskv1alpha1.Disk {
+	s := &d.Snapshot
+	out := diskv1alpha1.Disk{
+		ID:         s.ID,
+		Device:     d.Device.Name,
+		Class:      d.Class,
+		Model:      clip(d.Device.Model, maxModel),
+		Rotational: d.Device.Rotational,
+		SectorSize: int32(s.SectorSize),
+		Size:       s.Size,
+		Overhead:   s.Size,
+		State:      diskv1alpha1.DiskReady,
+		Message:    clip(d.Problem, maxMessage),
+	}
+	if !d.Ready() {
+		out.State = diskv1alpha1.DiskFailed
+	}
+	if takesVolumes(d) {
+		for _, e := range s.Free.All() {
+			out.Free = append(out.Free, diskv1alpha1.Extent{Start: e.Start, Length: e.Len()})
+			out.Overhead -= e.Len()
+		}
+	}
+	for _, v := range s.Volumes {
+		o := owner(v.Partition)
+		out.Allocations = append(out.Allocations, diskv1alpha1.Allocation{
+			Volume:    o.Volume,
+			Partition: v.Partition,
+			Extent:    diskv1alpha1.Extent{Start: v.Extent.Start, Length: v.Extent.Len()},
+			Phase:     diskv1alpha1.AllocationPhase(v.Phase),
+			Owner:     o.Pod,
+		})
+		out.Overhead -= v.Extent.Len()
+	}
+	return out
+}
+
+// takesVolumes reports whether the disk's free extents are of use to anybody: space
+// that no entry of the table is left for is overhead.
+func takesVolumes(d *discovery.Disk) bool {
+	return d.Ready() && len(d.Snapshot.Volumes) < disk.MetaEntry-1
+}
+
+func ready(disks []discovery.Disk) metav1.Condition {
+	var problems []string
+	for i := range disks {
+		if d := &disks[i]; !d.Ready() {
+			problems = append(problems, fmt.Sprintf("%s (disk %s): %s", d.Device.Name, d.ID(), d.Problem))
+		}
+	}
+	c := metav1.Condition{Type: diskv1alpha1.ConditionReady, Status: metav1.ConditionTrue}
+	switch {
+	case len(problems) > 0:
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "DisksOutOfService", clip(strings.Join(problems, "; "), maxCondition)
+	case len(disks) == 0:
+		c.Reason, c.Message = "NoDisks", "no usable device of this node is selected by a DiskClass"
+	default:
+		c.Reason, c.Message = "DisksInService", "all disks are in service"
+	}
+	return c
+}
+
+func devicesRefused(refused []discovery.Refusal) metav1.Condition {
+	c := metav1.Condition{
+		Type:    diskv1alpha1.ConditionDevicesRefused,
+		Status:  metav1.ConditionFalse,
+		Reason:  "NoneRefused",
+		Message: "every selected device is in use",
+	}
+	if len(refused) == 0 {
+		return c
+	}
+	reasons := make([]string, len(refused))
+	for i, r := range refused {
+		reasons[i] = r.Device + ": " + r.Reason
+	}
+	c.Status, c.Reason, c.Message = metav1.ConditionTrue, "NotOurs", clip(strings.Join(reasons, "; "), maxCondition)
+	return c
+}
+
+func summary(disks []discovery.Disk) diskv1alpha1.Summary {
+	out := diskv1alpha1.Summary{Disks: int32(len(disks))}
+	size, free, largest := map[string]int64{}, map[string]int64{}, map[string]int64{}
+	for i := range disks {
+		d := &disks[i]
+		out.Volumes += int32(len(d.Snapshot.Volumes))
+		if d.Class == "" {
+			continue
+		}
+		size[d.Class] += d.Snapshot.Size
+		if d.Ready() {
+			// Zero is an answer too: the class exists and is full.
+			free[d.Class] += 0
+			largest[d.Class] += 0
+		}
+		if takesVolumes(d) {
+			free[d.Class] += d.Snapshot.Free.Total()
+			largest[d.Class] = max(largest[d.Class], d.Snapshot.Free.Largest().Len())
+		}
+	}
+	out.Size, out.Free, out.Largest = perClass(size), perClass(free), perClass(largest)
+	return out
+}
+
+func perClass(sizes map[string]int64) string {
+	parts := make([]string, 0, len(sizes))
+	for _, class := range slices.SortedFunc(maps.Keys(sizes), cmp.Compare[string]) {
+		parts = append(parts, class+"="+short(sizes[class]))
+	}
+	return strings.Join(parts, ",")
+}
+
+// short writes a size for people, as a quantity that can be asked for: at most one
+// digit behind the point, cut and never rounded up.
+func short(size int64) string {
+	for _, unit := range []struct {
+		bytes int64
+		name  string
+	}{{1 << 40, "Ti"}, {1 << 30, "Gi"}} {
+		if size < unit.bytes {
+			continue
+		}
+		whole, tenth := size/unit.bytes, size%unit.bytes*10/unit.bytes
+		if tenth == 0 {
+			return fmt.Sprintf("%d%s", whole, unit.name)
+		}
+		return fmt.Sprintf("%d.%d%s", whole, tenth, unit.name)
+	}
+	if size < 1<<20 {
+		return "0"
+	}
+	return fmt.Sprintf("%dMi", size>>20)
+}
+
+// clip cuts text to at most limit bytes, between characters.
+func clip(text string, limit int) string {
+	text = strings.ToValidUTF8(text, "?")
+	if len(text) <= limit {
+		return text
+	}
+	const mark = "..."
+	return strings.ToValidUTF8(text[:limit-len(mark)], "") + mark
+}

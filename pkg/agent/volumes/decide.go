@@ -1,0 +1,210 @@
+package volumes
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+// space is a disk as a decision sees it.
+type space struct {
+	id, class string
+	// free can be taken now.
+	free extent.Set
+	// wiping is free soon.
+	wiping extent.Set
+}
+
+// wanted is a volume that has no partition yet.
+type wanted struct {
+	request.Volume
+	// recorded is where the scheduler put it; nil if there is no usable record, and
+	// then unrecorded says why.
+	recorded   *diskv1alpha1.RecordVolume
+	unrecorded string
+}
+
+// place is where a volume goes.
+type place struct {
+	request.Volume
+	disk   string
+	extent extent.Extent
+	// deviation is empty when the record was followed, or says why it was not.
+	deviation string
+}
+
+// errWaiting: the volumes fit once a wipe that is under way has ended.
+var errWaiting = errors.New("there is room as soon as volumes that are gone have been wiped")
+
+// decide says where the volumes go: to the recorded place if that is possible, else to
+// where the same algorithm as the scheduler's puts them. All or none are placed.
+// occupied are the disks that hold volumes of the pod which want to lie apart.
+// The error is errWaiting, a placement.NoFit, or another one of placement.
+func decide(disks []space, occupied map[string]bool, volumes []wanted) ([]place, error) {
+	followed, rest := follow(disks, occupied, volumes)
+	if len(rest) == 0 {
+		return followed.places, nil
+	}
+	planned, err := plan(followed.disks, followed.occupied, rest)
+	if err == nil {
+		return inOrder(volumes, append(followed.places, planned...)), nil
+	}
+	if len(followed.places) > 0 {
+		// The record may be half true; then it must not keep the other half out.
+		all := slices.Clone(volumes)
+		for i := range all {
+			if !slices.ContainsFunc(rest, func(w wanted) bool { return w.Name == all[i].Name }) {
+				all[i].unrecorded = "the pod's other volumes fit only if this one moves"
+			}
+		}
+		if planned, err := plan(disks, occupied, all); err == nil {
+			return planned, nil
+		}
+	}
+	if _, soon := plan(withWiping(followed.disks), followed.occupied, rest); soon == nil {
+		return nil, errWaiting
+	}
+	return nil, err
+}
+
+// following is the outcome of follow.
+type following struct {
+	places   []place
+	disks    []space
+	occupied map[string]bool
+}
+
+// follow puts volumes to their recorded places as far as that is possible, and returns
+// the volumes that are left, each with the reason.
+func follow(disks []space, occupied map[string]bool, volumes []wanted) (following, []wanted) {
+	f := following{disks: slices.Clone(disks), occupied: maps.Clone(occupied)}
+	if f.occupied == nil {
+		f.occupied = map[string]bool{}
+	}
+	var rest []wanted
+	for _, w := range volumes {
+		at, why := f.check(w)
+		if why != "" {
+			w.unrecorded = why
+			rest = append(rest, w)
+			continue
+		}
+		e := extent.New(w.recorded.Start, w.recorded.Length)
+		f.places = append(f.places, place{Volume: w.Volume, disk: w.recorded.Disk, extent: e})
+		f.disks[at].free = f.disks[at].free.Remove(e)
+		if w.Request.Apart {
+			f.occupied[w.recorded.Disk] = true
+		}
+	}
+	return f, rest
+}
+
+// check returns the index of the recorded disk, or why the record cannot be followed.
+func (f *following) check(w wanted) (int, string) {
+	r := w.recorded
+	if r == nil {
+		return 0, w.unrecorded
+	}
+	at := slices.IndexFunc(f.disks, func(d space) bool { return d.id == r.Disk })
+	if at < 0 {
+		return 0, fmt.Sprintf("the recorded disk %s is not in service on this node", r.Disk)
+	}
+	d, e := &f.disks[at], extent.New(r.Start, r.Length)
+	switch {
+	case d.class != w.Request.Class:
+		return 0, fmt.Sprintf("the recorded disk %s is of class %q, not %q", r.Disk, d.class, w.Request.Class)
+	case r.Length != w.Request.Size:
+		return 0, fmt.Sprintf("the recorded extent has %d bytes, the volume asks for %d", r.Length, w.Request.Size)
+	case w.Request.Apart && f.occupied[r.Disk]:
+		return 0, fmt.Sprintf("the recorded disk %s holds another volume of the pod, from which this one must lie apart", r.Disk)
+	case !d.free.Contains(e):
+		return 0, fmt.Sprintf("the recorded extent %v of disk %s is not free", e, r.Disk)
+	}
+	return at, ""
+}
+
+// plan places volumes without regard to any record.
+func plan(disks []space, occupied map[string]bool, volumes []wanted) ([]place, error) {
+	if len(occupied) == 0 {
+		return planOn(disks, volumes)
+	}
+	// Those that must keep away from occupied disks go first, on the other disks.
+	var apart, other []wanted
+	for _, w := range volumes {
+		if w.Request.Apart {
+			apart = append(apart, w)
+		} else {
+			other = append(other, w)
+		}
+	}
+	var allowed []space
+	for _, d := range disks {
+		if !occupied[d.id] {
+			allowed = append(allowed, d)
+		}
+	}
+	places, err := planOn(allowed, apart)
+	if err != nil {
+		return nil, err
+	}
+	left := slices.Clone(disks)
+	for _, p := range places {
+		at := slices.IndexFunc(left, func(d space) bool { return d.id == p.disk })
+		left[at].free = left[at].free.Remove(p.extent)
+	}
+	more, err := planOn(left, other)
+	if err != nil {
+		return nil, err
+	}
+	return inOrder(volumes, append(places, more...)), nil
+}
+
+func planOn(disks []space, volumes []wanted) ([]place, error) {
+	if len(volumes) == 0 {
+		return nil, nil
+	}
+	node := &placement.Node{}
+	for _, d := range disks {
+		// What lies on a disk without a class stays, and nothing is added.
+		if d.class != "" {
+			node.Disks = append(node.Disks, placement.Disk{ID: d.id, Class: d.class, Free: d.free})
+		}
+	}
+	requests := make([]placement.Request, len(volumes))
+	for i, w := range volumes {
+		requests[i] = w.Request
+	}
+	assignments, err := placement.Plan(nil, node, requests)
+	if err != nil {
+		return nil, err
+	}
+	places := make([]place, len(volumes))
+	for i, a := range assignments {
+		places[i] = place{Volume: volumes[i].Volume, disk: a.Disk, extent: a.Extent, deviation: volumes[i].unrecorded}
+	}
+	return places, nil
+}
+
+func withWiping(disks []space) []space {
+	out := slices.Clone(disks)
+	for i := range out {
+		out[i].free = out[i].free.Union(out[i].wiping)
+	}
+	return out
+}
+
+// inOrder sorts places into the order of the volumes.
+func inOrder(volumes []wanted, places []place) []place {
+	position := make(map[string]int, len(volumes))
+	for i, w := range volumes {
+		position[w.Name] = i
+	}
+	slices.SortFunc(places, func(a, b place) int { return position[a.Name] - position[b.Name] })
+	return places
+}

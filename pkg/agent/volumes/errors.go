@@ -1,0 +1,17 @@
+package volumes
+
+import "errors"
+
+// Errors that callers of Publish branch on.
+var (
+	// ErrInvalid: the pod or the call asks for something that cannot be. Trying again does not help.
+	ErrInvalid = errors.New("invalid volume")
+	// ErrNoRoom: the node has no room for the pod's volumes.
+	ErrNoRoom = errors.New("no room on this node")
+	// ErrWaiting: there will be room when a wipe that is under way has ended.
+	ErrWaiting = errors.New("waiting for a wipe")
+	// ErrPodGone: the pod does not exist (any more), or is on its way out.
+	ErrPodGone = errors.New("pod is gone")
+	// ErrOutOfService: the disk that holds the volume is out of service.
+	ErrOutOfService = errors.New("disk is out of service")
+)

@@ -1,0 +1,78 @@
+package volumes
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// Programs are the programs that the agent runs for file systems.
+var Programs = []string{"mkfs.ext4", "mkfs.xfs", "blkid", "mount", "umount"}
+
+// mkfsTimeout bounds mkfs on a disk that hangs.
+const mkfsTimeout = 10 * time.Minute
+
+// mkfs makes a file system on a volume that holds nothing of worth. It neither
+// discards nor clears more than it must: the extent was wiped before it was free.
+func mkfs(ctx context.Context, fsType string, v disk.Volume) error {
+	ctx, cancel := context.WithTimeout(ctx, mkfsTimeout)
+	defer cancel()
+	program, arguments := mkfsCommand(fsType, v)
+	out, err := exec.CommandContext(ctx, program, arguments...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("cannot make an %s file system on %s: %w: %s", fsType, v.Device, err, oneLine(out))
+	}
+	return nil
+}
+
+func mkfsCommand(fsType string, v disk.Volume) (program string, arguments []string) {
+	if fsType == diskv1alpha1.FSTypeXFS {
+		// -f overwrites what an mkfs left that was interrupted.
+		return "mkfs.xfs", []string{"-q", "-f", "-K", v.Device}
+	}
+	extended := "nodiscard,lazy_itable_init=1,lazy_journal_init=1"
+	if v.Prezeroed {
+		extended = "nodiscard,assume_storage_prezeroed=1"
+	}
+	return "mkfs.ext4", []string{"-q", "-F", "-m0", "-E", extended, v.Device}
+}
+
+// fileSystemOn reads which file system a device holds.
+func fileSystemOn(ctx context.Context, device string) (string, error) {
+	out, err := exec.CommandContext(ctx, "blkid", "-p", "-u", "filesystem", "-s", "TYPE", "-o", "value", device).CombinedOutput()
+	fsType := strings.TrimSpace(string(out))
+	if err != nil || diskv1alpha1.ValidateFSType(fsType) != nil || fsType == "" {
+		return "", fmt.Errorf("%s was formatted, but has no file system that can be recognised; it is not formatted again, because it may hold data", device)
+	}
+	return fsType, nil
+}
+
+// mounted reports whether the device is mounted anywhere that the agent can see. Mounts
+// that it cannot see keep the device busy, and then the engine refuses to wipe it.
+func mounted(device string) (bool, error) {
+	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
+		found := info.Source == device
+		return !found, found
+	})
+	if err != nil {
+		return false, fmt.Errorf("cannot read the mount table: %w", err)
+	}
+	return len(infos) > 0, nil
+}
+
+// oneLine makes a program's output fit into a message.
+func oneLine(out []byte) string {
+	const limit = 400
+	line := strings.Join(strings.Fields(string(out)), " ")
+	if len(line) > limit {
+		line = line[:limit] + "..."
+	}
+	return line
+}

@@ -1,0 +1,51 @@
+package volumes
+
+import (
+	"context"
+	"sync"
+)
+
+// locks are mutexes by name that can be given up waiting for: the kubelet's calls have
+// deadlines, and a wipe can take minutes.
+type locks struct {
+	mu   sync.Mutex
+	held map[string]*lock
+}
+
+type lock struct {
+	// token holds one element while the lock is free.
+	token chan struct{}
+	// users counts who holds it or waits; at zero the lock is forgotten.
+	users int
+}
+
+// lock waits for the named lock. Without an error the caller must call unlock once.
+func (l *locks) lock(ctx context.Context, name string) (unlock func(), err error) {
+	l.mu.Lock()
+	if l.held == nil {
+		l.held = map[string]*lock{}
+	}
+	k := l.held[name]
+	if k == nil {
+		k = &lock{token: make(chan struct{}, 1)}
+		k.token <- struct{}{}
+		l.held[name] = k
+	}
+	k.users++
+	l.mu.Unlock()
+
+	leave := func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if k.users--; k.users == 0 {
+			delete(l.held, name)
+		}
+	}
+	select {
+	case <-k.token:
+		return func() { k.token <- struct{}{}; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
+}

@@ -1,0 +1,424 @@
+package volumes
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/client"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// Options of a Manager.
+type Options struct {
+	Client *client.Client
+	// Pods watches the pods of the node; the manager sets its transform.
+	Pods      cache.SharedIndexInformer
+	Inventory *discovery.Inventory
+	Recorder  record.EventRecorder
+	// DefaultFSType is the file system of a class's volumes that ask for none.
+	DefaultFSType func(class string) string
+	// OrphanGrace is how long a partition without a pod is kept after it was found.
+	OrphanGrace time.Duration
+	// EvictionGrace is how long a pod whose volumes do not fit stays before it is evicted.
+	EvictionGrace time.Duration
+	// OwnersChanged is called when what Owner answers may have changed.
+	OwnersChanged func()
+}
+
+// Manager brings the disks in line with the pods.
+//
+// Invariants:
+//  1. A partition is made only for a pod that was seen alive after the volume's lock
+//     was taken, so that a release that ran before finds it afterwards.
+//  2. A formatted partition is never formatted again.
+//  3. A partition is wiped only after the API server itself, not a cache, has said that
+//     its pod is gone, and while nothing is mounted; or to finish a wipe that was begun.
+//  4. An extent that is about to become a partition is in claimed until it is one, so that
+//     two decisions never choose the same.
+type Manager struct {
+	options Options
+	node    string
+
+	// volumeLocks are by partition: making, formatting, mounting and wiping of one
+	// volume exclude each other. podLocks are by UID: the volumes of a pod are placed together.
+	volumeLocks, podLocks locks
+
+	pods     workqueue.TypedRateLimitingInterface[types.NamespacedName]
+	releases workqueue.TypedRateLimitingInterface[string]
+	formats  chan struct{}
+
+	mu      sync.Mutex
+	owners  map[string]owner
+	claimed map[string]claim
+	// waiting are the pods that a change on a disk may help.
+	waiting map[types.NamespacedName]struct{}
+	// noRoomSince and told are by pod UID.
+	noRoomSince map[types.UID]time.Time
+	told        map[types.UID]string
+	// wiping are the partitions that a goroutine of ours is wiping.
+	wiping map[string]struct{}
+	// serving are the disks that were in service when last looked.
+	serving map[string]bool
+
+	// prezeroed are the partitions whose bytes are zeros that the agent wrote itself; mkfs
+	// ends that.
+	prezeroed map[string]struct{}
+	// changes counts how often followDisks woke the waiting.
+	changes int
+	// diskSlots bound the wipes of each disk.
+	diskSlots map[string]chan struct{}
+
+	disksChanged chan struct{}
+	wipes        sync.WaitGroup
+	// wipeBackoff is for wipes that fail: they run outside of the queue's workers.
+	wipeBackoff workqueue.TypedRateLimiter[string]
+}
+
+// owner is the pod whose volume a partition holds.
+type owner struct {
+	pod    types.NamespacedName
+	uid    types.UID
+	volume string
+}
+
+// claim is an extent that is about to become a partition.
+type claim struct {
+	disk   string
+	extent extent.Extent
+}
+
+const (
+	// podWorkers realize volumes at the same time: enough that a slow disk does not
+	// hold up the others.
+	podWorkers = 8
+	// releaseWorkers only decide; wiping has goroutines of its own.
+	releaseWorkers = 4
+	// wipesPerDisk keeps the wiping of many volumes from starving a disk's users.
+	wipesPerDisk = 2
+	// sweepKey in the queue of releases stands for all partitions without a known owner.
+	sweepKey = ""
+)
+
+// New returns a manager; Run makes it work.
+func New(o Options) (*Manager, error) {
+	m := &Manager{
+		options:      o,
+		node:         o.Client.NodeName(),
+		pods:         queue[types.NamespacedName]("pods"),
+		releases:     queue[string]("releases"),
+		formats:      make(chan struct{}, max(4, 2*runtime.NumCPU())),
+		owners:       map[string]owner{},
+		claimed:      map[string]claim{},
+		waiting:      map[types.NamespacedName]struct{}{},
+		noRoomSince:  map[types.UID]time.Time{},
+		told:         map[types.UID]string{},
+		wiping:       map[string]struct{}{},
+		serving:      map[string]bool{},
+		disksChanged: make(chan struct{}, 1),
+		diskSlots:    map[string]chan struct{}{},
+		prezeroed:    map[string]struct{}{},
+		wipeBackoff:  backoff[string](),
+	}
+	if err := o.Pods.SetTransform(strip); err != nil {
+		return nil, fmt.Errorf("cannot watch pods: %w", err)
+	}
+	_, err := o.Pods.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(object any) { m.podSeen(object) },
+		UpdateFunc: func(_, object any) { m.podSeen(object) },
+		DeleteFunc: m.podDeleted,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot watch pods: %w", err)
+	}
+	return m, nil
+}
+
+func queue[T comparable](name string) workqueue.TypedRateLimitingInterface[T] {
+	return workqueue.NewTypedRateLimitingQueueWithConfig(backoff[T](), workqueue.TypedRateLimitingQueueConfig[T]{Name: name})
+}
+
+// backoff begins with 20 ms, so that a race is over quickly, and ends with a minute, so
+// that what needs a person costs little.
+func backoff[T comparable]() workqueue.TypedRateLimiter[T] {
+	return workqueue.NewTypedItemExponentialFailureRateLimiter[T](20*time.Millisecond, time.Minute)
+}
+
+// strip drops what the agent does not need of a pod: a node's pods are most of what
+// it would keep in memory.
+func strip(object any) (any, error) {
+	pod, ok := object.(*corev1.Pod)
+	if !ok {
+		return object, nil
+	}
+	slim := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion,
+	}}
+	for _, v := range pod.Spec.Volumes {
+		if v.CSI != nil && v.CSI.Driver == diskv1alpha1.DriverName {
+			slim.Spec.Volumes = append(slim.Spec.Volumes, v)
+		}
+	}
+	if len(slim.Spec.Volumes) == 0 {
+		return slim, nil
+	}
+	slim.DeletionTimestamp = pod.DeletionTimestamp
+	slim.OwnerReferences = pod.OwnerReferences
+	if record, ok := pod.Annotations[diskv1alpha1.AnnotationAllocation]; ok {
+		slim.Annotations = map[string]string{diskv1alpha1.AnnotationAllocation: record}
+	}
+	slim.Spec.NodeName = pod.Spec.NodeName
+	slim.Status.Phase = pod.Status.Phase
+	return slim, nil
+}
+
+// Run works until the context ends, and then until what was begun on the disks has
+// ended. The pod informer must have synced and the inventory must have scanned once.
+func (m *Manager) Run(ctx context.Context) {
+	var workers sync.WaitGroup
+	for range podWorkers {
+		workers.Go(func() { work(ctx, m.pods, "Pod's volumes could not be realized", m.syncPod) })
+	}
+	for range releaseWorkers {
+		workers.Go(func() { work(ctx, m.releases, "Volume could not be released", m.release) })
+	}
+	workers.Go(func() { m.followDisks(ctx) })
+	m.DisksChanged()
+	<-ctx.Done()
+	m.pods.ShutDown()
+	m.releases.ShutDown()
+	workers.Wait()
+	m.wipes.Wait()
+}
+
+// work processes a queue. An error is logged and tried again later, more and more rarely.
+func work[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterface[T], failure string, process func(context.Context, T) error) {
+	for {
+		key, shutdown := q.Get()
+		if shutdown {
+			return
+		}
+		if ctx.Err() == nil {
+			err := process(ctx, key)
+			switch {
+			case err == nil:
+				q.Forget(key)
+			case ctx.Err() == nil:
+				klog.FromContext(ctx).Error(err, failure, "key", key, "tries", q.NumRequeues(key)+1)
+				q.AddRateLimited(key)
+			}
+		}
+		q.Done(key)
+	}
+}
+
+// DisksChanged says that something about the disks has changed. It never blocks.
+func (m *Manager) DisksChanged() {
+	select {
+	case m.disksChanged <- struct{}{}:
+	default:
+	}
+}
+
+// followDisks wakes whom a change on the disks concerns.
+func (m *Manager) followDisks(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.disksChanged:
+		}
+		disks := m.options.Inventory.Disks()
+		arrived := m.noteServing(disks)
+		for i := range disks {
+			if !arrived[disks[i].ID()] {
+				continue
+			}
+			for _, v := range disks[i].Snapshot.Volumes {
+				if v.Phase == disk.Wiping {
+					m.releases.Add(v.Partition)
+				}
+			}
+		}
+		if len(arrived) > 0 {
+			m.releases.AddAfter(sweepKey, m.options.OrphanGrace)
+			m.wakeAll()
+		}
+		m.wakeWaiting()
+	}
+}
+
+// noteServing returns the disks that came into service since the last call.
+func (m *Manager) noteServing(disks []discovery.Disk) map[string]bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	arrived, serving := map[string]bool{}, map[string]bool{}
+	for i := range disks {
+		if !disks[i].Ready() {
+			continue
+		}
+		serving[disks[i].ID()] = true
+		if !m.serving[disks[i].ID()] {
+			arrived[disks[i].ID()] = true
+		}
+	}
+	m.serving = serving
+	return arrived
+}
+
+// wakeAll looks at every pod again: its volumes may be on a disk that came (back), and
+// it may have gone while the disk was away.
+func (m *Manager) wakeAll() {
+	for _, object := range m.options.Pods.GetStore().List() {
+		if pod, ok := object.(*corev1.Pod); ok && len(pod.Spec.Volumes) > 0 {
+			m.pods.Add(keyOf(pod))
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for partition := range m.owners {
+		m.releases.Add(partition)
+	}
+}
+
+func (m *Manager) wakeWaiting() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for key := range m.waiting {
+		m.pods.Add(key)
+	}
+	clear(m.waiting)
+	m.changes++
+}
+
+// podSeen takes in a pod from the watch.
+func (m *Manager) podSeen(object any) {
+	pod, ok := object.(*corev1.Pod)
+	if !ok || len(pod.Spec.Volumes) == 0 {
+		return
+	}
+	m.own(pod)
+	if alive(pod) {
+		m.pods.Add(keyOf(pod))
+		return
+	}
+	m.askRelease(pod)
+}
+
+func (m *Manager) podDeleted(object any) {
+	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		object = gone.Obj
+	}
+	pod, ok := object.(*corev1.Pod)
+	if !ok || len(pod.Spec.Volumes) == 0 {
+		return
+	}
+	m.mu.Lock()
+	delete(m.waiting, keyOf(pod))
+	delete(m.noRoomSince, pod.UID)
+	delete(m.told, pod.UID)
+	m.mu.Unlock()
+	m.own(pod)
+	m.askRelease(pod)
+}
+
+func (m *Manager) askRelease(pod *corev1.Pod) {
+	for partition := range partitionsOf(pod) {
+		m.releases.Add(partition)
+	}
+}
+
+// own remembers whose the pod's partitions are.
+func (m *Manager) own(pod *corev1.Pod) {
+	m.mu.Lock()
+	changed := false
+	for partition, volume := range partitionsOf(pod) {
+		if _, known := m.owners[partition]; !known {
+			m.owners[partition] = owner{pod: keyOf(pod), uid: pod.UID, volume: volume}
+			changed = true
+		}
+	}
+	m.mu.Unlock()
+	if changed {
+		m.options.OwnersChanged()
+	}
+}
+
+// partitionsOf maps the partitions that the pod's volumes have, or would have, to their
+// CSI volume IDs. Unlike request.FromPod it understands every pod: a volume must be
+// recognised even if no one would make it today.
+func partitionsOf(pod *corev1.Pod) map[string]string {
+	partitions := map[string]string{}
+	for _, v := range pod.Spec.Volumes {
+		if v.CSI != nil && v.CSI.Driver == diskv1alpha1.DriverName {
+			id := diskv1alpha1.InlineVolumeID(pod.UID, v.Name)
+			partitions[diskv1alpha1.PartitionID(id)] = id
+		}
+	}
+	return partitions
+}
+
+// Owner says whose a partition is: the CSI volume ID and namespace/name of the pod,
+// both empty if that is not known.
+func (m *Manager) Owner(partition string) (volume, pod string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	o, ok := m.owners[partition]
+	if !ok {
+		return "", ""
+	}
+	return o.volume, o.pod.String()
+}
+
+// alive reports whether the pod may get new volumes.
+func alive(pod *corev1.Pod) bool {
+	return pod.DeletionTimestamp == nil && !terminal(pod)
+}
+
+func terminal(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+}
+
+func keyOf(pod *corev1.Pod) types.NamespacedName {
+	return types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}
+}
+
+// find returns the disk and the volume of a partition.
+func (m *Manager) find(partition string) (discovery.Disk, disk.Volume, bool) {
+	return findIn(m.options.Inventory.Disks(), partition)
+}
+
+func findIn(disks []discovery.Disk, partition string) (discovery.Disk, disk.Volume, bool) {
+	for i := range disks {
+		if v, ok := disks[i].Snapshot.Volume(partition); ok {
+			return disks[i], v, true
+		}
+	}
+	return discovery.Disk{}, disk.Volume{}, false
+}
+
+// cached returns the pod from the watch's store, if it is the one with the UID.
+func (m *Manager) cached(key types.NamespacedName, uid types.UID) *corev1.Pod {
+	object, ok, err := m.options.Pods.GetStore().GetByKey(key.String())
+	if err != nil || !ok {
+		return nil
+	}
+	pod, ok := object.(*corev1.Pod)
+	if !ok || uid != "" && pod.UID != uid {
+		return nil
+	}
+	return pod
+}

@@ -1,0 +1,291 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// inUseRetry is how often a volume is looked at whose pod is gone and that is still
+// mounted or open. Its unmounting through NodeUnpublish wakes the release at once.
+const inUseRetry = 30 * time.Second
+
+// Release asks that the volume be wiped if its pod is gone. It returns at once.
+func (m *Manager) Release(volumeID string) {
+	m.releases.Add(diskv1alpha1.PartitionID(volumeID))
+}
+
+// verdict is what becomes of a volume.
+type verdict int
+
+const (
+	keep  verdict = iota
+	inUse         // its pod is gone or going, but it is mounted
+	wipe
+)
+
+// judge decides from the pod as the API server itself has just shown it, nil if there
+// is none with that name; uid is that of the pod whose volume it is.
+func judge(pod *corev1.Pod, uid types.UID, isMounted bool) verdict {
+	// A pod that is being deleted may still run; only the mount tells.
+	gone := pod == nil || pod.UID != uid || terminal(pod) || pod.DeletionTimestamp != nil
+	switch {
+	case !gone:
+		return keep
+	case isMounted:
+		return inUse
+	}
+	return wipe
+}
+
+// release wipes the volume of the partition if it is due.
+func (m *Manager) release(ctx context.Context, partition string) error {
+	if partition == sweepKey {
+		return m.sweep(ctx)
+	}
+	if m.beingWiped(partition) {
+		// Its end brings the volume back here if anything is left to do.
+		return nil
+	}
+	unlock, err := m.volumeLocks.lock(ctx, partition)
+	if err != nil {
+		return err
+	}
+	begun := false
+	defer func() {
+		if !begun {
+			unlock()
+		}
+	}()
+	d, v, found := m.find(partition)
+	if !found {
+		m.disown(partition)
+		return nil
+	}
+	if !d.Ready() {
+		// followDisks comes back here with the disk.
+		return nil
+	}
+	if v.Phase != disk.Wiping {
+		if !v.Ephemeral {
+			return nil
+		}
+		due, err := m.due(ctx, v)
+		if err != nil || !due {
+			return err
+		}
+	}
+	begun = true
+	m.begin(ctx, d, v, unlock)
+	return nil
+}
+
+func (m *Manager) beingWiped(partition string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, wiping := m.wiping[partition]
+	return wiping
+}
+
+// begin wipes the volume in the background, so that a large slow disk holds up nothing
+// but itself. unlock gives back the volume's lock at the end.
+func (m *Manager) begin(ctx context.Context, d discovery.Disk, v disk.Volume, unlock func()) {
+	m.mu.Lock()
+	m.wiping[v.Partition] = struct{}{}
+	m.mu.Unlock()
+	m.wipes.Go(func() {
+		again := m.wipe(ctx, d, v)
+		unlock()
+		m.mu.Lock()
+		delete(m.wiping, v.Partition)
+		m.mu.Unlock()
+		again()
+	})
+}
+
+// due asks the API server whether the volume's pod is gone.
+func (m *Manager) due(ctx context.Context, v disk.Volume) (bool, error) {
+	isMounted, err := mounted(v.Device)
+	if err != nil {
+		return false, err
+	}
+	pod, uid, err := m.livePod(ctx, v.Partition)
+	if err != nil {
+		return false, err
+	}
+	switch judge(pod, uid, isMounted) {
+	case wipe:
+		return true, nil
+	case inUse:
+		m.releases.AddAfter(v.Partition, inUseRetry)
+	case keep:
+	}
+	return false, nil
+}
+
+// livePod asks the API server, not the cache, for the pod whose volume the partition
+// holds, and for that volume's UID; nil if there is no such pod. An error means that
+// nothing is known, and then nothing may be wiped.
+func (m *Manager) livePod(ctx context.Context, partition string) (*corev1.Pod, types.UID, error) {
+	m.mu.Lock()
+	o, known := m.owners[partition]
+	m.mu.Unlock()
+	if known {
+		pod, err := m.options.Client.Pod(ctx, o.pod.Namespace, o.pod.Name)
+		if apierrors.IsNotFound(err) {
+			return nil, o.uid, nil
+		}
+		if err != nil {
+			return nil, "", fmt.Errorf("cannot ask the API server for pod %s, its volume is kept: %w", o.pod, err)
+		}
+		return pod, o.uid, nil
+	}
+	pods, err := m.livePods(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	for i := range pods {
+		if _, holds := partitionsOf(&pods[i])[partition]; holds {
+			return &pods[i], pods[i].UID, nil
+		}
+	}
+	return nil, "", nil
+}
+
+// livePods lists the node's pods from the API server itself and remembers whose the
+// partitions are.
+func (m *Manager) livePods(ctx context.Context) ([]corev1.Pod, error) {
+	pods, err := m.options.Client.PodsOfNode(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cannot ask the API server for the pods of node %s, volumes without a known pod are kept: %w", m.node, err)
+	}
+	for i := range pods {
+		m.own(&pods[i])
+	}
+	return pods, nil
+}
+
+// wipe wipes the volume. The caller holds its lock; nobody else has business with it.
+// The function it returns is to be called when the lock is free: it sees to what is left.
+func (m *Manager) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) (again func()) {
+	logger := klog.FromContext(ctx).WithValues("partition", v.Partition, "disk", d.ID(), "device", v.Device)
+	slots := m.slots(d.ID())
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+	case <-ctx.Done():
+		return func() {}
+	}
+	_, pod := m.Owner(v.Partition)
+	logger.Info("Volume is being wiped", "pod", pod, "name", v.Name, "extent", v.Extent)
+	begin := time.Now()
+	err := d.Engine.Wipe(ctx, v.Partition)
+	switch {
+	case err == nil, errors.Is(err, disk.ErrNotFound):
+		logger.Info("Volume is wiped and its space is free", "pod", pod, "duration", time.Since(begin))
+		m.wipeBackoff.Forget(v.Partition)
+		return func() { m.disown(v.Partition) }
+	case errors.Is(err, disk.ErrInUse):
+		logger.Info("Volume is still in use and is wiped later", "reason", err.Error())
+		return func() { m.releases.AddAfter(v.Partition, inUseRetry) }
+	}
+	if ctx.Err() != nil {
+		// The agent is stopping; the next one finds the phase Wiping and goes on.
+		return func() {}
+	}
+	logger.Error(err, "Volume could not be wiped")
+	return func() { m.releases.AddAfter(v.Partition, m.wipeBackoff.When(v.Partition)) }
+}
+
+// slots bounds the wipes of one disk.
+func (m *Manager) slots(disk string) chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.diskSlots[disk] == nil {
+		m.diskSlots[disk] = make(chan struct{}, wipesPerDisk)
+	}
+	return m.diskSlots[disk]
+}
+
+// disown forgets the owner of a partition that does not exist (any more), unless the
+// pod is still there and may get it yet.
+func (m *Manager) disown(partition string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if o, ok := m.owners[partition]; ok && m.cached(o.pod, o.uid) == nil {
+		delete(m.owners, partition)
+	}
+}
+
+// sweep reclaims the partitions whose pod nobody here has ever seen: it went while the
+// agent was down. One list from the API server itself, made now, decides for all.
+func (m *Manager) sweep(ctx context.Context) error {
+	orphans := m.orphans()
+	if len(orphans) == 0 {
+		return nil
+	}
+	if _, err := m.livePods(ctx); err != nil {
+		return err
+	}
+	for _, partition := range orphans {
+		if volume, _ := m.Owner(partition); volume != "" {
+			m.releases.Add(partition)
+			continue
+		}
+		if err := m.reclaim(ctx, partition); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// orphans are the ephemeral volumes on disks in service whose pod is not known.
+func (m *Manager) orphans() []string {
+	disks := m.options.Inventory.Disks()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var orphans []string
+	for i := range disks {
+		if !disks[i].Ready() {
+			continue
+		}
+		for _, v := range disks[i].Snapshot.Volumes {
+			if _, known := m.owners[v.Partition]; !known && v.Ephemeral && v.Phase != disk.Wiping {
+				orphans = append(orphans, v.Partition)
+			}
+		}
+	}
+	return orphans
+}
+
+// reclaim wipes a partition that belongs to no pod of the node.
+func (m *Manager) reclaim(ctx context.Context, partition string) error {
+	unlock, err := m.volumeLocks.lock(ctx, partition)
+	if err != nil {
+		return err
+	}
+	d, v, found := m.find(partition)
+	if !found || !d.Ready() {
+		unlock()
+		return nil
+	}
+	isMounted, err := mounted(v.Device)
+	if err != nil || isMounted {
+		unlock()
+		m.releases.AddAfter(sweepKey, inUseRetry)
+		return err
+	}
+	klog.FromContext(ctx).Info("Volume has no pod any more and is reclaimed", "partition", partition, "disk", d.ID(), "name", v.Name)
+	m.begin(ctx, d, v, unlock)
+	return nil
+}
