@@ -34,26 +34,55 @@ var kubernetesPrograms = []program{
 	{"kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"},
 }
 
-// Build brings the programs in .build/bin up to date and returns that directory:
-// Kubernetes' and etcd's, and those of this repository that are there to build. The
-// first time takes minutes, and says so on log.
-func Build(ctx context.Context, log io.Writer) (string, error) {
+// Build brings Kubernetes' and etcd's programs in .build/bin up to date, and the
+// named ones of this repository (directories, such as cmd/scheduler). The first time
+// takes minutes, and says so on log.
+func Build(ctx context.Context, log io.Writer, own ...string) error {
 	repository, err := Repository()
 	if err != nil {
-		return "", err
+		return err
 	}
 	bin := binDir(repository)
 	unlock, err := lockBuild(bin)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer unlock()
 	for _, p := range kubernetesPrograms {
 		if err := buildKubernetes(ctx, log, repository, bin, p); err != nil {
-			return "", err
+			return err
 		}
 	}
-	return bin, buildOwn(ctx, log, repository, bin)
+	return buildOwn(ctx, log, repository, bin, append([]string{reaperProgram, pauseProgram}, own...))
+}
+
+// The programs of this repository that a cluster runs.
+const (
+	reaperProgram    = "test/cluster/reaper"
+	pauseProgram     = "test/cluster/pause"
+	agentProgram     = "cmd/nodeagent"
+	schedulerProgram = "cmd/scheduler"
+)
+
+// program builds a program of this repository unless this process has done so
+// already, and returns its path.
+func (c *Cluster) program(ctx context.Context, pkg string) (string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	path := filepath.Join(c.bin, filepath.Base(pkg))
+	if c.built[pkg] {
+		return path, nil
+	}
+	unlock, err := lockBuild(c.bin)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if err := buildOwn(ctx, c.log, c.repository, c.bin, []string{pkg}); err != nil {
+		return "", err
+	}
+	c.built[pkg] = true
+	return path, nil
 }
 
 // lockBuild keeps test packages that run at the same time from building the same things.
@@ -116,16 +145,20 @@ func stamp(dir string, args []string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// buildOwn builds the programs of this repository; whether they are up to date, go
-// itself decides.
-func buildOwn(ctx context.Context, log io.Writer, repository, bin string) error {
-	args := []string{"build", "-buildvcs=false", "-o", bin + "/"}
+// buildOwn builds programs of this repository; whether they are up to date, go itself
+// decides. The flags are those of the Makefile, so that neither builds anew what the
+// other has built.
+func buildOwn(ctx context.Context, log io.Writer, repository, bin string, packages []string) error {
+	version := "dev"
+	describe := exec.CommandContext(ctx, "git", "describe", "--tags", "--always", "--dirty")
+	describe.Dir = repository
+	if out, err := describe.Output(); err == nil {
+		version = strings.TrimSpace(string(out))
+	}
+	args := []string{"build", "-trimpath", "-ldflags", "-s -w -X k8s.io/component-base/version.gitVersion=" + version, "-o", bin + "/"}
 	var names []string
-	for _, pkg := range []string{"./cmd/nodeagent", "./cmd/scheduler", "./test/cluster/reaper", "./test/cluster/pause"} {
-		if _, err := os.Stat(filepath.Join(repository, pkg, "main.go")); err != nil {
-			continue
-		}
-		args = append(args, pkg)
+	for _, pkg := range packages {
+		args = append(args, "./"+pkg)
 		names = append(names, filepath.Base(pkg))
 	}
 	return goBuild(ctx, log, repository, strings.Join(names, ", "), args)

@@ -5,15 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -89,6 +92,7 @@ type Cluster struct {
 
 	mu        sync.Mutex // guards what follows
 	processes map[string]*process
+	built     map[string]bool // programs of this repository that are up to date
 	stopped   bool
 }
 
@@ -107,7 +111,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if o.SchedulerConfig == "" {
 		o.SchedulerConfig = "config/scheduler/kube-scheduler-config.yaml"
 	}
-	c := &Cluster{options: o, log: o.Log, processes: map[string]*process{}, started: time.Now()}
+	c := &Cluster{options: o, log: o.Log, processes: map[string]*process{}, built: map[string]bool{}, started: time.Now()}
 	var err error
 	if c.repository, err = Repository(); err != nil {
 		return nil, err
@@ -115,7 +119,15 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if err := c.checkNodes(ctx); err != nil {
 		return nil, err
 	}
-	if c.bin, err = Build(ctx, c.log); err != nil {
+	c.bin = binDir(c.repository)
+	// Before the clock starts; what is started later is built then.
+	if o.Agents {
+		c.built[agentProgram] = true
+	}
+	if o.Scheduler {
+		c.built[schedulerProgram] = true
+	}
+	if err := Build(ctx, c.log, slices.Sorted(maps.Keys(c.built))...); err != nil {
 		return nil, err
 	}
 	if err := host.Sweep(ctx, clustersDir(c.repository), c.log); err != nil {
@@ -147,11 +159,11 @@ func (c *Cluster) start(ctx context.Context) error {
 	if c.authority, err = newAuthority(filepath.Join(c.state.Dir, "pki")); err != nil {
 		return err
 	}
-	if err := c.startControlPlane(ctx); err != nil {
-		return err
-	}
-	c.say("control plane ready")
-	if err := c.Apply(ctx, c.options.Manifests...); err != nil {
+	// Nodes have a good deal to do before they need an API server.
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.startControlPlane(groupCtx) })
+	group.Go(func() error { return c.prepareNodes(groupCtx) })
+	if err := group.Wait(); err != nil {
 		return err
 	}
 	if c.options.Scheduler {
@@ -255,7 +267,7 @@ func (c *Cluster) LogDir() string { return filepath.Join(c.state.Dir, "logs") }
 // Kubectl runs kubectl with every right and returns what it printed.
 func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(c.bin, "kubectl"), args...)
-	cmd.Env = append(c.environment(), "KUBECONFIG="+c.Kubeconfig())
+	cmd.Env = append(c.environment("kubectl"), "KUBECONFIG="+c.Kubeconfig())
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return string(out), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, out)

@@ -62,10 +62,16 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.connect(); err != nil {
 		return err
 	}
-	if !c.options.ControllerManager {
-		return nil
+	if err := c.Apply(ctx, c.options.Manifests...); err != nil {
+		return err
 	}
-	return c.startControllerManager(ctx)
+	if c.options.ControllerManager {
+		if err := c.startControllerManager(ctx); err != nil {
+			return err
+		}
+	}
+	c.say("control plane ready")
+	return nil
 }
 
 func (c *Cluster) startEtcd(ctx context.Context) (endpoint string, err error) {

@@ -35,7 +35,7 @@ func (c *Cluster) spawn(name string, argv ...string) (*process, error) {
 	fmt.Fprintf(out, "# %s\n", strings.Join(argv, " "))
 	p.cmd = exec.Command(argv[0], argv[1:]...)
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	p.cmd.Env = c.environment()
+	p.cmd.Env = c.environment(name)
 	// A session of its own, so that Ctrl-C in a terminal reaches only the owner, which
 	// ends things in order.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -51,8 +51,8 @@ func (c *Cluster) spawn(name string, argv ...string) (*process, error) {
 
 // environment is the owner's, with the cluster's mark, without what would lead a
 // client to another cluster.
-func (c *Cluster) environment() []string {
-	env := []string{c.state.Environment()}
+func (c *Cluster) environment(component string) []string {
+	env := c.state.Environment(component)
 	for _, v := range os.Environ() {
 		switch name, _, _ := strings.Cut(v, "="); name {
 		case "KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT", "NODE_NAME", "NOTIFY_SOCKET":

@@ -29,9 +29,9 @@ func (c *Cluster) KillScheduler() error { return c.end(schedulerName, syscall.SI
 
 // StartSchedulerNamed runs one more scheduler, which does not know of the others.
 func (c *Cluster) StartSchedulerNamed(ctx context.Context, name string) error {
-	path := filepath.Join(c.bin, "scheduler")
-	if _, err := os.Stat(path); err != nil {
-		return fmt.Errorf("start the scheduler: %w", err)
+	path, err := c.program(ctx, schedulerProgram)
+	if err != nil {
+		return err
 	}
 	return c.startScheduler(ctx, name, path, filepath.Join(c.repository, c.options.SchedulerConfig))
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -57,7 +58,10 @@ func startTime(pid int) (string, error) {
 // Processes returns the IDs of the cluster's processes: those that inherited the
 // cluster's mark, and those of pods, which have an environment of their own but live
 // in the cluster's control group.
-func (s *State) Processes() ([]int, error) {
+func (s *State) Processes() ([]int, error) { return s.processes("") }
+
+// processes narrows it to one component and what it started; empty means all.
+func (s *State) processes(component string) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -65,7 +69,7 @@ func (s *State) Processes() ([]int, error) {
 	var pids []int
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || !s.owns(pid) {
+		if err != nil || pid == os.Getpid() || !s.owns(pid, component) {
 			continue
 		}
 		pids = append(pids, pid)
@@ -73,20 +77,24 @@ func (s *State) Processes() ([]int, error) {
 	return pids, nil
 }
 
-func (s *State) owns(pid int) bool {
-	dir := filepath.Join("/proc", strconv.Itoa(pid))
+func (s *State) owns(pid int, component string) bool {
 	// Unreadable means that it has ended, or is no process of this user.
 	if _, err := startTime(pid); err != nil {
 		return false
 	}
+	dir := filepath.Join("/proc", strconv.Itoa(pid))
 	environ, err := os.ReadFile(filepath.Join(dir, "environ"))
-	if err == nil {
-		for v := range bytes.SplitSeq(environ, []byte{0}) {
-			if string(v) == s.Environment() {
-				return true
-			}
-		}
+	if err != nil {
+		return false
 	}
+	variables := strings.Split(string(environ), "\x00")
+	if slices.Contains(variables, idVariable+"="+s.ID) {
+		return component == "" || slices.Contains(variables, componentVariable+"="+component)
+	}
+	return component == "" && s.inCgroup(dir)
+}
+
+func (s *State) inCgroup(dir string) bool {
 	cgroups, err := os.ReadFile(filepath.Join(dir, "cgroup"))
 	if err != nil {
 		return false
@@ -99,11 +107,12 @@ func (s *State) owns(pid int) bool {
 	return false
 }
 
-// kill ends all processes of the cluster. New ones may appear while it does so
-// (a shim that starts a container), so it looks again until it finds none.
-func (s *State) kill(ctx context.Context) error {
+// Kill ends a component and everything that it started; empty means all processes of
+// the cluster. New ones may appear while it does so (a shim that starts a container),
+// so it looks again until it finds none.
+func (s *State) Kill(ctx context.Context, component string) error {
 	for {
-		pids, err := s.Processes()
+		pids, err := s.processes(component)
 		if err != nil {
 			return err
 		}
@@ -111,7 +120,7 @@ func (s *State) kill(ctx context.Context) error {
 			return nil
 		}
 		for _, pid := range pids {
-			if err := s.killOne(pid); err != nil {
+			if err := s.killOne(pid, component); err != nil {
 				return err
 			}
 		}
@@ -123,7 +132,7 @@ func (s *State) kill(ctx context.Context) error {
 
 // killOne signals through a descriptor of the process and looks again after opening
 // it, so that it can't hit another process that was given the same ID.
-func (s *State) killOne(pid int) error {
+func (s *State) killOne(pid int, component string) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -132,7 +141,7 @@ func (s *State) killOne(pid int) error {
 		return fmt.Errorf("open process %d: %w", pid, err)
 	}
 	defer unix.Close(fd)
-	if !s.owns(pid) {
+	if !s.owns(pid, component) {
 		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {

@@ -28,7 +28,7 @@ func (s *State) Remove(ctx context.Context) error {
 	defer cancel()
 	// The order matters: processes hold everything else.
 	errs := []error{
-		s.kill(ctx),
+		s.Kill(ctx, ""),
 		s.removeMounts(),
 		s.removeLoops(ctx),
 		s.removeLinks(ctx),

@@ -36,12 +36,13 @@ type State struct {
 	Root string `json:"root"`
 }
 
-// Environment variable that marks a cluster's processes, and the prefix of its
+// Environment variables that mark a cluster's processes, and the prefix of its
 // control groups.
 const (
-	idVariable   = "BERTH_CLUSTER"
-	cgroupPrefix = "berth-"
-	stateFile    = "state.json"
+	idVariable        = "BERTH_CLUSTER"
+	componentVariable = "BERTH_COMPONENT"
+	cgroupPrefix      = "berth-"
+	stateFile         = "state.json"
 )
 
 // changedByKubelet are the settings that a kubelet overwrites for the whole machine.
@@ -177,8 +178,10 @@ func (s *State) Cgroup() string { return "/" + cgroupPrefix + s.ID }
 // begins with Link(""), and stays below the kernel's 15 characters.
 func (s *State) Link(suffix string) string { return "bt" + s.ID + suffix }
 
-// Environment is what marks a process as the cluster's.
-func (s *State) Environment() string { return idVariable + "=" + s.ID }
+// Environment is what marks a process as the cluster's, and as the named part of it.
+func (s *State) Environment(component string) []string {
+	return []string{idVariable + "=" + s.ID, componentVariable + "=" + component}
+}
 
 // lock serializes the clusters of a checkout while they choose what must differ
 // between them, and while they look whether they are the last.
@@ -207,7 +210,7 @@ func freeSubnet(others []*State) (string, error) {
 	for _, o := range others {
 		taken[o.Subnet] = true
 	}
-	for i := range 256 {
+	for i := range 64 {
 		candidate := fmt.Sprintf("10.217.%d.0/24", i)
 		_, subnet, err := net.ParseCIDR(candidate)
 		if err != nil {
@@ -223,7 +226,7 @@ func freeSubnet(others []*State) (string, error) {
 			return candidate, nil
 		}
 	}
-	return "", errors.New("no free subnet for the nodes below 10.217.0.0/16: stop other local clusters, or remove the address that covers it")
+	return "", errors.New("no free subnet for the nodes below 10.217.0.0/18: stop other local clusters, or remove the address that covers it")
 }
 
 // originalSysctls returns the settings as they were before the first kubelet of any
