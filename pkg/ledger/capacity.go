@@ -9,9 +9,6 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// alignment is what starts and lengths are multiples of, in bytes.
-const alignment = 1 << 20
-
 // Capacity is what a node has published.
 //
 // Invariants, held by Validate:
@@ -87,7 +84,7 @@ func (d *Disk) validate(partitions map[string]struct{}) error {
 	slices.SortFunc(pieces, func(a, b piece) int { return cmp.Compare(a.Start, b.Start) })
 	for i, p := range pieces {
 		switch {
-		case p.Start < alignment || p.Start%alignment != 0 || p.End%alignment != 0:
+		case p.Start < placement.Alignment || p.Start%placement.Alignment != 0 || p.End%placement.Alignment != 0:
 			return fmt.Errorf("%s %v is not aligned to 1 MiB", p.what, p.Extent)
 		case p.Empty():
 			return fmt.Errorf("%s %v is empty", p.what, p.Extent)
@@ -115,6 +112,8 @@ type publishedDisk struct {
 	id, class string
 	free      extent.Set
 	volumes   []Allocation
+	// usable is what volumes could have if there were none, in bytes.
+	usable int64
 }
 
 func publish(c *Capacity) *published {
@@ -135,11 +134,12 @@ func publish(c *Capacity) *published {
 		if !d.Ready || d.Class == "" {
 			continue
 		}
-		p.disks = append(p.disks, publishedDisk{
-			id: d.ID, class: d.Class,
-			free:    extent.NewSet(d.Free...),
-			volumes: slices.Clone(d.Allocations),
-		})
+		disk := publishedDisk{id: d.ID, class: d.Class, free: extent.NewSet(d.Free...), volumes: slices.Clone(d.Allocations)}
+		disk.usable = disk.free.Total()
+		for _, v := range disk.volumes {
+			disk.usable += v.Extent.Len()
+		}
+		p.disks = append(p.disks, disk)
 	}
 	slices.SortFunc(p.disks, func(a, b publishedDisk) int { return cmp.Compare(a.id, b.id) })
 	return p
@@ -176,21 +176,7 @@ func (p *published) node(records []Record, gone map[string]struct{}) *placement.
 		if len(taken) > 0 {
 			free = free.Subtract(extent.NewSet(taken...))
 		}
-		node.Disks[i] = placement.Disk{ID: d.id, Class: d.class, Free: free}
-	}
-	return node
-}
-
-// whole is the node as if it held no volume at all.
-func (p *published) whole() *placement.Node {
-	node := &placement.Node{Disks: make([]placement.Disk, len(p.disks))}
-	for i := range p.disks {
-		d := &p.disks[i]
-		all := make([]extent.Extent, 0, len(d.volumes))
-		for _, v := range d.volumes {
-			all = append(all, v.Extent)
-		}
-		node.Disks[i] = placement.Disk{ID: d.id, Class: d.class, Free: d.free.Union(extent.NewSet(all...))}
+		node.Disks[i] = placement.Disk{ID: d.id, Class: d.class, Free: free, Usable: d.usable}
 	}
 	return node
 }

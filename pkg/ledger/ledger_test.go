@@ -265,7 +265,7 @@ func TestDisksThatTakeNoVolumes(t *testing.T) {
 	l.wantFree(t, "one draining, one without a class", 0)
 }
 
-func TestWithoutAndWhole(t *testing.T) {
+func TestWithout(t *testing.T) {
 	l := New()
 	l.SetCapacity(nodeName, ten(1, Allocation{"published", at(0, 3)}))
 	l.SetPod("a", nodeName, []Record{{"recorded", diskID, at(3, 2)}, {"published", diskID, at(0, 3)}})
@@ -287,8 +287,8 @@ func TestWithoutAndWhole(t *testing.T) {
 			t.Errorf("without %v, %d GiB are free, want %d", test.gone, have/gib, test.want)
 		}
 	}
-	if have := s.Whole().Disks[0].Free.Total(); have != 10*gib {
-		t.Errorf("the whole node has %d GiB, want 10", have/gib)
+	if have := s.Node.Disks[0].Usable; have != 10*gib {
+		t.Errorf("volumes could have %d GiB, want 10", have/gib)
 	}
 	l.wantFree(t, "asking changes nothing", 5)
 }

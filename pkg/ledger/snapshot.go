@@ -27,12 +27,3 @@ func (s *Snapshot) Without(gone map[string]struct{}) *placement.Node {
 	}
 	return s.published.node(s.pending, gone)
 }
-
-// Whole returns the node as if it held no volume. What does not fit there will never
-// fit, whoever leaves.
-func (s *Snapshot) Whole() *placement.Node {
-	if s.published == nil {
-		return s.Node
-	}
-	return s.published.whole()
-}

@@ -28,6 +28,11 @@ const (
 	reasonNoReport = "the agent of Berth has not published the disks of this node yet"
 )
 
+// maxFigures is up to how many nodes each is described with its own figures. The scheduler
+// counts nodes with the same reason, but lists those that differ, one by one, in the pod's
+// status; a large cluster would fill pages.
+const maxFigures = 8
+
 // Plugin implements the extension points. The factory makes one for every profile; all
 // plugins of a process share one feed and with it one ledger.
 type Plugin struct {
@@ -78,7 +83,7 @@ func newPlugin(handle fwk.Handle, feed *feed, args *DiskCapacityArgs) *Plugin {
 func (p *Plugin) Name() string { return Name }
 
 // PreFilter reads what the pod asks for.
-func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, _ []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
+func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
 	volumes, err := request.FromPod(pod)
 	if err != nil {
 		// A pod's volumes cannot be changed, so nothing will ever help it.
@@ -95,7 +100,9 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 			return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, p.unknownClass(volumes[i].Name, class))
 		}
 	}
-	cycle.Write(stateKey, p.newState(pod, volumes))
+	s := p.newState(pod, volumes)
+	s.figures = len(nodes) <= maxFigures
+	cycle.Write(stateKey, s)
 	return nil, nil
 }
 
@@ -152,19 +159,27 @@ func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, 
 	var buffer [4]placement.Assignment
 	plan, err := placement.Plan(buffer[:0], view, s.requests)
 	if err != nil {
-		return p.noRoom(snapshot, s, err)
+		return noRoom(s, err)
 	}
 	// Score must judge what Filter saw: the ledger may move on in between.
 	s.scores.set(name, placement.Score(view, s.requests, plan))
 	return nil
 }
 
-// noRoom tells whether the removal of other pods could make room.
-func (p *Plugin) noRoom(snapshot *ledger.Snapshot, s *state, noFit error) *fwk.Status {
-	if _, err := placement.Plan(nil, snapshot.Whole(), s.requests); err != nil {
-		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, noFit.Error())
+// noRoom says why the pod does not fit, and whether the removal of others could help.
+func noRoom(s *state, err error) *fwk.Status {
+	var noFit *placement.NoFit
+	if !errors.As(err, &noFit) {
+		return fwk.AsStatus(err)
 	}
-	return fwk.NewStatus(fwk.Unschedulable, noFit.Error())
+	reason := noFit.Reason()
+	if s.figures {
+		reason = noFit.Error()
+	}
+	if noFit.Never {
+		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reason)
+	}
+	return fwk.NewStatus(fwk.Unschedulable, reason)
 }
 
 // hasAgent reports whether the kubelet of the node knows our driver. Without it the

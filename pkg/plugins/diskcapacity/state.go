@@ -21,9 +21,11 @@ const stateKey fwk.StateKey = Name
 
 // state is what one scheduling cycle knows of its pod.
 type state struct {
-	// The first four are read-only after PreFilter and shared by clones.
+	// The first five are read-only after PreFilter, but for scores, and shared by clones.
 	volumes  []request.Volume
 	requests []placement.Request
+	// figures is true when a node's own figures say why it has no room.
+	figures bool
 	// refused are nodes that the pod could not be bound to, with the reason.
 	refused map[string]string
 	// scores are written by Filter, for many nodes at once.

@@ -1,0 +1,123 @@
+package diskcapacity
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	fwk "k8s.io/kube-scheduler/framework"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+func answering(code int, body *metav1.Status, got *corev1.Binding) http.HandlerFunc {
+	body.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, "/binding") {
+			http.NotFound(w, r)
+			return
+		}
+		if got != nil {
+			_ = json.NewDecoder(r.Body).Decode(got)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+		_ = json.NewEncoder(w).Encode(body)
+	}
+}
+
+func TestBindWritesTheRecord(t *testing.T) {
+	var got corev1.Binding
+	b := newBench(t, answering(http.StatusCreated, &metav1.Status{Status: metav1.StatusSuccess}, &got), "n1")
+	b.publish(t, "n1", 10)
+	pod := withVolume(podOf("a", 2), "logs", "1Gi", "ssd")
+	state, _ := b.filter(t, pod)
+	if status := b.framework.RunReservePluginsReserve(b.ctx, state, pod, "n1"); !status.IsSuccess() {
+		t.Fatal(status)
+	}
+	if status := b.framework.RunBindPlugins(b.ctx, state, pod, "n1"); !status.IsSuccess() {
+		t.Fatal(status)
+	}
+	if got.Target.Name != "n1" || got.UID != pod.UID {
+		t.Errorf("bound %s to %s", got.UID, got.Target.Name)
+	}
+	record, err := diskv1alpha1.DecodeRecord(got.Annotations[diskv1alpha1.AnnotationAllocation])
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, _ := record.Volume("data")
+	logs, _ := record.Volume("logs")
+	if len(record.Volumes) != 2 || data.Length != 2*gib || logs.Length != gib || data.Disk != diskOf("n1") {
+		t.Errorf("the record is %+v", record)
+	}
+	// What was written is what is believed when it comes back with the pod.
+	pod = pod.DeepCopy()
+	pod.Spec.NodeName, pod.Annotations = "n1", got.Annotations
+	b.store(t, pod)
+	node, records := b.plugin.ledger.Records(string(pod.UID))
+	if node != "n1" || len(records) != 2 || records[0].Extent.Start != data.Start {
+		t.Errorf("read back %v on %s", records, node)
+	}
+}
+
+// TestBindFailures: what is known after each answer decides whether the space is held.
+func TestBindFailures(t *testing.T) {
+	pods := schema.GroupResource{Resource: "pods"}
+	tests := map[string]struct {
+		answer      *apierrors.StatusError
+		held        bool
+		nodeRefuses bool
+	}{
+		"forbidden":            {apierrors.NewForbidden(pods, "a", errors.New("by a policy")), false, true},
+		"gone":                 {apierrors.NewNotFound(pods, "a"), false, false},
+		"conflict with itself": {apierrors.NewConflict(pods, "a", errors.New("pod a is already assigned")), true, false},
+		"internal error":       {apierrors.NewInternalError(errors.New("etcd timed out")), true, false},
+		"timeout":              {apierrors.NewTimeoutError("request did not complete", 0), true, false},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, answering(int(test.answer.ErrStatus.Code), &test.answer.ErrStatus, nil), "n1")
+			b.publish(t, "n1", 10)
+			pod := podOf("a", 6)
+			state, _ := b.filter(t, pod)
+			if status := b.framework.RunReservePluginsReserve(b.ctx, state, pod, "n1"); !status.IsSuccess() {
+				t.Fatal(status)
+			}
+			if status := b.framework.RunBindPlugins(b.ctx, state, pod, "n1"); status.IsSuccess() {
+				t.Fatal("bound")
+			}
+			b.framework.RunReservePluginsUnreserve(b.ctx, state, pod, "n1")
+			_, others := b.filter(t, podOf("b", 6))
+			if held := !others["n1"].IsSuccess(); held != test.held {
+				t.Errorf("held for others: %v, want %v", held, test.held)
+			}
+			_, again := b.filter(t, pod)
+			if refuses := !again["n1"].IsSuccess(); refuses != test.nodeRefuses {
+				t.Errorf("the pod itself, again: %v", again["n1"])
+			}
+			if test.nodeRefuses {
+				if !strings.Contains(again["n1"].Message(), "by a policy") {
+					t.Errorf("the reason is lost: %v", again["n1"])
+				}
+				b.publish(t, "n1", 11)
+				if _, again := b.filter(t, pod); !again["n1"].IsSuccess() {
+					t.Errorf("refused although the node published something newer: %v", again["n1"])
+				}
+			}
+		})
+	}
+}
+
+func TestBindWithoutReservation(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	pod := podOf("a", 1)
+	if status := b.plugin.Bind(b.ctx, nil, pod, "n1"); status.Code() != fwk.Error || !strings.Contains(status.Message(), "is gone") {
+		t.Errorf("got %v", status)
+	}
+}

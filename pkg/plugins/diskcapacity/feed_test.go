@@ -1,0 +1,114 @@
+package diskcapacity
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// TestForgedRecords: only a record that fits the pod's own request is believed.
+func TestForgedRecords(t *testing.T) {
+	const disk = "11111111-2222-3333-4444-555555555555"
+	record := func(name string, start, length int64) string {
+		return fmt.Sprintf(`{"v":1,"volumes":[{"name":%q,"disk":%q,"start":%d,"length":%d}]}`, name, disk, start, length)
+	}
+	tests := map[string]struct {
+		annotation string
+		believed   bool
+	}{
+		"true":                    {record("data", 1<<20, gib), true},
+		"garbage":                 {"}{", false},
+		"empty":                   {"", false},
+		"too large":               {record("data", 1<<20, 2*gib), false},
+		"too small":               {record("data", 1<<20, gib/2), false},
+		"of another volume":       {record("other", 1<<20, gib), false},
+		"overflowing":             {record("data", 9223372036854775807-1<<20+1, gib), false},
+		"negative":                {record("data", -1<<20, gib), false},
+		"not aligned":             {record("data", 1<<20+512, gib), false},
+		"more than the pod has":   {strings.Replace(record("data", 1<<20, gib), "]", `,{"name":"x","disk":"`+disk+`","start":1048576,"length":1048576}]`, 1), false},
+		"of a version to come":    {strings.Replace(record("data", 1<<20, gib), `"v":1`, `"v":2`, 1), false},
+		"with fields we know not": {strings.Replace(record("data", 1<<20, gib), `"v":1`, `"v":1,"w":1`, 1), false},
+		"enormous":                {strings.Repeat(" ", 1<<20), false},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, nil, "n1")
+			pod := podOf("a", 1)
+			pod.Annotations = map[string]string{diskv1alpha1.AnnotationAllocation: test.annotation}
+			b.store(t, pod)
+			if node, _ := b.plugin.ledger.Records("a"); node != "" {
+				t.Error("the annotation of a pod that is not bound was believed")
+			}
+			pod = pod.DeepCopy()
+			pod.Spec.NodeName = "n1"
+			b.store(t, pod)
+			if _, records := b.plugin.ledger.Records("a"); (len(records) == 1) != test.believed {
+				t.Errorf("records are %v, believed should be %v", records, test.believed)
+			}
+		})
+	}
+}
+
+func TestEndedPodsHoldNothing(t *testing.T) {
+	for _, phase := range []corev1.PodPhase{corev1.PodSucceeded, corev1.PodFailed} {
+		b := newBench(t, nil, "n1")
+		pod := podOf("a", 1)
+		pod.Spec.NodeName = "n1"
+		b.store(t, pod)
+		ended := pod.DeepCopy()
+		ended.Status.Phase = phase
+		b.store(t, ended)
+		if node, _ := b.plugin.ledger.Records("a"); node != "" {
+			t.Errorf("a pod that has %s is still known", phase)
+		}
+	}
+}
+
+// TestPodMadeAnew: a deletion and a creation under the same name can arrive as an update.
+func TestPodMadeAnew(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	before := podOf("a", 1)
+	before.Spec.NodeName = "n1"
+	b.store(t, before)
+	after := podOf("a", 1)
+	after.UID = "anew"
+	b.store(t, after)
+	b.plugin.feed.foldPod(klog.Background(), before)
+	if node, _ := b.plugin.ledger.Records("a"); node != "" {
+		t.Error("the pod that was replaced is still known")
+	}
+	b.plugin.feed.foldObject(klog.Background(), cache.DeletedFinalStateUnknown{Obj: before})
+}
+
+// TestRelist: capacities that vanished while the watch was down are gone after a relist,
+// and an event from before it does not bring them back.
+func TestRelist(t *testing.T) {
+	b := newBench(t, nil, "n1", "n2")
+	first := b.publish(t, "n1", 10)
+	b.publish(t, "n2", 10)
+	b.revision += 10
+	if err := b.plugin.feed.capacities.Replace([]any{b.capacity("n2", 5)}, fmt.Sprint(b.revision)); err != nil {
+		t.Fatal(err)
+	}
+	if b.plugin.ledger.Snapshot("n1").Published {
+		t.Error("n1 is still published")
+	}
+	if err := b.plugin.feed.capacities.foldUnstructured(unstructuredOf(t, first)); err != nil {
+		t.Fatal(err)
+	}
+	if b.plugin.ledger.Snapshot("n1").Published {
+		t.Error("an old event brought n1 back")
+	}
+	if err := b.plugin.feed.capacities.Delete(b.capacity("n2", 0)); err != nil {
+		t.Fatal(err)
+	}
+	if b.plugin.ledger.Snapshot("n2").Published {
+		t.Error("n2 is still published after its deletion")
+	}
+}

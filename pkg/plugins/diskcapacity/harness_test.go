@@ -1,0 +1,216 @@
+package diskcapacity
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+	"k8s.io/klog/v2/ktesting"
+	fwk "k8s.io/kube-scheduler/framework"
+	"k8s.io/kubernetes/pkg/scheduler/backend/cache"
+	"k8s.io/kubernetes/pkg/scheduler/framework"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/defaultbinder"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/queuesort"
+	frameworkruntime "k8s.io/kubernetes/pkg/scheduler/framework/runtime"
+	"k8s.io/kubernetes/pkg/scheduler/metrics"
+	st "k8s.io/kubernetes/pkg/scheduler/testing"
+	tf "k8s.io/kubernetes/pkg/scheduler/testing/framework"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+const gib = int64(1) << 30
+
+// bench is a scheduler's framework with our plugin and the default binder, a real client,
+// and informers whose stores the test fills itself.
+type bench struct {
+	ctx       context.Context
+	plugin    *Plugin
+	framework framework.Framework
+	factory   informers.SharedInformerFactory
+	nodes     []fwk.NodeInfo
+	nominated nominator
+	revision  int
+}
+
+// newBench makes nodes with an agent each. answer handles the API server's side.
+func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench {
+	t.Helper()
+	metrics.Register()
+	_, ctx := ktesting.NewTestContext(t)
+	ctx, cancel := context.WithCancel(ctx)
+	t.Cleanup(cancel)
+	if answer == nil {
+		answer = http.NotFound
+	}
+	server := httptest.NewServer(answer)
+	t.Cleanup(server.Close)
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{ctx: ctx, factory: informers.NewSharedInformerFactory(client, 0), nominated: nominator{}}
+	feed, err := newFeed(ctx, b.factory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	feed.podsSynced = func() bool { return true }
+	args, err := argsFrom(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	args.SyncTimeout.Duration = 10 * time.Millisecond
+	factory := func(_ context.Context, _ runtime.Object, handle fwk.Handle) (fwk.Plugin, error) {
+		b.plugin = newPlugin(handle, feed, args)
+		return b.plugin, nil
+	}
+	var nodes []*corev1.Node
+	for _, name := range nodeNames {
+		nodes = append(nodes, st.MakeNode().Name(name).Obj())
+		b.agent(t, name, diskv1alpha1.DriverName)
+	}
+	snapshot := cache.NewSnapshot(nil, nodes)
+	b.framework, err = tf.NewFramework(ctx, []tf.RegisterPluginFunc{
+		tf.RegisterQueueSortPlugin(queuesort.Name, queuesort.New),
+		tf.RegisterPluginAsExtensionsWithWeight(Name, 10, factory, "PreFilter", "Filter", "PreScore", "Score", "Reserve", "Bind"),
+		tf.RegisterBindPlugin(defaultbinder.Name, defaultbinder.New),
+	}, "berth", frameworkruntime.WithInformerFactory(b.factory), frameworkruntime.WithClientSet(client),
+		frameworkruntime.WithSnapshotSharedLister(snapshot), frameworkruntime.WithPodNominator(b.nominated))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.nodes, err = snapshot.NodeInfos().List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	feed.classes.filled.Store(true)
+	feed.classes.add("ssd")
+	feed.classes.add("hdd")
+	feed.capacities.filled.Store(true)
+	return b
+}
+
+func (b *bench) agent(t testing.TB, node string, drivers ...string) {
+	t.Helper()
+	csiNode := &storagev1.CSINode{ObjectMeta: metav1.ObjectMeta{Name: node}}
+	for _, d := range drivers {
+		csiNode.Spec.Drivers = append(csiNode.Spec.Drivers, storagev1.CSINodeDriver{Name: d, NodeID: node})
+	}
+	if err := b.factory.Storage().V1().CSINodes().Informer().GetIndexer().Add(csiNode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// publish gives a node one ssd disk with so many GiB free behind so many allocated ones.
+func (b *bench) publish(t testing.TB, node string, freeGiB int64, volumes ...diskv1alpha1.Allocation) *diskv1alpha1.NodeDiskCapacity {
+	t.Helper()
+	ndc := b.capacity(node, freeGiB, volumes...)
+	if err := b.plugin.feed.capacities.Add(ndc); err != nil {
+		t.Fatal(err)
+	}
+	return ndc
+}
+
+func (b *bench) capacity(node string, freeGiB int64, volumes ...diskv1alpha1.Allocation) *diskv1alpha1.NodeDiskCapacity {
+	b.revision++
+	next := diskv1alpha1.Alignment
+	for _, v := range volumes {
+		next = v.Start + v.Length
+	}
+	disk := diskv1alpha1.Disk{
+		ID: diskOf(node), Device: "sdb", Class: "ssd", SectorSize: 512, Size: 1 << 50,
+		State: diskv1alpha1.DiskReady, Allocations: volumes,
+	}
+	if freeGiB > 0 {
+		disk.Free = []diskv1alpha1.Extent{{Start: next, Length: freeGiB * gib}}
+	}
+	return &diskv1alpha1.NodeDiskCapacity{
+		TypeMeta:   metav1.TypeMeta{APIVersion: diskv1alpha1.SchemeGroupVersion.String(), Kind: "NodeDiskCapacity"},
+		ObjectMeta: metav1.ObjectMeta{Name: node, ResourceVersion: fmt.Sprint(b.revision)},
+		Status:     diskv1alpha1.NodeDiskCapacityStatus{Disks: []diskv1alpha1.Disk{disk}},
+	}
+}
+
+// diskOf is a GUID that follows from the node's name.
+func diskOf(node string) string { return diskv1alpha1.PartitionID("disk of " + node) }
+
+// volumeOf is the published volume of a pod that has one, at the start of the disk.
+func volumeOf(pod *corev1.Pod, start, lengthGiB int64) diskv1alpha1.Allocation {
+	return diskv1alpha1.Allocation{
+		Partition: diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID(pod.UID, "data")),
+		Extent:    diskv1alpha1.Extent{Start: diskv1alpha1.Alignment + start*gib, Length: lengthGiB * gib},
+		Phase:     diskv1alpha1.PhaseFormatted,
+	}
+}
+
+// podOf asks for one volume of so many GiB.
+func podOf(name string, sizeGiB int64) *corev1.Pod {
+	return withVolume(st.MakePod().Namespace("default").Name(name).UID(name).SchedulerName("berth").Obj(), "data", fmt.Sprintf("%dGi", sizeGiB), "ssd")
+}
+
+func withVolume(pod *corev1.Pod, name, size, class string) *corev1.Pod {
+	pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
+		Driver:           diskv1alpha1.DriverName,
+		VolumeAttributes: map[string]string{diskv1alpha1.AttributeSize: size, diskv1alpha1.AttributeClass: class},
+	}}})
+	return pod
+}
+
+// store puts the pod where the scheduler's informer would have it.
+func (b *bench) store(t testing.TB, pod *corev1.Pod) {
+	t.Helper()
+	if err := b.plugin.feed.pods.Add(pod); err != nil {
+		t.Fatal(err)
+	}
+	b.plugin.feed.foldPod(klog.Background(), pod)
+}
+
+func (b *bench) remove(t testing.TB, pod *corev1.Pod) {
+	t.Helper()
+	if err := b.plugin.feed.pods.Delete(pod); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// filter runs a pod's cycle up to Filter and returns the status of each node.
+func (b *bench) filter(t testing.TB, pod *corev1.Pod) (fwk.CycleState, map[string]*fwk.Status) {
+	t.Helper()
+	state := framework.NewCycleState()
+	_, status, _ := b.framework.RunPreFilterPlugins(b.ctx, state, pod)
+	statuses := map[string]*fwk.Status{}
+	for _, n := range b.nodes {
+		statuses[n.Node().Name] = status
+		if status.IsSuccess() {
+			statuses[n.Node().Name] = b.framework.RunFilterPluginsWithNominatedPods(b.ctx, state, pod, n)
+		}
+	}
+	return state, statuses
+}
+
+// nominator is the scheduling queue's, as plain as can be.
+type nominator map[string][]fwk.PodInfo
+
+func (n nominator) nominate(t testing.TB, node string, pod *corev1.Pod) {
+	t.Helper()
+	info, err := framework.NewPodInfo(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n[node] = append(n[node], info)
+}
+
+func (n nominator) AddNominatedPod(klog.Logger, fwk.PodInfo, *fwk.NominatingInfo) {}
+func (n nominator) DeleteNominatedPodIfExists(*corev1.Pod)                        {}
+func (n nominator) UpdateNominatedPod(klog.Logger, *corev1.Pod, fwk.PodInfo)      {}
+func (n nominator) NominatedPodsForNode(node string) []fwk.PodInfo                { return n[node] }
