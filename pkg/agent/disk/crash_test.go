@@ -1,0 +1,323 @@
+package disk
+
+import (
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/google/uuid"
+)
+
+// step is one change of a table, as Create, MarkFormatted and Wipe make it.
+type step struct {
+	name string
+	do   func(t testing.TB, s *store) error
+}
+
+func reserve(guid string, start, length int64) step {
+	return step{"reserve", func(t testing.TB, s *store) error {
+		next, e, err := s.table.withReserved(guid, "default/pod", at(start, length), true)
+		if err != nil {
+			return err
+		}
+		return s.put(quiet(t), next, e)
+	}}
+}
+
+func phase(guid string, to Phase) step {
+	return step{string(to), func(t testing.TB, s *store) error {
+		next, e, err := s.table.withPhase(guid, to)
+		if err != nil {
+			return err
+		}
+		return s.put(quiet(t), next, e)
+	}}
+}
+
+func remove(guid string) step {
+	return step{"remove", func(t testing.TB, s *store) error {
+		i := s.table.find(guid)
+		next, err := s.table.without(guid)
+		if err != nil {
+			return err
+		}
+		return s.drop(quiet(t), next, s.table.entries[i].index)
+	}}
+}
+
+// life is what a disk goes through: entries in one sector and in others.
+func life() []step {
+	steps := []step{reserve(a, 2, 3), phase(a, Formatted), reserve(b, 5, 1), phase(b, Formatted), phase(a, Wiping), remove(a), reserve(c, 2, 3)}
+	for i := range int64(40) {
+		steps = append(steps, reserve(uuid.NewSHA1(uuid.Nil, []byte{byte(i)}).String(), 6+i, 1))
+	}
+	return append(steps, phase(b, Wiping), remove(b))
+}
+
+// crashLayouts are small disks: their tables are as large as any.
+func crashLayouts(t testing.TB) []layout {
+	t.Helper()
+	var all []layout
+	for _, sector := range []int64{512, 4096} {
+		l, err := newLayout(64*mib, sector)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, l)
+	}
+	return all
+}
+
+// formatted is a disk of ours, in memory, with a foreign entry whose bytes go-diskfs
+// could not reproduce.
+func formatted(t testing.TB, l layout) (*memDisk, []byte) {
+	t.Helper()
+	m := newMemDisk()
+	if _, err := format(quiet(t), m, l); err != nil {
+		t.Fatal(err)
+	}
+	s, _, err := m.mounted(t, l, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := foreign(l, 300, 60*mib/l.sector, 61*mib/l.sector)
+	strange, err := s.copy.withEntry(l, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Half a surrogate pair, and text behind the end of the name.
+	copy(strange.slot(300)[56:], []byte{'x', 0, 0x00, 0xd8, 0, 0, 'y', 0, 'z', 0})
+	next := s.table
+	next.entries = append(slices.Clone(next.entries), f)
+	if err := s.commit(quiet(t), next, strange); err != nil {
+		t.Fatal(err)
+	}
+	m.log = nil
+	return m, slices.Clone(strange.slot(300))
+}
+
+// TestPowerCuts cuts the power at every write of a disk's life, lets it recover, cuts
+// the power again during the recovery and during the first change after it. What was
+// acknowledged is there; what was not is there or is not; the rest is untouched.
+func TestPowerCuts(t *testing.T) {
+	states := 0
+	random := rand.New(rand.NewPCG(3, 4))
+	for _, l := range crashLayouts(t) {
+		disk, strange := formatted(t, l)
+		for _, step := range life() {
+			before := disk.clone()
+			s, _, err := disk.mounted(t, l, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			old := slices.Clone(s.table.entries)
+			disk.log = nil
+			if err := step.do(t, s); err != nil {
+				t.Fatalf("%s: %v", step.name, err)
+			}
+			now := s.table.entries
+			// check recovers a disk and returns what it did for that.
+			check := func(m *memDisk, mustBeNew bool) []logged {
+				states++
+				m.log = nil
+				s, _, err := m.mounted(t, l, false)
+				if err != nil {
+					t.Fatalf("%s: after a power cut: %v", step.name, err)
+				}
+				isOld, isNew := sameVolumes(s.table.entries, old), sameVolumes(s.table.entries, now)
+				if !isNew && (mustBeNew || !isOld) {
+					t.Fatalf("%s: after a power cut: %+v, neither the old table nor the new one", step.name, s.table.entries)
+				}
+				if !slices.Equal(s.copy.slot(300), strange) {
+					t.Fatalf("%s: a foreign entry has changed", step.name)
+				}
+				if f, err := examine(m, l); err != nil || f.badMBR || f.badPrimary || f.badBackup {
+					t.Fatalf("%s: not repaired: %+v, %v", step.name, f, err)
+				}
+				return m.log
+			}
+			powerCuts(before, disk.log, random, func(cut *memDisk, acknowledged bool) {
+				recovered := cut.clone()
+				repairs := check(recovered, acknowledged)
+				powerCuts(cut, repairs, random, func(again *memDisk, _ bool) { check(again.clone(), acknowledged) })
+				// A change right after the recovery, cut as well.
+				s, _, err := recovered.mounted(t, l, false)
+				if err != nil {
+					t.Fatal(err)
+				}
+				third := recovered.clone()
+				recovered.log = nil
+				extra := reserve(uuid.NewSHA1(uuid.Nil, []byte("extra")).String(), 50, 2)
+				if err := extra.do(t, s); err != nil {
+					t.Fatal(err)
+				}
+				powerCuts(third, recovered.log, random, func(again *memDisk, _ bool) {
+					states++
+					s, _, err := again.mounted(t, l, false)
+					if err != nil {
+						t.Fatalf("%s, then a change: %v", step.name, err)
+					}
+					for _, e := range old {
+						if i := slices.IndexFunc(now, func(n entry) bool { return n.guid == e.guid }); i >= 0 && s.table.find(e.guid) < 0 {
+							t.Fatalf("%s, then a change: volume %s is lost", step.name, e.guid)
+						}
+					}
+				})
+			})
+		}
+	}
+	t.Logf("%d states", states)
+}
+
+// sameVolumes compares entries but for the strange name, which decodes as it may.
+func sameVolumes(x, y []entry) bool {
+	return slices.EqualFunc(x, y, func(a, b entry) bool {
+		if a.index == 300 {
+			a.name, b.name = "", ""
+		}
+		return a == b
+	})
+}
+
+// TestPowerCutsInFormat: at every moment the disk is blank, so that it can be
+// formatted, or ours, so that it can be opened.
+func TestPowerCutsInFormat(t *testing.T) {
+	random := rand.New(rand.NewPCG(5, 6))
+	for _, l := range crashLayouts(t) {
+		m := newMemDisk()
+		if _, err := format(quiet(t), m, l); err != nil {
+			t.Fatal(err)
+		}
+		seen := map[bool]int{}
+		powerCuts(newMemDisk(), m.log, random, func(cut *memDisk, acknowledged bool) {
+			f, err := examine(cut, l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[f.ours]++
+			if f.ours {
+				if s, _, err := cut.mounted(t, l, false); err != nil || len(s.table.entries) != 1 {
+					t.Fatalf("half a format does not open: %v", err)
+				}
+				return
+			}
+			if blank, err := isBlank(cut, l); err != nil || !blank || f.foreign || acknowledged {
+				t.Fatalf("half a format is neither blank nor ours: %+v, %v", f, err)
+			}
+			if _, err := format(quiet(t), cut, l); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := cut.mounted(t, l, false); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if seen[true] == 0 || seen[false] == 0 {
+			t.Errorf("%v: not all kinds of states were seen", seen)
+		}
+	}
+}
+
+// TestPowerCutsInRestore: the beginning of a disk is lost, its table restored from
+// the backup; however often the power fails meanwhile, nothing is lost.
+func TestPowerCutsInRestore(t *testing.T) {
+	random := rand.New(rand.NewPCG(7, 8))
+	states := 0
+	for _, l := range crashLayouts(t) {
+		disk, _ := formatted(t, l)
+		s, _, err := disk.mounted(t, l, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, step := range life() {
+			if err := step.do(t, s); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := slices.Clone(s.table.entries)
+		disk.set(0, make([]byte, mib))
+		before := disk.clone()
+		disk.log = nil
+		if _, f, err := disk.mounted(t, l, false); err == nil || !f.needsKnown {
+			t.Fatalf("a backup alone was trusted: %+v, %v", f, err)
+		}
+		if len(disk.log) > 0 {
+			t.Fatal("a disk that was not accepted was written to")
+		}
+		if _, _, err := disk.mounted(t, l, true); err != nil {
+			t.Fatal(err)
+		}
+		powerCuts(before, disk.log, random, func(cut *memDisk, acknowledged bool) {
+			states++
+			s, _, err := cut.mounted(t, l, true)
+			if err != nil || !sameVolumes(s.table.entries, want) {
+				t.Fatalf("after a power cut in a restore: %v", err)
+			}
+			if _, f, err := cut.mounted(t, l, false); err != nil || f.badPrimary || f.badBackup {
+				t.Fatalf("not restored: %+v, %v", f, err)
+			}
+		})
+	}
+	t.Logf("%d states", states)
+}
+
+// TestFaults lets every single operation of a change fail, be dropped, or fail for
+// good. The change is done, or the disk is out of service and old or new on a restart.
+func TestFaults(t *testing.T) {
+	for _, l := range crashLayouts(t) {
+		for _, fault := range []struct {
+			name  string
+			fails func(n, at int) (error, bool)
+		}{
+			{"once", func(n, at int) (error, bool) {
+				if n == at {
+					return errInjected, false
+				}
+				return nil, false
+			}},
+			{"from then on", func(n, at int) (error, bool) {
+				if n >= at {
+					return errInjected, false
+				}
+				return nil, false
+			}},
+			{"dropped", func(n, at int) (error, bool) { return nil, n == at }},
+			{"dropped from then on", func(n, at int) (error, bool) { return nil, n >= at }},
+		} {
+			outcomes := map[bool]int{}
+			for at := range 12 {
+				disk, _ := formatted(t, l)
+				s, _, err := disk.mounted(t, l, false)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := reserve(a, 2, 3).do(t, s); err != nil {
+					t.Fatal(err)
+				}
+				old := slices.Clone(s.table.entries)
+				disk.n = 0
+				disk.failing = func(n int, _ string) (error, bool) { return fault.fails(n, at) }
+				err = phase(a, Formatted).do(t, s)
+				outcomes[err == nil]++
+				got := phaseOf[s.table.entries[0].kind]
+				disk.failing = nil
+				if err != nil {
+					if !errors.Is(err, ErrOutOfService) || !sameVolumes(s.table.entries, old) {
+						t.Errorf("%s at %d: %v, %s", fault.name, at, err, got)
+					}
+				} else if got != Formatted {
+					t.Errorf("%s at %d: done, but %s", fault.name, at, got)
+				}
+				again, f, openErr := disk.mounted(t, l, false)
+				if openErr != nil {
+					t.Errorf("%s at %d: %v; then %+v, %v", fault.name, at, err, f, openErr)
+					continue
+				}
+				if p := phaseOf[again.table.entries[0].kind]; p != Formatted && (err == nil || p != Reserved) {
+					t.Errorf("%s at %d: %v; then %s", fault.name, at, err, p)
+				}
+			}
+			t.Logf("%s: %v", fault.name, outcomes)
+		}
+	}
+}

@@ -1,0 +1,193 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"k8s.io/klog/v2"
+)
+
+// chunk is what a disk writes whole or not at all, even one with larger sectors.
+const chunk = 512
+
+// memDisk is a disk in memory, kept by chunk: chunks of zeros are not kept. It logs
+// what is written, so that a test can ask what a power cut might have left.
+type memDisk struct {
+	chunks map[int64][]byte // never changed in place
+	log    []logged
+
+	// failing, if set, decides the fate of the n-th operation (from 0).
+	failing func(n int, op string) (err error, dropped bool)
+	n       int
+}
+
+// logged is a write, or a barrier.
+type logged struct {
+	off  int64
+	data []byte // nil: a barrier
+}
+
+func newMemDisk() *memDisk { return &memDisk{chunks: map[int64][]byte{}} }
+
+// clone returns a new disk with the same contents.
+func (m *memDisk) clone() *memDisk { return &memDisk{chunks: maps.Clone(m.chunks)} }
+
+func (m *memDisk) set(off int64, data []byte) {
+	for i := 0; i < len(data); i += chunk {
+		at := off/chunk + int64(i)/chunk
+		if allZero(data[i : i+chunk]) {
+			delete(m.chunks, at)
+		} else {
+			m.chunks[at] = bytes.Clone(data[i : i+chunk])
+		}
+	}
+}
+
+func (m *memDisk) fate(op string) (error, bool) {
+	n := m.n
+	m.n++
+	if m.failing == nil {
+		return nil, false
+	}
+	return m.failing(n, op)
+}
+
+func (m *memDisk) ReadAt(b []byte, off int64) (int, error) {
+	if err, _ := m.fate("read"); err != nil {
+		return 0, err
+	}
+	clear(b)
+	for i := 0; i < len(b); i += chunk {
+		copy(b[i:], m.chunks[(off+int64(i))/chunk])
+	}
+	return len(b), nil
+}
+
+func (m *memDisk) WriteAt(b []byte, off int64) (int, error) {
+	err, dropped := m.fate("write")
+	if err != nil {
+		// Half of it made it, and nobody says which.
+		half := len(b) / 2 / chunk * chunk
+		m.set(off, b[:half])
+		return 0, err
+	}
+	if !dropped {
+		m.set(off, b)
+		m.log = append(m.log, logged{off, bytes.Clone(b)})
+	}
+	return len(b), nil
+}
+
+func (m *memDisk) Sync() error {
+	err, _ := m.fate("sync")
+	if err == nil {
+		m.log = append(m.log, logged{})
+	}
+	return err
+}
+
+// powerCuts calls visit with every state that a power cut during the logged writes
+// may leave, starting from before. Up to a barrier, any of the chunks that change may
+// have reached the medium; where there are too many subsets, a sample is visited.
+// acknowledged is true for the last state, in which everything has.
+func powerCuts(before *memDisk, log []logged, random *rand.Rand, visit func(state *memDisk, acknowledged bool)) {
+	state := before.clone()
+	for len(log) > 0 {
+		end := slices.IndexFunc(log, func(l logged) bool { return l.data == nil })
+		if end < 0 {
+			end = len(log)
+		}
+		next := state.clone()
+		for _, w := range log[:end] {
+			next.set(w.off, w.data)
+		}
+		var differ []int64
+		for at := range mergeKeys(state.chunks, next.chunks) {
+			if !bytes.Equal(state.chunks[at], next.chunks[at]) {
+				differ = append(differ, at)
+			}
+		}
+		slices.Sort(differ)
+		for _, subset := range subsets(len(differ), random) {
+			cut := state.clone()
+			for i, at := range differ {
+				if !subset(i) {
+					continue
+				}
+				if b, ok := next.chunks[at]; ok {
+					cut.chunks[at] = b
+				} else {
+					delete(cut.chunks, at)
+				}
+			}
+			visit(cut, false)
+		}
+		state, log = next, log[min(end+1, len(log)):]
+	}
+	visit(state, true)
+}
+
+func mergeKeys(a, b map[int64][]byte) map[int64]bool {
+	keys := map[int64]bool{}
+	for k := range a {
+		keys[k] = true
+	}
+	for k := range b {
+		keys[k] = true
+	}
+	return keys
+}
+
+// subsets of n things: all of them if they are few; otherwise none, all, each alone,
+// all but each, every prefix, and some at random.
+func subsets(n int, random *rand.Rand) []func(int) bool {
+	var all []func(int) bool
+	if n <= 6 {
+		for mask := range 1 << n {
+			all = append(all, func(i int) bool { return mask>>i&1 == 1 })
+		}
+		return all
+	}
+	all = append(all, func(int) bool { return false }, func(int) bool { return true })
+	for k := range n {
+		all = append(all,
+			func(i int) bool { return i == k },
+			func(i int) bool { return i != k },
+			func(i int) bool { return i < k })
+	}
+	for range 64 {
+		seed := random.Uint64()
+		all = append(all, func(i int) bool { return (seed>>(i%64)^seed>>((i*7+3)%64))&1 == 1 })
+	}
+	return all
+}
+
+// quiet is a context without logs, for tests that cause hundreds of faults.
+func quiet(t testing.TB) context.Context { return klog.NewContext(t.Context(), klog.Logger{}) }
+
+var errInjected = errors.New("injected")
+
+// mounted opens the table of a disk in memory, as Open does, and repairs it.
+func (m *memDisk) mounted(t testing.TB, l layout, known bool) (*store, findings, error) {
+	t.Helper()
+	f, err := examine(m, l)
+	if err != nil {
+		return nil, f, err
+	}
+	if !f.ours {
+		return nil, f, errNotOurs
+	}
+	if f.needsKnown && !known {
+		return nil, f, errDamaged
+	}
+	s, err := load(m, l, f)
+	if err != nil {
+		return nil, f, err
+	}
+	return s, f, s.repair(quiet(t), f)
+}
