@@ -35,6 +35,11 @@ type findings struct {
 	needsKnown bool
 }
 
+func (f findings) String() string {
+	return fmt.Sprintf("disk %s: ours %t, foreign %t (%s), bad: record %t, primary %t, backup %t, needs to be known %t",
+		f.current.id, f.ours, f.foreign, f.reason, f.badMBR, f.badPrimary, f.badBackup, f.needsKnown)
+}
+
 // examine reads both copies and decides. It only reads; errors come from the device.
 func examine(r io.ReaderAt, l layout) (findings, error) {
 	sector0 := make([]byte, l.sector)

@@ -1,0 +1,271 @@
+package disk
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"testing"
+
+	"github.com/google/uuid"
+)
+
+// damage is something that may happen to a copy of the table.
+type damage struct {
+	name string
+	do   func(m *memDisk, l layout, s site)
+	// intact: the copy is not damaged, but somebody else's.
+	intact bool
+}
+
+// edit changes the header of a copy and makes its checksum right again.
+func edit(change func(h []byte)) func(m *memDisk, l layout, s site) {
+	return func(m *memDisk, l layout, s site) {
+		h := make([]byte, l.sector)
+		m.ReadAt(h, l.offset(s.headerLBA))
+		change(h)
+		binary.LittleEndian.PutUint32(h[16:], headerCRC(h))
+		m.set(l.offset(s.headerLBA), h)
+	}
+}
+
+var damages = []damage{
+	{"none", func(*memDisk, layout, site) {}, false},
+	{"header zeroed", func(m *memDisk, l layout, s site) { m.set(l.offset(s.headerLBA), make([]byte, l.sector)) }, false},
+	{"header overwritten", func(m *memDisk, l layout, s site) {
+		m.set(l.offset(s.headerLBA), bytes.Repeat([]byte{0xa5}, int(l.sector)))
+	}, false},
+	{"a bit of the header flipped", func(m *memDisk, l layout, s site) {
+		h := make([]byte, l.sector)
+		m.ReadAt(h, l.offset(s.headerLBA))
+		h[60] ^= 4
+		m.set(l.offset(s.headerLBA), h)
+	}, false},
+	{"a bit of the entries flipped", func(m *memDisk, l layout, s site) {
+		b := make([]byte, l.sector)
+		m.ReadAt(b, l.offset(s.arrayLBA))
+		b[33] ^= 4
+		m.set(l.offset(s.arrayLBA), b)
+	}, false},
+	{"entries zeroed", func(m *memDisk, l layout, s site) { m.set(l.offset(s.arrayLBA), make([]byte, arrayBytes)) }, false},
+	{"all zeroed", func(m *memDisk, l layout, s site) { m.set(l.copyAt(s), make([]byte, l.copyBytes())) }, false},
+	{"2^32-1 entries", edit(func(h []byte) { binary.LittleEndian.PutUint32(h[80:], 0xffffffff) }), true},
+	{"128 entries", edit(func(h []byte) { binary.LittleEndian.PutUint32(h[80:], 128) }), true},
+	{"entries of 0 bytes", edit(func(h []byte) { binary.LittleEndian.PutUint32(h[84:], 0) }), true},
+	{"entries far away", edit(func(h []byte) { binary.LittleEndian.PutUint64(h[72:], 1<<63) }), true},
+	{"another size of disk", edit(func(h []byte) {
+		binary.LittleEndian.PutUint64(h[32:], binary.LittleEndian.Uint64(h[32:])^2)
+	}), true},
+	{"another revision", edit(func(h []byte) { h[8] = 1 }), true},
+	{"no GUID", edit(func(h []byte) { clear(h[56:72]) }), true},
+	{"a longer header", edit(func(h []byte) { h[12] = 96 }), false},
+}
+
+// TestDamageMatrix damages both copies in every combination. The rules: the primary
+// wins; only what is damaged is replaced, never what somebody else wrote; without
+// either copy the disk is not ours.
+func TestDamageMatrix(t *testing.T) {
+	for _, l := range crashLayouts(t) {
+		for _, p := range damages {
+			for _, b := range damages {
+				m, _ := formatted(t, l)
+				s, _, err := m.mounted(t, l, false)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := reserve(a, 2, 3).do(t, s); err != nil {
+					t.Fatal(err)
+				}
+				p.do(m, l, l.primary())
+				b.do(m, l, l.backup())
+				before := m.clone()
+				m.log = nil
+				got, f, err := m.mounted(t, l, true)
+
+				primaryGood, backupGood := p.name == "none", b.name == "none"
+				want := primaryGood || !p.intact && backupGood
+				if (err == nil) != want {
+					t.Errorf("primary %s, backup %s: %v", p.name, b.name, err)
+					continue
+				}
+				if err != nil {
+					if len(m.log) > 0 {
+						t.Errorf("primary %s, backup %s: refused, but written to", p.name, b.name)
+					}
+					continue
+				}
+				if f.badPrimary == primaryGood || f.badBackup != (primaryGood && !backupGood) {
+					t.Errorf("primary %s, backup %s: %+v", p.name, b.name, f)
+				}
+				if e, err := got.table.volume(a); err != nil || e.extent != at(2, 3) {
+					t.Errorf("primary %s, backup %s: %+v, %v", p.name, b.name, e, err)
+				}
+				if again, err := examine(m, l); err != nil || again.badPrimary || again.badBackup {
+					t.Errorf("primary %s, backup %s: not repaired: %+v, %v", p.name, b.name, again, err)
+				}
+				// The proof that it is the same disk: its header, or somebody who knows it.
+				headerLost := p.name != "none" && p.name != "a bit of the entries flipped" && p.name != "entries zeroed"
+				if _, _, err := before.mounted(t, l, false); (err != nil) != headerLost {
+					t.Errorf("primary %s, backup %s: unknown disk: %v", p.name, b.name, err)
+				}
+			}
+		}
+	}
+}
+
+func TestSectorZero(t *testing.T) {
+	l := crashLayouts(t)[0]
+	mbr := func(change func(b []byte)) []byte {
+		b := encodeMBR(l)
+		change(b)
+		return b
+	}
+	for _, test := range []struct {
+		name    string
+		sector0 []byte
+		want    mbrState
+	}{
+		{"ours", encodeMBR(l), mbrProtective},
+		{"zero", make([]byte, 512), mbrMissing},
+		{"boot code and another length", mbr(func(b []byte) { b[0], b[458] = 0xeb, 9 }), mbrProtective},
+		{"DOS partition", mbr(func(b []byte) { b[450] = 0x83 }), mbrOther},
+		{"hybrid", mbr(func(b []byte) { b[466] = 0x83 }), mbrOther},
+		{"no signature", mbr(func(b []byte) { b[511] = 0 }), mbrOther},
+		{"FAT", []byte(string(append([]byte("\xeb\x3c\x90mkfs.fat"), make([]byte, 501)...))), mbrOther},
+	} {
+		if got := checkMBR(test.sector0); got != test.want {
+			t.Errorf("%s: %d, want %d", test.name, got, test.want)
+		}
+		m, _ := formatted(t, l)
+		m.set(0, test.sector0)
+		m.log = nil
+		_, _, err := m.mounted(t, l, true)
+		if (err != nil) != (test.want == mbrOther) {
+			t.Errorf("%s: opening: %v", test.name, err)
+		}
+		if err != nil && len(m.log) > 0 {
+			t.Errorf("%s: refused, but written to", test.name)
+		}
+		if f, err := examine(m, l); test.want != mbrOther && (err != nil || f.badMBR) {
+			t.Errorf("%s: not repaired", test.name)
+		}
+	}
+}
+
+// TestSomebodyElsesTable: tables that are intact, but not ours.
+func TestSomebodyElsesTable(t *testing.T) {
+	l := crashLayouts(t)[0]
+	m, _ := formatted(t, l)
+	s, _, err := m.mounted(t, l, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare := s.copy.without(MetaEntry)
+	for _, w := range copyWrites(l, bare) {
+		m.set(w.off, w.data)
+	}
+	if f, err := examine(m, l); err != nil || f.ours || !f.foreign {
+		t.Errorf("a table without meta partition: %+v, %v", f, err)
+	}
+	// Ours by its meta partition, but invalid: neither used nor replaced.
+	m, _ = formatted(t, l)
+	volume := entry{index: 7, kind: TypeFormatted, guid: a, extent: at(1, 3)}
+	broken, err := s.copy.withEntry(l, volume)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range copyWrites(l, broken) {
+		m.set(w.off, w.data)
+	}
+	m.log = nil
+	if _, f, err := m.mounted(t, l, true); err == nil || !f.ours || len(m.log) > 0 {
+		t.Errorf("an overlap on the disk: %+v, %v", f, err)
+	}
+}
+
+// FuzzHeaders gives both copies any contents, with checksums made right: whatever
+// they are, they are refused or they are a valid table, without a panic, and without
+// more memory than two copies take.
+func FuzzHeaders(f *testing.F) {
+	l, err := newLayout(minDiskSize, 512)
+	if err != nil {
+		f.Fatal(err)
+	}
+	_, c, err := newCopy(l, diskID, metaID)
+	if err != nil {
+		f.Fatal(err)
+	}
+	full, err := c.withEntry(l, entry{index: 1, kind: TypeReserved, guid: a, extent: at(2, 1), name: "x"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	p, b := encodeCopy(l, l.primary(), full), encodeCopy(l, l.backup(), full)
+	header, array := l.split(l.primary(), p)
+	backupHeader, _ := l.split(l.backup(), b)
+	f.Add(header[:headerBytes], array[:entrySize], 1, backupHeader[:headerBytes], true)
+	f.Add(header[:headerBytes], array[:entrySize], 2, []byte{}, true)
+	f.Add([]byte{}, array[:entrySize], 300, backupHeader[:headerBytes], false)
+	foreignEntry, err := encodeEntry(l, foreign(l, 256, 7000, 7001))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(header[:headerBytes], foreignEntry, 256, backupHeader[:headerBytes], true)
+	f.Fuzz(func(t *testing.T, header, entry []byte, index int, backupHeader []byte, fix bool) {
+		m := newMemDisk()
+		array := bytes.Clone(full.array)
+		if index >= 1 && index <= EntryCount {
+			copy(array[(index-1)*entrySize:index*entrySize], entry)
+		}
+		m.set(0, encodeMBR(l))
+		for _, s := range []struct {
+			site
+			header []byte
+		}{{l.primary(), header}, {l.backup(), backupHeader}} {
+			h := make([]byte, l.sector)
+			copy(h, s.header)
+			if fix {
+				copy(h, headerSignature)
+				binary.LittleEndian.PutUint32(h[12:], headerBytes)
+				binary.LittleEndian.PutUint32(h[88:], crc32.ChecksumIEEE(array))
+				binary.LittleEndian.PutUint32(h[16:], headerCRC(h))
+			}
+			m.set(l.offset(s.arrayLBA), array)
+			m.set(l.offset(s.headerLBA), h)
+		}
+		found, err := examine(m, l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !found.ours {
+			return
+		}
+		s, err := load(m, l, found)
+		if err != nil {
+			return
+		}
+		if err := s.table.validate(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := uuid.Parse(s.table.id); err != nil {
+			t.Fatal(err)
+		}
+		before := bytes.Clone(s.copy.array)
+		if err := reserve(c2, 2, 1).do(t, s); err != nil {
+			if errors.Is(err, ErrOutOfService) {
+				t.Fatal(err)
+			}
+			return
+		}
+		changes := 0
+		for i := 1; i <= EntryCount; i++ {
+			if !bytes.Equal(s.copy.slot(i), before[(i-1)*entrySize:i*entrySize]) {
+				changes++
+			}
+		}
+		if changes != 1 {
+			t.Fatalf("a new volume changed %d entries", changes)
+		}
+	})
+}
+
+const c2 = "c2000000-0000-5000-8000-00000000000c"
