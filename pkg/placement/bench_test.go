@@ -77,7 +77,9 @@ func BenchmarkPlanRefused(b *testing.B) {
 		sizes := []int64{201 * gi, 1, 2, 3, 4, 5, 6, 7}
 		benchPlan(b, benchNode(8), want(sizes...), false)
 	})
-	b.Run("apart", func(b *testing.B) { benchPlan(b, benchNode(8), wantApart(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1), false) })
+	b.Run("apart", func(b *testing.B) {
+		benchPlan(b, benchNode(8), wantApart(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1), false)
+	})
 }
 
 func BenchmarkScore(b *testing.B) {
@@ -93,7 +95,7 @@ func BenchmarkScore(b *testing.B) {
 }
 
 // The target that has no noise is a test, not only a benchmark.
-func TestPlanOneAllocatesNothing(t *testing.T) {
+func TestPlanAllocatesNothing(t *testing.T) {
 	node, dst := benchNode(8), make([]Assignment, 0, 8)
 	for name, requests := range map[string][]Request{
 		"one":   want(20 * gi),

@@ -11,7 +11,7 @@ const (
 	// maxSearch is up to how many volumes are searched for, within searchBudget.
 	maxSearch = 16
 	// searchBudget bounds the search above maxExact: how many volumes are put into a
-	// group. Up to maxExact the search ends by itself, after at most 5295.
+	// group. Up to maxExact the search ends by itself, after at most 5295 (Bell(1) + … + Bell(8)).
 	searchBudget = 20_000
 )
 
@@ -323,7 +323,7 @@ func (p *planner) realize(s *split) {
 	for g := range s.groups {
 		if s.isApart[g] {
 			p.tightest(s.sums[g], false, s.onDisk[g], true)
-			cutOf[g] = len(p.cuts) - 1
+			cutOf[g] = p.numCuts - 1
 		}
 	}
 	var placed uint32
@@ -339,7 +339,7 @@ func (p *planner) realize(s *split) {
 		}
 		placed |= 1 << next
 		p.tightest(s.sums[next], false, anyDisk, true)
-		cutOf[next] = len(p.cuts) - 1
+		cutOf[next] = p.numCuts - 1
 	}
 	for i, request := range p.order {
 		p.put(request, &p.cuts[cutOf[s.groupOf[i]]])

@@ -195,10 +195,20 @@ func causeOf(disks []room, sizes, apart []int64) (Cause, int) {
 
 // sizesOf returns the sizes wanted of the class, falling.
 func sizesOf(requests []Request, class string, apartOnly bool) []int64 {
-	var sizes []int64
+	matches := func(r *Request) bool { return r.Class == class && (r.Apart || !apartOnly) }
+	n := 0
 	for i := range requests {
-		if r := &requests[i]; r.Class == class && (r.Apart || !apartOnly) {
-			sizes = append(sizes, r.Size)
+		if matches(&requests[i]) {
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	sizes := make([]int64, 0, n)
+	for i := range requests {
+		if matches(&requests[i]) {
+			sizes = append(sizes, requests[i].Size)
 		}
 	}
 	slices.SortFunc(sizes, func(a, b int64) int { return cmp.Compare(b, a) })

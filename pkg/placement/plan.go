@@ -74,7 +74,10 @@ func planSeveral(dst []Assignment, node *Node, requests []Request) ([]Assignment
 	// Buffers on the stack for what a pod usually has.
 	var orderBuffer [maxExact]int
 	var cutsBuffer [maxExact]cut
-	order := orderBuffer[:0]
+	order, cuts := orderBuffer[:0], cutsBuffer[:]
+	if len(requests) > len(cuts) {
+		cuts = make([]cut, len(requests))
+	}
 	for i := range requests {
 		order = append(order, i)
 	}
@@ -89,13 +92,16 @@ func planSeveral(dst []Assignment, node *Node, requests []Request) ([]Assignment
 		for n < len(order) && requests[order[n]].Class == requests[order[0]].Class {
 			n++
 		}
+		// The class comes from the requests, not from p: explain keeps it, and would
+		// otherwise move p and the buffers above to the heap.
+		class := requests[order[0]].Class
 		p := planner{
-			node: node, class: requests[order[0]].Class,
+			node: node, class: class,
 			requests: requests, order: order[:n],
-			places: dst[before:], cuts: cutsBuffer[:0],
+			places: dst[before:], cuts: cuts,
 		}
 		if !p.roomAtAll() || !p.greedy() && !p.exact() {
-			return dst[:before], explain(node, requests, p.class)
+			return dst[:before], explain(node, requests, class)
 		}
 		order = order[n:]
 	}
@@ -130,7 +136,10 @@ type planner struct {
 	requests []Request
 	order    []int        // indices of the requests of this class, in the order of compare
 	places   []Assignment // by index of request
-	cuts     []cut
+	// cuts has room for one of each request; the first numCuts are in use. It is never
+	// assigned to, so that it may lie on the caller's stack.
+	cuts    []cut
+	numCuts int
 }
 
 // cut is a free extent into which the plan has put volumes; [next, end) is left of it.
@@ -178,7 +187,7 @@ func (p *planner) greedy() bool {
 		r := &p.requests[i]
 		c := p.tightest(r.Size, r.Apart, anyDisk, false)
 		if c == nil {
-			p.cuts = p.cuts[:0]
+			p.numCuts = 0
 			return false
 		}
 		p.put(i, c)
@@ -213,7 +222,7 @@ func (p *planner) tightest(size int64, apart bool, onDisk int, whole bool) *cut 
 		}
 	}
 	var rest *cut
-	for i := range p.cuts {
+	for i := range p.numCuts {
 		c := &p.cuts[i]
 		n := c.end - c.next
 		if whole || n < size || (onDisk != anyDisk && c.disk != onDisk) || (apart && p.hasApart(c.disk)) {
@@ -226,8 +235,9 @@ func (p *planner) tightest(size int64, apart bool, onDisk int, whole bool) *cut 
 	if rest != nil || found.disk < 0 {
 		return rest
 	}
-	p.cuts = append(p.cuts, found)
-	return &p.cuts[len(p.cuts)-1]
+	p.cuts[p.numCuts] = found
+	p.numCuts++
+	return &p.cuts[p.numCuts-1]
 }
 
 func (c *cut) before(other *cut) bool {
@@ -235,7 +245,7 @@ func (c *cut) before(other *cut) bool {
 }
 
 func (p *planner) isCut(disk, index int) bool {
-	for i := range p.cuts {
+	for i := range p.numCuts {
 		if p.cuts[i].disk == disk && p.cuts[i].index == index {
 			return true
 		}
@@ -244,7 +254,7 @@ func (p *planner) isCut(disk, index int) bool {
 }
 
 func (p *planner) hasApart(disk int) bool {
-	for i := range p.cuts {
+	for i := range p.numCuts {
 		if p.cuts[i].disk == disk && p.cuts[i].apart {
 			return true
 		}

@@ -210,7 +210,7 @@ func greedyAlone(node *Node, requests []Request) bool {
 				order[j], order[j-1] = order[j-1], order[j]
 			}
 		}
-		p := planner{node: node, class: class, requests: requests, order: order, places: make([]Assignment, len(requests))}
+		p := planner{node: node, class: class, requests: requests, order: order, places: make([]Assignment, len(requests)), cuts: make([]cut, len(requests))}
 		if !p.greedy() {
 			return false
 		}

@@ -40,7 +40,7 @@ func (p *packing) clone() *packing {
 // TestHuntWorstCase climbs towards packings that take the search the most steps and
 // end in a refusal: how the constants of worstCases were found. Run it with
 //
-//	go test ./pkg/placement -run HuntWorstCase -v -hunt 200000
+//	go test ./pkg/placement -run HuntWorstCase -v -args -hunt 200000
 func TestHuntWorstCase(t *testing.T) {
 	if *hunt == 0 {
 		t.Skip("only by hand, with -hunt")
@@ -115,7 +115,7 @@ func (p *packing) steps() (int, bool) {
 			order[j], order[j-1] = order[j-1], order[j]
 		}
 	}
-	pl := planner{node: node, class: "ssd", requests: requests, order: order, places: places}
+	pl := planner{node: node, class: "ssd", requests: requests, order: order, places: places, cuts: make([]cut, len(requests))}
 	if !pl.roomAtAll() || pl.greedy() {
 		return 0, true
 	}
@@ -129,9 +129,48 @@ func (p *packing) steps() (int, bool) {
 	return start - s.budget, fits
 }
 
-// worstCases are refusals that take the exact search the most time of all that
-// TestHuntWorstCase has found.
+// worstCases are the refusals that take the exact search the most steps of all that
+// TestHuntWorstCase has found, by number of volumes with Apart.
 var worstCases = []packing{
-	{extents: [12][]int64{1: {1200, 2783, 1010}, 7: {2032}, 8: {655}}, volumes: [8]int64{733, 753, 948, 707, 741, 897, 782, 684}, aparts: 0},
-	{extents: [12][]int64{1: {1739, 345}, 4: {1184}, 5: {2066}, 8: {874, 446, 881}, 9: {205}}, volumes: [8]int64{297, 254, 343, 288, 985, 365, 947, 959}, aparts: 4},
+	{ // 1868 steps
+		extents: [12][]int64{1: {1210}, 3: {315}, 10: {2820, 242}, 11: {249, 2040, 1136}},
+		volumes: [maxExact]int64{720, 906, 921, 919, 740, 928, 827, 602},
+	},
+	{ // 1658 steps
+		extents: [12][]int64{0: {1012, 2061}, 1: {292}, 2: {353}, 6: {2854}, 8: {105, 1255}},
+		volumes: [maxExact]int64{625, 661, 955, 869, 863, 746, 884, 885},
+		aparts:  2,
+	},
+	{ // 1203 steps
+		extents: [12][]int64{3: {84, 1161}, 7: {353}, 8: {1424}, 10: {412}, 11: {2039, 2857, 1}},
+		volumes: [maxExact]int64{680, 731, 641, 847, 813, 879, 829, 812},
+		aparts:  3,
+	},
+	{ // 899 steps
+		extents: [12][]int64{1: {1739, 345}, 4: {1184}, 5: {2066}, 8: {874, 446, 881}, 9: {205}},
+		volumes: [maxExact]int64{297, 254, 343, 288, 985, 365, 947, 959},
+		aparts:  4,
+	},
+}
+
+// maxSteps is how many ways there are to split the first 1, 2, … 8 volumes, together:
+// Bell(1) + … + Bell(8).
+const maxSteps = 1 + 2 + 5 + 15 + 52 + 203 + 877 + 4140
+
+func TestExactSearchIsBounded(t *testing.T) {
+	for _, p := range worstCases {
+		if steps, fits := p.steps(); fits || steps < 500 || steps > maxSteps {
+			t.Errorf("apart %d: %d steps, fits %v: no longer a hard refusal", p.aparts, steps, fits)
+		}
+	}
+	rng := rand.New(rand.NewPCG(7, 8))
+	for range 3000 {
+		p := worstCases[rng.IntN(len(worstCases))].clone()
+		for range 5 {
+			p.mutate(rng)
+		}
+		if steps, _ := p.steps(); steps > maxSteps {
+			t.Fatalf("%d steps for %+v", steps, p)
+		}
+	}
 }

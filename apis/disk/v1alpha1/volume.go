@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -74,13 +75,21 @@ func ParseAttributes(attributes map[string]string) (Attributes, error) {
 	return Attributes{Class: class, Size: size, Spread: spread == SpreadDisk}, nil
 }
 
+// sizeForm is what is passed on to ParseQuantity. Nobody checks an attribute before us,
+// and ParseQuantity computes 10^exponent in full: with "1e999999999" one pod would hold
+// up the scheduler for minutes.
+var sizeForm = regexp.MustCompile(`^[+-]?[0-9.]{1,40}([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$`)
+
 func parseSize(value string) (int64, error) {
 	if value == "" {
 		return 0, fmt.Errorf("attribute %s is missing: set it to a size such as 10Gi", AttributeSize)
 	}
+	if !sizeForm.MatchString(value) {
+		return 0, notASize(value)
+	}
 	quantity, err := resource.ParseQuantity(value)
 	if err != nil {
-		return 0, fmt.Errorf("attribute %s is %q, which is not a size: write it like 10Gi or 500Mi", AttributeSize, value)
+		return 0, notASize(value)
 	}
 	if quantity.Sign() <= 0 {
 		return 0, fmt.Errorf("attribute %s is %q: it must be larger than zero", AttributeSize, value)
@@ -90,6 +99,10 @@ func parseSize(value string) (int64, error) {
 		return 0, fmt.Errorf("attribute %s is %q: no disk is that large", AttributeSize, value)
 	}
 	return AlignUp(quantity.Value()), nil
+}
+
+func notASize(value string) error {
+	return fmt.Errorf("attribute %s is %.64q, which is not a size: write it like 10Gi or 500Mi", AttributeSize, value)
 }
 
 // AlignUp rounds a size in bytes up to a multiple of Alignment. The size must be
