@@ -1,0 +1,90 @@
+package request
+
+import (
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+func pod(volumes ...corev1.Volume) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "ns", UID: "4a2fd8e2-8c1b-4b0d-9f0e-0d5f3c5a9b11"},
+		Spec:       corev1.PodSpec{Volumes: volumes},
+	}
+}
+
+// inline makes a volume of 10Gi of class ssd; edit may spoil it.
+func inline(name string, edit func(*corev1.CSIVolumeSource)) corev1.Volume {
+	source := &corev1.CSIVolumeSource{
+		Driver:           diskv1alpha1.DriverName,
+		VolumeAttributes: map[string]string{diskv1alpha1.AttributeSize: "10Gi", diskv1alpha1.AttributeClass: "ssd"},
+	}
+	if edit != nil {
+		edit(source)
+	}
+	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{CSI: source}}
+}
+
+func TestFromPod(t *testing.T) {
+	foreign := inline("foreign", func(s *corev1.CSIVolumeSource) { s.Driver = "other.example.com"; s.VolumeAttributes = nil })
+	scratch := corev1.Volume{Name: "scratch", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}
+
+	p := pod(scratch,
+		inline("b", func(s *corev1.CSIVolumeSource) { s.FSType = ptr.To("xfs"); s.ReadOnly = ptr.To(false) }),
+		foreign,
+		inline("a", func(s *corev1.CSIVolumeSource) {
+			s.VolumeAttributes[diskv1alpha1.AttributeSpread] = diskv1alpha1.SpreadDisk
+			s.VolumeAttributes[diskv1alpha1.AttributeSize] = "1"
+		}))
+	got, err := FromPod(p)
+	if err != nil || len(got) != 2 {
+		t.Fatalf("got %+v, %v", got, err)
+	}
+	for i, want := range []Volume{
+		{Name: "b", FSType: "xfs", Request: placement.Request{Class: "ssd", Size: 10 << 30}},
+		{Name: "a", Request: placement.Request{Class: "ssd", Size: 1 << 20, Apart: true}},
+	} {
+		want.ID = diskv1alpha1.InlineVolumeID(p.UID, want.Name)
+		want.Partition = diskv1alpha1.PartitionID(want.ID)
+		if got[i] != want {
+			t.Errorf("volume %d: got  %+v\nwant %+v", i, got[i], want)
+		}
+		// What is read here is what placement takes.
+		node := &placement.Node{}
+		if _, err := placement.Plan(nil, node, []placement.Request{got[i].Request}); err == nil || !strings.Contains(err.Error(), "no disk of class ssd") {
+			t.Errorf("placement says %v", err)
+		}
+	}
+}
+
+func TestFromPodWithoutVolumesOfOurs(t *testing.T) {
+	if got, err := FromPod(pod()); got != nil || err != nil {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+func TestFromPodRefuses(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		edit func(*corev1.CSIVolumeSource)
+		want string
+	}{
+		{"no attributes", func(s *corev1.CSIVolumeSource) { s.VolumeAttributes = nil }, "disk.berth.dev/size is missing"},
+		{"a bad size", func(s *corev1.CSIVolumeSource) { s.VolumeAttributes[diskv1alpha1.AttributeSize] = "10Gib" }, "10Gib"},
+		{"a file system that is not there", func(s *corev1.CSIVolumeSource) { s.FSType = ptr.To("btrfs") }, `"btrfs" is not supported`},
+		{"read-only", func(s *corev1.CSIVolumeSource) { s.ReadOnly = ptr.To(true) }, "readOnly is set"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := FromPod(pod(inline("good", nil), inline("bad", test.edit)))
+			if got != nil || err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), `volume "bad"`) {
+				t.Errorf("got %v, %v; want %q", got, err, test.want)
+			}
+		})
+	}
+}
