@@ -149,13 +149,7 @@ func stamp(dir string, args []string) (string, error) {
 // decides. The flags are those of the Makefile, so that neither builds anew what the
 // other has built.
 func buildOwn(ctx context.Context, log io.Writer, repository, bin string, packages []string) error {
-	version := "dev"
-	describe := exec.CommandContext(ctx, "git", "describe", "--tags", "--always", "--dirty")
-	describe.Dir = repository
-	if out, err := describe.Output(); err == nil {
-		version = strings.TrimSpace(string(out))
-	}
-	args := []string{"build", "-trimpath", "-ldflags", "-s -w -X k8s.io/component-base/version.gitVersion=" + version, "-o", bin + "/"}
+	args := []string{"build", "-trimpath", "-ldflags", "-s -w -X k8s.io/component-base/version.gitVersion=" + ownVersion, "-o", bin + "/"}
 	var names []string
 	for _, pkg := range packages {
 		args = append(args, "./"+pkg)
@@ -163,6 +157,10 @@ func buildOwn(ctx context.Context, log io.Writer, repository, bin string, packag
 	}
 	return goBuild(ctx, log, repository, strings.Join(names, ", "), args)
 }
+
+// ownVersion is that of a build which is no release, as in the Makefile. component-base
+// wants a semantic version, and one that changed with every commit would link anew each time.
+const ownVersion = "v0.0.0-dev"
 
 // quietFor is how long a build may take without a word.
 const quietFor = 3 * time.Second
