@@ -34,10 +34,34 @@ func newScheme() (*runtime.Scheme, error) {
 	return scheme, nil
 }
 
+// installation is what Berth needs in a cluster.
+var installation = []string{"config/crd", "config/admission", "config/nodeagent", "config/scheduler"}
+
+// runHere are the kinds in the installation that this package stands in for: it runs
+// the programs as processes, with the configuration adapted.
+var runHere = map[string]bool{"Deployment": true, "DaemonSet": true, "KubeSchedulerConfiguration": true}
+
+// Install applies everything of Berth's own manifests but the workloads, once.
+// Starting an agent or a scheduler does it, too.
+func (c *Cluster) Install(ctx context.Context) error {
+	c.installing.Lock()
+	defer c.installing.Unlock()
+	if c.installed {
+		return nil
+	}
+	err := c.apply(ctx, func(kind string) bool { return !runHere[kind] }, installation...)
+	c.installed = err == nil
+	return err
+}
+
 // Apply applies manifests by server-side apply: files, or directories with all
 // their YAML files, relative to the repository. It returns when the custom resources
 // among them can be used.
 func (c *Cluster) Apply(ctx context.Context, paths ...string) error {
+	return c.apply(ctx, func(string) bool { return true }, paths...)
+}
+
+func (c *Cluster) apply(ctx context.Context, wanted func(kind string) bool, paths ...string) error {
 	for _, path := range paths {
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(c.repository, path)
@@ -47,7 +71,7 @@ func (c *Cluster) Apply(ctx context.Context, paths ...string) error {
 			return fmt.Errorf("find manifests: %w", err)
 		}
 		for _, f := range files {
-			if err := c.applyFile(ctx, f); err != nil {
+			if err := c.applyFile(ctx, f, wanted); err != nil {
 				return fmt.Errorf("apply %s: %w", f, err)
 			}
 		}
@@ -70,7 +94,7 @@ func manifests(path string) ([]string, error) {
 	return files, err
 }
 
-func (c *Cluster) applyFile(ctx context.Context, path string) error {
+func (c *Cluster) applyFile(ctx context.Context, path string, wanted func(kind string) bool) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -86,7 +110,7 @@ func (c *Cluster) applyFile(ctx context.Context, path string) error {
 		if err != nil {
 			return err
 		}
-		if len(object.Object) == 0 {
+		if len(object.Object) == 0 || !wanted(object.GetKind()) {
 			continue
 		}
 		if err := c.applyObject(ctx, object); err != nil {

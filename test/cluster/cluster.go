@@ -90,6 +90,9 @@ type Cluster struct {
 	nodes      []*Node
 	started    time.Time
 
+	installing sync.Mutex
+	installed  bool // guarded by installing
+
 	mu        sync.Mutex // guards what follows
 	processes map[string]*process
 	built     map[string]bool // programs of this repository that are up to date

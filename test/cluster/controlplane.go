@@ -62,6 +62,18 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.connect(); err != nil {
 		return err
 	}
+	// The API server makes it, but says that it is ready a little earlier.
+	err = Eventually(ctx, patience, func(ctx context.Context) error {
+		return c.client.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &corev1.Namespace{})
+	})
+	if err != nil {
+		return err
+	}
+	if c.options.Agents || c.options.Scheduler {
+		if err := c.Install(ctx); err != nil {
+			return err
+		}
+	}
 	if err := c.Apply(ctx, c.options.Manifests...); err != nil {
 		return err
 	}

@@ -134,8 +134,10 @@ func (c *Cluster) kubeletConfig(n *Node, cert, key string) map[string]any {
 		// The node's network namespace needs no rules, and may not be able to have any.
 		"makeIPTablesUtilChains": false,
 		"resolvConf":             "",
-		"volumePluginDir":        "/var/lib/kubelet/volume-plugins",
-		"staticPodPath":          "",
+		// Nobody serves DNS; without an address every pod gets an event about it.
+		"clusterDNS":      []string{"10.96.0.10"},
+		"volumePluginDir": "/var/lib/kubelet/volume-plugins",
+		"staticPodPath":   "",
 		// Every pod is wanted at once here.
 		"registryPullQPS": 0,
 		"eventRecordQPS":  0,

@@ -148,6 +148,15 @@ func (a *authority) kubeconfig(path, server, user string, groups ...string) erro
 	return nil
 }
 
+// serviceAccount is whom the API server takes the holder of a token of one of our
+// service accounts for. With it in a certificate, a program has just the rights that
+// its manifests give it.
+func serviceAccount(name string) (user string, groups []string) {
+	const namespace = "kube-system"
+	return "system:serviceaccount:" + namespace + ":" + name,
+		[]string{"system:serviceaccounts", "system:serviceaccounts:" + namespace}
+}
+
 func encodePEM(kind string, der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 }

@@ -33,6 +33,9 @@ func (c *Cluster) StartSchedulerNamed(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	if err := c.Install(ctx); err != nil {
+		return err
+	}
 	return c.startScheduler(ctx, name, path, filepath.Join(c.repository, c.options.SchedulerConfig))
 }
 
@@ -42,8 +45,12 @@ func (c *Cluster) KillSchedulerNamed(name string) error { return c.end(name, sys
 // startScheduler adapts the configuration that a cluster in earnest uses: another
 // kubeconfig, and no waiting for a lease.
 func (c *Cluster) startScheduler(ctx context.Context, name, program, config string) error {
+	user, groups := "system:kube-scheduler", []string(nil)
+	if config != "" {
+		user, groups = serviceAccount("berth-scheduler")
+	}
 	kubeconfig := filepath.Join(c.state.Dir, name+".kubeconfig")
-	if err := c.authority.kubeconfig(kubeconfig, c.server, name, "system:masters"); err != nil {
+	if err := c.authority.kubeconfig(kubeconfig, c.server, user, groups...); err != nil {
 		return err
 	}
 	settings := map[string]any{"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration"}

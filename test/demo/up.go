@@ -1,0 +1,275 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/cluster"
+)
+
+const (
+	clusterName = "demo"
+	// patience is how long a step of the demo may take on a busy machine.
+	patience = 2 * time.Minute
+	mib      = int64(1) << 20
+)
+
+// nodes have room for eight of the samples' volumes of 1900 MiB: 2+1, 2+1, 1+1.
+var nodes = []cluster.NodeOptions{
+	{Disks: []cluster.DiskOptions{{Size: 5120 * mib, SectorSize: 512}, {Size: 3072 * mib, SectorSize: 4096}}},
+	{Disks: []cluster.DiskOptions{{Size: 4096 * mib, SectorSize: 4096}, {Size: 2048 * mib, SectorSize: 512}}},
+	{Disks: []cluster.DiskOptions{{Size: 3072 * mib, SectorSize: 512}, {Size: 2048 * mib, SectorSize: 4096}}},
+}
+
+const room = 8
+
+type demo struct {
+	*cluster.Cluster
+	out io.Writer
+}
+
+func up(ctx context.Context, out io.Writer) error {
+	if os.Geteuid() != 0 {
+		return errNotRoot
+	}
+	start := time.Now()
+	repository, err := cluster.Repository()
+	if err != nil {
+		return err
+	}
+	if _, err := cluster.Down(ctx, clusterName, out); err != nil {
+		return err
+	}
+	fmt.Fprintln(out, "Starting a Kubernetes cluster of three nodes on this machine.")
+	c, err := cluster.Start(ctx, cluster.Options{
+		Name: clusterName, Dir: filepath.Join(repository, ".build", clusterName), Log: out,
+		Kubelets: true, Nodes: nodes, Agents: true, Scheduler: true,
+	})
+	if err != nil {
+		return err
+	}
+	d := &demo{c, out}
+	if err := d.tell(ctx); err != nil {
+		return errors.Join(err, c.Stop())
+	}
+	if err := c.Keep(); err != nil {
+		return errors.Join(err, c.Stop())
+	}
+	fmt.Fprintf(out, `
+That took %s. The cluster goes on running; look around with
+  export KUBECONFIG=%s PATH=%s:$PATH
+  kubectl get ndc,pods -o wide
+and remove it with
+  make demo-down
+`, time.Since(start).Round(time.Second), c.Kubeconfig(), filepath.Join(repository, ".build/bin"))
+	return nil
+}
+
+// tell is the demo itself. Every command is run as it is shown.
+func (d *demo) tell(ctx context.Context) error {
+	for _, step := range []func(context.Context) error{d.showNodes, d.showPod, d.showFull, d.showNext} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *demo) showNodes(ctx context.Context) error {
+	d.say("A DiskClass says which disks are Berth's. The agents put them into service and publish their free space.")
+	if err := d.kubectl(ctx, "apply", "-f", "config/samples/diskclass.yaml"); err != nil {
+		return err
+	}
+	if err := d.eventually(ctx, d.disksReady); err != nil {
+		return err
+	}
+	return d.kubectl(ctx, "get", "ndc")
+}
+
+func (d *demo) disksReady(ctx context.Context) error {
+	capacities := &v1alpha1.NodeDiskCapacityList{}
+	if err := d.Client().List(ctx, capacities); err != nil {
+		return err
+	}
+	ready := 0
+	for _, c := range capacities.Items {
+		for _, disk := range c.Status.Disks {
+			if disk.State == v1alpha1.DiskReady && disk.Class != "" {
+				ready++
+			}
+		}
+	}
+	if ready < 2*len(nodes) {
+		return fmt.Errorf("%d of %d disks are in service", ready, 2*len(nodes))
+	}
+	return nil
+}
+
+func (d *demo) showPod(ctx context.Context) error {
+	d.say("A pod asks for 1900Mi of class ssd. It gets a partition where that leaves the least behind.")
+	if err := d.kubectl(ctx, "apply", "-f", "config/samples/pod.yaml"); err != nil {
+		return err
+	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "scratch"}}
+	err := d.eventually(ctx, func(ctx context.Context) error {
+		if err := d.Client().Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
+			return err
+		}
+		return running(pod)
+	})
+	if err != nil {
+		return err
+	}
+	d.say("Inside the pod it is a file system of its own.")
+	if err := d.kubectl(ctx, "exec", "scratch", "--", "df", "-h", "/data"); err != nil {
+		return err
+	}
+	if err := d.kubectl(ctx, "exec", "scratch", "--", "grep", " /data ", "/proc/mounts"); err != nil {
+		return err
+	}
+	mounts, err := d.Kubectl(ctx, "exec", "scratch", "--", "grep", " /data ", "/proc/mounts")
+	if err != nil {
+		return err
+	}
+	device, _, _ := strings.Cut(mounts, " ")
+	node := pod.Spec.NodeName
+	d.say("Outside, on " + node + ", that device is a GPT partition; its PARTUUID is the partition that the NodeDiskCapacity names.")
+	if err := d.onNode(ctx, node, "blkid", "--probe", "--output", "export", "--match-tag", "PART_ENTRY_UUID", "--match-tag", "PART_ENTRY_NAME", "--match-tag", "TYPE", device); err != nil {
+		return err
+	}
+	return d.kubectl(ctx, "get", "ndc", node, "-o",
+		`jsonpath={range .status.disks[*].allocations[*]}{.partition}{"  "}{.owner}{"  "}{.start}+{.length}{"  "}{.phase}{"\n"}{end}`)
+}
+
+func (d *demo) showFull(ctx context.Context) error {
+	d.say("A Deployment wants nine more, and the disks have room for seven.")
+	if err := d.kubectl(ctx, "apply", "-f", "config/samples/deployment.yaml"); err != nil {
+		return err
+	}
+	if err := d.eventually(ctx, func(ctx context.Context) error { return d.pods(ctx, room, 2) }); err != nil {
+		return err
+	}
+	if err := d.kubectl(ctx, "get", "pods", "-o", "wide"); err != nil {
+		return err
+	}
+	d.say("Why the others wait:")
+	if err := d.kubectl(ctx, "get", "pods", "--field-selector=status.phase=Pending", "-o",
+		`jsonpath={range .items[*]}{.metadata.name}: {.status.conditions[?(@.type=="PodScheduled")].message}{"\n"}{end}`); err != nil {
+		return err
+	}
+	return d.kubectl(ctx, "get", "ndc")
+}
+
+func (d *demo) showNext(ctx context.Context) error {
+	d.say("The first pod goes. Its partition is wiped, checked and given back, and a waiting replica moves in.")
+	start := time.Now()
+	if err := d.kubectl(ctx, "delete", "pod", "scratch"); err != nil {
+		return err
+	}
+	if err := d.eventually(ctx, func(ctx context.Context) error { return d.pods(ctx, room, 1) }); err != nil {
+		return err
+	}
+	d.say(fmt.Sprintf("%.1f s later:", time.Since(start).Seconds()))
+	if err := d.kubectl(ctx, "get", "pods", "-o", "wide"); err != nil {
+		return err
+	}
+	return d.kubectl(ctx, "get", "ndc")
+}
+
+// pods is nil when so many pods run and so many others are known not to fit.
+func (d *demo) pods(ctx context.Context, wantRunning, wantWaiting int) error {
+	list := &corev1.PodList{}
+	if err := d.Client().List(ctx, list, client.InNamespace(metav1.NamespaceDefault)); err != nil {
+		return err
+	}
+	up, waiting := 0, 0
+	var why error
+	for i := range list.Items {
+		pod := &list.Items[i]
+		err := running(pod)
+		switch {
+		case err == nil:
+			up++
+		case unschedulable(pod):
+			waiting++
+		default:
+			why = err
+		}
+	}
+	if up != wantRunning || waiting != wantWaiting || len(list.Items) != up+waiting {
+		return fmt.Errorf("want %d pods running and %d waiting for space, have %d and %d: %v", wantRunning, wantWaiting, up, waiting, why)
+	}
+	return nil
+}
+
+// running is nil when a pod's containers run, and says otherwise what keeps them.
+func running(pod *corev1.Pod) error {
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue && pod.DeletionTimestamp == nil {
+			return nil
+		}
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Status == corev1.ConditionFalse && c.Message != "" {
+			return fmt.Errorf("pod %s is %s: %s", pod.Name, pod.Status.Phase, c.Message)
+		}
+	}
+	return fmt.Errorf("pod %s is %s", pod.Name, pod.Status.Phase)
+}
+
+func unschedulable(pod *corev1.Pod) bool {
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Reason == corev1.PodReasonUnschedulable {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *demo) eventually(ctx context.Context, condition func(context.Context) error) error {
+	return cluster.Eventually(ctx, patience, condition)
+}
+
+func (d *demo) say(text string) { fmt.Fprintf(d.out, "\n%s\n", text) }
+
+// kubectl shows a command, runs it, and shows what it printed.
+func (d *demo) kubectl(ctx context.Context, args ...string) error {
+	fmt.Fprintln(d.out, "$ kubectl "+quote(args))
+	return d.print(d.Kubectl(ctx, args...))
+}
+
+// onNode does the same with a command on a node.
+func (d *demo) onNode(ctx context.Context, node string, argv ...string) error {
+	fmt.Fprintf(d.out, "%s# %s\n", node, quote(argv))
+	return d.print(d.Exec(ctx, node, argv...))
+}
+
+func (d *demo) print(output string, err error) error {
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(d.out, "  "+strings.ReplaceAll(strings.TrimSpace(output), "\n", "\n  "))
+	return nil
+}
+
+// quote writes arguments as a shell would take them.
+func quote(args []string) string {
+	quoted := make([]string, len(args))
+	for i, a := range args {
+		if quoted[i] = a; a == "" || strings.ContainsAny(a, " $'\"{}[]*?|&;<>()\\") {
+			quoted[i] = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(quoted, " ")
+}
