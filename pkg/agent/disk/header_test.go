@@ -267,5 +267,3 @@ func FuzzHeaders(f *testing.F) {
 		}
 	})
 }
-
-const c2 = "c2000000-0000-5000-8000-00000000000c"

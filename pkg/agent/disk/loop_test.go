@@ -73,3 +73,6 @@ func run(t testing.TB, name string, args ...string) string {
 	}
 	return string(out)
 }
+
+// tryRun runs a program that may fail.
+func tryRun(name string, args ...string) error { return exec.Command(name, args...).Run() }

@@ -146,10 +146,23 @@ func (s *store) commit(ctx context.Context, next table, c copyOfTable) error {
 	if err := next.validate(); err != nil {
 		return fmt.Errorf("the new table would be invalid: %w", err)
 	}
+	// Nothing keeps a person from adding a partition with a tool. What is written now
+	// would take it away again, and give its extent to the next volume.
+	if err := s.unchanged(copyWrite(s.table.layout, s.table.primary(), s.copy)); err != nil {
+		return err
+	}
 	if err := s.write(ctx, copyWrites(next.layout, c)); err != nil {
 		return err
 	}
 	s.table, s.copy = next, c
+	return nil
+}
+
+// unchanged holds that parts of the table are on the disk as this store knows them.
+func (s *store) unchanged(parts ...write) error {
+	if err := verify(s.dev, parts); err != nil {
+		return fmt.Errorf("%w: the partition table is not what it was: %w; open the disk again to take it as it is now", ErrOutOfService, err)
+	}
 	return nil
 }
 

@@ -242,8 +242,5 @@ func (d *Disk) Check(ctx context.Context) error {
 }
 
 func (d *Disk) recheck() error {
-	if err := verify(d.device, copyWrites(d.store.table.layout, d.store.copy)); err != nil {
-		return fmt.Errorf("%w: %w", ErrOutOfService, err)
-	}
-	return nil
+	return d.store.unchanged(copyWrites(d.store.table.layout, d.store.copy)...)
 }

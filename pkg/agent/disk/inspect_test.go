@@ -1,0 +1,207 @@
+package disk
+
+import (
+	"context"
+	"crypto/sha256"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/test/testenv"
+)
+
+// hash is the sum of all bytes of the disk.
+func (l *loop) hash(t testing.TB) [sha256.Size]byte {
+	t.Helper()
+	f, err := os.Open(l.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		t.Fatal(err)
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// put writes into the device, past its table or not.
+func (l *loop) put(t testing.TB, b []byte, off int64) {
+	t.Helper()
+	f, err := os.OpenFile(l.path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(b, off); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestForeignIsLeftAlone: whatever a disk holds, it is not blank, the reason says
+// what is there, and not one byte of it changes.
+func TestForeignIsLeftAlone(t *testing.T) {
+	testenv.NeedProgram(t, "mkfs.ext4", "mkfs.xfs", "mkswap", "sgdisk", "sfdisk")
+	const size = 16 << 20
+	random := make([]byte, mib)
+	for i := range random {
+		random[i] = byte(rand.Uint32())
+	}
+	lvm := make([]byte, 512)
+	copy(lvm, "LABELONE\x01\x00\x00\x00\x00\x00\x00\x00\x4e\xb3\x10\xbc\x20\x00\x00\x00LVM2 001")
+	for _, test := range []struct {
+		name   string
+		make   func(t *testing.T, l *loop)
+		reason string // part of it
+	}{
+		{"ext4", func(t *testing.T, l *loop) { run(t, "mkfs.ext4", "-q", "-F", l.path) }, "ext4"},
+		{"xfs", func(t *testing.T, l *loop) { run(t, "mkfs.xfs", "-q", "-f", l.path) }, "xfs"},
+		{"swap", func(t *testing.T, l *loop) { run(t, "mkswap", l.path) }, "swap"},
+		{"LVM label", func(t *testing.T, l *loop) { l.put(t, lvm, 512) }, ""},
+		{"DOS table", func(t *testing.T, l *loop) {
+			run(t, "sh", "-c", "echo ',,83' | sfdisk --no-reread --no-tell-kernel -q "+l.path)
+		}, "dos"},
+		{"GPT", func(t *testing.T, l *loop) { run(t, "sgdisk", "-n", "1:0:0", l.path) }, "gpt"},
+		{"empty GPT", func(t *testing.T, l *loop) { run(t, "sgdisk", "-o", l.path) }, "gpt"},
+		{"GPT of 1024 entries", func(t *testing.T, l *loop) { run(t, "sgdisk", "-o", "-S", "1024", "-n", "255:0:+1M", l.path) }, "gpt"},
+		{"backup GPT alone", func(t *testing.T, l *loop) {
+			run(t, "sgdisk", "-o", l.path)
+			l.put(t, make([]byte, mib), 0)
+		}, ""},
+		{"random first MiB", func(t *testing.T, l *loop) { l.put(t, random, 0) }, ""},
+		{"one byte in the first MiB", func(t *testing.T, l *loop) { l.put(t, []byte{1}, mib-1) }, "not zero"},
+		{"one byte in the last MiB", func(t *testing.T, l *loop) { l.put(t, []byte{1}, size-mib) }, "not zero"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bothSectors(t, func(t *testing.T, sector int) {
+				size := int64(size)
+				if test.name == "xfs" {
+					size = 320 << 20 // it wants 300 MiB
+				}
+				l := newLoop(t, size, sector)
+				test.make(t, l)
+				l.forget(t) // what the tools may have told the kernel
+				before := l.hash(t)
+				found, err := Inspect(t.Context(), l.path)
+				if err != nil || found.State != Foreign || !strings.Contains(strings.ToLower(found.Reason), test.reason) || found.Reason == "" {
+					t.Errorf("Inspect: %+v, %v", found, err)
+				}
+				if id, err := Initialize(t.Context(), l.path); err == nil {
+					t.Errorf("Initialize succeeded: %s", id)
+				}
+				if d, err := Open(t.Context(), l.path, Options{Known: func(string) bool { return true }}); err == nil {
+					d.Close()
+					t.Error("Open succeeded")
+				}
+				if l.hash(t) != before {
+					t.Error("the disk was written to")
+				}
+				if parts := l.partitions(t); len(parts) > 0 {
+					t.Errorf("partitions were attached: %v", parts)
+				}
+			})
+		})
+	}
+}
+
+func (l *loop) partitions(t testing.TB) map[int]partition {
+	t.Helper()
+	d, err := openDevice(l.path, os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	parts, err := d.partitions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parts
+}
+
+// TestBusyIsLeftAlone: a blank disk that somebody uses.
+func TestBusyIsLeftAlone(t *testing.T) {
+	busy := func(t *testing.T, l *loop, reason string) {
+		t.Helper()
+		before := l.hash(t)
+		found, err := Inspect(t.Context(), l.path)
+		if err != nil || found.State != Busy || !strings.Contains(found.Reason, reason) {
+			t.Errorf("Inspect: %+v, %v, want %q", found, err, reason)
+		}
+		if _, err := Initialize(t.Context(), l.path); err == nil {
+			t.Error("Initialize succeeded")
+		}
+		if l.hash(t) != before {
+			t.Error("the disk was written to")
+		}
+	}
+	t.Run("open exclusively", func(t *testing.T) {
+		l := newLoop(t, 64*mib, 512)
+		f, err := os.OpenFile(l.path, os.O_RDONLY|unix.O_EXCL, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		busy(t, l, "exclusively")
+	})
+	t.Run("partitions", func(t *testing.T) {
+		l := newLoop(t, 64*mib, 512)
+		d, err := openDevice(l.path, os.O_RDONLY)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		if err := d.blkpg(unix.BLKPG_ADD_PARTITION, 3, at(5, 5)); err != nil {
+			t.Fatal(err)
+		}
+		busy(t, l, "partition")
+	})
+	t.Run("mounted", func(t *testing.T) {
+		testenv.NeedProgram(t, "mkfs.ext4")
+		l := newLoop(t, 64*mib, 512)
+		run(t, "mkfs.ext4", "-q", "-F", l.path)
+		mnt := t.TempDir()
+		if err := unix.Mount(l.path, mnt, "ext4", unix.MS_RDONLY, "noload"); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Unmount(mnt, 0)
+		busy(t, l, "mounted at "+mnt)
+	})
+}
+
+// TestNotADisk: what is no disk at all is refused, and nothing panics.
+func TestNotADisk(t *testing.T) {
+	testenv.NeedRoot(t)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, make([]byte, 8*mib), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tiny := newLoop(t, mib, 512)
+	for _, path := range []string{file, "/dev/null", "/dev/does-not-exist", t.TempDir(), "", tiny.path} {
+		if found, err := Inspect(t.Context(), path); err == nil && found.State != Foreign {
+			t.Errorf("Inspect of %q: %+v", path, found)
+		}
+		if _, err := Initialize(t.Context(), path); err == nil {
+			t.Errorf("Initialize of %q succeeded", path)
+		}
+		if _, err := Open(t.Context(), path, Options{}); err == nil {
+			t.Errorf("Open of %q succeeded", path)
+		}
+	}
+}
+
+// TestProbesMustAnswer: a device is never blank because a program is missing.
+func TestProbesMustAnswer(t *testing.T) {
+	l := newLoop(t, 64*mib, 512)
+	t.Setenv("PATH", t.TempDir())
+	if found, err := Inspect(context.Background(), l.path); err == nil {
+		t.Errorf("Inspect without blkid: %+v", found)
+	}
+}

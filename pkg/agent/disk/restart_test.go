@@ -1,0 +1,397 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/testenv"
+)
+
+// volumes of a snapshot, as "a:Reserved@2+10".
+func volumes(s Snapshot) []string {
+	var all []string
+	for _, v := range s.Volumes {
+		all = append(all, fmt.Sprintf("%c:%s@%d+%d", v.Partition[0], v.Phase, v.Extent.Start/mib, v.Extent.Len()/mib))
+	}
+	return all
+}
+
+// TestRestart stops in every phase and starts again: with the kernel's partitions
+// still there, as after a crash of the agent, and without, as after a reboot.
+func TestRestart(t *testing.T) {
+	bothSectors(t, func(t *testing.T, sector int) {
+		l := initialized(t, 64*mib, sector)
+		ctx := t.Context()
+		var id string
+		for _, step := range []struct {
+			do   func(d *Disk) error
+			want []string
+		}{
+			{func(d *Disk) error { return nil }, nil},
+			{func(d *Disk) error { _, err := d.Create(ctx, a, "a", at(2, 10), true); return err }, []string{"a:Reserved@2+10"}},
+			{func(d *Disk) error { return d.MarkFormatted(ctx, a) }, []string{"a:Formatted@2+10"}},
+			{func(d *Disk) error { _, err := d.Create(ctx, b, "b", at(30, 4), false); return err }, []string{"a:Formatted@2+10", "b:Reserved@30+4"}},
+			{func(d *Disk) error {
+				return d.run(ctx, func(ctx context.Context) error { return d.setPhase(ctx, a, Wiping) })
+			}, []string{"a:Wiping@2+10", "b:Reserved@30+4"}},
+			// As if the crash came between detaching and dropping the entry.
+			{func(d *Disk) error {
+				return d.run(ctx, func(ctx context.Context) error { return d.device.detach(ctx, 1) })
+			}, []string{"a:Wiping@2+10", "b:Reserved@30+4"}},
+			{func(d *Disk) error { return d.Wipe(ctx, a) }, []string{"b:Reserved@30+4"}},
+			{func(d *Disk) error { return d.Wipe(ctx, b) }, nil},
+		} {
+			d := l.open(t)
+			if err := step.do(d); err != nil {
+				t.Fatalf("%v: %v", step.want, err)
+			}
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				d := l.open(t)
+				s := d.Snapshot()
+				if id == "" {
+					id = s.ID
+				}
+				if got := volumes(s); !slices.Equal(got, step.want) || s.ID != id {
+					t.Fatalf("disk %s: %v, want disk %s: %v", s.ID, got, id, step.want)
+				}
+				for _, v := range s.Volumes {
+					if p := l.partitions(t)[v.Index]; p.extent != v.Extent || "/dev/"+p.name != v.Device {
+						t.Fatalf("%+v is attached as %+v", v, p)
+					}
+				}
+				if err := d.Close(); err != nil {
+					t.Fatal(err)
+				}
+				l.forget(t) // the second time, a reboot
+			}
+		}
+	})
+}
+
+// TestRestoresLostBeginning: the first MiB is zeroed while nobody looks.
+func TestRestoresLostBeginning(t *testing.T) {
+	bothSectors(t, func(t *testing.T, sector int) {
+		l := initialized(t, 64*mib, sector)
+		d := l.open(t)
+		if _, err := d.Create(t.Context(), a, "a", at(2, 10), true); err != nil {
+			t.Fatal(err)
+		}
+		id := d.Snapshot().ID
+		d.Close()
+		l.put(t, make([]byte, mib), 0)
+		before := l.hash(t)
+		if found, err := Inspect(t.Context(), l.path); err != nil || found.State != Ours || found.ID != id || found.Reason == "" {
+			t.Errorf("Inspect: %+v, %v", found, err)
+		}
+		if _, err := Initialize(t.Context(), l.path); err == nil {
+			t.Error("Initialize succeeded")
+		}
+		for _, known := range []func(string) bool{nil, func(string) bool { return false }} {
+			if d, err := Open(t.Context(), l.path, Options{Known: known}); err == nil {
+				d.Close()
+				t.Fatal("Open of an unknown disk succeeded")
+			}
+		}
+		if l.hash(t) != before {
+			t.Error("a refused disk was written to")
+		}
+		d, err := Open(t.Context(), l.path, Options{Known: func(got string) bool { return got == id }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Reserved@2+10"}) {
+			t.Errorf("restored %v", got)
+		}
+		verifyTable(t, l.path)
+	})
+}
+
+// TestKernelDisagrees: a partition that the kernel has elsewhere may be in use there.
+// The disk is shown, but not touched.
+func TestKernelDisagrees(t *testing.T) {
+	for name, misplaced := range map[string]struct {
+		index int
+		e     extent.Extent
+	}{
+		"not in the table": {9, at(40, 5)},
+		"at another place": {1, at(3, 9)},
+		"of another size":  {1, at(2, 9)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := initialized(t, 64*mib, 512)
+			d := l.open(t)
+			if _, err := d.Create(t.Context(), a, "a", at(2, 10), true); err != nil {
+				t.Fatal(err)
+			}
+			d.Close()
+			l.forget(t)
+			device, err := openDevice(l.path, os.O_RDONLY)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer device.Close()
+			if err := device.blkpg(unix.BLKPG_ADD_PARTITION, misplaced.index, misplaced.e); err != nil {
+				t.Fatal(err)
+			}
+			before := l.hash(t)
+			d, err = Open(t.Context(), l.path, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			s := d.Snapshot()
+			if !errors.Is(s.Err, ErrOutOfService) || !strings.Contains(s.Err.Error(), "delpart") || len(s.Volumes) != 1 {
+				t.Errorf("snapshot: %+v", s)
+			}
+			if _, err := d.Create(t.Context(), b, "b", at(20, 5), true); !errors.Is(err, ErrOutOfService) {
+				t.Errorf("Create: %v", err)
+			}
+			if err := d.Wipe(t.Context(), a); !errors.Is(err, ErrOutOfService) {
+				t.Errorf("Wipe: %v", err)
+			}
+			if l.hash(t) != before {
+				t.Error("the disk was written to")
+			}
+		})
+	}
+}
+
+// TestOneAgent: a second one, and tools that take whole disks, are kept out.
+func TestOneAgent(t *testing.T) {
+	testenv.NeedProgram(t, "mkfs.ext4", "wipefs")
+	l := initialized(t, 64*mib, 512)
+	d := l.open(t)
+	if other, err := Open(t.Context(), l.path, Options{}); !errors.Is(err, ErrInUse) {
+		if err == nil {
+			other.Close()
+		}
+		t.Errorf("a second Open: %v", err)
+	}
+	before := l.hash(t)
+	if err := tryRun("wipefs", "--all", l.path); err == nil {
+		t.Error("wipefs took the disk")
+	}
+	if l.hash(t) != before {
+		t.Error("the disk was changed")
+	}
+	d.Close()
+	l.open(t)
+}
+
+// TestClosed: a closed disk answers, and refuses.
+func TestClosed(t *testing.T) {
+	l := initialized(t, 64*mib, 512)
+	d := l.open(t)
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
+	if _, err := d.Create(t.Context(), a, "", at(2, 2), true); !errors.Is(err, ErrOutOfService) {
+		t.Errorf("Create: %v", err)
+	}
+	if d.Snapshot().Size != 64*mib {
+		t.Error("no snapshot any more")
+	}
+}
+
+// TestManyAtOnce: callers race for space, entries and wipes; readers look on. All of
+// what was granted is there, disjoint, and is after a restart.
+func TestManyAtOnce(t *testing.T) {
+	l := initialized(t, 64*mib, 512)
+	d := l.open(t)
+	ctx := t.Context()
+	stop := make(chan struct{})
+	var readers, writers sync.WaitGroup
+	for range 2 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					if s := d.Snapshot(); s.Validate() != nil {
+						t.Error(s.Validate())
+						return
+					}
+				}
+			}
+		})
+	}
+	var mu sync.Mutex
+	granted := map[string]extent.Extent{}
+	for w := range 4 {
+		writers.Go(func() {
+			for i := range int64(12) {
+				guid, e := uuid.NewString(), at(2+(i*5+int64(w))%58, 1+i%3)
+				_, err := d.Create(ctx, guid, "racer", e, true)
+				if errors.Is(err, ErrOverlap) {
+					continue
+				}
+				if err == nil && i%2 == 0 {
+					err = d.MarkFormatted(ctx, guid)
+				}
+				if err == nil && i%3 == 0 {
+					// Two wipes of one volume: both end well.
+					var other sync.WaitGroup
+					other.Go(func() {
+						if err := d.Wipe(ctx, guid); err != nil && !errors.Is(err, ErrNotFound) {
+							t.Error(err)
+						}
+					})
+					err = d.Wipe(ctx, guid)
+					other.Wait()
+					if err == nil || errors.Is(err, ErrNotFound) {
+						continue
+					}
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				granted[guid] = e
+				mu.Unlock()
+			}
+		})
+	}
+	writers.Wait()
+	close(stop)
+	readers.Wait()
+	d.Close()
+	s := l.open(t).Snapshot()
+	if len(s.Volumes) != len(granted) || len(granted) == 0 {
+		t.Errorf("%d volumes, %d were granted", len(s.Volumes), len(granted))
+	}
+	for _, v := range s.Volumes {
+		if granted[v.Partition] != v.Extent {
+			t.Errorf("%+v was granted %v", v, granted[v.Partition])
+		}
+	}
+	verifyTable(t, l.path)
+}
+
+// TestEveryEntry fills all entries that take volumes, and empties them.
+func TestEveryEntry(t *testing.T) {
+	l := initialized(t, 600*mib, 4096)
+	d := l.open(t)
+	ctx := t.Context()
+	var guids []string
+	for i := range int64(LastVolumeEntry) {
+		guids = append(guids, uuid.NewString())
+		if _, err := d.Create(ctx, guids[i], "", at(2+2*i, 1), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := d.Create(ctx, a, "", at(550, 1), false); !errors.Is(err, ErrNoEntry) {
+		t.Errorf("one too many: %v", err)
+	}
+	verifyTable(t, l.path)
+	d.Close()
+	l.forget(t)
+	d = l.open(t)
+	if n := len(d.Snapshot().Volumes); n != LastVolumeEntry {
+		t.Fatalf("%d volumes after a restart", n)
+	}
+	for _, guid := range guids {
+		if err := d.Wipe(ctx, guid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if free := d.Snapshot().Free; !free.Equal(extent.NewSet(at(2, 597))) {
+		t.Errorf("free at the end: %v", free)
+	}
+}
+
+// TestDiskLost: the medium vanishes under an open disk, in various ways.
+func TestDiskLost(t *testing.T) {
+	for name, lose := range map[string]func(t *testing.T, l *loop){
+		"reads as zeros": func(t *testing.T, l *loop) {
+			if err := os.Truncate(l.image, 0); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"shrinks": func(t *testing.T, l *loop) {
+			if err := os.Truncate(l.image, 8*mib); err != nil {
+				t.Fatal(err)
+			}
+			run(t, "losetup", "--set-capacity", l.path)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := initialized(t, 64*mib, 512)
+			d := l.open(t)
+			ctx := quiet(t)
+			if _, err := d.Create(ctx, a, "", at(2, 10), true); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Check(ctx); err != nil {
+				t.Fatal(err)
+			}
+			lose(t, l)
+			if err := d.Wipe(ctx, a); !errors.Is(err, ErrOutOfService) {
+				t.Errorf("Wipe: %v", err)
+			}
+			if _, err := d.Create(ctx, b, "", at(20, 10), true); !errors.Is(err, ErrOutOfService) {
+				t.Errorf("Create: %v", err)
+			}
+			if err := d.Check(ctx); !errors.Is(err, ErrOutOfService) {
+				t.Errorf("Check: %v", err)
+			}
+			s := d.Snapshot()
+			if !errors.Is(s.Err, ErrOutOfService) || len(s.Volumes) != 1 || s.Validate() != nil {
+				t.Errorf("snapshot: %+v", s)
+			}
+			d.Close()
+			if d, err := Open(ctx, l.path, Options{}); err == nil {
+				d.Close()
+				t.Error("a lost disk opens")
+			}
+		})
+	}
+}
+
+// TestChangedBehindOurBack: a person adds a partition with a tool. It is not taken
+// away by the next volume; opened again, the disk has it as a foreign one.
+func TestChangedBehindOurBack(t *testing.T) {
+	testenv.NeedProgram(t, "sgdisk")
+	l := initialized(t, 64*mib, 512)
+	d := l.open(t)
+	ctx := quiet(t)
+	if _, err := d.Create(ctx, a, "", at(2, 10), true); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "sgdisk", "-n", "256:40M:+5M", l.path)
+	before := l.hash(t)
+	if _, err := d.Create(ctx, b, "", at(40, 10), true); !errors.Is(err, ErrOutOfService) {
+		t.Errorf("Create: %v", err)
+	}
+	if l.hash(t) != before {
+		t.Error("the disk was written to")
+	}
+	d.Close()
+	d = l.open(t)
+	s := d.Snapshot()
+	if !s.Free.Equal(extent.NewSet(at(12, 28), at(45, 18))) || len(s.Volumes) != 1 {
+		t.Errorf("opened again: %+v", s)
+	}
+	if _, err := d.Create(ctx, b, "", at(45, 10), true); err != nil {
+		t.Error(err)
+	}
+	verifyTable(t, l.path)
+}
