@@ -1,0 +1,151 @@
+package publish
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+const mib = int64(1) << 20
+
+// inService is a disk of 100 MiB that holds one volume of 10 MiB.
+func inService() discovery.Disk {
+	return discovery.Disk{
+		Device: discovery.Device{Name: "sda", Model: "M"},
+		Class:  "ssd",
+		Engine: &disk.Disk{},
+		Snapshot: disk.Snapshot{
+			ID: "a", Size: 100 * mib, SectorSize: 512, Overhead: 2 * mib,
+			Free:    extent.NewSet(extent.New(mib, 30*mib), extent.New(41*mib, 58*mib)),
+			Volumes: []disk.Volume{{Partition: "p", Extent: extent.New(31*mib, 10*mib), Phase: disk.Formatted}},
+		},
+	}
+}
+
+func nobody(string) Owner { return Owner{} }
+
+func TestStatusOfDisks(t *testing.T) {
+	owner := func(string) Owner { return Owner{Volume: "csi-1", Pod: "ns/pod"} }
+	status := Status([]discovery.Disk{inService()}, nil, owner)
+	want := diskv1alpha1.Disk{
+		ID: "a", Device: "sda", Class: "ssd", Model: "M", SectorSize: 512, Size: 100 * mib, Overhead: 2 * mib, State: diskv1alpha1.DiskReady,
+		Free: []diskv1alpha1.Extent{{Start: mib, Length: 30 * mib}, {Start: 41 * mib, Length: 58 * mib}},
+		Allocations: []diskv1alpha1.Allocation{{
+			Volume: "csi-1", Partition: "p", Extent: diskv1alpha1.Extent{Start: 31 * mib, Length: 10 * mib},
+			Phase: diskv1alpha1.PhaseFormatted, Owner: "ns/pod",
+		}},
+	}
+	if diff := cmp.Diff(want, status.Disks[0]); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if want := (diskv1alpha1.Summary{Disks: 1, Size: "ssd=100Mi", Free: "ssd=88Mi", Largest: "ssd=58Mi", Volumes: 1}); status.Summary != want {
+		t.Errorf("summary is %+v, want %+v", status.Summary, want)
+	}
+}
+
+// Whatever the state of a disk, the published sizes add up to it.
+func TestStatusAddsUp(t *testing.T) {
+	failed := inService()
+	failed.Engine, failed.Problem = nil, strings.Repeat("ü", 2000)
+	full := inService()
+	for range disk.MetaEntry {
+		full.Snapshot.Volumes = append(full.Snapshot.Volumes, disk.Volume{})
+	}
+	for name, tc := range map[string]struct {
+		disk  discovery.Disk
+		state diskv1alpha1.DiskState
+		free  int
+	}{
+		"in service": {inService(), diskv1alpha1.DiskReady, 2},
+		"failed":     {failed, diskv1alpha1.DiskFailed, 0},
+		"no entry":   {full, diskv1alpha1.DiskReady, 0},
+	} {
+		d := Status([]discovery.Disk{tc.disk}, nil, nobody).Disks[0]
+		total := d.Overhead
+		for _, e := range d.Free {
+			total += e.Length
+		}
+		for _, a := range d.Allocations {
+			total += a.Length
+		}
+		if total != d.Size || d.State != tc.state || len(d.Free) != tc.free || len(d.Message) > maxMessage {
+			t.Errorf("%s: %d of %d bytes, %s, %d free extents, a message of %d bytes", name, total, d.Size, d.State, len(d.Free), len(d.Message))
+		}
+	}
+}
+
+func TestConditions(t *testing.T) {
+	failed := inService()
+	failed.Problem = "device sda is gone"
+	status := Status([]discovery.Disk{failed}, []discovery.Refusal{{Device: "sdb", Reason: "has an ext4 file system"}, {Device: "sdc", Reason: "is mounted"}}, nobody)
+	for _, c := range status.Conditions {
+		switch c.Type {
+		case diskv1alpha1.ConditionReady:
+			if c.Status != metav1.ConditionFalse || !strings.Contains(c.Message, "device sda is gone") {
+				t.Errorf("%+v", c)
+			}
+		case diskv1alpha1.ConditionDevicesRefused:
+			if c.Status != metav1.ConditionTrue || c.Message != "sdb: has an ext4 file system; sdc: is mounted" {
+				t.Errorf("%+v", c)
+			}
+		}
+	}
+	for _, c := range Status(nil, nil, nobody).Conditions {
+		if want := map[string]metav1.ConditionStatus{diskv1alpha1.ConditionReady: "True", diskv1alpha1.ConditionDevicesRefused: "False"}[c.Type]; c.Status != want || c.Reason == "" || c.Message == "" {
+			t.Errorf("without disks: %+v", c)
+		}
+	}
+}
+
+func TestShort(t *testing.T) {
+	for size, want := range map[int64]string{
+		0: "0", mib - 1: "0", mib: "1Mi", 1 << 30: "1Gi", 1<<30 - 1: "1023Mi", 6<<30 - mib: "5.9Gi",
+		1<<40 - 1: "1023.9Gi", 3 << 39: "1.5Ti", 1 << 62: "4194304Ti",
+	} {
+		if got := short(size); got != want {
+			t.Errorf("short(%d) is %s, want %s", size, got, want)
+		}
+	}
+}
+
+func TestTimesOfConditions(t *testing.T) {
+	old, now := metav1.NewTime(time.Unix(1, 0)), metav1.NewTime(time.Unix(2, 0))
+	before := []metav1.Condition{{Type: "A", Status: "True", Message: "x", LastTransitionTime: old}, {Type: "B", Status: "True", LastTransitionTime: old}}
+	got := withTimes([]metav1.Condition{{Type: "A", Status: "True", Message: "y"}, {Type: "B", Status: "False"}, {Type: "C", Status: "True"}}, before, now)
+	if got[0].LastTransitionTime != old || got[1].LastTransitionTime != now || got[2].LastTransitionTime != now {
+		t.Errorf("times are %v", got)
+	}
+}
+
+// The patch names what must go, or a hand edit would stay.
+func TestReplacing(t *testing.T) {
+	patch, err := replacing(diskv1alpha1.NodeDiskCapacityStatus{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := json.Marshal(patch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"status":{"conditions":null,"disks":null,"summary":{"disks":0,"free":null,"largest":null,"size":null,"volumes":0}}}`
+	if string(got) != want {
+		t.Errorf("patch is\n%s, want\n%s", got, want)
+	}
+	exact := int64(1)<<60 - mib
+	patch, err = replacing(diskv1alpha1.NodeDiskCapacityStatus{Disks: []diskv1alpha1.Disk{{Size: exact}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err = json.Marshal(patch); err != nil || !strings.Contains(string(got), "1152921504605798400") {
+		t.Errorf("large sizes are rounded: %s", got)
+	}
+}
