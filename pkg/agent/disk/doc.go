@@ -1,0 +1,63 @@
+// Package disk owns one disk of a node: it is the only code that writes partition
+// tables. It knows nothing of Kubernetes, chooses no place for a volume, and neither
+// makes nor mounts file systems.
+//
+// # Terms
+//
+// A disk is ours if its GPT has a meta partition of our type in entry 255. A volume is
+// a partition of ours in one of the entries 1 to 254; its partition GUID is its
+// identity, the type of the partition its phase. Any other entry is foreign: it is
+// never changed, and no byte of it is ever free. docs/on-disk-format.md has it all.
+//
+// # Promises
+//
+//  1. Nothing is written to a device that is neither ours nor blank in every way that
+//     we know to look (Inspect). Initialize looks again under an exclusive open.
+//  2. No two volumes share a byte, nor a byte with a table, the meta partition or a
+//     foreign partition. Every table is validated before it is written.
+//  3. What Create, MarkFormatted and Wipe report as done is on the medium, in both
+//     copies, and was read back from there past the caches.
+//  4. One call changes one entry; the bytes of all others stay as they are.
+//  5. An extent is free again only when it has been zeroed, flushed and read back.
+//  6. Whatever a crash or a power cut leaves, Open finds the table as it was before
+//     the change under way, or after it.
+//  7. A disk whose state is unknown is out of service: it answers every command with
+//     ErrOutOfService, and nothing is written to it until it is opened anew.
+//
+// # Life of a volume
+//
+//	         Create           MarkFormatted            Wipe
+//	(free) ----------> Reserved ----------> Formatted -------+
+//	   ^                  |      Wipe                        v
+//	   |                  +------------------------------> Wiping
+//	   +---------------------------------------------------- |
+//	              zeroed, read back, entry dropped
+//
+// What a crash leaves in each step, and what follows:
+//
+//   - In Create: no entry, and the space is free; or an entry in Reserved, perhaps not
+//     known to the kernel: Open attaches it. Create with the same arguments returns it.
+//   - In Reserved: maybe half a file system. Nobody was told that the volume is ready,
+//     so it is formatted anew.
+//   - In MarkFormatted: Reserved or Formatted. The volume's user is told that it is
+//     ready only after MarkFormatted has returned, so Reserved never holds data.
+//     The volume may be mounted before or meanwhile, as that alone tells nobody.
+//   - In Wipe: Formatted, and Wipe is called again for the same reason as before; or
+//     Wiping, in which nobody can use the volume: Wipe starts from its beginning.
+//     The kernel forgets the partition before the entry goes, so a partition without
+//     an entry never comes from us; where there is one, somebody else may be using
+//     it, and the disk is out of service.
+//
+// # Concurrency
+//
+// One goroutine of a Disk owns its table; calls are commands to it, one after the
+// other, and Snapshot reads what it last published, without waiting. Zeroing happens
+// in the goroutine that calls Wipe, so that other volumes go on meanwhile.
+//
+// Between processes: an open Disk holds its meta partition with O_EXCL. This keeps out
+// a second agent, and whatever opens the whole disk exclusively (mkfs, wipefs), but
+// neither mounts of other partitions nor a tool such as sgdisk; so before each write
+// the table is read, and must be what it was. The disk is locked with flock only while
+// it is initialized or opened: udev takes that lock before it looks at a partition,
+// and would never make its links if it were held for good.
+package disk
