@@ -1,0 +1,246 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+// simNode is a node without a machine: one disk that exists only as a list of volumes.
+// It does what the agent does with records, and publishes like the agent: a record is
+// realized where it says, or elsewhere if that place is taken, or not at all.
+type simNode struct {
+	name   string
+	client client.Client
+	size   int64 // bytes for volumes
+
+	mu      sync.Mutex
+	volumes map[string]extent.Extent // by partition
+	silent  bool                     // publishes nothing
+	// moved counts records that could not be realized where they said.
+	moved int
+	// evicted counts pods that found no room at all.
+	evicted int
+}
+
+func simDisk(node string) string { return diskv1alpha1.PartitionID("disk of " + node) }
+
+// newSimNode creates the Node, its CSINode and its NodeDiskCapacity.
+func newSimNode(t *testing.T, c client.Client, name string, sizeGiB int64, drivers ...string) *simNode {
+	t.Helper()
+	ctx := t.Context()
+	n := &simNode{name: name, client: c, size: sizeGiB * gib, volumes: map[string]extent.Extent{}}
+	room := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1000"), corev1.ResourceMemory: resource.MustParse("1000Gi"), corev1.ResourcePods: resource.MustParse("1000")}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	n.must(t, c.Create(ctx, node))
+	node.Status = corev1.NodeStatus{Capacity: room, Allocatable: room, Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}
+	n.must(t, c.Status().Update(ctx, node))
+	// Admission taints every new node as not ready, and nobody here takes that back.
+	node.Spec.Taints = nil
+	n.must(t, c.Update(ctx, node))
+	csiNode := &storagev1.CSINode{ObjectMeta: metav1.ObjectMeta{Name: name, OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: name, UID: node.UID}}}}
+	csiNode.Spec.Drivers = []storagev1.CSINodeDriver{}
+	for _, d := range drivers {
+		csiNode.Spec.Drivers = append(csiNode.Spec.Drivers, storagev1.CSINodeDriver{Name: d, NodeID: name})
+	}
+	n.must(t, c.Create(ctx, csiNode))
+	n.must(t, n.publish(ctx))
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(ctx)
+		for _, o := range []client.Object{node, csiNode, &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: name}}} {
+			n.must(t, client.IgnoreNotFound(c.Delete(ctx, o)))
+		}
+	})
+	return n
+}
+
+func (n *simNode) must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("node %s: %v", n.name, err)
+	}
+}
+
+// sync realizes and wipes until the disk is what the node's pods want, then publishes.
+func (n *simNode) sync(ctx context.Context, pods []corev1.Pod) error {
+	n.mu.Lock()
+	wanted := map[string]bool{}
+	changed := false
+	var evict []*corev1.Pod
+	for i := range pods {
+		pod := &pods[i]
+		if pod.Spec.NodeName != n.name {
+			continue
+		}
+		volumes, err := request.FromPod(pod)
+		if err != nil {
+			continue
+		}
+		for _, v := range volumes {
+			wanted[v.Partition] = true
+			if _, there := n.volumes[v.Partition]; there {
+				continue
+			}
+			changed = true
+			if !n.realize(pod, v) {
+				n.evicted++
+				evict = append(evict, pod)
+			}
+		}
+	}
+	for partition := range n.volumes {
+		if !wanted[partition] {
+			delete(n.volumes, partition)
+			changed = true
+		}
+	}
+	silent := n.silent
+	n.mu.Unlock()
+	for _, pod := range evict {
+		if err := client.IgnoreNotFound(n.client.Delete(ctx, pod, client.GracePeriodSeconds(0))); err != nil {
+			return err
+		}
+	}
+	if !changed || silent {
+		return nil
+	}
+	return n.publish(ctx)
+}
+
+// realize puts a volume on the disk. The lock is held.
+func (n *simNode) realize(pod *corev1.Pod, v request.Volume) bool {
+	free := n.free()
+	if record, err := diskv1alpha1.DecodeRecord(pod.Annotations[diskv1alpha1.AnnotationAllocation]); err == nil {
+		if place, ok := record.Volume(v.Name); ok && place.Disk == simDisk(n.name) && place.Length == v.Request.Size {
+			if e := extent.New(place.Start, place.Length); free.Contains(e) {
+				n.volumes[v.Partition] = e
+				return true
+			}
+		}
+	}
+	view := &placement.Node{Disks: []placement.Disk{{ID: simDisk(n.name), Class: "ssd", Free: free}}}
+	plan, err := placement.Plan(nil, view, []placement.Request{v.Request})
+	if err != nil {
+		return false
+	}
+	n.moved++
+	n.volumes[v.Partition] = plan[0].Extent
+	return true
+}
+
+func (n *simNode) free() extent.Set {
+	return extent.NewSet(extent.New(diskv1alpha1.Alignment, n.size)).
+		Subtract(extent.NewSet(slices.Collect(maps.Values(n.volumes))...))
+}
+
+// publish writes the NodeDiskCapacity.
+func (n *simNode) publish(ctx context.Context) error {
+	n.mu.Lock()
+	disk := diskv1alpha1.Disk{
+		ID: simDisk(n.name), Device: "sim", Class: "ssd", SectorSize: 512,
+		Size: n.size + 2*diskv1alpha1.Alignment, Overhead: 2 * diskv1alpha1.Alignment, State: diskv1alpha1.DiskReady,
+	}
+	for _, e := range n.free().All() {
+		disk.Free = append(disk.Free, diskv1alpha1.Extent{Start: e.Start, Length: e.Len()})
+	}
+	for partition, e := range n.volumes {
+		disk.Allocations = append(disk.Allocations, diskv1alpha1.Allocation{
+			Partition: partition, Extent: diskv1alpha1.Extent{Start: e.Start, Length: e.Len()}, Phase: diskv1alpha1.PhaseFormatted,
+		})
+	}
+	n.mu.Unlock()
+	return n.write(ctx, disk)
+}
+
+func (n *simNode) write(ctx context.Context, disks ...diskv1alpha1.Disk) error {
+	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		ndc := &diskv1alpha1.NodeDiskCapacity{}
+		err := n.client.Get(ctx, client.ObjectKey{Name: n.name}, ndc)
+		if apierrors.IsNotFound(err) {
+			ndc.Name = n.name
+			err = n.client.Create(ctx, ndc)
+		}
+		if err != nil {
+			return err
+		}
+		ndc.Status.Disks = disks
+		return n.client.Status().Update(ctx, ndc)
+	})
+	if err != nil {
+		return fmt.Errorf("publishing the disks of %s: %w", n.name, err)
+	}
+	return nil
+}
+
+// check holds that the disk is sound: nothing overlaps, nothing reaches out.
+func (n *simNode) check(t *testing.T) (used int64) {
+	t.Helper()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := extent.New(diskv1alpha1.Alignment, n.size)
+	var taken extent.Set
+	for partition, e := range n.volumes {
+		if taken.Overlaps(e) || !all.Contains(e) {
+			t.Errorf("node %s: partition %s at %v overlaps another or reaches out of the disk", n.name, partition, e)
+		}
+		taken = taken.Add(e)
+	}
+	return taken.Total()
+}
+
+func (n *simNode) setSilent(silent bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.silent = silent
+}
+
+func (n *simNode) counts() (moved, evicted int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.moved, n.evicted
+}
+
+// follow lets the nodes live until the test ends.
+func follow(t *testing.T, c client.Client, nodes ...*simNode) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		for ctx.Err() == nil {
+			var pods corev1.PodList
+			if err := c.List(ctx, &pods); err != nil {
+				if ctx.Err() == nil {
+					t.Errorf("the nodes cannot list pods: %v", err)
+				}
+				return
+			}
+			for _, n := range nodes {
+				if err := n.sync(ctx, pods.Items); err != nil && ctx.Err() == nil {
+					t.Error(err)
+					return
+				}
+			}
+			pause(ctx)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+}
