@@ -156,6 +156,7 @@ func (c *Cluster) start(ctx context.Context) error {
 	if c.reaper, err = startReaper(c.bin, c.state.Dir, filepath.Join(c.LogDir(), "reaper.log")); err != nil {
 		return err
 	}
+	c.say("starting; logs are in %s", c.LogDir())
 	if c.address, err = c.chooseAddress(ctx); err != nil {
 		return err
 	}
@@ -169,17 +170,11 @@ func (c *Cluster) start(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	if c.options.Scheduler {
-		if err := c.StartScheduler(ctx); err != nil {
-			return err
-		}
-	}
-	if c.options.StockScheduler {
-		if err := c.startStockScheduler(ctx); err != nil {
-			return err
-		}
-	}
-	return c.startNodes(ctx)
+	group, groupCtx = errgroup.WithContext(ctx)
+	group.Go(func() error { return c.waitControllerManager(groupCtx) })
+	group.Go(func() error { return c.startSchedulers(groupCtx) })
+	group.Go(func() error { return c.startNodes(groupCtx) })
+	return group.Wait()
 }
 
 // say tells what happened and how long after the start.

@@ -77,13 +77,11 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.Apply(ctx, c.options.Manifests...); err != nil {
 		return err
 	}
-	if c.options.ControllerManager {
-		if err := c.startControllerManager(ctx); err != nil {
-			return err
-		}
+	c.say("API server ready")
+	if !c.options.ControllerManager {
+		return nil
 	}
-	c.say("control plane ready")
-	return nil
+	return c.startControllerManager()
 }
 
 func (c *Cluster) startEtcd(ctx context.Context) (endpoint string, err error) {
@@ -174,7 +172,7 @@ func (c *Cluster) startAPIServer(ctx context.Context, etcd string) error {
 	})
 }
 
-func (c *Cluster) startControllerManager(ctx context.Context) error {
+func (c *Cluster) startControllerManager() error {
 	kubeconfig := filepath.Join(c.state.Dir, "kube-controller-manager.kubeconfig")
 	if err := c.authority.kubeconfig(kubeconfig, c.server, "system:kube-controller-manager"); err != nil {
 		return err
@@ -183,7 +181,7 @@ func (c *Cluster) startControllerManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := c.run("kube-controller-manager", filepath.Join(c.bin, "kube-controller-manager"),
+	_, err = c.run("kube-controller-manager", filepath.Join(c.bin, "kube-controller-manager"),
 		"--kubeconfig="+kubeconfig,
 		"--authentication-kubeconfig="+kubeconfig, "--authorization-kubeconfig="+kubeconfig,
 		"--bind-address="+c.address.String(), "--secure-port="+strconv.Itoa(port),
@@ -191,6 +189,8 @@ func (c *Cluster) startControllerManager(ctx context.Context) error {
 		"--service-account-private-key-file="+c.accountKey,
 		"--root-ca-file="+c.authority.file("ca.crt"),
 		"--leader-elect=false",
+		// The stock 20 a second make its start last.
+		"--kube-api-qps=1000", "--kube-api-burst=2000",
 		// Ready nodes are up in seconds and gone in seconds here.
 		"--node-monitor-grace-period=20s",
 		"--v=1",
@@ -198,7 +198,18 @@ func (c *Cluster) startControllerManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Pods are refused until their service account exists.
+	return err
+}
+
+// waitControllerManager waits until pods can be made: they are refused until their
+// service account exists.
+func (c *Cluster) waitControllerManager(ctx context.Context) error {
+	if !c.options.ControllerManager {
+		return nil
+	}
+	c.mu.Lock()
+	p := c.processes["kube-controller-manager"]
+	c.mu.Unlock()
 	return waitFor(ctx, p, patience, func(ctx context.Context) error {
 		account := &corev1.ServiceAccount{}
 		return c.client.Get(ctx, client.ObjectKey{Namespace: metav1.NamespaceDefault, Name: "default"}, account)

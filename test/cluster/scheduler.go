@@ -15,6 +15,19 @@ import (
 
 const schedulerName = "scheduler"
 
+// startSchedulers runs those that the options ask for.
+func (c *Cluster) startSchedulers(ctx context.Context) error {
+	if c.options.Scheduler {
+		if err := c.StartScheduler(ctx); err != nil {
+			return err
+		}
+	}
+	if !c.options.StockScheduler {
+		return nil
+	}
+	return c.startScheduler(ctx, "kube-scheduler", filepath.Join(c.bin, "kube-scheduler"), "")
+}
+
 // StartScheduler runs cmd/scheduler with the cluster's kubeconfig, and returns when
 // it is up.
 func (c *Cluster) StartScheduler(ctx context.Context) error {
@@ -96,8 +109,4 @@ func (c *Cluster) startScheduler(ctx context.Context, name, program, config stri
 	return waitFor(ctx, p, patience, func(ctx context.Context) error {
 		return get(ctx, client, fmt.Sprintf("https://%s:%d/readyz", c.address, port))
 	})
-}
-
-func (c *Cluster) startStockScheduler(ctx context.Context) error {
-	return c.startScheduler(ctx, "kube-scheduler", filepath.Join(c.bin, "kube-scheduler"), "")
 }

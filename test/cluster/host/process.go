@@ -113,41 +113,78 @@ func (s *State) inCgroup(dir string) bool {
 func (s *State) Kill(ctx context.Context, component string) error {
 	for {
 		pids, err := s.processes(component)
-		if err != nil {
+		if err != nil || len(pids) == 0 {
 			return err
 		}
-		if len(pids) == 0 {
-			return nil
-		}
-		for _, pid := range pids {
-			if err := s.killOne(pid, component); err != nil {
-				return err
-			}
-		}
-		if err := pause(ctx); err != nil {
-			return fmt.Errorf("wait for processes %v to end: %w", pids, err)
+		if err := s.killAll(ctx, pids, component); err != nil {
+			return err
 		}
 	}
 }
 
-// killOne signals through a descriptor of the process and looks again after opening
-// it, so that it can't hit another process that was given the same ID.
-func (s *State) killOne(pid int, component string) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
+// killAll signals all processes before it waits for any.
+func (s *State) killAll(ctx context.Context, pids []int, component string) error {
+	var killed []int
+	defer func() {
+		for _, fd := range killed {
+			unix.Close(fd)
+		}
+	}()
+	for _, pid := range pids {
+		fd, err := s.killOne(pid, component)
+		if err != nil {
+			return err
+		}
+		if fd >= 0 {
+			killed = append(killed, fd)
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("open process %d: %w", pid, err)
-	}
-	defer unix.Close(fd)
-	if !s.owns(pid, component) {
-		return nil
-	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("end process %d: %w", pid, err)
+	for _, fd := range killed {
+		if err := waitEnded(ctx, fd); err != nil {
+			return fmt.Errorf("wait for processes %v to end: %w", pids, err)
+		}
 	}
 	return nil
+}
+
+// killOne signals through a descriptor of the process and looks again after opening
+// it, so that it can't hit another process that was given the same ID. It returns the
+// descriptor, or -1 when the process has ended.
+func (s *State) killOne(pid int, component string) (fd int, err error) {
+	fd, err = unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return -1, nil
+	}
+	if err != nil {
+		return -1, fmt.Errorf("open process %d: %w", pid, err)
+	}
+	if !s.owns(pid, component) {
+		unix.Close(fd)
+		return -1, nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		unix.Close(fd)
+		return -1, fmt.Errorf("end process %d: %w", pid, err)
+	}
+	return fd, nil
+}
+
+// waitEnded waits until the last thread of a process has ended. /proc is no witness
+// for that: it shows the process as a zombie as soon as its first thread is one, while
+// others still hold its files.
+func waitEnded(ctx context.Context, fd int) error {
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
+		if n > 0 {
+			return nil
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
 }
 
 // pause is the interval at which clean-up looks whether the kernel is done; it has
