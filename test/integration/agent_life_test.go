@@ -205,12 +205,12 @@ func TestAgentNoRoom(t *testing.T) {
 	controlled := n.pod("controlled", "", func(p *corev1.Pod) { p.OwnerReferences = controller() }, n.volumeOf("data", "10Gi", ""))
 	n.event(controlled, "EvictingForVolume")
 	n.eventually("the pod of a controller is evicted", func() error {
-		if n.exists(controlled) {
-			return errors.New("it is there")
+		if !n.going(controlled) {
+			return errors.New("it stays")
 		}
 		return nil
 	})
-	if !n.exists(bare) {
+	if n.going(bare) {
 		t.Error("a pod without a controller was evicted")
 	}
 
@@ -248,7 +248,8 @@ func TestAgentNoRoom(t *testing.T) {
 	}
 }
 
-func (n *node) exists(pod *corev1.Pod) bool {
+// going reports whether the pod is gone or being deleted.
+func (n *node) going(pod *corev1.Pod) bool {
 	n.t.Helper()
 	pods := &corev1.PodList{}
 	if err := n.client.List(n.t.Context(), pods); err != nil {
@@ -256,10 +257,10 @@ func (n *node) exists(pod *corev1.Pod) bool {
 	}
 	for _, p := range pods.Items {
 		if p.UID == pod.UID {
-			return true
+			return p.DeletionTimestamp != nil
 		}
 	}
-	return false
+	return true
 }
 
 // onDisk looks for the volume's partition on the disks themselves.

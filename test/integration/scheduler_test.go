@@ -68,6 +68,7 @@ func TestScheduler(t *testing.T) {
 		{"reasons", reasons},
 		{"deletion wakes", deletionWakes},
 		{"capacity contradicts itself", nonsense},
+		{"rights", schedulerRights},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Cleanup(func() { s.clear(t) })
@@ -138,6 +139,12 @@ func plainPod(name, scheduler string) *corev1.Pod {
 		ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: name},
 		Spec:       corev1.PodSpec{SchedulerName: scheduler, Containers: []corev1.Container{{Name: "main", Image: "any"}}},
 	}
+}
+
+func plainPodIn(namespace, name string) *corev1.Pod {
+	pod := plainPod(name, "berth")
+	pod.Namespace = namespace
+	return pod
 }
 
 func (s *schedulers) create(t *testing.T, pods ...*corev1.Pod) {

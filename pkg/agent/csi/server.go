@@ -23,7 +23,7 @@ import (
 // Serve answers the kubelet on the socket until the context ends, and then until the
 // calls under way are answered.
 func Serve(ctx context.Context, socket string, node *Node) error {
-	server := grpc.NewServer(grpc.UnaryInterceptor(logFailures))
+	server := grpc.NewServer(logging(ctx))
 	csispec.RegisterIdentityServer(server, identity{})
 	csispec.RegisterNodeServer(server, node)
 	return serve(ctx, socket, server)
@@ -32,7 +32,7 @@ func Serve(ctx context.Context, socket string, node *Node) error {
 // Register offers the driver on endpoint to the kubelet, which finds the registration
 // socket in dir, until the context ends.
 func Register(ctx context.Context, dir, endpoint string) error {
-	server := grpc.NewServer()
+	server := grpc.NewServer(logging(ctx))
 	registration.RegisterRegistrationServer(server, registrar{endpoint: endpoint})
 	return serve(ctx, filepath.Join(dir, diskv1alpha1.DriverName+"-reg.sock"), server)
 }
@@ -58,14 +58,17 @@ func serve(ctx context.Context, socket string, server *grpc.Server) error {
 	return nil
 }
 
-// logFailures logs the calls that fail. It carries the server's logger into the calls.
-func logFailures(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	begin := time.Now()
-	response, err := handler(ctx, request)
-	if err != nil && status.Code(err) != codes.Unimplemented {
-		klog.FromContext(ctx).Error(err, "Call of the kubelet failed", "method", info.FullMethod, "duration", time.Since(begin))
-	}
-	return response, err
+// logging gives the calls the logger of ctx, and logs those that fail.
+func logging(ctx context.Context) grpc.ServerOption {
+	logger := klog.FromContext(ctx)
+	return grpc.UnaryInterceptor(func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		begin := time.Now()
+		response, err := handler(klog.NewContext(ctx, logger), request)
+		if err != nil && status.Code(err) != codes.Unimplemented {
+			logger.Error(err, "Call of the kubelet failed", "method", info.FullMethod, "duration", time.Since(begin))
+		}
+		return response, err
+	})
 }
 
 // registrar tells the kubelet where the driver is.

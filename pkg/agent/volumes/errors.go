@@ -7,7 +7,7 @@ var (
 	// ErrInvalid: the pod or the call asks for something that cannot be. Trying again does not help.
 	ErrInvalid = errors.New("invalid volume")
 	// ErrNoRoom: the node has no room for the pod's volumes.
-	ErrNoRoom = errors.New("no room on this node")
+	ErrNoRoom = errors.New("no room")
 	// ErrWaiting: there will be room when a wipe that is under way has ended.
 	ErrWaiting = errors.New("waiting for a wipe")
 	// ErrPodGone: the pod does not exist (any more), or is on its way out.

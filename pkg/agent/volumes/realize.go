@@ -208,7 +208,7 @@ func (m *Manager) refusal(err error, missing []wanted) error {
 	why := ""
 	for _, w := range missing {
 		if w.recorded == nil {
-			why = fmt.Sprintf("; the scheduler had reserved nothing: %s", w.unrecorded)
+			why = fmt.Sprintf("; nothing was reserved for it: %s", w.unrecorded)
 			break
 		}
 	}
@@ -217,7 +217,7 @@ func (m *Manager) refusal(err error, missing []wanted) error {
 	case errors.Is(err, errWaiting):
 		return fmt.Errorf("%w on node %s: %w", ErrWaiting, m.node, err)
 	case errors.As(err, &noFit):
-		return fmt.Errorf("%w: node %s: %w%s", ErrNoRoom, m.node, err, why)
+		return fmt.Errorf("%w on node %s: %w%s", ErrNoRoom, m.node, err, why)
 	}
 	return fmt.Errorf("%w: %w", ErrInvalid, err)
 }
