@@ -55,17 +55,25 @@ func openDevice(path string, flags int) (*blockDevice, error) {
 	return d, nil
 }
 
-// measure fills in the layout.
+// geometry asks the device for its size and sector size, in bytes.
+func (d *blockDevice) geometry() (size, sector int64, err error) {
+	if size, err = d.f.Seek(0, io.SeekEnd); err != nil {
+		return 0, 0, fmt.Errorf("size of %s: %w", d.path, err)
+	}
+	s, err := unix.IoctlGetUint32(d.fd(), unix.BLKSSZGET)
+	if err != nil {
+		return 0, 0, fmt.Errorf("sector size of %s: %w", d.path, err)
+	}
+	return size, int64(s), nil
+}
+
+// measure fills in the layout, of a device that has room for a table.
 func (d *blockDevice) measure() error {
-	size, err := d.f.Seek(0, io.SeekEnd)
+	size, sector, err := d.geometry()
 	if err != nil {
-		return fmt.Errorf("size of %s: %w", d.path, err)
+		return err
 	}
-	sector, err := unix.IoctlGetUint32(d.fd(), unix.BLKSSZGET)
-	if err != nil {
-		return fmt.Errorf("sector size of %s: %w", d.path, err)
-	}
-	if d.layout, err = newLayout(size, int64(sector)); err != nil {
+	if d.layout, err = newLayout(size, sector); err != nil {
 		return fmt.Errorf("%s: %w", d.path, err)
 	}
 	return nil
@@ -189,7 +197,8 @@ func (d *blockDevice) lock(ctx context.Context) error {
 	return nil
 }
 
-func (d *blockDevice) unlock() error { return unix.Flock(d.fd(), unix.LOCK_UN) }
+// unlock cannot fail on an open device, and closing it does the same.
+func (d *blockDevice) unlock() { _ = unix.Flock(d.fd(), unix.LOCK_UN) }
 
 // How long to wait for somebody else, who usually is done within milliseconds.
 const (

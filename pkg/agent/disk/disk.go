@@ -135,7 +135,7 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 
 // holdMeta attaches the meta partition and opens it exclusively.
 func (d *Disk) holdMeta(ctx context.Context) error {
-	node, err := d.device.attach(ctx, MetaEntry, d.device.layout.meta())
+	node, err := d.device.attach(ctx, MetaEntry, d.device.meta())
 	if err != nil {
 		return err
 	}

@@ -3,9 +3,9 @@ package disk
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +24,7 @@ const (
 // bothSectors runs a test with each sector size that disks have.
 func bothSectors(t *testing.T, f func(t *testing.T, sector int)) {
 	for _, sector := range []int{512, 4096} {
-		t.Run(fmt.Sprint(sector), func(t *testing.T) { f(t, sector) })
+		t.Run(strconv.Itoa(sector), func(t *testing.T) { f(t, sector) })
 	}
 }
 

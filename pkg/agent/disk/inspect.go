@@ -22,13 +22,13 @@ import (
 type State string
 
 const (
-	// Blank: nothing is on the device and nobody uses it.
+	// Blank means that nothing is on the device and nobody uses it.
 	Blank State = "Blank"
-	// Ours: the device has a table of ours.
+	// Ours means that the device has a table of ours.
 	Ours State = "Ours"
-	// Foreign: the device holds something else, or may.
+	// Foreign means that the device holds something else, or may, or cannot be used.
 	Foreign State = "Foreign"
-	// Busy: somebody uses the device.
+	// Busy means that somebody uses the device.
 	Busy State = "Busy"
 )
 
@@ -73,9 +73,14 @@ func (d *blockDevice) inspect(ctx context.Context) (Contents, error) {
 	if _, err := os.Stat(filepath.Join(d.sys, "partition")); err == nil {
 		return Contents{State: Foreign, Reason: "the device is a partition, not a disk"}, nil
 	}
-	if err := d.measure(); err != nil {
-		return Contents{State: Foreign, Reason: err.Error()}, nil
+	size, sector, err := d.geometry()
+	if err != nil {
+		return Contents{}, err
 	}
+	if reason := unsuitable(size, sector); reason != "" {
+		return Contents{State: Foreign, Reason: reason}, nil
+	}
+	d.layout = layout{size: size, sector: sector}
 	f, err := examine(d, d.layout)
 	if err != nil {
 		return Contents{}, err

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/berthdev/berth/pkg/extent"
@@ -49,15 +50,23 @@ type layout struct {
 
 // newLayout returns the layout of a disk of size bytes in sectors of sector bytes.
 func newLayout(size, sector int64) (layout, error) {
-	switch {
-	case sector != 512 && sector != 1024 && sector != 2048 && sector != 4096:
-		return layout{}, fmt.Errorf("sectors of %d bytes are not supported: they must be 512, 1024, 2048 or 4096", sector)
-	case size < minDiskSize:
-		return layout{}, fmt.Errorf("%d bytes are too small: a disk needs at least %d", size, minDiskSize)
-	case size > maxDiskSize || size%sector != 0:
-		return layout{}, fmt.Errorf("a size of %d bytes makes no sense with sectors of %d", size, sector)
+	if reason := unsuitable(size, sector); reason != "" {
+		return layout{}, errors.New(reason)
 	}
 	return layout{size: size, sector: sector}, nil
+}
+
+// unsuitable says why a disk of that size cannot be used, or nothing.
+func unsuitable(size, sector int64) string {
+	switch {
+	case sector != 512 && sector != 1024 && sector != 2048 && sector != 4096:
+		return fmt.Sprintf("sectors of %d bytes are not supported: they must be 512, 1024, 2048 or 4096", sector)
+	case size < minDiskSize:
+		return fmt.Sprintf("%d bytes are too small: a disk needs at least %d", size, minDiskSize)
+	case size > maxDiskSize || size%sector != 0:
+		return fmt.Sprintf("a size of %d bytes makes no sense with sectors of %d", size, sector)
+	}
+	return ""
 }
 
 func (l layout) lastLBA() uint64      { return uint64(l.size/l.sector) - 1 }

@@ -10,15 +10,15 @@ import (
 // Errors that callers branch on. Every error of this package that has one of these
 // causes wraps it.
 var (
-	// ErrOverlap: the extent wanted is not free. Place the volume elsewhere.
+	// ErrOverlap means that the extent wanted is not free. Place the volume elsewhere.
 	ErrOverlap = errors.New("extent is not free")
-	// ErrNoEntry: the table has no room for another volume.
+	// ErrNoEntry means that the table has no room for another volume.
 	ErrNoEntry = errors.New("partition table has no free entry")
-	// ErrInUse: the volume is mounted or somebody holds its device open.
+	// ErrInUse means that the volume, or the disk, is mounted or somebody holds its device open.
 	ErrInUse = errors.New("volume is in use")
-	// ErrNotFound: the disk has no such volume.
+	// ErrNotFound means that the disk has no such volume.
 	ErrNotFound = errors.New("no such volume")
-	// ErrOutOfService: the disk's state is unknown or its device is gone. Nothing is
+	// ErrOutOfService means that the disk's state is unknown or its device is gone. Nothing is
 	// read from it or written to it any more; open it again to try anew.
 	ErrOutOfService = errors.New("disk is out of service")
 )
@@ -27,11 +27,11 @@ var (
 type Phase string
 
 const (
-	// Reserved: the extent is the volume's and holds nothing of worth yet.
+	// Reserved means that the extent is the volume's and holds nothing of worth yet.
 	Reserved Phase = "Reserved"
-	// Formatted: the extent holds a file system and, maybe, data.
+	// Formatted means that the extent holds a file system and, maybe, data.
 	Formatted Phase = "Formatted"
-	// Wiping: the volume is gone; its bytes are being zeroed and checked.
+	// Wiping means that the volume is gone; its bytes are being zeroed and checked.
 	Wiping Phase = "Wiping"
 )
 

@@ -9,8 +9,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berthdev/berth/pkg/extent"
 	"k8s.io/klog/v2"
+
+	"github.com/berthdev/berth/pkg/extent"
 )
 
 // rung is one way to zero a run of bytes of a device.
