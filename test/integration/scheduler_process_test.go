@@ -1,0 +1,143 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/cluster"
+)
+
+// schedulerRights runs the scheduler with the rights and the configuration of its
+// Deployment: as its service account, with leader election.
+func schedulerRights(t *testing.T, s *schedulers) {
+	node := newSimNode(t, s.client, "sim-0", 10, diskv1alpha1.DriverName)
+	follow(t, s.client, node)
+	if err := s.cluster.KillScheduler(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.cluster.StartScheduler(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}()
+	log := runScheduler(t, s.cluster, "system:serviceaccount:kube-system:berth-scheduler")
+	s.create(t, diskPod("mine", 1))
+	s.waitBound(t, 1)
+	s.create(t, diskPod("large", 11))
+	s.waitEvent(t, "large", "wants 11Gi")
+	for line := range strings.Lines(log()) {
+		if strings.Contains(strings.ToLower(line), "forbidden") {
+			t.Errorf("the scheduler lacks a right: %s", line)
+		}
+	}
+}
+
+// runScheduler runs the scheduler's program with the shipped configuration of its
+// Deployment, as some user, until the test ends. It returns what reads its log.
+func runScheduler(t *testing.T, c *cluster.Cluster, user string) (log func() string) {
+	t.Helper()
+	if err := cluster.Build(t.Context(), t.Output(), "cmd/scheduler"); err != nil {
+		t.Fatal(err)
+	}
+	repository, err := cluster.Repository()
+	if err != nil {
+		t.Fatal(err)
+	}
+	credentials, err := clientcmd.LoadFromFile(c.Kubeconfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if user != "" {
+		for _, a := range credentials.AuthInfos {
+			a.Impersonate, a.ImpersonateGroups = user, []string{"system:serviceaccounts", "system:authenticated"}
+		}
+	}
+	dir := t.TempDir()
+	kubeconfig, config := filepath.Join(dir, "kubeconfig"), filepath.Join(dir, "config.yaml")
+	if err := clientcmd.WriteToFile(*credentials, kubeconfig); err != nil {
+		t.Fatal(err)
+	}
+	shipped, err := os.ReadFile(filepath.Join(repository, "config/scheduler/kube-scheduler-config-beside.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	adapted := strings.Replace(string(shipped), "clientConnection:\n", "clientConnection:\n  kubeconfig: "+kubeconfig+"\n", 1)
+	if err := os.WriteFile(config, []byte(adapted), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	scheduler := exec.Command(filepath.Join(repository, ".build/bin/scheduler"), "--config="+config, "--v=2", "--secure-port=0",
+		"--authentication-kubeconfig="+kubeconfig, "--authorization-kubeconfig="+kubeconfig)
+	scheduler.Stdout, scheduler.Stderr = out, out
+	if err := scheduler.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = scheduler.Process.Kill()
+		_ = scheduler.Wait()
+		out.Close()
+	})
+	return func() string {
+		text, err := os.ReadFile(out.Name())
+		if err != nil {
+			t.Error(err)
+		}
+		return string(text)
+	}
+}
+
+// TestSchedulerWithoutDefinitions: the scheduler says what it waits for, and goes on when
+// it is there.
+func TestSchedulerWithoutDefinitions(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	c, err := cluster.Start(ctx, cluster.Options{Name: t.Name(), Log: t.Output()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	log := runScheduler(t, c, "")
+	const says = "A CustomResourceDefinition of Berth is not installed"
+	if err := cluster.Eventually(ctx, 2*patience, func(context.Context) error {
+		if !strings.Contains(log(), says) {
+			return fmt.Errorf("the scheduler's log does not say %q", says)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Apply(ctx, "config/crd"); err != nil {
+		t.Fatal(err)
+	}
+	s := &schedulers{cluster: c, client: c.Client()}
+	s.create(t, plainPodIn("default", "plain"))
+	if err := cluster.Eventually(ctx, 2*patience, func(ctx context.Context) error {
+		pod := plainPodIn("default", "plain")
+		if err := c.Client().Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
+			return err
+		}
+		if !wasRejected(pod) { // there is no node
+			return errors.New("the pod was not looked at")
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
