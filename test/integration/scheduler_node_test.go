@@ -82,10 +82,15 @@ func (n *simNode) sync(ctx context.Context, pods []corev1.Pod) error {
 	n.mu.Lock()
 	wanted := map[string]bool{}
 	changed := false
-	var evict []*corev1.Pod
+	var finished []*corev1.Pod
 	for i := range pods {
 		pod := &pods[i]
 		if pod.Spec.NodeName != n.name {
+			continue
+		}
+		if pod.DeletionTimestamp != nil {
+			// Like a kubelet: the volume goes first, the pod object after it.
+			finished = append(finished, pod)
 			continue
 		}
 		volumes, err := request.FromPod(pod)
@@ -100,7 +105,7 @@ func (n *simNode) sync(ctx context.Context, pods []corev1.Pod) error {
 			changed = true
 			if !n.realize(pod, v) {
 				n.evicted++
-				evict = append(evict, pod)
+				finished = append(finished, pod)
 			}
 		}
 	}
@@ -112,15 +117,17 @@ func (n *simNode) sync(ctx context.Context, pods []corev1.Pod) error {
 	}
 	silent := n.silent
 	n.mu.Unlock()
-	for _, pod := range evict {
+	if changed && !silent {
+		if err := n.publish(ctx); err != nil {
+			return err
+		}
+	}
+	for _, pod := range finished {
 		if err := client.IgnoreNotFound(n.client.Delete(ctx, pod, client.GracePeriodSeconds(0))); err != nil {
 			return err
 		}
 	}
-	if !changed || silent {
-		return nil
-	}
-	return n.publish(ctx)
+	return nil
 }
 
 // realize puts a volume on the disk. The lock is held.

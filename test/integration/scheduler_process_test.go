@@ -30,21 +30,29 @@ func schedulerRights(t *testing.T, s *schedulers) {
 			t.Error(err)
 		}
 	}()
-	log := runScheduler(t, s.cluster, "system:serviceaccount:kube-system:berth-scheduler")
+	scheduler := runScheduler(t, s.cluster, "system:serviceaccount:kube-system:berth-scheduler")
 	s.create(t, diskPod("mine", 1))
 	s.waitBound(t, 1)
 	s.create(t, diskPod("large", 11))
 	s.waitEvent(t, "large", "wants 11Gi")
-	for line := range strings.Lines(log()) {
+	for line := range strings.Lines(scheduler.log()) {
 		if strings.Contains(strings.ToLower(line), "forbidden") {
 			t.Errorf("the scheduler lacks a right: %s", line)
 		}
 	}
 }
 
+// schedulerProcess is a scheduler that the test itself runs.
+type schedulerProcess struct {
+	t       *testing.T
+	command *exec.Cmd
+	output  *os.File
+}
+
 // runScheduler runs the scheduler's program with the shipped configuration of its
-// Deployment, as some user, until the test ends. It returns what reads its log.
-func runScheduler(t *testing.T, c *cluster.Cluster, user string) (log func() string) {
+// Deployment, as some user, until the test ends. change is made to the configuration:
+// pairs of what to replace by what.
+func runScheduler(t *testing.T, c *cluster.Cluster, user string, change ...string) *schedulerProcess {
 	t.Helper()
 	if err := cluster.Build(t.Context(), t.Output(), "cmd/scheduler"); err != nil {
 		t.Fatal(err)
@@ -71,32 +79,45 @@ func runScheduler(t *testing.T, c *cluster.Cluster, user string) (log func() str
 	if err != nil {
 		t.Fatal(err)
 	}
-	adapted := strings.Replace(string(shipped), "clientConnection:\n", "clientConnection:\n  kubeconfig: "+kubeconfig+"\n", 1)
+	change = append(change, "clientConnection:\n", "clientConnection:\n  kubeconfig: "+kubeconfig+"\n")
+	for i := 0; i < len(change); i += 2 {
+		if !strings.Contains(string(shipped), change[i]) {
+			t.Fatalf("the shipped configuration has no %q", change[i])
+		}
+	}
+	adapted := strings.NewReplacer(change...).Replace(string(shipped))
 	if err := os.WriteFile(config, []byte(adapted), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
+	p := &schedulerProcess{t: t}
+	if p.output, err = os.Create(filepath.Join(dir, "log")); err != nil {
 		t.Fatal(err)
 	}
-	scheduler := exec.Command(filepath.Join(repository, ".build/bin/scheduler"), "--config="+config, "--v=2", "--secure-port=0",
+	p.command = exec.Command(filepath.Join(repository, ".build/bin/scheduler"), "--config="+config, "--v=2", "--secure-port=0",
 		"--authentication-kubeconfig="+kubeconfig, "--authorization-kubeconfig="+kubeconfig)
-	scheduler.Stdout, scheduler.Stderr = out, out
-	if err := scheduler.Start(); err != nil {
+	p.command.Stdout, p.command.Stderr = p.output, p.output
+	if err := p.command.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = scheduler.Process.Kill()
-		_ = scheduler.Wait()
-		out.Close()
+		p.kill()
+		p.output.Close()
 	})
-	return func() string {
-		text, err := os.ReadFile(out.Name())
-		if err != nil {
-			t.Error(err)
-		}
-		return string(text)
+	return p
+}
+
+// kill ends it as a crash would.
+func (p *schedulerProcess) kill() {
+	_ = p.command.Process.Kill()
+	_ = p.command.Wait()
+}
+
+func (p *schedulerProcess) log() string {
+	text, err := os.ReadFile(p.output.Name())
+	if err != nil {
+		p.t.Error(err)
 	}
+	return string(text)
 }
 
 // TestSchedulerWithoutDefinitions: the scheduler says what it waits for, and goes on when
@@ -113,10 +134,10 @@ func TestSchedulerWithoutDefinitions(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	log := runScheduler(t, c, "")
+	scheduler := runScheduler(t, c, "")
 	const says = "A CustomResourceDefinition of Berth is not installed"
 	if err := cluster.Eventually(ctx, 2*patience, func(context.Context) error {
-		if !strings.Contains(log(), says) {
+		if !strings.Contains(scheduler.log(), says) {
 			return fmt.Errorf("the scheduler's log does not say %q", says)
 		}
 		return nil

@@ -76,7 +76,9 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 		AddFunc: func(obj any) { f.foldObject(logger, obj) },
 		UpdateFunc: func(old, obj any) {
 			// A pod that was deleted and made anew under its name can arrive as one update.
-			if before, ok := old.(*corev1.Pod); ok {
+			before, _ := old.(*corev1.Pod)
+			after, _ := obj.(*corev1.Pod)
+			if before != nil && after != nil && before.UID != after.UID {
 				f.foldPod(logger, before)
 			}
 			f.foldObject(logger, obj)

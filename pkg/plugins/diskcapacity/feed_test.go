@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
+	fwk "k8s.io/kube-scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
@@ -110,5 +111,25 @@ func TestRelist(t *testing.T) {
 	}
 	if b.plugin.ledger.Snapshot("n2").Published {
 		t.Error("n2 is still published after its deletion")
+	}
+}
+
+// TestProfilesShareTheLedger: two profiles of a scheduler sell the same space, two
+// schedulers in one process do not.
+func TestProfilesShareTheLedger(t *testing.T) {
+	a, b := newBench(t, nil, "n1"), newBench(t, nil, "n1")
+	var feeds []*feed
+	for _, handle := range []fwk.Handle{a.framework, a.framework, b.framework} {
+		f, err := feedOf(a.ctx, handle)
+		if err != nil {
+			t.Fatal(err)
+		}
+		feeds = append(feeds, f)
+	}
+	if feeds[0] != feeds[1] {
+		t.Error("two profiles of one scheduler have a ledger each")
+	}
+	if feeds[0] == feeds[2] {
+		t.Error("two schedulers share a ledger")
 	}
 }

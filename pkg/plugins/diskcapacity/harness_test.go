@@ -56,7 +56,8 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 	}
 	server := httptest.NewServer(answer)
 	t.Cleanup(server.Close)
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL})
+	kubeConfig := &rest.Config{Host: server.URL}
+	client, err := kubernetes.NewForConfig(kubeConfig)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +86,7 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 		tf.RegisterQueueSortPlugin(queuesort.Name, queuesort.New),
 		tf.RegisterPluginAsExtensionsWithWeight(Name, 10, factory, "PreFilter", "Filter", "PreScore", "Score", "Reserve", "Bind"),
 		tf.RegisterBindPlugin(defaultbinder.Name, defaultbinder.New),
-	}, "berth", frameworkruntime.WithInformerFactory(b.factory), frameworkruntime.WithClientSet(client),
+	}, "berth", frameworkruntime.WithInformerFactory(b.factory), frameworkruntime.WithClientSet(client), frameworkruntime.WithKubeConfig(kubeConfig),
 		frameworkruntime.WithSnapshotSharedLister(snapshot), frameworkruntime.WithPodNominator(b.nominated))
 	if err != nil {
 		t.Fatal(err)

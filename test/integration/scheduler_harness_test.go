@@ -1,0 +1,263 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/cluster"
+)
+
+// schedulerTests is the namespace of all pods here.
+const schedulerTests = "scheduler-tests"
+
+// pause is the time between two looks of something that looks again and again.
+func pause(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(50 * time.Millisecond):
+	}
+}
+
+// schedulers is a control plane with our scheduler, and nodes that are simulated.
+type schedulers struct {
+	cluster *cluster.Cluster
+	client  client.Client
+}
+
+func (s *schedulers) class(t *testing.T, name string) {
+	t.Helper()
+	size := resource.MustParse("1Gi")
+	class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: diskv1alpha1.DiskClassSpec{Devices: diskv1alpha1.DeviceSelector{MinSize: &size}}}
+	if err := s.client.Create(t.Context(), class); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.client.Delete(context.WithoutCancel(t.Context()), class); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// clear deletes all pods and waits until they are gone.
+func (s *schedulers) clear(t *testing.T) {
+	t.Helper()
+	ctx := context.WithoutCancel(t.Context())
+	if err := s.client.DeleteAllOf(ctx, &corev1.Pod{}, client.InNamespace(schedulerTests), client.GracePeriodSeconds(0)); err != nil {
+		t.Error(err)
+	}
+	s.eventually(t, func(ctx context.Context) error {
+		if pods := s.pods(t); len(pods) > 0 {
+			return fmt.Errorf("%d pods are left", len(pods))
+		}
+		return nil
+	})
+}
+
+func (s *schedulers) eventually(t *testing.T, condition func(context.Context) error) {
+	t.Helper()
+	if err := cluster.Eventually(context.WithoutCancel(t.Context()), 2*patience, condition); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *schedulers) pods(t *testing.T) []corev1.Pod {
+	t.Helper()
+	var list corev1.PodList
+	if err := s.client.List(context.WithoutCancel(t.Context()), &list, client.InNamespace(schedulerTests)); err != nil {
+		t.Fatal(err)
+	}
+	return list.Items
+}
+
+// diskPod asks for one volume of so many GiB.
+func diskPod(name string, sizeGiB int64) *corev1.Pod {
+	pod := plainPod(name, "berth")
+	pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
+		Driver: diskv1alpha1.DriverName,
+		VolumeAttributes: map[string]string{
+			diskv1alpha1.AttributeSize: fmt.Sprintf("%dGi", sizeGiB), diskv1alpha1.AttributeClass: "ssd",
+		},
+	}}}}
+	return pod
+}
+
+func plainPod(name, scheduler string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: name},
+		Spec:       corev1.PodSpec{SchedulerName: scheduler, Containers: []corev1.Container{{Name: "main", Image: "any"}}},
+	}
+}
+
+func plainPodIn(namespace, name string) *corev1.Pod {
+	pod := plainPod(name, "berth")
+	pod.Namespace = namespace
+	return pod
+}
+
+func (s *schedulers) create(t *testing.T, pods ...*corev1.Pod) {
+	t.Helper()
+	for _, pod := range pods {
+		if err := s.client.Create(t.Context(), pod); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// createMany creates pods from several clients at once.
+func (s *schedulers) createMany(t *testing.T, count int, sizeGiB int64) {
+	t.Helper()
+	results := make(chan error)
+	const workers = 10
+	for w := range workers {
+		go func() {
+			var failed error
+			for i := w; i < count; i += workers {
+				failed = errors.Join(failed, s.client.Create(t.Context(), diskPod(fmt.Sprintf("pod-%03d", i), sizeGiB)))
+			}
+			results <- failed
+		}()
+	}
+	for range workers {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// bound returns the pods that have a node.
+func (s *schedulers) bound(t *testing.T) []corev1.Pod {
+	t.Helper()
+	var bound []corev1.Pod
+	for _, pod := range s.pods(t) {
+		if pod.Spec.NodeName != "" {
+			bound = append(bound, pod)
+		}
+	}
+	return bound
+}
+
+func (s *schedulers) waitBound(t *testing.T, want int) []corev1.Pod {
+	t.Helper()
+	var bound []corev1.Pod
+	s.eventually(t, func(context.Context) error {
+		if bound = s.bound(t); len(bound) < want {
+			return fmt.Errorf("%d pods are bound, want %d", len(bound), want)
+		}
+		return nil
+	})
+	return bound
+}
+
+// waitDecided waits until every pod is either bound or was told that there is no room, and
+// no pod changes its mind for as long as the scheduler would retry one.
+func (s *schedulers) waitDecided(t *testing.T) []corev1.Pod {
+	t.Helper()
+	s.eventually(t, func(context.Context) error {
+		for _, pod := range s.pods(t) {
+			if pod.Spec.NodeName == "" && !wasRejected(&pod) {
+				return fmt.Errorf("pod %s is neither bound nor rejected", pod.Name)
+			}
+		}
+		return nil
+	})
+	return s.bound(t)
+}
+
+func wasRejected(pod *corev1.Pod) bool {
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Reason == corev1.PodReasonUnschedulable {
+			return true
+		}
+	}
+	return false
+}
+
+// places are the records of bound pods, held to lie apart and to be as large as asked.
+func places(t *testing.T, pods []corev1.Pod, sizeGiB int64) {
+	t.Helper()
+	taken := map[string]extent.Set{}
+	for _, pod := range pods {
+		record, err := diskv1alpha1.DecodeRecord(pod.Annotations[diskv1alpha1.AnnotationAllocation])
+		if err != nil {
+			t.Errorf("pod %s is bound without a record: %v", pod.Name, err)
+			continue
+		}
+		place, ok := record.Volume("data")
+		if !ok || place.Disk != simDisk(pod.Spec.NodeName) || place.Length != sizeGiB*gib {
+			t.Errorf("pod %s on %s has the record %+v", pod.Name, pod.Spec.NodeName, record)
+			continue
+		}
+		e := extent.New(place.Start, place.Length)
+		if taken[place.Disk].Overlaps(e) {
+			t.Errorf("pod %s has %v of disk %s, which another pod has", pod.Name, e, place.Disk)
+		}
+		taken[place.Disk] = taken[place.Disk].Add(e)
+	}
+}
+
+func (s *schedulers) waitEvent(t *testing.T, pod, says string) {
+	t.Helper()
+	clientset, err := kubernetes.NewForConfig(s.cluster.RESTConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.eventually(t, func(ctx context.Context) error {
+		list, err := clientset.EventsV1().Events(schedulerTests).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		var heard []string
+		for _, e := range list.Items {
+			if e.Regarding.Name == pod && e.Reason == "FailedScheduling" {
+				if strings.Contains(e.Note, says) {
+					t.Logf("%s: %s", pod, e.Note)
+					return nil
+				}
+				heard = append(heard, e.Note)
+			}
+		}
+		return fmt.Errorf("pod %s has no event %q, but %q", pod, says, heard)
+	})
+}
+
+// withoutPolicy lifts the admission policy, if the control plane has it: whoever can
+// write past it, or has not installed it, must do no harm.
+func (s *schedulers) withoutPolicy(t *testing.T) {
+	t.Helper()
+	binding := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metav1.ObjectMeta{Name: diskv1alpha1.GroupName}}
+	err := s.client.Get(t.Context(), client.ObjectKeyFromObject(binding), binding)
+	if apierrors.IsNotFound(err) {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.client.Delete(t.Context(), binding); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		anew := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metav1.ObjectMeta{Name: binding.Name}, Spec: binding.Spec}
+		if err := s.client.Create(context.WithoutCancel(t.Context()), anew); err != nil {
+			t.Error(err)
+		}
+	})
+	s.eventually(t, func(ctx context.Context) error {
+		probe := diskPod("probe", 1)
+		probe.Annotations = map[string]string{diskv1alpha1.AnnotationAllocation: "probe"}
+		return s.client.Create(ctx, probe, client.DryRunAll)
+	})
+}
