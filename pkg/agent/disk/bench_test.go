@@ -112,6 +112,6 @@ func BenchmarkEncode(b *testing.B) {
 		if err := next.validate(); err != nil {
 			b.Fatal(err)
 		}
-		copyWrites(l, changed)
+		render(l, changed)
 	}
 }

@@ -30,6 +30,7 @@ var errNotOurs = errors.New("not a table of ours")
 type copyOfTable struct {
 	id    string // the disk's GUID, lower case
 	array []byte // all entries
+	clean bool   // read bit for bit as this package would write it
 }
 
 // readCopy reads one copy and accepts nothing but the geometry that this package
@@ -49,7 +50,10 @@ func readCopy(r io.ReaderAt, l layout, s site) (copyOfTable, error) {
 	if got := crc32.ChecksumIEEE(array); got != arrayCRC {
 		return copyOfTable{id: id}, fmt.Errorf("%s entries: checksum is %#x, the header says %#x: %w", s.name, got, arrayCRC, errDamaged)
 	}
-	return copyOfTable{id: id, array: array}, nil
+	c := copyOfTable{id: id, array: array}
+	// No checksum covers the rest of the header's sector.
+	c.clean = bytes.Equal(b, encodeCopy(l, s, c))
+	return c, nil
 }
 
 // checkHeader checks a header's sector and returns the disk's GUID and the checksum

@@ -161,9 +161,7 @@ func TestSomebodyElsesTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	bare := s.copy.without(MetaEntry)
-	for _, w := range copyWrites(l, bare) {
-		m.set(w.off, w.data)
-	}
+	m.install(l, bare)
 	if f, err := examine(m, l); err != nil || f.ours || !f.foreign {
 		t.Errorf("a table without meta partition: %+v, %v", f, err)
 	}
@@ -174,12 +172,30 @@ func TestSomebodyElsesTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, w := range copyWrites(l, broken) {
-		m.set(w.off, w.data)
-	}
+	m.install(l, broken)
 	m.log = nil
 	if _, f, err := m.mounted(t, l, true); err == nil || !f.ours || len(m.log) > 0 {
 		t.Errorf("an overlap on the disk: %+v, %v", f, err)
+	}
+}
+
+// TestUncleanHeader: what no checksum covers is put right, and stops nobody.
+func TestUncleanHeader(t *testing.T) {
+	for _, l := range crashLayouts(t) {
+		for _, at := range []site{l.primary(), l.backup()} {
+			m, _ := formatted(t, l)
+			h := make([]byte, l.sector)
+			m.ReadAt(h, l.offset(at.headerLBA))
+			h[headerBytes] = 1
+			m.set(l.offset(at.headerLBA), h)
+			s, f, err := m.mounted(t, l, false)
+			if err != nil || f.badPrimary == f.badBackup {
+				t.Fatalf("%s: %v, %v", at.name, f, err)
+			}
+			if err := reserve(a, 2, 3).do(t, s); err != nil {
+				t.Errorf("%s: %v", at.name, err)
+			}
+		}
 	}
 }
 

@@ -87,8 +87,11 @@ func (d *blockDevice) inspect(ctx context.Context) (Contents, error) {
 	}
 	if f.ours {
 		c := Contents{State: Ours, ID: f.current.id}
-		if f.badPrimary {
-			c.Reason = "the primary partition table is damaged; the backup is intact"
+		switch {
+		case f.needsKnown:
+			c.Reason = "the beginning of the disk is lost; only the backup of its partition table is left"
+		case f.badPrimary || f.badBackup || f.badMBR:
+			c.Reason = "the partition table is damaged in part, and is repaired when the disk is opened"
 		}
 		return c, nil
 	}

@@ -48,6 +48,13 @@ func (m *memDisk) set(off int64, data []byte) {
 	}
 }
 
+// install makes a table the disk's, without asking whether it is valid.
+func (m *memDisk) install(l layout, c copyOfTable) {
+	both := render(l, c)
+	m.set(both.backup.off, both.backup.data)
+	m.set(both.primary.off, both.primary.data)
+}
+
 func (m *memDisk) fate(op string) (error, bool) {
 	n := m.n
 	m.n++

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/google/uuid"
 	"k8s.io/klog/v2"
@@ -57,15 +58,15 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 	f := findings{badMBR: mbr == mbrMissing}
 	switch {
 	case primaryErr == nil:
-		f.current = primary
+		f.current, f.badPrimary = primary, !primary.clean
 		// A crash between the copies leaves two intact ones that differ. The primary
 		// wins: the change that only the backup has was never acknowledged.
-		f.badBackup = backupErr != nil || backup.id != primary.id || !bytes.Equal(backup.array, primary.array)
+		f.badBackup = backupErr != nil || !backup.clean || backup.id != primary.id || !bytes.Equal(backup.array, primary.array)
 	case errors.Is(primaryErr, errNotOurs):
 		f.foreign, f.reason = true, primaryErr.Error()
 		return f, nil
 	case backupErr == nil:
-		f.current, f.badPrimary = backup, true
+		f.current, f.badPrimary, f.badBackup = backup, true, !backup.clean
 		// A crash while the primary's entries are written leaves its header intact, and
 		// with it the proof that this is still the disk of the backup.
 		f.needsKnown = primary.id != backup.id || mbr != mbrProtective
@@ -87,11 +88,13 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 
 var metaTypeOnDisk = guidToDisk(uuid.MustParse(TypeMeta))
 
-// store keeps a disk's table: the entries, and the bytes of a copy as on the disk.
+// store keeps a disk's table: the entries, their bytes, and both copies as they are on
+// the disk.
 type store struct {
-	dev   device
-	table table
-	copy  copyOfTable
+	dev    device
+	table  table
+	copy   copyOfTable
+	onDisk copies
 }
 
 // load takes the table that examine chose. It does not write.
@@ -100,22 +103,21 @@ func load(dev device, l layout, f findings) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the partition table is invalid: %w", err)
 	}
-	return &store{dev: dev, table: t, copy: f.current}, nil
+	return &store{dev: dev, table: t, copy: f.current, onDisk: render(l, f.current)}, nil
 }
 
 // repair rewrites the damaged parts, unchanged: a change on top of a single intact
 // copy could lose both to the next crash.
 func (s *store) repair(ctx context.Context, f findings) error {
-	l := s.table.layout
 	var writes []write
 	if f.badMBR {
-		writes = append(writes, write{0, encodeMBR(l)})
+		writes = append(writes, write{0, encodeMBR(s.table.layout)})
 	}
 	if f.badBackup {
-		writes = append(writes, copyWrite(l, l.backup(), s.copy))
+		writes = append(writes, s.onDisk.backup)
 	}
 	if f.badPrimary {
-		writes = append(writes, copyWrite(l, l.primary(), s.copy))
+		writes = append(writes, s.onDisk.primary)
 	}
 	if len(writes) == 0 {
 		return nil
@@ -148,13 +150,16 @@ func (s *store) commit(ctx context.Context, next table, c copyOfTable) error {
 	}
 	// Nothing keeps a person from adding a partition with a tool. What is written now
 	// would take it away again, and give its extent to the next volume.
-	if err := s.unchanged(copyWrite(s.table.layout, s.table.primary(), s.copy)); err != nil {
+	if err := s.unchanged(s.onDisk.primary); err != nil {
 		return err
 	}
-	if err := s.write(ctx, copyWrites(next.layout, c)); err != nil {
+	rendered := render(next.layout, c)
+	// Until the backup is complete the primary is the old one; from then on the backup
+	// is the new one.
+	if err := s.write(ctx, []write{rendered.backup, rendered.primary}); err != nil {
 		return err
 	}
-	s.table, s.copy = next, c
+	s.table, s.copy, s.onDisk = next, c, rendered
 	return nil
 }
 
@@ -172,14 +177,16 @@ type write struct {
 	data []byte
 }
 
-func copyWrite(l layout, at site, c copyOfTable) write {
-	return write{l.copyAt(at), encodeCopy(l, at, c)}
+// copies are the two copies of a table, each as it is to lie on the disk.
+type copies struct {
+	backup, primary write
 }
 
-// copyWrites are the two copies in the order of writing: until the backup is complete
-// the primary is the old one, from then on the backup is the new one.
-func copyWrites(l layout, c copyOfTable) []write {
-	return []write{copyWrite(l, l.backup(), c), copyWrite(l, l.primary(), c)}
+func render(l layout, c copyOfTable) copies {
+	return copies{
+		backup:  write{l.copyAt(l.backup()), encodeCopy(l, l.backup(), c)},
+		primary: write{l.copyAt(l.primary()), encodeCopy(l, l.primary(), c)},
+	}
 }
 
 // write brings the writes to the medium and reads them back. After an error the
@@ -213,8 +220,10 @@ func (s *store) attempt(writes []write) error {
 
 // verify reads back what was written.
 func verify(r io.ReaderAt, writes []write) error {
+	var buf []byte
 	for _, w := range writes {
-		got := make([]byte, len(w.data))
+		buf = slices.Grow(buf[:0], len(w.data))
+		got := buf[:len(w.data)]
 		if _, err := r.ReadAt(got, w.off); err != nil {
 			return fmt.Errorf("reading back %d bytes at %d: %w", len(got), w.off, err)
 		}
@@ -234,14 +243,14 @@ func format(ctx context.Context, dev device, l layout) (id string, err error) {
 	if err != nil {
 		return "", err
 	}
-	primary := copyWrite(l, l.primary(), c)
-	header, array := l.split(l.primary(), primary.data)
-	s := &store{dev: dev, table: t, copy: c}
+	rendered := render(l, c)
+	header, array := l.split(l.primary(), rendered.primary.data)
+	s := &store{dev: dev, table: t, copy: c, onDisk: rendered}
 	err = s.write(ctx, []write{
 		{l.offset(l.primary().arrayLBA), array},
 		{l.offset(l.primary().headerLBA), header},
 		{0, encodeMBR(l)},
-		copyWrite(l, l.backup(), c),
+		rendered.backup,
 	})
 	return t.id, err
 }

@@ -242,5 +242,5 @@ func (d *Disk) Check(ctx context.Context) error {
 }
 
 func (d *Disk) recheck() error {
-	return d.store.unchanged(copyWrites(d.store.table.layout, d.store.copy)...)
+	return d.store.unchanged(d.store.onDisk.backup, d.store.onDisk.primary)
 }
