@@ -156,8 +156,8 @@ func (c *Cluster) waitEstablished(ctx context.Context, name string) error {
 
 // Eventually looks until the condition holds, and returns the last reason why it
 // did not.
-func Eventually(ctx context.Context, patience time.Duration, condition func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func Eventually(caller context.Context, patience time.Duration, condition func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(caller, patience)
 	defer cancel()
 	var last error
 	for {
@@ -171,6 +171,9 @@ func Eventually(ctx context.Context, patience time.Duration, condition func(cont
 		}
 		select {
 		case <-ctx.Done():
+			if caller.Err() != nil {
+				return caller.Err()
+			}
 			return fmt.Errorf("not within %s: %w", patience, last)
 		case <-time.After(50 * time.Millisecond):
 		}

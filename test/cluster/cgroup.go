@@ -120,7 +120,7 @@ func delegateControllers(dir string) error {
 // isNeeded says whether the kubelet insists on the controller.
 func isNeeded(controller string) bool {
 	switch controller {
-	case "cpu", "cpuset", "memory", "pids":
+	case "cpu", "cpuset", "memory", "pids", "hugetlb":
 		return true
 	}
 	return false

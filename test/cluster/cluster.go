@@ -50,6 +50,8 @@ type Options struct {
 	// Agents runs cmd/nodeagent on every node, Scheduler runs cmd/scheduler.
 	Agents    bool
 	Scheduler bool
+	// AgentArgs are further flags of every agent.
+	AgentArgs []string
 	// SchedulerConfig is a KubeSchedulerConfiguration, relative to the repository; the
 	// default is config/scheduler/kube-scheduler-config.yaml.
 	SchedulerConfig string
@@ -308,6 +310,18 @@ func (c *Cluster) run(name string, argv ...string) (*process, error) {
 	}
 	c.processes[name] = p
 	return p, nil
+}
+
+// PID returns the process ID of a component, which is what its log is called:
+// scheduler, kube-apiserver, agent-node1 and so on.
+func (c *Cluster) PID(component string) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.processes[component]
+	if p == nil {
+		return 0, fmt.Errorf("%s was not started", component)
+	}
+	return p.cmd.Process.Pid, nil
 }
 
 // end stops a process (or kills it) and forgets it.

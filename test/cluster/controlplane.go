@@ -128,6 +128,11 @@ func (c *Cluster) startAPIServer(ctx context.Context, etcd string) error {
 	if err != nil {
 		return err
 	}
+	// Nobody is a front proxy, but components complain for as long as none could be.
+	frontProxy, err := newAuthority(filepath.Join(c.state.Dir, "pki", "front-proxy"))
+	if err != nil {
+		return err
+	}
 	public, private, err := c.authority.serviceAccountKeys()
 	if err != nil {
 		return err
@@ -142,6 +147,9 @@ func (c *Cluster) startAPIServer(ctx context.Context, etcd string) error {
 		"--secure-port=" + strconv.Itoa(port),
 		"--tls-cert-file=" + cert, "--tls-private-key-file=" + key,
 		"--client-ca-file=" + c.authority.file("ca.crt"),
+		"--requestheader-client-ca-file=" + frontProxy.file("ca.crt"),
+		"--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group",
+		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
 		"--kubelet-certificate-authority=" + c.authority.file("ca.crt"),
 		"--kubelet-client-certificate=" + kubeletCert, "--kubelet-client-key=" + kubeletKey,
 		"--kubelet-preferred-address-types=InternalIP",

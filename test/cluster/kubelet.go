@@ -11,12 +11,9 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
-	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
-
-	"github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
 // drainPatience is how long pods may take to end; a dead kubelet never ends them.
@@ -204,18 +201,4 @@ func (c *Cluster) nodeReady(ctx context.Context, name string, started time.Time)
 		return fmt.Errorf("node %s is not ready: %s", name, condition.Message)
 	}
 	return fmt.Errorf("node %s has not said whether it is ready", name)
-}
-
-// registered is nil when the node's kubelet knows the agent's driver.
-func (c *Cluster) registered(ctx context.Context, name string) error {
-	node := &storagev1.CSINode{}
-	if err := c.client.Get(ctx, client.ObjectKey{Name: name}, node); err != nil {
-		return err
-	}
-	for _, driver := range node.Spec.Drivers {
-		if driver.Name == v1alpha1.GroupName {
-			return nil
-		}
-	}
-	return fmt.Errorf("CSINode %s does not have the driver %s", name, v1alpha1.GroupName)
 }

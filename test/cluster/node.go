@@ -123,10 +123,11 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, n := range c.nodes {
 		group.Go(func() error {
+			start := c.startKubelet
 			if !c.options.Kubelets {
-				return c.createNode(ctx, n)
+				start = c.createNode
 			}
-			if err := c.startKubelet(ctx, n); err != nil {
+			if err := start(ctx, n); err != nil {
 				return err
 			}
 			if c.options.Agents {

@@ -2,11 +2,13 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
 )
 
@@ -152,4 +155,75 @@ func readSysctls(t *testing.T) string {
 		all.WriteString(name + "=" + string(v))
 	}
 	return all.String()
+}
+
+// TestClustersSideBySide: clusters do not meet, and the kernel's settings are put
+// back by the last of them.
+func TestClustersSideBySide(t *testing.T) {
+	testenv.NeedRoot(t)
+	before := readSysctls(t)
+	var clusters [2]*Cluster
+	var errs [2]error
+	var wg sync.WaitGroup
+	for i := range clusters {
+		wg.Go(func() {
+			clusters[i], errs[i] = Start(t.Context(), Options{
+				Name: fmt.Sprintf("%s%d", t.Name(), i), Log: t.Output(), Kubelets: true,
+				Nodes: []NodeOptions{{Disks: []DiskOptions{{Size: 64 << 20}}}},
+			})
+		})
+	}
+	wg.Wait()
+	for i, c := range clusters {
+		if errs[i] != nil {
+			t.Error(errs[i])
+			continue
+		}
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+		assertNothingLeft(t, c)
+		assertNodesGone(t, c)
+		other := clusters[1-i]
+		if i == 0 && other != nil {
+			if err := other.RestartKubelet(t.Context(), "node1"); err != nil {
+				t.Errorf("the other cluster is disturbed: %v", err)
+			}
+		}
+	}
+	if after := readSysctls(t); after != before {
+		t.Errorf("kernel settings were %q, are %q", before, after)
+	}
+}
+
+// TestNodesWithoutKubelets: agents and the scheduler run against nodes that are only
+// objects and disks.
+func TestNodesWithoutKubelets(t *testing.T) {
+	testenv.NeedRoot(t)
+	ctx := t.Context()
+	c, err := Start(ctx, Options{
+		Name: t.Name(), Log: t.Output(), Agents: true, Scheduler: true,
+		Nodes: []NodeOptions{{Disks: []DiskOptions{{Size: 256 << 20}}}}, Manifests: []string{"config/samples/diskclass.yaml"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer assertNothingLeft(t, c)
+	defer c.Stop()
+	inService := func(ctx context.Context) error {
+		ndc := &v1alpha1.NodeDiskCapacity{}
+		if err := c.Client().Get(ctx, client.ObjectKey{Name: "node1"}, ndc); err != nil {
+			return err
+		}
+		if len(ndc.Status.Disks) != 1 || ndc.Status.Disks[0].State != v1alpha1.DiskReady {
+			return fmt.Errorf("the disk is not in service: %+v", ndc.Status)
+		}
+		return nil
+	}
+	if err := Eventually(ctx, time.Minute, inService); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.KillAgent("node1"), c.StartAgent(ctx, "node1"), c.StopAgent("node1"), c.KillScheduler(), c.StartScheduler(ctx)); err != nil {
+		t.Error(err)
+	}
 }

@@ -136,25 +136,20 @@ func (a *authority) kubeconfig(path, server, user string, groups ...string) erro
 	if err != nil {
 		return err
 	}
+	return writeKubeconfig(path, server, a.pem, &clientcmdapi.AuthInfo{ClientCertificateData: cert, ClientKeyData: key})
+}
+
+func writeKubeconfig(path, server string, authority []byte, who *clientcmdapi.AuthInfo) error {
 	const name = "berth"
 	config := clientcmdapi.NewConfig()
-	config.Clusters[name] = &clientcmdapi.Cluster{Server: server, CertificateAuthorityData: a.pem}
-	config.AuthInfos[name] = &clientcmdapi.AuthInfo{ClientCertificateData: cert, ClientKeyData: key}
+	config.Clusters[name] = &clientcmdapi.Cluster{Server: server, CertificateAuthorityData: authority}
+	config.AuthInfos[name] = who
 	config.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name}
 	config.CurrentContext = name
 	if err := clientcmd.WriteToFile(*config, path); err != nil {
-		return fmt.Errorf("write a kubeconfig for %s: %w", user, err)
+		return fmt.Errorf("write the kubeconfig %s: %w", path, err)
 	}
 	return nil
-}
-
-// serviceAccount is whom the API server takes the holder of a token of one of our
-// service accounts for. With it in a certificate, a program has just the rights that
-// its manifests give it.
-func serviceAccount(name string) (user string, groups []string) {
-	const namespace = "kube-system"
-	return "system:serviceaccount:" + namespace + ":" + name,
-		[]string{"system:serviceaccounts", "system:serviceaccounts:" + namespace}
 }
 
 func encodePEM(kind string, der []byte) []byte {

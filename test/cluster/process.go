@@ -119,8 +119,8 @@ func tail(path string) []byte {
 
 // waitFor looks until the condition holds, the process it depends on ends, or
 // patience does. Every look that fails says why, for the error.
-func waitFor(ctx context.Context, p *process, patience time.Duration, condition func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func waitFor(caller context.Context, p *process, patience time.Duration, condition func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(caller, patience)
 	defer cancel()
 	for {
 		err := condition(ctx)
@@ -131,6 +131,9 @@ func waitFor(ctx context.Context, p *process, patience time.Duration, condition 
 		case <-p.done:
 			return p.failure(fmt.Errorf("ended (%v) before it was ready: %w", p.err, err))
 		case <-ctx.Done():
+			if caller.Err() != nil {
+				return fmt.Errorf("wait for %s: %w", p.name, caller.Err())
+			}
 			return p.failure(fmt.Errorf("not ready after %s: %w", patience, err))
 		case <-time.After(50 * time.Millisecond):
 		}

@@ -25,7 +25,11 @@ func (c *Cluster) startSchedulers(ctx context.Context) error {
 	if !c.options.StockScheduler {
 		return nil
 	}
-	return c.startScheduler(ctx, "kube-scheduler", filepath.Join(c.bin, "kube-scheduler"), "")
+	const name = "kube-scheduler"
+	if err := c.authority.kubeconfig(c.schedulerKubeconfig(name), c.server, "system:"+name); err != nil {
+		return err
+	}
+	return c.startScheduler(ctx, name, filepath.Join(c.bin, name), "")
 }
 
 // StartScheduler runs cmd/scheduler with the cluster's kubeconfig, and returns when
@@ -49,6 +53,10 @@ func (c *Cluster) StartSchedulerNamed(ctx context.Context, name string) error {
 	if err := c.Install(ctx); err != nil {
 		return err
 	}
+	err = c.accountKubeconfig(ctx, c.schedulerKubeconfig(name), "berth-scheduler", "")
+	if err != nil {
+		return err
+	}
 	return c.startScheduler(ctx, name, path, filepath.Join(c.repository, c.options.SchedulerConfig))
 }
 
@@ -58,14 +66,7 @@ func (c *Cluster) KillSchedulerNamed(name string) error { return c.end(name, sys
 // startScheduler adapts the configuration that a cluster in earnest uses: another
 // kubeconfig, and no waiting for a lease.
 func (c *Cluster) startScheduler(ctx context.Context, name, program, config string) error {
-	user, groups := "system:kube-scheduler", []string(nil)
-	if config != "" {
-		user, groups = serviceAccount("berth-scheduler")
-	}
-	kubeconfig := filepath.Join(c.state.Dir, name+".kubeconfig")
-	if err := c.authority.kubeconfig(kubeconfig, c.server, user, groups...); err != nil {
-		return err
-	}
+	kubeconfig := c.schedulerKubeconfig(name)
 	settings := map[string]any{"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration"}
 	if config != "" {
 		data, err := os.ReadFile(config)
@@ -109,4 +110,8 @@ func (c *Cluster) startScheduler(ctx context.Context, name, program, config stri
 	return waitFor(ctx, p, patience, func(ctx context.Context) error {
 		return get(ctx, client, fmt.Sprintf("https://%s:%d/readyz", c.address, port))
 	})
+}
+
+func (c *Cluster) schedulerKubeconfig(name string) string {
+	return filepath.Join(c.state.Dir, name+".kubeconfig")
 }
