@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -24,7 +25,15 @@ import (
 	"github.com/berthdev/berth/pkg/agent"
 )
 
-func main() { os.Exit(cli.Run(command())) }
+// gcPercent trades time, of which the agent needs little, for memory on every node.
+const gcPercent = 50
+
+func main() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	os.Exit(cli.Run(command()))
+}
 
 // flags are what the command line says.
 type flags struct {

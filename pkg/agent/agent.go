@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -99,8 +100,8 @@ func Run(ctx context.Context, o Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
-	recorder, stopRecorder := c.Recorder(ctx)
-	defer stopRecorder()
+	recorder := c.NewRecorder()
+	group.Go(func() error { recorder.Run(ctx); return nil })
 	if err := a.observe(); err != nil {
 		return err
 	}
@@ -152,6 +153,8 @@ func (a *agent) start(ctx context.Context, group *errgroup.Group, retry bool) {
 	node := csi.NewNode(a.options.NodeName, a.manager)
 	group.Go(func() error { return csi.Serve(ctx, a.options.CSISocket, node) })
 	group.Go(func() error { return csi.Register(ctx, a.options.RegistrationDir, a.options.CSISocket) })
+	// What the start has needed is not needed any more; left alone it would be kept for long.
+	debug.FreeOSMemory()
 	klog.FromContext(ctx).Info("Agent is running", "disks", len(a.inventory.Disks()), "refused", len(a.inventory.Refused()), "socket", a.options.CSISocket)
 }
 

@@ -4,11 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -21,7 +19,6 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
-	"github.com/berthdev/berth/test/cluster"
 )
 
 // TestAgentRefusesWhatIsNotBlank: devices with anything on them are named, with the
@@ -333,26 +330,7 @@ func TestAgentAPIDown(t *testing.T) {
 // pod has its volume and nothing else is left.
 func TestAgentKilled(t *testing.T) {
 	n := newNode(t, 4*gib, 4*gib)
-	binary := filepath.Join(n.dir, "nodeagent")
-	build := exec.Command("go", "build", "-o", binary, "./cmd/nodeagent")
-	repository, err := cluster.Repository()
-	if err != nil {
-		t.Fatal(err)
-	}
-	build.Dir = repository
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	run := func() *exec.Cmd {
-		c := exec.Command(binary, "--node-name="+n.name, "--kubeconfig="+n.kubeconfig(), "--devices="+strings.Join(n.options.Devices, ","),
-			"--csi-socket="+n.options.CSISocket, "--registration-dir="+n.options.RegistrationDir, "--orphan-grace=100ms")
-		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		c.Stderr = t.Output()
-		if err := c.Start(); err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
+	run := n.process()
 	var pods []*corev1.Pod
 	process := run()
 	n.ready()
@@ -370,14 +348,7 @@ func TestAgentKilled(t *testing.T) {
 		_ = process.Wait()
 		process = run()
 	}
-	defer func() {
-		if err := process.Process.Signal(syscall.SIGTERM); err != nil {
-			t.Error(err)
-		}
-		if err := process.Wait(); err != nil {
-			t.Errorf("the agent ended with %v", err)
-		}
-	}()
+	defer func() { n.end(process) }()
 	n.published("every pod has its volume and nothing else is left", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
 		got := sets.New[string]()
 		for _, d := range s.Disks {
@@ -403,21 +374,6 @@ func TestAgentKilled(t *testing.T) {
 			t.Error(err)
 		}
 		n.unpublish(p, "data")
-	}
-	n.logUsage(process)
-}
-
-// logUsage logs what the agent's process uses.
-func (n *node) logUsage(process *exec.Cmd) {
-	n.t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", process.Process.Pid))
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	for line := range strings.Lines(string(status)) {
-		if strings.HasPrefix(line, "VmRSS") || strings.HasPrefix(line, "RssAnon") || strings.HasPrefix(line, "VmHWM") {
-			n.t.Log(strings.TrimSpace(line))
-		}
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
@@ -28,7 +27,7 @@ type Options struct {
 	// Pods watches the pods of the node; the manager sets its transform.
 	Pods      cache.SharedIndexInformer
 	Inventory *discovery.Inventory
-	Recorder  record.EventRecorder
+	Recorder  *client.Recorder
 	// DefaultFSType is the file system of a class's volumes that ask for none.
 	DefaultFSType func(class string) string
 	// OrphanGrace is how long a partition without a pod is kept after it was found.

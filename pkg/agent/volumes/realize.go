@@ -352,7 +352,7 @@ func (m *Manager) announce(pod *corev1.Pod, p place, device string) {
 	if _, recorded := pod.Annotations[diskv1alpha1.AnnotationAllocation]; recorded {
 		reason, eventType = eventReplaced, corev1.EventTypeWarning
 	}
-	m.options.Recorder.Eventf(pod, eventType, reason, "volume %q was put on %s by the node itself: %s", p.Name, device, p.deviation)
+	m.options.Recorder.Event(pod, eventType, reason, fmt.Sprintf("volume %q was put on %s by the node itself: %s", p.Name, device, p.deviation))
 }
 
 func (m *Manager) disk(id string) (discovery.Disk, error) {
