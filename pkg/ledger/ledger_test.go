@@ -3,6 +3,7 @@ package ledger
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -195,7 +196,7 @@ func TestRaces(t *testing.T) {
 		"five pods of 3 GiB on 10 GiB": func(t *testing.T, l *Ledger) {
 			fitted := 0
 			for i := range 5 {
-				if _, err := l.Reserve(fmt.Sprint(i), nodeName, []string{fmt.Sprint("p", i)}, one(3)); err == nil {
+				if _, err := l.Reserve(strconv.Itoa(i), nodeName, []string{fmt.Sprint("p", i)}, one(3)); err == nil {
 					fitted++
 				}
 			}
@@ -347,7 +348,7 @@ func TestConcurrency(t *testing.T) {
 	for w := range 4 {
 		writers.Go(func() {
 			for i := range 300 {
-				uid := fmt.Sprint(w*1000 + i%3)
+				uid := strconv.Itoa(w*1000 + i%3)
 				records, err := l.Reserve(uid, nodeName, []string{"part-" + uid}, one(1))
 				if err == nil && i%2 == 0 {
 					l.SetPod(uid, nodeName, records)
@@ -371,7 +372,7 @@ func BenchmarkReserveAndForget(b *testing.B) {
 			l := New()
 			l.SetCapacity(nodeName, large(1, volumes))
 			for i := range volumes {
-				l.SetPod(fmt.Sprint(i), nodeName, []Record{{fmt.Sprint("part-", i), fmt.Sprintf("disk-%02d", i%12), at(int64(i/12), 1)}})
+				l.SetPod(strconv.Itoa(i), nodeName, []Record{{fmt.Sprint("part-", i), fmt.Sprintf("disk-%02d", i%12), at(int64(i/12), 1)}})
 			}
 			partitions, requests := []string{"mine"}, one(1)
 			b.ReportAllocs()

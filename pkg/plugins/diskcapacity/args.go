@@ -15,6 +15,8 @@ const defaultSyncTimeout = 10 * time.Second
 
 // DiskCapacityArgs are the plugin's arguments in the scheduler's configuration. The
 // name is prescribed by the configuration's format: the plugin's name and "Args".
+//
+//nolint:revive // The stutter is the format's.
 type DiskCapacityArgs struct {
 	metav1.TypeMeta `json:",inline"`
 

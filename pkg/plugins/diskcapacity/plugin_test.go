@@ -125,7 +125,7 @@ func TestScorePrefersTheTightestFit(t *testing.T) {
 	for _, s := range list {
 		score[s.Name] = s.TotalScore
 	}
-	if !(score["exact"] > score["tight"] && score["tight"] > score["loose"]) {
+	if score["exact"] <= score["tight"] || score["tight"] <= score["loose"] {
 		t.Errorf("scores are %v, want exact > tight > loose", score)
 	}
 }
