@@ -2,6 +2,7 @@ package diskcapacity
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -94,7 +95,7 @@ func TestRelist(t *testing.T) {
 	first := b.publish(t, "n1", 10)
 	b.publish(t, "n2", 10)
 	b.revision += 10
-	if err := b.plugin.feed.capacities.Replace([]any{b.capacity("n2", 5)}, fmt.Sprint(b.revision)); err != nil {
+	if err := b.plugin.feed.capacities.Replace([]any{b.capacity("n2", 5)}, strconv.Itoa(b.revision)); err != nil {
 		t.Fatal(err)
 	}
 	if b.plugin.ledger.Snapshot("n1").Published {

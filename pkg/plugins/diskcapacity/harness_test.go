@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"testing"
 	"time"
 
@@ -138,7 +139,7 @@ func (b *bench) capacity(node string, freeGiB int64, volumes ...diskv1alpha1.All
 	}
 	return &diskv1alpha1.NodeDiskCapacity{
 		TypeMeta:   metav1.TypeMeta{APIVersion: diskv1alpha1.SchemeGroupVersion.String(), Kind: "NodeDiskCapacity"},
-		ObjectMeta: metav1.ObjectMeta{Name: node, ResourceVersion: fmt.Sprint(b.revision)},
+		ObjectMeta: metav1.ObjectMeta{Name: node, ResourceVersion: strconv.Itoa(b.revision)},
 		Status:     diskv1alpha1.NodeDiskCapacityStatus{Disks: []diskv1alpha1.Disk{disk}},
 	}
 }
