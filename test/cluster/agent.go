@@ -43,7 +43,7 @@ func (c *Cluster) StartAgent(ctx context.Context, node string) error {
 	if !c.options.Kubelets {
 		return c.register(ctx, node)
 	}
-	return waitFor(ctx, p, patience, func(ctx context.Context) error { return c.registered(ctx, node) })
+	return waitFor(ctx, p, func(ctx context.Context) error { return c.registered(ctx, node) })
 }
 
 // register stands in for a kubelet that has met the agent.

@@ -108,7 +108,7 @@ func (c *Cluster) startEtcd(ctx context.Context) (endpoint string, err error) {
 	if err != nil {
 		return "", err
 	}
-	return client, waitFor(ctx, p, patience, func(ctx context.Context) error {
+	return client, waitFor(ctx, p, func(ctx context.Context) error {
 		return get(ctx, http.DefaultClient, client+"/health")
 	})
 }
@@ -175,7 +175,7 @@ func (c *Cluster) startAPIServer(ctx context.Context, etcd string) error {
 	roots.AddCert(c.authority.cert)
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, Proxy: nil}
 	defer transport.CloseIdleConnections()
-	return waitFor(ctx, p, patience, func(ctx context.Context) error {
+	return waitFor(ctx, p, func(ctx context.Context) error {
 		return get(ctx, &http.Client{Transport: transport}, c.server+"/readyz")
 	})
 }
@@ -218,7 +218,7 @@ func (c *Cluster) waitControllerManager(ctx context.Context) error {
 	c.mu.Lock()
 	p := c.processes["kube-controller-manager"]
 	c.mu.Unlock()
-	return waitFor(ctx, p, patience, func(ctx context.Context) error {
+	return waitFor(ctx, p, func(ctx context.Context) error {
 		account := &corev1.ServiceAccount{}
 		return c.client.Get(ctx, client.ObjectKey{Namespace: metav1.NamespaceDefault, Name: "default"}, account)
 	})

@@ -31,7 +31,7 @@ func (c *Cluster) startContainerd(ctx context.Context, n *Node, images string) e
 	if err != nil {
 		return err
 	}
-	return waitFor(ctx, p, patience, func(ctx context.Context) error {
+	return waitFor(ctx, p, func(ctx context.Context) error {
 		if _, err := os.Stat(filepath.Join(n.dir, "run/containerd/containerd.sock")); err != nil {
 			return err
 		}
@@ -163,7 +163,7 @@ func (c *Cluster) runKubelet(ctx context.Context, n *Node) error {
 	if err != nil {
 		return err
 	}
-	return waitFor(ctx, p, patience, func(ctx context.Context) error { return c.nodeReady(ctx, n.Name, started) })
+	return waitFor(ctx, p, func(ctx context.Context) error { return c.nodeReady(ctx, n.Name, started) })
 }
 
 // RestartKubelet ends a node's kubelet and starts it again.

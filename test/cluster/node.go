@@ -170,6 +170,19 @@ func (c *Cluster) makeDisks(n *Node) error {
 // that containerd, kubelet and the agent write at standard paths.
 var covered = []string{"/var/lib", "/var/log", "/run"}
 
+// holderScript mounts pairs of directories, makes a file to say so, and waits. Mounts
+// propagate within the node, as pods with Bidirectional mounts expect, and not out of it.
+const holderScript = `set -e
+mount --make-rshared /
+while [ $# -gt 1 ]; do
+	mount --bind "$1" "$2"
+	shift 2
+done
+ip link set lo up
+: > "$1"
+exec sleep infinity
+`
+
 // startNamespaces makes the node's namespaces: a process that only waits holds them.
 func (c *Cluster) startNamespaces(ctx context.Context, n *Node) error {
 	for _, dir := range covered {
@@ -177,22 +190,21 @@ func (c *Cluster) startNamespaces(ctx context.Context, n *Node) error {
 			return fmt.Errorf("state directory %s and programs %s must lie outside of %s: nodes have their own there", c.state.Dir, c.bin, dir)
 		}
 	}
-	script := "set -e\nmount --make-rshared /\n"
+	argv := []string{"unshare", "--net", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", holderScript, "holder"}
 	for _, dir := range covered {
 		own := filepath.Join(n.dir, filepath.Base(dir))
 		if err := os.MkdirAll(own, 0o755); err != nil {
 			return err
 		}
-		script += fmt.Sprintf("mount --bind %q %q\n", own, dir)
+		argv = append(argv, own, dir)
 	}
 	ready := filepath.Join(n.dir, "namespaces")
-	script += fmt.Sprintf("ip link set lo up\ntouch %q\nexec sleep infinity\n", ready)
 	var err error
-	n.holder, err = c.run("namespaces-"+n.Name, "unshare", "--net", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", script)
+	n.holder, err = c.run("namespaces-"+n.Name, append(argv, ready)...)
 	if err != nil {
 		return err
 	}
-	err = waitFor(ctx, n.holder, patience, func(context.Context) error {
+	err = waitFor(ctx, n.holder, func(context.Context) error {
 		_, err := os.Stat(ready)
 		return err
 	})

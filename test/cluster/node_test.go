@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -93,11 +94,11 @@ func assertDisks(t *testing.T, c *Cluster) {
 	for _, d := range n.Disks {
 		sysfs := filepath.Join("/sys/block", filepath.Base(d.Path))
 		sectors, err := os.ReadFile(filepath.Join(sysfs, "size"))
-		if err != nil || strings.TrimSpace(string(sectors)) != fmt.Sprint(d.Size/512) {
+		if err != nil || strings.TrimSpace(string(sectors)) != strconv.FormatInt(d.Size/512, 10) {
 			t.Errorf("%s has %q sectors of 512 bytes, want %d bytes, %v", d.Path, sectors, d.Size, err)
 		}
 		size, err := os.ReadFile(filepath.Join(sysfs, "queue/logical_block_size"))
-		if err != nil || strings.TrimSpace(string(size)) != fmt.Sprint(d.SectorSize) {
+		if err != nil || strings.TrimSpace(string(size)) != strconv.Itoa(d.SectorSize) {
 			t.Errorf("%s has sectors of %q, want %d, %v", d.Path, size, d.SectorSize, err)
 		}
 	}

@@ -119,7 +119,7 @@ func tail(path string) []byte {
 
 // waitFor looks until the condition holds, the process it depends on ends, or
 // patience does. Every look that fails says why, for the error.
-func waitFor(caller context.Context, p *process, patience time.Duration, condition func(context.Context) error) error {
+func waitFor(caller context.Context, p *process, condition func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(caller, patience)
 	defer cancel()
 	for {
@@ -129,7 +129,7 @@ func waitFor(caller context.Context, p *process, patience time.Duration, conditi
 		}
 		select {
 		case <-p.done:
-			return p.failure(fmt.Errorf("ended (%v) before it was ready: %w", p.err, err))
+			return p.failure(fmt.Errorf("ended before it was ready: %w", errors.Join(p.err, err)))
 		case <-ctx.Done():
 			if caller.Err() != nil {
 				return fmt.Errorf("wait for %s: %w", p.name, caller.Err())

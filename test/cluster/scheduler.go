@@ -107,7 +107,7 @@ func (c *Cluster) startScheduler(ctx context.Context, name, program, config stri
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport}
-	return waitFor(ctx, p, patience, func(ctx context.Context) error {
+	return waitFor(ctx, p, func(ctx context.Context) error {
 		return get(ctx, client, fmt.Sprintf("https://%s:%d/readyz", c.address, port))
 	})
 }

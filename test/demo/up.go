@@ -194,7 +194,7 @@ func (d *demo) pods(ctx context.Context, wantRunning, wantWaiting int) error {
 		return err
 	}
 	up, waiting := 0, 0
-	var why error
+	why := errors.New("no other pods")
 	for i := range list.Items {
 		pod := &list.Items[i]
 		err := running(pod)
@@ -208,7 +208,7 @@ func (d *demo) pods(ctx context.Context, wantRunning, wantWaiting int) error {
 		}
 	}
 	if up != wantRunning || waiting != wantWaiting || len(list.Items) != up+waiting {
-		return fmt.Errorf("want %d pods running and %d waiting for space, have %d and %d: %v", wantRunning, wantWaiting, up, waiting, why)
+		return fmt.Errorf("want %d pods running and %d waiting for space, have %d and %d: %w", wantRunning, wantWaiting, up, waiting, why)
 	}
 	return nil
 }

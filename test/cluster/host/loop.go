@@ -125,10 +125,10 @@ func detachLoop(path string) error {
 // blkpgPartition and blkpgArgument are the kernel's struct blkpg_partition and
 // struct blkpg_ioctl_arg.
 type blkpgPartition struct {
-	start, length int64
-	number        int32
-	_             [64 + 64]byte
-	_             [4]byte
+	_      [2]int64 // start and length: only to attach
+	number int32
+	_      [64 + 64]byte // names that the kernel does not use
+	_      [4]byte
 }
 
 type blkpgArgument struct {
