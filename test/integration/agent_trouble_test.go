@@ -397,3 +397,31 @@ func (n *node) kubeconfig() string {
 func impersonate(user *clientcmdapi.AuthInfo, as *rest.Config) {
 	user.Impersonate, user.ImpersonateGroups = as.Impersonate.UserName, as.Impersonate.Groups
 }
+
+// TestAgentDamagedFileSystem: a volume that was formatted and cannot be mounted is never
+// formatted again.
+func TestAgentDamagedFileSystem(t *testing.T) {
+	n := newNode(t, 2*gib)
+	n.start()
+	n.ready()
+	for _, fsType := range []string{"ext4", ""} {
+		pod := n.pod("damaged"+fsType, "", nil, n.volumeOf("data", "300Mi", fsType))
+		disk, a := n.formatted(pod, "data")
+		// It is the only volume, so it has the first entry.
+		device := "/dev/" + disk.Device + "p1"
+		if err := os.WriteFile(device, make([]byte, mib), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := n.publish(pod, "data"); err == nil || !strings.Contains(err.Error(), "not formatted again") {
+				t.Errorf("publish of a damaged %q says %v", fsType, err)
+			}
+		}
+		if !n.disks[0].zero(t, a.Start, mib) {
+			t.Error("it was formatted again")
+		}
+		n.unpublish(pod, "data")
+		n.delete(pod)
+		n.released()
+	}
+}

@@ -1,0 +1,226 @@
+package csi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	csispec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/volumes"
+)
+
+// answers is what package volumes says to every call.
+type answers struct {
+	err      error
+	pod      volumes.PodRef
+	released []string
+}
+
+func (a *answers) Publish(_ context.Context, pod volumes.PodRef, _ string, _ func(context.Context, string, string) error) error {
+	a.pod = pod
+	return a.err
+}
+
+func (a *answers) Release(volumeID string) { a.released = append(a.released, volumeID) }
+
+// valid is a call as the kubelet makes it.
+func valid() *csispec.NodePublishVolumeRequest {
+	return &csispec.NodePublishVolumeRequest{
+		VolumeId:   "csi-1",
+		TargetPath: "/var/lib/kubelet/pods/1/volumes/v/mount",
+		VolumeCapability: &csispec.VolumeCapability{
+			AccessType: &csispec.VolumeCapability_Mount{Mount: &csispec.VolumeCapability_MountVolume{FsType: "ext4"}},
+			AccessMode: &csispec.VolumeCapability_AccessMode{Mode: csispec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
+		},
+		VolumeContext: map[string]string{
+			contextEphemeral: "true", contextPodNamespace: "ns", contextPodName: "pod", contextPodUID: "1",
+			diskv1alpha1.AttributeSize: "1Gi", diskv1alpha1.AttributeClass: "ssd",
+		},
+	}
+}
+
+func TestPublishArguments(t *testing.T) {
+	type request = csispec.NodePublishVolumeRequest
+	for name, tc := range map[string]struct {
+		spoil func(*request)
+		says  string
+	}{
+		"no volume":       {func(r *request) { r.VolumeId = "" }, "volume_id"},
+		"no target":       {func(r *request) { r.TargetPath = "" }, "target_path"},
+		"relative target": {func(r *request) { r.TargetPath = "pods/1" }, "absolute"},
+		"no capability":   {func(r *request) { r.VolumeCapability = nil }, "volume_capability"},
+		"no access type":  {func(r *request) { r.VolumeCapability.AccessType = nil }, "neither"},
+		"block": {func(r *request) {
+			r.VolumeCapability.AccessType = &csispec.VolumeCapability_Block{Block: &csispec.VolumeCapability_BlockVolume{}}
+		}, "raw block"},
+		"many nodes": {func(r *request) {
+			r.VolumeCapability.AccessMode.Mode = csispec.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER
+		}, "access mode"},
+		"no access mode":     {func(r *request) { r.VolumeCapability.AccessMode = nil }, "access mode"},
+		"readonly":           {func(r *request) { r.Readonly = true }, "readonly"},
+		"other file system":  {func(r *request) { r.VolumeCapability.GetMount().FsType = "btrfs" }, "btrfs"},
+		"persistent":         {func(r *request) { delete(r.VolumeContext, contextEphemeral) }, "only inline"},
+		"ephemeral is false": {func(r *request) { r.VolumeContext[contextEphemeral] = "false" }, "only inline"},
+		"no size":            {func(r *request) { delete(r.VolumeContext, diskv1alpha1.AttributeSize) }, "size is missing"},
+		"bad size":           {func(r *request) { r.VolumeContext[diskv1alpha1.AttributeSize] = "10Gib" }, "10Gib"},
+		"no class":           {func(r *request) { delete(r.VolumeContext, diskv1alpha1.AttributeClass) }, "class is missing"},
+		"unknown attribute":  {func(r *request) { r.VolumeContext["sise"] = "1Gi" }, `"sise"`},
+		"no pod":             {func(r *request) { delete(r.VolumeContext, contextPodUID) }, "podInfoOnMount"},
+	} {
+		r := valid()
+		tc.spoil(r)
+		a := &answers{}
+		_, err := NewNode("n", a).NodePublishVolume(t.Context(), r)
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s: %v, want InvalidArgument about %q", name, err, tc.says)
+		}
+		if a.pod.Name != "" {
+			t.Errorf("%s: a volume was asked for", name)
+		}
+	}
+	a := &answers{}
+	if _, err := NewNode("n", a).NodePublishVolume(t.Context(), valid()); err != nil {
+		t.Errorf("a valid call: %v", err)
+	}
+	if want := (volumes.PodRef{Namespace: "ns", Name: "pod", UID: "1"}); a.pod != want {
+		t.Errorf("pod is %+v, want %+v", a.pod, want)
+	}
+}
+
+func TestPublishErrors(t *testing.T) {
+	for err, want := range map[error]codes.Code{
+		fmt.Errorf("%w: x", volumes.ErrInvalid):      codes.InvalidArgument,
+		fmt.Errorf("%w: x", volumes.ErrNoRoom):       codes.ResourceExhausted,
+		fmt.Errorf("%w: x", volumes.ErrWaiting):      codes.Unavailable,
+		fmt.Errorf("%w: x", volumes.ErrOutOfService): codes.Unavailable,
+		fmt.Errorf("%w: x", volumes.ErrPodGone):      codes.FailedPrecondition,
+		context.DeadlineExceeded:                     codes.DeadlineExceeded,
+		errors.New("x"):                              codes.Internal,
+	} {
+		_, got := NewNode("n", &answers{err: err}).NodePublishVolume(t.Context(), valid())
+		if status.Code(got) != want || !strings.Contains(got.Error(), err.Error()) {
+			t.Errorf("%v becomes %v, want %v", err, got, want)
+		}
+	}
+}
+
+func TestOneCallAtATime(t *testing.T) {
+	n := NewNode("n", &answers{})
+	release, err := n.claim("csi-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.NodePublishVolume(t.Context(), valid()); status.Code(err) != codes.Aborted {
+		t.Errorf("a second call: %v", err)
+	}
+	release()
+	if _, err := n.NodePublishVolume(t.Context(), valid()); err != nil {
+		t.Errorf("a later call: %v", err)
+	}
+}
+
+func TestUnpublish(t *testing.T) {
+	a := &answers{}
+	n := NewNode("n", a)
+	for _, r := range []*csispec.NodeUnpublishVolumeRequest{{TargetPath: "/x"}, {VolumeId: "csi-1"}, {VolumeId: "csi-1", TargetPath: "x"}} {
+		if _, err := n.NodeUnpublishVolume(t.Context(), r); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%v: %v", r, err)
+		}
+	}
+	// What is not mounted is unpublished; the empty mount point goes.
+	target := filepath.Join(t.TempDir(), "mount")
+	if err := os.Mkdir(target, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := n.NodeUnpublishVolume(t.Context(), &csispec.NodeUnpublishVolumeRequest{VolumeId: "csi-1", TargetPath: target}); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(a.released) != 2 {
+		t.Errorf("released %v", a.released)
+	}
+	// What is in it is not ours.
+	if err := os.MkdirAll(filepath.Join(target, "data"), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.NodeUnpublishVolume(t.Context(), &csispec.NodeUnpublishVolumeRequest{VolumeId: "csi-1", TargetPath: target}); status.Code(err) != codes.Internal {
+		t.Errorf("a folder with data: %v", err)
+	}
+}
+
+func TestStatsArguments(t *testing.T) {
+	n := NewNode("n", &answers{})
+	for want, r := range map[codes.Code]*csispec.NodeGetVolumeStatsRequest{
+		codes.InvalidArgument: {VolumePath: "/x"},
+		codes.NotFound:        {VolumeId: "csi-1", VolumePath: t.TempDir()},
+	} {
+		if _, err := n.NodeGetVolumeStats(t.Context(), r); status.Code(err) != want {
+			t.Errorf("%v: %v, want %v", r, err, want)
+		}
+	}
+}
+
+// Both sockets, over the leftovers of an agent that was killed.
+func TestSockets(t *testing.T) {
+	dir := t.TempDir()
+	socket, register := filepath.Join(dir, "plugin", "csi.sock"), filepath.Join(dir, diskv1alpha1.DriverName+"-reg.sock")
+	if err := os.WriteFile(register, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 2)
+	go func() { ended <- Serve(ctx, socket, NewNode("node1", &answers{})) }()
+	go func() { ended <- Register(ctx, dir, socket) }()
+
+	info, err := registration.NewRegistrationClient(dial(t, register)).GetInfo(t.Context(), &registration.InfoRequest{}, grpc.WaitForReady(true))
+	if err != nil || info.Name != diskv1alpha1.DriverName || info.Endpoint != socket || info.Type != registration.CSIPlugin {
+		t.Errorf("registration says %v, %v", info, err)
+	}
+	name, err := csispec.NewIdentityClient(dial(t, socket)).GetPluginInfo(t.Context(), &csispec.GetPluginInfoRequest{}, grpc.WaitForReady(true))
+	if err != nil || name.Name != diskv1alpha1.DriverName || name.VendorVersion == "" {
+		t.Errorf("the plugin is %v, %v", name, err)
+	}
+	node, err := csispec.NewNodeClient(dial(t, socket)).NodeGetInfo(t.Context(), &csispec.NodeGetInfoRequest{})
+	if err != nil || node.NodeId != "node1" || node.MaxVolumesPerNode != 0 {
+		t.Errorf("the node is %v, %v", node, err)
+	}
+	cancel()
+	for range 2 {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	for _, s := range []string{socket, register} {
+		if _, err := os.Stat(s); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", s, err)
+		}
+	}
+}
+
+// dial connects as soon as the socket is served: a stale file there is no server.
+func dial(t *testing.T, socket string) *grpc.ClientConn {
+	t.Helper()
+	dialer := grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	})
+	c, err := grpc.NewClient("passthrough:///"+socket, dialer, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}

@@ -1,0 +1,165 @@
+package volumes
+
+import (
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+const mib = int64(1) << 20
+
+// run is the extent of n MiB from the MiB at.
+func run(at, n int64) extent.Extent { return extent.New(at*mib, n*mib) }
+
+// want is a volume of n MiB of class ssd, recorded at the given place if disk is not empty.
+func want(name string, n int64, disk string, at int64) wanted {
+	w := wanted{Volume: request.Volume{Name: name, Partition: name, Request: placement.Request{Class: "ssd", Size: n * mib}}}
+	if disk == "" {
+		w.unrecorded = "no record"
+		return w
+	}
+	w.recorded = &diskv1alpha1.RecordVolume{Name: name, Disk: disk, Extent: diskv1alpha1.Extent{Start: at * mib, Length: n * mib}}
+	return w
+}
+
+func apart(w wanted) wanted { w.Request.Apart = true; return w }
+
+func TestDecide(t *testing.T) {
+	// Disk a has 10 and 50 MiB free, b 100; on a 20 MiB more are being wiped.
+	a := space{id: "a", class: "ssd", free: extent.NewSet(run(1, 10), run(50, 50)), wiping: extent.NewSet(run(20, 20))}
+	b := space{id: "b", class: "ssd", free: extent.NewSet(run(1, 100))}
+	hdd := space{id: "h", class: "hdd", free: extent.NewSet(run(1, 1000))}
+	none := space{id: "n", class: "", free: extent.NewSet(run(1, 1000))}
+	sized := func(w wanted, length int64) wanted { w.recorded.Length = length * mib; return w }
+
+	for _, tc := range []struct {
+		name     string
+		disks    []space
+		occupied map[string]bool
+		volumes  []wanted
+		places   []string // disk and MiB
+		why      string   // part of the first deviation
+		err      error
+		noFit    bool
+	}{
+		{name: "record followed, though it is not the best fit", disks: []space{a, b}, volumes: []wanted{want("v", 10, "b", 41)}, places: []string{"b 41"}},
+		{name: "exactly what is left", disks: []space{a, b}, volumes: []wanted{want("v", 10, "a", 1)}, places: []string{"a 1"}},
+		{name: "no record", disks: []space{a, b}, volumes: []wanted{want("v", 10, "", 0)}, places: []string{"a 1"}, why: "no record"},
+		{name: "unknown disk", disks: []space{a}, volumes: []wanted{want("v", 10, "x", 1)}, places: []string{"a 1"}, why: "not in service"},
+		{name: "other class", disks: []space{a, hdd}, volumes: []wanted{want("v", 10, "h", 1)}, places: []string{"a 1"}, why: `class "hdd"`},
+		{name: "class gone", disks: []space{a, none}, volumes: []wanted{want("v", 10, "n", 1)}, places: []string{"a 1"}, why: `class ""`},
+		{name: "too short", disks: []space{a}, volumes: []wanted{sized(want("v", 10, "a", 50), 9)}, places: []string{"a 1"}, why: "asks for"},
+		{name: "too long", disks: []space{a}, volumes: []wanted{sized(want("v", 10, "a", 50), 11)}, places: []string{"a 1"}, why: "asks for"},
+		{name: "taken", disks: []space{a}, volumes: []wanted{want("v", 10, "a", 11)}, places: []string{"a 1"}, why: "not free"},
+		{name: "half taken", disks: []space{a}, volumes: []wanted{want("v", 10, "a", 5)}, places: []string{"a 1"}, why: "not free"},
+		{name: "behind the disk", disks: []space{a}, volumes: []wanted{want("v", 10, "a", 1<<30)}, places: []string{"a 1"}, why: "not free"},
+		{name: "over a wipe, and room elsewhere", disks: []space{a}, volumes: []wanted{want("v", 10, "a", 20)}, places: []string{"a 1"}, why: "not free"},
+		{name: "over a wipe, and no room", disks: []space{{id: "a", class: "ssd", wiping: a.wiping}}, volumes: []wanted{want("v", 10, "a", 20)}, err: errWaiting},
+		{name: "no record, and room after a wipe", disks: []space{{id: "a", class: "ssd", free: extent.NewSet(run(10, 10)), wiping: a.wiping}}, volumes: []wanted{want("v", 30, "", 0)}, err: errWaiting},
+		{name: "never", disks: []space{a, b, hdd, none}, volumes: []wanted{want("v", 101, "", 0)}, noFit: true},
+		{name: "two records on one place", disks: []space{a, b}, volumes: []wanted{want("v", 10, "a", 1), want("w", 10, "a", 1)}, places: []string{"a 1", "a 50"}},
+		{name: "a record in the way of the other volume", disks: []space{b}, volumes: []wanted{want("v", 10, "b", 50), want("w", 90, "", 0)}, places: []string{"b 91", "b 1"}, why: "fit only if"},
+		{name: "all or none", disks: []space{b}, volumes: []wanted{want("v", 10, "b", 1), want("w", 100, "", 0)}, noFit: true},
+		{name: "records that are not apart", disks: []space{a, b}, volumes: []wanted{apart(want("v", 10, "b", 1)), apart(want("w", 10, "b", 20))}, places: []string{"b 1", "a 1"}},
+		{name: "apart from what is there", disks: []space{a, b}, occupied: map[string]bool{"a": true}, volumes: []wanted{apart(want("v", 10, "", 0)), want("w", 10, "", 0)}, places: []string{"b 1", "a 1"}, why: "no record"},
+		{name: "no disk to be apart on", disks: []space{a}, occupied: map[string]bool{"a": true}, volumes: []wanted{apart(want("v", 10, "a", 1))}, noFit: true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			places, err := decide(tc.disks, tc.occupied, tc.volumes)
+			var noFit *placement.NoFit
+			switch {
+			case tc.noFit:
+				if !errors.As(err, &noFit) {
+					t.Fatalf("places %v, error %v, want no fit", places, err)
+				}
+				return
+			case tc.err != nil:
+				if !errors.Is(err, tc.err) {
+					t.Fatalf("places %v, error %v, want %v", places, err, tc.err)
+				}
+				return
+			case err != nil:
+				t.Fatal(err)
+			}
+			if len(places) != len(tc.places) {
+				t.Fatalf("places are %v", places)
+			}
+			for i, p := range places {
+				if p.Name != tc.volumes[i].Name || !slices.Contains([]string{tc.places[i]}, p.disk+" "+mibs(p.extent.Start)) {
+					t.Errorf("%s is at %s %s, want %s", p.Name, p.disk, mibs(p.extent.Start), tc.places[i])
+				}
+			}
+			if !strings.Contains(places[0].deviation, tc.why) || tc.why == "" && places[0].deviation != "" {
+				t.Errorf("deviation is %q, want %q", places[0].deviation, tc.why)
+			}
+		})
+	}
+}
+
+func mibs(bytes int64) string {
+	digits := ""
+	for n := bytes / mib; n > 0; n /= 10 {
+		digits = string(rune('0'+n%10)) + digits
+	}
+	return digits
+}
+
+// Whatever the records say, places are free, disjoint, of the right size and class, and
+// apart where that was asked for.
+func TestDecideNeverHarms(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	ids := []string{"a", "b", "c", "x"}
+	placed := 0
+	for range 20000 {
+		var disks []space
+		for _, id := range ids[:1+r.IntN(3)] {
+			s := space{id: id, class: []string{"ssd", "ssd", "hdd", ""}[r.IntN(4)]}
+			for range r.IntN(4) {
+				s.free = s.free.Add(run(1+r.Int64N(30), 1+r.Int64N(8)))
+			}
+			s.wiping = extent.NewSet(run(1+r.Int64N(30), 1+r.Int64N(8))).Subtract(s.free)
+			disks = append(disks, s)
+		}
+		var volumes []wanted
+		for i := range 1 + r.IntN(3) {
+			w := want(string(rune('v'+i)), 1+r.Int64N(6), []string{"", "a", "b", "x"}[r.IntN(4)], 1+r.Int64N(40))
+			w.Request.Apart = r.IntN(3) == 0
+			if w.recorded != nil && r.IntN(4) == 0 {
+				w.recorded.Length = (1 + r.Int64N(6)) * mib
+			}
+			volumes = append(volumes, w)
+		}
+		occupied := map[string]bool{ids[r.IntN(4)]: true}
+		places, err := decide(disks, occupied, volumes)
+		if err != nil {
+			continue
+		}
+		placed++
+		left := slices.Clone(disks)
+		apartOn := map[string]bool{}
+		for i, p := range places {
+			at := slices.IndexFunc(left, func(s space) bool { return s.id == p.disk })
+			w := volumes[i]
+			if p.Name != w.Name || at < 0 || left[at].class != w.Request.Class || p.extent.Len() != w.Request.Size || !left[at].free.Contains(p.extent) {
+				t.Fatalf("disks %+v, volumes %+v: place %+v", disks, volumes, p)
+			}
+			left[at].free = left[at].free.Remove(p.extent)
+			if w.Request.Apart {
+				if occupied[p.disk] || apartOn[p.disk] {
+					t.Fatalf("disks %+v, volumes %+v: %s is not apart", disks, volumes, p.Name)
+				}
+				apartOn[p.disk] = true
+			}
+		}
+	}
+	if placed < 1000 {
+		t.Errorf("only %d of the cases had places", placed)
+	}
+}
