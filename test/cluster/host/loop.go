@@ -66,7 +66,11 @@ func configureLoop(path string, n int, backing *os.File, sectorSize int) error {
 	defer loop.Close()
 	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: uint32(sectorSize)}
 	copy(config.Info.File_name[:len(config.Info.File_name)-1], backing.Name())
-	return unix.IoctlLoopConfigure(int(loop.Fd()), &config)
+	if err := unix.IoctlLoopConfigure(int(loop.Fd()), &config); err != nil {
+		return err
+	}
+	// Left by an earlier user who did not do as detachLoop does.
+	return detachPartitions(loop, filepath.Base(path))
 }
 
 // Loops returns the loop devices whose file lies in the state directory.
