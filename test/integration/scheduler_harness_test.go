@@ -10,7 +10,6 @@ import (
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -234,27 +233,29 @@ func (s *schedulers) waitEvent(t *testing.T, pod, says string) {
 	})
 }
 
-// withoutPolicy lifts the admission policy, if the control plane has it: whoever can
-// write past it, or has not installed it, must do no harm.
+// withoutPolicy lifts the admission policies, if the control plane has them: whoever can
+// write past them, or has not installed them, must do no harm.
 func (s *schedulers) withoutPolicy(t *testing.T) {
 	t.Helper()
-	binding := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metav1.ObjectMeta{Name: diskv1alpha1.GroupName}}
-	err := s.client.Get(t.Context(), client.ObjectKeyFromObject(binding), binding)
-	if apierrors.IsNotFound(err) {
-		return
-	}
-	if err != nil {
+	var bindings admissionv1.ValidatingAdmissionPolicyBindingList
+	if err := s.client.List(t.Context(), &bindings); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.client.Delete(t.Context(), binding); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		anew := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metav1.ObjectMeta{Name: binding.Name}, Spec: binding.Spec}
-		if err := s.client.Create(context.WithoutCancel(t.Context()), anew); err != nil {
-			t.Error(err)
+	for i := range bindings.Items {
+		binding := &bindings.Items[i]
+		if !strings.HasSuffix(binding.Spec.PolicyName, diskv1alpha1.GroupName) {
+			continue
 		}
-	})
+		if err := s.client.Delete(t.Context(), binding); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			anew := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metav1.ObjectMeta{Name: binding.Name}, Spec: binding.Spec}
+			if err := s.client.Create(context.WithoutCancel(t.Context()), anew); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	s.eventually(t, func(ctx context.Context) error {
 		probe := diskPod("probe", 1)
 		probe.Annotations = map[string]string{diskv1alpha1.AnnotationAllocation: "probe"}
