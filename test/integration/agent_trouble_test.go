@@ -24,7 +24,7 @@ import (
 // TestAgentRefusesWhatIsNotBlank: devices with anything on them are named, with the
 // reason, and not a byte of them is changed.
 func TestAgentRefusesWhatIsNotBlank(t *testing.T) {
-	n := newNode(t, gib, gib, gib)
+	n := newNode(t, 256*mib, 256*mib, gib)
 	foreign, tail := n.disks[0], n.disks[1]
 	command(t, "mkfs.ext4", "-q", foreign.path)
 	if err := os.WriteFile(tail.path, []byte("somebody's"), 0o600); err != nil {

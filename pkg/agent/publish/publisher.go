@@ -127,7 +127,7 @@ func (p *Publisher) known() *diskv1alpha1.NodeDiskCapacity {
 // Run publishes until the context ends. The informer must have synced.
 func (p *Publisher) Run(ctx context.Context) {
 	logger := klog.FromContext(ctx)
-	fresh := wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 9, Cap: 30 * time.Second}
+	fresh := wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 8, Cap: 10 * time.Second}
 	backoff := fresh
 	p.Kick()
 	for {

@@ -42,7 +42,7 @@ func (m *Manager) syncPod(ctx context.Context, key types.NamespacedName) error {
 	volumes, err := request.FromPod(pod)
 	if err != nil {
 		// Nobody can help this pod: its volumes cannot be changed.
-		m.tell(pod, corev1.EventTypeWarning, eventInvalid, err.Error())
+		m.warn(pod, eventInvalid, err.Error())
 		return nil
 	}
 	seen := m.changesSeen()
@@ -54,14 +54,14 @@ func (m *Manager) syncPod(ctx context.Context, key types.NamespacedName) error {
 	case errors.Is(err, ErrPodGone):
 		return nil
 	case errors.Is(err, ErrWaiting), errors.Is(err, ErrOutOfService):
-		m.tell(pod, corev1.EventTypeWarning, eventFailed, err.Error())
+		m.warn(pod, eventFailed, err.Error())
 		m.wait(pod, seen)
 		return nil
 	case errors.Is(err, ErrNoRoom):
 		m.wait(pod, seen)
 		return m.noRoom(ctx, pod, err)
 	}
-	m.tell(pod, corev1.EventTypeWarning, eventFailed, err.Error())
+	m.warn(pod, eventFailed, err.Error())
 	return err
 }
 
@@ -97,7 +97,7 @@ func (m *Manager) wait(pod *corev1.Pod, seen int) {
 
 // noRoom says so, and after the grace period evicts a pod that somebody makes anew.
 func (m *Manager) noRoom(ctx context.Context, pod *corev1.Pod, why error) error {
-	m.tell(pod, corev1.EventTypeWarning, eventNoRoom, why.Error())
+	m.warn(pod, eventNoRoom, why.Error())
 	m.mu.Lock()
 	since, ok := m.noRoomSince[pod.UID]
 	if !ok {
@@ -121,14 +121,14 @@ func (m *Manager) noRoom(ctx context.Context, pod *corev1.Pod, why error) error 
 	return fmt.Errorf("cannot evict pod %s: %w", keyOf(pod), err)
 }
 
-// tell writes an event unless it is what the pod was told last.
-func (m *Manager) tell(pod *corev1.Pod, eventType, reason, message string) {
+// warn writes an event unless it is what the pod was told last.
+func (m *Manager) warn(pod *corev1.Pod, reason, message string) {
 	m.mu.Lock()
 	repeated := m.told[pod.UID] == reason+message
 	m.told[pod.UID] = reason + message
 	m.mu.Unlock()
 	if !repeated {
-		m.options.Recorder.Event(pod, eventType, reason, message)
+		m.options.Recorder.Event(pod, corev1.EventTypeWarning, reason, message)
 	}
 }
 

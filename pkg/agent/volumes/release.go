@@ -222,6 +222,7 @@ func (m *Manager) slots(disk string) chan struct{} {
 func (m *Manager) disown(partition string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	delete(m.prezeroed, partition)
 	if o, ok := m.owners[partition]; ok && m.cached(o.pod, o.uid) == nil {
 		delete(m.owners, partition)
 	}
