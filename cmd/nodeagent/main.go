@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/component-base/cli"
 	logsapi "k8s.io/component-base/logs/api/v1"
-	"k8s.io/component-base/version/verflag"
+	"k8s.io/component-base/version"
 
 	"github.com/berthdev/berth/pkg/agent"
 )
@@ -49,10 +49,11 @@ func command() *cobra.Command {
 		Use:   "nodeagent",
 		Short: "Manages the disks of the node it runs on, for pods",
 		Args:  cobra.NoArgs,
+		// Not component-base's flag: that one calls every program Kubernetes.
+		Version: version.Get().GitVersion,
 		// A mistake in operation is not one in usage.
 		SilenceUsage: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			verflag.PrintAndExitIfRequested()
 			if err := logsapi.ValidateAndApply(f.logs, nil); err != nil {
 				return err
 			}
@@ -75,7 +76,6 @@ func (f *flags) add(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.agent.EvictionGrace, "eviction-grace", time.Minute, "How long a pod whose volumes do not fit on the node stays before it is evicted, if a controller makes a new one.")
 	fs.StringVar(&f.metrics, "metrics-address", "", "Address for /metrics and /healthz, such as 127.0.0.1:9810. Empty for none.")
 	logsapi.AddFlags(f.logs, fs)
-	verflag.AddFlags(fs)
 }
 
 func (f *flags) run(ctx context.Context) error {

@@ -47,8 +47,9 @@ type Options struct {
 	Sys fs.FS
 }
 
-// programs that package disk runs when it looks at a device.
-var diskPrograms = []string{"blkid", "wipefs"}
+// programs are what the agent runs: package disk to look at a device, package volumes
+// to make file systems and to recognise them, mount-utils to mount.
+var programs = []string{"blkid", "wipefs", "mkfs.ext4", "mkfs.xfs", "mount", "umount"}
 
 // Check says what the agent lacks on this machine.
 func Check() error {
@@ -56,7 +57,7 @@ func Check() error {
 		return errors.New("the agent partitions and mounts disks: run it as root, in a privileged container")
 	}
 	var missing []string
-	for _, program := range append(diskPrograms, volumes.Programs...) {
+	for _, program := range programs {
 		if _, err := exec.LookPath(program); err != nil {
 			missing = append(missing, program)
 		}

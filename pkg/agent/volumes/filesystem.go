@@ -13,9 +13,6 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// Programs are the programs that the agent runs for file systems.
-var Programs = []string{"mkfs.ext4", "mkfs.xfs", "blkid", "mount", "umount"}
-
 // mkfsTimeout bounds mkfs on a disk that hangs.
 const mkfsTimeout = 10 * time.Minute
 
