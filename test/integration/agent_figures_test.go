@@ -130,8 +130,7 @@ func memory(t *testing.T, process *exec.Cmd, name string) int {
 	return 0
 }
 
-// TestAgentLatency logs how long a volume takes. The floor is the same work by hand: a
-// partition by table and kernel, mkfs, mount, without anybody deciding anything.
+// TestAgentLatency logs how long the kubelet waits for a volume.
 func TestAgentLatency(t *testing.T) {
 	if testing.Short() {
 		t.Skip("measures for a while")

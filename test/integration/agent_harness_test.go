@@ -299,9 +299,7 @@ func consistent(s *diskv1alpha1.NodeDiskCapacityStatus) error {
 	for _, d := range s.Disks {
 		total := d.Overhead
 		var all []diskv1alpha1.Extent
-		for _, e := range d.Free {
-			all = append(all, e)
-		}
+		all = append(all, d.Free...)
 		for _, a := range d.Allocations {
 			all = append(all, a.Extent)
 		}
