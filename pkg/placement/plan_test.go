@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -229,7 +230,7 @@ func TestPlanManyVolumes(t *testing.T) {
 			for range 5 {
 				lengths = append(lengths, 1+rng.Int64N(30))
 			}
-			node.Disks = append(node.Disks, disk(fmt.Sprint(d), "ssd", lengths...))
+			node.Disks = append(node.Disks, disk(strconv.Itoa(d), "ssd", lengths...))
 		}
 		var requests []Request
 		for range 9 + rng.IntN(30) {
@@ -265,10 +266,10 @@ func FuzzPlan(f *testing.F) {
 			lengths = nil
 		}
 		for _, b := range extents {
-			switch {
-			case b == 0:
+			switch b {
+			case 0:
 				flush("ssd")
-			case b == 128:
+			case 128:
 				flush("hdd")
 			default:
 				lengths = append(lengths, int64(b&127))

@@ -46,7 +46,7 @@ func TestHuntWorstCase(t *testing.T) {
 		t.Skip("only by hand, with -hunt")
 	}
 	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
-	for aparts := 0; aparts < maxExact; aparts++ {
+	for aparts := range maxExact {
 		var best *packing
 		bestSteps := -1
 		for step := range *hunt {

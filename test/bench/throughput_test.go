@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -145,7 +146,7 @@ func diskPod(size int64) *corev1.Pod {
 	pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
 		Driver: diskv1alpha1.DriverName,
 		VolumeAttributes: map[string]string{
-			diskv1alpha1.AttributeSize:  fmt.Sprint(size),
+			diskv1alpha1.AttributeSize:  strconv.FormatInt(size, 10),
 			diskv1alpha1.AttributeClass: "ssd",
 		},
 	}}}}

@@ -99,7 +99,7 @@ func (r Record) Validate() error {
 		if id, err := uuid.Parse(v.Disk); err != nil || id.String() != v.Disk {
 			return fmt.Errorf("volume %q: disk %q is not a GUID in lower case", v.Name, v.Disk)
 		}
-		if err := v.Extent.validate(); err != nil {
+		if err := v.validate(); err != nil {
 			return fmt.Errorf("volume %q: %w", v.Name, err)
 		}
 	}
