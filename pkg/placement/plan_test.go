@@ -119,7 +119,7 @@ func TestPlanRefusesBadRequests(t *testing.T) {
 
 // A disk of the largest size there can be, and several of them, must not overflow anything.
 func TestPlanOnTheLargestDisks(t *testing.T) {
-	end := int64(math.MaxInt64 &^ (Alignment - 1))
+	end := math.MaxInt64 &^ (Alignment - 1)
 	whole := extent.NewSet(extent.Extent{Start: 0, End: end})
 	node := &Node{Disks: []Disk{{ID: "a", Class: "ssd", Free: whole}, {ID: "b", Class: "ssd", Free: whole}}}
 	for _, requests := range [][]Request{
