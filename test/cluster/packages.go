@@ -14,7 +14,7 @@ import (
 	"strings"
 )
 
-// requirement is something that nodes need from the machine's distribution.
+// requirement is something that nodes or tests need from the machine's distribution.
 type requirement struct {
 	what    string // for people
 	present func() bool
@@ -39,10 +39,29 @@ var nodeRequirements = []requirement{
 	{"a statically linked busybox", func() bool { return staticBusybox() != "" }, "busybox-static"},
 }
 
+// testRequirements are the programs by which the tests of disks judge what Berth wrote.
+var testRequirements = []requirement{
+	programRequirement("sgdisk", "gdisk"),
+	programRequirement("parted", "parted"),
+	programRequirement("sfdisk", "fdisk"),
+	programRequirement("losetup", "mount"),
+	programRequirement("delpart", "util-linux"),
+	programRequirement("mkswap", "util-linux"),
+}
+
 // InstallPackages installs what nodes need, when this is root on Debian or Ubuntu;
 // elsewhere the error says what is missing.
 func InstallPackages(ctx context.Context, log io.Writer) error {
-	what, packages := missingRequirements()
+	return install(ctx, log, nodeRequirements)
+}
+
+// InstallTestPackages installs what nodes and tests need, as InstallPackages does.
+func InstallTestPackages(ctx context.Context, log io.Writer) error {
+	return install(ctx, log, slices.Concat(nodeRequirements, testRequirements))
+}
+
+func install(ctx context.Context, log io.Writer, requirements []requirement) error {
+	what, packages := missingRequirements(requirements)
 	if len(what) == 0 {
 		return nil
 	}
@@ -66,14 +85,14 @@ func InstallPackages(ctx context.Context, log io.Writer) error {
 			return fmt.Errorf("apt-get %s: %w\n%s", strings.Join(args, " "), err, output.Bytes())
 		}
 	}
-	if what, _ := missingRequirements(); len(what) > 0 {
+	if what, _ := missingRequirements(requirements); len(what) > 0 {
 		return fmt.Errorf("still missing after apt-get install %s: %s", strings.Join(packages, " "), strings.Join(what, ", "))
 	}
 	return nil
 }
 
-func missingRequirements() (what, packages []string) {
-	for _, r := range nodeRequirements {
+func missingRequirements(requirements []requirement) (what, packages []string) {
+	for _, r := range requirements {
 		if r.present() {
 			continue
 		}

@@ -61,7 +61,7 @@ func command() *cobra.Command {
 		},
 		&cobra.Command{
 			Use:   "prepare",
-			Short: "Build and install what local clusters need",
+			Short: "Build and install what local clusters and tests need",
 			Args:  cobra.NoArgs,
 			RunE:  func(cmd *cobra.Command, _ []string) error { return prepare(cmd.Context(), cmd.OutOrStdout()) },
 		},
@@ -73,7 +73,7 @@ func prepare(ctx context.Context, out io.Writer) error {
 	if err := cluster.Build(ctx, out); err != nil {
 		return err
 	}
-	err := cluster.InstallPackages(ctx, out)
+	err := cluster.InstallTestPackages(ctx, out)
 	if err != nil && os.Geteuid() != 0 {
 		// Without root there are no nodes to need them.
 		fmt.Fprintln(out, "nodes can't run here:", err)
