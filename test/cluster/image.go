@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 )
@@ -141,7 +142,8 @@ func writeImages(path, bin string) error {
 	return f.Close()
 }
 
-// busyboxFiles is a root file system of busybox under all its names.
+// busyboxFiles is a root file system of busybox under all its names. Debian's busybox
+// has no blkid, which the usual image has: it is this machine's.
 func busyboxFiles() ([]byte, error) {
 	path := staticBusybox()
 	if path == "" {
@@ -176,8 +178,39 @@ func busyboxFiles() ([]byte, error) {
 			return nil, err
 		}
 	}
+	if err := addDynamic(w, "blkid"); err != nil {
+		return nil, err
+	}
 	if err := addFile(w, "etc/passwd", 0o644, []byte("root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")); err != nil {
 		return nil, err
 	}
 	return buffer.Bytes(), w.Close()
+}
+
+var libraryPath = regexp.MustCompile(`(/\S+) \(0x`)
+
+// addDynamic adds a program of this machine as bin/name, and the libraries it is linked with.
+func addDynamic(w *tar.Writer, name string) error {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return err
+	}
+	out, err := exec.Command("ldd", path).Output()
+	if err != nil {
+		return fmt.Errorf("list the libraries of %s: %w", path, err)
+	}
+	files := map[string]string{"bin/" + name: path}
+	for _, match := range libraryPath.FindAllStringSubmatch(string(out), -1) {
+		files[strings.TrimPrefix(match[1], "/")] = match[1]
+	}
+	for target, source := range files {
+		content, err := os.ReadFile(source)
+		if err != nil {
+			return err
+		}
+		if err := addFile(w, target, 0o755, content); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -132,24 +132,53 @@ func (d *demo) showPod(ctx context.Context) error {
 		return err
 	}
 	d.say("Inside the pod it is a file system of its own.")
-	if err := d.kubectl(ctx, "exec", "scratch", "--", "df", "-h", "/data"); err != nil {
+	if err := d.kubectl(ctx, "exec", pod.Name, "--", "df", "-h", "/data"); err != nil {
 		return err
 	}
-	if err := d.kubectl(ctx, "exec", "scratch", "--", "grep", " /data ", "/proc/mounts"); err != nil {
-		return err
-	}
-	mounts, err := d.Kubectl(ctx, "exec", "scratch", "--", "grep", " /data ", "/proc/mounts")
+	mounts, err := d.Kubectl(ctx, "exec", pod.Name, "--", "grep", " /data ", "/proc/mounts")
 	if err != nil {
 		return err
 	}
 	device, _, _ := strings.Cut(mounts, " ")
-	node := pod.Spec.NodeName
-	d.say("Outside, on " + node + ", that device is a GPT partition; its PARTUUID is the partition that the NodeDiskCapacity names.")
-	if err := d.onNode(ctx, node, "blkid", "--probe", "--output", "export", "--match-tag", "PART_ENTRY_UUID", "--match-tag", "PART_ENTRY_NAME", "--match-tag", "TYPE", device); err != nil {
+	return d.showIdentity(ctx, pod, device)
+}
+
+// showIdentity shows that three see the same partition: the pod, its node, and the API.
+func (d *demo) showIdentity(ctx context.Context, pod *corev1.Pod, device string) error {
+	d.say("That device is a GPT partition. The pod's container may not open it; a privileged debug container in the same pod shows what it is.")
+	const look = "look"
+	err := d.kubectl(ctx, "debug", pod.Name, "--quiet", "--image=busybox:stable", "--profile=sysadmin", "--container="+look, "--", "blkid", device)
+	if err != nil {
 		return err
 	}
-	return d.kubectl(ctx, "get", "ndc", node, "-o",
+	var seen string
+	err = d.eventually(ctx, func(ctx context.Context) error {
+		if seen, err = d.Kubectl(ctx, "logs", pod.Name, "--container="+look); err != nil {
+			return err
+		}
+		if !strings.Contains(seen, "PARTUUID=") {
+			return fmt.Errorf("the debug container has printed %q", seen)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := d.kubectl(ctx, "logs", pod.Name, "--container="+look); err != nil {
+		return err
+	}
+	node := pod.Spec.NodeName
+	d.say("Outside, on " + node + ", it has the same PARTUUID,")
+	if err := d.onNode(ctx, node, "blkid", device); err != nil {
+		return err
+	}
+	d.say("and it is the one that the NodeDiskCapacity names, with the pod and the exact bytes that the scheduler reserved.")
+	err = d.kubectl(ctx, "get", "ndc", node, "-o",
 		`jsonpath={range .status.disks[*].allocations[*]}{.partition}{"  "}{.owner}{"  "}{.start}+{.length}{"  "}{.phase}{"\n"}{end}`)
+	if err != nil {
+		return err
+	}
+	return d.kubectl(ctx, "get", "pod", pod.Name, "-o", `jsonpath={.metadata.annotations.disk\.berth\.dev/allocation}`)
 }
 
 func (d *demo) showFull(ctx context.Context) error {
@@ -259,7 +288,9 @@ func (d *demo) print(output string, err error) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(d.out, "  "+strings.ReplaceAll(strings.TrimSpace(output), "\n", "\n  "))
+	if output = strings.TrimSpace(output); output != "" {
+		fmt.Fprintln(d.out, "  "+strings.ReplaceAll(output, "\n", "\n  "))
+	}
 	return nil
 }
 

@@ -17,7 +17,8 @@ import (
 const mkfsTimeout = 10 * time.Minute
 
 // mkfs makes a file system on a volume that holds nothing of worth. It neither
-// discards nor clears more than it must: the extent was wiped before it was free.
+// discards nor clears more than it must: the extent was wiped before it was free. The
+// file system gets the partition's GUID as its UUID: whoever sees either knows the volume.
 func mkfs(ctx context.Context, fsType string, v disk.Volume) error {
 	ctx, cancel := context.WithTimeout(ctx, mkfsTimeout)
 	defer cancel()
@@ -32,13 +33,13 @@ func mkfs(ctx context.Context, fsType string, v disk.Volume) error {
 func mkfsCommand(fsType string, v disk.Volume) (program string, arguments []string) {
 	if fsType == diskv1alpha1.FSTypeXFS {
 		// -f overwrites what an mkfs left that was interrupted.
-		return "mkfs.xfs", []string{"-q", "-f", "-K", v.Device}
+		return "mkfs.xfs", []string{"-q", "-f", "-K", "-m", "uuid=" + v.Partition, v.Device}
 	}
 	extended := "nodiscard,lazy_itable_init=1,lazy_journal_init=1"
 	if v.Prezeroed {
 		extended = "nodiscard,assume_storage_prezeroed=1"
 	}
-	return "mkfs.ext4", []string{"-q", "-F", "-m0", "-E", extended, v.Device}
+	return "mkfs.ext4", []string{"-q", "-F", "-m0", "-U", v.Partition, "-E", extended, v.Device}
 }
 
 // fileSystemOn reads which file system a device holds.

@@ -94,16 +94,17 @@ func keys(m map[string]string) []string {
 }
 
 func TestMkfsCommand(t *testing.T) {
+	const guid = "026235ae-86c0-5198-9b44-063e2940d190"
 	for _, tc := range []struct {
 		fsType    string
 		prezeroed bool
 		want      []string
 	}{
-		{"ext4", false, []string{"mkfs.ext4", "-q", "-F", "-m0", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", "/dev/x"}},
-		{"ext4", true, []string{"mkfs.ext4", "-q", "-F", "-m0", "-E", "nodiscard,assume_storage_prezeroed=1", "/dev/x"}},
-		{"xfs", true, []string{"mkfs.xfs", "-q", "-f", "-K", "/dev/x"}},
+		{"ext4", false, []string{"mkfs.ext4", "-q", "-F", "-m0", "-U", guid, "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", "/dev/x"}},
+		{"ext4", true, []string{"mkfs.ext4", "-q", "-F", "-m0", "-U", guid, "-E", "nodiscard,assume_storage_prezeroed=1", "/dev/x"}},
+		{"xfs", true, []string{"mkfs.xfs", "-q", "-f", "-K", "-m", "uuid=" + guid, "/dev/x"}},
 	} {
-		program, arguments := mkfsCommand(tc.fsType, disk.Volume{Device: "/dev/x", Prezeroed: tc.prezeroed})
+		program, arguments := mkfsCommand(tc.fsType, disk.Volume{Partition: guid, Device: "/dev/x", Prezeroed: tc.prezeroed})
 		if got := append([]string{program}, arguments...); !slices.Equal(got, tc.want) {
 			t.Errorf("%s: %v, want %v", tc.fsType, got, tc.want)
 		}
