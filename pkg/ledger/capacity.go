@@ -39,6 +39,9 @@ type Allocation struct {
 	// Partition is the GUID of the volume's partition.
 	Partition string
 	Extent    extent.Extent
+	// Wiping is true when nobody uses the volume any more, and its bytes become free
+	// as soon as they are zeroed.
+	Wiping bool
 }
 
 // Validate checks the invariants.
@@ -104,6 +107,8 @@ type published struct {
 	// partitions are all of the node's volumes, on whatever disk, also when problem
 	// is set: to believe less of an invalid capacity could only free space.
 	partitions map[string]struct{}
+	// wiping are those that become free by themselves.
+	wiping map[string]struct{}
 	// problem says what is wrong with the capacity.
 	problem string
 }
@@ -117,10 +122,13 @@ type publishedDisk struct {
 }
 
 func publish(c *Capacity) *published {
-	p := &published{partitions: map[string]struct{}{}}
+	p := &published{partitions: map[string]struct{}{}, wiping: map[string]struct{}{}}
 	for i := range c.Disks {
 		for _, a := range c.Disks[i].Allocations {
 			p.partitions[a.Partition] = struct{}{}
+			if a.Wiping {
+				p.wiping[a.Partition] = struct{}{}
+			}
 		}
 	}
 	// A capacity that contradicts itself says nothing about what is free, so the

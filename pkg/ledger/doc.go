@@ -39,8 +39,10 @@
 //     Unreserve cannot free the space of a pod that is really bound.
 //   - Bind failed, but may really have happened (a timeout, a lost connection): the record
 //     is held in doubt. The pod's event settles it: bound or deleted. Until then only the
-//     pod itself may use the space, for its next try.
-//   - An old capacity after a newer one, or after its deletion: ignored, by revision.
+//     pod itself may use the space, for its next try; and if that goes to another node,
+//     the space here stays held, because the pod may be bound here nevertheless.
+//   - An old capacity after a newer one, or after its deletion: ignored, by revision, even
+//     if all that is left of the node is the highest revision of those that are gone.
 //   - The API server refused the binding of a pod to a node: without an event to wake it,
 //     the pod would come back and choose the same tightest node. The refusal is
 //     remembered until that node publishes something newer, or for RefusalLifetime.

@@ -37,16 +37,23 @@ type Record struct {
 // Ledger is the memory. Use New.
 //
 // Invariants, held by Validate:
-//  1. A pod has records on one node at most.
+//  1. A pod has records on one node at most, apart from those in doubt.
 //  2. Every node's snapshot is what its last capacity and its records give.
 //  3. The revision of a node never falls.
+//  4. A node of which nothing is published or recorded is not kept.
 type Ledger struct {
-	// nodes maps a name to a *node. A node stays known after its capacity is deleted,
-	// so that a late event about an older one is recognised.
+	// nodes maps a name to a *node.
 	nodes sync.Map
 
 	mu   sync.Mutex
 	pods map[string]*pod
+	// doubts has the nodes where earlier tries of a pod may have bound it, by pod.
+	doubts map[string]map[string]struct{}
+	// forgotten is the highest revision at which a node was that is not kept. Whatever
+	// was published up to then was known then, because revisions grow over all nodes
+	// and a watch tells them in order; so an event about an unknown node that is not
+	// newer is a late one, about a capacity that has been deleted.
+	forgotten uint64
 	// refusals by pod and node.
 	refusals map[string]map[string]refusal
 }
@@ -58,6 +65,8 @@ type node struct {
 	published *published
 	revision  uint64
 	pods      map[string]*pod
+	// doubts are records of tries whose outcome is not known, by pod.
+	doubts map[string][]Record
 }
 
 type pod struct {
@@ -73,8 +82,6 @@ type source int
 const (
 	// assumed by Reserve: ours alone, and ours to forget.
 	assumed source = iota
-	// doubtful: assumed, and the API server may or may not have taken it.
-	doubtful
 	// observed in the API: only the API can take it back.
 	observed
 )
@@ -87,16 +94,19 @@ type refusal struct {
 
 // New returns an empty ledger.
 func New() *Ledger {
-	return &Ledger{pods: map[string]*pod{}, refusals: map[string]map[string]refusal{}}
+	return &Ledger{pods: map[string]*pod{}, doubts: map[string]map[string]struct{}{}, refusals: map[string]map[string]refusal{}}
 }
 
-// Snapshot returns the node at this moment, without a lock; nil for a node that the
-// ledger has never heard of.
+// nothing is the snapshot of a node that the ledger does not know.
+var nothing = &Snapshot{Node: &placement.Node{}}
+
+// Snapshot returns the node at this moment, without a lock; an empty one, that is not
+// published, for a node that the ledger does not know. Never nil.
 func (l *Ledger) Snapshot(name string) *Snapshot {
 	if n, ok := l.nodes.Load(name); ok {
 		return n.(*node).snapshot.Load()
 	}
-	return nil
+	return nothing
 }
 
 // SetCapacity folds in what a node has published. It reports whether that was news: a
@@ -106,10 +116,10 @@ func (l *Ledger) SetCapacity(name string, c *Capacity) bool {
 	p := publish(c)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n := l.node(name)
-	if c.Revision <= n.revision {
+	if c.Revision <= l.revision(name) {
 		return false
 	}
+	n := l.node(name)
 	n.revision, n.published = c.Revision, p
 	n.refresh()
 	return true
@@ -120,39 +130,43 @@ func (l *Ledger) SetCapacity(name string, c *Capacity) bool {
 func (l *Ledger) DeleteCapacity(name string, revision uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n := l.node(name)
-	if revision < n.revision {
+	if revision < l.revision(name) {
 		return
 	}
+	n := l.node(name)
 	n.revision, n.published = revision, nil
 	n.refresh()
+	l.tidy(name, n)
 }
 
 // SetPod folds in that a pod is bound to a node with these records; none if its record
-// is missing or not to be believed. It replaces whatever was assumed for the pod.
-func (l *Ledger) SetPod(uid, nodeName string, records []Record) {
+// is missing or not to be believed. It replaces whatever was assumed for the pod, and
+// settles what was in doubt; it reports whether anything was.
+func (l *Ledger) SetPod(uid, nodeName string, records []Record) (settled bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	// The pod is bound: no later try will ask about refusals.
 	delete(l.refusals, uid)
-	if p := l.pods[uid]; p != nil && p.source == observed && p.node == nodeName && slices.Equal(p.records, records) {
-		return
+	if p := l.pods[uid]; p == nil || p.source != observed || p.node != nodeName || !slices.Equal(p.records, records) {
+		l.put(&pod{uid: uid, node: nodeName, source: observed, records: slices.Clone(records)})
 	}
-	l.put(&pod{uid: uid, node: nodeName, source: observed, records: slices.Clone(records)})
+	return l.settle(uid)
 }
 
-// DeletePod folds in that a pod is gone, or has ended.
-func (l *Ledger) DeletePod(uid string) {
+// DeletePod folds in that a pod is gone, or has ended. It reports whether anything of it
+// was in doubt.
+func (l *Ledger) DeletePod(uid string) (settled bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.refusals, uid)
 	l.drop(uid)
+	return l.settle(uid)
 }
 
 // Reserve plans the pod's volumes on the node once more, this time under the lock, and
 // records the result: partitions[i] is the volume that requests[i] asks for. It may be
-// repeated, for the same node or another: the last call counts, and the pod's earlier
-// reservation is no obstacle to it. The error is placement's when the volumes do not fit
+// repeated, for the same node or another: the last call counts, and what the pod itself
+// holds there, also in doubt, is no obstacle to it. The error is placement's when the volumes do not fit
 // (any more), ErrBound or ErrNotPublished.
 func (l *Ledger) Reserve(uid, nodeName string, partitions []string, requests []placement.Request) ([]Record, error) {
 	l.mu.Lock()
@@ -161,13 +175,13 @@ func (l *Ledger) Reserve(uid, nodeName string, partitions []string, requests []p
 	if earlier != nil && earlier.source == observed {
 		return nil, ErrBound
 	}
-	s := l.node(nodeName).snapshot.Load()
+	s := l.Snapshot(nodeName)
 	if !s.Published || s.Problem != "" {
 		return nil, ErrNotPublished
 	}
 	view := s.Node
-	if earlier != nil && earlier.node == nodeName {
-		view = s.Without(earlier.partitions())
+	if _, doubted := l.doubts[uid][nodeName]; doubted || earlier != nil && earlier.node == nodeName {
+		view = s.Without(setOf(partitions))
 	}
 	plan, err := placement.Plan(make([]placement.Assignment, 0, len(requests)), view, requests)
 	if err != nil {
@@ -192,16 +206,52 @@ func (l *Ledger) Forget(uid string) {
 }
 
 // Doubt says that a binding of the pod failed in a way that leaves open whether it
-// happened. What was assumed is then kept until the pod's event, or its next Reserve.
+// happened. What was assumed is then held until the pod is observed as bound or gone,
+// whatever else is reserved for it in between: the pod's next try may go to another
+// node while it is bound to this one.
 func (l *Ledger) Doubt(uid string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if p := l.pods[uid]; p != nil && p.source == assumed {
-		p.source = doubtful
+	p := l.pods[uid]
+	if p == nil || p.source != assumed {
+		return
 	}
+	n := l.node(p.node)
+	for _, r := range p.records {
+		// A pod that tries again gets the same place again, mostly.
+		if !slices.Contains(n.doubts[uid], r) {
+			n.doubts[uid] = append(n.doubts[uid], r)
+		}
+	}
+	if l.doubts[uid] == nil {
+		l.doubts[uid] = map[string]struct{}{}
+	}
+	l.doubts[uid][p.node] = struct{}{}
+	l.drop(uid)
 }
 
-// Records returns the node and the records of a pod; no node if there are none.
+// Holds reports whether anything is held for the pod: assumed, in doubt or observed.
+func (l *Ledger) Holds(uid string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.pods[uid] != nil || l.doubts[uid] != nil
+}
+
+// Before returns the node as it would be at this moment if it still published an earlier
+// capacity: what has become free since then is due to what it published.
+func (l *Ledger) Before(name string, earlier *Capacity) *placement.Node {
+	p := publish(earlier)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n, ok := l.nodes.Load(name)
+	if !ok {
+		return p.node(nil, nil)
+	}
+	return p.node(n.(*node).pending(p), nil)
+}
+
+// Records returns the node and the records of a pod, without those in doubt; no node if
+// there are none.
 func (l *Ledger) Records(uid string) (nodeName string, records []Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -218,7 +268,7 @@ func (l *Ledger) Refuse(uid, nodeName, reason string, now time.Time) {
 	if l.refusals[uid] == nil {
 		l.refusals[uid] = map[string]refusal{}
 	}
-	l.refusals[uid][nodeName] = refusal{reason: reason, revision: l.node(nodeName).revision, at: now}
+	l.refusals[uid][nodeName] = refusal{reason: reason, revision: l.revision(nodeName), at: now}
 }
 
 // Refusals returns the nodes that refused the pod and have published nothing newer
@@ -228,7 +278,7 @@ func (l *Ledger) Refusals(uid string, now time.Time) map[string]string {
 	defer l.mu.Unlock()
 	var reasons map[string]string
 	for name, r := range l.refusals[uid] {
-		if l.node(name).revision > r.revision || now.Sub(r.at) >= RefusalLifetime {
+		if l.revision(name) > r.revision || now.Sub(r.at) >= RefusalLifetime {
 			delete(l.refusals[uid], name)
 			continue
 		}
@@ -248,10 +298,26 @@ func (l *Ledger) node(name string) *node {
 	if n, ok := l.nodes.Load(name); ok {
 		return n.(*node)
 	}
-	n := &node{pods: map[string]*pod{}}
+	n := &node{revision: l.forgotten, pods: map[string]*pod{}, doubts: map[string][]Record{}}
 	n.refresh()
 	l.nodes.Store(name, n)
 	return n
+}
+
+// revision is up to where the node's capacity is known. The lock is held.
+func (l *Ledger) revision(name string) uint64 {
+	if n, ok := l.nodes.Load(name); ok {
+		return n.(*node).revision
+	}
+	return l.forgotten
+}
+
+// tidy forgets a node about which there is nothing to know. The lock is held.
+func (l *Ledger) tidy(name string, n *node) {
+	if n.published == nil && len(n.pods) == 0 && len(n.doubts) == 0 {
+		l.forgotten = max(l.forgotten, n.revision)
+		l.nodes.Delete(name)
+	}
 }
 
 // put replaces what is known of a pod. The lock is held.
@@ -276,6 +342,20 @@ func (l *Ledger) drop(uid string) {
 	n := l.node(p.node)
 	delete(n.pods, uid)
 	n.refresh()
+	l.tidy(p.node, n)
+}
+
+// settle drops what is in doubt about a pod, because it is now known. The lock is held.
+func (l *Ledger) settle(uid string) bool {
+	nodes, doubted := l.doubts[uid]
+	delete(l.doubts, uid)
+	for name := range nodes {
+		n := l.node(name)
+		delete(n.doubts, uid)
+		n.refresh()
+		l.tidy(name, n)
+	}
+	return doubted
 }
 
 // refresh makes the node's snapshot anew from its capacity and its records. The
@@ -288,24 +368,38 @@ func (n *node) compute() *Snapshot {
 		return s
 	}
 	s.Published, s.Problem = true, n.published.problem
-	for _, p := range n.pods {
-		for _, r := range p.records {
-			if _, shown := n.published.partitions[r.Partition]; !shown {
-				s.pending = append(s.pending, r)
-			}
-		}
-	}
-	slices.SortFunc(s.pending, func(a, b Record) int {
-		return cmp.Or(cmp.Compare(a.Disk, b.Disk), cmp.Compare(a.Extent.Start, b.Extent.Start), cmp.Compare(a.Partition, b.Partition))
-	})
+	s.pending = n.pending(n.published)
 	s.Node = n.published.node(s.pending, nil)
 	return s
 }
 
-func (p *pod) partitions() map[string]struct{} {
-	out := make(map[string]struct{}, len(p.records))
-	for _, r := range p.records {
-		out[r.Partition] = struct{}{}
+// pending are the node's records that the capacity does not show, sorted by disk.
+func (n *node) pending(p *published) []Record {
+	var pending []Record
+	add := func(records []Record) {
+		for _, r := range records {
+			if _, shown := p.partitions[r.Partition]; !shown {
+				pending = append(pending, r)
+			}
+		}
+	}
+	for _, p := range n.pods {
+		add(p.records)
+	}
+	for _, records := range n.doubts {
+		add(records)
+	}
+	slices.SortFunc(pending, func(a, b Record) int {
+		return cmp.Or(cmp.Compare(a.Disk, b.Disk), cmp.Compare(a.Extent.Start, b.Extent.Start),
+			cmp.Compare(a.Extent.End, b.Extent.End), cmp.Compare(a.Partition, b.Partition))
+	})
+	return pending
+}
+
+func setOf(partitions []string) map[string]struct{} {
+	out := make(map[string]struct{}, len(partitions))
+	for _, p := range partitions {
+		out[p] = struct{}{}
 	}
 	return out
 }

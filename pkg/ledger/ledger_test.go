@@ -66,14 +66,14 @@ func TestRaces(t *testing.T) {
 			l.wantFree(t, "reserved", 6)
 			l.SetPod("a", nodeName, []Record{r})
 			l.wantFree(t, "the pod's event", 6)
-			l.SetCapacity(nodeName, ten(2, Allocation{r.Partition, r.Extent}))
+			l.SetCapacity(nodeName, ten(2, Allocation{Partition: r.Partition, Extent: r.Extent}))
 			l.wantFree(t, "published", 6)
 			l.SetPod("a", nodeName, []Record{r})
 			l.wantFree(t, "the pod's event once more", 6)
 		},
 		"the capacity comes before the pod's event": func(t *testing.T, l *Ledger) {
 			r := l.mustReserve(t, "a", 4)
-			l.SetCapacity(nodeName, ten(2, Allocation{r.Partition, r.Extent}))
+			l.SetCapacity(nodeName, ten(2, Allocation{Partition: r.Partition, Extent: r.Extent}))
 			l.wantFree(t, "published", 6)
 			l.SetPod("a", nodeName, []Record{r})
 			l.wantFree(t, "the pod's event", 6)
@@ -81,7 +81,7 @@ func TestRaces(t *testing.T) {
 		"the node put the volume elsewhere": func(t *testing.T, l *Ledger) {
 			r := l.mustReserve(t, "a", 4)
 			l.SetPod("a", nodeName, []Record{r})
-			l.SetCapacity(nodeName, ten(2, Allocation{r.Partition, at(5, 4)}))
+			l.SetCapacity(nodeName, ten(2, Allocation{Partition: r.Partition, Extent: at(5, 4)}))
 			l.wantFree(t, "the node has the last word", 6)
 			if !l.Snapshot(nodeName).Node.Disks[0].Free.Contains(r.Extent) {
 				t.Error("the recorded extent, which the node did not use, is still withheld")
@@ -90,7 +90,7 @@ func TestRaces(t *testing.T) {
 		"wiped, but the pod object is still there": func(t *testing.T, l *Ledger) {
 			r := l.mustReserve(t, "a", 4)
 			l.SetPod("a", nodeName, []Record{r})
-			l.SetCapacity(nodeName, ten(2, Allocation{r.Partition, r.Extent}))
+			l.SetCapacity(nodeName, ten(2, Allocation{Partition: r.Partition, Extent: r.Extent}))
 			l.SetCapacity(nodeName, ten(3))
 			l.wantFree(t, "wiped", 6)
 			l.DeletePod("a")
@@ -99,7 +99,7 @@ func TestRaces(t *testing.T) {
 		"the pod is gone, but not yet wiped": func(t *testing.T, l *Ledger) {
 			r := l.mustReserve(t, "a", 4)
 			l.SetPod("a", nodeName, []Record{r})
-			l.SetCapacity(nodeName, ten(2, Allocation{r.Partition, r.Extent}))
+			l.SetCapacity(nodeName, ten(2, Allocation{Partition: r.Partition, Extent: r.Extent}))
 			l.DeletePod("a")
 			l.wantFree(t, "gone", 6)
 			l.SetCapacity(nodeName, ten(3))
@@ -135,7 +135,43 @@ func TestRaces(t *testing.T) {
 			l.mustReserve(t, "a", 8)
 			l.wantFree(t, "reserved again", 2)
 			l.Forget("a")
-			l.wantFree(t, "forgotten", 10)
+			l.wantFree(t, "the second try is forgotten, the first one still in doubt", 2)
+			l.DeletePod("a")
+			l.wantFree(t, "gone", 10)
+		},
+		"in doubt here, and the next try goes elsewhere": func(t *testing.T, l *Ledger) {
+			l.SetCapacity("n2", ten(2))
+			r := l.mustReserve(t, "a", 8)
+			l.Doubt("a")
+			if _, err := l.Reserve("a", "n2", []string{r.Partition}, one(8)); err != nil {
+				t.Fatal(err)
+			}
+			l.wantFree(t, "reserved elsewhere", 2)
+			if _, err := l.Reserve("b", nodeName, []string{"part-b"}, one(8)); err == nil {
+				t.Error("sold to another what may be bound")
+			}
+			if !l.SetPod("a", nodeName, []Record{r}) {
+				t.Error("nothing was in doubt")
+			}
+			l.wantFree(t, "the first binding had happened", 2)
+			if free := l.Snapshot("n2").Node.Disks[0].Free.Total(); free != 10*gib {
+				t.Errorf("%d GiB are free where the pod is not, want 10", free/gib)
+			}
+			if l.SetPod("a", nodeName, []Record{r}) {
+				t.Error("something is still in doubt")
+			}
+		},
+		"in doubt twice, at different places": func(t *testing.T, l *Ledger) {
+			l.mustReserve(t, "a", 2)
+			l.Doubt("a")
+			l.SetCapacity(nodeName, ten(2, Allocation{Partition: "x", Extent: at(0, 1)}))
+			second := l.mustReserve(t, "a", 2)
+			l.Doubt("a")
+			l.wantFree(t, "in doubt", 7)
+			l.SetPod("a", nodeName, []Record{second})
+			l.wantFree(t, "settled", 7)
+			l.DeletePod("a")
+			l.wantFree(t, "gone", 9)
 		},
 		"in doubt, and the pod is deleted": func(t *testing.T, l *Ledger) {
 			l.mustReserve(t, "a", 8)
@@ -160,7 +196,7 @@ func TestRaces(t *testing.T) {
 			}
 		},
 		"an old capacity after a newer one": func(t *testing.T, l *Ledger) {
-			l.SetCapacity(nodeName, ten(5, Allocation{"x", at(0, 4)}))
+			l.SetCapacity(nodeName, ten(5, Allocation{Partition: "x", Extent: at(0, 4)}))
 			if l.SetCapacity(nodeName, ten(4)) || l.SetCapacity(nodeName, ten(5)) {
 				t.Error("an old capacity was taken for news")
 			}
@@ -171,6 +207,9 @@ func TestRaces(t *testing.T) {
 			l.wantFree(t, "deleted", 0)
 			l.SetCapacity(nodeName, ten(5))
 			l.wantFree(t, "an old capacity after the deletion", 0)
+			l.SetPod("a", nodeName, nil)
+			l.SetCapacity(nodeName, ten(6))
+			l.wantFree(t, "an old capacity of a node known again by its pod", 0)
 			l.SetCapacity(nodeName, ten(7))
 			l.wantFree(t, "published anew", 10)
 		},
@@ -220,7 +259,7 @@ func TestRaces(t *testing.T) {
 func TestInvalidCapacity(t *testing.T) {
 	tests := map[string]func(*Capacity){
 		"free extents overlap":     func(c *Capacity) { c.Disks[0].Free = []extent.Extent{at(0, 2), at(1, 2)} },
-		"free overlaps allocation": func(c *Capacity) { c.Disks[0].Allocations = []Allocation{{"p", at(1, 1)}} },
+		"free overlaps allocation": func(c *Capacity) { c.Disks[0].Allocations = []Allocation{{Partition: "p", Extent: at(1, 1)}} },
 		"behind the disk":          func(c *Capacity) { c.Disks[0].Size = gib },
 		"not aligned":              func(c *Capacity) { c.Disks[0].Free[0].Start++ },
 		"below the first MiB":      func(c *Capacity) { c.Disks[0].Free[0].Start = 0 },
@@ -229,9 +268,9 @@ func TestInvalidCapacity(t *testing.T) {
 		"empty":                    func(c *Capacity) { c.Disks[0].Free[0].End = c.Disks[0].Free[0].Start },
 		"no id":                    func(c *Capacity) { c.Disks[0].ID = "" },
 		"a disk twice":             func(c *Capacity) { c.Disks = append(c.Disks, c.Disks[0]) },
-		"no partition":             func(c *Capacity) { c.Disks[0].Free, c.Disks[0].Allocations = nil, []Allocation{{"", at(1, 1)}} },
+		"no partition":             func(c *Capacity) { c.Disks[0].Free, c.Disks[0].Allocations = nil, []Allocation{{Partition: "", Extent: at(1, 1)}} },
 		"a partition twice": func(c *Capacity) {
-			c.Disks[0].Free, c.Disks[0].Allocations = nil, []Allocation{{"p", at(1, 1)}, {"p", at(3, 1)}}
+			c.Disks[0].Free, c.Disks[0].Allocations = nil, []Allocation{{Partition: "p", Extent: at(1, 1)}, {Partition: "p", Extent: at(3, 1)}}
 		},
 	}
 	for name, spoil := range tests {
@@ -268,7 +307,7 @@ func TestDisksThatTakeNoVolumes(t *testing.T) {
 
 func TestWithout(t *testing.T) {
 	l := New()
-	l.SetCapacity(nodeName, ten(1, Allocation{"published", at(0, 3)}))
+	l.SetCapacity(nodeName, ten(1, Allocation{Partition: "published", Extent: at(0, 3)}))
 	l.SetPod("a", nodeName, []Record{{"recorded", diskID, at(3, 2)}, {"published", diskID, at(0, 3)}})
 	s := l.Snapshot(nodeName)
 	for _, test := range []struct {
@@ -412,11 +451,83 @@ func large(revision uint64, volumes int) *Capacity {
 		d := Disk{ID: fmt.Sprintf("disk-%02d", i), Class: class, Ready: true, Size: 200 * gib}
 		used := int64(0)
 		for v := i; v < volumes; v += 12 {
-			d.Allocations = append(d.Allocations, Allocation{fmt.Sprint("part-", v), at(used, 1)})
+			d.Allocations = append(d.Allocations, Allocation{Partition: fmt.Sprint("part-", v), Extent: at(used, 1)})
 			used++
 		}
 		d.Free = []extent.Extent{at(used, 150)}
 		c.Disks = append(c.Disks, d)
 	}
 	return c
+}
+
+// TestNodesThatAreGone: a cluster whose nodes come and go must not fill the memory.
+func TestNodesThatAreGone(t *testing.T) {
+	l := New()
+	for i := range 1000 {
+		name, revision := fmt.Sprint("node-", i), uint64(10*i+1)
+		l.SetCapacity(name, ten(revision))
+		if _, err := l.Reserve("a", name, []string{"p"}, one(1)); err != nil {
+			t.Fatal(err)
+		}
+		switch i % 3 {
+		case 0:
+			l.Doubt("a")
+		case 1:
+			l.SetPod("a", name, nil)
+		}
+		l.Refuse("a", name, "forbidden", time.Now())
+		l.DeleteCapacity(name, revision+2)
+		l.SetCapacity(name, ten(revision+1))
+		l.DeletePod("a")
+		l.DeletePod("never heard of")
+		l.Forget("a")
+	}
+	if err := l.Validate(); err != nil {
+		t.Error(err)
+	}
+	left := 0
+	l.nodes.Range(func(any, any) bool { left++; return true })
+	if left+len(l.pods)+len(l.doubts)+len(l.refusals) > 0 {
+		t.Errorf("left are %d nodes, %d pods, %d doubts, %d refusals", left, len(l.pods), len(l.doubts), len(l.refusals))
+	}
+	// A late event does not bring one back, a new node of the same name does.
+	if l.SetCapacity("node-7", ten(71)) || l.Snapshot("node-7").Published {
+		t.Error("an old capacity was taken for news")
+	}
+	if !l.SetCapacity("node-7", ten(20_000)) || !l.Snapshot("node-7").Published {
+		t.Error("a new one was not")
+	}
+}
+
+// TestBefore tells what has become free because a node published it from what has become
+// free otherwise.
+func TestBefore(t *testing.T) {
+	l := New()
+	earlier := ten(1, Allocation{Partition: "x", Extent: at(0, 6)})
+	l.SetCapacity(nodeName, earlier)
+	l.SetPod("a", nodeName, []Record{{"p", diskID, at(6, 1)}})
+	l.SetPod("b", nodeName, []Record{{"q", diskID, at(7, 1)}})
+	l.SetCapacity(nodeName, ten(2, Allocation{Partition: "p", Extent: at(9, 1)}))
+	l.DeletePod("b")
+	l.wantFree(t, "wiped, and put elsewhere", 9)
+	before := l.Before(nodeName, earlier).Disks[0].Free
+	if want := extent.NewSet(at(7, 3)); !before.Equal(want) {
+		t.Errorf("with the earlier capacity, %v would be free, want %v", before, want)
+	}
+	if have := l.Before("unknown", earlier).Disks[0].Free.Total(); have != 4*gib {
+		t.Errorf("an unknown node would have %d GiB free, want 4", have/gib)
+	}
+	l.wantFree(t, "asking changes nothing", 9)
+}
+
+func TestWiping(t *testing.T) {
+	l := New()
+	l.SetCapacity(nodeName, ten(1, Allocation{Partition: "used", Extent: at(0, 3)}, Allocation{Partition: "old", Extent: at(3, 2), Wiping: true}))
+	s := l.Snapshot(nodeName)
+	if have := s.Without(s.Wiping()).Disks[0].Free.Total(); have != 7*gib {
+		t.Errorf("when all is wiped, %d GiB will be free, want 7", have/gib)
+	}
+	if unknown := l.Snapshot("unknown"); unknown.Without(unknown.Wiping()) == nil {
+		t.Error("no node")
+	}
 }

@@ -65,7 +65,7 @@ func (w *world) publish() {
 		if w.disk[at] == 0 {
 			d.Free = append(d.Free, mib(at, end))
 		} else {
-			d.Allocations = append(d.Allocations, Allocation{partition(w.disk[at]), mib(at, end)})
+			d.Allocations = append(d.Allocations, Allocation{Partition: partition(w.disk[at]), Extent: mib(at, end)})
 		}
 		at = end
 	}

@@ -27,3 +27,13 @@ func (s *Snapshot) Without(gone map[string]struct{}) *placement.Node {
 	}
 	return s.published.node(s.pending, gone)
 }
+
+// Wiping are the partitions of published volumes that are gone but for the zeroing: what
+// [Snapshot.Without] gives back for them becomes free without anybody's doing. It must
+// not be changed.
+func (s *Snapshot) Wiping() map[string]struct{} {
+	if s.published == nil {
+		return nil
+	}
+	return s.published.wiping
+}

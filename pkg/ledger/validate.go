@@ -10,7 +10,7 @@ func (l *Ledger) Validate() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var err error
-	var held int
+	var held, doubted int
 	l.nodes.Range(func(key, value any) bool {
 		name, n := key.(string), value.(*node)
 		for uid, p := range n.pods {
@@ -20,6 +20,17 @@ func (l *Ledger) Validate() error {
 				return false
 			}
 		}
+		for uid := range n.doubts {
+			doubted++
+			if _, ok := l.doubts[uid][name]; !ok {
+				err = fmt.Errorf("node %s doubts about pod %s, the ledger does not", name, uid)
+				return false
+			}
+		}
+		if n.published == nil && len(n.pods) == 0 && len(n.doubts) == 0 {
+			err = fmt.Errorf("node %s is kept for nothing", name)
+			return false
+		}
 		err = n.validate(name)
 		return err == nil
 	})
@@ -28,6 +39,12 @@ func (l *Ledger) Validate() error {
 	}
 	if held != len(l.pods) {
 		return fmt.Errorf("%d pods are known, but nodes hold %d", len(l.pods), held)
+	}
+	for _, nodes := range l.doubts {
+		doubted -= len(nodes)
+	}
+	if doubted != 0 {
+		return fmt.Errorf("nodes have %d doubts about pods more than the ledger", doubted)
 	}
 	return nil
 }

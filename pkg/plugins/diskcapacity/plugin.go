@@ -118,10 +118,10 @@ func (p *Plugin) newState(pod *corev1.Pod, volumes []request.Volume) *state {
 	s := &state{volumes: volumes, requests: requestsOf(volumes), scores: newScores()}
 	s.refused = p.ledger.Refusals(string(pod.UID), time.Now())
 	// An earlier try may have left a reservation in doubt: it is this pod's own space.
-	if _, records := p.ledger.Records(string(pod.UID)); len(records) > 0 {
-		s.gone = make(map[string]struct{}, len(records))
-		for _, r := range records {
-			s.gone[r.Partition] = struct{}{}
+	if p.ledger.Holds(string(pod.UID)) {
+		s.gone = make(map[string]struct{}, len(volumes))
+		for i := range volumes {
+			s.gone[volumes[i].Partition] = struct{}{}
 		}
 	}
 	return s
@@ -147,7 +147,7 @@ func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, 
 	}
 	snapshot := p.ledger.Snapshot(name)
 	switch {
-	case snapshot == nil || !snapshot.Published:
+	case !snapshot.Published:
 		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonNoReport)
 	case snapshot.Problem != "":
 		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, "the NodeDiskCapacity of this node contradicts itself: "+snapshot.Problem)

@@ -69,7 +69,9 @@ func capacityOf(ndc *diskv1alpha1.NodeDiskCapacity) (*ledger.Capacity, error) {
 		}
 		for j := range d.Allocations {
 			a := &d.Allocations[j]
-			out.Allocations[j] = ledger.Allocation{Partition: a.Partition, Extent: extent.New(a.Start, a.Length)}
+			out.Allocations[j] = ledger.Allocation{
+				Partition: a.Partition, Extent: extent.New(a.Start, a.Length), Wiping: a.Phase == diskv1alpha1.PhaseWiping,
+			}
 		}
 		c.Disks[i] = out
 	}

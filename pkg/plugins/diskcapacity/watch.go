@@ -177,7 +177,7 @@ func (s *capacityStore) foldUnstructured(object *unstructured.Unstructured) erro
 	if err != nil {
 		return fmt.Errorf("NodeDiskCapacity %s: %w", object.GetName(), err)
 	}
-	if snapshot := s.ledger.Snapshot(object.GetName()); snapshot != nil && snapshot.Revision >= revision {
+	if s.ledger.Snapshot(object.GetName()).Revision >= revision {
 		return nil
 	}
 	// Only the status matters; managedFields alone can be several times as large.
