@@ -1,0 +1,146 @@
+// Package e2e tests Berth on a cluster with real kubelets and real (loop) disks: what
+// a user does, and what goes wrong on a node.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/testenv"
+)
+
+const (
+	mib = int64(1) << 20
+	gib = int64(1) << 30
+	// patience is for what should take seconds, on a machine that does much else.
+	patience = 2 * time.Minute
+)
+
+// Classes of the shared cluster. node1 and node2 have a disk of each sector size; the two
+// disks of node3 are of one class, for tests that need a node for themselves.
+const (
+	sector512  = "sector512"
+	sector4096 = "sector4096"
+	pair       = "pair"
+	pairNode   = "node3"
+)
+
+// unchecked is the label of namespaces in which the admission policy for pods does not
+// apply, as if it were not installed.
+const unchecked = "unchecked"
+
+var nodes = []cluster.NodeOptions{
+	{Disks: []cluster.DiskOptions{{Size: 2 * gib, SectorSize: 512}, {Size: 2 * gib, SectorSize: 4096}}},
+	{Disks: []cluster.DiskOptions{{Size: 2 * gib, SectorSize: 4096}, {Size: 2 * gib, SectorSize: 512}}},
+	{Labels: map[string]string{"disks": pair}, Disks: []cluster.DiskOptions{{Size: 2 * gib, SectorSize: 512}, {Size: 2 * gib, SectorSize: 4096}}},
+}
+
+// shared is the cluster of all tests but one: starting it costs more than most of them.
+var shared struct {
+	sync.Once
+	cluster *cluster.Cluster
+	err     error
+}
+
+func sharedCluster(t *testing.T) *cluster.Cluster {
+	t.Helper()
+	testenv.NeedRoot(t)
+	testenv.NeedProgram(t, "containerd", "runc", "blkid", "mkfs.ext4", "mkfs.xfs")
+	shared.Do(func() { shared.cluster, shared.err = start(context.Background()) })
+	if shared.err != nil {
+		t.Fatalf("no cluster: %v", shared.err)
+	}
+	return shared.cluster
+}
+
+func start(ctx context.Context) (*cluster.Cluster, error) {
+	c, err := cluster.Start(ctx, cluster.Options{
+		Name: "e2e", Log: os.Stderr, Kubelets: true, Nodes: nodes, Agents: true, Scheduler: true,
+		AgentArgs: []string{"--orphan-grace=3s", "--v=2"},
+	})
+	if err != nil {
+		return nil, err
+	}
+	shared.cluster = c // what is begun is stopped
+	for _, class := range classes(c) {
+		if err := c.Client().Create(ctx, class); err != nil {
+			return nil, err
+		}
+	}
+	if err := exempt(ctx, c.Client()); err != nil {
+		return nil, err
+	}
+	return c, cluster.Eventually(ctx, patience, func(ctx context.Context) error { return inService(ctx, c.Client(), 2*len(nodes)) })
+}
+
+func classes(c *cluster.Cluster) []*v1alpha1.DiskClass {
+	bySector := map[int]*v1alpha1.DiskClass{
+		512:  {ObjectMeta: metav1.ObjectMeta{Name: sector512}},
+		4096: {ObjectMeta: metav1.ObjectMeta{Name: sector4096}},
+	}
+	for _, n := range c.Nodes() {
+		for _, d := range n.Disks {
+			if n.Name != pairNode {
+				devices := &bySector[d.SectorSize].Spec.Devices
+				devices.Paths = append(devices.Paths, d.Path)
+			}
+		}
+	}
+	both := &v1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: pair}}
+	both.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: nodes[2].Labels}
+	both.Spec.Devices.Paths = []string{"/dev/loop*"}
+	return []*v1alpha1.DiskClass{bySector[512], bySector[4096], both}
+}
+
+// exempt takes the namespaces with the label unchecked out of the policy for pods.
+func exempt(ctx context.Context, c client.Client) error {
+	binding := &admissionv1.ValidatingAdmissionPolicyBinding{}
+	if err := c.Get(ctx, client.ObjectKey{Name: "pods.disk.berth.dev"}, binding); err != nil {
+		return err
+	}
+	binding.Spec.MatchResources = &admissionv1.MatchResources{NamespaceSelector: &metav1.LabelSelector{
+		MatchExpressions: []metav1.LabelSelectorRequirement{{Key: unchecked, Operator: metav1.LabelSelectorOpDoesNotExist}},
+	}}
+	return c.Update(ctx, binding)
+}
+
+// inService is nil when so many disks take volumes.
+func inService(ctx context.Context, c client.Client, want int) error {
+	list := &v1alpha1.NodeDiskCapacityList{}
+	if err := c.List(ctx, list); err != nil {
+		return err
+	}
+	ready := 0
+	for _, ndc := range list.Items {
+		for _, d := range ndc.Status.Disks {
+			if d.State == v1alpha1.DiskReady && d.Class != "" {
+				ready++
+			}
+		}
+	}
+	if ready != want {
+		return fmt.Errorf("%d of %d disks are in service", ready, want)
+	}
+	return nil
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if shared.cluster != nil {
+		if err := shared.cluster.Stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = max(code, 1)
+		}
+	}
+	os.Exit(code)
+}

@@ -1,0 +1,238 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// TestPending: pods beyond the capacity wait, with a reason for a person, and the first
+// one that goes lets one in.
+func TestPending(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	var pods []*corev1.Pod
+	for i := range 6 {
+		pods = append(pods, e.podOf(fmt.Sprintf("pod%d", i), volume("data", pair, "1000Mi", "")))
+	}
+	e.create(pods...)
+	run, wait := e.settle(pods, 4, 2)
+	for _, pod := range wait {
+		message := e.waits(pod)
+		if missing := lacks(message, []string{"0/3 nodes are available", "largest free extent of class pair is", "wants 1000Mi"}); missing != "" {
+			t.Errorf("pod %s waits because of %q, which does not say %q", pod.Name, message, missing)
+		}
+	}
+	e.event(wait[0], "FailedScheduling", "largest free extent of class pair is", "wants 1000Mi")
+	t.Logf("why they wait: %s", e.waits(wait[0]))
+
+	start := time.Now()
+	e.delete(run[0])
+	pods = append(run[1:], wait...)
+	_, wait = e.settle(pods, 4, 1)
+	t.Logf("a waiting pod ran %s after another was deleted", time.Since(start))
+
+	never := e.podOf("never", volume("data", pair, "100Gi", ""))
+	e.create(never)
+	message := e.waits(never)
+	t.Logf("why a pod waits that never fits: %s", message)
+	if missing := lacks(message, []string{"100Gi", "class pair"}); missing != "" {
+		t.Errorf("a pod that can never fit waits because of %q, which does not say %q", message, missing)
+	}
+	if len(wait) != 1 {
+		t.Errorf("%d pods wait", len(wait))
+	}
+}
+
+// settle waits until so many of the pods run and so many are known not to fit.
+func (e *tenant) settle(pods []*corev1.Pod, wantRunning, wantWaiting int) (run, wait []*corev1.Pod) {
+	e.t.Helper()
+	e.eventually("some pods run and the others wait", func(ctx context.Context) error {
+		run, wait = nil, nil
+		var why error
+		for _, pod := range pods {
+			err := e.isReady(ctx, pod)
+			switch {
+			case err == nil:
+				run = append(run, pod)
+			case pod.Spec.NodeName == "" && len(pod.Status.Conditions) > 0:
+				wait = append(wait, pod)
+			default:
+				why = err
+			}
+		}
+		if len(run) != wantRunning || len(wait) != wantWaiting {
+			return fmt.Errorf("%d run and %d wait, want %d and %d: %w", len(run), len(wait), wantRunning, wantWaiting, errors.Join(why))
+		}
+		return nil
+	})
+	return run, wait
+}
+
+// TestWithoutTheScheduler: pods that somebody else put onto a node get their volumes
+// if the node has room, and otherwise say why not until it has.
+func TestWithoutTheScheduler(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	stock := e.podOf("stock", volume("data", pair, "1000Mi", "xfs"))
+	stock.Spec.SchedulerName = corev1.DefaultSchedulerName
+	stock.Spec.NodeSelector = map[string]string{corev1.LabelHostname: pairNode}
+	named := e.podOf("named", volume("data", pair, "1000Mi", "ext4"))
+	named.Spec.SchedulerName, named.Spec.NodeName = corev1.DefaultSchedulerName, pairNode
+	e.create(stock, named)
+	e.ready(stock, named)
+	for _, pod := range []*corev1.Pod{stock, named} {
+		p := e.find(pod, "data")
+		e.isPartition(e.device(pod, "/data"), *pod.Spec.Volumes[0].CSI.FSType, p)
+		if p.allocation.Length != 1000*mib {
+			t.Errorf("pod %s got %v", pod.Name, p)
+		}
+		if _, ok := pod.Annotations[v1alpha1.AnnotationAllocation]; ok {
+			t.Errorf("pod %s has a record", pod.Name)
+		}
+		e.event(pod, "VolumePlaced", `volume "data" was put on`)
+	}
+
+	// One disk has 1000Mi and a little left, or both have: 1500Mi fit nowhere.
+	large := e.podOf("large", volume("data", pair, "1500Mi", ""))
+	large.Spec.NodeName = pairNode
+	hopeless := e.podOf("hopeless", volume("data", pair, "3Gi", ""))
+	hopeless.Spec.NodeName = pairNode
+	fill := e.podOf("fill", volume("data", pair, "1000Mi", ""))
+	e.create(fill)
+	e.ready(fill)
+	e.create(large, hopeless)
+	e.event(large, "FailedMount", "largest free extent of class pair is", "wants 1500Mi", pairNode)
+	e.event(hopeless, "FailedMount", "wants 3Gi", pairNode)
+	e.event(large, "NoRoomForVolume", "wants 1500Mi")
+	if err := e.isReady(t.Context(), large); err == nil {
+		t.Error("the pod that does not fit runs")
+	}
+	// The others are not disturbed, and the scheduler knows what they hold.
+	e.ready(stock, named, fill)
+	e.delete(stock, named, fill)
+	e.ready(large)
+	if err := e.isReady(t.Context(), hopeless); err == nil {
+		t.Error("the pod that is larger than any disk runs")
+	}
+}
+
+// TestBadVolumes: where the admission policy is not installed, bad volumes are refused
+// later, with the same clarity and without harm.
+func TestBadVolumes(t *testing.T) {
+	bad := map[string]struct {
+		change func(*corev1.CSIVolumeSource)
+		words  []string
+	}{
+		"unknown-attribute": {func(v *corev1.CSIVolumeSource) { v.VolumeAttributes["disk.berth.dev/siez"] = "1Gi" }, []string{"unknown attribute", "disk.berth.dev/siez"}},
+		"no-size":           {func(v *corev1.CSIVolumeSource) { delete(v.VolumeAttributes, v1alpha1.AttributeSize) }, []string{"disk.berth.dev/size"}},
+		"bad-size":          {func(v *corev1.CSIVolumeSource) { v.VolumeAttributes[v1alpha1.AttributeSize] = "10Gib" }, []string{"disk.berth.dev/size", "10Gib"}},
+		"negative":          {func(v *corev1.CSIVolumeSource) { v.VolumeAttributes[v1alpha1.AttributeSize] = "-1Gi" }, []string{"disk.berth.dev/size", "-1Gi"}},
+		"file-system":       {func(v *corev1.CSIVolumeSource) { fs := "btrfs"; v.FSType = &fs }, []string{"btrfs", "ext4"}},
+		"unknown-class":     {func(v *corev1.CSIVolumeSource) { v.VolumeAttributes[v1alpha1.AttributeClass] = "nosuch" }, []string{"nosuch"}},
+	}
+	c := sharedCluster(t)
+	checked := newTenant(t, c)
+	e := newTenant(t, c, unchecked)
+	for name, tc := range bad {
+		scheduled := e.podOf(name, volume("data", pair, "64Mi", ""))
+		tc.change(scheduled.Spec.Volumes[0].CSI)
+		mounted := scheduled.DeepCopy()
+		mounted.Name, mounted.Spec.NodeName = name+"-placed", pairNode
+		refused := scheduled.DeepCopy()
+		refused.Namespace = checked.namespace
+		err := e.client.Create(t.Context(), refused, client.DryRunAll)
+		// A class may come later, so it is no reason to refuse.
+		if wantErr := name != "unknown-class"; (err != nil) != wantErr {
+			t.Errorf("%s: with the policy the answer is %v", name, err)
+		}
+		// The policy's exemption may still be on its way to the API server.
+		e.eventually("the policy is not in force", func(ctx context.Context) error { return e.client.Create(ctx, scheduled.DeepCopy(), client.DryRunAll) })
+		e.create(scheduled, mounted)
+		message := e.waits(scheduled)
+		if missing := lacks(message, tc.words); missing != "" {
+			t.Errorf("%s: unschedulable because of %q, which does not say %q", name, message, missing)
+		}
+		t.Logf("%s: %s", name, message)
+		e.event(mounted, "FailedMount", tc.words...)
+	}
+	good := e.podOf("good", volume("data", pair, "64Mi", ""))
+	e.create(good)
+	e.ready(good)
+	if err := e.allBut(good); err != nil {
+		t.Error(err)
+	}
+}
+
+// allBut is nil when the pod is the only one of the tenant that has a volume.
+func (e *tenant) allBut(pod *corev1.Pod) error {
+	status, err := e.published(e.t.Context(), pairNode)
+	if err != nil {
+		return err
+	}
+	for _, d := range status.Disks {
+		for _, a := range d.Allocations {
+			if a.Owner != e.namespace+"/"+pod.Name {
+				return fmt.Errorf("there is a volume of %s", a.Owner)
+			}
+		}
+	}
+	return nil
+}
+
+// TestSeveralVolumes: all of a pod's volumes or none, and apart if they want to be.
+func TestSeveralVolumes(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	spread := func(name string) corev1.Volume {
+		v := volume(name, pair, "300Mi", "xfs")
+		v.CSI.VolumeAttributes[v1alpha1.AttributeSpread] = v1alpha1.SpreadDisk
+		return v
+	}
+	pod := e.podOf("spread", volume("data", pair, "100Mi", "ext4"), spread("one"), spread("two"))
+	more := e.podOf("more", spread("one"), spread("two"), spread("three"))
+	e.create(pod, more)
+	e.ready(pod)
+	places := map[string]place{}
+	for _, v := range pod.Spec.Volumes[:3] {
+		p := e.find(pod, v.Name)
+		e.asRecorded(pod, v.Name, p)
+		e.isPartition(e.device(pod, "/"+v.Name), *v.CSI.FSType, p)
+		places[v.Name] = p
+	}
+	if places["one"].disk.ID == places["two"].disk.ID {
+		t.Errorf("volumes that want to be apart are at %v and %v", places["one"], places["two"])
+	}
+	// Three cannot be apart on two disks.
+	if message := e.waits(more); lacks(message, []string{"wants 3 different disks of class pair"}) != "" {
+		t.Errorf("it waits because of %q", message)
+	}
+	e.delete(pod)
+	e.gone(pod)
+	for _, p := range places {
+		e.isFree(p)
+	}
+}
+
+// TestOtherPods: pods that Berth has nothing to do with.
+func TestOtherPods(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	berth := e.podOf("berth")
+	stock := e.podOf("stock")
+	stock.Spec.SchedulerName = corev1.DefaultSchedulerName
+	scratch := e.podOf("scratch", corev1.Volume{Name: "data", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
+	e.create(berth, stock, scratch)
+	e.ready(berth, stock, scratch)
+	for _, pod := range []*corev1.Pod{berth, stock, scratch} {
+		for key := range pod.Annotations {
+			if strings.Contains(key, v1alpha1.GroupName) {
+				t.Errorf("pod %s has the annotation %s", pod.Name, key)
+			}
+		}
+	}
+}

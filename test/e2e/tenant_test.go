@@ -1,0 +1,331 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/cluster"
+)
+
+// tenant is a namespace of one test. It ends with all its volumes wiped and free.
+type tenant struct {
+	t         *testing.T
+	cluster   *cluster.Cluster
+	client    client.Client
+	namespace string
+}
+
+// newTenant makes the namespace, in which the policy for pods is in force unless
+// labels say otherwise.
+func newTenant(t *testing.T, c *cluster.Cluster, labels ...string) *tenant {
+	t.Helper()
+	name := strings.ToLower(strings.ReplaceAll(strings.Join(append([]string{t.Name()}, labels...), "-"), "/", "-"))
+	e := &tenant{t: t, cluster: c, client: c.Client(), namespace: name}
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{}}}
+	for _, label := range labels {
+		namespace.Labels[label] = ""
+	}
+	if err := e.client.Create(t.Context(), namespace); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.leave)
+	e.eventually("the service account is there", func(ctx context.Context) error {
+		return e.client.Get(ctx, client.ObjectKey{Namespace: name, Name: "default"}, &corev1.ServiceAccount{})
+	})
+	return e
+}
+
+// leave deletes all pods and waits until their space is back.
+func (e *tenant) leave() {
+	ctx := context.Background()
+	if e.t.Failed() {
+		out, _ := e.cluster.Kubectl(ctx, "get", "pods,events", "--namespace", e.namespace, "-o", "wide")
+		e.t.Logf("%s\nlogs are in %s", out, e.cluster.LogDir())
+	}
+	err := e.client.DeleteAllOf(ctx, &corev1.Pod{}, client.InNamespace(e.namespace), client.GracePeriodSeconds(1))
+	if err != nil {
+		e.t.Error(err)
+	}
+	err = cluster.Eventually(ctx, patience, func(ctx context.Context) error {
+		pods := &corev1.PodList{}
+		if err := e.client.List(ctx, pods, client.InNamespace(e.namespace)); err != nil {
+			return err
+		}
+		if len(pods.Items) > 0 {
+			return fmt.Errorf("%d pods are left", len(pods.Items))
+		}
+		return e.allFree(ctx)
+	})
+	if err != nil {
+		e.t.Errorf("after the test: %v", err)
+	}
+}
+
+// allFree is nil when no volume of the tenant is left, and all that is published is sound.
+func (e *tenant) allFree(ctx context.Context) error {
+	list := &v1alpha1.NodeDiskCapacityList{}
+	if err := e.client.List(ctx, list); err != nil {
+		return err
+	}
+	for _, ndc := range list.Items {
+		if err := sound(&ndc.Status); err != nil {
+			return fmt.Errorf("node %s: %w", ndc.Name, err)
+		}
+		for _, d := range ndc.Status.Disks {
+			for _, a := range d.Allocations {
+				if a.Owner == "" || strings.HasPrefix(a.Owner, e.namespace+"/") {
+					return fmt.Errorf("node %s has a volume of %q in phase %s", ndc.Name, a.Owner, a.Phase)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// sound holds that overhead, free and allocated are the disk, and nothing overlaps.
+func sound(s *v1alpha1.NodeDiskCapacityStatus) error {
+	for _, d := range s.Disks {
+		if d.State != v1alpha1.DiskReady {
+			continue
+		}
+		total := d.Overhead
+		all := append([]v1alpha1.Extent(nil), d.Free...)
+		for _, a := range d.Allocations {
+			all = append(all, a.Extent)
+		}
+		for i, x := range all {
+			total += x.Length
+			for _, y := range all[:i] {
+				if x.Start < y.Start+y.Length && y.Start < x.Start+x.Length {
+					return fmt.Errorf("disk %s: %v overlaps %v", d.Device, x, y)
+				}
+			}
+		}
+		if total != d.Size {
+			return fmt.Errorf("disk %s: overhead, free and allocated are %d of %d bytes", d.Device, total, d.Size)
+		}
+	}
+	return nil
+}
+
+func (e *tenant) eventually(what string, condition func(context.Context) error) {
+	e.t.Helper()
+	if err := cluster.Eventually(e.t.Context(), patience, condition); err != nil {
+		e.t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// volume is an inline volume; fsType may be empty.
+func volume(name, class, size, fsType string) corev1.Volume {
+	source := &corev1.CSIVolumeSource{Driver: v1alpha1.DriverName, VolumeAttributes: map[string]string{
+		v1alpha1.AttributeClass: class, v1alpha1.AttributeSize: size,
+	}}
+	if fsType != "" {
+		source.FSType = &fsType
+	}
+	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{CSI: source}}
+}
+
+// script notes each start on the first volume, and ends at once when it is told to.
+const script = `trap 'exit 1' TERM; [ -d /data ] && echo started >> /data/starts; sleep infinity & wait`
+
+// podOf is a pod of profile berth with each volume mounted on /<its name>.
+func (e *tenant) podOf(name string, volumes ...corev1.Volume) *corev1.Pod {
+	grace := int64(1)
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: e.namespace, Name: name},
+		Spec: corev1.PodSpec{
+			SchedulerName: "berth", TerminationGracePeriodSeconds: &grace, Volumes: volumes,
+			Containers: []corev1.Container{{Name: "main", Image: cluster.BusyboxImage, Command: []string{"sh", "-c", script}}},
+		},
+	}
+	for _, v := range volumes {
+		main := &pod.Spec.Containers[0]
+		main.VolumeMounts = append(main.VolumeMounts, corev1.VolumeMount{Name: v.Name, MountPath: "/" + v.Name})
+	}
+	return pod
+}
+
+func (e *tenant) create(pods ...*corev1.Pod) {
+	e.t.Helper()
+	for _, pod := range pods {
+		if err := e.client.Create(e.t.Context(), pod); err != nil {
+			e.t.Fatalf("create pod %s: %v", pod.Name, err)
+		}
+	}
+}
+
+// delete deletes the pods; it does not wait for their end.
+func (e *tenant) delete(pods ...*corev1.Pod) {
+	e.t.Helper()
+	for _, pod := range pods {
+		if err := e.client.Delete(e.t.Context(), pod); err != nil {
+			e.t.Fatalf("delete pod %s: %v", pod.Name, err)
+		}
+	}
+}
+
+// isReady is nil when the pod's container runs, and says otherwise what keeps it.
+func (e *tenant) isReady(ctx context.Context, pod *corev1.Pod) error {
+	if err := e.client.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
+		return err
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+			return nil
+		}
+	}
+	return fmt.Errorf("pod %s on %q is %s: %v", pod.Name, pod.Spec.NodeName, pod.Status.Phase, pod.Status.Conditions)
+}
+
+// ready waits until all of the pods run, and refreshes them.
+func (e *tenant) ready(pods ...*corev1.Pod) {
+	e.t.Helper()
+	e.eventually("the pods run", func(ctx context.Context) error {
+		for _, pod := range pods {
+			if err := e.isReady(ctx, pod); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// gone waits until the pods do not exist any more.
+func (e *tenant) gone(pods ...*corev1.Pod) {
+	e.t.Helper()
+	e.eventually("the pods are gone", func(ctx context.Context) error {
+		for _, pod := range pods {
+			err := e.client.Get(ctx, client.ObjectKeyFromObject(pod), &corev1.Pod{})
+			if !apierrors.IsNotFound(err) {
+				return fmt.Errorf("pod %s is still there (%w)", pod.Name, err)
+			}
+		}
+		return nil
+	})
+}
+
+// waits waits until the scheduler has said that the pod fits nowhere, and returns why.
+func (e *tenant) waits(pod *corev1.Pod) string {
+	e.t.Helper()
+	var message string
+	e.eventually("pod "+pod.Name+" is unschedulable", func(ctx context.Context) error {
+		if err := e.client.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
+			return err
+		}
+		for _, c := range pod.Status.Conditions {
+			if c.Type == corev1.PodScheduled && c.Reason == corev1.PodReasonUnschedulable {
+				message = c.Message
+				return nil
+			}
+		}
+		return fmt.Errorf("it is %s on %q", pod.Status.Phase, pod.Spec.NodeName)
+	})
+	return message
+}
+
+// event waits for an event about the pod whose message has all of the words.
+func (e *tenant) event(pod *corev1.Pod, reason string, words ...string) {
+	e.t.Helper()
+	e.eventually("event "+reason+" of pod "+pod.Name, func(ctx context.Context) error {
+		events := &corev1.EventList{}
+		if err := e.client.List(ctx, events, client.InNamespace(e.namespace)); err != nil {
+			return err
+		}
+		err := errors.New("there is none")
+		for _, event := range events.Items {
+			if event.InvolvedObject.UID != pod.UID || event.Reason != reason {
+				continue
+			}
+			if missing := lacks(event.Message, words); missing == "" {
+				return nil
+			}
+			err = fmt.Errorf("it says %q, want %q", event.Message, words)
+		}
+		return err
+	})
+}
+
+// lacks returns the first of the words that the text does not have.
+func lacks(text string, words []string) string {
+	for _, w := range words {
+		if !strings.Contains(text, w) {
+			return w
+		}
+	}
+	return ""
+}
+
+// exec runs a shell command in the pod and returns what it printed.
+func (e *tenant) exec(pod *corev1.Pod, command string) string {
+	e.t.Helper()
+	out, err := e.cluster.Kubectl(e.t.Context(), "exec", "--namespace", e.namespace, pod.Name, "--container", "main", "--", "sh", "-c", command)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return strings.TrimSpace(out)
+}
+
+// write puts a file onto the pod's volume that is full of the canary, and sees to it
+// that it is on the disk.
+func (e *tenant) write(pod *corev1.Pod, canary string) {
+	e.t.Helper()
+	e.exec(pod, "yes "+canary+" | head -c 4000000 > /data/file && sync /data/file")
+}
+
+// holds fails the test unless the volume has what write wrote.
+func (e *tenant) holds(pod *corev1.Pod, canary string) {
+	e.t.Helper()
+	if out := e.exec(pod, "wc -c < /data/file; head -n 1 /data/file"); out != "4000000\n"+canary {
+		e.t.Errorf("the volume of %s does not hold %q any more: %q", pod.Name, canary, out)
+	}
+}
+
+// restart ends the pod's container from within and waits until the kubelet has
+// started it again.
+func (e *tenant) restart(pod *corev1.Pod) {
+	e.t.Helper()
+	before := restarts(pod)
+	// The command may be killed together with the container; what counts is seen below.
+	_, _ = e.cluster.Kubectl(e.t.Context(), "exec", "--namespace", e.namespace, pod.Name, "--container", "main", "--", "kill", "1")
+	e.eventually("the container is restarted", func(ctx context.Context) error {
+		if err := e.isReady(ctx, pod); err != nil {
+			return err
+		}
+		if restarts(pod) != before+1 {
+			return fmt.Errorf("%d restarts", restarts(pod))
+		}
+		return nil
+	})
+}
+
+func restarts(pod *corev1.Pod) int32 {
+	var n int32
+	for _, s := range pod.Status.ContainerStatuses {
+		n += s.RestartCount
+	}
+	return n
+}
+
+// canary is text that is on no disk yet.
+func canary(e *tenant) string { return fmt.Sprintf("canary-%s-%d", e.namespace, time.Now().UnixNano()) }
+
+func readTrimmed(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(data))
+}
