@@ -3,6 +3,7 @@ package ledger
 import (
 	"cmp"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -141,8 +142,8 @@ func (l *Ledger) DeleteCapacity(name string, revision uint64) {
 
 // SetPod folds in that a pod is bound to a node with these records; none if its record
 // is missing or not to be believed. It replaces whatever was assumed for the pod, and
-// settles what was in doubt; it reports whether anything was.
-func (l *Ledger) SetPod(uid, nodeName string, records []Record) (settled bool) {
+// settles what was in doubt; it returns the nodes where anything was.
+func (l *Ledger) SetPod(uid, nodeName string, records []Record) (settled []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	// The pod is bound: no later try will ask about refusals.
@@ -153,9 +154,9 @@ func (l *Ledger) SetPod(uid, nodeName string, records []Record) (settled bool) {
 	return l.settle(uid)
 }
 
-// DeletePod folds in that a pod is gone, or has ended. It reports whether anything of it
-// was in doubt.
-func (l *Ledger) DeletePod(uid string) (settled bool) {
+// DeletePod folds in that a pod is gone, or has ended. It returns the nodes where anything
+// of it was in doubt.
+func (l *Ledger) DeletePod(uid string) (settled []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.refusals, uid)
@@ -346,16 +347,16 @@ func (l *Ledger) drop(uid string) {
 }
 
 // settle drops what is in doubt about a pod, because it is now known. The lock is held.
-func (l *Ledger) settle(uid string) bool {
-	nodes, doubted := l.doubts[uid]
+func (l *Ledger) settle(uid string) []string {
+	nodes := slices.Collect(maps.Keys(l.doubts[uid]))
 	delete(l.doubts, uid)
-	for name := range nodes {
+	for _, name := range nodes {
 		n := l.node(name)
 		delete(n.doubts, uid)
 		n.refresh()
 		l.tidy(name, n)
 	}
-	return doubted
+	return nodes
 }
 
 // refresh makes the node's snapshot anew from its capacity and its records. The

@@ -150,15 +150,15 @@ func TestRaces(t *testing.T) {
 			if _, err := l.Reserve("b", nodeName, []string{"part-b"}, one(8)); err == nil {
 				t.Error("sold to another what may be bound")
 			}
-			if !l.SetPod("a", nodeName, []Record{r}) {
-				t.Error("nothing was in doubt")
+			if settled := l.SetPod("a", nodeName, []Record{r}); len(settled) != 1 || settled[0] != nodeName {
+				t.Errorf("settled is what was on %v, want %s", settled, nodeName)
 			}
 			l.wantFree(t, "the first binding had happened", 2)
 			if free := l.Snapshot("n2").Node.Disks[0].Free.Total(); free != 10*gib {
 				t.Errorf("%d GiB are free where the pod is not, want 10", free/gib)
 			}
-			if l.SetPod("a", nodeName, []Record{r}) {
-				t.Error("something is still in doubt")
+			if settled := l.SetPod("a", nodeName, []Record{r}); settled != nil {
+				t.Errorf("still in doubt on %v", settled)
 			}
 		},
 		"in doubt twice, at different places": func(t *testing.T, l *Ledger) {
@@ -268,7 +268,9 @@ func TestInvalidCapacity(t *testing.T) {
 		"empty":                    func(c *Capacity) { c.Disks[0].Free[0].End = c.Disks[0].Free[0].Start },
 		"no id":                    func(c *Capacity) { c.Disks[0].ID = "" },
 		"a disk twice":             func(c *Capacity) { c.Disks = append(c.Disks, c.Disks[0]) },
-		"no partition":             func(c *Capacity) { c.Disks[0].Free, c.Disks[0].Allocations = nil, []Allocation{{Partition: "", Extent: at(1, 1)}} },
+		"no partition": func(c *Capacity) {
+			c.Disks[0].Free, c.Disks[0].Allocations = nil, []Allocation{{Partition: "", Extent: at(1, 1)}}
+		},
 		"a partition twice": func(c *Capacity) {
 			c.Disks[0].Free, c.Disks[0].Allocations = nil, []Allocation{{Partition: "p", Extent: at(1, 1)}, {Partition: "p", Extent: at(3, 1)}}
 		},

@@ -41,7 +41,7 @@ func (p *Plugin) Bind(ctx context.Context, _ fwk.CycleState, pod *corev1.Pod, no
 	}
 	klog.FromContext(ctx).V(3).Info("Binding a pod with its disk volumes", "pod", klog.KObj(pod), "node", klog.KRef("", nodeName), "allocation", value)
 	if err := p.send(ctx, binding); err != nil {
-		p.learn(pod, nodeName, err)
+		p.learn(ctx, pod, nodeName, err)
 		return fwk.AsStatus(err)
 	}
 	return nil
@@ -81,14 +81,17 @@ func (p *Plugin) send(ctx context.Context, binding *corev1.Binding) error {
 }
 
 // learn keeps what a failed binding tells. The scheduler calls Unreserve next.
-func (p *Plugin) learn(pod *corev1.Pod, nodeName string, err error) {
+func (p *Plugin) learn(ctx context.Context, pod *corev1.Pod, nodeName string, err error) {
 	switch outcomeOf(err) {
 	case unknown:
 		p.ledger.Doubt(string(pod.UID))
 	case refused:
 		p.ledger.Refuse(string(pod.UID), nodeName, err.Error(), time.Now())
 	case notBound:
+		return
 	}
+	// If the pod was deleted in the meantime, no event would come any more to settle this.
+	p.feed.foldPod(klog.FromContext(ctx), pod)
 }
 
 type outcome int

@@ -6,12 +6,15 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
+	st "k8s.io/kubernetes/pkg/scheduler/testing"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
@@ -85,6 +88,7 @@ func TestBindFailures(t *testing.T) {
 			b := newBench(t, answering(int(test.answer.ErrStatus.Code), &test.answer.ErrStatus, nil), "n1")
 			b.publish(t, "n1", 10)
 			pod := podOf("a", 6)
+			b.store(t, pod)
 			state, _ := b.filter(t, pod)
 			if status := b.framework.RunReservePluginsReserve(b.ctx, state, pod, "n1"); !status.IsSuccess() {
 				t.Fatal(status)
@@ -111,6 +115,52 @@ func TestBindFailures(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestDoubtOfADeletedPod: nobody would settle it any more.
+func TestDoubtOfADeletedPod(t *testing.T) {
+	for _, code := range []int32{http.StatusInternalServerError, http.StatusForbidden} {
+		answer := &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: metav1.StatusReasonUnknown}
+		b := newBench(t, answering(int(code), answer, nil), "n1")
+		b.publish(t, "n1", 10)
+		pod := podOf("a", 6) // not in the informer's store: its deletion was heard of
+		state, _ := b.filter(t, pod)
+		if status := b.framework.RunReservePluginsReserve(b.ctx, state, pod, "n1"); !status.IsSuccess() {
+			t.Fatal(status)
+		}
+		if status := b.framework.RunBindPlugins(b.ctx, state, pod, "n1"); status.IsSuccess() {
+			t.Fatal("bound")
+		}
+		b.framework.RunReservePluginsUnreserve(b.ctx, state, pod, "n1")
+		if b.plugin.ledger.Holds("a") {
+			t.Errorf("after %d, space is held for a pod that is gone", code)
+		}
+		if have := b.plugin.ledger.Refusals("a", time.Now()); len(have) > 0 {
+			t.Errorf("after %d, the refusals %v are kept for a pod that is gone", code, have)
+		}
+	}
+}
+
+// TestSettledDoubtWakes: to the scheduler, the pod was pending all the time, so it tells
+// nobody that its space is back.
+func TestSettledDoubtWakes(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.publish(t, "n1", 10)
+	woken := make(chan map[string]*corev1.Pod, 1)
+	b.plugin.feed.activate = func(_ klog.Logger, pods map[string]*corev1.Pod) { woken <- pods }
+	doubtful, fits, large, plain := podOf("doubtful", 8), podOf("fits", 6), podOf("large", 11), st.MakePod().Namespace("default").Name("plain").UID("plain").Obj()
+	for _, pod := range []*corev1.Pod{doubtful, fits, large, plain} {
+		b.store(t, pod)
+	}
+	if _, err := b.plugin.ledger.Reserve("doubtful", "n1", []string{partitionOf(t, doubtful)}, requestsOf(mustVolumes(t, doubtful))); err != nil {
+		t.Fatal(err)
+	}
+	b.plugin.ledger.Doubt("doubtful")
+	b.remove(t, doubtful)
+	b.plugin.feed.foldPod(klog.Background(), doubtful)
+	if pods := <-woken; len(pods) != 1 || pods["default/fits"] != fits {
+		t.Errorf("woken are %v, want the one that fits now", pods)
 	}
 }
 

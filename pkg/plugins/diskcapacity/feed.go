@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +16,7 @@ import (
 	fwk "k8s.io/kube-scheduler/framework"
 
 	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/pkg/request"
 )
 
 // feed folds what the API server says into the ledger. There is one for a scheduler, not
@@ -31,6 +33,9 @@ type feed struct {
 	capacities *capacityStore
 	// synced is set once all of the above were, and stays.
 	synced atomic.Bool
+
+	// activate puts pods back into the scheduling queue.
+	activate func(klog.Logger, map[string]*corev1.Pod)
 }
 
 // feeds has the feed of every scheduler in this process. The informer factory is what
@@ -52,6 +57,7 @@ func feedOf(ctx context.Context, handle fwk.Handle) (*feed, error) {
 	if err != nil {
 		return nil, err
 	}
+	f.activate = handle.Activate
 	if err := f.watch(ctx, handle.KubeConfig()); err != nil {
 		return nil, err
 	}
@@ -118,7 +124,7 @@ func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
 	pod := f.storedPod(event)
 	switch {
 	case pod == nil, pod.Status.Phase == corev1.PodSucceeded, pod.Status.Phase == corev1.PodFailed:
-		f.ledger.DeletePod(uid)
+		f.wake(logger, f.ledger.DeletePod(uid))
 	case pod.Spec.NodeName == "":
 		// Not bound, as far as the store knows. What Reserve assumed stands.
 	default:
@@ -128,8 +134,39 @@ func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
 			// publishes it.
 			logger.V(2).Info("Ignored the allocation record of a pod", "pod", klog.KObj(pod), "node", klog.KRef("", pod.Spec.NodeName), "err", err)
 		}
-		f.ledger.SetPod(uid, pod.Spec.NodeName, records)
+		f.wake(logger, f.ledger.SetPod(uid, pod.Spec.NodeName, records))
 	}
+}
+
+// wake puts pods back into the queue that now fit one of the nodes. It is for space that
+// comes back without an event that the scheduler would give to a queueing hint: what was
+// held in doubt for a pod, which to the scheduler was just a pending pod.
+func (f *feed) wake(logger klog.Logger, nodeNames []string) {
+	if len(nodeNames) == 0 {
+		return
+	}
+	// Not here: a hint may have called us, which holds the lock of the queue.
+	go func() {
+		pods := map[string]*corev1.Pod{}
+		for _, obj := range f.pods.List() {
+			pod, ok := obj.(*corev1.Pod)
+			if !ok || pod.Spec.NodeName != "" || !hasDiskVolumes(pod) {
+				continue
+			}
+			volumes, err := request.FromPod(pod)
+			if err != nil {
+				continue
+			}
+			requests := requestsOf(volumes)
+			if slices.ContainsFunc(nodeNames, func(name string) bool { return fits(f.ledger.Snapshot(name).Node, requests) }) {
+				pods[klog.KObj(pod).String()] = pod
+			}
+		}
+		if len(pods) > 0 {
+			logger.V(3).Info("Space that was held in doubt came back", "nodes", nodeNames, "podsWoken", len(pods))
+			f.activate(logger, pods)
+		}
+	}()
 }
 
 // storedPod is the pod as the informer has it now; nil if it is gone.

@@ -42,7 +42,15 @@ func (p *Plugin) EventsToRegister(context.Context) ([]fwk.ClusterEventWithHint, 
 	}, nil
 }
 
-func (p *Plugin) afterCapacity(_ klog.Logger, pod *corev1.Pod, _, obj any) (fwk.QueueingHint, error) {
+// afterCapacity wakes the pods for which the node's own publication made room: those that
+// fit now and, with the same records, did not fit what it published before. The rest of
+// its publications, a few for every volume, must not wake pods that have room there but
+// are kept away by other plugins.
+//
+// No wake-up is lost: what makes room is either a publication or the end of a record. After
+// the end of a record the other hints wake every pod that fits. Of publications, the first
+// after which the pod fits has one before it with which it did not.
+func (p *Plugin) afterCapacity(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.QueueingHint, error) {
 	object, ok := obj.(*unstructured.Unstructured)
 	if !ok {
 		return fwk.Queue, fmt.Errorf("event of %s has %T, want *unstructured.Unstructured", capacityEvents, obj)
@@ -50,7 +58,21 @@ func (p *Plugin) afterCapacity(_ klog.Logger, pod *corev1.Pod, _, obj any) (fwk.
 	if err := p.feed.capacities.foldUnstructured(object); err != nil {
 		return fwk.Queue, err
 	}
-	return p.queueIfFits(pod, object.GetName()), nil
+	if p.queueIfFits(pod, object.GetName()) == fwk.QueueSkip {
+		return fwk.QueueSkip, nil
+	}
+	earlier, ok := old.(*unstructured.Unstructured)
+	if !ok || earlier.GetUID() != object.GetUID() {
+		return fwk.Queue, nil
+	}
+	node, err := p.feed.capacities.before(earlier)
+	if err != nil {
+		return fwk.Queue, err
+	}
+	if p.fitsNode(pod, node) {
+		return fwk.QueueSkip, nil
+	}
+	return fwk.Queue, nil
 }
 
 func (p *Plugin) afterClass(_ klog.Logger, pod *corev1.Pod, _, obj any) (fwk.QueueingHint, error) {
@@ -87,18 +109,26 @@ func (p *Plugin) afterPodDeleted(logger klog.Logger, pod *corev1.Pod, obj, _ any
 	return p.queueIfFits(pod, node), nil
 }
 
-func (p *Plugin) afterCSINode(_ klog.Logger, pod *corev1.Pod, _, obj any) (fwk.QueueingHint, error) {
+// afterCSINode: what matters is that our driver was not there before.
+func (p *Plugin) afterCSINode(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.QueueingHint, error) {
 	csiNode, ok := obj.(*storagev1.CSINode)
 	if !ok {
 		return fwk.Queue, fmt.Errorf("event of a CSINode has %T, want *CSINode", obj)
 	}
+	if before, ok := old.(*storagev1.CSINode); ok && hasDriver(before) {
+		return fwk.QueueSkip, nil
+	}
 	return p.queueIfFits(pod, csiNode.Name), nil
 }
 
-func (p *Plugin) afterNode(_ klog.Logger, pod *corev1.Pod, _, obj any) (fwk.QueueingHint, error) {
+func (p *Plugin) afterNode(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.QueueingHint, error) {
 	node, ok := obj.(*corev1.Node)
 	if !ok {
 		return fwk.Queue, fmt.Errorf("event of a node has %T, want *Node", obj)
+	}
+	if old != nil {
+		// Whatever changed about a node that was known, it was not for it that we rejected.
+		return fwk.QueueSkip, nil
 	}
 	return p.queueIfFits(pod, node.Name), nil
 }
@@ -111,13 +141,28 @@ func (p *Plugin) queueIfFits(pod *corev1.Pod, nodeName string) fwk.QueueingHint 
 	if len(snapshot.Node.Disks) == 0 || !p.hasAgent(nodeName) {
 		return fwk.QueueSkip
 	}
-	volumes, err := request.FromPod(pod)
-	if err != nil {
-		return fwk.QueueSkip
-	}
-	var buffer [4]placement.Assignment
-	if _, err := placement.Plan(buffer[:0], snapshot.Node, requestsOf(volumes)); err != nil {
+	if !p.fitsNode(pod, snapshot.Node) {
 		return fwk.QueueSkip
 	}
 	return fwk.Queue
+}
+
+func (p *Plugin) fitsNode(pod *corev1.Pod, node *placement.Node) bool {
+	volumes, err := request.FromPod(pod)
+	if err != nil {
+		return false
+	}
+	for i := range volumes {
+		// Disks can have the name of a class that does not exist any more.
+		if !p.feed.classes.has(volumes[i].Request.Class) {
+			return false
+		}
+	}
+	return fits(node, requestsOf(volumes))
+}
+
+func fits(node *placement.Node, requests []placement.Request) bool {
+	var buffer [4]placement.Assignment
+	_, err := placement.Plan(buffer[:0], node, requests)
+	return err == nil
 }

@@ -1,6 +1,7 @@
 package diskcapacity
 
 import (
+	"fmt"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -66,6 +67,98 @@ func TestHintFoldsTheCapacity(t *testing.T) {
 	if hint := b.hint(t, capacityEvents, fwk.Update, pod, nil, unstructuredOf(t, b.capacity("n1", 10))); hint != fwk.QueueSkip {
 		t.Error("woken by a node without an agent")
 	}
+}
+
+// TestHintOnlyWhenRoomWasMade: a pod that has room on a node, but is kept away from it by
+// another plugin, is not woken by whatever that node publishes.
+func TestHintOnlyWhenRoomWasMade(t *testing.T) {
+	two := func(name string, sizeGiB int64) *corev1.Pod {
+		return withVolume(podOf(name, sizeGiB), "more", fmt.Sprintf("%dGi", sizeGiB), "ssd")
+	}
+	other := podOf("other", 4)
+	tests := map[string]struct {
+		pod      *corev1.Pod
+		old, now func(b *bench) *diskv1alpha1.NodeDiskCapacity
+		prepare  func(t *testing.T, b *bench)
+		want     fwk.QueueingHint
+	}{
+		"nothing changed":         {podOf("a", 6), free(10), free(10), nil, fwk.QueueSkip},
+		"less":                    {podOf("a", 6), free(10), free(8), nil, fwk.QueueSkip},
+		"more, but enough before": {podOf("a", 6), free(6), free(10), nil, fwk.QueueSkip},
+		"grown to the request":    {podOf("a", 6), free(5), free(6), nil, fwk.Queue},
+		"not yet":                 {podOf("a", 6), free(2), free(5), nil, fwk.QueueSkip},
+		"grown for one of two":    {two("a", 3), free(3), free(5), nil, fwk.QueueSkip},
+		"grown for both":          {two("a", 3), free(5), free(6), nil, fwk.Queue},
+		"a node that is new":      {podOf("a", 6), nil, free(10), nil, fwk.Queue},
+		"made anew": {podOf("a", 6), func(b *bench) *diskv1alpha1.NodeDiskCapacity {
+			ndc := b.capacity("n1", 10)
+			ndc.UID = "earlier"
+			return ndc
+		}, free(10), nil, fwk.Queue},
+		"was nonsense": {podOf("a", 6), func(b *bench) *diskv1alpha1.NodeDiskCapacity {
+			ndc := b.capacity("n1", 10)
+			ndc.Status.Disks[0].Size = 1
+			return ndc
+		}, free(10), nil, fwk.Queue},
+		"taken by a record before and now": {podOf("a", 7), free(8), free(10), func(t *testing.T, b *bench) { record(t, b, other, 0) }, fwk.QueueSkip},
+		"the record's place, which the node did not use": {podOf("a", 6), free(8), func(b *bench) *diskv1alpha1.NodeDiskCapacity {
+			ndc := b.capacity("n1", 8)
+			ndc.Status.Disks[0].Allocations = []diskv1alpha1.Allocation{volumeOf(other, 20, 4)}
+			return ndc
+		}, func(t *testing.T, b *bench) { record(t, b, other, 0) }, fwk.Queue},
+		"of a class that is gone": {withVolume(st.MakePod().Name("a").UID("a").Obj(), "data", "1Gi", "gone"), nil, func(b *bench) *diskv1alpha1.NodeDiskCapacity {
+			ndc := b.capacity("n1", 10)
+			ndc.Status.Disks[0].Class = "gone"
+			return ndc
+		}, nil, fwk.QueueSkip},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			for _, ahead := range []bool{false, true} {
+				b := newBench(t, nil, "n1")
+				var old any
+				if test.old != nil {
+					ndc := test.old(b)
+					if err := b.plugin.feed.capacities.Add(ndc); err != nil {
+						t.Fatal(err)
+					}
+					old = unstructuredOf(t, ndc)
+				}
+				if test.prepare != nil {
+					test.prepare(t, b)
+				}
+				now := test.now(b)
+				if ahead { // our own watch was quicker
+					if err := b.plugin.feed.capacities.Add(now); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for range 2 { // the second time from the memory
+					if hint := b.hint(t, capacityEvents, fwk.Update, test.pod, old, unstructuredOf(t, now)); hint != test.want {
+						t.Errorf("our watch ahead: %v: got %v, want %v", ahead, hint, test.want)
+					}
+				}
+			}
+		})
+	}
+}
+
+func free(sizeGiB int64) func(*bench) *diskv1alpha1.NodeDiskCapacity {
+	return func(b *bench) *diskv1alpha1.NodeDiskCapacity { return b.capacity("n1", sizeGiB) }
+}
+
+// record makes a bound pod known, with its volume at the start.
+func record(t *testing.T, b *bench, pod *corev1.Pod, start int64) {
+	t.Helper()
+	at := volumeOf(pod, start, mustVolumes(t, pod)[0].Request.Size/gib)
+	value, err := diskv1alpha1.EncodeRecord([]diskv1alpha1.RecordVolume{{Name: "data", Disk: diskOf("n1"), Extent: at.Extent}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bound := pod.DeepCopy()
+	bound.Spec.NodeName = "n1"
+	bound.Annotations = map[string]string{diskv1alpha1.AnnotationAllocation: value}
+	b.store(t, bound)
 }
 
 func TestHintForDeletedPods(t *testing.T) {
@@ -143,8 +236,16 @@ func TestHintsForTheRest(t *testing.T) {
 		t.Error("woken by a node that has published nothing")
 	}
 	b.publish(t, "n1", 10)
-	if hint := b.hint(t, fwk.CSINode, fwk.Update, pod, nil, csiNode); hint != fwk.Queue {
+	if hint := b.hint(t, fwk.CSINode, fwk.Update, pod, csiNode, csiNode); hint != fwk.Queue {
 		t.Error("not woken by an agent that registered")
+	}
+	registered := csiNode.DeepCopy()
+	registered.Spec.Drivers = []storagev1.CSINodeDriver{{Name: diskv1alpha1.DriverName}}
+	if hint := b.hint(t, fwk.CSINode, fwk.Update, pod, registered, registered); hint != fwk.QueueSkip {
+		t.Error("woken by another driver, or nothing new")
+	}
+	if hint := b.hint(t, fwk.Node, fwk.UpdateNodeTaint, pod, st.MakeNode().Name("n1").Obj(), st.MakeNode().Name("n1").Obj()); hint != fwk.QueueSkip {
+		t.Error("woken by a taint, for which we reject nobody")
 	}
 	if hint := b.hint(t, fwk.Node, fwk.Add, pod, nil, st.MakeNode().Name("n1").Obj()); hint != fwk.Queue {
 		t.Error("not woken by a node that joined")

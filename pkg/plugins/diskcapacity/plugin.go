@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	fwk "k8s.io/kube-scheduler/framework"
@@ -186,9 +187,10 @@ func noRoom(s *state, err error) *fwk.Status {
 // pod's volumes would never be mounted, however much space is published.
 func (p *Plugin) hasAgent(nodeName string) bool {
 	csiNode, err := p.csiNodes.Get(nodeName)
-	if err != nil {
-		return false
-	}
+	return err == nil && hasDriver(csiNode)
+}
+
+func hasDriver(csiNode *storagev1.CSINode) bool {
 	for i := range csiNode.Spec.Drivers {
 		if csiNode.Spec.Drivers[i].Name == diskv1alpha1.DriverName {
 			return true

@@ -20,6 +20,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/pkg/placement"
 )
 
 // The resources that are watched.
@@ -87,6 +88,7 @@ type capacityStore struct {
 	logger klog.Logger
 	ledger *ledger.Ledger
 	filled atomic.Bool
+	last   atomic.Pointer[before]
 
 	mu sync.Mutex
 	// known are the nodes with a capacity, to tell after a relist which have gone.
@@ -180,14 +182,49 @@ func (s *capacityStore) foldUnstructured(object *unstructured.Unstructured) erro
 	if s.ledger.Snapshot(object.GetName()).Revision >= revision {
 		return nil
 	}
+	ndc, err := typed(object)
+	if err != nil {
+		return err
+	}
+	return s.Add(ndc)
+}
+
+func typed(object *unstructured.Unstructured) (*diskv1alpha1.NodeDiskCapacity, error) {
 	// Only the status matters; managedFields alone can be several times as large.
 	var ndc diskv1alpha1.NodeDiskCapacity
 	content := map[string]any{"status": object.Object["status"]}
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(content, &ndc); err != nil {
-		return fmt.Errorf("NodeDiskCapacity %s: %w", object.GetName(), err)
+		return nil, fmt.Errorf("NodeDiskCapacity %s: %w", object.GetName(), err)
 	}
 	ndc.Name, ndc.ResourceVersion = object.GetName(), object.GetResourceVersion()
-	return s.Add(&ndc)
+	return &ndc, nil
+}
+
+// before is a node as it would be now if it still published what it did before an event.
+// The scheduler asks for all pending pods about one event, then about the next.
+type before struct {
+	name, revision string
+	// now is the node as it is: other records make another answer.
+	now  *ledger.Snapshot
+	node *placement.Node
+}
+
+func (s *capacityStore) before(old *unstructured.Unstructured) (*placement.Node, error) {
+	b := before{name: old.GetName(), revision: old.GetResourceVersion(), now: s.ledger.Snapshot(old.GetName())}
+	if last := s.last.Load(); last != nil && last.name == b.name && last.revision == b.revision && last.now == b.now {
+		return last.node, nil
+	}
+	ndc, err := typed(old)
+	if err != nil {
+		return nil, err
+	}
+	capacity, err := capacityOf(ndc)
+	if err != nil {
+		return nil, fmt.Errorf("NodeDiskCapacity %s: %w", b.name, err)
+	}
+	b.node = s.ledger.Before(b.name, capacity)
+	s.last.Store(&b)
+	return b.node, nil
 }
 
 // classes are the names of the DiskClasses there are: where their reflector puts them.
