@@ -5,6 +5,7 @@ package bench
 import (
 	"bufio"
 	"context"
+	"flag"
 	"fmt"
 	"net/http"
 	"slices"
@@ -22,8 +23,11 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -32,8 +36,9 @@ import (
 const (
 	fakeNodes = 1000
 	podsARun  = 2000
-	rounds    = 3
 )
+
+var rounds = flag.Int("rounds", 3, "how often the two workloads run, in turn")
 
 const gi = int64(1) << 30
 
@@ -49,6 +54,8 @@ type throughput struct {
 // first pod that is bound to the last: the speed of scheduling, not of creating pods.
 func run(ctx context.Context, tb testing.TB, f *fakeCluster, workload string, pod func(i int) *corev1.Pod) throughput {
 	tb.Helper()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: workload + "-"}}
 	f.must(tb, f.client.Create(ctx, namespace))
 	f.parallel(ctx, tb, podsARun, func(ctx context.Context, i int) error {
@@ -61,11 +68,13 @@ func run(ctx context.Context, tb testing.TB, f *fakeCluster, workload string, po
 	before := f.writes(ctx, tb)
 	stop := f.startScheduler(ctx, tb)
 	defer stop()
-	first := <-bound
-	last := first
-	for range podsARun - 1 {
+	var first, last time.Time
+	for i := range podsARun {
 		select {
 		case last = <-bound:
+			if i == 0 {
+				first = last
+			}
 		case <-ctx.Done():
 			tb.Fatalf("%s: not all pods were bound: %v", workload, context.Cause(ctx))
 		}
@@ -105,7 +114,7 @@ func BenchmarkPodsPerSecond(b *testing.B) {
 		defer cancel()
 		f := newFakeCluster(ctx, b)
 		var ratios, stockRate, berthRate, stockWrites, berthWrites []float64
-		for range rounds {
+		for range *rounds {
 			stock := run(ctx, b, f, "stock", func(int) *corev1.Pod { return plainPod() })
 			berth := run(ctx, b, f, "berth", func(int) *corev1.Pod { return diskPod(10 * gi) })
 			stockRate = append(stockRate, stock.podsPerSecond)
@@ -190,28 +199,39 @@ func (f *fakeCluster) parallel(ctx context.Context, tb testing.TB, n int, do fun
 	f.must(tb, group.Wait())
 }
 
-// watchBound sends the time at which each pod of the namespace was seen to be bound.
+// watchBound sends the time at which each pod of the namespace was seen to be bound. It
+// is an informer, because the API server ends watches that are slow to read.
 func (f *fakeCluster) watchBound(ctx context.Context, tb testing.TB, namespace string) <-chan time.Time {
 	tb.Helper()
-	w, err := f.client.Watch(ctx, &corev1.PodList{}, client.InNamespace(namespace))
+	config := rest.CopyConfig(f.config)
+	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf
+	clientset, err := kubernetes.NewForConfig(config)
 	f.must(tb, err)
-	tb.Cleanup(w.Stop)
+	factory := informers.NewSharedInformerFactoryWithOptions(clientset, 0, informers.WithNamespace(namespace))
 	bound := make(chan time.Time, podsARun)
-	go func() {
-		seen := map[string]bool{}
-		for event := range w.ResultChan() {
-			if pod, ok := event.Object.(*corev1.Pod); ok && pod.Spec.NodeName != "" && !seen[pod.Name] {
+	seen := map[string]bool{}
+	_, err = factory.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		UpdateFunc: func(_, obj any) {
+			if pod, ok := obj.(*corev1.Pod); ok && pod.Spec.NodeName != "" && !seen[pod.Name] {
 				seen[pod.Name] = true
 				bound <- time.Now()
 			}
-		}
-	}()
+		},
+	})
+	f.must(tb, err)
+	factory.StartWithContext(ctx)
+	factory.WaitForCacheSync(ctx.Done())
 	return bound
 }
 
 func (f *fakeCluster) deletePods(ctx context.Context, tb testing.TB, namespace string) {
 	tb.Helper()
 	f.must(tb, f.client.DeleteAllOf(ctx, &corev1.Pod{}, client.InNamespace(namespace), client.GracePeriodSeconds(0)))
+	left := &corev1.PodList{}
+	f.must(tb, f.client.List(ctx, left, client.InNamespace(namespace)))
+	if n := len(left.Items); n > 0 {
+		tb.Fatalf("%d pods are left of the run in %s and would weigh on the next", n, namespace)
+	}
 }
 
 // notOfPods are resources whose writes follow time or requests, not pods: leases and
