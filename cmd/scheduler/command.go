@@ -22,7 +22,7 @@ func init() {
 // plugins are registered beside the stock ones; the configuration enables them.
 func plugins() []app.Option {
 	return []app.Option{
-		app.WithPlugin(diskcapacity.Name, diskcapacity.New),
+		app.WithPlugin(diskcapacity.Name, newDiskCapacity),
 		app.WithPlugin(coscheduling.Name, coscheduling.New),
 	}
 }

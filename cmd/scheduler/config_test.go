@@ -50,7 +50,10 @@ func TestShippedConfiguration(t *testing.T) {
 			if config.ClientConnection.QPS < 500 {
 				t.Errorf("the client may do %v requests a second, which is what bounds pods a second", config.ClientConnection.QPS)
 			}
-			built := build(t, config)
+			built, err := build(t, config)
+			if err != nil {
+				t.Fatal(err)
+			}
 			if len(built) != len(profiles) {
 				t.Errorf("built %d profiles, want %d", len(built), len(profiles))
 			}
@@ -66,7 +69,7 @@ func TestShippedConfiguration(t *testing.T) {
 }
 
 // build makes the profiles as scheduler.New does. No connection is made: nothing listens.
-func build(t *testing.T, config *schedulerconfig.KubeSchedulerConfiguration) profile.Map {
+func build(t *testing.T, config *schedulerconfig.KubeSchedulerConfiguration) (profile.Map, error) {
 	t.Helper()
 	_, ctx := ktesting.NewTestContext(t)
 	kubeConfig := &rest.Config{Host: "127.0.0.1:1"}
@@ -82,9 +85,43 @@ func build(t *testing.T, config *schedulerconfig.KubeSchedulerConfiguration) pro
 	s, err := scheduler.New(ctx, client, factory, nil, profile.NewRecorderFactory(broadcaster),
 		scheduler.WithProfiles(config.Profiles...), scheduler.WithKubeConfig(kubeConfig), scheduler.WithFrameworkOutOfTreeRegistry(registry))
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	return s.Profiles
+	return s.Profiles, nil
+}
+
+// TestPartlyEnabled: a profile that has the plugin at some points only is refused when the
+// scheduler starts, not found out when space was sold without a record.
+func TestPartlyEnabled(t *testing.T) {
+	const everywhere = "multiPoint: {enabled: [{name: DiskCapacity}]}"
+	tests := map[string]struct{ plugins, says string }{
+		"as it should be": {everywhere + ", bind: {enabled: [{name: DiskCapacity}]}, postFilter: {enabled: [{name: DiskCapacity}]}", ""},
+		"alone at bind": {everywhere + ", bind: {enabled: [{name: DiskCapacity}], disabled: [{name: DefaultBinder}]}, " +
+			"postFilter: {enabled: [{name: DiskCapacity}]}", ""},
+		"multiPoint only":     {everywhere, "DefaultBinder comes before DiskCapacity, which then never writes the record: name DiskCapacity at bind"},
+		"behind preemption":   {everywhere + ", bind: {enabled: [{name: DiskCapacity}]}", "name DiskCapacity at postFilter"},
+		"filter only":         {"filter: {enabled: [{name: DiskCapacity}]}", "plugin DiskCapacity is not enabled at preFilter, preScore, score, reserve, bind, postFilter"},
+		"disabled at reserve": {everywhere + ", reserve: {disabled: [{name: DiskCapacity}]}", "not enabled at reserve"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			text := "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nprofiles:\n- schedulerName: berth\n" +
+				"  plugins: {" + test.plugins + "}\n"
+			path := filepath.Join(t.TempDir(), "config.yaml")
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			config, err := load(t, path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = build(t, config)
+			if test.says == "" && err != nil || test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says)) {
+				t.Errorf("got %v, want an error that says %q", err, test.says)
+			}
+			t.Log(err)
+		})
+	}
 }
 
 func checkStock(t *testing.T, framework frameworkOf) {
@@ -104,7 +141,7 @@ func checkStock(t *testing.T, framework frameworkOf) {
 func checkBerth(t *testing.T, framework frameworkOf) {
 	t.Helper()
 	points := pointsOf(framework)
-	for _, point := range []string{"preFilter", "filter", "preScore", "score", "reserve", "bind"} {
+	for _, point := range []string{"preFilter", "filter", "postFilter", "preScore", "score", "reserve", "bind"} {
 		found := false
 		for _, p := range points[point].Enabled {
 			found = found || p.Name == diskcapacity.Name

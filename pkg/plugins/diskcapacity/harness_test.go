@@ -85,7 +85,7 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 	snapshot := cache.NewSnapshot(nil, nodes)
 	b.framework, err = tf.NewFramework(ctx, []tf.RegisterPluginFunc{
 		tf.RegisterQueueSortPlugin(queuesort.Name, queuesort.New),
-		tf.RegisterPluginAsExtensionsWithWeight(Name, 10, factory, "PreFilter", "Filter", "PreScore", "Score", "Reserve", "Bind"),
+		tf.RegisterPluginAsExtensionsWithWeight(Name, 10, factory, "PreFilter", "Filter", "PostFilter", "PreScore", "Score", "Reserve", "Bind"),
 		tf.RegisterBindPlugin(defaultbinder.Name, defaultbinder.New),
 	}, "berth", frameworkruntime.WithInformerFactory(b.factory), frameworkruntime.WithClientSet(client), frameworkruntime.WithKubeConfig(kubeConfig),
 		frameworkruntime.WithSnapshotSharedLister(snapshot), frameworkruntime.WithPodNominator(b.nominated))

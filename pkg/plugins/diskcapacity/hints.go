@@ -30,6 +30,11 @@ const (
 //
 // Hints run under the scheduling queue's lock, for every pending pod.
 func (p *Plugin) EventsToRegister(context.Context) ([]fwk.ClusterEventWithHint, error) {
+	if p.complete != nil {
+		if err := p.complete(); err != nil {
+			return nil, err
+		}
+	}
 	return []fwk.ClusterEventWithHint{
 		{Event: fwk.ClusterEvent{Resource: capacityEvents, ActionType: fwk.Add | fwk.Update}, QueueingHintFn: p.afterCapacity},
 		{Event: fwk.ClusterEvent{Resource: classEvents, ActionType: fwk.Add}, QueueingHintFn: p.afterClass},

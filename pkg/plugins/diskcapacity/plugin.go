@@ -42,12 +42,15 @@ type Plugin struct {
 	ledger   *ledger.Ledger
 	csiNodes storagelisters.CSINodeLister
 	args     *DiskCapacityArgs
+	// complete says what is wrong with the profile that the plugin is in.
+	complete func() error
 }
 
 var (
 	_ fwk.PreFilterPlugin     = &Plugin{}
 	_ fwk.PreFilterExtensions = &Plugin{}
 	_ fwk.FilterPlugin        = &Plugin{}
+	_ fwk.PostFilterPlugin    = &Plugin{}
 	_ fwk.PreScorePlugin      = &Plugin{}
 	_ fwk.ScorePlugin         = &Plugin{}
 	_ fwk.ReservePlugin       = &Plugin{}
@@ -79,6 +82,11 @@ func newPlugin(handle fwk.Handle, feed *feed, args *DiskCapacityArgs) *Plugin {
 		args:     args,
 	}
 }
+
+// RefuseUnless keeps the scheduler from starting if complete returns an error. It is asked
+// when all plugins of the profile are there, which they are not yet in New: a profile that
+// enables the plugin at some of its points only would sell space without a record.
+func (p *Plugin) RefuseUnless(complete func() error) { p.complete = complete }
 
 // Name of the plugin.
 func (p *Plugin) Name() string { return Name }

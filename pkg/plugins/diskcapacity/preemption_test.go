@@ -1,0 +1,62 @@
+package diskcapacity
+
+import (
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	fwk "k8s.io/kube-scheduler/framework"
+	"k8s.io/kubernetes/pkg/scheduler/framework"
+	st "k8s.io/kubernetes/pkg/scheduler/testing"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// TestPreemptionWaitsForTheWipe: the victims are gone, their space is not yet back.
+func TestPreemptionWaitsForTheWipe(t *testing.T) {
+	victim, bystander := podOf("victim", 6), podOf("bystander", 2)
+	wiping := volumeOf(victim, 0, 6)
+	wiping.Phase = diskv1alpha1.PhaseWiping
+	nominated := func(sizeGiB int64, node string) *corev1.Pod {
+		pod := podOf("important", sizeGiB)
+		pod.Status.NominatedNodeName = node
+		return pod
+	}
+	plain := st.MakePod().Namespace("default").Name("plain").UID("plain").Obj()
+	plain.Status.NominatedNodeName = "n1"
+	tests := map[string]struct {
+		pod     *corev1.Pod
+		volumes []diskv1alpha1.Allocation
+		prepare func(*testing.T, *bench)
+		waits   bool
+	}{
+		"wiping makes room":                {nominated(6, "n1"), []diskv1alpha1.Allocation{wiping, volumeOf(bystander, 6, 2)}, nil, true},
+		"wiping makes too little":          {nominated(8, "n1"), []diskv1alpha1.Allocation{wiping, volumeOf(bystander, 6, 2)}, nil, false},
+		"nothing is wiped":                 {nominated(6, "n1"), []diskv1alpha1.Allocation{volumeOf(victim, 0, 6), volumeOf(bystander, 6, 2)}, nil, false},
+		"never preempted before":           {nominated(6, ""), []diskv1alpha1.Allocation{wiping, volumeOf(bystander, 6, 2)}, nil, false},
+		"the agent there is gone":          {nominated(6, "n1"), []diskv1alpha1.Allocation{wiping}, func(t *testing.T, b *bench) { b.agent(t, "n1") }, false},
+		"not ours, nominated all the same": {plain, []diskv1alpha1.Allocation{wiping}, nil, false},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, nil, "n1")
+			b.publish(t, "n1", 1, test.volumes...)
+			if test.prepare != nil {
+				test.prepare(t, b)
+			}
+			state, statuses := b.filter(t, test.pod)
+			byNode := framework.NewDefaultNodeToStatus()
+			for node, status := range statuses {
+				byNode.Set(node, status)
+			}
+			result, status := b.framework.RunPostFilterPlugins(b.ctx, state, test.pod, byNode)
+			waits := status.Code() == fwk.UnschedulableAndUnresolvable && strings.Contains(status.Message(), "waiting for node n1 to wipe")
+			if waits != test.waits || result != nil || status.IsSuccess() {
+				t.Errorf("got %v, %v, want it to wait: %v", result, status, test.waits)
+			}
+			if !test.waits && status.Message() != "" {
+				t.Errorf("a message that nobody needs: %q", status.Message())
+			}
+		})
+	}
+}
