@@ -208,6 +208,8 @@ func places(t *testing.T, pods []corev1.Pod, sizeGiB int64) {
 	}
 }
 
+// waitEvent waits for a pod's event that says something; a name that ends with "-" stands
+// for all pods whose names begin so.
 func (s *schedulers) waitEvent(t *testing.T, pod, says string) {
 	t.Helper()
 	clientset, err := kubernetes.NewForConfig(s.cluster.RESTConfig())
@@ -221,7 +223,8 @@ func (s *schedulers) waitEvent(t *testing.T, pod, says string) {
 		}
 		var heard []string
 		for _, e := range list.Items {
-			if e.Regarding.Name == pod && e.Reason == "FailedScheduling" {
+			is := e.Regarding.Name == pod || strings.HasSuffix(pod, "-") && strings.HasPrefix(e.Regarding.Name, pod)
+			if is && e.Reason == "FailedScheduling" {
 				if strings.Contains(e.Note, says) {
 					t.Logf("%s: %s", pod, e.Note)
 					return nil

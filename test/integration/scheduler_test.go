@@ -48,6 +48,7 @@ func TestScheduler(t *testing.T) {
 		{"capacity contradicts itself", nonsense},
 		{"preemption", preemption},
 		{"rights", schedulerRights},
+		{"gang", gang},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Cleanup(func() { s.clear(t) })
