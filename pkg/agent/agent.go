@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -43,6 +44,8 @@ type Options struct {
 	// OrphanGrace and EvictionGrace are those of package volumes.
 	OrphanGrace   time.Duration
 	EvictionGrace time.Duration
+	// DevicePatience is how long a device may take to answer; 0 is a default.
+	DevicePatience time.Duration
 	// Sys is /sys/block; the default is the machine's own.
 	Sys fs.FS
 }
@@ -81,6 +84,8 @@ type agent struct {
 	manager    *volumes.Manager
 	// rescans asks for a rescan of the devices.
 	rescans chan struct{}
+	// forget is set when the next rescan is to forget disks that are gone.
+	forget atomic.Bool
 }
 
 // Run runs the agent until the context ends or something fails that a new start may
@@ -113,7 +118,7 @@ func Run(ctx context.Context, o Options) error {
 	a.inventory = discovery.NewInventory(discovery.Options{
 		Sys: o.Sys, Dev: "/dev", Only: o.Devices,
 		Classes: a.classList, NodeLabels: func() map[string]string { return a.node().Labels },
-		Changed: a.disksChanged, Known: a.published(),
+		Changed: a.disksChanged, Known: a.published(), Patience: o.DevicePatience,
 	})
 	a.manager, err = volumes.New(volumes.Options{
 		Client: c, Pods: a.podsOfNode, Inventory: a.inventory, Recorder: recorder,
@@ -159,7 +164,8 @@ func (a *agent) start(ctx context.Context, group *errgroup.Group, retry bool) {
 	klog.FromContext(ctx).Info("Agent is running", "disks", len(a.inventory.Disks()), "refused", len(a.inventory.Refused()), "socket", a.options.CSISocket)
 }
 
-// observe makes changes of classes and of the node's labels cause a rescan.
+// observe makes changes of classes and of the node's labels cause a rescan. Whoever
+// deletes the NodeDiskCapacity wants its disks that are gone for good forgotten.
 func (a *agent) observe() error {
 	if err := a.nodes.SetTransform(stripNode); err != nil {
 		return fmt.Errorf("cannot watch the node: %w", err)
@@ -171,6 +177,13 @@ func (a *agent) observe() error {
 	})
 	if err != nil {
 		return fmt.Errorf("cannot watch DiskClasses: %w", err)
+	}
+	_, err = a.capacities.AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(any) {
+		a.forget.Store(true)
+		a.wantRescan()
+	}})
+	if err != nil {
+		return fmt.Errorf("cannot watch the NodeDiskCapacity: %w", err)
 	}
 	_, err = a.nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { a.wantRescan() },
@@ -274,6 +287,9 @@ func (a *agent) wantRescan() {
 }
 
 func (a *agent) rescan(ctx context.Context) (retry bool) {
+	if a.forget.Swap(false) {
+		a.inventory.Forget()
+	}
 	retry, err := a.inventory.Rescan(ctx)
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Block devices could not be scanned")

@@ -57,6 +57,9 @@ func fromInline(pod *corev1.Pod, name string, source *corev1.CSIVolumeSource) (V
 	if err := diskv1alpha1.ValidateFSType(fsType); err != nil {
 		return Volume{}, err
 	}
+	if err := diskv1alpha1.ValidateFSSize(fsType, attributes.Size); err != nil {
+		return Volume{}, err
+	}
 	if source.ReadOnly != nil && *source.ReadOnly {
 		return Volume{}, fmt.Errorf("readOnly is set, but an inline volume starts empty: nobody could ever write to it")
 	}

@@ -91,6 +91,18 @@ type DeviceSelector struct {
 	MaxSize *resource.Quantity `json:"maxSize,omitempty"`
 }
 
+// MinSizeXFS is the least size of an xfs volume, in bytes: mkfs.xfs makes no smaller one.
+// ext4 fits into the smallest volume there is, of one Alignment.
+const MinSizeXFS int64 = 300 << 20
+
+// ValidateFSSize refuses a volume that is too small for its file system.
+func ValidateFSSize(fsType string, size int64) error {
+	if fsType == FSTypeXFS && size < MinSizeXFS {
+		return fmt.Errorf("%d bytes are too small for %s: ask for at least 300Mi, or use %s", size, FSTypeXFS, FSTypeExt4)
+	}
+	return nil
+}
+
 // ValidateFSType refuses a file system that volumes cannot have. The empty string
 // stands for the class's default.
 func ValidateFSType(fsType string) error {

@@ -5,11 +5,13 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -94,23 +96,66 @@ func (c *Client) Pod(ctx context.Context, namespace, name string) (*corev1.Pod, 
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	pod := &corev1.Pod{}
-	if err := c.core.Get().Namespace(namespace).Resource(pods).Name(name).Do(ctx).Into(pod); err != nil {
+	err := c.core.Get().Namespace(namespace).Resource(pods).Name(name).Do(ctx).Into(pod)
+	if err == nil && (pod.UID == "" || pod.Name != name || pod.Namespace != namespace) {
+		err = fmt.Errorf("the answer is not pod %s/%s", namespace, name)
+	}
+	if err := believable(err); err != nil {
 		return nil, err
 	}
 	return pod, nil
 }
 
-// PodsOfNode lists the node's pods from the API server itself. Without a resource
-// version the list is the newest there is.
-func (c *Client) PodsOfNode(ctx context.Context) ([]corev1.Pod, error) {
+// believable tells an API server that does not have an object from something on the way
+// to it that has nothing at all. Volumes are wiped on this answer.
+func believable(err error) error {
+	if apierrors.IsNotFound(err) && apierrors.IsUnexpectedServerError(err) {
+		return fmt.Errorf("not the API server's own answer: %s", err.Error())
+	}
+	return err
+}
+
+// PodsOfNode shows the node's pods as the API server itself lists them.
+func (c *Client) PodsOfNode(ctx context.Context, show func(*corev1.Pod)) error {
+	return c.listPods(ctx, "", metav1.ListOptions{FieldSelector: c.onNode().String()}, show)
+}
+
+// PodsOfNamespace shows the pods of a namespace, or of all if it is empty, on all nodes,
+// as the API server itself lists them.
+func (c *Client) PodsOfNamespace(ctx context.Context, namespace string, show func(*corev1.Pod)) error {
+	return c.listPods(ctx, namespace, metav1.ListOptions{}, show)
+}
+
+// podsPerPage bounds what a list of many pods costs in memory.
+const podsPerPage = 250
+
+// listPods lists without a resource version: that is the newest list there is, and all
+// pages are of one moment.
+func (c *Client) listPods(ctx context.Context, namespace string, options metav1.ListOptions, show func(*corev1.Pod)) error {
+	options.Limit = podsPerPage
+	for {
+		list, err := c.podPage(ctx, namespace, options)
+		if err != nil {
+			return err
+		}
+		for i := range list.Items {
+			show(&list.Items[i])
+		}
+		if options.Continue = list.Continue; options.Continue == "" {
+			return nil
+		}
+	}
+}
+
+func (c *Client) podPage(ctx context.Context, namespace string, options metav1.ListOptions) (*corev1.PodList, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	list := &corev1.PodList{}
-	options := &metav1.ListOptions{FieldSelector: c.onNode().String()}
-	if err := c.core.Get().Resource(pods).VersionedParams(options, metav1.ParameterCodec).Do(ctx).Into(list); err != nil {
-		return nil, err
+	err := c.core.Get().Namespace(namespace).Resource(pods).VersionedParams(&options, metav1.ParameterCodec).Do(ctx).Into(list)
+	if err == nil && list.ResourceVersion == "" {
+		err = errors.New("the answer is not a list of pods")
 	}
-	return list.Items, nil
+	return list, believable(err)
 }
 
 // Evict asks the API server to evict the pod, if it still is the one with the UID.

@@ -6,13 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"sync"
+	"time"
 
+	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
 )
 
 // Disk is one of the node's disks as it is now. It never changes.
@@ -57,6 +61,8 @@ type Options struct {
 	// Known are the disks that this node had before, as it published them. They stay
 	// in the inventory, out of service, until they are found.
 	Known []diskv1alpha1.Disk
+	// Patience is how long a rescan waits for a device that hangs; 0 is the default.
+	Patience time.Duration
 }
 
 // Inventory is the disks of a node.
@@ -76,11 +82,18 @@ type Inventory struct {
 	mu      sync.Mutex
 	disks   map[string]*Disk
 	refused []Refusal
+
+	// hanging are the devices that an earlier rescan gave up waiting for; each channel
+	// is closed when the device answers after all.
+	hanging map[string]chan struct{}
 }
 
 // NewInventory returns an inventory that knows of no device until Rescan.
 func NewInventory(o Options) *Inventory {
-	i := &Inventory{options: o, disks: map[string]*Disk{}}
+	if o.Patience == 0 {
+		o.Patience = defaultPatience
+	}
+	i := &Inventory{options: o, disks: map[string]*Disk{}, hanging: map[string]chan struct{}{}}
 	for _, k := range o.Known {
 		i.disks[k.ID] = remembered(k)
 	}
@@ -90,7 +103,14 @@ func NewInventory(o Options) *Inventory {
 // remembered is a disk of which only its publication is known.
 func remembered(k diskv1alpha1.Disk) *Disk {
 	s := disk.Snapshot{ID: k.ID, Path: "/dev/" + k.Device, Size: k.Size, SectorSize: int64(k.SectorSize), Overhead: k.Size}
+	var taken extent.Set
 	for _, a := range k.Allocations {
+		// A person may have written this: it must be something that can be published again.
+		if e := extent.New(a.Start, a.Length); taken.Overlaps(e) {
+			continue
+		} else {
+			taken = taken.Add(e)
+		}
 		v := disk.Volume{Partition: a.Partition, Phase: disk.Phase(a.Phase)}
 		v.Extent.Start, v.Extent.End = a.Start, a.Start+a.Length
 		s.Volumes = append(s.Volumes, v)
@@ -137,17 +157,25 @@ func (i *Inventory) Refused() []Refusal {
 func (i *Inventory) Close() error {
 	i.scanning.Lock()
 	defer i.scanning.Unlock()
+	s := &scan{inventory: i}
 	i.mu.Lock()
-	defer i.mu.Unlock()
-	var errs []error
 	for _, d := range i.disks {
 		if d.Engine != nil {
-			errs = append(errs, d.Engine.Close())
-			d.Engine = nil
-			d.Problem = "the agent is stopping"
+			s.put(d, "the agent is stopping")
 		}
 	}
-	return errors.Join(errs...)
+	i.mu.Unlock()
+	return s.closeEngines(context.Background())
+}
+
+// Forget drops the disks that no device holds, with what was on them. The next rescan
+// finds again what is there after all.
+func (i *Inventory) Forget() {
+	i.scanning.Lock()
+	defer i.scanning.Unlock()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	maps.DeleteFunc(i.disks, func(_ string, d *Disk) bool { return d.Engine == nil })
 }
 
 // candidate is a device that is looked into in a rescan.
@@ -175,6 +203,7 @@ func (i *Inventory) Rescan(ctx context.Context) (retry bool, err error) {
 	for _, c := range s.candidates {
 		s.adopt(ctx, c)
 	}
+	s.dropReplaced(ctx)
 	s.commit(ctx)
 	i.options.Changed()
 	return s.retry, nil
@@ -188,6 +217,14 @@ type scan struct {
 	candidates []candidate
 	refused    []Refusal
 	retry      bool
+	// closing are the disks that put took out of service.
+	closing []closing
+}
+
+// closing is a disk that is to be closed.
+type closing struct {
+	device Device
+	engine *disk.Disk
 }
 
 func (s *scan) classOf(d Device) string {
@@ -200,6 +237,7 @@ func (s *scan) classOf(d Device) string {
 // reviewOpen follows the classes of open disks and closes those whose device is gone
 // or that went out of service: they are looked at afresh like any other device.
 func (s *scan) reviewOpen(ctx context.Context, devices []Device) {
+	defer s.closeAll(ctx)
 	s.inventory.mu.Lock()
 	defer s.inventory.mu.Unlock()
 	for _, d := range s.inventory.disks {
@@ -224,16 +262,37 @@ func (s *scan) reviewOpen(ctx context.Context, devices []Device) {
 	}
 }
 
-// close takes a disk out of service. The caller holds mu.
+// close takes a disk out of service, and closeAll closes it: the caller holds mu, and
+// a disk that hangs would keep it for ever.
 func (s *scan) close(ctx context.Context, d *Disk, problem string) {
-	logger := klog.FromContext(ctx)
+	klog.FromContext(ctx).Info("Disk is out of service", "device", d.Device.Name, "disk", d.ID(), "reason", problem)
+	s.put(d, problem)
+}
+
+func (s *scan) put(d *Disk, problem string) {
 	snapshot := d.Engine.Snapshot()
 	snapshot.Err = nil
-	if err := d.Engine.Close(); err != nil {
-		logger.Error(err, "Disk did not close cleanly", "device", d.Device.Name, "disk", d.ID())
-	}
-	logger.Info("Disk is out of service", "device", d.Device.Name, "disk", d.ID(), "reason", problem)
+	s.closing = append(s.closing, closing{d.Device, d.Engine})
 	d.Snapshot, d.Problem, d.Engine = snapshot, problem, nil
+}
+
+func (s *scan) closeAll(ctx context.Context) {
+	if err := s.closeEngines(ctx); err != nil {
+		klog.FromContext(ctx).Error(err, "Disk did not close cleanly")
+	}
+}
+
+func (s *scan) closeEngines(ctx context.Context) error {
+	errs := make([]error, len(s.closing))
+	var all sync.WaitGroup
+	for n, c := range s.closing {
+		all.Go(func() {
+			_, errs[n] = answer(ctx, s.inventory, c.device, func() (struct{}, error) { return struct{}{}, c.engine.Close() }, nil)
+		})
+	}
+	all.Wait()
+	s.closing = nil
+	return errors.Join(errs...)
 }
 
 // inspect looks into the devices that are not open and that are selected, or may be
@@ -252,13 +311,29 @@ func (s *scan) inspect(ctx context.Context, devices []Device) {
 		if open[device.Name] || class == "" && !missing {
 			continue
 		}
-		contents, err := disk.Inspect(ctx, device.Path)
-		if err != nil {
-			s.refuse(device, class, err.Error(), true)
+		s.candidates = append(s.candidates, candidate{device: device, class: class})
+	}
+	// At the same time: several that hang cost no more patience than one.
+	errs := make([]error, len(s.candidates))
+	var all errgroup.Group
+	all.SetLimit(inspections)
+	for n := range s.candidates {
+		c := &s.candidates[n]
+		all.Go(func() error {
+			c.contents, errs[n] = answer(ctx, s.inventory, c.device, func() (disk.Contents, error) { return disk.Inspect(ctx, c.device.Path) }, nil)
+			return nil
+		})
+	}
+	_ = all.Wait()
+	var answered []candidate
+	for n, c := range s.candidates {
+		if errs[n] != nil {
+			s.refuse(c.device, c.class, errs[n].Error(), true)
 			continue
 		}
-		s.candidates = append(s.candidates, candidate{device: device, class: class, contents: contents})
+		answered = append(answered, c)
 	}
+	s.candidates = answered
 }
 
 // refuseTwins drops all candidates whose disk ID is on another device too, and takes
@@ -298,6 +373,7 @@ func (s *scan) refuseTwins(ctx context.Context) {
 		}
 		s.inventory.mu.Unlock()
 	}
+	s.closeAll(ctx)
 }
 
 // refuse notes why a selected device is not used; nobody asked for the others.
@@ -318,12 +394,6 @@ func (s *scan) adopt(ctx context.Context, c candidate) {
 		if c.class == "" {
 			return
 		}
-		id, err := disk.Initialize(ctx, c.device.Path)
-		if err != nil {
-			s.refuse(c.device, c.class, err.Error(), true)
-			return
-		}
-		logger.Info("Blank disk was initialized", "device", c.device.Name, "disk", id, "class", c.class, "size", c.device.Size)
 	case disk.Ours:
 		if c.class == "" && !known {
 			return
@@ -332,7 +402,7 @@ func (s *scan) adopt(ctx context.Context, c candidate) {
 		s.refuse(c.device, c.class, c.contents.Reason, c.contents.State == disk.Busy)
 		return
 	}
-	engine, err := disk.Open(ctx, c.device.Path, disk.Options{OnChange: s.inventory.options.Changed, Known: s.inventory.knows})
+	engine, err := answer(ctx, s.inventory, c.device, func() (*disk.Disk, error) { return s.open(ctx, c) }, func(late *disk.Disk) { _ = late.Close() })
 	if err != nil {
 		s.refuse(c.device, c.class, err.Error(), true)
 		if known {
@@ -347,6 +417,37 @@ func (s *scan) adopt(ctx context.Context, c candidate) {
 	s.inventory.mu.Lock()
 	s.inventory.disks[snapshot.ID] = &Disk{Device: c.device, Class: c.class, Snapshot: snapshot, Engine: engine}
 	s.inventory.mu.Unlock()
+}
+
+// open opens a disk of ours, and makes a blank one ours.
+func (s *scan) open(ctx context.Context, c candidate) (*disk.Disk, error) {
+	if c.contents.State == disk.Blank {
+		id, err := disk.Initialize(ctx, c.device.Path)
+		if err != nil {
+			return nil, err
+		}
+		klog.FromContext(ctx).Info("Blank disk was initialized", "device", c.device.Name, "disk", id, "class", c.class, "size", c.device.Size)
+	}
+	return disk.Open(ctx, c.device.Path, disk.Options{OnChange: s.inventory.options.Changed, Known: s.inventory.knows})
+}
+
+// dropReplaced forgets disks without volumes that were on a device which holds another
+// disk now: a person wiped it, or changed the drive.
+func (s *scan) dropReplaced(ctx context.Context) {
+	s.inventory.mu.Lock()
+	defer s.inventory.mu.Unlock()
+	inService := map[string]bool{}
+	for _, d := range s.inventory.disks {
+		if d.Engine != nil {
+			inService[d.Device.Name] = true
+		}
+	}
+	for id, d := range s.inventory.disks {
+		if d.Engine == nil && len(d.Snapshot.Volumes) == 0 && inService[d.Device.Name] {
+			klog.FromContext(ctx).Info("Disk without volumes is forgotten, another one is in its place", "device", d.Device.Name, "disk", id)
+			delete(s.inventory.disks, id)
+		}
+	}
 }
 
 // commit makes the refusals public, and logs those that are new.

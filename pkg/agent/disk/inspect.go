@@ -148,14 +148,12 @@ func (d *blockDevice) usedBy() (string, error) {
 	if err := unix.Fstat(d.fd(), &st); err != nil {
 		return "", err
 	}
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return m.Major != int(unix.Major(st.Rdev)) || m.Minor != int(unix.Minor(st.Rdev)), false
-	})
+	targets, err := mountsOf(st.Rdev)
 	if err != nil {
-		return "", fmt.Errorf("mounts: %w", err)
+		return "", err
 	}
-	if len(mounts) > 0 {
-		return "the device is mounted at " + mounts[0].Mountpoint, nil
+	if len(targets) > 0 {
+		return "the device is mounted at " + targets[0], nil
 	}
 	swaps, err := os.ReadFile("/proc/swaps")
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -167,6 +165,30 @@ func (d *blockDevice) usedBy() (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// Mounts returns where the device is mounted, as far as this process can see. It goes
+// by the device's number: the name may have been another device's when that was mounted.
+func Mounts(path string) ([]string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return nil, fmt.Errorf("device %s: %w", path, err)
+	}
+	return mountsOf(st.Rdev)
+}
+
+func mountsOf(rdev uint64) ([]string, error) {
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.Major != int(unix.Major(rdev)) || m.Minor != int(unix.Minor(rdev)), false
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the mount table: %w", err)
+	}
+	targets := make([]string, len(mounts))
+	for i, m := range mounts {
+		targets[i] = m.Mountpoint
+	}
+	return targets, nil
 }
 
 const probeTimeout = 30 * time.Second

@@ -1,6 +1,10 @@
 package volumes
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
 
 // Errors that callers of Publish branch on.
 var (
@@ -13,5 +17,5 @@ var (
 	// ErrPodGone: the pod does not exist (any more), or is on its way out.
 	ErrPodGone = errors.New("pod is gone")
 	// ErrOutOfService: the disk that holds the volume is out of service.
-	ErrOutOfService = errors.New("disk is out of service")
+	ErrOutOfService = disk.ErrOutOfService
 )

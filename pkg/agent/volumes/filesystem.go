@@ -2,12 +2,11 @@ package volumes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
 	"time"
-
-	"github.com/moby/sys/mountinfo"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
@@ -15,6 +14,9 @@ import (
 
 // mkfsTimeout bounds mkfs on a disk that hangs.
 const mkfsTimeout = 10 * time.Minute
+
+// blkidTimeout bounds the reading of a file system's type.
+const blkidTimeout = 30 * time.Second
 
 // mkfs makes a file system on a volume that holds nothing of worth. It neither
 // discards nor clears more than it must: the extent was wiped before it was free. The
@@ -44,7 +46,13 @@ func mkfsCommand(fsType string, v disk.Volume) (program string, arguments []stri
 
 // fileSystemOn reads which file system a device holds.
 func fileSystemOn(ctx context.Context, device string) (string, error) {
-	out, err := exec.CommandContext(ctx, "blkid", "-p", "-u", "filesystem", "-s", "TYPE", "-o", "value", device).CombinedOutput()
+	ctx, cancel := context.WithTimeout(ctx, blkidTimeout)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "blkid", "-p", "-u", "filesystem", "-s", "TYPE", "-o", "value", device).Output()
+	var exit *exec.ExitError
+	if err != nil && (ctx.Err() != nil || !errors.As(err, &exit) || !exit.Exited()) {
+		return "", fmt.Errorf("cannot read what file system %s holds: %w", device, errors.Join(ctx.Err(), err))
+	}
 	fsType := strings.TrimSpace(string(out))
 	if err != nil || diskv1alpha1.ValidateFSType(fsType) != nil || fsType == "" {
 		return "", fmt.Errorf("%s was formatted, but has no file system that can be recognised; it is not formatted again, because it may hold data", device)
@@ -55,14 +63,8 @@ func fileSystemOn(ctx context.Context, device string) (string, error) {
 // mounted reports whether the device is mounted anywhere that the agent can see. Mounts
 // that it cannot see keep the device busy, and then the engine refuses to wipe it.
 func mounted(device string) (bool, error) {
-	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
-		found := info.Source == device
-		return !found, found
-	})
-	if err != nil {
-		return false, fmt.Errorf("cannot read the mount table: %w", err)
-	}
-	return len(infos) > 0, nil
+	targets, err := disk.Mounts(device)
+	return len(targets) > 0, err
 }
 
 // oneLine makes a program's output fit into a message.

@@ -5,6 +5,32 @@ import (
 	"sync"
 )
 
+// slots bound what goes on at the same time on each disk.
+type slots struct {
+	mu     sync.Mutex
+	byDisk map[string]chan struct{}
+}
+
+// take waits for one of the disk's slots. Without an error the caller must call leave.
+func (s *slots) take(ctx context.Context, disk string, limit int) (leave func(), err error) {
+	s.mu.Lock()
+	if s.byDisk == nil {
+		s.byDisk = map[string]chan struct{}{}
+	}
+	slot := s.byDisk[disk]
+	if slot == nil {
+		slot = make(chan struct{}, limit)
+		s.byDisk[disk] = slot
+	}
+	s.mu.Unlock()
+	select {
+	case slot <- struct{}{}:
+		return func() { <-slot }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 // locks are mutexes by name that can be given up waiting for: the kubelet's calls have
 // deadlines, and a wipe can take minutes.
 type locks struct {

@@ -3,7 +3,6 @@ package volumes
 import (
 	"context"
 	"fmt"
-	"runtime"
 	"sync"
 	"time"
 
@@ -45,7 +44,8 @@ type Options struct {
 //     was taken, so that a release that ran before finds it afterwards.
 //  2. A formatted partition is never formatted again.
 //  3. A partition is wiped only after the API server itself, not a cache, has said that
-//     its pod is gone, and while nothing is mounted; or to finish a wipe that was begun.
+//     its pod is gone, and while nothing is mounted; or to finish a wipe that was begun;
+//     or in phase Reserved, when the pod's other volumes do not fit: it never held data.
 //  4. An extent that is about to become a partition is in claimed until it is one, so that
 //     two decisions never choose the same.
 type Manager struct {
@@ -58,7 +58,6 @@ type Manager struct {
 
 	pods     workqueue.TypedRateLimitingInterface[types.NamespacedName]
 	releases workqueue.TypedRateLimitingInterface[string]
-	formats  chan struct{}
 
 	mu      sync.Mutex
 	owners  map[string]owner
@@ -78,8 +77,8 @@ type Manager struct {
 	prezeroed map[string]struct{}
 	// changes counts how often followDisks woke the waiting.
 	changes int
-	// diskSlots bound the wipes of each disk.
-	diskSlots map[string]chan struct{}
+	// wipeSlots and formatSlots bound the wipes and the formatting of each disk.
+	wipeSlots, formatSlots slots
 
 	disksChanged chan struct{}
 	wipes        sync.WaitGroup
@@ -101,13 +100,12 @@ type claim struct {
 }
 
 const (
-	// podWorkers realize volumes at the same time: enough that a slow disk does not
-	// hold up the others.
-	podWorkers = 8
-	// releaseWorkers only decide; wiping has goroutines of its own.
-	releaseWorkers = 4
 	// wipesPerDisk keeps the wiping of many volumes from starving a disk's users.
 	wipesPerDisk = 2
+	// formatsPerDisk are bounded a disk, not a node: a disk that hangs holds them for ever.
+	formatsPerDisk = 4
+	// stopPatience is how long the end waits for what was begun on the disks.
+	stopPatience = 10 * time.Second
 	// sweepKey in the queue of releases stands for all partitions without a known owner.
 	sweepKey = ""
 )
@@ -119,7 +117,6 @@ func New(o Options) (*Manager, error) {
 		node:         o.Client.NodeName(),
 		pods:         queue[types.NamespacedName]("pods"),
 		releases:     queue[string]("releases"),
-		formats:      make(chan struct{}, max(4, 2*runtime.NumCPU())),
 		owners:       map[string]owner{},
 		claimed:      map[string]claim{},
 		waiting:      map[types.NamespacedName]struct{}{},
@@ -128,7 +125,6 @@ func New(o Options) (*Manager, error) {
 		wiping:       map[string]struct{}{},
 		serving:      map[string]bool{},
 		disksChanged: make(chan struct{}, 1),
-		diskSlots:    map[string]chan struct{}{},
 		prezeroed:    map[string]struct{}{},
 		wipeBackoff:  backoff[string](),
 	}
@@ -137,7 +133,7 @@ func New(o Options) (*Manager, error) {
 	}
 	_, err := o.Pods.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(object any) { m.podSeen(object) },
-		UpdateFunc: func(_, object any) { m.podSeen(object) },
+		UpdateFunc: m.podUpdated,
 		DeleteFunc: m.podDeleted,
 	})
 	if err != nil {
@@ -176,8 +172,10 @@ func strip(object any) (any, error) {
 	}
 	slim.DeletionTimestamp = pod.DeletionTimestamp
 	slim.OwnerReferences = pod.OwnerReferences
-	if record, ok := pod.Annotations[diskv1alpha1.AnnotationAllocation]; ok {
-		slim.Annotations = map[string]string{diskv1alpha1.AnnotationAllocation: record}
+	for _, key := range []string{diskv1alpha1.AnnotationAllocation, corev1.MirrorPodAnnotationKey} {
+		if value, ok := pod.Annotations[key]; ok {
+			metav1.SetMetaDataAnnotation(&slim.ObjectMeta, key, value)
+		}
 	}
 	slim.Spec.NodeName = pod.Spec.NodeName
 	slim.Status.Phase = pod.Status.Phase
@@ -185,42 +183,57 @@ func strip(object any) (any, error) {
 }
 
 // Run works until the context ends, and then until what was begun on the disks has
-// ended. The pod informer must have synced and the inventory must have scanned once.
+// ended, unless a disk hangs. The pod informer must have synced and the inventory must have scanned once.
 func (m *Manager) Run(ctx context.Context) {
 	var workers sync.WaitGroup
-	for range podWorkers {
-		workers.Go(func() { work(ctx, m.pods, "Pod's volumes could not be realized", m.syncPod) })
-	}
-	for range releaseWorkers {
-		workers.Go(func() { work(ctx, m.releases, "Volume could not be released", m.release) })
-	}
+	workers.Go(func() { work(ctx, m.pods, "Pod's volumes could not be realized", m.syncPod) })
+	workers.Go(func() { work(ctx, m.releases, "Volume could not be released", m.release) })
 	workers.Go(func() { m.followDisks(ctx) })
 	m.DisksChanged()
 	<-ctx.Done()
 	m.pods.ShutDown()
 	m.releases.ShutDown()
-	workers.Wait()
-	m.wipes.Wait()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		workers.Wait()
+		m.wipes.Wait()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(stopPatience):
+		klog.FromContext(ctx).Info("Agent ends although work on a disk has not; the next agent finishes it")
+	}
 }
 
-// work processes a queue. An error is logged and tried again later, more and more rarely.
+// work processes a queue. Every key has a goroutine of its own: a fixed number of
+// workers would all come to wait for the one disk that hangs. There are never more than
+// the node's volumes, and what is scarce is bounded a disk.
 func work[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterface[T], failure string, process func(context.Context, T) error) {
+	var workers sync.WaitGroup
+	defer workers.Wait()
 	for {
 		key, shutdown := q.Get()
 		if shutdown {
 			return
 		}
-		if ctx.Err() == nil {
-			err := process(ctx, key)
-			switch {
-			case err == nil:
-				q.Forget(key)
-			case ctx.Err() == nil:
-				klog.FromContext(ctx).Error(err, failure, "key", key, "tries", q.NumRequeues(key)+1)
-				q.AddRateLimited(key)
-			}
-		}
-		q.Done(key)
+		workers.Go(func() { workOn(ctx, q, key, failure, process) })
+	}
+}
+
+// workOn processes a key. An error is logged and tried again later, more and more rarely.
+func workOn[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterface[T], key T, failure string, process func(context.Context, T) error) {
+	defer q.Done(key)
+	if ctx.Err() != nil {
+		return
+	}
+	err := process(ctx, key)
+	switch {
+	case err == nil:
+		q.Forget(key)
+	case ctx.Err() == nil:
+		klog.FromContext(ctx).Error(err, failure, "key", key, "tries", q.NumRequeues(key)+1)
+		q.AddRateLimited(key)
 	}
 }
 
@@ -317,6 +330,17 @@ func (m *Manager) podSeen(object any) {
 	m.askRelease(pod)
 }
 
+// podUpdated takes in a change. After a pause of the watch it may lead from one pod to
+// another one of the same name, and then it is all that is heard of the first one's end.
+func (m *Manager) podUpdated(before, now any) {
+	b, _ := before.(*corev1.Pod)
+	n, _ := now.(*corev1.Pod)
+	if b != nil && n != nil && b.UID != n.UID {
+		m.podDeleted(b)
+	}
+	m.podSeen(now)
+}
+
 func (m *Manager) podDeleted(object any) {
 	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = gone.Obj
@@ -400,13 +424,18 @@ func (m *Manager) find(partition string) (discovery.Disk, disk.Volume, bool) {
 	return findIn(m.options.Inventory.Disks(), partition)
 }
 
-func findIn(disks []discovery.Disk, partition string) (discovery.Disk, disk.Volume, bool) {
+// findIn believes a disk in service before one that is only remembered.
+func findIn(disks []discovery.Disk, partition string) (at discovery.Disk, volume disk.Volume, found bool) {
 	for i := range disks {
-		if v, ok := disks[i].Snapshot.Volume(partition); ok {
+		v, ok := disks[i].Snapshot.Volume(partition)
+		switch {
+		case ok && disks[i].Ready():
 			return disks[i], v, true
+		case ok && !found:
+			at, volume, found = disks[i], v, true
 		}
 	}
-	return discovery.Disk{}, disk.Volume{}, false
+	return at, volume, found
 }
 
 // cached returns the pod from the watch's store, if it is the one with the UID.

@@ -30,6 +30,7 @@ const (
 	eventInvalid  = "InvalidVolume"
 	eventEvicting = "EvictingForVolume"
 	eventFailed   = "VolumeFailed"
+	eventStrayed  = "VolumeOnOtherNode"
 )
 
 // syncPod makes the pod's volumes ready to be mounted.
@@ -39,6 +40,10 @@ func (m *Manager) syncPod(ctx context.Context, key types.NamespacedName) error {
 		return nil
 	}
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("pod", key))
+	if isMirror(pod) {
+		m.warn(pod, eventInvalid, errMirror.Error())
+		return nil
+	}
 	volumes, err := request.FromPod(pod)
 	if err != nil {
 		// Nobody can help this pod: its volumes cannot be changed.
@@ -53,6 +58,11 @@ func (m *Manager) syncPod(ctx context.Context, key types.NamespacedName) error {
 		return nil
 	case errors.Is(err, ErrPodGone):
 		return nil
+	case errors.Is(err, ErrInvalid):
+		// The class's default may change.
+		m.warn(pod, eventInvalid, err.Error())
+		m.wait(pod, seen)
+		return nil
 	case errors.Is(err, ErrWaiting), errors.Is(err, ErrOutOfService):
 		m.warn(pod, eventFailed, err.Error())
 		m.wait(pod, seen)
@@ -66,7 +76,7 @@ func (m *Manager) syncPod(ctx context.Context, key types.NamespacedName) error {
 }
 
 func (m *Manager) realize(ctx context.Context, pod *corev1.Pod, volumes []request.Volume) error {
-	if err := m.place(ctx, pod, volumes, false); err != nil {
+	if err := m.place(ctx, pod, volumes, byWatch); err != nil {
 		return err
 	}
 	var group errgroup.Group
@@ -105,7 +115,9 @@ func (m *Manager) noRoom(ctx context.Context, pod *corev1.Pod, why error) error 
 		m.noRoomSince[pod.UID] = since
 	}
 	m.mu.Unlock()
-	if metav1.GetControllerOf(pod) == nil {
+	controller := metav1.GetControllerOf(pod)
+	if controller == nil || controller.Kind == "DaemonSet" {
+		// Nobody would make the pod anew, or only on this node again.
 		return nil
 	}
 	if left := m.options.EvictionGrace - time.Since(since); left > 0 {
@@ -142,9 +154,20 @@ func (m *Manager) clearTrouble(pod *corev1.Pod) {
 // placeTries bounds how often a decision is made again because a disk changed under it.
 const placeTries = 4
 
-// place makes a partition for every volume of the pod that has none. proven says that
-// the API server itself has just called the pod alive; otherwise the watch decides.
-func (m *Manager) place(ctx context.Context, pod *corev1.Pod, volumes []request.Volume, proven bool) error {
+// occasion is what led to a pod's volumes being placed.
+type occasion int
+
+const (
+	// byWatch: the pod is on the watch, which also decides whether it is alive.
+	byWatch occasion = iota
+	// byKubelet: the same, but the context is the one of the kubelet's call.
+	byKubelet
+	// proven: the watch has not shown the pod yet, the API server itself called it alive.
+	proven
+)
+
+// place makes a partition for every volume of the pod that has none.
+func (m *Manager) place(ctx context.Context, pod *corev1.Pod, volumes []request.Volume, on occasion) error {
 	unlock, err := m.podLocks.lock(ctx, string(pod.UID))
 	if err != nil {
 		return err
@@ -152,12 +175,15 @@ func (m *Manager) place(ctx context.Context, pod *corev1.Pod, volumes []request.
 	defer unlock()
 	for try := 1; ; try++ {
 		places, err := m.choose(pod, volumes)
+		if errors.Is(err, ErrNoRoom) && on == byWatch {
+			m.giveBack(ctx, pod, volumes)
+		}
 		if err != nil || len(places) == 0 {
 			return err
 		}
 		var group errgroup.Group
 		for _, p := range places {
-			group.Go(func() error { return m.create(ctx, pod, p, proven) })
+			group.Go(func() error { return m.create(ctx, pod, p, on) })
 		}
 		err = group.Wait()
 		stale := errors.Is(err, disk.ErrOverlap) || errors.Is(err, disk.ErrNoEntry)
@@ -167,12 +193,43 @@ func (m *Manager) place(ctx context.Context, pod *corev1.Pod, volumes []request.
 	}
 }
 
+// giveBack frees what was made for a pod of whose volumes not all fit: they are on the
+// node all or none. When it is free the pod wakes, and all its volumes are placed anew.
+func (m *Manager) giveBack(ctx context.Context, pod *corev1.Pod, volumes []request.Volume) {
+	for _, v := range volumes {
+		if _, partition, found := m.find(v.Partition); !found || partition.Phase != disk.Reserved {
+			continue
+		}
+		unlock, err := m.volumeLocks.lock(ctx, v.Partition)
+		if err != nil {
+			return
+		}
+		d, partition, found := m.find(v.Partition)
+		// Looked at again under the lock: formatted, it stays.
+		isMounted := true
+		if found && d.Ready() && partition.Phase == disk.Reserved {
+			if isMounted, err = mounted(partition.Device); err != nil {
+				isMounted = true
+			}
+		}
+		if isMounted {
+			unlock()
+			continue
+		}
+		klog.FromContext(ctx).Info("Volume is given back, the pod's others do not fit", "pod", keyOf(pod), "volume", v.Name, "partition", v.Partition)
+		m.begin(ctx, d, partition, unlock)
+	}
+}
+
 // choose decides where the pod's missing volumes go and claims the extents; create
 // gives the claims back.
 func (m *Manager) choose(pod *corev1.Pod, volumes []request.Volume) ([]place, error) {
 	// The pods are listed before mu is taken, and the disks are read while it is held:
 	// a claim is given back only after the disk shows the partition.
 	others := m.options.Pods.GetStore().List()
+	if err := m.checkSizes(volumes); err != nil {
+		return nil, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	disks := m.options.Inventory.Disks()
@@ -201,6 +258,20 @@ func (m *Manager) choose(pod *corev1.Pod, volumes []request.Volume) ([]place, er
 		m.claimed[p.Partition] = claim{disk: p.disk, extent: p.extent}
 	}
 	return places, nil
+}
+
+// checkSizes refuses what the file system of the class could not hold; what the pod
+// itself names is checked by package request.
+func (m *Manager) checkSizes(volumes []request.Volume) error {
+	for _, v := range volumes {
+		if _, _, found := m.find(v.Partition); found || v.FSType != "" {
+			continue
+		}
+		if err := diskv1alpha1.ValidateFSSize(m.options.DefaultFSType(v.Request.Class), v.Request.Size); err != nil {
+			return fmt.Errorf("%w: volume %q: %w (the default of class %s)", ErrInvalid, v.Name, err, v.Request.Class)
+		}
+	}
+	return nil
 }
 
 // refusal says for a person why the volumes could not be placed.
@@ -305,7 +376,7 @@ func takeRecorded(spaces []space, other *corev1.Pod, disks []discovery.Disk) {
 }
 
 // create makes the partition at its place, and gives back the claim.
-func (m *Manager) create(ctx context.Context, pod *corev1.Pod, p place, proven bool) error {
+func (m *Manager) create(ctx context.Context, pod *corev1.Pod, p place, on occasion) error {
 	defer func() {
 		m.mu.Lock()
 		delete(m.claimed, p.Partition)
@@ -316,7 +387,7 @@ func (m *Manager) create(ctx context.Context, pod *corev1.Pod, p place, proven b
 		return err
 	}
 	defer unlock()
-	if proven {
+	if on == proven {
 		// The watch may never show this pod, if it dies before the watch gets there.
 		m.own(pod)
 		m.releases.AddAfter(p.Partition, m.options.OrphanGrace)
@@ -327,8 +398,7 @@ func (m *Manager) create(ctx context.Context, pod *corev1.Pod, p place, proven b
 	if err != nil {
 		return err
 	}
-	// What was begun on a disk is finished, whoever gives up waiting for it.
-	v, err := d.Engine.Create(context.WithoutCancel(ctx), p.Partition, partitionName(pod, p.Name), p.extent, true)
+	v, err := d.Engine.Create(ctx, p.Partition, partitionName(pod, p.Name), p.extent, true)
 	if err != nil {
 		return fmt.Errorf("cannot make a partition for volume %q at %v of disk %s: %w", p.Name, p.extent, p.disk, err)
 	}
@@ -408,12 +478,11 @@ func (m *Manager) ready(ctx context.Context, v request.Volume, mount func(ctx co
 // format makes the file system of a volume in phase Reserved. The caller holds the
 // volume's lock.
 func (m *Manager) format(ctx context.Context, d discovery.Disk, partition disk.Volume, v request.Volume, mount func(ctx context.Context, device, fsType string) error) error {
-	select {
-	case m.formats <- struct{}{}:
-		defer func() { <-m.formats }()
-	case <-ctx.Done():
-		return ctx.Err()
+	leave, err := m.formatSlots.take(ctx, d.ID(), formatsPerDisk)
+	if err != nil {
+		return err
 	}
+	defer leave()
 	fsType := v.FSType
 	if fsType == "" {
 		fsType = m.options.DefaultFSType(v.Request.Class)
@@ -449,6 +518,15 @@ func (m *Manager) format(ctx context.Context, d discovery.Disk, partition disk.V
 	return mountErr
 }
 
+// errMirror: the kubelet knows a static pod by another UID than the API server knows its
+// mirror by, and a volume belongs to a UID.
+var errMirror = errors.New("a static pod cannot have volumes of Berth: use a DaemonSet, or a pod with spec.nodeName")
+
+func isMirror(pod *corev1.Pod) bool {
+	_, is := pod.Annotations[corev1.MirrorPodAnnotationKey]
+	return is
+}
+
 // PodRef names a pod as the kubelet does.
 type PodRef struct {
 	Namespace, Name string
@@ -458,7 +536,7 @@ type PodRef struct {
 // Publish makes the volume of the pod ready and mounts it, by calling mount with the
 // device and its file system, while nobody can release it.
 func (m *Manager) Publish(ctx context.Context, ref PodRef, volumeID string, mount func(ctx context.Context, device, fsType string) error) error {
-	pod, proven, err := m.pod(ctx, ref)
+	pod, on, err := m.pod(ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -470,12 +548,15 @@ func (m *Manager) Publish(ctx context.Context, ref PodRef, volumeID string, moun
 		if v.ID != volumeID {
 			continue
 		}
-		if _, _, found := m.find(v.Partition); !found {
-			if !alive(pod) {
+		// The kubelet mounts one volume after the other; none is formatted before all fit.
+		if _, partition, found := m.find(v.Partition); !found || partition.Phase == disk.Reserved {
+			if !found && !alive(pod) {
 				return fmt.Errorf("pod %s/%s is being deleted or has ended, its volume %q is not made any more: %w", ref.Namespace, ref.Name, v.Name, ErrPodGone)
 			}
-			if err := m.place(ctx, pod, volumes, proven); err != nil {
-				return err
+			if alive(pod) {
+				if err := m.place(ctx, pod, volumes, on); err != nil {
+					return err
+				}
 			}
 		}
 		return m.ready(ctx, v, mount)
@@ -484,21 +565,23 @@ func (m *Manager) Publish(ctx context.Context, ref PodRef, volumeID string, moun
 }
 
 // pod returns the pod from the watch, or from the API server itself if the kubelet was
-// faster; proven tells which.
-func (m *Manager) pod(ctx context.Context, ref PodRef) (pod *corev1.Pod, proven bool, err error) {
+// faster.
+func (m *Manager) pod(ctx context.Context, ref PodRef) (pod *corev1.Pod, on occasion, err error) {
 	if pod := m.cached(types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}, ref.UID); pod != nil {
-		return pod, false, nil
+		return pod, byKubelet, nil
 	}
 	pod, err = m.options.Client.Pod(ctx, ref.Namespace, ref.Name)
 	switch {
 	case apierrors.IsNotFound(err):
-		return nil, false, fmt.Errorf("pod %s/%s does not exist: %w", ref.Namespace, ref.Name, ErrPodGone)
+		return nil, proven, fmt.Errorf("pod %s/%s does not exist: %w", ref.Namespace, ref.Name, ErrPodGone)
 	case err != nil:
-		return nil, false, fmt.Errorf("cannot read pod %s/%s: %w", ref.Namespace, ref.Name, err)
+		return nil, proven, fmt.Errorf("cannot read pod %s/%s: %w", ref.Namespace, ref.Name, err)
+	case isMirror(pod):
+		return nil, proven, fmt.Errorf("%w: %w", ErrInvalid, errMirror)
 	case pod.UID != ref.UID:
-		return nil, false, fmt.Errorf("pod %s/%s with UID %s does not exist any more: %w", ref.Namespace, ref.Name, ref.UID, ErrPodGone)
+		return nil, proven, fmt.Errorf("pod %s/%s with UID %s does not exist any more: %w", ref.Namespace, ref.Name, ref.UID, ErrPodGone)
 	case pod.Spec.NodeName != m.node:
-		return nil, false, fmt.Errorf("%w: pod %s/%s is on node %q, not on %s", ErrInvalid, ref.Namespace, ref.Name, pod.Spec.NodeName, m.node)
+		return nil, proven, fmt.Errorf("%w: pod %s/%s is on node %q, not on %s", ErrInvalid, ref.Namespace, ref.Name, pod.Spec.NodeName, m.node)
 	}
-	return pod, true, nil
+	return pod, proven, nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -119,7 +121,7 @@ func (m *Manager) due(ctx context.Context, v disk.Volume) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	pod, uid, err := m.livePod(ctx, v.Partition)
+	pod, uid, err := m.livePod(ctx, v)
 	if err != nil {
 		return false, err
 	}
@@ -129,6 +131,10 @@ func (m *Manager) due(ctx context.Context, v disk.Volume) (bool, error) {
 	case inUse:
 		m.releases.AddAfter(v.Partition, inUseRetry)
 	case keep:
+		if pod.Spec.NodeName != m.node {
+			m.warn(pod, eventStrayed, fmt.Sprintf("the volume in partition %s is on a disk of node %s, the pod is on node %q: was the disk moved? The volume is kept until the pod is gone", v.Partition, m.node, pod.Spec.NodeName))
+			m.releases.AddAfter(v.Partition, m.options.OrphanGrace)
+		}
 	}
 	return false, nil
 }
@@ -136,65 +142,91 @@ func (m *Manager) due(ctx context.Context, v disk.Volume) (bool, error) {
 // livePod asks the API server, not the cache, for the pod whose volume the partition
 // holds, and for that volume's UID; nil if there is no such pod. An error means that
 // nothing is known, and then nothing may be wiped.
-func (m *Manager) livePod(ctx context.Context, partition string) (*corev1.Pod, types.UID, error) {
-	m.mu.Lock()
-	o, known := m.owners[partition]
-	m.mu.Unlock()
-	if known {
-		pod, err := m.options.Client.Pod(ctx, o.pod.Namespace, o.pod.Name)
-		if apierrors.IsNotFound(err) {
-			return nil, o.uid, nil
+func (m *Manager) livePod(ctx context.Context, v disk.Volume) (*corev1.Pod, types.UID, error) {
+	o, known := m.owner(v.Partition)
+	if !known {
+		if err := m.findOwners(ctx, []disk.Volume{v}); err != nil {
+			return nil, "", err
 		}
-		if err != nil {
-			return nil, "", fmt.Errorf("cannot ask the API server for pod %s, its volume is kept: %w", o.pod, err)
+		if o, known = m.owner(v.Partition); !known {
+			return nil, "", nil
 		}
-		return pod, o.uid, nil
 	}
-	pods, err := m.livePods(ctx)
+	pod, err := m.options.Client.Pod(ctx, o.pod.Namespace, o.pod.Name)
+	if apierrors.IsNotFound(err) {
+		return nil, o.uid, nil
+	}
 	if err != nil {
-		return nil, "", err
+		return nil, "", fmt.Errorf("cannot ask the API server for pod %s, its volume is kept: %w", o.pod, err)
 	}
-	for i := range pods {
-		if _, holds := partitionsOf(&pods[i])[partition]; holds {
-			return &pods[i], pods[i].UID, nil
-		}
-	}
-	return nil, "", nil
+	return pod, o.uid, nil
 }
 
-// livePods lists the node's pods from the API server itself and remembers whose the
-// partitions are.
-func (m *Manager) livePods(ctx context.Context) ([]corev1.Pod, error) {
-	pods, err := m.options.Client.PodsOfNode(ctx)
+func (m *Manager) owner(partition string) (owner, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	o, known := m.owners[partition]
+	return o, known
+}
+
+// findOwners has the API server itself list the node's pods, and those that may have
+// brought the volumes here from another node, and remembers whose the volumes are.
+// Without an error the pod of a volume without a known owner does not exist.
+func (m *Manager) findOwners(ctx context.Context, volumes []disk.Volume) error {
+	own := func(pod *corev1.Pod) {
+		for partition := range partitionsOf(pod) {
+			if slices.ContainsFunc(volumes, func(v disk.Volume) bool { return v.Partition == partition }) {
+				m.own(pod)
+			}
+		}
+	}
+	err := m.options.Client.PodsOfNode(ctx, own)
+	namespaces := map[string]bool{}
+	for _, v := range volumes {
+		if _, known := m.owner(v.Partition); !known {
+			namespaces[namespaceOf(v)] = true
+		}
+	}
+	for namespace := range namespaces {
+		if err == nil {
+			err = m.options.Client.PodsOfNamespace(ctx, namespace, own)
+		}
+	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot ask the API server for the pods of node %s, volumes without a known pod are kept: %w", m.node, err)
+		return fmt.Errorf("cannot ask the API server for pods, volumes without a known pod are kept: %w", err)
 	}
-	for i := range pods {
-		m.own(&pods[i])
+	return nil
+}
+
+// namespaceOf is the namespace of the volume's pod, by the name that partitionName gave
+// it; empty, which stands for all, if the name does not tell.
+func namespaceOf(v disk.Volume) string {
+	namespace, _, whole := strings.Cut(v.Name, "/")
+	if !whole {
+		return ""
 	}
-	return pods, nil
+	return namespace
 }
 
 // wipe wipes the volume. The caller holds its lock; nobody else has business with it.
 // The function it returns is to be called when the lock is free: it sees to what is left.
 func (m *Manager) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) (again func()) {
 	logger := klog.FromContext(ctx).WithValues("partition", v.Partition, "disk", d.ID(), "device", v.Device)
-	slots := m.slots(d.ID())
-	select {
-	case slots <- struct{}{}:
-		defer func() { <-slots }()
-	case <-ctx.Done():
+	leave, err := m.wipeSlots.take(ctx, d.ID(), wipesPerDisk)
+	if err != nil {
 		return func() {}
 	}
+	defer leave()
 	_, pod := m.Owner(v.Partition)
 	logger.Info("Volume is being wiped", "pod", pod, "name", v.Name, "extent", v.Extent)
 	begin := time.Now()
-	err := d.Engine.Wipe(ctx, v.Partition)
+	err = d.Engine.Wipe(ctx, v.Partition)
 	switch {
 	case err == nil, errors.Is(err, disk.ErrNotFound):
 		logger.Info("Volume is wiped and its space is free", "pod", pod, "duration", time.Since(begin))
 		m.wipeBackoff.Forget(v.Partition)
-		return func() { m.disown(v.Partition) }
+		// Once more: it is disowned when no disk holds it, or a copy of it.
+		return func() { m.releases.Add(v.Partition) }
 	case errors.Is(err, disk.ErrInUse):
 		logger.Info("Volume is still in use and is wiped later", "reason", err.Error())
 		return func() { m.releases.AddAfter(v.Partition, inUseRetry) }
@@ -205,16 +237,6 @@ func (m *Manager) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) (ag
 	}
 	logger.Error(err, "Volume could not be wiped")
 	return func() { m.releases.AddAfter(v.Partition, m.wipeBackoff.When(v.Partition)) }
-}
-
-// slots bounds the wipes of one disk.
-func (m *Manager) slots(disk string) chan struct{} {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.diskSlots[disk] == nil {
-		m.diskSlots[disk] = make(chan struct{}, wipesPerDisk)
-	}
-	return m.diskSlots[disk]
 }
 
 // disown forgets the owner of a partition that does not exist (any more), unless the
@@ -229,21 +251,21 @@ func (m *Manager) disown(partition string) {
 }
 
 // sweep reclaims the partitions whose pod nobody here has ever seen: it went while the
-// agent was down. One list from the API server itself, made now, decides for all.
+// agent was down. What the API server itself lists now decides for all.
 func (m *Manager) sweep(ctx context.Context) error {
 	orphans := m.orphans()
 	if len(orphans) == 0 {
 		return nil
 	}
-	if _, err := m.livePods(ctx); err != nil {
+	if err := m.findOwners(ctx, orphans); err != nil {
 		return err
 	}
-	for _, partition := range orphans {
-		if volume, _ := m.Owner(partition); volume != "" {
-			m.releases.Add(partition)
+	for _, v := range orphans {
+		if _, known := m.owner(v.Partition); known {
+			m.releases.Add(v.Partition)
 			continue
 		}
-		if err := m.reclaim(ctx, partition); err != nil {
+		if err := m.reclaim(ctx, v.Partition); err != nil {
 			return err
 		}
 	}
@@ -251,18 +273,18 @@ func (m *Manager) sweep(ctx context.Context) error {
 }
 
 // orphans are the ephemeral volumes on disks in service whose pod is not known.
-func (m *Manager) orphans() []string {
+func (m *Manager) orphans() []disk.Volume {
 	disks := m.options.Inventory.Disks()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var orphans []string
+	var orphans []disk.Volume
 	for i := range disks {
 		if !disks[i].Ready() {
 			continue
 		}
 		for _, v := range disks[i].Snapshot.Volumes {
 			if _, known := m.owners[v.Partition]; !known && v.Ephemeral && v.Phase != disk.Wiping {
-				orphans = append(orphans, v.Partition)
+				orphans = append(orphans, v)
 			}
 		}
 	}

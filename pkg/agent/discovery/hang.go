@@ -1,0 +1,84 @@
+package discovery
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// A disk that hangs answers neither with data nor with an error, and whoever has asked
+// it cannot be woken. It must cost the node that disk, and not the others.
+const (
+	// defaultPatience is how long a rescan waits for one device: a disk may have to spin up.
+	defaultPatience = 15 * time.Second
+	// inspections is how many devices are looked into at the same time.
+	inspections = 16
+)
+
+// hangKey names a device for as long as it holds the same medium.
+func hangKey(d Device) string { return d.Name + "/" + d.Number + "/" + d.Sequence }
+
+// answer asks the device something that may take for ever. When its time is up that
+// goes on alone: nobody asks the device anything more before it has ended, and its
+// result goes to late, if there is one.
+func answer[T any](ctx context.Context, i *Inventory, d Device, ask func() (T, error), late func(T)) (T, error) {
+	var none T
+	key := hangKey(d)
+	if i.hangs(key) {
+		return none, errHangs(d)
+	}
+	type result struct {
+		value T
+		err   error
+	}
+	// Unbuffered: the result is either taken below or belongs to late.
+	results, givenUp, ended := make(chan result), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		value, err := ask()
+		select {
+		case results <- result{value, err}:
+		case <-givenUp:
+			if late != nil && err == nil {
+				late(value)
+			}
+		}
+	}()
+	timer := time.NewTimer(i.options.Patience)
+	defer timer.Stop()
+	select {
+	case r := <-results:
+		return r.value, r.err
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	i.mu.Lock()
+	i.hanging[key] = ended
+	i.mu.Unlock()
+	close(givenUp)
+	if ctx.Err() != nil {
+		return none, ctx.Err()
+	}
+	return none, errHangs(d)
+}
+
+func errHangs(d Device) error {
+	return fmt.Errorf("device %s hangs: it answers neither with data nor with an error; look at the kernel's log", d.Name)
+}
+
+// hangs reports whether the device still owes an answer.
+func (i *Inventory) hangs(key string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	ended, hanging := i.hanging[key]
+	if !hanging {
+		return false
+	}
+	select {
+	case <-ended:
+		delete(i.hanging, key)
+		return false
+	default:
+		return true
+	}
+}
