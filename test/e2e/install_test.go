@@ -1,0 +1,250 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/testenv"
+)
+
+// TestInstallation installs Berth as a user does, with the images and manifests as they
+// are shipped, into a cluster with Kubernetes' own scheduler, and uses it.
+func TestInstallation(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.NeedProgram(t, "make", "ctr")
+	repository, err := cluster.Repository()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	disks := []cluster.DiskOptions{{Size: gib, SectorSize: 512}, {Size: gib, SectorSize: 4096}}
+	c, err := cluster.Start(ctx, cluster.Options{
+		Name: "e2e-installation", Log: os.Stderr, Kubelets: true, StockScheduler: true,
+		Nodes: []cluster.NodeOptions{{Disks: disks}, {Disks: disks}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	images(t, c, repository)
+	links := linkDisks(t, c)
+	if _, err := c.Kubectl(ctx, "apply", "-k", overlay(t, c, repository, links)); err != nil {
+		t.Fatal(err)
+	}
+	class := &v1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: pair}}
+	class.Spec.Devices.Paths = []string{links + "/*"}
+	e := newTenant(t, c)
+	t.Cleanup(func() {
+		if t.Failed() {
+			out, _ := c.Kubectl(context.Background(), "logs", "--namespace", metav1.NamespaceSystem, "--prefix", "--tail=60",
+				"--selector", "app.kubernetes.io/name in (berth-scheduler,berth-nodeagent)")
+			t.Log(out)
+		}
+	})
+	e.eventually("the DiskClass is made", func(ctx context.Context) error { return client.IgnoreAlreadyExists(e.client.Create(ctx, class)) })
+	e.eventually("Berth runs", e.rolledOut)
+	e.eventually("all disks are in service", func(ctx context.Context) error { return inService(ctx, e.client, 4) })
+
+	pod, placed := useInstallation(e)
+
+	// New agents take over what runs.
+	e.noComplaints()
+	mark := canary(e)
+	e.write(pod, mark)
+	if _, err := c.Kubectl(ctx, "rollout", "restart", "--namespace", metav1.NamespaceSystem, "daemonset/berth-nodeagent"); err != nil {
+		t.Fatal(err)
+	}
+	e.eventually("the new agents run", e.rolledOut)
+	e.holds(pod, mark)
+	p, q := e.find(pod, "data"), e.find(placed, "data")
+	e.delete(pod, placed)
+	e.gone(pod, placed)
+	e.isFree(p)
+	e.isFree(q)
+	if contains(t, p.machine.File, whole(p.machine), mark) {
+		t.Errorf("%q is still on %s", mark, p.machine.Path)
+	}
+	e.noComplaints()
+}
+
+// useInstallation runs a pod of profile berth and one that the node places itself, and
+// has the kernel tell the agent of a change.
+func useInstallation(e *tenant) (pod, placed *corev1.Pod) {
+	e.t.Helper()
+	pod = e.podOf("scheduled", volume("data", pair, "300Mi", "xfs"))
+	placed = e.podOf("placed", volume("data", pair, "300Mi", "ext4"))
+	placed.Spec.SchedulerName = corev1.DefaultSchedulerName
+	e.create(pod, placed)
+	e.ready(pod, placed)
+	p := e.find(pod, "data")
+	e.asRecorded(pod, "data", p)
+	e.isPartition(e.device(pod, "/data"), "xfs", p)
+	e.isPartition(e.device(placed, "/data"), "ext4", e.find(placed, "data"))
+	e.event(placed, "VolumePlaced", "data")
+
+	// The kernel's messages about devices reach the agent in its pod.
+	limit(e.t, p.machine.Path, uint64(mib))
+	defer limit(e.t, p.machine.Path, 0)
+	e.eventually("the agent sees a disk go", func(ctx context.Context) error { return inService(ctx, e.client, 3) })
+	limit(e.t, p.machine.Path, 0)
+	e.eventually("the agent sees the disk come back", func(ctx context.Context) error { return inService(ctx, e.client, 4) })
+
+	lease := &coordinationv1.Lease{}
+	if err := e.client.Get(e.t.Context(), client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: "berth-scheduler"}, lease); err != nil {
+		e.t.Error(err)
+	} else if lease.Spec.HolderIdentity == nil || !strings.HasPrefix(*lease.Spec.HolderIdentity, "berth-scheduler-") {
+		e.t.Errorf("the lease is held by %v", lease.Spec.HolderIdentity)
+	}
+	return pod, placed
+}
+
+// images makes the container images and gives them to the nodes: there is no registry.
+func images(t *testing.T, c *cluster.Cluster, repository string) {
+	t.Helper()
+	build := exec.CommandContext(t.Context(), "make", "--no-print-directory", "images")
+	build.Dir = repository
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("make images: %v: %s", err, out)
+	}
+	for _, n := range c.Nodes() {
+		for _, image := range []string{"scheduler.tar", "nodeagent.tar"} {
+			path := filepath.Join(repository, ".build/images", image)
+			if _, err := c.Exec(t.Context(), n.Name, "ctr", "--namespace", "k8s.io", "images", "import", path); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// linkDisks makes links to the disks by the names of their nodes, and returns their
+// folder: all nodes share /dev here, so each agent must be told which disks are its own.
+func linkDisks(t *testing.T, c *cluster.Cluster) string {
+	t.Helper()
+	folder := fmt.Sprintf("/dev/disk/by-berth-%d", os.Getpid())
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(folder); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, n := range c.Nodes() {
+		for i, d := range n.Disks {
+			if err := os.Symlink("../../"+filepath.Base(d.Path), fmt.Sprintf("%s/%s-%d", folder, n.Name, i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return folder
+}
+
+// overlay is the shipped kustomization with what only this cluster needs: the agents'
+// disks, and the way to the API server, since nothing routes the addresses of services.
+func overlay(t *testing.T, c *cluster.Cluster, repository, links string) string {
+	t.Helper()
+	server, err := url.Parse(c.RESTConfig().Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := filepath.Join(c.Dir(), "overlay")
+	shipped, err := filepath.Rel(folder, filepath.Join(repository, "config"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	way := fmt.Sprintf(`{name: KUBERNETES_SERVICE_HOST, value: %q}, {name: KUBERNETES_SERVICE_PORT, value: %q}`, server.Hostname(), server.Port())
+	text := fmt.Sprintf(`apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources: [%q]
+patches:
+- patch: |
+    apiVersion: apps/v1
+    kind: DaemonSet
+    metadata: {name: berth-nodeagent, namespace: kube-system}
+    spec: {template: {spec: {containers: [{name: nodeagent, env: [%s]}]}}}
+- target: {kind: DaemonSet, name: berth-nodeagent}
+  patch: '[{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--devices=%s/$(NODE_NAME)-*"}]'
+- patch: |
+    apiVersion: apps/v1
+    kind: Deployment
+    metadata: {name: berth-scheduler, namespace: kube-system}
+    spec: {template: {spec: {containers: [{name: scheduler, env: [%s]}]}}}
+`, shipped, way, links, way)
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "kustomization.yaml"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return folder
+}
+
+// rolledOut is nil when the agents and the schedulers of the newest generation are up.
+func (e *tenant) rolledOut(ctx context.Context) error {
+	agents := &appsv1.DaemonSet{}
+	if err := e.client.Get(ctx, client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: "berth-nodeagent"}, agents); err != nil {
+		return err
+	}
+	want := int32(len(e.cluster.Nodes()))
+	if s := agents.Status; s.ObservedGeneration != agents.Generation || s.UpdatedNumberScheduled != want || s.NumberAvailable != want {
+		return fmt.Errorf("the agents are not up: %+v", s)
+	}
+	scheduler := &appsv1.Deployment{}
+	if err := e.client.Get(ctx, client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: "berth-scheduler"}, scheduler); err != nil {
+		return err
+	}
+	if s := scheduler.Status; s.ObservedGeneration != scheduler.Generation || s.AvailableReplicas != *scheduler.Spec.Replicas {
+		return fmt.Errorf("the schedulers are not up: %+v", s)
+	}
+	return nil
+}
+
+// noComplaints holds that Berth's programs have all rights they need and never died.
+func (e *tenant) noComplaints() {
+	e.t.Helper()
+	pods := &corev1.PodList{}
+	if err := e.client.List(e.t.Context(), pods, client.InNamespace(metav1.NamespaceSystem)); err != nil {
+		e.t.Fatal(err)
+	}
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		if !strings.HasPrefix(pod.Name, "berth-") {
+			continue
+		}
+		if n := restarts(pod); n > 0 {
+			e.t.Errorf("%s was restarted %d times", pod.Name, n)
+		}
+		out, err := e.cluster.Kubectl(e.t.Context(), "logs", "--namespace", pod.Namespace, pod.Name)
+		if err != nil {
+			e.t.Error(err)
+		}
+		if out == "" {
+			e.t.Errorf("%s has logged nothing", pod.Name)
+		}
+		for line := range strings.Lines(out) {
+			for _, bad := range []string{"forbidden", "Unauthorized", "panic", "not found in $PATH"} {
+				if strings.Contains(line, bad) {
+					e.t.Errorf("%s: %s", pod.Name, line)
+				}
+			}
+		}
+	}
+}
