@@ -324,10 +324,19 @@ func (l *Ledger) tidy(name string, n *node) {
 // put replaces what is known of a pod. The lock is held.
 func (l *Ledger) put(p *pod) {
 	n := l.node(p.node)
+	earlier := l.pods[p.uid]
+	there := n.pods[p.uid]
 	// Take before giving back: a reader between the two sees less space, not more.
 	n.pods[p.uid] = p
-	n.refresh()
-	if earlier := l.pods[p.uid]; earlier != nil && earlier.node != p.node {
+	switch {
+	case there != nil && slices.Equal(there.records, p.records):
+		// The space was taken already, now by somebody of more or less trust.
+	case there == nil && n.published != nil:
+		n.snapshot.Store(n.snapshot.Load().with(p.records))
+	default:
+		n.refresh()
+	}
+	if earlier != nil && earlier.node != p.node {
 		l.drop(p.uid)
 	}
 	l.pods[p.uid] = p
@@ -390,11 +399,16 @@ func (n *node) pending(p *published) []Record {
 	for _, records := range n.doubts {
 		add(records)
 	}
-	slices.SortFunc(pending, func(a, b Record) int {
-		return cmp.Or(cmp.Compare(a.Disk, b.Disk), cmp.Compare(a.Extent.Start, b.Extent.Start),
-			cmp.Compare(a.Extent.End, b.Extent.End), cmp.Compare(a.Partition, b.Partition))
-	})
+	slices.SortFunc(pending, compareRecords)
 	return pending
+}
+
+func compareRecords(a, b Record) int {
+	if order := cmp.Compare(a.Disk, b.Disk); order != 0 {
+		return order
+	}
+	return cmp.Or(cmp.Compare(a.Extent.Start, b.Extent.Start), cmp.Compare(a.Extent.End, b.Extent.End),
+		cmp.Compare(a.Partition, b.Partition))
 }
 
 func setOf(partitions []string) map[string]struct{} {

@@ -533,3 +533,40 @@ func TestWiping(t *testing.T) {
 		t.Error("no node")
 	}
 }
+
+// TestFitKeepsOneAnswer: the kept answer is of these requests and of this snapshot.
+func TestFitKeepsOneAnswer(t *testing.T) {
+	l := New()
+	l.SetCapacity("n", &Capacity{Revision: 1, Disks: []Disk{{
+		ID: "d", Class: "ssd", Ready: true, Size: 200 << 20, Free: []extent.Extent{extent.New(1<<20, 100<<20)},
+	}}})
+	requests := func(sizes ...int64) (out []placement.Request) {
+		for _, size := range sizes {
+			out = append(out, placement.Request{Class: "ssd", Size: size << 20})
+		}
+		return out
+	}
+	check := func(when string) {
+		t.Helper()
+		for range 2 {
+			for _, r := range [][]placement.Request{requests(100), requests(40), requests(40), requests(101), requests(40, 40), requests(60, 60)} {
+				s := l.Snapshot("n")
+				score, err := s.Fit(r)
+				wantScore, wantErr := Fit(s.Node, r)
+				if score != wantScore || (err == nil) != (wantErr == nil) {
+					t.Errorf("%s: %v fit with %d, %v; want %d, %v", when, r, score, err, wantScore, wantErr)
+				}
+			}
+		}
+	}
+	check("empty")
+	if _, err := l.Reserve("p", "n", []string{"v"}, requests(40)); err != nil {
+		t.Fatal(err)
+	}
+	check("after a reservation")
+	if _, err := l.Snapshot("n").Fit(requests(100)); err == nil {
+		t.Error("what fitted before a reservation still fits")
+	}
+	l.Forget("p")
+	check("after it was given back")
+}

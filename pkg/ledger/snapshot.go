@@ -1,8 +1,13 @@
 package ledger
 
-import "github.com/berthdev/berth/pkg/placement"
+import (
+	"slices"
+	"sync/atomic"
 
-// Snapshot is one node at one moment. It never changes.
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// Snapshot is one node at one moment. What it says never changes.
 type Snapshot struct {
 	// Node is what is free; never nil, without disks when nothing is.
 	Node *placement.Node
@@ -16,6 +21,62 @@ type Snapshot struct {
 	published *published
 	// pending are the records that the node has not published, sorted by disk.
 	pending []Record
+	// lastFit is the last answer of Fit.
+	lastFit atomic.Pointer[fit]
+}
+
+type fit struct {
+	request placement.Request
+	score   int64
+	err     error
+}
+
+// Fit returns the score of placing the requests on the node, or placement's error. The
+// last answer is kept: pods often come in numbers that ask for the same, and of a large
+// cluster one node changes between two of them.
+func (s *Snapshot) Fit(requests []placement.Request) (score int64, err error) {
+	if len(requests) != 1 {
+		return Fit(s.Node, requests)
+	}
+	if last := s.lastFit.Load(); last != nil && last.request == requests[0] {
+		return last.score, last.err
+	}
+	score, err = Fit(s.Node, requests)
+	s.lastFit.Store(&fit{request: requests[0], score: score, err: err})
+	return score, err
+}
+
+// Fit returns the score of placing the requests on the node, or placement's error.
+func Fit(node *placement.Node, requests []placement.Request) (score int64, err error) {
+	var buffer [4]placement.Assignment
+	plan, err := placement.Plan(buffer[:0], node, requests)
+	if err != nil {
+		return 0, err
+	}
+	return placement.Score(node, requests, plan), nil
+}
+
+// with is the snapshot after further records, of volumes that it does not have yet. It is what
+// a computation from the start would give, for the price of what is new.
+func (s *Snapshot) with(records []Record) *Snapshot {
+	out := &Snapshot{
+		Node:     &placement.Node{Disks: slices.Clone(s.Node.Disks)},
+		Revision: s.Revision, Published: s.Published, Problem: s.Problem,
+		published: s.published, pending: slices.Clone(s.pending),
+	}
+	for _, r := range records {
+		if _, shown := s.published.partitions[r.Partition]; shown {
+			continue
+		}
+		at, _ := slices.BinarySearchFunc(out.pending, r, compareRecords)
+		out.pending = slices.Insert(out.pending, at, r)
+		for i := range out.Node.Disks {
+			if d := &out.Node.Disks[i]; d.ID == r.Disk {
+				d.Free = d.Free.Remove(r.Extent)
+			}
+		}
+	}
+	return out
 }
 
 // Without returns the node as if the volumes with these partitions were gone, whether
