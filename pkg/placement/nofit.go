@@ -44,6 +44,8 @@ type NoFit struct {
 	// Never is true when the node could not take the volumes even if its disks held no
 	// others. False when that is not known.
 	Never bool
+	// tooSmallDisks is true when a volume is larger than every disk.
+	tooSmallDisks bool
 }
 
 // Wanted is the size that was compared: of the largest volume with TooSmall, NoDisk
@@ -77,7 +79,11 @@ func (e *NoFit) Error() string {
 		if e.Largest == 0 {
 			have = "no free space of class " + e.Class
 		}
-		return have + ", wants " + sizeUp(e.Wanted())
+		have += ", wants " + sizeUp(e.Wanted())
+		if e.tooSmallDisks {
+			have += ", which no disk there could ever hold"
+		}
+		return have
 	case TooLittle:
 		return fmt.Sprintf("free space of class %s is %s, %s", e.Class, sizeDown(e.Free), e.volumesWant())
 	case TooFewDisks:
@@ -98,6 +104,9 @@ func (e *NoFit) Reason() string {
 	case NoDisk:
 		return "no disk of class " + e.Class
 	case TooSmall:
+		if e.tooSmallDisks {
+			return fmt.Sprintf("no disk of class %s could ever hold %s", e.Class, sizeUp(e.Wanted()))
+		}
 		return fmt.Sprintf("no free extent of class %s holds %s", e.Class, sizeUp(e.Wanted()))
 	case TooLittle:
 		return fmt.Sprintf("not enough free space of class %s, %s", e.Class, e.volumesWant())
@@ -153,6 +162,7 @@ func explain(node *Node, requests []Request, class string) *NoFit {
 	}
 	whenEmpty, _ := causeOf(empty, e.Sizes, apart)
 	e.Never = known && whenEmpty != NotTogether
+	e.tooSmallDisks = known && whenEmpty == TooSmall
 	return e
 }
 

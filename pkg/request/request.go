@@ -42,6 +42,9 @@ func FromPod(pod *corev1.Pod) ([]Volume, error) {
 		}
 		volumes = append(volumes, volume)
 	}
+	if len(volumes) > diskv1alpha1.MaxVolumes {
+		return nil, fmt.Errorf("the pod has %d volumes of %s, at most %d are possible", len(volumes), diskv1alpha1.DriverName, diskv1alpha1.MaxVolumes)
+	}
 	return volumes, nil
 }
 

@@ -19,11 +19,12 @@ const AnnotationAllocation = GroupName + "/allocation"
 // recordVersion is the version of the record's format that this package writes and reads.
 const recordVersion = 1
 
-// Limits of a record, against annotations written to exhaust a reader.
-const (
-	maxRecordBytes   = 64 << 10
-	maxRecordVolumes = 256
-)
+// MaxVolumes is how many volumes of Berth a pod can have.
+const MaxVolumes = 256
+
+// maxRecordBytes limits a record, against annotations written to exhaust a reader. It is
+// ample for MaxVolumes.
+const maxRecordBytes = 64 << 10
 
 // Record is the value of AnnotationAllocation.
 //
@@ -84,8 +85,8 @@ func (r Record) Validate() error {
 	if r.Version != recordVersion {
 		return fmt.Errorf("record has version %d, this release reads version %d", r.Version, recordVersion)
 	}
-	if len(r.Volumes) > maxRecordVolumes {
-		return fmt.Errorf("record has %d volumes, at most %d are allowed", len(r.Volumes), maxRecordVolumes)
+	if len(r.Volumes) > MaxVolumes {
+		return fmt.Errorf("record has %d volumes, at most %d are allowed", len(r.Volumes), MaxVolumes)
 	}
 	seen := make(map[string]bool, len(r.Volumes))
 	for _, v := range r.Volumes {

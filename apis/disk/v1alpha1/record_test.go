@@ -100,7 +100,7 @@ func TestDecodeRecordRefuses(t *testing.T) {
 
 func TestDecodeRecordTooManyVolumes(t *testing.T) {
 	r := Record{Version: recordVersion}
-	for i := range maxRecordVolumes + 1 {
+	for i := range MaxVolumes + 1 {
 		r.Volumes = append(r.Volumes, recordVolume(fmt.Sprint("v", i), int64(i+1), 1))
 	}
 	if err := r.Validate(); err == nil {

@@ -56,7 +56,7 @@ func ParseAttributes(attributes map[string]string) (Attributes, error) {
 		case key == AttributeSize, key == AttributeClass, key == AttributeSpread:
 		case strings.HasPrefix(key, attributesOfKubelet):
 		default:
-			return Attributes{}, fmt.Errorf("unknown attribute %q: the attributes are %s, %s and %s",
+			return Attributes{}, fmt.Errorf("unknown attribute %.64q: the attributes are %s, %s and %s",
 				key, AttributeSize, AttributeClass, AttributeSpread)
 		}
 	}
@@ -70,7 +70,7 @@ func ParseAttributes(attributes map[string]string) (Attributes, error) {
 	}
 	spread := attributes[AttributeSpread]
 	if spread != "" && spread != SpreadDisk {
-		return Attributes{}, fmt.Errorf("attribute %s is %q: it can only be %q", AttributeSpread, spread, SpreadDisk)
+		return Attributes{}, fmt.Errorf("attribute %s is %.64q: it can only be %q", AttributeSpread, spread, SpreadDisk)
 	}
 	return Attributes{Class: class, Size: size, Spread: spread == SpreadDisk}, nil
 }
