@@ -33,6 +33,8 @@ type feed struct {
 	capacities *capacityStore
 	// synced is set once all of the above were, and stays.
 	synced atomic.Bool
+	// late is set once waiting for them has been in vain.
+	late atomic.Bool
 
 	// activate puts pods back into the scheduling queue.
 	activate func(klog.Logger, map[string]*corev1.Pod)
@@ -186,14 +188,20 @@ func (f *feed) storedPod(event *corev1.Pod) *corev1.Pod {
 }
 
 // wait returns when everything that existed when the scheduler started has been folded
-// into the ledger. A ledger that is half full would sell space that is taken.
+// into the ledger. A ledger that is half full would sell space that is taken. Only the
+// first pod waits in vain: all pods of all profiles wait with it.
 func (f *feed) wait(ctx context.Context, timeout time.Duration) error {
 	if f.synced.Load() {
 		return nil
 	}
+	if f.late.Load() {
+		timeout = 0
+	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if !cache.WaitForCacheSync(ctx.Done(), f.podsSynced, f.capacities.hasSynced, f.classes.hasSynced) {
+	all := func() bool { return f.podsSynced() && f.capacities.hasSynced() && f.classes.hasSynced() }
+	if !all() && !cache.WaitForCacheSync(ctx.Done(), all) {
+		f.late.Store(true)
 		return errors.New("the published disk space is not loaded yet: if this lasts, see the scheduler's log, and whether Berth's CustomResourceDefinitions are installed")
 	}
 	f.synced.Store(true)
