@@ -120,15 +120,16 @@ func (n *agentNode) status(ctx context.Context, what string, check func(*diskv1a
 	return ndc.Status
 }
 
-// pod makes a pod that is bound to the node, as the scheduler leaves it: with a record
-// if place is not nil.
+// pod makes a pod and binds it to the node as the scheduler does: with a record if place
+// is not nil.
 func (n *agentNode) pod(ctx context.Context, name string, size int64, fsType string, place *diskv1alpha1.RecordVolume) *corev1.Pod {
 	n.tb.Helper()
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: name},
 		Spec: corev1.PodSpec{
-			NodeName:   n.name,
-			Containers: []corev1.Container{{Name: "main", Image: "any"}},
+			// No scheduler runs here.
+			SchedulerName: "berth",
+			Containers:    []corev1.Container{{Name: "main", Image: "any"}},
 		},
 	}
 	if size > 0 {
@@ -137,12 +138,14 @@ func (n *agentNode) pod(ctx context.Context, name string, size int64, fsType str
 			VolumeAttributes: map[string]string{diskv1alpha1.AttributeSize: fmt.Sprint(size), diskv1alpha1.AttributeClass: className},
 		}}}}
 	}
+	n.must(n.client.Create(ctx, pod))
+	binding := &corev1.Binding{Target: corev1.ObjectReference{Kind: "Node", Name: n.name}}
 	if place != nil {
 		record, err := diskv1alpha1.EncodeRecord([]diskv1alpha1.RecordVolume{*place})
 		n.must(err)
-		pod.Annotations = map[string]string{diskv1alpha1.AnnotationAllocation: record}
+		binding.Annotations = map[string]string{diskv1alpha1.AnnotationAllocation: record}
 	}
-	n.must(n.client.Create(ctx, pod))
+	n.must(n.client.SubResource("binding").Create(ctx, pod, binding))
 	return pod
 }
 

@@ -26,7 +26,7 @@ const (
 // BenchmarkRequestToMounted compares what a pod waits for with the least that could
 // do, done by hand on a disk of the same kind, one after the other in turn: a partition
 // table written once (two copies, a barrier behind each), the partition told to the
-// kernel, mkfs, mount(2). Berth's time begins when the API server has the bound pod, which is
+// kernel, mkfs, mount(2). Berth's time begins when the API server has bound the pod, which is
 // when the agent hears of it; the kubelet's call comes at once, with nothing prepared.
 func BenchmarkRequestToMounted(b *testing.B) {
 	for b.Loop() {
