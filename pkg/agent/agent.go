@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/flowcontrol"
 	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -84,6 +85,8 @@ type agent struct {
 	manager    *volumes.Manager
 	// rescans asks for a rescan of the devices.
 	rescans chan struct{}
+	// failed says that a disk in service failed, and should be opened again after a while.
+	failed chan struct{}
 	// forget is set when the next rescan is to forget disks that are gone.
 	forget atomic.Bool
 }
@@ -99,7 +102,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	a := &agent{
-		options: o, client: c, rescans: make(chan struct{}, 1),
+		options: o, client: c, rescans: make(chan struct{}, 1), failed: make(chan struct{}, 1),
 		classes: c.ClassInformer(), nodes: c.NodeInformer(), capacities: c.CapacityInformer(), podsOfNode: c.PodInformer(),
 	}
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("node", o.NodeName))
@@ -277,6 +280,12 @@ func (a *agent) status() diskv1alpha1.NodeDiskCapacityStatus {
 func (a *agent) disksChanged() {
 	a.publisher.Kick()
 	a.manager.DisksChanged()
+	if a.inventory.Failing() {
+		select {
+		case a.failed <- struct{}{}:
+		default:
+		}
+	}
 }
 
 func (a *agent) wantRescan() {
@@ -297,6 +306,9 @@ func (a *agent) rescan(ctx context.Context) (retry bool) {
 	return retry
 }
 
+// rescanRate and rescanBurst bound the rescans, a second.
+const rescanRate, rescanBurst = 0.2, 10
+
 // rescanOnDemand looks at the devices when something happened. Only while there is a
 // device that is busy or failing, which no event will announce, it looks again by
 // itself, more and more rarely.
@@ -304,20 +316,33 @@ func (a *agent) rescanOnDemand(ctx context.Context, retry bool) {
 	fresh := wait.Backoff{Duration: 10 * time.Second, Factor: 2, Steps: 6, Cap: 5 * time.Minute}
 	backoff := fresh
 	timer := time.NewTimer(time.Hour)
+	timer.Stop()
 	defer timer.Stop()
+	// Where udev runs, every rescan that fails to open a device may cause an event, and
+	// with it the next rescan.
+	limiter := flowcontrol.NewTokenBucketRateLimiter(rescanRate, rescanBurst)
+	armed := false
 	for {
-		timer.Stop()
-		if retry {
-			timer.Reset(backoff.Step())
-		} else {
+		switch {
+		case !retry:
+			timer.Stop()
 			backoff = fresh
+		case !armed:
+			timer.Reset(backoff.Step())
 		}
+		armed = retry
 		select {
 		case <-ctx.Done():
 			return
+		case <-a.failed:
+			retry = true
+			continue
 		case <-a.rescans:
 		case <-timer.C:
 		}
-		retry = a.rescan(ctx)
+		if limiter.Wait(ctx) != nil {
+			return
+		}
+		retry, armed = a.rescan(ctx), false
 	}
 }

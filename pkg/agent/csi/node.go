@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -19,6 +20,7 @@ import (
 	"k8s.io/mount-utils"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/agent/volumes"
 )
 
@@ -85,10 +87,16 @@ func (n *Node) NodePublishVolume(ctx context.Context, r *csispec.NodePublishVolu
 		return nil, err
 	}
 	defer release()
-	err = n.volumes.Publish(ctx, pod, r.VolumeId, func(ctx context.Context, device, fsType string) error {
-		return n.mount(ctx, device, r.TargetPath, fsType, flags)
+	isNew := false
+	err = n.volumes.Publish(ctx, pod, r.VolumeId, func(ctx context.Context, device, fsType string) (err error) {
+		isNew, err = n.mount(ctx, device, r.TargetPath, fsType, flags)
+		return err
 	})
 	if err != nil {
+		if isNew {
+			// Not all of it succeeded; after some errors the kubelet believes that nothing did.
+			err = errors.Join(err, n.unmount(ctx, r.TargetPath))
+		}
 		return nil, statusOf(err)
 	}
 	return &csispec.NodePublishVolumeResponse{}, nil
@@ -102,8 +110,8 @@ func validatePublish(r *csispec.NodePublishVolumeRequest) (volumes.PodRef, []str
 	if r.VolumeId == "" {
 		return invalid("volume_id is missing")
 	}
-	if !filepath.IsAbs(r.TargetPath) {
-		return invalid("target_path is %q: it must be an absolute path", r.TargetPath)
+	if !isPath(r.TargetPath) {
+		return invalid("target_path is %q: it must be an absolute path without ..", r.TargetPath)
 	}
 	capability := r.GetVolumeCapability()
 	switch {
@@ -143,26 +151,37 @@ func validatePublish(r *csispec.NodePublishVolumeRequest) (volumes.PodRef, []str
 	return pod, capability.GetMount().MountFlags, nil
 }
 
+// isPath holds that a path is absolute and leads nowhere by way of "..".
+func isPath(path string) bool { return filepath.IsAbs(path) && filepath.Clean(path) == path }
+
 // mount mounts the device on the target, or finds that it is.
-func (n *Node) mount(ctx context.Context, device, target, fsType string, flags []string) error {
+func (n *Node) mount(ctx context.Context, device, target, fsType string, flags []string) (isNew bool, err error) {
 	at, err := mountedAt(target)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if at != nil {
-		if at.Source == device {
-			return nil
+		// By number too: the device of that name may have been another one.
+		targets, err := disk.Mounts(device)
+		if err != nil {
+			return false, err
 		}
-		return fmt.Errorf("%s is mounted on %s already, where %s belongs: unmount it", at.Source, target, device)
+		if at.Source == device && slices.Contains(targets, at.Mountpoint) {
+			return false, nil
+		}
+		return false, fmt.Errorf("%s is mounted on %s already, where %s belongs: unmount it", at.Source, target, device)
 	}
 	if err := os.MkdirAll(target, 0o750); err != nil {
-		return fmt.Errorf("cannot make the mount point: %w", err)
+		return false, fmt.Errorf("cannot make the mount point: %w", err)
+	}
+	if info, err := os.Lstat(target); err != nil || !info.IsDir() {
+		return false, errors.Join(fmt.Errorf("mount point %s is a link, not a folder", target), err)
 	}
 	if err := n.mounter.Mount(device, target, fsType, flags); err != nil {
-		return fmt.Errorf("cannot mount %s on %s as %s; the volume may hold data and is not formatted again: %w", device, target, fsType, err)
+		return false, fmt.Errorf("cannot mount %s on %s as %s; the volume may hold data and is not formatted again: %w", device, target, fsType, err)
 	}
 	klog.FromContext(ctx).Info("Volume is mounted", "device", device, "target", target, "fsType", fsType)
-	return nil
+	return true, nil
 }
 
 // mountedAt returns what is mounted on the target, nil if nothing is. Of several mounts
@@ -187,8 +206,8 @@ func (n *Node) NodeUnpublishVolume(ctx context.Context, r *csispec.NodeUnpublish
 	if r.VolumeId == "" {
 		return nil, status.Error(codes.InvalidArgument, "volume_id is missing")
 	}
-	if !filepath.IsAbs(r.TargetPath) {
-		return nil, status.Errorf(codes.InvalidArgument, "target_path is %q: it must be an absolute path", r.TargetPath)
+	if !isPath(r.TargetPath) {
+		return nil, status.Errorf(codes.InvalidArgument, "target_path is %q: it must be an absolute path without ..", r.TargetPath)
 	}
 	release, err := n.claim(r.VolumeId)
 	if err != nil {
@@ -229,8 +248,8 @@ func (n *Node) NodeGetVolumeStats(_ context.Context, r *csispec.NodeGetVolumeSta
 	if r.VolumeId == "" {
 		return nil, status.Error(codes.InvalidArgument, "volume_id is missing")
 	}
-	if !filepath.IsAbs(r.VolumePath) {
-		return nil, status.Errorf(codes.InvalidArgument, "volume_path is %q: it must be an absolute path", r.VolumePath)
+	if !isPath(r.VolumePath) {
+		return nil, status.Errorf(codes.InvalidArgument, "volume_path is %q: it must be an absolute path without ..", r.VolumePath)
 	}
 	at, err := mountedAt(r.VolumePath)
 	if err != nil {

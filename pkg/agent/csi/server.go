@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
@@ -23,47 +24,125 @@ import (
 // Serve answers the kubelet on the socket until the context ends, and then until the
 // calls under way are answered.
 func Serve(ctx context.Context, socket string, node *Node) error {
-	server := grpc.NewServer(logging(ctx))
-	csispec.RegisterIdentityServer(server, identity{})
-	csispec.RegisterNodeServer(server, node)
-	return serve(ctx, socket, server)
+	return serve(ctx, socket, func(server *grpc.Server) {
+		csispec.RegisterIdentityServer(server, identity{})
+		csispec.RegisterNodeServer(server, node)
+	})
 }
 
 // Register offers the driver on endpoint to the kubelet, which finds the registration
 // socket in dir, until the context ends.
 func Register(ctx context.Context, dir, endpoint string) error {
-	server := grpc.NewServer(logging(ctx))
-	registration.RegisterRegistrationServer(server, registrar{endpoint: endpoint})
-	return serve(ctx, filepath.Join(dir, diskv1alpha1.DriverName+"-reg.sock"), server)
+	return serve(ctx, filepath.Join(dir, diskv1alpha1.DriverName+"-reg.sock"), func(server *grpc.Server) {
+		registration.RegisterRegistrationServer(server, registrar{endpoint: endpoint})
+	})
 }
 
-func serve(ctx context.Context, socket string, server *grpc.Server) error {
+const (
+	// socketCheck is how often a socket is looked for: a kubelet or a person may clear the
+	// folder, and nobody would find the driver any more.
+	socketCheck = 10 * time.Second
+	// stopPatience is how long the end waits for calls under way; one may wait for a disk
+	// that hangs.
+	stopPatience = 10 * time.Second
+)
+
+// serve serves on the socket until the context ends, and makes the socket anew if it
+// is taken away.
+func serve(ctx context.Context, socket string, register func(*grpc.Server)) error {
+	for {
+		server := grpc.NewServer(intercept(ctx), grpc.MaxRecvMsgSize(maxRequest))
+		register(server)
+		if err := serveOnce(ctx, socket, server); err != nil {
+			return fmt.Errorf("cannot serve on %s: %w", socket, err)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		klog.FromContext(ctx).Info("Socket was removed and is made anew", "socket", socket)
+	}
+}
+
+// maxRequest is far more than the kubelet ever sends.
+const maxRequest = 1 << 20
+
+// serveOnce returns when the context ends or the socket is gone.
+func serveOnce(ctx context.Context, socket string, server *grpc.Server) error {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o750); err != nil {
-		return fmt.Errorf("cannot make the folder of socket %s: %w", socket, err)
+		return err
 	}
 	// An agent that was killed leaves its socket behind.
 	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("cannot remove the stale socket %s: %w", socket, err)
+		return fmt.Errorf("cannot remove the stale socket: %w", err)
 	}
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "unix", socket)
 	if err != nil {
-		return fmt.Errorf("cannot listen on %s: %w", socket, err)
+		return err
 	}
-	stop := context.AfterFunc(ctx, server.GracefulStop)
-	defer stop()
-	if err := server.Serve(listener); err != nil {
-		return fmt.Errorf("cannot serve on %s: %w", socket, err)
+	if l, ok := listener.(*net.UnixListener); ok {
+		// By the end this may be the socket of the next agent.
+		l.SetUnlinkOnClose(false)
 	}
-	return nil
+	mine, err := os.Stat(socket)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	defer func() {
+		if isAt(socket, mine) {
+			_ = os.Remove(socket)
+		}
+	}()
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		awaitRemoval(ctx, socket, ended)
+		go server.GracefulStop()
+		select {
+		case <-ended:
+		case <-time.After(stopPatience):
+			server.Stop()
+		}
+	}()
+	return server.Serve(listener)
 }
 
-// logging gives the calls the logger of ctx, and logs those that fail.
-func logging(ctx context.Context) grpc.ServerOption {
+// awaitRemoval returns when the context ends, the serving has ended or the socket is gone.
+func awaitRemoval(ctx context.Context, socket string, ended <-chan struct{}) {
+	ticker := time.NewTicker(socketCheck)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ended:
+			return
+		case <-ticker.C:
+			if _, err := os.Stat(socket); errors.Is(err, fs.ErrNotExist) {
+				return
+			}
+		}
+	}
+}
+
+func isAt(path string, file fs.FileInfo) bool {
+	now, err := os.Stat(path)
+	return err == nil && os.SameFile(file, now)
+}
+
+// intercept gives the calls the logger of ctx, and logs those that fail. A panic fails
+// its call, and neither the other volumes nor the node.
+func intercept(ctx context.Context) grpc.ServerOption {
 	logger := klog.FromContext(ctx)
-	return grpc.UnaryInterceptor(func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	return grpc.UnaryInterceptor(func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (response any, err error) {
 		begin := time.Now()
-		response, err := handler(klog.NewContext(ctx, logger), request)
+		defer func() {
+			if p := recover(); p != nil {
+				err = status.Errorf(codes.Internal, "the agent failed in %s: %v; its log says where", info.FullMethod, p)
+				logger.Error(err, "Panic in a call of the kubelet", "stack", string(debug.Stack()))
+			}
+		}()
+		response, err = handler(klog.NewContext(ctx, logger), request)
 		if err != nil && status.Code(err) != codes.Unimplemented {
 			logger.Error(err, "Call of the kubelet failed", "method", info.FullMethod, "duration", time.Since(begin))
 		}

@@ -146,6 +146,19 @@ func (i *Inventory) Disks() []Disk {
 	return disks
 }
 
+// Failing reports whether a disk that is open went out of service: opened again it may
+// serve again, and nothing else will announce that.
+func (i *Inventory) Failing() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, d := range i.disks {
+		if d.Engine != nil && d.Engine.Snapshot().Err != nil {
+			return true
+		}
+	}
+	return false
+}
+
 // Refused returns the devices that are selected and not used, sorted by name.
 func (i *Inventory) Refused() []Refusal {
 	i.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // Device is a whole block device as sysfs describes it.
@@ -75,7 +76,7 @@ func Scan(sys fs.FS, dev string, only []string) ([]Device, error) {
 			continue
 		}
 		eligible, err := d.read(sys)
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) {
 			continue
 		}
 		if err != nil {

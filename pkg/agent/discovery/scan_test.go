@@ -8,6 +8,8 @@ import (
 	"testing/fstest"
 
 	"github.com/google/go-cmp/cmp"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
 // sysfs is a fake /sys/block.
@@ -112,5 +114,21 @@ func TestAboutDisk(t *testing.T) {
 		if got := aboutDisk([]byte(event)); got != want {
 			t.Errorf("aboutDisk(%q) is %v", event, got)
 		}
+	}
+}
+
+// Whatever a person wrote into a NodeDiskCapacity while no agent ran, what is
+// remembered of it can be published again.
+func TestRememberedAddsUp(t *testing.T) {
+	const mib = 1 << 20
+	k := diskv1alpha1.Disk{ID: "a", Device: "sda", Size: 10 * mib}
+	for n := range 4 {
+		a := diskv1alpha1.Allocation{Partition: string(rune('a' + n))}
+		a.Start, a.Length = int64(1+n)*mib, 6*mib
+		k.Allocations = append(k.Allocations, a)
+	}
+	d := remembered(k)
+	if err := d.Snapshot.Validate(); err != nil || d.Snapshot.Overhead < 0 {
+		t.Errorf("overhead %d, %v", d.Snapshot.Overhead, err)
 	}
 }

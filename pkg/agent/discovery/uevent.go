@@ -6,12 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// settle is how long the kernel must be quiet before a rescan: plugging in one disk
+// settle is how long a rescan waits for more events: plugging in one disk
 // makes a burst of events.
 const settle = 200 * time.Millisecond
 
@@ -26,9 +27,16 @@ func WatchDevices(ctx context.Context, changed func()) error {
 	defer stop()
 	defer func() { _ = socket.Close() }()
 
-	timer := time.AfterFunc(time.Hour, changed)
+	// Not begun anew by every event: a device that never keeps quiet would hide all others.
+	var waiting atomic.Bool
+	timer := time.AfterFunc(time.Hour, func() { waiting.Store(false); changed() })
 	timer.Stop()
 	defer timer.Stop()
+	rescan := func() {
+		if !waiting.Swap(true) {
+			timer.Reset(settle)
+		}
+	}
 	buffer := make([]byte, 16<<10)
 	for {
 		n, err := socket.Read(buffer)
@@ -37,11 +45,11 @@ func WatchDevices(ctx context.Context, changed func()) error {
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
 			// Events were lost; a scan finds out which.
-			timer.Reset(settle)
+			rescan()
 		case err != nil:
 			return fmt.Errorf("cannot read the kernel's device events: %w", err)
 		case aboutDisk(buffer[:n]):
-			timer.Reset(settle)
+			rescan()
 		}
 	}
 }

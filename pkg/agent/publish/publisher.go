@@ -53,6 +53,8 @@ type Publisher struct {
 	// an answer to a write or on the watch; nil when it does not exist.
 	newest *diskv1alpha1.NodeDiskCapacity
 
+	// wrote is when the last write was answered.
+	wrote time.Time
 	// conditions are the last ones published.
 	conditions []metav1.Condition
 }
@@ -118,6 +120,42 @@ func (p *Publisher) note(ndc *diskv1alpha1.NodeDiskCapacity) {
 	p.newest = ndc
 }
 
+// behind is how long the watch may be behind the answer to a write.
+const behind = 5 * time.Second
+
+// doubt asks the API server itself when the watch shows an older object than is known,
+// and that for longer than a watch is behind: its data was restored from a backup.
+func (p *Publisher) doubt(ctx context.Context) error {
+	object, ok, err := p.options.Capacities.GetStore().GetByKey(p.options.Client.NodeName())
+	if err != nil || !ok {
+		return err
+	}
+	shown, ok := object.(*diskv1alpha1.NodeDiskCapacity)
+	known := p.known()
+	if !ok || known == nil {
+		return nil
+	}
+	order, err := resourceversion.CompareResourceVersion(shown.ResourceVersion, known.ResourceVersion)
+	if err != nil || order >= 0 {
+		return nil
+	}
+	if wait := behind - time.Since(p.wrote); wait > 0 {
+		time.AfterFunc(wait, p.Kick)
+		return nil
+	}
+	now, err := p.options.Client.Capacity(ctx)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("cannot read NodeDiskCapacity %s: %w", p.options.Client.NodeName(), err)
+	}
+	if err != nil {
+		now = nil
+	}
+	p.mu.Lock()
+	p.newest = now
+	p.mu.Unlock()
+	return nil
+}
+
 func (p *Publisher) known() *diskv1alpha1.NodeDiskCapacity {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -129,6 +167,7 @@ func (p *Publisher) Run(ctx context.Context) {
 	logger := klog.FromContext(ctx)
 	fresh := wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 8, Cap: 10 * time.Second}
 	backoff := fresh
+	said := ""
 	p.Kick()
 	for {
 		select {
@@ -148,14 +187,18 @@ func (p *Publisher) Run(ctx context.Context) {
 			if ctx.Err() != nil {
 				return
 			}
-			logger.Error(err, "Disks could not be published")
+			// Once: an API server may be away for long, or refuse the same again and again.
+			if err.Error() != said {
+				said = err.Error()
+				logger.Error(err, "Disks could not be published; tried again until it succeeds")
+			}
 			if !pause(ctx, backoff.Step()) {
 				return
 			}
 			p.Kick()
 			continue
 		}
-		backoff = fresh
+		backoff, said = fresh, ""
 	}
 }
 
@@ -173,6 +216,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 // publish brings the object in line, with as many requests as that needs: usually
 // one, or none.
 func (p *Publisher) publish(ctx context.Context) error {
+	if err := p.doubt(ctx); err != nil {
+		return err
+	}
 	ndc := p.known()
 	owner, err := p.owner()
 	if err != nil {
@@ -224,6 +270,7 @@ func (p *Publisher) create(ctx context.Context, owner metav1.OwnerReference) (*d
 		ObjectMeta: metav1.ObjectMeta{Name: p.options.Client.NodeName(), OwnerReferences: []metav1.OwnerReference{owner}},
 	}
 	out, err := p.options.Client.CreateCapacity(ctx, ndc)
+	p.wrote = time.Now()
 	if apierrors.IsAlreadyExists(err) {
 		out, err = p.options.Client.Capacity(ctx)
 	}
@@ -240,6 +287,7 @@ func (p *Publisher) patch(ctx context.Context, patch map[string]any, subresource
 		return nil, err
 	}
 	out, err := p.options.Client.PatchCapacity(ctx, body, subresources...)
+	p.wrote = time.Now()
 	if apierrors.IsNotFound(err) {
 		p.mu.Lock()
 		p.newest = nil

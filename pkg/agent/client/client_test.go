@@ -1,0 +1,112 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+)
+
+// answering is a client of a server that gives the same answer to everything.
+func answering(t *testing.T, code int, contentType, body string) *Client {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", contentType)
+		w.WriteHeader(code)
+		_, _ = io.WriteString(w, body)
+	}))
+	t.Cleanup(server.Close)
+	c, err := New(&rest.Config{Host: server.URL}, "node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func encode(t *testing.T, object any) string {
+	t.Helper()
+	b, err := json.Marshal(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// Volumes are wiped because a pod is not there: that is believed only from an API server.
+func TestOnlyTheAPIServersNotFoundCounts(t *testing.T) {
+	const asJSON = "application/json"
+	kind := func(kind string) metav1.TypeMeta { return metav1.TypeMeta{APIVersion: "v1", Kind: kind} }
+	notFound := apierrors.NewNotFound(corev1.Resource("pods"), "name").Status()
+	notFound.TypeMeta = kind("Status")
+	for name, tc := range map[string]struct {
+		code            int
+		contentType     string
+		body            string
+		gone, listFails bool
+	}{
+		"the API server":           {404, asJSON, encode(t, notFound), true, true},
+		"a proxy's 404":            {404, "text/plain", "default backend - 404", false, true},
+		"a proxy's 404 in JSON":    {404, asJSON, `{"error":"no such route"}`, false, true},
+		"a page":                   {200, "text/html", "<html>", false, true},
+		"success of something":     {200, asJSON, encode(t, metav1.Status{TypeMeta: kind("Status"), Status: "Success"}), false, true},
+		"an empty pod":             {200, asJSON, encode(t, corev1.Pod{TypeMeta: kind("Pod")}), false, true},
+		"another pod":              {200, asJSON, encode(t, corev1.Pod{TypeMeta: kind("Pod"), ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "other", UID: "1"}}), false, true},
+		"a list of no version":     {200, asJSON, encode(t, corev1.PodList{TypeMeta: kind("PodList")}), false, true},
+		"an empty list, a version": {200, asJSON, encode(t, corev1.PodList{TypeMeta: kind("PodList"), ListMeta: metav1.ListMeta{ResourceVersion: "7"}}), false, false},
+		"forbidden":                {403, asJSON, encode(t, metav1.Status{TypeMeta: kind("Status"), Status: "Failure", Reason: "Forbidden", Code: 403}), false, true},
+		"gone":                     {410, asJSON, encode(t, metav1.Status{TypeMeta: kind("Status"), Status: "Failure", Reason: "Expired", Code: 410}), false, true},
+		"a broken server":          {500, "text/plain", "", false, true},
+	} {
+		c := answering(t, tc.code, tc.contentType, tc.body)
+		if _, err := c.Pod(t.Context(), "ns", "name"); err == nil || apierrors.IsNotFound(err) != tc.gone {
+			t.Errorf("%s: pod: %v", name, err)
+		}
+		list := func(ctx context.Context) error { return c.PodsOfNode(ctx, func(*corev1.Pod) {}) }
+		if err := list(t.Context()); (err != nil) != tc.listFails {
+			t.Errorf("%s: list: %v", name, err)
+		}
+	}
+}
+
+// All pages count, and one that fails makes all of them fail.
+func TestListPages(t *testing.T) {
+	pages := map[string]corev1.PodList{
+		"":  {ListMeta: metav1.ListMeta{ResourceVersion: "7", Continue: "a"}, Items: []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Name: "1"}}}},
+		"a": {ListMeta: metav1.ListMeta{ResourceVersion: "7", Continue: "b"}, Items: []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Name: "2"}}}},
+		"b": {ListMeta: metav1.ListMeta{ResourceVersion: "7"}, Items: []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Name: "3"}}}},
+	}
+	fail := ""
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		at := r.URL.Query().Get("continue")
+		if fail != "" && at == fail {
+			w.WriteHeader(http.StatusGone)
+			return
+		}
+		page := pages[at]
+		page.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(page)
+	}))
+	defer server.Close()
+	c, err := New(&rest.Config{Host: server.URL}, "node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen strings.Builder
+	show := func(p *corev1.Pod) { seen.WriteString(p.Name) }
+	if err := c.PodsOfNamespace(t.Context(), "ns", show); err != nil || seen.String() != "123" {
+		t.Errorf("%q, %v", seen.String(), err)
+	}
+	fail = "b"
+	if err := c.PodsOfNamespace(t.Context(), "ns", show); err == nil {
+		t.Error("a list that is cut off counts")
+	}
+}
