@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -67,6 +69,7 @@ func TestInstallation(t *testing.T) {
 
 	// New agents take over what runs.
 	e.noComplaints()
+	failOver(e)
 	mark := canary(e)
 	e.write(pod, mark)
 	if _, err := c.Kubectl(ctx, "rollout", "restart", "--namespace", metav1.NamespaceSystem, "daemonset/berth-nodeagent"); err != nil {
@@ -107,13 +110,47 @@ func useInstallation(e *tenant) (pod, placed *corev1.Pod) {
 	limit(e.t, p.machine.Path, 0)
 	e.eventually("the agent sees the disk come back", func(ctx context.Context) error { return inService(ctx, e.client, 4) })
 
-	lease := &coordinationv1.Lease{}
-	if err := e.client.Get(e.t.Context(), client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: "berth-scheduler"}, lease); err != nil {
-		e.t.Error(err)
-	} else if lease.Spec.HolderIdentity == nil || !strings.HasPrefix(*lease.Spec.HolderIdentity, "berth-scheduler-") {
-		e.t.Errorf("the lease is held by %v", lease.Spec.HolderIdentity)
-	}
 	return pod, placed
+}
+
+// failOver removes the scheduler that leads, and has the other one place a pod.
+func failOver(e *tenant) {
+	e.t.Helper()
+	leader, err := e.leader(e.t.Context())
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	start := time.Now()
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: leader}}
+	if err := e.client.Delete(e.t.Context(), pod, client.GracePeriodSeconds(0)); err != nil {
+		e.t.Fatal(err)
+	}
+	// Before that, the one that is ending may still work.
+	e.eventually("the other scheduler leads", func(ctx context.Context) error {
+		now, err := e.leader(ctx)
+		if err == nil && now == leader {
+			err = fmt.Errorf("%s still holds the lease", leader)
+		}
+		return err
+	})
+	next := e.podOf("next", volume("data", pair, "300Mi", ""))
+	e.create(next)
+	e.ready(next)
+	e.asRecorded(next, "data", e.find(next, "data"))
+	e.t.Logf("a pod ran %s after the leading scheduler was deleted", time.Since(start))
+}
+
+// leader is the name of the scheduler's pod that holds the lease.
+func (e *tenant) leader(ctx context.Context) (string, error) {
+	lease := &coordinationv1.Lease{}
+	if err := e.client.Get(ctx, client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: "berth-scheduler"}, lease); err != nil {
+		return "", err
+	}
+	if lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "" {
+		return "", errors.New("nobody holds the lease")
+	}
+	pod, _, _ := strings.Cut(*lease.Spec.HolderIdentity, "_")
+	return pod, nil
 }
 
 // images makes the container images and gives them to the nodes: there is no registry.
@@ -239,12 +276,8 @@ func (e *tenant) noComplaints() {
 		if out == "" {
 			e.t.Errorf("%s has logged nothing", pod.Name)
 		}
-		for line := range strings.Lines(out) {
-			for _, bad := range []string{"forbidden", "Unauthorized", "panic", "not found in $PATH"} {
-				if strings.Contains(line, bad) {
-					e.t.Errorf("%s: %s", pod.Name, line)
-				}
-			}
+		if err := complaintsIn(pod.Name, out); err != nil {
+			e.t.Error(err)
 		}
 	}
 }

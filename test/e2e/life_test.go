@@ -1,12 +1,14 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 )
@@ -132,5 +134,60 @@ func (e *tenant) isFreeOrOthers(p place, mark string) {
 	e.released(p)
 	if contains(e.t, p.machine.File, whole(p.machine), mark) {
 		e.t.Errorf("%q is still on %s", mark, p.machine.Path)
+	}
+}
+
+// TestCompleted: a pod that has done its work gives back its volume, though the pod is
+// still there to be looked at.
+func TestCompleted(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	mark := canary(e)
+	pod := e.podOf("job", volume("data", pair, "300Mi", "ext4"))
+	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
+	pod.Spec.Containers[0].Command = []string{"sh", "-c", "yes " + mark + " | head -c 4000000 > /data/file && sync /data/file"}
+	e.create(pod)
+	e.eventually("the pod has succeeded", func(ctx context.Context) error {
+		if err := e.client.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
+			return err
+		}
+		if pod.Status.Phase != corev1.PodSucceeded {
+			return fmt.Errorf("it is %s", pod.Status.Phase)
+		}
+		return nil
+	})
+	e.eventually("its volume is gone", e.allFree)
+	for _, d := range e.disksOf(pairNode) {
+		if contains(t, d.File, whole(d), mark) {
+			t.Errorf("what it wrote is still on %s", d.Path)
+		}
+	}
+	// The scheduler knows, too: this needs what the first pod had.
+	for _, name := range []string{"one", "two"} {
+		next := e.podOf(name, volume("data", pair, "2000Mi", ""))
+		e.create(next)
+		e.ready(next)
+	}
+}
+
+// TestRestricted: pods under the strictest Pod Security level may use volumes, without
+// being root.
+func TestRestricted(t *testing.T) {
+	e := newTenant(t, sharedCluster(t), "pod-security.kubernetes.io/enforce=restricted")
+	pod := e.podOf("pod", volume("data", pair, "64Mi", ""))
+	yes, no, user, group := true, false, int64(1000), int64(2000)
+	pod.Spec.SecurityContext = &corev1.PodSecurityContext{
+		RunAsNonRoot: &yes, RunAsUser: &user, FSGroup: &group,
+		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+	}
+	main := &pod.Spec.Containers[0]
+	main.SecurityContext = &corev1.SecurityContext{
+		AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
+		Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+	}
+	main.VolumeMounts = append(main.VolumeMounts, corev1.VolumeMount{Name: "data", MountPath: "/part", SubPath: "sub/path"})
+	e.create(pod)
+	e.ready(pod)
+	if out := e.exec(pod, "id -u; echo hello > /part/file; cat /data/sub/path/file; stat -c %g /data/sub/path/file; cat /data/starts"); out != "1000\nhello\n2000\nstarted" {
+		t.Errorf("the pod says %q", out)
 	}
 }

@@ -4,8 +4,11 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -66,7 +69,7 @@ func sharedCluster(t *testing.T) *cluster.Cluster {
 func start(ctx context.Context) (*cluster.Cluster, error) {
 	c, err := cluster.Start(ctx, cluster.Options{
 		Name: "e2e", Log: os.Stderr, Kubelets: true, Nodes: nodes, Agents: true, Scheduler: true,
-		AgentArgs: []string{"--orphan-grace=3s", "--v=2"},
+		AgentArgs: []string{"--orphan-grace=3s", "--eviction-grace=2s", "--v=2"},
 	})
 	if err != nil {
 		return nil, err
@@ -137,10 +140,41 @@ func inService(ctx context.Context, c client.Client, want int) error {
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if shared.cluster != nil {
-		if err := shared.cluster.Stop(); err != nil {
+		// The logs are moved when the cluster goes.
+		if err := errors.Join(complaints(shared.cluster.LogDir()), shared.cluster.Stop()); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = max(code, 1)
 		}
 	}
 	os.Exit(code)
+}
+
+// complaints are lines of Berth's logs that should not be there, whatever the tests did.
+func complaints(logs string) error {
+	files, err := filepath.Glob(filepath.Join(logs, "agent-*.log"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, file := range append(files, filepath.Join(logs, "scheduler.log")) {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		errs = append(errs, complaintsIn(filepath.Base(file), string(data)))
+	}
+	return errors.Join(errs...)
+}
+
+// complaintsIn says which lines of a log tell of missing rights or programs, or of a panic.
+func complaintsIn(name, log string) error {
+	var errs []error
+	for line := range strings.Lines(log) {
+		for _, bad := range []string{"forbidden", "Unauthorized", "panic", "not found in $PATH"} {
+			if strings.Contains(line, bad) {
+				errs = append(errs, fmt.Errorf("%s: %s", name, line))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }

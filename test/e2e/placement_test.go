@@ -8,7 +8,9 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -235,4 +237,55 @@ func TestOtherPods(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestEvicted: a pod of a controller that somebody put where its volume does not fit is
+// evicted by the node, so that it gets another chance.
+func TestEvicted(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	one := int32(1)
+	template := e.podOf("any", volume("data", sector512, "64Mi", ""))
+	template.Spec.SchedulerName = corev1.DefaultSchedulerName
+	// The stock scheduler does not know that this node has no disk of the class.
+	template.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
+		PreferredDuringSchedulingIgnoredDuringExecution: []corev1.PreferredSchedulingTerm{{
+			Weight: 100,
+			Preference: corev1.NodeSelectorTerm{MatchExpressions: []corev1.NodeSelectorRequirement{
+				{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{pairNode}},
+			}},
+		}},
+	}}
+	labels := map[string]string{"app": "misled"}
+	set := &appsv1.ReplicaSet{
+		ObjectMeta: metav1.ObjectMeta{Namespace: e.namespace, Name: "misled"},
+		Spec: appsv1.ReplicaSetSpec{
+			Replicas: &one, Selector: &metav1.LabelSelector{MatchLabels: labels},
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: template.Spec},
+		},
+	}
+	if err := e.client.Create(t.Context(), set); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.client.Delete(context.Background(), set, client.PropagationPolicy(metav1.DeletePropagationForeground)); client.IgnoreNotFound(err) != nil {
+			t.Error(err)
+		}
+	})
+	first := &corev1.Pod{}
+	e.eventually("the first pod is there", func(ctx context.Context) error {
+		pods := &corev1.PodList{}
+		if err := e.client.List(ctx, pods, client.InNamespace(e.namespace)); err != nil {
+			return err
+		}
+		if len(pods.Items) == 0 || pods.Items[0].Spec.NodeName == "" {
+			return errors.New("it is not")
+		}
+		*first = pods.Items[0]
+		return nil
+	})
+	if first.Spec.NodeName != pairNode {
+		t.Fatalf("the pod is on %s: this test shows nothing", first.Spec.NodeName)
+	}
+	e.event(first, "EvictingForVolume", "scheduled anew", sector512)
+	e.gone(first)
 }

@@ -26,15 +26,18 @@ type tenant struct {
 	namespace string
 }
 
-// newTenant makes the namespace, in which the policy for pods is in force unless
-// labels say otherwise.
+// newTenant makes the namespace, with labels of the form key or key=value.
 func newTenant(t *testing.T, c *cluster.Cluster, labels ...string) *tenant {
 	t.Helper()
-	name := strings.ToLower(strings.ReplaceAll(strings.Join(append([]string{t.Name()}, labels...), "-"), "/", "-"))
+	name := strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))
+	if len(labels) > 0 {
+		name += "-labelled"
+	}
 	e := &tenant{t: t, cluster: c, client: c.Client(), namespace: name}
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{}}}
 	for _, label := range labels {
-		namespace.Labels[label] = ""
+		key, value, _ := strings.Cut(label, "=")
+		namespace.Labels[key] = value
 	}
 	if err := e.client.Create(t.Context(), namespace); err != nil {
 		t.Fatal(err)
