@@ -40,7 +40,7 @@ func gang(t *testing.T, s *schedulers) {
 
 	// Four of the five have room.
 	s.createGang(t, "large", 5, 4)
-	s.waitEvent(t, "large-", "rejected") // one of them had already got its place
+	s.waitEvent(t, "large-", "wants 4Gi")
 	if bound := s.bound(t); len(bound) > 0 {
 		t.Errorf("%d pods of a group are bound that has no room as a whole", len(bound))
 	}
@@ -63,7 +63,7 @@ func gang(t *testing.T, s *schedulers) {
 
 	// What was held for a group in vain is free for others.
 	s.createGang(t, "vain", 7, 4)
-	s.waitEvent(t, "vain-", "rejected")
+	s.waitEvent(t, "vain-", "wants 4Gi")
 	for _, pod := range s.pods(t) {
 		if err := s.client.Delete(t.Context(), &pod, client.GracePeriodSeconds(0)); err != nil {
 			t.Fatal(err)

@@ -32,6 +32,8 @@ type simNode struct {
 
 	mu      sync.Mutex
 	volumes map[string]extent.Extent // by partition
+	wiping  map[string]bool          // partitions, while slow
+	slow    bool                     // wipes without end
 	silent  bool                     // publishes nothing
 	// moved counts records that could not be realized where they said.
 	moved int
@@ -45,7 +47,7 @@ func simDisk(node string) string { return diskv1alpha1.PartitionID("disk of " + 
 func newSimNode(t *testing.T, c client.Client, name string, sizeGiB int64, drivers ...string) *simNode {
 	t.Helper()
 	ctx := t.Context()
-	n := &simNode{name: name, client: c, size: sizeGiB * gib, volumes: map[string]extent.Extent{}}
+	n := &simNode{name: name, client: c, size: sizeGiB * gib, volumes: map[string]extent.Extent{}, wiping: map[string]bool{}}
 	room := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1000"), corev1.ResourceMemory: resource.MustParse("1000Gi"), corev1.ResourcePods: resource.MustParse("1000")}
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	n.must(t, c.Create(ctx, node))
@@ -110,10 +112,16 @@ func (n *simNode) sync(ctx context.Context, pods []corev1.Pod) error {
 		}
 	}
 	for partition := range n.volumes {
-		if !wanted[partition] {
+		switch {
+		case wanted[partition], n.slow && n.wiping[partition]:
+			continue
+		case n.slow:
+			n.wiping[partition] = true
+		default:
 			delete(n.volumes, partition)
-			changed = true
+			delete(n.wiping, partition)
 		}
+		changed = true
 	}
 	silent := n.silent
 	n.mu.Unlock()
@@ -167,8 +175,12 @@ func (n *simNode) publish(ctx context.Context) error {
 		disk.Free = append(disk.Free, diskv1alpha1.Extent{Start: e.Start, Length: e.Len()})
 	}
 	for partition, e := range n.volumes {
+		phase := diskv1alpha1.PhaseFormatted
+		if n.wiping[partition] {
+			phase = diskv1alpha1.PhaseWiping
+		}
 		disk.Allocations = append(disk.Allocations, diskv1alpha1.Allocation{
-			Partition: partition, Extent: diskv1alpha1.Extent{Start: e.Start, Length: e.Len()}, Phase: diskv1alpha1.PhaseFormatted,
+			Partition: partition, Extent: diskv1alpha1.Extent{Start: e.Start, Length: e.Len()}, Phase: phase,
 		})
 	}
 	n.mu.Unlock()
@@ -215,6 +227,12 @@ func (n *simNode) setSilent(silent bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.silent = silent
+}
+
+func (n *simNode) setSlow(slow bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.slow = slow
 }
 
 func (n *simNode) counts() (moved, evicted int) {

@@ -47,6 +47,7 @@ func TestScheduler(t *testing.T) {
 		{"deletion wakes", deletionWakes},
 		{"capacity contradicts itself", nonsense},
 		{"preemption", preemption},
+		{"preemption while wiping", preemptionWhileWiping},
 		{"rights", schedulerRights},
 		{"gang", gang},
 	} {
@@ -353,15 +354,7 @@ func nonsense(t *testing.T, s *schedulers) {
 // preemption: a pod takes the place of a less important one, and only when the node has
 // wiped that one's volume.
 func preemption(t *testing.T, s *schedulers) {
-	class := &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "important"}, Value: 1000}
-	if err := s.client.Create(t.Context(), class); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.client.Delete(context.WithoutCancel(t.Context()), class); err != nil {
-			t.Error(err)
-		}
-	}()
+	class := s.important(t)
 	node := newSimNode(t, s.client, "sim-0", 10, diskv1alpha1.DriverName)
 	follow(t, s.client, node)
 	s.create(t, diskPod("victim", 6), diskPod("bystander", 4))
@@ -382,5 +375,63 @@ func preemption(t *testing.T, s *schedulers) {
 	})
 	if moved, evicted := node.counts(); moved+evicted > 0 {
 		t.Errorf("the node moved %d volumes and evicted %d pods", moved, evicted)
+	}
+}
+
+// important makes a priority class.
+func (s *schedulers) important(t *testing.T) *schedulingv1.PriorityClass {
+	t.Helper()
+	class := &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "important"}, Value: 1000}
+	if err := s.client.Create(t.Context(), class); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.client.Delete(context.WithoutCancel(t.Context()), class); err != nil {
+			t.Error(err)
+		}
+	})
+	return class
+}
+
+// preemptionWhileWiping: the space of a preempted pod comes back long after the pod has
+// gone. Whoever looks at the pending pod meanwhile must not preempt the next one.
+func preemptionWhileWiping(t *testing.T, s *schedulers) {
+	class := s.important(t)
+	node := newSimNode(t, s.client, "sim-0", 10, diskv1alpha1.DriverName)
+	node.setSlow(true)
+	follow(t, s.client, node)
+	s.create(t, diskPod("one", 5), diskPod("other", 5))
+	s.eventually(t, func(context.Context) error {
+		if used := node.check(t); used != 10*gib {
+			return fmt.Errorf("the node holds %d GiB, want 10", used/gib)
+		}
+		return nil
+	})
+	important := diskPod("important", 5)
+	important.Spec.PriorityClassName = class.Name
+	s.create(t, important)
+	s.eventually(t, func(context.Context) error {
+		if bound := len(s.bound(t)); bound != 1 {
+			return fmt.Errorf("%d pods are bound, want 1: the other is preempted", bound)
+		}
+		return nil
+	})
+	survivor := s.bound(t)[0].Name
+	// A new scheduler looks at every pending pod.
+	if err := s.cluster.KillScheduler(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cluster.StartScheduler(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.waitEvent(t, "important", "waiting for node sim-0 to wipe volumes that are gone")
+	if bound := s.bound(t); len(bound) != 1 || bound[0].Name != survivor {
+		t.Errorf("%d pods are bound, want %s: preempted for space that was on its way", len(bound), survivor)
+	}
+	node.setSlow(false)
+	for _, pod := range s.waitBound(t, 2) {
+		if pod.Name != survivor && pod.Name != important.Name {
+			t.Errorf("pod %s is bound", pod.Name)
+		}
 	}
 }
