@@ -106,6 +106,12 @@ func TestAdmissionOfPods(t *testing.T) {
 		{name: "unsupported file system", attributes: attributes("1Gi"), change: func(p *corev1.Pod) {
 			p.Spec.Volumes[0].CSI.FSType = ptr.To("btrfs")
 		}, want: "file system btrfs is not supported: use ext4 or xfs"},
+		{name: "too small for xfs", attributes: attributes("299Mi"), change: func(p *corev1.Pod) {
+			p.Spec.Volumes[0].CSI.FSType = ptr.To("xfs")
+		}, want: "at least 300Mi"},
+		{name: "the least for xfs", attributes: attributes("300Mi"), change: func(p *corev1.Pod) {
+			p.Spec.Volumes[0].CSI.FSType = ptr.To("xfs")
+		}},
 		{name: "read-only", attributes: attributes("1Gi"), change: func(p *corev1.Pod) {
 			p.Spec.Volumes[0].CSI.ReadOnly = ptr.To(true)
 		}, want: "readOnly is set"},

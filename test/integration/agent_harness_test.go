@@ -114,6 +114,8 @@ func (n *node) agentConfig() *rest.Config {
 	config.Impersonate = rest.ImpersonationConfig{
 		UserName: "system:serviceaccount:kube-system:berth-nodeagent",
 		Groups:   []string{"system:serviceaccounts", "system:authenticated"},
+		// In its token; the admission policy goes by it.
+		Extra: map[string][]string{"authentication.kubernetes.io/node-name": {n.name}},
 	}
 	config.QPS, config.Burst = 100, 200
 	return config

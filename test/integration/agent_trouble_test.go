@@ -395,7 +395,7 @@ func (n *node) kubeconfig() string {
 }
 
 func impersonate(user *clientcmdapi.AuthInfo, as *rest.Config) {
-	user.Impersonate, user.ImpersonateGroups = as.Impersonate.UserName, as.Impersonate.Groups
+	user.Impersonate, user.ImpersonateGroups, user.ImpersonateUserExtra = as.Impersonate.UserName, as.Impersonate.Groups, as.Impersonate.Extra
 }
 
 // TestAgentDamagedFileSystem: a volume that was formatted and cannot be mounted is never

@@ -50,17 +50,17 @@ const (
 // serve serves on the socket until the context ends, and makes the socket anew if it
 // is taken away.
 func serve(ctx context.Context, socket string, register func(*grpc.Server)) error {
-	for {
+	for again := false; ctx.Err() == nil; again = true {
+		if again {
+			klog.FromContext(ctx).Info("Socket was removed and is made anew", "socket", socket)
+		}
 		server := grpc.NewServer(intercept(ctx), grpc.MaxRecvMsgSize(maxRequest))
 		register(server)
 		if err := serveOnce(ctx, socket, server); err != nil {
 			return fmt.Errorf("cannot serve on %s: %w", socket, err)
 		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		klog.FromContext(ctx).Info("Socket was removed and is made anew", "socket", socket)
 	}
+	return nil
 }
 
 // maxRequest is far more than the kubelet ever sends.

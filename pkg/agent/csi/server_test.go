@@ -73,8 +73,8 @@ func TestSocketOfTheNextAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	serving(t, socket, &answers{})
-	for isAt(socket, before) {
-		time.Sleep(time.Millisecond)
+	for tick := time.NewTicker(time.Millisecond); isAt(socket, before); {
+		<-tick.C
 	}
 	probe(t, socket)
 	end()

@@ -112,12 +112,15 @@ func (p *Publisher) forget(object any) {
 func (p *Publisher) note(ndc *diskv1alpha1.NodeDiskCapacity) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.newest != nil {
-		if order, err := resourceversion.CompareResourceVersion(ndc.ResourceVersion, p.newest.ResourceVersion); err == nil && order < 0 {
-			return
-		}
+	if p.newest == nil || !older(ndc, p.newest) {
+		p.newest = ndc
 	}
-	p.newest = ndc
+}
+
+// older reports whether a is an older version than b, as far as that can be told.
+func older(a, b *diskv1alpha1.NodeDiskCapacity) bool {
+	order, err := resourceversion.CompareResourceVersion(a.ResourceVersion, b.ResourceVersion)
+	return err == nil && order < 0
 }
 
 // behind is how long the watch may be behind the answer to a write.
@@ -135,8 +138,7 @@ func (p *Publisher) doubt(ctx context.Context) error {
 	if !ok || known == nil {
 		return nil
 	}
-	order, err := resourceversion.CompareResourceVersion(shown.ResourceVersion, known.ResourceVersion)
-	if err != nil || order >= 0 {
+	if !older(shown, known) {
 		return nil
 	}
 	if wait := behind - time.Since(p.wrote); wait > 0 {

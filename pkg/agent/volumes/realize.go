@@ -540,6 +540,9 @@ func (m *Manager) Publish(ctx context.Context, ref PodRef, volumeID string, moun
 	if err != nil {
 		return err
 	}
+	if isMirror(pod) {
+		return fmt.Errorf("%w: %w", ErrInvalid, errMirror)
+	}
 	volumes, err := request.FromPod(pod)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
