@@ -2,9 +2,9 @@ package bench
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -135,7 +135,7 @@ func (n *agentNode) pod(ctx context.Context, name string, size int64, fsType str
 	if size > 0 {
 		pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
 			Driver: diskv1alpha1.DriverName, FSType: &fsType,
-			VolumeAttributes: map[string]string{diskv1alpha1.AttributeSize: fmt.Sprint(size), diskv1alpha1.AttributeClass: className},
+			VolumeAttributes: map[string]string{diskv1alpha1.AttributeSize: strconv.FormatInt(size, 10), diskv1alpha1.AttributeClass: className},
 		}}}}
 	}
 	n.must(n.client.Create(ctx, pod))

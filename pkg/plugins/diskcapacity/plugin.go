@@ -115,16 +115,22 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 	return nil, nil
 }
 
+// maxClasses is how many classes a message names.
+const maxClasses = 8
+
 func (p *Plugin) unknownClass(volume, class string) string {
 	names := p.feed.classes.names()
 	if len(names) == 0 {
-		return fmt.Sprintf("volume %q: DiskClass %q does not exist: there is no DiskClass at all, create one", volume, class)
+		return fmt.Sprintf("volume %q: DiskClass %.64q does not exist: there is no DiskClass at all, create one", volume, class)
 	}
-	return fmt.Sprintf("volume %q: DiskClass %q does not exist: there are %s", volume, class, strings.Join(names, ", "))
+	if more := len(names) - maxClasses; more > 0 {
+		names = append(names[:maxClasses], fmt.Sprintf("%d more", more))
+	}
+	return fmt.Sprintf("volume %q: DiskClass %.64q does not exist: there are %s", volume, class, strings.Join(names, ", "))
 }
 
 func (p *Plugin) newState(pod *corev1.Pod, volumes []request.Volume) *state {
-	s := &state{volumes: volumes, requests: requestsOf(volumes), scores: newScores()}
+	s := &state{volumes: volumes, requests: requestsOf(volumes), rejections: &rejections{}}
 	s.refused = p.ledger.Refusals(string(pod.UID), time.Now())
 	// An earlier try may have left a reservation in doubt: it is this pod's own space.
 	if p.ledger.Holds(string(pod.UID)) {
@@ -164,14 +170,9 @@ func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, 
 	if reason, refused := s.refused[name]; refused {
 		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, "the API server refused to bind the pod to this node: "+reason)
 	}
-	view := s.view(name, snapshot)
-	var buffer [4]placement.Assignment
-	plan, err := placement.Plan(buffer[:0], view, s.requests)
-	if err != nil {
+	if _, err := s.fit(name, snapshot); err != nil {
 		return noRoom(s, err)
 	}
-	// Score must judge what Filter saw: the ledger may move on in between.
-	s.scores.set(name, placement.Score(view, s.requests, plan))
 	return nil
 }
 
@@ -184,6 +185,8 @@ func noRoom(s *state, err error) *fwk.Status {
 	reason := noFit.Reason()
 	if s.figures {
 		reason = noFit.Error()
+	} else if noFit.Cause == placement.TooSmall {
+		s.rejections.sawExtent(noFit)
 	}
 	if noFit.Never {
 		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reason)
@@ -215,13 +218,19 @@ func (p *Plugin) PreScore(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod
 	return nil
 }
 
-// Score is what Filter found: the tighter the fit, the higher.
+// Score is higher the tighter the fit. A node that has lost its room since Filter gets
+// the lowest: there Reserve would fail.
 func (p *Plugin) Score(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, info fwk.NodeInfo) (int64, *fwk.Status) {
 	s, err := readState(cycle)
 	if err != nil {
 		return 0, fwk.AsStatus(err)
 	}
-	return s.scores.get(info.Node().Name), nil
+	name := info.Node().Name
+	score, err := s.fit(name, p.ledger.Snapshot(name))
+	if err != nil {
+		return 0, nil
+	}
+	return score, nil
 }
 
 // ScoreExtensions are not needed: scores are between 0 and 100 as they are.

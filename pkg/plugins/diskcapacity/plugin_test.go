@@ -1,16 +1,19 @@
 package diskcapacity
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	fwk "k8s.io/kube-scheduler/framework"
 	"k8s.io/kubernetes/pkg/scheduler/framework"
 	st "k8s.io/kubernetes/pkg/scheduler/testing"
 
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/request"
 )
 
@@ -40,6 +43,16 @@ func TestFilter(t *testing.T) {
 			want{never, `volume "data": attribute disk.berth.dev/size is missing: set it to a size such as 10Gi`}},
 		"size malformed": {withVolume(st.MakePod().Name("a").UID("a").Obj(), "data", "10Gib", "ssd"), nil, want{never, `"10Gib", which is not a size`}},
 		"size absurd":    {withVolume(st.MakePod().Name("a").UID("a").Obj(), "data", "9223372036854775808", "ssd"), nil, want{never, "no disk is that large"}},
+		"300 volumes":    {manyVolumes(300), nil, want{never, "the pod has 300 volumes of disk.berth.dev, at most 256 are possible"}},
+		"100 volumes":    {manyVolumes(100), nil, want{fwk.Success, ""}},
+		"a class without end": {withVolume(st.MakePod().Name("a").UID("a").Obj(), "data", "1Gi", strings.Repeat("x", 1<<20)), nil,
+			want{never, `xxx" does not exist: there are hdd, ssd`}},
+		"an attribute without end": {func() *corev1.Pod {
+			pod := podOf("a", 1)
+			pod.Spec.Volumes[0].CSI.VolumeAttributes[strings.Repeat("x", 1<<20)] = "1"
+			return pod
+		}(), nil, want{never, `xxx": the attributes are`}},
+		"2^63 bytes and more": {podOf("a", 1<<33), nil, want{never, "no disk is that large"}},
 		"agent not registered": {podOf("a", 1), func(t *testing.T, b *bench) { b.agent(t, "n1", "other.example.com") },
 			want{never, "the agent of Berth is not registered with the kubelet of this node"}},
 		"not published": {podOf("a", 1), func(_ *testing.T, b *bench) { b.plugin.ledger.DeleteCapacity("n1", 100) }, want{never, "has not published"}},
@@ -70,7 +83,85 @@ func TestFilter(t *testing.T) {
 			if s.Code() != test.want.code || !strings.Contains(s.Message(), test.want.says) {
 				t.Errorf("got %v %q, want %v %q", s.Code(), s.Message(), test.want.code, test.want.says)
 			}
+			if len(s.Message()) > 300 {
+				t.Errorf("a message of %d bytes", len(s.Message()))
+			}
 		})
+	}
+}
+
+func manyVolumes(count int) *corev1.Pod {
+	pod := st.MakePod().Namespace("default").Name("many").UID("many").Obj()
+	for i := range count {
+		withVolume(pod, fmt.Sprint("data-", i), "100Mi", "ssd")
+	}
+	return pod
+}
+
+// TestManyVolumes: as many as a pod can have, with the longest names, fit a record.
+func TestManyVolumes(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.publish(t, "n1", 100)
+	pod := manyVolumes(diskv1alpha1.MaxVolumes)
+	for i := range pod.Spec.Volumes {
+		pod.Spec.Volumes[i].Name = fmt.Sprintf("%063d", i)
+	}
+	state, _ := b.filter(t, pod)
+	if status := b.framework.RunReservePluginsReserve(b.ctx, state, pod, "n1"); !status.IsSuccess() {
+		t.Fatal(status)
+	}
+	value, err := b.plugin.encode(pod, "n1", mustVolumes(t, pod))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod.Spec.NodeName = "n1"
+	pod.Annotations = map[string]string{diskv1alpha1.AnnotationAllocation: value}
+	if records, err := recordsOf(pod); err != nil || len(records) != diskv1alpha1.MaxVolumes {
+		t.Errorf("%d records, %v, of an annotation of %d bytes", len(records), err, len(value))
+	}
+}
+
+// TestReasonsOfManyNodes: nodes that fail alike are counted, not listed, and the nearest
+// speaks for them.
+func TestReasonsOfManyNodes(t *testing.T) {
+	var names []string
+	for i := range 12 {
+		names = append(names, fmt.Sprint("n", i))
+	}
+	b := newBench(t, nil, names...)
+	for i, name := range names {
+		taken := volumeOf(podOf("x", 90), 0, 90)
+		b.publish(t, name, int64(i+1), taken)
+	}
+	pod := podOf("a", 60)
+	state, statuses := b.filter(t, pod)
+	byNode := framework.NewDefaultNodeToStatus()
+	for node, status := range statuses {
+		byNode.Set(node, status)
+		if have := status.Message(); have != "no free extent of class ssd holds 60Gi" {
+			t.Errorf("node %s says %q", node, have)
+		}
+	}
+	_, status := b.framework.RunPostFilterPlugins(b.ctx, state, pod, byNode)
+	if have, want := status.Message(), "at best, largest free extent of class ssd is 12Gi, wants 60Gi"; have != want {
+		t.Errorf("all together say %q, want %q", have, want)
+	}
+}
+
+// TestWaitsInVainOnce: while one pod waits, none is scheduled, of whatever profile.
+func TestWaitsInVainOnce(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.plugin.feed.classes.filled.Store(false)
+	if err := b.plugin.feed.wait(b.ctx, time.Millisecond); err == nil {
+		t.Fatal("it did not wait")
+	}
+	start := time.Now()
+	if err := b.plugin.feed.wait(b.ctx, time.Minute); err == nil || time.Since(start) > 30*time.Second {
+		t.Errorf("waited for %s, got %v", time.Since(start), err)
+	}
+	b.plugin.feed.classes.filled.Store(true)
+	if err := b.plugin.feed.wait(b.ctx, time.Minute); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -112,8 +203,6 @@ func TestScorePrefersTheTightestFit(t *testing.T) {
 	b.publish(t, "exact", 10)
 	pod := podOf("a", 10)
 	state, _ := b.filter(t, pod)
-	// The ledger moves on after Filter: the score is of what Filter saw.
-	b.publish(t, "exact", 1)
 	if status := b.framework.RunPreScorePlugins(b.ctx, state, pod, b.nodes); !status.IsSuccess() {
 		t.Fatal(status)
 	}

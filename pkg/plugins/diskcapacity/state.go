@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
+	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -21,15 +21,15 @@ const stateKey fwk.StateKey = Name
 
 // state is what one scheduling cycle knows of its pod.
 type state struct {
-	// The first five are read-only after PreFilter, but for scores, and shared by clones.
+	// The first five are read-only after PreFilter, but for rejections, and shared by clones.
 	volumes  []request.Volume
 	requests []placement.Request
 	// figures is true when a node's own figures say why it has no room.
 	figures bool
 	// refused are nodes that the pod could not be bound to, with the reason.
 	refused map[string]string
-	// scores are written by Filter, for many nodes at once.
-	scores *scores
+	// rejections are written by Filter, for many nodes at once.
+	rejections *rejections
 
 	// AddPod and RemovePod change what follows, so Clone copies it: preemption tries
 	// out many nodes in parallel, each on a clone of its own.
@@ -67,6 +67,14 @@ func readState(cycle fwk.CycleState) (*state, error) {
 		return nil, fmt.Errorf("the cycle's state holds %T under %s", data, stateKey)
 	}
 	return s, nil
+}
+
+// fit returns the score of the pod's volumes on the node, or why they do not fit.
+func (s *state) fit(name string, snapshot *ledger.Snapshot) (int64, error) {
+	if len(s.gone) == 0 && len(s.nominated) == 0 {
+		return snapshot.Fit(s.requests)
+	}
+	return ledger.Fit(s.view(name, snapshot), s.requests)
 }
 
 // view is the node as this pod may use it.
@@ -156,22 +164,19 @@ func (p *Plugin) RemovePod(_ context.Context, cycle fwk.CycleState, _ *corev1.Po
 	return nil
 }
 
-// scores of the nodes that passed Filter.
-type scores struct {
-	mu     sync.Mutex
-	byNode map[string]int64
+// rejections are what is known of the nodes that did not pass Filter.
+type rejections struct {
+	// nearest is the reason of the node that has the largest free extent of those where
+	// it is too small.
+	nearest atomic.Pointer[placement.NoFit]
 }
 
-func newScores() *scores { return &scores{byNode: map[string]int64{}} }
-
-func (s *scores) set(node string, score int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.byNode[node] = score
-}
-
-func (s *scores) get(node string) int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.byNode[node]
+// sawExtent is called for many nodes at once, of a large cluster most.
+func (r *rejections) sawExtent(reason *placement.NoFit) {
+	for {
+		nearest := r.nearest.Load()
+		if nearest != nil && nearest.Largest >= reason.Largest || r.nearest.CompareAndSwap(nearest, reason) {
+			return
+		}
+	}
 }
