@@ -289,3 +289,31 @@ func TestEvicted(t *testing.T) {
 	e.event(first, "EvictingForVolume", "scheduled anew", sector512)
 	e.gone(first)
 }
+
+// TestTwoPlacers: the scheduler and the node itself place volumes on the same disks at
+// the same time; whoever comes second is moved, and all pods run.
+func TestTwoPlacers(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	var pods []*corev1.Pod
+	for i := range 12 {
+		pod := e.podOf(fmt.Sprintf("pod%d", i), volume("data", pair, "64Mi", ""))
+		if i%2 == 1 {
+			pod.Spec.NodeName = pairNode
+		}
+		pods = append(pods, pod)
+	}
+	e.create(pods...)
+	e.ready(pods...)
+	moved := 0
+	for i, pod := range pods {
+		p := e.find(pod, "data")
+		if i%2 == 0 && e.recorded(pod, "data").Extent != p.allocation.Extent {
+			e.event(pod, "VolumeReplaced", "is not free")
+			moved++
+		}
+	}
+	t.Logf("%d of %d volumes were moved", moved, len(pods)/2)
+	if err := e.volumesOf(t.Context(), len(pods)); err != nil {
+		t.Error(err)
+	}
+}
