@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	fwk "k8s.io/kube-scheduler/framework"
 	"k8s.io/kubernetes/pkg/scheduler/framework"
 	st "k8s.io/kubernetes/pkg/scheduler/testing"
@@ -327,6 +328,42 @@ func TestNominatedPodsAreCountedOnce(t *testing.T) {
 	}
 	if _, statuses := b.filter(t, podOf("c", 6)); !statuses["n1"].IsSuccess() {
 		t.Errorf("the nominated pod is counted twice: %v", statuses["n1"])
+	}
+}
+
+// TestNominatedPodsKeepWhatTheyWaitFor: a pod that has preempted another needs the other's
+// space and the free space beside it. Nobody less important may take the latter meanwhile.
+func TestNominatedPodsKeepWhatTheyWaitFor(t *testing.T) {
+	ending := podOf("ending", 4)
+	ending.Spec.NodeName = "n1"
+	tests := map[string]struct {
+		phase  diskv1alpha1.AllocationPhase
+		onNode *corev1.Pod
+		small  bool // a pod of 1 GiB fits
+	}{
+		"still running":  {diskv1alpha1.PhaseFormatted, ending, true},
+		"being deleted":  {diskv1alpha1.PhaseFormatted, func() *corev1.Pod { p := ending.DeepCopy(); p.DeletionTimestamp = &metav1.Time{}; return p }(), false},
+		"being wiped":    {diskv1alpha1.PhaseWiping, nil, false},
+		"gone and wiped": {"", nil, false},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, nil, "n1")
+			volume := volumeOf(ending, 0, 4)
+			volume.Phase = test.phase
+			if test.phase == "" {
+				b.publish(t, "n1", 8)
+			} else {
+				b.publish(t, "n1", 4, volume)
+			}
+			if test.onNode != nil {
+				b.node("n1").(*framework.NodeInfo).AddPod(test.onNode)
+			}
+			b.nominated.nominate(t, "n1", podOf("waiting", 8))
+			if _, statuses := b.filter(t, podOf("small", 1)); statuses["n1"].IsSuccess() != test.small {
+				t.Errorf("a small pod gets %v, want it to fit: %v", statuses["n1"], test.small)
+			}
+		})
 	}
 }
 

@@ -47,6 +47,8 @@ type state struct {
 type nominee struct {
 	node     string
 	requests []placement.Request
+	// ending are the partitions on the node whose pods are being deleted.
+	ending map[string]struct{}
 }
 
 // Clone implements fwk.StateData.
@@ -83,22 +85,34 @@ func (s *state) view(name string, snapshot *ledger.Snapshot) *placement.Node {
 	if len(s.nominated) == 0 {
 		return view
 	}
+	// The node as it will be when all that is ending there has ended.
+	var later *placement.Node
 	for _, uid := range slices.SortedFunc(maps.Keys(s.nominated), cmp.Compare[types.UID]) {
-		if n := s.nominated[uid]; n.node == name {
-			view = less(view, n.requests)
+		n := s.nominated[uid]
+		if n.node != name {
+			continue
+		}
+		if later == nil {
+			gone := maps.Clone(n.ending)
+			maps.Copy(gone, snapshot.Wiping())
+			maps.Copy(gone, s.gone)
+			later = snapshot.Without(gone)
+		}
+		plan, err := placement.Plan(nil, view, n.requests)
+		if err != nil {
+			// It waits for the end of others. What is free of the place that it will get is
+			// kept for it: small pods would else nibble at it for ever.
+			plan, err = placement.Plan(nil, later, n.requests)
+		}
+		if err == nil {
+			view, later = less(view, plan), less(later, plan)
 		}
 	}
 	return view
 }
 
-// less is the node after the requests have been placed on it; the node itself if they
-// do not fit: then the pod that made them cannot come here in this state of things, and
-// there is nothing to keep free for it.
-func less(node *placement.Node, requests []placement.Request) *placement.Node {
-	plan, err := placement.Plan(nil, node, requests)
-	if err != nil {
-		return node
-	}
+// less is the node without what is planned on it.
+func less(node *placement.Node, plan []placement.Assignment) *placement.Node {
 	out := &placement.Node{Disks: slices.Clone(node.Disks)}
 	for _, a := range plan {
 		for i := range out.Disks {
@@ -108,6 +122,25 @@ func less(node *placement.Node, requests []placement.Request) *placement.Node {
 		}
 	}
 	return out
+}
+
+// endingOn are the partitions of the pods on the node that are being deleted.
+func endingOn(info fwk.NodeInfo) map[string]struct{} {
+	ending := map[string]struct{}{}
+	for _, p := range info.GetPods() {
+		pod := p.GetPod()
+		if pod.DeletionTimestamp == nil || !hasDiskVolumes(pod) {
+			continue
+		}
+		volumes, err := request.FromPod(pod)
+		if err != nil {
+			continue
+		}
+		for i := range volumes {
+			ending[volumes[i].Partition] = struct{}{}
+		}
+	}
+	return ending
 }
 
 // PreFilterExtensions lets preemption and nominated pods change the state.
@@ -139,7 +172,7 @@ func (p *Plugin) AddPod(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod
 	if s.nominated == nil {
 		s.nominated = map[types.UID]nominee{}
 	}
-	s.nominated[other.UID] = nominee{node: info.Node().Name, requests: requestsOf(volumes)}
+	s.nominated[other.UID] = nominee{node: info.Node().Name, requests: requestsOf(volumes), ending: endingOn(info)}
 	return nil
 }
 
