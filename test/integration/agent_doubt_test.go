@@ -186,6 +186,33 @@ func TestAgentForgetsDisk(t *testing.T) {
 	n.ready()
 }
 
+// TestAgentReopensDisk: a disk that failed is opened again, although nothing announces
+// that it may serve again.
+func TestAgentReopensDisk(t *testing.T) {
+	n := newNode(t, 2*gib)
+	n.start()
+	n.ready()
+	stays := n.pod("stays", "", nil, n.volumeOf("data", "300Mi", ""))
+	_, before := n.formatted(stays, "data")
+	// Somebody's tool wipes the first header; the next change finds out.
+	command(t, "dd", "status=none", "if=/dev/zero", "of="+n.disks[0].path, "bs=512", "seek=1", "count=1", "oflag=direct")
+	late := n.pod("late", "", nil, n.volumeOf("data", "300Mi", ""))
+	n.published("the disk is Failed, and says why", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+		if d := of(s, n.disks[0]); d.State != diskv1alpha1.DiskFailed || !strings.Contains(d.Message, "not what it was") {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	n.formatted(late, "data")
+	if _, after := n.formatted(stays, "data"); after != before {
+		t.Errorf("the volume was %+v and is %+v", before, after)
+	}
+	if err := n.publish(late, "data"); err != nil {
+		t.Error(err)
+	}
+	n.unpublish(late, "data")
+}
+
 // reserve makes the partition of a volume without an agent.
 func (n *node) reserve(pod *corev1.Pod, volume string, d *testDisk, start, length int64) {
 	n.t.Helper()
