@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,7 +38,7 @@ func TestPending(t *testing.T) {
 
 	start := time.Now()
 	e.delete(run[0])
-	pods = append(run[1:], wait...)
+	pods = slices.Concat(run[1:], wait)
 	_, wait = e.settle(pods, 4, 1)
 	t.Logf("a waiting pod ran %s after another was deleted", time.Since(start))
 
