@@ -64,7 +64,7 @@ type Manager struct {
 	claimed map[string]claim
 	// waiting are the pods that a change on a disk may help.
 	waiting map[types.NamespacedName]struct{}
-	// noRoomSince and told are by pod UID.
+	// noRoomSince is by pod UID, told by that or by partition: what was last said about it.
 	noRoomSince map[types.UID]time.Time
 	told        map[types.UID]string
 	// wiping are the partitions that a goroutine of ours is wiping.

@@ -135,13 +135,20 @@ func (m *Manager) noRoom(ctx context.Context, pod *corev1.Pod, why error) error 
 
 // warn writes an event unless it is what the pod was told last.
 func (m *Manager) warn(pod *corev1.Pod, reason, message string) {
-	m.mu.Lock()
-	repeated := m.told[pod.UID] == reason+message
-	m.told[pod.UID] = reason + message
-	m.mu.Unlock()
-	if !repeated {
+	if m.isNews(pod.UID, reason+message) {
 		m.options.Recorder.Event(pod, corev1.EventTypeWarning, reason, message)
 	}
+}
+
+// isNews reports whether the message is another one than the last about the same.
+func (m *Manager) isNews(about types.UID, message string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.told[about] == message {
+		return false
+	}
+	m.told[about] = message
+	return true
 }
 
 func (m *Manager) clearTrouble(pod *corev1.Pod) {

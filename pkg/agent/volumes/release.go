@@ -117,6 +117,12 @@ func (m *Manager) begin(ctx context.Context, d discovery.Disk, v disk.Volume, un
 
 // due asks the API server whether the volume's pod is gone.
 func (m *Manager) due(ctx context.Context, v disk.Volume) (bool, error) {
+	if o, known := m.owner(v.Partition); known {
+		// To keep, the watch is word enough; it comes back here with the pod's end.
+		if pod := m.cached(o.pod, o.uid); pod != nil && alive(pod) {
+			return false, nil
+		}
+	}
 	isMounted, err := mounted(v.Device)
 	if err != nil {
 		return false, err
@@ -129,6 +135,9 @@ func (m *Manager) due(ctx context.Context, v disk.Volume) (bool, error) {
 	case wipe:
 		return true, nil
 	case inUse:
+		if (pod == nil || pod.UID != uid) && m.isNews(types.UID(v.Partition), "mounted") {
+			klog.FromContext(ctx).Info("Volume's pod is gone, but it is mounted; it is wiped once it is not", "partition", v.Partition, "device", v.Device)
+		}
 		m.releases.AddAfter(v.Partition, inUseRetry)
 	case keep:
 		if pod.Spec.NodeName != m.node {
@@ -218,7 +227,7 @@ func (m *Manager) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) (ag
 	}
 	defer leave()
 	_, pod := m.Owner(v.Partition)
-	logger.Info("Volume is being wiped", "pod", pod, "name", v.Name, "extent", v.Extent)
+	logger.V(2).Info("Volume is being wiped", "pod", pod, "name", v.Name, "extent", v.Extent)
 	begin := time.Now()
 	err = d.Engine.Wipe(ctx, v.Partition)
 	switch {
@@ -228,7 +237,9 @@ func (m *Manager) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) (ag
 		// Once more: it is disowned when no disk holds it, or a copy of it.
 		return func() { m.releases.Add(v.Partition) }
 	case errors.Is(err, disk.ErrInUse):
-		logger.Info("Volume is still in use and is wiped later", "reason", err.Error())
+		if m.isNews(types.UID(v.Partition), err.Error()) {
+			logger.Info("Volume is still in use and is wiped later", "reason", err.Error())
+		}
 		return func() { m.releases.AddAfter(v.Partition, inUseRetry) }
 	}
 	if ctx.Err() != nil {
@@ -245,6 +256,7 @@ func (m *Manager) disown(partition string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.prezeroed, partition)
+	delete(m.told, types.UID(partition))
 	if o, ok := m.owners[partition]; ok && m.cached(o.pod, o.uid) == nil {
 		delete(m.owners, partition)
 	}
