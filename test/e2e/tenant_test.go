@@ -30,21 +30,18 @@ type tenant struct {
 func newTenant(t *testing.T, c *cluster.Cluster, labels ...string) *tenant {
 	t.Helper()
 	name := strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))
-	if len(labels) > 0 {
-		name += "-labelled"
-	}
-	e := &tenant{t: t, cluster: c, client: c.Client(), namespace: name}
-	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{}}}
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: name + "-", Labels: map[string]string{}}}
 	for _, label := range labels {
 		key, value, _ := strings.Cut(label, "=")
 		namespace.Labels[key] = value
 	}
-	if err := e.client.Create(t.Context(), namespace); err != nil {
+	if err := c.Client().Create(t.Context(), namespace); err != nil {
 		t.Fatal(err)
 	}
+	e := &tenant{t: t, cluster: c, client: c.Client(), namespace: namespace.Name}
 	t.Cleanup(e.leave)
 	e.eventually("the service account is there", func(ctx context.Context) error {
-		return e.client.Get(ctx, client.ObjectKey{Namespace: name, Name: "default"}, &corev1.ServiceAccount{})
+		return e.client.Get(ctx, client.ObjectKey{Namespace: e.namespace, Name: "default"}, &corev1.ServiceAccount{})
 	})
 	return e
 }
