@@ -75,6 +75,12 @@ type Manager struct {
 	// prezeroed are the partitions whose bytes are zeros that the agent wrote itself; mkfs
 	// ends that.
 	prezeroed map[string]struct{}
+	// made are the file systems of partitions in phase Reserved that only need the phase
+	// Formatted, which the next holder of the volume's lock writes. After a restart nobody
+	// knows of them, and they are made again: nobody has had them yet.
+	made map[string]string
+	// publishing counts the kubelet's calls that wait for a volume's lock to mount it.
+	publishing map[string]int
 	// changes counts how often followDisks woke the waiting.
 	changes int
 	// wipeSlots and formatSlots bound the wipes and the formatting of each disk.
@@ -126,6 +132,8 @@ func New(o Options) (*Manager, error) {
 		serving:      map[string]bool{},
 		disksChanged: make(chan struct{}, 1),
 		prezeroed:    map[string]struct{}{},
+		made:         map[string]string{},
+		publishing:   map[string]int{},
 		wipeBackoff:  backoff[string](),
 	}
 	if err := o.Pods.SetTransform(strip); err != nil {

@@ -455,7 +455,13 @@ func partitionName(pod *corev1.Pod, volume string) string {
 // called with the formatted device, and may run while the phase is being written:
 // both have happened when ready returns nil.
 func (m *Manager) ready(ctx context.Context, v request.Volume, mount func(ctx context.Context, device, fsType string) error) error {
+	if mount != nil {
+		m.countPublishing(v.Partition, 1)
+	}
 	unlock, err := m.volumeLocks.lock(ctx, v.Partition)
+	if mount != nil {
+		m.countPublishing(v.Partition, -1)
+	}
 	if err != nil {
 		return err
 	}
@@ -501,14 +507,22 @@ func (m *Manager) format(ctx context.Context, d discovery.Disk, partition disk.V
 		return err
 	}
 	begin := time.Now()
-	if !already {
-		m.mu.Lock()
-		_, partition.Prezeroed = m.prezeroed[v.Partition]
-		delete(m.prezeroed, v.Partition)
-		m.mu.Unlock()
-		if err := mkfs(context.WithoutCancel(ctx), fsType, partition); err != nil {
+	m.mu.Lock()
+	_, partition.Prezeroed = m.prezeroed[v.Partition]
+	made, isMade := m.made[v.Partition]
+	m.mu.Unlock()
+	switch {
+	case isMade:
+		fsType = made
+	case !already:
+		if err := m.mkfs(ctx, fsType, partition); err != nil {
 			return fmt.Errorf("volume %q: %w", v.Name, err)
 		}
+	}
+	if mount == nil && m.isPublishing(v.Partition) {
+		// The kubelet's call came meanwhile: it mounts while it writes the phase, which
+		// takes about as long. Should it give up, the next one does.
+		return nil
 	}
 	var mounting sync.WaitGroup
 	var mountErr error
@@ -520,9 +534,42 @@ func (m *Manager) format(ctx context.Context, d discovery.Disk, partition disk.V
 	if err != nil {
 		return fmt.Errorf("volume %q: cannot note that it is formatted: %w", v.Name, err)
 	}
+	m.mu.Lock()
+	delete(m.made, v.Partition)
+	m.mu.Unlock()
 	klog.FromContext(ctx).Info("Volume is formatted", "volume", v.Name, "partition", v.Partition, "device", partition.Device,
 		"fsType", fsType, "duration", time.Since(begin))
 	return mountErr
+}
+
+func (m *Manager) countPublishing(partition string, change int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.publishing[partition] += change; m.publishing[partition] == 0 {
+		delete(m.publishing, partition)
+	}
+}
+
+func (m *Manager) isPublishing(partition string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.publishing[partition] > 0
+}
+
+// mkfs makes the file system and remembers it until the disk does. The caller holds the
+// volume's lock.
+func (m *Manager) mkfs(ctx context.Context, fsType string, partition disk.Volume) error {
+	m.mu.Lock()
+	// Whatever comes of it, the bytes are not all zeros any more.
+	delete(m.prezeroed, partition.Partition)
+	m.mu.Unlock()
+	if err := mkfs(context.WithoutCancel(ctx), fsType, partition); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.made[partition.Partition] = fsType
+	return nil
 }
 
 // errMirror: the kubelet knows a static pod by another UID than the API server knows its

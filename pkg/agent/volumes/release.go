@@ -256,6 +256,7 @@ func (m *Manager) disown(partition string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.prezeroed, partition)
+	delete(m.made, partition)
 	delete(m.told, types.UID(partition))
 	if o, ok := m.owners[partition]; ok && m.cached(o.pod, o.uid) == nil {
 		delete(m.owners, partition)
