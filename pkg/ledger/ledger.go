@@ -2,6 +2,8 @@ package ledger
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"maps"
 	"slices"
@@ -42,12 +44,14 @@ type Record struct {
 //  2. Every node's snapshot is what its last capacity and its records give.
 //  3. The revision of a node never falls.
 //  4. A node of which nothing is published or recorded is not kept.
+//  5. The index has the free extents of every node's snapshot, and nothing else.
 type Ledger struct {
 	// nodes maps a name to a *node.
 	nodes sync.Map
 
-	mu   sync.Mutex
-	pods map[string]*pod
+	mu    sync.Mutex
+	pods  map[string]*pod
+	index index
 	// doubts has the nodes where earlier tries of a pod may have bound it, by pod.
 	doubts map[string]map[string]struct{}
 	// forgotten is the highest revision at which a node was that is not kept. Whatever
@@ -60,9 +64,15 @@ type Ledger struct {
 }
 
 type node struct {
+	name string
+	// order is the node's place among its equals.
+	order    uint64
 	snapshot atomic.Pointer[Snapshot]
 
 	// Below, guarded by the ledger's mutex.
+
+	// pieces are those of the snapshot, as the index has them.
+	pieces    []piece
 	published *published
 	revision  uint64
 	pods      map[string]*pod
@@ -95,7 +105,7 @@ type refusal struct {
 
 // New returns an empty ledger.
 func New() *Ledger {
-	return &Ledger{pods: map[string]*pod{}, doubts: map[string]map[string]struct{}{}, refusals: map[string]map[string]refusal{}}
+	return &Ledger{pods: map[string]*pod{}, index: index{}, doubts: map[string]map[string]struct{}{}, refusals: map[string]map[string]refusal{}}
 }
 
 // nothing is the snapshot of a node that the ledger does not know.
@@ -122,7 +132,7 @@ func (l *Ledger) SetCapacity(name string, c *Capacity) bool {
 	}
 	n := l.node(name)
 	n.revision, n.published = c.Revision, p
-	n.refresh()
+	l.refresh(n)
 	return true
 }
 
@@ -136,7 +146,7 @@ func (l *Ledger) DeleteCapacity(name string, revision uint64) {
 	}
 	n := l.node(name)
 	n.revision, n.published = revision, nil
-	n.refresh()
+	l.refresh(n)
 	l.tidy(name, n)
 }
 
@@ -299,8 +309,9 @@ func (l *Ledger) node(name string) *node {
 	if n, ok := l.nodes.Load(name); ok {
 		return n.(*node)
 	}
-	n := &node{revision: l.forgotten, pods: map[string]*pod{}, doubts: map[string][]Record{}}
-	n.refresh()
+	hash := sha256.Sum256([]byte(name))
+	n := &node{name: name, order: binary.BigEndian.Uint64(hash[:]), revision: l.forgotten, pods: map[string]*pod{}, doubts: map[string][]Record{}}
+	l.refresh(n)
 	l.nodes.Store(name, n)
 	return n
 }
@@ -332,9 +343,9 @@ func (l *Ledger) put(p *pod) {
 	case there != nil && slices.Equal(there.records, p.records):
 		// The space was taken already, now by somebody of more or less trust.
 	case there == nil && n.published != nil:
-		n.snapshot.Store(n.snapshot.Load().with(p.records))
+		l.store(n, n.snapshot.Load().with(p.records))
 	default:
-		n.refresh()
+		l.refresh(n)
 	}
 	if earlier != nil && earlier.node != p.node {
 		l.drop(p.uid)
@@ -351,7 +362,7 @@ func (l *Ledger) drop(uid string) {
 	delete(l.pods, uid)
 	n := l.node(p.node)
 	delete(n.pods, uid)
-	n.refresh()
+	l.refresh(n)
 	l.tidy(p.node, n)
 }
 
@@ -362,15 +373,21 @@ func (l *Ledger) settle(uid string) []string {
 	for _, name := range nodes {
 		n := l.node(name)
 		delete(n.doubts, uid)
-		n.refresh()
+		l.refresh(n)
 		l.tidy(name, n)
 	}
 	return nodes
 }
 
-// refresh makes the node's snapshot anew from its capacity and its records. The
-// ledger's lock is held.
-func (n *node) refresh() { n.snapshot.Store(n.compute()) }
+// refresh makes the node's snapshot anew from its capacity and its records. The lock is
+// held.
+func (l *Ledger) refresh(n *node) { l.store(n, n.compute()) }
+
+// store is the only place where a snapshot changes. The lock is held.
+func (l *Ledger) store(n *node, s *Snapshot) {
+	n.snapshot.Store(s)
+	l.index.update(n, piecesOf(s))
+}
 
 func (n *node) compute() *Snapshot {
 	s := &Snapshot{Node: &placement.Node{}, Revision: n.revision, published: n.published}

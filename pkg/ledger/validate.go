@@ -37,6 +37,9 @@ func (l *Ledger) Validate() error {
 	if err != nil {
 		return err
 	}
+	if err := l.validateIndex(); err != nil {
+		return err
+	}
 	if held != len(l.pods) {
 		return fmt.Errorf("%d pods are known, but nodes hold %d", len(l.pods), held)
 	}
@@ -68,6 +71,46 @@ func (n *node) validate(name string) error {
 	}
 	if !slices.Equal(have.pending, want.pending) {
 		return fmt.Errorf("node %s: the snapshot subtracts %v, want %v", name, have.pending, want.pending)
+	}
+	return nil
+}
+
+// validateIndex holds the index against all snapshots. The lock is held.
+func (l *Ledger) validateIndex() error {
+	want := map[string]map[offer]struct{}{}
+	l.nodes.Range(func(_, value any) bool {
+		n := value.(*node)
+		for _, d := range n.snapshot.Load().Node.Disks {
+			for _, e := range d.Free.All() {
+				if want[d.Class] == nil {
+					want[d.Class] = map[offer]struct{}{}
+				}
+				want[d.Class][offer{e.Len(), n}] = struct{}{}
+			}
+		}
+		return true
+	})
+	if len(l.index) != len(want) {
+		return fmt.Errorf("the index has %d classes, want %d", len(l.index), len(want))
+	}
+	for class, offers := range l.index {
+		all := slices.Concat(offers.runs...)
+		if len(all) != len(want[class]) {
+			return fmt.Errorf("the index has %d free extents of class %s, want %d", len(all), class, len(want[class]))
+		}
+		for i, o := range all {
+			if _, ok := want[class][o]; !ok {
+				return fmt.Errorf("the index has %d bytes of class %s on node %s, which has not", o.size, class, o.node.name)
+			}
+			if i > 0 && compareOffers(all[i-1], o) >= 0 {
+				return fmt.Errorf("the index of class %s is not sorted at %d", class, i)
+			}
+		}
+		for _, run := range offers.runs {
+			if len(run) == 0 || len(run) > maxRun {
+				return fmt.Errorf("the index of class %s has a run of %d", class, len(run))
+			}
+		}
 	}
 	return nil
 }
