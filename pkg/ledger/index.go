@@ -41,7 +41,7 @@ func (x index) update(n *node, pieces []piece) {
 	before := n.pieces
 	n.pieces = pieces
 	for len(before) > 0 || len(pieces) > 0 {
-		order := 0
+		var order int
 		switch {
 		case len(before) == 0:
 			order = 1

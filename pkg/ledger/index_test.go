@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -150,11 +151,11 @@ func TestTightestModel(t *testing.T) {
 			case 0, 1, 2:
 				name, disks := node(), []string{}
 				for range 1 + rng.IntN(3) {
-					disk := class()
+					disk := []string{class()}
 					for range rng.IntN(12) {
-						disk += fmt.Sprint(" ", 1+rng.IntN(9))
+						disk = append(disk, strconv.Itoa(1+rng.IntN(9)))
 					}
-					disks = append(disks, disk)
+					disks = append(disks, strings.Join(disk, " "))
 				}
 				l.SetCapacity(name, disksOf(name, strings.Join(disks, ", "), uint64(step+1)))
 			case 3:
