@@ -48,6 +48,7 @@ func TestScheduler(t *testing.T) {
 		{"capacity contradicts itself", nonsense},
 		{"preemption", preemption},
 		{"preemption while wiping", preemptionWhileWiping},
+		{"narrowing", narrowing},
 		{"rights", schedulerRights},
 		{"gang", gang},
 	} {

@@ -5,7 +5,7 @@
 // It owns the translation between Kubernetes and the ledger (feed.go: what is watched
 // and how it is folded in; hints.go: which events wake a pod) and the plugin's part of
 // a scheduling cycle (plugin.go, state.go, bind.go,
-// preemption.go). What is free is the ledger's
+// preemption.go, narrow.go). What is free is the ledger's
 // business, where a volume goes is placement's.
 //
 // A pod without a volume of ours is skipped at PreFilter, PreScore and Bind and treated

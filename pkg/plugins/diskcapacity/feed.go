@@ -22,8 +22,9 @@ import (
 // feed folds what the API server says into the ledger. There is one for a scheduler, not
 // one for a profile: two profiles with a ledger each would sell the same space twice.
 type feed struct {
-	ledger  *ledger.Ledger
-	classes *classes
+	ledger    *ledger.Ledger
+	classes   *classes
+	narrowing *narrowing
 
 	pods cache.Indexer
 	// folding makes reading a pod from the informer's store and folding it in one step.
@@ -78,7 +79,7 @@ func feedOf(ctx context.Context, handle fwk.Handle) (*feed, error) {
 func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*feed, error) {
 	l := ledger.New()
 	informer := factory.Core().V1().Pods().Informer()
-	f := &feed{ledger: l, classes: newClasses(), pods: informer.GetIndexer(), capacities: newCapacityStore(klog.FromContext(ctx), l)}
+	f := &feed{ledger: l, classes: newClasses(), narrowing: newNarrowing(), pods: informer.GetIndexer(), capacities: newCapacityStore(klog.FromContext(ctx), l)}
 	logger := klog.FromContext(ctx)
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) { f.foldObject(logger, obj) },
@@ -126,10 +127,12 @@ func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
 	pod := f.storedPod(event)
 	switch {
 	case pod == nil, pod.Status.Phase == corev1.PodSucceeded, pod.Status.Phase == corev1.PodFailed:
+		f.narrowing.forget(event.UID)
 		f.wake(logger, f.ledger.DeletePod(uid))
 	case pod.Spec.NodeName == "":
 		// Not bound, as far as the store knows. What Reserve assumed stands.
 	default:
+		f.narrowing.forget(event.UID)
 		records, err := recordsOf(pod)
 		if err != nil {
 			// Whoever wrote it, it is no reservation. The agent finds a place itself and

@@ -42,6 +42,7 @@ type bench struct {
 	factory   informers.SharedInformerFactory
 	nodes     []fwk.NodeInfo
 	nominated nominator
+	activated activations
 	revision  int
 }
 
@@ -62,7 +63,7 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{ctx: ctx, factory: informers.NewSharedInformerFactory(client, 0), nominated: nominator{}}
+	b := &bench{ctx: ctx, factory: informers.NewSharedInformerFactory(client, 0), nominated: nominator{}, activated: activations{}}
 	feed, err := newFeed(ctx, b.factory)
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +89,7 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 		tf.RegisterPluginAsExtensionsWithWeight(Name, 10, factory, "PreFilter", "Filter", "PostFilter", "PreScore", "Score", "Reserve", "Bind"),
 		tf.RegisterBindPlugin(defaultbinder.Name, defaultbinder.New),
 	}, "berth", frameworkruntime.WithInformerFactory(b.factory), frameworkruntime.WithClientSet(client), frameworkruntime.WithKubeConfig(kubeConfig),
-		frameworkruntime.WithSnapshotSharedLister(snapshot), frameworkruntime.WithPodNominator(b.nominated))
+		frameworkruntime.WithSnapshotSharedLister(snapshot), frameworkruntime.WithPodNominator(b.nominated), frameworkruntime.WithPodActivator(b.activated))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,3 +217,12 @@ func (n nominator) AddNominatedPod(klog.Logger, fwk.PodInfo, *fwk.NominatingInfo
 func (n nominator) DeleteNominatedPodIfExists(*corev1.Pod)                        {}
 func (n nominator) UpdateNominatedPod(klog.Logger, *corev1.Pod, fwk.PodInfo)      {}
 func (n nominator) NominatedPodsForNode(node string) []fwk.PodInfo                { return n[node] }
+
+// activations counts how often each pod was activated, by namespace and name.
+type activations map[string]int
+
+func (a activations) Activate(_ klog.Logger, pods map[string]*corev1.Pod) {
+	for name := range pods {
+		a[name]++
+	}
+}

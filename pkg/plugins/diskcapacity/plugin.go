@@ -91,7 +91,7 @@ func (p *Plugin) RefuseUnless(complete func() error) { p.complete = complete }
 // Name of the plugin.
 func (p *Plugin) Name() string { return Name }
 
-// PreFilter reads what the pod asks for.
+// PreFilter reads what the pod asks for, and of a large cluster leaves the tightest nodes.
 func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
 	volumes, err := request.FromPod(pod)
 	if err != nil {
@@ -111,8 +111,9 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 	}
 	s := p.newState(pod, volumes)
 	s.figures = len(nodes) <= maxFigures
+	tightest := p.narrow(pod, s, len(nodes))
 	cycle.Write(stateKey, s)
-	return nil, nil
+	return tightest, nil
 }
 
 // maxClasses is how many classes a message names.

@@ -6,6 +6,7 @@ import (
 	"maps"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
 
 	"github.com/berthdev/berth/pkg/placement"
@@ -16,13 +17,20 @@ import (
 // for a large and slow disk many minutes later, and until then every look at the pending
 // pod would cost other pods their lives. It must come before DefaultPreemption.
 //
+// It also ends the cycle of a pod that was tried on a part of the nodes only, before anybody
+// is preempted for it.
+//
 // Otherwise it only adds to the message what the nodes of a large cluster do not say one by
 // one: how near the nearest of them came.
-func (p *Plugin) PostFilter(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, statuses fwk.NodeToStatusReader) (*fwk.PostFilterResult, *fwk.Status) {
+func (p *Plugin) PostFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, statuses fwk.NodeToStatusReader) (*fwk.PostFilterResult, *fwk.Status) {
 	nominated := pod.Status.NominatedNodeName
 	s, err := readState(cycle)
 	if err != nil {
 		return nil, fwk.NewStatus(fwk.Unschedulable)
+	}
+	if s.narrowed {
+		p.widen(klog.FromContext(ctx), pod)
+		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonNarrowed)
 	}
 	if nominated == "" {
 		if nearest := s.rejections.nearest.Load(); nearest != nil {

@@ -21,13 +21,15 @@ const stateKey fwk.StateKey = Name
 
 // state is what one scheduling cycle knows of its pod.
 type state struct {
-	// The first five are read-only after PreFilter, but for rejections, and shared by clones.
+	// The first six are read-only after PreFilter, but for rejections, and shared by clones.
 	volumes  []request.Volume
 	requests []placement.Request
 	// figures is true when a node's own figures say why it has no room.
 	figures bool
 	// refused are nodes that the pod could not be bound to, with the reason.
 	refused map[string]string
+	// narrowed is true when the pod is tried on a part of the nodes.
+	narrowed bool
 	// rejections are written by Filter, for many nodes at once.
 	rejections *rejections
 

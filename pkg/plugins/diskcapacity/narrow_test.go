@@ -1,0 +1,239 @@
+package diskcapacity
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	fwk "k8s.io/kube-scheduler/framework"
+	"k8s.io/kubernetes/pkg/scheduler/framework"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+// large makes a cluster whose node i has 10+i GiB.
+func large(t *testing.T, count int) *bench {
+	t.Helper()
+	names := make([]string, count)
+	for i := range names {
+		names[i] = fmt.Sprintf("n%04d", i)
+	}
+	b := newBench(t, nil, names...)
+	for i, name := range names {
+		b.publish(t, name, int64(10+i))
+	}
+	return b
+}
+
+// triedOn are the nodes that PreFilter leaves, sorted; all of them: nil.
+func (b *bench) triedOn(t *testing.T, pod *corev1.Pod) (fwk.CycleState, []string) {
+	t.Helper()
+	state := framework.NewCycleState()
+	result, status, _ := b.framework.RunPreFilterPlugins(b.ctx, state, pod)
+	if !status.IsSuccess() {
+		t.Fatal(status)
+	}
+	if result.AllNodes() {
+		return state, nil
+	}
+	return state, slices.Sorted(func(yield func(string) bool) {
+		for name := range result.NodeNames {
+			if !yield(name) {
+				return
+			}
+		}
+	})
+}
+
+func TestNarrowedToTheTightest(t *testing.T) {
+	b := large(t, 250)
+	// Two are out of the question, however tight: one has no agent, one refused the pod.
+	b.agent(t, "n0020")
+	pod := podOf("a", 30)
+	b.plugin.ledger.Refuse(string(pod.UID), "n0021", "forbidden", time.Now())
+	_, names := b.triedOn(t, pod)
+	var want []string
+	for i := 22; i < 122; i++ {
+		want = append(want, fmt.Sprintf("n%04d", i))
+	}
+	if !slices.Equal(names, want) {
+		t.Errorf("tried on %v", names)
+	}
+	// Fewer fit than would be tried.
+	if _, names := b.triedOn(t, podOf("b", 258)); !slices.Equal(names, []string{"n0248", "n0249"}) {
+		t.Errorf("tried on %v, want the two that have room", names)
+	}
+}
+
+// TestGlobalBestFit: the tightest of a thousand nodes is found every time.
+func TestGlobalBestFit(t *testing.T) {
+	b := large(t, 1000)
+	for i := range 50 {
+		// Each takes all that its node has.
+		pod := podOf(fmt.Sprint("pod-", i), int64(10+7*i))
+		state, names := b.triedOn(t, pod)
+		if len(names) != narrowTo {
+			t.Fatalf("tried on %d nodes", len(names))
+		}
+		var best string
+		var highest int64 = -1
+		for _, name := range names {
+			info := b.node(name)
+			if status := b.plugin.Filter(b.ctx, state, pod, info); !status.IsSuccess() {
+				t.Fatalf("%s: %v", name, status)
+			}
+			score, _ := b.plugin.Score(b.ctx, state, pod, info)
+			if score > highest {
+				best, highest = name, score
+			}
+		}
+		if want := fmt.Sprintf("n%04d", 7*i); best != want {
+			t.Fatalf("%d GiB go to %s, want %s", 10+7*i, best, want)
+		}
+		if status := b.plugin.Reserve(b.ctx, state, pod, best); !status.IsSuccess() {
+			t.Fatal(status)
+		}
+	}
+}
+
+func TestNotNarrowed(t *testing.T) {
+	tests := map[string]func(*bench, *corev1.Pod){
+		"node selector": func(_ *bench, pod *corev1.Pod) { pod.Spec.NodeSelector = map[string]string{"zone": "a"} },
+		"affinity":      func(_ *bench, pod *corev1.Pod) { pod.Spec.Affinity = &corev1.Affinity{} },
+		"spreading": func(_ *bench, pod *corev1.Pod) {
+			pod.Spec.TopologySpreadConstraints = []corev1.TopologySpreadConstraint{{}}
+		},
+		"claims devices": func(_ *bench, pod *corev1.Pod) { pod.Spec.ResourceClaims = []corev1.PodResourceClaim{{}} },
+		"other volumes": func(_ *bench, pod *corev1.Pod) {
+			pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{}}})
+		},
+		"of a group": func(_ *bench, pod *corev1.Pod) { pod.Spec.SchedulingGroup = &corev1.PodSchedulingGroup{} },
+		"nominated":  func(_ *bench, pod *corev1.Pod) { pod.Status.NominatedNodeName = "n0001" },
+		"in doubt": func(b *bench, pod *corev1.Pod) {
+			volumes, err := request.FromPod(pod)
+			if err != nil {
+				panic(err)
+			}
+			if _, err := b.plugin.ledger.Reserve(string(pod.UID), "n0001", []string{"p"}, requestsOf(volumes)); err != nil {
+				panic(err)
+			}
+		},
+		"fits nowhere": func(_ *bench, pod *corev1.Pod) {
+			pod.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = "900Gi"
+		},
+	}
+	b := large(t, 101)
+	if _, names := b.triedOn(t, podOf("plain", 5)); len(names) != narrowTo {
+		t.Fatalf("a pod without any of it is tried on %d nodes", len(names))
+	}
+	for name, change := range tests {
+		t.Run(name, func(t *testing.T) {
+			pod := podOf(name, 5)
+			change(b, pod)
+			if _, names := b.triedOn(t, pod); names != nil {
+				t.Errorf("tried on %d nodes only", len(names))
+			}
+		})
+	}
+	if _, names := large(t, 100).triedOn(t, podOf("a", 5)); names != nil {
+		t.Errorf("of 100 nodes, %d are tried", len(names))
+	}
+}
+
+// TestWidened: a pod that is narrowed in vain is tried at once on all nodes, until it is
+// bound or gone; nobody is preempted before.
+func TestWidened(t *testing.T) {
+	b := large(t, 150)
+	pod := podOf("a", 5)
+	b.store(t, pod)
+	state, names := b.triedOn(t, pod)
+	if names == nil {
+		t.Fatal("not narrowed")
+	}
+	preempting := func(state fwk.CycleState, pod *corev1.Pod) bool {
+		result, status := b.framework.RunPostFilterPlugins(b.ctx, state, pod, framework.NewDefaultNodeToStatus())
+		if result != nil || status.IsSuccess() {
+			t.Fatalf("PostFilter says %v, %v", result, status)
+		}
+		// The next plugin, which preempts, is run unless the status is this.
+		return status.Code() != fwk.UnschedulableAndUnresolvable
+	}
+	if preempting(state, pod) {
+		t.Error("preempts although most nodes were not looked at")
+	}
+	if b.activated["default/a"] != 1 {
+		t.Errorf("activated %v", b.activated)
+	}
+	for range 2 {
+		state, names = b.triedOn(t, pod)
+		if names != nil {
+			t.Fatalf("tried on %d nodes once more", len(names))
+		}
+		if !preempting(state, pod) {
+			t.Error("does not preempt although all nodes were looked at")
+		}
+	}
+	if b.activated["default/a"] != 1 {
+		t.Errorf("activated again: %v", b.activated)
+	}
+	// Others are not made to try twice, for a while.
+	if _, names := b.triedOn(t, podOf("b", 5)); names != nil {
+		t.Error("another pod is narrowed right after it was in vain")
+	}
+	b.plugin.feed.narrowing.paused = time.Now()
+	if _, names := b.triedOn(t, podOf("b", 5)); names == nil {
+		t.Error("another pod is not narrowed ever after")
+	}
+	if _, names := b.triedOn(t, pod); names != nil {
+		t.Error("the pod itself is narrowed again")
+	}
+
+	bound := pod.DeepCopy()
+	bound.Spec.NodeName = "n0001"
+	b.store(t, bound)
+	if n := len(b.plugin.feed.narrowing.wide); n != 0 {
+		t.Errorf("%d pods are remembered after the only one was bound", n)
+	}
+}
+
+// TestWideIsForgotten: whatever the order of the pod's deletion and its failure.
+func TestWideIsForgotten(t *testing.T) {
+	b := large(t, 101)
+	wide := func() int { return len(b.plugin.feed.narrowing.wide) }
+	pod := podOf("a", 5)
+	b.store(t, pod)
+	b.plugin.feed.widen(pod)
+	if wide() != 1 {
+		t.Fatal("not remembered")
+	}
+	b.remove(t, pod)
+	b.plugin.feed.foldObject(b.plugin.feed.capacities.logger, pod)
+	if wide() != 0 {
+		t.Error("remembered after it was deleted")
+	}
+	b.plugin.feed.widen(pod)
+	if wide() != 0 {
+		t.Error("a pod that is gone is remembered")
+	}
+}
+
+func BenchmarkNarrow(b *testing.B) {
+	names := make([]string, 1000)
+	for i := range names {
+		names[i] = fmt.Sprintf("n%04d", i)
+	}
+	env := newBench(b, nil, names...)
+	for i, name := range names {
+		env.publish(b, name, int64(10+i))
+	}
+	pod := podOf("a", 5)
+	b.ReportAllocs()
+	for b.Loop() {
+		if result, _ := env.plugin.PreFilter(env.ctx, framework.NewCycleState(), pod, env.nodes); len(result.NodeNames) != narrowTo {
+			b.Fatal(result)
+		}
+	}
+}
