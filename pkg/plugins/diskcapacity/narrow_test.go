@@ -1,14 +1,21 @@
 package diskcapacity
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/sets"
 	fwk "k8s.io/kube-scheduler/framework"
 	"k8s.io/kubernetes/pkg/scheduler/framework"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/defaultbinder"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/queuesort"
+	frameworkruntime "k8s.io/kubernetes/pkg/scheduler/framework/runtime"
+	tf "k8s.io/kubernetes/pkg/scheduler/testing/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/request"
@@ -196,6 +203,44 @@ func TestWidened(t *testing.T) {
 	b.store(t, bound)
 	if n := len(b.plugin.feed.narrowing.wide); n != 0 {
 		t.Errorf("%d pods are remembered after the only one was bound", n)
+	}
+}
+
+// elsewhere is a plugin that wants every pod on one node.
+type elsewhere string
+
+func (e elsewhere) Name() string                                 { return "Elsewhere" }
+func (e elsewhere) PreFilterExtensions() fwk.PreFilterExtensions { return nil }
+func (e elsewhere) PreFilter(context.Context, fwk.CycleState, *corev1.Pod, []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
+	return &fwk.PreFilterResult{NodeNames: sets.New(string(e))}, nil
+}
+
+// TestWidenedIfPluginsDisagree: a node that another plugin insists on is not among the
+// tightest, so that the cycle ends before any Filter.
+func TestWidenedIfPluginsDisagree(t *testing.T) {
+	b := large(t, 150)
+	both, err := tf.NewFramework(b.ctx, []tf.RegisterPluginFunc{
+		tf.RegisterQueueSortPlugin(queuesort.Name, queuesort.New),
+		tf.RegisterPluginAsExtensions(Name, func(context.Context, runtime.Object, fwk.Handle) (fwk.Plugin, error) { return b.plugin, nil }, "PreFilter", "PostFilter"),
+		tf.RegisterPreFilterPlugin("Elsewhere", func(context.Context, runtime.Object, fwk.Handle) (fwk.Plugin, error) { return elsewhere("n0149"), nil }),
+		tf.RegisterBindPlugin(defaultbinder.Name, defaultbinder.New),
+	}, "berth", frameworkruntime.WithSnapshotSharedLister(b.plugin.handle.SnapshotSharedLister()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := podOf("a", 5)
+	b.store(t, pod)
+	state := framework.NewCycleState()
+	if _, status, _ := both.RunPreFilterPlugins(b.ctx, state, pod); status.Code() != fwk.UnschedulableAndUnresolvable {
+		t.Fatalf("PreFilter says %v, want that no node is left", status)
+	}
+	both.RunPostFilterPlugins(b.ctx, state, pod, framework.NewDefaultNodeToStatus())
+	if b.activated["default/a"] != 1 {
+		t.Error("the pod is not tried again")
+	}
+	result, status, _ := both.RunPreFilterPlugins(b.ctx, framework.NewCycleState(), pod)
+	if !status.IsSuccess() || !result.NodeNames.Equal(sets.New("n0149")) {
+		t.Errorf("the next time PreFilter says %v, %v", result, status)
 	}
 }
 
