@@ -25,7 +25,7 @@ build: ## Build the scheduler and the node agent into .build/bin.
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
 
 .PHONY: images
-images: build ## Write the container images to .build/images as archives (docker load, ctr images import).
+images: build ## Write the container images to .build/images as archives (ctr images import).
 	go run -C build/images . --bin $(CURDIR)/$(BIN) --out $(CURDIR)/$(BUILD)/images
 
 .PHONY: prepare

@@ -1,5 +1,5 @@
 // Command images writes the container images of the scheduler and the node agent as
-// tar archives that `docker load`, `ctr images import` and `crane push` read. It
+// tar archives in the format of `docker save`, which `ctr images import` reads. It
 // needs no container engine and no registry: the agent's image holds the agent and
 // the file-system programs of the Debian or Ubuntu machine it is built on.
 package main

@@ -257,7 +257,7 @@ func FuzzPlan(f *testing.F) {
 	f.Fuzz(func(t *testing.T, extents, volumes []byte) {
 		// A zero byte starts the next disk; the high bit makes the class hdd, or a volume apart.
 		if len(volumes) == 0 || len(volumes) > 5 || len(extents) > 9 {
-			t.Skip()
+			return
 		}
 		node := &Node{}
 		var lengths []int64
@@ -288,7 +288,7 @@ func FuzzPlan(f *testing.F) {
 			if _, err := Plan(nil, node, requests); err == nil {
 				t.Fatal("a bad request was placed")
 			}
-			t.Skip()
+			return
 		}
 		compareWithOracle(t, node, requests)
 	})

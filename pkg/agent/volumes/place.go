@@ -268,15 +268,24 @@ func (m *Manager) create(ctx context.Context, pod *corev1.Pod, p place, on occas
 	if err != nil {
 		return fmt.Errorf("cannot make a partition for volume %q at %v of disk %s: %w", p.Name, p.extent, p.disk, err)
 	}
-	if v.Prezeroed {
-		m.mu.Lock()
-		m.prezeroed[p.Partition] = struct{}{}
-		m.mu.Unlock()
-	}
+	m.noteNew(p.Partition, v.Prezeroed)
 	klog.FromContext(ctx).Info("Volume has its partition", "volume", p.Name, "partition", p.Partition, "device", v.Device, "disk", p.disk,
 		"extent", p.extent, "deviation", p.deviation)
 	m.announce(pod, p, d.Device.Name)
 	return nil
+}
+
+// noteNew notes what is known of the bytes of a partition that has just been made. The caller
+// holds the volume's lock. A volume's partitions all have the same GUID: what was known of
+// one that was wiped, and that nobody has disowned yet, must not be believed of the next.
+func (m *Manager) noteNew(partition string, prezeroed bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.made, partition)
+	delete(m.prezeroed, partition)
+	if prezeroed {
+		m.prezeroed[partition] = struct{}{}
+	}
 }
 
 // announce says where a volume went if that is not where the scheduler put it.

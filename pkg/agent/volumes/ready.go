@@ -82,8 +82,8 @@ func (m *Manager) format(ctx context.Context, d discovery.Disk, partition disk.V
 		}
 	}
 	if mount == nil && m.isPublishing(v.Partition) {
-		// The kubelet's call came meanwhile: it mounts while it writes the phase, which
-		// takes about as long. Should it give up, the next one does.
+		// The kubelet's call came meanwhile: it mounts while it writes the phase. Should it
+		// give up, the next one does.
 		return nil
 	}
 	var mounting sync.WaitGroup
