@@ -99,19 +99,21 @@ func BenchmarkEncode(b *testing.B) {
 		b.Fatal(err)
 	}
 	full := fullTable(b, l)
-	c := encode(b, full)
+	s := newStore(nil, full, encode(b, full))
 	for b.Loop() {
 		next, e, err := full.withPhase(full.entries[7].guid, Formatted)
 		if err != nil {
 			b.Fatal(err)
 		}
-		changed, err := c.withEntry(l, e)
+		slot, err := encodeEntry(l, e)
 		if err != nil {
 			b.Fatal(err)
 		}
 		if err := next.validate(); err != nil {
 			b.Fatal(err)
 		}
-		render(l, changed)
+		rendered := s.renderWith(e.index, slot)
+		l.change(s.onDisk.backup, rendered.backup)
+		l.change(s.onDisk.primary, rendered.primary)
 	}
 }

@@ -98,10 +98,17 @@ func checkHeader(b []byte, l layout, s site) (id string, arrayCRC uint32, err er
 
 // encodeCopy renders a copy as it is to lie at the given site.
 func encodeCopy(l layout, s site, c copyOfTable) []byte {
-	le := binary.LittleEndian
 	b := make([]byte, l.copyBytes())
-	h, array := l.split(s, b)
+	header, array := l.split(s, b)
 	copy(array, c.array)
+	encodeHeader(header, l, s, c.id, crc32.ChecksumIEEE(array))
+	return b
+}
+
+// encodeHeader renders the sector of a header. arrayCRC is the checksum of the entries.
+func encodeHeader(h []byte, l layout, s site, id string, arrayCRC uint32) {
+	le := binary.LittleEndian
+	clear(h)
 	copy(h, headerSignature)
 	copy(h[8:], headerRevision)
 	le.PutUint32(h[12:], headerBytes)
@@ -109,14 +116,13 @@ func encodeCopy(l layout, s site, c copyOfTable) []byte {
 	le.PutUint64(h[32:], s.otherLBA)
 	le.PutUint64(h[40:], l.firstUsable())
 	le.PutUint64(h[48:], l.lastUsable())
-	guid := guidToDisk(uuid.MustParse(c.id))
+	guid := guidToDisk(uuid.MustParse(id))
 	copy(h[56:], guid[:])
 	le.PutUint64(h[72:], s.arrayLBA)
 	le.PutUint32(h[80:], EntryCount)
 	le.PutUint32(h[84:], entrySize)
-	le.PutUint32(h[88:], crc32.ChecksumIEEE(c.array))
+	le.PutUint32(h[88:], arrayCRC)
 	le.PutUint32(h[16:], headerCRC(h))
-	return b
 }
 
 // headerCRC is the checksum of a header, taken with the checksum's own field zero.

@@ -160,7 +160,7 @@ func TestSomebodyElsesTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bare := s.copy.without(MetaEntry)
+	bare := s.current().without(MetaEntry)
 	m.install(l, bare)
 	if f, err := examine(m, l); err != nil || f.ours || !f.foreign {
 		t.Errorf("a table without meta partition: %+v, %v", f, err)
@@ -168,7 +168,7 @@ func TestSomebodyElsesTable(t *testing.T) {
 	// Ours by its meta partition, but invalid: neither used nor replaced.
 	m, _ = formatted(t, l)
 	volume := entry{index: 7, kind: TypeFormatted, guid: a, extent: at(1, 3)}
-	broken, err := s.copy.withEntry(l, volume)
+	broken, err := s.current().withEntry(l, volume)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,7 +265,7 @@ func FuzzHeaders(f *testing.F) {
 		if _, err := uuid.Parse(s.table.id); err != nil {
 			t.Fatal(err)
 		}
-		before := bytes.Clone(s.copy.array)
+		before := bytes.Clone(s.current().array)
 		if err := reserve(c2, 2, 1).do(t, s); err != nil {
 			if errors.Is(err, ErrOutOfService) {
 				t.Fatal(err)
@@ -274,7 +274,7 @@ func FuzzHeaders(f *testing.F) {
 		}
 		changes := 0
 		for i := 1; i <= EntryCount; i++ {
-			if !bytes.Equal(s.copy.slot(i), before[(i-1)*entrySize:i*entrySize]) {
+			if !bytes.Equal(s.current().slot(i), before[(i-1)*entrySize:i*entrySize]) {
 				changes++
 			}
 		}

@@ -5,8 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
-	"slices"
 
 	"github.com/google/uuid"
 	"k8s.io/klog/v2"
@@ -88,13 +88,15 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 
 var metaTypeOnDisk = guidToDisk(uuid.MustParse(TypeMeta))
 
-// store keeps a disk's table: the entries, their bytes, and both copies as they are on
-// the disk.
+// store keeps a disk's table: the entries, and both copies as they are on the disk.
 type store struct {
 	dev    device
 	table  table
-	copy   copyOfTable
 	onDisk copies
+	// Room for the next copies and for what is read back: a change makes no garbage of
+	// that size.
+	spare   copies
+	scratch []byte
 }
 
 // load takes the table that examine chose. It does not write.
@@ -103,48 +105,58 @@ func load(dev device, l layout, f findings) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the partition table is invalid: %w", err)
 	}
-	return &store{dev: dev, table: t, copy: f.current, onDisk: render(l, f.current)}, nil
+	return newStore(dev, t, f.current), nil
+}
+
+func newStore(dev device, t table, c copyOfTable) *store {
+	return &store{dev: dev, table: t, onDisk: render(t.layout, c), spare: render(t.layout, c)}
+}
+
+// current is the table's bytes. They are the store's: the next change may overwrite them.
+func (s *store) current() copyOfTable {
+	_, array := s.table.split(s.table.primary(), s.onDisk.primary.data)
+	return copyOfTable{id: s.table.id, array: array}
 }
 
 // repair rewrites the damaged parts, unchanged: a change on top of a single intact
 // copy could lose both to the next crash.
 func (s *store) repair(ctx context.Context, f findings) error {
-	var writes []write
+	var batches []batch
 	if f.badMBR {
-		writes = append(writes, write{0, encodeMBR(s.table.layout)})
+		batches = append(batches, whole(write{0, encodeMBR(s.table.layout)}))
 	}
 	if f.badBackup {
-		writes = append(writes, s.onDisk.backup)
+		batches = append(batches, whole(s.onDisk.backup))
 	}
 	if f.badPrimary {
-		writes = append(writes, s.onDisk.primary)
+		batches = append(batches, whole(s.onDisk.primary))
 	}
-	if len(writes) == 0 {
+	if len(batches) == 0 {
 		return nil
 	}
 	klog.FromContext(ctx).Info("Repairing partition table", "disk", s.table.id,
 		"masterBootRecord", f.badMBR, "primary", f.badPrimary, "backup", f.badBackup)
-	return s.write(ctx, writes)
+	return s.write(ctx, batches)
 }
 
 // put makes next the table of the disk: the present one with e in its place. After
 // an error that wraps ErrOutOfService nobody knows what is on the disk; after any
 // other error nothing was written.
 func (s *store) put(ctx context.Context, next table, e entry) error {
-	c, err := s.copy.withEntry(next.layout, e)
+	b, err := encodeEntry(next.layout, e)
 	if err != nil {
 		return err
 	}
-	return s.commit(ctx, next, c)
+	return s.commit(ctx, next, e.index, b)
 }
 
 // drop makes next the table of the disk: the present one without the entry of that
 // index. Errors are those of put.
 func (s *store) drop(ctx context.Context, next table, index int) error {
-	return s.commit(ctx, next, s.copy.without(index))
+	return s.commit(ctx, next, index, make([]byte, entrySize))
 }
 
-func (s *store) commit(ctx context.Context, next table, c copyOfTable) error {
+func (s *store) commit(ctx context.Context, next table, index int, slot []byte) error {
 	if err := next.validate(); err != nil {
 		return fmt.Errorf("the new table would be invalid: %w", err)
 	}
@@ -153,82 +165,39 @@ func (s *store) commit(ctx context.Context, next table, c copyOfTable) error {
 	if err := s.unchanged(s.onDisk.primary); err != nil {
 		return err
 	}
-	rendered := render(next.layout, c)
+	rendered := s.renderWith(index, slot)
 	// Until the backup is complete the primary is the old one; from then on the backup
 	// is the new one.
-	if err := s.write(ctx, []write{rendered.backup, rendered.primary}); err != nil {
+	if err := s.write(ctx, []batch{
+		s.table.change(s.onDisk.backup, rendered.backup),
+		s.table.change(s.onDisk.primary, rendered.primary),
+	}); err != nil {
 		return err
 	}
-	s.table, s.copy, s.onDisk = next, c, rendered
+	s.table, s.onDisk, s.spare = next, rendered, s.onDisk
 	return nil
+}
+
+// renderWith renders the present copies with one entry's bytes replaced, into the spare.
+func (s *store) renderWith(index int, slot []byte) copies {
+	l, now := s.table.layout, s.current()
+	for _, to := range []struct {
+		site
+		write
+	}{{l.primary(), s.spare.primary}, {l.backup(), s.spare.backup}} {
+		header, array := l.split(to.site, to.data)
+		copy(array, now.array)
+		copy(array[(index-1)*entrySize:index*entrySize], slot)
+		encodeHeader(header, l, to.site, now.id, crc32.ChecksumIEEE(array))
+	}
+	return s.spare
 }
 
 // unchanged holds that parts of the table are on the disk as this store knows them.
 func (s *store) unchanged(parts ...write) error {
-	if err := verify(s.dev, parts); err != nil {
-		return fmt.Errorf("%w: the partition table is not what it was: %w; open the disk again to take it as it is now", ErrOutOfService, err)
-	}
-	return nil
-}
-
-// write is a run of sectors to be written.
-type write struct {
-	off  int64
-	data []byte
-}
-
-// copies are the two copies of a table, each as it is to lie on the disk.
-type copies struct {
-	backup, primary write
-}
-
-func render(l layout, c copyOfTable) copies {
-	return copies{
-		backup:  write{l.copyAt(l.backup()), encodeCopy(l, l.backup(), c)},
-		primary: write{l.copyAt(l.primary()), encodeCopy(l, l.primary(), c)},
-	}
-}
-
-// write brings the writes to the medium and reads them back. After an error the
-// state of the disk is unknown. The one thing that is safe then is to write the very
-// same again, all of it: fsync reports an error once and forgets the pages.
-func (s *store) write(ctx context.Context, writes []write) error {
-	first := s.attempt(writes)
-	if first == nil {
-		return nil
-	}
-	klog.FromContext(ctx).Error(first, "Writing the partition table failed, writing the same once more", "disk", s.table.id)
-	if err := s.attempt(writes); err != nil {
-		return fmt.Errorf("%w: the partition table could not be written: %w; at first: %w", ErrOutOfService, err, first)
-	}
-	return nil
-}
-
-// attempt writes with a barrier behind each write. Within a write sectors may reach
-// the medium in any order: the header's checksums tell when some did not.
-func (s *store) attempt(writes []write) error {
-	for _, w := range writes {
-		if _, err := s.dev.WriteAt(w.data, w.off); err != nil {
-			return fmt.Errorf("writing %d bytes at %d: %w", len(w.data), w.off, err)
-		}
-		if err := s.dev.Sync(); err != nil {
-			return fmt.Errorf("syncing: %w", err)
-		}
-	}
-	return verify(s.dev, writes)
-}
-
-// verify reads back what was written.
-func verify(r io.ReaderAt, writes []write) error {
-	var buf []byte
-	for _, w := range writes {
-		buf = slices.Grow(buf[:0], len(w.data))
-		got := buf[:len(w.data)]
-		if _, err := r.ReadAt(got, w.off); err != nil {
-			return fmt.Errorf("reading back %d bytes at %d: %w", len(got), w.off, err)
-		}
-		if !bytes.Equal(got, w.data) {
-			return fmt.Errorf("%d bytes at %d do not read back as written", len(got), w.off)
+	for _, part := range parts {
+		if err := s.verify(part); err != nil {
+			return fmt.Errorf("%w: the partition table is not what it was: %w; open the disk again to take it as it is now", ErrOutOfService, err)
 		}
 	}
 	return nil
@@ -243,14 +212,13 @@ func format(ctx context.Context, dev device, l layout) (id string, err error) {
 	if err != nil {
 		return "", err
 	}
-	rendered := render(l, c)
-	header, array := l.split(l.primary(), rendered.primary.data)
-	s := &store{dev: dev, table: t, copy: c, onDisk: rendered}
-	err = s.write(ctx, []write{
-		{l.offset(l.primary().arrayLBA), array},
-		{l.offset(l.primary().headerLBA), header},
-		{0, encodeMBR(l)},
-		rendered.backup,
+	s := newStore(dev, t, c)
+	header, array := l.split(l.primary(), s.onDisk.primary.data)
+	err = s.write(ctx, []batch{
+		whole(write{l.offset(l.primary().arrayLBA), array}),
+		whole(write{l.offset(l.primary().headerLBA), header}),
+		whole(write{0, encodeMBR(l)}),
+		whole(s.onDisk.backup),
 	})
 	return t.id, err
 }

@@ -1,0 +1,115 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+
+	"k8s.io/klog/v2"
+)
+
+// write is a run of sectors as it is to lie on the disk.
+type write struct {
+	off  int64
+	data []byte
+}
+
+// copies are the two copies of a table, each as it is to lie on the disk.
+type copies struct {
+	backup, primary write
+}
+
+func render(l layout, c copyOfTable) copies {
+	return copies{
+		backup:  write{l.copyAt(l.backup()), encodeCopy(l, l.backup(), c)},
+		primary: write{l.copyAt(l.primary()), encodeCopy(l, l.primary(), c)},
+	}
+}
+
+// batch is what is written up to a barrier: a run of sectors, of which the disk has all
+// but the changed ones already.
+type batch struct {
+	all     write
+	changed []write
+}
+
+// whole is a batch that relies on nothing on the disk.
+func whole(w write) batch { return batch{w, []write{w}} }
+
+// change is the batch that leads from what is on the disk to other bytes at the same place.
+func (l layout) change(from, to write) batch {
+	s := batch{all: to}
+	for at := int64(0); at < int64(len(to.data)); at += l.sector {
+		end := at + l.sector
+		if bytes.Equal(from.data[at:end], to.data[at:end]) {
+			continue
+		}
+		if last := len(s.changed) - 1; last >= 0 && s.changed[last].end() == to.off+at {
+			begin := s.changed[last].off - to.off
+			s.changed[last].data = to.data[begin:end]
+			continue
+		}
+		s.changed = append(s.changed, write{to.off + at, to.data[at:end]})
+	}
+	return s
+}
+
+func (w write) end() int64 { return w.off + int64(len(w.data)) }
+
+// write brings the batches to the medium, first only what they change, and reads all of
+// it back. After an error the state of the disk is unknown. The one thing that is safe
+// then is to write the whole of it, from the first step on: fsync reports an error once
+// and forgets the pages.
+func (s *store) write(ctx context.Context, batches []batch) error {
+	first := s.attempt(batches)
+	if first == nil {
+		return nil
+	}
+	klog.FromContext(ctx).Error(first, "Writing the partition table failed, writing all of it once more", "disk", s.table.id)
+	again := slices.Clone(batches)
+	for i := range again {
+		again[i] = whole(again[i].all)
+	}
+	if err := s.attempt(again); err != nil {
+		return fmt.Errorf("%w: the partition table could not be written: %w; at first: %w", ErrOutOfService, err, first)
+	}
+	return nil
+}
+
+// attempt writes with a barrier behind each b. Within a batch sectors may reach the
+// medium in any order: the header's checksums tell when some did not.
+func (s *store) attempt(batches []batch) error {
+	for _, b := range batches {
+		for _, w := range b.changed {
+			if _, err := s.dev.WriteAt(w.data, w.off); err != nil {
+				return fmt.Errorf("writing %d bytes at %d: %w", len(w.data), w.off, err)
+			}
+		}
+		if err := s.dev.Sync(); err != nil {
+			return fmt.Errorf("syncing: %w", err)
+		}
+	}
+	for _, b := range batches {
+		if err := s.verify(b.all); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// verify holds that the disk has what it should. All of it is read, not only what was
+// written last: a sector that went elsewhere shows as well.
+func (s *store) verify(w write) error {
+	if len(s.scratch) < len(w.data) {
+		s.scratch = make([]byte, len(w.data))
+	}
+	got := s.scratch[:len(w.data)]
+	if _, err := s.dev.ReadAt(got, w.off); err != nil {
+		return fmt.Errorf("reading back %d bytes at %d: %w", len(got), w.off, err)
+	}
+	if !bytes.Equal(got, w.data) {
+		return fmt.Errorf("%d bytes at %d do not read back as written", len(got), w.off)
+	}
+	return nil
+}
