@@ -12,16 +12,22 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// Volume is an inline volume of a pod.
+// Volume is a volume that is asked for: inline in a pod, or by a claim (see package claim).
 type Volume struct {
-	// Name of the volume in the pod.
+	// Name of the volume in the pod; empty for one of a claim.
 	Name string
+	// Claim is namespace/name of the claim; empty for an inline volume.
+	Claim string
 	// ID is the CSI volume ID that the kubelet will use.
 	ID string
 	// Partition is the GUID of the partition that holds the volume.
 	Partition string
 	// FSType is the file system wanted: ext4, xfs, or empty for the class's default.
 	FSType string
+	// Block is true for a raw block volume, which has no file system.
+	Block bool
+	// Room is how many bytes must be free behind the volume when it is placed.
+	Room int64
 	// Request is what placement needs to know.
 	Request placement.Request
 }

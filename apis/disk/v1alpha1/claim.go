@@ -1,0 +1,207 @@
+package v1alpha1
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+const (
+	// LabelNode is the label of a node by which PersistentVolumes name it: the topology
+	// key of the driver, which the kubelet sets when the agent registers. On a
+	// PersistentVolume it is how the node's agent finds its own (see NodeLabel).
+	LabelNode = GroupName + "/node"
+
+	// FinalizerVolume keeps a PersistentVolume until the node's agent has wiped its
+	// volume, or leaves it to a person (reclaim policy Retain).
+	FinalizerVolume = GroupName + "/volume"
+)
+
+// Parameters of a StorageClass, beside AttributeClass and AttributeSpread.
+const (
+	// ParameterFSType is ext4 or xfs; without it the DiskClass's default.
+	ParameterFSType = "csi.storage.k8s.io/fstype"
+	// ParameterHeadroom is how much must be free behind a new volume, so that it can
+	// grow: a quantity such as 20Gi, or a percentage of the volume's size such as 50%.
+	ParameterHeadroom = GroupName + "/headroom"
+)
+
+// Attributes of a PersistentVolume: where the scheduler placed it. They are a
+// placement, never a permission; once the volume is on a disk, the disk is the truth.
+const (
+	AttributeDisk   = GroupName + "/disk"
+	AttributeStart  = GroupName + "/start"
+	AttributeLength = GroupName + "/length"
+)
+
+// volumeIDPrefix is what the names of provisioned volumes begin with, here as everywhere.
+const volumeIDPrefix = "pvc-"
+
+// ClaimVolumeID is the CSI volume ID of a claim's volume, and the name of its PersistentVolume.
+func ClaimVolumeID(claim types.UID) string { return volumeIDPrefix + string(claim) }
+
+// NamedVolumeID is the CSI volume ID of a volume that a CSI CreateVolume call names: the
+// name itself if it is a claim's, else one of the same form that follows from it.
+func NamedVolumeID(name string) string {
+	if _, ok := VolumeUUID(name); ok {
+		return name
+	}
+	return volumeIDPrefix + uuid.NewSHA1(partitionSpace, []byte("name:"+name)).String()
+}
+
+// VolumeUUID is the part of a persistent volume's ID that fits into the name of its
+// partition, from where PersistentVolumeID makes the ID again.
+func VolumeUUID(volumeID string) (string, bool) {
+	id, ok := strings.CutPrefix(volumeID, volumeIDPrefix)
+	if !ok {
+		return "", false
+	}
+	parsed, err := uuid.Parse(id)
+	return id, err == nil && parsed.String() == id
+}
+
+// PersistentVolumeID is the CSI volume ID of the persistent volume whose partition has
+// that name and GUID, if the two belong together.
+func PersistentVolumeID(partitionName, partition string) (string, bool) {
+	id := volumeIDPrefix + partitionName
+	_, ok := VolumeUUID(id)
+	return id, ok && PartitionID(id) == partition
+}
+
+// NodeLabel is the value of LabelNode for a node: its name, or what stands for it if
+// the name is too long for a label.
+func NodeLabel(node string) string {
+	const limit = 63
+	if len(node) <= limit {
+		return node
+	}
+	sum := sha256.Sum256([]byte(node))
+	return "node-" + hex.EncodeToString(sum[:16])
+}
+
+// Parameters are those of a StorageClass, understood.
+type Parameters struct {
+	// Class is the name of a DiskClass, never empty.
+	Class string
+	// FSType is ext4, xfs or empty.
+	FSType string
+	// Spread is as in Attributes.
+	Spread bool
+
+	headroom        int64
+	headroomPercent int64
+}
+
+// ParseParameters reads a StorageClass's parameters. The error names the parameter that
+// is missing, unknown or malformed and says what it should be.
+func ParseParameters(parameters map[string]string) (Parameters, error) {
+	var p Parameters
+	for _, key := range slices.Sorted(maps.Keys(parameters)) {
+		value := parameters[key]
+		var err error
+		switch key {
+		case AttributeClass:
+			p.Class = value
+		case AttributeSpread:
+			if p.Spread = value == SpreadDisk; !p.Spread && value != "" {
+				err = fmt.Errorf("parameter %s is %.64q: it can only be %q", key, value, SpreadDisk)
+			}
+		case ParameterFSType:
+			p.FSType, err = value, ValidateFSType(value)
+		case ParameterHeadroom:
+			p.headroom, p.headroomPercent, err = parseHeadroom(value)
+		default:
+			err = fmt.Errorf("unknown parameter %.64q: the parameters are %s, %s, %s and %s", key, AttributeClass, ParameterFSType, AttributeSpread, ParameterHeadroom)
+		}
+		if err != nil {
+			return Parameters{}, err
+		}
+	}
+	if p.Class == "" {
+		return Parameters{}, fmt.Errorf("parameter %s is missing: set it to the name of a DiskClass", AttributeClass)
+	}
+	return p, nil
+}
+
+// MaxVolumeSize is more than any disk has, and small enough for sums and products of sizes
+// to stay within an int64.
+const MaxVolumeSize int64 = 1 << 52
+
+// maxHeadroomPercent is far beyond use, and keeps the product with MaxVolumeSize within an int64.
+const maxHeadroomPercent = 1000
+
+func parseHeadroom(value string) (bytes, percent int64, err error) {
+	if digits, ok := strings.CutSuffix(value, "%"); ok {
+		percent, err := strconv.ParseInt(digits, 10, 64)
+		if err != nil || percent < 0 || percent > maxHeadroomPercent {
+			return 0, 0, fmt.Errorf("parameter %s is %.64q: a percentage is a whole number from 0%% to %d%%", ParameterHeadroom, value, maxHeadroomPercent)
+		}
+		return 0, percent, nil
+	}
+	malformed := fmt.Errorf("parameter %s is %.64q: write it like 20Gi or 50%%", ParameterHeadroom, value)
+	if !sizeForm.MatchString(value) {
+		return 0, 0, malformed
+	}
+	quantity, err := resource.ParseQuantity(value)
+	if err != nil || quantity.Sign() < 0 || quantity.CmpInt64(MaxVolumeSize) > 0 {
+		return 0, 0, malformed
+	}
+	return AlignUp(quantity.Value()), 0, nil
+}
+
+// Headroom is how many bytes must be free behind a new volume of that size, at most
+// MaxVolumeSize.
+func (p Parameters) Headroom(size int64) int64 {
+	if p.headroomPercent > 0 {
+		return AlignUp(size * p.headroomPercent / 100)
+	}
+	return p.headroom
+}
+
+// Place is where a volume lies, or is to lie.
+type Place struct {
+	// Disk is the id of the disk, as in NodeDiskCapacity.
+	Disk string
+	Extent
+}
+
+// Attributes writes the place as attributes of a PersistentVolume.
+func (p Place) Attributes() map[string]string {
+	return map[string]string{
+		AttributeDisk:   p.Disk,
+		AttributeStart:  strconv.FormatInt(p.Start, 10),
+		AttributeLength: strconv.FormatInt(p.Length, 10),
+	}
+}
+
+// ParsePlace reads the place from a PersistentVolume's attributes.
+func ParsePlace(attributes map[string]string) (Place, error) {
+	p := Place{Disk: attributes[AttributeDisk]}
+	if id, err := uuid.Parse(p.Disk); err != nil || id.String() != p.Disk {
+		return Place{}, fmt.Errorf("attribute %s is %.64q: it must be a GUID in lower case", AttributeDisk, p.Disk)
+	}
+	var err error
+	if p.Start, err = parseBytes(attributes, AttributeStart); err != nil {
+		return Place{}, err
+	}
+	if p.Length, err = parseBytes(attributes, AttributeLength); err != nil {
+		return Place{}, err
+	}
+	return p, p.validate()
+}
+
+func parseBytes(attributes map[string]string, key string) (int64, error) {
+	n, err := strconv.ParseInt(attributes[key], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("attribute %s is %.64q: it must be a number of bytes", key, attributes[key])
+	}
+	return n, nil
+}

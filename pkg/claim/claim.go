@@ -1,0 +1,77 @@
+// Package claim says what a PersistentVolumeClaim asks of Berth, and what the
+// PersistentVolume looks like that answers it: the PersistentVolume is the reservation.
+// The scheduler writes it, the node's agent reads it; both through this package, so that
+// they never disagree about a volume.
+//
+// It does not talk to the API server, and knows nothing of disks.
+package claim
+
+import (
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+// Request returns what a claim of a StorageClass of ours asks for. The error names what
+// to change: of the claim, most of which is immutable, or of its class.
+func Request(pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) (request.Volume, error) {
+	parameters, err := diskv1alpha1.ParseParameters(class.Parameters)
+	if err != nil {
+		return request.Volume{}, fmt.Errorf("StorageClass %s: %w", class.Name, err)
+	}
+	size, err := validate(pvc)
+	if err != nil {
+		return request.Volume{}, err
+	}
+	block := IsBlock(pvc.Spec.VolumeMode)
+	if !block {
+		if err := diskv1alpha1.ValidateFSSize(parameters.FSType, size); err != nil {
+			return request.Volume{}, err
+		}
+	}
+	id := diskv1alpha1.ClaimVolumeID(pvc.UID)
+	v := request.Volume{
+		ID: id, Partition: diskv1alpha1.PartitionID(id), Claim: pvc.Namespace + "/" + pvc.Name, Block: block,
+		Request: placement.Request{Class: parameters.Class, Size: size, Apart: parameters.Spread},
+		Room:    parameters.Headroom(size),
+	}
+	if !block {
+		v.FSType = parameters.FSType
+	}
+	return v, nil
+}
+
+// validate refuses claims that no disk of one node can answer, and returns the size.
+func validate(pvc *corev1.PersistentVolumeClaim) (int64, error) {
+	spec := &pvc.Spec
+	for _, mode := range spec.AccessModes {
+		switch mode {
+		case corev1.ReadWriteOnce, corev1.ReadWriteOncePod:
+		default:
+			return 0, fmt.Errorf("access mode %s is not possible, the volume is on a disk of one node: use %s or %s", mode, corev1.ReadWriteOnce, corev1.ReadWriteOncePod)
+		}
+	}
+	switch {
+	case spec.DataSource != nil, spec.DataSourceRef != nil:
+		return 0, fmt.Errorf("dataSource is set: %s makes neither clones nor restores snapshots, leave it out", diskv1alpha1.DriverName)
+	case spec.Selector != nil:
+		return 0, fmt.Errorf("selector is set: it selects existing volumes, of which none matches, and none is made for it; leave it out")
+	case spec.VolumeAttributesClassName != nil && *spec.VolumeAttributesClassName != "":
+		return 0, fmt.Errorf("volumeAttributesClassName is set: volumes of %s have no attributes to change, leave it out", diskv1alpha1.DriverName)
+	}
+	quantity := spec.Resources.Requests[corev1.ResourceStorage]
+	if quantity.Sign() <= 0 || quantity.CmpInt64(diskv1alpha1.MaxVolumeSize) > 0 {
+		return 0, fmt.Errorf("resources.requests.storage is %s: it must be larger than zero, and no disk is larger than %d bytes", quantity.String(), diskv1alpha1.MaxVolumeSize)
+	}
+	return diskv1alpha1.AlignUp(quantity.Value()), nil
+}
+
+// IsBlock reports whether the mode is that of a raw block volume.
+func IsBlock(mode *corev1.PersistentVolumeMode) bool {
+	return mode != nil && *mode == corev1.PersistentVolumeBlock
+}
