@@ -1,0 +1,120 @@
+package v1alpha1
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+)
+
+func TestVolumeIDs(t *testing.T) {
+	claim := uuid.NewString()
+	id := ClaimVolumeID("11111111-2222-4333-8444-555555555555")
+	if id != "pvc-11111111-2222-4333-8444-555555555555" {
+		t.Errorf("a claim's volume is %s", id)
+	}
+	if got := NamedVolumeID("pvc-" + claim); got != "pvc-"+claim {
+		t.Errorf("the name of a claim's volume became %s", got)
+	}
+	// Whatever a volume is named, its ID can be read back from its partition.
+	for _, name := range []string{"pvc-" + claim, "sanity-1", "pvc-", "pvc-" + strings.ToUpper(claim), strings.Repeat("x", 128), "pvc-{" + claim + "}"} {
+		id := NamedVolumeID(name)
+		if id != NamedVolumeID(name) {
+			t.Errorf("%q has two IDs", name)
+		}
+		partitionName, ok := VolumeUUID(id)
+		if !ok || len(partitionName) != 36 {
+			t.Errorf("%q: ID %s does not fit into a partition's name", name, id)
+		}
+		if back, ok := PersistentVolumeID(partitionName, PartitionID(id)); !ok || back != id {
+			t.Errorf("%q: ID %s reads back as %s", name, id, back)
+		}
+	}
+	for _, name := range []string{"", "default/web-0/data", claim[:35]} {
+		if id, ok := PersistentVolumeID(name, PartitionID("pvc-"+name)); ok {
+			t.Errorf("partition name %q was read as volume %s", name, id)
+		}
+	}
+	if _, ok := PersistentVolumeID(claim, PartitionID("pvc-"+uuid.NewString())); ok {
+		t.Error("a name was believed that does not belong to the partition")
+	}
+}
+
+func TestNodeLabel(t *testing.T) {
+	if got := NodeLabel("node-1.example.org"); got != "node-1.example.org" {
+		t.Errorf("a short name became %s", got)
+	}
+	long := strings.Repeat("a", 200)
+	if got := NodeLabel(long); len(got) > 63 || got == NodeLabel(long+"b") {
+		t.Errorf("a long name became %s", got)
+	}
+}
+
+func TestParseParameters(t *testing.T) {
+	const class = AttributeClass
+	tests := map[string]struct {
+		parameters map[string]string
+		headroom   int64 // of 10 GiB
+		says       string
+	}{
+		"class only":        {map[string]string{class: "ssd"}, 0, ""},
+		"all":               {map[string]string{class: "ssd", ParameterFSType: "xfs", AttributeSpread: "disk", ParameterHeadroom: "5Gi"}, 5 << 30, ""},
+		"percent":           {map[string]string{class: "ssd", ParameterHeadroom: "50%"}, 5 << 30, ""},
+		"rounded up":        {map[string]string{class: "ssd", ParameterHeadroom: "1"}, 1 << 20, ""},
+		"no class":          {map[string]string{}, 0, "disk.berth.dev/class is missing"},
+		"unknown":           {map[string]string{class: "ssd", "disk.berth.dev/clas": "x"}, 0, `unknown parameter "disk.berth.dev/clas"`},
+		"bad fs":            {map[string]string{class: "ssd", ParameterFSType: "ntfs"}, 0, `"ntfs" is not supported`},
+		"bad spread":        {map[string]string{class: "ssd", AttributeSpread: "node"}, 0, `can only be "disk"`},
+		"negative headroom": {map[string]string{class: "ssd", ParameterHeadroom: "-1Gi"}, 0, "write it like 20Gi or 50%"},
+		"huge headroom":     {map[string]string{class: "ssd", ParameterHeadroom: "1e999999999"}, 0, "write it like 20Gi or 50%"},
+		"large headroom":    {map[string]string{class: "ssd", ParameterHeadroom: "8Ei"}, 0, "write it like 20Gi or 50%"},
+		"negative percent":  {map[string]string{class: "ssd", ParameterHeadroom: "-5%"}, 0, "whole number from 0%"},
+		"percent overflow":  {map[string]string{class: "ssd", ParameterHeadroom: "99999999999999999999%"}, 0, "whole number from 0%"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			p, err := ParseParameters(test.parameters)
+			if test.says != "" {
+				if err == nil || !strings.Contains(err.Error(), test.says) {
+					t.Fatalf("error %v, want one that says %q", err, test.says)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := p.Headroom(10 << 30); got != test.headroom || p.Class != "ssd" {
+				t.Errorf("class %q, headroom %d, want %d", p.Class, got, test.headroom)
+			}
+			if got := p.Headroom(MaxVolumeSize); got < 0 {
+				t.Errorf("headroom of the largest volume is %d", got)
+			}
+		})
+	}
+}
+
+func TestPlace(t *testing.T) {
+	place := Place{Disk: uuid.NewString(), Extent: Extent{Start: 3 << 20, Length: 5 << 30}}
+	if back, err := ParsePlace(place.Attributes()); err != nil || back != place {
+		t.Errorf("%+v reads back as %+v: %v", place, back, err)
+	}
+	for name, change := range map[string]map[string]string{
+		"no disk":       {AttributeDisk: ""},
+		"upper case":    {AttributeDisk: strings.ToUpper(place.Disk[:35]) + "A"},
+		"no number":     {AttributeStart: "x"},
+		"unaligned":     {AttributeStart: "3145729"},
+		"head":          {AttributeStart: "0"},
+		"empty":         {AttributeLength: "0"},
+		"negative":      {AttributeLength: "-1048576"},
+		"overflow":      {AttributeLength: "9223372036853727232"},
+		"out of bounds": {AttributeLength: "99999999999999999999"},
+	} {
+		attributes := place.Attributes()
+		for key, value := range change {
+			attributes[key] = value
+		}
+		if got, err := ParsePlace(attributes); err == nil {
+			t.Errorf("%s: read as %+v", name, got)
+		}
+	}
+}

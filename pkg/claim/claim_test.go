@@ -1,0 +1,134 @@
+package claim
+
+import (
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+const gi = int64(1) << 30
+
+func storageClass(parameters map[string]string) *storagev1.StorageClass {
+	return &storagev1.StorageClass{
+		ObjectMeta: metav1.ObjectMeta{Name: "fast"}, Provisioner: diskv1alpha1.DriverName, Parameters: parameters,
+		ReclaimPolicy: ptr.To(corev1.PersistentVolumeReclaimRetain), MountOptions: []string{"noatime"},
+	}
+}
+
+func pvc(size string, change func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
+	c := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "data-db-0", UID: "11111111-2222-4333-8444-555555555555"},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}},
+		},
+	}
+	if change != nil {
+		change(c)
+	}
+	return c
+}
+
+func TestRequest(t *testing.T) {
+	ssd := map[string]string{diskv1alpha1.AttributeClass: "ssd", diskv1alpha1.ParameterHeadroom: "50%", diskv1alpha1.ParameterFSType: "xfs"}
+	v, err := Request(pvc("2000000001", nil), storageClass(ssd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.Request.Size != 1908<<20 || v.Request.Class != "ssd" || v.Room != 954<<20 || v.FSType != "xfs" || v.Claim != "shop/data-db-0" || v.Block {
+		t.Errorf("a claim of 2000000001 bytes asks for %+v", v)
+	}
+	block := func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeMode = ptr.To(corev1.PersistentVolumeBlock) }
+	if v, err := Request(pvc("1Mi", block), storageClass(ssd)); err != nil || !v.Block || v.FSType != "" {
+		t.Errorf("a raw block claim of 1Mi asks for %+v: %v", v, err)
+	}
+	tests := map[string]struct {
+		size   string
+		change func(*corev1.PersistentVolumeClaim)
+		class  map[string]string
+		says   string
+	}{
+		"too small for xfs": {"10Mi", nil, ssd, "too small for xfs: ask for at least 300Mi"},
+		"nothing":           {"0", nil, ssd, "must be larger than zero"},
+		"larger than disks": {"7Ei", nil, ssd, "no disk is larger"},
+		"many nodes": {"1Gi", func(c *corev1.PersistentVolumeClaim) {
+			c.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
+		}, ssd, "access mode ReadWriteMany is not possible"},
+		"clone":        {"1Gi", func(c *corev1.PersistentVolumeClaim) { c.Spec.DataSource = &corev1.TypedLocalObjectReference{} }, ssd, "dataSource is set"},
+		"selector":     {"1Gi", func(c *corev1.PersistentVolumeClaim) { c.Spec.Selector = &metav1.LabelSelector{} }, ssd, "selector is set"},
+		"attributes":   {"1Gi", func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeAttributesClassName = ptr.To("gold") }, ssd, "volumeAttributesClassName is set"},
+		"bad class":    {"1Gi", nil, map[string]string{}, "StorageClass fast: parameter disk.berth.dev/class is missing"},
+		"bad headroom": {"1Gi", nil, map[string]string{diskv1alpha1.AttributeClass: "ssd", diskv1alpha1.ParameterHeadroom: "x"}, "StorageClass fast: parameter disk.berth.dev/headroom"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			v, err := Request(pvc(test.size, test.change), storageClass(test.class))
+			if err == nil || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("asks for %+v, error %v, want one that says %q", v, err, test.says)
+			}
+		})
+	}
+}
+
+// TestVolumeReadsBack: the agent reads what the scheduler wrote.
+func TestVolumeReadsBack(t *testing.T) {
+	class := storageClass(map[string]string{diskv1alpha1.AttributeClass: "ssd", diskv1alpha1.ParameterFSType: "ext4"})
+	c := pvc("3Gi", nil)
+	asked, err := Request(c, class)
+	if err != nil {
+		t.Fatal(err)
+	}
+	place := diskv1alpha1.Place{Disk: "6f2d9c1e-0000-4000-8000-000000000001", Extent: diskv1alpha1.Extent{Start: 2 << 20, Length: 3 * gi}}
+	pv := NewVolume(c, class, asked, "node-1", place)
+	if pv.Name != asked.ID || !IsFor(pv, c) || !IsOurs(pv) || Owner(pv) != "shop/data-db-0" || pv.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimRetain {
+		t.Errorf("the volume is %+v", pv)
+	}
+	read := func(change func(*corev1.PersistentVolume)) (Volume, error) {
+		changed := pv.DeepCopy()
+		change(changed)
+		return ReadVolume(changed)
+	}
+	v, err := read(func(*corev1.PersistentVolume) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.ID != asked.ID || v.Partition != asked.Partition || v.Node != "node-1" || v.Class != "ssd" || v.FSType != "ext4" || v.Place != place || v.Size != 3*gi || v.Block {
+		t.Errorf("it reads back as %+v", v)
+	}
+	if v, err := read(func(pv *corev1.PersistentVolume) {
+		pv.Spec.Capacity[corev1.ResourceStorage] = resource.MustParse("5Gi")
+	}); err != nil || v.Size != 5*gi || v.Place != place {
+		t.Errorf("grown, it reads as %+v: %v", v, err)
+	}
+	if v, err := read(func(pv *corev1.PersistentVolume) {
+		pv.Spec.Capacity[corev1.ResourceStorage] = resource.MustParse("1Gi")
+	}); err != nil || v.Size != 3*gi {
+		t.Errorf("a capacity edited to less must not shrink it: %+v: %v", v, err)
+	}
+	if v, err := read(func(pv *corev1.PersistentVolume) { pv.Labels = nil }); err != nil || v.Node != "node-1" {
+		t.Errorf("without its label it is on %q: %v", v.Node, err)
+	}
+	for name, change := range map[string]func(*corev1.PersistentVolume){
+		"other driver": func(pv *corev1.PersistentVolume) { pv.Spec.CSI.Driver = "other" },
+		"no source":    func(pv *corev1.PersistentVolume) { pv.Spec.CSI = nil },
+		"no place":     func(pv *corev1.PersistentVolume) { delete(pv.Spec.CSI.VolumeAttributes, diskv1alpha1.AttributeStart) },
+		"no handle":    func(pv *corev1.PersistentVolume) { pv.Spec.CSI.VolumeHandle = "" },
+		"no affinity":  func(pv *corev1.PersistentVolume) { pv.Spec.NodeAffinity = nil },
+		"no capacity":  func(pv *corev1.PersistentVolume) { pv.Spec.Capacity = nil },
+		"huge capacity": func(pv *corev1.PersistentVolume) {
+			pv.Spec.Capacity[corev1.ResourceStorage] = resource.MustParse("8Ei")
+		},
+		"bad fs": func(pv *corev1.PersistentVolume) { pv.Spec.CSI.FSType = "vfat" },
+	} {
+		if v, err := read(change); err == nil {
+			t.Errorf("%s: read as %+v", name, v)
+		}
+	}
+}
