@@ -27,7 +27,7 @@ func (c *Cluster) startContainerd(ctx context.Context, n *Node, images string) e
 	if err := os.WriteFile(config, []byte(containerdConfig(n)), 0o644); err != nil {
 		return err
 	}
-	p, err := c.run("containerd-"+n.Name, n.enter("containerd", "--config", config)...)
+	p, err := c.run(containerdName(n.Name), n.enter("containerd", "--config", config)...)
 	if err != nil {
 		return err
 	}
@@ -38,6 +38,8 @@ func (c *Cluster) startContainerd(ctx context.Context, n *Node, images string) e
 		return c.command(ctx, n.enter("ctr", "--namespace", "k8s.io", "images", "import", images)...)
 	})
 }
+
+func containerdName(node string) string { return "containerd-" + node }
 
 func containerdConfig(n *Node) string {
 	// Without the capability a sandbox that wants a better OOM score than its parent

@@ -58,7 +58,7 @@ func (c *Cluster) connectNode(ctx context.Context, n *Node) error {
 		return err
 	}
 	n.address = net.IPv4(10, 217, byte(number), byte(10+n.index))
-	link := c.state.Link("v" + strconv.Itoa(n.index))
+	link := c.state.Link(nodeLink(n))
 	for _, args := range [][]string{
 		{"ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", strconv.Itoa(n.pid())},
 		{"ip", "link", "set", link, "master", c.state.Link("b"), "up"},
@@ -73,6 +73,9 @@ func (c *Cluster) connectNode(ctx context.Context, n *Node) error {
 	}
 	return n.writeCNI(number)
 }
+
+// nodeLink is by what State knows the machine's end of the node's link.
+func nodeLink(n *Node) string { return "v" + strconv.Itoa(n.index) }
 
 // writeCNI configures pod networking: a link from each pod to its node.
 func (n *Node) writeCNI(cluster int) error {

@@ -90,9 +90,8 @@ func (c *Cluster) Exec(ctx context.Context, node string, argv ...string) (string
 
 // prepareNodes makes everything of the nodes that needs no API server.
 func (c *Cluster) prepareNodes(ctx context.Context) error {
-	images := filepath.Join(c.state.Dir, "images.tar")
 	if c.options.Kubelets {
-		if err := writeImages(images, c.bin); err != nil {
+		if err := writeImages(c.images(), c.bin); err != nil {
 			return err
 		}
 	}
@@ -112,11 +111,14 @@ func (c *Cluster) prepareNodes(ctx context.Context) error {
 			if err := c.startNamespaces(ctx, n); err != nil {
 				return err
 			}
-			return c.startContainerd(ctx, n, images)
+			return c.startContainerd(ctx, n, c.images())
 		})
 	}
 	return group.Wait()
 }
+
+// images is the archive of the images that every node has.
+func (c *Cluster) images() string { return filepath.Join(c.state.Dir, "images.tar") }
 
 // startNodes brings the nodes into the cluster and waits until they take pods.
 func (c *Cluster) startNodes(ctx context.Context) error {
@@ -183,6 +185,11 @@ ip link set lo up
 exec sleep infinity
 `
 
+// namespacesReady is the file of a node that says that its namespaces are made.
+const namespacesReady = "namespaces"
+
+func namespacesName(node string) string { return "namespaces-" + node }
+
 // startNamespaces makes the node's namespaces: a process that only waits holds them.
 func (c *Cluster) startNamespaces(ctx context.Context, n *Node) error {
 	for _, dir := range covered {
@@ -198,9 +205,9 @@ func (c *Cluster) startNamespaces(ctx context.Context, n *Node) error {
 		}
 		argv = append(argv, own, dir)
 	}
-	ready := filepath.Join(n.dir, "namespaces")
+	ready := filepath.Join(n.dir, namespacesReady)
 	var err error
-	n.holder, err = c.run("namespaces-"+n.Name, append(argv, ready)...)
+	n.holder, err = c.run(namespacesName(n.Name), append(argv, ready)...)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -82,6 +83,56 @@ func TestNode(t *testing.T) {
 	}
 	if err := c.RestartKubelet(ctx, "node1"); err != nil {
 		t.Error(err)
+	}
+	assertReboot(t, c, pod)
+}
+
+// assertReboot reboots node1 and holds that it forgot what it should, and that the pod
+// runs again in a new container.
+func assertReboot(t *testing.T, c *Cluster, pod *corev1.Pod) {
+	t.Helper()
+	ctx := t.Context()
+	n, err := c.Node("node1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Exec(ctx, "node1", "sh", "-c", "touch /run/volatile /var/lib/durable; mount -t tmpfs mounted /mnt"); err != nil {
+		t.Fatal(err)
+	}
+	device := n.Disks[0].Path
+	if out, err := exec.CommandContext(ctx, "addpart", device, "1", "2048", "2048").CombinedOutput(); err != nil {
+		t.Fatalf("add a partition: %v: %s", err, out)
+	}
+	start := time.Now()
+	if err := c.PowerOff(ctx, "node1"); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := filepath.Glob("/sys/block/" + filepath.Base(device) + "/loop*p*"); err != nil || len(left) > 0 {
+		t.Errorf("the kernel still has %v, %v", left, err)
+	}
+	if err := c.PowerOff(ctx, "node1"); err == nil {
+		t.Error("a node was powered off twice")
+	}
+	if err := c.PowerOn(ctx, "node1"); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("rebooted in %s", time.Since(start))
+	if out, err := c.Exec(ctx, "node1", "sh", "-c", "ls /run/volatile /var/lib/durable 2>&1; grep mounted /proc/mounts || true"); err != nil ||
+		!strings.Contains(out, "/var/lib/durable") || strings.Contains(out, "\n/run/volatile") || strings.Contains(out, "/mnt") {
+		t.Errorf("after the reboot there are %s, %v", out, err)
+	}
+	err = Eventually(ctx, time.Minute, func(ctx context.Context) error {
+		out, err := c.Kubectl(ctx, "exec", "plain", "--", "hostname")
+		if err != nil || strings.TrimSpace(out) != "plain" {
+			return fmt.Errorf("kubectl exec printed %q, %w", out, err)
+		}
+		return c.Client().Get(ctx, client.ObjectKeyFromObject(pod), pod)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := pod.Status.ContainerStatuses[0].RestartCount; n == 0 {
+		t.Error("the pod's container outlived the reboot")
 	}
 }
 

@@ -126,6 +126,29 @@ func detachLoop(path string) error {
 	return unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0)
 }
 
+// ForgetPartitions makes the kernel forget the partitions of a loop device, as it does
+// when the machine goes down. It waits until nobody holds them any more.
+func (s *State) ForgetPartitions(ctx context.Context, device string) error {
+	for {
+		err := forgetPartitions(device)
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		if pause(ctx) != nil {
+			return fmt.Errorf("partitions of %s are still held: %w", device, err)
+		}
+	}
+}
+
+func forgetPartitions(device string) error {
+	disk, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer disk.Close()
+	return detachPartitions(disk, filepath.Base(device))
+}
+
 // blkpgPartition and blkpgArgument are the kernel's struct blkpg_partition and
 // struct blkpg_ioctl_arg.
 type blkpgPartition struct {

@@ -58,10 +58,10 @@ func startTime(pid int) (string, error) {
 // Processes returns the IDs of the cluster's processes: those that inherited the
 // cluster's mark, and those of pods, which have an environment of their own but live
 // in the cluster's control group.
-func (s *State) Processes() ([]int, error) { return s.processes("") }
+func (s *State) Processes() ([]int, error) { return processes(s.component("")) }
 
-// processes narrows it to one component and what it started; empty means all.
-func (s *State) processes(component string) ([]int, error) {
+// processes returns those that belong.
+func processes(belongs func(pid int) bool) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -69,12 +69,18 @@ func (s *State) processes(component string) ([]int, error) {
 	var pids []int
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || !s.owns(pid, component) {
+		if err != nil || pid == os.Getpid() || !belongs(pid) {
 			continue
 		}
 		pids = append(pids, pid)
 	}
 	return pids, nil
+}
+
+// component tells the processes of a component and what it started; empty means all of
+// the cluster.
+func (s *State) component(name string) func(pid int) bool {
+	return func(pid int) bool { return s.owns(pid, name) }
 }
 
 func (s *State) owns(pid int, component string) bool {
@@ -91,16 +97,17 @@ func (s *State) owns(pid int, component string) bool {
 	if slices.Contains(variables, idVariable+"="+s.ID) {
 		return component == "" || slices.Contains(variables, componentVariable+"="+component)
 	}
-	return component == "" && s.inCgroup(dir)
+	return component == "" && inCgroup(dir, s.Cgroup())
 }
 
-func (s *State) inCgroup(dir string) bool {
+// inCgroup says whether the process of that directory is in the control group or below it.
+func inCgroup(dir, group string) bool {
 	cgroups, err := os.ReadFile(filepath.Join(dir, "cgroup"))
 	if err != nil {
 		return false
 	}
 	for line := range strings.SplitSeq(string(cgroups), "\n") {
-		if _, path, ok := strings.Cut(line, s.Cgroup()); ok && (path == "" || path[0] == '/') {
+		if _, path, ok := strings.Cut(line, group); ok && (path == "" || path[0] == '/') {
 			return true
 		}
 	}
@@ -111,19 +118,32 @@ func (s *State) inCgroup(dir string) bool {
 // the cluster. New ones may appear while it does so (a shim that starts a container),
 // so it looks again until it finds none.
 func (s *State) Kill(ctx context.Context, component string) error {
+	return kill(ctx, s.component(component))
+}
+
+// killCgroup ends what runs in the control group of that name below the cluster's.
+func (s *State) killCgroup(ctx context.Context, name string) error {
+	group := filepath.Join(s.Cgroup(), name)
+	return kill(ctx, func(pid int) bool {
+		_, err := startTime(pid)
+		return err == nil && inCgroup(filepath.Join("/proc", strconv.Itoa(pid)), group)
+	})
+}
+
+func kill(ctx context.Context, belongs func(pid int) bool) error {
 	for {
-		pids, err := s.processes(component)
+		pids, err := processes(belongs)
 		if err != nil || len(pids) == 0 {
 			return err
 		}
-		if err := s.killAll(ctx, pids, component); err != nil {
+		if err := killAll(ctx, pids, belongs); err != nil {
 			return err
 		}
 	}
 }
 
 // killAll signals all processes before it waits for any.
-func (s *State) killAll(ctx context.Context, pids []int, component string) error {
+func killAll(ctx context.Context, pids []int, belongs func(pid int) bool) error {
 	var killed []int
 	defer func() {
 		for _, fd := range killed {
@@ -131,7 +151,7 @@ func (s *State) killAll(ctx context.Context, pids []int, component string) error
 		}
 	}()
 	for _, pid := range pids {
-		fd, err := s.killOne(pid, component)
+		fd, err := killOne(pid, belongs)
 		if err != nil {
 			return err
 		}
@@ -150,7 +170,7 @@ func (s *State) killAll(ctx context.Context, pids []int, component string) error
 // killOne signals through a descriptor of the process and looks again after opening
 // it, so that it can't hit another process that was given the same ID. It returns the
 // descriptor, or -1 when the process has ended.
-func (s *State) killOne(pid int, component string) (fd int, err error) {
+func killOne(pid int, belongs func(pid int) bool) (fd int, err error) {
 	fd, err = unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return -1, nil
@@ -158,7 +178,7 @@ func (s *State) killOne(pid int, component string) (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("open process %d: %w", pid, err)
 	}
-	if !s.owns(pid, component) {
+	if !belongs(pid) {
 		unix.Close(fd)
 		return -1, nil
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -106,6 +107,22 @@ func (s *State) removeLinks(ctx context.Context) error {
 	}
 }
 
+// RemoveLink removes one of the cluster's links, if it is still there.
+func (s *State) RemoveLink(ctx context.Context, suffix string) error {
+	name := s.Link(suffix)
+	for {
+		links, err := s.links()
+		if err != nil || !slices.Contains(links, name) {
+			return err
+		}
+		out, err := exec.CommandContext(ctx, "ip", "link", "delete", name).CombinedOutput()
+		// After an error it may be gone nevertheless: the next look tells.
+		if err != nil && pause(ctx) != nil {
+			return fmt.Errorf("remove network link %s: %w: %s", name, err, out)
+		}
+	}
+}
+
 func (s *State) links() ([]string, error) {
 	all, err := net.Interfaces()
 	if err != nil {
@@ -133,6 +150,24 @@ func (s *State) Cgroups() ([]string, error) {
 	return v1, nil
 }
 
+// RemoveCgroup kills what runs in the control group of that name below the cluster's, and
+// removes it.
+func (s *State) RemoveCgroup(ctx context.Context, name string) error {
+	groups, err := s.Cgroups()
+	if err != nil {
+		return err
+	}
+	for _, g := range groups {
+		if err := s.killCgroup(ctx, name); err != nil {
+			return err
+		}
+		if err := removeGroup(ctx, filepath.Join(g, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (s *State) removeCgroups(ctx context.Context) error {
 	groups, err := s.Cgroups()
 	if err != nil {
@@ -140,19 +175,22 @@ func (s *State) removeCgroups(ctx context.Context) error {
 	}
 	var errs []error
 	for _, g := range groups {
-		for {
-			err := removeTree(g)
-			if err == nil {
-				break
-			}
-			// The kernel counts a process for a moment longer than /proc shows it.
-			if pause(ctx) != nil {
-				errs = append(errs, fmt.Errorf("remove control group %s: %w", g, err))
-				break
-			}
-		}
+		errs = append(errs, removeGroup(ctx, g))
 	}
 	return errors.Join(errs...)
+}
+
+func removeGroup(ctx context.Context, dir string) error {
+	for {
+		err := removeTree(dir)
+		if err == nil {
+			return nil
+		}
+		// The kernel counts a process for a moment longer than /proc shows it.
+		if pause(ctx) != nil {
+			return fmt.Errorf("remove control group %s: %w", dir, err)
+		}
+	}
 }
 
 // removeTree removes a control group and those below it; their files can't be
