@@ -32,7 +32,8 @@ var codecs = serializer.NewCodecFactory(Scheme)
 
 func init() {
 	Scheme.AddKnownTypes(corev1.SchemeGroupVersion,
-		&corev1.Pod{}, &corev1.PodList{}, &corev1.Node{}, &corev1.NodeList{}, &corev1.Event{})
+		&corev1.Pod{}, &corev1.PodList{}, &corev1.Node{}, &corev1.NodeList{}, &corev1.Event{},
+		&corev1.PersistentVolume{}, &corev1.PersistentVolumeList{})
 	Scheme.AddKnownTypes(policyv1.SchemeGroupVersion, &policyv1.Eviction{})
 	metav1.AddToGroupVersion(Scheme, corev1.SchemeGroupVersion)
 	metav1.AddToGroupVersion(Scheme, policyv1.SchemeGroupVersion)
@@ -44,6 +45,7 @@ const (
 	pods       = "pods"
 	nodes      = "nodes"
 	events     = "events"
+	volumes    = "persistentvolumes"
 	capacities = "nodediskcapacities"
 	classes    = "diskclasses"
 )

@@ -17,7 +17,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// Recorder writes events about pods. client-go's recorder would cost the agent a tenth
+// Recorder writes events about pods and volumes. client-go's recorder would cost the agent a tenth
 // of its memory, for the OpenAPI schemas behind its patches.
 type Recorder struct {
 	client *Client
@@ -38,15 +38,25 @@ func (c *Client) NewRecorder() *Recorder {
 
 // Event says something about the pod. It never blocks; an event is a courtesy.
 func (r *Recorder) Event(pod *corev1.Pod, eventType, reason, message string) {
+	r.About(corev1.ObjectReference{
+		Kind: "Pod", APIVersion: corev1.SchemeGroupVersion.String(), Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
+	}, eventType, reason, message)
+}
+
+// About says something about any object. It never blocks.
+func (r *Recorder) About(object corev1.ObjectReference, eventType, reason, message string) {
 	now := metav1.Now()
 	// The name follows from what is said, so that the same is one event with a count.
-	sum := sha256.Sum256([]byte(string(pod.UID) + reason + message))
+	sum := sha256.Sum256([]byte(string(object.UID) + reason + message))
+	namespace := object.Namespace
+	if namespace == "" {
+		// An event needs one, what is said of objects without namespace is looked for here.
+		namespace = metav1.NamespaceDefault
+	}
 	event := &corev1.Event{
-		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: fmt.Sprintf("%.200s.%x", pod.Name, sum[:8])},
-		InvolvedObject: corev1.ObjectReference{
-			Kind: "Pod", APIVersion: corev1.SchemeGroupVersion.String(), Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
-		},
-		Type: eventType, Reason: reason, Message: message, Count: 1,
+		ObjectMeta:     metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprintf("%.200s.%x", object.Name, sum[:8])},
+		InvolvedObject: object,
+		Type:           eventType, Reason: reason, Message: message, Count: 1,
 		FirstTimestamp: now, LastTimestamp: now,
 		Source:              corev1.EventSource{Component: diskv1alpha1.DriverName, Host: r.client.node},
 		ReportingController: diskv1alpha1.DriverName, ReportingInstance: r.client.node,
@@ -69,7 +79,7 @@ func (r *Recorder) Run(ctx context.Context) {
 				return
 			}
 			if err := r.write(ctx, event); err != nil && ctx.Err() == nil {
-				klog.FromContext(ctx).V(1).Info("Event could not be written", "pod", klog.KRef(event.Namespace, event.InvolvedObject.Name), "reason", event.Reason, "err", err)
+				klog.FromContext(ctx).V(1).Info("Event could not be written", "kind", event.InvolvedObject.Kind, "object", klog.KRef(event.InvolvedObject.Namespace, event.InvolvedObject.Name), "reason", event.Reason, "err", err)
 			}
 		}
 	}
