@@ -57,13 +57,13 @@ func (d *blockDevice) partitions() (map[int]partition, error) {
 	return found, nil
 }
 
-// partitionAt finds one partition by the name that the kernel gives it.
-func (d *blockDevice) partitionAt(index int) (partition, error) {
+// partitionName is the name that the kernel gives a partition.
+func (d *blockDevice) partitionName(index int) string {
 	name := d.name
 	if last := name[len(name)-1]; last >= '0' && last <= '9' {
 		name += "p"
 	}
-	return readPartition(filepath.Join(d.sys, name+strconv.Itoa(index)))
+	return name + strconv.Itoa(index)
 }
 
 // readPartition reads one partition's directory of sysfs.
@@ -81,16 +81,23 @@ func readPartition(dir string) (partition, error) {
 	if err != nil {
 		return p, err
 	}
+	if p.rdev, err = readDeviceNumber(dir); err != nil {
+		return p, err
+	}
+	p.index, p.extent = int(index), extent.New(start*sysfsSector, size*sysfsSector)
+	return p, nil
+}
+
+func readDeviceNumber(dir string) (uint64, error) {
 	dev, err := os.ReadFile(filepath.Join(dir, "dev"))
 	if err != nil {
-		return p, err
+		return 0, err
 	}
 	var major, minor uint32
 	if _, err := fmt.Sscanf(string(dev), "%d:%d", &major, &minor); err != nil {
-		return p, fmt.Errorf("%s/dev: %w", dir, err)
+		return 0, fmt.Errorf("%s/dev: %w", dir, err)
 	}
-	p.index, p.extent, p.rdev = int(index), extent.New(start*sysfsSector, size*sysfsSector), unix.Mkdev(major, minor)
-	return p, nil
+	return unix.Mkdev(major, minor), nil
 }
 
 func readNumber(path string) (int64, error) {
@@ -113,7 +120,15 @@ func (d *blockDevice) attach(ctx context.Context, index int, e extent.Extent) (d
 	if added != nil && !errors.Is(added, unix.EBUSY) {
 		return "", fmt.Errorf("attaching partition %d of %s at %v: %w", index, d.path, e, added)
 	}
-	p, err := d.partitionAt(index)
+	name := d.partitionName(index)
+	if added == nil {
+		rdev, err := readDeviceNumber(filepath.Join(d.sys, name))
+		if err != nil {
+			return "", fmt.Errorf("attaching partition %d of %s at %v: %w", index, d.path, e, err)
+		}
+		return partition{name: name, rdev: rdev}.awaitNode(ctx)
+	}
+	p, err := readPartition(filepath.Join(d.sys, name))
 	if err != nil {
 		return "", fmt.Errorf("attaching partition %d of %s at %v: %w", index, d.path, e, errors.Join(added, err))
 	}

@@ -181,6 +181,7 @@ func (d *Disk) own() {
 	for {
 		select {
 		case <-d.stop:
+			d.rest()
 			return
 		case c := <-d.commands:
 			if d.failure != nil {
@@ -192,7 +193,29 @@ func (d *Disk) own() {
 				d.fail(c.ctx, err)
 			}
 			c.done <- err
+			if err == nil {
+				d.prove(c.ctx)
+			}
 		}
+	}
+}
+
+// rest leaves both copies of the table the same. If that fails, the next Open repairs them.
+func (d *Disk) rest() {
+	ctx := context.Background()
+	if d.failure != nil {
+		return
+	}
+	if err := d.store.takeBack(ctx); err != nil {
+		d.fail(ctx, err)
+	}
+}
+
+// prove reads back what a command has left unproven. It runs before the next command, so
+// that nobody but the one who was answered relies on it.
+func (d *Disk) prove(ctx context.Context) {
+	if err := d.store.prove(ctx); err != nil {
+		d.fail(ctx, fmt.Errorf("after it was written: %w", err))
 	}
 }
 

@@ -93,6 +93,9 @@ type store struct {
 	dev    device
 	table  table
 	onDisk copies
+	// unproven was written and flushed, but not read back yet; proven is the table before.
+	unproven []batch
+	proven   table
 	// Room for the next copies and for what is read back: a change makes no garbage of
 	// that size.
 	spare   copies
@@ -109,7 +112,7 @@ func load(dev device, l layout, f findings) (*store, error) {
 }
 
 func newStore(dev device, t table, c copyOfTable) *store {
-	return &store{dev: dev, table: t, onDisk: render(t.layout, c), spare: render(t.layout, c)}
+	return &store{dev: dev, table: t, proven: t, onDisk: render(t.layout, c), spare: render(t.layout, c)}
 }
 
 // current is the table's bytes. They are the store's: the next change may overwrite them.
@@ -143,6 +146,14 @@ func (s *store) repair(ctx context.Context, f findings) error {
 // an error that wraps ErrOutOfService nobody knows what is on the disk; after any
 // other error nothing was written.
 func (s *store) put(ctx context.Context, next table, e entry) error {
+	if err := s.putUnproven(ctx, next, e); err != nil {
+		return err
+	}
+	return s.prove(ctx)
+}
+
+// putUnproven is put without the reading back, which is left to prove.
+func (s *store) putUnproven(ctx context.Context, next table, e entry) error {
 	b, err := encodeEntry(next.layout, e)
 	if err != nil {
 		return err
@@ -153,22 +164,22 @@ func (s *store) put(ctx context.Context, next table, e entry) error {
 // drop makes next the table of the disk: the present one without the entry of that
 // index. Errors are those of put.
 func (s *store) drop(ctx context.Context, next table, index int) error {
-	return s.commit(ctx, next, index, make([]byte, entrySize))
+	if err := s.commit(ctx, next, index, make([]byte, entrySize)); err != nil {
+		return err
+	}
+	return s.prove(ctx)
 }
 
+// commit writes next, whose bytes are the present ones but for one entry. It is on the
+// medium when commit returns, and remains to be proven.
 func (s *store) commit(ctx context.Context, next table, index int, slot []byte) error {
-	if err := next.validate(); err != nil {
-		return fmt.Errorf("the new table would be invalid: %w", err)
-	}
-	// Nothing keeps a person from adding a partition with a tool. What is written now
-	// would take it away again, and give its extent to the next volume.
-	if err := s.unchanged(s.onDisk.primary); err != nil {
+	if err := s.prepare(ctx, next); err != nil {
 		return err
 	}
 	rendered := s.renderWith(index, slot)
 	// Until the backup is complete the primary is the old one; from then on the backup
 	// is the new one.
-	if err := s.write(ctx, []batch{
+	if err := s.writeUnproven(ctx, []batch{
 		s.table.change(s.onDisk.backup, rendered.backup),
 		s.table.change(s.onDisk.primary, rendered.primary),
 	}); err != nil {
@@ -176,6 +187,53 @@ func (s *store) commit(ctx context.Context, next table, index int, slot []byte) 
 	}
 	s.table, s.onDisk, s.spare = next, rendered, s.onDisk
 	return nil
+}
+
+// putAhead writes the first half of a put that is likely to come: the backup. The
+// table remains what it is, since the primary counts; a put of the same then only has to
+// write that, and any other change first writes the backup as it needs it.
+func (s *store) putAhead(ctx context.Context, next table, e entry) error {
+	b, err := encodeEntry(next.layout, e)
+	if err != nil {
+		return err
+	}
+	if err := s.prepare(ctx, next); err != nil {
+		return err
+	}
+	return s.writeBackup(ctx, s.renderWith(e.index, b).backup)
+}
+
+// takeBack ends what putAhead began: both copies are the same again.
+func (s *store) takeBack(ctx context.Context) error {
+	now := s.current()
+	if _, array := s.table.split(s.table.backup(), s.onDisk.backup.data); bytes.Equal(array, now.array) {
+		return nil
+	}
+	if err := s.prepare(ctx, s.table); err != nil {
+		return err
+	}
+	return s.writeBackup(ctx, s.renderWith(MetaEntry, bytes.Clone(now.slot(MetaEntry))).backup)
+}
+
+func (s *store) writeBackup(ctx context.Context, to write) error {
+	if err := s.writeUnproven(ctx, []batch{s.table.change(s.onDisk.backup, to)}); err != nil {
+		return err
+	}
+	s.onDisk.backup, s.spare.backup = s.spare.backup, s.onDisk.backup
+	return nil
+}
+
+// prepare holds what must be true before anything is written.
+func (s *store) prepare(ctx context.Context, next table) error {
+	if err := next.validate(); err != nil {
+		return fmt.Errorf("the new table would be invalid: %w", err)
+	}
+	if err := s.prove(ctx); err != nil {
+		return err
+	}
+	// Nothing keeps a person from adding a partition with a tool. What is written now
+	// would take it away again, and give its extent to the next volume.
+	return s.unchanged(s.onDisk.primary)
 }
 
 // renderWith renders the present copies with one entry's bytes replaced, into the spare.

@@ -17,6 +17,10 @@ import (
 // volume is there already, at the same extent, it is returned as it is: the caller
 // may ask again after any doubt. Errors: ErrOverlap, ErrNoEntry, ErrInUse (the volume
 // is being wiped), ErrOutOfService.
+//
+// When Create returns the entry is on the medium in both copies, but they are still being
+// read back: a file system can be made meanwhile. If they turn out wrong the disk is
+// out of service, and so MarkFormatted, which comes after, never succeeds.
 func (d *Disk) Create(ctx context.Context, partition, name string, e extent.Extent, ephemeral bool) (Volume, error) {
 	var v Volume
 	err := d.run(ctx, func(ctx context.Context) (err error) {
@@ -38,7 +42,8 @@ func (d *Disk) create(ctx context.Context, partition, name string, e extent.Exte
 		if next, made, err = d.store.table.withReserved(partition, name, e, ephemeral); err != nil {
 			return Volume{}, err
 		}
-		if err := d.store.put(ctx, next, made); err != nil {
+		// The owner reads back when this command is done: it takes no other until then.
+		if err := d.store.putUnproven(ctx, next, made); err != nil {
 			return Volume{}, err
 		}
 		prezeroed = d.zeroed.Contains(e)
@@ -71,6 +76,38 @@ func (d *Disk) MarkFormatted(ctx context.Context, partition string) error {
 		return fmt.Errorf("marking volume as formatted: %w", err)
 	}
 	return nil
+}
+
+// Format runs mkfs, which makes the file system of a Reserved volume. Meanwhile it prepares
+// what MarkFormatted will write, so that less is left to do then. The volume remains
+// Reserved, and is that still if the agent ends before MarkFormatted. Errors: mkfs's own.
+func (d *Disk) Format(ctx context.Context, partition string, mkfs func(ctx context.Context) error) error {
+	prepared := make(chan struct{})
+	go func() {
+		defer close(prepared)
+		// No matter whether it succeeds: MarkFormatted finds the same trouble, or none.
+		_ = d.run(ctx, func(ctx context.Context) error { return d.expectFormatted(ctx, partition) })
+	}()
+	err := mkfs(ctx)
+	<-prepared
+	if err != nil {
+		takenBack := d.run(context.WithoutCancel(ctx), func(ctx context.Context) error { return d.store.takeBack(ctx) })
+		return errors.Join(err, takenBack)
+	}
+	return nil
+}
+
+// expectFormatted prepares that a volume becomes Formatted.
+func (d *Disk) expectFormatted(ctx context.Context, partition string) error {
+	e, err := d.store.table.volume(partition)
+	if err != nil || phaseOf[e.kind] != Reserved {
+		return err
+	}
+	next, changed, err := d.store.table.withPhase(partition, Formatted)
+	if err != nil {
+		return err
+	}
+	return d.store.putAhead(ctx, next, changed)
 }
 
 // setPhase is one step of the state machine, or none if it was taken before.

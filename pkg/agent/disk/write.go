@@ -58,29 +58,59 @@ func (l layout) change(from, to write) batch {
 func (w write) end() int64 { return w.off + int64(len(w.data)) }
 
 // write brings the batches to the medium, first only what they change, and reads all of
-// it back. After an error the state of the disk is unknown. The one thing that is safe
-// then is to write the whole of it, from the first step on: fsync reports an error once
-// and forgets the pages.
+// it back. After an error that wraps ErrOutOfService the state of the disk is unknown.
 func (s *store) write(ctx context.Context, batches []batch) error {
-	first := s.attempt(batches)
-	if first == nil {
+	if err := s.writeUnproven(ctx, batches); err != nil {
+		return err
+	}
+	return s.prove(ctx)
+}
+
+// writeUnproven is write without reading back, which is left to prove.
+func (s *store) writeUnproven(ctx context.Context, batches []batch) error {
+	s.unproven = batches
+	err := s.attempt(batches)
+	if err == nil {
 		return nil
 	}
-	klog.FromContext(ctx).Error(first, "Writing the partition table failed, writing all of it once more", "disk", s.table.id)
-	again := slices.Clone(batches)
+	return s.writeAgain(ctx, err)
+}
+
+// prove reads back what was written last, unless that was done.
+func (s *store) prove(ctx context.Context) error {
+	err := s.readBack()
+	if err == nil {
+		return nil
+	}
+	return s.writeAgain(ctx, err)
+}
+
+// writeAgain writes all of the batches that failed. It is the one thing that is safe when
+// the state of the disk is unknown: fsync reports an error once and forgets the pages.
+func (s *store) writeAgain(ctx context.Context, failed error) error {
+	klog.FromContext(ctx).Error(failed, "Writing the partition table failed, writing all of it once more", "disk", s.table.id)
+	again := slices.Clone(s.unproven)
 	for i := range again {
 		again[i] = whole(again[i].all)
 	}
-	if err := s.attempt(again); err != nil {
-		return fmt.Errorf("%w: the partition table could not be written: %w; at first: %w", ErrOutOfService, err, first)
+	err := s.attempt(again)
+	if err == nil {
+		err = s.readBack()
+	}
+	if err != nil {
+		s.table = s.proven
+		return fmt.Errorf("%w: the partition table could not be written: %w; at first: %w", ErrOutOfService, err, failed)
 	}
 	return nil
 }
 
-// attempt writes with a barrier behind each b. Within a batch sectors may reach the
+// attempt writes with a barrier behind each batch. Within a batch sectors may reach the
 // medium in any order: the header's checksums tell when some did not.
 func (s *store) attempt(batches []batch) error {
 	for _, b := range batches {
+		if len(b.changed) == 0 {
+			continue // on the disk already, behind a barrier of its own
+		}
 		for _, w := range b.changed {
 			if _, err := s.dev.WriteAt(w.data, w.off); err != nil {
 				return fmt.Errorf("writing %d bytes at %d: %w", len(w.data), w.off, err)
@@ -90,11 +120,16 @@ func (s *store) attempt(batches []batch) error {
 			return fmt.Errorf("syncing: %w", err)
 		}
 	}
-	for _, b := range batches {
+	return nil
+}
+
+func (s *store) readBack() error {
+	for _, b := range s.unproven {
 		if err := s.verify(b.all); err != nil {
 			return err
 		}
 	}
+	s.unproven, s.proven = nil, s.table
 	return nil
 }
 

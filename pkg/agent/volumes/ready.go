@@ -77,7 +77,7 @@ func (m *Manager) format(ctx context.Context, d discovery.Disk, partition disk.V
 	case isMade:
 		fsType = made
 	case !already:
-		if err := m.mkfs(ctx, fsType, partition); err != nil {
+		if err := m.mkfs(ctx, d, fsType, partition); err != nil {
 			return fmt.Errorf("volume %q: %w", v.Name, err)
 		}
 	}
@@ -120,12 +120,15 @@ func (m *Manager) isPublishing(partition string) bool {
 
 // mkfs makes the file system and remembers it until the disk does. The caller holds the
 // volume's lock.
-func (m *Manager) mkfs(ctx context.Context, fsType string, partition disk.Volume) error {
+func (m *Manager) mkfs(ctx context.Context, d discovery.Disk, fsType string, partition disk.Volume) error {
 	m.mu.Lock()
 	// Whatever comes of it, the bytes are not all zeros any more.
 	delete(m.prezeroed, partition.Partition)
 	m.mu.Unlock()
-	if err := mkfs(context.WithoutCancel(ctx), fsType, partition); err != nil {
+	err := d.Engine.Format(context.WithoutCancel(ctx), partition.Partition, func(ctx context.Context) error {
+		return mkfs(ctx, fsType, partition)
+	})
+	if err != nil {
 		return err
 	}
 	m.mu.Lock()
