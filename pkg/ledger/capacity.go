@@ -104,13 +104,19 @@ func (d *Disk) validate(partitions map[string]struct{}) error {
 type published struct {
 	// disks are those that take volumes, sorted by id; none when problem is set.
 	disks []publishedDisk
-	// partitions are all of the node's volumes, on whatever disk, also when problem
+	// places are all of the node's volumes by partition, on whatever disk, also when problem
 	// is set: to believe less of an invalid capacity could only free space.
-	partitions map[string]struct{}
+	places map[string]publishedPlace
 	// wiping are those that become free by themselves.
 	wiping map[string]struct{}
 	// problem says what is wrong with the capacity.
 	problem string
+}
+
+type publishedPlace struct {
+	disk   string
+	extent extent.Extent
+	wiping bool
 }
 
 type publishedDisk struct {
@@ -122,10 +128,10 @@ type publishedDisk struct {
 }
 
 func publish(c *Capacity) *published {
-	p := &published{partitions: map[string]struct{}{}, wiping: map[string]struct{}{}}
+	p := &published{places: map[string]publishedPlace{}, wiping: map[string]struct{}{}}
 	for i := range c.Disks {
 		for _, a := range c.Disks[i].Allocations {
-			p.partitions[a.Partition] = struct{}{}
+			p.places[a.Partition] = publishedPlace{disk: c.Disks[i].ID, extent: a.Extent, wiping: a.Wiping}
 			if a.Wiping {
 				p.wiping[a.Partition] = struct{}{}
 			}
@@ -151,6 +157,22 @@ func publish(c *Capacity) *published {
 	}
 	slices.SortFunc(p.disks, func(a, b publishedDisk) int { return cmp.Compare(a.id, b.id) })
 	return p
+}
+
+// missing is the part of a record that the capacity does not show; false if there is none.
+// A volume that may grow is shown, and its tail is not. A volume that is being wiped is not
+// the record's any more: whoever has a record of it all the same is to get it anew, in the
+// record's place.
+func (p *published) missing(r Record) (Record, bool) {
+	place, shown := p.places[r.Partition]
+	if !shown || place.wiping {
+		return r, true
+	}
+	if p.problem != "" || place.extent.Len() >= r.Extent.Len() {
+		return Record{}, false
+	}
+	r.Disk, r.Extent = place.disk, extent.Extent{Start: place.extent.End, End: place.extent.Start + r.Extent.Len()}
+	return r, true
 }
 
 // node subtracts the records from what is published. gone are partitions to treat as

@@ -167,7 +167,7 @@ func TestTightestModel(t *testing.T) {
 			case 6:
 				l.DeletePod(uid)
 			default:
-				_, _ = l.Reserve(uid, node(), []string{"p" + uid}, []placement.Request{{Class: class(), Size: int64(1+rng.IntN(9)) * gib}})
+				_, _ = l.Reserve(uid, node(), wants([]string{"p" + uid}, []placement.Request{{Class: class(), Size: int64(1+rng.IntN(9)) * gib}}))
 			}
 			if err := l.Validate(); err != nil {
 				t.Fatalf("seed %d, step %d: %v", seed, step, err)
@@ -239,7 +239,7 @@ func BenchmarkTightest(b *testing.B) {
 	b.Run("change", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := l.Reserve("u", "node-0042", []string{"p"}, one(10)); err != nil {
+			if _, err := l.Reserve("u", "node-0042", wants([]string{"p"}, one(10))); err != nil {
 				b.Fatal(err)
 			}
 			l.Forget("u")

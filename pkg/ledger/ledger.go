@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -37,23 +38,62 @@ type Record struct {
 	Extent extent.Extent
 }
 
+// Want is a volume that is to be placed.
+type Want struct {
+	// Partition is the GUID that the volume's partition will have.
+	Partition string
+	Request   placement.Request
+	// Room is how many bytes must be free behind the volume when it is placed. They are
+	// not reserved.
+	Room int64
+	// Persistent is true for a volume that outlives a pod and may be shared by several:
+	// somebody else may have placed it already.
+	Persistent bool
+}
+
+// Planned is the request that finds a place with the room that is wanted.
+func (w *Want) Planned() placement.Request {
+	r := w.Request
+	r.Size += w.Room
+	return r
+}
+
+// Elsewhere is returned by Reserve for a persistent volume that already has its place on
+// another node.
+type Elsewhere struct{ Partition, Node string }
+
+func (e *Elsewhere) Error() string {
+	return fmt.Sprintf("the volume of partition %s is on node %s already", e.Partition, e.Node)
+}
+
 // Ledger is the memory. Use New.
 //
 // Invariants, held by Validate:
-//  1. A pod has records on one node at most, apart from those in doubt.
+//  1. A holder has records on one node at most, apart from those in doubt.
 //  2. Every node's snapshot is what its last capacity and its records give.
 //  3. The revision of a node never falls.
 //  4. A node of which nothing is published or recorded is not kept.
 //  5. The index has the free extents of every node's snapshot, and nothing else.
+//  6. Every partition that is recorded or published is found by Where.
 type Ledger struct {
 	// nodes maps a name to a *node.
 	nodes sync.Map
 
-	mu    sync.Mutex
-	pods  map[string]*pod
-	index index
+	mu sync.Mutex
+	// holders by key: the UID of a pod, volumeKey of a PersistentVolume, or what the
+	// caller of Reserve likes.
+	holders map[string]*holder
+	index   index
+	// places has the holders that record a partition, by partition.
+	places map[string][]*holder
+	// shown has the node that publishes a partition, by partition.
+	shown map[string]string
 	// doubts has the nodes where earlier tries of a pod may have bound it, by pod.
 	doubts map[string]map[string]struct{}
+	// grants are volumes that may grow, by the UID of the PersistentVolume.
+	grants map[string]grant
+	// deleted are the PersistentVolumes that went last.
+	deleted graveyard
 	// forgotten is the highest revision at which a node was that is not kept. Whatever
 	// was published up to then was known then, because revisions grow over all nodes
 	// and a watch tells them in order; so an event about an unknown node that is not
@@ -75,19 +115,20 @@ type node struct {
 	pieces    []piece
 	published *published
 	revision  uint64
-	pods      map[string]*pod
+	holders   map[string]*holder
 	// doubts are records of tries whose outcome is not known, by pod.
 	doubts map[string][]Record
 }
 
-type pod struct {
-	uid     string
+// holder is a pod, a PersistentVolume, or whoever else has records.
+type holder struct {
+	key     string
 	node    string
 	source  source
 	records []Record
 }
 
-// source says who vouches for a pod's records, in growing order of trust.
+// source says who vouches for a holder's records, in growing order of trust.
 type source int
 
 const (
@@ -105,7 +146,10 @@ type refusal struct {
 
 // New returns an empty ledger.
 func New() *Ledger {
-	return &Ledger{pods: map[string]*pod{}, index: index{}, doubts: map[string]map[string]struct{}{}, refusals: map[string]map[string]refusal{}}
+	return &Ledger{
+		holders: map[string]*holder{}, index: index{}, places: map[string][]*holder{}, shown: map[string]string{},
+		doubts: map[string]map[string]struct{}{}, grants: map[string]grant{}, refusals: map[string]map[string]refusal{},
+	}
 }
 
 // nothing is the snapshot of a node that the ledger does not know.
@@ -131,7 +175,8 @@ func (l *Ledger) SetCapacity(name string, c *Capacity) bool {
 		return false
 	}
 	n := l.node(name)
-	n.revision, n.published = c.Revision, p
+	l.publish(n, p)
+	n.revision = c.Revision
 	l.refresh(n)
 	return true
 }
@@ -145,7 +190,8 @@ func (l *Ledger) DeleteCapacity(name string, revision uint64) {
 		return
 	}
 	n := l.node(name)
-	n.revision, n.published = revision, nil
+	l.publish(n, nil)
+	n.revision = revision
 	l.refresh(n)
 	l.tidy(name, n)
 }
@@ -158,8 +204,8 @@ func (l *Ledger) SetPod(uid, nodeName string, records []Record) (settled []strin
 	defer l.mu.Unlock()
 	// The pod is bound: no later try will ask about refusals.
 	delete(l.refusals, uid)
-	if p := l.pods[uid]; p == nil || p.source != observed || p.node != nodeName || !slices.Equal(p.records, records) {
-		l.put(&pod{uid: uid, node: nodeName, source: observed, records: slices.Clone(records)})
+	if h := l.holders[uid]; h == nil || h.source != observed || h.node != nodeName || !slices.Equal(h.records, records) {
+		l.put(&holder{key: uid, node: nodeName, source: observed, records: slices.Clone(records)})
 	}
 	return l.settle(uid)
 }
@@ -174,15 +220,19 @@ func (l *Ledger) DeletePod(uid string) (settled []string) {
 	return l.settle(uid)
 }
 
-// Reserve plans the pod's volumes on the node once more, this time under the lock, and
-// records the result: partitions[i] is the volume that requests[i] asks for. It may be
-// repeated, for the same node or another: the last call counts, and what the pod itself
-// holds there, also in doubt, is no obstacle to it. The error is placement's when the volumes do not fit
-// (any more), ErrBound or ErrNotPublished.
-func (l *Ledger) Reserve(uid, nodeName string, partitions []string, requests []placement.Request) ([]Record, error) {
+// Reserve plans the volumes on the node once more, this time under the lock, and records
+// the result for the holder, with a record for each of them in their order. It may be
+// repeated, for the same node or another: the last call counts, and what the holder itself
+// holds there, also in doubt, is no obstacle to it.
+//
+// A persistent volume that has a place already keeps it: the holder shares in it, so that
+// it stays held when the other lets go, and asks for nothing. With its place on another node
+// the error is *Elsewhere. Other errors are placement's when the volumes do not fit (any
+// more), ErrBound and ErrNotPublished.
+func (l *Ledger) Reserve(key, nodeName string, wants []Want) ([]Record, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	earlier := l.pods[uid]
+	earlier := l.holders[key]
 	if earlier != nil && earlier.source == observed {
 		return nil, ErrBound
 	}
@@ -190,19 +240,44 @@ func (l *Ledger) Reserve(uid, nodeName string, partitions []string, requests []p
 	if !s.Published || s.Problem != "" {
 		return nil, ErrNotPublished
 	}
+	records := make([]Record, len(wants))
+	var planned []int
+	for i := range wants {
+		if !wants[i].Persistent {
+			planned = append(planned, i)
+			continue
+		}
+		where, r, ok := l.where(wants[i].Partition, earlier)
+		switch {
+		case !ok:
+			planned = append(planned, i)
+		case where != nodeName:
+			return nil, &Elsewhere{Partition: wants[i].Partition, Node: where}
+		default:
+			records[i] = r
+		}
+	}
+	own := make(map[string]struct{}, len(planned))
+	requests := make([]placement.Request, len(planned))
+	for i, at := range planned {
+		own[wants[at].Partition] = struct{}{}
+		requests[i] = wants[at].Planned()
+	}
 	view := s.Node
-	if _, doubted := l.doubts[uid][nodeName]; doubted || earlier != nil && earlier.node == nodeName {
-		view = s.Without(setOf(partitions))
+	if _, doubted := l.doubts[key][nodeName]; doubted || earlier != nil && earlier.node == nodeName {
+		view = s.Without(own)
 	}
 	plan, err := placement.Plan(make([]placement.Assignment, 0, len(requests)), view, requests)
 	if err != nil {
 		return nil, err
 	}
-	records := make([]Record, len(plan))
-	for i, a := range plan {
-		records[i] = Record{Partition: partitions[i], Disk: a.Disk, Extent: a.Extent}
+	for i, at := range planned {
+		records[at] = Record{
+			Partition: wants[at].Partition, Disk: plan[i].Disk,
+			Extent: extent.New(plan[i].Extent.Start, wants[at].Request.Size),
+		}
 	}
-	l.put(&pod{uid: uid, node: nodeName, source: assumed, records: records})
+	l.put(&holder{key: key, node: nodeName, source: assumed, records: records})
 	return slices.Clone(records), nil
 }
 
@@ -211,7 +286,7 @@ func (l *Ledger) Reserve(uid, nodeName string, partitions []string, requests []p
 func (l *Ledger) Forget(uid string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if p := l.pods[uid]; p != nil && p.source == assumed {
+	if h := l.holders[uid]; h != nil && h.source == assumed {
 		l.drop(uid)
 	}
 }
@@ -223,12 +298,12 @@ func (l *Ledger) Forget(uid string) {
 func (l *Ledger) Doubt(uid string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := l.pods[uid]
-	if p == nil || p.source != assumed {
+	h := l.holders[uid]
+	if h == nil || h.source != assumed {
 		return
 	}
-	n := l.node(p.node)
-	for _, r := range p.records {
+	n := l.node(h.node)
+	for _, r := range h.records {
 		// A pod that tries again gets the same place again, mostly.
 		if !slices.Contains(n.doubts[uid], r) {
 			n.doubts[uid] = append(n.doubts[uid], r)
@@ -237,7 +312,7 @@ func (l *Ledger) Doubt(uid string) {
 	if l.doubts[uid] == nil {
 		l.doubts[uid] = map[string]struct{}{}
 	}
-	l.doubts[uid][p.node] = struct{}{}
+	l.doubts[uid][h.node] = struct{}{}
 	l.drop(uid)
 }
 
@@ -245,7 +320,7 @@ func (l *Ledger) Doubt(uid string) {
 func (l *Ledger) Holds(uid string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.pods[uid] != nil || l.doubts[uid] != nil
+	return l.holders[uid] != nil || l.doubts[uid] != nil
 }
 
 // Before returns the node as it would be at this moment if it still published an earlier
@@ -266,8 +341,8 @@ func (l *Ledger) Before(name string, earlier *Capacity) *placement.Node {
 func (l *Ledger) Records(uid string) (nodeName string, records []Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if p := l.pods[uid]; p != nil {
-		return p.node, slices.Clone(p.records)
+	if h := l.holders[uid]; h != nil {
+		return h.node, slices.Clone(h.records)
 	}
 	return "", nil
 }
@@ -310,7 +385,7 @@ func (l *Ledger) node(name string) *node {
 		return n.(*node)
 	}
 	hash := sha256.Sum256([]byte(name))
-	n := &node{name: name, order: binary.BigEndian.Uint64(hash[:]), revision: l.forgotten, pods: map[string]*pod{}, doubts: map[string][]Record{}}
+	n := &node{name: name, order: binary.BigEndian.Uint64(hash[:]), revision: l.forgotten, holders: map[string]*holder{}, doubts: map[string][]Record{}}
 	l.refresh(n)
 	l.nodes.Store(name, n)
 	return n
@@ -326,44 +401,50 @@ func (l *Ledger) revision(name string) uint64 {
 
 // tidy forgets a node about which there is nothing to know. The lock is held.
 func (l *Ledger) tidy(name string, n *node) {
-	if n.published == nil && len(n.pods) == 0 && len(n.doubts) == 0 {
+	if n.published == nil && len(n.holders) == 0 && len(n.doubts) == 0 {
 		l.forgotten = max(l.forgotten, n.revision)
 		l.nodes.Delete(name)
 	}
 }
 
-// put replaces what is known of a pod. The lock is held.
-func (l *Ledger) put(p *pod) {
-	n := l.node(p.node)
-	earlier := l.pods[p.uid]
-	there := n.pods[p.uid]
+// put replaces what is known of a holder. The lock is held.
+func (l *Ledger) put(h *holder) {
+	n := l.node(h.node)
+	earlier := l.holders[h.key]
+	there := n.holders[h.key]
 	// Take before giving back: a reader between the two sees less space, not more.
-	n.pods[p.uid] = p
+	n.holders[h.key] = h
+	for _, r := range h.records {
+		l.places[r.Partition] = append(l.places[r.Partition], h)
+	}
 	switch {
-	case there != nil && slices.Equal(there.records, p.records):
+	case there != nil && slices.Equal(there.records, h.records):
 		// The space was taken already, now by somebody of more or less trust.
 	case there == nil && n.published != nil:
-		l.store(n, n.snapshot.Load().with(p.records))
+		l.store(n, n.snapshot.Load().with(h.records))
 	default:
 		l.refresh(n)
 	}
-	if earlier != nil && earlier.node != p.node {
-		l.drop(p.uid)
+	if earlier != nil && earlier.node != h.node {
+		l.drop(h.key)
+	} else if earlier != nil {
+		l.unplace(earlier)
 	}
-	l.pods[p.uid] = p
+	l.holders[h.key] = h
 }
 
-// drop removes what is known of a pod. The lock is held.
-func (l *Ledger) drop(uid string) {
-	p := l.pods[uid]
-	if p == nil {
+// drop removes what is known of a holder. The lock is held.
+func (l *Ledger) drop(key string) {
+	h := l.holders[key]
+	if h == nil {
 		return
 	}
-	delete(l.pods, uid)
-	n := l.node(p.node)
-	delete(n.pods, uid)
+	delete(l.holders, key)
+	l.unplace(h)
+	n := l.node(h.node)
+	delete(n.holders, key)
 	l.refresh(n)
-	l.tidy(p.node, n)
+	l.tidy(h.node, n)
 }
 
 // settle drops what is in doubt about a pod, because it is now known. The lock is held.
@@ -400,18 +481,18 @@ func (n *node) compute() *Snapshot {
 	return s
 }
 
-// pending are the node's records that the capacity does not show, sorted by disk.
+// pending are the node's records, as far as the capacity does not show them, sorted by disk.
 func (n *node) pending(p *published) []Record {
 	var pending []Record
 	add := func(records []Record) {
 		for _, r := range records {
-			if _, shown := p.partitions[r.Partition]; !shown {
-				pending = append(pending, r)
+			if missing, ok := p.missing(r); ok {
+				pending = append(pending, missing)
 			}
 		}
 	}
-	for _, p := range n.pods {
-		add(p.records)
+	for _, h := range n.holders {
+		add(h.records)
 	}
 	for _, records := range n.doubts {
 		add(records)
@@ -426,12 +507,4 @@ func compareRecords(a, b Record) int {
 	}
 	return cmp.Or(cmp.Compare(a.Extent.Start, b.Extent.Start), cmp.Compare(a.Extent.End, b.Extent.End),
 		cmp.Compare(a.Partition, b.Partition))
-}
-
-func setOf(partitions []string) map[string]struct{} {
-	out := make(map[string]struct{}, len(partitions))
-	for _, p := range partitions {
-		out[p] = struct{}{}
-	}
-	return out
 }

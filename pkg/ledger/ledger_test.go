@@ -37,7 +37,7 @@ func one(sizeGiB int64) []placement.Request {
 
 func (l *Ledger) mustReserve(t *testing.T, uid string, sizeGiB int64) Record {
 	t.Helper()
-	records, err := l.Reserve(uid, nodeName, []string{"part-" + uid}, one(sizeGiB))
+	records, err := l.Reserve(uid, nodeName, wants([]string{"part-" + uid}, one(sizeGiB)))
 	if err != nil {
 		t.Fatalf("reserving %d GiB for %s: %v", sizeGiB, uid, err)
 	}
@@ -143,11 +143,11 @@ func TestRaces(t *testing.T) {
 			l.SetCapacity("n2", ten(2))
 			r := l.mustReserve(t, "a", 8)
 			l.Doubt("a")
-			if _, err := l.Reserve("a", "n2", []string{r.Partition}, one(8)); err != nil {
+			if _, err := l.Reserve("a", "n2", wants([]string{r.Partition}, one(8))); err != nil {
 				t.Fatal(err)
 			}
 			l.wantFree(t, "reserved elsewhere", 2)
-			if _, err := l.Reserve("b", nodeName, []string{"part-b"}, one(8)); err == nil {
+			if _, err := l.Reserve("b", nodeName, wants([]string{"part-b"}, one(8))); err == nil {
 				t.Error("sold to another what may be bound")
 			}
 			if settled := l.SetPod("a", nodeName, []Record{r}); len(settled) != 1 || settled[0] != nodeName {
@@ -191,7 +191,7 @@ func TestRaces(t *testing.T) {
 		},
 		"a bound pod cannot be reserved for": func(t *testing.T, l *Ledger) {
 			l.SetPod("a", nodeName, nil)
-			if _, err := l.Reserve("a", nodeName, []string{"p"}, one(1)); !errors.Is(err, ErrBound) {
+			if _, err := l.Reserve("a", nodeName, wants([]string{"p"}, one(1))); !errors.Is(err, ErrBound) {
 				t.Errorf("got %v, want ErrBound", err)
 			}
 		},
@@ -235,7 +235,7 @@ func TestRaces(t *testing.T) {
 		"five pods of 3 GiB on 10 GiB": func(t *testing.T, l *Ledger) {
 			fitted := 0
 			for i := range 5 {
-				if _, err := l.Reserve(strconv.Itoa(i), nodeName, []string{fmt.Sprint("p", i)}, one(3)); err == nil {
+				if _, err := l.Reserve(strconv.Itoa(i), nodeName, wants([]string{fmt.Sprint("p", i)}, one(3))); err == nil {
 					fitted++
 				}
 			}
@@ -287,7 +287,7 @@ func TestInvalidCapacity(t *testing.T) {
 				t.Errorf("published %v, problem %q: want a problem", s.Published, s.Problem)
 			}
 			l.wantFree(t, "invalid", 0)
-			if _, err := l.Reserve("a", nodeName, []string{"p"}, one(1)); !errors.Is(err, ErrNotPublished) {
+			if _, err := l.Reserve("a", nodeName, wants([]string{"p"}, one(1))); !errors.Is(err, ErrNotPublished) {
 				t.Errorf("Reserve on it: %v, want ErrNotPublished", err)
 			}
 			l.SetCapacity(nodeName, ten(3))
@@ -390,7 +390,7 @@ func TestConcurrency(t *testing.T) {
 		writers.Go(func() {
 			for i := range 300 {
 				uid := strconv.Itoa(w*1000 + i%3)
-				records, err := l.Reserve(uid, nodeName, []string{"part-" + uid}, one(1))
+				records, err := l.Reserve(uid, nodeName, wants([]string{"part-" + uid}, one(1)))
 				if err == nil && i%2 == 0 {
 					l.SetPod(uid, nodeName, records)
 				}
@@ -418,7 +418,7 @@ func BenchmarkReserveAndForget(b *testing.B) {
 			partitions, requests := []string{"mine"}, one(1)
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := l.Reserve("me", nodeName, partitions, requests); err != nil {
+				if _, err := l.Reserve("me", nodeName, wants(partitions, requests)); err != nil {
 					b.Fatal(err)
 				}
 				l.Forget("me")
@@ -468,7 +468,7 @@ func TestNodesThatAreGone(t *testing.T) {
 	for i := range 1000 {
 		name, revision := fmt.Sprint("node-", i), uint64(10*i+1)
 		l.SetCapacity(name, ten(revision))
-		if _, err := l.Reserve("a", name, []string{"p"}, one(1)); err != nil {
+		if _, err := l.Reserve("a", name, wants([]string{"p"}, one(1))); err != nil {
 			t.Fatal(err)
 		}
 		switch i % 3 {
@@ -489,8 +489,8 @@ func TestNodesThatAreGone(t *testing.T) {
 	}
 	left := 0
 	l.nodes.Range(func(any, any) bool { left++; return true })
-	if left+len(l.pods)+len(l.doubts)+len(l.refusals) > 0 {
-		t.Errorf("left are %d nodes, %d pods, %d doubts, %d refusals", left, len(l.pods), len(l.doubts), len(l.refusals))
+	if left+len(l.holders)+len(l.doubts)+len(l.refusals) > 0 {
+		t.Errorf("left are %d nodes, %d pods, %d doubts, %d refusals", left, len(l.holders), len(l.doubts), len(l.refusals))
 	}
 	// A late event does not bring one back, a new node of the same name does.
 	if l.SetCapacity("node-7", ten(71)) || l.Snapshot("node-7").Published {
@@ -560,7 +560,7 @@ func TestFitKeepsOneAnswer(t *testing.T) {
 		}
 	}
 	check("empty")
-	if _, err := l.Reserve("p", "n", []string{"v"}, requests(40)); err != nil {
+	if _, err := l.Reserve("p", "n", wants([]string{"v"}, requests(40))); err != nil {
 		t.Fatal(err)
 	}
 	check("after a reservation")
@@ -569,4 +569,13 @@ func TestFitKeepsOneAnswer(t *testing.T) {
 	}
 	l.Forget("p")
 	check("after it was given back")
+}
+
+// wants are the inline volumes of a pod.
+func wants(partitions []string, requests []placement.Request) []Want {
+	out := make([]Want, len(requests))
+	for i := range requests {
+		out[i] = Want{Partition: partitions[i], Request: requests[i]}
+	}
+	return out
 }

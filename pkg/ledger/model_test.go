@@ -121,7 +121,7 @@ func (w *world) step(t *testing.T) {
 func (w *world) schedule(t *testing.T) {
 	w.next++
 	id, size := w.next, 1+w.rng.IntN(5)
-	records, err := w.ledger.Reserve(uid(id), nodeName, []string{partition(id)}, []placement.Request{{Class: class, Size: int64(size) << 20}})
+	records, err := w.ledger.Reserve(uid(id), nodeName, wants([]string{partition(id)}, []placement.Request{{Class: class, Size: int64(size) << 20}}))
 	if err != nil {
 		return
 	}

@@ -19,7 +19,7 @@ type Snapshot struct {
 	Problem string
 
 	published *published
-	// pending are the records that the node has not published, sorted by disk.
+	// pending are the records, as far as the node has not published them, sorted by disk.
 	pending []Record
 	// lastFit is the last answer of Fit.
 	lastFit atomic.Pointer[fit]
@@ -65,7 +65,8 @@ func (s *Snapshot) with(records []Record) *Snapshot {
 		published: s.published, pending: slices.Clone(s.pending),
 	}
 	for _, r := range records {
-		if _, shown := s.published.partitions[r.Partition]; shown {
+		r, ok := s.published.missing(r)
+		if !ok {
 			continue
 		}
 		at, _ := slices.BinarySearchFunc(out.pending, r, compareRecords)

@@ -13,10 +13,10 @@ func (l *Ledger) Validate() error {
 	var held, doubted int
 	l.nodes.Range(func(key, value any) bool {
 		name, n := key.(string), value.(*node)
-		for uid, p := range n.pods {
+		for key, h := range n.holders {
 			held++
-			if l.pods[uid] != p || p.node != name {
-				err = fmt.Errorf("node %s holds pod %s, which the ledger has elsewhere", name, uid)
+			if l.holders[key] != h || h.node != name {
+				err = fmt.Errorf("node %s has records of %s, which the ledger has elsewhere", name, key)
 				return false
 			}
 		}
@@ -27,7 +27,7 @@ func (l *Ledger) Validate() error {
 				return false
 			}
 		}
-		if n.published == nil && len(n.pods) == 0 && len(n.doubts) == 0 {
+		if n.published == nil && len(n.holders) == 0 && len(n.doubts) == 0 {
 			err = fmt.Errorf("node %s is kept for nothing", name)
 			return false
 		}
@@ -40,8 +40,11 @@ func (l *Ledger) Validate() error {
 	if err := l.validateIndex(); err != nil {
 		return err
 	}
-	if held != len(l.pods) {
-		return fmt.Errorf("%d pods are known, but nodes hold %d", len(l.pods), held)
+	if err := l.validatePlaces(); err != nil {
+		return err
+	}
+	if held != len(l.holders) {
+		return fmt.Errorf("%d holders are known, but nodes have the records of %d", len(l.holders), held)
 	}
 	for _, nodes := range l.doubts {
 		doubted -= len(nodes)
@@ -73,6 +76,50 @@ func (n *node) validate(name string) error {
 		return fmt.Errorf("node %s: the snapshot subtracts %v, want %v", name, have.pending, want.pending)
 	}
 	return nil
+}
+
+// validatePlaces holds what Where looks up against the records and capacities. The lock is
+// held.
+func (l *Ledger) validatePlaces() error {
+	recorded := 0
+	for _, h := range l.holders {
+		for _, r := range h.records {
+			recorded++
+			if !slices.Contains(l.places[r.Partition], h) {
+				return fmt.Errorf("the record of partition %s by %s is not found", r.Partition, h.key)
+			}
+		}
+	}
+	for partition, holders := range l.places {
+		recorded -= len(holders)
+		if len(holders) == 0 {
+			return fmt.Errorf("partition %s is kept for nothing", partition)
+		}
+	}
+	if recorded != 0 {
+		return fmt.Errorf("there are %d more records than are found by partition", recorded)
+	}
+	for partition, name := range l.shown {
+		n, ok := l.nodes.Load(name)
+		if !ok || n.(*node).published == nil {
+			return fmt.Errorf("partition %s is said to be published by node %s, which publishes nothing", partition, name)
+		}
+		if _, ok := n.(*node).published.places[partition]; !ok {
+			return fmt.Errorf("partition %s is said to be published by node %s, which does not", partition, name)
+		}
+	}
+	var err error
+	l.nodes.Range(func(key, value any) bool {
+		if p := value.(*node).published; p != nil {
+			for partition := range p.places {
+				if _, ok := l.shown[partition]; !ok {
+					err = fmt.Errorf("partition %s, published by node %s, is not found", partition, key)
+				}
+			}
+		}
+		return err == nil
+	})
+	return err
 }
 
 // validateIndex holds the index against all snapshots. The lock is held.

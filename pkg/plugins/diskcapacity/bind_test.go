@@ -153,7 +153,7 @@ func TestSettledDoubtWakes(t *testing.T) {
 	for _, pod := range []*corev1.Pod{doubtful, fits, large, plain} {
 		b.store(t, pod)
 	}
-	if _, err := b.plugin.ledger.Reserve("doubtful", "n1", []string{partitionOf(t, doubtful)}, requestsOf(mustVolumes(t, doubtful))); err != nil {
+	if _, err := b.plugin.ledger.Reserve("doubtful", "n1", wantsOf(mustVolumes(t, doubtful))); err != nil {
 		t.Fatal(err)
 	}
 	b.plugin.ledger.Doubt("doubtful")

@@ -190,6 +190,10 @@ func (f *feed) storedPod(event *corev1.Pod) *corev1.Pod {
 	return nil
 }
 
+func (f *feed) hasSynced() bool {
+	return f.podsSynced() && f.capacities.hasSynced() && f.classes.hasSynced()
+}
+
 // wait returns when everything that existed when the scheduler started has been folded
 // into the ledger. A ledger that is half full would sell space that is taken. Only the
 // first pod waits in vain: all pods of all profiles wait with it.
@@ -202,8 +206,7 @@ func (f *feed) wait(ctx context.Context, timeout time.Duration) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	all := func() bool { return f.podsSynced() && f.capacities.hasSynced() && f.classes.hasSynced() }
-	if !all() && !cache.WaitForCacheSync(ctx.Done(), all) {
+	if !f.hasSynced() && !cache.WaitForCacheSync(ctx.Done(), f.hasSynced) {
 		f.late.Store(true)
 		return errors.New("the published disk space is not loaded yet: if this lasts, see the scheduler's log, and whether Berth's CustomResourceDefinitions are installed")
 	}

@@ -151,6 +151,15 @@ func requestsOf(volumes []request.Volume) []placement.Request {
 	return requests
 }
 
+func wantsOf(volumes []request.Volume) []ledger.Want {
+	wants := make([]ledger.Want, len(volumes))
+	for i := range volumes {
+		v := &volumes[i]
+		wants[i] = ledger.Want{Partition: v.Partition, Request: v.Request, Room: v.Room, Persistent: v.Claim != ""}
+	}
+	return wants
+}
+
 // Filter plans all of the pod's volumes on the node together.
 func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, info fwk.NodeInfo) *fwk.Status {
 	s, err := readState(cycle)
@@ -246,11 +255,7 @@ func (p *Plugin) Reserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Po
 	if err != nil {
 		return fwk.AsStatus(err)
 	}
-	partitions := make([]string, len(s.volumes))
-	for i := range s.volumes {
-		partitions[i] = s.volumes[i].Partition
-	}
-	if _, err := p.ledger.Reserve(string(pod.UID), nodeName, partitions, s.requests); err != nil {
+	if _, err := p.ledger.Reserve(string(pod.UID), nodeName, wantsOf(s.volumes)); err != nil {
 		// Filter found room a moment ago, and other nodes may still have it: an error
 		// is retried soon, where a rejection would wait for an event that may not come.
 		return fwk.AsStatus(fmt.Errorf("node %s lost its room for the pod's volumes while the pod was being placed: %w", nodeName, err))

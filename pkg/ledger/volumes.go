@@ -1,0 +1,244 @@
+package ledger
+
+import (
+	"slices"
+
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// volumeKey is the key of a PersistentVolume among the holders, apart from those of pods.
+func volumeKey(pvUID string) string { return "volume/" + pvUID }
+
+// grant is what Grow allowed, until the PersistentVolume says the same.
+type grant struct {
+	length int64
+	// said is the record as the PersistentVolume has it.
+	said Record
+}
+
+// SetVolume folds in that a PersistentVolume exists, with the place and the length that it
+// has in the API. It returns without effect for one that was deleted already: who made it
+// may hear of its making later than others of its end.
+func (l *Ledger) SetVolume(pvUID, nodeName string, r Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.deleted.has(pvUID) {
+		l.setVolume(pvUID, nodeName, r)
+	}
+}
+
+// AddVolume is SetVolume for who made a PersistentVolume: it says nothing new about one that
+// is known, whose present state may be a later one.
+func (l *Ledger) AddVolume(pvUID, nodeName string, r Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.deleted.has(pvUID) && l.holders[volumeKey(pvUID)] == nil {
+		l.setVolume(pvUID, nodeName, r)
+	}
+}
+
+func (l *Ledger) setVolume(pvUID, nodeName string, r Record) {
+	if g, ok := l.grants[pvUID]; ok {
+		// Events of the PersistentVolume that were sent before it was made larger do not
+		// take the grant back.
+		if g.said = r; r.Extent.Len() >= g.length {
+			delete(l.grants, pvUID)
+		} else {
+			l.grants[pvUID] = g
+			r.Extent.End = r.Extent.Start + g.length
+		}
+	}
+	l.record(pvUID, nodeName, r)
+}
+
+// record writes down the place of a PersistentVolume. The lock is held.
+func (l *Ledger) record(pvUID, nodeName string, r Record) {
+	key := volumeKey(pvUID)
+	if h := l.holders[key]; h == nil || h.node != nodeName || h.records[0] != r {
+		l.put(&holder{key: key, node: nodeName, source: observed, records: []Record{r}})
+	}
+}
+
+// DeleteVolume folds in that a PersistentVolume is gone. The partition, if the node
+// publishes it, stays taken until the node publishes its bytes as free.
+func (l *Ledger) DeleteVolume(pvUID string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.deleted.add(pvUID)
+	delete(l.grants, pvUID)
+	l.drop(volumeKey(pvUID))
+}
+
+// Grow allows a PersistentVolume to become length bytes long, if the bytes behind it are
+// free, and takes them: whoever asked now makes the PersistentVolume's capacity as large,
+// or calls Withdraw. Otherwise it tells the length that would be possible. A length that the
+// volume has already is granted.
+func (l *Ledger) Grow(pvUID string, length int64) (granted bool, possible int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := l.holders[volumeKey(pvUID)]
+	if h == nil {
+		return false, 0
+	}
+	r := h.records[0]
+	possible = l.room(h.node, r)
+	if length > possible {
+		return false, possible
+	}
+	if length = (length + placement.Alignment - 1) / placement.Alignment * placement.Alignment; length > possible {
+		return false, possible
+	}
+	if length > r.Extent.Len() {
+		said := r
+		if g, ok := l.grants[pvUID]; ok {
+			said = g.said
+		}
+		l.grants[pvUID] = grant{length: length, said: said}
+		r.Extent.End = r.Extent.Start + length
+		l.record(pvUID, h.node, r)
+	}
+	return true, possible
+}
+
+// Withdraw takes a grant back that did not become the PersistentVolume's capacity, and
+// surely will not.
+func (l *Ledger) Withdraw(pvUID string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if g, ok := l.grants[pvUID]; ok {
+		delete(l.grants, pvUID)
+		l.record(pvUID, l.holders[volumeKey(pvUID)].node, g.said)
+	}
+}
+
+// room is how long the volume could be where it is. The lock is held.
+func (l *Ledger) room(nodeName string, r Record) int64 {
+	s := l.Snapshot(nodeName)
+	if !s.Published || s.Problem != "" {
+		return r.Extent.Len()
+	}
+	at := s.published.place(r)
+	// As if the volume were not there: it lies in a free extent then, whose end is as far as
+	// it can grow. Its place is the shorter one if the record is longer than the partition.
+	for _, d := range s.Without(map[string]struct{}{r.Partition: {}}).Disks {
+		if d.ID != at.Disk {
+			continue
+		}
+		at.Extent.End = at.Extent.Start + placement.Alignment
+		if e, ok := d.Free.Holding(at.Extent); ok {
+			return max(r.Extent.Len(), e.End-at.Extent.Start)
+		}
+	}
+	return r.Extent.Len()
+}
+
+// place is where the record's volume is: what the node says, if it says something. The
+// length is the longer one.
+func (p *published) place(r Record) Record {
+	if p == nil {
+		return r
+	}
+	if at, shown := p.places[r.Partition]; shown && !at.wiping {
+		r.Disk, r.Extent = at.disk, extent.New(at.extent.Start, max(at.extent.Len(), r.Extent.Len()))
+	}
+	return r
+}
+
+// Where finds the volume that has the partition: by a PersistentVolume's record, by what was
+// reserved for anybody, or by what a node publishes and is not wiping. A reservation that is
+// in doubt is not found: the volume may as well be elsewhere.
+func (l *Ledger) Where(partition string) (nodeName string, r Record, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.where(partition, nil)
+}
+
+// where leaves out a holder, which may be nil. The lock is held.
+func (l *Ledger) where(partition string, without *holder) (nodeName string, r Record, ok bool) {
+	var found *holder
+	for _, h := range l.places[partition] {
+		if h != without && (found == nil || h.source > found.source) {
+			found = h
+		}
+	}
+	if found != nil {
+		for _, r := range found.records {
+			if r.Partition == partition {
+				return found.node, l.Snapshot(found.node).published.place(r), true
+			}
+		}
+	}
+	name, ok := l.shown[partition]
+	if !ok {
+		return "", Record{}, false
+	}
+	at := l.Snapshot(name).published.places[partition]
+	return name, Record{Partition: partition, Disk: at.disk, Extent: at.extent}, !at.wiping
+}
+
+// unplace makes a holder's records no longer found. The lock is held.
+func (l *Ledger) unplace(h *holder) {
+	for _, r := range h.records {
+		holders := l.places[r.Partition]
+		if i := slices.Index(holders, h); i >= 0 {
+			holders = slices.Delete(holders, i, i+1)
+		}
+		if len(holders) == 0 {
+			delete(l.places, r.Partition)
+		} else {
+			l.places[r.Partition] = holders
+		}
+	}
+}
+
+// publish makes the node's partitions found, and those that it no longer has not any more.
+// A disk that is moved is published by two nodes for a while: the last word counts. The lock
+// is held; the caller refreshes.
+func (l *Ledger) publish(n *node, p *published) {
+	if n.published != nil {
+		for partition := range n.published.places {
+			if l.shown[partition] == n.name {
+				delete(l.shown, partition)
+			}
+		}
+	}
+	n.published = p
+	if p != nil {
+		for partition := range p.places {
+			l.shown[partition] = n.name
+		}
+	}
+}
+
+// maxGraves is how many deleted PersistentVolumes are remembered. What is folded in after the
+// deletion comes from somebody who has just made the volume, milliseconds late.
+const maxGraves = 4096
+
+// graveyard remembers the last UIDs that were added.
+type graveyard struct {
+	known map[string]struct{}
+	ring  []string
+	next  int
+}
+
+func (g *graveyard) has(uid string) bool {
+	_, ok := g.known[uid]
+	return ok
+}
+
+func (g *graveyard) add(uid string) {
+	if g.has(uid) {
+		return
+	}
+	if g.known == nil {
+		g.known = map[string]struct{}{}
+	}
+	if len(g.ring) < maxGraves {
+		g.ring = append(g.ring, uid)
+	} else {
+		delete(g.known, g.ring[g.next])
+		g.ring[g.next], g.next = uid, (g.next+1)%maxGraves
+	}
+	g.known[uid] = struct{}{}
+}

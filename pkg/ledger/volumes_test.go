@@ -1,0 +1,294 @@
+package ledger
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// claimWant is a claim's volume of so many GiB.
+func claimWant(name string, sizeGiB, roomGiB int64) Want {
+	return Want{
+		Partition: "part-" + name, Persistent: true, Room: roomGiB * gib,
+		Request: placement.Request{Class: class, Size: sizeGiB * gib},
+	}
+}
+
+// disk10 publishes a node with a disk of 10 GiB, whatever is allocated on it.
+func disk10(l *Ledger, node string, revision uint64, allocations ...Allocation) {
+	free := extent.NewSet(extent.New(placement.Alignment, 10*gib))
+	for _, a := range allocations {
+		free = free.Remove(a.Extent)
+	}
+	d := Disk{ID: "disk-" + node, Class: class, Ready: true, Size: 11 * gib, Allocations: allocations}
+	for _, e := range free.All() {
+		d.Free = append(d.Free, e)
+	}
+	l.SetCapacity(node, &Capacity{Revision: revision, Disks: []Disk{d}})
+}
+
+// span is part of the disk, in GiB.
+func span(start, length int64) extent.Extent {
+	return extent.New(placement.Alignment+start*gib, length*gib)
+}
+
+func (l *Ledger) freeOn(node string) extent.Set { return l.Snapshot(node).Node.Disks[0].Free }
+
+func expectFree(t *testing.T, l *Ledger, node string, want ...extent.Extent) {
+	t.Helper()
+	if have := l.freeOn(node); !have.Equal(extent.NewSet(want...)) {
+		t.Errorf("free on %s is %v, want %v", node, have, want)
+	}
+	if err := l.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestVolumes(t *testing.T) {
+	record := func(start, length int64) Record { return Record{"part-a", "disk-n1", span(start, length)} }
+	shown := func(start, length int64) Allocation {
+		return Allocation{Partition: "part-a", Extent: span(start, length)}
+	}
+	wiping := func(start, length int64) Allocation {
+		return Allocation{Partition: "part-a", Extent: span(start, length), Wiping: true}
+	}
+	tests := map[string]struct {
+		events func(l *Ledger)
+		free   []extent.Extent
+	}{
+		"recorded": {func(l *Ledger) {
+			l.SetVolume("pv", "n1", record(2, 3))
+		}, []extent.Extent{span(0, 2), span(5, 5)}},
+		"recorded and published are the same": {func(l *Ledger) {
+			l.SetVolume("pv", "n1", record(2, 3))
+			disk10(l, "n1", 2, shown(2, 3))
+		}, []extent.Extent{span(0, 2), span(5, 5)}},
+		"published elsewhere on the node: the node has the last word": {func(l *Ledger) {
+			l.SetVolume("pv", "n1", record(2, 3))
+			disk10(l, "n1", 2, shown(7, 3))
+		}, []extent.Extent{span(0, 7)}},
+		"to grow: the missing tail is behind the partition": {func(l *Ledger) {
+			disk10(l, "n1", 2, shown(4, 3))
+			l.SetVolume("pv", "n1", record(0, 5))
+		}, []extent.Extent{span(0, 4), span(9, 1)}},
+		"to grow, known before the partition": {func(l *Ledger) {
+			l.SetVolume("pv", "n1", record(4, 5))
+			disk10(l, "n1", 2, shown(4, 3))
+		}, []extent.Extent{span(0, 4), span(9, 1)}},
+		"to grow beyond the disk": {func(l *Ledger) {
+			disk10(l, "n1", 2, shown(8, 1))
+			l.SetVolume("pv", "n1", record(8, 100))
+		}, []extent.Extent{span(0, 8)}},
+		"deleted before it was published": {func(l *Ledger) {
+			l.SetVolume("pv", "n1", record(2, 3))
+			l.DeleteVolume("pv")
+			l.DeleteVolume("pv")
+		}, []extent.Extent{span(0, 10)}},
+		"deleted, the partition stays taken": {func(l *Ledger) {
+			l.SetVolume("pv", "n1", record(2, 3))
+			disk10(l, "n1", 2, shown(2, 3))
+			l.DeleteVolume("pv")
+		}, []extent.Extent{span(0, 2), span(5, 5)}},
+		"the maker is later than the end": {func(l *Ledger) {
+			l.DeleteVolume("pv")
+			l.AddVolume("pv", "n1", record(2, 3))
+			l.SetVolume("pv", "n1", record(2, 3))
+		}, []extent.Extent{span(0, 10)}},
+		"the maker knows less": {func(l *Ledger) {
+			l.SetVolume("pv", "n1", record(2, 4))
+			l.AddVolume("pv", "n1", record(2, 3))
+		}, []extent.Extent{span(0, 2), span(6, 4)}},
+		"made anew while the earlier one is wiped": {func(l *Ledger) {
+			disk10(l, "n1", 2, wiping(2, 3))
+			l.SetVolume("pv", "n1", record(6, 3))
+		}, []extent.Extent{span(0, 2), span(5, 1), span(9, 1)}},
+		"shared by a pod": {func(l *Ledger) {
+			l.SetVolume("pv", "n1", record(2, 3))
+			if _, err := l.Reserve("pod", "n1", []Want{claimWant("a", 3, 0), claimWant("b", 2, 0)}); err != nil {
+				panic(err)
+			}
+			l.Forget("pod")
+		}, []extent.Extent{span(0, 2), span(5, 5)}},
+		"room is not reserved": {func(l *Ledger) {
+			if _, err := l.Reserve("pod", "n1", []Want{claimWant("a", 2, 3)}); err != nil {
+				panic(err)
+			}
+		}, []extent.Extent{span(2, 8)}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			l := New()
+			disk10(l, "n1", 1)
+			test.events(l)
+			expectFree(t, l, "n1", test.free...)
+		})
+	}
+}
+
+func TestRoomIsNeeded(t *testing.T) {
+	l := New()
+	disk10(l, "n1", 1)
+	if _, err := l.Reserve("pod", "n1", []Want{claimWant("a", 6, 5)}); err == nil {
+		t.Error("6 GiB with 5 GiB behind them were reserved on 10 GiB")
+	}
+	records, err := l.Reserve("pod", "n1", []Want{claimWant("a", 2, 3), claimWant("b", 2, 3)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if records[0].Extent != span(0, 2) || records[1].Extent != span(5, 2) {
+		t.Errorf("reserved %v, want each with 3 GiB behind it", records)
+	}
+}
+
+func TestShared(t *testing.T) {
+	l := New()
+	disk10(l, "n1", 1)
+	disk10(l, "n2", 2)
+	first, err := l.Reserve("first", "n1", []Want{claimWant("a", 4, 0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var elsewhere *Elsewhere
+	if _, err := l.Reserve("second", "n2", []Want{claimWant("a", 4, 0)}); !errors.As(err, &elsewhere) || elsewhere.Node != "n1" {
+		t.Errorf("got %v, want that it is on n1", err)
+	}
+	second, err := l.Reserve("second", "n1", []Want{claimWant("a", 4, 0), claimWant("b", 6, 0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second[0] != first[0] {
+		t.Errorf("the second pod got %v, the first %v", second[0], first[0])
+	}
+	expectFree(t, l, "n1")
+	l.Forget("first")
+	expectFree(t, l, "n1")
+	if node, r, ok := l.Where("part-a"); !ok || node != "n1" || r != first[0] {
+		t.Errorf("found %v on %q, want the second pod's share", r, node)
+	}
+	l.Forget("second")
+	expectFree(t, l, "n1", span(0, 10))
+	if node, _, ok := l.Where("part-a"); ok {
+		t.Errorf("found on %s what nobody holds", node)
+	}
+}
+
+func TestWhere(t *testing.T) {
+	l := New()
+	disk10(l, "n1", 1, Allocation{Partition: "part-a", Extent: span(1, 1)}, Allocation{Partition: "part-w", Extent: span(3, 1), Wiping: true})
+	disk10(l, "n2", 2)
+	if node, r, ok := l.Where("part-a"); !ok || node != "n1" || r != (Record{"part-a", "disk-n1", span(1, 1)}) {
+		t.Errorf("found %v on %q, %v, want the partition that is published", r, node, ok)
+	}
+	if _, _, ok := l.Where("part-w"); ok {
+		t.Error("a partition that is being wiped is nobody's volume")
+	}
+	l.SetVolume("pv", "n2", Record{"part-b", "disk-n2", span(2, 2)})
+	if node, _, ok := l.Where("part-b"); !ok || node != "n2" {
+		t.Errorf("found on %q, %v, want n2", node, ok)
+	}
+	// A pod's records in doubt bind nobody.
+	if _, err := l.Reserve("pod", "n2", []Want{claimWant("c", 1, 0)}); err != nil {
+		t.Fatal(err)
+	}
+	l.Doubt("pod")
+	if _, _, ok := l.Where("part-c"); ok {
+		t.Error("found what is in doubt")
+	}
+	l.DeleteCapacity("n1", 3)
+	if _, _, ok := l.Where("part-a"); ok {
+		t.Error("found what is no longer published")
+	}
+	if err := l.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestGrow(t *testing.T) {
+	type step struct {
+		lengthGiB, possibleGiB int64
+		granted                bool
+	}
+	neighbour := func(l *Ledger) { l.SetVolume("other", "n1", Record{"part-o", "disk-n1", span(6, 2)}) }
+	tests := map[string]struct {
+		before func(l *Ledger)
+		step   step
+		free   []extent.Extent
+	}{
+		"the rest of the disk":          {func(*Ledger) {}, step{8, 8, true}, []extent.Extent{span(0, 2)}},
+		"more than the disk":            {func(*Ledger) {}, step{9, 8, false}, []extent.Extent{span(0, 2), span(5, 5)}},
+		"what it has":                   {func(*Ledger) {}, step{3, 8, true}, []extent.Extent{span(0, 2), span(5, 5)}},
+		"less than it has":              {func(*Ledger) {}, step{1, 8, true}, []extent.Extent{span(0, 2), span(5, 5)}},
+		"up to the neighbour":           {neighbour, step{4, 4, true}, []extent.Extent{span(0, 2), span(8, 2)}},
+		"into the neighbour":            {neighbour, step{5, 4, false}, []extent.Extent{span(0, 2), span(5, 1), span(8, 2)}},
+		"of a volume that is published": {func(l *Ledger) { disk10(l, "n1", 2, Allocation{Partition: "part-a", Extent: span(4, 3)}) }, step{5, 6, true}, []extent.Extent{span(0, 4), span(9, 1)}},
+		"on a node that publishes nothing": {func(l *Ledger) {
+			disk10(l, "n1", 2)
+			l.SetVolume("pv", "n9", Record{"part-a", "disk-n9", span(0, 3)})
+		}, step{4, 3, false}, []extent.Extent{span(0, 10)}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			l := New()
+			disk10(l, "n1", 1)
+			l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(2, 3)})
+			test.before(l)
+			granted, possible := l.Grow("pv", test.step.lengthGiB*gib)
+			if granted != test.step.granted || possible != test.step.possibleGiB*gib {
+				t.Errorf("granted %v, possible %d GiB, want %+v", granted, possible/gib, test.step)
+			}
+			expectFree(t, l, "n1", test.free...)
+		})
+	}
+	t.Run("unknown", func(t *testing.T) {
+		if granted, possible := New().Grow("pv", gib); granted || possible != 0 {
+			t.Errorf("granted %v, possible %d", granted, possible)
+		}
+	})
+}
+
+// TestGrant: what was granted is taken until the PersistentVolume says so itself, whatever
+// old events of it come in between.
+func TestGrant(t *testing.T) {
+	l := New()
+	disk10(l, "n1", 1)
+	said := func(lengthGiB int64) Record { return Record{"part-a", "disk-n1", span(0, lengthGiB)} }
+	l.SetVolume("pv", "n1", said(2))
+	if granted, _ := l.Grow("pv", 5*gib-1); !granted {
+		t.Fatal("not granted")
+	}
+	l.SetVolume("pv", "n1", said(2))
+	expectFree(t, l, "n1", span(5, 5))
+	if granted, _ := l.Grow("pv", 6*gib); !granted {
+		t.Fatal("not granted")
+	}
+	l.SetVolume("pv", "n1", said(5))
+	expectFree(t, l, "n1", span(6, 4))
+	l.Withdraw("pv")
+	expectFree(t, l, "n1", span(5, 5))
+	if granted, _ := l.Grow("pv", 7*gib); !granted {
+		t.Fatal("not granted")
+	}
+	l.SetVolume("pv", "n1", said(7))
+	l.Withdraw("pv")
+	expectFree(t, l, "n1", span(7, 3))
+	if granted, _ := l.Grow("pv", 8*gib); !granted {
+		t.Fatal("not granted")
+	}
+	l.DeleteVolume("pv")
+	l.Withdraw("pv")
+	expectFree(t, l, "n1", span(0, 10))
+}
+
+func TestGraveyard(t *testing.T) {
+	var g graveyard
+	for i := range maxGraves + 10 {
+		g.add(fmt.Sprint(i))
+		g.add(fmt.Sprint(i))
+	}
+	if len(g.known) != maxGraves || len(g.ring) != maxGraves || g.has("9") || !g.has("10") {
+		t.Errorf("%d known, %d in the ring", len(g.known), len(g.ring))
+	}
+}
