@@ -29,6 +29,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/client"
 	"github.com/berthdev/berth/pkg/agent/csi"
 	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/agent/publish"
 	"github.com/berthdev/berth/pkg/agent/volumes"
 )
@@ -80,6 +81,8 @@ type agent struct {
 	nodes      cache.SharedIndexInformer
 	capacities cache.SharedIndexInformer
 	podsOfNode cache.SharedIndexInformer
+	// persistent are the PersistentVolumes of the node.
+	persistent cache.SharedIndexInformer
 	inventory  *discovery.Inventory
 	publisher  *publish.Publisher
 	manager    *volumes.Manager
@@ -104,6 +107,7 @@ func Run(ctx context.Context, o Options) error {
 	a := &agent{
 		options: o, client: c, rescans: make(chan struct{}, 1), failed: make(chan struct{}, 1),
 		classes: c.ClassInformer(), nodes: c.NodeInformer(), capacities: c.CapacityInformer(), podsOfNode: c.PodInformer(),
+		persistent: c.VolumeInformer(),
 	}
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("node", o.NodeName))
 	ctx, cancel := context.WithCancel(ctx)
@@ -124,7 +128,7 @@ func Run(ctx context.Context, o Options) error {
 		Changed: a.disksChanged, Known: a.published(), Patience: o.DevicePatience,
 	})
 	a.manager, err = volumes.New(volumes.Options{
-		Client: c, Pods: a.podsOfNode, Inventory: a.inventory, Recorder: recorder,
+		Client: c, Pods: a.podsOfNode, Volumes: a.persistent, Inventory: a.inventory, Recorder: recorder,
 		DefaultFSType: a.defaultFSType,
 		OrphanGrace:   o.OrphanGrace, EvictionGrace: o.EvictionGrace,
 		OwnersChanged: func() { a.publisher.Kick() },
@@ -145,7 +149,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 	}()
 	retry := a.rescan(ctx)
-	if !a.sync(ctx, group, "the node's pods", a.podsOfNode) {
+	if !a.sync(ctx, group, "the node's pods and PersistentVolumes", a.podsOfNode, a.persistent) {
 		return group.Wait()
 	}
 	a.start(ctx, group, retry)
@@ -270,10 +274,12 @@ func (a *agent) published() []diskv1alpha1.Disk {
 }
 
 func (a *agent) status() diskv1alpha1.NodeDiskCapacityStatus {
-	return publish.Status(a.inventory.Disks(), a.inventory.Refused(), func(partition string) publish.Owner {
-		volume, pod := a.manager.Owner(partition)
-		return publish.Owner{Volume: volume, Pod: pod}
+	status := publish.Status(a.inventory.Disks(), a.inventory.Refused(), func(v disk.Volume) publish.Owner {
+		volume, owner := a.manager.Owner(v)
+		return publish.Owner{Volume: volume, Name: owner}
 	})
+	status.Conditions = append(status.Conditions, publish.Orphaned(a.manager.Orphaned()))
+	return status
 }
 
 // disksChanged is called on every change on a disk, by whoever made it.

@@ -48,6 +48,9 @@ const (
 	// ConditionDevicesRefused is True when a DiskClass selects a device that the
 	// agent will not use; the message names each device and what was found on it.
 	ConditionDevicesRefused = "DevicesRefused"
+	// ConditionOrphanedVolumes is True when disks hold persistent volumes for which
+	// there is no PersistentVolume; the message names them. They are kept.
+	ConditionOrphanedVolumes = "OrphanedVolumes"
 )
 
 // NodeDiskCapacityStatus is what the agent observed.
@@ -59,7 +62,7 @@ type NodeDiskCapacityStatus struct {
 	// +kubebuilder:validation:MaxItems=128
 	Disks []Disk `json:"disks,omitempty"`
 
-	// Conditions: Ready, DevicesRefused.
+	// Conditions: Ready, DevicesRefused, OrphanedVolumes.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -182,7 +185,7 @@ type Allocation struct {
 
 	// Phase says how far the volume is.
 	Phase AllocationPhase `json:"phase"`
-	// Owner is namespace/name of the pod (later: claim) that uses the volume, for people.
+	// Owner is namespace/name of the pod or claim that uses the volume, for people.
 	// +optional
 	// +kubebuilder:validation:MaxLength=512
 	Owner string `json:"owner,omitempty"`

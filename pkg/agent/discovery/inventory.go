@@ -111,7 +111,10 @@ func remembered(k diskv1alpha1.Disk) *Disk {
 		} else {
 			taken = taken.Add(e)
 		}
-		v := disk.Volume{Partition: a.Partition, Phase: disk.Phase(a.Phase)}
+		v := disk.Volume{Partition: a.Partition, Phase: disk.Phase(a.Phase), Ephemeral: true}
+		if id, ok := diskv1alpha1.VolumeUUID(a.Volume); ok {
+			v.Name, v.Ephemeral = id, false
+		}
 		v.Extent.Start, v.Extent.End = a.Start, a.Start+a.Length
 		s.Volumes = append(s.Volumes, v)
 		s.Overhead -= a.Length

@@ -14,10 +14,10 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// Owner says whose a partition is: the CSI volume ID and namespace/name of the pod.
-// Both are empty when that is not known.
+// Owner says whose a partition is: the CSI volume ID and namespace/name of the pod or
+// claim. Both are empty when that is not known.
 type Owner struct {
-	Volume, Pod string
+	Volume, Name string
 }
 
 // Limits of the CRD's fields that hold text from elsewhere.
@@ -30,7 +30,7 @@ const (
 
 // Status is what the agent publishes about the disks. Conditions have no transition
 // times yet.
-func Status(disks []discovery.Disk, refused []discovery.Refusal, owner func(partition string) Owner) diskv1alpha1.NodeDiskCapacityStatus {
+func Status(disks []discovery.Disk, refused []discovery.Refusal, owner func(disk.Volume) Owner) diskv1alpha1.NodeDiskCapacityStatus {
 	status := diskv1alpha1.NodeDiskCapacityStatus{
 		Conditions: []metav1.Condition{devicesRefused(refused), ready(disks)},
 		Summary:    summary(disks),
@@ -44,7 +44,7 @@ func Status(disks []discovery.Disk, refused []discovery.Refusal, owner func(part
 	return status
 }
 
-func diskStatus(d *discovery.Disk, owner func(partition string) Owner) diskv1alpha1.Disk {
+func diskStatus(d *discovery.Disk, owner func(disk.Volume) Owner) diskv1alpha1.Disk {
 	s := &d.Snapshot
 	out := diskv1alpha1.Disk{
 		ID:         s.ID,
@@ -68,13 +68,13 @@ func diskStatus(d *discovery.Disk, owner func(partition string) Owner) diskv1alp
 		}
 	}
 	for _, v := range s.Volumes {
-		o := owner(v.Partition)
+		o := owner(v)
 		out.Allocations = append(out.Allocations, diskv1alpha1.Allocation{
 			Volume:    o.Volume,
 			Partition: v.Partition,
 			Extent:    diskv1alpha1.Extent{Start: v.Extent.Start, Length: v.Extent.Len()},
 			Phase:     diskv1alpha1.AllocationPhase(v.Phase),
-			Owner:     o.Pod,
+			Owner:     o.Name,
 		})
 		out.Overhead -= v.Extent.Len()
 	}
@@ -121,6 +121,22 @@ func devicesRefused(refused []discovery.Refusal) metav1.Condition {
 		reasons[i] = r.Device + ": " + r.Reason
 	}
 	c.Status, c.Reason, c.Message = metav1.ConditionTrue, "NotOurs", clip(strings.Join(reasons, "; "), maxCondition)
+	return c
+}
+
+// Orphaned says which persistent volumes have no PersistentVolume. It is for a person to
+// decide what becomes of them.
+func Orphaned(volumes []string) metav1.Condition {
+	c := metav1.Condition{
+		Type:    diskv1alpha1.ConditionOrphanedVolumes,
+		Status:  metav1.ConditionFalse,
+		Reason:  "NoneOrphaned",
+		Message: "every persistent volume has its PersistentVolume",
+	}
+	if len(volumes) > 0 {
+		c.Status, c.Reason = metav1.ConditionTrue, "NoPersistentVolume"
+		c.Message = clip(fmt.Sprintf("%d volumes have no PersistentVolume and are kept: %s", len(volumes), strings.Join(volumes, ", ")), maxCondition)
+	}
 	return c
 }
 

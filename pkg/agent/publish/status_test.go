@@ -31,10 +31,10 @@ func inService() discovery.Disk {
 	}
 }
 
-func nobody(string) Owner { return Owner{} }
+func nobody(disk.Volume) Owner { return Owner{} }
 
 func TestStatusOfDisks(t *testing.T) {
-	owner := func(string) Owner { return Owner{Volume: "csi-1", Pod: "ns/pod"} }
+	owner := func(disk.Volume) Owner { return Owner{Volume: "csi-1", Name: "ns/pod"} }
 	status := Status([]discovery.Disk{inService()}, nil, owner)
 	want := diskv1alpha1.Disk{
 		ID: "a", Device: "sda", Class: "ssd", Model: "M", SectorSize: 512, Size: 100 * mib, Overhead: 2 * mib, State: diskv1alpha1.DiskReady,

@@ -6,7 +6,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// Errors that callers of Publish branch on.
+// Errors that callers branch on.
 var (
 	// ErrInvalid: the pod or the call asks for something that cannot be. Trying again does not help.
 	ErrInvalid = errors.New("invalid volume")
@@ -16,6 +16,12 @@ var (
 	ErrWaiting = errors.New("waiting for a wipe")
 	// ErrPodGone: the pod does not exist (any more), or is on its way out.
 	ErrPodGone = errors.New("pod is gone")
+	// ErrNotFound: no disk holds the volume, and no PersistentVolume says that it should.
+	ErrNotFound = errors.New("no such volume")
+	// ErrExists: there is a volume with that ID and other properties.
+	ErrExists = errors.New("volume exists with other properties")
+	// ErrInUse: the volume is mounted, or a claim is bound to it.
+	ErrInUse = disk.ErrInUse
 	// ErrOutOfService: the disk that holds the volume is out of service.
 	ErrOutOfService = disk.ErrOutOfService
 )
