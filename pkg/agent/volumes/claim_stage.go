@@ -23,6 +23,8 @@ type Volume struct {
 	Device string
 	// Disk is the ID of its disk, Class that disk's DiskClass.
 	Disk, Class string
+	// Problem says why the disk is out of service; empty if it serves.
+	Problem string
 	// FSType is the file system on it; read only where said.
 	FSType string
 	// Start and Size are its extent, in bytes.
@@ -54,7 +56,7 @@ func (m *Manager) Lookup(volumeID string) (Volume, bool) {
 
 func volumeOn(d *discovery.Disk, on disk.Volume, id string) Volume {
 	return Volume{
-		ID: id, Partition: on.Partition, Device: on.Device, Disk: d.ID(), Class: d.Class,
+		ID: id, Partition: on.Partition, Device: on.Device, Disk: d.ID(), Class: d.Class, Problem: d.Problem,
 		Start: on.Extent.Start, Size: on.Extent.Len(), Phase: on.Phase,
 	}
 }
