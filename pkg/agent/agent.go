@@ -53,8 +53,8 @@ type Options struct {
 }
 
 // programs are what the agent runs: package disk to look at a device, package volumes
-// to make file systems and to recognise them, mount-utils to mount.
-var programs = []string{"blkid", "wipefs", "mkfs.ext4", "mkfs.xfs", "mount", "umount"}
+// to make file systems and to recognise them, package csi to let them grow, mount-utils to mount.
+var programs = []string{"blkid", "wipefs", "mkfs.ext4", "mkfs.xfs", "e2fsck", "resize2fs", "xfs_growfs", "mount", "umount"}
 
 // Check says what the agent lacks on this machine.
 func Check() error {
@@ -164,7 +164,8 @@ func (a *agent) start(ctx context.Context, group *errgroup.Group, retry bool) {
 	group.Go(func() error { a.rescanOnDemand(ctx, retry); return nil })
 	// The kubelet hears of the driver last, when all of it works.
 	node := csi.NewNode(a.options.NodeName, a.manager)
-	group.Go(func() error { return csi.Serve(ctx, a.options.CSISocket, node) })
+	controller := csi.NewController(a.options.NodeName, a.manager, a.manager)
+	group.Go(func() error { return csi.Serve(ctx, a.options.CSISocket, node, controller) })
 	group.Go(func() error { return csi.Register(ctx, a.options.RegistrationDir, a.options.CSISocket) })
 	// What the start has needed is not needed any more; left alone it would be kept for long.
 	debug.FreeOSMemory()

@@ -17,9 +17,18 @@ func (identity) GetPluginInfo(context.Context, *csispec.GetPluginInfoRequest) (*
 	return &csispec.GetPluginInfoResponse{Name: diskv1alpha1.DriverName, VendorVersion: version.Get().GitVersion}, nil
 }
 
-// GetPluginCapabilities names none: there is no controller service.
+// GetPluginCapabilities names what there is beside the node service.
 func (identity) GetPluginCapabilities(context.Context, *csispec.GetPluginCapabilitiesRequest) (*csispec.GetPluginCapabilitiesResponse, error) {
-	return &csispec.GetPluginCapabilitiesResponse{}, nil
+	service := func(s csispec.PluginCapability_Service_Type) *csispec.PluginCapability {
+		return &csispec.PluginCapability{Type: &csispec.PluginCapability_Service_{Service: &csispec.PluginCapability_Service{Type: s}}}
+	}
+	return &csispec.GetPluginCapabilitiesResponse{Capabilities: []*csispec.PluginCapability{
+		service(csispec.PluginCapability_Service_CONTROLLER_SERVICE),
+		service(csispec.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS),
+		{Type: &csispec.PluginCapability_VolumeExpansion_{VolumeExpansion: &csispec.PluginCapability_VolumeExpansion{
+			Type: csispec.PluginCapability_VolumeExpansion_ONLINE,
+		}}},
+	}}, nil
 }
 
 // Probe says ready: the socket is served only after the disks have been scanned.

@@ -16,12 +16,11 @@ import (
 )
 
 // mounting mounts a tmpfs, and then says what it is told.
-type mounting struct{ err error }
+type mounting struct{ answers }
 
-func (m mounting) Publish(ctx context.Context, _ volumes.PodRef, _ string, mount func(context.Context, string, string) error) error {
+func (m *mounting) Publish(ctx context.Context, _ volumes.PodRef, _ string, mount func(context.Context, string, string) error) error {
 	return errors.Join(mount(ctx, "tmpfs", "tmpfs"), m.err)
 }
-func (mounting) Release(string) {}
 
 // What was mounted by a call that fails is not left: after some errors the kubelet
 // believes that nothing was, and never asks for its end.
@@ -29,7 +28,7 @@ func TestFailedPublishLeavesNoMount(t *testing.T) {
 	testenv.NeedRoot(t)
 	r := valid()
 	r.TargetPath = filepath.Join(t.TempDir(), "mount")
-	_, err := NewNode("n", mounting{errors.New("not written")}).NodePublishVolume(t.Context(), r)
+	_, err := NewNode("n", &mounting{answers{err: errors.New("not written")}}).NodePublishVolume(t.Context(), r)
 	if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "not written") {
 		t.Errorf("publish says %v", err)
 	}
@@ -43,7 +42,7 @@ func TestFailedPublishLeavesNoMount(t *testing.T) {
 
 func TestTargetPaths(t *testing.T) {
 	testenv.NeedRoot(t)
-	n := NewNode("n", mounting{})
+	n := NewNode("n", &mounting{})
 	r := valid()
 	r.TargetPath = "/var/lib/kubelet/../../../etc"
 	if _, err := n.NodePublishVolume(t.Context(), r); status.Code(err) != codes.InvalidArgument {

@@ -1,6 +1,7 @@
 package csi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,15 @@ type answers struct {
 	err      error
 	pod      volumes.PodRef
 	released []string
+	// volume is the one persistent volume there is; none if it has no ID.
+	volume volumes.Volume
+	// fsType is the file system on it.
+	fsType   string
+	unstaged []string
+	// created and grown are what the controller service asked for.
+	created volumes.VolumeRequest
+	grown   [2]int64
+	deleted []string
 }
 
 func (a *answers) Publish(_ context.Context, pod volumes.PodRef, _ string, _ func(context.Context, string, string) error) error {
@@ -34,6 +44,26 @@ func (a *answers) Publish(_ context.Context, pod volumes.PodRef, _ string, _ fun
 }
 
 func (a *answers) Release(volumeID string) { a.released = append(a.released, volumeID) }
+
+func (a *answers) Stage(ctx context.Context, id string, o volumes.StageOptions, use func(context.Context, string, string) error) error {
+	if a.err != nil {
+		return a.err
+	}
+	if id != a.volume.ID {
+		return fmt.Errorf("%w: %s", volumes.ErrNotFound, id)
+	}
+	return use(ctx, a.volume.Device, cmp.Or(o.FSType, a.fsType))
+}
+
+func (a *answers) Unstaged(volumeID string) { a.unstaged = append(a.unstaged, volumeID) }
+
+func (a *answers) Expand(ctx context.Context, _ string, _ int64, grow func(context.Context, volumes.Volume) error) (volumes.Volume, error) {
+	return a.volume, errors.Join(a.err, grow(ctx, a.volume))
+}
+
+func (a *answers) Lookup(volumeID string) (volumes.Volume, bool) {
+	return a.volume, a.volume.ID != "" && volumeID == a.volume.ID
+}
 
 // valid is a call as the kubelet makes it.
 func valid() *csispec.NodePublishVolumeRequest {
@@ -71,13 +101,18 @@ func TestPublishArguments(t *testing.T) {
 		"no access mode":     {func(r *request) { r.VolumeCapability.AccessMode = nil }, "access mode"},
 		"readonly":           {func(r *request) { r.Readonly = true }, "readonly"},
 		"other file system":  {func(r *request) { r.VolumeCapability.GetMount().FsType = "btrfs" }, "btrfs"},
-		"persistent":         {func(r *request) { delete(r.VolumeContext, contextEphemeral) }, "only inline"},
-		"ephemeral is false": {func(r *request) { r.VolumeContext[contextEphemeral] = "false" }, "only inline"},
-		"no size":            {func(r *request) { delete(r.VolumeContext, diskv1alpha1.AttributeSize) }, "size is missing"},
-		"bad size":           {func(r *request) { r.VolumeContext[diskv1alpha1.AttributeSize] = "10Gib" }, "10Gib"},
-		"no class":           {func(r *request) { delete(r.VolumeContext, diskv1alpha1.AttributeClass) }, "class is missing"},
-		"unknown attribute":  {func(r *request) { r.VolumeContext["sise"] = "1Gi" }, `"sise"`},
-		"no pod":             {func(r *request) { delete(r.VolumeContext, contextPodUID) }, "podInfoOnMount"},
+		"not staged":         {func(r *request) { delete(r.VolumeContext, contextEphemeral) }, "staging_target_path"},
+		"ephemeral is false": {func(r *request) { r.VolumeContext[contextEphemeral] = "false" }, "staging_target_path"},
+		"only to read": {func(r *request) {
+			r.VolumeCapability.AccessMode.Mode = csispec.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY
+		}, "READER_ONLY"},
+		"mount group":       {func(r *request) { r.VolumeCapability.GetMount().VolumeMountGroup = "1000" }, "volume_mount_group"},
+		"empty flag":        {func(r *request) { r.VolumeCapability.GetMount().MountFlags = []string{""} }, "mount_flags"},
+		"no size":           {func(r *request) { delete(r.VolumeContext, diskv1alpha1.AttributeSize) }, "size is missing"},
+		"bad size":          {func(r *request) { r.VolumeContext[diskv1alpha1.AttributeSize] = "10Gib" }, "10Gib"},
+		"no class":          {func(r *request) { delete(r.VolumeContext, diskv1alpha1.AttributeClass) }, "class is missing"},
+		"unknown attribute": {func(r *request) { r.VolumeContext["sise"] = "1Gi" }, `"sise"`},
+		"no pod":            {func(r *request) { delete(r.VolumeContext, contextPodUID) }, "podInfoOnMount"},
 	} {
 		r := valid()
 		tc.spoil(r)
@@ -101,13 +136,18 @@ func TestPublishArguments(t *testing.T) {
 
 func TestPublishErrors(t *testing.T) {
 	for err, want := range map[error]codes.Code{
-		fmt.Errorf("%w: x", volumes.ErrInvalid):      codes.InvalidArgument,
-		fmt.Errorf("%w: x", volumes.ErrNoRoom):       codes.ResourceExhausted,
-		fmt.Errorf("%w: x", volumes.ErrWaiting):      codes.Unavailable,
-		fmt.Errorf("%w: x", volumes.ErrOutOfService): codes.Unavailable,
-		fmt.Errorf("%w: x", volumes.ErrPodGone):      codes.FailedPrecondition,
-		context.DeadlineExceeded:                     codes.DeadlineExceeded,
-		errors.New("x"):                              codes.Internal,
+		fmt.Errorf("%w: x", volumes.ErrInvalid):                 codes.InvalidArgument,
+		fmt.Errorf("%w: x", volumes.ErrNoRoom):                  codes.ResourceExhausted,
+		fmt.Errorf("%w: x", volumes.ErrWaiting):                 codes.Unavailable,
+		fmt.Errorf("%w: x", volumes.ErrOutOfService):            codes.Unavailable,
+		fmt.Errorf("%w: x", volumes.ErrPodGone):                 codes.FailedPrecondition,
+		fmt.Errorf("%w: x", volumes.ErrInUse):                   codes.FailedPrecondition,
+		fmt.Errorf("%w: x", volumes.ErrNotFound):                codes.NotFound,
+		fmt.Errorf("%w: x", volumes.ErrExists):                  codes.AlreadyExists,
+		context.Canceled:                                        codes.Canceled,
+		fmt.Errorf("around: %w", refuse(codes.OutOfRange, "x")): codes.OutOfRange,
+		context.DeadlineExceeded:                                codes.DeadlineExceeded,
+		errors.New("x"):                                         codes.Internal,
 	} {
 		_, got := NewNode("n", &answers{err: err}).NodePublishVolume(t.Context(), valid())
 		if status.Code(got) != want || !strings.Contains(got.Error(), err.Error()) {
@@ -163,9 +203,11 @@ func TestUnpublish(t *testing.T) {
 
 func TestStatsArguments(t *testing.T) {
 	n := NewNode("n", &answers{})
-	for want, r := range map[codes.Code]*csispec.NodeGetVolumeStatsRequest{
-		codes.InvalidArgument: {VolumePath: "/x"},
-		codes.NotFound:        {VolumeId: "csi-1", VolumePath: t.TempDir()},
+	for r, want := range map[*csispec.NodeGetVolumeStatsRequest]codes.Code{
+		{VolumePath: "/x"}:                           codes.InvalidArgument,
+		{VolumeId: "csi-1"}:                          codes.InvalidArgument,
+		{VolumeId: "csi-1", VolumePath: t.TempDir()}: codes.NotFound,
+		{VolumeId: "csi-1", VolumePath: "some/path"}: codes.NotFound,
 	} {
 		if _, err := n.NodeGetVolumeStats(t.Context(), r); status.Code(err) != want {
 			t.Errorf("%v: %v, want %v", r, err, want)
@@ -182,7 +224,9 @@ func TestSockets(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
-	go func() { ended <- Serve(ctx, socket, NewNode("node1", &answers{})) }()
+	go func() {
+		ended <- Serve(ctx, socket, NewNode("node1", &answers{}), NewController("node1", &answers{}, &answers{}))
+	}()
 	go func() { ended <- Register(ctx, dir, socket) }()
 
 	info, err := registration.NewRegistrationClient(dial(t, register)).GetInfo(t.Context(), &registration.InfoRequest{}, grpc.WaitForReady(true))
@@ -194,7 +238,8 @@ func TestSockets(t *testing.T) {
 		t.Errorf("the plugin is %v, %v", name, err)
 	}
 	node, err := csispec.NewNodeClient(dial(t, socket)).NodeGetInfo(t.Context(), &csispec.NodeGetInfoRequest{})
-	if err != nil || node.NodeId != "node1" || node.MaxVolumesPerNode != 0 {
+	if err != nil || node.NodeId != "node1" || node.MaxVolumesPerNode != 0 ||
+		node.AccessibleTopology.Segments[diskv1alpha1.LabelNode] != "node1" {
 		t.Errorf("the node is %v, %v", node, err)
 	}
 	cancel()

@@ -21,12 +21,13 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// Serve answers the kubelet on the socket until the context ends, and then until the
-// calls under way are answered.
-func Serve(ctx context.Context, socket string, node *Node) error {
+// Serve answers the kubelet, and sidecars, on the socket until the context ends, and then
+// until the calls under way are answered.
+func Serve(ctx context.Context, socket string, node *Node, controller *Controller) error {
 	return serve(ctx, socket, func(server *grpc.Server) {
 		csispec.RegisterIdentityServer(server, identity{})
 		csispec.RegisterNodeServer(server, node)
+		csispec.RegisterControllerServer(server, controller)
 	})
 }
 
@@ -139,12 +140,12 @@ func intercept(ctx context.Context) grpc.ServerOption {
 		defer func() {
 			if p := recover(); p != nil {
 				err = status.Errorf(codes.Internal, "the agent failed in %s: %v; its log says where", info.FullMethod, p)
-				logger.Error(err, "Panic in a call of the kubelet", "stack", string(debug.Stack()))
+				logger.Error(err, "Panic in a call", "stack", string(debug.Stack()))
 			}
 		}()
 		response, err = handler(klog.NewContext(ctx, logger), request)
 		if err != nil && status.Code(err) != codes.Unimplemented {
-			logger.Error(err, "Call of the kubelet failed", "method", info.FullMethod, "duration", time.Since(begin))
+			logger.Error(err, "Call failed", "method", info.FullMethod, "duration", time.Since(begin))
 		}
 		return response, err
 	})

@@ -16,19 +16,18 @@ import (
 	"github.com/berthdev/berth/pkg/agent/volumes"
 )
 
-type panicking struct{}
+type panicking struct{ answers }
 
-func (panicking) Publish(context.Context, volumes.PodRef, string, func(context.Context, string, string) error) error {
+func (*panicking) Publish(context.Context, volumes.PodRef, string, func(context.Context, string, string) error) error {
 	panic("on purpose")
 }
-func (panicking) Release(string) {}
 
 // serving serves until the test ends, and returns how to end it before.
 func serving(t *testing.T, socket string, v Volumes) (end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- Serve(ctx, socket, NewNode("n", v)) }()
+	go func() { ended <- Serve(ctx, socket, NewNode("n", v), NewController("n", &answers{}, &answers{})) }()
 	end = func() {
 		if cancel(); ended == nil {
 			return
@@ -83,7 +82,7 @@ func TestSocketOfTheNextAgent(t *testing.T) {
 
 func TestPanicFailsOneCall(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "csi.sock")
-	serving(t, socket, panicking{})
+	serving(t, socket, &panicking{})
 	probe(t, socket)
 	node := csispec.NewNodeClient(dial(t, socket))
 	for range 2 {

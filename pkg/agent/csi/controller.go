@@ -1,0 +1,210 @@
+package csi
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"strings"
+
+	csispec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/volumes"
+)
+
+// Provisioner makes, grows and wipes persistent volumes on the node's own disks.
+type Provisioner interface {
+	CreateVolume(ctx context.Context, r volumes.VolumeRequest) (volumes.Volume, error)
+	GrowVolume(ctx context.Context, volumeID string, size, limit int64) (volumes.Volume, error)
+	DeleteVolume(ctx context.Context, volumeID string) error
+}
+
+// Disks is what there is on the node's disks.
+type Disks interface {
+	Finder
+	ListVolumes() []volumes.Volume
+	Capacity(class string) (free, largest int64)
+}
+
+// Controller is the CSI Controller service for the volumes of one node: for the stock
+// sidecars that run beside the agent. Berth's own scheduler does not need it.
+type Controller struct {
+	csispec.UnimplementedControllerServer
+
+	node        string
+	provisioner Provisioner
+	disks       Disks
+}
+
+// NewController returns the service of the named node.
+func NewController(node string, p Provisioner, d Disks) *Controller {
+	return &Controller{node: node, provisioner: p, disks: d}
+}
+
+// ControllerGetCapabilities names the optional calls that are served.
+func (c *Controller) ControllerGetCapabilities(context.Context, *csispec.ControllerGetCapabilitiesRequest) (*csispec.ControllerGetCapabilitiesResponse, error) {
+	response := &csispec.ControllerGetCapabilitiesResponse{}
+	for _, capability := range []csispec.ControllerServiceCapability_RPC_Type{
+		csispec.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
+		csispec.ControllerServiceCapability_RPC_LIST_VOLUMES,
+		csispec.ControllerServiceCapability_RPC_GET_CAPACITY,
+		csispec.ControllerServiceCapability_RPC_EXPAND_VOLUME,
+		csispec.ControllerServiceCapability_RPC_GET_VOLUME,
+		csispec.ControllerServiceCapability_RPC_VOLUME_CONDITION,
+		csispec.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+	} {
+		response.Capabilities = append(response.Capabilities, &csispec.ControllerServiceCapability{
+			Type: &csispec.ControllerServiceCapability_Rpc{Rpc: &csispec.ControllerServiceCapability_RPC{Type: capability}},
+		})
+	}
+	return response, nil
+}
+
+// entry is the volume as CSI describes it. Its context makes a PersistentVolume that
+// package claim understands.
+func (c *Controller) entry(v volumes.Volume) *csispec.Volume {
+	place := diskv1alpha1.Place{Disk: v.Disk, Extent: diskv1alpha1.Extent{Start: v.Start, Length: v.Size}}
+	attributes := place.Attributes()
+	attributes[diskv1alpha1.AttributeClass] = v.Class
+	return &csispec.Volume{
+		VolumeId: v.ID, CapacityBytes: v.Size, VolumeContext: attributes,
+		AccessibleTopology: []*csispec.Topology{topologyOf(c.node)},
+	}
+}
+
+// ControllerGetVolume describes a volume.
+func (c *Controller) ControllerGetVolume(_ context.Context, r *csispec.ControllerGetVolumeRequest) (*csispec.ControllerGetVolumeResponse, error) {
+	v, err := c.find(r.VolumeId)
+	if err != nil {
+		return nil, err
+	}
+	return &csispec.ControllerGetVolumeResponse{
+		Volume: c.entry(v), Status: &csispec.ControllerGetVolumeResponse_VolumeStatus{VolumeCondition: diskCondition(v)},
+	}, nil
+}
+
+func (c *Controller) find(volumeID string) (volumes.Volume, error) {
+	if volumeID == "" {
+		return volumes.Volume{}, invalid("volume_id is missing")
+	}
+	v, found := c.disks.Lookup(volumeID)
+	if !found {
+		return v, notHere(volumeID)
+	}
+	return v, nil
+}
+
+// ListVolumes lists the volumes by ID. A token is the ID after which to go on, so that
+// pages neither repeat nor skip a volume when others come and go between them.
+func (c *Controller) ListVolumes(_ context.Context, r *csispec.ListVolumesRequest) (*csispec.ListVolumesResponse, error) {
+	if r.MaxEntries < 0 {
+		return nil, invalid("max_entries is %d", r.MaxEntries)
+	}
+	if r.StartingToken != "" {
+		if _, ok := diskv1alpha1.VolumeUUID(r.StartingToken); !ok {
+			return nil, status.Errorf(codes.Aborted, "starting_token %.64q is not one that ListVolumes has returned: begin anew without it", r.StartingToken)
+		}
+	}
+	all := slices.DeleteFunc(c.disks.ListVolumes(), func(v volumes.Volume) bool { return v.ID <= r.StartingToken })
+	slices.SortFunc(all, func(a, b volumes.Volume) int { return cmp.Compare(a.ID, b.ID) })
+	response := &csispec.ListVolumesResponse{}
+	if limit := int(r.MaxEntries); limit > 0 && limit < len(all) {
+		all = all[:limit]
+		response.NextToken = all[limit-1].ID
+	}
+	for _, v := range all {
+		response.Entries = append(response.Entries, &csispec.ListVolumesResponse_Entry{
+			Volume: c.entry(v), Status: &csispec.ListVolumesResponse_VolumeStatus{VolumeCondition: diskCondition(v)},
+		})
+	}
+	return response, nil
+}
+
+// GetCapacity says how much is free in a class: with the parameters of a StorageClass that
+// is asked about, without any of the whole node.
+func (c *Controller) GetCapacity(_ context.Context, r *csispec.GetCapacityRequest) (*csispec.GetCapacityResponse, error) {
+	var a access
+	var err error
+	if len(r.VolumeCapabilities) > 0 {
+		if a, err = accessesOf(r.VolumeCapabilities); err != nil {
+			return nil, invalid("%v", err)
+		}
+	}
+	p, err := parametersOf(r.Parameters, a)
+	if err != nil && len(r.Parameters) > 0 {
+		return nil, invalid("%v", err)
+	}
+	smallest := diskv1alpha1.Alignment
+	if p.FSType == diskv1alpha1.FSTypeXFS {
+		smallest = diskv1alpha1.MinSizeXFS
+	}
+	response := &csispec.GetCapacityResponse{MinimumVolumeSize: wrapperspb.Int64(smallest), MaximumVolumeSize: wrapperspb.Int64(0)}
+	if t := r.AccessibleTopology; t != nil && !c.isHere(t) {
+		return response, nil
+	}
+	free, largest := c.disks.Capacity(p.Class)
+	response.AvailableCapacity, response.MaximumVolumeSize.Value = free, largest
+	return response, nil
+}
+
+// isHere reports whether the node is in a topology.
+func (c *Controller) isHere(t *csispec.Topology) bool {
+	here := topologyOf(c.node).Segments
+	for key, value := range t.GetSegments() {
+		if here[key] != value {
+			return false
+		}
+	}
+	return true
+}
+
+// Prefixes of the parameters that the stock sidecars add (--extra-create-metadata).
+var metadata = []string{"csi.storage.k8s.io/pvc/", "csi.storage.k8s.io/pv/"}
+
+// parametersOf understands parameters together with the capability that goes with them.
+func parametersOf(parameters map[string]string, a access) (diskv1alpha1.Parameters, error) {
+	own := maps.Clone(parameters)
+	maps.DeleteFunc(own, func(key, _ string) bool {
+		return slices.ContainsFunc(metadata, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
+	})
+	p, err := diskv1alpha1.ParseParameters(own)
+	switch {
+	case err != nil:
+		return p, err
+	case a.block:
+		p.FSType = ""
+	case a.fsType != "" && p.FSType != "" && a.fsType != p.FSType:
+		return p, refuse(codes.InvalidArgument, "parameter %s is %s, but the volume capability says %s", diskv1alpha1.ParameterFSType, p.FSType, a.fsType)
+	case a.fsType != "":
+		p.FSType = a.fsType
+	}
+	return p, nil
+}
+
+// ValidateVolumeCapabilities says whether a volume can be used so.
+func (c *Controller) ValidateVolumeCapabilities(_ context.Context, r *csispec.ValidateVolumeCapabilitiesRequest) (*csispec.ValidateVolumeCapabilitiesResponse, error) {
+	if r.VolumeId == "" {
+		return nil, invalid("volume_id is missing")
+	}
+	if len(r.VolumeCapabilities) == 0 {
+		return nil, invalid("volume_capabilities is missing")
+	}
+	v, err := c.find(r.VolumeId)
+	if err != nil {
+		return nil, err
+	}
+	a, err := accessesOf(r.VolumeCapabilities)
+	switch {
+	case err != nil:
+		return &csispec.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil
+	case a.block != v.Block:
+		return &csispec.ValidateVolumeCapabilitiesResponse{Message: "the volume has " + kindOf(v.Block)}, nil
+	}
+	return &csispec.ValidateVolumeCapabilitiesResponse{Confirmed: &csispec.ValidateVolumeCapabilitiesResponse_Confirmed{
+		VolumeContext: r.VolumeContext, VolumeCapabilities: r.VolumeCapabilities, Parameters: r.Parameters,
+	}}, nil
+}

@@ -1,0 +1,316 @@
+package csi
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	csispec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/volumes"
+)
+
+const (
+	claimID = "pvc-11111111-2222-4333-8444-555555555555"
+	diskID  = "aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee"
+)
+
+func (a *answers) CreateVolume(_ context.Context, r volumes.VolumeRequest) (volumes.Volume, error) {
+	a.created = r
+	return volumes.Volume{ID: r.ID, Disk: diskID, Class: r.Class, Start: 1 << 20, Size: r.Size, Block: r.Block}, a.err
+}
+
+func (a *answers) GrowVolume(_ context.Context, _ string, size, limit int64) (volumes.Volume, error) {
+	a.grown = [2]int64{size, limit}
+	v := a.volume
+	v.Size = size
+	return v, a.err
+}
+
+func (a *answers) DeleteVolume(_ context.Context, volumeID string) error {
+	a.deleted = append(a.deleted, volumeID)
+	return a.err
+}
+
+// many are the volumes that are listed.
+func many(n int) []volumes.Volume {
+	var all []volumes.Volume
+	for i := range n {
+		all = append(all, volumes.Volume{ID: fmt.Sprintf("pvc-11111111-2222-4333-8444-%012d", n-i), Disk: diskID, Start: int64(i+1) << 30, Size: 1 << 30})
+	}
+	return all
+}
+
+func (a *answers) ListVolumes() []volumes.Volume { return many(5) }
+
+func (a *answers) Capacity(class string) (free, largest int64) {
+	if class == "ssd" {
+		return 100 << 30, 60 << 30
+	}
+	return 200 << 30, 120 << 30
+}
+
+func mountAs(fsType string) *csispec.VolumeCapability {
+	return &csispec.VolumeCapability{
+		AccessType: &csispec.VolumeCapability_Mount{Mount: &csispec.VolumeCapability_MountVolume{FsType: fsType}},
+		AccessMode: &csispec.VolumeCapability_AccessMode{Mode: csispec.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER},
+	}
+}
+
+func asBlock() *csispec.VolumeCapability {
+	c := mountAs("")
+	c.AccessType = &csispec.VolumeCapability_Block{Block: &csispec.VolumeCapability_BlockVolume{}}
+	return c
+}
+
+func topology(node string) *csispec.Topology {
+	return &csispec.Topology{Segments: map[string]string{diskv1alpha1.LabelNode: node}}
+}
+
+// creation is a call as the external-provisioner makes it with --extra-create-metadata.
+func creation() *csispec.CreateVolumeRequest {
+	return &csispec.CreateVolumeRequest{
+		Name:               claimID,
+		CapacityRange:      &csispec.CapacityRange{RequiredBytes: 10<<30 - 1},
+		VolumeCapabilities: []*csispec.VolumeCapability{mountAs("xfs")},
+		Parameters: map[string]string{
+			diskv1alpha1.AttributeClass:        "ssd",
+			"csi.storage.k8s.io/pvc/name":      "data",
+			"csi.storage.k8s.io/pvc/namespace": "default",
+			"csi.storage.k8s.io/pv/name":       claimID,
+		},
+		AccessibilityRequirements: &csispec.TopologyRequirement{
+			Requisite: []*csispec.Topology{topology("other"), topology("n")},
+			Preferred: []*csispec.Topology{topology("n")},
+		},
+	}
+}
+
+func TestCreateArguments(t *testing.T) {
+	type request = csispec.CreateVolumeRequest
+	for name, tc := range map[string]struct {
+		spoil func(*request)
+		code  codes.Code
+		says  string
+	}{
+		"no name":          {func(r *request) { r.Name = "" }, codes.InvalidArgument, "name"},
+		"long name":        {func(r *request) { r.Name = strings.Repeat("x", 129) }, codes.InvalidArgument, "name"},
+		"clone":            {func(r *request) { r.VolumeContentSource = &csispec.VolumeContentSource{} }, codes.InvalidArgument, "volume_content_source"},
+		"mutable":          {func(r *request) { r.MutableParameters = map[string]string{"a": "b"} }, codes.InvalidArgument, "mutable_parameters"},
+		"no capabilities":  {func(r *request) { r.VolumeCapabilities = nil }, codes.InvalidArgument, "volume_capabilities"},
+		"a nil capability": {func(r *request) { r.VolumeCapabilities = []*csispec.VolumeCapability{nil} }, codes.InvalidArgument, "volume_capabilities[0]"},
+		"both kinds":       {func(r *request) { r.VolumeCapabilities = append(r.VolumeCapabilities, asBlock()) }, codes.InvalidArgument, "both mount and block"},
+		"two file systems": {func(r *request) { r.VolumeCapabilities = append(r.VolumeCapabilities, mountAs("ext4")) }, codes.InvalidArgument, "ext4"},
+		"many nodes": {func(r *request) {
+			r.VolumeCapabilities[0].AccessMode.Mode = csispec.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER
+		}, codes.InvalidArgument, "access mode"},
+		"no class":          {func(r *request) { delete(r.Parameters, diskv1alpha1.AttributeClass) }, codes.InvalidArgument, "class"},
+		"unknown parameter": {func(r *request) { r.Parameters["sise"] = "1" }, codes.InvalidArgument, "sise"},
+		"unknown metadata":  {func(r *request) { r.Parameters["csi.storage.k8s.io/x"] = "1" }, codes.InvalidArgument, "csi.storage.k8s.io/x"},
+		"other parameter":   {func(r *request) { r.Parameters[diskv1alpha1.ParameterFSType] = "ext4" }, codes.InvalidArgument, "ext4"},
+		"negative size":     {func(r *request) { r.CapacityRange.RequiredBytes = -1 }, codes.InvalidArgument, "required_bytes"},
+		"negative limit":    {func(r *request) { r.CapacityRange.LimitBytes = -1 }, codes.InvalidArgument, "limit_bytes"},
+		"limit below":       {func(r *request) { r.CapacityRange.LimitBytes = 1 }, codes.InvalidArgument, "limit_bytes"},
+		"huge":              {func(r *request) { r.CapacityRange.RequiredBytes = 1 << 62 }, codes.OutOfRange, "required_bytes"},
+		"nothing between":   {func(r *request) { r.CapacityRange.LimitBytes = 10<<30 - 1 }, codes.OutOfRange, "multiples"},
+		"small for xfs":     {func(r *request) { r.CapacityRange.RequiredBytes = 1 << 20 }, codes.OutOfRange, "300Mi"},
+		"tiny limit": {func(r *request) {
+			r.CapacityRange, r.VolumeCapabilities[0] = &csispec.CapacityRange{LimitBytes: 5}, mountAs("ext4")
+		}, codes.OutOfRange, "limit_bytes"},
+		"elsewhere": {func(r *request) { r.AccessibilityRequirements.Requisite = r.AccessibilityRequirements.Requisite[:1] }, codes.ResourceExhausted, "accessibility_requirements"},
+	} {
+		r, a := creation(), &answers{}
+		tc.spoil(r)
+		_, err := NewController("n", a, a).CreateVolume(t.Context(), r)
+		if status.Code(err) != tc.code || !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s: %v, want %v about %q", name, err, tc.code, tc.says)
+		}
+		if a.created.ID != "" {
+			t.Errorf("%s: a volume was asked for", name)
+		}
+	}
+}
+
+func TestCreate(t *testing.T) {
+	a := &answers{}
+	c := NewController("n", a, a)
+	response, err := c.CreateVolume(t.Context(), creation())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (volumes.VolumeRequest{ID: claimID, Class: "ssd", FSType: "xfs", Size: 10 << 30}); a.created != want {
+		t.Errorf("asked for %+v, want %+v", a.created, want)
+	}
+	v := response.Volume
+	if v.VolumeId != claimID || v.CapacityBytes != 10<<30 || len(v.AccessibleTopology) != 1 || !maps.Equal(v.AccessibleTopology[0].Segments, topology("n").Segments) {
+		t.Errorf("answer is %v", v)
+	}
+	// A PersistentVolume with this context is one that the agent understands.
+	if place, err := diskv1alpha1.ParsePlace(v.VolumeContext); err != nil || place.Disk != diskID || v.VolumeContext[diskv1alpha1.AttributeClass] != "ssd" {
+		t.Errorf("context is %v: %v", v.VolumeContext, err)
+	}
+	for name, r := range map[string]func(*csispec.CreateVolumeRequest){
+		"no range": func(r *csispec.CreateVolumeRequest) { r.CapacityRange = nil },
+		"block":    func(r *csispec.CreateVolumeRequest) { r.VolumeCapabilities = []*csispec.VolumeCapability{asBlock()} },
+		"no node":  func(r *csispec.CreateVolumeRequest) { r.AccessibilityRequirements = nil },
+		"any name": func(r *csispec.CreateVolumeRequest) { r.Name = "anything" },
+	} {
+		request := creation()
+		r(request)
+		if _, err := c.CreateVolume(t.Context(), request); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, ok := diskv1alpha1.VolumeUUID(a.created.ID); !ok || a.created.Block != (name == "block") || a.created.Block && a.created.FSType != "" {
+			t.Errorf("%s: asked for %+v", name, a.created)
+		}
+	}
+	a.err = fmt.Errorf("%w: x", volumes.ErrExists)
+	if _, err := c.CreateVolume(t.Context(), creation()); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("another one of that name: %v", err)
+	}
+}
+
+func TestListPages(t *testing.T) {
+	a := &answers{}
+	c := NewController("n", a, a)
+	for _, size := range []int32{0, 1, 2, 4, 5, 6} {
+		var seen []string
+		for token := ""; ; {
+			page, err := c.ListVolumes(t.Context(), &csispec.ListVolumesRequest{MaxEntries: size, StartingToken: token})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if size > 0 && len(page.Entries) > int(size) {
+				t.Errorf("%d entries on a page of %d", len(page.Entries), size)
+			}
+			for _, e := range page.Entries {
+				seen = append(seen, e.Volume.VolumeId)
+			}
+			if token = page.NextToken; token == "" {
+				break
+			}
+		}
+		if len(seen) != 5 || !slices.IsSorted(seen) || len(slices.Compact(seen)) != 5 {
+			t.Errorf("pages of %d show %v", size, seen)
+		}
+	}
+	for r, want := range map[*csispec.ListVolumesRequest]codes.Code{
+		{MaxEntries: -1}:             codes.InvalidArgument,
+		{StartingToken: "nonsense"}:  codes.Aborted,
+		{StartingToken: "pvc-12345"}: codes.Aborted,
+	} {
+		if _, err := c.ListVolumes(t.Context(), r); status.Code(err) != want {
+			t.Errorf("%v: %v", r, err)
+		}
+	}
+}
+
+func TestGetCapacity(t *testing.T) {
+	a := &answers{}
+	c := NewController("n", a, a)
+	for name, tc := range map[string]struct {
+		request         *csispec.GetCapacityRequest
+		available, most int64
+		least           int64
+	}{
+		"everything": {&csispec.GetCapacityRequest{}, 200 << 30, 120 << 30, 1 << 20},
+		"a class":    {&csispec.GetCapacityRequest{Parameters: map[string]string{diskv1alpha1.AttributeClass: "ssd"}, AccessibleTopology: topology("n")}, 100 << 30, 60 << 30, 1 << 20},
+		"xfs": {&csispec.GetCapacityRequest{
+			Parameters: map[string]string{diskv1alpha1.AttributeClass: "ssd"}, VolumeCapabilities: []*csispec.VolumeCapability{mountAs("xfs")},
+		}, 100 << 30, 60 << 30, diskv1alpha1.MinSizeXFS},
+		"another node": {&csispec.GetCapacityRequest{AccessibleTopology: topology("other")}, 0, 0, 1 << 20},
+	} {
+		got, err := c.GetCapacity(t.Context(), tc.request)
+		if err != nil || got.AvailableCapacity != tc.available || got.MaximumVolumeSize.Value != tc.most || got.MinimumVolumeSize.Value != tc.least {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+	for name, r := range map[string]*csispec.GetCapacityRequest{
+		"unknown parameter": {Parameters: map[string]string{"x": "y"}},
+		"bad capability":    {VolumeCapabilities: []*csispec.VolumeCapability{mountAs("btrfs")}},
+	} {
+		if _, err := c.GetCapacity(t.Context(), r); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestControllerExpand(t *testing.T) {
+	type request = csispec.ControllerExpandVolumeRequest
+	a := &answers{volume: volumes.Volume{ID: claimID, Size: 10 << 30}}
+	c := NewController("n", a, a)
+	for name, tc := range map[string]struct {
+		request *request
+		code    codes.Code
+	}{
+		"no volume":  {&request{CapacityRange: &csispec.CapacityRange{RequiredBytes: 1}}, codes.InvalidArgument},
+		"no range":   {&request{VolumeId: claimID}, codes.InvalidArgument},
+		"negative":   {&request{VolumeId: claimID, CapacityRange: &csispec.CapacityRange{RequiredBytes: -1}}, codes.InvalidArgument},
+		"not there":  {&request{VolumeId: "x", CapacityRange: &csispec.CapacityRange{RequiredBytes: 1}}, codes.NotFound},
+		"to shrink":  {&request{VolumeId: claimID, CapacityRange: &csispec.CapacityRange{LimitBytes: 1 << 30}}, codes.OutOfRange},
+		"capability": {&request{VolumeId: claimID, VolumeCapability: &csispec.VolumeCapability{}, CapacityRange: &csispec.CapacityRange{}}, codes.InvalidArgument},
+	} {
+		if _, err := c.ControllerExpandVolume(t.Context(), tc.request); status.Code(err) != tc.code {
+			t.Errorf("%s: %v, want %v", name, err, tc.code)
+		}
+	}
+	for required, want := range map[int64]int64{0: 10 << 30, 1 << 30: 10 << 30, 10 << 30: 10 << 30, 10<<30 + 1: 10<<30 + 1<<20, 20 << 30: 20 << 30} {
+		got, err := c.ControllerExpandVolume(t.Context(), &request{VolumeId: claimID, CapacityRange: &csispec.CapacityRange{RequiredBytes: required}})
+		if err != nil || got.CapacityBytes != want || !got.NodeExpansionRequired {
+			t.Errorf("to %d: %v, %v", required, got, err)
+		}
+	}
+	a.err = fmt.Errorf("%w: x", volumes.ErrNoRoom)
+	if _, err := c.ControllerExpandVolume(t.Context(), &request{VolumeId: claimID, CapacityRange: &csispec.CapacityRange{RequiredBytes: 1 << 40}}); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("no room: %v", err)
+	}
+}
+
+func TestDelete(t *testing.T) {
+	a := &answers{}
+	c := NewController("n", a, a)
+	for id, want := range map[string]codes.Code{"": codes.InvalidArgument, "anything": codes.OK, claimID: codes.OK} {
+		if _, err := c.DeleteVolume(t.Context(), &csispec.DeleteVolumeRequest{VolumeId: id}); status.Code(err) != want {
+			t.Errorf("%q: %v, want %v", id, err, want)
+		}
+	}
+	if !slices.Equal(a.deleted, []string{claimID}) {
+		t.Errorf("deleted %v", a.deleted)
+	}
+}
+
+func TestValidateCapabilities(t *testing.T) {
+	a := &answers{volume: volumes.Volume{ID: claimID}}
+	c := NewController("n", a, a)
+	for name, tc := range map[string]struct {
+		id           string
+		capabilities []*csispec.VolumeCapability
+		code         codes.Code
+		confirmed    bool
+	}{
+		"no volume":       {"", []*csispec.VolumeCapability{mountAs("")}, codes.InvalidArgument, false},
+		"no capabilities": {claimID, nil, codes.InvalidArgument, false},
+		"not there":       {"x", []*csispec.VolumeCapability{mountAs("")}, codes.NotFound, false},
+		"good":            {claimID, []*csispec.VolumeCapability{mountAs("")}, codes.OK, true},
+		"block":           {claimID, []*csispec.VolumeCapability{asBlock()}, codes.OK, false},
+		"btrfs":           {claimID, []*csispec.VolumeCapability{mountAs("btrfs")}, codes.OK, false},
+	} {
+		got, err := c.ValidateVolumeCapabilities(t.Context(), &csispec.ValidateVolumeCapabilitiesRequest{VolumeId: tc.id, VolumeCapabilities: tc.capabilities})
+		if status.Code(err) != tc.code || (got.GetConfirmed() != nil) != tc.confirmed || err == nil && !tc.confirmed && got.Message == "" {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+	if got, err := c.ControllerGetVolume(t.Context(), &csispec.ControllerGetVolumeRequest{VolumeId: claimID}); err != nil || got.Status.VolumeCondition.Abnormal {
+		t.Errorf("%v, %v", got, err)
+	}
+	a.volume.Problem = "hangs"
+	if got, err := c.ControllerGetVolume(t.Context(), &csispec.ControllerGetVolumeRequest{VolumeId: claimID}); err != nil || !got.Status.VolumeCondition.Abnormal {
+		t.Errorf("%v, %v", got, err)
+	}
+}

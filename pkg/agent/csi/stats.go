@@ -1,0 +1,141 @@
+package csi
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	csispec "github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/moby/sys/mountinfo"
+	"google.golang.org/grpc/codes"
+
+	"github.com/berthdev/berth/pkg/agent/volumes"
+)
+
+// NodeGetVolumeStats says how full a volume is, and in what condition.
+func (n *Node) NodeGetVolumeStats(_ context.Context, r *csispec.NodeGetVolumeStatsRequest) (*csispec.NodeGetVolumeStatsResponse, error) {
+	switch {
+	case r.VolumeId == "":
+		return nil, invalid("volume_id is missing")
+	case r.VolumePath == "":
+		return nil, invalid("volume_path is missing")
+	}
+	// The kubelet asks every minute. Of a disk that hangs one question waits, not more and more.
+	release, err := n.claim("stats of " + r.VolumeId + " on " + r.VolumePath)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	v, found := n.volumes.Lookup(r.VolumeId)
+	if found && v.Block {
+		return blockStats(v, r.VolumePath)
+	}
+	at, err := mountedAt(r.VolumePath)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	if at == nil {
+		return nil, statusOf(refuse(codes.NotFound, "volume %.128q is not mounted on volume_path %.256q", r.VolumeId, r.VolumePath))
+	}
+	response := &csispec.NodeGetVolumeStatsResponse{VolumeCondition: conditionOf(v, found, at)}
+	if response.Usage, err = usageOf(r.VolumePath); err != nil {
+		if response.VolumeCondition.Abnormal {
+			// Why it cannot be read is more than that.
+			return response, nil
+		}
+		response.VolumeCondition = abnormal("the file system does not answer: %v", err)
+	}
+	return response, nil
+}
+
+// blockStats says how large a raw block volume is.
+func blockStats(v volumes.Volume, path string) (*csispec.NodeGetVolumeStatsResponse, error) {
+	if !sameDevice(path, v.Device) {
+		return nil, statusOf(refuse(codes.NotFound, "volume %s is not published on volume_path %.256q", v.ID, path))
+	}
+	response := &csispec.NodeGetVolumeStatsResponse{
+		Usage:           []*csispec.VolumeUsage{{Unit: csispec.VolumeUsage_BYTES, Total: v.Size}},
+		VolumeCondition: diskCondition(v),
+	}
+	if f, err := os.Open(path); err == nil {
+		defer f.Close()
+		if size, err := f.Seek(0, io.SeekEnd); err == nil {
+			response.Usage[0].Total = size
+		}
+	}
+	return response, nil
+}
+
+// usageOf asks the file system that is mounted on the path. A file system that the kernel
+// has shut down still counts its blocks; what it cannot do is show its root.
+func usageOf(path string) ([]*csispec.VolumeUsage, error) {
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(path, &s); err != nil {
+		return nil, fmt.Errorf("cannot read the usage of %s: %w", path, err)
+	}
+	_, err := os.ReadDir(path)
+	return []*csispec.VolumeUsage{
+		{
+			Unit:      csispec.VolumeUsage_BYTES,
+			Total:     int64(s.Blocks) * s.Bsize,
+			Available: int64(s.Bavail) * s.Bsize,
+			Used:      int64(s.Blocks-s.Bfree) * s.Bsize,
+		},
+		{
+			Unit:      csispec.VolumeUsage_INODES,
+			Total:     int64(s.Files),
+			Available: int64(s.Ffree),
+			Used:      int64(s.Files - s.Ffree),
+		},
+	}, err
+}
+
+func abnormal(format string, a ...any) *csispec.VolumeCondition {
+	return &csispec.VolumeCondition{Abnormal: true, Message: fmt.Sprintf(format, a...)}
+}
+
+// diskCondition says what is known of the disk that the volume is on.
+func diskCondition(v volumes.Volume) *csispec.VolumeCondition {
+	if v.Problem != "" {
+		return abnormal("disk %s is out of service: %s", v.Disk, v.Problem)
+	}
+	return &csispec.VolumeCondition{Message: "disk " + v.Disk + " is in service"}
+}
+
+// conditionOf says whether the volume that is mounted there can still be used.
+func conditionOf(v volumes.Volume, found bool, at *mountinfo.Info) *csispec.VolumeCondition {
+	if !found {
+		return abnormal("the partition of this volume is gone, only its mount is left: its disk is not on this node any more")
+	}
+	if condition := diskCondition(v); condition.Abnormal {
+		return condition
+	}
+	// The file system's own options, not those of the mount: whoever mounts a volume
+	// read-only wants it so.
+	options := strings.Split(at.VFSOptions, ",")
+	switch {
+	case slices.Contains(options, "shutdown"):
+		return abnormal("the kernel has shut the file system down after errors: see its log, end the pods that use the volume, and check it with fsck")
+	case slices.Contains(options, "emergency_ro"), slices.Contains(options, "ro") && !isReadOnly(at):
+		return abnormal("the kernel has made the file system read-only after errors: see its log, end the pods that use the volume, and check it with fsck")
+	}
+	if errors := ext4Errors(at.Source); errors != "" && errors != "0" {
+		return abnormal("ext4 has found %s errors in the file system since it was last checked: end the pods that use the volume, and check it with fsck", errors)
+	}
+	return diskCondition(v)
+}
+
+// ext4Errors is the number of errors that ext4 has noted in the superblock of a mounted
+// file system; empty for xfs, which notes none.
+func ext4Errors(device string) string {
+	b, err := os.ReadFile("/sys/fs/ext4/" + filepath.Base(device) + "/errors_count")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
