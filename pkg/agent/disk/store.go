@@ -232,8 +232,12 @@ func (s *store) prepare(ctx context.Context, next table) error {
 		return err
 	}
 	// Nothing keeps a person from adding a partition with a tool. What is written now
-	// would take it away again, and give its extent to the next volume.
-	return s.unchanged(s.onDisk.primary)
+	// would take it away again, and give its extent to the next volume. The header tells,
+	// as it has the checksum of the entries; entries that changed without it are damaged,
+	// and found when all of it is read back.
+	l := s.table.layout
+	header, _ := l.split(l.primary(), s.onDisk.primary.data)
+	return s.unchanged(write{l.offset(l.primary().headerLBA), header})
 }
 
 // renderWith renders the present copies with one entry's bytes replaced, into the spare.

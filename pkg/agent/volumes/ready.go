@@ -62,17 +62,20 @@ func (m *Manager) format(ctx context.Context, d discovery.Disk, partition disk.V
 	if fsType == "" {
 		fsType = m.options.DefaultFSType(v.Request.Class)
 	}
-	// Only this function mounts a Reserved volume, after its mkfs: an agent died between
-	// the mount and the new phase.
-	already, err := mounted(partition.Device)
-	if err != nil {
-		return err
-	}
 	begin := time.Now()
 	m.mu.Lock()
-	_, partition.Prezeroed = m.prezeroed[v.Partition]
+	zeroed, isFresh := m.fresh[v.Partition]
+	partition.Prezeroed = zeroed
 	made, isMade := m.made[v.Partition]
 	m.mu.Unlock()
+	already := false
+	if !isMade && !isFresh {
+		// Only this function mounts a Reserved volume, after its mkfs: an agent died
+		// between the mount and the new phase.
+		if already, err = mounted(partition.Device); err != nil {
+			return err
+		}
+	}
 	switch {
 	case isMade:
 		fsType = made
@@ -122,8 +125,8 @@ func (m *Manager) isPublishing(partition string) bool {
 // volume's lock.
 func (m *Manager) mkfs(ctx context.Context, d discovery.Disk, fsType string, partition disk.Volume) error {
 	m.mu.Lock()
-	// Whatever comes of it, the bytes are not all zeros any more.
-	delete(m.prezeroed, partition.Partition)
+	// Whatever comes of it, the partition is not as it was made any more.
+	delete(m.fresh, partition.Partition)
 	m.mu.Unlock()
 	err := d.Engine.Format(context.WithoutCancel(ctx), partition.Partition, func(ctx context.Context) error {
 		return mkfs(ctx, fsType, partition)

@@ -114,11 +114,11 @@ func TestMkfsCommand(t *testing.T) {
 // A volume that was given back and placed anew has a partition of the same GUID, which
 // holds no file system and maybe no zeros, whatever the earlier one held.
 func TestNewPartitionIsNotTheEarlierOne(t *testing.T) {
-	m := &Manager{prezeroed: map[string]struct{}{}, made: map[string]string{}}
+	m := &Manager{fresh: map[string]bool{}, made: map[string]string{}}
 	for _, prezeroed := range []bool{true, false, true} {
 		m.noteNew("p", prezeroed)
-		if _, ok := m.prezeroed["p"]; ok != prezeroed {
-			t.Errorf("the partition counts as zeroed: %v, want %v", ok, prezeroed)
+		if zeroed, ok := m.fresh["p"]; !ok || zeroed != prezeroed {
+			t.Errorf("the partition counts as new: %v, and as zeroed: %v, want %v", ok, zeroed, prezeroed)
 		}
 		if fsType, ok := m.made["p"]; ok {
 			t.Errorf("a new partition counts as having a file system, %s", fsType)
