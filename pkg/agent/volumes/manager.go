@@ -24,7 +24,9 @@ import (
 type Options struct {
 	Client *client.Client
 	// Pods watches the pods of the node; the manager sets its transform.
-	Pods      cache.SharedIndexInformer
+	Pods cache.SharedIndexInformer
+	// Volumes watches the PersistentVolumes of the node; the manager sets its transform and index.
+	Volumes   cache.SharedIndexInformer
 	Inventory *discovery.Inventory
 	Recorder  *client.Recorder
 	// DefaultFSType is the file system of a class's volumes that ask for none.
@@ -59,9 +61,12 @@ type Manager struct {
 	pods     workqueue.TypedRateLimitingInterface[types.NamespacedName]
 	releases workqueue.TypedRateLimitingInterface[string]
 
+	// persistent is what is known of PersistentVolumes.
+	persistent persistent
+
 	mu      sync.Mutex
 	owners  map[string]owner
-	claimed map[string]claim
+	claimed map[string]hold
 	// waiting are the pods that a change on a disk may help.
 	waiting map[types.NamespacedName]struct{}
 	// noRoomSince is by pod UID, told by that or by partition: what was last said about it.
@@ -99,8 +104,8 @@ type owner struct {
 	volume string
 }
 
-// claim is an extent that is about to become a partition.
-type claim struct {
+// hold is an extent that is about to become a partition, or a part of one.
+type hold struct {
 	disk   string
 	extent extent.Extent
 }
@@ -124,7 +129,7 @@ func New(o Options) (*Manager, error) {
 		pods:         queue[types.NamespacedName]("pods"),
 		releases:     queue[string]("releases"),
 		owners:       map[string]owner{},
-		claimed:      map[string]claim{},
+		claimed:      map[string]hold{},
 		waiting:      map[types.NamespacedName]struct{}{},
 		noRoomSince:  map[types.UID]time.Time{},
 		told:         map[types.UID]string{},
@@ -135,6 +140,10 @@ func New(o Options) (*Manager, error) {
 		made:         map[string]string{},
 		publishing:   map[string]int{},
 		wipeBackoff:  backoff[string](),
+		persistent:   newPersistent(),
+	}
+	if err := m.watchVolumes(); err != nil {
+		return nil, err
 	}
 	if err := o.Pods.SetTransform(strip); err != nil {
 		return nil, fmt.Errorf("cannot watch pods: %w", err)
@@ -191,16 +200,18 @@ func strip(object any) (any, error) {
 }
 
 // Run works until the context ends, and then until what was begun on the disks has
-// ended, unless a disk hangs. The pod informer must have synced and the inventory must have scanned once.
+// ended, unless a disk hangs. The informers must have synced and the inventory must have scanned once.
 func (m *Manager) Run(ctx context.Context) {
 	var workers sync.WaitGroup
 	workers.Go(func() { work(ctx, m.pods, "Pod's volumes could not be realized", m.syncPod) })
 	workers.Go(func() { work(ctx, m.releases, "Volume could not be released", m.release) })
+	workers.Go(func() { work(ctx, m.persistent.queue, "PersistentVolume could not be brought in line", m.syncVolume) })
 	workers.Go(func() { m.followDisks(ctx) })
 	m.DisksChanged()
 	<-ctx.Done()
 	m.pods.ShutDown()
 	m.releases.ShutDown()
+	m.persistent.queue.ShutDown()
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -307,6 +318,9 @@ func (m *Manager) wakeAll() {
 			m.pods.Add(keyOf(pod))
 		}
 	}
+	for _, name := range m.options.Volumes.GetStore().ListKeys() {
+		m.persistent.queue.Add(name)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for partition := range m.owners {
@@ -321,6 +335,10 @@ func (m *Manager) wakeWaiting() {
 		m.pods.Add(key)
 	}
 	clear(m.waiting)
+	for name := range m.persistent.waiting {
+		m.persistent.queue.Add(name)
+	}
+	clear(m.persistent.waiting)
 	m.changes++
 }
 
@@ -402,12 +420,15 @@ func partitionsOf(pod *corev1.Pod) map[string]string {
 	return partitions
 }
 
-// Owner says whose a partition is: the CSI volume ID and namespace/name of the pod,
-// both empty if that is not known.
-func (m *Manager) Owner(partition string) (volume, pod string) {
+// Owner says whose a volume on a disk is: its CSI volume ID, and namespace/name of the
+// pod or claim. Both are empty if that is not known, the latter if there is none.
+func (m *Manager) Owner(v disk.Volume) (volume, owner string) {
+	if id, persistent := persistentID(v); persistent {
+		return id, m.claimOf(v.Partition)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	o, ok := m.owners[partition]
+	o, ok := m.owners[v.Partition]
 	if !ok {
 		return "", ""
 	}

@@ -90,9 +90,9 @@ func (m *Manager) giveBack(ctx context.Context, pod *corev1.Pod, volumes []reque
 // choose decides where the pod's missing volumes go and claims the extents; create
 // gives the claims back.
 func (m *Manager) choose(pod *corev1.Pod, volumes []request.Volume) ([]place, error) {
-	// The pods are listed before mu is taken, and the disks are read while it is held:
+	// What is promised is listed before mu is taken, and the disks are read while it is held:
 	// a claim is given back only after the disk shows the partition.
-	others := m.options.Pods.GetStore().List()
+	others := m.promised(string(pod.UID))
 	if err := m.checkSizes(volumes); err != nil {
 		return nil, err
 	}
@@ -105,23 +105,17 @@ func (m *Manager) choose(pod *corev1.Pod, volumes []request.Volume) ([]place, er
 		return nil, nil
 	}
 	spaces := spacesOf(disks)
-	for _, c := range m.claimed {
-		take(spaces, c.disk, c.extent)
-	}
+	m.takeHeld(spaces, disks, others)
 	if _, rest := follow(spaces, occupied, missing); len(rest) > 0 {
 		// The node itself will choose: then it keeps off what others were promised.
-		for _, object := range others {
-			if other, ok := object.(*corev1.Pod); ok && other.UID != pod.UID && len(other.Spec.Volumes) > 0 {
-				takeRecorded(spaces, other, disks)
-			}
-		}
+		others.take(spaces, disks)
 	}
 	places, err := decide(spaces, occupied, missing)
 	if err != nil {
 		return nil, m.refusal(err, missing)
 	}
 	for _, p := range places {
-		m.claimed[p.Partition] = claim{disk: p.disk, extent: p.extent}
+		m.claimed[p.Partition] = hold{disk: p.disk, extent: p.extent}
 	}
 	return places, nil
 }

@@ -72,6 +72,7 @@ func (m *Manager) release(ctx context.Context, partition string) error {
 	d, v, found := m.find(partition)
 	if !found {
 		m.disown(partition)
+		m.wakeVolumes(partition)
 		return nil
 	}
 	if !d.Ready() {
@@ -80,7 +81,7 @@ func (m *Manager) release(ctx context.Context, partition string) error {
 	}
 	if v.Phase != disk.Wiping {
 		if !v.Ephemeral {
-			return nil
+			return m.lookForVolume(ctx, v)
 		}
 		due, err := m.due(ctx, v)
 		if err != nil || !due {
@@ -226,13 +227,13 @@ func (m *Manager) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) (ag
 		return func() {}
 	}
 	defer leave()
-	_, pod := m.Owner(v.Partition)
-	logger.V(2).Info("Volume is being wiped", "pod", pod, "name", v.Name, "extent", v.Extent)
+	_, owner := m.Owner(v)
+	logger.V(2).Info("Volume is being wiped", "owner", owner, "name", v.Name, "extent", v.Extent)
 	begin := time.Now()
 	err = d.Engine.Wipe(ctx, v.Partition)
 	switch {
 	case err == nil, errors.Is(err, disk.ErrNotFound):
-		logger.Info("Volume is wiped and its space is free", "pod", pod, "duration", time.Since(begin))
+		logger.Info("Volume is wiped and its space is free", "owner", owner, "duration", time.Since(begin))
 		m.wipeBackoff.Forget(v.Partition)
 		// Once more: it is disowned when no disk holds it, or a copy of it.
 		return func() { m.releases.Add(v.Partition) }
@@ -266,6 +267,7 @@ func (m *Manager) disown(partition string) {
 // sweep reclaims the partitions whose pod nobody here has ever seen: it went while the
 // agent was down. What the API server itself lists now decides for all.
 func (m *Manager) sweep(ctx context.Context) error {
+	m.askForVolumes()
 	orphans := m.orphans()
 	if len(orphans) == 0 {
 		return nil
