@@ -29,7 +29,7 @@ import (
 )
 
 // programs is what the agent runs: see pkg/agent/disk and k8s.io/mount-utils.
-var programs = []string{"mkfs.ext4", "mkfs.xfs", "e2fsck", "fsck.ext4", "fsck", "xfs_repair", "blkid", "wipefs", "mount", "umount"}
+var programs = []string{"mkfs.ext4", "mkfs.xfs", "resize2fs", "xfs_growfs", "e2fsck", "fsck.ext4", "fsck", "xfs_repair", "blkid", "wipefs", "mount", "umount"}
 
 // image is one image to write.
 type image struct {
