@@ -1,0 +1,321 @@
+package csi
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	csispec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/volumes"
+	"github.com/berthdev/berth/test/testenv"
+)
+
+// volume is a persistent volume on a loop device, and the node service that has it.
+type volume struct {
+	*answers
+	*Node
+	t               *testing.T
+	dir, image      string
+	staging, target string
+}
+
+// newVolume makes a volume of that size; fsType is empty for a raw block volume.
+func newVolume(t *testing.T, fsType string, size int64) *volume {
+	t.Helper()
+	testenv.NeedRoot(t)
+	testenv.NeedProgram(t, "losetup", "mkfs.ext4", "mkfs.xfs", "resize2fs", "e2fsck", "xfs_growfs")
+	v := &volume{t: t, dir: t.TempDir(), image: image(t, size)}
+	v.staging, v.target = filepath.Join(v.dir, "globalmount"), filepath.Join(v.dir, "pod", "mount")
+	device := strings.TrimSpace(program(t, "losetup", "--find", "--show", v.image))
+	t.Cleanup(func() { program(t, "losetup", "--detach", device) })
+	switch fsType {
+	case diskv1alpha1.FSTypeXFS:
+		program(t, "mkfs.xfs", "-q", "-f", device)
+	case diskv1alpha1.FSTypeExt4:
+		program(t, "mkfs.ext4", "-q", "-F", "-m0", device)
+	}
+	v.answers = &answers{fsType: fsType, volume: volumes.Volume{
+		ID: claimID, Device: device, Disk: diskID, Size: size, Block: fsType == "", Phase: disk.Formatted,
+	}}
+	v.Node = NewNode("n", v.answers)
+	t.Cleanup(func() {
+		for _, path := range []string{v.target, v.other(), v.staging} {
+			if err := v.unmount(t.Context(), path); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return v
+}
+
+// other is the target of another pod.
+func (v *volume) other() string { return filepath.Join(v.dir, "other", "mount") }
+
+// grow makes the device larger, as when a partition grows under a volume in use.
+func (v *volume) grow(size int64) {
+	v.t.Helper()
+	resize(v.t, v.image, size)
+	program(v.t, "losetup", "--set-capacity", v.answers.volume.Device)
+	v.answers.volume.Size = size
+}
+
+func (v *volume) capability() *csispec.VolumeCapability {
+	if v.answers.volume.Block {
+		return asBlock()
+	}
+	return mountAs("")
+}
+
+func (v *volume) stage(flags ...string) error {
+	c := v.capability()
+	if !v.answers.volume.Block {
+		c.GetMount().MountFlags = flags
+	}
+	_, err := v.NodeStageVolume(v.t.Context(), &csispec.NodeStageVolumeRequest{VolumeId: claimID, StagingTargetPath: v.staging, VolumeCapability: c})
+	return err
+}
+
+func (v *volume) unstage() error {
+	_, err := v.NodeUnstageVolume(v.t.Context(), &csispec.NodeUnstageVolumeRequest{VolumeId: claimID, StagingTargetPath: v.staging})
+	return err
+}
+
+// publish publishes on a target; change may be nil.
+func (v *volume) publish(target string, change func(*csispec.NodePublishVolumeRequest)) error {
+	r := &csispec.NodePublishVolumeRequest{VolumeId: claimID, StagingTargetPath: v.staging, TargetPath: target, VolumeCapability: v.capability()}
+	if change != nil {
+		change(r)
+	}
+	_, err := v.NodePublishVolume(v.t.Context(), r)
+	return err
+}
+
+func (v *volume) unpublish(target string) error {
+	_, err := v.NodeUnpublishVolume(v.t.Context(), &csispec.NodeUnpublishVolumeRequest{VolumeId: claimID, TargetPath: target})
+	return err
+}
+
+func readOnly(r *csispec.NodePublishVolumeRequest) { r.Readonly = true }
+
+func mode(m csispec.VolumeCapability_AccessMode_Mode) func(*csispec.NodePublishVolumeRequest) {
+	return func(r *csispec.NodePublishVolumeRequest) { r.VolumeCapability.AccessMode.Mode = m }
+}
+
+// must holds that a call says the code.
+func (v *volume) must(what string, err error, code codes.Code) {
+	v.t.Helper()
+	if status.Code(err) != code {
+		v.t.Fatalf("%s: %v, want %v", what, err, code)
+	}
+}
+
+// Every call twice, and what is written through one mount is seen through another.
+func TestLifeOfAVolume(t *testing.T) {
+	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
+		t.Run(fsType, func(t *testing.T) {
+			v := newVolume(t, fsType, 304*mib)
+			v.must("publish before stage", v.publish(v.target, nil), codes.FailedPrecondition)
+			for range 2 {
+				v.must("stage", v.stage("noatime"), codes.OK)
+			}
+			for range 2 {
+				v.must("publish", v.publish(v.target, nil), codes.OK)
+			}
+			if err := os.WriteFile(filepath.Join(v.target, "file"), []byte("data"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			v.must("publish read-only where it is not", v.publish(v.target, readOnly), codes.AlreadyExists)
+			for range 2 {
+				v.must("publish read-only", v.publish(v.other(), readOnly), codes.OK)
+			}
+			v.must("publish where it is read-only", v.publish(v.other(), nil), codes.AlreadyExists)
+			if data, err := os.ReadFile(filepath.Join(v.other(), "file")); err != nil || string(data) != "data" {
+				t.Errorf("the other pod reads %q: %v", data, err)
+			}
+			if err := os.WriteFile(filepath.Join(v.other(), "file"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
+				t.Errorf("a read-only pod writes: %v", err)
+			}
+			for _, path := range []string{v.target, v.other()} {
+				if at, err := mountedAt(path); err != nil || !slices.Contains(strings.Split(at.Options, ","), "noatime") {
+					t.Errorf("%s is mounted with %v: %v", path, at, err)
+				}
+			}
+			for _, target := range []string{v.target, v.target, v.other()} {
+				v.must("unpublish", v.unpublish(target), codes.OK)
+				if _, err := os.Lstat(target); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("%s is left: %v", target, err)
+				}
+			}
+			for range 2 {
+				v.must("unstage", v.unstage(), codes.OK)
+			}
+			if at, err := mountedAt(v.staging); at != nil || err != nil {
+				t.Errorf("%v is left: %v", at, err)
+			}
+			if _, err := os.Stat(v.staging); err != nil {
+				t.Errorf("the staging path is its caller's: %v", err)
+			}
+			if len(v.unstaged) != 2 || len(v.released) != 0 {
+				t.Errorf("unstaged %v, released %v", v.unstaged, v.released)
+			}
+			// With its data at the next pod.
+			v.must("stage again", v.stage(), codes.OK)
+			if data, err := os.ReadFile(filepath.Join(v.staging, "file")); err != nil || string(data) != "data" {
+				t.Errorf("the next pod reads %q: %v", data, err)
+			}
+		})
+	}
+}
+
+func TestReadOnlyModes(t *testing.T) {
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v.must("stage", v.stage("nosuid", "nodev"), codes.OK)
+	v.must("publish", v.publish(v.target, mode(csispec.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY)), codes.OK)
+	at, err := mountedAt(v.target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, option := range []string{"ro", "nosuid", "nodev"} {
+		if !slices.Contains(strings.Split(at.Options, ","), option) {
+			t.Errorf("%s is not among the mount's options: %s", option, at.Options)
+		}
+	}
+	if at, err = mountedAt(v.staging); err != nil || isReadOnly(at) {
+		t.Errorf("the staging mount is %v: %v", at, err)
+	}
+}
+
+// ReadWriteOncePod, with the file system and with a raw block device.
+func TestSingleWriter(t *testing.T) {
+	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, ""} {
+		t.Run(fsType, func(t *testing.T) {
+			v := newVolume(t, fsType, 64*mib)
+			single := mode(csispec.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER)
+			v.must("stage", v.stage(), codes.OK)
+			for range 2 {
+				v.must("publish", v.publish(v.target, single), codes.OK)
+			}
+			err := v.publish(v.other(), single)
+			v.must("a second pod", err, codes.FailedPrecondition)
+			if !strings.Contains(err.Error(), v.target) {
+				t.Errorf("the message does not say where the volume is: %v", err)
+			}
+			if _, err := os.Lstat(v.other()); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the second target is left: %v", err)
+			}
+			v.must("unpublish", v.unpublish(v.target), codes.OK)
+			v.must("the next pod", v.publish(v.other(), single), codes.OK)
+		})
+	}
+}
+
+func TestRawBlock(t *testing.T) {
+	v := newVolume(t, "", 8*mib)
+	v.must("stage", v.stage(), codes.OK)
+	for range 2 {
+		v.must("publish", v.publish(v.target, nil), codes.OK)
+	}
+	if !sameDevice(v.target, v.answers.volume.Device) {
+		t.Fatal("the target is not the volume's device")
+	}
+	if err := os.WriteFile(v.target, []byte("raw data"), 0o600); err != nil {
+		t.Error(err)
+	}
+	v.must("publish read-only where it is not", v.publish(v.target, readOnly), codes.AlreadyExists)
+	v.must("publish read-only", v.publish(v.other(), readOnly), codes.OK)
+	v.must("publish as a file system", v.publish(v.target, func(r *csispec.NodePublishVolumeRequest) { r.VolumeCapability = mountAs("") }), codes.FailedPrecondition)
+	stats, err := v.NodeGetVolumeStats(t.Context(), &csispec.NodeGetVolumeStatsRequest{VolumeId: claimID, VolumePath: v.target})
+	if err != nil || len(stats.Usage) != 1 || stats.Usage[0].Total != 8*mib || stats.VolumeCondition.Abnormal {
+		t.Errorf("stats are %v: %v", stats, err)
+	}
+	v.grow(16 * mib)
+	if got, err := v.NodeExpandVolume(t.Context(), &csispec.NodeExpandVolumeRequest{VolumeId: claimID, VolumePath: "/any"}); err != nil || got.CapacityBytes != 16*mib {
+		t.Errorf("expand says %v: %v", got, err)
+	}
+	for range 2 {
+		v.must("unpublish", v.unpublish(v.target), codes.OK)
+	}
+	if _, err := os.Lstat(v.target); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the target is left: %v", err)
+	}
+	if _, err := os.Stat(v.answers.volume.Device); err != nil {
+		t.Errorf("the device is gone: %v", err)
+	}
+	v.must("unpublish the other", v.unpublish(v.other()), codes.OK)
+	if data, err := os.ReadFile(v.image); err != nil || !strings.HasPrefix(string(data), "raw data") {
+		t.Errorf("the device does not hold what was written: %v", err)
+	}
+	v.must("unstage", v.unstage(), codes.OK)
+}
+
+// What somebody else has put in the way is neither used nor removed.
+func TestInTheWay(t *testing.T) {
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	if err := os.MkdirAll(v.staging, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	tmpfs := func(path string) {
+		t.Helper()
+		if err := os.MkdirAll(path, 0o750); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mount("tmpfs", path, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tmpfs(v.staging)
+	v.must("stage over another mount", v.stage(), codes.FailedPrecondition)
+	if err := syscall.Unmount(v.staging, 0); err != nil {
+		t.Fatal(err)
+	}
+	v.must("stage", v.stage(), codes.OK)
+	tmpfs(v.target)
+	v.must("publish over another mount", v.publish(v.target, nil), codes.FailedPrecondition)
+
+	file := filepath.Join(v.dir, "file")
+	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v.must("publish over a file", v.publish(file, nil), codes.Internal)
+	v.must("unpublish a file", v.unpublish(file), codes.Internal)
+	link := filepath.Join(v.dir, "link")
+	if err := os.Symlink(v.dir, link); err != nil {
+		t.Fatal(err)
+	}
+	v.must("publish over a link", v.publish(link, nil), codes.Internal)
+	v.must("unpublish a link", v.unpublish(link), codes.Internal)
+	for _, path := range []string{file, link} {
+		if _, err := os.Lstat(path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A kubelet directory may itself be a link.
+func TestPathsOverLinks(t *testing.T) {
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	link := filepath.Join(t.TempDir(), "kubelet")
+	if err := os.Symlink(v.dir, link); err != nil {
+		t.Fatal(err)
+	}
+	direct := v.target
+	v.staging, v.target = filepath.Join(link, "globalmount"), filepath.Join(link, "pod", "mount")
+	for range 2 {
+		v.must("stage", v.stage(), codes.OK)
+		v.must("publish", v.publish(v.target, nil), codes.OK)
+	}
+	v.must("unpublish", v.unpublish(v.target), codes.OK)
+	v.must("unstage", v.unstage(), codes.OK)
+	if at, err := mountedAt(direct); at != nil || err != nil {
+		t.Errorf("%v is left: %v", at, err)
+	}
+}
