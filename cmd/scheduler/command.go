@@ -2,6 +2,7 @@ package main
 
 import (
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/runtime"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/scheme"
@@ -10,19 +11,23 @@ import (
 	"sigs.k8s.io/scheduler-plugins/pkg/coscheduling"
 
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
+	"github.com/berthdev/berth/pkg/plugins/volumebinding"
 )
 
 // The configuration is read with one scheme and its plugin arguments are converted and
 // defaulted with another; both must know ours, before the configuration is read.
 func init() {
-	utilruntime.Must(diskcapacity.AddArgsToScheme(scheme.Scheme))
-	utilruntime.Must(diskcapacity.AddArgsToScheme(configv1.GetPluginArgConversionScheme()))
+	for _, s := range []*runtime.Scheme{scheme.Scheme, configv1.GetPluginArgConversionScheme()} {
+		utilruntime.Must(diskcapacity.AddArgsToScheme(s))
+		utilruntime.Must(volumebinding.AddArgsToScheme(s))
+	}
 }
 
 // plugins are registered beside the stock ones; the configuration enables them.
 func plugins() []app.Option {
 	return []app.Option{
 		app.WithPlugin(diskcapacity.Name, newDiskCapacity),
+		app.WithPlugin(volumebinding.Name, volumebinding.New),
 		app.WithPlugin(coscheduling.Name, coscheduling.New),
 	}
 }

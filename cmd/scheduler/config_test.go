@@ -20,6 +20,7 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler/profile"
 
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
+	"github.com/berthdev/berth/pkg/plugins/volumebinding"
 )
 
 const configs = "../../config/scheduler"
@@ -93,15 +94,23 @@ func build(t *testing.T, config *schedulerconfig.KubeSchedulerConfiguration) (pr
 // TestPartlyEnabled: a profile that has the plugin at some points only is refused when the
 // scheduler starts, not found out when space was sold without a record.
 func TestPartlyEnabled(t *testing.T) {
-	const everywhere = "multiPoint: {enabled: [{name: DiskCapacity}]}"
+	const (
+		everywhere = "multiPoint: {enabled: [{name: DiskVolumeBinding}, {name: DiskCapacity}], disabled: [{name: VolumeBinding}]}"
+		atBind     = ", bind: {enabled: [{name: DiskVolumeBinding}, {name: DiskCapacity}]}"
+		postFilter = ", postFilter: {enabled: [{name: DiskCapacity}]}"
+	)
 	tests := map[string]struct{ plugins, says string }{
-		"as it should be": {everywhere + ", bind: {enabled: [{name: DiskCapacity}]}, postFilter: {enabled: [{name: DiskCapacity}]}", ""},
-		"alone at bind": {everywhere + ", bind: {enabled: [{name: DiskCapacity}], disabled: [{name: DefaultBinder}]}, " +
-			"postFilter: {enabled: [{name: DiskCapacity}]}", ""},
-		"multiPoint only":     {everywhere, "DefaultBinder comes before DiskCapacity, which then never writes the record: name DiskCapacity at bind"},
-		"behind preemption":   {everywhere + ", bind: {enabled: [{name: DiskCapacity}]}", "name DiskCapacity at postFilter"},
-		"filter only":         {"filter: {enabled: [{name: DiskCapacity}]}", "plugin DiskCapacity is not enabled at preFilter, preScore, score, reserve, bind, postFilter"},
-		"disabled at reserve": {everywhere + ", reserve: {disabled: [{name: DiskCapacity}]}", "not enabled at reserve"},
+		"as it should be": {everywhere + atBind + postFilter, ""},
+		"alone at bind": {everywhere + ", bind: {enabled: [{name: DiskVolumeBinding}, {name: DiskCapacity}], disabled: [{name: DefaultBinder}]}" +
+			postFilter, ""},
+		"multiPoint only":          {everywhere, "DefaultBinder comes before DiskCapacity, which then never writes the record: name DiskCapacity at bind"},
+		"behind preemption":        {everywhere + atBind, "name DiskCapacity at postFilter"},
+		"filter only":              {"filter: {enabled: [{name: DiskCapacity}]}", "plugin DiskCapacity is not enabled at preEnqueue, preFilter, preScore, score, reserve, bind, postFilter"},
+		"disabled at reserve":      {everywhere + ", reserve: {disabled: [{name: DiskCapacity}]}", "not enabled at reserve"},
+		"claims by the stock":      {"multiPoint: {enabled: [{name: DiskCapacity}]}, bind: {enabled: [{name: DiskCapacity}]}" + postFilter, "VolumeBinding would bind claims without the space"},
+		"claims by both":           {"multiPoint: {enabled: [{name: DiskVolumeBinding}, {name: DiskCapacity}]}" + atBind + postFilter, "VolumeBinding would bind claims without the space"},
+		"claims by nobody":         {"multiPoint: {enabled: [{name: DiskCapacity}], disabled: [{name: VolumeBinding}]}, bind: {enabled: [{name: DiskCapacity}]}" + postFilter, "DiskVolumeBinding is not enabled, or not at all its points"},
+		"claims bound behind pods": {everywhere + ", bind: {enabled: [{name: DiskCapacity}, {name: DiskVolumeBinding}]}" + postFilter, "at bind, DiskVolumeBinding must come before DiskCapacity"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -131,7 +140,7 @@ func checkStock(t *testing.T, framework frameworkOf) {
 	}
 	for _, set := range pointsOf(framework) {
 		for _, p := range set.Enabled {
-			if p.Name == diskcapacity.Name || p.Name == "Coscheduling" {
+			if p.Name == diskcapacity.Name || p.Name == volumebinding.Name || p.Name == "Coscheduling" {
 				t.Errorf("the profile default-scheduler has %s", p.Name)
 			}
 		}
@@ -141,7 +150,7 @@ func checkStock(t *testing.T, framework frameworkOf) {
 func checkBerth(t *testing.T, framework frameworkOf) {
 	t.Helper()
 	points := pointsOf(framework)
-	for _, point := range []string{"preFilter", "filter", "postFilter", "preScore", "score", "reserve", "bind"} {
+	for _, point := range []string{"preEnqueue", "preFilter", "filter", "postFilter", "preScore", "score", "reserve", "bind"} {
 		found := false
 		for _, p := range points[point].Enabled {
 			found = found || p.Name == diskcapacity.Name
@@ -150,8 +159,15 @@ func checkBerth(t *testing.T, framework frameworkOf) {
 			t.Errorf("the profile berth lacks %s at %s", diskcapacity.Name, point)
 		}
 	}
-	if bind := points["bind"].Enabled; len(bind) != 2 || bind[0].Name != diskcapacity.Name || bind[1].Name != "DefaultBinder" {
-		t.Errorf("binders are %v, want %s before DefaultBinder", bind, diskcapacity.Name)
+	if bind := points["bind"].Enabled; len(bind) != 3 || bind[0].Name != volumebinding.Name || bind[1].Name != diskcapacity.Name || bind[2].Name != "DefaultBinder" {
+		t.Errorf("binders are %v, want %s, %s, DefaultBinder", bind, volumebinding.Name, diskcapacity.Name)
+	}
+	for point, set := range points {
+		for _, p := range set.Enabled {
+			if p.Name == "VolumeBinding" {
+				t.Errorf("the profile berth has the stock VolumeBinding at %s", point)
+			}
+		}
 	}
 	for _, p := range points["score"].Enabled {
 		if p.Name == diskcapacity.Name && p.Weight != 10 {
@@ -225,6 +241,9 @@ func TestNegativeTimeoutIsRefused(t *testing.T) {
 	args := &diskcapacity.DiskCapacityArgs{}
 	args.SyncTimeout.Duration = -time.Second
 	if err := args.Validate(); err == nil || !strings.Contains(err.Error(), "syncTimeout") {
+		t.Errorf("got %v", err)
+	}
+	if err := (&volumebinding.DiskVolumeBindingArgs{BindTimeoutSeconds: -1}).Validate(); err == nil || !strings.Contains(err.Error(), "bindTimeoutSeconds") {
 		t.Errorf("got %v", err)
 	}
 }

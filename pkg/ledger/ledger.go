@@ -291,6 +291,16 @@ func (l *Ledger) Forget(uid string) {
 	}
 }
 
+// Release drops whatever is held for a key that is not a pod's, also what is in doubt.
+func (l *Ledger) Release(key string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if h := l.holders[key]; h != nil && h.source == assumed {
+		l.drop(key)
+	}
+	l.settle(key)
+}
+
 // Doubt says that a binding of the pod failed in a way that leaves open whether it
 // happened. What was assumed is then held until the pod is observed as bound or gone,
 // whatever else is reserved for it in between: the pod's next try may go to another

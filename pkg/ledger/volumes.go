@@ -154,6 +154,18 @@ func (l *Ledger) Where(partition string) (nodeName string, r Record, ok bool) {
 	return l.where(partition, nil)
 }
 
+// Share lets another holder keep a volume that has a place, so that it stays held whatever
+// becomes of whom it was reserved for; until Forget, or until it is in doubt and settled.
+// It returns what Where does.
+func (l *Ledger) Share(partition, with string) (nodeName string, r Record, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if nodeName, r, ok = l.where(partition, nil); ok {
+		l.put(&holder{key: with, node: nodeName, source: assumed, records: []Record{r}})
+	}
+	return nodeName, r, ok
+}
+
 // where leaves out a holder, which may be nil. The lock is held.
 func (l *Ledger) where(partition string, without *holder) (nodeName string, r Record, ok bool) {
 	var found *holder

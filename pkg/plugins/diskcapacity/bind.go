@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -14,12 +15,14 @@ import (
 	fwk "k8s.io/kube-scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/request"
 )
 
 // Bind binds the pod with its record in the Binding's annotations: the API server puts
 // them into the pod in the transaction that sets the node, so that there is never a bound
-// pod without its reservation, nor a reservation without its pod.
+// pod without its reservation, nor a reservation without its pod. The reservation of a claim
+// is its PersistentVolume, so a pod that has only claims is bound as any other.
 func (p *Plugin) Bind(ctx context.Context, _ fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
 	volumes, err := request.FromPod(pod)
 	if err != nil {
@@ -51,17 +54,18 @@ func (p *Plugin) Bind(ctx context.Context, _ fwk.CycleState, pod *corev1.Pod, no
 func (p *Plugin) encode(pod *corev1.Pod, nodeName string, volumes []request.Volume) (string, error) {
 	reservedOn, records := p.ledger.Records(string(pod.UID))
 	// The reservation can be gone by now: the pod was deleted, or bound by another.
-	if reservedOn != nodeName || len(records) != len(volumes) {
+	if reservedOn != nodeName {
 		return "", fmt.Errorf("the reservation of pod %s on node %s is gone: the pod was deleted or bound by another scheduler", klog.KObj(pod), nodeName)
 	}
 	places := make([]diskv1alpha1.RecordVolume, len(volumes))
 	for i := range volumes {
-		if records[i].Partition != volumes[i].Partition {
+		at := slices.IndexFunc(records, func(r ledger.Record) bool { return r.Partition == volumes[i].Partition })
+		if at < 0 {
 			return "", fmt.Errorf("the reservation of pod %s on node %s is of other volumes", klog.KObj(pod), nodeName)
 		}
 		places[i] = diskv1alpha1.RecordVolume{
-			Name: volumes[i].Name, Disk: records[i].Disk,
-			Extent: diskv1alpha1.Extent{Start: records[i].Extent.Start, Length: records[i].Extent.Len()},
+			Name: volumes[i].Name, Disk: records[at].Disk,
+			Extent: diskv1alpha1.Extent{Start: records[at].Extent.Start, Length: records[at].Extent.Len()},
 		}
 	}
 	return diskv1alpha1.EncodeRecord(places)

@@ -16,7 +16,6 @@ import (
 	fwk "k8s.io/kube-scheduler/framework"
 
 	"github.com/berthdev/berth/pkg/ledger"
-	"github.com/berthdev/berth/pkg/request"
 )
 
 // feed folds what the API server says into the ledger. There is one for a scheduler, not
@@ -26,12 +25,16 @@ type feed struct {
 	classes   *classes
 	narrowing *narrowing
 
-	pods cache.Indexer
-	// folding makes reading a pod from the informer's store and folding it in one step.
+	claims claims
+	loose  *loose
+	names  *names
+
+	pods, volumes cache.Indexer
+	// folding makes reading an object from an informer's store and folding it in one step.
 	folding sync.Mutex
 
-	podsSynced func() bool
-	capacities *capacityStore
+	podsSynced, volumesSynced func() bool
+	capacities                *capacityStore
 	// synced is set once all of the above were, and stays.
 	synced atomic.Bool
 	// late is set once waiting for them has been in vain.
@@ -79,8 +82,19 @@ func feedOf(ctx context.Context, handle fwk.Handle) (*feed, error) {
 func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*feed, error) {
 	l := ledger.New()
 	informer := factory.Core().V1().Pods().Informer()
-	f := &feed{ledger: l, classes: newClasses(), narrowing: newNarrowing(), pods: informer.GetIndexer(), capacities: newCapacityStore(klog.FromContext(ctx), l)}
 	logger := klog.FromContext(ctx)
+	f := &feed{
+		ledger: l, classes: newClasses(), narrowing: newNarrowing(), pods: informer.GetIndexer(), capacities: newCapacityStore(logger, l),
+		claims: claims{
+			claims:  factory.Core().V1().PersistentVolumeClaims().Lister(),
+			classes: factory.Storage().V1().StorageClasses().Lister(),
+		},
+		loose: newLoose(), names: newNames(),
+	}
+	f.capacities.learn = func(nodeName string) { f.learnNode(logger, nodeName) }
+	if err := f.followVolumes(logger, factory.Core().V1().PersistentVolumes().Informer()); err != nil {
+		return nil, err
+	}
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) { f.foldObject(logger, obj) },
 		UpdateFunc: func(old, obj any) {
@@ -118,7 +132,7 @@ func (f *feed) foldObject(logger klog.Logger, obj any) {
 // only gave up binding: both reach a hint as the deletion of an assigned pod, but the
 // second may well be bound (see Doubt in the ledger).
 func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
-	if !hasDiskVolumes(event) {
+	if !mayHold(event) {
 		return
 	}
 	f.folding.Lock()
@@ -131,6 +145,10 @@ func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
 		f.wake(logger, f.ledger.DeletePod(uid))
 	case pod.Spec.NodeName == "":
 		// Not bound, as far as the store knows. What Reserve assumed stands.
+	case !hasInlineVolumes(pod):
+		// It is bound, and with it its claims: their PersistentVolumes have the records.
+		f.narrowing.forget(event.UID)
+		f.wake(logger, f.ledger.DeletePod(uid))
 	default:
 		f.narrowing.forget(event.UID)
 		records, err := recordsOf(pod)
@@ -155,14 +173,14 @@ func (f *feed) wake(logger klog.Logger, nodeNames []string) {
 		pods := map[string]*corev1.Pod{}
 		for _, obj := range f.pods.List() {
 			pod, ok := obj.(*corev1.Pod)
-			if !ok || pod.Spec.NodeName != "" || !hasDiskVolumes(pod) {
+			if !ok || pod.Spec.NodeName != "" || !mayHold(pod) {
 				continue
 			}
-			volumes, err := request.FromPod(pod)
-			if err != nil {
+			asks, err := f.ask(pod)
+			if err != nil || asks.none() {
 				continue
 			}
-			requests := requestsOf(volumes)
+			requests := asks.requests()
 			if slices.ContainsFunc(nodeNames, func(name string) bool { return fits(f.ledger.Snapshot(name).Node, requests) }) {
 				pods[klog.KObj(pod).String()] = pod
 			}
@@ -191,7 +209,7 @@ func (f *feed) storedPod(event *corev1.Pod) *corev1.Pod {
 }
 
 func (f *feed) hasSynced() bool {
-	return f.podsSynced() && f.capacities.hasSynced() && f.classes.hasSynced()
+	return f.podsSynced() && f.volumesSynced() && f.capacities.hasSynced() && f.classes.hasSynced()
 }
 
 // wait returns when everything that existed when the scheduler started has been folded

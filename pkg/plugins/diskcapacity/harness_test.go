@@ -69,6 +69,7 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 		t.Fatal(err)
 	}
 	feed.podsSynced = func() bool { return true }
+	feed.volumesSynced = feed.podsSynced
 	args, err := argsFrom(nil)
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package diskcapacity
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -35,7 +36,7 @@ func (p *Plugin) EventsToRegister(context.Context) ([]fwk.ClusterEventWithHint, 
 			return nil, err
 		}
 	}
-	return []fwk.ClusterEventWithHint{
+	return append([]fwk.ClusterEventWithHint{
 		{Event: fwk.ClusterEvent{Resource: capacityEvents, ActionType: fwk.Add | fwk.Update}, QueueingHintFn: p.afterCapacity},
 		{Event: fwk.ClusterEvent{Resource: classEvents, ActionType: fwk.Add}, QueueingHintFn: p.afterClass},
 		{Event: fwk.ClusterEvent{Resource: fwk.Pod, ActionType: fwk.Delete}, QueueingHintFn: p.afterPodDeleted},
@@ -43,8 +44,8 @@ func (p *Plugin) EventsToRegister(context.Context) ([]fwk.ClusterEventWithHint, 
 		// A node that joins can publish before the scheduler knows it. The taint update
 		// is named because the scheduler would otherwise add it with a hint that wakes
 		// everybody.
-		{Event: fwk.ClusterEvent{Resource: fwk.Node, ActionType: fwk.Add | fwk.UpdateNodeTaint}, QueueingHintFn: p.afterNode},
-	}, nil
+		{Event: fwk.ClusterEvent{Resource: fwk.Node, ActionType: fwk.Add | fwk.UpdateNodeLabel | fwk.UpdateNodeTaint}, QueueingHintFn: p.afterNode},
+	}, p.claimEvents()...), nil
 }
 
 // afterCapacity wakes the pods for which the node's own publication made room: those that
@@ -92,6 +93,9 @@ func (p *Plugin) afterClass(_ klog.Logger, pod *corev1.Pod, _, obj any) (fwk.Que
 			return fwk.Queue, nil
 		}
 	}
+	if asks, err := p.feed.ask(pod); err == nil && slices.ContainsFunc(asks.volumes, func(v request.Volume) bool { return v.Request.Class == object.GetName() }) {
+		return fwk.Queue, nil
+	}
 	return fwk.QueueSkip, nil
 }
 
@@ -102,7 +106,7 @@ func (p *Plugin) afterPodDeleted(logger klog.Logger, pod *corev1.Pod, obj, _ any
 	if !ok {
 		return fwk.Queue, fmt.Errorf("deletion of a pod has %T, want *Pod", obj)
 	}
-	if !hasDiskVolumes(deleted) {
+	if !mayHold(deleted) {
 		return fwk.QueueSkip, nil
 	}
 	p.feed.foldPod(logger, deleted)
@@ -131,8 +135,8 @@ func (p *Plugin) afterNode(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.Qu
 	if !ok {
 		return fwk.Queue, fmt.Errorf("event of a node has %T, want *Node", obj)
 	}
-	if old != nil {
-		// Whatever changed about a node that was known, it was not for it that we rejected.
+	if before, ok := old.(*corev1.Node); ok && (labelled(before) || !labelled(node)) {
+		// Whatever else changed about a node that was known, it was not for it that we rejected.
 		return fwk.QueueSkip, nil
 	}
 	return p.queueIfFits(pod, node.Name), nil
@@ -153,17 +157,12 @@ func (p *Plugin) queueIfFits(pod *corev1.Pod, nodeName string) fwk.QueueingHint 
 }
 
 func (p *Plugin) fitsNode(pod *corev1.Pod, node *placement.Node) bool {
-	volumes, err := request.FromPod(pod)
-	if err != nil {
+	asks, err := p.feed.ask(pod)
+	if err != nil || asks.none() {
 		return false
 	}
-	for i := range volumes {
-		// Disks can have the name of a class that does not exist any more.
-		if !p.feed.classes.has(volumes[i].Request.Class) {
-			return false
-		}
-	}
-	return fits(node, requestsOf(volumes))
+	// Rare enough to try it and see.
+	return len(p.feed.loose.of(asks.claims)) > 0 || fits(node, asks.requests())
 }
 
 func fits(node *placement.Node, requests []placement.Request) bool {

@@ -30,12 +30,12 @@ const reasonNarrowed = "Only the nodes that the volumes fit most tightly were tr
 // not there, see widen. Pods for which that is likely are not narrowed to begin with.
 func (p *Plugin) narrow(pod *corev1.Pod, s *state, nodes int) *fwk.PreFilterResult {
 	// The index counts what the pod itself holds from an earlier try as taken.
-	if nodes <= narrowTo || len(s.gone) > 0 || choosy(pod) || p.feed.narrowing.mustBeWide(pod.UID, time.Now()) {
+	if nodes <= narrowTo || len(s.gone) > 0 || choosy(pod) || s.tied() || p.feed.narrowing.mustBeWide(pod.UID, time.Now()) {
 		return nil
 	}
 	names := p.ledger.Tightest(s.requests, narrowTo, func(name string) bool {
 		_, refused := s.refused[name]
-		return !refused && p.hasAgent(name)
+		return !refused && p.hasAgent(name) && (len(s.claims) == 0 || p.takesClaims(name))
 	})
 	if len(names) == 0 {
 		// It needs the reasons of all nodes, or preemption.
@@ -57,12 +57,16 @@ func choosy(pod *corev1.Pod) bool {
 	if pod.Status.NominatedNodeName != "" || spec.SchedulingGroup != nil {
 		return true
 	}
-	for i := range spec.Volumes {
-		if v := &spec.Volumes[i]; v.PersistentVolumeClaim != nil || v.Ephemeral != nil {
-			return true
-		}
-	}
 	return false
+}
+
+// tied reports whether a claim of the pod says where it can be, which the index does not
+// know. Claims that are to be placed do not.
+func (s *state) tied() bool { return s.settled || len(s.held) > 0 || len(s.loose) > 0 }
+
+func (p *Plugin) takesClaims(nodeName string) bool {
+	node, err := p.nodes.Get(nodeName)
+	return err == nil && labelled(node)
 }
 
 // widen has the pod tried again on all nodes, now: no event will come to wake it. While it

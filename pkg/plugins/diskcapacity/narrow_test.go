@@ -115,7 +115,7 @@ func TestNotNarrowed(t *testing.T) {
 		},
 		"claims devices": func(_ *bench, pod *corev1.Pod) { pod.Spec.ResourceClaims = []corev1.PodResourceClaim{{}} },
 		"other volumes": func(_ *bench, pod *corev1.Pod) {
-			pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{}}})
+			pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "other"}}})
 		},
 		"of a group": func(_ *bench, pod *corev1.Pod) { pod.Spec.SchedulingGroup = &corev1.PodSchedulingGroup{} },
 		"nominated":  func(_ *bench, pod *corev1.Pod) { pod.Status.NominatedNodeName = "n0001" },

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	corelisters "k8s.io/client-go/listers/core/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	fwk "k8s.io/kube-scheduler/framework"
 
@@ -27,6 +27,7 @@ const Name = "DiskCapacity"
 const (
 	reasonNoAgent  = "the agent of Berth is not registered with the kubelet of this node"
 	reasonNoReport = "the agent of Berth has not published the disks of this node yet"
+	reasonNoLabel  = "the node lacks the label " + diskv1alpha1.LabelNode + ", which the kubelet sets when the agent of Berth registers: no claim can be bound there"
 )
 
 // maxFigures is up to how many nodes each is described with its own figures. The scheduler
@@ -41,12 +42,14 @@ type Plugin struct {
 	feed     *feed
 	ledger   *ledger.Ledger
 	csiNodes storagelisters.CSINodeLister
+	nodes    corelisters.NodeLister
 	args     *DiskCapacityArgs
 	// complete says what is wrong with the profile that the plugin is in.
 	complete func() error
 }
 
 var (
+	_ fwk.PreEnqueuePlugin    = &Plugin{}
 	_ fwk.PreFilterPlugin     = &Plugin{}
 	_ fwk.PreFilterExtensions = &Plugin{}
 	_ fwk.FilterPlugin        = &Plugin{}
@@ -79,6 +82,7 @@ func newPlugin(handle fwk.Handle, feed *feed, args *DiskCapacityArgs) *Plugin {
 		feed:     feed,
 		ledger:   feed.ledger,
 		csiNodes: handle.SharedInformerFactory().Storage().V1().CSINodes().Lister(),
+		nodes:    handle.SharedInformerFactory().Core().V1().Nodes().Lister(),
 		args:     args,
 	}
 }
@@ -93,51 +97,37 @@ func (p *Plugin) Name() string { return Name }
 
 // PreFilter reads what the pod asks for, and of a large cluster leaves the tightest nodes.
 func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
-	volumes, err := request.FromPod(pod)
-	if err != nil {
-		// A pod's volumes cannot be changed, so nothing will ever help it.
-		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
-	}
-	if len(volumes) == 0 {
+	if !hasInlineVolumes(pod) && !p.feed.hasOpenClaims(pod) {
 		return nil, fwk.NewStatus(fwk.Skip)
 	}
+	// Before the pod is read: where its claims are, the ledger knows.
 	if err := p.feed.wait(ctx, p.args.SyncTimeout.Duration); err != nil {
 		return nil, fwk.AsStatus(err)
 	}
-	for i := range volumes {
-		if class := volumes[i].Request.Class; !p.feed.classes.has(class) {
-			return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, p.unknownClass(volumes[i].Name, class))
-		}
+	asks, err := p.feed.ask(pod)
+	if err != nil {
+		// Most of it cannot be changed; what can be wakes the pod.
+		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
 	}
-	s := p.newState(pod, volumes)
+	if asks.none() {
+		return nil, fwk.NewStatus(fwk.Skip)
+	}
+	s := p.newState(pod, asks)
 	s.figures = len(nodes) <= maxFigures
 	tightest := p.narrow(pod, s, len(nodes))
 	cycle.Write(stateKey, s)
 	return tightest, nil
 }
 
-// maxClasses is how many classes a message names.
-const maxClasses = 8
-
-func (p *Plugin) unknownClass(volume, class string) string {
-	names := p.feed.classes.names()
-	if len(names) == 0 {
-		return fmt.Sprintf("volume %q: DiskClass %.64q does not exist: there is no DiskClass at all, create one", volume, class)
-	}
-	if more := len(names) - maxClasses; more > 0 {
-		names = append(names[:maxClasses], fmt.Sprintf("%d more", more))
-	}
-	return fmt.Sprintf("volume %q: DiskClass %.64q does not exist: there are %s", volume, class, strings.Join(names, ", "))
-}
-
-func (p *Plugin) newState(pod *corev1.Pod, volumes []request.Volume) *state {
-	s := &state{volumes: volumes, requests: requestsOf(volumes), rejections: &rejections{}}
+func (p *Plugin) newState(pod *corev1.Pod, asks asked) *state {
+	s := &state{asked: asks, requests: asks.requests(), rejections: &rejections{}}
+	s.loose = p.feed.loose.of(asks.claims)
 	s.refused = p.ledger.Refusals(string(pod.UID), time.Now())
 	// An earlier try may have left a reservation in doubt: it is this pod's own space.
 	if p.ledger.Holds(string(pod.UID)) {
-		s.gone = make(map[string]struct{}, len(volumes))
-		for i := range volumes {
-			s.gone[volumes[i].Partition] = struct{}{}
+		s.gone = make(map[string]struct{}, len(asks.volumes))
+		for i := range asks.volumes {
+			s.gone[asks.volumes[i].Partition] = struct{}{}
 		}
 	}
 	return s
@@ -146,16 +136,20 @@ func (p *Plugin) newState(pod *corev1.Pod, volumes []request.Volume) *state {
 func requestsOf(volumes []request.Volume) []placement.Request {
 	requests := make([]placement.Request, len(volumes))
 	for i := range volumes {
-		requests[i] = volumes[i].Request
+		want := wantOf(&volumes[i])
+		requests[i] = want.Planned()
 	}
 	return requests
+}
+
+func wantOf(v *request.Volume) ledger.Want {
+	return ledger.Want{Partition: v.Partition, Request: v.Request, Room: v.Room, Persistent: v.Claim != ""}
 }
 
 func wantsOf(volumes []request.Volume) []ledger.Want {
 	wants := make([]ledger.Want, len(volumes))
 	for i := range volumes {
-		v := &volumes[i]
-		wants[i] = ledger.Want{Partition: v.Partition, Request: v.Request, Room: v.Room, Persistent: v.Claim != ""}
+		wants[i] = wantOf(&volumes[i])
 	}
 	return wants
 }
@@ -180,8 +174,26 @@ func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, 
 	if reason, refused := s.refused[name]; refused {
 		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, "the API server refused to bind the pod to this node: "+reason)
 	}
-	if _, err := s.fit(name, snapshot); err != nil {
+	if len(s.claims) > 0 {
+		if status := s.checkClaims(info.Node()); status != nil {
+			return status
+		}
+	}
+	if _, err := s.fit(info.Node(), snapshot); err != nil {
 		return noRoom(s, err)
+	}
+	return nil
+}
+
+// checkClaims says whether the node can have volumes of claims, and these.
+func (s *state) checkClaims(node *corev1.Node) *fwk.Status {
+	if !labelled(node) {
+		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonNoLabel)
+	}
+	for i := range s.held {
+		if h := &s.held[i]; diskv1alpha1.NodeLabel(h.node) != diskv1alpha1.NodeLabel(node.Name) {
+			return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, fmt.Sprintf("the volume of claim %s is on node %s already", h.Claim, h.node))
+		}
 	}
 	return nil
 }
@@ -235,8 +247,7 @@ func (p *Plugin) Score(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, i
 	if err != nil {
 		return 0, fwk.AsStatus(err)
 	}
-	name := info.Node().Name
-	score, err := s.fit(name, p.ledger.Snapshot(name))
+	score, err := s.fit(info.Node(), p.ledger.Snapshot(info.Node().Name))
 	if err != nil {
 		return 0, nil
 	}
@@ -255,12 +266,34 @@ func (p *Plugin) Reserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Po
 	if err != nil {
 		return fwk.AsStatus(err)
 	}
-	if _, err := p.ledger.Reserve(string(pod.UID), nodeName, wantsOf(s.volumes)); err != nil {
+	wants, err := p.wantsOn(s, nodeName)
+	if err != nil {
+		return fwk.AsStatus(err)
+	}
+	if _, err := p.ledger.Reserve(string(pod.UID), nodeName, wants); err != nil {
 		// Filter found room a moment ago, and other nodes may still have it: an error
 		// is retried soon, where a rejection would wait for an event that may not come.
 		return fwk.AsStatus(fmt.Errorf("node %s lost its room for the pod's volumes while the pod was being placed: %w", nodeName, err))
 	}
 	return nil
+}
+
+// wantsOn is what the pod has reserved on the node, with its share in the volumes that are
+// there already.
+func (p *Plugin) wantsOn(s *state, nodeName string) ([]ledger.Want, error) {
+	volumes := s.volumes
+	if len(s.loose) > 0 {
+		node, err := p.nodes.Get(nodeName)
+		if err != nil {
+			return nil, fmt.Errorf("reading node %s: %w", nodeName, err)
+		}
+		volumes = s.volumesOn(node)
+	}
+	wants := wantsOf(volumes)
+	for i := range s.held {
+		wants = append(wants, wantOf(&s.held[i].Volume))
+	}
+	return wants, nil
 }
 
 // Unreserve forgets what Reserve recorded. It is also called when Reserve never ran.
@@ -271,14 +304,14 @@ func (p *Plugin) Unreserve(_ context.Context, _ fwk.CycleState, pod *corev1.Pod,
 // SignPod keeps pods with disk volumes out of batching: two pods that ask for the same
 // do not fit the same nodes, since each takes its own extent.
 func (p *Plugin) SignPod(_ context.Context, pod *corev1.Pod) ([]fwk.SignFragment, *fwk.Status) {
-	if hasDiskVolumes(pod) {
+	if hasInlineVolumes(pod) || p.feed.hasOpenClaims(pod) {
 		return nil, fwk.NewStatus(fwk.Unschedulable, "pods with disk volumes are placed one by one")
 	}
 	return nil, nil
 }
 
-// hasDiskVolumes reports whether the pod has a volume of ours, well-formed or not.
-func hasDiskVolumes(pod *corev1.Pod) bool {
+// hasInlineVolumes reports whether the pod has an inline volume of ours, well-formed or not.
+func hasInlineVolumes(pod *corev1.Pod) bool {
 	for i := range pod.Spec.Volumes {
 		if csi := pod.Spec.Volumes[i].CSI; csi != nil && csi.Driver == diskv1alpha1.DriverName {
 			return true

@@ -14,16 +14,18 @@ import (
 
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/placement"
-	"github.com/berthdev/berth/pkg/request"
 )
 
 const stateKey fwk.StateKey = Name
 
 // state is what one scheduling cycle knows of its pod.
 type state struct {
-	// The first six are read-only after PreFilter, but for rejections, and shared by clones.
-	volumes  []request.Volume
+	// The first seven are read-only after PreFilter, but for rejections, and shared by clones.
+	asked
+	// requests are those of all volumes that are to be placed.
 	requests []placement.Request
+	// loose are PersistentVolumes that claims of the pod may be bound to, by StorageClass.
+	loose map[string][]*corev1.PersistentVolume
 	// figures is true when a node's own figures say why it has no room.
 	figures bool
 	// refused are nodes that the pod could not be bound to, with the reason.
@@ -74,11 +76,15 @@ func readState(cycle fwk.CycleState) (*state, error) {
 }
 
 // fit returns the score of the pod's volumes on the node, or why they do not fit.
-func (s *state) fit(name string, snapshot *ledger.Snapshot) (int64, error) {
-	if len(s.gone) == 0 && len(s.nominated) == 0 {
-		return snapshot.Fit(s.requests)
+func (s *state) fit(node *corev1.Node, snapshot *ledger.Snapshot) (int64, error) {
+	requests := s.requests
+	if len(s.loose) > 0 {
+		requests = requestsOf(s.volumesOn(node))
 	}
-	return ledger.Fit(s.view(name, snapshot), s.requests)
+	if len(s.gone) == 0 && len(s.nominated) == 0 {
+		return snapshot.Fit(requests)
+	}
+	return ledger.Fit(s.view(node.Name, snapshot), requests)
 }
 
 // view is the node as this pod may use it.
@@ -127,19 +133,15 @@ func less(node *placement.Node, plan []placement.Assignment) *placement.Node {
 }
 
 // endingOn are the partitions of the pods on the node that are being deleted.
-func endingOn(info fwk.NodeInfo) map[string]struct{} {
+func (f *feed) endingOn(info fwk.NodeInfo) map[string]struct{} {
 	ending := map[string]struct{}{}
 	for _, p := range info.GetPods() {
 		pod := p.GetPod()
-		if pod.DeletionTimestamp == nil || !hasDiskVolumes(pod) {
+		if pod.DeletionTimestamp == nil || !mayHold(pod) {
 			continue
 		}
-		volumes, err := request.FromPod(pod)
-		if err != nil {
-			continue
-		}
-		for i := range volumes {
-			ending[volumes[i].Partition] = struct{}{}
+		for _, partition := range f.mortal(pod) {
+			ending[partition] = struct{}{}
 		}
 	}
 	return ending
@@ -155,17 +157,23 @@ func (p *Plugin) AddPod(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod
 		return fwk.AsStatus(err)
 	}
 	other := added.GetPod()
-	volumes, err := request.FromPod(other)
-	if err != nil || len(volumes) == 0 || other.UID == pod.UID {
-		// A pod whose request is bad holds no space that the ledger knows of.
+	if !mayHold(other) || other.UID == pod.UID {
 		return nil
-	}
-	for i := range volumes {
-		delete(s.gone, volumes[i].Partition)
 	}
 	if other.Spec.NodeName != "" {
 		// It is on the node already: its volumes are recorded, published, or both.
+		for _, partition := range p.feed.mortal(other) {
+			delete(s.gone, partition)
+		}
 		return nil
+	}
+	asks, err := p.feed.ask(other)
+	if err != nil || len(asks.volumes) == 0 {
+		// A pod whose request is bad holds no space that the ledger knows of.
+		return nil
+	}
+	for i := range asks.volumes {
+		delete(s.gone, asks.volumes[i].Partition)
 	}
 	if node, records := p.ledger.Records(string(other.UID)); len(records) > 0 && node == info.Node().Name {
 		// A nominated pod that has been reserved for since: counted by the ledger.
@@ -174,27 +182,26 @@ func (p *Plugin) AddPod(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod
 	if s.nominated == nil {
 		s.nominated = map[types.UID]nominee{}
 	}
-	s.nominated[other.UID] = nominee{node: info.Node().Name, requests: requestsOf(volumes), ending: endingOn(info)}
+	s.nominated[other.UID] = nominee{node: info.Node().Name, requests: asks.requests(), ending: p.feed.endingOn(info)}
 	return nil
 }
 
-// RemovePod credits the volumes that die with the pod, which inline volumes do.
+// RemovePod credits the volumes that die with the pod.
 func (p *Plugin) RemovePod(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, removed fwk.PodInfo, _ fwk.NodeInfo) *fwk.Status {
 	s, err := readState(cycle)
 	if err != nil {
 		return fwk.AsStatus(err)
 	}
 	other := removed.GetPod()
-	volumes, err := request.FromPod(other)
-	if err != nil || len(volumes) == 0 {
+	if !mayHold(other) {
 		return nil
 	}
 	delete(s.nominated, other.UID)
-	if s.gone == nil {
-		s.gone = make(map[string]struct{}, len(volumes))
-	}
-	for i := range volumes {
-		s.gone[volumes[i].Partition] = struct{}{}
+	for _, partition := range p.feed.mortal(other) {
+		if s.gone == nil {
+			s.gone = map[string]struct{}{}
+		}
+		s.gone[partition] = struct{}{}
 	}
 	return nil
 }

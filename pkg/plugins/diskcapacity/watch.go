@@ -89,6 +89,8 @@ type capacityStore struct {
 	ledger *ledger.Ledger
 	filled atomic.Bool
 	last   atomic.Pointer[before]
+	// learn is told of a node before its capacity is folded in.
+	learn func(nodeName string)
 
 	mu sync.Mutex
 	// known are the nodes with a capacity, to tell after a relist which have gone.
@@ -114,6 +116,7 @@ func (s *capacityStore) Add(obj any) error {
 	s.mu.Lock()
 	s.known[ndc.Name] = struct{}{}
 	s.mu.Unlock()
+	s.learn(ndc.Name)
 	if s.ledger.SetCapacity(ndc.Name, capacity) {
 		if snapshot := s.ledger.Snapshot(ndc.Name); snapshot.Problem != "" {
 			s.logger.Info("A NodeDiskCapacity contradicts itself: the node gets no disk pods until its agent puts it right", "node", klog.KRef("", ndc.Name), "problem", snapshot.Problem)

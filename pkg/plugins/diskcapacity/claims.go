@@ -1,0 +1,227 @@
+package diskcapacity
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	storagelisters "k8s.io/client-go/listers/storage/v1"
+	"k8s.io/component-helpers/storage/ephemeral"
+	"k8s.io/component-helpers/storage/volume"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+// claims reads the claims that pods refer to.
+type claims struct {
+	claims  corelisters.PersistentVolumeClaimLister
+	classes storagelisters.StorageClassLister
+}
+
+// asked is what a pod asks for: its inline volumes, and its claims of our StorageClasses
+// that have no volume yet. A claim that is bound, or is to be bound to a certain volume,
+// asks for nothing: where its volume is, the stock plugins know.
+type asked struct {
+	// volumes are to be placed, all or none.
+	volumes []request.Volume
+	// held are claims whose volume has its place, although they are not bound.
+	held []held
+	// claims are those of volumes that ask for one, by volume ID.
+	claims map[string]*corev1.PersistentVolumeClaim
+	// settled is true when the pod has other claims that say where it can run.
+	settled bool
+}
+
+// held is a claim whose volume has a place: its PersistentVolume was made and the claim not
+// yet told, or another pod that shares it is being bound.
+type held struct {
+	request.Volume
+	node string
+}
+
+func (a *asked) none() bool { return len(a.volumes) == 0 && len(a.held) == 0 }
+
+// requests are those of the volumes, with the room that must be free behind them.
+func (a *asked) requests() []placement.Request { return requestsOf(a.volumes) }
+
+// ask reads what a pod asks for. The error says what is wrong with the pod, a claim, or its
+// StorageClass, and what to do; no node could help.
+func (f *feed) ask(pod *corev1.Pod) (asked, error) {
+	inline, err := request.FromPod(pod)
+	if err != nil {
+		return asked{}, err
+	}
+	for i := range inline {
+		if err := f.checkClass(inline[i].Request.Class); err != nil {
+			return asked{}, fmt.Errorf("volume %q: %w", inline[i].Name, err)
+		}
+	}
+	a := asked{volumes: inline}
+	for i := range pod.Spec.Volumes {
+		name := claimName(pod, &pod.Spec.Volumes[i])
+		if name == "" {
+			continue
+		}
+		if err := f.askFor(&a, pod, &pod.Spec.Volumes[i], name); err != nil {
+			return asked{}, fmt.Errorf("claim %s/%s: %w", pod.Namespace, name, err)
+		}
+	}
+	if len(a.volumes)+len(a.held) > diskv1alpha1.MaxVolumes {
+		return asked{}, fmt.Errorf("the pod has %d volumes of %s, at most %d are possible", len(a.volumes)+len(a.held), diskv1alpha1.DriverName, diskv1alpha1.MaxVolumes)
+	}
+	return a, nil
+}
+
+// askFor adds a claim to what is asked. Whatever is wrong with a claim that has nothing to
+// do with us is left to the stock plugins.
+func (f *feed) askFor(a *asked, pod *corev1.Pod, v *corev1.Volume, name string) error {
+	pvc, err := f.claims.claims.PersistentVolumeClaims(pod.Namespace).Get(name)
+	if err != nil || v.Ephemeral != nil && ephemeral.VolumeIsForPod(pod, pvc) != nil || pvc.DeletionTimestamp != nil {
+		a.settled = true
+		return nil
+	}
+	class := f.claims.ours(pvc)
+	if pvc.Spec.VolumeName != "" || class == nil {
+		a.settled = true
+		return nil
+	}
+	if class.VolumeBindingMode == nil || *class.VolumeBindingMode != storagev1.VolumeBindingWaitForFirstConsumer {
+		return fmt.Errorf("StorageClass %s binds claims before their pod has a node: use one with volumeBindingMode %s", class.Name, storagev1.VolumeBindingWaitForFirstConsumer)
+	}
+	wanted, err := claim.Request(pvc, class)
+	if err != nil {
+		return err
+	}
+	if _, twice := a.claims[wanted.ID]; twice {
+		return nil
+	}
+	if a.claims == nil {
+		a.claims = map[string]*corev1.PersistentVolumeClaim{}
+	}
+	a.claims[wanted.ID] = pvc
+	if _, selected := pvc.Annotations[volume.AnnSelectedNode]; selected || len(class.AllowedTopologies) > 0 {
+		a.settled = true
+	}
+	if node, _, ok := f.ledger.Where(wanted.Partition); ok {
+		a.held = append(a.held, held{wanted, node})
+		return nil
+	}
+	if err := f.checkClass(wanted.Request.Class); err != nil {
+		return fmt.Errorf("StorageClass %s: %w", class.Name, err)
+	}
+	a.volumes = append(a.volumes, wanted)
+	return nil
+}
+
+// ours is the claim's StorageClass if it is of our provisioner, else nil.
+func (c *claims) ours(pvc *corev1.PersistentVolumeClaim) *storagev1.StorageClass {
+	name := volume.GetPersistentVolumeClaimClass(pvc)
+	if name == "" {
+		return nil
+	}
+	class, err := c.classes.Get(name)
+	if err != nil || class.Provisioner != diskv1alpha1.DriverName {
+		return nil
+	}
+	return class
+}
+
+// maxClasses is how many classes a message names.
+const maxClasses = 8
+
+// checkClass returns an error if there is no such DiskClass. Disks can have the name of one
+// that does not exist any more.
+func (f *feed) checkClass(class string) error {
+	if f.classes.has(class) {
+		return nil
+	}
+	names := f.classes.names()
+	if len(names) == 0 {
+		return fmt.Errorf("DiskClass %.64q does not exist: there is no DiskClass at all, create one", class)
+	}
+	if more := len(names) - maxClasses; more > 0 {
+		names = append(names[:maxClasses], fmt.Sprintf("%d more", more))
+	}
+	return fmt.Errorf("DiskClass %.64q does not exist: there are %s", class, strings.Join(names, ", "))
+}
+
+// claimName is the name of the claim that a volume of the pod refers to; empty if none.
+func claimName(pod *corev1.Pod, v *corev1.Volume) string {
+	switch {
+	case v.PersistentVolumeClaim != nil:
+		return v.PersistentVolumeClaim.ClaimName
+	case v.Ephemeral != nil:
+		return ephemeral.VolumeClaimName(pod, v)
+	}
+	return ""
+}
+
+// refersTo reports whether the pod has a volume of that claim.
+func refersTo(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) bool {
+	return pod.Namespace == pvc.Namespace && slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
+		return claimName(pod, &v) == pvc.Name
+	})
+}
+
+// hasClaims reports whether the pod has claims, of whatever driver.
+func hasClaims(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
+		return v.PersistentVolumeClaim != nil || v.Ephemeral != nil
+	})
+}
+
+// mayHold reports whether the ledger may have something of the pod.
+func mayHold(pod *corev1.Pod) bool { return hasInlineVolumes(pod) || hasClaims(pod) }
+
+// hasOpenClaims reports whether the pod has a claim that will ask for a place.
+func (f *feed) hasOpenClaims(pod *corev1.Pod) bool {
+	for i := range pod.Spec.Volumes {
+		name := claimName(pod, &pod.Spec.Volumes[i])
+		if name == "" {
+			continue
+		}
+		pvc, err := f.claims.claims.PersistentVolumeClaims(pod.Namespace).Get(name)
+		if err != nil || pvc.Spec.VolumeName == "" && f.claims.ours(pvc) != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// mortal are the partitions of the volumes that die with a pod: inline ones, and those of
+// generic ephemeral claims, which belong to the pod. A persistent claim outlives it.
+func (f *feed) mortal(pod *corev1.Pod) []string {
+	var partitions []string
+	if volumes, err := request.FromPod(pod); err == nil {
+		for i := range volumes {
+			partitions = append(partitions, volumes[i].Partition)
+		}
+	}
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		if v.Ephemeral == nil {
+			continue
+		}
+		pvc, err := f.claims.claims.PersistentVolumeClaims(pod.Namespace).Get(ephemeral.VolumeClaimName(pod, v))
+		if err != nil || ephemeral.VolumeIsForPod(pod, pvc) != nil {
+			continue
+		}
+		if pvc.Spec.VolumeName == "" {
+			if f.claims.ours(pvc) != nil {
+				partitions = append(partitions, diskv1alpha1.PartitionID(diskv1alpha1.ClaimVolumeID(pvc.UID)))
+			}
+			continue
+		}
+		pv := f.storedVolume(pvc.Spec.VolumeName)
+		if pv != nil && claim.IsOurs(pv) && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete {
+			partitions = append(partitions, diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle))
+		}
+	}
+	return partitions
+}

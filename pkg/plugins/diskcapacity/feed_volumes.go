@@ -1,0 +1,147 @@
+package diskcapacity
+
+import (
+	"fmt"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/ledger"
+)
+
+// followVolumes folds PersistentVolumes into the ledger.
+func (f *feed) followVolumes(logger klog.Logger, informer cache.SharedIndexInformer) error {
+	f.volumes = informer.GetIndexer()
+	fold := func(obj any) {
+		if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+			obj = gone.Obj
+		}
+		if pv, ok := obj.(*corev1.PersistentVolume); ok {
+			f.foldVolume(logger, pv)
+		}
+	}
+	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: fold,
+		UpdateFunc: func(old, obj any) {
+			before, _ := old.(*corev1.PersistentVolume)
+			after, _ := obj.(*corev1.PersistentVolume)
+			if before != nil && after != nil && before.UID != after.UID {
+				f.foldVolume(logger, before)
+			}
+			fold(obj)
+		},
+		DeleteFunc: fold,
+	})
+	if err != nil {
+		return fmt.Errorf("following PersistentVolumes: %w", err)
+	}
+	f.volumesSynced = registration.HasSynced
+	return nil
+}
+
+// foldVolume folds in the present state of a PersistentVolume that an event was about, for
+// the reason that foldPod tells. It returns the node where the volume is, if it is ours.
+func (f *feed) foldVolume(logger klog.Logger, event *corev1.PersistentVolume) (nodeName string) {
+	f.folding.Lock()
+	defer f.folding.Unlock()
+	pv := f.storedVolume(event.Name)
+	if pv == nil || pv.UID != event.UID {
+		// One of the same name is another, of which its own event tells; but that may have
+		// been told already.
+		f.loose.remove(event)
+		if pv != nil {
+			f.loose.set(pv)
+		}
+		if !claim.IsOurs(event) {
+			return ""
+		}
+		v, _ := claim.ReadVolume(event)
+		f.ledger.DeleteVolume(string(event.UID))
+		return f.names.of(v.Node)
+	}
+	f.loose.set(pv)
+	if !claim.IsOurs(pv) {
+		return ""
+	}
+	v, err := claim.ReadVolume(pv)
+	if err != nil {
+		// Such as one that a CSI sidecar made: its node publishes the partition. Of others
+		// there is none.
+		logger.V(2).Info("A PersistentVolume reserves nothing", "volume", klog.KObj(pv), "err", err)
+		return ""
+	}
+	nodeName = f.names.of(v.Node)
+	f.ledger.SetVolume(string(pv.UID), nodeName, RecordOf(v))
+	return nodeName
+}
+
+// RecordOf is what the ledger remembers of a PersistentVolume.
+func RecordOf(v claim.Volume) ledger.Record {
+	return ledger.Record{Partition: v.Partition, Disk: v.Place.Disk, Extent: extent.New(v.Place.Start, v.Size)}
+}
+
+// storedVolume is the PersistentVolume as the informer has it now; nil if it is gone.
+func (f *feed) storedVolume(name string) *corev1.PersistentVolume {
+	obj, exists, err := f.volumes.GetByKey(name)
+	if err != nil || !exists {
+		return nil
+	}
+	pv, _ := obj.(*corev1.PersistentVolume)
+	return pv
+}
+
+// names has the nodes whose names are too long for a label, by what stands for them in
+// PersistentVolumes. A node publishes before any volume can be placed on it, so its
+// capacity tells the name in time.
+type names struct {
+	mu    sync.RWMutex
+	nodes map[string]string
+}
+
+func newNames() *names { return &names{nodes: map[string]string{}} }
+
+// of is the name of the node with that label: the label itself, if nothing longer is known.
+func (n *names) of(label string) string {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if name, ok := n.nodes[label]; ok {
+		return name
+	}
+	return label
+}
+
+// learn reports whether the node's name is news that changes what label stands for.
+func (n *names) learn(node string) (label string, news bool) {
+	if label = diskv1alpha1.NodeLabel(node); label == node {
+		return label, false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.nodes[label] == node {
+		return label, false
+	}
+	n.nodes[label] = node
+	return label, true
+}
+
+// learnNode is called before the capacity of a node is folded in.
+func (f *feed) learnNode(logger klog.Logger, nodeName string) {
+	label, news := f.names.learn(nodeName)
+	if !news {
+		return
+	}
+	for _, obj := range f.volumes.List() {
+		pv, ok := obj.(*corev1.PersistentVolume)
+		if !ok {
+			continue
+		}
+		if v, err := claim.ReadVolume(pv); err == nil && v.Node == label {
+			f.foldVolume(logger, pv)
+		}
+	}
+}

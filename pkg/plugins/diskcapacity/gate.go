@@ -1,0 +1,119 @@
+package diskcapacity
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/component-helpers/storage/ephemeral"
+	"k8s.io/component-helpers/storage/volume"
+	"k8s.io/klog/v2"
+	fwk "k8s.io/kube-scheduler/framework"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
+)
+
+// PreEnqueue holds a pod until its generic ephemeral claims exist, which somebody makes after
+// the pod. To try it before would only cost it its backoff.
+//
+// A claim of that name that is not the pod's own is let through: it may stay for ever, and
+// only a pod that was tried gets an event that says so.
+func (p *Plugin) PreEnqueue(_ context.Context, pod *corev1.Pod) *fwk.Status {
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		if v.Ephemeral == nil {
+			continue
+		}
+		name := ephemeral.VolumeClaimName(pod, v)
+		if _, err := p.feed.claims.claims.PersistentVolumeClaims(pod.Namespace).Get(name); err != nil {
+			return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, fmt.Sprintf("waiting for the claim %s/%s of its ephemeral volume %q to be created", pod.Namespace, name, v.Name))
+		}
+	}
+	return nil
+}
+
+// claimEvents are the events that can help a pod because of its claims.
+func (p *Plugin) claimEvents() []fwk.ClusterEventWithHint {
+	return []fwk.ClusterEventWithHint{
+		{Event: fwk.ClusterEvent{Resource: fwk.PersistentVolumeClaim, ActionType: fwk.Add | fwk.Update}, QueueingHintFn: p.afterClaim},
+		{Event: fwk.ClusterEvent{Resource: fwk.StorageClass, ActionType: fwk.Add}, QueueingHintFn: p.afterStorageClass},
+		{Event: fwk.ClusterEvent{Resource: fwk.PersistentVolume, ActionType: fwk.Add | fwk.Update | fwk.Delete}, QueueingHintFn: p.afterVolume},
+	}
+}
+
+// afterClaim wakes the pods of a claim that is new, or asks for something else now: for
+// nothing any more, when it names a volume.
+func (p *Plugin) afterClaim(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.QueueingHint, error) {
+	pvc, ok := obj.(*corev1.PersistentVolumeClaim)
+	if !ok {
+		return fwk.Queue, fmt.Errorf("event of a claim has %T, want *PersistentVolumeClaim", obj)
+	}
+	if !refersTo(pod, pvc) {
+		return fwk.QueueSkip, nil
+	}
+	before, ok := old.(*corev1.PersistentVolumeClaim)
+	if !ok || before.UID != pvc.UID || before.Spec.VolumeName != pvc.Spec.VolumeName ||
+		volume.GetPersistentVolumeClaimClass(before) != volume.GetPersistentVolumeClaimClass(pvc) {
+		return fwk.Queue, nil
+	}
+	return fwk.QueueSkip, nil
+}
+
+// afterStorageClass: of a class that exists nothing can change that matters.
+func (p *Plugin) afterStorageClass(_ klog.Logger, pod *corev1.Pod, _, obj any) (fwk.QueueingHint, error) {
+	class, ok := obj.(*storagev1.StorageClass)
+	if !ok {
+		return fwk.Queue, fmt.Errorf("event of a StorageClass has %T, want *StorageClass", obj)
+	}
+	if p.feed.refersToClass(pod, class.Name) {
+		return fwk.Queue, nil
+	}
+	return fwk.QueueSkip, nil
+}
+
+// refersToClass reports whether the pod has an unbound claim of the StorageClass.
+func (f *feed) refersToClass(pod *corev1.Pod, class string) bool {
+	for i := range pod.Spec.Volumes {
+		name := claimName(pod, &pod.Spec.Volumes[i])
+		if name == "" {
+			continue
+		}
+		pvc, err := f.claims.claims.PersistentVolumeClaims(pod.Namespace).Get(name)
+		if err == nil && pvc.Spec.VolumeName == "" && volume.GetPersistentVolumeClaimClass(pvc) == class {
+			return true
+		}
+	}
+	return false
+}
+
+// afterVolume wakes the pods whose claim may be bound to a volume that has become free for
+// it, and after the end of a volume those that fit where it was, or were tied to it.
+func (p *Plugin) afterVolume(logger klog.Logger, pod *corev1.Pod, old, obj any) (fwk.QueueingHint, error) {
+	pv, ok := obj.(*corev1.PersistentVolume)
+	if !ok {
+		if pv, ok = old.(*corev1.PersistentVolume); !ok {
+			return fwk.Queue, fmt.Errorf("event of a PersistentVolume has %T, want *PersistentVolume", obj)
+		}
+	}
+	node := p.feed.foldVolume(logger, pv)
+	switch {
+	case obj != nil && isLoose(pv):
+		if p.feed.refersToClass(pod, volume.GetPersistentVolumeClass(pv)) {
+			return fwk.Queue, nil
+		}
+	case obj == nil && claim.IsOurs(pv):
+		if ref := pv.Spec.ClaimRef; ref != nil && refersTo(pod, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name}}) {
+			return fwk.Queue, nil
+		}
+		return p.queueIfFits(pod, node), nil
+	}
+	return fwk.QueueSkip, nil
+}
+
+// labelled reports whether the node has the label by which PersistentVolumes name it.
+func labelled(node *corev1.Node) bool {
+	return node.Labels[diskv1alpha1.LabelNode] == diskv1alpha1.NodeLabel(node.Name)
+}

@@ -1,0 +1,161 @@
+package volumebinding
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	storagelisters "k8s.io/client-go/listers/storage/v1"
+	"k8s.io/component-helpers/storage/volume"
+	"k8s.io/klog/v2"
+	fwk "k8s.io/kube-scheduler/framework"
+	stock "k8s.io/kubernetes/pkg/scheduler/framework/plugins/volumebinding"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
+)
+
+// binder decorates the stock binder.
+type binder struct {
+	stock.SchedulerVolumeBinder
+
+	client  kubernetes.Interface
+	claims  corelisters.PersistentVolumeClaimLister
+	pods    corelisters.PodLister
+	classes storagelisters.StorageClassLister
+	watch   *watch
+	timeout time.Duration
+	// ledger is DiskCapacity's, which may be made after us.
+	ledger func() (*ledger.Ledger, error)
+
+	// quick are assumed pods whose claims to bind are all ours, by UID.
+	quick sync.Map
+}
+
+func newBinder(inner stock.SchedulerVolumeBinder, handle fwk.Handle, timeout time.Duration) (*binder, error) {
+	factory := handle.SharedInformerFactory()
+	core := factory.Core().V1()
+	w, err := newWatch(core.PersistentVolumeClaims().Informer(), core.Pods().Informer())
+	if err != nil {
+		return nil, err
+	}
+	return &binder{
+		SchedulerVolumeBinder: inner,
+		client:                handle.ClientSet(),
+		claims:                core.PersistentVolumeClaims().Lister(),
+		pods:                  core.Pods().Lister(),
+		classes:               factory.Storage().V1().StorageClasses().Lister(),
+		watch:                 w,
+		timeout:               timeout,
+		ledger: func() (*ledger.Ledger, error) {
+			l, _, ok := diskcapacity.SharedLedger(factory)
+			if !ok {
+				return nil, fmt.Errorf("plugin %s is in no profile of this scheduler: it must be in every profile that has %s", diskcapacity.Name, Name)
+			}
+			return l, nil
+		},
+	}, nil
+}
+
+// AssumePodVolumes notes whether all that is to be bound is ours.
+func (b *binder) AssumePodVolumes(logger klog.Logger, pod *corev1.Pod, nodeName string, podVolumes *stock.PodVolumes) (bool, error) {
+	allBound, err := b.SchedulerVolumeBinder.AssumePodVolumes(logger, pod, nodeName, podVolumes)
+	if err != nil || allBound {
+		return allBound, err
+	}
+	ours, others := b.split(podVolumes)
+	if len(ours) > 0 && others == nil {
+		b.quick.Store(pod.UID, struct{}{})
+	}
+	return false, nil
+}
+
+// split tells the claims that we make volumes for from what is left for the stock binder;
+// nil if nothing is.
+func (b *binder) split(podVolumes *stock.PodVolumes) (ours []*corev1.PersistentVolumeClaim, others *stock.PodVolumes) {
+	// The stock binder insists on slices that are not nil.
+	rest := &stock.PodVolumes{StaticBindings: []*stock.BindingInfo{}, DynamicProvisions: []*stock.DynamicProvision{}}
+	rest.StaticBindings = append(rest.StaticBindings, podVolumes.StaticBindings...)
+	for _, d := range podVolumes.DynamicProvisions {
+		if b.isOurs(d.PVC) {
+			ours = append(ours, d.PVC)
+		} else {
+			rest.DynamicProvisions = append(rest.DynamicProvisions, d)
+		}
+	}
+	if len(rest.StaticBindings)+len(rest.DynamicProvisions) == 0 {
+		return ours, nil
+	}
+	return ours, rest
+}
+
+// isOurs also knows a claim whose StorageClass was deleted since its place was reserved.
+func (b *binder) isOurs(pvc *corev1.PersistentVolumeClaim) bool {
+	class, err := b.classes.Get(volume.GetPersistentVolumeClaimClass(pvc))
+	if err == nil {
+		return class.Provisioner == diskv1alpha1.DriverName
+	}
+	l, err := b.ledger()
+	if err != nil {
+		return false
+	}
+	_, _, ok := l.Where(diskv1alpha1.PartitionID(diskv1alpha1.ClaimVolumeID(pvc.UID)))
+	return ok
+}
+
+// classOf is the StorageClass of a claim of ours.
+func (b *binder) classOf(pvc *corev1.PersistentVolumeClaim) (*storagev1.StorageClass, error) {
+	name := volume.GetPersistentVolumeClaimClass(pvc)
+	class, err := b.classes.Get(name)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("its StorageClass %s was deleted: create it again: %w", name, err)
+	case class.Provisioner != diskv1alpha1.DriverName:
+		return nil, fmt.Errorf("its StorageClass %s is of provisioner %s now", name, class.Provisioner)
+	}
+	return class, nil
+}
+
+// BindPodVolumes binds the claims of other drivers first. Their volumes may turn out to be
+// impossible on this node, and then the pod must be free to go elsewhere. Ours have their
+// place already.
+func (b *binder) BindPodVolumes(ctx context.Context, pod *corev1.Pod, podVolumes *stock.PodVolumes) error {
+	ours, others := b.split(podVolumes)
+	if others != nil {
+		if err := b.SchedulerVolumeBinder.BindPodVolumes(ctx, pod, others); err != nil {
+			return err
+		}
+	}
+	if len(ours) == 0 {
+		return nil
+	}
+	l, err := b.ledger()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, b.timeout)
+	defer cancel()
+	results := make([]error, len(ours))
+	var running sync.WaitGroup
+	for i := range ours[1:] {
+		running.Go(func() { results[i+1] = b.bindClaim(ctx, l, pod, ours[i+1]) })
+	}
+	results[0] = b.bindClaim(ctx, l, pod, ours[0])
+	running.Wait()
+	return errors.Join(results...)
+}
+
+// bindClaim makes the volume of a claim and waits until the two are bound.
+func (b *binder) bindClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
+	if err := b.tryClaim(ctx, l, pod, pvc); err != nil {
+		return fmt.Errorf("binding claim %s on node %s: %w", klog.KObj(pvc), pod.Spec.NodeName, err)
+	}
+	return nil
+}

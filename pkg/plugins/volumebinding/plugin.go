@@ -1,0 +1,120 @@
+// Package volumebinding is the scheduler plugin that binds a pod's claims: the stock
+// VolumeBinding, which it embeds and leaves as it is for all other drivers, also within the
+// same pod. Of claims of ours it makes the PersistentVolumes itself, at the places that
+// plugin DiskCapacity has reserved, instead of asking a provisioner to.
+//
+// It owns the writes that make a reservation of a claim last, and the waiting for the claim
+// to be bound. It does not own the choice of the node or the place.
+//
+// A claim is bound by two writes, in this order:
+//
+//  1. the PersistentVolume, bound to the claim beforehand. From here on the place is
+//     recorded, and the PersistentVolume controller binds the claim to it whatever becomes
+//     of us;
+//  2. the claim, with the node and the volume's name: this only makes the controller look
+//     at once.
+//
+// Both are repeatable, because the volume's name follows from the claim's UID: a scheduler
+// that finds the work half done, by itself before it crashed or by another, goes on from
+// there.
+package volumebinding
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	fwk "k8s.io/kube-scheduler/framework"
+	"k8s.io/kubernetes/pkg/scheduler/apis/config"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/feature"
+	stock "k8s.io/kubernetes/pkg/scheduler/framework/plugins/volumebinding"
+)
+
+// Name of the plugin in the scheduler's configuration.
+const Name = "DiskVolumeBinding"
+
+const stateKey fwk.StateKey = Name
+
+// Plugin is the stock plugin with its Binder replaced.
+type Plugin struct {
+	*stock.VolumeBinding
+	binder *binder
+}
+
+var (
+	_ fwk.PreFilterPlugin   = &Plugin{}
+	_ fwk.FilterPlugin      = &Plugin{}
+	_ fwk.PreScorePlugin    = &Plugin{}
+	_ fwk.ScorePlugin       = &Plugin{}
+	_ fwk.ReservePlugin     = &Plugin{}
+	_ fwk.PreBindPlugin     = &Plugin{}
+	_ fwk.BindPlugin        = &Plugin{}
+	_ fwk.EnqueueExtensions = &Plugin{}
+	_ fwk.SignPlugin        = &Plugin{}
+)
+
+// New is the plugin's factory.
+func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin, error) {
+	args, err := argsFrom(obj)
+	if err != nil {
+		return nil, err
+	}
+	stockArgs := &config.VolumeBindingArgs{BindTimeoutSeconds: args.BindTimeoutSeconds}
+	inner, err := stock.New(ctx, stockArgs, handle, feature.NewSchedulerFeaturesFromGates(utilfeature.DefaultFeatureGate))
+	if err != nil {
+		return nil, fmt.Errorf("making the stock plugin in %s: %w", Name, err)
+	}
+	embedded, ok := inner.(*stock.VolumeBinding)
+	if !ok {
+		return nil, fmt.Errorf("the stock plugin in %s is %T, want *VolumeBinding", Name, inner)
+	}
+	b, err := newBinder(embedded.Binder, handle, args.timeout())
+	if err != nil {
+		return nil, fmt.Errorf("starting plugin %s: %w", Name, err)
+	}
+	embedded.Binder = b
+	return &Plugin{VolumeBinding: embedded, binder: b}, nil
+}
+
+// Name of the plugin.
+func (p *Plugin) Name() string { return Name }
+
+// deferred says that the claims are bound in Bind.
+type deferred struct{}
+
+// Clone implements fwk.StateData.
+func (d deferred) Clone() fwk.StateData { return d }
+
+// PreBindPreFlight says that there is nothing to do in PreBind for a pod all of whose
+// unbound claims are ours: they are bound in Bind. For a pod that has work in PreBind the
+// scheduler first writes the node into the pod's status, to tell others that it will be
+// bound there after a while. Ours take milliseconds, so that the write would be one more to
+// wait for, and tell nobody anything.
+func (p *Plugin) PreBindPreFlight(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) (*fwk.PreBindPreFlightResult, *fwk.Status) {
+	result, status := p.VolumeBinding.PreBindPreFlight(ctx, cycle, pod, nodeName)
+	if _, ours := p.binder.quick.LoadAndDelete(pod.UID); ours && status.IsSuccess() {
+		cycle.Write(stateKey, deferred{})
+		return result, fwk.NewStatus(fwk.Skip)
+	}
+	return result, status
+}
+
+// Bind binds the claims that PreBindPreFlight has put off, and leaves the pod to the plugins
+// behind it.
+func (p *Plugin) Bind(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
+	if _, err := cycle.Read(stateKey); err != nil {
+		return fwk.NewStatus(fwk.Skip)
+	}
+	if status := p.VolumeBinding.PreBind(ctx, cycle, pod, nodeName); !status.IsSuccess() {
+		return status
+	}
+	return fwk.NewStatus(fwk.Skip)
+}
+
+// Unreserve takes back what Reserve has assumed.
+func (p *Plugin) Unreserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) {
+	p.binder.quick.Delete(pod.UID)
+	p.VolumeBinding.Unreserve(ctx, cycle, pod, nodeName)
+}

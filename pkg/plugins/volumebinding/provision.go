@@ -1,0 +1,253 @@
+package volumebinding
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/component-helpers/storage/volume"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
+)
+
+const (
+	// firstPause and lastPause are between tries of a request whose outcome is not known.
+	firstPause, lastPause = 100 * time.Millisecond, 5 * time.Second
+	// discardTimeout is for cleaning up after what has failed, be it for lack of time.
+	discardTimeout = 10 * time.Second
+	// maxConflicts is how often a claim may change under our hands.
+	maxConflicts = 10
+)
+
+// errDeleted is of a claim that is gone or going.
+var errDeleted = errors.New("the claim was deleted")
+
+func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
+	class, err := b.classOf(pvc)
+	if err != nil {
+		return err
+	}
+	wanted, err := claim.Request(pvc, class)
+	if err != nil {
+		return err
+	}
+	// The pod's reservation ends when the pod is deleted. This one stays until the
+	// PersistentVolume has taken its place.
+	hold := "binding/" + string(pvc.UID)
+	node, record, ok := l.Share(wanted.Partition, hold)
+	switch {
+	case !ok:
+		return fmt.Errorf("nothing is reserved for it any more: the pod was deleted, or a volume that it was to be bound to was taken")
+	case diskv1alpha1.NodeLabel(node) != diskv1alpha1.NodeLabel(pod.Spec.NodeName):
+		l.Forget(hold)
+		return &ledger.Elsewhere{Partition: wanted.Partition, Node: node}
+	}
+	place := diskv1alpha1.Place{Disk: record.Disk, Extent: diskv1alpha1.Extent{Start: record.Extent.Start, Length: record.Extent.Len()}}
+	pv, err := b.createVolume(ctx, claim.NewVolume(pvc, class, wanted, pod.Spec.NodeName, place), pvc)
+	if err == nil {
+		err = remember(l, pv, pod.Spec.NodeName)
+	}
+	if isUnknown(err) {
+		// It may come into being yet. Until that is known, nobody else gets the place.
+		l.Doubt(hold)
+		b.watch.whenGone(pvc, func() { l.Release(hold) })
+		if _, err := b.claims.PersistentVolumeClaims(pvc.Namespace).Get(pvc.Name); apierrors.IsNotFound(err) {
+			l.Release(hold) // It went before that.
+		}
+		return err
+	}
+	l.Release(hold)
+	if err != nil {
+		return err
+	}
+	if err := b.nameVolume(ctx, pvc, pv, pod.Spec.NodeName); err != nil {
+		if errors.Is(err, errDeleted) {
+			b.discard(ctx, pv)
+		}
+		return err
+	}
+	return b.await(ctx, pod, pvc, pv)
+}
+
+// createVolume makes the PersistentVolume, or finds the one that was made for the claim
+// before: by an earlier try, another pod that shares the claim, or a scheduler that crashed.
+func (b *binder) createVolume(ctx context.Context, pv *corev1.PersistentVolume, pvc *corev1.PersistentVolumeClaim) (*corev1.PersistentVolume, error) {
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		created, err := b.client.CoreV1().PersistentVolumes().Create(ctx, pv, metav1.CreateOptions{})
+		if err == nil {
+			klog.FromContext(ctx).V(3).Info("Made a volume", "volume", klog.KObj(created), "claim", klog.KObj(pvc), "attributes", pv.Spec.CSI.VolumeAttributes)
+			return created, nil
+		}
+		if apierrors.IsAlreadyExists(err) {
+			created, err = b.client.CoreV1().PersistentVolumes().Get(ctx, pv.Name, metav1.GetOptions{})
+			if err == nil {
+				return created, adopt(created, pvc)
+			}
+			if apierrors.IsNotFound(err) {
+				continue // It went in between.
+			}
+		}
+		err = fmt.Errorf("making its PersistentVolume %s: %w", pv.Name, err)
+		if !isUnknown(err) || !sleep(ctx, pause) {
+			return nil, err
+		}
+	}
+}
+
+// adopt accepts a PersistentVolume that exists if it was made for the claim.
+func adopt(pv *corev1.PersistentVolume, pvc *corev1.PersistentVolumeClaim) error {
+	switch {
+	case !claim.IsOurs(pv) || !claim.IsFor(pv, pvc):
+		return fmt.Errorf("there is a PersistentVolume %s that was not made for it: delete that", pv.Name)
+	case pv.DeletionTimestamp != nil:
+		return fmt.Errorf("its PersistentVolume %s is being deleted, and must be gone first: see the log of the agent on its node if it stays", pv.Name)
+	}
+	return nil
+}
+
+// remember folds a PersistentVolume that exists into the ledger at once. If that finds it on
+// another node, the pod is tried there next, because the ledger says so.
+func remember(l *ledger.Ledger, pv *corev1.PersistentVolume, nodeName string) error {
+	v, err := claim.ReadVolume(pv)
+	if err != nil {
+		return err
+	}
+	if v.Node == diskv1alpha1.NodeLabel(nodeName) {
+		l.AddVolume(string(pv.UID), nodeName, diskcapacity.RecordOf(v))
+		return nil
+	}
+	// If that is not the name but stands for it, the watch will put it right.
+	l.AddVolume(string(pv.UID), v.Node, diskcapacity.RecordOf(v))
+	return &ledger.Elsewhere{Partition: v.Partition, Node: v.Node}
+}
+
+// nameVolume sets the node and the volume in the claim.
+func (b *binder) nameVolume(ctx context.Context, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, nodeName string) error {
+	now := pvc
+	pause := firstPause
+	for tries := 0; ; {
+		next := now.DeepCopy()
+		next.Spec.VolumeName = pv.Name
+		metav1.SetMetaDataAnnotation(&next.ObjectMeta, volume.AnnSelectedNode, nodeName)
+		_, err := b.client.CoreV1().PersistentVolumeClaims(pvc.Namespace).Update(ctx, next, metav1.UpdateOptions{})
+		switch {
+		case err == nil:
+			return nil
+		case apierrors.IsNotFound(err):
+			return errDeleted
+		case apierrors.IsConflict(err):
+			if tries++; tries > maxConflicts {
+				return fmt.Errorf("naming its PersistentVolume %s in it: %w", pv.Name, err)
+			}
+		case isUnknown(err):
+			if !sleep(ctx, pause) {
+				return fmt.Errorf("naming its PersistentVolume %s in it: %w", pv.Name, err)
+			}
+			pause = min(2*pause, lastPause)
+		default:
+			return fmt.Errorf("naming its PersistentVolume %s in it: %w", pv.Name, err)
+		}
+		if now, err = b.read(ctx, pvc); err != nil {
+			return err
+		}
+		switch now.Spec.VolumeName {
+		case "":
+		case pv.Name:
+			return nil
+		default:
+			b.discard(ctx, pv)
+			return fmt.Errorf("it was bound to PersistentVolume %s meanwhile", now.Spec.VolumeName)
+		}
+	}
+}
+
+// read reads the claim from the API server.
+func (b *binder) read(ctx context.Context, pvc *corev1.PersistentVolumeClaim) (*corev1.PersistentVolumeClaim, error) {
+	now, err := b.client.CoreV1().PersistentVolumeClaims(pvc.Namespace).Get(ctx, pvc.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, errDeleted
+	case err != nil:
+		return nil, fmt.Errorf("reading it: %w", err)
+	case now.UID != pvc.UID, now.DeletionTimestamp != nil:
+		return nil, errDeleted
+	}
+	return now, nil
+}
+
+// discard deletes a volume that nobody has used nor will: its claim went before it was
+// bound. A volume that was bound is left to its reclaim policy. One that was not has no
+// data, so it is not retained even if its policy says so: nobody knows of it.
+func (b *binder) discard(ctx context.Context, pv *corev1.PersistentVolume) {
+	logger := klog.FromContext(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), discardTimeout)
+	defer cancel()
+	volumes := b.client.CoreV1().PersistentVolumes()
+	for range maxConflicts {
+		now, err := volumes.Get(ctx, pv.Name, metav1.GetOptions{})
+		if err == nil && now.UID != pv.UID {
+			return
+		}
+		if err == nil && now.DeletionTimestamp == nil && wasBound(now) {
+			return
+		}
+		if err == nil && now.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete {
+			now.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimDelete
+			now, err = volumes.Update(ctx, now, metav1.UpdateOptions{})
+		}
+		if err == nil {
+			err = volumes.Delete(ctx, pv.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &now.UID, ResourceVersion: &now.ResourceVersion}})
+		}
+		switch {
+		case err == nil:
+			logger.V(2).Info("Deleted a volume whose claim went before they were bound", "volume", klog.KObj(pv), "claim", klog.KRef(pv.Spec.ClaimRef.Namespace, pv.Spec.ClaimRef.Name))
+			return
+		case apierrors.IsNotFound(err):
+			return
+		case apierrors.IsConflict(err):
+		default:
+			logger.Error(err, "A volume whose claim went before they were bound could not be deleted: delete it if it stays", "volume", klog.KObj(pv))
+			return
+		}
+	}
+}
+
+// wasBound: a volume goes to Released only when its claim is gone, and its controller says
+// so of one that was never bound, too. Only with policy Retain that makes a difference.
+func wasBound(pv *corev1.PersistentVolume) bool {
+	return pv.Status.Phase == corev1.VolumeBound || pv.Status.Phase == corev1.VolumeReleased
+}
+
+// sleep reports whether the time has passed, rather than the context ended.
+func sleep(ctx context.Context, pause time.Duration) bool {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// isUnknown reports whether the request may have been served in spite of the error.
+func isUnknown(err error) bool {
+	if err == nil {
+		return false
+	}
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) {
+		return true
+	}
+	code := status.Status().Code
+	return code >= http.StatusInternalServerError || code == http.StatusRequestTimeout
+}
