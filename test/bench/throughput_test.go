@@ -85,16 +85,21 @@ func run(ctx context.Context, tb testing.TB, f *fakeCluster, workload string, po
 	f.deletePods(ctx, tb, namespace.Name)
 
 	result := throughput{podsPerSecond: float64(podsARun-1) / last.Sub(first).Seconds(), writes: map[string]float64{}}
+	result.count(before, after, podsARun)
+	tb.Logf("%-12s %7.1f pods/s  %.2f API writes a pod  %v", workload, result.podsPerSecond, result.writesPerPod, describe(result.writes))
+	return result
+}
+
+// count divides the writes between two looks by the number of pods.
+func (t *throughput) count(before, after map[string]float64, pods float64) {
 	for key, n := range after {
 		if d := n - before[key]; d > 0 {
-			result.writes[key] = d / podsARun
+			t.writes[key] = d / pods
 			if !strings.Contains(key, refused) {
-				result.writesPerPod += d / podsARun
+				t.writesPerPod += d / pods
 			}
 		}
 	}
-	tb.Logf("%-12s %7.1f pods/s  %.2f API writes a pod  %v", workload, result.podsPerSecond, result.writesPerPod, describe(result.writes))
-	return result
 }
 
 func describe(writes map[string]float64) string {
@@ -205,14 +210,10 @@ func (f *fakeCluster) parallel(ctx context.Context, tb testing.TB, n int, do fun
 // is an informer, because the API server ends watches that are slow to read.
 func (f *fakeCluster) watchBound(ctx context.Context, tb testing.TB, namespace string) <-chan time.Time {
 	tb.Helper()
-	config := rest.CopyConfig(f.config)
-	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf
-	clientset, err := kubernetes.NewForConfig(config)
-	f.must(tb, err)
-	factory := informers.NewSharedInformerFactoryWithOptions(clientset, 0, informers.WithNamespace(namespace))
+	factory := informers.NewSharedInformerFactoryWithOptions(f.clientset(tb), 0, informers.WithNamespace(namespace))
 	bound := make(chan time.Time, podsARun)
 	seen := map[string]bool{}
-	_, err = factory.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+	_, err := factory.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		UpdateFunc: func(_, obj any) {
 			if pod, ok := obj.(*corev1.Pod); ok && pod.Spec.NodeName != "" && !seen[pod.Name] {
 				seen[pod.Name] = true
@@ -224,6 +225,16 @@ func (f *fakeCluster) watchBound(ctx context.Context, tb testing.TB, namespace s
 	factory.StartWithContext(ctx)
 	factory.WaitForCacheSync(ctx.Done())
 	return bound
+}
+
+// clientset is for informers of many objects.
+func (f *fakeCluster) clientset(tb testing.TB) kubernetes.Interface {
+	tb.Helper()
+	config := rest.CopyConfig(f.config)
+	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf
+	clientset, err := kubernetes.NewForConfig(config)
+	f.must(tb, err)
+	return clientset
 }
 
 func (f *fakeCluster) deletePods(ctx context.Context, tb testing.TB, namespace string) {
@@ -331,7 +342,9 @@ func (f *fakeCluster) populate(ctx context.Context, tb testing.TB) {
 			corev1.ResourcePods:   resource.MustParse("250"),
 		}
 		node := &corev1.Node{
-			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name}},
+			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{
+				corev1.LabelHostname: name, diskv1alpha1.LabelNode: diskv1alpha1.NodeLabel(name),
+			}},
 			Status: corev1.NodeStatus{
 				Capacity: capacity, Allocatable: capacity,
 				Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}},
@@ -347,7 +360,9 @@ func (f *fakeCluster) populate(ctx context.Context, tb testing.TB) {
 		}
 		if err := f.client.Create(ctx, &storagev1.CSINode{
 			ObjectMeta: metav1.ObjectMeta{Name: name, OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: name, UID: node.UID}}},
-			Spec:       storagev1.CSINodeSpec{Drivers: []storagev1.CSINodeDriver{{Name: diskv1alpha1.DriverName, NodeID: name}}},
+			Spec: storagev1.CSINodeSpec{Drivers: []storagev1.CSINodeDriver{{
+				Name: diskv1alpha1.DriverName, NodeID: name, TopologyKeys: []string{diskv1alpha1.LabelNode},
+			}}},
 		}); err != nil {
 			return err
 		}

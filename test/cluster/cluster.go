@@ -37,6 +37,9 @@ type Options struct {
 
 	// ControllerManager also runs kube-controller-manager. Kubelets need it.
 	ControllerManager bool
+	// Controllers are those that kube-controller-manager runs; the default is all. The start
+	// waits for what serviceaccount-controller makes.
+	Controllers []string
 	// Kubelets runs containerd and a kubelet on every node.
 	Kubelets bool
 	// Nodes of the cluster. Without Kubelets a node is a Node object that is Ready, and

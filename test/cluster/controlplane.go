@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -189,23 +190,24 @@ func (c *Cluster) startControllerManager() error {
 	if err != nil {
 		return err
 	}
-	_, err = c.run("kube-controller-manager", filepath.Join(c.bin, "kube-controller-manager"),
-		"--kubeconfig="+kubeconfig,
-		"--authentication-kubeconfig="+kubeconfig, "--authorization-kubeconfig="+kubeconfig,
-		"--bind-address="+c.address.String(), "--secure-port="+strconv.Itoa(port),
+	args := []string{filepath.Join(c.bin, "kube-controller-manager"),
+		"--kubeconfig=" + kubeconfig,
+		"--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
+		"--bind-address=" + c.address.String(), "--secure-port=" + strconv.Itoa(port),
 		"--use-service-account-credentials",
-		"--service-account-private-key-file="+c.accountKey,
-		"--root-ca-file="+c.authority.file("ca.crt"),
+		"--service-account-private-key-file=" + c.accountKey,
+		"--root-ca-file=" + c.authority.file("ca.crt"),
 		"--leader-elect=false",
 		// The stock 20 a second make its start last.
 		"--kube-api-qps=1000", "--kube-api-burst=2000",
 		// Ready nodes are up in seconds and gone in seconds here.
 		"--node-monitor-grace-period=20s",
 		"--v=1",
-	)
-	if err != nil {
-		return err
 	}
+	if len(c.options.Controllers) > 0 {
+		args = append(args, "--controllers="+strings.Join(c.options.Controllers, ","))
+	}
+	_, err = c.run("kube-controller-manager", args...)
 	return err
 }
 

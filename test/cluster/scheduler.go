@@ -22,15 +22,25 @@ func (c *Cluster) startSchedulers(ctx context.Context) error {
 			return err
 		}
 	}
-	if !c.options.StockScheduler {
-		return nil
+	if c.options.StockScheduler {
+		return c.StartStockScheduler(ctx)
 	}
-	const name = "kube-scheduler"
-	if err := c.authority.kubeconfig(c.schedulerKubeconfig(name), c.server, "system:"+name); err != nil {
+	return nil
+}
+
+const stockSchedulerName = "kube-scheduler"
+
+// StartStockScheduler runs Kubernetes' own scheduler, and returns when it is up.
+func (c *Cluster) StartStockScheduler(ctx context.Context) error {
+	err := c.authority.kubeconfig(c.schedulerKubeconfig(stockSchedulerName), c.server, "system:"+stockSchedulerName)
+	if err != nil {
 		return err
 	}
-	return c.startScheduler(ctx, name, filepath.Join(c.bin, name), "")
+	return c.startScheduler(ctx, stockSchedulerName, filepath.Join(c.bin, stockSchedulerName), "")
 }
+
+// StopStockScheduler ends it in good order.
+func (c *Cluster) StopStockScheduler() error { return c.end(stockSchedulerName, syscall.SIGTERM) }
 
 // StartScheduler runs cmd/scheduler with the cluster's kubeconfig, and returns when
 // it is up.
@@ -79,7 +89,7 @@ func (c *Cluster) startScheduler(ctx context.Context, name, program, config stri
 	}
 	connection, _ := settings["clientConnection"].(map[string]any)
 	if connection == nil {
-		connection = map[string]any{"qps": 1000, "burst": 1000}
+		connection = map[string]any{"qps": 1000, "burst": 2000}
 	}
 	connection["kubeconfig"] = kubeconfig
 	settings["clientConnection"] = connection

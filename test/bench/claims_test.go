@@ -1,0 +1,215 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/cluster"
+)
+
+// claimWorkload is a way to give a pod its claim's volume.
+type claimWorkload struct {
+	name string
+	// pods of a run: enough for seconds.
+	pods int
+	// profile is the pods' schedulerName, class their claims' storageClassName.
+	profile, class string
+	start          func(context.Context) error
+	stop           func() error
+}
+
+// idleClaims is how many pods are timed one after the other.
+const idleClaims = 15
+
+// BenchmarkClaims compares pods with one claim each through Berth with the same through
+// the stock VolumeBinding and a provisioner that takes no time, with and without
+// CSIStorageCapacity, on 1000 fake nodes, in turn. What Kubernetes itself does about claims
+// (kube-controller-manager) is the same for all, and as fast as the machine lets it be.
+func BenchmarkClaims(b *testing.B) {
+	for b.Loop() {
+		ctx, cancel := context.WithTimeoutCause(b.Context(), 25*time.Minute, fmt.Errorf("the benchmark took over 25 minutes"))
+		defer cancel()
+		f, c := newClaimCluster(ctx, b)
+		workloads := []claimWorkload{
+			{"berth", 1000, "berth", diskv1alpha1.DriverName, c.StartScheduler, c.StopScheduler},
+			{"stock", 1000, corev1.DefaultSchedulerName, stubProvisioner, c.StartStockScheduler, c.StopStockScheduler},
+			{"capacity", 40, corev1.DefaultSchedulerName, capacityProvisioner, c.StartStockScheduler, c.StopStockScheduler},
+		}
+		rate, writes, idle := map[string][]float64{}, map[string][]float64{}, map[string]float64{}
+		for range *rounds {
+			for _, w := range workloads {
+				t := f.runClaims(ctx, b, w)
+				rate[w.name] = append(rate[w.name], t.podsPerSecond)
+				writes[w.name] = append(writes[w.name], t.writesPerPod)
+			}
+		}
+		for _, w := range workloads {
+			idle[w.name] = milliseconds(f.idleClaims(ctx, b, w))
+			b.ReportMetric(median(rate[w.name]), w.name+"-pods/s")
+			b.ReportMetric(median(writes[w.name]), w.name+"-writes/pod")
+			b.ReportMetric(idle[w.name], w.name+"-idle-ms")
+		}
+		b.ReportMetric(median(quotients(rate["berth"], rate["stock"])), "berth/stock")
+		b.ReportMetric(median(quotients(rate["berth"], rate["capacity"])), "berth/capacity")
+	}
+}
+
+func quotients(a, b []float64) []float64 {
+	var q []float64
+	for i := range a {
+		q = append(q, a[i]/b[i])
+	}
+	return q
+}
+
+// newClaimCluster is newFakeCluster with the controllers that have to do with claims.
+func newClaimCluster(ctx context.Context, tb testing.TB) (*fakeCluster, *cluster.Cluster) {
+	tb.Helper()
+	c, err := cluster.Start(ctx, cluster.Options{
+		Name: "bench-claims", Log: os.Stderr, Manifests: []string{"config/crd", "config/nodeagent/csidriver.yaml"}, ControllerManager: true,
+		// Not the others: they would see that nobody is behind the nodes.
+		Controllers: []string{
+			"serviceaccount-controller", "persistentvolume-binder-controller",
+			"persistentvolume-protection-controller", "persistentvolumeclaim-protection-controller",
+		},
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			tb.Error(err)
+		}
+	})
+	f := &fakeCluster{config: c.RESTConfig()}
+	f.client, err = client.NewWithWatch(f.config, client.Options{Scheme: newScheme(tb)})
+	f.must(tb, err)
+	f.populate(ctx, tb)
+	f.publishCapacity(ctx, tb)
+	wait := storagev1.VolumeBindingWaitForFirstConsumer
+	for _, provisioner := range []string{diskv1alpha1.DriverName, stubProvisioner, capacityProvisioner} {
+		class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: provisioner}, Provisioner: provisioner, VolumeBindingMode: &wait}
+		if provisioner == diskv1alpha1.DriverName {
+			class.Parameters = map[string]string{diskv1alpha1.AttributeClass: "ssd", diskv1alpha1.ParameterFSType: diskv1alpha1.FSTypeXFS}
+		}
+		f.must(tb, f.client.Create(ctx, class))
+	}
+	f.startStub(ctx, tb)
+	return f, c
+}
+
+// runClaims creates claims and pods while no scheduler runs, starts one, and measures from the
+// first pod that is bound to the last. Writes are those beyond the pod's creation, its
+// claim's creation, and its binding.
+func (f *fakeCluster) runClaims(ctx context.Context, tb testing.TB, w claimWorkload) throughput {
+	tb.Helper()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	namespace := f.claimNamespace(ctx, tb, w)
+	f.parallel(ctx, tb, w.pods, func(ctx context.Context, i int) error { return f.createClaim(ctx, namespace, w, i) })
+	f.parallel(ctx, tb, w.pods, func(ctx context.Context, i int) error { return f.client.Create(ctx, claimPod(namespace, w, i)) })
+	bound := f.watchBound(ctx, tb, namespace)
+	before := f.settledWrites(ctx, tb)
+	f.must(tb, w.start(ctx))
+	var first, last time.Time
+	for i := range w.pods {
+		select {
+		case last = <-bound:
+			if i == 0 {
+				first = last
+			}
+		case <-ctx.Done():
+			tb.Fatalf("%s: %d of %d pods were bound: %v", w.name, i, w.pods, context.Cause(ctx))
+		}
+	}
+	after := f.settledWrites(ctx, tb)
+	f.must(tb, w.stop())
+	f.deletePods(ctx, tb, namespace)
+	f.removeVolumes(ctx, tb, namespace)
+
+	t := throughput{podsPerSecond: float64(w.pods-1) / last.Sub(first).Seconds(), writes: map[string]float64{}}
+	t.count(before, after, float64(w.pods))
+	t.writesPerPod -= t.writes["POST pods/binding"]
+	tb.Logf("%-8s %7.1f pods/s (%d pods in %.1f s)  %.2f API writes a pod beyond its binding  %v", w.name, t.podsPerSecond, w.pods, last.Sub(first).Seconds(), t.writesPerPod, describe(t.writes))
+	return t
+}
+
+// idleClaims takes pods with a claim each from creation to bound, one after the other, and
+// returns the median.
+func (f *fakeCluster) idleClaims(ctx context.Context, tb testing.TB, w claimWorkload) time.Duration {
+	tb.Helper()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	namespace := f.claimNamespace(ctx, tb, w)
+	bound := f.watchBound(ctx, tb, namespace)
+	f.must(tb, w.start(ctx))
+	var took []time.Duration
+	for i := range idleClaims + 1 {
+		f.must(tb, f.createClaim(ctx, namespace, w, i))
+		begin := time.Now()
+		f.must(tb, f.client.Create(ctx, claimPod(namespace, w, i)))
+		select {
+		case at := <-bound:
+			// The first one finds nothing in memory.
+			if i > 0 {
+				took = append(took, at.Sub(begin))
+			}
+		case <-ctx.Done():
+			tb.Fatalf("%s: a pod was not bound: %v", w.name, context.Cause(ctx))
+		}
+	}
+	f.must(tb, w.stop())
+	f.deletePods(ctx, tb, namespace)
+	f.removeVolumes(ctx, tb, namespace)
+	slices.Sort(took)
+	tb.Logf("%-8s creation to bound on an idle cluster: median %v, best %v, worst %v", w.name, took[len(took)/2], took[0], took[len(took)-1])
+	return took[len(took)/2]
+}
+
+// claimNamespace makes a namespace in which pods can be made.
+func (f *fakeCluster) claimNamespace(ctx context.Context, tb testing.TB, w claimWorkload) string {
+	tb.Helper()
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: w.name + "-"}}
+	f.must(tb, f.client.Create(ctx, namespace))
+	f.must(tb, cluster.Eventually(ctx, patience, func(ctx context.Context) error {
+		return f.client.Get(ctx, client.ObjectKey{Namespace: namespace.Name, Name: "default"}, &corev1.ServiceAccount{})
+	}))
+	return namespace.Name
+}
+
+func claimName(i int) string { return fmt.Sprintf("pod-%05d", i) }
+
+func (f *fakeCluster) createClaim(ctx context.Context, namespace string, w claimWorkload, i int) error {
+	err := f.client.Create(ctx, &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: claimName(i)},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, StorageClassName: &w.class,
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("10Gi")}},
+		},
+	})
+	if apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
+}
+
+func claimPod(namespace string, w claimWorkload, i int) *corev1.Pod {
+	pod := plainPod()
+	pod.Namespace, pod.Name, pod.Spec.SchedulerName = namespace, claimName(i), w.profile
+	pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{
+		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claimName(i)},
+	}}}
+	return pod
+}
