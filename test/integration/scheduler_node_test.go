@@ -32,6 +32,7 @@ type simNode struct {
 
 	mu      sync.Mutex
 	volumes map[string]extent.Extent // by partition
+	claimed map[string]extent.Extent // by partition, of PersistentVolumes
 	wiping  map[string]bool          // partitions, while slow
 	slow    bool                     // wipes without end
 	silent  bool                     // publishes nothing
@@ -47,9 +48,12 @@ func simDisk(node string) string { return diskv1alpha1.PartitionID("disk of " + 
 func newSimNode(t *testing.T, c client.Client, name string, sizeGiB int64, drivers ...string) *simNode {
 	t.Helper()
 	ctx := t.Context()
-	n := &simNode{name: name, client: c, size: sizeGiB * gib, volumes: map[string]extent.Extent{}, wiping: map[string]bool{}}
+	n := &simNode{name: name, client: c, size: sizeGiB * gib, volumes: map[string]extent.Extent{}, claimed: map[string]extent.Extent{}, wiping: map[string]bool{}}
 	room := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1000"), corev1.ResourceMemory: resource.MustParse("1000Gi"), corev1.ResourcePods: resource.MustParse("1000")}
-	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name}}}
+	if slices.Contains(drivers, diskv1alpha1.DriverName) {
+		node.Labels[diskv1alpha1.LabelNode] = diskv1alpha1.NodeLabel(name)
+	}
 	n.must(t, c.Create(ctx, node))
 	node.Status = corev1.NodeStatus{Capacity: room, Allocatable: room, Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}
 	n.must(t, c.Status().Update(ctx, node))
@@ -161,7 +165,8 @@ func (n *simNode) realize(pod *corev1.Pod, v request.Volume) bool {
 
 func (n *simNode) free() extent.Set {
 	return extent.NewSet(extent.New(diskv1alpha1.Alignment, n.size)).
-		Subtract(extent.NewSet(slices.Collect(maps.Values(n.volumes))...))
+		Subtract(extent.NewSet(slices.Collect(maps.Values(n.volumes))...)).
+		Subtract(extent.NewSet(slices.Collect(maps.Values(n.claimed))...))
 }
 
 // publish writes the NodeDiskCapacity.
@@ -181,6 +186,11 @@ func (n *simNode) publish(ctx context.Context) error {
 		}
 		disk.Allocations = append(disk.Allocations, diskv1alpha1.Allocation{
 			Partition: partition, Extent: diskv1alpha1.Extent{Start: e.Start, Length: e.Len()}, Phase: phase,
+		})
+	}
+	for partition, e := range n.claimed {
+		disk.Allocations = append(disk.Allocations, diskv1alpha1.Allocation{
+			Partition: partition, Extent: diskv1alpha1.Extent{Start: e.Start, Length: e.Len()}, Phase: diskv1alpha1.PhaseFormatted,
 		})
 	}
 	n.mu.Unlock()
@@ -214,7 +224,9 @@ func (n *simNode) check(t *testing.T) (used int64) {
 	defer n.mu.Unlock()
 	all := extent.New(diskv1alpha1.Alignment, n.size)
 	var taken extent.Set
-	for partition, e := range n.volumes {
+	volumes := maps.Clone(n.volumes)
+	maps.Copy(volumes, n.claimed)
+	for partition, e := range volumes {
 		if taken.Overlaps(e) || !all.Contains(e) {
 			t.Errorf("node %s: partition %s at %v overlaps another or reaches out of the disk", n.name, partition, e)
 		}

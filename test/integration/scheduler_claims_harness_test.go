@@ -1,0 +1,256 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/cluster"
+)
+
+// claimSchedulers starts a control plane with the controllers of claims and our scheduler.
+func claimSchedulers(t *testing.T) *schedulers {
+	t.Helper()
+	c, err := cluster.Start(t.Context(), cluster.Options{
+		Name: t.Name(), Log: t.Output(),
+		ControllerManager: true,
+		// Not those that look after nodes: nobody keeps the simulated ones alive.
+		Controllers: []string{
+			"serviceaccount-controller", "serviceaccount-token-controller", "persistentvolume-binder-controller",
+			"persistentvolumeclaim-protection-controller", "persistentvolume-protection-controller",
+			"ephemeral-volume-controller", "garbage-collector-controller",
+		},
+		Manifests: []string{"config/crd", "config/nodeagent/csidriver.yaml", "config/nodeagent/rbac.yaml", "config/scheduler/rbac.yaml"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := &schedulers{cluster: c, client: c.Client()}
+	s.make(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: schedulerTests}})
+	if err := c.StartScheduler(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.StopScheduler(); err != nil {
+			t.Error(err)
+		}
+	})
+	s.class(t, "ssd")
+	s.storageClass(t, "ssd", nil)
+	return s
+}
+
+func (s *schedulers) make(t *testing.T, objects ...client.Object) {
+	t.Helper()
+	for _, o := range objects {
+		if err := s.client.Create(t.Context(), o); err != nil {
+			t.Fatalf("%T %s: %v", o, o.GetName(), err)
+		}
+	}
+}
+
+// storageClass makes a StorageClass of ours for DiskClass ssd, until the test ends.
+func (s *schedulers) storageClass(t *testing.T, name string, change func(*storagev1.StorageClass)) *storagev1.StorageClass {
+	t.Helper()
+	wait := storagev1.VolumeBindingWaitForFirstConsumer
+	class := &storagev1.StorageClass{
+		ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: diskv1alpha1.DriverName, VolumeBindingMode: &wait,
+		Parameters: map[string]string{diskv1alpha1.AttributeClass: "ssd"},
+	}
+	if change != nil {
+		change(class)
+	}
+	s.make(t, class)
+	t.Cleanup(func() {
+		if err := client.IgnoreNotFound(s.client.Delete(context.WithoutCancel(t.Context()), class)); err != nil {
+			t.Error(err)
+		}
+	})
+	return class
+}
+
+// pvc makes a claim of so many GiB.
+func (s *schedulers) pvc(t *testing.T, name, class string, sizeGiB int64) *corev1.PersistentVolumeClaim {
+	t.Helper()
+	pvc := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: name},
+		Spec:       claimSpec(class, sizeGiB),
+	}
+	s.make(t, pvc)
+	return pvc
+}
+
+func claimSpec(class string, sizeGiB int64) corev1.PersistentVolumeClaimSpec {
+	return corev1.PersistentVolumeClaimSpec{
+		StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+		Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
+			corev1.ResourceStorage: *resource.NewQuantity(sizeGiB*gib, resource.BinarySI),
+		}},
+	}
+}
+
+// claimPod is a pod with these claims.
+func claimPod(name string, claims ...string) *corev1.Pod {
+	return withClaims(plainPod(name, "berth"), claims...)
+}
+
+func withClaims(pod *corev1.Pod, claims ...string) *corev1.Pod {
+	for _, c := range claims {
+		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: "claim-" + c, VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: c},
+		}})
+	}
+	return pod
+}
+
+// withEphemeral adds a generic ephemeral volume.
+func withEphemeral(pod *corev1.Pod, name, class string, sizeGiB int64) *corev1.Pod {
+	pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
+		Ephemeral: &corev1.EphemeralVolumeSource{VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{Spec: claimSpec(class, sizeGiB)}},
+	}})
+	return pod
+}
+
+// reload reads an object anew.
+func (s *schedulers) reload(t *testing.T, o client.Object) {
+	t.Helper()
+	if err := s.client.Get(t.Context(), client.ObjectKeyFromObject(o), o); err != nil {
+		t.Fatalf("%T %s: %v", o, o.GetName(), err)
+	}
+}
+
+// waitNode waits until the pod is bound.
+func (s *schedulers) waitNode(t *testing.T, pod *corev1.Pod) {
+	t.Helper()
+	s.eventually(t, func(ctx context.Context) error {
+		if err := s.client.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
+			return err
+		}
+		if pod.Spec.NodeName == "" {
+			return fmt.Errorf("pod %s is not bound: %v", pod.Name, pod.Status.Conditions)
+		}
+		return nil
+	})
+}
+
+// volumeOf is the volume of a claim that is bound, and held to be as large as asked.
+func (s *schedulers) volumeOf(t *testing.T, name string) (*corev1.PersistentVolume, claim.Volume) {
+	t.Helper()
+	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: name}}
+	s.reload(t, pvc)
+	if pvc.Status.Phase != corev1.ClaimBound {
+		t.Fatalf("claim %s is %s", name, pvc.Status.Phase)
+	}
+	pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: pvc.Spec.VolumeName}}
+	s.reload(t, pv)
+	v, err := claim.ReadVolume(pv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if wanted := pvc.Spec.Resources.Requests[corev1.ResourceStorage]; v.Size < wanted.Value() {
+		t.Errorf("the volume of claim %s has %d bytes, of %s", name, v.Size, wanted.String())
+	}
+	return pv, v
+}
+
+func (s *schedulers) volumes(t *testing.T) []corev1.PersistentVolume {
+	t.Helper()
+	var list corev1.PersistentVolumeList
+	if err := s.client.List(context.WithoutCancel(t.Context()), &list); err != nil {
+		t.Fatal(err)
+	}
+	return list.Items
+}
+
+// holdApart checks that nothing that is recorded overlaps, of claims and pods together, and
+// returns how many bytes are recorded.
+func (s *schedulers) holdApart(t *testing.T) (total int64) {
+	t.Helper()
+	taken := map[string]extent.Set{}
+	take := func(what, disk string, e extent.Extent) {
+		if taken[disk].Overlaps(e) {
+			t.Errorf("%s has %v of disk %s, which something else has", what, e, disk)
+		}
+		taken[disk] = taken[disk].Add(e)
+		total += e.Len()
+	}
+	for _, pv := range s.volumes(t) {
+		v, err := claim.ReadVolume(&pv)
+		if err == nil {
+			take("volume "+pv.Name, v.Place.Disk, extent.New(v.Place.Start, v.Size))
+		}
+	}
+	for _, pod := range s.bound(t) {
+		record, err := diskv1alpha1.DecodeRecord(pod.Annotations[diskv1alpha1.AnnotationAllocation])
+		if err != nil {
+			continue
+		}
+		for _, v := range record.Volumes {
+			take("pod "+pod.Name, v.Disk, extent.New(v.Start, v.Length))
+		}
+	}
+	return total
+}
+
+// clearClaims deletes pods, claims and volumes, and waits until they are gone.
+func (s *schedulers) clearClaims(t *testing.T) {
+	t.Helper()
+	ctx := context.WithoutCancel(t.Context())
+	s.clear(t)
+	if err := s.client.DeleteAllOf(ctx, &corev1.PersistentVolumeClaim{}, client.InNamespace(schedulerTests)); err != nil {
+		t.Error(err)
+	}
+	s.eventually(t, func(ctx context.Context) error {
+		var claims corev1.PersistentVolumeClaimList
+		if err := s.client.List(ctx, &claims, client.InNamespace(schedulerTests)); err != nil {
+			return err
+		}
+		volumes := s.volumes(t)
+		for i := range volumes {
+			pv := &volumes[i]
+			if err := client.IgnoreNotFound(s.client.Delete(ctx, pv)); err != nil {
+				return err
+			}
+			// The nodes are gone by now.
+			before := pv.DeepCopy()
+			if controllerutil.RemoveFinalizer(pv, diskv1alpha1.FinalizerVolume) {
+				if err := client.IgnoreNotFound(s.client.Patch(ctx, pv, client.MergeFrom(before))); err != nil {
+					return err
+				}
+			}
+		}
+		if len(claims.Items)+len(volumes) > 0 {
+			return fmt.Errorf("%d claims and %d volumes are left", len(claims.Items), len(volumes))
+		}
+		return nil
+	})
+}
+
+// waitNoVolumes waits until there is no PersistentVolume but these.
+func (s *schedulers) waitNoVolumes(t *testing.T, but ...string) {
+	t.Helper()
+	s.eventually(t, func(context.Context) error {
+		for _, pv := range s.volumes(t) {
+			if !slices.Contains(but, pv.Name) {
+				return fmt.Errorf("volume %s is left, %s", pv.Name, pv.Status.Phase)
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,110 @@
+package integration
+
+import (
+	"context"
+	"sync"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// syncVolumes does with the PersistentVolumes of the node what the agent does: makes them
+// where they say, or elsewhere if that is taken, and lets them go when they are released.
+func (n *simNode) syncVolumes(ctx context.Context, volumes []corev1.PersistentVolume) error {
+	changed := false
+	var gone []*corev1.PersistentVolume
+	n.mu.Lock()
+	for i := range volumes {
+		pv := &volumes[i]
+		v, err := claim.ReadVolume(pv)
+		if err != nil || v.Node != diskv1alpha1.NodeLabel(n.name) {
+			continue
+		}
+		_, there := n.claimed[v.Partition]
+		deleting := pv.DeletionTimestamp != nil
+		switch {
+		case deleting || pv.Status.Phase == corev1.VolumeReleased && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete:
+			if there && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete {
+				delete(n.claimed, v.Partition)
+				changed = true
+			}
+			gone = append(gone, pv)
+		case !there:
+			changed = n.make(v) || changed
+		}
+	}
+	silent := n.silent
+	n.mu.Unlock()
+	if changed && !silent {
+		if err := n.publish(ctx); err != nil {
+			return err
+		}
+	}
+	for _, pv := range gone {
+		if err := client.IgnoreNotFound(n.client.Delete(ctx, pv, client.Preconditions{UID: &pv.UID})); err != nil {
+			return err
+		}
+		before := pv.DeepCopy()
+		if controllerutil.RemoveFinalizer(pv, diskv1alpha1.FinalizerVolume) {
+			if err := client.IgnoreNotFound(n.client.Patch(ctx, pv, client.MergeFrom(before))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// make puts a claim's volume on the disk. The lock is held.
+func (n *simNode) make(v claim.Volume) bool {
+	e := extent.New(v.Place.Start, v.Size)
+	if v.Place.Disk == simDisk(n.name) && n.free().Contains(e) {
+		n.claimed[v.Partition] = e
+		return true
+	}
+	n.moved++
+	view := &placement.Node{Disks: []placement.Disk{{ID: simDisk(n.name), Class: "ssd", Free: n.free()}}}
+	plan, err := placement.Plan(nil, view, []placement.Request{{Class: "ssd", Size: v.Size}})
+	if err != nil {
+		return false
+	}
+	n.claimed[v.Partition] = plan[0].Extent
+	return true
+}
+
+// followClaims lets the nodes live until the test ends, as follow does, with their
+// PersistentVolumes too.
+func followClaims(t *testing.T, c client.Client, nodes ...*simNode) {
+	t.Helper()
+	follow(t, c, nodes...)
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		for ctx.Err() == nil {
+			var volumes corev1.PersistentVolumeList
+			if err := c.List(ctx, &volumes); err != nil {
+				if ctx.Err() == nil {
+					t.Errorf("the nodes cannot list volumes: %v", err)
+				}
+				return
+			}
+			for _, n := range nodes {
+				if err := n.syncVolumes(ctx, volumes.Items); err != nil && ctx.Err() == nil {
+					t.Error(err)
+					return
+				}
+			}
+			pause(ctx)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+}
