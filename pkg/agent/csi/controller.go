@@ -197,14 +197,22 @@ func (c *Controller) ValidateVolumeCapabilities(_ context.Context, r *csispec.Va
 	if err != nil {
 		return nil, err
 	}
-	a, err := accessesOf(r.VolumeCapabilities)
-	switch {
-	case err != nil:
-		return &csispec.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil
-	case a.block != v.Block:
-		return &csispec.ValidateVolumeCapabilitiesResponse{Message: "the volume has " + kindOf(v.Block)}, nil
+	if why := unlike(v, r.VolumeCapabilities); why != "" {
+		return &csispec.ValidateVolumeCapabilitiesResponse{Message: why}, nil
 	}
 	return &csispec.ValidateVolumeCapabilitiesResponse{Confirmed: &csispec.ValidateVolumeCapabilitiesResponse_Confirmed{
 		VolumeContext: r.VolumeContext, VolumeCapabilities: r.VolumeCapabilities, Parameters: r.Parameters,
 	}}, nil
+}
+
+// unlike says why a volume cannot be used so; empty if it can.
+func unlike(v volumes.Volume, capabilities []*csispec.VolumeCapability) string {
+	a, err := accessesOf(capabilities)
+	switch {
+	case err != nil:
+		return err.Error()
+	case a.block != v.Block:
+		return "the volume has " + kindOf(v.Block)
+	}
+	return ""
 }

@@ -26,7 +26,7 @@ func missingOn(device, fsType string) (int64, error) {
 	if _, err := f.ReadAt(super, 0); err != nil {
 		return 0, fmt.Errorf("cannot read the superblock of %s: %w", device, err)
 	}
-	missing := int64(0)
+	var missing int64
 	if fsType == diskv1alpha1.FSTypeXFS {
 		missing, err = missingXFS(super, size)
 	} else {

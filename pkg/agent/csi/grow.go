@@ -42,7 +42,7 @@ func (n *Node) growStaged(ctx context.Context, device, target, fsType string, fl
 	if err == nil {
 		err = growMounted(ctx, device, mounts)
 	}
-	if errors.Is(err, errOnlyUnmounted) && len(mounts) == 1 && !slices.Contains(flags, "ro") {
+	if errors.Is(err, errOnlyUnmounted) && len(mounts) == 1 {
 		if err := n.unmount(ctx, target); err != nil {
 			return err
 		}

@@ -64,12 +64,12 @@ func (v *volume) other() string { return filepath.Join(v.dir, "other", "mount") 
 func (v *volume) grow(size int64) {
 	v.t.Helper()
 	resize(v.t, v.image, size)
-	program(v.t, "losetup", "--set-capacity", v.answers.volume.Device)
-	v.answers.volume.Size = size
+	program(v.t, "losetup", "--set-capacity", v.volume.Device)
+	v.volume.Size = size
 }
 
 func (v *volume) capability() *csispec.VolumeCapability {
-	if v.answers.volume.Block {
+	if v.volume.Block {
 		return asBlock()
 	}
 	return mountAs("")
@@ -77,7 +77,7 @@ func (v *volume) capability() *csispec.VolumeCapability {
 
 func (v *volume) stage(flags ...string) error {
 	c := v.capability()
-	if !v.answers.volume.Block {
+	if !v.volume.Block {
 		c.GetMount().MountFlags = flags
 	}
 	_, err := v.NodeStageVolume(v.t.Context(), &csispec.NodeStageVolumeRequest{VolumeId: claimID, StagingTargetPath: v.staging, VolumeCapability: c})
@@ -224,7 +224,7 @@ func TestRawBlock(t *testing.T) {
 	for range 2 {
 		v.must("publish", v.publish(v.target, nil), codes.OK)
 	}
-	if !sameDevice(v.target, v.answers.volume.Device) {
+	if !sameDevice(v.target, v.volume.Device) {
 		t.Fatal("the target is not the volume's device")
 	}
 	if err := os.WriteFile(v.target, []byte("raw data"), 0o600); err != nil {
@@ -247,7 +247,7 @@ func TestRawBlock(t *testing.T) {
 	if _, err := os.Lstat(v.target); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the target is left: %v", err)
 	}
-	if _, err := os.Stat(v.answers.volume.Device); err != nil {
+	if _, err := os.Stat(v.volume.Device); err != nil {
 		t.Errorf("the device is gone: %v", err)
 	}
 	v.must("unpublish the other", v.unpublish(v.other()), codes.OK)

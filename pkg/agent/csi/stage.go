@@ -3,6 +3,7 @@ package csi
 import (
 	"context"
 	"errors"
+	"slices"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -53,7 +54,7 @@ func (n *Node) stage(ctx context.Context, device, target, fsType string, flags [
 	// Before the mount: whoever reads a mounted device may see what was there before.
 	missing := n.missing(ctx, device, fsType)
 	isNew, err = n.mount(ctx, device, target, fsType, flags)
-	if err != nil || missing == 0 {
+	if err != nil || missing == 0 || slices.Contains(flags, "ro") {
 		return isNew, err
 	}
 	return isNew, n.growStaged(ctx, device, target, fsType, flags)
