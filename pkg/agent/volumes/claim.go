@@ -240,7 +240,7 @@ func (m *Manager) syncVolume(ctx context.Context, name string) error {
 		m.warnVolume(pv, eventInvalid, err.Error())
 	case errors.Is(err, ErrNoRoom):
 		m.warnVolume(pv, eventNoRoom, err.Error())
-	case errors.Is(err, errNotGrown):
+	case errors.Is(err, ErrNotGrown):
 		m.warnVolume(pv, eventNotGrown, err.Error())
 	case errors.Is(err, ErrWaiting), errors.Is(err, ErrOutOfService):
 		m.warnVolume(pv, eventFailed, err.Error())

@@ -3,40 +3,162 @@ package volumes
 import (
 	"context"
 	"errors"
+	"fmt"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/pkg/request"
 )
 
 // VolumeRequest is what a CSI CreateVolume call asks for.
 type VolumeRequest struct {
 	// ID is the CSI volume ID to be; see diskv1alpha1.NamedVolumeID.
-	ID     string
-	Class  string
+	ID    string
+	Class string
+	// FSType is ext4, xfs or empty for the class's default.
 	FSType string
-	// Size in bytes; with Limit, if that is not 0, as the most.
+	// Size in bytes that the volume has at least, and Limit at most, unless that is 0.
 	Size, Limit int64
 	Block       bool
-	// Apart asks for a disk without other volumes of the same request; with one volume it
-	// is always so.
+	// Apart asks for a disk that no other volume of the same request is on. A request of
+	// one volume is always so.
 	Apart bool
 }
 
-var errNotYet = errors.New("not implemented")
-
-// CreateVolume makes a persistent volume on the node's own disks.
-func (m *Manager) CreateVolume(context.Context, VolumeRequest) (Volume, error) {
-	return Volume{}, errNotYet
+// CreateVolume makes a persistent volume on the node's own disks, or finds that it is there.
+// Nothing is recorded of it but on the disk: a caller of the CSI service makes the
+// PersistentVolume afterwards.
+func (m *Manager) CreateVolume(ctx context.Context, r VolumeRequest) (Volume, error) {
+	if _, ok := diskv1alpha1.VolumeUUID(r.ID); !ok {
+		return Volume{}, fmt.Errorf("%w: %.64q is not the ID of a persistent volume", ErrInvalid, r.ID)
+	}
+	size := diskv1alpha1.AlignUp(r.Size)
+	if r.Limit > 0 && size > r.Limit {
+		return Volume{}, fmt.Errorf("%w: volume %s: sizes are multiples of %d bytes, and there is none from %d to %d", ErrInvalid, r.ID, diskv1alpha1.Alignment, r.Size, r.Limit)
+	}
+	v := request.Volume{
+		Name: r.ID, ID: r.ID, Partition: diskv1alpha1.PartitionID(r.ID), FSType: r.FSType, Block: r.Block,
+		Request: placement.Request{Class: r.Class, Size: size, Apart: r.Apart},
+	}
+	p, err := m.settle(ctx, wanted{Volume: v, unrecorded: "a CSI call asked for it"}, func() error { return nil })
+	if err != nil {
+		return Volume{}, err
+	}
+	made, found := m.Lookup(r.ID)
+	switch {
+	case !found:
+		return Volume{}, fmt.Errorf("volume %s is gone already: %w", r.ID, ErrNotFound)
+	case p.disk == "":
+		// It was there.
+		if err := made.answers(r, size); err != nil {
+			return Volume{}, err
+		}
+	default:
+		// By then there is a PersistentVolume for it, or people should know.
+		m.releases.AddAfter(v.Partition, m.options.OrphanGrace)
+	}
+	// In advance: the pod waits for the kubelet only.
+	if err := m.makeReady(ctx, v, nil); err != nil {
+		return Volume{}, err
+	}
+	made, _ = m.Lookup(r.ID)
+	return made, nil
 }
 
-// DeleteVolume wipes a persistent volume and returns when that is done.
-func (m *Manager) DeleteVolume(context.Context, string) error { return errNotYet }
-
-// GrowVolume makes a persistent volume's partition at least size bytes long.
-func (m *Manager) GrowVolume(context.Context, string, int64, int64) (Volume, error) {
-	return Volume{}, errNotYet
+// answers reports whether the volume that is there could be the one that is asked for.
+func (v *Volume) answers(r VolumeRequest, size int64) error {
+	var differs string
+	switch {
+	case v.Phase == disk.Wiping:
+		return fmt.Errorf("volume %s is being wiped: %w", v.ID, ErrWaiting)
+	case v.Size < size || r.Limit > 0 && v.Size > r.Limit:
+		differs = fmt.Sprintf("it has %d bytes", v.Size)
+	case v.Class != r.Class:
+		differs = fmt.Sprintf("it is on a disk of class %q", v.Class)
+	case v.Block != r.Block:
+		differs = "it is of the other volume mode"
+	default:
+		return nil
+	}
+	return fmt.Errorf("%w: volume %s: %s", ErrExists, v.ID, differs)
 }
 
-// ListVolumes returns the persistent volumes on the disks, sorted by ID of the disk and start.
+// DeleteVolume wipes a persistent volume and returns when that is done. It does not while a
+// PersistentVolume says that the volume is of use.
+func (m *Manager) DeleteVolume(ctx context.Context, volumeID string) error {
+	partition := diskv1alpha1.PartitionID(volumeID)
+	unlock, err := m.volumeLocks.lock(ctx, partition)
+	if err != nil {
+		return err
+	}
+	d, on, err := m.usable(partition)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		unlock()
+		return nil
+	case on.Phase == disk.Wiping:
+		// Somebody began; nothing can stop it.
+	case err != nil:
+		unlock()
+		return err
+	default:
+		if err := m.mayWipe(ctx, volumeID, on); err != nil {
+			unlock()
+			return err
+		}
+	}
+	klog.FromContext(ctx).Info("Volume is deleted by a CSI call", "volume", volumeID, "partition", partition, "disk", d.ID())
+	// Whoever called may give up; the wiping goes on.
+	m.begin(context.WithoutCancel(ctx), d, on, unlock)
+	if unlock, err = m.volumeLocks.lock(ctx, partition); err != nil {
+		return err
+	}
+	defer unlock()
+	if _, on, err := m.usable(partition); !errors.Is(err, ErrNotFound) {
+		why := "it is in phase " + string(on.Phase)
+		if err != nil {
+			why = err.Error()
+		}
+		return fmt.Errorf("volume %s could not be wiped, the agent tries again: %s: %w", volumeID, why, ErrInUse)
+	}
+	return nil
+}
+
+// mayWipe holds that nobody needs the volume: by what is mounted, and by what the API
+// server itself says now.
+func (m *Manager) mayWipe(ctx context.Context, volumeID string, on disk.Volume) error {
+	why, err := inUseBy(on.Device)
+	if err != nil {
+		return err
+	}
+	if why != "" {
+		return fmt.Errorf("volume %s: %s: %w", volumeID, why, ErrInUse)
+	}
+	names := []string{volumeID}
+	for _, pv := range m.volumesOf(on.Partition) {
+		if pv.Name != volumeID {
+			names = append(names, pv.Name)
+		}
+	}
+	for _, name := range names {
+		pv, err := m.options.Client.Volume(ctx, name)
+		switch {
+		case apierrors.IsNotFound(err):
+		case err != nil:
+			return fmt.Errorf("cannot ask the API server for PersistentVolume %s, its volume is kept: %w", name, err)
+		case claim.IsOurs(pv) && pv.Spec.CSI.VolumeHandle == volumeID && fateOf(pv) != reclaim:
+			return fmt.Errorf("volume %s: PersistentVolume %s is %s with reclaim policy %s: %w", volumeID, name, pv.Status.Phase, pv.Spec.PersistentVolumeReclaimPolicy, ErrInUse)
+		}
+	}
+	return nil
+}
+
+// ListVolumes returns the persistent volumes on the disks, sorted by disk and start.
 func (m *Manager) ListVolumes() []Volume {
 	var volumes []Volume
 	disks := m.options.Inventory.Disks()
@@ -50,11 +172,18 @@ func (m *Manager) ListVolumes() []Volume {
 	return volumes
 }
 
-// Capacity returns the free bytes of a class, and the largest volume that fits.
+// Capacity returns how many bytes of a class, or of all if it is empty, are free and not
+// promised to anybody, and the largest volume that fits.
 func (m *Manager) Capacity(class string) (free, largest int64) {
+	others := m.promised("")
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	disks := m.options.Inventory.Disks()
-	for _, s := range spacesOf(disks) {
-		if s.class == class {
+	spaces := spacesOf(disks)
+	m.takeHeld(spaces, disks, others)
+	others.take(spaces, disks)
+	for _, s := range spaces {
+		if s.class != "" && (class == "" || s.class == class) {
 			free += s.free.Total()
 			largest = max(largest, s.free.Largest().Len())
 		}

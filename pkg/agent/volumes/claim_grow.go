@@ -2,12 +2,17 @@ package volumes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/extent"
 )
 
 // compare holds that the partition is the volume of the PersistentVolume, and says where
@@ -30,17 +35,86 @@ func (m *Manager) compare(pv *corev1.PersistentVolume, v claim.Volume) error {
 	return nil
 }
 
-// growTo brings the partition to the size that was granted.
-func (m *Manager) growTo(_ context.Context, volumeID string, size int64) error {
-	_, on, err := m.usable(diskv1alpha1.PartitionID(volumeID))
+// growTo brings the partition to the size that its PersistentVolume was granted.
+func (m *Manager) growTo(ctx context.Context, volumeID string, size int64) error {
+	partition := diskv1alpha1.PartitionID(volumeID)
+	if _, on, err := m.usable(partition); err != nil || on.Extent.Len() >= size {
+		return err
+	}
+	unlock, err := m.volumeLocks.lock(ctx, partition)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return m.grow(ctx, volumeID, size, promises{})
+}
+
+// grow makes the partition longer, if nobody else has, or will have, what lies behind it.
+// The caller holds the volume's lock.
+func (m *Manager) grow(ctx context.Context, volumeID string, size int64, others promises) error {
+	partition := diskv1alpha1.PartitionID(volumeID)
+	d, on, err := m.usable(partition)
 	if err != nil || on.Extent.Len() >= size {
 		return err
 	}
-	return fmt.Errorf("%w: volume %s has %d bytes, %d were granted", errNotGrown, volumeID, on.Extent.Len(), size)
+	if err := m.holdTail(on, size, others); err != nil {
+		return fmt.Errorf("volume %s: %w", volumeID, err)
+	}
+	defer func() {
+		m.mu.Lock()
+		delete(m.claimed, partition)
+		m.mu.Unlock()
+	}()
+	if err := growOn(ctx, d, partition, size); err != nil {
+		if errors.Is(err, disk.ErrOverlap) {
+			return fmt.Errorf("%w: volume %s: %w", ErrNotGrown, volumeID, err)
+		}
+		return fmt.Errorf("cannot grow volume %s to %d bytes: %w", volumeID, size, err)
+	}
+	klog.FromContext(ctx).Info("Volume has grown", "volume", volumeID, "partition", partition, "from", on.Extent.Len(), "to", size)
+	return nil
 }
 
-// Expand waits until the partition has the size that was granted, at least atLeast, and
-// then calls grow with it under the volume's lock.
+// holdTail keeps other decisions off the bytes by which the partition is to grow.
+func (m *Manager) holdTail(on disk.Volume, size int64, others promises) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	disks := m.options.Inventory.Disks()
+	d, now, found := findIn(disks, on.Partition)
+	if !found || now.Extent != on.Extent {
+		return fmt.Errorf("it changed meanwhile: %w", ErrWaiting)
+	}
+	spaces := spacesOf(disks)
+	m.takeHeld(spaces, disks, others)
+	others.take(spaces, disks)
+	tail := extent.Extent{Start: on.Extent.End, End: on.Extent.Start + size}
+	for _, s := range spaces {
+		if s.id != d.ID() || s.free.Contains(tail) {
+			continue
+		}
+		most := on.Extent.Len()
+		if behind, ok := s.free.Holding(extent.New(on.Extent.End, diskv1alpha1.Alignment)); ok {
+			most = behind.End - on.Extent.Start
+		}
+		return fmt.Errorf("%w: it has %d bytes, %d are wanted, and %d are possible where it lies", ErrNotGrown, on.Extent.Len(), size, most)
+	}
+	m.claimed[on.Partition] = hold{disk: d.ID(), extent: tail}
+	return nil
+}
+
+func growOn(ctx context.Context, d discovery.Disk, partition string, size int64) error {
+	grower, ok := any(d.Engine).(interface {
+		Grow(ctx context.Context, partition string, length int64) (disk.Volume, error)
+	})
+	if !ok {
+		return ErrNotGrown
+	}
+	_, err := grower.Grow(context.WithoutCancel(ctx), partition, size)
+	return err
+}
+
+// Expand brings the partition to the size that its PersistentVolume was granted, which must
+// be at least atLeast, and then calls grow for the file system, under the volume's lock.
 func (m *Manager) Expand(ctx context.Context, volumeID string, atLeast int64, grow func(ctx context.Context, v Volume) error) (Volume, error) {
 	partition := diskv1alpha1.PartitionID(volumeID)
 	unlock, err := m.volumeLocks.lock(ctx, partition)
@@ -48,13 +122,74 @@ func (m *Manager) Expand(ctx context.Context, volumeID string, atLeast int64, gr
 		return Volume{}, err
 	}
 	defer unlock()
+	_, on, err := m.usable(partition)
+	if err != nil {
+		return Volume{}, err
+	}
+	atLeast = diskv1alpha1.AlignUp(atLeast)
+	granted, err := m.granted(ctx, volumeID, atLeast, on)
+	if err != nil {
+		return Volume{}, err
+	}
+	if err := m.grow(ctx, volumeID, granted, promises{}); err != nil {
+		return Volume{}, err
+	}
 	d, on, err := m.usable(partition)
 	if err != nil {
 		return Volume{}, err
 	}
 	v := volumeOn(&d, on, volumeID)
 	if v.Size < atLeast {
-		return v, fmt.Errorf("volume %s has %d bytes, %d are wanted: %w", volumeID, v.Size, atLeast, errNotGrown)
+		return v, fmt.Errorf("%w: volume %s has %d bytes, %d are wanted, and no PersistentVolume grants them", ErrNotGrown, volumeID, v.Size, atLeast)
 	}
 	return v, grow(ctx, v)
+}
+
+// granted is the size that the volume's PersistentVolume says; 0 if there is none. The API
+// server itself is asked if the watch does not say enough.
+func (m *Manager) granted(ctx context.Context, volumeID string, atLeast int64, on disk.Volume) (int64, error) {
+	for _, pv := range m.volumesOf(on.Partition) {
+		if v, err := m.understand(pv); err == nil && v.Size >= atLeast {
+			return v.Size, nil
+		}
+	}
+	if on.Extent.Len() >= atLeast {
+		return 0, nil
+	}
+	pv, _, err := m.volumeFor(ctx, volumeID)
+	if errors.Is(err, ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	v, err := m.understand(pv)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return v.Size, nil
+}
+
+// GrowVolume makes a persistent volume's partition at least size bytes long, for a CSI
+// call. What the scheduler promised to others is left alone.
+func (m *Manager) GrowVolume(ctx context.Context, volumeID string, size, limit int64) (Volume, error) {
+	size = diskv1alpha1.AlignUp(size)
+	if limit > 0 && size > limit {
+		return Volume{}, fmt.Errorf("%w: volume %s: sizes are multiples of %d bytes, and %d is above the limit", ErrInvalid, volumeID, diskv1alpha1.Alignment, size)
+	}
+	partition := diskv1alpha1.PartitionID(volumeID)
+	others := m.promised(partition)
+	unlock, err := m.volumeLocks.lock(ctx, partition)
+	if err != nil {
+		return Volume{}, err
+	}
+	defer unlock()
+	if err := m.grow(ctx, volumeID, size, others); err != nil {
+		return Volume{}, err
+	}
+	v, found := m.Lookup(volumeID)
+	if !found {
+		return Volume{}, fmt.Errorf("%w: %s", ErrNotFound, volumeID)
+	}
+	return v, nil
 }

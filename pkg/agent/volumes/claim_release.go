@@ -2,7 +2,6 @@ package volumes
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -348,5 +347,3 @@ func (m *Manager) askForVolumes() {
 		}
 	}
 }
-
-var errNotGrown = errors.New("volume cannot grow in place")

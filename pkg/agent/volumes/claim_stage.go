@@ -159,7 +159,8 @@ func (m *Manager) explain(ctx context.Context, device, fsType string, err error)
 	return err
 }
 
-// usable returns a persistent volume on a disk in service that is not being wiped.
+// usable returns a persistent volume, with an error unless it is on a disk in service and
+// not being wiped.
 func (m *Manager) usable(partition string) (discovery.Disk, disk.Volume, error) {
 	d, on, found := m.find(partition)
 	id, persistent := persistentID(on)
@@ -167,9 +168,9 @@ func (m *Manager) usable(partition string) (discovery.Disk, disk.Volume, error) 
 	case !found || !persistent:
 		return discovery.Disk{}, disk.Volume{}, fmt.Errorf("%w: no disk of node %s holds partition %s", ErrNotFound, m.node, partition)
 	case !d.Ready():
-		return discovery.Disk{}, disk.Volume{}, fmt.Errorf("volume %s is on disk %s (%s), which is out of service: %w: %s", id, d.ID(), d.Device.Name, ErrOutOfService, d.Problem)
+		return d, on, fmt.Errorf("volume %s is on disk %s (%s), which is out of service: %w: %s", id, d.ID(), d.Device.Name, ErrOutOfService, d.Problem)
 	case on.Phase == disk.Wiping:
-		return discovery.Disk{}, disk.Volume{}, fmt.Errorf("volume %s is being wiped: %w", id, ErrPodGone)
+		return d, on, fmt.Errorf("volume %s is being wiped: %w", id, ErrPodGone)
 	}
 	return d, on, nil
 }

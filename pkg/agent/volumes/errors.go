@@ -22,6 +22,8 @@ var (
 	ErrExists = errors.New("volume exists with other properties")
 	// ErrInUse: the volume is mounted, or a claim is bound to it.
 	ErrInUse = disk.ErrInUse
+	// ErrNotGrown: what lies behind the volume is not free, or its growth was not granted.
+	ErrNotGrown = errors.New("volume cannot grow in place")
 	// ErrOutOfService: the disk that holds the volume is out of service.
 	ErrOutOfService = disk.ErrOutOfService
 )

@@ -1,0 +1,305 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
+)
+
+// storageClass is of the node's own disks. It is never created: only its fields count here.
+func (n *node) storageClass() *storagev1.StorageClass {
+	mode, policy := storagev1.VolumeBindingWaitForFirstConsumer, corev1.PersistentVolumeReclaimDelete
+	return &storagev1.StorageClass{
+		ObjectMeta:  metav1.ObjectMeta{Name: n.name},
+		Provisioner: diskv1alpha1.DriverName, VolumeBindingMode: &mode, ReclaimPolicy: &policy,
+		Parameters: map[string]string{diskv1alpha1.AttributeClass: n.name, diskv1alpha1.ParameterFSType: "ext4"},
+	}
+}
+
+// pvc creates a claim, as a person does.
+func (n *node) pvc(name, size string, mode corev1.PersistentVolumeMode) *corev1.PersistentVolumeClaim {
+	n.t.Helper()
+	class := n.name
+	pvc := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: n.name + "-" + name},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			StorageClassName: &class, VolumeMode: &mode,
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}},
+		},
+	}
+	if err := n.client.Create(n.t.Context(), pvc); err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { n.strip(pvc) })
+	return pvc
+}
+
+// answer is the PersistentVolume with which the scheduler answers a claim; it is not
+// created yet.
+func (n *node) answer(pvc *corev1.PersistentVolumeClaim, diskID string, start int64, change func(*corev1.PersistentVolume)) *corev1.PersistentVolume {
+	n.t.Helper()
+	class := n.storageClass()
+	v, err := claim.Request(pvc, class)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	pv := claim.NewVolume(pvc, class, v, n.name, diskv1alpha1.Place{Disk: diskID, Extent: diskv1alpha1.Extent{Start: start, Length: v.Request.Size}})
+	if change != nil {
+		change(pv)
+	}
+	return pv
+}
+
+// provide creates a PersistentVolume and does what the controller of PersistentVolumes would do:
+// the phase, and nothing protects it but us.
+func (n *node) provide(pv *corev1.PersistentVolume, phase corev1.PersistentVolumePhase) *corev1.PersistentVolume {
+	n.t.Helper()
+	if err := n.client.Create(n.t.Context(), pv); err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { n.strip(pv) })
+	n.edit(pv, func() {
+		pv.Finalizers = slices.DeleteFunc(pv.Finalizers, func(f string) bool { return f == "kubernetes.io/pv-protection" })
+	})
+	n.phase(pv, phase)
+	return pv
+}
+
+// bound is a claim with its PersistentVolume at that place of the first disk.
+func (n *node) bound(name, size string, mode corev1.PersistentVolumeMode, d *diskv1alpha1.Disk, start int64) *corev1.PersistentVolume {
+	n.t.Helper()
+	return n.provide(n.answer(n.pvc(name, size, mode), d.ID, start, nil), corev1.VolumeBound)
+}
+
+// edit reads the object, changes and writes it.
+func (n *node) edit(object client.Object, change func()) {
+	n.t.Helper()
+	n.eventually("edit "+object.GetName(), func() error {
+		if err := n.client.Get(n.t.Context(), client.ObjectKeyFromObject(object), object); err != nil {
+			return err
+		}
+		change()
+		return n.client.Update(n.t.Context(), object)
+	})
+}
+
+func (n *node) phase(pv *corev1.PersistentVolume, phase corev1.PersistentVolumePhase) {
+	n.t.Helper()
+	n.eventually("set the phase of "+pv.Name, func() error {
+		if err := n.client.Get(n.t.Context(), client.ObjectKeyFromObject(pv), pv); err != nil {
+			return err
+		}
+		pv.Status.Phase = phase
+		return n.client.Status().Update(n.t.Context(), pv)
+	})
+}
+
+// strip takes an object away, whoever holds it.
+func (n *node) strip(object client.Object) {
+	for {
+		err := n.client.Get(context.Background(), client.ObjectKeyFromObject(object), object)
+		if apierrors.IsNotFound(err) {
+			return
+		}
+		if err == nil && len(object.GetFinalizers()) > 0 {
+			object.SetFinalizers(nil)
+			err = n.client.Update(context.Background(), object)
+		}
+		if err == nil && object.GetDeletionTimestamp() == nil {
+			err = n.client.Delete(context.Background(), object)
+		}
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			n.t.Errorf("take %T %s away: %v", object, object.GetName(), err)
+			return
+		}
+	}
+}
+
+// remove deletes an object as a person does.
+func (n *node) remove(object client.Object) {
+	n.t.Helper()
+	if err := n.client.Delete(n.t.Context(), object); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// gone waits until the PersistentVolume is gone.
+func (n *node) gone(pv *corev1.PersistentVolume) {
+	n.t.Helper()
+	n.eventually("PersistentVolume "+pv.Name+" is gone", func() error {
+		err := n.client.Get(n.t.Context(), client.ObjectKeyFromObject(pv), &corev1.PersistentVolume{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return errors.Join(err, errors.New("it is there"))
+	})
+}
+
+// held finds the volume of a PersistentVolume among the published.
+func held(s *diskv1alpha1.NodeDiskCapacityStatus, pv *corev1.PersistentVolume) (diskv1alpha1.Disk, diskv1alpha1.Allocation, bool) {
+	partition := diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)
+	for _, d := range s.Disks {
+		for _, a := range d.Allocations {
+			if a.Partition == partition {
+				return d, a, true
+			}
+		}
+	}
+	return diskv1alpha1.Disk{}, diskv1alpha1.Allocation{}, false
+}
+
+// realized waits until the volume is published as formatted, and as its claim's.
+func (n *node) realized(pv *corev1.PersistentVolume) (disk diskv1alpha1.Disk, a diskv1alpha1.Allocation) {
+	n.t.Helper()
+	n.published("volume "+pv.Name+" is Formatted", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+		var ok bool
+		if disk, a, ok = held(s, pv); !ok || a.Phase != diskv1alpha1.PhaseFormatted {
+			return fmt.Errorf("allocation is %+v", a)
+		}
+		return nil
+	})
+	return disk, a
+}
+
+// keeps fails the test if the volume's phase or place changes within a second.
+func (n *node) keeps(what string, pv *corev1.PersistentVolume) {
+	n.t.Helper()
+	_, before := n.realized(pv)
+	n.never(what, 1e9, func() error {
+		ndc, err := n.ndc()
+		if err != nil {
+			return err
+		}
+		if _, now, ok := held(&ndc.Status, pv); ok && now.Extent == before.Extent && now.Phase == before.Phase {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+}
+
+// device is the block device of the volume.
+func (n *node) device(pv *corev1.PersistentVolume) string {
+	n.t.Helper()
+	d, a := n.realized(pv)
+	starts, err := filepath.Glob("/sys/block/" + d.Device + "/" + d.Device + "p*/start")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, file := range starts {
+		start, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		if sectors, err := strconv.ParseInt(strings.TrimSpace(string(start)), 10, 64); err == nil && sectors*512 == a.Start {
+			return "/dev/" + filepath.Base(filepath.Dir(file))
+		}
+	}
+	n.t.Fatalf("volume %s has no device", pv.Name)
+	return ""
+}
+
+// mounted mounts the volume until the test ends or unmount is called.
+func (n *node) mounted(pv *corev1.PersistentVolume, fsType string) (target string, unmount func()) {
+	n.t.Helper()
+	target = filepath.Join(n.dir, "mounts", pv.Name)
+	if err := os.MkdirAll(target, 0o700); err != nil {
+		n.t.Fatal(err)
+	}
+	command(n.t, "mount", "-t", fsType, n.device(pv), target)
+	done := false
+	unmount = func() {
+		if !done {
+			done = true
+			command(n.t, "umount", target)
+		}
+	}
+	n.t.Cleanup(unmount)
+	return target, unmount
+}
+
+// data is what volumes are filled with; it must not be found when they are gone.
+const canary = "a canary that only this volume may hold"
+
+func (n *node) writeCanary(target string) {
+	n.t.Helper()
+	if err := os.WriteFile(filepath.Join(target, "canary"), bytes.Repeat([]byte(canary), 1000), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+	command(n.t, "sync", "-f", target)
+}
+
+func (n *node) hasCanary(target string) bool {
+	b, err := os.ReadFile(filepath.Join(target, "canary"))
+	return err == nil && bytes.HasPrefix(b, []byte(canary))
+}
+
+// canaryIn reports whether the canary is anywhere on the disk.
+func canaryIn(t *testing.T, d *testDisk) bool {
+	t.Helper()
+	command(t, "blockdev", "--flushbufs", d.path)
+	command(t, "sync", d.image)
+	err := exec.Command("grep", "-q", "-a", "-F", canary, d.image).Run()
+	var exit *exec.ExitError
+	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 1) {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+// said waits for an event about the object and returns its message.
+func (n *node) said(object client.Object, reason string) string {
+	n.t.Helper()
+	var message string
+	n.eventually("event "+reason+" of "+object.GetName(), func() error {
+		events := &corev1.EventList{}
+		if err := n.client.List(n.t.Context(), events, client.InNamespace(metav1.NamespaceDefault)); err != nil {
+			return err
+		}
+		var others []string
+		for _, e := range events.Items {
+			if e.InvolvedObject.UID != object.GetUID() {
+				continue
+			}
+			if e.Reason == reason {
+				message = e.Message
+				return nil
+			}
+			others = append(others, e.Reason+": "+e.Message)
+		}
+		return fmt.Errorf("there is none, but %q", others)
+	})
+	return message
+}
+
+// orphans waits until the condition says that many volumes have no PersistentVolume.
+func (n *node) orphans(count int) {
+	n.t.Helper()
+	n.published(fmt.Sprintf("%d volumes are orphaned", count), func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+		for _, c := range s.Conditions {
+			if c.Type == diskv1alpha1.ConditionOrphanedVolumes && (c.Status == metav1.ConditionTrue) == (count > 0) &&
+				(count == 0 || strings.HasPrefix(c.Message, strconv.Itoa(count)+" ")) {
+				return nil
+			}
+		}
+		return fmt.Errorf("conditions are %+v", s.Conditions)
+	})
+}
