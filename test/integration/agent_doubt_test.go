@@ -221,7 +221,9 @@ func (n *node) reserve(pod *corev1.Pod, volume string, d *testDisk, start, lengt
 		n.t.Fatal(err)
 	}
 	partition := diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID(pod.UID, volume))
-	_, err = engine.Create(n.t.Context(), partition, pod.Namespace+"/"+volume, extent.New(start, length), true)
+	_, err = engine.Create(n.t.Context(), disk.CreateOptions{
+		Partition: partition, Name: pod.Namespace + "/" + volume, Extent: extent.New(start, length), Ephemeral: true,
+	})
 	if err := errors.Join(err, engine.Close()); err != nil {
 		n.t.Fatal(err)
 	}

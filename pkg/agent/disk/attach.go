@@ -113,7 +113,8 @@ func readNumber(path string) (int64, error) {
 }
 
 // attach tells the kernel of a partition, unless it knows, and waits for the device
-// node. A partition of that number at another place is an error: it may be in use.
+// node. One that it has shorter is lengthened: somebody stopped while the volume grew.
+// At another place it is an error: it may be in use.
 func (d *blockDevice) attach(ctx context.Context, index int, e extent.Extent) (device string, err error) {
 	// EBUSY: it has that number already, or another partition lies there.
 	added := d.blkpg(unix.BLKPG_ADD_PARTITION, index, e)
@@ -133,7 +134,9 @@ func (d *blockDevice) attach(ctx context.Context, index int, e extent.Extent) (d
 		return "", fmt.Errorf("attaching partition %d of %s at %v: %w", index, d.path, e, errors.Join(added, err))
 	}
 	if p.extent != e {
-		return "", fmt.Errorf("the kernel has partition %d of %s at %v, the table at %v: detach it with delpart", index, d.path, p.extent, e)
+		if err := d.lengthen(p, e); err != nil {
+			return "", err
+		}
 	}
 	return p.awaitNode(ctx)
 }

@@ -17,7 +17,7 @@ func BenchmarkCreate(b *testing.B) {
 	d := l.open(b)
 	ctx := b.Context()
 	for b.Loop() {
-		if _, err := d.Create(ctx, a, "default/web data", at(2, 100), true); err != nil {
+		if _, err := d.Create(ctx, CreateOptions{Partition: a, Name: "default/web data", Extent: at(2, 100), Ephemeral: true}); err != nil {
 			b.Fatal(err)
 		}
 		if err := d.MarkFormatted(ctx, a); err != nil {
@@ -37,7 +37,7 @@ func BenchmarkReserve(b *testing.B) {
 	d := l.open(b)
 	ctx := b.Context()
 	for b.Loop() {
-		if _, err := d.Create(ctx, a, "default/web data", at(2, 100), true); err != nil {
+		if _, err := d.Create(ctx, CreateOptions{Partition: a, Name: "default/web data", Extent: at(2, 100), Ephemeral: true}); err != nil {
 			b.Fatal(err)
 		}
 		b.StopTimer()

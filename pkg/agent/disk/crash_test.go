@@ -37,7 +37,7 @@ func (st step) and(then ...step) step {
 
 func reserve(guid string, start, length int64) step {
 	return step{name: "reserve", do: func(t testing.TB, s *store) error {
-		next, e, err := s.table.withReserved(guid, "default/pod", at(start, length), true)
+		next, e, err := s.table.withNew(CreateOptions{Partition: guid, Name: "default/pod", Extent: at(start, length), Ephemeral: true})
 		if err != nil {
 			return err
 		}

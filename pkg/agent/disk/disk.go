@@ -30,11 +30,12 @@ type Options struct {
 // goroutine of its own does all that concerns the table.
 type Disk struct {
 	device   *blockDevice
-	meta     *os.File          // held open exclusively, against other agents, mkfs and the like
-	store    *store            // the owner's
-	devices  map[string]string // the owner's: device node by partition, of attached ones
-	zeroed   extent.Set        // the owner's: zeroed by us, and nothing written since
-	failure  error             // the owner's: why the disk is out of service
+	meta     *os.File                 // held open exclusively, against other agents, mkfs and the like
+	store    *store                   // the owner's
+	devices  map[string]string        // the owner's: device node by partition, of attached ones
+	zeroed   extent.Set               // the owner's: zeroed by us, and nothing written since
+	zeroing  map[string]extent.Extent // the owner's: free, and being zeroed for that volume
+	failure  error                    // the owner's: why the disk is out of service
 	onChange func()
 
 	commands chan command
@@ -43,8 +44,8 @@ type Disk struct {
 	closing  sync.Once
 	snapshot atomic.Pointer[Snapshot]
 
-	wipesMu sync.Mutex
-	wipes   map[string]chan struct{} // closed when the wipe of that partition ends
+	longMu sync.Mutex
+	long   map[string]chan struct{} // closed when the long work on that volume ends
 }
 
 type command struct {
@@ -65,7 +66,7 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 	d := &Disk{
 		device: device, onChange: o.OnChange, devices: map[string]string{},
 		commands: make(chan command), stop: make(chan struct{}), stopped: make(chan struct{}),
-		wipes: map[string]chan struct{}{},
+		long: map[string]chan struct{}{}, zeroing: map[string]extent.Extent{},
 	}
 	if err := d.open(ctx, o.Known); err != nil {
 		if d.meta != nil {
@@ -153,11 +154,17 @@ func (t table) matches(attached map[int]partition) error {
 		switch {
 		case i < 0:
 			return fmt.Errorf("the kernel has a partition %s at %v, the table has no entry %d: detach it with delpart, or reboot", p.name, p.extent, p.index)
-		case t.entries[i].extent != p.extent:
+		case !t.entries[i].mayBe(p.extent):
 			return fmt.Errorf("the kernel has the partition %s at %v, the table at %v: detach it with delpart, or reboot", p.name, p.extent, t.entries[i].extent)
 		}
 	}
 	return nil
+}
+
+// mayBe reports whether the kernel may have the entry's partition at the extent. It may
+// have a volume shorter than the table: somebody stopped while the volume grew.
+func (e entry) mayBe(attached extent.Extent) bool {
+	return attached == e.extent || e.isVolume() && attached.Start == e.extent.Start && attached.End < e.extent.End
 }
 
 // Snapshot returns the state of the disk. It never waits.
@@ -267,6 +274,7 @@ func (d *Disk) publish() {
 func (d *Disk) volume(e entry) Volume {
 	return Volume{
 		Partition: e.guid, Name: e.name, Extent: e.extent, Phase: phaseOf[e.kind],
-		Ephemeral: e.attributes&AttributeEphemeral != 0, Index: e.index, Device: d.devices[e.guid],
+		Ephemeral: e.attributes&AttributeEphemeral != 0, Raw: e.attributes&AttributeRaw != 0,
+		Index: e.index, Device: d.devices[e.guid],
 	}
 }

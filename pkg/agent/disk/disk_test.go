@@ -89,7 +89,7 @@ func TestLife(t *testing.T) {
 			t.Fatalf("new disk: %+v", s)
 		}
 
-		v, err := d.Create(ctx, a, "default/web data", at(2, 100), true)
+		v, err := d.Create(ctx, CreateOptions{Partition: a, Name: "default/web data", Extent: at(2, 100), Ephemeral: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -97,13 +97,13 @@ func TestLife(t *testing.T) {
 		if v != want {
 			t.Fatalf("Create returned %+v, want %+v", v, want)
 		}
-		if again, err := d.Create(ctx, a, "default/web data", at(2, 100), true); err != nil || again != want {
+		if again, err := d.Create(ctx, CreateOptions{Partition: a, Name: "default/web data", Extent: at(2, 100), Ephemeral: true}); err != nil || again != want {
 			t.Fatalf("second Create returned %+v, %v", again, err)
 		}
-		if _, err := d.Create(ctx, a, "", at(110, 100), true); !errors.Is(err, ErrOverlap) {
+		if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(110, 100), Ephemeral: true}); !errors.Is(err, ErrOverlap) {
 			t.Fatalf("Create of the same volume elsewhere: %v", err)
 		}
-		if _, err := d.Create(ctx, b, "", at(101, 2), true); !errors.Is(err, ErrOverlap) {
+		if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(101, 2), Ephemeral: true}); !errors.Is(err, ErrOverlap) {
 			t.Fatalf("Create over another volume: %v", err)
 		}
 
@@ -129,7 +129,7 @@ func TestLife(t *testing.T) {
 			t.Fatalf("after a refused Wipe: %+v", got)
 		}
 		// Other volumes come and go meanwhile.
-		if _, err := d.Create(ctx, b, "other", at(150, 10), false); err != nil {
+		if _, err := d.Create(ctx, CreateOptions{Partition: b, Name: "other", Extent: at(150, 10)}); err != nil {
 			t.Fatal(err)
 		}
 		if err := unix.Unmount(mnt, 0); err != nil {
@@ -156,7 +156,7 @@ func TestLife(t *testing.T) {
 		if want := extent.NewSet(at(2, 148), at(160, 95)); !s.Free.Equal(want) || s.Validate() != nil {
 			t.Fatalf("after Wipe: %+v, %v", s, s.Validate())
 		}
-		if v, err = d.Create(ctx, c, "next", at(2, 50), true); err != nil || !v.Prezeroed || v.Index != 1 {
+		if v, err = d.Create(ctx, CreateOptions{Partition: c, Name: "next", Extent: at(2, 50), Ephemeral: true}); err != nil || !v.Prezeroed || v.Index != 1 {
 			t.Fatalf("Create on wiped space: %+v, %v", v, err)
 		}
 		if changes == 0 {

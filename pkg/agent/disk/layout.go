@@ -35,9 +35,13 @@ const (
 	TypeWiping    = "d1d645c5-53d4-4695-a071-e0662fe23b2e"
 )
 
-// AttributeEphemeral is the bit of an entry's attributes that marks a volume that
-// lives no longer than its pod. Bits 48 to 63 belong to the partition's type.
-const AttributeEphemeral uint64 = 1 << 48
+// Attributes of a volume's entry. Bits 48 to 63 belong to the partition's type.
+const (
+	// AttributeEphemeral marks a volume that lives no longer than its pod.
+	AttributeEphemeral uint64 = 1 << 48
+	// AttributeRaw marks a raw block volume: it has no file system of ours.
+	AttributeRaw uint64 = 1 << 49
+)
 
 // metaName is the name of the meta partition, for people.
 const metaName = "berth meta"

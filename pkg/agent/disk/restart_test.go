@@ -38,9 +38,15 @@ func TestRestart(t *testing.T) {
 			want []string
 		}{
 			{func(d *Disk) error { return nil }, nil},
-			{func(d *Disk) error { _, err := d.Create(ctx, a, "a", at(2, 10), true); return err }, []string{"a:Reserved@2+10"}},
+			{func(d *Disk) error {
+				_, err := d.Create(ctx, CreateOptions{Partition: a, Name: "a", Extent: at(2, 10), Ephemeral: true})
+				return err
+			}, []string{"a:Reserved@2+10"}},
 			{func(d *Disk) error { return d.MarkFormatted(ctx, a) }, []string{"a:Formatted@2+10"}},
-			{func(d *Disk) error { _, err := d.Create(ctx, b, "b", at(30, 4), false); return err }, []string{"a:Formatted@2+10", "b:Reserved@30+4"}},
+			{func(d *Disk) error {
+				_, err := d.Create(ctx, CreateOptions{Partition: b, Name: "b", Extent: at(30, 4)})
+				return err
+			}, []string{"a:Formatted@2+10", "b:Reserved@30+4"}},
 			{func(d *Disk) error {
 				return d.run(ctx, func(ctx context.Context) error { return d.setPhase(ctx, a, Wiping) })
 			}, []string{"a:Wiping@2+10", "b:Reserved@30+4"}},
@@ -86,7 +92,7 @@ func TestRestoresLostBeginning(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
 		d := l.open(t)
-		if _, err := d.Create(t.Context(), a, "a", at(2, 10), true); err != nil {
+		if _, err := d.Create(t.Context(), CreateOptions{Partition: a, Name: "a", Extent: at(2, 10), Ephemeral: true}); err != nil {
 			t.Fatal(err)
 		}
 		id := d.Snapshot().ID
@@ -129,12 +135,12 @@ func TestKernelDisagrees(t *testing.T) {
 	}{
 		"not in the table": {9, at(40, 5)},
 		"at another place": {1, at(3, 9)},
-		"of another size":  {1, at(2, 9)},
+		"longer":           {1, at(2, 11)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := initialized(t, 64*mib, 512)
 			d := l.open(t)
-			if _, err := d.Create(t.Context(), a, "a", at(2, 10), true); err != nil {
+			if _, err := d.Create(t.Context(), CreateOptions{Partition: a, Name: "a", Extent: at(2, 10), Ephemeral: true}); err != nil {
 				t.Fatal(err)
 			}
 			d.Close()
@@ -157,7 +163,7 @@ func TestKernelDisagrees(t *testing.T) {
 			if !errors.Is(s.Err, ErrOutOfService) || !strings.Contains(s.Err.Error(), "delpart") || len(s.Volumes) != 1 {
 				t.Errorf("snapshot: %+v", s)
 			}
-			if _, err := d.Create(t.Context(), b, "b", at(20, 5), true); !errors.Is(err, ErrOutOfService) {
+			if _, err := d.Create(t.Context(), CreateOptions{Partition: b, Name: "b", Extent: at(20, 5), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
 				t.Errorf("Create: %v", err)
 			}
 			if err := d.Wipe(t.Context(), a); !errors.Is(err, ErrOutOfService) {
@@ -202,7 +208,7 @@ func TestClosed(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Errorf("second Close: %v", err)
 	}
-	if _, err := d.Create(t.Context(), a, "", at(2, 2), true); !errors.Is(err, ErrOutOfService) {
+	if _, err := d.Create(t.Context(), CreateOptions{Partition: a, Extent: at(2, 2), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
 		t.Errorf("Create: %v", err)
 	}
 	if d.Snapshot().Size != 64*mib {
@@ -239,7 +245,7 @@ func TestManyAtOnce(t *testing.T) {
 		writers.Go(func() {
 			for i := range int64(12) {
 				guid, e := uuid.NewString(), at(2+(i*5+int64(w))%58, 1+i%3)
-				_, err := d.Create(ctx, guid, "racer", e, true)
+				_, err := d.Create(ctx, CreateOptions{Partition: guid, Name: "racer", Extent: e, Ephemeral: true})
 				if errors.Is(err, ErrOverlap) {
 					continue
 				}
@@ -294,11 +300,11 @@ func TestEveryEntry(t *testing.T) {
 	var guids []string
 	for i := range int64(LastVolumeEntry) {
 		guids = append(guids, uuid.NewString())
-		if _, err := d.Create(ctx, guids[i], "", at(2+2*i, 1), false); err != nil {
+		if _, err := d.Create(ctx, CreateOptions{Partition: guids[i], Extent: at(2+2*i, 1)}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := d.Create(ctx, a, "", at(550, 1), false); !errors.Is(err, ErrNoEntry) {
+	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(550, 1)}); !errors.Is(err, ErrNoEntry) {
 		t.Errorf("one too many: %v", err)
 	}
 	verifyTable(t, l.path)
@@ -337,7 +343,7 @@ func TestDiskLost(t *testing.T) {
 			l := initialized(t, 64*mib, 512)
 			d := l.open(t)
 			ctx := quiet(t)
-			if _, err := d.Create(ctx, a, "", at(2, 10), true); err != nil {
+			if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 10), Ephemeral: true}); err != nil {
 				t.Fatal(err)
 			}
 			if err := d.Check(ctx); err != nil {
@@ -347,7 +353,7 @@ func TestDiskLost(t *testing.T) {
 			if err := d.Wipe(ctx, a); !errors.Is(err, ErrOutOfService) {
 				t.Errorf("Wipe: %v", err)
 			}
-			if _, err := d.Create(ctx, b, "", at(20, 10), true); !errors.Is(err, ErrOutOfService) {
+			if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(20, 10), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
 				t.Errorf("Create: %v", err)
 			}
 			if err := d.Check(ctx); !errors.Is(err, ErrOutOfService) {
@@ -373,12 +379,12 @@ func TestChangedBehindOurBack(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
 	ctx := quiet(t)
-	if _, err := d.Create(ctx, a, "", at(2, 10), true); err != nil {
+	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 10), Ephemeral: true}); err != nil {
 		t.Fatal(err)
 	}
 	run(t, "sgdisk", "-n", "256:40M:+5M", l.path)
 	before := l.hash(t)
-	if _, err := d.Create(ctx, b, "", at(40, 10), true); !errors.Is(err, ErrOutOfService) {
+	if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(40, 10), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
 		t.Errorf("Create: %v", err)
 	}
 	if l.hash(t) != before {
@@ -390,7 +396,7 @@ func TestChangedBehindOurBack(t *testing.T) {
 	if !s.Free.Equal(extent.NewSet(at(12, 28), at(45, 18))) || len(s.Volumes) != 1 {
 		t.Errorf("opened again: %+v", s)
 	}
-	if _, err := d.Create(ctx, b, "", at(45, 10), true); err != nil {
+	if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(45, 10), Ephemeral: true}); err != nil {
 		t.Error(err)
 	}
 	verifyTable(t, l.path)

@@ -47,6 +47,8 @@ type Volume struct {
 	Phase Phase
 	// Ephemeral volumes live no longer than their pod.
 	Ephemeral bool
+	// Raw volumes are block devices for their users: they never get a file system of ours.
+	Raw bool
 	// Index of the table's entry, from 1; also the number of the kernel's partition.
 	Index int
 	// Device is the block device of the volume, such as /dev/nvme0n1p3.

@@ -121,30 +121,58 @@ func (t table) volume(guid string) (entry, error) {
 	return t.entries[i], nil
 }
 
-// withReserved plans a new volume in the lowest free entry.
-func (t table) withReserved(guid, name string, e extent.Extent, ephemeral bool) (table, entry, error) {
-	if err := checkVolume(guid, name, e); err != nil {
+// withNew plans a new volume in the lowest free entry.
+func (t table) withNew(o CreateOptions) (table, entry, error) {
+	if err := checkVolume(o.Partition, o.Name, o.Extent); err != nil {
 		return table{}, entry{}, err
 	}
-	if i := t.find(guid); i >= 0 {
-		return table{}, entry{}, fmt.Errorf("entry %d already has the GUID %s, at %v", t.entries[i].index, guid, t.entries[i].extent)
+	if i := t.find(o.Partition); i >= 0 {
+		return table{}, entry{}, fmt.Errorf("entry %d already has the GUID %s, at %v", t.entries[i].index, o.Partition, t.entries[i].extent)
 	}
-	if !t.free().Contains(e) {
-		return table{}, entry{}, fmt.Errorf("volume %s at %v: %w", guid, e, ErrOverlap)
+	if !t.free().Contains(o.Extent) {
+		return table{}, entry{}, fmt.Errorf("volume %s at %v: %w", o.Partition, o.Extent, ErrOverlap)
 	}
 	index, at := 1, 0
 	for at < len(t.entries) && t.entries[at].index == index {
 		index, at = index+1, at+1
 	}
 	if index > LastVolumeEntry {
-		return table{}, entry{}, fmt.Errorf("volume %s: %d entries are taken: %w", guid, LastVolumeEntry, ErrNoEntry)
+		return table{}, entry{}, fmt.Errorf("volume %s: %d entries are taken: %w", o.Partition, LastVolumeEntry, ErrNoEntry)
 	}
-	made := entry{index: index, kind: TypeReserved, guid: guid, extent: e, name: name}
-	if ephemeral {
-		made.attributes = AttributeEphemeral
+	made := entry{index: index, kind: TypeReserved, guid: o.Partition, extent: o.Extent, name: o.Name}
+	if o.Ephemeral {
+		made.attributes |= AttributeEphemeral
+	}
+	if o.Raw {
+		made.attributes |= AttributeRaw
+		made.kind = TypeFormatted
 	}
 	t.entries = slices.Insert(slices.Clone(t.entries), at, made)
 	return t, made, nil
+}
+
+// withLength plans that a volume grows in place.
+func (t table) withLength(guid string, length int64) (table, entry, error) {
+	e, err := t.volume(guid)
+	if err != nil {
+		return table{}, entry{}, err
+	}
+	if length%Alignment != 0 || length < e.extent.Len() {
+		return table{}, entry{}, fmt.Errorf("volume %s of %d bytes cannot get %d: a volume only grows, to a multiple of %d", guid, e.extent.Len(), length, Alignment)
+	}
+	room := e.extent.Len()
+	for _, free := range t.free().All() {
+		if free.Start == e.extent.End {
+			room += free.Len()
+		}
+	}
+	if length > room {
+		return table{}, entry{}, fmt.Errorf("volume %s at %v of %d bytes cannot grow to %d: %d is the most that it could get: %w", guid, e.extent, e.extent.Len(), length, room, ErrOverlap)
+	}
+	i := t.find(guid)
+	t.entries = slices.Clone(t.entries)
+	t.entries[i].extent.End = e.extent.Start + length
+	return t, t.entries[i], nil
 }
 
 // withPhase plans a volume's change of phase. Only the steps of the state machine exist.

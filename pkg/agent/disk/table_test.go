@@ -40,7 +40,9 @@ func fullTable(t testing.TB, l layout) table {
 	full := newTable(l, diskID, metaID)
 	for i := range int64(LastVolumeEntry) {
 		var err error
-		full, _, err = full.withReserved(uuid.NewString(), fmt.Sprint("default/pod-", i), at(2+2*i, 1), i%2 == 0)
+		full, _, err = full.withNew(CreateOptions{
+			Partition: uuid.NewString(), Name: fmt.Sprint("default/pod-", i), Extent: at(2+2*i, 1), Ephemeral: i%2 == 0,
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -67,7 +69,7 @@ func TestTableIsFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	full := fullTable(t, l)
-	if _, _, err := full.withReserved(a, "", at(1000, 1), true); !errors.Is(err, ErrNoEntry) {
+	if _, _, err := full.withNew(CreateOptions{Partition: a, Extent: at(1000, 1)}); !errors.Is(err, ErrNoEntry) {
 		t.Errorf("a volume too many: %v", err)
 	}
 	_ = encode(t, full)
@@ -164,7 +166,7 @@ func TestForeignIsNeverFree(t *testing.T) {
 		if free := tbl.free(); free.Overlaps(at(5, 5)) || !free.Contains(at(2, 3)) || !free.Contains(at(10, 1)) {
 			t.Errorf("%+v: free %v", l, free)
 		}
-		if _, _, err := tbl.withReserved(a, "", at(9, 1), false); !errors.Is(err, ErrOverlap) {
+		if _, _, err := tbl.withNew(CreateOptions{Partition: a, Extent: at(9, 1)}); !errors.Is(err, ErrOverlap) {
 			t.Errorf("%+v: volume over a foreign partition: %v", l, err)
 		}
 	}
@@ -208,7 +210,7 @@ func TestPhases(t *testing.T) {
 		{Formatted, Formatted}: true, {Formatted, Wiping}: true,
 	}
 	for _, from := range []Phase{Reserved, Formatted, Wiping} {
-		start, _, err := newTable(l, diskID, metaID).withReserved(a, "", at(2, 1), true)
+		start, _, err := newTable(l, diskID, metaID).withNew(CreateOptions{Partition: a, Extent: at(2, 1)})
 		if err == nil && from != Reserved {
 			start, _, err = start.withPhase(a, from)
 		}
@@ -254,7 +256,7 @@ func TestRandomLife(t *testing.T) {
 				for m := e.Start / mib; m < e.End/mib; m++ {
 					fits = fits && owner[m] == ""
 				}
-				next, _, err := tbl.withReserved(guid, "random", e, true)
+				next, _, err := tbl.withNew(CreateOptions{Partition: guid, Name: "random", Extent: e})
 				if (err == nil) != fits {
 					t.Fatalf("%+v: volume at %v: %v, the oracle says %v", l, e, err, fits)
 				}

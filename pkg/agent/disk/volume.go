@@ -13,59 +13,6 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// Create makes a volume in the phase Reserved and attaches its partition. If the
-// volume is there already, at the same extent, it is returned as it is: the caller
-// may ask again after any doubt. Errors: ErrOverlap, ErrNoEntry, ErrInUse (the volume
-// is being wiped), ErrOutOfService.
-//
-// When Create returns the entry is on the medium in both copies, but they are still being
-// read back: a file system can be made meanwhile. If they turn out wrong the disk is
-// out of service, and so MarkFormatted, which comes after, never succeeds.
-func (d *Disk) Create(ctx context.Context, partition, name string, e extent.Extent, ephemeral bool) (Volume, error) {
-	var v Volume
-	err := d.run(ctx, func(ctx context.Context) (err error) {
-		v, err = d.create(ctx, partition, name, e, ephemeral)
-		return err
-	})
-	if err != nil {
-		return Volume{}, fmt.Errorf("creating volume: %w", err)
-	}
-	return v, nil
-}
-
-func (d *Disk) create(ctx context.Context, partition, name string, e extent.Extent, ephemeral bool) (Volume, error) {
-	made, err := d.store.table.volume(partition)
-	prezeroed := false
-	switch {
-	case errors.Is(err, ErrNotFound):
-		var next table
-		if next, made, err = d.store.table.withReserved(partition, name, e, ephemeral); err != nil {
-			return Volume{}, err
-		}
-		// The owner reads back when this command is done: it takes no other until then.
-		if err := d.store.putUnproven(ctx, next, made); err != nil {
-			return Volume{}, err
-		}
-		prezeroed = d.zeroed.Contains(e)
-		d.zeroed = d.zeroed.Remove(e)
-	case err != nil:
-		return Volume{}, err
-	case made.extent != e:
-		return Volume{}, fmt.Errorf("volume %s already is at %v, not at %v: %w", partition, made.extent, e, ErrOverlap)
-	case phaseOf[made.kind] == Wiping:
-		return Volume{}, fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
-	}
-	// The entry stays if this fails: the next Create attaches it, or Wipe removes it.
-	err = d.attach(ctx, made)
-	d.publish()
-	if err != nil {
-		return Volume{}, err
-	}
-	v := d.volume(made)
-	v.Prezeroed = prezeroed
-	return v, nil
-}
-
 // MarkFormatted records that the volume holds a file system, so that nobody formats
 // it again. It must return before the volume's user is told that it is ready; the
 // volume may be mounted at the same time, as nothing but its phase changes.
@@ -139,7 +86,7 @@ func (d *Disk) setPhase(ctx context.Context, partition string, to Phase) error {
 // volumes go on. Errors: ErrNotFound (it is done), ErrInUse (mounted or held open;
 // nothing was changed unless the volume was Wiping already), ErrOutOfService.
 func (d *Disk) Wipe(ctx context.Context, partition string) error {
-	release, err := d.claimWipe(ctx, partition)
+	release, err := d.claimLong(ctx, partition)
 	if err != nil {
 		return fmt.Errorf("wiping volume: %w", err)
 	}
@@ -148,31 +95,6 @@ func (d *Disk) Wipe(ctx context.Context, partition string) error {
 		return fmt.Errorf("wiping volume: %w", err)
 	}
 	return nil
-}
-
-// claimWipe waits until nobody else wipes the volume.
-func (d *Disk) claimWipe(ctx context.Context, partition string) (release func(), err error) {
-	for {
-		d.wipesMu.Lock()
-		other, taken := d.wipes[partition]
-		if !taken {
-			mine := make(chan struct{})
-			d.wipes[partition] = mine
-			d.wipesMu.Unlock()
-			return func() {
-				d.wipesMu.Lock()
-				defer d.wipesMu.Unlock()
-				delete(d.wipes, partition)
-				close(mine)
-			}, nil
-		}
-		d.wipesMu.Unlock()
-		select {
-		case <-other:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
 }
 
 func (d *Disk) wipe(ctx context.Context, partition string) error {
@@ -199,7 +121,7 @@ func (d *Disk) wipe(ctx context.Context, partition string) error {
 		return d.setPhase(ctx, partition, Wiping)
 	})
 	if err == nil {
-		err = device.zero(ctx)
+		err = device.zero(ctx, extent.New(0, device.size))
 	}
 	if device != nil {
 		err = errors.Join(err, device.Close())
@@ -239,6 +161,11 @@ func (d *Disk) attach(ctx context.Context, e entry) error {
 	if d.devices[e.guid] != "" {
 		return nil
 	}
+	return d.reattach(ctx, e)
+}
+
+// reattach brings the kernel's partition in line with the entry.
+func (d *Disk) reattach(ctx context.Context, e entry) error {
 	node, err := d.device.attach(ctx, e.index, e.extent)
 	if isGone(err) {
 		return errors.Join(err, d.recheck())

@@ -52,15 +52,15 @@ func overwrite(d *blockDevice, off, n int64) error {
 	return err
 }
 
-// zero makes all of the device read as zeros, by the first rung of the ladder that
+// zero makes a part of the device read as zeros, by the first rung of the ladder that
 // works and whose result is proven by reading.
-func (d *blockDevice) zero(ctx context.Context) error {
+func (d *blockDevice) zero(ctx context.Context, e extent.Extent) error {
 	log := klog.FromContext(ctx)
 	var failed []error
 	for _, r := range ladder {
-		err := d.climb(ctx, r)
+		err := d.climb(ctx, r, e)
 		if err == nil {
-			log.V(4).Info("Zeroed volume", "device", d.path, "bytes", d.size, "by", r.name)
+			log.V(4).Info("Zeroed", "device", d.path, "extent", e, "by", r.name)
 			return nil
 		}
 		if ctx.Err() != nil {
@@ -74,19 +74,19 @@ func (d *blockDevice) zero(ctx context.Context) error {
 	return fmt.Errorf("zeroing %s: %w", d.path, errors.Join(failed...))
 }
 
-func (d *blockDevice) climb(ctx context.Context, r rung) error {
-	for off := int64(0); off < d.size; off += r.step {
+func (d *blockDevice) climb(ctx context.Context, r rung, e extent.Extent) error {
+	for off := e.Start; off < e.End; off += r.step {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := r.zero(d, off, min(r.step, d.size-off)); err != nil {
+		if err := r.zero(d, off, min(r.step, e.End-off)); err != nil {
 			return fmt.Errorf("at %d: %w", off, err)
 		}
 	}
 	if err := d.Sync(); err != nil {
 		return err
 	}
-	return d.sample(ctx)
+	return d.sample(ctx, e)
 }
 
 // Samples are read at regular distances, and the ends, where file systems and
@@ -97,13 +97,11 @@ const (
 	sampleEnds  = 1 << 20
 )
 
-// sample reads parts of the device from the medium and fails if one is not zero.
-func (d *blockDevice) sample(ctx context.Context) error {
-	spans := []extent.Extent{
-		extent.New(0, min(sampleEnds, d.size)),
-		extent.New(max(0, d.size-sampleEnds), min(sampleEnds, d.size)),
-	}
-	for step, off := max(d.size/sampleCount/sampleBytes, 1)*sampleBytes, int64(0); off < d.size; off += step {
+// sample reads parts of an extent from the medium and fails if one is not zero.
+func (d *blockDevice) sample(ctx context.Context, e extent.Extent) error {
+	end := min(sampleEnds, e.Len())
+	spans := []extent.Extent{extent.New(e.Start, end), extent.New(e.End-end, end)}
+	for step, off := max(e.Len()/sampleCount/sampleBytes, 1)*sampleBytes, e.Start; off < e.End; off += step {
 		spans = append(spans, extent.New(off, sampleBytes))
 	}
 	buf := make([]byte, sampleEnds)

@@ -67,7 +67,7 @@ func TestLadder(t *testing.T) {
 				l := initialized(t, 32*mib, sector)
 				d := l.open(t)
 				ctx := t.Context()
-				v, err := d.Create(ctx, a, "", at(3, 10), true)
+				v, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(3, 10), Ephemeral: true})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -100,7 +100,7 @@ func TestLadderIsClimbed(t *testing.T) {
 	l := initialized(t, 32*mib, 512)
 	d := l.open(t)
 	ctx := quiet(t)
-	v, err := d.Create(ctx, a, "", at(3, 10), true)
+	v, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(3, 10), Ephemeral: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestLadderIsClimbed(t *testing.T) {
 	if got := volumes(s); s.Err != nil || !slices.Equal(got, []string{"a:Wiping@3+10"}) || s.Free.Overlaps(at(3, 10)) {
 		t.Fatalf("after a failed wipe: %+v", s)
 	}
-	if _, err := d.Create(ctx, a, "", at(3, 10), true); !errors.Is(err, ErrInUse) {
+	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(3, 10), Ephemeral: true}); !errors.Is(err, ErrInUse) {
 		t.Errorf("Create of a volume that is being wiped: %v", err)
 	}
 	if err := d.MarkFormatted(ctx, a); !errors.Is(err, ErrInUse) {
@@ -156,7 +156,7 @@ func TestWipeInUse(t *testing.T) {
 	l := initialized(t, 32*mib, 512)
 	d := l.open(t)
 	ctx := quiet(t)
-	v, err := d.Create(ctx, a, "", at(3, 10), true)
+	v, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(3, 10), Ephemeral: true})
 	if err != nil {
 		t.Fatal(err)
 	}

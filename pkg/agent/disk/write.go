@@ -68,7 +68,9 @@ func (s *store) write(ctx context.Context, batches []batch) error {
 
 // writeUnproven is write without reading back, which is left to prove.
 func (s *store) writeUnproven(ctx context.Context, batches []batch) error {
-	s.unproven = batches
+	// Where nothing changes, a write ahead was proven.
+	s.unproven = slices.DeleteFunc(batches, func(b batch) bool { return len(b.changed) == 0 })
+	batches = s.unproven
 	err := s.attempt(batches)
 	if err == nil {
 		return nil
@@ -108,9 +110,6 @@ func (s *store) writeAgain(ctx context.Context, failed error) error {
 // medium in any order: the header's checksums tell when some did not.
 func (s *store) attempt(batches []batch) error {
 	for _, b := range batches {
-		if len(b.changed) == 0 {
-			continue // on the disk already, behind a barrier of its own
-		}
 		for _, w := range b.changed {
 			if _, err := s.dev.WriteAt(w.data, w.off); err != nil {
 				return fmt.Errorf("writing %d bytes at %d: %w", len(w.data), w.off, err)

@@ -189,7 +189,7 @@ func (m *Manager) createVolume(ctx context.Context, p place, permit func() error
 	if !ok {
 		return fmt.Errorf("%w: %.64q is not the ID of a persistent volume", ErrInvalid, p.ID)
 	}
-	v, err := d.Engine.Create(ctx, p.Partition, name, p.extent, false)
+	v, err := d.Engine.Create(ctx, disk.CreateOptions{Partition: p.Partition, Name: name, Extent: p.extent, Raw: p.Block})
 	if err != nil {
 		return fmt.Errorf("cannot make a partition for volume %s at %v of disk %s: %w", p.ID, p.extent, p.disk, err)
 	}

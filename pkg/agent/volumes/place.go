@@ -258,7 +258,9 @@ func (m *Manager) create(ctx context.Context, pod *corev1.Pod, p place, on occas
 	if err != nil {
 		return err
 	}
-	v, err := d.Engine.Create(ctx, p.Partition, partitionName(pod, p.Name), p.extent, true)
+	v, err := d.Engine.Create(ctx, disk.CreateOptions{
+		Partition: p.Partition, Name: partitionName(pod, p.Name), Extent: p.extent, Ephemeral: true,
+	})
 	if err != nil {
 		return fmt.Errorf("cannot make a partition for volume %q at %v of disk %s: %w", p.Name, p.extent, p.disk, err)
 	}

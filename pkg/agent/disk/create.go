@@ -1,0 +1,104 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// CreateOptions say what volume is to be made.
+type CreateOptions struct {
+	// Partition is its GUID in lower case, by which it is known from then on.
+	Partition string
+	// Name is for people: ASCII, at most 36 characters.
+	Name string
+	// Extent is its place, aligned to 1 MiB.
+	Extent extent.Extent
+	// Ephemeral volumes live no longer than their pod.
+	Ephemeral bool
+	// Raw makes a raw block volume. Its user reads what is in it from the first byte on, so
+	// it is zeroed first, and it is in phase Formatted as soon as it exists.
+	Raw bool
+}
+
+// Create makes a volume in phase Reserved, or Formatted if it is raw, and attaches its
+// partition. If the volume is there already, at the same extent, it is returned as it
+// is: the caller may ask again after any doubt. Errors: ErrOverlap, ErrNoEntry, ErrInUse
+// (the volume is being wiped), ErrOutOfService.
+//
+// When Create returns the entry is on the medium in both copies, but they are still being
+// read back: a file system can be made meanwhile. If they turn out wrong the disk is
+// out of service, and so MarkFormatted, which comes after, never succeeds.
+func (d *Disk) Create(ctx context.Context, o CreateOptions) (Volume, error) {
+	var v Volume
+	create := func(ctx context.Context) (err error) {
+		v, err = d.create(ctx, o)
+		return err
+	}
+	var err error
+	if o.Raw {
+		err = d.onZeros(ctx, o.Partition, func() (extent.Extent, error) { return d.toZero(o) }, create)
+	} else {
+		err = d.run(ctx, create)
+	}
+	if err != nil {
+		return Volume{}, fmt.Errorf("creating volume: %w", err)
+	}
+	return v, nil
+}
+
+// toZero is what must be zero before the volume can be made: nothing if there is one.
+func (d *Disk) toZero(o CreateOptions) (extent.Extent, error) {
+	if _, err := d.store.table.volume(o.Partition); err == nil {
+		return extent.Extent{}, nil
+	}
+	_, _, err := d.store.table.withNew(o)
+	return o.Extent, err
+}
+
+func (d *Disk) create(ctx context.Context, o CreateOptions) (Volume, error) {
+	made, err := d.store.table.volume(o.Partition)
+	prezeroed := false
+	switch {
+	case errors.Is(err, ErrNotFound):
+		if made, err = d.add(ctx, o); err != nil {
+			return Volume{}, err
+		}
+		prezeroed = d.zeroed.Contains(o.Extent)
+		d.zeroed = d.zeroed.Remove(o.Extent)
+	case err != nil:
+		return Volume{}, err
+	case made.extent != o.Extent:
+		return Volume{}, fmt.Errorf("volume %s already is at %v, not at %v: %w", o.Partition, made.extent, o.Extent, ErrOverlap)
+	case phaseOf[made.kind] == Wiping:
+		return Volume{}, fmt.Errorf("volume %s is being wiped: %w", o.Partition, ErrInUse)
+	}
+	// The entry stays if this fails: the next Create attaches it, or Wipe removes it.
+	err = d.attach(ctx, made)
+	d.publish()
+	if err != nil {
+		return Volume{}, err
+	}
+	v := d.volume(made)
+	v.Prezeroed = prezeroed
+	return v, nil
+}
+
+// add writes the entry of a new volume.
+func (d *Disk) add(ctx context.Context, o CreateOptions) (entry, error) {
+	next, made, err := d.store.table.withNew(o)
+	if err != nil {
+		return entry{}, err
+	}
+	if err := d.notBeingZeroed(o.Partition, o.Extent); err != nil {
+		return entry{}, err
+	}
+	if o.Raw {
+		// Its user may have it at once.
+		return made, d.store.put(ctx, next, made)
+	}
+	// The owner reads back when this command is done, and before it takes another.
+	return made, d.store.putUnproven(ctx, next, made)
+}

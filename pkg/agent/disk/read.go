@@ -1,0 +1,73 @@
+package disk
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// readTries bounds how often a table is read again that an agent may be writing.
+const readTries = 5
+
+// Read returns what the table of a disk of ours says, without taking the disk into
+// service: it only reads, and works beside an agent that has the disk open. Free is not
+// filled in, and a volume has a Device only if the kernel knows its partition.
+func Read(path string) (Snapshot, error) {
+	d, err := openDevice(path, os.O_RDONLY)
+	if err != nil {
+		return Snapshot{}, fmt.Errorf("reading: %w", err)
+	}
+	defer d.Close()
+	s, err := d.read()
+	if err != nil {
+		return Snapshot{}, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return s, nil
+}
+
+func (d *blockDevice) read() (Snapshot, error) {
+	if err := d.measure(); err != nil {
+		return Snapshot{}, err
+	}
+	t, err := d.readTable()
+	if err != nil {
+		return Snapshot{}, err
+	}
+	attached, err := d.partitions()
+	if err != nil {
+		return Snapshot{}, err
+	}
+	// Only what the entries of the table need of a Disk.
+	reader := &Disk{devices: map[string]string{}}
+	s := Snapshot{ID: t.id, Path: d.path, Size: t.size, SectorSize: t.sector}
+	for _, e := range t.entries {
+		if !e.isVolume() {
+			continue
+		}
+		if p, ok := attached[e.index]; ok && p.extent == e.extent {
+			reader.devices[e.guid] = filepath.Join(filepath.Dir(d.path), p.name)
+		}
+		s.Volumes = append(s.Volumes, reader.volume(e))
+	}
+	slices.SortFunc(s.Volumes, func(a, b Volume) int { return cmp.Compare(a.Extent.Start, b.Extent.Start) })
+	return s, nil
+}
+
+// readTable believes the copy that Open would believe. Between the two reads an agent may
+// have written both copies: then neither looks intact, and the next try finds them so.
+func (d *blockDevice) readTable() (table, error) {
+	for try := 1; ; try++ {
+		f, err := examine(d, d.layout)
+		if err != nil {
+			return table{}, err
+		}
+		if f.ours {
+			return decode(d.layout, f.current)
+		}
+		if f.foreign || try == readTries {
+			return table{}, fmt.Errorf("the disk is not ours: %s", f.reason)
+		}
+	}
+}
