@@ -90,6 +90,14 @@ func (s *Snapshot) Without(gone map[string]struct{}) *placement.Node {
 	return s.published.node(s.pending, gone)
 }
 
+// Length is how long the node publishes the volume to be, in bytes; zero if it does not.
+func (s *Snapshot) Length(partition string) int64 {
+	if s.published == nil {
+		return 0
+	}
+	return s.published.places[partition].extent.Len()
+}
+
 // Wiping are the partitions of published volumes that are gone but for the zeroing: what
 // [Snapshot.Without] gives back for them becomes free without anybody's doing. It must
 // not be changed.

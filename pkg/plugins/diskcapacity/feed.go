@@ -11,6 +11,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/informers"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
@@ -25,9 +27,11 @@ type feed struct {
 	classes   *classes
 	narrowing *narrowing
 
-	claims claims
-	loose  *loose
-	names  *names
+	claims   claims
+	csiNodes storagelisters.CSINodeLister
+	nodes    corelisters.NodeLister
+	loose    *loose
+	names    *names
 
 	pods, volumes cache.Indexer
 	// folding makes reading an object from an informer's store and folding it in one step.
@@ -89,7 +93,9 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 			claims:  factory.Core().V1().PersistentVolumeClaims().Lister(),
 			classes: factory.Storage().V1().StorageClasses().Lister(),
 		},
-		loose: newLoose(), names: newNames(),
+		csiNodes: factory.Storage().V1().CSINodes().Lister(),
+		nodes:    factory.Core().V1().Nodes().Lister(),
+		loose:    newLoose(), names: newNames(),
 	}
 	f.capacities.learn = func(nodeName string) { f.learnNode(logger, nodeName) }
 	if err := f.followVolumes(logger, factory.Core().V1().PersistentVolumes().Informer()); err != nil {

@@ -147,7 +147,7 @@ func (p *Plugin) queueIfFits(pod *corev1.Pod, nodeName string) fwk.QueueingHint 
 	snapshot := p.ledger.Snapshot(nodeName)
 	// The cheap questions first: most events are about nodes where nothing has changed
 	// for most pods.
-	if len(snapshot.Node.Disks) == 0 || !p.hasAgent(nodeName) {
+	if len(snapshot.Node.Disks) == 0 || !p.feed.hasAgent(nodeName) {
 		return fwk.QueueSkip
 	}
 	if !p.fitsNode(pod, snapshot.Node) {

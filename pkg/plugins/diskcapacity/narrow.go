@@ -35,7 +35,7 @@ func (p *Plugin) narrow(pod *corev1.Pod, s *state, nodes int) *fwk.PreFilterResu
 	}
 	names := p.ledger.Tightest(s.requests, narrowTo, func(name string) bool {
 		_, refused := s.refused[name]
-		return !refused && p.hasAgent(name) && (len(s.claims) == 0 || p.takesClaims(name))
+		return !refused && p.feed.hasAgent(name) && (len(s.claims) == 0 || p.takesClaims(name))
 	})
 	if len(names) == 0 {
 		// It needs the reasons of all nodes, or preemption.
@@ -65,7 +65,7 @@ func choosy(pod *corev1.Pod) bool {
 func (s *state) tied() bool { return s.settled || len(s.held) > 0 || len(s.loose) > 0 }
 
 func (p *Plugin) takesClaims(nodeName string) bool {
-	node, err := p.nodes.Get(nodeName)
+	node, err := p.feed.nodes.Get(nodeName)
 	return err == nil && labelled(node)
 }
 

@@ -9,8 +9,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	corelisters "k8s.io/client-go/listers/core/v1"
-	storagelisters "k8s.io/client-go/listers/storage/v1"
 	fwk "k8s.io/kube-scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -27,6 +25,7 @@ const Name = "DiskCapacity"
 const (
 	reasonNoAgent  = "the agent of Berth is not registered with the kubelet of this node"
 	reasonNoReport = "the agent of Berth has not published the disks of this node yet"
+	reasonProblem  = "the NodeDiskCapacity of this node contradicts itself: "
 	reasonNoLabel  = "the node lacks the label " + diskv1alpha1.LabelNode + ", which the kubelet sets when the agent of Berth registers: no claim can be bound there"
 )
 
@@ -38,12 +37,10 @@ const maxFigures = 8
 // Plugin implements the extension points. The factory makes one for every profile; all
 // plugins of a process share one feed and with it one ledger.
 type Plugin struct {
-	handle   fwk.Handle
-	feed     *feed
-	ledger   *ledger.Ledger
-	csiNodes storagelisters.CSINodeLister
-	nodes    corelisters.NodeLister
-	args     *DiskCapacityArgs
+	handle fwk.Handle
+	feed   *feed
+	ledger *ledger.Ledger
+	args   *DiskCapacityArgs
 	// complete says what is wrong with the profile that the plugin is in.
 	complete func() error
 }
@@ -77,14 +74,7 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 }
 
 func newPlugin(handle fwk.Handle, feed *feed, args *DiskCapacityArgs) *Plugin {
-	return &Plugin{
-		handle:   handle,
-		feed:     feed,
-		ledger:   feed.ledger,
-		csiNodes: handle.SharedInformerFactory().Storage().V1().CSINodes().Lister(),
-		nodes:    handle.SharedInformerFactory().Core().V1().Nodes().Lister(),
-		args:     args,
-	}
+	return &Plugin{handle: handle, feed: feed, ledger: feed.ledger, args: args}
 }
 
 // RefuseUnless keeps the scheduler from starting if complete returns an error. It is asked
@@ -161,7 +151,7 @@ func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, 
 		return fwk.AsStatus(err)
 	}
 	name := info.Node().Name
-	if !p.hasAgent(name) {
+	if !p.feed.hasAgent(name) {
 		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonNoAgent)
 	}
 	snapshot := p.ledger.Snapshot(name)
@@ -169,7 +159,7 @@ func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, 
 	case !snapshot.Published:
 		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonNoReport)
 	case snapshot.Problem != "":
-		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, "the NodeDiskCapacity of this node contradicts itself: "+snapshot.Problem)
+		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonProblem+snapshot.Problem)
 	}
 	if reason, refused := s.refused[name]; refused {
 		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, "the API server refused to bind the pod to this node: "+reason)
@@ -218,8 +208,8 @@ func noRoom(s *state, err error) *fwk.Status {
 
 // hasAgent reports whether the kubelet of the node knows our driver. Without it the
 // pod's volumes would never be mounted, however much space is published.
-func (p *Plugin) hasAgent(nodeName string) bool {
-	csiNode, err := p.csiNodes.Get(nodeName)
+func (f *feed) hasAgent(nodeName string) bool {
+	csiNode, err := f.csiNodes.Get(nodeName)
 	return err == nil && hasDriver(csiNode)
 }
 
@@ -283,7 +273,7 @@ func (p *Plugin) Reserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Po
 func (p *Plugin) wantsOn(s *state, nodeName string) ([]ledger.Want, error) {
 	volumes := s.volumes
 	if len(s.loose) > 0 {
-		node, err := p.nodes.Get(nodeName)
+		node, err := p.feed.nodes.Get(nodeName)
 		if err != nil {
 			return nil, fmt.Errorf("reading node %s: %w", nodeName, err)
 		}

@@ -95,6 +95,14 @@ type capacityStore struct {
 	mu sync.Mutex
 	// known are the nodes with a capacity, to tell after a relist which have gone.
 	known map[string]struct{}
+	// listeners are told of what was folded in.
+	listeners []func(nodeName string)
+}
+
+func (s *capacityStore) listen(heard func(nodeName string)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listeners = append(s.listeners, heard)
 }
 
 func newCapacityStore(logger klog.Logger, l *ledger.Ledger) *capacityStore {
@@ -115,11 +123,15 @@ func (s *capacityStore) Add(obj any) error {
 	}
 	s.mu.Lock()
 	s.known[ndc.Name] = struct{}{}
+	listeners := s.listeners
 	s.mu.Unlock()
 	s.learn(ndc.Name)
 	if s.ledger.SetCapacity(ndc.Name, capacity) {
 		if snapshot := s.ledger.Snapshot(ndc.Name); snapshot.Problem != "" {
 			s.logger.Info("A NodeDiskCapacity contradicts itself: the node gets no disk pods until its agent puts it right", "node", klog.KRef("", ndc.Name), "problem", snapshot.Problem)
+		}
+		for _, heard := range listeners {
+			heard(ndc.Name)
 		}
 	}
 	return nil

@@ -55,11 +55,11 @@ func newBinder(inner stock.SchedulerVolumeBinder, handle fwk.Handle, timeout tim
 		watch:                 w,
 		timeout:               timeout,
 		ledger: func() (*ledger.Ledger, error) {
-			l, _, ok := diskcapacity.SharedLedger(factory)
+			shared, ok := diskcapacity.SharedLedger(factory)
 			if !ok {
 				return nil, fmt.Errorf("plugin %s is in no profile of this scheduler: it must be in every profile that has %s", diskcapacity.Name, Name)
 			}
-			return l, nil
+			return shared.Ledger, nil
 		},
 	}, nil
 }
