@@ -1,0 +1,256 @@
+package provisioner
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sort"
+	"time"
+
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	storagelisters "k8s.io/client-go/listers/storage/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/ledger"
+)
+
+const (
+	// Labels of the objects, as external-provisioner has them.
+	labelDriver    = "csi.storage.k8s.io/drivername"
+	labelManagedBy = "csi.storage.k8s.io/managed-by"
+	managedBy      = "berth-scheduler"
+
+	// settle is how long a node's news wait for more of them: of many volumes that come
+	// and go within it, one write a class remains.
+	settle = time.Second
+
+	byNode = "disk.berth.dev/node"
+)
+
+// ours selects the objects of this package.
+var ours = labels.Set{labelDriver: diskv1alpha1.DriverName, labelManagedBy: managedBy}
+
+// capacities keeps a CSIStorageCapacity for every StorageClass of ours and every node that
+// has disks for it; none at all if they are not wanted.
+type capacities struct {
+	wanted    bool
+	namespace string
+	client    kubernetes.Interface
+	ledger    *ledger.Ledger
+	classes   storagelisters.StorageClassLister
+	nodes     corelisters.NodeLister
+	// exists tells of a node by its value of LabelNode.
+	exists   func(label string) bool
+	informer cache.SharedIndexInformer
+	// queue has names of nodes.
+	queue workqueue.TypedRateLimitingInterface[string]
+}
+
+func newCapacities(c *Controllers, o *Options) *capacities {
+	p := &capacities{
+		wanted: o.PublishCapacity, namespace: o.Namespace, client: o.Client,
+		ledger: c.ledger, classes: c.classes, nodes: c.nodes, exists: c.nodeExists, queue: newQueue("berth_capacities"),
+	}
+	if p.wanted {
+		p.informer = o.Factory.Storage().V1().CSIStorageCapacities().Informer()
+		// Fails only for an informer that runs, or that has an index of this name.
+		_ = p.informer.AddIndexers(cache.Indexers{byNode: func(obj any) ([]string, error) {
+			if capacity, ok := obj.(*storagev1.CSIStorageCapacity); ok && p.owns(capacity) {
+				return []string{capacity.Labels[diskv1alpha1.LabelNode]}, nil
+			}
+			return nil, nil
+		}})
+	}
+	return p
+}
+
+func (p *capacities) owns(capacity *storagev1.CSIStorageCapacity) bool {
+	return capacity.Namespace == p.namespace && labels.SelectorFromSet(ours).Matches(labels.Set(capacity.Labels))
+}
+
+// changed notes that a node has published, or lost, its disks.
+func (p *capacities) changed(node string) {
+	if p.wanted {
+		p.queue.AddAfter(node, settle)
+	}
+}
+
+// classesChanged notes that a StorageClass came, changed or went.
+func (p *capacities) classesChanged() {
+	if !p.wanted {
+		return
+	}
+	nodes, err := p.nodes.List(labels.Everything())
+	if err != nil {
+		return
+	}
+	for _, node := range nodes {
+		p.queue.AddAfter(node.Name, settle)
+	}
+}
+
+// run works until the context ends.
+func (p *capacities) run(ctx context.Context) {
+	context.AfterFunc(ctx, p.queue.ShutDown)
+	if !p.wanted {
+		if err := p.clear(ctx); err != nil {
+			klog.FromContext(ctx).Error(err, "CSIStorageCapacity objects that are not wanted any more were not deleted", "namespace", p.namespace)
+		}
+		return
+	}
+	if !cache.WaitForCacheSync(ctx.Done(), p.informer.HasSynced) {
+		return
+	}
+	p.classesChanged()
+	p.clearNodes()
+	work(ctx, p.queue, "node", p.sync)
+}
+
+// clear deletes what was published when it was still wanted.
+func (p *capacities) clear(ctx context.Context) error {
+	selector := metav1.ListOptions{LabelSelector: ours.String()}
+	// Read first: this is done at each start, and there are hardly ever any.
+	list, err := p.client.StorageV1().CSIStorageCapacities(p.namespace).List(ctx, selector)
+	if err != nil || len(list.Items) == 0 {
+		return err
+	}
+	return p.client.StorageV1().CSIStorageCapacities(p.namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, selector)
+}
+
+// clearNodes queues the nodes that have objects and are no more.
+func (p *capacities) clearNodes() {
+	for _, label := range p.informer.GetIndexer().ListIndexFuncValues(byNode) {
+		// Of a node that is gone, whatever its name was, the label is as good a key: the
+		// ledger does not know it either.
+		if !p.exists(label) {
+			p.queue.Add(label)
+		}
+	}
+}
+
+// sync makes the objects of a node what they are to be.
+func (p *capacities) sync(ctx context.Context, node string) error {
+	wanted, err := p.of(node)
+	if err != nil {
+		return err
+	}
+	present, err := p.informer.GetIndexer().ByIndex(byNode, diskv1alpha1.NodeLabel(node))
+	if err != nil {
+		return err
+	}
+	var failed error
+	for _, obj := range present {
+		have, ok := obj.(*storagev1.CSIStorageCapacity)
+		if !ok {
+			continue
+		}
+		want := wanted[have.Name]
+		delete(wanted, have.Name)
+		failed = errors.Join(failed, p.replace(ctx, have, want))
+	}
+	for _, name := range slices.Sorted(maps.Keys(wanted)) {
+		_, err := p.client.StorageV1().CSIStorageCapacities(p.namespace).Create(ctx, wanted[name], metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			failed = errors.Join(failed, fmt.Errorf("creating CSIStorageCapacity %s of node %s: %w", name, node, err))
+		}
+	}
+	return failed
+}
+
+// replace makes one object another, or deletes it.
+func (p *capacities) replace(ctx context.Context, have, want *storagev1.CSIStorageCapacity) error {
+	client := p.client.StorageV1().CSIStorageCapacities(p.namespace)
+	if want == nil {
+		err := client.Delete(ctx, have.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.UID))})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("deleting CSIStorageCapacity %s: %w", have.Name, err)
+		}
+		return nil
+	}
+	if have.Capacity.Cmp(*want.Capacity) == 0 && have.MaximumVolumeSize.Cmp(*want.MaximumVolumeSize) == 0 {
+		return nil
+	}
+	updated := have.DeepCopy()
+	updated.Capacity, updated.MaximumVolumeSize = want.Capacity, want.MaximumVolumeSize
+	if _, err := client.Update(ctx, updated, metav1.UpdateOptions{}); err != nil {
+		return fmt.Errorf("updating CSIStorageCapacity %s: %w", have.Name, err)
+	}
+	return nil
+}
+
+// of returns the objects that a node is to have, by name: one for each class that it has
+// disks for, also if they are full.
+func (p *capacities) of(node string) (map[string]*storagev1.CSIStorageCapacity, error) {
+	classes, err := p.classes.List(labels.Everything())
+	if err != nil {
+		return nil, err
+	}
+	label := diskv1alpha1.NodeLabel(node)
+	snapshot := p.ledger.Snapshot(node)
+	out := map[string]*storagev1.CSIStorageCapacity{}
+	for _, class := range classes {
+		if class.Provisioner != diskv1alpha1.DriverName {
+			continue
+		}
+		parameters, err := diskv1alpha1.ParseParameters(class.Parameters)
+		if err != nil {
+			// Its claims are refused, so there is nothing to have.
+			continue
+		}
+		free, largest, ok := room(snapshot, parameters)
+		if !ok {
+			continue
+		}
+		sum := sha256.Sum256([]byte(class.Name + "\x00" + node))
+		name := "berth-" + hex.EncodeToString(sum[:16])
+		out[name] = &storagev1.CSIStorageCapacity{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: p.namespace, Name: name,
+				Labels: labels.Merge(ours, labels.Set{diskv1alpha1.LabelNode: label}),
+			},
+			NodeTopology:     &metav1.LabelSelector{MatchLabels: map[string]string{diskv1alpha1.LabelNode: label}},
+			StorageClassName: class.Name,
+			Capacity:         free, MaximumVolumeSize: largest,
+		}
+	}
+	return out, nil
+}
+
+// room is what a node has for claims of a class: in all, and for the largest volume that
+// could be made; false if it has no disk for them.
+func room(snapshot *ledger.Snapshot, parameters diskv1alpha1.Parameters) (free, largest *resource.Quantity, ok bool) {
+	var total, longest int64
+	for i := range snapshot.Node.Disks {
+		disk := &snapshot.Node.Disks[i]
+		if disk.Class != parameters.Class {
+			continue
+		}
+		ok = true
+		total += disk.Free.Total()
+		longest = max(longest, disk.Free.Largest().Len())
+	}
+	return resource.NewQuantity(total, resource.BinarySI), resource.NewQuantity(without(longest, parameters), resource.BinarySI), ok
+}
+
+// without is the largest volume that fits an extent with the headroom that its class wants.
+func without(longest int64, parameters diskv1alpha1.Parameters) int64 {
+	const unit = diskv1alpha1.Alignment
+	units := sort.Search(int(longest/unit), func(i int) bool {
+		size := int64(i+1) * unit
+		return size+parameters.Headroom(size) > longest
+	})
+	return int64(units) * unit
+}

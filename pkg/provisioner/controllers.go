@@ -1,0 +1,294 @@
+package provisioner
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	storagelisters "k8s.io/client-go/listers/storage/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
+)
+
+const (
+	// claimWorkers is how many claims are served at once: each waits for the API server
+	// once or twice. More only help when hundreds of claims come at once.
+	claimWorkers = 4
+	// A claim or node that failed is tried again after this, twice this and so on.
+	firstRetry, lastRetry = 200 * time.Millisecond, time.Minute
+)
+
+// Options are what the controllers work with.
+type Options struct {
+	Client kubernetes.Interface
+	// Factory has the scheduler's informers. The controllers read them and add none but
+	// those of the objects that the scheduler does not watch.
+	Factory informers.SharedInformerFactory
+	Shared  *diskcapacity.Shared
+	// Recorder writes events.
+	Recorder events.EventRecorder
+	// PublishCapacity asks for CSIStorageCapacity objects, in Namespace.
+	PublishCapacity bool
+	Namespace       string
+}
+
+// Controllers are all of them. Use New before the informers are started, and Run when this
+// process leads.
+type Controllers struct {
+	client   kubernetes.Interface
+	shared   *diskcapacity.Shared
+	ledger   *ledger.Ledger
+	recorder events.EventRecorder
+	memory   *memory
+
+	claims  corelisters.PersistentVolumeClaimLister
+	volumes corelisters.PersistentVolumeLister
+	nodes   corelisters.NodeLister
+	classes storagelisters.StorageClassLister
+
+	claimInformer, volumeInformer, nodeInformer, classInformer, csiNodeInformer cache.SharedIndexInformer
+
+	// claimQueue has claims, as namespace/name.
+	claimQueue workqueue.TypedRateLimitingInterface[string]
+	// lostQueue has values of LabelNode of nodes that may be gone.
+	lostQueue  workqueue.TypedRateLimitingInterface[string]
+	capacities *capacities
+}
+
+// New makes the controllers, and asks the factory for the informers that they need. They
+// do nothing yet: in a scheduler that stands by they must not.
+func New(o Options) *Controllers {
+	core, storage := o.Factory.Core().V1(), o.Factory.Storage().V1()
+	c := &Controllers{
+		client: o.Client, shared: o.Shared, ledger: o.Shared.Ledger, recorder: o.Recorder, memory: newMemory(),
+		claims: core.PersistentVolumeClaims().Lister(), claimInformer: core.PersistentVolumeClaims().Informer(),
+		volumes: core.PersistentVolumes().Lister(), volumeInformer: core.PersistentVolumes().Informer(),
+		nodes: core.Nodes().Lister(), nodeInformer: core.Nodes().Informer(),
+		classes: storage.StorageClasses().Lister(), classInformer: storage.StorageClasses().Informer(),
+		csiNodeInformer: storage.CSINodes().Informer(),
+	}
+	c.capacities = newCapacities(c, &o)
+	return c
+}
+
+// Run works until the context ends.
+func (c *Controllers) Run(ctx context.Context) {
+	defer utilruntime.HandleCrashWithContext(ctx)
+	logger := klog.LoggerWithName(klog.FromContext(ctx), "provisioner")
+	ctx = klog.NewContext(ctx, logger)
+	c.claimQueue, c.lostQueue = newQueue("berth_claims"), newQueue("berth_lost_nodes")
+	defer c.claimQueue.ShutDown()
+	defer c.lostQueue.ShutDown()
+
+	synced, err := c.follow()
+	if err != nil {
+		// Only a stopped informer refuses a handler: the process is ending.
+		logger.Error(err, "The controllers of claims do not run")
+		return
+	}
+	// A ledger that is half full would sell space that is taken.
+	if !cache.WaitForCacheSync(ctx.Done(), append(synced, c.shared.Synced)...) {
+		return
+	}
+	logger.Info("Serving claims that others placed, and claims that grow", "publishCapacity", c.capacities.wanted)
+	var running sync.WaitGroup
+	for range claimWorkers {
+		running.Go(func() { work(ctx, c.claimQueue, "claim", c.syncClaim) })
+	}
+	running.Go(func() { work(ctx, c.lostQueue, "node", c.syncLost) })
+	running.Go(func() { c.capacities.run(ctx) })
+	<-ctx.Done()
+	c.claimQueue.ShutDown()
+	c.lostQueue.ShutDown()
+	running.Wait()
+}
+
+func newQueue(name string) workqueue.TypedRateLimitingInterface[string] {
+	return workqueue.NewTypedRateLimitingQueueWithConfig(
+		workqueue.NewTypedItemExponentialFailureRateLimiter[string](firstRetry, lastRetry),
+		workqueue.TypedRateLimitingQueueConfig[string]{Name: name})
+}
+
+// work syncs what is in the queue until it is shut down.
+func work(ctx context.Context, queue workqueue.TypedRateLimitingInterface[string], kind string, sync func(context.Context, string) error) {
+	for {
+		key, done := queue.Get()
+		if done {
+			return
+		}
+		err := sync(ctx, key)
+		switch {
+		case err == nil:
+			queue.Forget(key)
+		case ctx.Err() != nil:
+		default:
+			// A conflict is nothing to report: somebody else was faster.
+			if !apierrors.IsConflict(err) {
+				klog.FromContext(ctx).Error(err, "Will be tried again", kind, key)
+			}
+			queue.AddRateLimited(key)
+		}
+		queue.Done(key)
+	}
+}
+
+// follow adds the handlers, which get everything there is as additions first. They are not
+// added earlier, so that a scheduler that stands by collects nothing.
+func (c *Controllers) follow() (synced []cache.InformerSynced, err error) {
+	for _, f := range []struct {
+		informer cache.SharedIndexInformer
+		handle   func(old, now any)
+	}{
+		{c.claimInformer, c.sawClaim},
+		{c.volumeInformer, c.sawVolume},
+		{c.classInformer, c.sawClass},
+		{c.csiNodeInformer, c.sawAgent},
+		{c.nodeInformer, c.sawNodeGone},
+	} {
+		registration, err := f.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(obj any) { f.handle(nil, obj) },
+			UpdateFunc: f.handle,
+			DeleteFunc: func(obj any) {
+				if last, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+					obj = last.Obj
+				}
+				f.handle(obj, nil)
+			},
+		})
+		if err != nil {
+			return nil, fmt.Errorf("following objects: %w", err)
+		}
+		synced = append(synced, registration.HasSynced)
+	}
+	c.shared.OnCapacity(func(node string) {
+		c.wake(node)
+		c.capacities.changed(node)
+	})
+	return synced, nil
+}
+
+func keyOf(pvc *corev1.PersistentVolumeClaim) string { return pvc.Namespace + "/" + pvc.Name }
+
+// sawClaim queues a claim that there is something to do for.
+func (c *Controllers) sawClaim(old, now any) {
+	pvc, ok := now.(*corev1.PersistentVolumeClaim)
+	if !ok {
+		if pvc, ok = old.(*corev1.PersistentVolumeClaim); ok && c.memory.knows(keyOf(pvc)) {
+			c.claimQueue.Add(keyOf(pvc))
+		}
+		return
+	}
+	unbound := pvc.Spec.VolumeName == "" && c.classOf(pvc) != nil
+	if unbound || growing(pvc) || c.memory.knows(keyOf(pvc)) {
+		c.claimQueue.Add(keyOf(pvc))
+	}
+}
+
+// classOf is the claim's StorageClass, if it is one of ours.
+func (c *Controllers) classOf(pvc *corev1.PersistentVolumeClaim) *storagev1.StorageClass {
+	if pvc.Spec.StorageClassName == nil || *pvc.Spec.StorageClassName == "" {
+		return nil
+	}
+	class, err := c.classes.Get(*pvc.Spec.StorageClassName)
+	if err != nil || class.Provisioner != diskv1alpha1.DriverName {
+		return nil
+	}
+	return class
+}
+
+// sawVolume queues the claim of a volume whose capacity is news, and the node of a volume
+// if that may be gone.
+func (c *Controllers) sawVolume(old, now any) {
+	pv, ok := now.(*corev1.PersistentVolume)
+	if !ok || !claim.IsOurs(pv) {
+		return
+	}
+	before, known := old.(*corev1.PersistentVolume)
+	if !known {
+		c.suspect(pv.Labels[diskv1alpha1.LabelNode], 0)
+	}
+	if ref := pv.Spec.ClaimRef; ref != nil && (!known || !capacityOf(before).Equal(*capacityOf(pv))) {
+		c.claimQueue.Add(ref.Namespace + "/" + ref.Name)
+	}
+}
+
+// sawClass queues the claims that wait for the class, or for a better one of its name.
+func (c *Controllers) sawClass(_, now any) {
+	c.capacities.classesChanged()
+	class, ok := now.(*storagev1.StorageClass)
+	if !ok || class.Provisioner != diskv1alpha1.DriverName {
+		return
+	}
+	for _, obj := range c.claimInformer.GetStore().List() {
+		pvc, ok := obj.(*corev1.PersistentVolumeClaim)
+		if ok && pvc.Spec.VolumeName == "" && pvc.Spec.StorageClassName != nil && *pvc.Spec.StorageClassName == class.Name {
+			c.claimQueue.Add(keyOf(pvc))
+		}
+	}
+}
+
+// sawAgent wakes the claims that wait for a node's agent.
+func (c *Controllers) sawAgent(_, now any) {
+	if csiNode, ok := now.(*storagev1.CSINode); ok {
+		c.wake(csiNode.Name)
+	}
+}
+
+// wake queues the claims that wait for news of the node.
+func (c *Controllers) wake(node string) {
+	for key := range c.memory.wake(node) {
+		c.claimQueue.Add(key)
+	}
+}
+
+// syncClaim does for a claim whatever there is to do.
+func (c *Controllers) syncClaim(ctx context.Context, key string) error {
+	namespace, name, err := cache.SplitMetaNamespaceKey(key)
+	if err != nil {
+		return err
+	}
+	pvc, err := c.claims.PersistentVolumeClaims(namespace).Get(name)
+	if apierrors.IsNotFound(err) || err == nil && pvc.DeletionTimestamp != nil {
+		c.forget(key)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	m, earlier := c.memory.of(key, pvc.UID)
+	if earlier != "" {
+		// A claim that was made anew under its name is another.
+		c.ledger.Forget(holderOf(earlier))
+	}
+	if pvc.Spec.VolumeName != "" {
+		return c.grow(ctx, m, pvc)
+	}
+	class := c.classOf(pvc)
+	if class == nil {
+		c.forget(key)
+		return nil
+	}
+	return c.syncUnbound(ctx, m, pvc, class)
+}
+
+// forget drops what is known of a claim that needs nothing more.
+func (c *Controllers) forget(key string) {
+	if uid := c.memory.forget(key); uid != "" {
+		c.ledger.Forget(holderOf(uid))
+	}
+}

@@ -1,0 +1,143 @@
+package provisioner
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
+)
+
+// growing reports whether a bound claim wants more than it has.
+func growing(pvc *corev1.PersistentVolumeClaim) bool {
+	return pvc.Status.Phase == corev1.ClaimBound && wantedBy(pvc).Cmp(*statusOf(pvc)) > 0
+}
+
+func wantedBy(pvc *corev1.PersistentVolumeClaim) *resource.Quantity {
+	return pvc.Spec.Resources.Requests.Storage()
+}
+
+func statusOf(pvc *corev1.PersistentVolumeClaim) *resource.Quantity {
+	return pvc.Status.Capacity.Storage()
+}
+
+func capacityOf(pv *corev1.PersistentVolume) *resource.Quantity { return pv.Spec.Capacity.Storage() }
+
+// grow takes a bound claim one step further, if it wants more than it has: first the
+// PersistentVolume's capacity, which the agent follows, then the claim's status. The API
+// server lets only those claims grow whose class allows it, and none shrink below what it has.
+func (c *Controllers) grow(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim) error {
+	if !growing(pvc) {
+		c.forget(keyOf(pvc))
+		return nil
+	}
+	pv, err := c.volumes.Get(pvc.Spec.VolumeName)
+	if err != nil {
+		// The volume's own event comes back to the claim.
+		return nil
+	}
+	if !claim.IsOurs(pv) || !claim.IsFor(pv, pvc) || pv.DeletionTimestamp != nil {
+		return nil
+	}
+	v, err := claim.ReadVolume(pv)
+	if err != nil {
+		c.say(m, pvc, corev1.EventTypeWarning, reasonResizeFailed, actionResize, err.Error())
+		return nil
+	}
+	quantity := wantedBy(pvc)
+	if quantity.CmpInt64(diskv1alpha1.MaxVolumeSize) > 0 {
+		return c.tooLarge(ctx, m, pvc, pv, &v, fmt.Sprintf("no disk is larger than %s", sizeOf(diskv1alpha1.MaxVolumeSize)))
+	}
+	if want := diskv1alpha1.AlignUp(quantity.Value()); want > v.Size {
+		if stateOf(pvc) == corev1.PersistentVolumeClaimNodeResizeInProgress {
+			// The kubelet writes the size that it is at now into the status. Its write is
+			// what comes next.
+			return nil
+		}
+		granted, err := c.grant(ctx, m, pvc, pv, &v, want)
+		if err != nil || granted == nil {
+			return err
+		}
+		pv = granted
+	}
+	return c.finish(ctx, m, pvc, pv, &v)
+}
+
+// grant raises the PersistentVolume's capacity, if the ledger finds the space behind the
+// volume. It returns no PersistentVolume and no error when it does not.
+func (c *Controllers) grant(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, want int64) (*corev1.PersistentVolume, error) {
+	uid := string(pv.UID)
+	node, record, ok := c.ledger.Where(v.Partition)
+	if !ok {
+		// The ledger has yet to see the volume, as the informer has.
+		return nil, fmt.Errorf("growing claim %s: the place of PersistentVolume %s is not known yet", keyOf(pvc), pv.Name)
+	}
+	// Before asking, so that no news between the answer and the waiting is missed.
+	c.memory.wait(node, keyOf(pvc))
+	granted, possible := c.ledger.Grow(uid, want)
+	if !granted {
+		return nil, c.tooLarge(ctx, m, pvc, pv, v, c.why(node, record.Disk, v, want, possible))
+	}
+	size := sizeOf(want)
+	// With the version that was read: whoever changed the PersistentVolume since then may
+	// have made it larger, and this must not shrink it.
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"uid": pv.UID, "resourceVersion": pv.ResourceVersion},
+		"spec":     map[string]any{"capacity": map[string]any{string(corev1.ResourceStorage): size}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	larger, err := c.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	if err != nil {
+		if refused(err) {
+			c.ledger.Withdraw(uid)
+		}
+		return nil, fmt.Errorf("raising the capacity of PersistentVolume %s to %s: %w", pv.Name, size, err)
+	}
+	klog.FromContext(ctx).V(2).Info("Granted a claim the space behind its volume", "claim", klog.KObj(pvc), "volume", klog.KObj(pv), "node", klog.KRef("", node), "from", v.Size, "to", want)
+	return larger, nil
+}
+
+// why says how much there is, when it is not enough.
+func (c *Controllers) why(node, disk string, v *claim.Volume, want, possible int64) string {
+	snapshot := c.ledger.Snapshot(node)
+	switch {
+	case !snapshot.Published:
+		return fmt.Sprintf("node %s publishes no disk space at the moment", node)
+	case snapshot.Problem != "":
+		return fmt.Sprintf("the NodeDiskCapacity of node %s contradicts itself: %s", node, snapshot.Problem)
+	case possible <= v.Size:
+		return fmt.Sprintf("the volume cannot grow to %s where it is: nothing is free behind it on disk %s of node %s", sizeOf(want), disk, node)
+	}
+	return fmt.Sprintf("the volume cannot grow to %s where it is, to %s at most: what follows on disk %s of node %s is taken", sizeOf(want), sizeOf(possible), disk, node)
+}
+
+// finish writes into the claim's status what comes of the larger PersistentVolume.
+func (c *Controllers) finish(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume) error {
+	size := *capacityOf(pv)
+	if size.Cmp(*statusOf(pvc)) <= 0 {
+		return nil
+	}
+	if !v.Block {
+		return c.pending(ctx, m, pvc, size)
+	}
+	node, _, ok := c.ledger.Where(v.Partition)
+	if ok {
+		c.memory.wait(node, keyOf(pvc))
+		if c.ledger.Snapshot(node).Length(v.Partition) >= size.Value() {
+			return c.finished(ctx, m, pvc, size)
+		}
+	}
+	return c.inProgress(ctx, pvc, size)
+}
+
+// sizeOf writes a size exactly, in the form in which a claim can ask for it.
+func sizeOf(bytes int64) string { return resource.NewQuantity(bytes, resource.BinarySI).String() }

@@ -1,0 +1,126 @@
+package provisioner
+
+import (
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// sayAgainAfter is how long an event is kept by the API server, by default.
+const sayAgainAfter = time.Hour
+
+// maxNote is how long what an event says may be for the API server, and a little less.
+const maxNote = 1000
+
+// A claim is given back to its scheduler at once the first time, and then ever more
+// slowly: the scheduler does not know what is free, and would choose without end. The same
+// holds for a file system that the kubelet could not grow.
+const firstPause, lastPause = time.Second, time.Minute
+
+// pauses are what lies between tries.
+type pauses struct {
+	tries int
+	last  time.Time
+}
+
+// wait returns how long the next try has to wait.
+func (p *pauses) wait(now time.Time) time.Duration {
+	if p.tries == 0 {
+		return 0
+	}
+	// Ten doublings are beyond the limit, and far from overflowing.
+	pause := min(firstPause<<min(p.tries-1, 10), lastPause)
+	return max(p.last.Add(pause).Sub(now), 0)
+}
+
+func (p *pauses) tried(now time.Time) { p.tries, p.last = p.tries+1, now }
+
+// memory is what is known of claims only as long as the process lives: what was said of
+// them, and how often they were given back.
+type memory struct {
+	mu     sync.Mutex
+	claims map[string]*memo
+	// nodes has the claims that wait for news of a node.
+	nodes map[string]map[string]struct{}
+}
+
+// memo is about one claim. Its queue gives a claim to one worker at a time, so only the
+// map needs the lock.
+type memo struct {
+	uid    types.UID
+	said   string
+	saidAt time.Time
+
+	// returns to the scheduler, and requests to the kubelet to try once more.
+	returns, requests pauses
+}
+
+func newMemory() *memory {
+	return &memory{claims: map[string]*memo{}, nodes: map[string]map[string]struct{}{}}
+}
+
+// of returns the memo of the claim with that key, a new one if need be. It returns the UID
+// of an earlier claim of the same key, too, if that was another.
+func (m *memory) of(key string, uid types.UID) (current *memo, earlier types.UID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	current = m.claims[key]
+	if current != nil && current.uid == uid {
+		return current, ""
+	}
+	if current != nil {
+		earlier = current.uid
+	}
+	current = &memo{uid: uid}
+	m.claims[key] = current
+	return current, earlier
+}
+
+// forget drops the claim of that key, and returns its UID if it was known.
+func (m *memory) forget(key string) types.UID {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	current := m.claims[key]
+	if current == nil {
+		return ""
+	}
+	delete(m.claims, key)
+	return current.uid
+}
+
+func (m *memory) knows(key string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.claims[key] != nil
+}
+
+// wait has wake return the claim when there is news of the node.
+func (m *memory) wait(node, key string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.nodes[node] == nil {
+		m.nodes[node] = map[string]struct{}{}
+	}
+	m.nodes[node][key] = struct{}{}
+}
+
+// wake returns the claims that wait for the node, which then wait no more.
+func (m *memory) wake(node string) map[string]struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	keys := m.nodes[node]
+	delete(m.nodes, node)
+	return keys
+}
+
+// say writes an event about a claim, once: not again at every sync.
+func (c *Controllers) say(m *memo, pvc *corev1.PersistentVolumeClaim, eventType, reason, action, note string) {
+	now := time.Now()
+	if m.said == note && now.Sub(m.saidAt) < sayAgainAfter {
+		return
+	}
+	m.said, m.saidAt = note, now
+	c.recorder.Eventf(pvc, nil, eventType, reason, action, "%.*s", maxNote, note)
+}
