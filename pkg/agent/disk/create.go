@@ -21,6 +21,9 @@ type CreateOptions struct {
 	// Raw makes a raw block volume. Its user reads what is in it from the first byte on, so
 	// it is zeroed first, and it is in phase Formatted as soon as it exists.
 	Raw bool
+	// Note, of at most MaxNote bytes, is kept beside the volume: whose it is. It may be lost
+	// without the volume.
+	Note string
 }
 
 // Create makes a volume in phase Reserved, or Formatted if it is raw, and attaches its
@@ -94,6 +97,12 @@ func (d *Disk) add(ctx context.Context, o CreateOptions) (entry, error) {
 	}
 	if err := d.notBeingZeroed(o.Partition, o.Extent); err != nil {
 		return entry{}, err
+	}
+	if o.Note != "" {
+		if err := d.store.writeNote(made.index, made.guid, o.Note); err != nil {
+			return entry{}, err
+		}
+		d.notes[made.guid] = o.Note
 	}
 	if o.Raw {
 		// Its user may have it at once.

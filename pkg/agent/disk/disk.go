@@ -35,6 +35,7 @@ type Disk struct {
 	devices  map[string]string        // the owner's: device node by partition, of attached ones
 	zeroed   extent.Set               // the owner's: zeroed by us, and nothing written since
 	zeroing  map[string]extent.Extent // the owner's: free, and being zeroed for that volume
+	notes    map[string]string        // the owner's: by partition
 	failure  error                    // the owner's: why the disk is out of service
 	onChange func()
 
@@ -108,6 +109,9 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 		return fmt.Errorf("the beginning of the disk is lost, and the backup of its table names the disk %s, which was not seen here before; restore it with sgdisk if it is to be kept, or zero the last MiB too", f.current.id)
 	}
 	if d.store, err = load(d.device, d.device.layout, f); err != nil {
+		return err
+	}
+	if d.notes, err = readNotes(d.device, d.store.table); err != nil {
 		return err
 	}
 	attached, err := d.device.partitions()
@@ -275,6 +279,6 @@ func (d *Disk) volume(e entry) Volume {
 	return Volume{
 		Partition: e.guid, Name: e.name, Extent: e.extent, Phase: phaseOf[e.kind],
 		Ephemeral: e.attributes&AttributeEphemeral != 0, Raw: e.attributes&AttributeRaw != 0,
-		Index: e.index, Device: d.devices[e.guid],
+		Index: e.index, Device: d.devices[e.guid], Note: d.notes[e.guid],
 	}
 }

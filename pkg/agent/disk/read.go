@@ -39,8 +39,12 @@ func (d *blockDevice) read() (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
+	notes, err := readNotes(d, t)
+	if err != nil {
+		return Snapshot{}, err
+	}
 	// Only what the entries of the table need of a Disk.
-	reader := &Disk{devices: map[string]string{}}
+	reader := &Disk{devices: map[string]string{}, notes: notes}
 	s := Snapshot{ID: t.id, Path: d.path, Size: t.size, SectorSize: t.sector}
 	for _, e := range t.entries {
 		if !e.isVolume() {

@@ -49,6 +49,8 @@ type Volume struct {
 	Ephemeral bool
 	// Raw volumes are block devices for their users: they never get a file system of ours.
 	Raw bool
+	// Note says whose it is; empty if it was made without, or if its note is lost.
+	Note string
 	// Index of the table's entry, from 1; also the number of the kernel's partition.
 	Index int
 	// Device is the block device of the volume, such as /dev/nvme0n1p3.

@@ -148,6 +148,7 @@ func (d *Disk) remove(ctx context.Context, v Volume) error {
 		return err
 	}
 	delete(d.devices, v.Partition)
+	delete(d.notes, v.Partition)
 	if err := d.store.drop(ctx, next, v.Index); err != nil {
 		return err
 	}

@@ -1,0 +1,115 @@
+package disk
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+func TestNoteCoding(t *testing.T) {
+	longest := strings.Repeat("x", MaxNote)
+	for _, text := range []string{"", "shop/data-db-0", longest} {
+		slot, err := encodeNote(a, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := decodeNote(slot, a); got != text {
+			t.Errorf("%q reads back as %q", text, got)
+		}
+		if got := decodeNote(slot, b); got != "" {
+			t.Errorf("a note of %s was read as one of %s: %q", a, b, got)
+		}
+		for at := range slot[:noteText+len(text)] {
+			slot[at] ^= 0x10
+			if got := decodeNote(slot, a); got != "" {
+				t.Errorf("%.20q: damaged at byte %d it reads as %.20q", text, at, got)
+			}
+			slot[at] ^= 0x10
+		}
+	}
+	if _, err := encodeNote(a, longest+"x"); err == nil {
+		t.Error("a note was taken that does not fit")
+	}
+	if got := decodeNote(make([]byte, noteBytes), a); got != "" {
+		t.Errorf("an empty slot reads as %q", got)
+	}
+}
+
+// TestNotes: a note stays with its volume, whatever is noted beside it in the same sector,
+// and does not outlive it.
+func TestNotes(t *testing.T) {
+	bothSectors(t, func(t *testing.T, sector int) {
+		l := initialized(t, 64*mib, sector)
+		d := l.open(t)
+		create := func(partition string, start int64, note string) {
+			t.Helper()
+			v, err := d.Create(t.Context(), CreateOptions{Partition: partition, Name: "n", Extent: at(start, 2), Note: note})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v.Note != note {
+				t.Fatalf("made with note %q, it has %q", note, v.Note)
+			}
+		}
+		create(a, 4, "of a")
+		create(b, 8, "")
+		create(c, 12, strings.Repeat("c", MaxNote))
+		want := map[string]string{a: "of a", b: "", c: strings.Repeat("c", MaxNote)}
+		check := func(s Snapshot) {
+			t.Helper()
+			if len(s.Volumes) != len(want) {
+				t.Errorf("the disk has %d volumes, want %d", len(s.Volumes), len(want))
+			}
+			for _, v := range s.Volumes {
+				if v.Note != want[v.Partition] {
+					t.Errorf("volume %s has the note %.20q, want %.20q", v.Partition, v.Note, want[v.Partition])
+				}
+			}
+		}
+		again := func() {
+			t.Helper()
+			check(d.Snapshot())
+			if s, err := Read(l.path); err != nil {
+				t.Fatal(err)
+			} else {
+				check(s)
+			}
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			l.forget(t)
+			d = l.open(t)
+			check(d.Snapshot())
+		}
+		again()
+		// The next volume in the entry of the first has none.
+		if err := d.Wipe(t.Context(), a); err != nil {
+			t.Fatal(err)
+		}
+		create(c2, 4, "")
+		delete(want, a)
+		want[c2] = ""
+		again()
+		// Damage takes the notes and nothing else.
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(l.image, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt([]byte(strings.Repeat("?", int(mib))), mib); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		run(t, "blockdev", "--flushbufs", l.path)
+		want = map[string]string{b: "", c: "", c2: ""}
+		d = l.open(t)
+		check(d.Snapshot())
+		create(c3, 20, "of c3")
+		want[c3] = "of c3"
+		again()
+	})
+}
