@@ -45,6 +45,26 @@ func reserve(guid string, start, length int64) step {
 	}}
 }
 
+func raw(guid string, start, length int64) step {
+	return step{name: "raw", do: func(t testing.TB, s *store) error {
+		next, e, err := s.table.withNew(CreateOptions{Partition: guid, Extent: at(start, length), Raw: true})
+		if err != nil {
+			return err
+		}
+		return s.put(quiet(t), next, e)
+	}}
+}
+
+func grow(guid string, length int64) step {
+	return step{name: "grow", do: func(t testing.TB, s *store) error {
+		next, e, err := s.table.withLength(guid, length*mib)
+		if err != nil {
+			return err
+		}
+		return s.put(quiet(t), next, e)
+	}}
+}
+
 func phase(guid string, to Phase) step {
 	return step{name: string(to), do: func(t testing.TB, s *store) error {
 		next, e, err := s.table.withPhase(guid, to)
@@ -100,6 +120,10 @@ func life() []step {
 		ahead(c).and(phase(c, Formatted)),
 		reserve(a, 50, 1).and(ahead(a), reserve(b, 51, 1), ahead(b), phase(a, Formatted), phase(b, Formatted)),
 		reserve(c2, 52, 1).and(ahead(c2), back(), ahead(c2), phase(a, Wiping), phase(c2, Wiping)),
+		raw(c3, 57, 1), grow(c3, 2), grow(c, 4),
+		reserve(uuid.NewSHA1(uuid.Nil, []byte("x")).String(), 47, 1).and(
+			ahead(uuid.NewSHA1(uuid.Nil, []byte("x")).String()), grow(c3, 3), phase(uuid.NewSHA1(uuid.Nil, []byte("x")).String(), Formatted)),
+		phase(c3, Wiping), remove(c3),
 	)
 }
 

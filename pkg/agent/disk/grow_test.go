@@ -1,0 +1,324 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/testenv"
+)
+
+// soil fills space that no volume has, as a disk may be that was used before.
+func soil(t *testing.T, l *loop, e extent.Extent) {
+	t.Helper()
+	l.put(t, bytes.Repeat([]byte("someone!"), int(e.Len()/8)), e.Start)
+}
+
+// content reads a volume through its device.
+func content(t *testing.T, v Volume) []byte {
+	t.Helper()
+	b, err := os.ReadFile(v.Device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if int64(len(b)) != v.Extent.Len() {
+		t.Fatalf("%s has %d bytes, the volume %d", v.Device, len(b), v.Extent.Len())
+	}
+	return b
+}
+
+func TestGrow(t *testing.T) {
+	bothSectors(t, func(t *testing.T, sector int) {
+		l := initialized(t, 64*mib, sector)
+		soil(t, l, at(2, 61))
+		d := l.open(t)
+		ctx := t.Context()
+		v, err := d.Create(ctx, CreateOptions{Partition: a, Name: "a", Extent: at(2, 4), Ephemeral: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.MarkFormatted(ctx, a); err != nil {
+			t.Fatal(err)
+		}
+		data := bytes.Repeat([]byte("its own "), 4<<17)
+		if err := os.WriteFile(v.Device, data, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(20, 4)}); err != nil {
+			t.Fatal(err)
+		}
+		for _, test := range []struct {
+			guid   string
+			length int64
+			want   error
+			says   string
+			then   int64
+		}{
+			{c, 8 * mib, ErrNotFound, "", 4},
+			{a, 4 * mib, nil, "", 4},
+			{a, mib, nil, "", 4},
+			{a, -mib, nil, "", 4},
+			{a, 5*mib + 512, nil, "multiple", 4},
+			{a, 6 * mib, nil, "", 6},
+			{a, 19 * mib, ErrOverlap, fmt.Sprint(18 * mib), 6},
+			{a, maxDiskSize, ErrOverlap, fmt.Sprint(18 * mib), 6},
+			{a, math.MaxInt64 / mib * mib, ErrOverlap, fmt.Sprint(18 * mib), 6},
+			{a, 18 * mib, nil, "", 18},
+			{a, 18 * mib, nil, "", 18},
+		} {
+			v, err := d.Grow(ctx, test.guid, test.length)
+			ok := err == nil && test.want == nil && test.says == ""
+			if err != nil && (test.want != nil || test.says != "") {
+				ok = (test.want == nil || errors.Is(err, test.want)) && strings.Contains(err.Error(), test.says)
+			}
+			if !ok || err == nil && v.Extent.Len() != test.then*mib {
+				t.Errorf("Grow of %c to %d: %+v, %v", test.guid[0], test.length, v, err)
+			}
+			s := d.Snapshot()
+			now, _ := s.Volume(a)
+			if now.Extent != at(2, test.then) || now.Phase != Formatted || s.Validate() != nil {
+				t.Fatalf("Grow of %c to %d: then %+v, %v", test.guid[0], test.length, now, s.Validate())
+			}
+			if got, want := content(t, now), append(slices.Clone(data), make([]byte, now.Extent.Len()-4*mib)...); !bytes.Equal(got, want) {
+				t.Fatalf("Grow of %c to %d: the volume holds something else than its data and zeros", test.guid[0], test.length)
+			}
+		}
+		verifyTable(t, l.path)
+		d.Close()
+		l.forget(t)
+		d = l.open(t)
+		if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Formatted@2+18", "b:Reserved@20+4"}) {
+			t.Errorf("after a restart: %v", got)
+		}
+		if err := d.Wipe(ctx, a); err != nil {
+			t.Fatal(err)
+		}
+		if raw, err := os.ReadFile(l.image); err != nil || !allZero(raw[2*mib:20*mib]) {
+			t.Errorf("something is left of a volume that grew: %v", err)
+		}
+	})
+}
+
+// TestGrowCutShort: the agent ends when the table has the new length and the kernel has
+// not heard of it. The next one tells it, though the volume is mounted.
+func TestGrowCutShort(t *testing.T) {
+	l := initialized(t, 64*mib, 512)
+	d := l.open(t)
+	ctx := t.Context()
+	v, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 4)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, "mkfs.ext4", "-q", "-F", v.Device)
+	mnt := mount(t, v, "ext4")
+	err = d.run(ctx, func(ctx context.Context) error {
+		next, e, err := d.store.table.withLength(a, 8*mib)
+		if err != nil {
+			return err
+		}
+		return d.store.put(ctx, next, e)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	d = l.open(t)
+	if p := l.partitions(t)[1]; p.extent != at(2, 8) {
+		t.Errorf("the kernel has %v", p.extent)
+	}
+	if v, err := d.Grow(ctx, a, 8*mib); err != nil || v.Extent != at(2, 8) {
+		t.Errorf("Grow once more: %+v, %v", v, err)
+	}
+	if err := unix.Unmount(mnt, 0); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestGrowWhileWiped: a volume that goes gets nothing any more.
+func TestGrowWhileWiped(t *testing.T) {
+	l := initialized(t, 64*mib, 512)
+	d := l.open(t)
+	ctx := t.Context()
+	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 4)}); err != nil {
+		t.Fatal(err)
+	}
+	all := ladder
+	var during error
+	withLadder(t, rung{"asking", mib, func(dev *blockDevice, off, n int64) error {
+		_, during = d.Grow(ctx, a, 8*mib)
+		return all[0].zero(dev, off, n)
+	}})
+	if err := d.Wipe(ctx, a); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(during, ErrInUse) {
+		t.Errorf("Grow during a wipe: %v", during)
+	}
+}
+
+// TestZeroingHoldsSpace: what is being zeroed for one volume goes to no other, and a
+// zeroing that fails or is given up gives the space back.
+func TestZeroingHoldsSpace(t *testing.T) {
+	l := initialized(t, 64*mib, 512)
+	soil(t, l, at(2, 61))
+	d := l.open(t)
+	ctx := quiet(t)
+	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 4)}); err != nil {
+		t.Fatal(err)
+	}
+	all := slices.Clone(ladder)
+	var others [3]error
+	stopped, cancel := context.WithCancel(ctx)
+	withLadder(t, rung{"asking", mib, func(dev *blockDevice, off, n int64) error {
+		_, others[0] = d.Create(ctx, CreateOptions{Partition: b, Extent: at(7, 1)})
+		_, others[1] = d.Create(ctx, CreateOptions{Partition: b, Extent: at(7, 4), Raw: true})
+		_, others[2] = d.Create(ctx, CreateOptions{Partition: c, Extent: at(40, 1)})
+		cancel()
+		return all[0].zero(dev, off, n)
+	}})
+	if _, err := d.Grow(stopped, a, 8*mib); !errors.Is(err, context.Canceled) {
+		t.Errorf("Grow that was given up: %v", err)
+	}
+	if !errors.Is(others[0], ErrOverlap) || !errors.Is(others[1], ErrOverlap) || others[2] != nil {
+		t.Errorf("meanwhile: %v", others)
+	}
+	withLadder(t, rung{"lies", mib, func(*blockDevice, int64, int64) error { return nil }})
+	if _, err := d.Grow(ctx, a, 12*mib); err == nil || errors.Is(err, ErrOutOfService) {
+		t.Errorf("Grow into what could not be zeroed: %v", err)
+	}
+	withLadder(t, all...)
+	if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(7, 1)}); err != nil {
+		t.Errorf("Create where a Grow was given up: %v", err)
+	}
+	if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Reserved@2+4", "b:Reserved@7+1", "c:Reserved@40+1"}) {
+		t.Errorf("in the end: %v", got)
+	}
+}
+
+// TestRaw: a raw block volume exists only with zeros in it, and needs no further step.
+func TestRaw(t *testing.T) {
+	bothSectors(t, func(t *testing.T, sector int) {
+		l := initialized(t, 64*mib, sector)
+		soil(t, l, at(2, 61))
+		d := l.open(t)
+		ctx := t.Context()
+		o := CreateOptions{Partition: a, Name: "raw", Extent: at(5, 7), Raw: true}
+		v, err := d.Create(ctx, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.Phase != Formatted || !v.Raw || v.Ephemeral || !allZero(content(t, v)) {
+			t.Errorf("made: %+v, all zeros: %v", v, allZero(content(t, v)))
+		}
+		canary(t, l, v)
+		again, err := d.Create(ctx, o)
+		if err != nil || again.Extent != v.Extent || canaries(t, l) == 0 {
+			t.Errorf("Create once more: %+v, %v, %d canaries", again, err, canaries(t, l))
+		}
+		if v, err = d.Grow(ctx, a, 9*mib); err != nil || !allZero(content(t, v)[7*mib:]) || allZero(content(t, v)[:7*mib]) {
+			t.Errorf("Grow: %+v, %v", v, err)
+		}
+		raw, err := os.ReadFile(l.image)
+		if err != nil || bytes.Count(raw, []byte("someone!")) != int(61-9)*(1<<17) {
+			t.Errorf("more was zeroed than the volume: %v", err)
+		}
+		d.Close()
+		l.forget(t)
+		if v, _ := ptr(l.open(t).Snapshot()).Volume(a); !v.Raw || v.Phase != Formatted || v.Extent != at(5, 9) {
+			t.Errorf("after a restart: %+v", v)
+		}
+		verifyTable(t, l.path)
+	})
+}
+
+// TestRawRace: callers that ask for the same volume at once all get it.
+func TestRawRace(t *testing.T) {
+	l := initialized(t, 64*mib, 512)
+	soil(t, l, at(2, 61))
+	d := l.open(t)
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			v, err := d.Create(t.Context(), CreateOptions{Partition: a, Extent: at(5, 7), Raw: true})
+			if err != nil || v.Extent != at(5, 7) {
+				t.Errorf("%+v, %v", v, err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// mount mounts a volume until the test ends, or is unmounted earlier.
+func mount(t *testing.T, v Volume, fsType string) string {
+	t.Helper()
+	mnt := t.TempDir()
+	if err := unix.Mount(v.Device, mnt, fsType, 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(mnt, unix.MNT_DETACH) })
+	return mnt
+}
+
+// TestGrowFileSystem grows volumes under their file systems: xfs while it is mounted;
+// ext4 as well, though its own growth waits until it is not (online it needs
+// CAP_SYS_RESOURCE).
+func TestGrowFileSystem(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.NeedProgram(t, "mkfs.ext4", "mkfs.xfs", "xfs_growfs", "resize2fs", "e2fsck")
+	bothSectors(t, func(t *testing.T, sector int) {
+		l := initialized(t, 2048*mib, sector)
+		d := l.open(t)
+		ctx := t.Context()
+		for i, fsType := range []string{"xfs", "ext4"} {
+			guid := []string{a, b}[i]
+			v, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: at(2+1000*int64(i), 400)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			run(t, "mkfs."+fsType, v.Device)
+			mnt := mount(t, v, fsType)
+			file := filepath.Join(mnt, "file")
+			data := bytes.Repeat([]byte("kept"), 1<<20)
+			if err := os.WriteFile(file, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if v, err = d.Grow(ctx, guid, 900*mib); err != nil {
+				t.Fatal(err)
+			}
+			if fsType == "xfs" {
+				run(t, "xfs_growfs", mnt)
+			} else {
+				if err := unix.Unmount(mnt, 0); err != nil {
+					t.Fatal(err)
+				}
+				run(t, "e2fsck", "-f", "-y", v.Device)
+				run(t, "resize2fs", v.Device)
+				file = filepath.Join(mount(t, v, fsType), "file")
+			}
+			var st unix.Statfs_t
+			if err := unix.Statfs(filepath.Dir(file), &st); err != nil {
+				t.Fatal(err)
+			}
+			if size := int64(st.Blocks) * st.Bsize; size < 750*mib {
+				t.Errorf("%s has %d MiB after it grew", fsType, size/mib)
+			}
+			if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, data) {
+				t.Errorf("%s: the data is not what it was: %v", fsType, err)
+			}
+			if err := unix.Unmount(filepath.Dir(file), 0); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
