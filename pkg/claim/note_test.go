@@ -1,0 +1,77 @@
+package claim
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// TestNoteRemakesVolume: what is noted of a volume is enough to bind its claim again.
+func TestNoteRemakesVolume(t *testing.T) {
+	class := storageClass(map[string]string{diskv1alpha1.AttributeClass: "ssd"})
+	c := pvc("3Gi", nil)
+	asked, err := Request(c, class)
+	if err != nil {
+		t.Fatal(err)
+	}
+	place := diskv1alpha1.Place{Disk: "6f2d9c1e-0000-4000-8000-000000000001", Extent: diskv1alpha1.Extent{Start: 2 << 20, Length: 3 * gi}}
+	pv := NewVolume(c, class, asked, "node-1", place)
+	v, err := ReadVolume(pv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := NoteOf(pv, v).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	note, err := ReadNote(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := &corev1.PersistentVolume{}
+	again.Spec.CSI = &corev1.CSIPersistentVolumeSource{VolumeAttributes: map[string]string{}}
+	note.Apply(again)
+	want := &corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: "shop", Name: "data-db-0"}
+	if !reflect.DeepEqual(again.Spec.ClaimRef, want) || again.Spec.StorageClassName != "fast" ||
+		again.Spec.CSI.VolumeAttributes[diskv1alpha1.AttributeClass] != "ssd" || !reflect.DeepEqual(again.Spec.AccessModes, pv.Spec.AccessModes) {
+		t.Errorf("note %s makes %+v", text, again.Spec)
+	}
+}
+
+func TestNoteFits(t *testing.T) {
+	name := strings.Repeat("n", 253)
+	text, err := Note{
+		Namespace: name[:63], Claim: name, StorageClass: name, DiskClass: name,
+		AccessModes:   []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod, corev1.ReadWriteOnce},
+		ReclaimPolicy: corev1.PersistentVolumeReclaimDelete,
+	}.Encode()
+	if err != nil || len(text) >= 994 {
+		t.Errorf("the longest note has %d bytes: %v", len(text), err)
+	}
+}
+
+func FuzzReadNote(f *testing.F) {
+	for _, text := range []string{
+		`{"namespace":"shop","claim":"data-db-0","storageClass":"fast","accessModes":["ReadWriteOnce"],"reclaimPolicy":"Delete"}`,
+		`{}`, `{"namespace":"a"}`, `{"claim":"../x","namespace":"a"}`, `{"accessModes":["ReadWriteMany"]}`, `[`, ``,
+	} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		n, err := ReadNote(text)
+		if err != nil {
+			return
+		}
+		again, err := n.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if back, err := ReadNote(again); err != nil || !reflect.DeepEqual(back, n) && len(n.AccessModes) > 0 {
+			t.Errorf("%+v reads back as %+v: %v", n, back, err)
+		}
+	})
+}
