@@ -9,6 +9,7 @@ import (
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/moby/sys/mountinfo"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/berthdev/berth/pkg/agent/volumes"
 )
@@ -55,7 +56,11 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *csispec.NodeExpandVolume
 		}
 		return err
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, volumes.ErrNotGrown):
+		// The kubelet would start no pod with the volume as long as it hears anything else.
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	case err != nil:
 		return nil, statusOf(err)
 	}
 	return &csispec.NodeExpandVolumeResponse{CapacityBytes: v.Size}, nil

@@ -1,17 +1,20 @@
 package csi
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/volumes"
 )
 
 func (v *volume) expand(path string) error {
@@ -203,6 +206,8 @@ func TestExpandArguments(t *testing.T) {
 		_, err := v.NodeExpandVolume(t.Context(), tc.request)
 		v.must(name, err, tc.code)
 	}
+	v.err = fmt.Errorf("%w: x", volumes.ErrNotGrown)
+	v.must("no room behind it", v.expand(v.staging), codes.FailedPrecondition)
 	v.volume.Problem = "hangs"
 	v.must("a disk out of service", v.expand(v.staging), codes.Unavailable)
 	v.must("publish from it", v.publish(v.target, nil), codes.Unavailable)
@@ -227,9 +232,19 @@ func shutDown(t *testing.T, path string) {
 func TestCondition(t *testing.T) {
 	abnormal := func(v *volume, says string) {
 		v.t.Helper()
-		c := v.stats(v.target).VolumeCondition
-		if !c.GetAbnormal() || !strings.Contains(c.GetMessage(), says) {
-			v.t.Errorf("condition is %v, want abnormal with %q", c, says)
+		// ext4 counts an error only a moment after it was met.
+		deadline, tick := time.After(10*time.Second), time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for {
+			c := v.stats(v.target).VolumeCondition
+			if c.GetAbnormal() && strings.Contains(c.GetMessage(), says) {
+				return
+			}
+			select {
+			case <-tick.C:
+			case <-deadline:
+				v.t.Fatalf("condition is %v, want abnormal with %q", c, says)
+			}
 		}
 	}
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {

@@ -155,6 +155,9 @@ func statusOf(err error) error {
 		code = codes.AlreadyExists
 	case errors.Is(err, volumes.ErrNoRoom):
 		code = codes.ResourceExhausted
+	case errors.Is(err, volumes.ErrNotGrown):
+		// Sidecars take that for a reason to let the claim ask for less.
+		code = codes.OutOfRange
 	case errors.Is(err, volumes.ErrWaiting), errors.Is(err, volumes.ErrOutOfService):
 		code = codes.Unavailable
 	case errors.Is(err, volumes.ErrPodGone), errors.Is(err, volumes.ErrInUse):

@@ -144,6 +144,7 @@ func TestPublishErrors(t *testing.T) {
 		fmt.Errorf("%w: x", volumes.ErrInUse):                   codes.FailedPrecondition,
 		fmt.Errorf("%w: x", volumes.ErrNotFound):                codes.NotFound,
 		fmt.Errorf("%w: x", volumes.ErrExists):                  codes.AlreadyExists,
+		fmt.Errorf("%w: x", volumes.ErrNotGrown):                codes.OutOfRange,
 		context.Canceled:                                        codes.Canceled,
 		fmt.Errorf("around: %w", refuse(codes.OutOfRange, "x")): codes.OutOfRange,
 		context.DeadlineExceeded:                                codes.DeadlineExceeded,
