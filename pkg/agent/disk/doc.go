@@ -15,10 +15,12 @@
 //     we know to look (Inspect). Initialize looks again under an exclusive open.
 //  2. No two volumes share a byte, nor a byte with a table, the meta partition or a
 //     foreign partition. Every table is validated before it is written.
-//  3. What Create, MarkFormatted and Wipe report as done is on the medium, in both
-//     copies, and was read back from there past the caches.
+//  3. What MarkFormatted, Wipe, Grow and Create report as done is on the medium, in both
+//     copies, and was read back from there past the caches. A Reserved volume that
+//     Create reports is still being read back: mkfs may begin, nothing else may rely on it.
 //  4. One call changes one entry; the bytes of all others stay as they are.
-//  5. An extent is free again only when it has been zeroed, flushed and read back.
+//  5. An extent is free again only when it has been zeroed, flushed and read back. What
+//     a volume gets that nobody formats (Raw, Grow) was zeroed before it is the volume's.
 //  6. Whatever a crash or a power cut leaves, Open finds the table as it was before
 //     the change under way, or after it.
 //  7. A disk whose state is unknown is out of service: it answers every command with
@@ -33,15 +35,19 @@
 //	   +---------------------------------------------------- |
 //	              zeroed, read back, entry dropped
 //
+// A raw block volume begins as Formatted. Grow changes no phase.
+//
 // What a crash leaves in each step, and what follows:
 //
 //   - In Create: no entry, and the space is free; or an entry in Reserved, perhaps not
 //     known to the kernel: Open attaches it. Create with the same arguments returns it.
 //   - In Reserved: maybe half a file system. Nobody was told that the volume is ready,
-//     so it is formatted anew.
+//     so it is formatted anew. The backup may say Formatted, as Format prepares that.
 //   - In MarkFormatted: Reserved or Formatted. The volume's user is told that it is
 //     ready only after MarkFormatted has returned, so Reserved never holds data.
 //     The volume may be mounted before or meanwhile, as that alone tells nobody.
+//   - In Grow: the old length, or the new one, perhaps not known to the kernel: Open
+//     tells it.
 //   - In Wipe: Formatted, and Wipe is called again for the same reason as before; or
 //     Wiping, in which nobody can use the volume: Wipe starts from its beginning.
 //     The kernel forgets the partition before the entry goes, so a partition without
@@ -51,8 +57,8 @@
 // # Concurrency
 //
 // One goroutine of a Disk owns its table; calls are commands to it, one after the
-// other, and Snapshot reads what it last published, without waiting. Zeroing happens
-// in the goroutine that calls Wipe, so that other volumes go on meanwhile.
+// other, and Snapshot reads what it last published, without waiting. Zeroing happens in
+// the goroutine of the caller, so that other volumes go on meanwhile.
 //
 // Between processes: an open Disk holds its meta partition with O_EXCL. This keeps out
 // a second agent, and whatever opens the whole disk exclusively (mkfs, wipefs), but
