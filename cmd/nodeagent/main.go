@@ -63,6 +63,7 @@ func command() *cobra.Command {
 		},
 	}
 	f.add(cmd.Flags())
+	cmd.AddCommand(manifests())
 	return cmd
 }
 

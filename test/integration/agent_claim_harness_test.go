@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -302,4 +303,38 @@ func (n *node) orphans(count int) {
 		}
 		return fmt.Errorf("conditions are %+v", s.Conditions)
 	})
+}
+
+// stage asks for a volume as the kubelet does, before it mounts it into a pod.
+func (n *node) stage(pv *corev1.PersistentVolume) error {
+	n.t.Helper()
+	target := n.staging(pv)
+	if err := os.MkdirAll(target, 0o700); err != nil {
+		n.t.Fatal(err)
+	}
+	capability := &csispec.VolumeCapability{
+		AccessMode: &csispec.VolumeCapability_AccessMode{Mode: csispec.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER},
+		AccessType: &csispec.VolumeCapability_Mount{Mount: &csispec.VolumeCapability_MountVolume{FsType: pv.Spec.CSI.FSType}},
+	}
+	if claim.IsBlock(pv.Spec.VolumeMode) {
+		capability.AccessType = &csispec.VolumeCapability_Block{Block: &csispec.VolumeCapability_BlockVolume{}}
+	}
+	_, err := n.csi().NodeStageVolume(n.t.Context(), &csispec.NodeStageVolumeRequest{
+		VolumeId: pv.Spec.CSI.VolumeHandle, StagingTargetPath: target, VolumeCapability: capability, VolumeContext: pv.Spec.CSI.VolumeAttributes,
+	})
+	return err
+}
+
+func (n *node) unstage(pv *corev1.PersistentVolume) {
+	n.t.Helper()
+	_, err := n.csi().NodeUnstageVolume(n.t.Context(), &csispec.NodeUnstageVolumeRequest{
+		VolumeId: pv.Spec.CSI.VolumeHandle, StagingTargetPath: n.staging(pv),
+	})
+	if err != nil {
+		n.t.Fatalf("unstage: %v", err)
+	}
+}
+
+func (n *node) staging(pv *corev1.PersistentVolume) string {
+	return filepath.Join(n.dir, "staging", pv.Spec.CSI.VolumeHandle)
 }

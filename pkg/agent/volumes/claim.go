@@ -254,7 +254,7 @@ func (m *Manager) syncVolume(ctx context.Context, name string) error {
 
 // serve makes the volume's partition, if there is none, and makes it ready to be mounted.
 func (m *Manager) serve(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume) error {
-	if err := m.realizeVolume(ctx, v, m.stillWatched(pv)); err != nil {
+	if err := m.realizeVolume(ctx, pv, v, m.stillWatched(pv)); err != nil {
 		return err
 	}
 	if err := m.compare(pv, v); err != nil {

@@ -9,7 +9,6 @@ import (
 	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
-	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/extent"
@@ -23,8 +22,11 @@ func (m *Manager) compare(pv *corev1.PersistentVolume, v claim.Volume) error {
 	if !found || !d.Ready() {
 		return nil
 	}
-	if err := m.same(disks, on, v); err != nil {
+	if err := same(disks, on, v); err != nil {
 		return err
+	}
+	if on.Raw != v.Block {
+		return fmt.Errorf("%w: %w", errMismatch, otherMode(requestOf(v)))
 	}
 	if len(m.volumesOf(v.Partition)) > 1 {
 		return fmt.Errorf("%w: another PersistentVolume has the volumeHandle %s too: delete the one that is wrong; the volume is wiped on behalf of neither", errMismatch, v.ID)
@@ -65,7 +67,7 @@ func (m *Manager) grow(ctx context.Context, volumeID string, size int64, others 
 		delete(m.claimed, partition)
 		m.mu.Unlock()
 	}()
-	if err := growOn(ctx, d, partition, size); err != nil {
+	if _, err := d.Engine.Grow(ctx, partition, size); err != nil {
 		if errors.Is(err, disk.ErrOverlap) {
 			return fmt.Errorf("%w: volume %s: %w", ErrNotGrown, volumeID, err)
 		}
@@ -100,17 +102,6 @@ func (m *Manager) holdTail(on disk.Volume, size int64, others promises) error {
 	}
 	m.claimed[on.Partition] = hold{disk: d.ID(), extent: tail}
 	return nil
-}
-
-func growOn(ctx context.Context, d discovery.Disk, partition string, size int64) error {
-	grower, ok := any(d.Engine).(interface {
-		Grow(ctx context.Context, partition string, length int64) (disk.Volume, error)
-	})
-	if !ok {
-		return ErrNotGrown
-	}
-	_, err := grower.Grow(context.WithoutCancel(ctx), partition, size)
-	return err
 }
 
 // Expand brings the partition to the size that its PersistentVolume was granted, which must

@@ -69,8 +69,9 @@ func (m *Manager) isFinished(pv *corev1.PersistentVolume) bool {
 
 // realizeVolume makes the partition of a PersistentVolume, unless it has one. permit is
 // asked when the volume's lock is held.
-func (m *Manager) realizeVolume(ctx context.Context, v claim.Volume, permit func() error) error {
+func (m *Manager) realizeVolume(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, permit func() error) error {
 	w := wanted{Volume: requestOf(v)}
+	w.Claim = claim.Owner(pv)
 	w.recorded = &diskv1alpha1.RecordVolume{
 		Name: w.Name, Disk: v.Place.Disk, Extent: diskv1alpha1.Extent{Start: v.Place.Start, Length: v.Size},
 	}
@@ -78,9 +79,7 @@ func (m *Manager) realizeVolume(ctx context.Context, v claim.Volume, permit func
 	if err != nil || p.deviation == "" {
 		return err
 	}
-	if pv := m.cachedVolume(v.Name); pv != nil {
-		m.sayOfVolume(pv, corev1.EventTypeWarning, eventReplaced, fmt.Sprintf("the volume was put elsewhere on the node by the node itself: %s", p.deviation))
-	}
+	m.sayOfVolume(pv, corev1.EventTypeWarning, eventReplaced, fmt.Sprintf("the volume was put on disk %s at %d by the node itself: %s", p.disk, p.extent.Start, p.deviation))
 	return nil
 }
 
@@ -189,7 +188,9 @@ func (m *Manager) createVolume(ctx context.Context, p place, permit func() error
 	if !ok {
 		return fmt.Errorf("%w: %.64q is not the ID of a persistent volume", ErrInvalid, p.ID)
 	}
-	v, err := d.Engine.Create(ctx, disk.CreateOptions{Partition: p.Partition, Name: name, Extent: p.extent, Raw: p.Block})
+	v, err := d.Engine.Create(ctx, disk.CreateOptions{
+		Partition: p.Partition, Name: name, Extent: p.extent, Raw: p.Block, Note: p.Claim,
+	})
 	if err != nil {
 		return fmt.Errorf("cannot make a partition for volume %s at %v of disk %s: %w", p.ID, p.extent, p.disk, err)
 	}

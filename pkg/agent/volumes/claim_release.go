@@ -132,7 +132,7 @@ func (m *Manager) reclaimVolume(ctx context.Context, live *corev1.PersistentVolu
 		m.warnVolume(live, eventDiskMissing, fmt.Sprintf("the volume is on disk %s (%s), which is out of service: %s. It is wiped when the disk is back", d.ID(), d.Device.Name, d.Problem))
 		return false, nil
 	}
-	if err := m.same(disks, on, v); err != nil {
+	if err := same(disks, on, v); err != nil {
 		m.warnVolume(live, eventReleasing, err.Error())
 		return false, nil
 	}
@@ -228,7 +228,7 @@ func (m *Manager) othersOf(ctx context.Context, live *corev1.PersistentVolume, v
 
 // same holds that what is on the disk is the volume of the PersistentVolume, and that there
 // is no other with its GUID.
-func (m *Manager) same(disks []discovery.Disk, on disk.Volume, v claim.Volume) error {
+func same(disks []discovery.Disk, on disk.Volume, v claim.Volume) error {
 	if id, ok := persistentID(on); !ok || id != v.ID {
 		return fmt.Errorf("%w: partition %s holds volume %q of somebody else, not %s", errMismatch, on.Partition, on.Name, v.ID)
 	}
@@ -312,7 +312,7 @@ func (m *Manager) noteOrphan(partition string, orphaned bool) (news bool) {
 	return was != orphaned
 }
 
-// Orphaned returns the IDs of the persistent volumes on the disks without a PersistentVolume.
+// Orphaned names the persistent volumes on the disks without a PersistentVolume.
 func (m *Manager) Orphaned() []string {
 	var orphaned []string
 	disks := m.options.Inventory.Disks()
@@ -326,6 +326,9 @@ func (m *Manager) Orphaned() []string {
 			_, is := m.persistent.orphaned[v.Partition]
 			m.mu.Unlock()
 			if is {
+				if v.Note != "" {
+					id += " (made for " + v.Note + ")"
+				}
 				orphaned = append(orphaned, id)
 			}
 		}

@@ -6,7 +6,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/discovery"
@@ -57,7 +56,7 @@ func (m *Manager) Lookup(volumeID string) (Volume, bool) {
 func volumeOn(d *discovery.Disk, on disk.Volume, id string) Volume {
 	return Volume{
 		ID: id, Partition: on.Partition, Device: on.Device, Disk: d.ID(), Class: d.Class, Problem: d.Problem,
-		Start: on.Extent.Start, Size: on.Extent.Len(), Phase: on.Phase,
+		Start: on.Extent.Start, Size: on.Extent.Len(), Block: on.Raw, Phase: on.Phase,
 	}
 }
 
@@ -83,7 +82,7 @@ func (m *Manager) Stage(ctx context.Context, volumeID string, o StageOptions, us
 			return fmt.Errorf("%w: PersistentVolume %s is of another volumeMode than what is asked for", ErrInvalid, pv.Name)
 		}
 		want.Request.Class = v.Class
-		if err := m.realizeVolume(ctx, v, permit); err != nil {
+		if err := m.realizeVolume(ctx, pv, v, permit); err != nil {
 			return err
 		}
 	}
@@ -116,33 +115,44 @@ func (m *Manager) volumeFor(ctx context.Context, volumeID string) (pv *corev1.Pe
 // use, if it is not nil, under the volume's lock. use may run while the phase is being
 // written; both have happened when makeReady returns nil.
 func (m *Manager) makeReady(ctx context.Context, v request.Volume, use func(ctx context.Context, device, fsType string) error) error {
-	if !v.Block {
-		if use == nil {
-			return m.ready(ctx, v, nil)
-		}
-		return m.ready(ctx, v, func(ctx context.Context, device, fsType string) error {
-			return m.explain(ctx, device, fsType, use(ctx, device, fsType))
-		})
+	if v.Block {
+		return m.handOut(ctx, v, use)
 	}
+	if _, on, found := m.find(v.Partition); found && on.Raw {
+		return otherMode(v)
+	}
+	if use == nil {
+		return m.ready(ctx, v, nil)
+	}
+	return m.ready(ctx, v, func(ctx context.Context, device, fsType string) error {
+		return m.explain(ctx, device, fsType, use(ctx, device, fsType))
+	})
+}
+
+// handOut calls use with the device of a raw block volume, which is ready as soon as it is there.
+func (m *Manager) handOut(ctx context.Context, v request.Volume, use func(ctx context.Context, device, fsType string) error) error {
 	unlock, err := m.volumeLocks.lock(ctx, v.Partition)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	d, on, err := m.usable(v.Partition)
-	if err != nil {
+	_, on, err := m.usable(v.Partition)
+	switch {
+	case err != nil:
 		return err
-	}
-	if on.Phase == disk.Reserved {
-		if err := d.Engine.MarkFormatted(context.WithoutCancel(ctx), v.Partition); err != nil {
-			return fmt.Errorf("volume %s: cannot note that it is handed out: %w", v.ID, err)
-		}
-		klog.FromContext(ctx).Info("Raw block volume is ready", "volume", v.ID, "partition", v.Partition, "device", on.Device)
-	}
-	if use == nil {
+	case !on.Raw:
+		return otherMode(v)
+	case use == nil:
 		return nil
 	}
 	return use(ctx, on.Device, "")
+}
+
+func otherMode(v request.Volume) error {
+	if v.Block {
+		return fmt.Errorf("%w: volume %s has a file system, it is no raw block volume", ErrInvalid, v.ID)
+	}
+	return fmt.Errorf("%w: volume %s is a raw block volume, it has no file system", ErrInvalid, v.ID)
 }
 
 // explain says, of a file system that could not be mounted, whether it is there at all.

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/berthdev/berth/pkg/agent/manifest"
+)
+
+// manifests is the command that writes the node's PersistentVolumes anew.
+func manifests() *cobra.Command {
+	o := manifest.Options{Sys: os.DirFS("/sys/block")}
+	policy := string(corev1.PersistentVolumeReclaimRetain)
+	cmd := &cobra.Command{
+		Use:   "manifests",
+		Short: "Prints PersistentVolumes for the persistent volumes that the node's disks hold",
+		Long: `Prints a PersistentVolume, as YAML, for each persistent volume that the disks of this node hold.
+
+It only reads, beside a running agent, and needs no API server. Applied with kubectl, the
+PersistentVolumes are Available: a claim of the same StorageClass, size and mode binds one
+with its data; with --bind only the claim does that has the name of the first one. To release a volume instead, print it with --reclaim-policy=Delete, apply
+that one and delete it: the agent wipes the volume, and then the PersistentVolume goes.`,
+		Args:         cobra.NoArgs,
+		SilenceUsage: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.ReclaimPolicy = corev1.PersistentVolumeReclaimPolicy(policy)
+			if err := o.Validate(); err != nil {
+				return err
+			}
+			volumes, err := manifest.Volumes(cmd.Context(), o)
+			if err := manifest.Write(cmd.OutOrStdout(), volumes); err != nil {
+				return err
+			}
+			return err
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&o.NodeName, "node-name", os.Getenv("NODE_NAME"), "Name of the Node whose disks these are. The default is $NODE_NAME.")
+	fs.StringSliceVar(&o.Devices, "devices", nil, "Shell patterns for device paths, as the agent has them. Loop, device-mapper and md devices are looked at only when named.")
+	fs.StringVar(&o.StorageClass, "storage-class", "", "StorageClass of the PersistentVolumes. A claim that is to bind one must name the same.")
+	fs.StringVar(&o.DiskClass, "disk-class", "", "DiskClass of the disks, noted in the PersistentVolumes.")
+	fs.BoolVar(&o.Bind, "bind", false, "Reserve each PersistentVolume for the claim of the namespace and name that it was made for, as far as the disk knows it.")
+	fs.StringVar(&policy, "reclaim-policy", policy, "Reclaim policy of the PersistentVolumes: Retain or Delete.")
+	return cmd
+}

@@ -1,0 +1,206 @@
+// Package manifest writes the PersistentVolumes of a node anew from its disks: for a
+// cluster that has lost them, and for whoever wants to bind or to release a volume that
+// was retained. It only reads the disks, beside the agent that serves them, and needs no
+// API server.
+package manifest
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+// Options say which disks are read, and what the disks do not know of their volumes.
+type Options struct {
+	NodeName string
+	// Devices are patterns for device paths. Without any, all disks are looked at that an
+	// agent takes without being told their paths.
+	Devices []string
+	// Sys is /sys/block.
+	Sys fs.FS
+	// StorageClass of the PersistentVolumes; a claim that is to bind one names the same.
+	StorageClass string
+	// DiskClass of the disks, or empty.
+	DiskClass string
+	// Bind reserves each PersistentVolume for the claim of the name that it was made for.
+	Bind bool
+	// ReclaimPolicy of the PersistentVolumes.
+	ReclaimPolicy corev1.PersistentVolumeReclaimPolicy
+}
+
+// Validate says what is missing.
+func (o *Options) Validate() error {
+	switch o.ReclaimPolicy {
+	case corev1.PersistentVolumeReclaimRetain, corev1.PersistentVolumeReclaimDelete:
+	default:
+		return fmt.Errorf("reclaim policy is %.64q: it must be %s or %s", o.ReclaimPolicy, corev1.PersistentVolumeReclaimRetain, corev1.PersistentVolumeReclaimDelete)
+	}
+	if o.NodeName == "" {
+		return errors.New("the name of the node is missing")
+	}
+	return nil
+}
+
+// Volumes returns the PersistentVolumes of what the disks hold, sorted by name. Disks and
+// volumes that cannot be told are in the error; the others are returned all the same.
+func Volumes(ctx context.Context, o Options) ([]*corev1.PersistentVolume, error) {
+	disks, err := readDisks(ctx, o)
+	problems := []error{err}
+	var volumes []*corev1.PersistentVolume
+	on := map[string]string{}
+	for _, d := range disks {
+		for _, v := range d.Volumes {
+			id, ok := diskv1alpha1.PersistentVolumeID(v.Name, v.Partition)
+			if v.Ephemeral || !ok || v.Phase == disk.Wiping {
+				// A wipe that was begun is ended by the next agent.
+				continue
+			}
+			if other, twice := on[id]; twice {
+				problems = append(problems, fmt.Errorf("volume %s is on disk %s and on disk %s: one must be a copy, take it away", id, other, d.ID))
+				volumes = slices.DeleteFunc(volumes, func(pv *corev1.PersistentVolume) bool { return pv.Name == id })
+				continue
+			}
+			on[id] = d.ID
+			fsType, err := fileSystem(ctx, d, v)
+			if err != nil {
+				problems = append(problems, fmt.Errorf("volume %s on disk %s (%s): %w", id, d.ID, d.Path, err))
+				continue
+			}
+			volumes = append(volumes, o.volume(d, v, id, fsType))
+		}
+	}
+	slices.SortFunc(volumes, func(a, b *corev1.PersistentVolume) int { return cmp.Compare(a.Name, b.Name) })
+	return volumes, errors.Join(problems...)
+}
+
+// readDisks reads the tables of the node's disks of ours.
+func readDisks(ctx context.Context, o Options) ([]disk.Snapshot, error) {
+	devices, err := discovery.Scan(o.Sys, "/dev", o.Devices)
+	if err != nil {
+		return nil, err
+	}
+	var disks []disk.Snapshot
+	var problems []error
+	for _, device := range devices {
+		if device.Explicit && len(o.Devices) == 0 {
+			continue
+		}
+		contents, err := disk.Inspect(ctx, device.Path)
+		if err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		if contents.State != disk.Ours {
+			continue
+		}
+		s, err := disk.Read(device.Path)
+		if err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		if i := slices.IndexFunc(disks, func(other disk.Snapshot) bool { return other.ID == s.ID }); i >= 0 {
+			return nil, fmt.Errorf("disk %s is on %s and on %s: one must be a copy, name the right one with --devices", s.ID, disks[i].Path, s.Path)
+		}
+		disks = append(disks, s)
+	}
+	return disks, errors.Join(problems...)
+}
+
+// volume is the PersistentVolume as the scheduler would have written it, but bound to no claim.
+func (o *Options) volume(d disk.Snapshot, v disk.Volume, id, fsType string) *corev1.PersistentVolume {
+	mode := corev1.PersistentVolumeFilesystem
+	if v.Raw {
+		mode = corev1.PersistentVolumeBlock
+	}
+	pvc := &corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{
+		AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeMode: &mode,
+	}}
+	class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: o.StorageClass}, ReclaimPolicy: &o.ReclaimPolicy}
+	wanted := request.Volume{ID: id, FSType: fsType, Request: placement.Request{Class: o.DiskClass}}
+	pv := claim.NewVolume(pvc, class, wanted, o.NodeName, diskv1alpha1.Place{
+		Disk: d.ID, Extent: diskv1alpha1.Extent{Start: v.Extent.Start, Length: v.Extent.Len()},
+	})
+	pv.TypeMeta = metav1.TypeMeta{APIVersion: corev1.SchemeGroupVersion.String(), Kind: "PersistentVolume"}
+	pv.Spec.ClaimRef = nil
+	if namespace, name, ok := strings.Cut(v.Note, "/"); ok && o.Bind {
+		// Without a UID: the claim is another one now.
+		pv.Spec.ClaimRef = &corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: namespace, Name: name}
+	}
+	if o.DiskClass == "" {
+		delete(pv.Spec.CSI.VolumeAttributes, diskv1alpha1.AttributeClass)
+	}
+	return pv
+}
+
+// probeTimeout bounds the reading of a file system's type.
+const probeTimeout = 30 * time.Second
+
+// fileSystem reads which file system a volume holds; empty if it was never handed out.
+func fileSystem(ctx context.Context, d disk.Snapshot, v disk.Volume) (string, error) {
+	if v.Raw || v.Phase == disk.Reserved {
+		return "", nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	arguments := []string{"-p", "-u", "filesystem", "-s", "TYPE", "-o", "value"}
+	if v.Device != "" {
+		arguments = append(arguments, v.Device)
+	} else {
+		arguments = append(arguments, "-O", strconv.FormatInt(v.Extent.Start, 10), "-S", strconv.FormatInt(v.Extent.Len(), 10), d.Path)
+	}
+	out, err := exec.CommandContext(ctx, "blkid", arguments...).Output()
+	fsType := strings.TrimSpace(string(out))
+	if err != nil || fsType == "" || diskv1alpha1.ValidateFSType(fsType) != nil {
+		return "", fmt.Errorf("no file system is recognised (%q): repair it first, or write its manifest by hand", fsType)
+	}
+	return fsType, nil
+}
+
+// Write writes the PersistentVolumes as YAML, one document each.
+func Write(w io.Writer, volumes []*corev1.PersistentVolume) error {
+	var out bytes.Buffer
+	for _, pv := range volumes {
+		encoded, err := json.Marshal(pv)
+		if err != nil {
+			return err
+		}
+		var fields map[string]any
+		if err := json.Unmarshal(encoded, &fields); err != nil {
+			return err
+		}
+		delete(fields, "status")
+		if meta, ok := fields["metadata"].(map[string]any); ok {
+			delete(meta, "creationTimestamp")
+		}
+		document, err := yaml.Marshal(fields)
+		if err != nil {
+			return err
+		}
+		out.WriteString("---\n")
+		out.Write(document)
+	}
+	_, err := w.Write(out.Bytes())
+	return err
+}

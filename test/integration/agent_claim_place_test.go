@@ -1,0 +1,259 @@
+package integration
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// TestAgentClaimPlaces: what happens when the recorded place is not to be had.
+func TestAgentClaimPlaces(t *testing.T) {
+	n := newNode(t, gib, gib)
+	n.start()
+	status := n.ready()
+	first, second := of(&status, n.disks[0]), of(&status, n.disks[1])
+	start := first.Free[0].Start
+	taken := n.bound("first", "512Mi", corev1.PersistentVolumeFilesystem, first, start)
+	n.realized(taken)
+
+	// The extent is taken: another one of the node.
+	moved := n.bound("moved", "600Mi", corev1.PersistentVolumeFilesystem, first, start+128*mib)
+	d, a := n.realized(moved)
+	if a.Length != 600*mib || d.Device != n.disks[1].name() {
+		t.Errorf("the volume is at %+v of %s", a, d.Device)
+	}
+	for _, object := range []string{n.said(moved, "VolumeReplaced"), n.said(n.claimOf(moved), "VolumeReplaced")} {
+		if !strings.Contains(object, "not free") {
+			t.Errorf("event says %q", object)
+		}
+	}
+
+	// Nothing fits: it waits until something does.
+	large := n.bound("large", "900Mi", corev1.PersistentVolumeFilesystem, second, second.Free[0].Start)
+	n.said(large, "NoRoomForVolume")
+	if err := n.stage(large); err == nil || !strings.Contains(err.Error(), "ResourceExhausted") {
+		t.Errorf("stage says %v", err)
+	}
+	n.phase(moved, corev1.VolumeReleased)
+	n.gone(moved)
+	n.phase(taken, corev1.VolumeReleased)
+	n.gone(taken)
+	n.realized(large)
+
+	// What is recorded and not there yet is not given to anybody whom the node places itself.
+	n.phase(large, corev1.VolumeReleased)
+	n.gone(large)
+	n.released()
+	n.stop()
+	promised := n.bound("promised", "400Mi", corev1.PersistentVolumeFilesystem, first, start)
+	pod := n.pod("unrecorded", "", nil, n.volumeOf("data", "400Mi", ""))
+	n.start()
+	if d, a := n.realized(promised); d.Device != n.disks[0].name() || a.Start != start {
+		t.Errorf("the recorded volume is at %d of %s", a.Start, d.Device)
+	}
+	n.formatted(pod, "data")
+}
+
+// TestAgentClaimDiskMissing: while the recorded disk is away nothing is made elsewhere, and
+// nothing goes.
+func TestAgentClaimDiskMissing(t *testing.T) {
+	n := newNode(t, gib, gib)
+	n.start()
+	status := n.ready()
+	d := of(&status, n.disks[0])
+	pv := n.bound("data", "64Mi", corev1.PersistentVolumeFilesystem, d, d.Free[0].Start)
+	n.realized(pv)
+	target, unmount := n.mounted(pv, "ext4")
+	n.writeCanary(target)
+	unmount()
+	n.sys.hide(t, n.disks[0], true)
+	n.published("the disk is out of service", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+		if of(s, n.disks[0]).State != diskv1alpha1.DiskFailed {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	late := n.bound("late", "64Mi", corev1.PersistentVolumeFilesystem, d, d.Free[0].Start+128*mib)
+	if said := n.said(late, "VolumeDiskMissing"); !strings.Contains(said, d.ID) {
+		t.Errorf("event says %q", said)
+	}
+	n.said(n.claimOf(late), "VolumeDiskMissing")
+	if err := n.stage(late); err == nil {
+		t.Error("a volume of a missing disk is staged")
+	}
+	// An agent that knows nothing of the disk but what the PersistentVolume says.
+	n.stop()
+	ndc, err := n.ndc()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.remove(ndc)
+	n.start()
+	n.phase(pv, corev1.VolumeReleased)
+	n.said(pv, "VolumeDiskMissing")
+	n.never("a PersistentVolume goes while its disk is away", 1e9, func() error {
+		if err := n.client.Get(t.Context(), client.ObjectKeyFromObject(pv), &corev1.PersistentVolume{}); err != nil {
+			return nil
+		}
+		return errors.New("it does not")
+	})
+	n.sys.hide(t, n.disks[0], false)
+	n.gone(pv)
+	n.realized(late)
+	if canaryIn(t, n.disks[0]) {
+		t.Error("the volume is gone, its data is not")
+	}
+}
+
+// TestAgentClaimBlock: a raw block volume begins as zeros, and never gets a file system.
+func TestAgentClaimBlock(t *testing.T) {
+	n := newNode(t, gib)
+	n.start()
+	status := n.ready()
+	d := of(&status, n.disks[0])
+	pv := n.bound("raw", "64Mi", corev1.PersistentVolumeBlock, d, d.Free[0].Start)
+	_, a := n.realized(pv)
+	if !n.disks[0].zero(t, a.Start, a.Length) {
+		t.Error("a new raw block volume is not zero")
+	}
+	if err := n.stage(pv); err != nil {
+		t.Fatal(err)
+	}
+	device := n.device(pv)
+	if err := os.WriteFile(device, bytes.Repeat([]byte(canary), 1000), 0); err != nil {
+		t.Fatal(err)
+	}
+	command(t, "blockdev", "--flushbufs", device)
+	n.stop()
+	n.start()
+	if err := n.stage(pv); err != nil {
+		t.Fatal(err)
+	}
+	if !canaryIn(t, n.disks[0]) {
+		t.Error("a raw block volume lost its data")
+	}
+	// It is not one with a file system, whatever is asked.
+	asked := pv.DeepCopy()
+	asked.Spec.VolumeMode = nil
+	if err := n.stage(asked); err == nil || !strings.Contains(err.Error(), "raw block volume") {
+		t.Errorf("staged as a file system: %v", err)
+	}
+	n.unstage(pv)
+	n.phase(pv, corev1.VolumeReleased)
+	n.gone(pv)
+	if canaryIn(t, n.disks[0]) {
+		t.Error("the volume is gone, its data is not")
+	}
+}
+
+// TestAgentClaimGrows: what the PersistentVolume's capacity grants, the partition gets, or the
+// agent says how much could be had.
+func TestAgentClaimGrows(t *testing.T) {
+	n := newNode(t, gib)
+	n.start()
+	status := n.ready()
+	d := of(&status, n.disks[0])
+	start := d.Free[0].Start
+	pv := n.bound("data", "64Mi", corev1.PersistentVolumeFilesystem, d, start)
+	behind := n.bound("behind", "64Mi", corev1.PersistentVolumeFilesystem, d, start+256*mib)
+	n.realized(pv)
+	n.realized(behind)
+	target, _ := n.mounted(pv, "ext4")
+	n.writeCanary(target)
+
+	n.grant(pv, "128Mi")
+	n.hasLength(pv, 128*mib)
+	if !n.hasCanary(target) {
+		t.Error("a volume that grew lost its data")
+	}
+	n.stop()
+	n.grant(pv, "200Mi")
+	n.start()
+	n.hasLength(pv, 200*mib)
+
+	n.grant(pv, "300Mi")
+	if said := n.said(pv, "VolumeNotGrown"); !strings.Contains(said, fmt.Sprint(256*mib)) {
+		t.Errorf("event says %q", said)
+	}
+	n.keeps("a volume grows into its neighbour", pv)
+	// The neighbour goes: there is room.
+	n.phase(behind, corev1.VolumeReleased)
+	n.gone(behind)
+	n.hasLength(pv, 300*mib)
+}
+
+func (n *node) grant(pv *corev1.PersistentVolume, size string) {
+	n.t.Helper()
+	n.edit(pv, func() { pv.Spec.Capacity[corev1.ResourceStorage] = resource.MustParse(size) })
+}
+
+func (n *node) hasLength(pv *corev1.PersistentVolume, length int64) {
+	n.t.Helper()
+	n.published(fmt.Sprintf("the volume has %d bytes", length), func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+		if _, a, _ := held(s, pv); a.Length != length {
+			return fmt.Errorf("it has %d", a.Length)
+		}
+		return nil
+	})
+	size := strings.TrimSpace(command(n.t, "blockdev", "--getsize64", n.device(pv)))
+	if size != fmt.Sprint(length) {
+		n.t.Errorf("the kernel knows %s bytes, want %d", size, length)
+	}
+}
+
+// claimOf is the claim of a PersistentVolume, to ask for events about it.
+func (n *node) claimOf(pv *corev1.PersistentVolume) *corev1.PersistentVolumeClaim {
+	pvc := &corev1.PersistentVolumeClaim{}
+	pvc.Name, pvc.UID = pv.Spec.ClaimRef.Name, pv.Spec.ClaimRef.UID
+	return pvc
+}
+
+// TestAgentClaimDamaged: a volume that was formatted is never formatted again.
+func TestAgentClaimDamaged(t *testing.T) {
+	n := newNode(t, gib)
+	n.start()
+	status := n.ready()
+	d := of(&status, n.disks[0])
+	pv := n.bound("data", "64Mi", corev1.PersistentVolumeFilesystem, d, d.Free[0].Start)
+	if err := n.stage(pv); err != nil {
+		t.Fatal(err)
+	}
+	n.writeCanary(n.staging(pv))
+	n.unstage(pv)
+	device := n.device(pv)
+	f, err := os.OpenFile(device, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The superblock of ext4, and not its data.
+	if _, err := f.WriteAt(make([]byte, 1024), 1024); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	command(t, "blockdev", "--flushbufs", device)
+	for range 2 {
+		if err := n.stage(pv); err == nil || !strings.Contains(err.Error(), "not formatted again") {
+			t.Errorf("a damaged volume is staged: %v", err)
+		}
+		n.stop()
+		n.start()
+	}
+	if !canaryIn(t, n.disks[0]) {
+		t.Error("a damaged volume lost what was left of it")
+	}
+	if entries, err := os.ReadDir(filepath.Dir(n.staging(pv))); err != nil || len(entries) > 1 {
+		t.Errorf("%d staging paths, %v", len(entries), err)
+	}
+}
