@@ -34,7 +34,7 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *csispec.NodeExpandVolume
 	if err != nil {
 		return nil, err
 	}
-	release, err := n.claim(r.VolumeId)
+	release, err := n.claim(ctx, r.VolumeId)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"time"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -54,31 +55,61 @@ type Node struct {
 	volumes Volumes
 	mounter mount.Interface
 
-	// busy are the IDs of the volumes that a call works on. The kubelet serializes calls
-	// itself; after a restart of it, or a timeout, two can still meet.
+	// busy are the IDs of the volumes that a call works on, each with a channel that is
+	// closed when it has ended. Calls for two pods that start with the same volume meet, and
+	// so do calls of which the kubelet has given up one.
 	mu   sync.Mutex
-	busy map[string]bool
+	busy map[string]chan struct{}
+	// patience is how long a call waits for another one.
+	patience time.Duration
 }
+
+// busyPatience is longer than a call takes on a disk that answers: to be turned away costs
+// the kubelet more, and shows as an event.
+const busyPatience = 3 * time.Second
 
 // NewNode returns the service of the named node.
 func NewNode(name string, v Volumes) *Node {
 	// Without systemd: the mounts are file systems of the kernel, no process stays behind.
-	return &Node{name: name, volumes: v, mounter: mount.NewWithoutSystemd(""), busy: map[string]bool{}}
+	return &Node{
+		name: name, volumes: v, mounter: mount.NewWithoutSystemd(""),
+		busy: map[string]chan struct{}{}, patience: busyPatience,
+	}
 }
 
 // claim makes the caller the only one to work on the volume.
-func (n *Node) claim(volumeID string) (release func(), err error) {
+func (n *Node) claim(ctx context.Context, volumeID string) (release func(), err error) {
+	patience := time.NewTimer(n.patience)
+	defer patience.Stop()
+	for {
+		other, taken := n.tryClaim(volumeID)
+		if !taken {
+			return func() { n.release(volumeID) }, nil
+		}
+		select {
+		case <-other:
+		case <-patience.C:
+			return nil, status.Errorf(codes.Aborted, "another call for volume %s is under way", volumeID)
+		case <-ctx.Done():
+			return nil, statusOf(ctx.Err())
+		}
+	}
+}
+
+func (n *Node) tryClaim(volumeID string) (other <-chan struct{}, taken bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.busy[volumeID] {
-		return nil, status.Errorf(codes.Aborted, "another call for volume %s is under way", volumeID)
+	if other, taken = n.busy[volumeID]; !taken {
+		n.busy[volumeID] = make(chan struct{})
 	}
-	n.busy[volumeID] = true
-	return func() {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		delete(n.busy, volumeID)
-	}, nil
+	return other, taken
+}
+
+func (n *Node) release(volumeID string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	close(n.busy[volumeID])
+	delete(n.busy, volumeID)
 }
 
 // NodeGetInfo names the node, and how volumes name it. It sets no limit on volumes: the

@@ -9,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
@@ -24,6 +26,7 @@ import (
 
 // answers is what package volumes says to every call.
 type answers struct {
+	mu       sync.Mutex
 	err      error
 	pod      volumes.PodRef
 	released []string
@@ -39,6 +42,8 @@ type answers struct {
 }
 
 func (a *answers) Publish(_ context.Context, pod volumes.PodRef, _ string, _ func(context.Context, string, string) error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.pod = pod
 	return a.err
 }
@@ -159,16 +164,32 @@ func TestPublishErrors(t *testing.T) {
 
 func TestOneCallAtATime(t *testing.T) {
 	n := NewNode("n", &answers{})
-	release, err := n.claim("csi-1")
+	release, err := n.claim(t.Context(), "csi-1")
 	if err != nil {
 		t.Fatal(err)
 	}
+	n.patience = time.Millisecond
 	if _, err := n.NodePublishVolume(t.Context(), valid()); status.Code(err) != codes.Aborted {
 		t.Errorf("a second call: %v", err)
 	}
+	n.patience = time.Minute
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := n.NodePublishVolume(gone, valid()); status.Code(err) != codes.Canceled {
+		t.Errorf("a call that nobody waits for: %v", err)
+	}
+	var calls sync.WaitGroup
+	for range 10 {
+		calls.Go(func() {
+			if _, err := n.NodePublishVolume(t.Context(), valid()); err != nil {
+				t.Errorf("a later call: %v", err)
+			}
+		})
+	}
 	release()
-	if _, err := n.NodePublishVolume(t.Context(), valid()); err != nil {
-		t.Errorf("a later call: %v", err)
+	calls.Wait()
+	if len(n.busy) != 0 {
+		t.Errorf("%d claims are left", len(n.busy))
 	}
 }
 

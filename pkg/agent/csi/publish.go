@@ -39,7 +39,7 @@ func (n *Node) NodePublishVolume(ctx context.Context, r *csispec.NodePublishVolu
 	} else if err := checkPath("staging_target_path", r.StagingTargetPath); err != nil && !a.block {
 		return nil, err
 	}
-	release, err := n.claim(r.VolumeId)
+	release, err := n.claim(ctx, r.VolumeId)
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +216,7 @@ func (n *Node) NodeUnpublishVolume(ctx context.Context, r *csispec.NodeUnpublish
 	if err := checkPath("target_path", r.TargetPath); err != nil {
 		return nil, err
 	}
-	release, err := n.claim(r.VolumeId)
+	release, err := n.claim(ctx, r.VolumeId)
 	if err != nil {
 		return nil, err
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // NodeGetVolumeStats says how full a volume is, and in what condition.
-func (n *Node) NodeGetVolumeStats(_ context.Context, r *csispec.NodeGetVolumeStatsRequest) (*csispec.NodeGetVolumeStatsResponse, error) {
+func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csispec.NodeGetVolumeStatsRequest) (*csispec.NodeGetVolumeStatsResponse, error) {
 	switch {
 	case r.VolumeId == "":
 		return nil, invalid("volume_id is missing")
@@ -26,7 +26,7 @@ func (n *Node) NodeGetVolumeStats(_ context.Context, r *csispec.NodeGetVolumeSta
 		return nil, invalid("volume_path is missing")
 	}
 	// The kubelet asks every minute. Of a disk that hangs one question waits, not more and more.
-	release, err := n.claim("stats of " + r.VolumeId + " on " + r.VolumePath)
+	release, err := n.claim(ctx, "stats of "+r.VolumeId+" on "+r.VolumePath)
 	if err != nil {
 		return nil, err
 	}
