@@ -23,6 +23,11 @@ const (
 	// FinalizerVolume keeps a PersistentVolume until the node's agent has wiped its
 	// volume, or leaves it to a person (reclaim policy Retain).
 	FinalizerVolume = GroupName + "/volume"
+
+	// AnnotationMovedTo on a PersistentVolume is the id of the disk that holds its volume,
+	// if the node had to put it on another disk than its attributes, which nobody can
+	// change, say. While that disk is away the volume is not made anew.
+	AnnotationMovedTo = GroupName + "/moved-to"
 )
 
 // Parameters of a StorageClass, beside AttributeClass and AttributeSpread.

@@ -88,6 +88,19 @@ func (c *Client) setFinalizers(ctx context.Context, pv *corev1.PersistentVolume,
 	return out, nil
 }
 
+// AnnotateVolume sets an annotation of the PersistentVolume, if it still is the one with the UID.
+func (c *Client) AnnotateVolume(ctx context.Context, pv *corev1.PersistentVolume, key, value string) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid": pv.UID, "annotations": map[string]string{key: value},
+	}})
+	if err != nil {
+		return err
+	}
+	return c.core.Patch(types.MergePatchType).Resource(volumes).Name(pv.Name).Body(patch).Do(ctx).Error()
+}
+
 // IsGoneOrChanged reports whether the error says that the object is not what was read:
 // reading it again tells more.
 func IsGoneOrChanged(err error) bool {

@@ -92,6 +92,9 @@ func stripVolume(object any) (any, error) {
 	if !claim.IsOurs(pv) {
 		return slim, nil
 	}
+	if disk, ok := pv.Annotations[diskv1alpha1.AnnotationMovedTo]; ok {
+		metav1.SetMetaDataAnnotation(&slim.ObjectMeta, diskv1alpha1.AnnotationMovedTo, disk)
+	}
 	slim.Spec = corev1.PersistentVolumeSpec{
 		Capacity:                      pv.Spec.Capacity,
 		PersistentVolumeReclaimPolicy: pv.Spec.PersistentVolumeReclaimPolicy,
@@ -257,7 +260,7 @@ func (m *Manager) serve(ctx context.Context, pv *corev1.PersistentVolume, v clai
 	if err := m.realizeVolume(ctx, pv, v, m.stillWatched(pv)); err != nil {
 		return err
 	}
-	if err := m.compare(pv, v); err != nil {
+	if err := m.compare(ctx, pv, v); err != nil {
 		return err
 	}
 	if err := m.makeReady(ctx, requestOf(v), nil); err != nil {

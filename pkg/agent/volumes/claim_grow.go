@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -16,7 +17,7 @@ import (
 
 // compare holds that the partition is the volume of the PersistentVolume, and says where
 // they differ in what the disk decides.
-func (m *Manager) compare(pv *corev1.PersistentVolume, v claim.Volume) error {
+func (m *Manager) compare(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume) error {
 	disks := m.options.Inventory.Disks()
 	d, on, found := findIn(disks, v.Partition)
 	if !found || !d.Ready() {
@@ -31,10 +32,34 @@ func (m *Manager) compare(pv *corev1.PersistentVolume, v claim.Volume) error {
 	if len(m.volumesOf(v.Partition)) > 1 {
 		return fmt.Errorf("%w: another PersistentVolume has the volumeHandle %s too: delete the one that is wrong; the volume is wiped on behalf of neither", errMismatch, v.ID)
 	}
+	if err := m.noteMove(ctx, pv, v, d.ID()); err != nil {
+		return err
+	}
 	if on.Extent.Len() > v.Size {
 		return fmt.Errorf("%w: the capacity of PersistentVolume %s is %d bytes, its partition has %d; volumes never shrink", errMismatch, pv.Name, v.Size, on.Extent.Len())
 	}
 	return nil
+}
+
+// noteMove notes on the PersistentVolume which disk has its volume, if that is another one
+// than it was made for: whoever looks for the volume must know which disk to wait for.
+func (m *Manager) noteMove(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, disk string) error {
+	noted := pv.Annotations[diskv1alpha1.AnnotationMovedTo]
+	if noted == disk || noted == "" && v.Place.Disk == disk {
+		return nil
+	}
+	if err := m.options.Client.AnnotateVolume(ctx, pv, diskv1alpha1.AnnotationMovedTo, disk); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("cannot note on PersistentVolume %s that its volume is on disk %s: %w", pv.Name, disk, err)
+	}
+	return nil
+}
+
+// diskFor is the disk that has the volume of a PersistentVolume, or is to have it.
+func diskFor(pv *corev1.PersistentVolume, v claim.Volume) string {
+	if moved := pv.Annotations[diskv1alpha1.AnnotationMovedTo]; moved != "" {
+		return moved
+	}
+	return v.Place.Disk
 }
 
 // growTo brings the partition to the size that its PersistentVolume was granted.

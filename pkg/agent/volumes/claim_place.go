@@ -72,6 +72,7 @@ func (m *Manager) isFinished(pv *corev1.PersistentVolume) bool {
 func (m *Manager) realizeVolume(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, permit func() error) error {
 	w := wanted{Volume: requestOf(v)}
 	w.Claim = claim.Owner(pv)
+	w.home = diskFor(pv, v)
 	w.recorded = &diskv1alpha1.RecordVolume{
 		Name: w.Name, Disk: v.Place.Disk, Extent: diskv1alpha1.Extent{Start: v.Place.Start, Length: v.Size},
 	}
@@ -114,13 +115,12 @@ func (m *Manager) chooseVolume(w wanted) (p place, found bool, err error) {
 	if _, _, found := findIn(disks, w.Partition); found {
 		return place{}, true, nil
 	}
+	if _, inService := diskOf(disks, w.home); w.home != "" && !inService {
+		// It may come back with the volume's data.
+		return place{}, false, fmt.Errorf("%w: disk %s, which the volume was put on, is not in service on node %s; nothing is made elsewhere, the data may be on it", errDiskMissing, w.home, m.node)
+	}
 	if w.recorded != nil {
-		at, inService := diskOf(disks, w.recorded.Disk)
-		if !inService {
-			// It may come back with the volume's data.
-			return place{}, false, fmt.Errorf("%w: the volume is recorded on disk %s, which is not in service on node %s; nothing is made elsewhere, the data may be on it", errDiskMissing, w.recorded.Disk, m.node)
-		}
-		if w.Request.Class == "" {
+		if at, ok := diskOf(disks, w.recorded.Disk); ok && w.Request.Class == "" {
 			w.Request.Class = at.Class
 		}
 	}

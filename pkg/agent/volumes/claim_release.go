@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
@@ -121,8 +122,8 @@ func (m *Manager) reclaimVolume(ctx context.Context, live *corev1.PersistentVolu
 	d, on, found := findIn(disks, partition)
 	switch {
 	case !found:
-		if _, inService := diskOf(disks, v.Place.Disk); !inService {
-			m.warnVolume(live, eventDiskMissing, fmt.Sprintf("the volume is recorded on disk %s, which is not in service on node %s: it cannot be wiped. If the disk is gone for good, remove the finalizer %s", v.Place.Disk, m.node, diskv1alpha1.FinalizerVolume))
+		if _, inService := diskOf(disks, diskFor(live, v)); !inService {
+			m.warnVolume(live, eventDiskMissing, fmt.Sprintf("disk %s, which the volume was put on, is not in service on node %s: it cannot be wiped. If the disk is gone for good, remove the finalizer %s", diskFor(live, v), m.node, diskv1alpha1.FinalizerVolume))
 			m.waitVolume(live.Name, m.changesSeen())
 			return false, nil
 		}
@@ -285,15 +286,27 @@ func (m *Manager) lookForVolume(ctx context.Context, v disk.Volume) error {
 	}
 	if err == nil && claim.IsOurs(pv) && pv.Spec.CSI.VolumeHandle == id {
 		m.noteOrphan(v.Partition, false)
-		if pv.Labels[diskv1alpha1.LabelNode] != diskv1alpha1.NodeLabel(m.node) && len(pv.Labels[diskv1alpha1.LabelNode]) > 0 {
-			m.warnVolume(pv, eventMismatch, fmt.Sprintf("its label %s is %q, its volume is on node %s: nothing is done for it until the label is right", diskv1alpha1.LabelNode, pv.Labels[diskv1alpha1.LabelNode], m.node))
-		}
+		m.explainUnwatched(pv)
 		return nil
 	}
 	if m.noteOrphan(v.Partition, true) {
 		klog.FromContext(ctx).Info("Volume has no PersistentVolume; it is kept until one is made and deleted", "volume", id, "partition", v.Partition, "device", v.Device)
 	}
 	return nil
+}
+
+// explainUnwatched says why the watch does not show the PersistentVolume of a volume that is
+// here: somebody changed its label, or moved the disk. One of a stock provisioner has no
+// label, and that is well so: not the agent wipes it, but the provisioner's call.
+func (m *Manager) explainUnwatched(pv *corev1.PersistentVolume) {
+	here, label := diskv1alpha1.NodeLabel(m.node), pv.Labels[diskv1alpha1.LabelNode]
+	v, err := claim.ReadVolume(pv)
+	switch {
+	case err == nil && v.Node != here:
+		m.warnVolume(pv, eventStrayed, fmt.Sprintf("the volume is on a disk of node %s, its PersistentVolume is for node %q: was the disk moved? The volume is kept", m.node, v.Node))
+	case label != here && (label != "" || slices.Contains(pv.Finalizers, diskv1alpha1.FinalizerVolume)):
+		m.warnVolume(pv, eventMismatch, fmt.Sprintf("its label %s is %q, its volume is on node %s: nothing is done for it until the label is %q", diskv1alpha1.LabelNode, label, m.node, here))
+	}
 }
 
 // noteOrphan notes whether a partition has no PersistentVolume; news says that this is news.

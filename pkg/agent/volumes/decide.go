@@ -28,6 +28,8 @@ type wanted struct {
 	// then unrecorded says why.
 	recorded   *diskv1alpha1.RecordVolume
 	unrecorded string
+	// home is a disk that must be in service, because it may hold the volume already.
+	home string
 }
 
 // place is where a volume goes.
