@@ -48,8 +48,14 @@ func (e *tenant) published(ctx context.Context, node string) (*v1alpha1.NodeDisk
 func (e *tenant) find(pod *corev1.Pod, volume string) place {
 	e.t.Helper()
 	partition := v1alpha1.PartitionID(v1alpha1.InlineVolumeID(pod.UID, volume))
-	p := place{node: pod.Spec.NodeName}
-	e.eventually("volume "+volume+" of "+pod.Name+" is published", func(ctx context.Context) error {
+	return e.findPartition("volume "+volume+" of "+pod.Name, pod.Spec.NodeName, partition)
+}
+
+// findPartition waits until a partition is published as ready, and returns its place.
+func (e *tenant) findPartition(what, onNode, partition string) place {
+	e.t.Helper()
+	p := place{node: onNode}
+	e.eventually(what+" is published", func(ctx context.Context) error {
 		status, err := e.published(ctx, p.node)
 		if err != nil {
 			return err

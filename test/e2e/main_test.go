@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -29,23 +31,36 @@ const (
 	patience = 90 * time.Second
 )
 
-// Classes of the shared cluster. node1 and node2 have a disk of each sector size; the two
-// disks of node3 are of one class, for tests that need a node for themselves.
+// Classes of the shared cluster. node1 and node2 have a disk of each sector size; the first
+// two disks of node3 are of one class, for tests that need a node for themselves. Each node has
+// a disk each of ssd and hdd beside, which are for claims.
 const (
 	sector512  = "sector512"
 	sector4096 = "sector4096"
 	pair       = "pair"
 	pairNode   = "node3"
+	ssd        = "ssd"
+	hdd        = "hdd"
 )
+
+const disksOfANode = 4
 
 // unchecked is the label of namespaces in which the admission policy for pods does not
 // apply, as if it were not installed.
 const unchecked = "unchecked"
 
 var nodes = []cluster.NodeOptions{
-	{Disks: []cluster.DiskOptions{{Size: 2 * gib, SectorSize: 512}, {Size: 2 * gib, SectorSize: 4096}}},
-	{Disks: []cluster.DiskOptions{{Size: 2 * gib, SectorSize: 4096}, {Size: 2 * gib, SectorSize: 512}}},
-	{Labels: map[string]string{"disks": pair}, Disks: []cluster.DiskOptions{{Size: 2 * gib, SectorSize: 512}, {Size: 2 * gib, SectorSize: 4096}}},
+	{Disks: disks(512, 4096, 512, 4096)},
+	{Disks: disks(4096, 512, 512, 4096)},
+	{Labels: map[string]string{"disks": pair}, Disks: disks(512, 4096, 512, 4096)},
+}
+
+func disks(sectors ...int) []cluster.DiskOptions {
+	var d []cluster.DiskOptions
+	for _, s := range sectors {
+		d = append(d, cluster.DiskOptions{Size: 2 * gib, SectorSize: s})
+	}
+	return d
 }
 
 // shared is the cluster of all tests but one: starting it costs more than most of them.
@@ -80,29 +95,42 @@ func start(ctx context.Context) (*cluster.Cluster, error) {
 			return nil, err
 		}
 	}
+	for _, class := range storageClasses() {
+		if err := c.Client().Create(ctx, class); err != nil {
+			return nil, err
+		}
+	}
 	if err := exempt(ctx, c.Client()); err != nil {
 		return nil, err
 	}
-	return c, cluster.Eventually(ctx, patience, func(ctx context.Context) error { return inService(ctx, c.Client(), 2*len(nodes)) })
+	return c, cluster.Eventually(ctx, patience, func(ctx context.Context) error { return inService(ctx, c.Client(), disksOfANode*len(nodes)) })
 }
 
 func classes(c *cluster.Cluster) []*v1alpha1.DiskClass {
-	bySector := map[int]*v1alpha1.DiskClass{
-		512:  {ObjectMeta: metav1.ObjectMeta{Name: sector512}},
-		4096: {ObjectMeta: metav1.ObjectMeta{Name: sector4096}},
+	byName := map[string]*v1alpha1.DiskClass{}
+	for _, name := range []string{sector512, sector4096, pair, ssd, hdd} {
+		byName[name] = &v1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	}
+	byName[pair].Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: nodes[2].Labels}
 	for _, n := range c.Nodes() {
-		for _, d := range n.Disks {
-			if n.Name != pairNode {
-				devices := &bySector[d.SectorSize].Spec.Devices
-				devices.Paths = append(devices.Paths, d.Path)
+		for i, d := range n.Disks {
+			name := pair
+			switch {
+			case i == 2:
+				name = ssd
+			case i == 3:
+				name = hdd
+			case n.Name == pairNode:
+			case d.SectorSize == 512:
+				name = sector512
+			default:
+				name = sector4096
 			}
+			devices := &byName[name].Spec.Devices
+			devices.Paths = append(devices.Paths, d.Path)
 		}
 	}
-	both := &v1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: pair}}
-	both.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: nodes[2].Labels}
-	both.Spec.Devices.Paths = []string{"/dev/loop*"}
-	return []*v1alpha1.DiskClass{bySector[512], bySector[4096], both}
+	return slices.Collect(maps.Values(byName))
 }
 
 // exempt takes the namespaces with the label unchecked out of the policy for pods.

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -50,14 +51,17 @@ func newTenant(t *testing.T, c *cluster.Cluster, labels ...string) *tenant {
 func (e *tenant) leave() {
 	ctx := context.Background()
 	if e.t.Failed() {
-		out, _ := e.cluster.Kubectl(ctx, "get", "pods,events", "--namespace", e.namespace, "-o", "wide")
+		out, _ := e.cluster.Kubectl(ctx, "get", "pods,persistentvolumeclaims,persistentvolumes,events", "--namespace", e.namespace, "-o", "wide")
 		e.t.Logf("%s\nlogs are in %s", out, e.cluster.LogDir())
 	}
-	err := e.client.DeleteAllOf(ctx, &corev1.Pod{}, client.InNamespace(e.namespace), client.GracePeriodSeconds(1))
-	if err != nil {
-		e.t.Error(err)
+	// Who would make new ones goes first.
+	for _, kind := range []client.Object{&appsv1.StatefulSet{}, &corev1.Pod{}, &corev1.PersistentVolumeClaim{}} {
+		err := e.client.DeleteAllOf(ctx, kind, client.InNamespace(e.namespace), client.GracePeriodSeconds(1))
+		if err != nil {
+			e.t.Error(err)
+		}
 	}
-	err = cluster.Eventually(ctx, patience, func(ctx context.Context) error {
+	err := cluster.Eventually(ctx, patience, func(ctx context.Context) error {
 		pods := &corev1.PodList{}
 		if err := e.client.List(ctx, pods, client.InNamespace(e.namespace)); err != nil {
 			return err
@@ -65,7 +69,7 @@ func (e *tenant) leave() {
 		if len(pods.Items) > 0 {
 			return fmt.Errorf("%d pods are left", len(pods.Items))
 		}
-		return e.allFree(ctx)
+		return errors.Join(e.noVolumes(ctx), e.allFree(ctx))
 	})
 	if err != nil {
 		e.t.Errorf("after the test: %v", err)
@@ -235,17 +239,17 @@ func (e *tenant) waits(pod *corev1.Pod) string {
 	return message
 }
 
-// event waits for an event about the pod whose message has all of the words.
-func (e *tenant) event(pod *corev1.Pod, reason string, words ...string) {
+// event waits for an event about the object whose message has all of the words.
+func (e *tenant) event(object client.Object, reason string, words ...string) {
 	e.t.Helper()
-	e.eventually("event "+reason+" of pod "+pod.Name, func(ctx context.Context) error {
+	e.eventually("event "+reason+" of "+object.GetName(), func(ctx context.Context) error {
 		events := &corev1.EventList{}
 		if err := e.client.List(ctx, events, client.InNamespace(e.namespace)); err != nil {
 			return err
 		}
 		err := errors.New("there is none")
 		for _, event := range events.Items {
-			if event.InvolvedObject.UID != pod.UID || event.Reason != reason {
+			if event.InvolvedObject.UID != object.GetUID() || event.Reason != reason {
 				continue
 			}
 			if missing := lacks(event.Message, words); missing == "" {
