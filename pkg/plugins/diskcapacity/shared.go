@@ -29,8 +29,8 @@ func SharedLedger(factory informers.SharedInformerFactory) (*Shared, bool) {
 	return &Shared{Ledger: f.ledger, Synced: f.hasSynced, feed: f}, true
 }
 
-// OnCapacity has heard called after each publication of a node that was folded into the
-// ledger. It must be quick.
+// OnCapacity has heard called after each publication of a node, and the end of its
+// publications, that was folded into the ledger. It must be quick.
 func (s *Shared) OnCapacity(heard func(nodeName string)) { s.feed.capacities.listen(heard) }
 
 // UnknownClass says what is wrong with the name of a DiskClass; nothing if there is one.

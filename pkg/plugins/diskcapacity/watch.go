@@ -158,8 +158,12 @@ func (s *capacityStore) Delete(obj any) error {
 func (s *capacityStore) forget(name string, revision uint64) {
 	s.mu.Lock()
 	delete(s.known, name)
+	listeners := s.listeners
 	s.mu.Unlock()
 	s.ledger.DeleteCapacity(name, revision)
+	for _, heard := range listeners {
+		heard(name)
+	}
 }
 
 // Replace implements cache.ReflectorStore: it gets everything there is at a revision.
