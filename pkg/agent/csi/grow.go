@@ -79,7 +79,7 @@ func growMounted(ctx context.Context, device string, mounts []*mountinfo.Info) e
 	if err != nil {
 		return err
 	}
-	klog.FromContext(ctx).Info("File system has grown", "device", device, "fsType", m.FSType, "duration", time.Since(begin))
+	klog.FromContext(ctx).Info("File system fills its volume", "device", device, "fsType", m.FSType, "duration", time.Since(begin))
 	return nil
 }
 

@@ -173,6 +173,9 @@ func isReadOnly(m *mountinfo.Info) bool {
 	return slices.Contains(strings.Split(m.Options, ","), "ro")
 }
 
+// unmountNoFollow is UMOUNT_NOFOLLOW, which package syscall lacks.
+const unmountNoFollow = 8
+
 // unmount unmounts all there is on the target.
 func (n *Node) unmount(ctx context.Context, target string) error {
 	for {
@@ -183,7 +186,9 @@ func (n *Node) unmount(ctx context.Context, target string) error {
 		if at == nil {
 			return nil
 		}
-		if err := n.mounter.Unmount(target); err != nil {
+		// Of the kernel itself: umount(8) looks at the target first, which a broken disk does
+		// not let it.
+		if err := syscall.Unmount(target, unmountNoFollow); err != nil {
 			return fmt.Errorf("cannot unmount %s from %s: %w", at.Source, target, err)
 		}
 		klog.FromContext(ctx).Info("Volume is unmounted", "device", at.Source, "target", target)

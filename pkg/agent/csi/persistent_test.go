@@ -178,8 +178,14 @@ func TestLifeOfAVolume(t *testing.T) {
 
 func TestReadOnlyModes(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
-	v.must("stage", v.stage("nosuid", "nodev"), codes.OK)
-	v.must("publish", v.publish(v.target, mode(csispec.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY)), codes.OK)
+	// As the kubelet asks with SELinux, which mount(8) forgives a kernel without it. The label
+	// is the file system's: it is none of the mount that a pod gets.
+	flags := []string{"nosuid", "nodev", `context="system_u:object_r:container_file_t:s0:c1,c2"`}
+	v.must("stage", v.stage(flags...), codes.OK)
+	v.must("publish", v.publish(v.target, func(r *csispec.NodePublishVolumeRequest) {
+		r.VolumeCapability.AccessMode.Mode = csispec.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY
+		r.VolumeCapability.GetMount().MountFlags = flags
+	}), codes.OK)
 	at, err := mountedAt(v.target)
 	if err != nil {
 		t.Fatal(err)
