@@ -176,7 +176,7 @@ func (c *Controllers) follow() (synced []cache.InformerSynced, err error) {
 		synced = append(synced, registration.HasSynced)
 	}
 	c.shared.OnCapacity(func(node string) {
-		c.wake(node)
+		c.wake(diskv1alpha1.NodeLabel(node))
 		c.capacities.changed(node)
 	})
 	return synced, nil
@@ -211,14 +211,22 @@ func (c *Controllers) classOf(pvc *corev1.PersistentVolumeClaim) *storagev1.Stor
 	return class
 }
 
-// sawVolume queues the claim of a volume whose capacity is news, and the node of a volume
-// if that may be gone.
+// sawVolume queues the claim of a volume whose capacity is news, the node of a volume if that
+// may be gone, and the claims that may have the place of one that is gone.
 func (c *Controllers) sawVolume(old, now any) {
+	before, known := old.(*corev1.PersistentVolume)
 	pv, ok := now.(*corev1.PersistentVolume)
-	if !ok || !claim.IsOurs(pv) {
+	if !ok {
+		if known && claim.IsOurs(before) {
+			// Folded in before anybody is woken: the plugin's handler may be behind this one.
+			c.ledger.DeleteVolume(string(before.UID))
+			c.wake(before.Labels[diskv1alpha1.LabelNode])
+		}
 		return
 	}
-	before, known := old.(*corev1.PersistentVolume)
+	if !claim.IsOurs(pv) {
+		return
+	}
 	if !known {
 		c.suspect(pv.Labels[diskv1alpha1.LabelNode], 0)
 	}
@@ -245,13 +253,13 @@ func (c *Controllers) sawClass(_, now any) {
 // sawAgent wakes the claims that wait for a node's agent.
 func (c *Controllers) sawAgent(_, now any) {
 	if csiNode, ok := now.(*storagev1.CSINode); ok {
-		c.wake(csiNode.Name)
+		c.wake(diskv1alpha1.NodeLabel(csiNode.Name))
 	}
 }
 
-// wake queues the claims that wait for news of the node.
-func (c *Controllers) wake(node string) {
-	for key := range c.memory.wake(node) {
+// wake queues the claims that wait for news of the node with that value of LabelNode.
+func (c *Controllers) wake(label string) {
+	for key := range c.memory.wake(label) {
 		c.claimQueue.Add(key)
 	}
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -13,6 +15,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/placement"
 )
 
 // growing reports whether a bound claim wants more than it has.
@@ -39,11 +42,14 @@ func (c *Controllers) grow(ctx context.Context, m *memo, pvc *corev1.PersistentV
 		return nil
 	}
 	pv, err := c.volumes.Get(pvc.Spec.VolumeName)
-	if err != nil {
-		// The volume's own event comes back to the claim.
+	switch {
+	case apierrors.IsNotFound(err):
+		// Its event comes back to the claim.
 		return nil
-	}
-	if !claim.IsOurs(pv) || !claim.IsFor(pv, pvc) || pv.DeletionTimestamp != nil {
+	case err != nil:
+		return err
+	case !claim.IsOurs(pv) || !claim.IsFor(pv, pvc) || pv.DeletionTimestamp != nil:
+		c.forget(keyOf(pvc))
 		return nil
 	}
 	v, err := claim.ReadVolume(pv)
@@ -83,6 +89,8 @@ func (c *Controllers) grant(ctx context.Context, m *memo, pvc *corev1.Persistent
 	c.memory.wait(node, keyOf(pvc))
 	granted, possible := c.ledger.Grow(uid, want)
 	if !granted {
+		// What was only reserved may come back without news of the node.
+		c.claimQueue.AddAfter(keyOf(pvc), lastRetry)
 		return nil, c.tooLarge(ctx, m, pvc, pv, v, c.why(node, record.Disk, v, want, possible))
 	}
 	size := sizeOf(want)
@@ -114,6 +122,8 @@ func (c *Controllers) why(node, disk string, v *claim.Volume, want, possible int
 		return fmt.Sprintf("node %s publishes no disk space at the moment", node)
 	case snapshot.Problem != "":
 		return fmt.Sprintf("the NodeDiskCapacity of node %s contradicts itself: %s", node, snapshot.Problem)
+	case !slices.ContainsFunc(snapshot.Node.Disks, func(d placement.Disk) bool { return d.ID == disk }):
+		return fmt.Sprintf("the volume's disk %s of node %s takes no volumes at the moment", disk, node)
 	case possible <= v.Size:
 		return fmt.Sprintf("the volume cannot grow to %s where it is: nothing is free behind it on disk %s of node %s", sizeOf(want), disk, node)
 	}

@@ -6,6 +6,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
 // sayAgainAfter is how long an event is kept by the API server, by default.
@@ -42,7 +44,7 @@ func (p *pauses) tried(now time.Time) { p.tries, p.last = p.tries+1, now }
 type memory struct {
 	mu     sync.Mutex
 	claims map[string]*memo
-	// nodes has the claims that wait for news of a node.
+	// nodes has the claims that wait for news of a node, by its value of LabelNode.
 	nodes map[string]map[string]struct{}
 }
 
@@ -98,6 +100,7 @@ func (m *memory) knows(key string) bool {
 
 // wait has wake return the claim when there is news of the node.
 func (m *memory) wait(node, key string) {
+	node = diskv1alpha1.NodeLabel(node)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.nodes[node] == nil {
@@ -106,12 +109,13 @@ func (m *memory) wait(node, key string) {
 	m.nodes[node][key] = struct{}{}
 }
 
-// wake returns the claims that wait for the node, which then wait no more.
-func (m *memory) wake(node string) map[string]struct{} {
+// wake returns the claims that wait for the node with that value of LabelNode; they then
+// wait no more.
+func (m *memory) wake(label string) map[string]struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	keys := m.nodes[node]
-	delete(m.nodes, node)
+	keys := m.nodes[label]
+	delete(m.nodes, label)
 	return keys
 }
 

@@ -39,7 +39,7 @@ func holderOf(claim types.UID) string { return "claim/" + string(claim) }
 
 // syncUnbound looks after a claim of ours without a volume.
 func (c *Controllers) syncUnbound(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) error {
-	if class.VolumeBindingMode == nil || *class.VolumeBindingMode == storagev1.VolumeBindingImmediate {
+	if !waits(class) {
 		c.refuse(m, pvc, fmt.Sprintf("StorageClass %s has volumeBindingMode %s: a volume of %s is placed on the node of its pod, so the class needs volumeBindingMode %s",
 			class.Name, storagev1.VolumeBindingImmediate, diskv1alpha1.DriverName, storagev1.VolumeBindingWaitForFirstConsumer))
 		return nil
@@ -54,6 +54,11 @@ func (c *Controllers) syncUnbound(ctx context.Context, m *memo, pvc *corev1.Pers
 		return nil
 	}
 	return c.serve(ctx, m, pvc, class, v, node)
+}
+
+// waits reports whether the class places volumes with their pods. Others are refused.
+func waits(class *storagev1.StorageClass) bool {
+	return class.VolumeBindingMode != nil && *class.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer
 }
 
 // refuse says why a claim cannot be served as it is, whatever node it goes to. It keeps

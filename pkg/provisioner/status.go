@@ -40,6 +40,10 @@ const (
 //     other state than this and its own.
 //   - conditions: the same for people.
 //
+// The annotation volume.alpha.kubernetes.io/pre-resize-capacity, by which external-resizer has
+// a retained volume's file system grow for its next claim, is not needed: the agent lets a file
+// system grow that is smaller than its volume, whenever it is mounted.
+//
 // Between the larger PersistentVolume and this status the kubelet can find a claim that has never
 // grown, take the larger volume for the work of an old resizer, and do all the rest by
 // itself. That is as good, and there is nothing left to write then.

@@ -37,6 +37,7 @@ var rules = []rule{
 	{packages: "pkg/plugins", never: []string{module + "/pkg/agent", "github.com/diskfs"}},
 	{packages: "pkg/plugins/diskcapacity", only: []string{"pkg/extent", "pkg/placement", "pkg/ledger", "pkg/request", "pkg/claim", "apis"}},
 	{packages: "pkg/plugins/volumebinding", only: []string{"pkg/extent", "pkg/placement", "pkg/ledger", "pkg/request", "pkg/claim", "pkg/plugins/diskcapacity", "apis"}},
+	{packages: "pkg/provisioner", never: []string{module + "/pkg/agent", "k8s.io/kubernetes", "github.com/diskfs"}},
 	{packages: "pkg/agent", never: []string{module + "/pkg/plugins", module + "/pkg/ledger", "k8s.io/kubernetes", "k8s.io/kube-scheduler"}},
 	{packages: "pkg/agent/disk", only: []string{"pkg/extent"}, never: []string{"k8s.io/api", "k8s.io/client-go"}},
 	{packages: "cmd/nodeagent", never: []string{module + "/pkg/plugins", "k8s.io/kubernetes", "k8s.io/kube-scheduler"}},
