@@ -91,24 +91,25 @@ func (m *Manager) releaseVolume(ctx context.Context, pv *corev1.PersistentVolume
 		// The watch will show it.
 		return nil
 	}
-	switch fateOf(live) {
-	case letGo:
-		return m.let(ctx, live, "its reclaim policy is "+string(live.Spec.PersistentVolumeReclaimPolicy))
-	case reclaim:
-		begun, err = m.reclaimVolume(ctx, live, partition, unlock)
-		return err
+	becomes := fateOf(live)
+	if becomes != letGo && becomes != reclaim {
+		return nil
 	}
-	return nil
+	v, err := m.understand(live)
+	if err != nil {
+		m.warnVolume(live, eventReleasing, fmt.Sprintf("%v; if no disk holds its volume, remove the finalizer %s", err, diskv1alpha1.FinalizerVolume))
+		return nil
+	}
+	if becomes == letGo {
+		return m.let(ctx, live, "its reclaim policy is "+string(live.Spec.PersistentVolumeReclaimPolicy))
+	}
+	begun, err = m.reclaimVolume(ctx, live, v, unlock)
+	return err
 }
 
 // reclaimVolume wipes the partition, or finishes when there is none. The caller holds the
 // volume's lock; begun says that the wiping has taken it over.
-func (m *Manager) reclaimVolume(ctx context.Context, live *corev1.PersistentVolume, partition string, unlock func()) (begun bool, err error) {
-	v, err := m.understand(live)
-	if err != nil {
-		m.warnVolume(live, eventReleasing, err.Error())
-		return false, nil
-	}
+func (m *Manager) reclaimVolume(ctx context.Context, live *corev1.PersistentVolume, v claim.Volume, unlock func()) (begun bool, err error) {
 	if others, err := m.othersOf(ctx, live, v); err != nil {
 		return false, err
 	} else if others != "" {
@@ -119,7 +120,7 @@ func (m *Manager) reclaimVolume(ctx context.Context, live *corev1.PersistentVolu
 		return false, nil
 	}
 	disks := m.options.Inventory.Disks()
-	d, on, found := findIn(disks, partition)
+	d, on, found := findIn(disks, v.Partition)
 	switch {
 	case !found:
 		if _, inService := diskOf(disks, diskFor(live, v)); !inService {
