@@ -20,8 +20,49 @@ import (
 // the table again: that fails while any partition is mounted, and a kernel without
 // GPT support would drop them all.
 //
-// BLKPG takes the numbers 1 to 255. Volumes in entries above would be attached here by
-// device-mapper or loop devices; until then the table has no volumes there.
+// BLKPG takes the numbers 1 to 255. Volumes in entries above become block devices in
+// another way, see loops.
+
+// attacher makes the kernel show the volumes of a disk as block devices, in one way.
+type attacher interface {
+	// attach returns the device of a volume, and makes it unless it is there. One that is
+	// shorter than the entry is lengthened: somebody stopped while the volume grew.
+	attach(ctx context.Context, e entry) (device string, err error)
+	// detach takes the device away. ErrInUse if somebody keeps it open.
+	detach(ctx context.Context, e entry) error
+	// shows holds that an open device is the volume's.
+	shows(device *blockDevice, e entry) error
+}
+
+// attacherOf is the way of an entry.
+func (d *Disk) attacherOf(e entry) attacher {
+	if e.index <= MetaEntry {
+		return partitions{d.device}
+	}
+	return d.loops
+}
+
+// partitions is the way of the entries up to the last number that the kernel knows.
+type partitions struct{ disk *blockDevice }
+
+func (p partitions) attach(ctx context.Context, e entry) (string, error) {
+	return p.disk.attach(ctx, e.index, e.extent)
+}
+
+func (p partitions) detach(ctx context.Context, e entry) error {
+	return p.disk.detach(ctx, e.index)
+}
+
+func (p partitions) shows(device *blockDevice, e entry) error {
+	found, err := readPartition(device.sys)
+	if err != nil {
+		return err
+	}
+	if filepath.Dir(device.sys) != p.disk.sys || found.index != e.index || found.extent != e.extent {
+		return fmt.Errorf("%s is partition %d at %v, not the volume's %d at %v", device.path, found.index, found.extent, e.index, e.extent)
+	}
+	return nil
+}
 
 // sysfsSector is the unit of sysfs and of nothing else, whatever the disk's sectors.
 const sysfsSector = 512

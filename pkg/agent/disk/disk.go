@@ -32,6 +32,7 @@ type Disk struct {
 	device   *blockDevice
 	meta     *os.File                 // held open exclusively, against other agents, mkfs and the like
 	store    *store                   // the owner's
+	loops    *loops                   // the owner's
 	devices  map[string]string        // the owner's: device node by partition, of attached ones
 	zeroed   extent.Set               // the owner's: zeroed by us, and nothing written since
 	zeroing  map[string]extent.Extent // the owner's: free, and being zeroed for that volume
@@ -114,11 +115,14 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 	if d.notes, err = readNotes(d.device, d.store.table); err != nil {
 		return err
 	}
+	if d.loops, err = d.device.loops(); err != nil {
+		return err
+	}
 	attached, err := d.device.partitions()
 	if err != nil {
 		return err
 	}
-	if err := d.store.table.matches(attached); err != nil {
+	if err := errors.Join(d.store.table.matches(attached), d.loops.match(d.store.table)); err != nil {
 		d.fail(ctx, err)
 		return nil
 	}

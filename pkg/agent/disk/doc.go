@@ -5,7 +5,7 @@
 // # Terms
 //
 // A disk is ours if its GPT has a meta partition of our type in entry 255. A volume is
-// a partition of ours in one of the entries 1 to 254; its partition GUID is its
+// a partition of ours in any other entry; its partition GUID is its
 // identity, the type of the partition its phase. Any other entry is foreign: it is
 // never changed, and no byte of it is ever free. docs/on-disk-format.md has it all.
 //

@@ -73,6 +73,11 @@ func (d *blockDevice) inspect(ctx context.Context) (Contents, error) {
 	if _, err := os.Stat(filepath.Join(d.sys, "partition")); err == nil {
 		return Contents{State: Foreign, Reason: "the device is a partition, not a disk"}, nil
 	}
+	if info, err := unix.IoctlLoopGetStatus64(d.fd()); err == nil {
+		if guid, marked := markOf(info); marked {
+			return Contents{State: Foreign, Reason: "the device shows the volume " + guid + " of a disk of ours"}, nil
+		}
+	}
 	size, sector, err := d.geometry()
 	if err != nil {
 		return Contents{}, err

@@ -13,11 +13,11 @@ const (
 	Alignment int64 = 1 << 20
 	// EntryCount is the number of entries of each copy of the table.
 	EntryCount = 1024
-	// LastVolumeEntry is the last entry that may hold a volume: the kernel numbers
-	// partitions up to 255 only.
-	LastVolumeEntry = 254
-	// MetaEntry is the entry of the meta partition.
+	// MetaEntry is the entry of the meta partition, and the last number that the kernel
+	// gives to a partition.
 	MetaEntry = 255
+	// MaxVolumes is the number of entries that may hold a volume: all but that one.
+	MaxVolumes = EntryCount - 1
 
 	entrySize  = 128
 	arrayBytes = EntryCount * entrySize

@@ -60,6 +60,16 @@ func (l *loop) forget(t testing.TB) {
 			t.Error(err)
 		}
 	}
+	ours, err := d.loops()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for guid := range ours.found {
+		e := entry{guid: guid, extent: ours.found[guid].extent}
+		if err := ours.detach(context.Background(), e); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // run runs a program that must succeed and returns its output.

@@ -43,6 +43,10 @@ func (d *blockDevice) read() (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
+	loops, err := d.loops()
+	if err != nil {
+		return Snapshot{}, err
+	}
 	// Only what the entries of the table need of a Disk.
 	reader := &Disk{devices: map[string]string{}, notes: notes}
 	s := Snapshot{ID: t.id, Path: d.path, Size: t.size, SectorSize: t.sector}
@@ -52,6 +56,9 @@ func (d *blockDevice) read() (Snapshot, error) {
 		}
 		if p, ok := attached[e.index]; ok && p.extent == e.extent {
 			reader.devices[e.guid] = filepath.Join(filepath.Dir(d.path), p.name)
+		}
+		if l, ok := loops.found[e.guid]; ok && l.extent == e.extent {
+			reader.devices[e.guid] = l.path
 		}
 		s.Volumes = append(s.Volumes, reader.volume(e))
 	}

@@ -292,38 +292,6 @@ func TestManyAtOnce(t *testing.T) {
 	verifyTable(t, l.path)
 }
 
-// TestEveryEntry fills all entries that take volumes, and empties them.
-func TestEveryEntry(t *testing.T) {
-	l := initialized(t, 600*mib, 4096)
-	d := l.open(t)
-	ctx := t.Context()
-	var guids []string
-	for i := range int64(LastVolumeEntry) {
-		guids = append(guids, uuid.NewString())
-		if _, err := d.Create(ctx, CreateOptions{Partition: guids[i], Extent: at(2+2*i, 1)}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(550, 1)}); !errors.Is(err, ErrNoEntry) {
-		t.Errorf("one too many: %v", err)
-	}
-	verifyTable(t, l.path)
-	d.Close()
-	l.forget(t)
-	d = l.open(t)
-	if n := len(d.Snapshot().Volumes); n != LastVolumeEntry {
-		t.Fatalf("%d volumes after a restart", n)
-	}
-	for _, guid := range guids {
-		if err := d.Wipe(ctx, guid); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if free := d.Snapshot().Free; !free.Equal(extent.NewSet(at(2, 597))) {
-		t.Errorf("free at the end: %v", free)
-	}
-}
-
 // TestDiskLost: the medium vanishes under an open disk, in various ways.
 func TestDiskLost(t *testing.T) {
 	for name, lose := range map[string]func(t *testing.T, l *loop){

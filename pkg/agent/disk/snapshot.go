@@ -51,9 +51,10 @@ type Volume struct {
 	Raw bool
 	// Note says whose it is; empty if it was made without, or if its note is lost.
 	Note string
-	// Index of the table's entry, from 1; also the number of the kernel's partition.
+	// Index of the table's entry, from 1. Up to 254 also the number of the kernel's partition.
 	Index int
-	// Device is the block device of the volume, such as /dev/nvme0n1p3.
+	// Device is the block device of the volume, such as /dev/nvme0n1p3, or /dev/loop7 if
+	// its index is above 254.
 	Device string
 	// Prezeroed is true when this Disk zeroed the whole extent itself and nothing has
 	// written to it since: mkfs need not clear it again.

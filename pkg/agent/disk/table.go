@@ -38,7 +38,7 @@ func (e entry) isMeta() bool   { return e.kind == TypeMeta }
 //  2. Every extent lies between the two copies of the table, and no two overlap.
 //  3. No two entries share a GUID, and none is without.
 //  4. Entry MetaEntry is the meta partition, in its place, and there is no other.
-//  5. Volumes are in the entries 1 to LastVolumeEntry, aligned.
+//  5. Volumes are aligned.
 type table struct {
 	layout
 	id      string
@@ -77,9 +77,6 @@ func (t table) validate() error {
 			}
 			hasMeta = true
 		case e.isVolume():
-			if e.index > LastVolumeEntry {
-				return fmt.Errorf("entry %d holds a volume; this release uses the entries up to %d only", e.index, LastVolumeEntry)
-			}
 			if !aligned(e.extent) || !t.managed().Contains(e.extent) {
 				return fmt.Errorf("entry %d: volume at %v is not aligned to %d bytes within %v", e.index, e.extent, Alignment, t.managed())
 			}
@@ -136,8 +133,8 @@ func (t table) withNew(o CreateOptions) (table, entry, error) {
 	for at < len(t.entries) && t.entries[at].index == index {
 		index, at = index+1, at+1
 	}
-	if index > LastVolumeEntry {
-		return table{}, entry{}, fmt.Errorf("volume %s: %d entries are taken: %w", o.Partition, LastVolumeEntry, ErrNoEntry)
+	if index > EntryCount {
+		return table{}, entry{}, fmt.Errorf("volume %s: all %d entries are taken: %w", o.Partition, EntryCount, ErrNoEntry)
 	}
 	made := entry{index: index, kind: TypeReserved, guid: o.Partition, extent: o.Extent, name: o.Name}
 	if o.Ephemeral {

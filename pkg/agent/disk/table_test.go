@@ -38,7 +38,7 @@ const (
 func fullTable(t testing.TB, l layout) table {
 	t.Helper()
 	full := newTable(l, diskID, metaID)
-	for i := range int64(LastVolumeEntry) {
+	for i := range int64(MaxVolumes) {
 		var err error
 		full, _, err = full.withNew(CreateOptions{
 			Partition: uuid.NewString(), Name: fmt.Sprint("default/pod-", i), Extent: at(2+2*i, 1), Ephemeral: i%2 == 0,
@@ -69,7 +69,7 @@ func TestTableIsFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	full := fullTable(t, l)
-	if _, _, err := full.withNew(CreateOptions{Partition: a, Extent: at(1000, 1)}); !errors.Is(err, ErrNoEntry) {
+	if _, _, err := full.withNew(CreateOptions{Partition: a, Extent: at(5001, 1)}); !errors.Is(err, ErrNoEntry) {
 		t.Errorf("a volume too many: %v", err)
 	}
 	_ = encode(t, full)

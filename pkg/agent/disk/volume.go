@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -98,23 +97,21 @@ func (d *Disk) Wipe(ctx context.Context, partition string) error {
 }
 
 func (d *Disk) wipe(ctx context.Context, partition string) error {
-	var v Volume
+	var e entry
 	var device *blockDevice
 	err := d.run(ctx, func(ctx context.Context) (err error) {
-		e, err := d.store.table.volume(partition)
-		if err != nil {
+		if e, err = d.store.table.volume(partition); err != nil {
 			return err
 		}
 		if err := d.attach(ctx, e); err != nil {
 			return err
 		}
-		v = d.volume(e)
 		// Held from before the first change to the end of the zeroing: nobody can
 		// mount the volume meanwhile, and whoever has it mounted keeps it.
-		if device, err = d.openVolume(v); err != nil {
+		if device, err = d.openVolume(e); err != nil {
 			return err
 		}
-		if v.Phase == Wiping {
+		if phaseOf[e.kind] == Wiping {
 			// The disk must still be there, and the table ours, before anything is zeroed.
 			return d.recheck()
 		}
@@ -133,26 +130,26 @@ func (d *Disk) wipe(ctx context.Context, partition string) error {
 		}
 		return err
 	}
-	return d.run(ctx, func(ctx context.Context) error { return d.remove(ctx, v) })
+	return d.run(ctx, func(ctx context.Context) error { return d.remove(ctx, e) })
 }
 
 // remove frees the extent of a volume that has been wiped. The kernel forgets the
 // partition first: an entry without partition is attached again by Open, a partition
 // without entry would be nobody's.
-func (d *Disk) remove(ctx context.Context, v Volume) error {
-	next, err := d.store.table.without(v.Partition)
+func (d *Disk) remove(ctx context.Context, e entry) error {
+	next, err := d.store.table.without(e.guid)
 	if err != nil {
 		return err
 	}
-	if err := d.device.detach(ctx, v.Index); err != nil {
+	if err := d.attacherOf(e).detach(ctx, e); err != nil {
 		return err
 	}
-	delete(d.devices, v.Partition)
-	delete(d.notes, v.Partition)
-	if err := d.store.drop(ctx, next, v.Index); err != nil {
+	delete(d.devices, e.guid)
+	delete(d.notes, e.guid)
+	if err := d.store.drop(ctx, next, e.index); err != nil {
 		return err
 	}
-	d.zeroed = d.zeroed.Add(v.Extent)
+	d.zeroed = d.zeroed.Add(e.extent)
 	d.publish()
 	return nil
 }
@@ -165,9 +162,9 @@ func (d *Disk) attach(ctx context.Context, e entry) error {
 	return d.reattach(ctx, e)
 }
 
-// reattach brings the kernel's partition in line with the entry.
+// reattach brings the volume's device in line with the entry.
 func (d *Disk) reattach(ctx context.Context, e entry) error {
-	node, err := d.device.attach(ctx, e.index, e.extent)
+	node, err := d.attacherOf(e).attach(ctx, e)
 	if isGone(err) {
 		return errors.Join(err, d.recheck())
 	}
@@ -179,18 +176,17 @@ func (d *Disk) reattach(ctx context.Context, e entry) error {
 }
 
 // openVolume opens a volume's device exclusively and proves that it is the volume's.
-func (d *Disk) openVolume(v Volume) (*blockDevice, error) {
-	device, err := openDevice(v.Device, os.O_RDWR|unix.O_EXCL)
+func (d *Disk) openVolume(e entry) (*blockDevice, error) {
+	device, err := openDevice(d.devices[e.guid], os.O_RDWR|unix.O_EXCL)
 	if err != nil {
 		return nil, err
 	}
 	size, err := device.f.Seek(0, io.SeekEnd)
+	if err == nil && size != e.extent.Len() {
+		err = fmt.Errorf("%s has %d bytes, volume %s has %d", device.path, size, e.guid, e.extent.Len())
+	}
 	if err == nil {
-		var p partition
-		p, err = readPartition(device.sys)
-		if err == nil && (filepath.Dir(device.sys) != d.device.sys || p.index != v.Index || p.extent != v.Extent || size != v.Extent.Len()) {
-			err = fmt.Errorf("%s is partition %d at %v of %d bytes, not the volume's %d at %v", v.Device, p.index, p.extent, size, v.Index, v.Extent)
-		}
+		err = d.attacherOf(e).shows(device, e)
 	}
 	if err != nil {
 		return nil, errors.Join(err, device.Close())

@@ -84,7 +84,7 @@ func diskStatus(d *discovery.Disk, owner func(disk.Volume) Owner) diskv1alpha1.D
 // takesVolumes reports whether the disk's free extents are of use to anybody: space
 // that no entry of the table is left for is overhead.
 func takesVolumes(d *discovery.Disk) bool {
-	return d.Ready() && len(d.Snapshot.Volumes) < disk.MetaEntry-1
+	return d.Ready() && len(d.Snapshot.Volumes) < disk.MaxVolumes
 }
 
 func ready(disks []discovery.Disk) metav1.Condition {

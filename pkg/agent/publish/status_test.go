@@ -57,7 +57,7 @@ func TestStatusAddsUp(t *testing.T) {
 	failed := inService()
 	failed.Engine, failed.Problem = nil, strings.Repeat("ü", 2000)
 	full := inService()
-	for range disk.MetaEntry {
+	for range disk.MaxVolumes {
 		full.Snapshot.Volumes = append(full.Snapshot.Volumes, disk.Volume{})
 	}
 	for name, tc := range map[string]struct {

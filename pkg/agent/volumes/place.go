@@ -196,7 +196,7 @@ func spacesOf(disks []discovery.Disk) []space {
 			continue
 		}
 		s := space{id: d.ID(), class: d.Class}
-		if len(d.Snapshot.Volumes) < disk.MetaEntry-1 {
+		if len(d.Snapshot.Volumes) < disk.MaxVolumes {
 			s.free = d.Snapshot.Free
 		}
 		for _, v := range d.Snapshot.Volumes {

@@ -1,0 +1,275 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// loops is the way of the entries behind the last number that the kernel gives to a
+// partition: each volume is a loop device over its part of the disk, with direct I/O.
+//
+// The kernel lets two loop devices show the same bytes, so it is this package that makes
+// no second one. It knows its own by the mark that they bear, across restarts as well.
+type loops struct {
+	disk  *blockDevice
+	found map[string]loopDevice // by partition
+}
+
+// loopDevice is a loop device over a part of the disk that bears our mark.
+type loopDevice struct {
+	path   string
+	extent extent.Extent
+}
+
+// loopMark and the partition's GUID are what the kernel keeps as the name of the backing file.
+const loopMark = "berth/"
+
+// loops lists the loop devices over parts of the disk that bear our mark.
+func (d *blockDevice) loops() (*loops, error) {
+	l := &loops{disk: d, found: map[string]loopDevice{}}
+	// An unbound loop device has no such folder.
+	bound, err := filepath.Glob("/sys/block/loop*/loop")
+	if err != nil {
+		return nil, fmt.Errorf("loop devices: %w", err)
+	}
+	for _, dir := range bound {
+		guid, device, err := l.read(dir)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENXIO) {
+			continue // unbound meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		if guid == "" {
+			continue
+		}
+		if other, twice := l.found[guid]; twice {
+			return nil, fmt.Errorf("%s and %s both show the volume %s: detach one of them with losetup --detach", other.path, device.path, guid)
+		}
+		l.found[guid] = device
+	}
+	return l, nil
+}
+
+// read reads one loop device; no GUID means that it is not one of ours over this disk.
+func (l *loops) read(dir string) (guid string, device loopDevice, err error) {
+	// What cannot be ours is not opened: it may hang.
+	offset, err := readNumber(filepath.Join(dir, "offset"))
+	if err != nil || offset == 0 {
+		return "", loopDevice{}, err
+	}
+	path := "/dev/" + filepath.Base(filepath.Dir(dir))
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", loopDevice{}, err
+	}
+	defer f.Close()
+	guid, e, err := l.status(f)
+	return guid, loopDevice{path, e}, err
+}
+
+// status asks a loop device for the volume that it shows, and where that lies.
+func (l *loops) status(f *os.File) (guid string, e extent.Extent, err error) {
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if err != nil {
+		return "", extent.Extent{}, fmt.Errorf("status of %s: %w", f.Name(), err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(l.disk.fd(), &st); err != nil {
+		return "", extent.Extent{}, fmt.Errorf("%s: %w", l.disk.path, err)
+	}
+	guid, marked := markOf(info)
+	if !marked || info.Rdevice != st.Rdev {
+		return "", extent.Extent{}, nil
+	}
+	return guid, extent.New(int64(info.Offset), int64(info.Sizelimit)), nil
+}
+
+// markOf returns the GUID of the volume that a loop device of ours shows.
+func markOf(info *unix.LoopInfo64) (guid string, marked bool) {
+	name, _, _ := bytes.Cut(info.File_name[:], []byte{0})
+	return strings.CutPrefix(string(name), loopMark)
+}
+
+// match holds that every loop device of ours shows a volume in its place.
+func (l *loops) match(t table) error {
+	for guid, device := range l.found {
+		e, err := t.volume(guid)
+		if err == nil && (e.index <= MetaEntry || !e.mayBe(device.extent)) {
+			err = fmt.Errorf("in the table it is at %v, in entry %d", e.extent, e.index)
+		}
+		if err != nil {
+			return fmt.Errorf("%s shows the volume %s at %v, but: %w; detach it with losetup --detach, or reboot", device.path, guid, device.extent, err)
+		}
+	}
+	return nil
+}
+
+func (l *loops) attach(ctx context.Context, e entry) (string, error) {
+	device, ok := l.found[e.guid]
+	var err error
+	switch {
+	case !ok:
+		device, err = l.bind(ctx, e)
+	case device.extent != e.extent:
+		err = l.lengthen(device, e)
+		device.extent = e.extent
+	}
+	if err != nil {
+		return "", fmt.Errorf("attaching volume %s at %v of %s: %w", e.guid, e.extent, l.disk.path, err)
+	}
+	l.found[e.guid] = device
+	return device.path, nil
+}
+
+// bind takes a free loop device for the volume. Others take loop devices as well, so that
+// a free one may not be free any more.
+func (l *loops) bind(ctx context.Context, e entry) (loopDevice, error) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return loopDevice{}, fmt.Errorf("volumes beyond the first %d of a disk need loop devices: %w", MetaEntry-1, err)
+	}
+	defer control.Close()
+	device := loopDevice{extent: e.extent}
+	err = await(ctx, busyPatience, func() (bool, error) {
+		number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return false, fmt.Errorf("taking a loop device: %w", err)
+		}
+		device.path = fmt.Sprintf("/dev/loop%d", number)
+		err = l.configure(device.path, e)
+		if errors.Is(err, unix.EBUSY) || errors.Is(err, os.ErrNotExist) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if errors.Is(err, errPatience) {
+		return loopDevice{}, fmt.Errorf("%s is always taken, or is not there: is the host's /dev mounted here?", device.path)
+	}
+	return device, err
+}
+
+func (l *loops) configure(path string, e entry) error {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	config := unix.LoopConfig{Fd: uint32(l.disk.fd()), Size: uint32(l.disk.sector)}
+	config.Info.Offset, config.Info.Sizelimit = uint64(e.extent.Start), uint64(e.extent.Len())
+	config.Info.Flags = unix.LO_FLAGS_DIRECT_IO
+	copy(config.Info.File_name[:], loopMark+e.guid)
+	if err := unix.IoctlLoopConfigure(int(f.Fd()), &config); err != nil {
+		return fmt.Errorf("configuring %s: %w", path, err)
+	}
+	return nil
+}
+
+// lengthen makes a loop device show more of the disk.
+func (l *loops) lengthen(device loopDevice, e entry) error {
+	if !e.mayBe(device.extent) {
+		return fmt.Errorf("%s shows %v: detach it with losetup --detach", device.path, device.extent)
+	}
+	return l.update(device.path, e, func(info *unix.LoopInfo64) { info.Sizelimit = uint64(e.extent.Len()) })
+}
+
+// update changes the settings of the volume's loop device.
+func (l *loops) update(path string, e entry, change func(*unix.LoopInfo64)) error {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if err != nil {
+		return fmt.Errorf("status of %s: %w", path, err)
+	}
+	if guid, _ := markOf(info); guid != e.guid {
+		return fmt.Errorf("%s shows %q now, not volume %s", path, guid, e.guid)
+	}
+	change(info)
+	if err := unix.IoctlLoopSetStatus64(int(f.Fd()), info); err != nil {
+		return fmt.Errorf("settings of %s: %w", path, err)
+	}
+	return nil
+}
+
+func (l *loops) shows(device *blockDevice, e entry) error {
+	guid, at, err := l.status(device.f)
+	if err != nil {
+		return err
+	}
+	if guid != e.guid || at != e.extent {
+		return fmt.Errorf("%s shows volume %q at %v, not %s at %v", device.path, guid, at, e.guid, e.extent)
+	}
+	return nil
+}
+
+// detach unbinds the volume's loop device. The kernel does that when the last user closes
+// it. A device that somebody keeps open must not vanish later, when it may be wanted.
+func (l *loops) detach(ctx context.Context, e entry) error {
+	device, ok := l.found[e.guid]
+	if !ok {
+		return nil
+	}
+	err := l.unbind(device.path, e)
+	if err == nil {
+		err = await(ctx, busyPatience, func() (bool, error) {
+			bound, err := l.isBound(device.path, e)
+			return !bound, err
+		})
+	}
+	if errors.Is(err, errPatience) {
+		err = l.update(device.path, e, func(info *unix.LoopInfo64) { info.Flags &^= unix.LO_FLAGS_AUTOCLEAR })
+		if errors.Is(err, unix.ENXIO) {
+			err = nil // it went after all
+		} else if err == nil {
+			err = ErrInUse
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("detaching %s of volume %s: %w", device.path, e.guid, err)
+	}
+	delete(l.found, e.guid)
+	return nil
+}
+
+func (l *loops) unbind(path string, e entry) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	guid, _, err := l.status(f)
+	if errors.Is(err, unix.ENXIO) {
+		return nil // somebody else unbound it
+	}
+	if err != nil {
+		return err
+	}
+	if guid != e.guid {
+		return nil // and somebody took it for something else
+	}
+	return unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0)
+}
+
+// isBound asks sysfs first: to open the device would keep it from being unbound.
+func (l *loops) isBound(path string, e entry) (bool, error) {
+	name, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(path), "loop", "offset"))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return strings.TrimSpace(string(name)) == fmt.Sprint(e.extent.Start), nil
+}

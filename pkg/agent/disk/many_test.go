@@ -1,0 +1,300 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/test/testenv"
+)
+
+// dropLoops lets the kernel forget, at the end of the test, the loop devices that are new
+// since its beginning: hundreds would be in everybody's way.
+func dropLoops(t *testing.T) {
+	t.Helper()
+	list := func() []string {
+		names, err := filepath.Glob("/sys/block/loop*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return names
+	}
+	before := list()
+	t.Cleanup(func() {
+		control, err := os.Open("/dev/loop-control")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer control.Close()
+		for _, name := range list() {
+			var number int
+			if _, err := fmt.Sscanf(filepath.Base(name), "loop%d", &number); err == nil && !slices.Contains(before, name) {
+				// Those that somebody uses stay.
+				_ = unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_REMOVE, number)
+			}
+		}
+	})
+}
+
+// TestThousandVolumes fills a disk of 1 TiB with volumes of 1 GiB, and then its table:
+// those that the kernel has no partition numbers for work like all others.
+func TestThousandVolumes(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.NeedProgram(t, "mkfs.ext4", "mkfs.xfs")
+	const gib = 1024 * mib
+	dropLoops(t)
+	l := initialized(t, 1024*gib, 512)
+	d := l.open(t)
+	ctx := t.Context()
+	var guids []string
+	create := func(start, length int64) error {
+		guid := uuid.NewString()
+		v, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: at(start, length), Ephemeral: len(guids)%2 == 0})
+		if err == nil && v.Index != len(guids)+1 && v.Index != len(guids)+2 {
+			t.Errorf("volume %d is in entry %d", len(guids), v.Index)
+		}
+		if err == nil {
+			guids = append(guids, guid)
+		}
+		return err
+	}
+	for i := range int64(1000) {
+		if err := create(2+1024*i, 1024); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range int64(MaxVolumes - 1000) {
+		if err := create(2+1024*1000+i, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := create(2+1024*1010, 1); !errors.Is(err, ErrNoEntry) {
+		t.Errorf("one too many: %v", err)
+	}
+	verifyTable(t, l.path)
+
+	sample := map[int]string{0: "ext4", 253: "xfs", 254: "ext4", 255: "xfs", 600: "ext4", 999: "xfs"}
+	mounts := map[int]string{}
+	for i, fsType := range sample {
+		v, _ := ptr(d.Snapshot()).Volume(guids[i])
+		run(t, "mkfs."+fsType, "-q", v.Device)
+		if err := d.MarkFormatted(ctx, v.Partition); err != nil {
+			t.Fatal(err)
+		}
+		mounts[i] = mount(t, v, fsType)
+		if err := os.WriteFile(filepath.Join(mounts[i], "canary"), bytes.Repeat([]byte(v.Partition), 1000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// Once with everything in use, once as after a reboot.
+	before := d.Snapshot()
+	for reboot := range 2 {
+		d.Close()
+		if reboot == 1 {
+			for i := range sample {
+				if err := unix.Unmount(mounts[i], 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l.forget(t)
+		}
+		d = l.open(t)
+		s := d.Snapshot()
+		same := func(x, y Volume) bool {
+			if reboot == 1 {
+				x.Device, y.Device = "", ""
+			}
+			return x == y
+		}
+		if !slices.EqualFunc(s.Volumes, before.Volumes, same) {
+			t.Fatal("the volumes are not those from before the restart")
+		}
+		for i, fsType := range sample {
+			v, _ := s.Volume(guids[i])
+			if reboot == 1 {
+				mounts[i] = mount(t, v, fsType)
+			}
+			if targets, err := Mounts(v.Device); err != nil || len(targets) != 1 {
+				t.Errorf("volume %d: %s is mounted at %v, %v", i, v.Device, targets, err)
+			}
+			got, err := os.ReadFile(filepath.Join(mounts[i], "canary"))
+			if err != nil || !bytes.Equal(got, bytes.Repeat([]byte(v.Partition), 1000)) {
+				t.Errorf("volume %d lost its data: %v", i, err)
+			}
+			if err := d.Wipe(ctx, v.Partition); !errors.Is(err, ErrInUse) {
+				t.Errorf("Wipe of the mounted volume %d: %v", i, err)
+			}
+		}
+	}
+	for i := range sample {
+		if err := unix.Unmount(mounts[i], 0); err != nil {
+			t.Fatal(err)
+		}
+		v, _ := ptr(d.Snapshot()).Volume(guids[i])
+		if err := d.Wipe(ctx, v.Partition); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat("/sys/block/" + filepath.Base(v.Device) + "/loop"); err == nil {
+			t.Errorf("%s is still there", v.Device)
+		}
+		again, err := d.Create(ctx, CreateOptions{Partition: uuid.NewString(), Extent: v.Extent})
+		if err != nil || !again.Prezeroed || again.Index != v.Index {
+			t.Errorf("Create where volume %d was: %+v, %v", i, again, err)
+		}
+	}
+	verifyTable(t, l.path)
+}
+
+// highVolume makes a volume in the first entry that the kernel has no number for.
+func highVolume(t *testing.T, l *loop) (*Disk, Volume) {
+	t.Helper()
+	// Foreign entries take as little as a sector each.
+	device, err := openDevice(l.path, os.O_RDWR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
+	if err := device.measure(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := examine(device, device.layout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := f.current
+	last := device.managed().End / device.sector
+	for i := range int64(MetaEntry - 1) {
+		if c, err = c.withEntry(device.layout, foreign(device.layout, int(i)+1, last-2-i, last-1-i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	both := render(device.layout, c)
+	for _, w := range []write{both.backup, both.primary} {
+		if _, err := device.WriteAt(w.data, w.off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := l.open(t)
+	v, err := d.Create(t.Context(), CreateOptions{Partition: a, Extent: at(2, 10)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.Index != MetaEntry+1 {
+		t.Fatalf("the volume is in entry %d", v.Index)
+	}
+	return d, v
+}
+
+// TestHighVolume: what is special about volumes without a partition number.
+func TestHighVolume(t *testing.T) {
+	bothSectors(t, func(t *testing.T, sector int) {
+		l := initialized(t, 64*mib, sector)
+		soil(t, l, at(2, 20))
+		d, v := highVolume(t, l)
+		ctx := quiet(t)
+		if found, err := Inspect(ctx, v.Device); err != nil || found.State != Foreign {
+			t.Errorf("Inspect of a volume's loop device: %+v, %v", found, err)
+		}
+		if s, err := Read(l.path); err != nil || len(s.Volumes) != 1 || s.Volumes[0].Device != v.Device {
+			t.Errorf("Read: %+v, %v", s, err)
+		}
+		run(t, "mkfs.ext4", "-q", "-F", v.Device)
+		mnt := mount(t, v, "ext4")
+		grown, err := d.Grow(ctx, a, 14*mib)
+		if err != nil || grown.Device != v.Device || grown.Extent != at(2, 14) {
+			t.Fatalf("Grow: %+v, %v", grown, err)
+		}
+		if err := unix.Unmount(mnt, 0); err != nil {
+			t.Fatal(err)
+		}
+		if b := content(t, grown); !allZero(b[10*mib:]) || allZero(b[:mib]) {
+			t.Error("a grown volume has not its own bytes and zeros")
+		}
+
+		// It grows, and the agent ends before the kernel knows.
+		err = d.run(ctx, func(ctx context.Context) error {
+			next, e, err := d.store.table.withLength(a, 15*mib)
+			if err != nil {
+				return err
+			}
+			return d.store.put(ctx, next, e)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Close()
+		d = l.open(t)
+		if v, _ = ptr(d.Snapshot()).Volume(a); v.Device != grown.Device || len(content(t, v)) != int(15*mib) {
+			t.Errorf("after a restart: %+v", v)
+		}
+
+		// Somebody looks at it, and does not go away: zeroed, not freed, and still there.
+		looker, err := os.Open(v.Device)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Wipe(ctx, a); !errors.Is(err, ErrInUse) {
+			t.Errorf("Wipe of a volume that is looked at: %v", err)
+		}
+		looker.Close()
+		if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Wiping@2+15"}) || len(content(t, v)) != int(15*mib) {
+			t.Errorf("then: %v", got)
+		}
+		if err := d.Wipe(ctx, a); err != nil {
+			t.Error(err)
+		}
+		if raw, err := os.ReadFile(l.image); err != nil || !allZero(raw[2*mib:17*mib]) || allZero(raw[17*mib:22*mib]) {
+			t.Errorf("wiped is something else than the volume: %v", err)
+		}
+	})
+}
+
+// TestStrayLoop: a loop device that bears our mark and does not fit the table may be in
+// use. The disk is shown, but not touched.
+func TestStrayLoop(t *testing.T) {
+	l := initialized(t, 64*mib, 512)
+	d, v := highVolume(t, l)
+	d.Close()
+	l.forget(t)
+	device, err := openDevice(l.path, os.O_RDWR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
+	if err := device.measure(); err != nil {
+		t.Fatal(err)
+	}
+	for name, e := range map[string]entry{
+		"not in the table": {guid: b, extent: at(30, 4)},
+		"at another place": {guid: a, extent: at(3, 10)},
+		"longer":           {guid: a, extent: at(2, 11)},
+	} {
+		stray := &loops{disk: device, found: map[string]loopDevice{}}
+		if _, err := stray.attach(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+		d, err := Open(quiet(t), l.path, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := d.Snapshot(); !errors.Is(s.Err, ErrOutOfService) || len(s.Volumes) != 1 {
+			t.Errorf("%s: %+v", name, s)
+		}
+		d.Close()
+		if err := stray.detach(t.Context(), e); err != nil {
+			t.Error(err)
+		}
+	}
+	if got, _ := ptr(l.open(t).Snapshot()).Volume(a); got.Extent != v.Extent || got.Device == "" {
+		t.Errorf("in the end: %+v", got)
+	}
+}
