@@ -64,44 +64,6 @@ func (n *Node) mountDevice(device, target, fsType string, flags []string) error 
 	return n.mounter.Mount(device, target, fsType, flags)
 }
 
-// mountFlags are the mount options that each mount of a file system has for itself. All
-// others are the file system's own: they were given when it was staged.
-var mountFlags = map[string]uintptr{
-	"ro":          syscall.MS_RDONLY,
-	"nosuid":      syscall.MS_NOSUID,
-	"nodev":       syscall.MS_NODEV,
-	"noexec":      syscall.MS_NOEXEC,
-	"noatime":     syscall.MS_NOATIME,
-	"nodiratime":  syscall.MS_NODIRATIME,
-	"relatime":    syscall.MS_RELATIME,
-	"strictatime": syscall.MS_STRICTATIME,
-	"nosymfollow": 0x100, // MS_NOSYMFOLLOW, which package syscall lacks
-}
-
-func flagsOf(options []string) (flags uintptr) {
-	for _, o := range options {
-		flags |= mountFlags[o]
-	}
-	return flags
-}
-
-// bind mounts the source, a folder or a device, on the target as well, with those flags;
-// now are the flags that the source is mounted with.
-func bind(source, target string, flags, now uintptr) error {
-	if err := syscall.Mount(source, target, "", syscall.MS_BIND, ""); err != nil {
-		return fmt.Errorf("cannot bind %s to %s: %w", source, target, err)
-	}
-	if flags == now {
-		return nil
-	}
-	// The kernel takes no flags together with a new bind mount. Nobody has seen this one yet.
-	if err := syscall.Mount("", target, "", syscall.MS_BIND|syscall.MS_REMOUNT|flags, ""); err != nil {
-		err = fmt.Errorf("cannot set the mount options of %s: %w", target, err)
-		return errors.Join(err, syscall.Unmount(target, 0))
-	}
-	return nil
-}
-
 // mountPoint is the path as the mount table has it: the kubelet's may lead over a link. The
 // last element is not resolved: it is never a link, and it cannot even be looked at if
 // the file system that is mounted there is broken.
@@ -173,9 +135,6 @@ func isReadOnly(m *mountinfo.Info) bool {
 	return slices.Contains(strings.Split(m.Options, ","), "ro")
 }
 
-// unmountNoFollow is UMOUNT_NOFOLLOW, which package syscall lacks.
-const unmountNoFollow = 8
-
 // unmount unmounts all there is on the target.
 func (n *Node) unmount(ctx context.Context, target string) error {
 	for {
@@ -186,9 +145,7 @@ func (n *Node) unmount(ctx context.Context, target string) error {
 		if at == nil {
 			return nil
 		}
-		// Of the kernel itself: umount(8) looks at the target first, which a broken disk does
-		// not let it.
-		if err := syscall.Unmount(target, unmountNoFollow); err != nil {
+		if err := unmountHere(target); err != nil {
 			return fmt.Errorf("cannot unmount %s from %s: %w", at.Source, target, err)
 		}
 		klog.FromContext(ctx).Info("Volume is unmounted", "device", at.Source, "target", target)

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/moby/sys/mountinfo"
@@ -97,12 +96,8 @@ func (n *Node) publishStaged(ctx context.Context, r *csispec.NodePublishVolumeRe
 	if staged == nil {
 		return refuse(codes.FailedPrecondition, "volume %s is not staged on %s", r.VolumeId, r.StagingTargetPath)
 	}
-	now := flagsOf(strings.Split(staged.Options, ","))
-	flags := now | flagsOf(a.flags)
-	if a.readOnly {
-		flags |= mountFlags["ro"]
-	}
-	isThere, err := published(mounts, r, flags)
+	a.readOnly = a.readOnly || isReadOnly(staged) || slices.Contains(a.flags, "ro")
+	isThere, err := published(mounts, r, a.readOnly)
 	if isThere || err != nil {
 		return err
 	}
@@ -115,7 +110,7 @@ func (n *Node) publishStaged(ctx context.Context, r *csispec.NodePublishVolumeRe
 	if info, err := os.Lstat(target); err != nil || !info.IsDir() {
 		return errors.Join(fmt.Errorf("mount point %s is a link or a file, not a folder", target), err)
 	}
-	return n.bindTo(ctx, staging, target, flags, now)
+	return n.bindTo(ctx, staging, target, a)
 }
 
 // publishBlock binds the device to the target, a file. To the kernel a device is as
@@ -131,11 +126,7 @@ func (n *Node) publishBlock(ctx context.Context, r *csispec.NodePublishVolumeReq
 	if err != nil {
 		return err
 	}
-	var flags uintptr
-	if a.readOnly {
-		flags = mountFlags["ro"]
-	}
-	isThere, err := published(mounts, r, flags)
+	isThere, err := published(mounts, r, a.readOnly)
 	if isThere || err != nil {
 		return err
 	}
@@ -159,15 +150,19 @@ func (n *Node) publishBlock(ctx context.Context, r *csispec.NodePublishVolumeReq
 	if info, err := os.Lstat(target); err != nil || !info.Mode().IsRegular() {
 		return errors.Join(fmt.Errorf("target %s is a link or a folder, not a file", target), err)
 	}
-	return n.bindTo(ctx, device, target, flags, 0)
+	return n.bindTo(ctx, device, target, a)
 }
 
 // bindTo binds the source to a target that was made for it.
-func (n *Node) bindTo(ctx context.Context, source, target string, flags, now uintptr) error {
-	if err := bind(source, target, flags, now); err != nil {
+func (n *Node) bindTo(ctx context.Context, source, target string, a access) error {
+	options := a.flags
+	if a.readOnly {
+		options = append(slices.Clone(options), "ro")
+	}
+	if err := bind(source, target, options); err != nil {
 		return errors.Join(err, n.removeTarget(ctx, target))
 	}
-	klog.FromContext(ctx).Info("Volume is published", "source", source, "target", target, "readOnly", flags&mountFlags["ro"] != 0)
+	klog.FromContext(ctx).Info("Volume is published", "source", source, "target", target, "readOnly", a.readOnly)
 	return nil
 }
 
@@ -179,12 +174,11 @@ func mountAt(mounts []*mountinfo.Info, target string) *mountinfo.Info {
 }
 
 // published reports whether one of the volume's mounts is on the target, as it should be.
-func published(mounts []*mountinfo.Info, r *csispec.NodePublishVolumeRequest, flags uintptr) (bool, error) {
+func published(mounts []*mountinfo.Info, r *csispec.NodePublishVolumeRequest, readOnly bool) (bool, error) {
 	at, err := mountedAt(r.TargetPath)
 	if at == nil || err != nil {
 		return false, err
 	}
-	readOnly := flags&mountFlags["ro"] != 0
 	switch {
 	case !slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool { return m.ID == at.ID }):
 		return false, refuse(codes.FailedPrecondition, "target_path: %s is mounted on %s already, where volume %s belongs: unmount it", at.Source, r.TargetPath, r.VolumeId)

@@ -1,0 +1,94 @@
+package csi
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// What the agent mounts in its container, the host sees in its own mount namespace, and so
+// does the agent's next container. To both a read-only volume must be one.
+func TestReadOnlyOnTheHost(t *testing.T) {
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	if err := syscall.Mount("tmpfs", v.dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		for _, path := range []string{v.other(), v.target, v.staging, v.dir} {
+			if err := syscall.Unmount(path, 0); err != nil {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
+	}()
+	if err := syscall.Mount("", v.dir, "", syscall.MS_SHARED, ""); err != nil {
+		t.Fatal(err)
+	}
+	host := exec.Command("unshare", "--mount", "--propagation", "slave", "cat")
+	hold, err := host.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, err := host.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := host.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		hold.Close()
+		if err := host.Wait(); err != nil {
+			t.Error(err)
+		}
+	}()
+	// An echo says that the namespace is there.
+	if _, err := hold.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := said.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	v.must("stage", v.stage(), codes.OK)
+	v.must("publish", v.publish(v.target, nil), codes.OK)
+	v.must("publish read-only", v.publish(v.other(), readOnly), codes.OK)
+	table, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", host.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer table.Close()
+	for path, want := range map[string]bool{v.staging: false, v.target: false, v.other(): true} {
+		if _, err := table.Seek(0, 0); err != nil {
+			t.Fatal(err)
+		}
+		infos, err := mountinfo.GetMountsFromReader(table, mountinfo.SingleEntryFilter(path))
+		if err != nil || len(infos) != 1 || isReadOnly(infos[0]) != want {
+			t.Errorf("%s: the host sees %+v, want read-only %v: %v", path, infos, want, err)
+		}
+	}
+}
+
+func TestAttributes(t *testing.T) {
+	for options, want := range map[string]unix.MountAttr{
+		"":                           {},
+		"rw,discard,context=\"a,b\"": {},
+		"ro,nosuid,noexec":           {Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC},
+		"noatime,nodiratime":         {Attr_set: unix.MOUNT_ATTR_NOATIME | unix.MOUNT_ATTR_NODIRATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
+		"noatime,strictatime":        {Attr_set: unix.MOUNT_ATTR_STRICTATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
+		"relatime":                   {Attr_clr: unix.MOUNT_ATTR__ATIME},
+	} {
+		got := attributesOf(slices.DeleteFunc(strings.Split(options, ","), func(o string) bool { return o == "" }))
+		if got != want {
+			t.Errorf("%q: %+v, want %+v", options, got, want)
+		}
+	}
+}
