@@ -137,6 +137,8 @@ func (c *Cluster) kubeletConfig(n *Node, cert, key string) map[string]any {
 		"clusterDNS":      []string{"10.96.0.10"},
 		"volumePluginDir": "/var/lib/kubelet/volume-plugins",
 		"staticPodPath":   "",
+		// A kubelet looks that often whether a mounted volume is to grow; the default is a minute.
+		"syncFrequency": "5s",
 		// Every pod is wanted at once here.
 		"registryPullQPS": 0,
 		"eventRecordQPS":  0,

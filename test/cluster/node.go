@@ -173,13 +173,14 @@ func (c *Cluster) makeDisks(n *Node) error {
 var covered = []string{"/var/lib", "/var/log", "/run"}
 
 // holderScript mounts pairs of directories, makes a file to say so, and waits. Mounts
-// propagate within the node, as pods with Bidirectional mounts expect, and not out of it.
+// propagate within the node, as pods with Bidirectional mounts expect, and not out of it;
+// nor between a directory and what it is mounted on, where they would appear twice.
 const holderScript = `set -e
-mount --make-rshared /
 while [ $# -gt 1 ]; do
 	mount --bind "$1" "$2"
 	shift 2
 done
+mount --make-rshared /
 ip link set lo up
 : > "$1"
 exec sleep infinity

@@ -71,18 +71,28 @@ func life(e *tenant, class string, sector int, fsType string) {
 // of it for itself (xfs a log of 64 MiB).
 func sizeInside(e *tenant, pod *corev1.Pod, device string, size int64) {
 	e.t.Helper()
+	shown, got := e.mounted(pod)
+	if shown != device {
+		e.t.Fatalf("df shows device %s, want %s", shown, device)
+	}
+	if got > size || got < size*4/5 {
+		e.t.Errorf("df shows %d bytes, asked for were %d", got, size)
+	}
+}
+
+// mounted is the device that the pod has on /data, and the size of its file system.
+func (e *tenant) mounted(pod *corev1.Pod) (device string, size int64) {
+	e.t.Helper()
 	lines := strings.Split(e.exec(pod, "df -k /data"), "\n")
 	fields := strings.Fields(lines[len(lines)-1])
-	if len(fields) < 2 || fields[0] != device {
-		e.t.Fatalf("df says %q, want device %s", lines, device)
+	if len(fields) < 2 {
+		e.t.Fatalf("df says %q", lines)
 	}
 	kib, err := strconv.ParseInt(fields[1], 10, 64)
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	if got := kib << 10; got > size || got < size*4/5 {
-		e.t.Errorf("df shows %d bytes, asked for were %d", got, size)
-	}
+	return fields[0], kib << 10
 }
 
 // TestNothingOfThePast: a pod that gets the very bytes of another one's volume finds
@@ -174,16 +184,8 @@ func TestCompleted(t *testing.T) {
 func TestRestricted(t *testing.T) {
 	e := newTenant(t, sharedCluster(t), "pod-security.kubernetes.io/enforce=restricted")
 	pod := e.podOf("pod", volume("data", pair, "64Mi", ""))
-	yes, no, user, group := true, false, int64(1000), int64(2000)
-	pod.Spec.SecurityContext = &corev1.PodSecurityContext{
-		RunAsNonRoot: &yes, RunAsUser: &user, FSGroup: &group,
-		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
-	}
+	restrict(pod, 1000, 2000)
 	main := &pod.Spec.Containers[0]
-	main.SecurityContext = &corev1.SecurityContext{
-		AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
-		Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-	}
 	main.VolumeMounts = append(main.VolumeMounts, corev1.VolumeMount{Name: "data", MountPath: "/part", SubPath: "sub/path"})
 	e.create(pod)
 	e.ready(pod)

@@ -1,0 +1,181 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// TestExpandMounted: an xfs volume grows under the running pod.
+func TestExpandMounted(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	pvc := e.claim("data", ssd, "400Mi")
+	pod := e.podOf("pod", claimed("data", pvc))
+	e.make(pvc)
+	e.create(pod)
+	e.ready(pod)
+	pv := e.boundTo(pvc)
+	before := e.findVolume(pv)
+	mark := canary(e)
+	e.write(pod, mark)
+	e.expand(pvc, "800Mi")
+	e.hasGrown(pvc, 800*mib)
+	after := e.findVolume(e.boundTo(pvc))
+	if after.allocation.Start != before.allocation.Start || after.allocation.Length != 800*mib {
+		t.Errorf("the volume was %+v, is %+v", before.allocation, after.allocation)
+	}
+	e.holds(pod, mark)
+	if _, size := e.mounted(pod); size < 700*mib {
+		t.Errorf("the pod has %d bytes", size)
+	}
+	if n := restarts(pod); n != 0 {
+		t.Errorf("the container was restarted %d times", n)
+	}
+	e.isPartition(e.device(pod, "/data"), "xfs", after)
+	e.delete(pod)
+	e.unmake(pvc)
+	e.gone(pod)
+	e.wiped(e.volumeOf(pvc), after, mark)
+}
+
+// TestExpandAtNextMount: an ext4 volume whose pod is gone grows when the next one mounts it.
+func TestExpandAtNextMount(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	pvc := e.claim("data", hdd, "200Mi")
+	pod := e.podOf("first", claimed("data", pvc))
+	e.make(pvc)
+	e.create(pod)
+	e.ready(pod)
+	pv := e.boundTo(pvc)
+	before := e.findVolume(pv)
+	mark := canary(e)
+	e.write(pod, mark)
+	e.delete(pod)
+	e.gone(pod)
+	e.expand(pvc, "600Mi")
+	e.eventually("the claim waits for its file system", func(ctx context.Context) error {
+		if err := e.client.Get(ctx, client.ObjectKeyFromObject(pvc), pvc); err != nil {
+			return err
+		}
+		for _, c := range pvc.Status.Conditions {
+			if c.Type == corev1.PersistentVolumeClaimFileSystemResizePending && c.Status == corev1.ConditionTrue {
+				return nil
+			}
+		}
+		return fmt.Errorf("its status is %+v", pvc.Status)
+	})
+	next := e.podOf("second", claimed("data", pvc))
+	e.create(next)
+	e.ready(next)
+	e.hasGrown(pvc, 600*mib)
+	after := e.findVolume(e.boundTo(pvc))
+	if after.allocation.Start != before.allocation.Start || after.allocation.Length != 600*mib {
+		t.Errorf("the volume was %+v, is %+v", before.allocation, after.allocation)
+	}
+	e.holds(next, mark)
+	if _, size := e.mounted(next); size < 500*mib {
+		t.Errorf("the pod has %d bytes", size)
+	}
+}
+
+// TestExpandBlock: a raw volume grows under the running pod.
+func TestExpandBlock(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	pvc := e.claim("raw", ssd, "100Mi")
+	mode := corev1.PersistentVolumeBlock
+	pvc.Spec.VolumeMode = &mode
+	pod := e.podOf("pod", claimed("raw", pvc))
+	asDevice(pod)
+	e.make(pvc)
+	e.create(pod)
+	e.ready(pod)
+	e.boundTo(pvc)
+	e.exec(pod, "yes hello | dd of=/dev/raw bs=1M count=100 iflag=fullblock conv=fsync 2>/dev/null")
+	e.expand(pvc, "300Mi")
+	e.hasGrown(pvc, 300*mib)
+	out := e.exec(pod, "blockdev --getsize64 /dev/raw; head -n 1 /dev/raw; tail -c 209715200 /dev/raw | od -A n -t x1 | sort -u")
+	if want := []string{strconv.FormatInt(300*mib, 10), "hello", "00 00"}; lacks(out, want) != "" || strings.Count(out, "\n") > 3 {
+		t.Errorf("the pod's device is %q, want %q", out, want)
+	}
+}
+
+// TestExpandTooFar: a claim that wants more than follows its volume stays as it is, says how
+// much it could have, and grows when there is room.
+func TestExpandTooFar(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	on := map[string]string{corev1.LabelHostname: "node1"}
+	pvc, behind := e.claim("data", ssd, "400Mi"), e.claim("behind", ssd, "400Mi")
+	pod, neighbour := e.podOf("pod", claimed("data", pvc)), e.podOf("neighbour", claimed("data", behind))
+	pod.Spec.NodeSelector, neighbour.Spec.NodeSelector = on, on
+	e.make(pvc, behind)
+	e.create(pod)
+	e.ready(pod)
+	e.create(neighbour)
+	e.ready(neighbour)
+	p, q := e.findVolume(e.boundTo(pvc)), e.findVolume(e.boundTo(behind))
+	if q.allocation.Start < p.allocation.Start {
+		pvc, behind, pod, neighbour, p, q = behind, pvc, neighbour, pod, q, p
+	}
+	if q.allocation.Start != p.allocation.Start+p.allocation.Length {
+		t.Fatalf("the volumes are at %v and %v: this test shows nothing", p, q)
+	}
+	mark := canary(e)
+	e.write(pod, mark)
+	e.expand(pvc, "600Mi")
+	e.event(pvc, "VolumeResizeFailed", "600Mi")
+	e.expand(behind, "500Gi")
+	e.event(behind, "VolumeResizeFailed", "500Gi")
+	if err := e.client.Get(t.Context(), client.ObjectKeyFromObject(pvc), pvc); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("the claim's status: %+v", pvc.Status)
+	e.delete(neighbour)
+	e.unmake(behind)
+	e.hasGrown(pvc, 600*mib)
+	e.holds(pod, mark)
+	if _, size := e.mounted(pod); size < 500*mib {
+		t.Errorf("the pod has %d bytes", size)
+	}
+}
+
+// expand asks for more.
+func (e *tenant) expand(pvc *corev1.PersistentVolumeClaim, size string) {
+	e.t.Helper()
+	before := pvc.DeepCopy()
+	pvc.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse(size)
+	if err := e.client.Patch(e.t.Context(), pvc, client.MergeFrom(before)); err != nil {
+		e.t.Fatalf("expand claim %s to %s: %v", pvc.Name, size, err)
+	}
+}
+
+// hasGrown waits until the claim has its size and nothing is pending.
+func (e *tenant) hasGrown(pvc *corev1.PersistentVolumeClaim, size int64) {
+	e.t.Helper()
+	e.eventually("claim "+pvc.Name+" has grown", func(ctx context.Context) error {
+		if err := e.client.Get(ctx, client.ObjectKeyFromObject(pvc), pvc); err != nil {
+			return err
+		}
+		capacity := pvc.Status.Capacity[corev1.ResourceStorage]
+		if capacity.Value() != size || len(pvc.Status.Conditions) > 0 || len(pvc.Status.AllocatedResourceStatuses) > 0 {
+			return fmt.Errorf("its status is %+v", pvc.Status)
+		}
+		return nil
+	})
+	pv := e.boundTo(pvc)
+	if capacity := pv.Spec.Capacity[corev1.ResourceStorage]; capacity.Value() != size {
+		e.t.Errorf("volume %s has capacity %s, want %d", pv.Name, capacity.String(), size)
+	}
+}
+
+// volumeOf is the PersistentVolume that the claim had when it was read last.
+func (e *tenant) volumeOf(pvc *corev1.PersistentVolumeClaim) *corev1.PersistentVolume {
+	pv := &corev1.PersistentVolume{}
+	pv.Name = pvc.Spec.VolumeName
+	return pv
+}
