@@ -2,8 +2,13 @@ package disk
 
 import (
 	"errors"
+	"fmt"
+	"github.com/berthdev/berth/pkg/extent"
 	"math/rand/v2"
+	"os"
+	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/uuid"
@@ -17,15 +22,21 @@ type step struct {
 	then []step
 }
 
+// done is a table that was acknowledged, and how long the log was then.
+type done struct {
+	entries []entry
+	log     int
+}
+
 // all does the step and those that follow, and returns the table after each.
-func (st step) all(t testing.TB, s *store) [][]entry {
+func (st step) all(t testing.TB, m *memDisk, s *store) []done {
 	t.Helper()
 	if err := st.do(t, s); err != nil {
 		t.Fatalf("%s: %v", st.name, err)
 	}
-	tables := [][]entry{slices.Clone(s.table.entries)}
+	tables := []done{{slices.Clone(s.table.entries), len(m.log)}}
 	for _, next := range st.then {
-		tables = append(tables, next.all(t, s)...)
+		tables = append(tables, next.all(t, m, s)...)
 	}
 	return tables
 }
@@ -145,6 +156,13 @@ func crashLayouts(t testing.TB) []layout {
 // could not reproduce.
 func formatted(t testing.TB, l layout) (*memDisk, []byte) {
 	t.Helper()
+	// Half a surrogate pair, and text behind the end of the name.
+	return formattedWith(t, l, []byte{'x', 0, 0x00, 0xd8, 0, 0, 'y', 0, 'z', 0})
+}
+
+// formattedWith is a disk of ours, in memory, with a foreign entry of that name.
+func formattedWith(t testing.TB, l layout, name []byte) (*memDisk, []byte) {
+	t.Helper()
 	m := newMemDisk()
 	if _, err := format(quiet(t), m, l); err != nil {
 		t.Fatal(err)
@@ -158,8 +176,8 @@ func formatted(t testing.TB, l layout) (*memDisk, []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Half a surrogate pair, and text behind the end of the name.
-	copy(strange.slot(300)[56:], []byte{'x', 0, 0x00, 0xd8, 0, 0, 'y', 0, 'z', 0})
+	clear(strange.slot(300)[56:])
+	copy(strange.slot(300)[56:], name)
 	next := s.table
 	next.entries = append(slices.Clone(next.entries), f)
 	if err := s.commit(quiet(t), next, 300, strange.slot(300)); err != nil {
@@ -176,71 +194,179 @@ func formatted(t testing.TB, l layout) (*memDisk, []byte) {
 // the power again during the recovery and during the first change after it. What was
 // acknowledged is there; what was not is there or is not; the rest is untouched.
 func TestPowerCuts(t *testing.T) {
-	states := 0
-	random := rand.New(rand.NewPCG(3, 4))
+	const least = 10_000
+	c := cuts{random: rand.New(rand.NewPCG(3, 4))}
 	for _, l := range crashLayouts(t) {
 		disk, strange := formatted(t, l)
 		for _, step := range life() {
-			before := disk.clone()
-			s, _, err := disk.mounted(t, l, false)
-			if err != nil {
-				t.Fatal(err)
-			}
-			old := slices.Clone(s.table.entries)
-			disk.log = nil
-			tables := step.all(t, s)
-			now := s.table.entries
-			// check recovers a disk and returns what it did for that.
-			check := func(m *memDisk, mustBeNew bool) []logged {
-				states++
-				m.log = nil
-				s, _, err := m.mounted(t, l, false)
-				if err != nil {
-					t.Fatalf("%s: after a power cut: %v", step.name, err)
-				}
-				is := func(table []entry) bool { return sameVolumes(s.table.entries, table) }
-				if !is(now) && (mustBeNew || !is(old) && !slices.ContainsFunc(tables, is)) {
-					t.Fatalf("%s: after a power cut: %+v, neither the old table nor the new one", step.name, s.table.entries)
-				}
-				if !slices.Equal(s.current().slot(300), strange) {
-					t.Fatalf("%s: a foreign entry has changed", step.name)
-				}
-				if f, err := examine(m, l); err != nil || f.badMBR || f.badPrimary || f.badBackup {
-					t.Fatalf("%s: not repaired: %+v, %v", step.name, f, err)
-				}
-				return m.log
-			}
-			powerCuts(before, disk.log, random, func(cut *memDisk, acknowledged bool) {
-				recovered := cut.clone()
-				repairs := check(recovered, acknowledged)
-				powerCuts(cut, repairs, random, func(again *memDisk, _ bool) { check(again.clone(), acknowledged) })
-				// A change right after the recovery, cut as well.
-				s, _, err := recovered.mounted(t, l, false)
-				if err != nil {
-					t.Fatal(err)
-				}
-				third := recovered.clone()
-				recovered.log = nil
-				extra := reserve(uuid.NewSHA1(uuid.Nil, []byte("extra")).String(), 55, 2)
-				if err := extra.do(t, s); err != nil {
-					t.Fatal(err)
-				}
-				powerCuts(third, recovered.log, random, func(again *memDisk, _ bool) {
-					states++
-					s, _, err := again.mounted(t, l, false)
-					if err != nil {
-						t.Fatalf("%s, then a change: %v", step.name, err)
-					}
-					for _, e := range old {
-						if i := slices.IndexFunc(now, func(n entry) bool { return n.guid == e.guid }); i >= 0 && s.table.find(e.guid) < 0 {
-							t.Fatalf("%s, then a change: volume %s is lost", step.name, e.guid)
-						}
-					}
-				})
-			})
+			c.step(t, disk, l, step, strange)
 		}
 	}
-	t.Logf("%d states", states)
+	t.Logf("%d states", c.states)
+	if c.states < least {
+		t.Errorf("%d states were looked at, which is less than %d", c.states, least)
+	}
+}
+
+// TestTorture is TestPowerCuts with lives at random, until a million states were looked
+// at. It takes a quarter of an hour.
+func TestTorture(t *testing.T) {
+	if os.Getenv("BERTH_TORTURE") == "" {
+		t.Skip("set BERTH_TORTURE=1 for it")
+	}
+	const least = 1_000_000
+	var states atomic.Int64
+	for worker := range uint64(runtime.GOMAXPROCS(0)) {
+		t.Run(fmt.Sprint(worker), func(t *testing.T) {
+			t.Parallel()
+			for life := uint64(0); states.Load() < least; life++ {
+				c := cuts{random: rand.New(rand.NewPCG(worker, life))}
+				l := crashLayouts(t)[life%2]
+				disk, strange := formatted(t, l)
+				for range 30 {
+					s, _, err := disk.mounted(t, l, false)
+					if err != nil {
+						t.Fatal(err)
+					}
+					c.step(t, disk, l, anyStep(c.random, s.table), strange)
+				}
+				total := states.Add(int64(c.states))
+				t.Logf("life %d of worker %d: %d states, %d in all", life, worker, c.states, total)
+			}
+		})
+	}
+}
+
+// anyStep is a step that is possible with the table, or several of them.
+func anyStep(random *rand.Rand, now table) step {
+	var id [16]byte
+	for i := range id {
+		id[i] = byte(random.Uint32())
+	}
+	guid := uuid.NewSHA1(uuid.Nil, id[:]).String()
+	start, length := 2+random.Int64N(50), 1+random.Int64N(3)
+	made := reserve(guid, start, length)
+	if random.IntN(4) == 0 {
+		made = raw(guid, start, length)
+	}
+	var possible []step
+	// The last MiBs are for the change after a recovery.
+	if now.free().Contains(at(start, length)) {
+		possible = append(possible, made, made)
+		if made.name == "reserve" {
+			possible = append(possible, made.and(ahead(guid), phase(guid, Formatted)), made.and(ahead(guid), back()))
+		}
+	}
+	for _, e := range now.entries {
+		if !e.isVolume() {
+			continue
+		}
+		switch phaseOf[e.kind] {
+		case Reserved:
+			possible = append(possible, phase(e.guid, Formatted), ahead(e.guid).and(phase(e.guid, Formatted)), phase(e.guid, Wiping))
+			if len(possible) > 4 {
+				// Another change between the two halves.
+				possible = append(possible, ahead(e.guid).and(possible[0], phase(e.guid, Formatted)))
+			}
+		case Formatted:
+			possible = append(possible, phase(e.guid, Wiping))
+			if e.extent.End < 53*mib && now.free().Contains(extent.New(e.extent.End, mib)) {
+				possible = append(possible, grow(e.guid, e.extent.Len()/mib+1))
+			}
+		case Wiping:
+			possible = append(possible, remove(e.guid))
+		}
+	}
+	if len(possible) == 0 {
+		return back()
+	}
+	return possible[random.IntN(len(possible))]
+}
+
+// cuts looks at what power cuts leave, and counts the states.
+type cuts struct {
+	random *rand.Rand
+	states int
+	// recovered, if set, is called with some of the disks that have recovered.
+	recovered func(m *memDisk)
+}
+
+// step does a step on the disk and looks at every state that a power cut during it may
+// leave. strange is what must be in entry 300.
+func (c *cuts) step(t *testing.T, disk *memDisk, l layout, step step, strange []byte) {
+	t.Helper()
+	before := disk.clone()
+	s, _, err := disk.mounted(t, l, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := slices.Clone(s.table.entries)
+	disk.log = nil
+	tables := step.all(t, disk, s)
+	// check recovers a disk and returns what it did for that. written is how much of the
+	// step's log was on the medium.
+	check := func(m *memDisk, written int) []logged {
+		c.states++
+		m.log = nil
+		s, _, err := m.mounted(t, l, false)
+		if err != nil {
+			t.Fatalf("%s: after a power cut: %v", step.name, err)
+		}
+		last, next := old, old
+		for _, d := range tables {
+			next = d.entries
+			if d.log > written {
+				break
+			}
+			last = next
+		}
+		if got := s.table.entries; !sameVolumes(got, last) && !sameVolumes(got, next) {
+			t.Fatalf("%s: after a power cut: %+v, neither the table before, %+v, nor the one after, %+v", step.name, got, last, next)
+		}
+		if !slices.Equal(s.current().slot(300), strange) {
+			t.Fatalf("%s: a foreign entry has changed", step.name)
+		}
+		if f, err := examine(m, l); err != nil || f.badMBR || f.badPrimary || f.badBackup {
+			t.Fatalf("%s: not repaired: %+v, %v", step.name, f, err)
+		}
+		return m.log
+	}
+	powerCuts(before, disk.log, c.random, func(cut *memDisk, written int) {
+		recovered := cut.clone()
+		repairs := check(recovered, written)
+		if c.recovered != nil {
+			c.recovered(recovered)
+		}
+		powerCuts(cut, repairs, c.random, func(again *memDisk, _ int) { check(again.clone(), written) })
+		c.change(t, recovered, l, step.name)
+	})
+}
+
+// change makes a change right after a recovery, cut as well. No volume is lost by it.
+func (c *cuts) change(t *testing.T, recovered *memDisk, l layout, after string) {
+	t.Helper()
+	s, _, err := recovered.mounted(t, l, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := slices.Clone(s.table.entries)
+	before := recovered.clone()
+	recovered.log = nil
+	extra := reserve(uuid.NewSHA1(uuid.Nil, []byte("extra")).String(), 55, 2)
+	if err := extra.do(t, s); err != nil {
+		t.Fatal(err)
+	}
+	now := s.table.entries
+	powerCuts(before, recovered.log, c.random, func(again *memDisk, _ int) {
+		c.states++
+		s, _, err := again.mounted(t, l, false)
+		if err != nil {
+			t.Fatalf("%s, then a change: %v", after, err)
+		}
+		if got := s.table.entries; !sameVolumes(got, old) && !sameVolumes(got, now) {
+			t.Fatalf("%s, then a change: %+v, neither %+v nor %+v", after, got, old, now)
+		}
+	})
 }
 
 // sameVolumes compares entries but for the strange name, which decodes as it may.
@@ -263,7 +389,7 @@ func TestPowerCutsInFormat(t *testing.T) {
 			t.Fatal(err)
 		}
 		seen := map[bool]int{}
-		powerCuts(newMemDisk(), m.log, random, func(cut *memDisk, acknowledged bool) {
+		powerCuts(newMemDisk(), m.log, random, func(cut *memDisk, written int) {
 			f, err := examine(cut, l)
 			if err != nil {
 				t.Fatal(err)
@@ -275,7 +401,7 @@ func TestPowerCutsInFormat(t *testing.T) {
 				}
 				return
 			}
-			if blank, err := isBlank(cut, l); err != nil || !blank || f.foreign || acknowledged {
+			if blank, err := isBlank(cut, l); err != nil || !blank || f.foreign || written == len(m.log) {
 				t.Fatalf("half a format is neither blank nor ours: %+v, %v", f, err)
 			}
 			if _, err := format(quiet(t), cut, l); err != nil {
@@ -303,7 +429,7 @@ func TestPowerCutsInRestore(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, step := range life() {
-			step.all(t, s)
+			step.all(t, disk, s)
 		}
 		want := slices.Clone(s.table.entries)
 		disk.set(0, make([]byte, mib))
@@ -318,7 +444,7 @@ func TestPowerCutsInRestore(t *testing.T) {
 		if _, _, err := disk.mounted(t, l, true); err != nil {
 			t.Fatal(err)
 		}
-		powerCuts(before, disk.log, random, func(cut *memDisk, acknowledged bool) {
+		powerCuts(before, disk.log, random, func(cut *memDisk, _ int) {
 			states++
 			s, _, err := cut.mounted(t, l, true)
 			if err != nil || !sameVolumes(s.table.entries, want) {

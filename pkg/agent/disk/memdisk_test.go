@@ -101,9 +101,11 @@ func (m *memDisk) Sync() error {
 // powerCuts calls visit with every state that a power cut during the logged writes
 // may leave, starting from before. Up to a barrier, any of the chunks that change may
 // have reached the medium; where there are too many subsets, a sample is visited.
-// acknowledged is true for the last state, in which everything has.
-func powerCuts(before *memDisk, log []logged, random *rand.Rand, visit func(state *memDisk, acknowledged bool)) {
+// written is how much of the log has reached the medium for certain; all of it in the
+// last state.
+func powerCuts(before *memDisk, log []logged, random *rand.Rand, visit func(state *memDisk, written int)) {
 	state := before.clone()
+	written, all := 0, len(log)
 	for len(log) > 0 {
 		end := slices.IndexFunc(log, func(l logged) bool { return l.data == nil })
 		if end < 0 {
@@ -132,11 +134,12 @@ func powerCuts(before *memDisk, log []logged, random *rand.Rand, visit func(stat
 					delete(cut.chunks, at)
 				}
 			}
-			visit(cut, false)
+			visit(cut, written)
 		}
+		written = min(written+end+1, all)
 		state, log = next, log[min(end+1, len(log)):]
 	}
-	visit(state, true)
+	visit(state, all)
 }
 
 func mergeKeys(a, b map[int64][]byte) map[int64]bool {

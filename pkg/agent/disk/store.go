@@ -112,7 +112,10 @@ func load(dev device, l layout, f findings) (*store, error) {
 }
 
 func newStore(dev device, t table, c copyOfTable) *store {
-	return &store{dev: dev, table: t, proven: t, onDisk: render(t.layout, c), spare: render(t.layout, c)}
+	s := &store{dev: dev, table: t, proven: t, onDisk: render(t.layout, c)}
+	s.spare.primary = write{s.onDisk.primary.off, make([]byte, t.copyBytes())}
+	s.spare.backup = write{s.onDisk.backup.off, make([]byte, t.copyBytes())}
+	return s
 }
 
 // current is the table's bytes. They are the store's: the next change may overwrite them.

@@ -1,10 +1,14 @@
 package disk
 
 import (
+	"math/rand/v2"
+	"os"
 	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/test/testenv"
 )
@@ -26,6 +30,51 @@ func verifyTable(t testing.TB, path string) {
 		out, err := exec.Command(tool.command[0], tool.command[1:]...).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), tool.good) || bad.Match(out) {
 			t.Errorf("%v: %v\n%s", tool.command, err, out)
+		}
+	}
+}
+
+// TestRecoveredByTools shows a sample of the disks that recovered from a power cut to the
+// common partition tools.
+func TestRecoveredByTools(t *testing.T) {
+	const samples = 20
+	for _, l := range crashLayouts(t) {
+		loop := newLoop(t, l.size, int(l.sector))
+		device, err := openDevice(loop.path, os.O_RDWR)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer device.Close()
+		random := rand.New(rand.NewPCG(9, uint64(l.sector)))
+		verified, mebibyte := 0, make([]byte, mib)
+		c := cuts{random: random, recovered: func(m *memDisk) {
+			if verified == samples || random.IntN(12) != 0 {
+				return
+			}
+			verified++
+			for _, off := range []int64{0, l.size - mib} {
+				if _, err := m.ReadAt(mebibyte, off); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := device.WriteAt(mebibyte, off); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// The tools read through the cache.
+			if err := unix.IoctlSetInt(device.fd(), unix.BLKFLSBUF, 0); err != nil {
+				t.Fatal(err)
+			}
+			verifyTable(t, loop.path)
+		}}
+		// parted warns of names that are not UTF-16.
+		disk, strange := formattedWith(t, l, []byte{'x', 0})
+		for _, step := range life() {
+			if verified < samples {
+				c.step(t, disk, l, step, strange)
+			}
+		}
+		if verified < samples {
+			t.Errorf("%d tables were verified, which is less than %d", verified, samples)
 		}
 	}
 }
