@@ -163,7 +163,11 @@ func (p *capacities) sync(ctx context.Context, node string) error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		_, err := p.client.StorageV1().CSIStorageCapacities(p.namespace).Create(ctx, wanted[name], metav1.CreateOptions{})
-		if err != nil && !apierrors.IsAlreadyExists(err) {
+		switch {
+		case apierrors.IsAlreadyExists(err):
+			// The informer has yet to see it.
+			p.queue.AddAfter(node, settle)
+		case err != nil:
 			failed = errors.Join(failed, fmt.Errorf("creating CSIStorageCapacity %s of node %s: %w", name, node, err))
 		}
 	}

@@ -228,7 +228,7 @@ func (c *Controllers) sawVolume(old, now any) {
 		return
 	}
 	if !known {
-		c.suspect(pv.Labels[diskv1alpha1.LabelNode], 0)
+		c.suspect(pv.Labels[diskv1alpha1.LabelNode])
 	}
 	if ref := pv.Spec.ClaimRef; ref != nil && (!known || !capacityOf(before).Equal(*capacityOf(pv))) {
 		c.claimQueue.Add(ref.Namespace + "/" + ref.Name)

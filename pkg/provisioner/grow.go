@@ -48,7 +48,7 @@ func (c *Controllers) grow(ctx context.Context, m *memo, pvc *corev1.PersistentV
 		return nil
 	case err != nil:
 		return err
-	case !claim.IsOurs(pv) || !claim.IsFor(pv, pvc) || pv.DeletionTimestamp != nil:
+	case !placedByUs(pv) || !claim.IsFor(pv, pvc) || pv.DeletionTimestamp != nil:
 		c.forget(keyOf(pvc))
 		return nil
 	}
@@ -61,7 +61,7 @@ func (c *Controllers) grow(ctx context.Context, m *memo, pvc *corev1.PersistentV
 	if quantity.CmpInt64(diskv1alpha1.MaxVolumeSize) > 0 {
 		return c.tooLarge(ctx, m, pvc, pv, &v, fmt.Sprintf("no disk is larger than %s", sizeOf(diskv1alpha1.MaxVolumeSize)))
 	}
-	if want := diskv1alpha1.AlignUp(quantity.Value()); want > v.Size {
+	if want := diskv1alpha1.AlignUp(quantity.Value()); want > capacityOf(pv).Value() {
 		if stateOf(pvc) == corev1.PersistentVolumeClaimNodeResizeInProgress {
 			// The kubelet writes the size that it is at now into the status. Its write is
 			// what comes next.
@@ -74,6 +74,12 @@ func (c *Controllers) grow(ctx context.Context, m *memo, pvc *corev1.PersistentV
 		pv = granted
 	}
 	return c.finish(ctx, m, pvc, pv, &v)
+}
+
+// placedByUs reports whether the volume has a place that the ledger knows. One that a CSI
+// sidecar made has none: there, another sidecar grows it.
+func placedByUs(pv *corev1.PersistentVolume) bool {
+	return claim.IsOurs(pv) && pv.Spec.CSI.VolumeAttributes[diskv1alpha1.AttributeDisk] != ""
 }
 
 // grant raises the PersistentVolume's capacity, if the ledger finds the space behind the

@@ -24,14 +24,14 @@ const (
 // sawNodeGone notes that a Node is gone.
 func (c *Controllers) sawNodeGone(old, now any) {
 	if node, ok := old.(*corev1.Node); ok && now == nil {
-		c.suspect(diskv1alpha1.NodeLabel(node.Name), lostAfter)
+		c.suspect(diskv1alpha1.NodeLabel(node.Name))
 	}
 }
 
-// suspect looks after a while whether a node is gone, by the value of LabelNode.
-func (c *Controllers) suspect(label string, after time.Duration) {
+// suspect has a node looked for after a while, by its value of LabelNode, if it is not there.
+func (c *Controllers) suspect(label string) {
 	if label != "" && !c.nodeExists(label) {
-		c.lostQueue.AddAfter(label, after)
+		c.lostQueue.AddAfter(label, lostAfter)
 	}
 }
 

@@ -185,6 +185,9 @@ func (to *change) apply(status *corev1.PersistentVolumeClaimStatus) {
 		status.AllocatedResources[corev1.ResourceStorage] = *to.allocated
 	}
 	if to.capacity != nil {
+		if status.Capacity == nil {
+			status.Capacity = corev1.ResourceList{}
+		}
 		status.Capacity[corev1.ResourceStorage] = *to.capacity
 	}
 	switch {

@@ -368,7 +368,7 @@ func (p *provisioning) scheduler(t *testing.T, leaderElect bool, flags ...string
 	t.Cleanup(func() {
 		s.kill()
 		for line := range strings.Lines(s.log()) {
-			if strings.Contains(strings.ToLower(line), "forbidden") || strings.Contains(line, "panic") {
+			if strings.Contains(strings.ToLower(line), "forbidden") || strings.Contains(line, "panic") || strings.Contains(line, "DATA RACE") {
 				t.Errorf("the scheduler lacks a right, or worse: %s", line)
 			}
 			if t.Failed() && (strings.HasPrefix(line, "E") || strings.Contains(line, `logger="provisioner"`)) {

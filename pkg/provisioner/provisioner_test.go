@@ -1,0 +1,173 @@
+package provisioner
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+func TestPauses(t *testing.T) {
+	now := time.Unix(1000, 0)
+	var p pauses
+	for try, want := range []time.Duration{0, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 32 * time.Second, time.Minute, time.Minute} {
+		if have := p.wait(now); have != want {
+			t.Errorf("try %d waits %s, want %s", try, have, want)
+		}
+		p.tried(now)
+	}
+	p.tries = 1 << 30
+	if have := p.wait(now); have != time.Minute {
+		t.Errorf("after very many tries it waits %s", have)
+	}
+	if have := p.wait(now.Add(time.Hour)); have != 0 {
+		t.Errorf("after an hour it still waits %s", have)
+	}
+}
+
+func TestMemory(t *testing.T) {
+	m := newMemory()
+	first, earlier := m.of("a/b", "1")
+	if again, _ := m.of("a/b", "1"); again != first || earlier != "" {
+		t.Error("the claim is not known again")
+	}
+	if second, earlier := m.of("a/b", "2"); second == first || earlier != "1" {
+		t.Errorf("a claim made anew is taken for the earlier one, %q", earlier)
+	}
+	if uid := m.forget("a/b"); uid != "2" || m.knows("a/b") || m.forget("a/b") != "" {
+		t.Errorf("forgot %q", uid)
+	}
+	m.wait("node", "a/b")
+	m.wait("node", "a/b")
+	m.wait("node", "c/d")
+	if woken := m.wake("node"); len(woken) != 2 || len(m.wake("node")) != 0 || len(m.wake("other")) != 0 {
+		t.Errorf("woke %v", woken)
+	}
+}
+
+func TestWithoutHeadroom(t *testing.T) {
+	const mib, gib = int64(1) << 20, int64(1) << 30
+	for headroom, tests := range map[string]map[int64]int64{
+		"":     {0: 0, mib: mib, 10 * gib: 10 * gib, diskv1alpha1.MaxVolumeSize: diskv1alpha1.MaxVolumeSize},
+		"1Gi":  {0: 0, gib: 0, gib + mib: mib, 10 * gib: 9 * gib},
+		"50%":  {0: 0, mib: 0, 2 * mib: mib, 3 * mib: 2 * mib, 3 * gib: 2 * gib},
+		"100%": {10 * gib: 5 * gib, 3 * mib: mib},
+	} {
+		text := map[string]string{diskv1alpha1.AttributeClass: "ssd"}
+		if headroom != "" {
+			text[diskv1alpha1.ParameterHeadroom] = headroom
+		}
+		parameters, err := diskv1alpha1.ParseParameters(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for longest, want := range tests {
+			have := without(longest, parameters)
+			if have != want {
+				t.Errorf("with headroom %q the largest volume in %d bytes has %d, want %d", headroom, longest, have, want)
+			}
+			if have > 0 && have+parameters.Headroom(have) > longest {
+				t.Errorf("with headroom %q a volume of %d bytes does not fit %d", headroom, have, longest)
+			}
+		}
+	}
+}
+
+// TestChange: what is said of growing is replaced as a whole, and nothing else is touched.
+func TestChange(t *testing.T) {
+	old := metav1.NewTime(time.Unix(1000, 0))
+	condition := func(kind corev1.PersistentVolumeClaimConditionType, message string) corev1.PersistentVolumeClaimCondition {
+		return corev1.PersistentVolumeClaimCondition{Type: kind, Status: corev1.ConditionTrue, Message: message, LastTransitionTime: old}
+	}
+	other := condition(corev1.PersistentVolumeClaimVolumeModifyingVolume, "not ours")
+	other2 := corev1.ResourceName("example.com/other")
+	size, larger := resource.MustParse("1Gi"), resource.MustParse("2Gi")
+	status := corev1.PersistentVolumeClaimStatus{
+		Capacity:                  corev1.ResourceList{corev1.ResourceStorage: size},
+		AllocatedResourceStatuses: map[corev1.ResourceName]corev1.ClaimResourceStatus{other2: corev1.PersistentVolumeClaimNodeResizePending},
+		Conditions:                []corev1.PersistentVolumeClaimCondition{other, condition(corev1.PersistentVolumeClaimControllerResizeError, "no room")},
+	}
+	steps := []struct {
+		change     change
+		conditions map[corev1.PersistentVolumeClaimConditionType]string
+		state      corev1.ClaimResourceStatus
+		capacity   resource.Quantity
+	}{
+		{
+			change{state: corev1.PersistentVolumeClaimControllerResizeInfeasible, condition: corev1.PersistentVolumeClaimControllerResizeError, message: "less room"},
+			map[corev1.PersistentVolumeClaimConditionType]string{other.Type: other.Message, corev1.PersistentVolumeClaimControllerResizeError: "less room"},
+			corev1.PersistentVolumeClaimControllerResizeInfeasible, size,
+		},
+		{
+			change{allocated: &larger, state: corev1.PersistentVolumeClaimNodeResizePending, condition: corev1.PersistentVolumeClaimFileSystemResizePending, message: "soon"},
+			map[corev1.PersistentVolumeClaimConditionType]string{other.Type: other.Message, corev1.PersistentVolumeClaimFileSystemResizePending: "soon"},
+			corev1.PersistentVolumeClaimNodeResizePending, size,
+		},
+		{
+			change{allocated: &larger, capacity: &larger},
+			map[corev1.PersistentVolumeClaimConditionType]string{other.Type: other.Message}, "", larger,
+		},
+	}
+	for i, step := range steps {
+		step.change.apply(&status)
+		have := map[corev1.PersistentVolumeClaimConditionType]string{}
+		for _, c := range status.Conditions {
+			have[c.Type] = c.Message
+			if c.Type == corev1.PersistentVolumeClaimControllerResizeError && !c.LastTransitionTime.Equal(&old) {
+				t.Errorf("step %d: the condition was true before, and is said to be so only now", i)
+			}
+		}
+		if a, b := text(t, have), text(t, step.conditions); a != b {
+			t.Errorf("step %d: conditions %s, want %s", i, a, b)
+		}
+		if status.AllocatedResourceStatuses[corev1.ResourceStorage] != step.state || status.AllocatedResourceStatuses[other2] == "" {
+			t.Errorf("step %d: %v", i, status.AllocatedResourceStatuses)
+		}
+		if status.Capacity.Storage().Cmp(step.capacity) != 0 {
+			t.Errorf("step %d: capacity %s", i, status.Capacity.Storage())
+		}
+	}
+	// What is gone from the map is removed by the patch, too.
+	if have := text(t, orNull(nil)); have != `{"storage":null}` {
+		t.Errorf("the patch says %s", have)
+	}
+}
+
+func text(t *testing.T, v any) string {
+	t.Helper()
+	out, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+func TestRefused(t *testing.T) {
+	r := schema.GroupResource{Resource: "persistentvolumes"}
+	for name, test := range map[string]struct {
+		err  error
+		want bool
+	}{
+		"forbidden":       {apierrors.NewForbidden(r, "a", errors.New("no")), true},
+		"conflict":        {apierrors.NewConflict(r, "a", errors.New("changed")), true},
+		"too many":        {apierrors.NewTooManyRequests("later", 1), true},
+		"timeout":         {apierrors.NewTimeoutError("slow", 1), false},
+		"server timeout":  {apierrors.NewServerTimeout(r, "create", 1), false},
+		"internal":        {apierrors.NewInternalError(errors.New("etcd")), false},
+		"request timeout": {apierrors.NewGenericServerResponse(http.StatusRequestTimeout, "post", r, "a", "", 0, true), false},
+		"connection":      {errors.New("connection reset"), false},
+	} {
+		if have := refused(test.err); have != test.want {
+			t.Errorf("%s: %t, want %t", name, have, test.want)
+		}
+	}
+}
