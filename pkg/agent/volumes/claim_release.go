@@ -234,13 +234,19 @@ func same(disks []discovery.Disk, on disk.Volume, v claim.Volume) error {
 	if id, ok := persistentID(on); !ok || id != v.ID {
 		return fmt.Errorf("%w: partition %s holds volume %q of somebody else, not %s", errMismatch, on.Partition, on.Name, v.ID)
 	}
+	return alone(disks, on.Partition)
+}
+
+// alone holds that no second disk in service has the partition too. Which of them holds
+// what the volume's user wrote last, nobody could tell.
+func alone(disks []discovery.Disk, partition string) error {
 	var at string
 	for i := range disks {
-		if _, ok := disks[i].Snapshot.Volume(on.Partition); !ok || !disks[i].Ready() {
+		if _, ok := disks[i].Snapshot.Volume(partition); !ok || !disks[i].Ready() {
 			continue
 		}
 		if at != "" {
-			return fmt.Errorf("%w: volume %s is on disk %s and on disk %s: one must be a copy, take it away", errMismatch, v.ID, at, disks[i].ID())
+			return fmt.Errorf("%w: partition %s is on disk %s and on disk %s: one must be a copy, take it away", errMismatch, partition, at, disks[i].ID())
 		}
 		at = disks[i].ID()
 	}

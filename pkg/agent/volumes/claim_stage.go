@@ -69,7 +69,9 @@ func (m *Manager) Stage(ctx context.Context, volumeID string, o StageOptions, us
 	want := request.Volume{
 		Name: volumeID, ID: volumeID, Partition: diskv1alpha1.PartitionID(volumeID), FSType: o.FSType, Block: o.Block,
 	}
-	if _, found := m.Lookup(volumeID); !found {
+	if on, found := m.Lookup(volumeID); found {
+		want.Request.Class = on.Class
+	} else {
 		pv, permit, err := m.volumeFor(ctx, volumeID)
 		if err != nil {
 			return err
@@ -118,7 +120,10 @@ func (m *Manager) makeReady(ctx context.Context, v request.Volume, use func(ctx 
 	if v.Block {
 		return m.handOut(ctx, v, use)
 	}
-	if _, on, found := m.find(v.Partition); found && on.Raw {
+	switch _, on, err := m.usable(v.Partition); {
+	case err != nil:
+		return err
+	case on.Raw:
 		return otherMode(v)
 	}
 	if use == nil {
@@ -172,8 +177,10 @@ func (m *Manager) explain(ctx context.Context, device, fsType string, err error)
 // usable returns a persistent volume, with an error unless it is on a disk in service and
 // not being wiped.
 func (m *Manager) usable(partition string) (discovery.Disk, disk.Volume, error) {
-	d, on, found := m.find(partition)
+	disks := m.options.Inventory.Disks()
+	d, on, found := findIn(disks, partition)
 	id, persistent := persistentID(on)
+	err := alone(disks, partition)
 	switch {
 	case !found || !persistent:
 		return discovery.Disk{}, disk.Volume{}, fmt.Errorf("%w: no disk of node %s holds partition %s", ErrNotFound, m.node, partition)
@@ -182,5 +189,5 @@ func (m *Manager) usable(partition string) (discovery.Disk, disk.Volume, error) 
 	case on.Phase == disk.Wiping:
 		return d, on, fmt.Errorf("volume %s is being wiped: %w", id, ErrPodGone)
 	}
-	return d, on, nil
+	return d, on, err
 }

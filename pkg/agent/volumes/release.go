@@ -259,6 +259,7 @@ func (m *Manager) disown(partition string) {
 	delete(m.fresh, partition)
 	delete(m.made, partition)
 	delete(m.told, types.UID(partition))
+	delete(m.persistent.orphaned, partition)
 	if o, ok := m.owners[partition]; ok && m.cached(o.pod, o.uid) == nil {
 		delete(m.owners, partition)
 	}

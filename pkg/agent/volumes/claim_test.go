@@ -1,0 +1,287 @@
+package volumes
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+const claimUID = "aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee"
+
+// volumeAt is the PersistentVolume of 10 MiB on node n that starts at that MiB.
+func volumeAt(t *testing.T, start int64, change func(*corev1.PersistentVolume)) *corev1.PersistentVolume {
+	t.Helper()
+	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "data", UID: claimUID}}
+	pvc.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("10Mi")}
+	class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "sc"}, Parameters: map[string]string{diskv1alpha1.AttributeClass: "ssd"}}
+	v, err := claim.Request(pvc, class)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pv := claim.NewVolume(pvc, class, v, "n", diskv1alpha1.Place{Disk: diskID, Extent: diskv1alpha1.Extent{Start: start * mib, Length: 10 * mib}})
+	pv.UID, pv.ResourceVersion, pv.Status.Phase = "1", "7", corev1.VolumeBound
+	if change != nil {
+		change(pv)
+	}
+	return pv
+}
+
+func TestFateOf(t *testing.T) {
+	const (
+		deletes = corev1.PersistentVolumeReclaimDelete
+		retains = corev1.PersistentVolumeReclaimRetain
+	)
+	for _, tc := range []struct {
+		phase         corev1.PersistentVolumePhase
+		policy        corev1.PersistentVolumeReclaimPolicy
+		here, deleted fate
+	}{
+		{"", deletes, serve, reclaim},
+		{corev1.VolumePending, deletes, serve, reclaim},
+		{corev1.VolumeAvailable, deletes, serve, reclaim},
+		{corev1.VolumeBound, deletes, serve, stay},
+		{corev1.VolumeReleased, deletes, reclaim, reclaim},
+		{corev1.VolumeFailed, deletes, reclaim, reclaim},
+		{"", retains, serve, letGo},
+		{corev1.VolumeAvailable, retains, serve, letGo},
+		{corev1.VolumeBound, retains, serve, stay},
+		{corev1.VolumeReleased, retains, stay, letGo},
+		{corev1.VolumeFailed, retains, stay, letGo},
+		{corev1.VolumeReleased, "", stay, letGo},
+		{corev1.VolumeReleased, corev1.PersistentVolumeReclaimRecycle, stay, letGo},
+	} {
+		pv := &corev1.PersistentVolume{}
+		pv.Spec.PersistentVolumeReclaimPolicy, pv.Status.Phase = tc.policy, tc.phase
+		if got := fateOf(pv); got != tc.here {
+			t.Errorf("%q with policy %q: %v, want %v", tc.phase, tc.policy, got, tc.here)
+		}
+		now := metav1.Now()
+		pv.DeletionTimestamp = &now
+		if got := fateOf(pv); got != tc.deleted {
+			t.Errorf("%q with policy %q, deleted: %v, want %v", tc.phase, tc.policy, got, tc.deleted)
+		}
+	}
+}
+
+// What is kept of a PersistentVolume decides the same as all of it.
+func TestStripVolume(t *testing.T) {
+	now := metav1.Now()
+	pv := volumeAt(t, 20, func(pv *corev1.PersistentVolume) {
+		pv.Annotations[diskv1alpha1.AnnotationMovedTo] = "d"
+		pv.Annotations["much"] = strings.Repeat("x", 1<<10)
+		pv.Labels["a"] = "b"
+		pv.Spec.CSI.VolumeAttributes["storage.kubernetes.io/csiProvisionerIdentity"] = "x"
+		pv.DeletionTimestamp = &now
+		pv.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "m"}}
+	})
+	object, err := stripVolume(pv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slim := object.(*corev1.PersistentVolume)
+	a, err := claim.ReadVolume(pv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := claim.ReadVolume(slim)
+	if err != nil || a != b {
+		t.Errorf("kept is %+v, was %+v: %v", b, a, err)
+	}
+	if fateOf(slim) != fateOf(pv) || claim.Owner(slim) != claim.Owner(pv) || diskFor(slim, b) != "d" || slim.UID != pv.UID || slim.ResourceVersion != pv.ResourceVersion {
+		t.Errorf("kept is %+v", slim)
+	}
+	if len(slim.Labels) != 0 || len(slim.Annotations) != 1 || len(slim.Spec.CSI.VolumeAttributes) != 4 || len(slim.ManagedFields) != 0 {
+		t.Errorf("kept is %+v", slim)
+	}
+	pv.Spec.CSI.Driver = "other"
+	if object, err = stripVolume(pv); err != nil || object.(*corev1.PersistentVolume).Spec.CSI != nil {
+		t.Errorf("kept of another driver's is %+v, %v", object, err)
+	}
+}
+
+// managerOf knows the PersistentVolumes.
+func managerOf(t *testing.T, pvs ...*corev1.PersistentVolume) *Manager {
+	t.Helper()
+	m := &Manager{
+		node: "n",
+		options: Options{
+			OwnersChanged: func() {},
+			Pods:          cache.NewSharedIndexInformer(nil, &corev1.Pod{}, 0, cache.Indexers{}),
+			Volumes:       cache.NewSharedIndexInformer(nil, &corev1.PersistentVolume{}, 0, cache.Indexers{}),
+		},
+		claimed: map[string]hold{}, persistent: newPersistent(), releases: queue[string](""),
+	}
+	t.Cleanup(m.persistent.queue.ShutDown)
+	t.Cleanup(m.releases.ShutDown)
+	if err := m.watchVolumes(); err != nil {
+		t.Fatal(err)
+	}
+	for _, pv := range pvs {
+		if err := m.options.Volumes.GetStore().Add(pv); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return m
+}
+
+// onDisk is a disk in service of 100 MiB with the volume at that place.
+func onDisk(id string, pv *corev1.PersistentVolume, e extent.Extent, change func(*disk.Volume)) discovery.Disk {
+	name, _ := diskv1alpha1.VolumeUUID(pv.Spec.CSI.VolumeHandle)
+	v := disk.Volume{Partition: diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle), Name: name, Extent: e, Phase: disk.Formatted}
+	if change != nil {
+		change(&v)
+	}
+	return discovery.Disk{Class: "ssd", Engine: &disk.Disk{}, Snapshot: disk.Snapshot{
+		ID: id, Volumes: []disk.Volume{v}, Free: extent.NewSet(run(1, 100)).Remove(e),
+	}}
+}
+
+// What PersistentVolumes were promised and have not got is not given to others, and what
+// they have is not counted twice.
+func TestPromisesOfVolumes(t *testing.T) {
+	now := metav1.Now()
+	pv := volumeAt(t, 20, nil)
+	grown := func(pv *corev1.PersistentVolume) {
+		pv.Spec.Capacity[corev1.ResourceStorage] = resource.MustParse("30Mi")
+	}
+	for name, tc := range map[string]struct {
+		pv    *corev1.PersistentVolume
+		disks []discovery.Disk
+		// left for those that follow their record, and for those that the node places.
+		follows, placed int64
+	}{
+		"not there yet":                 {pv, nil, 100, 90},
+		"granted more before it was":    {volumeAt(t, 20, grown), nil, 100, 70},
+		"deleted":                       {volumeAt(t, 20, func(pv *corev1.PersistentVolume) { pv.DeletionTimestamp = &now }), nil, 100, 100},
+		"deleted, its claim gone":       {volumeAt(t, 20, func(pv *corev1.PersistentVolume) { pv.DeletionTimestamp, pv.Status.Phase = &now, "" }), nil, 100, 100},
+		"released":                      {volumeAt(t, 20, func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased }), nil, 100, 100},
+		"of another node":               {volumeAt(t, 20, func(pv *corev1.PersistentVolume) { pv.Spec.NodeAffinity = nil }), nil, 100, 100},
+		"there":                         {pv, []discovery.Disk{onDisk(diskID, pv, run(20, 10), nil)}, 90, 90},
+		"there, elsewhere":              {pv, []discovery.Disk{onDisk(diskID, pv, run(50, 10), nil)}, 90, 90},
+		"there, and granted more":       {volumeAt(t, 20, grown), []discovery.Disk{onDisk(diskID, pv, run(20, 10), nil)}, 70, 70},
+		"there, and granted too much":   {volumeAt(t, 20, grown), []discovery.Disk{onDisk(diskID, pv, run(85, 10), nil)}, 84, 84},
+		"there, longer than its record": {pv, []discovery.Disk{onDisk(diskID, pv, run(20, 15), nil)}, 85, 85},
+	} {
+		m := managerOf(t, tc.pv)
+		spaces := []space{{id: diskID, class: "ssd", free: extent.NewSet(run(1, 100))}}
+		if len(tc.disks) > 0 {
+			spaces = spacesOf(tc.disks)
+		}
+		others := m.promised("")
+		m.takeHeld(spaces, tc.disks, others)
+		if got := spaces[0].free.Total() / mib; got != tc.follows {
+			t.Errorf("%s: %d MiB are left for who has a record, want %d", name, got, tc.follows)
+		}
+		others.take(spaces, tc.disks)
+		if got := spaces[0].free.Total() / mib; got != tc.placed {
+			t.Errorf("%s: %d MiB are left, want %d", name, got, tc.placed)
+		}
+		if others := m.promised(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)); len(others.volumes) != 0 {
+			t.Errorf("%s: a volume is kept off its own place", name)
+		}
+	}
+}
+
+// What is on the disk must be the volume of the PersistentVolume, and the only one.
+func TestSame(t *testing.T) {
+	pv := volumeAt(t, 20, nil)
+	v, err := claim.ReadVolume(pv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := onDisk(diskID, pv, run(20, 10), nil)
+	gone := onDisk("b", pv, run(20, 10), nil)
+	gone.Engine, gone.Problem = nil, "gone"
+	for name, tc := range map[string]struct {
+		disks []discovery.Disk
+		says  string
+	}{
+		"the volume":                 {[]discovery.Disk{good}, ""},
+		"a copy that does not serve": {[]discovery.Disk{good, gone}, ""},
+		"a copy":                     {[]discovery.Disk{good, onDisk("b", pv, run(40, 10), nil)}, "one must be a copy"},
+		"an inline volume":           {[]discovery.Disk{onDisk(diskID, pv, run(20, 10), func(v *disk.Volume) { v.Ephemeral = true })}, "somebody else"},
+		"another name":               {[]discovery.Disk{onDisk(diskID, pv, run(20, 10), func(v *disk.Volume) { v.Name = "ns/pod/data" })}, "somebody else"},
+	} {
+		_, on, _ := findIn(tc.disks, v.Partition)
+		err := same(tc.disks, on, v)
+		if tc.says == "" && err != nil || tc.says != "" && (err == nil || !strings.Contains(err.Error(), tc.says)) {
+			t.Errorf("%s: %v, want %q", name, err, tc.says)
+		}
+	}
+}
+
+func TestUnderstand(t *testing.T) {
+	m := managerOf(t)
+	if _, err := m.understand(volumeAt(t, 20, nil)); err != nil {
+		t.Error(err)
+	}
+	for says, change := range map[string]func(*corev1.PersistentVolume){
+		"not that of a persistent volume": func(pv *corev1.PersistentVolume) { pv.Spec.CSI.VolumeHandle = diskv1alpha1.InlineVolumeID("1", "data") },
+		"node affinity": func(pv *corev1.PersistentVolume) {
+			pv.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0].Values = []string{"m"}
+		},
+		"start": func(pv *corev1.PersistentVolume) { pv.Spec.CSI.VolumeAttributes[diskv1alpha1.AttributeStart] = "1" },
+	} {
+		if _, err := m.understand(volumeAt(t, 20, change)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, want %q", err, says)
+		}
+	}
+}
+
+// A PersistentVolume that the agent let go gets no partition, however long the watch shows it.
+func TestFinishedIsNotServed(t *testing.T) {
+	pv := volumeAt(t, 20, nil)
+	m := managerOf(t, pv)
+	if err := m.stillWatched(pv)(); err != nil {
+		t.Fatal(err)
+	}
+	again := pv.DeepCopy()
+	again.UID = "2"
+	if err := m.stillWatched(again)(); err == nil {
+		t.Error("one that the watch does not show is served")
+	}
+	if err := m.stillLive(again)(); err != nil {
+		t.Errorf("one that the API server shows is not served: %v", err)
+	}
+	m.persistent.finished[pv.UID] = metav1.Now().Time
+	if m.stillWatched(pv)() == nil || m.stillLive(pv)() == nil {
+		t.Error("one that was let go is served")
+	}
+	m.volumeGone(cache.DeletedFinalStateUnknown{Obj: pv})
+	if len(m.persistent.finished) != 0 {
+		t.Errorf("%d are remembered that are gone", len(m.persistent.finished))
+	}
+	if got, _ := m.releases.Get(); got != diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle) {
+		t.Errorf("looked for is %s", got)
+	}
+}
+
+func TestVolumesByPartition(t *testing.T) {
+	pv := volumeAt(t, 20, nil)
+	copied := volumeAt(t, 40, func(pv *corev1.PersistentVolume) { pv.Name = "copy" })
+	foreign := volumeAt(t, 60, func(pv *corev1.PersistentVolume) { pv.Name, pv.Spec.CSI.Driver = "foreign", "other" })
+	m := managerOf(t, pv, copied, foreign)
+	found := map[string]bool{}
+	for _, pv := range m.volumesOf(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)) {
+		found[pv.Name] = true
+	}
+	if got := slices.Sorted(maps.Keys(found)); !slices.Equal(got, []string{"copy", pv.Name}) {
+		t.Errorf("found are %v", got)
+	}
+	if m.cachedVolume("foreign") != nil {
+		t.Error("another driver's is taken for ours")
+	}
+}
