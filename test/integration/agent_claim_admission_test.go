@@ -2,7 +2,7 @@ package integration
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -41,8 +41,12 @@ func TestAdmissionOfVolumes(t *testing.T) {
 	const finalizers = `{"metadata":{"finalizers":[]}}`
 	// A policy is in force some time after it was created.
 	err = cluster.Eventually(ctx, 30*time.Second, func(context.Context) error {
-		if err := patch(elsewhere, finalizers); err == nil || !strings.Contains(err.Error(), "volumes.disk.berth.dev") {
-			return fmt.Errorf("the agent of another node takes the finalizer: %v", err)
+		err := patch(elsewhere, finalizers)
+		if err == nil {
+			return errors.New("the agent of another node takes the finalizer")
+		}
+		if !strings.Contains(err.Error(), "volumes.disk.berth.dev") {
+			return err
 		}
 		return nil
 	})

@@ -155,6 +155,10 @@ func (n *node) gone(pv *corev1.PersistentVolume) {
 	})
 }
 
+func (n *node) exists(pv *corev1.PersistentVolume) bool {
+	return n.client.Get(n.t.Context(), client.ObjectKeyFromObject(pv), &corev1.PersistentVolume{}) == nil
+}
+
 // held finds the volume of a PersistentVolume among the published.
 func held(s *diskv1alpha1.NodeDiskCapacityStatus, pv *corev1.PersistentVolume) (diskv1alpha1.Disk, diskv1alpha1.Allocation, bool) {
 	partition := diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)
