@@ -4,12 +4,17 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
@@ -230,7 +235,7 @@ func (s *schedulers) clearClaims(t *testing.T) {
 			// The nodes are gone by now.
 			before := pv.DeepCopy()
 			if controllerutil.RemoveFinalizer(pv, diskv1alpha1.FinalizerVolume) {
-				if err := client.IgnoreNotFound(s.client.Patch(ctx, pv, client.MergeFrom(before))); err != nil {
+				if err := client.IgnoreNotFound(s.client.Patch(ctx, pv, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))); err != nil {
 					return err
 				}
 			}
@@ -253,4 +258,82 @@ func (s *schedulers) waitNoVolumes(t *testing.T, but ...string) {
 		}
 		return nil
 	})
+}
+
+func quantity(bytes int64) *resource.Quantity { return resource.NewQuantity(bytes, resource.BinarySI) }
+
+// otherVolume is a volume of another driver.
+func otherVolume(name, class, node string) *corev1.PersistentVolume {
+	return &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: corev1.PersistentVolumeSpec{
+			Capacity: corev1.ResourceList{corev1.ResourceStorage: *quantity(gib)}, StorageClassName: class,
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
+			PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: "/mnt"}},
+			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{node}}},
+			}}}},
+		},
+	}
+}
+
+// freeze stops a component's process as it stands, until thaw is called or the test ends.
+func (s *schedulers) freeze(t *testing.T, component string) (thaw func()) {
+	t.Helper()
+	pid, err := s.cluster.PID(component)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	thaw = sync.OnceFunc(func() {
+		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(thaw)
+	return thaw
+}
+
+// writes counts what the API server has written, by verb and resource.
+func (s *schedulers) writes(t *testing.T) map[string]float64 {
+	t.Helper()
+	set, err := kubernetes.NewForConfig(s.cluster.RESTConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := set.RESTClient().Get().AbsPath("/metrics").DoRaw(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts := map[string]float64{}
+	for line := range strings.Lines(string(text)) {
+		rest, ok := strings.CutPrefix(line, "apiserver_request_total{")
+		if !ok {
+			continue
+		}
+		labels, value, _ := strings.Cut(rest, "} ")
+		get := func(name string) string {
+			_, after, _ := strings.Cut(labels, name+`="`)
+			value, _, _ := strings.Cut(after, `"`)
+			return value
+		}
+		verb, what := get("verb"), get("resource")
+		if sub := get("subresource"); sub != "" {
+			what += "/" + sub
+		}
+		if !slices.Contains([]string{"POST", "PUT", "PATCH", "DELETE", "APPLY"}, verb) || what == "leases" || strings.HasSuffix(what, "reviews") {
+			continue
+		}
+		n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code := get("code"); !strings.HasPrefix(code, "2") {
+			what += " (" + code + ")"
+		}
+		counts[verb+" "+what] += n
+	}
+	return counts
 }

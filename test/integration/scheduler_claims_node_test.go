@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
@@ -53,7 +54,9 @@ func (n *simNode) syncVolumes(ctx context.Context, volumes []corev1.PersistentVo
 		}
 		before := pv.DeepCopy()
 		if controllerutil.RemoveFinalizer(pv, diskv1alpha1.FinalizerVolume) {
-			if err := client.IgnoreNotFound(n.client.Patch(ctx, pv, client.MergeFrom(before))); err != nil {
+			// Somebody else may have a finalizer to remove at the same time: next time, then.
+			err := n.client.Patch(ctx, pv, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+			if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
 				return err
 			}
 		}

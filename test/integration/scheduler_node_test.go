@@ -50,7 +50,7 @@ func newSimNode(t *testing.T, c client.Client, name string, sizeGiB int64, drive
 	ctx := t.Context()
 	n := &simNode{name: name, client: c, size: sizeGiB * gib, volumes: map[string]extent.Extent{}, claimed: map[string]extent.Extent{}, wiping: map[string]bool{}}
 	room := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1000"), corev1.ResourceMemory: resource.MustParse("1000Gi"), corev1.ResourcePods: resource.MustParse("1000")}
-	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name}}}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: diskv1alpha1.NodeLabel(name)}}}
 	if slices.Contains(drivers, diskv1alpha1.DriverName) {
 		node.Labels[diskv1alpha1.LabelNode] = diskv1alpha1.NodeLabel(name)
 	}

@@ -69,13 +69,13 @@ func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod
 	if err != nil {
 		return err
 	}
-	if err := b.nameVolume(ctx, pvc, pv, pod.Spec.NodeName); err != nil {
-		if errors.Is(err, errDeleted) {
-			b.discard(ctx, pv)
-		}
-		return err
+	if err = b.nameVolume(ctx, pvc, pv, pod.Spec.NodeName); err == nil {
+		err = b.await(ctx, pod, pvc, pv)
 	}
-	return b.await(ctx, pod, pvc, pv)
+	if errors.Is(err, errDeleted) {
+		b.discard(ctx, pv)
+	}
+	return err
 }
 
 // createVolume makes the PersistentVolume, or finds the one that was made for the claim
