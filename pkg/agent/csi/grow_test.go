@@ -206,6 +206,10 @@ func TestExpandArguments(t *testing.T) {
 		_, err := v.NodeExpandVolume(t.Context(), tc.request)
 		v.must(name, err, tc.code)
 	}
+	for _, path := range []string{v.dir, "/", "/proc", "some/path"} {
+		_, err := v.NodeGetVolumeStats(t.Context(), &csispec.NodeGetVolumeStatsRequest{VolumeId: claimID, VolumePath: path})
+		v.must("stats of "+path, err, codes.NotFound)
+	}
 	v.err = fmt.Errorf("%w: x", volumes.ErrNotGrown)
 	v.must("no room behind it", v.expand(v.staging), codes.FailedPrecondition)
 	v.volume.Problem = "hangs"
@@ -271,6 +275,9 @@ func TestCondition(t *testing.T) {
 			v.volume.ID = ""
 			abnormal(v, "gone")
 			v.volume.ID = id
+			if s, err := v.NodeGetVolumeStats(t.Context(), &csispec.NodeGetVolumeStatsRequest{VolumeId: "csi-inline", VolumePath: v.target}); err != nil || s.VolumeCondition.Abnormal {
+				t.Errorf("an inline volume, which no Lookup finds: %v, %v", s, err)
+			}
 			shutDown(t, v.target)
 			abnormal(v, map[string]string{diskv1alpha1.FSTypeExt4: "shut", diskv1alpha1.FSTypeXFS: "does not answer"}[fsType])
 			// What is broken can be unmounted all the same.

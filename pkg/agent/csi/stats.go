@@ -14,6 +14,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"google.golang.org/grpc/codes"
 
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/volumes"
 )
 
@@ -42,12 +43,16 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csispec.NodeGetVolumeS
 	if at == nil {
 		return nil, statusOf(refuse(codes.NotFound, "volume %.128q is not mounted on volume_path %.256q", r.VolumeId, r.VolumePath))
 	}
-	response := &csispec.NodeGetVolumeStatsResponse{VolumeCondition: conditionOf(v, found, at)}
-	if response.Usage, err = usageOf(r.VolumePath); err != nil {
-		if response.VolumeCondition.Abnormal {
-			// Why it cannot be read is more than that.
-			return response, nil
+	if found && v.Problem == "" {
+		if _, err := mountOf(v, r.VolumePath); err != nil {
+			return nil, statusOf(err)
 		}
+	}
+	response := &csispec.NodeGetVolumeStatsResponse{VolumeCondition: volumeCondition(r.VolumeId, v, found)}
+	if !response.VolumeCondition.Abnormal {
+		response.VolumeCondition = mountCondition(at, r.VolumePath)
+	}
+	if response.Usage, err = usageOf(r.VolumePath); err != nil && !response.VolumeCondition.Abnormal {
 		response.VolumeCondition = abnormal("the file system does not answer: %v", err)
 	}
 	return response, nil
@@ -71,14 +76,13 @@ func blockStats(v volumes.Volume, path string) (*csispec.NodeGetVolumeStatsRespo
 	return response, nil
 }
 
-// usageOf asks the file system that is mounted on the path. A file system that the kernel
-// has shut down still counts its blocks; what it cannot do is show its root.
+// usageOf asks the file system that is mounted on the path. It counts in memory: not even a
+// file system that the kernel has shut down, or a disk that hangs, keeps it from that.
 func usageOf(path string) ([]*csispec.VolumeUsage, error) {
 	var s syscall.Statfs_t
 	if err := syscall.Statfs(path, &s); err != nil {
 		return nil, fmt.Errorf("cannot read the usage of %s: %w", path, err)
 	}
-	_, err := os.ReadDir(path)
 	return []*csispec.VolumeUsage{
 		{
 			Unit:      csispec.VolumeUsage_BYTES,
@@ -92,14 +96,14 @@ func usageOf(path string) ([]*csispec.VolumeUsage, error) {
 			Available: int64(s.Ffree),
 			Used:      int64(s.Files - s.Ffree),
 		},
-	}, err
+	}, nil
 }
 
 func abnormal(format string, a ...any) *csispec.VolumeCondition {
 	return &csispec.VolumeCondition{Abnormal: true, Message: fmt.Sprintf(format, a...)}
 }
 
-// diskCondition says what is known of the disk that the volume is on.
+// diskCondition says what is known of the disk that a persistent volume is on.
 func diskCondition(v volumes.Volume) *csispec.VolumeCondition {
 	if v.Problem != "" {
 		return abnormal("disk %s is out of service: %s", v.Disk, v.Problem)
@@ -107,14 +111,20 @@ func diskCondition(v volumes.Volume) *csispec.VolumeCondition {
 	return &csispec.VolumeCondition{Message: "disk " + v.Disk + " is in service"}
 }
 
-// conditionOf says whether the volume that is mounted there can still be used.
-func conditionOf(v volumes.Volume, found bool, at *mountinfo.Info) *csispec.VolumeCondition {
+// volumeCondition says whether the volume is still on a disk. Of an inline one only its
+// mount is asked: whatever happens to its disk, its pod's end is its own.
+func volumeCondition(volumeID string, v volumes.Volume, found bool) *csispec.VolumeCondition {
+	if _, persistent := diskv1alpha1.VolumeUUID(volumeID); !persistent {
+		return &csispec.VolumeCondition{}
+	}
 	if !found {
 		return abnormal("the partition of this volume is gone, only its mount is left: its disk is not on this node any more")
 	}
-	if condition := diskCondition(v); condition.Abnormal {
-		return condition
-	}
+	return diskCondition(v)
+}
+
+// mountCondition says whether the file system that is mounted there can still be used.
+func mountCondition(at *mountinfo.Info, path string) *csispec.VolumeCondition {
 	// The file system's own options, not those of the mount: whoever mounts a volume
 	// read-only wants it so.
 	options := strings.Split(at.VFSOptions, ",")
@@ -124,10 +134,14 @@ func conditionOf(v volumes.Volume, found bool, at *mountinfo.Info) *csispec.Volu
 	case slices.Contains(options, "emergency_ro"), slices.Contains(options, "ro") && !isReadOnly(at):
 		return abnormal("the kernel has made the file system read-only after errors: see its log, end the pods that use the volume, and check it with fsck")
 	}
-	if errors := ext4Errors(at.Source); errors != "" && errors != "0" {
-		return abnormal("ext4 has found %s errors in the file system since it was last checked: end the pods that use the volume, and check it with fsck", errors)
+	if count := ext4Errors(at.Source); count != "" && count != "0" {
+		return abnormal("ext4 has found %s errors in the file system since it was last checked: end the pods that use the volume, and check it with fsck", count)
 	}
-	return diskCondition(v)
+	// xfs says nothing of all that, but it does not show its root any more.
+	if _, err := os.Lstat(path); err != nil {
+		return abnormal("the file system does not answer: %v", err)
+	}
+	return &csispec.VolumeCondition{Message: "the file system is in order"}
 }
 
 // ext4Errors is the number of errors that ext4 has noted in the superblock of a mounted
