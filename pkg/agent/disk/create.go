@@ -31,9 +31,9 @@ type CreateOptions struct {
 // is: the caller may ask again after any doubt. Errors: ErrOverlap, ErrNoEntry, ErrInUse
 // (the volume is being wiped), ErrOutOfService.
 //
-// When Create returns the entry is on the medium in both copies, but they are still being
-// read back: a file system can be made meanwhile. If they turn out wrong the disk is
-// out of service, and so MarkFormatted, which comes after, never succeeds.
+// When Create returns a Reserved volume its entry is on the medium in the primary copy. The
+// backup is written, and both are read back, while a file system is made. If that goes
+// wrong the disk is out of service, and so MarkFormatted, which comes after, never succeeds.
 func (d *Disk) Create(ctx context.Context, o CreateOptions) (Volume, error) {
 	var v Volume
 	create := func(ctx context.Context) (err error) {
@@ -108,6 +108,6 @@ func (d *Disk) add(ctx context.Context, o CreateOptions) (entry, error) {
 		// Its user may have it at once.
 		return made, d.store.put(ctx, next, made)
 	}
-	// The owner reads back when this command is done, and before it takes another.
-	return made, d.store.putUnproven(ctx, next, made)
+	// The owner finishes it when this command is done, and before it takes another.
+	return made, d.store.putEarly(ctx, next, made)
 }

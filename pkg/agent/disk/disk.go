@@ -208,9 +208,7 @@ func (d *Disk) own() {
 				d.fail(c.ctx, err)
 			}
 			c.done <- err
-			if err == nil {
-				d.prove(c.ctx)
-			}
+			d.finish(c.ctx)
 		}
 	}
 }
@@ -226,11 +224,14 @@ func (d *Disk) rest() {
 	}
 }
 
-// prove reads back what a command has left unproven. It runs before the next command, so
+// finish does what a command has left to be done. It runs before the next command, so
 // that nobody but the one who was answered relies on it.
-func (d *Disk) prove(ctx context.Context) {
-	if err := d.store.prove(ctx); err != nil {
-		d.fail(ctx, fmt.Errorf("after it was written: %w", err))
+func (d *Disk) finish(ctx context.Context) {
+	if d.failure != nil {
+		return
+	}
+	if err := d.store.finish(ctx); err != nil {
+		d.fail(ctx, fmt.Errorf("after a volume was made: %w", err))
 	}
 }
 

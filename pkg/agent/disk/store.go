@@ -93,9 +93,10 @@ type store struct {
 	dev    device
 	table  table
 	onDisk copies
-	// unproven was written and flushed, but not read back yet; proven is the table before.
-	unproven []batch
-	proven   table
+	// unproven was written and flushed, or is unwritten still, and was not read back;
+	// proven is the table before.
+	unproven, unwritten []batch
+	proven              table
 	// Room for the next copies and for what is read back: a change makes no garbage of
 	// that size.
 	spare   copies
@@ -149,14 +150,6 @@ func (s *store) repair(ctx context.Context, f findings) error {
 // an error that wraps ErrOutOfService nobody knows what is on the disk; after any
 // other error nothing was written.
 func (s *store) put(ctx context.Context, next table, e entry) error {
-	if err := s.putUnproven(ctx, next, e); err != nil {
-		return err
-	}
-	return s.prove(ctx)
-}
-
-// putUnproven is put without the reading back, which is left to prove.
-func (s *store) putUnproven(ctx context.Context, next table, e entry) error {
 	b, err := encodeEntry(next.layout, e)
 	if err != nil {
 		return err
@@ -164,17 +157,40 @@ func (s *store) putUnproven(ctx context.Context, next table, e entry) error {
 	return s.commit(ctx, next, e.index, b)
 }
 
+// putEarly is put that returns when the entry is in the primary and on the medium. The
+// other half is left to finish: to write the backup, and to read back. Until then the
+// backup is intact as it was before, so that one copy always is.
+func (s *store) putEarly(ctx context.Context, next table, e entry) error {
+	if !s.agree() {
+		// The backup is ahead. Should the primary be lost, what it says would come true.
+		return s.put(ctx, next, e)
+	}
+	b, err := encodeEntry(next.layout, e)
+	if err != nil {
+		return err
+	}
+	if err := s.prepare(ctx, next); err != nil {
+		return err
+	}
+	rendered := s.renderWith(e.index, b)
+	if err := s.begin(ctx, []batch{
+		s.table.change(s.onDisk.primary, rendered.primary),
+		s.table.change(s.onDisk.backup, rendered.backup),
+	}, 1); err != nil {
+		return err
+	}
+	s.table, s.onDisk, s.spare = next, rendered, s.onDisk
+	return nil
+}
+
 // drop makes next the table of the disk: the present one without the entry of that
 // index. Errors are those of put.
 func (s *store) drop(ctx context.Context, next table, index int) error {
-	if err := s.commit(ctx, next, index, make([]byte, entrySize)); err != nil {
-		return err
-	}
-	return s.prove(ctx)
+	return s.commit(ctx, next, index, make([]byte, entrySize))
 }
 
-// commit writes next, whose bytes are the present ones but for one entry. It is on the
-// medium when commit returns, and remains to be proven.
+// commit makes next the table of the disk, whose bytes are the present ones but for one
+// entry.
 func (s *store) commit(ctx context.Context, next table, index int, slot []byte) error {
 	if err := s.prepare(ctx, next); err != nil {
 		return err
@@ -182,13 +198,14 @@ func (s *store) commit(ctx context.Context, next table, index int, slot []byte) 
 	rendered := s.renderWith(index, slot)
 	// Until the backup is complete the primary is the old one; from then on the backup
 	// is the new one.
-	if err := s.writeUnproven(ctx, []batch{
+	if err := s.write(ctx, []batch{
 		s.table.change(s.onDisk.backup, rendered.backup),
 		s.table.change(s.onDisk.primary, rendered.primary),
 	}); err != nil {
 		return err
 	}
 	s.table, s.onDisk, s.spare = next, rendered, s.onDisk
+	s.proven = next
 	return nil
 }
 
@@ -208,18 +225,23 @@ func (s *store) putAhead(ctx context.Context, next table, e entry) error {
 
 // takeBack ends what putAhead began: both copies are the same again.
 func (s *store) takeBack(ctx context.Context) error {
-	now := s.current()
-	if _, array := s.table.split(s.table.backup(), s.onDisk.backup.data); bytes.Equal(array, now.array) {
+	if s.agree() {
 		return nil
 	}
 	if err := s.prepare(ctx, s.table); err != nil {
 		return err
 	}
-	return s.writeBackup(ctx, s.renderWith(MetaEntry, bytes.Clone(now.slot(MetaEntry))).backup)
+	return s.writeBackup(ctx, s.renderWith(MetaEntry, bytes.Clone(s.current().slot(MetaEntry))).backup)
+}
+
+// agree reports whether both copies have the same entries.
+func (s *store) agree() bool {
+	_, array := s.table.split(s.table.backup(), s.onDisk.backup.data)
+	return bytes.Equal(array, s.current().array)
 }
 
 func (s *store) writeBackup(ctx context.Context, to write) error {
-	if err := s.writeUnproven(ctx, []batch{s.table.change(s.onDisk.backup, to)}); err != nil {
+	if err := s.write(ctx, []batch{s.table.change(s.onDisk.backup, to)}); err != nil {
 		return err
 	}
 	s.onDisk.backup, s.spare.backup = s.spare.backup, s.onDisk.backup
@@ -231,7 +253,7 @@ func (s *store) prepare(ctx context.Context, next table) error {
 	if err := next.validate(); err != nil {
 		return fmt.Errorf("the new table would be invalid: %w", err)
 	}
-	if err := s.prove(ctx); err != nil {
+	if err := s.finish(ctx); err != nil {
 		return err
 	}
 	// Nothing keeps a person from adding a partition with a tool. What is written now

@@ -60,31 +60,35 @@ func (w write) end() int64 { return w.off + int64(len(w.data)) }
 // write brings the batches to the medium, first only what they change, and reads all of
 // it back. After an error that wraps ErrOutOfService the state of the disk is unknown.
 func (s *store) write(ctx context.Context, batches []batch) error {
-	if err := s.writeUnproven(ctx, batches); err != nil {
+	if err := s.begin(ctx, batches, len(batches)); err != nil {
 		return err
 	}
-	return s.prove(ctx)
+	return s.finish(ctx)
 }
 
-// writeUnproven is write without reading back, which is left to prove.
-func (s *store) writeUnproven(ctx context.Context, batches []batch) error {
-	// Where nothing changes, a write ahead was proven.
-	s.unproven = slices.DeleteFunc(batches, func(b batch) bool { return len(b.changed) == 0 })
-	batches = s.unproven
-	err := s.attempt(batches)
-	if err == nil {
-		return nil
+// begin is the first part of write: so many of the batches are on the medium when it
+// returns. The rest, and reading back, is left to finish.
+func (s *store) begin(ctx context.Context, batches []batch, now int) error {
+	if err := s.attempt(batches[:now]); err != nil {
+		s.unproven, s.unwritten = batches, nil
+		return s.writeAgain(ctx, err)
 	}
-	return s.writeAgain(ctx, err)
+	s.unproven, s.unwritten = batches, batches[now:]
+	return nil
 }
 
-// prove reads back what was written last, unless that was done.
-func (s *store) prove(ctx context.Context) error {
-	err := s.readBack()
+// finish ends what begin began, unless that was done.
+func (s *store) finish(ctx context.Context) error {
+	left := s.unwritten
+	s.unwritten = nil
+	err := s.attempt(left)
 	if err == nil {
-		return nil
+		err = s.readBack()
 	}
-	return s.writeAgain(ctx, err)
+	if err != nil {
+		return s.writeAgain(ctx, err)
+	}
+	return nil
 }
 
 // writeAgain writes all of the batches that failed. It is the one thing that is safe when
@@ -110,6 +114,9 @@ func (s *store) writeAgain(ctx context.Context, failed error) error {
 // medium in any order: the header's checksums tell when some did not.
 func (s *store) attempt(batches []batch) error {
 	for _, b := range batches {
+		if len(b.changed) == 0 {
+			continue // written ahead, behind a barrier of its own
+		}
 		for _, w := range b.changed {
 			if _, err := s.dev.WriteAt(w.data, w.off); err != nil {
 				return fmt.Errorf("writing %d bytes at %d: %w", len(w.data), w.off, err)
@@ -124,6 +131,9 @@ func (s *store) attempt(batches []batch) error {
 
 func (s *store) readBack() error {
 	for _, b := range s.unproven {
+		if len(b.changed) == 0 {
+			continue // read back when it was written
+		}
 		if err := s.verify(b.all); err != nil {
 			return err
 		}
