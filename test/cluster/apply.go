@@ -100,7 +100,16 @@ func (c *Cluster) applyFile(ctx context.Context, path string, wanted func(kind s
 		return err
 	}
 	defer f.Close()
-	decoder := yaml.NewYAMLOrJSONDecoder(f, 4096)
+	return c.applyFrom(ctx, f, wanted)
+}
+
+// ApplyText applies manifests as a program prints them.
+func (c *Cluster) ApplyText(ctx context.Context, text string) error {
+	return c.applyFrom(ctx, strings.NewReader(text), func(string) bool { return true })
+}
+
+func (c *Cluster) applyFrom(ctx context.Context, text io.Reader, wanted func(kind string) bool) error {
+	decoder := yaml.NewYAMLOrJSONDecoder(text, 4096)
 	for {
 		object := &unstructured.Unstructured{}
 		err := decoder.Decode(object)

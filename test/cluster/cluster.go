@@ -267,6 +267,9 @@ func (c *Cluster) Dir() string { return c.state.Dir }
 // LogDir holds one log a component.
 func (c *Cluster) LogDir() string { return filepath.Join(c.state.Dir, "logs") }
 
+// Program is the path of a program that was built for the cluster.
+func (c *Cluster) Program(name string) string { return filepath.Join(c.bin, name) }
+
 // Kubectl runs kubectl with every right and returns what it printed.
 func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(c.bin, "kubectl"), args...)

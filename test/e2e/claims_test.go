@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -28,7 +29,7 @@ func TestRawBlock(t *testing.T) {
 	e.ready(pod)
 	pv := e.boundTo(pvc)
 	p := e.findVolume(pv)
-	if out := e.exec(pod, "blockdev --getsize64 /dev/raw; od -A n -t x1 /dev/raw | sort -u"); lacks(out, []string{fmt.Sprint(p.allocation.Length), "00 00"}) != "" || strings.Count(out, "\n") > 2 {
+	if out := e.exec(pod, "blockdev --getsize64 /dev/raw; od -A n -t x1 /dev/raw | sort -u"); lacks(out, []string{strconv.FormatInt(p.allocation.Length, 10), "00 00"}) != "" || strings.Count(out, "\n") > 2 {
 		t.Errorf("the device that the pod finds is %q", out)
 	}
 	mark := canary(e)
