@@ -3,7 +3,6 @@ package csi
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
@@ -79,22 +78,21 @@ func (n *Node) isAt(volumeID, path string) error {
 	if v.Block {
 		return nil
 	}
-	_, err := mountOf(v, path)
-	return err
+	return isMountedAt(v, path)
 }
 
-// mountOf returns the mount of the volume's file system on the path.
-func mountOf(v volumes.Volume, path string) (*mountinfo.Info, error) {
+// isMountedAt holds that the volume's file system is what is mounted on the path.
+func isMountedAt(v volumes.Volume, path string) error {
 	mounts, err := mountsOf(v.Device)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	at, err := mountedAt(path)
 	if err != nil {
-		return nil, fmt.Errorf("volume_path: %w", err)
+		return err
 	}
 	if at == nil || !slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool { return m.ID == at.ID }) {
-		return nil, refuse(codes.NotFound, "volume %s is not mounted on volume_path %.256q", v.ID, path)
+		return refuse(codes.NotFound, "volume %s is not mounted on volume_path %.256q", v.ID, path)
 	}
-	return at, nil
+	return nil
 }

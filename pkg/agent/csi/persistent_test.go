@@ -243,6 +243,17 @@ func TestRawBlock(t *testing.T) {
 	if err != nil || len(stats.Usage) != 1 || stats.Usage[0].Total != 8*mib || stats.VolumeCondition.Abnormal {
 		t.Errorf("stats are %v: %v", stats, err)
 	}
+	if _, err := v.NodeGetVolumeStats(t.Context(), &csispec.NodeGetVolumeStatsRequest{VolumeId: claimID, VolumePath: v.staging}); status.Code(err) != codes.NotFound {
+		t.Errorf("stats of another path: %v", err)
+	}
+	device := v.volume.Device
+	v.volume.Problem, v.volume.Device = "hangs", ""
+	stats, err = v.NodeGetVolumeStats(t.Context(), &csispec.NodeGetVolumeStatsRequest{VolumeId: claimID, VolumePath: v.target})
+	if err != nil || !stats.VolumeCondition.Abnormal {
+		t.Errorf("stats of a disk out of service are %v: %v", stats, err)
+	}
+	v.must("publish from it", v.publish(v.target, nil), codes.Unavailable)
+	v.volume.Problem, v.volume.Device = "", device
 	v.grow(16 * mib)
 	if got, err := v.NodeExpandVolume(t.Context(), &csispec.NodeExpandVolumeRequest{VolumeId: claimID, VolumePath: "/any"}); err != nil || got.CapacityBytes != 16*mib {
 		t.Errorf("expand says %v: %v", got, err)

@@ -3,7 +3,6 @@ package csi
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -44,7 +43,7 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csispec.NodeGetVolumeS
 		return nil, statusOf(refuse(codes.NotFound, "volume %.128q is not mounted on volume_path %.256q", r.VolumeId, r.VolumePath))
 	}
 	if found && v.Problem == "" {
-		if _, err := mountOf(v, r.VolumePath); err != nil {
+		if err := isMountedAt(v, r.VolumePath); err != nil {
 			return nil, statusOf(err)
 		}
 	}
@@ -60,18 +59,13 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csispec.NodeGetVolumeS
 
 // blockStats says how large a raw block volume is.
 func blockStats(v volumes.Volume, path string) (*csispec.NodeGetVolumeStatsResponse, error) {
-	if !sameDevice(path, v.Device) {
+	// While its disk is out of service, a volume has no device.
+	if v.Problem == "" && !sameDevice(path, v.Device) {
 		return nil, statusOf(refuse(codes.NotFound, "volume %s is not published on volume_path %.256q", v.ID, path))
 	}
 	response := &csispec.NodeGetVolumeStatsResponse{
 		Usage:           []*csispec.VolumeUsage{{Unit: csispec.VolumeUsage_BYTES, Total: v.Size}},
 		VolumeCondition: diskCondition(v),
-	}
-	if f, err := os.Open(path); err == nil {
-		defer f.Close()
-		if size, err := f.Seek(0, io.SeekEnd); err == nil {
-			response.Usage[0].Total = size
-		}
 	}
 	return response, nil
 }
