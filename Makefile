@@ -72,6 +72,10 @@ fuzz: ## Run each fuzz target for a minute.
 	  done; \
 	done
 
+.PHONY: torture
+torture: ## Look at a million states that power cuts leave of a disk's table (a quarter of an hour).
+	BERTH_TORTURE=1 go test -count=1 -timeout=120m -v -run='^TestTorture$$' ./pkg/agent/disk
+
 .PHONY: clean
 clean: ## Remove what was built here.
 	rm -rf $(BUILD)

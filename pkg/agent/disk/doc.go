@@ -16,8 +16,8 @@
 //  2. No two volumes share a byte, nor a byte with a table, the meta partition or a
 //     foreign partition. Every table is validated before it is written.
 //  3. What MarkFormatted, Wipe, Grow and Create report as done is on the medium, in both
-//     copies, and was read back from there past the caches. A Reserved volume that
-//     Create reports is still being read back: mkfs may begin, nothing else may rely on it.
+//     copies, and was read back from there past the caches. Of a Reserved volume that
+//     Create reports only the primary is for certain: mkfs may begin, nothing else may rely on it.
 //  4. One call changes one entry; the bytes of all others stay as they are.
 //  5. An extent is free again only when it has been zeroed, flushed and read back. What
 //     a volume gets that nobody formats (Raw, Grow) was zeroed before it is the volume's.

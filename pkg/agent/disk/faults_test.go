@@ -1,0 +1,106 @@
+package disk
+
+import (
+	"errors"
+	"slices"
+	"testing"
+)
+
+// TestFaults lets every single operation of a change fail, be dropped, or fail for
+// good. The change is done, or the disk is out of service and old or new on a restart.
+func TestFaults(t *testing.T) {
+	for _, fault := range []struct {
+		name  string
+		fails func(n, at int) (error, bool)
+	}{
+		{"once", func(n, at int) (error, bool) {
+			if n == at {
+				return errInjected, false
+			}
+			return nil, false
+		}},
+		{"from then on", func(n, at int) (error, bool) {
+			if n >= at {
+				return errInjected, false
+			}
+			return nil, false
+		}},
+		{"dropped", func(n, at int) (error, bool) { return nil, n == at }},
+		{"dropped from then on", func(n, at int) (error, bool) { return nil, n >= at }},
+	} {
+		for _, change := range []step{
+			phase(a, Formatted), ahead(a).and(phase(a, Formatted)), ahead(a).and(back()),
+			early(b, 10, 3), ahead(a).and(early(b, 10, 3)), raw(b, 10, 3), grow(a, 5), phase(a, Wiping),
+		} {
+			outcomes := map[bool]int{}
+			for _, l := range crashLayouts(t) {
+				for at := range 30 {
+					outcomes[withFault(t, l, change, func(n int, _ string) (error, bool) { return fault.fails(n, at) })]++
+				}
+			}
+			t.Logf("%s, %s: %v", change.name, fault.name, outcomes)
+			if outcomes[true] == 0 {
+				t.Errorf("%s, %s: it never succeeds", change.name, fault.name)
+			}
+		}
+	}
+}
+
+// withFault makes a change on a disk that fails, and looks at what comes of it.
+func withFault(t *testing.T, l layout, change step, fails func(int, string) (error, bool)) (ok bool) {
+	t.Helper()
+	disk, _ := formatted(t, l)
+	s, _, err := disk.mounted(t, l, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := reserve(a, 2, 3).do(t, s); err != nil {
+		t.Fatal(err)
+	}
+	possible := [][]entry{slices.Clone(s.table.entries)}
+	disk.n, disk.failing = 0, fails
+	for _, st := range change.flat() {
+		if err = st.do(t, s); err != nil {
+			break
+		}
+		possible = append(possible, slices.Clone(s.table.entries))
+	}
+	disk.failing = nil
+	if err != nil {
+		if !errors.Is(err, ErrOutOfService) {
+			t.Errorf("%s: %v", change.name, err)
+		}
+		// What the failed step would have led to.
+		twin, _ := formatted(t, l)
+		whole, _, twinErr := twin.mounted(t, l, false)
+		if twinErr != nil {
+			t.Fatal(twinErr)
+		}
+		if err := reserve(a, 2, 3).do(t, whole); err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range change.all(t, twin, whole) {
+			possible = append(possible, d.entries)
+		}
+	} else {
+		possible = possible[len(possible)-1:]
+	}
+	// Without the foreign entry and the meta partition, whose GUIDs are random.
+	volumesOf := func(entries []entry) []string {
+		return brief(slices.DeleteFunc(slices.Clone(entries), func(e entry) bool { return !e.isVolume() }))
+	}
+	among := func(entries []entry) bool {
+		return slices.ContainsFunc(possible, func(p []entry) bool { return slices.Equal(volumesOf(p), volumesOf(entries)) })
+	}
+	if !among(s.table.entries) {
+		t.Errorf("%s: %v; the table is %v", change.name, err, brief(s.table.entries))
+	}
+	again, f, openErr := disk.mounted(t, l, false)
+	switch {
+	case openErr != nil:
+		t.Errorf("%s: %v; then %+v, %v", change.name, err, f, openErr)
+	case !among(again.table.entries):
+		t.Errorf("%s: %v; then %v", change.name, err, brief(again.table.entries))
+	}
+	return err == nil
+}
