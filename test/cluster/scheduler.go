@@ -56,6 +56,15 @@ func (c *Cluster) KillScheduler() error { return c.end(schedulerName, syscall.SI
 
 // StartSchedulerNamed runs one more scheduler, which does not know of the others.
 func (c *Cluster) StartSchedulerNamed(ctx context.Context, name string) error {
+	return c.StartSchedulerConfigured(ctx, name, c.options.SchedulerConfig)
+}
+
+// StartSchedulerConfigured is StartSchedulerNamed with another KubeSchedulerConfiguration: a
+// path that is absolute, or relative to the repository.
+func (c *Cluster) StartSchedulerConfigured(ctx context.Context, name, config string) error {
+	if !filepath.IsAbs(config) {
+		config = filepath.Join(c.repository, config)
+	}
 	path, err := c.program(ctx, schedulerProgram)
 	if err != nil {
 		return err
@@ -67,11 +76,14 @@ func (c *Cluster) StartSchedulerNamed(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	return c.startScheduler(ctx, name, path, filepath.Join(c.repository, c.options.SchedulerConfig))
+	return c.startScheduler(ctx, name, path, config)
 }
 
 // KillSchedulerNamed ends a scheduler that StartSchedulerNamed started.
 func (c *Cluster) KillSchedulerNamed(name string) error { return c.end(name, syscall.SIGKILL) }
+
+// StopSchedulerNamed ends it in good order.
+func (c *Cluster) StopSchedulerNamed(name string) error { return c.end(name, syscall.SIGTERM) }
 
 // startScheduler adapts the configuration that a cluster in earnest uses: another
 // kubeconfig, and no waiting for a lease.

@@ -237,7 +237,7 @@ func TestBadClaims(t *testing.T) {
 		"too-large":         {func(c *corev1.PersistentVolumeClaim) { c.Spec.Resources = claimSpec(ssd, "100Gi").Resources }, nil, []string{"largest", "wants 100Gi"}},
 		"many-writers":      {func(c *corev1.PersistentVolumeClaim) { c.Spec.AccessModes[0] = corev1.ReadWriteMany }, nil, []string{"ReadWriteMany", "ReadWriteOnce"}},
 		"unknown-class":     {nil, func(c *storagev1.StorageClass) { c.Parameters[v1alpha1.AttributeClass] = "nosuch" }, []string{"nosuch"}},
-		"unknown-parameter": {nil, func(c *storagev1.StorageClass) { c.Parameters["disk.berth.dev/clas"] = "ssd" }, []string{"unknown parameter", "disk.berth.dev/clas"}},
+		"unknown-parameter": {nil, func(c *storagev1.StorageClass) { c.Parameters["disk.berth.dev/klass"] = "ssd" }, []string{"unknown parameter", "disk.berth.dev/klass"}},
 		"no-class":          {nil, func(c *storagev1.StorageClass) { delete(c.Parameters, v1alpha1.AttributeClass) }, []string{"disk.berth.dev/class is missing"}},
 		"file-system":       {nil, func(c *storagev1.StorageClass) { c.Parameters[v1alpha1.ParameterFSType] = "btrfs" }, []string{"btrfs", "ext4"}},
 	}

@@ -66,6 +66,7 @@ func TestInstallation(t *testing.T) {
 	e.eventually("all disks are in service", func(ctx context.Context) error { return inService(ctx, e.client, 4) })
 
 	pod, placed := useInstallation(e)
+	claimInInstallation(e)
 
 	// New agents take over what runs.
 	e.noComplaints()
@@ -115,6 +116,43 @@ func useInstallation(e *tenant) (pod, placed *corev1.Pod) {
 	e.eventually("the agent sees the disk come back", func(ctx context.Context) error { return inService(ctx, e.client, 4) })
 
 	return pod, placed
+}
+
+// claimInInstallation has claims served, grown and wiped by Berth's own programs, in their
+// images and with their rights: of a pod of profile berth, and of one of the cluster's own
+// scheduler.
+func claimInInstallation(e *tenant) {
+	e.t.Helper()
+	for profile, fsType := range map[string]string{"berth": v1alpha1.FSTypeXFS, corev1.DefaultSchedulerName: v1alpha1.FSTypeExt4} {
+		class := storageClass(pair+"-"+fsType, pair, fsType)
+		pvc := e.claim(fsType, class.Name, "300Mi")
+		pod := e.podOf(fsType, claimed("data", pvc))
+		pod.Spec.SchedulerName = profile
+		e.make(class, pvc)
+		e.create(pod)
+		e.ready(pod)
+		pv := e.boundTo(pvc)
+		e.isPartition(e.device(pod, "/data"), fsType, e.findVolume(pv))
+		mark := canary(e)
+		e.write(pod, mark)
+		e.expand(pvc, "400Mi")
+		if fsType == v1alpha1.FSTypeExt4 {
+			// Mounted it may not be allowed to grow.
+			e.delete(pod)
+			e.gone(pod)
+			pod = e.podOf(fsType+"-again", claimed("data", pvc))
+			pod.Spec.SchedulerName = profile
+			e.create(pod)
+			e.ready(pod)
+		}
+		e.hasGrown(pvc, 400*mib)
+		e.holds(pod, mark)
+		p := e.findVolume(pv)
+		e.delete(pod)
+		e.unmake(pvc)
+		e.gone(pod)
+		e.wiped(pv, p, mark)
+	}
 }
 
 // failOver removes the scheduler that leads, and has the other one place a pod.
