@@ -1,15 +1,16 @@
 // Package ledger is the scheduler's memory of disk space: what every node has
-// published, which volumes were placed there that the node has not published yet,
-// and what is free once the one is taken from the other. It owns neither clients nor
-// informers: whoever watches the API folds what it saw into the ledger.
+// published, which volumes of pods and claims were placed there that the node has not
+// published yet, and what is free once the one is taken from the other. It owns neither
+// clients nor informers: whoever watches the API folds what it saw into the ledger.
 //
 // # The rule
 //
 // A volume is identified by the GUID of its partition, on both sides. Free on a disk is
 //
-//	published free extents − extents of every record whose partition is not published
+//	published free extents − what every record has beyond its published partition
 //
-// It is a subtraction of sets of bytes, so it may be done twice, in any order, and
+// which is all of it while the partition is not published, and the missing tail of one that
+// is allowed to grow. It is a subtraction of sets of bytes, so it may be done twice, in any order, and
 // about the same volume by several observers. Nothing is counted, nothing is undone.
 //
 // # The races
@@ -46,6 +47,26 @@
 //   - The API server refused the binding of a pod to a node: without an event to wake it,
 //     the pod would come back and choose the same tightest node. The refusal is
 //     remembered until that node publishes something newer, or for RefusalLifetime.
+//
+// Of claims, whose reservation is their PersistentVolume:
+//
+//   - Reserved, then made, then the PersistentVolume's event: who makes it adds its record
+//     before the reservation is released (AddVolume), so there is no gap.
+//   - It is deleted before its maker says that it was made: a record of what was deleted is
+//     not taken (the UIDs that went last are remembered).
+//   - Its making failed, but may really have happened: the reservation is in doubt until the
+//     maker knows, or the claim is gone.
+//   - Two pods share a claim, or a pod's scheduler and the controller of claims placed by
+//     others serve it at once: the second shares the first one's place (Reserve), or hears
+//     that it is on another node (Elsewhere).
+//   - Deleted by force while the node publishes the partition: the extent stays taken.
+//   - Made again while the earlier volume of that partition is being wiped: the one that is
+//     wiped does not stand for the new one, so both take their place.
+//   - Allowed to grow: the longer record stands at once, and events of the PersistentVolume
+//     that were sent before it was made larger do not take it back (Grow, Withdraw).
+//
+// And of all:
+//
 //   - A restart: the same pods and capacities, in any order, give the same ledger. Nothing
 //     that mattered was only in memory: an assumed record without a bound pod is a
 //     reservation that never happened.

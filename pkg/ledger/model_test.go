@@ -18,13 +18,18 @@ type world struct {
 	rng  *rand.Rand
 	size int // MiB
 
-	// disk is the truth on the node: the pod whose volume a MiB belongs to, or 0.
+	// disk is the truth on the node: the pod whose volume a MiB belongs to, or 0; for the
+	// volumes of claims less than 0.
 	disk []int
+	// wiping are the volumes of claims that are being wiped, as they are on disk.
+	wiping map[int]bool
 	// versions of the capacity as published, the last one last.
 	capacities []*Capacity
 	// pods in the API: bound pods with their record.
 	pods map[int]*bound
 	next int
+	// volumes in the API: PersistentVolumes.
+	volumes []*volume
 
 	ledger *Ledger
 	// heard is the version of the capacity that the ledger has been told last.
@@ -42,14 +47,19 @@ type bound struct {
 const nodeName, diskID, class = "n1", "d1", "ssd"
 
 func newWorld(seed uint64) *world {
-	w := &world{rng: rand.New(rand.NewPCG(seed, 1)), size: 24, pods: map[int]*bound{}, ledger: New()}
+	w := &world{rng: rand.New(rand.NewPCG(seed, 1)), size: 24, pods: map[int]*bound{}, wiping: map[int]bool{}, ledger: New()}
 	w.disk = make([]int, w.size)
 	w.publish()
 	return w
 }
 
-func partition(id int) string { return fmt.Sprintf("p%d", id) }
-func uid(id int) string       { return fmt.Sprintf("u%d", id) }
+func partition(id int) string {
+	if id < 0 {
+		return fmt.Sprintf("v%d", -id)
+	}
+	return fmt.Sprintf("p%d", id)
+}
+func uid(id int) string { return fmt.Sprintf("u%d", id) }
 func mib(start, end int) extent.Extent {
 	return extent.Extent{Start: int64(start+1) << 20, End: int64(end+1) << 20}
 }
@@ -65,7 +75,7 @@ func (w *world) publish() {
 		if w.disk[at] == 0 {
 			d.Free = append(d.Free, mib(at, end))
 		} else {
-			d.Allocations = append(d.Allocations, Allocation{Partition: partition(w.disk[at]), Extent: mib(at, end)})
+			d.Allocations = append(d.Allocations, Allocation{Partition: partition(w.disk[at]), Extent: mib(at, end), Wiping: w.wiping[w.disk[at]]})
 		}
 		at = end
 	}
@@ -105,13 +115,19 @@ func (w *world) deliverOne() {
 
 // step lets one thing happen in the cluster.
 func (w *world) step(t *testing.T) {
-	switch w.rng.IntN(6) {
-	case 0, 1:
+	switch w.rng.IntN(10) {
+	case 0:
 		w.schedule(t)
-	case 2:
+	case 1:
 		w.realize()
-	case 3:
+	case 2:
 		w.remove()
+	case 3:
+		w.claim(t)
+	case 4:
+		w.live(t)
+	case 5:
+		w.live(t)
 	default:
 		w.deliverOne()
 	}
@@ -125,15 +141,7 @@ func (w *world) schedule(t *testing.T) {
 	if err != nil {
 		return
 	}
-	e := records[0].Extent
-	start := int(e.Start>>20) - 1
-	// The invariant: what one scheduler sells was not sold to a bound pod, and is not
-	// on the disk. This is what "errs only towards less free space" is worth.
-	for _, p := range w.pods {
-		if !p.deleted && start < p.end && p.start < start+size && !p.wiped {
-			t.Fatalf("[%d,%d) sold to pod %d, but pod %d has [%d,%d)", start, start+size, id, p.id, p.start, p.end)
-		}
-	}
+	start := w.checkSold(t, records[0].Extent, fmt.Sprint("pod ", id))
 	switch outcome := w.rng.IntN(10); {
 	case outcome < 6: // bound, and Bind says so
 		w.bind(id, start, size)
@@ -149,6 +157,23 @@ func (w *world) schedule(t *testing.T) {
 		w.ledger.Forget(uid(id))
 		w.tellPod(id)
 	}
+}
+
+// checkSold is the invariant: what one scheduler sells was not sold to a bound pod or a
+// volume. This is what "errs only towards less free space" is worth.
+func (w *world) checkSold(t *testing.T, e extent.Extent, whom string) (start int) {
+	start, end := int(e.Start>>20)-1, int(e.End>>20)-1
+	for _, p := range w.pods {
+		if !p.deleted && start < p.end && p.start < end && !p.wiped {
+			t.Fatalf("[%d,%d) sold to %s, but pod %d has [%d,%d)", start, end, whom, p.id, p.start, p.end)
+		}
+	}
+	for _, v := range w.volumes {
+		if !v.gone && start < v.end && v.start < end {
+			t.Fatalf("[%d,%d) sold to %s, but volume %d has [%d,%d)", start, end, whom, v.id, v.start, v.end)
+		}
+	}
+	return start
 }
 
 func (w *world) bind(id, start, size int) {
@@ -235,6 +260,11 @@ func (w *world) free() extent.Set {
 			taken[at] = true
 		}
 	}
+	for _, v := range w.volumes {
+		for at := v.start; at < v.end && !v.gone; at++ {
+			taken[at] = true
+		}
+	}
 	var free []extent.Extent
 	for at, is := range taken {
 		if !is {
@@ -271,6 +301,11 @@ func TestModel(t *testing.T) {
 		for id, p := range w.pods {
 			if !p.deleted {
 				restarted.SetPod(uid(id), nodeName, []Record{{partition(id), diskID, mib(p.start, p.end)}})
+			}
+		}
+		for _, v := range w.volumes {
+			if !v.gone {
+				restarted.SetVolume(v.uid, nodeName, v.record())
 			}
 		}
 		restarted.SetCapacity(nodeName, w.capacities[len(w.capacities)-1])

@@ -12,9 +12,17 @@ func volumeKey(pvUID string) string { return "volume/" + pvUID }
 
 // grant is what Grow allowed, until the PersistentVolume says the same.
 type grant struct {
-	length int64
 	// said is the record as the PersistentVolume has it.
 	said Record
+	// lengths were allowed beyond it, the last one last.
+	lengths []int64
+}
+
+// record is what is taken: as much as was said, or allowed.
+func (g *grant) record() Record {
+	r := g.said
+	r.Extent.End = r.Extent.Start + max(r.Extent.Len(), slices.Max(g.lengths))
+	return r
 }
 
 // SetVolume folds in that a PersistentVolume exists, with the place and the length that it
@@ -42,11 +50,13 @@ func (l *Ledger) setVolume(pvUID, nodeName string, r Record) {
 	if g, ok := l.grants[pvUID]; ok {
 		// Events of the PersistentVolume that were sent before it was made larger do not
 		// take the grant back.
-		if g.said = r; r.Extent.Len() >= g.length {
+		g.said = r
+		g.lengths = slices.DeleteFunc(g.lengths, func(length int64) bool { return length <= r.Extent.Len() })
+		if len(g.lengths) == 0 {
 			delete(l.grants, pvUID)
 		} else {
 			l.grants[pvUID] = g
-			r.Extent.End = r.Extent.Start + g.length
+			r = g.record()
 		}
 	}
 	l.record(pvUID, nodeName, r)
@@ -89,27 +99,35 @@ func (l *Ledger) Grow(pvUID string, length int64) (granted bool, possible int64)
 	if length = (length + placement.Alignment - 1) / placement.Alignment * placement.Alignment; length > possible {
 		return false, possible
 	}
-	if length > r.Extent.Len() {
-		said := r
-		if g, ok := l.grants[pvUID]; ok {
-			said = g.said
-		}
-		l.grants[pvUID] = grant{length: length, said: said}
-		r.Extent.End = r.Extent.Start + length
-		l.record(pvUID, h.node, r)
+	g, ok := l.grants[pvUID]
+	if !ok {
+		g.said = r
+	}
+	if length > g.said.Extent.Len() {
+		g.lengths = append(g.lengths, length)
+		l.grants[pvUID] = g
+		l.record(pvUID, h.node, g.record())
 	}
 	return true, possible
 }
 
-// Withdraw takes a grant back that did not become the PersistentVolume's capacity, and
-// surely will not.
+// Withdraw takes the last grant back, which did not become the PersistentVolume's capacity,
+// and surely will not.
 func (l *Ledger) Withdraw(pvUID string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if g, ok := l.grants[pvUID]; ok {
-		delete(l.grants, pvUID)
-		l.record(pvUID, l.holders[volumeKey(pvUID)].node, g.said)
+	g, ok := l.grants[pvUID]
+	if !ok {
+		return
 	}
+	node := l.holders[volumeKey(pvUID)].node
+	if g.lengths = g.lengths[:len(g.lengths)-1]; len(g.lengths) == 0 {
+		delete(l.grants, pvUID)
+		l.record(pvUID, node, g.said)
+		return
+	}
+	l.grants[pvUID] = g
+	l.record(pvUID, node, g.record())
 }
 
 // room is how long the volume could be where it is. The lock is held.

@@ -2,7 +2,7 @@ package ledger
 
 import (
 	"errors"
-	"fmt"
+	"strconv"
 	"testing"
 
 	"github.com/berthdev/berth/pkg/extent"
@@ -285,8 +285,8 @@ func TestGrant(t *testing.T) {
 func TestGraveyard(t *testing.T) {
 	var g graveyard
 	for i := range maxGraves + 10 {
-		g.add(fmt.Sprint(i))
-		g.add(fmt.Sprint(i))
+		g.add(strconv.Itoa(i))
+		g.add(strconv.Itoa(i))
 	}
 	if len(g.known) != maxGraves || len(g.ring) != maxGraves || g.has("9") || !g.has("10") {
 		t.Errorf("%d known, %d in the ring", len(g.known), len(g.ring))

@@ -68,7 +68,7 @@ func (f *feed) ask(pod *corev1.Pod) (asked, error) {
 		if name == "" {
 			continue
 		}
-		if err := f.askFor(&a, pod, &pod.Spec.Volumes[i], name); err != nil {
+		if err := f.askFor(&a, pod, &pod.Spec.Volumes[i]); err != nil {
 			return asked{}, fmt.Errorf("claim %s/%s: %w", pod.Namespace, name, err)
 		}
 	}
@@ -80,14 +80,13 @@ func (f *feed) ask(pod *corev1.Pod) (asked, error) {
 
 // askFor adds a claim to what is asked. Whatever is wrong with a claim that has nothing to
 // do with us is left to the stock plugins.
-func (f *feed) askFor(a *asked, pod *corev1.Pod, v *corev1.Volume, name string) error {
-	pvc, err := f.claims.claims.PersistentVolumeClaims(pod.Namespace).Get(name)
-	if err != nil || v.Ephemeral != nil && ephemeral.VolumeIsForPod(pod, pvc) != nil || pvc.DeletionTimestamp != nil {
-		a.settled = true
-		return nil
+func (f *feed) askFor(a *asked, pod *corev1.Pod, v *corev1.Volume) error {
+	pvc := f.claims.of(pod, v)
+	var class *storagev1.StorageClass
+	if pvc != nil && pvc.Spec.VolumeName == "" && pvc.DeletionTimestamp == nil {
+		class = f.claims.ours(pvc)
 	}
-	class := f.claims.ours(pvc)
-	if pvc.Spec.VolumeName != "" || class == nil {
+	if class == nil {
 		a.settled = true
 		return nil
 	}
@@ -117,6 +116,20 @@ func (f *feed) askFor(a *asked, pod *corev1.Pod, v *corev1.Volume, name string) 
 	}
 	a.volumes = append(a.volumes, wanted)
 	return nil
+}
+
+// of is the claim that a volume of the pod refers to; nil if it has none, or there is none, or
+// it should be the pod's own and is not.
+func (c *claims) of(pod *corev1.Pod, v *corev1.Volume) *corev1.PersistentVolumeClaim {
+	name := claimName(pod, v)
+	if name == "" {
+		return nil
+	}
+	pvc, err := c.claims.PersistentVolumeClaims(pod.Namespace).Get(name)
+	if err != nil || v.Ephemeral != nil && ephemeral.VolumeIsForPod(pod, pvc) != nil {
+		return nil
+	}
+	return pvc
 }
 
 // ours is the claim's StorageClass if it is of our provisioner, else nil.
@@ -182,12 +195,12 @@ func mayHold(pod *corev1.Pod) bool { return hasInlineVolumes(pod) || hasClaims(p
 // hasOpenClaims reports whether the pod has a claim that will ask for a place.
 func (f *feed) hasOpenClaims(pod *corev1.Pod) bool {
 	for i := range pod.Spec.Volumes {
-		name := claimName(pod, &pod.Spec.Volumes[i])
-		if name == "" {
+		v := &pod.Spec.Volumes[i]
+		if claimName(pod, v) == "" {
 			continue
 		}
-		pvc, err := f.claims.claims.PersistentVolumeClaims(pod.Namespace).Get(name)
-		if err != nil || pvc.Spec.VolumeName == "" && f.claims.ours(pvc) != nil {
+		pvc := f.claims.of(pod, v)
+		if pvc == nil || pvc.Spec.VolumeName == "" && f.claims.ours(pvc) != nil {
 			return true
 		}
 	}
@@ -208,8 +221,8 @@ func (f *feed) mortal(pod *corev1.Pod) []string {
 		if v.Ephemeral == nil {
 			continue
 		}
-		pvc, err := f.claims.claims.PersistentVolumeClaims(pod.Namespace).Get(ephemeral.VolumeClaimName(pod, v))
-		if err != nil || ephemeral.VolumeIsForPod(pod, pvc) != nil {
+		pvc := f.claims.of(pod, v)
+		if pvc == nil {
 			continue
 		}
 		if pvc.Spec.VolumeName == "" {

@@ -77,12 +77,8 @@ func (p *Plugin) afterStorageClass(_ klog.Logger, pod *corev1.Pod, _, obj any) (
 // refersToClass reports whether the pod has an unbound claim of the StorageClass.
 func (f *feed) refersToClass(pod *corev1.Pod, class string) bool {
 	for i := range pod.Spec.Volumes {
-		name := claimName(pod, &pod.Spec.Volumes[i])
-		if name == "" {
-			continue
-		}
-		pvc, err := f.claims.claims.PersistentVolumeClaims(pod.Namespace).Get(name)
-		if err == nil && pvc.Spec.VolumeName == "" && volume.GetPersistentVolumeClaimClass(pvc) == class {
+		pvc := f.claims.of(pod, &pod.Spec.Volumes[i])
+		if pvc != nil && pvc.Spec.VolumeName == "" && volume.GetPersistentVolumeClaimClass(pvc) == class {
 			return true
 		}
 	}

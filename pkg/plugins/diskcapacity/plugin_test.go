@@ -380,11 +380,6 @@ func mustVolumes(t testing.TB, pod *corev1.Pod) []request.Volume {
 	return volumes
 }
 
-func partitionOf(t testing.TB, pod *corev1.Pod) string {
-	t.Helper()
-	return mustVolumes(t, pod)[0].Partition
-}
-
 // TestStatusesAreNotShared: the framework writes into the statuses it gets.
 func TestStatusesAreNotShared(t *testing.T) {
 	b := newBench(t, nil, "n1", "n2")

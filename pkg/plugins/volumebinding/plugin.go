@@ -107,7 +107,7 @@ func (p *Plugin) Bind(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod
 	if _, err := cycle.Read(stateKey); err != nil {
 		return fwk.NewStatus(fwk.Skip)
 	}
-	if status := p.VolumeBinding.PreBind(ctx, cycle, pod, nodeName); !status.IsSuccess() {
+	if status := p.PreBind(ctx, cycle, pod, nodeName); !status.IsSuccess() {
 		return status
 	}
 	return fwk.NewStatus(fwk.Skip)
