@@ -11,9 +11,12 @@ import (
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/volumes"
+	"github.com/berthdev/berth/pkg/claim"
 )
 
 const (
@@ -151,9 +154,20 @@ func TestCreate(t *testing.T) {
 	if v.VolumeId != claimID || v.CapacityBytes != 10<<30 || len(v.AccessibleTopology) != 1 || !maps.Equal(v.AccessibleTopology[0].Segments, topology("n").Segments) {
 		t.Errorf("answer is %v", v)
 	}
-	// A PersistentVolume with this context is one that the agent understands.
-	if place, err := diskv1alpha1.ParsePlace(v.VolumeContext); err != nil || place.Disk != diskID || v.VolumeContext[diskv1alpha1.AttributeClass] != "ssd" {
-		t.Errorf("context is %v: %v", v.VolumeContext, err)
+	// As the external-provisioner writes it.
+	term := corev1.NodeSelectorTerm{}
+	for key, value := range v.AccessibleTopology[0].Segments {
+		term.MatchExpressions = append(term.MatchExpressions, corev1.NodeSelectorRequirement{Key: key, Operator: corev1.NodeSelectorOpIn, Values: []string{value}})
+	}
+	got, err := claim.ReadVolume(&corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{
+		Capacity:     corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(v.CapacityBytes, resource.BinarySI)},
+		NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{term}}},
+		PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
+			Driver: diskv1alpha1.DriverName, VolumeHandle: v.VolumeId, FSType: "xfs", VolumeAttributes: v.VolumeContext,
+		}},
+	}})
+	if err != nil || got.ID != claimID || got.Node != "n" || got.Class != "ssd" || got.Size != 10<<30 || got.Place.Disk != diskID {
+		t.Errorf("its PersistentVolume is understood as %+v: %v", got, err)
 	}
 	for name, r := range map[string]func(*csispec.CreateVolumeRequest){
 		"no range": func(r *csispec.CreateVolumeRequest) { r.CapacityRange = nil },
@@ -312,5 +326,66 @@ func TestValidateCapabilities(t *testing.T) {
 	a.volume.Problem = "hangs"
 	if got, err := c.ControllerGetVolume(t.Context(), &csispec.ControllerGetVolumeRequest{VolumeId: claimID}); err != nil || !got.Status.VolumeCondition.Abnormal {
 		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// Whoever can reach the socket can leave out anything.
+func TestEmptyCalls(t *testing.T) {
+	a := &answers{}
+	n, c := NewNode("n", a), NewController("n", a, a)
+	half := []*csispec.VolumeCapability{{AccessType: &csispec.VolumeCapability_Mount{}}, {AccessType: &csispec.VolumeCapability_Block{}}, {}}
+	calls := map[string]func() error{
+		"stage": func() error { _, err := n.NodeStageVolume(t.Context(), &csispec.NodeStageVolumeRequest{}); return err },
+		"unstage": func() error {
+			_, err := n.NodeUnstageVolume(t.Context(), &csispec.NodeUnstageVolumeRequest{})
+			return err
+		},
+		"publish": func() error {
+			_, err := n.NodePublishVolume(t.Context(), &csispec.NodePublishVolumeRequest{})
+			return err
+		},
+		"unpublish": func() error {
+			_, err := n.NodeUnpublishVolume(t.Context(), &csispec.NodeUnpublishVolumeRequest{})
+			return err
+		},
+		"stats": func() error {
+			_, err := n.NodeGetVolumeStats(t.Context(), &csispec.NodeGetVolumeStatsRequest{})
+			return err
+		},
+		"expand": func() error {
+			_, err := n.NodeExpandVolume(t.Context(), &csispec.NodeExpandVolumeRequest{})
+			return err
+		},
+		"create": func() error { _, err := c.CreateVolume(t.Context(), &csispec.CreateVolumeRequest{}); return err },
+		"delete": func() error { _, err := c.DeleteVolume(t.Context(), &csispec.DeleteVolumeRequest{}); return err },
+		"grow": func() error {
+			_, err := c.ControllerExpandVolume(t.Context(), &csispec.ControllerExpandVolumeRequest{})
+			return err
+		},
+		"get": func() error {
+			_, err := c.ControllerGetVolume(t.Context(), &csispec.ControllerGetVolumeRequest{})
+			return err
+		},
+		"validate": func() error {
+			_, err := c.ValidateVolumeCapabilities(t.Context(), &csispec.ValidateVolumeCapabilitiesRequest{})
+			return err
+		},
+		"halves": func() error {
+			_, err := c.CreateVolume(t.Context(), &csispec.CreateVolumeRequest{Name: "x", VolumeCapabilities: half})
+			return err
+		},
+		"half a stage": func() error {
+			_, err := n.NodeStageVolume(t.Context(), &csispec.NodeStageVolumeRequest{VolumeId: claimID, StagingTargetPath: "/x", VolumeCapability: half[0]})
+			return err
+		},
+		"half a publish": func() error {
+			_, err := n.NodePublishVolume(t.Context(), &csispec.NodePublishVolumeRequest{VolumeId: claimID, TargetPath: "/x", VolumeCapability: half[1]})
+			return err
+		},
+	}
+	for name, call := range calls {
+		if err := call(); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
