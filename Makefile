@@ -68,7 +68,7 @@ bench: prepare ## Run the benchmarks that docs/performance.md quotes (needs root
 fuzz: ## Run each fuzz target for a minute.
 	@for package in $$(git grep -lE '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
 	  for target in $$(git grep -hoE '^func Fuzz[A-Za-z0-9]+' -- "$$package/*_test.go" | cut -c6-); do \
-	    go test -run='^$$' -fuzz="^$$target$$" -fuzztime=60s ./$$package; \
+	    go test -run='^$$' -fuzz="^$$target$$" -fuzztime=60s -fuzzminimizetime=100x ./$$package; \
 	  done; \
 	done
 

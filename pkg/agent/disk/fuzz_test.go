@@ -1,0 +1,116 @@
+package disk
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"testing"
+
+	"github.com/google/uuid"
+)
+
+// FuzzEntries gives a disk any entries, with headers and checksums made right: whatever
+// they are, they are refused, or they are a valid table in which a change changes one
+// entry, and which reads back the same. data is a sequence of two bytes of an entry's index and the
+// entry.
+func FuzzEntries(f *testing.F) {
+	record := func(index int, e entry, sector int64) []byte {
+		l, err := newLayout(64*mib, sector)
+		if err != nil {
+			f.Fatal(err)
+		}
+		b, err := encodeEntry(l, e)
+		if err != nil {
+			f.Fatal(err)
+		}
+		return append(binary.LittleEndian.AppendUint16(nil, uint16(index)), b...)
+	}
+	for _, sector := range []int64{512, 4096} {
+		l, err := newLayout(64*mib, sector)
+		if err != nil {
+			f.Fatal(err)
+		}
+		meta := record(MetaEntry, newTable(l, diskID, metaID).entries[0], sector)
+		reserved := record(1, entry{kind: TypeReserved, guid: a, extent: at(2, 3), name: "x", attributes: AttributeEphemeral}, sector)
+		wiping := record(2, entry{kind: TypeWiping, guid: b, extent: at(5, 3)}, sector)
+		raw := record(1000, entry{kind: TypeFormatted, guid: c, extent: at(8, 3), attributes: AttributeRaw}, sector)
+		other := record(300, foreign(l, 300, 60*mib/sector, 61*mib/sector), sector)
+		f.Add(meta, sector == 4096)
+		f.Add(bytes.Join([][]byte{meta, reserved, wiping, raw, other}, nil), sector == 4096)
+		f.Add(bytes.Join([][]byte{meta, reserved, record(7, entry{kind: TypeFormatted, guid: c, extent: at(4, 2)}, sector)}, nil), sector == 4096)
+		f.Add(bytes.Join([][]byte{meta, meta[:2], make([]byte, entrySize)}, nil), sector == 4096)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, large bool) {
+		sector := int64(512)
+		if large {
+			sector = 4096
+		}
+		l, err := newLayout(64*mib, sector)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := copyOfTable{id: diskID, array: make([]byte, arrayBytes)}
+		for len(data) >= 2+entrySize {
+			index := int(binary.LittleEndian.Uint16(data))%EntryCount + 1
+			copy(c.slot(index), data[2:])
+			data = data[2+entrySize:]
+		}
+		m := newMemDisk()
+		m.set(0, encodeMBR(l))
+		m.install(l, c)
+		s, found, err := m.mounted(t, l, false)
+		if err != nil {
+			if found.ours && errors.Is(err, ErrOutOfService) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if len(m.log) > 0 {
+			t.Fatal("an intact table was written to")
+		}
+		if err := s.table.validate(); err != nil {
+			t.Fatal(err)
+		}
+		changes := []step{reserve(c2, 40, 1), ahead(c2), phase(c2, Formatted), grow(c2, 2), phase(c2, Wiping), remove(c2)}
+		for _, e := range s.table.entries {
+			if e.isVolume() && phaseOf[e.kind] != Wiping {
+				changes = append(changes, phase(e.guid, Wiping))
+			}
+		}
+		for _, change := range changes {
+			before := bytes.Clone(s.current().array)
+			if err := change.do(t, s); err != nil {
+				if errors.Is(err, ErrOutOfService) {
+					t.Fatalf("%s: %v", change.name, err)
+				}
+				continue
+			}
+			changed := 0
+			for i := 1; i <= EntryCount; i++ {
+				if !bytes.Equal(s.current().slot(i), before[(i-1)*entrySize:i*entrySize]) {
+					changed++
+				}
+			}
+			if changed > 1 {
+				t.Fatalf("%s changed %d entries", change.name, changed)
+			}
+			again, _, err := m.clone().mounted(t, l, false)
+			if err != nil || !sameNames(again.table.entries, s.table.entries) {
+				t.Fatalf("%s: %v; reads back as %v instead of %v", change.name, err, brief(again.table.entries), brief(s.table.entries))
+			}
+		}
+	})
+}
+
+// sameNames compares entries, of which every GUID must be one.
+func sameNames(x, y []entry) bool {
+	if len(x) != len(y) {
+		return false
+	}
+	for i := range x {
+		if x[i] != y[i] || uuid.Validate(x[i].guid) != nil {
+			return false
+		}
+	}
+	return true
+}
