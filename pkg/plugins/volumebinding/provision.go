@@ -28,8 +28,12 @@ const (
 	maxConflicts = 10
 )
 
-// errDeleted is of a claim that is gone or going.
-var errDeleted = errors.New("the claim was deleted")
+var (
+	// errDeleted is of a claim that is gone or going.
+	errDeleted = errors.New("the claim was deleted")
+	// errUnknown is of a volume that may have been made.
+	errUnknown = errors.New("the API server does not say whether it did it")
+)
 
 func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
 	class, err := b.classOf(pvc)
@@ -56,7 +60,7 @@ func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod
 	if err == nil {
 		err = remember(l, pv, pod.Spec.NodeName)
 	}
-	if isUnknown(err) {
+	if errors.Is(err, errUnknown) {
 		// It may come into being yet. Until that is known, nobody else gets the place.
 		l.Doubt(hold)
 		b.watch.whenGone(pvc, func() { l.Release(hold) })
@@ -96,9 +100,11 @@ func (b *binder) createVolume(ctx context.Context, pv *corev1.PersistentVolume, 
 				continue // It went in between.
 			}
 		}
-		err = fmt.Errorf("making its PersistentVolume %s: %w", pv.Name, err)
-		if !isUnknown(err) || !sleep(ctx, pause) {
-			return nil, err
+		switch {
+		case !isUnknown(err):
+			return nil, fmt.Errorf("making its PersistentVolume %s: %w", pv.Name, err)
+		case !sleep(ctx, pause):
+			return nil, fmt.Errorf("making its PersistentVolume %s: %w: %w", pv.Name, errUnknown, err)
 		}
 	}
 }

@@ -1,0 +1,483 @@
+package volumebinding
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/component-helpers/storage/volume"
+	"k8s.io/klog/v2"
+	stock "k8s.io/kubernetes/pkg/scheduler/framework/plugins/volumebinding"
+	"k8s.io/utils/ptr"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+const gib = int64(1) << 30
+
+// stockBinder is what the decorated binder sees of the stock one.
+type stockBinder struct {
+	stock.SchedulerVolumeBinder
+	got []*stock.PodVolumes
+	err error
+}
+
+func (s *stockBinder) BindPodVolumes(_ context.Context, _ *corev1.Pod, v *stock.PodVolumes) error {
+	s.got = append(s.got, v)
+	return s.err
+}
+
+func (s *stockBinder) AssumePodVolumes(klog.Logger, *corev1.Pod, string, *stock.PodVolumes) (bool, error) {
+	return false, s.err
+}
+
+// bench is a binder, its API server, and a pod that has 4 GiB reserved on node n1 for its
+// claim "data".
+type bench struct {
+	*binder
+	api     *api
+	inner   *stockBinder
+	ledger  *ledger.Ledger
+	factory informers.SharedInformerFactory
+	pod     *corev1.Pod
+	pvc     *corev1.PersistentVolumeClaim
+	class   *storagev1.StorageClass
+}
+
+func diskOf(node string) string { return diskv1alpha1.PartitionID("disk of " + node) }
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	a, client := newAPI(t)
+	b := &bench{api: a, inner: &stockBinder{}, ledger: ledger.New(), factory: informers.NewSharedInformerFactory(client, 0)}
+	core := b.factory.Core().V1()
+	w, err := newWatch(core.PersistentVolumeClaims().Informer(), core.Pods().Informer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.binder = &binder{
+		SchedulerVolumeBinder: b.inner, client: client, claims: core.PersistentVolumeClaims().Lister(), pods: core.Pods().Lister(),
+		classes: b.factory.Storage().V1().StorageClasses().Lister(), watch: w, timeout: 2 * time.Second,
+		ledger: func() (*ledger.Ledger, error) { return b.ledger, nil },
+	}
+	for i, node := range []string{"n1", "n2"} {
+		b.ledger.SetCapacity(node, &ledger.Capacity{Revision: uint64(i + 1), Disks: []ledger.Disk{{
+			ID: diskOf(node), Class: "ssd", Ready: true, Size: 11 * gib, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*gib)},
+		}}})
+	}
+	b.class = &storagev1.StorageClass{
+		ObjectMeta: metav1.ObjectMeta{Name: "ssd"}, Provisioner: diskv1alpha1.DriverName,
+		Parameters: map[string]string{diskv1alpha1.AttributeClass: "ssd"}, ReclaimPolicy: ptr.To(corev1.PersistentVolumeReclaimRetain),
+	}
+	b.pvc = pvcOf("data", "ssd", "3b6d1e0c-9f52-4b6a-9d5d-111111111111")
+	b.pod = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "db", UID: "pod"}, Spec: corev1.PodSpec{NodeName: "n1"}}
+	for _, add := range []error{
+		b.factory.Storage().V1().StorageClasses().Informer().GetIndexer().Add(b.class),
+		core.PersistentVolumeClaims().Informer().GetIndexer().Add(b.pvc),
+		core.Pods().Informer().GetIndexer().Add(b.pod),
+	} {
+		if add != nil {
+			t.Fatal(add)
+		}
+	}
+	a.claims[b.pvc.Name] = b.pvc.DeepCopy()
+	b.reserve(t, "n1")
+	return b
+}
+
+func pvcOf(name, class, uid string) *corev1.PersistentVolumeClaim {
+	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, ResourceVersion: "1"}}
+	pvc.UID = types.UID(uid)
+	pvc.Spec.StorageClassName = &class
+	pvc.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
+	pvc.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(4*gib, resource.BinarySI)}
+	return pvc
+}
+
+func (b *bench) want() ledger.Want {
+	return ledger.Want{
+		Partition: diskv1alpha1.PartitionID(diskv1alpha1.ClaimVolumeID(b.pvc.UID)), Persistent: true,
+		Request: placement.Request{Class: "ssd", Size: 4 * gib},
+	}
+}
+
+func (b *bench) reserve(t *testing.T, node string) {
+	t.Helper()
+	if _, err := b.ledger.Reserve("pod", node, []ledger.Want{b.want()}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *bench) free(node string) int64 { return b.ledger.Snapshot(node).Node.Disks[0].Free.Total() }
+
+// made is the volume as another would have made it.
+func (b *bench) made(t *testing.T, node string) *corev1.PersistentVolume {
+	t.Helper()
+	wanted, err := claim.Request(b.pvc, b.class)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pv := claim.NewVolume(b.pvc, b.class, wanted, node, diskv1alpha1.Place{Disk: diskOf(node), Extent: diskv1alpha1.Extent{Start: diskv1alpha1.Alignment, Length: 4 * gib}})
+	pv.UID, pv.ResourceVersion = "made-before", "1"
+	return pv
+}
+
+// tellBound is what the informer would tell when the controller has bound the claim.
+func (b *bench) tellBound(t *testing.T, change func(*corev1.PersistentVolumeClaim)) {
+	t.Helper()
+	now := b.pvc.DeepCopy()
+	now.Spec.VolumeName = diskv1alpha1.ClaimVolumeID(b.pvc.UID)
+	metav1.SetMetaDataAnnotation(&now.ObjectMeta, volume.AnnBindCompleted, "yes")
+	if change != nil {
+		change(now)
+	}
+	if err := b.factory.Core().V1().PersistentVolumeClaims().Informer().GetIndexer().Update(now); err != nil {
+		t.Error(err)
+	}
+	b.watch.tell(claimKind, now, false)
+}
+
+func (b *bench) bind() error {
+	return b.BindPodVolumes(context.Background(), b.pod, &stock.PodVolumes{DynamicProvisions: []*stock.DynamicProvision{{PVC: b.pvc.DeepCopy()}}})
+}
+
+// bindWhile binds, and does something as soon as the API server has had a request.
+func (b *bench) bindWhile(request string, do func()) error {
+	done := make(chan struct{})
+	b.api.locked(func() {
+		before := b.api.before
+		b.api.before = func(r string) (int, metav1.StatusReason) {
+			if r == request && done != nil {
+				go do()
+				done = nil
+			}
+			if before != nil {
+				return before(r)
+			}
+			return 0, ""
+		}
+	})
+	return b.bind()
+}
+
+func TestBind(t *testing.T) {
+	b := newBench(t)
+	if err := b.bindWhile("PUT persistentvolumeclaims", func() { b.tellBound(t, nil) }); err != nil {
+		t.Fatal(err)
+	}
+	pv := b.api.volume(diskv1alpha1.ClaimVolumeID(b.pvc.UID))
+	if v, err := claim.ReadVolume(pv); err != nil || v.Node != "n1" || v.Size != 4*gib || !claim.IsFor(pv, b.pvc) {
+		t.Errorf("made %+v, %v", pv, err)
+	}
+	pvc := b.api.claims["data"]
+	if pvc.Spec.VolumeName != pv.Name || pvc.Annotations[volume.AnnSelectedNode] != "n1" {
+		t.Errorf("the claim is %+v", pvc)
+	}
+	if want := []string{"POST persistentvolumes", "PUT persistentvolumeclaims"}; !slices.Equal(b.api.requests, want) {
+		t.Errorf("requests %v, want %v", b.api.requests, want)
+	}
+	// The record is the volume's now.
+	b.ledger.Forget("pod")
+	if node, _, ok := b.ledger.Where(b.want().Partition); !ok || node != "n1" || b.free("n1") != 6*gib {
+		t.Errorf("the ledger has it on %q, and %d bytes free", node, b.free("n1"))
+	}
+	b.ledger.DeleteVolume(string(pv.UID))
+	if b.free("n1") != 10*gib {
+		t.Errorf("%d bytes are free when the volume has gone: something else holds it", b.free("n1"))
+	}
+	if len(b.inner.got) > 0 {
+		t.Error("the stock binder was called for nothing")
+	}
+}
+
+// TestGoesOn from what others have done.
+func TestGoesOn(t *testing.T) {
+	tests := map[string]struct {
+		before func(t *testing.T, b *bench)
+		says   string // the error; none if it is bound
+		free   int64  // GiB on n1 when the pod has let go
+	}{
+		"made before": {func(t *testing.T, b *bench) {
+			b.api.volumes[diskv1alpha1.ClaimVolumeID(b.pvc.UID)] = b.made(t, "n1")
+		}, "", 6},
+		"made on another node": {func(t *testing.T, b *bench) {
+			b.api.volumes[diskv1alpha1.ClaimVolumeID(b.pvc.UID)] = b.made(t, "n2")
+		}, "is on node n2 already", 10},
+		"for another claim": {func(t *testing.T, b *bench) {
+			pv := b.made(t, "n1")
+			pv.Spec.ClaimRef.UID = "another"
+			b.api.volumes[pv.Name] = pv
+		}, "was not made for it: delete that", 10},
+		"of another driver": {func(t *testing.T, b *bench) {
+			pv := b.made(t, "n1")
+			pv.Spec.CSI.Driver = "other"
+			b.api.volumes[pv.Name] = pv
+		}, "was not made for it: delete that", 10},
+		"being deleted": {func(t *testing.T, b *bench) {
+			pv := b.made(t, "n1")
+			pv.DeletionTimestamp = &metav1.Time{Time: time.Now()}
+			b.api.volumes[pv.Name] = pv
+		}, "is being deleted, and must be gone first", 10},
+		"named by somebody else": {func(t *testing.T, b *bench) {
+			pvc := b.api.claims["data"]
+			pvc.ResourceVersion, pvc.Spec.VolumeName = "7", diskv1alpha1.ClaimVolumeID(b.pvc.UID)
+		}, "", 6},
+		"changed by somebody else": {func(t *testing.T, b *bench) {
+			pvc := b.api.claims["data"]
+			pvc.ResourceVersion, pvc.Labels = "7", map[string]string{"a": "b"}
+		}, "", 6},
+		"bound to another volume": {func(t *testing.T, b *bench) {
+			pvc := b.api.claims["data"]
+			pvc.ResourceVersion, pvc.Spec.VolumeName = "7", "other"
+		}, "it was bound to PersistentVolume other meanwhile", 6},
+		"claim gone":     {func(t *testing.T, b *bench) { delete(b.api.claims, "data") }, "the claim was deleted", 6},
+		"claim replaced": {func(t *testing.T, b *bench) { b.api.claims["data"].UID = "another" }, "the claim was deleted", 6},
+		"claim going": {func(t *testing.T, b *bench) {
+			pvc := b.api.claims["data"]
+			pvc.ResourceVersion, pvc.DeletionTimestamp = "7", &metav1.Time{Time: time.Now()}
+		}, "the claim was deleted", 6},
+		"class gone": {func(t *testing.T, b *bench) {
+			if err := b.factory.Storage().V1().StorageClasses().Informer().GetIndexer().Delete(b.class); err != nil {
+				t.Fatal(err)
+			}
+		}, "its StorageClass ssd was deleted: create it again", 10},
+		"nothing reserved":   {func(t *testing.T, b *bench) { b.ledger.Forget("pod") }, "nothing is reserved for it any more", 10},
+		"reserved elsewhere": {func(t *testing.T, b *bench) { b.reserve(t, "n2") }, "is on node n2 already", 10},
+		"refused": {func(t *testing.T, b *bench) {
+			b.api.before = func(string) (int, metav1.StatusReason) { return http.StatusForbidden, metav1.StatusReasonForbidden }
+		}, "making its PersistentVolume pvc-", 10},
+		"an error in between": {func(t *testing.T, b *bench) {
+			failures := 4
+			b.api.before = func(string) (int, metav1.StatusReason) {
+				if failures--; failures >= 0 {
+					return http.StatusInternalServerError, metav1.StatusReasonInternalError
+				}
+				return 0, ""
+			}
+		}, "", 6},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			test.before(t, b)
+			if test.says == "" {
+				go func() {
+					time.Sleep(time.Millisecond) // whenever
+					b.tellBound(t, nil)
+				}()
+			}
+			err := b.bind()
+			if test.says == "" && err != nil || test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says)) {
+				t.Fatalf("got %v, want %q", err, test.says)
+			}
+			if err != nil && !strings.Contains(err.Error(), "binding claim default/data on node n1") {
+				t.Errorf("the error does not name the claim: %v", err)
+			}
+			b.ledger.Forget("pod")
+			if have := b.free("n1"); have != test.free*gib {
+				t.Errorf("%d GiB are free, want %d", have/gib, test.free)
+			}
+			if err := b.ledger.Validate(); err != nil {
+				t.Error(err)
+			}
+			leaked := test.says != "" && slices.Contains(b.api.requests, "POST persistentvolumes") && b.api.volumes[diskv1alpha1.ClaimVolumeID(b.pvc.UID)] != nil
+			if leaked && b.api.volumes[diskv1alpha1.ClaimVolumeID(b.pvc.UID)].UID != "made-before" {
+				t.Error("the volume that was made is left")
+			}
+		})
+	}
+}
+
+// TestDoubt: as long as nobody knows whether the volume was made, nobody else gets its place,
+// whatever becomes of the pod.
+func TestDoubt(t *testing.T) {
+	b := newBench(t)
+	b.timeout = 50 * time.Millisecond
+	b.api.before = func(string) (int, metav1.StatusReason) {
+		return http.StatusInternalServerError, metav1.StatusReasonInternalError
+	}
+	if err := b.bind(); err == nil {
+		t.Fatal("bound")
+	}
+	b.ledger.DeletePod("pod")
+	if b.free("n1") != 6*gib {
+		t.Errorf("%d GiB are free while the volume may exist", b.free("n1")/gib)
+	}
+	// It does not bind the next pod to the node.
+	if node, _, ok := b.ledger.Where(b.want().Partition); ok {
+		t.Errorf("the claim is tied to %s", node)
+	}
+	// The next try knows.
+	b.api.locked(func() { b.api.before = nil })
+	b.timeout = 2 * time.Second
+	b.pod.UID = "pod"
+	b.reserve(t, "n2")
+	b.pod.Spec.NodeName = "n2"
+	if err := b.bindWhile("PUT persistentvolumeclaims", func() { b.tellBound(t, nil) }); err != nil {
+		t.Fatal(err)
+	}
+	if b.free("n1") != 10*gib || b.free("n2") != 6*gib {
+		t.Errorf("%d and %d GiB are free", b.free("n1")/gib, b.free("n2")/gib)
+	}
+}
+
+// TestDoubtEndsWithTheClaim when there is no next try.
+func TestDoubtEndsWithTheClaim(t *testing.T) {
+	b := newBench(t)
+	b.timeout = 50 * time.Millisecond
+	b.api.before = func(string) (int, metav1.StatusReason) { return http.StatusGatewayTimeout, metav1.StatusReasonTimeout }
+	if err := b.bind(); err == nil {
+		t.Fatal("bound")
+	}
+	b.ledger.DeletePod("pod")
+	b.watch.tell(claimKind, b.pvc, true)
+	if b.free("n1") != 10*gib {
+		t.Errorf("%d GiB are free after the claim has gone", b.free("n1")/gib)
+	}
+}
+
+// TestWaiting ends with whatever makes it pointless.
+func TestWaiting(t *testing.T) {
+	tests := map[string]struct {
+		happens func(t *testing.T, b *bench)
+		says    string
+	}{
+		"claim deleted": {func(t *testing.T, b *bench) {
+			b.api.locked(func() { delete(b.api.claims, "data") })
+			if err := b.factory.Core().V1().PersistentVolumeClaims().Informer().GetIndexer().Delete(b.pvc); err != nil {
+				t.Error(err)
+			}
+			b.watch.tell(claimKind, b.pvc, true)
+		}, "the claim was deleted"},
+		"claim being deleted": {func(t *testing.T, b *bench) {
+			b.tellBound(t, func(pvc *corev1.PersistentVolumeClaim) { pvc.DeletionTimestamp = &metav1.Time{Time: time.Now()} })
+		}, "the claim was deleted"},
+		"claim lost": {func(t *testing.T, b *bench) {
+			b.tellBound(t, func(pvc *corev1.PersistentVolumeClaim) { pvc.Status.Phase = corev1.ClaimLost })
+		}, "delete the claim, too"},
+		"bound to another": {func(t *testing.T, b *bench) {
+			b.tellBound(t, func(pvc *corev1.PersistentVolumeClaim) { pvc.Spec.VolumeName = "other" })
+		}, "it was bound to PersistentVolume other meanwhile"},
+		"pod deleted": {func(t *testing.T, b *bench) {
+			if err := b.factory.Core().V1().Pods().Informer().GetIndexer().Delete(b.pod); err != nil {
+				t.Error(err)
+			}
+			b.watch.tell(podKind, b.pod, true)
+		}, "pod default/db was deleted"},
+		"nothing": {func(_ *testing.T, b *bench) {}, "kube-controller-manager has not bound the two"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			if name == "nothing" {
+				b.timeout = 100 * time.Millisecond
+			}
+			start := time.Now()
+			err := b.bindWhile("PUT persistentvolumeclaims", func() { test.happens(t, b) })
+			if err == nil || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("got %v, want %q", err, test.says)
+			}
+			if took := time.Since(start); took > time.Second {
+				t.Errorf("noticed after %s", took)
+			}
+			if gone := b.api.volume(diskv1alpha1.ClaimVolumeID(b.pvc.UID)) == nil; gone != strings.HasPrefix(name, "claim ") && name != "claim lost" {
+				t.Errorf("the volume is gone: %v", gone)
+			}
+			if len(b.watch.waiting) != 0 {
+				t.Error("somebody is still waiting")
+			}
+		})
+	}
+}
+
+// TestDiscardLeavesWhatWasUsed: a volume that was bound is left to its policy.
+func TestDiscardLeavesWhatWasUsed(t *testing.T) {
+	for phase, left := range map[corev1.PersistentVolumePhase]bool{
+		"": false, corev1.VolumePending: false, corev1.VolumeAvailable: false, corev1.VolumeBound: true, corev1.VolumeReleased: true,
+	} {
+		b := newBench(t)
+		pv := b.made(t, "n1")
+		pv.Status.Phase = phase
+		b.api.volumes[pv.Name] = pv
+		b.discard(t.Context(), pv)
+		if have := b.api.volume(pv.Name) != nil; have != left {
+			t.Errorf("phase %q: the volume is left: %v", phase, have)
+		}
+		another := b.made(t, "n1")
+		another.UID = "another"
+		b.api.volumes[pv.Name] = another
+		b.discard(t.Context(), pv)
+		if b.api.volume(pv.Name) == nil {
+			t.Error("a volume of the same name was deleted")
+		}
+	}
+}
+
+// TestOthers: claims of other drivers are the stock binder's, and come first.
+func TestOthers(t *testing.T) {
+	other := pvcOf("other", "foreign", "3b6d1e0c-9f52-4b6a-9d5d-222222222222")
+	both := func(b *bench) *stock.PodVolumes {
+		return &stock.PodVolumes{DynamicProvisions: []*stock.DynamicProvision{{PVC: b.pvc.DeepCopy()}, {PVC: other}}}
+	}
+	t.Run("first", func(t *testing.T) {
+		b := newBench(t)
+		go func() {
+			time.Sleep(time.Millisecond)
+			b.tellBound(t, nil)
+		}()
+		if err := b.BindPodVolumes(t.Context(), b.pod, both(b)); err != nil {
+			t.Fatal(err)
+		}
+		if len(b.inner.got) != 1 || len(b.inner.got[0].DynamicProvisions) != 1 || b.inner.got[0].DynamicProvisions[0].PVC != other || b.inner.got[0].StaticBindings == nil {
+			t.Errorf("the stock binder got %+v", b.inner.got)
+		}
+	})
+	t.Run("failed", func(t *testing.T) {
+		b := newBench(t)
+		b.inner.err = errors.New("no such luck")
+		if err := b.BindPodVolumes(t.Context(), b.pod, both(b)); !errors.Is(err, b.inner.err) {
+			t.Errorf("got %v", err)
+		}
+		if len(b.api.requests) > 0 {
+			t.Errorf("requests %v: ours was made for a pod that may have to go elsewhere", b.api.requests)
+		}
+	})
+	t.Run("alone", func(t *testing.T) {
+		b := newBench(t)
+		if err := b.BindPodVolumes(t.Context(), b.pod, &stock.PodVolumes{DynamicProvisions: []*stock.DynamicProvision{{PVC: other}}}); err != nil {
+			t.Fatal(err)
+		}
+		if len(b.inner.got) != 1 || len(b.api.requests) > 0 {
+			t.Errorf("the stock binder was called %d times, requests %v", len(b.inner.got), b.api.requests)
+		}
+	})
+	t.Run("deferred only without", func(t *testing.T) {
+		b := newBench(t)
+		if _, err := b.AssumePodVolumes(klog.Background(), b.pod, "n1", both(b)); err != nil {
+			t.Fatal(err)
+		}
+		if _, quick := b.quick.Load(b.pod.UID); quick {
+			t.Error("a pod with another driver's claim is bound at Bind")
+		}
+		if _, err := b.AssumePodVolumes(klog.Background(), b.pod, "n1", &stock.PodVolumes{DynamicProvisions: both(b).DynamicProvisions[:1]}); err != nil {
+			t.Fatal(err)
+		}
+		if _, quick := b.quick.Load(b.pod.UID); !quick {
+			t.Error("a pod with our claims only is bound at PreBind")
+		}
+	})
+}
