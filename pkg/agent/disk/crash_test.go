@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"testing"
 
@@ -88,7 +89,7 @@ func TestTorture(t *testing.T) {
 	const least = 1_000_000
 	var states atomic.Int64
 	for worker := range uint64(runtime.GOMAXPROCS(0)) {
-		t.Run(fmt.Sprint(worker), func(t *testing.T) {
+		t.Run(strconv.FormatUint(worker, 10), func(t *testing.T) {
 			t.Parallel()
 			for life := uint64(0); states.Load() < least; life++ {
 				c := cuts{random: rand.New(rand.NewPCG(worker, life))}

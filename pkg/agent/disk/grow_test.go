@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -58,6 +58,7 @@ func TestGrow(t *testing.T) {
 		if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(20, 4)}); err != nil {
 			t.Fatal(err)
 		}
+		most := strconv.FormatInt(18*mib, 10)
 		for _, test := range []struct {
 			guid   string
 			length int64
@@ -71,9 +72,9 @@ func TestGrow(t *testing.T) {
 			{a, -mib, nil, "", 4},
 			{a, 5*mib + 512, nil, "multiple", 4},
 			{a, 6 * mib, nil, "", 6},
-			{a, 19 * mib, ErrOverlap, fmt.Sprint(18 * mib), 6},
-			{a, maxDiskSize, ErrOverlap, fmt.Sprint(18 * mib), 6},
-			{a, math.MaxInt64 / mib * mib, ErrOverlap, fmt.Sprint(18 * mib), 6},
+			{a, 19 * mib, ErrOverlap, most, 6},
+			{a, maxDiskSize, ErrOverlap, most, 6},
+			{a, math.MaxInt64 / mib * mib, ErrOverlap, most, 6},
 			{a, 18 * mib, nil, "", 18},
 			{a, 18 * mib, nil, "", 18},
 		} {

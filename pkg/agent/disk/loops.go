@@ -264,12 +264,9 @@ func (l *loops) unbind(path string, e entry) error {
 
 // isBound asks sysfs first: to open the device would keep it from being unbound.
 func (l *loops) isBound(path string, e entry) (bool, error) {
-	name, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(path), "loop", "offset"))
+	offset, err := readNumber(filepath.Join("/sys/block", filepath.Base(path), "loop", "offset"))
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
-	if err != nil {
-		return false, err
-	}
-	return strings.TrimSpace(string(name)) == fmt.Sprint(e.extent.Start), nil
+	return offset == e.extent.Start, err
 }

@@ -80,8 +80,10 @@ func (s *store) writeNote(index int, partition, text string) error {
 	at := s.table.noteAt(index)
 	unit := make([]byte, max(noteBytes, s.table.sector))
 	from := at / int64(len(unit)) * int64(len(unit))
-	if _, err := s.dev.ReadAt(unit, from); err != nil {
-		return fmt.Errorf("reading the notes: %w", err)
+	if int64(len(unit)) > noteBytes {
+		if _, err := s.dev.ReadAt(unit, from); err != nil {
+			return fmt.Errorf("reading the notes: %w", err)
+		}
 	}
 	copy(unit[at-from:], slot)
 	if _, err := s.dev.WriteAt(unit, from); err != nil {
