@@ -41,6 +41,7 @@ func TestProvisioner(t *testing.T) {
 		{"grows as far as possible", growsAsFarAsPossible},
 		{"one of two gets the gap", oneGetsTheGap},
 		{"crash while growing", crashWhileGrowing},
+		{"lost answers", lostAnswers},
 		{"node gone", nodeGone},
 	} {
 		t.Run(test.name, func(t *testing.T) {
