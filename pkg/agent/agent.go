@@ -129,8 +129,8 @@ func Run(ctx context.Context, o Options) error {
 	})
 	a.manager, err = volumes.New(volumes.Options{
 		Client: c, Pods: a.podsOfNode, Volumes: a.persistent, Inventory: a.inventory, Recorder: recorder,
-		DefaultFSType: a.defaultFSType,
-		OrphanGrace:   o.OrphanGrace, EvictionGrace: o.EvictionGrace,
+		DefaultFSType: a.defaultFSType, Published: a.published(),
+		OrphanGrace: o.OrphanGrace, EvictionGrace: o.EvictionGrace,
 		OwnersChanged: func() { a.publisher.Kick() },
 	})
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -256,4 +257,43 @@ func TestAgentClaimDamaged(t *testing.T) {
 	if entries, err := os.ReadDir(filepath.Dir(n.staging(pv))); err != nil || len(entries) > 1 {
 		t.Errorf("%d staging paths, %v", len(entries), err)
 	}
+}
+
+// TestAgentClaimVanished: a volume whose partition a tool took away is not made anew over
+// what is left of it.
+func TestAgentClaimVanished(t *testing.T) {
+	n := newNode(t, gib)
+	n.start()
+	status := n.ready()
+	d := of(&status, n.disks[0])
+	pv := n.bound("data", "64Mi", corev1.PersistentVolumeFilesystem, d, d.Free[0].Start)
+	target, unmount := n.mounted(pv, "ext4")
+	n.writeCanary(target)
+	unmount()
+	n.stop()
+	n.disks[0].forget(t)
+	backup := command(t, "sfdisk", "--dump", n.disks[0].path)
+	command(t, "sfdisk", "--delete", "--no-reread", "--no-tell-kernel", n.disks[0].path, "1")
+	n.start()
+	n.said(pv, "VolumeVanished")
+	if err := n.stage(pv); err == nil || !strings.Contains(err.Error(), "nothing is made in its place") {
+		t.Errorf("stage says %v", err)
+	}
+	if !canaryIn(t, n.disks[0]) {
+		t.Error("what was left of the volume is gone")
+	}
+	// The entry is put back.
+	n.stop()
+	n.disks[0].forget(t)
+	restore := exec.Command("sfdisk", "--force", "--no-reread", "--no-tell-kernel", n.disks[0].path)
+	restore.Stdin = strings.NewReader(backup)
+	if out, err := restore.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	n.start()
+	target, unmount = n.mounted(pv, "ext4")
+	if !n.hasCanary(target) {
+		t.Error("the data is not there")
+	}
+	unmount()
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -108,5 +109,71 @@ func TestListPages(t *testing.T) {
 	fail = "b"
 	if err := c.PodsOfNamespace(t.Context(), "ns", show); err == nil {
 		t.Error("a list that is cut off counts")
+	}
+}
+
+// So are the volumes of PersistentVolumes.
+func TestOnlyTheAPIServersVolumeCounts(t *testing.T) {
+	const asJSON = "application/json"
+	kind := func(kind string) metav1.TypeMeta { return metav1.TypeMeta{APIVersion: "v1", Kind: kind} }
+	notFound := apierrors.NewNotFound(corev1.Resource("persistentvolumes"), "name").Status()
+	notFound.TypeMeta = kind("Status")
+	for name, tc := range map[string]struct {
+		code              int
+		contentType, body string
+		gone, there       bool
+	}{
+		"the API server":        {404, asJSON, encode(t, notFound), true, false},
+		"the PersistentVolume":  {200, asJSON, encode(t, corev1.PersistentVolume{TypeMeta: kind("PersistentVolume"), ObjectMeta: metav1.ObjectMeta{Name: "name", UID: "1"}}), false, true},
+		"another":               {200, asJSON, encode(t, corev1.PersistentVolume{TypeMeta: kind("PersistentVolume"), ObjectMeta: metav1.ObjectMeta{Name: "other", UID: "1"}}), false, false},
+		"an empty one":          {200, asJSON, encode(t, corev1.PersistentVolume{TypeMeta: kind("PersistentVolume")}), false, false},
+		"a proxy's 404":         {404, "text/plain", "default backend - 404", false, false},
+		"a proxy's 404 in JSON": {404, asJSON, `{"error":"no such route"}`, false, false},
+		"a page":                {200, "text/html", "<html>", false, false},
+	} {
+		c := answering(t, tc.code, tc.contentType, tc.body)
+		pv, err := c.Volume(t.Context(), "name")
+		if apierrors.IsNotFound(err) != tc.gone || (err == nil && pv.UID == "1") != tc.there {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Of finalizers only ours is added and taken, and only of the version that was read.
+func TestFinalizers(t *testing.T) {
+	var sent []string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		sent = append(sent, r.Method+" "+string(body))
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, encode(t, corev1.PersistentVolume{
+			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PersistentVolume"}, ObjectMeta: metav1.ObjectMeta{Name: "name", UID: "1", ResourceVersion: "8"},
+		}))
+	}))
+	t.Cleanup(server.Close)
+	c, err := New(&rest.Config{Host: server.URL}, "node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "name", UID: "1", ResourceVersion: "7", Finalizers: []string{"a", "disk.berth.dev/volume", "b"}}}
+	if err := c.RemoveFinalizer(t.Context(), pv); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.AddFinalizer(t.Context(), pv); err != nil {
+		t.Fatal(err)
+	}
+	pv.Finalizers = []string{"a"}
+	if err := c.RemoveFinalizer(t.Context(), pv); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := c.AddFinalizer(t.Context(), pv); err != nil || out.ResourceVersion != "8" {
+		t.Fatal(out, err)
+	}
+	want := []string{
+		`PATCH {"metadata":{"finalizers":["a","b"],"resourceVersion":"7","uid":"1"}}`,
+		`PATCH {"metadata":{"finalizers":["a","disk.berth.dev/volume"],"resourceVersion":"7","uid":"1"}}`,
+	}
+	if !slices.Equal(sent, want) {
+		t.Errorf("sent is %q, want %q", sent, want)
 	}
 }

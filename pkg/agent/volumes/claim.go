@@ -28,6 +28,10 @@ type persistent struct {
 	// finished are the PersistentVolumes that the agent itself let go, and which the watch
 	// may still show: no partition is made for them any more.
 	finished map[types.UID]time.Time
+	// had are the partitions of persistent volumes that were formatted, as far as the agent
+	// knows. One that vanishes without having been wiped is not made anew: what it held may
+	// be where the new one would be.
+	had map[string]struct{}
 	// orphaned are partitions that the API server said no PersistentVolume is for.
 	orphaned map[string]struct{}
 }
@@ -37,6 +41,7 @@ func newPersistent() persistent {
 		queue:    queue[string]("volumes"),
 		waiting:  map[string]struct{}{},
 		finished: map[types.UID]time.Time{},
+		had:      map[string]struct{}{},
 		orphaned: map[string]struct{}{},
 	}
 }
@@ -44,6 +49,7 @@ func newPersistent() persistent {
 // Reasons of events about PersistentVolumes and claims, beside those about pods.
 const (
 	eventDiskMissing = "VolumeDiskMissing"
+	eventVanished    = "VolumeVanished"
 	eventMismatch    = "VolumeMismatch"
 	eventNotGrown    = "VolumeNotGrown"
 	eventReleasing   = "VolumeNotReleased"
@@ -117,6 +123,17 @@ func stripVolume(object any) (any, error) {
 	}
 	slim.Status.Phase = pv.Status.Phase
 	return slim, nil
+}
+
+// remember takes in what the node published before this agent: what it had.
+func (m *Manager) remember(published []diskv1alpha1.Disk) {
+	for i := range published {
+		for _, a := range published[i].Allocations {
+			if _, ok := diskv1alpha1.VolumeUUID(a.Volume); ok && a.Phase == diskv1alpha1.PhaseFormatted {
+				m.persistent.had[a.Partition] = struct{}{}
+			}
+		}
+	}
 }
 
 // volumeSeen takes in a PersistentVolume from the watch.
@@ -238,6 +255,8 @@ func (m *Manager) syncVolume(ctx context.Context, name string) error {
 		m.warnVolume(pv, eventMismatch, err.Error())
 	case errors.Is(err, errDiskMissing):
 		m.warnVolume(pv, eventDiskMissing, err.Error())
+	case errors.Is(err, errVanished):
+		m.warnVolume(pv, eventVanished, err.Error())
 	case errors.Is(err, ErrInvalid):
 		// The class's default may change.
 		m.warnVolume(pv, eventInvalid, err.Error())
@@ -266,6 +285,9 @@ func (m *Manager) serve(ctx context.Context, pv *corev1.PersistentVolume, v clai
 	if err := m.makeReady(ctx, requestOf(v), nil); err != nil {
 		return err
 	}
+	m.mu.Lock()
+	m.persistent.had[v.Partition] = struct{}{}
+	m.mu.Unlock()
 	return m.growTo(ctx, v.ID, v.Size)
 }
 

@@ -111,16 +111,14 @@ func (m *Manager) holdTail(on disk.Volume, size int64, others promises) error {
 	if !found || now.Extent != on.Extent {
 		return fmt.Errorf("it changed meanwhile: %w", ErrWaiting)
 	}
-	spaces := spacesOf(disks)
+	// Also on a disk whose table has no entry left: a longer partition needs none.
+	spaces := []space{{id: d.ID(), free: d.Snapshot.Free}}
 	m.takeHeld(spaces, disks, others)
 	others.take(spaces, disks)
 	tail := extent.Extent{Start: on.Extent.End, End: on.Extent.Start + size}
-	for _, s := range spaces {
-		if s.id != d.ID() || s.free.Contains(tail) {
-			continue
-		}
+	if free := spaces[0].free; !free.Contains(tail) {
 		most := on.Extent.Len()
-		if behind, ok := s.free.Holding(extent.New(on.Extent.End, diskv1alpha1.Alignment)); ok {
+		if behind, ok := free.Holding(extent.New(on.Extent.End, diskv1alpha1.Alignment)); ok {
 			most = behind.End - on.Extent.Start
 		}
 		return fmt.Errorf("%w: it has %d bytes, %d are wanted, and %d are possible where it lies", ErrNotGrown, on.Extent.Len(), size, most)

@@ -21,6 +21,8 @@ var (
 	// errDiskMissing: the disk that a PersistentVolume names is not in service here. It may
 	// hold the volume.
 	errDiskMissing = errors.New("disk is missing")
+	// errVanished: the partition was there, and nobody here has wiped it.
+	errVanished = errors.New("partition has vanished")
 	// errMismatch: the PersistentVolume and what is on the disk are not the same volume.
 	errMismatch = errors.New("PersistentVolume and partition do not match")
 )
@@ -118,6 +120,9 @@ func (m *Manager) chooseVolume(w wanted) (p place, found bool, err error) {
 	if _, inService := diskOf(disks, w.home); w.home != "" && !inService {
 		// It may come back with the volume's data.
 		return place{}, false, fmt.Errorf("%w: disk %s, which the volume was put on, is not in service on node %s; nothing is made elsewhere, the data may be on it", errDiskMissing, w.home, m.node)
+	}
+	if _, had := m.persistent.had[w.Partition]; had && w.home != "" {
+		return place{}, false, fmt.Errorf("%w: node %s had the volume, and no disk has it any more; nothing is made in its place. Restore the entry of partition %s, or, if the data may be lost, delete the claim", errVanished, m.node, w.Partition)
 	}
 	if w.recorded != nil {
 		if at, ok := diskOf(disks, w.recorded.Disk); ok && w.Request.Class == "" {

@@ -29,6 +29,8 @@ type Options struct {
 	Volumes   cache.SharedIndexInformer
 	Inventory *discovery.Inventory
 	Recorder  *client.Recorder
+	// Published is what the node published before this agent.
+	Published []diskv1alpha1.Disk
 	// DefaultFSType is the file system of a class's volumes that ask for none.
 	DefaultFSType func(class string) string
 	// OrphanGrace is how long a partition without a pod is kept after it was found.
@@ -142,6 +144,7 @@ func New(o Options) (*Manager, error) {
 		wipeBackoff:  backoff[string](),
 		persistent:   newPersistent(),
 	}
+	m.remember(o.Published)
 	if err := m.watchVolumes(); err != nil {
 		return nil, err
 	}

@@ -235,6 +235,9 @@ func (m *Manager) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) (ag
 	case err == nil, errors.Is(err, disk.ErrNotFound):
 		logger.Info("Volume is wiped and its space is free", "owner", owner, "duration", time.Since(begin))
 		m.wipeBackoff.Forget(v.Partition)
+		m.mu.Lock()
+		delete(m.persistent.had, v.Partition)
+		m.mu.Unlock()
 		// Once more: it is disowned when no disk holds it, or a copy of it.
 		return func() { m.releases.Add(v.Partition) }
 	case errors.Is(err, disk.ErrInUse):
