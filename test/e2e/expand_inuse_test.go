@@ -1,0 +1,80 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// TestExpandInUse: an ext4 volume of a running pod grows at once where the kernel lets the
+// agent; elsewhere the claim says that it waits, the pod runs on, and the next one has it all.
+func TestExpandInUse(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	pvc := e.claim("data", hdd, "200Mi")
+	pod := e.podOf("first", claimed("data", pvc))
+	e.make(pvc)
+	e.create(pod)
+	e.ready(pod)
+	mark := canary(e)
+	e.write(pod, mark)
+	e.expand(pvc, "600Mi")
+	if !mayGrowMounted(t) {
+		t.Log("without CAP_SYS_RESOURCE: the kernel refuses")
+		e.eventually("the claim says that its file system waits", func(ctx context.Context) error {
+			if err := e.client.Get(ctx, client.ObjectKeyFromObject(pvc), pvc); err != nil {
+				return err
+			}
+			for _, c := range pvc.Status.Conditions {
+				if c.Type == corev1.PersistentVolumeClaimNodeResizeError && strings.Contains(c.Message, "next mounted") {
+					return nil
+				}
+			}
+			return fmt.Errorf("its status is %+v", pvc.Status)
+		})
+		if capacity := pvc.Status.Capacity[corev1.ResourceStorage]; capacity.Value() != 200*mib {
+			t.Errorf("the claim says that it has %s", capacity.String())
+		}
+		e.holds(pod, mark)
+		if n := restarts(pod); n != 0 {
+			t.Errorf("the container was restarted %d times", n)
+		}
+		e.delete(pod)
+		e.gone(pod)
+		pod = e.podOf("second", claimed("data", pvc))
+		e.create(pod)
+		e.ready(pod)
+	}
+	e.hasGrown(pvc, 600*mib)
+	e.holds(pod, mark)
+	if _, size := e.mounted(pod); size < 500*mib {
+		t.Errorf("the pod has %d bytes", size)
+	}
+	for _, c := range pvc.Status.Conditions {
+		if c.Status == corev1.ConditionTrue {
+			t.Errorf("the claim still says %+v", c)
+		}
+	}
+}
+
+// mayGrowMounted reports whether the kernel lets the processes of this test, the agents
+// among them, grow a mounted ext4.
+func mayGrowMounted(t *testing.T) bool {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var capabilities uint64
+	for line := range strings.Lines(string(status)) {
+		if _, err := fmt.Sscanf(line, "CapEff: %x", &capabilities); err == nil {
+			break
+		}
+	}
+	const capSysResource = 24
+	return capabilities&(1<<capSysResource) != 0
+}
