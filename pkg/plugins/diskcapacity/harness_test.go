@@ -81,7 +81,11 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 	}
 	var nodes []*corev1.Node
 	for _, name := range nodeNames {
-		nodes = append(nodes, st.MakeNode().Name(name).Obj())
+		node := st.MakeNode().Name(name).Label(diskv1alpha1.LabelNode, diskv1alpha1.NodeLabel(name)).Obj()
+		nodes = append(nodes, node)
+		if err := b.factory.Core().V1().Nodes().Informer().GetIndexer().Add(node); err != nil {
+			t.Fatal(err)
+		}
 		b.agent(t, name, diskv1alpha1.DriverName)
 	}
 	snapshot := cache.NewSnapshot(nil, nodes)

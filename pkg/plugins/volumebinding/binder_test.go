@@ -275,10 +275,7 @@ func TestGoesOn(t *testing.T) {
 			b := newBench(t)
 			test.before(t, b)
 			if test.says == "" {
-				go func() {
-					time.Sleep(time.Millisecond) // whenever
-					b.tellBound(t, nil)
-				}()
+				go b.tellBound(t, nil) // whenever that is
 			}
 			err := b.bind()
 			if test.says == "" && err != nil || test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says)) {
@@ -435,10 +432,7 @@ func TestOthers(t *testing.T) {
 	}
 	t.Run("first", func(t *testing.T) {
 		b := newBench(t)
-		go func() {
-			time.Sleep(time.Millisecond)
-			b.tellBound(t, nil)
-		}()
+		go b.tellBound(t, nil)
 		if err := b.BindPodVolumes(t.Context(), b.pod, both(b)); err != nil {
 			t.Fatal(err)
 		}

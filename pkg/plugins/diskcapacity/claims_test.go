@@ -1,0 +1,610 @@
+package diskcapacity
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/component-helpers/storage/volume"
+	"k8s.io/klog/v2"
+	fwk "k8s.io/kube-scheduler/framework"
+	"k8s.io/kubernetes/pkg/scheduler/framework"
+	st "k8s.io/kubernetes/pkg/scheduler/testing"
+	"k8s.io/utils/ptr"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
+)
+
+// storageClass makes a StorageClass of ours with that name, for DiskClass ssd.
+func (b *bench) storageClass(t testing.TB, name string, change func(*storagev1.StorageClass)) *storagev1.StorageClass {
+	t.Helper()
+	class := &storagev1.StorageClass{
+		ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: diskv1alpha1.DriverName,
+		VolumeBindingMode: ptr.To(storagev1.VolumeBindingWaitForFirstConsumer),
+		Parameters:        map[string]string{diskv1alpha1.AttributeClass: "ssd"},
+	}
+	if change != nil {
+		change(class)
+	}
+	if err := b.factory.Storage().V1().StorageClasses().Informer().GetIndexer().Add(class); err != nil {
+		t.Fatal(err)
+	}
+	return class
+}
+
+// uidOf is a UID that follows from a name.
+func uidOf(name string) types.UID { return types.UID(diskv1alpha1.PartitionID("uid of " + name)) }
+
+func (b *bench) claim(t testing.TB, name, class string, sizeGiB int64, change func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
+	t.Helper()
+	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: uidOf(name)}}
+	pvc.Spec.StorageClassName = &class
+	pvc.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
+	pvc.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(sizeGiB*gib, resource.BinarySI)}
+	if change != nil {
+		change(pvc)
+	}
+	if err := b.factory.Core().V1().PersistentVolumeClaims().Informer().GetIndexer().Add(pvc); err != nil {
+		t.Fatal(err)
+	}
+	return pvc
+}
+
+func (b *bench) volume(t testing.TB, pvc *corev1.PersistentVolumeClaim, node string, startGiB int64) *corev1.PersistentVolume {
+	t.Helper()
+	class, err := b.plugin.feed.claims.classes.Get(*pvc.Spec.StorageClassName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wanted, err := claim.Request(pvc, class)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pv := claim.NewVolume(pvc, class, wanted, node, diskv1alpha1.Place{
+		Disk: diskOf(node), Extent: diskv1alpha1.Extent{Start: diskv1alpha1.Alignment + startGiB*gib, Length: wanted.Request.Size},
+	})
+	pv.UID = uidOf("volume of " + pvc.Name)
+	return pv
+}
+
+// storeVolume puts it where the informer would have it, and tells of it.
+func (b *bench) storeVolume(t testing.TB, pv *corev1.PersistentVolume) {
+	t.Helper()
+	if err := b.plugin.feed.volumes.Add(pv); err != nil {
+		t.Fatal(err)
+	}
+	b.plugin.feed.foldVolume(klog.Background(), pv)
+}
+
+func withClaim(pod *corev1.Pod, names ...string) *corev1.Pod {
+	for _, name := range names {
+		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: "claim-" + name, VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name},
+		}})
+	}
+	return pod
+}
+
+func claimPod(name string, claims ...string) *corev1.Pod {
+	return withClaim(st.MakePod().Namespace("default").Name(name).UID(name).SchedulerName("berth").Obj(), claims...)
+}
+
+func withEphemeral(pod *corev1.Pod, name string) *corev1.Pod {
+	pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}})
+	return pod
+}
+
+func ownedBy(pod *corev1.Pod) func(*corev1.PersistentVolumeClaim) {
+	return func(pvc *corev1.PersistentVolumeClaim) {
+		pvc.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(pod, corev1.SchemeGroupVersion.WithKind("Pod"))}
+	}
+}
+
+func TestAsk(t *testing.T) {
+	immediate := storagev1.VolumeBindingImmediate
+	tests := map[string]struct {
+		pod     func(t *testing.T, b *bench) *corev1.Pod
+		sizes   []int64 // GiB, with the room
+		settled bool
+		err     string
+	}{
+		"inline and claims": {func(t *testing.T, b *bench) *corev1.Pod {
+			b.claim(t, "data", "ssd", 2, nil)
+			b.claim(t, "log", "ssd", 3, nil)
+			return withClaim(podOf("a", 1), "data", "log")
+		}, []int64{1, 2, 3}, false, ""},
+		"the same claim twice": {func(t *testing.T, b *bench) *corev1.Pod {
+			b.claim(t, "data", "ssd", 2, nil)
+			return claimPod("a", "data", "data")
+		}, []int64{2}, false, ""},
+		"room to grow": {func(t *testing.T, b *bench) *corev1.Pod {
+			b.storageClass(t, "roomy", func(c *storagev1.StorageClass) { c.Parameters[diskv1alpha1.ParameterHeadroom] = "3Gi" })
+			b.claim(t, "data", "roomy", 2, nil)
+			return claimPod("a", "data")
+		}, []int64{5}, false, ""},
+		"ephemeral": {func(t *testing.T, b *bench) *corev1.Pod {
+			pod := withEphemeral(claimPod("a"), "tmp")
+			b.claim(t, "a-tmp", "ssd", 2, ownedBy(pod))
+			return pod
+		}, []int64{2}, false, ""},
+		"ephemeral of somebody else": {func(t *testing.T, b *bench) *corev1.Pod {
+			b.claim(t, "a-tmp", "ssd", 2, nil)
+			return withEphemeral(claimPod("a"), "tmp")
+		}, nil, true, ""},
+		"bound": {func(t *testing.T, b *bench) *corev1.Pod {
+			b.claim(t, "data", "ssd", 2, func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = "pv" })
+			return claimPod("a", "data")
+		}, nil, true, ""},
+		"another driver's": {func(t *testing.T, b *bench) *corev1.Pod {
+			b.storageClass(t, "other", func(c *storagev1.StorageClass) { c.Provisioner, c.Parameters = "other", nil })
+			b.claim(t, "data", "ssd", 2, nil)
+			b.claim(t, "foreign", "other", 9, nil)
+			return claimPod("a", "data", "foreign")
+		}, []int64{2}, true, ""},
+		"missing": {func(*testing.T, *bench) *corev1.Pod { return claimPod("a", "data") }, nil, true, ""},
+		"class missing": {func(t *testing.T, b *bench) *corev1.Pod {
+			b.claim(t, "data", "gone", 2, nil)
+			return claimPod("a", "data")
+		}, nil, true, ""},
+		"being deleted": {func(t *testing.T, b *bench) *corev1.Pod {
+			b.claim(t, "data", "ssd", 2, func(c *corev1.PersistentVolumeClaim) { c.DeletionTimestamp = &metav1.Time{} })
+			return claimPod("a", "data")
+		}, nil, true, ""},
+		"selected before": {func(t *testing.T, b *bench) *corev1.Pod {
+			b.claim(t, "data", "ssd", 2, func(c *corev1.PersistentVolumeClaim) {
+				c.Annotations = map[string]string{volume.AnnSelectedNode: "n1"}
+			})
+			return claimPod("a", "data")
+		}, []int64{2}, true, ""},
+		"immediate": {func(t *testing.T, b *bench) *corev1.Pod {
+			b.storageClass(t, "now", func(c *storagev1.StorageClass) { c.VolumeBindingMode = &immediate })
+			b.claim(t, "data", "now", 2, nil)
+			return claimPod("a", "data")
+		}, nil, false, "claim default/data: StorageClass now binds claims before their pod has a node: use one with volumeBindingMode WaitForFirstConsumer"},
+		"unknown DiskClass": {func(t *testing.T, b *bench) *corev1.Pod {
+			b.storageClass(t, "tape", func(c *storagev1.StorageClass) { c.Parameters[diskv1alpha1.AttributeClass] = "tape" })
+			b.claim(t, "data", "tape", 2, nil)
+			return claimPod("a", "data")
+		}, nil, false, `claim default/data: StorageClass tape: DiskClass "tape" does not exist: there are hdd, ssd`},
+		"unknown parameter": {func(t *testing.T, b *bench) *corev1.Pod {
+			b.storageClass(t, "odd", func(c *storagev1.StorageClass) { c.Parameters["speed"] = "fast" })
+			b.claim(t, "data", "odd", 2, nil)
+			return claimPod("a", "data")
+		}, nil, false, `unknown parameter "speed"`},
+		"for many": {func(t *testing.T, b *bench) *corev1.Pod {
+			b.claim(t, "data", "ssd", 2, func(c *corev1.PersistentVolumeClaim) {
+				c.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
+			})
+			return claimPod("a", "data")
+		}, nil, false, "claim default/data: access mode ReadWriteMany is not possible"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, nil, "n1")
+			b.storageClass(t, "ssd", nil)
+			asks, err := b.plugin.feed.ask(test.pod(t, b))
+			if test.err != "" {
+				if err == nil || !strings.Contains(err.Error(), test.err) {
+					t.Errorf("got %v, want %q", err, test.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var sizes []int64
+			for _, r := range asks.requests() {
+				sizes = append(sizes, r.Size/gib)
+			}
+			if !slices.Equal(sizes, test.sizes) || asks.settled != test.settled {
+				t.Errorf("asks for %v GiB, settled %v", sizes, asks.settled)
+			}
+		})
+	}
+}
+
+// reserve runs a pod's cycle to the end of Reserve on the node.
+func (b *bench) reserve(t testing.TB, pod *corev1.Pod, node string) {
+	t.Helper()
+	state, statuses := b.filter(t, pod)
+	if !statuses[node].IsSuccess() {
+		t.Fatalf("pod %s on %s: %v", pod.Name, node, statuses[node])
+	}
+	if status := b.plugin.Reserve(b.ctx, state, pod, node); !status.IsSuccess() {
+		t.Fatal(status)
+	}
+}
+
+func (b *bench) freeGiB(node string) int64 {
+	return b.plugin.ledger.Snapshot(node).Node.Disks[0].Free.Total() / gib
+}
+
+// TestClaimIsReserved together with the inline volume, for as long as the pod is pending;
+// then its PersistentVolume takes over.
+func TestClaimIsReserved(t *testing.T) {
+	b := newBench(t, nil, "n1", "n2")
+	b.storageClass(t, "ssd", nil)
+	b.publish(t, "n1", 10)
+	b.publish(t, "n2", 6)
+	pvc := b.claim(t, "data", "ssd", 5, nil)
+	pod := withClaim(podOf("a", 3), "data")
+	if _, statuses := b.filter(t, pod); !statuses["n1"].IsSuccess() || statuses["n2"].Code() != fwk.UnschedulableAndUnresolvable && statuses["n2"].Code() != fwk.Unschedulable {
+		t.Errorf("statuses %v", statuses)
+	}
+	b.reserve(t, pod, "n1")
+	if b.freeGiB("n1") != 2 {
+		t.Errorf("%d GiB are free", b.freeGiB("n1"))
+	}
+	// Another pod of the claim belongs to the same node, and asks for no more.
+	second := claimPod("b", "data")
+	if _, statuses := b.filter(t, second); !statuses["n1"].IsSuccess() || !strings.Contains(statuses["n2"].Message(), "claim default/data is on node n1 already") {
+		t.Errorf("statuses %v", statuses)
+	}
+	b.reserve(t, second, "n1")
+	b.plugin.Unreserve(b.ctx, nil, pod, "n1")
+	if b.freeGiB("n1") != 5 {
+		t.Errorf("%d GiB are free, want 5: the second pod has a share in the claim", b.freeGiB("n1"))
+	}
+	b.storeVolume(t, b.volume(t, pvc, "n1", 0))
+	bound := second.DeepCopy()
+	bound.Spec.NodeName = "n1"
+	b.store(t, bound)
+	if node, _ := b.plugin.ledger.Records("b"); node != "" {
+		t.Error("a bound pod without inline volumes still has records")
+	}
+	if b.freeGiB("n1") != 5 {
+		t.Errorf("%d GiB are free, want 5", b.freeGiB("n1"))
+	}
+	if status := b.plugin.Bind(b.ctx, nil, second, "n1"); status.Code() != fwk.Skip {
+		t.Errorf("Bind of a pod without inline volumes: %v", status)
+	}
+}
+
+// TestVolumes fold in whatever comes, in whatever order.
+func TestFoldVolumes(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.storageClass(t, "ssd", nil)
+	b.publish(t, "n1", 10)
+	pvc := b.claim(t, "data", "ssd", 4, nil)
+	pv := b.volume(t, pvc, "n1", 2)
+	// An event that is told after the deletion of what it is about.
+	b.plugin.feed.foldVolume(klog.Background(), pv)
+	if b.freeGiB("n1") != 10 {
+		t.Errorf("%d GiB are free with no volume in the store", b.freeGiB("n1"))
+	}
+	pv.UID = "another"
+	b.storeVolume(t, pv)
+	if b.freeGiB("n1") != 6 {
+		t.Errorf("%d GiB are free", b.freeGiB("n1"))
+	}
+	larger := pv.DeepCopy()
+	larger.Spec.Capacity[corev1.ResourceStorage] = *resource.NewQuantity(5*gib, resource.BinarySI)
+	if err := b.plugin.feed.volumes.Update(larger); err != nil {
+		t.Fatal(err)
+	}
+	// The old event tells of the present.
+	b.plugin.feed.foldVolume(klog.Background(), pv)
+	if b.freeGiB("n1") != 5 {
+		t.Errorf("%d GiB are free after the volume was made larger", b.freeGiB("n1"))
+	}
+	if err := b.plugin.feed.volumes.Delete(larger); err != nil {
+		t.Fatal(err)
+	}
+	b.plugin.feed.foldVolume(klog.Background(), larger)
+	if b.freeGiB("n1") != 10 {
+		t.Errorf("%d GiB are free after the end of the volume", b.freeGiB("n1"))
+	}
+	// Nothing of it is for volumes of others, and of nonsense.
+	foreign := b.volume(t, pvc, "n1", 2)
+	foreign.UID, foreign.Spec.CSI.Driver = "foreign", "other"
+	b.storeVolume(t, foreign)
+	nonsense := b.volume(t, pvc, "n1", 2)
+	nonsense.UID, nonsense.Spec.CSI.VolumeAttributes = "nonsense", nil
+	b.storeVolume(t, nonsense)
+	if b.freeGiB("n1") != 10 {
+		t.Errorf("%d GiB are free", b.freeGiB("n1"))
+	}
+}
+
+// TestLongNames: the volume is known before what its label stands for.
+func TestLongNames(t *testing.T) {
+	name := strings.Repeat("long-", 20) + "name"
+	b := newBench(t, nil, name)
+	b.storageClass(t, "ssd", nil)
+	pv := b.volume(t, b.claim(t, "data", "ssd", 4, nil), name, 0)
+	b.storeVolume(t, pv)
+	b.publish(t, name, 10)
+	if b.freeGiB(name) != 6 {
+		t.Errorf("%d GiB are free, want 6", b.freeGiB(name))
+	}
+	if node, _, ok := b.plugin.ledger.Where(diskv1alpha1.PartitionID(pv.Name)); !ok || node != name {
+		t.Errorf("found on %q", node)
+	}
+	if err := b.plugin.ledger.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLoose: a volume that no claim has is what the stock plugin binds the claim to, on its
+// node and with its limits; then nothing is asked for.
+func TestLoose(t *testing.T) {
+	tests := map[string]struct {
+		claims []int64 // GiB
+		loose  func(pv *corev1.PersistentVolume)
+		fits   bool
+	}{
+		"fits":             {[]int64{4}, nil, true},
+		"too small":        {[]int64{5}, nil, false},
+		"one of two":       {[]int64{4, 4}, nil, false},
+		"one, and room":    {[]int64{4, 1}, nil, false}, // the smaller is bound to it
+		"not available":    {[]int64{4}, func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased }, false},
+		"of another class": {[]int64{4}, func(pv *corev1.PersistentVolume) { pv.Spec.StorageClassName = "other" }, false},
+		"on another node": {[]int64{4}, func(pv *corev1.PersistentVolume) {
+			pv.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0].Values = []string{"n2"}
+		}, false},
+		"for a claim by name": {[]int64{4}, func(pv *corev1.PersistentVolume) {
+			pv.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "default", Name: "claim-0"}
+		}, true},
+		"for another by name": {[]int64{4}, func(pv *corev1.PersistentVolume) {
+			pv.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "default", Name: "other"}
+		}, false},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, nil, "n1")
+			b.storageClass(t, "ssd", nil)
+			b.publish(t, "n1", 1)
+			var names []string
+			for i, size := range test.claims {
+				names = append(names, fmt.Sprint("claim-", i))
+				b.claim(t, names[i], "ssd", size, nil)
+			}
+			pv := b.volume(t, b.claim(t, "old", "ssd", 4, nil), "n1", 100)
+			pv.Spec.ClaimRef, pv.Status.Phase = nil, corev1.VolumeAvailable
+			if test.loose != nil {
+				test.loose(pv)
+			}
+			b.storeVolume(t, pv)
+			pod := claimPod("a", names...)
+			state, statuses := b.filter(t, pod)
+			if statuses["n1"].IsSuccess() != test.fits {
+				t.Fatalf("status %v", statuses["n1"])
+			}
+			if !test.fits {
+				return
+			}
+			if status := b.plugin.Reserve(b.ctx, state, pod, "n1"); !status.IsSuccess() {
+				t.Fatal(status)
+			}
+			if b.freeGiB("n1") != 1 {
+				t.Errorf("%d GiB are free, want 1", b.freeGiB("n1"))
+			}
+			if hint := b.hint(t, fwk.PersistentVolume, fwk.Add, pod, nil, pv); hint != fwk.Queue {
+				t.Error("not woken by the volume")
+			}
+			// It is taken.
+			taken := pv.DeepCopy()
+			taken.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "default", Name: "x", UID: "x"}
+			b.plugin.Unreserve(b.ctx, nil, pod, "n1")
+			b.storeVolume(t, taken)
+			if len(b.plugin.feed.loose.byClass) != 0 {
+				t.Error("a volume that a claim has is still loose")
+			}
+			if _, statuses := b.filter(t, pod); statuses["n1"].IsSuccess() {
+				t.Error("the volume is counted on although it is taken")
+			}
+		})
+	}
+}
+
+func TestPreEnqueue(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.storageClass(t, "ssd", nil)
+	pod := withEphemeral(withClaim(podOf("a", 1), "data"), "tmp")
+	if status := b.plugin.PreEnqueue(b.ctx, pod); status.Code() != fwk.UnschedulableAndUnresolvable || !strings.Contains(status.Message(), "default/a-tmp") {
+		t.Errorf("status %v", status)
+	}
+	pvc := b.claim(t, "a-tmp", "ssd", 2, ownedBy(pod))
+	if status := b.plugin.PreEnqueue(b.ctx, pod); !status.IsSuccess() {
+		t.Errorf("status %v", status)
+	}
+	if hint := b.hint(t, fwk.PersistentVolumeClaim, fwk.Add, pod, nil, pvc); hint != fwk.Queue {
+		t.Error("not woken by its claim")
+	}
+	if hint := b.hint(t, fwk.PersistentVolumeClaim, fwk.Add, withEphemeral(claimPod("b"), "tmp"), nil, pvc); hint != fwk.QueueSkip {
+		t.Error("woken by the claim of another")
+	}
+}
+
+func TestClaimHints(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	ssd := b.storageClass(t, "ssd", nil)
+	b.publish(t, "n1", 4)
+	pvc := b.claim(t, "data", "ssd", 4, nil)
+	pod, other := claimPod("a", "data"), claimPod("b", "other")
+	changed := func(change func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
+		out := pvc.DeepCopy()
+		change(out)
+		return out
+	}
+	small := b.volume(t, b.claim(t, "small", "ssd", 1, nil), "n1", 0)
+	b.storeVolume(t, small)
+	own := b.volume(t, pvc, "n2", 0)
+	tests := []struct {
+		name     string
+		resource fwk.EventResource
+		action   fwk.ActionType
+		pod      *corev1.Pod
+		old, obj any
+		want     fwk.QueueingHint
+	}{
+		{"its claim", fwk.PersistentVolumeClaim, fwk.Add, pod, nil, pvc, fwk.Queue},
+		{"another's claim", fwk.PersistentVolumeClaim, fwk.Add, other, nil, pvc, fwk.QueueSkip},
+		{"its claim, changed in nothing", fwk.PersistentVolumeClaim, fwk.Update, pod, pvc, changed(func(c *corev1.PersistentVolumeClaim) { c.Labels = map[string]string{"a": "b"} }), fwk.QueueSkip},
+		{"its claim, bound", fwk.PersistentVolumeClaim, fwk.Update, pod, pvc, changed(func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = "pv" }), fwk.Queue},
+		{"its claim, given the default class", fwk.PersistentVolumeClaim, fwk.Update, pod, changed(func(c *corev1.PersistentVolumeClaim) { c.Spec.StorageClassName = nil }), pvc, fwk.Queue},
+		{"its class", fwk.StorageClass, fwk.Add, pod, nil, ssd, fwk.Queue},
+		{"another class", fwk.StorageClass, fwk.Add, pod, nil, &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "hdd"}}, fwk.QueueSkip},
+		{"a volume of another", fwk.PersistentVolume, fwk.Update, pod, small, small, fwk.QueueSkip},
+		{"the label", fwk.Node, fwk.UpdateNodeLabel, claimPod("c", "small"), st.MakeNode().Name("n1").Obj(), b.node("n1").Node(), fwk.Queue},
+		{"another label", fwk.Node, fwk.UpdateNodeLabel, claimPod("c", "small"), b.node("n1").Node(), b.node("n1").Node(), fwk.QueueSkip},
+		{"the end of the volume that tied it elsewhere", fwk.PersistentVolume, fwk.Delete, pod, own, nil, fwk.Queue},
+	}
+	for _, test := range tests {
+		if have := b.hint(t, test.resource, test.action, test.pod, test.old, test.obj); have != test.want {
+			t.Errorf("%s: %v, want %v", test.name, have, test.want)
+		}
+	}
+	// The end of another's volume: when there is room then.
+	if err := b.plugin.feed.volumes.Delete(small); err != nil {
+		t.Fatal(err)
+	}
+	if hint := b.hint(t, fwk.PersistentVolume, fwk.Delete, pod, small, nil); hint != fwk.Queue {
+		t.Error("not woken by 4 GiB for 4, the event folded in before")
+	}
+	b.claim(t, "large", "ssd", 5, nil)
+	if hint := b.hint(t, fwk.PersistentVolume, fwk.Delete, claimPod("d", "large"), small, nil); hint != fwk.QueueSkip {
+		t.Error("woken by 4 GiB for 5")
+	}
+}
+
+// TestVictimsWithClaims: what dies with the pod counts as free without it.
+func TestVictimsWithClaims(t *testing.T) {
+	tests := map[string]struct {
+		victim func(t *testing.T, b *bench) *corev1.Pod
+		fits   bool
+	}{
+		"persistent claim": {func(t *testing.T, b *bench) *corev1.Pod {
+			b.storeVolume(t, b.volume(t, b.claim(t, "data", "ssd", 4, func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = diskv1alpha1.ClaimVolumeID(c.UID) }), "n1", 0))
+			return claimPod("victim", "data")
+		}, false},
+		"ephemeral claim": {func(t *testing.T, b *bench) *corev1.Pod {
+			pod := withEphemeral(claimPod("victim"), "tmp")
+			b.storeVolume(t, b.volume(t, b.claim(t, "victim-tmp", "ssd", 4, func(c *corev1.PersistentVolumeClaim) {
+				ownedBy(pod)(c)
+				c.Spec.VolumeName = diskv1alpha1.ClaimVolumeID(c.UID)
+			}), "n1", 0))
+			return pod
+		}, true},
+		"ephemeral claim that is retained": {func(t *testing.T, b *bench) *corev1.Pod {
+			pod := withEphemeral(claimPod("victim"), "tmp")
+			pv := b.volume(t, b.claim(t, "victim-tmp", "ssd", 4, func(c *corev1.PersistentVolumeClaim) {
+				ownedBy(pod)(c)
+				c.Spec.VolumeName = diskv1alpha1.ClaimVolumeID(c.UID)
+			}), "n1", 0)
+			pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+			b.storeVolume(t, pv)
+			return pod
+		}, false},
+		"inline": {func(t *testing.T, b *bench) *corev1.Pod {
+			pod := podOf("victim", 4)
+			b.reserve(t, pod, "n1")
+			return pod
+		}, true},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, nil, "n1")
+			b.storageClass(t, "ssd", nil)
+			b.publish(t, "n1", 5)
+			victim := test.victim(t, b)
+			victim.Spec.NodeName = "n1"
+			b.claim(t, "mine", "ssd", 5, nil)
+			pod := claimPod("important", "mine")
+			state, statuses := b.filter(t, pod)
+			if statuses["n1"].IsSuccess() {
+				t.Fatal("fits with the victim there")
+			}
+			info, err := framework.NewPodInfo(victim)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tried := state.Clone()
+			b.plugin.RemovePod(b.ctx, tried, pod, info, b.node("n1"))
+			if fits := b.plugin.Filter(b.ctx, tried, pod, b.node("n1")).IsSuccess(); fits != test.fits {
+				t.Errorf("fits without the victim: %v", fits)
+			}
+			b.plugin.AddPod(b.ctx, tried, pod, info, b.node("n1"))
+			if b.plugin.Filter(b.ctx, tried, pod, b.node("n1")).IsSuccess() {
+				t.Error("fits when the victim is back")
+			}
+		})
+	}
+}
+
+// TestNominatedWithClaim: a pod that waits for its place has it kept.
+func TestNominatedWithClaim(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.storageClass(t, "ssd", nil)
+	b.publish(t, "n1", 5)
+	b.claim(t, "data", "ssd", 3, nil)
+	b.nominated.nominate(t, "n1", claimPod("waiting", "data"))
+	if _, statuses := b.filter(t, podOf("small", 2)); !statuses["n1"].IsSuccess() {
+		t.Errorf("2 GiB beside 3 of 5: %v", statuses["n1"])
+	}
+	if _, statuses := b.filter(t, podOf("large", 3)); statuses["n1"].IsSuccess() {
+		t.Error("3 GiB beside 3 of 5 fit")
+	}
+}
+
+func TestUnlabelledNode(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.storageClass(t, "ssd", nil)
+	b.publish(t, "n1", 5)
+	b.claim(t, "data", "ssd", 3, nil)
+	delete(b.node("n1").Node().Labels, diskv1alpha1.LabelNode)
+	if _, statuses := b.filter(t, claimPod("a", "data")); !strings.Contains(statuses["n1"].Message(), "lacks the label disk.berth.dev/node") {
+		t.Errorf("status %v", statuses["n1"])
+	}
+	if _, statuses := b.filter(t, podOf("a", 1)); !statuses["n1"].IsSuccess() {
+		t.Errorf("an inline volume needs no label: %v", statuses["n1"])
+	}
+}
+
+func TestSignClaims(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.storageClass(t, "ssd", nil)
+	b.storageClass(t, "other", func(c *storagev1.StorageClass) { c.Provisioner = "other" })
+	b.claim(t, "open", "ssd", 1, nil)
+	b.claim(t, "bound", "ssd", 1, func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = "pv" })
+	b.claim(t, "foreign", "other", 1, nil)
+	for name, batched := range map[string]bool{"open": false, "missing": false, "bound": true, "foreign": true} {
+		if _, status := b.plugin.SignPod(b.ctx, claimPod("a", name)); status.IsSuccess() != batched {
+			t.Errorf("%s: %v", name, status)
+		}
+	}
+}
+
+// TestNarrowedClaims: pods whose claims are all to be placed are tried where they fit best.
+func TestNarrowedClaims(t *testing.T) {
+	b := large(t, 150)
+	b.storageClass(t, "ssd", nil)
+	b.storageClass(t, "other", func(c *storagev1.StorageClass) { c.Provisioner = "other" })
+	b.claim(t, "open", "ssd", 1, nil)
+	b.claim(t, "bound", "ssd", 1, func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = "pv" })
+	b.claim(t, "foreign", "other", 1, nil)
+	b.claim(t, "selected", "ssd", 1, func(c *corev1.PersistentVolumeClaim) {
+		c.Annotations = map[string]string{volume.AnnSelectedNode: "n0001"}
+	})
+	b.storeVolume(t, b.volume(t, b.claim(t, "made", "ssd", 1, nil), "n0001", 500))
+	for name, narrowed := range map[string]bool{"open": true, "bound": false, "foreign": false, "selected": false, "made": false} {
+		if _, names := b.triedOn(t, withClaim(podOf("a", 1), name)); (names != nil) != narrowed {
+			t.Errorf("%s: tried on %d nodes", name, len(names))
+		}
+	}
+	unlabelled := b.node("n0003").Node().DeepCopy()
+	unlabelled.Labels = nil
+	if err := b.factory.Core().V1().Nodes().Informer().GetIndexer().Update(unlabelled); err != nil {
+		t.Fatal(err)
+	}
+	if _, names := b.triedOn(t, claimPod("a", "open")); slices.Contains(names, "n0003") || len(names) != narrowTo {
+		t.Errorf("tried on %d nodes, among them one that can have no claim", len(names))
+	}
+}
