@@ -10,11 +10,14 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
 // TestAgentClaimPlaces: what happens when the recorded place is not to be had.
@@ -296,4 +299,92 @@ func TestAgentClaimVanished(t *testing.T) {
 		t.Error("the data is not there")
 	}
 	unmount()
+}
+
+// TestAgentClaimOnAnotherDisk: a volume that the node put on another disk than the recorded
+// one is waited for there, also by an agent that knows nothing of that disk.
+func TestAgentClaimOnAnotherDisk(t *testing.T) {
+	n := newNode(t, gib, 2*gib)
+	n.start()
+	status := n.ready()
+	first := of(&status, n.disks[0])
+	n.realized(n.bound("large", "1000Mi", corev1.PersistentVolumeFilesystem, first, first.Free[0].Start))
+	pv := n.bound("moved", "64Mi", corev1.PersistentVolumeFilesystem, first, first.Free[0].Start)
+	d, _ := n.realized(pv)
+	if d.Device != n.disks[1].name() {
+		t.Fatalf("the volume is on %s", d.Device)
+	}
+	n.eventually("that is noted", func() error {
+		if err := n.client.Get(t.Context(), client.ObjectKeyFromObject(pv), pv); err != nil {
+			return err
+		}
+		if pv.Annotations[diskv1alpha1.AnnotationMovedTo] != d.ID {
+			return fmt.Errorf("annotations are %v", pv.Annotations)
+		}
+		return nil
+	})
+	n.stop()
+	ndc, err := n.ndc()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.remove(ndc)
+	n.sys.hide(t, n.disks[1], true)
+	n.start()
+	if said := n.said(pv, "VolumeDiskMissing"); !strings.Contains(said, d.ID) {
+		t.Errorf("event says %q", said)
+	}
+	if err := n.stage(pv); err == nil {
+		t.Error("a volume of a missing disk is staged")
+	}
+	n.sys.hide(t, n.disks[1], false)
+	n.realized(pv)
+	if err := n.stage(pv); err != nil {
+		t.Error(err)
+	}
+	n.unstage(pv)
+}
+
+// TestAgentClaimTwice: of a volume that two disks hold neither is touched.
+func TestAgentClaimTwice(t *testing.T) {
+	n := newNode(t, gib, gib)
+	n.start()
+	status := n.ready()
+	n.stop()
+	d := of(&status, n.disks[0])
+	pv := n.bound("data", "64Mi", corev1.PersistentVolumeFilesystem, d, d.Free[0].Start)
+	for _, d := range n.disks {
+		n.make(d, pv, of(&status, d).Free[0].Start, 64*mib, disk.Formatted)
+	}
+	n.start()
+	n.said(pv, "VolumeMismatch")
+	if err := n.stage(pv); err == nil || !strings.Contains(err.Error(), "one must be a copy") {
+		t.Errorf("stage says %v", err)
+	}
+	both := func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+		if s.Summary.Volumes != 2 {
+			return fmt.Errorf("%d are there", s.Summary.Volumes)
+		}
+		return nil
+	}
+	n.published("both are there", both)
+	n.phase(pv, corev1.VolumeReleased)
+	n.said(pv, "VolumeNotReleased")
+	n.never("one of them is wiped", 500*time.Millisecond, func() error {
+		ndc, err := n.ndc()
+		if err != nil {
+			return err
+		}
+		if both(&ndc.Status) == nil {
+			return errors.New("none is")
+		}
+		return nil
+	})
+	// The copy goes, as a person would do it.
+	n.stop()
+	n.disks[1].forget(t)
+	command(t, "sfdisk", "--delete", "--no-reread", "--no-tell-kernel", n.disks[1].path, "1")
+	n.start()
+	n.gone(pv)
+	n.released()
 }

@@ -32,7 +32,7 @@ func TestAgentClaimFoundInEveryPhase(t *testing.T) {
 		pv := n.answer(n.pvc(name, "64Mi", corev1.PersistentVolumeFilesystem), d.ID, at(i), change)
 		n.provide(pv, corev1.VolumeBound)
 		if phase != "" {
-			n.make(pv, at(i), 64*mib, phase)
+			n.make(n.disks[0], pv, at(i), 64*mib, phase)
 		}
 		return pv
 	}
@@ -68,9 +68,9 @@ func TestAgentClaimFoundInEveryPhase(t *testing.T) {
 }
 
 // make makes the volume's partition as an agent does that dies right afterwards.
-func (n *node) make(pv *corev1.PersistentVolume, start, length int64, phase disk.Phase) {
+func (n *node) make(on *testDisk, pv *corev1.PersistentVolume, start, length int64, phase disk.Phase) {
 	n.t.Helper()
-	d, err := disk.Open(n.t.Context(), n.disks[0].path, disk.Options{})
+	d, err := disk.Open(n.t.Context(), on.path, disk.Options{})
 	if err != nil {
 		n.t.Fatal(err)
 	}
