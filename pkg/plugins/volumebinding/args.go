@@ -19,6 +19,13 @@ type DiskVolumeBindingArgs struct {
 	// BindTimeoutSeconds is how long a pod waits for its claims to be bound before it is
 	// put back; 600 if not set. Claims of Berth are bound in milliseconds.
 	BindTimeoutSeconds int64 `json:"bindTimeoutSeconds,omitempty"`
+
+	// WaitForBound makes a pod wait in the scheduler until kube-controller-manager has noted
+	// that its claims of Berth are bound. Without it the kubelet waits for that. Nothing can
+	// become of the claim by then but that it is bound to its volume: the PersistentVolume
+	// names the claim by its UID, and the claim the PersistentVolume. But the controller does
+	// one claim after the other, and is slower than the scheduler.
+	WaitForBound bool `json:"waitForBound,omitempty"`
 }
 
 // DeepCopyObject implements runtime.Object.

@@ -32,6 +32,8 @@ type binder struct {
 	classes storagelisters.StorageClassLister
 	watch   *watch
 	timeout time.Duration
+	// waitForBound is that of the plugin's arguments.
+	waitForBound bool
 	// ledger is DiskCapacity's, which may be made after us.
 	ledger func() (*ledger.Ledger, error)
 
@@ -39,7 +41,7 @@ type binder struct {
 	quick sync.Map
 }
 
-func newBinder(inner stock.SchedulerVolumeBinder, handle fwk.Handle, timeout time.Duration) (*binder, error) {
+func newBinder(inner stock.SchedulerVolumeBinder, handle fwk.Handle, args *DiskVolumeBindingArgs) (*binder, error) {
 	factory := handle.SharedInformerFactory()
 	core := factory.Core().V1()
 	w, err := newWatch(core.PersistentVolumeClaims().Informer(), core.Pods().Informer())
@@ -53,7 +55,8 @@ func newBinder(inner stock.SchedulerVolumeBinder, handle fwk.Handle, timeout tim
 		pods:                  core.Pods().Lister(),
 		classes:               factory.Storage().V1().StorageClasses().Lister(),
 		watch:                 w,
-		timeout:               timeout,
+		timeout:               args.timeout(),
+		waitForBound:          args.WaitForBound,
 		ledger: func() (*ledger.Ledger, error) {
 			shared, ok := diskcapacity.SharedLedger(factory)
 			if !ok {
@@ -152,7 +155,7 @@ func (b *binder) BindPodVolumes(ctx context.Context, pod *corev1.Pod, podVolumes
 	return errors.Join(results...)
 }
 
-// bindClaim makes the volume of a claim and waits until the two are bound.
+// bindClaim makes the volume of a claim and binds the two.
 func (b *binder) bindClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
 	if err := b.tryClaim(ctx, l, pod, pvc); err != nil {
 		return fmt.Errorf("binding claim %s on node %s: %w", klog.KObj(pvc), pod.Spec.NodeName, err)

@@ -71,7 +71,7 @@ func newBench(t *testing.T) *bench {
 	}
 	b.binder = &binder{
 		SchedulerVolumeBinder: b.inner, client: client, claims: core.PersistentVolumeClaims().Lister(), pods: core.Pods().Lister(),
-		classes: b.factory.Storage().V1().StorageClasses().Lister(), watch: w, timeout: 2 * time.Second,
+		classes: b.factory.Storage().V1().StorageClasses().Lister(), watch: w, timeout: 2 * time.Second, waitForBound: true,
 		ledger: func() (*ledger.Ledger, error) { return b.ledger, nil },
 	}
 	for i, node := range []string{"n1", "n2"} {
@@ -474,4 +474,23 @@ func TestOthers(t *testing.T) {
 			t.Error("a pod with our claims only is bound at PreBind")
 		}
 	})
+}
+
+// TestWithoutWaiting: when nobody is to wait, the pod goes on as soon as both sides name each
+// other, which is all that the controller needs to bind them.
+func TestWithoutWaiting(t *testing.T) {
+	b := newBench(t)
+	b.waitForBound = false
+	if err := b.bind(); err != nil {
+		t.Fatal(err)
+	}
+	b.api.locked(func() {
+		pvc, pv := b.api.claims["data"], b.api.volumes[diskv1alpha1.ClaimVolumeID(b.pvc.UID)]
+		if pv == nil || !claim.IsFor(pv, pvc) || pvc.Spec.VolumeName != pv.Name || pvc.Annotations[volume.AnnSelectedNode] != "n1" {
+			t.Errorf("the claim %+v and the volume %+v do not name each other", pvc, pv)
+		}
+	})
+	if b.free("n1") != 6*gib {
+		t.Errorf("%d GiB are free", b.free("n1")/gib)
+	}
 }

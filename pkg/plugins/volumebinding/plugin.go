@@ -4,7 +4,7 @@
 // plugin DiskCapacity has reserved, instead of asking a provisioner to.
 //
 // It owns the writes that make a reservation of a claim last, and the waiting for the claim
-// to be bound. It does not own the choice of the node or the place.
+// to be bound, if that is wanted. It does not own the choice of the node or the place.
 //
 // A claim is bound by two writes, in this order:
 //
@@ -70,7 +70,7 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 	if !ok {
 		return nil, fmt.Errorf("the stock plugin in %s is %T, want *VolumeBinding", Name, inner)
 	}
-	b, err := newBinder(embedded.Binder, handle, args.timeout())
+	b, err := newBinder(embedded.Binder, handle, args)
 	if err != nil {
 		return nil, fmt.Errorf("starting plugin %s: %w", Name, err)
 	}

@@ -73,7 +73,7 @@ func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod
 	if err != nil {
 		return err
 	}
-	if err = b.nameVolume(ctx, pvc, pv, pod.Spec.NodeName); err == nil {
+	if err = b.nameVolume(ctx, pvc, pv, pod.Spec.NodeName); err == nil && b.waitForBound {
 		err = b.await(ctx, pod, pvc, pv)
 	}
 	if errors.Is(err, errDeleted) {
