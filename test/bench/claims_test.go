@@ -15,6 +15,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -53,19 +55,20 @@ func BenchmarkClaims(b *testing.B) {
 			{"stock", 1000, corev1.DefaultSchedulerName, stubProvisioner, c.StartStockScheduler, c.StopStockScheduler},
 			{"capacity", 40, corev1.DefaultSchedulerName, capacityProvisioner, c.StartStockScheduler, c.StopStockScheduler},
 		}
-		rate, writes, idle := map[string][]float64{}, map[string][]float64{}, map[string]float64{}
+		rate, claims, writes := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
 		for range *rounds {
 			for _, w := range workloads {
 				t := f.runClaims(ctx, b, w)
 				rate[w.name] = append(rate[w.name], t.podsPerSecond)
+				claims[w.name] = append(claims[w.name], t.claimsPerSecond)
 				writes[w.name] = append(writes[w.name], t.writesPerPod)
 			}
 		}
 		for _, w := range workloads {
-			idle[w.name] = milliseconds(f.idleClaims(ctx, b, w))
+			b.ReportMetric(milliseconds(f.idleClaims(ctx, b, w)), w.name+"-idle-ms")
 			b.ReportMetric(median(rate[w.name]), w.name+"-pods/s")
+			b.ReportMetric(median(claims[w.name]), w.name+"-claims/s")
 			b.ReportMetric(median(writes[w.name]), w.name+"-writes/pod")
-			b.ReportMetric(idle[w.name], w.name+"-idle-ms")
 		}
 		b.ReportMetric(median(quotients(rate["berth"], rate["stock"])), "berth/stock")
 		b.ReportMetric(median(quotients(rate["berth"], rate["capacity"])), "berth/capacity")
@@ -151,31 +154,63 @@ func (f *fakeCluster) runClaims(ctx context.Context, tb testing.TB, w claimWorkl
 	namespace := f.claimNamespace(ctx, tb, w)
 	f.parallel(ctx, tb, w.pods, func(ctx context.Context, i int) error { return f.createClaim(ctx, namespace, w, i) })
 	f.parallel(ctx, tb, w.pods, func(ctx context.Context, i int) error { return f.client.Create(ctx, claimPod(namespace, w, i)) })
-	bound := f.watchBound(ctx, tb, namespace)
+	bound, claims := f.watchBound(ctx, tb, namespace), f.watchClaims(ctx, tb, namespace)
 	before := f.settledWrites(ctx, tb)
 	f.must(tb, w.start(ctx))
-	var first, last time.Time
-	for i := range w.pods {
-		select {
-		case last = <-bound:
-			if i == 0 {
-				first = last
-			}
-		case <-ctx.Done():
-			tb.Fatalf("%s: %d of %d pods were bound: %v", w.name, i, w.pods, context.Cause(ctx))
-		}
-	}
+	first, last := f.firstAndLast(ctx, tb, w, bound)
+	_, ready := f.firstAndLast(ctx, tb, w, claims)
 	after := f.settledWrites(ctx, tb)
 	f.must(tb, w.stop())
 	f.deletePods(ctx, tb, namespace)
 	f.removeVolumes(ctx, tb, namespace)
 
-	t := throughput{podsPerSecond: float64(w.pods-1) / last.Sub(first).Seconds(), writes: map[string]float64{}}
+	t := throughput{
+		podsPerSecond: float64(w.pods-1) / last.Sub(first).Seconds(), writes: map[string]float64{},
+		claimsPerSecond: float64(w.pods-1) / ready.Sub(first).Seconds(),
+	}
 	t.count(before, after, float64(w.pods))
 	// How many events there are depends on how long pods have waited.
 	t.writesPerPod -= t.writes["POST pods/binding"] + t.writes["POST events"] + t.writes["PATCH events"]
-	tb.Logf("%-8s %7.1f pods/s (%d pods in %.1f s)  %.2f API writes a pod for its claim  %v", w.name, t.podsPerSecond, w.pods, last.Sub(first).Seconds(), t.writesPerPod, describe(t.writes))
+	tb.Logf("%-8s %7.1f pods/s (%d pods in %.1f s, their claims Bound after %.1f s)  %.2f API writes a pod for its claim  %v",
+		w.name, t.podsPerSecond, w.pods, last.Sub(first).Seconds(), ready.Sub(first).Seconds(), t.writesPerPod, describe(t.writes))
 	return t
+}
+
+// firstAndLast receives a time for each pod of the workload.
+func (f *fakeCluster) firstAndLast(ctx context.Context, tb testing.TB, w claimWorkload, times <-chan time.Time) (first, last time.Time) {
+	tb.Helper()
+	for i := range w.pods {
+		select {
+		case last = <-times:
+			if i == 0 {
+				first = last
+			}
+		case <-ctx.Done():
+			tb.Fatalf("%s: %d of %d pods are through: %v", w.name, i, w.pods, context.Cause(ctx))
+		}
+	}
+	return first, last
+}
+
+// watchClaims sends the time at which each claim of the namespace was seen to be Bound,
+// which is what kubelets wait for.
+func (f *fakeCluster) watchClaims(ctx context.Context, tb testing.TB, namespace string) <-chan time.Time {
+	tb.Helper()
+	factory := informers.NewSharedInformerFactoryWithOptions(f.clientset(tb), 0, informers.WithNamespace(namespace))
+	bound := make(chan time.Time, podsARun)
+	seen := map[string]bool{}
+	_, err := factory.Core().V1().PersistentVolumeClaims().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		UpdateFunc: func(_, obj any) {
+			if pvc, ok := obj.(*corev1.PersistentVolumeClaim); ok && pvc.Status.Phase == corev1.ClaimBound && !seen[pvc.Name] {
+				seen[pvc.Name] = true
+				bound <- time.Now()
+			}
+		},
+	})
+	f.must(tb, err)
+	factory.StartWithContext(ctx)
+	factory.WaitForCacheSync(ctx.Done())
+	return bound
 }
 
 // idleClaims takes pods with a claim each from creation to bound, one after the other, and

@@ -45,7 +45,9 @@ const gi = int64(1) << 30
 // throughput is what one run of one workload showed.
 type throughput struct {
 	podsPerSecond float64
-	writesPerPod  float64
+	// claimsPerSecond is of their claims, until they are Bound.
+	claimsPerSecond float64
+	writesPerPod    float64
 	// writes a pod, by resource and verb.
 	writes map[string]float64
 }
