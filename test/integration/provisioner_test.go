@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -66,6 +67,16 @@ func stockPod(name, claim string) *corev1.Pod {
 	return pod
 }
 
+// preferring has a pod prefer a node.
+func preferring(pod *corev1.Pod, node string) *corev1.Pod {
+	pod.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{PreferredDuringSchedulingIgnoredDuringExecution: []corev1.PreferredSchedulingTerm{{
+		Weight: 100, Preference: corev1.NodeSelectorTerm{MatchExpressions: []corev1.NodeSelectorRequirement{
+			{Key: diskv1alpha1.LabelNode, Operator: corev1.NodeSelectorOpIn, Values: []string{node}},
+		}},
+	}}}}
+	return pod
+}
+
 // placedByStock: the whole way, of a pod that knows nothing of our scheduler.
 func placedByStock(t *testing.T, p *provisioning) {
 	p.node(t, "prov-a", 10)
@@ -109,13 +120,7 @@ func anotherNode(t *testing.T, p *provisioning) {
 	}
 	// The whole way: a scheduler that does not know what is free prefers the wrong node.
 	p.pvc(t, "stock", "ssd", "9Gi", "", nil)
-	pod := stockPod("stock", "stock")
-	pod.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{PreferredDuringSchedulingIgnoredDuringExecution: []corev1.PreferredSchedulingTerm{{
-		Weight: 100, Preference: corev1.NodeSelectorTerm{MatchExpressions: []corev1.NodeSelectorRequirement{
-			{Key: diskv1alpha1.LabelNode, Operator: corev1.NodeSelectorOpIn, Values: []string{"prov-small"}},
-		}},
-	}}}}
-	p.create(t, pod)
+	p.create(t, preferring(stockPod("stock", "stock"), "prov-small"))
 	p.said(t, "stock", "ProvisioningFailed", "node prov-small")
 	for _, name := range []string{"prov-small", "prov-bare"} {
 		var node corev1.Node
@@ -162,7 +167,7 @@ func refusedClaims(t *testing.T, p *provisioning) {
 		c.VolumeBindingMode = &mode
 	})
 	p.class(t, "tape", func(c *storagev1.StorageClass) { c.Parameters[diskv1alpha1.AttributeClass] = "tape" })
-	p.class(t, "misspelt", func(c *storagev1.StorageClass) { c.Parameters["clas"] = "ssd" })
+	p.class(t, "misspelt", func(c *storagev1.StorageClass) { c.Parameters["kind"] = "ssd" })
 	p.scheduler(t, false)
 	tests := map[string]struct {
 		class  string
@@ -183,7 +188,7 @@ func refusedClaims(t *testing.T, p *provisioning) {
 			pvc.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"a": "b"}}
 		}, "selector is set"},
 		"tape":     {"tape", nil, `StorageClass tape: DiskClass "tape" does not exist: there are ssd`},
-		"misspelt": {"misspelt", nil, `StorageClass misspelt: unknown parameter "clas"`},
+		"misspelt": {"misspelt", nil, `StorageClass misspelt: unknown parameter "kind"`},
 		"too large": {"ssd", func(pvc *corev1.PersistentVolumeClaim) {
 			pvc.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("5Ei")
 		}, "no disk is larger"},
@@ -197,7 +202,7 @@ func refusedClaims(t *testing.T, p *provisioning) {
 		name = strings.ReplaceAll(name, " ", "-")
 		for i := range 3 {
 			p.edit(t, name, func(pvc *corev1.PersistentVolumeClaim) {
-				metav1.SetMetaDataLabel(&pvc.ObjectMeta, "edited", fmt.Sprint(i))
+				metav1.SetMetaDataLabel(&pvc.ObjectMeta, "edited", strconv.Itoa(i))
 			})
 		}
 	}
@@ -495,6 +500,17 @@ func nodeGone(t *testing.T, p *provisioning) {
 	p.bound(t, "data")
 }
 
+// consult says whether other schedulers look at CSIStorageCapacity objects.
+func (p *provisioning) consult(t *testing.T, capacity bool) {
+	t.Helper()
+	var driver storagev1.CSIDriver
+	p.get(t, &driver, diskv1alpha1.DriverName)
+	driver.Spec.StorageCapacity = &capacity
+	if err := p.client.Update(context.WithoutCancel(t.Context()), &driver); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // publishedCapacity: objects for other schedulers, while they are asked for.
 func publishedCapacity(t *testing.T, p *provisioning) {
 	n := p.node(t, "prov-a", 10)
@@ -521,10 +537,22 @@ func publishedCapacity(t *testing.T, p *provisioning) {
 			return nil
 		})
 	}
+	p.consult(t, true)
+	defer p.consult(t, false)
 	s := p.scheduler(t, false, "--publish-storage-capacity")
 	want("ssd on prov-a", "10Gi", "10Gi")
 	want("ssd on prov-b", "4Gi", "4Gi")
 	want("roomy on prov-a", "10Gi", "5Gi")
+	// With them, the stock scheduler does not even try the node that it would like better.
+	p.pvc(t, "told", "ssd", "6Gi", "", nil)
+	p.create(t, preferring(stockPod("told", "told"), "prov-b"))
+	if _, pv := p.bound(t, "told"); pv.Labels[diskv1alpha1.LabelNode] != "prov-a" {
+		t.Errorf("the volume is on node %s", pv.Labels[diskv1alpha1.LabelNode])
+	}
+	if tries := p.events(t, "told", "ProvisioningFailed"); len(tries) > 0 {
+		t.Errorf("it was tried in vain: %+v", tries)
+	}
+	p.clear(t)
 	// A hole of 1 GiB, and the rest.
 	partition := request.Volume{Partition: diskv1alpha1.PartitionID("any")}.Partition
 	n.mu.Lock()
