@@ -78,7 +78,7 @@ and remove it with
 
 // tell is the demo itself. Every command is run as it is shown.
 func (d *demo) tell(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{d.showNodes, d.showPod, d.showFull, d.showNext} {
+	for _, step := range []func(context.Context) error{d.showNodes, d.showPod, d.showFull, d.showNext, d.showClaim} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -214,6 +214,43 @@ func (d *demo) showNext(ctx context.Context) error {
 		return err
 	}
 	return d.kubectl(ctx, "get", "ndc")
+}
+
+func (d *demo) showClaim(ctx context.Context) error {
+	d.say("A claim is placed with the pod that uses it, and keeps its data when the pod goes.")
+	for _, file := range []string{"storageclass.yaml", "claim.yaml"} {
+		if err := d.kubectl(ctx, "apply", "-f", "config/samples/"+file); err != nil {
+			return err
+		}
+	}
+	if err := d.eventually(ctx, func(ctx context.Context) error { return d.runs(ctx, "db") }); err != nil {
+		return err
+	}
+	if err := d.kubectl(ctx, "exec", "db", "--", "sh", "-c", "echo still here > /data/note"); err != nil {
+		return err
+	}
+	if err := d.kubectl(ctx, "get", "pvc,pv"); err != nil {
+		return err
+	}
+	if err := d.kubectl(ctx, "delete", "pod", "db"); err != nil {
+		return err
+	}
+	if err := d.kubectl(ctx, "apply", "-f", "config/samples/claim.yaml"); err != nil {
+		return err
+	}
+	if err := d.eventually(ctx, func(ctx context.Context) error { return d.runs(ctx, "db") }); err != nil {
+		return err
+	}
+	return d.kubectl(ctx, "exec", "db", "--", "cat", "/data/note")
+}
+
+// runs is nil when the pod runs.
+func (d *demo) runs(ctx context.Context, name string) error {
+	pod := &corev1.Pod{}
+	if err := d.Client().Get(ctx, client.ObjectKey{Namespace: metav1.NamespaceDefault, Name: name}, pod); err != nil {
+		return err
+	}
+	return running(pod)
 }
 
 // pods is nil when so many pods run and so many others are known not to fit.
