@@ -31,6 +31,8 @@ const (
 	claimWorkers = 4
 	// A claim or node that failed is tried again after this, twice this and so on.
 	firstRetry, lastRetry = 200 * time.Millisecond, time.Minute
+	// syncTimeout is for the few requests that one claim or node needs.
+	syncTimeout = 30 * time.Second
 )
 
 // Options are what the controllers work with.
@@ -131,7 +133,7 @@ func work(ctx context.Context, queue workqueue.TypedRateLimitingInterface[string
 		if done {
 			return
 		}
-		err := sync(ctx, key)
+		err := within(ctx, key, sync)
 		switch {
 		case err == nil:
 			queue.Forget(key)
@@ -145,6 +147,13 @@ func work(ctx context.Context, queue workqueue.TypedRateLimitingInterface[string
 		}
 		queue.Done(key)
 	}
+}
+
+// within syncs one key, and does not let a request that hangs hold up a worker for ever.
+func within(ctx context.Context, key string, sync func(context.Context, string) error) error {
+	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
+	defer cancel()
+	return sync(ctx, key)
 }
 
 // follow adds the handlers, which get everything there is as additions first. They are not
@@ -221,6 +230,10 @@ func (c *Controllers) sawVolume(old, now any) {
 			// Folded in before anybody is woken: the plugin's handler may be behind this one.
 			c.ledger.DeleteVolume(string(before.UID))
 			c.wake(before.Labels[diskv1alpha1.LabelNode])
+			if ref := before.Spec.ClaimRef; ref != nil {
+				// If it was deleted before it was bound, the claim needs another.
+				c.claimQueue.Add(ref.Namespace + "/" + ref.Name)
+			}
 		}
 		return
 	}

@@ -121,6 +121,11 @@ func (c *Controllers) made(m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev
 		c.refuse(m, pvc, fmt.Sprintf("PersistentVolume %s exists, and is not for this claim: delete it", pv.Name))
 		return nil
 	}
+	if pv.DeletionTimestamp != nil {
+		// Somebody deleted it before it was bound. Its end brings the claim back.
+		c.ledger.Forget(holderOf(pvc.UID))
+		return nil
+	}
 	// Not left to the informer: between Forget and its event the place would be free.
 	if volume, err := claim.ReadVolume(pv); err == nil && volume.Node == diskv1alpha1.NodeLabel(node) {
 		c.ledger.AddVolume(string(pv.UID), node, diskcapacity.RecordOf(volume))
