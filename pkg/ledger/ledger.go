@@ -223,7 +223,7 @@ func (l *Ledger) DeletePod(uid string) (settled []string) {
 // Reserve plans the volumes on the node once more, this time under the lock, and records
 // the result for the holder, with a record for each of them in their order. It may be
 // repeated, for the same node or another: the last call counts, and what the holder itself
-// holds there, also in doubt, is no obstacle to it.
+// holds there is no obstacle to it, nor what anybody holds there in doubt for these volumes.
 //
 // A persistent volume that has a place already keeps it: the holder shares in it, so that
 // it stays held when the other lets go, and asks for nothing. With its place on another node
@@ -264,7 +264,7 @@ func (l *Ledger) Reserve(key, nodeName string, wants []Want) ([]Record, error) {
 		requests[i] = wants[at].Planned()
 	}
 	view := s.Node
-	if _, doubted := l.doubts[key][nodeName]; doubted || earlier != nil && earlier.node == nodeName {
+	if earlier != nil && earlier.node == nodeName || l.doubted(nodeName, own) {
 		view = s.Without(own)
 	}
 	plan, err := placement.Plan(make([]placement.Assignment, 0, len(requests)), view, requests)
@@ -331,6 +331,39 @@ func (l *Ledger) Holds(uid string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.holders[uid] != nil || l.doubts[uid] != nil
+}
+
+// Doubted reports whether anything is held in doubt for the partition: by the pod whose
+// volume it is, or for a claim whose volume may have been made. A try to place the volume
+// anew must not be kept out by what an earlier one has left.
+func (l *Ledger) Doubted(partition string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	own := map[string]struct{}{partition: {}}
+	for _, nodes := range l.doubts {
+		for name := range nodes {
+			if l.doubted(name, own) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// doubted reports whether one of the partitions is in doubt on the node. The lock is held.
+func (l *Ledger) doubted(nodeName string, partitions map[string]struct{}) bool {
+	n, ok := l.nodes.Load(nodeName)
+	if !ok {
+		return false
+	}
+	for _, records := range n.(*node).doubts {
+		for _, r := range records {
+			if _, ok := partitions[r.Partition]; ok {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Before returns the node as it would be at this moment if it still published an earlier

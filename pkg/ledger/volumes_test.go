@@ -206,6 +206,36 @@ func TestWhere(t *testing.T) {
 	}
 }
 
+// TestDoubtIsNoObstacle to the volume that it is about, whoever tries to place that next.
+func TestDoubtIsNoObstacle(t *testing.T) {
+	l := New()
+	disk10(l, "n1", 1)
+	want := []Want{claimWant("a", 8, 0)}
+	if _, err := l.Reserve("pod", "n1", want); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, ok := l.Share("part-a", "binding/a"); !ok {
+		t.Fatal("nothing to share")
+	}
+	l.Doubt("binding/a")
+	l.Forget("pod")
+	if _, err := l.Reserve("other", "n1", []Want{claimWant("b", 8, 0)}); err == nil {
+		t.Error("another volume got the place that is in doubt")
+	}
+	if !l.Doubted("part-a") || l.Doubted("part-b") {
+		t.Error("it is not known what is in doubt")
+	}
+	if _, err := l.Reserve("pod", "n1", want); err != nil {
+		t.Errorf("the volume is kept out by what is held in doubt for it: %v", err)
+	}
+	expectFree(t, l, "n1", span(8, 2))
+	l.Release("binding/a")
+	l.Forget("pod")
+	if expectFree(t, l, "n1", span(0, 10)); l.Doubted("part-a") {
+		t.Error("it is in doubt still")
+	}
+}
+
 func TestGrow(t *testing.T) {
 	type step struct {
 		lengthGiB, possibleGiB int64

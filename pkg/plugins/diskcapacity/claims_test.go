@@ -267,6 +267,23 @@ func TestClaimIsReserved(t *testing.T) {
 	}
 }
 
+// TestClaimInDoubt: a claim fits where its volume may have been made, though that fills the disk.
+func TestClaimInDoubt(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.storageClass(t, "ssd", nil)
+	b.publish(t, "n1", 10)
+	pvc, pod := b.claim(t, "data", "ssd", 8, nil), claimPod("a", "data")
+	b.reserve(t, pod, "n1")
+	b.plugin.ledger.Share(diskv1alpha1.PartitionID(diskv1alpha1.ClaimVolumeID(pvc.UID)), "binding")
+	b.plugin.ledger.Doubt("binding")
+	b.plugin.Unreserve(b.ctx, nil, pod, "n1")
+	b.reserve(t, pod, "n1")
+	b.claim(t, "more", "ssd", 8, nil)
+	if _, statuses := b.filter(t, claimPod("b", "more")); statuses["n1"].IsSuccess() {
+		t.Error("another claim fits where a volume may be")
+	}
+}
+
 // TestVolumes fold in whatever comes, in whatever order.
 func TestFoldVolumes(t *testing.T) {
 	b := newBench(t, nil, "n1")

@@ -113,12 +113,18 @@ func (p *Plugin) newState(pod *corev1.Pod, asks asked) *state {
 	s := &state{asked: asks, requests: asks.requests(), rejections: &rejections{}}
 	s.loose = p.feed.loose.of(asks.claims)
 	s.refused = p.ledger.Refusals(string(pod.UID), time.Now())
-	// An earlier try may have left a reservation in doubt: it is this pod's own space.
-	if p.ledger.Holds(string(pod.UID)) {
-		s.gone = make(map[string]struct{}, len(asks.volumes))
-		for i := range asks.volumes {
-			s.gone[asks.volumes[i].Partition] = struct{}{}
+	// An earlier try may have left a reservation in doubt: it is this pod's own space, or that
+	// of its claim.
+	holds := p.ledger.Holds(string(pod.UID))
+	for i := range asks.volumes {
+		v := &asks.volumes[i]
+		if !holds && (v.Claim == "" || !p.ledger.Doubted(v.Partition)) {
+			continue
 		}
+		if s.gone == nil {
+			s.gone = make(map[string]struct{}, len(asks.volumes))
+		}
+		s.gone[v.Partition] = struct{}{}
 	}
 	return s
 }
