@@ -191,7 +191,7 @@ func statusOf(err error) error {
 		code = codes.OutOfRange
 	case errors.Is(err, volumes.ErrWaiting), errors.Is(err, volumes.ErrOutOfService):
 		code = codes.Unavailable
-	case errors.Is(err, volumes.ErrPodGone), errors.Is(err, volumes.ErrInUse):
+	case errors.Is(err, volumes.ErrPodGone), errors.Is(err, volumes.ErrReleased), errors.Is(err, volumes.ErrInUse):
 		code = codes.FailedPrecondition
 	case errors.Is(err, context.DeadlineExceeded):
 		code = codes.DeadlineExceeded

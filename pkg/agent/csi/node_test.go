@@ -146,6 +146,7 @@ func TestPublishErrors(t *testing.T) {
 		fmt.Errorf("%w: x", volumes.ErrWaiting):                 codes.Unavailable,
 		fmt.Errorf("%w: x", volumes.ErrOutOfService):            codes.Unavailable,
 		fmt.Errorf("%w: x", volumes.ErrPodGone):                 codes.FailedPrecondition,
+		fmt.Errorf("%w: x", volumes.ErrReleased):                codes.FailedPrecondition,
 		fmt.Errorf("%w: x", volumes.ErrInUse):                   codes.FailedPrecondition,
 		fmt.Errorf("%w: x", volumes.ErrNotFound):                codes.NotFound,
 		fmt.Errorf("%w: x", volumes.ErrExists):                  codes.AlreadyExists,

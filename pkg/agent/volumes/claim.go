@@ -249,7 +249,7 @@ func (m *Manager) syncVolume(ctx context.Context, name string) error {
 	case err == nil:
 		m.clearVolumeTrouble(pv)
 		return nil
-	case errors.Is(err, ErrPodGone):
+	case errors.Is(err, ErrReleased), errors.Is(err, ErrPodGone):
 		return nil
 	case errors.Is(err, errMismatch):
 		m.warnVolume(pv, eventMismatch, err.Error())

@@ -42,7 +42,7 @@ func (m *Manager) stillWatched(pv *corev1.PersistentVolume) func() error {
 	return func() error {
 		now := m.cachedVolume(pv.Name)
 		if now == nil || now.UID != pv.UID || fateOf(now) != serve || m.isFinished(now) {
-			return fmt.Errorf("PersistentVolume %s: %w", pv.Name, ErrPodGone)
+			return fmt.Errorf("PersistentVolume %s: %w", pv.Name, ErrReleased)
 		}
 		return nil
 	}
@@ -56,7 +56,7 @@ func (m *Manager) stillLive(pv *corev1.PersistentVolume) func() error {
 			return m.stillWatched(now)()
 		}
 		if m.isFinished(pv) {
-			return fmt.Errorf("PersistentVolume %s: %w", pv.Name, ErrPodGone)
+			return fmt.Errorf("PersistentVolume %s: %w", pv.Name, ErrReleased)
 		}
 		return nil
 	}

@@ -104,6 +104,11 @@ func (m *Manager) releaseVolume(ctx context.Context, pv *corev1.PersistentVolume
 		return m.let(ctx, live, "its reclaim policy is "+string(live.Spec.PersistentVolumeReclaimPolicy))
 	}
 	begun, err = m.reclaimVolume(ctx, live, v, unlock)
+	if client.IsGoneOrChanged(err) {
+		// Somebody was faster; what they made of it is looked at anew.
+		m.persistent.queue.AddRateLimited(live.Name)
+		return nil
+	}
 	return err
 }
 

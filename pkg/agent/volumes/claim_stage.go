@@ -108,7 +108,7 @@ func (m *Manager) volumeFor(ctx context.Context, volumeID string) (pv *corev1.Pe
 	case !claim.IsOurs(pv) || pv.Spec.CSI.VolumeHandle != volumeID:
 		return nil, nil, fmt.Errorf("%w: PersistentVolume %s is of another driver or volume", ErrNotFound, volumeID)
 	case fateOf(pv) != serve:
-		return nil, nil, fmt.Errorf("PersistentVolume %s is %s or being deleted, and its volume is not made any more: %w", volumeID, pv.Status.Phase, ErrPodGone)
+		return nil, nil, fmt.Errorf("PersistentVolume %s is %s or being deleted, and its volume is not made any more: %w", volumeID, pv.Status.Phase, ErrReleased)
 	}
 	return pv, m.stillLive(pv), nil
 }
@@ -187,7 +187,7 @@ func (m *Manager) usable(partition string) (discovery.Disk, disk.Volume, error) 
 	case !d.Ready():
 		return d, on, fmt.Errorf("volume %s is on disk %s (%s), which is out of service: %w: %s", id, d.ID(), d.Device.Name, ErrOutOfService, d.Problem)
 	case on.Phase == disk.Wiping:
-		return d, on, fmt.Errorf("volume %s is being wiped: %w", id, ErrPodGone)
+		return d, on, fmt.Errorf("volume %s is being wiped: %w", id, ErrReleased)
 	}
 	return d, on, err
 }

@@ -16,6 +16,8 @@ var (
 	ErrWaiting = errors.New("waiting for a wipe")
 	// ErrPodGone: the pod does not exist (any more), or is on its way out.
 	ErrPodGone = errors.New("pod is gone")
+	// ErrReleased: the PersistentVolume is released or being deleted, or its volume is being wiped.
+	ErrReleased = errors.New("volume is not served any more")
 	// ErrNotFound: no disk holds the volume, and no PersistentVolume says that it should.
 	ErrNotFound = errors.New("no such volume")
 	// ErrExists: there is a volume with that ID and other properties.
