@@ -51,6 +51,9 @@ func (c *Controllers) syncUnbound(ctx context.Context, m *memo, pvc *corev1.Pers
 	}
 	node := pvc.Annotations[annotationSelectedNode]
 	if node == "" {
+		// The node was taken back by others. If a try there left open whether it made the
+		// volume, the watch tells; the claim's scheduler must not be tied to the node meanwhile.
+		c.ledger.Forget(holderOf(pvc.UID))
 		return nil
 	}
 	return c.serve(ctx, m, pvc, class, v, node)

@@ -8,12 +8,16 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/pkg/placement"
 )
 
 func TestPauses(t *testing.T) {
@@ -169,5 +173,36 @@ func TestRefused(t *testing.T) {
 		if have := refused(test.err); have != test.want {
 			t.Errorf("%s: %t, want %t", name, have, test.want)
 		}
+	}
+}
+
+// TestNodeTakenBack: a claim that has no node any more holds no place on it.
+func TestNodeTakenBack(t *testing.T) {
+	const gib = int64(1) << 30
+	c := &Controllers{ledger: ledger.New()}
+	c.ledger.SetCapacity("n1", &ledger.Capacity{Revision: 1, Disks: []ledger.Disk{{
+		ID: "disk", Class: "ssd", Ready: true, Size: 11 * gib, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*gib)},
+	}}})
+	mode, name := storagev1.VolumeBindingWaitForFirstConsumer, "ssd"
+	class := &storagev1.StorageClass{
+		ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: diskv1alpha1.DriverName, VolumeBindingMode: &mode,
+		Parameters: map[string]string{diskv1alpha1.AttributeClass: "ssd"},
+	}
+	pvc := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "data", UID: "3b6d1e0c-9f52-4b6a-9d5d-111111111111"},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			StorageClassName: &name, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("4Gi")}},
+		},
+	}
+	want := ledger.Want{Partition: "part", Persistent: true, Request: placement.Request{Class: "ssd", Size: 4 * gib}}
+	if _, err := c.ledger.Reserve(holderOf(pvc.UID), "n1", []ledger.Want{want}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.syncUnbound(t.Context(), &memo{uid: pvc.UID}, pvc, class); err != nil {
+		t.Fatal(err)
+	}
+	if free := c.ledger.Snapshot("n1").Node.Disks[0].Free.Total(); free != 10*gib {
+		t.Errorf("%d GiB are free, want 10", free/gib)
 	}
 }
