@@ -3,8 +3,11 @@ package volumes
 import (
 	"context"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
@@ -268,18 +271,35 @@ func inUseBy(device string) (string, error) {
 	if len(targets) > 0 {
 		return "it is mounted on " + targets[0], nil
 	}
-	// A raw block volume is published by mounting its device node on a file.
-	node := "/" + filepath.Base(device)
+	// A raw block volume is published by mounting its device node on a file. Where a node is
+	// a container itself, its /dev is a tmpfs; others are not looked at, they may hang.
 	binds, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
-		return info.FSType != "devtmpfs" || info.Root != node, false
+		return info.FSType != "devtmpfs" && info.FSType != "tmpfs" || filepath.Base(info.Root) != filepath.Base(device), false
 	})
 	if err != nil {
 		return "", fmt.Errorf("cannot read the mount table: %w", err)
 	}
-	if len(binds) > 0 {
-		return "its device is published on " + binds[0].Mountpoint, nil
+	for _, b := range binds {
+		if b.FSType == "devtmpfs" || sameDevice(b.Mountpoint, device) {
+			return "its device is published on " + b.Mountpoint, nil
+		}
 	}
 	return "", nil
+}
+
+// sameDevice reports whether both paths lead to the same block device.
+func sameDevice(a, b string) bool {
+	numberOf := func(path string) (uint64, bool) {
+		info, err := os.Stat(path)
+		if err != nil || info.Mode().Type() != fs.ModeDevice {
+			return 0, false
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		return st.Rdev, ok
+	}
+	x, isDevice := numberOf(a)
+	y, isToo := numberOf(b)
+	return isDevice && isToo && x == y
 }
 
 // lookForVolume asks the API server whether there is a PersistentVolume for a partition

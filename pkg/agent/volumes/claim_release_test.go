@@ -1,0 +1,50 @@
+package volumes
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/berthdev/berth/test/testenv"
+)
+
+// TestPublishedFromTmpfs: where a node is a container, raw block volumes are device nodes of a
+// tmpfs, and in use all the same.
+func TestPublishedFromTmpfs(t *testing.T) {
+	testenv.NeedRoot(t)
+	// A loop device that cannot exist: it is looked at, never opened.
+	const number = 7<<8 | 0xfe
+	dir := t.TempDir()
+	mount := func(source, target, fsType string, flags uintptr) {
+		t.Helper()
+		if err := syscall.Mount(source, target, fsType, flags, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := syscall.Unmount(target, 0); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	mount("tmpfs", dir, "tmpfs", 0)
+	device, another, target := filepath.Join(dir, "sdx1"), filepath.Join(dir, "other", "sdx1"), filepath.Join(t.TempDir(), "volume")
+	if err := errors.Join(
+		os.Mkdir(filepath.Dir(another), 0o700), os.WriteFile(target, nil, 0o600),
+		syscall.Mknod(device, syscall.S_IFBLK|0o600, number), syscall.Mknod(another, syscall.S_IFBLK|0o600, number-1),
+	); err != nil {
+		t.Fatal(err)
+	}
+	if why, err := inUseBy(device); why != "" || err != nil {
+		t.Errorf("in use before it is published: %s, %v", why, err)
+	}
+	mount(device, target, "", syscall.MS_BIND)
+	if why, err := inUseBy(device); !strings.Contains(why, target) || err != nil {
+		t.Errorf("published on %s, but in use by %q, %v", target, why, err)
+	}
+	if why, err := inUseBy(another); why != "" || err != nil {
+		t.Errorf("another device of that name is in use: %s, %v", why, err)
+	}
+}
