@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -154,14 +155,19 @@ func (s *schedulers) waitNode(t *testing.T, pod *corev1.Pod) {
 	})
 }
 
-// volumeOf is the volume of a claim that is bound, and held to be as large as asked.
+// volumeOf is the volume of a claim, when the two are bound, and held to be as large as asked.
 func (s *schedulers) volumeOf(t *testing.T, name string) (*corev1.PersistentVolume, claim.Volume) {
 	t.Helper()
 	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: name}}
-	s.reload(t, pvc)
-	if pvc.Status.Phase != corev1.ClaimBound {
-		t.Fatalf("claim %s is %s", name, pvc.Status.Phase)
-	}
+	s.eventually(t, func(ctx context.Context) error {
+		if err := s.client.Get(ctx, client.ObjectKeyFromObject(pvc), pvc); err != nil {
+			return err
+		}
+		if pvc.Status.Phase != corev1.ClaimBound {
+			return fmt.Errorf("claim %s is %s", name, pvc.Status.Phase)
+		}
+		return nil
+	})
 	pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: pvc.Spec.VolumeName}}
 	s.reload(t, pv)
 	v, err := claim.ReadVolume(pv)
@@ -235,7 +241,8 @@ func (s *schedulers) clearClaims(t *testing.T) {
 			// The nodes are gone by now.
 			before := pv.DeepCopy()
 			if controllerutil.RemoveFinalizer(pv, diskv1alpha1.FinalizerVolume) {
-				if err := client.IgnoreNotFound(s.client.Patch(ctx, pv, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))); err != nil {
+				err := s.client.Patch(ctx, pv, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+				if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
 					return err
 				}
 			}

@@ -237,7 +237,7 @@ func badClaims(t *testing.T, s *schedulers) {
 		says  string
 	}{
 		"immediate": {func(c *storagev1.StorageClass) { c.VolumeBindingMode = &immediate }, nil, "use one with volumeBindingMode WaitForFirstConsumer"},
-		"misspelt":  {func(c *storagev1.StorageClass) { c.Parameters["disk.berth.dev/clas"] = "ssd" }, nil, `unknown parameter "disk.berth.dev/clas"`},
+		"misspelt":  {func(c *storagev1.StorageClass) { c.Parameters["disk.berth.dev/kind"] = "ssd" }, nil, `unknown parameter "disk.berth.dev/kind"`},
 		"no-class":  {func(c *storagev1.StorageClass) { c.Parameters[diskv1alpha1.AttributeClass] = "tape" }, nil, `DiskClass "tape" does not exist: there are ssd`},
 		"many": {nil, func(spec *corev1.PersistentVolumeClaimSpec) {
 			spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}

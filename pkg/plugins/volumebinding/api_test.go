@@ -96,19 +96,6 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, pv)
 	case "GET persistentvolumeclaims":
 		found(w, a.claims[name], a.claims[name] != nil)
-	case "PUT persistentvolumeclaims":
-		var pvc corev1.PersistentVolumeClaim
-		a.decode(r, &pvc)
-		switch have := a.claims[name]; {
-		case have == nil:
-			fail(w, http.StatusNotFound, metav1.StatusReasonNotFound)
-		case have.UID != pvc.UID, have.ResourceVersion != pvc.ResourceVersion:
-			fail(w, http.StatusConflict, metav1.StatusReasonConflict)
-		default:
-			pvc.ResourceVersion = strconv.Itoa(a.revision)
-			a.claims[name] = &pvc
-			answer(w, &pvc)
-		}
 	default:
 		a.t.Errorf("unexpected %s", request)
 		fail(w, http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed)

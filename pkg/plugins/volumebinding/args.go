@@ -22,9 +22,9 @@ type DiskVolumeBindingArgs struct {
 
 	// WaitForBound makes a pod wait in the scheduler until kube-controller-manager has noted
 	// that its claims of Berth are bound. Without it the kubelet waits for that. Nothing can
-	// become of the claim by then but that it is bound to its volume: the PersistentVolume
-	// names the claim by its UID, and the claim the PersistentVolume. But the controller does
-	// one claim after the other, and is slower than the scheduler.
+	// become of the claim by then but that it is bound to its volume, which names the claim
+	// by its UID. But the controller does one claim after the other, and is slower than the
+	// scheduler.
 	WaitForBound bool `json:"waitForBound,omitempty"`
 }
 

@@ -44,7 +44,7 @@ func (b *binder) isBound(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv 
 	case now.Spec.VolumeName == pv.Name && metav1.HasAnnotation(now.ObjectMeta, volume.AnnBindCompleted):
 		return true, nil
 	case now.Spec.VolumeName != "" && now.Spec.VolumeName != pv.Name:
-		return false, fmt.Errorf("it was bound to PersistentVolume %s meanwhile", now.Spec.VolumeName)
+		return false, &boundElsewhere{now.Spec.VolumeName}
 	}
 	have, err := b.pods.Pods(pod.Namespace).Get(pod.Name)
 	if apierrors.IsNotFound(err) || err == nil && (have.UID != pod.UID || have.DeletionTimestamp != nil) {

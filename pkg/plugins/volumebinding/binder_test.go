@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/component-helpers/storage/volume"
 	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/pkg/scheduler/framework"
 	stock "k8s.io/kubernetes/pkg/scheduler/framework/plugins/volumebinding"
 	"k8s.io/utils/ptr"
 
@@ -176,18 +177,14 @@ func (b *bench) bindWhile(request string, do func()) error {
 
 func TestBind(t *testing.T) {
 	b := newBench(t)
-	if err := b.bindWhile("PUT persistentvolumeclaims", func() { b.tellBound(t, nil) }); err != nil {
+	if err := b.bindWhile("POST persistentvolumes", func() { b.tellBound(t, nil) }); err != nil {
 		t.Fatal(err)
 	}
 	pv := b.api.volume(diskv1alpha1.ClaimVolumeID(b.pvc.UID))
 	if v, err := claim.ReadVolume(pv); err != nil || v.Node != "n1" || v.Size != 4*gib || !claim.IsFor(pv, b.pvc) {
 		t.Errorf("made %+v, %v", pv, err)
 	}
-	pvc := b.api.claims["data"]
-	if pvc.Spec.VolumeName != pv.Name || pvc.Annotations[volume.AnnSelectedNode] != "n1" {
-		t.Errorf("the claim is %+v", pvc)
-	}
-	if want := []string{"POST persistentvolumes", "PUT persistentvolumeclaims"}; !slices.Equal(b.api.requests, want) {
+	if want := []string{"POST persistentvolumes"}; !slices.Equal(b.api.requests, want) {
 		t.Errorf("requests %v, want %v", b.api.requests, want)
 	}
 	// The record is the volume's now.
@@ -273,10 +270,8 @@ func TestGoesOn(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
+			b.waitForBound = false
 			test.before(t, b)
-			if test.says == "" {
-				go b.tellBound(t, nil) // whenever that is
-			}
 			err := b.bind()
 			if test.says == "" && err != nil || test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says)) {
 				t.Fatalf("got %v, want %q", err, test.says)
@@ -324,7 +319,7 @@ func TestDoubt(t *testing.T) {
 	b.pod.UID = "pod"
 	b.reserve(t, "n2")
 	b.pod.Spec.NodeName = "n2"
-	if err := b.bindWhile("PUT persistentvolumeclaims", func() { b.tellBound(t, nil) }); err != nil {
+	if err := b.bindWhile("POST persistentvolumes", func() { b.tellBound(t, nil) }); err != nil {
 		t.Fatal(err)
 	}
 	if b.free("n1") != 10*gib || b.free("n2") != 6*gib {
@@ -384,14 +379,14 @@ func TestWaiting(t *testing.T) {
 				b.timeout = 100 * time.Millisecond
 			}
 			start := time.Now()
-			err := b.bindWhile("PUT persistentvolumeclaims", func() { test.happens(t, b) })
+			err := b.bindWhile("POST persistentvolumes", func() { test.happens(t, b) })
 			if err == nil || !strings.Contains(err.Error(), test.says) {
 				t.Errorf("got %v, want %q", err, test.says)
 			}
 			if took := time.Since(start); took > time.Second {
 				t.Errorf("noticed after %s", took)
 			}
-			if gone := b.api.volume(diskv1alpha1.ClaimVolumeID(b.pvc.UID)) == nil; gone != strings.HasPrefix(name, "claim ") && name != "claim lost" {
+			if gone := b.api.volume(diskv1alpha1.ClaimVolumeID(b.pvc.UID)) == nil; gone != slices.Contains([]string{"claim deleted", "claim being deleted", "bound to another"}, name) {
 				t.Errorf("the volume is gone: %v", gone)
 			}
 			if len(b.watch.waiting) != 0 {
@@ -476,21 +471,37 @@ func TestOthers(t *testing.T) {
 	})
 }
 
-// TestWithoutWaiting: when nobody is to wait, the pod goes on as soon as both sides name each
-// other, which is all that the controller needs to bind them.
+// TestWithoutWaiting: when nobody is to wait, the pod goes on as soon as the volume is there
+// and the claim still is.
 func TestWithoutWaiting(t *testing.T) {
 	b := newBench(t)
 	b.waitForBound = false
 	if err := b.bind(); err != nil {
 		t.Fatal(err)
 	}
-	b.api.locked(func() {
-		pvc, pv := b.api.claims["data"], b.api.volumes[diskv1alpha1.ClaimVolumeID(b.pvc.UID)]
-		if pv == nil || !claim.IsFor(pv, pvc) || pvc.Spec.VolumeName != pv.Name || pvc.Annotations[volume.AnnSelectedNode] != "n1" {
-			t.Errorf("the claim %+v and the volume %+v do not name each other", pvc, pv)
-		}
-	})
+	if pv := b.api.volume(diskv1alpha1.ClaimVolumeID(b.pvc.UID)); pv == nil || !claim.IsFor(pv, b.pvc) {
+		t.Errorf("made %+v", pv)
+	}
+	if want := []string{"POST persistentvolumes", "GET persistentvolumeclaims"}; !slices.Equal(b.api.requests, want) {
+		t.Errorf("requests %v, want %v", b.api.requests, want)
+	}
 	if b.free("n1") != 6*gib {
 		t.Errorf("%d GiB are free", b.free("n1")/gib)
+	}
+}
+
+// TestNotPutOff: nothing is kept of a pod whose claims are bound in PreBind after all.
+func TestNotPutOff(t *testing.T) {
+	b := newBench(t)
+	p := &Plugin{VolumeBinding: &stock.VolumeBinding{Binder: b.binder}, binder: b.binder}
+	if _, err := b.AssumePodVolumes(klog.Background(), b.pod, "n1", &stock.PodVolumes{DynamicProvisions: []*stock.DynamicProvision{{PVC: b.pvc}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, put := b.quick.Load(b.pod.UID); !put {
+		t.Fatal("the pod is not noted")
+	}
+	p.PreBind(t.Context(), framework.NewCycleState(), b.pod, "n1")
+	if _, left := b.quick.Load(b.pod.UID); left {
+		t.Error("the pod is noted for ever")
 	}
 }

@@ -6,17 +6,17 @@
 // It owns the writes that make a reservation of a claim last, and the waiting for the claim
 // to be bound, if that is wanted. It does not own the choice of the node or the place.
 //
-// A claim is bound by two writes, in this order:
+// A claim is bound by one write: its PersistentVolume, bound to the claim beforehand. From
+// then on the place is recorded, and the PersistentVolume controller binds the two whatever
+// becomes of us. The write is repeatable, because the volume's name follows from the claim's
+// UID: a scheduler that finds the work done, by itself before it crashed or by another, goes
+// on from there.
 //
-//  1. the PersistentVolume, bound to the claim beforehand. From here on the place is
-//     recorded, and the PersistentVolume controller binds the claim to it whatever becomes
-//     of us;
-//  2. the claim, with the node and the volume's name: this only makes the controller look
-//     at once.
-//
-// Both are repeatable, because the volume's name follows from the claim's UID: a scheduler
-// that finds the work half done, by itself before it crashed or by another, goes on from
-// there.
+// The claim is left to the controller. To name the node and the volume in it would spare the
+// controller a search, but is a race with it: an event of the claim that it sees before that
+// of the volume finds no volume to bind to, and is done with; that of the volume finds the
+// claim's word, and is done with, too; and the claim waits for the controller to look at
+// everything anew, which it does every 15 seconds.
 package volumebinding
 
 import (
@@ -99,6 +99,13 @@ func (p *Plugin) PreBindPreFlight(ctx context.Context, cycle fwk.CycleState, pod
 		return result, fwk.NewStatus(fwk.Skip)
 	}
 	return result, status
+}
+
+// PreBind binds the claims that are bound here. Without the feature gate
+// NominatedNodeNameForExpectation nobody asks PreBindPreFlight, and all are.
+func (p *Plugin) PreBind(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
+	p.binder.quick.Delete(pod.UID)
+	return p.VolumeBinding.PreBind(ctx, cycle, pod, nodeName)
 }
 
 // Bind binds the claims that PreBindPreFlight has put off, and leaves the pod to the plugins

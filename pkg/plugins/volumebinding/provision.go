@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/component-helpers/storage/volume"
 	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -34,6 +33,13 @@ var (
 	// errUnknown is of a volume that may have been made.
 	errUnknown = errors.New("the API server does not say whether it did it")
 )
+
+// boundElsewhere is of a claim that somebody has bound to another volume.
+type boundElsewhere struct{ volume string }
+
+func (e *boundElsewhere) Error() string {
+	return fmt.Sprintf("it was bound to PersistentVolume %s meanwhile", e.volume)
+}
 
 func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
 	class, err := b.classOf(pvc)
@@ -73,10 +79,13 @@ func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod
 	if err != nil {
 		return err
 	}
-	if err = b.nameVolume(ctx, pvc, pv, pod.Spec.NodeName); err == nil && b.waitForBound {
+	if b.waitForBound {
 		err = b.await(ctx, pod, pvc, pv)
+	} else {
+		err = b.confirm(ctx, pvc, pv)
 	}
-	if errors.Is(err, errDeleted) {
+	var elsewhere *boundElsewhere
+	if errors.Is(err, errDeleted) || errors.As(err, &elsewhere) {
 		b.discard(ctx, pv)
 	}
 	return err
@@ -136,44 +145,14 @@ func remember(l *ledger.Ledger, pv *corev1.PersistentVolume, nodeName string) er
 	return &ledger.Elsewhere{Partition: v.Partition, Node: v.Node}
 }
 
-// nameVolume sets the node and the volume in the claim.
-func (b *binder) nameVolume(ctx context.Context, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, nodeName string) error {
-	now := pvc
-	pause := firstPause
-	for tries := 0; ; {
-		next := now.DeepCopy()
-		next.Spec.VolumeName = pv.Name
-		metav1.SetMetaDataAnnotation(&next.ObjectMeta, volume.AnnSelectedNode, nodeName)
-		_, err := b.client.CoreV1().PersistentVolumeClaims(pvc.Namespace).Update(ctx, next, metav1.UpdateOptions{})
-		switch {
-		case err == nil:
-			return nil
-		case apierrors.IsNotFound(err):
-			return errDeleted
-		case apierrors.IsConflict(err):
-			if tries++; tries > maxConflicts {
-				return fmt.Errorf("naming its PersistentVolume %s in it: %w", pv.Name, err)
-			}
-		case isUnknown(err):
-			if !sleep(ctx, pause) {
-				return fmt.Errorf("naming its PersistentVolume %s in it: %w", pv.Name, err)
-			}
-			pause = min(2*pause, lastPause)
-		default:
-			return fmt.Errorf("naming its PersistentVolume %s in it: %w", pv.Name, err)
-		}
-		if now, err = b.read(ctx, pvc); err != nil {
-			return err
-		}
-		switch now.Spec.VolumeName {
-		case "":
-		case pv.Name:
-			return nil
-		default:
-			b.discard(ctx, pv)
-			return fmt.Errorf("it was bound to PersistentVolume %s meanwhile", now.Spec.VolumeName)
-		}
+// confirm reads the claim once its volume exists: that it is still there, and to be bound to
+// this volume. From now on whoever deletes it finds the volume bound to it beforehand.
+func (b *binder) confirm(ctx context.Context, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) error {
+	now, err := b.read(ctx, pvc)
+	if err == nil && now.Spec.VolumeName != "" && now.Spec.VolumeName != pv.Name {
+		return &boundElsewhere{now.Spec.VolumeName}
 	}
+	return err
 }
 
 // read reads the claim from the API server.
