@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -194,7 +195,13 @@ func (d *Disk) Close() error {
 func (d *Disk) own() {
 	defer close(d.stopped)
 	for {
+		var due <-chan time.Time
+		if d.failure == nil && d.store.unfinished() {
+			due = time.After(finishDelay)
+		}
 		select {
+		case <-due:
+			d.finish(context.Background())
 		case <-d.stop:
 			d.rest()
 			return
@@ -208,7 +215,6 @@ func (d *Disk) own() {
 				d.fail(c.ctx, err)
 			}
 			c.done <- err
-			d.finish(c.ctx)
 		}
 	}
 }
@@ -219,17 +225,17 @@ func (d *Disk) rest() {
 	if d.failure != nil {
 		return
 	}
-	if err := d.store.takeBack(ctx); err != nil {
+	if err := errors.Join(d.store.finish(ctx), d.store.takeBack(ctx)); err != nil {
 		d.fail(ctx, err)
 	}
 }
 
-// finish does what a command has left to be done. It runs before the next command, so
-// that nobody but the one who was answered relies on it.
+// finishDelay is how long the second half of a write waits for the next command, which
+// usually is Format's: that writes the backup in another way.
+const finishDelay = time.Millisecond
+
+// finish does what a command has left to be done. Every change of the table does it first.
 func (d *Disk) finish(ctx context.Context) {
-	if d.failure != nil {
-		return
-	}
 	if err := d.store.finish(ctx); err != nil {
 		d.fail(ctx, fmt.Errorf("after a volume was made: %w", err))
 	}

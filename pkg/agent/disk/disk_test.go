@@ -19,6 +19,9 @@ const (
 	b   = "b0000000-0000-5000-8000-00000000000b"
 	c   = "c0000000-0000-5000-8000-00000000000c"
 	c2  = "c2000000-0000-5000-8000-00000000000c"
+	c4  = "c4000000-0000-5000-8000-00000000000c"
+	c5  = "c5000000-0000-5000-8000-00000000000c"
+	c6  = "c6000000-0000-5000-8000-00000000000c"
 	c3  = "c3000000-0000-5000-8000-00000000000c"
 )
 
@@ -163,8 +166,17 @@ func TestLife(t *testing.T) {
 		if changes == 0 {
 			t.Error("OnChange was never called")
 		}
+		d.settle(t)
 		verifyTable(t, l.path)
 	})
+}
+
+// settle waits for what Create has left to be done.
+func (d *Disk) settle(t *testing.T) {
+	t.Helper()
+	if err := d.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func ptr[T any](v T) *T { return &v }

@@ -30,7 +30,7 @@ func TestFaults(t *testing.T) {
 	} {
 		for _, change := range []step{
 			phase(a, Formatted), ahead(a).and(phase(a, Formatted)), ahead(a).and(back()),
-			early(b, 10, 3), ahead(a).and(early(b, 10, 3)), raw(b, 10, 3), grow(a, 5), phase(a, Wiping),
+			early(b, 10, 3), hasty(b, 10, 3).and(ahead(b), phase(b, Formatted)), ahead(a).and(early(b, 10, 3)), raw(b, 10, 3), grow(a, 5), phase(a, Wiping),
 		} {
 			outcomes := map[bool]int{}
 			for _, l := range crashLayouts(t) {

@@ -79,6 +79,7 @@ func TestThousandVolumes(t *testing.T) {
 	if err := create(2+1024*1010, 1); !errors.Is(err, ErrNoEntry) {
 		t.Errorf("one too many: %v", err)
 	}
+	d.settle(t)
 	verifyTable(t, l.path)
 
 	sample := map[int]string{0: "ext4", 253: "xfs", 254: "ext4", 255: "xfs", 600: "ext4", 999: "xfs"}
@@ -151,6 +152,7 @@ func TestThousandVolumes(t *testing.T) {
 			t.Errorf("Create where volume %d was: %+v, %v", i, again, err)
 		}
 	}
+	d.settle(t)
 	verifyTable(t, l.path)
 }
 

@@ -83,13 +83,18 @@ func grow(guid string, length int64) step {
 
 // early is a reserve as Create makes it, and what the owner does behind it.
 func early(guid string, start, length int64) step {
+	return hasty(guid, start, length).and(step{name: "finish", do: func(t testing.TB, s *store) error { return s.finish(quiet(t)) }})
+}
+
+// hasty is early before the owner has done anything behind it.
+func hasty(guid string, start, length int64) step {
 	return step{name: "early", do: func(t testing.TB, s *store) error {
 		next, e, err := s.table.withNew(CreateOptions{Partition: guid, Name: "default/pod", Extent: at(start, length)})
 		if err != nil {
 			return err
 		}
 		return s.putEarly(quiet(t), next, e)
-	}}.and(step{name: "finish", do: func(t testing.TB, s *store) error { return s.finish(quiet(t)) }})
+	}}
 }
 
 func phase(guid string, to Phase) step {
@@ -137,9 +142,12 @@ func life() []step {
 		make := []func(string, int64, int64) step{reserve, early}[i%2]
 		steps = append(steps, make(uuid.NewSHA1(uuid.Nil, []byte{byte(i)}).String(), 6+i, 1))
 	}
+	other := uuid.NewSHA1(uuid.Nil, []byte{0}).String()
 	return append(steps, phase(b, Wiping), remove(b),
 		// Formatted as Manager does it, alone and with others' changes in between.
 		ahead(c).and(phase(c, Formatted)),
+		hasty(c4, 46, 1).and(ahead(c4), phase(c4, Formatted)),
+		hasty(c5, 48, 1).and(ahead(other), ahead(c5), hasty(c6, 49, 1), ahead(c6), back(), phase(c5, Formatted)),
 		early(a, 50, 1).and(ahead(a), early(b, 51, 1), ahead(b), phase(a, Formatted), phase(b, Formatted)),
 		reserve(c2, 52, 1).and(ahead(c2), back(), ahead(c2), phase(a, Wiping), phase(c2, Wiping)),
 		raw(c3, 57, 1), grow(c3, 2), grow(c, 4),
@@ -166,7 +174,8 @@ func anyStep(random *rand.Rand, now table) step {
 	if now.free().Contains(at(start, length)) {
 		possible = append(possible, made, made)
 		if made.name != "raw" {
-			possible = append(possible, made.and(ahead(guid), phase(guid, Formatted)), made.and(ahead(guid), back()))
+			possible = append(possible, made.and(ahead(guid), phase(guid, Formatted)), made.and(ahead(guid), back()),
+				hasty(guid, start, length).and(ahead(guid), phase(guid, Formatted)))
 		}
 	}
 	for _, e := range now.entries {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 
 	"github.com/google/uuid"
 	"k8s.io/klog/v2"
@@ -217,10 +218,34 @@ func (s *store) putAhead(ctx context.Context, next table, e entry) error {
 	if err != nil {
 		return err
 	}
+	// If the table is not what it should be, it may be the early write that is missing.
+	if len(s.unwritten) > 0 && s.mayWrite(next) == nil {
+		return s.divert(ctx, e.index, b)
+	}
 	if err := s.prepare(ctx, next); err != nil {
 		return err
 	}
 	return s.writeBackup(ctx, s.renderWith(e.index, b).backup)
+}
+
+// divert finishes what putEarly began with another backup than it meant to write, and
+// saves writing that.
+func (s *store) divert(ctx context.Context, index int, slot []byte) error {
+	primary, meant := s.unproven[0], s.unwritten[0]
+	to := s.renderWith(index, slot).backup
+	backup := s.table.change(s.onDisk.backup, to)
+	// The disk does not have yet what was meant.
+	for _, w := range meant.changed {
+		if !slices.ContainsFunc(backup.changed, func(c write) bool { return c.off <= w.off && w.end() <= c.end() }) {
+			backup.changed = append(backup.changed, write{w.off, to.data[w.off-to.off:][:len(w.data)]})
+		}
+	}
+	s.unproven, s.unwritten = []batch{primary, backup}, []batch{backup}
+	if err := s.finish(ctx); err != nil {
+		return err
+	}
+	s.onDisk.backup, s.spare.backup = s.spare.backup, s.onDisk.backup
+	return nil
 }
 
 // takeBack ends what putAhead began: both copies are the same again.
@@ -250,11 +275,15 @@ func (s *store) writeBackup(ctx context.Context, to write) error {
 
 // prepare holds what must be true before anything is written.
 func (s *store) prepare(ctx context.Context, next table) error {
-	if err := next.validate(); err != nil {
-		return fmt.Errorf("the new table would be invalid: %w", err)
-	}
 	if err := s.finish(ctx); err != nil {
 		return err
+	}
+	return s.mayWrite(next)
+}
+
+func (s *store) mayWrite(next table) error {
+	if err := next.validate(); err != nil {
+		return fmt.Errorf("the new table would be invalid: %w", err)
 	}
 	// Nothing keeps a person from adding a partition with a tool. What is written now
 	// would take it away again, and give its extent to the next volume. The header tells,

@@ -113,7 +113,7 @@ func (d *Disk) wipe(ctx context.Context, partition string) error {
 		}
 		if phaseOf[e.kind] == Wiping {
 			// The disk must still be there, and the table ours, before anything is zeroed.
-			return d.recheck()
+			return d.recheck(ctx)
 		}
 		return d.setPhase(ctx, partition, Wiping)
 	})
@@ -166,7 +166,7 @@ func (d *Disk) attach(ctx context.Context, e entry) error {
 func (d *Disk) reattach(ctx context.Context, e entry) error {
 	node, err := d.attacherOf(e).attach(ctx, e)
 	if isGone(err) {
-		return errors.Join(err, d.recheck())
+		return errors.Join(err, d.recheck(ctx))
 	}
 	if err != nil {
 		return err
@@ -199,9 +199,12 @@ func (d *Disk) openVolume(e entry) (*blockDevice, error) {
 // when there is reason to believe that the device went away; if it did, the disk is
 // out of service from then on.
 func (d *Disk) Check(ctx context.Context) error {
-	return d.run(ctx, func(context.Context) error { return d.recheck() })
+	return d.run(ctx, func(ctx context.Context) error { return d.recheck(ctx) })
 }
 
-func (d *Disk) recheck() error {
+func (d *Disk) recheck(ctx context.Context) error {
+	if err := d.store.finish(ctx); err != nil {
+		return err
+	}
 	return d.store.unchanged(d.store.onDisk.backup, d.store.onDisk.primary)
 }

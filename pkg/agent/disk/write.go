@@ -79,6 +79,9 @@ func (s *store) begin(ctx context.Context, batches []batch, now int) error {
 
 // finish ends what begin began, unless that was done.
 func (s *store) finish(ctx context.Context) error {
+	if !s.unfinished() {
+		return nil
+	}
 	left := s.unwritten
 	s.unwritten = nil
 	err := s.attempt(left)
@@ -90,6 +93,9 @@ func (s *store) finish(ctx context.Context) error {
 	}
 	return nil
 }
+
+// unfinished reports whether there is anything for finish to do.
+func (s *store) unfinished() bool { return len(s.unproven) > 0 }
 
 // writeAgain writes all of the batches that failed. It is the one thing that is safe when
 // the state of the disk is unknown: fsync reports an error once and forgets the pages.

@@ -63,7 +63,7 @@ func (d *Disk) onZeros(ctx context.Context, partition string, plan func() (exten
 			return err
 		}
 		// The disk must still be there, and the table ours, before anything is zeroed.
-		if err := d.recheck(); err != nil {
+		if err := d.recheck(ctx); err != nil {
 			return err
 		}
 		if device, err = d.device.duplicate(); err != nil {
@@ -80,7 +80,7 @@ func (d *Disk) onZeros(ctx context.Context, partition string, plan func() (exten
 		delete(d.zeroing, partition)
 		if zeroErr != nil {
 			if isGone(zeroErr) {
-				return errors.Join(zeroErr, d.recheck())
+				return errors.Join(zeroErr, d.recheck(ctx))
 			}
 			return zeroErr
 		}
