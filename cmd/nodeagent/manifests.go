@@ -20,8 +20,13 @@ func manifests() *cobra.Command {
 
 It only reads, beside a running agent, and needs no API server. Applied with kubectl, the
 PersistentVolumes are Available: a claim of the same StorageClass, size and mode binds one
-with its data; with --bind only the claim does that has the name of the first one. To release a volume instead, print it with --reclaim-policy=Delete, apply
-that one and delete it: the agent wipes the volume, and then the PersistentVolume goes.`,
+with its data; with --bind only the claim of the namespace and name that the volume was
+made for, so that a StatefulSet that is made again finds its data. To release a volume
+instead, print it with --reclaim-policy=Delete, apply that one and delete it: the agent
+wipes the volume, and then the PersistentVolume goes.
+
+Claims and classes are known from the notes on the disks. Volumes that CSI
+sidecars have made have none: name the classes for those.`,
 		Args:         cobra.NoArgs,
 		SilenceUsage: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -39,8 +44,8 @@ that one and delete it: the agent wipes the volume, and then the PersistentVolum
 	fs := cmd.Flags()
 	fs.StringVar(&o.NodeName, "node-name", os.Getenv("NODE_NAME"), "Name of the Node whose disks these are. The default is $NODE_NAME.")
 	fs.StringSliceVar(&o.Devices, "devices", nil, "Shell patterns for device paths, as the agent has them. Loop, device-mapper and md devices are looked at only when named.")
-	fs.StringVar(&o.StorageClass, "storage-class", "", "StorageClass of the PersistentVolumes. A claim that is to bind one must name the same.")
-	fs.StringVar(&o.DiskClass, "disk-class", "", "DiskClass of the disks, noted in the PersistentVolumes.")
+	fs.StringVar(&o.StorageClass, "storage-class", "", "StorageClass of the PersistentVolumes; the default is the one that each was made with. A claim that is to bind one must name the same.")
+	fs.StringVar(&o.DiskClass, "disk-class", "", "DiskClass of the disks; the default is the one that each volume was made with.")
 	fs.BoolVar(&o.Bind, "bind", false, "Reserve each PersistentVolume for the claim of the namespace and name that it was made for, as far as the disk knows it.")
 	fs.StringVar(&policy, "reclaim-policy", policy, "Reclaim policy of the PersistentVolumes: Retain or Delete.")
 	return cmd

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -179,8 +180,7 @@ func TestAgentClaimManifests(t *testing.T) {
 	// Beside the running agent.
 	print := func(arguments ...string) []*corev1.PersistentVolume {
 		t.Helper()
-		c := exec.Command(process.Path, append([]string{"manifests", "--node-name=" + n.name, "--devices=" + n.disks[0].path + "," + n.disks[1].path,
-			"--storage-class=" + n.name, "--disk-class=" + n.name}, arguments...)...)
+		c := exec.Command(process.Path, append([]string{"manifests", "--node-name=" + n.name, "--devices=" + n.disks[0].path + "," + n.disks[1].path}, arguments...)...)
 		var stderr bytes.Buffer
 		c.Stderr = &stderr
 		out, err := c.Output()
@@ -218,6 +218,10 @@ func TestAgentClaimManifests(t *testing.T) {
 		pv := again[old.Name]
 		if pv == nil {
 			t.Fatalf("%s is not printed", old.Name)
+		}
+		if class := diskv1alpha1.AttributeClass; pv.Spec.StorageClassName != old.Spec.StorageClassName || !slices.Equal(pv.Spec.AccessModes, old.Spec.AccessModes) ||
+			pv.Spec.CSI.VolumeAttributes[class] != old.Spec.CSI.VolumeAttributes[class] {
+			t.Errorf("printed is %+v, was %+v: not as noted on the disk", pv.Spec, old.Spec)
 		}
 		if *pv.Spec.VolumeMode != *old.Spec.VolumeMode || pv.Spec.CSI.FSType != old.Spec.CSI.FSType || !pv.Spec.Capacity.Storage().Equal(*old.Spec.Capacity.Storage()) {
 			t.Errorf("printed is %+v, was %+v", pv.Spec, old.Spec)

@@ -28,7 +28,6 @@ import (
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/claim"
-	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/pkg/request"
 )
 
@@ -40,10 +39,10 @@ type Options struct {
 	Devices []string
 	// Sys is /sys/block.
 	Sys fs.FS
-	// StorageClass of the PersistentVolumes; a claim that is to bind one names the same.
+	// StorageClass of the PersistentVolumes, which a claim names that is to bind one, and
+	// DiskClass of their disks; if empty, those that the disk has noted.
 	StorageClass string
-	// DiskClass of the disks, or empty.
-	DiskClass string
+	DiskClass    string
 	// Bind reserves each PersistentVolume for the claim of the name that it was made for.
 	Bind bool
 	// ReclaimPolicy of the PersistentVolumes.
@@ -137,20 +136,23 @@ func (o *Options) volume(d disk.Snapshot, v disk.Volume, id, fsType string) *cor
 	pvc := &corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{
 		AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeMode: &mode,
 	}}
-	class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: o.StorageClass}, ReclaimPolicy: &o.ReclaimPolicy}
-	wanted := request.Volume{ID: id, FSType: fsType, Request: placement.Request{Class: o.DiskClass}}
+	class := &storagev1.StorageClass{ReclaimPolicy: &o.ReclaimPolicy}
+	wanted := request.Volume{ID: id, FSType: fsType}
 	pv := claim.NewVolume(pvc, class, wanted, o.NodeName, diskv1alpha1.Place{
 		Disk: d.ID, Extent: diskv1alpha1.Extent{Start: v.Extent.Start, Length: v.Extent.Len()},
 	})
 	pv.TypeMeta = metav1.TypeMeta{APIVersion: corev1.SchemeGroupVersion.String(), Kind: "PersistentVolume"}
 	pv.Spec.ClaimRef = nil
-	if namespace, name, ok := strings.Cut(v.Note, "/"); ok && o.Bind {
-		// Without a UID: the claim is another one now.
-		pv.Spec.ClaimRef = &corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: namespace, Name: name}
+	delete(pv.Spec.CSI.VolumeAttributes, diskv1alpha1.AttributeClass)
+	// What a person says now counts more than what was noted once. A note that cannot be
+	// read is as good as none: the volume is there without it.
+	note, _ := claim.ReadNote(v.Note)
+	note.StorageClass = cmp.Or(o.StorageClass, note.StorageClass)
+	note.DiskClass = cmp.Or(o.DiskClass, note.DiskClass)
+	if !o.Bind {
+		note.Namespace, note.Claim = "", ""
 	}
-	if o.DiskClass == "" {
-		delete(pv.Spec.CSI.VolumeAttributes, diskv1alpha1.AttributeClass)
-	}
+	note.Apply(pv)
 	return pv
 }
 

@@ -105,6 +105,8 @@ func stripVolume(object any) (any, error) {
 		Capacity:                      pv.Spec.Capacity,
 		PersistentVolumeReclaimPolicy: pv.Spec.PersistentVolumeReclaimPolicy,
 		VolumeMode:                    pv.Spec.VolumeMode,
+		StorageClassName:              pv.Spec.StorageClassName,
+		AccessModes:                   pv.Spec.AccessModes,
 		NodeAffinity:                  pv.Spec.NodeAffinity,
 		PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
 			Driver: diskv1alpha1.DriverName, VolumeHandle: pv.Spec.CSI.VolumeHandle, FSType: pv.Spec.CSI.FSType,

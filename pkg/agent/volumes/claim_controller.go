@@ -45,7 +45,7 @@ func (m *Manager) CreateVolume(ctx context.Context, r VolumeRequest) (Volume, er
 		Name: r.ID, ID: r.ID, Partition: diskv1alpha1.PartitionID(r.ID), FSType: r.FSType, Block: r.Block,
 		Request: placement.Request{Class: r.Class, Size: size, Apart: r.Apart},
 	}
-	p, err := m.settle(ctx, wanted{Volume: v, unrecorded: "a CSI call asked for it"}, func() error { return nil })
+	p, err := m.settle(ctx, wanted{Volume: v, unrecorded: "a CSI call asked for it"}, "", func() error { return nil })
 	if err != nil {
 		return Volume{}, err
 	}

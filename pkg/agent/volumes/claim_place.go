@@ -73,12 +73,15 @@ func (m *Manager) isFinished(pv *corev1.PersistentVolume) bool {
 // asked when the volume's lock is held.
 func (m *Manager) realizeVolume(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, permit func() error) error {
 	w := wanted{Volume: requestOf(v)}
-	w.Claim = claim.Owner(pv)
 	w.home = diskFor(pv, v)
 	w.recorded = &diskv1alpha1.RecordVolume{
 		Name: w.Name, Disk: v.Place.Disk, Extent: diskv1alpha1.Extent{Start: v.Place.Start, Length: v.Size},
 	}
-	p, err := m.settle(ctx, w, permit)
+	note, err := claim.NoteOf(pv, v).Encode()
+	if err != nil {
+		return fmt.Errorf("cannot note whose volume %s is: %w", v.ID, err)
+	}
+	p, err := m.settle(ctx, w, note, permit)
 	if err != nil || p.deviation == "" {
 		return err
 	}
@@ -88,7 +91,7 @@ func (m *Manager) realizeVolume(ctx context.Context, pv *corev1.PersistentVolume
 
 // settle makes the partition of a persistent volume, unless it has one. The place is empty
 // if it had.
-func (m *Manager) settle(ctx context.Context, w wanted, permit func() error) (place, error) {
+func (m *Manager) settle(ctx context.Context, w wanted, note string, permit func() error) (place, error) {
 	unlock, err := m.podLocks.lock(ctx, w.Partition)
 	if err != nil {
 		return place{}, err
@@ -99,7 +102,7 @@ func (m *Manager) settle(ctx context.Context, w wanted, permit func() error) (pl
 		if err != nil || found {
 			return place{}, err
 		}
-		err = m.createVolume(ctx, p, permit)
+		err = m.createVolume(ctx, p, note, permit)
 		stale := errors.Is(err, disk.ErrOverlap) || errors.Is(err, disk.ErrNoEntry)
 		if err == nil || !stale || try == placeTries {
 			return p, err
@@ -171,7 +174,7 @@ func (m *Manager) checkSize(v request.Volume) error {
 }
 
 // createVolume makes the partition at its place, and gives back the extent that was held.
-func (m *Manager) createVolume(ctx context.Context, p place, permit func() error) error {
+func (m *Manager) createVolume(ctx context.Context, p place, note string, permit func() error) error {
 	defer func() {
 		m.mu.Lock()
 		delete(m.claimed, p.Partition)
@@ -194,7 +197,7 @@ func (m *Manager) createVolume(ctx context.Context, p place, permit func() error
 		return fmt.Errorf("%w: %.64q is not the ID of a persistent volume", ErrInvalid, p.ID)
 	}
 	v, err := d.Engine.Create(ctx, disk.CreateOptions{
-		Partition: p.Partition, Name: name, Extent: p.extent, Raw: p.Block, Note: p.Claim,
+		Partition: p.Partition, Name: name, Extent: p.extent, Raw: p.Block, Note: note,
 	})
 	if err != nil {
 		return fmt.Errorf("cannot make a partition for volume %s at %v of disk %s: %w", p.ID, p.extent, p.disk, err)

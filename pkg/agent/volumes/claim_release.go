@@ -371,8 +371,8 @@ func (m *Manager) Orphaned() []string {
 			_, is := m.persistent.orphaned[v.Partition]
 			m.mu.Unlock()
 			if is {
-				if v.Note != "" {
-					id += " (made for " + v.Note + ")"
+				if note, err := claim.ReadNote(v.Note); err == nil && note.Claim != "" {
+					id += " (made for claim " + note.Namespace + "/" + note.Claim + ")"
 				}
 				orphaned = append(orphaned, id)
 			}
