@@ -6,9 +6,12 @@ import (
 	"maps"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
 
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/placement"
 )
 
@@ -43,10 +46,11 @@ func (p *Plugin) PostFilter(ctx context.Context, cycle fwk.CycleState, pod *core
 		return nil, fwk.NewStatus(fwk.Unschedulable)
 	}
 	snapshot := p.ledger.Snapshot(nominated)
-	if len(snapshot.Wiping()) == 0 {
+	gone := p.feed.released(nominated)
+	maps.Copy(gone, snapshot.Wiping())
+	if len(gone) == 0 {
 		return nil, fwk.NewStatus(fwk.Unschedulable)
 	}
-	gone := maps.Clone(snapshot.Wiping())
 	maps.Copy(gone, s.gone)
 	if _, err := placement.Plan(nil, snapshot.Without(gone), s.requests); err != nil {
 		return nil, fwk.NewStatus(fwk.Unschedulable)
@@ -54,4 +58,40 @@ func (p *Plugin) PostFilter(ctx context.Context, cycle fwk.CycleState, pod *core
 	// This status ends the preemption and leaves the nomination as it is.
 	return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable,
 		fmt.Sprintf("waiting for node %s to wipe volumes that are gone; nothing more is preempted meanwhile", nominated))
+}
+
+// released are the partitions on the node of volumes that nobody will use any more, and
+// that the agent will wipe: of claims that went with their pod, or are about to. It takes a
+// while from the end of a pod to the end of the volume of its generic ephemeral claim.
+func (f *feed) released(nodeName string) map[string]struct{} {
+	partitions := map[string]struct{}{}
+	label := diskv1alpha1.NodeLabel(nodeName)
+	for _, obj := range f.volumes.List() {
+		pv, ok := obj.(*corev1.PersistentVolume)
+		if !ok || !claim.IsOurs(pv) || pv.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete || pv.Spec.ClaimRef == nil {
+			continue
+		}
+		v, err := claim.ReadVolume(pv)
+		if err != nil || v.Node != label {
+			continue
+		}
+		if pv.DeletionTimestamp != nil || pv.Status.Phase == corev1.VolumeReleased || f.ending(pv) {
+			partitions[v.Partition] = struct{}{}
+		}
+	}
+	return partitions
+}
+
+// ending reports whether the volume's claim is gone or going, also because the pod that it
+// belongs to is gone.
+func (f *feed) ending(pv *corev1.PersistentVolume) bool {
+	pvc, err := f.claims.claims.PersistentVolumeClaims(pv.Spec.ClaimRef.Namespace).Get(pv.Spec.ClaimRef.Name)
+	if err != nil || !claim.IsFor(pv, pvc) || pvc.DeletionTimestamp != nil {
+		return true
+	}
+	owner := metav1.GetControllerOf(pvc)
+	if owner == nil || owner.Kind != "Pod" {
+		return false
+	}
+	return f.storedPod(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pvc.Namespace, Name: owner.Name, UID: owner.UID}}) == nil
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	fwk "k8s.io/kube-scheduler/framework"
 	"k8s.io/kubernetes/pkg/scheduler/framework"
 	st "k8s.io/kubernetes/pkg/scheduler/testing"
@@ -56,6 +57,59 @@ func TestPreemptionWaitsForTheWipe(t *testing.T) {
 			}
 			if !test.waits && status.Message() != "" {
 				t.Errorf("a message that nobody needs: %q", status.Message())
+			}
+		})
+	}
+}
+
+// TestPreemptionWaitsForClaims: the volume of a generic ephemeral claim ends a while after
+// its pod. Nobody else is preempted meanwhile.
+func TestPreemptionWaitsForClaims(t *testing.T) {
+	victim := withEphemeral(claimPod("victim"), "tmp")
+	tests := map[string]struct {
+		change func(*testing.T, *bench, *corev1.PersistentVolumeClaim, *corev1.PersistentVolume)
+		waits  bool
+	}{
+		"the pod is there": {func(t *testing.T, b *bench, _ *corev1.PersistentVolumeClaim, _ *corev1.PersistentVolume) {
+			b.store(t, victim)
+		}, false},
+		"the pod is gone": {func(*testing.T, *bench, *corev1.PersistentVolumeClaim, *corev1.PersistentVolume) {}, true},
+		"the claim is gone": {func(t *testing.T, b *bench, pvc *corev1.PersistentVolumeClaim, _ *corev1.PersistentVolume) {
+			if err := b.factory.Core().V1().PersistentVolumeClaims().Informer().GetIndexer().Delete(pvc); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+		"the volume is deleted": {func(t *testing.T, b *bench, _ *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
+			b.store(t, victim)
+			pv.DeletionTimestamp = &metav1.Time{}
+		}, true},
+		"the volume is retained": {func(_ *testing.T, _ *bench, _ *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
+			pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+		}, false},
+		"it is on another node": {func(_ *testing.T, _ *bench, _ *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
+			pv.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0].Values = []string{"n2"}
+		}, false},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, nil, "n1")
+			b.storageClass(t, "ssd", nil)
+			pvc := b.claim(t, "victim-tmp", "ssd", 6, ownedBy(victim))
+			pv := b.volume(t, pvc, "n1", 0)
+			b.publish(t, "n1", 1, diskv1alpha1.Allocation{
+				Partition: diskv1alpha1.PartitionID(pv.Name), Phase: diskv1alpha1.PhaseFormatted,
+				Extent: diskv1alpha1.Extent{Start: diskv1alpha1.Alignment, Length: 6 * gib},
+			})
+			test.change(t, b, pvc, pv)
+			b.storeVolume(t, pv)
+			pod := podOf("important", 6)
+			pod.Status.NominatedNodeName = "n1"
+			state, statuses := b.filter(t, pod)
+			byNode := framework.NewDefaultNodeToStatus()
+			byNode.Set("n1", statuses["n1"])
+			_, status := b.framework.RunPostFilterPlugins(b.ctx, state, pod, byNode)
+			if waits := strings.Contains(status.Message(), "waiting for node n1 to wipe"); waits != test.waits {
+				t.Errorf("got %v, want it to wait: %v", status, test.waits)
 			}
 		})
 	}
