@@ -1,6 +1,7 @@
 package provisioner
 
 import (
+	"strings"
 	"sync"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 // sayAgainAfter is how long an event is kept by the API server, by default.
 const sayAgainAfter = time.Hour
 
-// maxNote is how long what an event says may be for the API server, and a little less.
+// maxNote is how many bytes long what an event says may be for the API server, and a little less.
 const maxNote = 1000
 
 // A claim is given back to its scheduler at once the first time, and then ever more
@@ -119,6 +120,11 @@ func (m *memory) wake(label string) map[string]struct{} {
 	return keys
 }
 
+// shorten cuts a note to what the API server takes, which it counts in bytes.
+func shorten(note string) string {
+	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "")
+}
+
 // say writes an event about a claim, once: not again at every sync.
 func (c *Controllers) say(m *memo, pvc *corev1.PersistentVolumeClaim, eventType, reason, action, note string) {
 	now := time.Now()
@@ -126,5 +132,5 @@ func (c *Controllers) say(m *memo, pvc *corev1.PersistentVolumeClaim, eventType,
 		return
 	}
 	m.said, m.saidAt = note, now
-	c.recorder.Eventf(pvc, nil, eventType, reason, action, "%.*s", maxNote, note)
+	c.recorder.Eventf(pvc, nil, eventType, reason, action, "%s", shorten(note))
 }

@@ -154,8 +154,11 @@ func (c *Controllers) giveBack(ctx context.Context, m *memo, pvc *corev1.Persist
 	c.ledger.Forget(holderOf(pvc.UID))
 	key := keyOf(pvc)
 	if wait := m.returns.wait(time.Now()); wait > 0 {
-		// Meanwhile there may be room after all.
-		c.memory.wait(node, key)
+		// Meanwhile there may be room after all. But whoever may edit claims can choose any
+		// name, and of a node that does not exist no news would ever come.
+		if c.nodeExists(diskv1alpha1.NodeLabel(node)) {
+			c.memory.wait(node, key)
+		}
 		c.claimQueue.AddAfter(key, wait)
 		return nil
 	}

@@ -87,6 +87,13 @@ func (m *Manager) Stage(ctx context.Context, volumeID string, o StageOptions, us
 		if err := m.realizeVolume(ctx, pv, v, permit); err != nil {
 			return err
 		}
+		// Before there is data in it: once its disk is lost, nothing else would tell that it
+		// had been there.
+		if on, found := m.Lookup(volumeID); found {
+			if err := m.noteMove(ctx, pv, v, on.Disk); err != nil {
+				return err
+			}
+		}
 	}
 	return m.makeReady(ctx, want, use)
 }
