@@ -62,7 +62,7 @@ func TestParseParameters(t *testing.T) {
 		"percent":           {map[string]string{class: "ssd", ParameterHeadroom: "50%"}, 5 << 30, ""},
 		"rounded up":        {map[string]string{class: "ssd", ParameterHeadroom: "1"}, 1 << 20, ""},
 		"no class":          {map[string]string{}, 0, "disk.berth.dev/class is missing"},
-		"unknown":           {map[string]string{class: "ssd", "disk.berth.dev/clas": "x"}, 0, `unknown parameter "disk.berth.dev/clas"`},
+		"unknown":           {map[string]string{class: "ssd", "disk.berth.dev/size": "1Gi"}, 0, `unknown parameter "disk.berth.dev/size"`},
 		"bad fs":            {map[string]string{class: "ssd", ParameterFSType: "ntfs"}, 0, `"ntfs" is not supported`},
 		"bad spread":        {map[string]string{class: "ssd", AttributeSpread: "node"}, 0, `can only be "disk"`},
 		"negative headroom": {map[string]string{class: "ssd", ParameterHeadroom: "-1Gi"}, 0, "write it like 20Gi or 50%"},
