@@ -93,7 +93,7 @@ func waitingConfig(tb testing.TB, c *cluster.Cluster) string {
 		tb.Fatal("the scheduler's configuration has no bindTimeoutSeconds")
 	}
 	path := filepath.Join(c.Dir(), "waiting-config.yaml")
-	changed := slices.Concat(config[:at], []byte("waitForBound: true\n      "), config[at:])
+	changed := slices.Concat(config[:at], []byte("controllerPatience: 10m\n      "), config[at:])
 	if err := os.WriteFile(path, changed, 0o600); err != nil {
 		tb.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func (f *fakeCluster) firstAndLast(ctx context.Context, tb testing.TB, w claimWo
 }
 
 // watchClaims sends the time at which each claim of the namespace was seen to be Bound,
-// which is what kubelets wait for.
+// which is what kubelets wait for, and fails the benchmark if one does not stay so.
 func (f *fakeCluster) watchClaims(ctx context.Context, tb testing.TB, namespace string) <-chan time.Time {
 	tb.Helper()
 	factory := informers.NewSharedInformerFactoryWithOptions(f.clientset(tb), 0, informers.WithNamespace(namespace))
@@ -201,7 +201,12 @@ func (f *fakeCluster) watchClaims(ctx context.Context, tb testing.TB, namespace 
 	seen := map[string]bool{}
 	_, err := factory.Core().V1().PersistentVolumeClaims().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		UpdateFunc: func(_, obj any) {
-			if pvc, ok := obj.(*corev1.PersistentVolumeClaim); ok && pvc.Status.Phase == corev1.ClaimBound && !seen[pvc.Name] {
+			pvc, ok := obj.(*corev1.PersistentVolumeClaim)
+			switch {
+			case !ok:
+			case seen[pvc.Name] && pvc.Status.Phase != corev1.ClaimBound:
+				tb.Errorf("claim %s was Bound, and is %s", pvc.Name, pvc.Status.Phase)
+			case pvc.Status.Phase == corev1.ClaimBound && !seen[pvc.Name]:
 				seen[pvc.Name] = true
 				bound <- time.Now()
 			}

@@ -187,6 +187,30 @@ func (e *tenant) reclaim(ctx context.Context, pv *corev1.PersistentVolume) {
 	}
 }
 
+// noWarnings holds that nobody has complained about a claim of the tenant, or its volume.
+func (e *tenant) noWarnings() {
+	e.t.Helper()
+	events := &corev1.EventList{}
+	if err := e.client.List(e.t.Context(), events); err != nil {
+		e.t.Fatal(err)
+	}
+	volumes := map[string]bool{}
+	claims := &corev1.PersistentVolumeClaimList{}
+	if err := e.client.List(e.t.Context(), claims, client.InNamespace(e.namespace)); err != nil {
+		e.t.Fatal(err)
+	}
+	for _, pvc := range claims.Items {
+		volumes[pvc.Spec.VolumeName] = true
+	}
+	for _, event := range events.Items {
+		about := event.InvolvedObject
+		ours := about.Kind == "PersistentVolumeClaim" && about.Namespace == e.namespace || about.Kind == "PersistentVolume" && volumes[about.Name]
+		if ours && event.Type != corev1.EventTypeNormal {
+			e.t.Errorf("of %s %s it is said: %s: %s", about.Kind, about.Name, event.Reason, event.Message)
+		}
+	}
+}
+
 // writeTo is write for any of the pod's volumes.
 func (e *tenant) writeTo(pod *corev1.Pod, directory, canary string) {
 	e.t.Helper()

@@ -278,3 +278,49 @@ func TestBadClaims(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestClaimAndNodeDown: a volume whose claim is deleted while its node is down is kept until
+// the node is back and has wiped it.
+func TestClaimAndNodeDown(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	const node = "node2"
+	pvc := e.claim("data", hdd, "200Mi")
+	pod := e.podOf("pod", claimed("data", pvc))
+	pod.Spec.NodeSelector = map[string]string{corev1.LabelHostname: node}
+	e.make(pvc)
+	e.create(pod)
+	e.ready(pod)
+	pv := e.boundTo(pvc)
+	p := e.findVolume(pv)
+	mark := canary(e)
+	e.write(pod, mark)
+
+	if err := e.cluster.PowerOff(t.Context(), node); err != nil {
+		t.Fatal(err)
+	}
+	// What a person does who knows that the node is down.
+	if err := e.client.Delete(t.Context(), pod, client.GracePeriodSeconds(0)); err != nil {
+		t.Fatal(err)
+	}
+	e.unmake(pvc)
+	e.eventually("the volume is released", func(ctx context.Context) error { return e.inPhase(ctx, pv, corev1.VolumeReleased) })
+	next := e.claim("next", hdd, "2000Mi")
+	waiting := e.podOf("next", claimed("data", next))
+	waiting.Spec.NodeSelector = pod.Spec.NodeSelector
+	e.make(next)
+	e.create(waiting)
+	e.waits(waiting)
+	if !contains(t, p.machine.File, p.allocation.Extent, mark) {
+		t.Error("the data is gone while the node is down")
+	}
+	if err := e.cluster.PowerOn(t.Context(), node); err != nil {
+		t.Fatal(err)
+	}
+	e.ready(waiting)
+	if contains(t, p.machine.File, whole(p.machine), mark) {
+		t.Errorf("%q is still on %s", mark, p.machine.Path)
+	}
+	if err := e.client.Get(t.Context(), client.ObjectKeyFromObject(pv), pv); !apierrors.IsNotFound(err) {
+		t.Errorf("volume %s is still there: %v", pv.Name, err)
+	}
+}

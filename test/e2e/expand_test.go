@@ -26,6 +26,9 @@ func TestExpandMounted(t *testing.T) {
 	e.write(pod, mark)
 	e.expand(pvc, "800Mi")
 	e.hasGrown(pvc, 800*mib)
+	e.event(pvc, "FileSystemResizeRequired")
+	e.event(pod, "FileSystemResizeSuccessful")
+	e.noWarnings()
 	after := e.findVolume(e.boundTo(pvc))
 	if after.allocation.Start != before.allocation.Start || after.allocation.Length != 800*mib {
 		t.Errorf("the volume was %+v, is %+v", before.allocation, after.allocation)
@@ -99,6 +102,8 @@ func TestExpandBlock(t *testing.T) {
 	e.exec(pod, "yes hello | dd of=/dev/raw bs=1M count=100 iflag=fullblock conv=fsync 2>/dev/null")
 	e.expand(pvc, "300Mi")
 	e.hasGrown(pvc, 300*mib)
+	e.event(pvc, "VolumeResizeSuccessful")
+	e.noWarnings()
 	out := e.exec(pod, "blockdev --getsize64 /dev/raw; head -n 1 /dev/raw; tail -c 209715200 /dev/raw | od -A n -t x1 | sort -u")
 	if want := []string{strconv.FormatInt(300*mib, 10), "hello", "00 00"}; lacks(out, want) != "" || strings.Count(out, "\n") > 3 {
 		t.Errorf("the pod's device is %q, want %q", out, want)
@@ -128,19 +133,38 @@ func TestExpandTooFar(t *testing.T) {
 	mark := canary(e)
 	e.write(pod, mark)
 	e.expand(pvc, "600Mi")
-	e.event(pvc, "VolumeResizeFailed", "600Mi")
+	e.event(pvc, "VolumeResizeFailed", "600Mi", "nothing is free behind it")
 	e.expand(behind, "500Gi")
-	e.event(behind, "VolumeResizeFailed", "500Gi")
-	if err := e.client.Get(t.Context(), client.ObjectKeyFromObject(pvc), pvc); err != nil {
-		t.Fatal(err)
+	e.event(behind, "VolumeResizeFailed", "cannot grow to 500Gi where it is", "at most")
+	for _, c := range []*corev1.PersistentVolumeClaim{pvc, behind} {
+		e.cannotGrow(c)
 	}
-	t.Logf("the claim's status: %+v", pvc.Status)
 	e.delete(neighbour)
 	e.unmake(behind)
 	e.hasGrown(pvc, 600*mib)
 	e.holds(pod, mark)
 	if _, size := e.mounted(pod); size < 500*mib {
 		t.Errorf("the pod has %d bytes", size)
+	}
+}
+
+// cannotGrow waits until the claim's status says why it stays as it is.
+func (e *tenant) cannotGrow(pvc *corev1.PersistentVolumeClaim) {
+	e.t.Helper()
+	e.eventually("claim "+pvc.Name+" says that it cannot grow", func(ctx context.Context) error {
+		if err := e.client.Get(ctx, client.ObjectKeyFromObject(pvc), pvc); err != nil {
+			return err
+		}
+		for _, c := range pvc.Status.Conditions {
+			if c.Type == corev1.PersistentVolumeClaimControllerResizeError && strings.Contains(c.Message, "cannot grow") {
+				e.t.Logf("claim %s: %s", pvc.Name, c.Message)
+				return nil
+			}
+		}
+		return fmt.Errorf("its status is %+v", pvc.Status)
+	})
+	if capacity := pvc.Status.Capacity[corev1.ResourceStorage]; capacity.Value() != 400*mib {
+		e.t.Errorf("claim %s could not grow, and has %s", pvc.Name, capacity.String())
 	}
 }
 

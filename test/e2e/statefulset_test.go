@@ -74,6 +74,7 @@ func TestStatefulSet(t *testing.T) {
 
 	e.rebootUnder(two)
 	e.keeps(replicas)
+	e.noWarnings()
 
 	e.unmake(set)
 	for _, r := range replicas {

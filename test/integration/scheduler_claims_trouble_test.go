@@ -134,7 +134,7 @@ func claimDeleted(t *testing.T, s *schedulers) {
 			t.Error(err)
 		}
 	}()
-	waiting := runScheduler(t, s.cluster, "", "bindTimeoutSeconds: 600", "waitForBound: true", "leaderElect: true", "leaderElect: false")
+	waiting := runScheduler(t, s.cluster, "", "bindTimeoutSeconds: 600", "controllerPatience: 10m", "leaderElect: true", "leaderElect: false")
 	defer waiting.kill()
 	for _, class := range []string{"ssd", "keep"} {
 		t.Run(class, func(t *testing.T) {

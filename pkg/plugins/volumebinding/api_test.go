@@ -56,6 +56,9 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if len(parts) > 1 {
 		name = parts[1]
 	}
+	if len(parts) > 2 {
+		resource += "/" + parts[2]
+	}
 	request := r.Method + " " + resource
 	a.requests = append(a.requests, request)
 	if a.before != nil {
@@ -96,6 +99,19 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, pv)
 	case "GET persistentvolumeclaims":
 		found(w, a.claims[name], a.claims[name] != nil)
+	case "PUT persistentvolumeclaims", "PUT persistentvolumeclaims/status":
+		var pvc corev1.PersistentVolumeClaim
+		a.decode(r, &pvc)
+		switch old := a.claims[name]; {
+		case old == nil:
+			fail(w, http.StatusNotFound, metav1.StatusReasonNotFound)
+		case old.ResourceVersion != pvc.ResourceVersion || old.UID != pvc.UID:
+			fail(w, http.StatusConflict, metav1.StatusReasonConflict)
+		default:
+			pvc.ResourceVersion = strconv.Itoa(a.revision)
+			a.claims[name] = &pvc
+			answer(w, &pvc)
+		}
 	default:
 		a.t.Errorf("unexpected %s", request)
 		fail(w, http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed)

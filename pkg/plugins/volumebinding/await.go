@@ -9,7 +9,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/component-helpers/storage/volume"
 	"k8s.io/klog/v2"
 )
 
@@ -41,7 +40,7 @@ func (b *binder) isBound(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv 
 		return false, err
 	case now.Status.Phase == corev1.ClaimLost:
 		return false, fmt.Errorf("its PersistentVolume %s was deleted: delete the claim, too, it is lost", now.Spec.VolumeName)
-	case now.Spec.VolumeName == pv.Name && metav1.HasAnnotation(now.ObjectMeta, volume.AnnBindCompleted):
+	case now.Spec.VolumeName == pv.Name && now.Status.Phase == corev1.ClaimBound:
 		return true, nil
 	case now.Spec.VolumeName != "" && now.Spec.VolumeName != pv.Name:
 		return false, &boundElsewhere{now.Spec.VolumeName}

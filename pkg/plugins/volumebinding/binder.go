@@ -32,8 +32,8 @@ type binder struct {
 	classes storagelisters.StorageClassLister
 	watch   *watch
 	timeout time.Duration
-	// waitForBound is that of the plugin's arguments.
-	waitForBound bool
+	// patience is that of the plugin's arguments with the controller.
+	patience time.Duration
 	// ledger is DiskCapacity's, which may be made after us.
 	ledger func() (*ledger.Ledger, error)
 
@@ -56,7 +56,7 @@ func newBinder(inner stock.SchedulerVolumeBinder, handle fwk.Handle, args *DiskV
 		classes:               factory.Storage().V1().StorageClasses().Lister(),
 		watch:                 w,
 		timeout:               args.timeout(),
-		waitForBound:          args.WaitForBound,
+		patience:              args.ControllerPatience.Duration,
 		ledger: func() (*ledger.Ledger, error) {
 			shared, ok := diskcapacity.SharedLedger(factory)
 			if !ok {

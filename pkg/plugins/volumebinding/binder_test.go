@@ -72,7 +72,7 @@ func newBench(t *testing.T) *bench {
 	}
 	b.binder = &binder{
 		SchedulerVolumeBinder: b.inner, client: client, claims: core.PersistentVolumeClaims().Lister(), pods: core.Pods().Lister(),
-		classes: b.factory.Storage().V1().StorageClasses().Lister(), watch: w, timeout: 2 * time.Second, waitForBound: true,
+		classes: b.factory.Storage().V1().StorageClasses().Lister(), watch: w, timeout: 2 * time.Second, patience: time.Minute,
 		ledger: func() (*ledger.Ledger, error) { return b.ledger, nil },
 	}
 	for i, node := range []string{"n1", "n2"} {
@@ -142,7 +142,7 @@ func (b *bench) tellBound(t *testing.T, change func(*corev1.PersistentVolumeClai
 	t.Helper()
 	now := b.pvc.DeepCopy()
 	now.Spec.VolumeName = diskv1alpha1.ClaimVolumeID(b.pvc.UID)
-	metav1.SetMetaDataAnnotation(&now.ObjectMeta, volume.AnnBindCompleted, "yes")
+	now.Status.Phase = corev1.ClaimBound
 	if change != nil {
 		change(now)
 	}
@@ -270,7 +270,7 @@ func TestGoesOn(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			b.waitForBound = false
+			b.patience = time.Millisecond
 			test.before(t, b)
 			err := b.bind()
 			if test.says == "" && err != nil || test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says)) {
@@ -471,18 +471,22 @@ func TestOthers(t *testing.T) {
 	})
 }
 
-// TestWithoutWaiting: when nobody is to wait, the pod goes on as soon as the volume is there
-// and the claim still is.
-func TestWithoutWaiting(t *testing.T) {
+// TestImpatient: a controller that is behind finds the claim bound as it would have done it.
+func TestImpatient(t *testing.T) {
 	b := newBench(t)
-	b.waitForBound = false
+	b.patience = time.Millisecond
 	if err := b.bind(); err != nil {
 		t.Fatal(err)
 	}
 	if pv := b.api.volume(diskv1alpha1.ClaimVolumeID(b.pvc.UID)); pv == nil || !claim.IsFor(pv, b.pvc) {
 		t.Errorf("made %+v", pv)
 	}
-	if want := []string{"POST persistentvolumes", "GET persistentvolumeclaims"}; !slices.Equal(b.api.requests, want) {
+	pvc := b.api.claims[b.pvc.Name]
+	if pvc.Spec.VolumeName != diskv1alpha1.ClaimVolumeID(b.pvc.UID) || pvc.Status.Phase != corev1.ClaimBound ||
+		pvc.Status.Capacity.Storage().Value() != 4*gib || len(pvc.Status.AccessModes) != 1 || pvc.Annotations[volume.AnnSelectedNode] != "n1" {
+		t.Errorf("the claim is %+v", pvc)
+	}
+	if want := []string{"POST persistentvolumes", "PUT persistentvolumeclaims", "PUT persistentvolumeclaims/status"}; !slices.Equal(b.api.requests, want) {
 		t.Errorf("requests %v, want %v", b.api.requests, want)
 	}
 	if b.free("n1") != 6*gib {

@@ -4,7 +4,7 @@
 // plugin DiskCapacity has reserved, instead of asking a provisioner to.
 //
 // It owns the writes that make a reservation of a claim last, and the waiting for the claim
-// to be bound, if that is wanted. It does not own the choice of the node or the place.
+// to be bound. It does not own the choice of the node or the place.
 //
 // A claim is bound by one write: its PersistentVolume, bound to the claim beforehand. From
 // then on the place is recorded, and the PersistentVolume controller binds the two whatever
@@ -12,11 +12,12 @@
 // UID: a scheduler that finds the work done, by itself before it crashed or by another, goes
 // on from there.
 //
-// The claim is left to the controller. To name the node and the volume in it would spare the
+// The claim is left to the controller at first. To name the node and the volume in it would spare the
 // controller a search, but is a race with it: an event of the claim that it sees before that
 // of the volume finds no volume to bind to, and is done with; that of the volume finds the
 // claim's word, and is done with, too; and the claim waits for the controller to look at
-// everything anew, which it does every 15 seconds.
+// everything anew, which it does every 15 seconds. Only of a controller that is behind with its
+// claims, so that it has long seen the volume, some of the work is taken: see binder.complete.
 package volumebinding
 
 import (

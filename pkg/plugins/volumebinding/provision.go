@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/component-helpers/storage/volume"
 	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -79,11 +80,7 @@ func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod
 	if err != nil {
 		return err
 	}
-	if b.waitForBound {
-		err = b.await(ctx, pod, pvc, pv)
-	} else {
-		err = b.confirm(ctx, pvc, pv)
-	}
+	err = b.bound(ctx, pod, pvc, pv)
 	var elsewhere *boundElsewhere
 	if errors.Is(err, errDeleted) || errors.As(err, &elsewhere) {
 		b.discard(ctx, pv)
@@ -145,12 +142,64 @@ func remember(l *ledger.Ledger, pv *corev1.PersistentVolume, nodeName string) er
 	return &ledger.Elsewhere{Partition: v.Partition, Node: v.Node}
 }
 
-// confirm reads the claim once its volume exists: that it is still there, and to be bound to
-// this volume. From now on whoever deletes it finds the volume bound to it beforehand.
-func (b *binder) confirm(ctx context.Context, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) error {
-	now, err := b.read(ctx, pvc)
-	if err == nil && now.Spec.VolumeName != "" && now.Spec.VolumeName != pv.Name {
-		return &boundElsewhere{now.Spec.VolumeName}
+// bound returns when claim and volume are bound to each other. A kubelet that meets a claim
+// that is not starts the pod ten seconds later, so that nothing is won by going on before.
+func (b *binder) bound(ctx context.Context, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) error {
+	patience, cancel := context.WithTimeout(ctx, b.patience)
+	defer cancel()
+	err := b.await(patience, pod, pvc, pv)
+	if patience.Err() == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return b.complete(ctx, pvc, pv, pod.Spec.NodeName)
+}
+
+// complete writes into the claim what the controller would: the volume, and that it is bound.
+// It is true: the volume names the claim by its UID, so that nothing else can become of the two.
+// The controller finds it done, and adds its annotation.
+//
+// The controller must have seen the volume before it sees this, or it takes the claim for one
+// whose volume is yet to come, and looks again only with its next look at everything. That is
+// what patience is for: it hears of volumes at once, also while claims queue up before it.
+func (b *binder) complete(ctx context.Context, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, nodeName string) error {
+	claims := b.client.CoreV1().PersistentVolumeClaims(pvc.Namespace)
+	// It may be old. Then the API server refuses the write.
+	now, err := b.claims.PersistentVolumeClaims(pvc.Namespace).Get(pvc.Name)
+	if err != nil {
+		now, err = b.read(ctx, pvc)
+	}
+	for pause := firstPause; err == nil; {
+		next := now.DeepCopy()
+		switch {
+		case now.UID != pvc.UID, now.DeletionTimestamp != nil:
+			return errDeleted
+		case now.Spec.VolumeName != "" && now.Spec.VolumeName != pv.Name:
+			return &boundElsewhere{now.Spec.VolumeName}
+		case now.Spec.VolumeName == "":
+			next.Spec.VolumeName = pv.Name
+			metav1.SetMetaDataAnnotation(&next.ObjectMeta, volume.AnnSelectedNode, nodeName)
+			next, err = claims.Update(ctx, next, metav1.UpdateOptions{})
+		case now.Status.Phase != corev1.ClaimBound:
+			next.Status.Phase, next.Status.AccessModes, next.Status.Capacity = corev1.ClaimBound, pv.Spec.AccessModes, pv.Spec.Capacity
+			next, err = claims.UpdateStatus(ctx, next, metav1.UpdateOptions{})
+		default:
+			return nil
+		}
+		if err == nil {
+			now = next
+			continue
+		}
+		switch {
+		case apierrors.IsConflict(err), apierrors.IsNotFound(err):
+		case isUnknown(err):
+			if !sleep(ctx, pause) {
+				return fmt.Errorf("noting in it that it is bound to PersistentVolume %s: %w", pv.Name, err)
+			}
+			pause = min(2*pause, lastPause)
+		default:
+			return fmt.Errorf("noting in it that it is bound to PersistentVolume %s: %w", pv.Name, err)
+		}
+		now, err = b.read(ctx, pvc)
 	}
 	return err
 }
