@@ -2,7 +2,7 @@ package integration
 
 import (
 	"context"
-	"sync"
+	"fmt"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -86,28 +86,16 @@ func (n *simNode) make(v claim.Volume) bool {
 func followClaims(t *testing.T, c client.Client, nodes ...*simNode) {
 	t.Helper()
 	follow(t, c, nodes...)
-	ctx, cancel := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	running.Go(func() {
-		for ctx.Err() == nil {
-			var volumes corev1.PersistentVolumeList
-			if err := c.List(ctx, &volumes); err != nil {
-				if ctx.Err() == nil {
-					t.Errorf("the nodes cannot list volumes: %v", err)
-				}
-				return
-			}
-			for _, n := range nodes {
-				if err := n.syncVolumes(ctx, volumes.Items); err != nil && ctx.Err() == nil {
-					t.Error(err)
-					return
-				}
-			}
-			pause(ctx)
+	again(t, func(ctx context.Context) error {
+		var volumes corev1.PersistentVolumeList
+		if err := c.List(ctx, &volumes); err != nil {
+			return fmt.Errorf("the nodes cannot list volumes: %w", err)
 		}
-	})
-	t.Cleanup(func() {
-		cancel()
-		running.Wait()
+		for _, n := range nodes {
+			if err := n.syncVolumes(ctx, volumes.Items); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }

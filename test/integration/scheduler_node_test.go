@@ -256,22 +256,32 @@ func (n *simNode) counts() (moved, evicted int) {
 // follow lets the nodes live until the test ends.
 func follow(t *testing.T, c client.Client, nodes ...*simNode) {
 	t.Helper()
+	again(t, func(ctx context.Context) error {
+		var pods corev1.PodList
+		if err := c.List(ctx, &pods); err != nil {
+			return fmt.Errorf("the nodes cannot list pods: %w", err)
+		}
+		for _, n := range nodes {
+			if err := n.sync(ctx, pods.Items); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// again does it over and over until the test ends, or it fails.
+func again(t *testing.T, do func(context.Context) error) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
 		for ctx.Err() == nil {
-			var pods corev1.PodList
-			if err := c.List(ctx, &pods); err != nil {
+			if err := do(ctx); err != nil {
 				if ctx.Err() == nil {
-					t.Errorf("the nodes cannot list pods: %v", err)
+					t.Error(err)
 				}
 				return
-			}
-			for _, n := range nodes {
-				if err := n.sync(ctx, pods.Items); err != nil && ctx.Err() == nil {
-					t.Error(err)
-					return
-				}
 			}
 			pause(ctx)
 		}

@@ -32,6 +32,14 @@ func NeedProgram(t testing.TB, names ...string) {
 	}
 }
 
+// NeedFile skips the test unless the kernel has the file.
+func NeedFile(t testing.TB, path string) {
+	t.Helper()
+	if _, err := os.Stat(path); err != nil {
+		missing(t, "SKIP-NEEDS-FILE: this kernel has no "+path)
+	}
+}
+
 func missing(t testing.TB, message string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
