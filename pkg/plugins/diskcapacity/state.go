@@ -75,6 +75,14 @@ func readState(cycle fwk.CycleState) (*state, error) {
 	return s, nil
 }
 
+// Decides reports whether the plugin alone decides where a pod's claims can be: each of them
+// is to be placed, and none is bound, tied to a node, or may be bound to a volume that there
+// is. It can be asked when the plugin's PreFilter has run.
+func Decides(cycle fwk.CycleState) bool {
+	s, err := readState(cycle)
+	return err == nil && len(s.claims) > 0 && !s.tied()
+}
+
 // fit returns the score of the pod's volumes on the node, or why they do not fit.
 func (s *state) fit(node *corev1.Node, snapshot *ledger.Snapshot) (int64, error) {
 	requests := s.requests

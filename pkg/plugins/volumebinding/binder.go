@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/client-go/kubernetes"
@@ -34,6 +35,8 @@ type binder struct {
 	timeout time.Duration
 	// patience is that of the plugin's arguments with the controller.
 	patience time.Duration
+	// writers are those that write something at the same time.
+	writers *semaphore.Weighted
 	// ledger is DiskCapacity's, which may be made after us.
 	ledger func() (*ledger.Ledger, error)
 
@@ -57,6 +60,7 @@ func newBinder(inner stock.SchedulerVolumeBinder, handle fwk.Handle, args *DiskV
 		watch:                 w,
 		timeout:               args.timeout(),
 		patience:              args.ControllerPatience.Duration,
+		writers:               semaphore.NewWeighted(maxWriters),
 		ledger: func() (*ledger.Ledger, error) {
 			shared, ok := diskcapacity.SharedLedger(factory)
 			if !ok {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -72,7 +73,7 @@ func newBench(t *testing.T) *bench {
 	}
 	b.binder = &binder{
 		SchedulerVolumeBinder: b.inner, client: client, claims: core.PersistentVolumeClaims().Lister(), pods: core.Pods().Lister(),
-		classes: b.factory.Storage().V1().StorageClasses().Lister(), watch: w, timeout: 2 * time.Second, patience: time.Minute,
+		classes: b.factory.Storage().V1().StorageClasses().Lister(), watch: w, timeout: 2 * time.Second, patience: time.Minute, writers: semaphore.NewWeighted(maxWriters),
 		ledger: func() (*ledger.Ledger, error) { return b.ledger, nil },
 	}
 	for i, node := range []string{"n1", "n2"} {

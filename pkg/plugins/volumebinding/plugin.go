@@ -31,6 +31,8 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler/apis/config"
 	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/feature"
 	stock "k8s.io/kubernetes/pkg/scheduler/framework/plugins/volumebinding"
+
+	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 )
 
 // Name of the plugin in the scheduler's configuration.
@@ -42,6 +44,7 @@ const stateKey fwk.StateKey = Name
 type Plugin struct {
 	*stock.VolumeBinding
 	binder *binder
+	handle fwk.Handle
 }
 
 var (
@@ -76,11 +79,35 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 		return nil, fmt.Errorf("starting plugin %s: %w", Name, err)
 	}
 	embedded.Binder = b
-	return &Plugin{VolumeBinding: embedded, binder: b}, nil
+	return &Plugin{VolumeBinding: embedded, binder: b, handle: handle}, nil
 }
 
 // Name of the plugin.
 func (p *Plugin) Name() string { return Name }
+
+// PreFilter leaves the nodes of a pod to DiskCapacity where that alone decides. The stock
+// plugin would go through all PersistentVolumes of the class on every node, to find none.
+func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
+	result, status := p.VolumeBinding.PreFilter(ctx, cycle, pod, nodes)
+	if status.IsSuccess() && diskcapacity.Decides(cycle) {
+		return result, fwk.NewStatus(fwk.Skip)
+	}
+	return result, status
+}
+
+// Reserve makes up for a Filter that was skipped, on the one node that matters.
+func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
+	if diskcapacity.Decides(cycle) {
+		node, err := p.handle.SnapshotSharedLister().NodeInfos().Get(nodeName)
+		if err != nil {
+			return fwk.AsStatus(fmt.Errorf("reading node %s from the scheduler's snapshot: %w", nodeName, err))
+		}
+		if status := p.Filter(ctx, cycle, pod, node); !status.IsSuccess() {
+			return status
+		}
+	}
+	return p.VolumeBinding.Reserve(ctx, cycle, pod, nodeName)
+}
 
 // deferred says that the claims are bound in Bind.
 type deferred struct{}

@@ -24,6 +24,10 @@ const (
 	firstPause, lastPause = 100 * time.Millisecond, 5 * time.Second
 	// discardTimeout is for cleaning up after what has failed, be it for lack of time.
 	discardTimeout = 10 * time.Second
+	// maxWriters is for how many claims at once something is written. An API server as it is
+	// delivered queues a few hundred requests of one client and refuses those beyond, which
+	// then come again after a second. In a burst of pods that second is longer than the wait.
+	maxWriters = 256
 	// maxConflicts is how often a claim may change under our hands.
 	maxConflicts = 10
 )
@@ -91,6 +95,10 @@ func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod
 // createVolume makes the PersistentVolume, or finds the one that was made for the claim
 // before: by an earlier try, another pod that shares the claim, or a scheduler that crashed.
 func (b *binder) createVolume(ctx context.Context, pv *corev1.PersistentVolume, pvc *corev1.PersistentVolumeClaim) (*corev1.PersistentVolume, error) {
+	if err := b.writers.Acquire(ctx, 1); err != nil {
+		return nil, fmt.Errorf("waiting to make its PersistentVolume %s: %w", pv.Name, err)
+	}
+	defer b.writers.Release(1)
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		created, err := b.client.CoreV1().PersistentVolumes().Create(ctx, pv, metav1.CreateOptions{})
 		if err == nil {
@@ -162,6 +170,10 @@ func (b *binder) bound(ctx context.Context, pod *corev1.Pod, pvc *corev1.Persist
 // whose volume is yet to come, and looks again only with its next look at everything. That is
 // what patience is for: it hears of volumes at once, also while claims queue up before it.
 func (b *binder) complete(ctx context.Context, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, nodeName string) error {
+	if err := b.writers.Acquire(ctx, 1); err != nil {
+		return fmt.Errorf("waiting to note in it that it is bound to PersistentVolume %s: %w", pv.Name, err)
+	}
+	defer b.writers.Release(1)
 	claims := b.client.CoreV1().PersistentVolumeClaims(pvc.Namespace)
 	// It may be old. Then the API server refuses the write.
 	now, err := b.claims.PersistentVolumeClaims(pvc.Namespace).Get(pvc.Name)
