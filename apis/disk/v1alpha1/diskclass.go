@@ -19,6 +19,7 @@ import (
 // +kubebuilder:printcolumn:name="Min",type=string,JSONPath=`.spec.devices.minSize`
 // +kubebuilder:printcolumn:name="Max",type=string,JSONPath=`.spec.devices.maxSize`
 // +kubebuilder:printcolumn:name="FSType",type=string,JSONPath=`.spec.fsType`
+// +kubebuilder:printcolumn:name="Wipe",type=string,JSONPath=`.spec.wipePolicy`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type DiskClass struct {
 	metav1.TypeMeta   `json:",inline"`
@@ -43,6 +44,8 @@ const (
 )
 
 // DiskClassSpec selects disks and says how they are treated.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.wipeRate) || quantity(string(self.wipeRate)).compareTo(quantity('1Mi')) >= 0",message="wipeRate must be at least 1Mi, in bytes a second"
 type DiskClassSpec struct {
 	// NodeSelector selects nodes by their labels; without it, all nodes.
 	// +optional
@@ -56,7 +59,41 @@ type DiskClassSpec struct {
 	// +kubebuilder:default=ext4
 	// +kubebuilder:validation:Enum=ext4;xfs
 	FSType string `json:"fsType,omitempty"`
+
+	// WipePolicy says what is done to a volume's bytes before its space is free again. It
+	// counts as it is when a wipe begins, or is resumed after a restart; volumes on a disk
+	// that no class selects any more are wiped with Zero.
+	// +optional
+	// +kubebuilder:default=Zero
+	WipePolicy WipePolicy `json:"wipePolicy,omitempty"`
+
+	// WipeRate bounds, in bytes a second and disk, what wiping writes and reads back, so that
+	// it leaves something of a slow disk to others; without it there is no bound. Punching
+	// holes and discarding write nothing and are bounded only in their step.
+	// +optional
+	WipeRate *resource.Quantity `json:"wipeRate,omitempty"`
 }
+
+// WipePolicy says how a volume that is gone is wiped.
+//
+// +kubebuilder:validation:Enum=Zero;Overwrite;SecureDiscard;None
+type WipePolicy string
+
+const (
+	// WipeZero makes the volume read as zeros by the quickest way that the disk has
+	// (punching a hole, the disk's own command for zeros, writing them), and proves it by
+	// samples and by reading both ends. What it held may be in the medium's cells still.
+	WipeZero WipePolicy = "Zero"
+	// WipeOverwrite writes zeros over every byte, and reads all of them back.
+	WipeOverwrite WipePolicy = "Overwrite"
+	// WipeSecureDiscard has the device destroy what the volume held, copies of it that the
+	// device made by itself included, and zeroes what does not read as zeros afterwards.
+	// Where the device cannot, it is wiped with Overwrite, and the record of it says so.
+	WipeSecureDiscard WipePolicy = "SecureDiscard"
+	// WipeNone is unsafe: nothing is wiped, and whoever gets the space next can read what
+	// the volume held. It is for clusters that hold nothing of worth, such as those of tests.
+	WipeNone WipePolicy = "None"
+)
 
 // DeviceSelector selects block devices. It must name at least one criterion, so
 // that nobody hands over every blank disk of a cluster by leaving a field out.

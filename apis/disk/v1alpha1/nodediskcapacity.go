@@ -48,10 +48,21 @@ const (
 	// ConditionDevicesRefused is True when a DiskClass selects a device that the
 	// agent will not use; the message names each device and what was found on it.
 	ConditionDevicesRefused = "DevicesRefused"
-	// ConditionOrphanedVolumes is True when disks hold persistent volumes for which
-	// there is no PersistentVolume; the message names them. They are kept.
+	// ConditionOrphanedVolumes is True when disks hold volumes that nobody speaks for: the
+	// message names the persistent ones without a PersistentVolume, which are kept, and
+	// those of pods that vanished unseen, which are kept until the grace period is over.
 	ConditionOrphanedVolumes = "OrphanedVolumes"
+	// ConditionReclaimStopped is True when so many volumes have lost their pods that the
+	// API server is to be doubted rather than the volumes: they are all kept until their
+	// pods are back, or a person sets AnnotationReclaimOrphans.
+	ConditionReclaimStopped = "ReclaimStopped"
 )
+
+// AnnotationReclaimOrphans on a NodeDiskCapacity is a person's word that orphaned volumes
+// may be reclaimed although they are many. Its value is how many, as the condition
+// ReclaimStopped says it: if there are more by then, they are kept. The agent removes it
+// when it has acted on it.
+const AnnotationReclaimOrphans = GroupName + "/reclaim-orphans"
 
 // NodeDiskCapacityStatus is what the agent observed.
 type NodeDiskCapacityStatus struct {
@@ -62,7 +73,7 @@ type NodeDiskCapacityStatus struct {
 	// +kubebuilder:validation:MaxItems=128
 	Disks []Disk `json:"disks,omitempty"`
 
-	// Conditions: Ready, DevicesRefused, OrphanedVolumes.
+	// Conditions: Ready, DevicesRefused, OrphanedVolumes, ReclaimStopped.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -128,7 +139,8 @@ type Disk struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	Message string `json:"message,omitempty"`
-	// Free are the extents that hold nothing and have been wiped, sorted by start.
+	// Free are the extents that hold no volume, sorted by start. What one held was wiped
+	// as the disk's class says.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=1024
@@ -165,7 +177,7 @@ const (
 	PhaseReserved AllocationPhase = "Reserved"
 	// PhaseFormatted: the partition holds a file system and, maybe, data.
 	PhaseFormatted AllocationPhase = "Formatted"
-	// PhaseWiping: the volume is gone; its bytes are being zeroed and checked.
+	// PhaseWiping: the volume is gone; its bytes are being wiped as its disk's class says.
 	PhaseWiping AllocationPhase = "Wiping"
 )
 
@@ -189,6 +201,23 @@ type Allocation struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=512
 	Owner string `json:"owner,omitempty"`
+	// OrphanedSince is when the agent found that nobody speaks for the volume: that it has
+	// no PersistentVolume, or that its pod is gone and nobody here saw it end.
+	// +optional
+	OrphanedSince *metav1.Time `json:"orphanedSince,omitempty"`
+	// Wiping says how far the wiping is while the agent is at it.
+	// +optional
+	Wiping *WipeProgress `json:"wiping,omitempty"`
+}
+
+// WipeProgress says how far the wiping of a volume is. It is brought up to date every few
+// seconds.
+type WipeProgress struct {
+	// Policy that the volume is wiped with.
+	Policy WipePolicy `json:"policy"`
+	// Wiped is how many of the volume's bytes are done.
+	// +kubebuilder:validation:Minimum=0
+	Wiped int64 `json:"wiped"`
 }
 
 // Summary is for people. Sizes are given a class, such as "hdd=2Ti,ssd=96Gi".
