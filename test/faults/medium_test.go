@@ -1,0 +1,146 @@
+package faults
+
+import (
+	"crypto/sha256"
+	"math/rand/v2"
+)
+
+// image is what lies on a medium: the chunks that are not known to be zero.
+type image map[int64]*[chunkBytes]byte
+
+const chunkBytes = 16 << 10
+
+// each calls f with the parts of a run of bytes, chunk by chunk.
+func each(off, n int64, f func(chunk, within, at, n int64)) {
+	for at := int64(0); at < n; {
+		chunk, within := (off+at)/chunkBytes, (off+at)%chunkBytes
+		length := min(chunkBytes-within, n-at)
+		f(chunk, within, at, length)
+		at += length
+	}
+}
+
+func (m image) read(b []byte, off int64) {
+	each(off, int64(len(b)), func(chunk, within, at, n int64) {
+		if c := m[chunk]; c != nil {
+			copy(b[at:at+n], c[within:])
+		} else {
+			clear(b[at : at+n])
+		}
+	})
+}
+
+func (m image) write(b []byte, off int64) {
+	each(off, int64(len(b)), func(chunk, within, at, n int64) {
+		if m[chunk] == nil {
+			m[chunk] = new([chunkBytes]byte)
+		}
+		copy(m[chunk][within:], b[at:at+n])
+	})
+}
+
+func (m image) zero(off, length int64) {
+	each(off, length, func(chunk, within, _, n int64) {
+		switch c := m[chunk]; {
+		case c == nil:
+		case n == chunkBytes:
+			delete(m, chunk)
+		default:
+			clear(c[within : within+n])
+		}
+	})
+}
+
+// grows reports whether a write would need room that the image does not have yet.
+func (m image) grows(off, length int64) bool {
+	grows := false
+	each(off, length, func(chunk, _, _, _ int64) { grows = grows || m[chunk] == nil })
+	return grows
+}
+
+func (m image) clone() image {
+	other := make(image, len(m))
+	for i, c := range m {
+		copied := *c
+		other[i] = &copied
+	}
+	return other
+}
+
+// sum is a hash of a run of bytes, and whether all of them are zero.
+func (m image) sum(off, length int64) (hash [sha256.Size]byte, zero bool) {
+	h := sha256.New()
+	b, zero := make([]byte, chunkBytes), true
+	each(off, length, func(_, _, at, n int64) {
+		m.read(b[:n], off+at)
+		for _, c := range b[:n] {
+			zero = zero && c == 0
+		}
+		h.Write(b[:n])
+	})
+	h.Sum(hash[:0])
+	return hash, zero
+}
+
+// medium is a disk with a volatile cache.
+type medium struct {
+	size         int64
+	now, durable image
+	// pending are the changes since the last flush, in their order.
+	pending []change
+}
+
+// change is one write; without data, of zeros.
+type change struct {
+	off, length int64
+	data        []byte
+}
+
+func newMedium(size int64) *medium { return &medium{size: size, now: image{}, durable: image{}} }
+
+func (m image) apply(c change) {
+	if c.data == nil {
+		m.zero(c.off, c.length)
+	} else {
+		m.write(c.data, c.off)
+	}
+}
+
+func (m *medium) change(c change) {
+	m.now.apply(c)
+	m.pending = append(m.pending, c)
+}
+
+// flush empties the cache onto the medium.
+func (m *medium) flush() {
+	for _, c := range m.pending {
+		m.durable.apply(c)
+	}
+	m.pending = nil
+}
+
+// cut is a power cut: of what was not flushed, some sectors are on the medium and others
+// are not, whatever their order. kept is how many of a hundred. Ordered, the cache has
+// gone out in its order, up to some point.
+func (m *medium) cut(sector int64, kept int, ordered bool, seed uint64) {
+	random := rand.New(rand.NewPCG(seed, uint64(sector)))
+	pending := m.pending
+	if ordered && len(pending) > 0 {
+		pending, kept = pending[:random.IntN(len(pending)+1)], 100
+	}
+	for _, c := range pending {
+		// Large writes are torn in few places: a subset of each sector would take long.
+		unit := max(sector, c.length/64/sector*sector)
+		for off := int64(0); off < c.length; off += unit {
+			if random.IntN(100) >= kept {
+				continue
+			}
+			part := change{off: c.off + off, length: min(unit, c.length-off)}
+			if c.data != nil {
+				part.data = c.data[off : off+part.length]
+			}
+			m.durable.apply(part)
+		}
+	}
+	m.now, m.pending = m.durable.clone(), nil
+}

@@ -1,0 +1,406 @@
+package faults
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net/rpc"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Op is a kind of request to a disk; several can be added up.
+type Op int
+
+// What the loop device asks of its file.
+const (
+	Read  Op = 1 << iota
+	Write    // of data
+	Zero     // punching holes, zeroing a range
+	Sync
+	numOps = 4
+
+	Change = Write | Zero
+	Any    = Read | Change | Sync
+)
+
+func (o Op) String() string {
+	return map[Op]string{Read: "read", Write: "write", Zero: "zero", Sync: "fsync", Change: "change", Any: "request"}[o]
+}
+
+// Action is what a fault does to a request.
+type Action int
+
+// The faults.
+const (
+	Fail     Action = iota + 1 // EIO
+	Full                       // ENOSPC, for what needs new room; what has room goes on
+	Drop                       // done, says the disk, and does nothing
+	Hang                       // no answer before Heal
+	PowerOff                   // this request, and all after it, are not done; EIO
+)
+
+// Fault says which requests meet which fault.
+type Fault struct {
+	Op    Op
+	At    int // the first one, counted from 0 since the fault was set
+	Count int // how many of them; 0: all from then on
+	Do    Action
+}
+
+// Counts are what a disk was asked since the last fault was set.
+type Counts struct {
+	Ops  [numOps]int // by kind: Read, Write, Zero, Sync
+	Hits int         // requests that met the fault
+}
+
+func (c Counts) of(o Op) int {
+	sum := 0
+	for i, n := range c.Ops {
+		if o&(1<<i) != 0 {
+			sum += n
+		}
+	}
+	return sum
+}
+
+// server is a disk that does as it is told. Its exported methods are called over RPC.
+type server struct {
+	dir    string
+	sector int64
+
+	mu     sync.Mutex
+	medium *medium
+	saved  image
+	fault  Fault
+	counts Counts
+	off    bool
+	lies   bool          // about fsync
+	healed chan struct{} // closed by Heal
+	every  time.Duration // between two requests
+	next   time.Time     // when the next request is done
+}
+
+// serve mounts the file system, and answers calls over standard input and output until
+// the caller is gone.
+func serve(dir string) error {
+	s := &server{dir: dir, medium: newMedium(0), healed: make(chan struct{})}
+	options := &fs.Options{
+		MountOptions:    fuse.MountOptions{FsName: "faulty", Name: "faulty", DirectMountStrict: true, MaxWrite: 1 << 20, MaxBackground: 64, DisableXAttrs: true},
+		NullPermissions: true,
+	}
+	if _, err := fs.Mount(dir, &root{server: s}, options); err != nil {
+		return err
+	}
+	calls := rpc.NewServer()
+	if err := calls.RegisterName("Disk", s); err != nil {
+		return err
+	}
+	calls.ServeConn(struct {
+		io.Reader
+		io.Writer
+		io.Closer
+	}{os.Stdin, os.Stdout, os.Stdin})
+	return nil
+}
+
+// meet counts a request and lets it meet the fault, if it is its turn.
+func (s *server) meet(op Op, grows func() bool) Action {
+	s.mu.Lock()
+	for i := range numOps {
+		if op == 1<<i {
+			s.counts.Ops[i]++
+		}
+	}
+	var until time.Time
+	if s.every > 0 {
+		if now := time.Now(); s.next.Before(now) {
+			s.next = now
+		}
+		s.next = s.next.Add(s.every)
+		until = s.next
+	}
+	do, healed := s.now(op, grows), s.healed
+	s.mu.Unlock()
+	if !until.IsZero() {
+		<-time.After(time.Until(until))
+	}
+	if do == Hang {
+		<-healed
+		do = 0
+	}
+	return do
+}
+
+// now is what happens to the request that was counted last.
+func (s *server) now(op Op, grows func() bool) Action {
+	if s.off {
+		return Fail
+	}
+	f := s.fault
+	n := s.counts.of(f.Op) - 1
+	if f.Do == 0 || op&f.Op == 0 || n < f.At || f.Count > 0 && n >= f.At+f.Count || f.Do == Full && !grows() {
+		return 0
+	}
+	s.counts.Hits++
+	s.off = f.Do == PowerOff
+	return f.Do
+}
+
+// change does a write, unless it meets a fault.
+func (s *server) change(op Op, c change) syscall.Errno {
+	switch s.meet(op, func() bool { return c.data != nil && s.medium.now.grows(c.off, c.length) }) {
+	case Fail, PowerOff:
+		return syscall.EIO
+	case Full:
+		return syscall.ENOSPC
+	case Drop:
+		return 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.off+c.length > s.medium.size {
+		return syscall.EFBIG
+	}
+	s.medium.change(c)
+	return 0
+}
+
+func (s *server) read(b []byte, off int64) (int, syscall.Errno) {
+	switch s.meet(Read, nil) {
+	case Fail, PowerOff:
+		return 0, syscall.EIO
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b = b[:max(0, min(int64(len(b)), s.medium.size-off))]
+	s.medium.now.read(b, off)
+	return len(b), 0
+}
+
+func (s *server) sync() syscall.Errno {
+	switch s.meet(Sync, nil) {
+	case Fail, PowerOff:
+		return syscall.EIO
+	case Drop:
+		return 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.lies {
+		s.medium.flush()
+	}
+	return 0
+}
+
+// Geometry describes a disk that is made.
+type Geometry struct{ Size, Sector int64 }
+
+// Attach makes an empty disk, and shows it as a loop device.
+func (s *server) Attach(g Geometry, path *string) error {
+	s.mu.Lock()
+	s.medium, s.sector = newMedium(g.Size), g.Sector
+	s.mu.Unlock()
+	return s.Reattach(0, path)
+}
+
+// Reattach shows the disk as a loop device.
+func (s *server) Reattach(_ int, path *string) error {
+	// Not by package os: its poller would ask the file system, which is this very process.
+	file, err := unix.Open(filepath.Join(s.dir, diskName), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("opening the disk's file: %w", err)
+	}
+	defer unix.Close(file)
+	control, err := unix.Open("/dev/loop-control", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("loop-control: %w", err)
+	}
+	defer unix.Close(control)
+	for {
+		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return fmt.Errorf("taking a loop device: %w", err)
+		}
+		*path = fmt.Sprintf("/dev/loop%d", n)
+		err = s.configure(*path, file)
+		if !errors.Is(err, unix.EBUSY) { // or somebody else was faster
+			return err
+		}
+	}
+}
+
+func (s *server) configure(path string, file int) error {
+	loop, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(loop)
+	config := unix.LoopConfig{Fd: uint32(file), Size: uint32(s.sector)}
+	config.Info.Flags = unix.LO_FLAGS_DIRECT_IO
+	copy(config.Info.File_name[:], "faulty disk")
+	return unix.IoctlLoopConfigure(loop, &config)
+}
+
+// Set sets the fault, from now on; counts begin anew.
+func (s *server) Set(f Fault, _ *bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fault, s.counts = f, Counts{}
+	return nil
+}
+
+// Heal ends all faults, and says what the disk was asked.
+func (s *server) Heal(_ int, counts *Counts) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	*counts = s.counts
+	s.fault, s.every, s.lies = Fault{}, 0, false
+	close(s.healed)
+	s.healed = make(chan struct{})
+	return nil
+}
+
+// Counts says what the disk was asked so far.
+func (s *server) Counts(_ int, counts *Counts) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	*counts = s.counts
+	return nil
+}
+
+// Pace makes the disk do so many requests a second.
+func (s *server) Pace(perSecond int, _ *bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.every = time.Second / time.Duration(perSecond)
+	return nil
+}
+
+// Lie makes every fsync from now on do nothing.
+func (s *server) Lie(_ int, _ *bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lies = true
+	return nil
+}
+
+// Cut describes what a power cut leaves of the cache.
+type Cut struct {
+	Kept    int // sectors of a hundred
+	Ordered bool
+	Seed    uint64
+}
+
+// PowerOn ends a power cut, and says how many changes were in the cache.
+func (s *server) PowerOn(c Cut, pending *int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	*pending = len(s.medium.pending)
+	s.medium.cut(s.sector, c.Kept, c.Ordered, c.Seed)
+	s.off = false
+	return nil
+}
+
+// Save keeps what is on the disk, for Restore.
+func (s *server) Save(_ int, _ *bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.medium.flush()
+	s.saved = s.medium.now.clone()
+	return nil
+}
+
+// Restore makes the disk hold what it held at Save.
+func (s *server) Restore(_ int, _ *bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.medium.now, s.medium.durable, s.medium.pending, s.off = s.saved.clone(), s.saved.clone(), nil, false
+	return nil
+}
+
+// Span is a run of bytes of the disk.
+type Span struct{ Off, Length int64 }
+
+// Digest tells about the bytes of a span.
+type Digest struct {
+	Hash [sha256.Size]byte
+	Zero bool
+}
+
+// Digest reads behind the kernel's back.
+func (s *server) Digest(span Span, d *Digest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.Hash, d.Zero = s.medium.now.sum(span.Off, span.Length)
+	return nil
+}
+
+const diskName = "disk"
+
+// root is the file system's folder, with one file.
+type root struct {
+	fs.Inode
+	server *server
+}
+
+func (r *root) OnAdd(ctx context.Context) {
+	r.AddChild(diskName, r.NewPersistentInode(ctx, &file{server: r.server}, fs.StableAttr{Ino: 2}), false)
+}
+
+// file is the disk.
+type file struct {
+	fs.Inode
+	server *server
+}
+
+var _ interface {
+	fs.NodeGetattrer
+	fs.NodeOpener
+	fs.NodeReader
+	fs.NodeWriter
+	fs.NodeFsyncer
+	fs.NodeAllocater
+} = (*file)(nil)
+
+func (f *file) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	f.server.mu.Lock()
+	defer f.server.mu.Unlock()
+	out.Mode, out.Size = syscall.S_IFREG|0o600, uint64(f.server.medium.size)
+	return 0
+}
+
+func (f *file) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	return nil, fuse.FOPEN_DIRECT_IO, 0
+}
+
+func (f *file) Read(_ context.Context, _ fs.FileHandle, b []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	n, errno := f.server.read(b, off)
+	return fuse.ReadResultData(b[:n]), errno
+}
+
+func (f *file) Write(_ context.Context, _ fs.FileHandle, b []byte, off int64) (uint32, syscall.Errno) {
+	data := append([]byte(nil), b...)
+	if errno := f.server.change(Write, change{off: off, length: int64(len(b)), data: data}); errno != 0 {
+		return 0, errno
+	}
+	return uint32(len(b)), 0
+}
+
+func (f *file) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno { return f.server.sync() }
+
+func (f *file) Allocate(_ context.Context, _ fs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
+	if mode&(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_ZERO_RANGE) == 0 {
+		return syscall.EOPNOTSUPP
+	}
+	return f.server.change(Zero, change{off: int64(off), length: int64(size)})
+}
