@@ -24,7 +24,7 @@ func BenchmarkCreate(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StopTimer()
-		if err := d.Wipe(ctx, a); err != nil {
+		if err := wipe(ctx, d, a); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()
@@ -41,7 +41,7 @@ func BenchmarkReserve(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StopTimer()
-		if err := d.Wipe(ctx, a); err != nil {
+		if err := wipe(ctx, d, a); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()

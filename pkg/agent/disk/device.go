@@ -119,19 +119,30 @@ func (d *blockDevice) WriteAt(b []byte, off int64) (int, error) {
 	done := 0
 	for done < len(b) {
 		n := copy(d.buffer(), b[done:])
-		n, err := unix.Pwrite(d.fd(), d.bounce[:n], off+int64(done))
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return done, fmt.Errorf("write %s: %w", d.path, err)
-		}
-		if n == 0 {
-			return done, fmt.Errorf("write %s: %w", d.path, io.ErrShortWrite)
+		if err := d.writeAligned(d.bounce[:n], off+int64(done)); err != nil {
+			return done, err
 		}
 		done += n
 	}
 	return done, nil
+}
+
+// writeAligned writes whole sectors that lie in memory as O_DIRECT wants them.
+func (d *blockDevice) writeAligned(b []byte, off int64) error {
+	for len(b) > 0 {
+		n, err := unix.Pwrite(d.fd(), b, off)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("write %s: %w", d.path, err)
+		}
+		if n == 0 {
+			return fmt.Errorf("write %s: %w", d.path, io.ErrShortWrite)
+		}
+		b, off = b[n:], off+int64(n)
+	}
+	return nil
 }
 
 // Sync flushes the device's own cache.

@@ -38,6 +38,7 @@ type Disk struct {
 	zeroed   extent.Set               // the owner's: zeroed by us, and nothing written since
 	zeroing  map[string]extent.Extent // the owner's: free, and being zeroed for that volume
 	notes    map[string]string        // the owner's: by partition
+	pace     pace                     // of all zeroing that has a limit
 	failure  error                    // the owner's: why the disk is out of service
 	onChange func()
 

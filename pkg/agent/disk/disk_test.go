@@ -126,7 +126,7 @@ func TestLife(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(mnt, "canary"), canary, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.Wipe(ctx, a); !errors.Is(err, ErrInUse) {
+		if err := wipe(ctx, d, a); !errors.Is(err, ErrInUse) {
 			t.Fatalf("Wipe of a mounted volume: %v", err)
 		}
 		if got, _ := ptr(d.Snapshot()).Volume(a); got.Phase != Formatted {
@@ -143,10 +143,10 @@ func TestLife(t *testing.T) {
 		if raw, err := os.ReadFile(l.image); err != nil || !bytes.Contains(raw, canary[:30]) {
 			t.Fatalf("the canary is not on the disk: %v", err)
 		}
-		if err := d.Wipe(ctx, a); err != nil {
+		if err := wipe(ctx, d, a); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.Wipe(ctx, a); !errors.Is(err, ErrNotFound) {
+		if err := wipe(ctx, d, a); !errors.Is(err, ErrNotFound) {
 			t.Fatalf("second Wipe: %v", err)
 		}
 		raw, err := os.ReadFile(l.image)

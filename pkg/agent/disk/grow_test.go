@@ -102,7 +102,7 @@ func TestGrow(t *testing.T) {
 		if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Formatted@2+18", "b:Reserved@20+4"}) {
 			t.Errorf("after a restart: %v", got)
 		}
-		if err := d.Wipe(ctx, a); err != nil {
+		if err := wipe(ctx, d, a); err != nil {
 			t.Fatal(err)
 		}
 		if raw, err := os.ReadFile(l.image); err != nil || !allZero(raw[2*mib:20*mib]) {
@@ -156,11 +156,11 @@ func TestGrowWhileWiped(t *testing.T) {
 	}
 	all := ladder
 	var during error
-	withLadder(t, rung{"asking", mib, func(dev *blockDevice, off, n int64) error {
+	withLadder(t, rung{"asking", mib, false, func(dev *blockDevice, off, n int64) error {
 		_, during = d.Grow(ctx, a, 8*mib)
-		return all[0].zero(dev, off, n)
+		return all[0].do(dev, off, n)
 	}})
-	if err := d.Wipe(ctx, a); err != nil {
+	if err := wipe(ctx, d, a); err != nil {
 		t.Fatal(err)
 	}
 	if !errors.Is(during, ErrInUse) {
@@ -181,12 +181,12 @@ func TestZeroingHoldsSpace(t *testing.T) {
 	all := slices.Clone(ladder)
 	var others [3]error
 	stopped, cancel := context.WithCancel(ctx)
-	withLadder(t, rung{"asking", mib, func(dev *blockDevice, off, n int64) error {
+	withLadder(t, rung{"asking", mib, false, func(dev *blockDevice, off, n int64) error {
 		_, others[0] = d.Create(ctx, CreateOptions{Partition: b, Extent: at(7, 1)})
 		_, others[1] = d.Create(ctx, CreateOptions{Partition: b, Extent: at(7, 4), Raw: true})
 		_, others[2] = d.Create(ctx, CreateOptions{Partition: c, Extent: at(40, 1)})
 		cancel()
-		return all[0].zero(dev, off, n)
+		return all[0].do(dev, off, n)
 	}})
 	if _, err := d.Grow(stopped, a, 8*mib); !errors.Is(err, context.Canceled) {
 		t.Errorf("Grow that was given up: %v", err)
@@ -194,7 +194,7 @@ func TestZeroingHoldsSpace(t *testing.T) {
 	if !errors.Is(others[0], ErrOverlap) || !errors.Is(others[1], ErrOverlap) || others[2] != nil {
 		t.Errorf("meanwhile: %v", others)
 	}
-	withLadder(t, rung{"lies", mib, func(*blockDevice, int64, int64) error { return nil }})
+	withLadder(t, rung{"lies", mib, false, func(*blockDevice, int64, int64) error { return nil }})
 	if _, err := d.Grow(ctx, a, 12*mib); err == nil || errors.Is(err, ErrOutOfService) {
 		t.Errorf("Grow into what could not be zeroed: %v", err)
 	}

@@ -131,7 +131,7 @@ func TestThousandVolumes(t *testing.T) {
 			if err != nil || !bytes.Equal(got, bytes.Repeat([]byte(v.Partition), 1000)) {
 				t.Errorf("volume %d lost its data: %v", i, err)
 			}
-			if err := d.Wipe(ctx, v.Partition); !errors.Is(err, ErrInUse) {
+			if err := wipe(ctx, d, v.Partition); !errors.Is(err, ErrInUse) {
 				t.Errorf("Wipe of the mounted volume %d: %v", i, err)
 			}
 		}
@@ -141,7 +141,7 @@ func TestThousandVolumes(t *testing.T) {
 			t.Fatal(err)
 		}
 		v, _ := ptr(d.Snapshot()).Volume(guids[i])
-		if err := d.Wipe(ctx, v.Partition); err != nil {
+		if err := wipe(ctx, d, v.Partition); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := os.Stat("/sys/block/" + filepath.Base(v.Device) + "/loop"); err == nil {
@@ -244,14 +244,14 @@ func TestHighVolume(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := d.Wipe(ctx, a); !errors.Is(err, ErrInUse) {
+		if err := wipe(ctx, d, a); !errors.Is(err, ErrInUse) {
 			t.Errorf("Wipe of a volume that is looked at: %v", err)
 		}
 		looker.Close()
 		if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Wiping@2+15"}) || len(content(t, v)) != int(15*mib) {
 			t.Errorf("then: %v", got)
 		}
-		if err := d.Wipe(ctx, a); err != nil {
+		if err := wipe(ctx, d, a); err != nil {
 			t.Error(err)
 		}
 		if raw, err := os.ReadFile(l.image); err != nil || !allZero(raw[2*mib:17*mib]) || allZero(raw[17*mib:22*mib]) {

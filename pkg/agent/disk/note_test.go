@@ -83,7 +83,7 @@ func TestNotes(t *testing.T) {
 		}
 		again()
 		// The next volume in the entry of the first has none.
-		if err := d.Wipe(t.Context(), a); err != nil {
+		if err := wipe(t.Context(), d, a); err != nil {
 			t.Fatal(err)
 		}
 		create(c2, 4, "")

@@ -54,8 +54,8 @@ func TestRestart(t *testing.T) {
 			{func(d *Disk) error {
 				return d.run(ctx, func(ctx context.Context) error { return d.device.detach(ctx, 1) })
 			}, []string{"a:Wiping@2+10", "b:Reserved@30+4"}},
-			{func(d *Disk) error { return d.Wipe(ctx, a) }, []string{"b:Reserved@30+4"}},
-			{func(d *Disk) error { return d.Wipe(ctx, b) }, nil},
+			{func(d *Disk) error { return wipe(ctx, d, a) }, []string{"b:Reserved@30+4"}},
+			{func(d *Disk) error { return wipe(ctx, d, b) }, nil},
 		} {
 			d := l.open(t)
 			if err := step.do(d); err != nil {
@@ -166,7 +166,7 @@ func TestKernelDisagrees(t *testing.T) {
 			if _, err := d.Create(t.Context(), CreateOptions{Partition: b, Name: "b", Extent: at(20, 5), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
 				t.Errorf("Create: %v", err)
 			}
-			if err := d.Wipe(t.Context(), a); !errors.Is(err, ErrOutOfService) {
+			if err := wipe(t.Context(), d, a); !errors.Is(err, ErrOutOfService) {
 				t.Errorf("Wipe: %v", err)
 			}
 			if l.hash(t) != before {
@@ -256,11 +256,11 @@ func TestManyAtOnce(t *testing.T) {
 					// Two wipes of one volume: both end well.
 					var other sync.WaitGroup
 					other.Go(func() {
-						if err := d.Wipe(ctx, guid); err != nil && !errors.Is(err, ErrNotFound) {
+						if err := wipe(ctx, d, guid); err != nil && !errors.Is(err, ErrNotFound) {
 							t.Error(err)
 						}
 					})
-					err = d.Wipe(ctx, guid)
+					err = wipe(ctx, d, guid)
 					other.Wait()
 					if err == nil || errors.Is(err, ErrNotFound) {
 						continue
@@ -318,7 +318,7 @@ func TestDiskLost(t *testing.T) {
 				t.Fatal(err)
 			}
 			lose(t, l)
-			if err := d.Wipe(ctx, a); !errors.Is(err, ErrOutOfService) {
+			if err := wipe(ctx, d, a); !errors.Is(err, ErrOutOfService) {
 				t.Errorf("Wipe: %v", err)
 			}
 			if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(20, 10), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {

@@ -79,7 +79,7 @@ type Snapshot struct {
 	// Overhead is the part of Size in bytes that can never hold a volume: tables, the
 	// meta partition, foreign partitions, what alignment cuts off.
 	Overhead int64
-	// Free holds nothing and reads as zeros, as far as this package wrote it.
+	// Free holds no volume. What volumes left there reads as zeros, unless one was wiped by WipeNone.
 	Free extent.Set
 	// Volumes on the disk in any phase, sorted by start.
 	Volumes []Volume

@@ -8,8 +8,6 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/berthdev/berth/pkg/extent"
 )
 
 // MarkFormatted records that the volume holds a file system, so that nobody formats
@@ -75,81 +73,6 @@ func (d *Disk) setPhase(ctx context.Context, partition string, to Phase) error {
 	if err := d.store.put(ctx, next, changed); err != nil {
 		return err
 	}
-	d.publish()
-	return nil
-}
-
-// Wipe ends a volume: it records the phase Wiping, zeroes every byte, proves it by
-// reading, and only then frees the extent. Cut short by ctx or a crash, it leaves the
-// volume in the phase Wiping, and is to be called again. Only its caller waits; other
-// volumes go on. Errors: ErrNotFound (it is done), ErrInUse (mounted or held open;
-// nothing was changed unless the volume was Wiping already), ErrOutOfService.
-func (d *Disk) Wipe(ctx context.Context, partition string) error {
-	release, err := d.claimLong(ctx, partition)
-	if err != nil {
-		return fmt.Errorf("wiping volume: %w", err)
-	}
-	defer release()
-	if err := d.wipe(ctx, partition); err != nil {
-		return fmt.Errorf("wiping volume: %w", err)
-	}
-	return nil
-}
-
-func (d *Disk) wipe(ctx context.Context, partition string) error {
-	var e entry
-	var device *blockDevice
-	err := d.run(ctx, func(ctx context.Context) (err error) {
-		if e, err = d.store.table.volume(partition); err != nil {
-			return err
-		}
-		if err := d.attach(ctx, e); err != nil {
-			return err
-		}
-		// Held from before the first change to the end of the zeroing: nobody can
-		// mount the volume meanwhile, and whoever has it mounted keeps it.
-		if device, err = d.openVolume(e); err != nil {
-			return err
-		}
-		if phaseOf[e.kind] == Wiping {
-			// The disk must still be there, and the table ours, before anything is zeroed.
-			return d.recheck(ctx)
-		}
-		return d.setPhase(ctx, partition, Wiping)
-	})
-	if err == nil {
-		err = device.zero(ctx, extent.New(0, device.size))
-	}
-	if device != nil {
-		err = errors.Join(err, device.Close())
-	}
-	if err != nil {
-		if isGone(err) {
-			// The volume's own bytes, or the whole disk? The table tells.
-			err = errors.Join(err, d.Check(ctx))
-		}
-		return err
-	}
-	return d.run(ctx, func(ctx context.Context) error { return d.remove(ctx, e) })
-}
-
-// remove frees the extent of a volume that has been wiped. The kernel forgets the
-// partition first: an entry without partition is attached again by Open, a partition
-// without entry would be nobody's.
-func (d *Disk) remove(ctx context.Context, e entry) error {
-	next, err := d.store.table.without(e.guid)
-	if err != nil {
-		return err
-	}
-	if err := d.attacherOf(e).detach(ctx, e); err != nil {
-		return err
-	}
-	delete(d.devices, e.guid)
-	delete(d.notes, e.guid)
-	if err := d.store.drop(ctx, next, e.index); err != nil {
-		return err
-	}
-	d.zeroed = d.zeroed.Add(e.extent)
 	d.publish()
 	return nil
 }

@@ -75,7 +75,8 @@ func (d *Disk) onZeros(ctx context.Context, partition string, plan func() (exten
 	if err != nil || device == nil {
 		return err
 	}
-	zeroErr := errors.Join(device.zero(ctx, e), device.Close())
+	_, zeroErr := device.zero(ctx, e, effort{})
+	zeroErr = errors.Join(zeroErr, device.Close())
 	err = d.run(context.WithoutCancel(ctx), func(ctx context.Context) error {
 		delete(d.zeroing, partition)
 		if zeroErr != nil {

@@ -230,7 +230,7 @@ func (m *Manager) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) (ag
 	_, owner := m.Owner(v)
 	logger.V(2).Info("Volume is being wiped", "owner", owner, "name", v.Name, "extent", v.Extent)
 	begin := time.Now()
-	err = d.Engine.Wipe(ctx, v.Partition)
+	_, err = d.Engine.Wipe(ctx, v.Partition, disk.WipeOptions{})
 	switch {
 	case err == nil, errors.Is(err, disk.ErrNotFound):
 		logger.Info("Volume is wiped and its space is free", "owner", owner, "duration", time.Since(begin))
