@@ -42,11 +42,15 @@ demo-down: ## Remove the demo's cluster and all it made.
 
 .PHONY: test
 test: prepare ## Run the unit, disk and integration tests (those that need root are counted aloud without it).
-	$(GOTEST) $$(go list ./... | grep -v /test/e2e)
+	$(GOTEST) $$(go list ./... | grep -vE '/test/(e2e|vm$$)')
 
 .PHONY: e2e
 e2e: prepare ## Run the end-to-end tests on real kubelets (needs root).
 	$(GOTEST) ./test/e2e/...
+
+.PHONY: e2e-vm
+e2e-vm: ## Cut the power of virtual machines and pull their disks (needs qemu-system-x86; software emulation).
+	go test -count=1 -timeout=60m -v ./test/vm
 
 .PHONY: lint
 lint: ## Check formatting, vet, lints, import rules and generated files.

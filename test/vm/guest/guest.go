@@ -1,0 +1,183 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/vm/wire"
+)
+
+// guest keeps the disks that are open.
+type guest struct {
+	mu    sync.Mutex
+	disks map[string]*disk.Disk // by path
+}
+
+func newGuest() *guest { return &guest{disks: map[string]*disk.Disk{}} }
+
+// do serves one request. event sends something before the end.
+func (g *guest) do(ctx context.Context, r wire.Request, event func(any)) (any, error) {
+	var v wire.Volume
+	var path string
+	switch r.Do {
+	case "hello":
+		return nil, nil
+	case "exec":
+		var e wire.Exec
+		if err := json.Unmarshal(r.Args, &e); err != nil {
+			return nil, err
+		}
+		return run(ctx, e)
+	case "burst":
+		var b wire.Burst
+		if err := json.Unmarshal(r.Args, &b); err != nil {
+			return nil, err
+		}
+		return nil, g.burst(ctx, b, event)
+	case "find", "inspect", "initialize", "open", "close", "check", "state":
+		if err := json.Unmarshal(r.Args, &path); err != nil {
+			return nil, err
+		}
+		return g.doDisk(ctx, r.Do, path)
+	}
+	if err := json.Unmarshal(r.Args, &v); err != nil {
+		return nil, err
+	}
+	return g.doVolume(ctx, r.Do, v)
+}
+
+func (g *guest) doDisk(ctx context.Context, do, path string) (any, error) {
+	switch do {
+	case "find":
+		return find(ctx, path)
+	case "inspect":
+		return disk.Inspect(ctx, path)
+	case "initialize":
+		return disk.Initialize(ctx, path)
+	case "open":
+		d, err := disk.Open(ctx, path, disk.Options{})
+		if err != nil {
+			return nil, err
+		}
+		g.mu.Lock()
+		g.disks[path] = d
+		g.mu.Unlock()
+		return state(d), nil
+	}
+	d, err := g.disk(path)
+	if err != nil {
+		return nil, err
+	}
+	switch do {
+	case "close":
+		g.mu.Lock()
+		delete(g.disks, path)
+		g.mu.Unlock()
+		return nil, d.Close()
+	case "check":
+		err := d.Check(ctx)
+		return nil, err
+	}
+	return state(d), nil
+}
+
+func (g *guest) disk(path string) (*disk.Disk, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	d, ok := g.disks[path]
+	if !ok {
+		return nil, fmt.Errorf("%s is not open", path)
+	}
+	return d, nil
+}
+
+func (g *guest) doVolume(ctx context.Context, do string, v wire.Volume) (any, error) {
+	d, err := g.disk(v.Disk)
+	if err != nil {
+		return nil, err
+	}
+	at := extent.New(v.Start, v.Length)
+	switch do {
+	case "create":
+		return d.Create(ctx, disk.CreateOptions{Partition: v.Partition, Extent: at})
+	case "format":
+		return nil, formatted(ctx, d, v.Partition)
+	case "grow":
+		return d.Grow(ctx, v.Partition, v.Length)
+	case "wipe":
+		return nil, wipe(ctx, d, v.Partition)
+	case "mount":
+		return nil, mount(d, v.Partition)
+	case "unmount":
+		return nil, unix.Unmount(mountPoint(v.Partition), 0)
+	case "fill":
+		return nil, fill(d, v.Partition)
+	case "verify":
+		return nil, verify(d, v.Partition)
+	case "zeros":
+		return nil, zeros(v.Disk, at)
+	}
+	return nil, fmt.Errorf("%q is not known", do)
+}
+
+// state is a snapshot, as the test gets it.
+func state(d *disk.Disk) wire.State {
+	s := d.Snapshot()
+	w := wire.State{ID: s.ID, SectorSize: s.SectorSize, Size: s.Size}
+	if s.Err != nil {
+		w.OutOf = s.Err.Error()
+	}
+	if err := s.Validate(); err != nil {
+		w.Invalid = err.Error()
+	}
+	for _, e := range s.Free.All() {
+		w.Free = append(w.Free, wire.Span{Start: e.Start, End: e.End})
+	}
+	for _, v := range s.Volumes {
+		w.Volumes = append(w.Volumes, wire.Found{
+			Partition: v.Partition, Start: v.Extent.Start, Length: v.Extent.Len(),
+			Phase: string(v.Phase), Index: v.Index, Device: v.Device,
+		})
+	}
+	return w
+}
+
+// find returns the device with that serial number, as soon as there is one.
+func find(ctx context.Context, serial string) (string, error) {
+	return awaited(ctx, func() (string, error) {
+		files, err := filepath.Glob("/sys/block/vd*/serial")
+		if err != nil {
+			return "", err
+		}
+		for _, path := range files {
+			found, err := os.ReadFile(path)
+			if err == nil && string(found) == serial {
+				return "/dev/" + filepath.Base(filepath.Dir(path)), nil
+			}
+		}
+		return "", fmt.Errorf("no disk has the serial number %s", serial)
+	})
+}
+
+func run(ctx context.Context, e wire.Exec) (wire.Exited, error) {
+	cmd := exec.CommandContext(ctx, e.Argv[0], e.Argv[1:]...)
+	cmd.Env = append(os.Environ(), e.Env...)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return wire.Exited{}, err
+	}
+	return wire.Exited{Code: cmd.ProcessState.ExitCode(), Output: string(out)}, nil
+}

@@ -1,0 +1,155 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// formatted makes a file system as the agent does: the volume becomes Formatted only when
+// that is on the medium.
+func formatted(ctx context.Context, d *disk.Disk, partition string) error {
+	device, err := deviceOf(d, partition)
+	if err != nil {
+		return err
+	}
+	err = d.Format(ctx, partition, func(ctx context.Context) error {
+		return program(ctx, "mkfs.ext4", "-q", "-F", "-m0", "-U", partition, "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", device)
+	})
+	if err != nil {
+		return err
+	}
+	return d.MarkFormatted(ctx, partition)
+}
+
+func wipe(ctx context.Context, d *disk.Disk, partition string) error {
+	_, err := d.Wipe(ctx, partition, disk.WipeOptions{})
+	return err
+}
+
+func deviceOf(d *disk.Disk, partition string) (string, error) {
+	s := d.Snapshot()
+	v, ok := s.Volume(partition)
+	if !ok || v.Device == "" {
+		return "", fmt.Errorf("volume %s is not there, or has no device", partition)
+	}
+	return v.Device, nil
+}
+
+func program(ctx context.Context, name string, args ...string) error {
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+func mountPoint(partition string) string { return "/run/" + partition }
+
+func mount(d *disk.Disk, partition string) error {
+	device, err := deviceOf(d, partition)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(mountPoint(partition), 0o755); err != nil {
+		return err
+	}
+	return unix.Mount(device, mountPoint(partition), "ext4", 0, "")
+}
+
+// canary is what a volume is filled with: it names the volume in every few bytes, so that
+// nobody else's can be taken for it.
+func canary(partition string) []byte {
+	return bytes.Repeat([]byte(partition+"\n"), (256<<10)/(len(partition)+1))
+}
+
+// fill writes the canary into a file of the mounted volume, as a database would: what is
+// told to be written is on the medium.
+func fill(d *disk.Disk, partition string) error {
+	dir := mountPoint(partition)
+	f, err := os.Create(filepath.Join(dir, "canary"))
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(canary(partition))
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	above, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(above.Sync(), above.Close())
+}
+
+// verify checks the volume's file system, and then that the canary is in it.
+func verify(d *disk.Disk, partition string) (err error) {
+	device, err := deviceOf(d, partition)
+	if err != nil {
+		return err
+	}
+	// Mounted first: that replays the journal, which is what a node does.
+	if err := mount(d, partition); err != nil {
+		return fmt.Errorf("mounting: %w", err)
+	}
+	got, err := os.ReadFile(filepath.Join(mountPoint(partition), "canary"))
+	if err == nil && !bytes.Equal(got, canary(partition)) {
+		err = errors.New("the canary is not what was written")
+	}
+	if err := errors.Join(err, unix.Unmount(mountPoint(partition), 0)); err != nil {
+		return err
+	}
+	return program(context.Background(), "e2fsck", "-fn", device)
+}
+
+// zeros holds that a part of a disk reads as zeros.
+func zeros(path string, e extent.Extent) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for off := e.Start; off < e.End; off += 1 << 20 {
+		b := make([]byte, min(1<<20, e.End-off))
+		if _, err := f.ReadAt(b, off); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if i := bytes.IndexFunc(b, func(r rune) bool { return r != 0 }); i >= 0 {
+			return fmt.Errorf("%s is not zero at %d", path, off+int64(i))
+		}
+	}
+	return nil
+}
+
+// patience is how long anything that nothing announces is waited for.
+const patience = 30 * time.Second
+
+func awaited(ctx context.Context, look func() (string, error)) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		found, err := look()
+		if err == nil {
+			return found, nil
+		}
+		select {
+		case <-ctx.Done():
+			return "", err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}

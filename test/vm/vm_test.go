@@ -1,0 +1,121 @@
+package vm
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/berthdev/berth/test/vm/wire"
+)
+
+// build is where the kernel and what is made of it are kept between runs.
+const build = "../../.build/vm"
+
+const mib = 1 << 20
+
+// needImage builds what machines boot from. The one reason to skip is that there is no qemu.
+func needImage(t *testing.T, extra ...string) image {
+	t.Helper()
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		t.Skip("SKIP-NEEDS-QEMU: NOTHING OF THIS TEST WAS RUN: apt-get install --no-install-recommends qemu-system-x86")
+	}
+	ctx := t.Context()
+	dir, err := filepath.Abs(build)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := fetchKernel(ctx, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := map[string]string{"/init": filepath.Join(t.TempDir(), "init")}
+	goBuild(t, "build", "-trimpath", "-o", ours["/init"], "./guest")
+	i := image{kernel: k.image, initramfs: filepath.Join(t.TempDir(), "initramfs")}
+	if err := writeInitramfs(ctx, i.initramfs, k, ours); err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+func goBuild(t *testing.T, args ...string) {
+	t.Helper()
+	cmd := exec.Command("go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd, err, out)
+	}
+}
+
+// newMachineDir is a directory for one machine, with a path short enough for sockets. If
+// the test fails, what the kernel said is shown.
+func newMachineDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "berth-vm-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			log, _ := os.ReadFile(filepath.Join(dir, "console.log"))
+			t.Logf("the machine's console:\n%s", log[max(0, len(log)-4000):])
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// TestBoot is the shortest way through all of it.
+func TestBoot(t *testing.T) {
+	i := needImage(t)
+	dir := newMachineDir(t)
+	path := filepath.Join(dir, "disk")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, 256*mib); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	m, err := boot(t.Context(), dir, i, drive{name: "one", url: path, sector: 512})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.cut)
+	t.Logf("booted in %v", time.Since(began).Round(time.Millisecond))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var device string
+	var s wire.State
+	v := wire.Volume{Partition: "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa", Start: 2 * mib, Length: 32 * mib}
+	if err := m.call(ctx, "find", "one", &device); err != nil {
+		t.Fatal(err)
+	}
+	v.Disk = device
+	for _, step := range []struct {
+		do   string
+		args any
+	}{
+		{"initialize", device}, {"open", device}, {"create", v}, {"format", v}, {"mount", v}, {"fill", v}, {"unmount", v}, {"verify", v},
+	} {
+		began := time.Now()
+		if err := m.call(ctx, step.do, step.args, nil); err != nil {
+			t.Fatal(err)
+		}
+		t.Log(step.do, time.Since(began).Round(time.Millisecond))
+	}
+	if err := m.call(ctx, "state", device, &s); err != nil {
+		t.Fatal(err)
+	}
+	t.Log(fmt.Sprintf("%+v", s))
+	var e wire.Exited
+	if err := m.call(ctx, "exec", wire.Exec{Argv: []string{"blkid", "-p", device + "1"}}, &e); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%+v", e)
+}
