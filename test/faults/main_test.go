@@ -10,11 +10,12 @@
 package faults
 
 import (
+	"flag"
 	"fmt"
+	"io"
 	"os"
 	"testing"
 
-	"github.com/go-logr/logr"
 	"k8s.io/klog/v2"
 )
 
@@ -30,7 +31,14 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	// The engine reports each fault. There are thousands.
-	klog.SetLogger(logr.Discard())
+	flags := flag.NewFlagSet("klog", flag.PanicOnError)
+	klog.InitFlags(flags)
+	for name, value := range map[string]string{"logtostderr": "false", "stderrthreshold": "FATAL"} {
+		if err := flags.Set(name, value); err != nil {
+			panic(err)
+		}
+	}
+	klog.SetOutput(io.Discard)
 	os.Exit(m.Run())
 }
 

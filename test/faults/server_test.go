@@ -55,6 +55,8 @@ type Fault struct {
 	At    int // the first one, counted from 0 since the fault was set
 	Count int // how many of them; 0: all from then on
 	Do    Action
+	// Not, if it has a length, is where requests do not meet the fault.
+	Not Span
 }
 
 // Counts are what a disk was asked since the last fault was set.
@@ -95,7 +97,7 @@ type server struct {
 func serve(dir string) error {
 	s := &server{dir: dir, medium: newMedium(0), healed: make(chan struct{})}
 	options := &fs.Options{
-		MountOptions:    fuse.MountOptions{FsName: "faulty", Name: "faulty", DirectMountStrict: true, MaxWrite: 1 << 20, MaxBackground: 64, DisableXAttrs: true},
+		MountOptions:    fuse.MountOptions{FsName: "faulty", Name: "faulty", DirectMountStrict: true, MaxWrite: 256 << 10, MaxBackground: 64, DisableXAttrs: true},
 		NullPermissions: true,
 	}
 	if _, err := fs.Mount(dir, &root{server: s}, options); err != nil {
@@ -114,10 +116,11 @@ func serve(dir string) error {
 }
 
 // meet counts a request and lets it meet the fault, if it is its turn.
-func (s *server) meet(op Op, grows func() bool) Action {
+func (s *server) meet(op Op, at int64, grows func() bool) Action {
 	s.mu.Lock()
+	exempt := op != Sync && at >= s.fault.Not.Off && at < s.fault.Not.Off+s.fault.Not.Length
 	for i := range numOps {
-		if op == 1<<i {
+		if op == 1<<i && !exempt {
 			s.counts.Ops[i]++
 		}
 	}
@@ -129,7 +132,12 @@ func (s *server) meet(op Op, grows func() bool) Action {
 		s.next = s.next.Add(s.every)
 		until = s.next
 	}
-	do, healed := s.now(op, grows), s.healed
+	do, healed := Action(0), s.healed
+	if !exempt {
+		do = s.now(op, grows)
+	} else if s.off {
+		do = Fail
+	}
 	s.mu.Unlock()
 	if !until.IsZero() {
 		<-time.After(time.Until(until))
@@ -158,7 +166,7 @@ func (s *server) now(op Op, grows func() bool) Action {
 
 // change does a write, unless it meets a fault.
 func (s *server) change(op Op, c change) syscall.Errno {
-	switch s.meet(op, func() bool { return c.data != nil && s.medium.now.grows(c.off, c.length) }) {
+	switch s.meet(op, c.off, func() bool { return c.data != nil && s.medium.now.grows(c.off, c.length) }) {
 	case Fail, PowerOff:
 		return syscall.EIO
 	case Full:
@@ -176,7 +184,7 @@ func (s *server) change(op Op, c change) syscall.Errno {
 }
 
 func (s *server) read(b []byte, off int64) (int, syscall.Errno) {
-	switch s.meet(Read, nil) {
+	switch s.meet(Read, off, nil) {
 	case Fail, PowerOff:
 		return 0, syscall.EIO
 	}
@@ -188,7 +196,7 @@ func (s *server) read(b []byte, off int64) (int, syscall.Errno) {
 }
 
 func (s *server) sync() syscall.Errno {
-	switch s.meet(Sync, nil) {
+	switch s.meet(Sync, 0, nil) {
 	case Fail, PowerOff:
 		return syscall.EIO
 	case Drop:

@@ -1,0 +1,260 @@
+package faults
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// outcome is what came of one fault.
+type outcome struct {
+	step    string // that failed; empty: none did
+	outside bool   // it took the disk out of service
+	hits    int
+	person  bool // somebody had to help
+}
+
+// TestFaultsInTurn leads two volumes' lives on a disk that fails one request, or all from
+// one on, at each place in turn. When the disk is well again, what was acknowledged is
+// there, and the lives go on to their end.
+func TestFaultsInTurn(t *testing.T) {
+	for _, sector := range []int64{512, 4096} {
+		t.Run(strconv.FormatInt(sector, 10), func(t *testing.T) { faultsInTurn(t, sector) })
+	}
+}
+
+func faultsInTurn(t *testing.T, sector int64) {
+	n := newNode(t, sector)
+	n.set(Fault{})
+	if step, err := n.live(t.Context(), lives()); err != nil {
+		t.Fatalf("%s, on a disk that is well: %v", step, err)
+	}
+	whole := n.heal()
+	t.Logf("two lives: %d reads, %d writes, %d zeroings, %d flushes", whole.of(Read), whole.of(Write), whole.of(Zero), whole.of(Sync))
+	n.close()
+
+	var kinds [][]Fault
+	add := func(f Fault, requests int) {
+		var kind []Fault
+		for f.At = range requests {
+			kind = append(kind, f)
+		}
+		kinds = append(kinds, kind)
+	}
+	for _, op := range []Op{Sync, Zero, Write, Read} {
+		add(Fault{Op: op, Do: Fail, Count: 1}, whole.of(op))
+		add(Fault{Op: op, Do: Fail}, whole.of(op))
+	}
+	add(Fault{Op: Any, Do: Fail}, whole.of(Any))
+	add(Fault{Op: Zero, Do: Drop, Count: 1}, whole.of(Zero))
+	add(Fault{Op: Zero, Do: Drop}, whole.of(Zero))
+	// What a file system makes of writes that were dropped below it is not ours to say.
+	notFiles := Span{livingAt.Start, diskSize - 4*mib - livingAt.Start}
+	add(Fault{Op: Write, Do: Drop, Count: 1, Not: notFiles}, whole.of(Write)/2)
+	add(Fault{Op: Write, Do: Drop, Not: notFiles}, whole.of(Write)/2)
+	n.tryAll(t, kinds, 8*time.Second)
+}
+
+// tryAll tries the faults, all of them under torture, else as many as there is time for:
+// of each kind some, at places all over the lives.
+func (n *node) tryAll(t *testing.T, kinds [][]Fault, limit time.Duration) {
+	random := rand.New(rand.NewPCG(4, 4))
+	all := 0
+	for _, kind := range kinds {
+		all += len(kind)
+		random.Shuffle(len(kind), func(i, j int) { kind[i], kind[j] = kind[j], kind[i] })
+	}
+	begin := time.Now()
+	tried, hit, failedIn, outside, helped := 0, map[string]int{}, map[string]int{}, 0, 0
+	for round := 0; tried < all; round++ {
+		const atLeast = 3
+		if !torture() && round >= atLeast && time.Since(begin) > limit {
+			break
+		}
+		for _, kind := range kinds {
+			if round >= len(kind) {
+				continue
+			}
+			f := kind[round]
+			tried++
+			o := n.try(t, f, tried%2 == 0)
+			if t.Failed() {
+				t.Fatalf("after %d faults, with %+v", tried, f)
+			}
+			if o.hits > 0 {
+				hit[f.String()]++
+			}
+			if o.outside {
+				outside++
+			}
+			if o.person {
+				helped++
+			}
+			if o.step != "" {
+				failedIn[o.step]++
+			}
+		}
+	}
+	t.Logf("%d of %d faults tried in %s; they hit: %v; steps that failed: %v; out of service %d times, a person had to help %d times",
+		tried, all, time.Since(begin).Round(time.Millisecond), hit, failedIn, outside, helped)
+	if len(hit) < len(kinds)-1 || len(failedIn) < 5 || outside == 0 {
+		t.Errorf("the faults hit too little")
+	}
+}
+
+// live takes the steps, up to one that fails.
+func (n *node) live(ctx context.Context, steps []step) (failed string, err error) {
+	for _, s := range steps {
+		if err := s.do(ctx, n); err != nil {
+			return s.name, err
+		}
+		if err := n.engine.Snapshot().Err; err != nil {
+			return s.name, err // found out behind the step
+		}
+		if got := n.state(); got != s.state {
+			return s.name, fmt.Errorf("%w: it succeeded, but the volumes are %q, not %q", errBroken, got, s.state)
+		}
+	}
+	return "", nil
+}
+
+// errBroken: the engine broke a promise.
+var errBroken = errors.New("broken promise")
+
+// try leads the lives on a disk with the fault, heals it, and leads them to their end.
+func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
+	t.Helper()
+	ctx := t.Context()
+	n.call("Restore", 0, new(bool))
+	steps := lives()
+	n.resized = false
+	n.set(f)
+	failed, err := n.live(ctx, steps)
+	if errors.Is(err, errBroken) || errors.Is(err, errLost) {
+		t.Errorf("%s: %v", failed, err)
+		return o
+	}
+	o.step = failed
+	o.outside = n.engine != nil && n.engine.Snapshot().Err != nil
+	if o.outside {
+		n.staysOut(ctx, t)
+	}
+	o.hits = n.heal().Hits
+	// The pod is gone, or begins anew.
+	n.unmount()
+	if restart || o.outside || err == nil {
+		n.close()
+	}
+	at := slices.IndexFunc(steps, func(s step) bool { return s.name == failed })
+	possible := []string{steps[len(steps)-1].state}
+	if err != nil {
+		possible = []string{steps[max(at-1, 0)].state, steps[at].state, steps[at].between}
+	}
+	lost := f.Do == Drop && at < slices.IndexFunc(steps, func(s step) bool { return s.name == "write" })
+	if lost {
+		// Create of a volume that nobody uses yet does not wait for reading back.
+		possible = append(possible, steps[0].state)
+	}
+	if n.engine == nil {
+		openErr := n.open(ctx)
+		if lost && openErr != nil && strings.Contains(openErr.Error(), "delpart") {
+			// The kernel knows the partition, the medium never heard of it. Who could tell
+			// whether it is in use? A person does.
+			o.person = true
+			n.close()
+			n.must(run(ctx, "delpart", n.path, "2"))
+			openErr = n.open(ctx)
+		}
+		if openErr != nil {
+			t.Errorf("%s: %v; then the disk, well again, does not open: %v", failed, err, openErr)
+			return o
+		}
+	}
+	if now := n.state(); !slices.Contains(possible, now) {
+		t.Errorf("%s: %v; then the volumes are %q, which is none of %q", failed, err, now, possible)
+	}
+	if lost && n.state() == steps[0].state {
+		at = 0
+	}
+	if err != nil {
+		if again, againErr := n.live(ctx, steps[at:]); againErr != nil {
+			t.Errorf("%s: %v; then, on the disk that is well again, %s: %v", failed, err, again, againErr)
+		}
+	}
+	n.inspect(t)
+	n.unmount()
+	n.close()
+	return o
+}
+
+// staysOut holds that a disk out of service answers at once, and writes nothing.
+func (n *node) staysOut(ctx context.Context, t *testing.T) {
+	t.Helper()
+	before := n.counts().of(Change)
+	for _, err := range []error{
+		n.engine.MarkFormatted(ctx, neighbour), n.wipe(ctx, raw), n.engine.Check(ctx),
+	} {
+		if !errors.Is(err, disk.ErrOutOfService) {
+			t.Errorf("a disk out of service answers: %v", err)
+		}
+	}
+	if after := n.counts().of(Change); after != before && !n.isMounted() {
+		t.Errorf("a disk out of service was written to, %d times", after-before)
+	}
+}
+
+func (n *node) isMounted() bool {
+	targets, err := disk.Mounts(n.volume(living).Device)
+	return err != nil || len(targets) > 0
+}
+
+// inspect looks at the disk at the end of the lives: as if they never had been.
+func (n *node) inspect(t *testing.T) {
+	t.Helper()
+	s := n.engine.Snapshot()
+	if s.Err != nil {
+		t.Errorf("at the end the disk is out of service: %v", s.Err)
+	}
+	if err := s.Validate(); err != nil {
+		t.Error(err)
+	}
+	if !s.Free.Equal(n.free) {
+		t.Errorf("at the end %v is free, not %v", s.Free, n.free)
+	}
+	if n.digest(neighbourAt).Hash != n.neighbour.Hash {
+		t.Error("the neighbour's bytes have changed")
+	}
+	if v := n.volume(neighbour); v.Phase != disk.Formatted || v.Extent != neighbourAt {
+		t.Errorf("the neighbour is %+v", v)
+	}
+	targets, err := disk.Mounts(n.volume(neighbour).Device)
+	if err != nil || len(targets) != 1 {
+		t.Errorf("the neighbour is mounted on %v: %v", targets, err)
+	} else if err := readBack(filepath.Join(targets[0], "file"), neighbour); err != nil {
+		t.Errorf("the neighbour: %v", err)
+	}
+	if !n.digest(grownAt).Zero || !n.digest(rawAt).Zero {
+		t.Error("what was wiped is not zero on the medium")
+	}
+}
+
+func (a Action) String() string {
+	return strings.Fields("none EIO ENOSPC drop hang power")[a]
+}
+
+func (f Fault) String() string {
+	times := "from then on"
+	if f.Count > 0 {
+		times = fmt.Sprintf("%d times", f.Count)
+	}
+	return fmt.Sprintf("%v of a %v %s", f.Do, f.Op, times)
+}

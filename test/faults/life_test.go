@@ -1,0 +1,312 @@
+package faults
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// Volumes of the disk in these tests: a neighbour that is there before, stays mounted and
+// must not change, and two whose lives are led.
+const (
+	neighbour = "a0000000-0000-5000-8000-00000000000a"
+	living    = "b0000000-0000-5000-8000-00000000000b"
+	raw       = "c0000000-0000-5000-8000-00000000000c"
+
+	diskSize    = 48 * mib
+	livingShort = 8 * mib
+	livingLong  = 12 * mib
+)
+
+var (
+	neighbourAt = extent.New(2*mib, 8*mib)
+	livingAt    = extent.New(10*mib, livingShort)
+	grownAt     = extent.New(10*mib, livingLong)
+	rawAt       = extent.New(30*mib, 2*mib)
+)
+
+// node is what a node does with one disk.
+type node struct {
+	*faulty
+	engine *disk.Disk
+	mnt    string // where the living volume is mounted
+	// The neighbour as it was, and what was free beside it.
+	neighbour Digest
+	free      extent.Set
+	// resized: a resize2fs of the living volume's file system was begun.
+	resized bool
+}
+
+// newNode makes a disk that has the neighbour on it, mounted.
+func newNode(t testing.TB, sector int64) *node {
+	t.Helper()
+	n := &node{faulty: newFaulty(t, diskSize, sector), mnt: t.TempDir()}
+	if _, err := disk.Initialize(t.Context(), n.path); err != nil {
+		t.Fatal(err)
+	}
+	n.must(n.open(t.Context()))
+	t.Cleanup(func() {
+		n.unmount()
+		n.close()
+	})
+	v, err := n.engine.Create(t.Context(), disk.CreateOptions{Partition: neighbour, Name: "neighbour", Extent: neighbourAt, Note: "the neighbour"})
+	n.must(err)
+	n.must(mkfs(t.Context(), v))
+	n.must(n.engine.MarkFormatted(t.Context(), neighbour))
+	mnt := t.TempDir()
+	n.must(unix.Mount(v.Device, mnt, "ext4", 0, ""))
+	n.must(os.WriteFile(filepath.Join(mnt, "file"), content(neighbour), 0o600))
+	n.must(unix.Unmount(mnt, 0))
+	// Read-only, so that none of the requests that are counted is its.
+	n.must(unix.Mount(v.Device, mnt, "ext4", unix.MS_RDONLY, ""))
+	t.Cleanup(func() {
+		if err := unix.Unmount(mnt, 0); err != nil {
+			t.Errorf("unmounting the neighbour: %v", err)
+		}
+	})
+	n.free = n.engine.Snapshot().Free
+	n.close()
+	n.neighbour = n.digest(neighbourAt)
+	n.call("Save", 0, new(bool))
+	return n
+}
+
+func (n *node) must(err error) {
+	n.t.Helper()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *node) open(ctx context.Context) (err error) {
+	n.engine, err = disk.Open(ctx, n.path, disk.Options{})
+	if err == nil {
+		err = n.engine.Snapshot().Err
+	}
+	return err
+}
+
+// close may be called again.
+func (n *node) close() {
+	if n.engine != nil {
+		n.engine.Close()
+		n.engine = nil
+	}
+}
+
+// content is what a volume's file holds.
+func content(partition string) []byte { return bytes.Repeat([]byte(partition+"\n"), 5000) }
+
+// mkfs makes a file system as package volumes does.
+func mkfs(ctx context.Context, v disk.Volume) error {
+	extended := "nodiscard,lazy_itable_init=1,lazy_journal_init=1"
+	if v.Prezeroed {
+		extended = "nodiscard,assume_storage_prezeroed=1"
+	}
+	return run(ctx, "mkfs.ext4", "-q", "-F", "-m0", "-U", v.Partition, "-E", extended, v.Device)
+}
+
+func run(ctx context.Context, name string, args ...string) error {
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %v: %w: %.300s", name, args, err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+func (n *node) volume(partition string) disk.Volume {
+	s := n.engine.Snapshot()
+	v, _ := s.Volume(partition)
+	return v
+}
+
+// mounted mounts the living volume, unless it is.
+func (n *node) mounted() error {
+	targets, err := disk.Mounts(n.volume(living).Device)
+	if err != nil || len(targets) > 0 {
+		return err
+	}
+	if err := unix.Mount(n.volume(living).Device, n.mnt, "ext4", 0, ""); err != nil {
+		return fmt.Errorf("mounting: %w", err)
+	}
+	return nil
+}
+
+func (n *node) unmount() {
+	err := unix.Unmount(n.mnt, 0)
+	if err != nil && !errors.Is(err, unix.EINVAL) {
+		n.t.Errorf("unmounting: %v", err)
+	}
+}
+
+// step is a part of a life. It can be done again, whether it was done or not.
+type step struct {
+	name string
+	do   func(ctx context.Context, n *node) error
+	// state is what the table says when the step is done, and between what it may say on
+	// the way, besides what it said before.
+	state, between string
+}
+
+// lives are the steps of a volume with a file system and of a raw one, as an agent, a pod
+// and a kubelet take them.
+func lives() []step {
+	return []step{
+		{"open", func(ctx context.Context, n *node) error {
+			if n.engine != nil {
+				return nil
+			}
+			return n.open(ctx)
+		}, state("", ""), ""},
+		{"create", func(ctx context.Context, n *node) error {
+			_, err := n.engine.Create(ctx, disk.CreateOptions{Partition: living, Name: "living", Extent: livingAt, Ephemeral: true, Note: "whose it is"})
+			return err
+		}, state("Reserved 8", ""), ""},
+		{"mkfs", func(ctx context.Context, n *node) error {
+			v := n.volume(living)
+			if v.Phase == disk.Formatted {
+				return nil
+			}
+			return n.engine.Format(ctx, living, func(ctx context.Context) error { return mkfs(ctx, v) })
+		}, state("Reserved 8", ""), ""},
+		{"mount", func(ctx context.Context, n *node) error {
+			var mounting sync.WaitGroup
+			var err error
+			mounting.Go(func() { err = n.mounted() })
+			markErr := n.engine.MarkFormatted(ctx, living)
+			mounting.Wait()
+			return errors.Join(err, markErr)
+		}, state("Formatted 8", ""), ""},
+		{"write", func(_ context.Context, n *node) error { return n.writeFile() }, state("Formatted 8", ""), ""},
+		{"grow", func(ctx context.Context, n *node) error {
+			_, err := n.engine.Grow(ctx, living, livingLong)
+			return err
+		}, state("Formatted 12", ""), ""},
+		{"resize", func(ctx context.Context, n *node) error { return n.resize(ctx) }, state("Formatted 12", ""), ""},
+		{"read", func(_ context.Context, n *node) error { return n.readFile() }, state("Formatted 12", ""), ""},
+		{"raw", func(ctx context.Context, n *node) error {
+			v, err := n.engine.Create(ctx, disk.CreateOptions{Partition: raw, Name: "raw", Extent: rawAt, Raw: true})
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(v.Device, content(raw), 0)
+		}, state("Formatted 12", "Formatted 2"), ""},
+		{"wipe", func(ctx context.Context, n *node) error {
+			n.unmount()
+			return n.wipe(ctx, living)
+		}, state("", "Formatted 2"), state("Wiping 12", "Formatted 2")},
+		{"wipe raw", func(ctx context.Context, n *node) error { return n.wipe(ctx, raw) }, state("", ""), state("", "Wiping 2")},
+	}
+}
+
+func state(living, raw string) string { return living + "|" + raw }
+
+// state is what the engine says of the two volumes.
+func (n *node) state() string {
+	describe := func(v disk.Volume, at ...extent.Extent) string {
+		switch {
+		case v.Partition == "":
+			return ""
+		case !slices.Contains(at, v.Extent):
+			return "elsewhere: " + v.Extent.String()
+		}
+		return fmt.Sprintf("%s %d", v.Phase, v.Extent.Len()/mib)
+	}
+	return state(describe(n.volume(living), livingAt, grownAt), describe(n.volume(raw), rawAt))
+}
+
+func (n *node) wipe(ctx context.Context, partition string) error {
+	_, err := n.engine.Wipe(ctx, partition, disk.WipeOptions{})
+	if errors.Is(err, disk.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// writeFile is a pod that is told that its data are safe when they are.
+func (n *node) writeFile() error {
+	if err := n.mounted(); err != nil {
+		return err
+	}
+	f, err := os.Create(filepath.Join(n.mnt, "file"))
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content(living))
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func (n *node) readFile() error {
+	if err := n.mounted(); err != nil {
+		return err
+	}
+	return readBack(filepath.Join(n.mnt, "file"), living)
+}
+
+// readBack reads a volume's file past the page cache.
+func readBack(path, partition string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return err
+	}
+	var got bytes.Buffer
+	if _, err := got.ReadFrom(f); err != nil {
+		return err
+	}
+	if !bytes.Equal(got.Bytes(), content(partition)) {
+		return fmt.Errorf("%w: %s does not hold what was written and flushed", errLost, path)
+	}
+	return nil
+}
+
+// errLost: a file system gave other data than it took.
+var errLost = errors.New("data are lost")
+
+// fsck checks an ext4 file system and repairs it.
+func fsck(ctx context.Context, consent, device string) error {
+	err := run(ctx, "e2fsck", "-f", consent, device)
+	if exit := new(exec.ExitError); errors.As(err, &exit) && exit.ExitCode() == 1 {
+		return nil // repaired
+	}
+	return err
+}
+
+// resize lets the file system grow as package csi does: mounted, or else not mounted.
+func (n *node) resize(ctx context.Context) error {
+	if err := n.mounted(); err != nil {
+		return err
+	}
+	device := n.volume(living).Device
+	err := run(ctx, "resize2fs", device)
+	if err == nil || !strings.Contains(err.Error(), "Permission denied") {
+		return err
+	}
+	n.unmount()
+	err = fsck(ctx, "-p", device)
+	if err != nil && n.resized {
+		// What a resize2fs leaves that a disk interrupted wants a person's consent.
+		err = fsck(ctx, "-y", device)
+	}
+	n.resized = true
+	if err == nil {
+		err = run(ctx, "resize2fs", device)
+	}
+	return errors.Join(err, n.mounted())
+}
