@@ -164,7 +164,14 @@ func (l *loops) configure(path string, e entry) error {
 		return err
 	}
 	defer f.Close()
-	config := unix.LoopConfig{Fd: uint32(l.disk.fd()), Size: uint32(l.disk.sector)}
+	// The loop device keeps the file that it gets. If that were the disk's own, it would keep
+	// its lock as well, when an agent is killed that has just taken it.
+	backing, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", l.disk.fd()), os.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("opening %s once more: %w", l.disk.path, err)
+	}
+	defer backing.Close()
+	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: uint32(l.disk.sector)}
 	config.Info.Offset, config.Info.Sizelimit = uint64(e.extent.Start), uint64(e.extent.Len())
 	config.Info.Flags = unix.LO_FLAGS_DIRECT_IO
 	copy(config.Info.File_name[:], loopMark+e.guid)
