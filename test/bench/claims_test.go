@@ -30,8 +30,11 @@ type claimWorkload struct {
 	pods int
 	// profile is the pods' schedulerName, class their claims' storageClassName.
 	profile, class string
-	start          func(context.Context) error
-	stop           func() error
+	// stub is true where the stub provisioner makes the volumes. Elsewhere it does not run: it
+	// would be one more to watch all claims.
+	stub  bool
+	start func(context.Context) error
+	stop  func() error
 }
 
 // idleClaims is how many pods are timed one after the other.
@@ -48,12 +51,12 @@ func BenchmarkClaims(b *testing.B) {
 		f, c := newClaimCluster(ctx, b)
 		waiting := waitingConfig(b, c)
 		workloads := []claimWorkload{
-			{"berth", 1000, "berth", diskv1alpha1.DriverName, c.StartScheduler, c.StopScheduler},
-			{"waiting", 1000, "berth", diskv1alpha1.DriverName,
+			{"berth", 1000, "berth", diskv1alpha1.DriverName, false, c.StartScheduler, c.StopScheduler},
+			{"waiting", 1000, "berth", diskv1alpha1.DriverName, false,
 				func(ctx context.Context) error { return c.StartSchedulerConfigured(ctx, "waiting", waiting) },
 				func() error { return c.StopSchedulerNamed("waiting") }},
-			{"stock", 1000, corev1.DefaultSchedulerName, stubProvisioner, c.StartStockScheduler, c.StopStockScheduler},
-			{"capacity", 40, corev1.DefaultSchedulerName, capacityProvisioner, c.StartStockScheduler, c.StopStockScheduler},
+			{"stock", 1000, corev1.DefaultSchedulerName, stubProvisioner, true, c.StartStockScheduler, c.StopStockScheduler},
+			{"capacity", 40, corev1.DefaultSchedulerName, capacityProvisioner, true, c.StartStockScheduler, c.StopStockScheduler},
 		}
 		rate, claims, writes := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
 		for range *rounds {
@@ -140,7 +143,6 @@ func newClaimCluster(ctx context.Context, tb testing.TB) (*fakeCluster, *cluster
 		}
 		f.must(tb, f.client.Create(ctx, class))
 	}
-	f.startStub(ctx, tb)
 	return f, c
 }
 
@@ -151,6 +153,9 @@ func (f *fakeCluster) runClaims(ctx context.Context, tb testing.TB, w claimWorkl
 	tb.Helper()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if w.stub {
+		f.startStub(ctx, tb)
+	}
 	namespace := f.claimNamespace(ctx, tb, w)
 	f.parallel(ctx, tb, w.pods, func(ctx context.Context, i int) error { return f.createClaim(ctx, namespace, w, i) })
 	f.parallel(ctx, tb, w.pods, func(ctx context.Context, i int) error { return f.client.Create(ctx, claimPod(namespace, w, i)) })
@@ -224,6 +229,9 @@ func (f *fakeCluster) idleClaims(ctx context.Context, tb testing.TB, w claimWork
 	tb.Helper()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if w.stub {
+		f.startStub(ctx, tb)
+	}
 	namespace := f.claimNamespace(ctx, tb, w)
 	bound := f.watchBound(ctx, tb, namespace)
 	f.must(tb, w.start(ctx))

@@ -12,9 +12,12 @@ import (
 )
 
 const (
-	// narrowTo is how many nodes a pod is tried on at first. Of a larger cluster kube-scheduler
-	// itself looks at a sample that is never smaller than this, but not at the best ones.
-	narrowTo = 100
+	// narrowFrom is the number of nodes that a cluster must exceed. From there on kube-scheduler
+	// itself looks for enough nodes rather than for all.
+	narrowFrom = 100
+	// narrowTo is how many nodes a pod is tried on at first: enough that other plugins find one
+	// that they do not refuse, and have a choice. Each is a call of every Filter and every Score.
+	narrowTo = 50
 	// narrowPause is for how long no pod is narrowed after one that found no place so. Where
 	// the tightest nodes have no CPU left, nearly every pod would be tried twice.
 	narrowPause = 10 * time.Second
@@ -30,7 +33,7 @@ const reasonNarrowed = "Only the nodes that the volumes fit most tightly were tr
 // not there, see widen. Pods for which that is likely are not narrowed to begin with.
 func (p *Plugin) narrow(pod *corev1.Pod, s *state, nodes int) *fwk.PreFilterResult {
 	// The index counts what the pod itself holds from an earlier try as taken.
-	if nodes <= narrowTo || len(s.gone) > 0 || choosy(pod) || s.tied() || p.feed.narrowing.mustBeWide(pod.UID, time.Now()) {
+	if nodes <= narrowFrom || len(s.gone) > 0 || choosy(pod) || s.tied() || p.feed.narrowing.mustBeWide(pod.UID, time.Now()) {
 		return nil
 	}
 	names := p.ledger.Tightest(s.requests, narrowTo, func(name string) bool {
