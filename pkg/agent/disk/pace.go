@@ -2,6 +2,7 @@ package disk
 
 import (
 	"context"
+	"math"
 	"sync"
 	"time"
 )
@@ -59,8 +60,9 @@ func (p *pace) wait(ctx context.Context, n, rate int64) error {
 	if turn.Before(p.next) {
 		turn = p.next
 	}
-	// In floating point: n times a second's nanoseconds may not fit.
-	p.next = turn.Add(time.Duration(float64(n) / float64(rate) * float64(time.Second)))
+	// In floating point, as n times a second's nanoseconds may not fit; nor may the result.
+	took := min(float64(n)/float64(rate)*float64(time.Second), float64(math.MaxInt64/2))
+	p.next = turn.Add(time.Duration(took))
 	p.mu.Unlock()
 	timer := time.NewTimer(time.Until(turn))
 	defer timer.Stop()

@@ -1,0 +1,247 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// forTest replaces a variable of the package for a test.
+func forTest[T any](t *testing.T, variable *T, value T) {
+	t.Helper()
+	old := *variable
+	*variable = value
+	t.Cleanup(func() { *variable = old })
+}
+
+// written is a volume of 10 MiB at 3 MiB, full of canaries.
+func written(t *testing.T, l *loop, d *Disk) Volume {
+	t.Helper()
+	v, err := d.Create(t.Context(), CreateOptions{Partition: a, Name: "default/web data", Extent: at(3, 10), Ephemeral: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	canary(t, l, v)
+	return v
+}
+
+// TestWipePolicies: what each policy leaves of a volume, and what its record says.
+func TestWipePolicies(t *testing.T) {
+	all := int(10 * mib / 8)
+	// Erases the first half, and what is read of the second half is what was there.
+	partly := rung{"BLKSECDISCARD", mib, false, func(d *blockDevice, off, n int64) error {
+		if off >= 5*mib {
+			return nil
+		}
+		return overwrite(d, off, n)
+	}}
+	for _, test := range []struct {
+		name       string
+		policy     WipePolicy
+		discarding rung
+		method     string
+		verified   bool
+		left       int
+		kept       bool // the file behind the disk has kept its blocks
+	}{
+		{"default", "", secureDiscarding, "PUNCH_HOLE", true, 0, false},
+		{"Zero", WipeZero, secureDiscarding, "PUNCH_HOLE", true, 0, false},
+		{"Overwrite", WipeOverwrite, secureDiscarding, "overwrite", true, 0, true},
+		{"SecureDiscard of a device without", WipeSecureDiscard, secureDiscarding, "overwrite", true, 0, true},
+		{"SecureDiscard", WipeSecureDiscard, partly, "BLKSECDISCARD", true, 0, false},
+		{"None", WipeNone, secureDiscarding, "none", false, all, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bothSectors(t, func(t *testing.T, sector int) {
+				forTest(t, &secureDiscarding, test.discarding)
+				l := initialized(t, 32*mib, sector)
+				d := l.open(t)
+				ctx := t.Context()
+				written(t, l, d)
+				allocated := l.allocated(t)
+				var progress []int64
+				began := time.Now()
+				w, err := d.Wipe(ctx, a, WipeOptions{Policy: test.policy, Progress: func(done int64) { progress = append(progress, done) }})
+				if err != nil {
+					t.Fatal(err)
+				}
+				took := time.Since(began)
+				policy := test.policy
+				if policy == "" {
+					policy = WipeZero
+				}
+				want := Wiped{Partition: a, Name: "default/web data", Extent: at(3, 10), Policy: policy, Method: test.method, Verified: test.verified, Began: w.Began, Took: w.Took}
+				if w != want || w.Began.Before(began) || w.Took <= 0 || w.Took > took {
+					t.Errorf("the record is %+v, want %+v", w, want)
+				}
+				if n := canaries(t, l); n != test.left {
+					t.Errorf("%d canaries are left, not %d", n, test.left)
+				}
+				if now := l.allocated(t); (now >= allocated) != test.kept {
+					t.Errorf("the file behind the disk had %d bytes, and has %d", allocated, now)
+				}
+				if policy != WipeNone && progress[len(progress)-1] != 10*mib {
+					t.Errorf("progress ended at %v", progress)
+				}
+				if s := d.Snapshot(); len(s.Volumes) > 0 || !s.Free.Contains(at(3, 10)) {
+					t.Errorf("afterwards: %+v", s)
+				}
+				// Whoever gets the extent must know, or must not be able to tell.
+				v, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(3, 2)})
+				if err != nil || v.Prezeroed != (policy != WipeNone) {
+					t.Errorf("a volume in its place: %+v, %v", v, err)
+				}
+				if _, err := d.Create(ctx, CreateOptions{Partition: c, Extent: at(6, 2), Raw: true}); err != nil {
+					t.Error(err)
+				}
+				if _, err := d.Grow(ctx, c, 7*mib); err != nil {
+					t.Error(err)
+				}
+				raw, err := os.ReadFile(l.image)
+				if e := at(6, 7); err != nil || !allZero(raw[e.Start:e.End]) {
+					t.Errorf("a raw volume in its place holds something: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// allocated is how much of its file a disk really takes, in bytes.
+func (l *loop) allocated(t *testing.T) int64 {
+	t.Helper()
+	run(t, "sync", l.image)
+	var st unix.Stat_t
+	if err := unix.Stat(l.image, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Blocks * 512
+}
+
+// TestPolicyIsNotSatisfied: a device that lies about zeros keeps the volume.
+func TestPolicyIsNotSatisfied(t *testing.T) {
+	lies := rung{"lies", mib, false, func(*blockDevice, int64, int64) error { return nil }}
+	for _, policy := range []WipePolicy{WipeZero, WipeOverwrite, WipeSecureDiscard, "Shred"} {
+		t.Run(string(policy), func(t *testing.T) {
+			l := initialized(t, 32*mib, 512)
+			d := l.open(t)
+			written(t, l, d)
+			withLadder(t, lies)
+			forTest(t, &overwriting, lies)
+			forTest(t, &secureDiscarding, lies)
+			want := []string{"a:Wiping@3+10"}
+			if policy == "Shred" {
+				want = []string{"a:Reserved@3+10"}
+			}
+			w, err := d.Wipe(quiet(t), a, WipeOptions{Policy: policy})
+			if err == nil || w.Verified || w.Policy != policy || errors.Is(err, ErrOutOfService) {
+				t.Errorf("%+v, %v", w, err)
+			}
+			if s := d.Snapshot(); !slices.Equal(volumes(s), want) || s.Err != nil || s.Free.Overlaps(at(3, 10)) {
+				t.Errorf("afterwards: %+v", s)
+			}
+		})
+	}
+}
+
+// TestWipeIsTakenUp: cut short under one policy, a wipe is taken up under another.
+func TestWipeIsTakenUp(t *testing.T) {
+	for _, next := range []WipePolicy{WipeZero, WipeOverwrite, WipeNone} {
+		t.Run(string(next), func(t *testing.T) {
+			l := initialized(t, 32*mib, 512)
+			d := l.open(t)
+			written(t, l, d)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			_, err := d.Wipe(ctx, a, WipeOptions{Policy: WipeOverwrite, Progress: func(done int64) {
+				if done >= 2*mib {
+					cancel()
+				}
+			}})
+			left := canaries(t, l)
+			if !errors.Is(err, context.Canceled) || left == 0 || left >= int(10*mib/8) {
+				t.Fatalf("cut short: %v, %d canaries", err, left)
+			}
+			d.Close()
+			l.forget(t)
+			d = l.open(t)
+			if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Wiping@3+10"}) {
+				t.Fatalf("opened again: %v", got)
+			}
+			w, err := d.Wipe(t.Context(), a, WipeOptions{Policy: next})
+			if err != nil || w.Policy != next {
+				t.Fatalf("taken up: %+v, %v", w, err)
+			}
+			if next != WipeNone {
+				left = 0
+			}
+			if n := canaries(t, l); n != left {
+				t.Errorf("%d canaries are left, not %d", n, left)
+			}
+		})
+	}
+}
+
+// TestWipeRate: all wipes of a disk together keep to the rate, and none is deaf while it waits.
+func TestWipeRate(t *testing.T) {
+	const rate = 100 * mib
+	l := initialized(t, 64*mib, 512)
+	d := l.open(t)
+	ctx := t.Context()
+	begin := time.Now()
+	var both sync.WaitGroup
+	for i, guid := range []string{a, b} {
+		if _, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: at(2+int64(i)*20, 20)}); err != nil {
+			t.Fatal(err)
+		}
+		both.Go(func() {
+			if _, err := d.Wipe(ctx, guid, WipeOptions{Policy: WipeOverwrite, Rate: rate}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	both.Wait()
+	// 40 MiB written, 40 MiB read; the last step is not waited for.
+	took, least := time.Since(begin), 79*mib*int64(time.Second)/rate
+	t.Logf("80 MiB at %d MiB/s took %v", rate/mib, took)
+	if took < time.Duration(least) {
+		t.Errorf("it should take %v at least", time.Duration(least))
+	}
+	if _, err := d.Create(ctx, CreateOptions{Partition: c, Extent: at(2, 20)}); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	if _, err := d.Wipe(short, c, WipeOptions{Policy: WipeOverwrite, Rate: 1}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a wipe that waits for its rate: %v", err)
+	}
+}
+
+// TestSteps: with a limit, one step is no more than a moment's worth.
+func TestSteps(t *testing.T) {
+	for _, test := range []struct{ rate, most, want int64 }{
+		{0, 256 * mib, 256 * mib},
+		{1, 256 * mib, mib},
+		{40 * mib, 256 * mib, 10 * mib},
+		{1 << 60, 256 * mib, 256 * mib},
+	} {
+		by := effort{pace: &pace{}, rate: test.rate}
+		if got := by.step(test.most); got != test.want {
+			t.Errorf("at %d bytes a second: steps of %d, want %d", test.rate, got, test.want)
+		}
+	}
+	// Bytes are not lost between steps, and huge numbers do not overflow.
+	p := &pace{}
+	begin := time.Now()
+	if err := p.wait(t.Context(), 1<<60, 1); err != nil {
+		t.Fatal(err)
+	}
+	if p.next.Before(begin) {
+		t.Error("the next turn lies in the past")
+	}
+}
