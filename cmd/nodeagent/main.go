@@ -73,7 +73,8 @@ func (f *flags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.agent.CSISocket, "csi-socket", "/var/lib/kubelet/plugins/disk.berth.dev/csi.sock", "Path of the socket that the kubelet calls; it must be the same for the kubelet.")
 	fs.StringVar(&f.agent.RegistrationDir, "registration-dir", "/var/lib/kubelet/plugins_registry", "Folder in which the kubelet looks for drivers.")
 	fs.StringSliceVar(&f.agent.Devices, "devices", nil, "Shell patterns for device paths, such as /dev/nvme*. When given, no other device is looked at, whatever DiskClasses say.")
-	fs.DurationVar(&f.agent.OrphanGrace, "orphan-grace", 5*time.Minute, "How long a volume without a pod is kept after it was found at a start.")
+	fs.DurationVar(&f.agent.OrphanGrace, "orphan-grace", 5*time.Minute, "How long a volume is kept after it was found that its pod is gone, if nobody saw the pod end.")
+	fs.IntVar(&f.agent.OrphanLimit, "orphan-limit", 10, "How many such volumes there may be. If there are more, none is wiped until their pods are back or a person allows it.")
 	fs.DurationVar(&f.agent.EvictionGrace, "eviction-grace", time.Minute, "How long a pod whose volumes do not fit on the node stays before it is evicted, if a controller makes a new one.")
 	fs.StringVar(&f.metrics, "metrics-address", "", "Address for /metrics and /healthz, such as 127.0.0.1:9810. Empty for none.")
 	logsapi.AddFlags(f.logs, fs)
@@ -104,6 +105,9 @@ func (f *flags) run(ctx context.Context) error {
 func (f *flags) validate() error {
 	if f.agent.NodeName == "" {
 		return errors.New("--node-name is missing, and $NODE_NAME is not set")
+	}
+	if f.agent.OrphanLimit < 0 {
+		return fmt.Errorf("--orphan-limit is %d, it cannot be less than 0, which means that none is wiped without a person's word", f.agent.OrphanLimit)
 	}
 	for _, pattern := range f.agent.Devices {
 		if _, err := path.Match(pattern, ""); err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -46,6 +47,8 @@ type Options struct {
 	// OrphanGrace and EvictionGrace are those of package volumes.
 	OrphanGrace   time.Duration
 	EvictionGrace time.Duration
+	// OrphanLimit is that of package volumes.
+	OrphanLimit int
 	// DevicePatience is how long a device may take to answer; 0 is a default.
 	DevicePatience time.Duration
 	// Sys is /sys/block; the default is the machine's own.
@@ -128,9 +131,10 @@ func Run(ctx context.Context, o Options) error {
 		Changed: a.disksChanged, Known: a.published(), Patience: o.DevicePatience,
 	})
 	a.manager, err = volumes.New(volumes.Options{
-		Client: c, Pods: a.podsOfNode, Volumes: a.persistent, Inventory: a.inventory, Recorder: recorder,
-		DefaultFSType: a.defaultFSType, Published: a.published(),
-		OrphanGrace: o.OrphanGrace, EvictionGrace: o.EvictionGrace,
+		Client: c, Pods: a.podsOfNode, Volumes: a.persistent, Capacities: a.capacities, Inventory: a.inventory, Recorder: recorder,
+		DefaultFSType: a.defaultFSType, Wiping: a.wiping,
+		Published: a.published(), ReclaimStopped: meta.IsStatusConditionTrue(a.publishedStatus().Conditions, diskv1alpha1.ConditionReclaimStopped),
+		OrphanGrace: o.OrphanGrace, OrphanLimit: o.OrphanLimit, EvictionGrace: o.EvictionGrace,
 		OwnersChanged: func() { a.publisher.Kick() },
 	})
 	if err != nil {
@@ -265,22 +269,63 @@ func (a *agent) defaultFSType(class string) string {
 	return diskv1alpha1.FSTypeExt4
 }
 
-func (a *agent) published() []diskv1alpha1.Disk {
-	if object, ok, err := a.capacities.GetStore().GetByKey(a.options.NodeName); err == nil && ok {
-		if ndc, ok := object.(*diskv1alpha1.NodeDiskCapacity); ok {
-			return ndc.Status.Disks
+// wiping is how volumes of a class are wiped now. What this agent does not know, and no
+// class, is the default: the volume reads as zeros.
+func (a *agent) wiping(class string) disk.WipeOptions {
+	o := disk.WipeOptions{Policy: disk.WipeZero}
+	for _, c := range a.classList() {
+		if c.Name != class {
+			continue
+		}
+		switch c.Spec.WipePolicy {
+		case diskv1alpha1.WipeOverwrite:
+			o.Policy = disk.WipeOverwrite
+		case diskv1alpha1.WipeSecureDiscard:
+			o.Policy = disk.WipeSecureDiscard
+		case diskv1alpha1.WipeNone:
+			o.Policy = disk.WipeNone
+		}
+		if c.Spec.WipeRate != nil {
+			o.Rate = max(c.Spec.WipeRate.Value(), 0)
 		}
 	}
-	return nil
+	return o
+}
+
+func (a *agent) published() []diskv1alpha1.Disk { return a.publishedStatus().Disks }
+
+func (a *agent) publishedStatus() diskv1alpha1.NodeDiskCapacityStatus {
+	if object, ok, err := a.capacities.GetStore().GetByKey(a.options.NodeName); err == nil && ok {
+		if ndc, ok := object.(*diskv1alpha1.NodeDiskCapacity); ok {
+			return ndc.Status
+		}
+	}
+	return diskv1alpha1.NodeDiskCapacityStatus{}
 }
 
 func (a *agent) status() diskv1alpha1.NodeDiskCapacityStatus {
-	status := publish.Status(a.inventory.Disks(), a.inventory.Refused(), func(v disk.Volume) publish.Owner {
-		volume, owner := a.manager.Owner(v)
-		return publish.Owner{Volume: volume, Name: owner}
-	})
-	status.Conditions = append(status.Conditions, publish.Orphaned(a.manager.Orphaned()))
+	status := publish.Status(a.inventory.Disks(), a.inventory.Refused(), a.owner)
+	orphans := a.manager.Orphans()
+	why := ""
+	if orphans.Stopped {
+		why = volumes.StoppedMessage(a.options.NodeName, len(orphans.Ephemeral))
+	}
+	status.Conditions = append(status.Conditions, publish.Orphaned(orphans.Persistent, orphans.Ephemeral), publish.ReclaimStopped(why))
 	return status
+}
+
+func (a *agent) owner(v disk.Volume) publish.Owner {
+	var o publish.Owner
+	o.Volume, o.Name = a.manager.Owner(v)
+	if since, orphaned := a.manager.OrphanedSince(v); orphaned {
+		// As the API server keeps it, or what is published would never be what is to be.
+		at := metav1.NewTime(since).Rfc3339Copy()
+		o.OrphanedSince = &at
+	}
+	if policy, done, is := a.manager.Wiping(v.Partition); is && v.Phase == disk.Wiping {
+		o.Wiping = &diskv1alpha1.WipeProgress{Policy: diskv1alpha1.WipePolicy(policy), Wiped: done}
+	}
+	return o
 }
 
 // disksChanged is called on every change on a disk, by whoever made it.

@@ -92,6 +92,7 @@ func newNode(t *testing.T, sizes ...int64) *node {
 		CSISocket:       filepath.Join(n.dir, "csi.sock"),
 		RegistrationDir: filepath.Join(n.dir, "registration"),
 		OrphanGrace:     time.Second,
+		OrphanLimit:     10,
 		EvictionGrace:   time.Second,
 		Sys:             n.sys,
 	}

@@ -204,7 +204,7 @@ func TestAgentHandEdit(t *testing.T) {
 	n.start()
 	want := n.ready()
 	right := func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
-		if len(s.Disks) != 1 || s.Disks[0].Free == nil || s.Disks[0].Free[0] != want.Disks[0].Free[0] || s.Disks[0].Message != "" || s.Summary != want.Summary || len(s.Conditions) != 3 {
+		if len(s.Disks) != 1 || s.Disks[0].Free == nil || s.Disks[0].Free[0] != want.Disks[0].Free[0] || s.Disks[0].Message != "" || s.Summary != want.Summary || len(s.Conditions) != 4 {
 			return errors.New("it is not")
 		}
 		return nil

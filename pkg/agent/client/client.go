@@ -5,6 +5,7 @@ package client
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -202,6 +203,18 @@ func (c *Client) PatchCapacity(ctx context.Context, patch []byte, subresources .
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	return capacity(c.disk.Patch(types.MergePatchType).Resource(capacities).Name(c.node).SubResource(subresources...).Body(patch).Do(ctx))
+}
+
+// ForgetReclaimOrphans takes a person's word back that orphaned volumes may be reclaimed.
+func (c *Client) ForgetReclaimOrphans(ctx context.Context) error {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"annotations": map[string]any{diskv1alpha1.AnnotationReclaimOrphans: nil},
+	}})
+	if err != nil {
+		return err
+	}
+	_, err = c.PatchCapacity(ctx, patch)
+	return err
 }
 
 func capacity(result rest.Result) (*diskv1alpha1.NodeDiskCapacity, error) {

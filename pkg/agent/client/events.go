@@ -17,7 +17,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// Recorder writes events about pods and volumes. client-go's recorder would cost the agent a tenth
+// Recorder writes events about pods, volumes and the node's disks. client-go's recorder would cost the agent a tenth
 // of its memory, for the OpenAPI schemas behind its patches.
 type Recorder struct {
 	client *Client
@@ -40,6 +40,14 @@ func (c *Client) NewRecorder() *Recorder {
 func (r *Recorder) Event(pod *corev1.Pod, eventType, reason, message string) {
 	r.About(corev1.ObjectReference{
 		Kind: "Pod", APIVersion: corev1.SchemeGroupVersion.String(), Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
+	}, eventType, reason, message)
+}
+
+// OfNode says something about the node's NodeDiskCapacity, whose UID may not be known. It
+// never blocks.
+func (r *Recorder) OfNode(uid types.UID, eventType, reason, message string) {
+	r.About(corev1.ObjectReference{
+		Kind: "NodeDiskCapacity", APIVersion: diskv1alpha1.SchemeGroupVersion.String(), Name: r.client.node, UID: uid,
 	}, eventType, reason, message)
 }
 

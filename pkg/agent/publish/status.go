@@ -15,9 +15,12 @@ import (
 )
 
 // Owner says whose a partition is: the CSI volume ID and namespace/name of the pod or
-// claim. Both are empty when that is not known.
+// claim, both empty when that is not known; since when nobody speaks for it, and how far
+// its wiping is, both nil when that is not so.
 type Owner struct {
-	Volume, Name string
+	Volume, Name  string
+	OrphanedSince *metav1.Time
+	Wiping        *diskv1alpha1.WipeProgress
 }
 
 // Limits of the CRD's fields that hold text from elsewhere.
@@ -75,6 +78,9 @@ func diskStatus(d *discovery.Disk, owner func(disk.Volume) Owner) diskv1alpha1.D
 			Extent:    diskv1alpha1.Extent{Start: v.Extent.Start, Length: v.Extent.Len()},
 			Phase:     diskv1alpha1.AllocationPhase(v.Phase),
 			Owner:     o.Name,
+
+			OrphanedSince: o.OrphanedSince,
+			Wiping:        o.Wiping,
 		})
 		out.Overhead -= v.Extent.Len()
 	}
@@ -124,20 +130,43 @@ func devicesRefused(refused []discovery.Refusal) metav1.Condition {
 	return c
 }
 
-// Orphaned says which persistent volumes have no PersistentVolume. It is for a person to
-// decide what becomes of them.
-func Orphaned(volumes []string) metav1.Condition {
+// Orphaned says for which volumes nobody speaks: persistent ones without
+// PersistentVolume, of which a person decides what becomes, and ephemeral ones whose pod
+// vanished.
+func Orphaned(persistent, ephemeral []string) metav1.Condition {
 	c := metav1.Condition{
 		Type:    diskv1alpha1.ConditionOrphanedVolumes,
 		Status:  metav1.ConditionFalse,
 		Reason:  "NoneOrphaned",
-		Message: "every persistent volume has its PersistentVolume",
+		Message: "every volume has its pod or PersistentVolume",
 	}
-	if len(volumes) > 0 {
+	var parts []string
+	if len(ephemeral) > 0 {
+		c.Status, c.Reason = metav1.ConditionTrue, "NoPod"
+		parts = append(parts, fmt.Sprintf("%d volumes have no pod, whose end nobody saw, and are kept until the grace period is over: %s", len(ephemeral), strings.Join(ephemeral, ", ")))
+	}
+	if len(persistent) > 0 {
 		c.Status, c.Reason = metav1.ConditionTrue, "NoPersistentVolume"
-		c.Message = clip(fmt.Sprintf("%d volumes have no PersistentVolume and are kept: %s", len(volumes), strings.Join(volumes, ", ")), maxCondition)
+		parts = append([]string{fmt.Sprintf("%d volumes have no PersistentVolume and are kept: %s", len(persistent), strings.Join(persistent, ", "))}, parts...)
+	}
+	if len(parts) > 0 {
+		c.Message = clip(strings.Join(parts, "; "), maxCondition)
 	}
 	return c
+}
+
+// ReclaimStopped says that orphans are not reclaimed, with the reason and what to do; why is
+// empty if they are.
+func ReclaimStopped(why string) metav1.Condition {
+	if why == "" {
+		return metav1.Condition{
+			Type: diskv1alpha1.ConditionReclaimStopped, Status: metav1.ConditionFalse, Reason: "FewOrphans",
+			Message: "volumes of pods that vanished are wiped when the grace period is over",
+		}
+	}
+	return metav1.Condition{
+		Type: diskv1alpha1.ConditionReclaimStopped, Status: metav1.ConditionTrue, Reason: "ManyOrphans", Message: clip(why, maxCondition),
+	}
 }
 
 func summary(disks []discovery.Disk) diskv1alpha1.Summary {

@@ -32,8 +32,6 @@ type persistent struct {
 	// knows. One that vanishes without having been wiped is not made anew: what it held may
 	// be where the new one would be.
 	had map[string]struct{}
-	// orphaned are partitions that the API server said no PersistentVolume is for.
-	orphaned map[string]struct{}
 }
 
 func newPersistent() persistent {
@@ -42,7 +40,6 @@ func newPersistent() persistent {
 		waiting:  map[string]struct{}{},
 		finished: map[types.UID]time.Time{},
 		had:      map[string]struct{}{},
-		orphaned: map[string]struct{}{},
 	}
 }
 
@@ -127,10 +124,14 @@ func stripVolume(object any) (any, error) {
 	return slim, nil
 }
 
-// remember takes in what the node published before this agent: what it had.
+// remember takes in what the node published before this agent: what it had, and since when
+// nobody speaks for it.
 func (m *Manager) remember(published []diskv1alpha1.Disk) {
 	for i := range published {
 		for _, a := range published[i].Allocations {
+			if a.OrphanedSince != nil {
+				m.orphans.found[a.Partition] = orphan{since: a.OrphanedSince.Time}
+			}
 			if _, ok := diskv1alpha1.VolumeUUID(a.Volume); ok && a.Phase == diskv1alpha1.PhaseFormatted {
 				m.persistent.had[a.Partition] = struct{}{}
 			}

@@ -317,13 +317,11 @@ func (m *Manager) lookForVolume(ctx context.Context, v disk.Volume) error {
 		return fmt.Errorf("cannot ask the API server for PersistentVolume %s: %w", id, err)
 	}
 	if err == nil && claim.IsOurs(pv) && pv.Spec.CSI.VolumeHandle == id {
-		m.noteOrphan(v.Partition, false)
+		m.noteOrphan(ctx, v, false)
 		m.explainUnwatched(pv)
 		return nil
 	}
-	if m.noteOrphan(v.Partition, true) {
-		klog.FromContext(ctx).Info("Volume has no PersistentVolume; it is kept until one is made and deleted", "volume", id, "partition", v.Partition, "device", v.Device)
-	}
+	m.noteOrphan(ctx, v, true)
 	return nil
 }
 
@@ -339,46 +337,6 @@ func (m *Manager) explainUnwatched(pv *corev1.PersistentVolume) {
 	case label != here && (label != "" || slices.Contains(pv.Finalizers, diskv1alpha1.FinalizerVolume)):
 		m.warnVolume(pv, eventMismatch, fmt.Sprintf("its label %s is %q, its volume is on node %s: nothing is done for it until the label is %q", diskv1alpha1.LabelNode, label, m.node, here))
 	}
-}
-
-// noteOrphan notes whether a partition has no PersistentVolume; news says that this is news.
-func (m *Manager) noteOrphan(partition string, orphaned bool) (news bool) {
-	m.mu.Lock()
-	_, was := m.persistent.orphaned[partition]
-	if orphaned {
-		m.persistent.orphaned[partition] = struct{}{}
-	} else {
-		delete(m.persistent.orphaned, partition)
-	}
-	m.mu.Unlock()
-	if was != orphaned {
-		m.options.OwnersChanged()
-	}
-	return was != orphaned
-}
-
-// Orphaned names the persistent volumes on the disks without a PersistentVolume.
-func (m *Manager) Orphaned() []string {
-	var orphaned []string
-	disks := m.options.Inventory.Disks()
-	for i := range disks {
-		for _, v := range disks[i].Snapshot.Volumes {
-			id, ok := persistentID(v)
-			if !ok || v.Phase == disk.Wiping || len(m.volumesOf(v.Partition)) > 0 {
-				continue
-			}
-			m.mu.Lock()
-			_, is := m.persistent.orphaned[v.Partition]
-			m.mu.Unlock()
-			if is {
-				if note, err := claim.ReadNote(v.Note); err == nil && note.Claim != "" {
-					id += " (made for claim " + note.Namespace + "/" + note.Claim + ")"
-				}
-				orphaned = append(orphaned, id)
-			}
-		}
-	}
-	return orphaned
 }
 
 // askForVolumes asks for the PersistentVolumes of the partitions that the watch shows none for.

@@ -26,15 +26,24 @@ type Options struct {
 	// Pods watches the pods of the node; the manager sets its transform.
 	Pods cache.SharedIndexInformer
 	// Volumes watches the PersistentVolumes of the node; the manager sets its transform and index.
-	Volumes   cache.SharedIndexInformer
-	Inventory *discovery.Inventory
-	Recorder  *client.Recorder
+	Volumes cache.SharedIndexInformer
+	// Capacities watches the node's own NodeDiskCapacity: what people note on it is their word.
+	Capacities cache.SharedIndexInformer
+	Inventory  *discovery.Inventory
+	Recorder   *client.Recorder
 	// Published is what the node published before this agent.
 	Published []diskv1alpha1.Disk
+	// ReclaimStopped is whether it published that orphans are not reclaimed.
+	ReclaimStopped bool
+	// Wiping is how volumes on disks of a class are wiped now, as far as the class says it.
+	Wiping func(class string) disk.WipeOptions
 	// DefaultFSType is the file system of a class's volumes that ask for none.
 	DefaultFSType func(class string) string
-	// OrphanGrace is how long a partition without a pod is kept after it was found.
+	// OrphanGrace is how long an ephemeral volume is kept after it was found that its pod is
+	// gone and that nobody saw it end, OrphanLimit how many there may be of them: if there
+	// are more, none is reclaimed without a person's word.
 	OrphanGrace time.Duration
+	OrphanLimit int
 	// EvictionGrace is how long a pod whose volumes do not fit stays before it is evicted.
 	EvictionGrace time.Duration
 	// OwnersChanged is called when what Owner answers may have changed.
@@ -50,6 +59,7 @@ type Options struct {
 //  3. A partition is wiped only after the API server itself, not a cache, has said that
 //     its pod is gone, and while nothing is mounted; or to finish a wipe that was begun;
 //     or in phase Reserved, when the pod's other volumes do not fit: it never held data.
+//     Unless the pod was seen to end, the grace period must be over, and such orphans be few.
 //  4. An extent that is about to become a partition is in claimed until it is one, so that
 //     two decisions never choose the same.
 type Manager struct {
@@ -74,8 +84,12 @@ type Manager struct {
 	// noRoomSince is by pod UID, told by that or by partition: what was last said about it.
 	noRoomSince map[types.UID]time.Time
 	told        map[types.UID]string
-	// wiping are the partitions that a goroutine of ours is wiping.
-	wiping map[string]struct{}
+	// wiping are the wipes under way, by partition, and progressShown is when their progress
+	// was last published.
+	wiping        map[string]*wiping
+	progressShown time.Time
+	// orphans are the volumes that nobody speaks for.
+	orphans orphans
 	// serving are the disks that were in service when last looked.
 	serving map[string]bool
 
@@ -104,6 +118,9 @@ type owner struct {
 	pod    types.NamespacedName
 	uid    types.UID
 	volume string
+	// ended is set when the watch has shown that the pod is going, has ended, or went: it
+	// did not vanish.
+	ended bool
 }
 
 // hold is an extent that is about to become a partition, or a part of one.
@@ -119,8 +136,10 @@ const (
 	formatsPerDisk = 4
 	// stopPatience is how long the end waits for what was begun on the disks.
 	stopPatience = 10 * time.Second
-	// sweepKey in the queue of releases stands for all partitions without a known owner.
+	// sweepKey in the queue of releases stands for all ephemeral volumes that may be orphans,
+	// askKey for the persistent ones.
 	sweepKey = ""
+	askKey   = "persistent"
 )
 
 // New returns a manager; Run makes it work.
@@ -135,7 +154,8 @@ func New(o Options) (*Manager, error) {
 		waiting:      map[types.NamespacedName]struct{}{},
 		noRoomSince:  map[types.UID]time.Time{},
 		told:         map[types.UID]string{},
-		wiping:       map[string]struct{}{},
+		wiping:       map[string]*wiping{},
+		orphans:      orphans{found: map[string]orphan{}, suspected: map[string]struct{}{}, stopped: o.ReclaimStopped},
 		serving:      map[string]bool{},
 		disksChanged: make(chan struct{}, 1),
 		fresh:        map[string]bool{},
@@ -145,6 +165,7 @@ func New(o Options) (*Manager, error) {
 		persistent:   newPersistent(),
 	}
 	m.remember(o.Published)
+	registerMetrics()
 	if err := m.watchVolumes(); err != nil {
 		return nil, err
 	}
@@ -158,6 +179,13 @@ func New(o Options) (*Manager, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot watch pods: %w", err)
+	}
+	_, err = o.Capacities.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    m.capacitySeen,
+		UpdateFunc: func(_, now any) { m.capacitySeen(now) },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot watch the NodeDiskCapacity: %w", err)
 	}
 	return m, nil
 }
@@ -288,7 +316,9 @@ func (m *Manager) followDisks(ctx context.Context) {
 			}
 		}
 		if len(arrived) > 0 {
-			m.releases.AddAfter(sweepKey, m.options.OrphanGrace)
+			m.releases.Add(sweepKey)
+			// A PersistentVolume may be about to be made.
+			m.releases.AddAfter(askKey, m.options.OrphanGrace)
 			m.wakeAll()
 		}
 		m.wakeWaiting()
@@ -352,11 +382,30 @@ func (m *Manager) podSeen(object any) {
 		return
 	}
 	m.own(pod)
+	m.noteEnd(pod, !alive(pod))
+	m.claimBack(pod)
 	if alive(pod) {
 		m.pods.Add(keyOf(pod))
 		return
 	}
 	m.askRelease(pod)
+}
+
+// claimBack ends the orphanhood of the volumes of a pod that is there (again).
+func (m *Manager) claimBack(pod *corev1.Pod) {
+	m.mu.Lock()
+	back := false
+	for partition := range partitionsOf(pod) {
+		_, orphaned := m.orphans.found[partition]
+		delete(m.orphans.found, partition)
+		back = back || orphaned
+	}
+	m.mu.Unlock()
+	if back {
+		m.options.OwnersChanged()
+		// Maybe it was the last one that reclaiming had stopped for.
+		m.releases.Add(sweepKey)
+	}
 }
 
 // podUpdated takes in a change. After a pause of the watch it may lead from one pod to
@@ -365,17 +414,26 @@ func (m *Manager) podUpdated(before, now any) {
 	b, _ := before.(*corev1.Pod)
 	n, _ := now.(*corev1.Pod)
 	if b != nil && n != nil && b.UID != n.UID {
-		m.podDeleted(b)
+		m.podGone(b, false)
 	}
 	m.podSeen(now)
 }
 
+// podDeleted takes in that a pod is gone. After a pause of the watch that is all that is
+// known: the API server may have been emptied, or an older state of it restored.
 func (m *Manager) podDeleted(object any) {
-	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
+	gone, missed := object.(cache.DeletedFinalStateUnknown)
+	if missed {
 		object = gone.Obj
 	}
-	pod, ok := object.(*corev1.Pod)
-	if !ok || len(pod.Spec.Volumes) == 0 {
+	if pod, ok := object.(*corev1.Pod); ok {
+		m.podGone(pod, !missed)
+	}
+}
+
+// podGone takes in that a pod is gone, and whether it was seen to go.
+func (m *Manager) podGone(pod *corev1.Pod, seen bool) {
+	if len(pod.Spec.Volumes) == 0 {
 		return
 	}
 	m.mu.Lock()
@@ -384,7 +442,22 @@ func (m *Manager) podDeleted(object any) {
 	delete(m.told, pod.UID)
 	m.mu.Unlock()
 	m.own(pod)
+	if seen {
+		m.noteEnd(pod, true)
+	}
 	m.askRelease(pod)
+}
+
+// noteEnd notes whether the pod was seen to end.
+func (m *Manager) noteEnd(pod *corev1.Pod, ended bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for partition := range partitionsOf(pod) {
+		if o, known := m.owners[partition]; known {
+			o.ended = ended
+			m.owners[partition] = o
+		}
+	}
 }
 
 func (m *Manager) askRelease(pod *corev1.Pod) {

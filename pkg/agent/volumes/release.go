@@ -2,10 +2,7 @@ package volumes
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -14,7 +11,6 @@ import (
 	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
-	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
@@ -52,8 +48,12 @@ func judge(pod *corev1.Pod, uid types.UID, isMounted bool) verdict {
 
 // release wipes the volume of the partition if it is due.
 func (m *Manager) release(ctx context.Context, partition string) error {
-	if partition == sweepKey {
+	switch partition {
+	case sweepKey:
 		return m.sweep(ctx)
+	case askKey:
+		m.askForVolumes()
+		return nil
 	}
 	if m.beingWiped(partition) {
 		// Its end brings the volume back here if anything is left to do.
@@ -93,29 +93,6 @@ func (m *Manager) release(ctx context.Context, partition string) error {
 	return nil
 }
 
-func (m *Manager) beingWiped(partition string) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	_, wiping := m.wiping[partition]
-	return wiping
-}
-
-// begin wipes the volume in the background, so that a large slow disk holds up nothing
-// but itself. unlock gives back the volume's lock at the end.
-func (m *Manager) begin(ctx context.Context, d discovery.Disk, v disk.Volume, unlock func()) {
-	m.mu.Lock()
-	m.wiping[v.Partition] = struct{}{}
-	m.mu.Unlock()
-	m.wipes.Go(func() {
-		again := m.wipe(ctx, d, v)
-		unlock()
-		m.mu.Lock()
-		delete(m.wiping, v.Partition)
-		m.mu.Unlock()
-		again()
-	})
-}
-
 // due asks the API server whether the volume's pod is gone.
 func (m *Manager) due(ctx context.Context, v disk.Volume) (bool, error) {
 	if o, known := m.owner(v.Partition); known {
@@ -132,7 +109,13 @@ func (m *Manager) due(ctx context.Context, v disk.Volume) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	switch judge(pod, uid, isMounted) {
+	becomes := judge(pod, uid, isMounted)
+	if becomes != keep && !m.endSeen(v.Partition, pod, uid) {
+		// It is not for this volume alone to say whether that can be true.
+		m.quarantine(v)
+		return false, nil
+	}
+	switch becomes {
 	case wipe:
 		return true, nil
 	case inUse:
@@ -155,7 +138,7 @@ func (m *Manager) due(ctx context.Context, v disk.Volume) (bool, error) {
 func (m *Manager) livePod(ctx context.Context, v disk.Volume) (*corev1.Pod, types.UID, error) {
 	o, known := m.owner(v.Partition)
 	if !known {
-		if err := m.findOwners(ctx, []disk.Volume{v}); err != nil {
+		if _, err := m.spokenFor(ctx, []disk.Volume{v}); err != nil {
 			return nil, "", err
 		}
 		if o, known = m.owner(v.Partition); !known {
@@ -179,81 +162,6 @@ func (m *Manager) owner(partition string) (owner, bool) {
 	return o, known
 }
 
-// findOwners has the API server itself list the node's pods, and those that may have
-// brought the volumes here from another node, and remembers whose the volumes are.
-// Without an error the pod of a volume without a known owner does not exist.
-func (m *Manager) findOwners(ctx context.Context, volumes []disk.Volume) error {
-	own := func(pod *corev1.Pod) {
-		for partition := range partitionsOf(pod) {
-			if slices.ContainsFunc(volumes, func(v disk.Volume) bool { return v.Partition == partition }) {
-				m.own(pod)
-			}
-		}
-	}
-	err := m.options.Client.PodsOfNode(ctx, own)
-	namespaces := map[string]bool{}
-	for _, v := range volumes {
-		if _, known := m.owner(v.Partition); !known {
-			namespaces[namespaceOf(v)] = true
-		}
-	}
-	for namespace := range namespaces {
-		if err == nil {
-			err = m.options.Client.PodsOfNamespace(ctx, namespace, own)
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("cannot ask the API server for pods, volumes without a known pod are kept: %w", err)
-	}
-	return nil
-}
-
-// namespaceOf is the namespace of the volume's pod, by the name that partitionName gave
-// it; empty, which stands for all, if the name does not tell.
-func namespaceOf(v disk.Volume) string {
-	namespace, _, whole := strings.Cut(v.Name, "/")
-	if !whole {
-		return ""
-	}
-	return namespace
-}
-
-// wipe wipes the volume. The caller holds its lock; nobody else has business with it.
-// The function it returns is to be called when the lock is free: it sees to what is left.
-func (m *Manager) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) (again func()) {
-	logger := klog.FromContext(ctx).WithValues("partition", v.Partition, "disk", d.ID(), "device", v.Device)
-	leave, err := m.wipeSlots.take(ctx, d.ID(), wipesPerDisk)
-	if err != nil {
-		return func() {}
-	}
-	defer leave()
-	_, owner := m.Owner(v)
-	logger.V(2).Info("Volume is being wiped", "owner", owner, "name", v.Name, "extent", v.Extent)
-	begin := time.Now()
-	_, err = d.Engine.Wipe(ctx, v.Partition, disk.WipeOptions{})
-	switch {
-	case err == nil, errors.Is(err, disk.ErrNotFound):
-		logger.Info("Volume is wiped and its space is free", "owner", owner, "duration", time.Since(begin))
-		m.wipeBackoff.Forget(v.Partition)
-		m.mu.Lock()
-		delete(m.persistent.had, v.Partition)
-		m.mu.Unlock()
-		// Once more: it is disowned when no disk holds it, or a copy of it.
-		return func() { m.releases.Add(v.Partition) }
-	case errors.Is(err, disk.ErrInUse):
-		if m.isNews(types.UID(v.Partition), err.Error()) {
-			logger.Info("Volume is still in use and is wiped later", "reason", err.Error())
-		}
-		return func() { m.releases.AddAfter(v.Partition, inUseRetry) }
-	}
-	if ctx.Err() != nil {
-		// The agent is stopping; the next one finds the phase Wiping and goes on.
-		return func() {}
-	}
-	logger.Error(err, "Volume could not be wiped")
-	return func() { m.releases.AddAfter(v.Partition, m.wipeBackoff.When(v.Partition)) }
-}
-
 // disown forgets the owner of a partition that does not exist (any more), unless the
 // pod is still there and may get it yet.
 func (m *Manager) disown(partition string) {
@@ -262,72 +170,8 @@ func (m *Manager) disown(partition string) {
 	delete(m.fresh, partition)
 	delete(m.made, partition)
 	delete(m.told, types.UID(partition))
-	delete(m.persistent.orphaned, partition)
+	delete(m.orphans.found, partition)
 	if o, ok := m.owners[partition]; ok && m.cached(o.pod, o.uid) == nil {
 		delete(m.owners, partition)
 	}
-}
-
-// sweep reclaims the partitions whose pod nobody here has ever seen: it went while the
-// agent was down. What the API server itself lists now decides for all.
-func (m *Manager) sweep(ctx context.Context) error {
-	m.askForVolumes()
-	orphans := m.orphans()
-	if len(orphans) == 0 {
-		return nil
-	}
-	if err := m.findOwners(ctx, orphans); err != nil {
-		return err
-	}
-	for _, v := range orphans {
-		if _, known := m.owner(v.Partition); known {
-			m.releases.Add(v.Partition)
-			continue
-		}
-		if err := m.reclaim(ctx, v.Partition); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// orphans are the ephemeral volumes on disks in service whose pod is not known.
-func (m *Manager) orphans() []disk.Volume {
-	disks := m.options.Inventory.Disks()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	var orphans []disk.Volume
-	for i := range disks {
-		if !disks[i].Ready() {
-			continue
-		}
-		for _, v := range disks[i].Snapshot.Volumes {
-			if _, known := m.owners[v.Partition]; !known && v.Ephemeral && v.Phase != disk.Wiping {
-				orphans = append(orphans, v)
-			}
-		}
-	}
-	return orphans
-}
-
-// reclaim wipes a partition that belongs to no pod of the node.
-func (m *Manager) reclaim(ctx context.Context, partition string) error {
-	unlock, err := m.volumeLocks.lock(ctx, partition)
-	if err != nil {
-		return err
-	}
-	d, v, found := m.find(partition)
-	if !found || !d.Ready() {
-		unlock()
-		return nil
-	}
-	isMounted, err := mounted(v.Device)
-	if err != nil || isMounted {
-		unlock()
-		m.releases.AddAfter(sweepKey, inUseRetry)
-		return err
-	}
-	klog.FromContext(ctx).Info("Volume has no pod any more and is reclaimed", "partition", partition, "disk", d.ID(), "name", v.Name)
-	m.begin(ctx, d, v, unlock)
-	return nil
 }

@@ -1,0 +1,57 @@
+package volumes
+
+import (
+	"sync"
+
+	"k8s.io/component-base/metrics"
+	"k8s.io/component-base/metrics/legacyregistry"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// Results of wipes, in the metrics.
+const (
+	resultDone   = "done"
+	resultFailed = "failed"
+)
+
+var (
+	wipesTotal = metrics.NewCounterVec(&metrics.CounterOpts{
+		Namespace: "berth", Subsystem: "node", Name: "wipes_total", StabilityLevel: metrics.ALPHA,
+		Help: "Wipes of volumes that ended, by the disk's class, the policy, the method that satisfied it (or failed last) and the result: done or failed.",
+	}, []string{"class", "policy", "method", "result"})
+	wipedBytesTotal = metrics.NewCounterVec(&metrics.CounterOpts{
+		Namespace: "berth", Subsystem: "node", Name: "wiped_bytes_total", StabilityLevel: metrics.ALPHA,
+		Help: "Bytes of volumes whose wipe satisfied its policy; with policy None they were not zeroed.",
+	}, []string{"class"})
+	wipeSeconds = metrics.NewHistogramVec(&metrics.HistogramOpts{
+		Namespace: "berth", Subsystem: "node", Name: "wipe_duration_seconds", StabilityLevel: metrics.ALPHA,
+		Help: "Duration of wipes that satisfied their policy, from their last beginning.",
+		// A hole of any size takes milliseconds, overwriting a large disk a day.
+		Buckets: metrics.ExponentialBuckets(0.001, 4, 14),
+	}, []string{"class", "policy"})
+	orphanedVolumes = metrics.NewGaugeVec(&metrics.GaugeOpts{
+		Namespace: "berth", Subsystem: "node", Name: "orphaned_volumes", StabilityLevel: metrics.ALPHA,
+		Help: "Volumes on the node's disks that nobody speaks for: persistent ones without PersistentVolume, ephemeral ones whose pod vanished unseen.",
+	}, []string{"kind"})
+	reclaimStopped = metrics.NewGauge(&metrics.GaugeOpts{
+		Namespace: "berth", Subsystem: "node", Name: "reclaim_stopped", StabilityLevel: metrics.ALPHA,
+		Help: "1 while so many volumes have lost their pods that none is reclaimed without a person's word.",
+	})
+	registration sync.Once
+)
+
+func registerMetrics() {
+	registration.Do(func() {
+		legacyregistry.MustRegister(wipesTotal, wipedBytesTotal, wipeSeconds, orphanedVolumes, reclaimStopped)
+	})
+}
+
+func countWipe(class string, w disk.Wiped, result string) {
+	wipesTotal.WithLabelValues(class, string(w.Policy), w.Method, result).Inc()
+	if result != resultDone {
+		return
+	}
+	wipedBytesTotal.WithLabelValues(class).Add(float64(w.Extent.Len()))
+	wipeSeconds.WithLabelValues(class, string(w.Policy)).Observe(w.Took.Seconds())
+}
