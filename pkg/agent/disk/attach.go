@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -21,7 +22,7 @@ import (
 // GPT support would drop them all.
 //
 // BLKPG takes the numbers 1 to 255. Volumes in entries above become block devices in
-// another way, see loops.
+// another way, see loops; or all volumes of the disk do, see mapped.
 
 // attacher makes the kernel show the volumes of a disk as block devices, in one way.
 type attacher interface {
@@ -36,10 +37,62 @@ type attacher interface {
 
 // attacherOf is the way of an entry.
 func (d *Disk) attacherOf(e entry) attacher {
-	if e.index <= MetaEntry {
+	switch {
+	case d.mapped != nil:
+		return d.mapped
+	case e.index <= MetaEntry:
 		return partitions{d.device}
 	}
 	return d.loops
+}
+
+// chooseWay decides how the volumes are attached until the disk is closed: by the device
+// mapper if they are already, or if some have no partition number and the whole disk can be
+// had; otherwise as partitions, and loop devices where the numbers end. It waits for nobody, so
+// a disk that is in use remains as it is until the node boots again.
+func (d *Disk) chooseWay(ctx context.Context, t table) error {
+	m, err := d.device.mapped()
+	if err != nil || m == nil {
+		return err
+	}
+	if len(m.found) > 0 {
+		err = m.dropPartitions(ctx)
+		d.mapped = m
+		return err
+	}
+	taken, err := m.takeOver(ctx, t)
+	if err != nil || !taken {
+		return errors.Join(err, m.mapper.Close())
+	}
+	d.mapped = m
+	return nil
+}
+
+// holdMeta attaches the meta partition and opens it exclusively.
+func (d *Disk) holdMeta(ctx context.Context, t table) error {
+	// A valid table has one.
+	meta := t.entries[slices.IndexFunc(t.entries, entry.isMeta)]
+	node, err := d.attacherOf(meta).attach(ctx, meta)
+	if err != nil {
+		return err
+	}
+	d.meta, err = os.OpenFile(node, os.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("another agent has the disk open: %w", ErrInUse)
+	}
+	return err
+}
+
+// letGo is the end of holdMeta and chooseWay. Volumes stay attached.
+func (d *Disk) letGo() error {
+	var err error
+	if d.meta != nil {
+		err = d.meta.Close()
+	}
+	if d.mapped != nil {
+		err = errors.Join(err, d.mapped.close())
+	}
+	return err
 }
 
 // partitions is the way of the entries up to the last number that the kernel knows.

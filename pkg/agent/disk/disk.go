@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/berthdev/berth/pkg/extent"
@@ -34,6 +33,7 @@ type Disk struct {
 	meta     *os.File                 // held open exclusively, against other agents, mkfs and the like
 	store    *store                   // the owner's
 	loops    *loops                   // the owner's
+	mapped   *mapped                  // the owner's; nil if the disk is attached by partitions and loops
 	devices  map[string]string        // the owner's: device node by partition, of attached ones
 	zeroed   extent.Set               // the owner's: zeroed by us, and nothing written since
 	zeroing  map[string]extent.Extent // the owner's: free, and being zeroed for that volume
@@ -73,11 +73,7 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 		long: map[string]chan struct{}{}, zeroing: map[string]extent.Extent{},
 	}
 	if err := d.open(ctx, o.Known); err != nil {
-		if d.meta != nil {
-			d.meta.Close()
-		}
-		device.Close()
-		return nil, fmt.Errorf("opening %s: %w", path, err)
+		return nil, fmt.Errorf("opening %s: %w", path, errors.Join(err, d.letGo(), device.Close()))
 	}
 	go d.own()
 	return d, nil
@@ -93,15 +89,24 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 	defer d.device.unlock()
 	// Looked at twice: whether the disk is ours at all, before its meta partition is
 	// attached, and then in earnest, when no other agent can be writing any more.
-	if f, err := examine(d.device, d.device.layout); err != nil {
+	f, err := examine(d.device, d.device.layout)
+	if err != nil {
 		return err
-	} else if !f.ours {
+	}
+	if !f.ours {
 		return fmt.Errorf("the disk is not ours: %s", f.reason)
 	}
-	if err := d.holdMeta(ctx); err != nil {
+	first, err := load(d.device, d.device.layout, f)
+	if err != nil {
 		return err
 	}
-	f, err := examine(d.device, d.device.layout)
+	if err := d.chooseWay(ctx, first.table); err != nil {
+		return err
+	}
+	if err := d.holdMeta(ctx, first.table); err != nil {
+		return err
+	}
+	f, err = examine(d.device, d.device.layout)
 	if err != nil {
 		return err
 	}
@@ -124,7 +129,7 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(d.store.table.matches(attached), d.loops.match(d.store.table)); err != nil {
+	if err := errors.Join(d.store.table.matches(attached), d.loops.match(d.store.table), d.mapped.match(d.store.table)); err != nil {
 		d.fail(ctx, err)
 		return nil
 	}
@@ -142,19 +147,6 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 	}
 	d.publish()
 	return nil
-}
-
-// holdMeta attaches the meta partition and opens it exclusively.
-func (d *Disk) holdMeta(ctx context.Context) error {
-	node, err := d.device.attach(ctx, MetaEntry, d.device.meta())
-	if err != nil {
-		return err
-	}
-	d.meta, err = os.OpenFile(node, os.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("another agent has the disk open: %w", ErrInUse)
-	}
-	return err
 }
 
 // matches holds that every partition that the kernel has is in the table, in its place.
@@ -187,7 +179,7 @@ func (d *Disk) Close() error {
 	d.closing.Do(func() {
 		close(d.stop)
 		<-d.stopped
-		err = errors.Join(d.meta.Close(), d.device.Close())
+		err = errors.Join(d.letGo(), d.device.Close())
 	})
 	return err
 }

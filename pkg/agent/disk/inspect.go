@@ -78,6 +78,11 @@ func (d *blockDevice) inspect(ctx context.Context) (Contents, error) {
 			return Contents{State: Foreign, Reason: "the device shows the volume " + guid + " of a disk of ours"}, nil
 		}
 	}
+	if guid, err := mappedVolume(d.sys); err != nil {
+		return Contents{}, err
+	} else if guid != "" {
+		return Contents{State: Foreign, Reason: "the device shows the volume " + guid + " of a disk of ours"}, nil
+	}
 	size, sector, err := d.geometry()
 	if err != nil {
 		return Contents{}, err

@@ -47,6 +47,13 @@ func (d *blockDevice) read() (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
+	mapped, err := d.mapped()
+	if err != nil {
+		return Snapshot{}, err
+	}
+	if mapped != nil {
+		defer mapped.mapper.Close()
+	}
 	// Only what the entries of the table need of a Disk.
 	reader := &Disk{devices: map[string]string{}, notes: notes}
 	s := Snapshot{ID: t.id, Path: d.path, Size: t.size, SectorSize: t.sector}
@@ -59,6 +66,9 @@ func (d *blockDevice) read() (Snapshot, error) {
 		}
 		if l, ok := loops.found[e.guid]; ok && l.extent == e.extent {
 			reader.devices[e.guid] = l.path
+		}
+		if mapped != nil && mapped.found[e.guid].extent == e.extent {
+			reader.devices[e.guid] = mapped.found[e.guid].path
 		}
 		s.Volumes = append(s.Volumes, reader.volume(e))
 	}

@@ -1,0 +1,284 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// mapped is the way of a disk whose volumes, all of them, are linear devices of the device
+// mapper. Unlike partitions they have no numbers that run out, unlike loop devices they cost nothing.
+//
+// It is all or none. The device mapper claims the whole disk, and the kernel lets nobody claim a
+// disk of which a partition is claimed, by a mount or as we hold the meta partition, nor
+// a partition of a claimed disk. So a disk comes to be mapped only while nothing of it is
+// in use, see takeOver, and its meta partition is mapped as well.
+type mapped struct {
+	disk   *blockDevice
+	rdev   uint64 // the disk's
+	mapper *mapper
+	found  map[string]mappedDevice // by partition
+}
+
+// mappedDevice is a device of the device mapper that shows a part of the disk, and bears our mark.
+type mappedDevice struct {
+	path   string
+	extent extent.Extent
+}
+
+// With the partition's GUID, mappedMark makes the device's uuid, by which it is found again,
+// and mappedName its name, which is for people.
+const (
+	mappedMark = "BERTH-"
+	mappedName = "berth-"
+)
+
+// mapped lists the devices over parts of the disk that bear our mark; nil if the kernel
+// has no device mapper.
+func (d *blockDevice) mapped() (*mapped, error) {
+	control, err := openMapper()
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+		return nil, nil //nolint:nilnil // none is an answer
+	}
+	if err != nil {
+		return nil, err
+	}
+	m := &mapped{disk: d, mapper: control, found: map[string]mappedDevice{}}
+	if err := m.list(); err != nil {
+		return nil, errors.Join(err, control.Close())
+	}
+	return m, nil
+}
+
+func (m *mapped) list() error {
+	var st unix.Stat_t
+	if err := unix.Fstat(m.disk.fd(), &st); err != nil {
+		return fmt.Errorf("%s: %w", m.disk.path, err)
+	}
+	m.rdev = st.Rdev
+	dirs, err := filepath.Glob("/sys/block/dm-*")
+	if err != nil {
+		return fmt.Errorf("devices of the device mapper: %w", err)
+	}
+	for _, dir := range dirs {
+		guid, err := mappedVolume(dir)
+		if err != nil {
+			return err
+		}
+		if guid == "" {
+			continue
+		}
+		found, err := m.mapper.status(mappedMark + guid)
+		if errors.Is(err, unix.ENXIO) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		if found.shows.rdev == m.rdev {
+			m.found[guid] = mappedDevice{nodeOf(found.rdev), found.shows.extent}
+		}
+	}
+	return nil
+}
+
+// mappedVolume returns the GUID of the volume that a device shows, by its directory in
+// sysfs; none if it does not bear our mark.
+func mappedVolume(dir string) (guid string, err error) {
+	uuid, err := os.ReadFile(filepath.Join(dir, "dm", "uuid"))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	guid, _ = strings.CutPrefix(strings.TrimSpace(string(uuid)), mappedMark)
+	if guid == strings.TrimSpace(string(uuid)) {
+		return "", nil
+	}
+	return guid, nil
+}
+
+func nodeOf(rdev uint64) string { return fmt.Sprintf("/dev/dm-%d", unix.Minor(rdev)) }
+
+// takeOver makes all of the disk mapped, if there is something to win by it and nobody
+// would lose anything. Otherwise it changes nothing that Open does not put right.
+func (m *mapped) takeOver(ctx context.Context, t table) (bool, error) {
+	beyond := func(e entry) bool { return e.isVolume() && e.index > MetaEntry }
+	foreign := func(e entry) bool { return !e.isVolume() && e.index != MetaEntry }
+	if !slices.ContainsFunc(t.entries, beyond) || slices.ContainsFunc(t.entries, foreign) {
+		return false, nil
+	}
+	// A loop device may be mounted, and does not claim the disk.
+	loops, err := m.disk.loops()
+	if err != nil || len(loops.found) > 0 {
+		return false, err
+	}
+	// A claim of the whole proves that nobody has a claim on a part: no mount, no other agent.
+	whole, err := openDevice(m.disk.path, os.O_RDONLY|unix.O_EXCL)
+	if errors.Is(err, ErrInUse) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	err = m.dropPartitions(ctx)
+	if err = errors.Join(err, whole.Close()); errors.Is(err, ErrInUse) {
+		return false, nil // somebody only looks at a partition, and goes on doing so
+	}
+	return err == nil, err
+}
+
+// dropPartitions makes the kernel forget the disk's partitions. They could not be mounted
+// any more, and would show the bytes of whatever volume comes to lie there next.
+func (m *mapped) dropPartitions(ctx context.Context) error {
+	attached, err := m.disk.partitions()
+	if err != nil {
+		return err
+	}
+	for index := range attached {
+		if err := m.disk.detach(ctx, index); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// match holds that every device of ours shows a partition of the table in its place.
+func (m *mapped) match(t table) error {
+	if m == nil {
+		return nil
+	}
+	for guid, device := range m.found {
+		i := slices.IndexFunc(t.entries, func(e entry) bool { return e.guid == guid })
+		if i < 0 {
+			return fmt.Errorf("%s shows a volume %s at %v that the table does not have: remove it with dmsetup remove %s%s, or reboot", device.path, guid, device.extent, mappedName, guid)
+		}
+		if e := t.entries[i]; !e.mayBe(device.extent) {
+			return fmt.Errorf("%s shows the volume %s at %v, the table has it at %v: remove it with dmsetup remove %s%s, or reboot", device.path, guid, device.extent, e.extent, mappedName, guid)
+		}
+	}
+	return nil
+}
+
+func (m *mapped) attach(ctx context.Context, e entry) (string, error) {
+	device, err := m.show(e)
+	if err != nil {
+		return "", fmt.Errorf("attaching volume %s at %v of %s: %w", e.guid, e.extent, m.disk.path, err)
+	}
+	m.found[e.guid] = mappedDevice{nodeOf(device), e.extent}
+	return partition{name: filepath.Base(nodeOf(device)), rdev: device}.awaitNode(ctx)
+}
+
+// show makes the volume's device, unless it is there, and has it show what the table says.
+func (m *mapped) show(e entry) (rdev uint64, err error) {
+	uuid, want := mappedMark+e.guid, linear{m.rdev, e.extent}
+	known, ok := m.found[e.guid]
+	if !ok {
+		if err := m.create(e); err != nil {
+			return 0, err
+		}
+	} else if !e.mayBe(known.extent) {
+		return 0, fmt.Errorf("%s shows %v", known.path, known.extent)
+	}
+	now, err := m.mapper.status(uuid)
+	if err != nil {
+		return 0, err
+	}
+	if now.live && now.shows == want {
+		return now.rdev, nil
+	}
+	if err := m.mapper.show(uuid, want); err != nil {
+		if !ok {
+			err = errors.Join(err, m.mapper.remove(uuid))
+		}
+		return 0, err
+	}
+	return now.rdev, nil
+}
+
+// create makes a device without table. There may be one already: of an agent that got no
+// further, or of this disk before it was pulled out and plugged in again.
+func (m *mapped) create(e entry) error {
+	uuid, name := mappedMark+e.guid, mappedName+e.guid
+	err := m.mapper.create(uuid, name)
+	if !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	old, unknown := m.mapper.status(uuid)
+	if unknown != nil {
+		return errors.Join(err, unknown)
+	}
+	of := old.shows.rdev
+	if of == 0 {
+		return nil
+	}
+	number := fmt.Sprintf("%d:%d", unix.Major(of), unix.Minor(of))
+	if _, err := os.Stat("/sys/dev/block/" + number); err == nil {
+		return fmt.Errorf("%s shows a volume of the same GUID on another disk, %s: %w", nodeOf(old.rdev), number, ErrInUse)
+	}
+	// That disk is gone, and whatever reads from it fails. If it is mounted, it is in the way.
+	if err := m.mapper.remove(uuid); errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%s shows the volume on a disk that is gone, and somebody still uses it: unmount it: %w", nodeOf(old.rdev), ErrInUse)
+	} else if err != nil {
+		return err
+	}
+	return m.mapper.create(uuid, name)
+}
+
+// detach takes the volume's device away. The kernel refuses while anybody has it open.
+func (m *mapped) detach(ctx context.Context, e entry) error {
+	err := await(ctx, busyPatience, func() (bool, error) {
+		err := m.mapper.remove(mappedMark + e.guid)
+		if errors.Is(err, unix.EBUSY) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if errors.Is(err, errPatience) {
+		err = ErrInUse
+	}
+	if err != nil {
+		return fmt.Errorf("detaching volume %s of %s: %w", e.guid, m.disk.path, err)
+	}
+	delete(m.found, e.guid)
+	return nil
+}
+
+func (m *mapped) shows(device *blockDevice, e entry) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(device.fd(), &st); err != nil {
+		return fmt.Errorf("%s: %w", device.path, err)
+	}
+	now, err := m.mapper.status(mappedMark + e.guid)
+	if err != nil {
+		return err
+	}
+	if want := (linear{m.rdev, e.extent}); now.rdev != st.Rdev || !now.live || now.shows != want {
+		return fmt.Errorf("%s is not volume %s at %v of %s: that is %s, and shows %v", device.path, e.guid, e.extent, m.disk.path, nodeOf(now.rdev), now.shows.extent)
+	}
+	return nil
+}
+
+// close leaves the volumes' devices, as they may be mounted, and removes the meta
+// partition's, so that a disk without volumes is claimed by nobody.
+func (m *mapped) close() error {
+	var err error
+	for guid, device := range m.found {
+		if device.extent == m.disk.meta() {
+			err = m.mapper.remove(mappedMark + guid)
+		}
+	}
+	if errors.Is(err, unix.EBUSY) {
+		err = nil // another agent has it open: it is for that one to remove
+	}
+	return errors.Join(err, m.mapper.Close())
+}
