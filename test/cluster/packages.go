@@ -47,6 +47,7 @@ var testRequirements = []requirement{
 	programRequirement("losetup", "mount"),
 	programRequirement("delpart", "util-linux"),
 	programRequirement("mkswap", "util-linux"),
+	programRequirement("strace", "strace"),
 }
 
 // InstallPackages installs what nodes need, when this is root on Debian or Ubuntu;

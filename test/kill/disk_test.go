@@ -1,0 +1,241 @@
+package kill
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+const (
+	mib = int64(1) << 20
+	// head is the part of a disk in which something happens, and room the volume's part of it.
+	head = 32 * mib
+	// patience is for what takes milliseconds, on a machine that does much else.
+	patience = 20 * time.Second
+)
+
+var (
+	before = extent.New(4*mib, 8*mib)  // the volume
+	after  = extent.New(4*mib, 12*mib) // the volume when it has grown
+	// neighbour is a volume that is there all the time, where there is one.
+	neighbour = extent.New(20*mib, 4*mib)
+)
+
+const (
+	partition      = "a0000000-0000-5000-8000-00000000000a"
+	neighboursGUID = "b0000000-0000-5000-8000-00000000000b"
+)
+
+// loop is a disk: a loop device over a sparse file.
+type loop struct{ path, image string }
+
+func attach(t *testing.T, image string, sector int) *loop {
+	t.Helper()
+	l := &loop{image: image}
+	l.path = strings.TrimSpace(run(t, "losetup", "--find", "--show", "--sector-size", strconv.Itoa(sector), image))
+	// A loop device keeps partitions over its detachment: they are taken away before.
+	l.forget(t)
+	return l
+}
+
+func (l *loop) detach(t *testing.T) {
+	t.Helper()
+	l.forget(t)
+	run(t, "losetup", "--detach", l.path)
+	eventually(t, l.path+" is detached", func() bool {
+		_, err := os.Stat(filepath.Join("/sys/block", filepath.Base(l.path), "loop"))
+		return errors.Is(err, os.ErrNotExist)
+	})
+}
+
+// partitions are the numbers of those that the kernel knows.
+func (l *loop) partitions(t *testing.T) []int {
+	t.Helper()
+	name := filepath.Base(l.path)
+	found, err := filepath.Glob(fmt.Sprintf("/sys/block/%s/%sp*", name, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var numbers []int
+	for _, f := range found {
+		number, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(f), name+"p"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		numbers = append(numbers, number)
+	}
+	slices.Sort(numbers)
+	return numbers
+}
+
+// volumeLoops are the loop devices over parts of the disk.
+func (l *loop) volumeLoops(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, f := range files {
+		backing, err := os.ReadFile(f)
+		if err == nil && strings.TrimSpace(string(backing)) == l.path {
+			found = append(found, "/dev/"+filepath.Base(filepath.Dir(filepath.Dir(f))))
+		}
+	}
+	return found
+}
+
+// forget makes the kernel forget all volumes, as a reboot does. An orphan that is still at
+// work on one of them is waited for.
+func (l *loop) forget(t *testing.T) {
+	t.Helper()
+	device, err := os.OpenFile(l.path, os.O_RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
+	for _, number := range l.partitions(t) {
+		eventually(t, fmt.Sprintf("partition %d of %s is free", number, l.path), func() bool {
+			part := unix.BlkpgPartition{Pno: int32(number)}
+			arg := unix.BlkpgIoctlArg{Op: unix.BLKPG_DEL_PARTITION, Datalen: int32(unsafe.Sizeof(part)), Data: (*byte)(unsafe.Pointer(&part))}
+			_, _, errno := unix.Syscall(unix.SYS_IOCTL, device.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&arg)))
+			if errno != 0 && errno != unix.EBUSY {
+				t.Fatalf("forgetting partition %d of %s: %v", number, l.path, errno)
+			}
+			return errno == 0
+		})
+	}
+	for _, path := range l.volumeLoops(t) {
+		run(t, "losetup", "--detach", path)
+	}
+	eventually(t, "the loop devices of volumes are gone", func() bool { return len(l.volumeLoops(t)) == 0 })
+}
+
+// soiled is what nobody has zeroed: beside the volume, and where it begins and grows to.
+var soiled = []extent.Extent{extent.New(2*mib, 4*mib), extent.New(10*mib, 8*mib)}
+
+// soil fills a part of an image, as a disk may be that was used before.
+func soil(t *testing.T, image string, parts ...extent.Extent) {
+	t.Helper()
+	f, err := os.OpenFile(image, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, e := range parts {
+		if _, err := f.WriteAt(bytes.Repeat([]byte("someone!"), int(e.Len()/8)), e.Start); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// blankImage is a disk that was used before, and whose tables were zeroed.
+func blankImage(t *testing.T) string {
+	t.Helper()
+	image := sparse(t, head)
+	soil(t, image, soiled...)
+	return image
+}
+
+// fullImage is a disk of ours on which no partition numbers are left: foreign partitions have
+// them. One volume is there, with a neighbour's data.
+func fullImage(t *testing.T) string {
+	t.Helper()
+	image := sparse(t, head+disk.MetaEntry*mib)
+	l := attach(t, image, 512)
+	if _, err := disk.Initialize(t.Context(), l.path); err != nil {
+		t.Fatal(err)
+	}
+	l.detach(t)
+	arguments := []string{"--set-alignment=2048"}
+	for i := range int64(disk.MetaEntry - 1) {
+		arguments = append(arguments, fmt.Sprintf("--new=%d:%dM:+1M", i+1, (head+i*mib)/mib))
+	}
+	run(t, "sgdisk", append(arguments, image)...)
+	soil(t, image, soiled...)
+	l = attach(t, image, 512)
+	defer l.detach(t)
+	d, err := disk.Open(t.Context(), l.path, disk.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := d.Create(t.Context(), disk.CreateOptions{Partition: neighboursGUID, Extent: neighbour, Raw: true})
+	if err != nil || v.Index != disk.MetaEntry+1 {
+		t.Fatalf("the neighbour: %+v, %v", v, err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	soil(t, image, neighbour)
+	return image
+}
+
+func sparse(t *testing.T, size int64) string {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "disk.img"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
+}
+
+// verify asks the common partition tools what they think of the disk. Their exit codes say
+// little: a table is good if the good text is there and no bad line is.
+func (l *loop) verify(t *testing.T) {
+	t.Helper()
+	bad := regexp.MustCompile(`Caution|Warning|Error|corrupt|Problem`)
+	for good, command := range map[string][]string{
+		"No problems found":    {"sgdisk", "--verify", l.path},
+		"No errors detected":   {"sfdisk", "--verify", l.path},
+		"Partition Table: gpt": {"parted", "--script", l.path, "unit", "s", "print"},
+	} {
+		out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), good) || bad.Match(out) {
+			t.Errorf("%v: %v\n%s", command, err, out)
+		}
+	}
+}
+
+// run runs a program that must succeed and returns its output.
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+	return string(out)
+}
+
+// eventually waits until check returns true.
+func eventually(t *testing.T, what string, check func() bool) {
+	t.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !check() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("%s: not after %v", what, patience)
+		}
+	}
+}

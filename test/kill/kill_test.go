@@ -1,0 +1,326 @@
+package kill
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/test/testenv"
+)
+
+// torture is the long form: every call.
+var torture = os.Getenv("BERTH_TORTURE") != ""
+
+// budget is how long the short form takes for each of its two disks.
+const budget = 18 * time.Second
+
+func buildLife(t *testing.T) string {
+	t.Helper()
+	testenv.NeedRoot(t)
+	testenv.NeedProgram(t, "losetup", "sgdisk", "sfdisk", "parted", "blkid", "wipefs", "mkfs.ext4", "strace")
+	program := filepath.Join(t.TempDir(), "life")
+	run(t, "go", "build", "-o", program, "./life")
+	return program
+}
+
+// TestKillAtEverySystemCall kills the program at each of its system calls in turn: all of those
+// that change something, and of the others, between which nothing can change, as many as
+// there is time for, spread evenly.
+func TestKillAtEverySystemCall(t *testing.T) {
+	program := buildLife(t)
+	for _, test := range []struct {
+		name    string
+		image   func(*testing.T) string
+		sectors []int
+	}{
+		// From the blank disk on; the volume is a partition.
+		{"first partition", blankImage, []int{512, 4096}},
+		// The volume is a loop device, beside a neighbour's.
+		{"above the partitions", fullImage, []int{512}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := &campaign{program: program, template: test.image(t), sectors: test.sectors}
+			c.reference(t)
+			begin := time.Now()
+			for _, at := range c.plan() {
+				if t.Failed() {
+					break
+				}
+				if torture || changes[at.number] || time.Since(begin) < budget {
+					c.kill(t, at)
+				}
+			}
+			c.report(t, time.Since(begin))
+		})
+	}
+}
+
+// campaign kills lives that all begin on a copy of the same disk.
+type campaign struct {
+	program, template string
+	sectors           []int
+	head              []byte         // of the template
+	counts            map[uint64]int // of calls in a whole life, by number
+
+	lives, again, reboots, verified int
+	killed                          map[uint64]int // by number
+}
+
+// reference lives a life under the tracer without a kill, to count its calls.
+func (c *campaign) reference(t *testing.T) {
+	t.Helper()
+	c.killed = map[uint64]int{}
+	var err error
+	if c.head, err = readHead(c.template); err != nil {
+		t.Fatal(err)
+	}
+	for _, sector := range c.sectors {
+		l := c.newLife(t, sector)
+		end := l.trace(t, true, call{})
+		if end.status != 0 {
+			t.Fatalf("a life that nobody disturbed: exit %d\n%s", end.status, l.output(t))
+		}
+		l.check(t, true)
+		l.close(t)
+		c.counts = end.counts
+	}
+}
+
+// plan lists all calls: those that change something first, the others in an order that is
+// spread evenly wherever it is cut.
+func (c *campaign) plan() []call {
+	var first, others []call
+	for number, n := range c.counts {
+		for i := range n {
+			if changes[number] {
+				first = append(first, call{number, i + 1})
+			} else {
+				others = append(others, call{number, i + 1})
+			}
+		}
+	}
+	slices.SortFunc(first, call.compare)
+	slices.SortFunc(others, call.compare)
+	return append(first, spread(others)...)
+}
+
+// spread orders a list so that its beginning, however long, is spread evenly over all of it.
+func spread[T any](list []T) []T {
+	// A step near the golden ratio of the length, and without a divisor in common with it.
+	step := int(float64(len(list))*0.618) + 1
+	for gcd(step, len(list)) != 1 {
+		step++
+	}
+	ordered := make([]T, len(list))
+	for i := range list {
+		ordered[i] = list[i*step%len(list)]
+	}
+	return ordered
+}
+
+func gcd(a, b int) int {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
+}
+
+// kill kills a life at a call, and half of those that follow it as well; now the machine is
+// as the killed left it, now it is as after a reboot. The last one lives to its end.
+func (c *campaign) kill(t *testing.T, at call) {
+	t.Helper()
+	c.lives++
+	l := c.newLife(t, c.sectors[c.lives%len(c.sectors)])
+	defer l.close(t)
+	for kills := range 2 {
+		end := l.trace(t, false, at)
+		if !end.killed {
+			if end.status != 0 {
+				t.Fatalf("%s, killed %d times: the next exits with %d\n%s", at, kills, end.status, l.output(t))
+			}
+			break
+		}
+		if kills == 0 {
+			c.killed[at.number]++
+		} else {
+			c.again++
+		}
+		if (c.lives+kills)%3 == 0 {
+			c.reboots++
+			l.reboot(t)
+		}
+		if c.lives%2 == 0 {
+			break
+		}
+		// In the other ones the same call of the life that follows, which has less to do.
+		at.nth = 1 + at.nth/2
+	}
+	if out, err := l.command().CombinedOutput(); err != nil {
+		t.Fatalf("killed at %s, the next: %v\n%s", at, err, out)
+	}
+	sample := c.lives%10 == 0
+	if sample {
+		c.verified++
+	}
+	l.check(t, sample)
+	if t.Failed() {
+		t.Fatalf("after a kill at %s", at)
+	}
+}
+
+func (c *campaign) report(t *testing.T, took time.Duration) {
+	t.Helper()
+	total, killed := 0, 0
+	var lines []string
+	for number, n := range c.counts {
+		total += n
+		killed += c.killed[number]
+		if c.killed[number] > 0 {
+			lines = append(lines, fmt.Sprintf("%s %d/%d", nameOf(number), c.killed[number], n))
+		}
+		if changes[number] && !t.Failed() && c.killed[number] < n*9/10 {
+			t.Errorf("%s: %d of %d calls were killed", nameOf(number), c.killed[number], n)
+		}
+	}
+	slices.Sort(lines)
+	t.Logf("%d lives: %d of the %d system calls of a life killed, %d killed once more, %d reboots, %d tables verified, in %v: %s",
+		c.lives, killed, total, c.again, c.reboots, c.verified, took.Round(time.Second), strings.Join(lines, ", "))
+}
+
+// life is one disk with one volume's life.
+type life struct {
+	*loop
+	program, dir string
+	template     []byte // the disk's head
+}
+
+func (c *campaign) newLife(t *testing.T, sector int) *life {
+	t.Helper()
+	l := &life{program: c.program, dir: t.TempDir(), template: c.head}
+	image := filepath.Join(l.dir, "disk.img")
+	run(t, "cp", "--sparse=always", c.template, image)
+	if err := os.Mkdir(l.mountpoint(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l.loop = attach(t, image, sector)
+	t.Cleanup(func() {
+		if l.loop != nil { // the test has failed
+			l.reboot(t)
+			l.close(t)
+		}
+	})
+	return l
+}
+
+func (l *life) close(t *testing.T) {
+	if t.Failed() {
+		return // the clean-up does it, when no more is said of it
+	}
+	l.detach(t)
+	l.loop = nil
+	if err := os.RemoveAll(l.dir); err != nil {
+		t.Error(err)
+	}
+}
+
+func (l *life) mountpoint() string { return filepath.Join(l.dir, "mnt") }
+func (l *life) journal() string    { return filepath.Join(l.dir, "journal") }
+
+func (l *life) command() *exec.Cmd {
+	return exec.Command(l.program, "-device", l.path, "-mountpoint", l.mountpoint(), "-journal", l.journal(),
+		"-partition", partition, "-start", decimal(before.Start), "-length", decimal(before.Len()), "-grown", decimal(after.Len()))
+}
+
+func decimal(n int64) string { return strconv.FormatInt(n, 10) }
+
+func (l *life) trace(t *testing.T, none bool, at call) ended {
+	t.Helper()
+	out, err := os.Create(filepath.Join(l.dir, "output"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	command := l.command()
+	command.Stdout, command.Stderr = out, out
+	end, err := trace(command, none, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return end
+}
+
+func (l *life) output(t *testing.T) string {
+	t.Helper()
+	out, err := os.ReadFile(filepath.Join(l.dir, "output"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+// reboot leaves nothing of what the kernel knows of the disk.
+func (l *life) reboot(t *testing.T) {
+	t.Helper()
+	if err := unix.Unmount(l.mountpoint(), 0); err != nil && err != unix.EINVAL {
+		t.Fatalf("unmounting: %v", err)
+	}
+	l.forget(t)
+}
+
+// check holds the disk to what a life leaves of its volume: zeros.
+func (l *life) check(t *testing.T, tools bool) {
+	t.Helper()
+	journal, err := os.ReadFile(l.journal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"adopted", "formatted", "written", "grown", "deleted", "wiped"} {
+		if n := bytes.Count(journal, []byte(line)); n != 1 {
+			t.Errorf("the journal says %s %d times", line, n)
+		}
+	}
+	now, err := readHead(l.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := bytes.Count(now, []byte("canary of a life")); n != 0 {
+		t.Errorf("%d canaries are left on the disk", n)
+	}
+	if !bytes.Equal(now[after.Start:after.End], make([]byte, after.Len())) {
+		t.Error("the volume's extent is not zero")
+	}
+	for _, e := range [][2]int64{{2 * mib, after.Start}, {after.End, 30 * mib}} {
+		if !bytes.Equal(now[e[0]:e[1]], l.template[e[0]:e[1]]) {
+			t.Errorf("bytes of others between %d and %d have changed", e[0], e[1])
+		}
+	}
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || bytes.Contains(mounts, []byte(l.mountpoint())) {
+		t.Errorf("the volume is still mounted: %v", err)
+	}
+	if parts, loops := l.partitions(t), l.volumeLoops(t); len(loops) > 1 || !slices.Equal(parts, []int{255}) {
+		t.Errorf("the kernel has the partitions %v and the loop devices %v", parts, loops)
+	}
+	if tools {
+		l.verify(t)
+	}
+}
+
+func readHead(image string) ([]byte, error) {
+	f, err := os.Open(image)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b := make([]byte, head)
+	_, err = f.ReadAt(b, 0)
+	return b, err
+}

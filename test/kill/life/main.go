@@ -1,0 +1,223 @@
+// Life lives the whole life of one volume on one disk: the disk is adopted, the volume made,
+// formatted, mounted, written, unmounted, grown, wiped, and the disk closed. Whatever it has
+// finished it notes in a journal. Killed at any moment and started again, it first holds the
+// disk to all that the journal says, and then goes on from there, as an agent would.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+func main() {
+	l := &life{}
+	var start int64
+	flag.StringVar(&l.device, "device", "", "the disk")
+	flag.StringVar(&l.mountpoint, "mountpoint", "", "where the volume is mounted")
+	flag.StringVar(&l.journal.path, "journal", "", "the file that says what was finished")
+	flag.StringVar(&l.partition, "partition", "", "the volume's GUID")
+	flag.Int64Var(&start, "start", 0, "the volume's first byte on the disk")
+	flag.Int64Var(&l.length, "length", 0, "the volume's length in bytes")
+	flag.Int64Var(&l.grown, "grown", 0, "the length in bytes that it grows to")
+	flag.Parse()
+	l.extent = extent.New(start, l.length)
+	if err := l.run(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+type life struct {
+	device, mountpoint string
+	journal            journal
+	partition          string
+	extent             extent.Extent
+	length, grown      int64
+}
+
+func (l *life) run(ctx context.Context) error {
+	if err := l.journal.read(); err != nil {
+		return err
+	}
+	id, err := l.adopt(ctx)
+	if err != nil {
+		return err
+	}
+	d, err := disk.Open(ctx, l.device, disk.Options{Known: func(found string) bool { return found == id }})
+	if err != nil {
+		return err
+	}
+	if err := l.hold(d.Snapshot()); err != nil {
+		return fmt.Errorf("after the restart: %w", err)
+	}
+	if !l.journal.has(deleted) {
+		if err := l.use(ctx, d); err != nil {
+			return err
+		}
+		// As the pod that goes: from now on nobody wants the volume, whoever is asked.
+		if err := l.journal.add(deleted); err != nil {
+			return err
+		}
+	}
+	if !l.journal.has(wiped) {
+		if err := l.end(ctx, d); err != nil {
+			return err
+		}
+	}
+	if err := l.hold(d.Snapshot()); err != nil {
+		return fmt.Errorf("at the end: %w", err)
+	}
+	return d.Close()
+}
+
+// adopt makes a blank disk ours, and refuses one that is not the disk from before.
+func (l *life) adopt(ctx context.Context) (id string, err error) {
+	found, err := disk.Inspect(ctx, l.device)
+	if err != nil {
+		return "", err
+	}
+	known := l.journal.value(adopted)
+	if found.State == disk.Blank && known == "" {
+		if found.ID, err = disk.Initialize(ctx, l.device); err != nil {
+			return "", err
+		}
+	} else if found.State != disk.Ours {
+		return "", fmt.Errorf("the disk %q is %s: %s", known, found.State, found.Reason)
+	}
+	if known == "" {
+		return found.ID, l.journal.add(adopted, found.ID)
+	}
+	if found.ID != known {
+		return "", fmt.Errorf("the disk was %s and is %s", known, found.ID)
+	}
+	return known, nil
+}
+
+// hold holds the disk to what was acknowledged.
+func (l *life) hold(s disk.Snapshot) error {
+	if err := errors.Join(s.Err, s.Validate()); err != nil {
+		return err
+	}
+	v, found := s.Volume(l.partition)
+	if found && v.Extent != l.extent && v.Extent != extent.New(l.extent.Start, l.grown) {
+		return fmt.Errorf("the volume is at %v", v.Extent)
+	}
+	switch j := &l.journal; {
+	case j.has(wiped):
+		if found || !s.Free.Contains(extent.New(l.extent.Start, l.grown)) {
+			return fmt.Errorf("the volume was wiped, and there is %+v, free is %v", v, s.Free)
+		}
+	case j.has(deleted):
+		if found && v.Phase == disk.Reserved {
+			return fmt.Errorf("a deleted volume is %+v", v)
+		}
+	case j.has(grown):
+		if v.Phase != disk.Formatted || v.Extent.Len() != l.grown {
+			return fmt.Errorf("the volume has grown, and there is %+v", v)
+		}
+	case j.has(formatted):
+		if v.Phase != disk.Formatted {
+			return fmt.Errorf("the volume was ready, and there is %+v", v)
+		}
+	case found && v.Phase == disk.Wiping:
+		return errors.New("the volume is being wiped, and nobody asked for that")
+	}
+	return nil
+}
+
+// use is the life of the volume while somebody wants it.
+func (l *life) use(ctx context.Context, d *disk.Disk) error {
+	e := l.extent
+	if v, found := snapshot(d).Volume(l.partition); found {
+		e = v.Extent // it may have grown
+	}
+	v, err := d.Create(ctx, disk.CreateOptions{Partition: l.partition, Name: "default/life", Extent: e, Note: "the note of a life"})
+	if err != nil {
+		return err
+	}
+	if v.Phase == disk.Reserved {
+		if err := d.Format(ctx, v.Partition, func(ctx context.Context) error { return mkfs(ctx, v) }); err != nil {
+			return err
+		}
+		if err := d.MarkFormatted(ctx, v.Partition); err != nil {
+			return err
+		}
+	}
+	if err := l.journal.add(formatted); err != nil {
+		return err
+	}
+	if err := l.fill(v); err != nil {
+		return err
+	}
+	if v, err = d.Grow(ctx, v.Partition, l.grown); err != nil {
+		return err
+	}
+	if v.Extent != extent.New(l.extent.Start, l.grown) {
+		return fmt.Errorf("the volume grew to %v", v.Extent)
+	}
+	return l.journal.add(grown)
+}
+
+// fill mounts the volume, writes its file, or reads it if that was written before, and
+// unmounts it.
+func (l *life) fill(v disk.Volume) error {
+	targets, err := disk.Mounts(v.Device)
+	if err != nil {
+		return err
+	}
+	if len(targets) == 0 {
+		if err := unix.Mount(v.Device, l.mountpoint, "ext4", 0, ""); err != nil {
+			return fmt.Errorf("mounting %s: %w", v.Device, err)
+		}
+	}
+	if l.journal.has(written) {
+		if err := readCanary(l.mountpoint); err != nil {
+			return err
+		}
+	} else if err := writeCanary(l.mountpoint); err != nil {
+		return err
+	}
+	if err := l.journal.add(written); err != nil {
+		return err
+	}
+	if err := unix.Unmount(l.mountpoint, 0); err != nil {
+		return fmt.Errorf("unmounting %s: %w", l.mountpoint, err)
+	}
+	return nil
+}
+
+// end wipes the volume, which may have been mounted when its user was killed.
+func (l *life) end(ctx context.Context, d *disk.Disk) error {
+	if v, found := snapshot(d).Volume(l.partition); found {
+		targets, err := disk.Mounts(v.Device)
+		if err != nil {
+			return err
+		}
+		for _, target := range targets {
+			if err := unix.Unmount(target, 0); err != nil {
+				return fmt.Errorf("unmounting %s: %w", target, err)
+			}
+		}
+	}
+	if _, err := d.Wipe(ctx, l.partition, disk.WipeOptions{}); err != nil && !errors.Is(err, disk.ErrNotFound) {
+		return err
+	}
+	return l.journal.add(wiped)
+}
+
+func snapshot(d *disk.Disk) *disk.Snapshot {
+	s := d.Snapshot()
+	return &s
+}
+
+// orphanPatience is how long an mkfs may go on whose agent was killed.
+const orphanPatience = 20 * time.Second

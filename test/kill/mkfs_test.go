@@ -1,0 +1,99 @@
+package kill
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// mkfsBudget is how long the short form takes.
+const mkfsBudget = 8 * time.Second
+
+// TestKillMkfsAtEverySystemCall kills mkfs and not the agent: that one fails, and the next life
+// formats the volume anew. As many of its writes as there is time for, and then its other calls.
+func TestKillMkfsAtEverySystemCall(t *testing.T) {
+	c := &campaign{program: buildLife(t), template: blankImage(t), sectors: []int{512}}
+	mkfs, err := exec.LookPath("mkfs.ext4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	// It stands in for mkfs: strace ends by the signal that ended what it ran.
+	script := fmt.Sprintf("#!/bin/sh\nexec strace -qq -o /dev/null -e trace=$KILL -e inject=$KILL:signal=SIGKILL:when=$NTH %s \"$@\"\n", mkfs)
+	if err := os.WriteFile(filepath.Join(dir, "mkfs.ext4"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c.reference(t)
+	all := mkfsCalls(t, mkfs)
+	begin, killed := time.Now(), map[string]int{}
+	verified := 0
+	for i, at := range all {
+		if !torture && time.Since(begin) > mkfsBudget {
+			break
+		}
+		l := c.newLife(t, 512)
+		first := l.command()
+		first.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "KILL="+at.name, fmt.Sprintf("NTH=%d", at.nth))
+		out, err := first.CombinedOutput()
+		if err != nil && !bytes.Contains(out, []byte("mkfs.ext4 "+l.path)) || err != nil && !bytes.Contains(out, []byte("signal: killed")) {
+			t.Fatalf("mkfs killed at %s number %d: %v\n%s", at.name, at.nth, err, out)
+		}
+		if err != nil {
+			killed[at.name]++
+			if out, err := l.command().CombinedOutput(); err != nil {
+				t.Fatalf("after mkfs was killed at %s number %d: %v\n%s", at.name, at.nth, err, out)
+			}
+		}
+		tools := i%20 == 0
+		if tools {
+			verified++
+		}
+		l.check(t, tools)
+		l.close(t)
+	}
+	total := 0
+	for _, n := range killed {
+		total += n
+	}
+	if total < len(all)/10 || killed["pwrite64"] == 0 {
+		t.Errorf("mkfs was killed %d times", total)
+	}
+	t.Logf("%d of the %d system calls of mkfs.ext4 killed, %d tables verified, in %v: %v", total, len(all), verified, time.Since(begin).Round(time.Second), killed)
+}
+
+type mkfsCall struct {
+	name string
+	nth  int
+}
+
+// mkfsCalls lists the system calls of an mkfs: what writes comes first.
+func mkfsCalls(t *testing.T, mkfs string) []mkfsCall {
+	t.Helper()
+	image, log := sparse(t, before.Len()), filepath.Join(t.TempDir(), "log")
+	run(t, "strace", "-qq", "-o", log, mkfs, "-q", "-F", "-m0", "-U", partition, "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", image)
+	text, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var writes, others []mkfsCall
+	seen := map[string]int{}
+	for line := range strings.Lines(string(text)) {
+		name, _, isCall := strings.Cut(line, "(")
+		// strace makes the program's own execve, and nothing returns from the last call.
+		if !isCall || name == "execve" || strings.HasPrefix(name, "exit") {
+			continue
+		}
+		seen[name]++
+		if strings.Contains(name, "write") || strings.Contains(name, "sync") {
+			writes = append(writes, mkfsCall{name, seen[name]})
+		} else {
+			others = append(others, mkfsCall{name, seen[name]})
+		}
+	}
+	return append(spread(writes), spread(others)...)
+}
