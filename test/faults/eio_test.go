@@ -58,9 +58,10 @@ func faultsInTurn(t *testing.T, sector int64) {
 	add(Fault{Op: Zero, Do: Drop, Count: 1}, whole.of(Zero))
 	add(Fault{Op: Zero, Do: Drop}, whole.of(Zero))
 	// What a file system makes of writes that were dropped below it is not ours to say.
-	notFiles := Span{livingAt.Start, diskSize - 4*mib - livingAt.Start}
-	add(Fault{Op: Write, Do: Drop, Count: 1, Not: notFiles}, whole.of(Write)/2)
-	add(Fault{Op: Write, Do: Drop, Not: notFiles}, whole.of(Write)/2)
+	add(Fault{Op: Write, Do: Drop, Count: 1, Not: files}, whole.of(Write)/2)
+	add(Fault{Op: Write, Do: Drop, Not: files}, whole.of(Write)/2)
+	// Behind a thin disk there is no room any more. What has its room can be written.
+	add(Fault{Op: Write, Do: Full}, whole.of(Write))
 	n.tryAll(t, kinds, 8*time.Second)
 }
 
@@ -136,7 +137,7 @@ func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
 	ctx := t.Context()
 	n.call("Restore", 0, new(bool))
 	steps := lives()
-	n.resized = false
+	n.resized, n.well = false, false
 	n.set(f)
 	failed, err := n.live(ctx, steps)
 	if errors.Is(err, errBroken) || errors.Is(err, errLost) {
@@ -148,7 +149,7 @@ func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
 	if o.outside {
 		n.staysOut(ctx, t)
 	}
-	o.hits = n.heal().Hits
+	o.hits, n.well = n.heal().Hits, true
 	// The pod is gone, or begins anew.
 	n.unmount()
 	if restart || o.outside || err == nil {

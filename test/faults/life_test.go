@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -38,16 +39,22 @@ var (
 	rawAt       = extent.New(30*mib, 2*mib)
 )
 
+// files is where the file systems are.
+var files = Span{2 * mib, diskSize - 4*mib}
+
 // node is what a node does with one disk.
 type node struct {
 	*faulty
 	engine *disk.Disk
 	mnt    string // where the living volume is mounted
+	beside string // where the neighbour is
 	// The neighbour as it was, and what was free beside it.
 	neighbour Digest
 	free      extent.Set
 	// resized: a resize2fs of the living volume's file system was begun.
 	resized bool
+	// well: the disk does not fail any more. Before, e2fsck -y could go on for ever.
+	well bool
 }
 
 // newNode makes a disk that has the neighbour on it, mounted.
@@ -66,22 +73,31 @@ func newNode(t testing.TB, sector int64) *node {
 	n.must(err)
 	n.must(mkfs(t.Context(), v))
 	n.must(n.engine.MarkFormatted(t.Context(), neighbour))
-	mnt := t.TempDir()
-	n.must(unix.Mount(v.Device, mnt, "ext4", 0, ""))
-	n.must(os.WriteFile(filepath.Join(mnt, "file"), content(neighbour), 0o600))
-	n.must(unix.Unmount(mnt, 0))
-	// Read-only, so that none of the requests that are counted is its.
-	n.must(unix.Mount(v.Device, mnt, "ext4", unix.MS_RDONLY, ""))
-	t.Cleanup(func() {
-		if err := unix.Unmount(mnt, 0); err != nil {
-			t.Errorf("unmounting the neighbour: %v", err)
-		}
-	})
+	n.must(unix.Mount(v.Device, n.mnt, "ext4", 0, ""))
+	n.must(os.WriteFile(filepath.Join(n.mnt, "file"), content(neighbour), 0o600))
+	n.unmount()
+	n.beside = t.TempDir()
+	n.mountNeighbour()
+	t.Cleanup(n.unmountNeighbour)
 	n.free = n.engine.Snapshot().Free
 	n.close()
 	n.neighbour = n.digest(neighbourAt)
 	n.call("Save", 0, new(bool))
 	return n
+}
+
+// mountNeighbour mounts the neighbour read-only, so that none of the requests that are
+// counted is its.
+func (n *node) mountNeighbour() {
+	n.t.Helper()
+	n.must(unix.Mount(n.path+"p1", n.beside, "ext4", unix.MS_RDONLY, ""))
+}
+
+func (n *node) unmountNeighbour() {
+	n.t.Helper()
+	if err := unix.Unmount(n.beside, 0); err != nil && !errors.Is(err, unix.EINVAL) {
+		n.t.Errorf("unmounting the neighbour: %v", err)
+	}
 }
 
 func (n *node) must(err error) {
@@ -120,6 +136,8 @@ func mkfs(ctx context.Context, v disk.Volume) error {
 }
 
 func run(ctx context.Context, name string, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
 	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%s %v: %w: %.300s", name, args, err, bytes.TrimSpace(out))
@@ -139,7 +157,14 @@ func (n *node) mounted() error {
 	if err != nil || len(targets) > 0 {
 		return err
 	}
-	if err := unix.Mount(n.volume(living).Device, n.mnt, "ext4", 0, ""); err != nil {
+	err = unix.Mount(n.volume(living).Device, n.mnt, "ext4", 0, "")
+	if err != nil && n.resized && n.well {
+		// What resize2fs leaves when it is interrupted wants a person's consent.
+		if err = fsck(context.Background(), "-y", n.volume(living).Device); err == nil {
+			err = unix.Mount(n.volume(living).Device, n.mnt, "ext4", 0, "")
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("mounting: %w", err)
 	}
 	return nil
@@ -299,12 +324,12 @@ func (n *node) resize(ctx context.Context) error {
 		return err
 	}
 	n.unmount()
-	err = fsck(ctx, "-p", device)
-	if err != nil && n.resized {
-		// What a resize2fs leaves that a disk interrupted wants a person's consent.
-		err = fsck(ctx, "-y", device)
+	consent := "-p"
+	if n.resized && n.well {
+		consent = "-y"
 	}
 	n.resized = true
+	err = fsck(ctx, consent, device)
 	if err == nil {
 		err = run(ctx, "resize2fs", device)
 	}

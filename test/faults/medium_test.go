@@ -121,8 +121,10 @@ func (m *medium) flush() {
 
 // cut is a power cut: of what was not flushed, some sectors are on the medium and others
 // are not, whatever their order. kept is how many of a hundred. Ordered, the cache has
-// gone out in its order, up to some point.
-func (m *medium) cut(sector int64, kept int, ordered bool, seed uint64) {
+// gone out in its order, up to some point. In the whole span what is written at once in
+// 4 KiB stays together: ext4 writes its superblock, of 1 KiB, without its journal when it
+// unmounts, and cannot be mounted if that is torn.
+func (m *medium) cut(sector int64, whole Span, kept int, ordered bool, seed uint64) {
 	random := rand.New(rand.NewPCG(seed, uint64(sector)))
 	pending := m.pending
 	if ordered && len(pending) > 0 {
@@ -130,7 +132,11 @@ func (m *medium) cut(sector int64, kept int, ordered bool, seed uint64) {
 	}
 	for _, c := range pending {
 		// Large writes are torn in few places: a subset of each sector would take long.
-		unit := max(sector, c.length/64/sector*sector)
+		atom := sector
+		if c.off >= whole.Off && c.off < whole.Off+whole.Length {
+			atom = 4096
+		}
+		unit := max(atom, c.length/64/atom*atom)
 		for off := int64(0); off < c.length; off += unit {
 			if random.IntN(100) >= kept {
 				continue

@@ -307,6 +307,8 @@ type Cut struct {
 	Kept    int // sectors of a hundred
 	Ordered bool
 	Seed    uint64
+	// Whole is where 4 KiB are written as a whole or not at all, and not only sectors.
+	Whole Span
 }
 
 // PowerOn ends a power cut, and says how many changes were in the cache.
@@ -314,7 +316,7 @@ func (s *server) PowerOn(c Cut, pending *int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	*pending = len(s.medium.pending)
-	s.medium.cut(s.sector, c.Kept, c.Ordered, c.Seed)
+	s.medium.cut(s.sector, c.Whole, c.Kept, c.Ordered, c.Seed)
 	s.off = false
 	return nil
 }

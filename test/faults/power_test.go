@@ -1,0 +1,198 @@
+package faults
+
+import (
+	"errors"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// reboot is a power cut's other side: nothing is mounted or attached any more, and of what
+// the disk had in its cache the cut leaves some.
+func (n *node) reboot(c Cut) (pending int) {
+	n.t.Helper()
+	n.unmount()
+	n.unmountNeighbour()
+	n.close()
+	n.detach()
+	n.heal()
+	n.call("PowerOn", c, &pending)
+	n.well = true
+	n.call("Reattach", 0, &n.path)
+	return pending
+}
+
+// cut leads the lives up to the power cut and reboots. It returns which step was under way.
+func (n *node) cut(t *testing.T, f Fault, c Cut) (steps []step, at, pending int, hit bool) {
+	t.Helper()
+	n.call("Restore", 0, new(bool))
+	n.resized, n.well = false, false
+	steps = lives()
+	n.set(f)
+	failed, err := n.live(t.Context(), steps)
+	if errors.Is(err, errBroken) || errors.Is(err, errLost) {
+		t.Errorf("%s: %v", failed, err)
+	}
+	at = slices.IndexFunc(steps, func(s step) bool { return s.name == failed })
+	hit = n.counts().Hits > 0
+	return steps, at, n.reboot(c), hit
+}
+
+// cuts are places of power cuts all over the lives.
+func (n *node) cuts(t *testing.T) []Fault {
+	t.Helper()
+	n.set(Fault{})
+	if step, err := n.live(t.Context(), lives()); err != nil {
+		t.Fatalf("%s, on a disk that is well: %v", step, err)
+	}
+	whole := n.heal()
+	n.close()
+	var faults []Fault
+	for _, op := range []Op{Change, Sync} {
+		for at := range whole.of(op) {
+			faults = append(faults, Fault{Op: op, At: at, Do: PowerOff})
+		}
+	}
+	random := rand.New(rand.NewPCG(7, 7))
+	random.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
+	return faults
+}
+
+// enough reports whether so many tries do, which began then.
+func enough(tries, all int, begin time.Time, limit time.Duration) bool {
+	return tries >= all || !torture() && tries >= 12 && time.Since(begin) > limit
+}
+
+// TestPowerCut cuts the power at each write and flush in turn. The disk is honest: what it
+// flushed is there, of the rest some sectors are and some are not. Nothing that was
+// acknowledged is lost, and the lives go on to their end.
+func TestPowerCut(t *testing.T) {
+	n := newNode(t, 512)
+	faults := n.cuts(t)
+	kept := []int{0, 30, 70, 100}
+	all := len(faults) * len(kept)
+	begin, tries, hits, pendings, interrupted := time.Now(), 0, 0, 0, map[string]int{}
+	for ; !enough(tries, all, begin, 8*time.Second); tries++ {
+		f := faults[tries%len(faults)]
+		c := Cut{Kept: kept[(tries+tries/len(faults))%len(kept)], Seed: uint64(tries), Whole: files}
+		steps, at, pending, hit := n.cut(t, f, c)
+		if hit {
+			hits++
+		}
+		pendings += pending
+		possible := []string{steps[len(steps)-1].state}
+		if at >= 0 {
+			possible = []string{steps[max(at-1, 0)].state, steps[at].state, steps[at].between}
+			interrupted[steps[at].name]++
+		}
+		if err := n.open(t.Context()); err != nil {
+			t.Fatalf("%+v, %+v: after a power cut the disk does not open: %v", f, c, err)
+		}
+		n.mountNeighbour()
+		if now := n.state(); !slices.Contains(possible, now) {
+			t.Errorf("the volumes are %q, which is none of %q", now, possible)
+		}
+		if at >= 0 {
+			if step, err := n.live(t.Context(), steps[at:]); err != nil {
+				t.Errorf("after the reboot: %s: %v", step, err)
+			}
+		}
+		n.inspect(t)
+		if t.Failed() {
+			t.Fatalf("after %d power cuts, with %+v, %+v", tries+1, f, c)
+		}
+		n.close()
+	}
+	t.Logf("%d of %d power cuts tried, %d in the middle of the lives, with %d changes in the cache in all; steps that were interrupted: %v",
+		tries, all, hits, pendings, interrupted)
+	if hits < tries/2 || pendings == 0 || len(interrupted) < 4 {
+		t.Error("the power cuts hit too little")
+	}
+}
+
+// TestLyingFsync: the disk says that it flushed, and did not, from some place on. After a
+// power cut it may have lost anything of that. Berth cannot know better than the
+// disk; but it must not make of it what never was: either the disk is refused, with a
+// reason, or its table is one that it had. It is never taken for blank.
+func TestLyingFsync(t *testing.T) {
+	n := newNode(t, 512)
+	faults := n.cuts(t)
+	known := map[string]bool{}
+	for _, s := range lives() {
+		known[s.state], known[s.between] = true, true
+	}
+	begin, tries, lost, outcomes := time.Now(), 0, 0, map[string]int{}
+	for ; !enough(tries, 4*len(faults), begin, 7*time.Second); tries++ {
+		f := faults[tries%len(faults)]
+		c := Cut{Kept: []int{0, 30, 70}[tries%3], Ordered: tries%2 == 0, Seed: uint64(tries), Whole: files}
+		n.call("Restore", 0, new(bool))
+		n.call("Lie", 0, new(bool))
+		steps, at, pending, _ := n.cut(t, f, c)
+		lost += pending
+		outcome, serves := n.afterLies(t, known)
+		if at >= 0 && outcome == steps[max(at-1, 0)].state {
+			outcome = "as acknowledged"
+		} else if serves {
+			outcome = "older"
+		}
+		outcomes[outcome]++
+		if c.Ordered && !serves {
+			t.Errorf("the cache was lost in order, and the disk is not served: %s", outcome)
+		}
+		if n.digest(neighbourAt).Hash != n.neighbour.Hash {
+			t.Error("the neighbour's bytes have changed")
+		}
+		if t.Failed() {
+			t.Fatalf("after %d power cuts, with %+v, %+v", tries+1, f, c)
+		}
+		n.close()
+		n.forget()
+	}
+	t.Logf("%d power cuts of a disk that lies about fsync, with %d changes in the cache in all: %v", tries, lost, outcomes)
+	if len(outcomes) < 2 || lost == 0 {
+		t.Errorf("the lies changed nothing: %v", slices.Collect(maps.Keys(outcomes)))
+	}
+}
+
+// afterLies opens the disk and says what it is like, and whether it serves.
+func (n *node) afterLies(t *testing.T, known map[string]bool) (outcome string, serves bool) {
+	t.Helper()
+	c, err := disk.Inspect(t.Context(), n.path)
+	switch {
+	case err != nil:
+		t.Errorf("looking at the disk: %v", err)
+		return "", false
+	case c.State == disk.Blank:
+		t.Error("a disk with a volume is called blank")
+		return "", false
+	case c.State != disk.Ours:
+		return "refused: " + c.Reason, false
+	}
+	if err := n.open(t.Context()); err != nil {
+		return "does not open: " + err.Error(), false
+	}
+	now := n.state()
+	if !known[now] {
+		t.Errorf("the volumes are %q, which they never were", now)
+	}
+	if v := n.volume(neighbour); v.Phase != disk.Formatted || v.Extent != neighbourAt {
+		t.Errorf("the neighbour is %+v", v)
+	}
+	// Whatever was there can go, and others can come.
+	for _, partition := range []string{living, raw} {
+		if err := n.wipe(t.Context(), partition); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := n.round(t.Context()); err != nil {
+		t.Errorf("the disk does not serve: %v", err)
+	}
+	if s := n.engine.Snapshot(); s.Validate() != nil || s.Err != nil || !s.Free.Equal(n.free) {
+		t.Errorf("at the end the disk is %+v, %v", s, s.Validate())
+	}
+	return now, true
+}

@@ -1,0 +1,215 @@
+package faults
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// round is a short life: what a pod costs a disk.
+func (n *node) round(ctx context.Context) error {
+	partition := uuid.NewString()
+	v, err := n.engine.Create(ctx, disk.CreateOptions{Partition: partition, Name: "round", Extent: extent.New(22*mib, livingShort)})
+	if err != nil {
+		return err
+	}
+	if err := n.engine.Format(ctx, partition, func(ctx context.Context) error { return mkfs(ctx, v) }); err != nil {
+		return err
+	}
+	if err := n.engine.MarkFormatted(ctx, partition); err != nil {
+		return err
+	}
+	return n.wipe(ctx, partition)
+}
+
+// rounds lead short lives, at least so many and for so long, and return how long each took.
+func (n *node) rounds(ctx context.Context, atLeast int, limit time.Duration) []time.Duration {
+	var took []time.Duration
+	for begin := time.Now(); len(took) < atLeast || time.Since(begin) < limit; {
+		start := time.Now()
+		if err := n.round(ctx); err != nil {
+			n.t.Errorf("beside a bad disk: %v", err)
+			return took
+		}
+		took = append(took, time.Since(start))
+	}
+	slices.Sort(took)
+	return took
+}
+
+// watch asks for the snapshot all the time and returns the longest that it took.
+func (n *node) watch(stop <-chan struct{}) time.Duration {
+	longest := time.Duration(0)
+	for {
+		begin := time.Now()
+		s := n.engine.Snapshot()
+		longest = max(longest, time.Since(begin))
+		if err := s.Validate(); err != nil {
+			n.t.Errorf("while the disk is bad: %v", err)
+		}
+		select {
+		case <-stop:
+			return longest
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// beside leads lives on a good disk, alone and while work goes on on a bad one, and
+// compares.
+func beside(t *testing.T, good, bad *node, limit time.Duration, spoil func(), work func()) {
+	t.Helper()
+	const least = 10
+	good.rounds(t.Context(), 3, 0) // the first ones load programs
+	alone := good.rounds(t.Context(), least, time.Second)
+	spoil()
+	stop := make(chan struct{})
+	var longest time.Duration
+	var watching sync.WaitGroup
+	watching.Go(func() { longest = bad.watch(stop) })
+	go work()
+	together := good.rounds(t.Context(), least, limit)
+	close(stop)
+	watching.Wait()
+	if t.Failed() {
+		return
+	}
+	before, after := alone[len(alone)/2], together[len(together)/2]
+	t.Logf("the good disk: %d lives alone, median %s; %d beside the bad one, median %s, ratio %.2f, longest %s; longest look at the bad one's snapshot %s",
+		len(alone), before, len(together), after, float64(after)/float64(before), together[len(together)-1], longest)
+	// Other tests run on the same machine.
+	if after > 4*before+100*time.Millisecond {
+		t.Errorf("beside a bad disk a good one takes %s for a life, alone %s", after, before)
+	}
+	if longest > time.Second {
+		t.Errorf("a snapshot took %s", longest)
+	}
+}
+
+// TestHang: a disk that does not answer costs nobody but its own volumes. What waits for
+// it is done when it answers again.
+func TestHang(t *testing.T) {
+	hang := 3 * time.Second
+	if torture() {
+		hang = time.Minute
+	}
+	good, bad := newNode(t, 512), newNode(t, 512)
+	good.must(good.open(t.Context()))
+	bad.must(bad.open(t.Context()))
+	if _, err := bad.engine.Create(t.Context(), disk.CreateOptions{Partition: living, Extent: livingAt}); err != nil {
+		t.Fatal(err)
+	}
+	bad.must(bad.engine.Check(t.Context()))
+	calls := []struct {
+		name string
+		call func(ctx context.Context) error
+	}{
+		{"create", func(ctx context.Context) error {
+			_, err := bad.engine.Create(ctx, disk.CreateOptions{Partition: uuid.NewString(), Extent: extent.New(36*mib, mib)})
+			return err
+		}},
+		{"mark", func(ctx context.Context) error { return bad.engine.MarkFormatted(ctx, living) }},
+		{"grow", func(ctx context.Context) error {
+			_, err := bad.engine.Grow(ctx, living, livingLong)
+			return err
+		}},
+		{"raw", func(ctx context.Context) error {
+			_, err := bad.engine.Create(ctx, disk.CreateOptions{Partition: raw, Extent: rawAt, Raw: true})
+			return err
+		}},
+		{"check", func(ctx context.Context) error { return bad.engine.Check(ctx) }},
+	}
+	results := make(chan error, len(calls))
+	beside(t, good, bad, hang, func() { bad.set(Fault{Op: Any, Do: Hang}) }, func() {
+		for _, c := range calls {
+			go func() {
+				err := c.call(context.WithoutCancel(t.Context()))
+				if err != nil {
+					err = fmt.Errorf("%s: %w", c.name, err)
+				}
+				results <- err
+			}()
+		}
+	})
+	// Who has not begun is not kept.
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := bad.engine.MarkFormatted(ctx, neighbour); !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, disk.ErrOutOfService) {
+		t.Errorf("a call to a disk that hangs: %v", err)
+	}
+	counts := bad.heal()
+	if counts.Hits == 0 {
+		t.Error("nothing hung")
+	}
+	done := 0
+	for range calls {
+		select {
+		case err := <-results:
+			if err == nil {
+				done++
+			} else if !errors.Is(err, disk.ErrOutOfService) {
+				t.Error(err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("the disk answers again, and a call does not")
+		}
+	}
+	t.Logf("%d requests hung; of %d calls %d were done when the disk answered again", counts.Hits, len(calls), done)
+	bad.close()
+	bad.must(bad.open(t.Context()))
+	bad.must(bad.round(t.Context()))
+	if bad.digest(neighbourAt).Hash != bad.neighbour.Hash {
+		t.Error("the neighbour's bytes have changed")
+	}
+}
+
+// TestSlow: a disk that does 20 requests a second is slow, and not broken.
+func TestSlow(t *testing.T) {
+	good, bad := newNode(t, 512), newNode(t, 512)
+	good.must(good.open(t.Context()))
+	bad.must(bad.open(t.Context()))
+	const perSecond = 20
+	ended := make(chan error, 1)
+	begin := time.Now()
+	beside(t, good, bad, 3*time.Second, func() {
+		bad.set(Fault{})
+		bad.call("Pace", perSecond, new(bool))
+	}, func() {
+		ctx := context.WithoutCancel(t.Context())
+		v, err := bad.engine.Create(ctx, disk.CreateOptions{Partition: living, Extent: livingAt})
+		if err == nil {
+			err = bad.engine.Format(ctx, living, func(ctx context.Context) error { return mkfs(ctx, v) })
+		}
+		if err == nil {
+			err = bad.engine.MarkFormatted(ctx, living)
+		}
+		if err == nil && torture() {
+			err = bad.wipe(ctx, living)
+		}
+		ended <- err
+	})
+	err := <-ended
+	took := time.Since(begin)
+	counts := bad.heal()
+	requests := counts.of(Any)
+	t.Logf("a volume on the slow disk: %d requests in %s", requests, took)
+	if err != nil {
+		t.Errorf("on a slow disk: %v", err)
+	}
+	if v := bad.volume(living); !torture() && v.Phase != disk.Formatted {
+		t.Errorf("the volume on the slow disk is %+v", v)
+	}
+	if requests < 20 || took < time.Duration(requests-1)*time.Second/perSecond {
+		t.Errorf("the disk was not slow: %d requests in %s", requests, took)
+	}
+	bad.must(bad.wipe(t.Context(), living))
+}
