@@ -91,6 +91,8 @@ type agent struct {
 	manager    *volumes.Manager
 	// rescans asks for a rescan of the devices.
 	rescans chan struct{}
+	// changed says that something about the disks has changed.
+	changed chan struct{}
 	// failed says that a disk in service failed, and should be opened again after a while.
 	failed chan struct{}
 	// forget is set when the next rescan is to forget disks that are gone.
@@ -108,7 +110,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	a := &agent{
-		options: o, client: c, rescans: make(chan struct{}, 1), failed: make(chan struct{}, 1),
+		options: o, client: c, rescans: make(chan struct{}, 1), failed: make(chan struct{}, 1), changed: make(chan struct{}, 1),
 		classes: c.ClassInformer(), nodes: c.NodeInformer(), capacities: c.CapacityInformer(), podsOfNode: c.PodInformer(),
 		persistent: c.VolumeInformer(),
 	}
@@ -156,6 +158,8 @@ func Run(ctx context.Context, o Options) error {
 	if !a.sync(ctx, group, "the node's pods and PersistentVolumes", a.podsOfNode, a.persistent) {
 		return group.Wait()
 	}
+	registerMetrics()
+	group.Go(func() error { a.followService(ctx, recorder); return nil })
 	a.start(ctx, group, retry)
 	return group.Wait()
 }
@@ -295,12 +299,28 @@ func (a *agent) wiping(class string) disk.WipeOptions {
 func (a *agent) published() []diskv1alpha1.Disk { return a.publishedStatus().Disks }
 
 func (a *agent) publishedStatus() diskv1alpha1.NodeDiskCapacityStatus {
-	if object, ok, err := a.capacities.GetStore().GetByKey(a.options.NodeName); err == nil && ok {
-		if ndc, ok := object.(*diskv1alpha1.NodeDiskCapacity); ok {
-			return ndc.Status
-		}
+	if ndc := a.capacity(); ndc != nil {
+		return ndc.Status
 	}
 	return diskv1alpha1.NodeDiskCapacityStatus{}
+}
+
+// capacityUID is the UID of the node's NodeDiskCapacity, empty if there is none.
+func (a *agent) capacityUID() types.UID {
+	if ndc := a.capacity(); ndc != nil {
+		return ndc.UID
+	}
+	return ""
+}
+
+// capacity is the node's NodeDiskCapacity from the watch, nil if there is none.
+func (a *agent) capacity() *diskv1alpha1.NodeDiskCapacity {
+	object, ok, err := a.capacities.GetStore().GetByKey(a.options.NodeName)
+	if err != nil || !ok {
+		return nil
+	}
+	ndc, _ := object.(*diskv1alpha1.NodeDiskCapacity)
+	return ndc
 }
 
 func (a *agent) status() diskv1alpha1.NodeDiskCapacityStatus {
@@ -332,6 +352,10 @@ func (a *agent) owner(v disk.Volume) publish.Owner {
 func (a *agent) disksChanged() {
 	a.publisher.Kick()
 	a.manager.DisksChanged()
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
 	if a.inventory.Failing() {
 		select {
 		case a.failed <- struct{}{}:

@@ -17,7 +17,7 @@ import (
 // progressEvery is how often the progress of wipes is published. It is that of all at once,
 // and stays as it is in between: each publication is seen on the watch, and would lead to
 // the next one if there were always news.
-const progressEvery = 5 * time.Second
+const progressEvery = 3 * time.Second
 
 // wiping is a wipe that a goroutine of ours is at.
 type wiping struct {

@@ -1,0 +1,294 @@
+package integration
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// several makes pods with a small volume each, and waits until those are formatted.
+func (n *node) several(name string, count int) []*corev1.Pod {
+	n.t.Helper()
+	var pods []*corev1.Pod
+	for i := range count {
+		pods = append(pods, n.pod(fmt.Sprintf("%s%d", name, i), "", nil, n.volumeOf("data", "8Mi", "")))
+	}
+	for _, p := range pods {
+		n.formatted(p, "data")
+	}
+	return pods
+}
+
+// condition is that of the published status; its Status is empty if there is none.
+func condition(s *diskv1alpha1.NodeDiskCapacityStatus, kind string) metav1.Condition {
+	if c := meta.FindStatusCondition(s.Conditions, kind); c != nil {
+		return *c
+	}
+	return metav1.Condition{}
+}
+
+// listsOrphans waits until so many volumes are published as orphans, one by one and in the condition.
+func (n *node) listsOrphans(count int) {
+	n.t.Helper()
+	n.published(fmt.Sprintf("%d orphans are listed", count), func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+		listed, c := 0, condition(s, diskv1alpha1.ConditionOrphanedVolumes)
+		for _, d := range s.Disks {
+			for _, a := range d.Allocations {
+				if a.OrphanedSince == nil {
+					continue
+				}
+				listed++
+				if !strings.Contains(c.Message, a.Partition) {
+					return fmt.Errorf("%s is not in the message", a.Partition)
+				}
+			}
+		}
+		if listed != count || (c.Status == metav1.ConditionTrue) != (count > 0) {
+			return fmt.Errorf("%d are", listed)
+		}
+		return nil
+	})
+}
+
+// reclaimStops waits until reclaiming is, or is not, published as stopped.
+func (n *node) reclaimStops(stopped bool, says string) {
+	n.t.Helper()
+	n.published(fmt.Sprintf("reclaiming is stopped: %v", stopped), func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+		c := condition(s, diskv1alpha1.ConditionReclaimStopped)
+		if (c.Status == metav1.ConditionTrue) != stopped || !strings.Contains(c.Message, says) {
+			return fmt.Errorf("condition is %+v", c)
+		}
+		return nil
+	})
+}
+
+func (n *node) countVolumes() int32 {
+	n.t.Helper()
+	ndc, err := n.ndc()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return ndc.Status.Summary.Volumes
+}
+
+// TestAgentOrphans: a volume whose pod went while nobody looked is listed, said, and wiped
+// when the grace period is over, which a restart does not begin anew.
+func TestAgentOrphans(t *testing.T) {
+	n := newNode(t, gib)
+	n.options.OrphanGrace = time.Hour
+	n.start()
+	n.ready()
+	pods := n.several("goes", 3)
+	stays := n.several("stays", 1)[0]
+	n.stop()
+	for _, p := range pods {
+		n.delete(p)
+	}
+	n.start()
+	n.listsOrphans(3)
+	n.told("VolumeOrphaned", diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID(pods[0].UID, "data")))
+	n.reclaimStops(false, "grace period")
+	n.never("an orphan is wiped within the grace period", time.Second, func() error {
+		if n.countVolumes() == 4 {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	if got := metric(t, "berth_node_orphaned_volumes", map[string]string{"kind": "ephemeral"}); got != 3 {
+		t.Errorf("%v orphans are counted", got)
+	}
+	n.stop()
+	n.options.OrphanGrace = time.Second
+	n.start()
+	n.published("the orphans are reclaimed, and nothing else", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+		if s.Summary.Volumes != 1 {
+			return fmt.Errorf("%d volumes", s.Summary.Volumes)
+		}
+		return nil
+	})
+	n.listsOrphans(0)
+	n.formatted(stays, "data")
+}
+
+// TestAgentManyOrphans: when many pods vanish at once it is the API server that is doubted:
+// nothing is wiped, over a restart too, until a person says how many may go. Pods that
+// were seen to go are many and no reason for doubt.
+func TestAgentManyOrphans(t *testing.T) {
+	n := newNode(t, gib)
+	n.options.OrphanGrace = 200 * time.Millisecond
+	n.options.OrphanLimit = 4
+	gate := newGate(t, n.options.Config)
+	forgetful := &forgetful{}
+	n.options.Config = forgetful.into(gate.config(t, n.options.Config))
+	n.start()
+	status := n.ready()
+
+	// A person deletes a namespace, as it were.
+	for _, p := range n.several("seen", 8) {
+		n.delete(p)
+	}
+	n.released()
+	n.reclaimStops(false, "")
+
+	// An API server that was emptied: from one answer to the next the pods are not there.
+	const lost = 6
+	pods := n.several("lost", lost)
+	kept := n.bound("kept", "8Mi", corev1.PersistentVolumeFilesystem, &status.Disks[0], status.Disks[0].Free[0].Start+512*mib)
+	n.realized(kept)
+	if err := n.publish(pods[0], "data"); err != nil {
+		t.Fatal(err)
+	}
+	gate.shut(t)
+	for _, p := range pods {
+		n.delete(p)
+	}
+	forgetful.forgets.Store(true)
+	gate.open(t)
+	n.reclaimStops(true, fmt.Sprintf("%s=%d", diskv1alpha1.AnnotationReclaimOrphans, lost))
+	n.told("ReclaimStopped", fmt.Sprintf("%d volumes have lost their pods", lost))
+	n.listsOrphans(lost)
+	keeps := func(what string) {
+		n.t.Helper()
+		n.never(what, time.Second, func() error {
+			if n.countVolumes() == lost+1 {
+				return errors.New("it is not")
+			}
+			return nil
+		})
+	}
+	keeps("one of many orphans is wiped")
+	n.unpublish(pods[0], "data")
+	keeps("one of many orphans is wiped when it is unmounted")
+	n.stop()
+	n.start()
+	n.reclaimStops(true, "")
+	keeps("one of many orphans is wiped after a restart")
+
+	// Somebody's word that is out of date counts for nothing, and not later either.
+	n.allow("3")
+	n.told("ReclaimStopped", fmt.Sprintf("allowed 3 volumes, by now there are %d", lost))
+	n.allow("all")
+	keeps("a person's word for fewer is taken for more")
+
+	if err := n.publish(pods[0], "data"); err == nil || !strings.Contains(err.Error(), "does not exist") {
+		t.Errorf("a volume whose pod is gone is published: %v", err)
+	}
+	n.allow(fmt.Sprint(lost))
+	n.published("the orphans are wiped, and the volume of the PersistentVolume is not", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+		if s.Summary.Volumes != 1 {
+			return fmt.Errorf("%d volumes", s.Summary.Volumes)
+		}
+		return nil
+	})
+	n.reclaimStops(false, "")
+	n.realized(kept)
+	t.Logf("8 volumes of pods that were seen to go were wiped at once; %d of pods that vanished were kept, over a restart, until a person allowed %d", lost, lost)
+}
+
+// forgetful is an API server that does not remember what happened to pods since it was
+// asked last, as after its data was replaced: watches must begin anew.
+type forgetful struct {
+	next    http.RoundTripper
+	forgets atomic.Bool
+}
+
+func (f *forgetful) into(config *rest.Config) *rest.Config {
+	config = rest.CopyConfig(config)
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { f.next = next; return f })
+	return config
+}
+
+func (f *forgetful) RoundTrip(r *http.Request) (*http.Response, error) {
+	q := r.URL.Query()
+	resumed := q.Get("watch") != "" && q.Get("sendInitialEvents") == "" && strings.HasSuffix(r.URL.Path, "/pods")
+	if !resumed || !f.forgets.CompareAndSwap(true, false) {
+		return f.next.RoundTrip(r)
+	}
+	body := `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Expired","message":"forgotten on purpose","code":410}`
+	return &http.Response{
+		StatusCode: http.StatusGone, Request: r, Body: io.NopCloser(bytes.NewBufferString(body)),
+		Header: http.Header{"Content-Type": []string{"application/json"}},
+	}, nil
+}
+
+// allow notes a person's word on the NodeDiskCapacity, and waits until the agent has taken it off.
+func (n *node) allow(count string) {
+	n.t.Helper()
+	ndc, err := n.ndc()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.edit(ndc, func() { metav1.SetMetaDataAnnotation(&ndc.ObjectMeta, diskv1alpha1.AnnotationReclaimOrphans, count) })
+	n.eventually("the annotation is taken off", func() error {
+		now, err := n.ndc()
+		if err != nil {
+			return err
+		}
+		if _, there := now.Annotations[diskv1alpha1.AnnotationReclaimOrphans]; there {
+			return errors.New("it is there")
+		}
+		return nil
+	})
+}
+
+// TestAgentSaysOutOfService: a disk that goes out of service and comes back is told of in
+// state, condition, event and metric, and what is mounted of it works meanwhile.
+func TestAgentSaysOutOfService(t *testing.T) {
+	n := newNode(t, gib, gib)
+	n.start()
+	status := n.ready()
+	lost := n.disks[0]
+	id := of(&status, lost).ID
+	labels := map[string]string{"disk": id, "device": lost.name(), "class": n.name}
+	pod := n.pod("stays", record(t, at("data", id, of(&status, lost).Free[0].Start, 64*mib)), nil, n.volumeOf("data", "64Mi", ""))
+	n.formatted(pod, "data")
+	if err := n.publish(pod, "data"); err != nil {
+		t.Fatal(err)
+	}
+	n.writeCanary(n.target(pod, "data"))
+	out := func(want float64) {
+		n.t.Helper()
+		n.eventually("the metric tells", func() error {
+			if got := metric(t, "berth_node_disk_out_of_service", labels); got != want {
+				return fmt.Errorf("it is %v", got)
+			}
+			return nil
+		})
+	}
+	out(0)
+	n.sys.hide(t, lost, true)
+	n.told("DiskOutOfService", "is gone")
+	n.published("the disk is Failed", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+		c := condition(s, diskv1alpha1.ConditionReady)
+		if of(s, lost).State != diskv1alpha1.DiskFailed || c.Reason != "DisksOutOfService" || !strings.Contains(c.Message, id) {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	out(1)
+	if got := metric(t, "berth_node_disk_failures_total", map[string]string{"disk": id}); got != 1 {
+		t.Errorf("%v failures are counted", got)
+	}
+	n.writeCanary(n.target(pod, "data"))
+	if !n.hasCanary(n.target(pod, "data")) {
+		t.Error("what is mounted does not work any more")
+	}
+	n.sys.hide(t, lost, false)
+	n.told("DiskInService", id)
+	n.ready()
+	out(0)
+	n.unpublish(pod, "data")
+}
