@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -24,6 +23,9 @@ type Options struct {
 	// Known, if set, says whether a disk of that id was seen on this node before. If
 	// the beginning of a disk is lost, its table is restored only if it was.
 	Known func(id string) bool
+	// Patience is how long the disk may take for one command before it counts as hanging,
+	// and is out of service; 0 is 30 seconds.
+	Patience time.Duration
 }
 
 // Disk is an open disk of ours. Its methods may be called by any goroutine; one
@@ -46,7 +48,7 @@ type Disk struct {
 	stop     chan struct{}
 	stopped  chan struct{}
 	closing  sync.Once
-	snapshot atomic.Pointer[Snapshot]
+	watchdog *watchdog // and the snapshot
 
 	longMu sync.Mutex
 	long   map[string]chan struct{} // closed when the long work on that volume ends
@@ -69,7 +71,7 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 	}
 	d := &Disk{
 		device: device, onChange: o.OnChange, devices: map[string]string{},
-		commands: make(chan command), stop: make(chan struct{}), stopped: make(chan struct{}),
+		commands: make(chan command), stop: make(chan struct{}), stopped: make(chan struct{}), watchdog: newWatchdog(o.Patience),
 		long: map[string]chan struct{}{}, zeroing: map[string]extent.Extent{},
 	}
 	if err := d.open(ctx, o.Known); err != nil {
@@ -170,7 +172,7 @@ func (e entry) mayBe(attached extent.Extent) bool {
 }
 
 // Snapshot returns the state of the disk. It never waits.
-func (d *Disk) Snapshot() Snapshot { return *d.snapshot.Load() }
+func (d *Disk) Snapshot() Snapshot { return *d.watchdog.snapshot.Load() }
 
 // Close puts the disk down. Partitions stay attached: what is mounted stays mounted.
 // Commands under way are finished, later ones fail.
@@ -194,7 +196,7 @@ func (d *Disk) own() {
 		}
 		select {
 		case <-due:
-			d.finish(context.Background())
+			_ = d.watch(context.Background(), func() error { d.finish(context.Background()); return nil })
 		case <-d.stop:
 			d.rest()
 			return
@@ -203,7 +205,7 @@ func (d *Disk) own() {
 				c.done <- d.failure
 				continue
 			}
-			err := c.do(c.ctx)
+			err := d.watch(c.ctx, func() error { return c.do(c.ctx) })
 			if errors.Is(err, ErrOutOfService) {
 				d.fail(c.ctx, err)
 			}
@@ -243,6 +245,8 @@ func (d *Disk) run(ctx context.Context, do func(context.Context) error) error {
 		return <-c.done
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-d.watchdog.bitten:
+		return d.watchdog.why
 	case <-d.stop:
 		return fmt.Errorf("disk %s is closed: %w", d.Snapshot().ID, ErrOutOfService)
 	}
@@ -273,7 +277,7 @@ func (d *Disk) publish() {
 		}
 	}
 	slices.SortFunc(s.Volumes, func(a, b Volume) int { return cmp.Compare(a.Extent.Start, b.Extent.Start) })
-	d.snapshot.Store(s)
+	d.watchdog.show(s)
 	if d.onChange != nil {
 		d.onChange()
 	}

@@ -1,0 +1,91 @@
+package disk
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/klog/v2"
+)
+
+// A disk that hangs answers neither with data nor with an error, and whoever has asked it
+// cannot be woken. The owner waits with its command; all that can be done is to say so, and
+// to let nobody else come to wait.
+
+// defaultPatience is how long a command may take. The kernel itself gives most disks 30
+// seconds for a request before it resets them.
+const defaultPatience = 30 * time.Second
+
+// watchdog notices that the owner does not come back from a disk.
+type watchdog struct {
+	patience time.Duration
+	// bitten is closed when a command has taken too long; why is set before. The disk
+	// remains out of service when it answers again, as after every doubt, until it is
+	// opened, and so looked at, anew.
+	bitten chan struct{}
+	why    error
+	// publishing is held while a snapshot is made public, but never over I/O: so the owner's
+	// last one before it hung does not come after the one that says that it hangs.
+	publishing sync.Mutex
+	snapshot   atomic.Pointer[Snapshot]
+}
+
+func newWatchdog(patience time.Duration) *watchdog {
+	if patience == 0 {
+		patience = defaultPatience
+	}
+	return &watchdog{patience: patience, bitten: make(chan struct{})}
+}
+
+// watch does what the owner has to do, and takes the disk out of service meanwhile if that
+// takes too long.
+func (d *Disk) watch(ctx context.Context, do func() error) error {
+	timer := time.AfterFunc(d.watchdog.patience, func() { d.bite(ctx) })
+	err := do()
+	if !timer.Stop() {
+		<-d.watchdog.bitten
+		if d.failure == nil {
+			d.fail(ctx, fmt.Errorf("%w; it has answered since, and is to be opened anew", d.watchdog.why))
+		}
+	}
+	return err
+}
+
+// bite is called in a goroutine of its own, while the owner waits for the disk.
+func (d *Disk) bite(ctx context.Context) {
+	w := d.watchdog
+	select {
+	case <-w.bitten:
+		return
+	default:
+	}
+	w.why = fmt.Errorf("%w: the disk hangs: it has not done in %s what it was asked, nor failed; look at the kernel's log", ErrOutOfService, w.patience)
+	klog.FromContext(ctx).Error(w.why, "Disk is out of service", "device", d.device.path)
+	w.publishing.Lock()
+	s := *w.snapshot.Load()
+	if s.Err == nil {
+		s.Err = w.why
+	}
+	w.snapshot.Store(&s)
+	close(w.bitten)
+	w.publishing.Unlock()
+	if d.onChange != nil {
+		d.onChange()
+	}
+}
+
+// show makes the owner's snapshot public.
+func (w *watchdog) show(s *Snapshot) {
+	w.publishing.Lock()
+	defer w.publishing.Unlock()
+	select {
+	case <-w.bitten:
+		if s.Err == nil {
+			s.Err = w.why
+		}
+	default:
+	}
+	w.snapshot.Store(s)
+}
