@@ -63,6 +63,8 @@ type Options struct {
 	Known []diskv1alpha1.Disk
 	// Patience is how long a rescan waits for a device that hangs; 0 is the default.
 	Patience time.Duration
+	// CommandPatience is how long an open disk may take for a command; 0 is the engine's default.
+	CommandPatience time.Duration
 }
 
 // Inventory is the disks of a node.
@@ -444,7 +446,9 @@ func (s *scan) open(ctx context.Context, c candidate) (*disk.Disk, error) {
 		}
 		klog.FromContext(ctx).Info("Blank disk was initialized", "device", c.device.Name, "disk", id, "class", c.class, "size", c.device.Size)
 	}
-	return disk.Open(ctx, c.device.Path, disk.Options{OnChange: s.inventory.options.Changed, Known: s.inventory.knows})
+	return disk.Open(ctx, c.device.Path, disk.Options{
+		OnChange: s.inventory.options.Changed, Known: s.inventory.knows, Patience: s.inventory.options.CommandPatience,
+	})
 }
 
 // dropReplaced forgets disks without volumes that were on a device which holds another
