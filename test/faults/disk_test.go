@@ -47,6 +47,8 @@ func newFaulty(t testing.TB, size, sector int64) *faulty {
 	d := &faulty{t: t, sector: sector}
 	d.start(t.TempDir())
 	d.call("Attach", Geometry{size, sector}, &d.path)
+	// Somebody may have left the loop device with partitions: they outlive its detaching.
+	d.forget()
 	t.Cleanup(func() {
 		// Whatever still waits gets its answer.
 		d.heal()

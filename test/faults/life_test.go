@@ -46,8 +46,11 @@ var files = Span{2 * mib, diskSize - 4*mib}
 type node struct {
 	*faulty
 	engine *disk.Disk
-	mnt    string // where the living volume is mounted
-	beside string // where the neighbour is
+	// How the engine is opened.
+	patience time.Duration
+	changed  func()
+	mnt      string // where the living volume is mounted
+	beside   string // where the neighbour is
 	// The neighbour as it was, and what was free beside it.
 	neighbour Digest
 	free      extent.Set
@@ -108,7 +111,7 @@ func (n *node) must(err error) {
 }
 
 func (n *node) open(ctx context.Context) (err error) {
-	n.engine, err = disk.Open(ctx, n.path, disk.Options{})
+	n.engine, err = disk.Open(ctx, n.path, disk.Options{Patience: n.patience, OnChange: n.changed})
 	if err == nil {
 		err = n.engine.Snapshot().Err
 	}

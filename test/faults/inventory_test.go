@@ -1,0 +1,165 @@
+package faults
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// patience is short for a disk, and long for a test on a busy machine.
+const patience = 2 * time.Second
+
+// inventory is an agent's, of the given disks. It counts what changed.
+func inventory(t *testing.T, known []discovery.Disk, disks ...*node) (*discovery.Inventory, *atomic.Int64) {
+	class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: "faulty"}}
+	for _, d := range disks {
+		class.Spec.Devices.Paths = append(class.Spec.Devices.Paths, d.path)
+	}
+	changes := new(atomic.Int64)
+	o := discovery.Options{
+		Sys: os.DirFS("/sys/block"), Dev: "/dev", Only: class.Spec.Devices.Paths,
+		Classes:    func() []*diskv1alpha1.DiskClass { return []*diskv1alpha1.DiskClass{class} },
+		NodeLabels: func() map[string]string { return nil },
+		Changed:    func() { changes.Add(1) },
+		Patience:   patience, CommandPatience: patience,
+	}
+	for _, d := range known {
+		o.Known = append(o.Known, diskv1alpha1.Disk{ID: d.ID(), Device: d.Device.Name, Class: d.Class, Size: d.Device.Size, SectorSize: int32(d.Device.SectorSize)})
+	}
+	i := discovery.NewInventory(o)
+	t.Cleanup(func() { i.Close() })
+	return i, changes
+}
+
+// on returns what the inventory says of a disk.
+func (n *node) on(i *discovery.Inventory) discovery.Disk {
+	for _, d := range i.Disks() {
+		if d.Device.Path == n.path {
+			return d
+		}
+	}
+	return discovery.Disk{Problem: "the inventory does not know it"}
+}
+
+// rescan looks at all devices, which must not take longer than patience allows.
+func rescan(t *testing.T, i *discovery.Inventory, limit time.Duration) {
+	t.Helper()
+	begin := time.Now()
+	if _, err := i.Rescan(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took > limit {
+		t.Errorf("a rescan took %s, which is longer than %s", took, limit)
+	}
+}
+
+// TestInventory has an agent's inventory of two disks, of which one hangs, or fails: while
+// it is open, when an agent stops, when one starts, and until it is well again.
+func TestInventory(t *testing.T) {
+	for _, f := range []Fault{{Op: Any, Do: Hang}, {Op: Any, Do: Fail}} {
+		t.Run(f.Do.String(), func(t *testing.T) {
+			good, bad := newNode(t, 512), newNode(t, 4096)
+			i, changes := inventory(t, nil, good, bad)
+			rescan(t, i, 30*time.Second)
+			for _, n := range []*node{good, bad} {
+				if d := n.on(i); !d.Ready() || len(d.Snapshot.Volumes) != 1 {
+					t.Fatalf("%s: %s; refused: %v", n.path, d.Problem, i.Refused())
+				}
+			}
+			// Two patiences at most: to close the disk, and to look into it.
+			limit := 2*patience + 5*time.Second
+
+			bad.set(f)
+			before := changes.Load()
+			engine := bad.on(i).Engine
+			called := make(chan error, 1)
+			go func() {
+				_, err := engine.Create(t.Context(), disk.CreateOptions{Partition: living, Extent: livingAt})
+				called <- err
+			}()
+			eventually(t, 10*time.Second, func() error {
+				if !i.Failing() || changes.Load() == before {
+					return errors.New("nobody noticed")
+				}
+				return nil
+			})
+			problem := bad.on(i).Problem
+			if !strings.Contains(problem, "out of service") {
+				t.Errorf("the bad disk's problem is %q", problem)
+			}
+			serves(t, i, good)
+			rescan(t, i, limit)
+			if d := bad.on(i); d.Ready() || len(d.Snapshot.Volumes) < 1 {
+				t.Errorf("the bad disk after a rescan: %+v", d)
+			}
+			if refused := i.Refused(); !slices.ContainsFunc(refused, func(r discovery.Refusal) bool { return "/dev/"+r.Device == bad.path }) {
+				t.Errorf("refused are %v", refused)
+			}
+			serves(t, i, good)
+
+			// Another agent.
+			known := i.Disks()
+			begin := time.Now()
+			_ = i.Close()
+			if took := time.Since(begin); took > limit {
+				t.Errorf("to stop took %s", took)
+			}
+			next, _ := inventory(t, known, good, bad)
+			rescan(t, next, limit)
+			if d := bad.on(next); d.Ready() {
+				t.Error("the bad disk is in service")
+			}
+			serves(t, next, good)
+
+			counts := bad.heal()
+			if counts.Hits == 0 {
+				t.Error("nothing met the fault")
+			}
+			<-called
+			eventually(t, 30*time.Second, func() error {
+				rescan(t, next, limit)
+				if d := bad.on(next); !d.Ready() {
+					return fmt.Errorf("%s, well again: %s; refused: %v", bad.path, d.Problem, next.Refused())
+				}
+				return nil
+			})
+			serves(t, next, bad)
+			if bad.digest(neighbourAt).Hash != bad.neighbour.Hash {
+				t.Error("the neighbour's bytes have changed")
+			}
+			t.Logf("%d requests met the fault; problem of the open disk: %s; refused: %v", counts.Hits, problem, i.Refused())
+			if err := next.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// serves holds that a volume can come to the disk and go again.
+func serves(t *testing.T, i *discovery.Inventory, n *node) {
+	t.Helper()
+	d := n.on(i)
+	if !d.Ready() {
+		t.Fatalf("%s does not serve: %s", n.path, d.Problem)
+	}
+	n.engine = d.Engine
+	defer func() { n.engine = nil }()
+	begin := time.Now()
+	if err := n.round(t.Context()); err != nil {
+		t.Errorf("%s: %v", n.path, err)
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("%s took %s for a short life", n.path, took)
+	}
+}
