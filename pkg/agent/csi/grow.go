@@ -42,11 +42,19 @@ func (n *Node) growStaged(ctx context.Context, device, target, fsType string, fl
 	if err == nil {
 		err = growMounted(ctx, device, mounts)
 	}
-	if errors.Is(err, errOnlyUnmounted) && len(mounts) == 1 {
+	if errors.Is(err, errOnlyUnmounted) {
 		if err := n.unmount(ctx, target); err != nil {
 			return err
 		}
-		err = growUnmounted(ctx, device)
+		// A kubelet's folder that is mounted at two shared places shows one mount twice, and
+		// both are gone now. What is left is a use that must not be disturbed.
+		var left []*mountinfo.Info
+		if left, err = mountsOf(device); err == nil && len(left) > 0 {
+			err = fmt.Errorf("%s is mounted on %s, too: %w", device, left[0].Mountpoint, errOnlyUnmounted)
+		}
+		if err == nil {
+			err = growUnmounted(ctx, device)
+		}
 		if _, mountErr := n.mount(ctx, device, target, fsType, flags); mountErr != nil {
 			return errors.Join(mountErr, err)
 		}
