@@ -189,10 +189,25 @@ func (l *life) fill(v disk.Volume) error {
 	if err := l.journal.add(written); err != nil {
 		return err
 	}
-	if err := unix.Unmount(l.mountpoint, 0); err != nil {
-		return fmt.Errorf("unmounting %s: %w", l.mountpoint, err)
+	return unmount(l.mountpoint, v.Device)
+}
+
+// unmount unmounts a volume and waits until nobody has it: a process with a mount namespace
+// of its own that began meanwhile may have a copy of the mount.
+func unmount(target, device string) error {
+	if err := unix.Unmount(target, 0); err != nil {
+		return fmt.Errorf("unmounting %s: %w", target, err)
 	}
-	return nil
+	for deadline := time.Now().Add(patience); ; {
+		fd, err := unix.Open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return unix.Close(fd)
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return fmt.Errorf("after unmounting %s: %w", device, err)
+		}
+		<-time.After(time.Millisecond)
+	}
 }
 
 // end wipes the volume, which may have been mounted when its user was killed.
@@ -203,8 +218,8 @@ func (l *life) end(ctx context.Context, d *disk.Disk) error {
 			return err
 		}
 		for _, target := range targets {
-			if err := unix.Unmount(target, 0); err != nil {
-				return fmt.Errorf("unmounting %s: %w", target, err)
+			if err := unmount(target, v.Device); err != nil {
+				return err
 			}
 		}
 	}
@@ -219,5 +234,5 @@ func snapshot(d *disk.Disk) *disk.Snapshot {
 	return &s
 }
 
-// orphanPatience is how long an mkfs may go on whose agent was killed.
-const orphanPatience = 20 * time.Second
+// patience is for what others still do with a volume: an mkfs goes on when its agent is killed.
+const patience = 20 * time.Second

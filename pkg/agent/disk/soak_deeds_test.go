@@ -1,0 +1,361 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+func (s *soak) create() (deed, bool) {
+	return s.make("create", false)
+}
+
+func (s *soak) createRaw() (deed, bool) {
+	return s.make("create raw", true)
+}
+
+func (s *soak) make(name string, raw bool) (deed, bool) {
+	e, ok := s.place(1 + s.random.Int64N(3))
+	if !ok || len(s.volumes) >= 16 {
+		return deed{}, false
+	}
+	o := CreateOptions{Partition: s.guid(), Name: fmt.Sprintf("soak/%d", s.done), Extent: e, Raw: raw, Ephemeral: s.random.IntN(2) == 0}
+	if s.random.IntN(3) > 0 {
+		o.Note = strings.Repeat("note ", s.random.IntN(100))
+	}
+	var v Volume
+	return deed{name, func() (err error) {
+		v, err = s.d.Create(s.ctx, o)
+		return err
+	}, func(err error) {
+		s.must(err)
+		want := Volume{Partition: o.Partition, Name: o.Name, Note: o.Note, Extent: e, Ephemeral: o.Ephemeral, Raw: raw, Phase: Reserved, Index: v.Index}
+		if raw {
+			want.Phase = Formatted
+			s.zeroes(e)
+			s.known = s.known.Add(e)
+		}
+		if v.Prezeroed && !s.known.Contains(e) {
+			s.fatalf("%+v is not known to be zero", v)
+		}
+		s.known = s.known.Remove(e)
+		s.highest = max(s.highest, v.Index)
+		s.volumes[v.Partition] = &soaked{Volume: want}
+	}}, true
+}
+
+func (s *soak) createAgain() (deed, bool) {
+	v := s.pick(func(v *soaked) bool { return true })
+	if v == nil {
+		return deed{}, false
+	}
+	return deed{"create again", func() error {
+		got, err := s.d.Create(s.ctx, CreateOptions{Partition: v.Partition, Name: v.Name, Extent: v.Extent, Raw: v.Raw, Note: "another"})
+		if err == nil && (got.Extent != v.Extent || got.Phase != v.Phase || got.Index != v.Index) {
+			err = fmt.Errorf("got %+v", got)
+		}
+		return err
+	}, func(err error) {
+		if v.Phase == Wiping {
+			s.mustBe(err, ErrInUse)
+		} else {
+			s.must(err)
+		}
+	}}, true
+}
+
+// overlap asks for space that is somebody's.
+func (s *soak) overlap() (deed, bool) {
+	v := s.pick(func(v *soaked) bool { return true })
+	if v == nil {
+		return deed{}, false
+	}
+	e := extent.New(v.Extent.End-mib, 2*mib)
+	if s.random.IntN(4) == 0 {
+		e = at(soakVolumes-1, 2) // into a foreign partition
+	}
+	o := CreateOptions{Partition: s.guid(), Extent: e, Raw: s.random.IntN(2) == 0}
+	return deed{"overlap", func() error {
+		_, err := s.d.Create(s.ctx, o)
+		return err
+	}, func(err error) { s.mustBe(err, ErrOverlap) }}, true
+}
+
+// format makes something on a new volume, or fails to.
+func (s *soak) format() (deed, bool) {
+	v := s.pick(func(v *soaked) bool { return v.Phase == Reserved })
+	if v == nil {
+		return deed{}, false
+	}
+	data, fails, mark := s.pattern(v.Extent.Len()), s.random.IntN(4) == 0, s.random.IntN(2) == 0
+	device := s.device(v)
+	return deed{"format", func() error {
+		err := s.d.Format(s.ctx, v.Partition, func(context.Context) error {
+			if fails {
+				return errInjected
+			}
+			return put(device, data, 0)
+		})
+		if err == nil && mark {
+			err = s.d.MarkFormatted(s.ctx, v.Partition)
+		}
+		return err
+	}, func(err error) {
+		if fails {
+			s.mustBe(err, errInjected)
+			return
+		}
+		s.must(err)
+		copy(s.should[v.Extent.Start:v.Extent.End], data)
+		if mark {
+			v.Phase = Formatted
+		}
+	}}, true
+}
+
+// mkfs makes a real file system.
+func (s *soak) mkfs() (deed, bool) {
+	v := s.pick(func(v *soaked) bool { return v.Phase == Reserved && v.Extent.Len() >= 2*mib })
+	if v == nil {
+		return deed{}, false
+	}
+	device := s.device(v)
+	return deed{"mkfs", func() error {
+		return errors.Join(s.d.Format(s.ctx, v.Partition, func(context.Context) error {
+			return tryRun("mkfs.ext4", "-q", "-F", "-U", v.Partition, device)
+		}), s.d.MarkFormatted(s.ctx, v.Partition))
+	}, func(err error) {
+		s.must(err)
+		s.believe(v.Extent)
+		v.Phase, v.ext4 = Formatted, true
+	}}, true
+}
+
+func (s *soak) mark() (deed, bool) {
+	v := s.pick(func(v *soaked) bool { return true })
+	if v == nil {
+		return deed{}, false
+	}
+	return deed{"mark", func() error { return s.d.MarkFormatted(s.ctx, v.Partition) }, func(err error) {
+		if v.Phase == Wiping {
+			s.mustBe(err, ErrInUse)
+			return
+		}
+		s.must(err)
+		v.Phase = Formatted
+	}}, true
+}
+
+// write is what the user of a volume does.
+func (s *soak) write() (deed, bool) {
+	v := s.pick(func(v *soaked) bool { return v.Phase == Formatted && v.mounted == "" })
+	if v == nil {
+		return deed{}, false
+	}
+	const unit = 4096
+	off := s.random.Int64N(v.Extent.Len()/unit) * unit
+	data := s.pattern(min(unit*(1+s.random.Int64N(64)), v.Extent.Len()-off))
+	device := s.device(v)
+	return deed{"write", func() error { return put(device, data, off) }, func(err error) {
+		s.must(err)
+		copy(s.should[v.Extent.Start+off:], data)
+		v.ext4 = false
+	}}, true
+}
+
+func (s *soak) mount() (deed, bool) {
+	v := s.pick(func(v *soaked) bool { return v.ext4 && v.Phase == Formatted && v.mounted == "" })
+	if v == nil {
+		return deed{}, false
+	}
+	device, target := s.device(v), filepath.Join(s.dir, v.Partition)
+	return deed{"mount", func() error {
+		if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		if err := unix.Mount(device, target, "ext4", 0, ""); err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(target, "file"), bytes.Repeat([]byte(v.Partition), 1000), 0o600)
+	}, func(err error) {
+		s.must(err)
+		v.mounted = target
+	}}, true
+}
+
+func (s *soak) unmount() (deed, bool) {
+	v := s.pick(func(v *soaked) bool { return v.mounted != "" })
+	if v == nil {
+		return deed{}, false
+	}
+	device := s.device(v)
+	return deed{"unmount", func() error {
+		got, err := os.ReadFile(filepath.Join(v.mounted, "file"))
+		if err == nil && !bytes.Equal(got, bytes.Repeat([]byte(v.Partition), 1000)) {
+			err = errors.New("the file is not what was written")
+		}
+		return errors.Join(err, unmountIdle(v.mounted, device))
+	}, func(err error) {
+		s.must(err)
+		v.mounted = ""
+		s.believe(v.Extent)
+	}}, true
+}
+
+// unmountIdle unmounts a volume and waits until nobody has it: a process with a mount
+// namespace of its own that began meanwhile may have a copy of the mount.
+func unmountIdle(target, device string) error {
+	if err := unix.Unmount(target, 0); err != nil {
+		return err
+	}
+	return await(context.Background(), lockPatience, func() (bool, error) {
+		f, err := os.OpenFile(device, os.O_RDONLY|unix.O_EXCL, 0)
+		if errors.Is(err, unix.EBUSY) {
+			return false, nil
+		}
+		if err == nil {
+			err = f.Close()
+		}
+		return err == nil, err
+	})
+}
+
+func (s *soak) grow() (deed, bool) {
+	v := s.pick(func(v *soaked) bool { return v.Phase != Wiping && v.Extent.Len() < 8*mib })
+	if v == nil {
+		return deed{}, false
+	}
+	tail := extent.New(v.Extent.End, (1+s.random.Int64N(3))*mib)
+	if !s.free().Contains(tail) {
+		return deed{}, false
+	}
+	s.claimed = s.claimed.Add(tail)
+	return deed{"grow", func() error {
+		got, err := s.d.Grow(s.ctx, v.Partition, tail.End-v.Extent.Start)
+		if err == nil && got.Extent.End != tail.End {
+			err = fmt.Errorf("got %+v", got)
+		}
+		return err
+	}, func(err error) {
+		s.must(err)
+		v.Extent.End = tail.End
+		s.zeroes(tail)
+		s.known = s.known.Remove(tail)
+	}}, true
+}
+
+func (s *soak) growTooFar() (deed, bool) {
+	v := s.pick(func(v *soaked) bool { return v.Phase != Wiping })
+	if v == nil {
+		return deed{}, false
+	}
+	return deed{"grow too far", func() error {
+		_, err := s.d.Grow(s.ctx, v.Partition, (soakVolumes+1)*mib-v.Extent.Start)
+		return err
+	}, func(err error) { s.mustBe(err, ErrOverlap) }}, true
+}
+
+func (s *soak) wipe() (deed, bool) {
+	v := s.pick(func(v *soaked) bool { return v.mounted == "" || s.random.IntN(4) == 0 })
+	if v == nil {
+		return deed{}, false
+	}
+	policy := []WipePolicy{WipeZero, WipeZero, WipeOverwrite, WipeSecureDiscard, WipeNone}[s.random.IntN(5)]
+	if v.mounted != "" {
+		return deed{"wipe of mounted", func() error {
+			_, err := s.d.Wipe(s.ctx, v.Partition, WipeOptions{Policy: policy})
+			return err
+		}, func(err error) { s.mustBe(err, ErrInUse) }}, true
+	}
+	var record Wiped
+	return deed{"wipe " + string(policy), func() (err error) {
+		record, err = s.d.Wipe(s.ctx, v.Partition, WipeOptions{Policy: policy})
+		return err
+	}, func(err error) {
+		s.must(err)
+		if record.Extent != v.Extent || record.Partition != v.Partition || record.Verified != (policy != WipeNone) {
+			s.fatalf("the record of the wipe of %+v is %+v", v, record)
+		}
+		s.gone(v, policy)
+	}}, true
+}
+
+// cutWipe is given up as soon as something of the volume was overwritten.
+func (s *soak) cutWipe() (deed, bool) {
+	v := s.pick(func(v *soaked) bool { return v.mounted == "" })
+	if v == nil {
+		return deed{}, false
+	}
+	ctx, cancel := context.WithCancel(s.ctx)
+	return deed{"cut wipe", func() error {
+		defer cancel()
+		_, err := s.d.Wipe(ctx, v.Partition, WipeOptions{Policy: WipeOverwrite, Progress: func(int64) { cancel() }})
+		return err
+	}, func(err error) {
+		if err == nil {
+			s.gone(v, WipeOverwrite)
+			return
+		}
+		s.mustBe(err, context.Canceled)
+		s.believe(v.Extent)
+		v.Phase, v.ext4 = Wiping, false
+	}}, true
+}
+
+// heldWipe: somebody has the volume open for himself.
+func (s *soak) heldWipe() (deed, bool) {
+	v := s.pick(func(v *soaked) bool { return v.mounted == "" })
+	if v == nil {
+		return deed{}, false
+	}
+	device := s.device(v)
+	return deed{"held wipe", func() error {
+		holder, err := os.OpenFile(device, os.O_RDONLY|unix.O_EXCL, 0)
+		if err != nil {
+			return err
+		}
+		defer holder.Close()
+		_, err = s.d.Wipe(s.ctx, v.Partition, WipeOptions{})
+		return err
+	}, func(err error) { s.mustBe(err, ErrInUse) }}, true
+}
+
+func (s *soak) check1() (deed, bool) {
+	return deed{"check", func() error { return s.d.Check(s.ctx) }, s.must}, true
+}
+
+// put writes to a volume, as its user would.
+func put(device string, data []byte, off int64) error {
+	f, err := os.OpenFile(device, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(data, off)
+	return errors.Join(err, f.Close())
+}
+
+// pick chooses a volume that nobody has in this round, and takes it.
+func (s *soak) pick(fits func(*soaked) bool) *soaked {
+	var guids []string
+	for guid, v := range s.volumes {
+		if !s.claimedVolumes[guid] && fits(v) {
+			guids = append(guids, guid)
+		}
+	}
+	if len(guids) == 0 {
+		return nil
+	}
+	slices.Sort(guids)
+	guid := guids[s.random.IntN(len(guids))]
+	s.claimedVolumes[guid] = true
+	return s.volumes[guid]
+}
