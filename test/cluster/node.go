@@ -175,7 +175,15 @@ var covered = []string{"/var/lib", "/var/log", "/run"}
 // holderScript mounts pairs of directories, makes a file to say so, and waits. Mounts
 // propagate within the node, as pods with Bidirectional mounts expect, and not out of it;
 // nor between a directory and what it is mounted on, where they would appear twice.
+//
+// The copies of volumes that other tests have mounted at the moment go first: they would keep
+// the volumes busy when these unmount them.
 const holderScript = `set -e
+while read -r device target _; do
+	case $device in
+	/dev/loop*) umount --lazy "$target" || true ;;
+	esac
+done < /proc/self/mounts
 while [ $# -gt 1 ]; do
 	mount --bind "$1" "$2"
 	shift 2
