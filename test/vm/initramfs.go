@@ -105,7 +105,7 @@ func (a *archive) program(ctx context.Context, name string) error {
 var guestModules = []string{"virtio_pci", "virtio_blk", "virtio_console", "dm_mod", "loop", "ext4"}
 
 // guestPrograms are what the engine, and whoever uses its volumes, calls.
-var guestPrograms = []string{"blkid", "wipefs", "mkfs.ext4", "e2fsck"}
+var guestPrograms = []string{"blkid", "wipefs", "mkfs.ext4", "e2fsck", "losetup"}
 
 // writeInitramfs writes what the machine boots into: init and further programs of ours, by
 // name, and everything that they need.

@@ -161,8 +161,12 @@ func (m *machine) receive() {
 			delete(m.waiting, r.ID)
 		}
 		m.mu.Unlock()
-		if replies != nil {
-			replies <- r
+		if replies == nil {
+			continue
+		}
+		replies <- r
+		if r.Done {
+			close(replies)
 		}
 	}
 }
@@ -198,7 +202,8 @@ func (m *machine) call(ctx context.Context, do string, args, result any) error {
 	}
 }
 
-// begin has the guest do something. The channel is closed when the machine is gone.
+// begin has the guest do something. The channel is closed after the last reply, and when
+// the machine is gone.
 func (m *machine) begin(do string, args any) (<-chan wire.Reply, error) {
 	raw, err := json.Marshal(args)
 	if err != nil {

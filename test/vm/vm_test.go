@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,7 +19,7 @@ const build = "../../.build/vm"
 const mib = 1 << 20
 
 // needImage builds what machines boot from. The one reason to skip is that there is no qemu.
-func needImage(t *testing.T, extra ...string) image {
+func needImage(t *testing.T) image {
 	t.Helper()
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		t.Skip("SKIP-NEEDS-QEMU: NOTHING OF THIS TEST WAS RUN: apt-get install --no-install-recommends qemu-system-x86")
@@ -34,6 +35,8 @@ func needImage(t *testing.T, extra ...string) image {
 	}
 	ours := map[string]string{"/init": filepath.Join(t.TempDir(), "init")}
 	goBuild(t, "build", "-trimpath", "-o", ours["/init"], "./guest")
+	ours["/bin/disk.test"] = filepath.Join(t.TempDir(), "disk.test")
+	goBuild(t, "test", "-c", "-tags", "vm", "-o", ours["/bin/disk.test"], "../../pkg/agent/disk")
 	i := image{kernel: k.image, initramfs: filepath.Join(t.TempDir(), "initramfs")}
 	if err := writeInitramfs(ctx, i.initramfs, k, ours); err != nil {
 		t.Fatal(err)
@@ -70,9 +73,22 @@ func newMachineDir(t *testing.T) string {
 	return dir
 }
 
+// bootOnce boots a machine that runs until the end of the test.
+func bootOnce(t *testing.T, drives ...drive) *machine {
+	t.Helper()
+	i := needImage(t)
+	began := time.Now()
+	m, err := boot(t.Context(), newMachineDir(t), i, drives...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.cut)
+	t.Logf("booted in %v", time.Since(began).Round(time.Millisecond))
+	return m
+}
+
 // TestBoot is the shortest way through all of it.
 func TestBoot(t *testing.T) {
-	i := needImage(t)
 	dir := newMachineDir(t)
 	path := filepath.Join(dir, "disk")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -81,13 +97,7 @@ func TestBoot(t *testing.T) {
 	if err := os.Truncate(path, 256*mib); err != nil {
 		t.Fatal(err)
 	}
-	began := time.Now()
-	m, err := boot(t.Context(), dir, i, drive{name: "one", url: path, sector: 512})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(m.cut)
-	t.Logf("booted in %v", time.Since(began).Round(time.Millisecond))
+	m := bootOnce(t, drive{name: "one", url: path, sector: 512})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var device string
@@ -118,4 +128,19 @@ func TestBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%+v", e)
+}
+
+// TestEngine runs those tests of package disk that need the device mapper.
+func TestEngine(t *testing.T) {
+	m := bootOnce(t)
+	var e wire.Exited
+	argv := []string{"/bin/disk.test", "-test.v", "-test.run", "^Test(Mapp|HighVolume|StrayLoop)"}
+	if err := m.call(t.Context(), "exec", wire.Exec{Argv: argv, Env: []string{"CI=true"}}, &e); err != nil {
+		t.Fatal(err)
+	}
+	passed := strings.Count(e.Output, "--- PASS")
+	t.Logf("%d tests of package disk passed with the device mapper:\n%s", passed, e.Output)
+	if e.Code != 0 || passed < 8 {
+		t.Errorf("they ended with code %d", e.Code)
+	}
 }

@@ -3,41 +3,312 @@
 package disk
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// TestMapperTakesTheWholeDisk: why a disk is attached by partitions or by the device
-// mapper, never by both. The device mapper claims the whole disk, and the kernel lets nobody claim
-// a disk of which a partition is claimed (mounted, or held as the meta partition is), nor
-// a partition of a claimed disk.
-func TestMapperTakesTheWholeDisk(t *testing.T) {
-	l := initialized(t, 64*mib, 512)
-	d := l.open(t)
+// These tests need a kernel with the device mapper: test/vm runs them in a machine that has.
+
+// kernelMapper opens the device mapper, for what this package would not do with it.
+func kernelMapper(t *testing.T, l *loop) (*mapper, uint64) {
+	t.Helper()
 	m, err := openMapper()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
+	t.Cleanup(func() { m.Close() })
 	var st unix.Stat_t
 	if err := unix.Stat(l.path, &st); err != nil {
 		t.Fatal(err)
 	}
-	uuid := "BERTH-" + a
-	if err := m.create(uuid, "berth-"+a); err != nil {
+	return m, st.Rdev
+}
+
+// TestMapperClaimsTheDisk: why a disk is attached by partitions or by the device mapper,
+// never by both. The kernel lets nobody claim a disk of which a partition is claimed, nor a
+// partition of a claimed disk.
+func TestMapperClaimsTheDisk(t *testing.T) {
+	l := initialized(t, 64*mib, 512)
+	d := l.open(t)
+	m, rdev := kernelMapper(t, l)
+	uuid := mappedMark + a
+	if err := m.create(uuid, mappedName+a); err != nil {
 		t.Fatal(err)
 	}
 	defer m.remove(uuid)
-	t.Log(m.status(uuid))
-	if err := m.show(uuid, linear{st.Rdev, at(2, 10)}); err != nil {
-		t.Errorf("beside a held partition: %v", err)
+	if err := m.show(uuid, linear{rdev, at(2, 10)}); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("a linear device beside the held meta partition: %v", err)
+	}
+	meta := d.meta.Name()
+	d.Close()
+	if err := m.show(uuid, linear{rdev, at(2, 10)}); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := os.OpenFile(meta, os.O_RDONLY|unix.O_EXCL, 0); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("a claim of a partition beside a linear device: %v, %v", f, err)
+	}
+}
+
+// crowded makes a disk with volumes that the kernel has no partition numbers for, and
+// returns how many volumes there are. The last one is volume a, the one before b.
+func crowded(t *testing.T, sector int) (*loop, int) {
+	t.Helper()
+	l := initialized(t, 512*mib, sector)
+	d := l.open(t)
+	n := int64(MetaEntry + 20)
+	for i := range n {
+		guid := fmt.Sprintf("d0000000-0000-5000-8000-%012d", i)
+		length := int64(1)
+		switch i {
+		case n - 2:
+			guid = b
+		case n - 1:
+			guid, length = a, 20
+		}
+		if _, err := d.Create(quiet(t), CreateOptions{Partition: guid, Extent: at(2+i, length)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if v, _ := ptr(d.Snapshot()).Volume(a); v.Index <= MetaEntry || !strings.HasPrefix(v.Device, "/dev/loop") {
+		t.Errorf("the last volume: %+v", v)
 	}
 	d.Close()
-	t.Log(m.show(uuid, linear{st.Rdev, at(2, 10)}))
-	t.Log(m.status(uuid))
-	f, err := os.OpenFile(d.meta.Name(), os.O_RDONLY|unix.O_EXCL, 0)
-	t.Log(f, err, errors.Is(err, unix.EBUSY))
+	return l, int(n)
+}
+
+// mappedCount is how many volumes of the disk are mapped. It must be all or none.
+func mappedCount(t *testing.T, d *Disk) int {
+	t.Helper()
+	n := 0
+	for _, v := range d.Snapshot().Volumes {
+		if strings.HasPrefix(v.Device, "/dev/dm-") {
+			n++
+		}
+	}
+	if all := len(d.Snapshot().Volumes); n != 0 && n != all {
+		t.Errorf("%d of %d volumes are mapped", n, all)
+	}
+	return n
+}
+
+// TestMapped lives the life of volumes above entry 255, and below, through the device mapper.
+func TestMapped(t *testing.T) {
+	bothSectors(t, func(t *testing.T, sector int) {
+		l, n := crowded(t, sector)
+		ctx := quiet(t)
+		// In use: it remains as it is.
+		if d := l.open(t); mappedCount(t, d) != 0 {
+			t.Error("a disk with loop devices was taken over")
+		} else {
+			d.Close()
+		}
+		l.forget(t)
+		d := l.open(t)
+		if got := mappedCount(t, d); got != n {
+			t.Fatalf("after a boot %d of %d volumes are mapped", got, n)
+		}
+		t.Logf("%d volumes through the device mapper, %d of them above entry %d", n, n-MetaEntry+1, MetaEntry)
+		if attached := l.partitions(t); len(attached) != 0 {
+			t.Errorf("beside the mapped volumes there are %d partitions", len(attached))
+		}
+		if _, err := Open(ctx, l.path, Options{}); !errors.Is(err, ErrInUse) {
+			t.Errorf("a second agent: %v", err)
+		}
+		if err := tryRun("mkfs.ext4", "-q", l.path); err == nil {
+			t.Error("mkfs took the whole disk")
+		}
+		v, _ := ptr(d.Snapshot()).Volume(a)
+		if found, err := Inspect(ctx, v.Device); err != nil || found.State != Foreign || !strings.Contains(found.Reason, a) {
+			t.Errorf("Inspect of a mapped volume: %+v, %v", found, err)
+		}
+		if s, err := Read(l.path); err != nil || len(s.Volumes) != n || s.Volumes[n-1].Device != v.Device {
+			t.Errorf("Read: %v", err)
+		}
+
+		run(t, "mkfs.ext4", "-q", "-F", v.Device)
+		if err := d.MarkFormatted(ctx, a); err != nil {
+			t.Fatal(err)
+		}
+		mnt := mount(t, v, "ext4")
+		if err := os.WriteFile(filepath.Join(mnt, "canary"), []byte(a), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Wipe(ctx, a, WipeOptions{}); !errors.Is(err, ErrInUse) {
+			t.Errorf("Wipe of a mounted volume: %v", err)
+		}
+		// It grows while it is mounted, and once more with the agent ending before the kernel knows.
+		grown, err := d.Grow(ctx, a, 30*mib)
+		if err != nil || grown.Device != v.Device || len(content(t, grown)) != int(30*mib) {
+			t.Errorf("Grow: %+v, %v", grown, err)
+		}
+		err = d.run(ctx, func(ctx context.Context) error {
+			next, e, err := d.store.table.withLength(a, 31*mib)
+			if err != nil {
+				return err
+			}
+			return d.store.put(ctx, next, e)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := d.Snapshot()
+		d.Close()
+
+		// A restart of the agent with the volume mounted finds every device again.
+		d = l.open(t)
+		same := func(x, y Volume) bool {
+			if x.Partition == a {
+				x.Extent = y.Extent
+			}
+			return x == y
+		}
+		if !slices.EqualFunc(d.Snapshot().Volumes, before.Volumes, same) {
+			t.Error("the volumes are not those from before the restart")
+		}
+		if v, _ = ptr(d.Snapshot()).Volume(a); len(content(t, v)) != int(31*mib) {
+			t.Errorf("after a restart: %+v", v)
+		}
+		if got, err := os.ReadFile(filepath.Join(mnt, "canary")); err != nil || string(got) != a {
+			t.Errorf("the canary: %q, %v", got, err)
+		}
+		if err := unix.Unmount(mnt, 0); err != nil {
+			t.Fatal(err)
+		}
+		run(t, "e2fsck", "-fn", v.Device)
+
+		// Somebody looks at it, and does not go away: zeroed, not freed, and still there.
+		looker, err := os.Open(v.Device)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Wipe(ctx, a, WipeOptions{}); !errors.Is(err, ErrInUse) {
+			t.Errorf("Wipe of a volume that is looked at: %v", err)
+		}
+		looker.Close()
+		for _, partition := range []string{a, b} {
+			if _, err := d.Wipe(ctx, partition, WipeOptions{}); err != nil {
+				t.Errorf("Wipe: %v", err)
+			}
+		}
+		if _, err := os.Stat("/sys/block/" + filepath.Base(v.Device)); err == nil {
+			t.Errorf("%s is still there", v.Device)
+		}
+		if again, err := d.Create(ctx, CreateOptions{Partition: c, Extent: v.Extent}); err != nil || !again.Prezeroed || !allZero(content(t, again)) {
+			t.Errorf("Create where the volume was: %+v, %v", again, err)
+		}
+	})
+}
+
+// TestMappedLeftovers: what an agent that ended, or somebody else, can have left in the
+// device mapper.
+func TestMappedLeftovers(t *testing.T) {
+	l, n := crowded(t, 512)
+	l.forget(t)
+	m, rdev := kernelMapper(t, l)
+	for name, leftover := range map[string]struct {
+		guid    string
+		extent  []linear // none: a device without table
+		refused bool     // the disk is shown, but not touched
+	}{
+		"made and not loaded":    {guid: b},
+		"shorter than the table": {guid: a, extent: []linear{{rdev, at(int64(n)+1, 10)}}},
+		"not in the table":       {guid: c, extent: []linear{{rdev, at(400, 10)}}, refused: true},
+		"at another place":       {guid: b, extent: []linear{{rdev, at(400, 1)}}, refused: true},
+		"longer":                 {guid: b, extent: []linear{{rdev, at(int64(n), 2)}}, refused: true},
+	} {
+		uuid := mappedMark + leftover.guid
+		if err := m.create(uuid, mappedName+leftover.guid); err != nil {
+			t.Fatal(err)
+		}
+		for _, shows := range leftover.extent {
+			if err := m.show(uuid, shows); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d, err := Open(quiet(t), l.path, Options{})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		s := d.Snapshot()
+		if leftover.refused != errors.Is(s.Err, ErrOutOfService) || len(s.Volumes) != n {
+			t.Errorf("%s: %d volumes, %v", name, len(s.Volumes), s.Err)
+		}
+		if !leftover.refused && mappedCount(t, d) != n {
+			t.Errorf("%s: not all volumes are mapped", name)
+		}
+		d.Close()
+		l.forget(t)
+		if err := m.remove(uuid); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestMappedNever: a disk that a mapping would take from somebody keeps its partitions.
+func TestMappedNever(t *testing.T) {
+	l, n := crowded(t, 512)
+	l.forget(t)
+	for name, use := range map[string]func(t *testing.T) (release func()){
+		"somebody claims a partition": func(t *testing.T) func() {
+			device, err := openDevice(l.path, os.O_RDONLY)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer device.Close()
+			node, err := device.attach(t.Context(), 1, at(2, 1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.OpenFile(node, os.O_RDONLY|unix.O_EXCL, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return func() { f.Close() }
+		},
+		"somebody looks at a partition": func(t *testing.T) func() {
+			device, err := openDevice(l.path, os.O_RDONLY)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer device.Close()
+			node, err := device.attach(t.Context(), 1, at(2, 1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.Open(node)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return func() { f.Close() }
+		},
+	} {
+		release := use(t)
+		d := l.open(t)
+		if got := mappedCount(t, d); got != 0 || len(d.Snapshot().Volumes) != n {
+			t.Errorf("%s: %d volumes are mapped", name, got)
+		}
+		d.Close()
+		release()
+		l.forget(t)
+	}
+	// And a disk with no more volumes than numbers has nothing to win by it.
+	small := initialized(t, 64*mib, 512)
+	d := small.open(t)
+	if _, err := d.Create(quiet(t), CreateOptions{Partition: a, Extent: at(2, 4)}); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	small.forget(t)
+	if got := mappedCount(t, small.open(t)); got != 0 {
+		t.Error("a disk with one volume is mapped")
+	}
 }

@@ -51,6 +51,18 @@ func (l *loop) forget(t testing.TB) {
 		t.Fatal(err)
 	}
 	defer d.Close()
+	mapped, err := d.mapped()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mapped != nil {
+		defer mapped.mapper.Close()
+		for guid := range mapped.found {
+			if err := mapped.detach(context.Background(), entry{guid: guid}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
 	attached, err := d.partitions()
 	if err != nil {
 		t.Fatal(err)

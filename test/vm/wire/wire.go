@@ -65,24 +65,24 @@ type Found struct {
 	Device    string
 }
 
-// Burst has the guest make, fill, grow and wipe volumes of a disk, until it is stopped by force.
+// Burst has the guest make, fill, grow and wipe volumes of a disk until the power is cut.
+// Each has a slot of the disk to itself, of which it takes a part from the beginning.
 type Burst struct {
 	Disk string
 	Seed uint64
 	// Workers do one volume at a time each.
 	Workers int
-	// Volumes that are there, of earlier bursts: they may be wiped.
-	Volumes []string
-	// First is the number of the burst's first operation.
-	First int
+	// From is where the first slot begins; both in bytes.
+	From, SlotBytes int64
+	Slots           int
 }
 
-// Step says of one operation of a burst that it is about to begin, or that it was done.
+// Step says of one operation of a burst that it is about to begin, or that it is done.
 type Step struct {
-	Do        string // "create", "format", "write", "grow", "wipe"
+	Do        string // "create", "format", "fill", "grow", "wipe"
 	Partition string
-	Start     int64 `json:",omitempty"`
-	Length    int64 `json:",omitempty"`
-	Done      bool  `json:",omitempty"`
+	Start     int64  `json:",omitempty"`
+	Length    int64  `json:",omitempty"`
+	Done      bool   `json:",omitempty"`
 	Error     string `json:",omitempty"`
 }

@@ -1,0 +1,133 @@
+package vm
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/berthdev/berth/test/vm/wire"
+)
+
+// model is what a disk must hold, by what the guest has acknowledged of it.
+type model struct {
+	volumes map[string]*modelled // by partition
+	steps   int                  // that were acknowledged
+	open    int                  // that were announced and not acknowledged when the power went
+}
+
+// modelled is one volume. For each step that it can take: not begun, announced or done.
+type modelled struct {
+	start, length, grown         int64 // grown: the length that was announced, or 0
+	create, format, fill, wiping progress
+}
+
+type progress int
+
+const (
+	never progress = iota
+	announced
+	done
+)
+
+func newModel() *model { return &model{volumes: map[string]*modelled{}} }
+
+// take notes a step.
+func (m *model) take(s wire.Step) {
+	to := announced
+	if s.Done {
+		to = done
+		m.steps++
+	}
+	v := m.volumes[s.Partition]
+	if v == nil {
+		v = &modelled{start: s.Start, length: s.Length}
+		m.volumes[s.Partition] = v
+	}
+	switch s.Do {
+	case "create":
+		v.create = to
+	case "format":
+		v.format = to
+	case "fill":
+		v.fill = to
+	case "grow":
+		v.grown = s.Length
+		if s.Done {
+			v.length, v.grown = s.Length, 0
+		}
+	case "wipe":
+		v.wiping = to
+	}
+}
+
+// check holds that what the engine found after a power cut is what was acknowledged, and takes
+// over what became of the rest. It returns the volumes whose data must be whole.
+func (m *model) check(s wire.State) (whole []string, err error) {
+	var wrong []error
+	fail := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }
+	if s.OutOf != "" {
+		fail("the disk is out of service: %s", s.OutOf)
+	}
+	if s.Invalid != "" {
+		fail("an invariant of the snapshot does not hold: %s", s.Invalid)
+	}
+	m.open = 0
+	found := map[string]wire.Found{}
+	for _, f := range s.Volumes {
+		found[f.Partition] = f
+		if m.volumes[f.Partition] == nil {
+			fail("volume %s at %d was never asked for", f.Partition, f.Start)
+		}
+	}
+	for guid, v := range m.volumes {
+		f, ok := found[guid]
+		if v.unacknowledged() {
+			m.open++
+		}
+		if !ok {
+			if v.create == done && v.wiping == never {
+				fail("volume %s at %d is lost", guid, v.start)
+			}
+			delete(m.volumes, guid)
+			continue
+		}
+		if err := v.became(f); err != nil {
+			fail("volume %s: %w", guid, err)
+		}
+		if v.fill == done && v.wiping == never {
+			whole = append(whole, guid)
+		}
+	}
+	return whole, errors.Join(wrong...)
+}
+
+func (v *modelled) unacknowledged() bool {
+	return v.create == announced || v.format == announced || v.fill == announced || v.wiping == announced || v.grown != 0
+}
+
+// became holds that a volume may be what was found, and makes that its state.
+func (v *modelled) became(f wire.Found) error {
+	if f.Start != v.start || f.Length != v.length && (f.Length != v.grown || v.grown == 0) {
+		return fmt.Errorf("it is at %d, %d bytes long; it was made at %d, with %d", f.Start, f.Length, v.start, v.length)
+	}
+	may := map[string]bool{
+		"Reserved":  v.format != done,
+		"Formatted": v.format != never,
+		"Wiping":    v.wiping != never,
+	}
+	if v.wiping == done || !may[f.Phase] {
+		return fmt.Errorf("it is %s: %+v", f.Phase, *v)
+	}
+	v.length, v.grown, v.create = f.Length, 0, done
+	switch f.Phase {
+	case "Reserved":
+		v.format, v.wiping = never, never
+	case "Formatted":
+		v.format, v.wiping = done, never
+		if v.fill == announced {
+			v.fill = never
+		}
+	case "Wiping":
+		v.wiping = announced
+	}
+	return nil
+}
