@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"k8s.io/klog/v2"
+
 	"github.com/berthdev/berth/pkg/extent"
 )
 
@@ -99,10 +101,9 @@ func (d *Disk) add(ctx context.Context, o CreateOptions) (entry, error) {
 		return entry{}, err
 	}
 	if o.Note != "" {
-		if err := d.store.writeNote(made.index, made.guid, o.Note); err != nil {
+		if err := d.note(ctx, made, o.Note); err != nil {
 			return entry{}, err
 		}
-		d.notes[made.guid] = o.Note
 	}
 	if o.Raw {
 		// Its user may have it at once.
@@ -110,4 +111,20 @@ func (d *Disk) add(ctx context.Context, o CreateOptions) (entry, error) {
 	}
 	// The owner finishes it when this command is done, and before it takes another.
 	return made, d.store.putEarly(ctx, next, made)
+}
+
+// note writes the note of a new volume. A place that cannot be written costs the note and not
+// the volume, if the table is still what it was.
+func (d *Disk) note(ctx context.Context, made entry, text string) error {
+	slot, err := encodeNote(made.guid, text)
+	if err != nil {
+		return err
+	}
+	err = d.store.writeNote(made.index, slot)
+	if err == nil {
+		d.notes[made.guid] = text
+		return nil
+	}
+	klog.FromContext(ctx).Error(err, "Volume gets no note", "device", d.device.path, "disk", d.store.table.id, "partition", made.guid)
+	return d.recheck(ctx)
 }

@@ -61,9 +61,10 @@ type command struct {
 }
 
 // Open takes a disk of ours into service: it checks both copies of the table, repairs
-// a damaged one, attaches the partitions that are not yet, and holds the meta
-// partition until Close. A Disk whose partitions the kernel has elsewhere is returned
-// out of service, so that its volumes can be shown.
+// a damaged one, proves that the disk takes writes, attaches the partitions that are not
+// yet, and holds the meta partition until Close. A disk of ours that cannot serve (it is
+// truncated, takes no writes, the kernel has its partitions elsewhere) is returned out of
+// service, so that its volumes can be shown.
 func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 	device, err := openDevice(path, os.O_RDWR)
 	if err != nil {
@@ -79,96 +80,6 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 	}
 	go d.own()
 	return d, nil
-}
-
-func (d *Disk) open(ctx context.Context, known func(string) bool) error {
-	if err := d.device.measure(); err != nil {
-		return err
-	}
-	if err := d.device.lock(ctx); err != nil {
-		return err
-	}
-	defer d.device.unlock()
-	// Looked at twice: whether the disk is ours at all, before its meta partition is
-	// attached, and then in earnest, when no other agent can be writing any more.
-	f, err := examine(d.device, d.device.layout)
-	if err != nil {
-		return err
-	}
-	if !f.ours {
-		return fmt.Errorf("the disk is not ours: %s", f.reason)
-	}
-	first, err := load(d.device, d.device.layout, f)
-	if err != nil {
-		return err
-	}
-	if err := d.chooseWay(ctx, first.table); err != nil {
-		return err
-	}
-	if err := d.holdMeta(ctx, first.table); err != nil {
-		return err
-	}
-	f, err = examine(d.device, d.device.layout)
-	if err != nil {
-		return err
-	}
-	if !f.ours {
-		return fmt.Errorf("the disk is not ours any more: %s", f.reason)
-	}
-	if f.needsKnown && (known == nil || !known(f.current.id)) {
-		return fmt.Errorf("the beginning of the disk is lost, and the backup of its table names the disk %s, which was not seen here before; restore it with sgdisk if it is to be kept, or zero the last MiB too", f.current.id)
-	}
-	if d.store, err = load(d.device, d.device.layout, f); err != nil {
-		return err
-	}
-	if d.notes, err = readNotes(d.device, d.store.table); err != nil {
-		return err
-	}
-	if d.loops, err = d.device.loops(); err != nil {
-		return err
-	}
-	attached, err := d.device.partitions()
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(d.store.table.matches(attached), d.loops.match(d.store.table), d.mapped.match(d.store.table)); err != nil {
-		d.fail(ctx, err)
-		return nil
-	}
-	if err := d.store.repair(ctx, f); err != nil {
-		return err
-	}
-	for _, e := range d.store.table.entries {
-		if !e.isVolume() {
-			continue
-		}
-		if err := d.attach(ctx, e); err != nil {
-			d.fail(ctx, err)
-			return nil
-		}
-	}
-	d.publish()
-	return nil
-}
-
-// matches holds that every partition that the kernel has is in the table, in its place.
-func (t table) matches(attached map[int]partition) error {
-	for _, p := range attached {
-		i := slices.IndexFunc(t.entries, func(e entry) bool { return e.index == p.index })
-		switch {
-		case i < 0:
-			return fmt.Errorf("the kernel has a partition %s at %v, the table has no entry %d: detach it with delpart, or reboot", p.name, p.extent, p.index)
-		case !t.entries[i].mayBe(p.extent):
-			return fmt.Errorf("the kernel has the partition %s at %v, the table at %v: detach it with delpart, or reboot", p.name, p.extent, t.entries[i].extent)
-		}
-	}
-	return nil
-}
-
-// mayBe reports whether the kernel may have the entry's partition at the extent. It may
-// have a volume shorter than the table: somebody stopped while the volume grew.
-func (e entry) mayBe(attached extent.Extent) bool {
-	return attached == e.extent || e.isVolume() && attached.Start == e.extent.Start && attached.End < e.extent.End
 }
 
 // Snapshot returns the state of the disk. It never waits.

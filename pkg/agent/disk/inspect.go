@@ -98,6 +98,8 @@ func (d *blockDevice) inspect(ctx context.Context) (Contents, error) {
 	if f.ours {
 		c := Contents{State: Ours, ID: f.current.id}
 		switch {
+		case f.was.size != 0:
+			c.Reason = f.resizing(d.layout)
 		case f.needsKnown:
 			c.Reason = "the beginning of the disk is lost; only the backup of its partition table is left"
 		case f.badPrimary || f.badBackup || f.badMBR:
@@ -119,6 +121,8 @@ func (d *blockDevice) inspect(ctx context.Context) (Contents, error) {
 	// The programs are asked in any case: the name of what is there helps a person.
 	found, err := signatures(ctx, d.path)
 	switch {
+	case f.akin:
+		return Contents{State: Foreign, Reason: f.reason}, nil
 	case len(found) > 0:
 		return Contents{State: Foreign, Reason: "the device holds " + strings.Join(found, ", ")}, nil
 	case f.foreign:

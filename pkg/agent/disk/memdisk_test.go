@@ -192,12 +192,21 @@ func (m *memDisk) mounted(t testing.TB, l layout, known bool) (*store, findings,
 	if !f.ours {
 		return nil, f, errNotOurs
 	}
-	if f.needsKnown && !known {
+	if f.needsKnown && !known || f.truncated(l) {
 		return nil, f, errDamaged
 	}
-	s, err := load(m, l, f)
+	now := f
+	if f.grown(l) {
+		if err := extend(quiet(t), m, l, f); err != nil {
+			return nil, f, err
+		}
+		if now, err = examine(m, l); err != nil {
+			return nil, f, err
+		}
+	}
+	s, err := load(m, l, now)
 	if err != nil {
 		return nil, f, err
 	}
-	return s, f, s.repair(quiet(t), f)
+	return s, f, s.repair(quiet(t), now)
 }

@@ -69,13 +69,9 @@ func decodeNote(slot []byte, partition string) string {
 // noteAt is where an entry's slot begins on the disk.
 func (l layout) noteAt(index int) int64 { return l.meta().Start + int64(index-1)*noteBytes }
 
-// writeNote writes the note of the volume in that entry. It is on the medium with the next
+// writeNote writes the slot of an entry. It is on the medium with the next
 // barrier, which is that of the entry.
-func (s *store) writeNote(index int, partition, text string) error {
-	slot, err := encodeNote(partition, text)
-	if err != nil {
-		return err
-	}
+func (s *store) writeNote(index int, slot []byte) error {
 	// A sector can hold several slots; the medium writes it whole or not at all.
 	at := s.table.noteAt(index)
 	unit := make([]byte, max(noteBytes, s.table.sector))
@@ -87,7 +83,7 @@ func (s *store) writeNote(index int, partition, text string) error {
 	}
 	copy(unit[at-from:], slot)
 	if _, err := s.dev.WriteAt(unit, from); err != nil {
-		return fmt.Errorf("writing the note of volume %s: %w", partition, err)
+		return fmt.Errorf("writing a note: %w", err)
 	}
 	return nil
 }

@@ -85,7 +85,7 @@ func (d *blockDevice) readTable() (table, error) {
 			return table{}, err
 		}
 		if f.ours {
-			return decode(d.layout, f.current)
+			return decode(f.layoutOf(d.layout), f.current)
 		}
 		if f.foreign || try == readTries {
 			return table{}, fmt.Errorf("the disk is not ours: %s", f.reason)

@@ -126,8 +126,8 @@ func TestRestoresLostBeginning(t *testing.T) {
 	})
 }
 
-// TestKernelDisagrees: a partition that the kernel has elsewhere may be in use there.
-// The disk is shown, but not touched.
+// TestKernelDisagrees: a partition that the kernel has elsewhere may be in use there. Then
+// the disk is shown, but not touched. One that nobody uses is detached.
 func TestKernelDisagrees(t *testing.T) {
 	for name, misplaced := range map[string]struct {
 		index int
@@ -137,42 +137,63 @@ func TestKernelDisagrees(t *testing.T) {
 		"at another place": {1, at(3, 9)},
 		"longer":           {1, at(2, 11)},
 	} {
-		t.Run(name, func(t *testing.T) {
-			l := initialized(t, 64*mib, 512)
-			d := l.open(t)
-			if _, err := d.Create(t.Context(), CreateOptions{Partition: a, Name: "a", Extent: at(2, 10), Ephemeral: true}); err != nil {
-				t.Fatal(err)
-			}
-			d.Close()
-			l.forget(t)
-			device, err := openDevice(l.path, os.O_RDONLY)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer device.Close()
-			if err := device.blkpg(unix.BLKPG_ADD_PARTITION, misplaced.index, misplaced.e); err != nil {
-				t.Fatal(err)
-			}
-			before := l.hash(t)
-			d, err = Open(t.Context(), l.path, Options{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer d.Close()
-			s := d.Snapshot()
-			if !errors.Is(s.Err, ErrOutOfService) || !strings.Contains(s.Err.Error(), "delpart") || len(s.Volumes) != 1 {
-				t.Errorf("snapshot: %+v", s)
-			}
-			if _, err := d.Create(t.Context(), CreateOptions{Partition: b, Name: "b", Extent: at(20, 5), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
-				t.Errorf("Create: %v", err)
-			}
-			if err := wipe(t.Context(), d, a); !errors.Is(err, ErrOutOfService) {
-				t.Errorf("Wipe: %v", err)
-			}
-			if l.hash(t) != before {
-				t.Error("the disk was written to")
-			}
-		})
+		for _, inUse := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, in use: %t", name, inUse), func(t *testing.T) {
+				l := initialized(t, 64*mib, 512)
+				d := l.open(t)
+				if _, err := d.Create(t.Context(), CreateOptions{Partition: a, Name: "a", Extent: at(2, 10), Ephemeral: true}); err != nil {
+					t.Fatal(err)
+				}
+				d.Close()
+				l.forget(t)
+				device, err := openDevice(l.path, os.O_RDONLY)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer device.Close()
+				if err := device.blkpg(unix.BLKPG_ADD_PARTITION, misplaced.index, misplaced.e); err != nil {
+					t.Fatal(err)
+				}
+				before := l.hash(t)
+				if inUse {
+					user, err := os.Open("/dev/" + device.partitionName(misplaced.index))
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer user.Close()
+				}
+				d, err = Open(t.Context(), l.path, Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer d.Close()
+				s := d.Snapshot()
+				if len(s.Volumes) != 1 {
+					t.Errorf("snapshot: %+v", s)
+				}
+				if !inUse {
+					if s.Err != nil || len(l.partitions(t)) != 2 || l.partitions(t)[1].extent != at(2, 10) {
+						t.Errorf("%v; the kernel has %v", s.Err, l.partitions(t))
+					}
+					if err := wipe(t.Context(), d, a); err != nil {
+						t.Error(err)
+					}
+					return
+				}
+				if !errors.Is(s.Err, ErrOutOfService) || errors.Is(s.Err, ErrInUse) || !strings.Contains(s.Err.Error(), "delpart") {
+					t.Errorf("it is in service: %v", s.Err)
+				}
+				if _, err := d.Create(t.Context(), CreateOptions{Partition: b, Name: "b", Extent: at(20, 5), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
+					t.Errorf("Create: %v", err)
+				}
+				if err := wipe(t.Context(), d, a); !errors.Is(err, ErrOutOfService) {
+					t.Errorf("Wipe: %v", err)
+				}
+				if l.hash(t) != before {
+					t.Error("the disk was written to")
+				}
+			})
+		}
 	}
 }
 
@@ -333,8 +354,10 @@ func TestDiskLost(t *testing.T) {
 			}
 			d.Close()
 			if d, err := Open(ctx, l.path, Options{}); err == nil {
-				d.Close()
-				t.Error("a lost disk opens")
+				defer d.Close()
+				if s := d.Snapshot(); !errors.Is(s.Err, ErrOutOfService) {
+					t.Errorf("a lost disk serves: %+v", s)
+				}
 			}
 		})
 	}

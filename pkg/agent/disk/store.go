@@ -24,11 +24,15 @@ type device interface {
 // findings is what the two copies of the table say together.
 type findings struct {
 	// ours: the disk has a table of ours. If not, reason says what it has instead,
-	// and foreign whether that is an intact table of somebody else's.
-	ours, foreign bool
-	reason        string
+	// and foreign whether that is an intact table of somebody else's; akin, whether it is
+	// one of ours that cannot be used.
+	ours, foreign, akin bool
+	reason              string
 	// current is the copy that counts.
 	current copyOfTable
+	// was is the layout that the table was made for, if the disk had another size then:
+	// nothing else below is of any meaning.
+	was layout
 	// Which parts must be rewritten before anything else is.
 	badMBR, badPrimary, badBackup bool
 	// needsKnown: only the backup is left, and nothing at the beginning of the disk
@@ -64,8 +68,15 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 		// wins: the change that only the backup has was never acknowledged.
 		f.badBackup = backupErr != nil || !backup.clean || backup.id != primary.id || !bytes.Equal(backup.array, primary.array)
 	case errors.Is(primaryErr, errNotOurs):
-		f.foreign, f.reason = true, primaryErr.Error()
-		return f, nil
+		c, was, found, err := resized(r, l)
+		if err != nil {
+			return findings{}, err
+		}
+		if !found || !c.isOurs() {
+			f.foreign, f.reason = true, primaryErr.Error()
+			return f, nil
+		}
+		f.current, f.was = c, was
 	case backupErr == nil:
 		f.current, f.badPrimary, f.badBackup = backup, true, !backup.clean
 		// A crash while the primary's entries are written leaves its header intact, and
@@ -73,19 +84,27 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 		f.needsKnown = primary.id != backup.id || mbr != mbrProtective
 	default:
 		f.reason = primaryErr.Error()
-		return f, nil
+		sector, err := otherSector(r, l)
+		if sector != 0 {
+			f.foreign, f.akin = true, true
+			f.reason = fmt.Sprintf("the disk has a table of ours for sectors of %d bytes, and shows sectors of %d: connect it as it was before", sector, l.sector)
+		}
+		return f, err
 	}
-	if !bytes.Equal(f.current.slot(MetaEntry)[:16], metaTypeOnDisk[:]) {
+	if !f.current.isOurs() {
 		f.foreign, f.reason = true, fmt.Sprintf("the partition table has no meta partition of ours in entry %d", MetaEntry)
 		return f, nil
 	}
 	if mbr == mbrOther {
-		f.foreign, f.reason = true, "the disk has a table of ours, but sector 0 holds somebody else's partition table or boot sector"
+		f.foreign, f.akin, f.reason = true, true, "the disk has a table of ours, but sector 0 holds somebody else's partition table or boot sector"
 		return f, nil
 	}
 	f.ours = true
 	return f, nil
 }
+
+// isOurs reports whether the entries have a meta partition of ours.
+func (c copyOfTable) isOurs() bool { return bytes.Equal(c.slot(MetaEntry)[:16], metaTypeOnDisk[:]) }
 
 var metaTypeOnDisk = guidToDisk(uuid.MustParse(TypeMeta))
 
@@ -104,9 +123,10 @@ type store struct {
 	scratch []byte
 }
 
-// load takes the table that examine chose. It does not write.
+// load takes the table that examine chose, with the layout that it was made for. It does not
+// write.
 func load(dev device, l layout, f findings) (*store, error) {
-	t, err := decode(l, f.current)
+	t, err := decode(f.layoutOf(l), f.current)
 	if err != nil {
 		return nil, fmt.Errorf("the partition table is invalid: %w", err)
 	}
@@ -145,6 +165,14 @@ func (s *store) repair(ctx context.Context, f findings) error {
 	klog.FromContext(ctx).Info("Repairing partition table", "disk", s.table.id,
 		"masterBootRecord", f.badMBR, "primary", f.badPrimary, "backup", f.badBackup)
 	return s.write(ctx, batches)
+}
+
+// probe finds out whether the disk takes writes at all: disks at the end of their life only
+// read. It writes the backup's header as it is.
+func (s *store) probe(ctx context.Context) error {
+	header := s.onDisk.backup
+	header.off, header.data = header.end()-s.table.sector, header.data[int64(len(header.data))-s.table.sector:]
+	return s.write(ctx, []batch{{s.onDisk.backup, []write{header}}})
 }
 
 // put makes next the table of the disk: the present one with e in its place. After

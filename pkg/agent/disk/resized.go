@@ -1,0 +1,143 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"k8s.io/klog/v2"
+)
+
+// A disk can have another size than the one that its table was made for. It grew (a virtual
+// disk was resized, or the whole of it was copied to a larger one): then the table is brought
+// to the new end before anything else. Or it was truncated: then volumes may lie where no disk
+// is any more, and nothing is done to it.
+
+// resized is a table of ours that was made for a disk of another size: its primary, as nobody
+// knows where the backup is. Nothing but device errors is an error.
+func resized(r io.ReaderAt, l layout) (c copyOfTable, was layout, found bool, err error) {
+	header := make([]byte, l.sector)
+	if _, err := r.ReadAt(header, l.offset(l.primary().headerLBA)); err != nil {
+		return c, was, false, fmt.Errorf("reading the primary header: %w", err)
+	}
+	last := binary.LittleEndian.Uint64(header[32:])
+	if last >= uint64(maxDiskSize/l.sector) {
+		return c, was, false, nil
+	}
+	was, err = newLayout(l.offset(last+1), l.sector)
+	if err != nil || was.size == l.size {
+		return c, was, false, nil
+	}
+	c, err = readCopy(r, was, was.primary())
+	if errors.Is(err, errDamaged) || errors.Is(err, errNotOurs) {
+		return c, was, false, nil
+	}
+	return c, was, err == nil, err
+}
+
+// otherSector is the size of the sectors for which the disk has a table of ours, if it shows
+// sectors of another size now: its enclosure was changed, or it was copied. 0 if there is none.
+func otherSector(r io.ReaderAt, l layout) (int64, error) {
+	const largest = 4096
+	head := make([]byte, Alignment)
+	if _, err := r.ReadAt(head, 0); err != nil {
+		return 0, fmt.Errorf("reading the first MiB: %w", err)
+	}
+	for sector := int64(512); sector <= largest; sector *= 2 {
+		other, err := newLayout(l.size/sector*sector, sector)
+		if err != nil || sector == l.sector {
+			continue
+		}
+		if c, err := readCopy(bytes.NewReader(head), other, other.primary()); err == nil && c.isOurs() {
+			return sector, nil
+		}
+		if c, _, found, err := resized(bytes.NewReader(head), other); err == nil && found && c.isOurs() {
+			return sector, nil
+		}
+	}
+	return 0, nil
+}
+
+// layoutOf is the layout that the table was made for, on a disk with the given one.
+func (f findings) layoutOf(l layout) layout {
+	if f.was.size != 0 {
+		return f.was
+	}
+	return l
+}
+
+// resizing says what has happened to the disk's size, or nothing.
+func (f findings) resizing(l layout) string {
+	switch was := f.was.size; {
+	case was == 0:
+		return ""
+	case was < l.size:
+		return fmt.Sprintf("the disk has grown: its partition table was made for %d bytes, it has %d", was, l.size)
+	default:
+		return fmt.Sprintf("the disk is truncated: its partition table was made for %d bytes, it has %d; volumes may lie behind its end; make it as large again as it was, or wipe its first and last MiB if nothing on it is needed", was, l.size)
+	}
+}
+
+func (f findings) truncated(l layout) bool { return f.was.size > l.size }
+func (f findings) grown(l layout) bool     { return f.was.size != 0 && f.was.size < l.size }
+
+// extend makes the table of a disk that grew one for the size that the disk has now. The
+// entries stay as they are. The backup comes first, to a place where nothing was; then the
+// primary changes in the one sector of its header. So at every moment it is the primary that
+// counts, made for one size or for the other.
+func extend(ctx context.Context, dev device, l layout, f findings) error {
+	t, err := decode(f.was, f.current)
+	if err != nil {
+		return fmt.Errorf("the partition table is invalid: %w", err)
+	}
+	t.layout = l
+	if err := t.validate(); err != nil {
+		return fmt.Errorf("the partition table would be invalid on the disk as it is now: %w", err)
+	}
+	sector0 := make([]byte, l.sector)
+	if _, err := dev.ReadAt(sector0, 0); err != nil {
+		return fmt.Errorf("reading sector 0: %w", err)
+	}
+	s := newStore(dev, t, f.current)
+	if err := s.endIsFree(f.was); err != nil {
+		return err
+	}
+	var batches []batch
+	if f.badMBR || bytes.Equal(sector0, encodeMBR(f.was)) {
+		batches = append(batches, whole(write{0, encodeMBR(l)}))
+	}
+	batches = append(batches, whole(s.onDisk.backup), whole(s.onDisk.primary))
+	// Should the disk shrink again, nobody takes the old backup for the newest table.
+	old := write{f.was.copyAt(f.was.backup()), make([]byte, f.was.copyBytes())}
+	old.data = old.data[:max(0, min(old.end(), s.onDisk.backup.off)-old.off)]
+	if len(old.data) > 0 {
+		batches = append(batches, whole(old))
+	}
+	klog.FromContext(ctx).Info("The disk has grown, its partition table is extended", "disk", t.id, "from", f.was.size, "to", l.size)
+	return s.write(ctx, batches)
+}
+
+// endIsFree holds that the end of a disk that grew, where the backup is to lie, is zero, or has
+// a part of the backup already. What lies before the old end was ours: the old backup.
+func (s *store) endIsFree(was layout) error {
+	l := s.table.layout
+	from := max(l.size-Alignment, was.size)
+	got, want := make([]byte, l.size-from), make([]byte, l.size-from)
+	if _, err := s.dev.ReadAt(got, from); err != nil {
+		return fmt.Errorf("reading the last MiB: %w", err)
+	}
+	backup := s.onDisk.backup
+	skip := max(0, from-backup.off)
+	copy(want[max(0, backup.off-from):], backup.data[skip:])
+	const unit = 512 // what a disk writes whole or not at all, even one with larger sectors
+	for at := 0; at < len(got); at += unit {
+		b := got[at : at+unit]
+		if !allZero(b) && !bytes.Equal(b, want[at:at+unit]) {
+			return fmt.Errorf("the disk has grown from %d to %d bytes, and there is something at %d, where its partition table would have to lie: if nobody needs that, zero the last MiB", was.size, l.size, from+int64(at))
+		}
+	}
+	return nil
+}
