@@ -215,7 +215,9 @@ func (n *node) start() {
 		default:
 		}
 		_, err := os.Stat(filepath.Join(n.options.RegistrationDir, "disk.berth.dev-reg.sock"))
-		return err
+		// They begin to serve at the same time.
+		_, csiErr := os.Stat(n.options.CSISocket)
+		return errors.Join(err, csiErr)
 	})
 }
 

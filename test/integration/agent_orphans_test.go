@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -186,7 +187,7 @@ func TestAgentManyOrphans(t *testing.T) {
 	if err := n.publish(pods[0], "data"); err == nil || !strings.Contains(err.Error(), "does not exist") {
 		t.Errorf("a volume whose pod is gone is published: %v", err)
 	}
-	n.allow(fmt.Sprint(lost))
+	n.allow(strconv.Itoa(lost))
 	n.published("the orphans are wiped, and the volume of the PersistentVolume is not", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
 		if s.Summary.Volumes != 1 {
 			return fmt.Errorf("%d volumes", s.Summary.Volumes)

@@ -414,6 +414,29 @@ func TestAgentWipeProofKilled(t *testing.T) {
 	t.Logf("%d kills in the midst of wipes, %d publications looked at: %d canaries written, 0 found when their extents were published", kills, looks, searched)
 }
 
+// TestAgentWipeOfClass: the API server lets nobody ask for a way to wipe that there is not.
+func TestAgentWipeOfClass(t *testing.T) {
+	n := newNode(t, 64*mib)
+	for says, change := range map[string]func(*diskv1alpha1.DiskClassSpec){
+		"Unsupported value":             func(s *diskv1alpha1.DiskClassSpec) { s.WipePolicy = "Shred" },
+		"wipeRate must be at least 1Mi": func(s *diskv1alpha1.DiskClassSpec) { s.WipeRate = resource.NewQuantity(mib-1, resource.BinarySI) },
+	} {
+		class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: n.name + "-other"}}
+		class.Spec.Devices.Paths = []string{"/dev/none"}
+		change(&class.Spec)
+		if err := n.client.Create(t.Context(), class, client.DryRunAll); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, want %q", err, says)
+		}
+	}
+	class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: n.name + "-other"}}
+	class.Spec.Devices.Paths = []string{"/dev/none"}
+	class.Spec.WipeRate = resource.NewQuantity(mib, resource.BinarySI)
+	n.create(class)
+	if class.Spec.WipePolicy != diskv1alpha1.WipeZero {
+		t.Errorf("the default is %q", class.Spec.WipePolicy)
+	}
+}
+
 // slow has the node's class overwrite at that rate, or at any if it is empty.
 func (n *node) slow(rate string) {
 	n.t.Helper()

@@ -118,7 +118,8 @@ func (m *Manager) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) (ag
 		if m.isNews(types.UID(v.Partition), err.Error()) {
 			logger.Info("Volume is still in use and is wiped later", "reason", err.Error())
 		}
-		return func() { m.releases.AddAfter(v.Partition, inUseRetry) }
+		// What had it may let go in a moment: a mount is copied with its namespace.
+		return func() { m.releases.AddAfter(v.Partition, min(m.wipeBackoff.When(v.Partition), inUseRetry)) }
 	}
 	if ctx.Err() != nil {
 		// The agent is stopping; the next one finds the phase Wiping and goes on.

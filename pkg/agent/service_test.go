@@ -1,0 +1,83 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/client-go/tools/cache"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// Each change is told once, and what never failed is not told of at all.
+func TestServiceTells(t *testing.T) {
+	serves := discovery.Disk{Device: discovery.Device{Name: "sda"}, Class: "ssd", Engine: &disk.Disk{}, Snapshot: disk.Snapshot{ID: "a"}}
+	gone, hangs, renamed := serves, serves, serves
+	gone.Engine, gone.Problem = nil, "device sda is gone"
+	hangs.Problem = "device sda hangs"
+	renamed.Device.Name = "sdb"
+	other := serves
+	other.Snapshot.ID = "b"
+	var told []string
+	s := newService(func(_, reason, message string) {
+		told = append(told, fmt.Sprintf("%s %.40s", reason, message))
+	})
+	for i, step := range []struct {
+		disks []discovery.Disk
+		tells string
+	}{
+		{[]discovery.Disk{serves, other}, ""},
+		{[]discovery.Disk{gone, other}, "DiskOutOfService disk a (sda)"},
+		{[]discovery.Disk{gone, other}, ""},
+		{[]discovery.Disk{hangs, other}, "DiskOutOfService disk a (sda)"},
+		{[]discovery.Disk{renamed, other}, "DiskInService disk a (sdb)"},
+		{[]discovery.Disk{other}, ""},
+		{[]discovery.Disk{gone, other}, "DiskOutOfService disk a (sda)"},
+	} {
+		told = nil
+		s.look(step.disks, 0)
+		if got := strings.Join(told, "; "); (step.tells == "") != (got == "") || !strings.HasPrefix(got, step.tells) || len(told) > 1 {
+			t.Errorf("step %d tells %q, want %q", i, got, step.tells)
+		}
+	}
+	if !slices.Equal(s.labels["a"], []string{"a", "sda", "ssd"}) {
+		t.Errorf("labels are %v", s.labels["a"])
+	}
+}
+
+func TestWipingOfClass(t *testing.T) {
+	store := cache.NewSharedIndexInformer(nil, &diskv1alpha1.DiskClass{}, 0, cache.Indexers{})
+	a := &agent{classes: store}
+	rate := resource.MustParse("64Mi")
+	for name, spec := range map[string]diskv1alpha1.DiskClassSpec{
+		"default": {},
+		"slow":    {WipePolicy: diskv1alpha1.WipeOverwrite, WipeRate: &rate},
+		"secure":  {WipePolicy: diskv1alpha1.WipeSecureDiscard},
+		"none":    {WipePolicy: diskv1alpha1.WipeNone},
+		"newer":   {WipePolicy: "SomethingNewer"},
+	} {
+		class := &diskv1alpha1.DiskClass{Spec: spec}
+		class.Name = name
+		if err := store.GetStore().Add(class); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for class, want := range map[string]disk.WipeOptions{
+		"default": {Policy: disk.WipeZero},
+		"slow":    {Policy: disk.WipeOverwrite, Rate: 64 << 20},
+		"secure":  {Policy: disk.WipeSecureDiscard},
+		"none":    {Policy: disk.WipeNone},
+		"newer":   {Policy: disk.WipeZero},
+		"gone":    {Policy: disk.WipeZero},
+		"":        {Policy: disk.WipeZero},
+	} {
+		if got := a.wiping(class); got.Policy != want.Policy || got.Rate != want.Rate {
+			t.Errorf("class %q: %s at %d, want %s at %d", class, got.Policy, got.Rate, want.Policy, want.Rate)
+		}
+	}
+}
