@@ -75,8 +75,7 @@ func (d *faulty) start(dir string) {
 	server := exec.Command("/proc/self/exe")
 	server.Env = append(os.Environ(), serverVariable+"="+dir)
 	server.Stdin, server.Stdout, server.Stderr = theirIn, theirOut, os.Stderr
-	// Nobody else sees the mount, and it goes with the process.
-	server.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	server.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if err := server.Start(); err != nil {
 		d.t.Fatal(err)
 	}

@@ -56,8 +56,8 @@ type node struct {
 	free      extent.Set
 	// resized: a resize2fs of the living volume's file system was begun.
 	resized bool
-	// well: the disk does not fail any more. Before, e2fsck -y could go on for ever.
-	well bool
+	// healed: the disk does not fail any more. Before, e2fsck -y could go on for ever.
+	healed bool
 }
 
 // newNode makes a disk that has the neighbour on it, mounted.
@@ -161,7 +161,7 @@ func (n *node) mounted() error {
 		return err
 	}
 	err = unix.Mount(n.volume(living).Device, n.mnt, "ext4", 0, "")
-	if err != nil && n.resized && n.well {
+	if err != nil && n.resized && n.healed {
 		// What resize2fs leaves when it is interrupted wants a person's consent.
 		if err = fsck(context.Background(), "-y", n.volume(living).Device); err == nil {
 			err = unix.Mount(n.volume(living).Device, n.mnt, "ext4", 0, "")
@@ -328,7 +328,7 @@ func (n *node) resize(ctx context.Context) error {
 	}
 	n.unmount()
 	consent := "-p"
-	if n.resized && n.well {
+	if n.resized && n.healed {
 		consent = "-y"
 	}
 	n.resized = true

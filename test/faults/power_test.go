@@ -21,7 +21,7 @@ func (n *node) reboot(c Cut) (pending int) {
 	n.detach()
 	n.heal()
 	n.call("PowerOn", c, &pending)
-	n.well = true
+	n.healed = true
 	n.call("Reattach", 0, &n.path)
 	return pending
 }
@@ -30,7 +30,7 @@ func (n *node) reboot(c Cut) (pending int) {
 func (n *node) cut(t *testing.T, f Fault, c Cut) (steps []step, at, pending int, hit bool) {
 	t.Helper()
 	n.call("Restore", 0, new(bool))
-	n.resized, n.well = false, false
+	n.resized, n.healed = false, false
 	steps = lives()
 	n.set(f)
 	failed, err := n.live(t.Context(), steps)
@@ -45,12 +45,7 @@ func (n *node) cut(t *testing.T, f Fault, c Cut) (steps []step, at, pending int,
 // cuts are places of power cuts all over the lives.
 func (n *node) cuts(t *testing.T) []Fault {
 	t.Helper()
-	n.set(Fault{})
-	if step, err := n.live(t.Context(), lives()); err != nil {
-		t.Fatalf("%s, on a disk that is well: %v", step, err)
-	}
-	whole := n.heal()
-	n.close()
+	whole := n.well(t, Fault{})
 	var faults []Fault
 	for _, op := range []Op{Change, Sync} {
 		for at := range whole.of(op) {

@@ -77,7 +77,7 @@ func (c Counts) of(o Op) int {
 
 // server is a disk that does as it is told. Its exported methods are called over RPC.
 type server struct {
-	dir    string
+	file   int // the disk's
 	sector int64
 
 	mu     sync.Mutex
@@ -95,13 +95,23 @@ type server struct {
 // serve mounts the file system, and answers calls over standard input and output until
 // the caller is gone.
 func serve(dir string) error {
-	s := &server{dir: dir, medium: newMedium(0), healed: make(chan struct{})}
+	s := &server{medium: newMedium(0), healed: make(chan struct{})}
 	options := &fs.Options{
 		MountOptions:    fuse.MountOptions{FsName: "faulty", Name: "faulty", DirectMountStrict: true, MaxWrite: 256 << 10, MaxBackground: 64, DisableXAttrs: true},
 		NullPermissions: true,
 	}
 	if _, err := fs.Mount(dir, &root{server: s}, options); err != nil {
 		return err
+	}
+	// Not by package os: its poller would ask the file system, which is this very process.
+	var err error
+	if s.file, err = unix.Open(filepath.Join(dir, diskName), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("opening the disk's file: %w", err)
+	}
+	// The open file keeps the file system. Its mount is only in the way: a mount namespace of
+	// its own would be as well, as it would keep copies of the mounts of other tests.
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmounting the disk's file system: %w", err)
 	}
 	calls := rpc.NewServer()
 	if err := calls.RegisterName("Disk", s); err != nil {
@@ -223,12 +233,6 @@ func (s *server) Attach(g Geometry, path *string) error {
 
 // Reattach shows the disk as a loop device.
 func (s *server) Reattach(_ int, path *string) error {
-	// Not by package os: its poller would ask the file system, which is this very process.
-	file, err := unix.Open(filepath.Join(s.dir, diskName), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("opening the disk's file: %w", err)
-	}
-	defer unix.Close(file)
 	control, err := unix.Open("/dev/loop-control", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("loop-control: %w", err)
@@ -240,20 +244,20 @@ func (s *server) Reattach(_ int, path *string) error {
 			return fmt.Errorf("taking a loop device: %w", err)
 		}
 		*path = fmt.Sprintf("/dev/loop%d", n)
-		err = s.configure(*path, file)
+		err = s.configure(*path)
 		if !errors.Is(err, unix.EBUSY) { // or somebody else was faster
 			return err
 		}
 	}
 }
 
-func (s *server) configure(path string, file int) error {
+func (s *server) configure(path string) error {
 	loop, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(loop)
-	config := unix.LoopConfig{Fd: uint32(file), Size: uint32(s.sector)}
+	config := unix.LoopConfig{Fd: uint32(s.file), Size: uint32(s.sector)}
 	config.Info.Flags = unix.LO_FLAGS_DIRECT_IO
 	copy(config.Info.File_name[:], "faulty disk")
 	return unix.IoctlLoopConfigure(loop, &config)
@@ -390,7 +394,9 @@ func (f *file) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) sy
 }
 
 func (f *file) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
-	return nil, fuse.FOPEN_DIRECT_IO, 0
+	// Flushing is what close does. The server keeps the file open, and may be killed: nobody
+	// would answer then.
+	return nil, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
 }
 
 func (f *file) Read(_ context.Context, _ fs.FileHandle, b []byte, off int64) (fuse.ReadResult, syscall.Errno) {
