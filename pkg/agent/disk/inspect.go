@@ -158,6 +158,9 @@ func (d *blockDevice) usedBy() (string, error) {
 	if len(holders) > 0 {
 		return "the device is part of " + holders[0].Name(), nil
 	}
+	if other := otherPath("/sys/block", d.name); other != "" {
+		return fmt.Sprintf("%s is another path to the same disk, which belongs to multipath: select its device-mapper device, or remove a path", other), nil
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(d.fd(), &st); err != nil {
 		return "", err
@@ -179,6 +182,36 @@ func (d *blockDevice) usedBy() (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// otherPath returns the name of another device below sys, which is /sys/block, that says of
+// itself to be the same disk. Multipath may take it at any time, and what is held exclusively
+// by one path is not by the other. Devices that say nothing of themselves have no other path.
+func otherPath(sys, name string) string {
+	identity := func(device string) string {
+		for _, file := range []string{"wwid", "device/wwid"} {
+			if b, err := os.ReadFile(filepath.Join(sys, device, file)); err == nil {
+				return strings.TrimSpace(string(b))
+			}
+		}
+		return ""
+	}
+	own := identity(name)
+	if own == "" {
+		return ""
+	}
+	devices, err := os.ReadDir(sys)
+	if err != nil {
+		return ""
+	}
+	for _, other := range devices {
+		// Paths that the kernel itself joins are hidden.
+		hidden, err := readNumber(filepath.Join(sys, other.Name(), "hidden"))
+		if other.Name() != name && (err != nil || hidden == 0) && identity(other.Name()) == own {
+			return other.Name()
+		}
+	}
+	return ""
 }
 
 // Mounts returns where the device is mounted, as far as this process can see. It goes
