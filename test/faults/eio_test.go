@@ -57,9 +57,9 @@ func faultsInTurn(t *testing.T, sector int64) {
 	add(Fault{Op: Write, Do: Drop, Not: files}, tables.of(Write))
 	// Behind a thin disk there is no room any more. What has its room can be written.
 	add(Fault{Op: Write, Do: Full}, whole.of(Write)/2)
-	limit := 10 * time.Second
+	limit := 8 * time.Second
 	if sector != 512 {
-		limit = 5 * time.Second
+		limit = 4 * time.Second
 	}
 	n.tryAll(t, kinds, limit)
 }
@@ -79,17 +79,16 @@ func (n *node) well(t *testing.T, f Fault) Counts {
 	return counts
 }
 
-// tryAll tries the faults, all of them under torture, else as many as there is time for:
-// of each kind some, at places all over the lives.
-func (n *node) tryAll(t *testing.T, kinds [][]Fault, limit time.Duration) {
+// inTurn tries the faults, all of them under torture, else as many as there is time for: of
+// each kind some, at places all over. It stops when something is wrong.
+func inTurn(t *testing.T, kinds [][]Fault, limit time.Duration, try func(Fault)) (tried, all int) {
+	t.Helper()
 	random := rand.New(rand.NewPCG(4, 4))
-	all := 0
 	for _, kind := range kinds {
 		all += len(kind)
 		random.Shuffle(len(kind), func(i, j int) { kind[i], kind[j] = kind[j], kind[i] })
 	}
 	begin := time.Now()
-	tried, hit, failedIn, outside, helped := 0, map[string]int{}, map[string]int{}, 0, 0
 	for round := 0; tried < all; round++ {
 		const atLeast = 2
 		if !torture() && round >= atLeast && time.Since(begin) > limit {
@@ -99,29 +98,38 @@ func (n *node) tryAll(t *testing.T, kinds [][]Fault, limit time.Duration) {
 			if round >= len(kind) {
 				continue
 			}
-			f := kind[round]
+			try(kind[round])
 			tried++
-			o := n.try(t, f, tried%2 == 0)
 			if t.Failed() {
-				t.Fatalf("after %d faults, with %+v", tried, f)
-			}
-			if o.hits > 0 {
-				hit[f.String()]++
-			}
-			if o.outside {
-				outside++
-			}
-			if o.person {
-				helped++
-			}
-			if o.step != "" {
-				failedIn[o.step]++
+				t.Fatalf("after %d faults, with %+v", tried, kind[round])
 			}
 		}
 	}
-	t.Logf("%d of %d faults tried in %s; they hit: %v; steps that failed: %v; out of service %d times, a person had to help %d times",
-		tried, all, time.Since(begin).Round(time.Millisecond), hit, failedIn, outside, helped)
-	if len(hit) < len(kinds)-1 || len(failedIn) < 5 || outside == 0 {
+	return tried, all
+}
+
+// tryAll tries the faults on the lives.
+func (n *node) tryAll(t *testing.T, kinds [][]Fault, limit time.Duration) {
+	hit, failedIn, outside, helped, even := map[string]int{}, map[string]int{}, 0, 0, false
+	tried, all := inTurn(t, kinds, limit, func(f Fault) {
+		even = !even
+		o := n.try(t, f, even)
+		if o.hits > 0 {
+			hit[f.String()]++
+		}
+		if o.outside {
+			outside++
+		}
+		if o.person {
+			helped++
+		}
+		if o.step != "" {
+			failedIn[o.step]++
+		}
+	})
+	t.Logf("%d of %d faults tried; they hit: %v; steps that failed: %v; out of service %d times, a person had to help %d times",
+		tried, all, hit, failedIn, outside, helped)
+	if len(hit) < len(kinds)-1 || len(failedIn) < 4 || outside == 0 {
 		t.Errorf("the faults hit too little")
 	}
 }

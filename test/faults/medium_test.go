@@ -2,6 +2,7 @@ package faults
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"math/rand/v2"
 )
 
@@ -67,16 +68,15 @@ func (m image) clone() image {
 	return other
 }
 
-// sum is a hash of a run of bytes, and whether all of them are zero.
+// sum is a hash of whole chunks, and whether all of them are zero.
 func (m image) sum(off, length int64) (hash [sha256.Size]byte, zero bool) {
-	h := sha256.New()
-	b, zero := make([]byte, chunkBytes), true
-	each(off, length, func(_, _, at, n int64) {
-		m.read(b[:n], off+at)
-		for _, c := range b[:n] {
-			zero = zero && c == 0
+	h, zero := sha256.New(), true
+	each(off, length, func(chunk, _, _, _ int64) {
+		if c := m[chunk]; c != nil && *c != [chunkBytes]byte{} {
+			zero = false
+			_ = binary.Write(h, binary.LittleEndian, chunk)
+			h.Write(c[:])
 		}
-		h.Write(b[:n])
 	})
 	h.Sum(hash[:0])
 	return hash, zero

@@ -71,7 +71,7 @@ func TestPowerCut(t *testing.T) {
 	kept := []int{0, 30, 70, 100}
 	all := len(faults) * len(kept)
 	begin, tries, hits, pendings, interrupted := time.Now(), 0, 0, 0, map[string]int{}
-	for ; !enough(tries, all, begin, 8*time.Second); tries++ {
+	for ; !enough(tries, all, begin, 5*time.Second); tries++ {
 		f := faults[tries%len(faults)]
 		c := Cut{Kept: kept[(tries+tries/len(faults))%len(kept)], Seed: uint64(tries), Whole: files}
 		steps, at, pending, hit := n.cut(t, f, c)
@@ -121,7 +121,7 @@ func TestLyingFsync(t *testing.T) {
 		known[s.state], known[s.between] = true, true
 	}
 	begin, tries, lost, outcomes := time.Now(), 0, 0, map[string]int{}
-	for ; !enough(tries, 4*len(faults), begin, 7*time.Second); tries++ {
+	for ; !enough(tries, 4*len(faults), begin, 4*time.Second); tries++ {
 		f := faults[tries%len(faults)]
 		c := Cut{Kept: []int{0, 30, 70}[tries%3], Ordered: tries%2 == 0, Seed: uint64(tries), Whole: files}
 		n.call("Restore", 0, new(bool))

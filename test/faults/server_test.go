@@ -87,6 +87,7 @@ type server struct {
 	counts Counts
 	off    bool
 	lies   bool          // about fsync
+	plain  bool          // it can only read, write and flush
 	healed chan struct{} // closed by Heal
 	every  time.Duration // between two requests
 	next   time.Time     // when the next request is done
@@ -306,6 +307,14 @@ func (s *server) Lie(_ int, _ *bool) error {
 	return nil
 }
 
+// Plain makes a disk that knows no zeroing.
+func (s *server) Plain(_ int, _ *bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.plain = true
+	return nil
+}
+
 // Cut describes what a power cut leaves of the cache.
 type Cut struct {
 	Kept    int // sectors of a hundred
@@ -415,7 +424,10 @@ func (f *file) Write(_ context.Context, _ fs.FileHandle, b []byte, off int64) (u
 func (f *file) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno { return f.server.sync() }
 
 func (f *file) Allocate(_ context.Context, _ fs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
-	if mode&(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_ZERO_RANGE) == 0 {
+	f.server.mu.Lock()
+	plain := f.server.plain
+	f.server.mu.Unlock()
+	if plain || mode&(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_ZERO_RANGE) == 0 {
 		return syscall.EOPNOTSUPP
 	}
 	return f.server.change(Zero, change{off: int64(off), length: int64(size)})

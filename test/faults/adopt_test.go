@@ -1,0 +1,84 @@
+package faults
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// adopt makes a blank disk one of ours, and opens it, as an inventory does.
+func (n *node) adopt(ctx context.Context) error {
+	c, err := disk.Inspect(ctx, n.path)
+	if err != nil {
+		return err
+	}
+	if c.State == disk.Blank {
+		if _, err := disk.Initialize(ctx, n.path); err != nil {
+			return err
+		}
+	}
+	return n.open(ctx)
+}
+
+// TestAdoption lets each request fail by which a blank disk becomes one of ours, or cuts
+// the power there. At every moment the disk is blank or ours, and nothing else.
+func TestAdoption(t *testing.T) {
+	for _, sector := range []int64{512, 4096} {
+		n := &node{faulty: newFaulty(t, diskSize, sector)}
+		t.Cleanup(n.close)
+		n.call("Save", 0, new(bool))
+		n.set(Fault{})
+		n.must(n.adopt(t.Context()))
+		whole := n.heal()
+		n.close()
+		n.forget()
+		t.Logf("%d byte sectors: %d reads, %d writes, %d flushes", sector, whole.of(Read), whole.of(Write), whole.of(Sync))
+		var kinds [][]Fault
+		for _, f := range []Fault{
+			{Op: Read, Do: Fail, Count: 1}, {Op: Write, Do: Fail, Count: 1}, {Op: Sync, Do: Fail, Count: 1}, {Op: Any, Do: Fail},
+			{Op: Write, Do: Drop, Count: 1}, {Op: Write, Do: Drop}, {Op: Change | Sync, Do: PowerOff}, {Op: Change | Sync, Do: PowerOff},
+		} {
+			var kind []Fault
+			for f.At = range whole.of(f.Op) {
+				kind = append(kind, f)
+			}
+			kinds = append(kinds, kind)
+		}
+		found, hits := map[disk.State]int{}, 0
+		tried, all := inTurn(t, kinds, 1500*time.Millisecond, func(f Fault) {
+			n.call("Restore", 0, new(bool))
+			n.set(f)
+			err := n.adopt(t.Context())
+			if n.heal().Hits > 0 {
+				hits++
+			}
+			n.close()
+			if f.Do == PowerOff {
+				n.forget()
+				n.call("PowerOn", Cut{Kept: hits % 4 * 33, Seed: uint64(hits)}, new(int))
+			}
+			c, inspectErr := disk.Inspect(t.Context(), n.path)
+			found[c.State]++
+			if inspectErr != nil || err == nil && f.Do != PowerOff && c.State != disk.Ours {
+				t.Errorf("%v; then the disk is %+v, %v", err, c, inspectErr)
+			}
+			if c.State == disk.Busy {
+				// The kernel has the meta partition still, of a table that the disk dropped.
+				n.forget()
+			}
+			if again := n.adopt(t.Context()); again != nil {
+				t.Errorf("%v; then, of a disk that is %+v: %v", err, c, again)
+			} else if s := n.engine.Snapshot(); s.Validate() != nil || len(s.Volumes) > 0 || s.Free.Total() != diskSize-3*mib {
+				t.Errorf("the disk is %+v", s)
+			}
+			n.close()
+			n.forget()
+		})
+		t.Logf("%d of %d faults tried, %d hit; then the disk was: %v", tried, all, hits, found)
+		if hits < tried/2 || found[disk.Blank] == 0 || found[disk.Ours] == 0 {
+			t.Error("the faults hit too little")
+		}
+	}
+}
