@@ -77,8 +77,9 @@ fuzz: ## Run each fuzz target for a minute.
 	done
 
 .PHONY: torture
-torture: ## Look at a million states that power cuts leave of a disk's table (a quarter of an hour).
+torture: ## Try all that tests of disks otherwise try a sample of: states after power cuts, faults (hours).
 	BERTH_TORTURE=1 go test -count=1 -timeout=120m -v -run='^TestTorture$$' ./pkg/agent/disk
+	BERTH_TORTURE=1 go test -count=1 -timeout=180m -v ./test/faults
 
 .PHONY: clean
 clean: ## Remove what was built here.
