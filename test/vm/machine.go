@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -24,8 +23,31 @@ type image struct{ kernel, initramfs string }
 // drive is a disk of a machine. Its name is the serial number, and what it is unplugged by.
 type drive struct {
 	name   string
-	url    string // of NBD, or a file
-	sector int
+	socket string // where it is served
+	sector int64
+}
+
+// backend is what qemu keeps when the disk is unplugged, frontend what the guest sees.
+func (d drive) backend() string {
+	return mustJSON(map[string]any{
+		"driver": "raw", "node-name": "drive-" + d.name, "discard": "unmap",
+		"file": map[string]any{"driver": "nbd", "discard": "unmap", "server": map[string]string{"type": "unix", "path": d.socket}},
+	})
+}
+
+func (d drive) frontend() map[string]any {
+	return map[string]any{
+		"driver": "virtio-blk-pci", "id": d.name, "serial": d.name, "drive": "drive-" + d.name, "write-cache": "on",
+		"logical_block_size": d.sector, "physical_block_size": d.sector,
+	}
+}
+
+func mustJSON(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // all of it is written here
+	}
+	return string(b)
 }
 
 // machine is a virtual machine that runs, or ran.
@@ -95,11 +117,7 @@ func (m *machine) arguments(i image, drives []drive) []string {
 		"-device", "virtserialport,chardev=port",
 	}
 	for _, d := range drives {
-		sector := strconv.Itoa(d.sector)
-		args = append(args,
-			"-drive", "if=none,format=raw,discard=unmap,cache=none,aio=threads,id=drive-"+d.name+",file="+d.url,
-			"-device", "virtio-blk-pci,id="+d.name+",serial="+d.name+",drive=drive-"+d.name+
-				",write-cache=on,logical_block_size="+sector+",physical_block_size="+sector)
+		args = append(args, "-blockdev", d.backend(), "-device", mustJSON(d.frontend()))
 	}
 	return args
 }

@@ -77,3 +77,6 @@ func (q *monitor) unplug(ctx context.Context, id string) error {
 		}
 	}
 }
+
+// plug plugs a disk in again that was unplugged.
+func (q *monitor) plug(d drive) error { return q.execute("device_add", d.frontend()) }

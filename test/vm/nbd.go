@@ -26,6 +26,8 @@ type platter struct {
 	mu     sync.Mutex
 	log    []cached         // what the cache holds, in the order of arrival
 	newest map[int64][]byte // by sector, of the log; nil is a sector of zeros
+	// Closed when the guest asks for a flush, which is then never done: the moment at which the cache is fullest.
+	trap chan struct{}
 	// Counts, so that a test can hold that its faults did hit.
 	flushes, kept, dropped int
 }
@@ -53,7 +55,7 @@ func newPlatter(path string, size, sector int64) (*platter, error) {
 	return p, nil
 }
 
-func (p *platter) url() string { return "nbd:unix:" + p.listen.Addr().String() }
+func (p *platter) socket() string { return p.listen.Addr().String() }
 
 func (p *platter) close() error {
 	err := p.listen.Close()
@@ -80,6 +82,7 @@ func (p *platter) accept() {
 func (p *platter) powerCut(r *rand.Rand, keep float64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.trap = nil
 	for _, c := range p.log {
 		for off := c.off; off < c.off+c.length; off += p.sector {
 			if r.Float64() >= keep {
@@ -114,9 +117,25 @@ func (p *platter) settle(c cached) error {
 	return unix.Fallocate(int(p.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, c.off, c.length)
 }
 
+// errTrapped: the disk does not answer any more, the power is about to be cut.
+var errTrapped = errors.New("trapped")
+
+// setTrap has the disk stop at the next flush that would write something. The channel is closed then.
+func (p *platter) setTrap() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.trap = make(chan struct{})
+	return p.trap
+}
+
 func (p *platter) flush() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.trap != nil && len(p.log) > 0 {
+		close(p.trap)
+		p.trap = nil
+		return errTrapped
+	}
 	p.flushes++
 	for _, c := range p.log {
 		if err := p.settle(c); err != nil {
@@ -298,6 +317,10 @@ func (p *platter) transmit(conn net.Conn) error {
 		if err == nil && r.Flags&throughCache != 0 {
 			// More than it must: all of the cache. Only qemu's own requests ask for it.
 			err = p.flush()
+		}
+		if errors.Is(err, errTrapped) {
+			_, err := io.Copy(io.Discard, conn)
+			return err
 		}
 		reply := struct {
 			Magic, Error uint32

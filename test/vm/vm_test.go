@@ -89,15 +89,12 @@ func bootOnce(t *testing.T, drives ...drive) *machine {
 
 // TestBoot is the shortest way through all of it.
 func TestBoot(t *testing.T) {
-	dir := newMachineDir(t)
-	path := filepath.Join(dir, "disk")
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
+	p, err := newPlatter(filepath.Join(newMachineDir(t), "disk"), 256*mib, 512)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(path, 256*mib); err != nil {
-		t.Fatal(err)
-	}
-	m := bootOnce(t, drive{name: "one", url: path, sector: 512})
+	t.Cleanup(func() { p.close() })
+	m := bootOnce(t, drive{"one", p.socket(), p.sector})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var device string

@@ -11,14 +11,14 @@ import (
 	"sync"
 
 	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/vm/wire"
 )
 
-// burst makes volumes and ends them, each worker in its own slots, until the power is cut.
+// burst makes volumes and ends them, each worker in its own slots, until it is told to stop, a
+// step fails or the power is cut.
 // Every step is announced before it begins, and again when it is done: the second
 // is the acknowledgement that a power cut must not make a lie.
 func (g *guest) burst(ctx context.Context, b wire.Burst, event func(any)) error {
@@ -26,19 +26,24 @@ func (g *guest) burst(ctx context.Context, b wire.Burst, event func(any)) error 
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	stop := make(chan struct{})
+	g.mu.Lock()
+	g.stop[b.Disk] = stop
+	g.mu.Unlock()
 	var workers sync.WaitGroup
 	errs := make([]error, b.Workers)
 	for w := range b.Workers {
 		workers.Go(func() {
 			r := rand.New(rand.NewPCG(b.Seed, uint64(w)))
-			for ctx.Err() == nil {
+			for errs[w] == nil {
+				select {
+				case <-stop:
+					return
+				default:
+				}
 				slot := r.IntN(b.Slots/b.Workers)*b.Workers + w
 				at := extent.New(b.From+int64(slot)*b.SlotBytes, b.SlotBytes)
-				if errs[w] = (&worker{d, r, event}).step(ctx, at); errs[w] != nil {
-					cancel()
-				}
+				errs[w] = (&worker{d, r, event}).step(ctx, at)
 			}
 		})
 	}
@@ -97,7 +102,7 @@ func (w *worker) do(ctx context.Context, do string, v disk.Volume) error {
 		err = formatted(ctx, w.d, v.Partition)
 	case "fill":
 		if err = mount(w.d, v.Partition); err == nil {
-			err = errors.Join(fill(w.d, v.Partition), unix.Unmount(mountPoint(v.Partition), 0), os.Remove(mountPoint(v.Partition)))
+			err = errors.Join(fill(w.d, v.Partition), unmount(ctx, v.Partition), os.Remove(mountPoint(v.Partition)))
 		}
 	case "grow":
 		_, err = w.d.Grow(ctx, v.Partition, v.Extent.Len())

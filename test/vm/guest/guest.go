@@ -12,8 +12,6 @@ import (
 	"path/filepath"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/vm/wire"
@@ -22,10 +20,13 @@ import (
 // guest keeps the disks that are open.
 type guest struct {
 	mu    sync.Mutex
-	disks map[string]*disk.Disk // by path
+	disks map[string]*disk.Disk    // by path
+	stop  map[string]chan struct{} // by path: ends the burst
 }
 
-func newGuest() *guest { return &guest{disks: map[string]*disk.Disk{}} }
+func newGuest() *guest {
+	return &guest{disks: map[string]*disk.Disk{}, stop: map[string]chan struct{}{}}
+}
 
 // do serves one request. event sends something before the end.
 func (g *guest) do(ctx context.Context, r wire.Request, event func(any)) (any, error) {
@@ -46,7 +47,7 @@ func (g *guest) do(ctx context.Context, r wire.Request, event func(any)) (any, e
 			return nil, err
 		}
 		return nil, g.burst(ctx, b, event)
-	case "find", "inspect", "initialize", "open", "close", "check", "state":
+	case "find", "inspect", "initialize", "open", "close", "check", "state", "stop":
 		if err := json.Unmarshal(r.Args, &path); err != nil {
 			return nil, err
 		}
@@ -86,6 +87,11 @@ func (g *guest) doDisk(ctx context.Context, do, path string) (any, error) {
 		delete(g.disks, path)
 		g.mu.Unlock()
 		return nil, d.Close()
+	case "stop":
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		close(g.stop[path])
+		return nil, nil
 	case "check":
 		err := d.Check(ctx)
 		return nil, err
@@ -104,6 +110,9 @@ func (g *guest) disk(path string) (*disk.Disk, error) {
 }
 
 func (g *guest) doVolume(ctx context.Context, do string, v wire.Volume) (any, error) {
+	if do == "unmount" {
+		return nil, unmount(ctx, v.Partition)
+	}
 	d, err := g.disk(v.Disk)
 	if err != nil {
 		return nil, err
@@ -120,14 +129,10 @@ func (g *guest) doVolume(ctx context.Context, do string, v wire.Volume) (any, er
 		return nil, wipe(ctx, d, v.Partition)
 	case "mount":
 		return nil, mount(d, v.Partition)
-	case "unmount":
-		return nil, unix.Unmount(mountPoint(v.Partition), 0)
 	case "fill":
 		return nil, fill(d, v.Partition)
 	case "verify":
-		return nil, verify(d, v.Partition)
-	case "zeros":
-		return nil, zeros(v.Disk, at)
+		return nil, verify(ctx, d, v.Partition)
 	}
 	return nil, fmt.Errorf("%q is not known", do)
 }

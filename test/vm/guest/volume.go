@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/pkg/agent/disk"
-	"github.com/berthdev/berth/pkg/extent"
 )
 
 // formatted makes a file system as the agent does: the volume becomes Formatted only when
@@ -71,6 +69,20 @@ func mount(d *disk.Disk, partition string) error {
 	return unix.Mount(device, mountPoint(partition), "ext4", 0, "")
 }
 
+// unmount waits for a child of this program that was forked while the volume was written
+// to, and has not begun its own program yet: until then it keeps the open files.
+func unmount(ctx context.Context, partition string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		err := unix.Unmount(mountPoint(partition), 0)
+		if !errors.Is(err, unix.EBUSY) || ctx.Err() != nil {
+			return err
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
 // canary is what a volume is filled with: it names the volume in every few bytes, so that
 // nobody else's can be taken for it.
 func canary(partition string) []byte {
@@ -97,7 +109,7 @@ func fill(d *disk.Disk, partition string) error {
 }
 
 // verify checks the volume's file system, and then that the canary is in it.
-func verify(d *disk.Disk, partition string) (err error) {
+func verify(ctx context.Context, d *disk.Disk, partition string) error {
 	device, err := deviceOf(d, partition)
 	if err != nil {
 		return err
@@ -110,29 +122,10 @@ func verify(d *disk.Disk, partition string) (err error) {
 	if err == nil && !bytes.Equal(got, canary(partition)) {
 		err = errors.New("the canary is not what was written")
 	}
-	if err := errors.Join(err, unix.Unmount(mountPoint(partition), 0)); err != nil {
+	if err := errors.Join(err, unmount(ctx, partition)); err != nil {
 		return err
 	}
-	return program(context.Background(), "e2fsck", "-fn", device)
-}
-
-// zeros holds that a part of a disk reads as zeros.
-func zeros(path string, e extent.Extent) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	for off := e.Start; off < e.End; off += 1 << 20 {
-		b := make([]byte, min(1<<20, e.End-off))
-		if _, err := f.ReadAt(b, off); err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if i := bytes.IndexFunc(b, func(r rune) bool { return r != 0 }); i >= 0 {
-			return fmt.Errorf("%s is not zero at %d", path, off+int64(i))
-		}
-	}
-	return nil
+	return program(ctx, "e2fsck", "-fn", device)
 }
 
 // patience is how long anything that nothing announces is waited for.

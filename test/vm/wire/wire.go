@@ -65,7 +65,8 @@ type Found struct {
 	Device    string
 }
 
-// Burst has the guest make, fill, grow and wipe volumes of a disk until the power is cut.
+// Burst has the guest make, fill, grow and wipe volumes of a disk, until it is told to stop
+// or the power is cut.
 // Each has a slot of the disk to itself, of which it takes a part from the beginning.
 type Burst struct {
 	Disk string
