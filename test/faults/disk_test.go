@@ -43,7 +43,7 @@ func newFaulty(t testing.TB, size, sector int64) *faulty {
 	t.Helper()
 	testenv.NeedRoot(t)
 	testenv.NeedFile(t, "/dev/fuse")
-	testenv.NeedProgram(t, "mkfs.ext4", "e2fsck", "resize2fs", "blkid", "wipefs", "delpart")
+	testenv.NeedProgram(t, "mkfs.ext4", "e2fsck", "resize2fs", "blkid", "wipefs", "delpart", "sgdisk", "sfdisk", "parted")
 	d := &faulty{t: t, sector: sector}
 	d.start(t.TempDir())
 	d.call("Attach", Geometry{size, sector}, &d.path)

@@ -110,10 +110,12 @@ func inTurn(t *testing.T, kinds [][]Fault, limit time.Duration, try func(Fault))
 
 // tryAll tries the faults on the lives.
 func (n *node) tryAll(t *testing.T, kinds [][]Fault, limit time.Duration) {
-	hit, failedIn, outside, helped, even := map[string]int{}, map[string]int{}, 0, 0, false
+	hit, failedIn, outside, helped, done := map[string]int{}, map[string]int{}, 0, 0, 0
 	tried, all := inTurn(t, kinds, limit, func(f Fault) {
-		even = !even
-		o := n.try(t, f, even)
+		o := n.try(t, f, done%2 == 0)
+		if done++; done%sample == 0 {
+			n.verify(t)
+		}
 		if o.hits > 0 {
 			hit[f.String()]++
 		}
@@ -127,8 +129,8 @@ func (n *node) tryAll(t *testing.T, kinds [][]Fault, limit time.Duration) {
 			failedIn[o.step]++
 		}
 	})
-	t.Logf("%d of %d faults tried; they hit: %v; steps that failed: %v; out of service %d times, a person had to help %d times",
-		tried, all, hit, failedIn, outside, helped)
+	t.Logf("%d of %d faults tried; they hit: %v; steps that failed: %v; out of service %d times, a person had to help %d times; %d tables shown to other tools",
+		tried, all, hit, failedIn, outside, helped, done/sample)
 	if len(hit) < len(kinds)-1 || len(failedIn) < 4 || outside == 0 {
 		t.Errorf("the faults hit too little")
 	}

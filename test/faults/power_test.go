@@ -97,13 +97,16 @@ func TestPowerCut(t *testing.T) {
 			}
 		}
 		n.inspect(t)
+		n.close()
+		if tries%sample == 0 {
+			n.verify(t)
+		}
 		if t.Failed() {
 			t.Fatalf("after %d power cuts, with %+v, %+v", tries+1, f, c)
 		}
-		n.close()
 	}
-	t.Logf("%d of %d power cuts tried, %d in the middle of the lives, with %d changes in the cache in all; steps that were interrupted: %v",
-		tries, all, hits, pendings, interrupted)
+	t.Logf("%d of %d power cuts tried, %d in the middle of the lives, with %d changes in the cache in all; steps that were interrupted: %v; %d tables shown to other tools",
+		tries, all, hits, pendings, interrupted, (tries+sample-1)/sample)
 	if hits < tries/2 || pendings == 0 || len(interrupted) < 4 {
 		t.Error("the power cuts hit too little")
 	}

@@ -1,0 +1,33 @@
+package faults
+
+import (
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// sample says of every how many disks the partition tools are asked: they take longer than
+// what is judged.
+const sample = 8
+
+var complaint = regexp.MustCompile(`Caution|Warning|Error|corrupt|Problem`)
+
+// verify asks the common partition tools what they think of the table. Their exit codes say
+// little: it is good if the good text is there and no bad line is.
+func (n *node) verify(t *testing.T) {
+	t.Helper()
+	for _, tool := range []struct {
+		good    string
+		command []string
+	}{
+		{"No problems found", []string{"sgdisk", "--verify", n.path}},
+		{"No errors detected", []string{"sfdisk", "--verify", n.path}},
+		{"Partition Table: gpt", []string{"parted", "--script", n.path, "unit", "s", "print"}},
+	} {
+		out, err := exec.Command(tool.command[0], tool.command[1:]...).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), tool.good) || complaint.Match(out) {
+			t.Errorf("%v: %v\n%s", tool.command, err, out)
+		}
+	}
+}
