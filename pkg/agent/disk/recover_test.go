@@ -1,0 +1,90 @@
+package disk
+
+import (
+	"slices"
+	"testing"
+)
+
+// adopt makes a blank disk ours, cut at every moment: it is blank still, so that it can be
+// formatted, or ours, so that it can be opened.
+func (c *cuts) adopt(t *testing.T, l layout) {
+	t.Helper()
+	m := newMemDisk()
+	if _, err := format(quiet(t), m, l); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[bool]int{}
+	powerCuts(newMemDisk(), m.log, c.random, func(cut *memDisk, written int) {
+		c.states++
+		f, err := examine(cut, l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen[f.ours]++
+		if f.ours {
+			if s, _, err := cut.mounted(t, l, false); err != nil || len(s.table.entries) != 1 {
+				t.Fatalf("half a format does not open: %v", err)
+			}
+			return
+		}
+		if blank, err := isBlank(cut, l); err != nil || !blank || f.foreign || written == len(m.log) {
+			t.Fatalf("half a format is neither blank nor ours: %+v, %v", f, err)
+		}
+		if _, err := format(quiet(t), cut, l); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := cut.mounted(t, l, false); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if seen[true] == 0 || seen[false] == 0 {
+		t.Errorf("%v: not all kinds of states were seen", seen)
+	}
+}
+
+// recover damages a copy of the table of a disk that is known, or makes the disk grow, and cuts
+// the power at every write of the recovery, in the recovery from that, and in the first change
+// after it. No entry changes. It returns the layout from then on.
+func (c *cuts) recover(t *testing.T, disk *memDisk, l layout, strange []byte) layout {
+	t.Helper()
+	s, _, err := disk.mounted(t, l, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := slices.Clone(s.table.entries)
+	name := "grown"
+	if c.random.IntN(5) == 0 {
+		if l, err = newLayout(l.size+c.random.Int64N(4)*l.sector+mib, l.sector); err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		// The last ones are not damaged but somebody else's.
+		damage := damages[1+c.random.IntN(6)]
+		name = damage.name
+		damage.do(disk, l, []site{l.primary(), l.backup()}[c.random.IntN(2)])
+	}
+	before := disk.clone()
+	check := func(m *memDisk) []logged {
+		c.states++
+		m.log = nil
+		s, _, err := m.mounted(t, l, true)
+		if err != nil || !sameVolumes(s.table.entries, want) || !slices.Equal(s.current().slot(300), strange) {
+			t.Fatalf("%s: not recovered: %v", name, err)
+		}
+		if f, err := examine(m, l); err != nil || f.was.size != 0 || f.badMBR || f.badPrimary || f.badBackup {
+			t.Fatalf("%s: not repaired: %v, %v", name, f, err)
+		}
+		return m.log
+	}
+	powerCuts(before, check(disk), c.random, func(cut *memDisk, _ int) {
+		recovered := cut.clone()
+		repairs := check(recovered)
+		// Repairs write whole copies, so that there are many subsets: a sample is cut again.
+		if c.random.IntN(10) != 0 {
+			return
+		}
+		powerCuts(cut, repairs, c.random, func(again *memDisk, _ int) { check(again.clone()) })
+		c.change(t, recovered, l, name)
+	})
+	return l
+}
