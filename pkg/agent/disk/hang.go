@@ -89,3 +89,24 @@ func (w *watchdog) show(s *Snapshot) {
 	}
 	w.snapshot.Store(s)
 }
+
+// askMeanwhile has the owner look at the table now and then, until stop is called: a caller
+// that zeroes for long would else be the only one who knows that the disk hangs.
+func (d *Disk) askMeanwhile() (stop func()) {
+	ticker, stopped := time.NewTicker(d.watchdog.patience), make(chan struct{})
+	go func() {
+		defer ticker.Stop()
+		for {
+			select {
+			case <-stopped:
+				return
+			case <-d.stop:
+				return
+			case <-ticker.C:
+				// Whatever it finds, it is the disk's state from then on.
+				_ = d.Check(context.Background())
+			}
+		}
+	}()
+	return sync.OnceFunc(func() { close(stopped) })
+}

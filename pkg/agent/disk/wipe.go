@@ -81,6 +81,7 @@ func (d *Disk) Wipe(ctx context.Context, partition string, o WipeOptions) (Wiped
 		return w, fmt.Errorf("wiping volume: %w", err)
 	}
 	defer release()
+	defer d.askMeanwhile()()
 	w.Began = time.Now()
 	err = d.wipe(ctx, &w, way, effort{&d.pace, o.Rate, o.Progress})
 	w.Took = time.Since(w.Began)

@@ -75,8 +75,10 @@ func (d *Disk) onZeros(ctx context.Context, partition string, plan func() (exten
 	if err != nil || device == nil {
 		return err
 	}
+	stop := d.askMeanwhile()
 	_, zeroErr := device.zero(ctx, e, effort{})
 	zeroErr = errors.Join(zeroErr, device.Close())
+	stop()
 	err = d.run(context.WithoutCancel(ctx), func(ctx context.Context) error {
 		delete(d.zeroing, partition)
 		if zeroErr != nil {
