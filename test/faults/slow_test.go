@@ -188,6 +188,57 @@ func TestHang(t *testing.T) {
 	}
 }
 
+// TestHangWhileWiping: who zeroes is not the one who keeps the table, and yet all are told
+// when the disk stops answering.
+func TestHangWhileWiping(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		call func(n *node, ctx context.Context) error
+	}{
+		{"wipe", func(n *node, ctx context.Context) error { return n.wipe(ctx, living) }},
+		{"grow", func(n *node, ctx context.Context) error {
+			_, err := n.engine.Grow(ctx, living, livingLong)
+			return err
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newNode(t, 512)
+			n.full(t)
+			n.patience = time.Second
+			n.must(n.open(t.Context()))
+			n.set(Fault{Op: Zero, Do: Hang})
+			ended := make(chan error, 1)
+			go func() { ended <- c.call(n, context.WithoutCancel(t.Context())) }()
+			eventually(t, 10*time.Second, func() error {
+				if n.counts().Hits == 0 {
+					return errors.New("nothing is zeroed")
+				}
+				return nil
+			})
+			if err := n.engine.Snapshot().Err; err != nil {
+				t.Errorf("only zeroing takes long, and the disk is out of service: %v", err)
+			}
+			n.set(Fault{Op: Any, Do: Hang})
+			eventually(t, 10*time.Second, func() error {
+				if err := n.engine.Snapshot().Err; !errors.Is(err, disk.ErrOutOfService) {
+					return fmt.Errorf("the disk hangs, and its snapshot says: %w", err)
+				}
+				return nil
+			})
+			n.heal()
+			err := <-ended
+			if !errors.Is(err, disk.ErrOutOfService) {
+				t.Errorf("after a hang: %v", err)
+			}
+			n.close()
+			n.patience = 0
+			n.must(n.open(t.Context()))
+			n.must(n.wipe(t.Context(), living))
+			n.inspect(t)
+		})
+	}
+}
+
 // TestSlow: a disk that does 20 requests a second is slow, and not broken.
 func TestSlow(t *testing.T) {
 	good, bad := newNode(t, 512), newNode(t, 512)
