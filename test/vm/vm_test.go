@@ -2,7 +2,6 @@ package vm
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -119,7 +118,7 @@ func TestBoot(t *testing.T) {
 	if err := m.call(ctx, "state", device, &s); err != nil {
 		t.Fatal(err)
 	}
-	t.Log(fmt.Sprintf("%+v", s))
+	t.Logf("%+v", s)
 	var e wire.Exited
 	if err := m.call(ctx, "exec", wire.Exec{Argv: []string{"blkid", "-p", device + "1"}}, &e); err != nil {
 		t.Fatal(err)

@@ -53,8 +53,8 @@ type Volume struct {
 	Note string
 	// Index of the table's entry, from 1. Up to 254 also the number of the kernel's partition.
 	Index int
-	// Device is the block device of the volume, such as /dev/nvme0n1p3, or /dev/loop7 if
-	// its index is above 254.
+	// Device is the block device of the volume: /dev/dm-7 if the disk is attached by the
+	// device mapper, else such as /dev/nvme0n1p3, or /dev/loop7 if its index is above 254.
 	Device string
 	// Prezeroed is true when this Disk zeroed the whole extent itself and nothing has
 	// written to it since: mkfs need not clear it again.

@@ -102,7 +102,7 @@ func (w *worker) do(ctx context.Context, do string, v disk.Volume) error {
 		err = formatted(ctx, w.d, v.Partition)
 	case "fill":
 		if err = mount(w.d, v.Partition); err == nil {
-			err = errors.Join(fill(w.d, v.Partition), unmount(ctx, v.Partition), os.Remove(mountPoint(v.Partition)))
+			err = errors.Join(fill(v.Partition), unmount(ctx, v.Partition), os.Remove(mountPoint(v.Partition)))
 		}
 	case "grow":
 		_, err = w.d.Grow(ctx, v.Partition, v.Extent.Len())

@@ -130,7 +130,7 @@ func (g *guest) doVolume(ctx context.Context, do string, v wire.Volume) (any, er
 	case "mount":
 		return nil, mount(d, v.Partition)
 	case "fill":
-		return nil, fill(d, v.Partition)
+		return nil, fill(v.Partition)
 	case "verify":
 		return nil, verify(ctx, d, v.Partition)
 	}

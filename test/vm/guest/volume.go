@@ -91,7 +91,7 @@ func canary(partition string) []byte {
 
 // fill writes the canary into a file of the mounted volume, as a database would: what is
 // told to be written is on the medium.
-func fill(d *disk.Disk, partition string) error {
+func fill(partition string) error {
 	dir := mountPoint(partition)
 	f, err := os.Create(filepath.Join(dir, "canary"))
 	if err != nil {
