@@ -99,7 +99,9 @@ func inTurn(t *testing.T, kinds [][]Fault, limit time.Duration, try func(Fault))
 				continue
 			}
 			try(kind[round])
-			tried++
+			if tried++; tried%500 == 0 {
+				t.Logf("%d of %d faults tried in %s", tried, all, time.Since(begin).Round(time.Second))
+			}
 			if t.Failed() {
 				t.Fatalf("after %d faults, with %+v", tried, kind[round])
 			}
