@@ -7,7 +7,10 @@
 // A disk is ours if its GPT has a meta partition of our type in entry 255. A volume is
 // a partition of ours in any other entry; its partition GUID is its
 // identity, the type of the partition its phase. Any other entry is foreign: it is
-// never changed, and no byte of it is ever free. docs/on-disk-format.md has it all.
+// never changed, and no byte of it is ever free. The table lies on the disk in two
+// copies. What a call reports as done is acknowledged: it survives any crash. A disk
+// out of service is neither read nor written before it is opened anew.
+// docs/on-disk-format.md has it all: terms, format, phases, crashes, failures.
 //
 // # Promises
 //
@@ -19,12 +22,20 @@
 //     copies, and was read back from there past the caches. Of a Reserved volume that
 //     Create reports only the primary is for certain: mkfs may begin, nothing else may rely on it.
 //  4. One call changes one entry; the bytes of all others stay as they are.
-//  5. An extent is free again only when it has been zeroed, flushed and read back. What
-//     a volume gets that nobody formats (Raw, Grow) was zeroed before it is the volume's.
+//  5. An extent is free again only when the wipe's policy is satisfied and flushed, and,
+//     under all policies but WipeNone, zeros were read back. What a volume gets that
+//     nobody formats (Raw, Grow) was zeroed before it is the volume's, whatever the policy.
 //  6. Whatever a crash or a power cut leaves, Open finds the table as it was before
-//     the change under way, or after it.
+//     the change under way, or after it. What was acknowledged is there, in its place.
 //  7. A disk whose state is unknown is out of service: it answers every command with
-//     ErrOutOfService, and nothing is written to it until it is opened anew.
+//     ErrOutOfService, and nothing is written to it until it is opened anew. A failed
+//     flush is never just repeated: all that it was for is written again, or given up.
+//  8. A disk serves only after both copies of its table were checked and repaired
+//     (damaged parts are rewritten unchanged before anything is changed), the kernel's
+//     partitions compared with it, and a write tried. One that cannot serve is
+//     returned out of service with its volumes, so that they can be shown.
+//  9. A disk that hangs, fails or is gone costs nobody else anything: Snapshot never
+//     waits, calls fail, and every disk has an owner of its own.
 //
 // # Life of a volume
 //
@@ -33,7 +44,7 @@
 //	   ^                  |      Wipe                        v
 //	   |                  +------------------------------> Wiping
 //	   +---------------------------------------------------- |
-//	              zeroed, read back, entry dropped
+//	          policy satisfied, flushed, entry dropped
 //
 // A raw block volume begins as Formatted. Grow changes no phase.
 //
@@ -49,16 +60,23 @@
 //   - In Grow: the old length, or the new one, perhaps not known to the kernel: Open
 //     tells it.
 //   - In Wipe: Formatted, and Wipe is called again for the same reason as before; or
-//     Wiping, in which nobody can use the volume: Wipe starts from its beginning.
-//     The kernel forgets the partition before the entry goes, so a partition without
-//     an entry never comes from us; where there is one, somebody else may be using
-//     it, and the disk is out of service.
+//     Wiping, in which nobody can use the volume: Wipe starts from its beginning, under
+//     the policy that it is given then. The kernel forgets the partition before the
+//     entry goes, so a partition without an entry comes from a write that was lost, or
+//     from somebody else. Open detaches it; if it is in use, the disk is out of service.
 //
 // # Concurrency
 //
-// One goroutine of a Disk owns its table; calls are commands to it, one after the
-// other, and Snapshot reads what it last published, without waiting. Zeroing happens in
-// the goroutine of the caller, so that other volumes go on meanwhile.
+// One goroutine of a Disk owns its table. Commands go in: calls, one after the other.
+// Events come out: OnChange, and the Snapshot that the owner last published, which is
+// read without waiting. Wiping and zeroing happen in the goroutine of the caller, so
+// that other volumes go on meanwhile.
+//
+// What a command will do to the table is planned without a disk: a table is a value, and
+// its methods withNew, withLength, withPhase and without return the next one, or say why
+// there is none. A plan is a function of the table and of what is wanted and nothing else;
+// what it returns is validated before it is written. That is where the rules are, and
+// tests hold them against an oracle that knows bytes only.
 //
 // Between processes: an open Disk holds its meta partition with O_EXCL. This keeps out
 // a second agent, and whatever opens the whole disk exclusively (mkfs, wipefs), but
