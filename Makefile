@@ -68,6 +68,10 @@ bench: prepare ## Run the benchmarks that docs/performance.md quotes (needs root
 	go test -run='^$$' -bench=. -benchmem ./pkg/placement ./pkg/ledger ./pkg/plugins/...
 	go test -count=1 -timeout=30m -v -run='^$$' -bench=. -benchtime=1x ./test/bench/...
 
+.PHONY: simulate
+simulate: ## Replay weeks of volumes on up to 5000 nodes and compare policies of placement (docs/placement.md).
+	go run ./test/simulate -svg docs
+
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for a minute.
 	@for package in $$(git grep -lE '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// class is that of all disks.
+const class = "ssd"
+
+// place is where a volume lies.
+type place struct {
+	disk   int32 // of the cluster; those of node n are 2n and 2n+1
+	extent extent.Extent
+}
+
+// cluster is the free space of all disks under one policy, and how to find it.
+type cluster struct {
+	nodes []placement.Node
+	// extents finds free extents by length (key: disk, start), largest disks by their largest extent,
+	// free nodes by their free bytes.
+	extents, largest, free *bySize
+	firstDisk              *firstOf // disks by their largest extent
+	freeOf                 []int32  // GiB of each disk
+	used                   int64    // GiB of all
+}
+
+func newCluster(disks int) *cluster {
+	c := &cluster{
+		nodes:   make([]placement.Node, disks/disksPerNode),
+		extents: newBySize(diskSize), largest: newBySize(diskSize), free: newBySize(disksPerNode * diskSize),
+		firstDisk: newFirstOf(disks), freeOf: make([]int32, disks),
+	}
+	for n := range c.nodes {
+		for d := range disksPerNode {
+			c.nodes[n].Disks = append(c.nodes[n].Disks, placement.Disk{
+				ID: string(rune('a' + d)), Class: class, Usable: diskSize * gib,
+			})
+			c.change(int32(n*disksPerNode+d), extent.NewSet(extent.New(0, diskSize*gib)))
+		}
+	}
+	return c
+}
+
+func (c *cluster) disk(d int32) *placement.Disk {
+	return &c.nodes[d/disksPerNode].Disks[d%disksPerNode]
+}
+
+// keyOf is a free extent's key in the index.
+func keyOf(d int32, e extent.Extent) uint64 { return uint64(d)<<32 | uint64(e.Start/gib) }
+
+func (c *cluster) freeOfNode(d int32) int {
+	first := d / disksPerNode * disksPerNode
+	sum := 0
+	for i := range int32(disksPerNode) {
+		sum += int(c.freeOf[first+i])
+	}
+	return sum
+}
+
+// change replaces what is free of the disk, where the two differ.
+func (c *cluster) change(d int32, now extent.Set) {
+	disk := c.disk(d)
+	before := disk.Free
+	node := uint64(d / disksPerNode)
+	if free := c.freeOfNode(d); free > 0 {
+		c.free.remove(free, node)
+	}
+	c.index(d, before, now, false)
+	c.index(d, now, before, true)
+	was, is := int(before.Largest().Len()/gib), int(now.Largest().Len()/gib)
+	if was != is {
+		if was > 0 {
+			c.largest.remove(was, uint64(d))
+		}
+		if is > 0 {
+			c.largest.insert(is, uint64(d))
+		}
+		c.firstDisk.set(int(d), int32(is))
+	}
+	disk.Free = now
+	c.freeOf[d] = int32(now.Total() / gib)
+	if free := c.freeOfNode(d); free > 0 {
+		c.free.insert(free, node)
+	}
+}
+
+// index adds or removes the extents that are in the one set and not in the other.
+func (c *cluster) index(d int32, these, others extent.Set, add bool) {
+	j := 0
+	for _, e := range these.All() {
+		for j < others.Len() && others.At(j).Start < e.Start {
+			j++
+		}
+		if j < others.Len() && others.At(j) == e {
+			continue
+		}
+		if size := int(e.Len() / gib); add {
+			c.extents.insert(size, keyOf(d, e))
+		} else {
+			c.extents.remove(size, keyOf(d, e))
+		}
+	}
+}
+
+// take puts a volume there. A policy that names space that is not free is broken.
+func (c *cluster) take(p place) error {
+	free := c.disk(p.disk).Free
+	if p.extent.Empty() || !free.Contains(p.extent) {
+		return fmt.Errorf("the policy placed a volume at %v of disk %d, which is not free", p.extent, p.disk)
+	}
+	c.change(p.disk, free.Remove(p.extent))
+	c.used += p.extent.Len() / gib
+	return nil
+}
+
+func (c *cluster) release(p place) {
+	c.change(p.disk, c.disk(p.disk).Free.Add(p.extent))
+	c.used -= p.extent.Len() / gib
+}

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+)
+
+const (
+	bound = "no fragmentation (the bound)"
+	// target is what Berth is to reach of the bound at demandOfTarget of all bytes.
+	target         = 0.97
+	demandOfTarget = 0.9
+)
+
+// clusterSize is a cluster to simulate, and for how many turnovers of its bytes.
+type clusterSize struct {
+	nodes     int
+	turnovers float64
+}
+
+// plan is what is simulated.
+type plan struct {
+	seed     uint64
+	clusters []clusterSize
+	// small is for the comparisons of demands, workloads and candidates.
+	small   clusterSize
+	demands []float64
+	// plots is the directory that they are written to; none if empty.
+	plots    string
+	parallel int
+	progress io.Writer
+}
+
+// study is what `make simulate` does.
+var study = plan{
+	clusters: []clusterSize{{100, 25}, {1000, 5}, {5000, 2}},
+	small:    clusterSize{100, 5},
+	demands:  []float64{0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1},
+}
+
+func (p *plan) report(w io.Writer) error {
+	for i, size := range p.clusters {
+		t, measures, err := p.simulate(&workloads[0], size, demandOfTarget, policies)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "### %d nodes, %d requests in %.0f days\n\n", size.nodes, measures[0].asked, t.days*(1-1./settling))
+		table(w, measures)
+		ratio := part(measures[1].placed, measures[0].placed)
+		verdict := "met"
+		if ratio < target {
+			verdict = "missed"
+		}
+		fmt.Fprintf(w, "BestFit admits %.4f of the requests that the bound admits (target %.2f: %s), and %.4f of their bytes.\n\n",
+			ratio, target, verdict, part(measures[1].placedBytes, measures[0].placedBytes))
+		if i == len(p.clusters)-1 && p.plots != "" {
+			if err := plotOverTime(p.plots, size.nodes, measures); err != nil {
+				return err
+			}
+		}
+	}
+	if err := p.compareDemands(w); err != nil {
+		return err
+	}
+	if err := p.compareWorkloads(w); err != nil {
+		return err
+	}
+	return p.compareCandidates(w)
+}
+
+// table is what the policies did, one a row.
+func table(w io.Writer, measures []*measure) {
+	fmt.Fprintf(w, "| | requests placed | bytes placed | placed of those of 1 TiB and more | of the bound's requests | of its bytes | fill | stranded | largest extent of a node | room for volumes of 1 TiB |\n")
+	fmt.Fprintf(w, "|---|---|---|---|---|---|---|---|---|---|\n")
+	for _, m := range measures {
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %.4f | %.4f | %s | %s | %.0f GiB | %.0f |\n", m.policy,
+			percent(part(m.placed, m.asked)), percent(part(m.placedBytes, m.askedBytes)), percent(part(m.placedLarge, m.askedLarge)),
+			part(m.placed, measures[0].placed), part(m.placedBytes, measures[0].placedBytes),
+			percent(m.mean(func(p *point) float64 { return p.fill })),
+			percent(m.mean(func(p *point) float64 { return p.stranded })),
+			m.mean(func(p *point) float64 { return p.largest }),
+			m.mean(func(p *point) float64 { return float64(p.roomFor) }))
+	}
+	fmt.Fprintln(w)
+}
+
+func percent(part float64) string { return fmt.Sprintf("%.1f %%", 100*part) }
+
+// compareDemands shows from which fill on fragmentation costs.
+func (p *plan) compareDemands(w io.Writer) error {
+	fmt.Fprintf(w, "### Bytes placed, of all that were asked for, by demand (%d nodes)\n\n", p.small.nodes)
+	rows := make([][]float64, len(policies)+1)
+	for _, demand := range p.demands {
+		_, measures, err := p.simulate(&workloads[0], p.small, demand, policies)
+		if err != nil {
+			return err
+		}
+		for i, m := range measures {
+			rows[i] = append(rows[i], part(m.placedBytes, m.askedBytes))
+		}
+	}
+	head := make([]string, 0, len(p.demands))
+	for _, demand := range p.demands {
+		head = append(head, fmt.Sprintf("%.0f %%", 100*demand))
+	}
+	grid(w, head, names(policies), rows)
+	if p.plots == "" {
+		return nil
+	}
+	return plotDemands(p.plots, p.small.nodes, p.demands, names(policies), rows)
+}
+
+// grid prints a table of parts as percentages.
+func grid(w io.Writer, head, names []string, rows [][]float64) {
+	fmt.Fprintf(w, "| | %s |\n|%s\n", strings.Join(head, " | "), strings.Repeat("---|", len(head)+1))
+	for i, row := range rows {
+		cells := make([]string, 0, len(row))
+		for _, value := range row {
+			cells = append(cells, percent(value))
+		}
+		fmt.Fprintf(w, "| %s | %s |\n", names[i], strings.Join(cells, " | "))
+	}
+	fmt.Fprintln(w)
+}
+
+// names are those of the bound and the policies, in the order of the measures.
+func names(policies []policy) []string {
+	all := []string{bound}
+	for i := range policies {
+		all = append(all, policies[i].name)
+	}
+	return all
+}
+
+// compareWorkloads shows how much hangs on the assumptions about sizes and lifetimes.
+func (p *plan) compareWorkloads(w io.Writer) error {
+	fmt.Fprintf(w, "### Bytes placed, of those that the bound places, by workload (%d nodes, %.0f %% demand)\n\n", p.small.nodes, 100*demandOfTarget)
+	head := names(policies)[1:]
+	rows := make([][]float64, len(workloads))
+	rowNames := make([]string, len(workloads))
+	for i := range workloads {
+		_, measures, err := p.simulate(&workloads[i], p.small, demandOfTarget, policies)
+		if err != nil {
+			return err
+		}
+		rowNames[i] = workloads[i].name
+		for _, m := range measures[1:] {
+			rows[i] = append(rows[i], part(m.placedBytes, measures[0].placedBytes))
+		}
+	}
+	grid(w, head, rowNames, rows)
+	return nil
+}
+
+// compareCandidates looks for a better policy, where it would show: in the smallest cluster.
+func (p *plan) compareCandidates(w io.Writer) error {
+	size := p.clusters[0]
+	fmt.Fprintf(w, "### Candidates (%d nodes)\n\n", size.nodes)
+	_, measures, err := p.simulate(&workloads[0], size, demandOfTarget, slices.Concat(policies[:1], candidates))
+	if err != nil {
+		return err
+	}
+	table(w, measures)
+	return nil
+}
+
+// simulate runs the bound and the policies on the same trace, and returns the measures in that order.
+func (p *plan) simulate(w *workload, size clusterSize, demand float64, policies []policy) (*trace, []*measure, error) {
+	s := scenario{w, size.nodes, demand, size.turnovers, p.seed}
+	t := s.record()
+	if p.progress != nil {
+		fmt.Fprintf(p.progress, "%s, %d nodes, %.0f %% demand: %d events\n", w.name, size.nodes, 100*demand, len(t.events))
+	}
+	measures := make([]*measure, len(policies)+1)
+	errs := make([]error, len(measures))
+	var group sync.WaitGroup
+	tickets := make(chan struct{}, max(1, p.parallel))
+	for i, name := range names(policies) {
+		tickets <- struct{}{}
+		group.Go(func() {
+			defer func() { <-tickets }()
+			var s store = poolStore{newPool(t.disks)}
+			if i > 0 {
+				s = &policyStore{newCluster(t.disks), &policies[i-1], rand.New(rand.NewPCG(p.seed, 1))}
+			}
+			measures[i], errs[i] = run(t, name, s)
+		})
+	}
+	group.Wait()
+	for i, err := range errs {
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", names(policies)[i], err)
+		}
+	}
+	return t, measures, nil
+}

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"math/rand/v2"
+)
+
+// event is a request, or with size 0 the end of a volume's life. Slots of volumes are used again.
+type event struct {
+	slot int32
+	size int32 // GiB
+}
+
+// trace is what all policies meet.
+type trace struct {
+	disks  int // two a node
+	events []event
+	slots  int // highest number of volumes at once
+	// samples are where to measure: before the event with this index, at this time.
+	samples []sample
+	// settled is the first event that counts.
+	settled int
+	days    float64
+}
+
+type sample struct {
+	at    int
+	hours float64
+}
+
+// plan of a trace.
+type scenario struct {
+	workload  *workload
+	nodes     int
+	target    float64 // demand as a part of all bytes
+	turnovers float64 // how often all bytes change hands
+	seed      uint64
+}
+
+const (
+	disksPerNode = 2
+	numSamples   = 120
+	settling     = 4 // the first such part of the time does not count: the disks begin empty
+)
+
+// record makes the trace. A request comes whenever the demand is below the target.
+func (s *scenario) record() *trace {
+	r := rand.New(rand.NewPCG(s.seed, uint64(s.nodes)))
+	t := &trace{disks: s.nodes * disksPerNode}
+	target := int64(s.target * float64(int64(t.disks)*diskSize))
+	end := s.turnovers * s.workload.turnover
+	t.days = end / 24
+
+	var ends endings
+	var demand int64
+	var sizes, unused []int32
+	ask := func(now float64, life func(*rand.Rand) float64) {
+		var slot int32
+		if n := len(unused); n > 0 {
+			slot, unused = unused[n-1], unused[:n-1]
+		} else {
+			slot = int32(len(sizes))
+			sizes = append(sizes, 0)
+		}
+		size := s.workload.size(r)
+		sizes[slot] = size
+		demand += int64(size)
+		t.events = append(t.events, event{slot, size})
+		ends.push(ending{now + life(r), slot})
+	}
+	for demand < target {
+		ask(0, s.workload.rest)
+	}
+	for {
+		e := ends.pop()
+		for next := len(t.samples); next <= numSamples && float64(next)*end/numSamples <= min(e.at, end); next++ {
+			t.samples = append(t.samples, sample{len(t.events), float64(next) * end / numSamples})
+		}
+		if t.settled == 0 && e.at >= end/settling {
+			t.settled = len(t.events)
+		}
+		if e.at >= end {
+			break
+		}
+		t.events = append(t.events, event{slot: e.slot})
+		demand -= int64(sizes[e.slot])
+		unused = append(unused, e.slot)
+		for demand < target {
+			ask(e.at, s.workload.life)
+		}
+	}
+	t.slots = len(sizes)
+	return t
+}
+
+type ending struct {
+	at   float64
+	slot int32
+}
+
+func (e ending) before(other ending) bool {
+	return e.at < other.at || e.at == other.at && e.slot < other.slot
+}
+
+// endings is a heap, the earliest first.
+type endings []ending
+
+func (h *endings) push(e ending) {
+	*h = append(*h, e)
+	s := *h
+	i := len(s) - 1
+	for i > 0 && e.before(s[(i-1)/2]) {
+		s[i] = s[(i-1)/2]
+		i = (i - 1) / 2
+	}
+	s[i] = e
+}
+
+func (h *endings) pop() ending {
+	s := *h
+	first, e := s[0], s[len(s)-1]
+	s = s[:len(s)-1]
+	*h = s
+	if len(s) == 0 {
+		return first
+	}
+	i := 0
+	for {
+		child := 2*i + 1
+		if child >= len(s) {
+			break
+		}
+		if child+1 < len(s) && s[child+1].before(s[child]) {
+			child++
+		}
+		if !s[child].before(e) {
+			break
+		}
+		s[i] = s[child]
+		i = child
+	}
+	s[i] = e
+	return first
+}
