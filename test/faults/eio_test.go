@@ -20,7 +20,6 @@ type outcome struct {
 	step    string // that failed; empty: none did
 	outside bool   // it took the disk out of service
 	hits    int
-	person  bool // somebody had to help
 }
 
 // TestFaultsInTurn leads two volumes' lives on a disk that fails one request, or all from
@@ -112,7 +111,7 @@ func inTurn(t *testing.T, kinds [][]Fault, limit time.Duration, try func(Fault))
 
 // tryAll tries the faults on the lives.
 func (n *node) tryAll(t *testing.T, kinds [][]Fault, limit time.Duration) {
-	hit, failedIn, outside, helped, done := map[string]int{}, map[string]int{}, 0, 0, 0
+	hit, failedIn, outside, done := map[string]int{}, map[string]int{}, 0, 0
 	tried, all := inTurn(t, kinds, limit, func(f Fault) {
 		o := n.try(t, f, done%2 == 0)
 		if done++; done%sample == 0 {
@@ -124,15 +123,12 @@ func (n *node) tryAll(t *testing.T, kinds [][]Fault, limit time.Duration) {
 		if o.outside {
 			outside++
 		}
-		if o.person {
-			helped++
-		}
 		if o.step != "" {
 			failedIn[o.step]++
 		}
 	})
-	t.Logf("%d of %d faults tried; they hit: %v; steps that failed: %v; out of service %d times, a person had to help %d times; %d tables shown to other tools",
-		tried, all, hit, failedIn, outside, helped, done/sample)
+	t.Logf("%d of %d faults tried; they hit: %v; steps that failed: %v; out of service %d times; %d tables shown to other tools",
+		tried, all, hit, failedIn, outside, done/sample)
 	if len(hit) < len(kinds)-1 || len(failedIn) < 4 || outside == 0 {
 		t.Errorf("the faults hit too little")
 	}
@@ -193,14 +189,6 @@ func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
 	}
 	if n.engine == nil {
 		openErr := n.open(ctx)
-		if lost && openErr != nil && strings.Contains(openErr.Error(), "delpart") {
-			// The kernel knows the partition, the medium never heard of it. Who could tell
-			// whether it is in use? A person does.
-			o.person = true
-			n.close()
-			n.must(run(ctx, "delpart", n.path, "2"))
-			openErr = n.open(ctx)
-		}
 		if openErr != nil {
 			t.Errorf("%s: %v; then the disk, well again, does not open: %v", failed, err, openErr)
 			return o
