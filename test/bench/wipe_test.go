@@ -1,0 +1,160 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/testenv"
+)
+
+const (
+	// wipeSize is how much each wipe wipes. The disk is sparse; the volume is full of data.
+	wipeSize  = 2 * gi
+	wipeTurns = 3
+)
+
+// BenchmarkWipe compares what a wipe does a second, from the call until the extent is free,
+// with the programs that a person would use on the same volume, in turn: the policy Zero with
+// fallocate --punch-hole, the policy Overwrite with dd, which writes zeros and then reads them.
+func BenchmarkWipe(b *testing.B) {
+	testenv.NeedRoot(b)
+	testenv.NeedProgram(b, "losetup", "delpart", "fallocate", "dd", "sync")
+	count := fmt.Sprintf("count=%d", wipeSize/mib)
+	for b.Loop() {
+		w := newWiping(b)
+		for _, test := range []struct {
+			name   string
+			policy disk.WipePolicy
+			floor  func(device string)
+		}{
+			{"zero", disk.WipeZero, func(device string) {
+				w.run("fallocate", "--punch-hole", "--offset=0", fmt.Sprintf("--length=%d", wipeSize), device)
+				w.run("sync", device)
+			}},
+			{"overwrite", disk.WipeOverwrite, func(device string) {
+				w.run("dd", "if=/dev/zero", "of="+device, "bs=1M", count, "oflag=direct", "conv=fsync")
+				w.run("dd", "if="+device, "of=/dev/null", "bs=1M", count, "iflag=direct")
+			}},
+		} {
+			var berth, floor []time.Duration
+			for range wipeTurns {
+				v := w.full()
+				begin := time.Now()
+				test.floor(v.Device)
+				floor = append(floor, time.Since(begin))
+
+				w.fill(v.Device)
+				begin = time.Now()
+				record, err := w.disk.Wipe(w.ctx, v.Partition, disk.WipeOptions{Policy: test.policy})
+				w.must(err)
+				berth = append(berth, time.Since(begin))
+				if !record.Verified {
+					b.Fatalf("the record: %+v", record)
+				}
+			}
+			slices.Sort(berth)
+			slices.Sort(floor)
+			atBest, atMedian := ratio(floor[0], berth[0]), ratio(floor[wipeTurns/2], berth[wipeTurns/2])
+			b.ReportMetric(speed(berth[wipeTurns/2]), test.name+"-berth-GiB/s")
+			b.ReportMetric(speed(floor[wipeTurns/2]), test.name+"-floor-GiB/s")
+			b.ReportMetric(atMedian, test.name+"-berth/floor")
+			b.Logf("%s of %d GiB full of data, %d of each: Berth %v median, %v best; by hand %v median, %v best; ratio %.2f at the median, %.2f at the best",
+				test.name, wipeSize/gi, wipeTurns, berth[wipeTurns/2], berth[0], floor[wipeTurns/2], floor[0], atMedian, atBest)
+		}
+		w.close()
+	}
+}
+
+func speed(d time.Duration) float64 { return float64(wipeSize) / float64(gi) / d.Seconds() }
+
+// wiping is a disk of ours with one volume.
+type wiping struct {
+	tb   testing.TB
+	ctx  context.Context
+	path string
+	disk *disk.Disk
+}
+
+const wipedPartition = "a0000000-0000-5000-8000-00000000000a"
+
+func newWiping(tb testing.TB) *wiping {
+	tb.Helper()
+	w := &wiping{tb: tb, ctx: tb.Context()}
+	image := filepath.Join(tb.TempDir(), "disk.img")
+	f, err := os.Create(image)
+	w.must(err)
+	w.must(errors.Join(f.Truncate(wipeSize+8*mib), f.Close()))
+	w.path = strings.TrimSpace(w.run("losetup", "--find", "--show", image))
+	tb.Cleanup(w.close)
+	_, err = disk.Initialize(w.ctx, w.path)
+	w.must(err)
+	w.disk, err = disk.Open(w.ctx, w.path, disk.Options{})
+	w.must(err)
+	return w
+}
+
+// close takes the disk down.
+func (w *wiping) close() {
+	if w.path == "" {
+		return
+	}
+	if w.disk != nil {
+		w.disk.Close()
+	}
+	found, err := filepath.Glob("/sys/block/" + filepath.Base(w.path) + "/" + filepath.Base(w.path) + "p*")
+	w.must(err)
+	for _, f := range found {
+		w.run("delpart", w.path, strings.TrimPrefix(filepath.Base(f), filepath.Base(w.path)+"p"))
+	}
+	w.run("losetup", "--detach", w.path)
+	w.path = ""
+}
+
+// full makes the volume, and no byte of it is zero.
+func (w *wiping) full() disk.Volume {
+	w.tb.Helper()
+	v, err := w.disk.Create(w.ctx, disk.CreateOptions{Partition: wipedPartition, Extent: extent.New(2*mib, wipeSize)})
+	w.must(err)
+	w.must(w.disk.MarkFormatted(w.ctx, v.Partition))
+	w.fill(v.Device)
+	return v
+}
+
+func (w *wiping) fill(device string) {
+	w.tb.Helper()
+	f, err := os.OpenFile(device, os.O_WRONLY, 0)
+	w.must(err)
+	data := bytes.Repeat([]byte("someone!"), int(mib/8))
+	for range wipeSize / mib {
+		_, err := f.Write(data)
+		w.must(err)
+	}
+	w.must(errors.Join(f.Sync(), f.Close()))
+}
+
+func (w *wiping) run(name string, args ...string) string {
+	w.tb.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		w.tb.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+	return string(out)
+}
+
+func (w *wiping) must(err error) {
+	w.tb.Helper()
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+}
