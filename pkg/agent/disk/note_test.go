@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -112,4 +113,44 @@ func TestNotes(t *testing.T) {
 		want[c3] = "of c3"
 		again()
 	})
+}
+
+// TestNotesOnBadSectors: where notes can be neither written nor read, volumes are made without.
+// If the table cannot be read either, the disk is out of service.
+func TestNotesOnBadSectors(t *testing.T) {
+	for _, l := range crashLayouts(t) {
+		m, _ := formatted(t, l)
+		s, _, err := m.mounted(t, l, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := &Disk{device: &blockDevice{path: "a disk in memory"}, store: s, notes: map[string]string{}}
+		next, made, err := s.table.withNew(CreateOptions{Partition: a, Extent: at(2, 3)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		faults := 0
+		m.n, m.failing = 0, func(n int, _ string) (error, bool) {
+			if n == 0 {
+				faults++
+				return errInjected, false
+			}
+			return nil, false
+		}
+		if err := d.note(quiet(t), made, "lost"); err != nil || faults != 1 || d.notes[a] != "" {
+			t.Errorf("a bad sector among the notes: %v, %d faults, %q", err, faults, d.notes[a])
+		}
+		m.n, m.failing = 0, nil
+		if err := s.put(quiet(t), next, made); err != nil {
+			t.Error(err)
+		}
+		m.failing = func(int, string) (error, bool) { return errInjected, false }
+		if err := d.note(quiet(t), made, "lost"); !errors.Is(err, ErrOutOfService) {
+			t.Errorf("a disk that does not answer: %v", err)
+		}
+		d.readNotes(quiet(t))
+		if len(d.notes) > 0 {
+			t.Errorf("notes were read: %v", d.notes)
+		}
+	}
 }

@@ -27,10 +27,11 @@ func resized(r io.ReaderAt, l layout) (c copyOfTable, was layout, found bool, er
 	if last >= uint64(maxDiskSize/l.sector) {
 		return c, was, false, nil
 	}
-	was, err = newLayout(l.offset(last+1), l.sector)
-	if err != nil || was.size == l.size {
+	size := l.offset(last + 1)
+	if size == l.size || unsuitable(size, l.sector) != "" {
 		return c, was, false, nil
 	}
+	was = layout{size: size, sector: l.sector}
 	c, err = readCopy(r, was, was.primary())
 	if errors.Is(err, errDamaged) || errors.Is(err, errNotOurs) {
 		return c, was, false, nil

@@ -301,3 +301,39 @@ func TestRandomLife(t *testing.T) {
 		}
 	}
 }
+
+// TestStrangers plans what the kernel has to forget, without a kernel.
+func TestStrangers(t *testing.T) {
+	l, err := newLayout(64*mib, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full, _, err := newTable(l, diskID, metaID).withNew(CreateOptions{Partition: a, Extent: at(2, 10)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	full.entries = append(full.entries, foreign(l, 256, 300, 333))
+	for _, test := range []struct {
+		name string
+		has  partition
+		want bool
+	}{
+		{"the volume", partition{index: 1, extent: at(2, 10)}, false},
+		{"the volume, still shorter", partition{index: 1, extent: at(2, 9)}, false},
+		{"the volume, longer", partition{index: 1, extent: at(2, 11)}, true},
+		{"the volume, elsewhere", partition{index: 1, extent: at(3, 9)}, true},
+		{"the meta partition", partition{index: MetaEntry, extent: l.meta()}, false},
+		{"the meta partition, shorter", partition{index: MetaEntry, extent: extent.New(mib, 512)}, true},
+		{"no entry", partition{index: 2, extent: at(30, 1)}, true},
+		{"the volume's place, another number", partition{index: 2, extent: at(2, 10)}, true},
+	} {
+		got := full.strangers(map[int]partition{test.has.index: test.has})
+		if (len(got) > 0) != test.want {
+			t.Errorf("%s: %v", test.name, got)
+		}
+	}
+	several := full.strangers(map[int]partition{9: {index: 9}, 1: {index: 1, extent: at(2, 10)}, 4: {index: 4}, 3: {index: 3}})
+	if len(several) != 3 || several[0].index != 3 || several[1].index != 4 || several[2].index != 9 {
+		t.Errorf("not in order, or not all: %v", several)
+	}
+}
