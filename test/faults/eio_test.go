@@ -194,6 +194,7 @@ func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
 			return o
 		}
 	}
+	n.freed(t, at)
 	if now := n.state(); !slices.Contains(possible, now) {
 		t.Errorf("%s: %v; then the volumes are %q, which is none of %q", failed, err, now, possible)
 	}
@@ -209,6 +210,24 @@ func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
 	n.unmount()
 	n.close()
 	return o
+}
+
+// freed holds that the bytes of volumes that went in the lives up to a step are zeros on the
+// medium, before anything else is done.
+func (n *node) freed(t *testing.T, at int) {
+	t.Helper()
+	for i, s := range lives()[:at+1] {
+		partition, e := living, grownAt
+		switch {
+		case s.name == "wipe raw":
+			partition, e = raw, rawAt
+		case s.name != "wipe":
+			continue
+		}
+		if n.volume(partition).Phase == "" && !n.digest(e).Zero {
+			t.Errorf("step %d: the extent of %s is free, and not zero on the medium", i, partition)
+		}
+	}
 }
 
 // staysOut holds that a disk out of service answers at once, and writes nothing.

@@ -86,6 +86,8 @@ func newNode(t testing.TB, sector int64) *node {
 	n.close()
 	n.neighbour = n.digest(neighbourAt)
 	n.call("Save", 0, new(bool))
+	// First of all, when the test has failed meanwhile: what is below waits for the disk.
+	t.Cleanup(func() { n.heal() })
 	return n
 }
 

@@ -88,6 +88,7 @@ func TestPowerCut(t *testing.T) {
 			t.Fatalf("%+v, %+v: after a power cut the disk does not open: %v", f, c, err)
 		}
 		n.mountNeighbour()
+		n.freed(t, at)
 		if now := n.state(); !slices.Contains(possible, now) {
 			t.Errorf("the volumes are %q, which is none of %q", now, possible)
 		}
