@@ -88,8 +88,8 @@ func beside(t *testing.T, good, bad *node, limit time.Duration, spoil func(), wo
 	before, after := alone[len(alone)/2], together[len(together)/2]
 	t.Logf("the good disk: %d lives alone, median %s; %d beside the bad one, median %s, ratio %.2f, longest %s; longest look at the bad one's snapshot %s",
 		len(alone), before, len(together), after, float64(after)/float64(before), together[len(together)-1], longest)
-	// Other tests run on the same machine.
-	if after > 4*before+100*time.Millisecond {
+	// Other tests run on the same machine. Who waited for the bad disk would do so for seconds.
+	if after > 4*before+500*time.Millisecond {
 		t.Errorf("beside a bad disk a good one takes %s for a life, alone %s", after, before)
 	}
 	if longest > time.Second {
