@@ -90,8 +90,10 @@ const (
 	// device made by itself included, and zeroes what does not read as zeros afterwards.
 	// Where the device cannot, it is wiped with Overwrite, and the record of it says so.
 	WipeSecureDiscard WipePolicy = "SecureDiscard"
-	// WipeNone is unsafe: nothing is wiped, and whoever gets the space next can read what
-	// the volume held. It is for clusters that hold nothing of worth, such as those of tests.
+	// WipeNone is unsafe: nothing is wiped, and what the volume held stays on the disk, below
+	// the next file system there, for whoever can read the device or has the disk in hand.
+	// Only what raw block volumes and growing ones get there is zeroed, first. It is for
+	// clusters that hold nothing of worth, such as those of tests.
 	WipeNone WipePolicy = "None"
 )
 

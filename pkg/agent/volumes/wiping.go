@@ -152,7 +152,7 @@ func (m *Manager) sign(ctx context.Context, d discovery.Disk, v disk.Volume, w d
 		"disk", d.ID(), "device", v.Device, "class", d.Class, "extent", w.Extent, "policy", w.Policy, "method", w.Method,
 		"verified", w.Verified, "began", w.Began, "duration", w.Took)
 	if w.Policy == disk.WipeNone {
-		logger.Info("Volume's space is free and was NOT wiped: whoever gets it can read what the volume held")
+		logger.Info("Volume's space is free and was NOT wiped: what the volume held stays on the disk")
 	} else {
 		logger.Info("Volume is wiped and its space is free")
 	}
@@ -164,7 +164,7 @@ func (m *Manager) sign(ctx context.Context, d discovery.Disk, v disk.Volume, w d
 func recordOfWipe(w disk.Wiped) (eventType, message string) {
 	took := w.Took.Round(time.Millisecond)
 	if w.Policy == disk.WipeNone {
-		return corev1.EventTypeWarning, fmt.Sprintf(": its space is free and was NOT wiped (policy None, which is unsafe): whoever gets it can read what the volume held; in %v", took)
+		return corev1.EventTypeWarning, fmt.Sprintf(": its space is free and was NOT wiped (policy None, which is unsafe): what the volume held stays on the disk, below the next file system there; in %v", took)
 	}
 	proof := "not read back"
 	if w.Verified {
