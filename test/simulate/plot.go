@@ -56,8 +56,9 @@ func (p *plot) svg() []byte {
 		fmt.Fprintf(&b, `<path d="M%d %.1fH%d" stroke="#dddddd"/><text x="%d" y="%.1f" text-anchor="end">%s</text>`+"\n",
 			left, yAt(y), width-right, left-6, yAt(y)+4, number(y))
 	}
-	for i := math.Ceil(xMin/xStep - 1e-9); i*xStep <= xMax*(1+1e-9); i++ {
-		fmt.Fprintf(&b, `<text x="%.1f" y="%d" text-anchor="middle">%s</text>`+"\n", xAt(i*xStep), height-bottom+18, number(i*xStep))
+	for i := int(math.Ceil(xMin/xStep - 1e-9)); float64(i)*xStep <= xMax*(1+1e-9); i++ {
+		x := float64(i) * xStep
+		fmt.Fprintf(&b, `<text x="%.1f" y="%d" text-anchor="middle">%s</text>`+"\n", xAt(x), height-bottom+18, number(x))
 	}
 	fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="middle">%s</text>`+"\n", (left+width-right)/2, height-10, p.x)
 	fmt.Fprintf(&b, `<text x="16" y="%d" text-anchor="middle" transform="rotate(-90 16 %d)">%s</text>`+"\n", (top+height-bottom)/2, (top+height-bottom)/2, p.y)

@@ -23,13 +23,6 @@ var policies = []policy{
 	{"random", randomFit},
 }
 
-// candidates are policies that nobody uses, tried in search of a better one.
-var candidates = []policy{
-	{"the tightest extent, of equals the first", tightest},
-	{"the tightest extent, of equals that on the fuller disk", tightestFuller},
-	{"the fullest disk with room", fullestDisk},
-}
-
 // As in the scheduler's plugin: of more than narrowFrom nodes it scores the narrowTo that the volume fits
 // most tightly.
 const (
@@ -170,60 +163,4 @@ func randomFit(c *cluster, r *rand.Rand, size int32) (place, bool) {
 		nth--
 	}
 	panic("the disk has no extent that is large enough")
-}
-
-// fullestDisk is a candidate: the disk with the least free bytes that has room, there the smallest extent.
-func fullestDisk(c *cluster, _ *rand.Rand, size int32) (place, bool) {
-	if c.firstDisk.max() < size {
-		return place{}, false
-	}
-	want := int64(size) * gib
-	best := int32(-1)
-	for s := c.largest.from(int(size)); s >= 0; s = c.largest.from(s + 1) {
-		if best >= 0 && int32(s) > c.freeOf[best] {
-			break
-		}
-		for _, d := range c.largest.buckets[s] {
-			if best < 0 || c.freeOf[d] < c.freeOf[best] {
-				best = int32(d)
-			}
-		}
-	}
-	var tightest extent.Extent
-	for _, e := range c.disk(best).Free.All() {
-		if e.Len() >= want && (tightest.Empty() || e.Len() < tightest.Len()) {
-			tightest = e
-		}
-	}
-	return place{best, extent.New(tightest.Start, want)}, true
-}
-
-// tightest is best fit without the steps of the score, which lets the scheduler choose at random among
-// nodes that fit nearly as tightly.
-func tightest(c *cluster, _ *rand.Rand, size int32) (place, bool) {
-	s := c.extents.from(int(size))
-	if s < 0 {
-		return place{}, false
-	}
-	return at(c.extents.buckets[s][0], size), true
-}
-
-// at is the start of the extent with that key.
-func at(key uint64, size int32) place {
-	return place{int32(key >> 32), extent.New(int64(uint32(key))*gib, int64(size)*gib)}
-}
-
-// tightestFuller prefers, of extents of the same size, the one on the disk with the least free bytes.
-func tightestFuller(c *cluster, _ *rand.Rand, size int32) (place, bool) {
-	s := c.extents.from(int(size))
-	if s < 0 {
-		return place{}, false
-	}
-	best := c.extents.buckets[s][0]
-	for _, key := range c.extents.buckets[s] {
-		if c.freeOf[key>>32] < c.freeOf[best>>32] {
-			best = key
-		}
-	}
-	return at(best, size), true
 }
