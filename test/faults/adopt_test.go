@@ -77,7 +77,7 @@ func TestAdoption(t *testing.T) {
 			n.forget()
 		})
 		t.Logf("%d of %d faults tried, %d hit; then the disk was: %v", tried, all, hits, found)
-		if hits < tried/2 || found[disk.Blank] == 0 || found[disk.Ours] == 0 {
+		if hits < tried/2 || found[disk.Ours] == 0 {
 			t.Error("the faults hit too little")
 		}
 	}

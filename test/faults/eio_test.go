@@ -56,11 +56,20 @@ func faultsInTurn(t *testing.T, sector int64) {
 	add(Fault{Op: Write, Do: Drop, Not: files}, tables.of(Write))
 	// Behind a thin disk there is no room any more. What has its room can be written.
 	add(Fault{Op: Write, Do: Full}, whole.of(Write)/2)
-	limit := 8 * time.Second
 	if sector != 512 {
-		limit = 4 * time.Second
+		n.tryAll(t, kinds, 3*time.Second)
+		return
 	}
-	n.tryAll(t, kinds, limit)
+	n.tryAll(t, kinds, 6*time.Second)
+	if torture() {
+		return
+	}
+	// Of all faults those by which an acknowledgement could get lost most easily: on a quiet
+	// machine there is time for each.
+	kinds = nil
+	add(Fault{Op: Write, Do: Fail, Count: 1}, whole.of(Write))
+	add(Fault{Op: Sync, Do: Fail, Count: 1}, whole.of(Sync))
+	n.tryAll(t, kinds, 12*time.Second)
 }
 
 // well leads the lives on a disk without faults, and counts what it is asked.
@@ -89,7 +98,7 @@ func inTurn(t *testing.T, kinds [][]Fault, limit time.Duration, try func(Fault))
 	}
 	begin := time.Now()
 	for round := 0; tried < all; round++ {
-		const atLeast = 2
+		const atLeast = 1
 		if !torture() && round >= atLeast && time.Since(begin) > limit {
 			break
 		}
@@ -129,7 +138,8 @@ func (n *node) tryAll(t *testing.T, kinds [][]Fault, limit time.Duration) {
 	})
 	t.Logf("%d of %d faults tried; they hit: %v; steps that failed: %v; out of service %d times; %d tables shown to other tools",
 		tried, all, hit, failedIn, outside, done/sample)
-	if len(hit) < len(kinds)-1 || len(failedIn) < 4 || outside == 0 {
+	few := len(kinds) <= 2 // each absorbed, maybe
+	if len(hit) == 0 || len(hit) < len(kinds)-2 || !few && (len(failedIn) == 0 || outside == 0) {
 		t.Errorf("the faults hit too little")
 	}
 }
