@@ -221,6 +221,18 @@ func TestSwapIsLeftAlone(t *testing.T) {
 	}
 }
 
+// TestHeldIsLeftAlone: a disk that LVM, md, multipath or the like has taken. The kernel's list of
+// who builds on it tells, whether they hold it open exclusively or not.
+func TestHeldIsLeftAlone(t *testing.T) {
+	d := &blockDevice{path: "/dev/sdx", name: "sdx", sys: t.TempDir()}
+	if err := os.MkdirAll(filepath.Join(d.sys, "holders", "dm-3"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if reason, err := d.usedBy(); err != nil || reason != "the device is part of dm-3" {
+		t.Errorf("%q, %v", reason, err)
+	}
+}
+
 // TestOtherPath: two devices of the system folder that say the same of themselves are two ways
 // to one disk.
 func TestOtherPath(t *testing.T) {
