@@ -81,8 +81,9 @@ fuzz: ## Run each fuzz target for a minute.
 	done
 
 .PHONY: torture
-torture: ## Try all that tests of disks otherwise try a sample of: states after power cuts, faults (hours).
-	BERTH_TORTURE=1 go test -count=1 -timeout=120m -v -run='^TestTorture$$' ./pkg/agent/disk
+torture: ## Try all that tests of disks otherwise try a sample of: states after power cuts, kills, faults (hours).
+	BERTH_TORTURE=1 go test -count=1 -timeout=120m -v -run='^(TestTorture|TestSoak)$$' ./pkg/agent/disk
+	BERTH_TORTURE=1 go test -count=1 -timeout=180m -v ./test/kill
 	BERTH_TORTURE=1 go test -count=1 -timeout=180m -v ./test/faults
 
 .PHONY: clean
