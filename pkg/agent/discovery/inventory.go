@@ -431,7 +431,12 @@ func (s *scan) adopt(ctx context.Context, c candidate) {
 		return
 	}
 	snapshot := engine.Snapshot()
-	logger.Info("Disk is in service", "device", c.device.Name, "disk", snapshot.ID, "class", c.class, "volumes", len(snapshot.Volumes))
+	if snapshot.Err != nil {
+		// It is kept for its volumes to be shown.
+		logger.Info("Disk is not fit for service", "device", c.device.Name, "disk", snapshot.ID, "class", c.class, "volumes", len(snapshot.Volumes), "reason", snapshot.Err.Error())
+	} else {
+		logger.Info("Disk is in service", "device", c.device.Name, "disk", snapshot.ID, "class", c.class, "volumes", len(snapshot.Volumes))
+	}
 	s.inventory.mu.Lock()
 	s.inventory.disks[snapshot.ID] = &Disk{Device: c.device, Class: c.class, Snapshot: snapshot, Engine: engine}
 	s.inventory.mu.Unlock()
