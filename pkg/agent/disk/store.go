@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -84,6 +85,12 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 		f.needsKnown = primary.id != backup.id || mbr != mbrProtective
 	default:
 		f.reason = primaryErr.Error()
+		if id := cmp.Or(primary.id, backup.id); id != "" {
+			// A header is left, so that a person can be told what this was.
+			f.akin = true
+			f.reason = fmt.Sprintf("both copies of the partition table of the disk %s are damaged: %v; %v; restore one of them, or zero the first and the last MiB to give its volumes up", id, primaryErr, backupErr)
+			return f, nil
+		}
 		sector, err := otherSector(r, l)
 		if sector != 0 {
 			f.foreign, f.akin = true, true
