@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -168,6 +169,8 @@ func (n *node) afterLies(t *testing.T, known map[string]bool) (outcome string, s
 	case c.State == disk.Blank:
 		t.Error("a disk with a volume is called blank")
 		return "", false
+	case strings.Contains(c.Reason, "both copies"):
+		return "refused, both copies of the table are damaged", false
 	case c.State != disk.Ours:
 		return "refused: " + c.Reason, false
 	}
