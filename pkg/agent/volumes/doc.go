@@ -15,6 +15,10 @@
 //	pod gone, or NodeUnpublish                release
 //	  -> live answer of the API server             verdict
 //	  -> phase Wiping, zeroed, checked, removed    wipe
+//	  -> log, event, metrics                       sign
+//	pod gone, and nobody saw it end           quarantine
+//	  -> list of the API server, listed by us      sweep
+//	  -> after the grace period, if few            reclaim
 //
 // A persistent volume differs in whom it lives by. The PersistentVolume is the
 // reservation, and the partition stays until that says otherwise:
