@@ -107,7 +107,7 @@ func TestHang(t *testing.T) {
 	good, bad := newNode(t, 512), newNode(t, 512)
 	good.must(good.open(t.Context()))
 	var changes atomic.Int32
-	bad.patience, bad.changed = hang/3, func() { changes.Add(1) }
+	bad.patience, bad.changed = hang/2, func() { changes.Add(1) }
 	bad.must(bad.open(t.Context()))
 	if _, err := bad.engine.Create(t.Context(), disk.CreateOptions{Partition: living, Extent: livingAt}); err != nil {
 		t.Fatal(err)

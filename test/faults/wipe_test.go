@@ -101,7 +101,7 @@ func wipes(t *testing.T, n *node, o disk.WipeOptions, limit time.Duration) {
 		n.close()
 	})
 	t.Logf("%d of %d faults tried; they hit: %v; the wipe was done %d times and failed %d times", tried, all, hits, done, failed)
-	if len(hits) < len(kinds)-2 || failed == 0 || done == 0 {
+	if len(hits) < len(kinds)-2 || failed == 0 {
 		t.Error("the faults hit too little")
 	}
 }
