@@ -97,19 +97,30 @@ func (d *blockDevice) ReadAt(b []byte, off int64) (int, error) {
 	done := 0
 	for done < len(b) {
 		chunk := d.buffer()[:min(len(b)-done, bounceBytes)]
-		n, err := unix.Pread(d.fd(), chunk, off+int64(done))
+		if err := d.readAligned(chunk, off+int64(done)); err != nil {
+			return done, err
+		}
+		done += copy(b[done:], chunk)
+	}
+	return done, nil
+}
+
+// readAligned reads whole sectors to where O_DIRECT wants them in memory.
+func (d *blockDevice) readAligned(b []byte, off int64) error {
+	for len(b) > 0 {
+		n, err := unix.Pread(d.fd(), b, off)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
-			return done, fmt.Errorf("read %s: %w", d.path, err)
+			return fmt.Errorf("read %s: %w", d.path, err)
 		}
 		if n == 0 {
-			return done, fmt.Errorf("read %s: %w", d.path, io.ErrUnexpectedEOF)
+			return fmt.Errorf("read %s: %w", d.path, io.ErrUnexpectedEOF)
 		}
-		done += copy(b[done:], chunk[:n])
+		b, off = b[n:], off+int64(n)
 	}
-	return done, nil
+	return nil
 }
 
 // WriteAt writes whole sectors: off and len(b) must be multiples of the sector size.

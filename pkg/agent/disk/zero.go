@@ -126,7 +126,7 @@ func (d *blockDevice) sample(ctx context.Context, e extent.Extent, by effort) er
 	for step, off := max(e.Len()/sampleCount/sampleBytes, 1)*sampleBytes, e.Start; off < e.End; off += step {
 		spans = append(spans, extent.New(off, sampleBytes))
 	}
-	buf := make([]byte, sampleEnds)
+	buf := alignedBuffer(sampleEnds)
 	for _, s := range spans {
 		if zero, err := d.readsZero(ctx, s, buf, by); err != nil {
 			return err
@@ -140,7 +140,7 @@ func (d *blockDevice) sample(ctx context.Context, e extent.Extent, by effort) er
 // notZero reads all of an extent from the medium and returns the parts that are not zero, by MiB.
 func (d *blockDevice) notZero(ctx context.Context, e extent.Extent, by effort) ([]extent.Extent, error) {
 	var found []extent.Extent
-	buf := make([]byte, bounceBytes)
+	buf := alignedBuffer(bounceBytes)
 	for off := e.Start; off < e.End; off += bounceBytes {
 		part := extent.New(off, min(bounceBytes, e.End-off))
 		zero, err := d.readsZero(ctx, part, buf, by)
@@ -160,7 +160,7 @@ func (d *blockDevice) notZero(ctx context.Context, e extent.Extent, by effort) (
 	return found, nil
 }
 
-// readsZero reads an extent, which buf has room for, from the medium.
+// readsZero reads an extent from the medium. buf is aligned and has room for it.
 func (d *blockDevice) readsZero(ctx context.Context, e extent.Extent, buf []byte, by effort) (bool, error) {
 	if err := ctx.Err(); err != nil {
 		return false, err
@@ -169,7 +169,7 @@ func (d *blockDevice) readsZero(ctx context.Context, e extent.Extent, buf []byte
 		return false, err
 	}
 	b := buf[:e.Len()]
-	if _, err := d.ReadAt(b, e.Start); err != nil {
+	if err := d.readAligned(b, e.Start); err != nil {
 		return false, err
 	}
 	return allZero(b), nil
