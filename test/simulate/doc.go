@@ -13,5 +13,5 @@
 //   - Pool: the bound. A disk without fragmentation, that takes whatever fits into its free bytes.
 //   - Stranded: free bytes in extents that are smaller than the median request.
 //
-// The same seed gives the same output, to the byte, on every machine.
+// The same seed gives the same output, to the byte (processors that round otherwise aside).
 package main

@@ -29,8 +29,7 @@ const (
 	left, right, top, bottom = 64, 236, 40, 48
 )
 
-// svg draws the plot. Coordinates have one digit behind the point: less than a pixel, and the
-// same text on every machine.
+// svg draws the plot. Coordinates have one digit behind the point, which is less than a pixel.
 func (p *plot) svg() []byte {
 	xMin, xMax, yMax := math.Inf(1), math.Inf(-1), p.yMax
 	for _, l := range p.lines {

@@ -38,8 +38,8 @@ type plan struct {
 // study is what `make simulate` does.
 var study = plan{
 	clusters: []clusterSize{{100, 25}, {1000, 10}, {5000, 3}},
-	small:    clusterSize{100, 5},
-	demands:  []float64{0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1},
+	small:    clusterSize{100, 12},
+	demands:  []float64{0.7, 0.8, 0.85, 0.9, 0.95, 1},
 }
 
 func (p *plan) report(w io.Writer) error {

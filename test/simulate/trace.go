@@ -72,7 +72,7 @@ func (s *scenario) record() *trace {
 	}
 	for {
 		e := ends.pop()
-		for next := len(t.samples); next <= numSamples && float64(next)*end/numSamples <= min(e.at, end); next++ {
+		for next := len(t.samples); next < numSamples && float64(next)*end/numSamples <= min(e.at, end); next++ {
 			t.samples = append(t.samples, sample{len(t.events), float64(next) * end / numSamples})
 		}
 		if t.settled == 0 && e.at >= end/settling {
