@@ -36,18 +36,21 @@ func buildLife(t *testing.T) string {
 // that change something, and of the others, between which nothing can change, as many as
 // there is time for, spread evenly.
 func TestKillAtEverySystemCall(t *testing.T) {
+	t.Parallel()
 	program := buildLife(t)
 	for _, test := range []struct {
 		name    string
 		image   func(*testing.T) string
 		sectors []int
 	}{
-		// From the blank disk on; the volume is a partition.
+		// From the blank disk on. The volume is a partition.
 		{"first partition", blankImage, []int{512, 4096}},
 		// The volume is a loop device, beside a neighbour's.
 		{"above the partitions", fullImage, []int{512}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			// Much of the time goes into waiting for the medium.
+			t.Parallel()
 			c := &campaign{program: program, template: test.image(t), sectors: test.sectors}
 			c.reference(t)
 			begin := time.Now()
@@ -134,7 +137,7 @@ func gcd(a, b int) int {
 	return a
 }
 
-// kill kills a life at a call, and half of those that follow it as well; now the machine is
+// kill kills a life at a call, and some of those that follow it as well; now the machine is
 // as the killed left it, now it is as after a reboot. The last one lives to its end.
 func (c *campaign) kill(t *testing.T, at call) {
 	t.Helper()
@@ -158,10 +161,10 @@ func (c *campaign) kill(t *testing.T, at call) {
 			c.reboots++
 			l.reboot(t)
 		}
-		if c.lives%2 == 0 {
+		if !torture && c.lives%3 != 0 {
 			break
 		}
-		// In the other ones the same call of the life that follows, which has less to do.
+		// In the others the same call of the life that follows, which has less to do.
 		at.nth = 1 + at.nth/2
 	}
 	if out, err := l.command().CombinedOutput(); err != nil {
@@ -187,7 +190,12 @@ func (c *campaign) report(t *testing.T, took time.Duration) {
 		if c.killed[number] > 0 {
 			lines = append(lines, fmt.Sprintf("%s %d/%d", nameOf(number), c.killed[number], n))
 		}
-		if changes[number] && !t.Failed() && c.killed[number] < n*9/10 {
+		enough := n * 9 / 10
+		if number == unix.SYS_WRITE {
+			// The journal's lines. The rest are the Go runtime's, as many as it likes.
+			enough = 6
+		}
+		if changes[number] && !t.Failed() && c.killed[number] < enough {
 			t.Errorf("%s: %d of %d calls were killed", nameOf(number), c.killed[number], n)
 		}
 	}
