@@ -140,7 +140,7 @@ func (d *blockDevice) partitions() (map[int]partition, error) {
 			continue
 		}
 		p, err := readPartition(filepath.Join(d.sys, e.Name()))
-		if errors.Is(err, os.ErrNotExist) {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 			continue // removed meanwhile, or not a partition
 		}
 		if err != nil {

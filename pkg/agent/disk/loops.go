@@ -43,7 +43,8 @@ func (d *blockDevice) loops() (*loops, error) {
 	}
 	for _, dir := range bound {
 		guid, device, err := l.read(dir)
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENXIO) {
+		// ENODEV is what sysfs says of what goes while it is read.
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
 			continue // unbound meanwhile
 		}
 		if err != nil {
@@ -272,7 +273,7 @@ func (l *loops) unbind(path string, e entry) error {
 // isBound asks sysfs first: to open the device would keep it from being unbound.
 func (l *loops) isBound(path string, e entry) (bool, error) {
 	offset, err := readNumber(filepath.Join("/sys/block", filepath.Base(path), "loop", "offset"))
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return false, nil
 	}
 	return offset == e.extent.Start, err
