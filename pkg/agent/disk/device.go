@@ -85,7 +85,7 @@ func (d *blockDevice) Close() error { return d.f.Close() }
 
 func (d *blockDevice) buffer() []byte {
 	if d.bounce == nil {
-		d.bounce = alignedBuffer(bounceBytes)
+		d.bounce = alignedBuffer()
 	}
 	return d.bounce
 }
@@ -170,12 +170,12 @@ func (d *blockDevice) Sync() error {
 	}
 }
 
-// alignedBuffer returns n bytes at an address that O_DIRECT accepts.
-func alignedBuffer(n int) []byte {
+// alignedBuffer returns bounceBytes at an address that O_DIRECT accepts.
+func alignedBuffer() []byte {
 	const page = 4096
-	b := make([]byte, n+page)
+	b := make([]byte, bounceBytes+page)
 	skip := (page - int(uintptr(unsafe.Pointer(&b[0]))%page)) % page
-	return b[skip : skip+n : skip+n]
+	return b[skip : skip+bounceBytes : skip+bounceBytes]
 }
 
 // errnoOf gives an error of open its place in this package's errors.

@@ -3,6 +3,7 @@ package disk
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"slices"
 	"sync"
@@ -243,5 +244,27 @@ func TestSteps(t *testing.T) {
 	}
 	if p.next.Before(begin) {
 		t.Error("the next turn lies in the past")
+	}
+}
+
+// TestReadBackEnds: reading back a device that fails half way, or that nobody waits for any more,
+// ends, and says so.
+func TestReadBackEnds(t *testing.T) {
+	l := newLoop(t, 8*mib, 512)
+	d, err := openDevice(l.path, os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if found, err := d.notZero(t.Context(), at(0, 8), effort{}); err != nil || len(found) > 0 {
+		t.Errorf("all of the device: %v, %v", found, err)
+	}
+	if _, err := d.notZero(t.Context(), at(0, 16), effort{}); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("more than the device: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err = d.notZero(ctx, at(0, 8), effort{progress: func(int64) { cancel() }})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("cut short: %v", err)
 	}
 }
