@@ -123,7 +123,9 @@ func TestBoot(t *testing.T) {
 	if err := m.call(ctx, "exec", wire.Exec{Argv: []string{"blkid", "-p", device + "1"}}, &e); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%+v", e)
+	if e.Code != 0 || !strings.Contains(e.Output, v.Partition) {
+		t.Errorf("blkid of the volume: %+v", e)
+	}
 }
 
 // TestEngine runs those tests of package disk that need the device mapper.
