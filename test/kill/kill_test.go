@@ -223,7 +223,7 @@ func (c *campaign) newLife(t *testing.T, sector int) *life {
 	t.Cleanup(func() {
 		if l.loop != nil { // the test has failed
 			l.reboot(t)
-			l.close(t)
+			l.detach(t)
 		}
 	})
 	return l

@@ -107,9 +107,17 @@ func (s *soak) addForeign() {
 
 func (s *soak) open() {
 	s.t.Helper()
-	var err error
-	s.d, err = Open(s.ctx, s.l.path, Options{Known: func(id string) bool { return id == s.id }})
-	s.must(err)
+	// Programs that the other disk's soak starts have this one's files between fork and exec.
+	s.must(await(s.ctx, lockPatience, func() (bool, error) {
+		d, err := Open(s.ctx, s.l.path, Options{Known: func(id string) bool { return id == s.id }})
+		if errors.Is(err, ErrInUse) {
+			return false, nil
+		}
+		if err == nil {
+			s.d = d
+		}
+		return err == nil, err
+	}))
 	s.known = extent.Set{}
 }
 
