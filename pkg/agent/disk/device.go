@@ -189,9 +189,11 @@ func errnoOf(err error) error {
 	return err
 }
 
-// isGone reports whether an error means that the device does not answer any more.
+// isGone reports whether an error may mean that the device does not answer any more: whoever
+// asks looks at the table next, which tells. A disk that was pulled out has no size left, and
+// says to writes what a thin one says that is full.
 func isGone(err error) bool {
-	for _, errno := range []error{unix.EIO, unix.ENXIO, unix.ENODEV, unix.EREMOTEIO, unix.ESHUTDOWN, io.ErrUnexpectedEOF} {
+	for _, errno := range []error{unix.EIO, unix.ENXIO, unix.ENODEV, unix.EREMOTEIO, unix.ESHUTDOWN, unix.ENOSPC, io.ErrUnexpectedEOF} {
 		if errors.Is(err, errno) {
 			return true
 		}
