@@ -56,7 +56,9 @@ type tracer struct {
 const syscallStop = syscall.SIGTRAP | 0x80
 
 func (t *tracer) run(command *exec.Cmd) error {
-	command.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	// In a process group of its own, so that it can be waited for: this thread may have started
+	// other programs before it came to trace, and their ends are for others to see.
+	command.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 	if err := command.Start(); err != nil {
 		return err
 	}
@@ -72,7 +74,7 @@ func (t *tracer) run(command *exec.Cmd) error {
 	}
 	resume(t.pid, 0)
 	for {
-		thread, err := wait(-1, &status)
+		thread, err := wait(-t.pid, &status)
 		if err != nil {
 			return fmt.Errorf("tracing %s: %w", command.Path, err)
 		}
@@ -98,7 +100,8 @@ func (t *tracer) run(command *exec.Cmd) error {
 	}
 }
 
-// wait waits for a thread that this thread traces, and for no other child of the process.
+// wait waits for a thread that this thread traces, and for no child of another thread; of a
+// number below zero, for any of that process group.
 func wait(thread int, status *unix.WaitStatus) (int, error) {
 	for {
 		found, err := unix.Wait4(thread, status, unix.WALL|unix.WNOTHREAD, nil)
