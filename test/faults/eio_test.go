@@ -64,11 +64,11 @@ func faultsInTurn(t *testing.T, sector int64) {
 	if torture() {
 		return
 	}
-	// Of all faults those by which an acknowledgement could get lost most easily: each of them
-	// has its turn in every run, however slow the machine.
+	// A single request that fails: each has its turn in every run, however slow the machine.
 	kinds = nil
-	add(Fault{Op: Write, Do: Fail, Count: 1}, whole.of(Write))
-	add(Fault{Op: Sync, Do: Fail, Count: 1}, whole.of(Sync))
+	for _, op := range []Op{Sync, Zero, Write, Read} {
+		add(Fault{Op: op, Do: Fail, Count: 1}, whole.of(op))
+	}
 	n.tryAll(t, kinds, time.Hour)
 }
 
