@@ -340,7 +340,9 @@ func put(device string, data []byte, off int64) error {
 		return err
 	}
 	_, err = f.WriteAt(data, off)
-	return errors.Join(err, f.Close())
+	// Closing writes back what is cached only if nobody else has the device open; a program
+	// that is being started beside may have it for a moment.
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // pick chooses a volume that nobody has in this round, and takes it.
