@@ -2,9 +2,7 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -19,6 +17,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 const (
@@ -34,7 +33,7 @@ const (
 // of BenchmarkRequestToMounted: from the watch's event of the bound pod to the end of the CSI call.
 func BenchmarkThousandVolumes(b *testing.B) {
 	for b.Loop() {
-		forgetNewLoops(b)
+		testenv.DropLoops(b)
 		ctx, cancel := context.WithTimeoutCause(b.Context(), 20*time.Minute, fmt.Errorf("the benchmark took over 20 minutes"))
 		defer cancel()
 		n := newAgentNode(ctx, b, 1, 1024*gi)
@@ -141,38 +140,4 @@ func (n *agentNode) reportMany(b *testing.B, took []time.Duration) {
 	b.ReportMetric(slope, "last/first-hundred")
 	b.Logf("%d volumes of 1 GiB on one disk: %v median (target %v), %v best, %v at the 99th percentile; last hundred against the first %.2f (target %.1f); medians of each hundred: %v",
 		len(took), median, manyTarget, all[0], percentile(all, 99), slope, manySlope, hundreds)
-}
-
-// manyLoops is more loop devices than anybody needs who does not fill a disk.
-const manyLoops = 64
-
-// forgetNewLoops lets the kernel forget, at the end, the loop devices that are new since now,
-// and those that another such test has left: hundreds are in everybody's way, as whoever
-// looks for block devices looks at each.
-func forgetNewLoops(b *testing.B) {
-	b.Helper()
-	list := func() []string {
-		names, err := filepath.Glob("/sys/block/loop*")
-		if err != nil {
-			b.Fatal(err)
-		}
-		return names
-	}
-	before := list()
-	b.Cleanup(func() {
-		control, err := os.Open("/dev/loop-control")
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer control.Close()
-		for _, name := range list() {
-			var number int
-			if _, err := fmt.Sscanf(filepath.Base(name), "loop%d", &number); err == nil && (number >= manyLoops || !slices.Contains(before, name)) {
-				// Those that somebody uses stay.
-				if err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_REMOVE, number); err != nil && !errors.Is(err, unix.EBUSY) {
-					b.Log(err)
-				}
-			}
-		}
-	})
 }

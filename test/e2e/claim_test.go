@@ -110,6 +110,19 @@ func (e *tenant) boundTo(pvc *corev1.PersistentVolumeClaim) *corev1.PersistentVo
 	return pv
 }
 
+// fill makes the claim and its pod, waits until the pod runs, writes a canary into its volume,
+// and returns the PersistentVolume, where the volume is, and the canary.
+func (e *tenant) fill(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) (pv *corev1.PersistentVolume, p place, mark string) {
+	e.t.Helper()
+	e.make(pvc)
+	e.create(pod)
+	e.ready(pod)
+	pv = e.boundTo(pvc)
+	p, mark = e.findVolume(pv), canary(e)
+	e.write(pod, mark)
+	return pv, p, mark
+}
+
 // findVolume waits until the partition of a PersistentVolume is published as ready, and
 // holds that it is where the scheduler put it.
 func (e *tenant) findVolume(pv *corev1.PersistentVolume) place {

@@ -147,13 +147,7 @@ func TestVolumeForgotten(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pvc := e.claim("data", ssd, "400Mi")
 	pod := e.podOf("pod", claimed("data", pvc))
-	e.make(pvc)
-	e.create(pod)
-	e.ready(pod)
-	pv := e.boundTo(pvc)
-	p := e.findVolume(pv)
-	mark := canary(e)
-	e.write(pod, mark)
+	pv, p, mark := e.fill(pod, pvc)
 	e.delete(pod)
 	e.gone(pod)
 
@@ -287,13 +281,7 @@ func TestClaimAndNodeDown(t *testing.T) {
 	pvc := e.claim("data", hdd, "200Mi")
 	pod := e.podOf("pod", claimed("data", pvc))
 	pod.Spec.NodeSelector = map[string]string{corev1.LabelHostname: node}
-	e.make(pvc)
-	e.create(pod)
-	e.ready(pod)
-	pv := e.boundTo(pvc)
-	p := e.findVolume(pv)
-	mark := canary(e)
-	e.write(pod, mark)
+	pv, p, mark := e.fill(pod, pvc)
 
 	if err := e.cluster.PowerOff(t.Context(), node); err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berthdev/berth/test/testenv"
 	"github.com/berthdev/berth/test/vm/wire"
 )
 
@@ -20,9 +21,7 @@ const mib = 1 << 20
 // needImage builds what machines boot from. The one reason to skip is that there is no qemu.
 func needImage(t *testing.T) image {
 	t.Helper()
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		t.Skip("SKIP-NEEDS-QEMU: NOTHING OF THIS TEST WAS RUN: apt-get install --no-install-recommends qemu-system-x86")
-	}
+	testenv.NeedProgram(t, "qemu-system-x86_64")
 	ctx := t.Context()
 	dir, err := filepath.Abs(build)
 	if err != nil {

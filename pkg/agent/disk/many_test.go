@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,41 +15,13 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// dropLoops lets the kernel forget, at the end of the test, the loop devices that are new
-// since its beginning: hundreds would be in everybody's way.
-func dropLoops(t *testing.T) {
-	t.Helper()
-	list := func() []string {
-		names, err := filepath.Glob("/sys/block/loop*")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return names
-	}
-	before := list()
-	t.Cleanup(func() {
-		control, err := os.Open("/dev/loop-control")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer control.Close()
-		for _, name := range list() {
-			var number int
-			if _, err := fmt.Sscanf(filepath.Base(name), "loop%d", &number); err == nil && !slices.Contains(before, name) {
-				// Those that somebody uses stay.
-				_ = unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_REMOVE, number)
-			}
-		}
-	})
-}
-
 // TestThousandVolumes fills a disk of 1 TiB with volumes of 1 GiB, and then its table:
 // those that the kernel has no partition numbers for work like all others.
 func TestThousandVolumes(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "mkfs.ext4", "mkfs.xfs")
 	const gib = 1024 * mib
-	dropLoops(t)
+	testenv.DropLoops(t)
 	l := initialized(t, 1024*gib, 512)
 	d := l.open(t)
 	ctx := t.Context()

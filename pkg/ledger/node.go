@@ -1,0 +1,177 @@
+package ledger
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"maps"
+	"slices"
+	"sync/atomic"
+
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+type node struct {
+	name string
+	// order is the node's place among its equals.
+	order    uint64
+	snapshot atomic.Pointer[Snapshot]
+
+	// Below, guarded by the ledger's mutex.
+
+	// pieces are those of the snapshot, as the index has them.
+	pieces    []piece
+	published *published
+	revision  uint64
+	holders   map[string]*holder
+	// doubts are records of tries whose outcome is not known, by pod.
+	doubts map[string][]Record
+}
+
+// holder is a pod, a PersistentVolume, or whoever else has records.
+type holder struct {
+	key     string
+	node    string
+	source  source
+	records []Record
+}
+
+// source says who vouches for a holder's records, in growing order of trust.
+type source int
+
+const (
+	// assumed by Reserve: ours alone, and ours to forget.
+	assumed source = iota
+	// observed in the API: only the API can take it back.
+	observed
+)
+
+// node returns the node's entry, made if need be. The lock is held.
+func (l *Ledger) node(name string) *node {
+	if n, ok := l.nodes.Load(name); ok {
+		return n.(*node)
+	}
+	hash := sha256.Sum256([]byte(name))
+	n := &node{name: name, order: binary.BigEndian.Uint64(hash[:]), revision: l.forgotten, holders: map[string]*holder{}, doubts: map[string][]Record{}}
+	l.refresh(n)
+	l.nodes.Store(name, n)
+	return n
+}
+
+// revision is up to where the node's capacity is known. The lock is held.
+func (l *Ledger) revision(name string) uint64 {
+	if n, ok := l.nodes.Load(name); ok {
+		return n.(*node).revision
+	}
+	return l.forgotten
+}
+
+// tidy forgets a node about which there is nothing to know. The lock is held.
+func (l *Ledger) tidy(name string, n *node) {
+	if n.published == nil && len(n.holders) == 0 && len(n.doubts) == 0 {
+		l.forgotten = max(l.forgotten, n.revision)
+		l.nodes.Delete(name)
+	}
+}
+
+// put replaces what is known of a holder. The lock is held.
+func (l *Ledger) put(h *holder) {
+	n := l.node(h.node)
+	earlier := l.holders[h.key]
+	there := n.holders[h.key]
+	// Take before giving back: a reader between the two sees less space, not more.
+	n.holders[h.key] = h
+	for _, r := range h.records {
+		l.places[r.Partition] = append(l.places[r.Partition], h)
+	}
+	switch {
+	case there != nil && slices.Equal(there.records, h.records):
+		// The space was taken already, now by somebody of more or less trust.
+	case there == nil && n.published != nil:
+		l.store(n, n.snapshot.Load().with(h.records))
+	default:
+		l.refresh(n)
+	}
+	if earlier != nil && earlier.node != h.node {
+		l.drop(h.key)
+	} else if earlier != nil {
+		l.unplace(earlier)
+	}
+	l.holders[h.key] = h
+}
+
+// drop removes what is known of a holder. The lock is held.
+func (l *Ledger) drop(key string) {
+	h := l.holders[key]
+	if h == nil {
+		return
+	}
+	delete(l.holders, key)
+	l.unplace(h)
+	n := l.node(h.node)
+	delete(n.holders, key)
+	l.refresh(n)
+	l.tidy(h.node, n)
+}
+
+// settle drops what is in doubt about a pod, because it is now known. The lock is held.
+func (l *Ledger) settle(uid string) []string {
+	nodes := slices.Collect(maps.Keys(l.doubts[uid]))
+	delete(l.doubts, uid)
+	for _, name := range nodes {
+		n := l.node(name)
+		delete(n.doubts, uid)
+		l.refresh(n)
+		l.tidy(name, n)
+	}
+	return nodes
+}
+
+// refresh makes the node's snapshot anew from its capacity and its records. The lock is
+// held.
+func (l *Ledger) refresh(n *node) { l.store(n, n.compute()) }
+
+// store is the only place where a snapshot changes. The lock is held.
+func (l *Ledger) store(n *node, s *Snapshot) {
+	n.snapshot.Store(s)
+	l.index.update(n, piecesOf(s))
+}
+
+func (n *node) compute() *Snapshot {
+	s := &Snapshot{Node: &placement.Node{}, Revision: n.revision, published: n.published}
+	if n.published == nil {
+		return s
+	}
+	s.Published, s.Problem = true, n.published.problem
+	s.pending = n.pending(n.published)
+	s.Node = n.published.node(s.pending, nil)
+	return s
+}
+
+// pending are the node's records, as far as the capacity does not show them, sorted by disk.
+func (n *node) pending(p *published) []Record {
+	var pending []Record
+	add := func(records []Record) {
+		for _, r := range records {
+			if missing, ok := p.missing(r); ok {
+				pending = append(pending, missing)
+			}
+		}
+	}
+	for _, h := range n.holders {
+		add(h.records)
+	}
+	for _, records := range n.doubts {
+		add(records)
+	}
+	slices.SortFunc(pending, compareRecords)
+	return pending
+}
+
+func compareRecords(a, b Record) int {
+	if order := cmp.Compare(a.Disk, b.Disk); order != 0 {
+		return order
+	}
+	return cmp.Or(cmp.Compare(a.Extent.Start, b.Extent.Start), cmp.Compare(a.Extent.End, b.Extent.End),
+		cmp.Compare(a.Partition, b.Partition))
+}

@@ -1,0 +1,46 @@
+package testenv
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// manyLoops is more loop devices than anybody needs who does not fill a disk.
+const manyLoops = 64
+
+// DropLoops lets the kernel forget, at the end of the test, the loop devices that are new
+// since now, and those that another such test has left: hundreds are in everybody's way, as
+// whoever looks for block devices looks at each. Those that somebody uses stay.
+func DropLoops(t testing.TB) {
+	t.Helper()
+	list := func() []string {
+		names, err := filepath.Glob("/sys/block/loop*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return names
+	}
+	before := list()
+	t.Cleanup(func() {
+		control, err := os.Open("/dev/loop-control")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer control.Close()
+		for _, name := range list() {
+			var number int
+			if _, err := fmt.Sscanf(filepath.Base(name), "loop%d", &number); err != nil || number < manyLoops && slices.Contains(before, name) {
+				continue
+			}
+			if err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_REMOVE, number); err != nil && !errors.Is(err, unix.EBUSY) {
+				t.Logf("%s stays: %v", name, err)
+			}
+		}
+	})
+}
