@@ -373,6 +373,7 @@ func TestChangedBehindOurBack(t *testing.T) {
 	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 10), Ephemeral: true}); err != nil {
 		t.Fatal(err)
 	}
+	d.settle(t)
 	run(t, "sgdisk", "-n", "256:40M:+5M", l.path)
 	before := l.hash(t)
 	if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(40, 10), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {

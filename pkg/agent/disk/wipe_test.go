@@ -166,6 +166,7 @@ func TestWipeInUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.settle(t)
 	holder, err := os.OpenFile(v.Device, os.O_RDONLY|unix.O_EXCL, 0)
 	if err != nil {
 		t.Fatal(err)
