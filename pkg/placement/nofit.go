@@ -90,11 +90,14 @@ func (e *NoFit) Error() string {
 		return fmt.Sprintf("wants %d different disks of class %s, the node has %d that could hold them",
 			len(e.Sizes), e.Class, e.Disks)
 	}
-	extents := "free extents " + sizeDown(e.Free)
+	return fmt.Sprintf("%d volumes of class %s (%s) don't fit together: %s", len(e.Sizes), e.Class, e.sizes(), e.extents())
+}
+
+func (e *NoFit) extents() string {
 	if e.Extents > 1 {
-		extents = fmt.Sprintf("%d free extents, the largest %s, %s in all", e.Extents, sizeDown(e.Largest), sizeDown(e.Free))
+		return fmt.Sprintf("%d free extents, the largest %s, %s in all", e.Extents, sizeDown(e.Largest), sizeDown(e.Free))
 	}
-	return fmt.Sprintf("%d volumes of class %s (%s) don't fit together: %s", len(e.Sizes), e.Class, e.sizes(), extents)
+	return "free extents " + sizeDown(e.Free)
 }
 
 // Reason says the same without the node's figures, so that nodes that fail alike get
@@ -107,13 +110,51 @@ func (e *NoFit) Reason() string {
 		if e.tooSmallDisks {
 			return fmt.Sprintf("no disk of class %s could ever hold %s", e.Class, sizeUp(e.Wanted()))
 		}
-		return fmt.Sprintf("no free extent of class %s holds %s", e.Class, sizeUp(e.Wanted()))
+		if e.Largest == 0 {
+			return "no free space of class " + e.Class
+		}
+		return fmt.Sprintf("largest free extent of class %s is below %s", e.Class, sizeUp(e.Wanted()))
 	case TooLittle:
 		return fmt.Sprintf("not enough free space of class %s, %s", e.Class, e.volumesWant())
 	case TooFewDisks:
 		return fmt.Sprintf("too few disks of class %s have room for %d volumes on different disks", e.Class, len(e.Sizes))
 	}
 	return fmt.Sprintf("%d volumes of class %s (%s) don't fit together", len(e.Sizes), e.Class, e.sizes())
+}
+
+// Alike reports whether Reason says the same of both, without writing it.
+func (e *NoFit) Alike(other *NoFit) bool {
+	return e.Cause == other.Cause && e.Class == other.Class && e.tooSmallDisks == other.tooSmallDisks &&
+		(e.Largest == 0) == (other.Largest == 0) && slices.Equal(e.Sizes, other.Sizes)
+}
+
+// Nearer reports whether the node has more of what is missing than another that is Alike.
+func (e *NoFit) Nearer(other *NoFit) bool {
+	switch e.Cause {
+	case TooSmall:
+		return e.Largest > other.Largest
+	case TooLittle:
+		return e.Free > other.Free
+	case TooFewDisks:
+		return e.Disks > other.Disks
+	}
+	return cmp.Or(cmp.Compare(e.Free, other.Free), cmp.Compare(e.Largest, other.Largest)) > 0
+}
+
+// Best says how much the node has of what is missing, for what [NoFit.Reason] leaves out; empty if
+// no amount of it would do, or there is none.
+func (e *NoFit) Best() string {
+	switch {
+	case e.Cause == NoDisk, e.tooSmallDisks, e.Largest == 0:
+		return ""
+	case e.Cause == TooSmall:
+		return sizeDown(e.Largest)
+	case e.Cause == TooLittle:
+		return sizeDown(e.Free) + " in all"
+	case e.Cause == TooFewDisks:
+		return fmt.Sprintf("%d of %d disks", e.Disks, len(e.Sizes))
+	}
+	return e.extents()
 }
 
 func (e *NoFit) volumesWant() string {

@@ -22,19 +22,19 @@ func TestNoFitSays(t *testing.T) {
 			"no disk of class ssd on the node", "no disk of class ssd", 10 * gi},
 		{"too small",
 			[]Disk{disk("a", "ssd", 60*gi, 30*gi)}, want(100 * gi),
-			"largest free extent of class ssd is 60Gi, wants 100Gi", "no free extent of class ssd holds 100Gi", 40 * gi},
+			"largest free extent of class ssd is 60Gi, wants 100Gi", "largest free extent of class ssd is below 100Gi", 40 * gi},
 		{"short by a hair does not read as enough",
 			[]Disk{disk("a", "ssd", 10*gi-1)}, want(10 * gi),
-			"largest free extent of class ssd is 10239Mi, wants 10Gi", "no free extent of class ssd holds 10Gi", 1},
+			"largest free extent of class ssd is 10239Mi, wants 10Gi", "largest free extent of class ssd is below 10Gi", 1},
 		{"nor when the figures are rounded",
 			[]Disk{disk("a", "ssd", 1024*gi-1)}, want(1024 * gi),
-			"largest free extent of class ssd is 1023.9Gi, wants 1Ti", "no free extent of class ssd holds 1Ti", 1},
+			"largest free extent of class ssd is 1023.9Gi, wants 1Ti", "largest free extent of class ssd is below 1Ti", 1},
 		{"nothing free",
 			[]Disk{disk("a", "ssd")}, want(1),
-			"no free space of class ssd, wants 1Mi", "no free extent of class ssd holds 1Mi", 1},
+			"no free space of class ssd, wants 1Mi", "no free space of class ssd", 1},
 		{"the largest of several is what lacks room",
 			[]Disk{disk("a", "ssd", 60*gi)}, want(1, 100*gi),
-			"largest free extent of class ssd is 60Gi, wants 100Gi", "no free extent of class ssd holds 100Gi", 40 * gi},
+			"largest free extent of class ssd is 60Gi, wants 100Gi", "largest free extent of class ssd is below 100Gi", 40 * gi},
 		{"too little in all",
 			[]Disk{disk("a", "ssd", 100*gi)}, want(60*gi, 60*gi),
 			"free space of class ssd is 100Gi, 2 volumes (60Gi + 60Gi) want 120Gi",
@@ -58,7 +58,7 @@ func TestNoFitSays(t *testing.T) {
 		{"of two classes, the one that fails",
 			[]Disk{disk("a", "fast", 100), disk("b", "ssd", 9)},
 			append(want(10), Request{Class: "fast", Size: Alignment}),
-			"largest free extent of class ssd is 9Mi, wants 10Mi", "no free extent of class ssd holds 10Mi", 1},
+			"largest free extent of class ssd is 9Mi, wants 10Mi", "largest free extent of class ssd is below 10Mi", 1},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -104,6 +104,54 @@ func checkNoFit(t *testing.T, node *Node, requests []Request, err error) {
 	}
 	if _, err := Plan(nil, node, own); err == nil {
 		t.Fatalf("%+v, but the class fits by itself", e)
+	}
+}
+
+// TestNoFitTogether: of nodes that fail alike, the nearest says how much there is.
+func TestNoFitTogether(t *testing.T) {
+	usable := func(mib int64, free ...int64) []Disk {
+		d := disk("a", "ssd", free...)
+		d.Usable = mib * Alignment
+		return []Disk{d}
+	}
+	tests := []struct {
+		name     string
+		near     []Disk
+		far      []Disk
+		requests []Request
+		alike    bool
+		best     string
+	}{
+		{"the larger extent", usable(200*gi, 60*gi), usable(200*gi, 50*gi, 50*gi), want(100 * gi), true, "60Gi"},
+		{"nothing free is another reason", usable(200*gi, 60*gi), usable(200 * gi), want(100 * gi), false, "60Gi"},
+		{"no amount would do", usable(90*gi, 60*gi), usable(90*gi, 50*gi), want(100 * gi), true, ""},
+		{"a disk too small for ever is another reason", usable(200*gi, 60*gi), usable(90*gi, 60*gi), want(100 * gi), false, "60Gi"},
+		{"more in all", usable(200*gi, 60*gi, 30*gi), usable(200*gi, 80*gi), want(50*gi, 50*gi), true, "90Gi in all"},
+		{"larger pieces", usable(200*gi, 70*gi, 30*gi), usable(200*gi, 60*gi, 40*gi), want(50*gi, 50*gi), true, "2 free extents, the largest 70Gi, 100Gi in all"},
+		{"more disks", []Disk{disk("a", "ssd", 9), disk("b", "ssd", 9)}, []Disk{disk("a", "ssd", 99)}, wantApart(1, 1, 1), true, "2 of 3 disks"},
+		{"no disk", []Disk{disk("a", "hdd", 9)}, nil, want(1), true, ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			why := func(disks []Disk) *NoFit {
+				_, err := Plan(nil, &Node{Disks: disks}, test.requests)
+				var e *NoFit
+				if !errors.As(err, &e) {
+					t.Fatalf("got %v", err)
+				}
+				return e
+			}
+			near, far := why(test.near), why(test.far)
+			if alike := near.Alike(far); alike != test.alike || alike != (near.Reason() == far.Reason()) {
+				t.Errorf("alike is %v of %q and %q", alike, near.Reason(), far.Reason())
+			}
+			if test.alike && test.best != "" && (!near.Nearer(far) || far.Nearer(near) || near.Nearer(near)) {
+				t.Errorf("%q is not nearer than %q", near, far)
+			}
+			if near.Best() != test.best {
+				t.Errorf("the best is %q, want %q", near.Best(), test.best)
+			}
+		})
 	}
 }
 

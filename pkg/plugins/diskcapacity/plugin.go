@@ -26,6 +26,7 @@ const (
 	reasonNoAgent  = "the agent of Berth is not registered with the kubelet of this node"
 	reasonNoReport = "the agent of Berth has not published the disks of this node yet"
 	reasonProblem  = "the NodeDiskCapacity of this node contradicts itself: "
+	reasonProblems = "the NodeDiskCapacity of these nodes contradicts itself: the scheduler's log says how"
 	reasonNoLabel  = "the node lacks the label " + diskv1alpha1.LabelNode + ", which the kubelet sets when the agent of Berth registers: no claim can be bound there"
 )
 
@@ -158,17 +159,19 @@ func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, 
 	}
 	name := info.Node().Name
 	if !p.feed.hasAgent(name) {
-		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonNoAgent)
+		return s.never(otherNoAgent, reasonNoAgent)
 	}
 	snapshot := p.ledger.Snapshot(name)
 	switch {
 	case !snapshot.Published:
-		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonNoReport)
+		return s.never(otherNoReport, reasonNoReport)
+	case snapshot.Problem != "" && s.figures:
+		return s.never(otherProblem, reasonProblem+snapshot.Problem)
 	case snapshot.Problem != "":
-		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonProblem+snapshot.Problem)
+		return s.never(otherProblem, reasonProblems)
 	}
 	if reason, refused := s.refused[name]; refused {
-		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, "the API server refused to bind the pod to this node: "+reason)
+		return s.never(otherRefused, "the API server refused to bind the pod to this node: "+reason)
 	}
 	if len(s.claims) > 0 {
 		if status := s.checkClaims(info.Node()); status != nil {
@@ -176,7 +179,7 @@ func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, 
 		}
 	}
 	if _, err := s.fit(info.Node(), snapshot); err != nil {
-		return noRoom(s, err)
+		return s.noRoom(name, err)
 	}
 	return nil
 }
@@ -184,32 +187,14 @@ func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, 
 // checkClaims says whether the node can have volumes of claims, and these.
 func (s *state) checkClaims(node *corev1.Node) *fwk.Status {
 	if !labelled(node) {
-		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonNoLabel)
+		return s.never(otherNoLabel, reasonNoLabel)
 	}
 	for i := range s.held {
 		if h := &s.held[i]; diskv1alpha1.NodeLabel(h.node) != diskv1alpha1.NodeLabel(node.Name) {
-			return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, fmt.Sprintf("the volume of claim %s is on node %s already", h.Claim, h.node))
+			return s.never(otherElsewhere, fmt.Sprintf("the volume of claim %s is on node %s already", h.Claim, h.node))
 		}
 	}
 	return nil
-}
-
-// noRoom says why the pod does not fit, and whether the removal of others could help.
-func noRoom(s *state, err error) *fwk.Status {
-	var noFit *placement.NoFit
-	if !errors.As(err, &noFit) {
-		return fwk.AsStatus(err)
-	}
-	reason := noFit.Reason()
-	if s.figures {
-		reason = noFit.Error()
-	} else if noFit.Cause == placement.TooSmall {
-		s.rejections.sawExtent(noFit)
-	}
-	if noFit.Never {
-		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reason)
-	}
-	return fwk.NewStatus(fwk.Unschedulable, reason)
 }
 
 // hasAgent reports whether the kubelet of the node knows our driver. Without it the

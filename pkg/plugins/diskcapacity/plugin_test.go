@@ -139,12 +139,12 @@ func TestReasonsOfManyNodes(t *testing.T) {
 	byNode := framework.NewDefaultNodeToStatus()
 	for node, status := range statuses {
 		byNode.Set(node, status)
-		if have := status.Message(); have != "no free extent of class ssd holds 60Gi" {
+		if have := status.Message(); have != "largest free extent of class ssd is below 60Gi" {
 			t.Errorf("node %s says %q", node, have)
 		}
 	}
 	_, status := b.framework.RunPostFilterPlugins(b.ctx, state, pod, byNode)
-	if have, want := status.Message(), "at best, largest free extent of class ssd is 12Gi, wants 60Gi"; have != want {
+	if have, want := status.Message(), "Best is 12Gi on n11"; have != want {
 		t.Errorf("all together say %q, want %q", have, want)
 	}
 }

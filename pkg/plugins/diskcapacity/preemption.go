@@ -36,10 +36,7 @@ func (p *Plugin) PostFilter(ctx context.Context, cycle fwk.CycleState, pod *core
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonNarrowed)
 	}
 	if nominated == "" {
-		if nearest := s.rejections.nearest.Load(); nearest != nil {
-			return nil, fwk.NewStatus(fwk.Unschedulable, "at best, "+nearest.Error())
-		}
-		return nil, fwk.NewStatus(fwk.Unschedulable)
+		return nil, s.noNode()
 	}
 	// If there is another obstacle on that node, wiping will not help.
 	if status := statuses.Get(nominated); status.Code() != fwk.Unschedulable || status.Plugin() != Name {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -212,21 +211,4 @@ func (p *Plugin) RemovePod(_ context.Context, cycle fwk.CycleState, _ *corev1.Po
 		s.gone[partition] = struct{}{}
 	}
 	return nil
-}
-
-// rejections are what is known of the nodes that did not pass Filter.
-type rejections struct {
-	// nearest is the reason of the node that has the largest free extent of those where
-	// it is too small.
-	nearest atomic.Pointer[placement.NoFit]
-}
-
-// sawExtent is called for many nodes at once, of a large cluster most.
-func (r *rejections) sawExtent(reason *placement.NoFit) {
-	for {
-		nearest := r.nearest.Load()
-		if nearest != nil && nearest.Largest >= reason.Largest || r.nearest.CompareAndSwap(nearest, reason) {
-			return
-		}
-	}
 }

@@ -1,0 +1,165 @@
+package diskcapacity
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	fwk "k8s.io/kube-scheduler/framework"
+
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// never refuses a node for a reason that no pod's end could change.
+func (s *state) never(other otherReason, reason string) *fwk.Status {
+	s.rejections.sawOther(other)
+	return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reason)
+}
+
+// noRoom refuses a node that has too little, and says whether the removal of others could help.
+func (s *state) noRoom(node string, err error) *fwk.Status {
+	noFit, ok := errors.AsType[*placement.NoFit](err)
+	if !ok {
+		return fwk.AsStatus(err)
+	}
+	reason := s.rejections.saw(node, noFit)
+	if s.figures {
+		reason = noFit.Error()
+	}
+	if noFit.Never {
+		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reason)
+	}
+	return fwk.NewStatus(fwk.Unschedulable, reason)
+}
+
+// noNode says of a pod that fits nowhere how near the nearest nodes came, unless each of them
+// has said it already.
+func (s *state) noNode() *fwk.Status {
+	if best := s.rejections.best(); best != "" && !s.figures {
+		return fwk.NewStatus(fwk.Unschedulable, best)
+	}
+	return fwk.NewStatus(fwk.Unschedulable)
+}
+
+// rejections are why nodes did not pass Filter: one entry for all that fail alike. Filter writes
+// them for many nodes at once; the words are made once for all of them, and nothing is
+// allocated for a node that has no news.
+type rejections struct {
+	kinds atomic.Pointer[kind]
+	// others are the reasons that no figures are about.
+	others atomic.Uint32
+}
+
+// kind is what nodes that fail alike have in common.
+type kind struct {
+	// why is that of one of them.
+	why    *placement.NoFit
+	reason string
+	// nearest of them; of equals the first by name, so that the message is the same each time.
+	nearest atomic.Pointer[nearest]
+	next    *kind
+}
+
+type nearest struct {
+	node string
+	why  *placement.NoFit
+}
+
+// saw notes why a node has no room, and returns the words for all that fail alike.
+func (r *rejections) saw(node string, why *placement.NoFit) string {
+	k := r.kind(why)
+	for {
+		now := k.nearest.Load()
+		if now != nil && !why.Nearer(now.why) && (now.why.Nearer(why) || now.node <= node) {
+			return k.reason
+		}
+		if k.nearest.CompareAndSwap(now, &nearest{node: node, why: why}) {
+			return k.reason
+		}
+	}
+}
+
+// kind finds the entry, or makes it. There are a handful.
+func (r *rejections) kind(why *placement.NoFit) *kind {
+	var made *kind
+	for {
+		first := r.kinds.Load()
+		for k := first; k != nil; k = k.next {
+			if k.why.Alike(why) {
+				return k
+			}
+		}
+		if made == nil {
+			made = &kind{why: why, reason: why.Reason()}
+		}
+		made.next = first
+		if r.kinds.CompareAndSwap(first, made) {
+			return made
+		}
+	}
+}
+
+// sawOther notes a reason that no figures are about.
+func (r *rejections) sawOther(reason otherReason) {
+	// Most nodes say what was said already, and then there is nothing to write.
+	if bit := uint32(1) << reason; r.others.Load()&bit == 0 {
+		r.others.Or(bit)
+	}
+}
+
+// best says how near the nearest nodes came; empty if that is of no use.
+func (r *rejections) best() string {
+	kinds := r.sorted()
+	classes := slices.ContainsFunc(kinds, func(k *kind) bool { return k.why.Class != kinds[0].why.Class })
+	var found []string
+	for _, k := range kinds {
+		nearest := k.nearest.Load()
+		best := nearest.why.Best()
+		if best == "" {
+			continue
+		}
+		if classes {
+			best += " of class " + k.why.Class
+		}
+		found = append(found, best+" on "+nearest.node)
+	}
+	if len(found) == 0 {
+		return ""
+	}
+	return "Best is " + strings.Join(found, ", ")
+}
+
+func (r *rejections) sorted() []*kind {
+	var kinds []*kind
+	for k := r.kinds.Load(); k != nil; k = k.next {
+		kinds = append(kinds, k)
+	}
+	slices.SortFunc(kinds, func(a, b *kind) int {
+		return cmp.Or(cmp.Compare(a.why.Class, b.why.Class), cmp.Compare(a.why.Cause, b.why.Cause), cmp.Compare(a.reason, b.reason))
+	})
+	return kinds
+}
+
+// otherReason is why a node cannot take any volume, or not those of the pod.
+type otherReason uint
+
+const (
+	otherNoAgent otherReason = iota
+	otherNoReport
+	otherProblem
+	otherRefused
+	otherNoLabel
+	otherElsewhere
+	numOtherReasons
+)
+
+// otherReasons and causes are what metrics call them.
+var (
+	otherReasons = [numOtherReasons]string{"no_agent", "not_published", "contradictory", "refused", "no_label", "volume_elsewhere"}
+	causes       = map[placement.Cause]string{
+		placement.NoDisk: "no_disk", placement.TooSmall: "extent_too_small", placement.TooLittle: "too_little_space",
+		placement.TooFewDisks: "too_few_disks", placement.NotTogether: "not_together",
+	}
+)
