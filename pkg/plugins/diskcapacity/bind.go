@@ -86,7 +86,9 @@ func (p *Plugin) send(ctx context.Context, binding *corev1.Binding) error {
 
 // learn keeps what a failed binding tells. The scheduler calls Unreserve next.
 func (p *Plugin) learn(ctx context.Context, pod *corev1.Pod, nodeName string, err error) {
-	switch outcomeOf(err) {
+	outcome := outcomeOf(err)
+	bindFailuresTotal.WithLabelValues(outcome.String()).Inc()
+	switch outcome {
 	case unknown:
 		p.ledger.Doubt(string(pod.UID))
 	case refused:
@@ -108,6 +110,10 @@ const (
 	// refused: somebody forbids this pod on this node, and would again.
 	refused
 )
+
+func (o outcome) String() string {
+	return [...]string{unknown: "unknown", notBound: "not_bound", refused: "refused"}[o]
+}
 
 func outcomeOf(err error) outcome {
 	var status apierrors.APIStatus

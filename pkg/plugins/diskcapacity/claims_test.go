@@ -248,7 +248,7 @@ func TestClaimIsReserved(t *testing.T) {
 		t.Errorf("statuses %v", statuses)
 	}
 	b.reserve(t, second, "n1")
-	b.plugin.Unreserve(b.ctx, nil, pod, "n1")
+	b.plugin.Unreserve(b.ctx, framework.NewCycleState(), pod, "n1")
 	if b.freeGiB("n1") != 5 {
 		t.Errorf("%d GiB are free, want 5: the second pod has a share in the claim", b.freeGiB("n1"))
 	}
@@ -276,7 +276,7 @@ func TestClaimInDoubt(t *testing.T) {
 	b.reserve(t, pod, "n1")
 	b.plugin.ledger.Share(diskv1alpha1.PartitionID(diskv1alpha1.ClaimVolumeID(pvc.UID)), "binding")
 	b.plugin.ledger.Doubt("binding")
-	b.plugin.Unreserve(b.ctx, nil, pod, "n1")
+	b.plugin.Unreserve(b.ctx, framework.NewCycleState(), pod, "n1")
 	b.reserve(t, pod, "n1")
 	b.claim(t, "more", "ssd", 8, nil)
 	if _, statuses := b.filter(t, claimPod("b", "more")); statuses["n1"].IsSuccess() {
@@ -409,7 +409,7 @@ func TestLoose(t *testing.T) {
 			// It is taken.
 			taken := pv.DeepCopy()
 			taken.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "default", Name: "x", UID: "x"}
-			b.plugin.Unreserve(b.ctx, nil, pod, "n1")
+			b.plugin.Unreserve(b.ctx, framework.NewCycleState(), pod, "n1")
 			b.storeVolume(t, taken)
 			if len(b.plugin.feed.loose.byClass) != 0 {
 				t.Error("a volume that a claim has is still loose")

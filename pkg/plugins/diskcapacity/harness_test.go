@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/events"
 	"k8s.io/klog/v2"
 	"k8s.io/klog/v2/ktesting"
 	fwk "k8s.io/kube-scheduler/framework"
@@ -43,7 +44,9 @@ type bench struct {
 	nodes     []fwk.NodeInfo
 	nominated nominator
 	activated activations
-	revision  int
+	// recorder has the events.
+	recorder *events.FakeRecorder
+	revision int
 }
 
 // newBench makes nodes with an agent each. answer handles the API server's side.
@@ -63,7 +66,7 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{ctx: ctx, factory: informers.NewSharedInformerFactory(client, 0), nominated: nominator{}, activated: activations{}}
+	b := &bench{ctx: ctx, factory: informers.NewSharedInformerFactory(client, 0), nominated: nominator{}, activated: activations{}, recorder: events.NewFakeRecorder(100)}
 	feed, err := newFeed(ctx, b.factory)
 	if err != nil {
 		t.Fatal(err)
@@ -91,10 +94,11 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 	snapshot := cache.NewSnapshot(nil, nodes)
 	b.framework, err = tf.NewFramework(ctx, []tf.RegisterPluginFunc{
 		tf.RegisterQueueSortPlugin(queuesort.Name, queuesort.New),
-		tf.RegisterPluginAsExtensionsWithWeight(Name, 10, factory, "PreFilter", "Filter", "PostFilter", "PreScore", "Score", "Reserve", "Bind"),
+		tf.RegisterPluginAsExtensionsWithWeight(Name, 10, factory, "PreFilter", "Filter", "PostFilter", "PreScore", "Score", "Reserve", "Bind", "PostBind"),
 		tf.RegisterBindPlugin(defaultbinder.Name, defaultbinder.New),
 	}, "berth", frameworkruntime.WithInformerFactory(b.factory), frameworkruntime.WithClientSet(client), frameworkruntime.WithKubeConfig(kubeConfig),
-		frameworkruntime.WithSnapshotSharedLister(snapshot), frameworkruntime.WithPodNominator(b.nominated), frameworkruntime.WithPodActivator(b.activated))
+		frameworkruntime.WithSnapshotSharedLister(snapshot), frameworkruntime.WithPodNominator(b.nominated), frameworkruntime.WithPodActivator(b.activated),
+		frameworkruntime.WithEventRecorder(b.recorder))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/util/flowcontrol"
 	fwk "k8s.io/kube-scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -42,6 +43,8 @@ type Plugin struct {
 	feed   *feed
 	ledger *ledger.Ledger
 	args   *DiskCapacityArgs
+	// placements bounds the events of placements; nil for none.
+	placements flowcontrol.PassiveRateLimiter
 	// complete says what is wrong with the profile that the plugin is in.
 	complete func() error
 }
@@ -56,6 +59,7 @@ var (
 	_ fwk.ScorePlugin         = &Plugin{}
 	_ fwk.ReservePlugin       = &Plugin{}
 	_ fwk.BindPlugin          = &Plugin{}
+	_ fwk.PostBindPlugin      = &Plugin{}
 	_ fwk.EnqueueExtensions   = &Plugin{}
 	_ fwk.SignPlugin          = &Plugin{}
 )
@@ -75,7 +79,12 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 }
 
 func newPlugin(handle fwk.Handle, feed *feed, args *DiskCapacityArgs) *Plugin {
-	return &Plugin{handle: handle, feed: feed, ledger: feed.ledger, args: args}
+	registerMetrics()
+	p := &Plugin{handle: handle, feed: feed, ledger: feed.ledger, args: args}
+	if rate := *args.PlacementEventsPerSecond; rate > 0 {
+		p.placements = flowcontrol.NewTokenBucketPassiveRateLimiter(float32(rate), int(placementBurst*rate))
+	}
+	return p
 }
 
 // RefuseUnless keeps the scheduler from starting if complete returns an error. It is asked
@@ -95,8 +104,10 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 	if err := p.feed.wait(ctx, p.args.SyncTimeout.Duration); err != nil {
 		return nil, fwk.AsStatus(err)
 	}
+	start := time.Now()
 	asks, err := p.feed.ask(pod)
 	if err != nil {
+		decided(resultInvalid)
 		// Most of it cannot be changed; what can be wakes the pod.
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
 	}
@@ -106,6 +117,8 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 	s := p.newState(pod, asks)
 	s.figures = len(nodes) <= maxFigures
 	tightest := p.narrow(pod, s, len(nodes))
+	took(stepSearch, start)
+	s.searched()
 	cycle.Write(stateKey, s)
 	return tightest, nil
 }
@@ -251,11 +264,18 @@ func (p *Plugin) Reserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Po
 	if err != nil {
 		return fwk.AsStatus(err)
 	}
-	if _, err := p.ledger.Reserve(string(pod.UID), nodeName, wants); err != nil {
+	start, before := time.Now(), p.ledger.Snapshot(nodeName)
+	records, err := p.ledger.Reserve(string(pod.UID), nodeName, wants)
+	took(stepReserve, start)
+	if err != nil {
+		decided(resultLost)
 		// Filter found room a moment ago, and other nodes may still have it: an error
 		// is retried soon, where a rejection would wait for an event that may not come.
 		return fwk.AsStatus(fmt.Errorf("node %s lost its room for the pod's volumes while the pod was being placed: %w", nodeName, err))
 	}
+	// Those of volumes that have their place already come last.
+	s.placed = &placed{before: before, records: records[:len(records)-len(s.held)]}
+	p.feed.lag.placed(nodeName, s.placed.records, start)
 	return nil
 }
 
@@ -278,7 +298,11 @@ func (p *Plugin) wantsOn(s *state, nodeName string) ([]ledger.Want, error) {
 }
 
 // Unreserve forgets what Reserve recorded. It is also called when Reserve never ran.
-func (p *Plugin) Unreserve(_ context.Context, _ fwk.CycleState, pod *corev1.Pod, _ string) {
+func (p *Plugin) Unreserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, _ string) {
+	if s, err := readState(cycle); err == nil && s.placed != nil {
+		s.placed = nil
+		decided(resultUndone)
+	}
 	p.ledger.Forget(string(pod.UID))
 }
 

@@ -26,34 +26,41 @@ import (
 // Otherwise it only adds to the message what the nodes of a large cluster do not say one by
 // one: how near the nearest of them came.
 func (p *Plugin) PostFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, statuses fwk.NodeToStatusReader) (*fwk.PostFilterResult, *fwk.Status) {
-	nominated := pod.Status.NominatedNodeName
 	s, err := readState(cycle)
 	if err != nil {
 		return nil, fwk.NewStatus(fwk.Unschedulable)
 	}
+	status := p.afterNoNode(ctx, s, pod, statuses)
+	s.refusedBy(status)
+	return nil, status
+}
+
+// afterNoNode is PostFilter of a pod with disk volumes. It nominates no node.
+func (p *Plugin) afterNoNode(ctx context.Context, s *state, pod *corev1.Pod, statuses fwk.NodeToStatusReader) *fwk.Status {
+	nominated := pod.Status.NominatedNodeName
 	if s.narrowed {
 		p.widen(klog.FromContext(ctx), pod)
-		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonNarrowed)
+		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonNarrowed)
 	}
 	if nominated == "" {
-		return nil, s.noNode()
+		return s.noNode()
 	}
 	// If there is another obstacle on that node, wiping will not help.
 	if status := statuses.Get(nominated); status.Code() != fwk.Unschedulable || status.Plugin() != Name {
-		return nil, fwk.NewStatus(fwk.Unschedulable)
+		return fwk.NewStatus(fwk.Unschedulable)
 	}
 	snapshot := p.ledger.Snapshot(nominated)
 	gone := p.feed.released(nominated)
 	maps.Copy(gone, snapshot.Wiping())
 	if len(gone) == 0 {
-		return nil, fwk.NewStatus(fwk.Unschedulable)
+		return fwk.NewStatus(fwk.Unschedulable)
 	}
 	maps.Copy(gone, s.gone)
 	if _, err := placement.Plan(nil, snapshot.Without(gone), s.requests); err != nil {
-		return nil, fwk.NewStatus(fwk.Unschedulable)
+		return fwk.NewStatus(fwk.Unschedulable)
 	}
 	// This status ends the preemption and leaves the nomination as it is.
-	return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable,
+	return fwk.NewStatus(fwk.UnschedulableAndUnresolvable,
 		fmt.Sprintf("waiting for node %s to wipe volumes that are gone; nothing more is preempted meanwhile", nominated))
 }
 

@@ -33,6 +33,8 @@ type state struct {
 	narrowed bool
 	// rejections are written by Filter, for many nodes at once.
 	rejections *rejections
+	// placed is written by Reserve, when nobody clones the state any more.
+	placed *placed
 
 	// AddPod and RemovePod change what follows, so Clone copies it: preemption tries
 	// out many nodes in parallel, each on a clone of its own.

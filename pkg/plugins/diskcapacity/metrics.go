@@ -1,0 +1,120 @@
+package diskcapacity
+
+import (
+	"sync"
+	"time"
+
+	"k8s.io/component-base/metrics"
+	"k8s.io/component-base/metrics/legacyregistry"
+	fwk "k8s.io/kube-scheduler/framework"
+)
+
+// Results of the scheduling cycles of pods with disk volumes.
+const (
+	// resultBound: the pod has its node and its places.
+	resultBound = "bound"
+	// resultInvalid: what the pod asks for cannot be understood, or its class does not exist.
+	resultInvalid = "invalid"
+	// resultUnschedulable: no node would do, for want of disk space or for another reason.
+	resultUnschedulable = "unschedulable"
+	// resultWidened: none of the tightest nodes would do, all are tried next.
+	resultWidened = "widened"
+	// resultWaiting: the pod waits for a node to wipe volumes that are gone.
+	resultWaiting = "waiting"
+	// resultLost: the room was taken between Filter and Reserve.
+	resultLost = "lost"
+	// resultUndone: the places were given back, because the pod could not be bound.
+	resultUndone = "undone"
+)
+
+// Steps that are measured once for each pod. What Filter takes for each node, kube-scheduler
+// itself measures by samples.
+const (
+	stepSearch  = "search"
+	stepReserve = "reserve"
+)
+
+var (
+	decisionsTotal = metrics.NewCounterVec(&metrics.CounterOpts{
+		Namespace: "berth", Subsystem: "scheduler", Name: "decisions_total", StabilityLevel: metrics.ALPHA,
+		Help: "Scheduling cycles of pods with disk volumes, by how they ended: bound, invalid, unschedulable, widened, waiting, lost or undone.",
+	}, []string{"result"})
+	reasonsTotal = metrics.NewCounterVec(&metrics.CounterOpts{
+		Namespace: "berth", Subsystem: "scheduler", Name: "unschedulable_reasons_total", StabilityLevel: metrics.ALPHA,
+		Help: "Why nodes would not do for unschedulable pods, by disk class and reason. A cycle counts once for each reason, however many nodes gave it. Reasons that are not about space have no class.",
+	}, []string{"class", "reason"})
+	searchesTotal = metrics.NewCounterVec(&metrics.CounterOpts{
+		Namespace: "berth", Subsystem: "scheduler", Name: "searches_total", StabilityLevel: metrics.ALPHA,
+		Help: "Searches for a node for a pod with disk volumes, by scope: tightest (only the nodes that the volumes fit most tightly) or all.",
+	}, []string{"scope"})
+	planDuration = metrics.NewHistogramVec(&metrics.HistogramOpts{
+		Namespace: "berth", Subsystem: "scheduler", Name: "plan_duration_seconds", StabilityLevel: metrics.ALPHA,
+		Help:    "Time that planning a pod's disk volumes takes, by step: search (reading the pod and finding the tightest nodes) and reserve (planning on the chosen node and recording it).",
+		Buckets: metrics.ExponentialBuckets(1e-6, 2, 16), // to 33 ms
+	}, []string{"step"})
+	bindFailuresTotal = metrics.NewCounterVec(&metrics.CounterOpts{
+		Namespace: "berth", Subsystem: "scheduler", Name: "bind_failures_total", StabilityLevel: metrics.ALPHA,
+		Help: "Failed bindings of pods with inline disk volumes, by outcome: refused (remembered until the node publishes anew), unknown (the place is held until it is known) or not_bound.",
+	}, []string{"outcome"})
+	publishDelay = metrics.NewHistogram(&metrics.HistogramOpts{
+		Namespace: "berth", Subsystem: "scheduler", Name: "publish_delay_seconds", StabilityLevel: metrics.ALPHA,
+		Help:    "Time from the reservation of a volume to its node publishing it.",
+		Buckets: metrics.ExponentialBuckets(0.05, 2, 14), // to 7 minutes
+	})
+	replacedTotal = metrics.NewCounter(&metrics.CounterOpts{
+		Namespace: "berth", Subsystem: "scheduler", Name: "replaced_volumes_total", StabilityLevel: metrics.ALPHA,
+		Help: "Volumes that their node has made elsewhere than at the place that this scheduler recorded: the node refused it.",
+	})
+	eventsWithheldTotal = metrics.NewCounter(&metrics.CounterOpts{
+		Namespace: "berth", Subsystem: "scheduler", Name: "placement_events_withheld_total", StabilityLevel: metrics.ALPHA,
+		Help: "Events DiskPlaced that were not sent because there were more than placementEventsPerSecond allows.",
+	})
+	registration sync.Once
+)
+
+// registerMetrics is called for every profile; the metrics are the process's.
+func registerMetrics() {
+	registration.Do(func() {
+		legacyregistry.MustRegister(decisionsTotal, reasonsTotal, searchesTotal, planDuration, bindFailuresTotal, publishDelay, replacedTotal, eventsWithheldTotal)
+		legacyregistry.CustomMustRegister(&collector{feed: anyFeed, now: time.Now})
+	})
+}
+
+func decided(result string) { decisionsTotal.WithLabelValues(result).Inc() }
+
+func took(step string, start time.Time) {
+	planDuration.WithLabelValues(step).Observe(time.Since(start).Seconds())
+}
+
+func (s *state) searched() {
+	if s.narrowed {
+		searchesTotal.WithLabelValues("tightest").Inc()
+	} else {
+		searchesTotal.WithLabelValues("all").Inc()
+	}
+}
+
+// refusedBy counts a cycle that found no node, by what PostFilter made of it.
+func (s *state) refusedBy(status *fwk.Status) {
+	switch {
+	case s.narrowed:
+		decided(resultWidened)
+	case status.Code() == fwk.UnschedulableAndUnresolvable:
+		decided(resultWaiting)
+	default:
+		decided(resultUnschedulable)
+		s.rejections.count()
+	}
+}
+
+func (r *rejections) count() {
+	for k := r.kinds.Load(); k != nil; k = k.next {
+		reasonsTotal.WithLabelValues(k.why.Class, causes[k.why.Cause]).Inc()
+	}
+	others := r.others.Load()
+	for reason, name := range otherReasons {
+		if others&(1<<reason) != 0 {
+			reasonsTotal.WithLabelValues("", name).Inc()
+		}
+	}
+}

@@ -1,0 +1,119 @@
+package diskcapacity
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/berthdev/berth/pkg/ledger"
+)
+
+const (
+	// lagsAfter is the age of a volume that its node has not published from which on the node is
+	// counted as behind. Mostly it takes a second.
+	lagsAfter = 10 * time.Second
+	// maxLags is of how many nodes the metrics say by name how far they are behind.
+	maxLags = 100
+)
+
+// lag follows how far the nodes are behind the ledger: since when each volume that was placed
+// waits for its node to publish it. It looks at snapshots only, so that the ledger knows
+// nothing of it.
+type lag struct {
+	mu sync.Mutex
+	// waiting are volumes by node and partition.
+	waiting map[string]map[string]unpublished
+}
+
+type unpublished struct {
+	record ledger.Record
+	since  time.Time
+	// placed is true if this process placed the volume, so that since is when that was.
+	placed bool
+}
+
+func newLag() *lag { return &lag{waiting: map[string]map[string]unpublished{}} }
+
+// placed begins to wait for volumes that have just been reserved.
+func (l *lag) placed(nodeName string, records []ledger.Record, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range records {
+		l.of(nodeName)[r.Partition] = unpublished{record: r, since: now, placed: true}
+	}
+}
+
+func (l *lag) of(nodeName string) map[string]unpublished {
+	waiting := l.waiting[nodeName]
+	if waiting == nil {
+		waiting = map[string]unpublished{}
+		l.waiting[nodeName] = waiting
+	}
+	return waiting
+}
+
+// heard settles what the node publishes by now, and forgets what is not placed there any more.
+func (l *lag) heard(nodeName string, s *ledger.Snapshot, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	waiting := l.waiting[nodeName]
+	if len(waiting) == 0 {
+		return
+	}
+	still := make(map[string]struct{}, len(s.Unpublished()))
+	for _, r := range s.Unpublished() {
+		still[r.Partition] = struct{}{}
+	}
+	for partition, u := range waiting {
+		if _, ok := still[partition]; ok {
+			continue
+		}
+		delete(waiting, partition)
+		disk, at, ok := s.PublishedAt(partition)
+		if !ok || !u.placed {
+			continue
+		}
+		publishDelay.Observe(now.Sub(u.since).Seconds())
+		if disk != u.record.Disk || at.Start != u.record.Extent.Start {
+			replacedTotal.Inc()
+		}
+	}
+	if len(waiting) == 0 {
+		delete(l.waiting, nodeName)
+	}
+}
+
+// behind is a node with volumes that it has not published.
+type behind struct {
+	node   string
+	oldest time.Duration
+}
+
+// lags returns how many volumes are not published, and the nodes that are behind, the furthest first.
+// What others have placed, this process before it was restarted among them, counts from when it
+// was first seen here.
+func (l *lag) lags(all *ledger.Ledger, now time.Time) (volumes int, nodes []behind) {
+	all.Each(func(name string, s *ledger.Snapshot) {
+		l.heard(name, s, now)
+		if len(s.Unpublished()) == 0 {
+			return
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		waiting := l.of(name)
+		var oldest time.Duration
+		for _, r := range s.Unpublished() {
+			u, ok := waiting[r.Partition]
+			if !ok {
+				u = unpublished{record: r, since: now}
+				waiting[r.Partition] = u
+			}
+			oldest = max(oldest, now.Sub(u.since))
+		}
+		volumes += len(s.Unpublished())
+		nodes = append(nodes, behind{name, oldest})
+	})
+	slices.SortFunc(nodes, func(a, b behind) int { return cmp.Or(cmp.Compare(b.oldest, a.oldest), cmp.Compare(a.node, b.node)) })
+	return volumes, nodes
+}
