@@ -83,7 +83,7 @@ func (l *Ledger) Each(look func(nodeName string, s *Snapshot)) {
 // they were allowed to grow, sorted by disk. They must not be changed.
 func (s *Snapshot) Unpublished() []Record { return s.pending }
 
-// Published returns the place where the node publishes the volume; false if it does not, or is
+// PublishedAt returns the place where the node publishes the volume; false if it does not, or is
 // wiping it.
 func (s *Snapshot) PublishedAt(partition string) (disk string, at extent.Extent, ok bool) {
 	if s.published == nil {

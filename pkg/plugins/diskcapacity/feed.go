@@ -89,7 +89,7 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 	informer := factory.Core().V1().Pods().Informer()
 	logger := klog.FromContext(ctx)
 	f := &feed{
-		ledger: l, classes: newClasses(), narrowing: newNarrowing(), lag: newLag(), pods: informer.GetIndexer(), capacities: newCapacityStore(logger, l),
+		ledger: l, classes: newClasses(), narrowing: newNarrowing(), lag: newLag(l), pods: informer.GetIndexer(), capacities: newCapacityStore(logger, l),
 		claims: claims{
 			claims:  factory.Core().V1().PersistentVolumeClaims().Lister(),
 			classes: factory.Storage().V1().StorageClasses().Lister(),
@@ -99,7 +99,7 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 		loose:    newLoose(), names: newNames(),
 	}
 	f.capacities.learn = func(nodeName string) { f.learnNode(logger, nodeName) }
-	f.capacities.listen(func(nodeName string) { f.lag.heard(nodeName, l.Snapshot(nodeName), time.Now()) })
+	f.capacities.listen(func(nodeName string) { f.lag.heard(nodeName, time.Now()) })
 	if err := f.followVolumes(logger, factory.Core().V1().PersistentVolumes().Informer()); err != nil {
 		return nil, err
 	}

@@ -61,7 +61,7 @@ func (c *collector) CollectWithStability(ch chan<- metrics.Metric) {
 		send(largestDesc, float64(of.Largest), class)
 		send(fragmentedDesc, of.Fragmentation(), class)
 	}
-	volumes, nodes := f.lag.lags(f.ledger, c.now())
+	volumes, nodes := f.lag.lags(c.now())
 	lagging := slices.IndexFunc(nodes, func(n behind) bool { return n.oldest < lagsAfter })
 	if lagging < 0 {
 		lagging = len(nodes)

@@ -19,9 +19,10 @@ const (
 
 // lag follows how far the nodes are behind the ledger: since when each volume that was placed
 // waits for its node to publish it. It looks at snapshots only, so that the ledger knows
-// nothing of it.
+// nothing of it. They are read under its own lock: what was placed before is in them.
 type lag struct {
-	mu sync.Mutex
+	ledger *ledger.Ledger
+	mu     sync.Mutex
 	// waiting are volumes by node and partition.
 	waiting map[string]map[string]unpublished
 }
@@ -33,7 +34,9 @@ type unpublished struct {
 	placed bool
 }
 
-func newLag() *lag { return &lag{waiting: map[string]map[string]unpublished{}} }
+func newLag(l *ledger.Ledger) *lag {
+	return &lag{ledger: l, waiting: map[string]map[string]unpublished{}}
+}
 
 // placed begins to wait for volumes that have just been reserved.
 func (l *lag) placed(nodeName string, records []ledger.Record, now time.Time) {
@@ -54,9 +57,14 @@ func (l *lag) of(nodeName string) map[string]unpublished {
 }
 
 // heard settles what the node publishes by now, and forgets what is not placed there any more.
-func (l *lag) heard(nodeName string, s *ledger.Snapshot, now time.Time) {
+func (l *lag) heard(nodeName string, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.settle(nodeName, l.ledger.Snapshot(nodeName), now)
+}
+
+// settle is heard, with the lock held.
+func (l *lag) settle(nodeName string, s *ledger.Snapshot, now time.Time) {
 	waiting := l.waiting[nodeName]
 	if len(waiting) == 0 {
 		return
@@ -93,14 +101,15 @@ type behind struct {
 // lags returns how many volumes are not published, and the nodes that are behind, the furthest first.
 // What others have placed, this process before it was restarted among them, counts from when it
 // was first seen here.
-func (l *lag) lags(all *ledger.Ledger, now time.Time) (volumes int, nodes []behind) {
-	all.Each(func(name string, s *ledger.Snapshot) {
-		l.heard(name, s, now)
+func (l *lag) lags(now time.Time) (volumes int, nodes []behind) {
+	l.ledger.Each(func(name string, _ *ledger.Snapshot) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		s := l.ledger.Snapshot(name)
+		l.settle(name, s, now)
 		if len(s.Unpublished()) == 0 {
 			return
 		}
-		l.mu.Lock()
-		defer l.mu.Unlock()
 		waiting := l.of(name)
 		var oldest time.Duration
 		for _, r := range s.Unpublished() {
