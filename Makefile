@@ -67,6 +67,7 @@ generate: ## Write generated Go and the CRDs anew.
 bench: prepare ## Run the benchmarks that docs/performance.md quotes (needs root).
 	go test -run='^$$' -bench=. -benchmem ./pkg/placement ./pkg/ledger ./pkg/plugins/...
 	go test -count=1 -timeout=30m -v -run='^$$' -bench=. -benchtime=1x ./test/bench/...
+	PATH="$(CURDIR)/$(BIN):$$PATH" go test -C test/schedulerperf -timeout=30m -run='^$$' -bench=. -benchtime=1x
 
 .PHONY: simulate
 simulate: ## Replay weeks of volumes on up to 5000 nodes and compare policies of placement (docs/placement.md).
