@@ -33,6 +33,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/agent/publish"
 	"github.com/berthdev/berth/pkg/agent/volumes"
+	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/pkg/request"
 )
 
 // Options of the agent.
@@ -134,7 +136,7 @@ func Run(ctx context.Context, o Options) error {
 	})
 	a.manager, err = volumes.New(volumes.Options{
 		Client: c, Pods: a.podsOfNode, Volumes: a.persistent, Capacities: a.capacities, Inventory: a.inventory, Recorder: recorder,
-		DefaultFSType: a.defaultFSType, Wiping: a.wiping,
+		DefaultFSType: a.defaultFSType, Placement: a.placement, Wiping: a.wiping,
 		Published: a.published(), ReclaimStopped: meta.IsStatusConditionTrue(a.publishedStatus().Conditions, diskv1alpha1.ConditionReclaimStopped),
 		OrphanGrace: o.OrphanGrace, OrphanLimit: o.OrphanLimit, EvictionGrace: o.EvictionGrace,
 		OwnersChanged: func() { a.publisher.Kick() },
@@ -271,6 +273,15 @@ func (a *agent) defaultFSType(class string) string {
 		}
 	}
 	return diskv1alpha1.FSTypeExt4
+}
+
+func (a *agent) placement(class string) placement.Policy {
+	for _, c := range a.classList() {
+		if c.Name == class {
+			return request.PolicyOf(c.Spec.PlacementPolicy)
+		}
+	}
+	return placement.BestFit
 }
 
 // wiping is how volumes of a class are wiped now. What this agent does not know, and no

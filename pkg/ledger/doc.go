@@ -75,6 +75,6 @@
 //
 // One mutex guards the ledger's bookkeeping. Readers of a node never take it: every change makes
 // a new immutable Snapshot of the node concerned and stores it behind an atomic pointer. What
-// is asked of all nodes at once (Tightest) is answered under the mutex, from an index that
+// is asked of all nodes at once (Best) is answered under the mutex, from an index that
 // changes together with the snapshots.
 package ledger

@@ -2,38 +2,80 @@ package ledger
 
 import (
 	"cmp"
-	"iter"
+	"math"
 	"slices"
-	"sort"
 
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// piece says that a node has at least one free extent of this size in bytes.
+// kind is what is found by its size.
+type kind int
+
+const (
+	// extents are free extents, by their length.
+	extents kind = iota
+	// disks are disks with free space, by how much, the most first.
+	disks
+	kinds
+)
+
+// piece says that a node has at least one free extent, or disk, of this size in bytes.
 type piece struct {
 	class string
-	size  int64
+	kind  kind
+	// size is below zero with disks, so that the emptiest is the first.
+	size int64
+	// reach is the largest volume that it could take.
+	reach int64
 }
 
 func comparePieces(a, b piece) int {
-	return cmp.Or(cmp.Compare(a.class, b.class), cmp.Compare(a.size, b.size))
+	return cmp.Or(cmp.Compare(a.class, b.class), cmp.Compare(a.kind, b.kind), cmp.Compare(a.size, b.size), cmp.Compare(a.reach, b.reach))
 }
 
-// piecesOf are the snapshot's free extents, sorted, each class and size once.
+// piecesOf are the snapshot's, sorted, of equals one.
 func piecesOf(s *Snapshot) []piece {
-	var pieces []piece
+	count := 0
+	for i := range s.Node.Disks {
+		count += 1 + s.Node.Disks[i].Free.Len()
+	}
+	pieces := make([]piece, 0, count)
 	for i := range s.Node.Disks {
 		d := &s.Node.Disks[i]
+		var total, largest int64
 		for _, e := range d.Free.All() {
-			pieces = append(pieces, piece{d.Class, e.Len()})
+			pieces = append(pieces, piece{d.Class, extents, e.Len(), e.Len()})
+			total, largest = total+e.Len(), max(largest, e.Len())
+		}
+		if total > 0 {
+			pieces = append(pieces, piece{d.Class, disks, -total, largest})
 		}
 	}
 	slices.SortFunc(pieces, comparePieces)
 	return slices.Compact(pieces)
 }
 
-// index finds the nodes that have a free extent of a class, by its size.
-type index map[string]*offers
+// isFirst reports whether the offer is the node's first of its kind with that reach: a node
+// has many extents and several disks, and counts where it is found first.
+func (n *node) isFirst(class string, kind kind, reach int64, o offer) bool {
+	from := piece{class: class, kind: kind, size: reach}
+	if kind == disks {
+		from.size = math.MinInt64
+	}
+	at, _ := slices.BinarySearchFunc(n.pieces, from, comparePieces)
+	for _, p := range n.pieces[at:] {
+		if p.reach >= reach {
+			return p.size == o.size && p.reach == o.reach
+		}
+	}
+	return false
+}
+
+// index finds the nodes that have a free extent or a disk of a class, by its size.
+type index map[string]*catalog
+
+// catalog is what there is of one class.
+type catalog [kinds]offers
 
 // update replaces what the node offered by what it offers now. Most of it is the same,
 // mostly: a change of a node is one extent less and another instead.
@@ -51,16 +93,19 @@ func (x index) update(n *node, pieces []piece) {
 			order = comparePieces(before[0], pieces[0])
 		}
 		if order < 0 {
-			x[before[0].class].remove(offer{before[0].size, n})
-			if len(x[before[0].class].runs) == 0 {
-				delete(x, before[0].class)
+			p := before[0]
+			of := x[p.class]
+			of[p.kind].remove(offer{p.size, p.reach, n})
+			if len(of[extents].runs) == 0 && len(of[disks].runs) == 0 {
+				delete(x, p.class)
 			}
 		}
 		if order > 0 {
-			if x[pieces[0].class] == nil {
-				x[pieces[0].class] = &offers{}
+			p := pieces[0]
+			if x[p.class] == nil {
+				x[p.class] = &catalog{}
 			}
-			x[pieces[0].class].insert(offer{pieces[0].size, n})
+			x[p.class][p.kind].insert(offer{p.size, p.reach, n})
 		}
 		if order <= 0 {
 			before = before[1:]
@@ -71,119 +116,42 @@ func (x index) update(n *node, pieces []piece) {
 	}
 }
 
-// offer is a free extent's size and the node that has it.
-type offer struct {
-	size int64
-	node *node
-}
-
-// compareOffers orders by size. Among equals it is a hash of the name that decides: names
-// often tell the zone or the rack, and the first hundred of a thousand equal nodes shall not
-// all be of one.
-func compareOffers(a, b offer) int {
-	return cmp.Or(cmp.Compare(a.size, b.size), cmp.Compare(a.node.order, b.node.order), cmp.Compare(a.node.name, b.node.name))
-}
-
-// maxRun is how many offers one change moves at most.
-const maxRun = 256
-
-// offers is a sorted set, cut into runs that are not empty, so that a change moves no more
-// than a run of it.
-type offers struct {
-	runs [][]offer
-}
-
-// runOf is the run where o is or belongs.
-func (s *offers) runOf(o offer) int {
-	behind := sort.Search(len(s.runs), func(i int) bool { return compareOffers(s.runs[i][0], o) > 0 })
-	return max(0, behind-1)
-}
-
-func (s *offers) insert(o offer) {
-	if len(s.runs) == 0 {
-		s.runs = append(s.runs, []offer{o})
-		return
-	}
-	r := s.runOf(o)
-	at, there := slices.BinarySearchFunc(s.runs[r], o, compareOffers)
-	if there {
-		return
-	}
-	run := slices.Insert(s.runs[r], at, o)
-	if len(run) > maxRun {
-		s.runs = slices.Insert(s.runs, r+1, slices.Clone(run[maxRun/2:]))
-		run = slices.Delete(run, maxRun/2, len(run))
-	}
-	s.runs[r] = run
-}
-
-func (s *offers) remove(o offer) {
-	if len(s.runs) == 0 {
-		return
-	}
-	r := s.runOf(o)
-	at, there := slices.BinarySearchFunc(s.runs[r], o, compareOffers)
-	if !there {
-		return
-	}
-	if s.runs[r] = slices.Delete(s.runs[r], at, at+1); len(s.runs[r]) == 0 {
-		s.runs = slices.Delete(s.runs, r, r+1)
-	}
-}
-
-// from yields the offers that are at least this large, the smallest first.
-func (s *offers) from(size int64) iter.Seq[offer] {
-	return func(yield func(offer) bool) {
-		smaller := func(o offer, size int64) int {
-			if o.size < size {
-				return -1
-			}
-			return 1
-		}
-		// The run before the first that begins large enough can end with some that are.
-		first := sort.Search(len(s.runs), func(i int) bool { return s.runs[i][0].size >= size })
-		for r := max(0, first-1); r < len(s.runs); r++ {
-			at, _ := slices.BinarySearchFunc(s.runs[r], size, smaller)
-			for _, o := range s.runs[r][at:] {
-				if !yield(o) {
-					return
-				}
-			}
-		}
-	}
-}
-
-// Tightest returns up to k nodes that take all of the requests together: those whose free
-// extents are the smallest that hold the largest request. Fewer than k are all there are.
-// Nodes that accept returns false for do not count; it must not call the ledger.
+// Best returns up to k nodes that take all of the requests together, the best first. Fewer
+// than k are all there are. Nodes that accept returns false for do not count; it must not
+// call the ledger.
+//
+// The largest request decides, by its policy. With BestFit the first are the nodes that have an
+// extent that it fits exactly, or leaves no more of than the slack, in the order of
+// placement.Order; then the others, the smallest extent first. With Spread it is the nodes with
+// the most free bytes on a disk that has room for it. Nodes that are equal come in the order of
+// placement.Order. For a single request, the first is therefore the node that the policy would
+// choose of all.
 //
 // It is as consistent as any reader: the node may have changed when the caller looks.
-func (l *Ledger) Tightest(requests []placement.Request, k int, accept func(nodeName string) bool) []string {
-	if len(requests) == 0 {
+func (l *Ledger) Best(requests []placement.Request, k int, accept func(nodeName string) bool) []string {
+	if len(requests) == 0 || k <= 0 {
 		return nil
 	}
-	largest := slices.MaxFunc(requests, func(a, b placement.Request) int {
-		return cmp.Or(cmp.Compare(a.Size, b.Size), cmp.Compare(a.Class, b.Class))
-	})
+	leading := &requests[placement.Leading(requests)]
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	all := l.index[largest.Class]
-	if all == nil {
+	of := l.index[leading.Class]
+	if of == nil {
 		return nil
 	}
-	var names []string
-	// A node has many extents, and is asked once.
-	asked := map[*node]struct{}{}
-	for o := range all.from(largest.Size) {
-		if len(names) >= k {
-			break
+	names := make([]string, 0, min(k, 64))
+	for n := range of.best(leading) {
+		if len(requests) > 1 {
+			// A single one fits by its extent.
+			if _, err := n.snapshot.Load().Fit(requests); err != nil {
+				continue
+			}
 		}
-		if _, again := asked[o.node]; again {
+		if !accept(n.name) {
 			continue
 		}
-		asked[o.node] = struct{}{}
-		if _, err := o.node.snapshot.Load().Fit(requests); err == nil && accept(o.node.name) {
-			names = append(names, o.node.name)
+		if names = append(names, n.name); len(names) == k {
+			break
 		}
 	}
 	return names

@@ -3,6 +3,9 @@ package ledger
 import (
 	"cmp"
 	"fmt"
+	"iter"
+	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -33,19 +36,30 @@ func disksOf(node, disks string, revision uint64) *Capacity {
 	return c
 }
 
-func TestTightest(t *testing.T) {
+func TestBest(t *testing.T) {
 	nodes := map[string]string{
-		"a": "ssd 10",
-		"b": "ssd 3 7 3",
-		"c": "ssd 5 5, hdd 2",
-		"d": "hdd 4, hdd 4",
-		"e": "ssd 4, ssd 6",
+		"a": "ssd 10, large 211",
+		"b": "ssd 3 7 3, large 210, equal 1 2",
+		"c": "ssd 5 5, hdd 2, large 200, equal 3",
+		"d": "hdd 4, hdd 4, equal 3, equal 2",
+		"e": "ssd 4, ssd 6, large 1000, equal 3",
 	}
 	ssd := func(sizes ...int64) (requests []placement.Request) {
 		for _, s := range sizes {
 			requests = append(requests, placement.Request{Class: "ssd", Size: s * gib})
 		}
 		return requests
+	}
+	spread := func(sizes ...int64) []placement.Request {
+		requests := ssd(sizes...)
+		for i := range requests {
+			requests[i].Policy = placement.Spread
+		}
+		return requests
+	}
+	// Equals come in this order.
+	if order := byOrder("a", "b", "c", "d", "e"); order != "e b c a d" {
+		t.Fatalf("the nodes' order is %s", order)
 	}
 	tests := []struct {
 		name     string
@@ -67,6 +81,15 @@ func TestTightest(t *testing.T) {
 		{"unknown class", []placement.Request{{Class: "tape", Size: gib}}, 10, "", ""},
 		{"nothing", nil, 10, "", ""},
 		{"none", ssd(3), 0, "", ""},
+		{"hardly larger is as good as exact: the first", []placement.Request{{Class: "large", Size: 200 * gib}}, 10, "", "b c a e"},
+		{"spread: the emptiest disk first, each node once", spread(3), 10, "", "b c a e"},
+		{"spread: only disks with room count", spread(6), 10, "", "b a e"},
+		{"spread: no more than asked for", spread(1), 1, "", "b"},
+		{"spread: not accepted", spread(1), 2, "c", "b a"},
+		{"spread: larger than all", spread(11), 10, "", ""},
+		{"spread: the largest volume decides, all must fit", spread(4, 4), 10, "", "c a e"},
+		{"spread: equals in their order", []placement.Request{{Class: "equal", Size: gib, Policy: placement.Spread}}, 10, "", "e b c d"},
+		{"with another class's policy", append(spread(3), placement.Request{Class: "hdd", Size: 2 * gib}), 10, "", "c"},
 	}
 	l := New()
 	for name, disks := range nodes {
@@ -77,7 +100,7 @@ func TestTightest(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got := l.Tightest(test.requests, test.k, func(name string) bool { return name != test.refused })
+			got := l.Best(test.requests, test.k, func(name string) bool { return name != test.refused })
 			if strings.Join(got, " ") != test.want {
 				t.Errorf("got %v, want %s", got, test.want)
 			}
@@ -93,7 +116,7 @@ func TestEqualsAreMixed(t *testing.T) {
 		l.SetCapacity(name, disksOf(name, "ssd 10", uint64(i+1)))
 	}
 	inZone := map[byte]int{}
-	for _, name := range l.Tightest(one(1), 90, func(string) bool { return true }) {
+	for _, name := range l.Best(one(1), 90, func(string) bool { return true }) {
 		inZone[name[len("zone-")]]++
 	}
 	for zone := byte('a'); zone <= 'c'; zone++ {
@@ -103,39 +126,56 @@ func TestEqualsAreMixed(t *testing.T) {
 	}
 }
 
-// tightest is what Tightest says, by looking at every node.
-func (l *Ledger) tightest(requests []placement.Request, k int) []string {
-	largest := slices.MaxFunc(requests, func(a, b placement.Request) int {
-		return cmp.Or(cmp.Compare(a.Size, b.Size), cmp.Compare(a.Class, b.Class))
-	})
-	var found []offer
+// byOrder sorts nodes as equals are.
+func byOrder(names ...string) string {
+	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(placement.Order(a), placement.Order(b)) })
+	return strings.Join(names, " ")
+}
+
+// best is what Best says, by looking at every node, and of every node at every place.
+func (l *Ledger) best(requests []placement.Request, k int) []string {
+	leading := requests[placement.Leading(requests)]
+	type candidate struct {
+		rank int64
+		node *node
+	}
+	var found []candidate
 	l.nodes.Range(func(_, value any) bool {
 		n := value.(*node)
-		node := n.snapshot.Load().Node
-		if _, err := Fit(node, requests); err != nil {
+		if _, err := Fit(n.snapshot.Load().Node, requests); err != nil {
 			return true
 		}
-		smallest := offer{1 << 62, n}
-		for _, d := range node.Disks {
+		c := candidate{math.MaxInt64, n}
+		for _, d := range n.snapshot.Load().Node.Disks {
 			for _, e := range d.Free.All() {
-				if d.Class == largest.Class && e.Len() >= largest.Size {
-					smallest.size = min(smallest.size, e.Len())
+				over := e.Len() - leading.Size
+				if d.Class != leading.Class || over < 0 {
+					continue
 				}
+				if over <= leading.Size/20 {
+					over = 0
+				}
+				if leading.Policy == placement.Spread {
+					over = -d.Free.Total()
+				}
+				c.rank = min(c.rank, over)
 			}
 		}
-		found = append(found, smallest)
+		found = append(found, c)
 		return true
 	})
-	slices.SortFunc(found, compareOffers)
+	slices.SortFunc(found, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(placement.Order(a.node.name), placement.Order(b.node.name)), cmp.Compare(a.node.name, b.node.name))
+	})
 	var names []string
-	for _, o := range found[:min(k, len(found))] {
-		names = append(names, o.node.name)
+	for _, c := range found[:min(k, len(found))] {
+		names = append(names, c.node.name)
 	}
 	return names
 }
 
-// TestTightestModel changes nodes and pods at random, and asks both after every step.
-func TestTightestModel(t *testing.T) {
+// TestBestModel changes nodes and pods at random, and asks both after every step.
+func TestBestModel(t *testing.T) {
 	seeds := uint64(40)
 	if testing.Short() {
 		seeds = 4
@@ -174,47 +214,125 @@ func TestTightestModel(t *testing.T) {
 			}
 			requests := make([]placement.Request, 1+rng.IntN(2))
 			for i := range requests {
-				requests[i] = placement.Request{Class: class(), Size: int64(1+rng.IntN(9)) * gib}
+				requests[i] = placement.Request{Class: class(), Size: int64(1+rng.IntN(9))*gib - int64(rng.IntN(3))*gib/40&^(placement.Alignment-1)}
+				if requests[i].Class == "hdd" {
+					requests[i].Policy = placement.Spread
+				}
 			}
 			k := 1 + rng.IntN(20)
-			have, want := l.Tightest(requests, k, func(string) bool { return true }), l.tightest(requests, k)
+			have, want := l.Best(requests, k, func(string) bool { return true }), l.best(requests, k)
 			if !slices.Equal(have, want) {
 				t.Fatalf("seed %d, step %d: %v: have %v, want %v", seed, step, requests, have, want)
 			}
+			if len(requests) == 1 && len(have) > 0 {
+				checkTheOneBest(t, l, requests, have[0])
+			}
 		}
+	}
+}
+
+// checkTheOneBest: what the ledger calls the best node is what the policy says by itself, of all
+// nodes.
+func checkTheOneBest(t *testing.T, l *Ledger, requests []placement.Request, have string) {
+	t.Helper()
+	rank := func(name string) int64 {
+		merit, err := l.Snapshot(name).Fit(requests)
+		if err != nil {
+			return math.MinInt64
+		}
+		return placement.Rank(merit, requests)
+	}
+	l.nodes.Range(func(key, _ any) bool {
+		name := key.(string)
+		if rank(name) > rank(have) || rank(name) == rank(have) && rank(name) > math.MinInt64 && placement.Order(name) < placement.Order(have) {
+			t.Fatalf("%v: %s is better than %s", requests, name, have)
+		}
+		return true
+	})
+}
+
+// TestTheOneBest: of 5000 nodes with several disks each, the one best is found every time, from
+// full to empty.
+func TestTheOneBest(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 5))
+	l := New()
+	for i := range 5000 {
+		name := fmt.Sprintf("node-%04d", i)
+		l.SetCapacity(name, disksOf(name, fmt.Sprintf("ssd %d %d %d, ssd %d %d, hdd 50", 1+rng.IntN(400), 1+rng.IntN(400), 1+rng.IntN(400), 1+rng.IntN(400), 1+rng.IntN(400)), uint64(i+1)))
+	}
+	for i := range 300 {
+		r := placement.Request{Class: "ssd", Size: 1 + rng.Int64N(400)}
+		r.Size *= gib
+		if i%3 == 0 {
+			r.Policy = placement.Spread
+		}
+		requests := []placement.Request{r}
+		names := l.Best(requests, 50, func(string) bool { return true })
+		if len(names) != 50 {
+			t.Fatalf("%v: %d nodes", r, len(names))
+		}
+		checkTheOneBest(t, l, requests, names[0])
+		if _, err := l.Reserve(fmt.Sprint("u", i), names[0], wants([]string{fmt.Sprint("p", i)}, requests)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Validate(); err != nil {
+		t.Fatal(err)
 	}
 }
 
 // TestOffersInRuns: so many that the runs are cut, in any order, and none is left.
 func TestOffersInRuns(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 3))
-	n := &node{name: "n"}
-	s := &offers{}
 	count := 20 * maxRun
-	for _, size := range rng.Perm(count) {
-		s.insert(offer{int64(size), n})
-		s.insert(offer{int64(size), n})
+	nodes := make([]*node, 500)
+	for i := range nodes {
+		nodes[i] = &node{name: fmt.Sprint("n", i)}
+		nodes[i].order = placement.Order(nodes[i].name) % 100 // some have the same
 	}
-	if len(s.runs) < 20 {
-		t.Errorf("%d offers are in %d runs", count, len(s.runs))
-	}
-	for _, from := range []int{0, 1, maxRun, count / 2, count - 1, count} {
-		want := int64(from)
-		for o := range s.from(want) {
-			if o.size != want {
-				t.Fatalf("from %d: have %d, want %d", from, o.size, want)
-			}
-			want++
-		}
-		if want != int64(count) {
-			t.Errorf("from %d: ends before %d", from, want)
+	of := func(size int) offer { return offer{int64(size), int64(size * 7919 % count), nodes[size%len(nodes)]} }
+	s := &offers{}
+	want := map[offer]struct{}{}
+	check := func() {
+		t.Helper()
+		if err := s.validate(want); err != nil {
+			t.Fatal(err)
 		}
 	}
 	for i, size := range rng.Perm(count) {
-		s.remove(offer{int64(size), n})
-		s.remove(offer{int64(size), n})
-		if i%1000 == 0 && len(slices.Concat(s.runs...)) != count-1-i {
-			t.Fatalf("%d are left after %d were removed", len(slices.Concat(s.runs...)), i+1)
+		s.insert(of(size))
+		s.insert(of(size))
+		want[of(size)] = struct{}{}
+		if i%1000 == 0 {
+			check()
+		}
+	}
+	check()
+	if len(s.runs) < 20 {
+		t.Errorf("%d offers are in %d runs", count, len(s.runs))
+	}
+	all := slices.SortedFunc(maps.Keys(want), compareOffers)
+	for _, least := range []int64{0, 1, maxRun, int64(count / 2), int64(count - 1), int64(count)} {
+		expect := func(what string, have iter.Seq[offer], compare func(a, b offer) int, keep func(offer) bool) {
+			t.Helper()
+			want := slices.DeleteFunc(slices.Clone(all), func(o offer) bool { return !keep(o) })
+			slices.SortFunc(want, compare)
+			if have := slices.Collect(have); !slices.Equal(have, want) {
+				t.Errorf("%s %d: %d offers, want %d, or in another order", what, least, len(have), len(want))
+			}
+		}
+		expect("from", s.from(least), compareOffers, func(o offer) bool { return o.size >= least })
+		expect("reaching", s.reaching(least), compareOffers, func(o offer) bool { return o.reach >= least })
+		for _, most := range []int64{least - 1, least, least + 5, least + 1000, int64(count)} {
+			expect("within", s.within(least, most), compareNodes, func(o offer) bool { return o.size >= least && o.size <= most })
+		}
+	}
+	for i, size := range rng.Perm(count) {
+		s.remove(of(size))
+		s.remove(of(size))
+		delete(want, of(size))
+		if i%1000 == 0 {
+			check()
 		}
 	}
 	if len(s.runs) != 0 {
@@ -222,20 +340,29 @@ func TestOffersInRuns(t *testing.T) {
 	}
 }
 
-func BenchmarkTightest(b *testing.B) {
+func BenchmarkBest(b *testing.B) {
 	l := New()
 	for i := range 5000 {
 		name := fmt.Sprintf("node-%04d", i)
 		l.SetCapacity(name, disksOf(name, fmt.Sprintf("ssd %d 20 30, ssd 40 %d, hdd 50", 1+i%100, 1+i%77), uint64(i+1)))
 	}
-	b.Run("query", func(b *testing.B) {
-		b.ReportAllocs()
-		for b.Loop() {
-			if names := l.Tightest(one(10), 100, func(string) bool { return true }); len(names) != 100 {
-				b.Fatal(len(names))
+	all := func(string) bool { return true }
+	query := func(name string, r placement.Request) {
+		b.Run(name, func(b *testing.B) {
+			requests := []placement.Request{r}
+			b.ReportAllocs()
+			for b.Loop() {
+				if names := l.Best(requests, 50, all); len(names) != 50 {
+					b.Fatal(len(names))
+				}
 			}
-		}
-	})
+		})
+	}
+	query("tightest", placement.Request{Class: "ssd", Size: 11 * gib})
+	// All 5000 nodes have an extent that is as good as exact.
+	query("first of many", placement.Request{Class: "ssd", Size: 30*gib - placement.Alignment})
+	query("spread", placement.Request{Class: "ssd", Size: 11 * gib, Policy: placement.Spread})
+	query("spread, few with room", placement.Request{Class: "ssd", Size: 98 * gib, Policy: placement.Spread})
 	b.Run("change", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {

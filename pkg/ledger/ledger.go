@@ -62,7 +62,7 @@ func (e *Elsewhere) Error() string {
 //  2. Every node's snapshot is what its last capacity and its records give.
 //  3. The revision of a node never falls.
 //  4. A node of which nothing is published or recorded is not kept.
-//  5. The index has the free extents of every node's snapshot, and nothing else.
+//  5. The index has the free extents and disks of every node's snapshot, and nothing else.
 //  6. Every partition that is recorded or published is found by Where.
 type Ledger struct {
 	// nodes maps a name to a *node.

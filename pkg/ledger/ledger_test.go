@@ -551,10 +551,10 @@ func TestFitKeepsOneAnswer(t *testing.T) {
 		for range 2 {
 			for _, r := range [][]placement.Request{requests(100), requests(40), requests(40), requests(101), requests(40, 40), requests(60, 60)} {
 				s := l.Snapshot("n")
-				score, err := s.Fit(r)
-				wantScore, wantErr := Fit(s.Node, r)
-				if score != wantScore || (err == nil) != (wantErr == nil) {
-					t.Errorf("%s: %v fit with %d, %v; want %d, %v", when, r, score, err, wantScore, wantErr)
+				merit, err := s.Fit(r)
+				wantMerit, wantErr := Fit(s.Node, r)
+				if merit != wantMerit || (err == nil) != (wantErr == nil) {
+					t.Errorf("%s: %v fit with %d, %v; want %d, %v", when, r, merit, err, wantMerit, wantErr)
 				}
 			}
 		}

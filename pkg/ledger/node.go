@@ -2,8 +2,6 @@ package ledger
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/binary"
 	"maps"
 	"slices"
 	"sync/atomic"
@@ -51,8 +49,7 @@ func (l *Ledger) node(name string) *node {
 	if n, ok := l.nodes.Load(name); ok {
 		return n.(*node)
 	}
-	hash := sha256.Sum256([]byte(name))
-	n := &node{name: name, order: binary.BigEndian.Uint64(hash[:]), revision: l.forgotten, holders: map[string]*holder{}, doubts: map[string][]Record{}}
+	n := &node{name: name, order: placement.Order(name), revision: l.forgotten, holders: map[string]*holder{}, doubts: map[string][]Record{}}
 	l.refresh(n)
 	l.nodes.Store(name, n)
 	return n

@@ -27,33 +27,33 @@ type Snapshot struct {
 
 type fit struct {
 	request placement.Request
-	score   int64
+	merit   int64
 	err     error
 }
 
-// Fit returns the score of placing the requests on the node, or placement's error. The
+// Fit returns the merit of placing the requests on the node, or placement's error. The
 // last answer is kept: pods often come in numbers that ask for the same, and of a large
 // cluster one node changes between two of them.
-func (s *Snapshot) Fit(requests []placement.Request) (score int64, err error) {
+func (s *Snapshot) Fit(requests []placement.Request) (merit int64, err error) {
 	if len(requests) != 1 {
 		return Fit(s.Node, requests)
 	}
 	if last := s.lastFit.Load(); last != nil && last.request == requests[0] {
-		return last.score, last.err
+		return last.merit, last.err
 	}
-	score, err = Fit(s.Node, requests)
-	s.lastFit.Store(&fit{request: requests[0], score: score, err: err})
-	return score, err
+	merit, err = Fit(s.Node, requests)
+	s.lastFit.Store(&fit{request: requests[0], merit: merit, err: err})
+	return merit, err
 }
 
-// Fit returns the score of placing the requests on the node, or placement's error.
-func Fit(node *placement.Node, requests []placement.Request) (score int64, err error) {
+// Fit returns the merit of placing the requests on the node, or placement's error.
+func Fit(node *placement.Node, requests []placement.Request) (merit int64, err error) {
 	var buffer [4]placement.Assignment
 	plan, err := placement.Plan(buffer[:0], node, requests)
 	if err != nil {
 		return 0, err
 	}
-	return placement.Score(node, requests, plan), nil
+	return placement.Merit(node, requests, plan), nil
 }
 
 // with is the snapshot after further records, of volumes that it does not have yet. It is what

@@ -124,39 +124,50 @@ func (l *Ledger) validatePlaces() error {
 
 // validateIndex holds the index against all snapshots. The lock is held.
 func (l *Ledger) validateIndex() error {
-	want := map[string]map[offer]struct{}{}
+	want := map[string]*[kinds]map[offer]struct{}{}
 	l.nodes.Range(func(_, value any) bool {
 		n := value.(*node)
-		for _, d := range n.snapshot.Load().Node.Disks {
-			for _, e := range d.Free.All() {
-				if want[d.Class] == nil {
-					want[d.Class] = map[offer]struct{}{}
-				}
-				want[d.Class][offer{e.Len(), n}] = struct{}{}
+		for _, p := range piecesOf(n.snapshot.Load()) {
+			if want[p.class] == nil {
+				want[p.class] = &[kinds]map[offer]struct{}{{}, {}}
 			}
+			want[p.class][p.kind][offer{p.size, p.reach, n}] = struct{}{}
 		}
 		return true
 	})
 	if len(l.index) != len(want) {
 		return fmt.Errorf("the index has %d classes, want %d", len(l.index), len(want))
 	}
-	for class, offers := range l.index {
-		all := slices.Concat(offers.runs...)
-		if len(all) != len(want[class]) {
-			return fmt.Errorf("the index has %d free extents of class %s, want %d", len(all), class, len(want[class]))
-		}
-		for i, o := range all {
-			if _, ok := want[class][o]; !ok {
-				return fmt.Errorf("the index has %d bytes of class %s on node %s, which has not", o.size, class, o.node.name)
-			}
-			if i > 0 && compareOffers(all[i-1], o) >= 0 {
-				return fmt.Errorf("the index of class %s is not sorted at %d", class, i)
+	for class, of := range l.index {
+		for kind := range of {
+			if err := of[kind].validate(want[class][kind]); err != nil {
+				return fmt.Errorf("the index of class %s: %w", class, err)
 			}
 		}
-		for _, run := range offers.runs {
-			if len(run) == 0 || len(run) > maxRun {
-				return fmt.Errorf("the index of class %s has a run of %d", class, len(run))
-			}
+	}
+	return nil
+}
+
+func (s *offers) validate(want map[offer]struct{}) error {
+	var all []offer
+	for _, run := range s.runs {
+		if len(run.bySize) == 0 || len(run.bySize) > maxRun {
+			return fmt.Errorf("a run has %d offers", len(run.bySize))
+		}
+		if again := newRun(run.bySize); run.reach != again.reach || !slices.Equal(run.byNode, again.byNode) {
+			return fmt.Errorf("the run from %d bytes on has %v by node, up to %d, want %v", run.bySize[0].size, run.byNode, run.reach, again.byNode)
+		}
+		all = append(all, run.bySize...)
+	}
+	if len(all) != len(want) {
+		return fmt.Errorf("there are %d offers, want %d", len(all), len(want))
+	}
+	for i, o := range all {
+		if _, ok := want[o]; !ok {
+			return fmt.Errorf("node %s is said to have %d bytes, which it has not", o.node.name, o.size)
+		}
+		if i > 0 && compareOffers(all[i-1], o) >= 0 {
+			return fmt.Errorf("it is not sorted at %d", i)
 		}
 	}
 	return nil

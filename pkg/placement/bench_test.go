@@ -36,6 +36,7 @@ func BenchmarkPlanOne(b *testing.B) {
 	b.Run("extents=1", func(b *testing.B) { benchPlan(b, benchNode(1), want(20*gi), true) })
 	b.Run("extents=8", func(b *testing.B) { benchPlan(b, benchNode(8), want(20*gi), true) })
 	b.Run("extents=100", func(b *testing.B) { benchPlan(b, benchNode(100), want(20*gi), true) })
+	b.Run("spread", func(b *testing.B) { benchPlan(b, benchNode(8), under(Spread, want(20*gi)), true) })
 }
 
 func BenchmarkPlanThree(b *testing.B) {
@@ -82,7 +83,7 @@ func BenchmarkPlanRefused(b *testing.B) {
 	})
 }
 
-func BenchmarkScore(b *testing.B) {
+func BenchmarkMerit(b *testing.B) {
 	node, requests := benchNode(8), want(20*gi, 50*gi, 100*gi)
 	plan, err := Plan(nil, node, requests)
 	if err != nil {
@@ -90,7 +91,7 @@ func BenchmarkScore(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		Score(node, requests, plan)
+		Score(Merit(node, requests, plan))
 	}
 }
 
@@ -98,10 +99,12 @@ func BenchmarkScore(b *testing.B) {
 func TestPlanAllocatesNothing(t *testing.T) {
 	node, dst := benchNode(8), make([]Assignment, 0, 8)
 	for name, requests := range map[string][]Request{
-		"one":   want(20 * gi),
-		"three": want(20*gi, 50*gi, 100*gi),
-		"eight": want(20*gi, 30*gi, 40*gi, 50*gi, 60*gi, 70*gi, 80*gi, 90*gi),
-		"apart": wantApart(20*gi, 50*gi, 100*gi),
+		"one":           want(20 * gi),
+		"three":         want(20*gi, 50*gi, 100*gi),
+		"eight":         want(20*gi, 30*gi, 40*gi, 50*gi, 60*gi, 70*gi, 80*gi, 90*gi),
+		"apart":         wantApart(20*gi, 50*gi, 100*gi),
+		"one, spread":   under(Spread, want(20*gi)),
+		"three, spread": under(Spread, want(20*gi, 50*gi, 100*gi)),
 	} {
 		if n := testing.AllocsPerRun(100, func() { _, _ = Plan(dst, node, requests) }); n != 0 {
 			t.Errorf("%s: %v allocations", name, n)

@@ -27,7 +27,7 @@ func Example() {
 	for i, place := range plan {
 		fmt.Printf("volume %d: disk %s, %d GiB from GiB %d\n", i, place.Disk, place.Extent.Len()/gib, place.Extent.Start/gib)
 	}
-	fmt.Println("score", placement.Score(node, requests, plan))
+	fmt.Println("score", placement.Score(placement.Merit(node, requests, plan)))
 
 	_, err = placement.Plan(nil, node, []placement.Request{{Class: "ssd", Size: 16 * gib}})
 	if noFit := (*placement.NoFit)(nil); errors.As(err, &noFit) {

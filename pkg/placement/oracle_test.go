@@ -3,6 +3,7 @@ package placement
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/berthdev/berth/pkg/extent"
 )
@@ -87,24 +88,48 @@ func checkPlan(node *Node, requests []Request, plan []Assignment) error {
 	return nil
 }
 
-// checkBestFit returns what is wrong with the place of one volume, if anything.
-func checkBestFit(node *Node, r Request, place Assignment) error {
+// checkPolicy returns what is wrong with the place of one volume, if anything.
+func checkPolicy(node *Node, r Request, place Assignment) error {
+	chosen, ok := node.holding(&place)
+	if !ok || chosen.Start != place.Extent.Start {
+		return fmt.Errorf("%v is not at the start of a free extent", place.Extent)
+	}
+	// What is to be small, first things first.
+	rank := func(d *Disk, e extent.Extent) []string {
+		number := func(n int64) string { return fmt.Sprintf("%020d", n) }
+		over := e.Len() - r.Size
+		if over <= r.Size/20 {
+			over = 0
+		}
+		if r.Policy == Spread {
+			return []string{number(1<<60 - d.Free.Total()), d.ID, number(over), number(e.Start)}
+		}
+		return []string{number(over), d.ID, number(e.Start)}
+	}
+	var have []string
 	for d := range node.Disks {
-		for _, e := range node.Disks[d].Free.All() {
-			if node.Disks[d].Class != r.Class || e.Len() < r.Size {
-				continue
-			}
-			chosen, ok := node.holding(&place)
-			if !ok || chosen.Start != place.Extent.Start {
-				return fmt.Errorf("%v is not at the start of a free extent", place.Extent)
-			}
-			first := node.Disks[d].ID < place.Disk || node.Disks[d].ID == place.Disk && e.Start < chosen.Start
-			if e.Len() < chosen.Len() || e.Len() == chosen.Len() && first {
-				return fmt.Errorf("%v on %s is better than %v on %s", e, node.Disks[d].ID, chosen, place.Disk)
+		if node.Disks[d].ID == place.Disk {
+			have = rank(&node.Disks[d], chosen)
+		}
+	}
+	for d := range node.Disks {
+		disk := &node.Disks[d]
+		for _, e := range disk.Free.All() {
+			if disk.Class == r.Class && e.Len() >= r.Size && slices.Compare(rank(disk, e), have) < 0 {
+				return fmt.Errorf("%v on %s is better than %v on %s", e, disk.ID, chosen, place.Disk)
 			}
 		}
 	}
 	return nil
+}
+
+// under gives all requests the policy.
+func under(policy Policy, requests []Request) []Request {
+	requests = slices.Clone(requests)
+	for i := range requests {
+		requests[i].Policy = policy
+	}
+	return requests
 }
 
 // mib makes extents of the given lengths in MiB, with gaps between them.

@@ -14,6 +14,8 @@ type Request struct {
 	// Apart asks that the volume shares no disk with the other requests of the same
 	// plan that have it set.
 	Apart bool
+	// Policy chooses among the places where the volume fits.
+	Policy Policy
 }
 
 // Disk is the part of a disk's state that placement needs.

@@ -20,7 +20,7 @@ func Plan(dst []Assignment, node *Node, requests []Request) ([]Assignment, error
 		return dst, err
 	}
 	if len(requests) == 1 {
-		place, ok := bestFit(node, &requests[0])
+		place, ok := planOne(node, &requests[0])
 		if !ok {
 			return dst, explain(node, requests, requests[0].Class)
 		}
@@ -47,20 +47,33 @@ func validate(requests []Request) error {
 	return nil
 }
 
-// bestFit is the whole of Plan for one volume.
-func bestFit(node *Node, r *Request) (Assignment, bool) {
+// planOne is the whole of Plan for one volume.
+func planOne(node *Node, r *Request) (Assignment, bool) {
+	if r.Policy == Spread {
+		return spread(node, r)
+	}
+	return bestFit(node.Disks, r)
+}
+
+func bestFit(disks []Disk, r *Request) (Assignment, bool) {
+	exact := r.Size + min(Slack(r.Size), math.MaxInt64-r.Size)
 	var best extent.Extent
 	var on *Disk
 	bestLen := int64(math.MaxInt64)
-	for d := range node.Disks {
-		disk := &node.Disks[d]
+	for d := range disks {
+		disk := &disks[d]
 		if disk.Class != r.Class {
 			continue
 		}
 		for i := range disk.Free.Len() {
 			// Strictly smaller, so that of equals the first one stays: lowest ID, then start.
-			if e := disk.Free.At(i); e.Len() >= r.Size && (e.Len() < bestLen || on == nil) {
-				best, bestLen, on = e, e.Len(), disk
+			e := disk.Free.At(i)
+			if e.Len() < r.Size || e.Len() >= bestLen && on != nil {
+				continue
+			}
+			best, bestLen, on = e, e.Len(), disk
+			if bestLen <= exact {
+				return Assignment{Disk: on.ID, Extent: extent.New(best.Start, r.Size)}, true
 			}
 		}
 	}
@@ -68,6 +81,30 @@ func bestFit(node *Node, r *Request) (Assignment, bool) {
 		return Assignment{}, false
 	}
 	return Assignment{Disk: on.ID, Extent: extent.New(best.Start, r.Size)}, true
+}
+
+func spread(node *Node, r *Request) (Assignment, bool) {
+	emptiest, most := -1, int64(-1)
+	for d := range node.Disks {
+		disk := &node.Disks[d]
+		if disk.Class != r.Class {
+			continue
+		}
+		var free int64
+		fits := false
+		for i := range disk.Free.Len() {
+			n := disk.Free.At(i).Len()
+			free += n
+			fits = fits || n >= r.Size
+		}
+		if fits && free > most {
+			emptiest, most = d, free
+		}
+	}
+	if emptiest < 0 {
+		return Assignment{}, false
+	}
+	return bestFit(node.Disks[emptiest:emptiest+1], r)
 }
 
 func planSeveral(dst []Assignment, node *Node, requests []Request) ([]Assignment, error) {
@@ -100,7 +137,7 @@ func planSeveral(dst []Assignment, node *Node, requests []Request) ([]Assignment
 			requests: requests, order: order[:n],
 			places: dst[before:], cuts: cuts,
 		}
-		if !p.roomAtAll() || !p.greedy() && !p.exact() {
+		if !p.roomAtAll() || !p.oneByOne() && !p.exact() {
 			return dst[:before], explain(node, requests, class)
 		}
 		order = order[n:]
@@ -181,11 +218,26 @@ func addCapped(a, b int64) int64 {
 	return a + b
 }
 
-// greedy places one request after the other by best fit.
-func (p *planner) greedy() bool {
+// oneByOne places one request after the other, without ever moving one.
+func (p *planner) oneByOne() bool {
+	if p.greedy(false) {
+		return true
+	}
+	// What the exact search would find up to maxExact; above, the tightest fit is worth a try.
+	return len(p.order) > maxExact && p.greedy(true)
+}
+
+// greedy places each request where its policy has it, or all where they fit most tightly.
+func (p *planner) greedy(tightly bool) bool {
 	for _, i := range p.order {
 		r := &p.requests[i]
-		c := p.tightest(r.Size, r.Apart, anyDisk, false)
+		disk, slack := anyDisk, Slack(r.Size)
+		if tightly {
+			slack = 0
+		} else if r.Policy == Spread {
+			disk = p.emptiest(r)
+		}
+		c := p.tightest(r.Size, slack, r.Apart, disk, false)
 		if c == nil {
 			p.numCuts = 0
 			return false
@@ -193,6 +245,36 @@ func (p *planner) greedy() bool {
 		p.put(i, c)
 	}
 	return true
+}
+
+// emptiest is the disk with the most bytes left of those that have room for the request. Any
+// disk will do to find that there is none.
+func (p *planner) emptiest(r *Request) int {
+	emptiest, most := anyDisk, int64(-1)
+	for d := range p.node.Disks {
+		disk := &p.node.Disks[d]
+		if disk.Class != p.class || r.Apart && p.hasApart(d) {
+			continue
+		}
+		var free int64
+		fits := false
+		for i := range disk.Free.Len() {
+			if n := disk.Free.At(i).Len(); !p.isCut(d, i) {
+				free += n
+				fits = fits || n >= r.Size
+			}
+		}
+		for i := range p.numCuts {
+			if c := &p.cuts[i]; c.disk == d {
+				free += c.end - c.next
+				fits = fits || c.end-c.next >= r.Size
+			}
+		}
+		if fits && free > most {
+			emptiest, most = d, free
+		}
+	}
+	return emptiest
 }
 
 // put places request i at the front of what is left of the extent.
@@ -203,11 +285,14 @@ func (p *planner) put(i int, c *cut) {
 	c.apart = c.apart || r.Apart
 }
 
-// tightest returns the smallest extent, or rest of one, that holds size bytes; on
-// one disk only if onDisk says so; with apart set, not on a disk that already has a
-// volume with Apart; with whole set, none that has been cut into. Nil if there is none.
-func (p *planner) tightest(size int64, apart bool, onDisk int, whole bool) *cut {
-	found, foundLen := cut{disk: -1}, int64(math.MaxInt64)
+// tightest returns the smallest extent, or rest of one, that holds size bytes, where all that
+// are at most slack larger are equals and the first is taken; on one disk only if onDisk says
+// so; with apart set, not on a disk that already has a volume with Apart; with whole set, none
+// that has been cut into. Nil if there is none.
+func (p *planner) tightest(size, slack int64, apart bool, onDisk int, whole bool) *cut {
+	// Left over by the best so far, at least the slack.
+	found, over := cut{disk: -1}, int64(math.MaxInt64)
+disks:
 	for d := range p.node.Disks {
 		disk := &p.node.Disks[d]
 		if disk.Class != p.class || (onDisk != anyDisk && d != onDisk) || (apart && p.hasApart(d)) {
@@ -215,21 +300,25 @@ func (p *planner) tightest(size int64, apart bool, onDisk int, whole bool) *cut 
 		}
 		for i := range disk.Free.Len() {
 			e := disk.Free.At(i)
-			if e.Len() < size || (e.Len() >= foundLen && found.disk >= 0) || p.isCut(d, i) {
+			n := e.Len() - size
+			if n < 0 || (max(n, slack) >= over && found.disk >= 0) || p.isCut(d, i) {
 				continue
 			}
-			found, foundLen = cut{disk: d, index: i, next: e.Start, end: e.End}, e.Len()
+			found, over = cut{disk: d, index: i, next: e.Start, end: e.End}, max(n, slack)
+			if over == slack {
+				break disks
+			}
 		}
 	}
 	var rest *cut
 	for i := range p.numCuts {
 		c := &p.cuts[i]
-		n := c.end - c.next
-		if whole || n < size || (onDisk != anyDisk && c.disk != onDisk) || (apart && p.hasApart(c.disk)) {
+		n := c.end - c.next - size
+		if whole || n < 0 || (onDisk != anyDisk && c.disk != onDisk) || (apart && p.hasApart(c.disk)) {
 			continue
 		}
-		if n < foundLen || n == foundLen && c.before(&found) {
-			rest, foundLen, found = c, n, *c
+		if n = max(n, slack); n < over || n == over && c.before(&found) {
+			rest, over, found = c, n, *c
 		}
 	}
 	if rest != nil || found.disk < 0 {

@@ -56,6 +56,30 @@ func TestPlan(t *testing.T) {
 			// Best fit puts the 4 on a's 4, and then nothing but b is left for both 3s.
 			[]Disk{disk("a", "ssd", 4), disk("b", "ssd", 4, 3)},
 			append(wantApart(4, 3), want(3)...), "a:1+4 b:6+3 b:1+3"},
+		{"of extents that are at most a twentieth larger, the first",
+			[]Disk{disk("a", "ssd", 106, 105), disk("b", "ssd", 100)}, want(100), "a:108+100"},
+		{"one that is larger by more is taken only if there is no other",
+			[]Disk{disk("a", "ssd", 106)}, want(100), "a:1+100"},
+		{"also of several volumes, and of what others have left",
+			// The 100 leaves 61, which is hardly more than 60, and comes before b.
+			[]Disk{disk("a", "ssd", 161, 500), disk("b", "ssd", 60)}, want(100, 60), "a:1+100 a:101+60"},
+		{"where that ends in a dead end, the exact search puts it right",
+			[]Disk{disk("a", "ssd", 105), disk("b", "ssd", 100)}, want(100, 105), "b:1+100 a:1+105"},
+		{"spread: the disk with the most free bytes, there the tightest extent",
+			[]Disk{disk("a", "ssd", 10), disk("b", "ssd", 7, 5, 9)}, under(Spread, want(5)), "b:9+5"},
+		{"spread: of equal disks, the one with the lowest ID",
+			[]Disk{disk("a", "ssd", 3, 6), disk("b", "ssd", 4, 5)}, under(Spread, want(4)), "a:5+4"},
+		{"spread: an empty disk of pieces that are too small does not count",
+			[]Disk{disk("a", "ssd", 6), disk("b", "ssd", 5, 5, 5, 5)}, under(Spread, want(6)), "a:1+6"},
+		{"spread: one volume after the other, the largest first",
+			[]Disk{disk("a", "ssd", 20), disk("b", "ssd", 18)}, under(Spread, want(3, 2, 4)), "b:1+3 a:5+2 a:1+4"},
+		{"spread: also apart",
+			[]Disk{disk("a", "ssd", 90), disk("b", "ssd", 20), disk("c", "ssd", 10)}, under(Spread, wantApart(3, 4)), "b:1+3 a:1+4"},
+		{"spread: all volumes matter more than the policy",
+			[]Disk{disk("a", "ssd", 8), disk("b", "ssd", 7)}, under(Spread, want(7, 5, 3)), "b:1+7 a:1+5 a:6+3"},
+		{"each class has its policy",
+			[]Disk{disk("a", "hdd", 5), disk("b", "hdd", 50), disk("c", "ssd", 5), disk("d", "ssd", 50)},
+			append(under(Spread, want(4)), Request{Class: "hdd", Size: 4 * Alignment}), "d:1+4 a:1+4"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -134,7 +158,7 @@ func TestPlanOnTheLargestDisks(t *testing.T) {
 		if err := checkPlan(node, requests, plan); err != nil {
 			t.Error(err)
 		}
-		Score(node, requests, plan)
+		Merit(node, requests, plan)
 	}
 	if _, err := Plan(nil, node, []Request{{Class: "hdd", Size: end}}); err == nil {
 		t.Error("placed on a class that is not there")
@@ -158,6 +182,7 @@ func TestPlanAgainstOracle(t *testing.T) {
 		node, requests := randomCase(rng, maxVolumes, maxExtents)
 		f, h := compareWithOracle(t, node, requests)
 		fit, hard = fit+f, hard+h
+		compareWithOracle(t, node, under(Spread, requests))
 	}
 	t.Logf("%d cases, %d fit, %d of them only by the exact search", cases, fit, hard)
 	if fit < cases/10 || fit > cases*9/10 || hard < cases/500 {
@@ -185,11 +210,11 @@ func compareWithOracle(t *testing.T, node *Node, requests []Request) (fit, hard 
 	if err := checkPlan(node, requests, plan); err != nil {
 		t.Fatalf("%v\nplan %v\n%s", err, show(plan), describe())
 	}
-	if score := Score(node, requests, plan); score < 0 || score > MaxScore {
+	if score := Score(Merit(node, requests, plan)); score < 0 || score > MaxScore {
 		t.Fatalf("score %d\n%s", score, describe())
 	}
 	if len(requests) == 1 {
-		if err := checkBestFit(node, requests[0], plan[0]); err != nil {
+		if err := checkPolicy(node, requests[0], plan[0]); err != nil {
 			t.Fatalf("%v\n%s", err, describe())
 		}
 	}
@@ -212,7 +237,7 @@ func greedyAlone(node *Node, requests []Request) bool {
 			}
 		}
 		p := planner{node: node, class: class, requests: requests, order: order, places: make([]Assignment, len(requests)), cuts: make([]cut, len(requests))}
-		if !p.greedy() {
+		if !p.oneByOne() {
 			return false
 		}
 	}
@@ -291,5 +316,6 @@ func FuzzPlan(f *testing.F) {
 			return
 		}
 		compareWithOracle(t, node, requests)
+		compareWithOracle(t, node, under(Spread, requests))
 	})
 }

@@ -1,52 +1,105 @@
 package placement
 
 import (
+	"math"
 	"math/bits"
 
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// MaxScore is the score of a plan that leaves nothing over.
+// MaxScore is the highest score.
 const MaxScore int64 = 100
 
-// Score says how tightly the plan, made by Plan for these requests on this node,
-// fits: from 0 to 100, higher is tighter.
+// Merit says how well the plan, made by Plan for these requests on this node, suits them:
+// the higher the better. It compares nodes for the same requests, and nothing else.
 //
-// It depends only on the leftover, the part that the plan leaves of the free extents
-// it cuts into, and never rises with it. No leftover scores 100, 1 MiB scores 99, and
-// every doubling costs 4 more (with steps in between), down to 0 for 32 TiB:
+// The policy of the largest request decides. With BestFit the merit is the leftover, below
+// zero: what the plan leaves of the free extents that it cuts into for volumes with BestFit.
+// With Spread it is how many bytes were free of the disk that the largest volume goes to.
+//
+// A plan that does not lie in the node's free space has the least merit there is.
+func Merit(node *Node, requests []Request, plan []Assignment) int64 {
+	if len(plan) == 0 {
+		return 0
+	}
+	leading := Leading(requests)
+	if requests[leading].Policy == Spread {
+		return node.freeAround(&plan[leading])
+	}
+	var length, size int64
+	for i := range plan {
+		if requests[i].Policy != BestFit {
+			continue
+		}
+		e, ok := node.holding(&plan[i])
+		if !ok {
+			return math.MinInt64
+		}
+		if !sharesExtent(e, plan[i].Disk, plan[:i]) {
+			length = addCapped(length, e.Len())
+		}
+		size += plan[i].Extent.Len()
+	}
+	return size - length
+}
+
+// Rank is the merit as the policy compares it: leftovers within the slack of the volumes with
+// BestFit are equal. Of nodes with the highest rank, the first by Order is the one to take.
+func Rank(merit int64, requests []Request) int64 {
+	var size int64
+	for i := range requests {
+		if requests[i].Policy == BestFit {
+			size += requests[i].Size
+		}
+	}
+	if merit < 0 && merit >= -Slack(size) {
+		return 0
+	}
+	return merit
+}
+
+// Score puts a merit on a scale from 0 to 100.
+//
+// With BestFit, leaving nothing over scores 100. 1 MiB over scores 99, and every doubling of the leftover costs 4 more (with steps in between), down to 0 for 32 TiB:
 //
 //	100 − (1 + ⌊4·log2 leftover⌋), leftover in MiB, each octave cut into 4 equal parts
 //
-// The scale is logarithmic so that nodes are told apart whether they differ by a few
-// MiB or by a few TiB. For the same requests, a smaller leftover is the same as
-// smaller extents cut into: the largest extents are kept whole.
+// With Spread it is the other way round: every doubling of what is free on the disk is worth
+// 4 more, up to 100 for 32 TiB.
 //
-// A plan that does not lie in the node's free space scores 0.
-func Score(node *Node, _ []Request, plan []Assignment) int64 {
-	var leftover int64
-	for i := range plan {
-		e, ok := node.holding(&plan[i])
-		if !ok {
-			return 0
-		}
-		if !sharesExtent(e, plan[i].Disk, plan[:i]) {
-			leftover = addCapped(leftover, e.Len())
-		}
-		leftover -= plan[i].Extent.Len()
+// The scale is logarithmic so that nodes are told apart whether they differ by a few
+// MiB or by a few TiB. It knows of no slack: where something else than the fit keeps a pod
+// from the node with the highest rank, the tightest is second best (docs/placement.md).
+func Score(merit int64) int64 {
+	switch {
+	case merit == math.MinInt64:
+		return 0
+	case merit > 0:
+		return min(MaxScore, steps(merit))
 	}
-	return scoreOf(leftover)
+	return max(0, MaxScore-steps(-merit))
 }
 
-func scoreOf(leftover int64) int64 {
-	mib := uint64(max(leftover, 0)) / uint64(Alignment)
+// steps counts quarters of doublings from 1 MiB on, which is 1.
+func steps(size int64) int64 {
+	mib := uint64(size) / uint64(Alignment)
 	if mib == 0 {
-		return MaxScore
+		return 0
 	}
 	octave := bits.Len64(mib) - 1
 	// The two bits behind the leading one say in which quarter of the octave it lies.
 	quarter := mib << 2 >> octave & 3
-	return max(0, MaxScore-1-int64(4*octave)-int64(quarter))
+	return 1 + int64(4*octave) + int64(quarter)
+}
+
+// freeAround is how many bytes are free on the disk of a place.
+func (n *Node) freeAround(place *Assignment) int64 {
+	for d := range n.Disks {
+		if n.Disks[d].ID == place.Disk && n.Disks[d].Free.Contains(place.Extent) {
+			return n.Disks[d].Free.Total()
+		}
+	}
+	return math.MinInt64
 }
 
 // holding returns the free extent that holds the place.

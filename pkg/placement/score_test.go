@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -24,6 +25,13 @@ func TestScore(t *testing.T) {
 		{"an extent that two volumes share counts once", []Disk{disk("a", "ssd", 10)}, want(7, 3), 100},
 		{"leftovers of several extents add up", []Disk{disk("a", "ssd", 11), disk("b", "ssd", 11)}, wantApart(10, 10), 95},
 		{"no request", nil, nil, 100},
+		{"spread: the more is free on the disk, in however many pieces", []Disk{disk("a", "ssd", 4, 4)}, under(Spread, want(4)), 13},
+		{"spread: twice as much is 4 more", []Disk{disk("a", "ssd", 8, 8)}, under(Spread, want(4)), 17},
+		{"spread: other disks do not count", []Disk{disk("a", "ssd", 8), disk("b", "hdd", 4000)}, under(Spread, want(4)), 13},
+		{"the largest volume decides", []Disk{disk("a", "ssd", 8, 8), disk("b", "hdd", 7)},
+			append(under(Spread, want(4)), Request{Class: "hdd", Size: 5 * Alignment}), 95},
+		{"with its policy", []Disk{disk("a", "ssd", 8, 8), disk("b", "hdd", 7)},
+			append(under(Spread, want(4)), Request{Class: "hdd", Size: 3 * Alignment}), 17},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -32,7 +40,7 @@ func TestScore(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := Score(node, test.requests, plan); got != test.want {
+			if got := Score(Merit(node, test.requests, plan)); got != test.want {
 				t.Errorf("got %d, want %d", got, test.want)
 			}
 		})
@@ -46,35 +54,44 @@ func TestScoreOfAPlanThatIsNotFree(t *testing.T) {
 		{{Disk: "a", Extent: extent.New(50*Alignment, Alignment)}},
 		{{}},
 	} {
-		if got := Score(node, want(1), plan); got != 0 {
-			t.Errorf("%v: got %d", plan, got)
+		for _, policy := range []Policy{BestFit, Spread} {
+			if got := Merit(node, under(policy, want(1)), plan); got != math.MinInt64 || Score(got) != 0 {
+				t.Errorf("%v: merit %d, score %d", plan, got, Score(got))
+			}
 		}
 	}
 }
 
-func TestScoreNeverRisesWithLeftover(t *testing.T) {
-	last := scoreOf(0)
-	check := func(leftover int64) {
-		got := scoreOf(leftover)
-		if got > last || got < 0 || got > MaxScore {
-			t.Fatalf("leftover %d scores %d, a smaller one %d", leftover, got, last)
+// TestScoreFollowsMerit: over all merits that there can be, from the best of BestFit down, and
+// from the best of Spread down.
+func TestScoreFollowsMerit(t *testing.T) {
+	for _, sign := range []int64{-1, 1} {
+		last := Score(0)
+		if sign > 0 {
+			last = 0
 		}
-		last = got
-	}
-	for mib := range int64(1 << 16) {
-		check(mib * Alignment)
-	}
-	for leftover := int64(1 << 36); leftover < math.MaxInt64/2; leftover += leftover / 7 {
-		check(leftover)
-	}
-	check(math.MaxInt64)
-	if last != 0 {
-		t.Errorf("the largest leftover scores %d", last)
+		check := func(size int64) {
+			got := Score(sign * size)
+			if got*sign < last*sign || got < 0 || got > MaxScore {
+				t.Fatalf("merit %d scores %d, the one before %d", sign*size, got, last)
+			}
+			last = got
+		}
+		for mib := range int64(1 << 16) {
+			check((mib + 1) * Alignment)
+		}
+		for size := int64(1<<36) + Alignment; size < math.MaxInt64/2; size += size / 7 {
+			check(size)
+		}
+		check(math.MaxInt64)
+		if end := Score(sign * math.MaxInt64); end != max(0, sign*MaxScore) {
+			t.Errorf("the largest of all scores %d", end)
+		}
 	}
 }
 
-// A node whose chosen extents are larger never scores higher for the same requests.
-func TestScorePrefersSmallerExtents(t *testing.T) {
+// TestMeritPrefers: for the same requests, what the policy prefers never has less merit.
+func TestMeritPrefers(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	for range 2000 {
 		size := 1 + rng.Int64N(1000)
@@ -82,16 +99,70 @@ func TestScorePrefersSmallerExtents(t *testing.T) {
 		if small > large {
 			small, large = large, small
 		}
-		score := func(length int64) int64 {
+		merit := func(length int64, policy Policy) int64 {
 			node := &Node{Disks: []Disk{disk("a", "ssd", length)}}
-			plan, err := Plan(nil, node, want(size))
+			requests := under(policy, want(size))
+			plan, err := Plan(nil, node, requests)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return Score(node, want(size), plan)
+			return Merit(node, requests, plan)
 		}
-		if score(small) < score(large) {
-			t.Fatalf("%d MiB: into %d scores less than into %d", size, small, large)
+		if merit(small, BestFit) < merit(large, BestFit) || merit(small, Spread) > merit(large, Spread) {
+			t.Fatalf("%d MiB: into %d and into %d MiB", size, small, large)
 		}
+	}
+}
+
+func TestRank(t *testing.T) {
+	several := append(want(200, 200), under(Spread, want(1000))...)
+	for _, test := range []struct {
+		requests    []Request
+		merit, want int64
+	}{
+		{want(100), 0, 0},
+		{want(100), -5 * Alignment, 0},
+		{want(100), -6 * Alignment, -6 * Alignment},
+		{several, -20 * Alignment, 0},
+		{several, -21 * Alignment, -21 * Alignment},
+		{under(Spread, want(100)), 5 * Alignment, 5 * Alignment},
+		{want(100), math.MinInt64, math.MinInt64},
+	} {
+		if got := Rank(test.merit, test.requests); got != test.want {
+			t.Errorf("%v, merit %d: got %d, want %d", test.requests, test.merit, got, test.want)
+		}
+	}
+}
+
+func TestLeading(t *testing.T) {
+	requests := []Request{{Class: "ssd", Size: 1}, {Class: "ssd", Size: 3}, {Class: "hdd", Size: 3}, {Class: "hdd", Size: 2}}
+	for range 20 {
+		rand.Shuffle(len(requests), func(i, j int) { requests[i], requests[j] = requests[j], requests[i] })
+		if r := requests[Leading(requests)]; r.Class != "hdd" || r.Size != 3 {
+			t.Errorf("%v of %v", r, requests)
+		}
+	}
+}
+
+// TestOrder: nodes whose names differ only at the end are mixed, and no two are at one place.
+func TestOrder(t *testing.T) {
+	const count = 10_000
+	seen := map[uint64]bool{}
+	lower, halves := 0, 0
+	for i := range count {
+		o := Order(fmt.Sprintf("zone-%c-node-%05d", 'a'+i*3/count, i))
+		if seen[o] {
+			t.Errorf("node %d has another's place", i)
+		}
+		seen[o] = true
+		if o < math.MaxUint64/2 {
+			halves++
+			if i < count/2 {
+				lower++
+			}
+		}
+	}
+	if halves < count*45/100 || halves > count*55/100 || lower < halves*45/100 || lower > halves*55/100 {
+		t.Errorf("%d of %d nodes are in the lower half, %d of them have low numbers", halves, count, lower)
 	}
 }

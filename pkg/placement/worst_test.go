@@ -120,7 +120,7 @@ func (p *packing) steps() (int, bool) {
 		}
 	}
 	pl := planner{node: node, class: "ssd", requests: requests, order: order, places: places, cuts: make([]cut, len(requests))}
-	if !pl.roomAtAll() || pl.greedy() {
+	if !pl.roomAtAll() || pl.oneByOne() {
 		return 0, true
 	}
 	var s split

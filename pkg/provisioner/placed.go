@@ -81,8 +81,8 @@ func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.Persistent
 	case !apierrors.IsNotFound(err):
 		return err
 	}
-	if why := c.shared.UnknownClass(v.Request.Class); why != "" {
-		c.refuse(m, pvc, fmt.Sprintf("StorageClass %s: %s", class.Name, why))
+	if err := c.shared.ApplyClass(&v.Request); err != nil {
+		c.refuse(m, pvc, fmt.Sprintf("StorageClass %s: %s", class.Name, err))
 		return nil
 	}
 	if why := c.shared.Unfit(node); why != "" {

@@ -28,8 +28,18 @@ type Volume struct {
 	Block bool
 	// Room is how many bytes must be free behind the volume when it is placed.
 	Room int64
-	// Request is what placement needs to know.
+	// Request is what placement needs to know. Its Policy is the class's, which the pod does not
+	// say: see PolicyOf.
 	Request placement.Request
+}
+
+// PolicyOf is the policy of a class. What this program does not know, and no policy, is the
+// default.
+func PolicyOf(policy diskv1alpha1.PlacementPolicy) placement.Policy {
+	if policy == diskv1alpha1.PlaceSpread {
+		return placement.Spread
+	}
+	return placement.BestFit
 }
 
 // FromPod returns the pod's inline volumes of our driver, in the order of its spec;

@@ -16,7 +16,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// narrowing: of a large cluster, a pod is tried on the hundred tightest nodes. Here none of
+// narrowing: of a large cluster, a pod is tried on the fifty best nodes. Here none of
 // them will do, for reasons that have nothing to do with disks, and it must not matter.
 func narrowing(t *testing.T, s *schedulers) {
 	const count, tightest = 150, 100
@@ -38,7 +38,7 @@ func narrowing(t *testing.T, s *schedulers) {
 	}
 	roomy := nodes[count-1]
 	follow(t, s.client, nodes...)
-	const narrowed = "Only the nodes that the volumes fit most tightly were tried"
+	const narrowed = "Only the nodes that the volumes fit best were tried"
 	waitBoundThere := func(name string) {
 		t.Helper()
 		start := time.Now()

@@ -2,34 +2,60 @@ package main
 
 import (
 	"math/rand/v2"
+	"slices"
 
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
 )
 
-// candidates are policies that nobody uses, tried in search of a better one.
+// candidates are other policies, tried in search of a better one.
 var candidates = []policy{
-	{"tightest extent, of equals the first", firstWithin(0)},
-	{"first extent of up to 5 % more", firstWithin(5)},
-	{"first extent of up to 10 % more", firstWithin(10)},
+	{"tightest, of equals the first", firstWithin(0)},
+	{"tightest within a fifth, of equals any", anyByScore},
+	{"first of up to 3 % more", firstWithin(3)},
+	{"first of up to 10 % more", firstWithin(10)},
+	{"any of up to 5 % more", anyWithin(5)},
 	{"fullest disk", fullestDisk},
 }
 
 // firstWithin takes, of the extents that are at most so many percent larger than the volume, the first in
-// the order of nodes and disks, and without any such the tightest, of equals the first. With 0 it is best
-// fit without the steps of the score, which let the scheduler choose at random among nodes that
-// fit nearly as tightly. Taking the first leaves what lies behind to grow together.
-func firstWithin(percent int) func(*cluster, *rand.Rand, int32) (place, bool) {
+// the order of nodes and disks, and without any such the tightest, of equals the first. Berth's
+// BestFit is one of this kind.
+func firstWithin(percent int32) func(*cluster, *rand.Rand, int32) (place, bool) {
 	return func(c *cluster, _ *rand.Rand, size int32) (place, bool) {
+		first, ok := c.firstOfUpTo(size, size*(100+percent)/100)
+		return at(first, size), ok
+	}
+}
+
+// anyWithin is the same without an order: of the extents that are as good, any.
+func anyWithin(percent int32) func(*cluster, *rand.Rand, int32) (place, bool) {
+	return func(c *cluster, r *rand.Rand, size int32) (place, bool) {
 		tightest := c.extents.from(int(size))
 		if tightest < 0 {
 			return place{}, false
 		}
-		first := c.extents.buckets[tightest][0]
-		for s := c.extents.from(tightest + 1); s >= 0 && s*100 <= int(size)*(100+percent); s = c.extents.from(s + 1) {
-			first = min(first, c.extents.buckets[s][0])
+		equals := slices.Clone(c.extents.buckets[tightest])
+		for s := c.extents.from(tightest + 1); s >= 0 && s <= int(size*(100+percent)/100); s = c.extents.from(s + 1) {
+			equals = append(equals, c.extents.buckets[s]...)
 		}
-		return at(first, size), true
+		return at(equals[r.IntN(len(equals))], size), true
 	}
+}
+
+// anyByScore takes any node of those with the highest score: the steps of the score are as wide as
+// a fifth of what is left over.
+func anyByScore(c *cluster, r *rand.Rand, size int32) (place, bool) {
+	tightest := c.extents.from(int(size))
+	if tightest < 0 {
+		return place{}, false
+	}
+	score := func(length int) int64 { return placement.Score(int64(int(size)-length) * gib) }
+	equals := slices.Clone(c.extents.buckets[tightest])
+	for s := c.extents.from(tightest + 1); s >= 0 && score(s) == score(tightest); s = c.extents.from(s + 1) {
+		equals = append(equals, c.extents.buckets[s]...)
+	}
+	return at(equals[r.IntN(len(equals))], size), true
 }
 
 // at is the start of the extent with that key.

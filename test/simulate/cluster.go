@@ -20,17 +20,17 @@ type place struct {
 type cluster struct {
 	nodes []placement.Node
 	// extents finds free extents by length (key: disk, start), largest disks by their largest extent,
-	// free nodes by their free bytes.
-	extents, largest, free *bySize
-	firstDisk              *firstOf // disks by their largest extent
-	freeOf                 []int32  // GiB of each disk
-	used                   int64    // GiB of all
+	// free nodes by their free bytes, freeDisks disks by theirs.
+	extents, largest, free, freeDisks *bySize
+	firstDisk                         *firstOf // disks by their largest extent
+	freeOf                            []int32  // GiB of each disk
+	used                              int64    // GiB of all
 }
 
 func newCluster(disks int) *cluster {
 	c := &cluster{
 		nodes:   make([]placement.Node, disks/disksPerNode),
-		extents: newBySize(diskSize), largest: newBySize(diskSize), free: newBySize(disksPerNode * diskSize),
+		extents: newBySize(diskSize), largest: newBySize(diskSize), free: newBySize(disksPerNode * diskSize), freeDisks: newBySize(diskSize),
 		firstDisk: newFirstOf(disks), freeOf: make([]int32, disks),
 	}
 	for n := range c.nodes {
@@ -81,7 +81,12 @@ func (c *cluster) change(d int32, now extent.Set) {
 		c.firstDisk.set(int(d), int32(is))
 	}
 	disk.Free = now
-	c.freeOf[d] = int32(now.Total() / gib)
+	if c.freeOf[d] > 0 {
+		c.freeDisks.remove(int(c.freeOf[d]), uint64(d))
+	}
+	if c.freeOf[d] = int32(now.Total() / gib); c.freeOf[d] > 0 {
+		c.freeDisks.insert(int(c.freeOf[d]), uint64(d))
+	}
 	if free := c.freeOfNode(d); free > 0 {
 		c.free.insert(free, node)
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"math/rand/v2"
-	"slices"
 
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
@@ -14,64 +13,61 @@ type policy struct {
 	choose func(*cluster, *rand.Rand, int32) (place, bool)
 }
 
-// policies in the order of the tables. The first is Berth's.
+// policies in the order of the tables. The first two are Berth's.
 var policies = []policy{
 	{"BestFit (Berth)", bestFit},
+	{"Spread (Berth)", spread},
 	{"first fit", firstFit},
 	{"most free (upstream, TopoLVM)", mostFree},
 	{"largest extent (Carina)", largestExtent},
 	{"random", randomFit},
 }
 
-// As in the scheduler's plugin: of more than narrowFrom nodes it scores the narrowTo that the volume fits
-// most tightly.
-const (
-	narrowFrom = 100
-	narrowTo   = 50
-)
-
-// bestFit is what Berth's scheduler does: of the nodes that the volume fits most tightly,
-// the one with the best score, of equals any; on it, the place that Plan gives.
-func bestFit(c *cluster, r *rand.Rand, size int32) (place, bool) {
-	limit := narrowTo
-	if len(c.nodes) <= narrowFrom {
-		limit = narrowFrom
-	}
-	var nodes [narrowFrom]int32
-	found := nodes[:0]
-	var best int64 = -1
-	request := []placement.Request{{Class: class, Size: int64(size) * gib}}
-	var buffer [1]placement.Assignment
-candidates:
-	for s := c.extents.from(int(size)); s >= 0; s = c.extents.from(s + 1) {
-		for _, key := range c.extents.buckets[s] {
-			node := int32(key>>32) / disksPerNode
-			if slices.Contains(found, node) {
-				continue
-			}
-			plan, err := placement.Plan(buffer[:0], &c.nodes[node], request)
-			if err != nil {
-				panic(err)
-			}
-			// They come from the tightest on, so the score only falls.
-			score := placement.Score(&c.nodes[node], request, plan)
-			if score < best || len(found) == limit {
-				break candidates
-			}
-			best = score
-			found = append(found, node)
-		}
-	}
-	if len(found) == 0 {
+// bestFit is the node that Berth's ledger hands out first, and on it the place that Plan gives.
+// The nodes are numbered in the order in which equals are taken.
+func bestFit(c *cluster, _ *rand.Rand, size int32) (place, bool) {
+	within := int32(placement.Slack(int64(size)*gib) / gib)
+	first, ok := c.firstOfUpTo(size, size+within)
+	if !ok {
 		return place{}, false
 	}
-	return c.planOn(found[r.IntN(len(found))], request), true
+	return c.planOn(int32(first>>32)/disksPerNode, placement.Request{Class: class, Size: int64(size) * gib}), true
+}
+
+// firstOfUpTo is the key of the first extent, in the order of nodes and disks, that has from one size
+// to another; or else of the tightest.
+func (c *cluster) firstOfUpTo(size, most int32) (uint64, bool) {
+	tightest := c.extents.from(int(size))
+	if tightest < 0 {
+		return 0, false
+	}
+	first := c.extents.buckets[tightest][0]
+	for s := c.extents.from(tightest + 1); s >= 0 && s <= int(most); s = c.extents.from(s + 1) {
+		first = min(first, c.extents.buckets[s][0])
+	}
+	return first, true
+}
+
+// spread is the same with the policy Spread: the node of the disk with the most free bytes that has room.
+func spread(c *cluster, _ *rand.Rand, size int32) (place, bool) {
+	if c.firstDisk.max() < size {
+		return place{}, false
+	}
+	request := placement.Request{Class: class, Size: int64(size) * gib, Policy: placement.Spread}
+	for free := c.freeDisks.upTo(diskSize); free >= int(size); free = c.freeDisks.upTo(free - 1) {
+		for _, d := range c.freeDisks.buckets[free] {
+			if c.firstDisk.tree[c.firstDisk.leaves+int(d)] >= size {
+				return c.planOn(int32(d)/disksPerNode, request), true
+			}
+		}
+	}
+	return place{}, false
 }
 
 // planOn is where Berth puts the volume on a node that has room for it.
-func (c *cluster) planOn(node int32, request []placement.Request) place {
+func (c *cluster) planOn(node int32, request placement.Request) place {
 	var buffer [1]placement.Assignment
-	plan, err := placement.Plan(buffer[:0], &c.nodes[node], request)
+	plan, err := placement.Plan(buffer[:0], &c.nodes[node], []placement.Request{request})
 	if err != nil {
 		panic(err)
 	}

@@ -19,6 +19,7 @@ import (
 // +kubebuilder:printcolumn:name="Min",type=string,JSONPath=`.spec.devices.minSize`
 // +kubebuilder:printcolumn:name="Max",type=string,JSONPath=`.spec.devices.maxSize`
 // +kubebuilder:printcolumn:name="FSType",type=string,JSONPath=`.spec.fsType`
+// +kubebuilder:printcolumn:name="Placement",type=string,JSONPath=`.spec.placementPolicy`
 // +kubebuilder:printcolumn:name="Wipe",type=string,JSONPath=`.spec.wipePolicy`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type DiskClass struct {
@@ -60,6 +61,12 @@ type DiskClassSpec struct {
 	// +kubebuilder:validation:Enum=ext4;xfs
 	FSType string `json:"fsType,omitempty"`
 
+	// PlacementPolicy says which of the places that a volume fits it gets. A change counts for
+	// the next volume; those that are there stay where they are.
+	// +optional
+	// +kubebuilder:default=BestFit
+	PlacementPolicy PlacementPolicy `json:"placementPolicy,omitempty"`
+
 	// WipePolicy says what is done to a volume's bytes before its space is free again. It
 	// counts as it is when a wipe begins, or is resumed after a restart; volumes on a disk
 	// that no class selects any more are wiped with Zero.
@@ -73,6 +80,22 @@ type DiskClassSpec struct {
 	// +optional
 	WipeRate *resource.Quantity `json:"wipeRate,omitempty"`
 }
+
+// PlacementPolicy chooses among the free extents of a class that are large enough.
+//
+// +kubebuilder:validation:Enum=BestFit;Spread
+type PlacementPolicy string
+
+const (
+	// PlaceBestFit keeps large extents whole, for large volumes: a volume goes to the first
+	// extent, in a fixed order of nodes and disks, that is hardly larger than itself, or else to
+	// the smallest that holds it. It makes the most of the disks.
+	PlaceBestFit PlacementPolicy = "BestFit"
+	// PlaceSpread keeps disks equally full: a volume goes to the disk with the most free bytes
+	// of those where it fits. So the fewest volumes share a disk's speed, and its failure; but
+	// soon no disk has room for a large volume.
+	PlaceSpread PlacementPolicy = "Spread"
+)
 
 // WipePolicy says how a volume that is gone is wiped.
 //

@@ -132,6 +132,7 @@ func (m *Manager) chooseVolume(w wanted) (p place, found bool, err error) {
 			w.Request.Class = at.Class
 		}
 	}
+	m.applyClass(&w.Request)
 	if err := m.checkSize(w.Volume); err != nil {
 		return place{}, false, err
 	}

@@ -29,7 +29,8 @@ func want(name string, n int64, disk string, at int64) wanted {
 	return w
 }
 
-func apart(w wanted) wanted { w.Request.Apart = true; return w }
+func apart(w wanted) wanted  { w.Request.Apart = true; return w }
+func spread(w wanted) wanted { w.Request.Policy = placement.Spread; return w }
 
 func TestDecide(t *testing.T) {
 	// Disk a has 10 and 50 MiB free, b 100; on a 20 MiB more are being wiped.
@@ -52,6 +53,8 @@ func TestDecide(t *testing.T) {
 		{name: "record followed, though it is not the best fit", disks: []space{a, b}, volumes: []wanted{want("v", 10, "b", 41)}, places: []string{"b 41"}},
 		{name: "exactly what is left", disks: []space{a, b}, volumes: []wanted{want("v", 10, "a", 1)}, places: []string{"a 1"}},
 		{name: "no record", disks: []space{a, b}, volumes: []wanted{want("v", 10, "", 0)}, places: []string{"a 1"}, why: "no record"},
+		{name: "no record, of a class that spreads", disks: []space{a, b}, volumes: []wanted{spread(want("v", 10, "", 0))}, places: []string{"b 1"}, why: "no record"},
+		{name: "record followed, though another disk is emptier", disks: []space{a, b}, volumes: []wanted{spread(want("v", 10, "a", 50))}, places: []string{"a 50"}},
 		{name: "unknown disk", disks: []space{a}, volumes: []wanted{want("v", 10, "x", 1)}, places: []string{"a 1"}, why: "not in service"},
 		{name: "other class", disks: []space{a, hdd}, volumes: []wanted{want("v", 10, "h", 1)}, places: []string{"a 1"}, why: `class "hdd"`},
 		{name: "class gone", disks: []space{a, none}, volumes: []wanted{want("v", 10, "n", 1)}, places: []string{"a 1"}, why: `class ""`},

@@ -17,6 +17,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
 )
 
 // Options of a Manager.
@@ -36,6 +37,8 @@ type Options struct {
 	ReclaimStopped bool
 	// Wiping is how volumes on disks of a class are wiped now, as far as the class says it.
 	Wiping func(class string) disk.WipeOptions
+	// Placement is the policy of a class now.
+	Placement func(class string) placement.Policy
 	// DefaultFSType is the file system of a class's volumes that ask for none.
 	DefaultFSType func(class string) string
 	// OrphanGrace is how long an ephemeral volume is kept after it was found that its pod is

@@ -104,6 +104,9 @@ func (m *Manager) choose(pod *corev1.Pod, volumes []request.Volume) ([]place, er
 	if len(missing) == 0 {
 		return nil, nil
 	}
+	for i := range missing {
+		m.applyClass(&missing[i].Request)
+	}
 	spaces := spacesOf(disks)
 	m.takeHeld(spaces, disks, others)
 	if _, rest := follow(spaces, occupied, missing); len(rest) > 0 {
@@ -119,6 +122,10 @@ func (m *Manager) choose(pod *corev1.Pod, volumes []request.Volume) ([]place, er
 	}
 	return places, nil
 }
+
+// applyClass adds to a request what its DiskClass says, for the case that the node itself
+// chooses the place.
+func (m *Manager) applyClass(r *placement.Request) { r.Policy = m.options.Placement(r.Class) }
 
 // checkSizes refuses what the file system of the class could not hold; what the pod
 // itself names is checked by package request.

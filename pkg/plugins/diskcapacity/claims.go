@@ -58,7 +58,7 @@ func (f *feed) ask(pod *corev1.Pod) (asked, error) {
 		return asked{}, err
 	}
 	for i := range inline {
-		if err := f.checkClass(inline[i].Request.Class); err != nil {
+		if err := f.applyClass(&inline[i].Request); err != nil {
 			return asked{}, fmt.Errorf("volume %q: %w", inline[i].Name, err)
 		}
 	}
@@ -111,7 +111,7 @@ func (f *feed) askFor(a *asked, pod *corev1.Pod, v *corev1.Volume) error {
 		a.held = append(a.held, held{wanted, node})
 		return nil
 	}
-	if err := f.checkClass(wanted.Request.Class); err != nil {
+	if err := f.applyClass(&wanted.Request); err != nil {
 		return fmt.Errorf("StorageClass %s: %w", class.Name, err)
 	}
 	a.volumes = append(a.volumes, wanted)
@@ -148,10 +148,12 @@ func (c *claims) ours(pvc *corev1.PersistentVolumeClaim) *storagev1.StorageClass
 // maxClasses is how many classes a message names.
 const maxClasses = 8
 
-// checkClass returns an error if there is no such DiskClass. Disks can have the name of one
-// that does not exist any more.
-func (f *feed) checkClass(class string) error {
-	if f.classes.has(class) {
+// applyClass adds to a request what its DiskClass says, as it is now. It returns an error if
+// there is no such class: disks can have the name of one that does not exist any more.
+func (f *feed) applyClass(r *placement.Request) error {
+	class := r.Class
+	if policy, ok := f.classes.policy(class); ok {
+		r.Policy = policy
 		return nil
 	}
 	names := f.classes.names()

@@ -107,8 +107,8 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 		t.Fatal(err)
 	}
 	feed.classes.filled.Store(true)
-	feed.classes.add("ssd")
-	feed.classes.add("hdd")
+	feed.classes.learn("ssd", diskv1alpha1.PlaceBestFit)
+	feed.classes.learn("hdd", diskv1alpha1.PlaceBestFit)
 	feed.capacities.filled.Store(true)
 	return b
 }

@@ -86,7 +86,8 @@ func (p *Plugin) afterClass(_ klog.Logger, pod *corev1.Pod, _, obj any) (fwk.Que
 	if !ok {
 		return fwk.Queue, fmt.Errorf("event of %s has %T, want *unstructured.Unstructured", classEvents, obj)
 	}
-	p.feed.classes.add(object.GetName())
+	policy, _, _ := unstructured.NestedString(object.Object, "spec", "placementPolicy")
+	p.feed.classes.learn(object.GetName(), diskv1alpha1.PlacementPolicy(policy))
 	for i := range pod.Spec.Volumes {
 		csi := pod.Spec.Volumes[i].CSI
 		if csi != nil && csi.Driver == diskv1alpha1.DriverName && csi.VolumeAttributes[diskv1alpha1.AttributeClass] == object.GetName() {

@@ -19,15 +19,15 @@ const (
 	// that they do not refuse, and have a choice. Each is a call of every Filter and every Score.
 	narrowTo = 50
 	// narrowPause is for how long no pod is narrowed after one that found no place so. Where
-	// the tightest nodes have no CPU left, nearly every pod would be tried twice.
+	// the best nodes have no CPU left, nearly every pod would be tried twice.
 	narrowPause = 10 * time.Second
 )
 
-const reasonNarrowed = "Only the nodes that the volumes fit most tightly were tried, the pod is tried on all of them next"
+const reasonNarrowed = "Only the nodes that the volumes fit best were tried, the pod is tried on all of them next"
 
 // narrow returns the nodes to try the pod on; nil for all of them. The ledger knows at once
-// where the volumes fit most tightly, which is the global best fit and spares every plugin
-// most of the nodes.
+// which are best by the policies of the volumes' classes. So the best of the whole cluster is
+// among them, and every plugin is spared most of the nodes.
 //
 // It is an optimization only: a pod that finds no place so is tried again as if this were
 // not there, see widen. Pods for which that is likely are not narrowed to begin with.
@@ -36,7 +36,7 @@ func (p *Plugin) narrow(pod *corev1.Pod, s *state, nodes int) *fwk.PreFilterResu
 	if nodes <= narrowFrom || len(s.gone) > 0 || choosy(pod) || s.tied() || p.feed.narrowing.mustBeWide(pod.UID, time.Now()) {
 		return nil
 	}
-	names := p.ledger.Tightest(s.requests, narrowTo, func(name string) bool {
+	names := p.ledger.Best(s.requests, narrowTo, func(name string) bool {
 		_, refused := s.refused[name]
 		return !refused && p.feed.hasAgent(name) && (len(s.claims) == 0 || p.takesClaims(name))
 	})
@@ -49,7 +49,7 @@ func (p *Plugin) narrow(pod *corev1.Pod, s *state, nodes int) *fwk.PreFilterResu
 }
 
 // choosy reports whether the pod says where it wants to be, so that other plugins may
-// refuse it, or disadvantage it, on the tightest nodes: also by what else it must be near.
+// refuse it, or disadvantage it, on the best nodes: also by what else it must be near.
 func choosy(pod *corev1.Pod) bool {
 	spec := &pod.Spec
 	if len(spec.NodeSelector) > 0 || spec.Affinity != nil || len(spec.TopologySpreadConstraints) > 0 || len(spec.ResourceClaims) > 0 {
@@ -77,7 +77,7 @@ func (p *Plugin) takesClaims(nodeName string) bool {
 // then retries it after its backoff at the latest.
 func (p *Plugin) widen(logger klog.Logger, pod *corev1.Pod) {
 	p.feed.widen(pod)
-	logger.V(3).Info("The pod found no place among the tightest nodes, trying all", "pod", klog.KObj(pod))
+	logger.V(3).Info("The pod found no place among the best nodes, trying all", "pod", klog.KObj(pod))
 	p.handle.Activate(logger, map[string]*corev1.Pod{klog.KObj(pod).String(): pod})
 }
 

@@ -57,6 +57,7 @@ var (
 	_ fwk.PostFilterPlugin    = &Plugin{}
 	_ fwk.PreScorePlugin      = &Plugin{}
 	_ fwk.ScorePlugin         = &Plugin{}
+	_ fwk.ScoreExtensions     = &Plugin{}
 	_ fwk.ReservePlugin       = &Plugin{}
 	_ fwk.BindPlugin          = &Plugin{}
 	_ fwk.PostBindPlugin      = &Plugin{}
@@ -95,7 +96,7 @@ func (p *Plugin) RefuseUnless(complete func() error) { p.complete = complete }
 // Name of the plugin.
 func (p *Plugin) Name() string { return Name }
 
-// PreFilter reads what the pod asks for, and of a large cluster leaves the tightest nodes.
+// PreFilter reads what the pod asks for, and of a large cluster leaves the best nodes.
 func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
 	if !hasInlineVolumes(pod) && !p.feed.hasOpenClaims(pod) {
 		return nil, fwk.NewStatus(fwk.Skip)
@@ -225,31 +226,6 @@ func hasDriver(csiNode *storagev1.CSINode) bool {
 	}
 	return false
 }
-
-// PreScore spares pods without disk volumes the scoring.
-func (p *Plugin) PreScore(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, _ []fwk.NodeInfo) *fwk.Status {
-	if _, err := readState(cycle); err != nil {
-		return fwk.NewStatus(fwk.Skip)
-	}
-	return nil
-}
-
-// Score is higher the tighter the fit. A node that has lost its room since Filter gets
-// the lowest: there Reserve would fail.
-func (p *Plugin) Score(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, info fwk.NodeInfo) (int64, *fwk.Status) {
-	s, err := readState(cycle)
-	if err != nil {
-		return 0, fwk.AsStatus(err)
-	}
-	score, err := s.fit(info.Node(), p.ledger.Snapshot(info.Node().Name))
-	if err != nil {
-		return 0, nil
-	}
-	return score, nil
-}
-
-// ScoreExtensions are not needed: scores are between 0 and 100 as they are.
-func (p *Plugin) ScoreExtensions() fwk.ScoreExtensions { return nil }
 
 // Reserve plans again under the ledger's lock and records the result, in memory only.
 func (p *Plugin) Reserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {

@@ -4,6 +4,7 @@ import (
 	"k8s.io/client-go/informers"
 
 	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/pkg/placement"
 )
 
 // Shared is what the profiles of a scheduler share, for whoever else places volumes in the
@@ -33,13 +34,9 @@ func SharedLedger(factory informers.SharedInformerFactory) (*Shared, bool) {
 // publications, that was folded into the ledger. It must be quick.
 func (s *Shared) OnCapacity(heard func(nodeName string)) { s.feed.capacities.listen(heard) }
 
-// UnknownClass says what is wrong with the name of a DiskClass; nothing if there is one.
-func (s *Shared) UnknownClass(class string) string {
-	if err := s.feed.checkClass(class); err != nil {
-		return err.Error()
-	}
-	return ""
-}
+// ApplyClass adds to a request what its DiskClass says. The error says what is wrong with the
+// class's name.
+func (s *Shared) ApplyClass(r *placement.Request) error { return s.feed.applyClass(r) }
 
 // Unfit says why a node can have no volumes of claims, however much space it has; nothing if
 // it can.

@@ -84,7 +84,7 @@ func Decides(cycle fwk.CycleState) bool {
 	return err == nil && len(s.claims) > 0 && !s.tied()
 }
 
-// fit returns the score of the pod's volumes on the node, or why they do not fit.
+// fit returns the merit of the pod's volumes on the node, or why they do not fit.
 func (s *state) fit(node *corev1.Node, snapshot *ledger.Snapshot) (int64, error) {
 	requests := s.requests
 	if len(s.loose) > 0 {

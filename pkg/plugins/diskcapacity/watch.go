@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -245,78 +244,3 @@ func (s *capacityStore) before(old *unstructured.Unstructured) (*placement.Node,
 	s.last.Store(&b)
 	return b.node, nil
 }
-
-// classes are the names of the DiskClasses there are: where their reflector puts them.
-type classes struct {
-	filled atomic.Bool
-	mu     sync.RWMutex
-	known  map[string]struct{}
-}
-
-func newClasses() *classes { return &classes{known: map[string]struct{}{}} }
-
-func (c *classes) hasSynced() bool { return c.filled.Load() }
-
-func (c *classes) has(name string) bool {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	_, ok := c.known[name]
-	return ok
-}
-
-func (c *classes) names() []string {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return slices.Sorted(maps.Keys(c.known))
-}
-
-func (c *classes) add(name string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.known[name] = struct{}{}
-}
-
-// Add implements cache.ReflectorStore.
-func (c *classes) Add(obj any) error {
-	class, ok := obj.(*diskv1alpha1.DiskClass)
-	if !ok {
-		return fmt.Errorf("got %T, want *DiskClass", obj)
-	}
-	c.add(class.Name)
-	return nil
-}
-
-// Update implements cache.ReflectorStore.
-func (c *classes) Update(obj any) error { return c.Add(obj) }
-
-// Delete implements cache.ReflectorStore.
-func (c *classes) Delete(obj any) error {
-	class, ok := obj.(*diskv1alpha1.DiskClass)
-	if !ok {
-		return fmt.Errorf("got %T, want *DiskClass", obj)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.known, class.Name)
-	return nil
-}
-
-// Replace implements cache.ReflectorStore.
-func (c *classes) Replace(objects []any, _ string) error {
-	known := make(map[string]struct{}, len(objects))
-	for _, obj := range objects {
-		class, ok := obj.(*diskv1alpha1.DiskClass)
-		if !ok {
-			return fmt.Errorf("got %T, want *DiskClass", obj)
-		}
-		known[class.Name] = struct{}{}
-	}
-	c.mu.Lock()
-	c.known = known
-	c.mu.Unlock()
-	c.filled.Store(true)
-	return nil
-}
-
-// Resync implements cache.ReflectorStore.
-func (c *classes) Resync() error { return nil }

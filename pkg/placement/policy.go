@@ -1,0 +1,53 @@
+package placement
+
+import "cmp"
+
+// Policy says which of the places that there are a volume gets. It never decides whether
+// the volumes of a pod fit: what fits under one policy fits under all.
+type Policy uint8
+
+const (
+	// BestFit keeps large extents whole: a volume goes to the first extent that is hardly
+	// larger than itself (see Slack), else to the smallest that holds it.
+	BestFit Policy = iota
+	// Spread keeps disks equally full: a volume goes to the disk with the most free bytes
+	// of those that have an extent for it, and there to the extent that BestFit takes.
+	Spread
+)
+
+// slackShare is the part of a volume's size that an extent may be larger and still count as
+// fitting exactly. docs/placement.md shows what others do.
+const slackShare = 20
+
+// Slack is how many bytes of an extent a volume of that size may leave over for BestFit to
+// call it an exact fit. Among these the first in a fixed order is taken: so what lies at the
+// end of that order is left alone, and grows together when its volumes go.
+func Slack(size int64) int64 { return size / slackShare }
+
+// Leading is the index of the request that decides between nodes: the largest, since it is
+// the hardest to place. There must be one.
+func Leading(requests []Request) int {
+	leading := 0
+	for i := range requests {
+		a, b := &requests[i], &requests[leading]
+		if cmp.Or(cmp.Compare(a.Size, b.Size), cmp.Compare(b.Class, a.Class)) > 0 {
+			leading = i
+		}
+	}
+	return leading
+}
+
+// Order is a node's place among nodes that are equally good, the lowest first. It is a hash
+// of the name, because names often tell the zone or the rack, and the first of a thousand
+// equal nodes shall not all be of one. Equal hashes are told apart by the name itself.
+func Order(nodeName string) uint64 {
+	// FNV-1a, then the finalizer of MurmurHash3: names that differ only at the end lie
+	// close together without it.
+	h := uint64(14695981039346656037)
+	for i := range len(nodeName) {
+		h = (h ^ uint64(nodeName[i])) * 1099511628211
+	}
+	h = (h ^ h>>33) * 0xff51afd7ed558ccd
+	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53
+	return h ^ h>>33
+}

@@ -1,0 +1,78 @@
+package diskcapacity
+
+import (
+	"cmp"
+	"context"
+	"math"
+
+	corev1 "k8s.io/api/core/v1"
+	fwk "k8s.io/kube-scheduler/framework"
+
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// PreScore spares pods without disk volumes the scoring.
+func (p *Plugin) PreScore(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, _ []fwk.NodeInfo) *fwk.Status {
+	if _, err := readState(cycle); err != nil {
+		return fwk.NewStatus(fwk.Skip)
+	}
+	return nil
+}
+
+// Score is the merit of the node, which NormalizeScore puts on the scale. A node that has lost
+// its room since Filter has the least: there Reserve would fail.
+func (p *Plugin) Score(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, info fwk.NodeInfo) (int64, *fwk.Status) {
+	s, err := readState(cycle)
+	if err != nil {
+		return 0, fwk.AsStatus(err)
+	}
+	merit, err := s.fit(info.Node(), p.ledger.Snapshot(info.Node().Name))
+	if err != nil {
+		return math.MinInt64, nil
+	}
+	return merit, nil
+}
+
+// ScoreExtensions implements fwk.ScorePlugin.
+func (p *Plugin) ScoreExtensions() fwk.ScoreExtensions { return p }
+
+// NormalizeScore turns merits into scores from 0 to 100. The one best node, which is the same
+// every time, gets at least one more than any other: kube-scheduler chooses at random among
+// nodes with the same total. It is one only, so that what other plugins say still counts among
+// nodes that the volumes fit equally well.
+func (p *Plugin) NormalizeScore(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, scores fwk.NodeScoreList) *fwk.Status {
+	s, err := readState(cycle)
+	if err != nil {
+		return fwk.AsStatus(err)
+	}
+	best := bestOf(scores, s.requests)
+	var highest int64
+	for i := range scores {
+		if i != best {
+			scores[i].Score = min(placement.Score(scores[i].Score), placement.MaxScore-1)
+			highest = max(highest, scores[i].Score)
+		}
+	}
+	if best >= 0 {
+		scores[best].Score = max(placement.Score(scores[best].Score), highest+1)
+	}
+	return nil
+}
+
+// bestOf is the index of the node that the policy chooses of these, by their merits; -1 if
+// none has room.
+func bestOf(merits fwk.NodeScoreList, requests []placement.Request) int {
+	best, bestRank := -1, int64(math.MinInt64)
+	for i := range merits {
+		rank := placement.Rank(merits[i].Score, requests)
+		if rank > bestRank || rank == bestRank && best >= 0 && comesBefore(merits[i].Name, merits[best].Name) {
+			best, bestRank = i, rank
+		}
+	}
+	return best
+}
+
+// comesBefore tells equal nodes apart, as the ledger's index does.
+func comesBefore(a, b string) bool {
+	return cmp.Or(cmp.Compare(placement.Order(a), placement.Order(b)), cmp.Compare(a, b)) < 0
+}
