@@ -1,0 +1,294 @@
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// window is how long an agent collects changes before it writes them, as in
+// pkg/agent/publish. A volume is formatted within it.
+const window = 50 * time.Millisecond
+
+// Agents plays the agents of all nodes: it makes the volumes of bound pods and of
+// PersistentVolumes where they were placed, frees them when those are gone, and publishes what is
+// there then as agents do, with one write for all that a node saw within 50 ms. They watch all nodes
+// with one watch; real ones have one each.
+//
+// A volume whose place is not free is an over-commitment. An agent would place such a volume
+// itself; here it is counted, and not made.
+type Agents struct {
+	fleet *Fleet
+	bound func(*corev1.Pod)
+
+	mu    sync.Mutex
+	nodes map[string]*agent
+	// pods are the inline volumes of each pod, volumes the node of each PersistentVolume.
+	pods    map[types.UID]held
+	volumes map[string]string
+	// overCommits tells of each, errs what else went wrong.
+	overCommits, errs []error
+}
+
+type held struct {
+	node    string
+	volumes []string
+}
+
+// agent is guarded by the lock of Agents.
+type agent struct {
+	*node
+	name string
+	// due is true while a write waits for the window to end, writing while one is on its way:
+	// at most one is. Changes during a write are written after it.
+	due, writing, changed bool
+}
+
+// StartAgents plays the agents of that many nodes, whose disks are empty, until the context ends.
+// It calls bound, one call at a time, when it sees that a pod is bound and has made its volumes.
+func StartAgents(ctx context.Context, f *Fleet, nodes int, bound func(*corev1.Pod)) (*Agents, error) {
+	a := &Agents{fleet: f, bound: bound, nodes: map[string]*agent{}, pods: map[types.UID]held{}, volumes: map[string]string{}}
+	for i := range nodes {
+		a.nodes[NodeName(i)] = &agent{node: newNode(i), name: NodeName(i)}
+	}
+	pods := informers.NewSharedInformerFactoryWithOptions(f.Clientset, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermNotEqualSelector("spec.nodeName", "").String()
+	}))
+	volumes := informers.NewSharedInformerFactory(f.Clientset, 0)
+	_, err := pods.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(object any) {
+			if pod, ok := object.(*corev1.Pod); ok {
+				a.realize(ctx, pod)
+				a.bound(pod)
+			}
+		},
+		DeleteFunc: func(object any) {
+			if pod, ok := last(object).(*corev1.Pod); ok {
+				a.reclaim(ctx, pod.UID)
+			}
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	_, err = volumes.Core().V1().PersistentVolumes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(object any) {
+			if pv, ok := object.(*corev1.PersistentVolume); ok {
+				a.realizeVolume(ctx, pv)
+			}
+		},
+		DeleteFunc: func(object any) {
+			if pv, ok := last(object).(*corev1.PersistentVolume); ok {
+				a.reclaimVolume(ctx, pv.Name)
+			}
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, factory := range []informers.SharedInformerFactory{pods, volumes} {
+		factory.StartWithContext(ctx)
+		factory.WaitForCacheSync(ctx.Done())
+	}
+	return a, ctx.Err()
+}
+
+// last is the last state of what was deleted.
+func last(object any) any {
+	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		return gone.Obj
+	}
+	return object
+}
+
+// realize makes the pod's inline volumes.
+func (a *Agents) realize(ctx context.Context, pod *corev1.Pod) {
+	owner := pod.Namespace + "/" + pod.Name
+	wanted := map[string]bool{}
+	for _, v := range pod.Spec.Volumes {
+		if v.CSI != nil && v.CSI.Driver == diskv1alpha1.DriverName {
+			wanted[v.Name] = true
+		}
+	}
+	if len(wanted) == 0 {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	record, err := diskv1alpha1.DecodeRecord(pod.Annotations[diskv1alpha1.AnnotationAllocation])
+	if err != nil {
+		a.errs = append(a.errs, fmt.Errorf("pod %s is bound without a place for its volumes: %w", owner, err))
+		return
+	}
+	h := held{node: pod.Spec.NodeName}
+	for _, v := range record.Volumes {
+		if !wanted[v.Name] {
+			a.errs = append(a.errs, fmt.Errorf("pod %s is bound with a place for a volume %q that it does not have", owner, v.Name))
+			continue
+		}
+		delete(wanted, v.Name)
+		id := diskv1alpha1.InlineVolumeID(pod.UID, v.Name)
+		a.hold(ctx, h.node, id, owner, diskv1alpha1.Place{Disk: v.Disk, Extent: v.Extent})
+		h.volumes = append(h.volumes, id)
+	}
+	for name := range wanted {
+		a.errs = append(a.errs, fmt.Errorf("pod %s is bound without a place for its volume %q", owner, name))
+	}
+	a.pods[pod.UID] = h
+}
+
+// realizeVolume makes a persistent volume of ours.
+func (a *Agents) realizeVolume(ctx context.Context, pv *corev1.PersistentVolume) {
+	if pv.Spec.CSI == nil || pv.Spec.CSI.Driver != diskv1alpha1.DriverName {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	place, err := diskv1alpha1.ParsePlace(pv.Spec.CSI.VolumeAttributes)
+	if err != nil {
+		a.errs = append(a.errs, fmt.Errorf("PersistentVolume %s has no place: %w", pv.Name, err))
+		return
+	}
+	// The names here are short enough to be labels as they are.
+	node := pv.Labels[diskv1alpha1.LabelNode]
+	a.volumes[pv.Name] = node
+	a.hold(ctx, node, pv.Spec.CSI.VolumeHandle, pv.Name, place)
+}
+
+// hold is called under the lock.
+func (a *Agents) hold(ctx context.Context, name, volume, owner string, place diskv1alpha1.Place) {
+	n := a.nodes[name]
+	if n == nil {
+		a.errs = append(a.errs, fmt.Errorf("volume %s of %s was placed on node %q, which does not exist", volume, owner, name))
+		return
+	}
+	if err := n.hold(volume, owner, place); err != nil {
+		a.overCommits = append(a.overCommits, fmt.Errorf("%s: %w", name, err))
+		return
+	}
+	a.publishSoon(ctx, n)
+}
+
+func (a *Agents) reclaim(ctx context.Context, pod types.UID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	h := a.pods[pod]
+	delete(a.pods, pod)
+	for _, v := range h.volumes {
+		a.release(ctx, h.node, v)
+	}
+}
+
+func (a *Agents) reclaimVolume(ctx context.Context, name string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	node, ok := a.volumes[name]
+	if !ok {
+		return
+	}
+	delete(a.volumes, name)
+	a.release(ctx, node, name)
+}
+
+func (a *Agents) release(ctx context.Context, name, volume string) {
+	if n := a.nodes[name]; n != nil && n.release(volume) {
+		a.publishSoon(ctx, n)
+	}
+}
+
+// publishSoon is called under the lock.
+func (a *Agents) publishSoon(ctx context.Context, n *agent) {
+	switch {
+	case n.due:
+	case n.writing:
+		n.changed = true
+	default:
+		n.due = true
+		time.AfterFunc(window, func() { a.publish(ctx, n) })
+	}
+}
+
+func (a *Agents) publish(ctx context.Context, n *agent) {
+	a.mu.Lock()
+	n.due, n.writing = false, true
+	status := n.status()
+	a.mu.Unlock()
+	err := a.write(ctx, n.name, status)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n.writing = false
+	switch {
+	case err == nil, ctx.Err() != nil:
+	case apierrors.IsServerTimeout(err), apierrors.IsTimeout(err), apierrors.IsTooManyRequests(err), apierrors.IsInternalError(err):
+		// A machine that is very busy. Agents try again, too.
+		n.changed = true
+	default:
+		a.errs = append(a.errs, fmt.Errorf("publish the disks of %s: %w", n.name, err))
+	}
+	if n.changed && ctx.Err() == nil {
+		n.changed = false
+		a.publishSoon(ctx, n)
+	}
+}
+
+func (a *Agents) write(ctx context.Context, name string, status diskv1alpha1.NodeDiskCapacityStatus) error {
+	// A merge patch replaces lists, and Disks is never empty, so nothing of the old one is left.
+	patch, err := json.Marshal(map[string]any{"status": status})
+	if err != nil {
+		return err
+	}
+	ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	return a.fleet.Client.Status().Patch(ctx, ndc, client.RawPatch(types.MergePatchType, patch))
+}
+
+// Volumes is how many volumes there are now.
+func (a *Agents) Volumes() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := 0
+	for _, node := range a.nodes {
+		n += len(node.where)
+	}
+	return n
+}
+
+// Quiet reports whether all that there is has been published.
+func (a *Agents) Quiet() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, n := range a.nodes {
+		if n.due || n.writing {
+			return false
+		}
+	}
+	return true
+}
+
+// OverCommits tells of all volumes so far that were placed where another is, or where none
+// can be.
+func (a *Agents) OverCommits() []error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return append([]error(nil), a.overCommits...)
+}
+
+// Err is what else went wrong so far.
+func (a *Agents) Err() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return errors.Join(a.errs...)
+}

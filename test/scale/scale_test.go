@@ -1,0 +1,126 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestReport runs a workload of each kind once, small: the program must not rot between the rare runs
+// that take long.
+func TestReport(t *testing.T) {
+	directory := t.TempDir()
+	s := settings{
+		nodes: []int{150}, rounds: 1, only: "abde", pods: 60, claims: 20, capacityPods: 3,
+		rate: 50, arrivals: 400 * time.Millisecond, after: 200 * time.Millisecond,
+		plots: directory, log: t.Output(),
+	}
+	var out bytes.Buffer
+	if err := s.report(t.Context(), &out); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("it printed:\n%s", out.String())
+	for _, want := range []string{
+		"| (a) stock, no volumes |", "| (b) ", "| (d) ", "| (e) ", "| over-commitments | 0.00 | 0 | met |",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("it did not print %q", want)
+		}
+	}
+	for _, name := range []string{"scale-burst.svg", "scale-arrivals.svg"} {
+		svg, err := os.ReadFile(filepath.Join(directory, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Contains(svg, []byte(">(b)</text>")) || bytes.Contains(svg, []byte("NaN")) {
+			t.Errorf("%s has no line for (b), or one that is none:\n%s", name, svg)
+		}
+	}
+}
+
+func TestPercentile(t *testing.T) {
+	var hundred []time.Duration
+	for i := range 100 {
+		hundred = append(hundred, time.Duration(100-i))
+	}
+	for _, tc := range []struct {
+		values []time.Duration
+		per    int
+		want   time.Duration
+	}{
+		{hundred, 50, 50},
+		{hundred, 99, 99},
+		{hundred[:1], 50, 100},
+		{[]time.Duration{3, 1, 2}, 50, 2},
+		{[]time.Duration{3, 1, 2}, 99, 3},
+	} {
+		if got := percentile(tc.values, tc.per); got != tc.want {
+			t.Errorf("percentile(%v, %d) = %d, want %d", tc.values, tc.per, got, tc.want)
+		}
+	}
+}
+
+// TestTargets: a target that is missed says so.
+func TestTargets(t *testing.T) {
+	turn := func(podsPerSecond float64, memory int64, overCommits int) []figures {
+		return []figures{{podsPerSecond: podsPerSecond, memory: memory * mib, overCommits: overCommits}}
+	}
+	for _, tc := range []struct {
+		name   string
+		b      []figures
+		missed []string
+	}{
+		{"all met", turn(500, 130, 0), nil},
+		{"slow", turn(499, 130, 0), []string{"pods a second"}},
+		{"large", turn(500, 131, 0), []string{"memory"}},
+		{"over-committed", turn(500, 130, 1), []string{"over-commitments"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var out bytes.Buffer
+			writeTargets(&out, []*result{
+				{workload: workload{letter: "a", scheduler: scheduler{process: stockProcess}}, turns: turn(500, 100, 0)},
+				{workload: workload{letter: "b"}, turns: tc.b},
+			})
+			var missed []string
+			for line := range strings.Lines(out.String()) {
+				if strings.Contains(line, "missed") {
+					missed = append(missed, line)
+				}
+			}
+			if len(missed) != len(tc.missed) || !slices.EqualFunc(missed, tc.missed, strings.Contains) {
+				t.Errorf("missed are %q, want %q", missed, tc.missed)
+			}
+		})
+	}
+}
+
+// TestProcess looks at this process.
+func TestProcess(t *testing.T) {
+	memory, err := peakMemory(os.Getpid())
+	if err != nil || memory < mib {
+		t.Errorf("peak memory %d, %v", memory, err)
+	}
+	before, err := cpuTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As long as it takes: a tick is all that is asked for.
+	for sink := 0; ; sink++ {
+		now, err := cpuTime(os.Getpid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now > before {
+			break
+		}
+		_ = fmt.Sprint(sink)
+	}
+	if _, err := cpuTime(1 << 30); err == nil {
+		t.Error("a process that does not exist has used no CPU")
+	}
+}
