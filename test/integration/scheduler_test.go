@@ -49,6 +49,7 @@ func TestScheduler(t *testing.T) {
 		{"preemption", preemption},
 		{"preemption while wiping", preemptionWhileWiping},
 		{"narrowing", narrowing},
+		{"policies", policies},
 		{"rights", schedulerRights},
 		{"gang", gang},
 	} {

@@ -168,7 +168,7 @@ func (p *plan) compareCandidates(w io.Writer) error {
 	}
 	fmt.Fprintf(w, "### Candidates, %d nodes, %d requests\n\n", size.nodes, measures[0].asked)
 	table(w, measures)
-	for _, demand := range []float64{demandOfTarget, 0.95} {
+	for _, demand := range []float64{demandOfTarget, 0.95, 1} {
 		if err := p.compareWorkloads(w, demand, "Candidates", all); err != nil {
 			return err
 		}
