@@ -12,6 +12,14 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
+// invalidKey has the mark of a pod whose request cannot be understood.
+const invalidKey fwk.StateKey = Name + "/invalid"
+
+type invalid struct{}
+
+// Clone implements fwk.StateData.
+func (i invalid) Clone() fwk.StateData { return i }
+
 // never refuses a node for a reason that no pod's end could change.
 func (s *state) never(other otherReason, reason string) *fwk.Status {
 	s.rejections.sawOther(other)

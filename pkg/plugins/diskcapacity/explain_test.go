@@ -8,6 +8,7 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	fwk "k8s.io/kube-scheduler/framework"
 	"k8s.io/kubernetes/pkg/scheduler/framework"
+	st "k8s.io/kubernetes/pkg/scheduler/testing"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -90,6 +91,27 @@ func TestMessageOfManyNodes(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestInvalidEndsTheCycle: nobody is preempted for a pod whose request cannot be understood, and no
+// plugin adds to its message that it does not know the pod.
+func TestInvalidEndsTheCycle(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.publish(t, "n1", 10)
+	for name, test := range map[string]struct {
+		pod  *corev1.Pod
+		want fwk.Code
+	}{
+		"invalid":      {withVolume(podOf("a", 1), "bad", "10Gib", "ssd"), fwk.UnschedulableAndUnresolvable},
+		"without room": {podOf("a", 11), fwk.Unschedulable},
+		"not ours":     {st.MakePod().Namespace("default").Name("plain").UID("plain").Obj(), fwk.Unschedulable},
+	} {
+		state, _ := b.filter(t, test.pod)
+		_, status := b.framework.RunPostFilterPlugins(b.ctx, state, test.pod, framework.NewDefaultNodeToStatus())
+		if status.Code() != test.want || status.Message() != "" {
+			t.Errorf("%s: %v %q, want %v", name, status.Code(), status.Message(), test.want)
+		}
 	}
 }
 

@@ -108,8 +108,11 @@ func (s *state) refusedBy(status *fwk.Status) {
 }
 
 func (r *rejections) count() {
-	for k := r.kinds.Load(); k != nil; k = k.next {
-		reasonsTotal.WithLabelValues(k.why.Class, causes[k.why.Cause]).Inc()
+	kinds := r.sorted()
+	for i, k := range kinds {
+		if i == 0 || k.why.Class != kinds[i-1].why.Class || k.why.Cause != kinds[i-1].why.Cause {
+			reasonsTotal.WithLabelValues(k.why.Class, causes[k.why.Cause]).Inc()
+		}
 	}
 	others := r.others.Load()
 	for reason, name := range otherReasons {

@@ -109,6 +109,7 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 	asks, err := p.feed.ask(pod)
 	if err != nil {
 		decided(resultInvalid)
+		cycle.Write(invalidKey, invalid{})
 		// Most of it cannot be changed; what can be wakes the pod.
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
 	}

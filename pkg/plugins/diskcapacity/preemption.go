@@ -26,6 +26,11 @@ import (
 // Otherwise it only adds to the message what the nodes of a large cluster do not say one by
 // one: how near the nearest of them came.
 func (p *Plugin) PostFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, statuses fwk.NodeToStatusReader) (*fwk.PostFilterResult, *fwk.Status) {
+	if _, err := cycle.Read(invalidKey); err == nil {
+		// Nobody's end would make its request valid, and plugins whose PreFilter did not run any more
+		// have nothing sensible to add.
+		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable)
+	}
 	s, err := readState(cycle)
 	if err != nil {
 		return nil, fwk.NewStatus(fwk.Unschedulable)
