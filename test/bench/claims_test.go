@@ -11,9 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
@@ -21,6 +19,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/fleet"
 )
 
 // claimWorkload is a way to give a pod its claim's volume.
@@ -55,8 +54,8 @@ func BenchmarkClaims(b *testing.B) {
 			{"waiting", 1000, "berth", diskv1alpha1.DriverName, false,
 				func(ctx context.Context) error { return c.StartSchedulerConfigured(ctx, "waiting", waiting) },
 				func() error { return c.StopSchedulerNamed("waiting") }},
-			{"stock", 1000, corev1.DefaultSchedulerName, stubProvisioner, true, c.StartStockScheduler, c.StopStockScheduler},
-			{"capacity", 40, corev1.DefaultSchedulerName, capacityProvisioner, true, c.StartStockScheduler, c.StopStockScheduler},
+			{"stock", 1000, corev1.DefaultSchedulerName, fleet.StubProvisioner, true, c.StartStockScheduler, c.StopStockScheduler},
+			{"capacity", 40, corev1.DefaultSchedulerName, fleet.CapacityProvisioner, true, c.StartStockScheduler, c.StopStockScheduler},
 		}
 		rate, claims, writes := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
 		for range *rounds {
@@ -130,19 +129,12 @@ func newClaimCluster(ctx context.Context, tb testing.TB) (*fakeCluster, *cluster
 			tb.Error(err)
 		}
 	})
-	f := &fakeCluster{config: c.RESTConfig()}
-	f.client, err = client.NewWithWatch(f.config, client.Options{Scheme: newScheme(tb)})
+	f := &fakeCluster{}
+	f.Fleet, err = fleet.New(c.RESTConfig())
 	f.must(tb, err)
-	f.populate(ctx, tb)
-	f.publishCapacity(ctx, tb)
-	wait := storagev1.VolumeBindingWaitForFirstConsumer
-	for _, provisioner := range []string{diskv1alpha1.DriverName, stubProvisioner, capacityProvisioner} {
-		class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: provisioner}, Provisioner: provisioner, VolumeBindingMode: &wait}
-		if provisioner == diskv1alpha1.DriverName {
-			class.Parameters = map[string]string{diskv1alpha1.AttributeClass: "ssd", diskv1alpha1.ParameterFSType: diskv1alpha1.FSTypeXFS}
-		}
-		f.must(tb, f.client.Create(ctx, class))
-	}
+	f.must(tb, f.Populate(ctx, fakeNodes))
+	f.must(tb, f.CreateStorageClasses(ctx))
+	f.must(tb, f.PublishCapacity(ctx, fakeNodes))
 	return f, c
 }
 
@@ -154,30 +146,33 @@ func (f *fakeCluster) runClaims(ctx context.Context, tb testing.TB, w claimWorkl
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if w.stub {
-		f.startStub(ctx, tb)
+		f.must(tb, f.Provision(ctx, func(err error) { tb.Error(err) }))
 	}
 	namespace := f.claimNamespace(ctx, tb, w)
-	f.parallel(ctx, tb, w.pods, func(ctx context.Context, i int) error { return f.createClaim(ctx, namespace, w, i) })
-	f.parallel(ctx, tb, w.pods, func(ctx context.Context, i int) error { return f.client.Create(ctx, claimPod(namespace, w, i)) })
+	f.must(tb, fleet.Parallel(ctx, w.pods, func(ctx context.Context, i int) error { return f.createClaim(ctx, namespace, w, i) }))
+	f.must(tb, fleet.Parallel(ctx, w.pods, func(ctx context.Context, i int) error {
+		return f.Client.Create(ctx, claimPod(namespace, w, i))
+	}))
 	bound, claims := f.watchBound(ctx, tb, namespace), f.watchClaims(ctx, tb, namespace)
-	before := f.settledWrites(ctx, tb)
+	before, err := f.SettledWrites(ctx)
+	f.must(tb, err)
 	f.must(tb, w.start(ctx))
 	first, last := f.firstAndLast(ctx, tb, w, bound)
 	_, ready := f.firstAndLast(ctx, tb, w, claims)
-	after := f.settledWrites(ctx, tb)
+	after, err := f.SettledWrites(ctx)
+	f.must(tb, err)
 	f.must(tb, w.stop())
-	f.deletePods(ctx, tb, namespace)
-	f.removeVolumes(ctx, tb, namespace)
+	f.must(tb, f.DeletePods(ctx, namespace))
+	f.must(tb, f.RemoveVolumes(ctx, namespace))
 
 	t := throughput{
-		podsPerSecond: float64(w.pods-1) / last.Sub(first).Seconds(), writes: map[string]float64{},
+		podsPerSecond: float64(w.pods-1) / last.Sub(first).Seconds(), writes: after.Since(before, w.pods),
 		claimsPerSecond: float64(w.pods-1) / ready.Sub(first).Seconds(),
 	}
-	t.count(before, after, float64(w.pods))
 	// How many events there are depends on how long pods have waited.
-	t.writesPerPod -= t.writes["POST pods/binding"] + t.writes["POST events"] + t.writes["PATCH events"]
+	t.writesPerPod = t.writes.Total() - t.writes["POST pods/binding"] - t.writes["POST events"] - t.writes["PATCH events"]
 	tb.Logf("%-8s %7.1f pods/s (%d pods in %.1f s, their claims Bound after %.1f s)  %.2f API writes a pod for its claim  %v",
-		w.name, t.podsPerSecond, w.pods, last.Sub(first).Seconds(), ready.Sub(first).Seconds(), t.writesPerPod, describe(t.writes))
+		w.name, t.podsPerSecond, w.pods, last.Sub(first).Seconds(), ready.Sub(first).Seconds(), t.writesPerPod, t.writes)
 	return t
 }
 
@@ -201,7 +196,7 @@ func (f *fakeCluster) firstAndLast(ctx context.Context, tb testing.TB, w claimWo
 // which is what kubelets wait for, and fails the benchmark if one does not stay so.
 func (f *fakeCluster) watchClaims(ctx context.Context, tb testing.TB, namespace string) <-chan time.Time {
 	tb.Helper()
-	factory := informers.NewSharedInformerFactoryWithOptions(f.clientset(tb), 0, informers.WithNamespace(namespace))
+	factory := informers.NewSharedInformerFactoryWithOptions(f.Clientset, 0, informers.WithNamespace(namespace))
 	bound := make(chan time.Time, podsARun)
 	seen := map[string]bool{}
 	_, err := factory.Core().V1().PersistentVolumeClaims().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -230,7 +225,7 @@ func (f *fakeCluster) idleClaims(ctx context.Context, tb testing.TB, w claimWork
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if w.stub {
-		f.startStub(ctx, tb)
+		f.must(tb, f.Provision(ctx, func(err error) { tb.Error(err) }))
 	}
 	namespace := f.claimNamespace(ctx, tb, w)
 	bound := f.watchBound(ctx, tb, namespace)
@@ -239,7 +234,7 @@ func (f *fakeCluster) idleClaims(ctx context.Context, tb testing.TB, w claimWork
 	for i := range idleClaims + 1 {
 		f.must(tb, f.createClaim(ctx, namespace, w, i))
 		begin := time.Now()
-		f.must(tb, f.client.Create(ctx, claimPod(namespace, w, i)))
+		f.must(tb, f.Client.Create(ctx, claimPod(namespace, w, i)))
 		select {
 		case at := <-bound:
 			// The first one finds nothing in memory.
@@ -251,8 +246,8 @@ func (f *fakeCluster) idleClaims(ctx context.Context, tb testing.TB, w claimWork
 		}
 	}
 	f.must(tb, w.stop())
-	f.deletePods(ctx, tb, namespace)
-	f.removeVolumes(ctx, tb, namespace)
+	f.must(tb, f.DeletePods(ctx, namespace))
+	f.must(tb, f.RemoveVolumes(ctx, namespace))
 	slices.Sort(took)
 	tb.Logf("%-8s creation to bound on an idle cluster: median %v, best %v, worst %v", w.name, took[len(took)/2], took[0], took[len(took)-1])
 	return took[len(took)/2]
@@ -262,9 +257,9 @@ func (f *fakeCluster) idleClaims(ctx context.Context, tb testing.TB, w claimWork
 func (f *fakeCluster) claimNamespace(ctx context.Context, tb testing.TB, w claimWorkload) string {
 	tb.Helper()
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: w.name + "-"}}
-	f.must(tb, f.client.Create(ctx, namespace))
+	f.must(tb, f.Client.Create(ctx, namespace))
 	f.must(tb, cluster.Eventually(ctx, patience, func(ctx context.Context) error {
-		return f.client.Get(ctx, client.ObjectKey{Namespace: namespace.Name, Name: "default"}, &corev1.ServiceAccount{})
+		return f.Client.Get(ctx, client.ObjectKey{Namespace: namespace.Name, Name: "default"}, &corev1.ServiceAccount{})
 	}))
 	return namespace.Name
 }
@@ -272,13 +267,7 @@ func (f *fakeCluster) claimNamespace(ctx context.Context, tb testing.TB, w claim
 func claimName(i int) string { return fmt.Sprintf("pod-%05d", i) }
 
 func (f *fakeCluster) createClaim(ctx context.Context, namespace string, w claimWorkload, i int) error {
-	err := f.client.Create(ctx, &corev1.PersistentVolumeClaim{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: claimName(i)},
-		Spec: corev1.PersistentVolumeClaimSpec{
-			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, StorageClassName: &w.class,
-			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("10Gi")}},
-		},
-	})
+	err := f.Client.Create(ctx, fleet.Claim(namespace, claimName(i), w.class))
 	if apierrors.IsAlreadyExists(err) {
 		return nil
 	}
@@ -286,10 +275,7 @@ func (f *fakeCluster) createClaim(ctx context.Context, namespace string, w claim
 }
 
 func claimPod(namespace string, w claimWorkload, i int) *corev1.Pod {
-	pod := plainPod()
-	pod.Namespace, pod.Name, pod.Spec.SchedulerName = namespace, claimName(i), w.profile
-	pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{
-		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claimName(i)},
-	}}}
+	pod := fleet.ClaimPod(w.profile, claimName(i))
+	pod.Namespace, pod.Name = namespace, claimName(i)
 	return pod
 }

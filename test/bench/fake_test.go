@@ -5,9 +5,8 @@ import (
 	"os"
 	"testing"
 
-	"sigs.k8s.io/controller-runtime/pkg/client"
-
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/fleet"
 )
 
 // newFakeCluster starts a real etcd, API server and controller manager, and fills
@@ -27,14 +26,12 @@ func newFakeCluster(ctx context.Context, tb testing.TB) *fakeCluster {
 		}
 	})
 	f := &fakeCluster{
-		config: c.RESTConfig(),
 		start: func(ctx context.Context) (func() error, error) {
 			return c.StopScheduler, c.StartScheduler(ctx)
 		},
 	}
-	if f.client, err = client.NewWithWatch(f.config, client.Options{Scheme: newScheme(tb)}); err != nil {
-		tb.Fatal(err)
-	}
-	f.populate(ctx, tb)
+	f.Fleet, err = fleet.New(c.RESTConfig())
+	f.must(tb, err)
+	f.must(tb, f.Populate(ctx, fakeNodes))
 	return f
 }
