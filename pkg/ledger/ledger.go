@@ -115,18 +115,26 @@ func (l *Ledger) Snapshot(name string) *Snapshot {
 // SetCapacity folds in what a node has published. It reports whether that was news: a
 // revision that is not newer than the last one changes nothing.
 func (l *Ledger) SetCapacity(name string, c *Capacity) bool {
+	_, after := l.ReplaceCapacity(name, c)
+	return after != nil
+}
+
+// ReplaceCapacity is SetCapacity, and returns the node as it was before and as it is after,
+// with the same records; nil if it was no news.
+func (l *Ledger) ReplaceCapacity(name string, c *Capacity) (before, after *Snapshot) {
 	// Checking and sorting needs no lock, and is the larger part of the work.
 	p := publish(c)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if c.Revision <= l.revision(name) {
-		return false
+		return nil, nil
 	}
 	n := l.node(name)
+	before = n.snapshot.Load()
 	l.publish(n, p)
 	n.revision = c.Revision
 	l.refresh(n)
-	return true
+	return before, n.snapshot.Load()
 }
 
 // DeleteCapacity folds in that a node's capacity was deleted, at a revision not older

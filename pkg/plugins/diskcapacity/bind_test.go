@@ -157,6 +157,8 @@ func TestSettledDoubtWakes(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.plugin.ledger.Doubt("doubtful")
+	b.refuse(t, fits)
+	b.refuse(t, large)
 	b.remove(t, doubtful)
 	b.plugin.feed.foldPod(klog.Background(), doubtful)
 	if pods := <-woken; len(pods) != 1 || pods["default/fits"] != fits {

@@ -18,9 +18,13 @@ type classes struct {
 	filled atomic.Bool
 	mu     sync.RWMutex
 	known  map[string]placement.Policy
+	// appeared is called when there may be one more.
+	appeared func()
 }
 
-func newClasses() *classes { return &classes{known: map[string]placement.Policy{}} }
+func newClasses() *classes {
+	return &classes{known: map[string]placement.Policy{}, appeared: func() {}}
+}
 
 func (c *classes) hasSynced() bool { return c.filled.Load() }
 
@@ -38,16 +42,6 @@ func (c *classes) names() []string {
 	return slices.Sorted(maps.Keys(c.known))
 }
 
-// learn adds a class of which a queueing hint has heard first. Of one that is known the
-// reflector knows more: hints get old events, too.
-func (c *classes) learn(name string, policy diskv1alpha1.PlacementPolicy) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if _, ok := c.known[name]; !ok {
-		c.known[name] = request.PolicyOf(policy)
-	}
-}
-
 // Add implements cache.ReflectorStore.
 func (c *classes) Add(obj any) error {
 	class, ok := obj.(*diskv1alpha1.DiskClass)
@@ -55,8 +49,12 @@ func (c *classes) Add(obj any) error {
 		return fmt.Errorf("got %T, want *DiskClass", obj)
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	_, known := c.known[class.Name]
 	c.known[class.Name] = request.PolicyOf(class.Spec.PlacementPolicy)
+	c.mu.Unlock()
+	if !known {
+		c.appeared()
+	}
 	return nil
 }
 
@@ -89,6 +87,7 @@ func (c *classes) Replace(objects []any, _ string) error {
 	c.known = known
 	c.mu.Unlock()
 	c.filled.Store(true)
+	c.appeared()
 	return nil
 }
 

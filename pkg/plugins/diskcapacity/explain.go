@@ -117,6 +117,9 @@ func (r *rejections) sawOther(reason otherReason) {
 	}
 }
 
+// none reports whether no node was refused.
+func (r *rejections) none() bool { return r.kinds.Load() == nil && r.others.Load() == 0 }
+
 // best says how near the nearest nodes came; empty if that is of no use.
 func (r *rejections) best() string {
 	kinds := r.sorted()

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
@@ -18,6 +18,7 @@ import (
 	fwk "k8s.io/kube-scheduler/framework"
 
 	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/pkg/placement"
 )
 
 // feed folds what the API server says into the ledger. There is one for a scheduler, not
@@ -27,6 +28,7 @@ type feed struct {
 	classes   *classes
 	narrowing *narrowing
 	lag       *lag
+	waiting   *waiting
 
 	claims   claims
 	csiNodes storagelisters.CSINodeLister
@@ -47,6 +49,11 @@ type feed struct {
 
 	// activate puts pods back into the scheduling queue.
 	activate func(klog.Logger, map[string]*corev1.Pod)
+	// later is time.AfterFunc, but in tests.
+	later func(time.Duration, func())
+	// lastEnd and lastVolume are what hints have folded in last.
+	lastEnd    atomic.Pointer[end]
+	lastVolume atomic.Pointer[foldedVolume]
 }
 
 // feeds has the feed of every scheduler in this process. The informer factory is what
@@ -89,7 +96,7 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 	informer := factory.Core().V1().Pods().Informer()
 	logger := klog.FromContext(ctx)
 	f := &feed{
-		ledger: l, classes: newClasses(), narrowing: newNarrowing(), lag: newLag(l), pods: informer.GetIndexer(), capacities: newCapacityStore(logger, l),
+		ledger: l, classes: newClasses(), narrowing: newNarrowing(), lag: newLag(l), waiting: newWaiting(), pods: informer.GetIndexer(), capacities: newCapacityStore(logger, l),
 		claims: claims{
 			claims:  factory.Core().V1().PersistentVolumeClaims().Lister(),
 			classes: factory.Storage().V1().StorageClasses().Lister(),
@@ -97,7 +104,10 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 		csiNodes: factory.Storage().V1().CSINodes().Lister(),
 		nodes:    factory.Core().V1().Nodes().Lister(),
 		loose:    newLoose(), names: newNames(),
+		later: func(d time.Duration, do func()) { time.AfterFunc(d, do) },
 	}
+	f.capacities.made = func(nodeName string, before *placement.Node) { f.made(logger, nodeName, before) }
+	f.classes.appeared = func() { f.classAppeared(logger) }
 	f.capacities.learn = func(nodeName string) { f.learnNode(logger, nodeName) }
 	f.capacities.listen(func(nodeName string) { f.lag.heard(nodeName, time.Now()) })
 	if err := f.followVolumes(logger, factory.Core().V1().PersistentVolumes().Informer()); err != nil {
@@ -114,7 +124,7 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 			}
 			f.foldObject(logger, obj)
 		},
-		DeleteFunc: func(obj any) { f.foldObject(logger, obj) },
+		DeleteFunc: func(obj any) { f.foldEnd(logger, obj) },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("following pods: %w", err)
@@ -129,6 +139,23 @@ func (f *feed) foldObject(logger klog.Logger, obj any) {
 	}
 	if pod, ok := obj.(*corev1.Pod); ok {
 		f.foldPod(logger, pod)
+	}
+}
+
+// foldEnd folds in the deletion of a pod. What it makes room for is woken from here, too: a
+// pod may have come after the scheduler's own handler of the event, and before this one.
+func (f *feed) foldEnd(logger klog.Logger, obj any) {
+	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = gone.Obj
+	}
+	pod, ok := obj.(*corev1.Pod)
+	if !ok {
+		return
+	}
+	before := f.ledger.Snapshot(pod.Spec.NodeName)
+	f.foldPod(logger, pod)
+	if f.ledger.Snapshot(pod.Spec.NodeName) != before {
+		f.made(logger, pod.Spec.NodeName, before.Node)
 	}
 }
 
@@ -149,53 +176,43 @@ func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
 	pod := f.storedPod(event)
 	switch {
 	case pod == nil, pod.Status.Phase == corev1.PodSucceeded, pod.Status.Phase == corev1.PodFailed:
-		f.narrowing.forget(event.UID)
-		f.wake(logger, f.ledger.DeletePod(uid))
+		f.forget(event.UID)
+		f.settled(logger, f.ledger.DeletePod(uid))
 	case pod.Spec.NodeName == "":
 		// Not bound, as far as the store knows. What Reserve assumed stands.
 	case !hasInlineVolumes(pod):
 		// It is bound, and with it its claims: their PersistentVolumes have the records.
-		f.narrowing.forget(event.UID)
-		f.wake(logger, f.ledger.DeletePod(uid))
+		f.forget(event.UID)
+		f.settled(logger, f.ledger.DeletePod(uid))
 	default:
-		f.narrowing.forget(event.UID)
+		f.forget(event.UID)
 		records, err := recordsOf(pod)
 		if err != nil {
 			// Whoever wrote it, it is no reservation. The agent finds a place itself and
 			// publishes it.
 			logger.V(2).Info("Ignored the allocation record of a pod", "pod", klog.KObj(pod), "node", klog.KRef("", pod.Spec.NodeName), "err", err)
 		}
-		f.wake(logger, f.ledger.SetPod(uid, pod.Spec.NodeName, records))
+		f.settled(logger, f.ledger.SetPod(uid, pod.Spec.NodeName, records))
 	}
 }
 
-// wake puts pods back into the queue that now fit one of the nodes. It is for space that
-// comes back without an event that the scheduler would give to a queueing hint: what was
-// held in doubt for a pod, which to the scheduler was just a pending pod.
-func (f *feed) wake(logger klog.Logger, nodeNames []string) {
+// forget: the pod is not pending any more.
+func (f *feed) forget(uid types.UID) {
+	f.narrowing.forget(uid)
+	f.waiting.forget(uid)
+}
+
+// settled wakes pods that now fit one of the nodes. It is for space that comes back without
+// an event that the scheduler would give to a queueing hint: what was held in doubt for a
+// pod, which to the scheduler was just a pending pod.
+func (f *feed) settled(logger klog.Logger, nodeNames []string) {
 	if len(nodeNames) == 0 {
 		return
 	}
 	// Not here: a hint may have called us, which holds the lock of the queue.
 	go func() {
-		pods := map[string]*corev1.Pod{}
-		for _, obj := range f.pods.List() {
-			pod, ok := obj.(*corev1.Pod)
-			if !ok || pod.Spec.NodeName != "" || !mayHold(pod) {
-				continue
-			}
-			asks, err := f.ask(pod)
-			if err != nil || asks.none() {
-				continue
-			}
-			requests := asks.requests()
-			if slices.ContainsFunc(nodeNames, func(name string) bool { return fits(f.ledger.Snapshot(name).Node, requests) }) {
-				pods[klog.KObj(pod).String()] = pod
-			}
-		}
-		if len(pods) > 0 {
-			logger.V(3).Info("Space that was held in doubt came back", "nodes", nodeNames, "podsWoken", len(pods))
-			f.activate(logger, pods)
+		for _, name := range nodeNames {
+			f.made(logger, name, nil)
 		}
 	}()
 }

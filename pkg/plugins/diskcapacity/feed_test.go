@@ -101,7 +101,7 @@ func TestRelist(t *testing.T) {
 	if b.plugin.ledger.Snapshot("n1").Published {
 		t.Error("n1 is still published")
 	}
-	if err := b.plugin.feed.capacities.foldUnstructured(unstructuredOf(t, first)); err != nil {
+	if err := b.plugin.feed.capacities.Add(first); err != nil {
 		t.Fatal(err)
 	}
 	if b.plugin.ledger.Snapshot("n1").Published {

@@ -35,13 +35,49 @@ func (f *feed) followVolumes(logger klog.Logger, informer cache.SharedIndexInfor
 			}
 			fold(obj)
 		},
-		DeleteFunc: fold,
+		DeleteFunc: func(obj any) { f.foldVolumeEnd(logger, obj) },
 	})
 	if err != nil {
 		return fmt.Errorf("following PersistentVolumes: %w", err)
 	}
 	f.volumesSynced = registration.HasSynced
 	return nil
+}
+
+// foldVolumeEnd is for PersistentVolumes what foldEnd is for pods.
+func (f *feed) foldVolumeEnd(logger klog.Logger, obj any) {
+	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = gone.Obj
+	}
+	pv, ok := obj.(*corev1.PersistentVolume)
+	if !ok {
+		return
+	}
+	if !claim.IsOurs(pv) {
+		f.foldVolume(logger, pv)
+		return
+	}
+	v, _ := claim.ReadVolume(pv)
+	before := f.ledger.Snapshot(f.names.of(v.Node))
+	if node := f.foldVolume(logger, pv); f.ledger.Snapshot(node) != before {
+		f.made(logger, node, before.Node)
+	}
+}
+
+// foldedVolume is an event of a PersistentVolume, and the node where the volume is.
+type foldedVolume struct {
+	event *corev1.PersistentVolume
+	node  string
+}
+
+// foldVolumeOnce is foldVolume for hints: each is called once for every pending pod.
+func (f *feed) foldVolumeOnce(logger klog.Logger, event *corev1.PersistentVolume) (nodeName string) {
+	if last := f.lastVolume.Load(); last != nil && last.event == event {
+		return last.node
+	}
+	last := &foldedVolume{event: event, node: f.foldVolume(logger, event)}
+	f.lastVolume.Store(last)
+	return last.node
 }
 
 // foldVolume folds in the present state of a PersistentVolume that an event was about, for

@@ -94,7 +94,7 @@ func (p *Plugin) afterVolume(logger klog.Logger, pod *corev1.Pod, old, obj any) 
 			return fwk.Queue, fmt.Errorf("event of a PersistentVolume has %T, want *PersistentVolume", obj)
 		}
 	}
-	node := p.feed.foldVolume(logger, pv)
+	node := p.feed.foldVolumeOnce(logger, pv)
 	switch {
 	case obj != nil && isLoose(pv):
 		if p.feed.refersToClass(pod, volume.GetPersistentVolumeClass(pv)) {

@@ -30,6 +30,7 @@ import (
 	tf "k8s.io/kubernetes/pkg/scheduler/testing/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/placement"
 )
 
 const gib = int64(1) << 30
@@ -46,6 +47,8 @@ type bench struct {
 	activated activations
 	// recorder has the events.
 	recorder *events.FakeRecorder
+	// later is what is to be done after a while.
+	later    []func()
 	revision int
 }
 
@@ -73,6 +76,8 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 	}
 	feed.podsSynced = func() bool { return true }
 	feed.volumesSynced = feed.podsSynced
+	feed.activate = b.activated.Activate
+	feed.later = func(_ time.Duration, do func()) { b.later = append(b.later, do) }
 	args, err := argsFrom(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -107,8 +112,8 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 		t.Fatal(err)
 	}
 	feed.classes.filled.Store(true)
-	feed.classes.learn("ssd", diskv1alpha1.PlaceBestFit)
-	feed.classes.learn("hdd", diskv1alpha1.PlaceBestFit)
+	feed.classes.known["ssd"] = placement.BestFit
+	feed.classes.known["hdd"] = placement.BestFit
 	feed.capacities.filled.Store(true)
 	return b
 }
@@ -186,6 +191,32 @@ func (b *bench) store(t testing.TB, pod *corev1.Pod) {
 		t.Fatal(err)
 	}
 	b.plugin.feed.foldPod(klog.Background(), pod)
+}
+
+// refuse has the pod tried, in vain, and waiting from then on.
+func (b *bench) refuse(t testing.TB, pod *corev1.Pod) {
+	t.Helper()
+	b.store(t, pod)
+	if _, statuses := b.filter(t, pod); statuses["n1"].IsSuccess() {
+		t.Fatalf("pod %s fits", pod.Name)
+	}
+}
+
+// woken reports whether the pod was woken since the last call.
+func (b *bench) woken(pod *corev1.Pod) bool {
+	name := klog.KObj(pod).String()
+	woken := b.activated[name] > 0
+	delete(b.activated, name)
+	return woken
+}
+
+// pass lets the next round of all offers take place.
+func (b *bench) pass() {
+	due := b.later
+	b.later = nil
+	for _, do := range due {
+		do()
+	}
 }
 
 func (b *bench) remove(t testing.TB, pod *corev1.Pod) {

@@ -7,29 +7,21 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
 
-	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/placement"
-	"github.com/berthdev/berth/pkg/request"
-)
-
-// Resources of ours whose events the scheduler follows, in the form it wants them.
-const (
-	capacityEvents fwk.EventResource = capacityResource + ".v1alpha1." + diskv1alpha1.GroupName
-	classEvents    fwk.EventResource = classResource + ".v1alpha1." + diskv1alpha1.GroupName
 )
 
 // EventsToRegister names the events that can make room for a pod that this plugin
-// rejected. The scheduler's informers and ours have no order among themselves, so that a
+// rejected. The scheduler's handlers and ours have no order among themselves, so that a
 // pod woken by an event could meet a ledger that has not heard of it, be rejected again,
-// and wait for an event that has already passed. Therefore every hint first folds the
+// and wait for an event that has already passed. Therefore a hint first folds the
 // event's object into the ledger, which does no harm if it is there already, and only
 // then asks whether the pod fits.
 //
-// Hints run under the scheduling queue's lock, for every pending pod.
+// Hints run under the scheduling queue's lock, for every pending pod: that is why there is
+// none for what nodes publish, see waiting, nor for DiskClasses, which come the same way.
 func (p *Plugin) EventsToRegister(context.Context) ([]fwk.ClusterEventWithHint, error) {
 	if p.complete != nil {
 		if err := p.complete(); err != nil {
@@ -37,8 +29,6 @@ func (p *Plugin) EventsToRegister(context.Context) ([]fwk.ClusterEventWithHint, 
 		}
 	}
 	return append([]fwk.ClusterEventWithHint{
-		{Event: fwk.ClusterEvent{Resource: capacityEvents, ActionType: fwk.Add | fwk.Update}, QueueingHintFn: p.afterCapacity},
-		{Event: fwk.ClusterEvent{Resource: classEvents, ActionType: fwk.Add}, QueueingHintFn: p.afterClass},
 		{Event: fwk.ClusterEvent{Resource: fwk.Pod, ActionType: fwk.Delete}, QueueingHintFn: p.afterPodDeleted},
 		{Event: fwk.ClusterEvent{Resource: fwk.CSINode, ActionType: fwk.Add | fwk.Update}, QueueingHintFn: p.afterCSINode},
 		// A node that joins can publish before the scheduler knows it. The taint update
@@ -46,58 +36,6 @@ func (p *Plugin) EventsToRegister(context.Context) ([]fwk.ClusterEventWithHint, 
 		// everybody.
 		{Event: fwk.ClusterEvent{Resource: fwk.Node, ActionType: fwk.Add | fwk.UpdateNodeLabel | fwk.UpdateNodeTaint}, QueueingHintFn: p.afterNode},
 	}, p.claimEvents()...), nil
-}
-
-// afterCapacity wakes the pods for which the node's own publication made room: those that
-// fit now and, with the same records, did not fit what it published before. The rest of
-// its publications, a few for every volume, must not wake pods that have room there but
-// are kept away by other plugins.
-//
-// No wake-up is lost: what makes room is either a publication or the end of a record. After
-// the end of a record the other hints wake every pod that fits. Of publications, the first
-// after which the pod fits has one before it with which it did not.
-func (p *Plugin) afterCapacity(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.QueueingHint, error) {
-	object, ok := obj.(*unstructured.Unstructured)
-	if !ok {
-		return fwk.Queue, fmt.Errorf("event of %s has %T, want *unstructured.Unstructured", capacityEvents, obj)
-	}
-	if err := p.feed.capacities.foldUnstructured(object); err != nil {
-		return fwk.Queue, err
-	}
-	if p.queueIfFits(pod, object.GetName()) == fwk.QueueSkip {
-		return fwk.QueueSkip, nil
-	}
-	earlier, ok := old.(*unstructured.Unstructured)
-	if !ok || earlier.GetUID() != object.GetUID() {
-		return fwk.Queue, nil
-	}
-	node, err := p.feed.capacities.before(earlier)
-	if err != nil {
-		return fwk.Queue, err
-	}
-	if p.fitsNode(pod, node) {
-		return fwk.QueueSkip, nil
-	}
-	return fwk.Queue, nil
-}
-
-func (p *Plugin) afterClass(_ klog.Logger, pod *corev1.Pod, _, obj any) (fwk.QueueingHint, error) {
-	object, ok := obj.(*unstructured.Unstructured)
-	if !ok {
-		return fwk.Queue, fmt.Errorf("event of %s has %T, want *unstructured.Unstructured", classEvents, obj)
-	}
-	policy, _, _ := unstructured.NestedString(object.Object, "spec", "placementPolicy")
-	p.feed.classes.learn(object.GetName(), diskv1alpha1.PlacementPolicy(policy))
-	for i := range pod.Spec.Volumes {
-		csi := pod.Spec.Volumes[i].CSI
-		if csi != nil && csi.Driver == diskv1alpha1.DriverName && csi.VolumeAttributes[diskv1alpha1.AttributeClass] == object.GetName() {
-			return fwk.Queue, nil
-		}
-	}
-	if asks, err := p.feed.ask(pod); err == nil && slices.ContainsFunc(asks.volumes, func(v request.Volume) bool { return v.Request.Class == object.GetName() }) {
-		return fwk.Queue, nil
-	}
-	return fwk.QueueSkip, nil
 }
 
 // afterPodDeleted also hears of pods that have ended, of pods that could not be bound, and
@@ -110,13 +48,36 @@ func (p *Plugin) afterPodDeleted(logger klog.Logger, pod *corev1.Pod, obj, _ any
 	if !mayHold(deleted) {
 		return fwk.QueueSkip, nil
 	}
-	p.feed.foldPod(logger, deleted)
-	node := deleted.Spec.NodeName
-	if node == "" {
-		node = deleted.Status.NominatedNodeName
+	end := p.feed.foldEndOnce(logger, deleted)
+	if !end.freed {
+		return fwk.QueueSkip, nil
 	}
-	// Mostly the space is still to be wiped, and the pod is woken when the node says so.
-	return p.queueIfFits(pod, node), nil
+	return p.queueIfFits(pod, end.node), nil
+}
+
+// end is that of a pod, or of its nomination.
+type end struct {
+	event *corev1.Pod
+	node  string
+	// freed is false when all that the pod had is still to be wiped: then the pods that it
+	// makes room for are woken when the node has done so.
+	freed bool
+}
+
+// foldEndOnce folds in the end of a pod, for the first of the pods that a hint asks about.
+func (f *feed) foldEndOnce(logger klog.Logger, deleted *corev1.Pod) *end {
+	if last := f.lastEnd.Load(); last != nil && last.event == deleted {
+		return last
+	}
+	f.foldPod(logger, deleted)
+	e := &end{event: deleted, node: deleted.Spec.NodeName}
+	if e.node == "" {
+		e.node = deleted.Status.NominatedNodeName
+	}
+	mortal, snapshot := f.mortal(deleted), f.ledger.Snapshot(e.node)
+	e.freed = len(mortal) == 0 || slices.ContainsFunc(mortal, func(partition string) bool { return snapshot.Length(partition) == 0 })
+	f.lastEnd.Store(e)
+	return e
 }
 
 // afterCSINode: what matters is that our driver was not there before.
@@ -151,10 +112,11 @@ func (p *Plugin) queueIfFits(pod *corev1.Pod, nodeName string) fwk.QueueingHint 
 	if len(snapshot.Node.Disks) == 0 || !p.feed.hasAgent(nodeName) {
 		return fwk.QueueSkip
 	}
-	if !p.fitsNode(pod, snapshot.Node) {
-		return fwk.QueueSkip
+	requests, known := p.feed.waiting.requestsOf(pod.UID)
+	if known && fits(snapshot.Node, requests) || !known && p.fitsNode(pod, snapshot.Node) {
+		return fwk.Queue
 	}
-	return fwk.Queue
+	return fwk.QueueSkip
 }
 
 func (p *Plugin) fitsNode(pod *corev1.Pod, node *placement.Node) bool {

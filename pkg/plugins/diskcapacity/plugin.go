@@ -106,6 +106,7 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 		return nil, fwk.AsStatus(err)
 	}
 	start := time.Now()
+	try := p.feed.begin(pod)
 	asks, err := p.feed.ask(pod)
 	if err != nil {
 		decided(resultInvalid)
@@ -114,9 +115,11 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
 	}
 	if asks.none() {
+		p.feed.waiting.forget(pod.UID)
 		return nil, fwk.NewStatus(fwk.Skip)
 	}
 	s := p.newState(pod, asks)
+	p.feed.waiting.asks(try, s)
 	s.figures = len(nodes) <= maxFigures
 	tightest := p.narrow(pod, s, len(nodes))
 	took(stepSearch, start)
@@ -253,6 +256,7 @@ func (p *Plugin) Reserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Po
 	// Those of volumes that have their place already come last.
 	s.placed = &placed{before: before, records: records[:len(records)-len(s.held)]}
 	p.feed.lag.placed(nodeName, s.placed.records, start)
+	p.feed.waiting.forget(pod.UID)
 	return nil
 }
 

@@ -47,6 +47,10 @@ func (p *Plugin) afterNoNode(ctx context.Context, s *state, pod *corev1.Pod, sta
 		p.widen(klog.FromContext(ctx), pod)
 		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonNarrowed)
 	}
+	if s.rejections.none() {
+		// It waits for something else than disk space.
+		p.feed.waiting.forget(pod.UID)
+	}
 	if nominated == "" {
 		return s.noNode()
 	}

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
 
@@ -38,7 +37,6 @@ type wakeWorld struct {
 
 	pod  *corev1.Pod // pending
 	pods []*corev1.Pod
-	last *unstructured.Unstructured
 	next int
 	// events that our own watch and the hints have still to hear of.
 	watch, hints   []func()
@@ -46,7 +44,7 @@ type wakeWorld struct {
 }
 
 func (w *wakeWorld) run() {
-	w.pod = podOf(fmt.Sprint("pending-", w.seed), 4)
+	w.await(podOf(fmt.Sprint("pending-", w.seed), 4))
 	w.publish()
 	w.deliver()
 	for range 40 {
@@ -68,6 +66,8 @@ func (w *wakeWorld) run() {
 		w.t.Errorf("seed %d: the pod fits, but was left pending", w.seed)
 	}
 	w.over = true
+	w.bench.remove(w.t, w.pod)
+	w.bench.plugin.feed.foldPod(klog.Background(), w.pod)
 	for len(w.pods) > 0 {
 		w.remove()
 	}
@@ -88,6 +88,17 @@ func (w *wakeWorld) hear(events *[]func()) {
 	event := (*events)[0]
 	*events = (*events)[1:]
 	event()
+	w.bench.pass()
+	if w.bench.woken(w.pod) {
+		w.answer(fwk.Queue, nil)
+	}
+}
+
+// await makes a pod the pending one, that was tried.
+func (w *wakeWorld) await(pod *corev1.Pod) {
+	w.pod = pod
+	w.bench.store(w.t, pod)
+	w.try()
 }
 
 // answer is what a hint says. A pod that is woken is tried, and is no longer of interest
@@ -118,7 +129,7 @@ func (w *wakeWorld) answer(hint fwk.QueueingHint, err error) {
 	w.bench.store(w.t, bound)
 	w.pods = append(w.pods, bound)
 	w.next++
-	w.pod = podOf(fmt.Sprintf("pending-%d-%d", w.seed, w.next), 4)
+	w.await(podOf(fmt.Sprintf("pending-%d-%d", w.seed, w.next), 4))
 	if w.try() {
 		w.answer(fwk.Queue, nil) // there was room for two
 	}
@@ -161,19 +172,10 @@ func (w *wakeWorld) publish() {
 			disk.Free = append(disk.Free, diskv1alpha1.Extent{Start: diskv1alpha1.Alignment + int64(from)*gib, Length: int64(i-from) * gib})
 		}
 	}
-	old, object := w.last, unstructuredOf(w.t, ndc)
-	w.last = object
 	w.watch = append(w.watch, func() {
 		if err := w.bench.plugin.feed.capacities.Add(ndc); err != nil {
 			w.t.Fatal(err)
 		}
-	})
-	w.hints = append(w.hints, func() {
-		if old == nil {
-			w.answer(w.bench.plugin.afterCapacity(klog.Background(), w.pod, nil, object))
-			return
-		}
-		w.answer(w.bench.plugin.afterCapacity(klog.Background(), w.pod, old, object))
 	})
 }
 
@@ -212,6 +214,6 @@ func (w *wakeWorld) remove() {
 	pod := w.pods[i]
 	w.pods = append(w.pods[:i:i], w.pods[i+1:]...)
 	w.bench.remove(w.t, pod)
-	w.watch = append(w.watch, func() { w.bench.plugin.feed.foldPod(klog.Background(), pod) })
+	w.watch = append(w.watch, func() { w.bench.plugin.feed.foldEnd(klog.Background(), pod) })
 	w.hints = append(w.hints, func() { w.answer(w.bench.plugin.afterPodDeleted(klog.Background(), w.pod, pod, nil)) })
 }

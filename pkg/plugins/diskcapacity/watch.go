@@ -9,7 +9,6 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/watch"
@@ -57,12 +56,11 @@ func restClient(config *rest.Config) (rest.Interface, error) {
 
 func follow(ctx context.Context, client rest.Interface, resource string, object, list runtime.Object, store cache.ReflectorStore) {
 	logger := klog.FromContext(ctx)
-	// The scheduler's own watch of these objects, for its queueing hints, holds up all
-	// profiles until the definitions exist, without a word that an operator would
-	// connect with Berth. So say it, each time the reflector tries.
+	// Nothing else tells an operator why no disk pod is scheduled. So say it, each time the
+	// reflector tries.
 	explain := func(err error) {
 		if apierrors.IsNotFound(err) {
-			logger.Error(err, "A CustomResourceDefinition of Berth is not installed: no pod is scheduled, of whatever profile, until it is; apply config/crd",
+			logger.Error(err, "A CustomResourceDefinition of Berth is not installed: no pod with volumes of Berth is scheduled until it is; apply config/crd",
 				"resource", resource+"."+diskv1alpha1.GroupName)
 		}
 	}
@@ -87,7 +85,8 @@ type capacityStore struct {
 	logger klog.Logger
 	ledger *ledger.Ledger
 	filled atomic.Bool
-	last   atomic.Pointer[before]
+	// made is told what a node offered before its capacity was folded in.
+	made func(nodeName string, before *placement.Node)
 	// learn is told of a node before its capacity is folded in.
 	learn func(nodeName string)
 
@@ -105,7 +104,7 @@ func (s *capacityStore) listen(heard func(nodeName string)) {
 }
 
 func newCapacityStore(logger klog.Logger, l *ledger.Ledger) *capacityStore {
-	return &capacityStore{logger: logger, ledger: l, known: map[string]struct{}{}}
+	return &capacityStore{logger: logger, ledger: l, known: map[string]struct{}{}, made: func(string, *placement.Node) {}}
 }
 
 func (s *capacityStore) hasSynced() bool { return s.filled.Load() }
@@ -125,14 +124,17 @@ func (s *capacityStore) Add(obj any) error {
 	listeners := s.listeners
 	s.mu.Unlock()
 	s.learn(ndc.Name)
-	if s.ledger.SetCapacity(ndc.Name, capacity) {
-		if snapshot := s.ledger.Snapshot(ndc.Name); snapshot.Problem != "" {
-			s.logger.Info("A NodeDiskCapacity contradicts itself: the node gets no disk pods until its agent puts it right", "node", klog.KRef("", ndc.Name), "problem", snapshot.Problem)
-		}
-		for _, heard := range listeners {
-			heard(ndc.Name)
-		}
+	before, after := s.ledger.ReplaceCapacity(ndc.Name, capacity)
+	if after == nil {
+		return nil
 	}
+	if after.Problem != "" {
+		s.logger.Info("A NodeDiskCapacity contradicts itself: the node gets no disk pods until its agent puts it right", "node", klog.KRef("", ndc.Name), "problem", after.Problem)
+	}
+	for _, heard := range listeners {
+		heard(ndc.Name)
+	}
+	s.made(ndc.Name, before.Node)
 	return nil
 }
 
@@ -189,58 +191,3 @@ func (s *capacityStore) Replace(objects []any, resourceVersion string) error {
 
 // Resync implements cache.ReflectorStore.
 func (s *capacityStore) Resync() error { return nil }
-
-// foldUnstructured folds in a capacity as a queueing hint gets it. The hint is called once
-// for every pending pod, so all but the first call must cost next to nothing.
-func (s *capacityStore) foldUnstructured(object *unstructured.Unstructured) error {
-	revision, err := revisionOf(object.GetResourceVersion())
-	if err != nil {
-		return fmt.Errorf("NodeDiskCapacity %s: %w", object.GetName(), err)
-	}
-	if s.ledger.Snapshot(object.GetName()).Revision >= revision {
-		return nil
-	}
-	ndc, err := typed(object)
-	if err != nil {
-		return err
-	}
-	return s.Add(ndc)
-}
-
-func typed(object *unstructured.Unstructured) (*diskv1alpha1.NodeDiskCapacity, error) {
-	// Only the status matters; managedFields alone can be several times as large.
-	var ndc diskv1alpha1.NodeDiskCapacity
-	content := map[string]any{"status": object.Object["status"]}
-	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(content, &ndc); err != nil {
-		return nil, fmt.Errorf("NodeDiskCapacity %s: %w", object.GetName(), err)
-	}
-	ndc.Name, ndc.ResourceVersion = object.GetName(), object.GetResourceVersion()
-	return &ndc, nil
-}
-
-// before is a node as it would be now if it still published what it did before an event.
-// The scheduler asks for all pending pods about one event, then about the next.
-type before struct {
-	name, revision string
-	// now is the node as it is: other records make another answer.
-	now  *ledger.Snapshot
-	node *placement.Node
-}
-
-func (s *capacityStore) before(old *unstructured.Unstructured) (*placement.Node, error) {
-	b := before{name: old.GetName(), revision: old.GetResourceVersion(), now: s.ledger.Snapshot(old.GetName())}
-	if last := s.last.Load(); last != nil && last.name == b.name && last.revision == b.revision && last.now == b.now {
-		return last.node, nil
-	}
-	ndc, err := typed(old)
-	if err != nil {
-		return nil, err
-	}
-	capacity, err := capacityOf(ndc)
-	if err != nil {
-		return nil, fmt.Errorf("NodeDiskCapacity %s: %w", b.name, err)
-	}
-	b.node = s.ledger.Before(b.name, capacity)
-	s.last.Store(&b)
-	return b.node, nil
-}
