@@ -3,6 +3,7 @@ package diskcapacity
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -66,6 +67,10 @@ func (s *state) Clone() fwk.StateData {
 
 func readState(cycle fwk.CycleState) (*state, error) {
 	data, err := cycle.Read(stateKey)
+	if errors.Is(err, fwk.ErrNotFound) {
+		// A pod without disk volumes, as most are: it is not to pay for words.
+		return nil, err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading %s from the cycle's state: %w", stateKey, err)
 	}
