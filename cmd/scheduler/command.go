@@ -104,10 +104,14 @@ func run(cmd *cobra.Command, o *options.Options, c controllerOptions) error {
 	if err != nil {
 		return err
 	}
-	// Now, before app.Run starts the informers: those that nobody has asked for until then
-	// do not run.
-	if controllers := newControllers(ctx, cc, c); controllers != nil {
+	if shared, ok := diskcapacity.SharedLedger(cc.InformerFactory); ok {
+		tellPlaces(sched.Profiles, shared)
+		// Now, before app.Run starts the informers: those that nobody has asked for until then
+		// do not run.
+		controllers := newControllers(cc, shared, c)
 		whenLeading(sched, func() { go controllers.Run(ctx) })
+	} else {
+		klog.FromContext(ctx).Info("No profile has the plugin DiskCapacity: claims of Berth that others placed are not served, and none grows", "plugin", diskcapacity.Name)
 	}
 	if mutable, ok := gates.(featuregate.MutableFeatureGate); ok {
 		mutable.AddMetrics()

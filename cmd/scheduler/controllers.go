@@ -1,10 +1,7 @@
 package main
 
 import (
-	"context"
-
 	"github.com/spf13/pflag"
-	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app/config"
 
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
@@ -21,14 +18,8 @@ func (o *controllerOptions) addFlags(flags *pflag.FlagSet) {
 		"Publish a CSIStorageCapacity for every StorageClass of Berth and every node, for the cluster autoscaler and other schedulers. Berth's own scheduler does not need them. Without it, those that were published are deleted.")
 }
 
-// newControllers makes the controllers that work with this scheduler's ledger; none if no
-// profile has one.
-func newControllers(ctx context.Context, cc *config.CompletedConfig, o controllerOptions) *provisioner.Controllers {
-	shared, ok := diskcapacity.SharedLedger(cc.InformerFactory)
-	if !ok {
-		klog.FromContext(ctx).Info("No profile has the plugin DiskCapacity: claims of Berth that others placed are not served, and none grows", "plugin", diskcapacity.Name)
-		return nil
-	}
+// newControllers makes the controllers that work with this scheduler's ledger.
+func newControllers(cc *config.CompletedConfig, shared *diskcapacity.Shared, o controllerOptions) *provisioner.Controllers {
 	return provisioner.New(provisioner.Options{
 		Client:          cc.Client,
 		Factory:         cc.InformerFactory,

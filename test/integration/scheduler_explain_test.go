@@ -83,15 +83,15 @@ func TestSchedulerExplains(t *testing.T) {
 	behind.Spec.NodeSelector = map[string]string{corev1.LabelHostname: silent.name}
 	s.create(t, behind, diskPod("tight", 20))
 	s.waitBound(t, 2)
-	s.waitNote(t, "behind", "DiskPlaced", "volume data: 30Gi at 1Mi of ssd disk "+simDisk("sim-11")+", fills a free extent exactly")
-	s.waitNote(t, "tight", "DiskPlaced", "volume data: 20Gi at 1Mi of ssd disk "+simDisk("sim-2")+", leaves 1Gi of 21Gi free there")
+	s.waitNote(t, "behind", "Scheduled", "volume data: 30Gi at 1Mi of ssd disk "+simDisk("sim-11")+", fills a free extent exactly")
+	s.waitNote(t, "tight", "Scheduled", "volume data: 20Gi at 1Mi of ssd disk "+simDisk("sim-2")+", leaves 1Gi of 21Gi free there")
 	s.make(t, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: "explained"}, Spec: claimSpec("explained", 6)})
 	t.Cleanup(func() { s.removeClaims(t) })
 	several := withClaims(diskPod("several", 22), "explained")
 	several.Spec.NodeSelector = map[string]string{corev1.LabelHostname: "sim-9"}
 	s.create(t, several)
 	s.waitBound(t, 3)
-	s.waitNote(t, "several", "DiskPlaced", "volume data: 22Gi at 1Mi of ssd disk "+simDisk("sim-9")+", fills a free extent exactly; "+
+	s.waitNote(t, "several", "Scheduled", "volume data: 22Gi at 1Mi of ssd disk "+simDisk("sim-9")+", fills a free extent exactly; "+
 		"claim "+schedulerTests+"/explained: 6Gi at 22529Mi of ssd disk "+simDisk("sim-9")+", fills a free extent exactly")
 
 	// Why it fits nowhere, and how near the nearest node comes.
@@ -125,7 +125,6 @@ func TestSchedulerExplains(t *testing.T) {
 
 		`plan_duration_seconds{step="search"}`:  5,
 		`plan_duration_seconds{step="reserve"}`: 3,
-		`placement_events_withheld_total`:       0,
 		`replaced_volumes_total`:                0,
 		`publish_delay_seconds`:                 2,
 

@@ -7,19 +7,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	configv1 "k8s.io/kube-scheduler/config/v1"
-	"k8s.io/utils/ptr"
 )
 
 // defaultSyncTimeout is far longer than it takes to list the objects of a large
 // cluster, and short enough for a pod's event to tell what is wrong.
 const defaultSyncTimeout = 10 * time.Second
-
-const (
-	// defaultPlacementEvents a second cost an API server nothing that it would notice. One for
-	// every pod of a burst would be a fourth write beside the three of each.
-	defaultPlacementEvents int32 = 20
-	maxPlacementEvents     int32 = 10000
-)
 
 // DiskCapacityArgs are the plugin's arguments in the scheduler's configuration. The
 // name is prescribed by the configuration's format: the plugin's name and "Args".
@@ -32,19 +24,11 @@ type DiskCapacityArgs struct {
 	// scheduler has just started, for the nodes' published capacity to be loaded. After
 	// that the pod is put back and retried. 10s if not set.
 	SyncTimeout metav1.Duration `json:"syncTimeout,omitempty"`
-
-	// PlacementEventsPerSecond is how many events a second, at most, tell pods where their
-	// volumes were placed; ten times as many at once after a quiet time. 0 turns them off, 20 if
-	// not set.
-	PlacementEventsPerSecond *int32 `json:"placementEventsPerSecond,omitempty"`
 }
 
 // DeepCopyObject implements runtime.Object.
 func (a *DiskCapacityArgs) DeepCopyObject() runtime.Object {
 	out := *a
-	if a.PlacementEventsPerSecond != nil {
-		out.PlacementEventsPerSecond = ptr.To(*a.PlacementEventsPerSecond)
-	}
 	return &out
 }
 
@@ -53,18 +37,12 @@ func (a *DiskCapacityArgs) SetDefaults() {
 	if a.SyncTimeout.Duration == 0 {
 		a.SyncTimeout.Duration = defaultSyncTimeout
 	}
-	if a.PlacementEventsPerSecond == nil {
-		a.PlacementEventsPerSecond = ptr.To(defaultPlacementEvents)
-	}
 }
 
 // Validate refuses arguments that make no sense.
 func (a *DiskCapacityArgs) Validate() error {
 	if a.SyncTimeout.Duration < 0 {
 		return fmt.Errorf("args of plugin %s: syncTimeout is %v: it must not be negative", Name, a.SyncTimeout.Duration)
-	}
-	if rate := a.PlacementEventsPerSecond; rate != nil && (*rate < 0 || *rate > maxPlacementEvents) {
-		return fmt.Errorf("args of plugin %s: placementEventsPerSecond is %d: it must be from 0, for none, to %d", Name, *rate, maxPlacementEvents)
 	}
 	return nil
 }

@@ -15,57 +15,59 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-const (
-	reasonPlaced = "DiskPlaced"
-	// placementBurst is how many seconds' worth of events may be sent at once.
-	placementBurst = 10
-	// maxNote is how many bytes of an event's note name volumes, of the 1024 that the API server takes.
-	maxNote = 1000
-)
-
 // placed is what Reserve has done, until the pod is bound.
 type placed struct {
 	// before is the node as it was before.
 	before *ledger.Snapshot
-	// records of the volumes that were placed.
+	// records of the volumes that were placed, volumes what the pod asked for.
 	records []ledger.Record
+	volumes []request.Volume
 }
 
-// PostBind says where the volumes of a bound pod are. The event is one more write to the API
-// server, sent behind our back and not waited for; of a burst of pods most get none, so that the
-// scheduler is not slower for it. That it is bound, and where its inline volumes are, the pod says
-// itself.
+// PostBind ends what Reserve began: by now the pod has been told where its volumes are.
 func (p *Plugin) PostBind(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, _ string) {
-	data, err := cycle.Read(stateKey)
-	if err != nil {
-		return // a pod without disk volumes
+	if p.forgetPlaced(cycle, pod) {
+		decided(resultBound)
 	}
-	s, ok := data.(*state)
-	if !ok || s.placed == nil {
-		return
-	}
-	decided(resultBound)
-	if p.placements == nil || len(s.placed.records) == 0 {
-		return
-	}
-	if !p.placements.TryAccept() {
-		eventsWithheldTotal.Inc()
-		return
-	}
-	p.handle.EventRecorder().Eventf(pod, nil, corev1.EventTypeNormal, reasonPlaced, "Binding", "%s", s.placed.note(s.volumes))
 }
 
-// note tells a person the place of each volume and how well it fits there, as far as there is
-// space for it.
-func (p *placed) note(volumes []request.Volume) string {
+// forgetPlaced forgets what Reserve has done, and reports whether there was anything.
+func (p *Plugin) forgetPlaced(cycle fwk.CycleState, pod *corev1.Pod) bool {
+	s, err := readState(cycle)
+	if err != nil || s.placed == nil {
+		return false
+	}
+	s.placed = nil
+	p.feed.placed.Delete(pod.UID)
+	return true
+}
+
+// Places tells a person the place of each volume of a pod that is being bound, and how well it fits
+// there, in at most so many bytes; nothing of a pod without. kube-scheduler sends an event about
+// each pod that it has bound: an event of our own beside it would be one more write a pod.
+func (s *Shared) Places(pod *corev1.Pod, most int) string {
+	data, ok := s.feed.placed.Load(pod.UID)
+	if !ok {
+		return ""
+	}
+	return data.(*placed).note(most)
+}
+
+// spaceForMore is for the words that say how many volumes are left out.
+const spaceForMore = len("; and 256 more")
+
+// note tells the place of each volume, as far as there is space for it.
+func (p *placed) note(most int) string {
 	var b strings.Builder
 	for i, r := range p.records {
-		part := p.place(r, volumes)
+		part := p.place(r)
 		if i > 0 {
 			part = "; " + part
 		}
-		if b.Len()+len(part) > maxNote {
-			fmt.Fprintf(&b, "; and %d more", len(p.records)-i)
+		if b.Len()+len(part)+spaceForMore > most {
+			if i > 0 {
+				fmt.Fprintf(&b, "; and %d more", len(p.records)-i)
+			}
 			break
 		}
 		b.WriteString(part)
@@ -73,12 +75,12 @@ func (p *placed) note(volumes []request.Volume) string {
 	return b.String()
 }
 
-func (p *placed) place(r ledger.Record, volumes []request.Volume) string {
+func (p *placed) place(r ledger.Record) string {
 	what, class := "volume", ""
-	if i := slices.IndexFunc(volumes, func(v request.Volume) bool { return v.Partition == r.Partition }); i >= 0 {
-		what, class = "volume "+volumes[i].Name, volumes[i].Request.Class+" "
-		if volumes[i].Claim != "" {
-			what = "claim " + volumes[i].Claim
+	if i := slices.IndexFunc(p.volumes, func(v request.Volume) bool { return v.Partition == r.Partition }); i >= 0 {
+		what, class = "volume "+p.volumes[i].Name, p.volumes[i].Request.Class+" "
+		if p.volumes[i].Claim != "" {
+			what = "claim " + p.volumes[i].Claim
 		}
 	}
 	text := fmt.Sprintf("%s: %s at %s of %sdisk %s", what, bytes(r.Extent.Len()), bytes(r.Extent.Start), class, r.Disk)

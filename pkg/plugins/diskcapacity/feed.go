@@ -29,6 +29,8 @@ type feed struct {
 	narrowing *narrowing
 	lag       *lag
 	waiting   *waiting
+	// placed is of pods between Reserve and PostBind, by UID.
+	placed sync.Map
 
 	claims   claims
 	csiNodes storagelisters.CSINodeLister

@@ -65,17 +65,13 @@ var (
 		Namespace: "berth", Subsystem: "scheduler", Name: "replaced_volumes_total", StabilityLevel: metrics.ALPHA,
 		Help: "Volumes that their node has made elsewhere than at the place that this scheduler recorded: the node refused it.",
 	})
-	eventsWithheldTotal = metrics.NewCounter(&metrics.CounterOpts{
-		Namespace: "berth", Subsystem: "scheduler", Name: "placement_events_withheld_total", StabilityLevel: metrics.ALPHA,
-		Help: "Events DiskPlaced that were not sent because there were more than placementEventsPerSecond allows.",
-	})
 	registration sync.Once
 )
 
 // registerMetrics is called for every profile; the metrics are the process's.
 func registerMetrics() {
 	registration.Do(func() {
-		legacyregistry.MustRegister(decisionsTotal, reasonsTotal, searchesTotal, planDuration, bindFailuresTotal, publishDelay, replacedTotal, eventsWithheldTotal)
+		legacyregistry.MustRegister(decisionsTotal, reasonsTotal, searchesTotal, planDuration, bindFailuresTotal, publishDelay, replacedTotal)
 		legacyregistry.CustomMustRegister(&collector{feed: anyFeed, now: time.Now})
 	})
 }

@@ -217,7 +217,7 @@ berth_scheduler_node_lag_seconds{node="n1"} 12
 	// What another scheduler placed counts from when it was first seen here; what was given back,
 	// not at all.
 	third := podOf("third", 5)
-	state := b.place(t, third, "n1")
+	state := b.begin(t, third, "n1")
 	b.framework.RunReservePluginsUnreserve(b.ctx, state, third, "n1")
 	b.reserveElsewhere(t, "n2")
 	collect(lag("1", "0", "0"), names()...)

@@ -9,7 +9,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/util/flowcontrol"
 	fwk "k8s.io/kube-scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -43,8 +42,6 @@ type Plugin struct {
 	feed   *feed
 	ledger *ledger.Ledger
 	args   *DiskCapacityArgs
-	// placements bounds the events of placements; nil for none.
-	placements flowcontrol.PassiveRateLimiter
 	// complete says what is wrong with the profile that the plugin is in.
 	complete func() error
 }
@@ -81,11 +78,7 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 
 func newPlugin(handle fwk.Handle, feed *feed, args *DiskCapacityArgs) *Plugin {
 	registerMetrics()
-	p := &Plugin{handle: handle, feed: feed, ledger: feed.ledger, args: args}
-	if rate := *args.PlacementEventsPerSecond; rate > 0 {
-		p.placements = flowcontrol.NewTokenBucketPassiveRateLimiter(float32(rate), int(placementBurst*rate))
-	}
-	return p
+	return &Plugin{handle: handle, feed: feed, ledger: feed.ledger, args: args}
 }
 
 // RefuseUnless keeps the scheduler from starting if complete returns an error. It is asked
@@ -254,7 +247,8 @@ func (p *Plugin) Reserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Po
 		return fwk.AsStatus(fmt.Errorf("node %s lost its room for the pod's volumes while the pod was being placed: %w", nodeName, err))
 	}
 	// Those of volumes that have their place already come last.
-	s.placed = &placed{before: before, records: records[:len(records)-len(s.held)]}
+	s.placed = &placed{before: before, records: records[:len(records)-len(s.held)], volumes: s.volumes}
+	p.feed.placed.Store(pod.UID, s.placed)
 	p.feed.lag.placed(nodeName, s.placed.records, start)
 	p.feed.waiting.forget(pod.UID)
 	return nil
@@ -280,8 +274,7 @@ func (p *Plugin) wantsOn(s *state, nodeName string) ([]ledger.Want, error) {
 
 // Unreserve forgets what Reserve recorded. It is also called when Reserve never ran.
 func (p *Plugin) Unreserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, _ string) {
-	if s, err := readState(cycle); err == nil && s.placed != nil {
-		s.placed = nil
+	if p.forgetPlaced(cycle, pod) {
 		decided(resultUndone)
 	}
 	p.ledger.Forget(string(pod.UID))
