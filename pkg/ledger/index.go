@@ -30,28 +30,51 @@ type piece struct {
 }
 
 func comparePieces(a, b piece) int {
-	return cmp.Or(cmp.Compare(a.class, b.class), cmp.Compare(a.kind, b.kind), cmp.Compare(a.size, b.size), cmp.Compare(a.reach, b.reach))
+	switch {
+	case a.class != b.class:
+		return cmp.Compare(a.class, b.class)
+	case a.kind != b.kind:
+		return cmp.Compare(a.kind, b.kind)
+	case a.size != b.size:
+		return cmp.Compare(a.size, b.size)
+	}
+	return cmp.Compare(a.reach, b.reach)
 }
 
 // piecesOf are the snapshot's, sorted, of equals one.
 func piecesOf(s *Snapshot) []piece {
-	count := 0
+	count, classes := 0, make([]string, 0, 4)
 	for i := range s.Node.Disks {
-		count += 1 + s.Node.Disks[i].Free.Len()
-	}
-	pieces := make([]piece, 0, count)
-	for i := range s.Node.Disks {
-		d := &s.Node.Disks[i]
-		var total, largest int64
-		for _, e := range d.Free.All() {
-			pieces = append(pieces, piece{d.Class, extents, e.Len(), e.Len()})
-			total, largest = total+e.Len(), max(largest, e.Len())
-		}
-		if total > 0 {
-			pieces = append(pieces, piece{d.Class, disks, -total, largest})
+		count += s.Node.Disks[i].Free.Len()
+		if class := s.Node.Disks[i].Class; !slices.Contains(classes, class) {
+			classes = append(classes, class)
 		}
 	}
-	slices.SortFunc(pieces, comparePieces)
+	slices.Sort(classes)
+	pieces := make([]piece, 0, count+len(s.Node.Disks))
+	// Extents are sorted as bare numbers: this is most of what a change of a node costs.
+	sizes := make([]int64, 0, count)
+	for _, class := range classes {
+		sizes = sizes[:0]
+		for i := range s.Node.Disks {
+			if d := &s.Node.Disks[i]; d.Class == class {
+				for _, e := range d.Free.All() {
+					sizes = append(sizes, e.Len())
+				}
+			}
+		}
+		slices.Sort(sizes)
+		for _, size := range slices.Compact(sizes) {
+			pieces = append(pieces, piece{class, extents, size, size})
+		}
+		emptiest := len(pieces)
+		for i := range s.Node.Disks {
+			if d := &s.Node.Disks[i]; d.Class == class && d.Free.Len() > 0 {
+				pieces = append(pieces, piece{class, disks, -d.Free.Total(), d.Free.Largest().Len()})
+			}
+		}
+		slices.SortFunc(pieces[emptiest:], comparePieces)
+	}
 	return slices.Compact(pieces)
 }
 

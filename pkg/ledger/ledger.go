@@ -75,8 +75,10 @@ type Ledger struct {
 	index   index
 	// places has the holders that record a partition, by partition.
 	places map[string][]*holder
-	// shown has the node that publishes a partition, by partition.
-	shown map[string]string
+	// shown has the node that publishes a partition, by partition; of several the one that
+	// came last, the others are in eclipsed.
+	shown    map[string]*node
+	eclipsed map[string][]*node
 	// doubts has the nodes where earlier tries of a pod may have bound it, by pod.
 	doubts map[string]map[string]struct{}
 	// grants are volumes that may grow, by the UID of the PersistentVolume.
@@ -95,7 +97,7 @@ type Ledger struct {
 // New returns an empty ledger.
 func New() *Ledger {
 	return &Ledger{
-		holders: map[string]*holder{}, index: index{}, places: map[string][]*holder{}, shown: map[string]string{},
+		holders: map[string]*holder{}, index: index{}, places: map[string][]*holder{}, shown: map[string]*node{}, eclipsed: map[string][]*node{},
 		doubts: map[string]map[string]struct{}{}, grants: map[string]grant{}, refusals: map[string]map[string]refusal{},
 	}
 }
@@ -113,7 +115,8 @@ func (l *Ledger) Snapshot(name string) *Snapshot {
 }
 
 // SetCapacity folds in what a node has published. It reports whether that was news: a
-// revision that is not newer than the last one changes nothing.
+// revision that is not newer than the last one changes nothing. The price is that of the disks
+// that have changed: mostly one, by one volume. The capacity is kept and must not be changed.
 func (l *Ledger) SetCapacity(name string, c *Capacity) bool {
 	_, after := l.ReplaceCapacity(name, c)
 	return after != nil
@@ -123,7 +126,7 @@ func (l *Ledger) SetCapacity(name string, c *Capacity) bool {
 // with the same records; nil if it was no news.
 func (l *Ledger) ReplaceCapacity(name string, c *Capacity) (before, after *Snapshot) {
 	// Checking and sorting needs no lock, and is the larger part of the work.
-	p := publish(c)
+	p := publish(c, l.Snapshot(name).published)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if c.Revision <= l.revision(name) {
@@ -131,10 +134,13 @@ func (l *Ledger) ReplaceCapacity(name string, c *Capacity) (before, after *Snaps
 	}
 	n := l.node(name)
 	before = n.snapshot.Load()
-	l.publish(n, p)
+	changed := n.published.changes(p)
+	pending := l.pendingAfter(n, p, changed)
+	l.publish(n, p, changed)
 	n.revision = c.Revision
-	l.refresh(n)
-	return before, n.snapshot.Load()
+	after = n.with(pending)
+	l.store(n, after)
+	return before, after
 }
 
 // DeleteCapacity folds in that a node's capacity was deleted, at a revision not older
@@ -146,7 +152,7 @@ func (l *Ledger) DeleteCapacity(name string, revision uint64) {
 		return
 	}
 	n := l.node(name)
-	l.publish(n, nil)
+	l.publish(n, nil, n.published.changes(nil))
 	n.revision = revision
 	l.refresh(n)
 	l.tidy(name, n)
@@ -325,7 +331,7 @@ func (l *Ledger) doubted(nodeName string, partitions map[string]struct{}) bool {
 // Before returns the node as it would be at this moment if it still published an earlier
 // capacity: what has become free since then is due to what it published.
 func (l *Ledger) Before(name string, earlier *Capacity) *placement.Node {
-	p := publish(earlier)
+	p := publish(earlier, l.Snapshot(name).published)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n, ok := l.nodes.Load(name)

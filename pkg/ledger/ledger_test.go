@@ -427,16 +427,6 @@ func BenchmarkReserveAndForget(b *testing.B) {
 	}
 }
 
-func BenchmarkSetCapacity(b *testing.B) {
-	l := New()
-	c := large(1, 100)
-	b.ReportAllocs()
-	for b.Loop() {
-		c.Revision++
-		l.SetCapacity(nodeName, c)
-	}
-}
-
 func BenchmarkSnapshot(b *testing.B) {
 	l := New()
 	l.SetCapacity(nodeName, large(1, 100))

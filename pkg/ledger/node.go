@@ -135,14 +135,18 @@ func (l *Ledger) store(n *node, s *Snapshot) {
 }
 
 func (n *node) compute() *Snapshot {
-	s := &Snapshot{Node: &placement.Node{}, Revision: n.revision, published: n.published}
 	if n.published == nil {
-		return s
+		return &Snapshot{Node: &placement.Node{}, Revision: n.revision}
 	}
-	s.Published, s.Problem = true, n.published.problem
-	s.pending = n.pending(n.published)
-	s.Node = n.published.node(s.pending, nil)
-	return s
+	return n.with(n.pending(n.published))
+}
+
+// with is the snapshot of the node that publishes something and has these records pending.
+func (n *node) with(pending []Record) *Snapshot {
+	return &Snapshot{
+		Node: n.published.node(pending, nil), Revision: n.revision, Published: true, Problem: n.published.problem,
+		published: n.published, pending: pending,
+	}
 }
 
 // pending are the node's records, as far as the capacity does not show them, sorted by disk.
@@ -160,6 +164,40 @@ func (n *node) pending(p *published) []Record {
 	}
 	for _, records := range n.doubts {
 		add(records)
+	}
+	slices.SortFunc(pending, compareRecords)
+	return pending
+}
+
+// pendingAfter is pending for what the node publishes next, in which these partitions are
+// not as they were: for all others it is what it was. The lock is held.
+func (l *Ledger) pendingAfter(n *node, next *published, changed []string) []Record {
+	if n.published == nil || n.published.problem != "" || next.problem != "" {
+		return n.pending(next)
+	}
+	var pending []Record
+	for _, r := range n.snapshot.Load().pending {
+		if _, ok := slices.BinarySearch(changed, r.Partition); !ok {
+			pending = append(pending, r)
+		}
+	}
+	for _, partition := range changed {
+		add := func(records []Record) {
+			for _, r := range records {
+				if missing, ok := next.missing(r); ok && r.Partition == partition {
+					pending = append(pending, missing)
+				}
+			}
+		}
+		for i, h := range l.places[partition] {
+			// A holder is there once for each of its records.
+			if h.node == n.name && !slices.Contains(l.places[partition][:i], h) {
+				add(h.records)
+			}
+		}
+		for _, records := range n.doubts {
+			add(records)
+		}
 	}
 	slices.SortFunc(pending, compareRecords)
 	return pending

@@ -92,10 +92,11 @@ func (s *Snapshot) Without(gone map[string]struct{}) *placement.Node {
 
 // Length is how long the node publishes the volume to be, in bytes; zero if it does not.
 func (s *Snapshot) Length(partition string) int64 {
-	if s.published == nil {
+	_, v := s.published.volume(partition, "")
+	if v == nil {
 		return 0
 	}
-	return s.published.places[partition].extent.Len()
+	return v.Extent.Len()
 }
 
 // Wiping are the partitions of published volumes that are gone but for the zeroing: what

@@ -86,9 +86,9 @@ func (s *Snapshot) Unpublished() []Record { return s.pending }
 // PublishedAt returns the place where the node publishes the volume; false if it does not, or is
 // wiping it.
 func (s *Snapshot) PublishedAt(partition string) (disk string, at extent.Extent, ok bool) {
-	if s.published == nil {
+	disk, v := s.published.volume(partition, "")
+	if v == nil || v.Wiping {
 		return "", extent.Extent{}, false
 	}
-	place, ok := s.published.places[partition]
-	return place.disk, place.extent, ok && !place.wiping
+	return disk, v.Extent, true
 }

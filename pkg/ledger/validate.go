@@ -99,27 +99,41 @@ func (l *Ledger) validatePlaces() error {
 	if recorded != 0 {
 		return fmt.Errorf("there are %d more records than are found by partition", recorded)
 	}
-	for partition, name := range l.shown {
-		n, ok := l.nodes.Load(name)
-		if !ok || n.(*node).published == nil {
-			return fmt.Errorf("partition %s is said to be published by node %s, which publishes nothing", partition, name)
+	by := map[string][]*node{}
+	l.nodes.Range(func(_, value any) bool {
+		n := value.(*node)
+		if n.published == nil {
+			return true
 		}
-		if _, ok := n.(*node).published.places[partition]; !ok {
-			return fmt.Errorf("partition %s is said to be published by node %s, which does not", partition, name)
-		}
-	}
-	var err error
-	l.nodes.Range(func(key, value any) bool {
-		if p := value.(*node).published; p != nil {
-			for partition := range p.places {
-				if _, ok := l.shown[partition]; !ok {
-					err = fmt.Errorf("partition %s, published by node %s, is not found", partition, key)
+		for _, d := range n.published.disks {
+			for partition := range d.volumes {
+				if !slices.Contains(by[partition], n) {
+					by[partition] = append(by[partition], n)
 				}
 			}
 		}
-		return err == nil
+		return true
 	})
-	return err
+	for partition, n := range l.shown {
+		others := l.eclipsed[partition]
+		if !slices.Contains(by[partition], n) || slices.Contains(others, n) || len(others) != len(by[partition])-1 {
+			return fmt.Errorf("partition %s is said to be published by node %s and %d others, want %d nodes", partition, n.name, len(others), len(by[partition]))
+		}
+		for _, other := range others {
+			if !slices.Contains(by[partition], other) {
+				return fmt.Errorf("partition %s is said to be published by node %s, which does not", partition, other.name)
+			}
+		}
+	}
+	if len(l.shown) != len(by) {
+		return fmt.Errorf("%d published partitions are found, want %d", len(l.shown), len(by))
+	}
+	for partition := range l.eclipsed {
+		if len(by[partition]) < 2 {
+			return fmt.Errorf("partition %s is said to be published by several nodes, which it is not", partition)
+		}
+	}
+	return nil
 }
 
 // validateIndex holds the index against all snapshots. The lock is held.

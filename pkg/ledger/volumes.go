@@ -154,11 +154,8 @@ func (l *Ledger) room(nodeName string, r Record) int64 {
 // place is where the record's volume is: what the node says, if it says something. The
 // length is the longer one.
 func (p *published) place(r Record) Record {
-	if p == nil {
-		return r
-	}
-	if at, shown := p.places[r.Partition]; shown && !at.wiping {
-		r.Disk, r.Extent = at.disk, extent.New(at.extent.Start, max(at.extent.Len(), r.Extent.Len()))
+	if disk, v := p.volume(r.Partition, r.Disk); v != nil && !v.Wiping {
+		r.Disk, r.Extent = disk, extent.New(v.Extent.Start, max(v.Extent.Len(), r.Extent.Len()))
 	}
 	return r
 }
@@ -199,12 +196,12 @@ func (l *Ledger) where(partition string, without *holder) (nodeName string, r Re
 			}
 		}
 	}
-	name, ok := l.shown[partition]
+	n, ok := l.shown[partition]
 	if !ok {
 		return "", Record{}, false
 	}
-	at := l.Snapshot(name).published.places[partition]
-	return name, Record{Partition: partition, Disk: at.disk, Extent: at.extent}, !at.wiping
+	disk, v := n.published.volume(partition, "")
+	return n.name, Record{Partition: partition, Disk: disk, Extent: v.Extent}, !v.Wiping
 }
 
 // unplace makes a holder's records no longer found. The lock is held.
@@ -222,22 +219,46 @@ func (l *Ledger) unplace(h *holder) {
 	}
 }
 
-// publish makes the node's partitions found, and those that it no longer has not any more.
-// A disk that is moved is published by two nodes for a while: the last word counts. The lock
-// is held; the caller refreshes.
-func (l *Ledger) publish(n *node, p *published) {
-	if n.published != nil {
-		for partition := range n.published.places {
-			if l.shown[partition] == n.name {
-				delete(l.shown, partition)
-			}
+// publish makes the node's partitions found, and those that it no longer has not any more;
+// changed are those of which one or the other may be true. The lock is held; the caller
+// makes the snapshot.
+func (l *Ledger) publish(n *node, p *published, changed []string) {
+	before := n.published
+	n.published = p
+	for _, partition := range changed {
+		_, had := before.volume(partition, "")
+		_, has := p.volume(partition, "")
+		switch {
+		case had == nil && has != nil:
+			l.show(partition, n)
+		case had != nil && has == nil:
+			l.hide(partition, n)
 		}
 	}
-	n.published = p
-	if p != nil {
-		for partition := range p.places {
-			l.shown[partition] = n.name
+}
+
+// show makes a partition found on a node that has not published it before. A disk that is
+// moved is published by two nodes for a while: the one that came last counts.
+func (l *Ledger) show(partition string, n *node) {
+	if other := l.shown[partition]; other != nil && other != n {
+		l.eclipsed[partition] = append(l.eclipsed[partition], other)
+	}
+	l.shown[partition] = n
+}
+
+// hide takes back show. If the node was not the only one, the other counts again.
+func (l *Ledger) hide(partition string, n *node) {
+	others := slices.DeleteFunc(l.eclipsed[partition], func(other *node) bool { return other == n })
+	if l.shown[partition] == n {
+		delete(l.shown, partition)
+		if last := len(others) - 1; last >= 0 {
+			l.shown[partition], others = others[last], others[:last]
 		}
+	}
+	if len(others) > 0 {
+		l.eclipsed[partition] = others
+	} else {
+		delete(l.eclipsed, partition)
 	}
 }
 

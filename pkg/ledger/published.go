@@ -1,0 +1,246 @@
+package ledger
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// published is a Capacity made ready for subtraction. It never changes.
+type published struct {
+	// disks are all of the node's, sorted by id, whether or not they take volumes: their
+	// volumes are known also when problem is set, because to believe less of an invalid
+	// capacity could only free space.
+	disks []*publishedDisk
+	// wiping are the partitions that become free by themselves.
+	wiping map[string]struct{}
+	// problem says what is wrong with the capacity.
+	problem string
+}
+
+// publishedDisk is a disk made ready. It never changes, so a publication shares with the one
+// before it all disks that are the same in both: most news are about one disk.
+type publishedDisk struct {
+	Disk
+	// volumes are the indices of Allocations, by partition.
+	volumes map[string]int
+	free    extent.Set
+	// usable is what volumes could have if there were none, in bytes.
+	usable int64
+	// problem says what is wrong with the disk alone.
+	problem string
+}
+
+// publish makes a capacity ready. before is what the node published until now, or nil.
+func publish(c *Capacity, before *published) *published {
+	p := &published{disks: make([]*publishedDisk, len(c.Disks))}
+	for i := range c.Disks {
+		d := &c.Disks[i]
+		if p.disks[i] = before.disk(d.ID); p.disks[i] == nil || !p.disks[i].same(d) {
+			p.disks[i] = newPublishedDisk(d)
+		}
+		for j := range d.Allocations {
+			if d.Allocations[j].Wiping {
+				if p.wiping == nil {
+					p.wiping = map[string]struct{}{}
+				}
+				p.wiping[d.Allocations[j].Partition] = struct{}{}
+			}
+		}
+	}
+	slices.SortStableFunc(p.disks, func(a, b *publishedDisk) int { return cmp.Compare(a.ID, b.ID) })
+	// A capacity that contradicts itself says nothing about what is free, so the
+	// node offers nothing until it is put right. Its volumes stay where they are.
+	p.problem = p.contradiction(before)
+	return p
+}
+
+func newPublishedDisk(from *Disk) *publishedDisk {
+	d := &publishedDisk{Disk: *from, volumes: make(map[string]int, len(from.Allocations)), free: extent.NewSet(from.Free...)}
+	if err := d.validate(); err != nil {
+		d.problem = err.Error()
+	}
+	d.usable = d.free.Total()
+	for i := range d.Allocations {
+		v := &d.Allocations[i]
+		if _, twice := d.volumes[v.Partition]; twice && d.problem == "" {
+			d.problem = fmt.Sprintf("partition %s is listed twice", v.Partition)
+		}
+		d.volumes[v.Partition] = i
+		d.usable += v.Extent.Len()
+	}
+	return d
+}
+
+func (d *publishedDisk) same(as *Disk) bool {
+	return d.ID == as.ID && d.Class == as.Class && d.Ready == as.Ready && d.Size == as.Size &&
+		slices.Equal(d.Free, as.Free) && slices.Equal(d.Allocations, as.Allocations)
+}
+
+// contradiction says what is wrong with the disks and with their being together. What before
+// has, and was found to be in order, is not looked at again.
+func (p *published) contradiction(before *published) string {
+	for i, d := range p.disks {
+		switch {
+		case d.ID == "":
+			return "a disk has no id"
+		case i > 0 && p.disks[i-1].ID == d.ID:
+			return fmt.Sprintf("disk %s is listed twice", d.ID)
+		case d.problem != "":
+			return fmt.Sprintf("disk %s: %s", d.ID, d.problem)
+		}
+	}
+	for i, d := range p.disks {
+		if before != nil && before.problem == "" && before.disk(d.ID) == d {
+			continue
+		}
+		for j, other := range p.disks {
+			if partition, both := d.shares(other); both && i != j {
+				return fmt.Sprintf("disk %s: partition %s is listed twice, also on disk %s", d.ID, partition, other.ID)
+			}
+		}
+	}
+	return ""
+}
+
+// shares finds a partition that both disks have.
+func (d *publishedDisk) shares(other *publishedDisk) (partition string, both bool) {
+	if len(other.volumes) < len(d.volumes) {
+		d, other = other, d
+	}
+	for i := range d.Allocations {
+		partition = d.Allocations[i].Partition
+		if _, both = other.volumes[partition]; both {
+			return partition, true
+		}
+	}
+	return "", false
+}
+
+// disk is the one with the id, or nil.
+func (p *published) disk(id string) *publishedDisk {
+	if p == nil {
+		return nil
+	}
+	i, ok := slices.BinarySearchFunc(p.disks, id, func(d *publishedDisk, id string) int { return cmp.Compare(d.ID, id) })
+	if !ok {
+		return nil
+	}
+	return p.disks[i]
+}
+
+// volume finds what is published of a partition; nil if nothing is. It is on the disk that
+// is guessed, mostly.
+func (p *published) volume(partition, guess string) (disk string, v *Allocation) {
+	if p == nil {
+		return "", nil
+	}
+	if d := p.disk(guess); d != nil {
+		if i, ok := d.volumes[partition]; ok {
+			return d.ID, &d.Allocations[i]
+		}
+	}
+	for _, d := range p.disks {
+		if i, ok := d.volumes[partition]; ok {
+			return d.ID, &d.Allocations[i]
+		}
+	}
+	return "", nil
+}
+
+// changes are the partitions that are not published in the same way by both, or not by one of
+// them, sorted. Of disks that they share, nothing is looked at.
+func (p *published) changes(next *published) []string {
+	var changed []string
+	for _, d := range p.notIn(next) {
+		for i := range d.Allocations {
+			was := &d.Allocations[i]
+			if disk, is := next.volume(was.Partition, d.ID); is == nil || disk != d.ID || *is != *was {
+				changed = append(changed, was.Partition)
+			}
+		}
+	}
+	for _, d := range next.notIn(p) {
+		for i := range d.Allocations {
+			if _, was := p.volume(d.Allocations[i].Partition, d.ID); was == nil {
+				changed = append(changed, d.Allocations[i].Partition)
+			}
+		}
+	}
+	slices.Sort(changed)
+	return changed
+}
+
+// notIn are the disks that the other publication has not, or not the same.
+func (p *published) notIn(other *published) []*publishedDisk {
+	if p == nil {
+		return nil
+	}
+	var differ []*publishedDisk
+	for _, d := range p.disks {
+		if other.disk(d.ID) != d {
+			differ = append(differ, d)
+		}
+	}
+	return differ
+}
+
+// missing is the part of a record that the capacity does not show; false if there is none.
+// A volume that may grow is shown, and its tail is not. A volume that is being wiped is not
+// the record's any more: whoever has a record of it all the same is to get it anew, in the
+// record's place.
+func (p *published) missing(r Record) (Record, bool) {
+	disk, v := p.volume(r.Partition, r.Disk)
+	if v == nil || v.Wiping {
+		return r, true
+	}
+	if p.problem != "" || v.Extent.Len() >= r.Extent.Len() {
+		return Record{}, false
+	}
+	r.Disk, r.Extent = disk, extent.Extent{Start: v.Extent.End, End: v.Extent.Start + r.Extent.Len()}
+	return r, true
+}
+
+// node subtracts the records from what is published. gone are partitions to treat as
+// if they were no longer there. Records are sorted by disk.
+func (p *published) node(records []Record, gone map[string]struct{}) *placement.Node {
+	if p.problem != "" {
+		return &placement.Node{}
+	}
+	node := &placement.Node{Disks: make([]placement.Disk, 0, len(p.disks))}
+	for _, d := range p.disks {
+		if !d.Ready || d.Class == "" {
+			continue
+		}
+		free := d.free
+		if len(gone) > 0 {
+			var back []extent.Extent
+			for i := range d.Allocations {
+				if _, ok := gone[d.Allocations[i].Partition]; ok {
+					back = append(back, d.Allocations[i].Extent)
+				}
+			}
+			if len(back) > 0 {
+				free = free.Union(extent.NewSet(back...))
+			}
+		}
+		var taken []extent.Extent
+		from, _ := slices.BinarySearchFunc(records, d.ID, func(r Record, id string) int { return cmp.Compare(r.Disk, id) })
+		for _, r := range records[from:] {
+			if r.Disk != d.ID {
+				break
+			}
+			if _, ok := gone[r.Partition]; !ok {
+				taken = append(taken, r.Extent)
+			}
+		}
+		if len(taken) > 0 {
+			free = free.Subtract(extent.NewSet(taken...))
+		}
+		node.Disks = append(node.Disks, placement.Disk{ID: d.ID, Class: d.Class, Free: free, Usable: d.usable})
+	}
+	return node
+}
