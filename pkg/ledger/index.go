@@ -143,12 +143,10 @@ func (x index) update(n *node, pieces []piece) {
 // than k are all there are. Nodes that accept returns false for do not count; it must not
 // call the ledger.
 //
-// The largest request decides, by its policy. With BestFit the first are the nodes that have an
-// extent that it fits exactly, or leaves no more of than the slack, in the order of
-// placement.Order; then the others, the smallest extent first. With Spread it is the nodes with
-// the most free bytes on a disk that has room for it. Nodes that are equal come in the order of
-// placement.Order. For a single request, the first is therefore the node that the policy would
-// choose of all.
+// The largest request decides, by its policy. With BestFit the nodes come first that have the
+// smallest extent for it, with Spread those with the most free bytes on a disk that has room for
+// it; equals in the order of placement.Order. For a single request, the first is therefore the
+// node that the policy would choose of all.
 //
 // It is as consistent as any reader: the node may have changed when the caller looks.
 func (l *Ledger) Best(requests []placement.Request, k int, accept func(nodeName string) bool) []string {

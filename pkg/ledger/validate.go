@@ -165,13 +165,13 @@ func (l *Ledger) validateIndex() error {
 func (s *offers) validate(want map[offer]struct{}) error {
 	var all []offer
 	for _, run := range s.runs {
-		if len(run.bySize) == 0 || len(run.bySize) > maxRun {
-			return fmt.Errorf("a run has %d offers", len(run.bySize))
+		if len(run.offers) == 0 || len(run.offers) > maxRun {
+			return fmt.Errorf("a run has %d offers", len(run.offers))
 		}
-		if again := newRun(run.bySize); run.reach != again.reach || !slices.Equal(run.byNode, again.byNode) {
-			return fmt.Errorf("the run from %d bytes on has %v by node, up to %d, want %v", run.bySize[0].size, run.byNode, run.reach, again.byNode)
+		if reach := newRun(run.offers...).reach; run.reach != reach {
+			return fmt.Errorf("the run from %d bytes on reaches up to %d, want %d", run.offers[0].size, run.reach, reach)
 		}
-		all = append(all, run.bySize...)
+		all = append(all, run.offers...)
 	}
 	if len(all) != len(want) {
 		return fmt.Errorf("there are %d offers, want %d", len(all), len(want))

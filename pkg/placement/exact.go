@@ -315,15 +315,15 @@ func augment(fits *[maxSearch]uint32, takenBy *[maxSearch]int, seen *uint32, m i
 	}
 }
 
-// realize places the groups of a split that fits, without slack and whatever the policy: that
-// it works out hangs on the smallest extent being taken each time. The groups with Apart take the
+// realize places the groups of a split that fits, whatever the policy: that it works out hangs
+// on the smallest extent being taken each time. The groups with Apart take the
 // smallest extent on their disks first, then each other group the smallest that is
 // left, the largest group first.
 func (p *planner) realize(s *split) {
 	var cutOf [maxSearch]int // group → index in cuts
 	for g := range s.groups {
 		if s.isApart[g] {
-			p.tightest(s.sums[g], 0, false, s.onDisk[g], true)
+			p.tightest(s.sums[g], false, s.onDisk[g], true)
 			cutOf[g] = p.numCuts - 1
 		}
 	}
@@ -339,7 +339,7 @@ func (p *planner) realize(s *split) {
 			break
 		}
 		placed |= 1 << next
-		p.tightest(s.sums[next], 0, false, anyDisk, true)
+		p.tightest(s.sums[next], false, anyDisk, true)
 		cutOf[next] = p.numCuts - 1
 	}
 	for i, request := range p.order {

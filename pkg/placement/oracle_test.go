@@ -97,14 +97,10 @@ func checkPolicy(node *Node, r Request, place Assignment) error {
 	// What is to be small, first things first.
 	rank := func(d *Disk, e extent.Extent) []string {
 		number := func(n int64) string { return fmt.Sprintf("%020d", n) }
-		over := e.Len() - r.Size
-		if over <= r.Size/20 {
-			over = 0
-		}
 		if r.Policy == Spread {
-			return []string{number(1<<60 - d.Free.Total()), d.ID, number(over), number(e.Start)}
+			return []string{number(1<<60 - d.Free.Total()), d.ID, number(e.Len()), number(e.Start)}
 		}
-		return []string{number(over), d.ID, number(e.Start)}
+		return []string{number(e.Len()), d.ID, number(e.Start)}
 	}
 	var have []string
 	for d := range node.Disks {

@@ -56,7 +56,6 @@ func planOne(node *Node, r *Request) (Assignment, bool) {
 }
 
 func bestFit(disks []Disk, r *Request) (Assignment, bool) {
-	exact := r.Size + min(Slack(r.Size), math.MaxInt64-r.Size)
 	var best extent.Extent
 	var on *Disk
 	bestLen := int64(math.MaxInt64)
@@ -72,8 +71,8 @@ func bestFit(disks []Disk, r *Request) (Assignment, bool) {
 				continue
 			}
 			best, bestLen, on = e, e.Len(), disk
-			if bestLen <= exact {
-				return Assignment{Disk: on.ID, Extent: extent.New(best.Start, r.Size)}, true
+			if bestLen == r.Size {
+				return Assignment{Disk: on.ID, Extent: best}, true
 			}
 		}
 	}
@@ -224,20 +223,18 @@ func (p *planner) oneByOne() bool {
 		return true
 	}
 	// What the exact search would find up to maxExact; above, the tightest fit is worth a try.
-	return len(p.order) > maxExact && p.greedy(true)
+	return len(p.order) > maxExact && p.requests[p.order[0]].Policy != BestFit && p.greedy(true)
 }
 
 // greedy places each request where its policy has it, or all where they fit most tightly.
 func (p *planner) greedy(tightly bool) bool {
 	for _, i := range p.order {
 		r := &p.requests[i]
-		disk, slack := anyDisk, Slack(r.Size)
-		if tightly {
-			slack = 0
-		} else if r.Policy == Spread {
+		disk := anyDisk
+		if r.Policy == Spread && !tightly {
 			disk = p.emptiest(r)
 		}
-		c := p.tightest(r.Size, slack, r.Apart, disk, false)
+		c := p.tightest(r.Size, r.Apart, disk, false)
 		if c == nil {
 			p.numCuts = 0
 			return false
@@ -285,14 +282,11 @@ func (p *planner) put(i int, c *cut) {
 	c.apart = c.apart || r.Apart
 }
 
-// tightest returns the smallest extent, or rest of one, that holds size bytes, where all that
-// are at most slack larger are equals and the first is taken; on one disk only if onDisk says
-// so; with apart set, not on a disk that already has a volume with Apart; with whole set, none
-// that has been cut into. Nil if there is none.
-func (p *planner) tightest(size, slack int64, apart bool, onDisk int, whole bool) *cut {
-	// Left over by the best so far, at least the slack.
-	found, over := cut{disk: -1}, int64(math.MaxInt64)
-disks:
+// tightest returns the smallest extent, or rest of one, that holds size bytes; on
+// one disk only if onDisk says so; with apart set, not on a disk that already has a
+// volume with Apart; with whole set, none that has been cut into. Nil if there is none.
+func (p *planner) tightest(size int64, apart bool, onDisk int, whole bool) *cut {
+	found, foundLen := cut{disk: -1}, int64(math.MaxInt64)
 	for d := range p.node.Disks {
 		disk := &p.node.Disks[d]
 		if disk.Class != p.class || (onDisk != anyDisk && d != onDisk) || (apart && p.hasApart(d)) {
@@ -300,25 +294,21 @@ disks:
 		}
 		for i := range disk.Free.Len() {
 			e := disk.Free.At(i)
-			n := e.Len() - size
-			if n < 0 || (max(n, slack) >= over && found.disk >= 0) || p.isCut(d, i) {
+			if e.Len() < size || (e.Len() >= foundLen && found.disk >= 0) || p.isCut(d, i) {
 				continue
 			}
-			found, over = cut{disk: d, index: i, next: e.Start, end: e.End}, max(n, slack)
-			if over == slack {
-				break disks
-			}
+			found, foundLen = cut{disk: d, index: i, next: e.Start, end: e.End}, e.Len()
 		}
 	}
 	var rest *cut
 	for i := range p.numCuts {
 		c := &p.cuts[i]
-		n := c.end - c.next - size
-		if whole || n < 0 || (onDisk != anyDisk && c.disk != onDisk) || (apart && p.hasApart(c.disk)) {
+		n := c.end - c.next
+		if whole || n < size || (onDisk != anyDisk && c.disk != onDisk) || (apart && p.hasApart(c.disk)) {
 			continue
 		}
-		if n = max(n, slack); n < over || n == over && c.before(&found) {
-			rest, over, found = c, n, *c
+		if n < foundLen || n == foundLen && c.before(&found) {
+			rest, foundLen, found = c, n, *c
 		}
 	}
 	if rest != nil || found.disk < 0 {

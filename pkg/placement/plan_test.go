@@ -56,15 +56,6 @@ func TestPlan(t *testing.T) {
 			// Best fit puts the 4 on a's 4, and then nothing but b is left for both 3s.
 			[]Disk{disk("a", "ssd", 4), disk("b", "ssd", 4, 3)},
 			append(wantApart(4, 3), want(3)...), "a:1+4 b:6+3 b:1+3"},
-		{"of extents that are at most a twentieth larger, the first",
-			[]Disk{disk("a", "ssd", 106, 105), disk("b", "ssd", 100)}, want(100), "a:108+100"},
-		{"one that is larger by more is taken only if there is no other",
-			[]Disk{disk("a", "ssd", 106)}, want(100), "a:1+100"},
-		{"also of several volumes, and of what others have left",
-			// The 100 leaves 61, which is hardly more than 60, and comes before b.
-			[]Disk{disk("a", "ssd", 161, 500), disk("b", "ssd", 60)}, want(100, 60), "a:1+100 a:101+60"},
-		{"where that ends in a dead end, the exact search puts it right",
-			[]Disk{disk("a", "ssd", 105), disk("b", "ssd", 100)}, want(100, 105), "b:1+100 a:1+105"},
 		{"spread: the disk with the most free bytes, there the tightest extent",
 			[]Disk{disk("a", "ssd", 10), disk("b", "ssd", 7, 5, 9)}, under(Spread, want(5)), "b:9+5"},
 		{"spread: of equal disks, the one with the lowest ID",

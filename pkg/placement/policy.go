@@ -7,22 +7,12 @@ import "cmp"
 type Policy uint8
 
 const (
-	// BestFit keeps large extents whole: a volume goes to the first extent that is hardly
-	// larger than itself (see Slack), else to the smallest that holds it.
+	// BestFit keeps large extents whole: a volume goes to the smallest extent that holds it.
 	BestFit Policy = iota
 	// Spread keeps disks equally full: a volume goes to the disk with the most free bytes
 	// of those that have an extent for it, and there to the extent that BestFit takes.
 	Spread
 )
-
-// slackShare is the part of a volume's size that an extent may be larger and still count as
-// fitting exactly. docs/placement.md shows what others do.
-const slackShare = 20
-
-// Slack is how many bytes of an extent a volume of that size may leave over for BestFit to
-// call it an exact fit. Among these the first in a fixed order is taken: so what lies at the
-// end of that order is left alone, and grows together when its volumes go.
-func Slack(size int64) int64 { return size / slackShare }
 
 // Leading is the index of the request that decides between nodes: the largest, since it is
 // the hardest to place. There must be one.
@@ -37,7 +27,8 @@ func Leading(requests []Request) int {
 	return leading
 }
 
-// Order is a node's place among nodes that are equally good, the lowest first. It is a hash
+// Order is a node's place among nodes that are equally good, the lowest first: always to take
+// the same leaves the others alone, where free space grows together. It is a hash
 // of the name, because names often tell the zone or the rack, and the first of a thousand
 // equal nodes shall not all be of one. Equal hashes are told apart by the name itself.
 func Order(nodeName string) uint64 {

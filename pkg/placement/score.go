@@ -43,21 +43,6 @@ func Merit(node *Node, requests []Request, plan []Assignment) int64 {
 	return size - length
 }
 
-// Rank is the merit as the policy compares it: leftovers within the slack of the volumes with
-// BestFit are equal. Of nodes with the highest rank, the first by Order is the one to take.
-func Rank(merit int64, requests []Request) int64 {
-	var size int64
-	for i := range requests {
-		if requests[i].Policy == BestFit {
-			size += requests[i].Size
-		}
-	}
-	if merit < 0 && merit >= -Slack(size) {
-		return 0
-	}
-	return merit
-}
-
 // Score puts a merit on a scale from 0 to 100.
 //
 // With BestFit, leaving nothing over scores 100. 1 MiB over scores 99, and every doubling of the leftover costs 4 more (with steps in between), down to 0 for 32 TiB:
@@ -68,8 +53,7 @@ func Rank(merit int64, requests []Request) int64 {
 // 4 more, up to 100 for 32 TiB.
 //
 // The scale is logarithmic so that nodes are told apart whether they differ by a few
-// MiB or by a few TiB. It knows of no slack: where something else than the fit keeps a pod
-// from the node with the highest rank, the tightest is second best (docs/placement.md).
+// MiB or by a few TiB. Nodes that differ in merit may have the same score.
 func Score(merit int64) int64 {
 	switch {
 	case merit == math.MinInt64:

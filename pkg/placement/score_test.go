@@ -114,26 +114,6 @@ func TestMeritPrefers(t *testing.T) {
 	}
 }
 
-func TestRank(t *testing.T) {
-	several := append(want(200, 200), under(Spread, want(1000))...)
-	for _, test := range []struct {
-		requests    []Request
-		merit, want int64
-	}{
-		{want(100), 0, 0},
-		{want(100), -5 * Alignment, 0},
-		{want(100), -6 * Alignment, -6 * Alignment},
-		{several, -20 * Alignment, 0},
-		{several, -21 * Alignment, -21 * Alignment},
-		{under(Spread, want(100)), 5 * Alignment, 5 * Alignment},
-		{want(100), math.MinInt64, math.MinInt64},
-	} {
-		if got := Rank(test.merit, test.requests); got != test.want {
-			t.Errorf("%v, merit %d: got %d, want %d", test.requests, test.merit, got, test.want)
-		}
-	}
-}
-
 func TestLeading(t *testing.T) {
 	requests := []Request{{Class: "ssd", Size: 1}, {Class: "ssd", Size: 3}, {Class: "hdd", Size: 3}, {Class: "hdd", Size: 2}}
 	for range 20 {

@@ -157,8 +157,8 @@ func (m *spaceModel) expect(class string, policy placement.Policy, size int64) *
 			at := spot{modelDisk: d, order: placement.Order(d.node), start: e.Start}
 			if policy == placement.Spread {
 				at.most = -d.free.Total()
-			} else if at.over = e.Len() - size; at.over <= size/20 {
-				at.over = 0
+			} else {
+				at.over = e.Len() - size
 			}
 			spots = append(spots, at)
 		}

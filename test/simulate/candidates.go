@@ -10,25 +10,44 @@ import (
 
 // candidates are other policies, tried in search of a better one.
 var candidates = []policy{
-	{"tightest, of equals the first", firstWithin(0)},
 	{"tightest within a fifth, of equals any", anyByScore},
-	{"first of up to 3 % more", firstWithin(3)},
-	{"first of up to 10 % more", firstWithin(10)},
 	{"any of up to 5 % more", anyWithin(5)},
+	{"first of up to 5 % more", firstWithin(5)},
+	{"first of up to 10 % more", firstWithin(10)},
+	{"first of the two tightest", firstOfTwo},
 	{"fullest disk", fullestDisk},
 }
 
 // firstWithin takes, of the extents that are at most so many percent larger than the volume, the first in
-// the order of nodes and disks, and without any such the tightest, of equals the first. Berth's
-// BestFit is one of this kind.
+// the order of nodes and disks, and without any such the tightest, of equals the first.
 func firstWithin(percent int32) func(*cluster, *rand.Rand, int32) (place, bool) {
 	return func(c *cluster, _ *rand.Rand, size int32) (place, bool) {
-		first, ok := c.firstOfUpTo(size, size*(100+percent)/100)
-		return at(first, size), ok
+		tightest := c.extents.from(int(size))
+		if tightest < 0 {
+			return place{}, false
+		}
+		first := c.extents.buckets[tightest][0]
+		for s := c.extents.from(tightest + 1); s >= 0 && s <= int(size*(100+percent)/100); s = c.extents.from(s + 1) {
+			first = min(first, c.extents.buckets[s][0])
+		}
+		return at(first, size), true
 	}
 }
 
-// anyWithin is the same without an order: of the extents that are as good, any.
+// firstOfTwo takes, of the two tightest extents in the cluster, the first in the order.
+func firstOfTwo(c *cluster, _ *rand.Rand, size int32) (place, bool) {
+	tightest := c.extents.from(int(size))
+	if tightest < 0 {
+		return place{}, false
+	}
+	first := c.extents.buckets[tightest][0]
+	if next := c.extents.from(tightest + 1); next >= 0 && len(c.extents.buckets[tightest]) == 1 {
+		first = min(first, c.extents.buckets[next][0])
+	}
+	return at(first, size), true
+}
+
+// anyWithin is firstWithin without an order: of the extents that are as good, any.
 func anyWithin(percent int32) func(*cluster, *rand.Rand, int32) (place, bool) {
 	return func(c *cluster, r *rand.Rand, size int32) (place, bool) {
 		tightest := c.extents.from(int(size))

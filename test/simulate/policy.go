@@ -26,26 +26,12 @@ var policies = []policy{
 // bestFit is the node that Berth's ledger hands out first, and on it the place that Plan gives.
 // The nodes are numbered in the order in which equals are taken.
 func bestFit(c *cluster, _ *rand.Rand, size int32) (place, bool) {
-	within := int32(placement.Slack(int64(size)*gib) / gib)
-	first, ok := c.firstOfUpTo(size, size+within)
-	if !ok {
-		return place{}, false
-	}
-	return c.planOn(int32(first>>32)/disksPerNode, placement.Request{Class: class, Size: int64(size) * gib}), true
-}
-
-// firstOfUpTo is the key of the first extent, in the order of nodes and disks, that has from one size
-// to another; or else of the tightest.
-func (c *cluster) firstOfUpTo(size, most int32) (uint64, bool) {
 	tightest := c.extents.from(int(size))
 	if tightest < 0 {
-		return 0, false
+		return place{}, false
 	}
-	first := c.extents.buckets[tightest][0]
-	for s := c.extents.from(tightest + 1); s >= 0 && s <= int(most); s = c.extents.from(s + 1) {
-		first = min(first, c.extents.buckets[s][0])
-	}
-	return first, true
+	node := int32(c.extents.buckets[tightest][0]>>32) / disksPerNode
+	return c.planOn(node, placement.Request{Class: class, Size: int64(size) * gib}), true
 }
 
 // spread is the same with the policy Spread: the node of the disk with the most free bytes that has room.

@@ -27,7 +27,9 @@ type plan struct {
 	seed     uint64
 	clusters []clusterSize
 	// small is for the comparisons of demands, workloads and candidates.
-	small   clusterSize
+	small clusterSize
+	// full is for the comparison of candidates where the demand is higher.
+	full    clusterSize
 	demands []float64
 	// plots is the directory that they are written to; none if empty.
 	plots    string
@@ -39,6 +41,7 @@ type plan struct {
 var study = plan{
 	clusters: []clusterSize{{100, 25}, {1000, 10}, {5000, 3}},
 	small:    clusterSize{100, 12},
+	full:     clusterSize{1000, 4},
 	demands:  []float64{0.7, 0.8, 0.85, 0.9, 0.95, 1},
 }
 
@@ -158,7 +161,8 @@ func (p *plan) compareWorkloads(w io.Writer, demand float64, title string, polic
 	return nil
 }
 
-// compareCandidates looks for a better policy, where it would show: in the smallest cluster.
+// compareCandidates looks for a better policy, where it would show: in a small cluster, and in a
+// larger one that is fuller.
 func (p *plan) compareCandidates(w io.Writer) error {
 	all := slices.Concat(policies[:1], candidates)
 	size := p.clusters[0]
@@ -168,10 +172,18 @@ func (p *plan) compareCandidates(w io.Writer) error {
 	}
 	fmt.Fprintf(w, "### Candidates, %d nodes, %d requests\n\n", size.nodes, measures[0].asked)
 	table(w, measures)
-	for _, demand := range []float64{demandOfTarget, 0.95, 1} {
+	for _, demand := range []float64{demandOfTarget, 0.95} {
 		if err := p.compareWorkloads(w, demand, "Candidates", all); err != nil {
 			return err
 		}
+	}
+	for _, demand := range []float64{0.95, 1} {
+		_, measures, err := p.simulate(&workloads[0], p.full, demand, all)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "### Candidates, %d nodes, demand %.0f %%, %d requests\n\n", p.full.nodes, 100*demand, measures[0].asked)
+		table(w, measures)
 	}
 	return nil
 }

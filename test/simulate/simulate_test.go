@@ -22,7 +22,7 @@ func TestSameSeedSameOutput(t *testing.T) {
 		directory := t.TempDir()
 		p := plan{
 			seed: seed, parallel: parallel, plots: directory,
-			clusters: []clusterSize{{10, 1}, {110, 0.1}}, small: clusterSize{5, 0.3}, demands: []float64{0.8, 1},
+			clusters: []clusterSize{{10, 1}, {110, 0.1}}, small: clusterSize{5, 0.3}, full: clusterSize{8, 0.2}, demands: []float64{0.8, 1},
 		}
 		var out bytes.Buffer
 		if err := p.report(&out); err != nil {

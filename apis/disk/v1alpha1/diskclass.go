@@ -87,9 +87,8 @@ type DiskClassSpec struct {
 type PlacementPolicy string
 
 const (
-	// PlaceBestFit keeps large extents whole, for large volumes: a volume goes to the first
-	// extent, in a fixed order of nodes and disks, that is hardly larger than itself, or else to
-	// the smallest that holds it. It makes the most of the disks.
+	// PlaceBestFit keeps large extents whole, for large volumes: a volume goes to the smallest
+	// free extent that holds it. It makes the most of the disks.
 	PlaceBestFit PlacementPolicy = "BestFit"
 	// PlaceSpread keeps disks equally full: a volume goes to the disk with the most free bytes
 	// of those where it fits. So the fewest volumes share a disk's speed, and its failure; but

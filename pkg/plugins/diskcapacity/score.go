@@ -40,12 +40,8 @@ func (p *Plugin) ScoreExtensions() fwk.ScoreExtensions { return p }
 // every time, gets at least one more than any other: kube-scheduler chooses at random among
 // nodes with the same total. It is one only, so that what other plugins say still counts among
 // nodes that the volumes fit equally well.
-func (p *Plugin) NormalizeScore(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, scores fwk.NodeScoreList) *fwk.Status {
-	s, err := readState(cycle)
-	if err != nil {
-		return fwk.AsStatus(err)
-	}
-	best := bestOf(scores, s.requests)
+func (p *Plugin) NormalizeScore(_ context.Context, _ fwk.CycleState, _ *corev1.Pod, scores fwk.NodeScoreList) *fwk.Status {
+	best := bestOf(scores)
 	var highest int64
 	for i := range scores {
 		if i != best {
@@ -61,12 +57,12 @@ func (p *Plugin) NormalizeScore(_ context.Context, cycle fwk.CycleState, _ *core
 
 // bestOf is the index of the node that the policy chooses of these, by their merits; -1 if
 // none has room.
-func bestOf(merits fwk.NodeScoreList, requests []placement.Request) int {
-	best, bestRank := -1, int64(math.MinInt64)
+func bestOf(merits fwk.NodeScoreList) int {
+	best, highest := -1, int64(math.MinInt64)
 	for i := range merits {
-		rank := placement.Rank(merits[i].Score, requests)
-		if rank > bestRank || rank == bestRank && best >= 0 && comesBefore(merits[i].Name, merits[best].Name) {
-			best, bestRank = i, rank
+		merit := merits[i].Score
+		if merit > highest || merit == highest && best >= 0 && comesBefore(merits[i].Name, merits[best].Name) {
+			best, highest = i, merit
 		}
 	}
 	return best

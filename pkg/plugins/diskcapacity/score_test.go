@@ -10,7 +10,6 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	fwk "k8s.io/kube-scheduler/framework"
-	"k8s.io/kubernetes/pkg/scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/placement"
@@ -27,31 +26,27 @@ func TestNormalizeScore(t *testing.T) {
 	lost := int64(math.MinInt64)
 	for _, test := range []struct {
 		name   string
-		policy placement.Policy
 		merits []int64 // of nodes a, b and c
 		want   []int64
 	}{
-		{"exact fits: the first in the order stands out by one", placement.BestFit, []int64{0, 0, 0}, []int64{99, 100, 99}},
-		{"the tightest", placement.BestFit, []int64{-300 * mib, -200 * mib, -100 * mib}, []int64{67, 69, 73}},
-		{"equally tight", placement.BestFit, []int64{-300 * mib, -200 * mib, -200 * mib}, []int64{67, 70, 69}},
-		{"of scores that are the same, the tighter", placement.BestFit, []int64{-200 * mib, -201 * mib, -202 * mib}, []int64{70, 69, 69}},
-		{"within the slack the first, and no other is made better by it", placement.BestFit, []int64{0, -5 * mib, -4 * mib}, []int64{99, 100, 91}},
-		{"the only one within the slack", placement.BestFit, []int64{-300 * mib, -5 * mib, -200 * mib}, []int64{67, 90, 69}},
-		{"who lost its room is last", placement.BestFit, []int64{lost, lost, -300 * mib}, []int64{0, 0, 67}},
-		{"all lost their room", placement.BestFit, []int64{lost, lost, lost}, []int64{0, 0, 0}},
-		{"larger than the scale: still one", placement.BestFit, []int64{-1 << 50, -1 << 50, -1 << 51}, []int64{0, 1, 0}},
-		{"spread: the most free", placement.Spread, []int64{100 * mib, 200 * mib, 300 * mib}, []int64{27, 31, 33}},
-		{"spread: equals", placement.Spread, []int64{100 * mib, 200 * mib, 200 * mib}, []int64{27, 32, 31}},
-		{"spread: beyond the scale", placement.Spread, []int64{1 << 50, 1 << 50, 1 << 51}, []int64{99, 99, 100}},
+		{"exact fits: the first in the order stands out by one", []int64{0, 0, 0}, []int64{99, 100, 99}},
+		{"the tightest", []int64{-300 * mib, -200 * mib, -100 * mib}, []int64{67, 69, 73}},
+		{"equally tight", []int64{-300 * mib, -200 * mib, -200 * mib}, []int64{67, 70, 69}},
+		{"of scores that are the same, the tighter", []int64{-200 * mib, -201 * mib, -202 * mib}, []int64{70, 69, 69}},
+		{"the only exact fit", []int64{-mib, -5 * mib, 0}, []int64{99, 90, 100}},
+		{"who lost its room is last", []int64{lost, lost, -300 * mib}, []int64{0, 0, 67}},
+		{"all lost their room", []int64{lost, lost, lost}, []int64{0, 0, 0}},
+		{"larger than the scale: still one", []int64{-1 << 50, -1 << 50, -1 << 51}, []int64{0, 1, 0}},
+		{"spread: the most free", []int64{100 * mib, 200 * mib, 300 * mib}, []int64{27, 31, 33}},
+		{"spread: equals", []int64{100 * mib, 200 * mib, 200 * mib}, []int64{27, 32, 31}},
+		{"spread: beyond the scale", []int64{1 << 50, 1 << 50, 1 << 51}, []int64{99, 99, 100}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			cycle := framework.NewCycleState()
-			cycle.Write(stateKey, &state{requests: []placement.Request{{Class: "ssd", Size: 100 * mib, Policy: test.policy}}})
 			var scores fwk.NodeScoreList
 			for i, merit := range test.merits {
 				scores = append(scores, fwk.NodeScore{Name: string(rune('a' + i)), Score: merit})
 			}
-			if status := (&Plugin{}).NormalizeScore(t.Context(), cycle, nil, scores); !status.IsSuccess() {
+			if status := (&Plugin{}).NormalizeScore(t.Context(), nil, nil, scores); !status.IsSuccess() {
 				t.Fatal(status)
 			}
 			for i, want := range test.want {
@@ -130,8 +125,6 @@ func (b *bench) chosenOfAll(t *testing.T, cycle fwk.CycleState, names []string) 
 			continue
 		case r.Policy == placement.Spread:
 			rank = -length
-		case rank <= r.Size/20:
-			rank = 0
 		}
 		if rank < least || rank == least && placement.Order(name) < placement.Order(chosen) {
 			chosen, least = name, rank
