@@ -346,7 +346,13 @@ func TestRefusals(t *testing.T) {
 	if have := l.Refusals("b", now); have != nil {
 		t.Errorf("refusals of another pod: %v", have)
 	}
+	if have := l.Lifted(nodeName); have != nil {
+		t.Errorf("refusals of %v count as lifted", have)
+	}
 	l.SetCapacity(nodeName, ten(2))
+	if have := l.Lifted(nodeName); len(have) != 1 || have[0] != "a" {
+		t.Errorf("refusals of %v count as lifted, want those of a", have)
+	}
 	if have := l.Refusals("a", now); have != nil {
 		t.Errorf("refusals after the node published something newer: %v", have)
 	}

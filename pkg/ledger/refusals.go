@@ -44,3 +44,16 @@ func (l *Ledger) Refusals(uid string, now time.Time) map[string]string {
 	}
 	return reasons
 }
+
+// Lifted returns the UIDs of the pods that the node refused before what it publishes now.
+func (l *Ledger) Lifted(nodeName string) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var uids []string
+	for uid, nodes := range l.refusals {
+		if r, refused := nodes[nodeName]; refused && l.revision(nodeName) > r.revision {
+			uids = append(uids, uid)
+		}
+	}
+	return uids
+}

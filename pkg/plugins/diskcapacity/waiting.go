@@ -113,6 +113,19 @@ func (w *waiting) requestsOf(uid types.UID) (requests []placement.Request, ok bo
 	return c.requests, true
 }
 
+// of are those of the pods that wait.
+func (w *waiting) of(uids []string) []*corev1.Pod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var pods []*corev1.Pod
+	for _, uid := range uids {
+		if c := w.pods[types.UID(uid)]; c != nil {
+			pods = append(pods, c.pod)
+		}
+	}
+	return pods
+}
+
 // flawed are the pods of which could not be read what they ask for.
 func (w *waiting) flawed() []*corev1.Pod {
 	w.mu.Lock()
@@ -308,6 +321,10 @@ func (f *feed) begin(pod *corev1.Pod) *pending {
 // made wakes the pods that fit the node now and did not before; all that fit, if nil. It
 // must not be called under the lock of the scheduling queue.
 func (f *feed) made(logger klog.Logger, nodeName string, before *placement.Node) {
+	if refused := f.waiting.of(f.ledger.Lifted(nodeName)); len(refused) > 0 {
+		// They may have fitted before, too.
+		f.retry(logger, refused)
+	}
 	if f.hasAgent(nodeName) && f.waiting.offer(nodeName, before, f.ledger.Snapshot(nodeName).Node) {
 		f.wake(logger, nodeName, false)
 	}
