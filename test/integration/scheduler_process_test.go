@@ -120,8 +120,8 @@ func (p *schedulerProcess) log() string {
 	return string(text)
 }
 
-// TestSchedulerWithoutDefinitions: the scheduler says what it waits for, and goes on when
-// it is there.
+// TestSchedulerWithoutDefinitions: the scheduler says what it waits for, and schedules pods
+// without volumes of Berth meanwhile.
 func TestSchedulerWithoutDefinitions(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -142,9 +142,6 @@ func TestSchedulerWithoutDefinitions(t *testing.T) {
 		}
 		return nil
 	}); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Apply(ctx, "config/crd"); err != nil {
 		t.Fatal(err)
 	}
 	s := &schedulers{cluster: c, client: c.Client()}
