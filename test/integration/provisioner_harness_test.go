@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -354,17 +353,9 @@ func (p *provisioning) scheduler(t *testing.T, leaderElect bool, flags ...string
 	if err := os.WriteFile(config, []byte(adapted), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := &schedulerProcess{t: t}
-	if s.output, err = os.Create(filepath.Join(dir, "log")); err != nil {
-		t.Fatal(err)
-	}
-	s.command = exec.Command(filepath.Join(repository, ".build/bin/scheduler"), slices.Concat([]string{
+	s := launch(t, filepath.Join(dir, "log"), filepath.Join(repository, ".build/bin/scheduler"), slices.Concat([]string{
 		"--config=" + config, "--v=2", "--secure-port=0", "--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
 	}, flags)...)
-	s.command.Stdout, s.command.Stderr = s.output, s.output
-	if err := s.command.Start(); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
 		s.kill()
 		for line := range strings.Lines(s.log()) {

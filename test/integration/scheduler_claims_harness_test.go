@@ -25,19 +25,22 @@ import (
 	"github.com/berthdev/berth/test/cluster"
 )
 
+// claimControllers are those of claims. Not those that look after nodes: nobody keeps the
+// simulated ones alive.
+var claimControllers = []string{
+	"serviceaccount-controller", "serviceaccount-token-controller", "persistentvolume-binder-controller",
+	"persistentvolumeclaim-protection-controller", "persistentvolume-protection-controller",
+	"ephemeral-volume-controller", "garbage-collector-controller",
+}
+
 // claimSchedulers starts a control plane with the controllers of claims and our scheduler.
 func claimSchedulers(t *testing.T) *schedulers {
 	t.Helper()
 	c, err := cluster.Start(t.Context(), cluster.Options{
 		Name: t.Name(), Log: t.Output(),
 		ControllerManager: true,
-		// Not those that look after nodes: nobody keeps the simulated ones alive.
-		Controllers: []string{
-			"serviceaccount-controller", "serviceaccount-token-controller", "persistentvolume-binder-controller",
-			"persistentvolumeclaim-protection-controller", "persistentvolume-protection-controller",
-			"ephemeral-volume-controller", "garbage-collector-controller",
-		},
-		Manifests: []string{"config/crd", "config/nodeagent/csidriver.yaml", "config/nodeagent/rbac.yaml", "config/scheduler/rbac.yaml"},
+		Controllers:       claimControllers,
+		Manifests:         []string{"config/crd", "config/nodeagent/csidriver.yaml", "config/nodeagent/rbac.yaml", "config/scheduler/rbac.yaml"},
 	})
 	if err != nil {
 		t.Fatal(err)

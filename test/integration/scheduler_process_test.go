@@ -47,12 +47,19 @@ type schedulerProcess struct {
 	t       *testing.T
 	command *exec.Cmd
 	output  *os.File
+	ended   chan struct{}
 }
 
-// runScheduler runs the scheduler's program with the shipped configuration of its
-// Deployment, as some user, until the test ends. change is made to the configuration:
-// pairs of what to replace by what.
+// runScheduler runs the scheduler's program once.
 func runScheduler(t *testing.T, c *cluster.Cluster, user string, change ...string) *schedulerProcess {
+	t.Helper()
+	return schedulerProgram(t, c, user, change...)()
+}
+
+// schedulerProgram builds the scheduler's program and returns a function that runs it with
+// the shipped configuration of its Deployment, as some user, until the test ends. change is
+// made to the configuration: pairs of what to replace by what.
+func schedulerProgram(t *testing.T, c *cluster.Cluster, user string, change ...string) (run func() *schedulerProcess) {
 	t.Helper()
 	if err := cluster.Build(t.Context(), t.Output(), "cmd/scheduler"); err != nil {
 		t.Fatal(err)
@@ -89,27 +96,59 @@ func runScheduler(t *testing.T, c *cluster.Cluster, user string, change ...strin
 	if err := os.WriteFile(config, []byte(adapted), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := &schedulerProcess{t: t}
-	if p.output, err = os.Create(filepath.Join(dir, "log")); err != nil {
+	runs := 0
+	return func() *schedulerProcess {
+		t.Helper()
+		runs++
+		p := launch(t, filepath.Join(dir, fmt.Sprintf("log-%d", runs)), filepath.Join(repository, ".build/bin/scheduler"),
+			"--config="+config, "--v=2", "--secure-port=0", "--authentication-kubeconfig="+kubeconfig, "--authorization-kubeconfig="+kubeconfig)
+		t.Cleanup(func() {
+			p.kill()
+			p.output.Close()
+		})
+		return p
+	}
+}
+
+// launch starts a scheduler's program that logs into a file.
+func launch(t *testing.T, log, program string, arguments ...string) *schedulerProcess {
+	t.Helper()
+	output, err := os.Create(log)
+	if err != nil {
 		t.Fatal(err)
 	}
-	p.command = exec.Command(filepath.Join(repository, ".build/bin/scheduler"), "--config="+config, "--v=2", "--secure-port=0",
-		"--authentication-kubeconfig="+kubeconfig, "--authorization-kubeconfig="+kubeconfig)
-	p.command.Stdout, p.command.Stderr = p.output, p.output
+	p := &schedulerProcess{t: t, command: exec.Command(program, arguments...), output: output, ended: make(chan struct{})}
+	p.command.Stdout, p.command.Stderr = output, output
 	if err := p.command.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		p.kill()
-		p.output.Close()
-	})
+	go func() {
+		_ = p.command.Wait()
+		close(p.ended)
+	}()
 	return p
 }
 
 // kill ends it as a crash would.
 func (p *schedulerProcess) kill() {
 	_ = p.command.Process.Kill()
-	_ = p.command.Wait()
+	<-p.ended
+}
+
+func (p *schedulerProcess) signal(s os.Signal) {
+	p.t.Helper()
+	if err := p.command.Process.Signal(s); err != nil {
+		p.t.Error(err)
+	}
+}
+
+func (p *schedulerProcess) hasEnded() bool {
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 func (p *schedulerProcess) log() string {
@@ -120,8 +159,8 @@ func (p *schedulerProcess) log() string {
 	return string(text)
 }
 
-// TestSchedulerWithoutDefinitions: the scheduler says what it waits for, and schedules pods
-// without volumes of Berth meanwhile.
+// TestSchedulerWithoutDefinitions: the scheduler says what it waits for, and goes on when
+// it is there.
 func TestSchedulerWithoutDefinitions(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -142,6 +181,9 @@ func TestSchedulerWithoutDefinitions(t *testing.T) {
 		}
 		return nil
 	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Apply(ctx, "config/crd"); err != nil {
 		t.Fatal(err)
 	}
 	s := &schedulers{cluster: c, client: c.Client()}
