@@ -2,8 +2,8 @@
 // arithmetic only: it reads no clock, no disk and no API, and the same input gives
 // the same output, in the scheduler and on the node.
 //
-// It owns: which free extent takes which volume ([Plan]), how well a node suits a
-// pod ([Score]), and why a pod does not fit ([NoFit]). It does not own: what is free
+// It owns: which free extent takes which volume ([Plan]), by which [Policy], how well a
+// node suits a pod ([Merit], [Score]), which of equal nodes is the first ([Order]), and why a pod does not fit ([NoFit]). It does not own: what is free
 // (the scheduler's ledger and the agent's disks say so), the rounding of sizes (done
 // where sizes are read), or what happens to a placement.
 //
@@ -22,6 +22,9 @@
 // it; of several, to the one on the disk with the lowest ID, and there to the first.
 // So large extents stay whole for large volumes, and an exact fit leaves nothing.
 //
+// With the policy [Spread] it goes to the disk with the most free bytes of those that have an
+// extent for it, and there to the smallest such extent.
+//
 // Several volumes first go the same way one after the other, the largest first. That
 // nearly always works, but not always. Free extents of 8 and 7, volumes of 5, 3, 4
 // and 3 (GiB): the 5 goes to the 7 and leaves 2 there, the 4 and one 3 to the 8, and
@@ -29,7 +32,7 @@
 //
 // # The exact search, and why it is exact
 //
-// When best fit fails, the volumes are split into groups in every possible way, a
+// When that fails, whatever the policy, the volumes are split into groups in every possible way, a
 // group being what shares an extent. A disk has one class, so classes never compete,
 // not even through Apart: each class is split by itself. For n volumes there are at
 // most Bell(n) ways, which is 4140 for 8, whatever the number of extents, and each
