@@ -17,7 +17,7 @@ const (
 	resultInvalid = "invalid"
 	// resultUnschedulable: no node would do, for want of disk space or for another reason.
 	resultUnschedulable = "unschedulable"
-	// resultWidened: none of the tightest nodes would do, all are tried next.
+	// resultWidened: none of the nodes that fit best would do, all are tried next.
 	resultWidened = "widened"
 	// resultWaiting: the pod waits for a node to wipe volumes that are gone.
 	resultWaiting = "waiting"
@@ -45,11 +45,11 @@ var (
 	}, []string{"class", "reason"})
 	searchesTotal = metrics.NewCounterVec(&metrics.CounterOpts{
 		Namespace: "berth", Subsystem: "scheduler", Name: "searches_total", StabilityLevel: metrics.ALPHA,
-		Help: "Searches for a node for a pod with disk volumes, by scope: tightest (only the nodes that the volumes fit most tightly) or all.",
+		Help: "Searches for a node for a pod with disk volumes, by scope: best (only the nodes that the volumes fit best) or all.",
 	}, []string{"scope"})
 	planDuration = metrics.NewHistogramVec(&metrics.HistogramOpts{
 		Namespace: "berth", Subsystem: "scheduler", Name: "plan_duration_seconds", StabilityLevel: metrics.ALPHA,
-		Help:    "Time that planning a pod's disk volumes takes, by step: search (reading the pod and finding the tightest nodes) and reserve (planning on the chosen node and recording it).",
+		Help:    "Time that planning a pod's disk volumes takes, by step: search (reading the pod and finding the best nodes) and reserve (planning on the chosen node and recording it).",
 		Buckets: metrics.ExponentialBuckets(1e-6, 2, 16), // to 33 ms
 	}, []string{"step"})
 	bindFailuresTotal = metrics.NewCounterVec(&metrics.CounterOpts{
@@ -84,7 +84,7 @@ func took(step string, start time.Time) {
 
 func (s *state) searched() {
 	if s.narrowed {
-		searchesTotal.WithLabelValues("tightest").Inc()
+		searchesTotal.WithLabelValues("best").Inc()
 	} else {
 		searchesTotal.WithLabelValues("all").Inc()
 	}
