@@ -21,28 +21,28 @@ type Snapshot struct {
 	published *published
 	// pending are the records, as far as the node has not published them, sorted by disk.
 	pending []Record
-	// lastFit is the last answer of Fit.
-	lastFit atomic.Pointer[fit]
+	// lastRefusal is the last error of Fit.
+	lastRefusal atomic.Pointer[refused]
 }
 
-type fit struct {
+type refused struct {
 	request placement.Request
-	merit   int64
 	err     error
 }
 
 // Fit returns the merit of placing the requests on the node, or placement's error. The
-// last answer is kept: pods often come in numbers that ask for the same, and of a large
-// cluster one node changes between two of them.
+// last refusal is kept: pods that fit nowhere often come in numbers that ask for the same, and
+// to say why costs more than to find out. What fits is not: it allocates nothing.
 func (s *Snapshot) Fit(requests []placement.Request) (merit int64, err error) {
 	if len(requests) != 1 {
 		return Fit(s.Node, requests)
 	}
-	if last := s.lastFit.Load(); last != nil && last.request == requests[0] {
-		return last.merit, last.err
+	if last := s.lastRefusal.Load(); last != nil && last.request == requests[0] {
+		return 0, last.err
 	}
-	merit, err = Fit(s.Node, requests)
-	s.lastFit.Store(&fit{request: requests[0], merit: merit, err: err})
+	if merit, err = Fit(s.Node, requests); err != nil {
+		s.lastRefusal.Store(&refused{request: requests[0], err: err})
+	}
 	return merit, err
 }
 

@@ -264,21 +264,3 @@ func TestWideIsForgotten(t *testing.T) {
 		t.Error("a pod that is gone is remembered")
 	}
 }
-
-func BenchmarkNarrow(b *testing.B) {
-	names := make([]string, 1000)
-	for i := range names {
-		names[i] = fmt.Sprintf("n%04d", i)
-	}
-	env := newBench(b, nil, names...)
-	for i, name := range names {
-		env.publish(b, name, int64(10+i))
-	}
-	pod := podOf("a", 5)
-	b.ReportAllocs()
-	for b.Loop() {
-		if result, _ := env.plugin.PreFilter(env.ctx, framework.NewCycleState(), pod, env.nodes); len(result.NodeNames) != narrowTo {
-			b.Fatal(result)
-		}
-	}
-}

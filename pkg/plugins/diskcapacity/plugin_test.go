@@ -388,30 +388,3 @@ func TestStatusesAreNotShared(t *testing.T) {
 		t.Error("two nodes have the same *Status")
 	}
 }
-
-func BenchmarkFilter(b *testing.B) {
-	env := newBench(b, nil, "n1")
-	env.publish(b, "n1", 100)
-	pod := podOf("a", 1)
-	state, _ := env.filter(b, pod)
-	b.ReportAllocs()
-	for b.Loop() {
-		if status := env.plugin.Filter(env.ctx, state, pod, env.nodes[0]); !status.IsSuccess() {
-			b.Fatal(status)
-		}
-	}
-}
-
-func BenchmarkPreFilter(b *testing.B) {
-	env := newBench(b, nil, "n1")
-	pods := map[string]*corev1.Pod{"disk pod": podOf("a", 1), "plain pod": st.MakePod().Name("a").UID("a").Obj()}
-	for name, pod := range pods {
-		b.Run(name, func(b *testing.B) {
-			state := framework.NewCycleState()
-			b.ReportAllocs()
-			for b.Loop() {
-				env.plugin.PreFilter(env.ctx, state, pod, env.nodes)
-			}
-		})
-	}
-}
