@@ -50,6 +50,8 @@ func TestScheduler(t *testing.T) {
 		{"preemption while wiping", preemptionWhileWiping},
 		{"narrowing", narrowing},
 		{"policies", policies},
+		{"with other constraints", withOtherConstraints},
+		{"both profiles", bothProfiles},
 		{"rights", schedulerRights},
 		{"gang", gang},
 	} {
