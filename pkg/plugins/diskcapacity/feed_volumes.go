@@ -14,9 +14,47 @@ import (
 	"github.com/berthdev/berth/pkg/ledger"
 )
 
+// volumesByNode is the index of our PersistentVolumes by their node's label: there are too many
+// to go through all of them for one node.
+const volumesByNode = "disk.berth.dev/node"
+
+func volumeNode(obj any) ([]string, error) {
+	pv, ok := obj.(*corev1.PersistentVolume)
+	if !ok || !claim.IsOurs(pv) {
+		return nil, nil
+	}
+	v, err := claim.ReadVolume(pv)
+	if err != nil {
+		// The ledger does not know it either.
+		return nil, nil //nolint:nilerr // an error would be a panic of the informer
+	}
+	return []string{v.Node}, nil
+}
+
+// volumesOn are our PersistentVolumes on the node with that label.
+func (f *feed) volumesOn(label string) []*corev1.PersistentVolume {
+	objects, err := f.volumes.ByIndex(volumesByNode, label)
+	if err != nil {
+		// There is no such index: a mistake in this program.
+		panic(err)
+	}
+	volumes := make([]*corev1.PersistentVolume, 0, len(objects))
+	for _, obj := range objects {
+		if pv, ok := obj.(*corev1.PersistentVolume); ok {
+			volumes = append(volumes, pv)
+		}
+	}
+	return volumes
+}
+
 // followVolumes folds PersistentVolumes into the ledger.
 func (f *feed) followVolumes(logger klog.Logger, informer cache.SharedIndexInformer) error {
 	f.volumes = informer.GetIndexer()
+	if f.volumes.GetIndexers()[volumesByNode] == nil {
+		if err := informer.AddIndexers(cache.Indexers{volumesByNode: volumeNode}); err != nil {
+			return fmt.Errorf("following PersistentVolumes: %w", err)
+		}
+	}
 	fold := func(obj any) {
 		if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 			obj = gone.Obj
@@ -171,13 +209,7 @@ func (f *feed) learnNode(logger klog.Logger, nodeName string) {
 	if !news {
 		return
 	}
-	for _, obj := range f.volumes.List() {
-		pv, ok := obj.(*corev1.PersistentVolume)
-		if !ok {
-			continue
-		}
-		if v, err := claim.ReadVolume(pv); err == nil && v.Node == label {
-			f.foldVolume(logger, pv)
-		}
+	for _, pv := range f.volumesOn(label) {
+		f.foldVolume(logger, pv)
 	}
 }

@@ -78,14 +78,12 @@ func (p *Plugin) afterNoNode(ctx context.Context, s *state, pod *corev1.Pod, sta
 // while from the end of a pod to the end of the volume of its generic ephemeral claim.
 func (f *feed) released(nodeName string) map[string]struct{} {
 	partitions := map[string]struct{}{}
-	label := diskv1alpha1.NodeLabel(nodeName)
-	for _, obj := range f.volumes.List() {
-		pv, ok := obj.(*corev1.PersistentVolume)
-		if !ok || !claim.IsOurs(pv) || pv.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete || pv.Spec.ClaimRef == nil {
+	for _, pv := range f.volumesOn(diskv1alpha1.NodeLabel(nodeName)) {
+		if pv.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete || pv.Spec.ClaimRef == nil {
 			continue
 		}
 		v, err := claim.ReadVolume(pv)
-		if err != nil || v.Node != label {
+		if err != nil {
 			continue
 		}
 		if pv.DeletionTimestamp != nil || pv.Status.Phase == corev1.VolumeReleased || f.ending(pv) {
