@@ -312,6 +312,15 @@ var errLost = errors.New("data are lost")
 // fsck checks an ext4 file system and repairs it.
 func fsck(ctx context.Context, consent, device string) error {
 	err := run(ctx, "e2fsck", "-f", consent, device)
+	if err != nil && consent == "-y" && strings.Contains(err.Error(), "Superblock checksum does not match") {
+		// A resize2fs that failed to flush writes the checksum of the superblock that was over the one
+		// that is, if a second has passed since, and a file system this small has no other copy.
+		// debugfs makes the checksum anew.
+		if err := run(ctx, "debugfs", "-w", "-n", "-R", "set_super_value state 0", device); err != nil {
+			return err
+		}
+		err = run(ctx, "e2fsck", "-f", consent, device)
+	}
 	if exit := new(exec.ExitError); errors.As(err, &exit) && exit.ExitCode() == 1 {
 		return nil // repaired
 	}
