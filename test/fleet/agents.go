@@ -24,6 +24,10 @@ import (
 // pkg/agent/publish. A volume is formatted within it.
 const window = 50 * time.Millisecond
 
+// inFlight is how many publications are on their way at once. The user of this process is exempt from the
+// API server's priority and fairness, which would not let a thousand agents push bindings aside.
+const inFlight = 16
+
 // Agents plays the agents of all nodes: it makes the volumes of bound pods and of
 // PersistentVolumes where they were placed, frees them when those are gone, and publishes what is
 // there then as agents do, with one write for all that a node saw within 50 ms. They watch all nodes
@@ -34,6 +38,8 @@ const window = 50 * time.Millisecond
 type Agents struct {
 	fleet *Fleet
 	bound func(*corev1.Pod)
+	// turns are taken to write.
+	turns chan struct{}
 
 	mu    sync.Mutex
 	nodes map[string]*agent
@@ -61,7 +67,7 @@ type agent struct {
 // StartAgents plays the agents of that many nodes, whose disks are empty, until the context ends.
 // It calls bound, one call at a time, when it sees that a pod is bound and has made its volumes.
 func StartAgents(ctx context.Context, f *Fleet, nodes int, bound func(*corev1.Pod)) (*Agents, error) {
-	a := &Agents{fleet: f, bound: bound, nodes: map[string]*agent{}, pods: map[types.UID]held{}, volumes: map[string]string{}}
+	a := &Agents{fleet: f, bound: bound, turns: make(chan struct{}, inFlight), nodes: map[string]*agent{}, pods: map[types.UID]held{}, volumes: map[string]string{}}
 	for i := range nodes {
 		a.nodes[NodeName(i)] = &agent{node: newNode(i), name: NodeName(i)}
 	}
@@ -223,6 +229,8 @@ func (a *Agents) publishSoon(ctx context.Context, n *agent) {
 }
 
 func (a *Agents) publish(ctx context.Context, n *agent) {
+	a.turns <- struct{}{}
+	defer func() { <-a.turns }()
 	a.mu.Lock()
 	n.due, n.writing = false, true
 	status := n.status()

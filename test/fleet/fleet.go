@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -151,9 +152,21 @@ func disksOf(node int) []diskv1alpha1.Disk {
 	return disks
 }
 
-// DeletePods deletes all pods of the namespace at once.
+// DeletePods deletes all pods of the namespace at once. One by one, because the API server
+// has a minute for a request and does what it is asked to do to a collection in one row.
 func (f *Fleet) DeletePods(ctx context.Context, namespace string) error {
-	return f.deleteAll(ctx, &corev1.Pod{}, client.InNamespace(namespace), client.GracePeriodSeconds(0))
+	pods := f.Clientset.CoreV1().Pods(namespace)
+	list, err := pods.List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	return Parallel(ctx, len(list.Items), func(ctx context.Context, i int) error {
+		err := pods.Delete(ctx, list.Items[i].Name, *metav1.NewDeleteOptions(0))
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return err
+	})
 }
 
 // deleteAll asks again when the API server could not delete that many in the minute that it

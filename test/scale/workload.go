@@ -54,7 +54,7 @@ func (s *settings) workloads(c *cluster.Cluster) []workload {
 	}
 	return []workload{
 		{letter: "a", name: "stock, no volumes", pods: s.pods, pod: plain(corev1.DefaultSchedulerName), scheduler: stock},
-		{letter: "p", name: "Berth's scheduler, its profile default-scheduler, no volumes", pods: s.pods, pod: plain(corev1.DefaultSchedulerName), scheduler: berth},
+		{letter: "p", name: "Berth's scheduler, profile default-scheduler, no volumes", pods: s.pods, pod: plain(corev1.DefaultSchedulerName), scheduler: berth},
 		{letter: "b", name: "Berth, an inline volume", pods: s.pods, pod: disks(10 * gi), volumes: 1, scheduler: berth},
 		{letter: "c", name: "Berth, three inline volumes", pods: s.pods, pod: disks(5*gi, 10*gi, 20*gi), volumes: 3, scheduler: berth},
 		{letter: "d", name: "Berth, a claim", pods: s.claims, pod: claim(fleet.Profile), class: diskv1alpha1.DriverName, volumes: 1, scheduler: berth},
