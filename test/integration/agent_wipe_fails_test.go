@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -32,7 +33,7 @@ func TestAgentWipeFails(t *testing.T) {
 	n.options.Devices = nil
 	n.start()
 	n.ready()
-	volume := n.volumeOf("data", fmt.Sprint(size), "")
+	volume := n.volumeOf("data", strconv.FormatInt(size, 10), "")
 	volume.CSI.VolumeAttributes[diskv1alpha1.AttributeClass] = class.Name
 	pod := n.pod("full", "", nil, volume)
 	_, a := n.formatted(pod, "data")
@@ -67,7 +68,7 @@ func fill(t *testing.T, file string) (makeRoom func()) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	for block := int64(mib); block >= 1024; block /= 2 {
+	for block := mib; block >= 1024; block /= 2 {
 		zeros := make([]byte, block)
 		for err == nil {
 			_, err = f.Write(zeros)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -260,14 +261,14 @@ func (c *candidates) replace(p *schedulerProcess) {
 // smallPod asks for a small volume.
 func smallPod(name string) *corev1.Pod {
 	pod := diskPod(name, 0)
-	pod.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = fmt.Sprint(smallVolume)
+	pod.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = strconv.FormatInt(smallVolume, 10)
 	return pod
 }
 
 // wholePod asks for a whole disk.
 func (a *agents) wholePod(name string) *corev1.Pod {
 	pod := diskPod(name, 0)
-	pod.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = fmt.Sprint(a.whole)
+	pod.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = strconv.FormatInt(a.whole, 10)
 	return pod
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -41,7 +42,7 @@ func refusal(t *testing.T, a *agents) {
 	scheduler := run()
 	// What it leaves is the tightest place there is.
 	filler := on("agent1", a.wholePod("filler"))
-	filler.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = fmt.Sprint(a.whole - smallVolume)
+	filler.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = strconv.FormatInt(a.whole-smallVolume, 10)
 	a.create(t, filler)
 	a.waitBound(t, 1)
 	a.asRecorded(t)
