@@ -335,6 +335,11 @@ func claimPreemption(t *testing.T, s *schedulers) {
 	hopeless.Spec.PriorityClassName = class.Name
 	s.create(t, hopeless)
 	s.waitEvent(t, "hopeless", "no free space of class ssd, wants 6Gi")
+	s.reload(t, hopeless)
+	s.reload(t, victim)
+	if hopeless.Status.NominatedNodeName != "" || victim.DeletionTimestamp != nil {
+		t.Errorf("nominated to %q, the victim deleted at %v: preempted for space that a persistent claim keeps", hopeless.Status.NominatedNodeName, victim.DeletionTimestamp)
+	}
 	s.pvc(t, "fitting", "ssd", 5)
 	important := claimPod("important", "fitting")
 	important.Spec.PriorityClassName = class.Name
