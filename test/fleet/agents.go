@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -18,11 +19,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/publish"
 )
-
-// window is how long an agent collects changes before it writes them, as in
-// pkg/agent/publish. A volume is formatted within it.
-const window = 50 * time.Millisecond
 
 // inFlight is how many publications are on their way at once. The user of this process is exempt from the
 // API server's priority and fairness, which would not let a thousand agents push bindings aside.
@@ -30,8 +28,8 @@ const inFlight = 16
 
 // Agents plays the agents of all nodes: it makes the volumes of bound pods and of
 // PersistentVolumes where they were placed, frees them when those are gone, and publishes what is
-// there then as agents do, with one write for all that a node saw within 50 ms. They watch all nodes
-// with one watch; real ones have one each.
+// there then as agents do: with one write for all that a node saw within 50 ms, or 500 ms if nothing
+// became free. They watch all nodes with one watch; real ones have one each.
 //
 // A volume whose place is not free is an over-commitment. An agent would place such a volume
 // itself; here it is counted, and not made.
@@ -60,8 +58,11 @@ type agent struct {
 	*node
 	name string
 	// due is true while a write waits for the window to end, writing while one is on its way:
-	// at most one is. Changes during a write are written after it.
-	due, writing, changed bool
+	// at most one is. Changes during a write are written after it. What can wait is held back.
+	due, writing, changed, held bool
+	// published is what was written last, and when.
+	published diskv1alpha1.NodeDiskCapacityStatus
+	wrote     time.Time
 }
 
 // StartAgents plays the agents of that many nodes, whose disks are empty, until the context ends.
@@ -224,7 +225,7 @@ func (a *Agents) publishSoon(ctx context.Context, n *agent) {
 		n.changed = true
 	default:
 		n.due = true
-		time.AfterFunc(window, func() { a.publish(ctx, n) })
+		time.AfterFunc(publish.Window, func() { a.publish(ctx, n) })
 	}
 }
 
@@ -232,15 +233,28 @@ func (a *Agents) publish(ctx context.Context, n *agent) {
 	a.turns <- struct{}{}
 	defer func() { <-a.turns }()
 	a.mu.Lock()
-	n.due, n.writing = false, true
 	status := n.status()
+	n.due, n.held = false, false
+	if equality.Semantic.DeepEqual(status, n.published) {
+		a.mu.Unlock()
+		return
+	}
+	if wait := publish.Calm(&status, &n.published, time.Since(n.wrote)); wait > 0 {
+		n.held = true
+		time.AfterFunc(wait, func() { a.publishHeld(ctx, n) })
+		a.mu.Unlock()
+		return
+	}
+	n.writing = true
 	a.mu.Unlock()
 	err := a.write(ctx, n.name, status)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	n.writing = false
+	n.writing, n.wrote = false, time.Now()
 	switch {
-	case err == nil, ctx.Err() != nil:
+	case err == nil:
+		n.published = status
+	case ctx.Err() != nil:
 	case apierrors.IsServerTimeout(err), apierrors.IsTimeout(err), apierrors.IsTooManyRequests(err), apierrors.IsInternalError(err):
 		// A machine that is very busy. Agents try again, too.
 		n.changed = true
@@ -249,6 +263,15 @@ func (a *Agents) publish(ctx context.Context, n *agent) {
 	}
 	if n.changed && ctx.Err() == nil {
 		n.changed = false
+		a.publishSoon(ctx, n)
+	}
+}
+
+// publishHeld is called when what was held back has waited long enough.
+func (a *Agents) publishHeld(ctx context.Context, n *agent) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if n.held && ctx.Err() == nil {
 		a.publishSoon(ctx, n)
 	}
 }
@@ -279,7 +302,7 @@ func (a *Agents) Quiet() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, n := range a.nodes {
-		if n.due || n.writing {
+		if n.due || n.writing || n.held {
 			return false
 		}
 	}

@@ -145,10 +145,12 @@ type Disk struct {
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=1024
 	Free []Extent `json:"free,omitempty"`
+
+	// As a list of type map each allocation would have managed fields, longer than itself.
+
 	// Allocations are the volumes on the disk, sorted by start.
 	// +optional
-	// +listType=map
-	// +listMapKey=partition
+	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=1024
 	Allocations []Allocation `json:"allocations,omitempty"`
 }

@@ -23,10 +23,6 @@ import (
 	"github.com/berthdev/berth/pkg/agent/client"
 )
 
-// window is how long changes are collected before they are written. It bounds the
-// writes of a busy node, and how late the scheduler hears of freed space.
-const window = 50 * time.Millisecond
-
 // Options of a Publisher.
 type Options struct {
 	Client *client.Client
@@ -177,7 +173,7 @@ func (p *Publisher) Run(ctx context.Context) {
 			return
 		case <-p.kicks:
 		}
-		if !pause(ctx, window) {
+		if !pause(ctx, Window) {
 			return
 		}
 		// What came during the window is part of what is read now.
@@ -244,6 +240,10 @@ func (p *Publisher) publish(ctx context.Context) error {
 	status.Conditions = withTimes(status.Conditions, p.conditions, metav1.Now().Rfc3339Copy())
 	p.conditions = status.Conditions
 	if equality.Semantic.DeepEqual(status, ndc.Status) {
+		return nil
+	}
+	if wait := Calm(&status, &ndc.Status, time.Since(p.wrote)); wait > 0 {
+		time.AfterFunc(wait, p.Kick)
 		return nil
 	}
 	patch, err := replacing(status)
