@@ -328,19 +328,6 @@ func (l *Ledger) doubted(nodeName string, partitions map[string]struct{}) bool {
 	return false
 }
 
-// Before returns the node as it would be at this moment if it still published an earlier
-// capacity: what has become free since then is due to what it published.
-func (l *Ledger) Before(name string, earlier *Capacity) *placement.Node {
-	p := publish(earlier, l.Snapshot(name).published)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n, ok := l.nodes.Load(name)
-	if !ok {
-		return p.node(nil, nil)
-	}
-	return p.node(n.(*node).pending(p), nil)
-}
-
 // Records returns the node and the records of a pod, without those in doubt; no node if
 // there are none.
 func (l *Ledger) Records(uid string) (nodeName string, records []Record) {

@@ -497,27 +497,6 @@ func TestNodesThatAreGone(t *testing.T) {
 	}
 }
 
-// TestBefore tells what has become free because a node published it from what has become
-// free otherwise.
-func TestBefore(t *testing.T) {
-	l := New()
-	earlier := ten(1, Allocation{Partition: "x", Extent: at(0, 6)})
-	l.SetCapacity(nodeName, earlier)
-	l.SetPod("a", nodeName, []Record{{"p", diskID, at(6, 1)}})
-	l.SetPod("b", nodeName, []Record{{"q", diskID, at(7, 1)}})
-	l.SetCapacity(nodeName, ten(2, Allocation{Partition: "p", Extent: at(9, 1)}))
-	l.DeletePod("b")
-	l.wantFree(t, "wiped, and put elsewhere", 9)
-	before := l.Before(nodeName, earlier).Disks[0].Free
-	if want := extent.NewSet(at(7, 3)); !before.Equal(want) {
-		t.Errorf("with the earlier capacity, %v would be free, want %v", before, want)
-	}
-	if have := l.Before("unknown", earlier).Disks[0].Free.Total(); have != 4*gib {
-		t.Errorf("an unknown node would have %d GiB free, want 4", have/gib)
-	}
-	l.wantFree(t, "asking changes nothing", 9)
-}
-
 func TestWiping(t *testing.T) {
 	l := New()
 	l.SetCapacity(nodeName, ten(1, Allocation{Partition: "used", Extent: at(0, 3)}, Allocation{Partition: "old", Extent: at(3, 2), Wiping: true}))

@@ -28,7 +28,7 @@ const inFlight = 16
 
 // Agents plays the agents of all nodes: it makes the volumes of bound pods and of
 // PersistentVolumes where they were placed, frees them when those are gone, and publishes what is
-// there then as agents do: with one write for all that a node saw within 50 ms, or 500 ms if nothing
+// there then as agents do: with one write for all that a node saw within 50 ms, or a second if nothing
 // became free. They watch all nodes with one watch; real ones have one each.
 //
 // A volume whose place is not free is an over-commitment. An agent would place such a volume

@@ -15,7 +15,7 @@ const (
 	// writes of a busy node, and how late the scheduler hears of freed space.
 	Window = 50 * time.Millisecond
 	// calm is how far apart writes are that nobody waits for.
-	calm = 500 * time.Millisecond
+	calm = time.Second
 )
 
 // Calm is how long a write of status may yet wait if that of published is so long ago. Space that

@@ -19,6 +19,11 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
+// MaxWriters is how many bindings, or claims, are written at once. An API server as it is
+// delivered queues a few hundred requests of one client and refuses those beyond, which then
+// come again after a second. In a burst of pods that second is longer than the wait.
+const MaxWriters = 256
+
 // Bind binds the pod with its record in the Binding's annotations: the API server puts
 // them into the pod in the transaction that sets the node, so that there is never a bound
 // pod without its reservation, nor a reservation without its pod. The reservation of a claim
@@ -42,6 +47,10 @@ func (p *Plugin) Bind(ctx context.Context, _ fwk.CycleState, pod *corev1.Pod, no
 		},
 		Target: corev1.ObjectReference{Kind: "Node", Name: nodeName},
 	}
+	if err := p.feed.binders.Acquire(ctx, 1); err != nil {
+		return fwk.AsStatus(fmt.Errorf("waiting to bind pod %s to node %s: %w", klog.KObj(pod), nodeName, err))
+	}
+	defer p.feed.binders.Release(1)
 	klog.FromContext(ctx).V(3).Info("Binding a pod with its disk volumes", "pod", klog.KObj(pod), "node", klog.KRef("", nodeName), "allocation", value)
 	if err := p.send(ctx, binding); err != nil {
 		p.learn(ctx, pod, nodeName, err)

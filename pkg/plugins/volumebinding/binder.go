@@ -60,7 +60,7 @@ func newBinder(inner stock.SchedulerVolumeBinder, handle fwk.Handle, args *DiskV
 		watch:                 w,
 		timeout:               args.timeout(),
 		patience:              args.ControllerPatience.Duration,
-		writers:               semaphore.NewWeighted(maxWriters),
+		writers:               semaphore.NewWeighted(diskcapacity.MaxWriters),
 		ledger: func() (*ledger.Ledger, error) {
 			shared, ok := diskcapacity.SharedLedger(factory)
 			if !ok {

@@ -27,6 +27,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 )
 
 const gib = int64(1) << 30
@@ -73,7 +74,7 @@ func newBench(t *testing.T) *bench {
 	}
 	b.binder = &binder{
 		SchedulerVolumeBinder: b.inner, client: client, claims: core.PersistentVolumeClaims().Lister(), pods: core.Pods().Lister(),
-		classes: b.factory.Storage().V1().StorageClasses().Lister(), watch: w, timeout: 2 * time.Second, patience: time.Minute, writers: semaphore.NewWeighted(maxWriters),
+		classes: b.factory.Storage().V1().StorageClasses().Lister(), watch: w, timeout: 2 * time.Second, patience: time.Minute, writers: semaphore.NewWeighted(diskcapacity.MaxWriters),
 		ledger: func() (*ledger.Ledger, error) { return b.ledger, nil },
 	}
 	for i, node := range []string{"n1", "n2"} {

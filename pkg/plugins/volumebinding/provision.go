@@ -24,10 +24,6 @@ const (
 	firstPause, lastPause = 100 * time.Millisecond, 5 * time.Second
 	// discardTimeout is for cleaning up after what has failed, be it for lack of time.
 	discardTimeout = 10 * time.Second
-	// maxWriters is for how many claims at once something is written. An API server as it is
-	// delivered queues a few hundred requests of one client and refuses those beyond, which
-	// then come again after a second. In a burst of pods that second is longer than the wait.
-	maxWriters = 256
 	// maxConflicts is how often a claim may change under our hands.
 	maxConflicts = 10
 )
