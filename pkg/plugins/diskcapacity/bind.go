@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,6 +24,21 @@ import (
 // delivered queues a few hundred requests of one client and refuses those beyond, which then
 // come again after a second. In a burst of pods that second is longer than the wait.
 const MaxWriters = 256
+
+// binders are those that bind at the same time.
+type binders struct{ *semaphore.Weighted }
+
+func newBinders() binders { return binders{semaphore.NewWeighted(MaxWriters)} }
+
+// turn returns when no pod waits to be bound. Disk pods are placed faster than an API server
+// binds them: without it, thousands of them would wait here, with all that is known of each.
+func (b binders) turn(ctx context.Context) error {
+	if err := b.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	b.Release(1)
+	return nil
+}
 
 // Bind binds the pod with its record in the Binding's annotations: the API server puts
 // them into the pod in the transaction that sets the node, so that there is never a bound

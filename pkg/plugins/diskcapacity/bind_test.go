@@ -1,6 +1,7 @@
 package diskcapacity
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
+	"k8s.io/kubernetes/pkg/scheduler/framework"
 	st "k8s.io/kubernetes/pkg/scheduler/testing"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -171,5 +173,27 @@ func TestBindWithoutReservation(t *testing.T) {
 	pod := podOf("a", 1)
 	if status := b.plugin.Bind(b.ctx, nil, pod, "n1"); status.Code() != fwk.Error || !strings.Contains(status.Message(), "is gone") {
 		t.Errorf("got %v", status)
+	}
+}
+
+// TestBindersTakeTurns: no disk pod is placed while more wait to be bound than the API server
+// takes; others are, and it is when one is through.
+func TestBindersTakeTurns(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.publish(t, "n1", 10)
+	if err := b.plugin.feed.binders.Acquire(b.ctx, MaxWriters); err != nil {
+		t.Fatal(err)
+	}
+	impatient, cancel := context.WithCancel(b.ctx)
+	cancel()
+	if _, status := b.plugin.PreFilter(impatient, framework.NewCycleState(), podOf("a", 1), b.nodes); !strings.Contains(status.Message(), "waiting for pods to be bound") {
+		t.Errorf("a disk pod: %v", status)
+	}
+	if _, status := b.plugin.PreFilter(impatient, framework.NewCycleState(), st.MakePod().Name("plain").Obj(), b.nodes); !status.IsSkip() {
+		t.Errorf("a pod without disks: %v", status)
+	}
+	b.plugin.feed.binders.Release(1)
+	if _, status := b.plugin.PreFilter(b.ctx, framework.NewCycleState(), podOf("a", 1), b.nodes); !status.IsSuccess() {
+		t.Errorf("when one is through: %v", status)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
@@ -50,8 +49,7 @@ type feed struct {
 	// late is set once waiting for them has been in vain.
 	late atomic.Bool
 
-	// binders are those that bind at the same time.
-	binders *semaphore.Weighted
+	binders binders
 
 	// activate puts pods back into the scheduling queue.
 	activate func(klog.Logger, map[string]*corev1.Pod)
@@ -110,7 +108,7 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 		csiNodes: factory.Storage().V1().CSINodes().Lister(),
 		nodes:    factory.Core().V1().Nodes().Lister(),
 		loose:    newLoose(), names: newNames(),
-		binders: semaphore.NewWeighted(MaxWriters),
+		binders: newBinders(),
 		later:   func(d time.Duration, do func()) { time.AfterFunc(d, do) },
 	}
 	f.capacities.made = func(nodeName string, before *placement.Node) { f.made(logger, nodeName, before) }

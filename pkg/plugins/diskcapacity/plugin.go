@@ -98,6 +98,9 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 	if err := p.feed.wait(ctx, p.args.SyncTimeout.Duration); err != nil {
 		return nil, fwk.AsStatus(err)
 	}
+	if err := p.feed.binders.turn(ctx); err != nil {
+		return nil, fwk.AsStatus(fmt.Errorf("waiting for pods to be bound: %w", err))
+	}
 	start := time.Now()
 	try := p.feed.begin(pod)
 	asks, err := p.feed.ask(pod)
