@@ -16,7 +16,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/component-base/metrics/testutil"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -159,33 +158,6 @@ func TestSchedulerExplains(t *testing.T) {
 		return nil
 	})
 	m.want(t, map[string]float64{"unpublished_volumes": 1, "lagging_nodes": 1})
-}
-
-// waitNote waits until the pod has an event of the reason that says it.
-func (s *schedulers) waitNote(t *testing.T, pod, reason, says string) {
-	t.Helper()
-	clientset, err := kubernetes.NewForConfig(s.cluster.RESTConfig())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.eventually(t, func(ctx context.Context) error {
-		list, err := clientset.EventsV1().Events(schedulerTests).List(ctx, metav1.ListOptions{})
-		if err != nil {
-			return err
-		}
-		var heard []string
-		for _, e := range list.Items {
-			if e.Regarding.Name != pod || e.Reason != reason {
-				continue
-			}
-			if strings.Contains(e.Note, says) {
-				t.Logf("%s: %s", pod, e.Note)
-				return nil
-			}
-			heard = append(heard, e.Note)
-		}
-		return fmt.Errorf("pod %s has no event %s %q, but %q", pod, reason, says, heard)
-	})
 }
 
 // removeClaims ends the claims of the namespace and what was made for them.

@@ -208,9 +208,35 @@ func places(t *testing.T, pods []corev1.Pod, sizeGiB int64) {
 	}
 }
 
-// waitEvent waits for a pod's event that says something; a name that ends with "-" stands
-// for all pods whose names begin so.
+// startSchedulers runs the scheduler on the shared control plane, until the test ends.
+func startSchedulers(t *testing.T) *schedulers {
+	t.Helper()
+	plane := controlPlane(t)
+	s := &schedulers{cluster: plane, client: plane.Client()}
+	if err := s.client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: schedulerTests}}); client.IgnoreAlreadyExists(err) != nil {
+		t.Fatal(err)
+	}
+	if err := plane.StartScheduler(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := plane.StopScheduler(); err != nil {
+			t.Error(err)
+		}
+	})
+	s.class(t, "ssd")
+	return s
+}
+
+// waitEvent waits for an event about why a pod is not placed that says something; a name that ends
+// with "-" stands for all pods whose names begin so.
 func (s *schedulers) waitEvent(t *testing.T, pod, says string) {
+	t.Helper()
+	s.waitNote(t, pod, "FailedScheduling", says)
+}
+
+// waitNote is waitEvent for events of any reason.
+func (s *schedulers) waitNote(t *testing.T, pod, reason, says string) {
 	t.Helper()
 	clientset, err := kubernetes.NewForConfig(s.cluster.RESTConfig())
 	if err != nil {
@@ -224,15 +250,16 @@ func (s *schedulers) waitEvent(t *testing.T, pod, says string) {
 		var heard []string
 		for _, e := range list.Items {
 			is := e.Regarding.Name == pod || strings.HasSuffix(pod, "-") && strings.HasPrefix(e.Regarding.Name, pod)
-			if is && e.Reason == "FailedScheduling" {
-				if strings.Contains(e.Note, says) {
-					t.Logf("%s: %s", pod, e.Note)
-					return nil
-				}
-				heard = append(heard, e.Note)
+			if !is || e.Reason != reason {
+				continue
 			}
+			if strings.Contains(e.Note, says) {
+				t.Logf("%s: %s", pod, e.Note)
+				return nil
+			}
+			heard = append(heard, e.Note)
 		}
-		return fmt.Errorf("pod %s has no event %q, but %q", pod, says, heard)
+		return fmt.Errorf("pod %s has no event %s %q, but %q", pod, reason, says, heard)
 	})
 }
 

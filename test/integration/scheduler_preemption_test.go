@@ -43,26 +43,6 @@ func TestSchedulerPreempts(t *testing.T) {
 	}
 }
 
-// startSchedulers runs the scheduler on the shared control plane, until the test ends.
-func startSchedulers(t *testing.T) *schedulers {
-	t.Helper()
-	plane := controlPlane(t)
-	s := &schedulers{cluster: plane, client: plane.Client()}
-	if err := s.client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: schedulerTests}}); client.IgnoreAlreadyExists(err) != nil {
-		t.Fatal(err)
-	}
-	if err := plane.StartScheduler(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := plane.StopScheduler(); err != nil {
-			t.Error(err)
-		}
-	})
-	s.class(t, "ssd")
-	return s
-}
-
 // ofPriority is a pod of a class that it makes, of that priority.
 func (s *schedulers) ofPriority(t *testing.T, pod *corev1.Pod, value int32) *corev1.Pod {
 	t.Helper()

@@ -19,20 +19,7 @@ import (
 
 // TestScheduler runs the real scheduler against a real API server.
 func TestScheduler(t *testing.T) {
-	plane := controlPlane(t)
-	s := &schedulers{cluster: plane, client: plane.Client()}
-	if err := s.client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: schedulerTests}}); client.IgnoreAlreadyExists(err) != nil {
-		t.Fatal(err)
-	}
-	if err := plane.StartScheduler(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := plane.StopScheduler(); err != nil {
-			t.Error(err)
-		}
-	})
-	s.class(t, "ssd")
+	s := startSchedulers(t)
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T, *schedulers)
