@@ -153,6 +153,7 @@ func (f *fakeCluster) runClaims(ctx context.Context, tb testing.TB, w claimWorkl
 	f.must(tb, fleet.Parallel(ctx, w.pods, func(ctx context.Context, i int) error {
 		return f.Client.Create(ctx, claimPod(namespace, w, i))
 	}))
+	f.must(tb, cluster.Eventually(ctx, patience, func(ctx context.Context) error { return f.ClaimsReviewed(ctx, namespace) }))
 	bound, claims := f.watchBound(ctx, tb, namespace), f.watchClaims(ctx, tb, namespace)
 	before, err := f.SettledWrites(ctx)
 	f.must(tb, err)

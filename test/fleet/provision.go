@@ -102,6 +102,23 @@ func stubVolume(pvc *corev1.PersistentVolumeClaim, driver string) *corev1.Persis
 	}
 }
 
+// ClaimsReviewed returns an error until kube-controller-manager has begun to look again at the
+// claims of a namespace whose pods have been created since. It does so every 15 seconds, and
+// then writes an event about each. In some runs these would come between the writes that are
+// measured, in others before.
+func (f *Fleet) ClaimsReviewed(ctx context.Context, namespace string) error {
+	events, err := f.Clientset.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{
+		FieldSelector: "involvedObject.kind=PersistentVolumeClaim,reason=WaitForPodScheduled", Limit: 1,
+	})
+	if err != nil {
+		return err
+	}
+	if len(events.Items) == 0 {
+		return fmt.Errorf("kube-controller-manager has said of no claim in namespace %s that its pod is to be scheduled", namespace)
+	}
+	return nil
+}
+
 // PublishCapacity makes what external-provisioner would: one CSIStorageCapacity a node.
 func (f *Fleet) PublishCapacity(ctx context.Context, nodes int) error {
 	free := resource.MustParse("1Ti")

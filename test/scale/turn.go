@@ -127,6 +127,12 @@ func (t *site) turn(ctx context.Context, w workload) (figures, error) {
 	if err := t.create(ctx, w, "burst", w.pods); err != nil {
 		return f, err
 	}
+	if w.class != "" {
+		err := cluster.Eventually(ctx, patience, func(ctx context.Context) error { return t.fleet.ClaimsReviewed(ctx, t.namespace) })
+		if err != nil {
+			return f, err
+		}
+	}
 	before := len(t.agents.OverCommits())
 	if err := t.burst(ctx, w, &f); err != nil {
 		return f, errors.Join(err, t.err())
@@ -261,7 +267,7 @@ func (t *site) usage(w workload) (usage, error) {
 
 // burst starts the scheduler and measures until some time after the last pod is bound.
 func (t *site) burst(ctx context.Context, w workload, f *figures) error {
-	writesBefore, err := t.fleet.Writes(ctx)
+	writesBefore, err := t.fleet.SettledWrites(ctx)
 	if err != nil {
 		return err
 	}
