@@ -17,21 +17,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kubernetesVersion is the version of k8s.io/kubernetes in test/cluster/kubernetes/go.mod.
-const kubernetesVersion = "v1.36.3"
+// Versions of what the modules below test/cluster build.
+const (
+	kubernetesVersion  = "v1.36.3"
+	provisionerVersion = "v6.3.0"
+)
 
-// program is one that is built from the module test/cluster/kubernetes.
+// program is one that is built from a module below test/cluster, with a version that the
+// linker sets.
 type program struct {
 	name, pkg string
+	module    string
+	version   string
 }
 
 var kubernetesPrograms = []program{
-	{"etcd", "go.etcd.io/etcd/server/v3"},
-	{"kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"},
-	{"kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"},
-	{"kubelet", "k8s.io/kubernetes/cmd/kubelet"},
-	{"kubectl", "k8s.io/kubernetes/cmd/kubectl"},
-	{"kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"},
+	kubernetesProgram("etcd", "go.etcd.io/etcd/server/v3"),
+	kubernetesProgram("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+	kubernetesProgram("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+	kubernetesProgram("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
+	kubernetesProgram("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+	kubernetesProgram("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
+}
+
+func kubernetesProgram(name, pkg string) program {
+	const version = "k8s.io/component-base/version."
+	return program{name, pkg, "kubernetes", "" +
+		" -X " + version + "gitVersion=" + kubernetesVersion +
+		" -X " + version + "gitMajor=1" +
+		" -X " + version + "gitMinor=" + strings.Split(kubernetesVersion, ".")[1]}
+}
+
+// provisionerProgram is built for the clusters that run it only.
+var provisionerProgram = program{
+	"csi-provisioner", "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner",
+	"sidecar", " -X main.version=" + provisionerVersion,
 }
 
 // Build brings Kubernetes' and etcd's programs in .build/bin up to date, and the
@@ -49,7 +69,7 @@ func Build(ctx context.Context, log io.Writer, own ...string) error {
 	}
 	defer unlock()
 	for _, p := range kubernetesPrograms {
-		if err := buildKubernetes(ctx, log, repository, bin, p); err != nil {
+		if err := buildModule(ctx, log, repository, bin, p); err != nil {
 			return err
 		}
 	}
@@ -85,6 +105,17 @@ func (c *Cluster) program(ctx context.Context, pkg string) (string, error) {
 	return path, nil
 }
 
+// buildProvisioner is Build for the external-provisioner, which few clusters run.
+func buildProvisioner(ctx context.Context, log io.Writer, repository string) error {
+	bin := binDir(repository)
+	unlock, err := lockBuild(bin)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return buildModule(ctx, log, repository, bin, provisionerProgram)
+}
+
 // lockBuild keeps test packages that run at the same time from building the same things.
 func lockBuild(bin string) (unlock func(), err error) {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
@@ -101,18 +132,12 @@ func lockBuild(bin string) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// buildKubernetes builds a program unless it was built from the same module files
+// buildModule builds a program unless it was built from the same module files
 // with the same flags. Only `go build` knows for certain, but takes seconds to find
 // out for programs of this size, and the module cache does not change.
-func buildKubernetes(ctx context.Context, log io.Writer, repository, bin string, p program) error {
-	dir := filepath.Join(repository, "test", "cluster", "kubernetes")
-	minor := strings.Split(kubernetesVersion, ".")[1]
-	const version = "k8s.io/component-base/version."
-	args := []string{"build", "-trimpath", "-ldflags", "-s -w" +
-		" -X " + version + "gitVersion=" + kubernetesVersion +
-		" -X " + version + "gitMajor=1" +
-		" -X " + version + "gitMinor=" + minor,
-		"-o", filepath.Join(bin, p.name), p.pkg}
+func buildModule(ctx context.Context, log io.Writer, repository, bin string, p program) error {
+	dir := filepath.Join(repository, "test", "cluster", p.module)
+	args := []string{"build", "-trimpath", "-ldflags", "-s -w" + p.version, "-o", filepath.Join(bin, p.name), p.pkg}
 	want, err := stamp(dir, args)
 	if err != nil {
 		return err

@@ -55,6 +55,10 @@ type Options struct {
 	Scheduler bool
 	// AgentArgs are further flags of every agent.
 	AgentArgs []string
+	// Provisioners runs the stock external-provisioner beside every agent, as a sidecar of
+	// its pod would, and ProvisionerArgs are its flags.
+	Provisioners    bool
+	ProvisionerArgs []string
 	// SchedulerConfig is a KubeSchedulerConfiguration, relative to the repository; the
 	// default is config/scheduler/kube-scheduler-config.yaml.
 	SchedulerConfig string
@@ -137,6 +141,11 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	}
 	if err := Build(ctx, c.log, slices.Sorted(maps.Keys(c.built))...); err != nil {
 		return nil, err
+	}
+	if o.Provisioners {
+		if err := buildProvisioner(ctx, c.log, c.repository); err != nil {
+			return nil, err
+		}
 	}
 	if err := host.Sweep(ctx, clustersDir(c.repository), c.log); err != nil {
 		return nil, err

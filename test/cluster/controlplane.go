@@ -75,6 +75,11 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 			return err
 		}
 	}
+	if c.options.Provisioners {
+		if err := c.Apply(ctx, provisionerManifests); err != nil {
+			return err
+		}
+	}
 	if err := c.Apply(ctx, c.options.Manifests...); err != nil {
 		return err
 	}

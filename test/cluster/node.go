@@ -137,6 +137,11 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 					return err
 				}
 			}
+			if c.options.Provisioners {
+				if err := c.startProvisioner(ctx, n); err != nil {
+					return err
+				}
+			}
 			c.say("%s ready", n.Name)
 			return nil
 		})
