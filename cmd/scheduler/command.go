@@ -104,6 +104,9 @@ func run(cmd *cobra.Command, o *options.Options, c controllerOptions) error {
 	if err != nil {
 		return err
 	}
+	if err := spareWaiting(ctx, sched); err != nil {
+		return err
+	}
 	if shared, ok := diskcapacity.SharedLedger(cc.InformerFactory); ok {
 		tellPlaces(sched.Profiles, shared)
 		// Now, before app.Run starts the informers: those that nobody has asked for until then

@@ -69,8 +69,19 @@ func TestShippedConfiguration(t *testing.T) {
 	}
 }
 
-// build makes the profiles as scheduler.New does. No connection is made: nothing listens.
+// build makes the profiles of a scheduler.
 func build(t *testing.T, config *schedulerconfig.KubeSchedulerConfiguration) (profile.Map, error) {
+	t.Helper()
+	s, err := newScheduler(t, config)
+	if err != nil {
+		return nil, err
+	}
+	return s.Profiles, nil
+}
+
+// newScheduler makes a scheduler with all plugins that we register. No connection is made:
+// nothing listens.
+func newScheduler(t *testing.T, config *schedulerconfig.KubeSchedulerConfiguration) (*scheduler.Scheduler, error) {
 	t.Helper()
 	_, ctx := ktesting.NewTestContext(t)
 	kubeConfig := &rest.Config{Host: "127.0.0.1:1"}
@@ -83,12 +94,8 @@ func build(t *testing.T, config *schedulerconfig.KubeSchedulerConfiguration) (pr
 		}
 	}
 	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: client.EventsV1()})
-	s, err := scheduler.New(ctx, client, factory, nil, profile.NewRecorderFactory(broadcaster),
+	return scheduler.New(ctx, client, factory, nil, profile.NewRecorderFactory(broadcaster),
 		scheduler.WithProfiles(config.Profiles...), scheduler.WithKubeConfig(kubeConfig), scheduler.WithFrameworkOutOfTreeRegistry(registry))
-	if err != nil {
-		return nil, err
-	}
-	return s.Profiles, nil
 }
 
 // TestPartlyEnabled: a profile that has the plugin at some points only is refused when the

@@ -3,6 +3,7 @@ package diskcapacity
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -101,7 +102,7 @@ func (p *Plugin) afterVolume(logger klog.Logger, pod *corev1.Pod, old, obj any) 
 			return fwk.Queue, nil
 		}
 	case obj == nil && claim.IsOurs(pv):
-		if ref := pv.Spec.ClaimRef; ref != nil && refersTo(pod, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name}}) {
+		if ref := pv.Spec.ClaimRef; ref != nil && refersTo(pod, claimOf(ref)) {
 			return fwk.Queue, nil
 		}
 		return p.queueIfFits(pod, node), nil
@@ -112,4 +113,55 @@ func (p *Plugin) afterVolume(logger klog.Logger, pod *corev1.Pod, old, obj any) 
 // labelled reports whether the node has the label by which PersistentVolumes name it.
 func labelled(node *corev1.Node) bool {
 	return node.Labels[diskv1alpha1.LabelNode] == diskv1alpha1.NodeLabel(node.Name)
+}
+
+// Futile reports that an event helps none of the pods that wait and that the plugin has
+// rejected, so that they need not be asked one by one. It knows that of what comes with other
+// pods: they would ask all that wait whenever one comes or goes. The arguments are those of
+// the hints. A pod that was tried meanwhile must not begin to wait before all are asked.
+func (p *Plugin) Futile(logger klog.Logger, old, obj any) bool {
+	if obj == nil {
+		return p.futileEnd(logger, old)
+	}
+	switch o := obj.(type) {
+	case *corev1.PersistentVolumeClaim:
+		return !p.feed.waiting.referTo(o)
+	case *corev1.PersistentVolume:
+		return !isLoose(o)
+	}
+	return false
+}
+
+// futileEnd is Futile of something that is gone.
+func (p *Plugin) futileEnd(logger klog.Logger, gone any) bool {
+	switch o := gone.(type) {
+	case *corev1.Pod:
+		if !mayHold(o) {
+			return true
+		}
+		end := p.feed.foldEndOnce(logger, o)
+		return !end.freed || !p.anyFits(end.node)
+	case *corev1.PersistentVolume:
+		if !claim.IsOurs(o) {
+			return true
+		}
+		node, ref := p.feed.foldVolumeOnce(logger, o), o.Spec.ClaimRef
+		return (ref == nil || !p.feed.waiting.referTo(claimOf(ref))) && !p.anyFits(node)
+	}
+	return false
+}
+
+// anyFits is queueIfFits of all pods that wait, in one go.
+func (p *Plugin) anyFits(nodeName string) bool {
+	node := p.ledger.Snapshot(nodeName).Node
+	if len(node.Disks) == 0 || !p.feed.hasAgent(nodeName) {
+		return false
+	}
+	fit, unclear := p.feed.waiting.anyFits(node)
+	return fit || slices.ContainsFunc(unclear, func(pod *corev1.Pod) bool { return p.fitsNode(pod, node) })
+}
+
+// claimOf is as much of a claim as a reference to it says.
+func claimOf(ref *corev1.ObjectReference) *corev1.PersistentVolumeClaim {
+	return &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name}}
 }

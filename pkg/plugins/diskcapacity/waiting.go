@@ -126,6 +126,34 @@ func (w *waiting) of(uids []string) []*corev1.Pod {
 	return pods
 }
 
+// referTo reports whether one of the pods has a volume of that claim.
+func (w *waiting) referTo(pvc *corev1.PersistentVolumeClaim) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range w.pods {
+		if refersTo(c.pod, pvc) {
+			return true
+		}
+	}
+	return false
+}
+
+// anyFits reports whether one of the pods fits the node, and returns those of which that must
+// be read anew.
+func (w *waiting) anyFits(node *placement.Node) (fit bool, unclear []*corev1.Pod) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := newGrowth(nil, node)
+	for _, c := range w.pods {
+		if c.flawed || c.loose {
+			unclear = append(unclear, c.pod)
+		} else if now.admits(c.requests) {
+			return true, nil
+		}
+	}
+	return false, unclear
+}
+
 // flawed are the pods of which could not be read what they ask for.
 func (w *waiting) flawed() []*corev1.Pod {
 	w.mu.Lock()
