@@ -24,56 +24,64 @@ func TestSchedulerBatches(t *testing.T) {
 		node := newSimNode(t, s.client, fmt.Sprintf("sim-%d", i), 10, diskv1alpha1.DriverName)
 		node.limitCPU(t, "1")
 	}
-	batched := func() float64 {
-		t.Helper()
-		return s.counted(t, "scheduler_batch_attempts_total", map[string]string{"profile": "berth", "result": "hint_used"})
+	if err := s.cluster.KillScheduler(); err != nil {
+		t.Fatal(err)
 	}
-	// It is done only for pods that fill a node, one right after the other.
-	together := func(kind string, pod func(name string) *corev1.Pod) {
-		t.Helper()
-		if err := s.cluster.KillScheduler(); err != nil {
-			t.Fatal(err)
+	defer func() {
+		if err := s.cluster.StartScheduler(t.Context()); err != nil {
+			t.Error(err)
 		}
+	}()
+	config := batchingConfig(t, s.cluster)
+	// It is done only for pods that fill a node, one right after the other.
+	batched := func(kind string, pod func(name string) *corev1.Pod) int {
+		t.Helper()
 		for i := range count {
 			s.create(t, withCPU(pod(fmt.Sprintf("%s-%d", kind, i)), "1"))
 		}
-		if err := s.cluster.StartSchedulerConfigured(t.Context(), "scheduler", batchingConfig(t)); err != nil {
-			t.Fatal(err)
-		}
+		// At this level it says which pods it does that for.
+		scheduler := launch(t, filepath.Join(t.TempDir(), "log"), s.cluster.Program("scheduler"), "--config="+config, "--v=3", "--secure-port=0",
+			"--authentication-kubeconfig="+s.cluster.Kubeconfig(), "--authorization-kubeconfig="+s.cluster.Kubeconfig())
+		defer scheduler.output.Close()
+		defer scheduler.kill()
 		s.waitBound(t, count)
+		return strings.Count(scheduler.log(), "OpportunisticBatch provided node hint")
 	}
-	together("disk", func(name string) *corev1.Pod { return diskPod(name, 1) })
-	if n := batched(); n > 0 {
-		t.Errorf("%v of %d disk pods were put on the node that was next best for another", n, count)
+	if n := batched("disk", func(name string) *corev1.Pod { return diskPod(name, 1) }); n > 0 {
+		t.Errorf("%d of %d disk pods were put on the node that was next best for another", n, count)
 	}
 	places(t, s.bound(t), 1)
 	s.clear(t)
-	together("plain", func(name string) *corev1.Pod { return plainPod(name, "berth") })
-	n := batched()
-	t.Logf("%v of %d pods without disks were placed without trying nodes anew", n, count)
-	if n < count/2 {
-		t.Errorf("%v of %d pods without disks were batched", n, count)
+	if n := batched("plain", func(name string) *corev1.Pod { return plainPod(name, "berth") }); n < count/2 {
+		t.Errorf("%d of %d pods without disks were batched", n, count)
 	}
 }
 
 // batchingConfig is the configuration as it is delivered, without the default spreading of pods:
 // with that, kube-scheduler batches nothing at all.
-func batchingConfig(t *testing.T) string {
+func batchingConfig(t *testing.T, c *cluster.Cluster) string {
 	t.Helper()
 	repository, err := cluster.Repository()
 	if err != nil {
 		t.Fatal(err)
 	}
-	shipped, err := os.ReadFile(filepath.Join(repository, "config/scheduler/kube-scheduler-config-beside.yaml"))
+	text, err := os.ReadFile(filepath.Join(repository, "config/scheduler/kube-scheduler-config-beside.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, after, found := strings.Cut(string(shipped), "  pluginConfig:\n")
-	if !found {
-		t.Fatal("the shipped configuration has no pluginConfig")
+	changed := string(text)
+	for place, more := range map[string]string{
+		"clientConnection:\n": "  kubeconfig: " + c.Kubeconfig() + "\n",
+		"  pluginConfig:\n":   "  - name: PodTopologySpread\n    args: {defaultingType: List}\n",
+		"  leaderElect: ":     "false # ",
+	} {
+		before, after, found := strings.Cut(changed, place)
+		if !found {
+			t.Fatalf("the shipped configuration has no %q", place)
+		}
+		changed = before + place + more + after
 	}
 	path := filepath.Join(t.TempDir(), "config.yaml")
-	changed := before + "  pluginConfig:\n  - name: PodTopologySpread\n    args: {defaultingType: List}\n" + after
 	if err := os.WriteFile(path, []byte(changed), 0o600); err != nil {
 		t.Fatal(err)
 	}
