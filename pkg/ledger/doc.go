@@ -1,6 +1,7 @@
 // Package ledger is the scheduler's memory of disk space: what every node has
 // published, which volumes of pods and claims were placed there that the node has not
-// published yet, and what is free once the one is taken from the other. It owns neither
+// published yet, what is free once the one is taken from the other, and whether the node
+// has an agent to make volumes at all. It owns neither
 // clients nor informers: whoever watches the API folds what it saw into the ledger.
 //
 // # The rule

@@ -2,7 +2,6 @@ package ledger
 
 import (
 	"cmp"
-	"math"
 	"slices"
 
 	"github.com/berthdev/berth/pkg/placement"
@@ -21,8 +20,6 @@ const (
 
 // piece says that a node has at least one free extent, or disk, of this size in bytes.
 type piece struct {
-	class string
-	kind  kind
 	// size is below zero with disks, so that the emptiest is the first.
 	size int64
 	// reach is the largest volume that it could take.
@@ -30,63 +27,82 @@ type piece struct {
 }
 
 func comparePieces(a, b piece) int {
-	switch {
-	case a.class != b.class:
-		return cmp.Compare(a.class, b.class)
-	case a.kind != b.kind:
-		return cmp.Compare(a.kind, b.kind)
-	case a.size != b.size:
+	if a.size != b.size {
 		return cmp.Compare(a.size, b.size)
 	}
 	return cmp.Compare(a.reach, b.reach)
 }
 
-// piecesOf are the snapshot's, sorted, of equals one.
-func piecesOf(s *Snapshot) []piece {
-	count, classes := 0, make([]string, 0, 4)
-	for i := range s.Node.Disks {
-		count += s.Node.Disks[i].Free.Len()
-		if class := s.Node.Disks[i].Class; !slices.Contains(classes, class) {
-			classes = append(classes, class)
+// stock is what a node has free of one class.
+type stock struct {
+	class string
+	// largest free extent, in bytes.
+	largest int64
+	// pieces are sorted, of equals one.
+	pieces [kinds][]piece
+}
+
+// stocksOf are the node's, one for each class of which it has something free.
+func stocksOf(n *placement.Node) []stock {
+	var stocks []stock
+	for i := range n.Disks {
+		// The first disk of a class stands for the others, which come after it.
+		if d := &n.Disks[i]; d.Free.Len() > 0 && find(stocks, d.Class) == nil {
+			stocks = append(stocks, newStock(d.Class, n.Disks[i:]))
 		}
 	}
-	slices.Sort(classes)
-	pieces := make([]piece, 0, count+len(s.Node.Disks))
+	return stocks
+}
+
+// newStock is that of the disks of the class, among others.
+func newStock(class string, of []placement.Disk) stock {
 	// Extents are sorted as bare numbers: this is most of what a change of a node costs.
-	sizes := make([]int64, 0, count)
-	for _, class := range classes {
-		sizes = sizes[:0]
-		for i := range s.Node.Disks {
-			if d := &s.Node.Disks[i]; d.Class == class {
-				for _, e := range d.Free.All() {
-					sizes = append(sizes, e.Len())
-				}
-			}
+	var buffer [64]int64
+	lengths := buffer[:0]
+	emptiest := make([]piece, 0, len(of))
+	for i := range of {
+		d := &of[i]
+		if d.Class != class || d.Free.Len() == 0 {
+			continue
 		}
-		slices.Sort(sizes)
-		for _, size := range slices.Compact(sizes) {
-			pieces = append(pieces, piece{class, extents, size, size})
+		var free, largest int64
+		for _, e := range d.Free.All() {
+			lengths = append(lengths, e.Len())
+			free, largest = free+e.Len(), max(largest, e.Len())
 		}
-		emptiest := len(pieces)
-		for i := range s.Node.Disks {
-			if d := &s.Node.Disks[i]; d.Class == class && d.Free.Len() > 0 {
-				pieces = append(pieces, piece{class, disks, -d.Free.Total(), d.Free.Largest().Len()})
-			}
-		}
-		slices.SortFunc(pieces[emptiest:], comparePieces)
+		emptiest = append(emptiest, piece{-free, largest})
 	}
-	return slices.Compact(pieces)
+	slices.Sort(lengths)
+	lengths = slices.Compact(lengths)
+	slices.SortFunc(emptiest, comparePieces)
+	s := stock{class: class}
+	s.pieces[disks] = slices.Compact(emptiest)
+	s.pieces[extents] = make([]piece, len(lengths))
+	for i, length := range lengths {
+		s.pieces[extents][i], s.largest = piece{length, length}, length
+	}
+	return s
+}
+
+// find is the stock of the class, or nil. A node has a few.
+func find(stocks []stock, class string) *stock {
+	for i := range stocks {
+		if stocks[i].class == class {
+			return &stocks[i]
+		}
+	}
+	return nil
 }
 
 // isFirst reports whether the offer is the node's first of its kind with that reach: a node
 // has many extents and several disks, and counts where it is found first.
-func (n *node) isFirst(class string, kind kind, reach int64, o offer) bool {
-	from := piece{class: class, kind: kind, size: reach}
-	if kind == disks {
-		from.size = math.MinInt64
+func (s *stock) isFirst(kind kind, reach int64, o offer) bool {
+	pieces := s.pieces[kind]
+	if kind == extents {
+		at, _ := slices.BinarySearchFunc(pieces, piece{reach, reach}, comparePieces)
+		pieces = pieces[at:]
 	}
-	at, _ := slices.BinarySearchFunc(n.pieces, from, comparePieces)
-	for _, p := range n.pieces[at:] {
+	for _, p := range pieces {
 		if p.reach >= reach {
 			return p.size == o.size && p.reach == o.reach
 		}
@@ -100,41 +116,57 @@ type index map[string]*catalog
 // catalog is what there is of one class.
 type catalog [kinds]offers
 
-// update replaces what the node offered by what it offers now. Most of it is the same,
-// mostly: a change of a node is one extent less and another instead.
-func (x index) update(n *node, pieces []piece) {
-	before := n.pieces
-	n.pieces = pieces
-	for len(before) > 0 || len(pieces) > 0 {
-		var order int
-		switch {
-		case len(before) == 0:
-			order = 1
-		case len(pieces) == 0:
-			order = -1
-		default:
-			order = comparePieces(before[0], pieces[0])
+// update replaces what the node offered by what it offers now.
+func (x index) update(n *node, before, after []stock) {
+	for i := range before {
+		class := before[i].class
+		if s := find(after, class); s != nil {
+			x[class].update(n, &before[i], s)
+			continue
 		}
-		if order < 0 {
-			p := before[0]
-			of := x[p.class]
-			of[p.kind].remove(offer{p.size, p.reach, n})
-			if len(of[extents].runs) == 0 && len(of[disks].runs) == 0 {
-				delete(x, p.class)
+		if x[class].update(n, &before[i], &stock{}); len(x[class][extents].runs) == 0 {
+			delete(x, class)
+		}
+	}
+	for i := range after {
+		class := after[i].class
+		if find(before, class) != nil {
+			continue
+		}
+		if x[class] == nil {
+			x[class] = &catalog{}
+		}
+		x[class].update(n, &stock{}, &after[i])
+	}
+}
+
+// update: most of it is the same, mostly. A change of a node is one extent less and another
+// instead.
+func (c *catalog) update(n *node, before, after *stock) {
+	for kind := range c {
+		was, is := before.pieces[kind], after.pieces[kind]
+		for len(was) > 0 || len(is) > 0 {
+			var order int
+			switch {
+			case len(was) == 0:
+				order = 1
+			case len(is) == 0:
+				order = -1
+			default:
+				order = comparePieces(was[0], is[0])
 			}
-		}
-		if order > 0 {
-			p := pieces[0]
-			if x[p.class] == nil {
-				x[p.class] = &catalog{}
+			if order < 0 {
+				c[kind].remove(offer{was[0].size, was[0].reach, n})
 			}
-			x[p.class][p.kind].insert(offer{p.size, p.reach, n})
-		}
-		if order <= 0 {
-			before = before[1:]
-		}
-		if order >= 0 {
-			pieces = pieces[1:]
+			if order > 0 {
+				c[kind].insert(offer{is[0].size, is[0].reach, n})
+			}
+			if order <= 0 {
+				was = was[1:]
+			}
+			if order >= 0 {
+				is = is[1:]
+			}
 		}
 	}
 }
@@ -149,7 +181,7 @@ func (x index) update(n *node, pieces []piece) {
 // node that the policy would choose of all.
 //
 // It is as consistent as any reader: the node may have changed when the caller looks.
-func (l *Ledger) Best(requests []placement.Request, k int, accept func(nodeName string) bool) []string {
+func (l *Ledger) Best(requests []placement.Request, k int, accept func(nodeName string, s *Snapshot) bool) []string {
 	if len(requests) == 0 || k <= 0 {
 		return nil
 	}
@@ -162,13 +194,8 @@ func (l *Ledger) Best(requests []placement.Request, k int, accept func(nodeName 
 	}
 	names := make([]string, 0, min(k, 64))
 	for n := range of.best(leading) {
-		if len(requests) > 1 {
-			// A single one fits by its extent.
-			if _, err := n.snapshot.Load().Fit(requests); err != nil {
-				continue
-			}
-		}
-		if !accept(n.name) {
+		s := n.snapshot.Load()
+		if !s.Fits(requests) || !accept(n.name, s) {
 			continue
 		}
 		if names = append(names, n.name); len(names) == k {

@@ -99,7 +99,7 @@ func TestBest(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got := l.Best(test.requests, test.k, func(name string) bool { return name != test.refused })
+			got := l.Best(test.requests, test.k, func(name string, _ *Snapshot) bool { return name != test.refused })
 			if strings.Join(got, " ") != test.want {
 				t.Errorf("got %v, want %s", got, test.want)
 			}
@@ -115,7 +115,7 @@ func TestEqualsAreMixed(t *testing.T) {
 		l.SetCapacity(name, disksOf(name, "ssd 10", uint64(i+1)))
 	}
 	inZone := map[byte]int{}
-	for _, name := range l.Best(one(1), 90, func(string) bool { return true }) {
+	for _, name := range l.Best(one(1), 90, func(string, *Snapshot) bool { return true }) {
 		inZone[name[len("zone-")]]++
 	}
 	for zone := byte('a'); zone <= 'c'; zone++ {
@@ -183,7 +183,9 @@ func TestBestModel(t *testing.T) {
 		node := func() string { return fmt.Sprint("n", rng.IntN(60)) }
 		for step := range 400 {
 			uid := fmt.Sprint("u", rng.IntN(80))
-			switch rng.IntN(8) {
+			switch rng.IntN(9) {
+			case 8:
+				l.SetAgent(node(), rng.IntN(2) == 0)
 			case 0, 1, 2:
 				name, disks := node(), []string{}
 				for range 1 + rng.IntN(3) {
@@ -216,7 +218,7 @@ func TestBestModel(t *testing.T) {
 				}
 			}
 			k := 1 + rng.IntN(20)
-			have, want := l.Best(requests, k, func(string) bool { return true }), l.best(requests, k)
+			have, want := l.Best(requests, k, func(string, *Snapshot) bool { return true }), l.best(requests, k)
 			if !slices.Equal(have, want) {
 				t.Fatalf("seed %d, step %d: %v: have %v, want %v", seed, step, requests, have, want)
 			}
@@ -261,7 +263,7 @@ func TestTheOneBest(t *testing.T) {
 			r.Policy = placement.Spread
 		}
 		requests := []placement.Request{r}
-		names := l.Best(requests, 50, func(string) bool { return true })
+		names := l.Best(requests, 50, func(string, *Snapshot) bool { return true })
 		if len(names) != 50 {
 			t.Fatalf("%v: %d nodes", r, len(names))
 		}
@@ -333,7 +335,7 @@ func BenchmarkBest(b *testing.B) {
 		name := fmt.Sprintf("node-%04d", i)
 		l.SetCapacity(name, disksOf(name, fmt.Sprintf("ssd %d 20 30, ssd 40 %d, hdd 50", 1+i%100, 1+i%77), uint64(i+1)))
 	}
-	all := func(string) bool { return true }
+	all := func(string, *Snapshot) bool { return true }
 	query := func(name string, r placement.Request) {
 		b.Run(name, func(b *testing.B) {
 			requests := []placement.Request{r}

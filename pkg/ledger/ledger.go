@@ -61,7 +61,7 @@ func (e *Elsewhere) Error() string {
 //  1. A holder has records on one node at most, apart from those in doubt.
 //  2. Every node's snapshot is what its last capacity and its records give.
 //  3. The revision of a node never falls.
-//  4. A node of which nothing is published or recorded is not kept.
+//  4. A node of which nothing is published or recorded, without an agent, is not kept.
 //  5. The index has the free extents and disks of every node's snapshot, and nothing else.
 //  6. Every partition that is recorded or published is found by Where.
 type Ledger struct {
@@ -156,6 +156,21 @@ func (l *Ledger) DeleteCapacity(name string, revision uint64) {
 	n.revision = revision
 	l.refresh(n)
 	l.tidy(name, n)
+}
+
+// SetAgent folds in whether an agent is registered with the node's kubelet, without which no
+// volume would be mounted there. It reports whether that was news.
+func (l *Ledger) SetAgent(name string, registered bool) (news bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.Snapshot(name).Registered == registered {
+		return false
+	}
+	n := l.node(name)
+	n.registered = registered
+	l.refresh(n)
+	l.tidy(name, n)
+	return true
 }
 
 // SetPod folds in that a pod is bound to a node with these records; none if its record

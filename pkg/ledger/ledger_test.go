@@ -3,7 +3,9 @@ package ledger
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -494,6 +496,100 @@ func TestNodesThatAreGone(t *testing.T) {
 	}
 	if !l.SetCapacity("node-7", ten(20_000)) || !l.Snapshot("node-7").Published {
 		t.Error("a new one was not")
+	}
+}
+
+// TestAgent: the registration of an agent is apart from what its node publishes, and a node with
+// neither is forgotten.
+func TestAgent(t *testing.T) {
+	l := New()
+	want := func(when string, registered, published bool) {
+		t.Helper()
+		if s := l.Snapshot(nodeName); s.Registered != registered || s.Published != published {
+			t.Errorf("%s: registered is %v, published is %v", when, s.Registered, s.Published)
+		}
+		if err := l.Validate(); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	set := func(registered, news bool) {
+		t.Helper()
+		if have := l.SetAgent(nodeName, registered); have != news {
+			t.Errorf("news is %v, want %v", have, news)
+		}
+	}
+	set(false, false)
+	want("nothing is known", false, false)
+	set(true, true)
+	set(true, false)
+	want("only the agent", true, false)
+	l.SetCapacity(nodeName, ten(1))
+	l.mustReserve(t, "u", 3)
+	want("a node with a volume", true, true)
+	l.wantFree(t, "with an agent", 7)
+	l.Forget("u")
+	l.DeleteCapacity(nodeName, 2)
+	want("published no more", true, false)
+	if l.SetCapacity(nodeName, ten(1)) {
+		t.Error("an old capacity was taken for news")
+	}
+	set(false, true)
+	want("gone", false, false)
+	if _, kept := l.nodes.Load(nodeName); kept {
+		t.Error("kept for nothing")
+	}
+	l.SetCapacity(nodeName, ten(3))
+	want("made anew", false, true)
+	set(true, true)
+	want("made anew, with its agent", true, true)
+	l.wantFree(t, "made anew", 10)
+}
+
+// TestCheck: it says what a plan says, and so does Fits.
+func TestCheck(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 4))
+	glances, fitting := 0, 0
+	for range 20_000 {
+		var disks []string
+		for range rng.IntN(4) {
+			disk := []string{[]string{"ssd", "hdd"}[rng.IntN(2)]}
+			for range rng.IntN(5) {
+				disk = append(disk, strconv.Itoa(1+rng.IntN(20)))
+			}
+			disks = append(disks, strings.Join(disk, " "))
+		}
+		l := New()
+		if len(disks) > 0 {
+			l.SetCapacity(nodeName, disksOf(nodeName, strings.Join(disks, ", "), 1))
+		}
+		count, sizes := 1+rng.IntN(4), 12
+		if rng.IntN(10) == 0 {
+			count, sizes = 1+rng.IntN(24), 3 // more than are searched for
+		}
+		requests := make([]placement.Request, count)
+		for i := range requests {
+			requests[i] = placement.Request{Class: []string{"ssd", "hdd"}[rng.IntN(8)/7], Size: int64(rng.IntN(sizes)) * gib, Apart: rng.IntN(5) == 0, Policy: placement.Policy(rng.IntN(2))}
+			if rng.IntN(50) > 0 {
+				requests[i].Size += gib
+			}
+		}
+		s := l.Snapshot(nodeName)
+		_, want := Fit(s.Node, requests)
+		if have := s.Check(requests); fmt.Sprint(have) != fmt.Sprint(want) {
+			t.Fatalf("%v on %v: have %v, want %v", requests, disks, have, want)
+		}
+		if have := s.Fits(requests); have != (want == nil) {
+			t.Fatalf("%v on %v: fits is %v, want %v", requests, disks, have, want)
+		}
+		if _, sure := s.glance(requests); sure {
+			glances++
+		}
+		if want == nil {
+			fitting++
+		}
+	}
+	if glances < 10_000 || fitting < 5000 {
+		t.Errorf("%d of 20,000 were decided at a glance, %d fit: the test tells little", glances, fitting)
 	}
 }
 

@@ -17,11 +17,11 @@ type node struct {
 
 	// Below, guarded by the ledger's mutex.
 
-	// pieces are those of the snapshot, as the index has them.
-	pieces    []piece
 	published *published
-	revision  uint64
-	holders   map[string]*holder
+	// registered is true while an agent is.
+	registered bool
+	revision   uint64
+	holders    map[string]*holder
 	// doubts are records of tries whose outcome is not known, by pod.
 	doubts map[string][]Record
 }
@@ -63,9 +63,14 @@ func (l *Ledger) revision(name string) uint64 {
 	return l.forgotten
 }
 
+// idle reports whether there is nothing to know about the node.
+func (n *node) idle() bool {
+	return n.published == nil && !n.registered && len(n.holders) == 0 && len(n.doubts) == 0
+}
+
 // tidy forgets a node about which there is nothing to know. The lock is held.
 func (l *Ledger) tidy(name string, n *node) {
-	if n.published == nil && len(n.holders) == 0 && len(n.doubts) == 0 {
+	if n.idle() {
 		l.forgotten = max(l.forgotten, n.revision)
 		l.nodes.Delete(name)
 	}
@@ -130,8 +135,12 @@ func (l *Ledger) refresh(n *node) { l.store(n, n.compute()) }
 
 // store is the only place where a snapshot changes. The lock is held.
 func (l *Ledger) store(n *node, s *Snapshot) {
-	n.snapshot.Store(s)
-	l.index.update(n, piecesOf(s))
+	s.Registered, s.stocks = n.registered, stocksOf(s.Node)
+	var before []stock
+	if last := n.snapshot.Swap(s); last != nil {
+		before = last.stocks
+	}
+	l.index.update(n, before, s.stocks)
 }
 
 func (n *node) compute() *Snapshot {

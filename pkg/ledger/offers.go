@@ -107,7 +107,7 @@ func (c *catalog) best(r *placement.Request) iter.Seq[*node] {
 	}
 	return func(yield func(*node) bool) {
 		for o := range c[of].from(from, r.Size) {
-			if o.node.isFirst(r.Class, of, r.Size, o) && !yield(o.node) {
+			if find(o.node.snapshot.Load().stocks, r.Class).isFirst(of, r.Size, o) && !yield(o.node) {
 				return
 			}
 		}

@@ -15,9 +15,13 @@ type Snapshot struct {
 	Revision uint64
 	// Published is false when the node has not published a capacity, or no longer does.
 	Published bool
+	// Registered is true when an agent is registered with the node's kubelet.
+	Registered bool
 	// Problem says why a published capacity is not believed; empty when it is.
 	Problem string
 
+	// stocks are of what is free, as the index has them.
+	stocks    []stock
 	published *published
 	// pending are the records, as far as the node has not published them, sorted by disk.
 	pending []Record
@@ -28,6 +32,52 @@ type Snapshot struct {
 type refused struct {
 	request placement.Request
 	err     error
+}
+
+// Fits reports whether the node has room for all of the requests together.
+func (s *Snapshot) Fits(requests []placement.Request) bool {
+	fits, sure := s.glance(requests)
+	if !sure {
+		_, err := placement.Plan(nil, s.Node, requests)
+		return err == nil
+	}
+	return fits
+}
+
+// Check is Fit for who does not ask for the merit: mostly nothing is planned.
+func (s *Snapshot) Check(requests []placement.Request) error {
+	if fits, sure := s.glance(requests); fits && sure {
+		return nil
+	}
+	_, err := s.Fit(requests)
+	return err
+}
+
+// glance compares the requests with the largest extents alone. It is sure when one of them is
+// too large, or when each class has an extent for all together: then there is always one for the
+// next, wherever the policies have the others. A single request is one or the other.
+func (s *Snapshot) glance(requests []placement.Request) (fits, sure bool) {
+	var total int64
+	aparts := 0
+	for i := range requests {
+		if requests[i].Size <= 0 {
+			// Placement has the words for it.
+			return false, false
+		}
+		total = addCapped(total, requests[i].Size)
+		if requests[i].Apart {
+			aparts++
+		}
+	}
+	sure = aparts < 2
+	for i := range requests {
+		of := find(s.stocks, requests[i].Class)
+		if of == nil || of.largest < requests[i].Size {
+			return false, true
+		}
+		sure = sure && total <= of.largest
+	}
+	return true, sure
 }
 
 // Fit returns the merit of placing the requests on the node, or placement's error. The

@@ -27,7 +27,7 @@ func (l *Ledger) Validate() error {
 				return false
 			}
 		}
-		if n.published == nil && len(n.holders) == 0 && len(n.doubts) == 0 {
+		if n.idle() {
 			err = fmt.Errorf("node %s is kept for nothing", name)
 			return false
 		}
@@ -57,6 +57,9 @@ func (l *Ledger) Validate() error {
 
 func (n *node) validate(name string) error {
 	have, want := n.snapshot.Load(), n.compute()
+	if have.Registered != n.registered {
+		return fmt.Errorf("node %s: the snapshot does not say whether an agent is registered", name)
+	}
 	if have.Revision != want.Revision || have.Published != want.Published || have.Problem != want.Problem {
 		return fmt.Errorf("node %s: the snapshot is of another capacity", name)
 	}
@@ -141,11 +144,15 @@ func (l *Ledger) validateIndex() error {
 	want := map[string]*[kinds]map[offer]struct{}{}
 	l.nodes.Range(func(_, value any) bool {
 		n := value.(*node)
-		for _, p := range piecesOf(n.snapshot.Load()) {
-			if want[p.class] == nil {
-				want[p.class] = &[kinds]map[offer]struct{}{{}, {}}
+		for _, s := range stocksOf(n.snapshot.Load().Node) {
+			if want[s.class] == nil {
+				want[s.class] = &[kinds]map[offer]struct{}{{}, {}}
 			}
-			want[p.class][p.kind][offer{p.size, p.reach, n}] = struct{}{}
+			for kind, pieces := range s.pieces {
+				for _, p := range pieces {
+					want[s.class][kind][offer{p.size, p.reach, n}] = struct{}{}
+				}
+			}
 		}
 		return true
 	})

@@ -42,8 +42,8 @@ type feed struct {
 	// folding makes reading an object from an informer's store and folding it in one step.
 	folding sync.Mutex
 
-	podsSynced, volumesSynced func() bool
-	capacities                *capacityStore
+	podsSynced, volumesSynced, agentsSynced func() bool
+	capacities                              *capacityStore
 	// synced is set once all of the above were, and stays.
 	synced atomic.Bool
 	// late is set once waiting for them has been in vain.
@@ -116,6 +116,9 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 	f.capacities.learn = func(nodeName string) { f.learnNode(logger, nodeName) }
 	f.capacities.listen(func(nodeName string) { f.lag.heard(nodeName, time.Now()) })
 	if err := f.followVolumes(logger, factory.Core().V1().PersistentVolumes().Informer()); err != nil {
+		return nil, err
+	}
+	if err := f.followAgents(logger, factory.Storage().V1().CSINodes().Informer()); err != nil {
 		return nil, err
 	}
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -239,7 +242,7 @@ func (f *feed) storedPod(event *corev1.Pod) *corev1.Pod {
 }
 
 func (f *feed) hasSynced() bool {
-	return f.podsSynced() && f.volumesSynced() && f.capacities.hasSynced() && f.classes.hasSynced()
+	return f.podsSynced() && f.volumesSynced() && f.agentsSynced() && f.capacities.hasSynced() && f.classes.hasSynced()
 }
 
 // wait returns when everything that existed when the scheduler started has been folded

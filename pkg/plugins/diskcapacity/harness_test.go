@@ -75,7 +75,7 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 		t.Fatal(err)
 	}
 	feed.podsSynced = func() bool { return true }
-	feed.volumesSynced = feed.podsSynced
+	feed.volumesSynced, feed.agentsSynced = feed.podsSynced, feed.podsSynced
 	feed.activate = b.activated.Activate
 	feed.later = func(_ time.Duration, do func()) { b.later = append(b.later, do) }
 	args, err := argsFrom(nil)
@@ -94,7 +94,6 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 		if err := b.factory.Core().V1().Nodes().Informer().GetIndexer().Add(node); err != nil {
 			t.Fatal(err)
 		}
-		b.agent(t, name, diskv1alpha1.DriverName)
 	}
 	snapshot := cache.NewSnapshot(nil, nodes)
 	b.framework, err = tf.NewFramework(ctx, []tf.RegisterPluginFunc{
@@ -106,6 +105,9 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 		frameworkruntime.WithEventRecorder(b.recorder))
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, name := range nodeNames {
+		b.agent(t, name, diskv1alpha1.DriverName)
 	}
 	b.nodes, err = snapshot.NodeInfos().List()
 	if err != nil {
@@ -120,6 +122,13 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 
 func (b *bench) agent(t testing.TB, node string, drivers ...string) {
 	t.Helper()
+	b.plugin.feed.foldCSINode(klog.Background(), b.csiNode(t, node, drivers...))
+}
+
+// csiNode is put where the scheduler's informer would have it, and our handler has not heard of
+// it yet.
+func (b *bench) csiNode(t testing.TB, node string, drivers ...string) *storagev1.CSINode {
+	t.Helper()
 	csiNode := &storagev1.CSINode{ObjectMeta: metav1.ObjectMeta{Name: node}}
 	for _, d := range drivers {
 		csiNode.Spec.Drivers = append(csiNode.Spec.Drivers, storagev1.CSINodeDriver{Name: d, NodeID: node})
@@ -127,6 +136,7 @@ func (b *bench) agent(t testing.TB, node string, drivers ...string) {
 	if err := b.factory.Storage().V1().CSINodes().Informer().GetIndexer().Add(csiNode); err != nil {
 		t.Fatal(err)
 	}
+	return csiNode
 }
 
 // publish gives a node one ssd disk with so many GiB free behind so many allocated ones.

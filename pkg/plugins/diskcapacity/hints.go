@@ -80,7 +80,8 @@ func (f *feed) foldEndOnce(logger klog.Logger, deleted *corev1.Pod) *end {
 	return e
 }
 
-// afterCSINode: what matters is that our driver was not there before.
+// afterCSINode: what matters is that our driver was not there before. It is folded in for the
+// first of the pods that are asked about.
 func (p *Plugin) afterCSINode(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.QueueingHint, error) {
 	csiNode, ok := obj.(*storagev1.CSINode)
 	if !ok {
@@ -88,6 +89,9 @@ func (p *Plugin) afterCSINode(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk
 	}
 	if before, ok := old.(*storagev1.CSINode); ok && hasDriver(before) {
 		return fwk.QueueSkip, nil
+	}
+	if !p.feed.hasAgent(csiNode.Name) {
+		p.feed.foldAgent(csiNode.Name)
 	}
 	return p.queueIfFits(pod, csiNode.Name), nil
 }

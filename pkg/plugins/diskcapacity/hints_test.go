@@ -6,6 +6,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
 	st "k8s.io/kubernetes/pkg/scheduler/testing"
@@ -88,6 +89,50 @@ func TestHintForDeletedPods(t *testing.T) {
 	b.plugin.feed.foldPod(klog.Background(), bound)
 	if _, statuses := b.filter(t, pod); !statuses["n1"].IsSuccess() {
 		t.Errorf("a late event brought the record back: %v", statuses["n1"])
+	}
+}
+
+// TestHintForAgent: the pod that is woken by the hint finds the agent, though our own handler has not
+// heard of it; nor does a late event of what was before take it back.
+func TestHintForAgent(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.publish(t, "n1", 10)
+	b.agent(t, "n1")
+	pod := podOf("a", 6)
+	b.refuse(t, pod)
+	before := b.csiNode(t, "n1")
+	if hint := b.hint(t, fwk.CSINode, fwk.Update, pod, before, before); hint != fwk.QueueSkip {
+		t.Error("woken without an agent")
+	}
+	after := b.csiNode(t, "n1", diskv1alpha1.DriverName)
+	if hint := b.hint(t, fwk.CSINode, fwk.Update, pod, before, after); hint != fwk.Queue {
+		t.Error("not woken by an agent that registered")
+	}
+	b.plugin.feed.foldCSINode(klog.Background(), before)
+	if _, statuses := b.filter(t, pod); !statuses["n1"].IsSuccess() {
+		t.Errorf("the agent is not known: %v", statuses["n1"])
+	}
+}
+
+// TestAgentAfterPod: the scheduler has handled the event before the pod came, and our own handler
+// after it was tried.
+func TestAgentAfterPod(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.publish(t, "n1", 10)
+	b.agent(t, "n1")
+	after := b.csiNode(t, "n1", diskv1alpha1.DriverName)
+	pod := podOf("a", 6)
+	b.refuse(t, pod)
+	b.plugin.feed.foldCSINode(klog.Background(), after)
+	if !b.woken(pod) {
+		t.Error("not woken")
+	}
+	if err := b.factory.Storage().V1().CSINodes().Informer().GetIndexer().Delete(after); err != nil {
+		t.Fatal(err)
+	}
+	b.plugin.feed.foldCSINode(klog.Background(), cache.DeletedFinalStateUnknown{Key: "n1", Obj: after})
+	if _, statuses := b.filter(t, pod); statuses["n1"].IsSuccess() {
+		t.Error("fits a node without a CSINode")
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
+
+	"github.com/berthdev/berth/pkg/ledger"
 )
 
 const (
@@ -36,9 +38,9 @@ func (p *Plugin) narrow(pod *corev1.Pod, s *state, nodes int) *fwk.PreFilterResu
 	if nodes <= narrowFrom || len(s.gone) > 0 || choosy(pod) || s.tied() || p.feed.narrowing.mustBeWide(pod.UID, time.Now()) {
 		return nil
 	}
-	names := p.ledger.Best(s.requests, narrowTo, func(name string) bool {
+	names := p.ledger.Best(s.requests, narrowTo, func(name string, snapshot *ledger.Snapshot) bool {
 		_, refused := s.refused[name]
-		return !refused && p.feed.hasAgent(name) && (len(s.claims) == 0 || p.takesClaims(name))
+		return !refused && snapshot.Registered && (len(s.claims) == 0 || p.takesClaims(name))
 	})
 	if len(names) == 0 {
 		// It needs the reasons of all nodes, or preemption.

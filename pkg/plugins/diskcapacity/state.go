@@ -91,15 +91,32 @@ func Decides(cycle fwk.CycleState) bool {
 
 // fit returns the merit of the pod's volumes on the node, or why they do not fit.
 func (s *state) fit(node *corev1.Node, snapshot *ledger.Snapshot) (int64, error) {
-	requests := s.requests
-	if len(s.loose) > 0 {
-		requests = requestsOf(s.volumesOn(node))
-	}
-	if len(s.gone) == 0 && len(s.nominated) == 0 {
+	requests := s.requestsOn(node)
+	if s.asItIs() {
 		return snapshot.Fit(requests)
 	}
 	return ledger.Fit(s.view(node.Name, snapshot), requests)
 }
+
+// check returns why the pod's volumes do not fit on the node; nil if they do.
+func (s *state) check(node *corev1.Node, snapshot *ledger.Snapshot) error {
+	if s.asItIs() {
+		return snapshot.Check(s.requestsOn(node))
+	}
+	_, err := s.fit(node, snapshot)
+	return err
+}
+
+// requestsOn are those of the volumes that are to be placed if the pod goes to the node.
+func (s *state) requestsOn(node *corev1.Node) []placement.Request {
+	if len(s.loose) > 0 {
+		return requestsOf(s.volumesOn(node))
+	}
+	return s.requests
+}
+
+// asItIs reports whether nodes are to be taken as the ledger has them, see view.
+func (s *state) asItIs() bool { return len(s.gone) == 0 && len(s.nominated) == 0 }
 
 // view is the node as this pod may use it.
 func (s *state) view(name string, snapshot *ledger.Snapshot) *placement.Node {

@@ -6,13 +6,14 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestNoWakeUpIsLost lets a node publish and its pods come and go, and hands the events to
+// TestNoWakeUpIsLost lets a node publish and its pods and its agent come and go, and hands the events to
 // our own watch and to the queueing hints at different times, each in its order. A pod
 // that was rejected must not be left pending when it fits.
 func TestNoWakeUpIsLost(t *testing.T) {
@@ -35,20 +36,22 @@ type wakeWorld struct {
 	seed  uint64
 	over  bool
 
-	pod  *corev1.Pod // pending
-	pods []*corev1.Pod
-	next int
+	csiNode *storagev1.CSINode
+	pod     *corev1.Pod // pending
+	pods    []*corev1.Pod
+	next    int
 	// events that our own watch and the hints have still to hear of.
 	watch, hints   []func()
 	woken, skipped int
 }
 
 func (w *wakeWorld) run() {
+	w.csiNode = w.bench.csiNode(w.t, "n1", diskv1alpha1.DriverName)
 	w.await(podOf(fmt.Sprint("pending-", w.seed), 4))
 	w.publish()
 	w.deliver()
 	for range 40 {
-		switch w.rng.IntN(7) {
+		switch w.rng.IntN(8) {
 		case 0, 1:
 			w.publish()
 		case 2:
@@ -59,7 +62,12 @@ func (w *wakeWorld) run() {
 			w.hear(&w.watch)
 		case 5:
 			w.hear(&w.hints)
+		case 7:
+			w.register()
 		}
+	}
+	if len(w.csiNode.Spec.Drivers) == 0 {
+		w.register()
 	}
 	w.deliver()
 	if w.try() {
@@ -204,6 +212,18 @@ func (w *wakeWorld) bind() {
 	}
 	w.pods = append(w.pods, pod)
 	w.watch = append(w.watch, func() { w.bench.plugin.feed.foldPod(klog.Background(), pod) })
+}
+
+// register lets the agent come, or go.
+func (w *wakeWorld) register() {
+	var drivers []string
+	if len(w.csiNode.Spec.Drivers) == 0 {
+		drivers = append(drivers, diskv1alpha1.DriverName)
+	}
+	before, after := w.csiNode, w.bench.csiNode(w.t, "n1", drivers...)
+	w.csiNode = after
+	w.watch = append(w.watch, func() { w.bench.plugin.feed.foldCSINode(klog.Background(), after) })
+	w.hints = append(w.hints, func() { w.answer(w.bench.plugin.afterCSINode(klog.Background(), w.pod, before, after)) })
 }
 
 func (w *wakeWorld) remove() {

@@ -1,0 +1,59 @@
+package diskcapacity
+
+import (
+	"fmt"
+
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// followAgents folds into the ledger where an agent is registered: what the kubelet says in the
+// node's CSINode. Filter would otherwise look up each node twice.
+func (f *feed) followAgents(logger klog.Logger, informer cache.SharedIndexInformer) error {
+	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(obj any) { f.foldCSINode(logger, obj) },
+		UpdateFunc: func(_, obj any) { f.foldCSINode(logger, obj) },
+		DeleteFunc: func(obj any) { f.foldCSINode(logger, obj) },
+	})
+	if err != nil {
+		return fmt.Errorf("following CSINodes: %w", err)
+	}
+	f.agentsSynced = registration.HasSynced
+	return nil
+}
+
+// foldCSINode folds in an event. An agent that has come makes its node's room available: the
+// pods that fit are woken from here, too, for the reason that foldEnd tells.
+func (f *feed) foldCSINode(logger klog.Logger, obj any) {
+	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = gone.Obj
+	}
+	if csiNode, ok := obj.(*storagev1.CSINode); ok && f.foldAgent(csiNode.Name) && f.hasAgent(csiNode.Name) {
+		f.made(logger, csiNode.Name, nil)
+	}
+}
+
+// foldAgent folds in whether an agent is registered on the node now, for the reason that foldPod
+// tells. It reports whether that was news.
+func (f *feed) foldAgent(nodeName string) (news bool) {
+	f.folding.Lock()
+	defer f.folding.Unlock()
+	csiNode, err := f.csiNodes.Get(nodeName)
+	return f.ledger.SetAgent(nodeName, err == nil && hasDriver(csiNode))
+}
+
+// hasAgent reports whether the kubelet of the node knows our driver. Without it the
+// pod's volumes would never be mounted, however much space is published.
+func (f *feed) hasAgent(nodeName string) bool { return f.ledger.Snapshot(nodeName).Registered }
+
+func hasDriver(csiNode *storagev1.CSINode) bool {
+	for i := range csiNode.Spec.Drivers {
+		if csiNode.Spec.Drivers[i].Name == diskv1alpha1.DriverName {
+			return true
+		}
+	}
+	return false
+}
