@@ -20,6 +20,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 	"github.com/berthdev/berth/test/cluster"
 )
 
@@ -279,6 +280,8 @@ func wakesAmongTenThousand(t *testing.T, s *schedulers) {
 	t.Logf("%d plain and %d disk pods: %.0f pods/s with nobody waiting, %.0f pods/s with %d: %.2f",
 		throughputPods/2, throughputPods/2, alone, crowded, count, crowded/alone)
 
+	s.asksNobody(t, "crowded", throughputPods)
+
 	// Room for one of a thousand that want the same.
 	before := s.attempts(t)
 	late.take(taken - 500)
@@ -297,6 +300,27 @@ func wakesAmongTenThousand(t *testing.T, s *schedulers) {
 	t.Logf("of 1000 that want the same room, %d were tried until one had it, after %s", tried, time.Since(start).Round(time.Millisecond))
 	if tried > 100 {
 		t.Errorf("%d pods were tried for room that one takes", tried)
+	}
+}
+
+// asksNobody deletes the pods of a rate, half of them with volumes, and holds that none of those
+// who wait is asked whether that helps. Hints are counted up to a second later, and of many only
+// a thousand a second.
+func (s *schedulers) asksNobody(t *testing.T, name string, count int) {
+	t.Helper()
+	asked := func() float64 {
+		return s.counted(t, "scheduler_queueing_hint_execution_duration_seconds", map[string]string{"plugin": diskcapacity.Name})
+	}
+	before := asked()
+	s.parallel(t, count, func(ctx context.Context, i int) error {
+		return s.client.Delete(ctx, plainPod(fmt.Sprintf("%s-%d", name, i), ""), client.GracePeriodSeconds(0))
+	})
+	// It is bound when all that came before it has been handled.
+	marker := plainPod("after-"+name, "berth")
+	s.create(t, marker)
+	s.waitNode(t, marker)
+	if asked := asked() - before; asked > 0 {
+		t.Errorf("pods that wait were asked %.0f times when others ended that do not help them", asked)
 	}
 }
 
