@@ -138,7 +138,7 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 				}
 			}
 			if c.options.Provisioners {
-				if err := c.startProvisioner(ctx, n); err != nil {
+				if err := c.StartProvisioner(ctx, n.Name); err != nil {
 					return err
 				}
 			}

@@ -14,9 +14,14 @@ const provisionerManifests = "test/cluster/sidecar/rbac.yaml"
 // provisionerPort is where each says that it is up. Nodes have network namespaces of their own.
 const provisionerPort = "9811"
 
-// startProvisioner runs the external-provisioner on a node as a sidecar of the agent's pod
-// would be run: on the agent's socket, and with the token of its service account.
-func (c *Cluster) startProvisioner(ctx context.Context, n *Node) error {
+// StartProvisioner runs the external-provisioner on a node as a sidecar of the agent's pod
+// would be run: on the agent's socket, and with the token of its service account. It ends by
+// itself when the agent does; then a kubelet would start it again.
+func (c *Cluster) StartProvisioner(ctx context.Context, node string) error {
+	n, err := c.Node(node)
+	if err != nil {
+		return err
+	}
 	kubeconfig := filepath.Join(n.dir, "provisioner.kubeconfig")
 	if err := c.accountKubeconfig(ctx, kubeconfig, "berth-nodeagent", n.Name); err != nil {
 		return err

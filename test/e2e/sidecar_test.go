@@ -35,6 +35,7 @@ func TestSidecar(t *testing.T) {
 	e.capacitiesAre(ssd)
 	e.noRoomFor("2000Mi")
 	raw := onePodOnly(e)
+	crash(e, p.node)
 
 	e.unmake(pvc)
 	e.wiped(pv, p, mark)
@@ -46,12 +47,26 @@ func TestSidecar(t *testing.T) {
 	e.wiped(pv, p, mark)
 }
 
+// crash kills an agent. Its provisioner ends with it, as its authors want it, and both are
+// started again.
+func crash(e *tenant, node string) {
+	e.t.Helper()
+	if err := e.cluster.KillAgent(node); err != nil {
+		e.t.Fatal(err)
+	}
+	if err := e.cluster.StartAgent(e.t.Context(), node); err != nil {
+		e.t.Fatal(err)
+	}
+	e.eventually("the provisioner runs again", func(ctx context.Context) error { return e.cluster.StartProvisioner(ctx, node) })
+}
+
 // startWithProvisioners starts a cluster whose second node has the larger disk.
 func startWithProvisioners(t *testing.T) *cluster.Cluster {
 	t.Helper()
 	c, err := cluster.Start(t.Context(), cluster.Options{
 		Name: "e2e-sidecar", Log: os.Stderr, Kubelets: true, StockScheduler: true, Agents: true, Provisioners: true,
-		Nodes: []cluster.NodeOptions{{Disks: []cluster.DiskOptions{{Size: gib}}}, {Disks: []cluster.DiskOptions{{Size: 2 * gib}}}},
+		Nodes:     []cluster.NodeOptions{{Disks: []cluster.DiskOptions{{Size: gib}}}, {Disks: []cluster.DiskOptions{{Size: 2 * gib}}}},
+		AgentArgs: []string{"--orphan-grace=1s"},
 		ProvisionerArgs: []string{
 			"--node-deployment", "--strict-topology", "--immediate-topology=false", "--extra-create-metadata",
 			// No pod owns them here, and nobody waits a minute for what other claims have changed.
@@ -147,7 +162,8 @@ func (e *tenant) findProvisioned(pod *corev1.Pod, pv *corev1.PersistentVolume) p
 	if said.Disk != p.disk.ID || said.Extent != p.allocation.Extent || size.Value() != p.allocation.Length {
 		e.t.Errorf("PersistentVolume %s says %s at %+v, the node published %+v of disk %s", pv.Name, size.String(), said, p.allocation, p.disk.ID)
 	}
-	if p.allocation.Volume != id || p.allocation.OrphanedSince != nil {
+	ref := pv.Spec.ClaimRef
+	if p.allocation.Volume != id || p.allocation.Owner != ref.Namespace+"/"+ref.Name || p.allocation.OrphanedSince != nil {
 		e.t.Errorf("volume %s is published as %+v", pv.Name, p.allocation)
 	}
 	return p
@@ -201,13 +217,16 @@ func (e *tenant) noRoomFor(size string) {
 	pod := e.stockPod("large", pvc)
 	e.make(pvc)
 	e.create(pod)
-	if message := e.waits(pod); lacks(message, []string{"2 node(s) did not have enough free storage"}) != "" {
-		e.t.Errorf("the pod waits because of %q", message)
-	}
+	e.eventually("the pod waits for space", func(context.Context) error {
+		if message := e.waits(pod); lacks(message, []string{"2 node(s) did not have enough free storage"}) != "" {
+			return fmt.Errorf("it waits because of %q", message)
+		}
+		return nil
+	})
 	if _, err := e.cluster.Kubectl(e.t.Context(), "annotate", "--namespace", e.namespace, "persistentvolumeclaim", pvc.Name, selectedNode+"=node1"); err != nil {
 		e.t.Fatal(err)
 	}
-	e.event(pvc, "ProvisioningFailed", "largest free extent of class ssd is", "wants 2000Mi")
+	e.event(pvc, "ProvisioningFailed", "no room on node node1: largest free extent of class ssd is 1021Mi, wants 2000Mi")
 	e.eventually("the node is chosen anew", func(ctx context.Context) error {
 		if err := e.client.Get(ctx, client.ObjectKeyFromObject(pvc), pvc); err != nil {
 			return err

@@ -162,8 +162,14 @@ func (c *Controller) isHere(t *csispec.Topology) bool {
 	return true
 }
 
-// Prefixes of the parameters that the stock sidecars add (--extra-create-metadata).
+// Prefixes of the parameters that the stock sidecars add (--extra-create-metadata), and
+// those that are of use.
 var metadata = []string{"csi.storage.k8s.io/pvc/", "csi.storage.k8s.io/pv/"}
+
+const (
+	metadataClaim     = "csi.storage.k8s.io/pvc/name"
+	metadataNamespace = "csi.storage.k8s.io/pvc/namespace"
+)
 
 // parametersOf understands parameters together with the capability that goes with them.
 func parametersOf(parameters map[string]string, a access) (diskv1alpha1.Parameters, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -116,6 +117,8 @@ func TestCreateArguments(t *testing.T) {
 		"no class":          {func(r *request) { delete(r.Parameters, diskv1alpha1.AttributeClass) }, codes.InvalidArgument, "class"},
 		"unknown parameter": {func(r *request) { r.Parameters["sise"] = "1" }, codes.InvalidArgument, "sise"},
 		"unknown metadata":  {func(r *request) { r.Parameters["csi.storage.k8s.io/x"] = "1" }, codes.InvalidArgument, "csi.storage.k8s.io/x"},
+		"half a claim":      {func(r *request) { delete(r.Parameters, "csi.storage.k8s.io/pvc/name") }, codes.InvalidArgument, "by half"},
+		"a claim's name":    {func(r *request) { r.Parameters["csi.storage.k8s.io/pvc/name"] = "../x" }, codes.InvalidArgument, "../x"},
 		"other parameter":   {func(r *request) { r.Parameters[diskv1alpha1.ParameterFSType] = "ext4" }, codes.InvalidArgument, "ext4"},
 		"negative size":     {func(r *request) { r.CapacityRange.RequiredBytes = -1 }, codes.InvalidArgument, "required_bytes"},
 		"negative limit":    {func(r *request) { r.CapacityRange.LimitBytes = -1 }, codes.InvalidArgument, "limit_bytes"},
@@ -147,7 +150,10 @@ func TestCreate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (volumes.VolumeRequest{ID: claimID, Class: "ssd", FSType: "xfs", Size: 10 << 30}); a.created != want {
+	want := volumes.VolumeRequest{ID: claimID, Class: "ssd", FSType: "xfs", Size: 10 << 30, Note: claim.Note{
+		Namespace: "default", Claim: "data", DiskClass: "ssd", AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+	}}
+	if !reflect.DeepEqual(a.created, want) {
 		t.Errorf("asked for %+v, want %+v", a.created, want)
 	}
 	v := response.Volume
@@ -183,6 +189,16 @@ func TestCreate(t *testing.T) {
 		if _, ok := diskv1alpha1.VolumeUUID(a.created.ID); !ok || a.created.Block != (name == "block") || a.created.Block && a.created.FSType != "" {
 			t.Errorf("%s: asked for %+v", name, a.created)
 		}
+	}
+	// Without --extra-create-metadata, and for one pod only.
+	request := creation()
+	request.Parameters = map[string]string{diskv1alpha1.AttributeClass: "ssd"}
+	request.VolumeCapabilities[0].AccessMode.Mode = csispec.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER
+	if _, err := c.CreateVolume(t.Context(), request); err != nil {
+		t.Error(err)
+	}
+	if n := a.created.Note; n.Claim != "" || len(n.AccessModes) != 1 || n.AccessModes[0] != corev1.ReadWriteOncePod {
+		t.Errorf("noted is %+v", n)
 	}
 	a.err = fmt.Errorf("%w: x", volumes.ErrExists)
 	if _, err := c.CreateVolume(t.Context(), creation()); status.Code(err) != codes.AlreadyExists {

@@ -2,13 +2,16 @@ package csi
 
 import (
 	"context"
+	"slices"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/volumes"
+	"github.com/berthdev/berth/pkg/claim"
 )
 
 // defaultSize is that of a volume of which nobody says how large it must be.
@@ -70,10 +73,35 @@ func (c *Controller) requestOf(r *csispec.CreateVolumeRequest) (volumes.VolumeRe
 	if !c.mayBeHere(r.AccessibilityRequirements) {
 		return request, status.Errorf(codes.ResourceExhausted, "accessibility_requirements leaves out node %s, the only one whose disks this agent has", c.node)
 	}
+	note, err := noteOf(r, p.Class)
+	if err != nil {
+		return request, invalid("parameters: %v", err)
+	}
 	return volumes.VolumeRequest{
 		ID: diskv1alpha1.NamedVolumeID(r.Name), Class: p.Class, FSType: p.FSType,
-		Size: size.required, Limit: size.limit, Block: a.block, Apart: p.Spread,
+		Size: size.required, Limit: size.limit, Block: a.block, Apart: p.Spread, Note: note,
 	}, nil
+}
+
+// noteOf is what the call says of the claim that the volume is for. It is what there is to
+// bind the volume to its claim again should the cluster forget it.
+func noteOf(r *csispec.CreateVolumeRequest, class string) (claim.Note, error) {
+	n := claim.Note{Namespace: r.Parameters[metadataNamespace], Claim: r.Parameters[metadataClaim], DiskClass: class}
+	for _, c := range r.VolumeCapabilities {
+		mode := corev1.ReadWriteOnce
+		if c.GetAccessMode().GetMode() == csispec.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER {
+			mode = corev1.ReadWriteOncePod
+		}
+		if !slices.Contains(n.AccessModes, mode) {
+			n.AccessModes = append(n.AccessModes, mode)
+		}
+	}
+	text, err := n.Encode()
+	if err != nil {
+		return n, err
+	}
+	// A note that nobody could read is of no use.
+	return claim.ReadNote(text)
 }
 
 func (c *Controller) mayBeHere(t *csispec.TopologyRequirement) bool {

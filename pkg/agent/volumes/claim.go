@@ -217,14 +217,32 @@ func persistentID(v disk.Volume) (string, bool) {
 	return diskv1alpha1.PersistentVolumeID(v.Name, v.Partition)
 }
 
-// claimOf is namespace/name of the claim of a persistent volume, as the watch shows it.
-func (m *Manager) claimOf(partition string) string {
-	for _, pv := range m.volumesOf(partition) {
+// claimOf is namespace/name of the claim of a persistent volume, as the watch shows it. The
+// watch does not show the PersistentVolumes of a stock provisioner: of these it is the claim
+// that the volume was made for.
+func (m *Manager) claimOf(v disk.Volume) string {
+	pvs := m.volumesOf(v.Partition)
+	for _, pv := range pvs {
 		if owner := claim.Owner(pv); owner != "" {
 			return owner
 		}
 	}
-	return ""
+	if len(pvs) > 0 {
+		return ""
+	}
+	if _, orphaned := m.OrphanedSince(v); orphaned {
+		return ""
+	}
+	return noted(v)
+}
+
+// noted is namespace/name of the claim that a volume was made for, as the disk says it.
+func noted(v disk.Volume) string {
+	note, err := claim.ReadNote(v.Note)
+	if err != nil || note.Claim == "" {
+		return ""
+	}
+	return note.Namespace + "/" + note.Claim
 }
 
 // syncVolume brings the disks in line with a PersistentVolume.

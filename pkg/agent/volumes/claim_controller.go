@@ -28,10 +28,15 @@ type VolumeRequest struct {
 	// Apart asks for a disk that no other volume of the same request is on. A request of
 	// one volume is always so.
 	Apart bool
+	// Note is kept on the disk beside the volume: for whom it is, as far as the caller says.
+	Note claim.Note
 }
 
+// byCall is why no place is recorded for a volume of a CSI call.
+const byCall = "a CSI call asked for it"
+
 // CreateVolume makes a persistent volume on the node's own disks, or finds that it is there.
-// Nothing is recorded of it but on the disk: a caller of the CSI service makes the
+// Nothing is recorded of it but on the disk: the caller of the CSI service makes the
 // PersistentVolume afterwards.
 func (m *Manager) CreateVolume(ctx context.Context, r VolumeRequest) (Volume, error) {
 	if _, ok := diskv1alpha1.VolumeUUID(r.ID); !ok {
@@ -45,7 +50,11 @@ func (m *Manager) CreateVolume(ctx context.Context, r VolumeRequest) (Volume, er
 		Name: r.ID, ID: r.ID, Partition: diskv1alpha1.PartitionID(r.ID), FSType: r.FSType, Block: r.Block,
 		Request: placement.Request{Class: r.Class, Size: size, Apart: r.Apart},
 	}
-	p, err := m.settle(ctx, wanted{Volume: v, unrecorded: "a CSI call asked for it"}, "", func() error { return nil })
+	note, err := r.Note.Encode()
+	if err != nil {
+		return Volume{}, fmt.Errorf("cannot note whose volume %s is: %w", r.ID, err)
+	}
+	p, err := m.settle(ctx, wanted{Volume: v, unrecorded: byCall}, note, func() error { return nil })
 	if err != nil {
 		return Volume{}, err
 	}

@@ -285,3 +285,29 @@ func TestVolumesByPartition(t *testing.T) {
 		t.Error("another driver's is taken for ours")
 	}
 }
+
+// Whose a volume is, the watch says, or else the disk.
+func TestOwner(t *testing.T) {
+	pv := volumeAt(t, 20, nil)
+	noted := func(v *disk.Volume) { v.Note = `{"namespace":"shop","claim":"db"}` }
+	v := onDisk(diskID, pv, run(20, 10), noted).Snapshot.Volumes[0]
+	id := pv.Spec.CSI.VolumeHandle
+	for name, tc := range map[string]struct {
+		pvs    []*corev1.PersistentVolume
+		orphan bool
+		owner  string
+	}{
+		"watched":                {[]*corev1.PersistentVolume{pv}, false, "ns/data"},
+		"watched, without claim": {[]*corev1.PersistentVolume{volumeAt(t, 20, func(pv *corev1.PersistentVolume) { pv.Spec.ClaimRef = nil })}, false, ""},
+		"of a stock provisioner": {nil, false, "shop/db"},
+		"orphan":                 {nil, true, ""},
+	} {
+		m := managerOf(t, tc.pvs...)
+		if tc.orphan {
+			m.orphans.found = map[string]orphan{v.Partition: {}}
+		}
+		if volume, owner := m.Owner(v); volume != id || owner != tc.owner {
+			t.Errorf("%s: volume %q of %q, want %q", name, volume, owner, tc.owner)
+		}
+	}
+}

@@ -14,7 +14,6 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
-	"github.com/berthdev/berth/pkg/claim"
 )
 
 // An orphan is a volume that nobody speaks for: a persistent one without a
@@ -83,8 +82,8 @@ func (m *Manager) Orphans() Orphans {
 				continue
 			}
 			id, _ := persistentID(v)
-			if note, err := claim.ReadNote(v.Note); err == nil && note.Claim != "" {
-				id += " (made for claim " + note.Namespace + "/" + note.Claim + ")"
+			if owner := noted(v); owner != "" {
+				id += " (made for claim " + owner + ")"
 			}
 			o.Persistent = append(o.Persistent, id)
 		}

@@ -145,7 +145,7 @@ func (m *Manager) checkSizes(volumes []request.Volume) error {
 func (m *Manager) refusal(err error, missing []wanted) error {
 	why := ""
 	for _, w := range missing {
-		if w.recorded == nil {
+		if w.recorded == nil && w.unrecorded != byCall {
 			why = fmt.Sprintf("; nothing was reserved for it: %s", w.unrecorded)
 			break
 		}

@@ -165,7 +165,7 @@ func partitionsOf(pod *corev1.Pod) map[string]string {
 // pod or claim. Both are empty if that is not known, the latter if there is none.
 func (m *Manager) Owner(v disk.Volume) (volume, owner string) {
 	if id, persistent := persistentID(v); persistent {
-		return id, m.claimOf(v.Partition)
+		return id, m.claimOf(v)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
