@@ -22,6 +22,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/cluster"
 )
 
 // TestSchedulerExplains: what a person gets to know from a scheduler that runs: why a pod fits
@@ -223,25 +224,32 @@ func (s *schedulers) metrics(t *testing.T, component string) samples {
 			port = value
 		}
 	}
-	// It serves with a certificate that it makes itself, and asks the API server who is asking.
+	// It serves with a certificate that it makes itself, and asks the API server who is asking:
+	// right after its start it cannot know what that one may do, and refuses.
 	config := s.cluster.RESTConfig()
 	config.Insecure, config.CAFile, config.CAData = true, "", nil
 	asking, err := rest.HTTPClientFor(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address+":"+port+"/metrics", http.NoBody)
+	var text []byte
+	err = cluster.Eventually(t.Context(), patience, func(ctx context.Context) error {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+":"+port+"/metrics", http.NoBody)
+		if err != nil {
+			return err
+		}
+		answer, err := asking.Do(request)
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		if text, err = io.ReadAll(answer.Body); err == nil && answer.StatusCode != http.StatusOK {
+			err = fmt.Errorf("%s: %s", answer.Status, text)
+		}
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
-	}
-	answer, err := asking.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer answer.Body.Close()
-	text, err := io.ReadAll(answer.Body)
-	if err != nil || answer.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %v: %s", answer.Status, err, text)
 	}
 	return samples{text: text, byLabel: parse(t, text)}
 }
