@@ -37,8 +37,8 @@ func (p *Plugin) Score(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, i
 func (p *Plugin) ScoreExtensions() fwk.ScoreExtensions { return p }
 
 // NormalizeScore turns merits into scores from 0 to 100. The one best node, which is the same
-// every time, gets at least one more than any other: kube-scheduler chooses at random among
-// nodes with the same total. It is one only, so that what other plugins say still counts among
+// every time, gets at least one more than any other: which of the nodes with the same total
+// kube-scheduler takes, it does not promise. It is one only, so that what other plugins say still counts among
 // nodes that the volumes fit equally well.
 func (p *Plugin) NormalizeScore(_ context.Context, _ fwk.CycleState, _ *corev1.Pod, scores fwk.NodeScoreList) *fwk.Status {
 	best := bestOf(scores)
