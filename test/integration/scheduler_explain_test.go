@@ -79,14 +79,16 @@ func TestSchedulerExplains(t *testing.T) {
 
 	// Where it was placed, and how well it fits there. What is placed on sim-9 for a claim, and on
 	// sim-11, is never published.
+	// Each pod is to be tried once. Claims and pods come to the scheduler over two watches, so the
+	// claim is made long before its pod.
+	s.make(t, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: "explained"}, Spec: claimSpec("explained", 6)})
+	t.Cleanup(func() { s.removeClaims(t) })
 	behind := diskPod("behind", 30)
 	behind.Spec.NodeSelector = map[string]string{corev1.LabelHostname: silent.name}
 	s.create(t, behind, diskPod("tight", 20))
 	s.waitBound(t, 2)
 	s.waitNote(t, "behind", "Scheduled", "volume data: 30Gi at 1Mi of ssd disk "+simDisk("sim-11")+", fills a free extent exactly")
 	s.waitNote(t, "tight", "Scheduled", "volume data: 20Gi at 1Mi of ssd disk "+simDisk("sim-2")+", leaves 1Gi of 21Gi free there")
-	s.make(t, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: "explained"}, Spec: claimSpec("explained", 6)})
-	t.Cleanup(func() { s.removeClaims(t) })
 	several := withClaims(diskPod("several", 22), "explained")
 	several.Spec.NodeSelector = map[string]string{corev1.LabelHostname: "sim-9"}
 	s.create(t, several)
