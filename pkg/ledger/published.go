@@ -1,9 +1,10 @@
 package ledger
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
+	"strings"
+	"unique"
 
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
@@ -28,6 +29,8 @@ type publishedDisk struct {
 	// volumes are the indices of Allocations, by partition.
 	volumes map[string]int
 	free    extent.Set
+	// wiping are the partitions that become free by themselves.
+	wiping []string
 	// usable is what volumes could have if there were none, in bytes.
 	usable int64
 	// problem says what is wrong with the disk alone.
@@ -42,16 +45,14 @@ func publish(c *Capacity, before *published) *published {
 		if p.disks[i] = before.disk(d.ID); p.disks[i] == nil || !p.disks[i].same(d) {
 			p.disks[i] = newPublishedDisk(d)
 		}
-		for j := range d.Allocations {
-			if d.Allocations[j].Wiping {
-				if p.wiping == nil {
-					p.wiping = map[string]struct{}{}
-				}
-				p.wiping[d.Allocations[j].Partition] = struct{}{}
+		for _, partition := range p.disks[i].wiping {
+			if p.wiping == nil {
+				p.wiping = map[string]struct{}{}
 			}
+			p.wiping[partition] = struct{}{}
 		}
 	}
-	slices.SortStableFunc(p.disks, func(a, b *publishedDisk) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortStableFunc(p.disks, func(a, b *publishedDisk) int { return strings.Compare(a.ID, b.ID) })
 	// A capacity that contradicts itself says nothing about what is free, so the
 	// node offers nothing until it is put right. Its volumes stay where they are.
 	p.problem = p.contradiction(before)
@@ -63,6 +64,8 @@ func newPublishedDisk(from *Disk) *publishedDisk {
 	if err := d.validate(); err != nil {
 		d.problem = err.Error()
 	}
+	// One string for all disks of a class: who looks at thousands of nodes reads it each time.
+	d.Class = unique.Make(from.Class).Value()
 	d.usable = d.free.Total()
 	for i := range d.Allocations {
 		v := &d.Allocations[i]
@@ -71,6 +74,9 @@ func newPublishedDisk(from *Disk) *publishedDisk {
 		}
 		d.volumes[v.Partition] = i
 		d.usable += v.Extent.Len()
+		if v.Wiping {
+			d.wiping = append(d.wiping, v.Partition)
+		}
 	}
 	return d
 }
@@ -93,31 +99,25 @@ func (p *published) contradiction(before *published) string {
 			return fmt.Sprintf("disk %s: %s", d.ID, d.problem)
 		}
 	}
-	for i, d := range p.disks {
-		if before != nil && before.problem == "" && before.disk(d.ID) == d {
-			continue
-		}
-		for j, other := range p.disks {
-			if partition, both := d.shares(other); both && i != j {
-				return fmt.Sprintf("disk %s: partition %s is listed twice, also on disk %s", d.ID, partition, other.ID)
+	if before != nil && before.problem != "" {
+		before = nil
+	}
+	for _, d := range p.notIn(before) {
+		was := before.disk(d.ID)
+		for i := range d.Allocations {
+			partition := d.Allocations[i].Partition
+			// Two disks that both had it before would have been a problem then.
+			if was.volume(partition) != nil {
+				continue
+			}
+			for _, other := range p.disks {
+				if other != d && other.volume(partition) != nil {
+					return fmt.Sprintf("disk %s: partition %s is listed twice, also on disk %s", d.ID, partition, other.ID)
+				}
 			}
 		}
 	}
 	return ""
-}
-
-// shares finds a partition that both disks have.
-func (d *publishedDisk) shares(other *publishedDisk) (partition string, both bool) {
-	if len(other.volumes) < len(d.volumes) {
-		d, other = other, d
-	}
-	for i := range d.Allocations {
-		partition = d.Allocations[i].Partition
-		if _, both = other.volumes[partition]; both {
-			return partition, true
-		}
-	}
-	return "", false
 }
 
 // disk is the one with the id, or nil.
@@ -125,11 +125,23 @@ func (p *published) disk(id string) *publishedDisk {
 	if p == nil {
 		return nil
 	}
-	i, ok := slices.BinarySearchFunc(p.disks, id, func(d *publishedDisk, id string) int { return cmp.Compare(d.ID, id) })
+	i, ok := slices.BinarySearchFunc(p.disks, id, func(d *publishedDisk, id string) int { return strings.Compare(d.ID, id) })
 	if !ok {
 		return nil
 	}
 	return p.disks[i]
+}
+
+// volume is what the disk has of a partition, or nil.
+func (d *publishedDisk) volume(partition string) *Allocation {
+	if d == nil {
+		return nil
+	}
+	i, ok := d.volumes[partition]
+	if !ok {
+		return nil
+	}
+	return &d.Allocations[i]
 }
 
 // volume finds what is published of a partition; nil if nothing is. It is on the disk that
@@ -138,14 +150,12 @@ func (p *published) volume(partition, guess string) (disk string, v *Allocation)
 	if p == nil {
 		return "", nil
 	}
-	if d := p.disk(guess); d != nil {
-		if i, ok := d.volumes[partition]; ok {
-			return d.ID, &d.Allocations[i]
-		}
+	if v := p.disk(guess).volume(partition); v != nil {
+		return guess, v
 	}
 	for _, d := range p.disks {
-		if i, ok := d.volumes[partition]; ok {
-			return d.ID, &d.Allocations[i]
+		if v := d.volume(partition); v != nil {
+			return d.ID, v
 		}
 	}
 	return "", nil
@@ -156,17 +166,23 @@ func (p *published) volume(partition, guess string) (disk string, v *Allocation)
 func (p *published) changes(next *published) []string {
 	var changed []string
 	for _, d := range p.notIn(next) {
+		now := next.disk(d.ID)
 		for i := range d.Allocations {
 			was := &d.Allocations[i]
-			if disk, is := next.volume(was.Partition, d.ID); is == nil || disk != d.ID || *is != *was {
+			if is := now.volume(was.Partition); is == nil || *is != *was {
 				changed = append(changed, was.Partition)
 			}
 		}
 	}
 	for _, d := range next.notIn(p) {
+		before := p.disk(d.ID)
 		for i := range d.Allocations {
-			if _, was := p.volume(d.Allocations[i].Partition, d.ID); was == nil {
-				changed = append(changed, d.Allocations[i].Partition)
+			partition := d.Allocations[i].Partition
+			if before.volume(partition) != nil {
+				continue
+			}
+			if _, was := p.volume(partition, ""); was == nil {
+				changed = append(changed, partition)
 			}
 		}
 	}
@@ -179,9 +195,16 @@ func (p *published) notIn(other *published) []*publishedDisk {
 	if p == nil {
 		return nil
 	}
+	if other == nil {
+		return p.disks
+	}
 	var differ []*publishedDisk
+	theirs := other.disks
 	for _, d := range p.disks {
-		if other.disk(d.ID) != d {
+		for len(theirs) > 0 && theirs[0] != d && theirs[0].ID < d.ID {
+			theirs = theirs[1:]
+		}
+		if len(theirs) == 0 || theirs[0] != d {
 			differ = append(differ, d)
 		}
 	}
@@ -228,7 +251,7 @@ func (p *published) node(records []Record, gone map[string]struct{}) *placement.
 			}
 		}
 		var taken []extent.Extent
-		from, _ := slices.BinarySearchFunc(records, d.ID, func(r Record, id string) int { return cmp.Compare(r.Disk, id) })
+		from, _ := slices.BinarySearchFunc(records, d.ID, func(r Record, id string) int { return strings.Compare(r.Disk, id) })
 		for _, r := range records[from:] {
 			if r.Disk != d.ID {
 				break
