@@ -81,12 +81,15 @@ func readState(cycle fwk.CycleState) (*state, error) {
 	return s, nil
 }
 
-// Decides reports whether the plugin alone decides where a pod's claims can be: each of them
-// is to be placed, and none is bound, tied to a node, or may be bound to a volume that there
-// is. It can be asked when the plugin's PreFilter has run.
-func Decides(cycle fwk.CycleState) bool {
+// Decided are the claims of a pod of which the plugin alone decides where they can be: each of
+// them is to be placed, and none is bound, tied to a node, or may be bound to a volume that there
+// is. They are none if the pod has others. It can be asked when the plugin's PreFilter has run.
+func Decided(cycle fwk.CycleState) []*corev1.PersistentVolumeClaim {
 	s, err := readState(cycle)
-	return err == nil && len(s.claims) > 0 && !s.tied()
+	if err != nil || s.tied() {
+		return nil
+	}
+	return slices.Collect(maps.Values(s.claims))
 }
 
 // fit returns the merit of the pod's volumes on the node, or why they do not fit.

@@ -160,6 +160,12 @@ func (b *bench) bind() error {
 
 // bindWhile binds, and does something as soon as the API server has had a request.
 func (b *bench) bindWhile(request string, do func()) error {
+	b.during(request, do)
+	return b.bind()
+}
+
+// during has something done as soon as the API server has had a request.
+func (b *bench) during(request string, do func()) {
 	done := make(chan struct{})
 	b.api.locked(func() {
 		before := b.api.before
@@ -174,7 +180,6 @@ func (b *bench) bindWhile(request string, do func()) error {
 			return 0, ""
 		}
 	})
-	return b.bind()
 }
 
 func TestBind(t *testing.T) {

@@ -38,13 +38,18 @@ import (
 // Name of the plugin in the scheduler's configuration.
 const Name = "DiskVolumeBinding"
 
-const stateKey fwk.StateKey = Name
+// Keys of the cycle's state.
+const (
+	decidedKey  fwk.StateKey = Name + "/decided"
+	deferredKey fwk.StateKey = Name + "/deferred"
+)
 
 // Plugin is the stock plugin with its Binder replaced.
 type Plugin struct {
 	*stock.VolumeBinding
 	binder *binder
-	handle fwk.Handle
+	// decides returns the claims that DiskCapacity decides about.
+	decides func(fwk.CycleState) []*corev1.PersistentVolumeClaim
 }
 
 var (
@@ -79,32 +84,56 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 		return nil, fmt.Errorf("starting plugin %s: %w", Name, err)
 	}
 	embedded.Binder = b
-	return &Plugin{VolumeBinding: embedded, binder: b, handle: handle}, nil
+	return &Plugin{VolumeBinding: embedded, binder: b, decides: diskcapacity.Decided}, nil
 }
 
 // Name of the plugin.
 func (p *Plugin) Name() string { return Name }
 
-// PreFilter leaves the nodes of a pod to DiskCapacity where that alone decides. The stock
-// plugin would go through all PersistentVolumes of the class on every node, to find none.
-func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
-	result, status := p.VolumeBinding.PreFilter(ctx, cycle, pod, nodes)
-	if status.IsSuccess() && diskcapacity.Decides(cycle) {
-		return result, fwk.NewStatus(fwk.Skip)
+// decided is what is to be bound for a pod of whose claims DiskCapacity alone decides where they
+// can be.
+type decided struct{ volumes *stock.PodVolumes }
+
+// Clone implements fwk.StateData.
+func (d *decided) Clone() fwk.StateData { return d }
+
+func decidedOf(cycle fwk.CycleState) *decided {
+	data, err := cycle.Read(decidedKey)
+	d, ok := data.(*decided)
+	if err != nil || !ok {
+		return nil
 	}
-	return result, status
+	return d
 }
 
-// Reserve makes up for a Filter that was skipped, on the one node that matters.
+// PreFilter leaves a pod to DiskCapacity where that alone decides. The stock plugin lists all
+// PersistentVolumes of the class for each pod, and goes through them on every node, to find
+// none. It does not come to know of such a pod at all.
+func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
+	claims := p.decides(cycle)
+	if len(claims) == 0 {
+		return p.VolumeBinding.PreFilter(ctx, cycle, pod, nodes)
+	}
+	d := &decided{&stock.PodVolumes{}}
+	for _, pvc := range claims {
+		d.volumes.DynamicProvisions = append(d.volumes.DynamicProvisions, &stock.DynamicProvision{PVC: pvc})
+	}
+	cycle.Write(decidedKey, d)
+	return nil, fwk.NewStatus(fwk.Skip)
+}
+
+// PreScore has no opinion of where a pod goes that is left to DiskCapacity.
+func (p *Plugin) PreScore(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) *fwk.Status {
+	if decidedOf(cycle) != nil {
+		return fwk.NewStatus(fwk.Skip)
+	}
+	return p.VolumeBinding.PreScore(ctx, cycle, pod, nodes)
+}
+
+// Reserve has nothing to assume of claims whose place the ledger has.
 func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
-	if diskcapacity.Decides(cycle) {
-		node, err := p.handle.SnapshotSharedLister().NodeInfos().Get(nodeName)
-		if err != nil {
-			return fwk.AsStatus(fmt.Errorf("reading node %s from the scheduler's snapshot: %w", nodeName, err))
-		}
-		if status := p.Filter(ctx, cycle, pod, node); !status.IsSuccess() {
-			return status
-		}
+	if decidedOf(cycle) != nil {
+		return nil
 	}
 	return p.VolumeBinding.Reserve(ctx, cycle, pod, nodeName)
 }
@@ -121,9 +150,13 @@ func (d deferred) Clone() fwk.StateData { return d }
 // bound there after a while. Ours take milliseconds, so that the write would be one more to
 // wait for, and tell nobody anything.
 func (p *Plugin) PreBindPreFlight(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) (*fwk.PreBindPreFlightResult, *fwk.Status) {
+	if decidedOf(cycle) != nil {
+		cycle.Write(deferredKey, deferred{})
+		return &fwk.PreBindPreFlightResult{AllowParallel: true}, fwk.NewStatus(fwk.Skip)
+	}
 	result, status := p.VolumeBinding.PreBindPreFlight(ctx, cycle, pod, nodeName)
 	if _, ours := p.binder.quick.LoadAndDelete(pod.UID); ours && status.IsSuccess() {
-		cycle.Write(stateKey, deferred{})
+		cycle.Write(deferredKey, deferred{})
 		return result, fwk.NewStatus(fwk.Skip)
 	}
 	return result, status
@@ -132,6 +165,9 @@ func (p *Plugin) PreBindPreFlight(ctx context.Context, cycle fwk.CycleState, pod
 // PreBind binds the claims that are bound here. Without the feature gate
 // NominatedNodeNameForExpectation nobody asks PreBindPreFlight, and all are.
 func (p *Plugin) PreBind(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
+	if d := decidedOf(cycle); d != nil {
+		return fwk.AsStatus(p.binder.BindPodVolumes(ctx, pod, d.volumes))
+	}
 	p.binder.quick.Delete(pod.UID)
 	return p.VolumeBinding.PreBind(ctx, cycle, pod, nodeName)
 }
@@ -139,7 +175,7 @@ func (p *Plugin) PreBind(ctx context.Context, cycle fwk.CycleState, pod *corev1.
 // Bind binds the claims that PreBindPreFlight has put off, and leaves the pod to the plugins
 // behind it.
 func (p *Plugin) Bind(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
-	if _, err := cycle.Read(stateKey); err != nil {
+	if _, err := cycle.Read(deferredKey); err != nil {
 		return fwk.NewStatus(fwk.Skip)
 	}
 	if status := p.PreBind(ctx, cycle, pod, nodeName); !status.IsSuccess() {

@@ -1,0 +1,87 @@
+package volumebinding
+
+import (
+	"slices"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	fwk "k8s.io/kube-scheduler/framework"
+	"k8s.io/kubernetes/pkg/scheduler/framework"
+	stock "k8s.io/kubernetes/pkg/scheduler/framework/plugins/volumebinding"
+)
+
+// decidedPlugin is a plugin whose pod's claim DiskCapacity decides about, and whose stock
+// binder panics if it is asked for anything about volumes.
+func decidedPlugin(b *bench) *Plugin {
+	return &Plugin{
+		VolumeBinding: &stock.VolumeBinding{Binder: b.binder}, binder: b.binder,
+		decides: func(fwk.CycleState) []*corev1.PersistentVolumeClaim {
+			return []*corev1.PersistentVolumeClaim{b.pvc}
+		},
+	}
+}
+
+// reserved takes the pod through its cycle up to Reserve, which costs no look at the volumes
+// that there are.
+func reserved(t *testing.T, p *Plugin, pod *corev1.Pod) fwk.CycleState {
+	t.Helper()
+	cycle := framework.NewCycleState()
+	if _, status := p.PreFilter(t.Context(), cycle, pod, nil); !status.IsSkip() {
+		t.Fatalf("PreFilter: %v, want Skip", status)
+	}
+	if status := p.PreScore(t.Context(), cycle, pod, nil); !status.IsSkip() {
+		t.Fatalf("PreScore: %v, want Skip", status)
+	}
+	if status := p.Reserve(t.Context(), cycle, pod, pod.Spec.NodeName); !status.IsSuccess() {
+		t.Fatalf("Reserve: %v", status)
+	}
+	return cycle
+}
+
+// TestDecided: the claims of a pod that DiskCapacity decides about are bound, and the stock
+// plugin is not asked.
+func TestDecided(t *testing.T) {
+	posted := []string{"POST persistentvolumes"}
+	for name, preFlight := range map[string]bool{"in Bind": true, "in PreBind, where nobody asks PreBindPreFlight": false} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			p := decidedPlugin(b)
+			cycle := reserved(t, p, b.pod)
+			b.during(posted[0], func() { b.tellBound(t, nil) })
+			var want []string
+			if preFlight {
+				if _, status := p.PreBindPreFlight(t.Context(), cycle, b.pod, "n1"); !status.IsSkip() {
+					t.Fatalf("PreBindPreFlight: %v, want Skip", status)
+				}
+			} else {
+				want = posted
+				if status := p.PreBind(t.Context(), cycle, b.pod, "n1"); !status.IsSuccess() {
+					t.Fatalf("PreBind: %v", status)
+				}
+			}
+			if !slices.Equal(b.api.requests, want) {
+				t.Errorf("requests before Bind: %v, want %v", b.api.requests, want)
+			}
+			// The pod itself is left to the plugins behind.
+			if status := p.Bind(t.Context(), cycle, b.pod, "n1"); !status.IsSkip() {
+				t.Fatalf("Bind: %v, want Skip", status)
+			}
+			if !slices.Equal(b.api.requests, posted) {
+				t.Errorf("requests %v, want %v", b.api.requests, posted)
+			}
+			if len(b.inner.got) > 0 {
+				t.Errorf("the stock binder was to bind %v", b.inner.got)
+			}
+		})
+	}
+}
+
+// TestDecidedUndone: a pod that is given up leaves nothing behind.
+func TestDecidedUndone(t *testing.T) {
+	b := newBench(t)
+	p := decidedPlugin(b)
+	p.Unreserve(t.Context(), reserved(t, p, b.pod), b.pod, "n1")
+	if len(b.api.requests) > 0 {
+		t.Errorf("requests %v, want none", b.api.requests)
+	}
+}
