@@ -97,23 +97,28 @@ func TestAgentClaimKilled(t *testing.T) {
 	t.Cleanup(func() { _ = process.Process.Kill() })
 	status := n.ready()
 	d := of(&status, n.disks[0])
-	kill := func(within time.Duration) {
-		<-time.After(rand.N(within))
+	const rounds = 8
+	kill := func(round int) {
+		if round == rounds {
+			return
+		}
+		<-time.After(rand.N(60 * time.Millisecond))
 		_ = process.Process.Kill()
 		_ = process.Wait()
 		process = start()
 	}
-	for range 8 {
+	// In one more round nobody is killed: an agent that is at work ends when it is told to.
+	for round := range rounds + 1 {
 		pv := n.bound("data", "64Mi", corev1.PersistentVolumeFilesystem, d, d.Free[0].Start)
 		pvc := n.claimOf(pv)
 		pvc.Namespace = pv.Spec.ClaimRef.Namespace
-		kill(60 * time.Millisecond)
+		kill(round)
 		n.realized(pv)
 		target, unmount := n.mounted(pv, "ext4")
 		n.writeCanary(target)
 		unmount()
 		n.phase(pv, corev1.VolumeReleased)
-		kill(60 * time.Millisecond)
+		kill(round)
 		n.gone(pv)
 		n.released()
 		if canaryIn(t, n.disks[0]) {
