@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -60,9 +59,10 @@ type agent struct {
 	// due is true while a write waits for the window to end, writing while one is on its way:
 	// at most one is. Changes during a write are written after it. What can wait is held back.
 	due, writing, changed, held bool
-	// published is what was written last, and when.
-	published diskv1alpha1.NodeDiskCapacityStatus
-	wrote     time.Time
+	// published is the object as it was written last, differs since when there is something else
+	// to write.
+	published *diskv1alpha1.NodeDiskCapacity
+	differs   time.Time
 }
 
 // StartAgents plays the agents of that many nodes, whose disks are empty, until the context ends.
@@ -71,6 +71,15 @@ func StartAgents(ctx context.Context, f *Fleet, nodes int, bound func(*corev1.Po
 	a := &Agents{fleet: f, bound: bound, turns: make(chan struct{}, inFlight), nodes: map[string]*agent{}, pods: map[types.UID]held{}, volumes: map[string]string{}}
 	for i := range nodes {
 		a.nodes[NodeName(i)] = &agent{node: newNode(i), name: NodeName(i)}
+	}
+	var published diskv1alpha1.NodeDiskCapacityList
+	if err := f.Client.List(ctx, &published); err != nil {
+		return nil, err
+	}
+	for i := range published.Items {
+		if n := a.nodes[published.Items[i].Name]; n != nil {
+			n.published = &published.Items[i]
+		}
 	}
 	pods := informers.NewSharedInformerFactoryWithOptions(f.Clientset, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 		o.FieldSelector = fields.OneTermNotEqualSelector("spec.nodeName", "").String()
@@ -235,25 +244,31 @@ func (a *Agents) publish(ctx context.Context, n *agent) {
 	a.mu.Lock()
 	status := n.status()
 	n.due, n.held = false, false
-	if equality.Semantic.DeepEqual(status, n.published) {
+	if equality.Semantic.DeepEqual(status, n.published.Status) {
+		n.differs = time.Time{}
 		a.mu.Unlock()
 		return
 	}
-	if wait := publish.Calm(&status, &n.published, time.Since(n.wrote)); wait > 0 {
+	if n.differs.IsZero() {
+		n.differs = time.Now()
+	}
+	if wait := publish.Calm(&status, &n.published.Status, time.Since(n.differs)); wait > 0 {
 		n.held = true
 		time.AfterFunc(wait, func() { a.publishHeld(ctx, n) })
 		a.mu.Unlock()
 		return
 	}
-	n.writing = true
+	n.writing, n.differs = true, time.Time{}
+	next := n.published.DeepCopy()
+	next.Status = status
 	a.mu.Unlock()
-	err := a.write(ctx, n.name, status)
+	err := a.write(ctx, next)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	n.writing, n.wrote = false, time.Now()
+	n.writing = false
 	switch {
 	case err == nil:
-		n.published = status
+		n.published = next
 	case ctx.Err() != nil:
 	case apierrors.IsServerTimeout(err), apierrors.IsTimeout(err), apierrors.IsTooManyRequests(err), apierrors.IsInternalError(err):
 		// A machine that is very busy. Agents try again, too.
@@ -276,14 +291,18 @@ func (a *Agents) publishHeld(ctx context.Context, n *agent) {
 	}
 }
 
-func (a *Agents) write(ctx context.Context, name string, status diskv1alpha1.NodeDiskCapacityStatus) error {
-	// A merge patch replaces lists, and Disks is never empty, so nothing of the old one is left.
-	patch, err := json.Marshal(map[string]any{"status": status})
-	if err != nil {
+// write replaces the status. That a try was served whose answer was lost shows as a conflict.
+func (a *Agents) write(ctx context.Context, next *diskv1alpha1.NodeDiskCapacity) error {
+	status := next.Status
+	err := a.fleet.Client.Status().Update(ctx, next)
+	if !apierrors.IsConflict(err) {
 		return err
 	}
-	ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: name}}
-	return a.fleet.Client.Status().Patch(ctx, ndc, client.RawPatch(types.MergePatchType, patch))
+	if err := a.fleet.Client.Get(ctx, client.ObjectKeyFromObject(next), next); err != nil {
+		return err
+	}
+	next.Status = status
+	return a.fleet.Client.Status().Update(ctx, next)
 }
 
 // Volumes is how many volumes there are now.

@@ -20,7 +20,7 @@ import (
 type Writes map[string]float64
 
 // Publications is what agents write.
-const Publications = "PATCH nodediskcapacities/status"
+const Publications = "PUT nodediskcapacities/status"
 
 // notOfPods are resources whose writes follow time or requests, not pods: leases and
 // the API server's own book-keeping, and questions that are asked by POST.

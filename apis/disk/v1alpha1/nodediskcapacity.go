@@ -99,10 +99,12 @@ const (
 	DiskFailed DiskState = "Failed"
 )
 
+// That allocations lie on their disk, the scheduler checks. As a rule it would be much of what
+// a publication costs the API server.
+
 // Disk is one disk of a node.
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.free) || self.free.all(e, e.start + e.length <= self.size)",message="a free extent ends behind the disk"
-// +kubebuilder:validation:XValidation:rule="!has(self.allocations) || self.allocations.all(a, a.start + a.length <= self.size)",message="an allocation ends behind the disk"
 type Disk struct {
 	// ID is the GUID of the disk's partition table, in lower case: the identity of
 	// the disk, whatever device name it has today.

@@ -198,11 +198,19 @@ func (c *Client) CreateCapacity(ctx context.Context, ndc *diskv1alpha1.NodeDiskC
 	return capacity(c.disk.Post().Resource(capacities).Body(ndc).Do(ctx))
 }
 
-// PatchCapacity merges a patch into the node's NodeDiskCapacity, or a subresource of it.
-func (c *Client) PatchCapacity(ctx context.Context, patch []byte, subresources ...string) (*diskv1alpha1.NodeDiskCapacity, error) {
+// PatchCapacity merges a patch into the node's NodeDiskCapacity, all but its status.
+func (c *Client) PatchCapacity(ctx context.Context, patch []byte) (*diskv1alpha1.NodeDiskCapacity, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	return capacity(c.disk.Patch(types.MergePatchType).Resource(capacities).Name(c.node).SubResource(subresources...).Body(patch).Do(ctx))
+	return capacity(c.disk.Patch(types.MergePatchType).Resource(capacities).Name(c.node).Body(patch).Do(ctx))
+}
+
+// UpdateCapacityStatus replaces the status of the node's NodeDiskCapacity, if the object is
+// still of that version. It costs the API server less than to merge a patch.
+func (c *Client) UpdateCapacityStatus(ctx context.Context, ndc *diskv1alpha1.NodeDiskCapacity) (*diskv1alpha1.NodeDiskCapacity, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return capacity(c.disk.Put().Resource(capacities).Name(c.node).SubResource("status").Body(ndc).Do(ctx))
 }
 
 // ForgetReclaimOrphans takes a person's word back that orphaned volumes may be reclaimed.

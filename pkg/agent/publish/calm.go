@@ -14,19 +14,20 @@ const (
 	// Window is how long changes are collected before they are written. It bounds the
 	// writes of a busy node, and how late the scheduler hears of freed space.
 	Window = 50 * time.Millisecond
-	// calm is how far apart writes are that nobody waits for.
+	// calm is how long changes are collected that nobody waits for. The scheduler fills a node
+	// in much less before it goes on to the next, so that mostly one write tells of all.
 	calm = time.Second
 )
 
-// Calm is how long a write of status may yet wait if that of published is so long ago. Space that
-// became free, a disk or a condition that changed are news. That volumes were made is not: the
+// Calm is how long the write of status may yet wait if it has differed so long from what is
+// published. Space that became free, a disk or a condition that changed are news. That volumes were made is not: the
 // scheduler has recorded their places, and an API server works several times as long on a
 // publication as on a pod's binding.
-func Calm(status, published *diskv1alpha1.NodeDiskCapacityStatus, ago time.Duration) time.Duration {
+func Calm(status, published *diskv1alpha1.NodeDiskCapacityStatus, differed time.Duration) time.Duration {
 	if isNews(status, published) {
 		return 0
 	}
-	return max(0, calm-ago)
+	return max(0, calm-differed)
 }
 
 func isNews(status, published *diskv1alpha1.NodeDiskCapacityStatus) bool {

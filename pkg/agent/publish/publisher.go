@@ -49,8 +49,8 @@ type Publisher struct {
 	// an answer to a write or on the watch; nil when it does not exist.
 	newest *diskv1alpha1.NodeDiskCapacity
 
-	// wrote is when the last write was answered.
-	wrote time.Time
+	// wrote is when the last write was answered, changed since when there is something to write.
+	wrote, changed time.Time
 	// conditions are the last ones published.
 	conditions []metav1.Condition
 }
@@ -240,19 +240,20 @@ func (p *Publisher) publish(ctx context.Context) error {
 	status.Conditions = withTimes(status.Conditions, p.conditions, metav1.Now().Rfc3339Copy())
 	p.conditions = status.Conditions
 	if equality.Semantic.DeepEqual(status, ndc.Status) {
+		p.changed = time.Time{}
 		return nil
 	}
-	if wait := Calm(&status, &ndc.Status, time.Since(p.wrote)); wait > 0 {
+	if p.changed.IsZero() {
+		p.changed = time.Now()
+	}
+	if wait := Calm(&status, &ndc.Status, time.Since(p.changed)); wait > 0 {
 		time.AfterFunc(wait, p.Kick)
 		return nil
 	}
-	patch, err := replacing(status)
-	if err != nil {
+	if err := p.replace(ctx, ndc, status); err != nil {
 		return err
 	}
-	if _, err := p.patch(ctx, patch, "status"); err != nil {
-		return err
-	}
+	p.changed = time.Time{}
 	klog.FromContext(ctx).V(2).Info("Disks are published", "disks", len(status.Disks), "volumes", status.Summary.Volumes, "free", status.Summary.Free)
 	return nil
 }
@@ -283,12 +284,35 @@ func (p *Publisher) create(ctx context.Context, owner metav1.OwnerReference) (*d
 	return out, nil
 }
 
-func (p *Publisher) patch(ctx context.Context, patch map[string]any, subresources ...string) (*diskv1alpha1.NodeDiskCapacity, error) {
+func (p *Publisher) patch(ctx context.Context, patch map[string]any) (*diskv1alpha1.NodeDiskCapacity, error) {
 	body, err := json.Marshal(patch)
 	if err != nil {
 		return nil, err
 	}
-	out, err := p.options.Client.PatchCapacity(ctx, body, subresources...)
+	out, err := p.options.Client.PatchCapacity(ctx, body)
+	return out, p.answered(out, err)
+}
+
+// replace writes the status. It tries again if somebody else has changed the object, and the watch
+// has not told yet.
+func (p *Publisher) replace(ctx context.Context, ndc *diskv1alpha1.NodeDiskCapacity, status diskv1alpha1.NodeDiskCapacityStatus) error {
+	for {
+		next := ndc.DeepCopy()
+		next.Status = status
+		out, err := p.options.Client.UpdateCapacityStatus(ctx, next)
+		if !apierrors.IsConflict(err) {
+			return p.answered(out, err)
+		}
+		out, err = p.options.Client.Capacity(ctx)
+		if err := p.answered(out, err); err != nil {
+			return err
+		}
+		ndc = out
+	}
+}
+
+// answered notes what the API server says of the object, and returns the error with its name.
+func (p *Publisher) answered(out *diskv1alpha1.NodeDiskCapacity, err error) error {
 	p.wrote = time.Now()
 	if apierrors.IsNotFound(err) {
 		p.mu.Lock()
@@ -296,10 +320,10 @@ func (p *Publisher) patch(ctx context.Context, patch map[string]any, subresource
 		p.mu.Unlock()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot write NodeDiskCapacity %s: %w", p.options.Client.NodeName(), err)
+		return fmt.Errorf("cannot write NodeDiskCapacity %s: %w", p.options.Client.NodeName(), err)
 	}
 	p.note(out)
-	return out, nil
+	return nil
 }
 
 // withTimes gives each condition the time of its last transition.
@@ -312,27 +336,4 @@ func withTimes(conditions, before []metav1.Condition, now metav1.Time) []metav1.
 		}
 	}
 	return out
-}
-
-// replacing is the merge patch that leaves nothing of the old status: what the new one
-// does not have is named with a null.
-func replacing(status diskv1alpha1.NodeDiskCapacityStatus) (map[string]any, error) {
-	encoded, err := json.Marshal(status)
-	if err != nil {
-		return nil, err
-	}
-	// Raw, because numbers of bytes must not become floating point on the way.
-	null := json.RawMessage("null")
-	fields := map[string]json.RawMessage{"disks": null, "conditions": null}
-	if err := json.Unmarshal(encoded, &fields); err != nil {
-		return nil, err
-	}
-	summary := map[string]json.RawMessage{"size": null, "free": null, "largest": null}
-	if err := json.Unmarshal(fields["summary"], &summary); err != nil {
-		return nil, err
-	}
-	if fields["summary"], err = json.Marshal(summary); err != nil {
-		return nil, err
-	}
-	return map[string]any{"status": fields}, nil
 }

@@ -1,7 +1,6 @@
 package publish
 
 import (
-	"encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -123,29 +122,5 @@ func TestTimesOfConditions(t *testing.T) {
 	got := withTimes([]metav1.Condition{{Type: "A", Status: "True", Message: "y"}, {Type: "B", Status: "False"}, {Type: "C", Status: "True"}}, before, now)
 	if got[0].LastTransitionTime != old || got[1].LastTransitionTime != now || got[2].LastTransitionTime != now {
 		t.Errorf("times are %v", got)
-	}
-}
-
-// The patch names what must go, or a hand edit would stay.
-func TestReplacing(t *testing.T) {
-	patch, err := replacing(diskv1alpha1.NodeDiskCapacityStatus{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := json.Marshal(patch)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := `{"status":{"conditions":null,"disks":null,"summary":{"disks":0,"free":null,"largest":null,"size":null,"volumes":0}}}`
-	if string(got) != want {
-		t.Errorf("patch is\n%s, want\n%s", got, want)
-	}
-	exact := int64(1)<<60 - mib
-	patch, err = replacing(diskv1alpha1.NodeDiskCapacityStatus{Disks: []diskv1alpha1.Disk{{Size: exact}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, err = json.Marshal(patch); err != nil || !strings.Contains(string(got), "1152921504605798400") {
-		t.Errorf("large sizes are rounded: %s", got)
 	}
 }
