@@ -241,7 +241,7 @@ func isTheSchedulers(t *testing.T, p *policy, policy placement.Policy) {
 	for range 2000 {
 		size := workloads[0].size(r)
 		request := placement.Request{Class: class, Size: int64(size) * gib, Policy: policy}
-		nodes := l.Best([]placement.Request{request}, 50, func(string) bool { return true })
+		nodes := l.Best([]placement.Request{request}, 50, func(string, *ledger.Snapshot) bool { return true })
 		have, ok := p.choose(store.cluster, r, size)
 		if ok != (len(nodes) > 0) {
 			t.Fatalf("%d GiB fit: %v, but the ledger hands out %v", size, ok, nodes)
