@@ -10,6 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
 // TestExpandMounted: an xfs volume grows under the running pod.
@@ -183,6 +185,21 @@ func (e *tenant) hasGrown(pvc *corev1.PersistentVolumeClaim, size int64) {
 	if capacity := pv.Spec.Capacity[corev1.ResourceStorage]; capacity.Value() != size {
 		e.t.Errorf("volume %s has capacity %s, want %d", pv.Name, capacity.String(), size)
 	}
+	// Nobody waits for that, so the node takes a second.
+	e.eventually("volume "+pv.Name+" is published with its new size", func(ctx context.Context) error {
+		status, err := e.published(ctx, pv.Labels[v1alpha1.LabelNode])
+		if err != nil {
+			return err
+		}
+		for _, d := range status.Disks {
+			for _, a := range d.Allocations {
+				if a.Volume == pv.Spec.CSI.VolumeHandle && a.Length == size {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("the node has published %+v", status.Disks)
+	})
 }
 
 // volumeOf is the PersistentVolume that the claim had when it was read last.
