@@ -18,20 +18,12 @@ import (
 // objects meanwhile.
 func TestSchedulerClaimsMidway(t *testing.T) {
 	s := claimSchedulers(t)
-	for _, test := range []struct {
-		name string
-		run  func(*testing.T, *schedulers)
-	}{
+	s.runClaimTests(t, []claimTest{
 		{"class deleted midway", classDeletedMidway},
 		{"both sides", claimsOfBothSides},
 		{"headroom", claimHeadroom},
 		{"gang", claimGang},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Cleanup(func() { s.clearClaims(t) })
-			test.run(t, s)
-		})
-	}
+	})
 }
 
 // classDeletedMidway: the StorageClass is deleted when the volume was made and the claim was not

@@ -19,10 +19,7 @@ import (
 // controllers of claims.
 func TestSchedulerClaims(t *testing.T) {
 	s := claimSchedulers(t)
-	for _, test := range []struct {
-		name string
-		run  func(*testing.T, *schedulers)
-	}{
+	s.runClaimTests(t, []claimTest{
 		{"one plan", onePlan},
 		{"all or none", allOrNone},
 		{"writes", claimWrites},
@@ -40,7 +37,18 @@ func TestSchedulerClaims(t *testing.T) {
 		{"killed", claimsKilled},
 		{"claim deleted", claimDeleted},
 		{"class deleted", classDeleted},
-	} {
+	})
+}
+
+type claimTest struct {
+	name string
+	run  func(*testing.T, *schedulers)
+}
+
+// runClaimTests runs them one after the other, and removes what each leaves behind.
+func (s *schedulers) runClaimTests(t *testing.T, tests []claimTest) {
+	t.Helper()
+	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Cleanup(func() { s.clearClaims(t) })
 			test.run(t, s)
