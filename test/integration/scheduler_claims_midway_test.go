@@ -157,23 +157,8 @@ func claimHeadroom(t *testing.T, s *schedulers) {
 // claimGang: while the pods of a group wait for each other, their claims have places and no
 // volumes, so that nothing ties them to nodes if the group has no room as a whole.
 func claimGang(t *testing.T, s *schedulers) {
-	if err := s.cluster.Apply(t.Context(), "test/integration/testdata/podgroups.yaml"); err != nil {
-		t.Fatal(err)
-	}
 	followClaims(t, s.client, newSimNode(t, s.client, "sim-0", 10, diskv1alpha1.DriverName), newSimNode(t, s.client, "sim-1", 10, diskv1alpha1.DriverName))
-	if err := s.cluster.KillScheduler(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.cluster.StartScheduler(t.Context()); err != nil {
-			t.Error(err)
-		}
-	}()
-	runScheduler(t, s.cluster, "",
-		"        weight: 10\n", "        weight: 10\n      - name: Coscheduling\n",
-		"    postFilter:\n", "    queueSort:\n      enabled: [{name: Coscheduling}]\n      disabled: [{name: \"*\"}]\n    postFilter:\n",
-		"  pluginConfig:\n", "  pluginConfig:\n  - name: Coscheduling\n    args: {permitWaitingTimeSeconds: 20}\n",
-		"leaderElect: true", "leaderElect: false")
+	defer s.coschedule(t)()
 
 	// Four of the five have room.
 	const members = 5

@@ -18,25 +18,10 @@ import (
 // gang: with Coscheduling in the same profile, the pods of a group are placed all or none.
 // Those that wait for the others hold their extents, and give them back.
 func gang(t *testing.T, s *schedulers) {
-	if err := s.cluster.Apply(t.Context(), "test/integration/testdata/podgroups.yaml"); err != nil {
-		t.Fatal(err)
-	}
 	first, second := newSimNode(t, s.client, "sim-0", 10, diskv1alpha1.DriverName), newSimNode(t, s.client, "sim-1", 10, diskv1alpha1.DriverName)
 	nodes := []*simNode{first, second}
 	follow(t, s.client, nodes...)
-	if err := s.cluster.KillScheduler(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.cluster.StartScheduler(t.Context()); err != nil {
-			t.Error(err)
-		}
-	}()
-	runScheduler(t, s.cluster, "",
-		"        weight: 10\n", "        weight: 10\n      - name: Coscheduling\n",
-		"    postFilter:\n", "    queueSort:\n      enabled: [{name: Coscheduling}]\n      disabled: [{name: \"*\"}]\n    postFilter:\n",
-		"  pluginConfig:\n", "  pluginConfig:\n  - name: Coscheduling\n    args: {permitWaitingTimeSeconds: 20}\n",
-		"leaderElect: true", "leaderElect: false")
+	defer s.coschedule(t)()
 
 	// Four of the five have room.
 	s.createGang(t, "large", 5, 4)
@@ -108,5 +93,26 @@ func (s *schedulers) createGang(t *testing.T, name string, count int, sizeGiB in
 	}
 	if failed != nil {
 		t.Fatal(failed)
+	}
+}
+
+// coschedule runs, instead of the scheduler, one that also has Coscheduling, until back is called.
+func (s *schedulers) coschedule(t *testing.T) (back func()) {
+	t.Helper()
+	if err := s.cluster.Apply(t.Context(), "test/integration/testdata/podgroups.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cluster.KillScheduler(); err != nil {
+		t.Fatal(err)
+	}
+	runScheduler(t, s.cluster, "",
+		"        weight: 10\n", "        weight: 10\n      - name: Coscheduling\n",
+		"    postFilter:\n", "    queueSort:\n      enabled: [{name: Coscheduling}]\n      disabled: [{name: \"*\"}]\n    postFilter:\n",
+		"  pluginConfig:\n", "  pluginConfig:\n  - name: Coscheduling\n    args: {permitWaitingTimeSeconds: 20}\n",
+		"leaderElect: true", "leaderElect: false")
+	return func() {
+		if err := s.cluster.StartScheduler(t.Context()); err != nil {
+			t.Error(err)
+		}
 	}
 }
