@@ -10,7 +10,7 @@ TOOL  := go tool -modfile=tools/go.mod
 # Tests of several packages share the machine's loop devices and its two cores.
 GOTEST := $(TOOL) gotestsum --format pkgname-and-test-fails --hide-summary=output -- -count=1 -timeout=30m -p=2
 # A semantic version: component-base insists. Releases set it; other builds do not follow
-# the commit, so that nothing is linked anew for nothing.
+# the commit, so that nothing is linked again without need.
 VERSION ?= v0.0.0-dev
 LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(VERSION)
 
@@ -52,6 +52,10 @@ e2e: prepare ## Run the end-to-end tests on real kubelets (needs root).
 e2e-vm: ## Cut the power of virtual machines and pull their disks (needs qemu-system-x86; software emulation).
 	go test -count=1 -timeout=60m -v ./test/vm
 
+.PHONY: mutants
+mutants: prepare ## Delete one safety rule at a time: the tests of its package must notice (needs root; MUTANTS="-file pkg/agent/disk").
+	go run ./test/mutants $(MUTANTS)
+
 .PHONY: lint
 lint: ## Check formatting, vet, lints, import rules and generated files.
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt -w on the files above'; exit 1; }
@@ -60,7 +64,7 @@ lint: ## Check formatting, vet, lints, import rules and generated files.
 	go test -count=1 ./test/imports
 
 .PHONY: generate
-generate: ## Write generated Go and the CRDs anew.
+generate: ## Regenerate Go and the CRDs.
 	$(TOOL) controller-gen object crd paths=./apis/... output:crd:artifacts:config=config/crd
 
 .PHONY: bench
@@ -86,7 +90,7 @@ fuzz: ## Run each fuzz target for a minute.
 	done
 
 .PHONY: torture
-torture: ## Try all that tests of disks otherwise try a sample of: states after power cuts, kills, faults (hours).
+torture: prepare ## Try all that tests of disks otherwise try a sample of: states after power cuts, kills, faults (hours).
 	BERTH_TORTURE=1 go test -count=1 -timeout=120m -v -run='^(TestTorture|TestSoak)$$' ./pkg/agent/disk
 	BERTH_TORTURE=1 go test -count=1 -timeout=180m -v ./test/kill
 	BERTH_TORTURE=1 go test -count=1 -timeout=180m -v ./test/faults

@@ -28,8 +28,19 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// programs is what the agent runs: see pkg/agent/disk and k8s.io/mount-utils.
-var programs = []string{"mkfs.ext4", "mkfs.xfs", "resize2fs", "xfs_growfs", "e2fsck", "fsck.ext4", "fsck", "xfs_repair", "blkid", "wipefs", "mount", "umount"}
+// programs is what the agent runs (see Check in pkg/agent), and what a person needs in its container
+// to look at a damaged volume.
+var programs = []string{
+	"mkfs.ext4", "mkfs.xfs", "resize2fs", "xfs_growfs", "e2fsck", "blkid", "wipefs", "mount", "umount",
+	"xfs_repair", "dumpe2fs", "debugfs",
+}
+
+// versioned are the packages whose version decides what a volume looks like on the disk, by the
+// label that says it, with the program that prints it.
+var versioned = map[string][]string{
+	"dev.berth.e2fsprogs": {"mkfs.ext4", "-V"},
+	"dev.berth.xfsprogs":  {"mkfs.xfs", "-V"},
+}
 
 // image is one image to write.
 type image struct {
@@ -92,11 +103,24 @@ func (i image) write(binary, path string) error {
 	if err != nil {
 		return err
 	}
+	labels := map[string]string{}
+	for label, program := range versioned {
+		if !slices.Contains(i.needs, program[0]) {
+			continue
+		}
+		out, err := exec.Command(program[0], program[1:]...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("version of %s: %w", program[0], err)
+		}
+		first, _, _ := strings.Cut(string(out), "\n")
+		labels[label] = first
+	}
 	if img, err = mutate.ConfigFile(img, &v1.ConfigFile{
 		OS:           "linux",
 		Architecture: runtime.GOARCH,
 		RootFS:       must(img.ConfigFile()).RootFS,
 		Config: v1.Config{
+			Labels:     labels,
 			Entrypoint: []string{"/usr/local/bin/" + i.binary},
 			Env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		},

@@ -22,6 +22,7 @@ import (
 	logsapi "k8s.io/component-base/logs/api/v1"
 	"k8s.io/component-base/version"
 
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent"
 )
 
@@ -40,6 +41,7 @@ type flags struct {
 	agent      agent.Options
 	kubeconfig string
 	metrics    string
+	health     string
 	logs       *logsapi.LoggingConfiguration
 }
 
@@ -70,13 +72,15 @@ func command() *cobra.Command {
 func (f *flags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.agent.NodeName, "node-name", os.Getenv("NODE_NAME"), "Name of the Node that the agent runs on. The default is $NODE_NAME.")
 	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "Path of a kubeconfig. The default is the pod's service account.")
-	fs.StringVar(&f.agent.CSISocket, "csi-socket", "/var/lib/kubelet/plugins/disk.berth.dev/csi.sock", "Path of the socket that the kubelet calls; it must be the same for the kubelet.")
-	fs.StringVar(&f.agent.RegistrationDir, "registration-dir", "/var/lib/kubelet/plugins_registry", "Folder in which the kubelet looks for drivers.")
+	fs.StringVar(&f.agent.KubeletDir, "kubelet-dir", "/var/lib/kubelet", "The kubelet's --root-dir. Volumes are mounted below it only. In a container it must be mounted at the same path, with mountPropagation Bidirectional.")
+	fs.StringVar(&f.agent.CSISocket, "csi-socket", "", "Path of the socket that the kubelet calls; it must be the same for the kubelet. The default is plugins/disk.berth.dev/csi.sock below --kubelet-dir.")
+	fs.StringVar(&f.agent.RegistrationDir, "registration-dir", "", "Folder in which the kubelet looks for drivers. The default is plugins_registry below --kubelet-dir.")
 	fs.StringSliceVar(&f.agent.Devices, "devices", nil, "Shell patterns for device paths, such as /dev/nvme*. When given, no other device is looked at, whatever DiskClasses say.")
-	fs.DurationVar(&f.agent.OrphanGrace, "orphan-grace", 5*time.Minute, "How long a volume is kept after it was found that its pod is gone, if nobody saw the pod end.")
+	fs.DurationVar(&f.agent.OrphanGrace, "orphan-grace", 5*time.Minute, "How long a volume is kept after it was found that its pod is gone, if the agent did not see the pod end.")
 	fs.IntVar(&f.agent.OrphanLimit, "orphan-limit", 10, "How many such volumes there may be. If there are more, none is wiped until their pods are back or a person allows it.")
 	fs.DurationVar(&f.agent.EvictionGrace, "eviction-grace", time.Minute, "How long a pod whose volumes do not fit on the node stays before it is evicted, if a controller makes a new one.")
-	fs.StringVar(&f.metrics, "metrics-address", "", "Address for /metrics and /healthz, such as 127.0.0.1:9810. Empty for none.")
+	fs.StringVar(&f.metrics, "metrics-address", "", "Address for /metrics, such as 127.0.0.1:9810. Empty for none.")
+	fs.StringVar(&f.health, "health-address", "", "Address for /healthz and /readyz, such as :9811. Empty for none.")
 	logsapi.AddFlags(f.logs, fs)
 }
 
@@ -99,12 +103,29 @@ func (f *flags) run(ctx context.Context) error {
 		}
 		defer stop()
 	}
+	f.agent.Health = agent.NewHealth()
+	if f.health != "" {
+		stop, err := serveHealth(f.health, f.agent.Health)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
 	return agent.Run(ctx, f.agent)
 }
 
 func (f *flags) validate() error {
 	if f.agent.NodeName == "" {
 		return errors.New("--node-name is missing, and $NODE_NAME is not set")
+	}
+	if !path.IsAbs(f.agent.KubeletDir) {
+		return fmt.Errorf("--kubelet-dir is %q: it must be the absolute path of the kubelet's --root-dir", f.agent.KubeletDir)
+	}
+	if f.agent.CSISocket == "" {
+		f.agent.CSISocket = path.Join(f.agent.KubeletDir, "plugins", diskv1alpha1.DriverName, "csi.sock")
+	}
+	if f.agent.RegistrationDir == "" {
+		f.agent.RegistrationDir = path.Join(f.agent.KubeletDir, "plugins_registry")
 	}
 	if f.agent.OrphanLimit < 0 {
 		return fmt.Errorf("--orphan-limit is %d, it cannot be less than 0, which means that none is wiped without a person's word", f.agent.OrphanLimit)

@@ -9,16 +9,18 @@ import (
 	"github.com/berthdev/berth/pkg/agent/manifest"
 )
 
-// manifests is the command that writes the node's PersistentVolumes anew.
+// manifests is the command that writes the node's PersistentVolumes again.
 func manifests() *cobra.Command {
 	o := manifest.Options{Sys: os.DirFS("/sys/block")}
 	policy := string(corev1.PersistentVolumeReclaimRetain)
 	cmd := &cobra.Command{
-		Use:   "manifests",
-		Short: "Prints PersistentVolumes for the persistent volumes that the node's disks hold",
+		Use:     "manifests",
+		Short:   "Prints PersistentVolumes for the persistent volumes that the node's disks hold",
+		Example: `  nodeagent manifests --node-name=node-1 --devices='/dev/nvme*' --bind > node-1.yaml`,
 		Long: `Prints a PersistentVolume, as YAML, for each persistent volume that the disks of this node hold.
 
-It only reads, beside a running agent, and needs no API server. Applied with kubectl, the
+It only reads, beside a running agent, and needs no API server. It reads no device but those
+that --devices names. Applied with kubectl, the
 PersistentVolumes are Available: a claim of the same StorageClass, size and mode binds one
 with its data; with --bind only the claim of the namespace and name that the volume was
 made for, so that a StatefulSet that is made again finds its data. To release a volume
@@ -31,9 +33,6 @@ sidecars have made have none: name the classes for those.`,
 		SilenceUsage: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.ReclaimPolicy = corev1.PersistentVolumeReclaimPolicy(policy)
-			if err := o.Validate(); err != nil {
-				return err
-			}
 			volumes, err := manifest.Volumes(cmd.Context(), o)
 			if err := manifest.Write(cmd.OutOrStdout(), volumes); err != nil {
 				return err
@@ -43,7 +42,7 @@ sidecars have made have none: name the classes for those.`,
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&o.NodeName, "node-name", os.Getenv("NODE_NAME"), "Name of the Node whose disks these are. The default is $NODE_NAME.")
-	fs.StringSliceVar(&o.Devices, "devices", nil, "Shell patterns for device paths, as the agent has them. Loop, device-mapper and md devices are looked at only when named.")
+	fs.StringSliceVar(&o.Devices, "devices", nil, "Shell patterns for the paths of the disks to read, such as '/dev/nvme*'. Required: no other device is read.")
 	fs.StringVar(&o.StorageClass, "storage-class", "", "StorageClass of the PersistentVolumes; the default is the one that each was made with. A claim that is to bind one must name the same.")
 	fs.StringVar(&o.DiskClass, "disk-class", "", "DiskClass of the disks; the default is the one that each volume was made with.")
 	fs.BoolVar(&o.Bind, "bind", false, "Reserve each PersistentVolume for the claim of the namespace and name that it was made for, as far as the disk knows it.")

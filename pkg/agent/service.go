@@ -9,7 +9,6 @@ import (
 	"k8s.io/component-base/metrics"
 	"k8s.io/component-base/metrics/legacyregistry"
 
-	"github.com/berthdev/berth/pkg/agent/client"
 	"github.com/berthdev/berth/pkg/agent/discovery"
 )
 
@@ -108,9 +107,9 @@ func (s *service) drop(id string) {
 }
 
 // followService looks at the disks whenever something about them has changed.
-func (a *agent) followService(ctx context.Context, recorder *client.Recorder) {
+func (a *agent) followService(ctx context.Context) {
 	s := newService(func(eventType, reason, message string) {
-		recorder.OfNode(a.capacityUID(), eventType, reason, message)
+		a.recorder.OfNode(a.capacityUID(), eventType, reason, message)
 	})
 	for {
 		s.look(a.inventory.Disks(), len(a.inventory.Refused()))

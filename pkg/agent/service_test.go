@@ -14,7 +14,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// Each change is told once, and what never failed is not told of at all.
+// Each change has one event, and a disk that never failed has none.
 func TestServiceTells(t *testing.T) {
 	serves := discovery.Disk{Device: discovery.Device{Name: "sda"}, Class: "ssd", Engine: &disk.Disk{}, Snapshot: disk.Snapshot{ID: "a"}}
 	gone, hangs, renamed := serves, serves, serves
@@ -23,9 +23,9 @@ func TestServiceTells(t *testing.T) {
 	renamed.Device.Name = "sdb"
 	other := serves
 	other.Snapshot.ID = "b"
-	var told []string
+	var said []string
 	s := newService(func(_, reason, message string) {
-		told = append(told, fmt.Sprintf("%s %.40s", reason, message))
+		said = append(said, fmt.Sprintf("%s %.40s", reason, message))
 	})
 	for i, step := range []struct {
 		disks []discovery.Disk
@@ -39,9 +39,9 @@ func TestServiceTells(t *testing.T) {
 		{[]discovery.Disk{other}, ""},
 		{[]discovery.Disk{gone, other}, "DiskOutOfService disk a (sda)"},
 	} {
-		told = nil
+		said = nil
 		s.look(step.disks, 0)
-		if got := strings.Join(told, "; "); (step.tells == "") != (got == "") || !strings.HasPrefix(got, step.tells) || len(told) > 1 {
+		if got := strings.Join(said, "; "); (step.tells == "") != (got == "") || !strings.HasPrefix(got, step.tells) || len(said) > 1 {
 			t.Errorf("step %d tells %q, want %q", i, got, step.tells)
 		}
 	}
@@ -67,17 +67,17 @@ func TestWipingOfClass(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for class, want := range map[string]disk.WipeOptions{
+	for class, want := range map[string]disk.WipeSettings{
 		"default": {Policy: disk.WipeZero},
 		"slow":    {Policy: disk.WipeOverwrite, Rate: 64 << 20},
 		"secure":  {Policy: disk.WipeSecureDiscard},
 		"none":    {Policy: disk.WipeNone},
 		"newer":   {Policy: disk.WipeZero},
-		"gone":    {Policy: disk.WipeZero},
-		"":        {Policy: disk.WipeZero},
+		"gone":    {},
+		"":        {},
 	} {
-		if got := a.wiping(class); got.Policy != want.Policy || got.Rate != want.Rate {
-			t.Errorf("class %q: %s at %d, want %s at %d", class, got.Policy, got.Rate, want.Policy, want.Rate)
+		if got, exists := a.wiping(class); got != want || exists != (want.Policy != "") {
+			t.Errorf("class %q: %+v, %v, want %+v", class, got, exists, want)
 		}
 	}
 }

@@ -29,9 +29,12 @@ func Request(pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) (
 		return request.Volume{}, err
 	}
 	block := IsBlock(pvc.Spec.VolumeMode)
-	if !block {
+	var notMade error
+	if selects(pvc) {
+		notMade = &NotMade{"selector is set: it selects existing volumes, and none is made for it; leave it out, or release a volume with these labels"}
+	} else if !block {
 		if err := diskv1alpha1.ValidateFSSize(parameters.FSType, size); err != nil {
-			return request.Volume{}, err
+			notMade = &NotMade{err.Error()}
 		}
 	}
 	id := diskv1alpha1.ClaimVolumeID(pvc.UID)
@@ -43,7 +46,19 @@ func Request(pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) (
 	if !block {
 		v.FSType = parameters.FSType
 	}
-	return v, nil
+	return v, notMade
+}
+
+// NotMade is the error of a claim that no volume is made for. One that exists and that no other claim has can be bound
+// to it: Request returns the volume with it.
+type NotMade struct{ why string }
+
+func (e *NotMade) Error() string { return e.why }
+
+// selects reports whether the claim names existing volumes. An empty selector, which charts and operators write, does not.
+func selects(pvc *corev1.PersistentVolumeClaim) bool {
+	selector := pvc.Spec.Selector
+	return selector != nil && len(selector.MatchLabels)+len(selector.MatchExpressions) > 0
 }
 
 // validate refuses claims that no disk of one node can answer, and returns the size.
@@ -59,8 +74,6 @@ func validate(pvc *corev1.PersistentVolumeClaim) (int64, error) {
 	switch {
 	case spec.DataSource != nil, spec.DataSourceRef != nil:
 		return 0, fmt.Errorf("dataSource is set: %s makes neither clones nor restores snapshots, leave it out", diskv1alpha1.DriverName)
-	case spec.Selector != nil:
-		return 0, fmt.Errorf("selector is set: it selects existing volumes, of which none matches, and none is made for it; leave it out")
 	case spec.VolumeAttributesClassName != nil && *spec.VolumeAttributesClassName != "":
 		return 0, fmt.Errorf("volumeAttributesClassName is set: volumes of %s have no attributes to change, leave it out", diskv1alpha1.DriverName)
 	}

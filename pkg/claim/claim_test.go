@@ -1,6 +1,7 @@
 package claim
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -49,6 +50,10 @@ func TestRequest(t *testing.T) {
 	if v, err := Request(pvc("1Mi", block), storageClass(ssd)); err != nil || !v.Block || v.FSType != "" {
 		t.Errorf("a raw block claim of 1Mi asks for %+v: %v", v, err)
 	}
+	empty := func(c *corev1.PersistentVolumeClaim) { c.Spec.Selector = &metav1.LabelSelector{} }
+	if v, err := Request(pvc("1Gi", empty), storageClass(ssd)); err != nil || v.Request.Size != gi {
+		t.Errorf("a claim with an empty selector asks for %+v: %v", v, err)
+	}
 	tests := map[string]struct {
 		size   string
 		change func(*corev1.PersistentVolumeClaim)
@@ -61,8 +66,10 @@ func TestRequest(t *testing.T) {
 		"many nodes": {"1Gi", func(c *corev1.PersistentVolumeClaim) {
 			c.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
 		}, ssd, "access mode ReadWriteMany is not possible"},
-		"clone":        {"1Gi", func(c *corev1.PersistentVolumeClaim) { c.Spec.DataSource = &corev1.TypedLocalObjectReference{} }, ssd, "dataSource is set"},
-		"selector":     {"1Gi", func(c *corev1.PersistentVolumeClaim) { c.Spec.Selector = &metav1.LabelSelector{} }, ssd, "selector is set"},
+		"clone": {"1Gi", func(c *corev1.PersistentVolumeClaim) { c.Spec.DataSource = &corev1.TypedLocalObjectReference{} }, ssd, "dataSource is set"},
+		"selector": {"1Gi", func(c *corev1.PersistentVolumeClaim) {
+			c.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"a": "b"}}
+		}, ssd, "selector is set"},
 		"attributes":   {"1Gi", func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeAttributesClassName = ptr.To("gold") }, ssd, "volumeAttributesClassName is set"},
 		"bad class":    {"1Gi", nil, map[string]string{}, "StorageClass fast: parameter disk.berth.dev/class is missing"},
 		"bad headroom": {"1Gi", nil, map[string]string{diskv1alpha1.AttributeClass: "ssd", diskv1alpha1.ParameterHeadroom: "x"}, "StorageClass fast: parameter disk.berth.dev/headroom"},
@@ -121,7 +128,11 @@ func TestVolumeReadsBack(t *testing.T) {
 		"no place":     func(pv *corev1.PersistentVolume) { delete(pv.Spec.CSI.VolumeAttributes, diskv1alpha1.AttributeStart) },
 		"no handle":    func(pv *corev1.PersistentVolume) { pv.Spec.CSI.VolumeHandle = "" },
 		"no affinity":  func(pv *corev1.PersistentVolume) { pv.Spec.NodeAffinity = nil },
-		"no capacity":  func(pv *corev1.PersistentVolume) { pv.Spec.Capacity = nil },
+		"two nodes": func(pv *corev1.PersistentVolume) {
+			e := &pv.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0]
+			e.Values = append(e.Values, "node-2")
+		},
+		"no capacity": func(pv *corev1.PersistentVolume) { pv.Spec.Capacity = nil },
 		"huge capacity": func(pv *corev1.PersistentVolume) {
 			pv.Spec.Capacity[corev1.ResourceStorage] = resource.MustParse("8Ei")
 		},
@@ -129,6 +140,53 @@ func TestVolumeReadsBack(t *testing.T) {
 	} {
 		if v, err := read(change); err == nil {
 			t.Errorf("%s: read as %+v", name, v)
+		}
+	}
+}
+
+// TestIsFor asserts that a PersistentVolume does not belong to a later claim of the same name.
+func TestIsFor(t *testing.T) {
+	class := storageClass(map[string]string{diskv1alpha1.AttributeClass: "ssd"})
+	c := pvc("3Gi", nil)
+	asked, err := Request(c, class)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pv := NewVolume(c, class, asked, "node-1", diskv1alpha1.Place{})
+	for name, change := range map[string]func(*corev1.PersistentVolumeClaim){
+		"UID":       func(c *corev1.PersistentVolumeClaim) { c.UID = "11111111-2222-4333-8444-666666666666" },
+		"name":      func(c *corev1.PersistentVolumeClaim) { c.Name = "data-db-1" },
+		"namespace": func(c *corev1.PersistentVolumeClaim) { c.Namespace = "other" },
+	} {
+		if other := pvc("3Gi", change); IsFor(pv, other) {
+			t.Errorf("it is for a claim of another %s", name)
+		}
+	}
+}
+
+// TestNotMade asserts which claims an existing volume would do for, although none is made.
+func TestNotMade(t *testing.T) {
+	xfs := map[string]string{diskv1alpha1.AttributeClass: "ssd", diskv1alpha1.ParameterFSType: "xfs"}
+	selecting := func(c *corev1.PersistentVolumeClaim) {
+		c.Spec.Selector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: metav1.LabelSelectorOpExists}}}
+	}
+	for name, test := range map[string]struct {
+		size   string
+		change func(*corev1.PersistentVolumeClaim)
+		want   bool
+	}{
+		"selector":          {"1Gi", selecting, true},
+		"too small for xfs": {"100Mi", nil, true},
+		"nothing":           {"0", selecting, false},
+		"clone": {"1Gi", func(c *corev1.PersistentVolumeClaim) {
+			selecting(c)
+			c.Spec.DataSource = &corev1.TypedLocalObjectReference{}
+		}, false},
+	} {
+		v, err := Request(pvc(test.size, test.change), storageClass(xfs))
+		var notMade *NotMade
+		if err == nil || errors.As(err, &notMade) != test.want || test.want && v.ID == "" {
+			t.Errorf("%s: asks for %+v, error %v", name, v, err)
 		}
 	}
 }

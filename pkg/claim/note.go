@@ -13,7 +13,7 @@ import (
 // Note is what is written on the disk beside a volume, so that its PersistentVolume can be
 // written again when the cluster has forgotten it.
 //
-// The disk may be anybody's: what is read from it is held to its form.
+// The disk may be of any origin: what is read from it is held to its form.
 type Note struct {
 	// Namespace and Claim name the claim that the volume was made for.
 	Namespace string `json:"namespace,omitempty"`

@@ -54,6 +54,23 @@ func TestNoteFits(t *testing.T) {
 	}
 }
 
+// TestReadNoteRefuses asserts that a note on a disk is believed only if every field has its form.
+func TestReadNoteRefuses(t *testing.T) {
+	for text, says := range map[string]string{
+		`[`:                                "is not one",
+		`{"namespace":"a","claim":"../x"}`: "has a name",
+		`{"storageClass":"Fast"}`:          "has a name",
+		`{"namespace":"a"}`:                "names a claim by half",
+		`{"claim":"x"}`:                    "names a claim by half",
+		`{"namespace":"a","claim":"x","accessModes":["ReadWriteMany"]}`: "access mode",
+		`{"reclaimPolicy":"Recycle"}`:                                   "reclaim policy",
+	} {
+		if n, err := ReadNote(text); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: read as %+v, error %v, want one that says %q", text, n, err, says)
+		}
+	}
+}
+
 func FuzzReadNote(f *testing.F) {
 	for _, text := range []string{
 		`{"namespace":"shop","claim":"data-db-0","storageClass":"fast","accessModes":["ReadWriteOnce"],"reclaimPolicy":"Delete"}`,

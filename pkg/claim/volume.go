@@ -113,7 +113,7 @@ func ReadVolume(pv *corev1.PersistentVolume) (Volume, error) {
 	}, nil
 }
 
-// nodeOf reads the node from the affinity, which nobody can change, unlike the label.
+// nodeOf reads the node from the affinity, which is immutable, unlike the label.
 func nodeOf(pv *corev1.PersistentVolume) (string, error) {
 	affinity := pv.Spec.NodeAffinity
 	if affinity != nil && affinity.Required != nil && len(affinity.Required.NodeSelectorTerms) == 1 {

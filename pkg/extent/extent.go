@@ -2,7 +2,7 @@
 // them. It owns no policy and knows neither disks nor volumes.
 //
 // Sets, not counts: subtracting an extent that is already gone changes nothing, so
-// whoever hears of the same volume twice, or of two facts in the wrong order, errs
+// a caller that gets the same volume twice, or two facts in the wrong order, errs
 // only towards less free space.
 package extent
 

@@ -21,6 +21,8 @@ type Capacity struct {
 	// Revision grows with every change; it comes from the object's resourceVersion.
 	Revision uint64
 	Disks    []Disk
+	// Owned are the disks that are written down as the node's own, by others than the node.
+	Owned []string
 }
 
 // Disk is a disk of a node, as published.
@@ -40,7 +42,7 @@ type Allocation struct {
 	// Partition is the GUID of the volume's partition.
 	Partition string
 	Extent    extent.Extent
-	// Wiping is true when nobody uses the volume any more, and its bytes become free
+	// Wiping is true when the volume has no owner any more, and its bytes become free
 	// as soon as they are zeroed.
 	Wiping bool
 }

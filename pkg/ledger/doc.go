@@ -2,7 +2,7 @@
 // published, which volumes of pods and claims were placed there that the node has not
 // published yet, what is free once the one is taken from the other, and whether the node
 // has an agent to make volumes at all. It owns neither
-// clients nor informers: whoever watches the API folds what it saw into the ledger.
+// clients nor informers: the packages that watch the API fold what they saw into the ledger.
 //
 // # The rule
 //
@@ -36,8 +36,9 @@
 //   - The pod is gone before the node has ever shown the volume: the extent is free at
 //     once. If the node had begun to make the volume, the next one that gets the extent
 //     waits on the node for the wipe; the node has the last word.
+//   - The node changes while Reserve plans on it: the plan is not recorded, and Reserve plans again.
 //   - Bind failed: the scheduler forgets what it assumed. But what the API server showed
-//     (an observed record) is not forgotten by anybody but the API server, so a late
+//     (an observed record) is forgotten only when the API server says so, so a late
 //     Unreserve cannot free the space of a pod that is really bound.
 //   - Bind failed, but may really have happened (a timeout, a lost connection): the record
 //     is held in doubt. The pod's event settles it: bound or deleted. Until then only the
@@ -45,9 +46,12 @@
 //     the space here stays held, because the pod may be bound here nevertheless.
 //   - An old capacity after a newer one, or after its deletion: ignored, by revision, even
 //     if all that is left of the node is the highest revision of those that are gone.
+//   - The API server was restored from a backup: lists have lower revisions than what was known. A list is what there
+//     is (ListCapacity, Listed), and a PersistentVolume that the informer has again exists again.
 //   - The API server refused the binding of a pod to a node: without an event to wake it,
 //     the pod would come back and choose the same tightest node. The refusal is
-//     remembered until that node publishes something newer, or for RefusalLifetime.
+//     remembered until that node publishes something new about its disks, or for RefusalLifetime:
+//     what others write into its NodeDiskCapacity is no sign that the cause is gone.
 //
 // Of claims, whose reservation is their PersistentVolume:
 //
@@ -58,13 +62,20 @@
 //   - Its making failed, but may really have happened: the reservation is in doubt until the
 //     maker knows, or the claim is gone.
 //   - Two pods share a claim, or a pod's scheduler and the controller of claims placed by
-//     others serve it at once: the second shares the first one's place (Reserve), or hears
-//     that it is on another node (Elsewhere).
+//     others serve it at once: the second shares the first one's place (Reserve), or gets
+//     the error that it is on another node (Elsewhere).
 //   - Deleted by force while the node publishes the partition: the extent stays taken.
 //   - Made again while the earlier volume of that partition is being wiped: the one that is
 //     wiped does not stand for the new one, so both take their place.
 //   - Allowed to grow: the longer record stands at once, and events of the PersistentVolume
-//     that were sent before it was made larger do not take it back (Grow, Withdraw).
+//     that were sent before it was made larger do not take it back (Grow, Withdraw). Whether a
+//     write that failed was done is not known until one that succeeds rules it out (Granted).
+//
+// Of disks (owners.go):
+//
+//   - Two nodes publish one disk: it serves on its owner alone, and on the other nothing is free. Who
+//     owns it is written down by the leader; until then it is the node that published it first.
+//   - The Node is deleted, and its capacity is not: nothing is free there until there is a Node.
 //
 // And of all:
 //
@@ -74,8 +85,8 @@
 //
 // # Locks
 //
-// One mutex guards the ledger's bookkeeping. Readers of a node never take it: every change makes
-// a new immutable Snapshot of the node concerned and stores it behind an atomic pointer. What
-// is asked of all nodes at once (Best) is answered under the mutex, from an index that
-// changes together with the snapshots.
+// One mutex guards the ledger's bookkeeping, and nothing is planned under it. Readers of a node never take it: every
+// change makes a new immutable Snapshot of the node concerned and stores it behind an atomic pointer. What is asked of
+// all nodes at once (Nearest) is answered from an index that changes together with the snapshots, some hundred nodes at
+// a time. Reserve plans on a snapshot and records the plan if the node is still the same.
 package ledger

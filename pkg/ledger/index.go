@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 
 	"github.com/berthdev/berth/pkg/placement"
@@ -40,6 +41,8 @@ type stock struct {
 	largest int64
 	// pieces are sorted, of equals one.
 	pieces [kinds][]piece
+	// shape is the same for nodes with the same free lengths.
+	shape uint64
 }
 
 // stocksOf are the node's, one for each class of which it has something free.
@@ -48,7 +51,9 @@ func stocksOf(n *placement.Node) []stock {
 	for i := range n.Disks {
 		// The first disk of a class stands for the others, which come after it.
 		if d := &n.Disks[i]; d.Free.Len() > 0 && find(stocks, d.Class) == nil {
-			stocks = append(stocks, newStock(d.Class, n.Disks[i:]))
+			s := newStock(d.Class, n.Disks[i:])
+			s.shape = shapeOf(n.Disks, d.Class)
+			stocks = append(stocks, s)
 		}
 	}
 	return stocks
@@ -171,36 +176,62 @@ func (c *catalog) update(n *node, before, after *stock) {
 	}
 }
 
-// Best returns up to k nodes that take all of the requests together, the best first. Fewer
-// than k are all there are. Nodes that accept returns false for do not count; it must not
-// call the ledger.
+const (
+	// maxVisits is how many offers are looked at under the lock at once, some hundred microseconds.
+	maxVisits = 1000
+	// maxWalk is how many are looked at in all.
+	maxWalk = 100_000
+)
+
+// Nearest yields the nodes that have room for the largest of the requests, the best first, and stops when it has looked
+// for long enough: then some may be missing. The lock is held only to find the next of them.
 //
 // The largest request decides, by its policy. With BestFit the nodes come first that have the
 // smallest extent for it, with Spread those with the most free bytes on a disk that has room for
 // it; equals in the order of placement.Order. For a single request, the first is therefore the
 // node that the policy would choose of all.
 //
-// It is as consistent as any reader: the node may have changed when the caller looks.
-func (l *Ledger) Best(requests []placement.Request, k int, accept func(nodeName string, s *Snapshot) bool) []string {
-	if len(requests) == 0 || k <= 0 {
-		return nil
+// It is as consistent as any reader: a node may have changed when the caller looks.
+func (l *Ledger) Nearest(requests []placement.Request) iter.Seq2[string, *Snapshot] {
+	return func(yield func(string, *Snapshot) bool) {
+		if len(requests) == 0 {
+			return
+		}
+		leading := &requests[placement.Leading(requests)]
+		var last *offer
+		for visits := 0; visits < maxWalk; visits += maxVisits {
+			nodes, next := l.nearest(leading, last)
+			for _, n := range nodes {
+				if !yield(n.name, n.snapshot.Load()) {
+					return
+				}
+			}
+			if last = next; next == nil {
+				return
+			}
+		}
 	}
-	leading := &requests[placement.Leading(requests)]
+}
+
+// nearest are the next nodes after the offer, or the first, and the offer after which to go on; nil at the end.
+func (l *Ledger) nearest(leading *placement.Request, after *offer) (nodes []*node, next *offer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	of := l.index[leading.Class]
 	if of == nil {
-		return nil
+		return nil, nil
 	}
-	names := make([]string, 0, min(k, 64))
-	for n := range of.best(leading) {
-		s := n.snapshot.Load()
-		if !s.Fits(requests) || !accept(n.name, s) {
-			continue
+	visits := 0
+	for o, first := range of.best(leading, after) {
+		if first {
+			nodes = append(nodes, o.node)
 		}
-		if names = append(names, n.name); len(names) == k {
-			break
+		if visits++; visits == maxVisits || after == nil && len(nodes) == firstNodes {
+			return nodes, &o
 		}
 	}
-	return names
+	return nodes, nil
 }
+
+// firstNodes is how many nodes are found at first: mostly they are enough.
+const firstNodes = 64

@@ -35,6 +35,20 @@ func disksOf(node, disks string, revision uint64) *Capacity {
 	return c
 }
 
+// Best are up to k nodes that take all of the requests together, the best first.
+func (l *Ledger) Best(requests []placement.Request, k int, accept func(nodeName string, s *Snapshot) bool) []string {
+	var names []string
+	for name, s := range l.Nearest(requests) {
+		if len(names) == k {
+			break
+		}
+		if _, err := Fit(s.Node, requests); err == nil && accept(name, s) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 func TestBest(t *testing.T) {
 	nodes := map[string]string{
 		"a": "ssd 10",
@@ -311,9 +325,20 @@ func TestOffersInRuns(t *testing.T) {
 	for _, size := range []int64{math.MinInt64, 0, 1, maxRun, int64(count / 2), int64(count - 1), int64(count)} {
 		for _, reach := range []int64{0, int64(count / 2), int64(count - 1), int64(count)} {
 			want := slices.DeleteFunc(slices.Clone(all), func(o offer) bool { return o.size < size || o.reach < reach })
-			if have := slices.Collect(s.from(size, reach)); !slices.Equal(have, want) {
+			if have := slices.Collect(s.from(offer{size: size}, reach)); !slices.Equal(have, want) {
 				t.Errorf("from %d with a reach of %d: %d offers, want %d, or in another order", size, reach, len(have), len(want))
 			}
+		}
+	}
+	// From any offer on, also from one that is not there any more.
+	for range 200 {
+		from := all[rng.IntN(len(all))]
+		if rng.IntN(2) == 0 {
+			from.reach++
+		}
+		want := slices.DeleteFunc(slices.Clone(all), func(o offer) bool { return compareOffers(o, from) <= 0 })
+		if have := slices.Collect(s.from(from, 0)); !slices.Equal(have, want) {
+			t.Errorf("after %v: %d offers, want %d, or in another order", from, len(have), len(want))
 		}
 	}
 	for i, size := range rng.Perm(count) {

@@ -3,6 +3,8 @@ package ledger
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"slices"
 	"sync"
 
@@ -36,14 +38,17 @@ type Want struct {
 	// not reserved.
 	Room int64
 	// Persistent is true for a volume that outlives a pod and may be shared by several:
-	// somebody else may have placed it already.
+	// another pod may have placed it already.
 	Persistent bool
 }
 
 // Planned is the request that finds a place with the room that is wanted.
 func (w *Want) Planned() placement.Request {
 	r := w.Request
-	r.Size += w.Room
+	if r.Size = addCapped(r.Size, w.Room); r.Size == math.MaxInt64 {
+		// No disk has as much, but placement is to say so.
+		r.Size -= r.Size % placement.Alignment
+	}
 	return r
 }
 
@@ -60,10 +65,11 @@ func (e *Elsewhere) Error() string {
 // Invariants, held by Validate:
 //  1. A holder has records on one node at most, apart from those in doubt.
 //  2. Every node's snapshot is what its last capacity and its records give.
-//  3. The revision of a node never falls.
+//  3. The revision of a node never falls, but by a list.
 //  4. A node of which nothing is published or recorded, without an agent, is not kept.
 //  5. The index has the free extents and disks of every node's snapshot, and nothing else.
 //  6. Every partition that is recorded or published is found by Where.
+//  7. A disk is free on its owner alone, of all nodes that publish it.
 type Ledger struct {
 	// nodes maps a name to a *node.
 	nodes sync.Map
@@ -76,15 +82,16 @@ type Ledger struct {
 	// places has the holders that record a partition, by partition.
 	places map[string][]*holder
 	// shown has the node that publishes a partition, by partition; of several the one that
-	// came last, the others are in eclipsed.
-	shown    map[string]*node
-	eclipsed map[string][]*node
+	// came last, the others are in superseded.
+	shown      map[string]*node
+	superseded map[string][]*node
+	owners     owners
 	// doubts has the nodes where earlier tries of a pod may have bound it, by pod.
 	doubts map[string]map[string]struct{}
 	// grants are volumes that may grow, by the UID of the PersistentVolume.
 	grants map[string]grant
 	// deleted are the PersistentVolumes that went last.
-	deleted graveyard
+	deleted recentUIDs
 	// forgotten is the highest revision at which a node was that is not kept. Whatever
 	// was published up to then was known then, because revisions grow over all nodes
 	// and a watch tells them in order; so an event about an unknown node that is not
@@ -97,7 +104,7 @@ type Ledger struct {
 // New returns an empty ledger.
 func New() *Ledger {
 	return &Ledger{
-		holders: map[string]*holder{}, index: index{}, places: map[string][]*holder{}, shown: map[string]*node{}, eclipsed: map[string][]*node{},
+		holders: map[string]*holder{}, index: index{}, places: map[string][]*holder{}, shown: map[string]*node{}, superseded: map[string][]*node{}, owners: newOwners(),
 		doubts: map[string]map[string]struct{}{}, grants: map[string]grant{}, refusals: map[string]map[string]refusal{},
 	}
 }
@@ -118,44 +125,101 @@ func (l *Ledger) Snapshot(name string) *Snapshot {
 // revision that is not newer than the last one changes nothing. The price is that of the disks
 // that have changed: mostly one, by one volume. The capacity is kept and must not be changed.
 func (l *Ledger) SetCapacity(name string, c *Capacity) bool {
-	_, after := l.ReplaceCapacity(name, c)
+	_, after, _ := l.ReplaceCapacity(name, c)
 	return after != nil
 }
 
 // ReplaceCapacity is SetCapacity, and returns the node as it was before and as it is after,
-// with the same records; nil if it was no news.
-func (l *Ledger) ReplaceCapacity(name string, c *Capacity) (before, after *Snapshot) {
+// with the same records; nil if it was no news. Served are other nodes whose disks came into
+// service because this one publishes or owns them no more.
+func (l *Ledger) ReplaceCapacity(name string, c *Capacity) (before, after *Snapshot, served []string) {
+	return l.replaceCapacity(name, c, false)
+}
+
+// ListCapacity is ReplaceCapacity for what a list has. A list is what there is: also with a lower revision, which is
+// what an API server has that was restored from a backup.
+func (l *Ledger) ListCapacity(name string, c *Capacity) (before, after *Snapshot, served []string) {
+	return l.replaceCapacity(name, c, true)
+}
+
+func (l *Ledger) replaceCapacity(name string, c *Capacity, listed bool) (before, after *Snapshot, served []string) {
 	// Checking and sorting needs no lock, and is the larger part of the work.
 	p := publish(c, l.Snapshot(name).published)
+	var owned []string
+	if len(c.Owned) > 0 {
+		owned = slices.Compact(slices.Sorted(slices.Values(c.Owned)))
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if c.Revision <= l.revision(name) {
-		return nil, nil
+	if known := l.revision(name); c.Revision <= known && !listed {
+		return nil, nil, nil
 	}
 	n := l.node(name)
+	if c.Revision == n.revision && n.published.like(p) && slices.Equal(n.owned, owned) {
+		return nil, nil, nil
+	}
 	before = n.snapshot.Load()
 	changed := n.published.changes(p)
 	pending := l.pendingAfter(n, p, changed)
+	was, withheld := n.published, n.withheld
 	l.publish(n, p, changed)
 	n.revision = c.Revision
+	served = l.own(n, was, owned)
+	if !was.like(p) || !maps.Equal(withheld, n.withheld) {
+		n.news = c.Revision
+	}
 	after = n.with(pending)
 	l.store(n, after)
-	return before, after
+	return before, after, served
 }
 
 // DeleteCapacity folds in that a node's capacity was deleted, at a revision not older
-// than the capacity's own.
-func (l *Ledger) DeleteCapacity(name string, revision uint64) {
+// than the capacity's own. It returns the other nodes whose disks came into service.
+func (l *Ledger) DeleteCapacity(name string, revision uint64) (served []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if revision < l.revision(name) {
-		return
+		return nil
 	}
+	return l.deleteCapacity(name, revision)
+}
+
+// Listed folds in that a list at this revision was folded in by ListCapacity, and that the nodes in it are all that
+// publish. It returns what DeleteCapacity does. What is known of nodes that do not publish is not newer than the list.
+func (l *Ledger) Listed(publish map[string]struct{}, revision uint64) (served []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.forgotten = min(l.forgotten, revision)
+	var gone []string
+	l.nodes.Range(func(key, value any) bool {
+		name, _ := key.(string)
+		n, _ := value.(*node)
+		if _, listed := publish[name]; listed {
+			return true
+		}
+		if n.published == nil {
+			n.revision = min(n.revision, revision)
+			return true
+		}
+		gone = append(gone, name)
+		return true
+	})
+	for _, name := range gone {
+		served = append(served, l.deleteCapacity(name, revision)...)
+	}
+	return served
+}
+
+// deleteCapacity takes back what the node publishes. The lock is held.
+func (l *Ledger) deleteCapacity(name string, revision uint64) (served []string) {
 	n := l.node(name)
-	l.publish(n, nil, n.published.changes(nil))
-	n.revision = revision
+	was := n.published
+	l.publish(n, nil, was.changes(nil))
+	n.revision, n.news = revision, revision
+	served = l.own(n, was, nil)
 	l.refresh(n)
 	l.tidy(name, n)
+	return served
 }
 
 // SetAgent folds in whether an agent is registered with the node's kubelet, without which no
@@ -197,67 +261,6 @@ func (l *Ledger) DeletePod(uid string) (settled []string) {
 	return l.settle(uid)
 }
 
-// Reserve plans the volumes on the node once more, this time under the lock, and records
-// the result for the holder, with a record for each of them in their order. It may be
-// repeated, for the same node or another: the last call counts, and what the holder itself
-// holds there is no obstacle to it, nor what anybody holds there in doubt for these volumes.
-//
-// A persistent volume that has a place already keeps it: the holder shares in it, so that
-// it stays held when the other lets go, and asks for nothing. With its place on another node
-// the error is *Elsewhere. Other errors are placement's when the volumes do not fit (any
-// more), ErrBound and ErrNotPublished.
-func (l *Ledger) Reserve(key, nodeName string, wants []Want) ([]Record, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	earlier := l.holders[key]
-	if earlier != nil && earlier.source == observed {
-		return nil, ErrBound
-	}
-	s := l.Snapshot(nodeName)
-	if !s.Published || s.Problem != "" {
-		return nil, ErrNotPublished
-	}
-	records := make([]Record, len(wants))
-	var planned []int
-	for i := range wants {
-		if !wants[i].Persistent {
-			planned = append(planned, i)
-			continue
-		}
-		where, r, ok := l.where(wants[i].Partition, earlier)
-		switch {
-		case !ok:
-			planned = append(planned, i)
-		case where != nodeName:
-			return nil, &Elsewhere{Partition: wants[i].Partition, Node: where}
-		default:
-			records[i] = r
-		}
-	}
-	own := make(map[string]struct{}, len(planned))
-	requests := make([]placement.Request, len(planned))
-	for i, at := range planned {
-		own[wants[at].Partition] = struct{}{}
-		requests[i] = wants[at].Planned()
-	}
-	view := s.Node
-	if earlier != nil && earlier.node == nodeName || l.doubted(nodeName, own) {
-		view = s.Without(own)
-	}
-	plan, err := placement.Plan(make([]placement.Assignment, 0, len(requests)), view, requests)
-	if err != nil {
-		return nil, err
-	}
-	for i, at := range planned {
-		records[at] = Record{
-			Partition: wants[at].Partition, Disk: plan[i].Disk,
-			Extent: extent.New(plan[i].Extent.Start, wants[at].Request.Size),
-		}
-	}
-	l.put(&holder{key: key, node: nodeName, source: assumed, records: records})
-	return slices.Clone(records), nil
-}
-
 // Forget drops what was assumed for the pod, if anything was; it may be called twice, or
 // without a Reserve. What is observed or in doubt stays.
 func (l *Ledger) Forget(uid string) {
@@ -275,6 +278,14 @@ func (l *Ledger) Release(key string) {
 	if h := l.holders[key]; h != nil && h.source == assumed {
 		l.drop(key)
 	}
+	l.settle(key)
+}
+
+// Settle drops what is in doubt for a key: what was asked for then was not done, or its record is known. What is assumed
+// stays.
+func (l *Ledger) Settle(key string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.settle(key)
 }
 
@@ -311,8 +322,8 @@ func (l *Ledger) Holds(uid string) bool {
 }
 
 // Doubted reports whether anything is held in doubt for the partition: by the pod whose
-// volume it is, or for a claim whose volume may have been made. A try to place the volume
-// anew must not be kept out by what an earlier one has left.
+// volume it is, or for a claim whose volume may have been made. A new try to place the
+// volume must not be kept out by what an earlier one has left.
 func (l *Ledger) Doubted(partition string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

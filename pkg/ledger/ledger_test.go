@@ -3,6 +3,7 @@ package ledger
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -142,7 +143,9 @@ func TestRaces(t *testing.T) {
 			l.wantFree(t, "gone", 10)
 		},
 		"in doubt here, and the next try goes elsewhere": func(t *testing.T, l *Ledger) {
-			l.SetCapacity("n2", ten(2))
+			elsewhere := ten(2)
+			elsewhere.Disks[0].ID = "another"
+			l.SetCapacity("n2", elsewhere)
 			r := l.mustReserve(t, "a", 8)
 			l.Doubt("a")
 			if _, err := l.Reserve("a", "n2", wants([]string{r.Partition}, one(8))); err != nil {
@@ -213,7 +216,7 @@ func TestRaces(t *testing.T) {
 			l.SetCapacity(nodeName, ten(6))
 			l.wantFree(t, "an old capacity of a node known again by its pod", 0)
 			l.SetCapacity(nodeName, ten(7))
-			l.wantFree(t, "published anew", 10)
+			l.wantFree(t, "published again", 10)
 		},
 		"a record of a disk that is not published takes effect when it is": func(t *testing.T, l *Ledger) {
 			l.SetPod("a", nodeName, []Record{{"p", "d2", at(0, 4)}})
@@ -351,12 +354,44 @@ func TestRefusals(t *testing.T) {
 	if have := l.Lifted(nodeName); have != nil {
 		t.Errorf("refusals of %v count as lifted", have)
 	}
-	l.SetCapacity(nodeName, ten(2))
+	// The owner is written down, or the node says how far a wipe is: nothing new about its disks.
+	same := ten(2)
+	same.Owned = []string{same.Disks[0].ID}
+	l.SetCapacity(nodeName, same)
+	if have := l.Refusals("a", now); have[nodeName] == "" || l.Lifted(nodeName) != nil {
+		t.Errorf("refusals %v after the node published the same of its disks, %v count as lifted", have, l.Lifted(nodeName))
+	}
+	other := ten(3)
+	other.Disks[0].Free = other.Disks[0].Free[:0]
+	l.SetCapacity(nodeName, other)
 	if have := l.Lifted(nodeName); len(have) != 1 || have[0] != "a" {
 		t.Errorf("refusals of %v count as lifted, want those of a", have)
 	}
 	if have := l.Refusals("a", now); have != nil {
-		t.Errorf("refusals after the node published something newer: %v", have)
+		t.Errorf("refusals after the node published something new: %v", have)
+	}
+	// Another node owns the disk, and then this one does.
+	withoutSpace := func(revision uint64, owned ...string) *Capacity {
+		c := ten(revision)
+		c.Disks[0].Free, c.Owned = c.Disks[0].Free[:0], owned
+		return c
+	}
+	l.SetCapacity("z", withoutSpace(4, diskID))
+	l.SetCapacity(nodeName, withoutSpace(5))
+	l.Refuse("a", nodeName, "forbidden", now)
+	l.SetCapacity("z", withoutSpace(6, diskID))
+	if have := l.Refusals("a", now); have[nodeName] == "" {
+		t.Errorf("refusals after another node published: %v", have)
+	}
+	l.SetCapacity(nodeName, withoutSpace(7, diskID))
+	if have := l.Refusals("a", now); have != nil {
+		t.Errorf("refusals after the node's disk came into service: %v", have)
+	}
+	l.Refuse("a", nodeName, "forbidden", now)
+	l.SetAgent(nodeName, true)
+	l.DeleteCapacity(nodeName, 8)
+	if have := l.Refusals("a", now); have != nil {
+		t.Errorf("refusals after the node's capacity was deleted: %v", have)
 	}
 	l.Refuse("a", nodeName, "forbidden", now)
 	if have := l.Refusals("a", now.Add(RefusalLifetime)); have != nil {
@@ -479,7 +514,7 @@ func TestNodesThatAreGone(t *testing.T) {
 		l.DeleteCapacity(name, revision+2)
 		l.SetCapacity(name, ten(revision+1))
 		l.DeletePod("a")
-		l.DeletePod("never heard of")
+		l.DeletePod("unknown")
 		l.Forget("a")
 	}
 	if err := l.Validate(); err != nil {
@@ -539,10 +574,10 @@ func TestAgent(t *testing.T) {
 		t.Error("kept for nothing")
 	}
 	l.SetCapacity(nodeName, ten(3))
-	want("made anew", false, true)
+	want("made again", false, true)
 	set(true, true)
-	want("made anew, with its agent", true, true)
-	l.wantFree(t, "made anew", 10)
+	want("made again, with its agent", true, true)
+	l.wantFree(t, "made again", 10)
 }
 
 // TestCheck: it says what a plan says, and so does Fits.
@@ -578,8 +613,8 @@ func TestCheck(t *testing.T) {
 		if have := s.Check(requests); fmt.Sprint(have) != fmt.Sprint(want) {
 			t.Fatalf("%v on %v: have %v, want %v", requests, disks, have, want)
 		}
-		if have := s.Fits(requests); have != (want == nil) {
-			t.Fatalf("%v on %v: fits is %v, want %v", requests, disks, have, want)
+		if have := NewSearch(requests, math.MaxInt64).Check(s); fmt.Sprint(have) != fmt.Sprint(want) {
+			t.Fatalf("%v on %v: the search says %v, want %v", requests, disks, have, want)
 		}
 		if _, sure := s.glance(requests); sure {
 			glances++
@@ -649,4 +684,135 @@ func wants(partitions []string, requests []placement.Request) []Want {
 		out[i] = Want{Partition: partitions[i], Request: requests[i]}
 	}
 	return out
+}
+
+// TestListsCount asserts that a list is what there is, also with lower revisions than what was known, and that later
+// events are folded in then.
+func TestListsCount(t *testing.T) {
+	tests := map[string]struct {
+		do   func(l *Ledger)
+		want int64 // GiB free on n1; below zero: it does not publish
+	}{
+		"an older list": {func(l *Ledger) {
+			l.ListCapacity(nodeName, ten(2, Allocation{Partition: "x", Extent: at(0, 8)}))
+			l.Listed(map[string]struct{}{nodeName: {}}, 5)
+		}, 2},
+		"an event after it": {func(l *Ledger) {
+			l.ListCapacity(nodeName, ten(2))
+			l.Listed(map[string]struct{}{nodeName: {}}, 5)
+			l.SetCapacity(nodeName, ten(6, Allocation{Partition: "x", Extent: at(0, 8)}))
+		}, 2},
+		"the same revision, and other content": {func(l *Ledger) {
+			l.ListCapacity(nodeName, ten(100, Allocation{Partition: "x", Extent: at(0, 8)}))
+		}, 2},
+		"not in the list": {func(l *Ledger) { l.Listed(nil, 5) }, -1},
+		"not in the list, made after it": {func(l *Ledger) {
+			l.Listed(nil, 5)
+			l.SetCapacity(nodeName, ten(6))
+		}, 10},
+		"deleted before the list, with an agent, made after it": {func(l *Ledger) {
+			l.SetAgent(nodeName, true)
+			l.DeleteCapacity(nodeName, 101)
+			l.Listed(nil, 5)
+			l.SetCapacity(nodeName, ten(6))
+		}, 10},
+		"deleted and forgotten before the list, made after it": {func(l *Ledger) {
+			l.DeleteCapacity(nodeName, 101)
+			l.Listed(nil, 5)
+			l.SetCapacity(nodeName, ten(6))
+		}, 10},
+		"the same list again": {func(l *Ledger) {
+			before := l.Snapshot(nodeName)
+			if _, after, _ := l.ListCapacity(nodeName, ten(100)); after != nil || l.Snapshot(nodeName) != before {
+				t.Error("the same list is news")
+			}
+		}, 10},
+		"an event that is older than the list": {func(l *Ledger) {
+			l.Listed(map[string]struct{}{nodeName: {}}, 200)
+			l.SetCapacity(nodeName, ten(50, Allocation{Partition: "x", Extent: at(0, 8)}))
+		}, 10},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			l := New()
+			l.SetCapacity(nodeName, ten(100))
+			test.do(l)
+			if err := l.Validate(); err != nil {
+				t.Fatal(err)
+			}
+			s := l.Snapshot(nodeName)
+			have := int64(-1)
+			if s.Published {
+				have = 0
+				for _, d := range s.Node.Disks {
+					have += d.Free.Total() / gib
+				}
+			}
+			if have != test.want {
+				t.Errorf("%d GiB are free, want %d", have, test.want)
+			}
+		})
+	}
+}
+
+// TestSearchSharesAnswers asserts that a node with the same free lengths as another gets its answer without a plan, and
+// no other does: its answer is that of the node itself.
+func TestSearchSharesAnswers(t *testing.T) {
+	rng := rand.New(rand.NewPCG(21, 22))
+	shared := 0
+	for range 2000 {
+		l := New()
+		requests := make([]placement.Request, 2+rng.IntN(3))
+		for i := range requests {
+			requests[i] = placement.Request{Class: []string{"ssd", "hdd"}[rng.IntN(4)/3], Size: int64(1+rng.IntN(4)) * gib, Policy: placement.Policy(rng.IntN(2))}
+		}
+		q := NewSearch(requests, math.MaxInt64)
+		for i := range 6 {
+			name := fmt.Sprint("n", i)
+			disks := fmt.Sprintf("ssd %d %d, ssd %d, hdd %d", 1+rng.IntN(3), 1+rng.IntN(3), 1+rng.IntN(5), 1+rng.IntN(3))
+			l.SetCapacity(name, disksOf(name, disks, uint64(i+1)))
+			s := l.Snapshot(name)
+			if q.Known(s) {
+				shared++
+			}
+			merit, err := q.Fit(s)
+			want, wantErr := Fit(s.Node, requests)
+			if merit != want || fmt.Sprint(err) != fmt.Sprint(wantErr) {
+				t.Fatalf("%v on %s: %d, %v, want %d, %v", requests, disks, merit, err, want, wantErr)
+			}
+		}
+	}
+	if shared < 100 || shared > 6000 {
+		t.Errorf("%d of 12,000 answers were shared: the test tells little", shared)
+	}
+}
+
+// TestReservePlansWithoutTheLock asserts that Reserve plans again when the node has changed meanwhile, and that a place
+// that was taken in between is not given away.
+func TestReservePlansWithoutTheLock(t *testing.T) {
+	l := New()
+	l.SetCapacity(nodeName, ten(1))
+	r, err := l.reservation("a", nodeName, wants([]string{"part-a"}, one(4)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := placement.Plan(nil, r.snapshot.Node, r.requests)
+	if err != nil {
+		t.Fatal(err)
+	}
+	between := l.mustReserve(t, "b", 4)
+	if records, err := l.commit(r, wants([]string{"part-a"}, one(4)), plan); records != nil || err != nil {
+		t.Errorf("a plan was committed that is not good any more: %v, %v", records, err)
+	}
+	if a := l.mustReserve(t, "a", 4); a.Extent.Overlaps(between.Extent) {
+		t.Errorf("%v was given away twice", between.Extent)
+	}
+	r, err = l.reservation("c", nodeName, wants([]string{"part-c"}, one(1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetPod("c", nodeName, nil)
+	if _, err := l.commit(r, wants([]string{"part-c"}, one(1)), nil); !errors.Is(err, ErrBound) {
+		t.Errorf("the pod was bound meanwhile, got %v", err)
+	}
 }

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -12,7 +13,7 @@ import (
 
 // world is the dumb second implementation: a cluster of one node with one disk, where
 // every MiB has its owner written on it. Its API objects change one after the other; the
-// ledger hears of the changes late, out of order between pods and capacities, and more
+// ledger gets the changes late, out of order between pods and capacities, and more
 // than once.
 type world struct {
 	rng  *rand.Rand
@@ -30,9 +31,11 @@ type world struct {
 	next int
 	// volumes in the API: PersistentVolumes.
 	volumes []*volume
+	// nominations has pods placed beside nominated ones, and no claims.
+	nominations bool
 
 	ledger *Ledger
-	// heard is the version of the capacity that the ledger has been told last.
+	// pending are the events that the ledger has not seen yet.
 	pending []func()
 }
 
@@ -109,13 +112,17 @@ func (w *world) deliverOne() {
 	w.pending = slices.Delete(w.pending, i, i+1)
 	event()
 	if w.rng.IntN(4) == 0 {
-		event() // heard twice: by a hint and by the watch
+		event() // folded in twice: by a hint and by the watch
 	}
 }
 
 // step lets one thing happen in the cluster.
 func (w *world) step(t *testing.T) {
-	switch w.rng.IntN(10) {
+	what := w.rng.IntN(10)
+	if w.nominations && what >= 3 && what <= 5 {
+		what = 0
+	}
+	switch what {
 	case 0:
 		w.schedule(t)
 	case 1:
@@ -137,9 +144,17 @@ func (w *world) step(t *testing.T) {
 func (w *world) schedule(t *testing.T) {
 	w.next++
 	id, size := w.next, 1+w.rng.IntN(5)
-	records, err := w.ledger.Reserve(uid(id), nodeName, wants([]string{partition(id)}, []placement.Request{{Class: class, Size: int64(size) << 20}}))
+	var kept Kept
+	if w.nominations {
+		kept = w.nominate()
+	}
+	served := w.served(kept)
+	records, err := w.ledger.ReserveBeside(uid(id), nodeName, wants([]string{partition(id)}, []placement.Request{{Class: class, Size: int64(size) << 20}}), kept)
 	if err != nil {
 		return
+	}
+	if err := w.fitTogether(kept); served && err != nil {
+		t.Fatalf("the nominated pods would get their place before %v was reserved, and not after it: %v: %+v", records, err, kept)
 	}
 	start := w.checkSold(t, records[0].Extent, fmt.Sprint("pod ", id))
 	switch outcome := w.rng.IntN(10); {
@@ -152,11 +167,62 @@ func (w *world) schedule(t *testing.T) {
 		w.bind(id, start, size)
 		w.ledger.Doubt(uid(id))
 		w.ledger.Forget(uid(id))
-	default: // not bound, and nobody can tell; the pod is deleted later
+	default: // not bound, and the scheduler cannot know; the pod is deleted later
 		w.ledger.Doubt(uid(id))
 		w.ledger.Forget(uid(id))
 		w.tellPod(id)
 	}
+}
+
+// nominate makes up pods that wait for the end of some of those on the node.
+func (w *world) nominate() Kept {
+	kept := Kept{Ending: map[string]struct{}{}}
+	for range 1 + w.rng.IntN(2) {
+		kept.Nominated = append(kept.Nominated, []placement.Request{{Class: class, Size: int64(1+w.rng.IntN(12)) << 20}})
+	}
+	for _, p := range w.pods {
+		if w.rng.IntN(2) == 0 {
+			kept.Ending[partition(p.id)] = struct{}{}
+		}
+	}
+	return kept
+}
+
+// later is the node when all that is ending there has ended.
+func (w *world) later(kept Kept) *placement.Node {
+	s := w.ledger.Snapshot(nodeName)
+	ended := maps.Clone(kept.Ending)
+	if ended == nil {
+		ended = map[string]struct{}{}
+	}
+	maps.Copy(ended, s.Wiping())
+	return s.Without(ended)
+}
+
+// served reports whether each of the nominated pods gets a place, in their order: at once, or when all has ended.
+func (w *world) served(kept Kept) bool {
+	now, later := w.ledger.Snapshot(nodeName).Node, w.later(kept)
+	for _, requests := range kept.Nominated {
+		plan, err := placement.Plan(nil, now, requests)
+		if err != nil {
+			plan, err = placement.Plan(nil, later, requests)
+		}
+		if err != nil {
+			return false
+		}
+		now, later = Less(now, plan), Less(later, plan)
+	}
+	return true
+}
+
+// fitTogether reports why the nominated pods have no place when all has ended.
+func (w *world) fitTogether(kept Kept) error {
+	all := slices.Concat(kept.Nominated...)
+	if len(all) == 0 {
+		return nil
+	}
+	_, err := placement.Plan(nil, w.later(kept), all)
+	return err
 }
 
 // checkSold is the invariant: what one scheduler sells was not sold to a bound pod or a
@@ -246,7 +312,7 @@ func (w *world) settle() {
 	}
 }
 
-// free is what is truly free: nobody's on the disk, and promised to no pod.
+// free is what is truly free: of no volume on the disk, and promised to no pod.
 func (w *world) free() extent.Set {
 	taken := make([]bool, w.size)
 	for at, owner := range w.disk {
@@ -274,8 +340,8 @@ func (w *world) free() extent.Set {
 	return extent.NewSet(free...)
 }
 
-// TestModel lets a cluster live, and hears of it in random order. At no moment may the
-// ledger sell what is taken; when everything was heard, it knows exactly what is free.
+// TestModel lets a cluster change, and the ledger gets the events in random order. It asserts
+// that the ledger never gives away what is taken, and after all events knows exactly what is free.
 func TestModel(t *testing.T) {
 	seeds := uint64(3000)
 	if testing.Short() {
@@ -294,7 +360,7 @@ func TestModel(t *testing.T) {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
 		if have, want := w.ledger.Snapshot(nodeName).Node.Disks[0].Free, w.free(); !have.Equal(want) {
-			t.Fatalf("seed %d: after everything was heard, free is %v, want %v", seed, have, want)
+			t.Fatalf("seed %d: after all events, free is %v, want %v", seed, have, want)
 		}
 		// A restart: a new ledger from what the API has now, and nothing else.
 		restarted := New()
@@ -311,6 +377,25 @@ func TestModel(t *testing.T) {
 		restarted.SetCapacity(nodeName, w.capacities[len(w.capacities)-1])
 		if have, want := restarted.Snapshot(nodeName).Node.Disks[0].Free, w.free(); !have.Equal(want) {
 			t.Fatalf("seed %d: after a restart, free is %v, want %v", seed, have, want)
+		}
+	}
+}
+
+// TestModelOfNominations asserts the same of pods that are placed beside nominated ones, and that these do not lose
+// their place by it.
+func TestModelOfNominations(t *testing.T) {
+	for seed := range uint64(1000) {
+		w := newWorld(seed)
+		w.nominations = true
+		for range 60 {
+			w.step(t)
+		}
+		w.settle()
+		if err := w.ledger.Validate(); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if have, want := w.ledger.Snapshot(nodeName).Node.Disks[0].Free, w.free(); !have.Equal(want) {
+			t.Fatalf("seed %d: after all events, free is %v, want %v", seed, have, want)
 		}
 	}
 }

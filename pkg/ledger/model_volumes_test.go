@@ -65,8 +65,8 @@ func (w *world) claim(t *testing.T) {
 	if err != nil {
 		return
 	}
-	// The ledger may not have heard yet of the end of an earlier volume, and keep its place,
-	// which somebody else may have by then only if it is no longer held.
+	// The ledger may not know yet that an earlier volume has ended, and keep its place. Another
+	// volume may have that place by then only if it is no longer held.
 	if records[0].Extent.Len() != int64(size)<<20 {
 		w.ledger.Forget(holder)
 		return
@@ -91,12 +91,12 @@ func (w *world) claim(t *testing.T) {
 		}
 	case outcome < 8:
 		w.ledger.Forget(holder)
-	default: // nobody knows, then they do
+	default: // it is not known, later it is
 		w.volumes = append(w.volumes, v)
 		w.ledger.Doubt(holder)
 		w.tellVolume(v)
 		w.tell(func() {
-			// Whoever settles it has read the volume.
+			// A caller that settles it has read the volume.
 			if !v.gone {
 				w.ledger.AddVolume(v.uid, nodeName, v.record())
 			}

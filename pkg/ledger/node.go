@@ -20,13 +20,21 @@ type node struct {
 	published *published
 	// registered is true while an agent is.
 	registered bool
-	revision   uint64
-	holders    map[string]*holder
+	// absent is true while there is no Node of that name.
+	absent bool
+	// owned is Owned of the capacity, sorted.
+	owned []string
+	// withheld are disks that the node publishes and another one owns. It is replaced, not changed.
+	withheld map[string]struct{}
+	revision uint64
+	// news is the revision of the last capacity that says something else than the one before.
+	news    uint64
+	holders map[string]*holder
 	// doubts are records of tries whose outcome is not known, by pod.
 	doubts map[string][]Record
 }
 
-// holder is a pod, a PersistentVolume, or whoever else has records.
+// holder is a pod, a PersistentVolume, or another owner of records.
 type holder struct {
 	key     string
 	node    string
@@ -49,7 +57,7 @@ func (l *Ledger) node(name string) *node {
 	if n, ok := l.nodes.Load(name); ok {
 		return n.(*node)
 	}
-	n := &node{name: name, order: placement.Order(name), revision: l.forgotten, holders: map[string]*holder{}, doubts: map[string][]Record{}}
+	n := &node{name: name, order: placement.Order(name), revision: l.forgotten, news: l.forgotten, holders: map[string]*holder{}, doubts: map[string][]Record{}}
 	l.refresh(n)
 	l.nodes.Store(name, n)
 	return n
@@ -59,6 +67,15 @@ func (l *Ledger) node(name string) *node {
 func (l *Ledger) revision(name string) uint64 {
 	if n, ok := l.nodes.Load(name); ok {
 		return n.(*node).revision
+	}
+	return l.forgotten
+}
+
+// news is the revision at which the node last said something new about its disks: all else of
+// its NodeDiskCapacity may have changed since. The lock is held.
+func (l *Ledger) news(name string) uint64 {
+	if n, ok := l.nodes.Load(name); ok {
+		return n.(*node).news
 	}
 	return l.forgotten
 }
@@ -88,7 +105,7 @@ func (l *Ledger) put(h *holder) {
 	}
 	switch {
 	case there != nil && slices.Equal(there.records, h.records):
-		// The space was taken already, now by somebody of more or less trust.
+		// The space was taken already, now by a holder of more or less trust.
 	case there == nil && n.published != nil:
 		l.store(n, n.snapshot.Load().with(h.records))
 	default:
@@ -129,7 +146,7 @@ func (l *Ledger) settle(uid string) []string {
 	return nodes
 }
 
-// refresh makes the node's snapshot anew from its capacity and its records. The lock is
+// refresh makes a new snapshot of the node from its capacity and its records. The lock is
 // held.
 func (l *Ledger) refresh(n *node) { l.store(n, n.compute()) }
 
@@ -153,8 +170,8 @@ func (n *node) compute() *Snapshot {
 // with is the snapshot of the node that publishes something and has these records pending.
 func (n *node) with(pending []Record) *Snapshot {
 	return &Snapshot{
-		Node: n.published.node(pending, nil), Revision: n.revision, Published: true, Problem: n.published.problem,
-		published: n.published, pending: pending,
+		Node: n.published.node(pending, nil, n.withheld), Revision: n.revision, Published: true, Absent: n.absent, Problem: n.published.problem,
+		published: n.published, pending: pending, withheld: n.withheld,
 	}
 }
 

@@ -99,31 +99,41 @@ func (s *offers) remove(o offer) {
 	}
 }
 
-// best yields the nodes that have room for the request, the best first.
-func (c *catalog) best(r *placement.Request) iter.Seq[*node] {
-	of, from := extents, r.Size
+// best yields the offers that have room for the request, the best first, beginning after one if that is given, and
+// whether the node is found there first.
+func (c *catalog) best(r *placement.Request, after *offer) iter.Seq2[offer, bool] {
+	of, from := extents, offer{size: r.Size}
 	if r.Policy == placement.Spread {
-		of, from = disks, math.MinInt64
+		of, from = disks, offer{size: math.MinInt64}
 	}
-	return func(yield func(*node) bool) {
+	if after != nil {
+		from = *after
+	}
+	return func(yield func(offer, bool) bool) {
 		for o := range c[of].from(from, r.Size) {
-			if find(o.node.snapshot.Load().stocks, r.Class).isFirst(of, r.Size, o) && !yield(o.node) {
+			stock := find(o.node.snapshot.Load().stocks, r.Class)
+			if !yield(o, stock != nil && stock.isFirst(of, r.Size, o)) {
 				return
 			}
 		}
 	}
 }
 
-// from yields the offers of at least this size and reach, in their order.
-func (s *offers) from(size, reach int64) iter.Seq[offer] {
+// from yields the offers of at least this reach, in their order: those of at least the size, or those after the offer if
+// it has a node.
+func (s *offers) from(from offer, reach int64) iter.Seq[offer] {
+	before := func(o offer) bool { return o.size < from.size }
+	if from.node != nil {
+		before = func(o offer) bool { return compareOffers(o, from) <= 0 }
+	}
 	return func(yield func(offer) bool) {
-		// The run before the first that begins large enough can end with some that are.
-		first := sort.Search(len(s.runs), func(i int) bool { return s.runs[i].offers[0].size >= size })
+		// The run before the first that begins behind it can end with some that are.
+		first := sort.Search(len(s.runs), func(i int) bool { return !before(s.runs[i].offers[0]) })
 		for _, r := range s.runs[max(0, first-1):] {
 			if r.reach < reach {
 				continue
 			}
-			at := sort.Search(len(r.offers), func(i int) bool { return r.offers[i].size >= size })
+			at := sort.Search(len(r.offers), func(i int) bool { return !before(r.offers[i]) })
 			for _, o := range r.offers[at:] {
 				if o.reach >= reach && !yield(o) {
 					return

@@ -18,6 +18,8 @@ type published struct {
 	disks []*publishedDisk
 	// wiping are the partitions that become free by themselves.
 	wiping map[string]struct{}
+	// diskIDs are the ids of the disks, sorted, each once.
+	diskIDs []string
 	// problem says what is wrong with the capacity.
 	problem string
 }
@@ -53,11 +55,30 @@ func publish(c *Capacity, before *published) *published {
 		}
 	}
 	slices.SortStableFunc(p.disks, func(a, b *publishedDisk) int { return strings.Compare(a.ID, b.ID) })
+	p.diskIDs = p.idsLike(before)
 	// A capacity that contradicts itself says nothing about what is free, so the
 	// node offers nothing until it is put right. Its volumes stay where they are.
 	p.problem = p.contradiction(before)
 	return p
 }
+
+// idsLike shares the ids with the publication before, which mostly has the same disks.
+func (p *published) idsLike(before *published) []string {
+	if before != nil && slices.EqualFunc(p.disks, before.diskIDs, func(d *publishedDisk, id string) bool { return d.ID == id }) {
+		return before.diskIDs
+	}
+	if len(p.disks) == 0 {
+		return nil
+	}
+	ids := make([]string, len(p.disks))
+	for i, d := range p.disks {
+		ids[i] = d.ID
+	}
+	return slices.Compact(ids)
+}
+
+// like reports whether a publication that was made ready after this one says the same.
+func (p *published) like(next *published) bool { return p != nil && slices.Equal(p.disks, next.disks) }
 
 func newPublishedDisk(from *Disk) *publishedDisk {
 	d := &publishedDisk{Disk: *from, volumes: make(map[string]int, len(from.Allocations)), free: extent.NewSet(from.Free...)}
@@ -213,8 +234,8 @@ func (p *published) notIn(other *published) []*publishedDisk {
 
 // missing is the part of a record that the capacity does not show; false if there is none.
 // A volume that may grow is shown, and its tail is not. A volume that is being wiped is not
-// the record's any more: whoever has a record of it all the same is to get it anew, in the
-// record's place.
+// the record's any more: if there is a record of it all the same, the volume is made
+// again in the record's place.
 func (p *published) missing(r Record) (Record, bool) {
 	disk, v := p.volume(r.Partition, r.Disk)
 	if v == nil || v.Wiping {
@@ -228,14 +249,17 @@ func (p *published) missing(r Record) (Record, bool) {
 }
 
 // node subtracts the records from what is published. gone are partitions to treat as
-// if they were no longer there. Records are sorted by disk.
-func (p *published) node(records []Record, gone map[string]struct{}) *placement.Node {
+// if they were no longer there, withheld are disks that others own. Records are sorted by disk.
+func (p *published) node(records []Record, gone, withheld map[string]struct{}) *placement.Node {
 	if p.problem != "" {
 		return &placement.Node{}
 	}
 	node := &placement.Node{Disks: make([]placement.Disk, 0, len(p.disks))}
 	for _, d := range p.disks {
 		if !d.Ready || d.Class == "" {
+			continue
+		}
+		if _, is := withheld[d.ID]; is {
 			continue
 		}
 		free := d.free

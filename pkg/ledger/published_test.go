@@ -13,13 +13,13 @@ import (
 // TestPublicationsShareDisks lets nodes publish at random, mostly with one disk changed,
 // among them what contradicts itself and disks that move from node to node. However much of
 // a publication is taken from the one before it, the ledger must be what it would be
-// without: Validate computes it anew.
+// without: Validate computes it from scratch.
 func TestPublicationsShareDisks(t *testing.T) {
 	const nodes, steps = 3, 4000
 	rng := rand.New(rand.NewPCG(5, 5))
 	l := New()
 	now := make([][]Disk, nodes)
-	var shared, contradictory, eclipsed int
+	var shared, contradictory, superseded int
 	for step := range steps {
 		i := rng.IntN(nodes)
 		name := fmt.Sprint("n", i)
@@ -35,8 +35,8 @@ func TestPublicationsShareDisks(t *testing.T) {
 			if (got.problem == "") != (want.problem == "") {
 				t.Fatalf("step %d: the problem is %q, want %q", step, got.problem, want.problem)
 			}
-			// Which of several contradictions is told first may depend on what came before.
-			got = &published{disks: got.disks, wiping: got.wiping, problem: want.problem}
+			// Which of several contradictions is named first may depend on what came before.
+			got = &published{disks: got.disks, wiping: got.wiping, diskIDs: got.diskIDs, problem: want.problem}
 			if !reflect.DeepEqual(got, want) {
 				t.Fatalf("step %d: got\n%+v, want\n%+v", step, got, want)
 			}
@@ -58,13 +58,13 @@ func TestPublicationsShareDisks(t *testing.T) {
 			now[i] = nil
 			l.DeleteCapacity(name, uint64(step+1))
 		}
-		eclipsed += len(l.eclipsed)
+		superseded += len(l.superseded)
 		if err := l.Validate(); err != nil {
 			t.Fatalf("step %d: %v", step, err)
 		}
 	}
-	if shared < steps/2 || contradictory < steps/20 || contradictory > steps/2 || eclipsed < steps/20 {
-		t.Errorf("%d disks were shared, %d capacities contradictory, %d partitions on two nodes: the test tests too little", shared, contradictory, eclipsed)
+	if shared < steps/2 || contradictory < steps/20 || contradictory > steps/2 || superseded < steps/20 {
+		t.Errorf("%d disks were shared, %d capacities contradictory, %d partitions on two nodes: the test tests too little", shared, contradictory, superseded)
 	}
 }
 
@@ -74,7 +74,7 @@ func recordOf(rng *rand.Rand) Record {
 	return Record{fmt.Sprintf("p%d-%d", disk, rng.IntN(4)), fmt.Sprint("d", disk), at(int64(rng.IntN(8)), int64(1+rng.IntN(2)))}
 }
 
-// changed are the disks with one of them made anew, taken away, or added.
+// changed are the disks with one of them made again, taken away, or added.
 func changed(rng *rand.Rand, disks, all []Disk) []Disk {
 	disks = slices.Clone(disks)
 	switch r := rng.IntN(12); {

@@ -17,6 +17,8 @@ type Snapshot struct {
 	Published bool
 	// Registered is true when an agent is registered with the node's kubelet.
 	Registered bool
+	// Absent is true when there is no Node of that name: all disks are withheld.
+	Absent bool
 	// Problem says why a published capacity is not believed; empty when it is.
 	Problem string
 
@@ -25,6 +27,8 @@ type Snapshot struct {
 	published *published
 	// pending are the records, as far as the node has not published them, sorted by disk.
 	pending []Record
+	// withheld are disks that another node owns.
+	withheld map[string]struct{}
 	// lastRefusal is the last error of Fit.
 	lastRefusal atomic.Pointer[refused]
 }
@@ -32,16 +36,6 @@ type Snapshot struct {
 type refused struct {
 	request placement.Request
 	err     error
-}
-
-// Fits reports whether the node has room for all of the requests together.
-func (s *Snapshot) Fits(requests []placement.Request) bool {
-	fits, sure := s.glance(requests)
-	if !sure {
-		_, err := placement.Plan(nil, s.Node, requests)
-		return err == nil
-	}
-	return fits
 }
 
 // Check is Fit for who does not ask for the merit: mostly nothing is planned.
@@ -111,8 +105,8 @@ func Fit(node *placement.Node, requests []placement.Request) (merit int64, err e
 func (s *Snapshot) with(records []Record) *Snapshot {
 	out := &Snapshot{
 		Node:     &placement.Node{Disks: slices.Clone(s.Node.Disks)},
-		Revision: s.Revision, Published: s.Published, Problem: s.Problem,
-		published: s.published, pending: slices.Clone(s.pending),
+		Revision: s.Revision, Published: s.Published, Absent: s.Absent, Problem: s.Problem,
+		published: s.published, pending: slices.Clone(s.pending), withheld: s.withheld,
 	}
 	for _, r := range records {
 		r, ok := s.published.missing(r)
@@ -137,7 +131,7 @@ func (s *Snapshot) Without(gone map[string]struct{}) *placement.Node {
 	if len(gone) == 0 || s.published == nil {
 		return s.Node
 	}
-	return s.published.node(s.pending, gone)
+	return s.published.node(s.pending, gone, s.withheld)
 }
 
 // Length is how long the node publishes the volume to be, in bytes; zero if it does not.
@@ -149,9 +143,14 @@ func (s *Snapshot) Length(partition string) int64 {
 	return v.Extent.Len()
 }
 
+// Withheld reports whether the disk is out of service on the node because another node owns it.
+func (s *Snapshot) Withheld(disk string) bool {
+	_, withheld := s.withheld[disk]
+	return withheld
+}
+
 // Wiping are the partitions of published volumes that are gone but for the zeroing: what
-// [Snapshot.Without] gives back for them becomes free without anybody's doing. It must
-// not be changed.
+// [Snapshot.Without] gives back for them becomes free by itself. It must not be changed.
 func (s *Snapshot) Wiping() map[string]struct{} {
 	if s.published == nil {
 		return nil

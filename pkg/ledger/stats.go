@@ -2,14 +2,18 @@ package ledger
 
 import (
 	"math"
+	"slices"
 
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
 )
 
 // ClassStats is what all nodes together have of a class. Disks that take no volumes, and nodes
 // that are not believed, do not count.
 type ClassStats struct {
-	Disks int
+	// Disks in service, on how many Nodes, and how many bytes they have.
+	Disks, Nodes int
+	Size         int64
 	// Usable is how many bytes volumes could have if there were none.
 	Usable int64
 	// Free bytes, in how many Extents.
@@ -30,22 +34,31 @@ func (c *ClassStats) Fragmentation() float64 {
 	return 1 - float64(c.Whole)/float64(c.Free)
 }
 
-// Stats is the whole cluster, as it is told apart for operators.
+// Stats is what operators see of the whole cluster.
 type Stats struct {
 	// Nodes that publish a capacity, and of these the ones that contradict themselves.
 	Nodes, Contradictory int
-	Classes              map[string]ClassStats
+	// Absent are those without a Node, which do not count otherwise.
+	Absent int
+	// Shared are the disks that are withheld because another node owns them.
+	Shared  int
+	Classes map[string]ClassStats
 }
 
 // Stats adds up all nodes. It goes through their snapshots and takes no lock, so that it
-// holds up nobody; nodes that change meanwhile are as they were before or after.
+// does not hold up the scheduler. A node that changes meanwhile is as it was before or after.
 func (l *Ledger) Stats() Stats {
 	stats := Stats{Classes: map[string]ClassStats{}}
 	l.Each(func(_ string, s *Snapshot) {
 		if !s.Published {
 			return
 		}
+		if s.Absent {
+			stats.Absent++
+			return
+		}
 		stats.Nodes++
+		stats.Shared += len(s.withheld)
 		if s.Problem != "" {
 			stats.Contradictory++
 		}
@@ -54,6 +67,11 @@ func (l *Ledger) Stats() Stats {
 			c := stats.Classes[d.Class]
 			largest, total := d.Free.Largest().Len(), d.Free.Total()
 			c.Disks++
+			// Disks of a class need not be neighbours: a node counts at its first one.
+			if !slices.ContainsFunc(s.Node.Disks[:i], func(other placement.Disk) bool { return other.Class == d.Class }) {
+				c.Nodes++
+			}
+			c.Size = addCapped(c.Size, s.published.disk(d.ID).Size)
 			c.Usable, c.Free, c.Whole = addCapped(c.Usable, d.Usable), addCapped(c.Free, total), addCapped(c.Whole, largest)
 			c.Extents += d.Free.Len()
 			c.Largest = max(c.Largest, largest)

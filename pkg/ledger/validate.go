@@ -43,6 +43,9 @@ func (l *Ledger) Validate() error {
 	if err := l.validatePlaces(); err != nil {
 		return err
 	}
+	if err := l.validateOwners(); err != nil {
+		return err
+	}
 	if held != len(l.holders) {
 		return fmt.Errorf("%d holders are known, but nodes have the records of %d", len(l.holders), held)
 	}
@@ -63,6 +66,9 @@ func (n *node) validate(name string) error {
 	if have.Revision != want.Revision || have.Published != want.Published || have.Problem != want.Problem {
 		return fmt.Errorf("node %s: the snapshot is of another capacity", name)
 	}
+	if have.Absent != n.absent {
+		return fmt.Errorf("node %s: the snapshot does not say whether there is a Node", name)
+	}
 	if len(have.Node.Disks) != len(want.Node.Disks) {
 		return fmt.Errorf("node %s: the snapshot has %d disks, want %d", name, len(have.Node.Disks), len(want.Node.Disks))
 	}
@@ -79,6 +85,53 @@ func (n *node) validate(name string) error {
 		return fmt.Errorf("node %s: the snapshot subtracts %v, want %v", name, have.pending, want.pending)
 	}
 	return nil
+}
+
+// validateOwners holds who may own a disk, and where it is withheld, against what is published.
+// The lock is held.
+func (l *Ledger) validateOwners() error {
+	publishers, written := map[string]int{}, map[string]int{}
+	free := map[string]string{}
+	var err error
+	l.nodes.Range(func(_, value any) bool {
+		n := value.(*node)
+		for _, disk := range n.owned {
+			if written[disk]++; !slices.Contains(l.owners.written[disk], n) {
+				err = fmt.Errorf("disk %s is not known to be written down for node %s", disk, n.name)
+			}
+		}
+		for _, disk := range n.published.ids() {
+			if publishers[disk]++; !slices.Contains(l.owners.publishers[disk], n) {
+				err = fmt.Errorf("disk %s is not known to be published by node %s", disk, n.name)
+			}
+			if _, withheld := n.withheld[disk]; withheld != (l.owners.of(disk) != n) {
+				err = fmt.Errorf("disk %s on node %s: withheld is %v", disk, n.name, withheld)
+			}
+		}
+		for disk := range n.withheld {
+			if n.published.disk(disk) == nil {
+				err = fmt.Errorf("node %s does not publish disk %s, which is withheld there", n.name, disk)
+			}
+		}
+		for _, d := range n.snapshot.Load().Node.Disks {
+			if other := free[d.ID]; other != "" {
+				err = fmt.Errorf("disk %s is in service on %s and on %s", d.ID, n.name, other)
+			}
+			free[d.ID] = n.name
+		}
+		return err == nil
+	})
+	for disk, nodes := range l.owners.publishers {
+		if len(nodes) != publishers[disk] {
+			return fmt.Errorf("disk %s is said to be published by %d nodes, want %d", disk, len(nodes), publishers[disk])
+		}
+	}
+	for disk, nodes := range l.owners.written {
+		if len(nodes) != written[disk] {
+			return fmt.Errorf("disk %s is said to be written down for %d nodes, want %d", disk, len(nodes), written[disk])
+		}
+	}
+	return err
 }
 
 // validatePlaces holds what Where looks up against the records and capacities. The lock is
@@ -118,7 +171,7 @@ func (l *Ledger) validatePlaces() error {
 		return true
 	})
 	for partition, n := range l.shown {
-		others := l.eclipsed[partition]
+		others := l.superseded[partition]
 		if !slices.Contains(by[partition], n) || slices.Contains(others, n) || len(others) != len(by[partition])-1 {
 			return fmt.Errorf("partition %s is said to be published by node %s and %d others, want %d nodes", partition, n.name, len(others), len(by[partition]))
 		}
@@ -131,7 +184,7 @@ func (l *Ledger) validatePlaces() error {
 	if len(l.shown) != len(by) {
 		return fmt.Errorf("%d published partitions are found, want %d", len(l.shown), len(by))
 	}
-	for partition := range l.eclipsed {
+	for partition := range l.superseded {
 		if len(by[partition]) < 2 {
 			return fmt.Errorf("partition %s is said to be published by several nodes, which it is not", partition)
 		}

@@ -26,18 +26,17 @@ func (g *grant) record() Record {
 }
 
 // SetVolume folds in that a PersistentVolume exists, with the place and the length that it
-// has in the API. It returns without effect for one that was deleted already: who made it
-// may hear of its making later than others of its end.
+// has in the API. One that was deleted exists again when the API server was restored from a backup.
 func (l *Ledger) SetVolume(pvUID, nodeName string, r Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.deleted.has(pvUID) {
-		l.setVolume(pvUID, nodeName, r)
-	}
+	l.deleted.remove(pvUID)
+	l.setVolume(pvUID, nodeName, r)
 }
 
-// AddVolume is SetVolume for who made a PersistentVolume: it says nothing new about one that
-// is known, whose present state may be a later one.
+// AddVolume is SetVolume for who made a PersistentVolume. It says nothing new about one that
+// is known, whose present state may be a later one, nor about one that was deleted already: the event of its
+// deletion may come before the answer to its creation.
 func (l *Ledger) AddVolume(pvUID, nodeName string, r Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -81,8 +80,8 @@ func (l *Ledger) DeleteVolume(pvUID string) {
 }
 
 // Grow allows a PersistentVolume to become length bytes long, if the bytes behind it are
-// free, and takes them: whoever asked now makes the PersistentVolume's capacity as large,
-// or calls Withdraw. Otherwise it tells the length that would be possible. A length that the
+// free, and takes them: the caller then makes the PersistentVolume's capacity as large, or
+// calls Withdraw. Otherwise it returns the length that would be possible. A length that the
 // volume has already is granted.
 func (l *Ledger) Grow(pvUID string, length int64) (granted bool, possible int64) {
 	l.mu.Lock()
@@ -109,6 +108,26 @@ func (l *Ledger) Grow(pvUID string, length int64) (granted bool, possible int64)
 		l.record(pvUID, h.node, g.record())
 	}
 	return true, possible
+}
+
+// Granted says that the PersistentVolume has the length now, and that no write which was sent earlier can still change
+// it: other lengths that were allowed are free again. The length stays taken until an event of the PersistentVolume has it.
+func (l *Ledger) Granted(pvUID string, length int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	g, ok := l.grants[pvUID]
+	if !ok {
+		return
+	}
+	node := l.holders[volumeKey(pvUID)].node
+	if length <= g.said.Extent.Len() {
+		delete(l.grants, pvUID)
+		l.record(pvUID, node, g.said)
+		return
+	}
+	g.lengths = []int64{length}
+	l.grants[pvUID] = g
+	l.record(pvUID, node, g.record())
 }
 
 // Withdraw takes the last grant back, which did not become the PersistentVolume's capacity,
@@ -160,8 +179,8 @@ func (p *published) place(r Record) Record {
 	return r
 }
 
-// Where finds the volume that has the partition: by a PersistentVolume's record, by what was
-// reserved for anybody, or by what a node publishes and is not wiping. A reservation that is
+// Where finds the volume that has the partition: by a PersistentVolume's record, by a
+// reservation, or by what a node publishes and is not wiping. A reservation that is
 // in doubt is not found: the volume may as well be elsewhere.
 func (l *Ledger) Where(partition string) (nodeName string, r Record, ok bool) {
 	l.mu.Lock()
@@ -196,12 +215,34 @@ func (l *Ledger) where(partition string, without *holder) (nodeName string, r Re
 			}
 		}
 	}
-	n, ok := l.shown[partition]
-	if !ok {
+	n := l.shownBy(partition)
+	if n == nil {
 		return "", Record{}, false
 	}
 	disk, v := n.published.volume(partition, "")
 	return n.name, Record{Partition: partition, Disk: disk, Extent: v.Extent}, !v.Wiping
+}
+
+// shownBy is the node that publishes the partition; of several, one where its disk is in service.
+// It is nil if no node does. The lock is held.
+func (l *Ledger) shownBy(partition string) *node {
+	last := l.shown[partition]
+	if len(l.superseded[partition]) == 0 {
+		return last
+	}
+	serves := func(n *node) bool {
+		disk, _ := n.published.volume(partition, "")
+		return n.serves(disk)
+	}
+	if serves(last) {
+		return last
+	}
+	for _, n := range slices.Backward(l.superseded[partition]) {
+		if serves(n) {
+			return n
+		}
+	}
+	return last
 }
 
 // unplace makes a holder's records no longer found. The lock is held.
@@ -241,14 +282,14 @@ func (l *Ledger) publish(n *node, p *published, changed []string) {
 // moved is published by two nodes for a while: the one that came last counts.
 func (l *Ledger) show(partition string, n *node) {
 	if other := l.shown[partition]; other != nil && other != n {
-		l.eclipsed[partition] = append(l.eclipsed[partition], other)
+		l.superseded[partition] = append(l.superseded[partition], other)
 	}
 	l.shown[partition] = n
 }
 
 // hide takes back show. If the node was not the only one, the other counts again.
 func (l *Ledger) hide(partition string, n *node) {
-	others := slices.DeleteFunc(l.eclipsed[partition], func(other *node) bool { return other == n })
+	others := slices.DeleteFunc(l.superseded[partition], func(other *node) bool { return other == n })
 	if l.shown[partition] == n {
 		delete(l.shown, partition)
 		if last := len(others) - 1; last >= 0 {
@@ -256,40 +297,42 @@ func (l *Ledger) hide(partition string, n *node) {
 		}
 	}
 	if len(others) > 0 {
-		l.eclipsed[partition] = others
+		l.superseded[partition] = others
 	} else {
-		delete(l.eclipsed, partition)
+		delete(l.superseded, partition)
 	}
 }
 
-// maxGraves is how many deleted PersistentVolumes are remembered. What is folded in after the
-// deletion comes from somebody who has just made the volume, milliseconds late.
-const maxGraves = 4096
+// maxRecentUIDs is how many deleted PersistentVolumes are remembered. What is folded in after the
+// deletion comes from the maker of the volume, milliseconds late.
+const maxRecentUIDs = 4096
 
-// graveyard remembers the last UIDs that were added.
-type graveyard struct {
+// recentUIDs remembers the last UIDs that were added.
+type recentUIDs struct {
 	known map[string]struct{}
 	ring  []string
 	next  int
 }
 
-func (g *graveyard) has(uid string) bool {
+func (g *recentUIDs) has(uid string) bool {
 	_, ok := g.known[uid]
 	return ok
 }
 
-func (g *graveyard) add(uid string) {
+func (g *recentUIDs) remove(uid string) { delete(g.known, uid) }
+
+func (g *recentUIDs) add(uid string) {
 	if g.has(uid) {
 		return
 	}
 	if g.known == nil {
 		g.known = map[string]struct{}{}
 	}
-	if len(g.ring) < maxGraves {
+	if len(g.ring) < maxRecentUIDs {
 		g.ring = append(g.ring, uid)
 	} else {
 		delete(g.known, g.ring[g.next])
-		g.ring[g.next], g.next = uid, (g.next+1)%maxGraves
+		g.ring[g.next], g.next = uid, (g.next+1)%maxRecentUIDs
 	}
 	g.known[uid] = struct{}{}
 }

@@ -95,13 +95,18 @@ func TestVolumes(t *testing.T) {
 		"the maker is later than the end": {func(l *Ledger) {
 			l.DeleteVolume("pv")
 			l.AddVolume("pv", "n1", record(2, 3))
-			l.SetVolume("pv", "n1", record(2, 3))
 		}, []extent.Extent{span(0, 10)}},
+		"deleted, and there again in a backup": {func(l *Ledger) {
+			l.DeleteVolume("pv")
+			l.SetVolume("pv", "n1", record(2, 3))
+			l.DeleteVolume("pv")
+			l.SetVolume("pv", "n1", record(2, 3))
+		}, []extent.Extent{span(0, 2), span(5, 5)}},
 		"the maker knows less": {func(l *Ledger) {
 			l.SetVolume("pv", "n1", record(2, 4))
 			l.AddVolume("pv", "n1", record(2, 3))
 		}, []extent.Extent{span(0, 2), span(6, 4)}},
-		"made anew while the earlier one is wiped": {func(l *Ledger) {
+		"made again while the earlier one is wiped": {func(l *Ledger) {
 			disk10(l, "n1", 2, wiping(2, 3))
 			l.SetVolume("pv", "n1", record(6, 3))
 		}, []extent.Extent{span(0, 2), span(5, 1), span(9, 1)}},
@@ -171,7 +176,7 @@ func TestShared(t *testing.T) {
 	l.Forget("second")
 	expectFree(t, l, "n1", span(0, 10))
 	if node, _, ok := l.Where("part-a"); ok {
-		t.Errorf("found on %s what nobody holds", node)
+		t.Errorf("found on %s what has no holder", node)
 	}
 }
 
@@ -183,13 +188,13 @@ func TestWhere(t *testing.T) {
 		t.Errorf("found %v on %q, %v, want the partition that is published", r, node, ok)
 	}
 	if _, _, ok := l.Where("part-w"); ok {
-		t.Error("a partition that is being wiped is nobody's volume")
+		t.Error("a partition that is being wiped is taken for a volume")
 	}
 	l.SetVolume("pv", "n2", Record{"part-b", "disk-n2", span(2, 2)})
 	if node, _, ok := l.Where("part-b"); !ok || node != "n2" {
 		t.Errorf("found on %q, %v, want n2", node, ok)
 	}
-	// A pod's records in doubt bind nobody.
+	// A pod's records in doubt bind no other pod.
 	if _, err := l.Reserve("pod", "n2", []Want{claimWant("c", 1, 0)}); err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +211,8 @@ func TestWhere(t *testing.T) {
 	}
 }
 
-// TestDoubtIsNoObstacle to the volume that it is about, whoever tries to place that next.
+// TestDoubtIsNoObstacle asserts that a record in doubt is no obstacle to the volume that it is
+// about, for any holder that tries to place it next.
 func TestDoubtIsNoObstacle(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
@@ -312,13 +318,66 @@ func TestGrant(t *testing.T) {
 	expectFree(t, l, "n1", span(0, 10))
 }
 
+// TestGranted asserts that lengths which a failed write may have granted are free again once a write has succeeded, and
+// that the length of that one stays taken until an event has it.
+func TestGranted(t *testing.T) {
+	l := New()
+	disk10(l, "n1", 1)
+	said := func(lengthGiB int64) Record { return Record{"part-a", "disk-n1", span(0, lengthGiB)} }
+	l.Granted("pv", 5*gib)
+	l.SetVolume("pv", "n1", said(2))
+	for _, length := range []int64{8, 8, 3} {
+		if granted, _ := l.Grow("pv", length*gib); !granted {
+			t.Fatal("not granted")
+		}
+	}
+	expectFree(t, l, "n1", span(8, 2))
+	l.Granted("pv", 3*gib)
+	expectFree(t, l, "n1", span(3, 7))
+	l.SetVolume("pv", "n1", said(2))
+	expectFree(t, l, "n1", span(3, 7))
+	l.SetVolume("pv", "n1", said(3))
+	expectFree(t, l, "n1", span(3, 7))
+	if granted, _ := l.Grow("pv", 9*gib); !granted {
+		t.Fatal("not granted")
+	}
+	l.Granted("pv", 3*gib)
+	expectFree(t, l, "n1", span(3, 7))
+	l.Withdraw("pv")
+	expectFree(t, l, "n1", span(3, 7))
+	if err := l.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSettle asserts that it ends a doubt, and leaves what is assumed.
+func TestSettle(t *testing.T) {
+	l := New()
+	disk10(l, "n1", 1)
+	want := []Want{{Partition: "part-a", Request: placement.Request{Class: "ssd", Size: 2 * gib}, Persistent: true}}
+	reserve := func() {
+		t.Helper()
+		if _, err := l.Reserve("claim", "n1", want); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reserve()
+	l.Doubt("claim")
+	expectFree(t, l, "n1", span(2, 8))
+	l.Settle("claim")
+	expectFree(t, l, "n1", span(0, 10))
+	reserve()
+	l.Settle("claim")
+	expectFree(t, l, "n1", span(2, 8))
+}
+
 func TestGraveyard(t *testing.T) {
-	var g graveyard
-	for i := range maxGraves + 10 {
+	var g recentUIDs
+	for i := range maxRecentUIDs + 10 {
 		g.add(strconv.Itoa(i))
 		g.add(strconv.Itoa(i))
 	}
-	if len(g.known) != maxGraves || len(g.ring) != maxGraves || g.has("9") || !g.has("10") {
+	if len(g.known) != maxRecentUIDs || len(g.ring) != maxRecentUIDs || g.has("9") || !g.has("10") {
 		t.Errorf("%d known, %d in the ring", len(g.known), len(g.ring))
 	}
 }

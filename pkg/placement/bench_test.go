@@ -53,7 +53,7 @@ func BenchmarkPlanEight(b *testing.B) {
 	b.Run("extents=100", func(b *testing.B) { benchPlan(b, benchNode(100), requests, true) })
 }
 
-// BenchmarkPlanWorst is the worst that hill climbing found (TestHuntWorstCase): eight
+// BenchmarkPlanWorst is the worst that hill climbing found: eight
 // volumes that fit in every simple respect and in no way together, on 12 disks with
 // 100 free extents each.
 func BenchmarkPlanWorst(b *testing.B) {

@@ -32,35 +32,32 @@
 //
 // # The exact search, and why it is exact
 //
-// When that fails, whatever the policy, the volumes are split into groups in every possible way, a
-// group being what shares an extent. A disk has one class, so classes never compete,
-// not even through Apart: each class is split by itself. For n volumes there are at
-// most Bell(n) ways, which is 4140 for 8, whatever the number of extents, and each
-// way is decided exactly, without further search:
+// When that fails, whatever the policy, the search looks for the least use of the free extents. A disk has one class,
+// so classes never compete, not even through Apart: each class is searched by itself.
 //
-//   - Without Apart, groups fit if and only if the largest group fits the largest
-//     extent, the second the second, and so on. So only the n largest extents matter:
-//     n groups at most, and whatever lies in a smaller extent could move to one of
-//     these that is empty.
-//   - With Apart, let a1 ≥ a2 ≥ … be the groups with an Apart volume (never two in a
-//     group), and f1 ≥ f2 ≥ … the others. Let N(x) be the number of extents of at
-//     least x. The others fit behind the Apart groups if and only if those take at
-//     most N(fi) − i extents of at least fi, for each i. In other words: the m-th
-//     largest extent taken must be at least am, and smaller than every fi with
-//     N(fi) − i < m. Both limits fall as m rises, so the extents may as well be
-//     chosen for each m separately, on different disks: a matching of at most n
-//     groups with disks, found by augmenting paths. Only the n disks with the largest
-//     extents matter (at most n disks are used, and a group on another disk could move
-//     to one of these that is unused), and of each its n largest extents.
+// The extents stand in a row. A packing closes them from left to right: each volume goes behind the last one, or opens
+// an extent further to the right. For each choice of volumes the search keeps how far a packing of them has to reach:
+// the last extent, and how full it is. Of two reaches the smaller one is at least as good for whatever comes, because
+// what can be added behind the larger one can be added behind the smaller one, too. So the least reach of a choice
+// follows from those of the choices with one volume less, and a volume that does not fit behind the last one goes to
+// the next extent that holds it.
 //
-// Branches are cut as soon as the groups made so far do not fit (adding to them never
-// helps), and of equal volumes or equal groups only one is tried. Before any of this,
-// a node is refused by its largest extent, its n largest extents together, and its
-// number of disks, so a node that is too full costs one pass over its extents.
+//   - Volumes of one size are alike, so a choice is how many of each size. That is 2^8 choices for eight volumes
+//     that differ, and 101 for a hundred of one size.
+//   - With Apart, the extents of a disk stand together, and a reach says whether its last disk has an Apart volume:
+//     the search keeps the least reach of both sorts. A reach that ends on an earlier disk is better than both.
+//   - Only as many extents matter as there are volumes, the largest: whatever lies in a smaller one could move to one
+//     of these that is empty. With Apart it is as many disks, those with the largest extents, and as many extents of
+//     each.
 //
-// The search is exact for up to 8 volumes of a class. From 9 to 16 it stops after a
-// fixed number of steps, and above 16 there is only best fit: then a pod may be
-// refused although a placement exists, never the reverse.
+// Before any of this, a node is refused by its largest extent and by its extents together, so a node that is too full
+// costs one pass over its extents.
+//
+// # Where the search ends
+//
+// It is exact for up to 8 volumes of a class, and for as many as there are no more than 8192 choices. Beyond that a pod may be
+// refused although a placement exists, never the reverse, and the refusal says so ([GaveUp]). Pods of more than 8
+// volumes can be given a [Budget] for many plans together: when it is spent, the plans that are left give up, too.
 //
 // # Example
 //

@@ -1,348 +1,363 @@
 package placement
 
 import (
+	"cmp"
 	"math"
-	"math/bits"
+	"slices"
+
+	"github.com/berthdev/berth/pkg/extent"
 )
 
 const (
-	// maxExact is how many volumes of a class are placed whenever it is possible at all.
+	// maxExact is up to how many volumes a pod may have that are placed whenever it is possible at all, at any cost.
 	maxExact = 8
-	// maxSearch is up to how many volumes are searched for, within searchBudget.
-	maxSearch = 16
-	// searchBudget bounds the search above maxExact: how many volumes are put into a
-	// group. Up to maxExact the search ends by itself, after at most 5295 (Bell(1) + … + Bell(8)).
-	searchBudget = 20_000
+	// maxStates is how many ways to choose some of the volumes of a class the search looks at: 2^8 for eight that differ,
+	// fewer when some are alike. Of nine and more volumes it gives up beyond it.
+	maxStates = 1 << 13
 )
 
-// exact splits the requests into groups that share an extent, tries every split, and
-// places the first that fits. The package comment says why nothing is missed.
-func (p *planner) exact() bool {
-	if len(p.order) > maxSearch {
-		return false
+// outcome of a search for places.
+type outcome int
+
+const (
+	found outcome = iota
+	// impossible: there is no way to place the volumes.
+	impossible
+	// gaveUp: there may be one, but to find out would take too many steps.
+	gaveUp
+)
+
+// kind is volumes of a class that are alike.
+type kind struct {
+	size  int64
+	apart bool
+	// from and count say where they are in the planner's order.
+	from, count int
+	// stride is the weight of one of them in the index of a state.
+	stride int
+}
+
+// bin is a free extent that volumes may be put into.
+type bin struct {
+	// group is the place of its disk among the groups; all extents are in one when no volumes are apart.
+	group         int
+	disk          int
+	start, length int64
+}
+
+// reach is how far a packing has come: bins before this one are closed, and this one is filled so far.
+type reach struct {
+	bin  int
+	fill int64
+}
+
+var unreachable = reach{bin: math.MaxInt}
+
+// packing is the search. A state is how many volumes of each kind are placed; for each the search knows how little of
+// the bins suffices, without and with an Apart volume on the disk of the last bin.
+type packing struct {
+	kinds  []kind
+	states int
+	apart  bool // several volumes are apart
+	bins   []bin
+	groups int
+	// ends are the ends of the groups in bins; firsts, for each kind and group, the first bin of the group that holds
+	// such a volume; nexts the first bin of this or a later group that does.
+	ends          []int
+	firsts, nexts []int
+	best          [2][]reach
+	counts        []int
+	// steps is how many volumes were put into a bin.
+	steps int
+}
+
+// buffers are for what a pod usually has. They need not be clean.
+type buffers struct {
+	kinds         [maxExact]kind
+	bins          [maxExact * (maxExact + 1)]bin
+	ends          [maxExact + 1]int
+	firsts, nexts [maxExact * (maxExact + 1)]int
+	best          [2][1 << maxExact]reach
+	counts        [maxExact]int
+}
+
+// exact tries whether the volumes can be placed in any way, and places them. The buffers may be nil.
+func (p *planner) exact(budget *Budget, b *buffers) outcome {
+	if b == nil {
+		b = &buffers{}
 	}
-	var s split
-	s.load(p)
-	if !s.plausibleAtAll() || !s.extend(0) {
-		return false
+	s := packing{
+		kinds: b.kinds[:0], bins: b.bins[:0], ends: b.ends[:0], firsts: b.firsts[:], nexts: b.nexts[:],
+		best: [2][]reach{b.best[0][:], b.best[1][:]}, counts: b.counts[:],
 	}
-	p.realize(&s)
-	return true
+	s.loadKinds(p)
+	if s.states > maxStates {
+		return gaveUp
+	}
+	if len(p.order) > maxExact && !budget.take(s.states*len(s.kinds)) {
+		return gaveUp
+	}
+	s.loadBins(p)
+	if !s.enoughAtAll() {
+		return impossible
+	}
+	s.index()
+	s.pack()
+	if !s.realize(p) {
+		return impossible
+	}
+	return found
 }
 
-// split is the search's state: the volumes 0…i are spread over groups.
-type split struct {
-	n     int
-	sizes [maxSearch]int64 // of the volumes, falling
-	apart [maxSearch]bool
-	// aparts is the number of volumes with Apart, or 0 if it is 1, which is no constraint.
-	aparts int
-
-	groups  int
-	groupOf [maxSearch]int // volume → group
-	sums    [maxSearch]int64
-	isApart [maxSearch]bool // the group holds a volume with Apart
-
-	largest longest // the n longest extents of the class
-	// disks with the longest extents, and of each its longest extents; only with aparts.
-	disks    [maxSearch]diskExtents
-	numDisks int
-
-	// onDisk says, for a split that fits, to which disk (index in the node) each group
-	// with Apart goes.
-	onDisk [maxSearch]int
-	budget int
-}
-
-type diskExtents struct {
-	index int
-	longest
-}
-
-// longest keeps the n largest of the lengths it is shown, falling.
-type longest struct {
-	lengths [maxSearch]int64
-	count   int
-}
-
-func (l *longest) add(length int64, n int) {
-	if l.count == n {
-		if length <= l.lengths[n-1] {
+func (s *packing) loadKinds(p *planner) {
+	aparts := 0
+	for _, i := range p.order {
+		if p.requests[i].Apart {
+			aparts++
+		}
+	}
+	// One volume with Apart is no constraint.
+	s.apart, s.states = aparts > 1, 1
+	for at, i := range p.order {
+		r := &p.requests[i]
+		if last := len(s.kinds) - 1; last >= 0 && s.kinds[last].size == r.Size && s.kinds[last].apart == (s.apart && r.Apart) {
+			s.kinds[last].count++
+			continue
+		}
+		s.kinds = append(s.kinds, kind{size: r.Size, apart: s.apart && r.Apart, from: at, count: 1})
+	}
+	for k := range s.kinds {
+		s.kinds[k].stride = s.states
+		if s.states *= s.kinds[k].count + 1; s.states > maxStates {
 			return
 		}
-		l.count--
 	}
-	i := l.count
-	for i > 0 && l.lengths[i-1] < length {
-		l.lengths[i] = l.lengths[i-1]
-		i--
-	}
-	l.lengths[i] = length
-	l.count++
 }
 
-// atLeast is how many of the lengths are at least x.
-func (l *longest) atLeast(x int64) int {
-	i := 0
-	for i < l.count && l.lengths[i] >= x {
-		i++
-	}
-	return i
-}
-
-func (s *split) load(p *planner) {
-	s.n = len(p.order)
-	s.budget = searchBudget
-	if s.n <= maxExact {
-		s.budget = math.MaxInt
-	}
-	for i, request := range p.order {
-		s.sizes[i], s.apart[i] = p.requests[request].Size, p.requests[request].Apart
-		if s.apart[i] {
-			s.aparts++
-		}
-	}
-	if s.aparts == 1 {
-		s.aparts = 0
-	}
+// loadBins takes the extents that matter: as many as there are volumes, of each of as many disks if some are apart,
+// always the largest. In a group they grow, so that large extents are taken last.
+func (s *packing) loadBins(p *planner) {
+	n, smallest := len(p.order), s.kinds[len(s.kinds)-1].size
 	for d := range p.node.Disks {
-		if p.node.Disks[d].Class == p.class {
-			s.loadDisk(d, &p.node.Disks[d])
+		disk := &p.node.Disks[d]
+		if disk.Class != p.class {
+			continue
 		}
+		from := 0
+		if s.apart {
+			from = len(s.bins)
+		}
+		for i := range disk.Free.Len() {
+			if e := disk.Free.At(i); e.Len() >= smallest {
+				s.add(bin{group: s.groups, disk: d, start: e.Start, length: e.Len()}, from, n)
+			}
+		}
+		if s.apart && len(s.bins) > from {
+			s.ends = append(s.ends, len(s.bins))
+			if s.groups++; s.groups > n {
+				s.dropSmallestGroup()
+			}
+		}
+	}
+	if !s.apart && len(s.bins) > 0 {
+		s.groups, s.ends = 1, append(s.ends, len(s.bins))
 	}
 }
 
-func (s *split) loadDisk(index int, disk *Disk) {
-	of := diskExtents{index: index}
-	for i := range disk.Free.Len() {
-		length := disk.Free.At(i).Len()
-		s.largest.add(length, s.n)
-		if s.aparts > 0 {
-			of.add(length, s.n)
-		}
-	}
-	if of.count == 0 {
+// add keeps the n largest bins from there on, growing; of equals the first.
+func (s *packing) add(b bin, from, n int) {
+	bins := s.bins[from:]
+	if len(bins) == n && b.length <= bins[0].length {
 		return
 	}
-	if s.numDisks == s.n {
-		if of.lengths[0] <= s.disks[s.n-1].lengths[0] {
-			return
-		}
-		s.numDisks--
+	// In front of its equals: the one that came last is the first to go.
+	at, _ := slices.BinarySearchFunc(bins, b.length, func(b bin, length int64) int { return cmp.Compare(b.length, length) })
+	if len(bins) == n {
+		copy(bins, bins[1:at])
+		bins[at-1] = b
+		return
 	}
-	i := s.numDisks
-	for i > 0 && s.disks[i-1].lengths[0] < of.lengths[0] {
-		s.disks[i] = s.disks[i-1]
-		i--
-	}
-	s.disks[i] = of
-	s.numDisks++
+	s.bins = append(s.bins, bin{})
+	bins = s.bins[from:]
+	copy(bins[at+1:], bins[at:])
+	bins[at] = b
 }
 
-// plausibleAtAll refuses what the longest extents together cannot hold.
-func (s *split) plausibleAtAll() bool {
+// dropSmallestGroup drops the group whose largest bin is the smallest; of equals the last.
+func (s *packing) dropSmallestGroup() {
+	smallest := 0
+	for g := range s.groups {
+		if s.bins[s.ends[g]-1].length <= s.bins[s.ends[smallest]-1].length {
+			smallest = g
+		}
+	}
+	from, to := 0, s.ends[smallest]
+	if smallest > 0 {
+		from = s.ends[smallest-1]
+	}
+	s.bins = slices.Delete(s.bins, from, to)
+	s.ends = slices.Delete(s.ends, smallest, smallest+1)
+	s.groups--
+	for g := smallest; g < s.groups; g++ {
+		s.ends[g] -= to - from
+	}
+	for i := from; i < len(s.bins); i++ {
+		s.bins[i].group--
+	}
+}
+
+// enoughAtAll refuses what the extents together cannot hold.
+func (s *packing) enoughAtAll() bool {
 	var wanted, room int64
-	for i := range s.n {
-		wanted += s.sizes[i]
-	}
-	for i := range s.largest.count {
-		room = addCapped(room, s.largest.lengths[i])
-	}
-	if wanted > room {
-		return false
-	}
-	disk := 0
-	for i := 0; s.aparts > 0 && i < s.n; i++ {
-		if !s.apart[i] {
-			continue
+	for _, k := range s.kinds {
+		for range k.count {
+			wanted = addCapped(wanted, k.size)
 		}
-		if disk == s.numDisks || s.disks[disk].lengths[0] < s.sizes[i] {
-			return false
-		}
-		disk++
 	}
-	return true
+	for i := range s.bins {
+		room = addCapped(room, s.bins[i].length)
+	}
+	return wanted <= room
 }
 
-// extend puts volume i and all behind it into groups, and reports whether some way
-// to do so fits; the split is then left in place.
-func (s *split) extend(i int) bool {
-	if i == s.n {
-		return s.aparts == 0 || s.match()
+// index finds, for each kind, the first bins that hold it.
+func (s *packing) index() {
+	width := s.groups + 1
+	s.firsts, s.nexts = sized(s.firsts, len(s.kinds)*width), sized(s.nexts, len(s.kinds)*width)
+	for k := range s.kinds {
+		row := k * width
+		s.nexts[row+s.groups] = len(s.bins)
+		for g := s.groups - 1; g >= 0; g-- {
+			from, to := 0, s.ends[g]
+			if g > 0 {
+				from = s.ends[g-1]
+			}
+			for from < to && s.bins[from].length < s.kinds[k].size {
+				from++
+			}
+			s.firsts[row+g] = from
+			if s.nexts[row+g] = from; from == to {
+				s.nexts[row+g] = s.nexts[row+g+1]
+			}
+		}
 	}
-	// Of equal volumes, a later one never goes to an earlier group: exchanging the two
-	// changes nothing.
-	from := 0
-	if i > 0 && s.sizes[i] == s.sizes[i-1] && s.apart[i] == s.apart[i-1] {
-		from = s.groupOf[i-1]
-	}
-	needsApart := s.aparts > 0 && s.apart[i]
-	for g := from; g <= s.groups; g++ {
-		isNew := g == s.groups
-		if !isNew && (needsApart && s.isApart[g] || s.hasTwin(from, g)) {
-			continue
-		}
-		if s.budget--; s.budget < 0 {
-			return false
-		}
-		wasApart := s.isApart[g] // false for a new group
-		s.groupOf[i] = g
-		s.sums[g] += s.sizes[i]
-		s.isApart[g] = wasApart || needsApart
-		if isNew {
-			s.groups++
-		}
-		if s.plausible() && s.extend(i+1) {
-			return true
-		}
-		if isNew {
-			s.groups--
-		}
-		s.isApart[g] = wasApart
-		s.sums[g] -= s.sizes[i]
-	}
-	return false
 }
 
-// hasTwin reports whether a group that was tried before g is just like it.
-func (s *split) hasTwin(from, g int) bool {
-	for h := from; h < g; h++ {
-		if s.sums[h] == s.sums[g] && s.isApart[h] == s.isApart[g] {
-			return true
-		}
+func sized[T any](buffer []T, n int) []T {
+	if n <= len(buffer) {
+		return buffer[:n]
 	}
-	return false
+	return make([]T, n)
 }
 
-// plausible reports whether the groups fit the longest extents, Apart aside. Groups
-// only grow, so what does not fit now never will.
-func (s *split) plausible() bool {
-	if s.groups > s.largest.count {
-		return false
-	}
-	var sorted longest
-	for g := range s.groups {
-		sorted.add(s.sums[g], s.n)
-	}
-	for g := range s.groups {
-		if sorted.lengths[g] > s.largest.lengths[g] {
-			return false
+// put puts a volume behind what is placed: into the same bin if it has room, else into the next that has, on the same
+// disk if it may.
+func (s *packing) put(at reach, apart bool, k int) (reach, bool) {
+	s.steps++
+	kind, width, later := &s.kinds[k], s.groups+1, 0
+	if at.bin >= 0 {
+		b := &s.bins[at.bin]
+		if !apart || !kind.apart {
+			if kind.size <= b.length-at.fill {
+				return reach{at.bin, at.fill + kind.size}, apart || kind.apart
+			}
+			if next := max(at.bin+1, s.firsts[k*width+b.group]); next < s.ends[b.group] {
+				return reach{next, kind.size}, apart || kind.apart
+			}
 		}
+		later = b.group + 1
 	}
-	return true
+	if next := s.nexts[k*width+later]; next < len(s.bins) {
+		return reach{next, kind.size}, kind.apart
+	}
+	return unreachable, false
 }
 
-// match decides whether groups that are plausible also fit with Apart, and to which
-// disks the groups with Apart go.
-func (s *split) match() bool {
-	var aparts [maxSearch]int // groups with Apart, the largest first
-	numAparts := s.sortAparts(&aparts)
-	var others longest
-	for g := range s.groups {
-		if !s.isApart[g] {
-			others.add(s.sums[g], s.n)
-		}
-	}
+func (r reach) less(other reach) bool {
+	return r.bin < other.bin || r.bin == other.bin && r.fill < other.fill
+}
 
-	// The m-th largest extent that the groups with Apart take must be below limit[m].
-	var limit [maxSearch]int64
-	for m := range numAparts {
-		limit[m] = math.MaxInt64
-		for i := others.count - 1; i >= 0; i-- {
-			f := others.lengths[i]
-			if s.largest.atLeast(f)-(i+1) < m+1 {
-				limit[m] = f
+// pack finds the least reach of every state.
+func (s *packing) pack() {
+	s.best[0], s.best[1] = sized(s.best[0], s.states), sized(s.best[1], s.states)
+	s.counts = sized(s.counts, len(s.kinds))
+	clear(s.counts)
+	s.best[0][0], s.best[1][0] = reach{bin: -1}, unreachable
+	for state := 1; state < s.states; state++ {
+		for k := range s.kinds {
+			if s.counts[k]++; s.counts[k] <= s.kinds[k].count {
 				break
 			}
+			s.counts[k] = 0
 		}
-	}
-
-	var fits [maxSearch]uint32 // m → disks that have an extent within the limits
-	for m := range numAparts {
-		for d := range s.numDisks {
-			disk := &s.disks[d]
-			n := disk.atLeast(s.sums[aparts[m]])
-			if n > 0 && (disk.lengths[n-1] < limit[m] || limit[m] == math.MaxInt64) {
-				fits[m] |= 1 << d
+		least := [2]reach{unreachable, unreachable}
+		for k := range s.kinds {
+			if s.counts[k] == 0 {
+				continue
+			}
+			before := state - s.kinds[k].stride
+			for flag := range 2 {
+				if s.best[flag][before] == unreachable {
+					continue
+				}
+				to, apart := s.put(s.best[flag][before], flag == 1, k)
+				into := 0
+				if apart {
+					into = 1
+				}
+				if to.less(least[into]) {
+					least[into] = to
+				}
 			}
 		}
+		s.best[0][state], s.best[1][state] = least[0], least[1]
 	}
-	var takenBy [maxSearch]int // disk → m+1
-	for m := range numAparts {
-		seen := uint32(0)
-		if !augment(&fits, &takenBy, &seen, m) {
-			return false
-		}
+}
+
+// realize goes back from the state in which all are placed, and places them so; false if that was not reached.
+func (s *packing) realize(p *planner) bool {
+	state, flag := s.states-1, 0
+	if s.best[1][state].less(s.best[0][state]) {
+		flag = 1
 	}
-	for d := range s.numDisks {
-		if m := takenBy[d]; m > 0 {
-			s.onDisk[aparts[m-1]] = s.disks[d].index
-		}
+	if s.best[flag][state] == unreachable {
+		return false
+	}
+	for k := range s.kinds {
+		s.counts[k] = s.kinds[k].count
+	}
+	var buffer [maxExact]int
+	binOf := sized(buffer[:], len(p.order))
+	for state > 0 {
+		k, before := s.last(state, flag)
+		s.counts[k]--
+		binOf[s.kinds[k].from+s.counts[k]] = s.best[flag][state].bin
+		state, flag = state-s.kinds[k].stride, before
+	}
+	// In an extent the largest comes first.
+	for at, request := range p.order {
+		b, size := &s.bins[binOf[at]], p.requests[request].Size
+		p.places[request] = Assignment{Disk: p.node.Disks[b.disk].ID, Extent: extent.New(b.start, size)}
+		b.start += size
 	}
 	return true
 }
 
-func (s *split) sortAparts(aparts *[maxSearch]int) int {
-	n := 0
-	for g := range s.groups {
-		if !s.isApart[g] {
+// last is the kind of the volume that was placed last to come to the state, and the flag of the state before.
+func (s *packing) last(state, flag int) (k, before int) {
+	for k := range s.kinds {
+		if s.counts[k] == 0 {
 			continue
 		}
-		i := n
-		for i > 0 && s.sums[aparts[i-1]] < s.sums[g] {
-			aparts[i] = aparts[i-1]
-			i--
-		}
-		aparts[i] = g
-		n++
-	}
-	return n
-}
-
-// augment finds a disk for m, moving others to another of theirs if it must.
-func augment(fits *[maxSearch]uint32, takenBy *[maxSearch]int, seen *uint32, m int) bool {
-	for {
-		untried := fits[m] &^ *seen
-		if untried == 0 {
-			return false
-		}
-		d := bits.TrailingZeros32(untried)
-		*seen |= 1 << d
-		if takenBy[d] == 0 || augment(fits, takenBy, seen, takenBy[d]-1) {
-			takenBy[d] = m + 1
-			return true
-		}
-	}
-}
-
-// realize places the groups of a split that fits, whatever the policy: that it works out hangs
-// on the smallest extent being taken each time. The groups with Apart take the
-// smallest extent on their disks first, then each other group the smallest that is
-// left, the largest group first.
-func (p *planner) realize(s *split) {
-	var cutOf [maxSearch]int // group → index in cuts
-	for g := range s.groups {
-		if s.isApart[g] {
-			p.tightest(s.sums[g], false, s.onDisk[g], true)
-			cutOf[g] = p.numCuts - 1
-		}
-	}
-	var placed uint32
-	for {
-		next := -1
-		for g := range s.groups {
-			if !s.isApart[g] && placed&(1<<g) == 0 && (next < 0 || s.sums[g] > s.sums[next]) {
-				next = g
+		for before := range 2 {
+			from := s.best[before][state-s.kinds[k].stride]
+			if from == unreachable {
+				continue
+			}
+			if to, apart := s.put(from, before == 1, k); to == s.best[flag][state] && apart == (flag == 1) {
+				return k, before
 			}
 		}
-		if next < 0 {
-			break
-		}
-		placed |= 1 << next
-		p.tightest(s.sums[next], false, anyDisk, true)
-		cutOf[next] = p.numCuts - 1
 	}
-	for i, request := range p.order {
-		p.put(request, &p.cuts[cutOf[s.groupOf[i]]])
-	}
+	panic("placement: a state without a way to it")
 }

@@ -85,7 +85,7 @@ func crowded(rng *rand.Rand, volumes int) (*Node, []Request) {
 			length += r.Size / Alignment
 			requests = append(requests, r)
 		}
-		// Some room to spare, some extents that nobody needs.
+		// Some room to spare, some extents that no request needs.
 		if rng.IntN(6) == 0 {
 			length++
 		}

@@ -21,6 +21,8 @@ const (
 	TooFewDisks
 	// NotTogether: each volume has room, but there is none for all of them.
 	NotTogether
+	// GaveUp: there may be room for all of them, but the search for it was given up.
+	GaveUp
 )
 
 // NoFit says why a node cannot take a pod's volumes. It speaks of one class, the
@@ -48,10 +50,18 @@ type NoFit struct {
 	tooSmallDisks bool
 }
 
+// because is the error with what the search says.
+func (e *NoFit) because(o outcome) *NoFit {
+	if o == gaveUp && e.Cause == NotTogether {
+		e.Cause = GaveUp
+	}
+	return e
+}
+
 // Wanted is the size that was compared: of the largest volume with TooSmall, NoDisk
 // and TooFewDisks, of all volumes of the class otherwise.
 func (e *NoFit) Wanted() int64 {
-	if e.Cause != TooLittle && e.Cause != NotTogether {
+	if e.Cause != TooLittle && e.Cause != NotTogether && e.Cause != GaveUp {
 		return e.Sizes[0]
 	}
 	return sum(e.Sizes)
@@ -89,6 +99,8 @@ func (e *NoFit) Error() string {
 	case TooFewDisks:
 		return fmt.Sprintf("wants %d different disks of class %s, the node has %d that could hold them",
 			len(e.Sizes), e.Class, e.Disks)
+	case GaveUp:
+		return e.Reason() + ": " + e.extents()
 	}
 	return fmt.Sprintf("%d volumes of class %s (%s) don't fit together: %s", len(e.Sizes), e.Class, e.sizes(), e.extents())
 }
@@ -118,6 +130,8 @@ func (e *NoFit) Reason() string {
 		return fmt.Sprintf("not enough free space of class %s, %s", e.Class, e.volumesWant())
 	case TooFewDisks:
 		return fmt.Sprintf("too few disks of class %s have room for %d volumes on different disks", e.Class, len(e.Sizes))
+	case GaveUp:
+		return fmt.Sprintf("no place was found for %d volumes of class %s (%s) together, the search was given up", len(e.Sizes), e.Class, e.sizes())
 	}
 	return fmt.Sprintf("%d volumes of class %s (%s) don't fit together", len(e.Sizes), e.Class, e.sizes())
 }
@@ -178,8 +192,12 @@ func (e *NoFit) sizes() string {
 
 // explain says why Plan failed for the class.
 func explain(node *Node, requests []Request, class string) *NoFit {
-	e := &NoFit{Class: class, Sizes: sizesOf(requests, class, false)}
-	apart := sizesOf(requests, class, true)
+	return explainSizes(node, class, sizesOf(requests, class, false), sizesOf(requests, class, true))
+}
+
+// explainSizes is explain for who knows the sizes of the class, and of its volumes with Apart. The error shares them.
+func explainSizes(node *Node, class string, sizes, apart []int64) *NoFit {
+	e := &NoFit{Class: class, Sizes: sizes}
 
 	var buffers [2][16]room
 	now, empty := buffers[0][:0], buffers[1][:0]
@@ -269,7 +287,7 @@ func sizesOf(requests []Request, class string, apartOnly bool) []int64 {
 func sum(sizes []int64) int64 {
 	var total int64
 	for _, size := range sizes {
-		total += size
+		total = addCapped(total, size)
 	}
 	return total
 }

@@ -30,7 +30,6 @@ func Plan(dst []Assignment, node *Node, requests []Request) ([]Assignment, error
 }
 
 func validate(requests []Request) error {
-	var total int64
 	for i := range requests {
 		r := &requests[i]
 		if r.Size <= 0 || r.Size%Alignment != 0 {
@@ -39,10 +38,6 @@ func validate(requests []Request) error {
 		if r.Class == "" {
 			return fmt.Errorf("request %d names no class of disk", i)
 		}
-		if total > math.MaxInt64-r.Size {
-			return fmt.Errorf("request %d: the sizes add up to more than can be counted", i)
-		}
-		total += r.Size
 	}
 	return nil
 }
@@ -107,13 +102,9 @@ func spread(node *Node, r *Request) (Assignment, bool) {
 }
 
 func planSeveral(dst []Assignment, node *Node, requests []Request) ([]Assignment, error) {
-	// Buffers on the stack for what a pod usually has.
-	var orderBuffer [maxExact]int
-	var cutsBuffer [maxExact]cut
-	order, cuts := orderBuffer[:0], cutsBuffer[:]
-	if len(requests) > len(cuts) {
-		cuts = make([]cut, len(requests))
-	}
+	// A buffer on the stack for what a pod usually has.
+	var buffer [maxExact]int
+	order := buffer[:0]
 	for i := range requests {
 		order = append(order, i)
 	}
@@ -128,20 +119,34 @@ func planSeveral(dst []Assignment, node *Node, requests []Request) ([]Assignment
 		for n < len(order) && requests[order[n]].Class == requests[order[0]].Class {
 			n++
 		}
-		// The class comes from the requests, not from p: explain keeps it, and would
-		// otherwise move p and the buffers above to the heap.
-		class := requests[order[0]].Class
-		p := planner{
-			node: node, class: class,
-			requests: requests, order: order[:n],
-			places: dst[before:], cuts: cuts,
-		}
-		if !p.roomAtAll() || !p.oneByOne() && !p.exact() {
-			return dst[:before], explain(node, requests, class)
+		if o := planClass(node, requests, order[:n], dst[before:], nil, nil); o != found {
+			return dst[:before], explain(node, requests, requests[order[0]].Class).because(o)
 		}
 		order = order[n:]
 	}
 	return dst, nil
+}
+
+// planClass places the requests of one class, which are in the order of compare.
+func planClass(node *Node, requests []Request, order []int, places []Assignment, budget *Budget, b *buffers) outcome {
+	var cuts [maxExact]cut
+	p := planner{
+		node: node, class: requests[order[0]].Class,
+		requests: requests, order: order, places: places, cuts: cuts[:],
+	}
+	if !p.roomAtAll() {
+		return impossible
+	}
+	if len(order) <= maxExact {
+		if p.greedy() {
+			return found
+		}
+		return p.exact(budget, b)
+	}
+	if o := p.many(budget); o != impossible {
+		return o
+	}
+	return p.exact(budget, b)
 }
 
 // compare orders requests by class, and within a class in the order in which they
@@ -172,7 +177,7 @@ type planner struct {
 	requests []Request
 	order    []int        // indices of the requests of this class, in the order of compare
 	places   []Assignment // by index of request
-	// cuts has room for one of each request; the first numCuts are in use. It is never
+	// cuts has room for one of each request, of few; the first numCuts are in use. It is never
 	// assigned to, so that it may lie on the caller's stack.
 	cuts    []cut
 	numCuts int
@@ -204,12 +209,13 @@ func (p *planner) roomAtAll() bool {
 	}
 	var wanted int64
 	for _, i := range p.order {
-		wanted += p.requests[i].Size
+		wanted = addCapped(wanted, p.requests[i].Size)
 	}
 	return p.requests[p.order[0]].Size <= largest && wanted <= total
 }
 
-// addCapped adds lengths of different disks, which together may exceed an int64.
+// addCapped adds lengths, which together may exceed an int64: those of several disks, or of the volumes that a pod asks
+// for.
 func addCapped(a, b int64) int64 {
 	if a > math.MaxInt64-b {
 		return math.MaxInt64
@@ -217,24 +223,15 @@ func addCapped(a, b int64) int64 {
 	return a + b
 }
 
-// oneByOne places one request after the other, without ever moving one.
-func (p *planner) oneByOne() bool {
-	if p.greedy(false) {
-		return true
-	}
-	// What the exact search would find up to maxExact; above, the tightest fit is worth a try.
-	return len(p.order) > maxExact && p.requests[p.order[0]].Policy != BestFit && p.greedy(true)
-}
-
-// greedy places each request where its policy has it, or all where they fit most tightly.
-func (p *planner) greedy(tightly bool) bool {
+// greedy places one request after the other where its policy has it, without ever moving one.
+func (p *planner) greedy() bool {
 	for _, i := range p.order {
 		r := &p.requests[i]
 		disk := anyDisk
-		if r.Policy == Spread && !tightly {
+		if r.Policy == Spread {
 			disk = p.emptiest(r)
 		}
-		c := p.tightest(r.Size, r.Apart, disk, false)
+		c := p.tightest(r.Size, r.Apart, disk)
 		if c == nil {
 			p.numCuts = 0
 			return false
@@ -284,8 +281,8 @@ func (p *planner) put(i int, c *cut) {
 
 // tightest returns the smallest extent, or rest of one, that holds size bytes; on
 // one disk only if onDisk says so; with apart set, not on a disk that already has a
-// volume with Apart; with whole set, none that has been cut into. Nil if there is none.
-func (p *planner) tightest(size int64, apart bool, onDisk int, whole bool) *cut {
+// volume with Apart. Nil if there is none.
+func (p *planner) tightest(size int64, apart bool, onDisk int) *cut {
 	found, foundLen := cut{disk: -1}, int64(math.MaxInt64)
 	for d := range p.node.Disks {
 		disk := &p.node.Disks[d]
@@ -304,7 +301,7 @@ func (p *planner) tightest(size int64, apart bool, onDisk int, whole bool) *cut 
 	for i := range p.numCuts {
 		c := &p.cuts[i]
 		n := c.end - c.next
-		if whole || n < size || (onDisk != anyDisk && c.disk != onDisk) || (apart && p.hasApart(c.disk)) {
+		if n < size || (onDisk != anyDisk && c.disk != onDisk) || (apart && p.hasApart(c.disk)) {
 			continue
 		}
 		if n < foundLen || n == foundLen && c.before(&found) {

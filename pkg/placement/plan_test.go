@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -46,7 +47,7 @@ func TestPlan(t *testing.T) {
 			[]Disk{disk("a", "hdd", 5), disk("b", "ssd", 5)},
 			[]Request{{Class: "ssd", Size: 5 * Alignment}, {Class: "hdd", Size: 4 * Alignment}}, "b:1+5 a:1+4"},
 		{"what best fit alone misses is found: 5+3 and 4+3",
-			[]Disk{disk("a", "ssd", 8, 7)}, want(5, 4, 3, 3), "a:1+5 a:10+4 a:6+3 a:14+3"},
+			[]Disk{disk("a", "ssd", 8, 7)}, want(5, 4, 3, 3), "a:1+5 a:10+4 a:14+3 a:6+3"},
 		{"volumes apart go to different disks though one disk would fit better",
 			[]Disk{disk("a", "ssd", 5, 5), disk("b", "ssd", 50)}, wantApart(5, 5), "a:1+5 b:1+5"},
 		{"a volume that is not apart may share the disk of one that is",
@@ -106,7 +107,6 @@ func TestPlanAppendsAllOrNothing(t *testing.T) {
 }
 
 func TestPlanRefusesBadRequests(t *testing.T) {
-	huge := Request{Class: "ssd", Size: math.MaxInt64 &^ (Alignment - 1)}
 	tests := []struct {
 		name     string
 		requests []Request
@@ -117,7 +117,6 @@ func TestPlanRefusesBadRequests(t *testing.T) {
 		{"least integer", []Request{{Class: "ssd", Size: math.MinInt64}}, "request 0: size -9223372036854775808"},
 		{"not a multiple of 1 MiB", append(want(1), Request{Class: "ssd", Size: Alignment + 1}), "request 1: size 1048577"},
 		{"no class", []Request{{Size: Alignment}}, "names no class"},
-		{"the sum overflows", []Request{huge, huge}, "request 1: the sizes add up"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -127,6 +126,54 @@ func TestPlanRefusesBadRequests(t *testing.T) {
 			}
 			if noFit := (*NoFit)(nil); errors.As(err, &noFit) {
 				t.Error("a bad request is not a matter of room")
+			}
+		})
+	}
+}
+
+// TestPlanOfSumsBeyondCounting asserts that volumes whose sizes add up to more than an int64 are a matter of room, in
+// every part of the search.
+func TestPlanOfSumsBeyondCounting(t *testing.T) {
+	const ei = int64(1) << 60
+	five := Request{Class: "ssd", Size: 5 * ei}
+	large := func(id string, lengths ...int64) Disk {
+		at := Alignment
+		var free []extent.Extent
+		for _, n := range lengths {
+			free = append(free, extent.New(at, n))
+			at += n + Alignment
+		}
+		return Disk{ID: id, Class: "ssd", Free: extent.NewSet(free...), Usable: 7 * ei}
+	}
+	tests := map[string]struct {
+		disks    []Disk
+		requests []Request
+		cause    Cause
+		fits     bool
+	}{
+		"on a small disk":     {[]Disk{disk("a", "ssd", 10)}, []Request{five, five}, TooSmall, false},
+		"with room for one":   {[]Disk{large("a", 6*ei)}, []Request{five, five}, TooLittle, false},
+		"on two disks":        {[]Disk{large("a", 6*ei), large("b", 5*ei)}, []Request{five, five}, 0, true},
+		"three on two disks":  {[]Disk{large("a", 6*ei), large("b", 5*ei)}, []Request{five, five, five}, NotTogether, false},
+		"three of four disks": {[]Disk{large("a", 6*ei), large("b", 5*ei), large("c", 4*ei), large("d", 4*ei)}, []Request{five, five, five}, NotTogether, false},
+		"eight":               {[]Disk{large("a", 6*ei), large("b", 5*ei)}, slices.Repeat([]Request{five}, 8), NotTogether, false},
+		"nine":                {[]Disk{large("a", 6*ei), large("b", 5*ei)}, slices.Repeat([]Request{five}, 9), NotTogether, false},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			for _, policy := range []Policy{BestFit, Spread} {
+				node, requests := &Node{Disks: test.disks}, under(policy, test.requests)
+				plan, err := Plan(nil, node, requests)
+				if err == nil {
+					if err := checkPlan(node, requests, plan); err != nil || !test.fits {
+						t.Errorf("planned %v (%v), want it to fit: %v", plan, err, test.fits)
+					}
+					continue
+				}
+				noFit, ok := errors.AsType[*NoFit](err)
+				if !ok || test.fits || noFit.Cause != test.cause {
+					t.Errorf("got %v, want cause %v", err, test.cause)
+				}
 			}
 		})
 	}
@@ -228,7 +275,7 @@ func greedyAlone(node *Node, requests []Request) bool {
 			}
 		}
 		p := planner{node: node, class: class, requests: requests, order: order, places: make([]Assignment, len(requests)), cuts: make([]cut, len(requests))}
-		if !p.oneByOne() {
+		if !p.greedy() {
 			return false
 		}
 	}

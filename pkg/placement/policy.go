@@ -29,8 +29,8 @@ func Leading(requests []Request) int {
 
 // Order is a node's place among nodes that are equally good, the lowest first: always to take
 // the same leaves the others alone, where free space grows together. It is a hash
-// of the name, because names often tell the zone or the rack, and the first of a thousand
-// equal nodes shall not all be of one. Equal hashes are told apart by the name itself.
+// of the name, because names often contain the zone or the rack, and the first of a thousand
+// equal nodes shall not all be of one. Equal hashes are ordered by the name itself.
 func Order(nodeName string) uint64 {
 	// FNV-1a, then the finalizer of MurmurHash3: names that differ only at the end lie
 	// close together without it.

@@ -52,7 +52,7 @@ func Merit(node *Node, requests []Request, plan []Assignment) int64 {
 // With Spread it is the other way round: every doubling of what is free on the disk is worth
 // 4 more, up to 100 for 32 TiB.
 //
-// The scale is logarithmic so that nodes are told apart whether they differ by a few
+// The scale is logarithmic so that nodes are distinguished whether they differ by a few
 // MiB or by a few TiB. Nodes that differ in merit may have the same score.
 func Score(merit int64) int64 {
 	switch {

@@ -8,6 +8,9 @@ var units = [...]string{"Mi", "Gi", "Ti", "Pi", "Ei"}
 // maxDigits is up to how many digits an exact size is readable.
 const maxDigits = 5
 
+// FormatSize writes a size for people: exactly if that is short, else rounded down.
+func FormatSize(size int64) string { return sizeDown(size) }
+
 // sizeDown writes a size that is there: exactly if that is short, else rounded down.
 func sizeDown(size int64) string { return formatSize(size, false) }
 

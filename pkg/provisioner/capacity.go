@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"sort"
 	"time"
@@ -20,10 +21,11 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/controller"
 	"github.com/berthdev/berth/pkg/ledger"
 )
 
@@ -56,13 +58,13 @@ type capacities struct {
 	exists   func(label string) bool
 	informer cache.SharedIndexInformer
 	// queue has names of nodes.
-	queue workqueue.TypedRateLimitingInterface[string]
+	queue controller.Queue
 }
 
 func newCapacities(c *Controllers, o *Options) *capacities {
 	p := &capacities{
 		wanted: o.PublishCapacity, namespace: o.Namespace, client: o.Client,
-		ledger: c.ledger, classes: c.classes, nodes: c.nodes, exists: c.nodeExists, queue: newQueue("berth_capacities"),
+		ledger: c.ledger, classes: c.classes, nodes: c.nodes, exists: c.nodeExists, queue: controller.NewQueue("berth_capacities", firstRetry),
 	}
 	if p.wanted {
 		p.informer = o.Factory.Storage().V1().CSIStorageCapacities().Informer()
@@ -116,7 +118,7 @@ func (p *capacities) run(ctx context.Context) {
 	}
 	p.classesChanged()
 	p.clearNodes()
-	work(ctx, p.queue, "node", p.sync)
+	controller.Work(ctx, p.queue, "node", controller.Once(p.sync))
 }
 
 // clear deletes what was published when it was still wanted.
@@ -206,7 +208,7 @@ func (p *capacities) of(node string) (map[string]*storagev1.CSIStorageCapacity, 
 	snapshot := p.ledger.Snapshot(node)
 	out := map[string]*storagev1.CSIStorageCapacity{}
 	for _, class := range classes {
-		if class.Provisioner != diskv1alpha1.DriverName || !waits(class) {
+		if class.Provisioner != diskv1alpha1.DriverName || !claim.Waits(class) {
 			continue
 		}
 		parameters, err := diskv1alpha1.ParseParameters(class.Parameters)
@@ -243,7 +245,11 @@ func room(snapshot *ledger.Snapshot, parameters diskv1alpha1.Parameters) (free, 
 			continue
 		}
 		ok = true
-		total += disk.Free.Total()
+		if free := disk.Free.Total(); total > math.MaxInt64-free {
+			total = math.MaxInt64
+		} else {
+			total += free
+		}
 		longest = max(longest, disk.Free.Largest().Len())
 	}
 	return resource.NewQuantity(total, resource.BinarySI), resource.NewQuantity(without(longest, parameters), resource.BinarySI), ok
@@ -254,7 +260,7 @@ func without(longest int64, parameters diskv1alpha1.Parameters) int64 {
 	const unit = diskv1alpha1.Alignment
 	units := sort.Search(int(longest/unit), func(i int) bool {
 		size := int64(i+1) * unit
-		return size+parameters.Headroom(size) > longest
+		return size > longest-parameters.Headroom(size)
 	})
 	return int64(units) * unit
 }

@@ -2,7 +2,6 @@ package provisioner
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
@@ -16,12 +15,14 @@ import (
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
-	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/controller"
 	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 )
 
@@ -29,10 +30,8 @@ const (
 	// claimWorkers is how many claims are served at once: each waits for the API server
 	// once or twice. More only help when hundreds of claims come at once.
 	claimWorkers = 4
-	// A claim or node that failed is tried again after this, twice this and so on.
-	firstRetry, lastRetry = 200 * time.Millisecond, time.Minute
-	// syncTimeout is for the few requests that one claim or node needs.
-	syncTimeout = 30 * time.Second
+	// firstRetry is the pause after the first failure of a claim or node.
+	firstRetry = 200 * time.Millisecond
 )
 
 // Options are what the controllers work with.
@@ -44,9 +43,19 @@ type Options struct {
 	Shared  *diskcapacity.Shared
 	// Recorder writes events.
 	Recorder events.EventRecorder
+	// Clock is that of the process; another one in tests.
+	Clock clock.PassiveClock
 	// PublishCapacity asks for CSIStorageCapacity objects, in Namespace.
 	PublishCapacity bool
 	Namespace       string
+}
+
+// cluster is what the plugin knows of nodes and classes.
+type cluster interface {
+	// ApplyClass adds to a request what its DiskClass says.
+	ApplyClass(r *placement.Request) error
+	// Unfit says why a node can have no volumes of claims; nothing if it can.
+	Unfit(nodeName string) string
 }
 
 // Controllers are all of them. Use New before the informers are started, and Run when this
@@ -56,6 +65,8 @@ type Controllers struct {
 	shared   *diskcapacity.Shared
 	ledger   *ledger.Ledger
 	recorder events.EventRecorder
+	clock    clock.PassiveClock
+	cluster  cluster
 	memory   *memory
 
 	claims  corelisters.PersistentVolumeClaimLister
@@ -63,12 +74,12 @@ type Controllers struct {
 	nodes   corelisters.NodeLister
 	classes storagelisters.StorageClassLister
 
-	claimInformer, volumeInformer, nodeInformer, classInformer, csiNodeInformer cache.SharedIndexInformer
+	claimInformer, volumeInformer, nodeInformer, classInformer, csiNodeInformer, podInformer cache.SharedIndexInformer
 
 	// claimQueue has claims, as namespace/name.
-	claimQueue workqueue.TypedRateLimitingInterface[string]
+	claimQueue controller.Queue
 	// lostQueue has values of LabelNode of nodes that may be gone.
-	lostQueue  workqueue.TypedRateLimitingInterface[string]
+	lostQueue  controller.Queue
 	capacities *capacities
 }
 
@@ -77,12 +88,15 @@ type Controllers struct {
 func New(o Options) *Controllers {
 	core, storage := o.Factory.Core().V1(), o.Factory.Storage().V1()
 	c := &Controllers{
-		client: o.Client, shared: o.Shared, ledger: o.Shared.Ledger, recorder: o.Recorder, memory: newMemory(),
+		client: o.Client, shared: o.Shared, ledger: o.Shared.Ledger, recorder: o.Recorder, clock: o.Clock, cluster: o.Shared, memory: newMemory(),
 		claims: core.PersistentVolumeClaims().Lister(), claimInformer: core.PersistentVolumeClaims().Informer(),
 		volumes: core.PersistentVolumes().Lister(), volumeInformer: core.PersistentVolumes().Informer(),
 		nodes: core.Nodes().Lister(), nodeInformer: core.Nodes().Informer(),
 		classes: storage.StorageClasses().Lister(), classInformer: storage.StorageClasses().Informer(),
-		csiNodeInformer: storage.CSINodes().Informer(),
+		csiNodeInformer: storage.CSINodes().Informer(), podInformer: core.Pods().Informer(),
+	}
+	if c.clock == nil {
+		c.clock = clock.RealClock{}
 	}
 	c.capacities = newCapacities(c, &o)
 	return c
@@ -93,7 +107,7 @@ func (c *Controllers) Run(ctx context.Context) {
 	defer utilruntime.HandleCrashWithContext(ctx)
 	logger := klog.LoggerWithName(klog.FromContext(ctx), "provisioner")
 	ctx = klog.NewContext(ctx, logger)
-	c.claimQueue, c.lostQueue = newQueue("berth_claims"), newQueue("berth_lost_nodes")
+	c.claimQueue, c.lostQueue = controller.NewQueue("berth_claims", firstRetry), controller.NewQueue("berth_lost_nodes", firstRetry)
 	defer c.claimQueue.ShutDown()
 	defer c.lostQueue.ShutDown()
 
@@ -110,50 +124,14 @@ func (c *Controllers) Run(ctx context.Context) {
 	logger.Info("Serving claims that others placed, and claims that grow", "publishCapacity", c.capacities.wanted)
 	var running sync.WaitGroup
 	for range claimWorkers {
-		running.Go(func() { work(ctx, c.claimQueue, "claim", c.syncClaim) })
+		running.Go(func() { controller.Work(ctx, c.claimQueue, "claim", controller.Once(c.syncClaim)) })
 	}
-	running.Go(func() { work(ctx, c.lostQueue, "node", c.syncLost) })
+	running.Go(func() { controller.Work(ctx, c.lostQueue, "node", controller.Once(c.syncLost)) })
 	running.Go(func() { c.capacities.run(ctx) })
 	<-ctx.Done()
 	c.claimQueue.ShutDown()
 	c.lostQueue.ShutDown()
 	running.Wait()
-}
-
-func newQueue(name string) workqueue.TypedRateLimitingInterface[string] {
-	return workqueue.NewTypedRateLimitingQueueWithConfig(
-		workqueue.NewTypedItemExponentialFailureRateLimiter[string](firstRetry, lastRetry),
-		workqueue.TypedRateLimitingQueueConfig[string]{Name: name})
-}
-
-// work syncs what is in the queue until it is shut down.
-func work(ctx context.Context, queue workqueue.TypedRateLimitingInterface[string], kind string, sync func(context.Context, string) error) {
-	for {
-		key, done := queue.Get()
-		if done {
-			return
-		}
-		err := within(ctx, key, sync)
-		switch {
-		case err == nil:
-			queue.Forget(key)
-		case ctx.Err() != nil:
-		default:
-			// A conflict is nothing to report: somebody else was faster.
-			if !apierrors.IsConflict(err) {
-				klog.FromContext(ctx).Error(err, "Will be tried again", kind, key)
-			}
-			queue.AddRateLimited(key)
-		}
-		queue.Done(key)
-	}
-}
-
-// within syncs one key, and does not let a request that hangs hold up a worker for ever.
-func within(ctx context.Context, key string, sync func(context.Context, string) error) error {
-	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
-	defer cancel()
-	return sync(ctx, key)
 }
 
 // follow adds the handlers, which get everything there is as additions first. They are not
@@ -164,25 +142,17 @@ func (c *Controllers) follow() (synced []cache.InformerSynced, err error) {
 		handle   func(old, now any)
 	}{
 		{c.claimInformer, c.sawClaim},
+		{c.podInformer, c.sawPod},
 		{c.volumeInformer, c.sawVolume},
 		{c.classInformer, c.sawClass},
 		{c.csiNodeInformer, c.sawAgent},
 		{c.nodeInformer, c.sawNodeGone},
 	} {
-		registration, err := f.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(obj any) { f.handle(nil, obj) },
-			UpdateFunc: f.handle,
-			DeleteFunc: func(obj any) {
-				if last, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-					obj = last.Obj
-				}
-				f.handle(obj, nil)
-			},
-		})
+		has, err := controller.Follow(f.informer, f.handle)
 		if err != nil {
-			return nil, fmt.Errorf("following objects: %w", err)
+			return nil, err
 		}
-		synced = append(synced, registration.HasSynced)
+		synced = append(synced, has)
 	}
 	c.shared.OnCapacity(func(node string) {
 		c.wake(diskv1alpha1.NodeLabel(node))
@@ -210,14 +180,7 @@ func (c *Controllers) sawClaim(old, now any) {
 
 // classOf is the claim's StorageClass, if it is one of ours.
 func (c *Controllers) classOf(pvc *corev1.PersistentVolumeClaim) *storagev1.StorageClass {
-	if pvc.Spec.StorageClassName == nil || *pvc.Spec.StorageClassName == "" {
-		return nil
-	}
-	class, err := c.classes.Get(*pvc.Spec.StorageClassName)
-	if err != nil || class.Provisioner != diskv1alpha1.DriverName {
-		return nil
-	}
-	return class
+	return claim.OurClass(c.classes, pvc)
 }
 
 // sawVolume queues the claim of a volume whose capacity is news, the node of a volume if that
@@ -227,7 +190,7 @@ func (c *Controllers) sawVolume(old, now any) {
 	pv, ok := now.(*corev1.PersistentVolume)
 	if !ok {
 		if known && claim.IsOurs(before) {
-			// Folded in before anybody is woken: the plugin's handler may be behind this one.
+			// Folded in before any pod is woken: the plugin's handler may be behind this one.
 			c.ledger.DeleteVolume(string(before.UID))
 			c.wake(before.Labels[diskv1alpha1.LabelNode])
 			if ref := before.Spec.ClaimRef; ref != nil {
@@ -257,7 +220,7 @@ func (c *Controllers) sawClass(_, now any) {
 	}
 	for _, obj := range c.claimInformer.GetStore().List() {
 		pvc, ok := obj.(*corev1.PersistentVolumeClaim)
-		if ok && pvc.Spec.VolumeName == "" && pvc.Spec.StorageClassName != nil && *pvc.Spec.StorageClassName == class.Name {
+		if ok && pvc.Spec.VolumeName == "" && claim.ClassName(pvc) == class.Name {
 			c.claimQueue.Add(keyOf(pvc))
 		}
 	}
@@ -283,6 +246,9 @@ func (c *Controllers) syncClaim(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
+	if err := c.settle(ctx, key); err != nil {
+		return err
+	}
 	pvc, err := c.claims.PersistentVolumeClaims(namespace).Get(name)
 	if apierrors.IsNotFound(err) || err == nil && pvc.DeletionTimestamp != nil {
 		c.forget(key)
@@ -293,15 +259,17 @@ func (c *Controllers) syncClaim(ctx context.Context, key string) error {
 	}
 	m, earlier := c.memory.of(key, pvc.UID)
 	if earlier != "" {
-		// A claim that was made anew under its name is another.
-		c.ledger.Forget(holderOf(earlier))
+		// A claim that was made again under its name is another one.
+		c.ledger.Release(holderOf(earlier))
 	}
 	if pvc.Spec.VolumeName != "" {
 		return c.grow(ctx, m, pvc)
 	}
 	class := c.classOf(pvc)
 	if class == nil {
-		c.forget(key)
+		if c.letGo(m, pvc) {
+			c.forget(key)
+		}
 		return nil
 	}
 	return c.syncUnbound(ctx, m, pvc, class)
@@ -310,6 +278,6 @@ func (c *Controllers) syncClaim(ctx context.Context, key string) error {
 // forget drops what is known of a claim that needs nothing more.
 func (c *Controllers) forget(key string) {
 	if uid := c.memory.forget(key); uid != "" {
-		c.ledger.Forget(holderOf(uid))
+		c.ledger.Release(holderOf(uid))
 	}
 }

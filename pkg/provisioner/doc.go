@@ -4,6 +4,8 @@
 //
 //   - serves claims whose node another scheduler has chosen (placed.go), and says of claims
 //     that can never be served what is wrong with them;
+//   - serves claims of pods that name their node themselves (pins.go), and those of StorageClasses
+//     that do not wait for a pod (choose.go);
 //   - lets bound claims grow into the space behind their volumes (grow.go, status.go);
 //   - publishes CSIStorageCapacity objects, if that is asked for (capacity.go);
 //   - says of volumes whose node is gone what can be done (lost.go).
@@ -18,7 +20,7 @@
 // Nothing is remembered that matters. Every step is recorded in the API before the next
 // begins, and each sync starts from what is there:
 //
-//   - The PersistentVolume was created, and nobody was told: it is named after the claim, so
+//   - The PersistentVolume was created, and the answer was lost: it is named after the claim, so
 //     the next try finds it; and it names the claim, so that the PersistentVolume controller
 //     binds the two. If the claim is gone by then, the same controller releases the volume,
 //     and the agent removes it like any other.

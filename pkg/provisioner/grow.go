@@ -14,7 +14,9 @@ import (
 	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/answer"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/controller"
 	"github.com/berthdev/berth/pkg/placement"
 )
 
@@ -96,12 +98,12 @@ func (c *Controllers) grant(ctx context.Context, m *memo, pvc *corev1.Persistent
 	granted, possible := c.ledger.Grow(uid, want)
 	if !granted {
 		// What was only reserved may come back without news of the node.
-		c.claimQueue.AddAfter(keyOf(pvc), lastRetry)
+		c.claimQueue.AddAfter(keyOf(pvc), controller.LastRetry)
 		return nil, c.tooLarge(ctx, m, pvc, pv, v, c.why(node, record.Disk, v, want, possible))
 	}
 	size := sizeOf(want)
-	// With the version that was read: whoever changed the PersistentVolume since then may
-	// have made it larger, and this must not shrink it.
+	// With the version that was read: a write since then may have
+	// made the PersistentVolume larger, and this must not shrink it.
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": pv.UID, "resourceVersion": pv.ResourceVersion},
 		"spec":     map[string]any{"capacity": map[string]any{string(corev1.ResourceStorage): size}},
@@ -111,13 +113,63 @@ func (c *Controllers) grant(ctx context.Context, m *memo, pvc *corev1.Persistent
 	}
 	larger, err := c.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 	if err != nil {
-		if refused(err) {
+		if answer.Of(err).NotDone() {
 			c.ledger.Withdraw(uid)
+		} else {
+			c.memory.doubt(keyOf(pvc), pv)
 		}
 		return nil, fmt.Errorf("raising the capacity of PersistentVolume %s to %s: %w", pv.Name, size, err)
 	}
 	klog.FromContext(ctx).V(2).Info("Granted a claim the space behind its volume", "claim", klog.KObj(pvc), "volume", klog.KObj(pv), "node", klog.KRef("", node), "from", v.Size, "to", want)
 	return larger, nil
+}
+
+// settle finds out how large the claim's volumes are of which a failed write has left that open. Before that nothing else
+// is done for the claim: the person who asked for the space may have lowered the request meanwhile, or deleted the claim,
+// and then no other write would tell.
+func (c *Controllers) settle(ctx context.Context, key string) error {
+	for _, was := range c.memory.doubts(key) {
+		now, err := c.afterWrite(ctx, was)
+		if err != nil {
+			return err
+		}
+		// The end of one that is gone is an event for the ledger.
+		if now != nil {
+			if v, err := claim.ReadVolume(now); err == nil {
+				c.ledger.Granted(string(now.UID), v.Size)
+			}
+		}
+		c.memory.settled(key, was)
+	}
+	return nil
+}
+
+// afterWrite returns a PersistentVolume as it is when a write of an earlier version of it cannot be done any more; nil if
+// it is gone. Reading alone does not tell, because the write may be on its way yet. Once the version is another, it can
+// only be refused.
+func (c *Controllers) afterWrite(ctx context.Context, was *corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
+	volumes := c.client.CoreV1().PersistentVolumes()
+	now, err := volumes.Get(ctx, was.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err), err == nil && now.UID != was.UID:
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("reading PersistentVolume %s, whose capacity may have been raised: %w", was.Name, err)
+	case now.ResourceVersion != was.ResourceVersion:
+		return now, nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid": was.UID, "resourceVersion": was.ResourceVersion,
+		"annotations": map[string]any{diskv1alpha1.AnnotationSettled: was.ResourceVersion},
+	}})
+	if err != nil {
+		return nil, err
+	}
+	now, err = volumes.Patch(ctx, was.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("making another version of PersistentVolume %s, whose capacity may have been raised: %w", was.Name, err)
+	}
+	return now, nil
 }
 
 // why says how much there is, when it is not enough.

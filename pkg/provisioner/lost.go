@@ -17,7 +17,7 @@ const (
 	reasonNodeGone = "NodeGone"
 	actionWatch    = "Watching"
 	// lostAfter is how long a Node may be away before its volumes are said to be lost: some
-	// clouds delete and create a Node anew when its machine restarts.
+	// clouds delete and recreate a Node when its machine restarts.
 	lostAfter = 10 * time.Second
 )
 

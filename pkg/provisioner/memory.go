@@ -1,6 +1,7 @@
 package provisioner
 
 import (
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -45,6 +46,11 @@ func (p *pauses) tried(now time.Time) { p.tries, p.last = p.tries+1, now }
 type memory struct {
 	mu     sync.Mutex
 	claims map[string]*memo
+	// growing has the PersistentVolumes, as they were, that a failed write may have made larger; by the key of their
+	// claim. They stay when the claim is gone.
+	growing map[string][]*corev1.PersistentVolume
+	// pins are the pods that name the node of a claim themselves, by the claim's key.
+	pins map[string]pin
 	// nodes has the claims that wait for news of a node, by its value of LabelNode.
 	nodes map[string]map[string]struct{}
 }
@@ -56,12 +62,15 @@ type memo struct {
 	said   string
 	saidAt time.Time
 
+	// unsure since then whether the claim's PersistentVolume was made; zero if that is known.
+	unsure time.Time
+
 	// returns to the scheduler, and requests to the kubelet to try once more.
 	returns, requests pauses
 }
 
 func newMemory() *memory {
-	return &memory{claims: map[string]*memo{}, nodes: map[string]map[string]struct{}{}}
+	return &memory{claims: map[string]*memo{}, growing: map[string][]*corev1.PersistentVolume{}, pins: map[string]pin{}, nodes: map[string]map[string]struct{}{}}
 }
 
 // of returns the memo of the claim with that key, a new one if need be. It returns the UID
@@ -99,6 +108,56 @@ func (m *memory) knows(key string) bool {
 	return m.claims[key] != nil
 }
 
+// pin notes the pod that names the node of the claim of that key. The first one counts.
+func (m *memory) pin(key string, p pin) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.pins[key]; !ok {
+		m.pins[key] = p
+	}
+}
+
+// unpin drops what pin has noted for the pod.
+func (m *memory) unpin(key string, pod types.UID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.pins[key].uid == pod {
+		delete(m.pins, key)
+	}
+}
+
+// pinned is what pin has noted.
+func (m *memory) pinned(key string) (pin, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p, ok := m.pins[key]
+	return p, ok
+}
+
+// doubt notes a PersistentVolume, as it was, that a failed write may have made larger.
+func (m *memory) doubt(key string, pv *corev1.PersistentVolume) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.growing[key] = append(m.growing[key], pv)
+}
+
+// doubts are those that were noted for the claim of that key, and are not settled.
+func (m *memory) doubts(key string) []*corev1.PersistentVolume {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.growing[key])
+}
+
+// settled drops one that doubt has noted.
+func (m *memory) settled(key string, pv *corev1.PersistentVolume) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	left := slices.DeleteFunc(m.growing[key], func(other *corev1.PersistentVolume) bool { return other == pv })
+	if m.growing[key] = left; len(left) == 0 {
+		delete(m.growing, key)
+	}
+}
+
 // wait has wake return the claim when there is news of the node.
 func (m *memory) wait(node, key string) {
 	node = diskv1alpha1.NodeLabel(node)
@@ -125,12 +184,13 @@ func shorten(note string) string {
 	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "")
 }
 
-// say writes an event about a claim, once: not again at every sync.
-func (c *Controllers) say(m *memo, pvc *corev1.PersistentVolumeClaim, eventType, reason, action, note string) {
-	now := time.Now()
+// say writes an event about a claim, once: not again at every sync. It reports whether it was said now.
+func (c *Controllers) say(m *memo, pvc *corev1.PersistentVolumeClaim, eventType, reason, action, note string) bool {
+	now := c.clock.Now()
 	if m.said == note && now.Sub(m.saidAt) < sayAgainAfter {
-		return
+		return false
 	}
 	m.said, m.saidAt = note, now
 	c.recorder.Eventf(pvc, nil, eventType, reason, action, "%s", shorten(note))
+	return true
 }

@@ -3,9 +3,7 @@ package provisioner
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net/http"
 	"strings"
 	"time"
 
@@ -17,7 +15,9 @@ import (
 	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/answer"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/controller"
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 	"github.com/berthdev/berth/pkg/request"
@@ -30,6 +30,7 @@ const annotationSelectedNode = "volume.kubernetes.io/selected-node"
 // Reasons and actions of events about claims.
 const (
 	reasonFailed    = "ProvisioningFailed"
+	reasonSucceeded = "ProvisioningSucceeded"
 	actionProvision = "Provisioning"
 )
 
@@ -39,40 +40,83 @@ func holderOf(claim types.UID) string { return "claim/" + string(claim) }
 
 // syncUnbound looks after a claim of ours without a volume.
 func (c *Controllers) syncUnbound(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) error {
-	if !waits(class) {
-		c.refuse(m, pvc, fmt.Sprintf("StorageClass %s has volumeBindingMode %s: a volume of %s is placed on the node of its pod, so the class needs volumeBindingMode %s",
-			class.Name, storagev1.VolumeBindingImmediate, diskv1alpha1.DriverName, storagev1.VolumeBindingWaitForFirstConsumer))
-		return nil
-	}
 	v, err := claim.Request(pvc, class)
 	if err != nil {
 		c.refuse(m, pvc, err.Error())
 		return nil
 	}
-	node := pvc.Annotations[annotationSelectedNode]
-	if node == "" {
-		// The node was taken back by others. If a try there left open whether it made the
-		// volume, the watch tells; the claim's scheduler must not be tied to the node meanwhile.
-		c.ledger.Forget(holderOf(pvc.UID))
-		return nil
+	if !claim.Waits(class) {
+		return c.placeNow(ctx, m, pvc, class, v)
 	}
-	return c.serve(ctx, m, pvc, class, v, node)
+	if node := pvc.Annotations[annotationSelectedNode]; node != "" {
+		return c.serve(ctx, m, pvc, class, v, choice{node: node, by: byScheduler})
+	}
+	if pod, ok := c.pinOf(pvc); ok {
+		return c.serve(ctx, m, pvc, class, v, choice{node: pod.node, by: byPod, pod: pod})
+	}
+	// It waits for its pod, or the node was taken back by others.
+	return c.withoutNode(ctx, m, pvc, v)
 }
 
-// waits reports whether the class places volumes with their pods. Others are refused.
-func waits(class *storagev1.StorageClass) bool {
-	return class.VolumeBindingMode != nil && *class.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer
+// settleAfter is when a request that was sent has surely been served or given up: the API server ends each after its
+// --request-timeout, a minute by default.
+const settleAfter = 5 * time.Minute
+
+// withoutNode releases what is held for a claim that has no node any more. A place whose PersistentVolume may have been
+// made is held until that is known. The claim's scheduler is not tied to the node meanwhile.
+func (c *Controllers) withoutNode(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, v request.Volume) error {
+	if c.letGo(m, pvc) {
+		return nil
+	}
+	if _, err := c.volumes.Get(v.ID); err == nil {
+		// It is known by its own record.
+		c.settled(m, pvc)
+		return nil
+	}
+	if wait := settleAfter - c.clock.Since(m.unsure); wait > 0 {
+		c.claimQueue.AddAfter(keyOf(pvc), wait)
+		return nil
+	}
+	pv, err := c.client.CoreV1().PersistentVolumes().Get(ctx, v.ID, metav1.GetOptions{})
+	switch {
+	case err == nil:
+		if volume, err := claim.ReadVolume(pv); err == nil {
+			c.ledger.AddVolume(string(pv.UID), volume.Node, diskcapacity.RecordOf(volume))
+		}
+	case !apierrors.IsNotFound(err):
+		return fmt.Errorf("reading PersistentVolume %s, which may have been made: %w", v.ID, err)
+	}
+	c.settled(m, pvc)
+	return nil
+}
+
+// letGo drops the claim's reservation. It reports whether that is all; if the PersistentVolume may have been made, the
+// place stays held, in doubt.
+func (c *Controllers) letGo(m *memo, pvc *corev1.PersistentVolumeClaim) bool {
+	if m.unsure.IsZero() {
+		c.ledger.Forget(holderOf(pvc.UID))
+		return true
+	}
+	c.ledger.Doubt(holderOf(pvc.UID))
+	return false
+}
+
+// settled drops everything that is held for the claim, because its PersistentVolume is known, or is known not to be.
+func (c *Controllers) settled(m *memo, pvc *corev1.PersistentVolumeClaim) {
+	m.unsure = time.Time{}
+	c.ledger.Release(holderOf(pvc.UID))
 }
 
 // refuse says why a claim cannot be served as it is, whatever node it goes to. It keeps
 // its node: what is wrong may be put right.
 func (c *Controllers) refuse(m *memo, pvc *corev1.PersistentVolumeClaim, why string) {
 	c.say(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, why)
-	c.claimQueue.AddAfter(keyOf(pvc), lastRetry)
+	c.claimQueue.AddAfter(keyOf(pvc), controller.LastRetry)
 }
 
 // serve makes the volume of a claim on the node that was chosen for it.
-func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume, node string) error {
+func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume, at choice) error {
+	node := at.node
 	holder := holderOf(pvc.UID)
 	pv, err := c.volumes.Get(v.ID)
 	switch {
@@ -81,36 +125,49 @@ func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.Persistent
 	case !apierrors.IsNotFound(err):
 		return err
 	}
-	if err := c.shared.ApplyClass(&v.Request); err != nil {
+	if err := c.cluster.ApplyClass(&v.Request); err != nil {
 		c.refuse(m, pvc, fmt.Sprintf("StorageClass %s: %s", class.Name, err))
 		return nil
 	}
-	if why := c.shared.Unfit(node); why != "" {
-		return c.giveBack(ctx, m, pvc, node, why)
+	if why := c.cluster.Unfit(node); why != "" {
+		return c.unfit(ctx, m, pvc, at, why)
+	}
+	if have, err := c.nodes.Get(node); at.by == byPod && err == nil && !allowed(class, have) {
+		return c.unfit(ctx, m, pvc, at, fmt.Sprintf("StorageClass %s does not allow it by its allowedTopologies", class.Name))
+	}
+	if !m.unsure.IsZero() {
+		// An earlier try may have made it on another node.
+		c.ledger.Doubt(holder)
 	}
 	// If a pod of ours is being bound with this very claim, the ledger has its place: on this
 	// node it is shared, and one of the two makes the PersistentVolume; else this node is the wrong one.
 	records, err := c.ledger.Reserve(holder, node, []ledger.Want{{Partition: v.Partition, Request: v.Request, Room: v.Room, Persistent: true}})
 	if err != nil {
-		return c.giveBack(ctx, m, pvc, node, err.Error())
+		return c.unfit(ctx, m, pvc, at, err.Error())
 	}
 	place := diskv1alpha1.Place{Disk: records[0].Disk, Extent: diskv1alpha1.Extent{Start: records[0].Extent.Start, Length: records[0].Extent.Len()}}
 	wanted := claim.NewVolume(pvc, class, v, node, place)
 	pv, err = c.client.CoreV1().PersistentVolumes().Create(ctx, wanted, metav1.CreateOptions{})
-	switch {
-	case err == nil:
-		klog.FromContext(ctx).V(2).Info("Made the volume of a claim on the node that another scheduler chose", "claim", klog.KObj(pvc), "node", klog.KRef("", node), "volume", klog.KObj(pv), "place", place)
-	case apierrors.IsAlreadyExists(err):
+	switch what := answer.Of(err); what {
+	case answer.Done:
+		klog.FromContext(ctx).V(2).Info("Made the volume of a claim", "claim", klog.KObj(pvc), "node", klog.KRef("", node), "volume", klog.KObj(pv), "place", place)
+		c.sayMade(m, pvc, class, at)
+	case answer.Exists:
 		// An earlier try made it, whose answer was lost, or the scheduler before us.
 		if pv, err = c.client.CoreV1().PersistentVolumes().Get(ctx, v.ID, metav1.GetOptions{}); err != nil {
+			m.unsure = c.clock.Now()
 			return fmt.Errorf("reading PersistentVolume %s, which exists: %w", v.ID, err)
 		}
-	case refused(err):
-		c.ledger.Forget(holder)
-		c.say(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, "the API server refused the PersistentVolume: "+err.Error())
-		return fmt.Errorf("creating PersistentVolume %s of claim %s: %w", v.ID, keyOf(pvc), err)
 	default:
-		// It may exist. The reservation stays until the next try knows.
+		if what.NotDone() {
+			c.letGo(m, pvc)
+		} else {
+			// It may exist. The reservation stays until the next try knows.
+			m.unsure = c.clock.Now()
+		}
+		if what == answer.Refused {
+			c.say(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, "the API server refused the PersistentVolume: "+err.Error())
+		}
 		return fmt.Errorf("creating PersistentVolume %s of claim %s: %w", v.ID, keyOf(pvc), err)
 	}
 	return c.made(m, pvc, pv, node)
@@ -120,41 +177,34 @@ func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.Persistent
 // is done by the PersistentVolume controller.
 func (c *Controllers) made(m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, node string) error {
 	if !claim.IsFor(pv, pvc) {
-		c.ledger.Forget(holderOf(pvc.UID))
+		c.settled(m, pvc)
 		c.refuse(m, pvc, fmt.Sprintf("PersistentVolume %s exists, and is not for this claim: delete it", pv.Name))
 		return nil
 	}
 	if pv.DeletionTimestamp != nil {
-		// Somebody deleted it before it was bound. Its end brings the claim back.
-		c.ledger.Forget(holderOf(pvc.UID))
+		// It was deleted before it was bound. Its end brings the claim back.
+		c.settled(m, pvc)
 		return nil
 	}
 	// Not left to the informer: between Forget and its event the place would be free.
-	if volume, err := claim.ReadVolume(pv); err == nil && volume.Node == diskv1alpha1.NodeLabel(node) {
+	if volume, err := claim.ReadVolume(pv); err == nil {
+		// An earlier try may have made it on another node.
+		if volume.Node != diskv1alpha1.NodeLabel(node) {
+			node = volume.Node
+		}
 		c.ledger.AddVolume(string(pv.UID), node, diskcapacity.RecordOf(volume))
 	}
-	c.ledger.Forget(holderOf(pvc.UID))
+	c.settled(m, pvc)
 	return nil
-}
-
-// refused says whether the API server has looked at a request and turned it down, so that
-// nothing came of it.
-func refused(err error) bool {
-	var status apierrors.APIStatus
-	if !errors.As(err, &status) {
-		return false
-	}
-	code := status.Status().Code
-	return code >= http.StatusBadRequest && code < http.StatusInternalServerError && code != http.StatusRequestTimeout
 }
 
 // giveBack takes the node back that a scheduler chose for a claim, so that it chooses
 // another. It does not wait for the pod: a scheduler waits for the claim, and starts over.
 func (c *Controllers) giveBack(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, node, why string) error {
-	c.ledger.Forget(holderOf(pvc.UID))
+	c.letGo(m, pvc)
 	key := keyOf(pvc)
-	if wait := m.returns.wait(time.Now()); wait > 0 {
-		// Meanwhile there may be room after all. But whoever may edit claims can choose any
+	if wait := m.returns.wait(c.clock.Now()); wait > 0 {
+		// Meanwhile there may be room after all. But a user who may edit claims can choose any
 		// name, and of a node that does not exist no news would ever come.
 		if c.nodeExists(diskv1alpha1.NodeLabel(node)) {
 			c.memory.wait(node, key)
@@ -175,15 +225,15 @@ func (c *Controllers) giveBack(ctx context.Context, m *memo, pvc *corev1.Persist
 	_, err = c.client.CoreV1().PersistentVolumeClaims(pvc.Namespace).Patch(ctx, pvc.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsInvalid(err):
-		// Gone, or chosen anew: the informer will tell.
+		// Gone, or chosen again: the informer will show it.
 		return nil
 	case err != nil:
 		return fmt.Errorf("taking node %s back from claim %s: %w", node, key, err)
 	}
-	m.returns.tried(time.Now())
+	m.returns.tried(c.clock.Now())
 	// Each return is news, also if the words are the same.
 	m.said = ""
 	c.say(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision,
-		fmt.Sprintf("node %s, which the claim's scheduler chose: %s; the scheduler may choose another", node, why))
+		fmt.Sprintf("node %s, which the claim's scheduler chose: %s; the scheduler may choose another. With schedulerName: berth the pod's node is chosen by free space", node, why))
 	return nil
 }

@@ -2,8 +2,6 @@ package provisioner
 
 import (
 	"encoding/json"
-	"errors"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -11,10 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
@@ -47,7 +43,7 @@ func TestMemory(t *testing.T) {
 		t.Error("the claim is not known again")
 	}
 	if second, earlier := m.of("a/b", "2"); second == first || earlier != "1" {
-		t.Errorf("a claim made anew is taken for the earlier one, %q", earlier)
+		t.Errorf("a recreated claim is taken for the earlier one, %q", earlier)
 	}
 	if uid := m.forget("a/b"); uid != "2" || m.knows("a/b") || m.forget("a/b") != "" {
 		t.Errorf("forgot %q", uid)
@@ -157,31 +153,10 @@ func text(t *testing.T, v any) string {
 	return string(out)
 }
 
-func TestRefused(t *testing.T) {
-	r := schema.GroupResource{Resource: "persistentvolumes"}
-	for name, test := range map[string]struct {
-		err  error
-		want bool
-	}{
-		"forbidden":       {apierrors.NewForbidden(r, "a", errors.New("no")), true},
-		"conflict":        {apierrors.NewConflict(r, "a", errors.New("changed")), true},
-		"too many":        {apierrors.NewTooManyRequests("later", 1), true},
-		"timeout":         {apierrors.NewTimeoutError("slow", 1), false},
-		"server timeout":  {apierrors.NewServerTimeout(r, "create", 1), false},
-		"internal":        {apierrors.NewInternalError(errors.New("etcd")), false},
-		"request timeout": {apierrors.NewGenericServerResponse(http.StatusRequestTimeout, "post", r, "a", "", 0, true), false},
-		"connection":      {errors.New("connection reset"), false},
-	} {
-		if have := refused(test.err); have != test.want {
-			t.Errorf("%s: %t, want %t", name, have, test.want)
-		}
-	}
-}
-
 // TestNodeTakenBack: a claim that has no node any more holds no place on it.
 func TestNodeTakenBack(t *testing.T) {
 	const gib = int64(1) << 30
-	c := &Controllers{ledger: ledger.New()}
+	c := &Controllers{ledger: ledger.New(), memory: newMemory()}
 	c.ledger.SetCapacity("n1", &ledger.Capacity{Revision: 1, Disks: []ledger.Disk{{
 		ID: "disk", Class: "ssd", Ready: true, Size: 11 * gib, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*gib)},
 	}}})

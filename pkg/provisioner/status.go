@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -26,7 +25,7 @@ const (
 	actionResize          = "Resizing"
 )
 
-// The status of a claim that grows is a protocol between three: whoever grows the volume
+// The status of a claim that grows is a protocol between three: the component that grows the volume
 // (external-resizer elsewhere, we here), the kubelet, and the person who can lower a
 // request that cannot be met. What each field says:
 //
@@ -61,13 +60,13 @@ func (c *Controllers) pending(ctx context.Context, m *memo, pvc *corev1.Persiste
 			return nil
 		case corev1.PersistentVolumeClaimNodeResizeInfeasible:
 			// The kubelet has tried, and gives up until it is asked again.
-			if wait := m.requests.wait(time.Now()); wait > 0 {
+			if wait := m.requests.wait(c.clock.Now()); wait > 0 {
 				c.claimQueue.AddAfter(keyOf(pvc), wait)
 				return nil
 			}
 		}
 	}
-	m.requests.tried(time.Now())
+	m.requests.tried(c.clock.Now())
 	updated, err := c.setStatus(ctx, pvc, change{
 		allocated: &size, state: corev1.PersistentVolumeClaimNodeResizePending,
 		condition: corev1.PersistentVolumeClaimFileSystemResizePending,
@@ -90,7 +89,7 @@ func (c *Controllers) inProgress(ctx context.Context, pvc *corev1.PersistentVolu
 }
 
 // finished says of a block volume that it has its new size: there is nothing for the
-// kubelet to do, and nobody else to say so, least of all for one that no pod uses.
+// kubelet to do, and no other component to say so, least of all for one that no pod uses.
 func (c *Controllers) finished(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
 	updated, err := c.setStatus(ctx, pvc, change{allocated: &size, capacity: &size})
 	if updated != nil {
@@ -124,7 +123,7 @@ func (c *Controllers) tooLarge(ctx context.Context, m *memo, pvc *corev1.Persist
 type change struct {
 	// allocated and capacity stay as they are if they are nil.
 	allocated, capacity *resource.Quantity
-	// state is empty when nobody has anything to do.
+	// state is empty when no component has anything to do.
 	state corev1.ClaimResourceStatus
 	// condition is empty for none.
 	condition corev1.PersistentVolumeClaimConditionType

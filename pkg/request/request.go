@@ -80,7 +80,7 @@ func fromInline(pod *corev1.Pod, name string, source *corev1.CSIVolumeSource) (V
 		return Volume{}, err
 	}
 	if source.ReadOnly != nil && *source.ReadOnly {
-		return Volume{}, fmt.Errorf("readOnly is set, but an inline volume starts empty: nobody could ever write to it")
+		return Volume{}, fmt.Errorf("readOnly is set, but an inline volume starts empty and could never be written")
 	}
 	id := diskv1alpha1.InlineVolumeID(pod.UID, name)
 	return Volume{

@@ -1,6 +1,7 @@
 package request
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -86,5 +87,19 @@ func TestFromPodRefuses(t *testing.T) {
 				t.Errorf("got %v, %v; want %q", got, err, test.want)
 			}
 		})
+	}
+}
+
+// TestFromPodBoundsVolumes asserts that a pod has no more volumes than a record can hold.
+func TestFromPodBoundsVolumes(t *testing.T) {
+	var volumes []corev1.Volume
+	for i := range diskv1alpha1.MaxVolumes {
+		volumes = append(volumes, inline(fmt.Sprintf("v%d", i), nil))
+	}
+	if got, err := FromPod(pod(volumes...)); err != nil || len(got) != len(volumes) {
+		t.Errorf("%d volumes: got %d, %v", len(volumes), len(got), err)
+	}
+	if got, err := FromPod(pod(append(volumes, inline("more", nil))...)); got != nil || err == nil || !strings.Contains(err.Error(), "at most 256") {
+		t.Errorf("one more: got %d, %v", len(got), err)
 	}
 }

@@ -22,7 +22,7 @@ import (
 )
 
 // agentNode is a node with an agent that runs as it is delivered, and without a kubelet.
-// The disks of the node named by spareNode belong to nobody.
+// The disks of the node named by spareNode belong to no agent.
 type agentNode struct {
 	tb      testing.TB
 	cluster *cluster.Cluster
@@ -46,6 +46,7 @@ func newAgentNode(ctx context.Context, tb testing.TB, disks int, size int64) *ag
 	testenv.NeedRoot(tb)
 	testenv.NeedProgram(tb, "losetup", "mkfs.ext4", "mkfs.xfs", "mount", "umount", "blkid", "wipefs")
 	n := &agentNode{tb: tb, name: agentsNode, dir: tb.TempDir()}
+	testenv.KubeletDir(tb, n.dir)
 	socket := filepath.Join(n.dir, "csi.sock")
 	nodes := []cluster.NodeOptions{{Name: agentsNode}, {Name: spareNode, Disks: []cluster.DiskOptions{{Size: size}}}}
 	for range disks {
@@ -55,7 +56,7 @@ func newAgentNode(ctx context.Context, tb testing.TB, disks int, size int64) *ag
 	n.cluster, err = cluster.Start(ctx, cluster.Options{
 		Name: "bench", Log: os.Stderr, Nodes: nodes,
 		Manifests: []string{"config/crd", "config/nodeagent/csidriver.yaml", "config/nodeagent/rbac.yaml"},
-		AgentArgs: []string{"--csi-socket=" + socket},
+		AgentArgs: []string{"--kubelet-dir=" + n.dir, "--csi-socket=" + socket},
 	})
 	n.must(err)
 	tb.Cleanup(func() {
@@ -69,7 +70,10 @@ func newAgentNode(ctx context.Context, tb testing.TB, disks int, size int64) *ag
 	n.disk = node.Disks[0]
 	n.must(n.client.Create(ctx, &diskv1alpha1.DiskClass{
 		ObjectMeta: metav1.ObjectMeta{Name: className},
-		Spec:       diskv1alpha1.DiskClassSpec{Devices: diskv1alpha1.DeviceSelector{Paths: strings.Split(node.Devices(), ",")}},
+		Spec: diskv1alpha1.DiskClassSpec{
+			Devices:  diskv1alpha1.DeviceSelector{Paths: strings.Split(node.Devices(), ",")},
+			Adoption: diskv1alpha1.AdoptAutomatic, NewDeviceGrace: &metav1.Duration{},
+		},
 	}))
 	n.must(n.cluster.StartAgent(ctx, agentsNode))
 	connection, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -115,7 +115,7 @@ func newClaimCluster(ctx context.Context, tb testing.TB) (*fakeCluster, *cluster
 	tb.Helper()
 	c, err := cluster.Start(ctx, cluster.Options{
 		Name: "bench-claims", Log: os.Stderr, Manifests: []string{"config/crd", "config/nodeagent/csidriver.yaml"}, ControllerManager: true,
-		// Not the others: they would see that nobody is behind the nodes.
+		// Not the others: they would see that there is no kubelet behind the nodes.
 		Controllers: []string{
 			"serviceaccount-controller", "persistentvolume-binder-controller",
 			"persistentvolume-protection-controller", "persistentvolumeclaim-protection-controller",

@@ -27,10 +27,10 @@ const (
 )
 
 // BenchmarkRequestToMounted compares what a pod waits for with the least that could
-// do, done by hand on a disk of the same kind, one after the other in turn: a partition
-// table written once (two copies, a barrier behind each), the partition told to the
-// kernel, mkfs, mount(2). Berth's time begins when a watch shows the pod as bound, which is
-// when the agent hears of it; the kubelet's call comes at once, with nothing prepared.
+// do, done by hand on a disk of the same kind, alternately: a partition
+// table written once (two copies, a barrier behind each), the partition added to the
+// kernel's, mkfs, mount(2). Berth's time begins when a watch shows the pod as bound, which is
+// when the agent sees it; the kubelet's call comes at once, with nothing prepared.
 func BenchmarkRequestToMounted(b *testing.B) {
 	for b.Loop() {
 		ctx, cancel := context.WithTimeoutCause(b.Context(), 10*time.Minute, fmt.Errorf("the benchmark took over 10 minutes"))

@@ -97,7 +97,7 @@ func newWiping(tb testing.TB) *wiping {
 	w.must(errors.Join(f.Truncate(wipeSize+8*mib), f.Close()))
 	w.path = strings.TrimSpace(w.run("losetup", "--find", "--show", image))
 	tb.Cleanup(w.close)
-	_, err = disk.Initialize(w.ctx, w.path)
+	_, err = disk.Initialize(w.ctx, w.path, disk.Owner{})
 	w.must(err)
 	w.disk, err = disk.Open(w.ctx, w.path, disk.Options{})
 	w.must(err)
@@ -112,11 +112,7 @@ func (w *wiping) close() {
 	if w.disk != nil {
 		w.disk.Close()
 	}
-	found, err := filepath.Glob("/sys/block/" + filepath.Base(w.path) + "/" + filepath.Base(w.path) + "p*")
-	w.must(err)
-	for _, f := range found {
-		w.run("delpart", w.path, strings.TrimPrefix(filepath.Base(f), filepath.Base(w.path)+"p"))
-	}
+	testenv.ForgetPartitions(w.tb, w.path)
 	w.run("losetup", "--detach", w.path)
 	w.path = ""
 }

@@ -16,7 +16,7 @@ import (
 // is what a pod on that node would be given: it names the node.
 func (c *Cluster) accountKubeconfig(ctx context.Context, path, account, node string) error {
 	request := &authenticationv1.TokenRequest{}
-	// A demo may be left running, and nobody renews it.
+	// A demo may be left running, and nothing renews it.
 	seconds := int64(validity.Seconds())
 	request.Spec.ExpirationSeconds = &seconds
 	if node != "" {

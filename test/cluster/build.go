@@ -171,7 +171,7 @@ func stamp(dir string, args []string) (string, error) {
 }
 
 // buildOwn builds programs of this repository; whether they are up to date, go itself
-// decides. The flags are those of the Makefile, so that neither builds anew what the
+// decides. The flags are those of the Makefile, so that neither rebuilds what the
 // other has built.
 func buildOwn(ctx context.Context, log io.Writer, repository, bin string, packages []string) error {
 	args := []string{"build", "-trimpath", "-ldflags", "-s -w -X k8s.io/component-base/version.gitVersion=" + ownVersion, "-o", bin + "/"}
@@ -184,7 +184,7 @@ func buildOwn(ctx context.Context, log io.Writer, repository, bin string, packag
 }
 
 // ownVersion is that of a build which is no release, as in the Makefile. component-base
-// wants a semantic version, and one that changed with every commit would link anew each time.
+// wants a semantic version, and one that changed with every commit would be linked again each time.
 const ownVersion = "v0.0.0-dev"
 
 // quietFor is how long a build may take without a word.

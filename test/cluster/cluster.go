@@ -55,13 +55,20 @@ type Options struct {
 	Scheduler bool
 	// AgentArgs are further flags of every agent.
 	AgentArgs []string
+	// AllDevices runs the agents without --devices. Nodes share the machine's devices, so only
+	// DiskClasses with a node selector and exact paths say which disks are whose.
+	AllDevices bool
 	// Provisioners runs the stock external-provisioner beside every agent, as a sidecar of
 	// its pod would, and ProvisionerArgs are its flags.
 	Provisioners    bool
 	ProvisionerArgs []string
+	// APIServerArgs are further flags of kube-apiserver.
+	APIServerArgs []string
 	// SchedulerConfig is a KubeSchedulerConfiguration, relative to the repository; the
 	// default is config/scheduler/kube-scheduler-config.yaml.
 	SchedulerConfig string
+	// SchedulerArgs are further flags of cmd/scheduler.
+	SchedulerArgs []string
 	// StockScheduler runs Kubernetes' own kube-scheduler, for comparison.
 	StockScheduler bool
 }
@@ -72,6 +79,8 @@ type NodeOptions struct {
 	Name   string
 	Labels map[string]string
 	Disks  []DiskOptions
+	// KubeletDir is the kubelet's root directory; the default is /var/lib/kubelet.
+	KubeletDir string
 }
 
 // DiskOptions describe a disk: a loop device over a sparse file.

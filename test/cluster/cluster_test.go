@@ -40,7 +40,7 @@ func TestControlPlane(t *testing.T) {
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Image: "any"}}},
 	}
 	if err := c.Client().Create(ctx, pod); err != nil {
-		t.Errorf("a pod where nobody makes service accounts: %v", err)
+		t.Errorf("a pod where no controller makes service accounts: %v", err)
 	}
 	if out, err := c.Kubectl(ctx, "get", "ndc", "node1", "-o", "name"); err != nil || !strings.Contains(out, "node1") {
 		t.Errorf("kubectl printed %q, %v", out, err)
@@ -87,7 +87,7 @@ func assertNothingLeft(t *testing.T, c *Cluster) {
 	}
 	address := strings.TrimPrefix(c.config.Host, "https://")
 	if !strings.HasPrefix(address, "127.") {
-		return // gone with the bridge; who answers to that address now is anybody's guess
+		return // gone with the bridge; what answers to that address now is not known
 	}
 	if conn, err := net.Dial("tcp", address); err == nil {
 		conn.Close()

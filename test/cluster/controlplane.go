@@ -37,8 +37,8 @@ func (c *Cluster) chooseAddress(ctx context.Context) (net.IP, error) {
 	return c.makeBridge(ctx)
 }
 
-// freePort returns a port that nobody listens on. It lies below the range from which
-// the kernel serves everybody else, so it stays free until the component has it.
+// freePort returns a port that no process listens on. It lies below the range from which
+// the kernel serves all other processes, so it stays free until the component has it.
 func freePort(address net.IP) (int, error) {
 	const first, last = 20000, 32000
 	for range 1000 {
@@ -134,7 +134,7 @@ func (c *Cluster) startAPIServer(ctx context.Context, etcd string) error {
 	if err != nil {
 		return err
 	}
-	// Nobody is a front proxy, but components complain for as long as none could be.
+	// There is no front proxy, but components complain for as long as none could be.
 	frontProxy, err := newAuthority(filepath.Join(c.state.Dir, "pki", "front-proxy"))
 	if err != nil {
 		return err
@@ -170,10 +170,10 @@ func (c *Cluster) startAPIServer(ctx context.Context, etcd string) error {
 		"--v=1",
 	}
 	if !c.options.ControllerManager {
-		// Nobody makes the service accounts that this plugin wants every pod to have.
+		// No controller makes the service accounts that this plugin wants every pod to have.
 		args = append(args, "--disable-admission-plugins=ServiceAccount")
 	}
-	p, err := c.run("kube-apiserver", args...)
+	p, err := c.run("kube-apiserver", append(args, c.options.APIServerArgs...)...)
 	if err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func (c *Cluster) waitControllerManager(ctx context.Context) error {
 	})
 }
 
-// StopControllerManager ends kube-controller-manager: nobody makes new pods for
+// StopControllerManager ends kube-controller-manager: no controller makes new pods for
 // deleted ones any more.
 func (c *Cluster) StopControllerManager() error {
 	return c.end("kube-controller-manager", syscall.SIGKILL)

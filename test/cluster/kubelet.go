@@ -133,9 +133,9 @@ func (c *Cluster) kubeletConfig(n *Node, cert, key string) map[string]any {
 		// The node's network namespace needs no rules, and may not be able to have any.
 		"makeIPTablesUtilChains": false,
 		"resolvConf":             "",
-		// Nobody serves DNS; without an address every pod gets an event about it.
+		// There is no DNS server; without an address every pod gets an event about it.
 		"clusterDNS":      []string{"10.96.0.10"},
-		"volumePluginDir": "/var/lib/kubelet/volume-plugins",
+		"volumePluginDir": filepath.Join(n.options.KubeletDir, "volume-plugins"),
 		"staticPodPath":   "",
 		// A kubelet looks that often whether a mounted volume is to grow; the default is a minute.
 		"syncFrequency": "5s",
@@ -153,6 +153,7 @@ func (c *Cluster) runKubelet(ctx context.Context, n *Node) error {
 		"--kubeconfig=" + filepath.Join(n.dir, "kubelet.kubeconfig"),
 		"--hostname-override=" + n.Name,
 		"--node-ip=" + n.address.String(),
+		"--root-dir=" + n.options.KubeletDir,
 		"--v=2",
 	}
 	if len(n.options.Labels) > 0 {

@@ -16,6 +16,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berthdev/berth/test/mountns"
 )
 
 // Node is a node of the cluster.
@@ -153,24 +155,40 @@ func (c *Cluster) makeDisks(n *Node) error {
 	if err := os.MkdirAll(n.dir, 0o755); err != nil {
 		return err
 	}
-	for i, o := range n.options.Disks {
-		if o.SectorSize == 0 {
-			o.SectorSize = 512
-		}
-		d := Disk{File: filepath.Join(n.dir, fmt.Sprintf("disk%d.img", i)), Size: o.Size, SectorSize: o.SectorSize}
-		f, err := os.Create(d.File)
-		if err != nil {
+	for _, o := range n.options.Disks {
+		if _, err := c.addDisk(n, o); err != nil {
 			return err
 		}
-		if err := errors.Join(f.Truncate(o.Size), f.Close()); err != nil {
-			return fmt.Errorf("make a disk of %s: %w", n.Name, err)
-		}
-		if d.Path, err = c.state.AttachLoop(d.File, d.SectorSize); err != nil {
-			return err
-		}
-		n.Disks = append(n.Disks, d)
 	}
 	return nil
+}
+
+// AddDisk gives a node that runs another disk.
+func (c *Cluster) AddDisk(node string, o DiskOptions) (Disk, error) {
+	n, err := c.Node(node)
+	if err != nil {
+		return Disk{}, err
+	}
+	return c.addDisk(n, o)
+}
+
+func (c *Cluster) addDisk(n *Node, o DiskOptions) (Disk, error) {
+	if o.SectorSize == 0 {
+		o.SectorSize = 512
+	}
+	d := Disk{File: filepath.Join(n.dir, fmt.Sprintf("disk%d.img", len(n.Disks))), Size: o.Size, SectorSize: o.SectorSize}
+	f, err := os.Create(d.File)
+	if err != nil {
+		return Disk{}, err
+	}
+	if err := errors.Join(f.Truncate(o.Size), f.Close()); err != nil {
+		return Disk{}, fmt.Errorf("make a disk of %s: %w", n.Name, err)
+	}
+	if d.Path, err = c.state.AttachLoop(d.File, d.SectorSize); err != nil {
+		return Disk{}, err
+	}
+	n.Disks = append(n.Disks, d)
+	return d, nil
 }
 
 // covered are the directories that each node has for itself. They hold everything
@@ -180,16 +198,7 @@ var covered = []string{"/var/lib", "/var/log", "/run"}
 // holderScript mounts pairs of directories, makes a file to say so, and waits. Mounts
 // propagate within the node, as pods with Bidirectional mounts expect, and not out of it;
 // nor between a directory and what it is mounted on, where they would appear twice.
-//
-// The copies of volumes that other tests have mounted at the moment go first: they would keep
-// the volumes busy when these unmount them.
-const holderScript = `set -e
-while read -r device target _; do
-	case $device in
-	/dev/loop*) umount --lazy "$target" || true ;;
-	esac
-done < /proc/self/mounts
-while [ $# -gt 1 ]; do
+const holderScript = `while [ $# -gt 1 ]; do
 	mount --bind "$1" "$2"
 	shift 2
 done
@@ -211,7 +220,7 @@ func (c *Cluster) startNamespaces(ctx context.Context, n *Node) error {
 			return fmt.Errorf("state directory %s and programs %s must lie outside of %s: nodes have their own there", c.state.Dir, c.bin, dir)
 		}
 	}
-	argv := []string{"unshare", "--net", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", holderScript, "holder"}
+	argv := append([]string{"unshare", "--net", "--"}, mountns.Command(mountns.Private, "", "/bin/sh", "-e", "-c", holderScript, "holder")...)
 	for _, dir := range covered {
 		own := filepath.Join(n.dir, filepath.Base(dir))
 		if err := os.MkdirAll(own, 0o755); err != nil {
@@ -263,9 +272,9 @@ func (c *Cluster) createNode(ctx context.Context, n *Node) error {
 	return nil
 }
 
-// drain deletes all pods, so that what they hold is given back by those who know how.
+// drain deletes all pods, so that what they hold is given back by the components that know how.
 func (c *Cluster) drain(ctx context.Context) error {
-	// Nobody shall make new ones for them.
+	// No controller shall make new ones for them.
 	if err := c.state.Kill(ctx, "kube-controller-manager"); err != nil {
 		return err
 	}

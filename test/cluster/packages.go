@@ -150,6 +150,9 @@ func (c *Cluster) checkNodes(ctx context.Context) error {
 		if n.Name == "" {
 			n.Name = fmt.Sprintf("node%d", i+1)
 		}
+		if n.KubeletDir == "" {
+			n.KubeletDir = "/var/lib/kubelet"
+		}
 		if names[n.Name] {
 			return fmt.Errorf("two nodes are called %s", n.Name)
 		}

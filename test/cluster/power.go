@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// PowerOff ends a node as a loss of power does, all processes at once and nobody asked,
+// PowerOff ends a node as a loss of power does, all processes at once and none asked,
 // except that what was written stays written: its programs, its pods, its mounts, and the
 // kernel's partitions of its disks. Its disks and its /var stay.
 func (c *Cluster) PowerOff(ctx context.Context, node string) error {
@@ -26,7 +26,7 @@ func (c *Cluster) PowerOff(ctx context.Context, node string) error {
 		}
 	}
 	n.holder = nil
-	// The mounts go with the last process, and let go of the partitions.
+	// The mounts go with the last process, and release the partitions.
 	if err := c.state.RemoveCgroup(ctx, node); err != nil {
 		return fmt.Errorf("power off %s: %w", node, err)
 	}

@@ -76,7 +76,7 @@ func (c *Cluster) StartSchedulerConfigured(ctx context.Context, name, config str
 	if err != nil {
 		return err
 	}
-	return c.startScheduler(ctx, name, path, config)
+	return c.startScheduler(ctx, name, path, config, c.options.SchedulerArgs...)
 }
 
 // KillSchedulerNamed ends a scheduler that StartSchedulerNamed started.
@@ -87,7 +87,7 @@ func (c *Cluster) StopSchedulerNamed(name string) error { return c.end(name, sys
 
 // startScheduler adapts the configuration that a cluster in earnest uses: another
 // kubeconfig, and no waiting for a lease.
-func (c *Cluster) startScheduler(ctx context.Context, name, program, config string) error {
+func (c *Cluster) startScheduler(ctx context.Context, name, program, config string, more ...string) error {
 	kubeconfig := c.schedulerKubeconfig(name)
 	settings := map[string]any{"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration"}
 	if config != "" {
@@ -118,10 +118,12 @@ func (c *Cluster) startScheduler(ctx context.Context, name, program, config stri
 	if err != nil {
 		return err
 	}
-	p, err := c.run(name, program, "--config="+adapted,
-		"--bind-address="+c.address.String(), "--secure-port="+strconv.Itoa(port),
-		"--authentication-kubeconfig="+kubeconfig, "--authorization-kubeconfig="+kubeconfig,
-		"--v=2")
+	p, err := c.run(name, append([]string{
+		program, "--config=" + adapted,
+		"--bind-address=" + c.address.String(), "--secure-port=" + strconv.Itoa(port),
+		"--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
+		"--v=2",
+	}, more...)...)
 	if err != nil {
 		return err
 	}

@@ -46,6 +46,13 @@ func (e *tenant) claim(name, class, size string) *corev1.PersistentVolumeClaim {
 	return &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: e.namespace, Name: name}, Spec: claimSpec(class, size)}
 }
 
+// blockClaim is a claim of a device.
+func (e *tenant) blockClaim(name, class, size string) *corev1.PersistentVolumeClaim {
+	pvc, mode := e.claim(name, class, size), corev1.PersistentVolumeBlock
+	pvc.Spec.VolumeMode = &mode
+	return pvc
+}
+
 func claimSpec(class, size string) corev1.PersistentVolumeClaimSpec {
 	return corev1.PersistentVolumeClaimSpec{
 		AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, StorageClassName: &class,
@@ -200,7 +207,7 @@ func (e *tenant) reclaim(ctx context.Context, pv *corev1.PersistentVolume) {
 	}
 }
 
-// noWarnings holds that nobody has complained about a claim of the tenant, or its volume.
+// noWarnings asserts that no component has warned of a claim of the tenant, or its volume.
 func (e *tenant) noWarnings() {
 	e.t.Helper()
 	events := &corev1.EventList{}

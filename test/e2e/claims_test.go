@@ -19,9 +19,7 @@ import (
 // what was written to it.
 func TestRawBlock(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
-	pvc := e.claim("raw", ssd, "100Mi")
-	mode := corev1.PersistentVolumeBlock
-	pvc.Spec.VolumeMode = &mode
+	pvc := e.blockClaim("raw", ssd, "100Mi")
 	pod := e.podOf("first", claimed("raw", pvc))
 	asDevice(pod)
 	e.make(pvc)

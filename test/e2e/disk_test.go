@@ -159,15 +159,25 @@ func (e *tenant) isFree(p place) {
 	if at, found := firstNonZero(e.t, p.machine.File, p.allocation.Extent); found {
 		e.t.Errorf("%v is published as free, and has a byte at %d that is not zero", p, at)
 	}
+	if device := e.partition(p); device != "" {
+		e.t.Errorf("%v is published as free, and the kernel has %s there", p, device)
+	}
+}
+
+// partition is the device that the kernel has of the place; empty if there is none.
+func (e *tenant) partition(p place) string {
+	e.t.Helper()
 	attached, err := filepath.Glob("/sys/class/block/" + p.disk.Device + "p*/start")
 	if err != nil {
 		e.t.Fatal(err)
 	}
 	for _, start := range attached {
-		if readTrimmed(e.t, start) == strconv.FormatInt(p.allocation.Start/512, 10) {
-			e.t.Errorf("%v is published as free, and the kernel has %s there", p, filepath.Dir(start))
+		// sysfs counts in 512 bytes, whatever the sectors are.
+		if text, err := os.ReadFile(start); err == nil && strings.TrimSpace(string(text)) == strconv.FormatInt(p.allocation.Start/512, 10) {
+			return "/dev/" + filepath.Base(filepath.Dir(start))
 		}
 	}
+	return ""
 }
 
 // firstNonZero reads the raw image of a disk, past everything that Berth is.
@@ -195,33 +205,41 @@ func contains(t *testing.T, image string, x v1alpha1.Extent, text string) bool {
 	return found
 }
 
-// scan calls visit with the parts of the image's extent that are not holes, a MiB at most
-// at a time, as long as it wants more.
+// scan is scanImage for the test's own goroutine.
 func scan(t *testing.T, image string, x v1alpha1.Extent, visit func(offset int64, data []byte) bool) {
 	t.Helper()
+	if err := scanImage(image, x, visit); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// scanImage calls visit with the parts of the image's extent that are not holes, a MiB at most
+// at a time, as long as it wants more.
+func scanImage(image string, x v1alpha1.Extent, visit func(offset int64, data []byte) bool) error {
 	f, err := os.Open(image)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer f.Close()
 	buffer := make([]byte, mib)
 	for offset, end := x.Start, x.Start+x.Length; offset < end; {
 		data, err := unix.Seek(int(f.Fd()), offset, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) || err == nil && data >= end {
-			return
+			return nil
 		}
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		n, err := f.ReadAt(buffer[:min(mib, end-data)], data)
 		if err != nil && !errors.Is(err, io.EOF) {
-			t.Fatal(err)
+			return err
 		}
 		if n == 0 || !visit(data, buffer[:n]) {
-			return
+			return nil
 		}
 		offset = data + int64(n)
 	}
+	return nil
 }
 
 // whole is all of a disk.

@@ -80,9 +80,7 @@ func TestExpandAtNextMount(t *testing.T) {
 // TestExpandBlock: a raw volume grows under the running pod.
 func TestExpandBlock(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
-	pvc := e.claim("raw", ssd, "100Mi")
-	mode := corev1.PersistentVolumeBlock
-	pvc.Spec.VolumeMode = &mode
+	pvc := e.blockClaim("raw", ssd, "100Mi")
 	pod := e.podOf("pod", claimed("raw", pvc))
 	asDevice(pod)
 	e.make(pvc)
@@ -185,7 +183,7 @@ func (e *tenant) hasGrown(pvc *corev1.PersistentVolumeClaim, size int64) {
 	if capacity := pv.Spec.Capacity[corev1.ResourceStorage]; capacity.Value() != size {
 		e.t.Errorf("volume %s has capacity %s, want %d", pv.Name, capacity.String(), size)
 	}
-	// Nobody waits for that, so the node takes a second.
+	// No component waits for that, so the node takes a second.
 	e.eventually("volume "+pv.Name+" is published with its new size", func(ctx context.Context) error {
 		status, err := e.published(ctx, pv.Labels[v1alpha1.LabelNode])
 		if err != nil {

@@ -52,6 +52,7 @@ func TestInstallation(t *testing.T) {
 		t.Fatal(err)
 	}
 	class := &v1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: pair}}
+	class.Spec.Adoption, class.Spec.NewDeviceGrace = v1alpha1.AdoptAutomatic, &metav1.Duration{}
 	class.Spec.Devices.Paths = []string{links + "/*"}
 	e := newTenant(t, c)
 	t.Cleanup(func() {
@@ -189,7 +190,7 @@ func (e *tenant) leader(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "" {
-		return "", errors.New("nobody holds the lease")
+		return "", errors.New("no scheduler holds the lease")
 	}
 	pod, _, _ := strings.Cut(*lease.Spec.HolderIdentity, "_")
 	return pod, nil
@@ -214,7 +215,7 @@ func images(t *testing.T, c *cluster.Cluster, repository string) {
 }
 
 // linkDisks makes links to the disks by the names of their nodes, and returns their
-// folder: all nodes share /dev here, so each agent must be told which disks are its own.
+// folder: all nodes share /dev here, so each agent needs the names of its own disks.
 func linkDisks(t *testing.T, c *cluster.Cluster) string {
 	t.Helper()
 	folder := fmt.Sprintf("/dev/disk/by-berth-%d", os.Getpid())

@@ -110,6 +110,7 @@ func classes(c *cluster.Cluster) []*v1alpha1.DiskClass {
 	byName := map[string]*v1alpha1.DiskClass{}
 	for _, name := range []string{sector512, sector4096, pair, ssd, hdd} {
 		byName[name] = &v1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		byName[name].Spec.Adoption, byName[name].Spec.NewDeviceGrace = v1alpha1.AdoptAutomatic, &metav1.Duration{}
 	}
 	byName[pair].Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: nodes[2].Labels}
 	for _, n := range c.Nodes() {

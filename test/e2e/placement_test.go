@@ -79,7 +79,7 @@ func (e *tenant) settle(pods []*corev1.Pod, wantRunning, wantWaiting int) (run, 
 	return run, wait
 }
 
-// TestWithoutTheScheduler: pods that somebody else put onto a node get their volumes
+// TestWithoutTheScheduler: pods that another scheduler or a user put onto a node get their volumes
 // if the node has room, and otherwise say why not until it has.
 func TestWithoutTheScheduler(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
@@ -99,7 +99,7 @@ func TestWithoutTheScheduler(t *testing.T) {
 		if _, ok := pod.Annotations[v1alpha1.AnnotationAllocation]; ok {
 			t.Errorf("pod %s has a record", pod.Name)
 		}
-		e.event(pod, "VolumePlaced", `volume "data" was put on`)
+		e.event(pod, "VolumePlaced", `volume "data" was put on`, "set schedulerName: berth")
 	}
 
 	// One disk has 1000Mi and a little left, or both have: 1500Mi fit nowhere.
@@ -240,8 +240,8 @@ func TestOtherPods(t *testing.T) {
 	}
 }
 
-// TestEvicted: a pod of a controller that somebody put where its volume does not fit is
-// evicted by the node, so that it gets another chance.
+// TestEvicted: a pod of a controller that was put where its volume does not fit is
+// evicted by the scheduler at the node's request, so that it gets another chance.
 func TestEvicted(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	one := int32(1)
@@ -287,12 +287,12 @@ func TestEvicted(t *testing.T) {
 	if first.Spec.NodeName != pairNode {
 		t.Fatalf("the pod is on %s: this test shows nothing", first.Spec.NodeName)
 	}
-	e.event(first, "EvictingForVolume", "scheduled anew", sector512)
+	e.event(first, "EvictingForVolume", "scheduled again", sector512)
 	e.gone(first)
 }
 
 // TestTwoPlacers: the scheduler and the node itself place volumes on the same disks at
-// the same time; whoever comes second is moved, and all pods run.
+// the same time; the second volume is moved, and all pods run.
 func TestTwoPlacers(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	var pods []*corev1.Pod

@@ -69,7 +69,7 @@ func startWithProvisioners(t *testing.T) *cluster.Cluster {
 		AgentArgs: []string{"--orphan-grace=1s"},
 		ProvisionerArgs: []string{
 			"--node-deployment", "--strict-topology", "--immediate-topology=false", "--extra-create-metadata",
-			// No pod owns them here, and nobody waits a minute for what other claims have changed.
+			// No pod owns them here, and the test does not wait a minute for what other claims have changed.
 			"--enable-capacity", "--capacity-ownerref-level=-1", "--capacity-poll-interval=2s",
 		},
 	})
@@ -96,6 +96,7 @@ func startWithProvisioners(t *testing.T) *cluster.Cluster {
 		t.Fatal(err)
 	}
 	class := &v1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: ssd}}
+	class.Spec.Adoption, class.Spec.NewDeviceGrace = v1alpha1.AdoptAutomatic, &metav1.Duration{}
 	for _, n := range c.Nodes() {
 		class.Spec.Devices.Paths = append(class.Spec.Devices.Paths, n.Disks[0].Path)
 	}
@@ -210,7 +211,7 @@ func shown(list []storagev1.CSIStorageCapacity, class, node string, free, larges
 }
 
 // noRoomFor holds that a pod waits whose claim is too large for each node; and that the claim
-// does if somebody chooses a node for it who does not know.
+// does if a scheduler that does not know chooses a node for it.
 func (e *tenant) noRoomFor(size string) {
 	e.t.Helper()
 	pvc := e.claim("large", ssd, size)
@@ -227,7 +228,7 @@ func (e *tenant) noRoomFor(size string) {
 		e.t.Fatal(err)
 	}
 	e.event(pvc, "ProvisioningFailed", "no room on node node1: largest free extent of class ssd is 1021Mi, wants 2000Mi")
-	e.eventually("the node is chosen anew", func(ctx context.Context) error {
+	e.eventually("the node is chosen again", func(ctx context.Context) error {
 		if err := e.client.Get(ctx, client.ObjectKeyFromObject(pvc), pvc); err != nil {
 			return err
 		}

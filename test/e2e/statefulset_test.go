@@ -192,7 +192,7 @@ func (e *tenant) isReplica(r *replica) {
 func (e *tenant) replaced(r *replica) {
 	e.t.Helper()
 	old := r.pod.UID
-	e.eventually("pod "+r.pod.Name+" is made anew and runs", func(ctx context.Context) error {
+	e.eventually("pod "+r.pod.Name+" is recreated and runs", func(ctx context.Context) error {
 		if err := e.isReady(ctx, r.pod); err != nil {
 			return err
 		}

@@ -141,7 +141,7 @@ func volume(name, class, size, fsType string) corev1.Volume {
 	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{CSI: source}}
 }
 
-// script notes each start on the first volume, and ends at once when it is told to.
+// script notes each start on the first volume, and ends at once on SIGTERM.
 const script = `trap 'exit 1' TERM; [ -d /data ] && echo started >> /data/starts; sleep infinity & wait`
 
 // podOf is a pod of profile berth with each volume mounted on /<its name>.
@@ -242,9 +242,13 @@ func (e *tenant) waits(pod *corev1.Pod) string {
 // event waits for an event about the object whose message has all of the words.
 func (e *tenant) event(object client.Object, reason string, words ...string) {
 	e.t.Helper()
+	namespace := e.namespace
+	if object.GetNamespace() == "" {
+		namespace = metav1.NamespaceDefault // of the whole cluster
+	}
 	e.eventually("event "+reason+" of "+object.GetName(), func(ctx context.Context) error {
 		events := &corev1.EventList{}
-		if err := e.client.List(ctx, events, client.InNamespace(e.namespace)); err != nil {
+		if err := e.client.List(ctx, events, client.InNamespace(namespace)); err != nil {
 			return err
 		}
 		err := errors.New("there is none")

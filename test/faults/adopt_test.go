@@ -15,7 +15,7 @@ func (n *node) adopt(ctx context.Context) error {
 		return err
 	}
 	if c.State == disk.Blank {
-		if _, err := disk.Initialize(ctx, n.path); err != nil {
+		if _, err := disk.Initialize(ctx, n.path, disk.Owner{}); err != nil {
 			return err
 		}
 	}
@@ -80,5 +80,60 @@ func TestAdoption(t *testing.T) {
 		if hits < tried/2 || found[disk.Ours] == 0 {
 			t.Error("the faults hit too little")
 		}
+	}
+}
+
+// TestOwnerIsReadOrRefused lets each read fail by which a disk of ours is looked at and opened.
+// Whichever it is, the disk is refused or its owner is known: it is never taken for a disk that
+// belongs to no node.
+func TestOwnerIsReadOrRefused(t *testing.T) {
+	owner := disk.Owner{NodeUID: "1c3a4d8e-0000-4000-8000-000000000001", NodeName: "other"}
+	for _, sector := range []int64{512, 4096} {
+		n := &node{faulty: newFaulty(t, diskSize, sector)}
+		t.Cleanup(n.close)
+		if _, err := disk.Initialize(t.Context(), n.path, owner); err != nil {
+			t.Fatal(err)
+		}
+		looks := map[string]func() (disk.Owner, error){
+			"Inspect": func() (disk.Owner, error) {
+				c, err := disk.Inspect(t.Context(), n.path)
+				if c.State != disk.Ours {
+					return owner, err
+				}
+				return c.Owner, err
+			},
+			"Open": func() (disk.Owner, error) {
+				err := n.open(t.Context())
+				defer n.close()
+				if n.engine == nil {
+					return disk.Owner{}, err
+				}
+				// Also of a disk out of service.
+				return n.engine.Snapshot().Owner, nil
+			},
+		}
+		for name, look := range looks {
+			n.set(Fault{})
+			if o, err := look(); err != nil || o != owner {
+				t.Fatalf("%s of a disk that is well: %+v, %v", name, o, err)
+			}
+			reads, refused := n.heal().of(Read), 0
+			for at := range reads {
+				n.set(Fault{Op: Read, At: at, Count: 1, Do: Fail})
+				o, err := look()
+				if err != nil {
+					refused++
+				} else if o != owner {
+					t.Errorf("%s, read %d of %d fails: the owner is %+v", name, at, reads, o)
+				}
+				n.heal()
+			}
+			if refused == 0 {
+				t.Errorf("%s: none of %d failing reads was noticed", name, reads)
+			}
+			t.Logf("%d byte sectors, %s: %d of %d failing reads refuse the disk", sector, name, refused, reads)
+		}
+		n.close()
+		n.forget()
 	}
 }

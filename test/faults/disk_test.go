@@ -47,7 +47,7 @@ func newFaulty(t testing.TB, size, sector int64) *faulty {
 	d := &faulty{t: t, sector: sector}
 	d.start(t.TempDir())
 	d.call("Attach", Geometry{size, sector}, &d.path)
-	// Somebody may have left the loop device with partitions: they outlive its detaching.
+	// Another test may have left the loop device with partitions: they outlive its detaching.
 	d.forget()
 	t.Cleanup(func() {
 		// Whatever still waits gets its answer.
@@ -143,7 +143,7 @@ func (d *faulty) forget() {
 		}
 		part := unix.BlkpgPartition{Pno: int32(number)}
 		arg := unix.BlkpgIoctlArg{Op: unix.BLKPG_DEL_PARTITION, Datalen: int32(unsafe.Sizeof(part)), Data: (*byte)(unsafe.Pointer(&part))}
-		// Somebody may still be looking at it.
+		// Another process may still have it open.
 		eventually(d.t, 10*time.Second, func() error {
 			if _, _, errno := unix.Syscall(unix.SYS_IOCTL, loop.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&arg))); errno != 0 {
 				return errno

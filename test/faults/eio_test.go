@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/mounts"
 )
 
 // outcome is what came of one fault.
@@ -182,7 +183,7 @@ func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
 		n.staysOut(ctx, t)
 	}
 	o.hits, n.healed = n.heal().Hits, true
-	// The pod is gone, or begins anew.
+	// The pod is gone, or begins again.
 	n.unmount()
 	if restart || o.outside || err == nil {
 		n.close()
@@ -194,7 +195,7 @@ func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
 	}
 	lost := f.Do == Drop && at < slices.IndexFunc(steps, func(s step) bool { return s.name == "write" })
 	if lost {
-		// Create of a volume that nobody uses yet does not wait for reading back.
+		// Create of a volume that no pod uses yet does not wait for reading back.
 		possible = append(possible, steps[0].state)
 	}
 	if n.engine == nil {
@@ -257,7 +258,7 @@ func (n *node) staysOut(ctx context.Context, t *testing.T) {
 }
 
 func (n *node) isMounted() bool {
-	targets, err := disk.Mounts(n.volume(living).Device)
+	targets, err := mounts.OfDevice(n.volume(living).Device)
 	return err != nil || len(targets) > 0
 }
 
@@ -280,10 +281,10 @@ func (n *node) inspect(t *testing.T) {
 	if v := n.volume(neighbour); v.Phase != disk.Formatted || v.Extent != neighbourAt {
 		t.Errorf("the neighbour is %+v", v)
 	}
-	targets, err := disk.Mounts(n.volume(neighbour).Device)
+	targets, err := mounts.OfDevice(n.volume(neighbour).Device)
 	if err != nil || len(targets) != 1 {
 		t.Errorf("the neighbour is mounted on %v: %v", targets, err)
-	} else if err := readBack(filepath.Join(targets[0], "file"), neighbour); err != nil {
+	} else if err := readBack(filepath.Join(targets[0].Mountpoint, "file"), neighbour); err != nil {
 		t.Errorf("the neighbour: %v", err)
 	}
 	if !n.digest(grownAt).Zero || !n.digest(rawAt).Zero {

@@ -44,8 +44,8 @@ func (f *file) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) sy
 }
 
 func (f *file) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
-	// Flushing is what close does. The server keeps the file open, and may be killed: nobody
-	// would answer then.
+	// Flushing is what close does. The server keeps the file open, and may be killed: the
+	// flush would have no answer then.
 	return nil, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
 }
 

@@ -23,6 +23,7 @@ const patience = 2 * time.Second
 // inventory is an agent's, of the given disks. It counts what changed.
 func inventory(t *testing.T, known []discovery.Disk, disks ...*node) (*discovery.Inventory, *atomic.Int64) {
 	class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: "faulty"}}
+	class.Spec.Adoption, class.Spec.NewDeviceGrace = diskv1alpha1.AdoptAutomatic, &metav1.Duration{}
 	for _, d := range disks {
 		class.Spec.Devices.Paths = append(class.Spec.Devices.Paths, d.path)
 	}
@@ -90,7 +91,7 @@ func TestInventory(t *testing.T) {
 			}()
 			eventually(t, 10*time.Second, func() error {
 				if !i.Failing() || changes.Load() == before {
-					return errors.New("nobody noticed")
+					return errors.New("the failure was not noticed")
 				}
 				return nil
 			})

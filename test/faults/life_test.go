@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/mounts"
 	"github.com/berthdev/berth/pkg/extent"
 )
 
@@ -64,7 +65,7 @@ type node struct {
 func newNode(t testing.TB, sector int64) *node {
 	t.Helper()
 	n := &node{faulty: newFaulty(t, diskSize, sector), mnt: t.TempDir()}
-	if _, err := disk.Initialize(t.Context(), n.path); err != nil {
+	if _, err := disk.Initialize(t.Context(), n.path, disk.Owner{}); err != nil {
 		t.Fatal(err)
 	}
 	n.must(n.open(t.Context()))
@@ -158,7 +159,7 @@ func (n *node) volume(partition string) disk.Volume {
 
 // mounted mounts the living volume, unless it is.
 func (n *node) mounted() error {
-	targets, err := disk.Mounts(n.volume(living).Device)
+	targets, err := mounts.OfDevice(n.volume(living).Device)
 	if err != nil || len(targets) > 0 {
 		return err
 	}
@@ -266,7 +267,7 @@ func (n *node) wipe(ctx context.Context, partition string) error {
 	return err
 }
 
-// writeFile is a pod that is told that its data are safe when they are.
+// writeFile is a pod whose fsync succeeds when its data are safe.
 func (n *node) writeFile() error {
 	if err := n.mounted(); err != nil {
 		return err
@@ -315,7 +316,7 @@ func fsck(ctx context.Context, consent, device string) error {
 	if err != nil && consent == "-y" && strings.Contains(err.Error(), "Superblock checksum does not match") {
 		// A resize2fs that failed to flush writes the checksum of the superblock that was over the one
 		// that is, if a second has passed since, and a file system this small has no other copy.
-		// debugfs makes the checksum anew.
+		// debugfs computes the checksum again.
 		if err := run(ctx, "debugfs", "-w", "-n", "-R", "set_super_value state 0", device); err != nil {
 			return err
 		}

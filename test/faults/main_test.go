@@ -4,8 +4,8 @@
 //
 // The file system lives in a process of its own, which is this test binary once more. A
 // thread that waits for a block device cannot be killed, and it keeps all file descriptors
-// of its process open: if the file system were served by that process as well, nobody
-// could end either. So whatever happens to the tests, the server goes, and with it the
+// of its process open: if the file system were served by that process as well, neither
+// could be ended. So whatever happens to the tests, the server goes, and with it the
 // disk: the kernel fails what waits for it.
 package faults
 

@@ -74,7 +74,7 @@ func (c Counts) of(o Op) int {
 	return sum
 }
 
-// server is a disk that does as it is told. Its exported methods are called over RPC.
+// server is a disk that does what the test sets. Its exported methods are called over RPC.
 type server struct {
 	file   int // the disk's
 	sector int64
@@ -245,7 +245,7 @@ func (s *server) Reattach(_ int, path *string) error {
 		}
 		*path = fmt.Sprintf("/dev/loop%d", n)
 		err = s.configure(*path)
-		if !errors.Is(err, unix.EBUSY) { // or somebody else was faster
+		if !errors.Is(err, unix.EBUSY) { // or another process was faster
 			return err
 		}
 	}
@@ -263,7 +263,7 @@ func (s *server) configure(path string) error {
 	return unix.IoctlLoopConfigure(loop, &config)
 }
 
-// Set sets the fault, from now on; counts begin anew.
+// Set sets the fault, from now on; counts begin again.
 func (s *server) Set(f Fault, _ *bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

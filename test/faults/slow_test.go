@@ -97,7 +97,7 @@ func beside(t *testing.T, good, bad *node, limit time.Duration, spoil func(), wo
 	}
 }
 
-// TestHang: a disk that does not answer costs nobody but its own volumes. What waits for
+// TestHang: a disk that does not answer harms its own volumes only. What waits for
 // it is done when it answers again.
 func TestHang(t *testing.T) {
 	hang := 3 * time.Second
@@ -147,7 +147,7 @@ func TestHang(t *testing.T) {
 			}()
 		}
 	})
-	// Long before the disk answers everybody knows, and nobody else comes to wait.
+	// Long before the disk answers it is out of service, and no more calls come to wait.
 	if err := bad.engine.Snapshot().Err; !errors.Is(err, disk.ErrOutOfService) || !strings.Contains(err.Error(), "hangs") {
 		t.Errorf("the disk hangs, and its snapshot says: %v", err)
 	}
@@ -156,7 +156,7 @@ func TestHang(t *testing.T) {
 		t.Errorf("a call to a disk that hangs, after %s: %v", time.Since(begin), err)
 	}
 	if changes.Load() == 0 {
-		t.Error("nobody was told that the disk hangs")
+		t.Error("no change was reported when the disk hung")
 	}
 	counts := bad.heal()
 	if counts.Hits == 0 {
@@ -188,7 +188,7 @@ func TestHang(t *testing.T) {
 	}
 }
 
-// TestHangWhileWiping: who zeroes is not the one who keeps the table, and yet all are told
+// TestHangWhileWiping: the wiper is not the goroutine that keeps the table, and yet all callers get the error
 // when the disk stops answering.
 func TestHangWhileWiping(t *testing.T) {
 	for _, c := range []struct {

@@ -18,7 +18,7 @@ import (
 )
 
 // The provisioners of the drivers that Berth is compared with, and the names of their
-// StorageClasses: one whose capacity nobody checks, and one with a CSIStorageCapacity for every node.
+// StorageClasses: one whose capacity is not checked, and one with a CSIStorageCapacity for every node.
 const (
 	StubProvisioner     = "stub.bench.example.com"
 	CapacityProvisioner = "capacity.bench.example.com"

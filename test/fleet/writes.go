@@ -66,7 +66,7 @@ func (f *Fleet) Writes(ctx context.Context) (Writes, error) {
 		if label["subresource"] != "" {
 			what += "/" + label["subresource"]
 		}
-		// A client that is faster than the API server is told so and comes again: nothing is
+		// A client that is faster than the API server gets a 429 and comes again: nothing is
 		// written, but it is shown.
 		if code := label["code"]; !strings.HasPrefix(code, "2") {
 			what += refused + code

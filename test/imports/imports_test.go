@@ -27,6 +27,10 @@ type rule struct {
 	never []string
 }
 
+// kubeScheduler is what kube-scheduler is made of. Its configuration is none of it: plugins read which of them a
+// profile has.
+var kubeScheduler = []string{"k8s.io/kubernetes/cmd", "k8s.io/kubernetes/pkg/scheduler/backend", "k8s.io/kubernetes/pkg/scheduler/framework", "k8s.io/kubernetes/pkg/features"}
+
 var rules = []rule{
 	{packages: "pkg/extent", only: []string{}, stdlib: true},
 	{packages: "pkg/placement", only: []string{"pkg/extent"}, stdlib: true},
@@ -34,13 +38,18 @@ var rules = []rule{
 	{packages: "apis", only: []string{}, never: []string{"k8s.io/client-go", "k8s.io/api/", "k8s.io/kubernetes", "sigs.k8s.io/controller-runtime"}},
 	{packages: "pkg/request", only: []string{"pkg/extent", "pkg/placement", "apis"}, never: []string{"k8s.io/client-go", "k8s.io/kubernetes"}},
 	{packages: "pkg/claim", only: []string{"pkg/extent", "pkg/placement", "pkg/request", "apis"}, never: []string{"k8s.io/client-go", "k8s.io/kubernetes"}},
+	{packages: "pkg/answer", only: []string{}, never: []string{"k8s.io/api/", "k8s.io/client-go", "k8s.io/kubernetes"}},
+	{packages: "pkg/controller", only: []string{}, never: []string{"k8s.io/kubernetes"}},
 	{packages: "pkg/plugins", never: []string{module + "/pkg/agent", "github.com/diskfs"}},
-	{packages: "pkg/plugins/diskcapacity", only: []string{"pkg/extent", "pkg/placement", "pkg/ledger", "pkg/request", "pkg/claim", "apis"}},
-	{packages: "pkg/plugins/volumebinding", only: []string{"pkg/extent", "pkg/placement", "pkg/ledger", "pkg/request", "pkg/claim", "pkg/plugins/diskcapacity", "apis"}},
-	{packages: "pkg/provisioner", never: []string{module + "/pkg/agent", "k8s.io/kubernetes", "github.com/diskfs"}},
+	{packages: "pkg/plugins/diskcapacity", only: []string{"pkg/answer", "pkg/extent", "pkg/placement", "pkg/ledger", "pkg/request", "pkg/claim", "apis"}, never: kubeScheduler},
+	{packages: "pkg/plugins/volumebinding", only: []string{"pkg/answer", "pkg/extent", "pkg/placement", "pkg/ledger", "pkg/request", "pkg/claim", "pkg/plugins/diskcapacity", "apis"}},
+	{packages: "pkg/capacity", only: []string{"pkg/answer", "pkg/controller", "pkg/extent", "pkg/placement", "pkg/ledger", "pkg/request", "pkg/claim", "pkg/plugins/diskcapacity", "apis"}, never: kubeScheduler},
+	{packages: "pkg/provisioner", never: append([]string{module + "/pkg/agent", "github.com/diskfs"}, kubeScheduler...)},
 	{packages: "pkg/agent", never: []string{module + "/pkg/plugins", module + "/pkg/ledger", "k8s.io/kubernetes", "k8s.io/kube-scheduler"}},
-	{packages: "pkg/agent/disk", only: []string{"pkg/extent"}, never: []string{"k8s.io/api", "k8s.io/client-go"}},
+	{packages: "pkg/agent/disk", only: []string{"pkg/extent", "pkg/agent/holders", "pkg/agent/mounts", "pkg/agent/signature"}, never: []string{"k8s.io/api", "k8s.io/client-go"}},
 	{packages: "cmd/nodeagent", never: []string{module + "/pkg/plugins", "k8s.io/kubernetes", "k8s.io/kube-scheduler"}},
+	{packages: "pkg/scheduler", never: []string{module + "/pkg/agent", module + "/test", "github.com/diskfs", "sigs.k8s.io/scheduler-plugins"}},
+	{packages: "pkg/scheduler/patch", only: []string{"pkg/answer", "pkg/extent", "pkg/placement", "pkg/ledger", "pkg/request", "pkg/claim", "pkg/plugins/diskcapacity", "apis"}},
 	{packages: "cmd/scheduler", never: []string{module + "/pkg/agent", "github.com/diskfs"}},
 }
 

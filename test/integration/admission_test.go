@@ -2,14 +2,19 @@ package integration
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -115,7 +120,7 @@ func TestAdmissionOfPods(t *testing.T) {
 		{name: "read-only", attributes: attributes("1Gi"), change: func(p *corev1.Pod) {
 			p.Spec.Volumes[0].CSI.ReadOnly = ptr.To(true)
 		}, want: "readOnly is set"},
-		{name: "a record that nobody but the scheduler writes", attributes: attributes("1Gi"), change: func(p *corev1.Pod) {
+		{name: "a record that only the scheduler writes", attributes: attributes("1Gi"), change: func(p *corev1.Pod) {
 			p.Annotations = map[string]string{diskv1alpha1.AnnotationAllocation: "{}"}
 		}, want: "is written by Berth's scheduler only"},
 	} {
@@ -165,6 +170,180 @@ func TestAdmissionOfPods(t *testing.T) {
 	}
 }
 
+// as is a client of another user, maybe with a token that names a node.
+func as(t *testing.T, c *cluster.Cluster, user, nodeName string) client.Client {
+	t.Helper()
+	config := c.RESTConfig()
+	config.Impersonate = rest.ImpersonationConfig{UserName: user, Groups: []string{"system:serviceaccounts", "system:authenticated", "test:anything"}}
+	if nodeName != "" {
+		config.Impersonate.Extra = map[string][]string{"authentication.kubernetes.io/node-name": {nodeName}}
+	}
+	out, err := client.New(config, client.Options{Scheme: c.Client().Scheme()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// allowAll gives a group that only tests are in all rights, so that nothing but admission refuses.
+func allowAll(ctx context.Context, t *testing.T, c *cluster.Cluster) {
+	t.Helper()
+	binding := &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "test-anything"},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "cluster-admin"},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "Group", Name: "test:anything"}},
+	}
+	if err := c.Client().Create(ctx, binding); client.IgnoreAlreadyExists(err) != nil {
+		t.Fatal(err)
+	}
+}
+
+// inForce waits until the policy refuses what it must: it is in force some time after it was made.
+func inForce(ctx context.Context, t *testing.T, try func() error, policy string) {
+	t.Helper()
+	err := cluster.Eventually(ctx, 30*time.Second, func(context.Context) error {
+		switch err := try(); {
+		case err == nil:
+			return fmt.Errorf("policy %s refuses nothing", policy)
+		case !strings.Contains(err.Error(), policy):
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAdmissionOfWriters asserts who may write what of a NodeDiskCapacity, whatever RBAC allows:
+// also where the agents are not in kube-system, or have another name.
+func TestAdmissionOfWriters(t *testing.T) {
+	c := controlPlane(t)
+	ctx := t.Context()
+	guardedNamespace(ctx, t, c)
+	allowAll(ctx, t, c)
+	const name = "admission-writers"
+	const disk = "11111111-2222-4333-8444-555555555555"
+	ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{
+		Name: name, Annotations: map[string]string{diskv1alpha1.AnnotationReclaimOrphans: "3"},
+		OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: name, UID: "gone"}},
+	}}
+	if err := c.Client().Create(ctx, ndc); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Client().Delete(context.Background(), ndc) })
+	agent := as(t, c, "system:serviceaccount:storage:berth-nodeagent", name)
+	other := as(t, c, "system:serviceaccount:storage:berth-nodeagent", "another-node")
+	nameless := as(t, c, "system:serviceaccount:storage:berth-nodeagent", "")
+	renamed := as(t, c, "system:serviceaccount:storage:agent", name)
+	scheduler := as(t, c, "system:serviceaccount:storage:berth-scheduler", "another-node")
+	operator := as(t, c, "jane", "")
+	patch := func(who client.Client, body string) func() error {
+		return func() error {
+			return who.Patch(ctx, ndc.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(body)), client.DryRunAll)
+		}
+	}
+	status := func(who client.Client) func() error {
+		return func() error {
+			return who.Status().Patch(ctx, ndc.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(`{"status":{"summary":{"disks":1,"volumes":0}}}`)), client.DryRunAll)
+		}
+	}
+	remove := func(who client.Client) func() error {
+		return func() error { return who.Delete(ctx, ndc.DeepCopy(), client.DryRunAll) }
+	}
+	const (
+		owned   = `{"spec":{"ownedDisks":["` + disk + `"]}}`
+		adopt   = `{"spec":{"adopt":[{"serial":"s","class":"ssd","fingerprint":"0123456789abcdef"}]}}`
+		unnote  = `{"metadata":{"annotations":{"disk.berth.dev/reclaim-orphans":null}}}`
+		note    = `{"metadata":{"annotations":{"disk.berth.dev/reclaim-orphans":"999"}}}`
+		label   = `{"metadata":{"labels":{"a":"b"}}}`
+		unowned = `{"metadata":{"ownerReferences":[]}}`
+	)
+	inForce(ctx, t, patch(renamed, owned), "nodediskcapacities.disk.berth.dev")
+	for name, tc := range map[string]struct {
+		try  func() error
+		want string
+	}{
+		"agent: status":                 {status(agent), ""},
+		"agent: takes an annotation":    {patch(agent, unnote), ""},
+		"agent: removes the owner":      {patch(agent, unowned), ""},
+		"agent: changes an annotation":  {patch(agent, note), "may change no more"},
+		"agent: label":                  {patch(agent, label), "may change no more"},
+		"agent: approves a device":      {patch(agent, adopt), "may not write spec"},
+		"agent: owns a disk":            {patch(agent, owned), "written by Berth's scheduler only"},
+		"agent: delete":                 {remove(agent), "may not delete"},
+		"another node: status":          {status(other), "of another node"},
+		"another node: annotation":      {patch(other, unnote), "of another node"},
+		"no node: status":               {status(nameless), "names no node"},
+		"an agent renamed: status":      {status(renamed), "not by system:serviceaccount:storage:agent"},
+		"an agent renamed: owns a disk": {patch(renamed, owned), "written by Berth's scheduler only"},
+		"scheduler: status":             {status(scheduler), ""},
+		"scheduler: owner":              {patch(scheduler, owned), ""},
+		"scheduler: delete":             {remove(scheduler), ""},
+		"operator: approves a device":   {patch(operator, adopt), ""},
+		"operator: annotation":          {patch(operator, note), ""},
+		"operator: delete":              {remove(operator), ""},
+		"operator: status":              {status(operator), "not by jane"},
+		"operator: owner":               {patch(operator, owned), "written by Berth's scheduler only"},
+	} {
+		switch err := tc.try(); {
+		case tc.want == "" && err != nil:
+			t.Errorf("%s: refused: %v", name, err)
+		case tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)):
+			t.Errorf("%s: got error %v, want %q", name, err, tc.want)
+		}
+	}
+	// What the agent creates has no spec.
+	fresh := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: "another-node"}}
+	if err := other.Create(ctx, fresh.DeepCopy(), client.DryRunAll); err != nil {
+		t.Errorf("an agent may not create the NodeDiskCapacity of its node: %v", err)
+	}
+	fresh.Spec.OwnedDisks = []string{disk}
+	if err := other.Create(ctx, fresh, client.DryRunAll); err == nil {
+		t.Error("an agent creates a NodeDiskCapacity that owns a disk")
+	}
+}
+
+// TestAdmissionOfNodes asserts that the scheduler removes Berth's taint from a Node, and can
+// change nothing else.
+func TestAdmissionOfNodes(t *testing.T) {
+	c := controlPlane(t)
+	ctx := t.Context()
+	guardedNamespace(ctx, t, c)
+	allowAll(ctx, t, c)
+	ours := corev1.Taint{Key: diskv1alpha1.TaintNotReady, Effect: corev1.TaintEffectNoSchedule}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "admission-taints"}, Spec: corev1.NodeSpec{Taints: []corev1.Taint{ours, {Key: "other", Effect: corev1.TaintEffectNoExecute}}}}
+	if err := c.Client().Create(ctx, node); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Client().Delete(context.Background(), node) })
+	scheduler := as(t, c, "system:serviceaccount:storage:berth-scheduler", "another-node")
+	// The API server has given the node taints of its own.
+	others := slices.DeleteFunc(slices.Clone(node.Spec.Taints), func(t corev1.Taint) bool { return t == ours })
+	less, err := json.Marshal(map[string]any{"spec": map[string]any{"taints": others}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inForce(ctx, t, func() error {
+		return scheduler.Patch(ctx, node.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(`{"spec":{"unschedulable":true}}`)), client.DryRunAll)
+	}, "nodes.disk.berth.dev")
+	for name, tc := range map[string]struct {
+		body    string
+		refused bool
+	}{
+		"our taint":     {string(less), false},
+		"all taints":    {`{"spec":{"taints":[]}}`, true},
+		"another taint": {`{"spec":{"taints":[{"key":"disk.berth.dev/not-ready","effect":"NoSchedule"}]}}`, true},
+		"cordon":        {`{"spec":{"unschedulable":true}}`, true},
+		"label":         {`{"metadata":{"labels":{"a":"b"}}}`, true},
+	} {
+		err := scheduler.Patch(ctx, node.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(tc.body)), client.DryRunAll)
+		if refused := err != nil && strings.Contains(err.Error(), "may change no more of a Node"); refused != tc.refused || err != nil && !refused {
+			t.Errorf("%s: got error %v, want refused %v", name, err, tc.refused)
+		}
+	}
+}
+
 // An agent that was broken into can publish nonsense for its own node only.
 func TestAdmissionOfCapacity(t *testing.T) {
 	c := controlPlane(t)
@@ -189,7 +368,7 @@ func TestAdmissionOfCapacity(t *testing.T) {
 	if err := agent.Create(ctx, other, client.DryRunAll); err == nil || !strings.Contains(err.Error(), "may not write the NodeDiskCapacity of another node") {
 		t.Errorf("publishing for another node: got error %v, want a refusal", err)
 	}
-	// Nobody can publish space that is not aligned, or ends behind the disk.
+	// No agent can publish space that is not aligned, or ends behind the disk.
 	for _, tc := range []struct {
 		extent diskv1alpha1.Extent
 		want   string
@@ -207,3 +386,97 @@ func TestAdmissionOfCapacity(t *testing.T) {
 		}
 	}
 }
+
+// TestAdmissionOfScheduler asserts that the scheduler's account makes PersistentVolumes of Berth's driver only.
+func TestAdmissionOfScheduler(t *testing.T) {
+	c := controlPlane(t)
+	ctx := t.Context()
+	guardedNamespace(ctx, t, c)
+	allowAll(ctx, t, c)
+	scheduler := as(t, c, "system:serviceaccount:storage:berth-scheduler", "another-node")
+	volume := func(source corev1.PersistentVolumeSource) *corev1.PersistentVolume {
+		return &corev1.PersistentVolume{
+			ObjectMeta: metav1.ObjectMeta{Name: "admission-of-the-scheduler"},
+			Spec: corev1.PersistentVolumeSpec{
+				Capacity:    corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")},
+				AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, PersistentVolumeSource: source,
+			},
+		}
+	}
+	host := corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/etc"}}
+	inForce(ctx, t, func() error { return scheduler.Create(ctx, volume(host), client.DryRunAll) }, "scheduler.disk.berth.dev")
+	for name, tc := range map[string]struct {
+		source  corev1.PersistentVolumeSource
+		refused bool
+	}{
+		"ours":    {corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: diskv1alpha1.DriverName, VolumeHandle: "v"}}, false},
+		"another": {corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "other.example.com", VolumeHandle: "v"}}, true},
+		"host":    {host, true},
+	} {
+		err := scheduler.Create(ctx, volume(tc.source), client.DryRunAll)
+		if refused := err != nil && strings.Contains(err.Error(), "of driver disk.berth.dev only"); refused != tc.refused || err != nil && !refused {
+			t.Errorf("%s: got error %v, want refused %v", name, err, tc.refused)
+		}
+	}
+	// Of a volume that exists, only its claim.
+	pv := volume(host)
+	if err := c.Client().Create(ctx, pv); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Client().Delete(context.Background(), pv) })
+	for body, refused := range map[string]bool{
+		`{"spec":{"claimRef":{"namespace":"default","name":"data"}}}`: false,
+		`{"spec":{"capacity":{"storage":"2Gi"}}}`:                     true,
+	} {
+		err := scheduler.Patch(ctx, pv.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(body)), client.DryRunAll)
+		if (err != nil) != refused {
+			t.Errorf("%s: got error %v, want refused %v", body, err, refused)
+		}
+	}
+	if err := scheduler.Delete(ctx, pv.DeepCopy(), client.DryRunAll); err == nil || !strings.Contains(err.Error(), "of driver disk.berth.dev only") {
+		t.Errorf("deleted a hostPath volume: %v", err)
+	}
+}
+
+// TestWarningOfSchedulerName asserts that who creates a pod of ours for another scheduler is warned, and not refused.
+func TestWarningOfSchedulerName(t *testing.T) {
+	c := controlPlane(t)
+	ctx := t.Context()
+	namespace := guardedNamespace(ctx, t, c)
+	config := c.RESTConfig()
+	received := make(warnings, 100)
+	config.WarningHandler = received
+	person, err := client.New(config, client.Options{Scheme: c.Client().Scheme()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	attributes := map[string]string{diskv1alpha1.AttributeClass: "ssd", diskv1alpha1.AttributeSize: "1Gi"}
+	warned := func(schedulerName string) bool {
+		pod := diskPodFor(namespace, attributes, func(pod *corev1.Pod) { pod.Spec.SchedulerName = schedulerName })
+		if err := person.Create(ctx, pod, client.DryRunAll); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case text := <-received:
+			return strings.Contains(text, "set schedulerName: berth")
+		default:
+			return false
+		}
+	}
+	// A policy is in force some time after it was made.
+	if err := cluster.Eventually(ctx, 30*time.Second, func(context.Context) error {
+		if !warned("") {
+			return fmt.Errorf("no warning")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if warned("berth") {
+		t.Error("a pod of Berth's scheduler is warned of")
+	}
+}
+
+type warnings chan string
+
+func (w warnings) HandleWarningHeader(_ int, _, text string) { w <- text }

@@ -125,7 +125,7 @@ func TestAgentClaimWithoutServer(t *testing.T) {
 	n.writeCanary(n.staging(pv))
 	n.phase(pv, corev1.VolumeReleased)
 	n.said(pv, "VolumeNotReleased")
-	// The agent has seen the release; when it is due, nobody can say that it still holds.
+	// The agent has seen the release; when it is due, the API server does not answer whether it still holds.
 	g.shut(t)
 	n.unstage(pv)
 	n.never("a volume is wiped while the API server is away", time.Second, func() error {
@@ -134,7 +134,7 @@ func TestAgentClaimWithoutServer(t *testing.T) {
 		}
 		return nil
 	})
-	// Meanwhile somebody changed their mind.
+	// Meanwhile the policy was changed.
 	n.edit(pv, func() { pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain })
 	g.open(t)
 	n.keeps("a volume is wiped by what was true earlier", pv)

@@ -115,7 +115,7 @@ func (n *node) phase(pv *corev1.PersistentVolume, phase corev1.PersistentVolumeP
 	})
 }
 
-// strip takes an object away, whoever holds it.
+// strip removes an object with its finalizers.
 func (n *node) strip(object client.Object) {
 	for {
 		err := n.client.Get(context.Background(), client.ObjectKeyFromObject(object), object)

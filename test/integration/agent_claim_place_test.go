@@ -54,7 +54,7 @@ func TestAgentClaimPlaces(t *testing.T) {
 	n.gone(taken)
 	n.realized(large)
 
-	// What is recorded and not there yet is not given to anybody whom the node places itself.
+	// What is recorded and not there yet is not given to a pod whose volume the node places itself.
 	n.phase(large, corev1.VolumeReleased)
 	n.gone(large)
 	n.released()
@@ -262,7 +262,7 @@ func TestAgentClaimDamaged(t *testing.T) {
 	}
 }
 
-// TestAgentClaimVanished: a volume whose partition a tool took away is not made anew over
+// TestAgentClaimVanished: a volume whose partition a tool took away is not made again over
 // what is left of it.
 func TestAgentClaimVanished(t *testing.T) {
 	n := newNode(t, gib)

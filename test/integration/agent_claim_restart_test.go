@@ -49,7 +49,7 @@ func TestAgentClaimFoundInEveryPhase(t *testing.T) {
 	// Released, and never made.
 	never := made("never", 4, "", nil)
 	n.phase(never, corev1.VolumeReleased)
-	// Never handed out, and deleted by whoever made it.
+	// Never handed out, and deleted by its creator.
 	taken := made("taken-back", 5, disk.Reserved, nil)
 	n.phase(taken, corev1.VolumePending)
 	n.remove(taken)
@@ -107,7 +107,7 @@ func TestAgentClaimKilled(t *testing.T) {
 		_ = process.Wait()
 		process = start()
 	}
-	// In one more round nobody is killed: an agent that is at work ends when it is told to.
+	// In one more round no agent is killed: one that is at work ends at SIGTERM.
 	for round := range rounds + 1 {
 		pv := n.bound("data", "64Mi", corev1.PersistentVolumeFilesystem, d, d.Free[0].Start)
 		pvc := n.claimOf(pv)

@@ -12,8 +12,8 @@ import (
 )
 
 // TestAgentClaimStorm: many volumes come, grow and go at the same time, most of them
-// recorded where others are, while the agent is stopped and started. Nobody loses a byte,
-// and nobody gets one of another's.
+// recorded where others are, while the agent is stopped and started. No volume loses a byte,
+// and none gets one of another's.
 func TestAgentClaimStorm(t *testing.T) {
 	n := newNode(t, 2*gib, 2*gib)
 	n.start()

@@ -12,7 +12,7 @@ import (
 )
 
 // TestAgentClaimLife: a PersistentVolume gets its partition where the scheduler put it, formatted
-// before anybody asks; released, it is wiped, and only then it goes.
+// before a pod uses it; released, it is wiped, and only then it goes.
 func TestAgentClaimLife(t *testing.T) {
 	n := newNode(t, gib)
 	n.start()
@@ -31,7 +31,7 @@ func TestAgentClaimLife(t *testing.T) {
 		t.Fatal("the canary cannot be found where it was written")
 	}
 
-	// An agent that starts anew leaves it as it is.
+	// An agent that restarts leaves it as it is.
 	n.stop()
 	n.start()
 	if _, again := n.realized(pv); again != a {
@@ -47,7 +47,7 @@ func TestAgentClaimLife(t *testing.T) {
 		t.Error("a mounted volume of a released PersistentVolume lost its data")
 	}
 	unmount()
-	// Without a kubelet nobody says so; an agent that starts looks.
+	// Without a kubelet there is no call; an agent that starts looks.
 	n.stop()
 	n.start()
 	n.gone(pv)
@@ -60,8 +60,8 @@ func TestAgentClaimLife(t *testing.T) {
 	}
 }
 
-// TestAgentClaimDeletedByHand: a PersistentVolume that somebody deletes stays until its
-// volume is wiped; whoever takes the finalizer off leaves a volume that nobody touches.
+// TestAgentClaimDeletedByHand: a PersistentVolume that a user deletes stays until its
+// volume is wiped; if its finalizer is removed, the agent leaves the volume alone.
 func TestAgentClaimDeletedByHand(t *testing.T) {
 	n := newNode(t, gib)
 	n.start()

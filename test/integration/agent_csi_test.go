@@ -77,8 +77,17 @@ func (v *csiVolume) must(what string, err error, code codes.Code) {
 	}
 }
 
+// folder makes the folder that a path lies in, as the kubelet does.
+func (v *csiVolume) folder(path string) {
+	v.t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		v.t.Fatal(err)
+	}
+}
+
 func (v *csiVolume) stage() {
 	v.t.Helper()
+	v.folder(v.staging)
 	_, err := v.csi().NodeStageVolume(v.t.Context(), &csispec.NodeStageVolumeRequest{
 		VolumeId: v.volume.VolumeId, StagingTargetPath: v.staging, VolumeCapability: v.capability, VolumeContext: v.volume.VolumeContext,
 	})
@@ -93,6 +102,7 @@ func (v *csiVolume) unstage() {
 
 func (v *csiVolume) publishTo(pod string) {
 	v.t.Helper()
+	v.folder(v.targetOf(pod))
 	_, err := v.csi().NodePublishVolume(v.t.Context(), &csispec.NodePublishVolumeRequest{
 		VolumeId: v.volume.VolumeId, StagingTargetPath: v.staging, TargetPath: v.targetOf(pod), VolumeCapability: v.capability, VolumeContext: v.volume.VolumeContext,
 	})
@@ -135,7 +145,7 @@ func (v *csiVolume) total(pod string) int64 {
 }
 
 // A volume grows on a disk while a pod writes to it, and keeps what was written; an agent
-// that starts anew meanwhile finds it as it was.
+// that restarts meanwhile finds it as it was.
 func TestAgentCSIExpand(t *testing.T) {
 	n := newNode(t, 2*gib)
 	n.start()

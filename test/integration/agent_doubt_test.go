@@ -13,6 +13,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestAgentStrayDisk: a disk that was put into another node keeps the volumes whose
@@ -29,9 +30,10 @@ func TestAgentStrayDisk(t *testing.T) {
 	n.disks[0].forget(t)
 
 	// The same disk in another node.
-	other := &node{t: t, name: n.name + "-other", plane: n.plane, client: n.client, dir: t.TempDir(), disks: n.disks, sys: n.sys, options: n.options}
+	other := &node{t: t, name: n.name + "-other", plane: n.plane, client: n.client, dir: testenv.SharedDir(t), disks: n.disks, sys: n.sys, options: n.options}
 	other.options.Config = other.agentConfig()
 	other.options.NodeName, other.options.CSISocket, other.options.RegistrationDir = other.name, other.dir+"/csi.sock", other.dir+"/registration"
+	other.options.KubeletDir = other.dir
 	other.options.OrphanGrace = 300 * time.Millisecond
 	other.create(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: other.name}})
 	t.Cleanup(func() {
@@ -42,6 +44,10 @@ func TestAgentStrayDisk(t *testing.T) {
 	n.delete(goes)
 	t.Cleanup(other.stop)
 	other.start()
+	other.deviceIs(n.disks[0], diskv1alpha1.DeviceForeign, "belongs to node "+n.name)
+	if err := n.client.Delete(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.name}}); err != nil {
+		t.Fatal(err)
+	}
 	// Whose pod is nowhere is reclaimed; this also shows that the sweep has been.
 	other.published("the volume without a pod is reclaimed", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
 		if s.Summary.Disks != 1 || s.Summary.Volumes != 1 {
@@ -142,22 +148,23 @@ func TestAgentRefusesEarly(t *testing.T) {
 		}
 		n.unpublish(pod, "data")
 	}
-	// A DaemonSet would make its pod anew on this node only.
+	// A DaemonSet would recreate its pod on this node only.
 	daemon := n.pod("daemon", "", func(p *corev1.Pod) {
 		p.OwnerReferences = controller()
 		p.OwnerReferences[0].Kind = "DaemonSet"
 	}, n.volumeOf("data", "10Gi", ""))
 	n.event(daemon, "NoRoomForVolume")
-	n.never("a pod of a DaemonSet is evicted", 2*time.Second, func() error {
-		if n.going(daemon) {
-			return nil
+	n.never("the eviction of a pod of a DaemonSet is requested", 2*time.Second, func() error {
+		ndc, err := n.ndc()
+		if err == nil && len(ndc.Status.Evictions) == 0 {
+			err = errors.New("it is not")
 		}
-		return errors.New("it is not")
+		return err
 	})
 }
 
-// TestAgentForgetsDisk: a disk that is gone for good is forgotten when a person deletes
-// the NodeDiskCapacity.
+// TestAgentForgetsDisk: a disk that is gone for good is forgotten when the annotation says so,
+// and not because the NodeDiskCapacity was deleted.
 func TestAgentForgetsDisk(t *testing.T) {
 	n := newNode(t, 2*gib, 2*gib)
 	n.start()
@@ -173,12 +180,28 @@ func TestAgentForgetsDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	gone := of(&ndc.Status, n.disks[1]).ID
 	if err := n.client.Delete(t.Context(), ndc); err != nil {
 		t.Fatal(err)
 	}
+	n.published("the disk is still known", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+		if len(s.Disks) != 2 {
+			return fmt.Errorf("%d disks", len(s.Disks))
+		}
+		return nil
+	})
+	n.edit(ndc, func() {
+		ndc.Annotations = map[string]string{diskv1alpha1.AnnotationForgetDisks: gone + ", " + of(&ndc.Status, n.disks[0]).ID}
+	})
 	n.published("the disk is forgotten", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
 		if len(s.Disks) != 1 || s.Disks[0].State != diskv1alpha1.DiskReady {
 			return fmt.Errorf("%d disks", len(s.Disks))
+		}
+		return nil
+	})
+	n.eventually("the annotation is removed", func() error {
+		if ndc, err := n.ndc(); err != nil || ndc.Annotations[diskv1alpha1.AnnotationForgetDisks] != "" {
+			return fmt.Errorf("it is not: %w", err)
 		}
 		return nil
 	})
@@ -194,7 +217,7 @@ func TestAgentReopensDisk(t *testing.T) {
 	n.ready()
 	stays := n.pod("stays", "", nil, n.volumeOf("data", "300Mi", ""))
 	_, before := n.formatted(stays, "data")
-	// Somebody's tool wipes the first header; the next change finds out.
+	// A tool wipes the first header; the next change finds out.
 	command(t, "dd", "status=none", "if=/dev/zero", "of="+n.disks[0].path, "bs=512", "seek=1", "count=1", "oflag=direct")
 	late := n.pod("late", "", nil, n.volumeOf("data", "300Mi", ""))
 	n.published("the disk is Failed, and says why", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {

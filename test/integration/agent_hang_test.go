@@ -33,7 +33,7 @@ func newFreezer(t *testing.T, size int64) *freezer {
 	command(t, "mkfs.ext4", "-q", "-F", image)
 	command(t, "mount", "-o", "loop", image, f.dir)
 	t.Cleanup(func() {
-		// The kernel lets go of a loop device in its own time.
+		// The kernel releases a loop device after a while.
 		command(t, "bash", "-c", "for i in {1..100}; do umount $0 2>/dev/null && exit; sleep 0.1; done; umount $0", f.dir)
 	})
 	return f
@@ -48,10 +48,10 @@ func TestAgentDiskHangs(t *testing.T) {
 	n := newNode(t, gib)
 	f := newFreezer(t, 3*gib)
 	good := n.disks[0]
-	here := n.dir
-	n.dir = f.dir
+	here := n.images
+	n.images = f.dir
 	bad := n.attach(gib, 512)
-	n.dir = here
+	n.images = here
 	n.disks = append(n.disks, bad)
 	t.Cleanup(n.stop)
 	class := n.class(n.name+"-bad", bad)

@@ -49,6 +49,7 @@ type node struct {
 	client client.Client
 	disks  []*testDisk
 	dir    string
+	images string
 	sys    *hidingSys
 
 	// options are what start gives the agent.
@@ -71,7 +72,7 @@ func newNode(t *testing.T, sizes ...int64) *node {
 	t.Helper()
 	plane := controlPlane(t)
 	testenv.NeedProgram(t, "losetup", "delpart", "mkfs.ext4", "mkfs.xfs", "blkid", "wipefs")
-	n := &node{t: t, name: strings.ToLower(t.Name()), plane: plane, client: plane.Client(), dir: t.TempDir()}
+	n := &node{t: t, name: strings.ToLower(t.Name()), plane: plane, client: plane.Client(), dir: testenv.SharedDir(t), images: t.TempDir()}
 	n.name = strings.NewReplacer("/", "-", "_", "-").Replace(n.name)
 	for i, size := range sizes {
 		n.disks = append(n.disks, n.attach(size, []int{512, 4096}[i%2]))
@@ -89,6 +90,7 @@ func newNode(t *testing.T, sizes ...int64) *node {
 	n.options = agent.Options{
 		NodeName:        n.name,
 		Config:          n.agentConfig(),
+		KubeletDir:      n.dir,
 		CSISocket:       filepath.Join(n.dir, "csi.sock"),
 		RegistrationDir: filepath.Join(n.dir, "registration"),
 		OrphanGrace:     time.Second,
@@ -102,6 +104,7 @@ func newNode(t *testing.T, sizes ...int64) *node {
 
 func (n *node) class(name string, disks ...*testDisk) *diskv1alpha1.DiskClass {
 	class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	class.Spec.Adoption, class.Spec.NewDeviceGrace = diskv1alpha1.AdoptAutomatic, &metav1.Duration{}
 	for _, d := range disks {
 		class.Spec.Devices.Paths = append(class.Spec.Devices.Paths, d.path)
 		n.options.Devices = append(n.options.Devices, d.path)
@@ -139,7 +142,8 @@ func (n *node) create(object client.Object) {
 // attach makes a loop device that goes with the test.
 func (n *node) attach(size int64, sector int) *testDisk {
 	n.t.Helper()
-	image := filepath.Join(n.dir, fmt.Sprintf("disk%d.img", len(n.disks)))
+	// Not below the kubelet's folder: what the kubelet makes loop devices over is never a disk.
+	image := filepath.Join(n.images, fmt.Sprintf("disk%d.img", len(n.disks)))
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
 		n.t.Fatal(err)
 	}
@@ -148,7 +152,7 @@ func (n *node) attach(size int64, sector int) *testDisk {
 	}
 	path := strings.TrimSpace(command(n.t, "losetup", "--find", "--show", "--sector-size", strconv.Itoa(sector), image))
 	d := &testDisk{path: path, image: image, size: size}
-	// Partitions outlive the detaching of a loop device: somebody may have left some.
+	// Partitions outlive the detaching of a loop device: another test may have left some.
 	d.forget(n.t)
 	n.t.Cleanup(d.detach(n.t))
 	return d
@@ -174,18 +178,7 @@ func (d *testDisk) detach(t *testing.T) func() {
 // forget makes the kernel forget the disk's partitions, as a reboot does.
 func (d *testDisk) forget(t *testing.T) {
 	t.Helper()
-	partitions, err := filepath.Glob("/sys/block/" + d.name() + "/" + d.name() + "p*/partition")
-	if err != nil {
-		t.Error(err)
-	}
-	for _, p := range partitions {
-		number, err := os.ReadFile(p)
-		if err != nil {
-			t.Error(err)
-			continue
-		}
-		command(t, "delpart", d.path, strings.TrimSpace(string(number)))
-	}
+	testenv.ForgetPartitions(t, d.path)
 }
 
 func command(t *testing.T, name string, arguments ...string) string {
@@ -237,6 +230,11 @@ func (n *node) stop() {
 // eventually waits until check returns nil.
 func (n *node) eventually(what string, check func() error) {
 	n.t.Helper()
+	n.within(patience, what, check)
+}
+
+func (n *node) within(patience time.Duration, what string, check func() error) {
+	n.t.Helper()
 	deadline := time.After(patience)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -281,8 +279,13 @@ func (n *node) ndc() (*diskv1alpha1.NodeDiskCapacity, error) {
 // invariants at every look.
 func (n *node) published(what string, check func(*diskv1alpha1.NodeDiskCapacityStatus) error) diskv1alpha1.NodeDiskCapacityStatus {
 	n.t.Helper()
+	return n.publishedWithin(patience, what, check)
+}
+
+func (n *node) publishedWithin(patience time.Duration, what string, check func(*diskv1alpha1.NodeDiskCapacityStatus) error) diskv1alpha1.NodeDiskCapacityStatus {
+	n.t.Helper()
 	var status diskv1alpha1.NodeDiskCapacityStatus
-	n.eventually(what, func() error {
+	n.within(patience, what, func() error {
 		ndc, err := n.ndc()
 		if err != nil {
 			return err
@@ -458,6 +461,9 @@ func (n *node) target(pod *corev1.Pod, volume string) string {
 // publish asks for a volume as the kubelet does.
 func (n *node) publish(pod *corev1.Pod, volume string) error {
 	n.t.Helper()
+	if err := os.MkdirAll(filepath.Dir(n.target(pod, volume)), 0o750); err != nil {
+		n.t.Fatal(err)
+	}
 	_, err := n.csi().NodePublishVolume(n.t.Context(), n.publishRequest(pod, volume))
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -129,7 +130,8 @@ func TestAgentPublishesDisks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(ndc.OwnerReferences) != 1 || ndc.OwnerReferences[0].Kind != "Node" || ndc.OwnerReferences[0].Name != n.name {
+	// What is known of a disk must not go with the Node.
+	if len(ndc.OwnerReferences) != 0 {
 		t.Errorf("owners are %v", ndc.OwnerReferences)
 	}
 	// Nothing is written when nothing changed, not even by a new agent.
@@ -154,7 +156,7 @@ func TestAgentPlacesItself(t *testing.T) {
 	if d, _ := n.formatted(first, "data"); d.Device != small.Device {
 		t.Errorf("the volume is on %s, the tighter fit is %s", d.Device, small.Device)
 	}
-	if message := n.event(first, "VolumePlaced"); !strings.Contains(message, "no record") {
+	if message := n.event(first, "VolumePlaced"); !strings.Contains(message, "no record") || !strings.Contains(message, "set schedulerName: berth") {
 		t.Errorf("event says %q", message)
 	}
 	_, taken := n.formatted(first, "data")
@@ -204,12 +206,19 @@ func TestAgentNoRoom(t *testing.T) {
 	}
 	controlled := n.pod("controlled", "", func(p *corev1.Pod) { p.OwnerReferences = controller() }, n.volumeOf("data", "10Gi", ""))
 	n.event(controlled, "EvictingForVolume")
-	n.eventually("the pod of a controller is evicted", func() error {
-		if !n.going(controlled) {
-			return errors.New("it stays")
-		}
-		return nil
-	})
+	evictions := func(want ...diskv1alpha1.EvictionRequest) {
+		t.Helper()
+		n.published("evictions are requested", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+			if !slices.Equal(s.Evictions, want) {
+				return fmt.Errorf("want %v", want)
+			}
+			return nil
+		})
+	}
+	// The scheduler's leader does that: see TestCapacityControllers.
+	evictions(diskv1alpha1.EvictionRequest{Namespace: controlled.Namespace, Name: controlled.Name, UID: controlled.UID})
+	n.delete(controlled)
+	evictions()
 	if n.going(bare) {
 		t.Error("a pod without a controller was evicted")
 	}

@@ -2,10 +2,13 @@ package integration
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -85,8 +88,8 @@ func (n *node) countVolumes() int32 {
 	return ndc.Status.Summary.Volumes
 }
 
-// TestAgentOrphans: a volume whose pod went while nobody looked is listed, said, and wiped
-// when the grace period is over, which a restart does not begin anew.
+// TestAgentOrphans: a volume whose pod went while no agent ran is listed, reported, and
+// wiped when the grace period is over.
 func TestAgentOrphans(t *testing.T) {
 	n := newNode(t, gib)
 	n.options.OrphanGrace = time.Hour
@@ -100,7 +103,7 @@ func TestAgentOrphans(t *testing.T) {
 	}
 	n.start()
 	n.listsOrphans(3)
-	n.told("VolumeOrphaned", diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID(pods[0].UID, "data")))
+	n.capacityEvent("VolumeOrphaned", diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID(pods[0].UID, "data")))
 	n.reclaimStops(false, "grace period")
 	n.never("an orphan is wiped within the grace period", time.Second, func() error {
 		if n.countVolumes() == 4 {
@@ -159,7 +162,7 @@ func TestAgentManyOrphans(t *testing.T) {
 	forgetful.forgets.Store(true)
 	gate.open(t)
 	n.reclaimStops(true, fmt.Sprintf("%s=%d", diskv1alpha1.AnnotationReclaimOrphans, lost))
-	n.told("ReclaimStopped", fmt.Sprintf("%d volumes have lost their pods", lost))
+	n.capacityEvent("ReclaimStopped", fmt.Sprintf("%d volumes have lost their pods", lost))
 	n.listsOrphans(lost)
 	keeps := func(what string) {
 		n.t.Helper()
@@ -178,9 +181,9 @@ func TestAgentManyOrphans(t *testing.T) {
 	n.reclaimStops(true, "")
 	keeps("one of many orphans is wiped after a restart")
 
-	// Somebody's word that is out of date counts for nothing, and not later either.
+	// A confirmation that is out of date counts for nothing, and not later either.
 	n.allow("3")
-	n.told("ReclaimStopped", fmt.Sprintf("allowed 3 volumes, by now there are %d", lost))
+	n.capacityEvent("ReclaimStopped", fmt.Sprintf("allowed 3 volumes, by now there are %d", lost))
 	n.allow("all")
 	keeps("a person's word for fewer is taken for more")
 
@@ -199,8 +202,70 @@ func TestAgentManyOrphans(t *testing.T) {
 	t.Logf("8 volumes of pods that were seen to go were wiped at once; %d of pods that vanished were kept, over a restart, until a person allowed %d", lost, lost)
 }
 
+// TestAgentOutage: the volumes of many pods that went while the agent was down are reclaimed, as
+// the API server is the one that the node knows. They are kept when it has lost its data.
+func TestAgentOutage(t *testing.T) {
+	n := newNode(t, gib)
+	n.options.OrphanGrace = 200 * time.Millisecond
+	n.options.OrphanLimit = 4
+	n.start()
+	n.ready()
+	lost := n.several("lost", 6)
+	// It has known the API server for an hour.
+	file := filepath.Join(filepath.Dir(n.options.CSISocket), "api-server.json")
+	known := map[string]string{}
+	n.eventually("the agent notes what it knows of the API server", func() error {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(content, &known)
+	})
+	n.stop()
+	content, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(content, &known)
+	}
+	if err != nil || known["capacity"] == "" || known["doubt"] == "" {
+		t.Fatalf("noted is %s, %v", content, err)
+	}
+	delete(known, "doubt")
+	if content, err = json.Marshal(known); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range lost {
+		n.delete(p)
+	}
+	n.start()
+	n.released()
+	n.reclaimStops(false, "")
+
+	lost = n.several("emptied", 6)
+	n.stop()
+	ndc, err := n.ndc()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.client.Delete(t.Context(), ndc); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range lost {
+		n.delete(p)
+	}
+	n.start()
+	n.reclaimStops(true, fmt.Sprintf("%s=6", diskv1alpha1.AnnotationReclaimOrphans))
+	// There is none until the agent has made another one; the reason says the one or the other.
+	n.capacityEvent("ReclaimStopped", "NodeDiskCapacity of this node")
+	if got := n.countVolumes(); got != 6 {
+		t.Errorf("%d volumes are left", got)
+	}
+}
+
 // forgetful is an API server that does not remember what happened to pods since it was
-// asked last, as after its data was replaced: watches must begin anew.
+// asked last, as after its data was replaced: watches must begin again.
 type forgetful struct {
 	next    http.RoundTripper
 	forgets atomic.Bool

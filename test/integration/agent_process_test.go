@@ -24,7 +24,7 @@ func (n *node) process() func() *exec.Cmd {
 	}
 	return func() *exec.Cmd {
 		c := exec.Command(binary, "--node-name="+n.name, "--kubeconfig="+n.kubeconfig(), "--devices="+strings.Join(n.options.Devices, ","),
-			"--csi-socket="+n.options.CSISocket, "--registration-dir="+n.options.RegistrationDir, "--orphan-grace=100ms", "--orphan-limit=100")
+			"--kubelet-dir="+n.options.KubeletDir, "--csi-socket="+n.options.CSISocket, "--registration-dir="+n.options.RegistrationDir, "--orphan-grace=100ms", "--orphan-limit=100")
 		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		c.Stderr = n.t.Output()
 		if err := c.Start(); err != nil {

@@ -10,7 +10,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestAgentSaysOutOfService: a disk that goes out of service and comes back is told of in
+// TestAgentSaysOutOfService: a disk that goes out of service and comes back is reported in
 // state, condition, event and metric, and what is mounted of it works meanwhile.
 func TestAgentSaysOutOfService(t *testing.T) {
 	n := newNode(t, gib, gib)
@@ -36,7 +36,7 @@ func TestAgentSaysOutOfService(t *testing.T) {
 	}
 	out(0)
 	n.sys.hide(t, lost, true)
-	n.told("DiskOutOfService", "is gone")
+	n.capacityEvent("DiskOutOfService", "is gone")
 	n.published("the disk is Failed", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
 		c := condition(s, diskv1alpha1.ConditionReady)
 		if of(s, lost).State != diskv1alpha1.DiskFailed || c.Reason != "DisksOutOfService" || !strings.Contains(c.Message, id) {
@@ -53,7 +53,7 @@ func TestAgentSaysOutOfService(t *testing.T) {
 		t.Error("what is mounted does not work any more")
 	}
 	n.sys.hide(t, lost, false)
-	n.told("DiskInService", id)
+	n.capacityEvent("DiskInService", id)
 	n.ready()
 	out(0)
 	n.unpublish(pod, "data")
@@ -84,7 +84,7 @@ func TestAgentDiskResized(t *testing.T) {
 		}
 		return nil
 	})
-	n.told("DiskOutOfService", "truncated")
+	n.capacityEvent("DiskOutOfService", "truncated")
 	other := n.pod("other", "", nil, n.volumeOf("data", "64Mi", ""))
 	if on, _ := n.formatted(other, "data"); on.Device != n.disks[1].name() {
 		t.Errorf("a volume was put on %s", on.Device)

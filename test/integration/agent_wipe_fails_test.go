@@ -21,10 +21,10 @@ func TestAgentWipeFails(t *testing.T) {
 	const size = 48 * mib
 	n := newNode(t, 64*mib)
 	full := newFreezer(t, 160*mib)
-	here := n.dir
-	n.dir = full.dir
+	here := n.images
+	n.images = full.dir
 	d := n.attach(96*mib, 512)
-	n.dir = here
+	n.images = here
 	n.disks = append(n.disks, d)
 	t.Cleanup(n.stop)
 	class := n.class(n.name+"-full", d)
@@ -40,7 +40,7 @@ func TestAgentWipeFails(t *testing.T) {
 	makeRoom := fill(t, filepath.Join(full.dir, "filler"))
 
 	n.delete(pod)
-	event := n.told("VolumeNotWiped", a.Partition)
+	event := n.capacityEvent("VolumeNotWiped", a.Partition)
 	if event.Type != corev1.EventTypeWarning {
 		t.Errorf("the event is %s", event.Type)
 	}
@@ -57,7 +57,7 @@ func TestAgentWipeFails(t *testing.T) {
 		}
 		return nil
 	})
-	n.told("VolumeWiped", a.Partition)
+	n.capacityEvent("VolumeWiped", a.Partition)
 }
 
 // fill leaves nothing free in the file system of the file.

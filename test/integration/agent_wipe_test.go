@@ -29,7 +29,7 @@ import (
 // canaryEvery is how many bytes of a volume have one canary, when it is written all over.
 const canaryEvery = 64
 
-// grave is where a volume was whose bytes must be gone before anybody may have them.
+// grave is where a volume was whose bytes must be gone before another volume may have them.
 type grave struct {
 	disk          *testDisk
 	start, length int64
@@ -201,8 +201,8 @@ func (g grave) isFree(status *diskv1alpha1.NodeDiskCapacityStatus) bool {
 	return false
 }
 
-// told waits for an event about the node's NodeDiskCapacity that has the text in it.
-func (n *node) told(reason, text string) corev1.Event {
+// capacityEvent waits for an event about the node's NodeDiskCapacity that has the text in it.
+func (n *node) capacityEvent(reason, text string) corev1.Event {
 	n.t.Helper()
 	var found corev1.Event
 	n.eventually("event "+reason+" with "+text, func() error {
@@ -312,7 +312,7 @@ func TestAgentWipeProof(t *testing.T) {
 			} else if hits != 0 {
 				t.Errorf("%s: %d of %d canaries are left when the extent is published as free", p.policy, hits, g.all())
 			}
-			event := n.told("VolumeWiped", a)
+			event := n.capacityEvent("VolumeWiped", a)
 			if !strings.Contains(event.Message, p.says) || (event.Type == corev1.EventTypeWarning) != (p.policy == diskv1alpha1.WipeNone) {
 				t.Errorf("%s: the event is %s: %s", p.policy, event.Type, event.Message)
 			}
@@ -417,7 +417,7 @@ func TestAgentWipeProofKilled(t *testing.T) {
 	t.Logf("%d kills in the midst of wipes, %d publications looked at: %d canaries written, 0 found when their extents were published", kills, looks, searched)
 }
 
-// TestAgentWipeOfClass: the API server lets nobody ask for a way to wipe that there is not.
+// TestAgentWipeOfClass: the API server refuses a way to wipe that there is not.
 func TestAgentWipeOfClass(t *testing.T) {
 	n := newNode(t, 64*mib)
 	for says, change := range map[string]func(*diskv1alpha1.DiskClassSpec){

@@ -44,7 +44,7 @@ func startProvisioning(t *testing.T) *provisioning {
 	c, err := cluster.Start(t.Context(), cluster.Options{
 		Name: t.Name(), Log: t.Output(),
 		ControllerManager: true,
-		// Not those that look after nodes: nobody keeps the simulated ones alive.
+		// Not those that look after nodes: no kubelet keeps the simulated ones alive.
 		Controllers: []string{
 			"serviceaccount-controller", "serviceaccount-token-controller", "persistentvolume-binder-controller",
 			"persistentvolumeclaim-protection-controller", "persistentvolume-protection-controller",
@@ -224,15 +224,15 @@ func (p *provisioning) events(t *testing.T, object, reason string) []eventsv1.Ev
 func (p *provisioning) said(t *testing.T, object, reason, says string) {
 	t.Helper()
 	p.eventually(t, func(context.Context) error {
-		var heard []string
+		var notes []string
 		for _, e := range p.events(t, object, reason) {
 			if strings.Contains(e.Note, says) {
 				t.Logf("%s: %s", object, e.Note)
 				return nil
 			}
-			heard = append(heard, e.Note)
+			notes = append(notes, e.Note)
 		}
-		return fmt.Errorf("%s has no event %s that says %q, but %q", object, reason, says, heard)
+		return fmt.Errorf("%s has no event %s that says %q, but %q", object, reason, says, notes)
 	})
 }
 

@@ -163,7 +163,7 @@ func lostAnswers(t *testing.T, p *provisioning) {
 			t.Errorf("step %d: %+v", i, pvc.Status)
 		}
 	}
-	// What is free is what there is: nothing was reserved for anybody else.
+	// What is free is what there is: nothing was reserved for another claim.
 	p.pvc(t, "rest", "ssd", "4Gi", "prov-a", nil)
 	p.bound(t, "rest")
 	connection.mu.Lock()

@@ -36,6 +36,8 @@ func TestProvisioner(t *testing.T) {
 		{"another node", anotherNode},
 		{"given back slowly", givenBackSlowly},
 		{"refused", refusedClaims},
+		{"placed at once", placedAtOnce},
+		{"pod with a node", podWithNode},
 		{"crash after the volume", crashAfterVolume},
 		{"claim gone before binding", goneBeforeBinding},
 		{"grows", grows},
@@ -162,10 +164,6 @@ func givenBackSlowly(t *testing.T, p *provisioning) {
 // refusedClaims: what no node can answer is said once, with what to use.
 func refusedClaims(t *testing.T, p *provisioning) {
 	p.node(t, "prov-a", 10)
-	p.class(t, "immediate", func(c *storagev1.StorageClass) {
-		mode := storagev1.VolumeBindingImmediate
-		c.VolumeBindingMode = &mode
-	})
 	p.class(t, "tape", func(c *storagev1.StorageClass) { c.Parameters[diskv1alpha1.AttributeClass] = "tape" })
 	p.class(t, "misspelt", func(c *storagev1.StorageClass) { c.Parameters["kind"] = "ssd" })
 	p.scheduler(t, false)
@@ -174,7 +172,6 @@ func refusedClaims(t *testing.T, p *provisioning) {
 		change func(*corev1.PersistentVolumeClaim)
 		says   string
 	}{
-		"immediate": {"immediate", nil, "needs volumeBindingMode WaitForFirstConsumer"},
 		"shared": {"ssd", func(pvc *corev1.PersistentVolumeClaim) {
 			pvc.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
 		}, "access mode ReadWriteMany is not possible, the volume is on a disk of one node: use ReadWriteOnce or ReadWriteOncePod"},
@@ -217,6 +214,51 @@ func refusedClaims(t *testing.T, p *provisioning) {
 			t.Errorf("claim %s lost its node, and no other would do", name)
 		}
 	}
+}
+
+// placedAtOnce: the claim of a class that does not wait for a pod is placed where it fits best.
+func placedAtOnce(t *testing.T, p *provisioning) {
+	p.node(t, "prov-a", 10)
+	p.node(t, "prov-b", 4)
+	p.class(t, "immediate", func(c *storagev1.StorageClass) {
+		mode := storagev1.VolumeBindingImmediate
+		c.VolumeBindingMode = &mode
+	})
+	p.scheduler(t, false)
+	p.pvc(t, "tight", "immediate", "3Gi", "", nil)
+	if _, pv := p.bound(t, "tight"); pv.Labels[diskv1alpha1.LabelNode] != "prov-b" {
+		t.Errorf("the volume is on %s, want the node that it fits best", pv.Labels[diskv1alpha1.LabelNode])
+	}
+	p.said(t, "tight", "ProvisioningSucceeded", "pods with the claim can run on that node only")
+	p.pvc(t, "huge", "immediate", "20Gi", "", nil)
+	p.said(t, "huge", "ProvisioningFailed", "no node that StorageClass immediate allows")
+}
+
+// podWithNode: a pod that names its node has its claims served there, those that are made for it too.
+func podWithNode(t *testing.T, p *provisioning) {
+	p.node(t, "prov-a", 10)
+	p.scheduler(t, false)
+	p.pvc(t, "data", "ssd", "1Gi", "", nil)
+	pod := stockPod("pinned", "data")
+	class := "ssd"
+	pod.Spec.NodeName = "prov-a"
+	pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: "tmp", VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{
+		VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{Spec: corev1.PersistentVolumeClaimSpec{
+			StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("2Gi")}},
+		}},
+	}}})
+	p.create(t, pod)
+	for _, name := range []string{"data", "pinned-tmp"} {
+		p.eventually(t, func(ctx context.Context) error {
+			return p.client.Get(ctx, client.ObjectKey{Namespace: provisionerTests, Name: name}, &corev1.PersistentVolumeClaim{})
+		})
+		if _, pv := p.bound(t, name); pv.Labels[diskv1alpha1.LabelNode] != "prov-a" {
+			t.Errorf("the volume of %s is on %s", name, pv.Labels[diskv1alpha1.LabelNode])
+		}
+		p.said(t, name, "ProvisioningSucceeded", "pod pinned names node prov-a itself")
+	}
+	p.said(t, "pinned", "ProvisioningSucceeded", "the volume is made there")
 }
 
 // answerFor creates the PersistentVolume of a claim, as a scheduler does that ends then.
@@ -269,7 +311,7 @@ func goneBeforeBinding(t *testing.T, p *provisioning) {
 	p.bound(t, "data")
 }
 
-// grows: the capacity first, then the claim's status, then whoever finishes it.
+// grows: the capacity first, then the claim's status, then the component that finishes it.
 func grows(t *testing.T, p *provisioning) {
 	n := p.node(t, "prov-a", 20)
 	p.scheduler(t, false)
@@ -450,7 +492,7 @@ func oneGetsTheGap(t *testing.T, p *provisioning) {
 	}
 }
 
-// crashWhileGrowing: the volume was made larger, and the claim was not told.
+// crashWhileGrowing: the volume was made larger, and the claim's status was not written.
 func crashWhileGrowing(t *testing.T, p *provisioning) {
 	n := p.node(t, "prov-a", 10)
 	s := p.scheduler(t, false)
@@ -544,12 +586,12 @@ func publishedCapacity(t *testing.T, p *provisioning) {
 	want("ssd on prov-b", "4Gi", "4Gi")
 	want("roomy on prov-a", "10Gi", "5Gi")
 	// With them, the stock scheduler does not even try the node that it would like better.
-	p.pvc(t, "told", "ssd", "6Gi", "", nil)
-	p.create(t, preferring(stockPod("told", "told"), "prov-b"))
-	if _, pv := p.bound(t, "told"); pv.Labels[diskv1alpha1.LabelNode] != "prov-a" {
+	p.pvc(t, "informed", "ssd", "6Gi", "", nil)
+	p.create(t, preferring(stockPod("informed", "informed"), "prov-b"))
+	if _, pv := p.bound(t, "informed"); pv.Labels[diskv1alpha1.LabelNode] != "prov-a" {
 		t.Errorf("the volume is on node %s", pv.Labels[diskv1alpha1.LabelNode])
 	}
-	if tries := p.events(t, "told", "ProvisioningFailed"); len(tries) > 0 {
+	if tries := p.events(t, "informed", "ProvisioningFailed"); len(tries) > 0 {
 		t.Errorf("it was tried in vain: %+v", tries)
 	}
 	p.clear(t)
@@ -578,7 +620,7 @@ func publishedCapacity(t *testing.T, p *provisioning) {
 	p.scheduler(t, false)
 	p.eventually(t, func(context.Context) error {
 		if left := list(); len(left) != 0 {
-			return fmt.Errorf("there are %d objects that nobody wants", len(left))
+			return fmt.Errorf("there are %d objects without need", len(left))
 		}
 		return nil
 	})

@@ -25,7 +25,7 @@ import (
 	"github.com/berthdev/berth/test/cluster"
 )
 
-// claimControllers are those of claims. Not those that look after nodes: nobody keeps the
+// claimControllers are those of claims. Not those that look after nodes: no kubelet keeps the
 // simulated ones alive.
 var claimControllers = []string{
 	"serviceaccount-controller", "serviceaccount-token-controller", "persistentvolume-binder-controller",
@@ -36,12 +36,16 @@ var claimControllers = []string{
 // claimSchedulers starts a control plane with the controllers of claims and our scheduler.
 func claimSchedulers(t *testing.T) *schedulers {
 	t.Helper()
-	c, err := cluster.Start(t.Context(), cluster.Options{
-		Name: t.Name(), Log: t.Output(),
-		ControllerManager: true,
-		Controllers:       claimControllers,
-		Manifests:         []string{"config/crd", "config/nodeagent/csidriver.yaml", "config/nodeagent/rbac.yaml", "config/scheduler/rbac.yaml"},
-	})
+	return claimSchedulersWith(t, cluster.Options{})
+}
+
+// claimSchedulersWith is claimSchedulers with further options.
+func claimSchedulersWith(t *testing.T, o cluster.Options) *schedulers {
+	t.Helper()
+	o.Name, o.Log = t.Name(), t.Output()
+	o.ControllerManager, o.Controllers = true, claimControllers
+	o.Manifests = []string{"config/crd", "config/nodeagent/csidriver.yaml", "config/nodeagent/rbac.yaml", "config/scheduler/rbac.yaml"}
+	c, err := cluster.Start(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +140,7 @@ func withEphemeral(pod *corev1.Pod, name, class string, sizeGiB int64) *corev1.P
 	return pod
 }
 
-// reload reads an object anew.
+// reload reads an object again.
 func (s *schedulers) reload(t *testing.T, o client.Object) {
 	t.Helper()
 	if err := s.client.Get(t.Context(), client.ObjectKeyFromObject(o), o); err != nil {

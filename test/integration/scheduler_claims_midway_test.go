@@ -27,7 +27,7 @@ func TestSchedulerClaimsMidway(t *testing.T) {
 }
 
 // classDeletedMidway: the StorageClass is deleted when the volume was made and the claim was not
-// told, and the scheduler is another one by then. Nothing of it is needed any more.
+// written, and the scheduler is another one by then. Nothing of it is needed any more.
 func classDeletedMidway(t *testing.T, s *schedulers) {
 	node := newSimNode(t, s.client, "sim-0", 10, diskv1alpha1.DriverName)
 	followClaims(t, s.client, node)

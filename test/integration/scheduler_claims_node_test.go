@@ -17,7 +17,7 @@ import (
 )
 
 // syncVolumes does with the PersistentVolumes of the node what the agent does: makes them
-// where they say, or elsewhere if that is taken, and lets them go when they are released.
+// where they say, or elsewhere if that is taken, and finalizes them when they are released.
 func (n *simNode) syncVolumes(ctx context.Context, volumes []corev1.PersistentVolume) error {
 	changed := false
 	var gone []*corev1.PersistentVolume
@@ -54,7 +54,7 @@ func (n *simNode) syncVolumes(ctx context.Context, volumes []corev1.PersistentVo
 		}
 		before := pv.DeepCopy()
 		if controllerutil.RemoveFinalizer(pv, diskv1alpha1.FinalizerVolume) {
-			// Somebody else may have a finalizer to remove at the same time: next time, then.
+			// Another controller may have a finalizer to remove at the same time: next time, then.
 			err := n.client.Patch(ctx, pv, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 			if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
 				return err

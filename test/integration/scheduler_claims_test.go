@@ -161,13 +161,13 @@ func genericEphemeral(t *testing.T, s *schedulers) {
 	}
 	s.waitNode(t, next)
 	s.holdApart(t)
-	// A claim of that name that is somebody else's.
+	// A claim of that name that is not the pod's.
 	s.pvc(t, "foreign-tmp", "ssd", 1)
 	s.create(t, withEphemeral(plainPod("foreign", "berth"), "tmp", "ssd", 1))
 	s.waitEvent(t, "foreign", "was not created for pod")
 }
 
-// sharedClaim: pods that share a claim get one volume, whoever of them comes first.
+// sharedClaim: pods that share a claim get one volume, whichever of them comes first.
 func sharedClaim(t *testing.T, s *schedulers) {
 	nodes := fleet(t, s, 10)
 	followClaims(t, s.client, nodes...)
@@ -238,15 +238,13 @@ func retainedVolume(t *testing.T, s *schedulers) {
 func badClaims(t *testing.T, s *schedulers) {
 	node := newSimNode(t, s.client, "sim-0", 10, diskv1alpha1.DriverName)
 	followClaims(t, s.client, node)
-	immediate := storagev1.VolumeBindingImmediate
 	tests := map[string]struct {
 		class func(*storagev1.StorageClass)
 		claim func(*corev1.PersistentVolumeClaimSpec)
 		says  string
 	}{
-		"immediate": {func(c *storagev1.StorageClass) { c.VolumeBindingMode = &immediate }, nil, "use one with volumeBindingMode WaitForFirstConsumer"},
-		"misspelt":  {func(c *storagev1.StorageClass) { c.Parameters["disk.berth.dev/kind"] = "ssd" }, nil, `unknown parameter "disk.berth.dev/kind"`},
-		"no-class":  {func(c *storagev1.StorageClass) { c.Parameters[diskv1alpha1.AttributeClass] = "tape" }, nil, `DiskClass "tape" does not exist: there are ssd`},
+		"misspelt": {func(c *storagev1.StorageClass) { c.Parameters["disk.berth.dev/kind"] = "ssd" }, nil, `unknown parameter "disk.berth.dev/kind"`},
+		"no-class": {func(c *storagev1.StorageClass) { c.Parameters[diskv1alpha1.AttributeClass] = "tape" }, nil, `DiskClass "tape" does not exist: there are ssd`},
 		"many": {nil, func(spec *corev1.PersistentVolumeClaimSpec) {
 			spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
 		}, "access mode ReadWriteMany is not possible"},
@@ -363,7 +361,7 @@ func claimPreemption(t *testing.T, s *schedulers) {
 	}
 }
 
-// longNodeName: what stands for the node's name in its volumes is told from the name of
+// longNodeName: what stands for the node's name in its volumes is distinguished from the name of
 // another node, also by a scheduler that starts.
 func longNodeName(t *testing.T, s *schedulers) {
 	const name = "a-node-in-a-rack-of-a-data-centre-of-a-company-that-likes-long-names.example.com"

@@ -50,16 +50,16 @@ func TestSchedulerExplains(t *testing.T) {
 	var nodes []*simNode
 	for i := range 12 {
 		var drivers []string
-		somebody := diskv1alpha1.PartitionID(fmt.Sprint("somebody's on ", i))
+		foreign := diskv1alpha1.PartitionID(fmt.Sprint("foreign on ", i))
 		if i >= 2 {
 			drivers = append(drivers, diskv1alpha1.DriverName)
 		}
 		n := newSimNode(t, s.client, fmt.Sprintf("sim-%d", i), 128, drivers...)
 		switch {
 		case i == 3:
-			n.claimed[somebody] = extent.New(diskv1alpha1.Alignment+90*gib, 32*gib)
+			n.claimed[foreign] = extent.New(diskv1alpha1.Alignment+90*gib, 32*gib)
 		case i >= 2:
-			n.claimed[somebody] = extent.New(diskv1alpha1.Alignment+int64(19+i)*gib, int64(109-i)*gib)
+			n.claimed[foreign] = extent.New(diskv1alpha1.Alignment+int64(19+i)*gib, int64(109-i)*gib)
 		}
 		n.must(t, n.publish(t.Context()))
 		nodes = append(nodes, n)
@@ -113,11 +113,19 @@ func TestSchedulerExplains(t *testing.T) {
 		}
 		return nil
 	})
-	// Nodes of other tests may have left theirs behind; they have no disks of this class.
+	// Nodes of other tests may have left theirs behind. They have no disks of this class, and count
+	// only where the Node exists.
 	var published diskv1alpha1.NodeDiskCapacityList
 	if err := s.client.List(t.Context(), &published); err != nil || len(published.Items) < len(nodes) {
 		t.Fatalf("%d nodes publish, want %d at least; %v", len(published.Items), len(nodes), err)
 	}
+	var existing corev1.NodeList
+	if err := s.client.List(t.Context(), &existing); err != nil {
+		t.Fatal(err)
+	}
+	offering := slices.DeleteFunc(published.Items, func(ndc diskv1alpha1.NodeDiskCapacity) bool {
+		return !slices.ContainsFunc(existing.Items, func(n corev1.Node) bool { return n.Name == ndc.Name })
+	})
 	m := s.metrics(t, "scheduler")
 	m.lint(t)
 	m.want(t, map[string]float64{
@@ -135,7 +143,7 @@ func TestSchedulerExplains(t *testing.T) {
 		`replaced_volumes_total`:                0,
 		`publish_delay_seconds`:                 2,
 
-		`nodes{state="published"}`:               float64(len(published.Items)),
+		`nodes{state="published"}`:               float64(len(offering)),
 		`nodes{state="contradictory"}`:           0,
 		`usable_bytes{class="ssd"}`:              float64(1536 * gib),
 		`free_bytes{class="ssd"}`:                float64(507 * gib),
@@ -206,7 +214,7 @@ type samples struct {
 	byLabel map[string]float64
 }
 
-// metrics asks a scheduler that the cluster runs, at the address that it was told to serve.
+// metrics asks a scheduler that the cluster runs, at its secure address.
 func (s *schedulers) metrics(t *testing.T, component string) samples {
 	t.Helper()
 	pid, err := s.cluster.PID(component)

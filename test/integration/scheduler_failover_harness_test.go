@@ -110,8 +110,8 @@ func (a *agents) allFree(t *testing.T) {
 	})
 }
 
-// empty deletes all pods, claims and volumes, and waits until the nodes have wiped them. Nobody
-// but the agents and the controllers removes a volume.
+// empty deletes all pods, claims and volumes, and waits until the nodes have wiped them. Only
+// the agents and the controllers remove a volume.
 func (a *agents) empty(t *testing.T) {
 	t.Helper()
 	a.clear(t)

@@ -25,7 +25,7 @@ func TestSchedulerAgents(t *testing.T) {
 		{"refusal", refusal},
 		{"agent stopped", agentStopped},
 		{"agent not registered", agentNotRegistered},
-		{"node made anew", nodeMadeAnew},
+		{"node recreated", nodeRecreated},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Cleanup(func() { a.empty(t) })
@@ -105,7 +105,7 @@ func (b *burst) churn(t *testing.T, count int) {
 
 // leadersKilled kills the leading scheduler (SIGKILL) again and again while pods come and go,
 // and another stands by. Its client is slow, so that whenever it dies many pods are between Reserve
-// and Bind. Nobody's place is sold twice, and nobody's is kept for nothing.
+// and Bind. No place is sold twice, and none is kept for nothing.
 func leadersKilled(t *testing.T, a *agents) {
 	const kills, room, waiting, come = 20, agentNodes * disksEach * volumesEach, 20, 6
 	b := &burst{agents: a, seen: map[string]bool{}}
@@ -138,7 +138,7 @@ func leadersKilled(t *testing.T, a *agents) {
 
 // twoAtOnce: two schedulers of the same profile are at work and do not know of each other. What
 // both sold is settled by the nodes: one of two volumes is put elsewhere, or its pod is evicted
-// and made anew, until every pod has its volume.
+// and recreated, until every pod has its volume.
 func twoAtOnce(t *testing.T, a *agents) {
 	const room = agentNodes * disksEach * volumesEach
 	set := &appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: "twice"}}
@@ -197,7 +197,7 @@ func twoAtOnce(t *testing.T, a *agents) {
 			elsewhere++
 		}
 	}
-	t.Logf("of %d volumes %d are elsewhere than recorded; %d pods were evicted and made anew", room, elsewhere, made-room)
+	t.Logf("of %d volumes %d are elsewhere than recorded; %d pods were evicted and recreated", room, elsewhere, made-room)
 	if elsewhere+made-room == 0 {
 		t.Error("the two never sold the same place: this tells nothing")
 	}

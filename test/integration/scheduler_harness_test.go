@@ -161,7 +161,7 @@ func (s *schedulers) waitBound(t *testing.T, want int) []corev1.Pod {
 	return bound
 }
 
-// waitDecided waits until every pod is either bound or was told that there is no room, and
+// waitDecided waits until every pod is either bound or has the event that there is no room, and
 // no pod changes its mind for as long as the scheduler would retry one.
 func (s *schedulers) waitDecided(t *testing.T) []corev1.Pod {
 	t.Helper()
@@ -208,14 +208,22 @@ func places(t *testing.T, pods []corev1.Pod, sizeGiB int64) {
 	}
 }
 
-// startSchedulers runs the scheduler on the shared control plane, until the test ends.
-func startSchedulers(t *testing.T) *schedulers {
+// onControlPlane is the shared control plane with the namespace of the tests, and without a scheduler.
+func onControlPlane(t *testing.T) *schedulers {
 	t.Helper()
 	plane := controlPlane(t)
 	s := &schedulers{cluster: plane, client: plane.Client()}
 	if err := s.client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: schedulerTests}}); client.IgnoreAlreadyExists(err) != nil {
 		t.Fatal(err)
 	}
+	return s
+}
+
+// startSchedulers runs the scheduler on the shared control plane, until the test ends.
+func startSchedulers(t *testing.T) *schedulers {
+	t.Helper()
+	s := onControlPlane(t)
+	plane := s.cluster
 	if err := plane.StartScheduler(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -247,7 +255,7 @@ func (s *schedulers) waitNote(t *testing.T, pod, reason, says string) {
 		if err != nil {
 			return err
 		}
-		var heard []string
+		var notes []string
 		for _, e := range list.Items {
 			is := e.Regarding.Name == pod || strings.HasSuffix(pod, "-") && strings.HasPrefix(e.Regarding.Name, pod)
 			if !is || e.Reason != reason {
@@ -257,14 +265,14 @@ func (s *schedulers) waitNote(t *testing.T, pod, reason, says string) {
 				t.Logf("%s: %s", pod, e.Note)
 				return nil
 			}
-			heard = append(heard, e.Note)
+			notes = append(notes, e.Note)
 		}
-		return fmt.Errorf("pod %s has no event %s %q, but %q", pod, reason, says, heard)
+		return fmt.Errorf("pod %s has no event %s %q, but %q", pod, reason, says, notes)
 	})
 }
 
-// withoutPolicy lifts the admission policies, if the control plane has them: whoever can
-// write past them, or has not installed them, must do no harm.
+// withoutPolicy lifts the admission policies, if the control plane has them: a client that can
+// write past them, or a cluster without them, must do no harm.
 func (s *schedulers) withoutPolicy(t *testing.T) {
 	t.Helper()
 	var bindings admissionv1.ValidatingAdmissionPolicyBindingList
@@ -280,8 +288,8 @@ func (s *schedulers) withoutPolicy(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			anew := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metav1.ObjectMeta{Name: binding.Name}, Spec: binding.Spec}
-			if err := s.client.Create(context.WithoutCancel(t.Context()), anew); err != nil {
+			restored := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metav1.ObjectMeta{Name: binding.Name}, Spec: binding.Spec}
+			if err := s.client.Create(context.WithoutCancel(t.Context()), restored); err != nil {
 				t.Error(err)
 			}
 		})

@@ -11,19 +11,26 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// narrowing: of a large cluster, a pod is tried on the fifty best nodes. Here none of
-// them will do, for reasons that have nothing to do with disks, and it must not matter.
+// narrowing asserts that of a large cluster a pod is tried on the fifty best of the nodes that can take it, and on all
+// when another plugin refuses those: here the other pods of the nodes repel the pod, all but one node's.
 func narrowing(t *testing.T, s *schedulers) {
-	const count, tightest = 150, 100
+	const (
+		count, tightest = 150, 100
+		repelled        = "repelled"
+	)
 	nodes := make([]*simNode, count)
 	for i := range nodes {
 		size := int64(10)
-		if i >= tightest {
+		switch {
+		case i == count-1:
+			size = 40
+		case i >= tightest:
 			size = 20
 		}
 		nodes[i] = newSimNode(t, s.client, fmt.Sprintf("sim-%03d", i), size, diskv1alpha1.DriverName)
@@ -56,25 +63,47 @@ func narrowing(t *testing.T, s *schedulers) {
 		t.Logf("%s was bound after %s", name, time.Since(start).Round(time.Millisecond))
 	}
 
-	// The scheduler must know all nodes: it narrows only a large cluster.
 	s.create(t, withCPU(diskPod("greedy", 5), "100"))
-	s.waitLog(t, "greedy", narrowed)
 	s.waitLog(t, "greedy", "0/150 nodes are available: 74 node(s) had untolerated taint(s), 76 Insufficient cpu")
 	s.waitCondition(t, "greedy", "0/150 nodes are available: 74 node(s) had untolerated taint(s), 76 Insufficient cpu")
-
-	afterPause(t)
-	s.create(t, withCPU(diskPod("fits", 5), "6"))
+	// Of nodes with CPU and without a taint only one is there, of whatever size the disks of the others are.
+	s.create(t, withCPU(diskPod("fits", 20), "6"))
 	waitBoundThere("fits")
-	s.waitLog(t, "fits", narrowed)
 
-	// Preemption comes after all nodes were looked at, and is as good as ever.
+	// Now all nodes could take a pod, and run one that repels it.
+	for _, n := range nodes[:count-1] {
+		n.limitCPU(t, "10")
+		n.untaint(t)
+		s.create(t, repelling(n.name, repelled))
+	}
 	class := s.important(t)
-	important := withCPU(diskPod("important", 5), "6")
-	important.Spec.PriorityClassName = class.Name
-	afterPause(t)
-	s.create(t, important)
+	important := func(name string, sizeGiB int64) *corev1.Pod {
+		pod := diskPod(name, sizeGiB)
+		pod.Labels = map[string]string{repelled: "true"}
+		pod.Spec.PriorityClassName = class.Name
+		return pod
+	}
+	s.create(t, important("refused", 5))
+	waitBoundThere("refused")
+	s.waitLog(t, "refused", narrowed)
+
+	// Preemption comes after all nodes were looked at, and is as good as ever. The pod is of an origin of its own: one
+	// of this namespace was narrowed in vain a moment ago.
+	preempting := important("important", 18)
+	preempting.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "other", UID: "other", Controller: new(true)}}
+	s.create(t, preempting)
 	waitBoundThere("important")
 	s.waitLog(t, "important", narrowed)
+}
+
+// repelling is a pod on a node beside which no pod with the label may be scheduled, and that no other preempts.
+func repelling(node, label string) *corev1.Pod {
+	pod := plainPod("repelling-"+node, "berth")
+	pod.Spec.NodeName, pod.Spec.PriorityClassName = node, "system-node-critical"
+	pod.Spec.Affinity = &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{{
+		LabelSelector: &metav1.LabelSelector{MatchLabels: map[string]string{label: "true"}}, TopologyKey: corev1.LabelHostname,
+	}}}}
+	return pod
 }
 
 // waitLog waits until the scheduler has said that of the pod. A pod that is tried again is
@@ -113,16 +142,6 @@ func (s *schedulers) waitCondition(t *testing.T, name, says string) {
 	})
 }
 
-// afterPause waits until the scheduler narrows again: for ten seconds after it was in vain
-// it does not.
-func afterPause(t *testing.T) {
-	t.Helper()
-	select {
-	case <-time.After(11 * time.Second):
-	case <-t.Context().Done():
-	}
-}
-
 func withCPU(pod *corev1.Pod, cpu string) *corev1.Pod {
 	pod.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu)}
 	return pod
@@ -142,5 +161,13 @@ func (n *simNode) taint(t *testing.T) {
 	node := &corev1.Node{}
 	n.must(t, n.client.Get(t.Context(), client.ObjectKey{Name: n.name}, node))
 	node.Spec.Taints = []corev1.Taint{{Key: "example.com/reserved", Effect: corev1.TaintEffectNoSchedule}}
+	n.must(t, n.client.Update(t.Context(), node))
+}
+
+func (n *simNode) untaint(t *testing.T) {
+	t.Helper()
+	node := &corev1.Node{}
+	n.must(t, n.client.Get(t.Context(), client.ObjectKey{Name: n.name}, node))
+	node.Spec.Taints = nil
 	n.must(t, n.client.Update(t.Context(), node))
 }

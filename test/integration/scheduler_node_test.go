@@ -57,7 +57,7 @@ func newSimNode(t *testing.T, c client.Client, name string, sizeGiB int64, drive
 	n.must(t, c.Create(ctx, node))
 	node.Status = corev1.NodeStatus{Capacity: room, Allocatable: room, Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}
 	n.must(t, c.Status().Update(ctx, node))
-	// Admission taints every new node as not ready, and nobody here takes that back.
+	// Admission taints every new node as not ready, and no controller here takes that back.
 	node.Spec.Taints = nil
 	n.must(t, c.Update(ctx, node))
 	csiNode := &storagev1.CSINode{ObjectMeta: metav1.ObjectMeta{Name: name, OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: name, UID: node.UID}}}}

@@ -270,7 +270,7 @@ func (m *spaceModel) bothClasses(t *testing.T) {
 	}
 }
 
-// waitPolicy waits until the scheduler has heard of a class's new policy. Until then every pod
+// waitPolicy waits until the scheduler has a class's new policy. Until then every pod
 // gets its place under the old one.
 func (m *spaceModel) waitPolicy(t *testing.T, class string, before, after placement.Policy) {
 	t.Helper()

@@ -34,6 +34,7 @@ func TestSchedulerPreempts(t *testing.T) {
 		{"fewest victims", fewestVictims},
 		{"least important victim", leastImportantVictim},
 		{"nomination is kept", nominationIsKept},
+		{"nomination is kept beside others", nominationIsKeptBesideOthers},
 		{"disruption budget", disruptionBudget},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -49,7 +50,7 @@ func (s *schedulers) ofPriority(t *testing.T, pod *corev1.Pod, value int32) *cor
 	class := &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("priority-%d", value)}, Value: value}
 	switch err := s.client.Create(t.Context(), class); {
 	case err == nil:
-		// The API server itself hears of a new class a little later.
+		// The API server itself sees a new class a little later.
 		s.eventually(t, func(ctx context.Context) error {
 			probe := plainPod("probe", "berth")
 			probe.Spec.PriorityClassName = class.Name
@@ -138,7 +139,13 @@ func fiftyPreemptions(t *testing.T, s *schedulers) {
 	if moved, evicted := node.counts(); moved+evicted > 0 {
 		t.Errorf("the node moved %d volumes and evicted %d pods", moved, evicted)
 	}
-	history.check(t)
+	// The node publishes the last volume, too.
+	s.eventually(t, func(context.Context) error {
+		if history.check(t); history.bindings != history.boundPods() {
+			return fmt.Errorf("%d bindings of %d were looked at", history.bindings, history.boundPods())
+		}
+		return nil
+	})
 	t.Logf("%d preemptions, one every %s; %d bindings and %d publications looked at",
 		rounds, (time.Since(start) / rounds).Round(time.Millisecond), history.bindings, history.publications)
 }
@@ -233,7 +240,8 @@ func (h *history) ending() []string {
 	return names
 }
 
-// check replays it all, in the order of the API server.
+// check replays it in the order of the API server, up to the last publication that the watch has
+// shown: what was published before a later binding may not have arrived yet.
 func (h *history) check(t *testing.T) {
 	t.Helper()
 	h.mu.Lock()
@@ -243,7 +251,13 @@ func (h *history) check(t *testing.T) {
 	var free extent.Set
 	owners := map[types.UID][]extent.Extent{}
 	h.bindings, h.publications = 0, 0
-	for _, e := range events {
+	last := 0
+	for i, e := range events {
+		if e.capacity != nil {
+			last = i
+		}
+	}
+	for _, e := range events[:min(last+1, len(events))] {
 		switch {
 		case e.capacity != nil:
 			h.publications++
@@ -273,6 +287,19 @@ func (h *history) check(t *testing.T) {
 	}
 }
 
+// boundPods counts the bound pods among those that the watch has shown.
+func (h *history) boundPods() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	bound := map[types.UID]bool{}
+	for _, e := range h.events {
+		if e.pod != nil && e.pod.Spec.NodeName != "" {
+			bound[e.pod.UID] = true
+		}
+	}
+	return len(bound)
+}
+
 // remaining are the names of the bound pods that are not being deleted.
 func (s *schedulers) remaining(t *testing.T) []string {
 	t.Helper()
@@ -297,7 +324,7 @@ func (s *schedulers) waitRemaining(t *testing.T, want ...string) {
 	})
 }
 
-// fewestVictims: where one victim suffices, nobody dies elsewhere, and nobody beside it.
+// fewestVictims: where one victim suffices, no pod dies elsewhere, and none beside it.
 func fewestVictims(t *testing.T, s *schedulers) {
 	many, one := newSimNode(t, s.client, "sim-many", 12, diskv1alpha1.DriverName), newSimNode(t, s.client, "sim-one", 13, diskv1alpha1.DriverName)
 	follow(t, s.client, many, one)
@@ -316,7 +343,7 @@ func fewestVictims(t *testing.T, s *schedulers) {
 	}
 }
 
-// leastImportantVictim: of those whose place would do, the least important goes; and nobody,
+// leastImportantVictim: of those whose place would do, the least important goes; and none,
 // if those that may go do not make room enough.
 func leastImportantVictim(t *testing.T, s *schedulers) {
 	node := newSimNode(t, s.client, "sim-0", 12, diskv1alpha1.DriverName)
@@ -353,6 +380,31 @@ func nominationIsKept(t *testing.T, s *schedulers) {
 	s.waitNode(t, preemptor)
 	s.waitHolds(t, node, 12)
 	if have := s.remaining(t); !slices.Equal(have, []string{"preemptor"}) {
+		t.Errorf("%v are bound", have)
+	}
+	if moved, evicted := node.counts(); moved+evicted > 0 {
+		t.Errorf("the node moved %d volumes and evicted %d pods", moved, evicted)
+	}
+}
+
+// nominationIsKeptBesideOthers asserts that a pod that fits beside what is kept for the preemptor is placed there, and
+// not where the preemptor would lose its place.
+func nominationIsKeptBesideOthers(t *testing.T, s *schedulers) {
+	node := newSimNode(t, s.client, "sim-0", 12, diskv1alpha1.DriverName)
+	node.setSlow(true)
+	follow(t, s.client, node)
+	s.create(t, diskPod("victim", 6))
+	s.waitHolds(t, node, 6)
+	preemptor := s.ofPriority(t, diskPod("preemptor", 10), 1000)
+	s.create(t, preemptor)
+	s.waitRemaining(t)
+	small := diskPod("small", 2)
+	s.create(t, small)
+	s.waitNode(t, small)
+	node.setSlow(false)
+	s.waitNode(t, preemptor)
+	s.waitHolds(t, node, 12)
+	if have := s.remaining(t); !slices.Equal(have, []string{"preemptor", "small"}) {
 		t.Errorf("%v are bound", have)
 	}
 	if moved, evicted := node.counts(); moved+evicted > 0 {

@@ -61,7 +61,13 @@ func runScheduler(t *testing.T, c *cluster.Cluster, user string, change ...strin
 // made to the configuration: pairs of what to replace by what.
 func schedulerProgram(t *testing.T, c *cluster.Cluster, user string, change ...string) (run func() *schedulerProcess) {
 	t.Helper()
-	if err := cluster.Build(t.Context(), t.Output(), "cmd/scheduler"); err != nil {
+	return programOf(t, c, "cmd/scheduler", "config/scheduler/kube-scheduler-config-beside.yaml", user, change...)
+}
+
+// programOf is schedulerProgram of another program, a directory, with another configuration.
+func programOf(t *testing.T, c *cluster.Cluster, directory, configuration, user string, change ...string) (run func() *schedulerProcess) {
+	t.Helper()
+	if err := cluster.Build(t.Context(), t.Output(), directory); err != nil {
 		t.Fatal(err)
 	}
 	repository, err := cluster.Repository()
@@ -82,7 +88,7 @@ func schedulerProgram(t *testing.T, c *cluster.Cluster, user string, change ...s
 	if err := clientcmd.WriteToFile(*credentials, kubeconfig); err != nil {
 		t.Fatal(err)
 	}
-	shipped, err := os.ReadFile(filepath.Join(repository, "config/scheduler/kube-scheduler-config-beside.yaml"))
+	shipped, err := os.ReadFile(filepath.Join(repository, configuration))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +106,7 @@ func schedulerProgram(t *testing.T, c *cluster.Cluster, user string, change ...s
 	return func() *schedulerProcess {
 		t.Helper()
 		runs++
-		p := launch(t, filepath.Join(dir, fmt.Sprintf("log-%d", runs)), filepath.Join(repository, ".build/bin/scheduler"),
+		p := launch(t, filepath.Join(dir, fmt.Sprintf("log-%d", runs)), filepath.Join(repository, ".build/bin", filepath.Base(directory)),
 			"--config="+config, "--v=2", "--secure-port=0", "--authentication-kubeconfig="+kubeconfig, "--authorization-kubeconfig="+kubeconfig)
 		t.Cleanup(func() {
 			p.kill()

@@ -15,6 +15,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -34,9 +35,9 @@ func on(node string, pod *corev1.Pod) *corev1.Pod {
 	return pod
 }
 
-// refusal: somebody forbids bindings to the node that fits best. Each pod tries it once, goes
-// elsewhere if it can, and comes back only when the node has published something newer. The
-// next leader, too, has to be told once.
+// refusal: a policy forbids bindings to the node that fits best. Each pod tries it once, goes
+// elsewhere if it can, and comes back only when the node has published something new. The
+// next leader, too, has to be refused once.
 func refusal(t *testing.T, a *agents) {
 	run := schedulerProgram(t, a.cluster, "", "leaderElect: true", "leaderElect: false")
 	scheduler := run()
@@ -81,7 +82,7 @@ func refusal(t *testing.T, a *agents) {
 				return nil
 			}
 		}
-		return errors.New("the next scheduler has not been told")
+		return errors.New("the next scheduler has not been refused")
 	})
 	if n := tries(); n != 3 {
 		t.Errorf("%d bindings were refused, want one more", n)
@@ -111,7 +112,7 @@ func (a *agents) forbidBindings(t *testing.T, node string) (allow func()) {
 	policy.Spec.Validations = []admissionv1.Validation{{Expression: fmt.Sprintf("object.target.name != %q", node), Message: "not there"}}
 	binding := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: policy.ObjectMeta}
 	binding.Spec.PolicyName, binding.Spec.ValidationActions = policy.Name, []admissionv1.ValidationAction{admissionv1.Deny}
-	probe := plainPod("probe", "nobody")
+	probe := plainPod("probe", "none")
 	a.make(t, policy, binding, probe)
 	set, err := kubernetes.NewForConfig(a.cluster.RESTConfig())
 	if err != nil {
@@ -157,7 +158,7 @@ func agentStopped(t *testing.T, a *agents) {
 		t.Fatal(err)
 	}
 	before := len(a.events(t, refused...))
-	// Nobody hears of the first: it is gone before its node knew of it, and its place is free at once.
+	// The first has no event: it is gone before its node knew of it, and its place is free at once.
 	for i := range disksEach + 1 {
 		pod := on("agent1", a.wholePod(fmt.Sprintf("meanwhile-%d", i)))
 		a.create(t, pod)
@@ -220,9 +221,9 @@ func agentNotRegistered(t *testing.T, a *agents) {
 	a.asRecorded(t)
 }
 
-// nodeMadeAnew: a Node is deleted and comes back under its name, first with its disks, then
+// nodeRecreated: a Node is deleted and comes back under its name, first with its disks, then
 // with others.
-func nodeMadeAnew(t *testing.T, a *agents) {
+func nodeRecreated(t *testing.T, a *agents) {
 	a.alone(t)
 	const name = "agent3"
 	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: "kept"}, Spec: claimSpec("ssd", 0)}
@@ -234,9 +235,8 @@ func nodeMadeAnew(t *testing.T, a *agents) {
 	pv, v := a.volumeOf(t, pvc.Name)
 	a.asRecorded(t)
 
-	// With its disks: what it published goes with the Node and comes back with it, and the
-	// claim's volume is where it was.
-	a.remake(t, name, true)
+	// With its disks: what it published outlives the Node, and the claim's volume is where it was.
+	a.remake(t, name)
 	second := on(name, withClaims(smallPod("second"), pvc.Name))
 	a.create(t, second)
 	a.waitNode(t, second)
@@ -250,7 +250,7 @@ func nodeMadeAnew(t *testing.T, a *agents) {
 		t.Fatal(err)
 	}
 	a.replaceDisks(t, name)
-	a.remake(t, name, false)
+	a.remake(t, name)
 	hasty := on(name, smallPod("hasty"))
 	a.create(t, hasty)
 	a.waitNode(t, hasty)
@@ -273,15 +273,17 @@ func nodeMadeAnew(t *testing.T, a *agents) {
 		t.Errorf("the pod of the claim is on %s", third.Spec.NodeName)
 	}
 	a.waitDisk(t, name, v.Place.Disk, diskv1alpha1.DiskFailed)
-	if err := a.client.Delete(t.Context(), &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
+	ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	forget := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, diskv1alpha1.AnnotationForgetDisks, v.Place.Disk)
+	if err := a.client.Patch(t.Context(), ndc, client.RawPatch(types.MergePatchType, forget)); err != nil {
 		t.Fatal(err)
 	}
 	a.waitDisk(t, name, v.Place.Disk, "")
-	// Nor is it made anew then, empty, as long as its PersistentVolume says that it has been there.
+	// Nor is it made again then, empty, as long as its PersistentVolume says that it has been there.
 	a.waitSays(t, "VolumeDiskMissing", "PersistentVolume "+pv.Name, v.Place.Disk)
 	realized := a.realized(t)
 	if is, there := realized[v.Partition]; there {
-		t.Errorf("the volume of the old disk was made anew at %+v", is)
+		t.Errorf("the volume of the old disk was made again at %+v", is)
 	}
 	for partition, is := range realized {
 		for _, was := range old {
@@ -309,17 +311,9 @@ func nodeMadeAnew(t *testing.T, a *agents) {
 }
 
 // remake deletes a Node with its pods, as the cloud's controllers do, and makes one of that name.
-// If not collect, what the old one published stays, as it does for a moment.
-func (a *agents) remake(t *testing.T, name string, collect bool) {
+// What the old one published stays.
+func (a *agents) remake(t *testing.T, name string) {
 	t.Helper()
-	ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: name}}
-	a.reload(t, ndc)
-	if !collect {
-		ndc.OwnerReferences = nil
-		if err := a.client.Update(t.Context(), ndc); err != nil {
-			t.Fatal(err)
-		}
-	}
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	a.reload(t, node)
 	if err := a.client.Delete(t.Context(), node); err != nil {
@@ -332,23 +326,15 @@ func (a *agents) remake(t *testing.T, name string, collect bool) {
 			}
 		}
 	}
-	if collect {
-		a.eventually(t, func(ctx context.Context) error {
-			if err := a.client.Get(ctx, client.ObjectKeyFromObject(ndc), ndc); !apierrors.IsNotFound(err) {
-				return fmt.Errorf("the NodeDiskCapacity did not go with its Node: %w", err)
-			}
-			return nil
-		})
-	}
-	anew := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: node.Labels}}
-	a.make(t, anew)
-	anew.Status.Capacity, anew.Status.Allocatable, anew.Status.Conditions = node.Status.Capacity, node.Status.Allocatable, node.Status.Conditions
-	if err := a.client.Status().Update(t.Context(), anew); err != nil {
+	recreated := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: node.Labels}}
+	a.make(t, recreated)
+	recreated.Status.Capacity, recreated.Status.Allocatable, recreated.Status.Conditions = node.Status.Capacity, node.Status.Allocatable, node.Status.Conditions
+	if err := a.client.Status().Update(t.Context(), recreated); err != nil {
 		t.Fatal(err)
 	}
 	// The API server taints every new node.
-	anew.Spec.Taints = nil
-	if err := a.client.Update(t.Context(), anew); err != nil {
+	recreated.Spec.Taints = nil
+	if err := a.client.Update(t.Context(), recreated); err != nil {
 		t.Fatal(err)
 	}
 }

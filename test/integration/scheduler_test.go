@@ -36,7 +36,6 @@ func TestScheduler(t *testing.T) {
 		{"preemption", preemption},
 		{"preemption while wiping", preemptionWhileWiping},
 		{"policies", policies},
-		// Last of those with so many nodes: for ten seconds after it, no pod is narrowed.
 		{"narrowing", narrowing},
 		{"with other constraints", withOtherConstraints},
 		{"both profiles", bothProfiles},
@@ -291,7 +290,7 @@ func reasons(t *testing.T, s *schedulers) {
 	s.waitEvent(t, "tape", `volume "data": DiskClass "tape" does not exist: there are ssd`)
 	s.waitEvent(t, "misspelt", `attribute disk.berth.dev/size is "10Gib", which is not a size`)
 	s.waitEvent(t, "unknown", `unknown attribute "disk.berth.dev/sise"`)
-	// The class appears, and the pod is woken to hear that no disk has it.
+	// The class appears, and the pod is woken, and its event says that no disk has it.
 	s.class(t, "tape")
 	s.waitEvent(t, "tape", "no disk of class tape")
 }
@@ -382,11 +381,17 @@ func (s *schedulers) important(t *testing.T) *schedulingv1.PriorityClass {
 			t.Error(err)
 		}
 	})
+	// Admission knows the classes from a watch.
+	s.eventually(t, func(ctx context.Context) error {
+		pod := plainPod("probe", "berth")
+		pod.Spec.PriorityClassName = class.Name
+		return s.client.Create(ctx, pod, client.DryRunAll)
+	})
 	return class
 }
 
 // preemptionWhileWiping: the space of a preempted pod comes back long after the pod has
-// gone. Whoever looks at the pending pod meanwhile must not preempt the next one.
+// gone. A cycle of the pending pod meanwhile must not preempt the next one.
 func preemptionWhileWiping(t *testing.T, s *schedulers) {
 	class := s.important(t)
 	node := newSimNode(t, s.client, "sim-0", 10, diskv1alpha1.DriverName)

@@ -24,7 +24,7 @@ var names = map[uint64]string{
 }
 
 // changes are the calls that change a disk, what the kernel knows of it, or what others were
-// told; and those that begin a program which might.
+// answered; and those that begin a program which might.
 var changes = map[uint64]bool{
 	unix.SYS_PWRITE64: true, unix.SYS_WRITE: true, unix.SYS_FSYNC: true, unix.SYS_FALLOCATE: true, unix.SYS_IOCTL: true,
 	unix.SYS_MOUNT: true, unix.SYS_UMOUNT2: true, unix.SYS_FLOCK: true, unix.SYS_CLONE: true, unix.SYS_WAITID: true,

@@ -126,7 +126,7 @@ func (l *loop) forget(t *testing.T) {
 	eventually(t, "the loop devices of volumes are gone", func() bool { return len(l.volumeLoops(t)) == 0 })
 }
 
-// soiled is what nobody has zeroed: beside the volume, and where it begins and grows to.
+// soiled is what has not been zeroed: beside the volume, and where it begins and grows to.
 var soiled = []extent.Extent{extent.New(2*mib, 4*mib), extent.New(10*mib, 8*mib)}
 
 // soil fills a part of an image, as a disk may be that was used before.
@@ -158,7 +158,7 @@ func fullImage(t *testing.T) string {
 	t.Helper()
 	image := sparse(t, head+disk.MetaEntry*mib)
 	l := attach(t, image, 512)
-	if _, err := disk.Initialize(t.Context(), l.path); err != nil {
+	if _, err := disk.Initialize(t.Context(), l.path, disk.Owner{}); err != nil {
 		t.Fatal(err)
 	}
 	l.detach(t)

@@ -78,23 +78,31 @@ type campaign struct {
 	killed                          map[uint64]int // by number
 }
 
-// reference lives a life under the tracer without a kill, to count its calls.
+// reference lives lives under the tracer without a kill, to count their calls. The fewest of each kind count: a life
+// asks again as long as another process has its device open, and then has calls that others do not have.
 func (c *campaign) reference(t *testing.T) {
 	t.Helper()
+	const lives = 3
 	c.killed = map[uint64]int{}
 	var err error
 	if c.head, err = readHead(c.template); err != nil {
 		t.Fatal(err)
 	}
-	for _, sector := range c.sectors {
+	for i := range lives {
+		sector := c.sectors[i%len(c.sectors)]
 		l := c.newLife(t, sector)
 		end := l.trace(t, true, call{})
 		if end.status != 0 {
-			t.Fatalf("a life that nobody disturbed: exit %d\n%s", end.status, l.output(t))
+			t.Fatalf("an undisturbed life: exit %d\n%s", end.status, l.output(t))
 		}
 		l.check(t, true)
 		l.close(t)
-		c.counts = end.counts
+		if i == 0 {
+			c.counts = end.counts
+		}
+		for number, n := range c.counts {
+			c.counts[number] = min(n, end.counts[number])
+		}
 	}
 }
 

@@ -18,7 +18,7 @@ const (
 )
 
 // TestKillMkfsAtEverySystemCall kills mkfs and not the agent: that one fails, and the next life
-// formats the volume anew. As many of its writes as there is time for, and then its other calls.
+// formats the volume again. As many of its writes as there is time for, and then its other calls.
 func TestKillMkfsAtEverySystemCall(t *testing.T) {
 	t.Parallel()
 	c := &campaign{program: buildLife(t), template: blankImage(t), sectors: []int{512}}

@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 )
 
-// colours of the lines, told apart also by those who see few.
+// colours of the lines, distinguishable also by the colour-blind.
 var colours = []string{"#000000", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"}
 
 // Plot is a diagram of lines over one axis.

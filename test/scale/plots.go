@@ -48,7 +48,7 @@ func drawPlots(directory string, nodes int, results []*result) error {
 // slow is the letter of the workload that takes as long for a pod as others for a hundred.
 const slow = "e"
 
-// thin leaves no more points than can be told apart.
+// thin leaves no more points than can be distinguished.
 func thin(l plot.Line) plot.Line {
 	const most = 200
 	step := max(1, len(l.Xs)/most)

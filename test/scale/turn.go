@@ -63,7 +63,7 @@ func (s *settings) newSite(ctx context.Context, nodes int) (*site, error) {
 		Name: "bench-scale", Log: s.log, ControllerManager: true,
 		// Now, so that it is built and installed before anything counts.
 		Scheduler: true,
-		// Not the others: they would see that nobody is behind the nodes.
+		// Not the others: they would see that there is no kubelet behind the nodes.
 		Controllers: []string{
 			"serviceaccount-controller", "persistentvolume-binder-controller",
 			"persistentvolume-protection-controller", "persistentvolumeclaim-protection-controller",
@@ -94,7 +94,7 @@ func (t *site) populate(ctx context.Context) error {
 	return err
 }
 
-// note hears of every pod that is bound.
+// note is called for every pod that is bound.
 func (t *site) note(pod *corev1.Pod) {
 	at := time.Now()
 	t.mu.Lock()
@@ -169,7 +169,7 @@ func (t *site) prepare(ctx context.Context, w workload) error {
 		return err
 	}
 	t.mu.Lock()
-	// Nobody who calls note may wait.
+	// No caller of note may wait.
 	t.namespace, t.bound = namespace.Name, make(chan binding, 1<<16)
 	t.mu.Unlock()
 	err := cluster.Eventually(ctx, patience, func(ctx context.Context) error {

@@ -11,12 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// manyLoops is more loop devices than anybody needs who does not fill a disk.
+// manyLoops is more loop devices than a test needs that does not fill a disk.
 const manyLoops = 64
 
-// DropLoops lets the kernel forget, at the end of the test, the loop devices that are new
-// since now, and those that another such test has left: hundreds are in everybody's way, as
-// whoever looks for block devices looks at each. Those that somebody uses stay.
+// DropLoops makes the kernel forget, at the end of the test, the loop devices that are new since
+// now, and those that another such test has left: with hundreds, each search for block devices is
+// slow. Those in use stay.
 func DropLoops(t testing.TB) {
 	t.Helper()
 	list := func() []string {

@@ -4,6 +4,7 @@
 package testenv
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -38,6 +39,12 @@ func NeedFile(t testing.TB, path string) {
 	if _, err := os.Stat(path); err != nil {
 		missing(t, "SKIP-NEEDS-FILE: this kernel has no "+path)
 	}
+}
+
+// Unfit skips the test because this machine or its kernel cannot show what the test asserts.
+func Unfit(t testing.TB, format string, a ...any) {
+	t.Helper()
+	missing(t, "SKIP-UNFIT: "+fmt.Sprintf(format, a...))
 }
 
 func missing(t testing.TB, message string) {

@@ -47,7 +47,7 @@ func (a *archive) entry(name string, mode int, content []byte) {
 
 func (a *archive) write(name string, mode int, content []byte) {
 	// Magic, then inode, mode, uid, gid, links, time, size, device, special device, and the
-	// length of the name with its zero; a checksum that nobody looks at.
+	// length of the name with its zero; a checksum that is not checked.
 	header := fmt.Sprintf("070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X",
 		a.inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name)+1, 0)
 	a.padded([]byte(header + name + "\x00"))
@@ -102,10 +102,14 @@ func (a *archive) program(ctx context.Context, name string) error {
 }
 
 // guestModules are what the guest needs of the kernel, beside what is built in.
-var guestModules = []string{"virtio_pci", "virtio_blk", "virtio_console", "dm_mod", "loop", "ext4"}
+var guestModules = []string{
+	"virtio_pci", "virtio_blk", "virtio_console", "dm_mod", "loop", "ext4",
+	// Disks with several paths, and encrypted ones.
+	"virtio_scsi", "sd_mod", "dm_multipath", "dm_round_robin", "dm_crypt", "aes_generic", "ecb", "xts",
+}
 
-// guestPrograms are what the engine, and whoever uses its volumes, calls.
-var guestPrograms = []string{"blkid", "wipefs", "mkfs.ext4", "e2fsck", "losetup"}
+// guestPrograms are what the engine and the users of its volumes call.
+var guestPrograms = []string{"blkid", "wipefs", "mkfs.ext4", "e2fsck", "losetup", "dmsetup"}
 
 // writeInitramfs writes what the machine boots into: init and further programs of ours, by
 // name, and everything that they need.

@@ -87,7 +87,7 @@ func unpackKernel(ctx context.Context, meta, dir string) error {
 	if _, err := output(ctx, work, "dpkg-deb", "--extract", archives[0], "root"); err != nil {
 		return err
 	}
-	// At once, so that one cut short is never found. Somebody else may have been faster.
+	// At once, so that one cut short is never found. Another process may have been faster.
 	err = os.Rename(filepath.Join(work, "root"), filepath.Join(dir, "root"))
 	if errors.Is(err, fs.ErrExist) {
 		return nil

@@ -25,6 +25,8 @@ type drive struct {
 	name   string
 	socket string // where it is served
 	sector int64
+	// wwn makes it a SCSI disk. Several with one wwn are paths to one disk.
+	wwn uint64
 }
 
 // backend is what qemu keeps when the disk is unplugged, frontend what the guest sees.
@@ -36,6 +38,12 @@ func (d drive) backend() string {
 }
 
 func (d drive) frontend() map[string]any {
+	if d.wwn != 0 {
+		return map[string]any{
+			"driver": "scsi-hd", "bus": "scsi.0", "id": d.name, "serial": d.name, "drive": "drive-" + d.name, "write-cache": "on",
+			"wwn": d.wwn, "logical_block_size": d.sector, "physical_block_size": d.sector,
+		}
+	}
 	return map[string]any{
 		"driver": "virtio-blk-pci", "id": d.name, "serial": d.name, "drive": "drive-" + d.name, "write-cache": "on",
 		"logical_block_size": d.sector, "physical_block_size": d.sector,
@@ -119,6 +127,7 @@ func (m *machine) arguments(i image, drives []drive) []string {
 		"-device", "virtio-serial-pci",
 		"-chardev", "socket,id=port,server=on,wait=off,path=" + filepath.Join(m.dir, "port"),
 		"-device", "virtserialport,chardev=port",
+		"-device", "virtio-scsi-pci,id=scsi",
 	}
 	for _, d := range drives {
 		args = append(args, "-blockdev", d.backend(), "-device", mustJSON(d.frontend()))
@@ -231,7 +240,7 @@ func (m *machine) begin(do string, args any) (<-chan wire.Reply, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Nobody may hold up the one who reads: every reply must find room.
+	// Nothing may block the reader: every reply must find room.
 	replies := make(chan wire.Reply, 1<<16)
 	m.mu.Lock()
 	m.next++

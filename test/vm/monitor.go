@@ -56,7 +56,7 @@ func (q *monitor) execute(command string, arguments any) error {
 	}
 }
 
-// unplug pulls a device out and waits until the guest's kernel has let it go.
+// unplug pulls a device out and waits until the guest's kernel has released it.
 func (q *monitor) unplug(ctx context.Context, id string) error {
 	if err := q.execute("device_del", map[string]string{"id": id}); err != nil {
 		return err

@@ -69,11 +69,13 @@ func (p *platter) accept() {
 		if err != nil {
 			return // closed
 		}
-		// The connection ends as the machine does.
-		if err := p.serve(conn); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
-			fmt.Fprintln(os.Stderr, "nbd:", err)
-		}
-		conn.Close()
+		// The connection ends as the machine does. A disk with several paths has several.
+		p.served.Go(func() {
+			defer conn.Close()
+			if err := p.serve(conn); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
+				fmt.Fprintln(os.Stderr, "nbd:", err)
+			}
+		})
 	}
 }
 

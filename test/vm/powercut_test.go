@@ -3,6 +3,7 @@ package vm
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,9 +13,8 @@ import (
 // powerCuts come in the middle of bursts, and after every few of them one more hits the next
 // start: what the cut before left is being repaired then.
 const (
-	powerCuts  = 20
-	startsHit  = 5
-	cutsBefore = powerCuts / startsHit
+	powerCuts = 20
+	startsHit = 5
 )
 
 // TestPowerCut cuts the power in the middle of bursts of creates, formats, grows and wipes, again and
@@ -22,13 +22,26 @@ const (
 // flush is asked for and before it is done; of what was written since the last one anything may be lost.
 // Nothing that was acknowledged may be.
 func TestPowerCut(t *testing.T) {
-	i := needImage(t)
 	dir := newMachineDir(t)
+	victims, drives := newVictims(t, dir)
+	cutPower(t, dir, victims, drives, powerCuts, startsHit)
+}
+
+// cutPower cuts the power so many times in the middle of bursts, and of starts after them.
+func cutPower(t *testing.T, dir string, victims []*victim, drives []drive, powerCuts, startsHit int) {
+	t.Helper()
+	i := needImage(t)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
-	victims, drives := newVictims(t, dir)
-	for cut := range powerCuts + startsHit + 1 {
+	cutsBefore := powerCuts / startsHit
+	// Chance decides what a cut loses: there are more cuts until each disk has lost something.
+	few := func(v *victim) bool {
+		return v.model.steps < 3*powerCuts || v.verified < powerCuts/2 || v.platter.dropped == 0
+	}
+	planned := powerCuts + startsHit
+	for cut, ended := 0, false; !ended; cut++ {
+		ended = cut >= planned && (cut == 3*planned || !slices.ContainsFunc(victims, few))
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 		m, err := boot(ctx, dir, i, drives...)
 		if err != nil {
@@ -36,7 +49,7 @@ func TestPowerCut(t *testing.T) {
 		}
 		t.Cleanup(m.cut)
 		switch {
-		case cut == powerCuts+startsHit:
+		case ended:
 			last(t, ctx, m, victims, cut)
 		case cut%(cutsBefore+1) == cutsBefore:
 			cutStart(t, ctx, m, victims, r)
@@ -52,10 +65,12 @@ func TestPowerCut(t *testing.T) {
 		cancel()
 	}
 	for _, v := range victims {
-		v.strict(t)
-		t.Logf("%s: %d power cuts in bursts and %d in starts, %d steps acknowledged, %d volumes' data read whole, %d flushes; of the cache %d sectors lost, %d kept",
+		if !v.encrypted {
+			v.strict(t)
+		}
+		t.Logf("%s: %d power cuts in bursts and %d in starts at least, %d steps acknowledged, %d volumes' data read whole, %d flushes; of the cache %d sectors lost, %d kept",
 			v.name, powerCuts, startsHit, v.model.steps, v.verified, v.platter.flushes, v.platter.dropped, v.platter.kept)
-		if v.model.steps < 3*powerCuts || v.verified < 10 || v.platter.dropped == 0 {
+		if few(v) {
 			t.Errorf("%s: too little happened for this to prove anything", v.name)
 		}
 	}

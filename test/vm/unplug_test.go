@@ -71,7 +71,7 @@ func (v *victim) pull(t *testing.T, ctx context.Context, m *machine, other *vict
 	pulled, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	if err := m.monitor.unplug(pulled, v.name); err != nil {
-		t.Fatalf("%s: the guest does not let go of the disk: %v", v.name, err)
+		t.Fatalf("%s: the guest does not release the disk: %v", v.name, err)
 	}
 	// Its burst ends by itself, as every step fails: none waits for a disk that is gone.
 	failure := v.follow(t, pulled, bursts[0], 0)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/test/vm/wire"
 )
 
@@ -21,8 +22,12 @@ type victim struct {
 	platter  *platter
 	model    *model
 	burst    wire.Burst
-	mapped   bool // it has more volumes than partition numbers
+	mapped   bool // its volumes are devices of the device mapper
+	crowded  bool // it has more volumes than partition numbers
 	verified int  // volumes whose data was found whole
+	// stack makes the disk of those that the machine has, and returns its path; nil if it is one of them.
+	stack     func(t *testing.T, ctx context.Context, m *machine) string
+	encrypted bool // what the platter holds cannot be read
 }
 
 // newVictims makes two disks: one with few volumes and small sectors, and one with large sectors and more
@@ -30,10 +35,10 @@ type victim struct {
 func newVictims(t *testing.T, dir string) ([]*victim, []drive) {
 	t.Helper()
 	victims := []*victim{
-		newVictim(t, dir, "small", 512, wire.Burst{Workers: 3, From: 2 * mib, SlotBytes: 12 * mib, Slots: 18}),
-		newVictim(t, dir, "crowded", 4096, wire.Burst{Workers: 3, From: 300 * mib, SlotBytes: 12 * mib, Slots: 15}),
+		newVictim(t, dir, "small", 512*mib, 512, wire.Burst{Workers: 3, From: 2 * mib, SlotBytes: 12 * mib, Slots: 18}),
+		newVictim(t, dir, "crowded", 512*mib, 4096, wire.Burst{Workers: 3, From: 300 * mib, SlotBytes: 12 * mib, Slots: 15}),
 	}
-	victims[1].mapped = true
+	victims[1].mapped, victims[1].crowded = true, true
 	var drives []drive
 	for _, v := range victims {
 		drives = append(drives, v.drive())
@@ -41,11 +46,13 @@ func newVictims(t *testing.T, dir string) ([]*victim, []drive) {
 	return victims, drives
 }
 
-func (v *victim) drive() drive { return drive{v.name, v.platter.socket(), v.platter.sector} }
+func (v *victim) drive() drive {
+	return drive{name: v.name, socket: v.platter.socket(), sector: v.platter.sector}
+}
 
-func newVictim(t *testing.T, dir, name string, sector int64, b wire.Burst) *victim {
+func newVictim(t *testing.T, dir, name string, size, sector int64, b wire.Burst) *victim {
 	t.Helper()
-	p, err := newPlatter(filepath.Join(dir, name), 512*mib, sector)
+	p, err := newPlatter(filepath.Join(dir, name), size, sector)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +75,9 @@ func step(t *testing.T, r wire.Reply) wire.Step {
 
 func (v *victim) device(t *testing.T, ctx context.Context, m *machine) string {
 	t.Helper()
-	if err := m.call(ctx, "find", v.name, &v.burst.Disk); err != nil {
+	if v.stack != nil {
+		v.burst.Disk = v.stack(t, ctx, m)
+	} else if err := m.call(ctx, "find", v.name, &v.burst.Disk); err != nil {
 		t.Fatal(err)
 	}
 	return v.burst.Disk
@@ -83,7 +92,7 @@ func (v *victim) prepare(t *testing.T, ctx context.Context, m *machine) {
 			t.Fatal(err)
 		}
 	}
-	if !v.mapped {
+	if !v.crowded {
 		return
 	}
 	for i := range int64(260) {
@@ -95,15 +104,18 @@ func (v *victim) prepare(t *testing.T, ctx context.Context, m *machine) {
 	}
 }
 
-// check opens the disk after a power cut and holds that nothing is missing from it.
+// check opens the disk after a power cut and asserts that nothing is missing from it.
 func (v *victim) check(t *testing.T, ctx context.Context, m *machine, cut int) {
 	t.Helper()
 	var s wire.State
 	if err := m.call(ctx, "open", v.device(t, ctx, m), &s); err != nil {
 		t.Fatalf("cut %d, %s: %v", cut, v.name, err)
 	}
-	if len(s.Volumes) > 0 && v.mapped != strings.HasPrefix(s.Volumes[0].Device, "/dev/dm-") {
-		t.Errorf("cut %d, %s: the first volume is %s", cut, v.name, s.Volumes[0].Device)
+	for _, found := range s.Volumes {
+		// A volume that is being wiped has no device.
+		if found.Phase != string(disk.Wiping) && v.mapped != strings.HasPrefix(found.Device, "/dev/dm-") {
+			t.Errorf("cut %d, %s: a volume in phase %s is %q", cut, v.name, found.Phase, found.Device)
+		}
 	}
 	whole, err := v.model.check(s)
 	if err != nil {
@@ -117,7 +129,7 @@ func (v *victim) check(t *testing.T, ctx context.Context, m *machine, cut int) {
 	}
 	// No byte is free that does not read as zeros: this disk held nothing else before.
 	for _, free := range s.Free {
-		if at := v.soiled(t, free); at >= 0 {
+		if at := v.soiled(t, ctx, m, free); at >= 0 {
 			t.Errorf("cut %d, %s: byte %d is free and not zero", cut, v.name, at)
 		}
 	}
@@ -125,8 +137,15 @@ func (v *victim) check(t *testing.T, ctx context.Context, m *machine, cut int) {
 }
 
 // soiled returns the first byte of a part of the disk that is not zero, or -1.
-func (v *victim) soiled(t *testing.T, e wire.Span) int64 {
+func (v *victim) soiled(t *testing.T, ctx context.Context, m *machine, e wire.Span) (at int64) {
 	t.Helper()
+	if v.encrypted {
+		part := wire.Volume{Disk: v.burst.Disk, Start: e.Start, Length: e.End - e.Start}
+		if err := m.call(ctx, "soiled", part, &at); err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
 	b := make([]byte, mib)
 	for off := e.Start; off < e.End; off += mib {
 		if err := v.platter.read(b, off); err != nil {

@@ -92,7 +92,7 @@ func TestBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.close() })
-	m := bootOnce(t, drive{"one", p.socket(), p.sector})
+	m := bootOnce(t, drive{name: "one", socket: p.socket(), sector: p.sector})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var device string
@@ -131,13 +131,13 @@ func TestBoot(t *testing.T) {
 func TestEngine(t *testing.T) {
 	m := bootOnce(t)
 	var e wire.Exited
-	argv := []string{"/bin/disk.test", "-test.v", "-test.run", "^Test(Mapp|HighVolume|StrayLoop)"}
+	argv := []string{"/bin/disk.test", "-test.v", "-test.run", "^Test(Mapp|HighVolume|StrayLoop|Claims|VolumeBelow)"}
 	if err := m.call(t.Context(), "exec", wire.Exec{Argv: argv, Env: []string{"CI=true"}}, &e); err != nil {
 		t.Fatal(err)
 	}
 	passed := strings.Count(e.Output, "--- PASS")
 	t.Logf("%d tests of package disk passed with the device mapper:\n%s", passed, e.Output)
-	if e.Code != 0 || passed < 8 {
+	if e.Code != 0 || passed < 11 {
 		t.Errorf("they ended with code %d", e.Code)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,9 +26,12 @@ const (
 	FinalizerVolume = GroupName + "/volume"
 
 	// AnnotationMovedTo on a PersistentVolume is the id of the disk that holds its volume,
-	// if the node had to put it on another disk than its attributes, which nobody can
-	// change, say. While that disk is away the volume is not made anew.
+	// if the node had to put it on another disk than its attributes, which cannot
+	// change, say. While that disk is away the volume is not made again.
 	AnnotationMovedTo = GroupName + "/moved-to"
+	// AnnotationSettled of a PersistentVolume is the version that it had when the scheduler did not know whether its
+	// capacity had been raised. To write it makes another version, which rules out that it still will be.
+	AnnotationSettled = GroupName + "/settled"
 )
 
 // Parameters of a StorageClass, beside AttributeClass and AttributeSpread.
@@ -165,10 +169,14 @@ func parseHeadroom(value string) (bytes, percent int64, err error) {
 // Headroom is how many bytes must be free behind a new volume of that size, at most
 // MaxVolumeSize.
 func (p Parameters) Headroom(size int64) int64 {
-	if p.headroomPercent > 0 {
-		return AlignUp(size * p.headroomPercent / 100)
+	if p.headroomPercent == 0 {
+		return p.headroom
 	}
-	return p.headroom
+	if size/100 >= (math.MaxInt64-2*Alignment)/p.headroomPercent {
+		// More than any disk has.
+		return math.MaxInt64 / Alignment * Alignment
+	}
+	return AlignUp(size/100*p.headroomPercent + size%100*p.headroomPercent/100)
 }
 
 // Place is where a volume lies, or is to lie.

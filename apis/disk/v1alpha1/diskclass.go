@@ -7,26 +7,35 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// DiskClass says which disks of which nodes belong to Berth, and what pods call
-// them. A disk that no class selects is never looked into; one that is selected is
-// taken only if it is blank, or already Berth's.
+// DiskClass says which disks of which nodes may belong to Berth, and what pods call
+// them. A device that no class selects is never read. A selected device is written to only
+// if it is blank, and only after it was approved, unless the class says Automatic.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster
-// +kubebuilder:printcolumn:name="Rotational",type=string,JSONPath=`.spec.devices.rotational`
-// +kubebuilder:printcolumn:name="Models",type=string,JSONPath=`.spec.devices.models`
-// +kubebuilder:printcolumn:name="Paths",type=string,JSONPath=`.spec.devices.paths`
-// +kubebuilder:printcolumn:name="Min",type=string,JSONPath=`.spec.devices.minSize`
-// +kubebuilder:printcolumn:name="Max",type=string,JSONPath=`.spec.devices.maxSize`
-// +kubebuilder:printcolumn:name="FSType",type=string,JSONPath=`.spec.fsType`
-// +kubebuilder:printcolumn:name="Placement",type=string,JSONPath=`.spec.placementPolicy`
-// +kubebuilder:printcolumn:name="Wipe",type=string,JSONPath=`.spec.wipePolicy`
+// +kubebuilder:subresource:status
+// +kubebuilder:printcolumn:name="Adoption",type=string,JSONPath=`.spec.adoption`
+// +kubebuilder:printcolumn:name="Nodes",type=integer,JSONPath=`.status.nodes`
+// +kubebuilder:printcolumn:name="Disks",type=integer,JSONPath=`.status.disks`
+// +kubebuilder:printcolumn:name="Candidates",type=integer,JSONPath=`.status.candidates`
+// +kubebuilder:printcolumn:name="Refused",type=integer,JSONPath=`.status.refusedDevices`
+// +kubebuilder:printcolumn:name="Size",type=string,JSONPath=`.status.size`
+// +kubebuilder:printcolumn:name="Free",type=string,JSONPath=`.status.free`
+// +kubebuilder:printcolumn:name="Largest",type=string,JSONPath=`.status.largest`
+// +kubebuilder:printcolumn:name="FSType",type=string,JSONPath=`.spec.fsType`,priority=1
+// +kubebuilder:printcolumn:name="Placement",type=string,JSONPath=`.spec.placementPolicy`,priority=1
+// +kubebuilder:printcolumn:name="Wipe",type=string,JSONPath=`.spec.wipePolicy`,priority=1
+// +kubebuilder:printcolumn:name="Rotational",type=string,JSONPath=`.spec.devices.rotational`,priority=1
+// +kubebuilder:printcolumn:name="Models",type=string,JSONPath=`.spec.devices.models`,priority=1
+// +kubebuilder:printcolumn:name="Paths",type=string,JSONPath=`.spec.devices.paths`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type DiskClass struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	Spec DiskClassSpec `json:"spec"`
+	// +optional
+	Status DiskClassStatus `json:"status,omitempty"`
 }
 
 // DiskClassList is a list of DiskClass.
@@ -46,6 +55,9 @@ const (
 
 // DiskClassSpec selects disks and says how they are treated.
 //
+// +kubebuilder:validation:XValidation:rule="!has(self.mkfsOptions) || (has(self.fsType) && self.fsType == 'xfs') || self.mkfsOptions.all(o, o.matches('^(-b (1024|2048|4096)|-i [1-9][0-9]{3,7}|-I (256|512|1024)|-m ([0-9]|[1-4][0-9]|50)|-J size=[1-9][0-9]{0,4}|-E (stride|stripe_width)=[1-9][0-9]{0,5}|-E packed_meta_blocks=[01]|-O (project|quota|verity|fast_commit))$'))",message="mkfsOptions has an option that ext4 volumes cannot be made with: docs/operations.md lists them"
+// +kubebuilder:validation:XValidation:rule="!has(self.mkfsOptions) || !has(self.fsType) || self.fsType != 'xfs' || self.mkfsOptions.all(o, o.matches('^(-b size=(1024|2048|4096)|-d agcount=[1-9][0-9]{0,3}|-d su=[1-9][0-9]{0,4}k,sw=[1-9][0-9]{0,2}|-i size=(512|1024|2048)|-i maxpct=([1-9]?[0-9]|100)|-l size=[1-9][0-9]{1,3}m|-m (reflink|rmapbt)=[01]|-n size=(4096|8192|16384|32768|65536))$'))",message="mkfsOptions has an option that xfs volumes cannot be made with: docs/operations.md lists them"
+// +kubebuilder:validation:XValidation:rule="!has(self.mountOptions) || self.mountOptions.all(o, o.matches('^(noatime|relatime|strictatime|lazytime|nodiratime|nosuid|nodev|noexec|nosymfollow|(no)?discard|sync|dirsync|(usr|grp|prj)quota)$') || o.matches('^(commit=[1-9][0-9]{0,3}|data=(ordered|journal|writeback)|errors=(continue|remount-ro)|stripe=[0-9]{1,6}|init_itable=[1-9][0-9]{0,3}|noinit_itable|(no)?delalloc|(no)?auto_da_alloc|journal_checksum)$') || o.matches('^(allocsize=[1-9][0-9]{0,5}[kmg]|inode64|(no)?largeio|logbsize=(16|32|64|128|256)k|logbufs=[2-8]|swalloc|wsync)$'))",message="mountOptions has an option that volumes cannot be mounted with: docs/operations.md lists them"
 // +kubebuilder:validation:XValidation:rule="!has(self.wipeRate) || quantity(string(self.wipeRate)).compareTo(quantity('1Mi')) >= 0",message="wipeRate must be at least 1Mi, in bytes a second"
 type DiskClassSpec struct {
 	// NodeSelector selects nodes by their labels; without it, all nodes.
@@ -55,11 +67,48 @@ type DiskClassSpec struct {
 	// Devices selects disks of those nodes. Every criterion that is given must hold.
 	Devices DeviceSelector `json:"devices"`
 
+	// Adoption says what must happen before a blank device that the class selects is
+	// initialized. A disk that is Berth's already needs no approval.
+	// +optional
+	// +kubebuilder:default=Approve
+	Adoption Adoption `json:"adoption,omitempty"`
+
+	// NewDeviceGrace is how long a device that appears while the agent runs must stay blank
+	// and unopened before a class with adoption Automatic takes it. 0s takes it at once.
+	// +optional
+	// +kubebuilder:default="10m"
+	NewDeviceGrace *metav1.Duration `json:"newDeviceGrace,omitempty"`
+
 	// FSType is the file system of volumes that ask for none: ext4 or xfs.
 	// +optional
 	// +kubebuilder:default=ext4
 	// +kubebuilder:validation:Enum=ext4;xfs
 	FSType string `json:"fsType,omitempty"`
+
+	// FSFeatures is the set of features that new file systems get: lts_5.15 and lts_6.1 are
+	// what these kernels can mount, default is what the agent's programs choose by themselves.
+	// +optional
+	// +kubebuilder:default=lts_5.15
+	FSFeatures FSFeatures `json:"fsFeatures,omitempty"`
+
+	// MkfsOptions are further options of mkfs, each as one string such as "-i 65536".
+	// docs/operations.md lists those that are allowed.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=64
+	MkfsOptions []string `json:"mkfsOptions,omitempty"`
+
+	// MountOptions are options with which inline volumes of the class are mounted, such as
+	// noatime or discard. Claims have those of their StorageClass as well, which come after.
+	// docs/operations.md lists those that are allowed.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=64
+	MountOptions []string `json:"mountOptions,omitempty"`
 
 	// PlacementPolicy says which of the places that a volume fits it gets. A change counts for
 	// the next volume; those that are there stay where they are.
@@ -68,17 +117,92 @@ type DiskClassSpec struct {
 	PlacementPolicy PlacementPolicy `json:"placementPolicy,omitempty"`
 
 	// WipePolicy says what is done to a volume's bytes before its space is free again. It
-	// counts as it is when a wipe begins, or is resumed after a restart; volumes on a disk
-	// that no class selects any more are wiped with Zero.
+	// counts as it is when a wipe begins, or is resumed after a restart. Volumes whose class
+	// is deleted are wiped with the policy that it had last.
 	// +optional
 	// +kubebuilder:default=Zero
 	WipePolicy WipePolicy `json:"wipePolicy,omitempty"`
 
-	// WipeRate bounds, in bytes a second and disk, what wiping writes and reads back, so that
-	// it leaves something of a slow disk to others; without it there is no bound. Punching
-	// holes and discarding write nothing and are bounded only in their step.
+	// WipeRate bounds, in bytes a second and disk, what wiping and zeroing process by any
+	// method, so that it leaves something of a slow disk to others; without it there is no bound.
 	// +optional
 	WipeRate *resource.Quantity `json:"wipeRate,omitempty"`
+}
+
+// Adoption says who decides that a blank device becomes a disk.
+//
+// +kubebuilder:validation:Enum=Approve;Automatic
+type Adoption string
+
+const (
+	// AdoptApprove lists selected blank devices as candidates in status.devices of the
+	// NodeDiskCapacity. One is taken when spec.adopt of that object names it.
+	AdoptApprove Adoption = "Approve"
+	// AdoptAutomatic takes selected blank devices by itself. It is for fleets of one hardware.
+	AdoptAutomatic Adoption = "Automatic"
+)
+
+// FSFeatures names a set of file system features.
+//
+// +kubebuilder:validation:Enum=default;lts_5.15;lts_6.1
+type FSFeatures string
+
+const (
+	// FSFeaturesDefault is what the agent's mkfs programs choose by themselves.
+	FSFeaturesDefault FSFeatures = "default"
+	// FSFeatures515 can be mounted by Linux 5.15 and later.
+	FSFeatures515 FSFeatures = "lts_5.15"
+	// FSFeatures61 can be mounted by Linux 6.1 and later.
+	FSFeatures61 FSFeatures = "lts_6.1"
+)
+
+// DiskClassStatus sums up, over all nodes, what the class selects. The scheduler's leader
+// writes it.
+type DiskClassStatus struct {
+	// Nodes is on how many nodes the class has disks in service.
+	// +optional
+	Nodes int32 `json:"nodes,omitempty"`
+	// Disks is how many disks of the class are in service.
+	// +optional
+	Disks int32 `json:"disks,omitempty"`
+	// Candidates is how many devices wait for approval.
+	// +optional
+	Candidates int32 `json:"candidates,omitempty"`
+	// RefusedDevices is how many devices the class selects that are not taken.
+	// +optional
+	RefusedDevices int32 `json:"refusedDevices,omitempty"`
+	// Refused are the reasons for that, the most frequent first.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	Refused []RefusedDevices `json:"refused,omitempty"`
+	// Size of all disks of the class in service, in bytes, as a quantity such as 136.2Ti.
+	// +optional
+	Size string `json:"size,omitempty"`
+	// Free space on them.
+	// +optional
+	Free string `json:"free,omitempty"`
+	// Largest free extent: the largest volume that fits now.
+	// +optional
+	Largest string `json:"largest,omitempty"`
+	// Conditions: Ready.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	// +kubebuilder:validation:MaxItems=8
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// RefusedDevices are devices that are not taken for one reason.
+type RefusedDevices struct {
+	// Reason is why.
+	// +kubebuilder:validation:MaxLength=256
+	Reason string `json:"reason"`
+	// Count is how many devices are not taken for it.
+	Count int32 `json:"count"`
+	// Example is one of them, as node/device.
+	// +kubebuilder:validation:MaxLength=320
+	Example string `json:"example"`
 }
 
 // PlacementPolicy chooses among the free extents of a class that are large enough.
@@ -113,16 +237,16 @@ const (
 	// Where the device cannot, it is wiped with Overwrite, and the record of it says so.
 	WipeSecureDiscard WipePolicy = "SecureDiscard"
 	// WipeNone is unsafe: nothing is wiped, and what the volume held stays on the disk, below
-	// the next file system there, for whoever can read the device or has the disk in hand.
+	// the next file system there, for a person who can read the device or has the disk in hand.
 	// Only what raw block volumes and growing ones get there is zeroed, first. It is for
 	// clusters that hold nothing of worth, such as those of tests.
 	WipeNone WipePolicy = "None"
 )
 
 // DeviceSelector selects block devices. It must name at least one criterion, so
-// that nobody hands over every blank disk of a cluster by leaving a field out.
+// that a field left out does not hand over every blank disk of a cluster.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.rotational) || (has(self.models) && size(self.models) > 0) || (has(self.paths) && size(self.paths) > 0) || has(self.minSize) || has(self.maxSize)",message="devices must name at least one of rotational, models, paths, minSize, maxSize"
+// +kubebuilder:validation:XValidation:rule="has(self.rotational) || (has(self.models) && size(self.models) > 0) || (has(self.paths) && size(self.paths) > 0) || (has(self.serials) && size(self.serials) > 0) || (has(self.wwns) && size(self.wwns) > 0) || has(self.minSize) || has(self.maxSize)",message="devices must name at least one of rotational, models, paths, serials, wwns, minSize, maxSize"
 // +kubebuilder:validation:XValidation:rule="!has(self.minSize) || !has(self.maxSize) || quantity(string(self.minSize)).compareTo(quantity(string(self.maxSize))) <= 0",message="minSize must not be larger than maxSize"
 type DeviceSelector struct {
 	// Rotational selects disks with (true) or without (false) moving heads.
@@ -135,9 +259,38 @@ type DeviceSelector struct {
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=128
 	Models []string `json:"models,omitempty"`
+	// Serials are shell patterns for the device's serial number; one must match.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=128
+	Serials []string `json:"serials,omitempty"`
+	// WWNs are shell patterns for the device's world wide name, such as
+	// eui.0025385b11b2c3d4; one must match.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=128
+	WWNs []string `json:"wwns,omitempty"`
+	// Transports are how the device is connected; one must match. With adoption Automatic
+	// and without a path, the default is pcie, sata and sas.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=16
+	Transports []Transport `json:"transports,omitempty"`
+	// Exclude are shell patterns for the path, a link below /dev/disk, the model, serial or
+	// world wide name of devices that are not selected, whatever else matches.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=256
+	Exclude []string `json:"exclude,omitempty"`
 	// Paths are shell patterns for the device's path, or for one of its links below
-	// /dev/disk; one must match. Loop devices, device-mapper and md devices are selected
-	// only by a path.
+	// /dev/disk or /dev/mapper; one must match. Loop, device-mapper, md, rbd, nbd, drbd, zvol,
+	// bcache, zram and pmem devices, zoned and removable ones are selected only by a path.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=64
@@ -151,6 +304,30 @@ type DeviceSelector struct {
 	// +optional
 	MaxSize *resource.Quantity `json:"maxSize,omitempty"`
 }
+
+// Transport is how a device is connected to its node.
+//
+// +kubebuilder:validation:Enum=pcie;sata;sas;virtio;usb;mmc;iscsi;fc;nvme-tcp;nvme-rdma;nvme-fc;xen;vmbus;virtual;unknown
+type Transport string
+
+// Transports.
+const (
+	TransportPCIe     Transport = "pcie" // NVMe in the node
+	TransportSATA     Transport = "sata"
+	TransportSAS      Transport = "sas"
+	TransportVirtio   Transport = "virtio"
+	TransportUSB      Transport = "usb"
+	TransportMMC      Transport = "mmc"
+	TransportISCSI    Transport = "iscsi"
+	TransportFC       Transport = "fc"
+	TransportNVMeTCP  Transport = "nvme-tcp"
+	TransportNVMeRDMA Transport = "nvme-rdma"
+	TransportNVMeFC   Transport = "nvme-fc"
+	TransportXen      Transport = "xen"
+	TransportVMBus    Transport = "vmbus"   // Hyper-V and Azure
+	TransportVirtual  Transport = "virtual" // made by the kernel: loop, dm, md, zram and others
+	TransportUnknown  Transport = "unknown"
+)
 
 // MinSizeXFS is the least size of an xfs volume, in bytes: mkfs.xfs makes no smaller one.
 // ext4 fits into the smallest volume there is, of one Alignment.

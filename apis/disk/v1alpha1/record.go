@@ -26,6 +26,10 @@ const MaxVolumes = 256
 // ample for MaxVolumes.
 const maxRecordBytes = 64 << 10
 
+// SchedulerName is the schedulerName of pods with volumes, in the configuration that is shipped: the profile that has
+// Berth's plugins.
+const SchedulerName = "berth"
+
 // Record is the value of AnnotationAllocation.
 //
 // Invariants, held by Validate:

@@ -75,7 +75,7 @@ func ParseAttributes(attributes map[string]string) (Attributes, error) {
 	return Attributes{Class: class, Size: size, Spread: spread == SpreadDisk}, nil
 }
 
-// sizeForm is what is passed on to ParseQuantity. Nobody checks an attribute before us,
+// sizeForm is what is passed on to ParseQuantity. An attribute is not checked before,
 // and ParseQuantity computes 10^exponent in full: with "1e999999999" one pod would hold
 // up the scheduler for minutes.
 var sizeForm = regexp.MustCompile(`^[+-]?[0-9.]{1,40}([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$`)

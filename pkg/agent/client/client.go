@@ -11,7 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	policyv1 "k8s.io/api/policy/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -22,6 +22,7 @@ import (
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/utils/clock"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
@@ -35,20 +36,24 @@ func init() {
 	Scheme.AddKnownTypes(corev1.SchemeGroupVersion,
 		&corev1.Pod{}, &corev1.PodList{}, &corev1.Node{}, &corev1.NodeList{}, &corev1.Event{},
 		&corev1.PersistentVolume{}, &corev1.PersistentVolumeList{})
-	Scheme.AddKnownTypes(policyv1.SchemeGroupVersion, &policyv1.Eviction{})
+	Scheme.AddKnownTypes(storagev1.SchemeGroupVersion, &storagev1.VolumeAttachment{}, &storagev1.VolumeAttachmentList{},
+		&storagev1.CSINode{}, &storagev1.CSINodeList{})
 	metav1.AddToGroupVersion(Scheme, corev1.SchemeGroupVersion)
-	metav1.AddToGroupVersion(Scheme, policyv1.SchemeGroupVersion)
+	metav1.AddToGroupVersion(Scheme, storagev1.SchemeGroupVersion)
 	utilruntime.Must(diskv1alpha1.AddToScheme(Scheme))
 }
 
 // Resources of the API that the agent uses.
 const (
 	pods       = "pods"
+	csiNodes   = "csinodes"
 	nodes      = "nodes"
 	events     = "events"
 	volumes    = "persistentvolumes"
 	capacities = "nodediskcapacities"
 	classes    = "diskclasses"
+
+	attachments = "volumeattachments"
 )
 
 // requestTimeout bounds a single request, so that a server that hangs is like one that
@@ -57,16 +62,28 @@ const requestTimeout = 30 * time.Second
 
 // Client talks to the API server for the agent of one node.
 type Client struct {
-	node string
-	core rest.Interface
-	disk rest.Interface
+	node    string
+	core    rest.Interface
+	storage rest.Interface
+	disk    rest.Interface
+	// lineage sees every answer about the node's NodeDiskCapacity.
+	lineage *Lineage
 }
 
-// New returns a client for the agent of the named node.
+// New returns a client for the agent of the named node, which knows nothing from before.
 func New(config *rest.Config, node string) (*Client, error) {
+	return NewWithLineage(config, node, newLineage("", clock.RealClock{}))
+}
+
+// NewWithLineage returns a client that compares the API server's data with what the node knows.
+func NewWithLineage(config *rest.Config, node string, lineage *Lineage) (*Client, error) {
 	// Kubernetes' own kinds come as protobuf, which costs less to decode; custom
 	// resources are JSON only.
 	core, err := restClient(config, corev1.SchemeGroupVersion, "/api", runtime.ContentTypeProtobuf)
+	if err != nil {
+		return nil, err
+	}
+	storage, err := restClient(config, storagev1.SchemeGroupVersion, "/apis", runtime.ContentTypeProtobuf)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +91,7 @@ func New(config *rest.Config, node string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{node: node, core: core, disk: disk}, nil
+	return &Client{node: node, core: core, storage: storage, disk: disk, lineage: lineage}, nil
 }
 
 func restClient(config *rest.Config, version schema.GroupVersion, path, contentType string) (rest.Interface, error) {
@@ -161,18 +178,6 @@ func (c *Client) podPage(ctx context.Context, namespace string, options metav1.L
 	return list, believable(err)
 }
 
-// Evict asks the API server to evict the pod, if it still is the one with the UID.
-func (c *Client) Evict(ctx context.Context, namespace, name string, uid types.UID) error {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	eviction := &policyv1.Eviction{
-		TypeMeta:      metav1.TypeMeta{APIVersion: policyv1.SchemeGroupVersion.String(), Kind: "Eviction"},
-		ObjectMeta:    metav1.ObjectMeta{Namespace: namespace, Name: name},
-		DeleteOptions: &metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}},
-	}
-	return c.core.Post().Namespace(namespace).Resource(pods).Name(name).SubResource("eviction").Body(eviction).Do(ctx).Error()
-}
-
 // Node reads the agent's own node.
 func (c *Client) Node(ctx context.Context) (*corev1.Node, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
@@ -184,53 +189,132 @@ func (c *Client) Node(ctx context.Context) (*corev1.Node, error) {
 	return node, nil
 }
 
-// Capacity reads the node's own NodeDiskCapacity.
-func (c *Client) Capacity(ctx context.Context) (*diskv1alpha1.NodeDiskCapacity, error) {
+// NodeNamed reads any Node; it is nil if the API server itself says that there is none.
+func (c *Client) NodeNamed(ctx context.Context, name string) (*corev1.Node, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	return capacity(c.disk.Get().Resource(capacities).Name(c.node).Do(ctx))
+	node := &corev1.Node{}
+	err := c.core.Get().Resource(nodes).Name(name).Do(ctx).Into(node)
+	if err == nil && (node.UID == "" || node.Name != name) {
+		err = fmt.Errorf("the answer is not Node %s", name)
+	}
+	err = believable(err)
+	if apierrors.IsNotFound(err) {
+		return nil, nil //nolint:nilnil // none is an answer
+	}
+	if err != nil {
+		return nil, err
+	}
+	return node, nil
+}
+
+// attachmentsPerPage bounds what a list of the cluster's VolumeAttachments costs in memory.
+const attachmentsPerPage = 250
+
+// Attachments shows the VolumeAttachments of the node. They have no selector by node, so all are
+// read, page by page.
+func (c *Client) Attachments(ctx context.Context, show func(*storagev1.VolumeAttachment)) error {
+	options := metav1.ListOptions{Limit: attachmentsPerPage}
+	for {
+		list, err := c.attachmentPage(ctx, options)
+		if err != nil {
+			return err
+		}
+		for i := range list.Items {
+			if list.Items[i].Spec.NodeName == c.node {
+				show(&list.Items[i])
+			}
+		}
+		if list.Continue == "" {
+			return nil
+		}
+		options.Continue = list.Continue
+	}
+}
+
+func (c *Client) attachmentPage(ctx context.Context, options metav1.ListOptions) (*storagev1.VolumeAttachmentList, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	list := &storagev1.VolumeAttachmentList{}
+	err := c.storage.Get().Resource(attachments).VersionedParams(&options, metav1.ParameterCodec).Do(ctx).Into(list)
+	if err == nil && list.GetResourceVersion() == "" {
+		err = errors.New("the answer is not a list of VolumeAttachments")
+	}
+	return list, believable(err)
+}
+
+// Capacity reads the node's own NodeDiskCapacity.
+func (c *Client) Capacity(ctx context.Context) (*diskv1alpha1.NodeDiskCapacity, error) {
+	return c.capacity(ctx, c.disk.Get().Resource(capacities).Name(c.node))
 }
 
 // CreateCapacity creates the node's NodeDiskCapacity.
 func (c *Client) CreateCapacity(ctx context.Context, ndc *diskv1alpha1.NodeDiskCapacity) (*diskv1alpha1.NodeDiskCapacity, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	return capacity(c.disk.Post().Resource(capacities).Body(ndc).Do(ctx))
+	return c.writeCapacity(ctx, c.disk.Post().Resource(capacities).Body(ndc))
 }
 
 // PatchCapacity merges a patch into the node's NodeDiskCapacity, all but its status.
 func (c *Client) PatchCapacity(ctx context.Context, patch []byte) (*diskv1alpha1.NodeDiskCapacity, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	return capacity(c.disk.Patch(types.MergePatchType).Resource(capacities).Name(c.node).Body(patch).Do(ctx))
+	return c.writeCapacity(ctx, c.disk.Patch(types.MergePatchType).Resource(capacities).Name(c.node).Body(patch))
 }
 
 // UpdateCapacityStatus replaces the status of the node's NodeDiskCapacity, if the object is
 // still of that version. It costs the API server less than to merge a patch.
 func (c *Client) UpdateCapacityStatus(ctx context.Context, ndc *diskv1alpha1.NodeDiskCapacity) (*diskv1alpha1.NodeDiskCapacity, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	return capacity(c.disk.Put().Resource(capacities).Name(c.node).SubResource("status").Body(ndc).Do(ctx))
+	return c.writeCapacity(ctx, c.disk.Put().Resource(capacities).Name(c.node).SubResource("status").Body(ndc))
 }
 
-// ForgetReclaimOrphans takes a person's word back that orphaned volumes may be reclaimed.
+// writeCapacity reads the object before the first write: a write would hide that it is older
+// than what the node knows.
+func (c *Client) writeCapacity(ctx context.Context, r *rest.Request) (*diskv1alpha1.NodeDiskCapacity, error) {
+	if !c.lineage.hasAsked() {
+		if _, err := c.Capacity(ctx); err != nil && !apierrors.IsNotFound(err) {
+			return nil, err
+		}
+	}
+	return c.capacity(ctx, r)
+}
+
+// capacity sends a request about the node's NodeDiskCapacity.
+func (c *Client) capacity(ctx context.Context, r *rest.Request) (*diskv1alpha1.NodeDiskCapacity, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	before := c.lineage.before()
+	ndc := &diskv1alpha1.NodeDiskCapacity{}
+	err := r.Do(ctx).Into(ndc)
+	if err == nil && (ndc.UID == "" || ndc.Name != c.node) {
+		err = fmt.Errorf("the answer is not NodeDiskCapacity %s", c.node)
+	}
+	err = believable(err)
+	c.lineage.answered(ctx, before, ndc, err)
+	if err != nil {
+		return nil, err
+	}
+	return ndc, nil
+}
+
+// ForgetReclaimOrphans removes the annotation by which a person allowed orphans to be reclaimed.
 func (c *Client) ForgetReclaimOrphans(ctx context.Context) error {
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"annotations": map[string]any{diskv1alpha1.AnnotationReclaimOrphans: nil},
-	}})
+	return c.removeAnnotation(ctx, diskv1alpha1.AnnotationReclaimOrphans, "")
+}
+
+// RemoveForgetDisks removes the annotation that names disks to forget, if the object is still of
+// that version.
+func (c *Client) RemoveForgetDisks(ctx context.Context, version string) error {
+	return c.removeAnnotation(ctx, diskv1alpha1.AnnotationForgetDisks, version)
+}
+
+func (c *Client) removeAnnotation(ctx context.Context, annotation, version string) error {
+	metadata := map[string]any{"annotations": map[string]any{annotation: nil}}
+	if version != "" {
+		metadata["resourceVersion"] = version
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": metadata})
 	if err != nil {
 		return err
 	}
 	_, err = c.PatchCapacity(ctx, patch)
 	return err
-}
-
-func capacity(result rest.Result) (*diskv1alpha1.NodeDiskCapacity, error) {
-	ndc := &diskv1alpha1.NodeDiskCapacity{}
-	if err := result.Into(ndc); err != nil {
-		return nil, err
-	}
-	return ndc, nil
 }
 
 // PodInformer watches the pods of the node.
@@ -241,6 +325,11 @@ func (c *Client) PodInformer() cache.SharedIndexInformer {
 // NodeInformer watches the agent's own node.
 func (c *Client) NodeInformer() cache.SharedIndexInformer {
 	return informer(c.core, nodes, c.named(), &corev1.Node{})
+}
+
+// CSINodeInformer watches the node's CSINode, in which the kubelet notes the drivers that it knows.
+func (c *Client) CSINodeInformer() cache.SharedIndexInformer {
+	return informer(c.storage, csiNodes, c.named(), &storagev1.CSINode{})
 }
 
 // CapacityInformer watches the node's own NodeDiskCapacity.

@@ -40,8 +40,8 @@ func (c *Client) Volume(ctx context.Context, name string) (*corev1.PersistentVol
 	return pv, nil
 }
 
-// DeleteVolume deletes the PersistentVolume if it still is what was read: nobody has
-// changed its reclaim policy or bound it meanwhile. Finalizers keep it until they go.
+// DeleteVolume deletes the PersistentVolume if it still is what was read: its reclaim
+// policy and its binding have not changed meanwhile. Finalizers keep it until they go.
 func (c *Client) DeleteVolume(ctx context.Context, pv *corev1.PersistentVolume) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

@@ -10,7 +10,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// access is a CSI volume capability, understood: how a volume is to be used.
+// access is how a volume is to be used: a CSI volume capability, checked.
 type access struct {
 	// block is true for a raw block device, which has neither file system nor flags.
 	block bool
@@ -18,11 +18,11 @@ type access struct {
 	fsType string
 	// flags are mount options.
 	flags []string
-	// readOnly and single: nobody may write, or only one target may be published.
+	// readOnly: no pod may write. single: only one target may be published.
 	readOnly, single bool
 }
 
-// accessOf understands the capability. The error names the field that cannot be.
+// accessOf reads the capability. The error names the field that is not possible.
 func accessOf(c *csispec.VolumeCapability) (access, error) {
 	var a access
 	switch {
@@ -60,7 +60,15 @@ func accessOf(c *csispec.VolumeCapability) (access, error) {
 	return a, nil
 }
 
-// accessesOf understands all the ways in which one volume is to be used.
+// bindOptions are the options of a mount that is bound for one pod.
+func (a access) bindOptions() []string {
+	if a.readOnly {
+		return append(slices.Clone(a.flags), "ro")
+	}
+	return a.flags
+}
+
+// accessesOf reads all the ways in which one volume is to be used.
 func accessesOf(capabilities []*csispec.VolumeCapability) (access, error) {
 	if len(capabilities) == 0 {
 		return access{}, errors.New("volume_capabilities is missing")
@@ -81,4 +89,12 @@ func accessesOf(capabilities []*csispec.VolumeCapability) (access, error) {
 		all.block = a.block
 	}
 	return all, nil
+}
+
+// modeOf says what a volume has by its volumeMode.
+func modeOf(block bool) string {
+	if block {
+		return "no file system (volumeMode Block)"
+	}
+	return "a file system (volumeMode Filesystem)"
 }

@@ -37,13 +37,10 @@ func attributesOf(options []string) unix.MountAttr {
 	return a
 }
 
-// bind mounts the source, a folder or a device, on the target as well, with the source's
-// own options and those of the given that a bind mount can have.
-//
-// The options are set before the mount shows anywhere. One that is changed afterwards
-// changes in the agent's container only: the host, and the next agent, would go on to see
-// a read-only volume as a writable one.
-func bind(source, target string, options []string) error {
+// bindTree mounts a copy of the source's mount on the target. Its options are set before it
+// shows anywhere: a later change holds in the agent's container only, and the host would go
+// on to see a read-only volume as a writable one.
+func bindTree(source, target string, options []string) error {
 	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err == nil {
 		defer unix.Close(tree)
@@ -63,6 +60,27 @@ func bind(source, target string, options []string) error {
 	return nil
 }
 
-// unmountHere unmounts what is on the target, of the kernel itself: umount(8) looks at the
-// target first, which a broken disk does not let it.
-func unmountHere(target string) error { return unix.Unmount(target, unix.UMOUNT_NOFOLLOW) }
+// copiesMounts asserts that the kernel can bind mounts as this package does.
+func copiesMounts(dir string) error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err == nil {
+		defer unix.Close(tree)
+		err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV})
+	}
+	return tooOld(err)
+}
+
+// tooOld says which kernel it takes when this one does not know a call.
+func tooOld(err error) error {
+	if !errors.Is(err, unix.ENOSYS) {
+		return nil
+	}
+	return fmt.Errorf("the kernel of this node cannot mount volumes read-only for one pod and writable for another: Berth needs Linux 5.12 or later: %w", err)
+}
+
+// unmountVisible unmounts what is visible on the target. It reports whether that failed because
+// something uses it.
+func unmountVisible(target string) (busy bool, err error) {
+	err = unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
+	return errors.Is(err, unix.EBUSY), err
+}

@@ -3,17 +3,17 @@ package csi
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/mounts"
+	"github.com/berthdev/berth/test/mountns"
 )
 
 // What the agent mounts in its container, the host sees in its own mount namespace, and so
@@ -33,7 +33,8 @@ func TestReadOnlyOnTheHost(t *testing.T) {
 	if err := syscall.Mount("", v.dir, "", syscall.MS_SHARED, ""); err != nil {
 		t.Fatal(err)
 	}
-	host := exec.Command("unshare", "--mount", "--propagation", "slave", "cat")
+	v.folders()
+	host := apart(mountns.Slave, v.dir, "cat")
 	hold, err := host.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -70,9 +71,12 @@ func TestReadOnlyOnTheHost(t *testing.T) {
 		if _, err := table.Seek(0, 0); err != nil {
 			t.Fatal(err)
 		}
-		infos, err := mountinfo.GetMountsFromReader(table, mountinfo.SingleEntryFilter(path))
-		if err != nil || len(infos) != 1 || isReadOnly(infos[0]) != want {
-			t.Errorf("%s: the host sees %+v, want read-only %v: %v", path, infos, want, err)
+		seen, err := mounts.ReadFrom(table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at, found := seen.At(path); !found || at.ReadOnly() != want {
+			t.Errorf("%s: the host sees %+v, want read-only %v", path, at, want)
 		}
 	}
 }

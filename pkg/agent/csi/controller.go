@@ -106,7 +106,7 @@ func (c *Controller) ListVolumes(_ context.Context, r *csispec.ListVolumesReques
 	}
 	if r.StartingToken != "" {
 		if _, ok := diskv1alpha1.VolumeUUID(r.StartingToken); !ok {
-			return nil, status.Errorf(codes.Aborted, "starting_token %.64q is not one that ListVolumes has returned: begin anew without it", r.StartingToken)
+			return nil, status.Errorf(codes.Aborted, "starting_token %.64q is not one that ListVolumes has returned: list again without it", r.StartingToken)
 		}
 	}
 	all := slices.DeleteFunc(c.disks.ListVolumes(), func(v volumes.Volume) bool { return v.ID <= r.StartingToken })
@@ -218,7 +218,7 @@ func unlike(v volumes.Volume, capabilities []*csispec.VolumeCapability) string {
 	case err != nil:
 		return err.Error()
 	case a.block != v.Block:
-		return "the volume has " + kindOf(v.Block)
+		return "the volume has " + modeOf(v.Block)
 	}
 	return ""
 }

@@ -345,10 +345,10 @@ func TestValidateCapabilities(t *testing.T) {
 	}
 }
 
-// Whoever can reach the socket can leave out anything.
+// A caller of the socket can leave out anything.
 func TestEmptyCalls(t *testing.T) {
 	a := &answers{}
-	n, c := NewNode("n", a), NewController("n", a, a)
+	n, c := newNode(t, a), NewController("n", a, a)
 	half := []*csispec.VolumeCapability{{AccessType: &csispec.VolumeCapability_Mount{}}, {AccessType: &csispec.VolumeCapability_Block{}}, {}}
 	calls := map[string]func() error{
 		"stage": func() error { _, err := n.NodeStageVolume(t.Context(), &csispec.NodeStageVolumeRequest{}); return err },

@@ -6,16 +6,17 @@ import (
 	"slices"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
-	"github.com/moby/sys/mountinfo"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/berthdev/berth/pkg/agent/filesystem"
+	"github.com/berthdev/berth/pkg/agent/mounts"
 	"github.com/berthdev/berth/pkg/agent/volumes"
 )
 
 // NodeExpandVolume lets the file system of a volume that is in use grow to the size that
 // was granted to the volume. Where the kernel does not allow that, it says
-// FailedPrecondition: the kubelet then tells the claim so, lets the pod run, and asks
+// FailedPrecondition: the kubelet then sets a condition on the claim, lets the pod run, and asks
 // again when the volume is next mounted, by when NodeStageVolume has done it.
 func (n *Node) NodeExpandVolume(ctx context.Context, r *csispec.NodeExpandVolumeRequest) (*csispec.NodeExpandVolumeResponse, error) {
 	switch {
@@ -45,19 +46,22 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *csispec.NodeExpandVolume
 		if v.Block {
 			return nil
 		}
-		mounts, err := mountsOf(v.Device)
+		on, err := mounts.OfDevice(v.Device)
 		if err != nil {
 			return err
 		}
-		err = growMounted(context.WithoutCancel(ctx), v.Device, mounts)
-		if errors.Is(err, errOnlyUnmounted) {
-			return refuse(codes.FailedPrecondition, "volume %s has its new size, its file system has not: it grows when the volume is next mounted, so start the pod anew: %v", r.VolumeId, err)
+		err = filesystem.GrowMounted(context.WithoutCancel(ctx), v.Device, on)
+		if errors.Is(err, filesystem.ErrOnlyUnmounted) {
+			if err := filesystem.MayGrowUnmounted(v.Device); err != nil {
+				return refuse(codes.FailedPrecondition, "volume %s has its new size, its file system cannot have it: %v", r.VolumeId, err)
+			}
+			return refuse(codes.FailedPrecondition, "volume %s has its new size, its file system has not: it grows when the volume is next mounted, so delete the pod and let it start again: %v", r.VolumeId, err)
 		}
 		return err
 	})
 	switch {
 	case errors.Is(err, volumes.ErrNotGrown):
-		// The kubelet would start no pod with the volume as long as it hears anything else.
+		// After any other error the kubelet starts no pod with the volume.
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	case err != nil:
 		return nil, statusOf(err)
@@ -65,7 +69,7 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *csispec.NodeExpandVolume
 	return &csispec.NodeExpandVolumeResponse{CapacityBytes: v.Size}, nil
 }
 
-// isAt holds that the volume is there, and mounted on the path. The kubelet's path of a
+// isAt asserts that the volume is there, and mounted on the path. The kubelet's path of a
 // raw block volume is a device of its own, of which nothing is asked.
 func (n *Node) isAt(volumeID, path string) error {
 	v, ok := n.volumes.Lookup(volumeID)
@@ -81,17 +85,17 @@ func (n *Node) isAt(volumeID, path string) error {
 	return isMountedAt(v, path)
 }
 
-// isMountedAt holds that the volume's file system is what is mounted on the path.
+// isMountedAt asserts that the volume's file system is what is mounted on the path.
 func isMountedAt(v volumes.Volume, path string) error {
-	mounts, err := mountsOf(v.Device)
+	on, err := mounts.OfDevice(v.Device)
 	if err != nil {
 		return err
 	}
-	at, err := mountedAt(path)
+	at, found, err := mounts.At(path)
 	if err != nil {
 		return err
 	}
-	if at == nil || !slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool { return m.ID == at.ID }) {
+	if !found || !slices.ContainsFunc(on, func(m mounts.Mount) bool { return m.ID == at.ID }) {
 		return refuse(codes.NotFound, "volume %s is not mounted on volume_path %.256q", v.ID, path)
 	}
 	return nil

@@ -8,45 +8,73 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 
-	"github.com/moby/sys/mountinfo"
 	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
 
-	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/filesystem"
+	"github.com/berthdev/berth/pkg/agent/mounts"
 )
 
-// mount mounts the device on the target, or finds that it is.
-func (n *Node) mount(ctx context.Context, device, target, fsType string, flags []string) (isNew bool, err error) {
-	at, err := mountedAt(target)
+// mount mounts the file system on the device on the target, or finds that it is. State is what
+// the superblock said before: a mounted device may show what was there before.
+func (n *Node) mount(ctx context.Context, device, target, fsType string, flags []string) (isNew bool, state filesystem.State, err error) {
+	logger := klog.FromContext(ctx).WithValues("device", device, "target", target)
+	state, err = filesystem.Look(device, fsType)
 	if err != nil {
-		return false, err
+		// Whether it can be mounted is for the kernel to say.
+		logger.Error(err, "Superblock could not be read")
 	}
-	if at != nil {
-		return false, sameMount(at, device, target, fsType)
+	at, found, err := mounts.At(target)
+	if err != nil {
+		return false, state, err
 	}
-	if err := os.MkdirAll(target, 0o750); err != nil {
-		return false, fmt.Errorf("cannot make the mount point: %w", err)
+	if found {
+		return false, state, sameMount(at, device, target, fsType)
 	}
-	if info, err := os.Lstat(target); err != nil || !info.IsDir() {
-		return false, errors.Join(fmt.Errorf("mount point %s is a link or a file, not a folder", target), err)
+	if err := makeFolder(target); err != nil {
+		return false, state, err
+	}
+	if state.Suspect && !slices.Contains(flags, "ro") {
+		if err := checkUnused(ctx, device); err != nil {
+			return false, state, err
+		}
 	}
 	if err := n.mountDevice(device, target, fsType, flags); err != nil {
-		return false, fmt.Errorf("cannot mount %s on %s as %s; the volume may hold data and is not formatted again: %w", device, target, fsType, err)
+		return false, state, fmt.Errorf("cannot mount %s on %s as %s; the volume may hold data and is not formatted again: %w", device, target, fsType, err)
 	}
-	klog.FromContext(ctx).Info("Volume is mounted", "device", device, "target", target, "fsType", fsType)
-	return true, nil
+	logger.Info("Volume is mounted", "fsType", fsType)
+	if state.Fresh && !slices.Contains(flags, "ro") {
+		// Databases want an empty folder. e2fsck makes it again when it needs it.
+		if err := os.Remove(filepath.Join(target, "lost+found")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			logger.Error(err, "lost+found of a new file system could not be removed")
+		}
+	}
+	return true, state, nil
 }
 
-// sameMount holds that what is mounted on the target is the device, with that file system.
-func sameMount(at *mountinfo.Info, device, target, fsType string) error {
-	mounts, err := mountsOf(device)
+// checkUnused has a file system checked that asks for it, unless it is mounted elsewhere: then
+// the kernel says whether it serves.
+func checkUnused(ctx context.Context, device string) error {
+	on, err := mounts.OfDevice(device)
+	if err != nil || len(on) > 0 {
+		return err
+	}
+	err = filesystem.Check(ctx, device)
+	if errors.Is(err, filesystem.ErrDamaged) {
+		return refuse(codes.FailedPrecondition, "%v", err)
+	}
+	return err
+}
+
+// sameMount asserts that what is mounted on the target is the device, with that file system.
+func sameMount(at mounts.Mount, device, target, fsType string) error {
+	on, err := mounts.OfDevice(device)
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool { return m.ID == at.ID }) {
+	if !slices.ContainsFunc(on, func(m mounts.Mount) bool { return m.ID == at.ID }) {
 		return refuse(codes.FailedPrecondition, "%s is mounted on %s already, where %s belongs: unmount it", at.Source, target, device)
 	}
 	if at.FSType != fsType {
@@ -64,88 +92,75 @@ func (n *Node) mountDevice(device, target, fsType string, flags []string) error 
 	return n.mounter.Mount(device, target, fsType, flags)
 }
 
-// mountPoint is the path as the mount table has it: the kubelet's may lead over a link. The
-// last element is not resolved: it is never a link, and it cannot even be looked at if
-// the file system that is mounted there is broken.
-func mountPoint(path string) string {
-	if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
-		return filepath.Join(parent, filepath.Base(path))
+// makeFolder makes the folder that a file system is to be mounted on, but not its parents: those
+// are the kubelet's.
+func makeFolder(target string) error {
+	if err := os.Mkdir(target, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("cannot make the mount point: %w", err)
 	}
-	return path
+	if info, err := os.Lstat(target); err != nil || !info.IsDir() {
+		return errors.Join(fmt.Errorf("mount point %s is a link or a file, not a folder", target), err)
+	}
+	return nil
 }
 
-// mountedAt returns what is mounted on the target, nil if nothing is. Of several mounts
-// the last is the visible one.
-func mountedAt(target string) (*mountinfo.Info, error) {
-	target = mountPoint(target)
-	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) { return info.Mountpoint != target, false })
+// makeFile makes the file that a device is to be bound to.
+func makeFile(target string) error {
+	f, err := os.OpenFile(target, os.O_CREATE|os.O_EXCL, 0o600)
+	switch {
+	case err == nil:
+		err = f.Close()
+	case errors.Is(err, fs.ErrExist):
+		err = nil
+	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the mount table: %w", err)
+		return fmt.Errorf("cannot make the file that the device is bound to: %w", err)
 	}
-	if len(infos) == 0 {
-		return nil, nil
+	if info, err := os.Lstat(target); err != nil || !info.Mode().IsRegular() {
+		return errors.Join(fmt.Errorf("target %s is a link or a folder, not a file", target), err)
 	}
-	return infos[len(infos)-1], nil
+	return nil
 }
 
-// mountsOf returns the mounts of the file system on a device: by number and by name,
-// because the device of that name, or of that number, may have been another one.
-func mountsOf(device string) ([]*mountinfo.Info, error) {
-	targets, err := disk.Mounts(device)
-	if err != nil || len(targets) == 0 {
-		return nil, err
+// bindFolder mounts the file system that is mounted on the source on the target as well, a folder.
+func bindFolder(ctx context.Context, source, target string, options []string) error {
+	if err := makeFolder(target); err != nil {
+		return err
 	}
-	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
-		return info.Source != device || !slices.Contains(targets, info.Mountpoint), false
-	})
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the mount table: %w", err)
-	}
-	return infos, nil
+	return bind(ctx, source, target, options)
 }
 
-// nodesOf returns the mounts of the device's node itself, as a raw block volume has them.
-func nodesOf(device string) ([]*mountinfo.Info, error) {
-	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
-		return filepath.Base(info.Root) != filepath.Base(device) || !sameDevice(info.Mountpoint, device), false
-	})
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the mount table: %w", err)
+// bindDevice mounts a device on the target, a file.
+func bindDevice(ctx context.Context, device, target string, options []string) error {
+	if err := makeFile(target); err != nil {
+		return err
 	}
-	return infos, nil
+	return bind(ctx, device, target, options)
 }
 
-// sameDevice reports whether both paths lead to the same block device.
-func sameDevice(a, b string) bool {
-	numberOf := func(path string) (uint64, bool) {
-		info, err := os.Stat(path)
-		if err != nil || info.Mode().Type() != fs.ModeDevice {
-			return 0, false
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		return st.Rdev, ok
+// bind mounts the source with its own options and those of the given that a bind mount can have.
+// Without success the target, which was made for it, is removed.
+func bind(ctx context.Context, source, target string, options []string) error {
+	if err := bindTree(source, target, options); err != nil {
+		return errors.Join(err, removeTarget(ctx, target))
 	}
-	x, isDevice := numberOf(a)
-	y, isToo := numberOf(b)
-	return isDevice && isToo && x == y
+	klog.FromContext(ctx).Info("Volume is published", "source", source, "target", target, "options", options)
+	return nil
 }
 
-// isReadOnly reports whether a mount, whatever its file system, is read-only.
-func isReadOnly(m *mountinfo.Info) bool {
-	return slices.Contains(strings.Split(m.Options, ","), "ro")
-}
-
-// unmount unmounts all there is on the target.
-func (n *Node) unmount(ctx context.Context, target string) error {
+// unmount unmounts all there is on the target. It asks the kernel itself: umount(8) looks at
+// the target first, which fails on a broken disk.
+func unmount(ctx context.Context, target string) error {
 	for {
-		at, err := mountedAt(target)
-		if err != nil {
+		at, found, err := mounts.At(target)
+		if err != nil || !found {
 			return err
 		}
-		if at == nil {
-			return nil
+		busy, err := unmountVisible(target)
+		if busy {
+			err = fmt.Errorf("%w: %s", err, usersOf(ctx, at))
 		}
-		if err := unmountHere(target); err != nil {
+		if err != nil {
 			return fmt.Errorf("cannot unmount %s from %s: %w", at.Source, target, err)
 		}
 		klog.FromContext(ctx).Info("Volume is unmounted", "device", at.Source, "target", target)
@@ -154,8 +169,8 @@ func (n *Node) unmount(ctx context.Context, target string) error {
 
 // removeTarget unmounts all there is on the target and removes it. What is not empty
 // there is not ours.
-func (n *Node) removeTarget(ctx context.Context, target string) error {
-	if err := n.unmount(ctx, target); err != nil {
+func removeTarget(ctx context.Context, target string) error {
+	if err := unmount(ctx, target); err != nil {
 		return err
 	}
 	info, err := os.Lstat(target)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -47,12 +46,20 @@ type Volumes interface {
 	Finder
 }
 
+// Classes are the DiskClasses.
+type Classes interface {
+	// MountOptions are those of a class that the file system understands.
+	MountOptions(class, fsType string) []string
+}
+
 // Node is the CSI Node service.
 type Node struct {
 	csispec.UnimplementedNodeServer
 
 	name    string
 	volumes Volumes
+	classes Classes
+	kubelet *Kubelet
 	mounter mount.Interface
 
 	// busy are the IDs of the volumes that a call works on, each with a channel that is
@@ -64,15 +71,15 @@ type Node struct {
 	patience time.Duration
 }
 
-// busyPatience is longer than a call takes on a disk that answers: to be turned away costs
-// the kubelet more, and shows as an event.
+// busyPatience is longer than a call takes on a disk that answers: a refusal costs the kubelet
+// more, and shows as an event.
 const busyPatience = 3 * time.Second
 
 // NewNode returns the service of the named node.
-func NewNode(name string, v Volumes) *Node {
+func NewNode(name string, v Volumes, c Classes, k *Kubelet) *Node {
 	// Without systemd: the mounts are file systems of the kernel, no process stays behind.
 	return &Node{
-		name: name, volumes: v, mounter: mount.NewWithoutSystemd(""),
+		name: name, volumes: v, classes: c, kubelet: k, mounter: mount.NewWithoutSystemd(""),
 		busy: map[string]chan struct{}{}, patience: busyPatience,
 	}
 }
@@ -148,14 +155,6 @@ func invalid(format string, a ...any) error {
 // notHere is the answer to a call about a volume that is on no disk of the node.
 func notHere(volumeID string) error {
 	return status.Errorf(codes.NotFound, "volume %.128q is on no disk of this node", volumeID)
-}
-
-// checkPath holds that a field is an absolute path that leads nowhere by way of "..".
-func checkPath(field, path string) error {
-	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
-		return invalid("%s is %.256q: it must be an absolute path without ..", field, path)
-	}
-	return nil
 }
 
 // refusal is an error that knows its code, however it is wrapped on its way up.

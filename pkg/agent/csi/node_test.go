@@ -22,6 +22,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/volumes"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // answers is what package volumes says to every call.
@@ -70,11 +71,43 @@ func (a *answers) Lookup(volumeID string) (volumes.Volume, bool) {
 	return a.volume, a.volume.ID != "" && volumeID == a.volume.ID
 }
 
-// valid is a call as the kubelet makes it.
-func valid() *csispec.NodePublishVolumeRequest {
+// options are the mount options of every class.
+type options []string
+
+func (o options) MountOptions(string, string) []string { return o }
+
+// newNode is the node service of a kubelet whose folder is the test's.
+func newNode(t *testing.T, v Volumes, o ...string) *Node {
+	t.Helper()
+	return NewNode("n", v, options(o), newKubelet(t, shared(t)))
+}
+
+// shared is a folder from which the host sees mounts.
+func shared(t *testing.T) string {
+	t.Helper()
+	if onHost() {
+		dir := t.TempDir()
+		testenv.KubeletDir(t, dir)
+		return dir
+	}
+	return testenv.SharedDir(t)
+}
+
+// newKubelet is a kubelet with that folder.
+func newKubelet(t *testing.T, dir string) *Kubelet {
+	t.Helper()
+	k, err := NewKubelet(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// valid is a call as the node's kubelet makes it.
+func valid(n *Node) *csispec.NodePublishVolumeRequest {
 	return &csispec.NodePublishVolumeRequest{
 		VolumeId:   "csi-1",
-		TargetPath: "/var/lib/kubelet/pods/1/volumes/v/mount",
+		TargetPath: filepath.Join(n.kubelet.dir, "mount"),
 		VolumeCapability: &csispec.VolumeCapability{
 			AccessType: &csispec.VolumeCapability_Mount{Mount: &csispec.VolumeCapability_MountVolume{FsType: "ext4"}},
 			AccessMode: &csispec.VolumeCapability_AccessMode{Mode: csispec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
@@ -119,10 +152,11 @@ func TestPublishArguments(t *testing.T) {
 		"unknown attribute": {func(r *request) { r.VolumeContext["sise"] = "1Gi" }, `"sise"`},
 		"no pod":            {func(r *request) { delete(r.VolumeContext, contextPodUID) }, "podInfoOnMount"},
 	} {
-		r := valid()
-		tc.spoil(r)
 		a := &answers{}
-		_, err := NewNode("n", a).NodePublishVolume(t.Context(), r)
+		n := newNode(t, a)
+		r := valid(n)
+		tc.spoil(r)
+		_, err := n.NodePublishVolume(t.Context(), r)
 		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), tc.says) {
 			t.Errorf("%s: %v, want InvalidArgument about %q", name, err, tc.says)
 		}
@@ -131,7 +165,8 @@ func TestPublishArguments(t *testing.T) {
 		}
 	}
 	a := &answers{}
-	if _, err := NewNode("n", a).NodePublishVolume(t.Context(), valid()); err != nil {
+	n := newNode(t, a)
+	if _, err := n.NodePublishVolume(t.Context(), valid(n)); err != nil {
 		t.Errorf("a valid call: %v", err)
 	}
 	if want := (volumes.PodRef{Namespace: "ns", Name: "pod", UID: "1"}); a.pod != want {
@@ -156,7 +191,8 @@ func TestPublishErrors(t *testing.T) {
 		context.DeadlineExceeded:                                codes.DeadlineExceeded,
 		errors.New("x"):                                         codes.Internal,
 	} {
-		_, got := NewNode("n", &answers{err: err}).NodePublishVolume(t.Context(), valid())
+		n := newNode(t, &answers{err: err})
+		_, got := n.NodePublishVolume(t.Context(), valid(n))
 		if status.Code(got) != want || !strings.Contains(got.Error(), err.Error()) {
 			t.Errorf("%v becomes %v, want %v", err, got, want)
 		}
@@ -164,25 +200,25 @@ func TestPublishErrors(t *testing.T) {
 }
 
 func TestOneCallAtATime(t *testing.T) {
-	n := NewNode("n", &answers{})
+	n := newNode(t, &answers{})
 	release, err := n.claim(t.Context(), "csi-1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	n.patience = time.Millisecond
-	if _, err := n.NodePublishVolume(t.Context(), valid()); status.Code(err) != codes.Aborted {
+	if _, err := n.NodePublishVolume(t.Context(), valid(n)); status.Code(err) != codes.Aborted {
 		t.Errorf("a second call: %v", err)
 	}
 	n.patience = time.Minute
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := n.NodePublishVolume(gone, valid()); status.Code(err) != codes.Canceled {
-		t.Errorf("a call that nobody waits for: %v", err)
+	if _, err := n.NodePublishVolume(gone, valid(n)); status.Code(err) != codes.Canceled {
+		t.Errorf("a call whose caller does not wait any more: %v", err)
 	}
 	var calls sync.WaitGroup
 	for range 10 {
 		calls.Go(func() {
-			if _, err := n.NodePublishVolume(t.Context(), valid()); err != nil {
+			if _, err := n.NodePublishVolume(t.Context(), valid(n)); err != nil {
 				t.Errorf("a later call: %v", err)
 			}
 		})
@@ -196,7 +232,7 @@ func TestOneCallAtATime(t *testing.T) {
 
 func TestUnpublish(t *testing.T) {
 	a := &answers{}
-	n := NewNode("n", a)
+	n := newNode(t, a)
 	for _, r := range []*csispec.NodeUnpublishVolumeRequest{{TargetPath: "/x"}, {VolumeId: "csi-1"}, {VolumeId: "csi-1", TargetPath: "x"}} {
 		if _, err := n.NodeUnpublishVolume(t.Context(), r); status.Code(err) != codes.InvalidArgument {
 			t.Errorf("%v: %v", r, err)
@@ -225,7 +261,7 @@ func TestUnpublish(t *testing.T) {
 }
 
 func TestStatsArguments(t *testing.T) {
-	n := NewNode("n", &answers{})
+	n := newNode(t, &answers{})
 	for r, want := range map[*csispec.NodeGetVolumeStatsRequest]codes.Code{
 		{VolumePath: "/x"}:                           codes.InvalidArgument,
 		{VolumeId: "csi-1"}:                          codes.InvalidArgument,
@@ -240,17 +276,18 @@ func TestStatsArguments(t *testing.T) {
 
 // Both sockets, over the leftovers of an agent that was killed.
 func TestSockets(t *testing.T) {
-	dir := t.TempDir()
+	dir := shared(t)
 	socket, register := filepath.Join(dir, "plugin", "csi.sock"), filepath.Join(dir, diskv1alpha1.DriverName+"-reg.sock")
 	if err := os.WriteFile(register, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
+	kubelet := newKubelet(t, dir)
 	go func() {
-		ended <- Serve(ctx, socket, NewNode("node1", &answers{}), NewController("node1", &answers{}, &answers{}))
+		ended <- Serve(ctx, socket, NewNode("node1", &answers{}, options{}, kubelet), NewController("node1", &answers{}, &answers{}))
 	}()
-	go func() { ended <- Register(ctx, dir, socket) }()
+	go func() { ended <- NewRegistration(dir, socket, func(bool) {}).Run(ctx) }()
 
 	info, err := registration.NewRegistrationClient(dial(t, register)).GetInfo(t.Context(), &registration.InfoRequest{}, grpc.WaitForReady(true))
 	if err != nil || info.Name != diskv1alpha1.DriverName || info.Endpoint != socket || info.Type != registration.CSIPlugin {

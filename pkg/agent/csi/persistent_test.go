@@ -15,9 +15,12 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/mounts"
 	"github.com/berthdev/berth/pkg/agent/volumes"
 	"github.com/berthdev/berth/test/testenv"
 )
+
+const mib = int64(1) << 20
 
 // volume is a persistent volume on a loop device, and the node service that has it.
 type volume struct {
@@ -33,28 +36,38 @@ func newVolume(t *testing.T, fsType string, size int64) *volume {
 	t.Helper()
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "losetup", "mkfs.ext4", "mkfs.xfs", "resize2fs", "e2fsck", "xfs_growfs")
-	v := &volume{t: t, dir: t.TempDir(), image: image(t, size)}
+	v := &volume{t: t, dir: shared(t), image: testenv.Image(t, size)}
 	v.staging, v.target = filepath.Join(v.dir, "globalmount"), filepath.Join(v.dir, "pod", "mount")
-	device := strings.TrimSpace(program(t, "losetup", "--find", "--show", v.image))
-	t.Cleanup(func() { program(t, "losetup", "--detach", device) })
+	device := testenv.Loop(t, v.image, "512")
 	switch fsType {
 	case diskv1alpha1.FSTypeXFS:
-		program(t, "mkfs.xfs", "-q", "-f", device)
+		testenv.Run(t, "mkfs.xfs", "-q", "-f", device)
 	case diskv1alpha1.FSTypeExt4:
-		program(t, "mkfs.ext4", "-q", "-F", "-m0", device)
+		testenv.Run(t, "mkfs.ext4", "-q", "-F", "-m0", device)
 	}
 	v.answers = &answers{fsType: fsType, volume: volumes.Volume{
 		ID: claimID, Device: device, Disk: diskID, Size: size, Block: fsType == "", Phase: disk.Formatted,
 	}}
-	v.Node = NewNode("n", v.answers)
+	v.Node = NewNode("n", v.answers, options{}, newKubelet(t, v.dir))
+	v.folders()
 	t.Cleanup(func() {
 		for _, path := range []string{v.target, v.other(), v.staging} {
-			if err := v.unmount(t.Context(), path); err != nil {
+			if err := unmount(t.Context(), path); err != nil {
 				t.Error(err)
 			}
 		}
 	})
 	return v
+}
+
+// folders makes the folders of both targets, as the kubelet does.
+func (v *volume) folders() {
+	v.t.Helper()
+	for _, target := range []string{v.target, v.other()} {
+		if err := os.Mkdir(filepath.Dir(target), 0o750); err != nil {
+			v.t.Fatal(err)
+		}
+	}
 }
 
 // other is the target of another pod.
@@ -63,8 +76,8 @@ func (v *volume) other() string { return filepath.Join(v.dir, "other", "mount") 
 // grow makes the device larger, as when a partition grows under a volume in use.
 func (v *volume) grow(size int64) {
 	v.t.Helper()
-	resize(v.t, v.image, size)
-	program(v.t, "losetup", "--set-capacity", v.volume.Device)
+	testenv.Resize(v.t, v.image, size)
+	testenv.Run(v.t, "losetup", "--set-capacity", v.volume.Device)
 	v.volume.Size = size
 }
 
@@ -145,8 +158,8 @@ func TestLifeOfAVolume(t *testing.T) {
 				t.Errorf("a read-only pod writes: %v", err)
 			}
 			for _, path := range []string{v.target, v.other()} {
-				if at, err := mountedAt(path); err != nil || !slices.Contains(strings.Split(at.Options, ","), "noatime") {
-					t.Errorf("%s is mounted with %v: %v", path, at, err)
+				if at := mountedAt(t, path); at == nil || !slices.Contains(strings.Split(at.Options, ","), "noatime") {
+					t.Errorf("%s is mounted with %v", path, at)
 				}
 			}
 			for _, target := range []string{v.target, v.target, v.other()} {
@@ -158,8 +171,8 @@ func TestLifeOfAVolume(t *testing.T) {
 			for range 2 {
 				v.must("unstage", v.unstage(), codes.OK)
 			}
-			if at, err := mountedAt(v.staging); at != nil || err != nil {
-				t.Errorf("%v is left: %v", at, err)
+			if at := mountedAt(t, v.staging); at != nil {
+				t.Errorf("%v is left", at)
 			}
 			if _, err := os.Stat(v.staging); err != nil {
 				t.Errorf("the staging path is its caller's: %v", err)
@@ -186,17 +199,17 @@ func TestReadOnlyModes(t *testing.T) {
 		r.VolumeCapability.AccessMode.Mode = csispec.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY
 		r.VolumeCapability.GetMount().MountFlags = flags
 	}), codes.OK)
-	at, err := mountedAt(v.target)
-	if err != nil {
-		t.Fatal(err)
+	at := mountedAt(t, v.target)
+	if at == nil {
+		t.Fatal("it is not mounted")
 	}
 	for _, option := range []string{"ro", "nosuid", "nodev"} {
 		if !slices.Contains(strings.Split(at.Options, ","), option) {
 			t.Errorf("%s is not among the mount's options: %s", option, at.Options)
 		}
 	}
-	if at, err = mountedAt(v.staging); err != nil || isReadOnly(at) {
-		t.Errorf("the staging mount is %v: %v", at, err)
+	if at = mountedAt(t, v.staging); at == nil || at.ReadOnly() {
+		t.Errorf("the staging mount is %v", at)
 	}
 }
 
@@ -230,7 +243,7 @@ func TestRawBlock(t *testing.T) {
 	for range 2 {
 		v.must("publish", v.publish(v.target, nil), codes.OK)
 	}
-	if !sameDevice(v.target, v.volume.Device) {
+	if !mounts.SameDevice(v.target, v.volume.Device) {
 		t.Fatal("the target is not the volume's device")
 	}
 	if err := os.WriteFile(v.target, []byte("raw data"), 0o600); err != nil {
@@ -274,7 +287,7 @@ func TestRawBlock(t *testing.T) {
 	v.must("unstage", v.unstage(), codes.OK)
 }
 
-// What somebody else has put in the way is neither used nor removed.
+// What another program has put in the way is neither used nor removed.
 func TestInTheWay(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
 	if err := os.MkdirAll(v.staging, 0o750); err != nil {
@@ -332,7 +345,7 @@ func TestPathsOverLinks(t *testing.T) {
 	}
 	v.must("unpublish", v.unpublish(v.target), codes.OK)
 	v.must("unstage", v.unstage(), codes.OK)
-	if at, err := mountedAt(direct); at != nil || err != nil {
-		t.Errorf("%v is left: %v", at, err)
+	if at := mountedAt(t, direct); at != nil {
+		t.Errorf("%v is left", at)
 	}
 }

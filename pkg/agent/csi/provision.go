@@ -14,7 +14,7 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 )
 
-// defaultSize is that of a volume of which nobody says how large it must be.
+// defaultSize is that of a volume whose request names no size.
 const defaultSize = 1 << 30
 
 // maxName is what CSI allows.
@@ -100,7 +100,7 @@ func noteOf(r *csispec.CreateVolumeRequest, class string) (claim.Note, error) {
 	if err != nil {
 		return n, err
 	}
-	// A note that nobody could read is of no use.
+	// A note that cannot be read is of no use.
 	return claim.ReadNote(text)
 }
 

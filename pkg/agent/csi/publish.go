@@ -3,46 +3,51 @@ package csi
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
-	"github.com/moby/sys/mountinfo"
 	"google.golang.org/grpc/codes"
-	"k8s.io/klog/v2"
+	"k8s.io/apimachinery/pkg/types"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/mounts"
+	"github.com/berthdev/berth/pkg/agent/volumes"
+)
+
+// Keys of the volume context that the kubelet fills in (podInfoOnMount).
+const (
+	contextEphemeral    = "csi.storage.k8s.io/ephemeral"
+	contextPodNamespace = "csi.storage.k8s.io/pod.namespace"
+	contextPodName      = "csi.storage.k8s.io/pod.name"
+	contextPodUID       = "csi.storage.k8s.io/pod.uid"
 )
 
 // NodePublishVolume mounts a volume into a pod. It returns without an error only when
 // the volume is mounted and the disk says durably that it is formatted.
 func (n *Node) NodePublishVolume(ctx context.Context, r *csispec.NodePublishVolumeRequest) (*csispec.NodePublishVolumeResponse, error) {
-	if r.VolumeId == "" {
-		return nil, invalid("volume_id is missing")
-	}
-	if err := checkPath("target_path", r.TargetPath); err != nil {
-		return nil, err
-	}
 	a, err := accessOf(r.VolumeCapability)
-	if err != nil {
-		return nil, invalid("%v", err)
-	}
 	inline := r.VolumeContext[contextEphemeral] == "true"
-	if inline {
-		if err := validateInline(r, a); err != nil {
+	switch {
+	case r.VolumeId == "":
+		return nil, invalid("volume_id is missing")
+	case err != nil:
+		return nil, invalid("%v", err)
+	case !inline && !a.block && r.StagingTargetPath == "":
+		return nil, invalid("staging_target_path is missing")
+	case inline:
+		if err := checkInline(r, a); err != nil {
 			return nil, invalid("%v", err)
 		}
-	} else if err := checkPath("staging_target_path", r.StagingTargetPath); err != nil && !a.block {
-		return nil, err
 	}
 	release, err := n.claim(ctx, r.VolumeId)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
+	if err := n.kubelet.checkTarget("target_path", r.TargetPath); err != nil {
+		return nil, statusOf(err)
+	}
 	a.readOnly = a.readOnly || r.Readonly
 	switch {
 	case inline:
@@ -58,6 +63,95 @@ func (n *Node) NodePublishVolume(ctx context.Context, r *csispec.NodePublishVolu
 	return &csispec.NodePublishVolumeResponse{}, nil
 }
 
+// checkInline refuses what an inline volume cannot be.
+func checkInline(r *csispec.NodePublishVolumeRequest, a access) error {
+	switch pod := podOf(r); {
+	case a.block:
+		return errors.New("volume_capability: an inline volume cannot be a raw block device")
+	case r.Readonly:
+		return errors.New("readonly is set, but an inline volume starts empty: nothing could ever write to it")
+	case a.readOnly:
+		return errors.New("volume_capability: access mode SINGLE_NODE_READER_ONLY is not possible: an inline volume starts empty, and nothing could ever write to it")
+	case pod.Namespace == "" || pod.Name == "" || pod.UID == "":
+		return errors.New("volume_context does not name the pod: the CSIDriver object needs podInfoOnMount: true")
+	}
+	_, err := diskv1alpha1.ParseAttributes(r.VolumeContext)
+	return err
+}
+
+func podOf(r *csispec.NodePublishVolumeRequest) volumes.PodRef {
+	return volumes.PodRef{
+		Namespace: r.VolumeContext[contextPodNamespace],
+		Name:      r.VolumeContext[contextPodName],
+		UID:       types.UID(r.VolumeContext[contextPodUID]),
+	}
+}
+
+// publishInline makes an inline volume of a pod ready and mounts it on the target itself:
+// it has one user, and nothing to be staged for.
+func (n *Node) publishInline(ctx context.Context, r *csispec.NodePublishVolumeRequest, a access) error {
+	isNew := false
+	err := n.volumes.Publish(ctx, podOf(r), r.VolumeId, func(ctx context.Context, device, fsType string) (err error) {
+		flags := slices.Concat(n.classes.MountOptions(r.VolumeContext[diskv1alpha1.AttributeClass], fsType), a.flags)
+		isNew, _, err = n.mount(ctx, device, r.TargetPath, fsType, flags)
+		return err
+	})
+	if err != nil && isNew {
+		// Not all of it succeeded; after some errors the kubelet believes that nothing did.
+		err = errors.Join(err, removeTarget(ctx, r.TargetPath))
+	}
+	return err
+}
+
+// publishStaged binds the staged file system to the target.
+func (n *Node) publishStaged(ctx context.Context, r *csispec.NodePublishVolumeRequest, a access) error {
+	device, err := n.ready(r.VolumeId, false)
+	if err != nil {
+		return err
+	}
+	on, err := mounts.OfDevice(device)
+	if err != nil {
+		return err
+	}
+	staging, target := mounts.Resolve(r.StagingTargetPath), mounts.Resolve(r.TargetPath)
+	i := slices.IndexFunc(on, func(m mounts.Mount) bool { return m.Mountpoint == staging })
+	if i < 0 {
+		return refuse(codes.FailedPrecondition, "volume %s is not staged on %s", r.VolumeId, r.StagingTargetPath)
+	}
+	a.readOnly = a.readOnly || on[i].ReadOnly() || slices.Contains(a.flags, "ro")
+	isThere, err := published(on, r, a.readOnly)
+	if isThere || err != nil {
+		return err
+	}
+	if err := unshared(on, r.VolumeId, a, staging); err != nil {
+		return err
+	}
+	return bindFolder(ctx, staging, target, a.bindOptions())
+}
+
+// publishBlock binds the device to the target, a file. To the kernel a device is as
+// writable through a read-only mount of its node as through any; that the pod cannot write
+// to a read-only raw block volume is for the container runtime, to which the kubelet says so.
+// A read-only flag of the device itself would hit all that use it, the agent's wipe too.
+func (n *Node) publishBlock(ctx context.Context, r *csispec.NodePublishVolumeRequest, a access) error {
+	device, err := n.ready(r.VolumeId, true)
+	if err != nil {
+		return err
+	}
+	on, err := mounts.BindsOfDevice(device)
+	if err != nil {
+		return err
+	}
+	isThere, err := published(on, r, a.readOnly)
+	if isThere || err != nil {
+		return err
+	}
+	if err := unshared(on, r.VolumeId, a, ""); err != nil {
+		return err
+	}
+	return bindDevice(ctx, device, mounts.Resolve(r.TargetPath), a.bindOptions())
+}
+
 // ready returns the device of a persistent volume that can be published.
 func (n *Node) ready(volumeID string, block bool) (device string, err error) {
 	v, ok := n.volumes.Lookup(volumeID)
@@ -67,134 +161,35 @@ func (n *Node) ready(volumeID string, block bool) (device string, err error) {
 	case v.Problem != "":
 		return "", refuse(codes.Unavailable, "volume %s is on disk %s, which is out of service: %s", volumeID, v.Disk, v.Problem)
 	case v.Block != block:
-		return "", refuse(codes.FailedPrecondition, "volume_capability: volume %s has %s, and that cannot be changed", volumeID, kindOf(v.Block))
+		return "", refuse(codes.FailedPrecondition, "volume_capability: volume %s has %s, and that cannot be changed", volumeID, modeOf(v.Block))
 	case v.Phase != disk.Formatted:
 		return "", refuse(codes.FailedPrecondition, "volume %s is in phase %v: it must be staged first", volumeID, v.Phase)
 	}
 	return v.Device, nil
 }
 
-func kindOf(block bool) string {
-	if block {
-		return "no file system (volumeMode Block)"
-	}
-	return "a file system (volumeMode Filesystem)"
-}
-
-// publishStaged binds the staged file system to the target.
-func (n *Node) publishStaged(ctx context.Context, r *csispec.NodePublishVolumeRequest, a access) error {
-	device, err := n.ready(r.VolumeId, false)
-	if err != nil {
-		return err
-	}
-	mounts, err := mountsOf(device)
-	if err != nil {
-		return err
-	}
-	staging, target := mountPoint(r.StagingTargetPath), mountPoint(r.TargetPath)
-	staged := mountAt(mounts, staging)
-	if staged == nil {
-		return refuse(codes.FailedPrecondition, "volume %s is not staged on %s", r.VolumeId, r.StagingTargetPath)
-	}
-	a.readOnly = a.readOnly || isReadOnly(staged) || slices.Contains(a.flags, "ro")
-	isThere, err := published(mounts, r, a.readOnly)
-	if isThere || err != nil {
-		return err
-	}
-	if err := unshared(mounts, r.VolumeId, a, staging); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(target, 0o750); err != nil {
-		return fmt.Errorf("cannot make the mount point: %w", err)
-	}
-	if info, err := os.Lstat(target); err != nil || !info.IsDir() {
-		return errors.Join(fmt.Errorf("mount point %s is a link or a file, not a folder", target), err)
-	}
-	return n.bindTo(ctx, staging, target, a)
-}
-
-// publishBlock binds the device to the target, a file. To the kernel a device is as
-// writable through a read-only mount of its node as through any; that the pod cannot write
-// to a read-only raw block volume is for the container runtime, which the kubelet tells so.
-// A read-only flag of the device itself would hit all that use it, the agent's wipe too.
-func (n *Node) publishBlock(ctx context.Context, r *csispec.NodePublishVolumeRequest, a access) error {
-	device, err := n.ready(r.VolumeId, true)
-	if err != nil {
-		return err
-	}
-	mounts, err := nodesOf(device)
-	if err != nil {
-		return err
-	}
-	isThere, err := published(mounts, r, a.readOnly)
-	if isThere || err != nil {
-		return err
-	}
-	if err := unshared(mounts, r.VolumeId, a, ""); err != nil {
-		return err
-	}
-	target := mountPoint(r.TargetPath)
-	if err := os.MkdirAll(filepath.Dir(target), 0o750); err != nil {
-		return fmt.Errorf("cannot make the folder of the device: %w", err)
-	}
-	f, err := os.OpenFile(target, os.O_CREATE|os.O_EXCL, 0o600)
-	switch {
-	case err == nil:
-		err = f.Close()
-	case errors.Is(err, os.ErrExist):
-		err = nil
-	}
-	if err != nil {
-		return fmt.Errorf("cannot make the file that the device is bound to: %w", err)
-	}
-	if info, err := os.Lstat(target); err != nil || !info.Mode().IsRegular() {
-		return errors.Join(fmt.Errorf("target %s is a link or a folder, not a file", target), err)
-	}
-	return n.bindTo(ctx, device, target, a)
-}
-
-// bindTo binds the source to a target that was made for it.
-func (n *Node) bindTo(ctx context.Context, source, target string, a access) error {
-	options := a.flags
-	if a.readOnly {
-		options = append(slices.Clone(options), "ro")
-	}
-	if err := bind(source, target, options); err != nil {
-		return errors.Join(err, n.removeTarget(ctx, target))
-	}
-	klog.FromContext(ctx).Info("Volume is published", "source", source, "target", target, "readOnly", a.readOnly)
-	return nil
-}
-
-func mountAt(mounts []*mountinfo.Info, target string) *mountinfo.Info {
-	if i := slices.IndexFunc(mounts, func(m *mountinfo.Info) bool { return m.Mountpoint == target }); i >= 0 {
-		return mounts[i]
-	}
-	return nil
-}
-
 // published reports whether one of the volume's mounts is on the target, as it should be.
-func published(mounts []*mountinfo.Info, r *csispec.NodePublishVolumeRequest, readOnly bool) (bool, error) {
-	at, err := mountedAt(r.TargetPath)
-	if at == nil || err != nil {
+func published(on []mounts.Mount, r *csispec.NodePublishVolumeRequest, readOnly bool) (bool, error) {
+	at, found, err := mounts.At(r.TargetPath)
+	if !found || err != nil {
 		return false, err
 	}
 	switch {
-	case !slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool { return m.ID == at.ID }):
+	case !slices.ContainsFunc(on, func(m mounts.Mount) bool { return m.ID == at.ID }):
 		return false, refuse(codes.FailedPrecondition, "target_path: %s is mounted on %s already, where volume %s belongs: unmount it", at.Source, r.TargetPath, r.VolumeId)
-	case isReadOnly(at) != readOnly:
+	case at.ReadOnly() != readOnly:
 		return false, refuse(codes.AlreadyExists, "volume %s is published on %s already, with read-only %v and not %v", r.VolumeId, r.TargetPath, !readOnly, readOnly)
 	}
 	return true, nil
 }
 
-// unshared holds that a volume for a single writer is mounted nowhere but where it is staged.
+// unshared asserts that a volume for a single writer is mounted nowhere but where it is staged.
 // The mount table knows best: it outlives the agent.
-func unshared(mounts []*mountinfo.Info, volumeID string, a access, staging string) error {
+func unshared(on []mounts.Mount, volumeID string, a access, staging string) error {
 	if !a.single {
 		return nil
 	}
-	for _, m := range mounts {
+	for _, m := range on {
 		if m.Mountpoint != staging {
 			return refuse(codes.FailedPrecondition, "volume %s is in use on %s: its access mode allows one pod (ReadWriteOncePod)", volumeID, m.Mountpoint)
 		}
@@ -208,14 +203,14 @@ func (n *Node) NodeUnpublishVolume(ctx context.Context, r *csispec.NodeUnpublish
 		return nil, invalid("volume_id is missing")
 	}
 	if err := checkPath("target_path", r.TargetPath); err != nil {
-		return nil, err
+		return nil, statusOf(err)
 	}
 	release, err := n.claim(ctx, r.VolumeId)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	if err := n.removeTarget(ctx, r.TargetPath); err != nil {
+	if err := removeTarget(ctx, r.TargetPath); err != nil {
 		return nil, statusOf(err)
 	}
 	if _, persistent := diskv1alpha1.VolumeUUID(r.VolumeId); !persistent {

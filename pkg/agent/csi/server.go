@@ -16,9 +16,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/klog/v2"
-	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
-
-	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
 // Serve answers the kubelet, and sidecars, on the socket until the context ends, and then
@@ -31,29 +28,21 @@ func Serve(ctx context.Context, socket string, node *Node, controller *Controlle
 	})
 }
 
-// Register offers the driver on endpoint to the kubelet, which finds the registration
-// socket in dir, until the context ends.
-func Register(ctx context.Context, dir, endpoint string) error {
-	return serve(ctx, filepath.Join(dir, diskv1alpha1.DriverName+"-reg.sock"), func(server *grpc.Server) {
-		registration.RegisterRegistrationServer(server, registrar{endpoint: endpoint})
-	})
-}
-
 const (
 	// socketCheck is how often a socket is looked for: a kubelet or a person may clear the
-	// folder, and nobody would find the driver any more.
+	// folder, and the kubelet would not find the driver any more.
 	socketCheck = 10 * time.Second
 	// stopPatience is how long the end waits for calls under way; one may wait for a disk
 	// that hangs.
 	stopPatience = 10 * time.Second
 )
 
-// serve serves on the socket until the context ends, and makes the socket anew if it
-// is taken away.
+// serve serves on the socket until the context ends, and makes the socket again if it
+// is removed.
 func serve(ctx context.Context, socket string, register func(*grpc.Server)) error {
 	for again := false; ctx.Err() == nil; again = true {
 		if again {
-			klog.FromContext(ctx).Info("Socket was removed and is made anew", "socket", socket)
+			klog.FromContext(ctx).Info("Socket was removed and is made again", "socket", socket)
 		}
 		server := grpc.NewServer(intercept(ctx), grpc.MaxRecvMsgSize(maxRequest))
 		register(server)
@@ -70,6 +59,9 @@ const maxRequest = 1 << 20
 // serveOnce returns when the context ends or the socket is gone.
 func serveOnce(ctx context.Context, socket string, server *grpc.Server) error {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o750); err != nil {
+		return err
+	}
+	if err := notServed(ctx, socket); err != nil {
 		return err
 	}
 	// An agent that was killed leaves its socket behind.
@@ -106,6 +98,19 @@ func serveOnce(ctx context.Context, socket string, server *grpc.Server) error {
 		}
 	}()
 	return server.Serve(listener)
+}
+
+// notServed refuses a socket on which a process answers: it is not stale.
+func notServed(ctx context.Context, socket string) error {
+	var dialer net.Dialer
+	ctx, cancel := context.WithTimeout(ctx, socketCheck)
+	defer cancel()
+	conn, err := dialer.DialContext(ctx, "unix", socket)
+	if err != nil {
+		// Nothing is there, or nothing listens on it; what else may be wrong, listening says.
+		return nil
+	}
+	return errors.Join(errors.New("another process serves on it: end that one first"), conn.Close())
 }
 
 // awaitRemoval returns when the context ends, the serving has ended or the socket is gone.
@@ -149,29 +154,4 @@ func intercept(ctx context.Context) grpc.ServerOption {
 		}
 		return response, err
 	})
-}
-
-// registrar tells the kubelet where the driver is.
-type registrar struct {
-	registration.UnsafeRegistrationServer
-	endpoint string
-}
-
-func (r registrar) GetInfo(context.Context, *registration.InfoRequest) (*registration.PluginInfo, error) {
-	return &registration.PluginInfo{
-		Type:              registration.CSIPlugin,
-		Name:              diskv1alpha1.DriverName,
-		Endpoint:          r.endpoint,
-		SupportedVersions: []string{"1.0.0"},
-	}, nil
-}
-
-func (r registrar) NotifyRegistrationStatus(ctx context.Context, s *registration.RegistrationStatus) (*registration.RegistrationStatusResponse, error) {
-	logger := klog.FromContext(ctx)
-	if s.PluginRegistered {
-		logger.Info("Kubelet has registered the driver")
-	} else {
-		logger.Error(errors.New(s.Error), "Kubelet has refused to register the driver")
-	}
-	return &registration.RegistrationStatusResponse{}, nil
 }

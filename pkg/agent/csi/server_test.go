@@ -2,6 +2,7 @@ package csi
 
 import (
 	"context"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,9 +26,14 @@ func (*panicking) Publish(context.Context, volumes.PodRef, string, func(context.
 // serving serves until the test ends, and returns how to end it before.
 func serving(t *testing.T, socket string, v Volumes) (end func()) {
 	t.Helper()
+	return servingNode(t, socket, newNode(t, v))
+}
+
+func servingNode(t *testing.T, socket string, node *Node) (end func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- Serve(ctx, socket, NewNode("n", v), NewController("n", &answers{}, &answers{})) }()
+	go func() { ended <- Serve(ctx, socket, node, NewController("n", &answers{}, &answers{})) }()
 	end = func() {
 		if cancel(); ended == nil {
 			return
@@ -41,6 +47,21 @@ func serving(t *testing.T, socket string, v Volumes) (end func()) {
 	return end
 }
 
+// short is a folder whose name leaves room in the name of a socket, which has at most 107 bytes.
+func short(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "csi")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 func probe(t *testing.T, socket string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -51,9 +72,9 @@ func probe(t *testing.T, socket string) {
 }
 
 // A kubelet or a person may clear the folder of the sockets.
-func TestSocketIsMadeAnew(t *testing.T) {
+func TestSocketIsRecreated(t *testing.T) {
 	t.Parallel()
-	socket := filepath.Join(t.TempDir(), "folder", "csi.sock")
+	socket := filepath.Join(short(t), "folder", "csi.sock")
 	serving(t, socket, &answers{})
 	probe(t, socket)
 	if err := os.RemoveAll(filepath.Dir(socket)); err != nil {
@@ -62,31 +83,68 @@ func TestSocketIsMadeAnew(t *testing.T) {
 	probe(t, socket)
 }
 
-// An agent that ends leaves the socket of its successor alone.
-func TestSocketOfTheNextAgent(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "csi.sock")
-	end := serving(t, socket, &answers{})
-	probe(t, socket)
-	before, err := os.Stat(socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+// TestSocketOfALiveAgent asserts that the socket of an agent that serves is not taken over.
+func TestSocketOfALiveAgent(t *testing.T) {
+	socket := filepath.Join(short(t), "csi.sock")
 	serving(t, socket, &answers{})
-	for tick := time.NewTicker(time.Millisecond); isAt(socket, before); {
-		<-tick.C
-	}
 	probe(t, socket)
-	end()
+	// An agent that does serve would go on until the end.
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	err := Serve(ctx, socket, newNode(t, &answers{}), NewController("n", &answers{}, &answers{}))
+	if err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("a second agent serves: %v", err)
+	}
 	probe(t, socket)
 }
 
+// TestStaleSocket asserts that the socket that a killed agent has left is no obstacle.
+func TestStaleSocket(t *testing.T) {
+	socket := filepath.Join(short(t), "csi.sock")
+	listen(t, socket, false)
+	serving(t, socket, &answers{})
+	probe(t, socket)
+}
+
+// TestSocketOfTheNextAgent asserts that an agent that ends leaves the socket of its successor
+// alone.
+func TestSocketOfTheNextAgent(t *testing.T) {
+	socket := filepath.Join(short(t), "csi.sock")
+	end := serving(t, socket, &answers{})
+	probe(t, socket)
+	if err := os.Remove(socket); err != nil {
+		t.Fatal(err)
+	}
+	listen(t, socket, true)
+	end()
+	if _, err := os.Stat(socket); err != nil {
+		t.Errorf("the successor's socket is gone: %v", err)
+	}
+}
+
+// listen makes a socket, on which something listens until the test ends, or not any more.
+func listen(t *testing.T, socket string, live bool) {
+	t.Helper()
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener.SetUnlinkOnClose(false)
+	if !live {
+		_ = listener.Close()
+		return
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+}
+
 func TestPanicFailsOneCall(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "csi.sock")
-	serving(t, socket, &panicking{})
+	socket := filepath.Join(short(t), "csi.sock")
+	served := newNode(t, &panicking{})
+	servingNode(t, socket, served)
 	probe(t, socket)
 	node := csispec.NewNodeClient(dial(t, socket))
 	for range 2 {
-		_, err := node.NodePublishVolume(t.Context(), valid(), grpc.WaitForReady(true))
+		_, err := node.NodePublishVolume(t.Context(), valid(served), grpc.WaitForReady(true))
 		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "NodePublishVolume") {
 			t.Errorf("a call that panics: %v", err)
 		}

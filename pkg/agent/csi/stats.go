@@ -10,10 +10,10 @@ import (
 	"syscall"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
-	"github.com/moby/sys/mountinfo"
 	"google.golang.org/grpc/codes"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/mounts"
 	"github.com/berthdev/berth/pkg/agent/volumes"
 )
 
@@ -35,11 +35,11 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csispec.NodeGetVolumeS
 	if found && v.Block {
 		return blockStats(v, r.VolumePath)
 	}
-	at, err := mountedAt(r.VolumePath)
+	at, mounted, err := mounts.At(r.VolumePath)
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	if at == nil {
+	if !mounted {
 		return nil, statusOf(refuse(codes.NotFound, "volume %.128q is not mounted on volume_path %.256q", r.VolumeId, r.VolumePath))
 	}
 	if found && v.Problem == "" {
@@ -60,7 +60,7 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csispec.NodeGetVolumeS
 // blockStats says how large a raw block volume is.
 func blockStats(v volumes.Volume, path string) (*csispec.NodeGetVolumeStatsResponse, error) {
 	// While its disk is out of service, a volume has no device.
-	if v.Problem == "" && !sameDevice(path, v.Device) {
+	if v.Problem == "" && !mounts.SameDevice(path, v.Device) {
 		return nil, statusOf(refuse(codes.NotFound, "volume %s is not published on volume_path %.256q", v.ID, path))
 	}
 	response := &csispec.NodeGetVolumeStatsResponse{
@@ -118,14 +118,14 @@ func volumeCondition(volumeID string, v volumes.Volume, found bool) *csispec.Vol
 }
 
 // mountCondition says whether the file system that is mounted there can still be used.
-func mountCondition(at *mountinfo.Info, path string) *csispec.VolumeCondition {
-	// The file system's own options, not those of the mount: whoever mounts a volume
-	// read-only wants it so.
+func mountCondition(at mounts.Mount, path string) *csispec.VolumeCondition {
+	// The file system's own options, not those of the mount: a volume may be mounted
+	// read-only on purpose.
 	options := strings.Split(at.VFSOptions, ",")
 	switch {
 	case slices.Contains(options, "shutdown"):
 		return abnormal("the kernel has shut the file system down after errors: see its log, end the pods that use the volume, and check it with fsck")
-	case slices.Contains(options, "emergency_ro"), slices.Contains(options, "ro") && !isReadOnly(at):
+	case slices.Contains(options, "emergency_ro"), slices.Contains(options, "ro") && !at.ReadOnly():
 		return abnormal("the kernel has made the file system read-only after errors: see its log, end the pods that use the volume, and check it with fsck")
 	}
 	if count := ext4Errors(at.Source); count != "" && count != "0" {

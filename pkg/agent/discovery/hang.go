@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// A disk that hangs answers neither with data nor with an error, and whoever has asked
-// it cannot be woken. It must cost the node that disk, and not the others.
+// A disk that hangs answers neither with data nor with an error, and the thread that asked it
+// cannot be woken. It must cost the node that disk, and not the others.
 const (
 	// defaultPatience is how long a rescan waits for one device: a disk may have to spin up.
 	defaultPatience = 15 * time.Second
@@ -19,8 +19,8 @@ const (
 func hangKey(d Device) string { return d.Name + "/" + d.Number + "/" + d.Sequence }
 
 // answer asks the device something that may take for ever. When its time is up that
-// goes on alone: nobody asks the device anything more before it has ended, and its
-// result goes to late, if there is one.
+// goes on alone: the device is asked nothing more before it has ended. Its result goes to
+// late, if there is one.
 func answer[T any](ctx context.Context, i *Inventory, d Device, ask func() (T, error), late func(T)) (T, error) {
 	var none T
 	key := hangKey(d)
@@ -66,7 +66,7 @@ func errHangs(d Device) error {
 	return fmt.Errorf("device %s hangs: it answers neither with data nor with an error; look at the kernel's log", d.Name)
 }
 
-// hangs reports whether the device still owes an answer.
+// hangs reports whether the device has not answered yet.
 func (i *Inventory) hangs(key string) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()

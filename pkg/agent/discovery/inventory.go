@@ -3,20 +3,13 @@ package discovery
 import (
 	"cmp"
 	"context"
-	"errors"
-	"fmt"
 	"io/fs"
-	"maps"
 	"slices"
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-	"k8s.io/klog/v2"
-
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
-	"github.com/berthdev/berth/pkg/extent"
 )
 
 // Disk is one of the node's disks as it is now. It never changes.
@@ -61,19 +54,48 @@ type Options struct {
 	// Known are the disks that this node had before, as it published them. They stay
 	// in the inventory, out of service, until they are found.
 	Known []diskv1alpha1.Disk
+	// Devices are the devices that this node had before, as it published them.
+	Devices []diskv1alpha1.Device
+	// Approvals are those of the node's NodeDiskCapacity; nil stands for none.
+	Approvals func() []diskv1alpha1.DeviceApproval
+	// Owner is this node, with an empty UID while it has no Node object. nil stands for an
+	// inventory outside of a cluster, which writes no owner.
+	Owner func() disk.Owner
+	// Cluster answers about other nodes and about volumes; needed if Owner is set.
+	Cluster Cluster
+	// Now is the clock; the default is the machine's own.
+	Now func() time.Time
+	// KubeletDir is the kubelet's folder, where it keeps its raw block volumes.
+	KubeletDir string
+	// Loop says what a loop device shows; the default asks the kernel.
+	Loop func(path string) (Backing, error)
 	// Patience is how long a rescan waits for a device that hangs; 0 is the default.
 	Patience time.Duration
 	// CommandPatience is how long an open disk may take for a command; 0 is the engine's default.
 	CommandPatience time.Duration
 }
 
+// Cluster is what an inventory asks the API server.
+type Cluster interface {
+	// NodeNamed is the Node with that name as an owner; nil if there is none.
+	NodeNamed(ctx context.Context, name string) (*disk.Owner, error)
+	// Attachments are the VolumeAttachments of this node.
+	Attachments(ctx context.Context) ([]Attachment, error)
+}
+
+// Listed is a device with the last decision about it.
+type Listed struct {
+	Device  Device
+	Verdict Verdict
+}
+
 // Inventory is the disks of a node.
 //
 // Invariants:
-//  1. A device that no class selects is never written to, and not even read unless
-//     a disk that this node had is missing.
+//  1. A device that no class selects is neither read nor written, unless a missing disk of this
+//     node was on it.
 //  2. A device is written to only after disk.Inspect called it blank or ours.
-//  3. At most one open disk has a given ID; if two devices have it, none is open.
+//  3. At most one open disk has a given ID. A copy that shows up later does not end its service.
 type Inventory struct {
 	options Options
 
@@ -81,9 +103,19 @@ type Inventory struct {
 	// for looking at the fields below.
 	scanning sync.Mutex
 
-	mu      sync.Mutex
-	disks   map[string]*Disk
+	// newcomers and attachments are the rescan's.
+	newcomers   newcomers
+	attachments map[string]time.Time
+	// published are the devices that the node had published before.
+	published []Device
+
+	mu    sync.Mutex
+	disks map[string]*Disk
+	// listed are the devices, refused those of them that a class selects and that are not used.
+	listed  []Listed
 	refused []Refusal
+	// again is when the next decision may differ because time has passed; zero for never.
+	again time.Time
 
 	// hanging are the devices that an earlier rescan gave up waiting for; each channel
 	// is closed when the device answers after all.
@@ -95,38 +127,30 @@ func NewInventory(o Options) *Inventory {
 	if o.Patience == 0 {
 		o.Patience = defaultPatience
 	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Loop == nil {
+		o.Loop = LookIntoLoop
+	}
+	if o.Approvals == nil {
+		o.Approvals = func() []diskv1alpha1.DeviceApproval { return nil }
+	}
 	i := &Inventory{options: o, disks: map[string]*Disk{}, hanging: map[string]chan struct{}{}}
 	for _, k := range o.Known {
 		i.disks[k.ID] = remembered(k)
 	}
+	for _, p := range o.Devices {
+		d := Device{Name: p.Name, Identity: Identity{p.WWN, p.Serial, p.ByID}, Size: p.Size, Model: p.Model}
+		if known := i.disks[p.Disk]; known != nil && (p.State == diskv1alpha1.DeviceInUse || p.State == diskv1alpha1.DeviceFailed) {
+			known.Device.Identity = d.Identity
+		}
+		// A new device that was waiting goes on being new.
+		if p.State != diskv1alpha1.DeviceCandidate {
+			i.published = append(i.published, d)
+		}
+	}
 	return i
-}
-
-// remembered is a disk of which only its publication is known.
-func remembered(k diskv1alpha1.Disk) *Disk {
-	s := disk.Snapshot{ID: k.ID, Path: "/dev/" + k.Device, Size: k.Size, SectorSize: int64(k.SectorSize), Overhead: k.Size}
-	var taken extent.Set
-	for _, a := range k.Allocations {
-		// A person may have written this: it must be something that can be published again.
-		if e := extent.New(a.Start, a.Length); taken.Overlaps(e) {
-			continue
-		} else {
-			taken = taken.Add(e)
-		}
-		v := disk.Volume{Partition: a.Partition, Phase: disk.Phase(a.Phase), Ephemeral: true}
-		if id, ok := diskv1alpha1.VolumeUUID(a.Volume); ok {
-			v.Name, v.Ephemeral = id, false
-		}
-		v.Extent.Start, v.Extent.End = a.Start, a.Start+a.Length
-		s.Volumes = append(s.Volumes, v)
-		s.Overhead -= a.Length
-	}
-	return &Disk{
-		Device:   Device{Name: k.Device, Path: s.Path, Size: k.Size, SectorSize: s.SectorSize, Model: k.Model, Rotational: k.Rotational},
-		Class:    k.Class,
-		Snapshot: s,
-		Problem:  "no device holds this disk",
-	}
 }
 
 // Disks returns the disks as they are now, sorted by ID.
@@ -164,6 +188,23 @@ func (i *Inventory) Failing() bool {
 	return false
 }
 
+// Devices returns the devices with the last decision about each, sorted by name.
+func (i *Inventory) Devices() []Listed {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return slices.Clone(i.listed)
+}
+
+// Again is how long it takes until a decision may be another one because time has passed.
+func (i *Inventory) Again() (time.Duration, bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.again.IsZero() {
+		return 0, false
+	}
+	return max(0, i.again.Sub(i.options.Now())), true
+}
+
 // Refused returns the devices that are selected and not used, sorted by name.
 func (i *Inventory) Refused() []Refusal {
 	i.mu.Lock()
@@ -184,315 +225,4 @@ func (i *Inventory) Close() error {
 	}
 	i.mu.Unlock()
 	return s.closeEngines(context.Background())
-}
-
-// Forget drops the disks that no device holds, with what was on them. The next rescan
-// finds again what is there after all.
-func (i *Inventory) Forget() {
-	i.scanning.Lock()
-	defer i.scanning.Unlock()
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	maps.DeleteFunc(i.disks, func(_ string, d *Disk) bool { return d.Engine == nil })
-}
-
-// candidate is a device that is looked into in a rescan.
-type candidate struct {
-	device   Device
-	class    string
-	contents disk.Contents
-}
-
-// Rescan looks at the node's devices anew: it opens what came, takes out of service
-// what went, and follows the classes. It reports whether something was refused that
-// may be all right later without any event (a busy device that is let go).
-func (i *Inventory) Rescan(ctx context.Context) (retry bool, err error) {
-	i.scanning.Lock()
-	defer i.scanning.Unlock()
-
-	devices, err := Scan(i.options.Sys, i.options.Dev, i.options.Only)
-	if err != nil {
-		return true, err
-	}
-	s := &scan{inventory: i, classes: i.options.Classes(), labels: i.options.NodeLabels()}
-	s.reviewOpen(ctx, devices)
-	s.inspect(ctx, devices)
-	s.refuseTwins(ctx)
-	for _, c := range s.candidates {
-		s.adopt(ctx, c)
-	}
-	s.dropReplaced(ctx)
-	s.commit(ctx)
-	i.options.Changed()
-	return s.retry, nil
-}
-
-// scan is one rescan at work.
-type scan struct {
-	inventory  *Inventory
-	classes    []*diskv1alpha1.DiskClass
-	labels     map[string]string
-	candidates []candidate
-	refused    []Refusal
-	retry      bool
-	// closing are the disks that put took out of service.
-	closing []closing
-}
-
-// closing is a disk that is to be closed.
-type closing struct {
-	device Device
-	engine *disk.Disk
-}
-
-func (s *scan) classOf(d Device) string {
-	if class := Match(s.classes, s.labels, d); class != nil {
-		return class.Name
-	}
-	return ""
-}
-
-// reviewOpen follows the classes of open disks and closes those whose device is gone
-// or that went out of service: they are looked at afresh like any other device.
-func (s *scan) reviewOpen(ctx context.Context, devices []Device) {
-	defer s.closeAll(ctx)
-	s.inventory.mu.Lock()
-	defer s.inventory.mu.Unlock()
-	for _, d := range s.inventory.disks {
-		if d.Engine == nil {
-			continue
-		}
-		at := slices.IndexFunc(devices, d.Device.same)
-		snapshot := d.Engine.Snapshot()
-		switch {
-		case at < 0:
-			s.close(ctx, d, fmt.Sprintf("device %s is gone", d.Device.Name))
-		case snapshot.Err != nil:
-			s.close(ctx, d, snapshot.Err.Error())
-			s.retry = true
-		default:
-			d.Device = devices[at]
-			if class := s.classOf(d.Device); class != d.Class {
-				klog.FromContext(ctx).Info("Disk changed its class", "device", d.Device.Name, "disk", d.ID(), "from", d.Class, "to", class)
-				d.Class = class
-			}
-		}
-	}
-}
-
-// close takes a disk out of service, and closeAll closes it: the caller holds mu, and
-// a disk that hangs would keep it for ever.
-func (s *scan) close(ctx context.Context, d *Disk, problem string) {
-	klog.FromContext(ctx).Info("Disk is out of service", "device", d.Device.Name, "disk", d.ID(), "reason", problem)
-	s.put(d, problem)
-}
-
-func (s *scan) put(d *Disk, problem string) {
-	snapshot := d.Engine.Snapshot()
-	snapshot.Err = nil
-	s.closing = append(s.closing, closing{d.Device, d.Engine})
-	d.Snapshot, d.Problem, d.Engine = snapshot, problem, nil
-}
-
-func (s *scan) closeAll(ctx context.Context) {
-	if err := s.closeEngines(ctx); err != nil {
-		klog.FromContext(ctx).Error(err, "Disk did not close cleanly")
-	}
-}
-
-func (s *scan) closeEngines(ctx context.Context) error {
-	errs := make([]error, len(s.closing))
-	var all sync.WaitGroup
-	for n, c := range s.closing {
-		all.Go(func() {
-			_, errs[n] = answer(ctx, s.inventory, c.device, func() (struct{}, error) { return struct{}{}, c.engine.Close() }, nil)
-		})
-	}
-	all.Wait()
-	s.closing = nil
-	return errors.Join(errs...)
-}
-
-// inspect looks into the devices that are not open and that are selected, or may be
-// a disk that is missing.
-func (s *scan) inspect(ctx context.Context, devices []Device) {
-	missing := false
-	open := map[string]bool{}
-	for _, d := range s.inventory.disks {
-		missing = missing || d.Engine == nil
-		if d.Engine != nil {
-			open[d.Device.Name] = true
-		}
-	}
-	for _, device := range devices {
-		class := s.classOf(device)
-		if open[device.Name] || class == "" && !missing {
-			continue
-		}
-		s.candidates = append(s.candidates, candidate{device: device, class: class})
-	}
-	// At the same time: several that hang cost no more patience than one.
-	errs := make([]error, len(s.candidates))
-	var all errgroup.Group
-	all.SetLimit(inspections)
-	for n := range s.candidates {
-		c := &s.candidates[n]
-		all.Go(func() error {
-			c.contents, errs[n] = answer(ctx, s.inventory, c.device, func() (disk.Contents, error) { return disk.Inspect(ctx, c.device.Path) }, nil)
-			return nil
-		})
-	}
-	_ = all.Wait()
-	var answered []candidate
-	for n, c := range s.candidates {
-		if errs[n] != nil {
-			s.refuse(c.device, c.class, errs[n].Error(), true)
-			continue
-		}
-		answered = append(answered, c)
-	}
-	s.candidates = answered
-}
-
-// refuseTwins drops all candidates whose disk ID is on another device too, and takes
-// that disk out of service: nobody can say which of the two holds the volumes.
-func (s *scan) refuseTwins(ctx context.Context) {
-	holders := map[string][]string{}
-	for _, d := range s.inventory.disks {
-		if d.Engine != nil {
-			holders[d.ID()] = append(holders[d.ID()], d.Device.Name)
-		}
-	}
-	for _, c := range s.candidates {
-		if c.contents.State == disk.Ours {
-			holders[c.contents.ID] = append(holders[c.contents.ID], c.device.Name)
-		}
-	}
-	for id, names := range holders {
-		if len(names) < 2 {
-			continue
-		}
-		slices.Sort(names)
-		reason := fmt.Sprintf("disk %s is on several devices, one must be a copy: %v; remove or wipe the copy", id, names)
-		s.candidates = slices.DeleteFunc(s.candidates, func(c candidate) bool {
-			twin := c.contents.State == disk.Ours && c.contents.ID == id
-			if twin {
-				s.refuse(c.device, c.class, reason, false)
-			}
-			return twin
-		})
-		s.inventory.mu.Lock()
-		if d := s.inventory.disks[id]; d != nil {
-			if d.Engine != nil {
-				s.refuse(d.Device, d.Class, reason, false)
-				s.close(ctx, d, reason)
-			}
-			d.Problem = reason
-		}
-		s.inventory.mu.Unlock()
-	}
-	s.closeAll(ctx)
-}
-
-// refuse notes why a selected device is not used; nobody asked for the others.
-func (s *scan) refuse(device Device, class, reason string, retry bool) {
-	if class == "" {
-		return
-	}
-	s.refused = append(s.refused, Refusal{Device: device.Name, Reason: reason})
-	s.retry = s.retry || retry
-}
-
-// adopt puts a device into service if it is blank or ours.
-func (s *scan) adopt(ctx context.Context, c candidate) {
-	logger := klog.FromContext(ctx)
-	known := s.inventory.disks[c.contents.ID] != nil
-	switch c.contents.State {
-	case disk.Blank:
-		if c.class == "" {
-			return
-		}
-	case disk.Ours:
-		if c.class == "" && !known {
-			return
-		}
-	default:
-		s.refuse(c.device, c.class, c.contents.Reason, c.contents.State == disk.Busy)
-		return
-	}
-	engine, err := answer(ctx, s.inventory, c.device, func() (*disk.Disk, error) { return s.open(ctx, c) }, func(late *disk.Disk) { _ = late.Close() })
-	if err != nil {
-		s.refuse(c.device, c.class, err.Error(), true)
-		if known {
-			s.inventory.mu.Lock()
-			s.inventory.disks[c.contents.ID].Problem = err.Error()
-			s.inventory.mu.Unlock()
-		}
-		return
-	}
-	snapshot := engine.Snapshot()
-	if snapshot.Err != nil {
-		// It is kept for its volumes to be shown.
-		logger.Info("Disk is not fit for service", "device", c.device.Name, "disk", snapshot.ID, "class", c.class, "volumes", len(snapshot.Volumes), "reason", snapshot.Err.Error())
-	} else {
-		logger.Info("Disk is in service", "device", c.device.Name, "disk", snapshot.ID, "class", c.class, "volumes", len(snapshot.Volumes))
-	}
-	s.inventory.mu.Lock()
-	s.inventory.disks[snapshot.ID] = &Disk{Device: c.device, Class: c.class, Snapshot: snapshot, Engine: engine}
-	s.inventory.mu.Unlock()
-}
-
-// open opens a disk of ours, and makes a blank one ours.
-func (s *scan) open(ctx context.Context, c candidate) (*disk.Disk, error) {
-	if c.contents.State == disk.Blank {
-		id, err := disk.Initialize(ctx, c.device.Path)
-		if err != nil {
-			return nil, err
-		}
-		klog.FromContext(ctx).Info("Blank disk was initialized", "device", c.device.Name, "disk", id, "class", c.class, "size", c.device.Size)
-	}
-	return disk.Open(ctx, c.device.Path, disk.Options{
-		OnChange: s.inventory.options.Changed, Known: s.inventory.knows, Patience: s.inventory.options.CommandPatience,
-	})
-}
-
-// dropReplaced forgets disks without volumes that were on a device which holds another
-// disk now: a person wiped it, or changed the drive.
-func (s *scan) dropReplaced(ctx context.Context) {
-	s.inventory.mu.Lock()
-	defer s.inventory.mu.Unlock()
-	inService := map[string]bool{}
-	for _, d := range s.inventory.disks {
-		if d.Engine != nil {
-			inService[d.Device.Name] = true
-		}
-	}
-	for id, d := range s.inventory.disks {
-		if d.Engine == nil && len(d.Snapshot.Volumes) == 0 && inService[d.Device.Name] {
-			klog.FromContext(ctx).Info("Disk without volumes is forgotten, another one is in its place", "device", d.Device.Name, "disk", id)
-			delete(s.inventory.disks, id)
-		}
-	}
-}
-
-// commit makes the refusals public, and logs those that are new.
-func (s *scan) commit(ctx context.Context) {
-	slices.SortFunc(s.refused, func(a, b Refusal) int { return cmp.Compare(a.Device, b.Device) })
-	s.inventory.mu.Lock()
-	before := s.inventory.refused
-	s.inventory.refused = s.refused
-	s.inventory.mu.Unlock()
-	for _, r := range s.refused {
-		if !slices.Contains(before, r) {
-			klog.FromContext(ctx).Info("Device is refused", "device", r.Device, "reason", r.Reason)
-		}
-	}
-}
-
-// knows reports whether this node had the disk before.
-func (i *Inventory) knows(id string) bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	_, known := i.disks[id]
-	return known
 }

@@ -27,7 +27,7 @@ func WatchDevices(ctx context.Context, changed func()) error {
 	defer stop()
 	defer func() { _ = socket.Close() }()
 
-	// Not begun anew by every event: a device that never keeps quiet would hide all others.
+	// An event does not restart it: a device that sends events all the time would hide all others.
 	var waiting atomic.Bool
 	timer := time.AfterFunc(time.Hour, func() { waiting.Store(false); changed() })
 	timer.Stop()

@@ -10,29 +10,30 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthdev/berth/pkg/agent/holders"
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// The kernel learns of partitions by BLKPG, one at a time. It is never asked to read
+// The kernel is given partitions by BLKPG, one at a time. It is never asked to read
 // the table again: that fails while any partition is mounted, and a kernel without
 // GPT support would drop them all.
 //
 // BLKPG takes the numbers 1 to 255. Volumes in entries above become block devices in
-// another way, see loops; or all volumes of the disk do, see mapped.
+// another way, see loops; or all volumes of the disk do, see mapped. Some devices have no
+// partitions at all, and BLKPG fails with EINVAL: all their volumes are mapped.
 
 // attacher makes the kernel show the volumes of a disk as block devices, in one way.
 type attacher interface {
 	// attach returns the device of a volume, and makes it unless it is there. One that is
-	// shorter than the entry is lengthened: somebody stopped while the volume grew.
+	// shorter than the entry is lengthened: the agent ended while the volume grew.
 	attach(ctx context.Context, e entry) (device string, err error)
-	// detach takes the device away. ErrInUse if somebody keeps it open.
-	detach(ctx context.Context, e entry) error
-	// shows holds that an open device is the volume's.
-	shows(device *blockDevice, e entry) error
+	// detach takes the device away, if there is one. ErrInUse if it is still open after patience.
+	detach(ctx context.Context, e entry, patience time.Duration) error
 }
 
 // attacherOf is the way of an entry.
@@ -47,13 +48,20 @@ func (d *Disk) attacherOf(e entry) attacher {
 }
 
 // chooseWay decides how the volumes are attached until the disk is closed: by the device
-// mapper if they are already, or if some have no partition number and the whole disk can be
-// had; otherwise as partitions, and loop devices where the numbers end. It waits for nobody, so
-// a disk that is in use remains as it is until the node boots again.
+// mapper if the kernel gives the device no partitions, if they are mapped already, or if some have
+// no partition number and the whole disk can be had; otherwise as partitions, and loop devices where
+// the numbers end. It does not wait, so a disk that is in use remains as it is until the node boots again.
 func (d *Disk) chooseWay(ctx context.Context, t table) error {
 	m, err := d.device.mapped()
+	if err == nil && m == nil && d.device.withoutPartitions() {
+		return fmt.Errorf("the kernel gives %s no partitions, and %s that would replace them is missing: load the module dm_mod", d.device.path, mapperControl)
+	}
 	if err != nil || m == nil {
 		return err
+	}
+	if d.device.withoutPartitions() {
+		d.mapped = m
+		return nil
 	}
 	if len(m.found) > 0 {
 		err = m.dropPartitions(ctx)
@@ -78,9 +86,22 @@ func (d *Disk) holdMeta(ctx context.Context, t table) error {
 	}
 	d.meta, err = os.OpenFile(node, os.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("another agent has the disk open: %w", ErrInUse)
+		return fmt.Errorf("another agent has the disk open%s: %w", heldBy(ctx, node), ErrInUse)
 	}
 	return err
+}
+
+// heldBy names the processes that hold the meta partition, as far as they are visible. One that
+// was killed may wait for another disk that hangs, and until then it keeps this one too.
+func heldBy(ctx context.Context, node string) string {
+	const patience = 5 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	found, _, err := holders.OfDevice(ctx, node)
+	if err != nil || len(found) == 0 {
+		return ""
+	}
+	return " (" + holders.Sentence(found) + ")"
 }
 
 // letGo is the end of holdMeta and chooseWay. Volumes stay attached.
@@ -102,19 +123,8 @@ func (p partitions) attach(ctx context.Context, e entry) (string, error) {
 	return p.disk.attach(ctx, e.index, e.extent)
 }
 
-func (p partitions) detach(ctx context.Context, e entry) error {
-	return p.disk.detach(ctx, e.index)
-}
-
-func (p partitions) shows(device *blockDevice, e entry) error {
-	found, err := readPartition(device.sys)
-	if err != nil {
-		return err
-	}
-	if filepath.Dir(device.sys) != p.disk.sys || found.index != e.index || found.extent != e.extent {
-		return fmt.Errorf("%s is partition %d at %v, not the volume's %d at %v", device.path, found.index, found.extent, e.index, e.extent)
-	}
-	return nil
+func (p partitions) detach(ctx context.Context, e entry, patience time.Duration) error {
+	return p.disk.detach(ctx, e.index, patience)
 }
 
 // sysfsSector is the unit of sysfs and of nothing else, whatever the disk's sectors.
@@ -207,7 +217,7 @@ func readNumber(path string) (int64, error) {
 }
 
 // attach tells the kernel of a partition, unless it knows, and waits for the device
-// node. One that it has shorter is lengthened: somebody stopped while the volume grew.
+// node. One that it has shorter is lengthened: the agent ended while the volume grew.
 // At another place it is an error: it may be in use.
 func (d *blockDevice) attach(ctx context.Context, index int, e extent.Extent) (device string, err error) {
 	// EBUSY: it has that number already, or another partition lies there.
@@ -255,16 +265,16 @@ func (p partition) awaitNode(ctx context.Context) (string, error) {
 	return path, nil
 }
 
-// detach makes the kernel forget a partition. Somebody who only looks at it (udev, a
-// person's blkid) is waited for; ErrInUse if it stays open.
-func (d *blockDevice) detach(ctx context.Context, index int) error {
-	err := await(ctx, busyPatience, func() (bool, error) {
+// detach makes the kernel forget a partition. It waits for a process that only looks at it (udev, a
+// person's blkid); ErrInUse if it stays open.
+func (d *blockDevice) detach(ctx context.Context, index int, patience time.Duration) error {
+	err := await(ctx, patience, func() (bool, error) {
 		err := d.blkpg(unix.BLKPG_DEL_PARTITION, index, extent.Extent{})
 		if errors.Is(err, unix.EBUSY) {
 			return false, nil
 		}
 		if errors.Is(err, unix.ENXIO) {
-			// No such partition, or no such disk: whoever reads the disk next will tell.
+			// No such partition, or no such disk: the next read of the disk shows which.
 			return true, nil
 		}
 		return err == nil, err

@@ -66,7 +66,7 @@ func BenchmarkFloor(b *testing.B) {
 	table := make([]byte, d.copyBytes())
 	for b.Loop() {
 		table[0]++
-		for _, s := range []site{d.backup(), d.primary()} {
+		for _, s := range []location{d.backup(), d.primary()} {
 			if _, err := f.WriteAt(table, d.copyAt(s)); err != nil {
 				b.Fatal(err)
 			}

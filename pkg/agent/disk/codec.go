@@ -12,7 +12,7 @@ import (
 
 // go-diskfs encodes and decodes entries, on memory only. This package decides which
 // copy is believed, and in which order and with which barriers copies are written. It
-// changes one entry at a time, in the bytes of the others: what somebody else wrote
+// changes one entry at a time, in the bytes of the others: what another program wrote
 // into an entry of theirs stays as it is to the bit, whether go-diskfs knows it or not.
 
 // decode reads the entries of one copy. The result is valid, or there is an error.
@@ -28,7 +28,7 @@ func decode(l layout, c copyOfTable) (table, error) {
 	return t, nil
 }
 
-// decodeEntries lets go-diskfs read a copy as if it were the primary of a disk in memory.
+// decodeEntries has go-diskfs read a copy as if it were the primary of a disk in memory.
 func decodeEntries(l layout, c copyOfTable) ([]entry, error) {
 	m := memory(slices.Concat(encodeMBR(l), encodeCopy(l, l.primary(), c)))
 	g, err := gpt.Read(m.file(), int(l.sector), int(l.sector))

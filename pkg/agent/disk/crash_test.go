@@ -39,7 +39,7 @@ func formatted(t testing.TB, l layout) (*memDisk, []byte) {
 func formattedWith(t testing.TB, l layout, name []byte) (*memDisk, []byte) {
 	t.Helper()
 	m := newMemDisk()
-	if _, err := format(quiet(t), m, l); err != nil {
+	if _, err := format(quiet(t), m, l, Owner{}); err != nil {
 		t.Fatal(err)
 	}
 	s, _, err := m.mounted(t, l, false)

@@ -26,6 +26,16 @@ type CreateOptions struct {
 	// Note, of at most MaxNote bytes, is kept beside the volume: whose it is. It may be lost
 	// without the volume.
 	Note string
+	// Wipe is kept beside the volume as well: how it is to be wiped. Its rate holds for the
+	// zeroing that a raw volume, and later one that grows, needs.
+	Wipe WipeSettings
+}
+
+func (o CreateOptions) validate() error {
+	if len(o.Note) > MaxNote {
+		return fmt.Errorf("the note of volume %.64q has %d bytes, at most %d are possible", o.Partition, len(o.Note), MaxNote)
+	}
+	return o.Wipe.validate()
 }
 
 // Create makes a volume in phase Reserved, or Formatted if it is raw, and attaches its
@@ -37,6 +47,9 @@ type CreateOptions struct {
 // backup is written, and both are read back, while a file system is made. If that goes
 // wrong the disk is out of service, and so MarkFormatted, which comes after, never succeeds.
 func (d *Disk) Create(ctx context.Context, o CreateOptions) (Volume, error) {
+	if err := o.validate(); err != nil {
+		return Volume{}, fmt.Errorf("creating volume: %w", err)
+	}
 	var v Volume
 	create := func(ctx context.Context) (err error) {
 		v, err = d.create(ctx, o)
@@ -44,7 +57,10 @@ func (d *Disk) Create(ctx context.Context, o CreateOptions) (Volume, error) {
 	}
 	var err error
 	if o.Raw {
-		err = d.onZeros(ctx, o.Partition, func() (extent.Extent, error) { return d.toZero(o) }, create)
+		err = d.onZeros(ctx, o.Partition, func() (extent.Extent, int64, error) {
+			e, err := d.toZero(o)
+			return e, o.Wipe.Rate, err
+		}, create)
 	} else {
 		err = d.run(ctx, create)
 	}
@@ -100,29 +116,24 @@ func (d *Disk) add(ctx context.Context, o CreateOptions) (entry, error) {
 	if err := d.notBeingZeroed(o.Partition, o.Extent); err != nil {
 		return entry{}, err
 	}
-	if o.Note != "" {
-		if err := d.note(ctx, made, o.Note); err != nil {
-			return entry{}, err
+	// The slot is the first thing that is written of the volume.
+	keep := func() error {
+		kept := slot{note: o.Note, wipe: o.Wipe}
+		if kept == (slot{}) {
+			return nil
 		}
+		return d.keepNew(ctx, made, kept)
 	}
-	if o.Raw {
-		// Its user may have it at once.
-		return made, d.store.put(ctx, next, made)
-	}
-	// The owner finishes it when this command is done, and before it takes another.
-	return made, d.store.putEarly(ctx, next, made)
+	// The user of a raw volume may have it at once. The owner finishes an early write when this
+	// command is done, and before it takes another.
+	return made, d.store.putNew(ctx, next, made, !o.Raw, keep)
 }
 
-// note writes the note of a new volume. A place that cannot be written costs the note and not
+// keepNew writes what is kept of a new volume. A place that cannot be written costs that and not
 // the volume, if the table is still what it was.
-func (d *Disk) note(ctx context.Context, made entry, text string) error {
-	slot, err := encodeNote(made.guid, text)
-	if err != nil {
-		return err
-	}
-	err = d.store.writeNote(made.index, slot)
+func (d *Disk) keepNew(ctx context.Context, made entry, s slot) error {
+	err := d.keep(made, s)
 	if err == nil {
-		d.notes[made.guid] = text
 		return nil
 	}
 	klog.FromContext(ctx).Error(err, "Volume gets no note", "device", d.device.path, "disk", d.store.table.id, "partition", made.guid)

@@ -79,6 +79,25 @@ func (d *blockDevice) measure() error {
 	return nil
 }
 
+// number is the device's number.
+func (d *blockDevice) number() (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(d.fd(), &st); err != nil {
+		return 0, fmt.Errorf("%s: %w", d.path, err)
+	}
+	return st.Rdev, nil
+}
+
+// withoutPartitions reports whether the kernel gives the device no partitions, neither by itself
+// nor by BLKPG: devices of the device mapper, zram and others whose driver says so.
+func (d *blockDevice) withoutPartitions() bool {
+	if _, err := os.Stat(filepath.Join(d.sys, "dm")); err == nil {
+		return true
+	}
+	most, err := readNumber(filepath.Join(d.sys, "ext_range"))
+	return err == nil && most <= 1
+}
+
 func (d *blockDevice) fd() int { return int(d.f.Fd()) }
 
 func (d *blockDevice) Close() error { return d.f.Close() }
@@ -189,8 +208,8 @@ func errnoOf(err error) error {
 	return err
 }
 
-// isGone reports whether an error may mean that the device does not answer any more: whoever
-// asks looks at the table next, which tells. A disk that was pulled out has no size left, and
+// isGone reports whether an error may mean that the device does not answer any more: the
+// caller reads the table next, which shows it. A disk that was pulled out has no size left, and
 // says to writes what a thin one says that is full.
 func isGone(err error) bool {
 	for _, errno := range []error{unix.EIO, unix.ENXIO, unix.ENODEV, unix.EREMOTEIO, unix.ESHUTDOWN, unix.ENOSPC, io.ErrUnexpectedEOF} {
@@ -224,11 +243,11 @@ func (d *blockDevice) lock(ctx context.Context) error {
 // unlock cannot fail on an open device, and closing it does the same.
 func (d *blockDevice) unlock() { _ = unix.Flock(d.fd(), unix.LOCK_UN) }
 
-// How long to wait for somebody else, who usually is done within milliseconds.
+// How long to wait for another process, which usually ends within milliseconds.
 const (
 	lockPatience = 10 * time.Second // for the lock: udev's probing of a slow disk
 	nodePatience = 5 * time.Second  // for a device node: devtmpfs makes it at once, others may not
-	busyPatience = 2 * time.Second  // for somebody who only looks at a partition
+	busyPatience = 2 * time.Second  // for a process that only looks at a partition
 )
 
 // errPatience: what await waited for did not come in time.

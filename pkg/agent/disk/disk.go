@@ -26,6 +26,8 @@ type Options struct {
 	// Patience is how long the disk may take for one command before it counts as hanging,
 	// and is out of service; 0 is 30 seconds.
 	Patience time.Duration
+
+	wiping *wipeConfig // nil is the default
 }
 
 // Disk is an open disk of ours. Its methods may be called by any goroutine; one
@@ -39,9 +41,11 @@ type Disk struct {
 	devices  map[string]string        // the owner's: device node by partition, of attached ones
 	zeroed   extent.Set               // the owner's: zeroed by us, and nothing written since
 	zeroing  map[string]extent.Extent // the owner's: free, and being zeroed for that volume
-	notes    map[string]string        // the owner's: by partition
+	slots    map[string]slot          // the owner's: what the disk keeps of its volumes, by partition
+	owner    Owner                    // the owner's: which node the disk belongs to
 	pace     pace                     // of all zeroing that has a limit
-	failure  error                    // the owner's: why the disk is out of service
+	wiping   *wipeConfig
+	failure  error // the owner's: why the disk is out of service
 	onChange func()
 
 	commands chan command
@@ -73,7 +77,7 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 	d := &Disk{
 		device: device, onChange: o.OnChange, devices: map[string]string{},
 		commands: make(chan command), stop: make(chan struct{}), stopped: make(chan struct{}), watchdog: newWatchdog(o.Patience),
-		long: map[string]chan struct{}{}, zeroing: map[string]extent.Extent{},
+		long: map[string]chan struct{}{}, zeroing: map[string]extent.Extent{}, wiping: cmp.Or(o.wiping, defaultWipeConfig()),
 	}
 	if err := d.open(ctx, o.Known); err != nil {
 		return nil, fmt.Errorf("opening %s: %w", path, errors.Join(err, d.letGo(), device.Close()))
@@ -156,7 +160,7 @@ func (d *Disk) run(ctx context.Context, do func(context.Context) error) error {
 		return <-c.done
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-d.watchdog.bitten:
+	case <-d.watchdog.expired:
 		return d.watchdog.why
 	case <-d.stop:
 		return fmt.Errorf("disk %s is closed: %w", d.Snapshot().ID, ErrOutOfService)
@@ -177,7 +181,7 @@ func (d *Disk) fail(ctx context.Context, err error) {
 func (d *Disk) publish() {
 	t := d.store.table
 	s := &Snapshot{
-		ID: t.id, Path: d.device.path, Size: t.size, SectorSize: t.sector,
+		ID: t.id, Owner: d.owner, Path: d.device.path, Size: t.size, SectorSize: t.sector,
 		Free: t.free(), Err: d.failure,
 	}
 	s.Overhead = t.size - s.Free.Total()
@@ -198,6 +202,6 @@ func (d *Disk) volume(e entry) Volume {
 	return Volume{
 		Partition: e.guid, Name: e.name, Extent: e.extent, Phase: phaseOf[e.kind],
 		Ephemeral: e.attributes&AttributeEphemeral != 0, Raw: e.attributes&AttributeRaw != 0,
-		Index: e.index, Device: d.devices[e.guid], Note: d.notes[e.guid],
+		Index: e.index, Device: d.devices[e.guid], Note: d.slots[e.guid].note, Wipe: d.slots[e.guid].wipe,
 	}
 }

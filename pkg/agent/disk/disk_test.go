@@ -36,7 +36,7 @@ func bothSectors(t *testing.T, f func(t *testing.T, sector int)) {
 func initialized(t testing.TB, size int64, sector int) *loop {
 	t.Helper()
 	l := newLoop(t, size, sector)
-	if _, err := Initialize(t.Context(), l.path); err != nil {
+	if _, err := Initialize(t.Context(), l.path, Owner{}); err != nil {
 		t.Fatal(err)
 	}
 	return l
@@ -45,7 +45,7 @@ func initialized(t testing.TB, size int64, sector int) *loop {
 // open opens the disk, and closes it when the test ends unless that was done.
 func (l *loop) open(t testing.TB) *Disk {
 	t.Helper()
-	d, err := Open(t.Context(), l.path, Options{})
+	d, err := Open(t.Context(), l.path, Options{wiping: l.wiping})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,15 +70,15 @@ func TestLife(t *testing.T) {
 		if err != nil || found.State != Blank {
 			t.Fatalf("Inspect of a new disk: %+v, %v", found, err)
 		}
-		id, err := Initialize(ctx, l.path)
+		id, err := Initialize(ctx, l.path, Owner{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		found, err = Inspect(ctx, l.path)
-		if err != nil || found != (Contents{State: Ours, ID: id}) {
+		if err != nil || found.State != Ours || found.ID != id || found.Reason != "" {
 			t.Fatalf("Inspect after Initialize: %+v, %v", found, err)
 		}
-		if _, err := Initialize(ctx, l.path); err == nil {
+		if _, err := Initialize(ctx, l.path, Owner{}); err == nil {
 			t.Fatal("Initialize of a disk of ours succeeded")
 		}
 

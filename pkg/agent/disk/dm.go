@@ -79,7 +79,7 @@ func (m *mapper) create(uuid, name string) error {
 	return m.ask(unix.DM_DEV_CREATE, "creating", r)
 }
 
-// show makes the device show what it is told, from one request to the next: reads and writes
+// show makes the device show what l says, from one request to the next: reads and writes
 // meanwhile wait. If this process ends between the two steps, the device is what it was.
 func (m *mapper) show(uuid string, l linear) error {
 	r := newRequest(uuid)
@@ -119,7 +119,7 @@ func (m *mapper) status(uuid string) (mapping, error) {
 	return found, nil
 }
 
-// remove takes a device away. EBUSY: somebody has it open; it stays then.
+// remove takes a device away. EBUSY: a process has it open; it stays then.
 func (m *mapper) remove(uuid string) error {
 	err := m.ask(unix.DM_DEV_REMOVE, "removing", newRequest(uuid))
 	if errors.Is(err, unix.ENXIO) {

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // These tests need a kernel with the device mapper: test/vm runs them in a machine that has.
@@ -33,7 +35,7 @@ func kernelMapper(t *testing.T, l *loop) (*mapper, uint64) {
 }
 
 // TestMapperClaimsTheDisk: why a disk is attached by partitions or by the device mapper,
-// never by both. The kernel lets nobody claim a disk of which a partition is claimed, nor a
+// never by both. The kernel refuses to claim a disk of which a partition is claimed, nor a
 // partition of a claimed disk.
 func TestMapperClaimsTheDisk(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
@@ -184,13 +186,16 @@ func TestMapped(t *testing.T) {
 		}
 		run(t, "e2fsck", "-fn", v.Device)
 
-		// Somebody looks at it, and does not go away: zeroed, not freed, and still there.
+		// A program looks at it, and stays: nothing is changed.
 		looker, err := os.Open(v.Device)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, err := d.Wipe(ctx, a, WipeOptions{}); !errors.Is(err, ErrInUse) {
 			t.Errorf("Wipe of a volume that is looked at: %v", err)
+		}
+		if now, _ := ptr(d.Snapshot()).Volume(a); now.Phase == Wiping || now.Device == "" {
+			t.Errorf("then: %+v", now)
 		}
 		looker.Close()
 		for _, partition := range []string{a, b} {
@@ -207,7 +212,7 @@ func TestMapped(t *testing.T) {
 	})
 }
 
-// TestMappedLeftovers: what an agent that ended, or somebody else, can have left in the
+// TestMappedLeftovers: what an agent that ended, or another program, can have left in the
 // device mapper.
 func TestMappedLeftovers(t *testing.T) {
 	l, n := crowded(t, 512)
@@ -253,12 +258,12 @@ func TestMappedLeftovers(t *testing.T) {
 	}
 }
 
-// TestMappedNever: a disk that a mapping would take from somebody keeps its partitions.
+// TestMappedNever: a disk that a mapping would take from a user keeps its partitions.
 func TestMappedNever(t *testing.T) {
 	l, n := crowded(t, 512)
 	l.forget(t)
 	for name, use := range map[string]func(t *testing.T) (release func()){
-		"somebody claims a partition": func(t *testing.T) func() {
+		"a process claims a partition": func(t *testing.T) func() {
 			device, err := openDevice(l.path, os.O_RDONLY)
 			if err != nil {
 				t.Fatal(err)
@@ -274,7 +279,7 @@ func TestMappedNever(t *testing.T) {
 			}
 			return func() { f.Close() }
 		},
-		"somebody looks at a partition": func(t *testing.T) func() {
+		"a process looks at a partition": func(t *testing.T) func() {
 			device, err := openDevice(l.path, os.O_RDONLY)
 			if err != nil {
 				t.Fatal(err)
@@ -311,4 +316,108 @@ func TestMappedNever(t *testing.T) {
 	if got := mappedCount(t, small.open(t)); got != 0 {
 		t.Error("a disk with one volume is mapped")
 	}
+}
+
+// claimed asserts that a device is busy for a reason, and Initialize refuses it.
+func claimed(t *testing.T, l *loop, reason string) {
+	t.Helper()
+	if found, err := Inspect(t.Context(), l.path); err != nil || found.State != Busy || !strings.Contains(found.Reason, reason) {
+		t.Errorf("Inspect: %+v, %v", found, err)
+	}
+	if _, err := Initialize(t.Context(), l.path, Owner{}); err == nil {
+		t.Error("Initialize succeeded")
+	}
+}
+
+// TestMappedWithoutPartitions lives the life of volumes on a disk that is a device of the device
+// mapper itself: the kernel gives it no partitions, so all its volumes are mapped from the start.
+func TestMappedWithoutPartitions(t *testing.T) {
+	bothSectors(t, func(t *testing.T, sector int) {
+		l := newLoop(t, 64*mib, sector)
+		m, rdev := kernelMapper(t, l)
+		const uuid = "CRYPT-LUKS2-0-test"
+		if err := m.create(uuid, "test-vault"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := m.remove(uuid); err != nil {
+				t.Error(err)
+			}
+		})
+		if err := m.show(uuid, linear{rdev, at(0, 64)}); err != nil {
+			t.Fatal(err)
+		}
+		status, err := m.status(uuid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		above := &loop{path: nodeOf(status.rdev), image: l.image}
+		t.Cleanup(func() { above.forget(t) })
+		ctx := quiet(t)
+		claimed(t, l, "select /dev/mapper/test-vault")
+		above.blank(t, Inspector{})
+		if _, err := Initialize(ctx, above.path, Owner{}); err != nil {
+			t.Fatal(err)
+		}
+		claimed(t, l, "select /dev/mapper/test-vault")
+
+		d := above.open(t)
+		for guid, start := range map[string]int64{a: 2, b: 30} {
+			if _, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: at(start, 20)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := mappedCount(t, d); got != 2 {
+			t.Errorf("%d of 2 volumes are mapped", got)
+		}
+		if _, err := Open(ctx, above.path, Options{}); !errors.Is(err, ErrInUse) {
+			t.Errorf("a second agent: %v", err)
+		}
+		if err := tryRun("mkfs.ext4", "-q", above.path); err == nil {
+			t.Error("mkfs took the whole disk")
+		}
+		v, _ := ptr(d.Snapshot()).Volume(a)
+		run(t, "mkfs.ext4", "-q", "-F", v.Device)
+		if err := d.MarkFormatted(ctx, a); err != nil {
+			t.Fatal(err)
+		}
+		mnt := mount(t, v, "ext4")
+		if err := os.WriteFile(filepath.Join(mnt, "canary"), []byte(a), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		noDisk(t, Inspector{}, v.Device, a)
+		t.Run("over a volume", func(t *testing.T) { noDisk(t, Inspector{}, testenv.Loop(t, v.Device, "512"), a) })
+		if _, err := d.Wipe(ctx, a, WipeOptions{}); !errors.Is(err, ErrInUse) {
+			t.Errorf("Wipe of a mounted volume: %v", err)
+		}
+		if grown, err := d.Grow(ctx, a, 24*mib); err != nil || grown.Device != v.Device || len(content(t, grown)) != int(24*mib) {
+			t.Errorf("Grow: %+v, %v", grown, err)
+		}
+		d.Close()
+
+		// A restart of the agent while the volume is mounted, and one after a boot.
+		d = above.open(t)
+		if got, err := os.ReadFile(filepath.Join(mnt, "canary")); err != nil || string(got) != a || mappedCount(t, d) != 2 {
+			t.Errorf("after a restart: %q, %v", got, err)
+		}
+		if err := unix.Unmount(mnt, 0); err != nil {
+			t.Fatal(err)
+		}
+		d.Close()
+		above.forget(t)
+		d = above.open(t)
+		if v, _ = ptr(d.Snapshot()).Volume(a); mappedCount(t, d) != 2 || v.Extent != at(2, 24) {
+			t.Errorf("after a boot: %+v", v)
+		}
+		run(t, "e2fsck", "-fn", v.Device)
+		for _, guid := range []string{a, b} {
+			if _, err := d.Wipe(ctx, guid, WipeOptions{}); err != nil {
+				t.Errorf("Wipe: %v", err)
+			}
+		}
+		if s := d.Snapshot(); len(s.Volumes) != 0 || s.Err != nil {
+			t.Errorf("at the end: %+v", s)
+		}
+		d.Close()
+	})
 }

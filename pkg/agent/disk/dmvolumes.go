@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,7 +18,10 @@ import (
 // mapped is the way of a disk whose volumes, all of them, are linear devices of the device
 // mapper. Unlike partitions they have no numbers that run out, unlike loop devices they cost nothing.
 //
-// It is all or none. The device mapper claims the whole disk, and the kernel lets nobody claim a
+// A disk that the kernel gives no partitions, such as one of the device mapper itself, is mapped
+// from the start.
+//
+// Otherwise it is all or none. The device mapper claims the whole disk, and the kernel lets no program claim a
 // disk of which a partition is claimed, by a mount or as we hold the meta partition, nor
 // a partition of a claimed disk. So a disk comes to be mapped only while nothing of it is
 // in use, see takeOver, and its meta partition is mapped as well.
@@ -59,11 +63,10 @@ func (d *blockDevice) mapped() (*mapped, error) {
 }
 
 func (m *mapped) list() error {
-	var st unix.Stat_t
-	if err := unix.Fstat(m.disk.fd(), &st); err != nil {
-		return fmt.Errorf("%s: %w", m.disk.path, err)
+	var err error
+	if m.rdev, err = m.disk.number(); err != nil {
+		return err
 	}
-	m.rdev = st.Rdev
 	dirs, err := filepath.Glob("/sys/block/dm-*")
 	if err != nil {
 		return fmt.Errorf("devices of the device mapper: %w", err)
@@ -93,24 +96,28 @@ func (m *mapped) list() error {
 // mappedVolume returns the GUID of the volume that a device shows, by its directory in
 // sysfs; none if it does not bear our mark.
 func mappedVolume(dir string) (guid string, err error) {
-	uuid, err := os.ReadFile(filepath.Join(dir, "dm", "uuid"))
+	uuid, err := mapperUUID(dir)
+	guid, marked := strings.CutPrefix(uuid, mappedMark)
+	if !marked {
+		return "", err
+	}
+	return guid, err
+}
+
+// mapperUUID is the uuid of a device of the device mapper, by its directory in sysfs. Others
+// have none.
+func mapperUUID(dir string) (string, error) {
+	uuid, err := os.ReadFile(filepath.Join(dir, "dm/uuid"))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return "", nil
 	}
-	if err != nil {
-		return "", err
-	}
-	guid, _ = strings.CutPrefix(strings.TrimSpace(string(uuid)), mappedMark)
-	if guid == strings.TrimSpace(string(uuid)) {
-		return "", nil
-	}
-	return guid, nil
+	return strings.TrimSpace(string(uuid)), err
 }
 
 func nodeOf(rdev uint64) string { return fmt.Sprintf("/dev/dm-%d", unix.Minor(rdev)) }
 
-// takeOver makes all of the disk mapped, if there is something to win by it and nobody
-// would lose anything. Otherwise it changes nothing that Open does not put right.
+// takeOver makes all of the disk mapped, if that helps and takes
+// nothing from a process. Otherwise it changes nothing that Open does not put right.
 func (m *mapped) takeOver(ctx context.Context, t table) (bool, error) {
 	beyond := func(e entry) bool { return e.isVolume() && e.index > MetaEntry }
 	foreign := func(e entry) bool { return !e.isVolume() && e.index != MetaEntry }
@@ -122,7 +129,7 @@ func (m *mapped) takeOver(ctx context.Context, t table) (bool, error) {
 	if err != nil || len(loops.found) > 0 {
 		return false, err
 	}
-	// A claim of the whole proves that nobody has a claim on a part: no mount, no other agent.
+	// A claim of the whole proves that there is no claim on a part: no mount, no other agent.
 	whole, err := openDevice(m.disk.path, os.O_RDONLY|unix.O_EXCL)
 	if errors.Is(err, ErrInUse) {
 		return false, nil
@@ -132,7 +139,7 @@ func (m *mapped) takeOver(ctx context.Context, t table) (bool, error) {
 	}
 	err = m.dropPartitions(ctx)
 	if err = errors.Join(err, whole.Close()); errors.Is(err, ErrInUse) {
-		return false, nil // somebody only looks at a partition, and goes on doing so
+		return false, nil // a process only looks at a partition, and goes on doing so
 	}
 	return err == nil, err
 }
@@ -145,7 +152,7 @@ func (m *mapped) dropPartitions(ctx context.Context) error {
 		return err
 	}
 	for index := range attached {
-		if err := m.disk.detach(ctx, index); err != nil {
+		if err := m.disk.detach(ctx, index, busyPatience); err != nil {
 			return err
 		}
 	}
@@ -227,16 +234,16 @@ func (m *mapped) create(e entry) error {
 	}
 	// That disk is gone, and whatever reads from it fails. If it is mounted, it is in the way.
 	if err := m.mapper.remove(uuid); errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("%s shows the volume on a disk that is gone, and somebody still uses it: unmount it: %w", nodeOf(old.rdev), ErrInUse)
+		return fmt.Errorf("%s shows the volume on a disk that is gone, and is still in use: unmount it: %w", nodeOf(old.rdev), ErrInUse)
 	} else if err != nil {
 		return err
 	}
 	return m.mapper.create(uuid, name)
 }
 
-// detach takes the volume's device away. The kernel refuses while anybody has it open.
-func (m *mapped) detach(ctx context.Context, e entry) error {
-	err := await(ctx, busyPatience, func() (bool, error) {
+// detach takes the volume's device away. The kernel refuses while a process has it open.
+func (m *mapped) detach(ctx context.Context, e entry, patience time.Duration) error {
+	err := await(ctx, patience, func() (bool, error) {
 		err := m.mapper.remove(mappedMark + e.guid)
 		if errors.Is(err, unix.EBUSY) {
 			return false, nil
@@ -253,23 +260,8 @@ func (m *mapped) detach(ctx context.Context, e entry) error {
 	return nil
 }
 
-func (m *mapped) shows(device *blockDevice, e entry) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(device.fd(), &st); err != nil {
-		return fmt.Errorf("%s: %w", device.path, err)
-	}
-	now, err := m.mapper.status(mappedMark + e.guid)
-	if err != nil {
-		return err
-	}
-	if want := (linear{m.rdev, e.extent}); now.rdev != st.Rdev || !now.live || now.shows != want {
-		return fmt.Errorf("%s is not volume %s at %v of %s: that is %s, and shows %v", device.path, e.guid, e.extent, m.disk.path, nodeOf(now.rdev), now.shows.extent)
-	}
-	return nil
-}
-
 // close leaves the volumes' devices, as they may be mounted, and removes the meta
-// partition's, so that a disk without volumes is claimed by nobody.
+// partition's, so that a disk without volumes is not claimed.
 func (m *mapped) close() error {
 	var err error
 	for guid, device := range m.found {

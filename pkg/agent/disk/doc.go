@@ -9,7 +9,7 @@
 // identity, the type of the partition its phase. Any other entry is foreign: it is
 // never changed, and no byte of it is ever free. The table lies on the disk in two
 // copies. What a call reports as done is acknowledged: it survives any crash. A disk
-// out of service is neither read nor written before it is opened anew.
+// out of service is neither read nor written before it is opened again.
 // docs/on-disk-format.md has it all: terms, format, phases, crashes, failures.
 //
 // # Promises
@@ -23,18 +23,19 @@
 //     Create reports only the primary is for certain: mkfs may begin, nothing else may rely on it.
 //  4. One call changes one entry; the bytes of all others stay as they are.
 //  5. An extent is free again only when the wipe's policy is satisfied and flushed, and,
-//     under all policies but WipeNone, zeros were read back. What a volume gets that
-//     nobody formats (Raw, Grow) was zeroed before it is the volume's, whatever the policy.
+//     under all policies but WipeNone, zeros were read back. Before the first byte is zeroed
+//     the kernel has forgotten the volume's device, so no process can write after the proof. What a volume gets that
+//     is not formatted (Raw, Grow) was zeroed before it is the volume's, whatever the policy.
 //  6. Whatever a crash or a power cut leaves, Open finds the table as it was before
 //     the change under way, or after it. What was acknowledged is there, in its place.
 //  7. A disk whose state is unknown is out of service: it answers every command with
-//     ErrOutOfService, and nothing is written to it until it is opened anew. A failed
+//     ErrOutOfService, and nothing is written to it until it is opened again. A failed
 //     flush is never just repeated: all that it was for is written again, or given up.
 //  8. A disk serves only after both copies of its table were checked and repaired
 //     (damaged parts are rewritten unchanged before anything is changed), the kernel's
 //     partitions compared with it, and a write tried. One that cannot serve is
 //     returned out of service with its volumes, so that they can be shown.
-//  9. A disk that hangs, fails or is gone costs nobody else anything: Snapshot never
+//  9. A disk that hangs, fails or is gone costs no other disk anything: Snapshot never
 //     waits, calls fail, and every disk has an owner of its own.
 //
 // # Life of a volume
@@ -52,18 +53,16 @@
 //
 //   - In Create: no entry, and the space is free; or an entry in Reserved, perhaps not
 //     known to the kernel: Open attaches it. Create with the same arguments returns it.
-//   - In Reserved: maybe half a file system. Nobody was told that the volume is ready,
-//     so it is formatted anew. The backup may say Formatted, as Format prepares that.
-//   - In MarkFormatted: Reserved or Formatted. The volume's user is told that it is
+//   - In Reserved: maybe half a file system. The volume was not reported as ready,
+//     so it is formatted again. The backup may say Formatted, as Format prepares that.
+//   - In MarkFormatted: Reserved or Formatted. The volume is reported as
 //     ready only after MarkFormatted has returned, so Reserved never holds data.
-//     The volume may be mounted before or meanwhile, as that alone tells nobody.
+//     The volume may be mounted before or meanwhile, as that alone reports nothing.
 //   - In Grow: the old length, or the new one, perhaps not known to the kernel: Open
 //     tells it.
-//   - In Wipe: Formatted, and Wipe is called again for the same reason as before; or
-//     Wiping, in which nobody can use the volume: Wipe starts from its beginning, under
-//     the policy that it is given then. The kernel forgets the partition before the
-//     entry goes, so a partition without an entry comes from a write that was lost, or
-//     from somebody else. Open detaches it; if it is in use, the disk is out of service.
+//   - In Wipe: Formatted, perhaps not known to the kernel: Open attaches it, and Wipe is called
+//     again for the same reason as before. Or Wiping: Open does not attach it, and Wipe goes on where
+//     the volume's slot says, under the policy that is there unless it is given another.
 //
 // # Concurrency
 //

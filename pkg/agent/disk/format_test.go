@@ -57,7 +57,7 @@ func copiesOf(t *testing.T, l *loop) (primary, backup []byte) {
 		t.Fatal(err)
 	}
 	var arrays [2][]byte
-	for i, at := range []site{device.primary(), device.backup()} {
+	for i, at := range []location{device.primary(), device.backup()} {
 		c, err := readCopy(io.ReaderAt(device), device.layout, at)
 		if err != nil && !errors.Is(err, errDamaged) {
 			t.Fatal(err)

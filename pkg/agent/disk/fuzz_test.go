@@ -60,7 +60,7 @@ func FuzzEntries(f *testing.F) {
 		m.install(l, c)
 		var s *store
 		var found findings
-		sparingly(t, func() { s, found, err = m.mounted(t, l, false) })
+		withinMemory(t, func() { s, found, err = m.mounted(t, l, false) })
 		if err != nil {
 			if found.ours && errors.Is(err, ErrOutOfService) {
 				t.Fatal(err)

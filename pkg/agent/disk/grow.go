@@ -11,13 +11,16 @@ import (
 
 // Grow makes a volume longer in place, mounted or not, and returns it. length is in
 // bytes, a multiple of Alignment. A volume of that length or more is returned as it is:
-// volumes never shrink. What it gets is zeroed first. Errors: ErrNotFound, ErrInUse
+// volumes never shrink. What it gets is zeroed first, at the rate kept with the volume. Errors: ErrNotFound, ErrInUse
 // (the volume is being wiped), ErrOverlap (the space behind it is taken; the message
 // says how far the volume could grow), ErrOutOfService.
 func (d *Disk) Grow(ctx context.Context, partition string, length int64) (Volume, error) {
 	var v Volume
 	err := d.onZeros(ctx, partition,
-		func() (extent.Extent, error) { return d.tail(partition, length) },
+		func() (extent.Extent, int64, error) {
+			tail, err := d.tail(partition, length)
+			return tail, d.slots[partition].wipe.Rate, err
+		},
 		func(ctx context.Context) (err error) {
 			v, err = d.grow(ctx, partition, length)
 			return err

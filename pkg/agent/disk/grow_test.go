@@ -111,8 +111,8 @@ func TestGrow(t *testing.T) {
 	})
 }
 
-// TestGrowCutShort: the agent ends when the table has the new length and the kernel has
-// not heard of it. The next one tells it, though the volume is mounted.
+// TestGrowCutShort: the agent ends when the table has the new length and the kernel does
+// not know it. The next agent sets it, though the volume is mounted.
 func TestGrowCutShort(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
@@ -154,9 +154,9 @@ func TestGrowWhileWiped(t *testing.T) {
 	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 4)}); err != nil {
 		t.Fatal(err)
 	}
-	all := ladder
+	all := l.wiping.zero
 	var during error
-	withLadder(t, rung{"asking", mib, false, func(dev *blockDevice, off, n int64) error {
+	l.zeroBy(method{"asking", mib, func(dev *blockDevice, off, n int64) error {
 		_, during = d.Grow(ctx, a, 8*mib)
 		return all[0].do(dev, off, n)
 	}})
@@ -178,10 +178,10 @@ func TestZeroingHoldsSpace(t *testing.T) {
 	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 4)}); err != nil {
 		t.Fatal(err)
 	}
-	all := slices.Clone(ladder)
+	all := l.wiping.zero
 	var others [3]error
 	stopped, cancel := context.WithCancel(ctx)
-	withLadder(t, rung{"asking", mib, false, func(dev *blockDevice, off, n int64) error {
+	l.zeroBy(method{"asking", mib, func(dev *blockDevice, off, n int64) error {
 		_, others[0] = d.Create(ctx, CreateOptions{Partition: b, Extent: at(7, 1)})
 		_, others[1] = d.Create(ctx, CreateOptions{Partition: b, Extent: at(7, 4), Raw: true})
 		_, others[2] = d.Create(ctx, CreateOptions{Partition: c, Extent: at(40, 1)})
@@ -194,11 +194,11 @@ func TestZeroingHoldsSpace(t *testing.T) {
 	if !errors.Is(others[0], ErrOverlap) || !errors.Is(others[1], ErrOverlap) || others[2] != nil {
 		t.Errorf("meanwhile: %v", others)
 	}
-	withLadder(t, rung{"lies", mib, false, func(*blockDevice, int64, int64) error { return nil }})
+	l.zeroBy(method{"lies", mib, func(*blockDevice, int64, int64) error { return nil }})
 	if _, err := d.Grow(ctx, a, 12*mib); err == nil || errors.Is(err, ErrOutOfService) {
 		t.Errorf("Grow into what could not be zeroed: %v", err)
 	}
-	withLadder(t, all...)
+	l.zeroBy(all...)
 	if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(7, 1)}); err != nil {
 		t.Errorf("Create where a Grow was given up: %v", err)
 	}

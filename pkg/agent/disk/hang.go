@@ -10,9 +10,9 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// A disk that hangs answers neither with data nor with an error, and whoever has asked it
-// cannot be woken. The owner waits with its command; all that can be done is to say so, and
-// to let nobody else come to wait.
+// A disk that hangs answers neither with data nor with an error, and the thread that asked it
+// cannot be woken. The owner waits with its command. All that can be done is to report it, and to
+// refuse further commands.
 
 // defaultPatience is how long a command may take. The kernel itself gives most disks 30
 // seconds for a request before it resets them.
@@ -21,11 +21,11 @@ const defaultPatience = 30 * time.Second
 // watchdog notices that the owner does not come back from a disk.
 type watchdog struct {
 	patience time.Duration
-	// bitten is closed when a command has taken too long; why is set before. The disk
+	// expired is closed when a command has taken too long; why is set before. The disk
 	// remains out of service when it answers again, as after every doubt, until it is
-	// opened, and so looked at, anew.
-	bitten chan struct{}
-	why    error
+	// opened, and so read, again.
+	expired chan struct{}
+	why     error
 	// publishing is held while a snapshot is made public, but never over I/O: so the owner's
 	// last one before it hung does not come after the one that says that it hangs.
 	publishing sync.Mutex
@@ -36,28 +36,28 @@ func newWatchdog(patience time.Duration) *watchdog {
 	if patience == 0 {
 		patience = defaultPatience
 	}
-	return &watchdog{patience: patience, bitten: make(chan struct{})}
+	return &watchdog{patience: patience, expired: make(chan struct{})}
 }
 
 // watch does what the owner has to do, and takes the disk out of service meanwhile if that
 // takes too long.
 func (d *Disk) watch(ctx context.Context, do func() error) error {
-	timer := time.AfterFunc(d.watchdog.patience, func() { d.bite(ctx) })
+	timer := time.AfterFunc(d.watchdog.patience, func() { d.expire(ctx) })
 	err := do()
 	if !timer.Stop() {
-		<-d.watchdog.bitten
+		<-d.watchdog.expired
 		if d.failure == nil {
-			d.fail(ctx, fmt.Errorf("%w; it has answered since, and is to be opened anew", d.watchdog.why))
+			d.fail(ctx, fmt.Errorf("%w; it has answered since, and is to be opened again", d.watchdog.why))
 		}
 	}
 	return err
 }
 
-// bite is called in a goroutine of its own, while the owner waits for the disk.
-func (d *Disk) bite(ctx context.Context) {
+// expire is called in a goroutine of its own, while the owner waits for the disk.
+func (d *Disk) expire(ctx context.Context) {
 	w := d.watchdog
 	select {
-	case <-w.bitten:
+	case <-w.expired:
 		return
 	default:
 	}
@@ -69,7 +69,7 @@ func (d *Disk) bite(ctx context.Context) {
 		s.Err = w.why
 	}
 	w.snapshot.Store(&s)
-	close(w.bitten)
+	close(w.expired)
 	w.publishing.Unlock()
 	if d.onChange != nil {
 		d.onChange()
@@ -81,7 +81,7 @@ func (w *watchdog) show(s *Snapshot) {
 	w.publishing.Lock()
 	defer w.publishing.Unlock()
 	select {
-	case <-w.bitten:
+	case <-w.expired:
 		if s.Err == nil {
 			s.Err = w.why
 		}

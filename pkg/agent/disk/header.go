@@ -22,8 +22,8 @@ var (
 // Anything may have written it; another copy may tell.
 var errDamaged = errors.New("damaged")
 
-// errNotOurs: a copy is intact, so somebody wrote it on purpose, but it is not a
-// table as this package writes it. Nobody may fall back to the other copy then.
+// errNotOurs: a copy is intact, so a program wrote it on purpose, but it is not a table as this
+// package writes it. The other copy must not be used then.
 var errNotOurs = errors.New("not a table of ours")
 
 // copyOfTable is one copy of the table, as raw as it lies on the disk.
@@ -37,7 +37,7 @@ type copyOfTable struct {
 // writes, before anything is computed from it: hostile numbers have no effect.
 // Errors wrap errDamaged or errNotOurs, or they come from the device. With damaged
 // entries the header's id is returned still.
-func readCopy(r io.ReaderAt, l layout, s site) (copyOfTable, error) {
+func readCopy(r io.ReaderAt, l layout, s location) (copyOfTable, error) {
 	b := make([]byte, l.copyBytes())
 	if _, err := r.ReadAt(b, l.copyAt(s)); err != nil {
 		return copyOfTable{}, fmt.Errorf("reading the %s table: %w", s.name, err)
@@ -58,14 +58,14 @@ func readCopy(r io.ReaderAt, l layout, s site) (copyOfTable, error) {
 
 // checkHeader checks a header's sector and returns the disk's GUID and the checksum
 // of the entries.
-func checkHeader(b []byte, l layout, s site) (id string, arrayCRC uint32, err error) {
+func checkHeader(b []byte, l layout, s location) (id string, arrayCRC uint32, err error) {
 	le := binary.LittleEndian
 	if !bytes.Equal(b[0:8], headerSignature) {
 		return "", 0, fmt.Errorf("no signature: %w", errDamaged)
 	}
 	if size := le.Uint32(b[12:]); size != headerBytes {
 		// The checksum covers as many bytes as the header says it has; one of another
-		// length cannot be told from a damaged one, and is not ours either way.
+		// length cannot be distinguished from a damaged one, and is not ours either way.
 		return "", 0, fmt.Errorf("is %d bytes long instead of %d: %w", size, headerBytes, errDamaged)
 	}
 	if got, want := headerCRC(b), le.Uint32(b[16:]); got != want {
@@ -96,8 +96,8 @@ func checkHeader(b []byte, l layout, s site) (id string, arrayCRC uint32, err er
 	return guid.String(), le.Uint32(b[88:]), nil
 }
 
-// encodeCopy renders a copy as it is to lie at the given site.
-func encodeCopy(l layout, s site, c copyOfTable) []byte {
+// encodeCopy renders a copy as it is to lie at the given location.
+func encodeCopy(l layout, s location, c copyOfTable) []byte {
 	b := make([]byte, l.copyBytes())
 	header, array := l.split(s, b)
 	copy(array, c.array)
@@ -106,7 +106,7 @@ func encodeCopy(l layout, s site, c copyOfTable) []byte {
 }
 
 // encodeHeader renders the sector of a header. arrayCRC is the checksum of the entries.
-func encodeHeader(h []byte, l layout, s site, id string, arrayCRC uint32) {
+func encodeHeader(h []byte, l layout, s location, id string, arrayCRC uint32) {
 	le := binary.LittleEndian
 	clear(h)
 	copy(h, headerSignature)
@@ -158,7 +158,7 @@ type mbrState int
 const (
 	mbrProtective mbrState = iota
 	mbrMissing             // all zero: never written, or lost
-	mbrOther               // somebody else's
+	mbrOther               // another program's
 )
 
 // encodeMBR writes a protective record: one partition from sector 1 to the end of the

@@ -14,14 +14,14 @@ import (
 // damage is something that may happen to a copy of the table.
 type damage struct {
 	name string
-	do   func(m *memDisk, l layout, s site)
-	// intact: the copy is not damaged, but somebody else's.
+	do   func(m *memDisk, l layout, s location)
+	// intact: the copy is not damaged, but of another program.
 	intact bool
 }
 
 // edit changes the header of a copy and makes its checksum right again.
-func edit(change func(h []byte)) func(m *memDisk, l layout, s site) {
-	return func(m *memDisk, l layout, s site) {
+func edit(change func(h []byte)) func(m *memDisk, l layout, s location) {
+	return func(m *memDisk, l layout, s location) {
 		h := make([]byte, l.sector)
 		m.ReadAt(h, l.offset(s.headerLBA))
 		change(h)
@@ -31,25 +31,25 @@ func edit(change func(h []byte)) func(m *memDisk, l layout, s site) {
 }
 
 var damages = []damage{
-	{"none", func(*memDisk, layout, site) {}, false},
-	{"header zeroed", func(m *memDisk, l layout, s site) { m.set(l.offset(s.headerLBA), make([]byte, l.sector)) }, false},
-	{"header overwritten", func(m *memDisk, l layout, s site) {
+	{"none", func(*memDisk, layout, location) {}, false},
+	{"header zeroed", func(m *memDisk, l layout, s location) { m.set(l.offset(s.headerLBA), make([]byte, l.sector)) }, false},
+	{"header overwritten", func(m *memDisk, l layout, s location) {
 		m.set(l.offset(s.headerLBA), bytes.Repeat([]byte{0xa5}, int(l.sector)))
 	}, false},
-	{"a bit of the header flipped", func(m *memDisk, l layout, s site) {
+	{"a bit of the header flipped", func(m *memDisk, l layout, s location) {
 		h := make([]byte, l.sector)
 		m.ReadAt(h, l.offset(s.headerLBA))
 		h[60] ^= 4
 		m.set(l.offset(s.headerLBA), h)
 	}, false},
-	{"a bit of the entries flipped", func(m *memDisk, l layout, s site) {
+	{"a bit of the entries flipped", func(m *memDisk, l layout, s location) {
 		b := make([]byte, l.sector)
 		m.ReadAt(b, l.offset(s.arrayLBA))
 		b[33] ^= 4
 		m.set(l.offset(s.arrayLBA), b)
 	}, false},
-	{"entries zeroed", func(m *memDisk, l layout, s site) { m.set(l.offset(s.arrayLBA), make([]byte, arrayBytes)) }, false},
-	{"all zeroed", func(m *memDisk, l layout, s site) { m.set(l.copyAt(s), make([]byte, l.copyBytes())) }, false},
+	{"entries zeroed", func(m *memDisk, l layout, s location) { m.set(l.offset(s.arrayLBA), make([]byte, arrayBytes)) }, false},
+	{"all zeroed", func(m *memDisk, l layout, s location) { m.set(l.copyAt(s), make([]byte, l.copyBytes())) }, false},
 	{"2^32-1 entries", edit(func(h []byte) { binary.LittleEndian.PutUint32(h[80:], 0xffffffff) }), true},
 	{"128 entries", edit(func(h []byte) { binary.LittleEndian.PutUint32(h[80:], 128) }), true},
 	{"entries of 0 bytes", edit(func(h []byte) { binary.LittleEndian.PutUint32(h[84:], 0) }), true},
@@ -63,7 +63,7 @@ var damages = []damage{
 }
 
 // TestDamageMatrix damages both copies in every combination. The rules: the primary
-// wins; only what is damaged is replaced, never what somebody else wrote; without
+// wins; only what is damaged is replaced, never what another program wrote; without
 // either copy the disk is not ours.
 func TestDamageMatrix(t *testing.T) {
 	for _, l := range crashLayouts(t) {
@@ -104,7 +104,7 @@ func TestDamageMatrix(t *testing.T) {
 				if again, err := examine(m, l); err != nil || again.badPrimary || again.badBackup {
 					t.Errorf("primary %s, backup %s: not repaired: %+v, %v", p.name, b.name, again, err)
 				}
-				// The proof that it is the same disk: its header, or somebody who knows it.
+				// The proof that it is the same disk: its header, or a caller that knows it.
 				headerLost := p.name != "none" && p.name != "a bit of the entries flipped" && p.name != "entries zeroed"
 				if _, _, err := before.mounted(t, l, false); (err != nil) != headerLost {
 					t.Errorf("primary %s, backup %s: unknown disk: %v", p.name, b.name, err)
@@ -153,8 +153,8 @@ func TestSectorZero(t *testing.T) {
 	}
 }
 
-// TestSomebodyElsesTable: tables that are intact, but not ours.
-func TestSomebodyElsesTable(t *testing.T) {
+// TestForeignTable: tables that are intact, but not ours.
+func TestForeignTable(t *testing.T) {
 	l := crashLayouts(t)[0]
 	m, _ := formatted(t, l)
 	s, _, err := m.mounted(t, l, false)
@@ -180,10 +180,10 @@ func TestSomebodyElsesTable(t *testing.T) {
 	}
 }
 
-// TestUncleanHeader: what no checksum covers is put right, and stops nobody.
+// TestUncleanHeader asserts that what no checksum covers is repaired, and does not stop the disk.
 func TestUncleanHeader(t *testing.T) {
 	for _, l := range crashLayouts(t) {
-		for _, at := range []site{l.primary(), l.backup()} {
+		for _, at := range []location{l.primary(), l.backup()} {
 			m, _ := formatted(t, l)
 			h := make([]byte, l.sector)
 			m.ReadAt(h, l.offset(at.headerLBA))
@@ -200,9 +200,9 @@ func TestUncleanHeader(t *testing.T) {
 	}
 }
 
-// sparingly holds that reading a table takes no more memory than a few copies of it do,
+// withinMemory asserts that reading a table takes no more memory than a few copies of it do,
 // whatever the table says of its own size.
-func sparingly(t *testing.T, read func()) {
+func withinMemory(t *testing.T, read func()) {
 	t.Helper()
 	const most = 16 << 20
 	var before, after runtime.MemStats
@@ -257,7 +257,7 @@ func FuzzHeaders(f *testing.F) {
 		}
 		m.set(0, encodeMBR(l))
 		for _, s := range []struct {
-			site
+			location
 			header []byte
 		}{{l.primary(), header}, {l.backup(), backupHeader}} {
 			h := make([]byte, l.sector)
@@ -274,7 +274,7 @@ func FuzzHeaders(f *testing.F) {
 		var found findings
 		var s *store
 		var err error
-		sparingly(t, func() {
+		withinMemory(t, func() {
 			if found, err = examine(m, l); err == nil && found.ours {
 				s, err = load(m, l, found)
 			}

@@ -90,7 +90,7 @@ func TestForeignIsLeftAlone(t *testing.T) {
 				}
 				l := newLoop(t, size, sector)
 				test.make(t, l)
-				l.forget(t) // what the tools may have told the kernel
+				l.forget(t) // partitions that the tools may have made in the kernel
 				l.leaveAlone(t, test.reason)
 			})
 		})
@@ -111,7 +111,7 @@ func (l *loop) partitions(t testing.TB) map[int]partition {
 	return parts
 }
 
-// TestBusyIsLeftAlone: a blank disk that somebody uses.
+// TestBusyIsLeftAlone: a blank disk that is in use.
 func TestBusyIsLeftAlone(t *testing.T) {
 	busy := func(t *testing.T, l *loop, reason string) {
 		t.Helper()
@@ -120,7 +120,7 @@ func TestBusyIsLeftAlone(t *testing.T) {
 		if err != nil || found.State != Busy || !strings.Contains(found.Reason, reason) {
 			t.Errorf("Inspect: %+v, %v, want %q", found, err, reason)
 		}
-		if _, err := Initialize(t.Context(), l.path); err == nil {
+		if _, err := Initialize(t.Context(), l.path, Owner{}); err == nil {
 			t.Error("Initialize succeeded")
 		}
 		if l.hash(t) != before {
@@ -173,7 +173,7 @@ func TestNotADisk(t *testing.T) {
 		if found, err := Inspect(t.Context(), path); err == nil && found.State != Foreign {
 			t.Errorf("Inspect of %q: %+v", path, found)
 		}
-		if _, err := Initialize(t.Context(), path); err == nil {
+		if _, err := Initialize(t.Context(), path, Owner{}); err == nil {
 			t.Errorf("Initialize of %q succeeded", path)
 		}
 		if _, err := Open(t.Context(), path, Options{}); err == nil {
@@ -188,5 +188,25 @@ func TestProbesMustAnswer(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	if found, err := Inspect(context.Background(), l.path); err == nil {
 		t.Errorf("Inspect without blkid: %+v", found)
+	}
+}
+
+// TestSharedLook asserts that a shared look opens nothing exclusively.
+func TestSharedLook(t *testing.T) {
+	l := newLoop(t, 64*mib, 512)
+	// Before the other program has it open.
+	seen, err := Inspector{}.Look(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(l.path, os.O_RDONLY|unix.O_EXCL, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for shared, want := range map[bool]State{false: Busy, true: Blank} {
+		if c, err := (Inspector{Seen: seen, Shared: shared}).Inspect(t.Context(), l.path); err != nil || c.State != want {
+			t.Errorf("shared %v: %+v, %v, want %s", shared, c, err, want)
+		}
 	}
 }

@@ -80,26 +80,26 @@ func (l layout) arraySectors() uint64 { return uint64(arrayBytes / l.sector) }
 func (l layout) firstUsable() uint64 { return 2 + l.arraySectors() }
 func (l layout) lastUsable() uint64  { return l.lastLBA() - l.arraySectors() - 1 }
 
-// site says where one copy of the table lies: a header of one sector and the entries,
+// location says where one copy of the table lies: a header of one sector and the entries,
 // which touch, so that a copy is one run of bytes.
-type site struct {
+type location struct {
 	name                          string
 	headerLBA, otherLBA, arrayLBA uint64
 }
 
-func (l layout) primary() site {
-	return site{"primary", 1, l.lastLBA(), 2}
+func (l layout) primary() location {
+	return location{"primary", 1, l.lastLBA(), 2}
 }
 
-func (l layout) backup() site {
-	return site{"backup", l.lastLBA(), 1, l.lastLBA() - l.arraySectors()}
+func (l layout) backup() location {
+	return location{"backup", l.lastLBA(), 1, l.lastLBA() - l.arraySectors()}
 }
 
 // copyBytes is the length of a copy, copyAt its place, and split its parts.
-func (l layout) copyBytes() int64    { return l.sector + arrayBytes }
-func (l layout) copyAt(s site) int64 { return l.offset(min(s.headerLBA, s.arrayLBA)) }
+func (l layout) copyBytes() int64        { return l.sector + arrayBytes }
+func (l layout) copyAt(s location) int64 { return l.offset(min(s.headerLBA, s.arrayLBA)) }
 
-func (l layout) split(s site, b []byte) (header, array []byte) {
+func (l layout) split(s location, b []byte) (header, array []byte) {
 	if s.headerLBA < s.arrayLBA {
 		return b[:l.sector], b[l.sector:]
 	}

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 
 	"github.com/berthdev/berth/test/testenv"
@@ -17,6 +15,8 @@ import (
 type loop struct {
 	path  string // of the device
 	image string // of the file
+	// wiping is how the Disks that open opens zero and erase; tests change it between two calls.
+	wiping *wipeConfig
 }
 
 // newLoop makes a disk, and takes it down when the test ends.
@@ -24,22 +24,11 @@ func newLoop(t testing.TB, size int64, sector int) *loop {
 	t.Helper()
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "losetup", "blkid", "wipefs")
-	l := &loop{image: filepath.Join(t.TempDir(), "disk.img")}
-	f, err := os.Create(l.image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Truncate(size); err != nil {
-		t.Fatal(err)
-	}
-	f.Close()
-	l.path = strings.TrimSpace(run(t, "losetup", "--find", "--show", "--sector-size", strconv.Itoa(sector), l.image))
-	// A loop device keeps partitions over its detachment: they are taken away before.
+	l := &loop{image: testenv.Image(t, size), wiping: defaultWipeConfig()}
+	l.path = testenv.Loop(t, l.image, strconv.Itoa(sector))
+	// A loop device keeps partitions when it is detached: they are removed before.
 	l.forget(t)
-	t.Cleanup(func() {
-		l.forget(t)
-		run(t, "losetup", "--detach", l.path)
-	})
+	t.Cleanup(func() { l.forget(t) })
 	return l
 }
 
@@ -58,7 +47,7 @@ func (l *loop) forget(t testing.TB) {
 	if mapped != nil {
 		defer mapped.mapper.Close()
 		for guid := range mapped.found {
-			if err := mapped.detach(context.Background(), entry{guid: guid}); err != nil {
+			if err := mapped.detach(context.Background(), entry{guid: guid}, busyPatience); err != nil {
 				t.Error(err)
 			}
 		}
@@ -68,7 +57,7 @@ func (l *loop) forget(t testing.TB) {
 		t.Fatal(err)
 	}
 	for index := range attached {
-		if err := d.detach(context.Background(), index); err != nil {
+		if err := d.detach(context.Background(), index, busyPatience); err != nil {
 			t.Error(err)
 		}
 	}
@@ -78,7 +67,7 @@ func (l *loop) forget(t testing.TB) {
 	}
 	for guid := range ours.found {
 		e := entry{guid: guid, extent: ours.found[guid].extent}
-		if err := ours.detach(context.Background(), e); err != nil {
+		if err := ours.detach(context.Background(), e, busyPatience); err != nil {
 			t.Error(err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -84,12 +85,12 @@ func (l *loops) status(f *os.File) (guid string, e extent.Extent, err error) {
 	if err != nil {
 		return "", extent.Extent{}, fmt.Errorf("status of %s: %w", f.Name(), err)
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(l.disk.fd(), &st); err != nil {
-		return "", extent.Extent{}, fmt.Errorf("%s: %w", l.disk.path, err)
+	rdev, err := l.disk.number()
+	if err != nil {
+		return "", extent.Extent{}, err
 	}
 	guid, marked := markOf(info)
-	if !marked || info.Rdevice != st.Rdev {
+	if !marked || info.Rdevice != rdev {
 		return "", extent.Extent{}, nil
 	}
 	return guid, extent.New(int64(info.Offset), int64(info.Sizelimit)), nil
@@ -211,27 +212,16 @@ func (l *loops) update(path string, e entry, change func(*unix.LoopInfo64)) erro
 	return nil
 }
 
-func (l *loops) shows(device *blockDevice, e entry) error {
-	guid, at, err := l.status(device.f)
-	if err != nil {
-		return err
-	}
-	if guid != e.guid || at != e.extent {
-		return fmt.Errorf("%s shows volume %q at %v, not %s at %v", device.path, guid, at, e.guid, e.extent)
-	}
-	return nil
-}
-
 // detach unbinds the volume's loop device. The kernel does that when the last user closes
-// it. A device that somebody keeps open must not vanish later, when it may be wanted.
-func (l *loops) detach(ctx context.Context, e entry) error {
+// it. A device that a process keeps open must not vanish later, when it may be wanted.
+func (l *loops) detach(ctx context.Context, e entry, patience time.Duration) error {
 	device, ok := l.found[e.guid]
 	if !ok {
 		return nil
 	}
 	err := l.unbind(device.path, e)
 	if err == nil {
-		err = await(ctx, busyPatience, func() (bool, error) {
+		err = await(ctx, patience, func() (bool, error) {
 			bound, err := l.isBound(device.path, e)
 			return !bound, err
 		})
@@ -259,13 +249,13 @@ func (l *loops) unbind(path string, e entry) error {
 	defer f.Close()
 	guid, _, err := l.status(f)
 	if errors.Is(err, unix.ENXIO) {
-		return nil // somebody else unbound it
+		return nil // another process unbound it
 	}
 	if err != nil {
 		return err
 	}
 	if guid != e.guid {
-		return nil // and somebody took it for something else
+		return nil // and another process took it for something else
 	}
 	return unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0)
 }

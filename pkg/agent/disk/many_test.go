@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
+	"github.com/berthdev/berth/pkg/agent/mounts"
 	"github.com/berthdev/berth/test/testenv"
 )
 
@@ -54,15 +55,15 @@ func TestThousandVolumes(t *testing.T) {
 	verifyTable(t, l.path)
 
 	sample := map[int]string{0: "ext4", 253: "xfs", 254: "ext4", 255: "xfs", 600: "ext4", 999: "xfs"}
-	mounts := map[int]string{}
+	mountPoints := map[int]string{}
 	for i, fsType := range sample {
 		v, _ := ptr(d.Snapshot()).Volume(guids[i])
 		run(t, "mkfs."+fsType, "-q", v.Device)
 		if err := d.MarkFormatted(ctx, v.Partition); err != nil {
 			t.Fatal(err)
 		}
-		mounts[i] = mount(t, v, fsType)
-		if err := os.WriteFile(filepath.Join(mounts[i], "canary"), bytes.Repeat([]byte(v.Partition), 1000), 0o600); err != nil {
+		mountPoints[i] = mount(t, v, fsType)
+		if err := os.WriteFile(filepath.Join(mountPoints[i], "canary"), bytes.Repeat([]byte(v.Partition), 1000), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -73,7 +74,7 @@ func TestThousandVolumes(t *testing.T) {
 		d.Close()
 		if reboot == 1 {
 			for i := range sample {
-				if err := unix.Unmount(mounts[i], 0); err != nil {
+				if err := unix.Unmount(mountPoints[i], 0); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -93,12 +94,12 @@ func TestThousandVolumes(t *testing.T) {
 		for i, fsType := range sample {
 			v, _ := s.Volume(guids[i])
 			if reboot == 1 {
-				mounts[i] = mount(t, v, fsType)
+				mountPoints[i] = mount(t, v, fsType)
 			}
-			if targets, err := Mounts(v.Device); err != nil || len(targets) != 1 {
+			if targets, err := mounts.OfDevice(v.Device); err != nil || len(targets) != 1 {
 				t.Errorf("volume %d: %s is mounted at %v, %v", i, v.Device, targets, err)
 			}
-			got, err := os.ReadFile(filepath.Join(mounts[i], "canary"))
+			got, err := os.ReadFile(filepath.Join(mountPoints[i], "canary"))
 			if err != nil || !bytes.Equal(got, bytes.Repeat([]byte(v.Partition), 1000)) {
 				t.Errorf("volume %d lost its data: %v", i, err)
 			}
@@ -108,7 +109,7 @@ func TestThousandVolumes(t *testing.T) {
 		}
 	}
 	for i := range sample {
-		if err := unix.Unmount(mounts[i], 0); err != nil {
+		if err := unix.Unmount(mountPoints[i], 0); err != nil {
 			t.Fatal(err)
 		}
 		v, _ := ptr(d.Snapshot()).Volume(guids[i])
@@ -210,7 +211,7 @@ func TestHighVolume(t *testing.T) {
 			t.Errorf("after a restart: %+v", v)
 		}
 
-		// Somebody looks at it, and does not go away: zeroed, not freed, and still there.
+		// A program looks at it, and stays: nothing is changed.
 		looker, err := os.Open(v.Device)
 		if err != nil {
 			t.Fatal(err)
@@ -219,7 +220,7 @@ func TestHighVolume(t *testing.T) {
 			t.Errorf("Wipe of a volume that is looked at: %v", err)
 		}
 		looker.Close()
-		if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Wiping@2+15"}) || len(content(t, v)) != int(15*mib) {
+		if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Reserved@2+15"}) || len(content(t, v)) != int(15*mib) {
 			t.Errorf("then: %v", got)
 		}
 		if err := wipe(ctx, d, a); err != nil {
@@ -263,7 +264,7 @@ func TestStrayLoop(t *testing.T) {
 			t.Errorf("%s: %+v", name, s)
 		}
 		d.Close()
-		if err := stray.detach(t.Context(), e); err != nil {
+		if err := stray.detach(t.Context(), e, busyPatience); err != nil {
 			t.Error(err)
 		}
 	}

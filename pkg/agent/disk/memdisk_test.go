@@ -21,7 +21,7 @@ type memDisk struct {
 	chunks map[int64][]byte // never changed in place
 	log    []logged
 
-	// failing, if set, decides the fate of the n-th operation (from 0).
+	// failing, if set, decides the outcome of the n-th operation (from 0).
 	failing func(n int, op string) (err error, dropped bool)
 	n       int
 }
@@ -55,7 +55,7 @@ func (m *memDisk) install(l layout, c copyOfTable) {
 	m.set(both.primary.off, both.primary.data)
 }
 
-func (m *memDisk) fate(op string) (error, bool) {
+func (m *memDisk) outcome(op string) (error, bool) {
 	n := m.n
 	m.n++
 	if m.failing == nil {
@@ -65,7 +65,7 @@ func (m *memDisk) fate(op string) (error, bool) {
 }
 
 func (m *memDisk) ReadAt(b []byte, off int64) (int, error) {
-	if err, _ := m.fate("read"); err != nil {
+	if err, _ := m.outcome("read"); err != nil {
 		return 0, err
 	}
 	clear(b)
@@ -76,9 +76,9 @@ func (m *memDisk) ReadAt(b []byte, off int64) (int, error) {
 }
 
 func (m *memDisk) WriteAt(b []byte, off int64) (int, error) {
-	err, dropped := m.fate("write")
+	err, dropped := m.outcome("write")
 	if err != nil {
-		// Half of it made it, and nobody says which.
+		// Half of it is on the medium.
 		half := len(b) / 2 / chunk * chunk
 		m.set(off, b[:half])
 		return 0, err
@@ -91,7 +91,7 @@ func (m *memDisk) WriteAt(b []byte, off int64) (int, error) {
 }
 
 func (m *memDisk) Sync() error {
-	err, _ := m.fate("sync")
+	err, _ := m.outcome("sync")
 	if err == nil {
 		m.log = append(m.log, logged{})
 	}

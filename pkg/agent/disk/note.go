@@ -2,108 +2,261 @@ package disk
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 
 	"github.com/google/uuid"
+	"k8s.io/klog/v2"
+
+	"github.com/berthdev/berth/pkg/extent"
 )
 
-// The meta partition has a slot for every entry of the table, in which a volume can have
-// a note: whose it is, for the day when nobody else remembers. Nothing here depends on
-// notes. A note that is damaged, or that was left by an earlier volume of the same entry,
-// counts as none.
+// The meta partition has a slot of 1 KiB for every entry of the table. A volume's slot holds its
+// note (whose it is, for the day when the API server has forgotten), how it is to be wiped, and
+// how far its wipe is. The table does not depend on it: a slot that is damaged, or that another
+// volume of the same entry left, counts as empty.
 //
-//	bytes  0 –  7  "berthnot"
-//	bytes  8 – 11  CRC-32 (IEEE) of the bytes from 12 to the end of the text, little endian
-//	bytes 12 – 13  length of the text in bytes, little endian
+//	bytes  0 –  7  "berthvol"
+//	bytes  8 – 11  CRC-32 (IEEE) of the bytes from 12 to the end of the contents, little endian
+//	bytes 12 – 13  length of the contents in bytes, little endian
 //	bytes 14 – 29  GUID of the partition, as in the table
-//	bytes 30 – …   the text
+//	bytes 30 – …   the contents:
+//	byte  30       wipe policy, see policyCodes; 0 if none was given
+//	byte  31       method of the wipe under way, see methodCodes; 0 if there is none
+//	bytes 32 – 39  wipe rate in bytes a second, little endian; 0 is without limit
+//	bytes 40 – 47  bytes that the method has zeroed, from the volume's start, little endian
+//	bytes 48 – 55  bytes of these that were read back, little endian
+//	bytes 56 – …   the note
+//
+// The fields lie in the first 512 bytes, so a power cut while progress is written leaves the old
+// slot or the new one. Slots of earlier versions begin with "berthnot", and hold the note alone.
 const (
-	noteBytes  = Alignment / EntryCount
-	noteMagic  = "berthnot"
-	noteText   = 30
-	noteSumEnd = 12
+	noteBytes    = Alignment / EntryCount
+	noteMagic    = "berthnot"
+	slotMagic    = "berthvol"
+	slotContents = 30
+	slotFields   = 26
+	noteSumEnd   = 12
 
 	// MaxNote is the length of the longest note in bytes.
-	MaxNote = int(noteBytes) - noteText
+	MaxNote = int(noteBytes) - slotContents - slotFields
 )
 
-// encodeNote returns the slot's bytes.
-func encodeNote(partition, text string) ([]byte, error) {
-	guid, err := uuid.Parse(partition)
-	if err != nil {
-		return nil, fmt.Errorf("note of volume %.64q: its partition's GUID is not one: %w", partition, err)
-	}
-	if len(text) > MaxNote {
-		return nil, fmt.Errorf("note of volume %s has %d bytes, at most %d are possible", partition, len(text), MaxNote)
-	}
-	slot := make([]byte, noteBytes)
-	copy(slot, noteMagic)
-	binary.LittleEndian.PutUint16(slot[noteSumEnd:], uint16(len(text)))
-	onDisk := guidToDisk(guid)
-	copy(slot[noteSumEnd+2:], onDisk[:])
-	copy(slot[noteText:], text)
-	binary.LittleEndian.PutUint32(slot[len(noteMagic):], crc32.ChecksumIEEE(slot[noteSumEnd:noteText+len(text)]))
-	return slot, nil
+// slot is what the meta partition keeps of a volume.
+type slot struct {
+	note     string
+	wipe     WipeSettings
+	progress progress
 }
 
-// decodeNote returns the note of the volume in the slot, or nothing.
-func decodeNote(slot []byte, partition string) string {
+// policyCodes and methodCodes are the numbers of wipe policies and methods on the disk, by index.
+var (
+	policyCodes = []WipePolicy{"", WipeZero, WipeOverwrite, WipeSecureDiscard, WipeNone}
+	methodCodes = []string{"", methodPunch, methodZeroOut, methodOverwrite, methodSecureDiscard}
+)
+
+// encode returns the slot's bytes.
+func (s slot) encode(partition string) ([]byte, error) {
+	policy, method := slices.Index(policyCodes, s.wipe.Policy), slices.Index(methodCodes, s.progress.method)
+	if policy < 0 {
+		return nil, fmt.Errorf("volume %.64q: the wipe policy %.64q does not exist", partition, s.wipe.Policy)
+	}
+	if len(s.note) > MaxNote {
+		return nil, fmt.Errorf("the note of volume %.64q has %d bytes, at most %d are possible", partition, len(s.note), MaxNote)
+	}
+	contents := make([]byte, slotFields, slotFields+len(s.note))
+	contents[0] = byte(policy)
+	le := binary.LittleEndian
+	le.PutUint64(contents[2:], uint64(s.wipe.Rate))
+	if method > 0 { // a method that tests add is kept nowhere
+		contents[1] = byte(method)
+		le.PutUint64(contents[10:], uint64(s.progress.zeroed))
+		le.PutUint64(contents[18:], uint64(s.progress.read))
+	}
+	b, err := encodeSlot(slotMagic, partition, append(contents, s.note...))
+	if err != nil {
+		return nil, fmt.Errorf("volume %.64q: %w", partition, err)
+	}
+	return b, nil
+}
+
+// decodeVolumeSlot returns what the slot holds of the volume. Fields that a newer agent has
+// written, and this one does not know, count as not given.
+func decodeVolumeSlot(b []byte, partition string) slot {
+	if text, old := decodeSlot(b, noteMagic, partition); old {
+		return slot{note: string(text)}
+	}
+	contents, found := decodeSlot(b, slotMagic, partition)
+	if !found || len(contents) < slotFields {
+		return slot{}
+	}
+	le := binary.LittleEndian
+	s := slot{note: string(contents[slotFields:])}
+	if policy := int(contents[0]); policy > 0 && policy < len(policyCodes) {
+		s.wipe = WipeSettings{Policy: policyCodes[policy], Rate: max(0, int64(le.Uint64(contents[2:])))}
+	}
+	if method := int(contents[1]); method > 0 && method < len(methodCodes) {
+		s.progress = progress{methodCodes[method], int64(le.Uint64(contents[10:])), int64(le.Uint64(contents[18:]))}
+	}
+	return s
+}
+
+// encodeSlot returns the bytes of a slot: the contents, bound to a partition.
+func encodeSlot(magic, partition string, contents []byte) ([]byte, error) {
 	guid, err := uuid.Parse(partition)
-	if err != nil || int64(len(slot)) != noteBytes || string(slot[:len(noteMagic)]) != noteMagic {
-		return ""
+	if err != nil {
+		return nil, fmt.Errorf("its partition's GUID is not one: %w", err)
 	}
-	length := int(binary.LittleEndian.Uint16(slot[noteSumEnd:]))
+	if most := int(noteBytes) - slotContents; len(contents) > most {
+		return nil, fmt.Errorf("what is to be kept of it has %d bytes, at most %d are possible", len(contents), most)
+	}
+	b := make([]byte, noteBytes)
+	copy(b, magic)
+	binary.LittleEndian.PutUint16(b[noteSumEnd:], uint16(len(contents)))
 	onDisk := guidToDisk(guid)
-	if length > MaxNote || !bytes.Equal(slot[noteSumEnd+2:noteText], onDisk[:]) {
-		return ""
+	copy(b[noteSumEnd+2:], onDisk[:])
+	copy(b[slotContents:], contents)
+	binary.LittleEndian.PutUint32(b[len(magic):], crc32.ChecksumIEEE(b[noteSumEnd:slotContents+len(contents)]))
+	return b, nil
+}
+
+// decodeSlot is the inverse of encodeSlot. A slot that is damaged, or another partition's, is
+// not found.
+func decodeSlot(b []byte, magic, partition string) (contents []byte, found bool) {
+	guid, err := uuid.Parse(partition)
+	if err != nil || int64(len(b)) != noteBytes || string(b[:len(magic)]) != magic {
+		return nil, false
 	}
-	if crc32.ChecksumIEEE(slot[noteSumEnd:noteText+length]) != binary.LittleEndian.Uint32(slot[len(noteMagic):]) {
-		return ""
+	end := slotContents + int(binary.LittleEndian.Uint16(b[noteSumEnd:]))
+	onDisk := guidToDisk(guid)
+	if end > int(noteBytes) || !bytes.Equal(b[noteSumEnd+2:slotContents], onDisk[:]) {
+		return nil, false
 	}
-	return string(slot[noteText : noteText+length])
+	if crc32.ChecksumIEEE(b[noteSumEnd:end]) != binary.LittleEndian.Uint32(b[len(magic):]) {
+		return nil, false
+	}
+	return b[slotContents:end], true
 }
 
 // noteAt is where an entry's slot begins on the disk.
 func (l layout) noteAt(index int) int64 { return l.meta().Start + int64(index-1)*noteBytes }
 
-// writeNote writes the slot of an entry. It is on the medium with the next
-// barrier, which is that of the entry.
-func (s *store) writeNote(index int, slot []byte) error {
-	// A sector can hold several slots; the medium writes it whole or not at all.
-	at := s.table.noteAt(index)
-	unit := make([]byte, max(noteBytes, s.table.sector))
-	from := at / int64(len(unit)) * int64(len(unit))
-	if int64(len(unit)) > noteBytes {
-		if _, err := s.dev.ReadAt(unit, from); err != nil {
-			return fmt.Errorf("reading the notes: %w", err)
+// slotUnit is what must be written together to change an entry's slot, as a sector can hold
+// several, and where in it the slot begins.
+func (l layout) slotUnit(index int) (unit extent.Extent, skip int64) {
+	at, length := l.noteAt(index), max(noteBytes, l.sector)
+	start := at / length * length
+	return extent.New(start, length), at - start
+}
+
+// slotWrite is the write that changes the slot of an entry. The slots that share its sector are
+// read first.
+func (s *store) slotWrite(index int, slot []byte) (write, error) {
+	unit, skip := s.table.slotUnit(index)
+	w := write{unit.Start, make([]byte, unit.Len())}
+	if unit.Len() > noteBytes {
+		if _, err := s.dev.ReadAt(w.data, w.off); err != nil {
+			return write{}, fmt.Errorf("reading the notes: %w", err)
 		}
 	}
-	copy(unit[at-from:], slot)
-	if _, err := s.dev.WriteAt(unit, from); err != nil {
+	copy(w.data[skip:], slot)
+	return w, nil
+}
+
+// writeSlot writes the slot of an entry. It is on the medium with the next barrier.
+func (s *store) writeSlot(index int, slot []byte) error {
+	w, err := s.slotWrite(index, slot)
+	if err != nil {
+		return err
+	}
+	if _, err := s.dev.WriteAt(w.data, w.off); err != nil {
 		return fmt.Errorf("writing a note: %w", err)
 	}
 	return nil
 }
 
-// readNotes returns the notes of a table's volumes by partition.
-func readNotes(dev io.ReaderAt, t table) (map[string]string, error) {
+// readSlots returns what is kept of a table's volumes, by partition.
+func readSlots(dev io.ReaderAt, t table) (map[string]slot, error) {
 	meta := t.meta()
-	slots := make([]byte, meta.Len())
-	if _, err := dev.ReadAt(slots, meta.Start); err != nil {
+	all := make([]byte, meta.Len())
+	if _, err := dev.ReadAt(all, meta.Start); err != nil {
 		return nil, fmt.Errorf("reading the notes: %w", err)
 	}
-	notes := map[string]string{}
+	slots := map[string]slot{}
 	for _, e := range t.entries {
 		if !e.isVolume() {
 			continue
 		}
 		at := t.noteAt(e.index) - meta.Start
-		if text := decodeNote(slots[at:at+noteBytes], e.guid); text != "" {
-			notes[e.guid] = text
+		if s := decodeVolumeSlot(all[at:at+noteBytes], e.guid); s != (slot{}) {
+			slots[e.guid] = s
 		}
 	}
-	return notes, nil
+	return slots, nil
+}
+
+// readSlots reads what is kept of the volumes. A disk is not lost because some cannot be read.
+func (d *Disk) readSlots(ctx context.Context) {
+	var err error
+	if d.slots, err = readSlots(d.device, d.store.table); err != nil {
+		klog.FromContext(ctx).Error(err, "Volumes' notes are lost", "device", d.device.path, "disk", d.store.table.id)
+		d.slots = map[string]slot{}
+	}
+}
+
+// keep writes what the meta partition is to keep of a volume. It is on the medium with the next
+// barrier.
+func (d *Disk) keep(e entry, s slot) error {
+	b, err := s.encode(e.guid)
+	if err != nil {
+		return err
+	}
+	if err := d.store.writeSlot(e.index, b); err != nil {
+		return err
+	}
+	d.slots[e.guid] = s
+	return nil
+}
+
+// SetWipe records how a volume is to be wiped, for the day when its class is gone. Errors:
+// ErrNotFound, ErrInUse (the volume is being wiped), ErrOutOfService.
+func (d *Disk) SetWipe(ctx context.Context, partition string, w WipeSettings) error {
+	err := d.run(ctx, func(ctx context.Context) error {
+		if err := w.validate(); err != nil {
+			return err
+		}
+		e, err := d.store.table.volume(partition)
+		if err != nil {
+			return err
+		}
+		if phaseOf[e.kind] == Wiping {
+			return fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
+		}
+		s := d.slots[partition]
+		if s.wipe == w {
+			return nil
+		}
+		s.wipe = w
+		// The entry must still be the volume's before its slot is written.
+		if err := d.recheck(ctx); err != nil {
+			return err
+		}
+		if err := errors.Join(d.keep(e, s), d.store.dev.Sync()); err != nil {
+			if isGone(err) {
+				return errors.Join(err, d.recheck(ctx))
+			}
+			return err
+		}
+		d.publish()
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("setting how volume %s is wiped: %w", partition, err)
+	}
+	return nil
 }

@@ -7,32 +7,74 @@ import (
 	"testing"
 )
 
-func TestNoteCoding(t *testing.T) {
+// oldNote is the slot of a volume as earlier versions wrote it.
+func oldNote(t *testing.T, partition, text string) []byte {
+	t.Helper()
+	b, err := encodeSlot(noteMagic, partition, []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestSlotCoding asserts that what is kept of a volume is read back, and that a damaged slot, or
+// one of another volume, counts as empty.
+func TestSlotCoding(t *testing.T) {
 	longest := strings.Repeat("x", MaxNote)
-	for _, text := range []string{"", "shop/data-db-0", longest} {
-		slot, err := encodeNote(a, text)
+	for _, want := range []slot{
+		{},
+		{note: "shop/data-db-0"},
+		{note: longest, wipe: WipeSettings{WipeOverwrite, 1 << 40}, progress: progress{methodOverwrite, 20 << 40, 10 << 40}},
+		{wipe: WipeSettings{WipeNone, 0}},
+		{note: "n", wipe: WipeSettings{WipeSecureDiscard, 1}, progress: progress{methodSecureDiscard, mib, 0}},
+		{note: "n", wipe: WipeSettings{WipeZero, 0}, progress: progress{methodZeroOut, mib, 0}},
+	} {
+		b1, err := want.encode(a)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := decodeNote(slot, a); got != text {
-			t.Errorf("%q reads back as %q", text, got)
+		if got := decodeVolumeSlot(b1, a); got != want {
+			t.Errorf("%+v reads back as %+v", want, got)
 		}
-		if got := decodeNote(slot, b); got != "" {
-			t.Errorf("a note of %s was read as one of %s: %q", a, b, got)
+		if got := decodeVolumeSlot(b1, b); got != (slot{}) {
+			t.Errorf("a slot of %s was read as one of %s: %+v", a, b, got)
 		}
-		for at := range slot[:noteText+len(text)] {
-			slot[at] ^= 0x10
-			if got := decodeNote(slot, a); got != "" {
-				t.Errorf("%.20q: damaged at byte %d it reads as %.20q", text, at, got)
+		for at := range b1[:slotContents+slotFields+len(want.note)] {
+			b1[at] ^= 0x10
+			if got := decodeVolumeSlot(b1, a); got != (slot{}) {
+				t.Errorf("%.20q: damaged at byte %d it reads as %+v", want.note, at, got)
 			}
-			slot[at] ^= 0x10
+			b1[at] ^= 0x10
 		}
 	}
-	if _, err := encodeNote(a, longest+"x"); err == nil {
+	if _, err := (slot{note: longest + "x"}).encode(a); err == nil {
 		t.Error("a note was taken that does not fit")
 	}
-	if got := decodeNote(make([]byte, noteBytes), a); got != "" {
-		t.Errorf("an empty slot reads as %q", got)
+	if _, err := (slot{wipe: WipeSettings{Policy: "Shred"}}).encode(a); err == nil {
+		t.Error("a policy was taken that does not exist")
+	}
+	if got := decodeVolumeSlot(make([]byte, noteBytes), a); got != (slot{}) {
+		t.Errorf("an empty slot reads as %+v", got)
+	}
+	old := strings.Repeat("x", int(noteBytes)-slotContents)
+	if got := decodeVolumeSlot(oldNote(t, a, old), a); got != (slot{note: old}) {
+		t.Errorf("a slot of an earlier version reads as %+v", got)
+	}
+}
+
+// TestSlotOfANewerAgent asserts that numbers that this agent does not know count as not given.
+func TestSlotOfANewerAgent(t *testing.T) {
+	contents := make([]byte, slotFields, slotFields+1)
+	contents[0], contents[1] = 200, 201
+	for i := range contents[2:] {
+		contents[2+i] = 0xff
+	}
+	b1, err := encodeSlot(slotMagic, a, append(contents, 'n'))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := decodeVolumeSlot(b1, a); got != (slot{note: "n"}) {
+		t.Errorf("it reads as %+v", got)
 	}
 }
 
@@ -124,7 +166,7 @@ func TestNotesOnBadSectors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d := &Disk{device: &blockDevice{path: "a disk in memory"}, store: s, notes: map[string]string{}}
+		d := &Disk{device: &blockDevice{path: "a disk in memory"}, store: s, slots: map[string]slot{}}
 		next, made, err := s.table.withNew(CreateOptions{Partition: a, Extent: at(2, 3)})
 		if err != nil {
 			t.Fatal(err)
@@ -137,20 +179,20 @@ func TestNotesOnBadSectors(t *testing.T) {
 			}
 			return nil, false
 		}
-		if err := d.note(quiet(t), made, "lost"); err != nil || faults != 1 || d.notes[a] != "" {
-			t.Errorf("a bad sector among the notes: %v, %d faults, %q", err, faults, d.notes[a])
+		if err := d.keepNew(quiet(t), made, slot{note: "lost"}); err != nil || faults != 1 || d.slots[a] != (slot{}) {
+			t.Errorf("a bad sector among the notes: %v, %d faults, %+v", err, faults, d.slots[a])
 		}
 		m.n, m.failing = 0, nil
 		if err := s.put(quiet(t), next, made); err != nil {
 			t.Error(err)
 		}
 		m.failing = func(int, string) (error, bool) { return errInjected, false }
-		if err := d.note(quiet(t), made, "lost"); !errors.Is(err, ErrOutOfService) {
+		if err := d.keepNew(quiet(t), made, slot{note: "lost"}); !errors.Is(err, ErrOutOfService) {
 			t.Errorf("a disk that does not answer: %v", err)
 		}
-		d.readNotes(quiet(t))
-		if len(d.notes) > 0 {
-			t.Errorf("notes were read: %v", d.notes)
+		d.readSlots(quiet(t))
+		if len(d.slots) > 0 {
+			t.Errorf("notes were read: %v", d.slots)
 		}
 	}
 }

@@ -34,6 +34,9 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 	if d.store, err = load(d.device, d.device.layout, f); err != nil {
 		return err
 	}
+	if d.owner, err = ownerOf(d.device, d.device.path, d.device.layout, f.current); err != nil {
+		return err
+	}
 	if f.truncated(d.device.layout) {
 		d.fail(ctx, errors.New(f.resizing(d.device.layout)))
 		return nil
@@ -59,7 +62,7 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 	if d.loops, err = d.device.loops(); err != nil {
 		return err
 	}
-	d.readNotes(ctx)
+	d.readSlots(ctx)
 	if err := d.serve(ctx, f); err != nil {
 		d.fail(ctx, err)
 		return nil
@@ -85,7 +88,7 @@ func (d *Disk) serve(ctx context.Context, f findings) error {
 			return err
 		}
 	}
-	if err := d.forgetStrangers(ctx); err != nil {
+	if err := d.forgetUnexpected(ctx); err != nil {
 		return err
 	}
 	if err := errors.Join(d.loops.match(d.store.table), d.mapped.match(d.store.table)); err != nil {
@@ -101,6 +104,15 @@ func (d *Disk) serve(ctx context.Context, f findings) error {
 		if !e.isVolume() {
 			continue
 		}
+		if phaseOf[e.kind] == Wiping {
+			// No process may use it. A device that an earlier agent left is taken away, unless it
+			// is open: then it is shown, and Wipe tries again.
+			if err := d.detachFirst(ctx, e); err == nil {
+				continue
+			} else if !errors.Is(err, ErrInUse) {
+				return err
+			}
+		}
 		if err := d.attach(ctx, e); err != nil {
 			return err
 		}
@@ -108,57 +120,48 @@ func (d *Disk) serve(ctx context.Context, f findings) error {
 	return nil
 }
 
-// readNotes reads the volumes' notes. A disk is not lost because some cannot be read.
-func (d *Disk) readNotes(ctx context.Context) {
-	var err error
-	if d.notes, err = readNotes(d.device, d.store.table); err != nil {
-		klog.FromContext(ctx).Error(err, "Volumes' notes are lost", "device", d.device.path, "disk", d.store.table.id)
-		d.notes = map[string]string{}
-	}
-}
-
-// forgetStrangers makes the kernel forget the partitions that are not the table's: a write of
-// the table was lost after the kernel was told, or a person has used a tool. The kernel keeps
+// forgetUnexpected makes the kernel forget the partitions that are not the table's: a write of
+// the table was lost after the kernel got the partition, or a person has used a tool. The kernel keeps
 // one that is in use, whose users must not see another volume's bytes: that is an error.
-func (d *Disk) forgetStrangers(ctx context.Context) error {
+func (d *Disk) forgetUnexpected(ctx context.Context) error {
 	attached, err := d.device.partitions()
 	if err != nil {
 		return err
 	}
-	for _, stranger := range d.store.table.strangers(attached) {
-		if err := d.device.detach(ctx, stranger.index); err != nil {
+	for _, p := range d.store.table.unexpected(attached) {
+		if err := d.device.detach(ctx, p.index, busyPatience); err != nil {
 			// Not an ErrInUse to callers: it is not their volume that is.
-			return fmt.Errorf("%w (%s)", stranger.because, err.Error())
+			return fmt.Errorf("%w (%s)", p.because, err.Error())
 		}
-		klog.FromContext(ctx).Info("The kernel had a partition that nobody used and the table does not have, or has elsewhere; it was detached",
-			"device", d.device.path, "disk", d.store.table.id, "partition", stranger.name, "extent", stranger.extent)
+		klog.FromContext(ctx).Info("The kernel had a partition that was not in use and that the table does not have, or has elsewhere; it was detached",
+			"device", d.device.path, "disk", d.store.table.id, "partition", p.name, "extent", p.extent)
 	}
 	return nil
 }
 
-// stranger is a partition that the kernel has and should not have.
-type stranger struct {
+// unexpectedPartition is a partition that the kernel has and should not have.
+type unexpectedPartition struct {
 	partition
 	because error
 }
 
-// strangers are the partitions that are not in the table, or not in their place, by number.
-func (t table) strangers(attached map[int]partition) []stranger {
-	var found []stranger
+// unexpected are the partitions that are not in the table, or not in their place, by number.
+func (t table) unexpected(attached map[int]partition) []unexpectedPartition {
+	var found []unexpectedPartition
 	for _, p := range slices.SortedFunc(maps.Values(attached), func(a, b partition) int { return cmp.Compare(a.index, b.index) }) {
 		i := slices.IndexFunc(t.entries, func(e entry) bool { return e.index == p.index })
 		switch {
 		case i < 0:
-			found = append(found, stranger{p, fmt.Errorf("the kernel has a partition %s at %v, the table has no entry %d: detach it with delpart, or reboot", p.name, p.extent, p.index)})
+			found = append(found, unexpectedPartition{p, fmt.Errorf("the kernel has a partition %s at %v, the table has no entry %d: detach it with delpart, or reboot", p.name, p.extent, p.index)})
 		case !t.entries[i].mayBe(p.extent):
-			found = append(found, stranger{p, fmt.Errorf("the kernel has the partition %s at %v, the table at %v: detach it with delpart, or reboot", p.name, p.extent, t.entries[i].extent)})
+			found = append(found, unexpectedPartition{p, fmt.Errorf("the kernel has the partition %s at %v, the table at %v: detach it with delpart, or reboot", p.name, p.extent, t.entries[i].extent)})
 		}
 	}
 	return found
 }
 
 // mayBe reports whether the kernel may have the entry's partition at the extent. It may
-// have a volume shorter than the table: somebody stopped while the volume grew.
+// have a volume shorter than the table: the agent ended while the volume grew.
 func (e entry) mayBe(attached extent.Extent) bool {
 	return attached == e.extent || e.isVolume() && attached.Start == e.extent.Start && attached.End < e.extent.End
 }

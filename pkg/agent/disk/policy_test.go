@@ -13,14 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forTest replaces a variable of the package for a test.
-func forTest[T any](t *testing.T, variable *T, value T) {
-	t.Helper()
-	old := *variable
-	*variable = value
-	t.Cleanup(func() { *variable = old })
-}
-
 // written is a volume of 10 MiB at 3 MiB, full of canaries.
 func written(t *testing.T, l *loop, d *Disk) Volume {
 	t.Helper()
@@ -35,9 +27,10 @@ func written(t *testing.T, l *loop, d *Disk) Volume {
 // TestWipePolicies: what each policy leaves of a volume, and what its record says.
 func TestWipePolicies(t *testing.T) {
 	all := int(10 * mib / 8)
+	discarding := defaultWipeConfig().secureDiscard
 	// Erases the first half, and what is read of the second half is what was there.
-	partly := rung{"BLKSECDISCARD", mib, false, func(d *blockDevice, off, n int64) error {
-		if off >= 5*mib {
+	partly := method{"BLKSECDISCARD", mib, func(d *blockDevice, off, n int64) error {
+		if off >= 8*mib { // the volume begins at 3 MiB
 			return nil
 		}
 		return overwrite(d, off, n)
@@ -45,23 +38,23 @@ func TestWipePolicies(t *testing.T) {
 	for _, test := range []struct {
 		name       string
 		policy     WipePolicy
-		discarding rung
+		discarding method
 		method     string
 		verified   bool
 		left       int
 		kept       bool // the file behind the disk has kept its blocks
 	}{
-		{"default", "", secureDiscarding, "PUNCH_HOLE", true, 0, false},
-		{"Zero", WipeZero, secureDiscarding, "PUNCH_HOLE", true, 0, false},
-		{"Overwrite", WipeOverwrite, secureDiscarding, "overwrite", true, 0, true},
-		{"SecureDiscard of a device without", WipeSecureDiscard, secureDiscarding, "overwrite", true, 0, true},
+		{"default", "", discarding, "PUNCH_HOLE", true, 0, false},
+		{"Zero", WipeZero, discarding, "PUNCH_HOLE", true, 0, false},
+		{"Overwrite", WipeOverwrite, discarding, "overwrite", true, 0, true},
+		{"SecureDiscard of a device without", WipeSecureDiscard, discarding, "overwrite", true, 0, true},
 		{"SecureDiscard", WipeSecureDiscard, partly, "BLKSECDISCARD", true, 0, false},
-		{"None", WipeNone, secureDiscarding, "none", false, all, true},
+		{"None", WipeNone, discarding, "none", false, all, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			bothSectors(t, func(t *testing.T, sector int) {
-				forTest(t, &secureDiscarding, test.discarding)
 				l := initialized(t, 32*mib, sector)
+				l.wiping.secureDiscard = test.discarding
 				d := l.open(t)
 				ctx := t.Context()
 				written(t, l, d)
@@ -93,7 +86,7 @@ func TestWipePolicies(t *testing.T) {
 				if s := d.Snapshot(); len(s.Volumes) > 0 || !s.Free.Contains(at(3, 10)) {
 					t.Errorf("afterwards: %+v", s)
 				}
-				// Whoever gets the extent must know, or must not be able to tell.
+				// The next volume there must say so, or read as zeros.
 				v, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(3, 2)})
 				if err != nil || v.Prezeroed != (policy != WipeNone) {
 					t.Errorf("a volume in its place: %+v, %v", v, err)
@@ -126,15 +119,13 @@ func (l *loop) allocated(t *testing.T) int64 {
 
 // TestPolicyIsNotSatisfied: a device that lies about zeros keeps the volume.
 func TestPolicyIsNotSatisfied(t *testing.T) {
-	lies := rung{"lies", mib, false, func(*blockDevice, int64, int64) error { return nil }}
+	lies := method{"lies", mib, func(*blockDevice, int64, int64) error { return nil }}
 	for _, policy := range []WipePolicy{WipeZero, WipeOverwrite, WipeSecureDiscard, "Shred"} {
 		t.Run(string(policy), func(t *testing.T) {
 			l := initialized(t, 32*mib, 512)
 			d := l.open(t)
 			written(t, l, d)
-			withLadder(t, lies)
-			forTest(t, &overwriting, lies)
-			forTest(t, &secureDiscarding, lies)
+			*l.wiping = wipeConfig{[]method{lies}, lies, lies, l.wiping.keepEvery}
 			want := []string{"a:Wiping@3+10"}
 			if policy == "Shred" {
 				want = []string{"a:Reserved@3+10"}
@@ -157,16 +148,10 @@ func TestWipeIsTakenUp(t *testing.T) {
 			l := initialized(t, 32*mib, 512)
 			d := l.open(t)
 			written(t, l, d)
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			_, err := d.Wipe(ctx, a, WipeOptions{Policy: WipeOverwrite, Progress: func(done int64) {
-				if done >= 2*mib {
-					cancel()
-				}
-			}})
+			cutWipe(t, d, WipeOverwrite, 2*mib)
 			left := canaries(t, l)
-			if !errors.Is(err, context.Canceled) || left == 0 || left >= int(10*mib/8) {
-				t.Fatalf("cut short: %v, %d canaries", err, left)
+			if left == 0 || left >= int(10*mib/8) {
+				t.Fatalf("cut short: %d canaries", left)
 			}
 			d.Close()
 			l.forget(t)
@@ -231,7 +216,7 @@ func TestSteps(t *testing.T) {
 		{40 * mib, 256 * mib, 10 * mib},
 		{1 << 60, 256 * mib, 256 * mib},
 	} {
-		by := effort{pace: &pace{}, rate: test.rate}
+		by := limit{&pace{}, test.rate}
 		if got := by.step(test.most); got != test.want {
 			t.Errorf("at %d bytes a second: steps of %d, want %d", test.rate, got, test.want)
 		}
@@ -247,7 +232,7 @@ func TestSteps(t *testing.T) {
 	}
 }
 
-// TestReadBackEnds: reading back a device that fails half way, or that nobody waits for any more,
+// TestReadBackEnds: reading back a device that fails half way, or whose caller does not wait any more,
 // ends, and says so.
 func TestReadBackEnds(t *testing.T) {
 	l := newLoop(t, 8*mib, 512)
@@ -256,14 +241,14 @@ func TestReadBackEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if found, err := d.notZero(t.Context(), at(0, 8), effort{}); err != nil || len(found) > 0 {
+	if found, err := (&work{device: d, extent: at(0, 8)}).notZero(t.Context()); err != nil || len(found) > 0 {
 		t.Errorf("all of the device: %v, %v", found, err)
 	}
-	if _, err := d.notZero(t.Context(), at(0, 16), effort{}); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, err := (&work{device: d, extent: at(0, 16)}).notZero(t.Context()); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("more than the device: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err = d.notZero(ctx, at(0, 8), effort{progress: func(int64) { cancel() }})
+	_, err = (&work{device: d, extent: at(0, 8), tell: func(int64) { cancel() }}).notZero(ctx)
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("cut short: %v", err)
 	}

@@ -39,7 +39,11 @@ func (d *blockDevice) read() (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
-	notes, err := readNotes(d, t)
+	owner, err := readOwner(d, t.layout, t.metaGUID())
+	if err != nil {
+		return Snapshot{}, err
+	}
+	slots, err := readSlots(d, t)
 	if err != nil {
 		return Snapshot{}, err
 	}
@@ -55,8 +59,8 @@ func (d *blockDevice) read() (Snapshot, error) {
 		defer mapped.mapper.Close()
 	}
 	// Only what the entries of the table need of a Disk.
-	reader := &Disk{devices: map[string]string{}, notes: notes}
-	s := Snapshot{ID: t.id, Path: d.path, Size: t.size, SectorSize: t.sector}
+	reader := &Disk{devices: map[string]string{}, slots: slots}
+	s := Snapshot{ID: t.id, Owner: owner, Path: d.path, Size: t.size, SectorSize: t.sector}
 	for _, e := range t.entries {
 		if !e.isVolume() {
 			continue

@@ -10,7 +10,7 @@ import (
 func (c *cuts) adopt(t *testing.T, l layout) {
 	t.Helper()
 	m := newMemDisk()
-	if _, err := format(quiet(t), m, l); err != nil {
+	if _, err := format(quiet(t), m, l, Owner{}); err != nil {
 		t.Fatal(err)
 	}
 	seen := map[bool]int{}
@@ -30,7 +30,7 @@ func (c *cuts) adopt(t *testing.T, l layout) {
 		if blank, err := isBlank(cut, l); err != nil || !blank || f.foreign || written == len(m.log) {
 			t.Fatalf("half a format is neither blank nor ours: %+v, %v", f, err)
 		}
-		if _, err := format(quiet(t), cut, l); err != nil {
+		if _, err := format(quiet(t), cut, l, Owner{}); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, err := cut.mounted(t, l, false); err != nil {
@@ -58,10 +58,10 @@ func (c *cuts) recover(t *testing.T, disk *memDisk, l layout, strange []byte) la
 			t.Fatal(err)
 		}
 	} else {
-		// The last ones are not damaged but somebody else's.
+		// The last ones are not damaged but of another program.
 		damage := damages[1+c.random.IntN(6)]
 		name = damage.name
-		damage.do(disk, l, []site{l.primary(), l.backup()}[c.random.IntN(2)])
+		damage.do(disk, l, []location{l.primary(), l.backup()}[c.random.IntN(2)])
 	}
 	before := disk.clone()
 	check := func(m *memDisk) []logged {

@@ -16,8 +16,8 @@ import (
 // to the new end before anything else. Or it was truncated: then volumes may lie where no disk
 // is any more, and nothing is done to it.
 
-// resized is a table of ours that was made for a disk of another size: its primary, as nobody
-// knows where the backup is. Nothing but device errors is an error.
+// resized is a table of ours that was made for a disk of another size: its primary, as the
+// place of the backup is not known. Nothing but device errors is an error.
 func resized(r io.ReaderAt, l layout) (c copyOfTable, was layout, found bool, err error) {
 	header := make([]byte, l.sector)
 	if _, err := r.ReadAt(header, l.offset(l.primary().headerLBA)); err != nil {
@@ -111,7 +111,7 @@ func extend(ctx context.Context, dev device, l layout, f findings) error {
 		batches = append(batches, whole(write{0, encodeMBR(l)}))
 	}
 	batches = append(batches, whole(s.onDisk.backup), whole(s.onDisk.primary))
-	// Should the disk shrink again, nobody takes the old backup for the newest table.
+	// Should the disk shrink again, the old backup must not be taken for the newest table.
 	old := write{f.was.copyAt(f.was.backup()), make([]byte, f.was.copyBytes())}
 	old.data = old.data[:max(0, min(old.end(), s.onDisk.backup.off)-old.off)]
 	if len(old.data) > 0 {
@@ -137,7 +137,7 @@ func (s *store) endIsFree(was layout) error {
 	for at := 0; at < len(got); at += unit {
 		b := got[at : at+unit]
 		if !allZero(b) && !bytes.Equal(b, want[at:at+unit]) {
-			return fmt.Errorf("the disk has grown from %d to %d bytes, and there is something at %d, where its partition table would have to lie: if nobody needs that, zero the last MiB", was.size, l.size, from+int64(at))
+			return fmt.Errorf("the disk has grown from %d to %d bytes, and there is something at %d, where its partition table would have to lie: if it is not needed, zero the last MiB", was.size, l.size, from+int64(at))
 		}
 	}
 	return nil

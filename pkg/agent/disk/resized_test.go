@@ -33,7 +33,7 @@ func TestGrownTable(t *testing.T) {
 					step.all(t, disk, s)
 				}
 				if ahead {
-					// The backup is lost, or was ahead: nobody needs it.
+					// The backup is lost, or was ahead: it is not needed.
 					disk.set(s.onDisk.backup.off, make([]byte, l.copyBytes()))
 				}
 				want := slices.Clone(s.table.entries)
@@ -87,7 +87,7 @@ func TestGrownTable(t *testing.T) {
 	}
 }
 
-// TestGrownOverSomething: where the table of a disk that grew has to end, somebody's data lies.
+// TestGrownOverSomething: where the table of a disk that grew has to end, there is foreign data.
 func TestGrownOverSomething(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		for _, by := range []int64{mib / 2, 64 * mib} {
@@ -107,8 +107,8 @@ func TestGrownOverSomething(t *testing.T) {
 	}
 }
 
-// TestOtherSectors: a disk comes back with sectors of another size. It is not blank, not
-// somebody else's, and the reason tells.
+// TestOtherSectors: a disk comes back with sectors of another size. It is neither
+// blank nor foreign, and the reason says so.
 func TestOtherSectors(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		m, _ := formatted(t, l)
@@ -118,7 +118,7 @@ func TestOtherSectors(t *testing.T) {
 		}
 		m.log = nil
 		_, f, err := m.mounted(t, now, true)
-		if err == nil || !f.akin || !strings.Contains(f.reason, "connect it as it was before") || len(m.log) > 0 {
+		if err == nil || !f.unusable || !strings.Contains(f.reason, "connect it as it was before") || len(m.log) > 0 {
 			t.Errorf("%v, %v", f, err)
 		}
 	}
@@ -238,7 +238,7 @@ func TestDiskIsTruncated(t *testing.T) {
 			if found, err := Inspect(ctx, l.path); err != nil || found.State != Ours || found.ID != id || !strings.Contains(found.Reason, "truncated") {
 				t.Errorf("Inspect: %+v, %v", found, err)
 			}
-			if _, err := Initialize(ctx, l.path); err == nil {
+			if _, err := Initialize(ctx, l.path, Owner{}); err == nil {
 				t.Error("Initialize succeeded")
 			}
 			d, err := Open(ctx, l.path, Options{Known: func(string) bool { return true }})

@@ -13,48 +13,24 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// signature is what somebody else's disk has: parts at offsets, the negative ones from the end.
-type signature struct {
+// evidence is what a foreign disk has: parts at offsets, the negative ones from the end.
+type evidence struct {
 	name   string
 	reason string // part of it, in lower case
 	parts  map[int64][]byte
 }
 
-func le32(values ...uint32) (b []byte) {
-	for _, v := range values {
-		b = binary.LittleEndian.AppendUint32(b, v)
-	}
-	return b
-}
-
-// padded are parts at offsets of their own.
-func padded(size int, parts map[int][]byte) []byte {
-	b := make([]byte, size)
-	for off, part := range parts {
-		copy(b[off:], part)
-	}
-	return b
-}
-
-// mdSuperblock is one of version 1, for that place.
-func mdSuperblock(at int64) []byte {
-	return padded(512, map[int][]byte{
-		0: le32(0xa92b4efc, 1), 16: bytes.Repeat([]byte{0x5a}, 16), 92: le32(2),
-		144: le32(uint32(at / 512)), 220: le32(2),
-	})
-}
-
 // lvmLabel is the second sector of a physical volume.
 func lvmLabel() []byte {
-	b := padded(512, map[int][]byte{0: []byte("LABELONE\x01"), 20: le32(32), 24: []byte("LVM2 001"), 32: bytes.Repeat([]byte("x"), 32)})
-	copy(b[16:], le32(^crc32.Update(^uint32(0xf597a6cf), crc32.IEEETable, b[20:])))
+	b := testenv.Padded(512, map[int][]byte{0: []byte("LABELONE\x01"), 20: testenv.LE32(32), 24: []byte("LVM2 001"), 32: bytes.Repeat([]byte("x"), 32)})
+	copy(b[16:], testenv.LE32(^crc32.Update(^uint32(0xf597a6cf), crc32.IEEETable, b[20:])))
 	return b
 }
 
 // bcacheSuperblock is one of a backing device.
 func bcacheSuperblock() []byte {
-	b := padded(4096, map[int][]byte{
-		8: le32(8), 16: le32(1),
+	b := testenv.Padded(4096, map[int][]byte{
+		8: testenv.LE32(8), 16: testenv.LE32(1),
 		24: {0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca, 0x82, 0x65, 0xf5, 0x7f, 0x48, 0xba, 0x6d, 0x81},
 	})
 	const keys = 208 // where they begin; there are none
@@ -75,28 +51,28 @@ func zfsLabels() map[int64][]byte {
 	parts := map[int64][]byte{}
 	for label := range int64(2) {
 		for i := range int64(8) {
-			parts[label<<18+1<<17+i<<10] = padded(512, map[int][]byte{0: le32(0x00bab10c), 8: le32(5000)})
+			parts[label<<18+1<<17+i<<10] = testenv.Padded(512, map[int][]byte{0: testenv.LE32(0x00bab10c), 8: testenv.LE32(5000)})
 		}
 	}
 	return parts
 }
 
 // signatures of disks of 80 MiB.
-func signatures80() []signature {
+func signatures80() []evidence {
 	const size = 80 << 20
 	noise := make([]byte, mib)
 	for i := range noise {
 		noise[i] = byte(rand.Uint32())
 	}
 	one := func(at int64, b []byte) map[int64][]byte { return map[int64][]byte{at: b} }
-	return []signature{
+	return []evidence{
 		{"LUKS 1", "luks", one(0, []byte("LUKS\xba\xbe\x00\x01"))},
 		{"LUKS 2", "luks", one(0, []byte("LUKS\xba\xbe\x00\x02"))},
 		{"LVM", "lvm2", one(512, lvmLabel())},
-		{"md 0.90", "linux_raid", one(size-65536, le32(0xa92b4efc, 0, 90, 0, 0, 0x12345678))},
-		{"md 1.0", "linux_raid", one(size-8192, mdSuperblock(size-8192))},
-		{"md 1.1", "linux_raid", one(0, mdSuperblock(0))},
-		{"md 1.2", "linux_raid", one(4096, mdSuperblock(4096))},
+		{"md 0.90", "linux_raid", one(size-65536, testenv.LE32(0xa92b4efc, 0, 90, 0, 0, 0x12345678))},
+		{"md 1.0", "linux_raid", one(size-8192, testenv.MDSuperblock(size-8192))},
+		{"md 1.1", "linux_raid", one(0, testenv.MDSuperblock(0))},
+		{"md 1.2", "linux_raid", one(4096, testenv.MDSuperblock(4096))},
 		{"RAID of a BIOS", "isw_raid", one(-1024, []byte("Intel Raid ISM Cfg Sig. 1.0.00"))},
 		{"DDF", "ddf_raid", one(-512, []byte{0xde, 0x11, 0xde, 0x11})},
 		{"ZFS", "zfs", zfsLabels()},
@@ -106,20 +82,20 @@ func signatures80() []signature {
 		{"Oracle ASM", "oracleasm", one(32, []byte("ORCLDISK"))},
 		{"hibernation", "swsuspend", one(4086, []byte("S1SUSPEND"))},
 		{"btrfs", "btrfs", one(0x10040, []byte("_BHRfS_M"))},
-		{"f2fs", "f2fs", one(1024, le32(0xf2f52010))},
+		{"f2fs", "f2fs", one(1024, testenv.LE32(0xf2f52010))},
 		{"verity", "verity", one(0, []byte("verity\x00\x00\x01\x00\x00\x00"))},
 		// The first MiB is zero, and so is the last.
-		{"VMFS", "vmfs", one(mib, le32(0xc001d00d))},
-		{"boot sector of DOS", "dos", one(0, padded(512, map[int][]byte{446: {0x80, 1, 1, 0, 0x0c, 1, 1, 1, 63}, 458: le32(1000), 510: {0x55, 0xaa}}))},
-		// Nothing that anybody knows: encrypted without a header, or a database's.
+		{"VMFS", "vmfs", one(mib, testenv.LE32(0xc001d00d))},
+		{"boot sector of DOS", "dos", one(0, testenv.Padded(512, map[int][]byte{446: {0x80, 1, 1, 0, 0x0c, 1, 1, 1, 63}, 458: testenv.LE32(1000), 510: {0x55, 0xaa}}))},
+		// Nothing that a tool knows: encrypted without a header, or a database's.
 		{"noise all over", "not zero", map[int64][]byte{0: noise, 7 << 20: noise, -mib: noise}},
 		{"noise at the end", "not zero", one(-mib, noise)},
-		{"a signature nobody knows", "not zero", one(512, []byte("MYRAWDB1"))},
+		{"an unknown signature", "not zero", one(512, []byte("MYRAWDB1"))},
 	}
 }
 
-// TestSignatures: whatever anybody else has written onto a disk, it is named, and not one byte
-// of the disk changes.
+// TestSignatures asserts that what another program has written onto a disk is named, and that no
+// byte of the disk changes.
 func TestSignatures(t *testing.T) {
 	all := signatures80()
 	for _, test := range all {
@@ -152,7 +128,7 @@ func (l *loop) leaveAlone(t *testing.T, reason string) {
 	if err != nil || found.State != Foreign || !strings.Contains(strings.ToLower(found.Reason), reason) || found.Reason == "" {
 		t.Errorf("Inspect: %+v, %v; want %q", found, err, reason)
 	}
-	if id, err := Initialize(t.Context(), l.path); err == nil {
+	if id, err := Initialize(t.Context(), l.path, Owner{}); err == nil {
 		t.Errorf("Initialize succeeded: %s", id)
 	}
 	if d, err := Open(t.Context(), l.path, Options{Known: func(string) bool { return true }}); err == nil {
@@ -168,7 +144,7 @@ func (l *loop) leaveAlone(t *testing.T, reason string) {
 }
 
 // TestOurGUIDWithOthersPartitions: a table that bears the GUID of a disk of ours, which this
-// node knows, and that is somebody else's, or of no use.
+// node knows, and that is of another program, or of no use.
 func TestOurGUIDWithOthersPartitions(t *testing.T) {
 	testenv.NeedProgram(t, "sgdisk")
 	for _, test := range []struct {
@@ -216,20 +192,8 @@ func TestSwapIsLeftAlone(t *testing.T) {
 	if err != nil || found.State != Busy || !strings.Contains(found.Reason, "swap") {
 		t.Errorf("Inspect: %+v, %v", found, err)
 	}
-	if _, err := Initialize(t.Context(), l.path); err == nil {
+	if _, err := Initialize(t.Context(), l.path, Owner{}); err == nil {
 		t.Error("Initialize succeeded")
-	}
-}
-
-// TestHeldIsLeftAlone: a disk that LVM, md, multipath or the like has taken. The kernel's list of
-// who builds on it tells, whether they hold it open exclusively or not.
-func TestHeldIsLeftAlone(t *testing.T) {
-	d := &blockDevice{path: "/dev/sdx", name: "sdx", sys: t.TempDir()}
-	if err := os.MkdirAll(filepath.Join(d.sys, "holders", "dm-3"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if reason, err := d.usedBy(); err != nil || reason != "the device is part of dm-3" {
-		t.Errorf("%q, %v", reason, err)
 	}
 }
 

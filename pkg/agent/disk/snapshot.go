@@ -14,12 +14,12 @@ var (
 	ErrOverlap = errors.New("extent is not free")
 	// ErrNoEntry means that the table has no room for another volume.
 	ErrNoEntry = errors.New("partition table has no free entry")
-	// ErrInUse means that the volume, or the disk, is mounted or somebody holds its device open.
+	// ErrInUse means that the volume, or the disk, is mounted or a process has its device open.
 	ErrInUse = errors.New("volume is in use")
 	// ErrNotFound means that the disk has no such volume.
 	ErrNotFound = errors.New("no such volume")
 	// ErrOutOfService means that the disk's state is unknown or its device is gone. Nothing is
-	// read from it or written to it any more; open it again to try anew.
+	// read from it or written to it any more; it must be opened again.
 	ErrOutOfService = errors.New("disk is out of service")
 )
 
@@ -31,7 +31,7 @@ const (
 	Reserved Phase = "Reserved"
 	// Formatted means that the extent holds a file system and, maybe, data.
 	Formatted Phase = "Formatted"
-	// Wiping means that the volume is gone; its bytes are being zeroed and checked.
+	// Wiping means that the volume is gone and has no device; its bytes are being zeroed and checked.
 	Wiping Phase = "Wiping"
 )
 
@@ -51,9 +51,13 @@ type Volume struct {
 	Raw bool
 	// Note says whose it is; empty if it was made without, or if its note is lost.
 	Note string
+	// Wipe says how the volume is to be wiped; zero if that is not known. In phase Wiping it is how
+	// the volume is being wiped.
+	Wipe WipeSettings
 	// Index of the table's entry, from 1. Up to 254 also the number of the kernel's partition.
 	Index int
-	// Device is the block device of the volume: /dev/dm-7 if the disk is attached by the
+	// Device is the block device of the volume, empty if the kernel does not show it, as in phase
+	// Wiping: /dev/dm-7 if the disk is attached by the
 	// device mapper, else such as /dev/nvme0n1p3, or /dev/loop7 if its index is above 254.
 	Device string
 	// Prezeroed is true when this Disk zeroed the whole extent itself and nothing has
@@ -70,6 +74,8 @@ type Volume struct {
 type Snapshot struct {
 	// ID is the GUID of the disk's table in lower case, the identity of the disk.
 	ID string
+	// Owner is the node that the disk belongs to; zero if the disk does not say.
+	Owner Owner
 	// Path of the device as it was opened.
 	Path string
 	// Size of the device in bytes.

@@ -73,7 +73,7 @@ func (s *soak) createAgain() (deed, bool) {
 	}}, true
 }
 
-// overlap asks for space that is somebody's.
+// overlap asks for space that is taken.
 func (s *soak) overlap() (deed, bool) {
 	v := s.pick(func(v *soaked) bool { return true })
 	if v == nil {
@@ -211,10 +211,17 @@ func (s *soak) unmount() (deed, bool) {
 	}}, true
 }
 
-// unmountIdle unmounts a volume and waits until nobody has it: a process with a mount
-// namespace of its own that began meanwhile may have a copy of the mount.
+// unmountIdle unmounts a volume and waits until no process has it. A child that was forked while its file was read has
+// that open until it begins its own program; one with a mount namespace of its own may have a copy of the mount.
 func unmountIdle(target, device string) error {
-	if err := unix.Unmount(target, 0); err != nil {
+	err := await(context.Background(), lockPatience, func() (bool, error) {
+		err := unix.Unmount(target, 0)
+		if errors.Is(err, unix.EBUSY) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err != nil {
 		return err
 	}
 	return await(context.Background(), lockPatience, func() (bool, error) {
@@ -307,13 +314,13 @@ func (s *soak) cutWipe() (deed, bool) {
 		}
 		s.mustBe(err, context.Canceled)
 		s.believe(v.Extent)
-		v.Phase, v.ext4 = Wiping, false
+		v.Phase, v.ext4, v.Wipe = Wiping, false, WipeSettings{Policy: WipeOverwrite}
 	}}, true
 }
 
-// heldWipe: somebody has the volume open for himself.
+// heldWipe: a process has the volume open exclusively.
 func (s *soak) heldWipe() (deed, bool) {
-	v := s.pick(func(v *soaked) bool { return v.mounted == "" })
+	v := s.pick(func(v *soaked) bool { return v.mounted == "" && v.Phase != Wiping })
 	if v == nil {
 		return deed{}, false
 	}
@@ -340,12 +347,12 @@ func put(device string, data []byte, off int64) error {
 		return err
 	}
 	_, err = f.WriteAt(data, off)
-	// Closing writes back what is cached only if nobody else has the device open; a program
+	// Closing writes back what is cached only if no other process has the device open; a program
 	// that is being started beside may have it for a moment.
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// pick chooses a volume that nobody has in this round, and takes it.
+// pick chooses a volume that no operation has in this round, and takes it.
 func (s *soak) pick(fits func(*soaked) bool) *soaked {
 	var guids []string
 	for guid, v := range s.volumes {

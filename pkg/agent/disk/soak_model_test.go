@@ -42,7 +42,7 @@ type soak struct {
 	// known is what is zero, and the disk knows that it is.
 	known extent.Set
 
-	// In this round somebody works on them.
+	// In this round an operation works on them.
 	claimed        extent.Set
 	claimedVolumes map[string]bool
 
@@ -121,7 +121,7 @@ func (s *soak) open() {
 	s.known = extent.Set{}
 }
 
-// restart closes the disk and opens it anew.
+// restart closes the disk and opens it again.
 func (s *soak) restart(meanwhile func() error) error {
 	if err := s.d.Close(); err != nil {
 		return err
@@ -290,6 +290,12 @@ func (s *soak) checkKernel(snapshot Snapshot) {
 		if p, ok := partitions[v.Index]; ok && p.extent == v.Extent && v.Device == "/dev/"+p.name {
 			delete(partitions, v.Index)
 		}
+		if v.Phase == Wiping {
+			if v.Device != "" {
+				s.fatalf("%+v is being wiped and has a device", v)
+			}
+			continue
+		}
 		device, err := openDevice(v.Device, os.O_RDONLY)
 		s.must(err)
 		size, _, err := device.geometry()
@@ -330,7 +336,7 @@ func (s *soak) checkTable(want []Volume) {
 	table, err := decode(device.layout, found.current)
 	s.must(err)
 	s.must(table.validate())
-	strangers := 0
+	others := 0
 	for _, e := range table.entries {
 		v, ok := s.volumes[e.guid]
 		switch {
@@ -339,11 +345,11 @@ func (s *soak) checkTable(want []Volume) {
 		case !ok && e.isVolume():
 			s.fatalf("the table has %+v", e)
 		case !ok && !e.isMeta():
-			strangers++
+			others++
 		}
 	}
-	if strangers != soakForeign || len(table.entries) != strangers+1+len(want) {
-		s.fatalf("the table has %d entries, %d of others; there are %d volumes", len(table.entries), strangers, len(want))
+	if others != soakForeign || len(table.entries) != others+1+len(want) {
+		s.fatalf("the table has %d entries, %d of others; there are %d volumes", len(table.entries), others, len(want))
 	}
 	if s.shown < s.done/100 && !found.badBackup {
 		s.shown++

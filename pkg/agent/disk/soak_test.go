@@ -104,8 +104,8 @@ func (s *soak) operate() {
 	s.check()
 }
 
-// plan picks an operation that concerns one volume or one place, which nobody else has in
-// this round.
+// plan picks an operation that concerns one volume or one place, which no other
+// operation has in this round.
 func (s *soak) plan() (deed, bool) {
 	ways := []func() (deed, bool){
 		s.create, s.create, s.create, s.createRaw, s.createAgain, s.overlap,
@@ -149,7 +149,7 @@ func (s *soak) damage() error {
 	if err := device.measure(); err != nil {
 		return err
 	}
-	copyOf := []site{device.primary(), device.backup()}[s.random.IntN(2)]
+	copyOf := []location{device.primary(), device.backup()}[s.random.IntN(2)]
 	for range 1 + s.random.IntN(3) {
 		sector := s.random.Int64N(device.copyBytes() / device.sector)
 		spoiled := make([]byte, device.sector)

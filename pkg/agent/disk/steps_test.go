@@ -93,7 +93,7 @@ func hasty(guid string, start, length int64) step {
 		if err != nil {
 			return err
 		}
-		return s.putEarly(quiet(t), next, e)
+		return s.putNew(quiet(t), next, e, true, nil)
 	}}
 }
 

@@ -6,9 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
-	"slices"
 
 	"github.com/google/uuid"
 	"k8s.io/klog/v2"
@@ -25,10 +23,10 @@ type device interface {
 // findings is what the two copies of the table say together.
 type findings struct {
 	// ours: the disk has a table of ours. If not, reason says what it has instead,
-	// and foreign whether that is an intact table of somebody else's; akin, whether it is
-	// one of ours that cannot be used.
-	ours, foreign, akin bool
-	reason              string
+	// foreign whether that is an intact table of another program, and unusable whether it is
+	// a table of ours that cannot be used.
+	ours, foreign, unusable bool
+	reason                  string
 	// current is the copy that counts.
 	current copyOfTable
 	// was is the layout that the table was made for, if the disk had another size then:
@@ -37,8 +35,8 @@ type findings struct {
 	// Which parts must be rewritten before anything else is.
 	badMBR, badPrimary, badBackup bool
 	// needsKnown: only the backup is left, and nothing at the beginning of the disk
-	// says that it still is the same disk. Whoever zeroes the beginning of a disk
-	// means to have done with it, so the id must be known from elsewhere.
+	// says that it still is the same disk. An operator who gives a disk up zeroes its
+	// beginning, so the id must be known from elsewhere.
 	needsKnown bool
 }
 
@@ -86,14 +84,14 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 	default:
 		f.reason = primaryErr.Error()
 		if id := cmp.Or(primary.id, backup.id); id != "" {
-			// A header is left, so that a person can be told what this was.
-			f.akin = true
+			// A header is left: the reason can name the disk.
+			f.unusable = true
 			f.reason = fmt.Sprintf("both copies of the partition table of the disk %s are damaged: %v; %v; restore one of them, or zero the first and the last MiB to give its volumes up", id, primaryErr, backupErr)
 			return f, nil
 		}
 		sector, err := otherSector(r, l)
 		if sector != 0 {
-			f.foreign, f.akin = true, true
+			f.foreign, f.unusable = true, true
 			f.reason = fmt.Sprintf("the disk has a table of ours for sectors of %d bytes, and shows sectors of %d: connect it as it was before", sector, l.sector)
 		}
 		return f, err
@@ -103,7 +101,7 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 		return f, nil
 	}
 	if mbr == mbrOther {
-		f.foreign, f.akin, f.reason = true, true, "the disk has a table of ours, but sector 0 holds somebody else's partition table or boot sector"
+		f.foreign, f.unusable, f.reason = true, true, "the disk has a table of ours, but sector 0 holds another partition table or boot sector"
 		return f, nil
 	}
 	f.ours = true
@@ -115,19 +113,13 @@ func (c copyOfTable) isOurs() bool { return bytes.Equal(c.slot(MetaEntry)[:16], 
 
 var metaTypeOnDisk = guidToDisk(uuid.MustParse(TypeMeta))
 
-// store keeps a disk's table: the entries, and both copies as they are on the disk.
+// store keeps a disk's table: the entries, and both copies of them on the disk.
 type store struct {
-	dev    device
-	table  table
-	onDisk copies
-	// unproven was written and flushed, or is unwritten still, and was not read back;
-	// proven is the table before.
-	unproven, unwritten []batch
-	proven              table
-	// Room for the next copies and for what is read back: a change makes no garbage of
-	// that size.
-	spare   copies
-	scratch []byte
+	pair
+	table table
+	// proven is the table that both copies are known to hold, or held last: in state early, the
+	// one before.
+	proven table
 }
 
 // load takes the table that examine chose, with the layout that it was made for. It does not
@@ -141,16 +133,7 @@ func load(dev device, l layout, f findings) (*store, error) {
 }
 
 func newStore(dev device, t table, c copyOfTable) *store {
-	s := &store{dev: dev, table: t, proven: t, onDisk: render(t.layout, c)}
-	s.spare.primary = write{s.onDisk.primary.off, make([]byte, t.copyBytes())}
-	s.spare.backup = write{s.onDisk.backup.off, make([]byte, t.copyBytes())}
-	return s
-}
-
-// current is the table's bytes. They are the store's: the next change may overwrite them.
-func (s *store) current() copyOfTable {
-	_, array := s.table.split(s.table.primary(), s.onDisk.primary.data)
-	return copyOfTable{id: s.table.id, array: array}
+	return &store{pair: newPair(dev, t.layout, c), table: t, proven: t}
 }
 
 // repair rewrites the damaged parts, unchanged: a change on top of a single intact
@@ -183,40 +166,30 @@ func (s *store) probe(ctx context.Context) error {
 }
 
 // put makes next the table of the disk: the present one with e in its place. After
-// an error that wraps ErrOutOfService nobody knows what is on the disk; after any
+// an error that wraps ErrOutOfService what is on the disk is not known; after any
 // other error nothing was written.
 func (s *store) put(ctx context.Context, next table, e entry) error {
 	b, err := encodeEntry(next.layout, e)
 	if err != nil {
 		return err
 	}
-	return s.commit(ctx, next, e.index, b)
+	return s.change(ctx, next, func() error { return s.pair.put(ctx, e.index, b, nil) })
 }
 
-// putEarly is put that returns when the entry is in the primary and on the medium. The
-// other half is left to finish: to write the backup, and to read back. Until then the
-// backup is intact as it was before, so that one copy always is.
-func (s *store) putEarly(ctx context.Context, next table, e entry) error {
-	if !s.agree() {
-		// The backup is ahead. Should the primary be lost, what it says would come true.
-		return s.put(ctx, next, e)
-	}
+// putNew is put of a new volume; first is done when the medium was checked, before anything is
+// written. If it is early, putNew returns when the entry is in the primary and on the medium, and
+// the other half is left to finish.
+func (s *store) putNew(ctx context.Context, next table, e entry, early bool, first func() error) error {
 	b, err := encodeEntry(next.layout, e)
 	if err != nil {
 		return err
 	}
-	if err := s.prepare(ctx, next); err != nil {
-		return err
-	}
-	rendered := s.renderWith(e.index, b)
-	if err := s.begin(ctx, []batch{
-		s.table.change(s.onDisk.primary, rendered.primary),
-		s.table.change(s.onDisk.backup, rendered.backup),
-	}, 1); err != nil {
-		return err
-	}
-	s.table, s.onDisk, s.spare = next, rendered, s.onDisk
-	return nil
+	return s.change(ctx, next, func() error {
+		if early {
+			return s.pair.putEarly(ctx, e.index, b, first)
+		}
+		return s.pair.put(ctx, e.index, b, first)
+	})
 }
 
 // drop makes next the table of the disk: the present one without the entry of that
@@ -228,142 +201,79 @@ func (s *store) drop(ctx context.Context, next table, index int) error {
 // commit makes next the table of the disk, whose bytes are the present ones but for one
 // entry.
 func (s *store) commit(ctx context.Context, next table, index int, slot []byte) error {
-	if err := s.prepare(ctx, next); err != nil {
-		return err
-	}
-	rendered := s.renderWith(index, slot)
-	// Until the backup is complete the primary is the old one; from then on the backup
-	// is the new one.
-	if err := s.write(ctx, []batch{
-		s.table.change(s.onDisk.backup, rendered.backup),
-		s.table.change(s.onDisk.primary, rendered.primary),
-	}); err != nil {
-		return err
-	}
-	s.table, s.onDisk, s.spare = next, rendered, s.onDisk
-	s.proven = next
-	return nil
+	return s.change(ctx, next, func() error { return s.pair.put(ctx, index, slot, nil) })
 }
 
-// putAhead writes the first half of a put that is likely to come: the backup. The
-// table remains what it is, since the primary counts; a put of the same then only has to
-// write that, and any other change first writes the backup as it needs it.
+// putAhead writes the first half of a put that is likely to come. The table remains what it is.
 func (s *store) putAhead(ctx context.Context, next table, e entry) error {
 	b, err := encodeEntry(next.layout, e)
 	if err != nil {
 		return err
 	}
-	// If the table is not what it should be, it may be the early write that is missing.
-	if len(s.unwritten) > 0 && s.mayWrite(next) == nil {
-		return s.divert(ctx, e.index, b)
-	}
-	if err := s.prepare(ctx, next); err != nil {
+	if err := mayFollow(next); err != nil {
 		return err
 	}
-	return s.writeBackup(ctx, s.renderWith(e.index, b).backup)
-}
-
-// divert finishes what putEarly began with another backup than it meant to write, and
-// saves writing that.
-func (s *store) divert(ctx context.Context, index int, slot []byte) error {
-	primary, meant := s.unproven[0], s.unwritten[0]
-	to := s.renderWith(index, slot).backup
-	backup := s.table.change(s.onDisk.backup, to)
-	// The disk does not have yet what was meant.
-	for _, w := range meant.changed {
-		if !slices.ContainsFunc(backup.changed, func(c write) bool { return c.off <= w.off && w.end() <= c.end() }) {
-			backup.changed = append(backup.changed, write{w.off, to.data[w.off-to.off:][:len(w.data)]})
-		}
-	}
-	s.unproven, s.unwritten = []batch{primary, backup}, []batch{backup}
-	if err := s.finish(ctx); err != nil {
-		return err
-	}
-	s.onDisk.backup, s.spare.backup = s.spare.backup, s.onDisk.backup
-	return nil
+	return s.done(s.table, s.pair.expect(ctx, e.index, b))
 }
 
 // takeBack ends what putAhead began: both copies are the same again.
-func (s *store) takeBack(ctx context.Context) error {
-	if s.agree() {
-		return nil
-	}
-	if err := s.prepare(ctx, s.table); err != nil {
-		return err
-	}
-	return s.writeBackup(ctx, s.renderWith(MetaEntry, bytes.Clone(s.current().slot(MetaEntry))).backup)
-}
+func (s *store) takeBack(ctx context.Context) error { return s.done(s.table, s.pair.takeBack(ctx)) }
 
-// agree reports whether both copies have the same entries.
-func (s *store) agree() bool {
-	_, array := s.table.split(s.table.backup(), s.onDisk.backup.data)
-	return bytes.Equal(array, s.current().array)
-}
+// finish ends what an early putNew began.
+func (s *store) finish(ctx context.Context) error { return s.done(s.table, s.pair.settle(ctx)) }
 
-func (s *store) writeBackup(ctx context.Context, to write) error {
-	if err := s.write(ctx, []batch{s.table.change(s.onDisk.backup, to)}); err != nil {
-		return err
-	}
-	s.onDisk.backup, s.spare.backup = s.spare.backup, s.onDisk.backup
-	return nil
-}
+// unfinished reports whether there is anything for finish to do.
+func (s *store) unfinished() bool { return s.state == pairEarly }
 
-// prepare holds what must be true before anything is written.
-func (s *store) prepare(ctx context.Context, next table) error {
-	if err := s.finish(ctx); err != nil {
-		return err
-	}
-	return s.mayWrite(next)
-}
-
-func (s *store) mayWrite(next table) error {
+func mayFollow(next table) error {
 	if err := next.validate(); err != nil {
 		return fmt.Errorf("the new table would be invalid: %w", err)
 	}
-	// Nothing keeps a person from adding a partition with a tool. What is written now
-	// would take it away again, and give its extent to the next volume. The header tells,
-	// as it has the checksum of the entries; entries that changed without it are damaged,
-	// and found when all of it is read back.
-	l := s.table.layout
-	header, _ := l.split(l.primary(), s.onDisk.primary.data)
-	return s.unchanged(write{l.offset(l.primary().headerLBA), header})
-}
-
-// renderWith renders the present copies with one entry's bytes replaced, into the spare.
-func (s *store) renderWith(index int, slot []byte) copies {
-	l, now := s.table.layout, s.current()
-	for _, to := range []struct {
-		site
-		write
-	}{{l.primary(), s.spare.primary}, {l.backup(), s.spare.backup}} {
-		header, array := l.split(to.site, to.data)
-		copy(array, now.array)
-		copy(array[(index-1)*entrySize:index*entrySize], slot)
-		encodeHeader(header, l, to.site, now.id, crc32.ChecksumIEEE(array))
-	}
-	return s.spare
-}
-
-// unchanged holds that parts of the table are on the disk as this store knows them.
-func (s *store) unchanged(parts ...write) error {
-	for _, part := range parts {
-		if err := s.verify(part); err != nil {
-			return fmt.Errorf("%w: the partition table is not what it was: %w; open the disk again to take it as it is now", ErrOutOfService, err)
-		}
-	}
 	return nil
+}
+
+// change has the pair make next the table. What was begun before is ended, and recorded, first.
+func (s *store) change(ctx context.Context, next table, do func() error) error {
+	if err := mayFollow(next); err != nil {
+		return err
+	}
+	if err := s.finish(ctx); err != nil {
+		return err
+	}
+	return s.done(next, do())
+}
+
+// done records what the table is after the pair has done something. If an early write could not be
+// ended, it is the table before: that volume was not acknowledged yet.
+func (s *store) done(next table, err error) error {
+	switch {
+	case errors.Is(err, ErrOutOfService) && s.state == pairEarly:
+		s.table = s.proven
+	case err != nil:
+	case s.state == pairEarly:
+		s.table = next
+	default:
+		s.table, s.proven = next, next
+	}
+	return err
 }
 
 // format writes the first table onto a blank disk. First come the entries, of which
 // only the meta partition's is not zero: the disk still counts as blank (see isBlank).
 // The one sector of the primary header then makes the disk ours; what is missing from
-// there on, repair adds. So a crash leaves nothing in between.
-func format(ctx context.Context, dev device, l layout) (id string, err error) {
+// there on, repair adds. So a crash leaves nothing in between. The owner, if there is one, is on
+// the medium before any of it: the meta partition is not looked at when a disk is blank.
+func format(ctx context.Context, dev device, l layout, o Owner) (id string, err error) {
 	t, c, err := newCopy(l, uuid.NewString(), uuid.NewString())
 	if err != nil {
 		return "", err
 	}
 	s := newStore(dev, t, c)
+	if o != (Owner{}) {
+		if err := s.writeOwner(o); err != nil {
+			return "", err
+		}
+	}
 	header, array := l.split(l.primary(), s.onDisk.primary.data)
 	err = s.write(ctx, []batch{
 		whole(write{l.offset(l.primary().arrayLBA), array}),

@@ -101,7 +101,7 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-// foreign is an entry of somebody else's, aligned to nothing.
+// foreign is an entry of another program, aligned to nothing.
 func foreign(l layout, index int, start, end int64) entry {
 	return entry{index: index, kind: "0fc63daf-8483-4772-8e79-3d69d8477de4", guid: uuid.NewString(), name: "Дата 数据",
 		extent: extent.Extent{Start: start * l.sector, End: end * l.sector}, attributes: 1<<63 | 4}
@@ -302,8 +302,8 @@ func TestRandomLife(t *testing.T) {
 	}
 }
 
-// TestStrangers plans what the kernel has to forget, without a kernel.
-func TestStrangers(t *testing.T) {
+// TestUnexpected plans what the kernel has to forget, without a kernel.
+func TestUnexpected(t *testing.T) {
 	l, err := newLayout(64*mib, 512)
 	if err != nil {
 		t.Fatal(err)
@@ -327,12 +327,12 @@ func TestStrangers(t *testing.T) {
 		{"no entry", partition{index: 2, extent: at(30, 1)}, true},
 		{"the volume's place, another number", partition{index: 2, extent: at(2, 10)}, true},
 	} {
-		got := full.strangers(map[int]partition{test.has.index: test.has})
+		got := full.unexpected(map[int]partition{test.has.index: test.has})
 		if (len(got) > 0) != test.want {
 			t.Errorf("%s: %v", test.name, got)
 		}
 	}
-	several := full.strangers(map[int]partition{9: {index: 9}, 1: {index: 1, extent: at(2, 10)}, 4: {index: 4}, 3: {index: 3}})
+	several := full.unexpected(map[int]partition{9: {index: 9}, 1: {index: 1, extent: at(2, 10)}, 4: {index: 4}, 3: {index: 3}})
 	if len(several) != 3 || several[0].index != 3 || several[1].index != 4 || several[2].index != 9 {
 		t.Errorf("not in order, or not all: %v", several)
 	}

@@ -4,14 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-
-	"golang.org/x/sys/unix"
 )
 
-// MarkFormatted records that the volume holds a file system, so that nobody formats
-// it again. It must return before the volume's user is told that it is ready; the
+// MarkFormatted records that the volume holds a file system, so that it is not
+// formatted again. It must return before the volume is reported as ready; the
 // volume may be mounted at the same time, as nothing but its phase changes.
 // Errors: ErrNotFound, ErrInUse (the volume is being wiped), ErrOutOfService.
 func (d *Disk) MarkFormatted(ctx context.Context, partition string) error {
@@ -96,26 +92,6 @@ func (d *Disk) reattach(ctx context.Context, e entry) error {
 	}
 	d.devices[e.guid] = node
 	return nil
-}
-
-// openVolume opens a volume's device exclusively and proves that it is the volume's.
-func (d *Disk) openVolume(e entry) (*blockDevice, error) {
-	device, err := openDevice(d.devices[e.guid], os.O_RDWR|unix.O_EXCL)
-	if err != nil {
-		return nil, err
-	}
-	size, err := device.f.Seek(0, io.SeekEnd)
-	if err == nil && size != e.extent.Len() {
-		err = fmt.Errorf("%s has %d bytes, volume %s has %d", device.path, size, e.guid, e.extent.Len())
-	}
-	if err == nil {
-		err = d.attacherOf(e).shows(device, e)
-	}
-	if err != nil {
-		return nil, errors.Join(err, device.Close())
-	}
-	device.layout = layout{size: size, sector: d.device.sector}
-	return device, nil
 }
 
 // Check reads the table from the disk and compares it with what it should be. Call it

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,25 +23,48 @@ const (
 	// WipeOverwrite means that zeros were written to every byte, and all of them read back:
 	// for devices whose other ways to zero only change what is read.
 	WipeOverwrite WipePolicy = "Overwrite"
-	// WipeSecureDiscard means that the device was told to erase every byte and all copies that
+	// WipeSecureDiscard means that the device was asked to erase every byte and all copies that
 	// it has of it; what it does not read as zeros then is zeroed. A device that cannot do
 	// that gets WipeOverwrite.
 	WipeSecureDiscard WipePolicy = "SecureDiscard"
 	// WipeNone means that nothing happens to the bytes. UNSAFE: the next volume there can hold
-	// what this one held, and whoever gets at its device can read it.
+	// what this one held, and a process that opens its device can read it.
 	WipeNone WipePolicy = "None"
 )
 
-// WipeOptions say how a volume is wiped.
-type WipeOptions struct {
-	// Policy to satisfy; empty means WipeZero.
+// WipeSettings say how a volume is to be wiped. They are kept beside it on the disk: its class may
+// be gone when it is wiped.
+type WipeSettings struct {
+	// Policy to satisfy; empty if none was given.
 	Policy WipePolicy
-	// Rate is how many bytes a second may be written and read, of all wipes of the disk
-	// together; 0 means no limit. Telling the device to drop bytes is not limited.
+	// Rate is how many bytes a second may be zeroed and read back, of all zeroing of the disk
+	// together; 0 means no limit.
+	Rate int64
+}
+
+func (w WipeSettings) validate() error {
+	if w.Policy != "" {
+		if _, err := wayOf(w.Policy); err != nil {
+			return err
+		}
+	}
+	if w.Rate < 0 {
+		return fmt.Errorf("a wipe rate of %d bytes a second is negative", w.Rate)
+	}
+	return nil
+}
+
+// WipeOptions say how a volume is wiped now.
+type WipeOptions struct {
+	// Policy to satisfy. If it is empty, policy and rate are those kept with the volume, or
+	// WipeZero without limit.
+	Policy WipePolicy
+	// Rate is how many bytes a second may be zeroed and read back, by whatever method, of all
+	// zeroing of the disk together; 0 means no limit.
 	Rate int64
 	// Progress, if set, is called now and then from the goroutine that wipes, with the number
 	// of bytes done, and must not block. Of a way that goes over the extent twice each counts
-	// half; when a way turns out not to work the number falls back to 0.
+	// half; when a method turns out not to work the number falls back to 0.
 	Progress func(done int64)
 }
 
@@ -49,7 +73,7 @@ type Wiped struct {
 	// Partition, Name and Extent are the volume's.
 	Partition, Name string
 	Extent          extent.Extent
-	// Policy that was asked for.
+	// Policy that was satisfied.
 	Policy WipePolicy
 	// Method that satisfied it: PUNCH_HOLE, BLKZEROOUT, overwrite, BLKSECDISCARD or none.
 	Method string
@@ -61,19 +85,21 @@ type Wiped struct {
 	Took  time.Duration
 }
 
-// Wipe ends a volume: it records the phase Wiping, satisfies the policy for every byte, and
-// only then frees the extent. Cut short by ctx or a crash, it leaves the volume in the phase
-// Wiping, and is to be called again, maybe with another policy: it starts from the volume's
-// beginning. Only its caller waits; other volumes go on. Errors: ErrNotFound (it is done),
-// ErrInUse (mounted or held open; nothing was changed unless the volume was Wiping
-// already), ErrOutOfService. With an error the record holds what is known.
+// Wipe ends a volume, in this order:
+//
+//  1. The kernel forgets the volume's device. It refuses while a process has the device open:
+//     ErrInUse, and nothing was changed. So no process can write to the volume from here on.
+//  2. The volume is in phase Wiping, with its policy.
+//  3. The policy is satisfied for every byte, through the disk's own descriptor, and proven.
+//  4. The entry is dropped, and the extent is free.
+//
+// Cut short by ctx or a crash, it leaves the volume in phase Wiping, and is to be called again. It
+// goes on where it was if the policy is the same, and starts from the volume's beginning if not, or
+// if a method failed. Only its caller waits; other volumes go on. Errors: ErrNotFound (it is done),
+// ErrInUse, ErrOutOfService. With an error the record holds what is known.
 func (d *Disk) Wipe(ctx context.Context, partition string, o WipeOptions) (Wiped, error) {
-	if o.Policy == "" {
-		o.Policy = WipeZero
-	}
 	w := Wiped{Partition: partition, Policy: o.Policy, Began: time.Now()}
-	way, err := wayOf(o.Policy)
-	if err != nil {
+	if err := (WipeSettings{o.Policy, o.Rate}).validate(); err != nil {
 		return w, fmt.Errorf("wiping volume %s: %w", partition, err)
 	}
 	release, err := d.claimLong(ctx, partition)
@@ -83,7 +109,7 @@ func (d *Disk) Wipe(ctx context.Context, partition string, o WipeOptions) (Wiped
 	defer release()
 	defer d.askMeanwhile()()
 	w.Began = time.Now()
-	err = d.wipe(ctx, &w, way, effort{&d.pace, o.Rate, o.Progress})
+	err = d.wipe(ctx, &w, o)
 	w.Took = time.Since(w.Began)
 	if err != nil {
 		return w, fmt.Errorf("wiping volume: %w", err)
@@ -91,35 +117,23 @@ func (d *Disk) Wipe(ctx context.Context, partition string, o WipeOptions) (Wiped
 	return w, nil
 }
 
-func (d *Disk) wipe(ctx context.Context, w *Wiped, way wipeWay, by effort) error {
-	var e entry
-	var device *blockDevice
-	err := d.run(ctx, func(ctx context.Context) (err error) {
-		if e, err = d.store.table.volume(w.Partition); err != nil {
-			return err
-		}
-		w.Name, w.Extent = e.name, e.extent
-		if err := d.attach(ctx, e); err != nil {
-			return err
-		}
-		// Held from before the first change to the end of the zeroing: nobody can
-		// mount the volume meanwhile, and whoever has it mounted keeps it.
-		if device, err = d.openVolume(e); err != nil {
-			return err
-		}
-		if phaseOf[e.kind] == Wiping {
-			// The disk must still be there, and the table ours, before anything is zeroed.
-			return d.recheck(ctx)
-		}
-		return d.setPhase(ctx, w.Partition, Wiping)
-	})
-	if err == nil {
-		w.Method, w.Verified, err = way(ctx, device, extent.New(0, device.size), by)
-	}
-	if device != nil {
-		err = errors.Join(err, device.Close())
-	}
+func (d *Disk) wipe(ctx context.Context, w *Wiped, o WipeOptions) error {
+	e, work, err := d.beginWipe(ctx, w, o)
 	if err != nil {
+		return err
+	}
+	// Not before: a volume that is held is tried again and again.
+	if w.Policy != WipeNone {
+		klog.FromContext(ctx).V(2).Info("Volume is being wiped", "partition", w.Partition, "name", w.Name, "device", d.device.path, "disk", d.store.table.id,
+			"extent", w.Extent, "policy", w.Policy, "rate", work.limit.rate, "done", work.at.zeroed)
+	}
+	// beginWipe has checked the policy.
+	way, _ := wayOf(w.Policy)
+	w.Method, w.Verified, err = way(ctx, work)
+	if err != nil {
+		work.end(ctx, ctx.Err() != nil)
+	}
+	if err = errors.Join(err, work.device.Close()); err != nil {
 		if isGone(err) {
 			// The volume's own bytes, or the whole disk? The table tells.
 			err = errors.Join(err, d.Check(ctx))
@@ -129,23 +143,156 @@ func (d *Disk) wipe(ctx context.Context, w *Wiped, way wipeWay, by effort) error
 	return d.run(ctx, func(ctx context.Context) error { return d.remove(ctx, e, w.Policy != WipeNone) })
 }
 
-// remove frees the extent of a volume that has been wiped. The kernel forgets the
-// partition first: an entry without partition is attached again by Open, a partition
-// without entry would be nobody's. Of an extent that was not zeroed nothing is known: who
-// gets it must clear it.
+// beginWipe takes the volume's device away and brings it into phase Wiping. A program that only
+// looks at the device (udev, a person's blkid) is waited for, without the disk's other volumes.
+func (d *Disk) beginWipe(ctx context.Context, w *Wiped, o WipeOptions) (e entry, begun *work, err error) {
+	var inUse error
+	err = await(ctx, busyPatience, func() (bool, error) {
+		var held bool
+		err := d.run(ctx, func(ctx context.Context) (err error) {
+			if e, err = d.store.table.volume(w.Partition); err != nil {
+				return err
+			}
+			w.Name, w.Extent = e.name, e.extent
+			if err = d.detachFirst(ctx, e); err != nil {
+				held = errors.Is(err, ErrInUse) && d.heldExclusively(e)
+				return err
+			}
+			begun, err = d.markWiping(ctx, e, w, o)
+			return err
+		})
+		if errors.Is(err, ErrInUse) && !held {
+			inUse = err
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if errors.Is(err, errPatience) {
+		err = inUse
+	}
+	return e, begun, err
+}
+
+// detachFirst makes the kernel forget the volume's device, if it has it. ErrInUse: it is open, and
+// what a wipe has zeroed counts no more, as it may have been written to.
+func (d *Disk) detachFirst(ctx context.Context, e entry) error {
+	err := d.attacherOf(e).detach(ctx, e, 0)
+	switch {
+	case err == nil:
+		delete(d.devices, e.guid)
+	case errors.Is(err, ErrInUse):
+		if s := d.slots[e.guid]; s.progress != (progress{}) {
+			s.progress = progress{}
+			d.keepOrLose(ctx, e, s)
+		}
+	case isGone(err):
+		err = errors.Join(err, d.recheck(ctx))
+	}
+	return err
+}
+
+// heldExclusively tells a user who stays, such as a mount, from one who may only be looking.
+func (d *Disk) heldExclusively(e entry) bool {
+	device, err := openDevice(d.devices[e.guid], os.O_RDONLY|unix.O_EXCL)
+	if err != nil {
+		return errors.Is(err, ErrInUse)
+	}
+	return device.Close() != nil
+}
+
+// markWiping brings a volume that the kernel does not show into phase Wiping, unless it is, and
+// keeps under which policy. What an earlier wipe has done counts if that was under the same policy.
+func (d *Disk) markWiping(ctx context.Context, e entry, w *Wiped, o WipeOptions) (*work, error) {
+	kept := d.slots[e.guid]
+	now := slot{note: kept.note, wipe: WipeSettings{o.Policy, o.Rate}}
+	if o.Policy == "" {
+		now.wipe = kept.wipe
+	}
+	if now.wipe.Policy == "" {
+		now.wipe.Policy = WipeZero
+	}
+	w.Policy = now.wipe.Policy
+	wiping := phaseOf[e.kind] == Wiping
+	if wiping && kept.wipe.Policy == now.wipe.Policy && kept.progress.fits(e.extent.Len()) {
+		now.progress = kept.progress
+	}
+	// The disk must still be there, and the table ours, before anything is written or zeroed.
+	err := d.recheck(ctx)
+	if err == nil {
+		if !wiping || now != kept {
+			d.keepOrLose(ctx, e, now)
+		}
+		if wiping {
+			err = d.store.dev.Sync()
+			d.publish()
+		} else {
+			// Its barriers are those of the slot, which is on the medium before the phase.
+			err = d.setPhase(ctx, e.guid, Wiping)
+		}
+	}
+	var device *blockDevice
+	if err == nil {
+		device, err = d.device.duplicate()
+	}
+	if err != nil {
+		if !wiping && !errors.Is(err, ErrOutOfService) {
+			err = errors.Join(err, d.reattachUnlessWiping(ctx, e.guid))
+		}
+		return nil, err
+	}
+	begun := &work{device: device, extent: e.extent, limit: limit{&d.pace, now.wipe.Rate}, config: d.wiping, tell: o.Progress}
+	begun.keeper = &keeper{every: d.wiping.keepEvery, since: time.Now(), write: func(ctx context.Context, p progress) error {
+		return d.run(ctx, func(context.Context) error {
+			s := d.slots[e.guid]
+			s.progress = p
+			return d.keep(e, s)
+		})
+	}}
+	// As it is on the disk: what could not be kept does not count.
+	if s := d.slots[e.guid]; s.wipe.Policy == now.wipe.Policy && s.progress.fits(e.extent.Len()) {
+		begun.at, begun.keeper.on = s.progress, s.progress
+	}
+	return begun, nil
+}
+
+// keepOrLose is keep at the beginning of a wipe, which goes on without what cannot be kept.
+func (d *Disk) keepOrLose(ctx context.Context, e entry, s slot) {
+	err := d.keep(e, s)
+	if err == nil {
+		return
+	}
+	klog.FromContext(ctx).Error(err, "The progress of a wipe cannot be kept, after a restart it starts from the volume's beginning",
+		"device", d.device.path, "disk", d.store.table.id, "partition", e.guid)
+	s.progress = progress{}
+	d.slots[e.guid] = s
+}
+
+// reattachUnlessWiping gives a volume that is not to be wiped after all its device back.
+func (d *Disk) reattachUnlessWiping(ctx context.Context, partition string) error {
+	e, err := d.store.table.volume(partition)
+	if err != nil || phaseOf[e.kind] == Wiping {
+		return err
+	}
+	err = d.attach(ctx, e)
+	d.publish()
+	return err
+}
+
+// remove frees the extent of a volume that has been wiped. Should a tool have made the kernel
+// show the volume again meanwhile, it is detached once more: a partition without entry would have
+// no owner. Of an extent that was not zeroed nothing is known: who gets it must clear it.
 func (d *Disk) remove(ctx context.Context, e entry, zeroed bool) error {
 	next, err := d.store.table.without(e.guid)
 	if err != nil {
 		return err
 	}
-	if err := d.attacherOf(e).detach(ctx, e); err != nil {
+	if err := d.detachFirst(ctx, e); err != nil {
 		return err
 	}
-	delete(d.devices, e.guid)
-	delete(d.notes, e.guid)
 	if err := d.store.drop(ctx, next, e.index); err != nil {
 		return err
 	}
+	delete(d.slots, e.guid)
 	if zeroed {
 		d.zeroed = d.zeroed.Add(e.extent)
 	}
@@ -153,9 +300,9 @@ func (d *Disk) remove(ctx context.Context, e entry, zeroed bool) error {
 	return nil
 }
 
-// wipeWay satisfies a policy for a part of a device. It says by which method, and whether
-// what came of it was read back.
-type wipeWay func(ctx context.Context, d *blockDevice, e extent.Extent, by effort) (method string, verified bool, err error)
+// wipeWay satisfies a policy for an extent. It says by which method, and whether what came of it
+// was read back.
+type wipeWay func(ctx context.Context, w *work) (method string, verified bool, err error)
 
 func wayOf(p WipePolicy) (wipeWay, error) {
 	switch p {
@@ -166,67 +313,69 @@ func wayOf(p WipePolicy) (wipeWay, error) {
 	case WipeSecureDiscard:
 		return wipeByDiscarding, nil
 	case WipeNone:
-		return func(context.Context, *blockDevice, extent.Extent, effort) (string, bool, error) {
-			return "none", false, nil
-		}, nil
+		return func(context.Context, *work) (string, bool, error) { return "none", false, nil }, nil
 	}
 	return nil, fmt.Errorf("the wipe policy %.64q does not exist", p)
 }
 
-func wipeByZeroing(ctx context.Context, d *blockDevice, e extent.Extent, by effort) (string, bool, error) {
-	method, err := d.zero(ctx, e, by)
-	return method, err == nil, err
+func wipeByZeroing(ctx context.Context, w *work) (string, bool, error) {
+	name, err := w.zero(ctx)
+	return name, err == nil, err
 }
 
-// wipeByOverwriting has one way only: if that fails there is no other that would do.
-func wipeByOverwriting(ctx context.Context, d *blockDevice, e extent.Extent, by effort) (string, bool, error) {
-	r := overwriting
-	if err := d.apply(ctx, r, e, by.half(0)); err != nil {
-		return r.name, false, fmt.Errorf("overwriting %s: %w", d.path, err)
+// wipeByOverwriting has one method only: if that fails there is no other that would do.
+func wipeByOverwriting(ctx context.Context, w *work) (string, bool, error) {
+	w.readsAll = true
+	m := w.config.overwrite
+	if err := w.apply(ctx, m); err != nil {
+		return m.name, false, fmt.Errorf("overwriting %s: %w", w.device.path, err)
 	}
-	left, err := d.notZero(ctx, e, by.half(e.Len()))
+	left, err := w.notZero(ctx)
 	if err == nil && len(left) > 0 {
 		err = fmt.Errorf("%v does not read as zeros though it was overwritten", left[0])
 	}
 	if err != nil {
-		return r.name, false, fmt.Errorf("reading back %s: %w", d.path, err)
+		return m.name, false, fmt.Errorf("reading back %s: %w", w.device.path, err)
 	}
-	return r.name, true, nil
+	return m.name, true, nil
 }
 
 // wipeByDiscarding goes on with overwriting where the device has no secure discard. What it
 // reads after one is its own affair, so all of it is read.
-func wipeByDiscarding(ctx context.Context, d *blockDevice, e extent.Extent, by effort) (string, bool, error) {
+func wipeByDiscarding(ctx context.Context, w *work) (string, bool, error) {
+	w.readsAll = true
 	log := klog.FromContext(ctx)
-	r := secureDiscarding
-	err := d.apply(ctx, r, e, by.half(0))
+	m := w.config.secureDiscard
+	if w.at.method == methodOverwrite {
+		return wipeByOverwriting(ctx, w) // found out before a restart
+	}
+	err := w.apply(ctx, m)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) {
-		log.Info("The device has no secure discard, it is overwritten", "device", d.path, "reason", err.Error())
-		return wipeByOverwriting(ctx, d, e, by)
+		log.Info("The device has no secure discard, it is overwritten", "device", w.device.path, "reason", err.Error())
+		return wipeByOverwriting(ctx, w)
 	}
 	if err != nil {
-		return r.name, false, fmt.Errorf("discarding %s: %w", d.path, err)
+		return m.name, false, fmt.Errorf("discarding %s: %w", w.device.path, err)
 	}
-	left, err := d.notZero(ctx, e, by.half(e.Len()))
+	left, err := w.notZero(ctx)
 	if err != nil {
-		return r.name, false, fmt.Errorf("reading back %s: %w", d.path, err)
+		return m.name, false, fmt.Errorf("reading back %s: %w", w.device.path, err)
 	}
 	if len(left) == 0 {
-		return r.name, true, nil
+		return m.name, true, nil
 	}
-	log.V(2).Info("Discarded bytes do not read as zeros and are zeroed", "device", d.path, "extents", len(left), "first", left[0])
-	silent := effort{by.pace, by.rate, nil}
+	log.V(2).Info("Discarded bytes do not read as zeros and are zeroed", "device", w.device.path, "extents", len(left), "first", left[0])
 	for _, part := range left {
-		if _, err := d.zero(ctx, part, silent); err != nil {
-			return r.name, false, err
+		if _, err := w.of(part).zero(ctx); err != nil {
+			return m.name, false, err
 		}
-		still, err := d.notZero(ctx, part, silent)
+		still, err := w.of(part).notZero(ctx)
 		if err == nil && len(still) > 0 {
-			err = fmt.Errorf("%v of %s does not read as zeros though it was zeroed", still[0], d.path)
+			err = fmt.Errorf("%v of %s does not read as zeros though it was zeroed", still[0], w.device.path)
 		}
 		if err != nil {
-			return r.name, false, err
+			return m.name, false, err
 		}
 	}
-	return r.name, true, nil
+	return m.name, true, nil
 }

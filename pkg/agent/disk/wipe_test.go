@@ -6,20 +6,18 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+	"k8s.io/klog/v2/ktesting"
 )
 
-// withLadder replaces the ladder for a test.
-func withLadder(t *testing.T, rungs ...rung) {
-	t.Helper()
-	old := ladder
-	ladder = rungs
-	t.Cleanup(func() { ladder = old })
-}
+// zeroBy replaces the ways to zero.
+func (l *loop) zeroBy(methods ...method) { l.wiping.zero = methods }
 
-// wipe wipes a volume as it is done unless somebody asks for another way.
+// wipe wipes a volume as it is done unless the caller asks for another way.
 func wipe(ctx context.Context, d *Disk, partition string) error {
 	_, err := d.Wipe(ctx, partition, WipeOptions{})
 	return err
@@ -58,10 +56,9 @@ func canaries(t *testing.T, l *loop) int {
 	return bytes.Count(raw, []byte("canary"))
 }
 
-// TestLadder: every rung alone leaves nothing of a volume, and nothing of another is lost.
-func TestLadder(t *testing.T) {
-	all := slices.Clone(ladder)
-	for _, r := range all {
+// TestMethods: every method alone leaves nothing of a volume, and nothing of another is lost.
+func TestMethods(t *testing.T) {
+	for _, r := range defaultWipeConfig().zero {
 		t.Run(r.name, func(t *testing.T) {
 			bothSectors(t, func(t *testing.T, sector int) {
 				small := r
@@ -69,8 +66,8 @@ func TestLadder(t *testing.T) {
 				if r.name == "overwrite" {
 					small.step = bounceBytes
 				}
-				withLadder(t, small)
 				l := initialized(t, 32*mib, sector)
+				l.zeroBy(small)
 				d := l.open(t)
 				ctx := t.Context()
 				v, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(3, 10), Ephemeral: true})
@@ -98,11 +95,10 @@ func TestLadder(t *testing.T) {
 	}
 }
 
-// TestLadderIsClimbed: a rung that fails, or lies, is followed by the next.
-func TestLadderIsClimbed(t *testing.T) {
-	all := slices.Clone(ladder)
-	unsupported := rung{"unsupported", mib, false, func(*blockDevice, int64, int64) error { return unix.EOPNOTSUPP }}
-	lies := rung{"lies", mib, false, func(*blockDevice, int64, int64) error { return nil }}
+// TestMethodsInOrder: a method that fails, or lies, is followed by the next.
+func TestMethodsInOrder(t *testing.T) {
+	unsupported := method{"unsupported", mib, func(*blockDevice, int64, int64) error { return unix.EOPNOTSUPP }}
+	lies := method{"lies", mib, func(*blockDevice, int64, int64) error { return nil }}
 	l := initialized(t, 32*mib, 512)
 	d := l.open(t)
 	ctx := quiet(t)
@@ -112,7 +108,7 @@ func TestLadderIsClimbed(t *testing.T) {
 	}
 	canary(t, l, v)
 
-	withLadder(t, unsupported, lies)
+	l.zeroBy(unsupported, lies)
 	if err := wipe(ctx, d, a); err == nil {
 		t.Fatal("a wipe that zeroed nothing succeeded")
 	}
@@ -130,8 +126,8 @@ func TestLadderIsClimbed(t *testing.T) {
 	// Cut short in the middle, by its caller.
 	stopped, cancel := context.WithCancel(ctx)
 	defer cancel()
-	withLadder(t, rung{"cut", mib, false, func(d *blockDevice, off, n int64) error {
-		if off == 4*mib {
+	l.zeroBy(method{"cut", mib, func(d *blockDevice, off, n int64) error {
+		if off == 7*mib {
 			cancel()
 		}
 		return overwrite(d, off, n)
@@ -145,7 +141,7 @@ func TestLadderIsClimbed(t *testing.T) {
 	// And by a restart.
 	d.Close()
 	d = l.open(t)
-	withLadder(t, append([]rung{unsupported, lies}, all...)...)
+	l.zeroBy(append([]method{unsupported, lies}, defaultWipeConfig().zero...)...)
 	if err := wipe(ctx, d, a); err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +153,7 @@ func TestLadderIsClimbed(t *testing.T) {
 	}
 }
 
-// TestWipeInUse: whoever holds the volume keeps it, and nothing is changed.
+// TestWipeInUse asserts that a volume in use is kept, and nothing is changed.
 func TestWipeInUse(t *testing.T) {
 	l := initialized(t, 32*mib, 512)
 	d := l.open(t)
@@ -179,7 +175,7 @@ func TestWipeInUse(t *testing.T) {
 		t.Error("the disk was written to")
 	}
 	holder.Close()
-	// Somebody only looks, and does not go away: zeroed, but not freed.
+	// A program that only looks, and stays.
 	looker, err := os.Open(v.Device)
 	if err != nil {
 		t.Fatal(err)
@@ -187,11 +183,49 @@ func TestWipeInUse(t *testing.T) {
 	if err := wipe(ctx, d, a); !errors.Is(err, ErrInUse) {
 		t.Errorf("Wipe of a volume that is looked at: %v", err)
 	}
-	if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Wiping@3+10"}) {
-		t.Errorf("then: %v", got)
+	if l.hash(t) != before {
+		t.Error("the disk was written to")
+	}
+	if got := d.Snapshot(); !slices.Equal(volumes(got), []string{"a:Reserved@3+10"}) || got.Volumes[0].Device != v.Device {
+		t.Errorf("then: %+v", got)
 	}
 	looker.Close()
 	if err := wipe(ctx, d, a); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestWipeIsSaidOnce asserts that the log says that a volume is being wiped when its bytes are
+// zeroed, and not each time when it is held.
+func TestWipeIsSaidOnce(t *testing.T) {
+	d := initialized(t, 32*mib, 512).open(t)
+	v, err := d.Create(quiet(t), CreateOptions{Partition: a, Extent: at(3, 4), Ephemeral: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.settle(t)
+	log := &ktesting.BufferTL{}
+	ctx := klog.NewContext(t.Context(), ktesting.NewLogger(log, ktesting.NewConfig(ktesting.Verbosity(2))))
+	const says = "Volume is being wiped"
+	holder, err := os.OpenFile(v.Device, os.O_RDONLY|unix.O_EXCL, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := d.Wipe(ctx, a, WipeOptions{}); !errors.Is(err, ErrInUse) {
+			t.Errorf("of a volume that is held: %v", err)
+		}
+	}
+	if strings.Contains(log.String(), says) {
+		t.Errorf("of a volume that is held the log says %s", log.String())
+	}
+	if err := holder.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Wipe(ctx, a, WipeOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Count(log.String(), says) != 1 {
+		t.Errorf("the log says %s", log.String())
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -14,27 +15,48 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// rung is one way to zero a run of bytes of a device, or to do away with it.
-type rung struct {
-	name  string
-	step  int64 // bytes at a time; ctx is looked at in between
-	paced bool  // it writes the bytes, so that it keeps other I/O waiting
-	do    func(d *blockDevice, off, n int64) error
+// method is one way to zero a run of bytes of a device, or to have the device erase it.
+type method struct {
+	name string
+	step int64 // bytes at a time at most; ctx is looked at in between
+	do   func(d *blockDevice, off, n int64) error
 }
 
-var (
-	// Zeroes and unmaps, or fails: it does not fall back to writing.
-	punching = rung{"PUNCH_HOLE", 16 << 30, false, punchHole}
-	// The device's own command, or the kernel's writing of zeros.
-	zeroing     = rung{"BLKZEROOUT", 256 << 20, true, zeroOut}
-	overwriting = rung{"overwrite", bounceBytes, true, overwrite}
-	// Erases what the device has of it, and does not say what is read afterwards.
-	secureDiscarding = rung{"BLKSECDISCARD", 1 << 30, false, secureDiscard}
+const (
+	methodPunch         = "PUNCH_HOLE"
+	methodZeroOut       = "BLKZEROOUT"
+	methodOverwrite     = "overwrite"
+	methodSecureDiscard = "BLKSECDISCARD"
 )
 
-// ladder lists the ways to zero, the fastest first. BLKDISCARD is not among them: it
-// promises nothing about what is read afterwards.
-var ladder = []rung{punching, zeroing, overwriting}
+// wipeConfig is how a disk zeroes and erases.
+type wipeConfig struct {
+	// zero lists the ways to zero, the fastest first. BLKDISCARD is not among them: it promises
+	// nothing about what is read afterwards.
+	zero []method
+	// overwrite is the only way of the policy Overwrite.
+	overwrite method
+	// secureDiscard erases what the device has of it, and does not say what is read afterwards.
+	secureDiscard method
+	// keepEvery is how often a wipe keeps its progress. Each time costs a flush and the write of a sector.
+	keepEvery interval
+}
+
+func defaultWipeConfig() *wipeConfig {
+	overwriting := method{methodOverwrite, bounceBytes, overwrite}
+	return &wipeConfig{
+		zero: []method{
+			// Zeroes and unmaps, or fails: it does not fall back to writing.
+			{methodPunch, 1 << 30, punchHole},
+			// The device's own command, or the kernel's writing of zeros.
+			{methodZeroOut, 256 << 20, zeroOut},
+			overwriting,
+		},
+		overwrite:     overwriting,
+		secureDiscard: method{methodSecureDiscard, 1 << 30, secureDiscard},
+		keepEvery:     interval{1 << 30, 10 * time.Second},
+	}
+}
 
 func punchHole(d *blockDevice, off, n int64) error {
 	return unix.Fallocate(d.fd(), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
@@ -60,55 +82,93 @@ var zeroMiB = alignedBuffer()
 
 func overwrite(d *blockDevice, off, n int64) error { return d.writeAligned(zeroMiB[:n], off) }
 
-// zero makes a part of the device read as zeros, by the first rung of the ladder that
-// works and whose result is proven by reading, and says which.
-func (d *blockDevice) zero(ctx context.Context, e extent.Extent, by effort) (method string, err error) {
+// work is the zeroing of one extent of a disk: for a wipe, or for the volume that is to get it.
+type work struct {
+	device *blockDevice
+	extent extent.Extent
+	limit  limit
+	config *wipeConfig
+	// tell, if set, is called with the number of bytes done. Of work that goes over the extent
+	// twice, which is readsAll, each time counts half.
+	tell     func(done int64)
+	readsAll bool
+	// at is how far it is; keeper, if set, keeps that on the disk.
+	at     progress
+	keeper *keeper
+}
+
+// of is the same work on a part of the extent, from its beginning.
+func (w *work) of(part extent.Extent) *work {
+	return &work{device: w.device, extent: part, limit: w.limit, config: w.config}
+}
+
+func (w *work) report(read int64) {
+	switch {
+	case w.tell == nil:
+	case w.readsAll:
+		w.tell((w.at.zeroed + read) / 2)
+	default:
+		w.tell(w.at.zeroed)
+	}
+}
+
+// zero makes the extent read as zeros, by the first method that works and whose result is proven
+// by reading, and says which. It begins with the method that was under way.
+func (w *work) zero(ctx context.Context) (name string, err error) {
 	log := klog.FromContext(ctx)
+	methods := w.config.zero
+	for i, m := range methods {
+		if m.name == w.at.method {
+			methods = methods[i:]
+			break
+		}
+	}
 	var failed []error
-	for _, r := range ladder {
-		by.tell(0)
-		err := d.apply(ctx, r, e, by)
+	for _, m := range methods {
+		name = m.name
+		err := w.apply(ctx, m)
 		if err == nil {
-			err = d.sample(ctx, e, by)
+			err = w.sample(ctx)
 		}
 		if err == nil {
-			log.V(4).Info("Zeroed", "device", d.path, "extent", e, "by", r.name)
-			return r.name, nil
+			log.V(4).Info("Zeroed", "device", w.device.path, "extent", w.extent, "by", m.name)
+			return m.name, nil
 		}
 		if ctx.Err() != nil {
-			return r.name, fmt.Errorf("zeroing %s: %w", d.path, ctx.Err())
+			return m.name, fmt.Errorf("zeroing %s: %w", w.device.path, ctx.Err())
 		}
-		method = r.name
-		failed = append(failed, fmt.Errorf("%s: %w", r.name, err))
+		failed = append(failed, fmt.Errorf("%s: %w", m.name, err))
 		if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
 			break // no device, no other way
 		}
 	}
-	return method, fmt.Errorf("zeroing %s: %w", d.path, errors.Join(failed...))
+	return name, fmt.Errorf("zeroing %v of %s: %w", w.extent, w.device.path, errors.Join(failed...))
 }
 
-// apply does to a part of the device what the rung does, and flushes.
-func (d *blockDevice) apply(ctx context.Context, r rung, e extent.Extent, by effort) error {
-	step := r.step
-	if r.paced {
-		step = by.step(step)
+// apply does to the extent what the method does, from where it is, and flushes.
+func (w *work) apply(ctx context.Context, m method) error {
+	if err := w.start(ctx, m.name); err != nil {
+		return err
 	}
-	for off := e.Start; off < e.End; off += step {
-		n := min(step, e.End-off)
+	step := w.limit.step(m.step)
+	w.report(w.at.read)
+	for w.at.zeroed < w.extent.Len() {
+		off, n := w.extent.Start+w.at.zeroed, min(step, w.extent.Len()-w.at.zeroed)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if r.paced {
-			if err := by.wait(ctx, n); err != nil {
-				return err
-			}
+		if err := w.limit.wait(ctx, n); err != nil {
+			return err
 		}
-		if err := r.do(d, off, n); err != nil {
+		if err := m.do(w.device, off, n); err != nil {
 			return fmt.Errorf("at %d: %w", off, err)
 		}
-		by.tell(off + n - e.Start)
+		w.at.zeroed += n
+		if err := w.advance(ctx); err != nil {
+			return err
+		}
 	}
-	return d.Sync()
+	return w.device.Sync()
 }
 
 // Samples are read at regular distances, and the ends, where file systems and
@@ -119,8 +179,9 @@ const (
 	sampleEnds  = bounceBytes
 )
 
-// sample reads parts of an extent from the medium and fails if one is not zero.
-func (d *blockDevice) sample(ctx context.Context, e extent.Extent, by effort) error {
+// sample reads parts of the extent from the medium and fails if one is not zero.
+func (w *work) sample(ctx context.Context) error {
+	e := w.extent
 	end := min(sampleEnds, e.Len())
 	spans := []extent.Extent{extent.New(e.Start, end), extent.New(e.End-end, end)}
 	for step, off := max(e.Len()/sampleCount/sampleBytes, 1)*sampleBytes, e.Start; off < e.End; off += step {
@@ -128,7 +189,7 @@ func (d *blockDevice) sample(ctx context.Context, e extent.Extent, by effort) er
 	}
 	buf := alignedBuffer()
 	for _, s := range spans {
-		if zero, err := d.readsZero(ctx, s, buf, by); err != nil {
+		if zero, err := w.readsZero(ctx, s, buf); err != nil {
 			return err
 		} else if !zero {
 			return fmt.Errorf("%v does not read as zeros", s)
@@ -137,9 +198,9 @@ func (d *blockDevice) sample(ctx context.Context, e extent.Extent, by effort) er
 	return nil
 }
 
-// notZero reads all of an extent from the medium and returns the parts that are not zero, by
-// MiB. It looks at one MiB while the next is read: else looking would cost a tenth of the time.
-func (d *blockDevice) notZero(ctx context.Context, e extent.Extent, by effort) ([]extent.Extent, error) {
+// notZero reads all of the extent from the medium, from where it is, and returns the parts that are
+// not zero, by MiB. It looks at one MiB while the next is read: else looking would cost a tenth of the time.
+func (w *work) notZero(ctx context.Context) ([]extent.Extent, error) {
 	type piece struct {
 		extent.Extent
 		data []byte
@@ -149,17 +210,18 @@ func (d *blockDevice) notZero(ctx context.Context, e extent.Extent, by effort) (
 	pieces, buffers := make(chan piece), make(chan []byte, 2)
 	buffers <- alignedBuffer()
 	buffers <- alignedBuffer()
+	begin := w.extent.Start + w.at.read
 	go func() {
 		defer close(pieces)
-		for off := e.Start; off < e.End; off += bounceBytes {
-			p := piece{Extent: extent.New(off, min(bounceBytes, e.End-off))}
+		for off := begin; off < w.extent.End; off += bounceBytes {
+			p := piece{Extent: extent.New(off, min(bounceBytes, w.extent.End-off))}
 			select {
 			case p.data = <-buffers:
 			case <-ctx.Done():
 				return
 			}
-			if p.err = by.wait(ctx, p.Len()); p.err == nil {
-				p.err = d.readAligned(p.data[:p.Len()], off)
+			if p.err = w.limit.wait(ctx, p.Len()); p.err == nil {
+				p.err = w.device.readAligned(p.data[:p.Len()], off)
 			}
 			select {
 			case pieces <- p:
@@ -185,29 +247,34 @@ func (d *blockDevice) notZero(ctx context.Context, e extent.Extent, by effort) (
 		}
 		zero := allZero(p.data[:p.Len()])
 		buffers <- p.data
-		by.tell(p.End - e.Start)
-		if zero {
+		switch last := len(found) - 1; {
+		case zero && len(found) == 0:
+			w.at.read = p.End - w.extent.Start
+			if err := w.advance(ctx); err != nil {
+				return nil, err
+			}
 			continue
-		}
-		if last := len(found) - 1; last >= 0 && found[last].End == p.Start {
+		case zero: // what lies before it is still to be zeroed
+		case last >= 0 && found[last].End == p.Start:
 			found[last].End = p.End
-			continue
+		default:
+			found = append(found, p.Extent)
 		}
-		found = append(found, p.Extent)
+		w.report(p.End - w.extent.Start)
 	}
 	return found, ctx.Err()
 }
 
 // readsZero reads an extent from the medium. buf is aligned and has room for it.
-func (d *blockDevice) readsZero(ctx context.Context, e extent.Extent, buf []byte, by effort) (bool, error) {
+func (w *work) readsZero(ctx context.Context, e extent.Extent, buf []byte) (bool, error) {
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
-	if err := by.wait(ctx, e.Len()); err != nil {
+	if err := w.limit.wait(ctx, e.Len()); err != nil {
 		return false, err
 	}
 	b := buf[:e.Len()]
-	if err := d.readAligned(b, e.Start); err != nil {
+	if err := w.device.readAligned(b, e.Start); err != nil {
 		return false, err
 	}
 	return allZero(b), nil

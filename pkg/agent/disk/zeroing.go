@@ -11,8 +11,8 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// claimLong waits until nobody else does anything to the volume that takes long: it is
-// zeroed, or what it is to get is.
+// claimLong waits until no other call does anything to the volume that takes long: zeroes it, or
+// the space that it is to get.
 func (d *Disk) claimLong(ctx context.Context, partition string) (release func(), err error) {
 	for {
 		d.longMu.Lock()
@@ -38,10 +38,13 @@ func (d *Disk) claimLong(ctx context.Context, partition string) (release func(),
 }
 
 // onZeros has the owner do something that gives free space to a volume, after that space
-// reads as zeros. The owner calls plan, which says which space that is, and then do, which
-// must plan anew: only the caller waits for the zeroing, and the table may change
+// reads as zeros. The owner calls plan, which says which space that is and at which rate it may be
+// zeroed, and then do, which
+// must plan again: only the caller waits for the zeroing, and the table may change
 // meanwhile. Free space may hold anything: nothing but wiped volumes was ever zeroed.
-func (d *Disk) onZeros(ctx context.Context, partition string, plan func() (extent.Extent, error), do func(context.Context) error) error {
+func (d *Disk) onZeros(
+	ctx context.Context, partition string, plan func() (extent.Extent, int64, error), do func(context.Context) error,
+) error {
 	if v, found := d.volumeNow(partition); found && v.Phase == Wiping {
 		return fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
 	}
@@ -52,8 +55,9 @@ func (d *Disk) onZeros(ctx context.Context, partition string, plan func() (exten
 	defer release()
 	var device *blockDevice
 	var e extent.Extent
+	var rate int64
 	err = d.run(ctx, func(ctx context.Context) (err error) {
-		if e, err = plan(); err != nil {
+		if e, rate, err = plan(); err != nil {
 			return err
 		}
 		if e.Empty() || d.zeroed.Contains(e) {
@@ -76,7 +80,7 @@ func (d *Disk) onZeros(ctx context.Context, partition string, plan func() (exten
 		return err
 	}
 	stop := d.askMeanwhile()
-	_, zeroErr := device.zero(ctx, e, effort{})
+	_, zeroErr := (&work{device: device, extent: e, limit: limit{&d.pace, rate}, config: d.wiping}).zero(ctx)
 	zeroErr = errors.Join(zeroErr, device.Close())
 	stop()
 	err = d.run(context.WithoutCancel(ctx), func(ctx context.Context) error {

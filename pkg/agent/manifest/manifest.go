@@ -1,6 +1,5 @@
-// Package manifest writes the PersistentVolumes of a node anew from its disks: for a
-// cluster that has lost them, and for whoever wants to bind or to release a volume that
-// was retained. It only reads the disks, beside the agent that serves them, and needs no
+// Package manifest writes the PersistentVolumes of a node again from its disks: for a
+// cluster that has lost them, and to bind or to release a volume that was retained. It only reads the disks, beside the agent that serves them, and needs no
 // API server.
 package manifest
 
@@ -13,11 +12,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -27,6 +23,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/signature"
 	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/request"
 )
@@ -34,8 +31,7 @@ import (
 // Options say which disks are read, and what the disks do not know of their volumes.
 type Options struct {
 	NodeName string
-	// Devices are patterns for device paths. Without any, all disks are looked at that an
-	// agent takes without being told their paths.
+	// Devices are patterns for device paths. No other device is read.
 	Devices []string
 	// Sys is /sys/block.
 	Sys fs.FS
@@ -59,12 +55,19 @@ func (o *Options) Validate() error {
 	if o.NodeName == "" {
 		return errors.New("the name of the node is missing")
 	}
+	if len(o.Devices) == 0 {
+		return errors.New("no devices are named, and none is read without: give the node's disks as --devices=/dev/nvme0n1,/dev/nvme1n1 " +
+			"or --devices='/dev/nvme*', as the DiskClasses or status.devices of the NodeDiskCapacity name them")
+	}
 	return nil
 }
 
 // Volumes returns the PersistentVolumes of what the disks hold, sorted by name. Disks and
-// volumes that cannot be told are in the error; the others are returned all the same.
+// volumes that cannot be described are in the error; the others are returned all the same.
 func Volumes(ctx context.Context, o Options) ([]*corev1.PersistentVolume, error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
 	disks, err := readDisks(ctx, o)
 	problems := []error{err}
 	var volumes []*corev1.PersistentVolume
@@ -96,16 +99,17 @@ func Volumes(ctx context.Context, o Options) ([]*corev1.PersistentVolume, error)
 
 // readDisks reads the tables of the node's disks of ours.
 func readDisks(ctx context.Context, o Options) ([]disk.Snapshot, error) {
-	devices, err := discovery.Scan(o.Sys, "/dev", o.Devices)
+	all, err := discovery.Scan(o.Sys, "/dev")
 	if err != nil {
 		return nil, err
 	}
+	named := discovery.Among(all, o.Devices)
+	if len(named) == 0 {
+		return nil, fmt.Errorf("no device of the node matches --devices=%s", strings.Join(o.Devices, ","))
+	}
 	var disks []disk.Snapshot
 	var problems []error
-	for _, device := range devices {
-		if device.Explicit && len(o.Devices) == 0 {
-			continue
-		}
+	for _, device := range named {
 		contents, err := disk.Inspect(ctx, device.Path)
 		if err != nil {
 			problems = append(problems, err)
@@ -156,24 +160,18 @@ func (o *Options) volume(d disk.Snapshot, v disk.Volume, id, fsType string) *cor
 	return pv
 }
 
-// probeTimeout bounds the reading of a file system's type.
-const probeTimeout = 30 * time.Second
-
 // fileSystem reads which file system a volume holds; empty if it was never handed out.
 func fileSystem(ctx context.Context, d disk.Snapshot, v disk.Volume) (string, error) {
 	if v.Raw || v.Phase == disk.Reserved {
 		return "", nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	arguments := []string{"-p", "-u", "filesystem", "-s", "TYPE", "-o", "value"}
+	var fsType string
+	var err error
 	if v.Device != "" {
-		arguments = append(arguments, v.Device)
+		fsType, err = signature.FileSystem(ctx, v.Device, diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS)
 	} else {
-		arguments = append(arguments, "-O", strconv.FormatInt(v.Extent.Start, 10), "-S", strconv.FormatInt(v.Extent.Len(), 10), d.Path)
+		fsType, err = signature.FileSystemAt(ctx, d.Path, v.Extent.Start, v.Extent.Len(), diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS)
 	}
-	out, err := exec.CommandContext(ctx, "blkid", arguments...).Output()
-	fsType := strings.TrimSpace(string(out))
 	if err != nil || fsType == "" || diskv1alpha1.ValidateFSType(fsType) != nil {
 		return "", fmt.Errorf("no file system is recognised (%q): repair it first, or write its manifest by hand", fsType)
 	}

@@ -12,16 +12,16 @@ import (
 
 const (
 	// Window is how long changes are collected before they are written. It bounds the
-	// writes of a busy node, and how late the scheduler hears of freed space.
+	// writes of a busy node, and how late the scheduler sees freed space.
 	Window = 50 * time.Millisecond
-	// calm is how long changes are collected that nobody waits for. The scheduler fills a node
+	// calm is how long changes are collected that no pod waits for. The scheduler fills a node
 	// in much less before it goes on to the next, so that mostly one write tells of all.
 	calm = time.Second
 )
 
 // Calm is how long the write of status may yet wait if it has differed so long from what is
-// published. Space that became free, a disk or a condition that changed are news. That volumes were made is not: the
-// scheduler has recorded their places, and an API server works several times as long on a
+// published. Space that became free, a disk or a condition that changed, and a pod to be evicted are news. That volumes
+// were made is not: the scheduler has recorded their places, and an API server works several times as long on a
 // publication as on a pod's binding.
 func Calm(status, published *diskv1alpha1.NodeDiskCapacityStatus, differed time.Duration) time.Duration {
 	if isNews(status, published) {
@@ -31,7 +31,9 @@ func Calm(status, published *diskv1alpha1.NodeDiskCapacityStatus, differed time.
 }
 
 func isNews(status, published *diskv1alpha1.NodeDiskCapacityStatus) bool {
-	if len(status.Disks) != len(published.Disks) || !equality.Semantic.DeepEqual(status.Conditions, published.Conditions) {
+	if len(status.Disks) != len(published.Disks) || !equality.Semantic.DeepEqual(status.Devices, published.Devices) ||
+		!equality.Semantic.DeepEqual(status.Conditions, published.Conditions) ||
+		!equality.Semantic.DeepEqual(status.Evictions, published.Evictions) {
 		return true
 	}
 	for i, disk := range status.Disks {

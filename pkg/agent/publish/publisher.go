@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -32,6 +31,14 @@ type Options struct {
 	NodeUID func() types.UID
 	// Status is what is to be published now.
 	Status func() diskv1alpha1.NodeDiskCapacityStatus
+	// Progress follows each pass; nil for no health checks.
+	Progress Progress
+}
+
+// Progress follows the publisher's passes.
+type Progress interface {
+	// Pass is called when a pass begins, and done with its outcome at its end.
+	Pass() (done func(err error))
 }
 
 // Publisher keeps the node's NodeDiskCapacity equal to what Status says.
@@ -48,6 +55,8 @@ type Publisher struct {
 	// newest is the newest version of the object that the API server showed us, in
 	// an answer to a write or on the watch; nil when it does not exist.
 	newest *diskv1alpha1.NodeDiskCapacity
+	// gone is the UID of the last object that was deleted: a late answer to a write may still show it.
+	gone types.UID
 
 	// wrote is when the last write was answered, changed since when there is something to write.
 	wrote, changed time.Time
@@ -59,7 +68,7 @@ type Publisher struct {
 func New(o Options) (*Publisher, error) {
 	p := &Publisher{options: o, kicks: make(chan struct{}, 1)}
 	_, err := o.Capacities.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(object any) { p.observe(object) },
+		AddFunc:    func(object any) { p.appear(object) },
 		UpdateFunc: func(_, object any) { p.observe(object) },
 		DeleteFunc: p.forget,
 	})
@@ -78,12 +87,21 @@ func (p *Publisher) Kick() {
 }
 
 // observe notes a version of the object and looks whether it must be put right:
-// somebody may have edited it.
+// a person may have edited it.
 func (p *Publisher) observe(object any) {
 	if ndc, ok := object.(*diskv1alpha1.NodeDiskCapacity); ok {
 		p.note(ndc)
 		p.Kick()
 	}
+}
+
+// appear is observe for an object that the watch shows first: one that was deleted may be
+// restored from a backup with its UID.
+func (p *Publisher) appear(object any) {
+	p.mu.Lock()
+	p.gone = ""
+	p.mu.Unlock()
+	p.observe(object)
 }
 
 func (p *Publisher) forget(object any) {
@@ -95,6 +113,7 @@ func (p *Publisher) forget(object any) {
 		return
 	}
 	p.mu.Lock()
+	p.gone = ndc.UID
 	// The event may be late, and ours the next object of that name already.
 	if p.newest != nil && p.newest.UID == ndc.UID {
 		p.newest = nil
@@ -104,16 +123,19 @@ func (p *Publisher) forget(object any) {
 }
 
 // note keeps the newer of the object and what is known. The watch is often behind the
-// answer to a write.
+// answer to a write, or ahead of it: an object that was deleted meanwhile does not count.
 func (p *Publisher) note(ndc *diskv1alpha1.NodeDiskCapacity) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if ndc.UID == p.gone && p.gone != "" {
+		return
+	}
 	if p.newest == nil || !older(ndc, p.newest) {
 		p.newest = ndc
 	}
 }
 
-// older reports whether a is an older version than b, as far as that can be told.
+// older reports whether a is an older version than b, as far as that can be known.
 func older(a, b *diskv1alpha1.NodeDiskCapacity) bool {
 	order, err := resourceversion.CompareResourceVersion(a.ResourceVersion, b.ResourceVersion)
 	return err == nil && order < 0
@@ -122,19 +144,19 @@ func older(a, b *diskv1alpha1.NodeDiskCapacity) bool {
 // behind is how long the watch may be behind the answer to a write.
 const behind = 5 * time.Second
 
-// doubt asks the API server itself when the watch shows an older object than is known,
-// and that for longer than a watch is behind: its data was restored from a backup.
+// doubt asks the API server itself when the watch shows an older object than is known, or none,
+// and that for longer than a watch is behind: its data was restored from a backup, or the object
+// was deleted before the watch showed it.
 func (p *Publisher) doubt(ctx context.Context) error {
 	object, ok, err := p.options.Capacities.GetStore().GetByKey(p.options.Client.NodeName())
-	if err != nil || !ok {
+	if err != nil {
 		return err
 	}
-	shown, ok := object.(*diskv1alpha1.NodeDiskCapacity)
 	known := p.known()
-	if !ok || known == nil {
+	if known == nil {
 		return nil
 	}
-	if !older(shown, known) {
+	if shown, isCapacity := object.(*diskv1alpha1.NodeDiskCapacity); ok && (!isCapacity || !older(shown, known)) {
 		return nil
 	}
 	if wait := behind - time.Since(p.wrote); wait > 0 {
@@ -181,7 +203,7 @@ func (p *Publisher) Run(ctx context.Context) {
 		case <-p.kicks:
 		default:
 		}
-		if err := p.publish(ctx); err != nil {
+		if err := p.pass(ctx); err != nil {
 			if ctx.Err() != nil {
 				return
 			}
@@ -198,6 +220,17 @@ func (p *Publisher) Run(ctx context.Context) {
 		}
 		backoff, said = fresh, ""
 	}
+}
+
+// pass publishes, and says so.
+func (p *Publisher) pass(ctx context.Context) error {
+	if p.options.Progress == nil {
+		return p.publish(ctx)
+	}
+	done := p.options.Progress.Pass()
+	err := p.publish(ctx)
+	done(err)
+	return err
 }
 
 func pause(ctx context.Context, d time.Duration) bool {
@@ -218,18 +251,16 @@ func (p *Publisher) publish(ctx context.Context) error {
 		return err
 	}
 	ndc := p.known()
-	owner, err := p.owner()
-	if err != nil {
-		return err
-	}
+	var err error
 	if ndc == nil {
-		if ndc, err = p.create(ctx, owner); err != nil {
+		if ndc, err = p.create(ctx); err != nil {
 			return err
 		}
 	}
-	if !slices.ContainsFunc(ndc.OwnerReferences, func(r metav1.OwnerReference) bool { return r.UID == owner.UID }) {
-		// The Node was made anew: without this the object would be garbage.
-		if ndc, err = p.patch(ctx, map[string]any{"metadata": map[string]any{"ownerReferences": []metav1.OwnerReference{owner}}}); err != nil {
+	if others := slices.DeleteFunc(slices.Clone(ndc.OwnerReferences), isNode); len(others) < len(ndc.OwnerReferences) {
+		// Deleting the Node would delete what is known of its disks.
+		metadata := map[string]any{"ownerReferences": others, "resourceVersion": ndc.ResourceVersion}
+		if ndc, err = p.patch(ctx, map[string]any{"metadata": metadata}); err != nil {
 			return err
 		}
 	}
@@ -239,6 +270,7 @@ func (p *Publisher) publish(ctx context.Context) error {
 	}
 	status.Conditions = withTimes(status.Conditions, p.conditions, metav1.Now().Rfc3339Copy())
 	p.conditions = status.Conditions
+	status.Conditions = withOthers(status.Conditions, ndc.Status.Conditions)
 	if equality.Semantic.DeepEqual(status, ndc.Status) {
 		p.changed = time.Time{}
 		return nil
@@ -258,19 +290,33 @@ func (p *Publisher) publish(ctx context.Context) error {
 	return nil
 }
 
-func (p *Publisher) owner() (metav1.OwnerReference, error) {
-	name := p.options.Client.NodeName()
-	uid := p.options.NodeUID()
-	if uid == "" {
-		return metav1.OwnerReference{}, fmt.Errorf("there is no Node %s yet: NodeDiskCapacity %s is created once the kubelet has registered it", name, name)
+// notOurs are the types of conditions that the scheduler's leader writes.
+var notOurs = []string{diskv1alpha1.ConditionDisksShared}
+
+// withOthers are our conditions, and those of others as they are published now.
+func withOthers(ours, published []metav1.Condition) []metav1.Condition {
+	isOthers := func(c metav1.Condition) bool { return slices.Contains(notOurs, c.Type) }
+	out := slices.DeleteFunc(slices.Clone(ours), isOthers)
+	for _, c := range published {
+		if isOthers(c) {
+			out = append(out, c)
+		}
 	}
-	return metav1.OwnerReference{APIVersion: corev1.SchemeGroupVersion.String(), Kind: "Node", Name: name, UID: uid}, nil
+	return out
 }
 
-func (p *Publisher) create(ctx context.Context, owner metav1.OwnerReference) (*diskv1alpha1.NodeDiskCapacity, error) {
+// isNode reports whether the owner is a Node, as agents before set it.
+func isNode(r metav1.OwnerReference) bool { return r.Kind == "Node" }
+
+// create makes the object, but not for a node that is gone: no controller would remove it again.
+func (p *Publisher) create(ctx context.Context) (*diskv1alpha1.NodeDiskCapacity, error) {
+	name := p.options.Client.NodeName()
+	if p.options.NodeUID() == "" {
+		return nil, fmt.Errorf("there is no Node %s yet: NodeDiskCapacity %s is created once the kubelet has registered it", name, name)
+	}
 	ndc := &diskv1alpha1.NodeDiskCapacity{
 		TypeMeta:   metav1.TypeMeta{APIVersion: diskv1alpha1.SchemeGroupVersion.String(), Kind: "NodeDiskCapacity"},
-		ObjectMeta: metav1.ObjectMeta{Name: p.options.Client.NodeName(), OwnerReferences: []metav1.OwnerReference{owner}},
+		ObjectMeta: metav1.ObjectMeta{Name: name},
 	}
 	out, err := p.options.Client.CreateCapacity(ctx, ndc)
 	p.wrote = time.Now()
@@ -293,12 +339,13 @@ func (p *Publisher) patch(ctx context.Context, patch map[string]any) (*diskv1alp
 	return out, p.answered(out, err)
 }
 
-// replace writes the status. It tries again if somebody else has changed the object, and the watch
-// has not told yet.
+// replace writes the status. It tries again if another client has changed the object, and the watch
+// does not show that yet.
 func (p *Publisher) replace(ctx context.Context, ndc *diskv1alpha1.NodeDiskCapacity, status diskv1alpha1.NodeDiskCapacityStatus) error {
 	for {
 		next := ndc.DeepCopy()
 		next.Status = status
+		next.Status.Conditions = withOthers(status.Conditions, ndc.Status.Conditions)
 		out, err := p.options.Client.UpdateCapacityStatus(ctx, next)
 		if !apierrors.IsConflict(err) {
 			return p.answered(out, err)

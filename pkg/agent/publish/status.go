@@ -15,7 +15,7 @@ import (
 )
 
 // Owner says whose a partition is: the CSI volume ID and namespace/name of the pod or
-// claim, both empty when that is not known; since when nobody speaks for it, and how far
+// claim, both empty when that is not known; since when it is an orphan, and how far
 // its wiping is, both nil when that is not so.
 type Owner struct {
 	Volume, Name  string
@@ -29,13 +29,17 @@ const (
 	maxMessage   = 1024
 	maxCondition = 32 << 10
 	maxDisks     = 128
+	maxDevices   = 256
+	maxReasons   = 16
+	maxReason    = 512
 )
 
 // Status is what the agent publishes about the disks. Conditions have no transition
 // times yet.
-func Status(disks []discovery.Disk, refused []discovery.Refusal, owner func(disk.Volume) Owner) diskv1alpha1.NodeDiskCapacityStatus {
+func Status(disks []discovery.Disk, devices []discovery.Listed, refused []discovery.Refusal, owner func(disk.Volume) Owner) diskv1alpha1.NodeDiskCapacityStatus {
 	status := diskv1alpha1.NodeDiskCapacityStatus{
-		Conditions: []metav1.Condition{devicesRefused(refused), ready(disks)},
+		Devices:    devicesOf(devices, disks),
+		Conditions: []metav1.Condition{devicesRefused(refused), ready(disks, devices)},
 		Summary:    summary(disks),
 	}
 	for i := range disks {
@@ -44,6 +48,7 @@ func Status(disks []discovery.Disk, refused []discovery.Refusal, owner func(disk
 		}
 		status.Disks = append(status.Disks, diskStatus(&disks[i], owner))
 	}
+	status.Conditions = append(status.Conditions, bound(&status))
 	return status
 }
 
@@ -87,13 +92,13 @@ func diskStatus(d *discovery.Disk, owner func(disk.Volume) Owner) diskv1alpha1.D
 	return out
 }
 
-// takesVolumes reports whether the disk's free extents are of use to anybody: space
+// takesVolumes reports whether the disk's free extents are of use: space
 // that no entry of the table is left for is overhead.
 func takesVolumes(d *discovery.Disk) bool {
 	return d.Ready() && len(d.Snapshot.Volumes) < disk.MaxVolumes
 }
 
-func ready(disks []discovery.Disk) metav1.Condition {
+func ready(disks []discovery.Disk, devices []discovery.Listed) metav1.Condition {
 	var problems []string
 	for i := range disks {
 		if d := &disks[i]; !d.Ready() {
@@ -104,6 +109,8 @@ func ready(disks []discovery.Disk) metav1.Condition {
 	switch {
 	case len(problems) > 0:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "DisksOutOfService", clip(strings.Join(problems, "; "), maxCondition)
+	case len(disks) == 0 && candidates(devices) > 0:
+		c.Reason, c.Message = "NoDisks", fmt.Sprintf("%d devices wait to be taken: status.devices says what each waits for", candidates(devices))
 	case len(disks) == 0:
 		c.Reason, c.Message = "NoDisks", "no usable device of this node is selected by a DiskClass"
 	default:
@@ -130,9 +137,8 @@ func devicesRefused(refused []discovery.Refusal) metav1.Condition {
 	return c
 }
 
-// Orphaned says for which volumes nobody speaks: persistent ones without
-// PersistentVolume, of which a person decides what becomes, and ephemeral ones whose pod
-// vanished.
+// Orphaned says which volumes are orphans: persistent ones without PersistentVolume, which an
+// operator binds again or releases, and ephemeral ones whose pod vanished.
 func Orphaned(persistent, ephemeral []string) metav1.Condition {
 	c := metav1.Condition{
 		Type:    diskv1alpha1.ConditionOrphanedVolumes,
@@ -143,7 +149,7 @@ func Orphaned(persistent, ephemeral []string) metav1.Condition {
 	var parts []string
 	if len(ephemeral) > 0 {
 		c.Status, c.Reason = metav1.ConditionTrue, "NoPod"
-		parts = append(parts, fmt.Sprintf("%d volumes have no pod, whose end nobody saw, and are kept until the grace period is over: %s", len(ephemeral), strings.Join(ephemeral, ", ")))
+		parts = append(parts, fmt.Sprintf("%d volumes have no pod, whose end this agent did not see, and are kept until the grace period is over: %s", len(ephemeral), strings.Join(ephemeral, ", ")))
 	}
 	if len(persistent) > 0 {
 		c.Status, c.Reason = metav1.ConditionTrue, "NoPersistentVolume"
@@ -167,6 +173,19 @@ func ReclaimStopped(why string) metav1.Condition {
 	return metav1.Condition{
 		Type: diskv1alpha1.ConditionReclaimStopped, Status: metav1.ConditionTrue, Reason: "ManyOrphans", Message: clip(why, maxCondition),
 	}
+}
+
+// ReclaimBlocked says which volumes are to be wiped and are held, one sentence each.
+func ReclaimBlocked(held []string) metav1.Condition {
+	c := metav1.Condition{
+		Type: diskv1alpha1.ConditionReclaimBlocked, Status: metav1.ConditionFalse, Reason: "NoneHeld",
+		Message: "no volume that is to be wiped is held",
+	}
+	if len(held) > 0 {
+		c.Status, c.Reason = metav1.ConditionTrue, "VolumesHeld"
+		c.Message = clip(fmt.Sprintf("%d volumes cannot be wiped, their space is not free: %s", len(held), strings.Join(held, "; ")), maxCondition)
+	}
+	return c
 }
 
 func summary(disks []discovery.Disk) diskv1alpha1.Summary {

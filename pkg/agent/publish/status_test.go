@@ -30,11 +30,11 @@ func inService() discovery.Disk {
 	}
 }
 
-func nobody(disk.Volume) Owner { return Owner{} }
+func noOwner(disk.Volume) Owner { return Owner{} }
 
 func TestStatusOfDisks(t *testing.T) {
 	owner := func(disk.Volume) Owner { return Owner{Volume: "csi-1", Name: "ns/pod"} }
-	status := Status([]discovery.Disk{inService()}, nil, owner)
+	status := Status([]discovery.Disk{inService()}, nil, nil, owner)
 	want := diskv1alpha1.Disk{
 		ID: "a", Device: "sda", Class: "ssd", Model: "M", SectorSize: 512, Size: 100 * mib, Overhead: 2 * mib, State: diskv1alpha1.DiskReady,
 		Free: []diskv1alpha1.Extent{{Start: mib, Length: 30 * mib}, {Start: 41 * mib, Length: 58 * mib}},
@@ -68,7 +68,7 @@ func TestStatusAddsUp(t *testing.T) {
 		"failed":     {failed, diskv1alpha1.DiskFailed, 0},
 		"no entry":   {full, diskv1alpha1.DiskReady, 0},
 	} {
-		d := Status([]discovery.Disk{tc.disk}, nil, nobody).Disks[0]
+		d := Status([]discovery.Disk{tc.disk}, nil, nil, noOwner).Disks[0]
 		total := d.Overhead
 		for _, e := range d.Free {
 			total += e.Length
@@ -85,7 +85,7 @@ func TestStatusAddsUp(t *testing.T) {
 func TestConditions(t *testing.T) {
 	failed := inService()
 	failed.Problem = "device sda is gone"
-	status := Status([]discovery.Disk{failed}, []discovery.Refusal{{Device: "sdb", Reason: "has an ext4 file system"}, {Device: "sdc", Reason: "is mounted"}}, nobody)
+	status := Status([]discovery.Disk{failed}, nil, []discovery.Refusal{{Device: "sdb", Reason: "has an ext4 file system"}, {Device: "sdc", Reason: "is mounted"}}, noOwner)
 	for _, c := range status.Conditions {
 		switch c.Type {
 		case diskv1alpha1.ConditionReady:
@@ -98,8 +98,8 @@ func TestConditions(t *testing.T) {
 			}
 		}
 	}
-	for _, c := range Status(nil, nil, nobody).Conditions {
-		if want := map[string]metav1.ConditionStatus{diskv1alpha1.ConditionReady: "True", diskv1alpha1.ConditionDevicesRefused: "False"}[c.Type]; c.Status != want || c.Reason == "" || c.Message == "" {
+	for _, c := range Status(nil, nil, nil, noOwner).Conditions {
+		if want := map[string]metav1.ConditionStatus{diskv1alpha1.ConditionReady: "True", diskv1alpha1.ConditionDevicesRefused: "False", diskv1alpha1.ConditionPublicationLimited: "False"}[c.Type]; c.Status != want || c.Reason == "" || c.Message == "" {
 			t.Errorf("without disks: %+v", c)
 		}
 	}

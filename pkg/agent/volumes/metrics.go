@@ -7,6 +7,7 @@ import (
 	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/holders"
 )
 
 // Results of wipes, in the metrics.
@@ -32,18 +33,22 @@ var (
 	}, []string{"class", "policy"})
 	orphanedVolumes = metrics.NewGaugeVec(&metrics.GaugeOpts{
 		Namespace: "berth", Subsystem: "node", Name: "orphaned_volumes", StabilityLevel: metrics.ALPHA,
-		Help: "Volumes on the node's disks that nobody speaks for: persistent ones without PersistentVolume, ephemeral ones whose pod vanished unseen.",
+		Help: "Volumes on the node's disks without an owner: persistent ones without PersistentVolume, ephemeral ones whose pod is gone and was not seen to end.",
 	}, []string{"kind"})
 	reclaimStopped = metrics.NewGauge(&metrics.GaugeOpts{
 		Namespace: "berth", Subsystem: "node", Name: "reclaim_stopped", StabilityLevel: metrics.ALPHA,
-		Help: "1 while so many volumes have lost their pods that none is reclaimed without a person's word.",
+		Help: "1 while none of many orphaned volumes is reclaimed until an operator confirms it.",
 	})
+	reclaimBlocked = metrics.NewGaugeVec(&metrics.GaugeOpts{
+		Namespace: "berth", Subsystem: "node", Name: "reclaim_blocked", StabilityLevel: metrics.ALPHA,
+		Help: "Volumes that are to be wiped and that something has held for a minute, by its kind: Kernel, Loop, Swap, Mount, Bind, Open, File or Unknown.",
+	}, []string{"holder"})
 	registration sync.Once
 )
 
 func registerMetrics() {
 	registration.Do(func() {
-		legacyregistry.MustRegister(wipesTotal, wipedBytesTotal, wipeSeconds, orphanedVolumes, reclaimStopped)
+		legacyregistry.MustRegister(wipesTotal, wipedBytesTotal, wipeSeconds, orphanedVolumes, reclaimStopped, reclaimBlocked)
 	})
 }
 
@@ -54,4 +59,20 @@ func countWipe(class string, w disk.Wiped, result string) {
 	}
 	wipedBytesTotal.WithLabelValues(class).Add(float64(w.Extent.Len()))
 	wipeSeconds.WithLabelValues(class, string(w.Policy)).Observe(w.Took.Seconds())
+}
+
+func countOrphans(o Orphans) {
+	orphanedVolumes.WithLabelValues("persistent").Set(float64(len(o.Persistent)))
+	orphanedVolumes.WithLabelValues("ephemeral").Set(float64(len(o.Ephemeral)))
+	reclaimStopped.Set(0)
+	if o.Stopped {
+		reclaimStopped.Set(1)
+	}
+}
+
+func countBlocked(kinds map[holders.Kind]int) {
+	reclaimBlocked.Reset()
+	for kind, count := range kinds {
+		reclaimBlocked.WithLabelValues(string(kind)).Set(float64(count))
+	}
 }

@@ -1,6 +1,7 @@
 package volumes
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/utils/clock"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
@@ -24,79 +26,70 @@ func podWith(uid types.UID, change func(*corev1.Pod)) (pod *corev1.Pod, partitio
 	return pod, diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID(uid, "data"))
 }
 
-func managerOfPods(t *testing.T) *Manager {
-	t.Helper()
-	m := managerOf(t)
-	m.owners, m.waiting, m.noRoomSince, m.told = map[string]owner{}, map[types.NamespacedName]struct{}{}, map[types.UID]time.Time{}, map[types.UID]string{}
-	m.orphans = orphans{found: map[string]orphan{}, suspected: map[string]struct{}{}}
-	m.pods = queue[types.NamespacedName]("")
-	t.Cleanup(m.pods.ShutDown)
-	return m
-}
-
 // What the watch showed of a pod's end decides whether its volume is wiped at once.
 func TestEndSeen(t *testing.T) {
 	now := metav1.Now()
 	deleting := func(p *corev1.Pod) { p.DeletionTimestamp = &now }
 	for name, tc := range map[string]struct {
-		events func(m *Manager)
+		events func(m *fixture)
 		seen   bool
 	}{
-		"nothing":       {func(*Manager) {}, false},
-		"running":       {func(m *Manager) { p, _ := podWith("1", nil); m.podSeen(p) }, false},
-		"being deleted": {func(m *Manager) { p, _ := podWith("1", deleting); m.podSeen(p) }, true},
-		"ended": {func(m *Manager) {
+		"nothing":       {func(*fixture) {}, false},
+		"running":       {func(m *fixture) { p, _ := podWith("1", nil); m.inline.podSeen(p) }, false},
+		"being deleted": {func(m *fixture) { p, _ := podWith("1", deleting); m.inline.podSeen(p) }, true},
+		"ended": {func(m *fixture) {
 			p, _ := podWith("1", func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed })
-			m.podSeen(p)
+			m.inline.podSeen(p)
 		}, true},
-		"deleted": {func(m *Manager) { p, _ := podWith("1", nil); m.podSeen(p); m.podDeleted(p) }, true},
-		"not there after a pause": {func(m *Manager) {
+		"deleted": {func(m *fixture) { p, _ := podWith("1", nil); m.inline.podSeen(p); m.inline.podDeleted(p) }, true},
+		"not there after a pause": {func(m *fixture) {
 			p, _ := podWith("1", nil)
-			m.podSeen(p)
-			m.podDeleted(cache.DeletedFinalStateUnknown{Obj: p})
+			m.inline.podSeen(p)
+			m.inline.podDeleted(cache.DeletedFinalStateUnknown{Obj: p})
 		}, false},
-		"was being deleted before a pause": {func(m *Manager) {
+		"was being deleted before a pause": {func(m *fixture) {
 			p, _ := podWith("1", deleting)
-			m.podSeen(p)
-			m.podDeleted(cache.DeletedFinalStateUnknown{Obj: p})
+			m.inline.podSeen(p)
+			m.inline.podDeleted(cache.DeletedFinalStateUnknown{Obj: p})
 		}, true},
-		"another of its name after a pause": {func(m *Manager) {
+		"another of its name after a pause": {func(m *fixture) {
 			before, _ := podWith("1", nil)
 			now, _ := podWith("2", nil)
-			m.podSeen(before)
-			m.podUpdated(before, now)
+			m.inline.podSeen(before)
+			m.inline.podUpdated(before, now)
 		}, false},
-		"back from a backup in which it ran": {func(m *Manager) {
+		"back from a backup in which it ran": {func(m *fixture) {
 			before, _ := podWith("1", deleting)
 			now, _ := podWith("1", nil)
-			m.podSeen(before)
-			m.podUpdated(before, now)
+			m.inline.podSeen(before)
+			m.inline.podUpdated(before, now)
 		}, false},
 	} {
-		m := managerOfPods(t)
+		m := newFixture(t)
 		tc.events(m)
 		_, partition := podWith("1", nil)
-		if got := m.endSeen(partition, nil, "1"); got != tc.seen {
+		if got := m.inline.owners.endSeen(partition, nil, "1"); got != tc.seen {
 			t.Errorf("%s: seen is %v", name, got)
 		}
 	}
-	m := managerOfPods(t)
+	m := newFixture(t)
 	pod, partition := podWith("1", nil)
-	if !m.endSeen(partition, pod, "1") {
+	if !m.inline.owners.endSeen(partition, pod, "1") {
 		t.Error("what the API server still shows as going counts as vanished")
 	}
-	if other, _ := podWith("2", nil); m.endSeen(partition, other, "1") {
+	if other, _ := podWith("2", nil); m.inline.owners.endSeen(partition, other, "1") {
 		t.Error("another pod of the name is taken for the end of this one")
 	}
 }
 
 // A volume whose pod is there again is no orphan.
 func TestClaimBack(t *testing.T) {
-	m := managerOfPods(t)
+	m := newFixture(t)
 	pod, partition := podWith("1", nil)
 	v := disk.Volume{Partition: partition, Ephemeral: true, Phase: disk.Formatted}
 	since := time.Now().Add(-time.Minute)
-	m.orphans.found[partition] = orphan{since: since, allowed: true}
+	m.reclaim.orphans.remember(partition, since)
+	m.reclaim.orphans.allow(partition)
 	if got, orphaned := m.OrphanedSince(v); !orphaned || !got.Equal(since) {
 		t.Errorf("orphaned since %v, %v", got, orphaned)
 	}
@@ -105,37 +98,36 @@ func TestClaimBack(t *testing.T) {
 	if _, orphaned := m.OrphanedSince(wiped); orphaned {
 		t.Error("what is being wiped is listed as an orphan")
 	}
-	m.podSeen(pod)
+	m.inline.podSeen(pod)
 	if _, orphaned := m.OrphanedSince(v); orphaned {
 		t.Error("it is an orphan although its pod is there")
 	}
-	if key, _ := m.releases.Get(); key != sweepKey {
-		t.Errorf("looked at is %q", key)
+	if got := m.queued(); !slices.Equal(got, []string{sweepKey}) {
+		t.Errorf("looked at are %q", got)
 	}
 }
 
 func TestProgress(t *testing.T) {
-	m := managerOfPods(t)
-	kicks := 0
-	m.options.OwnersChanged = func() { kicks++ }
-	m.wiping = map[string]*wiping{"a": {length: 100}, "b": {length: 100, policy: disk.WipeZero}}
-	m.progress("c", 1) // nobody is at it
+	m := newFixture(t)
+	w := m.reclaim.wiper
+	w.wipes = map[string]*wiping{"a": {length: 100}, "b": {length: 100, policy: disk.WipeZero}}
+	w.progress("c", 1) // no wipe is running
 	if _, _, is := m.Wiping("a"); is {
 		t.Error("a wipe that waits for its turn shows progress")
 	}
-	m.wiping["a"].policy = disk.WipeOverwrite
+	w.wipes["a"].policy = disk.WipeOverwrite
 	for done := range int64(200) {
-		m.progress("a", done)
+		w.progress("a", done)
 	}
-	if policy, done, is := m.Wiping("a"); !is || policy != disk.WipeOverwrite || done != 0 || kicks != 1 {
-		t.Errorf("shown are %d of %s, published %d times: it changes all the time", done, policy, kicks)
+	if policy, done, is := m.Wiping("a"); !is || policy != disk.WipeOverwrite || done != 0 || m.changes.Load() != 1 {
+		t.Errorf("shown are %d of %s, published %d times: it changes all the time", done, policy, m.changes.Load())
 	}
-	m.progressShown = time.Now().Add(-progressEvery)
-	m.progress("b", 7)
+	m.clock.Step(progressEvery)
+	w.progress("b", 7)
 	_, a, _ := m.Wiping("a")
 	_, b, _ := m.Wiping("b")
-	if a != 100 || b != 7 || kicks != 2 {
-		t.Errorf("shown are %d and %d, published %d times", a, b, kicks)
+	if a != 100 || b != 7 || m.changes.Load() != 2 {
+		t.Errorf("shown are %d and %d, published %d times", a, b, m.changes.Load())
 	}
 }
 
@@ -156,6 +148,41 @@ func TestRecordOfWipe(t *testing.T) {
 		eventType, message := recordOfWipe(tc.wiped)
 		if eventType != tc.eventType || !strings.Contains(message, tc.says) {
 			t.Errorf("%+v: %s %s", tc.wiped, eventType, message)
+		}
+	}
+}
+
+// TestGraceIsMonotonic asserts that neither a jump of the wall clock nor what was published before
+// a restart ends or extends the grace period, which begins again then.
+func TestGraceIsMonotonic(t *testing.T) {
+	for name, jump := range map[string]time.Duration{"long ago": -1000 * time.Hour, "in the future": 1000 * time.Hour} {
+		f := newFixture(t)
+		d := f.loopDisk()
+		pods, partitions := f.running("a")
+		at := metav1.NewTime(f.clock.Now().Add(jump))
+		f.options.Published = []diskv1alpha1.Disk{{ID: d.ID(), Allocations: []diskv1alpha1.Allocation{{Partition: partitions[0], OrphanedSince: &at}}}}
+		f.absent(pods...)
+		f.sweep()
+		_, v, _ := f.node.find(partitions[0])
+		if since, orphaned := f.OrphanedSince(v); !orphaned || !since.Equal(at.Time) {
+			t.Errorf("%s: published is %v, %v", name, since, orphaned)
+		}
+		f.clock.Step(f.options.OrphanGrace - time.Second)
+		f.sweep()
+		f.phase(partitions[0], disk.Formatted)
+		f.clock.Step(time.Second)
+		f.sweep()
+		f.phase(partitions[0], "")
+	}
+	// The clock of the machine jumps; its monotonic reading does not.
+	f := newFixture(t)
+	f.options.Clock = clock.RealClock{}
+	f.restart()
+	f.reclaim.orphans.note(t.Context(), disk.Volume{Partition: "p", Ephemeral: true}, true)
+	f.reclaim.orphans.remember("q", time.Unix(0, 0))
+	for _, partition := range []string{"p", "q"} {
+		if o, _ := f.reclaim.orphans.get(partition); !strings.Contains(o.found.String(), " m=") {
+			t.Errorf("%s was found at %v, which is no monotonic moment", partition, o.found)
 		}
 	}
 }

@@ -1,17 +1,16 @@
 package volumes
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"sync"
 
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/pkg/request"
@@ -20,129 +19,154 @@ import (
 // placeTries bounds how often a decision is made again because a disk changed under it.
 const placeTries = 4
 
-// occasion is what led to a pod's volumes being placed.
-type occasion int
-
-const (
-	// byWatch: the pod is on the watch, which also decides whether it is alive.
-	byWatch occasion = iota
-	// byKubelet: the same, but the context is the one of the kubelet's call.
-	byKubelet
-	// proven: the watch has not shown the pod yet, the API server itself called it alive.
-	proven
-)
-
-// place makes a partition for every volume of the pod that has none.
-func (m *Manager) place(ctx context.Context, pod *corev1.Pod, volumes []request.Volume, on occasion) error {
-	unlock, err := m.podLocks.lock(ctx, string(pod.UID))
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	for try := 1; ; try++ {
-		places, err := m.choose(pod, volumes)
-		if errors.Is(err, ErrNoRoom) && on == byWatch {
-			m.giveBack(ctx, pod, volumes)
-		}
-		if err != nil || len(places) == 0 {
-			return err
-		}
-		var group errgroup.Group
-		for _, p := range places {
-			group.Go(func() error { return m.create(ctx, pod, p, on) })
-		}
-		err = group.Wait()
-		stale := errors.Is(err, disk.ErrOverlap) || errors.Is(err, disk.ErrNoEntry)
-		if err == nil || !stale || try == placeTries {
-			return err
-		}
-	}
+// retryPlace reports whether an error of the engine means that the disk changed after the
+// decision, and another decision may do.
+func retryPlace(err error, try int) bool {
+	return (errors.Is(err, disk.ErrOverlap) || errors.Is(err, disk.ErrNoEntry)) && try < placeTries
 }
 
-// giveBack frees what was made for a pod of whose volumes not all fit: they are on the
-// node all or none. When it is free the pod wakes, and all its volumes are placed anew.
-func (m *Manager) giveBack(ctx context.Context, pod *corev1.Pod, volumes []request.Volume) {
-	for _, v := range volumes {
-		if _, partition, found := m.find(v.Partition); !found || partition.Phase != disk.Reserved {
-			continue
-		}
-		unlock, err := m.volumeLocks.lock(ctx, v.Partition)
-		if err != nil {
-			return
-		}
-		d, partition, found := m.find(v.Partition)
-		// Looked at again under the lock: formatted, it stays.
-		isMounted := true
-		if found && d.Ready() && partition.Phase == disk.Reserved {
-			if isMounted, err = mounted(partition.Device); err != nil {
-				isMounted = true
-			}
-		}
-		if isMounted {
-			unlock()
-			continue
-		}
-		klog.FromContext(ctx).Info("Volume is given back, the pod's others do not fit", "pod", keyOf(pod), "volume", v.Name, "partition", v.Partition)
-		m.begin(ctx, d, partition, unlock)
-	}
+// hold is an extent that is about to become a partition, or a part of one.
+type hold struct {
+	disk   string
+	extent extent.Extent
 }
 
-// choose decides where the pod's missing volumes go and claims the extents; create
-// gives the claims back.
-func (m *Manager) choose(pod *corev1.Pod, volumes []request.Volume) ([]place, error) {
-	// What is promised is listed before mu is taken, and the disks are read while it is held:
-	// a claim is given back only after the disk shows the partition.
-	others := m.promised(string(pod.UID))
-	if err := m.checkSizes(volumes); err != nil {
+// placer decides where volumes go on this node.
+//
+// Invariant: an extent that is about to become a partition is held until it is one, so that
+// two decisions never choose the same.
+type placer struct {
+	node    *node
+	pods    podStore
+	volumes volumeStore
+	// placement is the policy of a class now, fsType the file system of its volumes that ask
+	// for none.
+	placement func(class string) placement.Policy
+	fsType    func(class string) string
+
+	// mu is held for a whole decision. The disks are read while it is held: a hold is given
+	// back only after the disk shows the partition.
+	mu   sync.Mutex
+	held map[string]hold
+}
+
+// demand says, of the disks that a decision sees, which volumes are to be placed. occupied
+// are the disks that hold volumes of the same pod which want to lie apart.
+type demand func(disks []discovery.Disk) (missing []wanted, occupied map[string]bool, err error)
+
+// choose decides where the volumes go and holds their extents until free. What is promised to
+// others than except, a pod UID or a partition, is left alone.
+func (p *placer) choose(except string, ask demand) ([]place, error) {
+	others := p.promised(except)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	disks := p.node.inventory.Disks()
+	missing, occupied, err := ask(disks)
+	if err != nil || len(missing) == 0 {
 		return nil, err
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	disks := m.options.Inventory.Disks()
-
-	missing, occupied := missingOf(pod, volumes, disks)
-	if len(missing) == 0 {
-		return nil, nil
-	}
 	for i := range missing {
-		m.applyClass(&missing[i].Request)
+		// For the case that the node itself chooses the place.
+		missing[i].Request.Policy = p.placement(missing[i].Request.Class)
 	}
 	spaces := spacesOf(disks)
-	m.takeHeld(spaces, disks, others)
+	p.takeHeld(spaces, disks, others)
 	if _, rest := follow(spaces, occupied, missing); len(rest) > 0 {
 		// The node itself will choose: then it keeps off what others were promised.
 		others.take(spaces, disks)
 	}
 	places, err := decide(spaces, occupied, missing)
 	if err != nil {
-		return nil, m.refusal(err, missing)
+		return nil, p.refusal(err, missing)
 	}
-	for _, p := range places {
-		m.claimed[p.Partition] = hold{disk: p.disk, extent: p.extent}
+	for _, at := range places {
+		p.held[at.Partition] = hold{disk: at.disk, extent: at.extent}
 	}
 	return places, nil
 }
 
-// applyClass adds to a request what its DiskClass says, for the case that the node itself
-// chooses the place.
-func (m *Manager) applyClass(r *placement.Request) { r.Policy = m.options.Placement(r.Class) }
+// holdTail keeps other decisions off the bytes by which the partition is to grow, until free.
+func (p *placer) holdTail(on disk.Volume, size int64, others promises) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	disks := p.node.inventory.Disks()
+	d, now, found := findIn(disks, on.Partition)
+	if !found || now.Extent != on.Extent {
+		return fmt.Errorf("it changed meanwhile: %w", ErrWaiting)
+	}
+	// Also on a disk whose table has no entry left: a longer partition needs none.
+	spaces := []space{{id: d.ID(), free: d.Snapshot.Free}}
+	p.takeHeld(spaces, disks, others)
+	others.take(spaces, disks)
+	tail := extent.Extent{Start: on.Extent.End, End: on.Extent.Start + size}
+	if free := spaces[0].free; !free.Contains(tail) {
+		most := on.Extent.Len()
+		if behind, ok := free.Holding(extent.New(on.Extent.End, diskv1alpha1.Alignment)); ok {
+			most = behind.End - on.Extent.Start
+		}
+		return fmt.Errorf("%w: it has %d bytes, %d are wanted, and %d are possible where it lies", ErrNotGrown, on.Extent.Len(), size, most)
+	}
+	p.held[on.Partition] = hold{disk: d.ID(), extent: tail}
+	return nil
+}
 
-// checkSizes refuses what the file system of the class could not hold; what the pod
-// itself names is checked by package request.
-func (m *Manager) checkSizes(volumes []request.Volume) error {
-	for _, v := range volumes {
-		if _, _, found := m.find(v.Partition); found || v.FSType != "" {
-			continue
+// free gives back the extent that was held for a partition.
+func (p *placer) free(partition string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.held, partition)
+}
+
+// capacity returns how many bytes of a class, or of all if it is empty, are free and not
+// promised, and the largest volume that fits.
+func (p *placer) capacity(class string) (free, largest int64) {
+	others := p.promised("")
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	disks := p.node.inventory.Disks()
+	spaces := spacesOf(disks)
+	p.takeHeld(spaces, disks, others)
+	others.take(spaces, disks)
+	for _, s := range spaces {
+		if s.class != "" && (class == "" || s.class == class) {
+			free += s.free.Total()
+			largest = max(largest, s.free.Largest().Len())
 		}
-		if err := diskv1alpha1.ValidateFSSize(m.options.DefaultFSType(v.Request.Class), v.Request.Size); err != nil {
-			return fmt.Errorf("%w: volume %q: %w (the default of class %s)", ErrInvalid, v.Name, err, v.Request.Class)
-		}
+	}
+	return free, largest
+}
+
+// checkSize refuses what the file system of the class could not hold. What the pod itself
+// names is checked by package request.
+func (p *placer) checkSize(v request.Volume) error {
+	if v.Block {
+		return nil
+	}
+	fsType, origin := v.FSType, ""
+	if fsType == "" {
+		fsType, origin = p.fsType(v.Request.Class), fmt.Sprintf(" (the default of class %s)", v.Request.Class)
+	}
+	if err := diskv1alpha1.ValidateFSSize(fsType, v.Request.Size); err != nil {
+		return fmt.Errorf("%w: volume %q: %w%s", ErrInvalid, v.Name, err, origin)
 	}
 	return nil
 }
 
+// takeHeld keeps every decision off the extents that are about to become partitions, and
+// off those by which partitions were granted to grow: data is waiting for them.
+func (p *placer) takeHeld(spaces []space, disks []discovery.Disk, others promises) {
+	for _, h := range p.held {
+		take(spaces, h.disk, h.extent)
+	}
+	for _, v := range others.volumes {
+		if d, partition, found := findIn(disks, v.Partition); found && v.Size > partition.Extent.Len() {
+			take(spaces, d.ID(), extent.Extent{Start: partition.Extent.End, End: partition.Extent.Start + v.Size})
+		}
+	}
+}
+
 // refusal says for a person why the volumes could not be placed.
-func (m *Manager) refusal(err error, missing []wanted) error {
+func (p *placer) refusal(err error, missing []wanted) error {
 	why := ""
 	for _, w := range missing {
 		if w.recorded == nil && w.unrecorded != byCall {
@@ -153,45 +177,75 @@ func (m *Manager) refusal(err error, missing []wanted) error {
 	var noFit *placement.NoFit
 	switch {
 	case errors.Is(err, errWaiting):
-		return fmt.Errorf("%w on node %s: %w", ErrWaiting, m.node, err)
+		return fmt.Errorf("%w on node %s: %w", ErrWaiting, p.node.name, err)
 	case errors.As(err, &noFit):
-		return fmt.Errorf("%w on node %s: %w%s", ErrNoRoom, m.node, err, why)
+		return fmt.Errorf("%w on node %s: %w%s", ErrNoRoom, p.node.name, err, why)
 	}
 	return fmt.Errorf("%w: %w", ErrInvalid, err)
 }
 
-// missingOf returns the volumes without a partition, and the disks that hold volumes
-// of the pod which want to lie apart.
-func missingOf(pod *corev1.Pod, volumes []request.Volume, disks []discovery.Disk) ([]wanted, map[string]bool) {
-	var missing []wanted
-	occupied := map[string]bool{}
-	record, recordErr := recordOf(pod)
-	for _, v := range volumes {
-		if d, _, found := findIn(disks, v.Partition); found {
-			if v.Request.Apart {
-				occupied[d.ID()] = true
-			}
-			continue
-		}
-		w := wanted{Volume: v}
-		if recordErr != nil {
-			w.unrecorded = recordErr.Error()
-		} else if r, ok := record.Volume(v.Name); ok {
-			w.recorded = &r
-		} else {
-			w.unrecorded = "the pod's record does not name the volume"
-		}
-		missing = append(missing, w)
-	}
-	return missing, occupied
+// promises are extents that the scheduler recorded for pods and PersistentVolumes.
+type promises struct {
+	pods    []*corev1.Pod
+	volumes []claim.Volume
 }
 
-func recordOf(pod *corev1.Pod) (diskv1alpha1.Record, error) {
-	value, ok := pod.Annotations[diskv1alpha1.AnnotationAllocation]
-	if !ok {
-		return diskv1alpha1.Record{}, errors.New("the pod has no record of a reservation")
+// promised lists what the scheduler recorded for others than the pod with that UID, or the
+// persistent volume with that partition.
+func (p *placer) promised(except string) promises {
+	var out promises
+	for _, pod := range p.pods.all() {
+		if string(pod.UID) != except && len(pod.Spec.Volumes) > 0 {
+			out.pods = append(out.pods, pod)
+		}
 	}
-	return diskv1alpha1.DecodeRecord(value)
+	for _, pv := range p.volumes.all() {
+		if !claim.IsOurs(pv) || actionFor(pv) != serve {
+			continue
+		}
+		if v, err := p.volumes.read(pv); err == nil && v.Partition != except {
+			out.volumes = append(out.volumes, v)
+		}
+	}
+	return out
+}
+
+// take keeps a decision off the extents that are recorded and are not partitions yet.
+func (p promises) take(spaces []space, disks []discovery.Disk) {
+	for _, pod := range p.pods {
+		takeRecorded(spaces, pod, disks)
+	}
+	for _, v := range p.volumes {
+		if _, _, found := findIn(disks, v.Partition); !found {
+			take(spaces, v.Place.Disk, extent.New(v.Place.Start, v.Size))
+		}
+	}
+}
+
+// takeRecorded keeps this decision off extents that the scheduler promised to another
+// pod and that are not partitions yet. A record reserves no more than its pod asks for.
+func takeRecorded(spaces []space, other *corev1.Pod, disks []discovery.Disk) {
+	if !alive(other) {
+		return
+	}
+	volumes, err := request.FromPod(other)
+	if err != nil {
+		return
+	}
+	missing, _ := missingOf(other, volumes, disks)
+	followed, _ := follow(spaces, nil, missing)
+	for _, p := range followed.places {
+		take(spaces, p.disk, p.extent)
+	}
+}
+
+func take(spaces []space, disk string, e extent.Extent) {
+	for i := range spaces {
+		if spaces[i].id == disk {
+			spaces[i].free = spaces[i].free.Remove(e)
+			spaces[i].wiping = spaces[i].wiping.Remove(e)
+		}
+	}
 }
 
 // spacesOf returns the disks that take volumes.
@@ -214,107 +268,4 @@ func spacesOf(disks []discovery.Disk) []space {
 		spaces = append(spaces, s)
 	}
 	return spaces
-}
-
-func take(spaces []space, disk string, e extent.Extent) {
-	for i := range spaces {
-		if spaces[i].id == disk {
-			spaces[i].free = spaces[i].free.Remove(e)
-			spaces[i].wiping = spaces[i].wiping.Remove(e)
-		}
-	}
-}
-
-// takeRecorded keeps this decision off extents that the scheduler promised to another
-// pod and that are not partitions yet. A record reserves no more than its pod asks for.
-func takeRecorded(spaces []space, other *corev1.Pod, disks []discovery.Disk) {
-	if !alive(other) {
-		return
-	}
-	volumes, err := request.FromPod(other)
-	if err != nil {
-		return
-	}
-	missing, _ := missingOf(other, volumes, disks)
-	followed, _ := follow(spaces, nil, missing)
-	for _, p := range followed.places {
-		take(spaces, p.disk, p.extent)
-	}
-}
-
-// create makes the partition at its place, and gives back the claim.
-func (m *Manager) create(ctx context.Context, pod *corev1.Pod, p place, on occasion) error {
-	defer func() {
-		m.mu.Lock()
-		delete(m.claimed, p.Partition)
-		m.mu.Unlock()
-	}()
-	unlock, err := m.volumeLocks.lock(ctx, p.Partition)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if on == proven {
-		// The watch may never show this pod, if it dies before the watch gets there.
-		m.own(pod)
-		m.releases.AddAfter(p.Partition, m.options.OrphanGrace)
-	} else if now := m.cached(keyOf(pod), pod.UID); now == nil || !alive(now) {
-		return fmt.Errorf("pod %s: %w", keyOf(pod), ErrPodGone)
-	}
-	d, err := m.disk(p.disk)
-	if err != nil {
-		return err
-	}
-	v, err := d.Engine.Create(ctx, disk.CreateOptions{
-		Partition: p.Partition, Name: partitionName(pod, p.Name), Extent: p.extent, Ephemeral: true,
-	})
-	if err != nil {
-		return fmt.Errorf("cannot make a partition for volume %q at %v of disk %s: %w", p.Name, p.extent, p.disk, err)
-	}
-	m.noteNew(p.Partition, v.Prezeroed)
-	klog.FromContext(ctx).Info("Volume has its partition", "volume", p.Name, "partition", p.Partition, "device", v.Device, "disk", p.disk,
-		"extent", p.extent, "deviation", p.deviation)
-	m.announce(pod, p, d.Device.Name)
-	return nil
-}
-
-// noteNew notes what is known of the bytes of a partition that has just been made. The caller
-// holds the volume's lock. A volume's partitions all have the same GUID: what was known of
-// one that was wiped, and that nobody has disowned yet, must not be believed of the next.
-func (m *Manager) noteNew(partition string, prezeroed bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.made, partition)
-	m.fresh[partition] = prezeroed
-}
-
-// announce says where a volume went if that is not where the scheduler put it.
-func (m *Manager) announce(pod *corev1.Pod, p place, device string) {
-	if p.deviation == "" {
-		return
-	}
-	reason, eventType := eventPlaced, corev1.EventTypeNormal
-	if _, recorded := pod.Annotations[diskv1alpha1.AnnotationAllocation]; recorded {
-		reason, eventType = eventReplaced, corev1.EventTypeWarning
-	}
-	m.options.Recorder.Event(pod, eventType, reason, fmt.Sprintf("volume %q was put on %s by the node itself: %s", p.Name, device, p.deviation))
-}
-
-func (m *Manager) disk(id string) (discovery.Disk, error) {
-	for _, d := range m.options.Inventory.Disks() {
-		if d.ID() == id && d.Ready() {
-			return d, nil
-		}
-	}
-	return discovery.Disk{}, fmt.Errorf("disk %s: %w", id, ErrOutOfService)
-}
-
-// partitionName is what people see in a listing of partitions.
-func partitionName(pod *corev1.Pod, volume string) string {
-	const limit = 36
-	name := pod.Namespace + "/" + pod.Name + "/" + volume
-	if len(name) > limit {
-		name = name[:limit]
-	}
-	return name
 }

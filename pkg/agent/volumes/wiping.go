@@ -4,160 +4,187 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// progressEvery is how often the progress of wipes is published. It is that of all at once,
-// and stays as it is in between: each publication is seen on the watch, and would lead to
-// the next one if there were always news.
-const progressEvery = 3 * time.Second
+const (
+	// wipesPerDisk keeps the wiping of many volumes from starving a disk's users.
+	wipesPerDisk = 2
+	// progressEvery is how often the progress of wipes is published. It is that of all at once,
+	// and stays as it is in between: each publication is seen on the watch, and would lead to
+	// the next one if it always differed.
+	progressEvery = 3 * time.Second
+)
 
-// wiping is a wipe that a goroutine of ours is at.
+// wiper wipes volumes, each in a goroutine of its own.
+type wiper struct {
+	node     *node
+	policies *policies
+	// owner names a volume for the record, look has its partition looked at again.
+	owner func(v disk.Volume) (volume, owner string)
+	look  func(partition string, after time.Duration)
+	// formatted follows the volumes that are wiped, blocked of those that cannot be.
+	formatted *partitions
+	blocked   *blocked
+	slots     slots
+	backoff   workqueue.TypedRateLimiter[string]
+	running   sync.WaitGroup
+
+	mu sync.Mutex
+	// wipes are those under way, by partition, and shownAt is when their progress was last
+	// published.
+	wipes   map[string]*wiping
+	shownAt time.Time
+}
+
+// wiping is a wipe that a goroutine of the agent is at.
 type wiping struct {
-	// policy is empty while the wipe waits for its turn.
+	// policy is empty while the wipe waits for a slot.
 	policy disk.WipePolicy
 	// done of length bytes are done, shown of them are published.
 	length, done, shown int64
 }
 
-func (m *Manager) beingWiped(partition string) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	_, is := m.wiping[partition]
+func (w *wiper) isWiping(partition string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, is := w.wipes[partition]
 	return is
 }
 
 // Wiping says with which policy a volume is being wiped now and how many of its bytes are done.
-func (m *Manager) Wiping(partition string) (policy disk.WipePolicy, done int64, is bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	w, is := m.wiping[partition]
-	if !is || w.policy == "" {
+func (w *wiper) Wiping(partition string) (policy disk.WipePolicy, done int64, is bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	of, is := w.wipes[partition]
+	if !is || of.policy == "" {
 		return "", 0, false
 	}
-	return w.policy, w.shown, true
+	return of.policy, of.shown, true
 }
 
 // progress notes how far a wipe is.
-func (m *Manager) progress(partition string, done int64) {
-	m.mu.Lock()
-	w, is := m.wiping[partition]
+func (w *wiper) progress(partition string, done int64) {
+	w.mu.Lock()
+	of, is := w.wipes[partition]
 	if !is {
-		m.mu.Unlock()
+		w.mu.Unlock()
 		return
 	}
-	w.done = min(done, w.length)
-	due := time.Since(m.progressShown) >= progressEvery
+	of.done = min(done, of.length)
+	due := w.node.since(w.shownAt) >= progressEvery
 	if due {
-		m.progressShown = time.Now()
-		for _, w := range m.wiping {
-			w.shown = w.done
+		w.shownAt = w.node.clock.Now()
+		for _, of := range w.wipes {
+			of.shown = of.done
 		}
 	}
-	m.mu.Unlock()
+	w.mu.Unlock()
 	if due {
-		m.options.OwnersChanged()
+		w.node.changed()
 	}
 }
 
 // begin wipes the volume in the background, so that a large slow disk holds up nothing
 // but itself. unlock gives back the volume's lock at the end.
-func (m *Manager) begin(ctx context.Context, d discovery.Disk, v disk.Volume, unlock func()) {
-	m.mu.Lock()
-	m.wiping[v.Partition] = &wiping{length: v.Extent.Len()}
-	m.mu.Unlock()
-	m.wipes.Go(func() {
-		again := m.wipe(ctx, d, v)
+func (w *wiper) begin(ctx context.Context, d discovery.Disk, v disk.Volume, unlock func()) {
+	w.mu.Lock()
+	w.wipes[v.Partition] = &wiping{length: v.Extent.Len()}
+	w.mu.Unlock()
+	w.running.Go(func() {
+		next := w.wipe(ctx, d, v)
 		unlock()
-		m.mu.Lock()
-		delete(m.wiping, v.Partition)
-		m.mu.Unlock()
-		again()
+		w.mu.Lock()
+		delete(w.wipes, v.Partition)
+		w.mu.Unlock()
+		if next.again {
+			w.look(v.Partition, next.after)
+		}
 	})
 }
 
-// wipe wipes the volume. The caller holds its lock; nobody else has business with it.
-// The function it returns is to be called when the lock is free: it sees to what is left.
-func (m *Manager) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) (again func()) {
+// next says whether, and when, reclaim looks at a volume again after a wipe.
+type next struct {
+	again bool
+	after time.Duration
+}
+
+// wipe wipes the volume. The caller holds its lock.
+func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) next {
 	logger := klog.FromContext(ctx).WithValues("partition", v.Partition, "disk", d.ID(), "device", v.Device)
-	leave, err := m.wipeSlots.take(ctx, d.ID(), wipesPerDisk)
+	leave, err := w.slots.take(ctx, d.ID(), wipesPerDisk)
 	if err != nil {
-		return func() {}
+		return next{}
 	}
 	defer leave()
-	if now, found := m.diskNow(d.ID()); found {
-		// It may have waited for long.
-		d.Class = now.Class
+	// It may have waited for long.
+	d.Class = w.node.classOf(d)
+	settings := w.policies.of(&d, v)
+	o := disk.WipeOptions{Policy: settings.Policy, Rate: settings.Rate, Progress: func(done int64) { w.progress(v.Partition, done) }}
+	w.mu.Lock()
+	w.wipes[v.Partition].policy = o.Policy
+	w.mu.Unlock()
+	e, err := engineOf(&d)
+	if err != nil {
+		// The disk's return brings the volume back here.
+		logger.Info("Volume is wiped once its disk is back", "reason", err.Error())
+		return next{}
 	}
-	o := m.options.Wiping(d.Class)
-	o.Progress = func(done int64) { m.progress(v.Partition, done) }
-	m.mu.Lock()
-	m.wiping[v.Partition].policy = o.Policy
-	m.mu.Unlock()
-	logger.V(2).Info("Volume is being wiped", "name", v.Name, "extent", v.Extent, "policy", o.Policy, "rate", o.Rate)
-	w, err := d.Engine.Wipe(ctx, v.Partition, o)
+	record, err := e.Wipe(ctx, v.Partition, o)
 	switch {
 	case err == nil, errors.Is(err, disk.ErrNotFound):
 		if err == nil {
-			m.sign(ctx, d, v, w)
+			w.record(ctx, d, v, record)
 		}
-		m.wipeBackoff.Forget(v.Partition)
-		m.mu.Lock()
-		delete(m.persistent.had, v.Partition)
-		m.mu.Unlock()
-		// Once more: it is disowned when no disk holds it, or a copy of it.
-		return func() { m.releases.Add(v.Partition) }
+		w.backoff.Forget(v.Partition)
+		w.formatted.remove(v.Partition)
+		// Once more: what is known of it is dropped when no disk holds it, or a copy of it.
+		return next{again: true}
 	case errors.Is(err, disk.ErrInUse):
-		if m.isNews(types.UID(v.Partition), err.Error()) {
+		if w.node.reports.isNew(types.UID(v.Partition), err.Error()) {
 			logger.Info("Volume is still in use and is wiped later", "reason", err.Error())
 		}
-		// What had it may let go in a moment: a mount is copied with its namespace.
-		return func() { m.releases.AddAfter(v.Partition, min(m.wipeBackoff.When(v.Partition), inUseRetry)) }
+		w.blocked.held(ctx, d, v, err.Error())
+		// The holder may release it in a moment: a mount is copied with its namespace.
+		return next{true, min(w.backoff.When(v.Partition), inUseRetry)}
 	}
 	if ctx.Err() != nil {
 		// The agent is stopping; the next one finds the phase Wiping and goes on.
-		return func() {}
+		return next{}
 	}
-	countWipe(d.Class, w, resultFailed)
-	logger.Error(err, "Volume could not be wiped, its space is not free", "policy", o.Policy, "method", w.Method)
-	if m.isNews(types.UID(v.Partition), err.Error()) {
-		m.say(corev1.EventTypeWarning, eventNotWiped, fmt.Sprintf("%s: %v. Its space is not free; it is tried again", m.nameOf(d, v), err))
+	countWipe(d.Class, record, resultFailed)
+	logger.Error(err, "Volume could not be wiped, its space is not free", "policy", o.Policy, "method", record.Method)
+	if w.node.reports.isNew(types.UID(v.Partition), err.Error()) {
+		volume, owner := w.owner(v)
+		w.node.reports.ofNode(corev1.EventTypeWarning, eventNotWiped, fmt.Sprintf("%s: %v. Its space is not free; it is tried again", describe(d, v, volume, owner), err))
 	}
-	return func() { m.releases.AddAfter(v.Partition, m.wipeBackoff.When(v.Partition)) }
+	return next{true, w.backoff.When(v.Partition)}
 }
 
-// diskNow returns a disk as it is now, whether it serves or not.
-func (m *Manager) diskNow(id string) (discovery.Disk, bool) {
-	for _, d := range m.options.Inventory.Disks() {
-		if d.ID() == id {
-			return d, true
-		}
-	}
-	return discovery.Disk{}, false
-}
-
-// sign records a wipe that satisfied its policy: in the log, in the metrics, and as an
+// record notes a wipe that satisfied its policy: in the log, in the metrics, and as an
 // event of the node's NodeDiskCapacity.
-func (m *Manager) sign(ctx context.Context, d discovery.Disk, v disk.Volume, w disk.Wiped) {
-	countWipe(d.Class, w, resultDone)
-	volume, owner := m.Owner(v)
+func (w *wiper) record(ctx context.Context, d discovery.Disk, v disk.Volume, done disk.Wiped) {
+	countWipe(d.Class, done, resultDone)
+	volume, owner := w.owner(v)
 	logger := klog.FromContext(ctx).WithValues("volume", volume, "owner", owner, "name", v.Name, "partition", v.Partition,
-		"disk", d.ID(), "device", v.Device, "class", d.Class, "extent", w.Extent, "policy", w.Policy, "method", w.Method,
-		"verified", w.Verified, "began", w.Began, "duration", w.Took)
-	if w.Policy == disk.WipeNone {
+		"disk", d.ID(), "device", v.Device, "class", d.Class, "extent", done.Extent, "policy", done.Policy, "method", done.Method,
+		"verified", done.Verified, "began", done.Began, "duration", done.Took)
+	if done.Policy == disk.WipeNone {
 		logger.Info("Volume's space is free and was NOT wiped: what the volume held stays on the disk")
 	} else {
 		logger.Info("Volume is wiped and its space is free")
 	}
-	eventType, message := recordOfWipe(w)
-	m.say(eventType, eventWiped, m.nameOf(d, v)+message)
+	eventType, message := recordOfWipe(done)
+	w.node.reports.ofNode(eventType, eventWiped, describe(d, v, volume, owner)+message)
 }
 
 // recordOfWipe says for a person what was done.
@@ -182,15 +209,3 @@ func recordOfWipe(w disk.Wiped) (eventType, message string) {
 
 // methodSecureDiscard is the method of a wipe that the device itself did.
 const methodSecureDiscard = "BLKSECDISCARD"
-
-// nameOf names a volume for a person, and says where it is.
-func (m *Manager) nameOf(d discovery.Disk, v disk.Volume) string {
-	volume, owner := m.Owner(v)
-	if owner == "" {
-		owner = v.Name
-	}
-	if volume == "" {
-		volume = "volume"
-	}
-	return fmt.Sprintf("%s of %s, partition %s, %d bytes at %d of disk %s (%s)", volume, owner, v.Partition, v.Extent.Len(), v.Extent.Start, d.ID(), d.Device.Name)
-}

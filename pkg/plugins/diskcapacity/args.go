@@ -9,9 +9,9 @@ import (
 	configv1 "k8s.io/kube-scheduler/config/v1"
 )
 
-// defaultSyncTimeout is far longer than it takes to list the objects of a large
-// cluster, and short enough for a pod's event to tell what is wrong.
-const defaultSyncTimeout = 10 * time.Second
+// maxSyncTimeout bounds how long a scheduler schedules no pod at all, also none without disk volumes: the pods of all
+// profiles wait with the one in PreFilter.
+const maxSyncTimeout = time.Second
 
 // DiskCapacityArgs are the plugin's arguments in the scheduler's configuration. The
 // name is prescribed by the configuration's format: the plugin's name and "Args".
@@ -22,7 +22,7 @@ type DiskCapacityArgs struct {
 
 	// SyncTimeout is how long the scheduling of a pod with disk volumes waits, when the
 	// scheduler has just started, for the nodes' published capacity to be loaded. After
-	// that the pod is put back and retried. 10s if not set.
+	// that the pod is put back and retried. 1s if not set, which is the most.
 	SyncTimeout metav1.Duration `json:"syncTimeout,omitempty"`
 }
 
@@ -35,14 +35,14 @@ func (a *DiskCapacityArgs) DeepCopyObject() runtime.Object {
 // SetDefaults fills in what is not set.
 func (a *DiskCapacityArgs) SetDefaults() {
 	if a.SyncTimeout.Duration == 0 {
-		a.SyncTimeout.Duration = defaultSyncTimeout
+		a.SyncTimeout.Duration = maxSyncTimeout
 	}
 }
 
 // Validate refuses arguments that make no sense.
 func (a *DiskCapacityArgs) Validate() error {
-	if a.SyncTimeout.Duration < 0 {
-		return fmt.Errorf("args of plugin %s: syncTimeout is %v: it must not be negative", Name, a.SyncTimeout.Duration)
+	if a.SyncTimeout.Duration < 0 || a.SyncTimeout.Duration > maxSyncTimeout {
+		return fmt.Errorf("args of plugin %s: syncTimeout is %v: it must be 0s to %v, all pods of the scheduler wait with the first", Name, a.SyncTimeout.Duration, maxSyncTimeout)
 	}
 	return nil
 }
@@ -69,7 +69,7 @@ func argsFrom(obj runtime.Object) (*DiskCapacityArgs, error) {
 	case *DiskCapacityArgs:
 		*args = *given
 	default:
-		return nil, fmt.Errorf("args of plugin %s are %T, want *DiskCapacityArgs: register them with AddArgsToScheme", Name, obj)
+		return nil, fmt.Errorf("args of plugin %s are %T, want *DiskCapacityArgs: %s", Name, obj, Register)
 	}
 	args.SetDefaults()
 	return args, args.Validate()

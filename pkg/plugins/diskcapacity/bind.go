@@ -4,18 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/answer"
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/request"
 )
@@ -25,16 +25,46 @@ import (
 // come again after a second. In a burst of pods that second is longer than the wait.
 const MaxWriters = 256
 
-// binders are those that bind at the same time.
-type binders struct{ *semaphore.Weighted }
+// bindPatience is how long a pod waits for another one to be bound, before it is placed. All pods of the scheduler wait
+// with it, those of other profiles too.
+const bindPatience = 500 * time.Millisecond
 
-func newBinders() binders { return binders{semaphore.NewWeighted(MaxWriters)} }
+// binders are those that bind at the same time.
+type binders struct {
+	*semaphore.Weighted
+	patience time.Duration
+	// stuck is set when a pod has waited in vain, until one has been bound.
+	stuck *atomic.Bool
+}
+
+func newBinders() binders {
+	return binders{semaphore.NewWeighted(MaxWriters), bindPatience, &atomic.Bool{}}
+}
+
+// errBusy puts a pod back, to be tried again after its backoff.
+var errBusy = errors.New("the API server does not bind the pods that were placed before: the pod is tried again")
 
 // turn returns when no pod waits to be bound. Disk pods are placed faster than an API server
 // binds them: without it, thousands of them would wait here, with all that is known of each.
+//
+// When bindings hang, only one pod waits for that to end. The others are put back at once.
 func (b binders) turn(ctx context.Context) error {
-	if err := b.Acquire(ctx, 1); err != nil {
-		return err
+	if b.TryAcquire(1) {
+		b.Release(1)
+		b.stuck.Store(false)
+		return nil
+	}
+	if b.stuck.Load() {
+		return errBusy
+	}
+	waiting, cancel := context.WithTimeout(ctx, b.patience)
+	defer cancel()
+	if err := b.Acquire(waiting, 1); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		b.stuck.Store(true)
+		return errBusy
 	}
 	b.Release(1)
 	return nil
@@ -69,7 +99,7 @@ func (p *Plugin) Bind(ctx context.Context, _ fwk.CycleState, pod *corev1.Pod, no
 	defer p.feed.binders.Release(1)
 	klog.FromContext(ctx).V(3).Info("Binding a pod with its disk volumes", "pod", klog.KObj(pod), "node", klog.KRef("", nodeName), "allocation", value)
 	if err := p.send(ctx, binding); err != nil {
-		p.learn(ctx, pod, nodeName, err)
+		p.noteFailure(ctx, pod, nodeName, err)
 		return fwk.AsStatus(err)
 	}
 	return nil
@@ -109,49 +139,30 @@ func (p *Plugin) send(ctx context.Context, binding *corev1.Binding) error {
 	return p.handle.ClientSet().CoreV1().Pods(binding.Namespace).Bind(ctx, binding, metav1.CreateOptions{})
 }
 
-// learn keeps what a failed binding tells. The scheduler calls Unreserve next.
-func (p *Plugin) learn(ctx context.Context, pod *corev1.Pod, nodeName string, err error) {
-	outcome := outcomeOf(err)
-	bindFailuresTotal.WithLabelValues(outcome.String()).Inc()
-	switch outcome {
-	case unknown:
-		p.ledger.Doubt(string(pod.UID))
-	case refused:
+// noteFailure keeps what a failed binding says. The scheduler calls Unreserve next.
+//
+// A conflict leaves open whether the pod is bound here: client-go or a proxy sends a request again whose connection
+// broke, and after a binding that was done the second one conflicts with the first.
+func (p *Plugin) noteFailure(ctx context.Context, pod *corev1.Pod, nodeName string, err error) {
+	switch have := answer.Of(err); {
+	case have == answer.Refused:
+		bindFailuresTotal.WithLabelValues(outcomeRefused).Inc()
 		p.ledger.Refuse(string(pod.UID), nodeName, err.Error(), time.Now())
-	case notBound:
+	case have.NotDone():
+		// It says nothing of the node.
+		bindFailuresTotal.WithLabelValues(outcomeNotBound).Inc()
 		return
+	default:
+		bindFailuresTotal.WithLabelValues(outcomeUnknown).Inc()
+		p.ledger.Doubt(string(pod.UID))
 	}
 	// If the pod was deleted in the meantime, no event would come any more to settle this.
 	p.feed.foldPod(klog.FromContext(ctx), pod)
 }
 
-type outcome int
-
+// Labels of bindFailuresTotal.
 const (
-	// unknown: the pod may be bound, or become so.
-	unknown outcome = iota
-	// notBound, for a reason that says nothing about the node.
-	notBound
-	// refused: somebody forbids this pod on this node, and would again.
-	refused
+	outcomeUnknown  = "unknown"
+	outcomeNotBound = "not_bound"
+	outcomeRefused  = "refused"
 )
-
-func (o outcome) String() string {
-	return [...]string{unknown: "unknown", notBound: "not_bound", refused: "refused"}[o]
-}
-
-func outcomeOf(err error) outcome {
-	var status apierrors.APIStatus
-	if !errors.As(err, &status) {
-		return unknown
-	}
-	switch status.Status().Code {
-	case http.StatusNotFound, http.StatusGone, http.StatusUnauthorized, http.StatusTooManyRequests:
-		return notBound
-	case http.StatusBadRequest, http.StatusForbidden, http.StatusUnprocessableEntity:
-		return refused
-	}
-	// Among them Conflict: the client repeats a request whose connection broke, and the
-	// repetition of a successful binding is a conflict with itself.
-	return unknown
-}

@@ -81,6 +81,7 @@ func TestBindFailures(t *testing.T) {
 	}{
 		"forbidden":            {apierrors.NewForbidden(pods, "a", errors.New("by a policy")), false, true},
 		"gone":                 {apierrors.NewNotFound(pods, "a"), false, false},
+		"busy":                 {apierrors.NewTooManyRequestsError("later"), false, false},
 		"conflict with itself": {apierrors.NewConflict(pods, "a", errors.New("pod a is already assigned")), true, false},
 		"internal error":       {apierrors.NewInternalError(errors.New("etcd timed out")), true, false},
 		"timeout":              {apierrors.NewTimeoutError("request did not complete", 0), true, false},
@@ -120,13 +121,13 @@ func TestBindFailures(t *testing.T) {
 	}
 }
 
-// TestDoubtOfADeletedPod: nobody would settle it any more.
+// TestDoubtOfADeletedPod: no event would settle it any more.
 func TestDoubtOfADeletedPod(t *testing.T) {
 	for _, code := range []int32{http.StatusInternalServerError, http.StatusForbidden} {
 		answer := &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: metav1.StatusReasonUnknown}
 		b := newBench(t, answering(int(code), answer, nil), "n1")
 		b.publish(t, "n1", 10)
-		pod := podOf("a", 6) // not in the informer's store: its deletion was heard of
+		pod := podOf("a", 6) // not in the informer's store: its deletion was handled
 		state, _ := b.filter(t, pod)
 		if status := b.framework.RunReservePluginsReserve(b.ctx, state, pod, "n1"); !status.IsSuccess() {
 			t.Fatal(status)
@@ -144,8 +145,8 @@ func TestDoubtOfADeletedPod(t *testing.T) {
 	}
 }
 
-// TestSettledDoubtWakes: to the scheduler, the pod was pending all the time, so it tells
-// nobody that its space is back.
+// TestSettledDoubtWakes: to the scheduler, the pod was pending all the time, so no
+// event says that its space is back.
 func TestSettledDoubtWakes(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
@@ -195,5 +196,47 @@ func TestBindersTakeTurns(t *testing.T) {
 	b.plugin.feed.binders.Release(1)
 	if _, status := b.plugin.PreFilter(b.ctx, framework.NewCycleState(), podOf("a", 1), b.nodes); !status.IsSuccess() {
 		t.Errorf("when one is through: %v", status)
+	}
+}
+
+// TestHangingBindings asserts that one pod waits for bindings that hang, for a bounded time, and the others not at all,
+// until one is through.
+func TestHangingBindings(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.publish(t, "n1", 10)
+	binders := &b.plugin.feed.binders
+	if err := binders.Acquire(b.ctx, MaxWriters); err != nil {
+		t.Fatal(err)
+	}
+	try := func() *fwk.Status {
+		t.Helper()
+		done := make(chan *fwk.Status, 1)
+		go func() {
+			_, status := b.plugin.PreFilter(b.ctx, framework.NewCycleState(), podOf("a", 1), b.nodes)
+			done <- status
+		}()
+		select {
+		case status := <-done:
+			return status
+		case <-time.After(10 * time.Second):
+			t.Fatal("it waits, and every other pod with it")
+			return nil
+		}
+	}
+	binders.patience = time.Millisecond
+	// An error has the pod tried again after its backoff, without an event.
+	if status := try(); status.Code() != fwk.Error || !strings.Contains(status.Message(), errBusy.Error()) {
+		t.Errorf("the first pod: %v", status)
+	}
+	binders.patience = time.Hour
+	if status := try(); status.Code() != fwk.Error {
+		t.Errorf("the second pod: %v", status)
+	}
+	binders.Release(1)
+	if status := try(); !status.IsSuccess() {
+		t.Errorf("when one is through: %v", status)
+	}
+	if binders.stuck.Load() {
+		t.Error("the next pod would not wait, although bindings go on")
 	}
 }

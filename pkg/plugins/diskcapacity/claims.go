@@ -1,6 +1,7 @@
 package diskcapacity
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -32,20 +33,22 @@ type asked struct {
 	volumes []request.Volume
 	// held are claims whose volume has its place, although they are not bound.
 	held []held
-	// claims are those of volumes that ask for one, by volume ID.
+	// notMade are claims that only a PersistentVolume without a claim would do for, by volume ID.
+	notMade map[string]error
+	// claims are those of volumes that ask for one, and those that are notMade, by volume ID.
 	claims map[string]*corev1.PersistentVolumeClaim
 	// settled is true when the pod has other claims that say where it can run.
 	settled bool
 }
 
-// held is a claim whose volume has a place: its PersistentVolume was made and the claim not
-// yet told, or another pod that shares it is being bound.
+// held is a claim whose volume has a place: its PersistentVolume was made and the claim does not
+// name it yet, or another pod that shares it is being bound.
 type held struct {
 	request.Volume
 	node string
 }
 
-func (a *asked) none() bool { return len(a.volumes) == 0 && len(a.held) == 0 }
+func (a *asked) none() bool { return len(a.volumes) == 0 && len(a.held) == 0 && len(a.notMade) == 0 }
 
 // requests are those of the volumes, with the room that must be free behind them.
 func (a *asked) requests() []placement.Request { return requestsOf(a.volumes) }
@@ -90,11 +93,12 @@ func (f *feed) askFor(a *asked, pod *corev1.Pod, v *corev1.Volume) error {
 		a.settled = true
 		return nil
 	}
-	if class.VolumeBindingMode == nil || *class.VolumeBindingMode != storagev1.VolumeBindingWaitForFirstConsumer {
-		return fmt.Errorf("StorageClass %s binds claims before their pod has a node: use one with volumeBindingMode %s", class.Name, storagev1.VolumeBindingWaitForFirstConsumer)
+	if !claim.Waits(class) {
+		return fmt.Errorf("it is not bound yet: StorageClass %s has volumeBindingMode %s, so that its volume is placed without its pod; the events of the claim say where", class.Name, storagev1.VolumeBindingImmediate)
 	}
 	wanted, err := claim.Request(pvc, class)
-	if err != nil {
+	var notMade *claim.NotMade
+	if err != nil && (!errors.As(err, &notMade) || !f.bindable.has(claim.ClassName(pvc))) {
 		return err
 	}
 	if _, twice := a.claims[wanted.ID]; twice {
@@ -104,6 +108,13 @@ func (f *feed) askFor(a *asked, pod *corev1.Pod, v *corev1.Volume) error {
 		a.claims = map[string]*corev1.PersistentVolumeClaim{}
 	}
 	a.claims[wanted.ID] = pvc
+	if notMade != nil {
+		if a.notMade == nil {
+			a.notMade = map[string]error{}
+		}
+		a.notMade[wanted.ID], a.settled = notMade, true
+		return nil
+	}
 	if _, selected := pvc.Annotations[volume.AnnSelectedNode]; selected || len(class.AllowedTopologies) > 0 {
 		a.settled = true
 	}
@@ -134,15 +145,7 @@ func (c *claims) of(pod *corev1.Pod, v *corev1.Volume) *corev1.PersistentVolumeC
 
 // ours is the claim's StorageClass if it is of our provisioner, else nil.
 func (c *claims) ours(pvc *corev1.PersistentVolumeClaim) *storagev1.StorageClass {
-	name := volume.GetPersistentVolumeClaimClass(pvc)
-	if name == "" {
-		return nil
-	}
-	class, err := c.classes.Get(name)
-	if err != nil || class.Provisioner != diskv1alpha1.DriverName {
-		return nil
-	}
-	return class
+	return claim.OurClass(c.classes, pvc)
 }
 
 // maxClasses is how many classes a message names.
@@ -209,9 +212,9 @@ func (f *feed) hasOpenClaims(pod *corev1.Pod) bool {
 	return false
 }
 
-// mortal are the partitions of the volumes that die with a pod: inline ones, and those of
+// ephemeralPartitions are those of the volumes that end with a pod: inline ones, and those of
 // generic ephemeral claims, which belong to the pod. A persistent claim outlives it.
-func (f *feed) mortal(pod *corev1.Pod) []string {
+func (f *feed) ephemeralPartitions(pod *corev1.Pod) []string {
 	var partitions []string
 	if volumes, err := request.FromPod(pod); err == nil {
 		for i := range volumes {

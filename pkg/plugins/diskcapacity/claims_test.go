@@ -2,6 +2,7 @@ package diskcapacity
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -134,7 +135,7 @@ func TestAsk(t *testing.T) {
 			b.claim(t, "a-tmp", "ssd", 2, ownedBy(pod))
 			return pod
 		}, []int64{2}, false, ""},
-		"ephemeral of somebody else": {func(t *testing.T, b *bench) *corev1.Pod {
+		"a claim of its name that is not the pod's": {func(t *testing.T, b *bench) *corev1.Pod {
 			b.claim(t, "a-tmp", "ssd", 2, nil)
 			return withEphemeral(claimPod("a"), "tmp")
 		}, nil, true, ""},
@@ -167,7 +168,7 @@ func TestAsk(t *testing.T) {
 			b.storageClass(t, "now", func(c *storagev1.StorageClass) { c.VolumeBindingMode = &immediate })
 			b.claim(t, "data", "now", 2, nil)
 			return claimPod("a", "data")
-		}, nil, false, "claim default/data: StorageClass now binds claims before their pod has a node: use one with volumeBindingMode WaitForFirstConsumer"},
+		}, nil, false, "claim default/data: it is not bound yet: StorageClass now has volumeBindingMode Immediate"},
 		"unknown DiskClass": {func(t *testing.T, b *bench) *corev1.Pod {
 			b.storageClass(t, "tape", func(c *storagev1.StorageClass) { c.Parameters[diskv1alpha1.AttributeClass] = "tape" })
 			b.claim(t, "data", "tape", 2, nil)
@@ -291,7 +292,7 @@ func TestFoldVolumes(t *testing.T) {
 	b.publish(t, "n1", 10)
 	pvc := b.claim(t, "data", "ssd", 4, nil)
 	pv := b.volume(t, pvc, "n1", 2)
-	// An event that is told after the deletion of what it is about.
+	// An event that arrives after the deletion of its object.
 	b.plugin.feed.foldVolume(klog.Background(), pv)
 	if b.freeGiB("n1") != 10 {
 		t.Errorf("%d GiB are free with no volume in the store", b.freeGiB("n1"))
@@ -349,13 +350,13 @@ func TestLongNames(t *testing.T) {
 	}
 }
 
-// TestLoose: a volume that no claim has is what the stock plugin binds the claim to, on its
+// TestBindable: a volume that no claim has is what the stock plugin binds the claim to, on its
 // node and with its limits; then nothing is asked for.
-func TestLoose(t *testing.T) {
+func TestBindable(t *testing.T) {
 	tests := map[string]struct {
-		claims []int64 // GiB
-		loose  func(pv *corev1.PersistentVolume)
-		fits   bool
+		claims   []int64 // GiB
+		bindable func(pv *corev1.PersistentVolume)
+		fits     bool
 	}{
 		"fits":             {[]int64{4}, nil, true},
 		"too small":        {[]int64{5}, nil, false},
@@ -385,8 +386,8 @@ func TestLoose(t *testing.T) {
 			}
 			pv := b.volume(t, b.claim(t, "old", "ssd", 4, nil), "n1", 100)
 			pv.Spec.ClaimRef, pv.Status.Phase = nil, corev1.VolumeAvailable
-			if test.loose != nil {
-				test.loose(pv)
+			if test.bindable != nil {
+				test.bindable(pv)
 			}
 			b.storeVolume(t, pv)
 			pod := claimPod("a", names...)
@@ -411,11 +412,64 @@ func TestLoose(t *testing.T) {
 			taken.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "default", Name: "x", UID: "x"}
 			b.plugin.Unreserve(b.ctx, framework.NewCycleState(), pod, "n1")
 			b.storeVolume(t, taken)
-			if len(b.plugin.feed.loose.byClass) != 0 {
-				t.Error("a volume that a claim has is still loose")
+			if len(b.plugin.feed.bindable.byClass) != 0 {
+				t.Error("a volume that a claim has is still bindable")
 			}
 			if _, statuses := b.filter(t, pod); statuses["n1"].IsSuccess() {
 				t.Error("the volume is counted on although it is taken")
+			}
+		})
+	}
+}
+
+// TestNotMade asserts that a claim which no volume is made for goes where one exists that can be bound to it, waits with a
+// reason elsewhere, and is refused where there is none at all.
+func TestNotMade(t *testing.T) {
+	selecting := func(c *corev1.PersistentVolumeClaim) {
+		c.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": "db"}}
+	}
+	small := func(c *corev1.PersistentVolumeClaim) {
+		c.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("100Mi")}
+	}
+	for name, test := range map[string]struct {
+		claim func(*corev1.PersistentVolumeClaim)
+		class map[string]string
+		pv    func(*corev1.PersistentVolume)
+		fits  bool
+		says  string
+	}{
+		"selected":           {selecting, nil, func(pv *corev1.PersistentVolume) { pv.Labels["app"] = "db" }, true, ""},
+		"not selected":       {selecting, nil, nil, false, "no volume here can be bound to claim default/data: selector is set"},
+		"too small for xfs":  {small, map[string]string{diskv1alpha1.ParameterFSType: "xfs"}, nil, true, ""},
+		"too small, no room": {small, map[string]string{diskv1alpha1.ParameterFSType: "xfs"}, func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased }, false, "too small for xfs"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, nil, "n1")
+			b.storageClass(t, "ssd", func(c *storagev1.StorageClass) { maps.Copy(c.Parameters, test.class) })
+			b.publish(t, "n1", 10)
+			b.claim(t, "data", "ssd", 2, test.claim)
+			pod := claimPod("a", "data")
+			if _, status := b.plugin.PreFilter(b.ctx, framework.NewCycleState(), pod, b.nodes); status.Code() != fwk.UnschedulableAndUnresolvable {
+				t.Errorf("without any volume: %v", status)
+			}
+			pv := b.volume(t, b.claim(t, "old", "ssd", 4, nil), "n1", 100)
+			pv.Spec.ClaimRef, pv.Status.Phase = nil, corev1.VolumeAvailable
+			if test.pv != nil {
+				test.pv(pv)
+			}
+			b.storeVolume(t, pv)
+			state, statuses := b.filter(t, pod)
+			if statuses["n1"].IsSuccess() != test.fits || !test.fits && !strings.Contains(statuses["n1"].Message(), test.says) {
+				t.Fatalf("status %v, want %q", statuses["n1"], test.says)
+			}
+			if !test.fits {
+				return
+			}
+			if Decided(state) != nil {
+				t.Error("the claim is not left to the stock plugin, which binds it")
+			}
+			if status := b.plugin.Reserve(b.ctx, state, pod, "n1"); !status.IsSuccess() || b.freeGiB("n1") != 10 {
+				t.Errorf("%v, %d GiB are free, want 10: the volume exists", status, b.freeGiB("n1"))
 			}
 		})
 	}
@@ -425,6 +479,15 @@ func TestPreEnqueue(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.storageClass(t, "ssd", nil)
 	pod := withEphemeral(withClaim(podOf("a", 1), "data"), "tmp")
+	source := pod.Spec.Volumes[len(pod.Spec.Volumes)-1].Ephemeral
+	b.storageClass(t, "other", func(c *storagev1.StorageClass) { c.Provisioner = "other.example.com" })
+	for name, class := range map[string]*string{"none": nil, "another driver's": ptr.To("other"), "one that does not exist": ptr.To("gone")} {
+		source.VolumeClaimTemplate = &corev1.PersistentVolumeClaimTemplate{Spec: corev1.PersistentVolumeClaimSpec{StorageClassName: class}}
+		if status := b.plugin.PreEnqueue(b.ctx, pod); !status.IsSuccess() {
+			t.Errorf("with StorageClass %s the pod is held: %v", name, status)
+		}
+	}
+	source.VolumeClaimTemplate = &corev1.PersistentVolumeClaimTemplate{Spec: corev1.PersistentVolumeClaimSpec{StorageClassName: ptr.To("ssd")}}
 	if status := b.plugin.PreEnqueue(b.ctx, pod); status.Code() != fwk.UnschedulableAndUnresolvable || !strings.Contains(status.Message(), "default/a-tmp") {
 		t.Errorf("status %v", status)
 	}

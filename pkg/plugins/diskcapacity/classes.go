@@ -18,12 +18,16 @@ type classes struct {
 	filled atomic.Bool
 	mu     sync.RWMutex
 	known  map[string]placement.Policy
+	// objects are the classes as they were read last.
+	objects map[string]*diskv1alpha1.DiskClass
+	// listeners are called after each change.
+	listeners []func()
 	// appeared is called when there may be one more.
 	appeared func()
 }
 
 func newClasses() *classes {
-	return &classes{known: map[string]placement.Policy{}, appeared: func() {}}
+	return &classes{known: map[string]placement.Policy{}, objects: map[string]*diskv1alpha1.DiskClass{}, appeared: func() {}}
 }
 
 func (c *classes) hasSynced() bool { return c.filled.Load() }
@@ -42,6 +46,32 @@ func (c *classes) names() []string {
 	return slices.Sorted(maps.Keys(c.known))
 }
 
+// all are the classes as they were read last, sorted by name. They must not be changed.
+func (c *classes) all() []*diskv1alpha1.DiskClass {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	out := make([]*diskv1alpha1.DiskClass, 0, len(c.objects))
+	for _, name := range slices.Sorted(maps.Keys(c.objects)) {
+		out = append(out, c.objects[name])
+	}
+	return out
+}
+
+func (c *classes) listen(callback func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.listeners = append(c.listeners, callback)
+}
+
+func (c *classes) changed() {
+	c.mu.RLock()
+	listeners := c.listeners
+	c.mu.RUnlock()
+	for _, callback := range listeners {
+		callback()
+	}
+}
+
 // Add implements cache.ReflectorStore.
 func (c *classes) Add(obj any) error {
 	class, ok := obj.(*diskv1alpha1.DiskClass)
@@ -51,7 +81,9 @@ func (c *classes) Add(obj any) error {
 	c.mu.Lock()
 	_, known := c.known[class.Name]
 	c.known[class.Name] = request.PolicyOf(class.Spec.PlacementPolicy)
+	c.objects[class.Name] = class
 	c.mu.Unlock()
+	defer c.changed()
 	if !known {
 		c.appeared()
 	}
@@ -68,24 +100,29 @@ func (c *classes) Delete(obj any) error {
 		return fmt.Errorf("got %T, want *DiskClass", obj)
 	}
 	c.mu.Lock()
+	defer c.changed()
 	defer c.mu.Unlock()
 	delete(c.known, class.Name)
+	delete(c.objects, class.Name)
 	return nil
 }
 
 // Replace implements cache.ReflectorStore.
 func (c *classes) Replace(objects []any, _ string) error {
 	known := make(map[string]placement.Policy, len(objects))
+	byName := make(map[string]*diskv1alpha1.DiskClass, len(objects))
 	for _, obj := range objects {
 		class, ok := obj.(*diskv1alpha1.DiskClass)
 		if !ok {
 			return fmt.Errorf("got %T, want *DiskClass", obj)
 		}
 		known[class.Name] = request.PolicyOf(class.Spec.PlacementPolicy)
+		byName[class.Name] = class
 	}
 	c.mu.Lock()
-	c.known = known
+	c.known, c.objects = known, byName
 	c.mu.Unlock()
+	defer c.changed()
 	c.filled.Store(true)
 	c.appeared()
 	return nil

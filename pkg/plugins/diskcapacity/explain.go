@@ -171,6 +171,6 @@ var (
 	otherReasons = [numOtherReasons]string{"no_agent", "not_published", "contradictory", "refused", "no_label", "volume_elsewhere"}
 	causes       = map[placement.Cause]string{
 		placement.NoDisk: "no_disk", placement.TooSmall: "extent_too_small", placement.TooLittle: "too_little_space",
-		placement.TooFewDisks: "too_few_disks", placement.NotTogether: "not_together",
+		placement.TooFewDisks: "too_few_disks", placement.NotTogether: "not_together", placement.GaveUp: "search_given_up",
 	}
 )

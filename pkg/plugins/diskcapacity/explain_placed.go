@@ -24,7 +24,7 @@ type placed struct {
 	volumes []request.Volume
 }
 
-// PostBind ends what Reserve began: by now the pod has been told where its volumes are.
+// PostBind ends what Reserve began: the event Scheduled has said where the volumes are.
 func (p *Plugin) PostBind(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, _ string) {
 	if p.forgetPlaced(cycle, pod) {
 		decided(resultBound)
@@ -101,7 +101,7 @@ func (p *placed) place(r ledger.Record) string {
 }
 
 // hole is the free extent in which the volume was placed; false if it was not free when the node
-// was looked at: what was in doubt about an earlier try of the pod is free for nobody else.
+// was looked at: what was in doubt about an earlier try of the pod is free for no other pod.
 func (p *placed) hole(r ledger.Record) (extent.Extent, bool) {
 	for i := range p.before.Node.Disks {
 		if d := &p.before.Node.Disks[i]; d.ID == r.Disk {

@@ -22,23 +22,23 @@ func (b *bench) begin(t testing.TB, pod *corev1.Pod, node string) fwk.CycleState
 }
 
 // place runs a pod's cycle to its end on a node, as if it were bound there, and returns what
-// the pod is told.
+// the event says of its places.
 func (b *bench) place(t testing.TB, pod *corev1.Pod, node string) string {
 	t.Helper()
 	state := b.begin(t, pod, node)
-	told := b.told(pod, 1000)
+	places := b.places(pod, 1000)
 	b.framework.RunPostBindPlugins(b.ctx, state, pod, node)
-	if again := b.told(pod, 1000); again != "" {
+	if again := b.places(pod, 1000); again != "" {
 		t.Errorf("bound, and still: %s", again)
 	}
-	return told
+	return places
 }
 
-func (b *bench) told(pod *corev1.Pod, most int) string {
+func (b *bench) places(pod *corev1.Pod, most int) string {
 	return (&Shared{feed: b.plugin.feed}).Places(pod, most)
 }
 
-// TestPlaces: the pod is told where its volumes are and what that leaves.
+// TestPlaces asserts that the event says where the pod's volumes are and what that leaves.
 func TestPlaces(t *testing.T) {
 	disk := diskOf("n1")
 	tests := map[string]struct {
@@ -83,27 +83,28 @@ func TestPlacesAreBounded(t *testing.T) {
 	for i := range pod.Spec.Volumes {
 		pod.Spec.Volumes[i].Name = fmt.Sprintf("%063d", i)
 	}
-	told := b.place(t, pod, "n1")
-	named := strings.Count(told, "volume ")
-	if len(told) > 1000 || named < 4 || !strings.HasSuffix(told, fmt.Sprintf("; and %d more", diskv1alpha1.MaxVolumes-named)) {
-		t.Errorf("%d bytes: %s", len(told), told)
+	places := b.place(t, pod, "n1")
+	named := strings.Count(places, "volume ")
+	if len(places) > 1000 || named < 4 || !strings.HasSuffix(places, fmt.Sprintf("; and %d more", diskv1alpha1.MaxVolumes-named)) {
+		t.Errorf("%d bytes: %s", len(places), places)
 	}
 }
 
-// TestPlacesOfOthers: a pod without disk volumes is told nothing, nor is one whose place was given up.
+// TestPlacesOfOthers asserts that the event says nothing of a pod without disk volumes, or of one whose place was given
+// up.
 func TestPlacesOfOthers(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
 	pod := podOf("a", 1)
-	if told := b.told(pod, 1000); told != "" {
-		t.Errorf("not placed: %s", told)
+	if places := b.places(pod, 1000); places != "" {
+		t.Errorf("not placed: %s", places)
 	}
 	state := b.begin(t, pod, "n1")
-	if told := b.told(pod, 20); told != "" {
-		t.Errorf("no space to say it: %s", told)
+	if places := b.places(pod, 20); places != "" {
+		t.Errorf("no space to say it: %s", places)
 	}
 	b.framework.RunReservePluginsUnreserve(b.ctx, state, pod, "n1")
-	if told := b.told(pod, 1000); told != "" {
-		t.Errorf("given up: %s", told)
+	if places := b.places(pod, 1000); places != "" {
+		t.Errorf("given up: %s", places)
 	}
 }

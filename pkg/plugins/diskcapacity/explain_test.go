@@ -94,7 +94,7 @@ func TestMessageOfManyNodes(t *testing.T) {
 	}
 }
 
-// TestInvalidEndsTheCycle: nobody is preempted for a pod whose request cannot be understood, and no
+// TestInvalidEndsTheCycle: no pod is preempted for one whose request cannot be understood, and no
 // plugin adds to its message that it does not know the pod.
 func TestInvalidEndsTheCycle(t *testing.T) {
 	b := newBench(t, nil, "n1")

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
+	"k8s.io/utils/clock"
 
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/placement"
@@ -35,21 +36,28 @@ type feed struct {
 	claims   claims
 	csiNodes storagelisters.CSINodeLister
 	nodes    corelisters.NodeLister
-	loose    *loose
+	bindable *bindable
 	names    *names
 
 	pods, volumes cache.Indexer
 	// folding makes reading an object from an informer's store and folding it in one step.
 	folding sync.Mutex
 
-	podsSynced, volumesSynced, agentsSynced func() bool
-	capacities                              *capacityStore
+	podsSynced, volumesSynced, agentsSynced, nodesSynced func() bool
+
+	capacities *capacityStore
+	// nodesFolded is done once the Nodes of all capacities are folded in.
+	nodesFolded sync.Once
 	// synced is set once all of the above were, and stays.
 	synced atomic.Bool
 	// late is set once waiting for them has been in vain.
 	late atomic.Bool
 
 	binders binders
+
+	// scheduling is closed when the scheduler tries its first pod.
+	scheduling chan struct{}
+	began      sync.Once
 
 	// activate puts pods back into the scheduling queue.
 	activate func(klog.Logger, map[string]*corev1.Pod)
@@ -58,6 +66,8 @@ type feed struct {
 	// lastEnd and lastVolume are what hints have folded in last.
 	lastEnd    atomic.Pointer[end]
 	lastVolume atomic.Pointer[foldedVolume]
+	// lastGrowth is that of the node that hints were asked about last.
+	lastGrowth atomic.Pointer[growth]
 }
 
 // feeds has the feed of every scheduler in this process. The informer factory is what
@@ -100,31 +110,36 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 	informer := factory.Core().V1().Pods().Informer()
 	logger := klog.FromContext(ctx)
 	f := &feed{
-		ledger: l, classes: newClasses(), narrowing: newNarrowing(), lag: newLag(l), waiting: newWaiting(), pods: informer.GetIndexer(), capacities: newCapacityStore(logger, l),
+		ledger: l, classes: newClasses(), narrowing: newNarrowing(clock.RealClock{}), lag: newLag(l), waiting: newWaiting(), pods: informer.GetIndexer(), capacities: newCapacityStore(logger, l),
 		claims: claims{
 			claims:  factory.Core().V1().PersistentVolumeClaims().Lister(),
 			classes: factory.Storage().V1().StorageClasses().Lister(),
 		},
 		csiNodes: factory.Storage().V1().CSINodes().Lister(),
 		nodes:    factory.Core().V1().Nodes().Lister(),
-		loose:    newLoose(), names: newNames(),
-		binders: newBinders(),
-		later:   func(d time.Duration, do func()) { time.AfterFunc(d, do) },
+		bindable: newBindable(), names: newNames(),
+		binders: newBinders(), scheduling: make(chan struct{}),
+		later: func(d time.Duration, do func()) { time.AfterFunc(d, do) },
 	}
 	f.capacities.made = func(nodeName string, before *placement.Node) { f.made(logger, nodeName, before) }
 	f.classes.appeared = func() { f.classAppeared(logger) }
-	f.capacities.learn = func(nodeName string) { f.learnNode(logger, nodeName) }
-	f.capacities.listen(func(nodeName string) { f.lag.heard(nodeName, time.Now()) })
+	f.capacities.beforeFold = func(nodeName string) { f.addNodeName(logger, nodeName) }
+	f.capacities.served = func(nodeNames []string) { f.settled(logger, nodeNames) }
+	f.capacities.folded = func(nodeName string) { f.foldNode(logger, nodeName) }
+	f.capacities.listen(func(nodeName string) { f.lag.published(nodeName, time.Now()) })
 	if err := f.followVolumes(logger, factory.Core().V1().PersistentVolumes().Informer()); err != nil {
 		return nil, err
 	}
 	if err := f.followAgents(logger, factory.Storage().V1().CSINodes().Informer()); err != nil {
 		return nil, err
 	}
+	if err := f.followNodes(logger, factory.Core().V1().Nodes().Informer()); err != nil {
+		return nil, err
+	}
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) { f.foldObject(logger, obj) },
 		UpdateFunc: func(old, obj any) {
-			// A pod that was deleted and made anew under its name can arrive as one update.
+			// A pod that was deleted and created again under its name can arrive as one update.
 			before, _ := old.(*corev1.Pod)
 			after, _ := obj.(*corev1.Pod)
 			if before != nil && after != nil && before.UID != after.UID {
@@ -140,6 +155,9 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 	f.podsSynced = registration.HasSynced
 	return f, nil
 }
+
+// schedules notes that this process schedules pods. One that stands by does not.
+func (f *feed) schedules() { f.began.Do(func() { close(f.scheduling) }) }
 
 func (f *feed) foldObject(logger klog.Logger, obj any) {
 	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
@@ -170,8 +188,8 @@ func (f *feed) foldEnd(logger klog.Logger, obj any) {
 // foldPod folds in the present state of a pod that an event was about. Not the event's:
 // our handler, the scheduler's handler and with it the queueing hints run at their own
 // pace, so an update can be handled here after the deletion that followed it was folded
-// in by a hint. The informer's store is ahead of all of them, so whoever comes last says
-// the same as whoever came first. It also tells a deleted pod from one that the scheduler
+// in by a hint. The informer's store is ahead of all of them, so the last handler says
+// the same as the first. It also distinguishes a deleted pod from one that the scheduler
 // only gave up binding: both reach a hint as the deletion of an assigned pod, but the
 // second may well be bound (see Doubt in the ledger).
 func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
@@ -184,19 +202,19 @@ func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
 	pod := f.storedPod(event)
 	switch {
 	case pod == nil, pod.Status.Phase == corev1.PodSucceeded, pod.Status.Phase == corev1.PodFailed:
-		f.forget(event.UID)
+		f.forget(logger, event.UID)
 		f.settled(logger, f.ledger.DeletePod(uid))
 	case pod.Spec.NodeName == "":
 		// Not bound, as far as the store knows. What Reserve assumed stands.
 	case !hasInlineVolumes(pod):
 		// It is bound, and with it its claims: their PersistentVolumes have the records.
-		f.forget(event.UID)
+		f.forget(logger, event.UID)
 		f.settled(logger, f.ledger.DeletePod(uid))
 	default:
-		f.forget(event.UID)
+		f.forget(logger, event.UID)
 		records, err := recordsOf(pod)
 		if err != nil {
-			// Whoever wrote it, it is no reservation. The agent finds a place itself and
+			// It is no reservation, whatever wrote it. The agent finds a place itself and
 			// publishes it.
 			logger.V(2).Info("Ignored the allocation record of a pod", "pod", klog.KObj(pod), "node", klog.KRef("", pod.Spec.NodeName), "err", err)
 		}
@@ -205,9 +223,13 @@ func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
 }
 
 // forget: the pod is not pending any more.
-func (f *feed) forget(uid types.UID) {
+func (f *feed) forget(logger klog.Logger, uid types.UID) {
 	f.narrowing.forget(uid)
 	f.waiting.forget(uid)
+	if f.waiting.isKept(uid) {
+		// Not here, for the reason that settled tells.
+		go f.nominationEnded(logger, uid)
+	}
 }
 
 // settled wakes pods that now fit one of the nodes. It is for space that comes back without
@@ -242,7 +264,11 @@ func (f *feed) storedPod(event *corev1.Pod) *corev1.Pod {
 }
 
 func (f *feed) hasSynced() bool {
-	return f.podsSynced() && f.volumesSynced() && f.agentsSynced() && f.capacities.hasSynced() && f.classes.hasSynced()
+	if !f.podsSynced() || !f.volumesSynced() || !f.agentsSynced() || !f.nodesSynced() || !f.capacities.hasSynced() || !f.classes.hasSynced() {
+		return false
+	}
+	f.foldNodes()
+	return true
 }
 
 // wait returns when everything that existed when the scheduler started has been folded

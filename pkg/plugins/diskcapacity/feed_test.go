@@ -72,14 +72,14 @@ func TestEndedPodsHoldNothing(t *testing.T) {
 	}
 }
 
-// TestPodMadeAnew: a deletion and a creation under the same name can arrive as an update.
-func TestPodMadeAnew(t *testing.T) {
+// TestPodRecreated: a deletion and a creation under the same name can arrive as an update.
+func TestPodRecreated(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	before := podOf("a", 1)
 	before.Spec.NodeName = "n1"
 	b.store(t, before)
 	after := podOf("a", 1)
-	after.UID = "anew"
+	after.UID = "recreated"
 	b.store(t, after)
 	b.plugin.feed.foldPod(klog.Background(), before)
 	if node, _ := b.plugin.ledger.Records("a"); node != "" {
@@ -112,6 +112,35 @@ func TestRelist(t *testing.T) {
 	}
 	if b.plugin.ledger.Snapshot("n2").Published {
 		t.Error("n2 is still published after its deletion")
+	}
+}
+
+// TestRelistFromABackup asserts that what an API server says that was restored from a backup counts, although its
+// revisions are lower, and that events after it are folded in.
+func TestRelistFromABackup(t *testing.T) {
+	b := newBench(t, nil, "n1", "n2", "n3")
+	backup := []any{b.capacity("n1", 2), b.capacity("n3", 4)}
+	b.revision = 100
+	b.publish(t, "n1", 10)
+	b.publish(t, "n2", 10)
+	if err := b.plugin.feed.capacities.Delete(b.publish(t, "n3", 10)); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.plugin.feed.capacities.Replace(backup, "50"); err != nil {
+		t.Fatal(err)
+	}
+	for node, want := range map[string]int64{"n1": 2, "n3": 4} {
+		if have := b.freeGiB(node); have != want {
+			t.Errorf("%d GiB are free on %s, want %d", have, node, want)
+		}
+	}
+	if b.plugin.ledger.Snapshot("n2").Published {
+		t.Error("n2 is still published")
+	}
+	b.revision = 51
+	b.publish(t, "n2", 7)
+	if have := b.freeGiB("n2"); have != 7 {
+		t.Errorf("%d GiB are free on n2 after its event, want 7", have)
 	}
 }
 

@@ -125,11 +125,11 @@ func (f *feed) foldVolume(logger klog.Logger, event *corev1.PersistentVolume) (n
 	defer f.folding.Unlock()
 	pv := f.storedVolume(event.Name)
 	if pv == nil || pv.UID != event.UID {
-		// One of the same name is another, of which its own event tells; but that may have
-		// been told already.
-		f.loose.remove(event)
+		// One of the same name is another, which has an event of its own; but that may have
+		// been handled already.
+		f.bindable.remove(event)
 		if pv != nil {
-			f.loose.set(pv)
+			f.bindable.set(pv)
 		}
 		if !claim.IsOurs(event) {
 			return ""
@@ -138,7 +138,7 @@ func (f *feed) foldVolume(logger klog.Logger, event *corev1.PersistentVolume) (n
 		f.ledger.DeleteVolume(string(event.UID))
 		return f.names.of(v.Node)
 	}
-	f.loose.set(pv)
+	f.bindable.set(pv)
 	if !claim.IsOurs(pv) {
 		return ""
 	}
@@ -189,8 +189,8 @@ func (n *names) of(label string) string {
 	return label
 }
 
-// learn reports whether the node's name is news that changes what label stands for.
-func (n *names) learn(node string) (label string, news bool) {
+// add reports whether the node's name is news that changes what label stands for.
+func (n *names) add(node string) (label string, news bool) {
 	if label = diskv1alpha1.NodeLabel(node); label == node {
 		return label, false
 	}
@@ -203,9 +203,9 @@ func (n *names) learn(node string) (label string, news bool) {
 	return label, true
 }
 
-// learnNode is called before the capacity of a node is folded in.
-func (f *feed) learnNode(logger klog.Logger, nodeName string) {
-	label, news := f.names.learn(nodeName)
+// addNodeName is called before the capacity of a node is folded in.
+func (f *feed) addNodeName(logger klog.Logger, nodeName string) {
+	label, news := f.names.add(nodeName)
 	if !news {
 		return
 	}

@@ -17,15 +17,17 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 )
 
-// PreEnqueue holds a pod until its generic ephemeral claims exist, which somebody makes after
+// PreEnqueue holds a pod until its generic ephemeral claims exist, which kube-controller-manager makes after
 // the pod. To try it before would only cost it its backoff.
+//
+// Claims of other drivers are left to the stock plugins: while a pod is held here, no condition says what it waits for.
 //
 // A claim of that name that is not the pod's own is let through: it may stay for ever, and
 // only a pod that was tried gets an event that says so.
 func (p *Plugin) PreEnqueue(_ context.Context, pod *corev1.Pod) *fwk.Status {
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
-		if v.Ephemeral == nil {
+		if v.Ephemeral == nil || !p.feed.claims.willBeOurs(v.Ephemeral.VolumeClaimTemplate) {
 			continue
 		}
 		name := ephemeral.VolumeClaimName(pod, v)
@@ -34,6 +36,12 @@ func (p *Plugin) PreEnqueue(_ context.Context, pod *corev1.Pod) *fwk.Status {
 		}
 	}
 	return nil
+}
+
+// willBeOurs reports whether the claim that is made of a template will be of a StorageClass of ours. Of one that names
+// none that is not known before the API server has given it the default class.
+func (c *claims) willBeOurs(template *corev1.PersistentVolumeClaimTemplate) bool {
+	return template != nil && c.ours(&corev1.PersistentVolumeClaim{ObjectMeta: template.ObjectMeta, Spec: template.Spec}) != nil
 }
 
 // claimEvents are the events that can help a pod because of its claims.
@@ -57,7 +65,7 @@ func (p *Plugin) afterClaim(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.Q
 	}
 	before, ok := old.(*corev1.PersistentVolumeClaim)
 	if !ok || before.UID != pvc.UID || before.Spec.VolumeName != pvc.Spec.VolumeName ||
-		volume.GetPersistentVolumeClaimClass(before) != volume.GetPersistentVolumeClaimClass(pvc) {
+		claim.ClassName(before) != claim.ClassName(pvc) {
 		return fwk.Queue, nil
 	}
 	return fwk.QueueSkip, nil
@@ -79,7 +87,7 @@ func (p *Plugin) afterStorageClass(_ klog.Logger, pod *corev1.Pod, _, obj any) (
 func (f *feed) refersToClass(pod *corev1.Pod, class string) bool {
 	for i := range pod.Spec.Volumes {
 		pvc := f.claims.of(pod, &pod.Spec.Volumes[i])
-		if pvc != nil && pvc.Spec.VolumeName == "" && volume.GetPersistentVolumeClaimClass(pvc) == class {
+		if pvc != nil && pvc.Spec.VolumeName == "" && claim.ClassName(pvc) == class {
 			return true
 		}
 	}
@@ -97,7 +105,7 @@ func (p *Plugin) afterVolume(logger klog.Logger, pod *corev1.Pod, old, obj any) 
 	}
 	node := p.feed.foldVolumeOnce(logger, pv)
 	switch {
-	case obj != nil && isLoose(pv):
+	case obj != nil && isBindable(pv):
 		if p.feed.refersToClass(pod, volume.GetPersistentVolumeClass(pv)) {
 			return fwk.Queue, nil
 		}
@@ -115,25 +123,25 @@ func labelled(node *corev1.Node) bool {
 	return node.Labels[diskv1alpha1.LabelNode] == diskv1alpha1.NodeLabel(node.Name)
 }
 
-// Futile reports that an event helps none of the pods that wait and that the plugin has
+// Irrelevant reports that an event helps none of the pods that wait and that the plugin has
 // rejected, so that they need not be asked one by one. It knows that of what comes with other
 // pods: they would ask all that wait whenever one comes or goes. The arguments are those of
 // the hints. A pod that was tried meanwhile must not begin to wait before all are asked.
-func (p *Plugin) Futile(logger klog.Logger, old, obj any) bool {
+func (p *Plugin) Irrelevant(logger klog.Logger, old, obj any) bool {
 	if obj == nil {
-		return p.futileEnd(logger, old)
+		return p.irrelevantEnd(logger, old)
 	}
 	switch o := obj.(type) {
 	case *corev1.PersistentVolumeClaim:
 		return !p.feed.waiting.referTo(o)
 	case *corev1.PersistentVolume:
-		return !isLoose(o)
+		return !isBindable(o)
 	}
 	return false
 }
 
-// futileEnd is Futile of something that is gone.
-func (p *Plugin) futileEnd(logger klog.Logger, gone any) bool {
+// irrelevantEnd is Irrelevant of something that is gone.
+func (p *Plugin) irrelevantEnd(logger klog.Logger, gone any) bool {
 	switch o := gone.(type) {
 	case *corev1.Pod:
 		if !mayHold(o) {

@@ -55,6 +55,16 @@ type bench struct {
 // newBench makes nodes with an agent each. answer handles the API server's side.
 func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench {
 	t.Helper()
+	return benchOf(t, answer, nil, nodeNames...)
+}
+
+func newBenchExtended(t testing.TB, extenders []fwk.Extender, nodeNames ...string) *bench {
+	t.Helper()
+	return benchOf(t, nil, extenders, nodeNames...)
+}
+
+func benchOf(t testing.TB, answer http.HandlerFunc, extenders []fwk.Extender, nodeNames ...string) *bench {
+	t.Helper()
 	metrics.Register()
 	_, ctx := ktesting.NewTestContext(t)
 	ctx, cancel := context.WithCancel(ctx)
@@ -75,7 +85,7 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 		t.Fatal(err)
 	}
 	feed.podsSynced = func() bool { return true }
-	feed.volumesSynced, feed.agentsSynced = feed.podsSynced, feed.podsSynced
+	feed.volumesSynced, feed.agentsSynced, feed.nodesSynced = feed.podsSynced, feed.podsSynced, feed.podsSynced
 	feed.activate = b.activated.Activate
 	feed.later = func(_ time.Duration, do func()) { b.later = append(b.later, do) }
 	args, err := argsFrom(nil)
@@ -84,12 +94,13 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 	}
 	args.SyncTimeout.Duration = 10 * time.Millisecond
 	factory := func(_ context.Context, _ runtime.Object, handle fwk.Handle) (fwk.Plugin, error) {
-		b.plugin = newPlugin(handle, feed, args)
+		b.plugin = newPlugin(handle, feed, args, func() error { return nil })
 		return b.plugin, nil
 	}
 	var nodes []*corev1.Node
 	for _, name := range nodeNames {
-		node := st.MakeNode().Name(name).Label(diskv1alpha1.LabelNode, diskv1alpha1.NodeLabel(name)).Obj()
+		node := st.MakeNode().Name(name).Label(diskv1alpha1.LabelNode, diskv1alpha1.NodeLabel(name)).
+			Capacity(map[corev1.ResourceName]string{corev1.ResourcePods: "110", corev1.ResourceCPU: "8", corev1.ResourceMemory: "64Gi"}).Obj()
 		nodes = append(nodes, node)
 		if err := b.factory.Core().V1().Nodes().Informer().GetIndexer().Add(node); err != nil {
 			t.Fatal(err)
@@ -102,7 +113,7 @@ func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench
 		tf.RegisterBindPlugin(defaultbinder.Name, defaultbinder.New),
 	}, "berth", frameworkruntime.WithInformerFactory(b.factory), frameworkruntime.WithClientSet(client), frameworkruntime.WithKubeConfig(kubeConfig),
 		frameworkruntime.WithSnapshotSharedLister(snapshot), frameworkruntime.WithPodNominator(b.nominated), frameworkruntime.WithPodActivator(b.activated),
-		frameworkruntime.WithEventRecorder(b.recorder))
+		frameworkruntime.WithEventRecorder(b.recorder), frameworkruntime.WithExtenders(extenders))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +136,7 @@ func (b *bench) agent(t testing.TB, node string, drivers ...string) {
 	b.plugin.feed.foldCSINode(klog.Background(), b.csiNode(t, node, drivers...))
 }
 
-// csiNode is put where the scheduler's informer would have it, and our handler has not heard of
+// csiNode is put where the scheduler's informer would have it, and our handler has not seen
 // it yet.
 func (b *bench) csiNode(t testing.TB, node string, drivers ...string) *storagev1.CSINode {
 	t.Helper()

@@ -15,7 +15,7 @@ import (
 
 // EventsToRegister names the events that can make room for a pod that this plugin
 // rejected. The scheduler's handlers and ours have no order among themselves, so that a
-// pod woken by an event could meet a ledger that has not heard of it, be rejected again,
+// pod woken by an event could meet a ledger that does not have it yet, be rejected again,
 // and wait for an event that has already passed. Therefore a hint first folds the
 // event's object into the ledger, which does no harm if it is there already, and only
 // then asks whether the pod fits.
@@ -23,23 +23,22 @@ import (
 // Hints run under the scheduling queue's lock, for every pending pod: that is why there is
 // none for what nodes publish, see waiting, nor for DiskClasses, which come the same way.
 func (p *Plugin) EventsToRegister(context.Context) ([]fwk.ClusterEventWithHint, error) {
-	if p.complete != nil {
-		if err := p.complete(); err != nil {
-			return nil, err
-		}
+	// The scheduler asks for the events before it starts, when all plugins are there.
+	if err := p.complete(); err != nil {
+		return nil, err
 	}
 	return append([]fwk.ClusterEventWithHint{
 		{Event: fwk.ClusterEvent{Resource: fwk.Pod, ActionType: fwk.Delete}, QueueingHintFn: p.afterPodDeleted},
 		{Event: fwk.ClusterEvent{Resource: fwk.CSINode, ActionType: fwk.Add | fwk.Update}, QueueingHintFn: p.afterCSINode},
 		// A node that joins can publish before the scheduler knows it. The taint update
 		// is named because the scheduler would otherwise add it with a hint that wakes
-		// everybody.
+		// all pods.
 		{Event: fwk.ClusterEvent{Resource: fwk.Node, ActionType: fwk.Add | fwk.UpdateNodeLabel | fwk.UpdateNodeTaint}, QueueingHintFn: p.afterNode},
 	}, p.claimEvents()...), nil
 }
 
-// afterPodDeleted also hears of pods that have ended, of pods that could not be bound, and
-// of nominated pods that went elsewhere.
+// afterPodDeleted is also called for pods that have ended, for pods that could not be bound, and
+// for nominated pods that went elsewhere.
 func (p *Plugin) afterPodDeleted(logger klog.Logger, pod *corev1.Pod, obj, _ any) (fwk.QueueingHint, error) {
 	deleted, ok := obj.(*corev1.Pod)
 	if !ok {
@@ -74,8 +73,8 @@ func (f *feed) foldEndOnce(logger klog.Logger, deleted *corev1.Pod) *end {
 	if e.node == "" {
 		e.node = deleted.Status.NominatedNodeName
 	}
-	mortal, snapshot := f.mortal(deleted), f.ledger.Snapshot(e.node)
-	e.freed = len(mortal) == 0 || slices.ContainsFunc(mortal, func(partition string) bool { return snapshot.Length(partition) == 0 })
+	ephemeral, snapshot := f.ephemeralPartitions(deleted), f.ledger.Snapshot(e.node)
+	e.freed = len(ephemeral) == 0 || slices.ContainsFunc(ephemeral, func(partition string) bool { return snapshot.Length(partition) == 0 })
 	f.lastEnd.Store(e)
 	return e
 }
@@ -116,11 +115,35 @@ func (p *Plugin) queueIfFits(pod *corev1.Pod, nodeName string) fwk.QueueingHint 
 	if len(snapshot.Node.Disks) == 0 || !p.feed.hasAgent(nodeName) {
 		return fwk.QueueSkip
 	}
-	requests, known := p.feed.waiting.requestsOf(pod.UID)
-	if known && fits(snapshot.Node, requests) || !known && p.fitsNode(pod, snapshot.Node) {
+	c := p.feed.waiting.pendingOf(pod.UID)
+	if c == nil {
+		if p.fitsNode(pod, snapshot.Node) {
+			return fwk.Queue
+		}
+		return fwk.QueueSkip
+	}
+	now := p.feed.growthOn(snapshot.Node)
+	if now.spent() {
+		// The scheduling queue is locked. The pods that are left are offered the node without that lock.
+		if now.offered.CompareAndSwap(false, true) {
+			p.feed.settled(klog.Background(), []string{nodeName})
+		}
+		return fwk.QueueSkip
+	}
+	if now.admits(c) {
 		return fwk.Queue
 	}
 	return fwk.QueueSkip
+}
+
+// growthOn is that of an event which made the node what it is: hints are asked about each pod that waits.
+func (f *feed) growthOn(node *placement.Node) *growth {
+	if last := f.lastGrowth.Load(); last != nil && last.after == node {
+		return last
+	}
+	g := newGrowth(nil, node, eventPlans)
+	f.lastGrowth.Store(g)
+	return g
 }
 
 func (p *Plugin) fitsNode(pod *corev1.Pod, node *placement.Node) bool {
@@ -129,7 +152,7 @@ func (p *Plugin) fitsNode(pod *corev1.Pod, node *placement.Node) bool {
 		return false
 	}
 	// Rare enough to try it and see.
-	return len(p.feed.loose.of(asks.claims)) > 0 || fits(node, asks.requests())
+	return len(p.feed.bindable.of(asks.claims)) > 0 || fits(node, asks.requests())
 }
 
 func fits(node *placement.Node, requests []placement.Request) bool {

@@ -93,7 +93,7 @@ func TestHintForDeletedPods(t *testing.T) {
 }
 
 // TestHintForAgent: the pod that is woken by the hint finds the agent, though our own handler has not
-// heard of it; nor does a late event of what was before take it back.
+// seen it; nor does a late event of what was before take it back.
 func TestHintForAgent(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
@@ -169,7 +169,7 @@ func TestHintsForTheRest(t *testing.T) {
 		t.Error("woken by another driver, or nothing new")
 	}
 	if hint := b.hint(t, fwk.Node, fwk.UpdateNodeTaint, pod, st.MakeNode().Name("n1").Obj(), st.MakeNode().Name("n1").Obj()); hint != fwk.QueueSkip {
-		t.Error("woken by a taint, for which we reject nobody")
+		t.Error("woken by a taint, for which we reject no pod")
 	}
 	if hint := b.hint(t, fwk.Node, fwk.Add, pod, nil, st.MakeNode().Name("n1").Obj()); hint != fwk.Queue {
 		t.Error("not woken by a node that joined")

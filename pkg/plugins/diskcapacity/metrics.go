@@ -54,7 +54,7 @@ var (
 	}, []string{"step"})
 	bindFailuresTotal = metrics.NewCounterVec(&metrics.CounterOpts{
 		Namespace: "berth", Subsystem: "scheduler", Name: "bind_failures_total", StabilityLevel: metrics.ALPHA,
-		Help: "Failed bindings of pods with inline disk volumes, by outcome: refused (remembered until the node publishes anew), unknown (the place is held until it is known) or not_bound.",
+		Help: "Failed bindings of pods with inline disk volumes, by outcome: refused (remembered until the node publishes a change of its disks), unknown (the place is held until it is known) or not_bound.",
 	}, []string{"outcome"})
 	publishDelay = metrics.NewHistogram(&metrics.HistogramOpts{
 		Namespace: "berth", Subsystem: "scheduler", Name: "publish_delay_seconds", StabilityLevel: metrics.ALPHA,

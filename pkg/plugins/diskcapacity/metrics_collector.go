@@ -22,7 +22,8 @@ func gauge(name, help string, labels ...string) *metrics.Desc {
 }
 
 var (
-	nodesDesc       = gauge("nodes", "Nodes that publish their disks, by state: published, or contradictory, whose NodeDiskCapacity contradicts itself.", "state")
+	nodesDesc       = gauge("nodes", "Nodes that publish their disks, by state: published, contradictory, whose NodeDiskCapacity contradicts itself, or absent, without a Node.", "state")
+	sharedDesc      = gauge("shared_disks", "Disks that a node publishes and that are out of service there because another node owns them.")
 	usableDesc      = gauge("usable_bytes", "Bytes that volumes of a disk class could have if there were none.", "class")
 	freeDesc        = gauge("free_bytes", "Free bytes of a disk class, less what was placed and is not published yet.", "class")
 	extentsDesc     = gauge("free_extents", "Extents that the free bytes of a disk class are in.", "class")
@@ -36,7 +37,7 @@ var (
 
 // DescribeWithStability implements metrics.StableCollector.
 func (c *collector) DescribeWithStability(ch chan<- *metrics.Desc) {
-	for _, d := range []*metrics.Desc{nodesDesc, usableDesc, freeDesc, extentsDesc, largestDesc, fragmentedDesc, unpublishedDesc, oldestDesc, laggingDesc, lagDesc} {
+	for _, d := range []*metrics.Desc{nodesDesc, sharedDesc, usableDesc, freeDesc, extentsDesc, largestDesc, fragmentedDesc, unpublishedDesc, oldestDesc, laggingDesc, lagDesc} {
 		ch <- d
 	}
 }
@@ -53,6 +54,8 @@ func (c *collector) CollectWithStability(ch chan<- metrics.Metric) {
 	stats := f.ledger.Stats()
 	send(nodesDesc, float64(stats.Nodes-stats.Contradictory), "published")
 	send(nodesDesc, float64(stats.Contradictory), "contradictory")
+	send(nodesDesc, float64(stats.Absent), "absent")
+	send(sharedDesc, float64(stats.Shared))
 	for _, class := range slices.Sorted(maps.Keys(stats.Classes)) {
 		of := stats.Classes[class]
 		send(usableDesc, float64(of.Usable), class)

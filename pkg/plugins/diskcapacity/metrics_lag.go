@@ -56,14 +56,14 @@ func (l *lag) of(nodeName string) map[string]unpublished {
 	return waiting
 }
 
-// heard settles what the node publishes by now, and forgets what is not placed there any more.
-func (l *lag) heard(nodeName string, now time.Time) {
+// published settles what the node publishes by now, and forgets what is not placed there any more.
+func (l *lag) published(nodeName string, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.settle(nodeName, l.ledger.Snapshot(nodeName), now)
 }
 
-// settle is heard, with the lock held.
+// settle is published, with the lock held.
 func (l *lag) settle(nodeName string, s *ledger.Snapshot, now time.Time) {
 	waiting := l.waiting[nodeName]
 	if len(waiting) == 0 {

@@ -158,8 +158,9 @@ berth_scheduler_free_extents{class="ssd"} 3
 # HELP berth_scheduler_largest_free_extent_bytes [ALPHA] The largest free extent of a disk class: no larger volume fits anywhere.
 # TYPE berth_scheduler_largest_free_extent_bytes gauge
 berth_scheduler_largest_free_extent_bytes{class="ssd"} 3.221225472e+10
-# HELP berth_scheduler_nodes [ALPHA] Nodes that publish their disks, by state: published, or contradictory, whose NodeDiskCapacity contradicts itself.
+# HELP berth_scheduler_nodes [ALPHA] Nodes that publish their disks, by state: published, contradictory, whose NodeDiskCapacity contradicts itself, or absent, without a Node.
 # TYPE berth_scheduler_nodes gauge
+berth_scheduler_nodes{state="absent"} 0
 berth_scheduler_nodes{state="contradictory"} 1
 berth_scheduler_nodes{state="published"} 2
 `, "fragmentation_ratio", "free_bytes", "free_extents", "largest_free_extent_bytes", "nodes")

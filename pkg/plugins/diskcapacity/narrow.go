@@ -5,10 +5,13 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/cache"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
+	"k8s.io/utils/clock"
 
 	"github.com/berthdev/berth/pkg/ledger"
 )
@@ -20,8 +23,8 @@ const (
 	// narrowTo is how many nodes a pod is tried on at first: enough that other plugins find one
 	// that they do not refuse, and have a choice. Each is a call of every Filter and every Score.
 	narrowTo = 50
-	// narrowPause is for how long no pod is narrowed after one that found no place so. Where
-	// the best nodes have no CPU left, nearly every pod would be tried twice.
+	// narrowPause is for how long no pod of the same origin is narrowed after one that found no
+	// place so: its siblings would be refused by the same plugin.
 	narrowPause = 10 * time.Second
 )
 
@@ -33,15 +36,12 @@ const reasonNarrowed = "Only the nodes that the volumes fit best were tried, the
 //
 // It is an optimization only: a pod that finds no place so is tried again as if this were
 // not there, see widen. Pods for which that is likely are not narrowed to begin with.
-func (p *Plugin) narrow(pod *corev1.Pod, s *state, nodes int) *fwk.PreFilterResult {
+func (p *Plugin) narrow(logger klog.Logger, pod *corev1.Pod, s *state, nodes int) *fwk.PreFilterResult {
 	// The index counts what the pod itself holds from an earlier try as taken.
-	if nodes <= narrowFrom || len(s.gone) > 0 || choosy(pod) || s.tied() || p.feed.narrowing.mustBeWide(pod.UID, time.Now()) {
+	if nodes <= narrowFrom || len(s.gone) > 0 || constrained(pod) || s.tied() || p.feed.narrowing.mustBeWide(pod) {
 		return nil
 	}
-	names := p.ledger.Best(s.requests, narrowTo, func(name string, snapshot *ledger.Snapshot) bool {
-		_, refused := s.refused[name]
-		return !refused && snapshot.Registered && (len(s.claims) == 0 || p.takesClaims(name))
-	})
+	names := p.nearest(logger, pod, s)
 	if len(names) == 0 {
 		// It needs the reasons of all nodes, or preemption.
 		return nil
@@ -50,9 +50,56 @@ func (p *Plugin) narrow(pod *corev1.Pod, s *state, nodes int) *fwk.PreFilterResu
 	return &fwk.PreFilterResult{NodeNames: sets.New(names...)}
 }
 
-// choosy reports whether the pod says where it wants to be, so that other plugins may
+// narrowPlans is how many plans PreFilter makes at most to find the best nodes. Filter makes the others, for several nodes at
+// once.
+const narrowPlans = 500
+
+// nearest are the best nodes that take the pod's volumes, and are not refused for reasons that the ledger or the
+// scheduler's snapshot of the node knows.
+func (p *Plugin) nearest(logger klog.Logger, pod *corev1.Pod, s *state) []string {
+	names, infos, needs := make([]string, 0, narrowTo), p.handle.SnapshotSharedLister().NodeInfos(), needsOf(pod)
+	plans := 0
+	for name, snapshot := range p.ledger.Nearest(s.requests) {
+		if _, refused := s.refused[name]; refused || !snapshot.Registered || len(s.claims) > 0 && !p.takesClaims(name) {
+			continue
+		}
+		fits, sure := s.search.Glance(snapshot)
+		if !sure {
+			if !s.search.Known(snapshot) {
+				plans++
+			}
+			if plans > narrowPlans || s.search.Spent() {
+				break
+			}
+			_, err := s.search.Fit(snapshot)
+			fits = err == nil
+		}
+		if !fits {
+			continue
+		}
+		if info, err := infos.Get(name); err != nil || !needs.admittedBy(logger, info) || !p.fitsBesideNominated(pod, s, name, snapshot) {
+			continue
+		}
+		if names = append(names, name); len(names) == narrowTo {
+			break
+		}
+	}
+	return names
+}
+
+// fitsBesideNominated reports whether a node that has room has it also with what is kept there for nominated pods.
+func (p *Plugin) fitsBesideNominated(pod *corev1.Pod, s *state, nodeName string, snapshot *ledger.Snapshot) bool {
+	others, err := p.withNominated(s, pod, nodeName)
+	if err != nil || others == s {
+		return err == nil
+	}
+	_, err = s.search.FitOn(others.usable(nodeName, snapshot))
+	return err == nil
+}
+
+// constrained reports whether the pod says where it wants to be, so that other plugins may
 // refuse it, or disadvantage it, on the best nodes: also by what else it must be near.
-func choosy(pod *corev1.Pod) bool {
+func constrained(pod *corev1.Pod) bool {
 	spec := &pod.Spec
 	if len(spec.NodeSelector) > 0 || spec.Affinity != nil || len(spec.TopologySpreadConstraints) > 0 || len(spec.ResourceClaims) > 0 {
 		return true
@@ -67,7 +114,7 @@ func choosy(pod *corev1.Pod) bool {
 
 // tied reports whether a claim of the pod says where it can be, which the index does not
 // know. Claims that are to be placed do not.
-func (s *state) tied() bool { return s.settled || len(s.held) > 0 || len(s.loose) > 0 }
+func (s *state) tied() bool { return s.settled || len(s.held) > 0 || len(s.bindable) > 0 }
 
 func (p *Plugin) takesClaims(nodeName string) bool {
 	node, err := p.feed.nodes.Get(nodeName)
@@ -90,7 +137,7 @@ func (f *feed) widen(pod *corev1.Pod) {
 	f.folding.Lock()
 	defer f.folding.Unlock()
 	stored := f.storedPod(pod)
-	f.narrowing.failed(pod.UID, stored != nil && stored.Spec.NodeName == "", time.Now())
+	f.narrowing.failed(pod, stored != nil && stored.Spec.NodeName == "")
 }
 
 // narrowing remembers where it did not help. There is one for all profiles.
@@ -98,25 +145,40 @@ type narrowing struct {
 	mu sync.Mutex
 	// wide are pending pods to be tried on all nodes.
 	wide map[types.UID]struct{}
-	// paused is until when no pod is narrowed.
-	paused time.Time
+	// paused has the origins whose pods are not narrowed for narrowPause.
+	paused *cache.Expiring
 }
 
-func newNarrowing() *narrowing { return &narrowing{wide: map[types.UID]struct{}{}} }
-
-func (n *narrowing) mustBeWide(uid types.UID, now time.Time) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	_, wide := n.wide[uid]
-	return wide || now.Before(n.paused)
+func newNarrowing(clock clock.Clock) *narrowing {
+	return &narrowing{wide: map[types.UID]struct{}{}, paused: cache.NewExpiringWithClock(clock)}
 }
 
-func (n *narrowing) failed(uid types.UID, pending bool, now time.Time) {
+// originOf is the pod's controller, whose pods are alike, or else its namespace: a tenant whose pods
+// other plugins refuse does not have those of other tenants tried on all nodes.
+func originOf(pod *corev1.Pod) string {
+	if controller := metav1.GetControllerOf(pod); controller != nil {
+		return string(controller.UID)
+	}
+	return pod.Namespace + "/"
+}
+
+func (n *narrowing) mustBeWide(pod *corev1.Pod) bool {
+	n.mu.Lock()
+	_, wide := n.wide[pod.UID]
+	n.mu.Unlock()
+	if wide {
+		return true
+	}
+	_, paused := n.paused.Get(originOf(pod))
+	return paused
+}
+
+func (n *narrowing) failed(pod *corev1.Pod, pending bool) {
+	n.paused.Set(originOf(pod), struct{}{}, narrowPause)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.paused = now.Add(narrowPause)
 	if pending {
-		n.wide[uid] = struct{}{}
+		n.wide[pod.UID] = struct{}{}
 	}
 }
 

@@ -8,14 +8,19 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/sets"
 	fwk "k8s.io/kube-scheduler/framework"
 	"k8s.io/kubernetes/pkg/scheduler/framework"
 	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/defaultbinder"
 	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/queuesort"
 	frameworkruntime "k8s.io/kubernetes/pkg/scheduler/framework/runtime"
+	st "k8s.io/kubernetes/pkg/scheduler/testing"
 	tf "k8s.io/kubernetes/pkg/scheduler/testing/framework"
+	testingclock "k8s.io/utils/clock/testing"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/request"
@@ -151,9 +156,11 @@ func TestNotNarrowed(t *testing.T) {
 }
 
 // TestWidened: a pod that is narrowed in vain is tried at once on all nodes, until it is
-// bound or gone; nobody is preempted before.
+// bound or gone; no pod is preempted before.
 func TestWidened(t *testing.T) {
 	b := large(t, 150)
+	clock := testingclock.NewFakeClock(time.Now())
+	b.plugin.feed.narrowing = newNarrowing(clock)
 	pod := podOf("a", 5)
 	b.store(t, pod)
 	state, names := b.triedOn(t, pod)
@@ -186,14 +193,7 @@ func TestWidened(t *testing.T) {
 	if b.activated["default/a"] != 1 {
 		t.Errorf("activated again: %v", b.activated)
 	}
-	// Others are not made to try twice, for a while.
-	if _, names := b.triedOn(t, podOf("b", 5)); names != nil {
-		t.Error("another pod is narrowed right after it was in vain")
-	}
-	b.plugin.feed.narrowing.paused = time.Now()
-	if _, names := b.triedOn(t, podOf("b", 5)); names == nil {
-		t.Error("another pod is not narrowed ever after")
-	}
+	clock.Step(narrowPause)
 	if _, names := b.triedOn(t, pod); names != nil {
 		t.Error("the pod itself is narrowed again")
 	}
@@ -203,6 +203,129 @@ func TestWidened(t *testing.T) {
 	b.store(t, bound)
 	if n := len(b.plugin.feed.narrowing.wide); n != 0 {
 		t.Errorf("%d pods are remembered after the only one was bound", n)
+	}
+}
+
+// TestPauseConcernsOrigin asserts that after a pod that was narrowed in vain those of the same
+// controller, or without one those of the same namespace, are not narrowed for a while, and all
+// others are.
+func TestPauseConcernsOrigin(t *testing.T) {
+	of := func(name, namespace, controller string) *corev1.Pod {
+		pod := podOf(name, 5)
+		pod.Namespace = namespace
+		if controller != "" {
+			pod.OwnerReferences = []metav1.OwnerReference{{UID: types.UID(controller), Controller: new(true)}}
+		}
+		return pod
+	}
+	for _, test := range []struct {
+		name   string
+		failed *corev1.Pod
+		others map[*corev1.Pod]bool // narrowed
+	}{
+		{"of a controller", of("a", "default", "set"), map[*corev1.Pod]bool{of("b", "default", "set"): false, of("c", "default", "other"): true, of("d", "default", ""): true}},
+		{"of no controller", of("a", "default", ""), map[*corev1.Pod]bool{of("b", "default", ""): false, of("c", "default", "set"): true, of("d", "other", ""): true}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := large(t, 101)
+			clock := testingclock.NewFakeClock(time.Now())
+			b.plugin.feed.narrowing = newNarrowing(clock)
+			b.plugin.feed.widen(test.failed)
+			for pod, want := range test.others {
+				if _, names := b.triedOn(t, pod); (names != nil) != want {
+					t.Errorf("pod %s/%s of %v is narrowed: %v", pod.Namespace, pod.Name, pod.OwnerReferences, names != nil)
+				}
+			}
+			clock.Step(narrowPause)
+			for pod := range test.others {
+				if _, names := b.triedOn(t, pod); names == nil {
+					t.Errorf("pod %s/%s is not narrowed after the pause", pod.Namespace, pod.Name)
+				}
+			}
+		})
+	}
+}
+
+// TestNarrowedToNodesThatAdmit asserts that nodes are left out that kube-scheduler's checks of the
+// node alone refuse, and not those that the pod tolerates or fits.
+func TestNarrowedToNodesThatAdmit(t *testing.T) {
+	taint := func(key string, effect corev1.TaintEffect) func(*corev1.Node) {
+		return func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: key, Effect: effect}} }
+	}
+	running := func(pod *corev1.Pod) func(fwk.NodeInfo) {
+		return func(info fwk.NodeInfo) {
+			podInfo, err := framework.NewPodInfo(pod)
+			if err != nil {
+				t.Fatal(err)
+			}
+			info.AddPodInfo(podInfo)
+		}
+	}
+	withInit := func(sidecar bool) *corev1.Pod {
+		init := corev1.Container{Ports: []corev1.ContainerPort{{HostPort: 80}}}
+		if sidecar {
+			init.RestartPolicy = new(corev1.ContainerRestartPolicyAlways)
+		}
+		pod := st.MakePod().Obj()
+		pod.Spec.InitContainers = []corev1.Container{init}
+		return pod
+	}
+	tolerant := func(key string) *corev1.Pod { return st.MakePod().Toleration(key).Obj() }
+	for _, test := range []struct {
+		name   string
+		node   func(*corev1.Node)
+		runs   func(fwk.NodeInfo)
+		pod    *corev1.Pod // its spec, but for the volume
+		admits bool
+		only   bool // no other node admits it
+	}{
+		{name: "as others are", admits: true},
+		{name: "cordoned", node: func(n *corev1.Node) { n.Spec.Unschedulable = true }},
+		{name: "cordoned, tolerated", node: func(n *corev1.Node) { n.Spec.Unschedulable = true }, pod: tolerant(corev1.TaintNodeUnschedulable), admits: true},
+		{name: "NoSchedule", node: taint("gpu", corev1.TaintEffectNoSchedule)},
+		{name: "NoExecute", node: taint("gpu", corev1.TaintEffectNoExecute)},
+		{name: "PreferNoSchedule", node: taint("gpu", corev1.TaintEffectPreferNoSchedule), admits: true},
+		{name: "NoSchedule, tolerated", node: taint("gpu", corev1.TaintEffectNoSchedule), pod: tolerant("gpu"), admits: true},
+		{name: "no CPU left", runs: running(st.MakePod().Req(map[corev1.ResourceName]string{corev1.ResourceCPU: "7"}).Obj()), pod: st.MakePod().Req(map[corev1.ResourceName]string{corev1.ResourceCPU: "2"}).Obj()},
+		{name: "CPU left", runs: running(st.MakePod().Req(map[corev1.ResourceName]string{corev1.ResourceCPU: "7"}).Obj()), pod: st.MakePod().Req(map[corev1.ResourceName]string{corev1.ResourceCPU: "1"}).Obj(), admits: true},
+		{name: "no memory left", runs: running(st.MakePod().Req(map[corev1.ResourceName]string{corev1.ResourceMemory: "60Gi"}).Obj()), pod: st.MakePod().Req(map[corev1.ResourceName]string{corev1.ResourceMemory: "8Gi"}).Obj()},
+		{name: "no ephemeral storage", pod: st.MakePod().Req(map[corev1.ResourceName]string{corev1.ResourceEphemeralStorage: "1Gi"}).Obj()},
+		{name: "no such device", pod: st.MakePod().Req(map[corev1.ResourceName]string{"example.com/gpu": "1"}).Obj()},
+		{name: "a device", node: func(n *corev1.Node) { n.Status.Allocatable["example.com/gpu"] = resource.MustParse("1") }, pod: st.MakePod().Req(map[corev1.ResourceName]string{"example.com/gpu": "1"}).Obj(), admits: true, only: true},
+		{name: "no pod more", node: func(n *corev1.Node) { n.Status.Allocatable[corev1.ResourcePods] = resource.MustParse("0") }},
+		{name: "host port taken", runs: running(st.MakePod().HostPort(80).Obj()), pod: st.MakePod().HostPort(80).Obj()},
+		{name: "host port of a sidecar taken", runs: running(st.MakePod().HostPort(80).Obj()), pod: withInit(true)},
+		{name: "host port of an init container", runs: running(st.MakePod().HostPort(80).Obj()), pod: withInit(false), admits: true},
+		{name: "host port free", runs: running(st.MakePod().HostPort(80).Obj()), pod: st.MakePod().HostPort(81).Obj(), admits: true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := large(t, 101)
+			tightest := b.node("n0000")
+			if test.node != nil {
+				node := tightest.Node().DeepCopy()
+				test.node(node)
+				tightest.SetNode(node)
+			}
+			if test.runs != nil {
+				test.runs(tightest)
+			}
+			pod := podOf("a", 5)
+			if test.pod != nil {
+				volumes := pod.Spec.Volumes
+				pod.Spec = test.pod.Spec
+				pod.Spec.Volumes = volumes
+			}
+			_, names := b.triedOn(t, pod)
+			switch {
+			case test.only:
+				if !slices.Equal(names, []string{"n0000"}) {
+					t.Errorf("tried on %v", names)
+				}
+			case !test.admits && names == nil: // no node does
+			case len(names) != narrowTo || slices.Contains(names, "n0000") != test.admits:
+				t.Errorf("tried on %v", names)
+			}
+		})
 	}
 }
 

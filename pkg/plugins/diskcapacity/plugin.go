@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -68,30 +71,39 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 	if err != nil {
 		return nil, err
 	}
+	complete, err := CheckProfile(Name, handle)
+	if err != nil {
+		return nil, err
+	}
 	feed, err := feedOf(ctx, handle)
 	if err != nil {
 		return nil, fmt.Errorf("starting plugin %s: %w", Name, err)
 	}
-	return newPlugin(handle, feed, args), nil
+	return newPlugin(handle, feed, args, complete), nil
 }
 
-func newPlugin(handle fwk.Handle, feed *feed, args *DiskCapacityArgs) *Plugin {
+func newPlugin(handle fwk.Handle, feed *feed, args *DiskCapacityArgs, complete func() error) *Plugin {
 	registerMetrics()
-	return &Plugin{handle: handle, feed: feed, ledger: feed.ledger, args: args}
+	return &Plugin{handle: handle, feed: feed, ledger: feed.ledger, args: args, complete: complete}
 }
-
-// RefuseUnless keeps the scheduler from starting if complete returns an error. It is asked
-// when all plugins of the profile are there, which they are not yet in New: a profile that
-// enables the plugin at some of its points only would sell space without a record.
-func (p *Plugin) RefuseUnless(complete func() error) { p.complete = complete }
 
 // Name of the plugin.
 func (p *Plugin) Name() string { return Name }
 
 // PreFilter reads what the pod asks for, and of a large cluster leaves the best nodes.
 func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
+	p.feed.schedules()
 	if !hasInlineVolumes(pod) && !p.feed.hasOpenClaims(pod) {
 		return nil, fwk.NewStatus(fwk.Skip)
+	}
+	// The scheduler has asked before it started. A framework that did not must not place pods.
+	if err := p.complete(); err != nil {
+		return nil, fwk.AsStatus(err)
+	}
+	if extender := boundBy(p.handle.Extenders(), pod); extender != "" {
+		cycle.Write(invalidKey, invalid{})
+		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable,
+			fmt.Sprintf("extender %s would bind the pod without the record of its volumes: take bindVerb out of its configuration", extender))
 	}
 	// Before the pod is read: where its claims are, the ledger knows.
 	if err := p.feed.wait(ctx, p.args.SyncTimeout.Duration); err != nil {
@@ -114,9 +126,10 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 		return nil, fwk.NewStatus(fwk.Skip)
 	}
 	s := p.newState(pod, asks)
+	s.try = try
 	p.feed.waiting.asks(try, s)
 	s.figures = len(nodes) <= maxFigures
-	tightest := p.narrow(pod, s, len(nodes))
+	tightest := p.narrow(klog.FromContext(ctx), pod, s, len(nodes))
 	took(stepSearch, start)
 	s.searched()
 	cycle.Write(stateKey, s)
@@ -125,7 +138,8 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 
 func (p *Plugin) newState(pod *corev1.Pod, asks asked) *state {
 	s := &state{asked: asks, requests: asks.requests(), rejections: &rejections{}}
-	s.loose = p.feed.loose.of(asks.claims)
+	s.search = ledger.NewSearch(s.requests, cycleSteps)
+	s.bindable = p.feed.bindable.of(asks.claims)
 	s.refused = p.ledger.Refusals(string(pod.UID), time.Now())
 	// An earlier try may have left a reservation in doubt: it is this pod's own space, or that
 	// of its claim.
@@ -193,6 +207,7 @@ func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, 
 		}
 	}
 	if err := s.check(info.Node(), snapshot); err != nil {
+		p.noteKept(s, info.Node(), snapshot)
 		return s.noRoom(name, err)
 	}
 	return nil
@@ -208,11 +223,19 @@ func (s *state) checkClaims(node *corev1.Node) *fwk.Status {
 			return s.never(otherElsewhere, fmt.Sprintf("the volume of claim %s is on node %s already", h.Claim, h.node))
 		}
 	}
+	if len(s.notMade) > 0 {
+		found := s.boundOn(node)
+		for _, id := range slices.Sorted(maps.Keys(s.notMade)) {
+			if pvc := s.claims[id]; !found[pvc.Namespace+"/"+pvc.Name] {
+				return s.never(otherElsewhere, fmt.Sprintf("no volume here can be bound to claim %s/%s: %s", pvc.Namespace, pvc.Name, s.notMade[id]))
+			}
+		}
+	}
 	return nil
 }
 
-// Reserve plans again under the ledger's lock and records the result, in memory only.
-func (p *Plugin) Reserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
+// Reserve plans again on the node as it is now and records the result, in memory only.
+func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
 	s, err := readState(cycle)
 	if errors.Is(err, fwk.ErrNotFound) {
 		return nil
@@ -224,10 +247,19 @@ func (p *Plugin) Reserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Po
 	if err != nil {
 		return fwk.AsStatus(err)
 	}
+	others, err := p.withNominated(s, pod, nodeName)
+	if err != nil {
+		return fwk.AsStatus(err)
+	}
 	start, before := time.Now(), p.ledger.Snapshot(nodeName)
-	records, err := p.ledger.Reserve(string(pod.UID), nodeName, wants)
+	records, err := p.ledger.ReserveBeside(string(pod.UID), nodeName, wants, others.kept(nodeName))
 	took(stepReserve, start)
 	if err != nil {
+		if s.refusedEverywhere && cycle.IsPodGroupSchedulingCycle() {
+			// A pod group's cycle goes on after preemption, on the nominated node, as if the victims were gone. No pod is
+			// bound by such a cycle. An error or a refusal here would end the nomination of all its pods.
+			return nil
+		}
 		decided(resultLost)
 		// Filter found room a moment ago, and other nodes may still have it: an error
 		// is retried soon, where a rejection would wait for an event that may not come.
@@ -238,6 +270,7 @@ func (p *Plugin) Reserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Po
 	p.feed.placed.Store(pod.UID, s.placed)
 	p.feed.lag.placed(nodeName, s.placed.records, start)
 	p.feed.waiting.forget(pod.UID)
+	p.feed.nominationEnded(klog.FromContext(ctx), pod.UID)
 	return nil
 }
 
@@ -245,7 +278,7 @@ func (p *Plugin) Reserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Po
 // there already.
 func (p *Plugin) wantsOn(s *state, nodeName string) ([]ledger.Want, error) {
 	volumes := s.volumes
-	if len(s.loose) > 0 {
+	if len(s.bindable) > 0 {
 		node, err := p.feed.nodes.Get(nodeName)
 		if err != nil {
 			return nil, fmt.Errorf("reading node %s: %w", nodeName, err)

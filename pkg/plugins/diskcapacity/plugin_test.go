@@ -54,6 +54,8 @@ func TestFilter(t *testing.T) {
 			return pod
 		}(), nil, want{never, `xxx": the attributes are`}},
 		"2^63 bytes and more": {podOf("a", 1<<33), nil, want{never, "no disk is that large"}},
+		"more than can be counted": {withVolume(withVolume(st.MakePod().Name("a").UID("a").Obj(), "data", "5Ei", "ssd"), "more", "5Ei", "ssd"), nil,
+			want{never, "largest free extent of class ssd is 10Gi, wants 5Ei"}},
 		"agent not registered": {podOf("a", 1), func(t *testing.T, b *bench) { b.agent(t, "n1", "other.example.com") },
 			want{never, "the agent of Berth is not registered with the kubelet of this node"}},
 		"not published": {podOf("a", 1), func(_ *testing.T, b *bench) { b.plugin.ledger.DeleteCapacity("n1", 100) }, want{never, "has not published"}},
@@ -198,8 +200,8 @@ func TestPlainPodIsSkipped(t *testing.T) {
 }
 
 func TestScorePrefersTheTightestFit(t *testing.T) {
-	b := newBench(t, nil, "loose", "tight", "exact")
-	b.publish(t, "loose", 100)
+	b := newBench(t, nil, "wide", "tight", "exact")
+	b.publish(t, "wide", 100)
 	b.publish(t, "tight", 12)
 	b.publish(t, "exact", 10)
 	pod := podOf("a", 10)
@@ -215,8 +217,8 @@ func TestScorePrefersTheTightestFit(t *testing.T) {
 	for _, s := range list {
 		score[s.Name] = s.TotalScore
 	}
-	if score["exact"] <= score["tight"] || score["tight"] <= score["loose"] {
-		t.Errorf("scores are %v, want exact > tight > loose", score)
+	if score["exact"] <= score["tight"] || score["tight"] <= score["wide"] {
+		t.Errorf("scores are %v, want exact > tight > wide", score)
 	}
 }
 
@@ -332,7 +334,7 @@ func TestNominatedPodsAreCountedOnce(t *testing.T) {
 }
 
 // TestNominatedPodsKeepWhatTheyWaitFor: a pod that has preempted another needs the other's
-// space and the free space beside it. Nobody less important may take the latter meanwhile.
+// space and the free space beside it. No less important pod may take the latter meanwhile.
 func TestNominatedPodsKeepWhatTheyWaitFor(t *testing.T) {
 	ending := podOf("ending", 4)
 	ending.Spec.NodeName = "n1"

@@ -12,7 +12,6 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
-	"github.com/berthdev/berth/pkg/placement"
 )
 
 // PostFilter stops preemption from going on while the space it made is being wiped. What
@@ -20,24 +19,37 @@ import (
 // for a large and slow disk many minutes later, and until then every look at the pending
 // pod would cost other pods their lives. It must come before DefaultPreemption.
 //
-// It also ends the cycle of a pod that was tried on a part of the nodes only, before anybody
+// It also ends the cycle of a pod that was tried on a part of the nodes only, before any pod
 // is preempted for it.
 //
 // Otherwise it only adds to the message what the nodes of a large cluster do not say one by
 // one: how near the nearest of them came.
 func (p *Plugin) PostFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, statuses fwk.NodeToStatusReader) (*fwk.PostFilterResult, *fwk.Status) {
 	if _, err := cycle.Read(invalidKey); err == nil {
-		// Nobody's end would make its request valid, and plugins whose PreFilter did not run any more
+		// No pod's end would make its request valid, and plugins whose PreFilter did not run any more
 		// have nothing sensible to add.
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable)
 	}
 	s, err := readState(cycle)
 	if err != nil {
-		return nil, fwk.NewStatus(fwk.Unschedulable)
+		return nil, p.neverRead(cycle, statuses)
 	}
+	s.refusedEverywhere = true
 	status := p.afterNoNode(ctx, s, pod, statuses)
 	s.refusedBy(status)
 	return nil, status
+}
+
+// neverRead is PostFilter of a pod that the plugin knows nothing of: it has no disk volumes, or another plugin's
+// PreFilter refused the pod before. Then no eviction helps, and plugins whose PreFilter did not run report an error
+// if they are asked.
+func (p *Plugin) neverRead(cycle fwk.CycleState, statuses fwk.NodeToStatusReader) *fwk.Status {
+	if !cycle.GetSkipFilterPlugins().Has(Name) {
+		if helped, err := statuses.NodesForStatusCode(p.handle.SnapshotSharedLister().NodeInfos(), fwk.Unschedulable); err == nil && len(helped) == 0 {
+			return fwk.NewStatus(fwk.UnschedulableAndUnresolvable)
+		}
+	}
+	return fwk.NewStatus(fwk.Unschedulable)
 }
 
 // afterNoNode is PostFilter of a pod with disk volumes. It nominates no node.
@@ -65,7 +77,11 @@ func (p *Plugin) afterNoNode(ctx context.Context, s *state, pod *corev1.Pod, sta
 		return fwk.NewStatus(fwk.Unschedulable)
 	}
 	maps.Copy(gone, s.gone)
-	if _, err := placement.Plan(nil, snapshot.Without(gone), s.requests); err != nil {
+	others, err := p.withNominated(s, pod, nominated)
+	if err != nil {
+		return fwk.AsStatus(err)
+	}
+	if _, err := s.search.FitOn(snapshot.Usable(gone, others.kept(nominated))); err != nil {
 		return fwk.NewStatus(fwk.Unschedulable)
 	}
 	// This status ends the preemption and leaves the nomination as it is.
@@ -73,7 +89,7 @@ func (p *Plugin) afterNoNode(ctx context.Context, s *state, pod *corev1.Pod, sta
 		fmt.Sprintf("waiting for node %s to wipe volumes that are gone; nothing more is preempted meanwhile", nominated))
 }
 
-// released are the partitions on the node of volumes that nobody will use any more, and
+// released are the partitions on the node of volumes that no pod will use any more, and
 // that the agent will wipe: of claims that went with their pod, or are about to. It takes a
 // while from the end of a pod to the end of the volume of its generic ephemeral claim.
 func (f *feed) released(nodeName string) map[string]struct{} {

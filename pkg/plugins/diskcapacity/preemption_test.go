@@ -56,14 +56,14 @@ func TestPreemptionWaitsForTheWipe(t *testing.T) {
 				t.Errorf("got %v, %v, want it to wait: %v", result, status, test.waits)
 			}
 			if !test.waits && status.Message() != "" {
-				t.Errorf("a message that nobody needs: %q", status.Message())
+				t.Errorf("a message without need: %q", status.Message())
 			}
 		})
 	}
 }
 
 // TestPreemptionWaitsForClaims: the volume of a generic ephemeral claim ends a while after
-// its pod. Nobody else is preempted meanwhile.
+// its pod. No other pod is preempted meanwhile.
 func TestPreemptionWaitsForClaims(t *testing.T) {
 	victim := withEphemeral(claimPod("victim"), "tmp")
 	tests := map[string]struct {

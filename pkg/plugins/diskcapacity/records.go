@@ -56,7 +56,7 @@ func capacityOf(ndc *diskv1alpha1.NodeDiskCapacity) (*ledger.Capacity, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &ledger.Capacity{Revision: revision, Disks: make([]ledger.Disk, len(ndc.Status.Disks))}
+	c := &ledger.Capacity{Revision: revision, Disks: make([]ledger.Disk, len(ndc.Status.Disks)), Owned: ndc.Spec.OwnedDisks}
 	for i := range ndc.Status.Disks {
 		d := &ndc.Status.Disks[i]
 		out := ledger.Disk{

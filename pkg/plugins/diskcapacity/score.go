@@ -21,9 +21,12 @@ func (p *Plugin) PreScore(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod
 
 // Score is the merit of the node, which NormalizeScore puts on the scale. A node that has lost
 // its room since Filter has the least: there Reserve would fail.
-func (p *Plugin) Score(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, info fwk.NodeInfo) (int64, *fwk.Status) {
+func (p *Plugin) Score(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, info fwk.NodeInfo) (int64, *fwk.Status) {
 	s, err := readState(cycle)
 	if err != nil {
+		return 0, fwk.AsStatus(err)
+	}
+	if s, err = p.withNominated(s, pod, info.Node().Name); err != nil {
 		return 0, fwk.AsStatus(err)
 	}
 	merit, err := s.fit(info.Node(), p.ledger.Snapshot(info.Node().Name))

@@ -3,11 +3,12 @@ package diskcapacity
 import (
 	"k8s.io/client-go/informers"
 
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// Shared is what the profiles of a scheduler share, for whoever else places volumes in the
+// Shared is what the profiles of a scheduler share, for the other code that places volumes in the
 // process.
 type Shared struct {
 	Ledger *ledger.Ledger
@@ -30,9 +31,30 @@ func SharedLedger(factory informers.SharedInformerFactory) (*Shared, bool) {
 	return &Shared{Ledger: f.ledger, Synced: f.hasSynced, feed: f}, true
 }
 
-// OnCapacity has heard called after each publication of a node, and the end of its
+// Scheduling is closed when this process schedules its first pod in a profile that has the plugin, or when Schedules
+// was called. A scheduler that stands by schedules none.
+func (s *Shared) Scheduling() <-chan struct{} { return s.feed.scheduling }
+
+// Schedules says that this process schedules, for those who know it before there is a pod.
+func (s *Shared) Schedules() { s.feed.schedules() }
+
+// OnCapacity has callback called after each publication of a node, and the end of its
 // publications, that was folded into the ledger. It must be quick.
-func (s *Shared) OnCapacity(heard func(nodeName string)) { s.feed.capacities.listen(heard) }
+func (s *Shared) OnCapacity(callback func(nodeName string)) { s.feed.capacities.listen(callback) }
+
+// Report returns what the node's NodeDiskCapacity says beside its disks; nil if there is none.
+func (s *Shared) Report(nodeName string) *Report { return s.feed.capacities.reports.get(nodeName) }
+
+// EachReport calls look for each node with a NodeDiskCapacity. It must be quick.
+func (s *Shared) EachReport(look func(nodeName string, report *Report)) {
+	s.feed.capacities.reports.each(look)
+}
+
+// Classes are the DiskClasses as they were read last. They must not be changed.
+func (s *Shared) Classes() []*diskv1alpha1.DiskClass { return s.feed.classes.all() }
+
+// OnClass has callback called after each change of a DiskClass. It must be quick.
+func (s *Shared) OnClass(callback func()) { s.feed.classes.listen(callback) }
 
 // ApplyClass adds to a request what its DiskClass says. The error says what is wrong with the
 // class's name.
@@ -51,7 +73,7 @@ func (s *Shared) Unfit(nodeName string) string {
 		return reasonNoAgent
 	case !labelled(node):
 		return reasonNoLabel
-	case !snapshot.Published:
+	case !snapshot.Published || snapshot.Absent:
 		return reasonNoReport
 	case snapshot.Problem != "":
 		return reasonProblem + snapshot.Problem

@@ -1,7 +1,6 @@
 package diskcapacity
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,8 +23,10 @@ type state struct {
 	asked
 	// requests are those of all volumes that are to be placed.
 	requests []placement.Request
-	// loose are PersistentVolumes that claims of the pod may be bound to, by StorageClass.
-	loose map[string][]*corev1.PersistentVolume
+	// search answers for them on all nodes.
+	search *ledger.Search
+	// bindable are PersistentVolumes that claims of the pod may be bound to, by StorageClass.
+	bindable map[string][]*corev1.PersistentVolume
 	// figures is true when a node's own figures say why it has no room.
 	figures bool
 	// refused are nodes that the pod could not be bound to, with the reason.
@@ -34,8 +35,13 @@ type state struct {
 	narrowed bool
 	// rejections are written by Filter, for many nodes at once.
 	rejections *rejections
-	// placed is written by Reserve, when nobody clones the state any more.
+	// placed is written by Reserve, when the state is not cloned any more.
 	placed *placed
+	// try is the pod among those that wait.
+	try *pending
+
+	// refusedEverywhere is set by PostFilter: a node that is chosen after it is one that preemption has nominated.
+	refusedEverywhere bool
 
 	// AddPod and RemovePod change what follows, so Clone copies it: preemption tries
 	// out many nodes in parallel, each on a clone of its own.
@@ -48,13 +54,6 @@ type state struct {
 	// wait there for the space of pods that are being evicted for them. By UID, because
 	// the scheduler may add one more than once.
 	nominated map[types.UID]nominee
-}
-
-type nominee struct {
-	node     string
-	requests []placement.Request
-	// ending are the partitions on the node whose pods are being deleted.
-	ending map[string]struct{}
 }
 
 // Clone implements fwk.StateData.
@@ -92,93 +91,42 @@ func Decided(cycle fwk.CycleState) []*corev1.PersistentVolumeClaim {
 	return slices.Collect(maps.Values(s.claims))
 }
 
+// cycleSteps is what the plans of a cycle may take together for a pod with more than eight volumes: some ten
+// milliseconds. Those that are left then give up.
+const cycleSteps = 1_000_000
+
 // fit returns the merit of the pod's volumes on the node, or why they do not fit.
 func (s *state) fit(node *corev1.Node, snapshot *ledger.Snapshot) (int64, error) {
-	requests := s.requestsOn(node)
+	search := s.searchOn(node)
 	if s.asItIs() {
-		return snapshot.Fit(requests)
+		return search.Fit(snapshot)
 	}
-	return ledger.Fit(s.view(node.Name, snapshot), requests)
+	return search.FitOn(s.usable(node.Name, snapshot))
 }
 
 // check returns why the pod's volumes do not fit on the node; nil if they do.
 func (s *state) check(node *corev1.Node, snapshot *ledger.Snapshot) error {
 	if s.asItIs() {
-		return snapshot.Check(s.requestsOn(node))
+		return s.searchOn(node).Check(snapshot)
 	}
 	_, err := s.fit(node, snapshot)
 	return err
 }
 
-// requestsOn are those of the volumes that are to be placed if the pod goes to the node.
-func (s *state) requestsOn(node *corev1.Node) []placement.Request {
-	if len(s.loose) > 0 {
-		return requestsOf(s.volumesOn(node))
+// searchOn is that of the volumes that are to be placed if the pod goes to the node.
+func (s *state) searchOn(node *corev1.Node) *ledger.Search {
+	if len(s.bindable) == 0 {
+		return s.search
 	}
-	return s.requests
+	return ledger.NewSearch(requestsOf(s.volumesOn(node)), cycleSteps)
 }
 
-// asItIs reports whether nodes are to be taken as the ledger has them, see view.
+// asItIs reports whether the pod may use all that is free on a node, and nothing else.
 func (s *state) asItIs() bool { return len(s.gone) == 0 && len(s.nominated) == 0 }
 
-// view is the node as this pod may use it.
-func (s *state) view(name string, snapshot *ledger.Snapshot) *placement.Node {
-	view := snapshot.Without(s.gone)
-	if len(s.nominated) == 0 {
-		return view
-	}
-	// The node as it will be when all that is ending there has ended.
-	var later *placement.Node
-	for _, uid := range slices.SortedFunc(maps.Keys(s.nominated), cmp.Compare[types.UID]) {
-		n := s.nominated[uid]
-		if n.node != name {
-			continue
-		}
-		if later == nil {
-			gone := maps.Clone(n.ending)
-			maps.Copy(gone, snapshot.Wiping())
-			maps.Copy(gone, s.gone)
-			later = snapshot.Without(gone)
-		}
-		plan, err := placement.Plan(nil, view, n.requests)
-		if err != nil {
-			// It waits for the end of others. What is free of the place that it will get is
-			// kept for it: small pods would else nibble at it for ever.
-			plan, err = placement.Plan(nil, later, n.requests)
-		}
-		if err == nil {
-			view, later = less(view, plan), less(later, plan)
-		}
-	}
-	return view
-}
-
-// less is the node without what is planned on it.
-func less(node *placement.Node, plan []placement.Assignment) *placement.Node {
-	out := &placement.Node{Disks: slices.Clone(node.Disks)}
-	for _, a := range plan {
-		for i := range out.Disks {
-			if out.Disks[i].ID == a.Disk {
-				out.Disks[i].Free = out.Disks[i].Free.Remove(a.Extent)
-			}
-		}
-	}
-	return out
-}
-
-// endingOn are the partitions of the pods on the node that are being deleted.
-func (f *feed) endingOn(info fwk.NodeInfo) map[string]struct{} {
-	ending := map[string]struct{}{}
-	for _, p := range info.GetPods() {
-		pod := p.GetPod()
-		if pod.DeletionTimestamp == nil || !mayHold(pod) {
-			continue
-		}
-		for _, partition := range f.mortal(pod) {
-			ending[partition] = struct{}{}
-		}
-	}
-	return ending
+// usable is what the pod may use on the node.
+func (s *state) usable(nodeName string, snapshot *ledger.Snapshot) *placement.Node {
+	return snapshot.Usable(s.gone, s.kept(nodeName))
 }
 
 // PreFilterExtensions lets preemption and nominated pods change the state.
@@ -196,27 +144,12 @@ func (p *Plugin) AddPod(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod
 	}
 	if other.Spec.NodeName != "" {
 		// It is on the node already: its volumes are recorded, published, or both.
-		for _, partition := range p.feed.mortal(other) {
+		for _, partition := range p.feed.ephemeralPartitions(other) {
 			delete(s.gone, partition)
 		}
 		return nil
 	}
-	asks, err := p.feed.ask(other)
-	if err != nil || len(asks.volumes) == 0 {
-		// A pod whose request is bad holds no space that the ledger knows of.
-		return nil
-	}
-	for i := range asks.volumes {
-		delete(s.gone, asks.volumes[i].Partition)
-	}
-	if node, records := p.ledger.Records(string(other.UID)); len(records) > 0 && node == info.Node().Name {
-		// A nominated pod that has been reserved for since: counted by the ledger.
-		return nil
-	}
-	if s.nominated == nil {
-		s.nominated = map[types.UID]nominee{}
-	}
-	s.nominated[other.UID] = nominee{node: info.Node().Name, requests: asks.requests(), ending: p.feed.endingOn(info)}
+	p.nominate(s, other, info)
 	return nil
 }
 
@@ -231,7 +164,7 @@ func (p *Plugin) RemovePod(_ context.Context, cycle fwk.CycleState, _ *corev1.Po
 		return nil
 	}
 	delete(s.nominated, other.UID)
-	for _, partition := range p.feed.mortal(other) {
+	for _, partition := range p.feed.ephemeralPartitions(other) {
 		if s.gone == nil {
 			s.gone = map[string]struct{}{}
 		}

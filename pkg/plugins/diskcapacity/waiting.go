@@ -2,6 +2,8 @@ package diskcapacity
 
 import (
 	"cmp"
+	"hash/maphash"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -11,6 +13,7 @@ import (
 	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
 	"k8s.io/klog/v2"
 
+	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/placement"
 )
 
@@ -35,18 +38,25 @@ type waiting struct {
 	pods map[types.UID]*pending
 	// offers by the name of the node.
 	offers map[string]*offer
-	tries  uint64
+	// keepers are the nodes that pods were refused for the sake of a nominated pod, by the UID of that pod.
+	keepers map[types.UID]map[string]struct{}
+	tries   uint64
+	seed    maphash.Seed
 }
 
 // pending is one try of a pod.
 type pending struct {
-	pod      *corev1.Pod
-	requests []placement.Request
+	pod *corev1.Pod
+	// demand is what the pod asks for, and key the same for pods that ask for the same.
+	demand *placement.Demand
+	key    uint64
 	// flawed is true when it could not be read what the pod asks for.
 	flawed bool
-	// loose is true when a claim of it may be bound to a volume that there is.
-	loose bool
-	try   uint64
+	// bindable is true when a claim of it may be bound to a volume that there is.
+	bindable bool
+	// kept are the nodes that have room for the pod, which is kept for a nominated pod.
+	kept map[string]struct{}
+	try  uint64
 }
 
 // offer is room that a node has made, and the pods that may have it: those that did not fit
@@ -74,7 +84,7 @@ const (
 )
 
 func newWaiting() *waiting {
-	return &waiting{pods: map[types.UID]*pending{}, offers: map[string]*offer{}}
+	return &waiting{pods: map[types.UID]*pending{}, offers: map[string]*offer{}, keepers: map[types.UID]map[string]struct{}{}, seed: maphash.MakeSeed()}
 }
 
 // begin is called before a try of the pod reads the ledger.
@@ -90,9 +100,19 @@ func (w *waiting) begin(pod *corev1.Pod) *pending {
 
 // asks completes what begin could not know.
 func (w *waiting) asks(c *pending, s *state) {
+	key := w.key(s.requests)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	c.requests, c.loose, c.flawed = s.requests, len(s.loose) > 0, false
+	c.demand, c.key, c.bindable, c.flawed = s.search.Demand(), key, len(s.bindable) > 0, false
+}
+
+func (w *waiting) key(requests []placement.Request) uint64 {
+	var hash maphash.Hash
+	hash.SetSeed(w.seed)
+	for i := range requests {
+		maphash.WriteComparable(&hash, requests[i])
+	}
+	return hash.Sum64()
 }
 
 // forget is called when the pod has its place, or is gone, or waits for other things.
@@ -102,15 +122,57 @@ func (w *waiting) forget(uid types.UID) {
 	delete(w.pods, uid)
 }
 
-// requestsOf returns what a waiting pod asks for; false if that must be read anew.
-func (w *waiting) requestsOf(uid types.UID) (requests []placement.Request, ok bool) {
+// keep notes that the pod was refused on the node for the sake of nominated pods.
+func (w *waiting) keep(c *pending, nodeName string, nominated []types.UID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	c := w.pods[uid]
-	if c == nil || c.flawed || c.loose {
-		return nil, false
+	if c.kept == nil {
+		c.kept = map[string]struct{}{}
 	}
-	return c.requests, true
+	c.kept[nodeName] = struct{}{}
+	for _, uid := range nominated {
+		if w.keepers[uid] == nil {
+			w.keepers[uid] = map[string]struct{}{}
+		}
+		w.keepers[uid][nodeName] = struct{}{}
+	}
+}
+
+// isKept reports whether anything was kept for the pod.
+func (w *waiting) isKept(uid types.UID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.keepers[uid] != nil
+}
+
+// endKeeping returns the nodes that were kept for the pod, which is nominated no more.
+func (w *waiting) endKeeping(uid types.UID) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	nodes := slices.Sorted(maps.Keys(w.keepers[uid]))
+	delete(w.keepers, uid)
+	return nodes
+}
+
+// pendingOf is a pod that waits, or nil if what it asks for must be read again.
+func (w *waiting) pendingOf(uid types.UID) *pending {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if c := w.pods[uid]; c != nil && !c.flawed && !c.bindable {
+		return c
+	}
+	return nil
+}
+
+// all are the pods that wait. They are looked at without the lock.
+func (w *waiting) all() []*pending {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	pods := make([]*pending, 0, len(w.pods))
+	for _, c := range w.pods {
+		pods = append(pods, c)
+	}
+	return pods
 }
 
 // of are those of the pods that wait.
@@ -138,16 +200,14 @@ func (w *waiting) referTo(pvc *corev1.PersistentVolumeClaim) bool {
 	return false
 }
 
-// anyFits reports whether one of the pods fits the node, and returns those of which that must
-// be read anew.
+// anyFits reports whether one of the pods fits the node, or may: when to find out takes too long. It returns those
+// of which that must be read again.
 func (w *waiting) anyFits(node *placement.Node) (fit bool, unclear []*corev1.Pod) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	now := newGrowth(nil, node)
-	for _, c := range w.pods {
-		if c.flawed || c.loose {
+	now := newGrowth(nil, node, eventPlans)
+	for _, c := range w.all() {
+		if c.flawed || c.bindable {
 			unclear = append(unclear, c.pod)
-		} else if now.admits(c.requests) {
+		} else if now.admits(c) {
 			return true, nil
 		}
 	}
@@ -167,19 +227,53 @@ func (w *waiting) flawed() []*corev1.Pod {
 	return pods
 }
 
-// offer adds to the node's offer the pods that fit after, and did not before; nil stands for
+// offer adds to the node's offer the pods that fit after, and did not before or were not allowed to; nil stands for
 // a node on which nothing fits. It reports whether a round is due.
 func (w *waiting) offer(nodeName string, before, after *placement.Node) bool {
 	if !roomier(before, after) {
 		return false
 	}
+	grown, now := newGrowth(before, after, eventPlans), newGrowth(nil, after, eventPlans)
+	return w.add(nodeName, func(c waiter) bool {
+		return c.kept && now.admits(c.pending) || grown.admits(c.pending)
+	})
+}
+
+// offerKept adds to the node's offer the pods that fit there and were refused for the sake of a nominated pod.
+func (w *waiting) offerKept(nodeName string, now *placement.Node) bool {
+	fit := newGrowth(nil, now, eventPlans)
+	return w.add(nodeName, func(c waiter) bool { return c.kept && fit.admits(c.pending) })
+}
+
+// waiter is a pod that waits, and whether room on a node is kept from it.
+type waiter struct {
+	*pending
+	kept bool
+}
+
+// waiters are the pods of which is known what they ask for.
+func (w *waiting) waiters(nodeName string) []waiter {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	fit := newGrowth(before, after)
-	var pods []*pending
+	waiters := make([]waiter, 0, len(w.pods))
 	for _, c := range w.pods {
-		if !c.flawed && fit.admits(c.requests) {
-			pods = append(pods, c)
+		if !c.flawed {
+			_, kept := c.kept[nodeName]
+			waiters = append(waiters, waiter{c, kept})
+		}
+	}
+	return waiters
+}
+
+// add adds to the node's offer the pods that are admitted. They are asked about without the lock.
+func (w *waiting) add(nodeName string, admits func(waiter) bool) bool {
+	admitted := slices.DeleteFunc(w.waiters(nodeName), func(c waiter) bool { return !admits(c) })
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var pods []*pending
+	for _, c := range admitted {
+		if w.pods[c.pod.UID] == c.pending {
+			pods = append(pods, c.pending)
 		}
 	}
 	if len(pods) == 0 {
@@ -221,7 +315,7 @@ func (w *waiting) round(nodeName string, node *placement.Node, wasDue bool) (wak
 	if wasDue {
 		o.due = false
 	}
-	left := node
+	left := newPlans(node, roundPlans)
 	untried := 0
 	for _, c := range o.tried {
 		if w.pods[c.pod.UID] != c {
@@ -229,34 +323,24 @@ func (w *waiting) round(nodeName string, node *placement.Node, wasDue bool) (wak
 		}
 		untried++
 		// It may still take its part.
-		if plan, err := placement.Plan(nil, left, c.requests); err == nil {
-			left = less(left, plan)
-		}
+		left.take(c)
 	}
 	if o.rounds++; untried == 0 || o.rounds > offerRounds {
 		o.tried, o.rounds = nil, 0
 	}
 	var rest []*pending
-	fit, beyond := newGrowth(nil, node), 0
+	fit, beyond := newGrowth(nil, node, roundPlans), 0
 	if untried == 0 {
 		beyond = o.beyond
 		o.beyond = max(1, 2*o.beyond)
 	}
-	full := map[placement.Request]bool{}
 	for _, c := range o.pods {
-		if w.pods[c.pod.UID] != c || !fit.admits(c.requests) {
+		if w.pods[c.pod.UID] != c || !fit.admits(c) {
 			continue
 		}
-		alone := len(c.requests) == 1
-		if !alone || !full[c.requests[0]] {
-			if plan, err := placement.Plan(nil, left, c.requests); err == nil {
-				left = less(left, plan)
-				o.tried, wake = append(o.tried, c), append(wake, c.pod)
-				continue
-			}
-			if alone {
-				full[c.requests[0]] = true
-			}
+		if left.take(c) {
+			o.tried, wake = append(o.tried, c), append(wake, c.pod)
+			continue
 		}
 		if beyond > 0 {
 			beyond--
@@ -272,46 +356,6 @@ func (w *waiting) round(nodeName string, node *placement.Node, wasDue bool) (wak
 	again = !o.due
 	o.due = true
 	return wake, again
-}
-
-// growth is what a node had before and has now.
-type growth struct {
-	before, after *placement.Node
-	// largest free extent now, by class: mostly the answer is that the volume is larger.
-	largest map[string]int64
-	// known are answers: pods often come in numbers that ask for the same.
-	known map[placement.Request]bool
-}
-
-func newGrowth(before, after *placement.Node) *growth {
-	g := &growth{before: before, after: after, largest: map[string]int64{}, known: map[placement.Request]bool{}}
-	for i := range after.Disks {
-		d := &after.Disks[i]
-		g.largest[d.Class] = max(g.largest[d.Class], d.Free.Largest().Len())
-	}
-	return g
-}
-
-// admits reports whether the requests fit now and did not before.
-func (g *growth) admits(requests []placement.Request) bool {
-	for i := range requests {
-		if requests[i].Size > g.largest[requests[i].Class] {
-			return false
-		}
-	}
-	if len(requests) != 1 {
-		return g.compute(requests)
-	}
-	answer, known := g.known[requests[0]]
-	if !known {
-		answer = g.compute(requests)
-		g.known[requests[0]] = answer
-	}
-	return answer
-}
-
-func (g *growth) compute(requests []placement.Request) bool {
-	return fits(g.after, requests) && (g.before == nil || !fits(g.before, requests))
 }
 
 // roomier reports whether the node has free space that it did not have before.
@@ -355,6 +399,27 @@ func (f *feed) made(logger klog.Logger, nodeName string, before *placement.Node)
 	}
 	if f.hasAgent(nodeName) && f.waiting.offer(nodeName, before, f.ledger.Snapshot(nodeName).Node) {
 		f.wake(logger, nodeName, false)
+	}
+}
+
+// noteKept notes that the pod was refused on the node only for the sake of nominated pods, if that is so.
+func (p *Plugin) noteKept(s *state, node *corev1.Node, snapshot *ledger.Snapshot) {
+	nominated := s.nominatedFor(node.Name)
+	if len(nominated) == 0 || s.try == nil {
+		return
+	}
+	if _, err := s.searchOn(node).FitOn(snapshot.Without(s.gone)); err == nil {
+		p.feed.waiting.keep(s.try, node.Name, nominated)
+	}
+}
+
+// nominationEnded offers what was kept for the pod to those that were refused for its sake. It must not be called
+// under the lock of the scheduling queue.
+func (f *feed) nominationEnded(logger klog.Logger, uid types.UID) {
+	for _, nodeName := range f.waiting.endKeeping(uid) {
+		if f.hasAgent(nodeName) && f.waiting.offerKept(nodeName, f.ledger.Snapshot(nodeName).Node) {
+			f.wake(logger, nodeName, false)
+		}
 	}
 }
 

@@ -2,12 +2,18 @@ package diskcapacity
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/klog/v2"
+	fwk "k8s.io/kube-scheduler/framework"
 	st "k8s.io/kubernetes/pkg/scheduler/testing"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/ledger"
 )
 
 // TestPublicationWakes: a publication wakes the pods for which it made room, and not those
@@ -131,7 +137,7 @@ func TestOffer(t *testing.T) {
 	b.filter(t, pods[93])
 	b.pass()
 	expect("more were in vain", "pod-94", "pod-95", "pod-96")
-	// Somebody else takes it.
+	// Another pod takes it.
 	record(t, b, podOf("other", 4), 4)
 	for range 20 {
 		b.pass()
@@ -142,7 +148,7 @@ func TestOffer(t *testing.T) {
 	}
 }
 
-// TestOfferReachesAll: whoever the room is for, all are tried in the end.
+// TestOfferReachesAll: whichever pod has room, all are tried in the end.
 func TestOfferReachesAll(t *testing.T) {
 	const count = 10_000
 	b := newBench(t, nil, "n1")
@@ -183,7 +189,7 @@ func TestWokenByLateWatch(t *testing.T) {
 	gone := podOf("gone", 6)
 	b.refuse(t, withVolume(podOf("two", 6), "more", "1Gi", "ssd"))
 	b.filter(t, gone) // deleted before: not in the store
-	if _, known := b.plugin.feed.waiting.requestsOf(gone.UID); known {
+	if b.plugin.feed.waiting.pendingOf(gone.UID) != nil {
 		t.Error("a pod that is gone is remembered")
 	}
 }
@@ -223,6 +229,110 @@ func TestNotForOthersReasons(t *testing.T) {
 	}
 }
 
+// TestManyShapesAreAllWoken asserts that a publication that makes room for more pods than it is planned for wakes each of
+// them at last, without a plan for each.
+func TestManyShapesAreAllWoken(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.publish(t, "n1", 1)
+	var pods []*corev1.Pod
+	for i := range 3 * eventPlans {
+		pod := podWith(fmt.Sprint("pod-", i), 9, func(v int) int64 { return int64(600 + 10*v + i%7) })
+		pod.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = fmt.Sprintf("%dMi", 700+i)
+		b.refuse(t, pod)
+		pods = append(pods, pod)
+	}
+	b.publish(t, "n1", 100)
+	woken := map[string]bool{}
+	for range 500 {
+		for _, pod := range pods {
+			if b.woken(pod) {
+				woken[pod.Name] = true
+				b.plugin.feed.waiting.forget(pod.UID)
+			}
+		}
+		if len(b.later) == 0 {
+			break
+		}
+		b.pass()
+	}
+	if len(woken) != len(pods) {
+		t.Errorf("%d of %d pods were woken", len(woken), len(pods))
+	}
+}
+
+// TestHintsOfManyShapes asserts that hints plan for so many pods and no more, and that the pods that are left are
+// offered the node all the same.
+func TestHintsOfManyShapes(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.publish(t, "n1", 1)
+	var pods []*corev1.Pod
+	for i := range 2 * eventPlans {
+		pod := podOf(fmt.Sprint("pod-", i), int64(2+i%3))
+		pod.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = fmt.Sprintf("%dMi", 2048+i)
+		b.refuse(t, pod)
+		pods = append(pods, pod)
+	}
+	b.plugin.ledger.SetCapacity("n1", &ledger.Capacity{Revision: 1000, Disks: []ledger.Disk{{
+		ID: diskOf("n1"), Class: "ssd", Ready: true, Size: 1 << 50, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*gib)},
+	}}})
+	var activated atomic.Int64
+	done := make(chan struct{}, 1)
+	b.plugin.feed.activate = func(_ klog.Logger, pods map[string]*corev1.Pod) {
+		activated.Add(int64(len(pods)))
+		done <- struct{}{}
+	}
+	queued := 0
+	for _, pod := range pods {
+		if b.plugin.queueIfFits(pod, "n1") == fwk.Queue {
+			queued++
+		}
+	}
+	if queued != eventPlans {
+		t.Errorf("hints queue %d pods, want %d", queued, eventPlans)
+	}
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		t.Error("the pods that are left are not offered the node")
+	}
+}
+
+// BenchmarkPublicationWorst has a node publish while ten thousand pods wait that ask for sixteen volumes, or another number,
+// each for others. Target: 10 ms.
+func BenchmarkPublicationWorst(b *testing.B) {
+	for _, volumes := range []int{1, 3, 8, 9, 16, 64} {
+		b.Run(fmt.Sprintf("volumes=%d", volumes), func(b *testing.B) {
+			env := newBench(b, nil, "n1")
+			env.publish(b, "n1", 1)
+			for i := range 10_000 {
+				pod := podWith(fmt.Sprint("pod-", i), volumes, func(v int) int64 { return int64(9*1024/volumes - v%9*7 + i%97) })
+				env.await(b, pod)
+			}
+			var longest time.Duration
+			for i := 0; b.Loop(); i++ {
+				start := time.Now()
+				env.publish(b, "n1", int64(9+i%2*2))
+				longest = max(longest, time.Since(start))
+			}
+			b.ReportMetric(float64(longest.Microseconds())/1000, "ms/longest")
+		})
+	}
+}
+
+// await has the pod wait, as if it had been refused.
+func (b *bench) await(t testing.TB, pod *corev1.Pod) {
+	t.Helper()
+	if err := b.plugin.feed.pods.Add(pod); err != nil {
+		t.Fatal(err)
+	}
+	try := b.plugin.feed.waiting.begin(pod)
+	asks, err := b.plugin.feed.ask(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.plugin.feed.waiting.asks(try, b.plugin.newState(pod, asks))
+}
+
 // BenchmarkPublication has a node publish while ten thousand pods wait.
 func BenchmarkPublication(b *testing.B) {
 	for _, bench := range []struct {
@@ -236,16 +346,7 @@ func BenchmarkPublication(b *testing.B) {
 			env := newBench(b, nil, "n1")
 			env.publish(b, "n1", 1)
 			for i := range 10_000 {
-				pod := podOf(fmt.Sprintf("pod-%d", i), bench.size(i))
-				if err := env.plugin.feed.pods.Add(pod); err != nil {
-					b.Fatal(err)
-				}
-				state := env.plugin.feed.waiting.begin(pod)
-				asks, err := env.plugin.feed.ask(pod)
-				if err != nil {
-					b.Fatal(err)
-				}
-				env.plugin.feed.waiting.asks(state, env.plugin.newState(pod, asks))
+				env.await(b, podOf(fmt.Sprintf("pod-%d", i), bench.size(i)))
 			}
 			for _, grows := range []bool{true, false} {
 				b.Run(fmt.Sprintf("grows=%v", grows), func(b *testing.B) {

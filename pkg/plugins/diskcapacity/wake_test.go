@@ -40,7 +40,7 @@ type wakeWorld struct {
 	pod     *corev1.Pod // pending
 	pods    []*corev1.Pod
 	next    int
-	// events that our own watch and the hints have still to hear of.
+	// events that our own watch and the hints have not handled yet.
 	watch, hints   []func()
 	woken, skipped int
 }
@@ -59,9 +59,9 @@ func (w *wakeWorld) run() {
 		case 3, 6:
 			w.remove()
 		case 4:
-			w.hear(&w.watch)
+			w.handle(&w.watch)
 		case 5:
-			w.hear(&w.hints)
+			w.handle(&w.hints)
 		case 7:
 			w.register()
 		}
@@ -84,12 +84,12 @@ func (w *wakeWorld) run() {
 
 func (w *wakeWorld) deliver() {
 	for len(w.watch)+len(w.hints) > 0 {
-		w.hear(&w.watch)
-		w.hear(&w.hints)
+		w.handle(&w.watch)
+		w.handle(&w.hints)
 	}
 }
 
-func (w *wakeWorld) hear(events *[]func()) {
+func (w *wakeWorld) handle(events *[]func()) {
 	if len(*events) == 0 {
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -28,7 +29,7 @@ const (
 )
 
 // watch starts to follow capacities and classes. Reflectors write into the ledger
-// directly: an informer would keep a copy of every object that nobody reads, and its
+// directly: an informer would keep a copy of every object that is not read, and its
 // handlers would run behind its store.
 func (f *feed) watch(ctx context.Context, config *rest.Config) error {
 	client, err := restClient(config)
@@ -39,6 +40,9 @@ func (f *feed) watch(ctx context.Context, config *rest.Config) error {
 	follow(ctx, client, classResource, &diskv1alpha1.DiskClass{}, &diskv1alpha1.DiskClassList{}, f.classes)
 	return nil
 }
+
+// Client returns a client of Berth's API.
+func Client(config *rest.Config) (rest.Interface, error) { return restClient(config) }
 
 func restClient(config *rest.Config) (rest.Interface, error) {
 	scheme := runtime.NewScheme()
@@ -85,32 +89,53 @@ type capacityStore struct {
 	logger klog.Logger
 	ledger *ledger.Ledger
 	filled atomic.Bool
-	// made is told what a node offered before its capacity was folded in.
+	// made is called with what a node offered before its capacity was folded in.
 	made func(nodeName string, before *placement.Node)
-	// learn is told of a node before its capacity is folded in.
-	learn func(nodeName string)
+	// beforeFold is called with a node before its capacity is folded in.
+	beforeFold func(nodeName string)
+	// folded is called with a node after its capacity was folded in, and before pods are woken.
+	folded func(nodeName string)
+	// served is called with other nodes whose disks came into service.
+	served func(nodeNames []string)
+	// reports are what the capacities say beside.
+	reports *reports
 
 	mu sync.Mutex
 	// known are the nodes with a capacity, to tell after a relist which have gone.
 	known map[string]struct{}
-	// listeners are told of what was folded in.
+	// newest is the highest revision since the last list.
+	newest uint64
+	// listeners are called with the node after its capacity was folded in.
 	listeners []func(nodeName string)
 }
 
-func (s *capacityStore) listen(heard func(nodeName string)) {
+func (s *capacityStore) listen(callback func(nodeName string)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.listeners = append(s.listeners, heard)
+	s.listeners = append(s.listeners, callback)
+}
+
+// names are the nodes with a capacity.
+func (s *capacityStore) names() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.known))
 }
 
 func newCapacityStore(logger klog.Logger, l *ledger.Ledger) *capacityStore {
-	return &capacityStore{logger: logger, ledger: l, known: map[string]struct{}{}, made: func(string, *placement.Node) {}}
+	return &capacityStore{
+		logger: logger, ledger: l, known: map[string]struct{}{}, reports: newReports(),
+		made: func(string, *placement.Node) {}, folded: func(string) {}, served: func([]string) {},
+	}
 }
 
 func (s *capacityStore) hasSynced() bool { return s.filled.Load() }
 
 // Add implements cache.ReflectorStore.
-func (s *capacityStore) Add(obj any) error {
+func (s *capacityStore) Add(obj any) error { return s.fold(obj, s.ledger.ReplaceCapacity) }
+
+// fold folds in a capacity as into does: by an event, or by a list.
+func (s *capacityStore) fold(obj any, into func(string, *ledger.Capacity) (before, after *ledger.Snapshot, served []string)) error {
 	ndc, ok := obj.(*diskv1alpha1.NodeDiskCapacity)
 	if !ok {
 		return fmt.Errorf("got %T, want *NodeDiskCapacity", obj)
@@ -121,18 +146,22 @@ func (s *capacityStore) Add(obj any) error {
 	}
 	s.mu.Lock()
 	s.known[ndc.Name] = struct{}{}
+	s.newest = max(s.newest, capacity.Revision)
 	listeners := s.listeners
 	s.mu.Unlock()
-	s.learn(ndc.Name)
-	before, after := s.ledger.ReplaceCapacity(ndc.Name, capacity)
+	s.beforeFold(ndc.Name)
+	before, after, served := into(ndc.Name, capacity)
 	if after == nil {
 		return nil
 	}
+	s.reports.set(ndc.Name, reportOf(ndc))
+	s.folded(ndc.Name)
+	s.served(served)
 	if after.Problem != "" {
 		s.logger.Info("A NodeDiskCapacity contradicts itself: the node gets no disk pods until its agent puts it right", "node", klog.KRef("", ndc.Name), "problem", after.Problem)
 	}
-	for _, heard := range listeners {
-		heard(ndc.Name)
+	for _, callback := range listeners {
+		callback(ndc.Name)
 	}
 	s.made(ndc.Name, before.Node)
 	return nil
@@ -152,39 +181,62 @@ func (s *capacityStore) Delete(obj any) error {
 	if err != nil {
 		return fmt.Errorf("NodeDiskCapacity %s: %w", ndc.Name, err)
 	}
-	s.forget(ndc.Name, revision)
+	s.mu.Lock()
+	s.newest = max(s.newest, revision)
+	s.mu.Unlock()
+	s.forget(ndc.Name)
+	s.served(s.ledger.DeleteCapacity(ndc.Name, revision))
+	s.tell(ndc.Name)
 	return nil
 }
 
-func (s *capacityStore) forget(name string, revision uint64) {
+// forget: the node has no capacity any more.
+func (s *capacityStore) forget(name string) {
 	s.mu.Lock()
 	delete(s.known, name)
+	s.mu.Unlock()
+	s.reports.set(name, nil)
+}
+
+func (s *capacityStore) tell(name string) {
+	s.mu.Lock()
 	listeners := s.listeners
 	s.mu.Unlock()
-	s.ledger.DeleteCapacity(name, revision)
-	for _, heard := range listeners {
-		heard(name)
+	for _, callback := range listeners {
+		callback(name)
 	}
 }
 
-// Replace implements cache.ReflectorStore: it gets everything there is at a revision.
+// Replace implements cache.ReflectorStore: it gets everything there is at a revision. It is believed, also when the
+// revision is lower than what was known: then the API server was restored from a backup.
 func (s *capacityStore) Replace(objects []any, resourceVersion string) error {
 	revision, err := revisionOf(resourceVersion)
 	if err != nil {
 		return fmt.Errorf("list of NodeDiskCapacities: %w", err)
 	}
 	s.mu.Lock()
-	gone := maps.Clone(s.known)
+	if revision < s.newest {
+		s.logger.Info("The list of NodeDiskCapacities is older than what was known: the API server seems to be restored from a backup, and what it says now counts",
+			"resourceVersion", revision, "knownResourceVersion", s.newest)
+	}
+	s.newest = revision
+	known := maps.Clone(s.known)
 	s.mu.Unlock()
+	listed := make(map[string]struct{}, len(objects))
 	for _, obj := range objects {
-		if err := s.Add(obj); err != nil {
+		if err := s.fold(obj, s.ledger.ListCapacity); err != nil {
 			return err
 		}
-		delete(gone, obj.(*diskv1alpha1.NodeDiskCapacity).Name)
+		listed[obj.(*diskv1alpha1.NodeDiskCapacity).Name] = struct{}{}
 	}
-	for name := range gone {
-		s.forget(name, revision)
+	served := s.ledger.Listed(listed, revision)
+	for name := range known {
+		if _, still := listed[name]; !still {
+			s.forget(name)
+			s.tell(name)
+		}
 	}
+	s.served(served)
 	s.filled.Store(true)
 	return nil
 }

@@ -78,7 +78,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		pv.UID, pv.ResourceVersion = types.UID(fmt.Sprint("pv-", a.revision)), strconv.Itoa(a.revision)
 		a.volumes[pv.Name] = &pv
-		answer(w, &pv)
+		reply(w, &pv)
 	case "GET persistentvolumes":
 		found(w, a.volumes[name], a.volumes[name] != nil)
 	case "PUT persistentvolumes":
@@ -86,7 +86,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.decode(r, &pv)
 		pv.ResourceVersion = strconv.Itoa(a.revision)
 		a.volumes[name] = &pv
-		answer(w, &pv)
+		reply(w, &pv)
 	case "DELETE persistentvolumes":
 		var options metav1.DeleteOptions
 		a.decode(r, &options)
@@ -96,7 +96,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		delete(a.volumes, name)
-		answer(w, pv)
+		reply(w, pv)
 	case "GET persistentvolumeclaims":
 		found(w, a.claims[name], a.claims[name] != nil)
 	case "PUT persistentvolumeclaims", "PUT persistentvolumeclaims/status":
@@ -110,7 +110,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		default:
 			pvc.ResourceVersion = strconv.Itoa(a.revision)
 			a.claims[name] = &pvc
-			answer(w, &pvc)
+			reply(w, &pvc)
 		}
 	default:
 		a.t.Errorf("unexpected %s", request)
@@ -124,7 +124,7 @@ func (a *api) decode(r *http.Request, into any) {
 	}
 }
 
-func answer(w http.ResponseWriter, obj any) {
+func reply(w http.ResponseWriter, obj any) {
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(obj)
 }
@@ -134,7 +134,7 @@ func found(w http.ResponseWriter, obj any, ok bool) {
 		fail(w, http.StatusNotFound, metav1.StatusReasonNotFound)
 		return
 	}
-	answer(w, obj)
+	reply(w, obj)
 }
 
 func fail(w http.ResponseWriter, code int, reason metav1.StatusReason) {

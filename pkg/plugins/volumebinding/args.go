@@ -2,15 +2,21 @@ package volumebinding
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	configv1 "k8s.io/kube-scheduler/config/v1"
+
+	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 )
 
 // defaultBindTimeoutSeconds is that of the stock plugin: other drivers may need it.
 const defaultBindTimeoutSeconds = 600
+
+// maxBindTimeoutSeconds is what a time.Duration holds.
+const maxBindTimeoutSeconds = int64(math.MaxInt64 / time.Second)
 
 // defaultControllerPatience is ten times what the controller takes when it has nothing else to
 // do, and by then it knows the volume, however much else it has to do.
@@ -53,8 +59,8 @@ func (a *DiskVolumeBindingArgs) SetDefaults() {
 
 // Validate refuses arguments that make no sense.
 func (a *DiskVolumeBindingArgs) Validate() error {
-	if a.BindTimeoutSeconds < 0 {
-		return fmt.Errorf("args of plugin %s: bindTimeoutSeconds is %d: it must not be negative", Name, a.BindTimeoutSeconds)
+	if a.BindTimeoutSeconds < 0 || a.BindTimeoutSeconds > maxBindTimeoutSeconds {
+		return fmt.Errorf("args of plugin %s: bindTimeoutSeconds is %d: it must be 0 to %d", Name, a.BindTimeoutSeconds, maxBindTimeoutSeconds)
 	}
 	if a.ControllerPatience != nil && a.ControllerPatience.Duration < 0 {
 		return fmt.Errorf("args of plugin %s: controllerPatience is %v: it must not be negative", Name, a.ControllerPatience.Duration)
@@ -84,7 +90,7 @@ func argsFrom(obj runtime.Object) (*DiskVolumeBindingArgs, error) {
 	case *DiskVolumeBindingArgs:
 		*args = *given
 	default:
-		return nil, fmt.Errorf("args of plugin %s are %T, want *DiskVolumeBindingArgs: register them with AddArgsToScheme", Name, obj)
+		return nil, fmt.Errorf("args of plugin %s are %T, want *DiskVolumeBindingArgs: %s", Name, obj, diskcapacity.Register)
 	}
 	args.SetDefaults()
 	return args, args.Validate()

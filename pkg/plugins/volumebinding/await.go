@@ -2,6 +2,7 @@ package volumebinding
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -9,7 +10,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/klog/v2"
 )
 
 // await returns when the claim is bound to the volume. It looks when the watch tells that
@@ -32,9 +32,13 @@ func (b *binder) await(ctx context.Context, pod *corev1.Pod, pvc *corev1.Persist
 // isBound looks into the informers' stores. They may be older than what we have written,
 // never older than what made us look.
 func (b *binder) isBound(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) (bool, error) {
+	gone := b.gone(pod, pvc)
+	if errors.Is(gone, errDeleted) {
+		return false, errDeleted
+	}
 	now, err := b.claims.PersistentVolumeClaims(pvc.Namespace).Get(pvc.Name)
 	switch {
-	case apierrors.IsNotFound(err), err == nil && (now.UID != pvc.UID || now.DeletionTimestamp != nil):
+	case apierrors.IsNotFound(err):
 		return false, errDeleted
 	case err != nil:
 		return false, err
@@ -45,11 +49,7 @@ func (b *binder) isBound(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv 
 	case now.Spec.VolumeName != "" && now.Spec.VolumeName != pv.Name:
 		return false, &boundElsewhere{now.Spec.VolumeName}
 	}
-	have, err := b.pods.Pods(pod.Namespace).Get(pod.Name)
-	if apierrors.IsNotFound(err) || err == nil && (have.UID != pod.UID || have.DeletionTimestamp != nil) {
-		return false, fmt.Errorf("pod %s was deleted while its claim was being bound", klog.KObj(pod))
-	}
-	return false, nil
+	return false, gone
 }
 
 // The kinds of objects that are waited for.
@@ -75,7 +75,7 @@ func newWatch(claims, pods cache.SharedIndexInformer) (*watch, error) {
 	for kind, informer := range map[string]cache.SharedIndexInformer{claimKind: claims, podKind: pods} {
 		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc:    func(obj any) { w.tell(kind, obj, false) },
-			UpdateFunc: func(_, obj any) { w.tell(kind, obj, false) },
+			UpdateFunc: func(old, obj any) { w.tellChange(kind, old, obj) },
 			DeleteFunc: func(obj any) { w.tell(kind, obj, true) },
 		})
 		if err != nil {
@@ -83,6 +83,17 @@ func newWatch(claims, pods cache.SharedIndexInformer) (*watch, error) {
 		}
 	}
 	return w, nil
+}
+
+// tellChange also knows an object that was deleted and made again while the watch was interrupted: that comes as an
+// update.
+func (w *watch) tellChange(kind string, old, now any) {
+	before, ok := old.(metav1.Object)
+	after, also := now.(metav1.Object)
+	if ok && also && before.GetUID() != after.GetUID() {
+		w.tell(kind, old, true)
+	}
+	w.tell(kind, now, false)
 }
 
 func (w *watch) tell(kind string, obj any, gone bool) {
@@ -98,7 +109,7 @@ func (w *watch) tell(kind string, obj any, gone bool) {
 	for changed := range w.waiting[key{kind, object.GetNamespace(), object.GetName()}] {
 		select {
 		case changed <- struct{}{}:
-		default: // It has not looked since it was told last.
+		default: // It has not looked since the last change.
 		}
 	}
 	if uid := string(object.GetUID()); gone && kind == claimKind && w.afterwards[uid] != nil {
@@ -107,7 +118,7 @@ func (w *watch) tell(kind string, obj any, gone bool) {
 	}
 }
 
-// of returns a channel that is told of changes of any of the objects, until stop is called.
+// of returns a channel that receives when any of the objects changes, until stop is called.
 func (w *watch) of(keys ...key) (changed <-chan struct{}, stop func()) {
 	c := make(chan struct{}, 1)
 	w.mu.Lock()

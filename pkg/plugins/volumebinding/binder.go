@@ -13,12 +13,12 @@ import (
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
-	"k8s.io/component-helpers/storage/volume"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
 	stock "k8s.io/kubernetes/pkg/scheduler/framework/plugins/volumebinding"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 )
@@ -37,6 +37,10 @@ type binder struct {
 	patience time.Duration
 	// writers are those that write something at the same time.
 	writers *semaphore.Weighted
+	// doubts has a token for the last doubt of each claim, by what holds its place.
+	doubts sync.Map
+	// later is time.AfterFunc, but in tests.
+	later func(time.Duration, func())
 	// ledger is DiskCapacity's, which may be made after us.
 	ledger func() (*ledger.Ledger, error)
 
@@ -61,6 +65,7 @@ func newBinder(inner stock.SchedulerVolumeBinder, handle fwk.Handle, args *DiskV
 		timeout:               args.timeout(),
 		patience:              args.ControllerPatience.Duration,
 		writers:               semaphore.NewWeighted(diskcapacity.MaxWriters),
+		later:                 func(after time.Duration, do func()) { time.AfterFunc(after, do) },
 		ledger: func() (*ledger.Ledger, error) {
 			shared, ok := diskcapacity.SharedLedger(factory)
 			if !ok {
@@ -105,7 +110,7 @@ func (b *binder) split(podVolumes *stock.PodVolumes) (ours []*corev1.PersistentV
 
 // isOurs also knows a claim whose StorageClass was deleted since its place was reserved.
 func (b *binder) isOurs(pvc *corev1.PersistentVolumeClaim) bool {
-	class, err := b.classes.Get(volume.GetPersistentVolumeClaimClass(pvc))
+	class, err := claim.ClassOf(b.classes, pvc)
 	if err == nil {
 		return class.Provisioner == diskv1alpha1.DriverName
 	}
@@ -119,8 +124,8 @@ func (b *binder) isOurs(pvc *corev1.PersistentVolumeClaim) bool {
 
 // classOf is the StorageClass of a claim of ours.
 func (b *binder) classOf(pvc *corev1.PersistentVolumeClaim) (*storagev1.StorageClass, error) {
-	name := volume.GetPersistentVolumeClaimClass(pvc)
-	class, err := b.classes.Get(name)
+	class, err := claim.ClassOf(b.classes, pvc)
+	name := claim.ClassName(pvc)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("its StorageClass %s was deleted: create it again: %w", name, err)

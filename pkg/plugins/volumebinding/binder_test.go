@@ -59,6 +59,8 @@ type bench struct {
 	pod     *corev1.Pod
 	pvc     *corev1.PersistentVolumeClaim
 	class   *storagev1.StorageClass
+	// timers are what the binder wants to have done later.
+	timers []func()
 }
 
 func diskOf(node string) string { return diskv1alpha1.PartitionID("disk of " + node) }
@@ -76,6 +78,7 @@ func newBench(t *testing.T) *bench {
 		SchedulerVolumeBinder: b.inner, client: client, claims: core.PersistentVolumeClaims().Lister(), pods: core.Pods().Lister(),
 		classes: b.factory.Storage().V1().StorageClasses().Lister(), watch: w, timeout: 2 * time.Second, patience: time.Minute, writers: semaphore.NewWeighted(diskcapacity.MaxWriters),
 		ledger: func() (*ledger.Ledger, error) { return b.ledger, nil },
+		later:  func(_ time.Duration, do func()) { b.timers = append(b.timers, do) },
 	}
 	for i, node := range []string{"n1", "n2"} {
 		b.ledger.SetCapacity(node, &ledger.Capacity{Revision: uint64(i + 1), Disks: []ledger.Disk{{
@@ -213,7 +216,7 @@ func TestGoesOn(t *testing.T) {
 	tests := map[string]struct {
 		before func(t *testing.T, b *bench)
 		says   string // the error; none if it is bound
-		free   int64  // GiB on n1 when the pod has let go
+		free   int64  // GiB on n1 when the pod gave its place up
 	}{
 		"made before": {func(t *testing.T, b *bench) {
 			b.api.volumes[diskv1alpha1.ClaimVolumeID(b.pvc.UID)] = b.made(t, "n1")
@@ -236,11 +239,11 @@ func TestGoesOn(t *testing.T) {
 			pv.DeletionTimestamp = &metav1.Time{Time: time.Now()}
 			b.api.volumes[pv.Name] = pv
 		}, "is being deleted, and must be gone first", 10},
-		"named by somebody else": {func(t *testing.T, b *bench) {
+		"named by another writer": {func(t *testing.T, b *bench) {
 			pvc := b.api.claims["data"]
 			pvc.ResourceVersion, pvc.Spec.VolumeName = "7", diskv1alpha1.ClaimVolumeID(b.pvc.UID)
 		}, "", 6},
-		"changed by somebody else": {func(t *testing.T, b *bench) {
+		"changed by another writer": {func(t *testing.T, b *bench) {
 			pvc := b.api.claims["data"]
 			pvc.ResourceVersion, pvc.Labels = "7", map[string]string{"a": "b"}
 		}, "", 6},
@@ -263,6 +266,11 @@ func TestGoesOn(t *testing.T) {
 		"reserved elsewhere": {func(t *testing.T, b *bench) { b.reserve(t, "n2") }, "is on node n2 already", 10},
 		"refused": {func(t *testing.T, b *bench) {
 			b.api.before = func(string) (int, metav1.StatusReason) { return http.StatusForbidden, metav1.StatusReasonForbidden }
+		}, "making its PersistentVolume pvc-", 10},
+		"busy": {func(t *testing.T, b *bench) {
+			b.api.before = func(string) (int, metav1.StatusReason) {
+				return http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests
+			}
 		}, "making its PersistentVolume pvc-", 10},
 		"an error in between": {func(t *testing.T, b *bench) {
 			failures := 4
@@ -301,7 +309,7 @@ func TestGoesOn(t *testing.T) {
 	}
 }
 
-// TestDoubt: as long as nobody knows whether the volume was made, nobody else gets its place,
+// TestDoubt: as long as it is not known whether the volume was made, no other pod gets its place,
 // whatever becomes of the pod.
 func TestDoubt(t *testing.T) {
 	b := newBench(t)
@@ -346,6 +354,190 @@ func TestDoubtEndsWithTheClaim(t *testing.T) {
 	b.watch.tell(claimKind, b.pvc, true)
 	if b.free("n1") != 10*gib {
 		t.Errorf("%d GiB are free after the claim has gone", b.free("n1")/gib)
+	}
+}
+
+// TestDoubtOfAnotherClaim asserts that a claim that was deleted and made again while its volume was being made does not
+// hold the place of the earlier one: the UID is compared, not the name.
+func TestDoubtOfAnotherClaim(t *testing.T) {
+	again := func(b *bench) *corev1.PersistentVolumeClaim {
+		pvc := b.pvc.DeepCopy()
+		pvc.UID = "3b6d1e0c-9f52-4b6a-9d5d-333333333333"
+		return pvc
+	}
+	for name, test := range map[string]struct{ before, after func(t *testing.T, b *bench) }{
+		"while the volume was being made": {before: func(t *testing.T, b *bench) {
+			if err := b.factory.Core().V1().PersistentVolumeClaims().Informer().GetIndexer().Update(again(b)); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		"afterwards, and the watch was interrupted": {after: func(_ *testing.T, b *bench) { b.watch.tellChange(claimKind, b.pvc, again(b)) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.timeout = 50 * time.Millisecond
+			b.api.before = func(string) (int, metav1.StatusReason) { return http.StatusGatewayTimeout, metav1.StatusReasonTimeout }
+			if test.before != nil {
+				test.before(t, b)
+			}
+			if err := b.bind(); err == nil {
+				t.Fatal("bound")
+			}
+			b.ledger.DeletePod("pod")
+			if test.after != nil {
+				if b.free("n1") != 6*gib {
+					t.Errorf("%d GiB are free while the volume may exist", b.free("n1")/gib)
+				}
+				test.after(t, b)
+			}
+			if b.free("n1") != 10*gib {
+				t.Errorf("%d GiB are free: the place of a claim that is gone is held", b.free("n1")/gib)
+			}
+		})
+	}
+}
+
+// TestGivesUp asserts that the making of a volume ends with its pod and its claim, and that the slot is free between
+// tries.
+func TestGivesUp(t *testing.T) {
+	for name, gone := range map[string]func(t *testing.T, b *bench){
+		"pod gone": func(t *testing.T, b *bench) {
+			if err := b.factory.Core().V1().Pods().Informer().GetIndexer().Delete(b.pod); err != nil {
+				t.Error(err)
+			}
+			b.watch.tell(podKind, b.pod, true)
+		},
+		"claim gone": func(t *testing.T, b *bench) {
+			if err := b.factory.Core().V1().PersistentVolumeClaims().Informer().GetIndexer().Delete(b.pvc); err != nil {
+				t.Error(err)
+			}
+			b.watch.tell(claimKind, b.pvc, true)
+		},
+		"claim made again": func(t *testing.T, b *bench) {
+			pvc := b.pvc.DeepCopy()
+			pvc.UID = "another"
+			if err := b.factory.Core().V1().PersistentVolumeClaims().Informer().GetIndexer().Update(pvc); err != nil {
+				t.Error(err)
+			}
+			b.watch.tellChange(claimKind, b.pvc, pvc)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			// Without the rule, the test ends with its own time only.
+			b.timeout = time.Hour
+			b.writers = semaphore.NewWeighted(1)
+			tried := make(chan struct{}, 100)
+			b.api.before = func(string) (int, metav1.StatusReason) {
+				tried <- struct{}{}
+				return http.StatusInternalServerError, metav1.StatusReasonInternalError
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- b.bind() }()
+			free, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			select {
+			case <-tried:
+			case <-free.Done():
+				t.Fatal("it does not try")
+			}
+			if err := b.writers.Acquire(free, 1); err != nil {
+				t.Fatal("the slot is held between the tries")
+			}
+			b.writers.Release(1)
+			gone(t, b)
+			select {
+			case err := <-ended:
+				if !errors.Is(err, errUnknown) {
+					t.Errorf("got %v, want an unknown outcome", err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("it still tries")
+			}
+			b.ledger.DeletePod("pod")
+			if want := map[bool]int64{true: 6, false: 10}[name == "pod gone"]; b.free("n1") != want*gib {
+				t.Errorf("%d GiB are free, want %d", b.free("n1")/gib, want)
+			}
+		})
+	}
+}
+
+// TestRefusedAfterDoubt asserts that a refusal of a later try says nothing of an earlier one that may have been done.
+func TestRefusedAfterDoubt(t *testing.T) {
+	b := newBench(t)
+	tries := 0
+	b.api.before = func(string) (int, metav1.StatusReason) {
+		if tries++; tries == 1 {
+			return http.StatusGatewayTimeout, metav1.StatusReasonTimeout
+		}
+		return http.StatusForbidden, metav1.StatusReasonForbidden
+	}
+	if err := b.bind(); !errors.Is(err, errUnknown) {
+		t.Fatalf("got %v, want an unknown outcome", err)
+	}
+	b.ledger.DeletePod("pod")
+	if b.free("n1") != 6*gib {
+		t.Errorf("%d GiB are free while the volume may exist", b.free("n1")/gib)
+	}
+}
+
+// TestDoubtIsSettled asserts that the place of a volume that may have been made is free again, when no request can be on
+// its way and the volume is not there.
+func TestDoubtIsSettled(t *testing.T) {
+	for name, test := range map[string]struct {
+		during func(b *bench)
+		free   int64 // GiB
+		timers int
+	}{
+		"not made": {func(*bench) {}, 10, 1},
+		"made": {func(b *bench) {
+			pv := b.made(t, "n1")
+			b.api.volumes[pv.Name] = pv
+		}, 6, 1},
+		"the API server does not answer": {func(b *bench) {
+			b.api.before = func(string) (int, metav1.StatusReason) { return http.StatusGatewayTimeout, metav1.StatusReasonTimeout }
+		}, 6, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.timeout = 50 * time.Millisecond
+			b.api.before = func(string) (int, metav1.StatusReason) { return http.StatusGatewayTimeout, metav1.StatusReasonTimeout }
+			if err := b.bind(); err == nil {
+				t.Fatal("bound")
+			}
+			b.ledger.DeletePod("pod")
+			b.api.locked(func() { b.api.before = nil; test.during(b) })
+			b.timers[0]()
+			if len(b.timers) != test.timers || b.free("n1") != test.free*gib {
+				t.Errorf("%d GiB are free, want %d; %d timers, want %d", b.free("n1")/gib, test.free, len(b.timers), test.timers)
+			}
+			if b.ledger.Holds("binding/"+string(b.pvc.UID)) != (test.timers == 2) {
+				t.Error("held beside the volume's own record, or not held although nothing is known")
+			}
+		})
+	}
+}
+
+// TestLaterDoubt asserts that the end of an earlier doubt does not end a later one of the same claim.
+func TestLaterDoubt(t *testing.T) {
+	b := newBench(t)
+	b.timeout = 50 * time.Millisecond
+	b.api.before = func(string) (int, metav1.StatusReason) { return http.StatusGatewayTimeout, metav1.StatusReasonTimeout }
+	for range 2 {
+		if err := b.bind(); err == nil {
+			t.Fatal("bound")
+		}
+		b.reserve(t, "n1")
+	}
+	b.ledger.DeletePod("pod")
+	b.api.locked(func() { b.api.before = nil })
+	b.timers[0]()
+	if b.free("n1") != 6*gib {
+		t.Errorf("%d GiB are free while the second volume may exist", b.free("n1")/gib)
+	}
+	b.timers[1]()
+	if b.free("n1") != 10*gib {
+		t.Errorf("%d GiB are free, want 10", b.free("n1")/gib)
 	}
 }
 
@@ -397,7 +589,7 @@ func TestWaiting(t *testing.T) {
 				t.Errorf("the volume is gone: %v", gone)
 			}
 			if len(b.watch.waiting) != 0 {
-				t.Error("somebody is still waiting")
+				t.Error("a pod is still waiting")
 			}
 		})
 	}

@@ -16,7 +16,7 @@
 // controller a search, but is a race with it: an event of the claim that it sees before that
 // of the volume finds no volume to bind to, and is done with; that of the volume finds the
 // claim's word, and is done with, too; and the claim waits for the controller to look at
-// everything anew, which it does every 15 seconds. Only of a controller that is behind with its
+// everything again, which it does every 15 seconds. Only of a controller that is behind with its
 // claims, so that it has long seen the volume, some of the work is taken: see binder.complete.
 package volumebinding
 
@@ -36,7 +36,7 @@ import (
 )
 
 // Name of the plugin in the scheduler's configuration.
-const Name = "DiskVolumeBinding"
+const Name = diskcapacity.ClaimsName
 
 // Keys of the cycle's state.
 const (
@@ -48,6 +48,8 @@ const (
 type Plugin struct {
 	*stock.VolumeBinding
 	binder *binder
+	// complete says what is wrong with the profile that the plugin is in.
+	complete func() error
 	// decides returns the claims that DiskCapacity decides about.
 	decides func(fwk.CycleState) []*corev1.PersistentVolumeClaim
 }
@@ -70,6 +72,10 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 	if err != nil {
 		return nil, err
 	}
+	complete, err := diskcapacity.CheckProfile(Name, handle)
+	if err != nil {
+		return nil, err
+	}
 	stockArgs := &config.VolumeBindingArgs{BindTimeoutSeconds: args.BindTimeoutSeconds}
 	inner, err := stock.New(ctx, stockArgs, handle, feature.NewSchedulerFeaturesFromGates(utilfeature.DefaultFeatureGate))
 	if err != nil {
@@ -84,7 +90,16 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 		return nil, fmt.Errorf("starting plugin %s: %w", Name, err)
 	}
 	embedded.Binder = b
-	return &Plugin{VolumeBinding: embedded, binder: b, decides: diskcapacity.Decided}, nil
+	return &Plugin{VolumeBinding: embedded, binder: b, complete: complete, decides: diskcapacity.Decided}, nil
+}
+
+// EventsToRegister are the stock plugin's. The scheduler asks for them before it starts, and does not start if the
+// profile lacks something.
+func (p *Plugin) EventsToRegister(ctx context.Context) ([]fwk.ClusterEventWithHint, error) {
+	if err := p.complete(); err != nil {
+		return nil, err
+	}
+	return p.VolumeBinding.EventsToRegister(ctx)
 }
 
 // Name of the plugin.
@@ -148,7 +163,7 @@ func (d deferred) Clone() fwk.StateData { return d }
 // unbound claims are ours: they are bound in Bind. For a pod that has work in PreBind the
 // scheduler first writes the node into the pod's status, to tell others that it will be
 // bound there after a while. Ours take milliseconds, so that the write would be one more to
-// wait for, and tell nobody anything.
+// wait for, without use.
 func (p *Plugin) PreBindPreFlight(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) (*fwk.PreBindPreFlightResult, *fwk.Status) {
 	if decidedOf(cycle) != nil {
 		cycle.Write(deferredKey, deferred{})
@@ -163,7 +178,7 @@ func (p *Plugin) PreBindPreFlight(ctx context.Context, cycle fwk.CycleState, pod
 }
 
 // PreBind binds the claims that are bound here. Without the feature gate
-// NominatedNodeNameForExpectation nobody asks PreBindPreFlight, and all are.
+// NominatedNodeNameForExpectation PreBindPreFlight is not called, and all are.
 func (p *Plugin) PreBind(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
 	if d := decidedOf(cycle); d != nil {
 		return fwk.AsStatus(p.binder.BindPodVolumes(ctx, pod, d.volumes))

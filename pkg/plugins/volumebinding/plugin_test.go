@@ -1,7 +1,9 @@
 package volumebinding
 
 import (
+	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -42,7 +44,7 @@ func reserved(t *testing.T, p *Plugin, pod *corev1.Pod) fwk.CycleState {
 // plugin is not asked.
 func TestDecided(t *testing.T) {
 	posted := []string{"POST persistentvolumes"}
-	for name, preFlight := range map[string]bool{"in Bind": true, "in PreBind, where nobody asks PreBindPreFlight": false} {
+	for name, preFlight := range map[string]bool{"in Bind": true, "in PreBind, without a call of PreBindPreFlight": false} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
 			p := decidedPlugin(b)
@@ -83,5 +85,18 @@ func TestDecidedUndone(t *testing.T) {
 	p.Unreserve(t.Context(), reserved(t, p, b.pod), b.pod, "n1")
 	if len(b.api.requests) > 0 {
 		t.Errorf("requests %v, want none", b.api.requests)
+	}
+}
+
+// TestIncomplete asserts that the scheduler gets no events of a plugin whose profile lacks something, so that it does
+// not start, and that a profile which cannot be checked lacks all.
+func TestIncomplete(t *testing.T) {
+	lacks := errors.New("DiskCapacity is missing")
+	p := &Plugin{complete: func() error { return lacks }}
+	if _, err := p.EventsToRegister(t.Context()); !errors.Is(err, lacks) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := New(t.Context(), nil, nil); err == nil || !strings.Contains(err.Error(), "cannot be checked") {
+		t.Errorf("got %v", err)
 	}
 }

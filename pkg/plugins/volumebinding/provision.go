@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -14,6 +13,7 @@ import (
 	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/answer"
 	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
@@ -24,6 +24,11 @@ const (
 	firstPause, lastPause = 100 * time.Millisecond, 5 * time.Second
 	// discardTimeout is for cleaning up after what has failed, be it for lack of time.
 	discardTimeout = 10 * time.Second
+	// tryTimeout is for one try to make a volume: one that hangs keeps others waiting.
+	tryTimeout = 30 * time.Second
+	// settleAfter is when a request that was sent has surely been served or given up: the API server ends each after
+	// its --request-timeout, a minute by default, and the tries of etcd and webhooks with it.
+	settleAfter = 5 * time.Minute
 	// maxConflicts is how often a claim may change under our hands.
 	maxConflicts = 10
 )
@@ -35,7 +40,7 @@ var (
 	errUnknown = errors.New("the API server does not say whether it did it")
 )
 
-// boundElsewhere is of a claim that somebody has bound to another volume.
+// boundElsewhere is of a claim that was bound to another volume.
 type boundElsewhere struct{ volume string }
 
 func (e *boundElsewhere) Error() string {
@@ -63,17 +68,12 @@ func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod
 		return &ledger.Elsewhere{Partition: wanted.Partition, Node: node}
 	}
 	place := diskv1alpha1.Place{Disk: record.Disk, Extent: diskv1alpha1.Extent{Start: record.Extent.Start, Length: record.Extent.Len()}}
-	pv, err := b.createVolume(ctx, claim.NewVolume(pvc, class, wanted, pod.Spec.NodeName, place), pvc)
+	pv, err := b.createVolume(ctx, pod, claim.NewVolume(pvc, class, wanted, pod.Spec.NodeName, place), pvc)
 	if err == nil {
 		err = remember(l, pv, pod.Spec.NodeName)
 	}
 	if errors.Is(err, errUnknown) {
-		// It may come into being yet. Until that is known, nobody else gets the place.
-		l.Doubt(hold)
-		b.watch.whenGone(pvc, func() { l.Release(hold) })
-		if _, err := b.claims.PersistentVolumeClaims(pvc.Namespace).Get(pvc.Name); apierrors.IsNotFound(err) {
-			l.Release(hold) // It went before that.
-		}
+		b.doubt(ctx, l, hold, pvc, wanted.ID, node)
 		return err
 	}
 	l.Release(hold)
@@ -88,35 +88,124 @@ func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod
 	return err
 }
 
+// doubt keeps the place of a volume that may have been made, or may be made yet: until a later try knows, the claim is
+// gone, or settleAfter has passed and the volume is not there.
+func (b *binder) doubt(ctx context.Context, l *ledger.Ledger, hold string, pvc *corev1.PersistentVolumeClaim, volume, node string) {
+	l.Doubt(hold)
+	b.watch.whenGone(pvc, func() { l.Release(hold) })
+	// A claim of that name may be another one by now.
+	if now, err := b.claims.PersistentVolumeClaims(pvc.Namespace).Get(pvc.Name); apierrors.IsNotFound(err) || err == nil && now.UID != pvc.UID {
+		l.Release(hold)
+		return
+	}
+	// Each doubt has its own time: another one of the same claim starts it again.
+	token := new(int)
+	b.doubts.Store(hold, token)
+	b.settleLater(context.WithoutCancel(ctx), l, hold, token, volume, node)
+}
+
+// settleLater looks whether the volume is there when no write of it can be on its way any more.
+func (b *binder) settleLater(ctx context.Context, l *ledger.Ledger, hold string, token *int, volume, node string) {
+	b.later(settleAfter, func() {
+		if current, _ := b.doubts.Load(hold); current != token {
+			return
+		}
+		reading, cancel := context.WithTimeout(ctx, discardTimeout)
+		defer cancel()
+		pv, err := b.client.CoreV1().PersistentVolumes().Get(reading, volume, metav1.GetOptions{})
+		switch answer.Of(err) {
+		case answer.Done:
+			if err := remember(l, pv, node); err != nil {
+				klog.FromContext(ctx).Error(err, "A volume that was made is not where it was to be", "volume", klog.KObj(pv))
+			}
+		case answer.Absent:
+		default:
+			b.settleLater(ctx, l, hold, token, volume, node)
+			return
+		}
+		b.doubts.CompareAndDelete(hold, token)
+		l.Settle(hold)
+	})
+}
+
 // createVolume makes the PersistentVolume, or finds the one that was made for the claim
 // before: by an earlier try, another pod that shares the claim, or a scheduler that crashed.
-func (b *binder) createVolume(ctx context.Context, pv *corev1.PersistentVolume, pvc *corev1.PersistentVolumeClaim) (*corev1.PersistentVolume, error) {
-	if err := b.writers.Acquire(ctx, 1); err != nil {
-		return nil, fmt.Errorf("waiting to make its PersistentVolume %s: %w", pv.Name, err)
-	}
-	defer b.writers.Release(1)
+//
+// While the outcome is unknown it tries again, unless the pod or the claim is gone. Between tries it keeps no other
+// volume from being written.
+func (b *binder) createVolume(ctx context.Context, pod *corev1.Pod, pv *corev1.PersistentVolume, pvc *corev1.PersistentVolumeClaim) (*corev1.PersistentVolume, error) {
+	changed, stop := b.watch.of(claimKey(pvc), podKey(pod))
+	defer stop()
+	unsure := false
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		created, err := b.client.CoreV1().PersistentVolumes().Create(ctx, pv, metav1.CreateOptions{})
-		if err == nil {
-			klog.FromContext(ctx).V(3).Info("Made a volume", "volume", klog.KObj(created), "claim", klog.KObj(pvc), "attributes", pv.Spec.CSI.VolumeAttributes)
-			return created, nil
-		}
-		if apierrors.IsAlreadyExists(err) {
-			created, err = b.client.CoreV1().PersistentVolumes().Get(ctx, pv.Name, metav1.GetOptions{})
-			if err == nil {
-				return created, adopt(created, pvc)
-			}
-			if apierrors.IsNotFound(err) {
-				continue // It went in between.
-			}
-		}
+		created, what, err := b.tryVolume(ctx, pv)
 		switch {
-		case !isUnknown(err):
+		case what == answer.Done:
+			return created, adopt(created, pvc)
+		case what.NotDone() && !unsure:
 			return nil, fmt.Errorf("making its PersistentVolume %s: %w", pv.Name, err)
-		case !sleep(ctx, pause):
+		case what.NotDone():
+			// This try was not done, but an earlier one may have been.
 			return nil, fmt.Errorf("making its PersistentVolume %s: %w: %w", pv.Name, errUnknown, err)
 		}
+		unsure = true
+		if gone := b.pause(ctx, pause, changed, pod, pvc); gone != nil {
+			return nil, fmt.Errorf("making its PersistentVolume %s: %w: %w: %w", pv.Name, errUnknown, gone, err)
+		}
 	}
+}
+
+// tryVolume makes the PersistentVolume, or reads the one that has its name.
+func (b *binder) tryVolume(ctx context.Context, pv *corev1.PersistentVolume) (*corev1.PersistentVolume, answer.Answer, error) {
+	if err := b.writers.Acquire(ctx, 1); err != nil {
+		return nil, answer.Busy, fmt.Errorf("waiting for other writes: %w", err)
+	}
+	defer b.writers.Release(1)
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
+	volumes := b.client.CoreV1().PersistentVolumes()
+	created, err := volumes.Create(ctx, pv, metav1.CreateOptions{})
+	switch answer.Of(err) {
+	case answer.Done:
+		klog.FromContext(ctx).V(3).Info("Made a volume", "volume", klog.KObj(created), "attributes", pv.Spec.CSI.VolumeAttributes)
+	case answer.Exists:
+		if created, err = volumes.Get(ctx, pv.Name, metav1.GetOptions{}); err != nil {
+			// Perhaps it went in between, and the next try makes it.
+			return nil, answer.Unknown, err
+		}
+	}
+	return created, answer.Of(err), err
+}
+
+// pause waits before the next try. It ends early, with the reason, when there is no need of one.
+func (b *binder) pause(ctx context.Context, pause time.Duration, changed <-chan struct{}, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	for {
+		if err := b.gone(pod, pvc); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// gone says whether the claim or the pod is gone, by the informers' stores.
+func (b *binder) gone(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
+	now, err := b.claims.PersistentVolumeClaims(pvc.Namespace).Get(pvc.Name)
+	if apierrors.IsNotFound(err) || err == nil && (now.UID != pvc.UID || now.DeletionTimestamp != nil) {
+		return errDeleted
+	}
+	have, err := b.pods.Pods(pod.Namespace).Get(pod.Name)
+	if apierrors.IsNotFound(err) || err == nil && (have.UID != pod.UID || have.DeletionTimestamp != nil) {
+		return fmt.Errorf("pod %s was deleted while its claim was being bound", klog.KObj(pod))
+	}
+	return nil
 }
 
 // adopt accepts a PersistentVolume that exists if it was made for the claim.
@@ -164,7 +253,7 @@ func (b *binder) bound(ctx context.Context, pod *corev1.Pod, pvc *corev1.Persist
 //
 // The controller must have seen the volume before it sees this, or it takes the claim for one
 // whose volume is yet to come, and looks again only with its next look at everything. That is
-// what patience is for: it hears of volumes at once, also while claims queue up before it.
+// what patience is for: it sees volumes at once, also while claims queue up before it.
 func (b *binder) complete(ctx context.Context, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, nodeName string) error {
 	if err := b.writers.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("waiting to note in it that it is bound to PersistentVolume %s: %w", pv.Name, err)
@@ -197,9 +286,9 @@ func (b *binder) complete(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 			now = next
 			continue
 		}
-		switch {
-		case apierrors.IsConflict(err), apierrors.IsNotFound(err):
-		case isUnknown(err):
+		switch answer.Of(err) {
+		case answer.Conflict, answer.Absent:
+		case answer.Unknown:
 			if !sleep(ctx, pause) {
 				return fmt.Errorf("noting in it that it is bound to PersistentVolume %s: %w", pv.Name, err)
 			}
@@ -226,9 +315,9 @@ func (b *binder) read(ctx context.Context, pvc *corev1.PersistentVolumeClaim) (*
 	return now, nil
 }
 
-// discard deletes a volume that nobody has used nor will: its claim went before it was
+// discard deletes a volume that no pod has used nor will: its claim went before it was
 // bound. A volume that was bound is left to its reclaim policy. One that was not has no
-// data, so it is not retained even if its policy says so: nobody knows of it.
+// data, so it is not retained even if its policy says so: no claim names it.
 func (b *binder) discard(ctx context.Context, pv *corev1.PersistentVolume) {
 	logger := klog.FromContext(ctx)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), discardTimeout)
@@ -249,13 +338,13 @@ func (b *binder) discard(ctx context.Context, pv *corev1.PersistentVolume) {
 		if err == nil {
 			err = volumes.Delete(ctx, pv.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &now.UID, ResourceVersion: &now.ResourceVersion}})
 		}
-		switch {
-		case err == nil:
+		switch answer.Of(err) {
+		case answer.Done:
 			logger.V(2).Info("Deleted a volume whose claim went before they were bound", "volume", klog.KObj(pv), "claim", klog.KRef(pv.Spec.ClaimRef.Namespace, pv.Spec.ClaimRef.Name))
 			return
-		case apierrors.IsNotFound(err):
+		case answer.Absent:
 			return
-		case apierrors.IsConflict(err):
+		case answer.Conflict:
 		default:
 			logger.Error(err, "A volume whose claim went before they were bound could not be deleted: delete it if it stays", "volume", klog.KObj(pv))
 			return
@@ -279,17 +368,4 @@ func sleep(ctx context.Context, pause time.Duration) bool {
 	case <-timer.C:
 		return true
 	}
-}
-
-// isUnknown reports whether the request may have been served in spite of the error.
-func isUnknown(err error) bool {
-	if err == nil {
-		return false
-	}
-	var status apierrors.APIStatus
-	if !errors.As(err, &status) {
-		return true
-	}
-	code := status.Status().Code
-	return code >= http.StatusInternalServerError || code == http.StatusRequestTimeout
 }

@@ -33,7 +33,7 @@ func (s *State) AttachLoop(file string, sectorSize int) (string, error) {
 		return "", err
 	}
 	defer backing.Close()
-	// A free device may be taken by somebody else before it is ours: try the next.
+	// A free device may be taken by another process before it is ours: try the next.
 	for {
 		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
@@ -127,7 +127,7 @@ func detachLoop(path string) error {
 }
 
 // ForgetPartitions makes the kernel forget the partitions of a loop device, as it does
-// when the machine goes down. It waits until nobody holds them any more.
+// when the machine goes down. It waits until no process holds them any more.
 func (s *State) ForgetPartitions(ctx context.Context, device string) error {
 	for {
 		err := forgetPartitions(device)

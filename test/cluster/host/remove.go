@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removeTimeout is how long the kernel may take to let go of things after the last
+// removeTimeout is how long the kernel may take to release things after the last
 // process has ended; it takes milliseconds.
 const removeTimeout = 60 * time.Second
 
@@ -241,7 +241,7 @@ func (s *State) restoreSysctls() error {
 }
 
 // removeDir removes the state directory but keeps the logs of the last cluster of
-// this name, for whoever asks what went wrong.
+// this name, to find out what went wrong.
 func (s *State) removeDir() error {
 	kept := filepath.Join(s.Root, "logs", s.Name)
 	if logs := filepath.Join(s.Dir, "logs"); s.Name != "" {

@@ -67,6 +67,10 @@ func New(o Options) (*State, error) {
 		return nil, err
 	}
 	defer unlock()
+	// The kernel names the files behind loop devices by their real paths.
+	if o.Root, err = filepath.EvalSymlinks(o.Root); err != nil {
+		return nil, err
+	}
 	others, err := List(o.Root)
 	if err != nil {
 		return nil, err
@@ -100,6 +104,9 @@ func New(o Options) (*State, error) {
 		}
 	}
 	if err := os.MkdirAll(s.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	if s.Dir, err = filepath.EvalSymlinks(s.Dir); err != nil {
 		return nil, err
 	}
 	if err := s.save(); err != nil {

@@ -1,4 +1,4 @@
-// Pause is what holds a pod's namespaces: it does nothing until it is told to end.
+// Pause is what holds a pod's namespaces: it does nothing until a signal ends it.
 package main
 
 import (

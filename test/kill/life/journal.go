@@ -24,7 +24,7 @@ const (
 	wiped     = "wiped"
 )
 
-// journal is what the program has told others: a line for each thing. It only grows, so a
+// journal is what the program has answered to others: a line for each thing. It only grows, so a
 // line is there or not, whenever the program is killed.
 type journal struct {
 	path  string

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/mounts"
 	"github.com/berthdev/berth/pkg/extent"
 )
 
@@ -63,7 +64,7 @@ func (l *life) run(ctx context.Context) error {
 		if err := l.use(ctx, d); err != nil {
 			return err
 		}
-		// As the pod that goes: from now on nobody wants the volume, whoever is asked.
+		// As the pod that goes: from now on the volume has no owner.
 		if err := l.journal.add(deleted); err != nil {
 			return err
 		}
@@ -87,7 +88,7 @@ func (l *life) adopt(ctx context.Context) (id string, err error) {
 	}
 	known := l.journal.value(adopted)
 	if found.State == disk.Blank && known == "" {
-		if found.ID, err = disk.Initialize(ctx, l.device); err != nil {
+		if found.ID, err = disk.Initialize(ctx, l.device, disk.Owner{}); err != nil {
 			return "", err
 		}
 	} else if found.State != disk.Ours {
@@ -129,12 +130,12 @@ func (l *life) hold(s disk.Snapshot) error {
 			return fmt.Errorf("the volume was ready, and there is %+v", v)
 		}
 	case found && v.Phase == disk.Wiping:
-		return errors.New("the volume is being wiped, and nobody asked for that")
+		return errors.New("the volume is being wiped without a request")
 	}
 	return nil
 }
 
-// use is the life of the volume while somebody wants it.
+// use is the life of the volume while it has an owner.
 func (l *life) use(ctx context.Context, d *disk.Disk) error {
 	e := l.extent
 	if v, found := snapshot(d).Volume(l.partition); found {
@@ -170,7 +171,7 @@ func (l *life) use(ctx context.Context, d *disk.Disk) error {
 // fill mounts the volume, writes its file, or reads it if that was written before, and
 // unmounts it.
 func (l *life) fill(v disk.Volume) error {
-	targets, err := disk.Mounts(v.Device)
+	targets, err := mounts.OfDevice(v.Device)
 	if err != nil {
 		return err
 	}
@@ -192,7 +193,7 @@ func (l *life) fill(v disk.Volume) error {
 	return unmount(l.mountpoint, v.Device)
 }
 
-// unmount unmounts a volume and waits until nobody has it: a process with a mount namespace
+// unmount unmounts a volume and waits until no process has it: a process with a mount namespace
 // of its own that began meanwhile may have a copy of the mount.
 func unmount(target, device string) error {
 	if err := unix.Unmount(target, 0); err != nil {
@@ -212,13 +213,14 @@ func unmount(target, device string) error {
 
 // end wipes the volume, which may have been mounted when its user was killed.
 func (l *life) end(ctx context.Context, d *disk.Disk) error {
-	if v, found := snapshot(d).Volume(l.partition); found {
-		targets, err := disk.Mounts(v.Device)
+	// In phase Wiping it has no device, and it is mounted nowhere.
+	if v, found := snapshot(d).Volume(l.partition); found && v.Phase != disk.Wiping {
+		targets, err := mounts.OfDevice(v.Device)
 		if err != nil {
 			return err
 		}
 		for _, target := range targets {
-			if err := unmount(target, v.Device); err != nil {
+			if err := unmount(target.Mountpoint, v.Device); err != nil {
 				return err
 			}
 		}

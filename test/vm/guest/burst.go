@@ -17,7 +17,7 @@ import (
 	"github.com/berthdev/berth/test/vm/wire"
 )
 
-// burst makes volumes and ends them, each worker in its own slots, until it is told to stop, a
+// burst makes volumes and ends them, each worker in its own slots, until the test stops it, a
 // step fails or the power is cut.
 // Every step is announced before it begins, and again when it is done: the second
 // is the acknowledgement that a power cut must not make a lie.

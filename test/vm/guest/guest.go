@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/berthdev/berth/pkg/agent/disk"
@@ -47,7 +48,13 @@ func (g *guest) do(ctx context.Context, r wire.Request, event func(any)) (any, e
 			return nil, err
 		}
 		return nil, g.burst(ctx, b, event)
-	case "find", "inspect", "initialize", "open", "close", "check", "state", "stop":
+	case "adopt":
+		var a wire.Adopt
+		if err := json.Unmarshal(r.Args, &a); err != nil {
+			return nil, err
+		}
+		return disk.Initialize(ctx, a.Disk, disk.Owner{NodeUID: "uid-of-" + a.Node, NodeName: a.Node, MachineID: "machine-of-" + a.Node})
+	case "find", "paths", "zero", "inspect", "initialize", "open", "close", "check", "state", "stop":
 		if err := json.Unmarshal(r.Args, &path); err != nil {
 			return nil, err
 		}
@@ -63,10 +70,14 @@ func (g *guest) doDisk(ctx context.Context, do, path string) (any, error) {
 	switch do {
 	case "find":
 		return find(ctx, path)
+	case "paths":
+		return paths(ctx, path)
+	case "zero":
+		return nil, zero(path)
 	case "inspect":
 		return disk.Inspect(ctx, path)
 	case "initialize":
-		return disk.Initialize(ctx, path)
+		return disk.Initialize(ctx, path, disk.Owner{})
 	case "open":
 		d, err := disk.Open(ctx, path, disk.Options{})
 		if err != nil {
@@ -133,6 +144,8 @@ func (g *guest) doVolume(ctx context.Context, do string, v wire.Volume) (any, er
 		return nil, fill(v.Partition)
 	case "verify":
 		return nil, verify(ctx, d, v.Partition)
+	case "soiled":
+		return soiled(v.Disk, at)
 	}
 	return nil, fmt.Errorf("%q is not known", do)
 }
@@ -174,6 +187,27 @@ func find(ctx context.Context, serial string) (string, error) {
 		}
 		return "", fmt.Errorf("no disk has the serial number %s", serial)
 	})
+}
+
+// paths returns the SCSI disks with that world wide name, as soon as there are two.
+func paths(ctx context.Context, wwn string) (found []string, err error) {
+	_, err = awaited(ctx, func() (string, error) {
+		files, err := filepath.Glob("/sys/block/sd*/device/wwid")
+		if err != nil {
+			return "", err
+		}
+		found = nil
+		for _, path := range files {
+			if wwid, err := os.ReadFile(path); err == nil && strings.Contains(string(wwid), wwn) {
+				found = append(found, "/dev/"+filepath.Base(filepath.Dir(filepath.Dir(path))))
+			}
+		}
+		if len(found) < 2 {
+			return "", fmt.Errorf("the disk %s has the paths %v", wwn, found)
+		}
+		return "", nil
+	})
+	return found, err
 }
 
 func run(ctx context.Context, e wire.Exec) (wire.Exited, error) {

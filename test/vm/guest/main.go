@@ -1,7 +1,7 @@
 //go:build linux
 
 // Command guest is the first and only program of a virtual machine: it loads modules, and
-// then does what it is told over the virtio port. See package wire.
+// then executes the commands that arrive over the virtio port. See package wire.
 package main
 
 import (

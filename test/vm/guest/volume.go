@@ -7,15 +7,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
 )
 
 // formatted makes a file system as the agent does: the volume becomes Formatted only when
@@ -84,13 +87,13 @@ func unmount(ctx context.Context, partition string) error {
 }
 
 // canary is what a volume is filled with: it names the volume in every few bytes, so that
-// nobody else's can be taken for it.
+// the bytes of no other can be taken for it.
 func canary(partition string) []byte {
 	return bytes.Repeat([]byte(partition+"\n"), (256<<10)/(len(partition)+1))
 }
 
-// fill writes the canary into a file of the mounted volume, as a database would: what is
-// told to be written is on the medium.
+// fill writes the canary into a file of the mounted volume, as a database would: what it
+// reports as written is on the medium.
 func fill(partition string) error {
 	dir := mountPoint(partition)
 	f, err := os.Create(filepath.Join(dir, "canary"))
@@ -105,7 +108,8 @@ func fill(partition string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(above.Sync(), above.Close())
+	// A small ext4 has no journal: its bitmaps are on the medium only after syncfs, and unmounting reports no error.
+	return errors.Join(above.Sync(), unix.Syncfs(int(above.Fd())), above.Close())
 }
 
 // verify checks the volume's file system, and then that the canary is in it.
@@ -126,6 +130,43 @@ func verify(ctx context.Context, d *disk.Disk, partition string) error {
 		return err
 	}
 	return program(ctx, "e2fsck", "-fn", device)
+}
+
+// soiled returns the first byte of a part of a device that is not zero, or -1.
+func soiled(device string, at extent.Extent) (int64, error) {
+	f, err := os.Open(device)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	b := make([]byte, 1<<20)
+	for off := at.Start; off < at.End; off += int64(len(b)) {
+		if _, err := f.ReadAt(b, off); err != nil {
+			return 0, err
+		}
+		if i := bytes.IndexFunc(b, func(r rune) bool { return r != 0 }); i >= 0 {
+			return off + int64(i), nil
+		}
+	}
+	return -1, nil
+}
+
+// zero makes a device blank.
+func zero(device string) error {
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	part := [2]uint64{0, uint64(size)}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKZEROOUT, uintptr(unsafe.Pointer(&part))); errno != 0 {
+		return fmt.Errorf("BLKZEROOUT of %s: %w", device, errno)
+	}
+	return f.Sync()
 }
 
 // patience is how long anything that nothing announces is waited for.

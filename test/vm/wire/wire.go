@@ -41,6 +41,9 @@ type Volume struct {
 	Start, Length int64 `json:",omitempty"`
 }
 
+// Adopt has a disk initialized for a node.
+type Adopt struct{ Disk, Node string }
+
 // State is what the engine says of a disk.
 type State struct {
 	ID         string
@@ -65,7 +68,7 @@ type Found struct {
 	Device    string
 }
 
-// Burst has the guest make, fill, grow and wipe volumes of a disk, until it is told to stop
+// Burst has the guest make, fill, grow and wipe volumes of a disk, until the test stops it
 // or the power is cut.
 // Each has a slot of the disk to itself, of which it takes a part from the beginning.
 type Burst struct {

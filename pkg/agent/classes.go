@@ -1,0 +1,65 @@
+package agent
+
+import (
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+func (a *agent) classList() []*diskv1alpha1.DiskClass {
+	objects := a.classes.GetStore().List()
+	classes := make([]*diskv1alpha1.DiskClass, 0, len(objects))
+	for _, object := range objects {
+		if class, ok := object.(*diskv1alpha1.DiskClass); ok {
+			classes = append(classes, class)
+		}
+	}
+	return classes
+}
+
+// classNamed returns the class with that name, nil if there is none.
+func classNamed(classes []*diskv1alpha1.DiskClass, name string) *diskv1alpha1.DiskClass {
+	for _, c := range classes {
+		if c.Name == name {
+			return c
+		}
+	}
+	return nil
+}
+
+func (a *agent) defaultFSType(class string) string {
+	if c := classNamed(a.classList(), class); c != nil && c.Spec.FSType != "" {
+		return c.Spec.FSType
+	}
+	return diskv1alpha1.FSTypeExt4
+}
+
+func (a *agent) placement(class string) placement.Policy {
+	if c := classNamed(a.classList(), class); c != nil {
+		return request.PolicyOf(c.Spec.PlacementPolicy)
+	}
+	return placement.BestFit
+}
+
+// wiping is how volumes of a class are wiped now; false if there is no such class. What this
+// agent does not know is the default: the volume reads as zeros.
+func (a *agent) wiping(class string) (disk.WipeSettings, bool) {
+	c := classNamed(a.classList(), class)
+	if c == nil {
+		return disk.WipeSettings{}, false
+	}
+	settings := disk.WipeSettings{Policy: disk.WipeZero}
+	switch c.Spec.WipePolicy {
+	case diskv1alpha1.WipeOverwrite:
+		settings.Policy = disk.WipeOverwrite
+	case diskv1alpha1.WipeSecureDiscard:
+		settings.Policy = disk.WipeSecureDiscard
+	case diskv1alpha1.WipeNone:
+		settings.Policy = disk.WipeNone
+	}
+	if c.Spec.WipeRate != nil {
+		settings.Rate = max(c.Spec.WipeRate.Value(), 0)
+	}
+	return settings, true
+}

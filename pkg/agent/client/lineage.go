@@ -1,0 +1,211 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// Lineage tells an API server that lost its data, or went back to older data, from one that
+// was only away. It remembers the newest version of the node's NodeDiskCapacity that the API
+// server itself answered with, in a file beside the agent's socket. An answer that is older
+// than what was known when the request was sent, or about another object, is a doubt.
+//
+// A lineage without a file is a doubt too: it has nothing to compare with. The file is
+// replaced, not synced: after a power cut it may be some seconds old, and what it proves is
+// as old.
+type Lineage struct {
+	path  string
+	clock clock.PassiveClock
+
+	mu    sync.Mutex
+	known known
+	// doubtAt is when this process took up the doubt.
+	doubtAt time.Time
+	// asked is set when the API server itself has answered once.
+	asked bool
+}
+
+// known is the content of the file.
+type known struct {
+	// Capacity is the UID of the node's NodeDiskCapacity, ResourceVersion its newest version.
+	Capacity        types.UID `json:"capacity,omitempty"`
+	ResourceVersion string    `json:"resourceVersion,omitempty"`
+	// Node is the UID of the Node.
+	Node types.UID `json:"node,omitempty"`
+	// Doubt says why the API server's data may not be what it was; empty if it is.
+	Doubt string `json:"doubt,omitempty"`
+}
+
+// doubtTime is how long a doubt lasts at least. What vanished with the data of an API server
+// is noticed object by object, some of it late.
+const doubtTime = time.Hour
+
+// noRecord is the doubt of a lineage that begins.
+const noRecord = "this node has no record of the API server's data from before"
+
+// newLineage is one that begins. Without a path nothing outlives the process.
+func newLineage(path string, c clock.PassiveClock) *Lineage {
+	return &Lineage{path: path, clock: c, known: known{Doubt: noRecord}, doubtAt: c.Now()}
+}
+
+// OpenLineage reads the file.
+func OpenLineage(path string, c clock.PassiveClock) (*Lineage, error) {
+	l := newLineage(path, c)
+	content, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return l, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot read what the node knows of the API server: %w", err)
+	}
+	// A damaged file is like none: what the API server says then counts as its first answer.
+	var k known
+	if json.Unmarshal(content, &k) == nil && k.Capacity != "" {
+		l.known = k
+	}
+	return l, nil
+}
+
+// before is what is known when a request is sent.
+func (l *Lineage) before() known {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.known
+}
+
+// hasAsked reports whether the API server itself has answered once, or there is nothing that a
+// write could hide.
+func (l *Lineage) hasAsked() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.asked || l.known.Capacity == ""
+}
+
+// answered compares an answer with what was known when it was asked for: the NodeDiskCapacity, or
+// that there is none. Other errors say nothing.
+func (l *Lineage) answered(ctx context.Context, before known, ndc *diskv1alpha1.NodeDiskCapacity, err error) {
+	if err != nil && !apierrors.IsNotFound(err) {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asked = true
+	doubt := ""
+	next := l.known
+	switch {
+	case err != nil && before.Capacity != "":
+		doubt = "the API server has no NodeDiskCapacity of this node, and had one"
+	case err != nil:
+	case before.Capacity != "" && ndc.UID != before.Capacity:
+		doubt = "the NodeDiskCapacity of this node is another object than it was"
+	case before.Capacity != "" && isOlder(ndc.ResourceVersion, before.ResourceVersion):
+		doubt = "the NodeDiskCapacity of this node is older than it was"
+	}
+	if err == nil && (doubt != "" || next.Capacity != ndc.UID || !isOlder(ndc.ResourceVersion, next.ResourceVersion)) {
+		next.Capacity, next.ResourceVersion = ndc.UID, ndc.ResourceVersion
+	}
+	l.take(ctx, next, doubt)
+}
+
+// answeredNode compares the Node with the one that was known.
+func (l *Lineage) answeredNode(ctx context.Context, uid types.UID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	next, doubt := l.known, ""
+	if next.Node != "" && next.Node != uid {
+		doubt = "the Node is another object than it was"
+	}
+	next.Node = uid
+	l.take(ctx, next, doubt)
+}
+
+// take makes next what is known. The caller holds mu.
+func (l *Lineage) take(ctx context.Context, next known, doubt string) {
+	if doubt != "" {
+		klog.FromContext(ctx).Info("The API server's data may not be what it was: orphans are not reclaimed if they are many", "reason", doubt)
+		next.Doubt, l.doubtAt = doubt, l.clock.Now()
+	}
+	if next == l.known {
+		return
+	}
+	l.known = next
+	l.save(ctx)
+}
+
+// isOlder reports whether version a is older than b. What cannot be compared is.
+func isOlder(a, b string) bool {
+	order, err := resourceversion.CompareResourceVersion(a, b)
+	return err != nil || order < 0
+}
+
+// save replaces the file. If that fails there is none: a file that is out of date would prove
+// what is not so. The caller holds mu.
+func (l *Lineage) save(ctx context.Context) {
+	if l.path == "" {
+		return
+	}
+	content, err := json.Marshal(l.known)
+	if err == nil {
+		err = errors.Join(os.MkdirAll(filepath.Dir(l.path), 0o750), os.WriteFile(l.path+".new", content, 0o600), os.Rename(l.path+".new", l.path))
+	}
+	if err != nil {
+		klog.FromContext(ctx).Error(errors.Join(err, os.RemoveAll(l.path)), "What the node knows of the API server could not be kept", "file", l.path)
+	}
+}
+
+// settled ends the doubt, if it has lasted for long enough, and returns how long it lasts yet.
+// The caller has found no orphan.
+func (l *Lineage) settled(ctx context.Context) (left time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.known.Doubt == "" {
+		return 0
+	}
+	if left = doubtTime - l.clock.Since(l.doubtAt); left > 0 {
+		return left
+	}
+	if l.known.Capacity == "" {
+		// There is nothing to compare with yet.
+		return doubtTime
+	}
+	next := l.known
+	next.Doubt = ""
+	l.take(ctx, next, "")
+	return 0
+}
+
+// Doubt asks the API server itself for the NodeDiskCapacity and the Node, and says why its data
+// may not be what it was; empty if it is.
+func (c *Client) Doubt(ctx context.Context) (string, error) {
+	if _, err := c.Capacity(ctx); err != nil && !apierrors.IsNotFound(err) {
+		return "", fmt.Errorf("cannot ask the API server for NodeDiskCapacity %s: %w", c.node, err)
+	}
+	node, err := c.Node(ctx)
+	switch {
+	case apierrors.IsNotFound(err):
+		return "the API server has no Node " + c.node, nil
+	case err != nil:
+		return "", fmt.Errorf("cannot ask the API server for Node %s: %w", c.node, err)
+	}
+	c.lineage.answeredNode(ctx, node.UID)
+	return c.lineage.before().Doubt, nil
+}
+
+// Settled says that no volume of the node is an orphan: a doubt that is old enough ends. It returns
+// how long a doubt lasts yet, 0 if there is none.
+func (c *Client) Settled(ctx context.Context) (left time.Duration) { return c.lineage.settled(ctx) }

@@ -1,0 +1,263 @@
+package client
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	clocktesting "k8s.io/utils/clock/testing"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// cluster is an API server with a NodeDiskCapacity and a Node.
+type cluster struct {
+	t      *testing.T
+	mu     sync.Mutex
+	ndc    *diskv1alpha1.NodeDiskCapacity
+	node   types.UID
+	status int
+	writes []string
+	file   string
+	clock  *clocktesting.FakeClock
+	server *httptest.Server
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := &cluster{
+		t: t, node: "node-1", file: filepath.Join(t.TempDir(), "plugin", "seen.json"), clock: clocktesting.NewFakeClock(time.Unix(1e9, 0)),
+	}
+	c.has("ndc-1", 10)
+	c.server = httptest.NewServer(c)
+	t.Cleanup(c.server.Close)
+	return c
+}
+
+// has makes the NodeDiskCapacity that version; a version of 0 removes it.
+func (c *cluster) has(uid types.UID, version int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ndc = nil
+	if version > 0 {
+		c.ndc = &diskv1alpha1.NodeDiskCapacity{
+			TypeMeta:   metav1.TypeMeta{APIVersion: diskv1alpha1.SchemeGroupVersion.String(), Kind: "NodeDiskCapacity"},
+			ObjectMeta: metav1.ObjectMeta{Name: "node", UID: uid, ResourceVersion: strconv.Itoa(version)},
+		}
+	}
+}
+
+func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w.Header().Set("Content-Type", "application/json")
+	if c.status != 0 {
+		w.WriteHeader(c.status)
+		return
+	}
+	if strings.HasSuffix(r.URL.Path, "/nodes/node") {
+		_ = json.NewEncoder(w).Encode(&corev1.Node{
+			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Node"}, ObjectMeta: metav1.ObjectMeta{Name: "node", UID: c.node},
+		})
+		return
+	}
+	c.writes = append(c.writes, r.Method)
+	if r.Method == http.MethodPost {
+		c.mu.Unlock()
+		c.has("ndc-2", 1000)
+		c.mu.Lock()
+	}
+	if c.ndc == nil {
+		status := apierrors.NewNotFound(diskv1alpha1.SchemeGroupVersion.WithResource("nodediskcapacities").GroupResource(), "node").Status()
+		status.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}
+		w.WriteHeader(http.StatusNotFound)
+		_ = json.NewEncoder(w).Encode(status)
+		return
+	}
+	if r.Method != http.MethodGet {
+		// A restored API server may go on far above where it was.
+		c.ndc.ResourceVersion = "1000000"
+	}
+	_ = json.NewEncoder(w).Encode(c.ndc)
+}
+
+// start returns the client of an agent that has just started.
+func (c *cluster) start() *Client {
+	c.t.Helper()
+	lineage, err := OpenLineage(c.file, c.clock)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	client, err := NewWithLineage(&rest.Config{Host: c.server.URL, QPS: -1}, "node", lineage)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return client
+}
+
+// trusted returns the client of an agent that has known the API server for long.
+func (c *cluster) trusted() *Client {
+	c.t.Helper()
+	client := c.start()
+	c.doubts(client, noRecord)
+	c.clock.Step(doubtTime)
+	if left := client.Settled(c.t.Context()); left != 0 {
+		c.t.Fatalf("the doubt lasts for %v", left)
+	}
+	c.doubts(client, "")
+	return client
+}
+
+func (c *cluster) doubts(client *Client, want string) {
+	c.t.Helper()
+	got, err := client.Doubt(c.t.Context())
+	if err != nil || want == "" && got != "" || !strings.Contains(got, want) {
+		c.t.Errorf("doubt is %q, %v, want %q", got, err, want)
+	}
+}
+
+// TestOutage asserts that an API server that was away, or that a restarted agent finds, is the one
+// that it was.
+func TestOutage(t *testing.T) {
+	c := newCluster(t)
+	client := c.trusted()
+	c.status = http.StatusServiceUnavailable
+	if _, err := client.Doubt(t.Context()); err == nil {
+		t.Error("an API server that does not answer leaves no doubt")
+	}
+	c.status = 0
+	c.doubts(client, "")
+	c.doubts(c.start(), "")
+	c.has("ndc-1", 11)
+	c.doubts(client, "")
+	c.doubts(c.start(), "")
+}
+
+// TestLostData asserts that an API server without the node's objects, with others or with older
+// ones is doubted, also by an agent that was down, and until an hour has passed.
+func TestLostData(t *testing.T) {
+	for want, change := range map[string]func(c *cluster){
+		"has no NodeDiskCapacity":  func(c *cluster) { c.has("", 0) },
+		"is another object":        func(c *cluster) { c.has("ndc-2", 11) },
+		"is older":                 func(c *cluster) { c.has("ndc-1", 9) },
+		"the Node is another":      func(c *cluster) { c.node = "node-2" },
+		"NodeDiskCapacity of this": func(c *cluster) { c.ndc.ResourceVersion = "not a number" },
+	} {
+		for _, restarted := range []bool{false, true} {
+			c := newCluster(t)
+			client := c.trusted()
+			change(c)
+			if restarted {
+				client = c.start()
+			}
+			c.doubts(client, want)
+			// Later answers are like each other, and prove nothing.
+			if c.ndc != nil {
+				c.has(c.ndc.UID, 12)
+			}
+			c.doubts(client, want)
+			c.clock.Step(doubtTime - time.Second)
+			if left := client.Settled(t.Context()); left != time.Second {
+				t.Errorf("%s: the doubt lasts for %v", want, left)
+			}
+			client = c.start()
+			c.doubts(client, want)
+			if left := client.Settled(t.Context()); left == 0 {
+				t.Errorf("%s: a restart ends the doubt", want)
+			}
+		}
+	}
+}
+
+// TestWriteHidesNothing asserts that the first write of an agent does not make an older object pass
+// for a newer one, nor a new object for the one that was there.
+func TestWriteHidesNothing(t *testing.T) {
+	for want, write := range map[string]func(c *cluster) error{
+		"is older": func(c *cluster) error {
+			c.has("ndc-1", 9)
+			_, err := c.start().UpdateCapacityStatus(c.t.Context(), c.ndc)
+			return err
+		},
+		"older than it was": func(c *cluster) error {
+			c.has("ndc-1", 9)
+			_, err := c.start().PatchCapacity(c.t.Context(), []byte("{}"))
+			return err
+		},
+		"has no NodeDiskCapacity": func(c *cluster) error {
+			c.has("", 0)
+			client := c.start()
+			_, err := client.CreateCapacity(c.t.Context(), &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: "node"}})
+			return err
+		},
+	} {
+		c := newCluster(t)
+		c.trusted()
+		if err := write(c); err != nil {
+			t.Error(err)
+		}
+		lineage, err := OpenLineage(c.file, c.clock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := lineage.known.Doubt; want != "has no NodeDiskCapacity" && !strings.Contains(got, want) || got == "" {
+			t.Errorf("doubt is %q, want %q", got, want)
+		}
+	}
+}
+
+// TestConcurrentAnswers asserts that answers which overtake each other leave no doubt.
+func TestConcurrentAnswers(t *testing.T) {
+	c := newCluster(t)
+	client := c.trusted()
+	early := client.lineage.before()
+	c.has("ndc-1", 20)
+	c.doubts(client, "")
+	late := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{UID: "ndc-1", ResourceVersion: "15"}}
+	client.lineage.answered(t.Context(), early, late, nil)
+	if got := client.lineage.before(); got.Doubt != "" || got.ResourceVersion != "20" {
+		t.Errorf("known is %+v", got)
+	}
+}
+
+// TestLineageFile asserts that a file which cannot be read is no record, and that one which cannot
+// be written is not left behind.
+func TestLineageFile(t *testing.T) {
+	c := newCluster(t)
+	c.trusted()
+	for _, content := range []string{"", "{", "[]", "{}", `{"resourceVersion":"10"}`} {
+		if err := os.WriteFile(c.file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c.doubts(c.start(), noRecord)
+	}
+	c.trusted()
+	client := c.start()
+	// The new file cannot be written where a folder is.
+	if err := os.MkdirAll(c.file+".new", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c.has("ndc-1", 30)
+	c.doubts(client, "")
+	c.doubts(c.start(), noRecord)
+	if err := os.RemoveAll(c.file); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(c.file, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenLineage(c.file, c.clock); err == nil {
+		t.Error("a folder is read")
+	}
+}

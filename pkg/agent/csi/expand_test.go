@@ -1,0 +1,345 @@
+package csi
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	csispec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/volumes"
+	"github.com/berthdev/berth/test/testenv"
+)
+
+func (v *volume) expand(path string) error {
+	_, err := v.NodeExpandVolume(v.t.Context(), &csispec.NodeExpandVolumeRequest{
+		VolumeId: claimID, VolumePath: path, StagingTargetPath: v.staging, VolumeCapability: mountAs(v.fsType),
+		CapacityRange: &csispec.CapacityRange{RequiredBytes: v.volume.Size},
+	})
+	return err
+}
+
+func (v *volume) stats(path string) *csispec.NodeGetVolumeStatsResponse {
+	v.t.Helper()
+	stats, err := v.NodeGetVolumeStats(v.t.Context(), &csispec.NodeGetVolumeStatsRequest{VolumeId: claimID, VolumePath: path})
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	return stats
+}
+
+// total is the size of the file system in bytes.
+func (v *volume) total(path string) int64 { return v.stats(path).Usage[0].Total }
+
+// write and read keep a file as long as the volume lives.
+func (v *volume) write(path string) {
+	v.t.Helper()
+	if err := os.WriteFile(filepath.Join(path, "file"), []byte(strings.Repeat("data", 10000)), 0o600); err != nil {
+		v.t.Fatal(err)
+	}
+}
+
+func (v *volume) read(path string) {
+	v.t.Helper()
+	if data, err := os.ReadFile(filepath.Join(path, "file")); err != nil || string(data) != strings.Repeat("data", 10000) {
+		v.t.Errorf("%d bytes of the file are left: %v", len(data), err)
+	}
+}
+
+// mayGrowMounted reports whether the kernel lets this process grow a mounted ext4.
+func mayGrowMounted(t *testing.T) bool {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if hex, ok := strings.CutPrefix(line, "CapEff:\t"); ok {
+			digit := strings.TrimSpace(hex)
+			digit = digit[len(digit)-7 : len(digit)-6]
+			// CAP_SYS_RESOURCE is number 24: the lowest bit of the seventh digit from the end.
+			return strings.IndexAny(digit, "13579bdf") == 0
+		}
+	}
+	return false
+}
+
+func TestExpandXFS(t *testing.T) {
+	v := newVolume(t, diskv1alpha1.FSTypeXFS, 304*mib)
+	v.must("stage", v.stage(), codes.OK)
+	v.must("publish", v.publish(v.target, nil), codes.OK)
+	v.must("publish read-only", v.publish(v.other(), readOnly), codes.OK)
+	v.write(v.target)
+	before := v.total(v.target)
+	v.grow(400 * mib)
+	// Also when the kubelet names the mount of a pod that must not write.
+	for range 2 {
+		v.must("expand", v.expand(v.other()), codes.OK)
+	}
+	if grown := v.total(v.target) - before; grown < 90*mib {
+		t.Errorf("the file system has grown by %d bytes only", grown)
+	}
+	v.read(v.target)
+}
+
+func TestExpandExt4(t *testing.T) {
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v.must("stage", v.stage(), codes.OK)
+	v.must("publish", v.publish(v.target, nil), codes.OK)
+	v.write(v.target)
+	before := v.total(v.target)
+	v.grow(200 * mib)
+	if mayGrowMounted(t) {
+		v.must("expand", v.expand(v.target), codes.OK)
+		if grown := v.total(v.target) - before; grown < 100*mib {
+			t.Errorf("the file system has grown by %d bytes only", grown)
+		}
+		return
+	}
+	t.Log("without CAP_SYS_RESOURCE: ext4 grows at the next mount only")
+	for range 2 {
+		err := v.expand(v.target)
+		v.must("expand", err, codes.FailedPrecondition)
+		if !strings.Contains(err.Error(), "next mounted") {
+			t.Errorf("the message does not say when it grows: %v", err)
+		}
+		v.must("stage while it is in use", v.stage(), codes.OK)
+	}
+	if grown := v.total(v.target) - before; grown != 0 {
+		t.Errorf("the file system has grown by %d bytes, which could not be", grown)
+	}
+	v.read(v.target)
+	v.must("unpublish", v.unpublish(v.target), codes.OK)
+	v.must("unstage", v.unstage(), codes.OK)
+	v.must("stage", v.stage("noatime"), codes.OK)
+	v.must("publish", v.publish(v.target, nil), codes.OK)
+	v.must("expand", v.expand(v.target), codes.OK)
+	if grown := v.total(v.target) - before; grown < 100*mib {
+		t.Errorf("the file system has grown by %d bytes only", grown)
+	}
+	v.read(v.target)
+	if at := mountedAt(t, v.staging); at == nil || !strings.Contains(at.Options, "noatime") {
+		t.Errorf("it was mounted again without its options: %v", at)
+	}
+}
+
+// A volume that was expanded while nothing used it.
+func TestGrowAtStage(t *testing.T) {
+	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
+		t.Run(fsType, func(t *testing.T) {
+			v := newVolume(t, fsType, 304*mib)
+			v.must("stage", v.stage(), codes.OK)
+			v.write(v.staging)
+			before := v.total(v.staging)
+			v.must("unstage", v.unstage(), codes.OK)
+			v.grow(600 * mib)
+			// Read-only it is left as it is, and served.
+			v.must("stage read-only", v.stage("ro"), codes.OK)
+			if grown := v.total(v.staging) - before; grown != 0 {
+				t.Errorf("read-only it has grown by %d", grown)
+			}
+			v.must("expand read-only", v.expand(v.staging), codes.FailedPrecondition)
+			v.must("unstage", v.unstage(), codes.OK)
+			for range 2 {
+				v.must("stage", v.stage(), codes.OK)
+			}
+			if grown := v.total(v.staging) - before; grown < 270*mib {
+				t.Errorf("the file system has grown by %d bytes only", grown)
+			}
+			v.read(v.staging)
+		})
+	}
+}
+
+// TestDamagedDoesNotGrow asserts that a file system with errors that e2fsck does not repair by
+// itself does not grow, and is not mounted once they are known: writes could destroy more.
+func TestDamagedDoesNotGrow(t *testing.T) {
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	device := v.volume.Device
+	testenv.Run(t, "mkfs.ext4", "-q", "-F", "-O", "^extent,^64bit", device)
+	file := filepath.Join(v.dir, "data")
+	if err := os.WriteFile(file, []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	debugfs := func(command string) string { return testenv.Run(t, "debugfs", "-w", "-R", command, device) }
+	debugfs("write " + file + " a")
+	debugfs("write " + file + " b")
+	said := strings.Fields(debugfs("bmap a 0"))
+	// Two files with the same block: only a person can say whose it is.
+	debugfs("set_inode_field b block[0] " + said[len(said)-1])
+	v.grow(200 * mib)
+	if mayGrowMounted(t) {
+		testenv.Unfit(t, "with CAP_SYS_RESOURCE the kernel lets it grow mounted, and it is not checked before")
+	}
+	// What the check before the growth has found keeps it from being mounted, now and later.
+	for range 2 {
+		err := v.stage()
+		v.must("stage", err, codes.FailedPrecondition)
+		if !strings.Contains(err.Error(), "e2fsck -f "+device) {
+			t.Errorf("the message does not say what to do: %v", err)
+		}
+		if at := mountedAt(t, v.staging); at != nil {
+			t.Errorf("mounted is %v", at)
+		}
+	}
+}
+
+func TestExpandArguments(t *testing.T) {
+	type request = csispec.NodeExpandVolumeRequest
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v.must("stage", v.stage(), codes.OK)
+	for name, tc := range map[string]struct {
+		request *request
+		code    codes.Code
+	}{
+		"no volume":    {&request{VolumePath: v.staging}, codes.InvalidArgument},
+		"no path":      {&request{VolumeId: claimID}, codes.InvalidArgument},
+		"negative":     {&request{VolumeId: claimID, VolumePath: v.staging, CapacityRange: &csispec.CapacityRange{RequiredBytes: -1}}, codes.InvalidArgument},
+		"capability":   {&request{VolumeId: claimID, VolumePath: v.staging, VolumeCapability: &csispec.VolumeCapability{}}, codes.InvalidArgument},
+		"other volume": {&request{VolumeId: "x", VolumePath: v.staging}, codes.NotFound},
+		"other path":   {&request{VolumeId: claimID, VolumePath: v.dir}, codes.NotFound},
+		"any path":     {&request{VolumeId: claimID, VolumePath: "some/path"}, codes.NotFound},
+		"root":         {&request{VolumeId: claimID, VolumePath: "/"}, codes.NotFound},
+	} {
+		_, err := v.NodeExpandVolume(t.Context(), tc.request)
+		v.must(name, err, tc.code)
+	}
+	for _, path := range []string{v.dir, "/", "/proc", "some/path"} {
+		_, err := v.NodeGetVolumeStats(t.Context(), &csispec.NodeGetVolumeStatsRequest{VolumeId: claimID, VolumePath: path})
+		v.must("stats of "+path, err, codes.NotFound)
+	}
+	v.err = fmt.Errorf("%w: x", volumes.ErrNotGrown)
+	v.must("no room behind it", v.expand(v.staging), codes.FailedPrecondition)
+	v.volume.Problem = "hangs"
+	v.must("a disk out of service", v.expand(v.staging), codes.Unavailable)
+	v.must("publish from it", v.publish(v.target, nil), codes.Unavailable)
+}
+
+// shutDown has the kernel treat the file system as it does after an error that it cannot
+// go on from (XFS_IOC_GOINGDOWN, which ext4 understands too).
+func shutDown(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const goingDown, noLogFlush = 0x8004587d, 2
+	how := uint32(noLogFlush)
+	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), goingDown, uintptr(unsafe.Pointer(&how))); errno != 0 {
+		t.Fatal(errno)
+	}
+}
+
+func TestCondition(t *testing.T) {
+	abnormal := func(v *volume, says string) {
+		v.t.Helper()
+		// ext4 counts an error only a moment after it was met.
+		deadline, tick := time.After(10*time.Second), time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for {
+			c := v.stats(v.target).VolumeCondition
+			if c.GetAbnormal() && strings.Contains(c.GetMessage(), says) {
+				return
+			}
+			select {
+			case <-tick.C:
+			case <-deadline:
+				v.t.Fatalf("condition is %v, want abnormal with %q", c, says)
+			}
+		}
+	}
+	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
+		t.Run(fsType, func(t *testing.T) {
+			v := newVolume(t, fsType, 304*mib)
+			v.must("stage", v.stage(), codes.OK)
+			v.must("publish", v.publish(v.target, nil), codes.OK)
+			v.must("publish read-only", v.publish(v.other(), readOnly), codes.OK)
+			for _, path := range []string{v.staging, v.target, v.other()} {
+				s := v.stats(path)
+				if s.VolumeCondition.Abnormal || len(s.Usage) != 2 {
+					t.Errorf("%s: %v", path, s)
+				}
+				for _, u := range s.Usage {
+					if u.Total <= 0 || u.Used+u.Available > u.Total || u.Available <= 0 {
+						t.Errorf("%s: usage %v", path, u)
+					}
+				}
+			}
+			v.volume.Problem = "hangs"
+			abnormal(v, "out of service: hangs")
+			v.volume.Problem = ""
+			id := v.volume.ID
+			v.volume.ID = ""
+			abnormal(v, "gone")
+			v.volume.ID = id
+			if s, err := v.NodeGetVolumeStats(t.Context(), &csispec.NodeGetVolumeStatsRequest{VolumeId: "csi-inline", VolumePath: v.target}); err != nil || s.VolumeCondition.Abnormal {
+				t.Errorf("an inline volume, which no Lookup finds: %v, %v", s, err)
+			}
+			shutDown(t, v.target)
+			abnormal(v, map[string]string{diskv1alpha1.FSTypeExt4: "shut", diskv1alpha1.FSTypeXFS: "does not answer"}[fsType])
+			// What is broken can be unmounted all the same.
+			for _, target := range []string{v.target, v.other()} {
+				v.must("unpublish", v.unpublish(target), codes.OK)
+			}
+			v.must("unstage", v.unstage(), codes.OK)
+			v.must("stage again", v.stage(), codes.OK)
+			v.must("publish again", v.publish(v.target, nil), codes.OK)
+			if c := v.stats(v.target).VolumeCondition; c.Abnormal {
+				t.Errorf("after it was mounted again: %v", c)
+			}
+		})
+	}
+	t.Run("errors", func(t *testing.T) {
+		for _, onError := range []string{"errors=continue", "errors=remount-ro"} {
+			v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+			v.must("stage", v.stage(onError), codes.OK)
+			v.must("publish", v.publish(v.target, nil), codes.OK)
+			trigger := "/sys/fs/ext4/" + filepath.Base(v.volume.Device) + "/trigger_fs_error"
+			testenv.NeedFile(t, trigger)
+			if err := os.WriteFile(trigger, []byte("for the test"), 0o200); err != nil {
+				t.Fatal(err)
+			}
+			abnormal(v, map[string]string{"errors=continue": "1 errors", "errors=remount-ro": "read-only after errors"}[onError])
+		}
+	})
+}
+
+// TestTooFar asserts that an ext4 that resize2fs would destroy is served as it is, and that the
+// claim says why: 64Mi to 100Gi on sectors of 4096 bytes.
+func TestTooFar(t *testing.T) {
+	v := newVolume(t, "", 64*mib)
+	v.volume.Device = testenv.Loop(t, v.image, "4096")
+	v.volume.Block, v.fsType = false, diskv1alpha1.FSTypeExt4
+	testenv.Run(t, "mkfs.ext4", "-q", "-F", "-m0", v.volume.Device)
+	v.must("stage", v.stage(), codes.OK)
+	v.write(v.staging)
+	before := v.total(v.staging)
+	v.must("unstage", v.unstage(), codes.OK)
+	v.grow(100 << 30)
+	v.must("stage", v.stage(), codes.OK)
+	v.read(v.staging)
+	if mayGrowMounted(t) {
+		t.Log("with CAP_SYS_RESOURCE the kernel lets it grow while it is mounted")
+	} else {
+		err := v.expand(v.staging)
+		v.must("expand", err, codes.FailedPrecondition)
+		if !strings.Contains(err.Error(), "new claim") {
+			t.Errorf("the message does not say what to do: %v", err)
+		}
+		if total := v.total(v.staging); total != before {
+			t.Errorf("it has grown from %d to %d bytes", before, total)
+		}
+	}
+	v.must("unstage", v.unstage(), codes.OK)
+	testenv.Run(t, "e2fsck", "-f", "-n", v.volume.Device)
+	v.must("stage", v.stage(), codes.OK)
+	v.read(v.staging)
+}

@@ -1,0 +1,126 @@
+package csi
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/berthdev/berth/pkg/agent/mounts"
+)
+
+// Kubelet is the kubelet's folder as this process sees it. Volumes are mounted below it only,
+// and only where the host sees the mount too: else a pod would write to the node's root disk.
+type Kubelet struct {
+	// dir is the folder as it was given, resolved without links.
+	dir, resolved string
+	// onHost is true when this process has no mount namespace of its own.
+	onHost bool
+}
+
+// whatToSet ends each refusal of a path.
+const whatToSet = "set the agent's --kubelet-dir to the kubelet's --root-dir, and mount that folder into the agent's container " +
+	"at the same path with mountPropagation: Bidirectional"
+
+// NewKubelet returns the kubelet's folder. The error says what keeps volumes from being mounted there.
+func NewKubelet(dir string) (*Kubelet, error) {
+	if err := checkPath("--kubelet-dir", dir); err != nil {
+		return nil, err
+	}
+	resolved, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return nil, fmt.Errorf("--kubelet-dir: cannot find the kubelet's folder: %w: %s", err, whatToSet)
+	}
+	k := &Kubelet{dir: dir, resolved: resolved, onHost: onHost()}
+	if err := k.propagates(resolved); err != nil {
+		return nil, fmt.Errorf("--kubelet-dir: %w: %s", err, whatToSet)
+	}
+	if err := hasPods(resolved); err != nil {
+		return nil, fmt.Errorf("--kubelet-dir: %w: %s", err, whatToSet)
+	}
+	return k, copiesMounts(resolved)
+}
+
+// hasPods asserts that a kubelet uses the folder. Every kubelet makes the folder of its pods when it
+// starts. /var/lib/kubelet alone says nothing: device plugins are always there.
+func hasPods(folder string) error {
+	if info, err := os.Stat(filepath.Join(folder, "pods")); err != nil || !info.IsDir() {
+		return errors.Join(fmt.Errorf("%s is not the --root-dir of a kubelet: it has no folder pods", folder), err)
+	}
+	return nil
+}
+
+// checkPath asserts that a field is an absolute path that leads nowhere by way of "..".
+func checkPath(field, path string) error {
+	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+		return refuse(codes.InvalidArgument, "%s is %.256q: it must be an absolute path without ..", field, path)
+	}
+	return nil
+}
+
+// checkTarget asserts that the parent of a path lies in the kubelet's folder, and that the host
+// sees what is mounted there.
+func (k *Kubelet) checkTarget(field, path string) error {
+	if err := checkPath(field, path); err != nil {
+		return err
+	}
+	parent, err := filepath.EvalSymlinks(filepath.Dir(path))
+	inside := parent == k.resolved || below(parent, k.resolved)
+	switch {
+	case !inside && !below(path, k.dir) && !below(path, k.resolved):
+		return refuse(codes.FailedPrecondition, "%s %.256q is not below the kubelet's folder, as the agent knows it, %s: %s", field, path, k.dir, whatToSet)
+	case errors.Is(err, fs.ErrNotExist):
+		return refuse(codes.FailedPrecondition, "%s %.256q: the kubelet makes the folder that this path lies in, and the agent does not see that folder: %s", field, path, whatToSet)
+	case err != nil:
+		return fmt.Errorf("%s: cannot look at the folder of %.256q: %w", field, path, err)
+	case !inside:
+		return refuse(codes.FailedPrecondition, "%s %.256q leads over a link to %s, out of the kubelet's folder %s", field, path, parent, k.resolved)
+	}
+	if err := k.propagates(parent); err != nil {
+		return refuse(codes.FailedPrecondition, "%s %.256q: %v: %s", field, path, err, whatToSet)
+	}
+	return nil
+}
+
+// propagates asserts that the host sees what is mounted in the folder.
+func (k *Kubelet) propagates(folder string) error {
+	if info, err := os.Stat(folder); err != nil || !info.IsDir() {
+		return errors.Join(fmt.Errorf("%s is not a folder", folder), err)
+	}
+	if k.onHost {
+		return nil
+	}
+	table, err := mounts.Read()
+	if err != nil {
+		return err
+	}
+	m, found := table.Holding(folder)
+	if !found || m.Shared() == 0 {
+		return fmt.Errorf("%s lies on the mount %s (%s of %s), which does not propagate to the host", folder, m.Mountpoint, m.FSType, m.Source)
+	}
+	return nil
+}
+
+func below(path, dir string) bool {
+	return strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// onHost reports whether this process has the mount namespace of the host's first process. In
+// a PID namespace of its own it cannot see that process.
+func onHost() bool {
+	const firstPIDNamespace = "pid:[4026531836]"
+	pid, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil || pid != firstPIDNamespace {
+		return false
+	}
+	first, err := os.Readlink("/proc/1/ns/mnt")
+	if err != nil {
+		return false
+	}
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	return err == nil && own == first
+}

@@ -1,0 +1,68 @@
+package csi
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// TestRegisterAgain asserts that the socket is made again, which is what makes a kubelet
+// register again, and that what the kubelet says is passed on.
+func TestRegisterAgain(t *testing.T) {
+	dir := t.TempDir()
+	socket := filepath.Join(dir, diskv1alpha1.DriverName+"-reg.sock")
+	said := make(chan bool, 1)
+	r := NewRegistration(dir, "/csi.sock", func(registered bool) { said <- registered })
+	go func() { _ = r.Run(t.Context()) }()
+
+	info := func() {
+		got, err := registration.NewRegistrationClient(dial(t, socket)).GetInfo(t.Context(), &registration.InfoRequest{}, grpc.WaitForReady(true))
+		if err != nil || got.GetName() != diskv1alpha1.DriverName || got.GetEndpoint() != "/csi.sock" {
+			t.Fatalf("the kubelet gets %v, %v", got, err)
+		}
+	}
+	info()
+	first, err := os.Stat(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Again()
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	deadline := time.After(30 * time.Second)
+	for same(socket, first) {
+		select {
+		case <-ticker.C:
+		case <-deadline:
+			t.Fatal("the socket was not made again")
+		}
+	}
+	info()
+	for _, registered := range []bool{true, false} {
+		_, err := registration.NewRegistrationClient(dial(t, socket)).NotifyRegistrationStatus(t.Context(),
+			&registration.RegistrationStatus{PluginRegistered: registered, Error: "on purpose"}, grpc.WaitForReady(true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case got := <-said:
+			if got != registered {
+				t.Errorf("registered %v is passed on as %v", registered, got)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatal("what the kubelet says is not passed on")
+		}
+	}
+}
+
+// same reports whether the socket is that file still; a number of an inode may be used again.
+func same(socket string, as os.FileInfo) bool {
+	now, err := os.Stat(socket)
+	return err == nil && os.SameFile(as, now) && as.ModTime().Equal(now.ModTime())
+}

@@ -1,0 +1,53 @@
+package discovery
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"k8s.io/klog/v2"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// closing is a disk that is out of service and still to be closed. Closing waits for a disk that
+// hangs, so it is done after mu is released.
+type closing struct {
+	device Device
+	engine *disk.Disk
+}
+
+// close takes a disk out of service; closeAll closes it. The caller holds mu.
+func (s *scan) close(ctx context.Context, d *Disk, problem string) {
+	klog.FromContext(ctx).Info("Disk is out of service", "device", d.Device.Name, "disk", d.ID(), "reason", problem)
+	s.put(d, problem)
+}
+
+// put notes a disk as out of service, for closeEngines to close. The caller holds mu.
+func (s *scan) put(d *Disk, problem string) {
+	snapshot := d.Engine.Snapshot()
+	snapshot.Err = nil
+	s.closing = append(s.closing, closing{d.Device, d.Engine})
+	d.Snapshot, d.Problem, d.Engine = snapshot, problem, nil
+}
+
+// closeAll closes what is out of service, and logs errors. The caller does not hold mu.
+func (s *scan) closeAll(ctx context.Context) {
+	if err := s.closeEngines(ctx); err != nil {
+		klog.FromContext(ctx).Error(err, "Disk did not close cleanly")
+	}
+}
+
+// closeEngines closes all at the same time, so that several disks that hang cost no more patience than one.
+func (s *scan) closeEngines(ctx context.Context) error {
+	errs := make([]error, len(s.closing))
+	var all sync.WaitGroup
+	for n, c := range s.closing {
+		all.Go(func() {
+			_, errs[n] = answer(ctx, s.inventory, c.device, func() (struct{}, error) { return struct{}{}, c.engine.Close() }, nil)
+		})
+	}
+	all.Wait()
+	s.closing = nil
+	return errors.Join(errs...)
+}

@@ -1,0 +1,408 @@
+package discovery
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// DefaultGrace is newDeviceGrace of a class that does not say.
+const DefaultGrace = 10 * time.Minute
+
+// Facts are all that a decision about one device that is not open depends on.
+type Facts struct {
+	Device Device
+	// Classes are all DiskClasses, NodeLabels those of the node.
+	Classes    []*diskv1alpha1.DiskClass
+	NodeLabels map[string]string
+	// Approvals are those that name the device.
+	Approvals []Approval
+	// Known is the ID of a missing disk that was on the device; empty if there is none.
+	Known string
+	// LiesOn says on which disk of ours the device lies; empty if on none.
+	LiesOn string
+	// PathOf is the multipath map that has the device as a path; empty if none has.
+	PathOf string
+
+	// Contents and ReadError are what reading the device gave; both nil before that.
+	Contents  *disk.Contents
+	ReadError error
+	// Copy says of which device a disk of ours is a copy; empty if it is none.
+	Copy string
+	// Ownership says whether this node may serve a disk of ours; nil before it was asked.
+	Ownership *Ownership
+
+	// New is true if the device appeared while the agent ran; Waited is how long it has been
+	// unopened since.
+	New    bool
+	Waited time.Duration
+	// Attached are the VolumeAttachments of the node; nil before they were asked for.
+	Attached *Attached
+	// Registered is true if the node has a Node object, which a new disk is to belong to.
+	Registered bool
+}
+
+// Approval is an entry of spec.adopt that names the device.
+type Approval struct {
+	Class, Fingerprint string
+	// By is what it names the device by, Names the devices that it names.
+	By    string
+	Names []string
+}
+
+// Attached says how young the youngest VolumeAttachment of the node is.
+type Attached struct {
+	// Name is its name; empty if there is none.
+	Name string
+	Age  time.Duration
+	// Err is why they could not be listed.
+	Err error
+}
+
+// Act is what is to be done next with a device.
+type Act int
+
+const (
+	// Leave leaves the device alone.
+	Leave Act = iota
+	// Read has the device read, and a new decision made with its contents.
+	Read
+	// AskOwner has the owner of a disk of ours looked up, and a new decision made.
+	AskOwner
+	// AskAttachments has the node's VolumeAttachments listed, and a new decision made.
+	AskAttachments
+	// Open takes a disk of ours into service.
+	Open
+	// Initialize makes a blank device a disk of ours.
+	Initialize
+)
+
+// Verdict is a decision about a device. It never changes.
+type Verdict struct {
+	Act   Act
+	State diskv1alpha1.DeviceState
+	// Class is the class that has the device or would take it; empty if none selects it.
+	Class string
+	// Disk is the ID of the disk of ours on the device.
+	Disk string
+	// Reasons are all reasons why the device is not taken.
+	Reasons []string
+	// Fingerprint is for approvals; only candidates have one.
+	Fingerprint string
+	// Denied is true for a candidate that an approval names in vain.
+	Denied bool
+	// Retry is true if the reasons may pass without any event.
+	Retry bool
+	// Again is when the decision may be another one because time has passed; 0 for never.
+	Again time.Duration
+}
+
+// Refused reports whether a class selects the device and something speaks against it.
+func (v Verdict) Refused() bool {
+	return v.Class != "" && len(v.Reasons) > 0 && (v.State != diskv1alpha1.DeviceCandidate || v.Denied)
+}
+
+// Decide says what is done with a device that is not open. It does no I/O and depends on
+// nothing but the facts.
+//
+// Invariants:
+//  1. A device is read only if a class selects it, or a missing disk was on it.
+//  2. A device is initialized only if it is blank and a class selects it, and either an approval
+//     repeats its fingerprint or the class says Automatic.
+//  3. Whatever lies on a disk of ours, or is a path or a part of something else, is left alone.
+func Decide(f Facts) Verdict {
+	s := selectFor(f.Classes, f.NodeLabels, f.Device)
+	v := Verdict{State: diskv1alpha1.DeviceExcluded, Disk: f.Known}
+	class := f.choose(s)
+	if class != nil {
+		v.Class = class.Name
+	}
+	v.veto(f)
+	switch {
+	case class == nil && f.Known == "":
+		v.State = diskv1alpha1.DeviceExcluded
+		v.Reasons = append(v.Reasons, s.against...)
+		return v
+	case len(v.Reasons) > 0:
+		return v
+	case f.ReadError != nil:
+		v.State, v.Reasons, v.Retry = diskv1alpha1.DeviceFailed, []string{f.ReadError.Error()}, true
+		return v
+	case f.Contents == nil:
+		v.Act = Read
+		return v
+	}
+	v.Disk = ""
+	switch f.Contents.State {
+	case disk.Ours:
+		v.ours(f, s)
+	case disk.Blank:
+		v.blank(f, s, class)
+	case disk.Busy:
+		v.State, v.Reasons, v.Retry = diskv1alpha1.DeviceBusy, f.Contents.Reasons, true
+	default:
+		v.State, v.Reasons = diskv1alpha1.DeviceForeign, f.Contents.Reasons
+	}
+	return v
+}
+
+// choose is the class that has the device: one for which it is approved, else the first.
+func (f Facts) choose(s selection) *diskv1alpha1.DiskClass {
+	for _, approval := range f.Approvals {
+		if class := s.class(approval.Class); class != nil && len(approval.Names) == 1 {
+			return class
+		}
+	}
+	if len(s.classes) > 0 {
+		return s.classes[0]
+	}
+	return nil
+}
+
+// veto collects what speaks against the device whatever a class says and whatever is on it.
+func (v *Verdict) veto(f Facts) {
+	d := f.Device
+	against := func(state diskv1alpha1.DeviceState, format string, arguments ...any) {
+		v.State = state
+		v.Reasons = append(v.Reasons, fmt.Sprintf(format, arguments...))
+	}
+	if len(d.Unreadable) > 0 {
+		v.Retry = true
+		for _, reason := range d.Unreadable {
+			against(diskv1alpha1.DeviceFailed, "%s", reason)
+		}
+	}
+	if d.ReadOnly {
+		against(diskv1alpha1.DeviceExcluded, "the device is read-only")
+	}
+	if d.Zoned == "host-managed" {
+		against(diskv1alpha1.DeviceExcluded, "the device is zoned (host-managed) and takes no writes in any order")
+	}
+	for _, holder := range d.Holders {
+		against(diskv1alpha1.DeviceBusy, "the device is part of %s", holder)
+	}
+	if f.PathOf != "" {
+		against(diskv1alpha1.DeviceBusy, "the device is a path of the multipath device %s: select that one", f.PathOf)
+	}
+	if d.Loop != nil && d.Loop.Block {
+		against(diskv1alpha1.DeviceExcluded, "the loop device shows a block device (%s)", d.Loop.File)
+	}
+	if f.LiesOn != "" {
+		against(diskv1alpha1.DeviceExcluded, "the device lies on %s, a disk of Berth's", f.LiesOn)
+	}
+}
+
+// ours decides about a disk of ours.
+func (v *Verdict) ours(f Facts, s selection) {
+	v.Disk = f.Contents.ID
+	switch {
+	case v.Class == "" && f.Known != f.Contents.ID:
+		v.Reasons = append([]string{fmt.Sprintf("it holds disk %s, which was not on this node before", f.Contents.ID)}, s.against...)
+	case f.Copy != "":
+		v.State, v.Disk, v.Reasons = diskv1alpha1.DeviceForeign, "", []string{f.Copy}
+	case f.Ownership == nil:
+		v.Act = AskOwner
+	case f.Ownership.Reason != "":
+		v.State, v.Reasons, v.Retry = diskv1alpha1.DeviceForeign, []string{f.Ownership.Reason}, f.Ownership.Retry
+	default:
+		v.Act, v.State = Open, diskv1alpha1.DeviceInUse
+	}
+}
+
+// blank decides about a blank device.
+func (v *Verdict) blank(f Facts, s selection, class *diskv1alpha1.DiskClass) {
+	if class == nil {
+		// The disk that was here has been wiped.
+		v.Reasons = s.against
+		return
+	}
+	v.State, v.Fingerprint = diskv1alpha1.DeviceCandidate, fingerprint(f.Device)
+	approved, why := f.approved(s, v.Fingerprint)
+	automatic := class.Spec.Adoption == diskv1alpha1.AdoptAutomatic
+	switch {
+	case !approved && automatic:
+		v.automatic(f, graceOf(class))
+	case !approved && len(why) > 0:
+		v.Reasons, v.Denied = why, true
+	case !approved && !f.Device.identified():
+		v.Reasons = []string{"it waits for approval, but has no WWN, serial or link below /dev/disk by which one could name it: " +
+			"name its path in a class with adoption Automatic"}
+		v.Fingerprint = ""
+	case !approved:
+		v.Reasons = []string{fmt.Sprintf("it waits for approval: name it in spec.adopt, with class %s and this fingerprint", class.Name)}
+	}
+	if len(v.Reasons) > 0 || v.Act == AskAttachments {
+		return
+	}
+	if !f.Registered {
+		v.Reasons, v.Retry = []string{"it waits for the kubelet to register the Node"}, true
+		return
+	}
+	v.Act = Initialize
+}
+
+// approved reports whether an approval allows the device, or else why none of those that name it does.
+func (f Facts) approved(s selection, fingerprint string) (bool, []string) {
+	var why []string
+	for _, a := range f.Approvals {
+		switch {
+		case len(a.Names) > 1:
+			why = append(why, fmt.Sprintf("the approval by %s names several devices (%s): name it by another property", a.By, strings.Join(a.Names, ", ")))
+		case s.class(a.Class) == nil:
+			why = append(why, fmt.Sprintf("it is approved for class %s, which does not select it", a.Class))
+		case a.Fingerprint != fingerprint:
+			why = append(why, "the device has changed since it was approved: look at it, and approve it with its fingerprint of now")
+		default:
+			return true, nil
+		}
+	}
+	return false, why
+}
+
+// automatic looks for what speaks against taking a blank device without approval.
+func (v *Verdict) automatic(f Facts, grace time.Duration) {
+	switch {
+	case grace <= 0:
+	case f.New && f.Waited < grace:
+		v.Reasons = []string{fmt.Sprintf("it appeared while the agent ran: it is taken when it has been blank and unopened for %s", grace)}
+		v.Again = grace - f.Waited
+	case f.Attached == nil:
+		v.Act = AskAttachments
+	case f.Attached.Err != nil:
+		v.Reasons, v.Retry = []string{"it waits for a list of VolumeAttachments: " + f.Attached.Err.Error()}, true
+	case f.Attached.Name != "" && f.Attached.Age < grace:
+		v.Reasons = []string{fmt.Sprintf("VolumeAttachment %s of this node is younger than %s, and the device may be its volume", f.Attached.Name, grace)}
+		v.Again = grace - f.Attached.Age
+	}
+}
+
+// inGrace reports whether the device appeared so recently that its class does not take it yet.
+func (f Facts) inGrace() bool {
+	class := f.choose(selectFor(f.Classes, f.NodeLabels, f.Device))
+	return f.New && class != nil && f.Waited < graceOf(class)
+}
+
+// graceOf is how long the class has new devices wait.
+func graceOf(class *diskv1alpha1.DiskClass) time.Duration {
+	if class.Spec.NewDeviceGrace == nil {
+		return DefaultGrace
+	}
+	return class.Spec.NewDeviceGrace.Duration
+}
+
+// fingerprint stands for a blank device: its identity, and that it is blank. The kernel's name
+// is not in it, which changes with a reboot.
+func fingerprint(d Device) string {
+	sum := sha256.Sum256([]byte(strings.Join([]string{
+		string(disk.Blank), d.WWN, d.Serial, d.ByID, d.Model, string(d.Transport),
+		strconv.FormatInt(d.Size, 10), strconv.FormatInt(d.SectorSize, 10),
+	}, "\x00")))
+	return hex.EncodeToString(sum[:8])
+}
+
+// approvalsFor are the approvals that name a device, each with all devices that it names.
+func approvalsFor(d Device, all []Device, adopt []diskv1alpha1.DeviceApproval) []Approval {
+	var approvals []Approval
+	for _, a := range adopt {
+		if !names(a, d) {
+			continue
+		}
+		approval := Approval{Class: a.Class, Fingerprint: a.Fingerprint}
+		switch {
+		case a.WWN != "":
+			approval.By = "wwn " + a.WWN
+		case a.Serial != "":
+			approval.By = "serial " + a.Serial
+		default:
+			approval.By = "byID " + a.ByID
+		}
+		for _, other := range all {
+			if names(a, other) {
+				approval.Names = append(approval.Names, other.Name)
+			}
+		}
+		approvals = append(approvals, approval)
+	}
+	return approvals
+}
+
+// names reports whether the approval names the device. Of several links any may be used.
+func names(a diskv1alpha1.DeviceApproval, d Device) bool {
+	switch {
+	case a.WWN != "":
+		return a.WWN == d.WWN
+	case a.Serial != "":
+		return a.Serial == d.Serial
+	}
+	return a.ByID != "" && (a.ByID == d.ByID || slices.Contains(d.Links, a.ByID))
+}
+
+// liesOn is the disk of ours, by device name, that the device lies on; empty if on none. What
+// is on a volume is its user's to write.
+func liesOn(d Device, all []Device, ours map[string]bool) string {
+	byName := map[string]Device{}
+	for _, other := range all {
+		byName[other.Name] = other
+	}
+	var find func(d Device, left int) string
+	find = func(d Device, left int) string {
+		for _, below := range d.Below {
+			if ours[below] {
+				return below
+			}
+			if left > 0 {
+				if on := find(byName[below], left-1); on != "" {
+					return on
+				}
+			}
+		}
+		return ""
+	}
+	return find(d, len(all))
+}
+
+// pathOf is the multipath device of which the device is a path, by its WWN; empty if there is none.
+// A map is there before the kernel lists its paths as held.
+func pathOf(d Device, all []Device) string {
+	if d.WWN == "" {
+		return ""
+	}
+	for _, other := range all {
+		if other.Name == d.Name {
+			continue
+		}
+		if uuid, is := strings.CutPrefix(other.Map.UUID, "mpath-"); is && mapOf(d.WWN, uuid) {
+			return other.Map.Name
+		}
+	}
+	return ""
+}
+
+// mapOf reports whether multipath makes a map with that UUID of devices with that WWN: it
+// writes a digit for the type of a SCSI name, and an NVMe name as it is.
+func mapOf(wwn, uuid string) bool {
+	plain := func(s string) string {
+		return strings.Map(func(r rune) rune {
+			if r >= '0' && r <= '9' || r >= 'a' && r <= 'z' {
+				return r
+			}
+			return -1
+		}, strings.ToLower(s))
+	}
+	if plain(wwn) == plain(uuid) {
+		return true
+	}
+	for _, form := range []struct{ ours, theirs string }{{"naa.", "3"}, {"eui.", "2"}, {"t10.", "1"}} {
+		if rest, is := strings.CutPrefix(wwn, form.ours); is && plain(form.theirs+rest) == plain(uuid) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,194 @@
+package discovery
+
+import (
+	"path"
+	"slices"
+	"strings"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// Identity is what stays with a device over reboots, as far as it has such things.
+type Identity struct {
+	// WWN is the world wide name.
+	WWN string
+	// Serial is the serial number.
+	Serial string
+	// ByID is the most stable link: below /dev/disk/by-id, else below /dev/mapper or
+	// /dev/disk/by-path.
+	ByID string
+}
+
+// Map is what the device mapper says of a device of its own.
+type Map struct {
+	Name, UUID string
+}
+
+// Backing is what a loop device shows.
+type Backing struct {
+	// File is the path with which the loop device was set up, in whatever mount namespace.
+	File string
+	// Block is true if that is a block device.
+	Block bool
+	// On is the whole device that holds the file, or is it, if that is known.
+	On string
+	// Volume is true if the loop device is a volume of Berth's.
+	Volume bool
+}
+
+// Device is a whole block device as sysfs describes it.
+type Device struct {
+	// Name is the kernel's name, such as nvme0n1. It may be another one after a reboot.
+	Name string
+	// Path is the device node, such as /dev/nvme0n1.
+	Path string
+	// Links are the paths below /dev/disk and /dev/mapper that lead to the device, sorted.
+	Links []string
+	Identity
+	// Model and Vendor are what the device says of itself.
+	Model, Vendor string
+	// Transport is how the device is connected.
+	Transport diskv1alpha1.Transport
+	// Size in bytes.
+	Size int64
+	// SectorSize is the logical sector size in bytes.
+	SectorSize int64
+	// Rotational is true for disks with moving heads.
+	Rotational bool
+	// Removable and ReadOnly are as sysfs says.
+	Removable, ReadOnly bool
+	// Zoned is host-aware or host-managed for zoned devices, otherwise empty.
+	Zoned string
+	// Number is major:minor.
+	Number string
+	// Sequence tells two media that had the same name one after the other apart
+	// (the kernel's diskseq); empty on kernels without it.
+	Sequence string
+	// Holders are the devices made of this one that are no volumes of Berth's.
+	Holders []string
+	// Below are the whole devices that this one is made of.
+	Below []string
+	// Map is set for devices of the device mapper, Loop for bound loop devices.
+	Map  Map
+	Loop *Backing
+	// Activity changes when the device is read, written or resized.
+	Activity string
+	// Unreadable says which attributes sysfs could not give.
+	Unreadable []string
+}
+
+// same reports whether d and other are the same medium in the same drive.
+func (d Device) same(other Device) bool {
+	unread := len(other.Unreadable) > 0
+	return d.Name == other.Name && d.Sequence == other.Sequence &&
+		(d.Number == other.Number || unread && other.Number == "") && (d.Size == other.Size || unread)
+}
+
+// identified reports whether the device has anything by which it can be named for good.
+func (i Identity) identified() bool { return i.WWN != "" || i.Serial != "" || i.ByID != "" }
+
+// is reports whether d is the device that was known as before, by what both have of an
+// identity. Devices without any, such as loop devices, are compared by name, size and model.
+func (d Device) is(before Device) bool {
+	switch {
+	case d.WWN != "" && before.WWN != "":
+		return d.WWN == before.WWN
+	case d.Serial != "" && before.Serial != "":
+		return d.Serial == before.Serial && d.Model == before.Model
+	case d.ByID != "" && before.ByID != "":
+		return d.ByID == before.ByID
+	case before.identified():
+		return false
+	}
+	return d.Name == before.Name && d.Size == before.Size && d.Model == before.Model
+}
+
+// matchesPath reports whether one of the shell patterns matches the device's path or
+// one of its links. A malformed pattern matches nothing.
+func (d Device) matchesPath(patterns []string) bool {
+	return matches(patterns, append([]string{d.Path}, d.Links...)...)
+}
+
+// matches reports whether one of the shell patterns matches one of the values. A malformed
+// pattern matches nothing.
+func matches(patterns []string, values ...string) bool {
+	for _, pattern := range patterns {
+		for _, value := range values {
+			if ok, err := path.Match(pattern, value); err == nil && ok {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// madeOf are the kinds of devices that are made of other devices, files or memory, or reach
+// another machine, by the beginning of their names.
+var madeOf = []struct{ prefix, what string }{
+	{"loop", "a loop device"},
+	{"dm-", "a device of the device mapper"},
+	{"md", "a RAID array (md)"},
+	{"rbd", "a Ceph volume (rbd)"},
+	{"rnbd", "a network block device (rnbd)"},
+	{"nbd", "a network block device (nbd)"},
+	{"drbd", "a replicated volume (drbd)"},
+	{"zd", "a ZFS volume"},
+	{"bcache", "a cached device (bcache)"},
+	{"zram", "compressed memory (zram)"},
+	{"pmem", "persistent memory (pmem)"},
+	{"ublk", "a device of a user-space driver (ublk)"},
+	{"etherd!", "a network block device (ATA over Ethernet)"},
+	{"scini", "a PowerFlex volume"},
+	{"pxd!", "a Portworx volume"},
+}
+
+// kind is what a device is made of; empty for a drive.
+func (d Device) kind() string {
+	for _, k := range madeOf {
+		if strings.HasPrefix(d.Name, k.prefix) {
+			return k.what
+		}
+	}
+	if d.Transport == diskv1alpha1.TransportVirtual {
+		return "a device that the kernel makes"
+	}
+	return ""
+}
+
+// unlisted reports whether the device, if no class selects it, would only flood the list.
+func (d Device) unlisted() bool {
+	return strings.HasPrefix(d.Name, "loop") || strings.HasPrefix(d.Name, "zram")
+}
+
+// showsVolume reports whether the device is a part of one of our disks.
+func (d Device) showsVolume() bool {
+	return d.Loop != nil && d.Loop.Volume || disk.IsVolumeMap(d.Map.UUID)
+}
+
+// depths orders devices by what they are made of: 0 for drives, 1 for what is made of drives.
+func depths(devices []Device) map[string]int {
+	byName := map[string]Device{}
+	for _, d := range devices {
+		byName[d.Name] = d
+	}
+	depth := map[string]int{}
+	var of func(name string, seen []string) int
+	of = func(name string, seen []string) int {
+		if n, known := depth[name]; known {
+			return n
+		}
+		n := 0
+		for _, below := range byName[name].Below {
+			if !slices.Contains(seen, below) {
+				n = max(n, 1+of(below, append(seen, name)))
+			}
+		}
+		depth[name] = n
+		return n
+	}
+	for _, d := range devices {
+		of(d.Name, []string{d.Name})
+	}
+	return depth
+}

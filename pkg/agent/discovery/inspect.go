@@ -1,0 +1,51 @@
+package discovery
+
+import (
+	"context"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// inspect reads devices, at the same time: several that hang cost no more patience than one. A
+// device that was found blank and has not been used since is not read again: reading it can be in
+// the way of others, and before it is initialized it is read in any case.
+func (s *scan) inspect(ctx context.Context, read []*Facts) {
+	var all errgroup.Group
+	all.SetLimit(inspections)
+	activities := make([]string, len(read))
+	inspector := disk.Inspector{KubeletDir: s.inventory.options.KubeletDir}
+	if len(read) > 1 {
+		// One look for all of them. If it fails, each device is looked at alone and says why.
+		inspector.Seen, _ = inspector.Look(ctx)
+	}
+	for n, f := range read {
+		if s.inventory.newcomers.blank(f.Device) {
+			f.Contents = &disk.Contents{State: disk.Blank}
+			continue
+		}
+		// The driver of a new device may be about to make a file system.
+		inspector := inspector
+		inspector.Shared = f.inGrace()
+		all.Go(func() error {
+			contents, err := answer(ctx, s.inventory, f.Device, func() (disk.Contents, error) { return inspector.Inspect(ctx, f.Device.Path) }, nil)
+			if err != nil {
+				f.ReadError = err
+			} else {
+				f.Contents = &contents
+			}
+			activities[n] = activity(s.inventory.options.Sys, f.Device.Name)
+			return nil
+		})
+	}
+	_ = all.Wait()
+	for n, f := range read {
+		if activities[n] != "" {
+			s.inventory.newcomers.read(f.Device, f.Contents != nil && f.Contents.State == disk.Blank, activities[n])
+		}
+		if f.Contents != nil && f.Contents.State == disk.Ours {
+			s.ours[f.Device.Name] = true
+		}
+	}
+}

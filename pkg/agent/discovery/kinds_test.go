@@ -1,0 +1,315 @@
+package discovery
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// attrs writes attributes as pairs.
+func attrs(pairs ...string) map[string]string {
+	m := map[string]string{}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		m[pairs[i]] = pairs[i+1]
+	}
+	return m
+}
+
+// outcome is what becomes of a blank device with three kinds of classes. A word with a capital is a state,
+// anything else is a part of the reason why the device is not taken.
+type outcome struct {
+	// broad selects by rotational and minSize: what a class with adoption Approve and one with
+	// Automatic do.
+	approve, automatic string
+	// path is what a class with adoption Automatic does that names every path.
+	path string
+}
+
+const (
+	taken     = "Initialize"
+	candidate = "Candidate"
+	unlisted  = "unlisted"
+)
+
+// drive is what is taken always.
+var drive = outcome{candidate, taken, taken}
+
+func onlyByPath(reason string) outcome { return outcome{reason, reason, taken} }
+
+func never3(reason string) outcome { return outcome{reason, reason, reason} }
+
+// notAutomatic is for transports that other drivers attach volumes by.
+func notAutomatic(transport string) outcome {
+	return outcome{candidate, "its transport is " + transport, taken}
+}
+
+var kinds = []struct {
+	what string
+	fakeDevice
+	transport diskv1alpha1.Transport
+	outcome
+}{
+	// Drives of the machine.
+	{"NVMe drive", fakeDevice{"nvme0n1", pcie, attrs("device/transport", "pcie", "wwid", "eui.0025385b11b2c3d4", "device/serial", "S1", "device/model", "SAMSUNG MZQL21T9HCJR"), nil}, "pcie", drive},
+	{"NVMe drive with several controllers", fakeDevice{"nvme1n1", "virtual/nvme-subsystem/nvme-subsys1", attrs("device/nvme1/transport", "pcie", "device/nvme2/transport", "pcie"), nil}, "pcie", drive},
+	{"SATA disk", fakeDevice{"sda", sata, attrs("device/model", "Samsung SSD 870", "device/wwid", "naa.5002538f4"), nil}, "sata", drive},
+	{"SAS disk", fakeDevice{"sdb", sas, attrs("device/vendor", "SEAGATE", "device/model", "XS3840SE70084"), nil}, "sas", drive},
+	{"PCIe flash with a driver of its own", fakeDevice{"rssda", "pci0000:00/0000:00:03.0/0000:04:00.0", nil, nil}, "pcie", drive},
+	{"old Smart Array", fakeDevice{"cciss!c0d0", "pci0000:00/0000:00:03.0/0000:06:00.0", nil, nil}, "pcie", drive},
+	{"disk behind a RAID controller", fakeDevice{"sdc", raid, attrs("device/vendor", "AVAGO", "device/model", "MR9361-8i"), nil}, "unknown", notAutomatic("unknown")},
+
+	// Instance stores of clouds.
+	{"EC2 instance store", fakeDevice{"nvme2n1", pcie, attrs("device/transport", "pcie", "device/model", "Amazon EC2 NVMe Instance Storage              "), nil}, "pcie", drive},
+	{"Azure direct disk", fakeDevice{"nvme3n1", pcie, attrs("device/transport", "pcie", "device/model", "Microsoft NVMe Direct Disk"), nil}, "pcie", drive},
+	{"Azure direct disk v2", fakeDevice{"nvme4n1", pcie, attrs("device/transport", "pcie", "device/model", "Microsoft NVMe Direct Disk v2"), nil}, "pcie", drive},
+	{"Google local SSD", fakeDevice{"nvme5n1", pcie, attrs("device/transport", "pcie", "device/model", "nvme_card"), nil}, "pcie", drive},
+
+	// Network volumes of clouds and of other drivers.
+	{"EBS", fakeDevice{"nvme6n1", pcie, attrs("device/transport", "pcie", "device/model", "Amazon Elastic Block Store"), nil}, "pcie", onlyByPath("Amazon EBS")},
+	{"Google disk, NVMe", fakeDevice{"nvme7n1", pcie, attrs("device/transport", "pcie", "device/model", "nvme_card-pd"), nil}, "pcie", onlyByPath("Google persistent disk")},
+	{"Google disk, SCSI", fakeDevice{"sdd", scsiVM, attrs("device/vendor", "Google", "device/model", "PersistentDisk"), nil}, "virtio", onlyByPath("Google persistent disk")},
+	{"Azure disk, NVMe", fakeDevice{"nvme8n1", pcie, attrs("device/transport", "pcie", "device/model", "MSFT NVMe Accelerator v1.0"), nil}, "pcie", onlyByPath("an Azure disk")},
+	{"Azure disk, SCSI", fakeDevice{"sde", hyperv, attrs("device/vendor", "Msft", "device/model", "Virtual Disk"), nil}, "vmbus", onlyByPath("Azure or vSphere")},
+	{"vSphere disk", fakeDevice{"sdf", vsphere, attrs("device/vendor", "VMware", "device/model", "Virtual disk"), nil}, "unknown", onlyByPath("Azure or vSphere")},
+	{"Oracle volume", fakeDevice{"sdg", iscsi, attrs("device/vendor", "ORACLE", "device/model", "BlockVolume"), nil}, "iscsi", onlyByPath("Oracle block volume")},
+	{"Hetzner volume", fakeDevice{"sdh", scsiVM, attrs("device/vendor", "HC", "device/model", "Volume"), nil}, "virtio", onlyByPath("Hetzner volume")},
+	{"Longhorn over iSCSI", fakeDevice{"sdi", iscsi, attrs("device/vendor", "IET", "device/model", "VIRTUAL-DISK"), nil}, "iscsi", onlyByPath("iSCSI volume (tgt)")},
+	{"LIO target", fakeDevice{"sdj", iscsi, attrs("device/vendor", "LIO-ORG", "device/model", "vol1"), nil}, "iscsi", onlyByPath("LIO")},
+	{"iSCSI LUN of an array", fakeDevice{"sdk", iscsi, attrs("device/vendor", "PURE", "device/model", "FlashArray"), nil}, "iscsi", notAutomatic("iscsi")},
+	{"FC LUN", fakeDevice{"sdl", fc, attrs("device/vendor", "HP", "device/model", "HSV360"), nil}, "fc", notAutomatic("fc")},
+	{"NVMe over TCP", fakeDevice{"nvme9n1", fabrics, attrs("device/transport", "tcp", "device/model", "Pure Storage FlashArray"), nil}, "nvme-tcp", notAutomatic("nvme-tcp")},
+	{"NVMe over RDMA", fakeDevice{"nvme10n1", fabrics, attrs("device/transport", "rdma"), nil}, "nvme-rdma", notAutomatic("nvme-rdma")},
+	{"NVMe over FC", fakeDevice{"nvme11n1", fabrics, attrs("device/transport", "fc"), nil}, "nvme-fc", notAutomatic("nvme-fc")},
+	{"one local and one remote path", fakeDevice{"nvme12n1", "virtual/nvme-subsystem/nvme-subsys12", attrs("device/nvme1/transport", "pcie", "device/nvme2/transport", "tcp"), nil}, "nvme-tcp", notAutomatic("nvme-tcp")},
+	{"nvmet target", fakeDevice{"nvme13n1", fabrics, attrs("device/transport", "tcp", "device/model", "Linux"), nil}, "nvme-tcp", onlyByPath("nvmet")},
+	{"Longhorn v2, Mayastor", fakeDevice{"nvme14n1", fabrics, attrs("device/transport", "tcp", "device/model", "SPDK bdev Controller"), nil}, "nvme-tcp", onlyByPath("SPDK")},
+	{"virtio disk", fakeDevice{"vda", virtio, attrs("serial", "disk-1"), nil}, "virtio", notAutomatic("virtio")},
+	{"virtio SCSI disk", fakeDevice{"sdm", scsiVM, attrs("device/vendor", "QEMU", "device/model", "QEMU HARDDISK"), nil}, "virtio", notAutomatic("virtio")},
+	{"Xen disk", fakeDevice{"xvdb", xen, nil, nil}, "xen", notAutomatic("xen")},
+	{"Ceph", fakeDevice{"rbd0", "rbd/0", nil, nil}, "unknown", onlyByPath("Ceph volume")},
+	{"nbd", fakeDevice{"nbd0", virtual, nil, nil}, "virtual", onlyByPath("network block device (nbd)")},
+	{"DRBD", fakeDevice{"drbd1000", virtual, nil, nil}, "virtual", onlyByPath("replicated volume")},
+	{"PowerFlex", fakeDevice{"scinia", virtual, nil, nil}, "virtual", onlyByPath("PowerFlex")},
+	{"Portworx", fakeDevice{"pxd!pxd1", virtual, nil, nil}, "virtual", onlyByPath("Portworx")},
+
+	// Devices made of others.
+	{"zvol", fakeDevice{"zd16", virtual, nil, nil}, "virtual", onlyByPath("ZFS volume")},
+	{"bcache", fakeDevice{"bcache0", virtual, nil, nil}, "virtual", onlyByPath("bcache")},
+	{"zram", fakeDevice{"zram0", virtual, nil, nil}, "virtual", onlyByPath("compressed memory")},
+	{"pmem", fakeDevice{"pmem0", "LNXSYSTM:00/LNXSYBUS:00/ACPI0012:00/ndbus0/region0/namespace0.0", nil, nil}, "unknown", onlyByPath("persistent memory")},
+	{"ublk", fakeDevice{"ublkb0", virtual, nil, nil}, "virtual", onlyByPath("user-space driver")},
+	{"md array", fakeDevice{"md127", virtual, nil, nil}, "virtual", onlyByPath("RAID array")},
+	{"md member", fakeDevice{"sdn", sata, attrs("holders/md127", "/"), nil}, "sata", never3("part of md127")},
+	{"LVM physical volume in use", fakeDevice{"sdo", sata, attrs("holders/dm-7", "/"), nil}, "sata", never3("part of dm-7")},
+	{"LVM volume", fakeDevice{"dm-7", virtual, attrs("dm/name", "vg-lv", "dm/uuid", "LVM-abc"), nil}, "virtual", onlyByPath("device of the device mapper")},
+	{"LUKS map", fakeDevice{"dm-8", virtual, attrs("dm/name", "crypt1", "dm/uuid", "CRYPT-LUKS2-abc"), nil}, "virtual", onlyByPath("device of the device mapper")},
+	{"multipath map", fakeDevice{"dm-9", virtual, attrs("dm/name", "mpatha", "dm/uuid", "mpath-360014050000000000000000000000001"), nil}, "virtual", onlyByPath("device of the device mapper")},
+	{"path that its map holds", fakeDevice{"sdp", fc, attrs("holders/dm-9", "/", "device/wwid", "naa.60014050000000000000000000000001"), nil}, "fc", never3("part of dm-9")},
+	{"path that its map does not hold yet", fakeDevice{"sdq", fc, attrs("device/wwid", "naa.60014050000000000000000000000001"), nil}, "fc", never3("path of the multipath device mpatha")},
+	{"disk of ours with mapped volumes", fakeDevice{"sdr", sata, attrs("holders/dm-10", "/"), nil}, "sata", drive},
+	{"volume of ours, mapped", fakeDevice{"dm-10", virtual, attrs("dm/name", "berth-x", "dm/uuid", "BERTH-11111111-2222-4333-8444-555555555555"), nil}, "", never3(unlisted)},
+	{"volume of ours, a loop device", fakeDevice{"loop1", virtual, attrs("loop/backing_file", "berth/11111111-2222-4333-8444-555555555555"), nil}, "", never3(unlisted)},
+	{"loop device over a file", fakeDevice{"loop2", virtual, attrs("loop/backing_file", "/var/disks/a.img"), nil}, "virtual", onlyByPath("a loop device")},
+	{"the kubelet's loop device over a raw volume", fakeDevice{"loop3", virtual, attrs("loop/backing_file", "/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/pvc-1/dev/u"), nil}, "virtual", never3("shows a block device")},
+	{"loop device over a device", fakeDevice{"loop4", virtual, attrs("loop/backing_file", "/dev/sda3"), nil}, "virtual", never3("shows a block device")},
+	{"loop device without a file", fakeDevice{"loop5", virtual, attrs("size", "0"), nil}, "", never3(unlisted)},
+
+	// Devices that cannot serve, and those that sysfs says something odd of.
+	{"host-managed zoned disk", fakeDevice{"sds", sata, attrs("queue/zoned", "host-managed"), nil}, "sata", never3("takes no writes in any order")},
+	{"host-aware zoned disk", fakeDevice{"sdt", sata, attrs("queue/zoned", "host-aware"), nil}, "sata", onlyByPath("zoned (host-aware)")},
+	{"read-only disk", fakeDevice{"sdu", sata, attrs("ro", "1"), nil}, "sata", never3("read-only")},
+	{"USB stick", fakeDevice{"sdv", usb, attrs("removable", "1"), nil}, "usb", onlyByPath("removable")},
+	{"USB disk", fakeDevice{"sdw", usb, nil, nil}, "usb", notAutomatic("usb")},
+	{"SATA disk that says it is removable", fakeDevice{"sdx", sata, attrs("removable", "1"), nil}, "sata", onlyByPath("the kernel says that it is removable")},
+	{"SSD that says it is rotational", fakeDevice{"sdy", sata, attrs("queue/rotational", "1"), nil}, "sata", onlyByPath("the kernel says true; if the kernel is wrong")},
+	{"small disk", fakeDevice{"sdz", sata, attrs("size", "20480"), nil}, "sata", onlyByPath("smaller than 100Gi")},
+	{"eMMC", fakeDevice{"mmcblk0", mmcHost, attrs("device/name", "DG4064", "device/serial", "0x1234"), nil}, "mmc", notAutomatic("mmc")},
+	{"disk with an unreadable flag", fakeDevice{"sdaa", sata, attrs("queue/zoned", "!"), nil}, "sata", never3("queue/zoned cannot be read")},
+	{"disk with an unreadable size", fakeDevice{"sdab", sata, attrs("size", "!"), nil}, "sata", never3("size cannot be read")},
+	{"disk with a size that is no number", fakeDevice{"sdac", sata, attrs("size", "many"), nil}, "sata", never3("not a number")},
+	{"CD drive", fakeDevice{"sr0", sata, attrs("removable", "1"), nil}, "", never3(unlisted)},
+	{"floppy", fakeDevice{"fd0", "platform/floppy.0", nil, nil}, "", never3(unlisted)},
+	{"RAM disk", fakeDevice{"ram0", virtual, nil, nil}, "", never3(unlisted)},
+	{"hidden path of NVMe multipath", fakeDevice{"nvme1c1n1", pcie, attrs("hidden", "1"), nil}, "", never3(unlisted)},
+	{"card reader without a card", fakeDevice{"sdad", usb, attrs("size", "0", "removable", "1"), nil}, "", never3(unlisted)},
+	{"disk that is going", fakeDevice{"sdae", sata, attrs("queue/logical_block_size", "-"), nil}, "", never3(unlisted)},
+}
+
+// TestKinds asserts for each kind of device which classes take it, and the reason of each that
+// does not.
+func TestKinds(t *testing.T) {
+	fakes := make([]fakeDevice, len(kinds))
+	for i, k := range kinds {
+		fakes[i] = k.fakeDevice
+	}
+	sys, dev := fakeSys(t, fakes...)
+	devices, err := Scan(sys, dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	no, size := false, resource.MustParse("100Gi")
+	class := func(adoption diskv1alpha1.Adoption, s diskv1alpha1.DeviceSelector) *diskv1alpha1.DiskClass {
+		return &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: "ssd"}, Spec: diskv1alpha1.DiskClassSpec{
+			Devices: s, Adoption: adoption, NewDeviceGrace: &metav1.Duration{},
+		}}
+	}
+	broad := diskv1alpha1.DeviceSelector{Rotational: &no, MinSize: &size}
+	paths := diskv1alpha1.DeviceSelector{Paths: []string{dev + "/*", dev + "/*/*"}}
+	for _, k := range kinds {
+		t.Run(k.what, func(t *testing.T) {
+			at := slices.IndexFunc(devices, func(d Device) bool { return d.Name == k.name })
+			if at < 0 {
+				if k.approve != unlisted {
+					t.Fatal("the device is not listed")
+				}
+				return
+			}
+			d := devices[at]
+			if k.approve == unlisted {
+				t.Fatalf("the device is listed: %+v", d)
+			}
+			if d.Transport != k.transport {
+				t.Errorf("the transport is %s, want %s", d.Transport, k.transport)
+			}
+			for _, c := range []struct {
+				class *diskv1alpha1.DiskClass
+				want  string
+			}{
+				{class(diskv1alpha1.AdoptApprove, broad), k.approve},
+				{class(diskv1alpha1.AdoptAutomatic, broad), k.automatic},
+				{class(diskv1alpha1.AdoptAutomatic, paths), k.path},
+			} {
+				f := Facts{Device: d, Classes: []*diskv1alpha1.DiskClass{c.class}, PathOf: pathOf(d, devices), Registered: true}
+				v := Decide(f)
+				if v.Act == Read {
+					f.Contents = &disk.Contents{State: disk.Blank}
+					v = Decide(f)
+				}
+				reasons := strings.Join(v.Reasons, "; ")
+				switch c.want {
+				case taken:
+					if v.Act != Initialize || reasons != "" {
+						t.Errorf("%s %+v: %+v", c.class.Spec.Adoption, c.class.Spec.Devices, v)
+					}
+				case candidate:
+					if v.Act != Leave || v.State != diskv1alpha1.DeviceCandidate || !strings.Contains(reasons, "waits for approval") {
+						t.Errorf("%s %+v: %+v", c.class.Spec.Adoption, c.class.Spec.Devices, v)
+					}
+				default:
+					if v.Act != Leave || v.State == diskv1alpha1.DeviceCandidate || v.State == diskv1alpha1.DeviceInUse || !strings.Contains(reasons, c.want) {
+						t.Errorf("%s %+v: %+v, want %q", c.class.Spec.Adoption, c.class.Spec.Devices, v, c.want)
+					}
+				}
+			}
+		})
+	}
+	if len(kinds) < 40 {
+		t.Errorf("only %d kinds", len(kinds))
+	}
+}
+
+// TestDeviceHasAllReasons asserts that not only the first reason is given.
+func TestDeviceHasAllReasons(t *testing.T) {
+	yes := true
+	class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: "hdd"}, Spec: diskv1alpha1.DiskClassSpec{
+		Adoption: diskv1alpha1.AdoptAutomatic,
+		Devices:  diskv1alpha1.DeviceSelector{Rotational: &yes, Models: []string{"X*"}, Serials: []string{"Y"}, WWNs: []string{"Z"}, Exclude: []string{"/dev/rbd?"}},
+	}}
+	d := Device{Name: "rbd0", Path: "/dev/rbd0", ReadOnly: true, Removable: true, Zoned: "host-managed", Holders: []string{"dm-1"}, Model: "M",
+		Transport: diskv1alpha1.TransportUnknown, Unreadable: []string{"sysfs attribute x cannot be read: y"}}
+	v := Decide(Facts{Device: d, Classes: []*diskv1alpha1.DiskClass{class}, PathOf: "mpatha", LiesOn: "sda"})
+	all := strings.Join(v.Reasons, "\n")
+	for _, want := range []string{
+		"cannot be read", "read-only", "host-managed", "part of dm-1", "multipath device mpatha", "lies on sda", "class hdd", "devices.exclude",
+		`no model matches "M"`, "no serial matches", "no wwn matches", "rotational is true", "Ceph volume", "removable", "zoned",
+	} {
+		if !strings.Contains(all, want) {
+			t.Errorf("no reason says %q:\n%s", want, all)
+		}
+	}
+	if v.State != diskv1alpha1.DeviceExcluded || v.Act != Leave {
+		t.Errorf("%+v", v)
+	}
+}
+
+// TestIdentityOfDevices asserts what is read of a device's identity, and that the most stable link
+// names it.
+func TestIdentityOfDevices(t *testing.T) {
+	sys, dev := fakeSys(t,
+		fakeDevice{"nvme0n1", pcie, attrs("wwid", "eui.1", "device/serial", " S 1 ", "device/model", "M", "diskseq", "9", "queue/logical_block_size", "4096"),
+			[]string{"disk/by-id/nvme-M_S1", "disk/by-id/nvme-eui.1", "disk/by-id/lvm-pv-uuid-x", "disk/by-path/pci-0", "disk/by-label/tenant"}},
+		fakeDevice{"sda", sata, attrs("device/wwid", "t10.ATA     Disk      S2", "device/vpd_pg80", "\x00\x80\x00\x04S2  more"), []string{"disk/by-path/pci-1"}},
+		fakeDevice{"dm-0", virtual, attrs("dm/name", "mpatha", "dm/uuid", "mpath-1", "slaves/sda", "/"), nil},
+		fakeDevice{"sdb", sata, nil, []string{"disk/by-id/lvm-pv-uuid-y"}},
+	)
+	devices, err := Scan(sys, dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]Identity{
+		"nvme0n1": {"eui.1", "S 1", dev + "/disk/by-id/nvme-eui.1"},
+		"sda":     {"t10.ATA Disk S2", "S2", dev + "/disk/by-path/pci-1"},
+		"dm-0":    {ByID: dev + "/mapper/mpatha"},
+		"sdb":     {},
+	}
+	for _, d := range devices {
+		if d.Identity != want[d.Name] {
+			t.Errorf("%s is %+v, want %+v", d.Name, d.Identity, want[d.Name])
+		}
+		if d.Name == "dm-0" && !slices.Equal(d.Below, []string{"sda"}) {
+			t.Errorf("dm-0 is made of %v", d.Below)
+		}
+		if d.Name == "nvme0n1" && (d.SectorSize != 4096 || d.Sequence != "9" || d.Size != 200<<30 || d.Activity == "" || len(d.Links) != 5) {
+			t.Errorf("%+v", d)
+		}
+	}
+	if only := Among(devices, []string{dev + "/sd*", dev + "/mapper/*"}); len(only) != 3 {
+		t.Errorf("limited to sd* and maps: %v", only)
+	}
+	if none := Among(devices, []string{"["}); len(none) != 0 {
+		t.Errorf("limited to a malformed pattern: %v", none)
+	}
+}
+
+// TestClassOfSeveral asserts that of several classes the first by name has a device, whatever
+// order they arrive in, and that classes of other nodes do not count.
+func TestClassOfSeveral(t *testing.T) {
+	class := func(name string, selector *metav1.LabelSelector) *diskv1alpha1.DiskClass {
+		return &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: diskv1alpha1.DiskClassSpec{
+			NodeSelector: selector, Devices: diskv1alpha1.DeviceSelector{Paths: []string{"/dev/*"}},
+		}}
+	}
+	west := &metav1.LabelSelector{MatchLabels: map[string]string{"zone": "west"}}
+	broken := &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "zone", Operator: "Nonsense"}}}
+	d := Device{Name: "sda", Path: "/dev/sda", Size: 1}
+	classes := []*diskv1alpha1.DiskClass{class("c", nil), class("b", nil), class("a", west), class("0", broken)}
+	for zone, want := range map[string]string{"east": "b", "west": "a"} {
+		f := Facts{Device: d, Classes: classes, NodeLabels: map[string]string{"zone": zone}}
+		if v := Decide(f); v.Class != want || v.Act != Read {
+			t.Errorf("in the %s: %+v", zone, v)
+		}
+		// An approval names another class that selects the device.
+		f.Approvals = []Approval{{Class: "c", Names: []string{"sda"}}}
+		if v := Decide(f); v.Class != "c" {
+			t.Errorf("approved for c: %+v", v)
+		}
+	}
+	if v := Decide(Facts{Device: d}); v.Act != Leave || v.State != diskv1alpha1.DeviceExcluded || v.Reasons[0] != "no DiskClass selects this node" {
+		t.Errorf("without classes: %+v", v)
+	}
+	nothing := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
+	if v := Decide(Facts{Device: d, Classes: []*diskv1alpha1.DiskClass{nothing}}); v.Act != Leave {
+		t.Errorf("a class without criteria: %+v", v)
+	}
+	malformed := class("m", nil)
+	malformed.Spec.Devices.Exclude = []string{"a*["}
+	if v := Decide(Facts{Device: d, Classes: []*diskv1alpha1.DiskClass{malformed}}); v.Act != Leave {
+		t.Errorf("a malformed pattern in exclude: %+v", v)
+	}
+}

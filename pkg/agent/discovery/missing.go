@@ -1,0 +1,114 @@
+package discovery
+
+import (
+	"context"
+
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// findKnown finds the devices on which missing disks were.
+func (s *scan) findKnown() {
+	s.inventory.mu.Lock()
+	defer s.inventory.mu.Unlock()
+	for id, missing := range s.inventory.disks {
+		if missing.Engine != nil {
+			continue
+		}
+		for _, d := range s.devices {
+			// Of several disks that were on the device, the one whose ID comes first.
+			if before := s.known[d.Name]; !s.ours[d.Name] && d.is(missing.Device) && (before == "" || id < before) {
+				s.known[d.Name] = id
+			}
+		}
+	}
+	for name := range s.known {
+		s.ours[name] = true
+	}
+}
+
+// noteProblem has a missing disk say why it is not in service, if its device was refused.
+func (s *scan) noteProblem(v Verdict) {
+	if v.State == diskv1alpha1.DeviceInUse || v.Disk == "" || len(v.Reasons) == 0 {
+		return
+	}
+	s.inventory.mu.Lock()
+	defer s.inventory.mu.Unlock()
+	if d := s.inventory.disks[v.Disk]; d != nil && d.Engine == nil {
+		d.Problem = v.Reasons[0]
+	}
+}
+
+// dropReplaced forgets disks without volumes that were on a device which holds another
+// disk now: an operator wiped it, or changed the drive.
+func (s *scan) dropReplaced(ctx context.Context) {
+	s.inventory.mu.Lock()
+	defer s.inventory.mu.Unlock()
+	inService := map[string]bool{}
+	for _, d := range s.inventory.disks {
+		if d.Engine != nil {
+			inService[d.Device.Name] = true
+		}
+	}
+	for id, d := range s.inventory.disks {
+		if d.Engine == nil && len(d.Snapshot.Volumes) == 0 && inService[d.Device.Name] {
+			klog.FromContext(ctx).Info("Disk without volumes is forgotten, another one is in its place", "device", d.Device.Name, "disk", id)
+			delete(s.inventory.disks, id)
+		}
+	}
+}
+
+// knows reports whether this node had the disk before.
+func (i *Inventory) knows(id string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	_, known := i.disks[id]
+	return known
+}
+
+// remembered is a disk of which only its publication is known.
+func remembered(k diskv1alpha1.Disk) *Disk {
+	s := disk.Snapshot{ID: k.ID, Path: "/dev/" + k.Device, Size: k.Size, SectorSize: int64(k.SectorSize), Overhead: k.Size}
+	var taken extent.Set
+	for _, a := range k.Allocations {
+		// A person may have written this: it must be something that can be published again.
+		if e := extent.New(a.Start, a.Length); taken.Overlaps(e) {
+			continue
+		} else {
+			taken = taken.Add(e)
+		}
+		v := disk.Volume{Partition: a.Partition, Phase: disk.Phase(a.Phase), Ephemeral: true}
+		if id, ok := diskv1alpha1.VolumeUUID(a.Volume); ok {
+			v.Name, v.Ephemeral = id, false
+		}
+		v.Extent.Start, v.Extent.End = a.Start, a.Start+a.Length
+		s.Volumes = append(s.Volumes, v)
+		s.Overhead -= a.Length
+	}
+	return &Disk{
+		Device:   Device{Name: k.Device, Path: s.Path, Size: k.Size, SectorSize: s.SectorSize, Model: k.Model, Rotational: k.Rotational},
+		Class:    k.Class,
+		Snapshot: s,
+		Problem:  "no device holds this disk",
+	}
+}
+
+// Forget drops the disks with the given IDs that no device holds, with what was on them. It
+// returns those that it did not drop, as they are in service or not known.
+func (i *Inventory) Forget(ids []string) (kept []string) {
+	i.scanning.Lock()
+	defer i.scanning.Unlock()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, id := range ids {
+		if d := i.disks[id]; d == nil || d.Engine != nil {
+			kept = append(kept, id)
+			continue
+		}
+		delete(i.disks, id)
+	}
+	return kept
+}

@@ -1,0 +1,167 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestNothingIsZeroedOnAnotherDisk asserts that when the table on the medium is not what it was, as on
+// a disk that was swapped, no wipe and no zeroing writes a byte, and the disk is out of service.
+func TestNothingIsZeroedOnAnotherDisk(t *testing.T) {
+	for name, do := range map[string]func(ctx context.Context, d *Disk) error{
+		"a wipe":          func(ctx context.Context, d *Disk) error { return wipe(ctx, d, a) },
+		"a wipe taken up": func(ctx context.Context, d *Disk) error { return wipe(ctx, d, b) },
+		"a volume with a note": func(ctx context.Context, d *Disk) error {
+			_, err := d.Create(ctx, CreateOptions{Partition: c, Extent: at(40, 4), Note: "of c"})
+			return err
+		},
+		"a raw volume":          createRaw,
+		"a volume that grows":   func(ctx context.Context, d *Disk) error { _, err := d.Grow(ctx, a, 8*mib); return err },
+		"how it is to be wiped": func(ctx context.Context, d *Disk) error { return d.SetWipe(ctx, a, WipeSettings{Policy: WipeNone}) },
+		"the owner":             func(ctx context.Context, d *Disk) error { return d.SetOwner(ctx, nodeTwo) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := initialized(t, 64*mib, 512)
+			soil(t, l, at(2, 61))
+			d := l.open(t)
+			for i, guid := range []string{a, b} {
+				if _, err := d.Create(quiet(t), CreateOptions{Partition: guid, Extent: at(4+20*int64(i), 4)}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cut, cancel := context.WithCancel(quiet(t))
+			cancel()
+			called := 0
+			l.zeroBy(method{"cut", mib, func(*blockDevice, int64, int64) error { called++; return errInjected }})
+			if _, err := d.Wipe(quiet(t), b, WipeOptions{}); !errors.Is(err, errInjected) {
+				t.Fatal(err)
+			}
+			if _, err := d.Wipe(cut, b, WipeOptions{}); !errors.Is(err, context.Canceled) {
+				t.Fatal(err)
+			}
+			d.settle(t)
+			called = 0
+			// Both copies are gone, as on another disk.
+			l.put(t, make([]byte, mib), 0)
+			l.put(t, make([]byte, mib), 63*mib)
+			before := l.hash(t)
+			if err := do(quiet(t), d); !errors.Is(err, ErrOutOfService) {
+				t.Errorf("%v", err)
+			}
+			if called > 0 || l.hash(t) != before {
+				t.Errorf("the disk was written to; the method was called %d times", called)
+			}
+			if err := d.Snapshot().Err; !errors.Is(err, ErrOutOfService) {
+				t.Errorf("the snapshot says %v", err)
+			}
+		})
+	}
+}
+
+func createRaw(ctx context.Context, d *Disk) error {
+	_, err := d.Create(ctx, CreateOptions{Partition: c, Extent: at(40, 4), Raw: true})
+	return err
+}
+
+// TestLockedDisk asserts that neither Open nor Initialize does anything to a disk while another
+// process, such as udev or another agent's Initialize, has its lock.
+func TestLockedDisk(t *testing.T) {
+	for name, do := range map[string]func(ctx context.Context, path string) error{
+		"Initialize": func(ctx context.Context, path string) error {
+			_, err := Initialize(ctx, path, Owner{})
+			return err
+		},
+		"Open": func(ctx context.Context, path string) error {
+			d, err := Open(ctx, path, Options{})
+			if err == nil {
+				d.Close()
+			}
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLoop(t, 32*mib, 512)
+			if name == "Open" {
+				if _, err := Initialize(t.Context(), l.path, Owner{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			other, err := os.Open(l.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer other.Close()
+			if err := unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+				t.Fatal(err)
+			}
+			before := l.hash(t)
+			short, cancel := context.WithTimeout(quiet(t), 50*time.Millisecond)
+			defer cancel()
+			if err := do(short, l.path); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("of a locked disk: %v", err)
+			}
+			if l.hash(t) != before {
+				t.Error("the disk was written to")
+			}
+			if err := unix.Flock(int(other.Fd()), unix.LOCK_UN); err != nil {
+				t.Fatal(err)
+			}
+			if err := do(quiet(t), l.path); err != nil {
+				t.Errorf("of a disk that is locked no more: %v", err)
+			}
+		})
+	}
+}
+
+// TestZeroedOnce asserts that space counts as zeroed only until a volume gets it: what that volume
+// leaves under WipeNone is zeroed before a raw volume gets it.
+func TestZeroedOnce(t *testing.T) {
+	l := initialized(t, 64*mib, 512)
+	d := l.open(t)
+	ctx := t.Context()
+	create := func(o CreateOptions) Volume {
+		t.Helper()
+		v, err := d.Create(ctx, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	create(CreateOptions{Partition: a, Extent: at(2, 12)})
+	if err := wipe(ctx, d, a); err != nil {
+		t.Fatal(err)
+	}
+	create(CreateOptions{Partition: b, Extent: at(2, 4)})
+	grown, err := d.Grow(ctx, b, 12*mib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	canary(t, l, grown)
+	if _, err := d.Wipe(ctx, b, WipeOptions{Policy: WipeNone}); err != nil {
+		t.Fatal(err)
+	}
+	for i, guid := range []string{c, c2} {
+		v := create(CreateOptions{Partition: guid, Extent: at(2+6*int64(i), 4), Raw: true})
+		if !allZero(content(t, v)) {
+			t.Errorf("the raw volume at %v holds what the last volume there held", v.Extent)
+		}
+	}
+	// Nor does a volume that is being wiped grow.
+	cut, cancel := context.WithCancel(ctx)
+	cancel()
+	l.zeroBy(method{"cut", mib, func(*blockDevice, int64, int64) error { return errInjected }})
+	if _, err := d.Wipe(quiet(t), c, WipeOptions{}); !errors.Is(err, errInjected) {
+		t.Fatal(err)
+	}
+	if _, err := d.Wipe(cut, c, WipeOptions{}); err == nil {
+		t.Fatal("a wipe whose caller gave up was done")
+	}
+	if err := d.run(ctx, func(ctx context.Context) error { _, err := d.grow(ctx, c, 5*mib); return err }); !errors.Is(err, ErrInUse) {
+		t.Errorf("a volume that is being wiped grows: %v", err)
+	}
+}

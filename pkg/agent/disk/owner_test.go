@@ -1,0 +1,253 @@
+package disk
+
+import (
+	"errors"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"testing"
+)
+
+var (
+	nodeOne = Owner{NodeUID: "1c3a4d8e-0000-4000-8000-000000000001", NodeName: "node-1", MachineID: "0123456789abcdef0123456789abcdef"}
+	nodeTwo = Owner{NodeUID: "1c3a4d8e-0000-4000-8000-000000000002", NodeName: strings.Repeat("n", 253), MachineID: "fedcba9876543210fedcba9876543210"}
+)
+
+// TestOwnerCoding asserts that an owner is read back, and that a damaged one, or one of another
+// table, counts as none.
+func TestOwnerCoding(t *testing.T) {
+	for _, o := range []Owner{{}, nodeOne, nodeTwo} {
+		slot, err := encodeOwner(a, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := decodeOwner(slot, a); got != o {
+			t.Errorf("%+v reads back as %+v", o, got)
+		}
+		if got := decodeOwner(slot, b); got != (Owner{}) {
+			t.Errorf("another table's owner was read: %+v", got)
+		}
+		if got := decodeVolumeSlot(slot, a); got.note != "" {
+			t.Errorf("an owner was read as a note: %+v", got)
+		}
+		for at := range slot[:slotContents] {
+			slot[at] ^= 0x10
+			if got := decodeOwner(slot, a); got != (Owner{}) {
+				t.Errorf("damaged at byte %d it reads as %+v", at, got)
+			}
+			slot[at] ^= 0x10
+		}
+	}
+	if _, err := encodeOwner(a, Owner{NodeName: strings.Repeat("n", int(noteBytes))}); err == nil {
+		t.Error("an owner was taken that does not fit")
+	}
+}
+
+// TestOwner asserts that a disk says whose it is to Inspect, Read and Open, that the owner can be
+// set later, that notes in the same sector stay, and that damage takes the owner and nothing else.
+func TestOwner(t *testing.T) {
+	bothSectors(t, func(t *testing.T, sector int) {
+		l := newLoop(t, 64*mib, sector)
+		ctx := t.Context()
+		check := func(want Owner) {
+			t.Helper()
+			c, err := Inspect(ctx, l.path)
+			if err != nil || c.State != Ours || c.Owner != want {
+				t.Errorf("Inspect: %+v, %v, want the owner %+v", c, err, want)
+			}
+			s, err := Read(l.path)
+			if err != nil || s.Owner != want {
+				t.Errorf("Read: %+v, %v, want the owner %+v", s.Owner, err, want)
+			}
+		}
+		if _, err := Initialize(ctx, l.path, Owner{NodeName: strings.Repeat("n", int(noteBytes))}); err == nil {
+			t.Error("an owner was taken that does not fit")
+		}
+		if c, err := Inspect(ctx, l.path); err != nil || c.State != Blank || c.Owner != (Owner{}) {
+			t.Errorf("a disk that was refused: %+v, %v", c, err)
+		}
+		if _, err := Initialize(ctx, l.path, nodeOne); err != nil {
+			t.Fatal(err)
+		}
+		check(nodeOne)
+		d := l.open(t)
+		if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(4, 2), Note: "of a"}); err != nil {
+			t.Fatal(err)
+		}
+		if got := d.Snapshot().Owner; got != nodeOne {
+			t.Errorf("opened: %+v", got)
+		}
+		// The note of entry 254 shares the owner's sector on a disk with large sectors.
+		beside, err := (slot{note: "beside"}).encode(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.store.writeSlot(MetaEntry-1, beside); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.SetOwner(ctx, nodeTwo); err != nil {
+			t.Fatal(err)
+		}
+		if got := d.Snapshot().Owner; got != nodeTwo {
+			t.Errorf("set: %+v", got)
+		}
+		check(nodeTwo)
+		slots := make([]byte, mib)
+		if _, err := d.device.ReadAt(slots, mib); err != nil {
+			t.Fatal(err)
+		}
+		if got := decodeVolumeSlot(slots[(MetaEntry-2)*noteBytes:][:noteBytes], b); got.note != "beside" {
+			t.Errorf("the note beside the owner is %q now", got.note)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(l.image, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt([]byte("?"), mib+(MetaEntry-1)*noteBytes+slotContents); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		run(t, "blockdev", "--flushbufs", l.path)
+		check(Owner{})
+		d = l.open(t)
+		if got := d.Snapshot(); got.Owner != (Owner{}) || len(got.Volumes) != 1 || got.Volumes[0].Note != "of a" {
+			t.Errorf("with a damaged owner: %+v", got)
+		}
+		if err := d.SetOwner(ctx, nodeOne); err != nil {
+			t.Fatal(err)
+		}
+		check(nodeOne)
+	})
+}
+
+// TestPowerCutsInOwner asserts that a new disk of ours has its owner from the start, and that a
+// change of the owner leaves the old one, the new one, or none.
+func TestPowerCutsInOwner(t *testing.T) {
+	random := rand.New(rand.NewPCG(9, 10))
+	for _, l := range crashLayouts(t) {
+		ownerNow := func(m *memDisk) (Owner, bool) {
+			f, err := examine(m, l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !f.ours {
+				return Owner{}, false
+			}
+			o, err := readOwner(m, l, guidFromDisk(f.current.slot(MetaEntry)[16:32]).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return o, true
+		}
+		m := newMemDisk()
+		before := m.clone()
+		if _, err := format(quiet(t), m, l, nodeOne); err != nil {
+			t.Fatal(err)
+		}
+		powerCuts(before, m.log, random, func(cut *memDisk, _ int) {
+			if o, ours := ownerNow(cut); ours && o != nodeOne {
+				t.Fatalf("a disk became ours without its owner: %+v", o)
+			}
+		})
+		for _, next := range []Owner{nodeTwo, nodeOne} {
+			old, _ := ownerNow(m)
+			s, _, err := m.mounted(t, l, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			before, m.log = m.clone(), nil
+			if err := s.writeOwner(next); err != nil {
+				t.Fatal(err)
+			}
+			powerCuts(before, m.log, random, func(cut *memDisk, _ int) {
+				if o, ours := ownerNow(cut); !ours || o != old && o != next && o != (Owner{}) {
+					t.Fatalf("from %+v to %+v a power cut left %+v", old, next, o)
+				}
+			})
+			if o, _ := ownerNow(m); o != next {
+				t.Fatalf("the owner is %+v, not %+v", o, next)
+			}
+		}
+	}
+}
+
+// TestOwnerOfAnEarlierTable asserts that an owner that an earlier table left is not believed.
+func TestOwnerOfAnEarlierTable(t *testing.T) {
+	for _, l := range crashLayouts(t) {
+		m := newMemDisk()
+		if _, err := format(quiet(t), m, l, nodeOne); err != nil {
+			t.Fatal(err)
+		}
+		m.set(0, make([]byte, mib))
+		m.set(l.size-mib, make([]byte, mib))
+		if _, err := format(quiet(t), m, l, Owner{}); err != nil {
+			t.Fatal(err)
+		}
+		s, _, err := m.mounted(t, l, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o, err := readOwner(m, l, s.table.metaGUID()); err != nil || o != (Owner{}) {
+			t.Errorf("the disk says to be the node's that had it before: %+v, %v", o, err)
+		}
+	}
+}
+
+// TestOwnerOnBadSectors asserts that an owner that cannot be written is an error, and that the
+// table, if it is good, stays in service.
+func TestOwnerOnBadSectors(t *testing.T) {
+	for _, l := range crashLayouts(t) {
+		for _, op := range []string{"write", "sync"} {
+			m, _ := formatted(t, l)
+			s, _, err := m.mounted(t, l, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.failing = func(_ int, now string) (error, bool) {
+				if now == op {
+					return errInjected, false
+				}
+				return nil, false
+			}
+			if err := s.writeOwner(nodeOne); !errors.Is(err, errInjected) {
+				t.Errorf("%s fails: %v", op, err)
+			}
+			m.failing = func(_ int, now string) (error, bool) { return nil, now == "write" }
+			if err := s.writeOwner(nodeTwo); err == nil {
+				t.Error("a write that was dropped was not noticed")
+			}
+		}
+	}
+}
+
+// TestOwnerUnreadable asserts that a disk whose owner cannot be read is an error that names the
+// disk, the device and the place: the disk may be another node's.
+func TestOwnerUnreadable(t *testing.T) {
+	for _, l := range crashLayouts(t) {
+		m := newMemDisk()
+		if _, err := format(quiet(t), m, l, nodeOne); err != nil {
+			t.Fatal(err)
+		}
+		f, err := examine(m, l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o, err := ownerOf(m, "/dev/sdx", l, f.current); err != nil || o != nodeOne {
+			t.Errorf("%+v, %v", o, err)
+		}
+		_, err = ownerOf(unreadable{}, "/dev/sdx", l, f.current)
+		if !errors.Is(err, errInjected) || !strings.Contains(err.Error(), f.current.id) || !strings.Contains(err.Error(), "of /dev/sdx") {
+			t.Errorf("unreadable: %v", err)
+		}
+	}
+}
+
+// unreadable fails all reads.
+type unreadable struct{}
+
+func (unreadable) ReadAt([]byte, int64) (int, error) { return 0, errInjected }

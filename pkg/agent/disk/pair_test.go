@@ -1,0 +1,161 @@
+package disk
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+)
+
+// pairModel is what a pair should have on the medium, kept the simplest way: whole arrays.
+type pairModel struct {
+	primary, backup []byte
+	state           pairState
+}
+
+// TestPair drives a pair by operations at random and compares it with the model after each: its
+// state, and both copies on the medium. The power is cut in each operation: one copy is intact, and
+// the table that counts is the one before the operation or the one after it. Now and then the disk
+// fails, and the pair either copes, or gives up and writes nothing more.
+func TestPair(t *testing.T) {
+	states, gaveUp, reached := 0, 0, map[string]int{}
+	for seed := range uint64(20) {
+		random := rand.New(rand.NewPCG(seed, 21))
+		l := crashLayouts(t)[seed%2]
+		m := newMemDisk()
+		if _, err := format(quiet(t), m, l, Owner{}); err != nil {
+			t.Fatal(err)
+		}
+		s, _, err := m.mounted(t, l, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := newPair(m, l, s.current())
+		table := bytes.Clone(p.current().array)
+		model := pairModel{primary: table, backup: bytes.Clone(table), state: pairSame}
+		for step := range 40 {
+			// Entry 255 is the meta partition's.
+			index, slot := 1+random.IntN(200), make([]byte, entrySize)
+			for i := range slot {
+				slot[i] = byte(random.Uint32())
+			}
+			with := func(array []byte) []byte {
+				next := bytes.Clone(array)
+				copy(next[(index-1)*entrySize:], slot)
+				return next
+			}
+			before, old := m.clone(), model
+			m.log, m.n, m.failing = nil, 0, nil
+			if random.IntN(8) == 0 {
+				at, forGood := random.IntN(6), random.IntN(2) == 0
+				m.failing = func(n int, _ string) (error, bool) {
+					if n == at || forGood && n > at {
+						return errInjected, false
+					}
+					return nil, false
+				}
+			}
+			var op string
+			switch random.IntN(5) {
+			case 0:
+				op, err = "put", p.put(quiet(t), index, slot, nil)
+				model = pairModel{primary: with(old.primary), backup: with(old.primary), state: pairSame}
+			case 1:
+				op, err = "putEarly", p.putEarly(quiet(t), index, slot, nil)
+				model = pairModel{primary: with(old.primary), backup: old.primary, state: pairEarly}
+				// Ahead, or after an error that all was written again for, it is as put.
+				if old.state == pairAhead || err == nil && p.state == pairSame && m.failing != nil {
+					model.backup, model.state = model.primary, pairSame
+				}
+			case 2:
+				op, err = "expect", p.expect(quiet(t), index, slot)
+				model = pairModel{primary: old.primary, backup: with(old.primary), state: pairAhead}
+			case 3:
+				op, err = "settle", p.settle(quiet(t))
+				if old.state == pairEarly {
+					model = pairModel{primary: old.primary, backup: old.primary, state: pairSame}
+				}
+			case 4:
+				op, err = "takeBack", p.takeBack(quiet(t))
+				if old.state == pairAhead {
+					model = pairModel{primary: old.primary, backup: old.primary, state: pairSame}
+				}
+			}
+			failing := m.failing != nil
+			m.failing = nil
+			name := fmt.Sprintf("seed %d, step %d: %s in state %s", seed, step, op, old.state)
+			reached[string(old.state)+" "+op]++
+			powerCuts(before, m.log, random, func(cut *memDisk, _ int) {
+				states++
+				f, err := examine(cut, l)
+				if failing {
+					return // half a write may have been torn as well
+				}
+				if err != nil || !f.ours || f.needsKnown {
+					t.Fatalf("%s: a power cut leaves %v, %v", name, f, err)
+				}
+				if got := f.current.array; !bytes.Equal(got, old.primary) && !bytes.Equal(got, model.primary) {
+					t.Fatalf("%s: a power cut leaves neither the table before nor the one after", name)
+				}
+			})
+			if err != nil {
+				if !failing || !errors.Is(err, ErrOutOfService) {
+					t.Fatalf("%s: %v", name, err)
+				}
+				gaveUp++
+				break // the disk is opened again
+			}
+			if p.state != model.state {
+				t.Fatalf("%s: it is %s, and should be %s", name, p.state, model.state)
+			}
+			for _, c := range []struct {
+				at   location
+				want []byte
+			}{{l.primary(), model.primary}, {l.backup(), model.backup}} {
+				if got, err := readCopy(m, l, c.at); err != nil || !got.clean || !bytes.Equal(got.array, c.want) {
+					t.Fatalf("%s: the %s is not what it should be: %v", name, c.at.name, err)
+				}
+			}
+			if got := p.current().array; !bytes.Equal(got, model.primary) {
+				t.Fatalf("%s: the pair believes in another table", name)
+			}
+		}
+	}
+	t.Logf("%d states of power cuts, gave up %d times, operations by state: %v", states, gaveUp, reached)
+	for _, state := range []pairState{pairSame, pairEarly, pairAhead} {
+		for _, op := range []string{"put", "putEarly", "expect", "settle", "takeBack"} {
+			if reached[string(state)+" "+op] == 0 {
+				t.Errorf("%s was never tried in state %s", op, state)
+			}
+		}
+	}
+	if gaveUp == 0 {
+		t.Error("no failure was ever too much")
+	}
+}
+
+// TestPairOfAnotherDisk asserts that no operation writes a byte when the header on the medium is not
+// what it was.
+func TestPairOfAnotherDisk(t *testing.T) {
+	slot := bytes.Repeat([]byte{7}, entrySize)
+	for name, do := range map[string]func(p *pair) error{
+		"put":      func(p *pair) error { return p.put(quiet(t), 3, slot, nil) },
+		"putEarly": func(p *pair) error { return p.putEarly(quiet(t), 3, slot, nil) },
+		"expect":   func(p *pair) error { return p.expect(quiet(t), 3, slot) },
+	} {
+		for _, l := range crashLayouts(t) {
+			m, _ := formatted(t, l)
+			s, _, err := m.mounted(t, l, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := newPair(m, l, s.current())
+			m.set(l.sector, make([]byte, l.sector))
+			m.log = nil
+			if err := do(&p); !errors.Is(err, ErrOutOfService) || len(m.log) > 0 {
+				t.Errorf("%s: %v, %d writes", name, err, len(m.log))
+			}
+		}
+	}
+}

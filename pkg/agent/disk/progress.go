@@ -1,0 +1,115 @@
+package disk
+
+import (
+	"context"
+	"time"
+
+	"k8s.io/klog/v2"
+)
+
+// progress is how far the zeroing of an extent is. That of a wipe is kept in the volume's slot, so
+// that the wipe goes on there after a restart.
+//
+// Invariants:
+//  1. 0 <= read <= zeroed <= the extent's length, all of them multiples of Alignment.
+//  2. What is kept on the disk was flushed before: the first zeroed bytes were done by the method,
+//     and the first read bytes were read back as zeros.
+//  3. A method starts at 0, and the disk knows that before the method's first byte.
+type progress struct {
+	method       string
+	zeroed, read int64
+}
+
+// fits reports whether the progress can be that of an extent of that length. A slot may say
+// anything.
+func (p progress) fits(length int64) bool {
+	return 0 <= p.read && p.read <= p.zeroed && p.zeroed <= length && p.zeroed%Alignment == 0 && p.read%Alignment == 0
+}
+
+// interval says how much of a wipe a restart may cost: so many bytes, or so much time.
+type interval struct {
+	bytes int64
+	time  time.Duration
+}
+
+// keeper keeps the progress of a wipe on the disk.
+type keeper struct {
+	every interval
+	write func(context.Context, progress) error
+	// on is what the disk has, and since when.
+	on    progress
+	since time.Time
+}
+
+func (k *keeper) due(p progress) bool {
+	return p.zeroed+p.read-k.on.zeroed-k.on.read >= k.every.bytes || time.Since(k.since) >= k.every.time
+}
+
+// save writes the progress; what it says must be flushed.
+func (k *keeper) save(ctx context.Context, p progress) error {
+	if err := k.write(ctx, p); err != nil {
+		return err
+	}
+	k.on, k.since = p, time.Now()
+	return nil
+}
+
+// advance tells how far the work is, and keeps it on the disk when that is due.
+func (w *work) advance(ctx context.Context) error {
+	w.report(w.at.read)
+	if w.keeper == nil || !w.keeper.due(w.at) {
+		return nil
+	}
+	return w.pin(ctx)
+}
+
+// pin flushes what was zeroed, and keeps the progress on the disk. A slot that cannot be written
+// costs what is done since, should the agent restart, and not the wipe.
+func (w *work) pin(ctx context.Context) error {
+	if err := w.device.Sync(); err != nil {
+		return err
+	}
+	if err := w.keeper.save(ctx, w.at); err != nil {
+		klog.FromContext(ctx).Error(err, "The progress of a wipe is not kept", "device", w.device.path, "extent", w.extent)
+		w.keeper.since = time.Now()
+	}
+	return nil
+}
+
+// start begins a method, at 0 unless it is the one that was under way. What the disk keeps of
+// another method must be gone before the first byte: it would be taken for this one's proof.
+func (w *work) start(ctx context.Context, method string) error {
+	if w.at.method == method {
+		return nil
+	}
+	w.at = progress{method: method}
+	if w.keeper == nil || w.keeper.on == (progress{}) {
+		return nil
+	}
+	if err := w.keeper.save(ctx, w.at); err != nil {
+		return err
+	}
+	return w.device.Sync()
+}
+
+// end keeps what is to be kept of work that stopped with an error: all that is done if its caller
+// gave up, or nothing, as the next try must zero again what did not read as zeros.
+func (w *work) end(ctx context.Context, gaveUp bool) {
+	keep := progress{}
+	if gaveUp {
+		keep = w.at
+	}
+	if w.keeper == nil || w.keeper.on == keep {
+		return
+	}
+	ctx = context.WithoutCancel(ctx)
+	var err error
+	if gaveUp {
+		err = w.pin(ctx)
+	} else {
+		err = w.keeper.save(ctx, keep)
+	}
+	if err != nil {
+		klog.FromContext(ctx).V(2).Info("The progress of a wipe is not kept", "device", w.device.path, "reason", err.Error())
+	}
+}

@@ -1,0 +1,352 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// often keeps the progress of wipes every few MiB, and never because of the time.
+var often = interval{3 * mib, time.Hour}
+
+// beingWiped is a disk of 32 MiB with a volume full of canaries, whose wipes write with overwrite
+// and keep their progress often. over are the offsets that they write.
+func beingWiped(t *testing.T) (l *loop, d *Disk, v Volume, over *[]int64) {
+	t.Helper()
+	l = initialized(t, 32*mib, 512)
+	l.wiping.keepEvery = often
+	over = counted(&l.wiping.overwrite)
+	l.zeroBy(l.wiping.overwrite)
+	d = l.open(t)
+	return l, d, written(t, l, d), over
+}
+
+// cutWipe begins a wipe of volume a and ends it when so many bytes are reported as done.
+func cutWipe(t *testing.T, d *Disk, policy WipePolicy, after int64) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(quiet(t))
+	defer cancel()
+	_, err := d.Wipe(ctx, a, WipeOptions{Policy: policy, Progress: func(done int64) {
+		if done >= after {
+			cancel()
+		}
+	}})
+	if !errors.Is(err, context.Canceled) {
+		t.Fatalf("a wipe that is cut short: %v", err)
+	}
+}
+
+// counted replaces a method by one that does the same and notes the offsets.
+func counted(m *method) *[]int64 {
+	offsets := &[]int64{}
+	old := *m
+	*m = method{old.name, min(old.step, mib), func(d *blockDevice, off, n int64) error {
+		*offsets = append(*offsets, off)
+		return old.do(d, off, n)
+	}}
+	return offsets
+}
+
+// copied is a second disk with what the first holds now: what a crash leaves.
+func (l *loop) copied(t *testing.T, sector int) *loop {
+	t.Helper()
+	run(t, "sync", l.image)
+	src, err := os.Open(l.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	st, err := src.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := newLoop(t, st.Size(), sector)
+	other.wiping = l.wiping
+	dst, err := os.OpenFile(other.image, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(dst, src); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(dst.Sync(), dst.Close()); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "blockdev", "--flushbufs", other.path)
+	return other
+}
+
+// TestWipeGoesOn asserts that after a crash a wipe goes on where the disk says, with the method that
+// was under way, and that under Overwrite what was zeroed before the crash is read back after it.
+func TestWipeGoesOn(t *testing.T) {
+	always := overwrite
+	for _, test := range []struct {
+		name     string
+		policy   WipePolicy
+		crash    int64 // when so many bytes are reported as done
+		from, to int64 // where the first step after the crash may be
+		method   string
+	}{
+		{"Zero", WipeZero, 7 * mib, 6 * mib, 7 * mib, methodPunch},
+		{"Overwrite, writing", WipeOverwrite, 4 * mib, 6 * mib, 8 * mib, methodOverwrite},
+		{"Overwrite, reading", WipeOverwrite, 8 * mib, 10 * mib, 10 * mib, methodOverwrite},
+		{"SecureDiscard", WipeSecureDiscard, 4 * mib, 6 * mib, 8 * mib, methodSecureDiscard},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bothSectors(t, func(t *testing.T, sector int) {
+				l := initialized(t, 32*mib, sector)
+				l.wiping.keepEvery = often
+				l.wiping.secureDiscard = method{methodSecureDiscard, mib, always}
+				over, secure := counted(&l.wiping.overwrite), counted(&l.wiping.secureDiscard)
+				punch := l.wiping.zero[0]
+				punched := counted(&punch)
+				l.zeroBy(punch)
+				d := l.open(t)
+				ctx := t.Context()
+				v, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(3, 10), Note: "of a"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				canary(t, l, v)
+				var crashed *loop
+				_, err = d.Wipe(ctx, a, WipeOptions{Policy: test.policy, Progress: func(done int64) {
+					if crashed == nil && done >= test.crash {
+						crashed = l.copied(t, sector)
+					}
+				}})
+				if err != nil || crashed == nil {
+					t.Fatal(err, crashed)
+				}
+				*over, *secure, *punched = nil, nil, nil
+				d = crashed.open(t)
+				if s := d.Snapshot(); len(s.Volumes) != 1 || s.Volumes[0].Phase != Wiping || s.Volumes[0].Note != "of a" || s.Volumes[0].Wipe.Policy != test.policy || s.Volumes[0].Device != "" {
+					t.Fatalf("after the crash: %+v", s.Volumes)
+				}
+				first := int64(-1)
+				w, err := d.Wipe(ctx, a, WipeOptions{Progress: func(done int64) {
+					if first < 0 {
+						first = done
+					}
+				}})
+				if err != nil || w.Policy != test.policy || w.Method != test.method || !w.Verified {
+					t.Fatalf("taken up: %+v, %v", w, err)
+				}
+				steps := slices.Concat(*over, *secure, *punched)
+				if from := 3*mib + test.from; len(steps) == 0 && test.from < 10*mib || len(steps) > 0 && (steps[0] < from || steps[0] > 3*mib+test.to) {
+					t.Errorf("it goes on at %v, and should between %d and %d", steps, from, 3*mib+test.to)
+				}
+				if first < test.crash-3*mib {
+					t.Errorf("it reports %d bytes first", first)
+				}
+				if n := canaries(t, crashed); n != 0 {
+					t.Errorf("%d canaries are left", n)
+				}
+			})
+		})
+	}
+}
+
+// TestResumedWipeIsProven asserts that what was zeroed before a restart is read back after it, and
+// that a wipe whose proof fails starts from the volume's beginning.
+func TestResumedWipeIsProven(t *testing.T) {
+	for _, policy := range []WipePolicy{WipeZero, WipeOverwrite} {
+		t.Run(string(policy), func(t *testing.T) {
+			l, d, _, over := beingWiped(t)
+			cutWipe(t, d, policy, 4*mib)
+			d.Close()
+			l.put(t, []byte("not zero"), 3*mib)
+			d = l.open(t)
+			*over = nil
+			if _, err := d.Wipe(quiet(t), a, WipeOptions{Policy: policy}); err == nil || (*over)[0] == 3*mib {
+				t.Fatalf("the extent does not read as zeros, and the wipe, which went on at %v, says %v", *over, err)
+			}
+			*over = nil
+			if _, err := d.Wipe(t.Context(), a, WipeOptions{Policy: policy}); err != nil || (*over)[0] != 3*mib {
+				t.Errorf("the next wipe begins at %v: %v", *over, err)
+			}
+			if n := canaries(t, l); n != 0 {
+				t.Errorf("%d canaries are left", n)
+			}
+		})
+	}
+}
+
+// TestOtherPolicyStartsOver asserts that the progress of one policy counts for no other.
+func TestOtherPolicyStartsOver(t *testing.T) {
+	l, d, _, over := beingWiped(t)
+	cutWipe(t, d, WipeZero, 7*mib)
+	d.Close()
+	d = l.open(t)
+	*over = nil
+	if _, err := d.Wipe(t.Context(), a, WipeOptions{Policy: WipeOverwrite}); err != nil || len(*over) != 10 {
+		t.Errorf("under another policy %d MiB were written: %v", len(*over), err)
+	}
+}
+
+// TestMethodStartsOver asserts that the disk does not hold the progress of a method that failed
+// when the next method writes its first byte, and that the next method begins at 0.
+func TestMethodStartsOver(t *testing.T) {
+	lies := method{methodPunch, mib, func(*blockDevice, int64, int64) error { return nil }}
+	l := initialized(t, 32*mib, 512)
+	l.wiping.keepEvery = often
+	var first []int64
+	proves := method{methodZeroOut, mib, func(d *blockDevice, off, n int64) error {
+		if len(first) == 0 {
+			if s := l.slotOf(t, 1, a); s.progress.zeroed != 0 {
+				t.Errorf("the disk still says %+v", s.progress)
+			}
+		}
+		first = append(first, off)
+		return overwrite(d, off, n)
+	}}
+	l.zeroBy(lies, proves)
+	d := l.open(t)
+	written(t, l, d)
+	if w, err := d.Wipe(quiet(t), a, WipeOptions{}); err != nil || w.Method != methodZeroOut || first[0] != 3*mib || len(first) != 10 {
+		t.Errorf("%+v, %v, steps at %v", w, err, first)
+	}
+}
+
+// slotOf reads from the medium what is kept of a volume.
+func (l *loop) slotOf(t *testing.T, index int, partition string) slot {
+	t.Helper()
+	d, err := openDevice(l.path, os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	all := make([]byte, mib)
+	if _, err := d.ReadAt(all, mib); err != nil {
+		t.Fatal(err)
+	}
+	return decodeVolumeSlot(all[int64(index-1)*noteBytes:][:noteBytes], partition)
+}
+
+// TestEarlierProgress asserts that what the slot says of an earlier volume of the same GUID, or what
+// cannot be, is not believed by a wipe that begins.
+func TestEarlierProgress(t *testing.T) {
+	l, d, v, over := beingWiped(t)
+	e := entry{index: v.Index, guid: a, extent: v.Extent}
+	err := d.run(t.Context(), func(context.Context) error {
+		return d.keep(e, slot{wipe: WipeSettings{Policy: WipeZero}, progress: progress{methodOverwrite, 10 * mib, 0}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := wipe(t.Context(), d, a); err != nil || len(*over) != 10 || canaries(t, l) != 0 {
+		t.Errorf("%d MiB were written, %d canaries are left: %v", len(*over), canaries(t, l), err)
+	}
+	for _, p := range []progress{{methodOverwrite, -mib, 0}, {methodOverwrite, 11 * mib, 0}, {methodOverwrite, mib, 2 * mib}, {methodOverwrite, mib + 1, 0}, {methodOverwrite, mib, -mib}, {methodOverwrite, mib, 1}} {
+		if p.fits(10 * mib) {
+			t.Errorf("%+v of 10 MiB is believed", p)
+		}
+	}
+	if p := (progress{methodOverwrite, 10 * mib, 10 * mib}); !p.fits(10 * mib) {
+		t.Errorf("%+v of 10 MiB is not believed", p)
+	}
+}
+
+// TestOpenWhileWiping asserts that a volume that is being wiped has no device after a boot, when the
+// kernel shows all partitions, unless a process has it open; what was zeroed counts no more then.
+func TestOpenWhileWiping(t *testing.T) {
+	l, d, v, over := beingWiped(t)
+	cutWipe(t, d, "", 7*mib)
+	boot := func() {
+		d.Close()
+		device, err := openDevice(l.path, os.O_RDWR)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer device.Close()
+		if _, err := device.attach(t.Context(), v.Index, v.Extent); err != nil {
+			t.Fatal(err)
+		}
+	}
+	boot()
+	d = l.open(t)
+	if s := d.Snapshot(); s.Volumes[0].Device != "" || len(l.partitions(t)) != 1 {
+		t.Errorf("after a boot: %+v, the kernel has %v", s.Volumes, l.partitions(t))
+	}
+	boot()
+	holder, err := os.OpenFile(v.Device, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d = l.open(t)
+	if s := d.Snapshot(); s.Volumes[0].Device != v.Device {
+		t.Errorf("with the device open: %+v", s.Volumes)
+	}
+	*over = nil
+	if err := wipe(quiet(t), d, a); !errors.Is(err, ErrInUse) || len(*over) > 0 {
+		t.Errorf("with the device open %v was written: %v", *over, err)
+	}
+	if _, err := holder.WriteAt(bytes.Repeat([]byte("late"), 1024), 2*mib+4096); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(holder.Sync(), holder.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := wipe(t.Context(), d, a); err != nil || len(*over) != 10 {
+		t.Errorf("after it was open %d MiB were written: %v", len(*over), err)
+	}
+	if raw, err := os.ReadFile(l.image); err != nil || bytes.Contains(raw, []byte("late")) {
+		t.Errorf("what was written meanwhile is left: %v", err)
+	}
+}
+
+// TestPowerCutsInProgress asserts that a note survives every power cut while the progress of the
+// volume's wipe, or of its neighbour's, is written, and that what is read is old or new.
+func TestPowerCutsInProgress(t *testing.T) {
+	random := rand.New(rand.NewPCG(11, 12))
+	for _, l := range crashLayouts(t) {
+		m, _ := formatted(t, l)
+		s, _, err := m.mounted(t, l, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(reserve(a, 2, 3).do(t, s), reserve(b, 5, 3).do(t, s)); err != nil {
+			t.Fatal(err)
+		}
+		d := &Disk{store: s, slots: map[string]slot{}}
+		note := strings.Repeat("n", MaxNote)
+		kept := map[string]slot{a: {note: note, wipe: WipeSettings{Policy: WipeOverwrite}}, b: {note: "of b"}}
+		for _, guid := range []string{a, b} {
+			e, _ := s.table.volume(guid)
+			if err := d.keep(e, kept[guid]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range int64(6) {
+			guid := []string{a, b}[i%2]
+			e, _ := s.table.volume(guid)
+			old := kept[guid]
+			next := old
+			next.progress = progress{methodOverwrite, i * mib, 0}
+			before := m.clone()
+			m.log = nil
+			if err := errors.Join(d.keep(e, next), m.Sync()); err != nil {
+				t.Fatal(err)
+			}
+			powerCuts(before, m.log, random, func(cut *memDisk, _ int) {
+				slots, err := readSlots(cut, s.table)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for other, want := range kept {
+					if got := slots[other]; got != want && (other != guid || got != next) {
+						t.Fatalf("%s: %+v is read, neither %+v nor %+v", strconv.FormatInt(i, 10), got, old, next)
+					}
+				}
+			})
+			kept[guid] = next
+		}
+	}
+}

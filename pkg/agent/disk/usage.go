@@ -1,0 +1,153 @@
+package disk
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/berthdev/berth/pkg/agent/holders"
+)
+
+// claims says which block devices of the kernel are made of this one. Volumes of ours that the
+// device mapper shows do not count: they lie on a disk of ours.
+func (d *blockDevice) claims() (reasons []string, err error) {
+	dir := filepath.Join(d.sys, "holders")
+	above, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("holders: %w", err)
+	}
+	for _, holder := range above {
+		folder := filepath.Join(dir, holder.Name())
+		uuid, err := mapperUUID(folder)
+		if err != nil {
+			return nil, err
+		}
+		name, _ := os.ReadFile(filepath.Join(folder, "dm/name"))
+		mapped := "/dev/mapper/" + strings.TrimSpace(string(name))
+		switch {
+		case strings.HasPrefix(uuid, mappedMark):
+		case strings.HasPrefix(uuid, "mpath-"):
+			reasons = append(reasons, fmt.Sprintf("the device is one path of the multipath disk %s: select %s", holder.Name(), mapped))
+		case strings.HasPrefix(uuid, "CRYPT-"):
+			reasons = append(reasons, fmt.Sprintf("the device is encrypted and opened as %s: select %s", holder.Name(), mapped))
+		case len(name) > 0:
+			reasons = append(reasons, fmt.Sprintf("the device is part of %s, which is %s", holder.Name(), mapped))
+		default:
+			reasons = append(reasons, "the device is part of "+holder.Name())
+		}
+	}
+	return reasons, nil
+}
+
+// usedBy says who uses the device, and what could not be looked at.
+func (d *blockDevice) usedBy(ctx context.Context, i Inspector) (reasons, unseen []string, err error) {
+	parts, err := d.partitions()
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(parts) > 0 {
+		reasons = append(reasons, fmt.Sprintf("the device has %d partitions", len(parts)))
+	}
+	if other := otherPath("/sys/block", d.name); other != "" {
+		reasons = append(reasons, fmt.Sprintf("%s is another path to the same disk, which belongs to multipath: select its device-mapper device, or remove a path", other))
+	}
+	seen := i.Seen
+	if seen == nil {
+		if seen, err = i.Look(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	rdev, err := d.number()
+	if err != nil {
+		return nil, nil, err
+	}
+	held := busy(seen.Of(rdev))
+	if len(reasons) == 0 && i.Seen == nil && isPassing(held) {
+		select {
+		case <-time.After(passing):
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+		if seen, err = i.Look(ctx); err != nil {
+			return nil, nil, err
+		}
+		held = busy(seen.Of(rdev))
+	}
+	for _, h := range held {
+		if reason := busyBy(h); !slices.Contains(reasons, reason) {
+			reasons = append(reasons, reason)
+		}
+	}
+	return reasons, seen.Limits(), nil
+}
+
+// passing is how long a program keeps a device open that only looks at it, or has just made it.
+const passing = 300 * time.Millisecond
+
+// isPassing reports whether programs that have the device open are all that holds it.
+func isPassing(held []holders.Holder) bool {
+	return len(held) > 0 && !slices.ContainsFunc(held, func(h holders.Holder) bool { return h.Kind != holders.Open })
+}
+
+// busy are those of the holders that keep the device from being a disk.
+func busy(held []holders.Holder) []holders.Holder {
+	return slices.DeleteFunc(held, func(h holders.Holder) bool { return busyBy(h) == "" })
+}
+
+// busyBy says why a holder keeps the device from being a disk; nothing if it does not. Who only
+// reads, such as udev or a monitor, is in no way harmed.
+func busyBy(h holders.Holder) string {
+	switch h.Kind {
+	case holders.Open:
+		if !h.Writing || h.Process.Own {
+			return ""
+		}
+		return fmt.Sprintf("%s has the device open for writing", h.Process)
+	case holders.Mount:
+		return "the device is mounted at " + h.Name
+	case holders.Bind:
+		return "the device's node is mounted at " + h.Name + ", as of a raw block volume"
+	case holders.Published:
+		return "the kubelet uses the device as a raw block volume at " + h.Name
+	case holders.Swap:
+		return "the device is used as swap"
+	case holders.Loop:
+		return "loop device " + h.Name + " lies on the device"
+	case holders.Kernel, holders.File:
+	}
+	return "the device is in use: " + h.String()
+}
+
+// otherPath returns the name of another device below sys, which is /sys/block, that says of
+// itself to be the same disk. Multipath may take it at any time, and what is held exclusively
+// by one path is not by the other. Devices that say nothing of themselves have no other path.
+func otherPath(sys, name string) string {
+	identity := func(device string) string {
+		for _, file := range []string{"wwid", "device/wwid"} {
+			if b, err := os.ReadFile(filepath.Join(sys, device, file)); err == nil {
+				return strings.TrimSpace(string(b))
+			}
+		}
+		return ""
+	}
+	own := identity(name)
+	if own == "" {
+		return ""
+	}
+	devices, err := os.ReadDir(sys)
+	if err != nil {
+		return ""
+	}
+	for _, other := range devices {
+		// Paths that the kernel itself joins are hidden.
+		hidden, err := readNumber(filepath.Join(sys, other.Name(), "hidden"))
+		if other.Name() != name && (err != nil || hidden == 0) && identity(other.Name()) == own {
+			return other.Name()
+		}
+	}
+	return ""
+}

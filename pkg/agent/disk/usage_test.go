@@ -1,0 +1,341 @@
+package disk
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/agent/holders"
+	"github.com/berthdev/berth/test/mountns"
+	"github.com/berthdev/berth/test/testenv"
+)
+
+// refused asserts that a blank device is refused for a reason, and not one byte of it changes.
+func (l *loop) refused(t *testing.T, i Inspector, state State, reason string) {
+	t.Helper()
+	before := l.hash(t)
+	found, err := i.Inspect(t.Context(), l.path)
+	if err != nil || found.State != state || !slices.ContainsFunc(found.Reasons, func(r string) bool { return strings.Contains(r, reason) }) {
+		t.Errorf("Inspect: %+v, %v, want %s: %q", found, err, state, reason)
+	}
+	if _, err := i.Initialize(t.Context(), l.path, Owner{}); err == nil || !strings.Contains(err.Error(), reason) {
+		t.Errorf("Initialize: %v, want %q", err, reason)
+	}
+	if l.hash(t) != before {
+		t.Error("the device was written to")
+	}
+}
+
+func (l *loop) blank(t *testing.T, i Inspector) {
+	t.Helper()
+	if found, err := i.Inspect(t.Context(), l.path); err != nil || found.State != Blank || len(found.Reasons) != 0 {
+		t.Errorf("Inspect: %+v, %v, want a blank disk", found, err)
+	}
+}
+
+// file makes an empty file, for a bind mount.
+func file(t *testing.T, parts ...string) string {
+	t.Helper()
+	path := filepath.Join(parts...)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// bind mounts a device's node on a file, until the test ends or it is unmounted.
+func bind(t *testing.T, device, path string) (unmount func()) {
+	t.Helper()
+	if err := unix.Mount(device, path, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	unmount = sync.OnceFunc(func() {
+		if err := unix.Unmount(path, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(unmount)
+	return unmount
+}
+
+// TestRawBlockVolumeIsBusy asserts that a blank device is refused that another driver has handed
+// to a pod as a raw block volume, in each of the ways in which that can be seen.
+func TestRawBlockVolumeIsBusy(t *testing.T) {
+	testenv.NeedProgram(t, "unshare")
+	l := newLoop(t, 64*mib, 512)
+	i := Inspector{KubeletDir: t.TempDir()}
+	l.blank(t, i)
+
+	target := file(t, t.TempDir(), "published")
+	unmount := bind(t, l.path, target)
+	l.refused(t, i, Busy, "mounted at "+target)
+	unmount()
+
+	_, stop := testenv.Script(t, mountns.Command(mountns.Private, "", "sh", "-c", "mount --bind "+l.path+" "+target+" && echo ready; read x; true")...)
+	l.refused(t, i, Busy, "mounted at "+target)
+	stop()
+
+	_, stop = testenv.Script(t, "sh", "-c", "exec 3>>"+l.path+"; echo ready; read x; true")
+	l.refused(t, i, Busy, "(sh) has the device open for writing")
+	stop()
+
+	// A process that only reads it, such as udev or a monitor, does not count.
+	_, stop = testenv.Script(t, "sh", "-c", "exec 3<"+l.path+"; echo ready; read x; true")
+	l.blank(t, i)
+	stop()
+
+	link := file(t, i.KubeletDir, "pods/1234/volumeDevices/kubernetes.io~csi/pvc-1")
+	if err := os.Remove(link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(l.path, link); err != nil {
+		t.Fatal(err)
+	}
+	l.refused(t, i, Busy, "raw block volume at "+link)
+	if err := os.Remove(link); err != nil {
+		t.Fatal(err)
+	}
+	node := file(t, i.KubeletDir, "plugins/kubernetes.io/csi/volumeDevices/publish/pvc-1/1234")
+	if err := os.Remove(node); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "cp", "-a", l.path, node)
+	l.refused(t, i, Busy, "raw block volume at "+node)
+	if err := os.Remove(node); err != nil {
+		t.Fatal(err)
+	}
+	l.blank(t, i)
+}
+
+// TestAllReasons asserts that every reason is reported and not the first alone.
+func TestAllReasons(t *testing.T) {
+	testenv.NeedProgram(t, "mkfs.ext4", "blockdev")
+	l := newLoop(t, 64*mib, 512)
+	run(t, "mkfs.ext4", "-q", "-F", l.path)
+	target := file(t, t.TempDir(), "published")
+	defer bind(t, l.path, target)()
+	d, err := openDevice(l.path, os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.blkpg(unix.BLKPG_ADD_PARTITION, 3, at(5, 5)); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "blockdev", "--setro", l.path)
+	defer run(t, "blockdev", "--setrw", l.path)
+	found, err := Inspect(t.Context(), l.path)
+	if err != nil || found.State != Busy || found.Reason != strings.Join(found.Reasons, "; ") {
+		t.Errorf("Inspect: %+v, %v", found, err)
+	}
+	for _, reason := range []string{"1 partitions", "mounted at " + target, "ext4", "read-only"} {
+		if !strings.Contains(found.Reason, reason) {
+			t.Errorf("the reasons %q lack %q", found.Reasons, reason)
+		}
+	}
+}
+
+// TestSeen asserts that Inspect uses what was seen before, and Initialize does not.
+func TestSeen(t *testing.T) {
+	l := newLoop(t, 64*mib, 512)
+	i := Inspector{}
+	var err error
+	if i.Seen, err = i.Look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer bind(t, l.path, file(t, t.TempDir(), "published"))()
+	l.blank(t, i)
+	if _, err := i.Initialize(t.Context(), l.path, Owner{}); err == nil {
+		t.Error("Initialize relied on what was seen before")
+	}
+}
+
+// fakeSys is a device with a folder of the test's own in place of that of sysfs.
+func fakeSys(t *testing.T, path string, files map[string]string) *blockDevice {
+	t.Helper()
+	d, err := openDevice(path, os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	d.sys = t.TempDir()
+	if err := os.Mkdir(filepath.Join(d.sys, "holders"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range files {
+		if err := os.WriteFile(file(t, d.sys, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d
+}
+
+// TestClaims asserts that a device which another block device is made of is busy, also if it has
+// a table of ours, and that the reason says what to select.
+func TestClaims(t *testing.T) {
+	l := initialized(t, 64*mib, 512)
+	for _, test := range []struct {
+		name   string
+		files  map[string]string
+		reason string
+	}{
+		{"multipath", map[string]string{"holders/dm-0/dm/uuid": "mpath-3600\n", "holders/dm-0/dm/name": "mpatha\n"}, "select /dev/mapper/mpatha"},
+		{"LUKS", map[string]string{"holders/dm-1/dm/uuid": "CRYPT-LUKS2-1-x\n", "holders/dm-1/dm/name": "luks\n"}, "select /dev/mapper/luks"},
+		{"LVM", map[string]string{"holders/dm-2/dm/uuid": "LVM-x\n", "holders/dm-2/dm/name": "vg-lv\n"}, "part of dm-2"},
+		{"RAID", map[string]string{"holders/md0/md/level": "raid1\n"}, "part of md0"},
+		{"a volume of ours", map[string]string{"holders/dm-3/dm/uuid": mappedMark + a + "\n", "holders/dm-3/dm/name": mappedName + a + "\n"}, ""},
+	} {
+		found, err := fakeSys(t, l.path, test.files).inspect(t.Context(), Inspector{})
+		want := Busy
+		if test.reason == "" {
+			want = Ours
+		}
+		if err != nil || found.State != want || !strings.Contains(found.Reason, test.reason) {
+			t.Errorf("%s: %+v, %v, want %s: %q", test.name, found, err, want, test.reason)
+		}
+	}
+}
+
+// TestUnable asserts that a blank device is refused that could not serve: decided before anything
+// is written to it.
+func TestUnable(t *testing.T) {
+	l := newLoop(t, 64*mib, 512)
+	check := func(name string, files map[string]string, reason string) {
+		t.Helper()
+		found, err := fakeSys(t, l.path, files).inspect(t.Context(), Inspector{})
+		want := Foreign
+		if reason == "" {
+			want = Blank
+		}
+		if err != nil || found.State != want || !strings.Contains(found.Reason, reason) {
+			t.Errorf("%s: %+v, %v, want %s: %q", name, found, err, want, reason)
+		}
+	}
+	check("zoned", map[string]string{"queue/zoned": "host-managed\n", "ext_range": "256\n"}, "zoned")
+	check("not zoned", map[string]string{"queue/zoned": "none\n", "ext_range": "256\n"}, "")
+	// Without the device mapper, nothing can show a part of these.
+	missing := ""
+	if !hasMapper(t) {
+		missing = "device mapper that would replace them is missing"
+	}
+	check("device mapper", map[string]string{"dm/name": "mpatha\n", "ext_range": "256\n"}, missing)
+	check("no partitions", map[string]string{"ext_range": "1\n"}, missing)
+}
+
+// hasMapper reports whether the kernel has the device mapper: its device node alone does not say so.
+func hasMapper(t *testing.T) bool {
+	t.Helper()
+	m, err := openMapper()
+	if err != nil {
+		t.Logf("no device mapper: %v", err)
+		return false
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return true
+}
+
+// TestDeviceWithoutPartitions asserts, on a real device of that kind, that it serves by the device mapper.
+// Where the kernel has none, it is refused before anything is written, and a table which is there already
+// does not serve.
+func TestDeviceWithoutPartitions(t *testing.T) {
+	testenv.NeedRoot(t)
+	number, err := os.ReadFile("/sys/class/zram-control/hot_add")
+	if err != nil {
+		testenv.Unfit(t, "this kernel has no zram: %v", err)
+	}
+	name := "zram" + strings.TrimSpace(string(number))
+	defer func() {
+		if err := os.WriteFile("/sys/class/zram-control/hot_remove", number, 0o200); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := os.WriteFile("/sys/block/"+name+"/disksize", fmt.Append(nil, 64*mib), 0o200); err != nil {
+		t.Fatal(err)
+	}
+	path := "/dev/" + name
+	found, err := Inspect(t.Context(), path)
+	if hasMapper(t) {
+		if err != nil || found.State != Blank {
+			t.Errorf("Inspect: %+v, %v", found, err)
+		}
+		if _, err := Initialize(t.Context(), path, Owner{}); err != nil {
+			t.Fatal(err)
+		}
+		d, err := Open(t.Context(), path, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	if err != nil || found.State != Foreign || !strings.Contains(found.Reason, "gives this device no partitions") {
+		t.Errorf("Inspect: %+v, %v", found, err)
+	}
+	if _, err := Initialize(t.Context(), path, Owner{}); err == nil {
+		t.Error("Initialize succeeded")
+	}
+	l := initialized(t, 64*mib, 4096)
+	run(t, "dd", "if="+l.path, "of="+path, "bs=1M", "oflag=direct", "status=none")
+	if d, err := Open(t.Context(), path, Options{}); err == nil || !strings.Contains(err.Error(), "no partitions") {
+		t.Errorf("Open: %v, %v", d, err)
+	}
+}
+
+// TestBusyBy asserts which holders make a device busy.
+func TestBusyBy(t *testing.T) {
+	for _, test := range []struct {
+		holder holders.Holder
+		busy   bool
+	}{
+		{holders.Holder{Kind: holders.Open, Writing: true}, true},
+		{holders.Holder{Kind: holders.Open}, false},
+		{holders.Holder{Kind: holders.Open, Writing: true, Process: holders.Process{Own: true}}, false},
+		{holders.Holder{Kind: holders.Kernel, Name: "md0"}, true},
+		{holders.Holder{Kind: holders.Loop, Name: "loop7"}, true},
+		{holders.Holder{Kind: holders.Swap}, true},
+		{holders.Holder{Kind: holders.Mount}, true},
+		{holders.Holder{Kind: holders.Bind}, true},
+		{holders.Holder{Kind: holders.Published}, true},
+		{holders.Holder{Kind: holders.File}, true},
+	} {
+		if reason := busyBy(test.holder); (reason != "") != test.busy {
+			t.Errorf("%+v: %q", test.holder, reason)
+		}
+	}
+}
+
+// TestPassing asserts that a program which has the device open for a moment does not make it busy.
+func TestPassing(t *testing.T) {
+	l := newLoop(t, 64*mib, 512)
+	_, stop := testenv.Script(t, "sh", "-c", "exec 3>>"+l.path+"; echo ready; read x; true")
+	timer := time.AfterFunc(passing/3, stop)
+	defer timer.Stop()
+	d, err := openDevice(l.path, os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	i := Inspector{}
+	if seen, err := i.Look(t.Context()); err != nil {
+		t.Fatal(err)
+	} else if rdev, err := d.number(); err != nil || !isPassing(busy(seen.Of(rdev))) {
+		testenv.Unfit(t, "the program ended before it was seen: %v, %v", seen.Of(rdev), err)
+	}
+	if reasons, _, err := d.usedBy(t.Context(), i); err != nil || len(reasons) != 0 {
+		t.Errorf("the device is in use: %q, %v", reasons, err)
+	}
+}

@@ -1,0 +1,138 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestWipeSettings asserts that the policy and the rate of a volume stay with it, hold for a wipe that
+// is given none, and that those of a wipe under way stay with it as well.
+func TestWipeSettings(t *testing.T) {
+	l := initialized(t, 64*mib, 512)
+	d := l.open(t)
+	ctx := t.Context()
+	of := func(partition string) WipeSettings {
+		t.Helper()
+		v, found := ptr(d.Snapshot()).Volume(partition)
+		if !found {
+			t.Fatalf("%s is gone", partition)
+		}
+		return v.Wipe
+	}
+	again := func() {
+		t.Helper()
+		d.Close()
+		l.forget(t)
+		d = l.open(t)
+	}
+	slow := WipeSettings{WipeOverwrite, 1 << 30}
+	for i, o := range []CreateOptions{{Partition: a, Wipe: slow}, {Partition: b, Note: "of b"}, {Partition: c, Note: "of c", Wipe: WipeSettings{Policy: WipeNone}}} {
+		o.Extent = at(2+4*int64(i), 4)
+		if _, err := d.Create(ctx, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := d.Create(ctx, CreateOptions{Partition: c2, Extent: at(40, 2), Wipe: WipeSettings{Policy: "Shred"}}); err == nil {
+		t.Error("a policy was taken that does not exist")
+	}
+	if _, err := d.Create(ctx, CreateOptions{Partition: c2, Extent: at(40, 2), Note: strings.Repeat("n", MaxNote+1)}); err == nil {
+		t.Error("a note was taken that does not fit")
+	}
+	again()
+	if of(a) != slow || of(b) != (WipeSettings{}) || of(c) != (WipeSettings{Policy: WipeNone}) {
+		t.Errorf("after a restart: %+v", d.Snapshot().Volumes)
+	}
+	if err := d.SetWipe(ctx, b, slow); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.SetWipe(ctx, b, WipeSettings{Rate: -1}); err == nil {
+		t.Error("a negative rate was taken")
+	}
+	if err := d.SetWipe(ctx, c3, slow); !errors.Is(err, ErrNotFound) {
+		t.Errorf("of a volume that is not there: %v", err)
+	}
+	again()
+	if v, _ := ptr(d.Snapshot()).Volume(b); v.Wipe != slow || v.Note != "of b" {
+		t.Errorf("set later: %+v", v)
+	}
+	if w, err := d.Wipe(ctx, a, WipeOptions{}); err != nil || w.Policy != WipeOverwrite || w.Method != methodOverwrite {
+		t.Errorf("wiped as was kept with it: %+v, %v", w, err)
+	}
+	short, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := d.Wipe(short, b, WipeOptions{Policy: WipeSecureDiscard}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled from the start: %v", err)
+	}
+	cut, stop := context.WithCancel(ctx)
+	if _, err := d.Wipe(cut, b, WipeOptions{Policy: WipeSecureDiscard, Progress: func(int64) { stop() }}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cut short: %v", err)
+	}
+	if err := d.SetWipe(ctx, b, slow); !errors.Is(err, ErrInUse) {
+		t.Errorf("of a volume that is being wiped: %v", err)
+	}
+	again()
+	if w, err := d.Wipe(ctx, b, WipeOptions{}); err != nil || w.Policy != WipeSecureDiscard {
+		t.Errorf("taken up as it was begun: %+v, %v", w, err)
+	}
+	if w, err := d.Wipe(ctx, c, WipeOptions{}); err != nil || w.Policy != WipeNone {
+		t.Errorf("wiped as was kept with it: %+v, %v", w, err)
+	}
+}
+
+// TestRateOfEveryMethod asserts that with a rate no method takes more than a moment's worth in one
+// step, and that the rate kept with a volume holds for what is zeroed for it.
+func TestRateOfEveryMethod(t *testing.T) {
+	const rate = 400 * mib // steps of at most 100 MiB
+	var steps []int64
+	note := func(name string) method {
+		return method{name, 1 << 30, func(d *blockDevice, off, n int64) error {
+			steps = append(steps, n)
+			return punchHole(d, off, n)
+		}}
+	}
+	l := initialized(t, 900*mib, 512)
+	ctx := t.Context()
+	check := func(what string, total int64) {
+		t.Helper()
+		if len(steps) == 0 || slices.Max(steps) > rate/4 {
+			t.Errorf("%s: steps of %v bytes", what, steps)
+		}
+		sum := int64(0)
+		for _, n := range steps {
+			sum += n
+		}
+		if sum != total {
+			t.Errorf("%s: %d bytes in all, not %d", what, sum, total)
+		}
+		steps = nil
+	}
+	l.wiping.overwrite, l.wiping.secureDiscard = note(methodOverwrite), note(methodSecureDiscard)
+	for _, test := range []struct {
+		policy WipePolicy
+		method method
+	}{{WipeZero, note(methodPunch)}, {WipeZero, note(methodZeroOut)}, {WipeOverwrite, l.wiping.overwrite}, {WipeSecureDiscard, l.wiping.secureDiscard}} {
+		l.zeroBy(test.method)
+		d := l.open(t)
+		if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 200)}); err != nil {
+			t.Fatal(err)
+		}
+		if w, err := d.Wipe(ctx, a, WipeOptions{Policy: test.policy, Rate: rate}); err != nil || w.Method != test.method.name {
+			t.Fatalf("%+v, %v", w, err)
+		}
+		check(test.method.name, 200*mib)
+		d.Close()
+	}
+	l.zeroBy(note(methodPunch))
+	d := l.open(t)
+	if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(2, 150), Raw: true, Wipe: WipeSettings{Policy: WipeZero, Rate: rate}}); err != nil {
+		t.Fatal(err)
+	}
+	check("a raw volume", 150*mib)
+	if _, err := d.Grow(ctx, b, 300*mib); err != nil {
+		t.Fatal(err)
+	}
+	check("a volume that grows", 150*mib)
+}

@@ -1,0 +1,123 @@
+package disk
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// TestWriterDuringWipe asserts that a volume that a process has open for writing is not wiped at
+// all, however often that is tried, and is wiped once and clean when it is closed.
+func TestWriterDuringWipe(t *testing.T) {
+	bothSectors(t, func(t *testing.T, sector int) {
+		l := initialized(t, 64*mib, sector)
+		d := l.open(t)
+		v, err := d.Create(quiet(t), CreateOptions{Partition: a, Extent: at(3, 40)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		canary(t, l, v)
+		d.settle(t)
+		writer, err := os.OpenFile(v.Device, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := l.writtenBytes(t)
+		for range 2 {
+			if _, err := d.Wipe(quiet(t), a, WipeOptions{Policy: WipeOverwrite}); !errors.Is(err, ErrInUse) {
+				t.Errorf("Wipe of a volume that is open for writing: %v", err)
+			}
+		}
+		if n := l.writtenBytes(t) - before; n != 0 {
+			t.Errorf("%d bytes were written to the disk while the volume was open", n)
+		}
+		if s := d.Snapshot(); s.Volumes[0].Phase != Reserved || s.Volumes[0].Device != v.Device {
+			t.Errorf("meanwhile: %+v", s.Volumes)
+		}
+		if _, err := writer.WriteAt(bytes.Repeat([]byte("late"), 1024), 8*mib); err != nil {
+			t.Fatal(err)
+		}
+		if err := writer.Close(); err != nil {
+			t.Fatal(err)
+		}
+		before = l.writtenBytes(t)
+		opened := 0
+		w, err := d.Wipe(quiet(t), a, WipeOptions{Policy: WipeOverwrite, Progress: func(int64) {
+			// No process can open it any more.
+			if f, err := os.OpenFile(v.Device, os.O_RDWR, 0); err == nil {
+				f.Close()
+				opened++
+			}
+		}})
+		if err != nil || !w.Verified || opened > 0 {
+			t.Errorf("%+v, %v, opened %d times while it was wiped", w, err, opened)
+		}
+		if n := l.writtenBytes(t) - before; n < 40*mib || n > 41*mib {
+			t.Errorf("%d bytes were written for a volume of %d", n, 40*mib)
+		}
+		raw, err := os.ReadFile(l.image)
+		if e := at(3, 40); err != nil || !allZero(raw[e.Start:e.End]) {
+			t.Errorf("the extent is not zero: %v", err)
+		}
+		if again, err := d.Create(quiet(t), CreateOptions{Partition: b, Extent: at(3, 40), Raw: true}); err != nil || !allZero(content(t, again)) {
+			t.Errorf("a raw volume in its place: %v", err)
+		}
+	})
+}
+
+// TestLeakedLoopDevice asserts that a loop device left over a volume costs each try
+// an ErrInUse and no write.
+func TestLeakedLoopDevice(t *testing.T) {
+	l := initialized(t, 64*mib, 512)
+	d := l.open(t)
+	v, err := d.Create(quiet(t), CreateOptions{Partition: a, Extent: at(3, 40)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.settle(t)
+	leaked := strings.TrimSpace(run(t, "losetup", "--find", "--show", v.Device))
+	detached := false
+	t.Cleanup(func() {
+		if !detached {
+			_ = tryRun("losetup", "--detach", leaked)
+		}
+	})
+	before := l.writtenBytes(t)
+	for range 2 {
+		if err := wipe(quiet(t), d, a); !errors.Is(err, ErrInUse) {
+			t.Errorf("Wipe of a volume with a loop device over it: %v", err)
+		}
+	}
+	if n := l.writtenBytes(t) - before; n != 0 {
+		t.Errorf("%d bytes were written to the disk", n)
+	}
+	run(t, "losetup", "--detach", leaked)
+	detached = true
+	if err := wipe(t.Context(), d, a); err != nil {
+		t.Error(err)
+	}
+}
+
+// writtenBytes is what the kernel has written to the disk so far, or had it drop.
+func (l *loop) writtenBytes(t *testing.T) int64 {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(l.path), "stat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(b))
+	const written, discarded = 6, 13
+	sum := int64(0)
+	for _, i := range []int{written, discarded} {
+		n, err := strconv.ParseInt(fields[i], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += n * 512
+	}
+	return sum
+}

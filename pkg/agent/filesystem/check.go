@@ -1,0 +1,45 @@
+package filesystem
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+
+	"k8s.io/klog/v2"
+)
+
+// ErrDamaged says that the file system has errors that only a person can decide about.
+var ErrDamaged = errors.New("the file system has errors that e2fsck does not repair by itself")
+
+// Check lets e2fsck repair an ext4 file system whose superblock asks for it, as mount-utils does
+// with fsck -a. It must not be mounted. A file system with errors is never mounted: each write
+// could destroy more. It is ErrDamaged if something is left that e2fsck asks a person about.
+func Check(ctx context.Context, device string) error {
+	// e2fsck is not interrupted by a kubelet that gives up; the next call finds it done.
+	said, err := repair(context.WithoutCancel(ctx), "-p", device)
+	if err != nil {
+		return err
+	}
+	klog.FromContext(ctx).Info("File system was checked, as its superblock asks for it", "device", device, "e2fsck", said)
+	return nil
+}
+
+// repair runs e2fsck with the arguments and returns what it said. Errors that it has repaired
+// are none.
+func repair(ctx context.Context, arguments ...string) (said string, err error) {
+	const repaired, reboot, left = 1, 2, 4
+	said, err = run(ctx, "e2fsck", arguments...)
+	var exit *exec.ExitError
+	switch {
+	case !errors.As(err, &exit) || exit.ExitCode() < 0:
+		return said, err
+	case exit.ExitCode()&^(repaired|reboot) == 0:
+		return said, nil
+	case exit.ExitCode()&left != 0:
+		device := arguments[len(arguments)-1]
+		return said, fmt.Errorf("%w, and is not mounted: run \"e2fsck -f %s\" on the node and answer its questions, or delete the claim or pod to give the data up: %w",
+			ErrDamaged, device, err)
+	}
+	return said, fmt.Errorf("cannot check the file system, which its superblock asks for: %w", err)
+}

@@ -1,0 +1,97 @@
+package filesystem
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os/exec"
+	"strings"
+	"testing"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/testenv"
+)
+
+const gib = 1024 * mib
+
+// destroys reports whether resize2fs, as the oracle, damages an ext4 file system that it lets
+// grow to a size.
+func destroys(t *testing.T, image string) bool {
+	t.Helper()
+	if err := exec.Command("e2fsck", "-f", "-p", image).Run(); err != nil {
+		t.Fatal(err)
+	}
+	resized := exec.Command("resize2fs", image).Run()
+	return resized != nil || exec.Command("e2fsck", "-f", "-n", image).Run() != nil
+}
+
+// TestLimit asserts that a file system grows to its limit unharmed, and that the limit is not
+// beyond what resize2fs destroys.
+func TestLimit(t *testing.T) {
+	for _, tc := range []struct {
+		size, to int64
+		options  []string
+		may      bool
+	}{
+		{64 * mib, 64 * gib, []string{"-b4096"}, true},
+		{64 * mib, 64*gib + 129*mib, []string{"-b4096"}, false},
+		{64 * mib, 100 * gib, []string{"-b4096"}, false},
+		{64 * mib, 100 * gib, []string{"-b4096", "-O^resize_inode"}, true},
+		{64 * mib, 100 * gib, []string{"-b4096", "-Ometa_bg,^resize_inode"}, true},
+		{64 * mib, 64 * gib, []string{"-b4096", "-O^64bit"}, true},
+		{64 * mib, 100 * gib, []string{"-b4096", "-O^64bit"}, false},
+		{64 * mib, 16 * gib, []string{"-b4096", "-Eresize=4194304"}, true},
+		{64 * mib, 17 * gib, []string{"-b4096", "-Eresize=4194304"}, false},
+		{8 * mib, 7 * gib, []string{"-b1024"}, true},
+		{8 * mib, 9 * gib, []string{"-b1024"}, false},
+		{200 * mib, 100 * gib, []string{"-b4096"}, true},
+	} {
+		t.Run(fmt.Sprintf("%d MiB to %d MiB %v", tc.size/mib, tc.to/mib, tc.options), func(t *testing.T) {
+			t.Parallel()
+			image := withFile(t, tc.size, tc.options...)
+			state, err := Look(image, diskv1alpha1.FSTypeExt4)
+			if err != nil {
+				t.Fatal(err)
+			}
+			testenv.Resize(t, image, tc.to)
+			err = MayGrowUnmounted(image)
+			if may := err == nil; may != tc.may {
+				t.Fatalf("it may grow: %v, want %v (limit %d): %v", may, tc.may, state.Limit, err)
+			}
+			if !tc.may {
+				if err := GrowUnmounted(t.Context(), image); !errors.Is(err, ErrTooFar) || !strings.Contains(err.Error(), "new claim") {
+					t.Errorf("it is not refused: %v", err)
+				}
+				holdsFile(t, image)
+				testenv.Resize(t, image, state.Limit)
+			}
+			if err := GrowUnmounted(t.Context(), image); err != nil {
+				t.Fatal(err)
+			}
+			holdsFile(t, image)
+			if state, err := Look(image, diskv1alpha1.FSTypeExt4); err != nil || state.Missing != 0 {
+				t.Errorf("%+v: %v", state, err)
+			}
+		})
+	}
+}
+
+// TestLimitIsNeeded asserts that resize2fs does destroy what the limit keeps from it. When a
+// newer one does not, the limit can go.
+func TestLimitIsNeeded(t *testing.T) {
+	image := withFile(t, 64*mib, "-b4096")
+	testenv.Resize(t, image, 100*gib)
+	if !destroys(t, image) {
+		testenv.Unfit(t, "this resize2fs lets 64Mi grow to 100Gi unharmed")
+	}
+}
+
+// TestLimitOfXFS asserts that xfs has none.
+func TestLimitOfXFS(t *testing.T) {
+	testenv.NeedProgram(t, "mkfs.xfs")
+	image := testenv.Image(t, 304*mib)
+	testenv.Run(t, "mkfs.xfs", "-q", "-f", image)
+	if state, err := Look(image, diskv1alpha1.FSTypeXFS); err != nil || state.Limit != math.MaxInt64 || state.Suspect {
+		t.Errorf("%+v: %v", state, err)
+	}
+}

@@ -1,0 +1,126 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// Steps that an agent takes before it is ready, in their order.
+const (
+	stepLock      = "another agent serves this node, or has not ended yet"
+	stepSynced    = "the API server has not shown the node's objects yet"
+	stepPublished = "the node's disks are not published yet"
+	stepDriver    = "the kubelet has not registered the driver"
+)
+
+var steps = []string{stepLock, stepSynced, stepPublished, stepDriver}
+
+// Loops that liveness looks at.
+const (
+	loopRescan  = "the look at the block devices"
+	loopPublish = "the publication of the disks"
+)
+
+// stallLimit is how long one pass of a loop may take. Devices and requests have shorter time
+// limits of their own, so a pass that takes longer will not end by itself.
+const stallLimit = 10 * time.Minute
+
+// Health says whether the agent makes progress, and whether it serves. One disk that hangs
+// changes neither.
+type Health struct {
+	now func() time.Time
+	// published is closed after the first publication.
+	published chan struct{}
+
+	mu sync.Mutex
+	// taken are the steps that the agent has taken.
+	taken map[string]bool
+	// began is when the pass of a loop began that is under way.
+	began map[string]time.Time
+}
+
+// NewHealth returns that of an agent that has not started: alive, not ready.
+func NewHealth() *Health {
+	return &Health{now: time.Now, published: make(chan struct{}), taken: map[string]bool{}, began: map[string]time.Time{}}
+}
+
+// Alive returns what does not make progress, such that only a new start helps; nil if all does.
+func (h *Health) Alive() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, loop := range []string{loopRescan, loopPublish} {
+		if began, busy := h.began[loop]; busy {
+			if took := h.now().Sub(began); took > stallLimit {
+				return fmt.Errorf("%s has made no progress for %s", loop, took.Round(time.Second))
+			}
+		}
+	}
+	return nil
+}
+
+// Ready returns what the agent waits for before it serves; nil if it does serve.
+func (h *Health) Ready() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, step := range steps {
+		if !h.taken[step] {
+			return fmt.Errorf("not ready: %s", step)
+		}
+	}
+	return nil
+}
+
+// set notes whether a step is taken.
+func (h *Health) set(step string, taken bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.taken[step] = taken
+}
+
+// firstPublished notes that the disks are published.
+func (h *Health) firstPublished() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.taken[stepPublished] {
+		h.taken[stepPublished] = true
+		close(h.published)
+	}
+}
+
+// awaitPublished returns after the first publication, after the patience, or when the context ends.
+func (h *Health) awaitPublished(ctx context.Context, patience time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	select {
+	case <-ctx.Done():
+	case <-h.published:
+	}
+}
+
+// pass notes that a pass of a loop begins; the caller calls done at its end.
+func (h *Health) pass(loop string) (done func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.began[loop] = h.now()
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.began, loop)
+	}
+}
+
+// publication tells Health of the publisher's passes.
+type publication struct{ *Health }
+
+// Pass implements publish.Progress.
+func (p publication) Pass() (done func(err error)) {
+	end := p.pass(loopPublish)
+	return func(err error) {
+		end()
+		if err == nil {
+			p.firstPublished()
+		}
+	}
+}

@@ -1,0 +1,66 @@
+package agent
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestReady asserts that an agent is ready when it has taken every step, and says which one it
+// has not.
+func TestReady(t *testing.T) {
+	h := NewHealth()
+	for _, step := range steps {
+		if err := h.Ready(); err == nil || !strings.Contains(err.Error(), step) {
+			t.Errorf("before the step %q: %v", step, err)
+		}
+		h.set(step, true)
+	}
+	if err := h.Ready(); err != nil {
+		t.Error(err)
+	}
+	h.set(stepDriver, false)
+	if err := h.Ready(); err == nil || !strings.Contains(err.Error(), stepDriver) {
+		t.Errorf("with the driver not registered any more: %v", err)
+	}
+}
+
+// TestReadyAfterPublication asserts that a publication that failed does not count.
+func TestReadyAfterPublication(t *testing.T) {
+	h := NewHealth()
+	p := publication{h}
+	p.Pass()(errors.New("refused"))
+	if h.taken[stepPublished] {
+		t.Error("a failed publication counts")
+	}
+	p.Pass()(nil)
+	if !h.taken[stepPublished] {
+		t.Error("a publication does not count")
+	}
+	h.awaitPublished(t.Context(), time.Hour)
+	p.Pass()(nil)
+}
+
+// TestAlive asserts that a pass that takes too long fails liveness, and that loops which wait
+// for work do not.
+func TestAlive(t *testing.T) {
+	for _, loop := range []string{loopRescan, loopPublish} {
+		h, now := NewHealth(), time.Now()
+		h.now = func() time.Time { return now }
+		done := h.pass(loop)
+		now = now.Add(stallLimit)
+		if err := h.Alive(); err != nil {
+			t.Error(err)
+		}
+		now = now.Add(time.Second)
+		if err := h.Alive(); err == nil || !strings.Contains(err.Error(), loop) {
+			t.Errorf("%s stalls: %v", loop, err)
+		}
+		done()
+		now = now.Add(time.Hour)
+		if err := h.Alive(); err != nil {
+			t.Errorf("%s has ended: %v", loop, err)
+		}
+	}
+}

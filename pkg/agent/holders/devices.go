@@ -1,0 +1,189 @@
+package holders
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+	"golang.org/x/sys/unix"
+)
+
+// devices finds the block devices that lie on others. dir is /sys/dev/block: every entry is
+// named after a device's number and leads to the device's folder.
+func (s *System) devices(ctx context.Context, dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		s.limit("the kernel's block devices cannot be listed: %v", err)
+		return
+	}
+	for _, e := range entries {
+		device, ok := parseNumber(e.Name())
+		if !ok {
+			continue
+		}
+		folder := filepath.Join(dir, e.Name())
+		above, err := os.ReadDir(filepath.Join(folder, "holders"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
+			s.limit("the holders of device %s cannot be listed: %v", e.Name(), err)
+		}
+		for _, holder := range above {
+			name := labelled(holder.Name(), filepath.Join(folder, "holders", holder.Name()))
+			s.add(device, Holder{Kind: Kernel, Name: name})
+		}
+		s.loop(folder)
+	}
+	s.answers(ctx)
+}
+
+// labelled is a device's name with what people call it.
+func labelled(name, folder string) string {
+	for _, file := range []string{"dm/name", "md/level"} {
+		if label, err := os.ReadFile(filepath.Join(folder, file)); err == nil && len(bytes.TrimSpace(label)) > 0 {
+			return fmt.Sprintf("%s (%s)", name, bytes.TrimSpace(label))
+		}
+	}
+	return name
+}
+
+// loop adds a loop device to what holds the block device that it lies on. The kernel does not
+// list it among that device's holders. Where the path alone does not say which device that is,
+// the loop device is asked, which may hang.
+func (s *System) loop(folder string) {
+	backing, err := os.ReadFile(filepath.Join(folder, "loop/backing_file"))
+	if err != nil {
+		return // not a loop device, or one that is not bound
+	}
+	path := strings.TrimSuffix(string(bytes.TrimSpace(backing)), " (deleted)")
+	name := loopName(folder)
+	// A path of this process's /dev needs no look at the loop device itself.
+	if strings.HasPrefix(path, "/dev/") {
+		if device, err := numberOf(path); err == nil {
+			s.add(device, Holder{Kind: Loop, Name: name})
+			return
+		}
+	}
+	s.asked = append(s.asked, question{name, asking.DoChan(name, func() (any, error) { return s.backing("/dev/" + name) })})
+}
+
+// question is what a loop device was asked.
+type question struct {
+	loop   string
+	answer <-chan singleflight.Result
+}
+
+// asking has at most one question to each loop device on its way. A call that hangs in the kernel
+// stays with the process, whichever search began it.
+var asking singleflight.Group
+
+// patience is how long a loop device may take to answer. One over a file whose file system hangs
+// never does.
+const patience = time.Second
+
+// answers takes the answers of the loop devices that were asked.
+func (s *System) answers(ctx context.Context) {
+	timer := time.NewTimer(s.patience)
+	defer timer.Stop()
+	for _, q := range s.asked {
+		select {
+		case r := <-q.answer:
+			s.answered(q.loop, r)
+			continue
+		default:
+		}
+		select {
+		case r := <-q.answer:
+			s.answered(q.loop, r)
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			timer.Reset(0)
+			s.limit("loop device %s hangs: what it lies on is not known; look at the file system of its file", q.loop)
+		}
+	}
+}
+
+func (s *System) answered(loop string, r singleflight.Result) {
+	if r.Err != nil {
+		s.limit("what loop device %s lies on is not known: %v", loop, r.Err)
+	} else if device, _ := r.Val.(uint64); device != 0 {
+		s.add(device, Holder{Kind: Loop, Name: loop})
+	}
+}
+
+// loopName is the name of the loop device with that folder in sysfs.
+func loopName(folder string) string {
+	if real, err := filepath.EvalSymlinks(folder); err == nil {
+		return filepath.Base(real)
+	}
+	return filepath.Base(folder)
+}
+
+// backingDevice is the block device that a loop device lies on, 0 if it lies on a file.
+func backingDevice(loop string) (uint64, error) {
+	f, err := os.OpenFile(loop, os.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if errors.Is(err, unix.ENXIO) {
+		return 0, nil // unbound meanwhile
+	}
+	if err != nil {
+		return 0, err
+	}
+	return info.Rdevice, nil
+}
+
+// swaps finds the devices in /proc/swaps.
+func (s *System) swaps(file string) {
+	content, err := os.ReadFile(file)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			s.limit("swap space cannot be listed: %v", err)
+		}
+		return
+	}
+	for line := range strings.Lines(string(content)) {
+		path, _, _ := strings.Cut(line, " ")
+		if device, err := numberOf(path); err == nil {
+			s.add(device, Holder{Kind: Swap, Name: path})
+		}
+	}
+}
+
+// limit records what could not be looked at.
+func (s *System) limit(format string, args ...any) {
+	s.limits = append(s.limits, fmt.Sprintf(format, args...))
+}
+
+// parseNumber parses a device's number as sysfs has it, such as 8:17.
+func parseNumber(text string) (uint64, bool) {
+	a, b, ok := strings.Cut(text, ":")
+	major, err := strconv.ParseUint(a, 10, 32)
+	if !ok || err != nil {
+		return 0, false
+	}
+	minor, err := strconv.ParseUint(b, 10, 32)
+	return unix.Mkdev(uint32(major), uint32(minor)), err == nil
+}
+
+// numberOf is the number of the block device with that path.
+func numberOf(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, fmt.Errorf("device %s: %w", path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return 0, fmt.Errorf("%s is not a block device", path)
+	}
+	return st.Rdev, nil
+}

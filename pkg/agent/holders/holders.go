@@ -1,0 +1,198 @@
+// Package holders finds what holds a block device: other devices of the kernel, mounts in any
+// mount namespace, processes that have it open, loop devices and swap.
+//
+// It looks once at everything (Look) and then answers for any number of devices (Of). What it
+// cannot look at, it says: without hostPID the processes of the host are not visible.
+package holders
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Kind says in which way a device is held.
+type Kind string
+
+const (
+	// Kernel is another block device made of this one, such as LVM, LUKS, RAID or multipath.
+	Kernel Kind = "Kernel"
+	// Loop is a loop device over this one.
+	Loop Kind = "Loop"
+	// Swap is swap space.
+	Swap Kind = "Swap"
+	// Mount is a mount of the file system on the device.
+	Mount Kind = "Mount"
+	// Bind is a bind mount of the device's own node, as of a raw block volume.
+	Bind Kind = "Bind"
+	// Published is a raw block volume of the kubelet's.
+	Published Kind = "Published"
+	// Open is a process that has the device open.
+	Open Kind = "Open"
+	// File is a process with an open file on a file system that was unmounted lazily.
+	File Kind = "File"
+)
+
+// order is the order in which holders are reported.
+var order = []Kind{Kernel, Loop, Swap, Mount, Bind, Published, Open, File}
+
+// Holder is one thing that holds a device.
+type Holder struct {
+	Kind Kind
+	// Name is the other device with its label, the mount point, or the open path.
+	Name string
+	// Process is who holds it, or one process of the mount namespace that the mount is in: the
+	// first one of a pod, if there is one.
+	Process Process
+	// OnHost is true for a mount in the host's own mount namespace.
+	OnHost bool
+	// Writing reports whether the device is open for writing.
+	Writing bool
+}
+
+// Process is a process with what tells a person whose it is.
+type Process struct {
+	PID     int
+	Command string
+	// PodUID is the pod that the process belongs to, empty if its cgroup names none.
+	PodUID string
+	// Own is true for this process.
+	Own bool
+}
+
+func (p Process) String() string {
+	text := fmt.Sprintf("process %d (%s)", p.PID, p.Command)
+	if p.PodUID != "" {
+		text += " of pod " + p.PodUID
+	}
+	return text
+}
+
+func (h Holder) String() string {
+	switch h.Kind {
+	case Kernel:
+		return "it is part of " + h.Name
+	case Loop:
+		return "loop device " + h.Name + " lies on it"
+	case Swap:
+		return "it is used as swap"
+	case Mount:
+		return fmt.Sprintf("it is mounted at %s in %s", h.Name, h.namespace())
+	case Bind:
+		return fmt.Sprintf("its device node is mounted at %s in %s", h.Name, h.namespace())
+	case Published:
+		return "the kubelet has it as a raw block volume at " + h.Name
+	case File:
+		return fmt.Sprintf("%s has %s open on its file system, which is not mounted there", h.Process, h.Name)
+	case Open:
+	}
+	if h.Writing {
+		return fmt.Sprintf("%s has it open for writing", h.Process)
+	}
+	return fmt.Sprintf("%s has it open", h.Process)
+}
+
+// namespace names the mount namespace that a mount is in.
+func (h Holder) namespace() string {
+	if h.OnHost {
+		return "the host's mount namespace"
+	}
+	return "the mount namespace of " + h.Process.String()
+}
+
+// Sentence joins the first few holders for a message.
+func Sentence(found []Holder) string {
+	const most = 4
+	var parts []string
+	for _, h := range found[:min(len(found), most)] {
+		parts = append(parts, h.String())
+	}
+	if more := len(found) - most; more > 0 {
+		parts = append(parts, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(parts, "; ")
+}
+
+// System is what was seen at one moment.
+type System struct {
+	held   map[uint64][]Holder
+	limits []string
+
+	// While it looks:
+	backing  func(loop string) (uint64, error)
+	patience time.Duration
+	asked    []question
+}
+
+// Limits says what could not be looked at, one sentence each. If there are any, a device
+// without holders may be held all the same.
+func (s *System) Limits() []string { return s.limits }
+
+// Of returns the holders of a device, by its number: first the kernel's, then mounts, then
+// processes. A partition is another device than its disk.
+func (s *System) Of(device uint64) []Holder {
+	found := slices.Clone(s.held[device])
+	slices.SortStableFunc(found, func(a, b Holder) int {
+		return cmp.Or(
+			cmp.Compare(slices.Index(order, a.Kind), slices.Index(order, b.Kind)),
+			cmp.Compare(a.Process.PID, b.Process.PID),
+			cmp.Compare(a.Name, b.Name),
+		)
+	})
+	return found
+}
+
+func (s *System) add(device uint64, h Holder) {
+	if !slices.Contains(s.held[device], h) {
+		s.held[device] = append(s.held[device], h)
+	}
+}
+
+// Look looks at the system as it is now. A file system that hangs can make it wait: when ctx
+// ends it returns the context's error, and leaves the search behind.
+func Look(ctx context.Context) (*System, error) { return LookBelow(ctx, "") }
+
+// LookBelow is Look, and at the raw block volumes that the kubelet has below its folder.
+func LookBelow(ctx context.Context, kubeletDir string) (*System, error) {
+	return look(ctx, roots{"/proc", "/sys", kubeletDir}, &System{backing: backingDevice, patience: patience})
+}
+
+// roots are the folders that are looked at.
+type roots struct{ proc, sys, kubelet string }
+
+func look(ctx context.Context, r roots, s *System) (*System, error) {
+	s.held = map[uint64][]Holder{}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.devices(ctx, filepath.Join(r.sys, "dev/block"))
+		s.swaps(filepath.Join(r.proc, "swaps"))
+		if r.kubelet != "" {
+			s.published(r.kubelet)
+		}
+		s.processes(ctx, r.proc)
+	}()
+	select {
+	case <-done:
+		return s, ctx.Err()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("looking for what holds a device: %w", ctx.Err())
+	}
+}
+
+// OfDevice returns what holds the device with that path, and what could not be looked at.
+func OfDevice(ctx context.Context, path string) (found []Holder, limits []string, err error) {
+	device, err := numberOf(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := Look(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return s.Of(device), s.Limits(), nil
+}

@@ -1,0 +1,143 @@
+package holders
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/berthdev/berth/pkg/agent/mounts"
+)
+
+// namespaces are the mount namespaces of the processes that were looked at.
+type namespaces struct {
+	by map[string]*namespace
+	// order has them as they were found, host is that of the host, empty if it is not known.
+	order []*namespace
+	host  string
+}
+
+// namespace is a mount namespace with what is mounted there.
+type namespace struct {
+	onHost    bool
+	processes []process
+	// mounted are the devices with a file system there, held the mounts of devices.
+	mounted map[uint64]bool
+	held    []heldBy
+}
+
+// heldBy is a mount that holds a device.
+type heldBy struct {
+	device uint64
+	holder Holder
+}
+
+// hostNamespace is the mount namespace of the host's first process, if proc shows the host.
+func hostNamespace(proc string) string {
+	if !seesHost(proc) {
+		return ""
+	}
+	first, err := os.Readlink(filepath.Join(proc, "1/ns/mnt"))
+	if err != nil {
+		return ""
+	}
+	return first
+}
+
+// add adds a process to its mount namespace, and returns the devices that have a file system
+// mounted there; nil if that is not known.
+func (n *namespaces) add(p process) (mounted map[uint64]bool, err error) {
+	name, err := os.Readlink(filepath.Join(p.dir, "ns/mnt"))
+	if err != nil {
+		return nil, err
+	}
+	of := n.by[name]
+	if of == nil {
+		of = &namespace{onHost: name == n.host}
+		if of.mounted, of.held, err = p.mounts(); err != nil {
+			return nil, err
+		}
+		n.by[name], n.order = of, append(n.order, of)
+	}
+	of.processes = append(of.processes, p)
+	return of.mounted, nil
+}
+
+// report adds the mounts to what holds devices.
+func (n *namespaces) report(s *System) {
+	for _, of := range n.order {
+		if len(of.held) == 0 {
+			continue
+		}
+		who := of.spokesman()
+		for _, h := range of.held {
+			h.holder.Process, h.holder.OnHost = who, of.onHost
+			s.add(h.device, h.holder)
+		}
+	}
+}
+
+// spokesman is the process by which people know the namespace: the first one of a pod, else the
+// first one that is not the kernel's.
+func (n *namespace) spokesman() Process {
+	var first *Process
+	for _, p := range n.processes {
+		who := p.describe()
+		if who.PodUID != "" {
+			return who
+		}
+		if first == nil && !p.isKernel() {
+			first = &who
+		}
+	}
+	if first == nil {
+		return n.processes[0].describe()
+	}
+	return *first
+}
+
+// kernelThread is the flag of a kernel thread in /proc/PID/stat.
+const kernelThread = 0x00200000
+
+// isKernel reports whether the process is a thread of the kernel, such as kthreadd.
+func (p process) isKernel() bool {
+	stat, err := os.ReadFile(filepath.Join(p.dir, "stat"))
+	if err != nil {
+		return false
+	}
+	// A command can have spaces and parentheses. After it: state, ppid, pgrp, session, tty, tpgid, flags.
+	const flags = 6
+	_, after, _ := strings.Cut(string(stat), "(")
+	fields := strings.Fields(after[strings.LastIndex(after, ")")+1:])
+	if len(fields) <= flags {
+		return false
+	}
+	value, err := strconv.ParseUint(fields[flags], 10, 64)
+	return err == nil && value&kernelThread != 0
+}
+
+// mounts are the mounts of devices in the process's mount namespace, and the devices that have a
+// file system mounted there.
+func (p process) mounts() (mounted map[uint64]bool, held []heldBy, err error) {
+	f, err := os.Open(filepath.Join(p.dir, "mountinfo"))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	table, err := mounts.ReadFrom(f)
+	if err != nil {
+		return nil, nil, err
+	}
+	mounted = map[uint64]bool{}
+	for _, m := range table {
+		// Major 0 is for file systems without a device.
+		if m.Major != 0 {
+			mounted[m.Device()] = true
+			held = append(held, heldBy{m.Device(), Holder{Kind: Mount, Name: m.Mountpoint}})
+		}
+		if device, ok := m.Node(filepath.Join(p.dir, "root")); ok {
+			held = append(held, heldBy{device, Holder{Kind: Bind, Name: m.Mountpoint}})
+		}
+	}
+	return mounted, held, nil
+}

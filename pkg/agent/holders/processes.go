@@ -1,0 +1,182 @@
+package holders
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// processes looks at the mounts and the open files of all processes that proc shows.
+func (s *System) processes(ctx context.Context, proc string) {
+	entries, err := os.ReadDir(proc)
+	if err != nil {
+		s.limit("processes cannot be listed: %v", err)
+		return
+	}
+	var pids []int
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	if !seesHost(proc) {
+		s.limit("only the processes of the agent's own container are visible: set hostPID")
+	}
+	found := namespaces{by: map[string]*namespace{}, host: hostNamespace(proc)}
+	unreadable := 0
+	for _, pid := range pids {
+		if ctx.Err() != nil {
+			return
+		}
+		p := process{dir: filepath.Join(proc, strconv.Itoa(pid)), pid: pid}
+		mounted, err := found.add(p)
+		err = errors.Join(err, p.files(s, mounted))
+		if err != nil && !isGone(err) {
+			unreadable++
+		}
+	}
+	found.report(s)
+	if unreadable > 0 {
+		s.limit("%d processes could not be looked at in full", unreadable)
+	}
+}
+
+// initialNamespace is the inode of the PID namespace that the kernel starts with.
+const initialNamespace = "pid:[4026531836]"
+
+// seesHost reports whether proc shows the processes of the whole node. Without hostPID process 1
+// is of the agent's own container. A node that is a container itself has no initial namespace,
+// but its process 1 is in another mount namespace than the agent.
+func seesHost(proc string) bool {
+	if own, err := os.Readlink(filepath.Join(proc, "self/ns/pid")); err == nil && own == initialNamespace {
+		return true
+	}
+	own, err := os.Readlink(filepath.Join(proc, "self/ns/mnt"))
+	if err != nil {
+		return false
+	}
+	first, err := os.Readlink(filepath.Join(proc, "1/ns/mnt"))
+	return err == nil && first != own
+}
+
+// isGone reports whether a process ended while it was looked at. A kernel thread and a zombie
+// have no mounts, which reads as EINVAL.
+func isGone(err error) bool {
+	for _, gone := range []error{fs.ErrNotExist, unix.ESRCH, unix.EINVAL} {
+		if errors.Is(err, gone) {
+			return true
+		}
+	}
+	return false
+}
+
+// process is a process that is being looked at.
+type process struct {
+	dir string
+	pid int
+}
+
+// describe reads what people know the process by, which is done for holders only.
+func (p process) describe() Process {
+	command, _ := os.ReadFile(filepath.Join(p.dir, "comm"))
+	cgroup, _ := os.ReadFile(filepath.Join(p.dir, "cgroup"))
+	self, _ := os.Readlink(filepath.Join(filepath.Dir(p.dir), "self"))
+	return Process{
+		PID: p.pid, Command: strings.TrimSpace(string(command)), PodUID: podOf(string(cgroup)),
+		Own: self == filepath.Base(p.dir),
+	}
+}
+
+// podName is a pod in the name of a cgroup: with dashes, with underscores as systemd has it, or
+// a static pod's hash.
+var podName = regexp.MustCompile(`pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})\b`)
+
+func podOf(cgroup string) string {
+	found := podName.FindStringSubmatch(cgroup)
+	if found == nil {
+		return ""
+	}
+	return strings.ReplaceAll(found[1], "_", "-")
+}
+
+// files adds the devices that the process has open. An open file on a device is reported unless
+// the file system is mounted in the process's namespace: then the mount is reported. Without
+// mounted, which is nil if the table cannot be read, open files are left out.
+func (p process) files(s *System, mounted map[uint64]bool) error {
+	threads, err := p.threads()
+	for _, dir := range threads {
+		entries, readErr := os.ReadDir(filepath.Join(dir, "fd"))
+		if readErr != nil {
+			err = readErr
+			continue
+		}
+		paths := []string{filepath.Join(dir, "cwd"), filepath.Join(dir, "root")}
+		for _, e := range entries {
+			paths = append(paths, filepath.Join(dir, "fd", e.Name()))
+		}
+		for _, path := range paths {
+			p.file(s, path, mounted)
+		}
+	}
+	return err
+}
+
+// threads are the folders to look for descriptors in. Threads share them, so the first one will
+// do, unless that has ended: a killed process can have others that wait for a disk.
+func (p process) threads() ([]string, error) {
+	stat, _ := os.ReadFile(filepath.Join(p.dir, "stat"))
+	if _, after, _ := strings.Cut(string(stat), ") "); !strings.HasPrefix(after, "Z") {
+		return []string{p.dir}, nil
+	}
+	entries, err := os.ReadDir(filepath.Join(p.dir, "task"))
+	var dirs []string
+	for _, e := range entries {
+		if e.Name() != strconv.Itoa(p.pid) {
+			dirs = append(dirs, filepath.Join(p.dir, "task", e.Name()))
+		}
+	}
+	return dirs, err
+}
+
+func (p process) file(s *System, path string, mounted map[uint64]bool) {
+	var st unix.Statx_t
+	// Without asking a file server, which may hang.
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st); err != nil {
+		return // closed meanwhile
+	}
+	on := unix.Mkdev(st.Dev_major, st.Dev_minor)
+	switch {
+	case st.Mode&unix.S_IFMT == unix.S_IFBLK:
+		device := unix.Mkdev(st.Rdev_major, st.Rdev_minor)
+		name, _ := os.Readlink(path)
+		s.add(device, Holder{Kind: Open, Name: name, Process: p.describe(), Writing: writes(path)})
+	case mounted != nil && st.Dev_major != 0 && !mounted[on]:
+		name, _ := os.Readlink(path)
+		s.add(on, Holder{Kind: File, Name: name, Process: p.describe()})
+	}
+}
+
+// writes reports whether a descriptor is open for writing.
+func writes(fd string) bool {
+	info, err := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(fd)), "fdinfo", filepath.Base(fd)))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(info)) {
+		var flags int
+		if _, err := fmt.Sscanf(line, "flags: %o", &flags); err == nil {
+			return flags&unix.O_ACCMODE != unix.O_RDONLY
+		}
+	}
+	return false
+}

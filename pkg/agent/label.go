@@ -1,0 +1,103 @@
+package agent
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+const (
+	// labelGrace is how long the node's label may be missing before the driver is registered
+	// again: at its start the agent waits for the first registration.
+	labelGrace = 15 * time.Second
+	// labelPause is the least time between two such registrations.
+	labelPause = time.Minute
+
+	eventRegisteringAgain = "RegisteringAgain"
+)
+
+// labelWatch decides when the driver is to be registered again. The kubelet sets the label only
+// when it registers a driver, so a label that was removed, or a Node that was made again, stays
+// without it.
+type labelWatch struct {
+	missingSince, last time.Time
+}
+
+// due takes whether the label is missing now. It returns whether to register, and otherwise
+// after which time to look again; 0 if no time makes a difference.
+func (w *labelWatch) due(missing bool, now time.Time) (register bool, wait time.Duration) {
+	if !missing {
+		w.missingSince = time.Time{}
+		return false, 0
+	}
+	if w.missingSince.IsZero() {
+		w.missingSince = now
+	}
+	at := w.missingSince.Add(labelGrace)
+	if next := w.last.Add(labelPause); !w.last.IsZero() && next.After(at) {
+		at = next
+	}
+	if wait := at.Sub(now); wait > 0 {
+		return false, wait
+	}
+	w.last = now
+	return true, labelPause
+}
+
+// labelMissing reports whether the Node exists without the label that its claims' pods need.
+func labelMissing(node *corev1.Node) bool {
+	return node.UID != "" && node.Labels[diskv1alpha1.LabelNode] != diskv1alpha1.NodeLabel(node.Name)
+}
+
+// driverMissing reports whether the CSINode does not name the driver.
+func driverMissing(csiNode *storagev1.CSINode) bool {
+	return csiNode == nil || !slices.ContainsFunc(csiNode.Spec.Drivers, func(d storagev1.CSINodeDriver) bool { return d.Name == diskv1alpha1.DriverName })
+}
+
+// unregistered reports whether the API lacks what the kubelet writes when it registers the driver.
+func (a *agent) unregistered() bool {
+	node := a.node()
+	if node.UID == "" {
+		return false
+	}
+	if labelMissing(node) {
+		return true
+	}
+	if !a.csiNodes.HasSynced() {
+		return false
+	}
+	object, _, err := a.csiNodes.GetStore().GetByKey(node.Name)
+	csiNode, _ := object.(*storagev1.CSINode)
+	return err == nil && driverMissing(csiNode)
+}
+
+// followLabel registers the driver again when the API has lost what the kubelet wrote of it.
+func (a *agent) followLabel(ctx context.Context, register func()) {
+	var w labelWatch
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.nodeChanged:
+		case <-timer.C:
+		}
+		again, wait := w.due(a.unregistered(), time.Now())
+		if again {
+			klog.FromContext(ctx).Info("The Node lacks its label or its CSINode the driver, so pods with volumes cannot come here; the driver is registered with the kubelet again, which sets both", "label", diskv1alpha1.LabelNode)
+			a.recorder.OfNode(a.capacityUID(), corev1.EventTypeWarning, eventRegisteringAgain,
+				"the Node lacks the label "+diskv1alpha1.LabelNode+" or its CSINode the driver, so pods with volumes cannot come here; the driver is registered with the kubelet again, which sets both")
+			register()
+		}
+		if wait > 0 {
+			timer.Reset(wait)
+		}
+	}
+}

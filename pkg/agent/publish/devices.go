@@ -1,0 +1,71 @@
+package publish
+
+import (
+	"cmp"
+	"slices"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+)
+
+// devicesOf is the inventory of the node's devices, sorted by name. If there are more than the
+// object holds, those that nothing is to be decided about are left out first.
+func devicesOf(devices []discovery.Listed, disks []discovery.Disk) []diskv1alpha1.Device {
+	if len(devices) > maxDevices {
+		devices = slices.Clone(devices)
+		slices.SortStableFunc(devices, func(a, b discovery.Listed) int { return cmp.Compare(rank(a.Verdict), rank(b.Verdict)) })
+		devices = devices[:maxDevices]
+	}
+	problems := map[string]string{}
+	for i := range disks {
+		if d := &disks[i]; !d.Ready() {
+			problems[d.ID()] = d.Problem
+		}
+	}
+	var out []diskv1alpha1.Device
+	for _, l := range devices {
+		out = append(out, deviceOf(l, problems))
+	}
+	slices.SortFunc(out, func(a, b diskv1alpha1.Device) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+// rank is low for what must be shown.
+func rank(v discovery.Verdict) int {
+	switch {
+	case v.Disk != "":
+		return 0
+	case v.State == diskv1alpha1.DeviceCandidate:
+		return 1
+	case v.Class != "":
+		return 2
+	}
+	return 3
+}
+
+func deviceOf(l discovery.Listed, problems map[string]string) diskv1alpha1.Device {
+	d, v := l.Device, l.Verdict
+	out := diskv1alpha1.Device{
+		Name: clip(d.Name, 64), ByID: d.ByID, WWN: d.WWN, Serial: d.Serial, Model: clip(d.Model, maxModel), Transport: d.Transport,
+		Size: d.Size, Rotational: d.Rotational, State: v.State, Class: v.Class, Disk: v.Disk, Fingerprint: v.Fingerprint,
+	}
+	reasons := v.Reasons
+	if problem := problems[v.Disk]; v.State == diskv1alpha1.DeviceInUse && problem != "" {
+		out.State, reasons = diskv1alpha1.DeviceFailed, []string{problem}
+	}
+	for _, reason := range reasons[:min(len(reasons), maxReasons)] {
+		out.Reasons = append(out.Reasons, clip(reason, maxReason))
+	}
+	return out
+}
+
+// candidates is how many devices wait to be taken.
+func candidates(devices []discovery.Listed) int {
+	n := 0
+	for _, l := range devices {
+		if l.Verdict.State == diskv1alpha1.DeviceCandidate {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,126 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/util/flowcontrol"
+	"k8s.io/klog/v2"
+)
+
+// disksChanged is called on every change of a disk.
+func (a *agent) disksChanged() {
+	a.publisher.Kick()
+	a.manager.DisksChanged()
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+	if a.inventory.Failing() {
+		select {
+		case a.failed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (a *agent) wantRescan() {
+	select {
+	case a.rescans <- struct{}{}:
+	default:
+	}
+}
+
+func (a *agent) rescan(ctx context.Context) (retry bool) {
+	defer a.options.Health.pass(loopRescan)()
+	forgetAgain := a.forgetDisks(ctx)
+	retry, err := a.inventory.Rescan(ctx)
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Block devices could not be scanned")
+	}
+	return retry || forgetAgain
+}
+
+// rescanRate and rescanBurst bound the rescans, a second.
+const rescanRate, rescanBurst = 0.2, 10
+
+// rescanOnDemand looks at the devices after each event. No event announces that a busy or failing
+// device can be used: while there is one, it looks again by itself, more and more rarely. It
+// also looks when a new device has waited long enough.
+func (a *agent) rescanOnDemand(ctx context.Context, retry bool) {
+	retries := newRetries()
+	timer, waited := newAlarm(), newAlarm()
+	defer timer.Stop()
+	defer waited.Stop()
+	// Where udev runs, every rescan that fails to open a device may cause an event, and
+	// with it the next rescan.
+	limiter := flowcontrol.NewTokenBucketRateLimiter(rescanRate, rescanBurst)
+	for {
+		waited.set(a.inventory.Again())
+		if after, change := retries.next(retry); change {
+			timer.set(after, retry)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.failed:
+			retry = true
+			continue
+		case <-a.rescans:
+		case <-timer.C:
+			retries.due()
+		case <-waited.C:
+		}
+		if limiter.Wait(ctx) != nil {
+			return
+		}
+		retry = a.rescan(ctx)
+	}
+}
+
+// retries says when to look again without an event.
+type retries struct {
+	backoff wait.Backoff
+	armed   bool // a retry is scheduled
+}
+
+func newRetries() *retries { return &retries{backoff: firstRetries()} }
+
+func firstRetries() wait.Backoff {
+	return wait.Backoff{Duration: 10 * time.Second, Factor: 2, Steps: 6, Cap: 5 * time.Minute}
+}
+
+// next schedules a retry if one is wanted and none is scheduled, and drops the one that is not
+// wanted any more. An event in between neither delays a retry nor makes the next ones rarer.
+func (r *retries) next(wanted bool) (after time.Duration, change bool) {
+	switch {
+	case !wanted:
+		*r = *newRetries()
+		return 0, true
+	case r.armed:
+		return 0, false
+	}
+	r.armed = true
+	return r.backoff.Step(), true
+}
+
+// due is called when the retry's time has come.
+func (r *retries) due() { r.armed = false }
+
+// alarm is a timer that can be set to go off, or not to.
+type alarm struct {
+	*time.Timer
+}
+
+func newAlarm() alarm {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return alarm{t}
+}
+
+func (t alarm) set(after time.Duration, wanted bool) {
+	if t.Stop(); wanted {
+		t.Reset(after)
+	}
+}

@@ -1,0 +1,37 @@
+package agent
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/publish"
+	"github.com/berthdev/berth/pkg/agent/volumes"
+)
+
+func (a *agent) status() diskv1alpha1.NodeDiskCapacityStatus {
+	status := publish.Status(a.inventory.Disks(), a.inventory.Devices(), a.inventory.Refused(), a.owner)
+	status.Evictions = a.manager.Evictions()
+	orphans := a.manager.Orphans()
+	why := ""
+	if orphans.Stopped {
+		why = volumes.StoppedMessage(a.options.NodeName, len(orphans.Ephemeral))
+	}
+	status.Conditions = append(status.Conditions, publish.Orphaned(orphans.Persistent, orphans.Ephemeral), publish.ReclaimStopped(why),
+		publish.ReclaimBlocked(a.manager.Blocked()))
+	return status
+}
+
+func (a *agent) owner(v disk.Volume) publish.Owner {
+	var o publish.Owner
+	o.Volume, o.Name = a.manager.Owner(v)
+	if since, orphaned := a.manager.OrphanedSince(v); orphaned {
+		// As the API server keeps it, or what is published would never be what is to be.
+		at := metav1.NewTime(since).Rfc3339Copy()
+		o.OrphanedSince = &at
+	}
+	if policy, done, is := a.manager.Wiping(v.Partition); is && v.Phase == disk.Wiping {
+		o.Wiping = &diskv1alpha1.WipeProgress{Policy: diskv1alpha1.WipePolicy(policy), Wiped: done}
+	}
+	return o
+}

@@ -1,0 +1,151 @@
+package volumes
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/holders"
+)
+
+// openExclusively keeps the device of a partition open until the function is called.
+func (f *fixture) openExclusively(partition string) (letGo func()) {
+	f.t.Helper()
+	_, v, _ := f.node.find(partition)
+	device, err := os.OpenFile(v.Device, os.O_RDWR|syscall.O_EXCL, 0)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	letGo = func() { _ = device.Close() }
+	f.t.Cleanup(letGo)
+	return letGo
+}
+
+// TestBlockedReclaim asserts that a volume which cannot be wiped is reported with what holds it, after
+// a minute and once, and that the report goes with what held it.
+func TestBlockedReclaim(t *testing.T) {
+	pid := fmt.Sprintf("process %d (", os.Getpid())
+	for name, tc := range map[string]struct {
+		hold func(f *fixture, partition string) func()
+		kind holders.Kind
+		says string
+		by   string
+	}{
+		"mounted": {(*fixture).mount, holders.Mount, "it is mounted at", "mount namespace"},
+		"open":    {(*fixture).openExclusively, holders.Open, "has it open", pid},
+	} {
+		f := newFixture(t)
+		d := f.loopDisk()
+		pods, partitions := f.running("a")
+		pv, claimed := f.boundVolume(d, 1, func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased })
+		letGo, letClaimGo := tc.hold(f, partitions[0]), tc.hold(f, claimed)
+		f.api.set(func(s *apiServer) { delete(s.pods, "ns/a") })
+		f.unwatchPod(pods[0], false)
+		look := func() {
+			t.Helper()
+			f.reclaim.look(partitions[0], 0)
+			f.settle()
+			if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
+				t.Error(err)
+			}
+			f.reclaim.wiper.running.Wait()
+		}
+		look()
+		f.clock.Step(blockedAfter - time.Second)
+		look()
+		if got := f.events.with("ReclaimBlocked"); len(got) != 0 || len(f.Blocked()) != 0 {
+			t.Errorf("%s: reported at once: %q", name, got)
+		}
+		f.clock.Step(time.Second)
+		for range 5 {
+			look()
+		}
+		if got := f.Blocked(); len(got) != 2 || !strings.Contains(got[0]+got[1], partitions[0]) || !strings.Contains(got[0], tc.says) || !strings.Contains(got[1], tc.by) {
+			t.Errorf("%s: blocked are %q", name, got)
+		}
+		if _, kinds := f.reclaim.blocked.list(); len(kinds) != 1 || kinds[tc.kind] != 2 {
+			t.Errorf("%s: counted are %v", name, kinds)
+		}
+		for about, count := range map[string]int{"NodeDiskCapacity ReclaimBlocked": 2, "PersistentVolume ReclaimBlocked": 1} {
+			if got := f.events.with(about, tc.says, tc.by); len(got) != count {
+				t.Errorf("%s: reported are %q", name, f.events.with("ReclaimBlocked"))
+			}
+		}
+		letGo()
+		letClaimGo()
+		look()
+		f.settle()
+		f.phase(partitions[0], "")
+		f.phase(claimed, "")
+		if got := f.Blocked(); len(got) != 0 {
+			t.Errorf("%s: still blocked are %q", name, got)
+		}
+	}
+}
+
+// TestEndingPodIsNotBlocked asserts that a pod which takes long to end is no trouble.
+func TestEndingPodIsNotBlocked(t *testing.T) {
+	f := newFixture(t)
+	f.loopDisk()
+	pods, partitions := f.running("a")
+	f.mount(partitions[0])
+	ending := pods[0].DeepCopy()
+	now := ending.CreationTimestamp
+	ending.DeletionTimestamp = &now
+	f.api.put(ending)
+	f.watchedPod(ending)
+	for range 3 {
+		f.reclaim.look(partitions[0], 0)
+		f.settle()
+		f.clock.Step(blockedAfter)
+	}
+	f.phase(partitions[0], disk.Formatted)
+	if got := f.Blocked(); len(got) != 0 {
+		t.Errorf("blocked are %q", got)
+	}
+}
+
+// TestBlockedIsBounded asserts that what changes all the time, or is very much, is no storm of events.
+func TestBlockedIsBounded(t *testing.T) {
+	f := newFixture(t)
+	pv := volumeAt(t, 20, nil)
+	d := onDisk(diskID, pv, run(20, 10), nil)
+	f.disks.set(d)
+	v := d.Snapshot.Volumes[0]
+	// A device that is not there: nothing can be found out about it.
+	v.Device = "/dev/does-not-exist"
+	f.reclaim.blocked.held(t.Context(), d, v, "why 0")
+	f.clock.Step(blockedAfter)
+	for i := range 100 {
+		f.reclaim.blocked.held(t.Context(), d, v, fmt.Sprintf("why %d", i))
+		f.clock.Step(blockedAgain / 50)
+	}
+	if got := f.events.with("ReclaimBlocked"); len(got) != 2 {
+		t.Errorf("%d events in %v", len(got), 2*blockedAgain)
+	}
+	if got := f.Blocked(); len(got) != 1 || !strings.Contains(got[0], "why 99 (not all could be looked at: device /dev/does-not-exist") {
+		t.Errorf("blocked are %q", got)
+	}
+	for i := range 50 {
+		v.Partition = fmt.Sprintf("partition %d", i)
+		f.reclaim.blocked.held(t.Context(), d, v, "why")
+	}
+	f.clock.Step(blockedAfter)
+	before := len(f.events.with())
+	for i := range 50 {
+		v.Partition = fmt.Sprintf("partition %d", i)
+		f.reclaim.blocked.held(t.Context(), d, v, "why")
+	}
+	if got := len(f.events.with()) - before; got > blockedEvents {
+		t.Errorf("%d events of 50 volumes", got)
+	}
+	if got := f.Blocked(); len(got) != 51 {
+		t.Errorf("%d are blocked", len(got))
+	}
+}

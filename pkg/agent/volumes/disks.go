@@ -1,0 +1,78 @@
+package volumes
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// engine writes the volumes of one disk. Each call is one step of a volume's life.
+type engine interface {
+	Create(ctx context.Context, o disk.CreateOptions) (disk.Volume, error)
+	Format(ctx context.Context, partition string, mkfs func(context.Context) error) error
+	MarkFormatted(ctx context.Context, partition string) error
+	Grow(ctx context.Context, partition string, size int64) (disk.Volume, error)
+	SetWipe(ctx context.Context, partition string, w disk.WipeSettings) error
+	Wipe(ctx context.Context, partition string, o disk.WipeOptions) (disk.Wiped, error)
+}
+
+// engineOf returns what writes the disk. The error is ErrOutOfService for a disk that does not
+// serve. It is the only way to the engine: a disk can go at any moment.
+func engineOf(d *discovery.Disk) (engine, error) {
+	if !d.Ready() {
+		return nil, outOfService(d)
+	}
+	return d.Engine, nil
+}
+
+// outOfService says that a disk does not serve, and why.
+func outOfService(d *discovery.Disk) error {
+	problem := d.Problem
+	if problem == "" {
+		problem = "it is not open"
+	}
+	return fmt.Errorf("its disk %s (%s) is out of service: %w: %s", d.ID(), d.Device.Name, ErrOutOfService, problem)
+}
+
+// findIn returns the disk and the volume of a partition. It prefers a disk in service to one
+// that is only remembered.
+func findIn(disks []discovery.Disk, partition string) (at discovery.Disk, volume disk.Volume, found bool) {
+	for i := range disks {
+		v, ok := disks[i].Snapshot.Volume(partition)
+		switch {
+		case ok && disks[i].Ready():
+			return disks[i], v, true
+		case ok && !found:
+			at, volume, found = disks[i], v, true
+		}
+	}
+	return at, volume, found
+}
+
+// inService returns the disk with the ID if it takes volumes.
+func inService(disks []discovery.Disk, id string) (discovery.Disk, bool) {
+	for i := range disks {
+		if disks[i].ID() == id && disks[i].Ready() {
+			return disks[i], true
+		}
+	}
+	return discovery.Disk{}, false
+}
+
+// alone fails if a second disk in service has the partition too: it cannot be known which of
+// them holds what was written last.
+func alone(disks []discovery.Disk, partition string) error {
+	var at string
+	for i := range disks {
+		if _, ok := disks[i].Snapshot.Volume(partition); !ok || !disks[i].Ready() {
+			continue
+		}
+		if at != "" {
+			return fmt.Errorf("%w: partition %s is on disk %s and on disk %s: one must be a copy, take it away", errMismatch, partition, at, disks[i].ID())
+		}
+		at = disks[i].ID()
+	}
+	return nil
+}

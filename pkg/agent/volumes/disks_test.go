@@ -1,0 +1,26 @@
+package volumes
+
+import (
+	"testing"
+
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// What a person wrote about a disk that is not there hides no volume that is.
+func TestFindBelievesDisksInService(t *testing.T) {
+	volumes := []disk.Volume{{Partition: "p"}}
+	gone := discovery.Disk{Snapshot: disk.Snapshot{ID: "a", Volumes: volumes}, Problem: "gone"}
+	serving := discovery.Disk{Snapshot: disk.Snapshot{ID: "b", Volumes: volumes}, Engine: &disk.Disk{}}
+	for _, disks := range [][]discovery.Disk{{gone, serving}, {serving, gone}} {
+		if d, _, found := findIn(disks, "p"); !found || d.ID() != "b" {
+			t.Errorf("found is %v on %s", found, d.ID())
+		}
+	}
+	if d, _, found := findIn([]discovery.Disk{gone}, "p"); !found || d.ID() != "a" {
+		t.Errorf("of a disk that is gone: %v on %s", found, d.ID())
+	}
+	if _, _, found := findIn([]discovery.Disk{gone, serving}, "q"); found {
+		t.Error("found what is not there")
+	}
+}

@@ -1,0 +1,197 @@
+package volumes
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+// formatsPerDisk are bounded by disk, not by node: a disk that hangs holds them for ever.
+const formatsPerDisk = 4
+
+// use mounts a volume's device, or does what else its caller wants of it.
+type use func(ctx context.Context, device, fsType string) error
+
+// formatter brings volumes from phase Reserved to Formatted. A formatted partition is never
+// formatted again.
+type formatter struct {
+	node *node
+	// fsType is the file system of a class's volumes that ask for none.
+	fsType      func(class string) string
+	fileSystems FileSystems
+	slots       slots
+
+	mu sync.Mutex
+	// fresh are the partitions that this agent has made, until mkfs: they have never been
+	// mounted. True are those whose bytes are zeros that the agent wrote itself.
+	fresh map[string]bool
+	// made are the file systems of partitions in phase Reserved that only need the phase
+	// Formatted, which the next holder of the volume's lock writes. After a restart they are
+	// made again: they were never handed out.
+	made map[string]string
+	// publishing counts the kubelet's calls that wait for a volume's lock to mount it.
+	publishing map[string]int
+}
+
+func newFormatter(n *node, fsType func(class string) string, fs FileSystems) *formatter {
+	return &formatter{
+		node: n, fsType: fsType, fileSystems: fs,
+		fresh: map[string]bool{}, made: map[string]string{}, publishing: map[string]int{},
+	}
+}
+
+// noteNew notes what is known of the bytes of a partition that has just been made. The caller
+// holds the volume's lock. A volume's partitions all have the same GUID: what was known of
+// an earlier one must not be believed of the next.
+func (f *formatter) noteNew(partition string, prezeroed bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.made, partition)
+	f.fresh[partition] = prezeroed
+}
+
+// forget drops what is known of a partition that does not exist any more.
+func (f *formatter) forget(partition string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.fresh, partition)
+	delete(f.made, partition)
+}
+
+// ready brings a volume that has a partition to phase Formatted. mount, if not nil, is
+// called with the formatted device, and may run while the phase is being written:
+// both have happened when ready returns nil.
+func (f *formatter) ready(ctx context.Context, v request.Volume, mount use) error {
+	if mount != nil {
+		f.countPublishing(v.Partition, 1)
+	}
+	unlock, err := f.node.locks.lock(ctx, v.Partition)
+	if mount != nil {
+		f.countPublishing(v.Partition, -1)
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	d, partition, found := f.node.find(v.Partition)
+	switch {
+	case !found:
+		return fmt.Errorf("volume %q: its partition was released: %w", v.Name, ErrPodGone)
+	case !d.Ready():
+		return fmt.Errorf("volume %q: %w", v.Name, outOfService(&d))
+	case partition.Phase == disk.Wiping:
+		return fmt.Errorf("volume %q is being wiped: %w", v.Name, ErrPodGone)
+	case partition.Phase == disk.Formatted && mount == nil:
+		return nil
+	case partition.Phase == disk.Formatted:
+		fsType := v.FSType
+		if fsType == "" {
+			if fsType, err = fileSystemOn(ctx, partition.Device); err != nil {
+				return err
+			}
+		}
+		return mount(ctx, partition.Device, fsType)
+	}
+	return f.format(ctx, d, partition, v, mount)
+}
+
+// format makes the file system of a volume in phase Reserved. The caller holds the
+// volume's lock.
+func (f *formatter) format(ctx context.Context, d discovery.Disk, partition disk.Volume, v request.Volume, mount use) error {
+	e, err := engineOf(&d)
+	if err != nil {
+		return fmt.Errorf("volume %q: %w", v.Name, err)
+	}
+	leave, err := f.slots.take(ctx, d.ID(), formatsPerDisk)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	fsType := v.FSType
+	if fsType == "" {
+		fsType = f.fsType(v.Request.Class)
+	}
+	begin := time.Now()
+	f.mu.Lock()
+	zeroed, isFresh := f.fresh[v.Partition]
+	partition.Prezeroed = zeroed
+	made, isMade := f.made[v.Partition]
+	f.mu.Unlock()
+	already := false
+	if !isMade && !isFresh {
+		// Only this function mounts a Reserved volume, after its mkfs: an agent died
+		// between the mount and the new phase.
+		if already, err = mounted(partition.Device); err != nil {
+			return err
+		}
+	}
+	switch {
+	case isMade:
+		fsType = made
+	case !already:
+		if err := f.mkfs(ctx, e, v.Request.Class, fsType, partition); err != nil {
+			return fmt.Errorf("volume %q: %w", v.Name, err)
+		}
+	}
+	if mount == nil && f.isPublishing(v.Partition) {
+		// The kubelet's call came meanwhile: it mounts while it writes the phase. Should it
+		// give up, the next one does.
+		return nil
+	}
+	var mounting sync.WaitGroup
+	var mountErr error
+	if mount != nil {
+		mounting.Go(func() { mountErr = mount(ctx, partition.Device, fsType) })
+	}
+	err = e.MarkFormatted(context.WithoutCancel(ctx), v.Partition)
+	mounting.Wait()
+	if err != nil {
+		return fmt.Errorf("volume %q: cannot note that it is formatted: %w", v.Name, err)
+	}
+	f.mu.Lock()
+	delete(f.made, v.Partition)
+	f.mu.Unlock()
+	klog.FromContext(ctx).Info("Volume is formatted", "volume", v.Name, "partition", v.Partition, "device", partition.Device,
+		"fsType", fsType, "duration", time.Since(begin))
+	return mountErr
+}
+
+// mkfs makes the file system and remembers it until the disk does. The caller holds the
+// volume's lock.
+func (f *formatter) mkfs(ctx context.Context, e engine, class, fsType string, partition disk.Volume) error {
+	f.mu.Lock()
+	// Whether mkfs succeeds or not, the partition is not as it was made any more.
+	delete(f.fresh, partition.Partition)
+	f.mu.Unlock()
+	err := e.Format(context.WithoutCancel(ctx), partition.Partition, func(ctx context.Context) error {
+		return f.fileSystems.Make(ctx, class, fsType, partition)
+	})
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.made[partition.Partition] = fsType
+	return nil
+}
+
+func (f *formatter) countPublishing(partition string, change int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.publishing[partition] += change; f.publishing[partition] == 0 {
+		delete(f.publishing, partition)
+	}
+}
+
+func (f *formatter) isPublishing(partition string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.publishing[partition] > 0
+}

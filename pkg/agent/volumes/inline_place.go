@@ -1,0 +1,196 @@
+package volumes
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+// occasion is what led to a pod's volumes being placed.
+type occasion int
+
+const (
+	// byWatch: the pod is on the watch, which also decides whether it is alive.
+	byWatch occasion = iota
+	// byKubelet: the same, but the context is the one of the kubelet's call.
+	byKubelet
+	// proven: the watch has not shown the pod yet, the API server itself called it alive.
+	proven
+)
+
+// place makes a partition for every volume of the pod that has none.
+func (i *inline) place(ctx context.Context, pod *corev1.Pod, volumes []request.Volume, on occasion) error {
+	unlock, err := i.podLocks.lock(ctx, string(pod.UID))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for try := 1; ; try++ {
+		places, err := i.choose(pod, volumes)
+		if errors.Is(err, ErrNoRoom) && on == byWatch {
+			i.releaseReserved(ctx, pod, volumes)
+		}
+		if err != nil || len(places) == 0 {
+			return err
+		}
+		var group errgroup.Group
+		for _, p := range places {
+			group.Go(func() error { return i.create(ctx, pod, p, on) })
+		}
+		if err = group.Wait(); err == nil || !retryPlace(err, try) {
+			return err
+		}
+	}
+}
+
+// choose decides where the pod's missing volumes go and holds the extents; create gives them
+// back.
+func (i *inline) choose(pod *corev1.Pod, volumes []request.Volume) ([]place, error) {
+	return i.placer.choose(string(pod.UID), func(disks []discovery.Disk) ([]wanted, map[string]bool, error) {
+		missing, occupied := missingOf(pod, volumes, disks)
+		for _, w := range missing {
+			if w.FSType != "" {
+				continue
+			}
+			if err := i.placer.checkSize(w.Volume); err != nil {
+				return nil, nil, err
+			}
+		}
+		return missing, occupied, nil
+	})
+}
+
+// missingOf returns the volumes without a partition, and the disks that hold volumes
+// of the pod which want to lie apart.
+func missingOf(pod *corev1.Pod, volumes []request.Volume, disks []discovery.Disk) ([]wanted, map[string]bool) {
+	var missing []wanted
+	occupied := map[string]bool{}
+	record, recordErr := recordOf(pod)
+	for _, v := range volumes {
+		if d, _, found := findIn(disks, v.Partition); found {
+			if v.Request.Apart {
+				occupied[d.ID()] = true
+			}
+			continue
+		}
+		w := wanted{Volume: v}
+		if recordErr != nil {
+			w.unrecorded = recordErr.Error()
+		} else if r, ok := record.Volume(v.Name); ok {
+			w.recorded = &r
+		} else {
+			w.unrecorded = "the pod's record does not name the volume"
+		}
+		missing = append(missing, w)
+	}
+	return missing, occupied
+}
+
+// noRecord says why a bound pod has no record of a reservation, and which scheduler writes one.
+func noRecord(pod *corev1.Pod) string {
+	const absent = "the pod has no record of a reservation: "
+	if pod.Spec.SchedulerName == diskv1alpha1.SchedulerName {
+		return absent + "it names its node itself (nodeName), or something else than scheduler " + diskv1alpha1.SchedulerName + " has bound it"
+	}
+	return absent + fmt.Sprintf("scheduler %s, or nodeName, chose the node without knowing its free disk space; set schedulerName: %s, and leave nodeName out",
+		cmp.Or(pod.Spec.SchedulerName, corev1.DefaultSchedulerName), diskv1alpha1.SchedulerName)
+}
+
+func recordOf(pod *corev1.Pod) (diskv1alpha1.Record, error) {
+	value, ok := pod.Annotations[diskv1alpha1.AnnotationAllocation]
+	if !ok {
+		return diskv1alpha1.Record{}, errors.New(noRecord(pod))
+	}
+	return diskv1alpha1.DecodeRecord(value)
+}
+
+// create makes the partition at its place, and gives back the extent that was held.
+func (i *inline) create(ctx context.Context, pod *corev1.Pod, p place, on occasion) error {
+	defer i.placer.free(p.Partition)
+	unlock, err := i.node.locks.lock(ctx, p.Partition)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if on == proven {
+		// The watch may never show this pod, if it dies before the watch gets there.
+		i.owners.note(pod)
+		i.reclaim.look(p.Partition, i.options.orphanGrace)
+	} else if now := i.pods.get(keyOf(pod), pod.UID); now == nil || !alive(now) {
+		return fmt.Errorf("pod %s: %w", keyOf(pod), ErrPodGone)
+	}
+	d, err := i.node.disk(p.disk)
+	if err != nil {
+		return err
+	}
+	e, err := engineOf(&d)
+	if err != nil {
+		return err
+	}
+	note, err := noteOfPod(pod, p.Name)
+	if err != nil {
+		return err
+	}
+	settings, _ := i.policies.ofClass(&d)
+	v, err := e.Create(ctx, disk.CreateOptions{
+		Partition: p.Partition, Name: partitionName(pod, p.Name), Extent: p.extent, Ephemeral: true, Note: note, Wipe: settings,
+	})
+	if err != nil {
+		return fmt.Errorf("cannot make a partition for volume %q at %v of disk %s: %w", p.Name, p.extent, p.disk, err)
+	}
+	i.formatter.noteNew(p.Partition, v.Prezeroed)
+	klog.FromContext(ctx).Info("Volume has its partition", "volume", p.Name, "partition", p.Partition, "device", v.Device, "disk", p.disk,
+		"extent", p.extent, "deviation", p.deviation)
+	i.announce(pod, p, d.Device.Name)
+	return nil
+}
+
+// announce reports where a volume went if that is not where the scheduler put it.
+func (i *inline) announce(pod *corev1.Pod, p place, device string) {
+	if p.deviation == "" {
+		return
+	}
+	reason, eventType := eventPlaced, corev1.EventTypeNormal
+	if _, recorded := pod.Annotations[diskv1alpha1.AnnotationAllocation]; recorded {
+		reason, eventType = eventReplaced, corev1.EventTypeWarning
+	}
+	i.node.reports.recorder.Event(pod, eventType, reason, fmt.Sprintf("volume %q was put on %s by the node itself: %s", p.Name, device, p.deviation))
+}
+
+// releaseReserved frees what was made for a pod of whose volumes not all fit: they are on the
+// node all or none. When it is free the pod wakes, and all its volumes are placed again.
+func (i *inline) releaseReserved(ctx context.Context, pod *corev1.Pod, volumes []request.Volume) {
+	for _, v := range volumes {
+		if _, partition, found := i.node.find(v.Partition); !found || partition.Phase != disk.Reserved {
+			continue
+		}
+		unlock, err := i.node.locks.lock(ctx, v.Partition)
+		if err != nil {
+			return
+		}
+		d, partition, found := i.node.find(v.Partition)
+		// Looked at again under the lock: formatted, it stays.
+		isMounted := true
+		if found && d.Ready() && partition.Phase == disk.Reserved {
+			if isMounted, err = mounted(partition.Device); err != nil {
+				isMounted = true
+			}
+		}
+		if isMounted {
+			unlock()
+			continue
+		}
+		klog.FromContext(ctx).Info("Volume is given back, the pod's others do not fit", "pod", keyOf(pod), "volume", v.Name, "partition", v.Partition)
+		i.reclaim.begin(ctx, d, partition, unlock)
+	}
+}

@@ -1,0 +1,81 @@
+package volumes
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+// PodRef names a pod as the kubelet does.
+type PodRef struct {
+	Namespace, Name string
+	UID             types.UID
+}
+
+// Publish makes the volume of the pod ready and mounts it, by calling mount with the
+// device and its file system, while it cannot be released.
+func (i *inline) Publish(ctx context.Context, ref PodRef, volumeID string, mount func(ctx context.Context, device, fsType string) error) error {
+	pod, on, err := i.pod(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if isMirror(pod) {
+		return fmt.Errorf("%w: %w", ErrInvalid, errMirror)
+	}
+	volumes, err := request.FromPod(pod)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	for _, v := range volumes {
+		if v.ID != volumeID {
+			continue
+		}
+		// The kubelet mounts one volume after the other; none is formatted before all fit.
+		if _, partition, found := i.node.find(v.Partition); !found || partition.Phase == disk.Reserved {
+			if !found && !alive(pod) {
+				return fmt.Errorf("pod %s/%s is being deleted or has ended, its volume %q is not made any more: %w", ref.Namespace, ref.Name, v.Name, ErrPodGone)
+			}
+			if alive(pod) {
+				if err := i.place(ctx, pod, volumes, on); err != nil {
+					return err
+				}
+			}
+		}
+		return i.formatter.ready(ctx, v, mount)
+	}
+	return fmt.Errorf("%w: pod %s/%s has no inline volume with the ID %s", ErrInvalid, ref.Namespace, ref.Name, volumeID)
+}
+
+// Release asks that the volume be wiped if its pod is gone. It returns at once.
+func (i *inline) Release(volumeID string) {
+	i.reclaim.look(diskv1alpha1.PartitionID(volumeID), 0)
+}
+
+// pod returns the pod from the watch, or from the API server itself if the kubelet was
+// faster.
+func (i *inline) pod(ctx context.Context, ref PodRef) (pod *corev1.Pod, on occasion, err error) {
+	if pod := i.pods.get(types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}, ref.UID); pod != nil {
+		return pod, byKubelet, nil
+	}
+	pod, err = i.node.client.Pod(ctx, ref.Namespace, ref.Name)
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, proven, fmt.Errorf("pod %s/%s does not exist: %w", ref.Namespace, ref.Name, ErrPodGone)
+	case err != nil:
+		return nil, proven, fmt.Errorf("cannot read pod %s/%s: %w", ref.Namespace, ref.Name, err)
+	case isMirror(pod):
+		return nil, proven, fmt.Errorf("%w: %w", ErrInvalid, errMirror)
+	case pod.UID != ref.UID:
+		return nil, proven, fmt.Errorf("pod %s/%s with UID %s does not exist any more: %w", ref.Namespace, ref.Name, ref.UID, ErrPodGone)
+	case pod.Spec.NodeName != i.node.name:
+		return nil, proven, fmt.Errorf("%w: pod %s/%s is on node %q, not on %s", ErrInvalid, ref.Namespace, ref.Name, pod.Spec.NodeName, i.node.name)
+	}
+	return pod, proven, nil
+}

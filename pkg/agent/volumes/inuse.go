@@ -1,0 +1,24 @@
+package volumes
+
+import "github.com/berthdev/berth/pkg/agent/mounts"
+
+// inUseBy says what uses the device, or nothing, as far as the mount table shows it. A process
+// that keeps it open exclusively keeps it from being wiped, too.
+func inUseBy(device string) (string, error) {
+	at, err := mounts.OfDevice(device)
+	if err != nil {
+		return "", err
+	}
+	if len(at) > 0 {
+		return "it is mounted on " + at[0].Mountpoint, nil
+	}
+	// A raw block volume is published by mounting its device node on a file.
+	binds, err := mounts.BindsOfDevice(device)
+	if err != nil {
+		return "", err
+	}
+	if len(binds) > 0 {
+		return "its device is published on " + binds[0].Mountpoint, nil
+	}
+	return "", nil
+}

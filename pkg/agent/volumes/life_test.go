@@ -1,0 +1,447 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/signature"
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+// mountTo notes the device and the file system that a volume is mounted with.
+func mountTo(device, fsType *string) func(context.Context, string, string) error {
+	return func(_ context.Context, d, f string) error {
+		*device, *fsType = d, f
+		return nil
+	}
+}
+
+// TestPublish asserts that the kubelet's call makes the volume of a pod that the watch has not shown,
+// and of no other.
+func TestPublish(t *testing.T) {
+	f := newFixture(t)
+	f.loopDisk()
+	pod, partition := inlinePod("a")
+	id := diskv1alpha1.InlineVolumeID(pod.UID, "data")
+	ref := PodRef{Namespace: "ns", Name: "a", UID: pod.UID}
+	var device, fsType string
+	mount := mountTo(&device, &fsType)
+	if err := f.Publish(t.Context(), ref, id, mount); !errors.Is(err, ErrPodGone) {
+		t.Errorf("of a pod that does not exist: %v", err)
+	}
+	for name, change := range map[string]func(p *corev1.Pod){
+		"another pod":   func(p *corev1.Pod) { p.UID = "other" },
+		"on a node":     func(p *corev1.Pod) { p.Spec.NodeName = "m" },
+		"a static pod":  func(p *corev1.Pod) { metav1.SetMetaDataAnnotation(&p.ObjectMeta, corev1.MirrorPodAnnotationKey, "x") },
+		"no size":       func(p *corev1.Pod) { p.Spec.Volumes[0].CSI.VolumeAttributes = nil },
+		"that has gone": func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded },
+		"too large":     func(p *corev1.Pod) { p.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = "1Ti" },
+	} {
+		wrong := pod.DeepCopy()
+		change(wrong)
+		f.api.put(wrong)
+		if err := f.Publish(t.Context(), ref, id, mount); err == nil || device != "" {
+			t.Errorf("%s: mounted %q, %v", name, device, err)
+		}
+		f.phase(partition, "")
+	}
+	f.api.put(pod)
+	if err := f.Publish(t.Context(), ref, "csi-other", mount); !errors.Is(err, ErrInvalid) {
+		t.Errorf("another volume: %v", err)
+	}
+	for range 2 {
+		device = ""
+		if err := f.Publish(t.Context(), ref, id, mount); err != nil || device == "" || fsType != "ext4" {
+			t.Fatalf("mounted %q as %q: %v", device, fsType, err)
+		}
+		if got, err := signature.FileSystem(t.Context(), device); got != "ext4" || err != nil {
+			t.Errorf("on %s is %q, %v", device, got, err)
+		}
+		f.phase(partition, disk.Formatted)
+	}
+	if volume, owner := f.Owner(mustFind(f, partition)); volume != id || owner != "ns/a" {
+		t.Errorf("it is %s of %s", volume, owner)
+	}
+	// What was begun by a call that the watch never shows is looked at, and ends.
+	f.api.set(func(s *apiServer) { delete(s.pods, "ns/a") })
+	f.Release(id)
+	f.settle()
+	f.sweep()
+	f.clock.Step(f.options.OrphanGrace)
+	f.sweep()
+	f.phase(partition, "")
+}
+
+// TestPublishOfLostDisk asserts that a volume on a disk that is away is neither mounted nor made again.
+func TestPublishOfLostDisk(t *testing.T) {
+	f := newFixture(t)
+	f.loopDisk()
+	pods, partitions := f.running("a")
+	id := diskv1alpha1.InlineVolumeID(pods[0].UID, "data")
+	d := f.disks.Disks()[0]
+	d.Engine, d.Problem, d.Device.Path = nil, "device sdx is gone", ""
+	f.disks.set(d)
+	var device, fsType string
+	err := f.Publish(t.Context(), PodRef{Namespace: "ns", Name: "a", UID: pods[0].UID}, id, mountTo(&device, &fsType))
+	if !errors.Is(err, ErrOutOfService) || device != "" {
+		t.Errorf("mounted %q, %v", device, err)
+	}
+	if err := f.inline.sync(t.Context(), keyOf(pods[0])); err != nil {
+		t.Error(err)
+	}
+	f.phase(partitions[0], disk.Formatted)
+}
+
+// unfit is a pod that is too large for a disk of 256 MiB, and for xfs too small.
+func (f *fixture) unfit(name string) *corev1.Pod {
+	pod, _ := inlinePod(name)
+	pod.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = "280Mi"
+	f.api.put(pod)
+	return pod
+}
+
+// realize is a pass over the pod as the watch shows it.
+func (f *fixture) realize(pod *corev1.Pod) {
+	f.t.Helper()
+	if err := f.inline.sync(f.t.Context(), keyOf(pod)); err != nil {
+		f.t.Error(err)
+	}
+}
+
+// TestEviction asserts that the eviction of a pod whose volumes do not fit is requested after the
+// grace period, if a controller other than a DaemonSet makes it again.
+func TestEviction(t *testing.T) {
+	isController := true
+	for kind, requested := range map[string]bool{"ReplicaSet": true, "DaemonSet": false, "": false} {
+		f := newFixture(t)
+		f.loopDisk()
+		pod := f.unfit("a")
+		if kind != "" {
+			pod.OwnerReferences = []metav1.OwnerReference{{Kind: kind, Name: "x", UID: "x", Controller: &isController}}
+		}
+		f.watchedPod(pod)
+		f.realize(pod)
+		f.clock.Step(f.options.EvictionGrace - 1)
+		f.realize(pod)
+		if got := f.Evictions(); len(got) != 0 {
+			t.Errorf("%q: requested before the grace period is over: %v", kind, got)
+		}
+		f.clock.Step(1)
+		before := f.changes.Load()
+		for range 2 {
+			f.realize(pod)
+		}
+		var want []diskv1alpha1.EvictionRequest
+		if requested {
+			want = []diskv1alpha1.EvictionRequest{{Namespace: "ns", Name: "a", UID: pod.UID}}
+		}
+		if got := f.Evictions(); !slices.Equal(got, want) {
+			t.Errorf("%q: requested are %v", kind, got)
+		}
+		if got := f.changes.Load() - before; got != int32(len(want)) {
+			t.Errorf("%q: said %d times", kind, got)
+		}
+		if got := f.events.with("Pod NoRoomForVolume"); len(got) != 1 {
+			t.Errorf("%q: reported is %q", kind, f.events.with())
+		}
+		if got := f.events.with("Pod EvictingForVolume"); len(got) != len(want) {
+			t.Errorf("%q: reported is %q", kind, f.events.with())
+		}
+	}
+}
+
+// TestEvictionWithdrawn asserts that an eviction is not requested any more once there is room, or
+// will be, or the pod ends.
+func TestEvictionWithdrawn(t *testing.T) {
+	isController := true
+	for name, change := range map[string]func(f *fixture, pod *corev1.Pod){
+		"it fits": func(f *fixture, pod *corev1.Pod) {
+			pod.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = "20Mi"
+			f.watchedPod(pod)
+			f.realize(pod)
+		},
+		"it can never be made": func(f *fixture, pod *corev1.Pod) {
+			f.inline.placer.fsType = func(string) string { return diskv1alpha1.FSTypeXFS }
+			f.realize(pod)
+		},
+		"a wipe will make room": func(f *fixture, pod *corev1.Pod) {
+			d := f.disks.Disks()[0]
+			d.Device.Path = ""
+			d.Snapshot.Volumes = []disk.Volume{{Partition: "x", Phase: disk.Wiping, Extent: extent.New(1<<40, 1<<40)}}
+			f.disks.set(d)
+			f.realize(pod)
+		},
+		"it is being deleted": func(f *fixture, pod *corev1.Pod) {
+			pod.DeletionTimestamp = &metav1.Time{Time: f.clock.Now()}
+			f.inline.podSeen(pod)
+		},
+		"it is gone": func(f *fixture, pod *corev1.Pod) { f.inline.podDeleted(pod) },
+		"it is gone, unnoticed": func(f *fixture, pod *corev1.Pod) {
+			if err := f.options.Pods.GetStore().Delete(pod); err != nil {
+				f.t.Fatal(err)
+			}
+		},
+	} {
+		f := newFixture(t)
+		f.loopDisk()
+		pod := f.unfit("a")
+		pod.OwnerReferences = []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "x", UID: "x", Controller: &isController}}
+		f.watchedPod(pod)
+		f.realize(pod)
+		f.clock.Step(f.options.EvictionGrace)
+		f.realize(pod)
+		if got := f.Evictions(); len(got) != 1 {
+			t.Fatalf("%s: requested before are %v", name, got)
+		}
+		change(f, pod.DeepCopy())
+		if got := f.Evictions(); len(got) != 0 {
+			t.Errorf("%s: requested are %v", name, got)
+		}
+	}
+}
+
+// TestStage asserts that the kubelet's call makes and hands out the volume of a PersistentVolume that
+// the watch has not shown, and of no other.
+func TestStage(t *testing.T) {
+	f := newFixture(t)
+	d := f.loopDisk()
+	pv := volumeAt(t, 20, func(pv *corev1.PersistentVolume) { pv.Spec.CSI.VolumeAttributes[diskv1alpha1.AttributeDisk] = d.ID() })
+	id, partition := pv.Spec.CSI.VolumeHandle, diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)
+	var device, fsType string
+	use := mountTo(&device, &fsType)
+	if err := f.Stage(t.Context(), id, StageOptions{}, use); !errors.Is(err, ErrNotFound) {
+		t.Errorf("of no PersistentVolume: %v", err)
+	}
+	if err := f.Stage(t.Context(), "x", StageOptions{}, use); !errors.Is(err, ErrNotFound) {
+		t.Errorf("of no volume: %v", err)
+	}
+	gone := pv.DeepCopy()
+	released(gone)
+	f.api.putVolumes(gone)
+	if err := f.Stage(t.Context(), id, StageOptions{}, use); !errors.Is(err, ErrReleased) {
+		t.Errorf("of a released one: %v", err)
+	}
+	f.api.putVolumes(pv)
+	if err := f.Stage(t.Context(), id, StageOptions{Block: true}, use); !errors.Is(err, ErrInvalid) {
+		t.Errorf("of another mode: %v", err)
+	}
+	f.phase(partition, "")
+	for range 2 {
+		device = ""
+		if err := f.Stage(t.Context(), id, StageOptions{}, use); err != nil || device == "" || fsType != "ext4" {
+			t.Fatalf("used %q as %q: %v", device, fsType, err)
+		}
+	}
+	if err := f.Stage(t.Context(), id, StageOptions{Block: true}, use); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a file system as a block device: %v", err)
+	}
+	// A mount that fails is explained by what is there.
+	err := f.Stage(t.Context(), id, StageOptions{FSType: "xfs"}, func(context.Context, string, string) error { return errors.New("bad superblock") })
+	if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "holds ext4, not xfs") {
+		t.Errorf("another file system: %v", err)
+	}
+	v, found := f.Lookup(id)
+	if !found || v.Disk != d.ID() || v.Size != 10*mib || v.Block || v.Device != device {
+		t.Errorf("looked up is %+v", v)
+	}
+}
+
+// TestGrowth asserts that a volume grows to what its PersistentVolume grants, and no further.
+func TestGrowth(t *testing.T) {
+	f := newFixture(t)
+	d := f.loopDisk()
+	pv, partition := f.boundVolume(d, 1, nil)
+	other, _ := f.boundVolume(d, 3, nil) // 30 MiB behind the first one's end
+	id := pv.Spec.CSI.VolumeHandle
+	grown := func(context.Context, Volume) error { return nil }
+	grant := func(size string) {
+		pv = pv.DeepCopy()
+		pv.Spec.Capacity = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}
+		f.api.putVolumes(pv)
+		f.watched(pv)
+	}
+	if _, err := f.Expand(t.Context(), id, 20*mib, grown); !errors.Is(err, ErrNotGrown) {
+		t.Errorf("more than is granted: %v", err)
+	}
+	grant("20Mi")
+	if v, err := f.Expand(t.Context(), id, 20*mib, grown); err != nil || v.Size != 20*mib {
+		t.Errorf("what is granted: %+v, %v", v, err)
+	}
+	grant("100Mi")
+	if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
+		t.Error(err)
+	}
+	if got := f.events.with("PersistentVolume VolumeNotGrown", "41943040 are possible"); len(got) != 1 {
+		t.Errorf("into another volume: %q", f.events.with())
+	}
+	if v, err := f.GrowVolume(t.Context(), id, 30*mib, 0); err != nil || v.Size != 30*mib {
+		t.Errorf("by a CSI call: %+v, %v", v, err)
+	}
+	if _, err := f.GrowVolume(t.Context(), id, 30*mib+1, 30*mib+2); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a size that cannot be: %v", err)
+	}
+	f.phase(partition, disk.Formatted)
+	if v, _ := f.Lookup(other.Spec.CSI.VolumeHandle); v.Size != 10*mib {
+		t.Errorf("the other volume is %+v", v)
+	}
+}
+
+// TestProvision asserts that a CSI call makes a volume once, lists it, and counts what is left.
+func TestProvision(t *testing.T) {
+	f := newFixture(t)
+	f.loopDisk()
+	free, largest := f.Capacity("ssd")
+	if other, _ := f.Capacity("hdd"); free == 0 || largest == 0 || other != 0 {
+		t.Errorf("free are %d, %d, %d", free, largest, other)
+	}
+	r := VolumeRequest{ID: "pvc-" + claimUID, Class: "ssd", Size: 10*mib + 1}
+	for range 2 {
+		if v, err := f.CreateVolume(t.Context(), r); err != nil || v.Size != 11*mib || v.Phase != disk.Formatted {
+			t.Fatalf("made is %+v, %v", v, err)
+		}
+	}
+	for name, change := range map[string]func(r *VolumeRequest){
+		"larger": func(r *VolumeRequest) { r.Size = 20 * mib }, "of a class": func(r *VolumeRequest) { r.Class = "hdd" },
+		"a block device": func(r *VolumeRequest) { r.Block = true }, "smaller": func(r *VolumeRequest) { r.Size, r.Limit = mib, 2*mib },
+	} {
+		other := r
+		change(&other)
+		if _, err := f.CreateVolume(t.Context(), other); !errors.Is(err, ErrExists) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, change := range map[string]func(r *VolumeRequest){
+		"no ID": func(r *VolumeRequest) { r.ID = "x" }, "no multiple": func(r *VolumeRequest) { r.Size, r.Limit = mib+1, mib+2 },
+	} {
+		other := r
+		change(&other)
+		if _, err := f.CreateVolume(t.Context(), other); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	block := VolumeRequest{ID: "pvc-bbbbbbbb" + claimUID[8:], Class: "ssd", Size: 10 * mib, Block: true}
+	if _, err := f.CreateVolume(t.Context(), block); err != nil {
+		t.Fatal(err)
+	}
+	var device, fsType string
+	if err := f.Stage(t.Context(), block.ID, StageOptions{Block: true}, mountTo(&device, &fsType)); err != nil || device == "" || fsType != "" {
+		t.Errorf("used %q as %q: %v", device, fsType, err)
+	}
+	var listed []string
+	for _, v := range f.ListVolumes() {
+		listed = append(listed, v.ID)
+	}
+	slices.Sort(listed)
+	if !slices.Equal(listed, []string{r.ID, block.ID}) {
+		t.Errorf("listed are %v", listed)
+	}
+	if left, _ := f.Capacity(""); left != free-21*mib {
+		t.Errorf("%d are left of %d", left, free)
+	}
+}
+
+// TestDiskComesBack asserts that what waited for a disk goes on when it serves again: a wipe that was
+// begun, the end of pods that went meanwhile, and pods and PersistentVolumes that found no room.
+func TestDiskComesBack(t *testing.T) {
+	f := newFixture(t)
+	f.loopDisk()
+	pods, partitions := f.running("a")
+	_, wiping := f.boundVolume(f.disks.Disks()[0], 1, nil)
+	serving := f.disks.Disks()
+	away := f.disks.Disks()
+	away[0].Engine, away[0].Problem, away[0].Device.Path = nil, "gone", ""
+	away[0].Snapshot.Volumes = slices.Clone(away[0].Snapshot.Volumes)
+	f.disks.set(away...)
+	f.disksSeen(f.disks.Disks())
+	f.api.set(func(s *apiServer) { delete(s.pods, "ns/a") })
+	f.unwatchPod(pods[0], false)
+	f.settle()
+	waits, _ := inlinePod("waits")
+	f.api.put(waits)
+	f.watchedPod(waits)
+	if err := f.inline.sync(t.Context(), keyOf(waits)); err != nil {
+		t.Error(err)
+	}
+	for f.inline.queue.Len() > 0 {
+		key, _ := f.inline.queue.Get()
+		f.inline.queue.Done(key)
+	}
+
+	// As the engine shows it while it wipes.
+	for i := range serving[0].Snapshot.Volumes {
+		if serving[0].Snapshot.Volumes[i].Partition == wiping {
+			serving[0].Snapshot.Volumes[i].Phase = disk.Wiping
+		}
+	}
+	f.disksSeen(serving)
+	if got := f.queued(); !slices.Contains(got, wiping) || !slices.Contains(got, partitions[0]) || !slices.Contains(got, sweepKey) {
+		t.Errorf("looked at are %q", got)
+	}
+	if f.inline.queue.Len() == 0 || f.persistent.queue.Len() == 0 {
+		t.Error("what waited is not looked at")
+	}
+	// No change, nothing to do.
+	f.disksSeen(serving)
+	if got := f.queued(); len(got) != 0 {
+		t.Errorf("looked at again are %q", got)
+	}
+	f.disks.set(serving[0])
+	f.reclaim.look(partitions[0], 0)
+	f.settle()
+	f.phase(partitions[0], "")
+}
+
+// TestRun asserts that a manager that runs makes the volume of a pod, wipes it when the pod has gone,
+// and ends.
+func TestRun(t *testing.T) {
+	f := newFixture(t)
+	f.loopDisk()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		f.Run(ctx)
+	}()
+	pod, partition := inlinePod("a")
+	f.api.put(pod)
+	f.watchedPod(pod)
+	f.until(partition, disk.Formatted)
+	f.api.set(func(s *apiServer) { delete(s.pods, "ns/a") })
+	f.unwatchPod(pod, false)
+	f.until(partition, "")
+	cancel()
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		t.Fatal("it does not end")
+	}
+}
+
+// until waits until the partition is in that phase.
+func (f *fixture) until(partition string, want disk.Phase) {
+	f.t.Helper()
+	deadline := time.After(time.Minute)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, v, _ := f.node.find(partition); v.Phase == want {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			f.phase(partition, want)
+			return
+		}
+	}
+}

@@ -1,0 +1,89 @@
+package volumes
+
+import (
+	"fmt"
+	"time"
+
+	"k8s.io/utils/clock"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/client"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// Inventory lists the node's disks as they are now.
+type Inventory interface {
+	Disks() []discovery.Disk
+}
+
+// node is what inline, persistent and reclaim share: the disks, the API server, and a lock
+// for each volume.
+type node struct {
+	name      string
+	client    *client.Client
+	inventory Inventory
+	// locks are by partition: making, formatting, mounting and wiping of one volume exclude
+	// each other.
+	locks   locks
+	reports *reports
+	clock   clock.WithTicker
+	// changed is called when what Owner, Orphans or Wiping answers may have changed.
+	changed func()
+}
+
+// since is how long ago a moment of the node's clock was.
+func (n *node) since(moment time.Time) time.Duration { return n.clock.Since(moment) }
+
+// find returns the disk and the volume of a partition.
+func (n *node) find(partition string) (discovery.Disk, disk.Volume, bool) {
+	return findIn(n.inventory.Disks(), partition)
+}
+
+// disk returns a disk that is in service.
+func (n *node) disk(id string) (discovery.Disk, error) {
+	if d, ok := inService(n.inventory.Disks(), id); ok {
+		return d, nil
+	}
+	return discovery.Disk{}, fmt.Errorf("disk %s: %w", id, ErrOutOfService)
+}
+
+// classOf is the class that a disk has now; without it, the class that it had.
+func (n *node) classOf(d discovery.Disk) string {
+	for _, now := range n.inventory.Disks() {
+		if now.ID() == d.ID() {
+			return now.Class
+		}
+	}
+	return d.Class
+}
+
+// Lookup returns the persistent volume that is on a disk, whether that serves or not.
+func (n *node) Lookup(volumeID string) (Volume, bool) {
+	d, on, found := n.find(diskv1alpha1.PartitionID(volumeID))
+	if !found {
+		return Volume{}, false
+	}
+	if id, ok := persistentID(on); !ok || id != volumeID {
+		return Volume{}, false
+	}
+	return volumeOn(&d, on, volumeID), true
+}
+
+// usable returns a persistent volume, with an error unless it is on a disk in service and
+// not being wiped.
+func (n *node) usable(partition string) (discovery.Disk, disk.Volume, error) {
+	disks := n.inventory.Disks()
+	d, on, found := findIn(disks, partition)
+	id, persistent := persistentID(on)
+	err := alone(disks, partition)
+	switch {
+	case !found || !persistent:
+		return discovery.Disk{}, disk.Volume{}, fmt.Errorf("%w: no disk of node %s holds partition %s", ErrNotFound, n.name, partition)
+	case !d.Ready():
+		return d, on, fmt.Errorf("volume %s: %w", id, outOfService(&d))
+	case on.Phase == disk.Wiping:
+		return d, on, fmt.Errorf("volume %s is being wiped: %w", id, ErrReleased)
+	}
+	return d, on, err
+}

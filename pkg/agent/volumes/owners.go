@@ -1,0 +1,207 @@
+package volumes
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// owner is the pod whose volume a partition holds.
+type owner struct {
+	pod    types.NamespacedName
+	uid    types.UID
+	volume string
+	// ended is set when the watch has shown that the pod is going, has ended, or went: it
+	// did not vanish.
+	ended bool
+}
+
+// owners knows which pods the inline volumes on the disks belong to, by partition: from the
+// watch, and from what the API server itself answered.
+type owners struct {
+	node *node
+	pods podStore
+
+	mu sync.Mutex
+	by map[string]owner
+}
+
+func newOwners(n *node, pods podStore) *owners {
+	return &owners{node: n, pods: pods, by: map[string]owner{}}
+}
+
+func (o *owners) get(partition string) (owner, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	of, known := o.by[partition]
+	return of, known
+}
+
+// partitions lists those whose pods are known.
+func (o *owners) partitions() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	out := make([]string, 0, len(o.by))
+	for partition := range o.by {
+		out = append(out, partition)
+	}
+	return out
+}
+
+// note remembers that the partitions of the pod's volumes are its.
+func (o *owners) note(pod *corev1.Pod) {
+	o.mu.Lock()
+	changed := false
+	for partition, volume := range partitionsOf(pod) {
+		if _, known := o.by[partition]; !known {
+			o.by[partition] = owner{pod: keyOf(pod), uid: pod.UID, volume: volume}
+			changed = true
+		}
+	}
+	o.mu.Unlock()
+	if changed {
+		o.node.changed()
+	}
+}
+
+// noteEnd notes whether the pod was seen to end.
+func (o *owners) noteEnd(pod *corev1.Pod, ended bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for partition := range partitionsOf(pod) {
+		if of, known := o.by[partition]; known {
+			of.ended = ended
+			o.by[partition] = of
+		}
+	}
+}
+
+// endSeen reports whether the end of the volume's pod was seen: by the watch, or by the
+// API server that still has the pod and says that it is going or has ended.
+func (o *owners) endSeen(partition string, pod *corev1.Pod, uid types.UID) bool {
+	if pod != nil && pod.UID == uid {
+		return true
+	}
+	of, known := o.get(partition)
+	return known && of.ended
+}
+
+// forget drops the owner of a partition that does not exist any more, unless the pod is still
+// there and may get it yet.
+func (o *owners) forget(partition string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if of, ok := o.by[partition]; ok && o.pods.get(of.pod, of.uid) == nil {
+		delete(o.by, partition)
+	}
+}
+
+// livePod asks the API server, not the cache, for the pod whose volume the partition
+// holds, and for that volume's UID; nil if there is no such pod. An error means that
+// nothing is known, and then nothing may be wiped.
+func (o *owners) livePod(ctx context.Context, v disk.Volume) (*corev1.Pod, types.UID, error) {
+	of, known := o.get(v.Partition)
+	if !known {
+		if _, err := o.withPods(ctx, []disk.Volume{v}); err != nil {
+			return nil, "", err
+		}
+		if of, known = o.get(v.Partition); !known {
+			return nil, "", nil
+		}
+	}
+	pod, err := o.node.client.Pod(ctx, of.pod.Namespace, of.pod.Name)
+	if apierrors.IsNotFound(err) {
+		return nil, of.uid, nil
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("cannot ask the API server for pod %s, its volume is kept: %w", of.pod, err)
+	}
+	return pod, of.uid, nil
+}
+
+// withPods has the API server itself list the node's pods, and those that may have
+// brought the volumes here from another node, remembers whose the volumes are, and returns
+// the partitions of those that have a pod. The pod of any other does not exist.
+func (o *owners) withPods(ctx context.Context, volumes []disk.Volume) (map[string]bool, error) {
+	found := map[string]bool{}
+	if len(volumes) == 0 {
+		return found, nil
+	}
+	show := func(pod *corev1.Pod) {
+		for partition := range partitionsOf(pod) {
+			if slices.ContainsFunc(volumes, func(v disk.Volume) bool { return v.Partition == partition }) {
+				found[partition] = true
+				o.note(pod)
+			}
+		}
+	}
+	err := o.node.client.PodsOfNode(ctx, show)
+	namespaces := map[string]bool{}
+	for _, v := range volumes {
+		if !found[v.Partition] {
+			namespaces[namespaceOf(v)] = true
+		}
+	}
+	for namespace := range namespaces {
+		if err == nil {
+			err = o.node.client.PodsOfNamespace(ctx, namespace, show)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot ask the API server for pods, volumes without a known pod are kept: %w", err)
+	}
+	return found, nil
+}
+
+// namespaceOf is the namespace of the volume's pod, by the name that partitionName gave it or,
+// if that was cut, by its note; empty, which stands for all, if neither tells.
+func namespaceOf(v disk.Volume) string {
+	namespace, _, whole := strings.Cut(v.Name, "/")
+	if whole {
+		return namespace
+	}
+	var note podNote
+	if err := json.Unmarshal([]byte(v.Note), &note); err != nil || len(validation.IsDNS1123Label(note.PodNamespace)) > 0 ||
+		v.Name == "" || !strings.HasPrefix(note.PodNamespace, v.Name) {
+		return ""
+	}
+	return note.PodNamespace
+}
+
+// partitionName is what people see in a listing of partitions.
+func partitionName(pod *corev1.Pod, volume string) string {
+	const limit = 36
+	name := pod.Namespace + "/" + pod.Name + "/" + volume
+	if len(name) > limit {
+		name = name[:limit]
+	}
+	return name
+}
+
+// podNote is kept on the disk beside an inline volume whose pod's namespace is too long for the
+// partition's name: without it all pods of the cluster would have to be listed.
+type podNote struct {
+	PodNamespace string `json:"podNamespace"`
+}
+
+// noteOfPod is the note of the pod's volumes, empty if their names tell the namespace.
+func noteOfPod(pod *corev1.Pod, volume string) (string, error) {
+	if strings.Contains(partitionName(pod, volume), "/") {
+		return "", nil
+	}
+	note, err := json.Marshal(podNote{pod.Namespace})
+	if err != nil {
+		return "", fmt.Errorf("cannot note whose volume %q of pod %s is: %w", volume, keyOf(pod), err)
+	}
+	return string(note), nil
+}

@@ -1,0 +1,54 @@
+package volumes
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+func TestNamespaceOf(t *testing.T) {
+	const cut = "a-namespace-with-a-name-that-is-too-"
+	for _, tc := range []struct{ name, note, want string }{
+		{"ns/pod/data", "", "ns"},
+		{"ns/a-pod-with-a-name-that-is-too-lo", `{"podNamespace":"other"}`, "ns"},
+		{cut, "", ""},
+		{cut, `{"podNamespace":"` + cut + `long"}`, cut + "long"},
+		{cut, `{"podNamespace":"other"}`, ""},
+		{cut, `{"podNamespace":"` + cut + `"}`, ""},
+		{cut, `{"podNamespace":"` + cut + `../x"}`, ""},
+		{cut, "{", ""},
+		{"", `{"podNamespace":"other"}`, ""},
+		{"", "", ""},
+	} {
+		if got := namespaceOf(disk.Volume{Name: tc.name, Note: tc.note}); got != tc.want {
+			t.Errorf("namespace of %q with note %q is %q, want %q", tc.name, tc.note, got, tc.want)
+		}
+	}
+}
+
+// TestLongNamespace asserts that for a volume of a pod in a namespace with a long name not all pods
+// of the cluster are listed.
+func TestLongNamespace(t *testing.T) {
+	for _, namespace := range []string{"ns", strings.Repeat("n", 35), strings.Repeat("n", 36), strings.Repeat("n", 63)} {
+		f := newFixture(t)
+		f.loopDisk()
+		pod, partition := inlinePod("a")
+		pod.Namespace = namespace
+		f.api.put(pod)
+		f.watchedPod(pod)
+		if err := f.inline.sync(t.Context(), keyOf(pod)); err != nil {
+			t.Fatal(err)
+		}
+		f.absent(pod)
+		f.sweep()
+		f.phase(partition, disk.Formatted)
+		if got := f.api.asked("GET /api/v1/namespaces/" + namespace + "/pods"); got == 0 {
+			t.Errorf("%s: its pods are not listed", namespace)
+		}
+		// Once for the node's own pods.
+		if all, swept := f.api.asked("GET /api/v1/pods"), f.api.asked("GET /api/v1/namespaces/"+namespace+"/pods"); all != swept {
+			t.Errorf("%s: %d lists of all namespaces for %d sweeps", namespace, all, swept)
+		}
+	}
+}

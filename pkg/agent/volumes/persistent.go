@@ -1,0 +1,263 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/claim"
+)
+
+// persistent makes the volumes of PersistentVolumes. This file follows the watch and makes
+// volumes in advance; persistent_place.go makes partitions, persistent_stage.go serves the
+// kubelet, persistent_grow.go lets volumes grow, persistent_calls.go serves CSI controllers,
+// persistent_release.go decides about the end.
+type persistent struct {
+	node     *node
+	volumes  volumeStore
+	maker    *maker
+	stager   *stager
+	grower   *grower
+	releaser *releaser
+	reclaim  reclaimer
+
+	// queue is of names of PersistentVolumes.
+	queue   workqueue.TypedRateLimitingInterface[string]
+	waiting *waiters[string]
+}
+
+// finalized are the PersistentVolumes whose finalizer the agent has removed, and which the
+// watch may still show: no partition is made for them any more.
+type finalized struct {
+	mu sync.Mutex
+	by map[types.UID]struct{}
+}
+
+func (f *finalized) add(uid types.UID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.by == nil {
+		f.by = map[types.UID]struct{}{}
+	}
+	f.by[uid] = struct{}{}
+}
+
+func (f *finalized) remove(uid types.UID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.by, uid)
+}
+
+func (f *finalized) has(uid types.UID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, is := f.by[uid]
+	return is
+}
+
+// partitions is a set.
+type partitions struct {
+	mu sync.Mutex
+	by map[string]struct{}
+}
+
+func (p *partitions) add(partition string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.by == nil {
+		p.by = map[string]struct{}{}
+	}
+	p.by[partition] = struct{}{}
+}
+
+func (p *partitions) remove(partition string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.by, partition)
+}
+
+func (p *partitions) has(partition string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, is := p.by[partition]
+	return is
+}
+
+var (
+	// errDiskMissing: the disk that a PersistentVolume names is not in service here. It may
+	// hold the volume.
+	errDiskMissing = errors.New("disk is missing")
+	// errVanished: the partition was there, and it was not wiped here.
+	errVanished = errors.New("partition has vanished")
+	// errMismatch: the PersistentVolume and what is on the disk are not the same volume.
+	errMismatch = errors.New("PersistentVolume and partition do not match")
+)
+
+// watch follows the node's PersistentVolumes.
+func (p *persistent) watch() error {
+	if err := p.volumes.prepare(); err != nil {
+		return err
+	}
+	_, err := p.volumes.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    p.volumeSeen,
+		UpdateFunc: func(_, now any) { p.volumeSeen(now) },
+		DeleteFunc: p.volumeGone,
+	})
+	if err != nil {
+		return fmt.Errorf("cannot watch PersistentVolumes: %w", err)
+	}
+	return nil
+}
+
+// volumeSeen takes in a PersistentVolume from the watch.
+func (p *persistent) volumeSeen(object any) {
+	pv, ok := object.(*corev1.PersistentVolume)
+	if !ok {
+		return
+	}
+	p.queue.Add(pv.Name)
+	p.node.changed()
+}
+
+// volumeGone takes in that a PersistentVolume is gone, or is not labelled for this node any more.
+func (p *persistent) volumeGone(object any) {
+	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		object = gone.Obj
+	}
+	pv, ok := object.(*corev1.PersistentVolume)
+	if !ok {
+		return
+	}
+	p.waiting.forget(pv.Name)
+	p.maker.finalized.remove(pv.UID)
+	p.node.reports.forget(pv.UID)
+	if claim.IsOurs(pv) {
+		// Another one of the same handle may have waited for this, or the partition has no
+		// owner now.
+		p.reclaim.look(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle), 0)
+	}
+	p.node.changed()
+}
+
+// wakeAll looks at every PersistentVolume again.
+func (p *persistent) wakeAll() {
+	for _, name := range p.volumes.informer.GetStore().ListKeys() {
+		p.queue.Add(name)
+	}
+}
+
+// sync brings the disks in line with a PersistentVolume.
+func (p *persistent) sync(ctx context.Context, name string) error {
+	pv := p.volumes.get(name)
+	if pv == nil {
+		return nil
+	}
+	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("volume", name))
+	becomes := actionFor(pv)
+	if becomes != reclaimNow {
+		p.releaser.blocked.cleared(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle))
+	}
+	switch becomes {
+	case reclaimNow, finalize:
+		return p.releaser.release(ctx, pv)
+	case retain:
+		return nil
+	case serve:
+	}
+	warn := p.node.reports.warnVolume
+	v, err := p.volumes.read(pv)
+	if err != nil {
+		// It stays so: hardly anything of a PersistentVolume can be changed.
+		warn(pv, eventInvalid, err.Error())
+		return nil
+	}
+	seen := p.waiting.seen()
+	err = p.serve(ctx, pv, v)
+	switch {
+	case err == nil:
+		p.node.reports.forget(pv.UID)
+		return nil
+	case errors.Is(err, ErrReleased), errors.Is(err, ErrPodGone):
+		return nil
+	case errors.Is(err, errMismatch):
+		warn(pv, eventMismatch, err.Error())
+	case errors.Is(err, errDiskMissing):
+		warn(pv, eventDiskMissing, err.Error())
+	case errors.Is(err, errVanished):
+		warn(pv, eventVanished, err.Error())
+	case errors.Is(err, ErrInvalid):
+		// The class's default may change.
+		warn(pv, eventInvalid, err.Error())
+	case errors.Is(err, ErrNoRoom):
+		warn(pv, eventNoRoom, err.Error())
+	case errors.Is(err, ErrNotGrown):
+		warn(pv, eventNotGrown, err.Error())
+	case errors.Is(err, ErrWaiting), errors.Is(err, ErrOutOfService):
+		warn(pv, eventFailed, err.Error())
+	default:
+		warn(pv, eventFailed, err.Error())
+		return err
+	}
+	p.waiting.wait(name, seen)
+	return nil
+}
+
+// serve makes the volume's partition, if there is none, and makes it ready to be mounted.
+func (p *persistent) serve(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume) error {
+	if err := p.maker.realize(ctx, pv, v, p.maker.stillWatched(pv)); err != nil {
+		return err
+	}
+	if err := p.compare(ctx, pv, v); err != nil {
+		return err
+	}
+	if err := p.stager.makeReady(ctx, requestOf(v), nil); err != nil {
+		return err
+	}
+	p.maker.formatted.add(v.Partition)
+	return p.grower.growTo(ctx, v.ID, v.Size)
+}
+
+// compare fails unless the partition is the volume of the PersistentVolume, and says where
+// they differ in what the disk decides.
+func (p *persistent) compare(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume) error {
+	disks := p.node.inventory.Disks()
+	d, on, found := findIn(disks, v.Partition)
+	if !found || !d.Ready() {
+		return nil
+	}
+	if err := same(disks, on, v); err != nil {
+		return err
+	}
+	if on.Raw != v.Block {
+		return fmt.Errorf("%w: %w", errMismatch, otherMode(requestOf(v)))
+	}
+	if len(p.volumes.of(v.Partition)) > 1 {
+		return fmt.Errorf("%w: another PersistentVolume has the volumeHandle %s too: delete the one that is wrong; the volume is wiped on behalf of neither", errMismatch, v.ID)
+	}
+	if err := p.maker.noteMove(ctx, pv, v, d.ID()); err != nil {
+		return err
+	}
+	if on.Extent.Len() > v.Size {
+		return fmt.Errorf("%w: the capacity of PersistentVolume %s is %d bytes, its partition has %d; volumes never shrink", errMismatch, pv.Name, v.Size, on.Extent.Len())
+	}
+	return nil
+}
+
+// same fails unless what is on the disk is the volume of the PersistentVolume, and the only one
+// with its GUID.
+func same(disks []discovery.Disk, on disk.Volume, v claim.Volume) error {
+	if id, ok := persistentID(on); !ok || id != v.ID {
+		return fmt.Errorf("%w: partition %s holds another volume, %q, not %s", errMismatch, on.Partition, on.Name, v.ID)
+	}
+	return alone(disks, on.Partition)
+}

@@ -1,0 +1,141 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+// grower makes the partitions of persistent volumes longer.
+type grower struct {
+	node    *node
+	volumes volumeStore
+	placer  *placer
+	maker   *maker
+}
+
+// growTo brings the partition to the size that its PersistentVolume was granted.
+func (g *grower) growTo(ctx context.Context, volumeID string, size int64) error {
+	partition := diskv1alpha1.PartitionID(volumeID)
+	if _, on, err := g.node.usable(partition); err != nil || on.Extent.Len() >= size {
+		return err
+	}
+	unlock, err := g.node.locks.lock(ctx, partition)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return g.grow(ctx, volumeID, size, promises{})
+}
+
+// grow makes the partition longer, if what lies behind it is free and not promised to others.
+// The caller holds the volume's lock.
+func (g *grower) grow(ctx context.Context, volumeID string, size int64, others promises) error {
+	partition := diskv1alpha1.PartitionID(volumeID)
+	d, on, err := g.node.usable(partition)
+	if err != nil || on.Extent.Len() >= size {
+		return err
+	}
+	if err := g.placer.holdTail(on, size, others); err != nil {
+		return fmt.Errorf("volume %s: %w", volumeID, err)
+	}
+	defer g.placer.free(partition)
+	e, err := engineOf(&d)
+	if err != nil {
+		return fmt.Errorf("volume %s: %w", volumeID, err)
+	}
+	if _, err := e.Grow(ctx, partition, size); err != nil {
+		if errors.Is(err, disk.ErrOverlap) {
+			return fmt.Errorf("%w: volume %s: %w", ErrNotGrown, volumeID, err)
+		}
+		return fmt.Errorf("cannot grow volume %s to %d bytes: %w", volumeID, size, err)
+	}
+	klog.FromContext(ctx).Info("Volume has grown", "volume", volumeID, "partition", partition, "from", on.Extent.Len(), "to", size)
+	return nil
+}
+
+// Expand brings the partition to the size that its PersistentVolume was granted, which must
+// be at least atLeast, and then calls grow for the file system, under the volume's lock.
+func (g *grower) Expand(ctx context.Context, volumeID string, atLeast int64, grow func(ctx context.Context, v Volume) error) (Volume, error) {
+	partition := diskv1alpha1.PartitionID(volumeID)
+	unlock, err := g.node.locks.lock(ctx, partition)
+	if err != nil {
+		return Volume{}, err
+	}
+	defer unlock()
+	_, on, err := g.node.usable(partition)
+	if err != nil {
+		return Volume{}, err
+	}
+	atLeast = diskv1alpha1.AlignUp(atLeast)
+	granted, err := g.granted(ctx, volumeID, atLeast, on)
+	if err != nil {
+		return Volume{}, err
+	}
+	if err := g.grow(ctx, volumeID, granted, promises{}); err != nil {
+		return Volume{}, err
+	}
+	d, on, err := g.node.usable(partition)
+	if err != nil {
+		return Volume{}, err
+	}
+	v := volumeOn(&d, on, volumeID)
+	if v.Size < atLeast {
+		return v, fmt.Errorf("%w: volume %s has %d bytes, %d are wanted, and no PersistentVolume grants them", ErrNotGrown, volumeID, v.Size, atLeast)
+	}
+	return v, grow(ctx, v)
+}
+
+// granted is the size that the volume's PersistentVolume says; 0 if there is none. The API
+// server itself is asked if the watch does not say enough.
+func (g *grower) granted(ctx context.Context, volumeID string, atLeast int64, on disk.Volume) (int64, error) {
+	for _, pv := range g.volumes.of(on.Partition) {
+		if v, err := g.volumes.read(pv); err == nil && v.Size >= atLeast {
+			return v.Size, nil
+		}
+	}
+	if on.Extent.Len() >= atLeast {
+		return 0, nil
+	}
+	pv, _, err := g.maker.volumeFor(ctx, volumeID)
+	if errors.Is(err, ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	v, err := g.volumes.read(pv)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return v.Size, nil
+}
+
+// GrowVolume makes a persistent volume's partition at least size bytes long, for a CSI
+// call. What the scheduler promised to others is left alone.
+func (g *grower) GrowVolume(ctx context.Context, volumeID string, size, limit int64) (Volume, error) {
+	size = diskv1alpha1.AlignUp(size)
+	if limit > 0 && size > limit {
+		return Volume{}, fmt.Errorf("%w: volume %s: sizes are multiples of %d bytes, and %d is above the limit", ErrInvalid, volumeID, diskv1alpha1.Alignment, size)
+	}
+	partition := diskv1alpha1.PartitionID(volumeID)
+	others := g.placer.promised(partition)
+	unlock, err := g.node.locks.lock(ctx, partition)
+	if err != nil {
+		return Volume{}, err
+	}
+	defer unlock()
+	if err := g.grow(ctx, volumeID, size, others); err != nil {
+		return Volume{}, err
+	}
+	v, found := g.node.Lookup(volumeID)
+	if !found {
+		return Volume{}, fmt.Errorf("%w: %s", ErrNotFound, volumeID)
+	}
+	return v, nil
+}

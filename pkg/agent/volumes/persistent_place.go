@@ -1,0 +1,210 @@
+package volumes
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/claim"
+)
+
+// maker makes the partitions of PersistentVolumes.
+type maker struct {
+	node      *node
+	volumes   volumeStore
+	placer    *placer
+	formatter *formatter
+	policies  *policies
+	finalized *finalized
+	// formatted are the partitions that were formatted, as far as the agent knows. One that
+	// vanishes without having been wiped is not made again: what it held may be where the
+	// new one would be.
+	formatted *partitions
+	// placeLocks are by partition.
+	placeLocks locks
+}
+
+// permit is asked under the volume's lock whether a partition may be made.
+type permit func(ctx context.Context) error
+
+// stillWatched permits a partition for a PersistentVolume from the watch, if the API server itself
+// has it too: after a pause, the watch may begin again with a list that is out of date, and a
+// volume for a PersistentVolume that is gone would be an orphan for ever.
+func (m *maker) stillWatched(pv *corev1.PersistentVolume) permit {
+	return func(ctx context.Context) error {
+		if !m.isServed(m.volumes.get(pv.Name), pv) {
+			return fmt.Errorf("PersistentVolume %s: %w", pv.Name, ErrReleased)
+		}
+		live, err := m.node.client.Volume(ctx, pv.Name)
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("cannot ask the API server for PersistentVolume %s, nothing is made for it: %w", pv.Name, err)
+		}
+		if err != nil || !m.isServed(live, pv) {
+			return fmt.Errorf("PersistentVolume %s is not what the watch shows: %w", pv.Name, ErrReleased)
+		}
+		return nil
+	}
+}
+
+// stillLive permits a partition for a PersistentVolume that the API server itself has just
+// shown and the watch maybe not yet.
+func (m *maker) stillLive(pv *corev1.PersistentVolume) permit {
+	return func(context.Context) error {
+		now := m.volumes.get(pv.Name)
+		if now == nil || now.UID != pv.UID {
+			now = pv
+		}
+		if !m.isServed(now, pv) {
+			return fmt.Errorf("PersistentVolume %s: %w", pv.Name, ErrReleased)
+		}
+		return nil
+	}
+}
+
+// isServed reports whether now is the PersistentVolume, neither released nor finalized.
+func (m *maker) isServed(now, pv *corev1.PersistentVolume) bool {
+	return now != nil && now.UID == pv.UID && claim.IsOurs(now) && now.Spec.CSI.VolumeHandle == pv.Spec.CSI.VolumeHandle &&
+		actionFor(now) == serve && !m.finalized.has(now.UID)
+}
+
+// realize makes the partition of a PersistentVolume, unless it has one.
+func (m *maker) realize(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, may permit) error {
+	w := wanted{Volume: requestOf(v)}
+	w.home = diskFor(pv, v)
+	w.recorded = &diskv1alpha1.RecordVolume{
+		Name: w.Name, Disk: v.Place.Disk, Extent: diskv1alpha1.Extent{Start: v.Place.Start, Length: v.Size},
+	}
+	note, err := claim.NoteOf(pv, v).Encode()
+	if err != nil {
+		return fmt.Errorf("cannot note whose volume %s is: %w", v.ID, err)
+	}
+	at, err := m.ensure(ctx, w, note, may)
+	if err != nil || at.deviation == "" {
+		return err
+	}
+	m.node.reports.ofVolume(pv, corev1.EventTypeWarning, eventReplaced, fmt.Sprintf("the volume was put on disk %s at %d by the node itself: %s", at.disk, at.extent.Start, at.deviation))
+	return nil
+}
+
+// ensure makes the partition of a persistent volume, unless it has one. The place is empty
+// if it had.
+func (m *maker) ensure(ctx context.Context, w wanted, note string, may permit) (place, error) {
+	unlock, err := m.placeLocks.lock(ctx, w.Partition)
+	if err != nil {
+		return place{}, err
+	}
+	defer unlock()
+	for try := 1; ; try++ {
+		at, found, err := m.choose(w)
+		if err != nil || found {
+			return place{}, err
+		}
+		if err = m.create(ctx, at, note, may); err == nil || !retryPlace(err, try) {
+			return at, err
+		}
+	}
+}
+
+// choose decides where a persistent volume without a partition goes and holds the
+// extent; create gives it back.
+func (m *maker) choose(w wanted) (at place, found bool, err error) {
+	places, err := m.placer.choose(w.Partition, func(disks []discovery.Disk) ([]wanted, map[string]bool, error) {
+		if _, _, found := findIn(disks, w.Partition); found {
+			return nil, nil, nil
+		}
+		if _, ok := inService(disks, w.home); w.home != "" && !ok {
+			// It may come back with the volume's data.
+			return nil, nil, fmt.Errorf("%w: disk %s, which the volume was put on, is not in service on node %s; nothing is made elsewhere, the data may be on it", errDiskMissing, w.home, m.node.name)
+		}
+		if w.home != "" && m.formatted.has(w.Partition) {
+			return nil, nil, fmt.Errorf("%w: node %s had the volume, and no disk has it any more; nothing is made in its place. Restore the entry of partition %s, or, if the data may be lost, delete the claim", errVanished, m.node.name, w.Partition)
+		}
+		if w.recorded != nil {
+			if on, ok := inService(disks, w.recorded.Disk); ok && w.Request.Class == "" {
+				w.Request.Class = on.Class
+			}
+		}
+		return []wanted{w}, nil, m.placer.checkSize(w.Volume)
+	})
+	if err != nil || len(places) == 0 {
+		return place{}, err == nil, err
+	}
+	return places[0], false, nil
+}
+
+// create makes the partition at its place, and gives back the extent that was held.
+func (m *maker) create(ctx context.Context, at place, note string, may permit) error {
+	defer m.placer.free(at.Partition)
+	unlock, err := m.node.locks.lock(ctx, at.Partition)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := may(ctx); err != nil {
+		return err
+	}
+	d, err := m.node.disk(at.disk)
+	if err != nil {
+		return err
+	}
+	e, err := engineOf(&d)
+	if err != nil {
+		return err
+	}
+	name, ok := diskv1alpha1.VolumeUUID(at.ID)
+	if !ok {
+		return fmt.Errorf("%w: %.64q is not the ID of a persistent volume", ErrInvalid, at.ID)
+	}
+	settings, _ := m.policies.ofClass(&d)
+	v, err := e.Create(ctx, disk.CreateOptions{
+		Partition: at.Partition, Name: name, Extent: at.extent, Raw: at.Block, Note: note, Wipe: settings,
+	})
+	if err != nil {
+		return fmt.Errorf("cannot make a partition for volume %s at %v of disk %s: %w", at.ID, at.extent, at.disk, err)
+	}
+	m.formatter.noteNew(at.Partition, v.Prezeroed)
+	klog.FromContext(ctx).Info("Volume has its partition", "volume", at.ID, "partition", at.Partition, "device", v.Device, "disk", at.disk,
+		"extent", at.extent, "deviation", at.deviation)
+	return nil
+}
+
+// volumeFor returns the PersistentVolume that says that there is to be a volume with the
+// ID: from the watch, or from the API server itself if the kubelet was faster.
+func (m *maker) volumeFor(ctx context.Context, volumeID string) (pv *corev1.PersistentVolume, may permit, err error) {
+	for _, pv := range m.volumes.of(diskv1alpha1.PartitionID(volumeID)) {
+		if actionFor(pv) == serve && pv.Spec.CSI.VolumeHandle == volumeID {
+			return pv, m.stillWatched(pv), nil
+		}
+	}
+	pv, err = m.node.client.Volume(ctx, volumeID)
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, nil, fmt.Errorf("%w: no disk of node %s holds %s, and there is no PersistentVolume of that name", ErrNotFound, m.node.name, volumeID)
+	case err != nil:
+		return nil, nil, fmt.Errorf("cannot read PersistentVolume %s: %w", volumeID, err)
+	case !claim.IsOurs(pv) || pv.Spec.CSI.VolumeHandle != volumeID:
+		return nil, nil, fmt.Errorf("%w: PersistentVolume %s is of another driver or volume", ErrNotFound, volumeID)
+	case actionFor(pv) != serve:
+		return nil, nil, fmt.Errorf("PersistentVolume %s is %s or being deleted, and its volume is not made any more: %w", volumeID, pv.Status.Phase, ErrReleased)
+	}
+	return pv, m.stillLive(pv), nil
+}
+
+// noteMove notes on the PersistentVolume which disk has its volume, if that is another one
+// than it was made for: the agent must know which disk to wait for.
+func (m *maker) noteMove(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, disk string) error {
+	noted := pv.Annotations[diskv1alpha1.AnnotationMovedTo]
+	if noted == disk || noted == "" && v.Place.Disk == disk {
+		return nil
+	}
+	if err := m.node.client.AnnotateVolume(ctx, pv, diskv1alpha1.AnnotationMovedTo, disk); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("cannot note on PersistentVolume %s that its volume is on disk %s: %w", pv.Name, disk, err)
+	}
+	return nil
+}

@@ -1,0 +1,290 @@
+package volumes
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/client"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/claim"
+)
+
+// releaser ends the life of persistent volumes: a PersistentVolume that is released has its
+// volume wiped and goes, and a volume without a PersistentVolume is kept as an orphan.
+type releaser struct {
+	node      *node
+	volumes   volumeStore
+	reclaim   reclaimer
+	orphans   *orphans
+	blocked   *blocked
+	queue     workqueue.TypedRateLimitingInterface[string]
+	waiting   *waiters[string]
+	finalized *finalized
+}
+
+// release wipes the volume of a PersistentVolume whose claim is gone, and then finalizes
+// the PersistentVolume. It acts on what the API server itself says now; an error means
+// that nothing is known, and then nothing is wiped.
+func (r *releaser) release(ctx context.Context, pv *corev1.PersistentVolume) error {
+	partition := diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)
+	if r.reclaim.isWiping(partition) {
+		// Its end brings the PersistentVolume back here.
+		return nil
+	}
+	unlock, err := r.node.locks.lock(ctx, partition)
+	if err != nil {
+		return err
+	}
+	begun := false
+	defer func() {
+		if !begun {
+			unlock()
+		}
+	}()
+	live, err := r.node.client.Volume(ctx, pv.Name)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cannot ask the API server for PersistentVolume %s, its volume is kept: %w", pv.Name, err)
+	}
+	if live.UID != pv.UID || !claim.IsOurs(live) || live.Spec.CSI.VolumeHandle != pv.Spec.CSI.VolumeHandle {
+		// The watch will show it.
+		return nil
+	}
+	becomes := actionFor(live)
+	if becomes != finalize && becomes != reclaimNow {
+		return nil
+	}
+	v, err := r.volumes.read(live)
+	if err != nil {
+		r.node.reports.warnVolume(live, eventReleasing, fmt.Sprintf("%v; if no disk holds its volume, remove the finalizer %s", err, diskv1alpha1.FinalizerVolume))
+		return nil
+	}
+	if becomes == finalize {
+		return r.finalize(ctx, live, "its reclaim policy is "+string(live.Spec.PersistentVolumeReclaimPolicy))
+	}
+	begun, err = r.wipeFor(ctx, live, v, unlock)
+	if client.IsGoneOrChanged(err) {
+		// It has changed since it was read: it is read again.
+		r.queue.AddRateLimited(live.Name)
+		return nil
+	}
+	return err
+}
+
+// wipeFor wipes the partition, or finishes when there is none. The caller holds the
+// volume's lock; begun says that the wiping has taken it over.
+func (r *releaser) wipeFor(ctx context.Context, live *corev1.PersistentVolume, v claim.Volume, unlock func()) (begun bool, err error) {
+	if others, err := r.othersOf(ctx, live, v); err != nil {
+		return false, err
+	} else if others != "" {
+		if live.DeletionTimestamp != nil {
+			return false, r.finalize(ctx, live, "PersistentVolume "+others+" has the same volumeHandle, and its volume")
+		}
+		r.node.reports.warnVolume(live, eventReleasing, "PersistentVolume "+others+" has the same volumeHandle: nothing is wiped. Delete the one that is wrong")
+		return false, nil
+	}
+	disks := r.node.inventory.Disks()
+	d, on, found := findIn(disks, v.Partition)
+	switch {
+	case !found:
+		if _, ok := inService(disks, diskFor(live, v)); !ok {
+			r.node.reports.warnVolume(live, eventDiskMissing, fmt.Sprintf("disk %s, which the volume was put on, is not in service on node %s: it cannot be wiped. If the disk is gone for good, remove the finalizer %s", diskFor(live, v), r.node.name, diskv1alpha1.FinalizerVolume))
+			r.waiting.wait(live.Name, r.waiting.seen())
+			return false, nil
+		}
+		return false, r.finalizeWiped(ctx, live)
+	case !d.Ready():
+		// A disk that comes back wakes all.
+		r.node.reports.warnVolume(live, eventDiskMissing, fmt.Sprintf("the volume is on disk %s (%s), which is out of service: %s. It is wiped when the disk is back", d.ID(), d.Device.Name, d.Problem))
+		return false, nil
+	}
+	if err := same(disks, on, v); err != nil {
+		r.node.reports.warnVolume(live, eventReleasing, err.Error())
+		return false, nil
+	}
+	if on.Phase != disk.Wiping {
+		why, err := inUseBy(on.Device)
+		if err != nil {
+			return false, err
+		}
+		if why != "" {
+			r.node.reports.warnVolume(live, eventReleasing, "the volume is wiped once it is not in use: "+why)
+			r.queue.AddAfter(live.Name, inUseRetry)
+			r.blocked.held(ctx, d, on, why)
+			return false, nil
+		}
+		if err := r.deleteHeld(ctx, live); err != nil {
+			return false, err
+		}
+	}
+	r.reclaim.begin(ctx, d, on, unlock)
+	return true, nil
+}
+
+// deleteHeld deletes the PersistentVolume as it was read, which our finalizer keeps until the
+// volume is wiped. From here on it cannot be bound again.
+func (r *releaser) deleteHeld(ctx context.Context, live *corev1.PersistentVolume) error {
+	if live.DeletionTimestamp != nil {
+		return nil
+	}
+	held, err := r.node.client.AddFinalizer(ctx, live)
+	if err == nil {
+		err = r.node.client.DeleteVolume(ctx, held)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot delete PersistentVolume %s, its volume is kept: %w", live.Name, err)
+	}
+	return nil
+}
+
+// finalizeWiped lets the PersistentVolume go whose volume is on no disk any more.
+func (r *releaser) finalizeWiped(ctx context.Context, live *corev1.PersistentVolume) error {
+	if live.DeletionTimestamp == nil {
+		if err := r.deleteHeld(ctx, live); err != nil {
+			return err
+		}
+		// The watch brings it back here.
+		return nil
+	}
+	return r.finalize(ctx, live, "its volume is wiped")
+}
+
+// finalize takes our finalizer off the PersistentVolume that was read.
+func (r *releaser) finalize(ctx context.Context, live *corev1.PersistentVolume, why string) error {
+	r.finalized.add(live.UID)
+	err := r.node.client.RemoveFinalizer(ctx, live)
+	if err == nil || apierrors.IsNotFound(err) {
+		klog.FromContext(ctx).Info("PersistentVolume may go", "why", why)
+		return nil
+	}
+	r.finalized.remove(live.UID)
+	if client.IsGoneOrChanged(err) {
+		r.queue.AddRateLimited(live.Name)
+		return nil
+	}
+	return fmt.Errorf("cannot remove the finalizer of PersistentVolume %s: %w", live.Name, err)
+}
+
+// othersOf names another PersistentVolume with the same volumeHandle. While there is one,
+// the partition is not wiped on behalf of this.
+func (r *releaser) othersOf(ctx context.Context, live *corev1.PersistentVolume, v claim.Volume) (string, error) {
+	for _, other := range r.volumes.of(v.Partition) {
+		if other.Name != live.Name {
+			return other.Name, nil
+		}
+	}
+	if live.Name == v.ID {
+		return "", nil
+	}
+	// The one that was made with the volume may have lost its label.
+	other, err := r.node.client.Volume(ctx, v.ID)
+	switch {
+	case apierrors.IsNotFound(err):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("cannot ask the API server for PersistentVolume %s, the volume is kept: %w", v.ID, err)
+	case claim.IsOurs(other) && other.Spec.CSI.VolumeHandle == v.ID:
+		return other.Name, nil
+	}
+	return "", nil
+}
+
+// verdict asks the API server whether there is a PersistentVolume for a partition
+// that the watch shows none for. Whatever it says, the partition stays.
+func (r *releaser) verdict(ctx context.Context, v disk.Volume) (verdict, error) {
+	if r.wake(v.Partition) {
+		return keep, nil
+	}
+	id, ok := persistentID(v)
+	if !ok {
+		return keep, nil
+	}
+	pv, err := r.node.client.Volume(ctx, id)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return keep, fmt.Errorf("cannot ask the API server for PersistentVolume %s: %w", id, err)
+	}
+	orphaned := err != nil || !claim.IsOurs(pv) || pv.Spec.CSI.VolumeHandle != id
+	r.orphans.note(ctx, v, orphaned)
+	if !orphaned {
+		r.explainUnwatched(pv)
+	}
+	return keep, nil
+}
+
+// explainUnwatched says why the watch does not show the PersistentVolume of a volume that is
+// here: its label was changed, or the disk moved. One of a stock provisioner has no
+// label, which is right: it is wiped by the provisioner's call.
+func (r *releaser) explainUnwatched(pv *corev1.PersistentVolume) {
+	here, label := diskv1alpha1.NodeLabel(r.node.name), pv.Labels[diskv1alpha1.LabelNode]
+	v, err := claim.ReadVolume(pv)
+	switch {
+	case err == nil && v.Node != here:
+		r.node.reports.warnVolume(pv, eventStrayed, fmt.Sprintf("the volume is on a disk of node %s, its PersistentVolume is for node %q: was the disk moved? The volume is kept", r.node.name, v.Node))
+	case label != here && (label != "" || slices.Contains(pv.Finalizers, diskv1alpha1.FinalizerVolume)):
+		r.node.reports.warnVolume(pv, eventMismatch, fmt.Sprintf("its label %s is %q, its volume is on node %s: nothing is done for it until the label is %q", diskv1alpha1.LabelNode, label, r.node.name, here))
+	}
+}
+
+// ask asks for the PersistentVolumes of the partitions that the watch shows none for.
+func (r *releaser) ask() {
+	disks := r.node.inventory.Disks()
+	for i := range disks {
+		if !disks[i].Ready() {
+			continue
+		}
+		for _, v := range disks[i].Snapshot.Volumes {
+			if _, ok := persistentID(v); ok && len(r.volumes.of(v.Partition)) == 0 {
+				r.reclaim.look(v.Partition, 0)
+			}
+		}
+	}
+}
+
+// wake looks again at the PersistentVolumes of a partition.
+func (r *releaser) wake(partition string) (woken bool) {
+	for _, pv := range r.volumes.of(partition) {
+		r.queue.Add(pv.Name)
+		woken = true
+	}
+	return woken
+}
+
+// gone wakes the PersistentVolumes of a partition that is on no disk: they may go, or get another.
+func (r *releaser) gone(partition string) { r.wake(partition) }
+
+// ownerOf names the volume by its CSI ID, and its claim by namespace/name, as the watch shows
+// it. The watch does not show the PersistentVolumes of a stock provisioner: of these it is the
+// claim that the volume was made for.
+func (r *releaser) ownerOf(v disk.Volume) (volume, owner string) {
+	id, ok := persistentID(v)
+	if !ok {
+		return "", ""
+	}
+	pvs := r.volumes.of(v.Partition)
+	for _, pv := range pvs {
+		if owner := claim.Owner(pv); owner != "" {
+			return id, owner
+		}
+	}
+	if len(pvs) > 0 {
+		return id, ""
+	}
+	if _, orphaned := r.orphans.OrphanedSince(v); orphaned {
+		return id, ""
+	}
+	return id, noted(v)
+}
+
+// Unstaged says that the kubelet has unstaged the volume: its release may have waited for that.
+func (r *releaser) Unstaged(volumeID string) {
+	r.wake(diskv1alpha1.PartitionID(volumeID))
+}

@@ -1,0 +1,260 @@
+package volumes
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+func released(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased }
+
+// TestReleasedIsMarkedBeforeWiping asserts that a released PersistentVolume is deleted, and held by
+// our finalizer, before its volume is wiped, and goes when that is done.
+func TestReleasedIsMarkedBeforeWiping(t *testing.T) {
+	f := newFixture(t)
+	pv, partition := f.boundVolume(f.loopDisk(), 1, released)
+	// Without our finalizer it would be gone while the volume is not.
+	f.api.set(func(s *apiServer) { s.volumes[pv.Name].Finalizers = nil; s.refuse = "DELETE" })
+	if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
+		t.Error(err)
+	}
+	f.settle()
+	f.phase(partition, disk.Formatted)
+	f.api.set(func(s *apiServer) {
+		if got := s.volumes[pv.Name].Finalizers; !slices.Equal(got, []string{diskv1alpha1.FinalizerVolume}) {
+			t.Errorf("it would be deleted with the finalizers %v", got)
+		}
+		s.refuse = ""
+	})
+	if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
+		t.Error(err)
+	}
+	f.settle()
+	f.phase(partition, "")
+	f.syncAsServed(pv.Name)
+	f.api.set(func(s *apiServer) {
+		if s.volumes[pv.Name] != nil {
+			t.Errorf("the PersistentVolume is still there: %+v", s.volumes[pv.Name])
+		}
+	})
+	// The watch may show it still: no new volume is made for it.
+	if err := f.persistent.maker.stillWatched(pv)(t.Context()); !errors.Is(err, ErrReleased) {
+		t.Errorf("a partition may be made for what was finalized: %v", err)
+	}
+}
+
+// syncAsServed has the watch show the PersistentVolume as the server has it, and syncs it.
+func (f *fixture) syncAsServed(name string) {
+	f.t.Helper()
+	f.api.set(func(s *apiServer) {
+		if pv := s.volumes[name]; pv != nil {
+			f.watched(pv.DeepCopy())
+		}
+	})
+	if err := f.persistent.sync(f.t.Context(), name); err != nil {
+		f.t.Error(err)
+	}
+}
+
+// TestKeptVolumes asserts that the volume of a PersistentVolume is kept unless the live object
+// says Delete.
+func TestKeptVolumes(t *testing.T) {
+	for name, change := range map[string]func(pv *corev1.PersistentVolume){
+		"bound":          func(*corev1.PersistentVolume) {},
+		"retained":       func(pv *corev1.PersistentVolume) { released(pv); pv.Spec.PersistentVolumeReclaimPolicy = "Retain" },
+		"of another UID": func(pv *corev1.PersistentVolume) { released(pv); pv.UID = "other" },
+		"of a driver":    func(pv *corev1.PersistentVolume) { released(pv); pv.Spec.CSI.Driver = "other" },
+		"of a node": func(pv *corev1.PersistentVolume) {
+			released(pv)
+			pv.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0].Values = []string{"m"}
+		},
+	} {
+		f := newFixture(t)
+		pv, partition := f.boundVolume(f.loopDisk(), 1, released)
+		// The watch says Released, the API server something else.
+		live := pv.DeepCopy()
+		live.Status.Phase = corev1.VolumeBound
+		change(live)
+		f.api.putVolumes(live)
+		if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		f.settle()
+		f.phase(partition, disk.Formatted)
+		if got := f.api.asked("DELETE"); got != 0 {
+			t.Errorf("%s: the PersistentVolume is deleted", name)
+		}
+	}
+}
+
+// TestSharedHandleIsNotWiped asserts that of two PersistentVolumes of one volume neither wipes it.
+func TestSharedHandleIsNotWiped(t *testing.T) {
+	f := newFixture(t)
+	pv, partition := f.boundVolume(f.loopDisk(), 1, released)
+	other := pv.DeepCopy()
+	other.Name, other.UID, other.Status.Phase = "by-hand", "2", corev1.VolumeBound
+	f.api.putVolumes(other)
+	f.watched(other)
+	if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
+		t.Error(err)
+	}
+	f.settle()
+	f.phase(partition, disk.Formatted)
+	if got := f.events.with("PersistentVolume VolumeNotReleased", "by-hand"); len(got) != 1 {
+		t.Errorf("reported is %q", f.events.with())
+	}
+}
+
+// TestDeleteVolumeAsks asserts that a CSI call wipes no volume that a PersistentVolume needs.
+func TestDeleteVolumeAsks(t *testing.T) {
+	f := newFixture(t)
+	pv, partition := f.boundVolume(f.loopDisk(), 1, nil)
+	id := pv.Spec.CSI.VolumeHandle
+	// Also without the watch: a stock provisioner's PersistentVolume has no label.
+	if err := f.options.Volumes.GetStore().Delete(pv); err != nil {
+		t.Fatal(err)
+	}
+	for _, policy := range []corev1.PersistentVolumeReclaimPolicy{"Delete", "Retain"} {
+		f.api.set(func(s *apiServer) { s.volumes[pv.Name].Spec.PersistentVolumeReclaimPolicy = policy })
+		if err := f.DeleteVolume(t.Context(), id); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), pv.Name) {
+			t.Errorf("bound, policy %s: %v", policy, err)
+		}
+		f.phase(partition, disk.Formatted)
+	}
+	f.api.set(func(s *apiServer) { released(s.volumes[pv.Name]) })
+	if err := f.DeleteVolume(t.Context(), id); !errors.Is(err, ErrInUse) {
+		t.Errorf("released, policy Retain: %v", err)
+	}
+	f.phase(partition, disk.Formatted)
+	f.api.set(func(s *apiServer) { delete(s.volumes, pv.Name) })
+	if err := f.DeleteVolume(t.Context(), id); err != nil {
+		t.Errorf("without a PersistentVolume: %v", err)
+	}
+	f.phase(partition, "")
+	if err := f.DeleteVolume(t.Context(), id); err != nil {
+		t.Errorf("once more: %v", err)
+	}
+}
+
+// TestOrphanedPersistentIsKept asserts that a persistent volume without a PersistentVolume is
+// listed, and never wiped.
+func TestOrphanedPersistentIsKept(t *testing.T) {
+	f := newFixture(t)
+	pv, partition := f.boundVolume(f.loopDisk(), 1, nil)
+	if err := f.options.Volumes.GetStore().Delete(pv); err != nil {
+		t.Fatal(err)
+	}
+	// Not watched, but there: its label was changed.
+	f.api.set(func(s *apiServer) { s.volumes[pv.Name].Labels[diskv1alpha1.LabelNode] = "m" })
+	f.persistent.volumeGone(pv)
+	f.settle()
+	if got := f.Orphans().Persistent; len(got) != 0 {
+		t.Errorf("orphans are %q", got)
+	}
+	if got := f.events.with("PersistentVolume VolumeMismatch", diskv1alpha1.LabelNode); len(got) != 1 {
+		t.Errorf("reported is %q", f.events.with())
+	}
+	f.api.set(func(s *apiServer) { delete(s.volumes, pv.Name) })
+	f.releaser.ask()
+	f.settle()
+	if got := f.Orphans().Persistent; len(got) != 1 || !strings.Contains(got[0], pv.Spec.CSI.VolumeHandle) {
+		t.Errorf("orphans are %q", got)
+	}
+	f.clock.Step(1000 * time.Hour)
+	f.sweep()
+	f.releaser.ask()
+	f.settle()
+	f.phase(partition, disk.Formatted)
+	// It is one no more when there is a PersistentVolume.
+	f.api.putVolumes(pv)
+	f.watched(pv)
+	if _, owner := f.Owner(mustFind(f, partition)); owner != "ns/data" || len(f.Orphans().Persistent) != 0 {
+		t.Errorf("owner is %q, orphans are %+v", owner, f.Orphans())
+	}
+}
+
+func mustFind(f *fixture, partition string) disk.Volume {
+	f.t.Helper()
+	_, v, found := f.node.find(partition)
+	if !found {
+		f.t.Fatalf("no disk holds %s", partition)
+	}
+	return v
+}
+
+// TestVanishedIsNotMadeAgain asserts that nothing takes the place of a formatted volume that is on
+// no disk and was not wiped.
+func TestVanishedIsNotMadeAgain(t *testing.T) {
+	f := newFixture(t)
+	d := f.loopDisk()
+	pv, partition := f.boundVolume(d, 1, nil)
+	if _, err := d.Engine.Wipe(t.Context(), partition, disk.WipeOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
+		t.Error(err)
+	}
+	f.phase(partition, "")
+	if got := f.events.with("PersistentVolume VolumeVanished"); len(got) != 1 {
+		t.Errorf("reported is %q", f.events.with())
+	}
+	// Nor while its disk is away.
+	f.disks.set()
+	if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
+		t.Error(err)
+	}
+	if got := f.events.with("PersistentVolume VolumeDiskMissing", d.ID()); len(got) != 1 {
+		t.Errorf("reported is %q", f.events.with())
+	}
+}
+
+// TestDecisionsAreHeld asserts that an extent that was chosen, or by which a volume is to grow,
+// is not chosen again before it is a partition.
+func TestDecisionsAreHeld(t *testing.T) {
+	f := newFixture(t)
+	pv := volumeAt(t, 20, nil)
+	d := onDisk(diskID, pv, run(20, 10), nil)
+	f.disks.set(d)
+	var taken extent.Set
+	choose := func(name string, size int64) error {
+		w := want(name, size, "", 0)
+		places, err := f.inline.placer.choose("", func([]discovery.Disk) ([]wanted, map[string]bool, error) { return []wanted{w}, nil, nil })
+		for _, p := range places {
+			if taken.Overlaps(p.extent) || d.Snapshot.Volumes[0].Extent.Overlaps(p.extent) {
+				t.Errorf("%s is put at %v, which is taken", name, p.extent)
+			}
+			taken = taken.Add(p.extent)
+		}
+		return err
+	}
+	on := d.Snapshot.Volumes[0]
+	if err := f.inline.placer.holdTail(on, 20*mib, promises{}); err != nil {
+		t.Fatal(err)
+	}
+	taken = taken.Add(run(30, 10))
+	for _, name := range []string{"a", "b", "c", "d"} {
+		if err := choose(name, 19); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := choose("e", 19); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("more than there is: %v", err)
+	}
+	if err := f.inline.placer.holdTail(on, 60*mib, promises{}); !errors.Is(err, ErrNotGrown) {
+		t.Errorf("a volume grows into what is about to be others': %v", err)
+	}
+	f.inline.placer.free("a")
+	taken = extent.Set{}
+	if err := choose("e", 19); err != nil {
+		t.Errorf("what was given back cannot be had: %v", err)
+	}
+}

@@ -1,0 +1,152 @@
+package volumes
+
+import (
+	"context"
+	"fmt"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+// Volume is a persistent volume as it is on a disk now.
+type Volume struct {
+	// ID is the CSI volume ID, Partition the GUID of its partition.
+	ID, Partition string
+	// Device is its block device; empty while its disk is out of service.
+	Device string
+	// Disk is the ID of its disk, Class that disk's DiskClass.
+	Disk, Class string
+	// Problem says why the disk is out of service; empty if it serves.
+	Problem string
+	// FSType is the file system on it; read only where said.
+	FSType string
+	// Start and Size are its extent, in bytes.
+	Start, Size int64
+	// Block is true for a raw block volume.
+	Block bool
+	Phase disk.Phase
+}
+
+// StageOptions say how the kubelet wants a volume.
+type StageOptions struct {
+	// FSType is the file system; empty for the class's default, or what the volume has.
+	FSType string
+	// Block is true for a raw block volume.
+	Block bool
+}
+
+func volumeOn(d *discovery.Disk, on disk.Volume, id string) Volume {
+	return Volume{
+		ID: id, Partition: on.Partition, Device: on.Device, Disk: d.ID(), Class: d.Class, Problem: d.Problem,
+		Start: on.Extent.Start, Size: on.Extent.Len(), Block: on.Raw, Phase: on.Phase,
+	}
+}
+
+// stager makes persistent volumes ready for the kubelet.
+type stager struct {
+	node      *node
+	volumes   volumeStore
+	maker     *maker
+	formatter *formatter
+}
+
+// Stage makes the persistent volume ready and calls use with its device, and the file
+// system on it (empty for a raw block volume), while it cannot be released.
+func (s *stager) Stage(ctx context.Context, volumeID string, o StageOptions, use func(ctx context.Context, device, fsType string) error) error {
+	if _, ok := diskv1alpha1.VolumeUUID(volumeID); !ok {
+		return fmt.Errorf("%w: no persistent volume has an ID like %.64q", ErrNotFound, volumeID)
+	}
+	want := request.Volume{
+		Name: volumeID, ID: volumeID, Partition: diskv1alpha1.PartitionID(volumeID), FSType: o.FSType, Block: o.Block,
+	}
+	if on, found := s.node.Lookup(volumeID); found {
+		want.Request.Class = on.Class
+	} else {
+		pv, may, err := s.maker.volumeFor(ctx, volumeID)
+		if err != nil {
+			return err
+		}
+		v, err := s.volumes.read(pv)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		if v.Block != o.Block {
+			return fmt.Errorf("%w: PersistentVolume %s is of another volumeMode than what is asked for", ErrInvalid, pv.Name)
+		}
+		want.Request.Class = v.Class
+		if err := s.maker.realize(ctx, pv, v, may); err != nil {
+			return err
+		}
+		// Before there is data in it: once its disk is lost, nothing else would tell that it
+		// had been there.
+		if on, found := s.node.Lookup(volumeID); found {
+			if err := s.maker.noteMove(ctx, pv, v, on.Disk); err != nil {
+				return err
+			}
+		}
+	}
+	return s.makeReady(ctx, want, use)
+}
+
+// makeReady brings a persistent volume that has a partition to phase Formatted, and calls
+// use, if it is not nil, under the volume's lock. use may run while the phase is being
+// written; both have happened when makeReady returns nil.
+func (s *stager) makeReady(ctx context.Context, v request.Volume, use use) error {
+	if v.Block {
+		return s.handOut(ctx, v, use)
+	}
+	switch _, on, err := s.node.usable(v.Partition); {
+	case err != nil:
+		return err
+	case on.Raw:
+		return otherMode(v)
+	}
+	if use == nil {
+		return s.formatter.ready(ctx, v, nil)
+	}
+	return s.formatter.ready(ctx, v, func(ctx context.Context, device, fsType string) error {
+		return explainMount(ctx, device, fsType, use(ctx, device, fsType))
+	})
+}
+
+// handOut calls use with the device of a raw block volume, which is ready as soon as it is there.
+func (s *stager) handOut(ctx context.Context, v request.Volume, use use) error {
+	unlock, err := s.node.locks.lock(ctx, v.Partition)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, on, err := s.node.usable(v.Partition)
+	switch {
+	case err != nil:
+		return err
+	case !on.Raw:
+		return otherMode(v)
+	case use == nil:
+		return nil
+	}
+	return use(ctx, on.Device, "")
+}
+
+func otherMode(v request.Volume) error {
+	if v.Block {
+		return fmt.Errorf("%w: volume %s has a file system, it is no raw block volume", ErrInvalid, v.ID)
+	}
+	return fmt.Errorf("%w: volume %s is a raw block volume, it has no file system", ErrInvalid, v.ID)
+}
+
+// explainMount says, of a file system that could not be mounted, whether it is there at all.
+func explainMount(ctx context.Context, device, fsType string, err error) error {
+	if err == nil {
+		return nil
+	}
+	switch found, lookErr := fileSystemOn(ctx, device); {
+	case lookErr != nil:
+		return fmt.Errorf("%w; %w", err, lookErr)
+	case found != fsType:
+		return fmt.Errorf("%w: the volume holds %s, not %s: %w", ErrInvalid, found, fsType, err)
+	}
+	return err
+}

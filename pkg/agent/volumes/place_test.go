@@ -1,0 +1,110 @@
+package volumes
+
+import (
+	"slices"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
+)
+
+const diskID = "11111111-2222-4333-8444-555555555555"
+
+// boundPod asks for 10 MiB of class ssd, and has a record of the given extent.
+func boundPod(t *testing.T, start, length int64) *corev1.Pod {
+	t.Helper()
+	record, err := diskv1alpha1.EncodeRecord([]diskv1alpha1.RecordVolume{{
+		Name: "data", Disk: diskID, Extent: diskv1alpha1.Extent{Start: start * mib, Length: length * mib},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "ns", Name: "other", UID: "1", Annotations: map[string]string{diskv1alpha1.AnnotationAllocation: record, "else": "x"},
+		Labels: map[string]string{"a": "b"},
+	}}
+	pod.Spec.Volumes = []corev1.Volume{
+		{Name: "config", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{}}},
+		{Name: "data", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
+			Driver:           diskv1alpha1.DriverName,
+			VolumeAttributes: map[string]string{diskv1alpha1.AttributeSize: "10Mi", diskv1alpha1.AttributeClass: "ssd"},
+		}}},
+	}
+	return pod
+}
+
+// What the scheduler promised to other pods is not free to a volume that the node
+// places itself, but a record can reserve no more than its pod may have.
+func TestTakeRecorded(t *testing.T) {
+	now := metav1.Now()
+	partition := diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID("1", "data"))
+	realized := []discovery.Disk{{Snapshot: disk.Snapshot{ID: diskID, Volumes: []disk.Volume{{Partition: partition}}}}}
+	for name, tc := range map[string]struct {
+		pod   *corev1.Pod
+		disks []discovery.Disk
+		left  int64
+	}{
+		"promised":                            {boundPod(t, 20, 10), nil, 90},
+		"of a deleted pod":                    {func() *corev1.Pod { p := boundPod(t, 20, 10); p.DeletionTimestamp = &now; return p }(), nil, 100},
+		"of an ended pod":                     {func() *corev1.Pod { p := boundPod(t, 20, 10); p.Status.Phase = corev1.PodFailed; return p }(), nil, 100},
+		"a partition by now, maybe elsewhere": {boundPod(t, 20, 10), realized, 100},
+		"forged: more than asked for":         {boundPod(t, 20, 50), nil, 100},
+		"forged: not free":                    {boundPod(t, 95, 10), nil, 100},
+	} {
+		spaces := []space{{id: diskID, class: "ssd", free: extent.NewSet(run(1, 100))}}
+		takeRecorded(spaces, tc.pod, tc.disks)
+		if got := spaces[0].free.Total() / mib; got != tc.left {
+			t.Errorf("%s: %d MiB are left, want %d", name, got, tc.left)
+		}
+	}
+}
+
+// What is kept of a pod is enough to know it by, and not more.
+func TestStrip(t *testing.T) {
+	pod := boundPod(t, 20, 10)
+	object, err := strip(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slim := object.(*corev1.Pod)
+	if len(slim.Spec.Volumes) != 1 || slim.Spec.Volumes[0].Name != "data" || len(slim.Annotations) != 1 || slim.Labels != nil {
+		t.Errorf("kept is %+v", slim)
+	}
+	if !slices.Equal(keys(partitionsOf(pod)), keys(partitionsOf(slim))) {
+		t.Error("the partitions are not the same")
+	}
+	pod.Spec.Volumes = pod.Spec.Volumes[:1]
+	if object, err = strip(pod); err != nil || len(object.(*corev1.Pod).Spec.Volumes) != 0 || len(object.(*corev1.Pod).Annotations) != 0 {
+		t.Errorf("kept of a pod without our volumes is %+v, %v", object, err)
+	}
+}
+
+func keys(m map[string]string) []string {
+	var out []string
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// A volume that was given back and placed again has a partition of the same GUID, which
+// holds no file system and maybe no zeros, whatever the earlier one held.
+func TestNewPartitionIsNotTheEarlierOne(t *testing.T) {
+	m := newFormatter(nil, nil, nil)
+	for _, prezeroed := range []bool{true, false, true} {
+		m.noteNew("p", prezeroed)
+		if zeroed, ok := m.fresh["p"]; !ok || zeroed != prezeroed {
+			t.Errorf("the partition counts as new: %v, and as zeroed: %v, want %v", ok, zeroed, prezeroed)
+		}
+		if fsType, ok := m.made["p"]; ok {
+			t.Errorf("a new partition counts as having a file system, %s", fsType)
+		}
+		m.made["p"] = "ext4"
+	}
+}

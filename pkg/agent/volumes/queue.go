@@ -1,0 +1,103 @@
+package volumes
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
+)
+
+// queue returns a queue that retries more and more rarely, by the clock given.
+func queue[T comparable](name string, by clock.WithTicker) workqueue.TypedRateLimitingInterface[T] {
+	return workqueue.NewTypedRateLimitingQueueWithConfig(backoff[T](), workqueue.TypedRateLimitingQueueConfig[T]{Name: name, Clock: by})
+}
+
+// backoff begins with 20 ms, so that a race is over quickly, and ends with a minute, so
+// that what needs a person costs little.
+func backoff[T comparable]() workqueue.TypedRateLimiter[T] {
+	return workqueue.NewTypedItemExponentialFailureRateLimiter[T](20*time.Millisecond, time.Minute)
+}
+
+// work processes a queue. Every key has a goroutine of its own: a fixed number of
+// workers would all come to wait for the one disk that hangs. There are never more than
+// the node's volumes, and what is scarce is bounded by disk.
+func work[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterface[T], failure string, process func(context.Context, T) error) {
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	for {
+		key, shutdown := q.Get()
+		if shutdown {
+			return
+		}
+		workers.Go(func() { workOn(ctx, q, key, failure, process) })
+	}
+}
+
+// workOn processes a key. An error is logged and tried again later, more and more rarely.
+func workOn[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterface[T], key T, failure string, process func(context.Context, T) error) {
+	defer q.Done(key)
+	if ctx.Err() != nil {
+		return
+	}
+	err := process(ctx, key)
+	switch {
+	case err == nil:
+		q.Forget(key)
+	case ctx.Err() == nil:
+		klog.FromContext(ctx).Error(err, failure, "key", key, "tries", q.NumRequeues(key)+1)
+		q.AddRateLimited(key)
+	}
+}
+
+// waiters are the keys of a queue that a change on a disk may help.
+type waiters[T comparable] struct {
+	queue workqueue.TypedRateLimitingInterface[T]
+
+	mu   sync.Mutex
+	keys map[T]struct{}
+	// changes counts the changes on disks.
+	changes int
+}
+
+func newWaiters[T comparable](q workqueue.TypedRateLimitingInterface[T]) *waiters[T] {
+	return &waiters[T]{queue: q, keys: map[T]struct{}{}}
+}
+
+// seen is the number of changes so far. A caller takes it before it looks at the disks.
+func (w *waiters[T]) seen() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.changes
+}
+
+// wait queues the key at the next change. A change since seen was taken has passed the key
+// by, so then it is queued at once.
+func (w *waiters[T]) wait(key T, seen int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.changes != seen {
+		w.queue.Add(key)
+		return
+	}
+	w.keys[key] = struct{}{}
+}
+
+func (w *waiters[T]) forget(key T) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.keys, key)
+}
+
+// wake queues all keys that wait.
+func (w *waiters[T]) wake() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for key := range w.keys {
+		w.queue.Add(key)
+	}
+	clear(w.keys)
+	w.changes++
+}

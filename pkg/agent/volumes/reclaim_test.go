@@ -1,0 +1,320 @@
+package volumes
+
+import (
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+// TestEngineOnlyByAccessor asserts that no code of the package reaches for a disk's engine but
+// engineOf: anywhere else a disk that has gone would be a crash.
+func TestEngineOnlyByAccessor(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := 0
+		if file == "disks.go" {
+			want = 1
+		}
+		if got := strings.Count(string(source), ".Engine"); got != want {
+			t.Errorf("%s uses a disk's engine %d times, want %d: use engineOf", file, got, want)
+		}
+	}
+}
+
+// TestDeleteVolumeOfLostDisk asserts that a volume that was being wiped when its disk went is
+// neither a crash nor a success.
+func TestDeleteVolumeOfLostDisk(t *testing.T) {
+	pv := volumeAt(t, 20, nil)
+	for _, phase := range []disk.Phase{disk.Reserved, disk.Formatted, disk.Wiping} {
+		f := newFixture(t)
+		d := onDisk(diskID, pv, run(20, 10), func(v *disk.Volume) { v.Phase = phase })
+		d.Engine, d.Problem = nil, "device sdx is gone"
+		f.disks.set(d)
+		if err := f.DeleteVolume(t.Context(), pv.Spec.CSI.VolumeHandle); !errors.Is(err, ErrOutOfService) || !strings.Contains(err.Error(), "sdx is gone") {
+			t.Errorf("in phase %s: %v", phase, err)
+		}
+		// The disk may go while the wipe waits, too.
+		v := d.Snapshot.Volumes[0]
+		unlock, err := f.node.locks.lock(t.Context(), v.Partition)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.reclaim.begin(t.Context(), d, v, unlock)
+		f.reclaim.wiper.running.Wait()
+		if got := f.queued(); len(got) != 0 {
+			t.Errorf("in phase %s: what waits for a disk is tried again at once: %v", phase, got)
+		}
+	}
+}
+
+// TestSeenEndIsReclaimedAtOnce asserts that the volume of a pod that was seen to end is wiped
+// without any grace period.
+func TestSeenEndIsReclaimedAtOnce(t *testing.T) {
+	f := newFixture(t)
+	f.loopDisk()
+	pods, partitions := f.running("a", "b")
+	f.api.set(func(s *apiServer) { delete(s.pods, "ns/a") })
+	f.unwatchPod(pods[0], false)
+	f.settle()
+	f.phase(partitions[0], "")
+	f.phase(partitions[1], disk.Formatted)
+	if got := f.events.with("VolumeWiped", partitions[0]); len(got) != 1 {
+		t.Errorf("recorded is %q", f.events.with())
+	}
+}
+
+// TestUnseenEndWaits asserts that the volume of a pod whose end was not seen is kept for the
+// grace period, listed, and then reclaimed.
+func TestUnseenEndWaits(t *testing.T) {
+	f := newFixture(t)
+	f.loopDisk()
+	pods, partitions := f.running("a")
+	f.lost(pods...)
+	f.settle()
+	f.phase(partitions[0], disk.Formatted)
+	f.sweep()
+	f.phase(partitions[0], disk.Formatted)
+	_, v, _ := f.node.find(partitions[0])
+	if since, orphaned := f.OrphanedSince(v); !orphaned || !since.Equal(f.clock.Now()) {
+		t.Errorf("orphaned since %v, %v", since, orphaned)
+	}
+	if got := f.Orphans().Ephemeral; len(got) != 1 || !strings.Contains(got[0], partitions[0]) {
+		t.Errorf("listed are %q", got)
+	}
+	f.clock.Step(f.options.OrphanGrace - time.Second)
+	f.sweep()
+	f.phase(partitions[0], disk.Formatted)
+	f.clock.Step(time.Second)
+	f.sweep()
+	f.phase(partitions[0], "")
+}
+
+// sweep looks at all suspects now, and waits for what that reclaims.
+func (f *fixture) sweep() {
+	f.t.Helper()
+	if err := f.reclaim.release(f.t.Context(), sweepKey); err != nil {
+		f.t.Logf("sweep: %v", err)
+	}
+	f.settle()
+}
+
+// TestAPIErrorKeeps asserts that no answer of the API server but its own "not found" ends a
+// volume.
+func TestAPIErrorKeeps(t *testing.T) {
+	f := newFixture(t)
+	f.loopDisk()
+	pods, partitions := f.running("a", "b")
+	pv, partition := f.boundVolume(f.disks.Disks()[0], 1, func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased })
+	// The first pod was seen to end, the second one is suspected to have gone.
+	f.unwatchPod(pods[0], false)
+	f.lost(pods[1])
+	for _, key := range f.queued() {
+		if key == partitions[1] {
+			if err := f.reclaim.release(t.Context(), key); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, status := range []int{http.StatusInternalServerError, http.StatusForbidden, http.StatusNotFound, http.StatusServiceUnavailable, http.StatusGone} {
+		f.api.set(func(s *apiServer) { s.status = status })
+		f.reclaim.look(partitions[0], 0)
+		f.settle()
+		f.sweep()
+		f.clock.Step(2 * f.options.OrphanGrace)
+		f.sweep()
+		f.phase(partitions[0], disk.Formatted)
+		f.phase(partitions[1], disk.Formatted)
+		if err := f.persistent.sync(t.Context(), pv.Name); err == nil {
+			t.Errorf("%d: the PersistentVolume is not tried again", status)
+		}
+		f.reclaim.wiper.running.Wait()
+		f.phase(partition, disk.Formatted)
+		if err := f.DeleteVolume(t.Context(), pv.Spec.CSI.VolumeHandle); err == nil {
+			t.Errorf("%d: the volume is deleted", status)
+		}
+		f.phase(partition, disk.Formatted)
+	}
+}
+
+// TestManyOrphansStopReclaiming asserts that more orphans than the limit are all kept, over a
+// restart too, until a person confirms their number.
+func TestManyOrphansStopReclaiming(t *testing.T) {
+	f := newFixture(t)
+	f.loopDisk()
+	pods, partitions := f.running("a", "b", "c")
+	all := func(want disk.Phase) {
+		t.Helper()
+		for _, p := range partitions {
+			f.phase(p, want)
+		}
+	}
+	f.lost(pods...)
+	f.settle()
+	f.sweep()
+	f.clock.Step(2 * f.options.OrphanGrace)
+	f.sweep()
+	all(disk.Formatted)
+	if o := f.Orphans(); !o.Stopped || len(o.Ephemeral) != 3 {
+		t.Errorf("orphans are %+v", o)
+	}
+	if got := f.events.with("ReclaimStopped", "3 volumes"); len(got) != 1 {
+		t.Errorf("reported is %q", f.events.with())
+	}
+	// A pod that is back says nothing of the others.
+	f.api.put(pods[0])
+	f.watchedPod(pods[0])
+	f.settle()
+	f.sweep()
+	all(disk.Formatted)
+
+	f.options.ReclaimStopped = true
+	f.restart()
+	f.sweep()
+	f.clock.Step(2 * f.options.OrphanGrace)
+	f.sweep()
+	all(disk.Formatted)
+
+	allow := func(count string) {
+		t.Helper()
+		ndc := f.api.capacity(map[string]string{"disk.berth.dev/reclaim-orphans": count})
+		if err := f.options.Capacities.GetStore().Add(ndc); err != nil {
+			t.Fatal(err)
+		}
+		f.reclaim.sweeper.capacitySeen(ndc)
+		f.settle()
+		if err := f.options.Capacities.GetStore().Add(f.api.capacity(nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, wrong := range []string{"1", "all", "-2", ""} {
+		allow(wrong)
+		all(disk.Formatted)
+	}
+	allow("2")
+	f.phase(partitions[0], disk.Formatted)
+	f.phase(partitions[1], "")
+	f.phase(partitions[2], "")
+	if f.Orphans().Stopped {
+		t.Error("reclaiming is still stopped")
+	}
+}
+
+// capacity gives the server a NodeDiskCapacity with the annotations, and returns a copy.
+func (s *apiServer) capacity(annotations map[string]string) *diskv1alpha1.NodeDiskCapacity {
+	ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "ndc", ResourceVersion: "5", Annotations: annotations}}
+	s.set(func(s *apiServer) { s.ndc = ndc.DeepCopy() })
+	return ndc
+}
+
+// TestMountedIsNotReclaimed asserts that nothing is begun for a volume that is mounted, by
+// any of the loops that wipe.
+func TestMountedIsNotReclaimed(t *testing.T) {
+	f := newFixture(t)
+	d := f.loopDisk()
+	pods, partitions := f.running("seen", "lost")
+	released, claimed := f.boundVolume(d, 1, func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased })
+	untouched := func(why string) {
+		t.Helper()
+		f.settle()
+		for _, p := range []string{partitions[0], partitions[1], claimed} {
+			f.phase(p, disk.Formatted)
+		}
+		// A wipe that the engine refused would have been reported.
+		f.node.reports.mu.Lock()
+		defer f.node.reports.mu.Unlock()
+		for about, message := range f.node.reports.last {
+			if strings.Contains(message, "wiping volume") {
+				t.Errorf("%s: the engine was asked to wipe %s: %s", why, about, message)
+			}
+		}
+	}
+	unmountSeen, unmountLost, unmountClaimed := f.mount(partitions[0]), f.mount(partitions[1]), f.mount(claimed)
+
+	f.api.set(func(s *apiServer) { delete(s.pods, "ns/seen") })
+	f.unwatchPod(pods[0], false)
+	untouched("a pod that ended")
+	f.lost(pods[1])
+	untouched("a pod that vanished")
+	f.sweep()
+	f.clock.Step(2 * f.options.OrphanGrace)
+	f.sweep()
+	untouched("an orphan")
+	if err := f.persistent.sync(t.Context(), released.Name); err != nil {
+		t.Error(err)
+	}
+	untouched("a released PersistentVolume")
+	if got := f.api.asked("DELETE"); got != 0 {
+		t.Errorf("the PersistentVolume of a mounted volume is deleted")
+	}
+	if err := f.DeleteVolume(t.Context(), released.Spec.CSI.VolumeHandle); !errors.Is(err, ErrInUse) {
+		t.Errorf("a CSI call: %v", err)
+	}
+	untouched("a CSI call")
+
+	unmountSeen()
+	unmountLost()
+	unmountClaimed()
+	f.reclaim.look(partitions[0], 0)
+	f.sweep()
+	if err := f.persistent.sync(t.Context(), released.Name); err != nil {
+		t.Error(err)
+	}
+	f.settle()
+	for _, p := range []string{partitions[0], partitions[1], claimed} {
+		f.phase(p, "")
+	}
+}
+
+// TestReservedIsGivenBack asserts that of a pod whose volumes do not all fit none stays.
+func TestReservedIsGivenBack(t *testing.T) {
+	f := newFixture(t)
+	f.loopDisk()
+	pod, partition := inlinePod("a")
+	f.api.put(pod)
+	f.watchedPod(pod)
+	volumes, err := request.FromPod(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.inline.place(t.Context(), pod, volumes, byWatch); err != nil {
+		t.Fatal(err)
+	}
+	f.phase(partition, disk.Reserved)
+	big := pod.Spec.Volumes[0].DeepCopy()
+	big.Name, big.CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = "big", "10Gi"
+	pod.Spec.Volumes = append(pod.Spec.Volumes, *big)
+	if volumes, err = request.FromPod(pod); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.inline.place(t.Context(), pod, volumes, byWatch); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("what does not fit: %v", err)
+	}
+	f.reclaim.wiper.running.Wait()
+	f.settle()
+	f.phase(partition, "")
+	if got := f.queued(); slices.Contains(got, partition) {
+		t.Errorf("left to do are %q", got)
+	}
+}

@@ -1,0 +1,254 @@
+package volumes
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
+	"github.com/berthdev/berth/pkg/agent/disk"
+)
+
+const (
+	// sweepSoon collects what vanishes at the same time.
+	sweepSoon = time.Second
+	// sweepAgain is how often the API server is asked again whether pods are back.
+	sweepAgain = 5 * time.Minute
+)
+
+// sweeper reclaims the ephemeral orphans when their grace period is over. When they are many
+// and the API server's data may not be what it was, it has more likely lost them than the
+// pods have gone: then all are kept until the pods are back or a person says how many may go.
+type sweeper struct {
+	node       *node
+	owners     *owners
+	orphans    *orphans
+	capacities capacities
+	// grace and limit are OrphanGrace and OrphanLimit of Options.
+	grace time.Duration
+	limit int
+	// isWiping, look and reclaim are reclaim's.
+	isWiping func(partition string) bool
+	look     func(partition string, after time.Duration)
+	reclaim  func(ctx context.Context, partition string) error
+
+	mu sync.Mutex
+	// suspects are volumes whose pod is gone while its end has not been seen, yet: the
+	// watch may be behind.
+	suspects map[string]struct{}
+	// stopped is set while nothing is reclaimed. It ends with the last orphan, not when they
+	// are few again: half of the pods being back says nothing about the other half.
+	stopped bool
+}
+
+// suspect keeps a volume whose pod is gone and was not seen to end. Whether it is an
+// orphan is decided in a moment, by then the watch has shown what it will show.
+func (s *sweeper) suspect(v disk.Volume) {
+	s.mu.Lock()
+	s.suspects[v.Partition] = struct{}{}
+	s.mu.Unlock()
+	s.look(sweepKey, min(sweepSoon, s.grace))
+}
+
+func (s *sweeper) isStopped() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopped
+}
+
+// sweep looks at the ephemeral volumes without a known pod, and reclaims those that have
+// been orphans for long enough. What the API server itself lists now decides for all.
+func (s *sweeper) sweep(ctx context.Context) error {
+	allowed, asked := s.allowance(ctx)
+	suspects := s.takeSuspects()
+	live, err := s.owners.withPods(ctx, suspects)
+	if err != nil {
+		for _, v := range suspects {
+			s.suspect(v)
+		}
+		return err
+	}
+	var orphaned []disk.Volume
+	for _, v := range suspects {
+		s.orphans.note(ctx, v, !live[v.Partition])
+		if live[v.Partition] {
+			s.look(v.Partition, 0)
+			continue
+		}
+		orphaned = append(orphaned, v)
+	}
+	if asked {
+		// First: what was allowed once is not allowed the next time.
+		if err := s.node.client.ForgetReclaimOrphans(ctx); err != nil {
+			return fmt.Errorf("cannot remove annotation %s, orphans are kept: %w", diskv1alpha1.AnnotationReclaimOrphans, err)
+		}
+		s.acceptAllowance(ctx, allowed, orphaned)
+	}
+	return s.reclaimAll(ctx, orphaned)
+}
+
+// takeSuspects returns the ephemeral volumes on disks in service that may be orphans.
+func (s *sweeper) takeSuspects() []disk.Volume {
+	disks := s.node.inventory.Disks()
+	s.mu.Lock()
+	suspected := s.suspects
+	s.suspects = map[string]struct{}{}
+	s.mu.Unlock()
+	var suspects []disk.Volume
+	for i := range disks {
+		if !disks[i].Ready() {
+			continue
+		}
+		for _, v := range disks[i].Snapshot.Volumes {
+			if !v.Ephemeral || v.Phase == disk.Wiping || s.isWiping(v.Partition) {
+				continue
+			}
+			o, known := s.owners.get(v.Partition)
+			_, orphaned := s.orphans.get(v.Partition)
+			_, suspect := suspected[v.Partition]
+			switch {
+			case known && o.ended:
+				// Its release is on its way, by what has shown the end.
+			case !known || orphaned || suspect:
+				suspects = append(suspects, v)
+			}
+		}
+	}
+	return suspects
+}
+
+// reclaimAll reclaims those of the orphans that may go now, and has the others looked at
+// again later.
+func (s *sweeper) reclaimAll(ctx context.Context, orphaned []disk.Volume) error {
+	var doubtful int
+	found := s.orphans.all()
+	for _, v := range orphaned {
+		if !found[v.Partition].allowed {
+			doubtful++
+		}
+	}
+	may, err := s.mayReclaim(ctx, doubtful)
+	if err != nil {
+		return err
+	}
+	if !may {
+		s.look(sweepKey, sweepAgain)
+	}
+	for _, v := range orphaned {
+		o := found[v.Partition]
+		left := s.grace - s.node.since(o.found)
+		switch {
+		case o.allowed:
+		case !may:
+			continue
+		case left > 0:
+			s.look(sweepKey, left)
+			continue
+		}
+		if err := s.reclaim(ctx, v.Partition); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayReclaim decides whether so many orphans are reclaimed. Few always are. Many are if the API
+// server's data is what it was: then it was the node, or the agent, that was away.
+func (s *sweeper) mayReclaim(ctx context.Context, count int) (bool, error) {
+	disks := s.node.inventory.Disks()
+	// Those on a disk that is away do not count now, and may count again.
+	more := slices.ContainsFunc(disks, func(d discovery.Disk) bool { return !d.Ready() })
+	if count == 0 && !more {
+		if left := s.node.client.Settled(ctx); left > 0 {
+			s.look(sweepKey, left)
+		}
+	}
+	before := s.isStopped()
+	stopped := before && (count > 0 || more)
+	doubt := ""
+	switch {
+	case count <= s.limit || before:
+	case s.limit == 0:
+		stopped, doubt = true, "the limit is 0"
+	default:
+		var err error
+		if doubt, err = s.node.client.Doubt(ctx); err != nil {
+			s.look(sweepKey, sweepSoon)
+			return false, fmt.Errorf("%d orphans are kept: %w", count, err)
+		}
+		stopped = doubt != ""
+	}
+	s.mu.Lock()
+	s.stopped = stopped
+	s.mu.Unlock()
+	if stopped != before {
+		s.node.changed()
+	}
+	if stopped && !before {
+		klog.FromContext(ctx).Info("Reclaiming has stopped: too many volumes have lost their pods", "orphans", count, "limit", s.limit, "reason", doubt)
+		s.node.reports.ofNode(corev1.EventTypeWarning, eventReclaimStopped, StoppedMessage(s.node.name, count)+". Reason: "+doubt)
+	}
+	return !stopped, nil
+}
+
+// StoppedMessage says for a person why nothing is reclaimed, and what to do.
+func StoppedMessage(node string, count int) string {
+	return fmt.Sprintf("%d volumes have lost their pods, whose end was not seen, and none is reclaimed: has the API server lost its data, or an older state of it been restored? It ends by itself when all of the pods are back. If the volumes may be wiped: kubectl annotate ndc %s %s=%d", count, node, diskv1alpha1.AnnotationReclaimOrphans, count)
+}
+
+// allowance is how many orphans a person said may be reclaimed.
+func (s *sweeper) allowance(ctx context.Context) (count int, asked bool) {
+	ndc := s.capacities.own()
+	if ndc == nil {
+		return 0, false
+	}
+	value, asked := ndc.Annotations[diskv1alpha1.AnnotationReclaimOrphans]
+	if !asked {
+		return 0, false
+	}
+	count, err := strconv.Atoi(strings.TrimSpace(value))
+	if err != nil || count < 0 {
+		klog.FromContext(ctx).Info("Annotation is not a number and is ignored", "annotation", diskv1alpha1.AnnotationReclaimOrphans, "value", value)
+		return 0, true
+	}
+	return count, true
+}
+
+// acceptAllowance acts on what a person allowed, if it covers the orphans there are now.
+func (s *sweeper) acceptAllowance(ctx context.Context, allowed int, orphaned []disk.Volume) {
+	if len(orphaned) == 0 {
+		return
+	}
+	report := s.node.reports.ofNode
+	if len(orphaned) > allowed {
+		report(corev1.EventTypeWarning, eventReclaimStopped, fmt.Sprintf("annotation %s allowed %d volumes, by now there are %d orphans: all are kept", diskv1alpha1.AnnotationReclaimOrphans, allowed, len(orphaned)))
+		return
+	}
+	klog.FromContext(ctx).Info("A person allowed orphans to be reclaimed", "allowed", allowed, "orphans", len(orphaned))
+	report(corev1.EventTypeNormal, eventReclaimAllowed, fmt.Sprintf("annotation %s allowed %d volumes: %d orphans are wiped as soon as they are not mounted", diskv1alpha1.AnnotationReclaimOrphans, allowed, len(orphaned)))
+	s.mu.Lock()
+	s.stopped = false
+	s.mu.Unlock()
+	for _, v := range orphaned {
+		s.orphans.allow(v.Partition)
+	}
+}
+
+// capacitySeen looks whether a person allowed orphans to be reclaimed.
+func (s *sweeper) capacitySeen(object any) {
+	ndc, ok := object.(*diskv1alpha1.NodeDiskCapacity)
+	if !ok {
+		return
+	}
+	if _, asked := ndc.Annotations[diskv1alpha1.AnnotationReclaimOrphans]; asked {
+		s.look(sweepKey, 0)
+	}
+}

@@ -1,0 +1,181 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// observe makes changes of classes, of the node's labels and of decisions about devices cause
+// a rescan.
+func (a *agent) observe() error {
+	for _, observe := range []func() error{a.observeClasses, a.observeDecisions, a.observeCSINode, a.observeNode} {
+		if err := observe(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *agent) observeClasses() error {
+	_, err := a.classes.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { a.wantRescan() },
+		UpdateFunc: func(before, now any) {
+			// The scheduler's leader updates the status all the time.
+			b, _ := before.(*diskv1alpha1.DiskClass)
+			n, _ := now.(*diskv1alpha1.DiskClass)
+			if b == nil || n == nil || b.UID != n.UID || b.Generation != n.Generation {
+				a.wantRescan()
+			}
+		},
+		DeleteFunc: func(any) { a.wantRescan() },
+	})
+	if err != nil {
+		return fmt.Errorf("cannot watch DiskClasses: %w", err)
+	}
+	return nil
+}
+
+// observeDecisions has a rescan follow what operators decide about devices and disks.
+func (a *agent) observeDecisions() error {
+	_, err := a.capacities.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { a.wantRescan() },
+		UpdateFunc: func(before, now any) {
+			// The agent itself updates the status all the time.
+			b, _ := before.(*diskv1alpha1.NodeDiskCapacity)
+			n, _ := now.(*diskv1alpha1.NodeDiskCapacity)
+			if b == nil || n == nil || b.Annotations[diskv1alpha1.AnnotationForgetDisks] != n.Annotations[diskv1alpha1.AnnotationForgetDisks] ||
+				!equality.Semantic.DeepEqual(b.Spec.Adopt, n.Spec.Adopt) {
+				a.wantRescan()
+			}
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("cannot watch the NodeDiskCapacity: %w", err)
+	}
+	return nil
+}
+
+func (a *agent) observeCSINode() error {
+	_, err := a.csiNodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { a.lookAtLabel() },
+		UpdateFunc: func(any, any) { a.lookAtLabel() },
+		DeleteFunc: func(any) { a.lookAtLabel() },
+	})
+	if err != nil {
+		return fmt.Errorf("cannot watch the CSINode: %w", err)
+	}
+	return nil
+}
+
+func (a *agent) observeNode() error {
+	if err := a.nodes.SetTransform(stripNode); err != nil {
+		return fmt.Errorf("cannot watch the node: %w", err)
+	}
+	_, err := a.nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { a.sawNode() },
+		UpdateFunc: func(before, now any) {
+			// The kubelet updates its Node all the time.
+			b, _ := before.(*corev1.Node)
+			n, _ := now.(*corev1.Node)
+			if b == nil || n == nil || b.UID != n.UID || !maps.Equal(b.Labels, n.Labels) {
+				a.sawNode()
+			}
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("cannot watch the node: %w", err)
+	}
+	return nil
+}
+
+// sawNode is called when there is a Node, or another one, or one with other labels.
+func (a *agent) sawNode() {
+	a.wantRescan()
+	a.lookAtLabel()
+}
+
+// lookAtLabel asks followLabel to check that the kubelet's registration is still in the API.
+func (a *agent) lookAtLabel() {
+	select {
+	case a.nodeChanged <- struct{}{}:
+	default:
+	}
+}
+
+// stripNode keeps only what the agent reads of its Node.
+func stripNode(object any) (any, error) {
+	node, ok := object.(*corev1.Node)
+	if !ok {
+		return object, nil
+	}
+	stripped := &corev1.Node{ObjectMeta: metav1.ObjectMeta{
+		Name: node.Name, UID: node.UID, Labels: node.Labels, ResourceVersion: node.ResourceVersion,
+	}}
+	stripped.Status.NodeInfo.MachineID = node.Status.NodeInfo.MachineID
+	return stripped, nil
+}
+
+// sync starts informers and waits until they have seen what there is. It says what it
+// waits for: a missing CRD or permission would otherwise look like a hang.
+func (a *agent) sync(ctx context.Context, group *errgroup.Group, what string, informers ...cache.SharedIndexInformer) bool {
+	logger := klog.FromContext(ctx)
+	synced := make([]cache.InformerSynced, len(informers))
+	for i, informer := range informers {
+		group.Go(func() error { informer.RunWithContext(ctx); return nil })
+		synced[i] = informer.HasSynced
+	}
+	slow := time.AfterFunc(5*time.Second, func() {
+		logger.Info("Waiting for the API server; are its address, the CRDs and the agent's permissions right?", "waitingFor", what)
+	})
+	defer slow.Stop()
+	return cache.WaitForCacheSync(ctx.Done(), synced...)
+}
+
+// node is the agent's Node from the watch, an empty one if there is none.
+func (a *agent) node() *corev1.Node {
+	if object, ok, err := a.nodes.GetStore().GetByKey(a.options.NodeName); err == nil && ok {
+		if node, ok := object.(*corev1.Node); ok {
+			return node
+		}
+	}
+	return &corev1.Node{}
+}
+
+func (a *agent) published() []diskv1alpha1.Disk { return a.publishedStatus().Disks }
+
+func (a *agent) publishedStatus() diskv1alpha1.NodeDiskCapacityStatus {
+	if ndc := a.capacity(); ndc != nil {
+		return ndc.Status
+	}
+	return diskv1alpha1.NodeDiskCapacityStatus{}
+}
+
+// capacityUID is the UID of the node's NodeDiskCapacity, empty if there is none.
+func (a *agent) capacityUID() types.UID {
+	if ndc := a.capacity(); ndc != nil {
+		return ndc.UID
+	}
+	return ""
+}
+
+// capacity is the node's NodeDiskCapacity from the watch, nil if there is none.
+func (a *agent) capacity() *diskv1alpha1.NodeDiskCapacity {
+	object, ok, err := a.capacities.GetStore().GetByKey(a.options.NodeName)
+	if err != nil || !ok {
+		return nil
+	}
+	ndc, _ := object.(*diskv1alpha1.NodeDiskCapacity)
+	return ndc
+}

@@ -1,0 +1,229 @@
+package ledger
+
+import (
+	"slices"
+	"strings"
+)
+
+// A disk serves on one node. When several nodes publish a disk of one id, its owner is
+//
+//	the present node with it in Owned, of several the first by name;
+//	without one, the present node that published it first.
+//
+// Owned is written by operators' side only, never by a node. So a node that publishes a disk of
+// another node takes nothing from it, as soon as that is written. A node without a Node is not
+// present: what it had may lie in its successor.
+//
+// On all other nodes, and on one that is not present, the disk is withheld: nothing is free on it.
+
+// owners has, by the id of a disk, the nodes that may be its owner.
+type owners struct {
+	// publishers publish the disk, in the order in which they began.
+	publishers map[string][]*node
+	// written have it in Owned, in no order.
+	written map[string][]*node
+}
+
+func newOwners() owners {
+	return owners{publishers: map[string][]*node{}, written: map[string][]*node{}}
+}
+
+// of is the owner of the disk, nil if no node is.
+func (o *owners) of(disk string) *node {
+	var owner *node
+	for _, n := range o.written[disk] {
+		if !n.absent && (owner == nil || n.name < owner.name) {
+			owner = n
+		}
+	}
+	if owner != nil {
+		return owner
+	}
+	for _, n := range o.publishers[disk] {
+		if !n.absent {
+			return n
+		}
+	}
+	return nil
+}
+
+// replace notes that the node now publishes or owns other disks than before. It returns the disks
+// for which that makes a difference. Both are sorted.
+func replace(index map[string][]*node, n *node, before, after []string) (changed []string) {
+	if slices.Equal(before, after) {
+		return nil
+	}
+	for _, disk := range before {
+		if _, still := slices.BinarySearch(after, disk); still {
+			continue
+		}
+		changed = append(changed, disk)
+		if left := slices.DeleteFunc(index[disk], func(other *node) bool { return other == n }); len(left) > 0 {
+			index[disk] = left
+		} else {
+			delete(index, disk)
+		}
+	}
+	for _, disk := range after {
+		if _, had := slices.BinarySearch(before, disk); !had {
+			changed = append(changed, disk)
+			index[disk] = append(index[disk], n)
+		}
+	}
+	return changed
+}
+
+// ids are the ids of the disks, sorted, each once.
+func (p *published) ids() []string {
+	if p == nil {
+		return nil
+	}
+	return p.diskIDs
+}
+
+// own notes what the node owns now, and brings all nodes in line with that and with what it
+// publishes, which were before what is given. It returns the nodes other than this one whose
+// disks came into service. The lock is held; the caller makes the node's own snapshot.
+func (l *Ledger) own(n *node, before *published, owned []string) (served []string) {
+	changed := replace(l.owners.publishers, n, before.ids(), n.published.ids())
+	changed = append(changed, replace(l.owners.written, n, n.owned, owned)...)
+	n.owned = owned
+	return l.withhold(n, changed)
+}
+
+// withhold brings all nodes in line after the owners of these disks may have changed. It returns
+// the nodes other than n whose disks came into service. The lock is held; the caller makes n's
+// snapshot.
+func (l *Ledger) withhold(n *node, disks []string) (served []string) {
+	var more, less []*node
+	for _, disk := range disks {
+		owner := l.owners.of(disk)
+		// A node that no longer publishes the disk has nothing to withhold.
+		if !slices.Contains(l.owners.publishers[disk], n) {
+			n.setWithheld(disk, false)
+		}
+		for _, p := range l.owners.publishers[disk] {
+			withheld := p != owner
+			if !p.setWithheld(disk, withheld) || p == n {
+				continue
+			}
+			if withheld {
+				more = append(more, p)
+			} else {
+				less = append(less, p)
+			}
+		}
+	}
+	// First where there is less: a reader between the two sees no space twice.
+	for _, p := range more {
+		l.refresh(p)
+	}
+	if len(less) > 0 {
+		l.refresh(n)
+	}
+	for _, p := range less {
+		l.refresh(p)
+		if !slices.Contains(served, p.name) {
+			served = append(served, p.name)
+		}
+	}
+	return served
+}
+
+// setWithheld reports whether that is news. Snapshots have the map, so it is replaced.
+func (n *node) setWithheld(disk string, withheld bool) bool {
+	if _, is := n.withheld[disk]; is == withheld {
+		return false
+	}
+	next := make(map[string]struct{}, len(n.withheld)+1)
+	for d := range n.withheld {
+		next[d] = struct{}{}
+	}
+	if withheld {
+		next[disk] = struct{}{}
+	} else {
+		delete(next, disk)
+	}
+	if n.withheld = next; len(next) == 0 {
+		n.withheld = nil
+	}
+	return true
+}
+
+// serves reports whether the disk is in service on the node, as far as its owner goes.
+func (n *node) serves(disk string) bool {
+	_, withheld := n.withheld[disk]
+	return !n.absent && !withheld
+}
+
+// SetNode folds in whether the Node exists; until then a node is taken to exist. One that
+// does not, offers nothing. It reports whether that was news, and the other nodes whose disks
+// came into service.
+func (l *Ledger) SetNode(name string, exists bool) (news bool, served []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	known, ok := l.nodes.Load(name)
+	if !ok {
+		// The caller says it again when the node publishes.
+		return false, nil
+	}
+	n := known.(*node)
+	if n.absent != exists {
+		return false, nil
+	}
+	n.absent = !exists
+	served = l.withhold(n, slices.Concat(n.published.ids(), n.owned))
+	l.refresh(n)
+	return true, served
+}
+
+// Ownership is who owns the disks of a node.
+type Ownership struct {
+	// Owned is what the node's Owned should be, sorted. Written is what it is.
+	Owned, Written []string
+	// Shared are the node's disks that other nodes publish, too, sorted.
+	Shared []SharedDisk
+}
+
+// SharedDisk is a disk that several nodes publish.
+type SharedDisk struct {
+	ID string
+	// Owner is the node where it serves.
+	Owner string
+	// Others publish it as well as the node that was asked about, sorted.
+	Others []string
+}
+
+// Ownership returns who owns the node's disks. The node owns what is written, as long as it
+// publishes that, and what it owns without that being written for any node.
+func (l *Ledger) Ownership(nodeName string) Ownership {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	known, ok := l.nodes.Load(nodeName)
+	if !ok {
+		return Ownership{}
+	}
+	n := known.(*node)
+	out := Ownership{Written: n.owned}
+	for _, disk := range n.published.ids() {
+		owner := l.owners.of(disk)
+		if _, written := slices.BinarySearch(n.owned, disk); written || owner == n && len(l.owners.written[disk]) == 0 {
+			out.Owned = append(out.Owned, disk)
+		}
+		if len(l.owners.publishers[disk]) < 2 {
+			continue
+		}
+		shared := SharedDisk{ID: disk}
+		if owner != nil {
+			shared.Owner = owner.name
+		}
+		for _, other := range l.owners.publishers[disk] {
+			if other != n {
+				shared.Others = append(shared.Others, other.name)
+			}
+		}
+		slices.SortFunc(shared.Others, strings.Compare)
+		out.Shared = append(out.Shared, shared)
+	}
+	return out
+}

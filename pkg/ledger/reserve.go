@@ -1,0 +1,123 @@
+package ledger
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// ErrChanged is returned by Reserve for a node that has changed each time before the plan for it was ready.
+var ErrChanged = errors.New("the node's disk space changes too often to plan on it")
+
+// maxPlans is how many times Reserve plans before it returns ErrChanged.
+const maxPlans = 5
+
+// Reserve plans the volumes on the node once more, and records
+// the result for the holder, with a record for each of them in their order. It may be
+// repeated, for the same node or another: the last call counts, and what the holder itself
+// holds there is no obstacle to it, nor is what any holder has there in doubt for these volumes.
+//
+// A persistent volume that has a place already keeps it: the holder shares in it, so that
+// it stays held when the other gives it up, and asks for nothing. With its place on another node
+// the error is *Elsewhere. Other errors are placement's when the volumes do not fit (any
+// more), ErrBound, ErrNotPublished and ErrChanged.
+func (l *Ledger) Reserve(key, nodeName string, wants []Want) ([]Record, error) {
+	return l.ReserveBeside(key, nodeName, wants, Kept{})
+}
+
+// ReserveBeside is Reserve for a pod that must leave to nominated pods what is kept for them.
+//
+// To plan can take a while, so it is done without the lock, on a snapshot; the plan is recorded if it is still good.
+func (l *Ledger) ReserveBeside(key, nodeName string, wants []Want, kept Kept) ([]Record, error) {
+	for range maxPlans {
+		r, err := l.reservation(key, nodeName, wants)
+		if err != nil {
+			return nil, err
+		}
+		plan, err := placement.Plan(make([]placement.Assignment, 0, len(r.requests)), r.snapshot.Usable(r.own, kept), r.requests)
+		if err != nil {
+			return nil, err
+		}
+		if records, err := l.commit(r, wants, plan); records != nil || err != nil {
+			return records, err
+		}
+	}
+	return nil, ErrChanged
+}
+
+// reservation is what Reserve plans on.
+type reservation struct {
+	key, nodeName string
+	earlier       *holder
+	snapshot      *Snapshot
+	// records has those of volumes that have their place; planned are the indices of the others, requests what they ask for.
+	records  []Record
+	planned  []int
+	requests []placement.Request
+	// own are partitions that are no obstacle: the holder's, or in doubt for these volumes.
+	own map[string]struct{}
+}
+
+func (l *Ledger) reservation(key, nodeName string, wants []Want) (*reservation, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.reservationLocked(key, nodeName, wants)
+}
+
+// reservationLocked is reservation. The lock is held.
+func (l *Ledger) reservationLocked(key, nodeName string, wants []Want) (*reservation, error) {
+	r := &reservation{key: key, nodeName: nodeName, earlier: l.holders[key], snapshot: l.Snapshot(nodeName), records: make([]Record, len(wants))}
+	if r.earlier != nil && r.earlier.source == observed {
+		return nil, ErrBound
+	}
+	if s := r.snapshot; !s.Published || s.Absent || s.Problem != "" {
+		return nil, ErrNotPublished
+	}
+	for i := range wants {
+		if !wants[i].Persistent {
+			r.planned = append(r.planned, i)
+			continue
+		}
+		where, record, ok := l.where(wants[i].Partition, r.earlier)
+		switch {
+		case !ok:
+			r.planned = append(r.planned, i)
+		case where != nodeName:
+			return nil, &Elsewhere{Partition: wants[i].Partition, Node: where}
+		default:
+			r.records[i] = record
+		}
+	}
+	r.own = make(map[string]struct{}, len(r.planned))
+	for _, at := range r.planned {
+		r.own[wants[at].Partition] = struct{}{}
+		r.requests = append(r.requests, wants[at].Planned())
+	}
+	if (r.earlier == nil || r.earlier.node != nodeName) && !l.doubted(nodeName, r.own) {
+		r.own = nil
+	}
+	return r, nil
+}
+
+// commit records the plan; it returns neither records nor an error if the plan was made for what is no longer so.
+func (l *Ledger) commit(r *reservation, wants []Want, plan []placement.Assignment) ([]Record, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now, err := l.reservationLocked(r.key, r.nodeName, wants)
+	if err != nil {
+		return nil, err
+	}
+	if now.snapshot != r.snapshot || now.earlier != r.earlier || !slices.Equal(now.planned, r.planned) || !slices.Equal(now.records, r.records) || len(now.own) != len(r.own) {
+		return nil, nil
+	}
+	for i, at := range r.planned {
+		r.records[at] = Record{
+			Partition: wants[at].Partition, Disk: plan[i].Disk,
+			Extent: extent.New(plan[i].Extent.Start, wants[at].Request.Size),
+		}
+	}
+	l.put(&holder{key: r.key, node: r.nodeName, source: assumed, records: r.records})
+	return slices.Clone(r.records), nil
+}

@@ -1,0 +1,169 @@
+package ledger
+
+import (
+	"sync"
+
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// Search answers for one pod, on many nodes, whether its volumes fit. Nodes with the same free lengths share an answer, and
+// for more than eight volumes all answers share a budget, so that a pod of any shape costs a scheduling cycle a bounded
+// time. It may be used by several goroutines.
+type Search struct {
+	demand *placement.Demand
+	budget *placement.Budget
+	needs  []need
+
+	mu      sync.RWMutex
+	answers map[uint64]answer
+}
+
+// need is what is wanted of a class.
+type need struct {
+	class          string
+	largest, total int64
+	aparts         int
+}
+
+type answer struct {
+	merit int64
+	err   error
+}
+
+// NewSearch is that of the requests, with that many steps for all answers. The requests must not be changed.
+func NewSearch(requests []placement.Request, steps int64) *Search {
+	q := &Search{demand: placement.NewDemand(requests), budget: placement.NewBudget(steps), answers: map[uint64]answer{}}
+	for i := range requests {
+		r := &requests[i]
+		n := q.need(r.Class)
+		n.largest, n.total = max(n.largest, r.Size), addCapped(n.total, max(r.Size, 0))
+		if r.Apart {
+			n.aparts++
+		}
+	}
+	return q
+}
+
+func (q *Search) need(class string) *need {
+	for i := range q.needs {
+		if q.needs[i].class == class {
+			return &q.needs[i]
+		}
+	}
+	q.needs = append(q.needs, need{class: class})
+	return &q.needs[len(q.needs)-1]
+}
+
+// Demand is what it answers for.
+func (q *Search) Demand() *placement.Demand { return q.demand }
+
+// Requests are those that it answers for.
+func (q *Search) Requests() []placement.Request { return q.demand.Requests() }
+
+// Spent reports whether the search gives up wherever the answer is not plain.
+func (q *Search) Spent() bool { return q.budget.Spent() }
+
+// Glance compares the requests with the largest extents alone. It is sure when one of them is too large, or when each
+// class has an extent for all of its volumes: then there is always one for the next, wherever the policies have the
+// others.
+func (q *Search) Glance(s *Snapshot) (fits, sure bool) {
+	if q.demand.Err() != nil {
+		return false, false
+	}
+	sure = true
+	for i := range q.needs {
+		n := &q.needs[i]
+		of := find(s.stocks, n.class)
+		if of == nil || of.largest < n.largest {
+			return false, true
+		}
+		sure = sure && n.total <= of.largest && n.aparts < 2
+	}
+	return true, sure
+}
+
+// Check returns why the requests do not fit on the node, or nil.
+func (q *Search) Check(s *Snapshot) error {
+	if fits, sure := q.Glance(s); fits && sure {
+		return nil
+	}
+	_, err := q.Fit(s)
+	return err
+}
+
+// Fit returns the merit of placing the requests on the node, or placement's error.
+func (q *Search) Fit(s *Snapshot) (merit int64, err error) {
+	if len(q.Requests()) == 1 {
+		return s.Fit(q.Requests())
+	}
+	shape, ok := q.shape(s)
+	if !ok {
+		return q.FitOn(s.Node)
+	}
+	q.mu.RLock()
+	a, known := q.answers[shape]
+	q.mu.RUnlock()
+	if !known {
+		a.merit, a.err = q.FitOn(s.Node)
+		q.mu.Lock()
+		q.answers[shape] = a
+		q.mu.Unlock()
+	}
+	return a.merit, a.err
+}
+
+// Known reports whether the answer for the node is there already.
+func (q *Search) Known(s *Snapshot) bool {
+	shape, ok := q.shape(s)
+	if !ok {
+		return false
+	}
+	q.mu.RLock()
+	defer q.mu.RUnlock()
+	_, known := q.answers[shape]
+	return known
+}
+
+// FitOn is Fit for a node that is not as the ledger has it.
+func (q *Search) FitOn(node *placement.Node) (merit int64, err error) {
+	var buffer [4]placement.Assignment
+	plan, err := q.demand.Plan(buffer[:0], node, q.budget)
+	if err != nil {
+		return 0, err
+	}
+	return placement.Merit(node, q.demand.Requests(), plan), nil
+}
+
+// shape is the same for nodes on which the requests fit alike; false if that is not known.
+func (q *Search) shape(s *Snapshot) (shape uint64, ok bool) {
+	for i := range q.needs {
+		of := find(s.stocks, q.needs[i].class)
+		if of == nil {
+			return 0, false
+		}
+		shape = mix(shape, of.shape)
+	}
+	return shape, true
+}
+
+// shapeOf is a hash of all that a plan for the class depends on, but for where extents begin: the lengths of the free
+// extents in their order, by disk.
+func shapeOf(disks []placement.Disk, class string) uint64 {
+	shape := uint64(14695981039346656037)
+	for i := range disks {
+		d := &disks[i]
+		if d.Class != class {
+			continue
+		}
+		shape = mix(mix(shape, uint64(d.Usable)), uint64(d.Free.Len()))
+		for _, e := range d.Free.All() {
+			shape = mix(shape, uint64(e.Len()))
+		}
+	}
+	return shape
+}
+
+func mix(h, with uint64) uint64 {
+	h = (h ^ with) * 0x9e3779b97f4a7c15
+	return h ^ h>>29
+}

@@ -1,0 +1,102 @@
+package placement
+
+import (
+	"iter"
+	"slices"
+	"sync"
+)
+
+// Demand is what a pod asks for, made ready to be planned on many nodes. It does not change.
+type Demand struct {
+	requests []Request
+	classes  []classDemand
+	// err is what is wrong with the requests.
+	err error
+	// buffers are of plans that are done: a pod is planned on thousands of nodes.
+	buffers sync.Pool
+}
+
+// classDemand is the part of one class.
+type classDemand struct {
+	class string
+	// order are the requests, in the order in which they are placed.
+	order []int
+	// sizes wanted, and those of volumes with Apart, falling.
+	sizes, apart []int64
+	// total of the sizes.
+	total int64
+}
+
+// NewDemand makes the requests ready. They must not be changed.
+func NewDemand(requests []Request) *Demand {
+	d := &Demand{requests: requests, err: validate(requests)}
+	if d.err != nil {
+		return d
+	}
+	order := make([]int, len(requests))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return compare(&requests[a], &requests[b], a, b) })
+	for len(order) > 0 {
+		n := 1
+		for n < len(order) && requests[order[n]].Class == requests[order[0]].Class {
+			n++
+		}
+		class := requests[order[0]].Class
+		c := classDemand{class: class, order: order[:n], sizes: sizesOf(requests, class, false), apart: sizesOf(requests, class, true)}
+		c.total = sum(c.sizes)
+		d.classes = append(d.classes, c)
+		order = order[n:]
+	}
+	return d
+}
+
+// Need is what is wanted of a class: the largest volume, and all together.
+type Need struct{ Largest, Total int64 }
+
+// Needs are those of the classes.
+func (d *Demand) Needs() iter.Seq2[string, Need] {
+	return func(yield func(string, Need) bool) {
+		for i := range d.classes {
+			if c := &d.classes[i]; !yield(c.class, Need{c.sizes[0], c.total}) {
+				return
+			}
+		}
+	}
+}
+
+// Requests are what it was made of.
+func (d *Demand) Requests() []Request { return d.requests }
+
+// Err is what is wrong with the requests, so that no node could help.
+func (d *Demand) Err() error { return d.err }
+
+// Few reports whether the search for places is never given up.
+func (d *Demand) Few() bool { return len(d.requests) <= maxExact }
+
+// Plan is [Plan] within a budget, which holds only for pods with more than eight volumes.
+func (d *Demand) Plan(dst []Assignment, node *Node, budget *Budget) ([]Assignment, error) {
+	if d.err != nil {
+		return dst, d.err
+	}
+	if d.Few() {
+		budget = nil
+	}
+	b, _ := d.buffers.Get().(*buffers)
+	if b == nil {
+		b = &buffers{}
+	}
+	defer d.buffers.Put(b)
+	before := len(dst)
+	for range d.requests {
+		dst = append(dst, Assignment{})
+	}
+	for i := range d.classes {
+		c := &d.classes[i]
+		if o := planClass(node, d.requests, c.order, dst[before:], budget, b); o != found {
+			return dst[:before], explainSizes(node, c.class, c.sizes, c.apart).because(o)
+		}
+	}
+	return dst, nil
+}

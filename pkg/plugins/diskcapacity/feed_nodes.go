@@ -1,0 +1,57 @@
+package diskcapacity
+
+import (
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+)
+
+// followNodes folds into the ledger which Nodes exist. A NodeDiskCapacity outlives its Node, so
+// that the disks' volumes are known when the node comes back.
+func (f *feed) followNodes(logger klog.Logger, informer cache.SharedIndexInformer) error {
+	fold := func(obj any) {
+		if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+			obj = gone.Obj
+		}
+		if node, ok := obj.(*corev1.Node); ok {
+			f.foldNode(logger, node.Name)
+		}
+	}
+	// That a Node was made again in one update changes nothing: it exists.
+	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: fold, DeleteFunc: fold})
+	if err != nil {
+		return fmt.Errorf("following Nodes: %w", err)
+	}
+	f.nodesSynced = registration.HasSynced
+	return nil
+}
+
+// foldNode folds in whether the Node exists now, for the reason that foldPod tells, and wakes the
+// pods that fit what came into service.
+func (f *feed) foldNode(logger klog.Logger, nodeName string) {
+	if !f.nodesSynced() {
+		// That a Node is missing is not known yet; see foldNodes.
+		return
+	}
+	f.folding.Lock()
+	_, err := f.nodes.Get(nodeName)
+	exists := !apierrors.IsNotFound(err)
+	news, served := f.ledger.SetNode(nodeName, exists)
+	f.folding.Unlock()
+	if news && exists {
+		served = append(served, nodeName)
+	}
+	f.settled(logger, served)
+}
+
+// foldNodes folds in, once, the Nodes of all capacities that came before the Nodes were known.
+func (f *feed) foldNodes() {
+	f.nodesFolded.Do(func() {
+		for _, name := range f.capacities.names() {
+			f.foldNode(klog.Background(), name)
+		}
+	})
+}

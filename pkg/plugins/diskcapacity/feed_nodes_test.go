@@ -1,0 +1,101 @@
+package diskcapacity
+
+import (
+	"reflect"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// TestAbsentNodes asserts that a capacity without a Node offers nothing, whichever of the two is
+// known first, and that it does again when there is a Node.
+func TestAbsentNodes(t *testing.T) {
+	b := newBench(t, nil, "n1", "n2")
+	f := b.plugin.feed
+	nodes := b.factory.Core().V1().Nodes().Informer().GetIndexer()
+	free := func(name string, want int) {
+		t.Helper()
+		if got := len(f.ledger.Snapshot(name).Node.Disks); got != want {
+			t.Errorf("node %s has %d disks in service, want %d", name, got, want)
+		}
+	}
+	// Before the Nodes are known, none is missing.
+	f.nodesSynced = func() bool { return false }
+	b.publish(t, "early", 10)
+	b.publish(t, "n1", 10)
+	free("early", 1)
+	f.nodesSynced = func() bool { return true }
+	if !f.hasSynced() {
+		t.Fatal("the feed has everything, and says it has not")
+	}
+	free("early", 0)
+	free("n1", 1)
+	b.publish(t, "late", 10)
+	free("late", 0)
+
+	node, _, err := nodes.GetByKey("n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes.Delete(node); err != nil {
+		t.Fatal(err)
+	}
+	f.foldNode(klog.Background(), "n1")
+	free("n1", 0)
+	if err := nodes.Add(node); err != nil {
+		t.Fatal(err)
+	}
+	f.foldNode(klog.Background(), "n1")
+	free("n1", 1)
+}
+
+// TestOwnedDisks asserts that spec.ownedDisks of a NodeDiskCapacity reaches the ledger.
+func TestOwnedDisks(t *testing.T) {
+	b := newBench(t, nil, "n1", "n2")
+	b.publish(t, "n1", 10)
+	ndc := b.capacity("n2", 10)
+	ndc.Status.Disks[0].ID = b.capacity("n1", 10).Status.Disks[0].ID
+	if err := b.plugin.feed.capacities.Add(ndc); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(b.plugin.ledger.Snapshot("n2").Node.Disks); n != 0 {
+		t.Errorf("%d disks of another node are in service", n)
+	}
+	owned := b.capacity("n2", 10)
+	owned.Status.Disks, owned.Spec.OwnedDisks = ndc.Status.Disks, []string{ndc.Status.Disks[0].ID}
+	if err := b.plugin.feed.capacities.Add(owned); err != nil {
+		t.Fatal(err)
+	}
+	if n, other := len(b.plugin.ledger.Snapshot("n2").Node.Disks), len(b.plugin.ledger.Snapshot("n1").Node.Disks); n != 1 || other != 0 {
+		t.Errorf("%d disks are in service on the owner and %d on the other, want 1 and 0", n, other)
+	}
+}
+
+// TestReportOf asserts what the controllers get of a NodeDiskCapacity.
+func TestReportOf(t *testing.T) {
+	ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{UID: "u"}}
+	ndc.Status.Conditions = []metav1.Condition{
+		{Type: diskv1alpha1.ConditionReady, Status: metav1.ConditionTrue},
+		{Type: diskv1alpha1.ConditionDisksShared, Status: metav1.ConditionTrue, Message: "d1 with n2"},
+	}
+	ndc.Status.Disks = []diskv1alpha1.Disk{
+		{ID: "1", Class: "ssd", State: diskv1alpha1.DiskReady}, {ID: "2", State: diskv1alpha1.DiskReady}, {ID: "3", Class: "ssd", State: diskv1alpha1.DiskFailed},
+	}
+	ndc.Status.Devices = []diskv1alpha1.Device{
+		{Name: "a", State: diskv1alpha1.DeviceInUse, Class: "ssd"}, {Name: "b", State: diskv1alpha1.DeviceCandidate, Class: "ssd"},
+		{Name: "c", State: diskv1alpha1.DeviceBusy, Class: "ssd", Reasons: []string{"mounted", "held"}}, {Name: "d", State: diskv1alpha1.DeviceExcluded},
+	}
+	want := &Report{UID: "u", Ready: true, Shared: "d1 with n2", InService: 1, Classes: map[string]Unused{
+		"ssd": {Candidates: 1, Refused: []RefusedDevice{{Name: "c", Reasons: []string{"mounted", "held"}}}},
+	}}
+	if got := reportOf(ndc); !reflect.DeepEqual(got, want) {
+		t.Errorf("got\n%+v, want\n%+v", got, want)
+	}
+	ndc.Status.Conditions = nil
+	if got := reportOf(ndc); got.Ready || got.Shared != "" {
+		t.Errorf("without conditions: %+v", got)
+	}
+}

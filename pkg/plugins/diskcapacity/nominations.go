@@ -1,0 +1,107 @@
+package diskcapacity
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
+	fwk "k8s.io/kube-scheduler/framework"
+
+	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// A nominated pod has preempted others on a node and waits there for their space. Pods that are not more important
+// must leave it what is kept for it (ledger.Usable). The framework adds nominated pods before it calls Filter, and
+// only then: for Score, Reserve and PostFilter the plugin adds them itself, by the same rule.
+
+// nominee is a nominated pod, as a state counts it.
+type nominee struct {
+	node     string
+	requests []placement.Request
+	// ending are the partitions on the node whose pods are being deleted.
+	ending map[string]struct{}
+}
+
+// nominate counts a pod that is nominated for the node, unless the ledger counts it already.
+func (p *Plugin) nominate(s *state, other *corev1.Pod, info fwk.NodeInfo) {
+	asks, err := p.feed.ask(other)
+	if err != nil || len(asks.volumes) == 0 {
+		// A pod whose request is bad holds no space that the ledger knows of.
+		return
+	}
+	for i := range asks.volumes {
+		delete(s.gone, asks.volumes[i].Partition)
+	}
+	node := info.Node().Name
+	if on, records := p.ledger.Records(string(other.UID)); len(records) > 0 && on == node {
+		return
+	}
+	if s.nominated == nil {
+		s.nominated = map[types.UID]nominee{}
+	}
+	s.nominated[other.UID] = nominee{node: node, requests: asks.requests(), ending: p.feed.endingOn(info)}
+}
+
+// withNominated is the state with the pods that the framework would add before Filter on that node.
+func (p *Plugin) withNominated(s *state, pod *corev1.Pod, nodeName string) (*state, error) {
+	var out *state
+	var node fwk.NodeInfo
+	for _, info := range p.handle.NominatedPodsForNode(nodeName) {
+		other := info.GetPod()
+		if other.UID == pod.UID || corev1helpers.PodPriority(other) < corev1helpers.PodPriority(pod) || !mayHold(other) {
+			continue
+		}
+		if out == nil {
+			var err error
+			if node, err = p.handle.SnapshotSharedLister().NodeInfos().Get(nodeName); err != nil {
+				return nil, fmt.Errorf("looking for the pods that end on node %s: %w", nodeName, err)
+			}
+			out, _ = s.Clone().(*state)
+		}
+		p.nominate(out, other, node)
+	}
+	if out == nil {
+		return s, nil
+	}
+	return out, nil
+}
+
+// kept is what is kept on the node for nominated pods.
+func (s *state) kept(nodeName string) ledger.Kept {
+	var kept ledger.Kept
+	for _, uid := range s.nominatedFor(nodeName) {
+		n := s.nominated[uid]
+		kept.Nominated, kept.Ending = append(kept.Nominated, n.requests), n.ending
+	}
+	return kept
+}
+
+// nominatedFor are the nominated pods that the state counts on the node, sorted.
+func (s *state) nominatedFor(nodeName string) []types.UID {
+	if len(s.nominated) == 0 {
+		return nil
+	}
+	return slices.DeleteFunc(slices.SortedFunc(maps.Keys(s.nominated), cmp.Compare[types.UID]), func(uid types.UID) bool {
+		return s.nominated[uid].node != nodeName
+	})
+}
+
+// endingOn are the partitions of the pods on the node that are being deleted.
+func (f *feed) endingOn(info fwk.NodeInfo) map[string]struct{} {
+	ending := map[string]struct{}{}
+	for _, p := range info.GetPods() {
+		pod := p.GetPod()
+		if pod.DeletionTimestamp == nil || !mayHold(pod) {
+			continue
+		}
+		for _, partition := range f.ephemeralPartitions(pod) {
+			ending[partition] = struct{}{}
+		}
+	}
+	return ending
+}

@@ -1,0 +1,101 @@
+package diskcapacity
+
+import (
+	"sync"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/types"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+)
+
+// Report is what a NodeDiskCapacity says beside its disks' extents, which the ledger has. It is
+// for controllers. It must not be changed.
+type Report struct {
+	UID types.UID
+	// Ready is whether the condition Ready is True.
+	Ready bool
+	// Shared is the message of the condition DisksShared, empty if that is not True.
+	Shared string
+	// InService is how many disks take volumes.
+	InService int
+	// Evictions are the pods that the agent wants evicted.
+	Evictions []diskv1alpha1.EvictionRequest
+	// Classes has what DiskClasses select on the node and what is not in service, by class.
+	Classes map[string]Unused
+}
+
+// Unused are the devices that a class selects on a node, and that it does not use.
+type Unused struct {
+	// Candidates is how many wait for approval.
+	Candidates int
+	// Refused are the others.
+	Refused []RefusedDevice
+}
+
+// RefusedDevice is a device that is not taken, and all reasons why.
+type RefusedDevice struct {
+	Name    string
+	Reasons []string
+}
+
+func reportOf(ndc *diskv1alpha1.NodeDiskCapacity) *Report {
+	r := &Report{UID: ndc.UID, Evictions: ndc.Status.Evictions, Ready: meta.IsStatusConditionTrue(ndc.Status.Conditions, diskv1alpha1.ConditionReady)}
+	if c := meta.FindStatusCondition(ndc.Status.Conditions, diskv1alpha1.ConditionDisksShared); c != nil && c.Status == "True" {
+		r.Shared = c.Message
+	}
+	for i := range ndc.Status.Disks {
+		if d := &ndc.Status.Disks[i]; d.State == diskv1alpha1.DiskReady && d.Class != "" {
+			r.InService++
+		}
+	}
+	for i := range ndc.Status.Devices {
+		d := &ndc.Status.Devices[i]
+		if d.Class == "" || d.State == diskv1alpha1.DeviceInUse {
+			continue
+		}
+		if r.Classes == nil {
+			r.Classes = map[string]Unused{}
+		}
+		of := r.Classes[d.Class]
+		if d.State == diskv1alpha1.DeviceCandidate {
+			of.Candidates++
+		} else {
+			of.Refused = append(of.Refused, RefusedDevice{Name: d.Name, Reasons: d.Reasons})
+		}
+		r.Classes[d.Class] = of
+	}
+	return r
+}
+
+// reports are those of all nodes, by name.
+type reports struct {
+	mu    sync.RWMutex
+	nodes map[string]*Report
+}
+
+func newReports() *reports { return &reports{nodes: map[string]*Report{}} }
+
+func (r *reports) set(nodeName string, report *Report) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if report == nil {
+		delete(r.nodes, nodeName)
+		return
+	}
+	r.nodes[nodeName] = report
+}
+
+func (r *reports) get(nodeName string) *Report {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.nodes[nodeName]
+}
+
+func (r *reports) each(look func(nodeName string, report *Report)) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for name, report := range r.nodes {
+		look(name, report)
+	}
+}

@@ -1,0 +1,139 @@
+package provisioner
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/component-helpers/storage/volume"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/pkg/request"
+)
+
+// placeNow places the volume of a claim whose StorageClass has volumeBindingMode Immediate: where it fits best, of the nodes
+// that the class allows.
+//
+// The PersistentVolume controller first looks for a volume that exists. When there is none it says in the claim who is to
+// make one, and not before that the claim is served: or it may get two.
+func (c *Controllers) placeNow(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume) error {
+	if pvc.Annotations[volume.AnnStorageProvisioner] != diskv1alpha1.DriverName {
+		return nil
+	}
+	if pv, err := c.volumes.Get(v.ID); err == nil {
+		return c.made(m, pvc, pv, "")
+	} else if !apierrors.IsNotFound(err) {
+		return err
+	}
+	if err := c.cluster.ApplyClass(&v.Request); err != nil {
+		c.refuse(m, pvc, fmt.Sprintf("StorageClass %s: %s", class.Name, err))
+		return nil
+	}
+	if node, _, ok := c.ledger.Where(v.Partition); ok {
+		return c.serve(ctx, m, pvc, class, v, choice{node: node, by: byUs})
+	}
+	want := ledger.Want{Request: v.Request, Room: v.Room}
+	requests := []placement.Request{want.Planned()}
+	for name, snapshot := range c.ledger.Nearest(requests) {
+		node, err := c.nodes.Get(name)
+		if err != nil || !open(node) || !allowed(class, node) || c.cluster.Unfit(name) != "" {
+			continue
+		}
+		if _, err := snapshot.Fit(requests); err == nil {
+			return c.serve(ctx, m, pvc, class, v, choice{node: name, by: byUs})
+		}
+	}
+	c.letGo(m, pvc)
+	c.retryLater(m, pvc)
+	c.say(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, fmt.Sprintf(
+		"no node that StorageClass %s allows, and that is neither cordoned nor tainted, has %s of class %s free in one piece", class.Name, sizeOf(want.Request.Size+want.Room), v.Request.Class))
+	return nil
+}
+
+// retryLater tries the claim again, ever more slowly.
+func (c *Controllers) retryLater(m *memo, pvc *corev1.PersistentVolumeClaim) {
+	m.returns.tried(c.clock.Now())
+	c.claimQueue.AddAfter(keyOf(pvc), m.returns.wait(c.clock.Now()))
+}
+
+// open reports whether pods without tolerations can come to the node.
+func open(node *corev1.Node) bool {
+	return !node.Spec.Unschedulable && !slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool {
+		return t.Effect == corev1.TaintEffectNoSchedule || t.Effect == corev1.TaintEffectNoExecute
+	})
+}
+
+// allowed reports whether the class's allowedTopologies have the node: one of the terms, with all of its labels.
+func allowed(class *storagev1.StorageClass, node *corev1.Node) bool {
+	matches := func(term corev1.TopologySelectorTerm) bool {
+		return !slices.ContainsFunc(term.MatchLabelExpressions, func(e corev1.TopologySelectorLabelRequirement) bool {
+			value, ok := node.Labels[e.Key]
+			return !ok || !slices.Contains(e.Values, value)
+		})
+	}
+	return len(class.AllowedTopologies) == 0 || slices.ContainsFunc(class.AllowedTopologies, matches)
+}
+
+// chooser is who has chosen a claim's node.
+type chooser int
+
+const (
+	// byScheduler: another scheduler, in the claim's annotation. It may choose another one.
+	byScheduler chooser = iota
+	// byPod: a pod that names its node itself, so that no scheduler sees it.
+	byPod
+	// byUs: the StorageClass does not wait for a pod.
+	byUs
+)
+
+// choice is the node of a claim.
+type choice struct {
+	node string
+	by   chooser
+	// pod is the one that names the node.
+	pod pin
+}
+
+// unfit does what there is to do when the claim cannot be served on its node.
+func (c *Controllers) unfit(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, at choice, why string) error {
+	switch at.by {
+	case byPod:
+		c.letGo(m, pvc)
+		if c.nodeExists(diskv1alpha1.NodeLabel(at.node)) {
+			c.memory.wait(at.node, keyOf(pvc))
+		}
+		c.retryLater(m, pvc)
+		c.sayOfPod(m, pvc, at.pod, corev1.EventTypeWarning, reasonFailed, fmt.Sprintf(
+			"pod %s names node %s itself, and the volume cannot be made there: %s; leave nodeName out and set schedulerName: berth", at.pod.name, at.node, why))
+		return nil
+	case byUs:
+		c.letGo(m, pvc)
+		c.retryLater(m, pvc)
+		return nil
+	}
+	return c.giveBack(ctx, m, pvc, at.node, why)
+}
+
+// sayMade says what is not obvious of a volume that was made.
+func (c *Controllers) sayMade(m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, at choice) {
+	switch at.by {
+	case byPod:
+		c.sayOfPod(m, pvc, at.pod, corev1.EventTypeNormal, reasonSucceeded, fmt.Sprintf("pod %s names node %s itself: the volume is made there", at.pod.name, at.node))
+	case byUs:
+		c.say(m, pvc, corev1.EventTypeNormal, reasonSucceeded, actionProvision, fmt.Sprintf(
+			"StorageClass %s has volumeBindingMode %s: the volume is on node %s, chosen by free space alone, and pods with the claim can run on that node only, also if it has no CPU or memory for them; with %s both are chosen together",
+			class.Name, storagev1.VolumeBindingImmediate, at.node, storagev1.VolumeBindingWaitForFirstConsumer))
+	}
+}
+
+// sayOfPod says it of the claim and of the pod.
+func (c *Controllers) sayOfPod(m *memo, pvc *corev1.PersistentVolumeClaim, pod pin, eventType, reason, note string) {
+	if c.say(m, pvc, eventType, reason, actionProvision, note) {
+		c.recorder.Eventf(pod.object(pvc.Namespace), pvc, eventType, reason, actionProvision, "%s", shorten("claim "+pvc.Name+": "+note))
+	}
+}

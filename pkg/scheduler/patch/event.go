@@ -1,0 +1,58 @@
+package patch
+
+import (
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/pkg/scheduler/framework"
+
+	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
+)
+
+const (
+	// reasonScheduled is that of kube-scheduler's event about a pod that it has bound.
+	reasonScheduled = "Scheduled"
+	// maxNote is how many bytes of an event the API server takes.
+	maxNote = 1024
+)
+
+// tellPlaces has the event about each pod that is bound say where its disk volumes are. An event
+// of our own would be one more write to the API server for each pod, which costs more than
+// finding the place.
+func (s seam) tellPlaces(shared *diskcapacity.Shared) {
+	for name, stock := range s.profiles {
+		s.profiles[name] = placesTeller{stock, shared.Places}
+	}
+}
+
+// placesTeller is a profile with another recorder of events.
+type placesTeller struct {
+	framework.Framework
+	places func(pod *corev1.Pod, most int) string
+}
+
+func (t placesTeller) EventRecorder() events.EventRecorderLogger {
+	return placesRecorder{t.Framework.EventRecorder(), t.places}
+}
+
+type placesRecorder struct {
+	events.EventRecorderLogger
+	places func(pod *corev1.Pod, most int) string
+}
+
+func (r placesRecorder) WithLogger(logger klog.Logger) events.EventRecorderLogger {
+	return placesRecorder{r.EventRecorderLogger.WithLogger(logger), r.places}
+}
+
+func (r placesRecorder) Eventf(regarding, related runtime.Object, eventType, reason, action, note string, args ...any) {
+	if pod, ok := regarding.(*corev1.Pod); ok && reason == reasonScheduled {
+		text := fmt.Sprintf(note, args...) + "; "
+		if places := r.places(pod, maxNote-len(text)); places != "" {
+			note, args = "%s", []any{text + places}
+		}
+	}
+	r.EventRecorderLogger.Eventf(regarding, related, eventType, reason, action, note, args...)
+}

@@ -1,0 +1,93 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/discovery"
+	"k8s.io/component-base/featuregate"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/pkg/features"
+)
+
+// requirement is a resource that the scheduler watches. Its informers wait for it for ever, and no pod is scheduled.
+type requirement struct{ groupVersion, resource string }
+
+func (r requirement) String() string { return r.resource + " of " + r.groupVersion }
+
+// requirements are all of them, as the feature gates are. Berth's own objects are none: without them other pods are
+// scheduled, and the plugin says what to install.
+func requirements(enabled func(featuregate.Feature) bool) []requirement {
+	needed := []requirement{
+		{"v1", "nodes"},
+		{"v1", "pods"},
+		{"policy/v1", "poddisruptionbudgets"},
+		{"storage.k8s.io/v1", "csidrivers"},
+		{"storage.k8s.io/v1", "csinodes"},
+		{"storage.k8s.io/v1", "csistoragecapacities"},
+		{"storage.k8s.io/v1", "volumeattachments"},
+	}
+	if enabled(features.DynamicResourceAllocation) {
+		for _, resource := range []string{"deviceclasses", "resourceclaims", "resourceslices"} {
+			needed = append(needed, requirement{"resource.k8s.io/v1", resource})
+		}
+	}
+	if enabled(features.GenericWorkload) {
+		needed = append(needed, requirement{"scheduling.k8s.io/v1alpha2", "podgroups"})
+	}
+	return needed
+}
+
+// missing says which of the resources the API server does not serve. An error is returned when the server does not tell.
+func missing(served discovery.ServerResourcesInterface, needed []requirement) ([]requirement, error) {
+	var out []requirement
+	lists := map[string]*metav1.APIResourceList{}
+	for _, r := range needed {
+		list, known := lists[r.groupVersion]
+		if !known {
+			var err error
+			if list, err = served.ServerResourcesForGroupVersion(r.groupVersion); err != nil && !apierrors.IsNotFound(err) {
+				return nil, fmt.Errorf("reading which resources of %s there are: %w", r.groupVersion, err)
+			}
+			lists[r.groupVersion] = list
+		}
+		if list == nil || !slices.ContainsFunc(list.APIResources, func(have metav1.APIResource) bool { return have.Name == r.resource }) {
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
+// errMissing is what the program ends with.
+var errMissing = errors.New("the API server does not serve what this scheduler needs")
+
+// checkServer returns an error if the API server lacks something, and none if it has everything. As long as the server
+// does not tell, it is asked again after each pause, until the context ends.
+func checkServer(ctx context.Context, served discovery.ServerResourcesInterface, needed []requirement, pauses <-chan time.Time) error {
+	for {
+		lacking, err := missing(served, needed)
+		switch {
+		case err != nil:
+			klog.FromContext(ctx).V(2).Info("The API server does not say what it serves, it is asked again", "err", err)
+		case len(lacking) == 0:
+			return nil
+		default:
+			names := make([]string, len(lacking))
+			for i, r := range lacking {
+				names[i] = r.String()
+			}
+			return fmt.Errorf("%w: %s; use an API server of Kubernetes 1.34 or later, or switch off the feature gate that needs it", errMissing, strings.Join(names, ", "))
+		}
+		select {
+		case <-pauses:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

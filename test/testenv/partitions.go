@@ -1,0 +1,63 @@
+package testenv
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// PartitionedLoop makes a loop device of that size whose partitions end with the test: a loop
+// device keeps them when it is detached.
+func PartitionedLoop(t testing.TB, size int64) (device string) {
+	t.Helper()
+	NeedRoot(t)
+	NeedProgram(t, "losetup", "delpart")
+	device = Loop(t, Image(t, size), "512")
+	ForgetPartitions(t, device)
+	t.Cleanup(func() { ForgetPartitions(t, device) })
+	return device
+}
+
+// forgetPatience is how long a partition may stay open: the kernel closes the file behind a loop device
+// some time after it is detached, and so does a child that was forked and has not begun its own program.
+const forgetPatience = 30 * time.Second
+
+// ForgetPartitions makes the kernel forget a device's partitions, as a reboot does. It waits for those
+// that are open.
+func ForgetPartitions(t testing.TB, device string) {
+	t.Helper()
+	name := filepath.Base(device)
+	deadline := time.After(forgetPatience)
+	for {
+		err := forgetPartitions(device, "/sys/block/"+name+"/"+name+"p*/partition")
+		if err == nil {
+			return
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-deadline:
+			t.Fatalf("not after %s: %v", forgetPatience, err)
+		}
+	}
+}
+
+func forgetPartitions(device, pattern string) error {
+	numbers, err := filepath.Glob(pattern)
+	if err != nil {
+		return err
+	}
+	for _, n := range numbers {
+		number, err := os.ReadFile(n)
+		if err != nil {
+			return err
+		}
+		if out, err := exec.Command("delpart", device, strings.TrimSpace(string(number))).CombinedOutput(); err != nil {
+			return fmt.Errorf("delpart %s %s: %w: %s", device, strings.TrimSpace(string(number)), err, out)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,38 @@
+package testenv
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// SharedDir makes a folder like the kubelet's on a node, until the test ends: mounts propagate from
+// it, and it has a folder of pods. Tests run in mount namespaces of their own.
+func SharedDir(t testing.TB) (path string) {
+	t.Helper()
+	NeedRoot(t)
+	path = t.TempDir()
+	if err := unix.Mount(path, path, "", unix.MS_BIND, ""); err != nil {
+		t.Fatalf("bind %s: %v", path, err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", path, err)
+		}
+	})
+	if err := unix.Mount("", path, "", unix.MS_SHARED, ""); err != nil {
+		t.Fatalf("share %s: %v", path, err)
+	}
+	KubeletDir(t, path)
+	return path
+}
+
+// KubeletDir makes in a folder what tells a kubelet's from others: the folder of its pods.
+func KubeletDir(t testing.TB, path string) {
+	t.Helper()
+	if err := os.Mkdir(filepath.Join(path, "pods"), 0o750); err != nil {
+		t.Fatal(err)
+	}
+}
