@@ -35,7 +35,7 @@
 //     sold when the node has wiped it.
 //   - The pod is gone before the node has ever shown the volume: the extent is free at
 //     once. If the node had begun to make the volume, the next one that gets the extent
-//     waits on the node for the wipe; the node has the last word.
+//     waits on the node for the wipe, a few seconds at most, and is then put elsewhere on the node.
 //   - The node changes while Reserve plans on it: the plan is not recorded, and Reserve plans again.
 //   - Bind failed: the scheduler forgets what it assumed. But what the API server showed
 //     (an observed record) is forgotten only when the API server says so, so a late

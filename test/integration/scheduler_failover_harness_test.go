@@ -185,7 +185,7 @@ func (a *agents) asRecorded(t *testing.T) {
 				return fmt.Errorf("volume %s, recorded at %+v, is not made", partition, at)
 			}
 			if is != at {
-				t.Fatalf("volume %s was recorded at %+v and is at %+v", partition, at, is)
+				t.Fatalf("volume %s was recorded at %+v and is at %+v; the nodes say: %q", partition, at, is, a.events(t, refused...))
 			}
 		}
 		if len(realized) != len(recorded) {

@@ -28,6 +28,8 @@ type wanted struct {
 	// then unrecorded says why.
 	recorded   *diskv1alpha1.RecordVolume
 	unrecorded string
+	// inUse is set when the record is good and its extent is not free.
+	inUse bool
 	// home is a disk that must be in service, because it may hold the volume already.
 	home string
 }
@@ -98,6 +100,11 @@ func follow(disks []space, occupied map[string]bool, volumes []wanted) (followin
 			continue
 		}
 		e := extent.New(w.recorded.Start, w.recorded.Length)
+		if !f.disks[at].free.Contains(e) {
+			w.unrecorded, w.inUse = fmt.Sprintf("the recorded extent %v of disk %s is not free", e, w.recorded.Disk), true
+			rest = append(rest, w)
+			continue
+		}
 		f.places = append(f.places, place{Volume: w.Volume, disk: w.recorded.Disk, extent: e})
 		f.disks[at].free = f.disks[at].free.Remove(e)
 		if w.Request.Apart {
@@ -107,7 +114,7 @@ func follow(disks []space, occupied map[string]bool, volumes []wanted) (followin
 	return f, rest
 }
 
-// check returns the index of the recorded disk, or why the record cannot be followed.
+// check returns the index of the recorded disk, or why the record could not be followed even if its extent is free.
 func (f *following) check(w wanted) (int, string) {
 	r := w.recorded
 	if r == nil {
@@ -117,7 +124,7 @@ func (f *following) check(w wanted) (int, string) {
 	if at < 0 {
 		return 0, fmt.Sprintf("the recorded disk %s is not in service on this node", r.Disk)
 	}
-	d, e := &f.disks[at], extent.New(r.Start, r.Length)
+	d := &f.disks[at]
 	switch {
 	case d.class != w.Request.Class:
 		return 0, fmt.Sprintf("the recorded disk %s is of class %q, not %q", r.Disk, d.class, w.Request.Class)
@@ -125,8 +132,6 @@ func (f *following) check(w wanted) (int, string) {
 		return 0, fmt.Sprintf("the recorded extent has %d bytes, the volume asks for %d", r.Length, w.Request.Size)
 	case w.Request.Apart && f.occupied[r.Disk]:
 		return 0, fmt.Sprintf("the recorded disk %s holds another volume of the pod, from which this one must lie apart", r.Disk)
-	case !d.free.Contains(e):
-		return 0, fmt.Sprintf("the recorded extent %v of disk %s is not free", e, r.Disk)
 	}
 	return at, ""
 }

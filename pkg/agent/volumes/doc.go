@@ -14,7 +14,7 @@
 //
 //	pod seen on the watch              inline.sync         inline.go
 //	NodePublish                        inline.Publish      inline_publish.go
-//	  -> where?                        placer.choose       place.go, decide.go (pure)
+//	  -> where?                        placer.choose       place.go, contested.go, decide.go (pure)
 //	  -> partition, phase Reserved     inline.create       inline_place.go
 //	  -> mkfs, phase Formatted         formatter.ready     format.go, filesystem.go
 //	pod gone, or NodeUnpublish         reclaim.release     reclaim.go

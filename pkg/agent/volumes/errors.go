@@ -12,7 +12,7 @@ var (
 	ErrInvalid = errors.New("invalid volume")
 	// ErrNoRoom: the node has no room for the pod's volumes.
 	ErrNoRoom = errors.New("no room")
-	// ErrWaiting: there will be room when a wipe that is under way has ended.
+	// ErrWaiting: there will be room soon, when a wipe that is under way or about to begin has ended.
 	ErrWaiting = errors.New("waiting for a wipe")
 	// ErrPodGone: the pod does not exist (any more), or is on its way out.
 	ErrPodGone = errors.New("pod is gone")

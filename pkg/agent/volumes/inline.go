@@ -160,6 +160,12 @@ func (i *inline) sync(ctx context.Context, key types.NamespacedName) error {
 	}
 	seen := i.waiting.seen()
 	err = i.realize(ctx, pod, volumes)
+	if left, waits := waitsForRecord(err); waits {
+		klog.FromContext(ctx).Info("Volume waits for its recorded extent", "reason", err.Error())
+		i.queue.AddAfter(key, left)
+		i.waiting.wait(key, seen)
+		return nil
+	}
 	switch {
 	case err == nil:
 		i.clearTrouble(pod)

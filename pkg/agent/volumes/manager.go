@@ -106,7 +106,7 @@ func wire(o Options) *Manager {
 	n := &node{name: name, client: o.Client, inventory: o.Inventory, reports: newReports(o.Recorder, own), clock: o.Clock, changed: o.OwnersChanged}
 	podQueue, volumeQueue := queue[types.NamespacedName]("pods", o.Clock), queue[string]("volumes", o.Clock)
 	podWaiters, volumeWaiters := newWaiters(podQueue), newWaiters(volumeQueue)
-	placer := &placer{node: n, pods: pods, volumes: volumes, placement: o.Placement, fsType: o.DefaultFSType, held: map[string]hold{}}
+	placer := &placer{node: n, pods: pods, volumes: volumes, placement: o.Placement, fsType: o.DefaultFSType, held: map[string]hold{}, contested: contested{}}
 	formatter := newFormatter(n, o.DefaultFSType, o.FileSystems)
 	owners := newOwners(n, pods)
 	finalized, formatted := &finalized{}, &partitions{}

@@ -183,6 +183,12 @@ func (p *persistent) sync(ctx context.Context, name string) error {
 	}
 	seen := p.waiting.seen()
 	err = p.serve(ctx, pv, v)
+	if left, waits := waitsForRecord(err); waits {
+		klog.FromContext(ctx).Info("Volume waits for its recorded extent", "reason", err.Error())
+		p.queue.AddAfter(name, left)
+		p.waiting.wait(name, seen)
+		return nil
+	}
 	switch {
 	case err == nil:
 		p.node.reports.forget(pv.UID)

@@ -46,8 +46,9 @@ type placer struct {
 
 	// mu is held for a whole decision. The disks are read while it is held: a hold is given
 	// back only after the disk shows the partition.
-	mu   sync.Mutex
-	held map[string]hold
+	mu        sync.Mutex
+	held      map[string]hold
+	contested contested
 }
 
 // demand says, of the disks that a decision sees, which volumes are to be placed. occupied
@@ -72,6 +73,9 @@ func (p *placer) choose(except string, ask demand) ([]place, error) {
 	spaces := spacesOf(disks)
 	p.takeHeld(spaces, disks, others)
 	if _, rest := follow(spaces, occupied, missing); len(rest) > 0 {
+		if err := p.contested.check(rest, p.node.clock.Now()); err != nil {
+			return nil, fmt.Errorf("%w on node %s: %w", ErrWaiting, p.node.name, err)
+		}
 		// The node itself will choose: then it keeps off what others were promised.
 		others.take(spaces, disks)
 	}

@@ -1,0 +1,66 @@
+package volumes
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+const (
+	// recordPatience is how long a volume waits for its recorded extent while the extent is in use. The scheduler may know
+	// before this node that a pod is gone, and give away the extent of a volume that the node has just made for it. That
+	// volume is wiped as soon as the node knows too.
+	recordPatience = 5 * time.Second
+	// recordMemory is how long it is remembered that a volume has waited. It need not wait again.
+	recordMemory = 10 * time.Minute
+)
+
+// contestedError: the recorded extents of some volumes are in use, and the volumes wait for them.
+type contestedError struct {
+	why string
+	// left is how long they wait, at most.
+	left time.Duration
+}
+
+func (e *contestedError) Error() string {
+	return fmt.Sprintf("%s; the volume waits for it for at most %s, and is then put elsewhere on the node", e.why, recordPatience)
+}
+
+// waitsForRecord returns how long the caller waits before it tries again, if that is what the error says.
+func waitsForRecord(err error) (left time.Duration, is bool) {
+	var contested *contestedError
+	if !errors.As(err, &contested) {
+		return 0, false
+	}
+	return contested.left, true
+}
+
+// contested is since when the recorded extents of volumes have been in use, by partition.
+type contested map[string]time.Time
+
+// check returns a contestedError as long as one of the volumes, which do not follow their records, has to wait.
+func (c contested) check(rest []wanted, now time.Time) error {
+	for partition, since := range c {
+		if now.Sub(since) > recordMemory {
+			delete(c, partition)
+		}
+	}
+	var wait *contestedError
+	for _, w := range rest {
+		if !w.inUse {
+			continue
+		}
+		since, known := c[w.Partition]
+		if !known {
+			since = now
+			c[w.Partition] = now
+		}
+		if left := recordPatience - now.Sub(since); left > 0 && (wait == nil || left > wait.left) {
+			wait = &contestedError{why: w.unrecorded, left: left}
+		}
+	}
+	if wait == nil {
+		return nil
+	}
+	return wait
+}
