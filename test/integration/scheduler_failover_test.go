@@ -39,6 +39,8 @@ type burst struct {
 	*agents
 	made int
 	seen map[string]bool // every pod that was ever bound
+	// fresh are those that were bound since the last leader was killed.
+	fresh []corev1.Pod
 }
 
 func (b *burst) more(t *testing.T, count int) {
@@ -65,7 +67,7 @@ func (b *burst) more(t *testing.T, count int) {
 // waitLeader waits until a scheduler leads and so many pods are bound that were not before.
 func (b *burst) waitLeader(t *testing.T, c *candidates, count int) (leads *schedulerProcess) {
 	t.Helper()
-	fresh := 0
+	b.fresh = nil
 	b.eventually(t, func(context.Context) error {
 		var err error
 		if leads, err = c.leader(t); err != nil {
@@ -74,25 +76,29 @@ func (b *burst) waitLeader(t *testing.T, c *candidates, count int) (leads *sched
 		for _, pod := range b.bound(t) {
 			if !b.seen[pod.Name] {
 				b.seen[pod.Name] = true
-				fresh++
+				b.fresh = append(b.fresh, pod)
 			}
 		}
-		if fresh < count {
-			return fmt.Errorf("%d more pods are bound, want %d", fresh, count)
+		if len(b.fresh) < count {
+			return fmt.Errorf("%d more pods are bound, want %d", len(b.fresh), count)
 		}
 		return nil
 	})
 	return leads
 }
 
-// churn lets some of the bound pods go, with their claims, and others come.
+// churn lets some of the bound pods go, with their claims, and others come. Half of those that go are the last that were
+// bound: their nodes may be about to make the volumes.
 func (b *burst) churn(t *testing.T, count int) {
 	t.Helper()
 	bound := b.bound(t)
-	gone := min(count, len(bound))
+	gone := b.fresh[max(0, len(b.fresh)-count/2):]
+	for i, n := 0, min(count-len(gone), len(bound)); i < n; i++ {
+		gone = append(gone, bound[i*len(bound)/n])
+	}
 	for i := range gone {
-		pod := &bound[i*len(bound)/gone]
-		if err := b.client.Delete(t.Context(), pod, client.GracePeriodSeconds(0)); err != nil {
+		pod := &gone[i]
+		if err := client.IgnoreNotFound(b.client.Delete(t.Context(), pod, client.GracePeriodSeconds(0))); err != nil {
 			t.Fatal(err)
 		}
 		pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: pod.Name}}
