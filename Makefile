@@ -90,7 +90,7 @@ fuzz: ## Run each fuzz target for a minute.
 	done
 
 .PHONY: torture
-torture: prepare ## Try all that tests of disks otherwise try a sample of: states after power cuts, kills, faults (hours).
+torture: prepare ## Try many more states after power cuts, kills and faults of disks than the tests do (about three hours).
 	BERTH_TORTURE=1 go test -count=1 -timeout=120m -v -run='^(TestTorture|TestSoak)$$' ./pkg/agent/disk
 	BERTH_TORTURE=1 go test -count=1 -timeout=180m -v ./test/kill
 	BERTH_TORTURE=1 go test -count=1 -timeout=180m -v ./test/faults
