@@ -16,6 +16,7 @@ import (
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestAgentClaimEditedByHand: what a person writes into PersistentVolumes moves no byte of a
@@ -164,9 +165,7 @@ func TestAgentClaimManifests(t *testing.T) {
 	target, unmount := n.mounted(volumes[0], "ext4")
 	n.writeCanary(target)
 	unmount()
-	if err := os.WriteFile(n.device(volumes[1]), bytes.Repeat([]byte(canary), 1000), 0); err != nil {
-		t.Fatal(err)
-	}
+	testenv.WriteDevice(t, n.device(volumes[1]), bytes.Repeat([]byte(canary), 1000))
 
 	// Nothing of them is left in the cluster.
 	for _, pv := range volumes {

@@ -18,6 +18,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestAgentClaimPlaces: what happens when the recorded place is not to be had.
@@ -134,9 +135,7 @@ func TestAgentClaimBlock(t *testing.T) {
 		t.Fatal(err)
 	}
 	device := n.device(pv)
-	if err := os.WriteFile(device, bytes.Repeat([]byte(canary), 1000), 0); err != nil {
-		t.Fatal(err)
-	}
+	testenv.WriteDevice(t, device, bytes.Repeat([]byte(canary), 1000))
 	command(t, "blockdev", "--flushbufs", device)
 	n.stop()
 	n.start()

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestAgentClaimStorm: many volumes come, grow and go at the same time, most of them
@@ -23,9 +25,7 @@ func TestAgentClaimStorm(t *testing.T) {
 	mark := func(pv *corev1.PersistentVolume) {
 		t.Helper()
 		marks[pv] = fmt.Sprintf("only %s may hold this", pv.Name)
-		if err := os.WriteFile(n.device(pv), []byte(marks[pv]), 0); err != nil {
-			t.Error(err)
-		}
+		testenv.WriteDevice(t, n.device(pv), []byte(marks[pv]))
 	}
 	check := func(when string) {
 		t.Helper()

@@ -19,6 +19,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestAgentRefusesWhatIsNotBlank: devices with anything on them are named, with the
@@ -27,9 +28,7 @@ func TestAgentRefusesWhatIsNotBlank(t *testing.T) {
 	n := newNode(t, 256*mib, 256*mib, gib)
 	foreign, tail := n.disks[0], n.disks[1]
 	command(t, "mkfs.ext4", "-q", foreign.path)
-	if err := os.WriteFile(tail.path, []byte("foreign"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.WriteDevice(t, tail.path, []byte("foreign"))
 	before := sums(t, foreign, tail)
 	n.start()
 	status := n.published("the blank disk is in service", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
@@ -419,9 +418,7 @@ func TestAgentDamagedFileSystem(t *testing.T) {
 		disk, a := n.formatted(pod, "data")
 		// It is the only volume, so it has the first entry.
 		device := "/dev/" + disk.Device + "p1"
-		if err := os.WriteFile(device, make([]byte, mib), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.WriteDevice(t, device, make([]byte, mib))
 		for range 2 {
 			if err := n.publish(pod, "data"); err == nil || !strings.Contains(err.Error(), "not formatted again") {
 				t.Errorf("publish of a damaged %q says %v", fsType, err)

@@ -44,3 +44,17 @@ func DropLoops(t testing.TB) {
 		}
 	})
 }
+
+// WriteDevice writes to the beginning of a block device, and onto its medium: the kernel writes back at the last close,
+// and any process that looks for disks may have the device open.
+func WriteDevice(t testing.TB, path string, data []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		t.Fatalf("writing to %s: %v", path, err)
+	}
+}

@@ -246,9 +246,7 @@ func TestRawBlock(t *testing.T) {
 	if !mounts.SameDevice(v.target, v.volume.Device) {
 		t.Fatal("the target is not the volume's device")
 	}
-	if err := os.WriteFile(v.target, []byte("raw data"), 0o600); err != nil {
-		t.Error(err)
-	}
+	testenv.WriteDevice(t, v.target, []byte("raw data"))
 	v.must("publish read-only where it is not", v.publish(v.target, readOnly), codes.AlreadyExists)
 	v.must("publish read-only", v.publish(v.other(), readOnly), codes.OK)
 	v.must("publish as a file system", v.publish(v.target, func(r *csispec.NodePublishVolumeRequest) { r.VolumeCapability = mountAs("") }), codes.FailedPrecondition)

@@ -52,9 +52,7 @@ func TestGrow(t *testing.T) {
 			t.Fatal(err)
 		}
 		data := bytes.Repeat([]byte("its own "), 4<<17)
-		if err := os.WriteFile(v.Device, data, 0); err != nil {
-			t.Fatal(err)
-		}
+		testenv.WriteDevice(t, v.Device, data)
 		if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(20, 4)}); err != nil {
 			t.Fatal(err)
 		}
