@@ -28,7 +28,7 @@ const (
 	mib = int64(1) << 20
 	gib = int64(1) << 30
 	// patience is for what should take seconds, on a machine that does much else.
-	patience = 90 * time.Second
+	patience = 3 * time.Minute
 )
 
 // Classes of the shared cluster. node1 and node2 have a disk of each sector size; the first

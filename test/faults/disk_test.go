@@ -144,7 +144,7 @@ func (d *faulty) forget() {
 		part := unix.BlkpgPartition{Pno: int32(number)}
 		arg := unix.BlkpgIoctlArg{Op: unix.BLKPG_DEL_PARTITION, Datalen: int32(unsafe.Sizeof(part)), Data: (*byte)(unsafe.Pointer(&part))}
 		// Another process may still have it open.
-		eventually(d.t, 10*time.Second, func() error {
+		eventually(d.t, time.Minute, func() error {
 			if _, _, errno := unix.Syscall(unix.SYS_IOCTL, loop.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&arg))); errno != 0 {
 				return errno
 			}
@@ -164,7 +164,7 @@ func (d *faulty) detach() {
 	if err != nil {
 		d.t.Errorf("detaching %s: %v", d.path, err)
 	}
-	eventually(d.t, 10*time.Second, func() error {
+	eventually(d.t, time.Minute, func() error {
 		if _, err := os.Stat(d.sys("loop")); err == nil {
 			return errors.New("it is still bound")
 		}

@@ -89,7 +89,7 @@ func TestInventory(t *testing.T) {
 				_, err := engine.Create(t.Context(), disk.CreateOptions{Partition: living, Extent: livingAt})
 				called <- err
 			}()
-			eventually(t, 10*time.Second, func() error {
+			eventually(t, time.Minute, func() error {
 				if !i.Failing() || changes.Load() == before {
 					return errors.New("the failure was not noticed")
 				}
@@ -128,7 +128,7 @@ func TestInventory(t *testing.T) {
 				t.Error("nothing met the fault")
 			}
 			<-called
-			eventually(t, 30*time.Second, func() error {
+			eventually(t, time.Minute, func() error {
 				rescan(t, next, limit)
 				if d := bad.on(next); !d.Ready() {
 					return fmt.Errorf("%s, well again: %s; refused: %v", bad.path, d.Problem, next.Refused())

@@ -209,7 +209,7 @@ func TestHangWhileWiping(t *testing.T) {
 			n.set(Fault{Op: Zero, Do: Hang})
 			ended := make(chan error, 1)
 			go func() { ended <- c.call(n, context.WithoutCancel(t.Context())) }()
-			eventually(t, 10*time.Second, func() error {
+			eventually(t, time.Minute, func() error {
 				if n.counts().Hits == 0 {
 					return errors.New("nothing is zeroed")
 				}
@@ -219,7 +219,7 @@ func TestHangWhileWiping(t *testing.T) {
 				t.Errorf("only zeroing takes long, and the disk is out of service: %v", err)
 			}
 			n.set(Fault{Op: Any, Do: Hang})
-			eventually(t, 10*time.Second, func() error {
+			eventually(t, time.Minute, func() error {
 				if err := n.engine.Snapshot().Err; !errors.Is(err, disk.ErrOutOfService) {
 					return fmt.Errorf("the disk hangs, and its snapshot says: %w", err)
 				}

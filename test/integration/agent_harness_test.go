@@ -38,7 +38,7 @@ const (
 	gib = int64(1) << 30
 
 	// patience is for what should take milliseconds, on a machine that does much else.
-	patience = 30 * time.Second
+	patience = time.Minute
 )
 
 // node is a node of its own for one test, with disks and an agent, and without a kubelet.

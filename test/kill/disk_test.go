@@ -26,7 +26,7 @@ const (
 	// head is the part of a disk in which something happens, and room the volume's part of it.
 	head = 32 * mib
 	// patience is for what takes milliseconds, on a machine that does much else.
-	patience = 20 * time.Second
+	patience = time.Minute
 )
 
 var (

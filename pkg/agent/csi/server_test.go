@@ -64,7 +64,7 @@ func short(t *testing.T) string {
 
 func probe(t *testing.T, socket string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, err := csispec.NewIdentityClient(dial(t, socket)).Probe(ctx, &csispec.ProbeRequest{}, grpc.WaitForReady(true)); err != nil {
 		t.Fatalf("%s is not served: %v", socket, err)
@@ -89,7 +89,7 @@ func TestSocketOfALiveAgent(t *testing.T) {
 	serving(t, socket, &answers{})
 	probe(t, socket)
 	// An agent that does serve would go on until the end.
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	err := Serve(ctx, socket, newNode(t, &answers{}), NewController("n", &answers{}, &answers{}))
 	if err == nil || !strings.Contains(err.Error(), "another process") {

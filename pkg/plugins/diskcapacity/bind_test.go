@@ -218,7 +218,7 @@ func TestHangingBindings(t *testing.T) {
 		select {
 		case status := <-done:
 			return status
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("it waits, and every other pod with it")
 			return nil
 		}
