@@ -67,6 +67,8 @@
 //   - Deleted by force while the node publishes the partition: the extent stays taken.
 //   - Made again while the earlier volume of that partition is being wiped: the one that is
 //     wiped does not stand for the new one, so both take their place.
+//   - Made again while an old publication shows the earlier volume, whose place was given to another one since: Reserve
+//     fails (ErrBehind) until the node publishes that the earlier volume has ended.
 //   - Allowed to grow: the longer record stands at once, and events of the PersistentVolume
 //     that were sent before it was made larger do not take it back (Grow, Withdraw). Whether a
 //     write that failed was done is not known until one that succeeds rules it out (Granted).

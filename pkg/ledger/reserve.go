@@ -11,6 +11,10 @@ import (
 // ErrChanged is returned by Reserve for a node that has changed each time before the plan for it was ready.
 var ErrChanged = errors.New("the node's disk space changes too often to plan on it")
 
+// ErrBehind is returned by Reserve for a volume that is to be made again while the node still publishes the earlier one of
+// that partition, and the place of that one is another volume's by now.
+var ErrBehind = errors.New("the node has not published yet that the earlier volume of this claim has ended")
+
 // maxPlans is how many times Reserve plans before it returns ErrChanged.
 const maxPlans = 5
 
@@ -22,7 +26,7 @@ const maxPlans = 5
 // A persistent volume that has a place already keeps it: the holder shares in it, so that
 // it stays held when the other gives it up, and asks for nothing. With its place on another node
 // the error is *Elsewhere. Other errors are placement's when the volumes do not fit (any
-// more), ErrBound, ErrNotPublished and ErrChanged.
+// more), ErrBound, ErrNotPublished, ErrBehind and ErrChanged.
 func (l *Ledger) Reserve(key, nodeName string, wants []Want) ([]Record, error) {
 	return l.ReserveBeside(key, nodeName, wants, Kept{})
 }
@@ -87,6 +91,9 @@ func (l *Ledger) reservationLocked(key, nodeName string, wants []Want) (*reserva
 		case where != nodeName:
 			return nil, &Elsewhere{Partition: wants[i].Partition, Node: where}
 		default:
+			if _, _, recorded := l.recorded(wants[i].Partition, r.earlier); !recorded && r.snapshot.reassigned(record) {
+				return nil, ErrBehind
+			}
 			r.records[i] = record
 		}
 	}

@@ -202,6 +202,19 @@ func (l *Ledger) Share(partition, with string) (nodeName string, r Record, ok bo
 
 // where leaves out a holder, which may be nil. The lock is held.
 func (l *Ledger) where(partition string, without *holder) (nodeName string, r Record, ok bool) {
+	if nodeName, r, ok = l.recorded(partition, without); ok {
+		return nodeName, r, true
+	}
+	n := l.shownBy(partition)
+	if n == nil {
+		return "", Record{}, false
+	}
+	disk, v := n.published.volume(partition, "")
+	return n.name, Record{Partition: partition, Disk: disk, Extent: v.Extent}, !v.Wiping
+}
+
+// recorded is where without what nodes publish of volumes that have no record. The lock is held.
+func (l *Ledger) recorded(partition string, without *holder) (nodeName string, r Record, ok bool) {
 	var found *holder
 	for _, h := range l.places[partition] {
 		if h != without && (found == nil || h.source > found.source) {
@@ -215,12 +228,15 @@ func (l *Ledger) where(partition string, without *holder) (nodeName string, r Re
 			}
 		}
 	}
-	n := l.shownBy(partition)
-	if n == nil {
-		return "", Record{}, false
-	}
-	disk, v := n.published.volume(partition, "")
-	return n.name, Record{Partition: partition, Disk: disk, Extent: v.Extent}, !v.Wiping
+	return "", Record{}, false
+}
+
+// reassigned reports whether the place of a volume without a record is recorded for another one, which the node has not
+// published yet. The volume has ended then, and the node publishes an earlier state.
+func (s *Snapshot) reassigned(r Record) bool {
+	return slices.ContainsFunc(s.pending, func(other Record) bool {
+		return other.Partition != r.Partition && other.Disk == r.Disk && other.Extent.Overlaps(r.Extent)
+	})
 }
 
 // shownBy is the node that publishes the partition; of several, one where its disk is in service.

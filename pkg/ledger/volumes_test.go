@@ -213,6 +213,31 @@ func TestWhere(t *testing.T) {
 
 // TestDoubtIsNoObstacle asserts that a record in doubt is no obstacle to the volume that it is
 // about, for any holder that tries to place it next.
+// TestReassigned asserts that a claim does not get the place of its earlier volume, which a node still publishes, when
+// another volume was placed there since; and that it gets one when the node has published that the earlier one has ended.
+func TestReassigned(t *testing.T) {
+	l := New()
+	disk10(l, "n1", 1)
+	l.SetVolume("pv-a", "n1", Record{"part-a", "disk-n1", span(0, 4)})
+	l.DeleteVolume("pv-a")
+	if _, err := l.Reserve("b", "n1", []Want{claimWant("b", 2, 0)}); err != nil {
+		t.Fatal(err)
+	}
+	// The node made the volume before it ended, and its publication is late.
+	shown := Allocation{Partition: "part-a", Extent: span(0, 4)}
+	disk10(l, "n1", 2, shown)
+	if have, err := l.Reserve("a", "n1", []Want{claimWant("a", 4, 0)}); !errors.Is(err, ErrBehind) {
+		t.Errorf("part-a got %v, %v", have, err)
+	}
+	shown.Wiping = true
+	disk10(l, "n1", 3, shown)
+	have, err := l.Reserve("a", "n1", []Want{claimWant("a", 4, 0)})
+	if err != nil || have[0].Extent != span(4, 4) {
+		t.Errorf("part-a got %v, %v", have, err)
+	}
+	expectFree(t, l, "n1", span(8, 2))
+}
+
 func TestDoubtIsNoObstacle(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
