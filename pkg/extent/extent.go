@@ -1,9 +1,9 @@
-// Package extent is the arithmetic of space on a disk: runs of bytes, and sets of
-// them. It owns no policy and knows neither disks nor volumes.
+// Package extent is the arithmetic of space on a disk: runs of bytes, and sets of them. It owns no policy and knows
+// neither disks nor volumes.
 //
-// Sets, not counts: subtracting an extent that is already gone changes nothing, so
-// a caller that gets the same volume twice, or two facts in the wrong order, errs
-// only towards less free space.
+// Free space is a set of bytes, not a count of them. Subtracting an extent that is already gone changes nothing. So a
+// caller that sees the same volume twice, or two facts in the wrong order, reports too little free space, never too
+// much.
 package extent
 
 import "fmt"

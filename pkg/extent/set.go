@@ -8,11 +8,10 @@ import (
 	"sort"
 )
 
-// Set is a set of bytes, kept as extents. The zero Set is empty and ready to use.
-// A Set never changes: every operation returns a new one, so that sets may be
-// shared between goroutines and kept in snapshots.
+// Set is a set of bytes, kept as extents. The zero Set is empty and ready to use. A Set never changes: every operation
+// returns a new one, so that sets may be shared between goroutines and kept in snapshots.
 //
-// Invariants, held by Validate:
+// Invariants, checked by Validate:
 //  1. Extents are not empty and do not start below zero.
 //  2. They are sorted by start.
 //  3. They neither overlap nor touch: neighbours are one extent.
@@ -20,8 +19,8 @@ type Set struct {
 	extents []Extent
 }
 
-// NewSet returns the set of all bytes of the given extents, which may be in any
-// order, overlap and be empty. The slice is not kept.
+// NewSet returns the set of all bytes of the given extents, which may be in any order, overlap and be empty. The slice
+// is not kept.
 func NewSet(extents ...Extent) Set {
 	sorted := make([]Extent, 0, len(extents))
 	for _, e := range extents {
@@ -59,7 +58,7 @@ func (s Set) Total() int64 {
 	return total
 }
 
-// Largest returns the longest extent, the first of several; an empty one if the set is empty.
+// Largest returns the longest extent, and the first of several. It is empty if the set is empty.
 func (s Set) Largest() Extent {
 	var largest Extent
 	for _, e := range s.extents {
@@ -79,8 +78,7 @@ func (s Set) Contains(e Extent) bool {
 	return i < len(s.extents) && s.extents[i].Contains(e)
 }
 
-// Holding returns the extent of the set that holds every byte of e; false if none
-// does, or e is empty.
+// Holding returns the extent of the set that contains every byte of e. It returns false if none does, or if e is empty.
 func (s Set) Holding(e Extent) (Extent, bool) {
 	i := s.search(e.Start)
 	if e.Empty() || i == len(s.extents) || !s.extents[i].Contains(e) {

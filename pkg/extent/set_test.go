@@ -99,7 +99,7 @@ func TestSetOperations(t *testing.T) {
 			if show(a) != test.a || show(b) != test.b {
 				t.Error("an operand was changed")
 			}
-			// What everything else rests on: subtracting twice changes nothing.
+			// The ledger relies on this: subtracting twice changes nothing.
 			if once := a.Subtract(b); !once.Subtract(b).Equal(once) {
 				t.Error("subtracting a second time changed the set")
 			}
@@ -163,7 +163,7 @@ func TestSetValidate(t *testing.T) {
 	}
 }
 
-// A set that shares memory with another must not change when the other one does.
+// TestSetNeverChanges asserts that a set keeps its value when another set that shares its memory is changed.
 func TestSetNeverChanges(t *testing.T) {
 	base := set(t, "0-10 20-30 40-50")
 	derived := []Set{base.Remove(Extent{100, 200}), base.Add(Extent{}), base.Union(Set{}), base.Subtract(Set{})}
@@ -180,7 +180,7 @@ func TestSetNeverChanges(t *testing.T) {
 	}
 }
 
-// bitmap is the dumb second implementation: a byte for each byte.
+// bitmap is the oracle: one bool for each byte.
 type bitmap [64]bool
 
 func (b bitmap) show() string {
@@ -253,8 +253,8 @@ func FuzzSet(f *testing.F) {
 	})
 }
 
-// BenchmarkSubtract is what the ledger does for each change on a disk: published free
-// extents less a few records.
+// BenchmarkSubtract measures what the ledger does for each change on a disk: it subtracts a few records from the
+// published free extents.
 func BenchmarkSubtract(b *testing.B) {
 	var free, records Set
 	for i := range int64(8) {
