@@ -1,7 +1,6 @@
-// Package claim says what a PersistentVolumeClaim asks of Berth, and what the
-// PersistentVolume looks like that answers it: the PersistentVolume is the reservation.
-// The scheduler writes it, the node's agent reads it; both through this package, so that
-// they never disagree about a volume.
+// Package claim reads what a PersistentVolumeClaim requests of Berth, and writes and reads its PersistentVolume, which
+// is the reservation. The scheduler writes it and the node's agent reads it. Both use this package, so that they never
+// disagree about a volume.
 //
 // It does not talk to the API server, and knows nothing of disks.
 package claim
@@ -17,8 +16,8 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// Request returns what a claim of a StorageClass of ours asks for. The error names what
-// to change: of the claim, most of which is immutable, or of its class.
+// Request returns what a claim of a StorageClass of ours requests. The error names what to change: in the claim, most
+// of which is immutable, or in its class.
 func Request(pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) (request.Volume, error) {
 	parameters, err := diskv1alpha1.ParseParameters(class.Parameters)
 	if err != nil {
@@ -49,19 +48,20 @@ func Request(pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) (
 	return v, notMade
 }
 
-// NotMade is the error of a claim that no volume is made for. One that exists and that no other claim has can be bound
-// to it: Request returns the volume with it.
+// NotMade is the error of a claim that no volume is made for. Such a claim can be bound to an existing volume that no
+// other claim has, so Request returns the volume with it.
 type NotMade struct{ why string }
 
 func (e *NotMade) Error() string { return e.why }
 
-// selects reports whether the claim names existing volumes. An empty selector, which charts and operators write, does not.
+// selects reports whether the claim selects existing volumes. An empty selector, as charts and operators write it,
+// selects none.
 func selects(pvc *corev1.PersistentVolumeClaim) bool {
 	selector := pvc.Spec.Selector
 	return selector != nil && len(selector.MatchLabels)+len(selector.MatchExpressions) > 0
 }
 
-// validate refuses claims that no disk of one node can answer, and returns the size.
+// validate refuses claims that no disk of one node can satisfy, and returns the size.
 func validate(pvc *corev1.PersistentVolumeClaim) (int64, error) {
 	spec := &pvc.Spec
 	for _, mode := range spec.AccessModes {

@@ -84,7 +84,7 @@ func TestRequest(t *testing.T) {
 	}
 }
 
-// TestVolumeReadsBack: the agent reads what the scheduler wrote.
+// TestVolumeReadsBack asserts that the agent reads what the scheduler wrote.
 func TestVolumeReadsBack(t *testing.T) {
 	class := storageClass(map[string]string{diskv1alpha1.AttributeClass: "ssd", diskv1alpha1.ParameterFSType: "ext4"})
 	c := pvc("3Gi", nil)
@@ -164,7 +164,7 @@ func TestIsFor(t *testing.T) {
 	}
 }
 
-// TestNotMade asserts which claims an existing volume would do for, although none is made.
+// TestNotMade asserts for which claims no volume is made, although an existing volume could be bound to them.
 func TestNotMade(t *testing.T) {
 	xfs := map[string]string{diskv1alpha1.AttributeClass: "ssd", diskv1alpha1.ParameterFSType: "xfs"}
 	selecting := func(c *corev1.PersistentVolumeClaim) {

@@ -14,8 +14,8 @@ type Classes interface {
 	Get(name string) (*storagev1.StorageClass, error)
 }
 
-// ClassName is the name of the claim's StorageClass. The annotation from before Kubernetes 1.6 comes first, as it does
-// for every part of Kubernetes.
+// ClassName is the name of the claim's StorageClass. The annotation from before Kubernetes 1.6 takes precedence, as in
+// every part of Kubernetes.
 func ClassName(pvc *corev1.PersistentVolumeClaim) string {
 	if name, ok := pvc.Annotations[corev1.BetaStorageClassAnnotation]; ok {
 		return name
@@ -26,7 +26,7 @@ func ClassName(pvc *corev1.PersistentVolumeClaim) string {
 	return ""
 }
 
-// ClassOf is the claim's StorageClass, of whatever driver.
+// ClassOf is the claim's StorageClass, of any driver.
 func ClassOf(classes Classes, pvc *corev1.PersistentVolumeClaim) (*storagev1.StorageClass, error) {
 	name := ClassName(pvc)
 	if name == "" {

@@ -10,9 +10,10 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// Note is what is written on the disk beside a volume, so that its PersistentVolume can be
-// written again when the cluster has forgotten it.
+// Note is written on the disk beside a volume, so that its PersistentVolume can be written again after the cluster has
+// lost it.
 //
+// The disk may be of any origin, so ReadNote checks the form of every field.
 // The disk may be of any origin: what is read from it is held to its form.
 type Note struct {
 	// Namespace and Claim name the claim that the volume was made for.
@@ -27,7 +28,7 @@ type Note struct {
 	ReclaimPolicy corev1.PersistentVolumeReclaimPolicy `json:"reclaimPolicy,omitempty"`
 }
 
-// NoteOf is what to remember of a PersistentVolume of ours.
+// NoteOf is the note of a PersistentVolume of ours.
 func NoteOf(pv *corev1.PersistentVolume, v Volume) Note {
 	n := Note{
 		StorageClass: pv.Spec.StorageClassName, DiskClass: v.Class,
@@ -39,14 +40,13 @@ func NoteOf(pv *corev1.PersistentVolume, v Volume) Note {
 	return n
 }
 
-// Encode writes the note. With the longest names that there are it has less than 994 bytes,
-// which is what the disk has room for.
+// Encode writes the note. With the longest possible names it has less than 994 bytes, for which the disk has room.
 func (n Note) Encode() (string, error) {
 	out, err := json.Marshal(n)
 	return string(out), err
 }
 
-// ReadNote reads a note. Whatever the text is, it returns a valid note or an error.
+// ReadNote reads a note. For any text, it returns a valid note or an error.
 func ReadNote(text string) (Note, error) {
 	var n Note
 	if err := json.Unmarshal([]byte(text), &n); err != nil {
@@ -75,8 +75,8 @@ func ReadNote(text string) (Note, error) {
 	return n, nil
 }
 
-// Apply writes the note into a PersistentVolume that is made again. It is bound beforehand
-// to the claim of that name, whichever it is: a StatefulSet that is made again finds its data.
+// Apply writes the note into a PersistentVolume that is made again. The volume is bound beforehand to the claim of that
+// name, whichever UID it has: a StatefulSet that is made again finds its data.
 func (n Note) Apply(pv *corev1.PersistentVolume) {
 	if n.Claim != "" {
 		pv.Spec.ClaimRef = &corev1.ObjectReference{

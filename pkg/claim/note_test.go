@@ -10,7 +10,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestNoteRemakesVolume: what is noted of a volume is enough to bind its claim again.
+// TestNoteRemakesVolume asserts that the note of a volume is enough to bind its claim again.
 func TestNoteRemakesVolume(t *testing.T) {
 	class := storageClass(map[string]string{diskv1alpha1.AttributeClass: "ssd"})
 	c := pvc("3Gi", nil)
@@ -54,7 +54,7 @@ func TestNoteFits(t *testing.T) {
 	}
 }
 
-// TestReadNoteRefuses asserts that a note on a disk is believed only if every field has its form.
+// TestReadNoteRefuses asserts that a note on a disk is accepted only if every field has its form.
 func TestReadNoteRefuses(t *testing.T) {
 	for text, says := range map[string]string{
 		`[`:                                "is not one",

@@ -15,8 +15,8 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// AnnotationProvisionedBy tells the PersistentVolume controller that the volume was made
-// for its claim, and who deletes it.
+// AnnotationProvisionedBy marks, for the PersistentVolume controller, that the volume was made for its claim. It names
+// the driver that deletes it.
 const AnnotationProvisionedBy = "pv.kubernetes.io/provisioned-by"
 
 // NewVolume is the PersistentVolume of a claim, bound to it beforehand, on the node.
@@ -56,7 +56,7 @@ func onNode(label string) *corev1.VolumeNodeAffinity {
 	}}}}
 }
 
-// Volume is a PersistentVolume of ours, understood.
+// Volume is the parsed form of a PersistentVolume of ours.
 type Volume struct {
 	// Name of the PersistentVolume.
 	Name string
@@ -69,9 +69,9 @@ type Volume struct {
 	// FSType is ext4, xfs or empty for the class's default.
 	FSType string
 	Block  bool
-	// Place is where it was put. Its length is that of the making: Size may be more.
+	// Place is where the volume was put. Its length is that of its creation: Size may be more.
 	Place diskv1alpha1.Place
-	// Size in bytes that the volume is to have: the PersistentVolume's capacity.
+	// Size in bytes that the volume shall have: the PersistentVolume's capacity.
 	Size int64
 }
 
@@ -80,8 +80,8 @@ func IsOurs(pv *corev1.PersistentVolume) bool {
 	return pv.Spec.CSI != nil && pv.Spec.CSI.Driver == diskv1alpha1.DriverName
 }
 
-// ReadVolume understands a PersistentVolume of ours. A person can write one too, so
-// whatever it holds, the result is valid or an error that says what is wrong.
+// ReadVolume parses a PersistentVolume of ours. Any client of the API can write one, so every field is checked. The
+// result is valid, or the error says what is wrong.
 func ReadVolume(pv *corev1.PersistentVolume) (Volume, error) {
 	csi := pv.Spec.CSI
 	if csi == nil || csi.Driver != diskv1alpha1.DriverName {
@@ -132,7 +132,7 @@ func IsFor(pv *corev1.PersistentVolume, pvc *corev1.PersistentVolumeClaim) bool 
 	return ref != nil && ref.UID == pvc.UID && ref.Namespace == pvc.Namespace && ref.Name == pvc.Name
 }
 
-// Owner is whom people know the volume by: namespace/name of its claim; empty if it has none.
+// Owner is namespace/name of the volume's claim, for messages. It is empty if the volume has none.
 func Owner(pv *corev1.PersistentVolume) string {
 	if ref := pv.Spec.ClaimRef; ref != nil {
 		return ref.Namespace + "/" + ref.Name
