@@ -31,7 +31,7 @@ func benchPlan(b *testing.B, node *Node, requests []Request, fits bool) {
 	}
 }
 
-// BenchmarkPlanOne holds the target: at most 300 ns and no allocation on 12 disks.
+// BenchmarkPlanOne measures the target of docs/performance.md for one volume on 12 disks: 300 ns and no allocation.
 func BenchmarkPlanOne(b *testing.B) {
 	b.Run("extents=1", func(b *testing.B) { benchPlan(b, benchNode(1), want(20*gi), true) })
 	b.Run("extents=8", func(b *testing.B) { benchPlan(b, benchNode(8), want(20*gi), true) })
@@ -53,9 +53,8 @@ func BenchmarkPlanEight(b *testing.B) {
 	b.Run("extents=100", func(b *testing.B) { benchPlan(b, benchNode(100), requests, true) })
 }
 
-// BenchmarkPlanWorst is the worst that hill climbing found: eight
-// volumes that fit in every simple respect and in no way together, on 12 disks with
-// 100 free extents each.
+// BenchmarkPlanWorst measures the worst cases that hill climbing found. Eight volumes pass every simple check, but do
+// not fit together on 12 disks with 100 free extents each.
 func BenchmarkPlanWorst(b *testing.B) {
 	for _, p := range worstCases {
 		b.Run(fmt.Sprintf("apart=%d", p.aparts), func(b *testing.B) {
@@ -95,7 +94,7 @@ func BenchmarkMerit(b *testing.B) {
 	}
 }
 
-// The target that has no noise is a test, not only a benchmark.
+// TestPlanAllocatesNothing asserts the part of the target that has no noise, so that it is not only a benchmark.
 func TestPlanAllocatesNothing(t *testing.T) {
 	node, dst := benchNode(8), make([]Assignment, 0, 8)
 	for name, requests := range map[string][]Request{

@@ -6,28 +6,28 @@ import (
 	"sync"
 )
 
-// Demand is what a pod asks for, made ready to be planned on many nodes. It does not change.
+// Demand is what a pod requests, prepared for planning on many nodes. It does not change.
 type Demand struct {
 	requests []Request
 	classes  []classDemand
-	// err is what is wrong with the requests.
+	// err is set if no node could take the requests.
 	err error
-	// buffers are of plans that are done: a pod is planned on thousands of nodes.
+	// buffers are reused by later plans: a pod is planned on thousands of nodes.
 	buffers sync.Pool
 }
 
 // classDemand is the part of one class.
 type classDemand struct {
 	class string
-	// order are the requests, in the order in which they are placed.
+	// order is the requests' indices, in the order in which they are placed.
 	order []int
-	// sizes wanted, and those of volumes with Apart, falling.
+	// sizes of all volumes, and of those with Apart, in falling order.
 	sizes, apart []int64
 	// total of the sizes.
 	total int64
 }
 
-// NewDemand makes the requests ready. They must not be changed.
+// NewDemand prepares the requests. The caller must not change them afterwards.
 func NewDemand(requests []Request) *Demand {
 	d := &Demand{requests: requests, err: validate(requests)}
 	if d.err != nil {
@@ -52,10 +52,10 @@ func NewDemand(requests []Request) *Demand {
 	return d
 }
 
-// Need is what is wanted of a class: the largest volume, and all together.
+// Need is what a pod needs of one class: room for its largest volume, and for all of them together.
 type Need struct{ Largest, Total int64 }
 
-// Needs are those of the classes.
+// Needs yields the need of each class.
 func (d *Demand) Needs() iter.Seq2[string, Need] {
 	return func(yield func(string, Need) bool) {
 		for i := range d.classes {
@@ -66,10 +66,10 @@ func (d *Demand) Needs() iter.Seq2[string, Need] {
 	}
 }
 
-// Requests are what it was made of.
+// Requests returns the requests that the Demand was made from.
 func (d *Demand) Requests() []Request { return d.requests }
 
-// Err is what is wrong with the requests, so that no node could help.
+// Err returns what is wrong with the requests if no node could take them.
 func (d *Demand) Err() error { return d.err }
 
 // Few reports whether the search for places is never given up.

@@ -9,10 +9,11 @@ import (
 )
 
 const (
-	// maxExact is up to how many volumes a pod may have that are placed whenever it is possible at all, at any cost.
+	// maxExact is the number of volumes up to which a pod is placed whenever a placement exists, whatever the search
+	// costs.
 	maxExact = 8
-	// maxStates is how many ways to choose some of the volumes of a class the search looks at: 2^8 for eight that differ,
-	// fewer when some are alike. Of nine and more volumes it gives up beyond it.
+	// maxStates bounds how many choices of the volumes of a class the search considers. Eight volumes that differ have
+	// 2^8 choices, and fewer when some are alike. For nine and more volumes the search gives up beyond it.
 	maxStates = 1 << 13
 )
 
@@ -23,7 +24,7 @@ const (
 	found outcome = iota
 	// impossible: there is no way to place the volumes.
 	impossible
-	// gaveUp: there may be one, but to find out would take too many steps.
+	// gaveUp: there may be a way, but finding it would take too many steps.
 	gaveUp
 )
 
@@ -31,7 +32,7 @@ const (
 type kind struct {
 	size  int64
 	apart bool
-	// from and count say where they are in the planner's order.
+	// from and count locate the volumes in the planner's order.
 	from, count int
 	// stride is the weight of one of them in the index of a state.
 	stride int
@@ -39,13 +40,13 @@ type kind struct {
 
 // bin is a free extent that volumes may be put into.
 type bin struct {
-	// group is the place of its disk among the groups; all extents are in one when no volumes are apart.
+	// group is the index of its disk among the groups. All extents are in one group when no volumes are apart.
 	group         int
 	disk          int
 	start, length int64
 }
 
-// reach is how far a packing has come: bins before this one are closed, and this one is filled so far.
+// reach is the end of a packing: bins before this one are closed, and this one is filled up to fill.
 type reach struct {
 	bin  int
 	fill int64
@@ -53,25 +54,25 @@ type reach struct {
 
 var unreachable = reach{bin: math.MaxInt}
 
-// packing is the search. A state is how many volumes of each kind are placed; for each the search knows how little of
-// the bins suffices, without and with an Apart volume on the disk of the last bin.
+// packing is the search. A state is how many volumes of each kind are placed. For each state the search keeps the least
+// reach, once without and once with an Apart volume on the disk of the last bin.
 type packing struct {
 	kinds  []kind
 	states int
 	apart  bool // several volumes are apart
 	bins   []bin
 	groups int
-	// ends are the ends of the groups in bins; firsts, for each kind and group, the first bin of the group that holds
-	// such a volume; nexts the first bin of this or a later group that does.
+	// ends are the ends of the groups in bins. firsts has, for each kind and group, the first bin of the group that can
+	// hold such a volume. nexts has the first such bin of this or a later group.
 	ends          []int
 	firsts, nexts []int
 	best          [2][]reach
 	counts        []int
-	// steps is how many volumes were put into a bin.
+	// steps counts how often a volume was put into a bin.
 	steps int
 }
 
-// buffers are for what a pod usually has. They need not be clean.
+// buffers have room for a usual pod. Their content is not cleared between plans.
 type buffers struct {
 	kinds         [maxExact]kind
 	bins          [maxExact * (maxExact + 1)]bin
@@ -81,7 +82,7 @@ type buffers struct {
 	counts        [maxExact]int
 }
 
-// exact tries whether the volumes can be placed in any way, and places them. The buffers may be nil.
+// exact tries every way to place the volumes, and places them if there is one. The buffers may be nil.
 func (p *planner) exact(budget *Budget, b *buffers) outcome {
 	if b == nil {
 		b = &buffers{}
@@ -134,8 +135,8 @@ func (s *packing) loadKinds(p *planner) {
 	}
 }
 
-// loadBins takes the extents that matter: as many as there are volumes, of each of as many disks if some are apart,
-// always the largest. In a group they grow, so that large extents are taken last.
+// loadBins takes the largest extents, as many as there are volumes. If some are apart, it takes that many of each disk,
+// and that many disks. In a group they are sorted by growing length, so that large extents are taken last.
 func (s *packing) loadBins(p *planner) {
 	n, smallest := len(p.order), s.kinds[len(s.kinds)-1].size
 	for d := range p.node.Disks {
@@ -164,13 +165,13 @@ func (s *packing) loadBins(p *planner) {
 	}
 }
 
-// add keeps the n largest bins from there on, growing; of equals the first.
+// add keeps the n largest bins from index from on, by growing length, and of equal ones the first.
 func (s *packing) add(b bin, from, n int) {
 	bins := s.bins[from:]
 	if len(bins) == n && b.length <= bins[0].length {
 		return
 	}
-	// In front of its equals: the one that came last is the first to go.
+	// The bin goes in front of equal ones, so that the one that came last is dropped first.
 	at, _ := slices.BinarySearchFunc(bins, b.length, func(b bin, length int64) int { return cmp.Compare(b.length, length) })
 	if len(bins) == n {
 		copy(bins, bins[1:at])
@@ -206,7 +207,7 @@ func (s *packing) dropSmallestGroup() {
 	}
 }
 
-// enoughAtAll refuses what the extents together cannot hold.
+// enoughAtAll reports whether the bins together are as large as the volumes together.
 func (s *packing) enoughAtAll() bool {
 	var wanted, room int64
 	for _, k := range s.kinds {
@@ -220,7 +221,7 @@ func (s *packing) enoughAtAll() bool {
 	return wanted <= room
 }
 
-// index finds, for each kind, the first bins that hold it.
+// index finds, for each kind, the first bins that can hold it.
 func (s *packing) index() {
 	width := s.groups + 1
 	s.firsts, s.nexts = sized(s.firsts, len(s.kinds)*width), sized(s.nexts, len(s.kinds)*width)
@@ -250,8 +251,8 @@ func sized[T any](buffer []T, n int) []T {
 	return make([]T, n)
 }
 
-// put puts a volume behind what is placed: into the same bin if it has room, else into the next that has, on the same
-// disk if it may.
+// put puts a volume behind the reach: into the same bin if it has room, else into the next bin that has. Another bin of
+// the same disk is taken only if Apart permits it.
 func (s *packing) put(at reach, apart bool, k int) (reach, bool) {
 	s.steps++
 	kind, width, later := &s.kinds[k], s.groups+1, 0
@@ -314,7 +315,8 @@ func (s *packing) pack() {
 	}
 }
 
-// realize goes back from the state in which all are placed, and places them so; false if that was not reached.
+// realize follows the states back from the one in which all volumes are placed, and writes their places. It returns
+// false if that state was not reached.
 func (s *packing) realize(p *planner) bool {
 	state, flag := s.states-1, 0
 	if s.best[1][state].less(s.best[0][state]) {
@@ -334,7 +336,7 @@ func (s *packing) realize(p *planner) bool {
 		binOf[s.kinds[k].from+s.counts[k]] = s.best[flag][state].bin
 		state, flag = state-s.kinds[k].stride, before
 	}
-	// In an extent the largest comes first.
+	// Within an extent the largest volume comes first.
 	for at, request := range p.order {
 		b, size := &s.bins[binOf[at]], p.requests[request].Size
 		p.places[request] = Assignment{Disk: p.node.Disks[b.disk].ID, Extent: extent.New(b.start, size)}
@@ -343,7 +345,7 @@ func (s *packing) realize(p *planner) bool {
 	return true
 }
 
-// last is the kind of the volume that was placed last to come to the state, and the flag of the state before.
+// last finds the kind of the volume that was placed last to get to the state, and the flag of the state before.
 func (s *packing) last(state, flag int) (k, before int) {
 	for k := range s.kinds {
 		if s.counts[k] == 0 {

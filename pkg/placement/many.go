@@ -8,8 +8,8 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// Budget bounds the steps of several plans for pods with more than eight volumes together. Plans that are made at once
-// may share it. A nil Budget bounds nothing but each plan by itself.
+// Budget bounds the steps of several plans together, for pods with more than eight volumes. Concurrent plans may share
+// it. With a nil Budget each plan is bounded only by itself.
 type Budget struct{ left atomic.Int64 }
 
 // NewBudget is a budget of that many steps, which take some nanoseconds each.
@@ -19,10 +19,10 @@ func NewBudget(steps int64) *Budget {
 	return b
 }
 
-// take reports whether there are that many steps left. When there were too few, all plans give up from then on.
+// take reports whether that many steps are left. Once there were too few, all later plans give up.
 func (b *Budget) take(steps int) bool { return b == nil || b.left.Add(-int64(steps)) >= 0 }
 
-// Spent reports whether plans give up.
+// Spent reports whether plans give up because the budget is spent.
 func (b *Budget) Spent() bool { return b != nil && b.left.Load() < 0 }
 
 // shelf is a disk's free space while many volumes are placed on it one by one.
@@ -33,19 +33,19 @@ type shelf struct {
 	pieces []piece
 }
 
-// piece is a free extent, or the rest of one. Of a shelf they are sorted by length and start.
+// piece is a free extent, or the rest of one. The pieces of a shelf are sorted by length and start.
 type piece struct{ length, start int64 }
 
 func comparePieces(a, b piece) int {
 	return cmp.Or(cmp.Compare(a.length, b.length), cmp.Compare(a.start, b.start))
 }
 
-// many is oneByOne for many volumes: it has the same result, but does not look at every extent for each.
+// many is greedy for many volumes. It has the same result, but does not visit every extent for each volume.
 func (p *planner) many(budget *Budget) outcome {
 	if o := p.shelve(false, budget); o != impossible || p.requests[p.order[0]].Policy == BestFit {
 		return o
 	}
-	// The policy does not decide whether volumes fit.
+	// The policy must not decide whether volumes fit, so best fit is tried as well.
 	return p.shelve(true, budget)
 }
 
@@ -90,7 +90,7 @@ func (p *planner) shelve(tightly bool, budget *Budget) outcome {
 	return found
 }
 
-// roomOn is the shelf and the piece on it where the request goes.
+// roomOn returns the shelf, and the index of the piece on it, that the request gets. The shelf is nil if none has room.
 func roomOn(shelves []shelf, r *Request, spread bool) (on *shelf, at int) {
 	for i := range shelves {
 		s := &shelves[i]

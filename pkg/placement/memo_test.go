@@ -11,8 +11,8 @@ import (
 
 var searchFor = flag.Duration("placement.search", 0, "how long to look for cases that Plan gets wrong")
 
-// memo is an oracle for more volumes than tryAll can take: it tries every extent for
-// every volume, too, but never twice from the same state.
+// memo is an oracle for more volumes than tryAll can take. It tries every extent for every volume, too, but never twice
+// from the same state.
 type memo struct {
 	sizes   []int64
 	apart   []bool
@@ -21,7 +21,7 @@ type memo struct {
 	failed  map[string]bool
 }
 
-// possibleFast says the same as possible, for requests of one class.
+// possibleFast reports the same as possible, for requests of one class.
 func possibleFast(node *Node, requests []Request) bool {
 	m := &memo{failed: map[string]bool{}}
 	for d := range node.Disks {
@@ -63,8 +63,8 @@ func (m *memo) try(i int, taken uint64) bool {
 	return false
 }
 
-// crowded makes a node that its volumes fill to the last byte or nearly so, with more
-// volumes and more of them apart than randomCase.
+// crowded makes a node whose volumes fill it to the last byte or nearly so. It has more volumes than randomCase, and
+// more of them apart.
 func crowded(rng *rand.Rand, volumes int) (*Node, []Request) {
 	disks := 2 + rng.IntN(5)
 	lengths := make([][]int64, disks)
@@ -85,7 +85,7 @@ func crowded(rng *rand.Rand, volumes int) (*Node, []Request) {
 			length += r.Size / Alignment
 			requests = append(requests, r)
 		}
-		// Some room to spare, some extents that no request needs.
+		// A sixth of the extents have a free MiB, and some extents are not needed at all.
 		if rng.IntN(6) == 0 {
 			length++
 		}
@@ -113,7 +113,7 @@ func crowded(rng *rand.Rand, volumes int) (*Node, []Request) {
 	return node, requests
 }
 
-// TestOraclesAgree holds the quick oracle to the dumb one.
+// TestOraclesAgree asserts that the fast oracle and the simple one give the same answers.
 func TestOraclesAgree(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 7))
 	for i := range 3000 {
@@ -124,8 +124,8 @@ func TestOraclesAgree(t *testing.T) {
 	}
 }
 
-// TestPlanIsExactWhenCrowded: up to eight volumes, with many of them apart. With
-// -placement.search=10m it goes on looking, from another start each time.
+// TestPlanIsExactWhenCrowded asserts that up to eight volumes are placed if and only if it is possible, with many of
+// them apart. With -placement.search=10m the test goes on for that time, from a random seed.
 func TestPlanIsExactWhenCrowded(t *testing.T) {
 	seed, until := uint64(1), time.Time{}
 	if *searchFor > 0 {

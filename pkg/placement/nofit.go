@@ -25,14 +25,14 @@ const (
 	GaveUp
 )
 
-// NoFit says why a node cannot take a pod's volumes. It speaks of one class, the
-// first in the alphabet of those that do not fit.
+// NoFit says why a node cannot take a pod's volumes. It is about one class: the first in the alphabet of those that do
+// not fit.
 type NoFit struct {
 	Cause Cause
 	// Class that lacks room.
 	Class string
-	// Sizes of the volumes of the class that were asked for, in bytes, falling. With
-	// TooFewDisks, only those with Apart.
+	// Sizes of the requested volumes of the class, in bytes, in falling order. With TooFewDisks, only of those with
+	// Apart.
 	Sizes []int64
 	// Largest free extent of the class on the node, in bytes.
 	Largest int64
@@ -40,17 +40,17 @@ type NoFit struct {
 	Free int64
 	// Extents is how many free extents of the class the node has.
 	Extents int
-	// Disks is how many disks the node has that could hold the volumes with Apart, when
-	// the cause is TooFewDisks; fewer than len(Sizes).
+	// Disks is how many disks of the node could hold the volumes with Apart, when the cause is TooFewDisks. It is fewer
+	// than len(Sizes).
 	Disks int
-	// Never is true when the node could not take the volumes even if its disks held no
-	// others. False when that is not known.
+	// Never is true when the node could not take the volumes even if its disks were empty. It is false when that is not
+	// known.
 	Never bool
 	// tooSmallDisks is true when a volume is larger than every disk.
 	tooSmallDisks bool
 }
 
-// because is the error with what the search says.
+// because returns the error with the cause that follows from the outcome of the search.
 func (e *NoFit) because(o outcome) *NoFit {
 	if o == gaveUp && e.Cause == NotTogether {
 		e.Cause = GaveUp
@@ -58,8 +58,8 @@ func (e *NoFit) because(o outcome) *NoFit {
 	return e
 }
 
-// Wanted is the size that was compared: of the largest volume with TooSmall, NoDisk
-// and TooFewDisks, of all volumes of the class otherwise.
+// Wanted is the size that was compared: of the largest volume with TooSmall, NoDisk and TooFewDisks, else of all
+// volumes of the class.
 func (e *NoFit) Wanted() int64 {
 	if e.Cause != TooLittle && e.Cause != NotTogether && e.Cause != GaveUp {
 		return e.Sizes[0]
@@ -67,8 +67,8 @@ func (e *NoFit) Wanted() int64 {
 	return sum(e.Sizes)
 }
 
-// Shortfall is how many bytes are missing at least: from the largest extent with
-// TooSmall, in all with TooLittle. It is zero when space is not what is missing.
+// Shortfall is how many bytes are missing at least: from the largest extent with TooSmall, in total with TooLittle. It
+// is zero when space is not what is missing.
 func (e *NoFit) Shortfall() int64 {
 	switch e.Cause {
 	case TooSmall, NoDisk:
@@ -79,7 +79,7 @@ func (e *NoFit) Shortfall() int64 {
 	return 0
 }
 
-// Error says it to a person, with this node's figures.
+// Error describes the refusal with this node's figures.
 func (e *NoFit) Error() string {
 	switch e.Cause {
 	case NoDisk:
@@ -112,8 +112,8 @@ func (e *NoFit) extents() string {
 	return "free extents " + sizeDown(e.Free)
 }
 
-// Reason says the same without the node's figures, so that nodes that fail alike get
-// the same sentence and an event over many nodes counts them instead of listing each.
+// Reason is Error without the node's figures. Nodes with the same cause get the same sentence, so that an event over
+// many nodes counts them instead of listing each.
 func (e *NoFit) Reason() string {
 	switch e.Cause {
 	case NoDisk:
@@ -136,13 +136,13 @@ func (e *NoFit) Reason() string {
 	return fmt.Sprintf("%d volumes of class %s (%s) don't fit together", len(e.Sizes), e.Class, e.sizes())
 }
 
-// Alike reports whether Reason says the same of both, without writing it.
+// Alike reports whether both have the same Reason, without building the text.
 func (e *NoFit) Alike(other *NoFit) bool {
 	return e.Cause == other.Cause && e.Class == other.Class && e.tooSmallDisks == other.tooSmallDisks &&
 		(e.Largest == 0) == (other.Largest == 0) && slices.Equal(e.Sizes, other.Sizes)
 }
 
-// Nearer reports whether the node has more of what is missing than another that is Alike.
+// Nearer reports whether the node has more of what is missing than another node whose NoFit is Alike.
 func (e *NoFit) Nearer(other *NoFit) bool {
 	switch e.Cause {
 	case TooSmall:
@@ -155,8 +155,8 @@ func (e *NoFit) Nearer(other *NoFit) bool {
 	return cmp.Or(cmp.Compare(e.Free, other.Free), cmp.Compare(e.Largest, other.Largest)) > 0
 }
 
-// Best says how much the node has of what is missing, for what [NoFit.Reason] leaves out; empty if
-// no amount of it would do, or there is none.
+// Best is how much the node has of what is missing: the figures that [NoFit.Reason] leaves out. It is empty if no
+// amount would suffice, or if there is none.
 func (e *NoFit) Best() string {
 	switch {
 	case e.Cause == NoDisk, e.tooSmallDisks, e.Largest == 0:
@@ -190,12 +190,13 @@ func (e *NoFit) sizes() string {
 	return strings.Join(parts, " + ")
 }
 
-// explain says why Plan failed for the class.
+// explain returns why Plan failed for the class.
 func explain(node *Node, requests []Request, class string) *NoFit {
 	return explainSizes(node, class, sizesOf(requests, class, false), sizesOf(requests, class, true))
 }
 
-// explainSizes is explain for who knows the sizes of the class, and of its volumes with Apart. The error shares them.
+// explainSizes is explain for a caller that has the sizes of the class, and of its volumes with Apart. The error keeps
+// the slices.
 func explainSizes(node *Node, class string, sizes, apart []int64) *NoFit {
 	e := &NoFit{Class: class, Sizes: sizes}
 
@@ -225,14 +226,13 @@ func explainSizes(node *Node, class string, sizes, apart []int64) *NoFit {
 	return e
 }
 
-// room is what a disk has.
+// room is the free space of a disk.
 type room struct {
 	largest, total int64
 }
 
-// causeOf finds what the disks lack. When each of the simple demands is met, it is
-// that the volumes do not fit together. The count is of disks that could hold the
-// volumes with Apart, for TooFewDisks.
+// causeOf finds what the disks lack. If every simple check passes, the cause is NotTogether. With TooFewDisks it also
+// returns how many disks could hold the volumes with Apart.
 func causeOf(disks []room, sizes, apart []int64) (Cause, int) {
 	if len(disks) == 0 {
 		return NoDisk, 0
@@ -244,7 +244,7 @@ func causeOf(disks []room, sizes, apart []int64) (Cause, int) {
 	if sizes[0] > largest {
 		return TooSmall, 0
 	}
-	// Before the totals: where both are missing, more space alone would not help.
+	// Checked before the totals: where both are missing, more space alone would not help.
 	for i, size := range apart {
 		able := 0
 		for _, d := range disks {
@@ -262,7 +262,7 @@ func causeOf(disks []room, sizes, apart []int64) (Cause, int) {
 	return NotTogether, 0
 }
 
-// sizesOf returns the sizes wanted of the class, falling.
+// sizesOf returns the requested sizes of the class, in falling order.
 func sizesOf(requests []Request, class string, apartOnly bool) []int64 {
 	matches := func(r *Request) bool { return r.Class == class && (r.Apart || !apartOnly) }
 	n := 0

@@ -82,7 +82,7 @@ func TestNoFitSays(t *testing.T) {
 	}
 }
 
-// checkNoFit checks what any refusal must hold.
+// checkNoFit asserts what is true of every refusal.
 func checkNoFit(t *testing.T, node *Node, requests []Request, err error) {
 	t.Helper()
 	var e *NoFit
@@ -95,7 +95,7 @@ func checkNoFit(t *testing.T, node *Node, requests []Request, err error) {
 	if (e.Cause == TooSmall || e.Cause == TooLittle) && e.Shortfall() == 0 {
 		t.Fatalf("%+v names no shortfall", e)
 	}
-	// The class really is the one that fails.
+	// The class of the error is the one that fails.
 	var own []Request
 	for _, r := range requests {
 		if r.Class == e.Class {
@@ -107,7 +107,7 @@ func checkNoFit(t *testing.T, node *Node, requests []Request, err error) {
 	}
 }
 
-// TestNoFitTogether: of nodes that fail alike, the nearest says how much there is.
+// TestNoFitTogether asserts that of nodes with the same reason, the nearest one says how much there is.
 func TestNoFitTogether(t *testing.T) {
 	usable := func(mib int64, free ...int64) []Disk {
 		d := disk("a", "ssd", free...)

@@ -8,8 +8,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// The oracle is a second answer to what Plan answers, too dumb to be wrong: it tries
-// every extent for every volume. It knows nothing of groups, matchings or bounds.
+// The oracle is a second implementation of Plan, as simple as possible: it tries every extent for every volume.
 
 // possible reports whether the requests can be placed at all.
 func possible(node *Node, requests []Request) bool {
@@ -94,7 +93,7 @@ func checkPolicy(node *Node, r Request, place Assignment) error {
 	if !ok || chosen.Start != place.Extent.Start {
 		return fmt.Errorf("%v is not at the start of a free extent", place.Extent)
 	}
-	// What is to be small, first things first.
+	// What is to be small, the most important first.
 	rank := func(d *Disk, e extent.Extent) []string {
 		number := func(n int64) string { return fmt.Sprintf("%020d", n) }
 		if r.Policy == Spread {
@@ -159,9 +158,8 @@ func wantApart(sizes ...int64) []Request {
 	return requests
 }
 
-// randomCase makes a node, and volumes by cutting most of its free extents into pieces
-// and sometimes changing one: so the volumes nearly fill the node, and fitting is a
-// close call that best fit alone often loses.
+// randomCase makes a node, and volumes by cutting most of its free extents into pieces and sometimes changing one. So
+// the volumes nearly fill the node, and best fit alone often fails.
 func randomCase(rng *rand.Rand, maxVolumes, maxExtents int) (*Node, []Request) {
 	classes := []string{"ssd", "ssd", "ssd", "hdd"}
 	node := &Node{}

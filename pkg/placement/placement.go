@@ -11,8 +11,7 @@ type Request struct {
 	Class string
 	// Size in bytes, positive, a multiple of 1 MiB.
 	Size int64
-	// Apart asks that the volume shares no disk with the other requests of the same
-	// plan that have it set.
+	// Apart requests that the volume shares no disk with the plan's other requests that have it set.
 	Apart bool
 	// Policy chooses among the places where the volume fits.
 	Policy Policy
@@ -26,14 +25,13 @@ type Disk struct {
 	Class string
 	// Free space, aligned to 1 MiB.
 	Free extent.Set
-	// Usable is how many bytes volumes could have if the disk held none: its size less
-	// its overhead. Zero means not known. Only [NoFit] looks at it, to tell "full" from
-	// "too small for ever".
+	// Usable is how many bytes volumes could have if the disk had none: its size less its overhead. Zero means not
+	// known. Only [NoFit] reads it, to distinguish "full" from "never large enough".
 	Usable int64
 }
 
-// Node is the disks of one node that take volumes, sorted by ID. It is not changed
-// by anything in this package, so one Node may be read by many goroutines.
+// Node is the disks of one node that take volumes, sorted by ID. Nothing in this package changes it, so many goroutines
+// may read one Node.
 type Node struct {
 	Disks []Disk
 }

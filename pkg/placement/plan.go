@@ -9,12 +9,11 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// Plan finds a place for every request on the node and appends one Assignment for
-// each to dst, in the order of the requests. It places all of them or none: with an
-// error, dst comes back as it was.
+// Plan finds a place for every request on the node, and appends one Assignment for each to dst, in the order of the
+// requests. It places all of them or none: with an error, dst is returned as it was.
 //
-// The error is a *NoFit when the node has no room. Any other error is about the
-// requests themselves, and no node could help.
+// The error is a *NoFit when the node has no room. Any other error is about the requests themselves, and no node could
+// take them.
 func Plan(dst []Assignment, node *Node, requests []Request) ([]Assignment, error) {
 	if err := validate(requests); err != nil {
 		return dst, err
@@ -42,7 +41,7 @@ func validate(requests []Request) error {
 	return nil
 }
 
-// planOne is the whole of Plan for one volume.
+// planOne is Plan for one volume.
 func planOne(node *Node, r *Request) (Assignment, bool) {
 	if r.Policy == Spread {
 		return spread(node, r)
@@ -60,7 +59,7 @@ func bestFit(disks []Disk, r *Request) (Assignment, bool) {
 			continue
 		}
 		for i := range disk.Free.Len() {
-			// Strictly smaller, so that of equals the first one stays: lowest ID, then start.
+			// Strictly smaller, so that the first of equal ones is kept: lowest ID, then lowest start.
 			e := disk.Free.At(i)
 			if e.Len() < r.Size || e.Len() >= bestLen && on != nil {
 				continue
@@ -102,7 +101,7 @@ func spread(node *Node, r *Request) (Assignment, bool) {
 }
 
 func planSeveral(dst []Assignment, node *Node, requests []Request) ([]Assignment, error) {
-	// A buffer on the stack for what a pod usually has.
+	// A buffer on the stack, large enough for a usual pod.
 	var buffer [maxExact]int
 	order := buffer[:0]
 	for i := range requests {
@@ -149,8 +148,8 @@ func planClass(node *Node, requests []Request, order []int, places []Assignment,
 	return p.exact(budget, b)
 }
 
-// compare orders requests by class, and within a class in the order in which they
-// are placed: the largest first, and of equals those that are harder to please.
+// compare orders requests by class, and within a class in the order in which they are placed. The largest comes first,
+// and of equal ones those with Apart, which are harder to place.
 func compare(a, b *Request, i, j int) int {
 	return cmp.Or(
 		cmp.Compare(a.Class, b.Class),
@@ -177,8 +176,8 @@ type planner struct {
 	requests []Request
 	order    []int        // indices of the requests of this class, in the order of compare
 	places   []Assignment // by index of request
-	// cuts has room for one of each request, of few; the first numCuts are in use. It is never
-	// assigned to, so that it may lie on the caller's stack.
+	// cuts has room for one cut of each request when there are at most maxExact. The first numCuts are in use. The
+	// field is never assigned to, so that it may lie on the caller's stack.
 	cuts    []cut
 	numCuts int
 }
@@ -190,11 +189,11 @@ type cut struct {
 	apart       bool // holds a volume with Apart
 }
 
-// anyDisk stands for no restriction to one disk.
+// anyDisk means no restriction to one disk.
 const anyDisk = -1
 
-// roomAtAll refuses, in one pass over the extents, what can be seen to fail without
-// trying: it is all that a node too full for the pod costs.
+// roomAtAll finds in one pass over the extents whether the largest volume, and all together, can have room. A node that
+// is too full for the pod costs no more than this pass.
 func (p *planner) roomAtAll() bool {
 	var total, largest int64
 	for d := range p.node.Disks {
@@ -214,8 +213,7 @@ func (p *planner) roomAtAll() bool {
 	return p.requests[p.order[0]].Size <= largest && wanted <= total
 }
 
-// addCapped adds lengths, which together may exceed an int64: those of several disks, or of the volumes that a pod asks
-// for.
+// addCapped adds lengths whose sum may exceed an int64: those of several disks, or of all volumes of a pod.
 func addCapped(a, b int64) int64 {
 	if a > math.MaxInt64-b {
 		return math.MaxInt64
@@ -223,7 +221,7 @@ func addCapped(a, b int64) int64 {
 	return a + b
 }
 
-// greedy places one request after the other where its policy has it, without ever moving one.
+// greedy places one request after the other by its policy, and never moves one.
 func (p *planner) greedy() bool {
 	for _, i := range p.order {
 		r := &p.requests[i]
@@ -241,8 +239,8 @@ func (p *planner) greedy() bool {
 	return true
 }
 
-// emptiest is the disk with the most bytes left of those that have room for the request. Any
-// disk will do to find that there is none.
+// emptiest is the disk with the most bytes left of those that have room for the request, or anyDisk if none has. Then
+// the caller finds no room on any disk.
 func (p *planner) emptiest(r *Request) int {
 	emptiest, most := anyDisk, int64(-1)
 	for d := range p.node.Disks {
@@ -279,9 +277,9 @@ func (p *planner) put(i int, c *cut) {
 	c.apart = c.apart || r.Apart
 }
 
-// tightest returns the smallest extent, or rest of one, that holds size bytes; on
-// one disk only if onDisk says so; with apart set, not on a disk that already has a
-// volume with Apart. Nil if there is none.
+// tightest returns the smallest extent, or rest of one, that has at least size bytes. Unless onDisk is anyDisk, only
+// that disk counts. With apart set, disks that already have a volume with Apart do not count. It returns nil if there
+// is none.
 func (p *planner) tightest(size int64, apart bool, onDisk int) *cut {
 	found, foundLen := cut{disk: -1}, int64(math.MaxInt64)
 	for d := range p.node.Disks {

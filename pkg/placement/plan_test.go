@@ -131,8 +131,8 @@ func TestPlanRefusesBadRequests(t *testing.T) {
 	}
 }
 
-// TestPlanOfSumsBeyondCounting asserts that volumes whose sizes add up to more than an int64 are a matter of room, in
-// every part of the search.
+// TestPlanOfSumsBeyondCounting asserts that volumes whose sizes add up to more than an int64 are refused for lack of
+// room, in every part of the search.
 func TestPlanOfSumsBeyondCounting(t *testing.T) {
 	const ei = int64(1) << 60
 	five := Request{Class: "ssd", Size: 5 * ei}
@@ -179,7 +179,7 @@ func TestPlanOfSumsBeyondCounting(t *testing.T) {
 	}
 }
 
-// A disk of the largest size there can be, and several of them, must not overflow anything.
+// TestPlanOnTheLargestDisks asserts that nothing overflows on one disk, or several, of the largest possible size.
 func TestPlanOnTheLargestDisks(t *testing.T) {
 	end := math.MaxInt64 &^ (Alignment - 1)
 	whole := extent.NewSet(extent.Extent{Start: 0, End: end})
@@ -262,7 +262,7 @@ func compareWithOracle(t *testing.T, node *Node, requests []Request) (fit, hard 
 	return 1, 0
 }
 
-// greedyAlone reports whether best fit, one volume after the other, would do.
+// greedyAlone reports whether best fit finds places, one volume after the other.
 func greedyAlone(node *Node, requests []Request) bool {
 	byClass := map[string][]int{}
 	for i, r := range requests {
@@ -282,7 +282,7 @@ func greedyAlone(node *Node, requests []Request) bool {
 	return true
 }
 
-// Above maxExact a refusal may be wrong, but a plan never is, and the budget holds.
+// TestPlanManyVolumes asserts that above maxExact every plan is valid, although a refusal may be wrong.
 func TestPlanManyVolumes(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	placed := 0

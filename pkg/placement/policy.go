@@ -2,20 +2,20 @@ package placement
 
 import "cmp"
 
-// Policy says which of the places that there are a volume gets. It never decides whether
-// the volumes of a pod fit: what fits under one policy fits under all.
+// Policy chooses among the places that a volume can have. It never decides whether the volumes of a pod fit: what fits
+// under one policy fits under all.
 type Policy uint8
 
 const (
 	// BestFit keeps large extents whole: a volume goes to the smallest extent that holds it.
 	BestFit Policy = iota
-	// Spread keeps disks equally full: a volume goes to the disk with the most free bytes
-	// of those that have an extent for it, and there to the extent that BestFit takes.
+	// Spread keeps disks equally full. A volume goes to the disk with the most free bytes of those that have an extent
+	// for it. On that disk it takes the same extent as with BestFit.
 	Spread
 )
 
-// Leading is the index of the request that decides between nodes: the largest, since it is
-// the hardest to place. There must be one.
+// Leading is the index of the request that decides between nodes: the largest, which is the hardest to place. requests
+// must not be empty.
 func Leading(requests []Request) int {
 	leading := 0
 	for i := range requests {
@@ -27,13 +27,13 @@ func Leading(requests []Request) int {
 	return leading
 }
 
-// Order is a node's place among nodes that are equally good, the lowest first: always to take
-// the same leaves the others alone, where free space grows together. It is a hash
-// of the name, because names often contain the zone or the rack, and the first of a thousand
-// equal nodes shall not all be of one. Equal hashes are ordered by the name itself.
+// Order is a node's rank among nodes that are equally good, the lowest first. A fixed rank fills the same nodes first,
+// so that free space on the others stays whole. It is a hash of the name, because names often contain the zone or the
+// rack. With the names themselves, the first of a thousand equal nodes would all be in one zone. Nodes with equal
+// hashes are ordered by name.
 func Order(nodeName string) uint64 {
-	// FNV-1a, then the finalizer of MurmurHash3: names that differ only at the end lie
-	// close together without it.
+	// FNV-1a, then the finalizer of MurmurHash3. Without the finalizer, names that differ only at the end get close
+	// hashes.
 	h := uint64(14695981039346656037)
 	for i := range len(nodeName) {
 		h = (h ^ uint64(nodeName[i])) * 1099511628211

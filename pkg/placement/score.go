@@ -10,14 +10,14 @@ import (
 // MaxScore is the highest score.
 const MaxScore int64 = 100
 
-// Merit says how well the plan, made by Plan for these requests on this node, suits them:
-// the higher the better. It compares nodes for the same requests, and nothing else.
+// Merit is how well the plan, made by Plan for these requests on this node, suits them: the higher the better. It
+// compares nodes for the same requests, and nothing else.
 //
-// The policy of the largest request decides. With BestFit the merit is the leftover, below
-// zero: what the plan leaves of the free extents that it cuts into for volumes with BestFit.
-// With Spread it is how many bytes were free of the disk that the largest volume goes to.
+// The policy of the largest request decides. With BestFit the merit is minus the leftover: the bytes that remain of the
+// free extents into which the plan puts volumes with BestFit. With Spread it is how many bytes were free on the disk of
+// the largest volume.
 //
-// A plan that does not lie in the node's free space has the least merit there is.
+// A plan that does not lie in the node's free space has the least possible merit.
 func Merit(node *Node, requests []Request, plan []Assignment) int64 {
 	if len(plan) == 0 {
 		return 0
@@ -43,17 +43,17 @@ func Merit(node *Node, requests []Request, plan []Assignment) int64 {
 	return size - length
 }
 
-// Score puts a merit on a scale from 0 to 100.
+// Score maps a merit to a scale from 0 to 100.
 //
-// With BestFit, leaving nothing over scores 100. 1 MiB over scores 99, and every doubling of the leftover costs 4 more (with steps in between), down to 0 for 32 TiB:
+// With BestFit, a leftover of nothing scores 100, and one of 1 MiB scores 99. Every doubling of the leftover costs 4
+// more, with steps in between, down to 0 for 32 TiB:
 //
 //	100 − (1 + ⌊4·log2 leftover⌋), leftover in MiB, each octave cut into 4 equal parts
 //
-// With Spread it is the other way round: every doubling of what is free on the disk is worth
-// 4 more, up to 100 for 32 TiB.
+// With Spread, every doubling of the free bytes of the disk adds 4, up to 100 for 32 TiB.
 //
-// The scale is logarithmic so that nodes are distinguished whether they differ by a few
-// MiB or by a few TiB. Nodes that differ in merit may have the same score.
+// The scale is logarithmic so that nodes are distinguished whether they differ by a few MiB or by a few TiB. Nodes that
+// differ in merit may have the same score.
 func Score(merit int64) int64 {
 	switch {
 	case merit == math.MinInt64:
@@ -64,14 +64,14 @@ func Score(merit int64) int64 {
 	return max(0, MaxScore-steps(-merit))
 }
 
-// steps counts quarters of doublings from 1 MiB on, which is 1.
+// steps counts quarters of doublings, from 1 at 1 MiB on.
 func steps(size int64) int64 {
 	mib := uint64(size) / uint64(Alignment)
 	if mib == 0 {
 		return 0
 	}
 	octave := bits.Len64(mib) - 1
-	// The two bits behind the leading one say in which quarter of the octave it lies.
+	// The two bits behind the leading one are the quarter of the octave.
 	quarter := mib << 2 >> octave & 3
 	return 1 + int64(4*octave) + int64(quarter)
 }

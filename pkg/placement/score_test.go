@@ -62,8 +62,7 @@ func TestScoreOfAPlanThatIsNotFree(t *testing.T) {
 	}
 }
 
-// TestScoreFollowsMerit: over all merits that there can be, from the best of BestFit down, and
-// from the best of Spread down.
+// TestScoreFollowsMerit asserts that a lower merit never scores higher, over all merits of BestFit and of Spread.
 func TestScoreFollowsMerit(t *testing.T) {
 	for _, sign := range []int64{-1, 1} {
 		last := Score(0)
@@ -90,7 +89,7 @@ func TestScoreFollowsMerit(t *testing.T) {
 	}
 }
 
-// TestMeritPrefers: for the same requests, what the policy prefers never has less merit.
+// TestMeritPrefers asserts that for the same requests, what the policy prefers never has less merit.
 func TestMeritPrefers(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	for range 2000 {
@@ -124,7 +123,7 @@ func TestLeading(t *testing.T) {
 	}
 }
 
-// TestOrder: nodes whose names differ only at the end are mixed, and no two are at one place.
+// TestOrder asserts that nodes whose names differ only at the end are mixed, and that no two have the same rank.
 func TestOrder(t *testing.T) {
 	const count = 10_000
 	seen := map[uint64]bool{}

@@ -11,11 +11,11 @@ const maxDigits = 5
 // FormatSize writes a size for people: exactly if that is short, else rounded down.
 func FormatSize(size int64) string { return sizeDown(size) }
 
-// sizeDown writes a size that is there: exactly if that is short, else rounded down.
+// sizeDown writes a size that is available: exactly if that is short, else rounded down.
 func sizeDown(size int64) string { return formatSize(size, false) }
 
-// sizeUp writes a size that is wanted: exactly if that is short, else rounded up. So
-// a size that is there never reads as large as a larger one that is wanted.
+// sizeUp writes a size that is requested: exactly if that is short, else rounded up. So an available size never reads
+// as large as a larger requested one.
 func sizeUp(size int64) string { return formatSize(size, true) }
 
 func formatSize(size int64, up bool) string {

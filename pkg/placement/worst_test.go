@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// hardCase is a case in one class, in MiB, that is easy to change a little.
+// hardCase is a case in one class, with sizes in MiB, that is easy to change a little.
 type hardCase struct {
 	extents [12][]int64 // a disk each
 	volumes [maxExact]int64
@@ -79,7 +79,8 @@ func (p *hardCase) steps() (steps int, fits bool) {
 	return s.steps, s.realize(&pl)
 }
 
-// worstCases are refusals that are hard to see: hill climbing found them, by number of volumes with Apart.
+// worstCases are refusals that are expensive to find, one for each number of volumes with Apart. Hill climbing found
+// them.
 var worstCases = []hardCase{
 	{
 		extents: [12][]int64{1: {1210}, 3: {315}, 10: {2820, 242}, 11: {249, 2040, 1136}},
@@ -102,11 +103,11 @@ var worstCases = []hardCase{
 	},
 }
 
-// maxSteps is how many volumes the search puts into an extent at most: each of eight behind each choice of the others,
-// without and with a volume with Apart on the last disk.
+// maxSteps bounds how often the search puts a volume into an extent: each of eight volumes behind each choice of the
+// others. The factor 2 is for the states without and with an Apart volume on the last disk.
 const maxSteps = 2 * maxExact << (maxExact - 1)
 
-// TestExactSearchIsBounded asserts that, for cases that are hard and many that are like them.
+// TestExactSearchIsBounded asserts that the search is within maxSteps, for hard cases and for many similar ones.
 func TestExactSearchIsBounded(t *testing.T) {
 	for _, p := range worstCases {
 		if steps, fits := p.steps(); fits || steps < 100 || steps > maxSteps {
@@ -125,7 +126,7 @@ func TestExactSearchIsBounded(t *testing.T) {
 	}
 }
 
-// TestAlikeVolumesAreExact asserts that many volumes of few sizes are placed whenever it is possible: best fit alone
+// TestAlikeVolumesAreExact asserts that many volumes of few sizes are placed whenever it is possible. Best fit alone
 // fails here.
 func TestAlikeVolumesAreExact(t *testing.T) {
 	// Each disk takes two of 5 and two of 3; the largest first leaves no room for the last ones.
@@ -153,8 +154,8 @@ func TestAlikeVolumesAreExact(t *testing.T) {
 	}
 }
 
-// TestManyVolumesOfFewSizesAgainstOracle asserts that nine to twelve volumes of few sizes are placed if and only if it is
-// possible.
+// TestManyVolumesOfFewSizesAgainstOracle asserts that nine to twelve volumes of few sizes are placed if and only if it
+// is possible.
 func TestManyVolumesOfFewSizesAgainstOracle(t *testing.T) {
 	rng := rand.New(rand.NewPCG(11, 12))
 	for i := range 300 {
@@ -169,7 +170,7 @@ func TestManyVolumesOfFewSizesAgainstOracle(t *testing.T) {
 	}
 }
 
-// TestManyIsLikeGreedy asserts that many volumes are placed where few would be, one by one.
+// TestManyIsLikeGreedy asserts that the code for many volumes finds the same places as the code for few.
 func TestManyIsLikeGreedy(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	fits := 0
@@ -195,8 +196,8 @@ func TestManyIsLikeGreedy(t *testing.T) {
 	}
 }
 
-// TestBudget asserts that plans for many volumes stop when their common budget is spent, and say so, and that those for
-// few do not.
+// TestBudget asserts that plans for many volumes stop when their common budget is spent, with the cause GaveUp. Plans
+// for few volumes do not stop.
 func TestBudget(t *testing.T) {
 	node := benchNode(8)
 	sizes := slices.Repeat([]int64{20 * gi}, 40)
