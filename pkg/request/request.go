@@ -1,6 +1,6 @@
-// Package request says what a pod asks of Berth: which of its volumes are ours, how
-// large they must be and on which class of disk. The scheduler and the node's agent
-// both read pods through it, so that they never disagree about a volume.
+// Package request reads what a pod requests of Berth: which of its volumes are ours, how large they must be and on
+// which class of disk. The scheduler and the node's agent both read pods with it. So they never disagree about a
+// volume.
 package request
 
 import (
@@ -12,7 +12,7 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// Volume is a volume that is asked for: inline in a pod, or by a claim (see package claim).
+// Volume is a requested volume: inline in a pod, or of a claim (see package claim).
 type Volume struct {
 	// Name of the volume in the pod; empty for one of a claim.
 	Name string
@@ -22,19 +22,17 @@ type Volume struct {
 	ID string
 	// Partition is the GUID of the partition that holds the volume.
 	Partition string
-	// FSType is the file system wanted: ext4, xfs, or empty for the class's default.
+	// FSType is the requested file system: ext4, xfs, or empty for the class's default.
 	FSType string
 	// Block is true for a raw block volume, which has no file system.
 	Block bool
 	// Room is how many bytes must be free behind the volume when it is placed.
 	Room int64
-	// Request is what placement needs to know. Its Policy is the class's, which the pod does not
-	// say: see PolicyOf.
+	// Request is what placement needs to know. Its Policy is not set here: it is the class's, see PolicyOf.
 	Request placement.Request
 }
 
-// PolicyOf is the policy of a class. What this program does not know, and no policy, is the
-// default.
+// PolicyOf is the policy of a class. An empty policy, and one that this release does not know, is BestFit.
 func PolicyOf(policy diskv1alpha1.PlacementPolicy) placement.Policy {
 	if policy == diskv1alpha1.PlaceSpread {
 		return placement.Spread
@@ -42,9 +40,8 @@ func PolicyOf(policy diskv1alpha1.PlacementPolicy) placement.Policy {
 	return placement.BestFit
 }
 
-// FromPod returns the pod's inline volumes of our driver, in the order of its spec;
-// none and no error for a pod without any. The error names the volume and what to
-// change; one bad volume makes the pod's whole request bad.
+// FromPod returns the pod's inline volumes of our driver, in the order of its spec, and no error for a pod without any.
+// The error names the volume and what to change. One bad volume makes the pod's whole request bad.
 func FromPod(pod *corev1.Pod) ([]Volume, error) {
 	var volumes []Volume
 	for i := range pod.Spec.Volumes {

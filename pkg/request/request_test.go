@@ -56,7 +56,7 @@ func TestFromPod(t *testing.T) {
 		if got[i] != want {
 			t.Errorf("volume %d: got  %+v\nwant %+v", i, got[i], want)
 		}
-		// What is read here is what placement takes.
+		// placement accepts every request that FromPod returns.
 		node := &placement.Node{}
 		if _, err := placement.Plan(nil, node, []placement.Request{got[i].Request}); err == nil || !strings.Contains(err.Error(), "no disk of class ssd") {
 			t.Errorf("placement says %v", err)
