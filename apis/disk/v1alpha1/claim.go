@@ -16,21 +16,22 @@ import (
 )
 
 const (
-	// LabelNode is the label of a node by which PersistentVolumes name it: the topology
-	// key of the driver, which the kubelet sets when the agent registers. On a
-	// PersistentVolume it is how the node's agent finds its own (see NodeLabel).
+	// LabelNode is the label of a node by which PersistentVolumes name it. It is the topology key of the driver: the
+	// kubelet sets it when the agent registers. On a PersistentVolume it is how the node's agent finds its own (see
+	// NodeLabel).
 	LabelNode = GroupName + "/node"
 
-	// FinalizerVolume keeps a PersistentVolume until the node's agent has wiped its
-	// volume, or leaves it to a person (reclaim policy Retain).
+	// FinalizerVolume keeps a PersistentVolume until the node's agent has wiped its volume, or leaves it to an operator
+	// (reclaim policy Retain).
 	FinalizerVolume = GroupName + "/volume"
 
-	// AnnotationMovedTo on a PersistentVolume is the id of the disk that holds its volume,
-	// if the node had to put it on another disk than its attributes, which cannot
-	// change, say. While that disk is away the volume is not made again.
+	// AnnotationMovedTo on a PersistentVolume is the id of the disk that has its volume. The node sets it when it put
+	// the volume on another disk than the one in its attributes, which cannot change. While that disk is away the
+	// volume is not made again.
 	AnnotationMovedTo = GroupName + "/moved-to"
-	// AnnotationSettled of a PersistentVolume is the version that it had when the scheduler did not know whether its
-	// capacity had been raised. To write it makes another version, which rules out that it still will be.
+	// AnnotationSettled on a PersistentVolume is the version that it had when the scheduler did not know whether its
+	// capacity had been raised. Writing the annotation makes a new version. So a raise that was still under way is
+	// refused as a conflict.
 	AnnotationSettled = GroupName + "/settled"
 )
 
@@ -38,27 +39,27 @@ const (
 const (
 	// ParameterFSType is ext4 or xfs; without it the DiskClass's default.
 	ParameterFSType = "csi.storage.k8s.io/fstype"
-	// ParameterHeadroom is how much must be free behind a new volume, so that it can
-	// grow: a quantity such as 20Gi, or a percentage of the volume's size such as 50%.
+	// ParameterHeadroom is how much must be free behind a new volume, so that it can grow. It is a quantity such as
+	// 20Gi, or a percentage of the volume's size such as 50%.
 	ParameterHeadroom = GroupName + "/headroom"
 )
 
-// Attributes of a PersistentVolume: where the scheduler placed it. They are a
-// placement, never a permission; once the volume is on a disk, the disk is the truth.
+// Attributes of a PersistentVolume: where the scheduler placed it. They are a placement, never a permission. Once the
+// volume is on a disk, the disk is authoritative.
 const (
 	AttributeDisk   = GroupName + "/disk"
 	AttributeStart  = GroupName + "/start"
 	AttributeLength = GroupName + "/length"
 )
 
-// volumeIDPrefix is what the names of provisioned volumes begin with, here as everywhere.
+// volumeIDPrefix begins the names of provisioned volumes, as with other provisioners.
 const volumeIDPrefix = "pvc-"
 
 // ClaimVolumeID is the CSI volume ID of a claim's volume, and the name of its PersistentVolume.
 func ClaimVolumeID(claim types.UID) string { return volumeIDPrefix + string(claim) }
 
-// NamedVolumeID is the CSI volume ID of a volume that a CSI CreateVolume call names: the
-// name itself if it is a claim's, else one of the same form that follows from it.
+// NamedVolumeID is the CSI volume ID of a volume that a CSI CreateVolume call names. It is the name itself if it is a
+// claim's, else an ID of the same form that is derived from the name.
 func NamedVolumeID(name string) string {
 	if _, ok := VolumeUUID(name); ok {
 		return name
@@ -66,8 +67,8 @@ func NamedVolumeID(name string) string {
 	return volumeIDPrefix + uuid.NewSHA1(partitionSpace, []byte("name:"+name)).String()
 }
 
-// VolumeUUID is the part of a persistent volume's ID that fits into the name of its
-// partition, from where PersistentVolumeID makes the ID again.
+// VolumeUUID is the part of a persistent volume's ID that fits into the name of its partition. PersistentVolumeID makes
+// the ID from it again.
 func VolumeUUID(volumeID string) (string, bool) {
 	id, ok := strings.CutPrefix(volumeID, volumeIDPrefix)
 	if !ok {
@@ -77,16 +78,15 @@ func VolumeUUID(volumeID string) (string, bool) {
 	return id, err == nil && parsed.String() == id
 }
 
-// PersistentVolumeID is the CSI volume ID of the persistent volume whose partition has
-// that name and GUID, if the two belong together.
+// PersistentVolumeID is the CSI volume ID of the persistent volume whose partition has that name and GUID, if the two
+// belong together.
 func PersistentVolumeID(partitionName, partition string) (string, bool) {
 	id := volumeIDPrefix + partitionName
 	_, ok := VolumeUUID(id)
 	return id, ok && PartitionID(id) == partition
 }
 
-// NodeLabel is the value of LabelNode for a node: its name, or what stands for it if
-// the name is too long for a label.
+// NodeLabel is the value of LabelNode for a node: its name, or a hash of it if the name is too long for a label.
 func NodeLabel(node string) string {
 	const limit = 63
 	if len(node) <= limit {
@@ -96,7 +96,7 @@ func NodeLabel(node string) string {
 	return "node-" + hex.EncodeToString(sum[:16])
 }
 
-// Parameters are those of a StorageClass, understood.
+// Parameters are the parsed parameters of a StorageClass.
 type Parameters struct {
 	// Class is the name of a DiskClass, never empty.
 	Class string
@@ -109,8 +109,8 @@ type Parameters struct {
 	headroomPercent int64
 }
 
-// ParseParameters reads a StorageClass's parameters. The error names the parameter that
-// is missing, unknown or malformed and says what it should be.
+// ParseParameters reads a StorageClass's parameters. The error names the parameter that is missing, unknown or
+// malformed, and says what it should be.
 func ParseParameters(parameters map[string]string) (Parameters, error) {
 	var p Parameters
 	for _, key := range slices.Sorted(maps.Keys(parameters)) {
@@ -140,8 +140,7 @@ func ParseParameters(parameters map[string]string) (Parameters, error) {
 	return p, nil
 }
 
-// MaxVolumeSize is more than any disk has, and small enough for sums and products of sizes
-// to stay within an int64.
+// MaxVolumeSize is more than any disk has, and small enough for sums and products of sizes to stay within an int64.
 const MaxVolumeSize int64 = 1 << 52
 
 // maxHeadroomPercent is far beyond use, and keeps the product with MaxVolumeSize within an int64.
@@ -166,8 +165,7 @@ func parseHeadroom(value string) (bytes, percent int64, err error) {
 	return AlignUp(quantity.Value()), 0, nil
 }
 
-// Headroom is how many bytes must be free behind a new volume of that size, at most
-// MaxVolumeSize.
+// Headroom is how many bytes must be free behind a new volume of that size, at most MaxInt64 rounded down to Alignment.
 func (p Parameters) Headroom(size int64) int64 {
 	if p.headroomPercent == 0 {
 		return p.headroom
@@ -179,7 +177,7 @@ func (p Parameters) Headroom(size int64) int64 {
 	return AlignUp(size/100*p.headroomPercent + size%100*p.headroomPercent/100)
 }
 
-// Place is where a volume lies, or is to lie.
+// Place is where a volume lies, or shall lie.
 type Place struct {
 	// Disk is the id of the disk, as in NodeDiskCapacity.
 	Disk string

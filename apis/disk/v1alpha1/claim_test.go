@@ -16,7 +16,7 @@ func TestVolumeIDs(t *testing.T) {
 	if got := NamedVolumeID("pvc-" + claim); got != "pvc-"+claim {
 		t.Errorf("the name of a claim's volume became %s", got)
 	}
-	// Whatever a volume is named, its ID can be read back from its partition.
+	// For every name, the volume's ID can be read back from its partition.
 	for _, name := range []string{"pvc-" + claim, "sanity-1", "pvc-", "pvc-" + strings.ToUpper(claim), strings.Repeat("x", 128), "pvc-{" + claim + "}"} {
 		id := NamedVolumeID(name)
 		if id != NamedVolumeID(name) {

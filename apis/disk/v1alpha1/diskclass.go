@@ -7,9 +7,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// DiskClass says which disks of which nodes may belong to Berth, and what pods call
-// them. A device that no class selects is never read. A selected device is written to only
-// if it is blank, and only after it was approved, unless the class says Automatic.
+// DiskClass says which disks of which nodes may belong to Berth, and by which name pods request them. A device that no
+// class selects is never read. A selected device is written to only if it is blank, and only after an operator approved
+// it, unless the class says Automatic.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster
@@ -60,33 +60,33 @@ const (
 // +kubebuilder:validation:XValidation:rule="!has(self.mountOptions) || self.mountOptions.all(o, o.matches('^(noatime|relatime|strictatime|lazytime|nodiratime|nosuid|nodev|noexec|nosymfollow|(no)?discard|sync|dirsync|(usr|grp|prj)quota)$') || o.matches('^(commit=[1-9][0-9]{0,3}|data=(ordered|journal|writeback)|errors=(continue|remount-ro)|stripe=[0-9]{1,6}|init_itable=[1-9][0-9]{0,3}|noinit_itable|(no)?delalloc|(no)?auto_da_alloc|journal_checksum)$') || o.matches('^(allocsize=[1-9][0-9]{0,5}[kmg]|inode64|(no)?largeio|logbsize=(16|32|64|128|256)k|logbufs=[2-8]|swalloc|wsync)$'))",message="mountOptions has an option that volumes cannot be mounted with: docs/operations.md lists them"
 // +kubebuilder:validation:XValidation:rule="!has(self.wipeRate) || quantity(string(self.wipeRate)).compareTo(quantity('1Mi')) >= 0",message="wipeRate must be at least 1Mi, in bytes a second"
 type DiskClassSpec struct {
-	// NodeSelector selects nodes by their labels; without it, all nodes.
+	// NodeSelector selects nodes by their labels. Without it, all nodes are selected.
 	// +optional
 	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
 
-	// Devices selects disks of those nodes. Every criterion that is given must hold.
+	// Devices selects disks of those nodes. A device must match every criterion that is given.
 	Devices DeviceSelector `json:"devices"`
 
-	// Adoption says what must happen before a blank device that the class selects is
-	// initialized. A disk that is Berth's already needs no approval.
+	// Adoption says what must happen before a blank device that the class selects is initialized. A disk that is
+	// already Berth's needs no approval.
 	// +optional
 	// +kubebuilder:default=Approve
 	Adoption Adoption `json:"adoption,omitempty"`
 
-	// NewDeviceGrace is how long a device that appears while the agent runs must stay blank
-	// and unopened before a class with adoption Automatic takes it. 0s takes it at once.
+	// NewDeviceGrace is how long a device that appears while the agent runs must stay blank and unopened before a class
+	// with adoption Automatic takes it. 0s takes it at once.
 	// +optional
 	// +kubebuilder:default="10m"
 	NewDeviceGrace *metav1.Duration `json:"newDeviceGrace,omitempty"`
 
-	// FSType is the file system of volumes that ask for none: ext4 or xfs.
+	// FSType is the file system of volumes that request none: ext4 or xfs.
 	// +optional
 	// +kubebuilder:default=ext4
 	// +kubebuilder:validation:Enum=ext4;xfs
 	FSType string `json:"fsType,omitempty"`
 
-	// FSFeatures is the set of features that new file systems get: lts_5.15 and lts_6.1 are
-	// what these kernels can mount, default is what the agent's programs choose by themselves.
+	// FSFeatures is the set of features that new file systems get. lts_5.15 and lts_6.1 are what these kernels can
+	// mount. default is what the agent's mkfs programs choose.
 	// +optional
 	// +kubebuilder:default=lts_5.15
 	FSFeatures FSFeatures `json:"fsFeatures,omitempty"`
@@ -100,9 +100,9 @@ type DiskClassSpec struct {
 	// +kubebuilder:validation:items:MaxLength=64
 	MkfsOptions []string `json:"mkfsOptions,omitempty"`
 
-	// MountOptions are options with which inline volumes of the class are mounted, such as
-	// noatime or discard. Claims have those of their StorageClass as well, which come after.
-	// docs/operations.md lists those that are allowed.
+	// MountOptions are options with which inline volumes of the class are mounted, such as noatime or discard. Claims
+	// have the mount options of their StorageClass as well, which come after these. docs/operations.md lists those that
+	// are allowed.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=16
@@ -110,35 +110,35 @@ type DiskClassSpec struct {
 	// +kubebuilder:validation:items:MaxLength=64
 	MountOptions []string `json:"mountOptions,omitempty"`
 
-	// PlacementPolicy says which of the places that a volume fits it gets. A change counts for
-	// the next volume; those that are there stay where they are.
+	// PlacementPolicy chooses among the places where a volume fits. A change applies to new volumes. Existing volumes
+	// are not moved.
 	// +optional
 	// +kubebuilder:default=BestFit
 	PlacementPolicy PlacementPolicy `json:"placementPolicy,omitempty"`
 
-	// WipePolicy says what is done to a volume's bytes before its space is free again. It
-	// counts as it is when a wipe begins, or is resumed after a restart. Volumes whose class
-	// is deleted are wiped with the policy that it had last.
+	// WipePolicy says what is done to a volume's bytes before its space is free again. The policy that counts is the
+	// one when a wipe begins, or is resumed after a restart. Volumes whose class is deleted are wiped with the policy
+	// that it had last.
 	// +optional
 	// +kubebuilder:default=Zero
 	WipePolicy WipePolicy `json:"wipePolicy,omitempty"`
 
-	// WipeRate bounds, in bytes a second and disk, what wiping and zeroing process by any
-	// method, so that it leaves something of a slow disk to others; without it there is no bound.
+	// WipeRate bounds how many bytes a second wiping and zeroing process on each disk, by any method. So a slow disk
+	// keeps some of its speed for other work. Without it there is no bound.
 	// +optional
 	WipeRate *resource.Quantity `json:"wipeRate,omitempty"`
 }
 
-// Adoption says who decides that a blank device becomes a disk.
+// Adoption says what decides that a blank device becomes a disk.
 //
 // +kubebuilder:validation:Enum=Approve;Automatic
 type Adoption string
 
 const (
-	// AdoptApprove lists selected blank devices as candidates in status.devices of the
-	// NodeDiskCapacity. One is taken when spec.adopt of that object names it.
+	// AdoptApprove lists selected blank devices as candidates in status.devices of the NodeDiskCapacity. The agent
+	// takes one when spec.adopt of that object names it.
 	AdoptApprove Adoption = "Approve"
-	// AdoptAutomatic takes selected blank devices by itself. It is for fleets of one hardware.
+	// AdoptAutomatic takes selected blank devices without approval. It is for fleets with one kind of hardware.
 	AdoptAutomatic Adoption = "Automatic"
 )
 
@@ -148,7 +148,7 @@ const (
 type FSFeatures string
 
 const (
-	// FSFeaturesDefault is what the agent's mkfs programs choose by themselves.
+	// FSFeaturesDefault is what the agent's mkfs programs choose.
 	FSFeaturesDefault FSFeatures = "default"
 	// FSFeatures515 can be mounted by Linux 5.15 and later.
 	FSFeatures515 FSFeatures = "lts_5.15"
@@ -156,10 +156,9 @@ const (
 	FSFeatures61 FSFeatures = "lts_6.1"
 )
 
-// DiskClassStatus sums up, over all nodes, what the class selects. The scheduler's leader
-// writes it.
+// DiskClassStatus sums up, over all nodes, what the class selects. The scheduler's leader writes it.
 type DiskClassStatus struct {
-	// Nodes is on how many nodes the class has disks in service.
+	// Nodes is how many nodes have disks of the class in service.
 	// +optional
 	Nodes int32 `json:"nodes,omitempty"`
 	// Disks is how many disks of the class are in service.
@@ -168,10 +167,10 @@ type DiskClassStatus struct {
 	// Candidates is how many devices wait for approval.
 	// +optional
 	Candidates int32 `json:"candidates,omitempty"`
-	// RefusedDevices is how many devices the class selects that are not taken.
+	// RefusedDevices is how many devices the class selects but the agents do not take.
 	// +optional
 	RefusedDevices int32 `json:"refusedDevices,omitempty"`
-	// Refused are the reasons for that, the most frequent first.
+	// Refused are the reasons why these devices are not taken, the most frequent first.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=16
@@ -193,14 +192,14 @@ type DiskClassStatus struct {
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// RefusedDevices are devices that are not taken for one reason.
+// RefusedDevices counts the devices that are not taken for the same reason.
 type RefusedDevices struct {
-	// Reason is why.
+	// Reason says why the devices are not taken.
 	// +kubebuilder:validation:MaxLength=256
 	Reason string `json:"reason"`
-	// Count is how many devices are not taken for it.
+	// Count is how many devices have this reason.
 	Count int32 `json:"count"`
-	// Example is one of them, as node/device.
+	// Example is one of these devices, as node/device.
 	// +kubebuilder:validation:MaxLength=320
 	Example string `json:"example"`
 }
@@ -211,35 +210,32 @@ type RefusedDevices struct {
 type PlacementPolicy string
 
 const (
-	// PlaceBestFit keeps large extents whole, for large volumes: a volume goes to the smallest
-	// free extent that holds it. It makes the most of the disks.
+	// PlaceBestFit keeps large extents whole, for large volumes. A volume goes to the smallest free extent that can
+	// hold it. It fits the most volumes on the disks.
 	PlaceBestFit PlacementPolicy = "BestFit"
-	// PlaceSpread keeps disks equally full: a volume goes to the disk with the most free bytes
-	// of those where it fits. So the fewest volumes share a disk's speed, and its failure; but
-	// soon no disk has room for a large volume.
+	// PlaceSpread keeps disks equally full. A volume goes to the disk with the most free bytes of those where it fits.
+	// So the fewest volumes share a disk's speed, and are lost with it. But soon no disk has room for a large volume.
 	PlaceSpread PlacementPolicy = "Spread"
 )
 
-// WipePolicy says how a volume that is gone is wiped.
+// WipePolicy says how a deleted volume is wiped.
 //
 // +kubebuilder:validation:Enum=Zero;Overwrite;SecureDiscard;None
 type WipePolicy string
 
 const (
-	// WipeZero makes the volume read as zeros by the quickest way that the disk has
-	// (punching a hole, the disk's own command for zeros, writing them), and proves it by
-	// samples and by reading both ends. What it held may be in the medium's cells still.
+	// WipeZero makes the volume read as zeros by the fastest way of the disk: punching a hole, its own command for
+	// zeros, or writing them. It verifies samples and both ends. The medium's cells may still have the old bytes.
 	WipeZero WipePolicy = "Zero"
 	// WipeOverwrite writes zeros over every byte, and reads all of them back.
 	WipeOverwrite WipePolicy = "Overwrite"
-	// WipeSecureDiscard has the device destroy what the volume held, copies of it that the
-	// device made by itself included, and zeroes what does not read as zeros afterwards.
-	// Where the device cannot, it is wiped with Overwrite, and the record of it says so.
+	// WipeSecureDiscard has the device destroy the volume's bytes, and the copies of them that the device made. What
+	// does not read as zeros afterwards is zeroed. Where the device cannot, the volume is wiped with Overwrite, and its
+	// record says Overwrite.
 	WipeSecureDiscard WipePolicy = "SecureDiscard"
-	// WipeNone is unsafe: nothing is wiped, and what the volume held stays on the disk, below
-	// the next file system there, for a person who can read the device or has the disk in hand.
-	// Only what raw block volumes and growing ones get there is zeroed, first. It is for
-	// clusters that hold nothing of worth, such as those of tests.
+	// WipeNone is unsafe: nothing is wiped. The volume's bytes stay on the disk, below the next file system there. They
+	// are readable by anything that can read the device. Only the space that raw block volumes and growing volumes get
+	// is zeroed first. It is for clusters without valuable data, such as test clusters.
 	WipeNone WipePolicy = "None"
 )
 
@@ -252,7 +248,7 @@ type DeviceSelector struct {
 	// Rotational selects disks with (true) or without (false) moving heads.
 	// +optional
 	Rotational *bool `json:"rotational,omitempty"`
-	// Models are shell patterns (*, ?, [a-z]) for the model a device says it is; one must match.
+	// Models are shell patterns (*, ?, [a-z]) for the model that a device reports; one must match.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=64
@@ -280,8 +276,8 @@ type DeviceSelector struct {
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=16
 	Transports []Transport `json:"transports,omitempty"`
-	// Exclude are shell patterns for the path, a link below /dev/disk, the model, serial or
-	// world wide name of devices that are not selected, whatever else matches.
+	// Exclude are shell patterns of devices that are not selected, even if everything else matches. They are compared
+	// with the path, a link below /dev/disk, the model, the serial number and the world wide name.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=256
@@ -341,8 +337,7 @@ func ValidateFSSize(fsType string, size int64) error {
 	return nil
 }
 
-// ValidateFSType refuses a file system that volumes cannot have. The empty string
-// stands for the class's default.
+// ValidateFSType refuses a file system that volumes cannot have. The empty string means the class's default.
 func ValidateFSType(fsType string) error {
 	switch fsType {
 	case "", FSTypeExt4, FSTypeXFS:

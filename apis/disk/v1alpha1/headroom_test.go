@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestHeadroomOfLargeVolumes asserts that the headroom of a volume of any size can be counted.
+// TestHeadroomOfLargeVolumes asserts that the headroom of a volume of any size does not overflow.
 func TestHeadroomOfLargeVolumes(t *testing.T) {
 	for _, percent := range []string{"1%", "50%", "100%"} {
 		p, err := ParseParameters(map[string]string{AttributeClass: "ssd", ParameterHeadroom: percent})

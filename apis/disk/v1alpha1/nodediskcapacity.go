@@ -5,14 +5,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Alignment is the unit of placement: every extent starts at a multiple of it and
-// is a multiple of it long, in bytes.
+// Alignment is the unit of placement in bytes: every extent starts at a multiple of it, and its length is a multiple of
+// it.
 const Alignment int64 = 1 << 20
 
-// NodeDiskCapacity says which block devices a node has, which of them Berth manages, and
-// which extents of those are free and which hold volumes. It is named after its node. Only
-// that node's agent writes its status; spec is written by operators and by the scheduler's
-// leader, never by an agent.
+// NodeDiskCapacity says which block devices a node has, which of them Berth manages, and which extents of those are
+// free and which hold volumes. It is named after its node. Only that node's agent writes its status. Operators and the
+// scheduler's leader write spec, an agent never does.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster,shortName=ndc
@@ -35,15 +34,15 @@ type NodeDiskCapacity struct {
 	Status NodeDiskCapacityStatus `json:"status,omitempty"`
 }
 
-// NodeDiskCapacitySpec is what operators decided about the node's devices.
+// NodeDiskCapacitySpec is what operators, and the scheduler's leader, decided about the node's devices.
 type NodeDiskCapacitySpec struct {
 	// Adopt approves devices of status.devices whose state is Candidate.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=256
 	Adopt []DeviceApproval `json:"adopt,omitempty"`
-	// OwnedDisks are the IDs of disks that were seen on this node first. A disk that another
-	// node publishes as well serves on this one only. The scheduler's leader writes it.
+	// OwnedDisks are the IDs of disks that were seen on this node first. A disk that another node publishes as well
+	// serves on this one only. The scheduler's leader writes it.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=256
@@ -51,8 +50,8 @@ type NodeDiskCapacitySpec struct {
 	OwnedDisks []string `json:"ownedDisks,omitempty"`
 }
 
-// DeviceApproval allows the agent to initialize one device. It names the device by what
-// does not change with a reboot, never by the kernel's name.
+// DeviceApproval allows the agent to initialize one device. It names the device by a property that does not change with
+// a reboot, never by the kernel's name.
 //
 // +kubebuilder:validation:XValidation:rule="[has(self.wwn), has(self.serial), has(self.byID)].exists_one(x, x)",message="name the device by exactly one of wwn, serial, byID"
 type DeviceApproval struct {
@@ -76,11 +75,11 @@ type DeviceApproval struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	Class string `json:"class"`
-	// Fingerprint is that of status.devices when the device was approved. The approval is
-	// void if the device has changed since.
+	// Fingerprint is the device's fingerprint in status.devices when it was approved. The approval is void if the
+	// device has changed since.
 	// +kubebuilder:validation:Pattern=`^[0-9a-f]{16}$`
 	Fingerprint string `json:"fingerprint"`
-	// ApprovedBy is who approved the device, for people.
+	// ApprovedBy names the approver. Berth does not read it.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	ApprovedBy string `json:"approvedBy,omitempty"`
@@ -97,45 +96,42 @@ type NodeDiskCapacityList struct {
 
 // Types and reasons of a NodeDiskCapacity's conditions.
 const (
-	// ConditionReady is True when every disk that a DiskClass selects on the node
-	// is in service, or there is none to select.
+	// ConditionReady is True when every disk that a DiskClass selects on the node is in service, or when none is
+	// selected.
 	ConditionReady = "Ready"
-	// ConditionDevicesRefused is True when a DiskClass selects a device that the
-	// agent will not use; the message names each device and what was found on it.
+	// ConditionDevicesRefused is True when a DiskClass selects a device that the agent does not use. The message names
+	// each device and what was found on it.
 	ConditionDevicesRefused = "DevicesRefused"
-	// ConditionOrphanedVolumes is True when disks hold orphaned volumes: the
-	// message names the persistent ones without a PersistentVolume, which are kept, and
-	// those of pods that vanished unseen, which are kept until the grace period is over.
+	// ConditionOrphanedVolumes is True when disks hold orphaned volumes. The message names the persistent ones without
+	// a PersistentVolume, which are kept. It also names the volumes of pods whose end the agent did not see, which are
+	// kept until the grace period is over.
 	ConditionOrphanedVolumes = "OrphanedVolumes"
-	// ConditionReclaimStopped is True when so many volumes have lost their pods that the
-	// API server is to be doubted rather than the volumes: they are all kept until their
-	// pods are back, or a person sets AnnotationReclaimOrphans.
+	// ConditionReclaimStopped is True when so many volumes have lost their pods that the API server's answer is
+	// doubted. All these volumes are kept until their pods are back, or an operator sets AnnotationReclaimOrphans.
 	ConditionReclaimStopped = "ReclaimStopped"
-	// ConditionPublicationLimited is True when the node has more volumes than the object can
-	// list. All are served; the node offers no space until there are fewer.
+	// ConditionPublicationLimited is True when the node has more volumes than the object can list. All are served. The
+	// node offers no space until there are fewer.
 	ConditionPublicationLimited = "PublicationLimited"
-	// ConditionDisksShared is True when another node publishes a disk of the node, too; the
-	// message says which, and on which node it serves. The scheduler's leader writes it.
+	// ConditionDisksShared is True when another node publishes a disk of the node, too. The message says which disk,
+	// and on which node it serves. The scheduler's leader writes it.
 	ConditionDisksShared = "DisksShared"
-	// ConditionReclaimBlocked is True when volumes are to be wiped and something holds them: a
-	// mount, a process that has the device open, or the kernel. The message names it.
+	// ConditionReclaimBlocked is True when volumes cannot be wiped because something holds them: a mount, a process
+	// that has the device open, or the kernel. The message names it.
 	ConditionReclaimBlocked = "ReclaimBlocked"
 )
 
-// AnnotationReclaimOrphans on a NodeDiskCapacity is a person's word that orphaned volumes
-// may be reclaimed although they are many. Its value is how many, as the condition
-// ReclaimStopped says it: if there are more by then, they are kept. The agent removes it
-// when it has acted on it.
+// AnnotationReclaimOrphans on a NodeDiskCapacity is an operator's permission to reclaim orphaned volumes although they
+// are many. Its value is the number in the message of condition ReclaimStopped. If there are more orphans by then, they
+// are kept. The agent removes the annotation when it has acted on it.
 const AnnotationReclaimOrphans = GroupName + "/reclaim-orphans"
 
-// AnnotationForgetDisks on a NodeDiskCapacity tells the agent to forget disks that no device
-// of the node holds. Its value is a list of disk IDs, separated by commas. The volumes of a
-// forgotten disk are gone: inline volumes are made again, empty. The agent removes the
-// annotation when it has acted on it.
+// AnnotationForgetDisks on a NodeDiskCapacity makes the agent forget disks that no device of the node holds. Its value
+// is a list of disk IDs, separated by commas. The volumes of a forgotten disk are gone: inline volumes are made again,
+// empty. The agent removes the annotation when it has acted on it.
 const AnnotationForgetDisks = GroupName + "/forget-disks"
 
-// TaintNotReady keeps pods off a node until its disks are in service. The tool that prepares nodes
-// sets it; the scheduler's leader removes it.
+// TaintNotReady keeps pods off a node until its disks are in service. The tool that prepares nodes sets it. The
+// scheduler's leader removes it.
 const TaintNotReady = GroupName + "/not-ready"
 
 // NodeDiskCapacityStatus is what the agent observed.
@@ -161,20 +157,20 @@ type NodeDiskCapacityStatus struct {
 	// +kubebuilder:validation:MaxItems=16
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 
-	// Evictions are pods of the node whose volumes do not fit on it, and which a controller makes
-	// again: the agent asks for their eviction. The scheduler's leader evicts those that it may.
+	// Evictions are pods of the node whose volumes do not fit on it, and which a controller makes again. The agent
+	// writes the list. The scheduler's leader evicts those that it may.
 	// +optional
 	// +listType=map
 	// +listMapKey=uid
 	// +kubebuilder:validation:MaxItems=64
 	Evictions []EvictionRequest `json:"evictions,omitempty"`
 
-	// Summary is for people: what `kubectl get ndc` prints.
+	// Summary has the columns of `kubectl get ndc`.
 	// +optional
 	Summary Summary `json:"summary,omitempty"`
 }
 
-// EvictionRequest names a pod that is to be evicted.
+// EvictionRequest names a pod that shall be evicted.
 type EvictionRequest struct {
 	// Namespace of the pod.
 	// +kubebuilder:validation:MinLength=1
@@ -184,7 +180,7 @@ type EvictionRequest struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	Name string `json:"name"`
-	// UID of the pod: another one of that name stays.
+	// UID of the pod. Another pod of that name is not evicted.
 	UID types.UID `json:"uid"`
 }
 
@@ -196,10 +192,10 @@ type DeviceState string
 const (
 	// DeviceInUse is a disk of Berth's in service.
 	DeviceInUse DeviceState = "InUse"
-	// DeviceCandidate is blank, selected and not taken yet: it waits for approval, or for
-	// newDeviceGrace to pass. Reasons say which.
+	// DeviceCandidate is blank, selected and not taken yet. It waits for approval, or until newDeviceGrace has passed.
+	// Reasons says for which of them.
 	DeviceCandidate DeviceState = "Candidate"
-	// DeviceExcluded is selected by no class, or may not be a disk. It is not read.
+	// DeviceExcluded is selected by no class, or cannot be a disk. It is not read.
 	DeviceExcluded DeviceState = "Excluded"
 	// DeviceForeign holds something that is not Berth's, or belongs to another node.
 	DeviceForeign DeviceState = "Foreign"
@@ -227,7 +223,7 @@ type Device struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=128
 	Serial string `json:"serial,omitempty"`
-	// Model is what the device says of itself.
+	// Model is the model that the device reports.
 	// +optional
 	// +kubebuilder:validation:MaxLength=128
 	Model string `json:"model,omitempty"`
@@ -254,8 +250,8 @@ type Device struct {
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:items:MaxLength=512
 	Reasons []string `json:"reasons,omitempty"`
-	// Fingerprint stands for the device's identity and what was found on it. An approval
-	// repeats it. Only candidates have one.
+	// Fingerprint is a hash of the device's identity and of what was found on it. An approval repeats it. Only
+	// candidates have one.
 	// +optional
 	// +kubebuilder:validation:MaxLength=16
 	Fingerprint string `json:"fingerprint,omitempty"`
@@ -275,26 +271,25 @@ const (
 	DiskFailed DiskState = "Failed"
 )
 
-// That allocations lie on their disk, the scheduler checks. As a rule it would be much of what
-// a publication costs the API server.
+// The schema does not check that allocations lie on their disk: the rule would be much of what a publication costs the
+// API server. The scheduler checks it.
 
 // Disk is one disk of a node.
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.free) || self.free.all(e, e.start + e.length <= self.size)",message="a free extent ends behind the disk"
 type Disk struct {
-	// ID is the GUID of the disk's partition table, in lower case: the identity of
-	// the disk, whatever device name it has today.
+	// ID is the GUID of the disk's partition table, in lower case. It identifies the disk under any device name.
 	// +kubebuilder:validation:Pattern=`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`
 	ID string `json:"id"`
 	// Device is the kernel's name of the disk now, such as nvme0n1.
 	// +kubebuilder:validation:MaxLength=64
 	Device string `json:"device"`
-	// Class is the DiskClass that selects the disk; empty when none does any more,
-	// and then the disk takes no new volume.
+	// Class is the DiskClass that selects the disk. It is empty when none does any more. Then the disk takes no new
+	// volume.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	Class string `json:"class,omitempty"`
-	// Model is what the device says of itself.
+	// Model is the model that the device reports.
 	// +optional
 	// +kubebuilder:validation:MaxLength=128
 	Model string `json:"model,omitempty"`
@@ -306,9 +301,8 @@ type Disk struct {
 	// Size of the device in bytes.
 	// +kubebuilder:validation:Minimum=1
 	Size int64 `json:"size"`
-	// Overhead is the part of Size in bytes that can never hold a volume: partition
-	// tables, Berth's meta partition, foreign partitions and what alignment cuts off.
-	// Size = Overhead + free + allocated.
+	// Overhead is the part of Size in bytes that can never hold a volume. It consists of partition tables, Berth's meta
+	// partition, foreign partitions and what alignment cuts off. Size = Overhead + free + allocated.
 	// +kubebuilder:validation:Minimum=0
 	Overhead int64 `json:"overhead"`
 	// State says whether the disk takes new volumes.
@@ -317,14 +311,14 @@ type Disk struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	Message string `json:"message,omitempty"`
-	// Free are the extents that hold no volume, sorted by start. What one held was wiped
-	// as the disk's class says.
+	// Free are the extents that hold no volume, sorted by start. Their former volumes were wiped by the policy of the
+	// disk's class.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=1024
 	Free []Extent `json:"free,omitempty"`
 
-	// As a list of type map each allocation would have managed fields, longer than itself.
+	// The list is atomic: with type map each allocation would have managed fields, which are longer than itself.
 
 	// Allocations are the volumes on the disk, sorted by start.
 	// +optional
@@ -347,7 +341,7 @@ type Extent struct {
 	Length int64 `json:"length"`
 }
 
-// AllocationPhase says how far a volume is. On the disk it is the partition's type.
+// AllocationPhase is the phase of a volume's life. On the disk it is the partition's type.
 //
 // +kubebuilder:validation:Enum=Reserved;Formatted;Wiping
 type AllocationPhase string
@@ -357,60 +351,58 @@ const (
 	PhaseReserved AllocationPhase = "Reserved"
 	// PhaseFormatted: the partition holds a file system and, maybe, data.
 	PhaseFormatted AllocationPhase = "Formatted"
-	// PhaseWiping: the volume is gone; its bytes are being wiped as its disk's class says.
+	// PhaseWiping: the volume is deleted, and its bytes are being wiped by the policy of its disk's class.
 	PhaseWiping AllocationPhase = "Wiping"
 )
 
 // Allocation is a volume on a disk.
 type Allocation struct {
-	// Volume is the CSI volume ID; empty for a partition whose owner is not known
-	// (any more).
+	// Volume is the CSI volume ID. It is empty for a partition whose owner is not known, or not any more.
 	// +optional
 	// +kubebuilder:validation:MaxLength=256
 	Volume string `json:"volume,omitempty"`
-	// Partition is the partition's GUID, in lower case: the UUIDv5 of the volume ID,
-	// and what /dev/disk/by-partuuid calls it.
+	// Partition is the partition's GUID, in lower case. It is the UUIDv5 of the volume ID, and the name in
+	// /dev/disk/by-partuuid.
 	// +kubebuilder:validation:Pattern=`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`
 	Partition string `json:"partition"`
 
 	Extent `json:",inline"`
 
-	// Phase says how far the volume is.
+	// Phase is the phase of the volume's life.
 	Phase AllocationPhase `json:"phase"`
-	// Owner is namespace/name of the pod or claim that uses the volume, for people.
+	// Owner is namespace/name of the pod or claim that uses the volume, for messages.
 	// +optional
 	// +kubebuilder:validation:MaxLength=512
 	Owner string `json:"owner,omitempty"`
-	// OrphanedSince is when the agent found that the volume is an orphan: it has no
-	// PersistentVolume, or its pod is gone and the agent did not see it end.
+	// OrphanedSince is when the agent found that the volume is an orphan. An orphan has no PersistentVolume, or its pod
+	// is gone and the agent did not see it end.
 	// +optional
 	OrphanedSince *metav1.Time `json:"orphanedSince,omitempty"`
-	// Wiping says how far the wiping is while the agent is at it.
+	// Wiping is the progress while the agent wipes the volume.
 	// +optional
 	Wiping *WipeProgress `json:"wiping,omitempty"`
 }
 
-// WipeProgress says how far the wiping of a volume is. It is brought up to date every few
-// seconds.
+// WipeProgress is the progress of a wipe. It is updated every few seconds.
 type WipeProgress struct {
 	// Policy that the volume is wiped with.
 	Policy WipePolicy `json:"policy"`
-	// Wiped is how many of the volume's bytes are done.
+	// Wiped is how many of the volume's bytes are wiped.
 	// +kubebuilder:validation:Minimum=0
 	Wiped int64 `json:"wiped"`
 }
 
-// Summary is for people. Sizes are given a class, such as "hdd=2Ti,ssd=96Gi".
+// Summary is for display. Sizes are per class, such as "hdd=2Ti,ssd=96Gi".
 type Summary struct {
 	// Disks is how many disks Berth manages on the node.
 	Disks int32 `json:"disks"`
-	// Size of all disks, a class.
+	// Size of all disks, per class.
 	// +optional
 	Size string `json:"size,omitempty"`
-	// Free space on disks in service, a class.
+	// Free space on disks in service, per class.
 	// +optional
 	Free string `json:"free,omitempty"`
-	// Largest free extent: the largest volume that fits now, a class.
+	// Largest free extent, per class: the largest volume that fits now.
 	// +optional
 	Largest string `json:"largest,omitempty"`
 	// Volumes is how many volumes the disks hold.

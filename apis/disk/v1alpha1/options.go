@@ -6,10 +6,11 @@ import (
 	"strings"
 )
 
-// What DiskClass.spec.mkfsOptions and mountOptions may hold. The CRD has the same patterns, so
-// that the API server refuses anything else; the agent checks them again before it uses them.
-// Left out is what changes whose a volume is (labels, UUIDs), what its partition is (sizes,
-// offsets), and what gives up data silently (barriers, recovery) or ends the node (errors=panic).
+// The options that DiskClass.spec.mkfsOptions and mountOptions may have. The CRD has the same patterns, so that the API
+// server refuses anything else. The agent checks them again before it uses them.
+//
+// Some options are left out because they change a volume's identity (labels, UUIDs) or its partition's extent (sizes,
+// offsets). Others can lose data silently (barriers, recovery), or stop the node (errors=panic).
 const (
 	mkfsExt4 = `^(-b (1024|2048|4096)|-i [1-9][0-9]{3,7}|-I (256|512|1024)|-m ([0-9]|[1-4][0-9]|50)|-J size=[1-9][0-9]{0,4}` +
 		`|-E (stride|stripe_width)=[1-9][0-9]{0,5}|-E packed_meta_blocks=[01]|-O (project|quota|verity|fast_commit))$`
@@ -27,8 +28,8 @@ var (
 	anyMount      = regexp.MustCompile(mountAny)
 )
 
-// ValidateMkfsOptions refuses options that the mkfs of a file system may not have, and one that
-// is given twice. Each is one string, such as "-i 65536".
+// ValidateMkfsOptions refuses options that the mkfs of a file system may not have, and an option that is given twice.
+// Each is one string, such as "-i 65536".
 func ValidateMkfsOptions(fsType string, options []string) error {
 	pattern, known := mkfsPatterns[fsType]
 	if !known {
@@ -51,8 +52,8 @@ func ValidateMkfsOptions(fsType string, options []string) error {
 	return nil
 }
 
-// ValidateMountOptions refuses options that volumes may not be mounted with, and one that is
-// given twice. Those of either file system are accepted: see MountOptionsFor.
+// ValidateMountOptions refuses options that volumes may not be mounted with, and an option that is given twice. It
+// accepts those of either file system: see MountOptionsFor.
 func ValidateMountOptions(options []string) error {
 	seen := map[string]string{}
 	for _, o := range options {
@@ -69,7 +70,7 @@ func ValidateMountOptions(options []string) error {
 	return nil
 }
 
-// MountOptionsFor are those of a class's mount options that a file system understands.
+// MountOptionsFor returns the mount options of a class that a file system understands.
 func MountOptionsFor(fsType string, options []string) []string {
 	var own []string
 	for _, o := range options {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestMkfsOptions asserts which options a class may give to mkfs.
+// TestMkfsOptions asserts which options a class may pass to mkfs.
 func TestMkfsOptions(t *testing.T) {
 	for fsType, good := range map[string]string{
 		FSTypeExt4: "-b 4096;-i 65536;-I 512;-m 5;-J size=128;-E stride=16;-E stripe_width=64;-E packed_meta_blocks=1;-O project;-O quota",
@@ -42,7 +42,7 @@ func TestMkfsOptions(t *testing.T) {
 	}
 }
 
-// TestMountOptions asserts which options a class may give to mount, and which file system gets which.
+// TestMountOptions asserts which options a class may pass to mount, and which of them each file system gets.
 func TestMountOptions(t *testing.T) {
 	good := strings.Split("noatime,discard,nosuid,nodev,commit=30,data=writeback,errors=remount-ro,allocsize=64m,logbsize=256k", ",")
 	if err := ValidateMountOptions(good); err != nil {
@@ -72,7 +72,7 @@ func TestMountOptions(t *testing.T) {
 	}
 }
 
-// TestOptionsOfTheCRD asserts that the API server has the patterns of this package.
+// TestOptionsOfTheCRD asserts that the CRD has the same patterns as this package.
 func TestOptionsOfTheCRD(t *testing.T) {
 	crd, err := os.ReadFile("../../../config/crd/disk.berth.dev_diskclasses.yaml")
 	if err != nil {

@@ -10,10 +10,9 @@ import (
 	"github.com/google/uuid"
 )
 
-// AnnotationAllocation is the annotation of a bound pod that records where the
-// scheduler placed its inline volumes. It reaches the pod through the Binding, in
-// the transaction that sets the node, so that a reservation exists exactly as long
-// as its pod. It is a placement, never a permission: the agent checks it.
+// AnnotationAllocation is the annotation of a bound pod that records where the scheduler placed its inline volumes. The
+// Binding sets it in the transaction that sets the node, so that a reservation exists exactly as long as its pod. It is
+// a placement, never a permission: the agent checks it.
 const AnnotationAllocation = GroupName + "/allocation"
 
 // recordVersion is the version of the record's format that this package writes and reads.
@@ -22,22 +21,22 @@ const recordVersion = 1
 // MaxVolumes is how many volumes of Berth a pod can have.
 const MaxVolumes = 256
 
-// maxRecordBytes limits a record, against annotations written to exhaust a reader. It is
-// ample for MaxVolumes.
+// maxRecordBytes limits the length of a record, against annotations that are written to exhaust a reader. It is ample
+// for MaxVolumes.
 const maxRecordBytes = 64 << 10
 
-// SchedulerName is the schedulerName of pods with volumes, in the configuration that is shipped: the profile that has
+// SchedulerName is the schedulerName of pods with volumes in the configuration that is shipped. It is the profile with
 // Berth's plugins.
 const SchedulerName = "berth"
 
 // Record is the value of AnnotationAllocation.
 //
-// Invariants, held by Validate:
+// Invariants, checked by Validate:
 //  1. v is 1.
 //  2. Volumes have names, and no two the same.
 //  3. Every disk is a GUID in its canonical form.
-//  4. Starts and lengths are multiples of Alignment; starts are at least one
-//     Alignment, lengths are positive, and their sum does not overflow.
+//  4. Starts and lengths are multiples of Alignment. Starts are at least one Alignment, lengths are positive, and their
+//     sum does not overflow.
 type Record struct {
 	Version int            `json:"v"`
 	Volumes []RecordVolume `json:"volumes"`
@@ -63,8 +62,8 @@ func EncodeRecord(volumes []RecordVolume) (string, error) {
 	return string(out), err
 }
 
-// DecodeRecord reads an annotation's value. Whatever the value is, it returns either
-// a valid record or an error; it never panics.
+// DecodeRecord reads an annotation's value. For any value it returns either a valid record or an error, and never
+// panics.
 func DecodeRecord(value string) (Record, error) {
 	if len(value) > maxRecordBytes {
 		return Record{}, fmt.Errorf("annotation %s is %d bytes long, at most %d are allowed", AnnotationAllocation, len(value), maxRecordBytes)

@@ -13,7 +13,8 @@ func recordVolume(name string, start, length int64) RecordVolume {
 	return RecordVolume{Name: name, Disk: testDisk, Extent: Extent{Start: start * Alignment, Length: length * Alignment}}
 }
 
-// The format is on pods that outlive a release: it must not change unnoticed.
+// TestEncodeRecordFormat asserts the exact format: it is on pods that outlive a release, so it must not change
+// unnoticed.
 func TestEncodeRecordFormat(t *testing.T) {
 	got, err := EncodeRecord([]RecordVolume{recordVolume("data", 2, 10)})
 	want := `{"v":1,"volumes":[{"name":"data","disk":"6f1d7c52-2b7a-4c5e-9d61-0a4b8e3f7c10","start":2097152,"length":10485760}]}`
@@ -125,7 +126,7 @@ func FuzzDecodeRecord(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What was accepted is valid, and survives being written again.
+		// An accepted record is valid, and encodes and decodes to itself.
 		if err := record.Validate(); err != nil {
 			t.Fatal(err)
 		}

@@ -6,8 +6,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// GroupName is the API group of Berth's objects, and also the name of its CSI
-// driver and the prefix of its attributes and annotations.
+// GroupName is the API group of Berth's objects, and also the name of its CSI driver and the prefix of its attributes
+// and annotations.
 const GroupName = "disk.berth.dev"
 
 // SchemeGroupVersion is the group and version of the types in this package.

@@ -19,36 +19,34 @@ const DriverName = GroupName
 
 // Attributes of a volume: keys of an inline volume's volumeAttributes.
 const (
-	// AttributeSize is the size wanted, a Kubernetes quantity such as 10Gi. It is
-	// rounded up to a multiple of Alignment.
+	// AttributeSize is the requested size, a Kubernetes quantity such as 10Gi. It is rounded up to a multiple of
+	// Alignment.
 	AttributeSize = GroupName + "/size"
 	// AttributeClass is the name of a DiskClass.
 	AttributeClass = GroupName + "/class"
-	// AttributeSpread set to SpreadDisk asks that the volume shares no disk with
-	// the pod's other volumes that ask for the same.
+	// AttributeSpread set to SpreadDisk requests that the volume shares no disk with the pod's other volumes that have
+	// it set.
 	AttributeSpread = GroupName + "/spread"
 
-	// SpreadDisk is the one value of AttributeSpread.
+	// SpreadDisk is the only value of AttributeSpread.
 	SpreadDisk = "disk"
 )
 
-// attributesOfKubelet is the prefix of the attributes that the kubelet adds to
-// those of the pod (podInfoOnMount).
+// attributesOfKubelet is the prefix of the attributes that the kubelet adds to those of the pod (podInfoOnMount).
 const attributesOfKubelet = "csi.storage.k8s.io/"
 
-// Attributes are a volume's attributes, understood.
+// Attributes are the parsed attributes of a volume.
 type Attributes struct {
 	// Class is the name of a DiskClass, never empty.
 	Class string
 	// Size in bytes, positive, a multiple of Alignment.
 	Size int64
-	// Spread is true when the volume must not share a disk with the pod's other
-	// volumes that have it set.
+	// Spread is true when the volume must not share a disk with the pod's other volumes that have it set.
 	Spread bool
 }
 
-// ParseAttributes reads a volume's attributes. The error names the attribute that
-// is missing, unknown or malformed and says what it should be.
+// ParseAttributes reads a volume's attributes. The error names the attribute that is missing, unknown or malformed, and
+// says what it should be.
 func ParseAttributes(attributes map[string]string) (Attributes, error) {
 	// In order, so that the same mistake gets the same message every time.
 	for _, key := range slices.Sorted(maps.Keys(attributes)) {
@@ -75,9 +73,8 @@ func ParseAttributes(attributes map[string]string) (Attributes, error) {
 	return Attributes{Class: class, Size: size, Spread: spread == SpreadDisk}, nil
 }
 
-// sizeForm is what is passed on to ParseQuantity. An attribute is not checked before,
-// and ParseQuantity computes 10^exponent in full: with "1e999999999" one pod would hold
-// up the scheduler for minutes.
+// sizeForm is the form of the values that are passed on to ParseQuantity. Attributes are not checked before, and
+// ParseQuantity computes 10^exponent in full. With "1e999999999" one pod would hold up the scheduler for minutes.
 var sizeForm = regexp.MustCompile(`^[+-]?[0-9.]{1,40}([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$`)
 
 func parseSize(value string) (int64, error) {
@@ -94,7 +91,7 @@ func parseSize(value string) (int64, error) {
 	if quantity.Sign() <= 0 {
 		return 0, fmt.Errorf("attribute %s is %q: it must be larger than zero", AttributeSize, value)
 	}
-	// Value() of a quantity that does not fit is clamped, so compare before asking for it.
+	// Value() of a quantity that is too large is clamped, so compare before calling it.
 	if quantity.CmpInt64(math.MaxInt64-Alignment) > 0 {
 		return 0, fmt.Errorf("attribute %s is %q: no disk is that large", AttributeSize, value)
 	}
@@ -105,24 +102,22 @@ func notASize(value string) error {
 	return fmt.Errorf("attribute %s is %.64q, which is not a size: write it like 10Gi or 500Mi", AttributeSize, value)
 }
 
-// AlignUp rounds a size in bytes up to a multiple of Alignment. The size must be
-// at most MaxInt64-Alignment.
+// AlignUp rounds a size in bytes up to a multiple of Alignment. The size must be at most MaxInt64-Alignment.
 func AlignUp(size int64) int64 {
 	return (size + Alignment - 1) / Alignment * Alignment
 }
 
-// InlineVolumeID is the CSI volume ID of a pod's inline volume. It is the kubelet's
-// own formula, so that scheduler and agent know the volume before the kubelet asks for it.
+// InlineVolumeID is the CSI volume ID of a pod's inline volume. It is the kubelet's own formula, so that scheduler and
+// agent know the volume before the kubelet calls the driver.
 func InlineVolumeID(pod types.UID, volume string) string {
 	return fmt.Sprintf("csi-%x", sha256.Sum256([]byte(string(pod)+volume)))
 }
 
-// partitionSpace is the UUIDv5 name space of partition GUIDs. Changing it would
-// orphan every volume there is.
+// partitionSpace is the UUIDv5 name space of partition GUIDs. Changing it would orphan every existing volume.
 var partitionSpace = uuid.NewSHA1(uuid.NameSpaceDNS, []byte(GroupName))
 
-// PartitionID is the GUID of the partition that holds a volume, in lower case. It
-// follows from the volume ID alone, so that a retry finds what the first try made.
+// PartitionID is the GUID of the partition that holds a volume, in lower case. It follows from the volume ID alone, so
+// that a retry finds what the first try made.
 func PartitionID(volumeID string) string {
 	return uuid.NewSHA1(partitionSpace, []byte(volumeID)).String()
 }

@@ -102,8 +102,8 @@ func TestValidateFSType(t *testing.T) {
 	}
 }
 
-// kubeletVolumeHandle is makeVolumeHandle of k8s.io/kubernetes v1.36.3,
-// pkg/volume/csi/csi_mounter.go, which is not exported.
+// kubeletVolumeHandle is makeVolumeHandle of k8s.io/kubernetes v1.36.3, pkg/volume/csi/csi_mounter.go, which is not
+// exported.
 func kubeletVolumeHandle(podUID, volSourceSpecName string) string {
 	result := sha256.Sum256([]byte(fmt.Sprintf("%s%s", podUID, volSourceSpecName)))
 	return fmt.Sprintf("csi-%x", result)
@@ -123,7 +123,8 @@ func TestInlineVolumeID(t *testing.T) {
 	}
 }
 
-// The GUID is on disks: another formula in a later release would orphan every volume.
+// TestPartitionIDStays asserts the formula of the GUIDs on disks: another one in a later release would orphan every
+// volume.
 func TestPartitionIDStays(t *testing.T) {
 	for volume, want := range map[string]string{
 		"csi-0000000000000000000000000000000000000000000000000000000000000000": "c63b745f-18fc-5071-959c-9444ff50c711",
