@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestAnswer asserts that a failed check is an error to the kubelet, with what is wrong.
+// TestAnswer asserts that a failed check is an error status for the kubelet, and that the body says what is wrong.
 func TestAnswer(t *testing.T) {
 	for want, err := range map[int]error{http.StatusOK: nil, http.StatusServiceUnavailable: errors.New("the disks are not published yet")} {
 		w := httptest.NewRecorder()

@@ -1,6 +1,6 @@
-// The nodeagent manages the disks of the node it runs on: it takes blank disks that a
-// DiskClass selects into service, publishes their free space, and gives pods their
-// partitions.
+// Command nodeagent manages the disks of the node it runs on. It takes blank disks that a DiskClass selects into
+// service,
+// publishes their free space, and gives pods their partitions.
 package main
 
 import (
@@ -26,7 +26,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent"
 )
 
-// gcPercent trades time, of which the agent needs little, for memory on every node.
+// gcPercent exchanges CPU time, of which the agent needs little, for less memory on every node.
 const gcPercent = 50
 
 func main() {
@@ -36,7 +36,7 @@ func main() {
 	os.Exit(cli.Run(command()))
 }
 
-// flags are what the command line says.
+// flags are the parsed flags of the command line.
 type flags struct {
 	agent      agent.Options
 	kubeconfig string
@@ -51,9 +51,9 @@ func command() *cobra.Command {
 		Use:   "nodeagent",
 		Short: "Manages the disks of the node it runs on, for pods",
 		Args:  cobra.NoArgs,
-		// Not component-base's flag: that one calls every program Kubernetes.
+		// component-base's flag is not used: it calls every program Kubernetes.
 		Version: version.Get().GitVersion,
-		// A mistake in operation is not one in usage.
+		// An error while the agent runs is not an error in usage.
 		SilenceUsage: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := logsapi.ValidateAndApply(f.logs, nil); err != nil {
@@ -149,7 +149,7 @@ func (f *flags) config() (*rest.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot find the API server: %w", err)
 	}
-	// Bursts come from many pods at once on one node; the rest of the time there are no requests.
+	// Bursts come from many pods at once on one node. The rest of the time there are hardly any requests.
 	config.QPS, config.Burst = 50, 100
 	return rest.AddUserAgent(config, "berth-nodeagent"), nil
 }
