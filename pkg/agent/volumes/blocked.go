@@ -19,35 +19,35 @@ import (
 )
 
 const (
-	// blockedAfter is how long a volume that is to be wiped may be held before that is
-	// reported: the kubelet takes some seconds to unmount.
+	// blockedAfter is how long something may hold a volume that shall be wiped, before that is reported. The kubelet
+	// takes some seconds to unmount.
 	blockedAfter = time.Minute
-	// blockedAgain is how often a volume is reported while what holds it changes, and
-	// blockedEvents bounds the events about the node: of very many the condition is enough.
+	// blockedAgain is the least time between two reports about a volume whose holder changes. blockedEvents bounds the
+	// events about the node: beyond it only the condition lists the volumes.
 	blockedAgain  = 10 * time.Minute
 	blockedEvents = 10
-	// lookAgain is how long what was seen of the system counts for further volumes, and
-	// lookPatience how long looking may take.
+	// lookAgain is how long one look at the system serves for further volumes. lookPatience bounds how long a look may
+	// take.
 	lookAgain    = 5 * time.Second
 	lookPatience = 10 * time.Second
 )
 
-// holderUnknown is the kind of what holds a volume and was not found.
+// holderUnknown is the kind of a holder that was not found.
 const holderUnknown holders.Kind = "Unknown"
 
-// blocked knows the volumes that are to be wiped and are held: by a mount in any namespace, a
-// process that has the device open, or the kernel. It reports what holds them in events, in a
-// condition of the NodeDiskCapacity, and in a metric.
+// blocked knows the volumes that shall be wiped but are held: by a mount in any namespace, by a process that has the
+// device open, or by the kernel. It reports the holders in events, in a condition of the NodeDiskCapacity, and in a
+// metric.
 type blocked struct {
 	node    *node
 	volumes volumeStore
-	// owner names a volume for people.
+	// owner names a volume for messages.
 	owner func(v disk.Volume) (volume, owner string)
 
 	mu sync.Mutex
 	by map[string]*blockedVolume
 
-	// lookMu is held while the system is looked at.
+	// lookMu is locked while the system is read.
 	lookMu   sync.Mutex
 	system   *holders.System
 	lookedAt time.Time
@@ -55,17 +55,17 @@ type blocked struct {
 
 // blockedVolume is a volume that is held.
 type blockedVolume struct {
-	// since is when that was first found.
+	// since is when the volume was first found to be held.
 	since time.Time
-	// name names the volume, why says what holds it and kind in which way; why is empty until it
-	// is reported.
+	// name names the volume, why says what holds it, and kind is the kind of the holder. why is empty until it is
+	// reported.
 	name, why string
 	kind      holders.Kind
 	// reportedAt is when events were last written.
 	reportedAt time.Time
 }
 
-// held notes that a volume cannot be wiped because something holds it: seen, unless more is found.
+// held notes that something holds a volume that shall be wiped. seen describes it if holdersOf does not find more.
 func (b *blocked) held(ctx context.Context, d discovery.Disk, v disk.Volume, seen string) {
 	b.mu.Lock()
 	of := b.by[v.Partition]
@@ -109,7 +109,7 @@ func (b *blocked) held(ctx context.Context, d discovery.Disk, v disk.Volume, see
 	}
 }
 
-// sentence says for a person what holds a volume.
+// sentence describes what holds a volume, and returns the kind of the first holder.
 func sentence(seen string, found []holders.Holder, limits []string) (why string, kind holders.Kind) {
 	if len(found) > 0 {
 		return holders.Sentence(found), found[0].Kind
@@ -121,7 +121,7 @@ func sentence(seen string, found []holders.Holder, limits []string) (why string,
 	return why, holderUnknown
 }
 
-// holdersOf looks for what holds a device.
+// holdersOf finds what holds a device, and what it could not look at.
 func (b *blocked) holdersOf(ctx context.Context, device string) (found []holders.Holder, limits []string) {
 	b.lookMu.Lock()
 	defer b.lookMu.Unlock()
@@ -141,7 +141,7 @@ func (b *blocked) holdersOf(ctx context.Context, device string) (found []holders
 	return b.system.Of(st.Rdev), b.system.Limits()
 }
 
-// cleared notes that nothing holds the volume any more, or that it is not to be wiped.
+// cleared notes that nothing holds the volume any more, or that it shall not be wiped.
 func (b *blocked) cleared(partition string) {
 	b.mu.Lock()
 	of := b.by[partition]
@@ -152,7 +152,7 @@ func (b *blocked) cleared(partition string) {
 	}
 }
 
-// list returns one sentence for each volume that is held, and how many are held in which way.
+// list returns one sentence for each volume that is held, and the number of volumes for each kind of holder.
 func (b *blocked) list() (sentences []string, kinds map[holders.Kind]int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

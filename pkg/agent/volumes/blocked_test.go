@@ -14,7 +14,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/holders"
 )
 
-// openExclusively keeps the device of a partition open until the function is called.
+// openExclusively keeps the device of a partition open until letGo is called.
 func (f *fixture) openExclusively(partition string) (letGo func()) {
 	f.t.Helper()
 	_, v, _ := f.node.find(partition)
@@ -27,8 +27,8 @@ func (f *fixture) openExclusively(partition string) (letGo func()) {
 	return letGo
 }
 
-// TestBlockedReclaim asserts that a volume which cannot be wiped is reported with what holds it, after
-// a minute and once, and that the report goes with what held it.
+// TestBlockedReclaim asserts that a volume which cannot be wiped is reported once, after a minute, with what holds it.
+// The report is gone when the holder is.
 func TestBlockedReclaim(t *testing.T) {
 	pid := fmt.Sprintf("process %d (", os.Getpid())
 	for name, tc := range map[string]struct {
@@ -89,7 +89,7 @@ func TestBlockedReclaim(t *testing.T) {
 	}
 }
 
-// TestEndingPodIsNotBlocked asserts that a pod which takes long to end is no trouble.
+// TestEndingPodIsNotBlocked asserts that a pod which takes long to end is not reported.
 func TestEndingPodIsNotBlocked(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
@@ -111,14 +111,14 @@ func TestEndingPodIsNotBlocked(t *testing.T) {
 	}
 }
 
-// TestBlockedIsBounded asserts that what changes all the time, or is very much, is no storm of events.
+// TestBlockedIsBounded asserts that holders that change all the time, and very many held volumes, cause few events.
 func TestBlockedIsBounded(t *testing.T) {
 	f := newFixture(t)
 	pv := volumeAt(t, 20, nil)
 	d := onDisk(diskID, pv, run(20, 10), nil)
 	f.disks.set(d)
 	v := d.Snapshot.Volumes[0]
-	// A device that is not there: nothing can be found out about it.
+	// A device that does not exist: no holder can be found.
 	v.Device = "/dev/does-not-exist"
 	f.reclaim.blocked.held(t.Context(), d, v, "why 0")
 	f.clock.Step(blockedAfter)

@@ -7,18 +7,18 @@ import (
 )
 
 const (
-	// recordPatience is how long a volume waits for its recorded extent while the extent is in use. The scheduler may know
-	// before this node that a pod is gone, and give away the extent of a volume that the node has just made for it. That
-	// volume is wiped as soon as the node knows too.
+	// recordPatience is how long a volume waits for its recorded extent while the extent is in use. The scheduler may
+	// know before this node that a pod is gone. Then it reserves the extent of a volume that the node has just made for
+	// that pod. The node wipes that volume as soon as it knows, too.
 	recordPatience = 5 * time.Second
-	// recordMemory is how long it is remembered that a volume has waited. It need not wait again.
+	// recordMemory is how long contested remembers that a volume has waited. It does not wait twice.
 	recordMemory = 10 * time.Minute
 )
 
-// contestedError: the recorded extents of some volumes are in use, and the volumes wait for them.
+// contestedError says that the recorded extents of some volumes are in use, and that the volumes wait for them.
 type contestedError struct {
 	why string
-	// left is how long they wait, at most.
+	// left bounds how much longer they wait.
 	left time.Duration
 }
 
@@ -26,7 +26,7 @@ func (e *contestedError) Error() string {
 	return fmt.Sprintf("%s; the volume waits for it for at most %s, and is then put elsewhere on the node", e.why, recordPatience)
 }
 
-// waitsForRecord returns how long the caller waits before it tries again, if that is what the error says.
+// waitsForRecord returns how long the caller waits before the next try, if err is a contestedError.
 func waitsForRecord(err error) (left time.Duration, is bool) {
 	var contested *contestedError
 	if !errors.As(err, &contested) {
@@ -35,10 +35,11 @@ func waitsForRecord(err error) (left time.Duration, is bool) {
 	return contested.left, true
 }
 
-// contested is since when the recorded extents of volumes have been in use, by partition.
+// contested maps a partition to the time since when the recorded extent of its volume has been in use.
 type contested map[string]time.Time
 
-// check returns a contestedError as long as one of the volumes, which do not follow their records, has to wait.
+// check returns a contestedError as long as one of the volumes has to wait. rest are those that do not follow their
+// record.
 func (c contested) check(rest []wanted, now time.Time) error {
 	for partition, since := range c {
 		if now.Sub(since) > recordMemory {

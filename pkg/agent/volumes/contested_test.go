@@ -13,7 +13,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// successor is a pod whose volume the scheduler has put where the volume of a partition still is.
+// successor is a pod whose volume is recorded at the extent that a partition still has.
 func (f *fixture) successor(partition string) (pod *corev1.Pod, own string) {
 	f.t.Helper()
 	d, on, found := f.node.find(partition)
@@ -33,8 +33,8 @@ func (f *fixture) successor(partition string) (pod *corev1.Pod, own string) {
 	return pod, own
 }
 
-// TestSuccessorWaits asserts that a volume waits for its recorded extent while the volume of a pod whose end the node has
-// not seen has it, and gets it as soon as that is wiped.
+// TestSuccessorWaits asserts that a volume waits for its recorded extent while it is in use. It is in use by a pod
+// whose end the node has not seen. The volume gets the extent as soon as that pod's volume is wiped.
 func TestSuccessorWaits(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
@@ -62,8 +62,8 @@ func TestSuccessorWaits(t *testing.T) {
 	}
 }
 
-// TestSuccessorGoesElsewhere asserts that a volume whose recorded extent stays in use is put elsewhere on the node, once
-// the time to wait for it is over, and that it is queued for that moment.
+// TestSuccessorGoesElsewhere asserts that a volume whose recorded extent stays in use is put elsewhere on the node.
+// That happens when recordPatience is over, and the volume is queued for that moment.
 func TestSuccessorGoesElsewhere(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
@@ -78,7 +78,7 @@ func TestSuccessorGoesElsewhere(t *testing.T) {
 	f.realize(pod)
 	f.phase(own, "")
 	f.clock.Step(1)
-	key, _ := f.inline.queue.Get() // blocks until it is queued
+	key, _ := f.inline.queue.Get() // Get blocks until a key is queued.
 	f.inline.queue.Done(key)
 	if key != keyOf(pod) {
 		t.Errorf("queued is %s", key)
@@ -97,7 +97,7 @@ func TestContested(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		rest []wanted
-		// after are the times since the beginning at which it is asked, left the last answer.
+		// after are the times of the calls of check since the beginning, left the answer of the last one.
 		after []time.Duration
 		left  time.Duration
 	}{

@@ -12,23 +12,22 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// space is a disk as a decision sees it.
+// space is the part of a disk's state that a decision needs.
 type space struct {
 	id, class string
-	// free can be taken now.
+	// free can be used now.
 	free extent.Set
-	// wiping is free soon.
+	// wiping is free as soon as a wipe has ended.
 	wiping extent.Set
 }
 
 // wanted is a volume that has no partition yet.
 type wanted struct {
 	request.Volume
-	// recorded is where the scheduler put it; nil if there is no usable record, and
-	// then unrecorded says why.
+	// recorded is where the scheduler put it. It is nil if there is no usable record, and then unrecorded says why.
 	recorded   *diskv1alpha1.RecordVolume
 	unrecorded string
-	// inUse is set when the record is good and its extent is not free.
+	// inUse is set when the record is valid but its extent is not free.
 	inUse bool
 	// home is a disk that must be in service, because it may hold the volume already.
 	home string
@@ -39,17 +38,16 @@ type place struct {
 	request.Volume
 	disk   string
 	extent extent.Extent
-	// deviation is empty when the record was followed, or says why it was not.
+	// deviation says why the record was not followed. It is empty if it was.
 	deviation string
 }
 
-// errWaiting: the volumes fit once a wipe that is under way has ended.
+// errWaiting: the volumes fit once a wipe in progress has ended.
 var errWaiting = errors.New("there is room as soon as volumes that are gone have been wiped")
 
-// decide says where the volumes go: to the recorded place if that is possible, else to
-// where the same algorithm as the scheduler's puts them. All or none are placed.
-// occupied are the disks that hold volumes of the pod which want to lie apart.
-// The error is errWaiting, a placement.NoFit, or another one of placement.
+// decide chooses the places of the volumes: the recorded place if that is possible, else a place by the same algorithm
+// as the scheduler's. It places all or none. occupied are the disks with volumes of the pod that have Apart. The error
+// is errWaiting, a placement.NoFit, or another one of placement.
 func decide(disks []space, occupied map[string]bool, volumes []wanted) ([]place, error) {
 	followed, rest := follow(disks, occupied, volumes)
 	if len(rest) == 0 {
@@ -60,7 +58,7 @@ func decide(disks []space, occupied map[string]bool, volumes []wanted) ([]place,
 		return inOrder(volumes, append(followed.places, planned...)), nil
 	}
 	if len(followed.places) > 0 {
-		// The record may be half true; then it must not keep the other half out.
+		// A record that can be followed only in part must not prevent the other volumes from being placed.
 		all := slices.Clone(volumes)
 		for i := range all {
 			if !slices.ContainsFunc(rest, func(w wanted) bool { return w.Name == all[i].Name }) {
@@ -84,8 +82,8 @@ type following struct {
 	occupied map[string]bool
 }
 
-// follow puts volumes to their recorded places as far as that is possible, and returns
-// the volumes that are left, each with the reason.
+// follow puts volumes at their recorded places as far as that is possible. It returns the other volumes, each with the
+// reason.
 func follow(disks []space, occupied map[string]bool, volumes []wanted) (following, []wanted) {
 	f := following{disks: slices.Clone(disks), occupied: maps.Clone(occupied)}
 	if f.occupied == nil {
@@ -114,7 +112,8 @@ func follow(disks []space, occupied map[string]bool, volumes []wanted) (followin
 	return f, rest
 }
 
-// check returns the index of the recorded disk, or why the record could not be followed even if its extent is free.
+// check returns the index of the recorded disk, or the reason why the record is not valid. It does not check whether
+// the extent is free.
 func (f *following) check(w wanted) (int, string) {
 	r := w.recorded
 	if r == nil {
@@ -136,12 +135,12 @@ func (f *following) check(w wanted) (int, string) {
 	return at, ""
 }
 
-// plan places volumes without regard to any record.
+// plan places volumes and ignores all records.
 func plan(disks []space, occupied map[string]bool, volumes []wanted) ([]place, error) {
 	if len(occupied) == 0 {
 		return planOn(disks, volumes)
 	}
-	// Those that must keep away from occupied disks go first, on the other disks.
+	// Volumes with Apart go first, on the disks that are not occupied.
 	var apart, other []wanted
 	for _, w := range volumes {
 		if w.Request.Apart {
@@ -178,7 +177,7 @@ func planOn(disks []space, volumes []wanted) ([]place, error) {
 	}
 	node := &placement.Node{}
 	for _, d := range disks {
-		// What lies on a disk without a class stays, and nothing is added.
+		// A disk without a class keeps its volumes and gets no new one.
 		if d.class != "" {
 			node.Disks = append(node.Disks, placement.Disk{ID: d.id, Class: d.class, Free: d.free})
 		}

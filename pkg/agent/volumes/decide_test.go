@@ -114,8 +114,8 @@ func mibs(bytes int64) string {
 	return digits
 }
 
-// Whatever the records say, places are free, disjoint, of the right size and class, and
-// apart where that was asked for.
+// TestDecideNeverHarms asserts that for random records places are free, disjoint, and of the right size and class.
+// Volumes with Apart are on different disks.
 func TestDecideNeverHarms(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	ids := []string{"a", "b", "c", "x"}

@@ -8,7 +8,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// engine writes the volumes of one disk. Each call is one step of a volume's life.
+// engine writes the volumes of one disk. Each call is one step in the life of a volume.
 type engine interface {
 	Create(ctx context.Context, o disk.CreateOptions) (disk.Volume, error)
 	Format(ctx context.Context, partition string, mkfs func(context.Context) error) error
@@ -18,8 +18,8 @@ type engine interface {
 	Wipe(ctx context.Context, partition string, o disk.WipeOptions) (disk.Wiped, error)
 }
 
-// engineOf returns what writes the disk. The error is ErrOutOfService for a disk that does not
-// serve. It is the only way to the engine: a disk can go at any moment.
+// engineOf returns the engine that writes the disk. The error is ErrOutOfService for a disk that is out of service. All
+// code gets the engine from this function, because a disk can go at any moment.
 func engineOf(d *discovery.Disk) (engine, error) {
 	if !d.Ready() {
 		return nil, outOfService(d)
@@ -27,7 +27,7 @@ func engineOf(d *discovery.Disk) (engine, error) {
 	return d.Engine, nil
 }
 
-// outOfService says that a disk does not serve, and why.
+// outOfService returns the error of a disk that is out of service, with the reason.
 func outOfService(d *discovery.Disk) error {
 	problem := d.Problem
 	if problem == "" {

@@ -7,7 +7,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// What a person wrote about a disk that is not there hides no volume that is.
+// TestFindBelievesDisksInService asserts that a volume on a disk in service is found before one on a disk that is only
+// remembered.
 func TestFindBelievesDisksInService(t *testing.T) {
 	volumes := []disk.Volume{{Partition: "p"}}
 	gone := discovery.Disk{Snapshot: disk.Snapshot{ID: "a", Volumes: volumes}, Problem: "gone"}

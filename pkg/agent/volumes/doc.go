@@ -1,14 +1,13 @@
-// Package volumes brings the node's disks in line with its pods and PersistentVolumes:
-// every inline volume of a pod and every PersistentVolume of the node becomes a
-// formatted partition, and every partition whose pod or claim is gone becomes free space
-// again. It owns the decision where a volume goes on this node and the decision that it
-// may be wiped; how a partition is made and wiped is the business of package disk, and
-// mounting that of package csi.
+// Package volumes brings the node's disks in line with its pods and PersistentVolumes. Every inline volume of a pod and
+// every PersistentVolume of the node becomes a formatted partition. Every partition whose pod or claim is gone becomes
+// free space again.
 //
-// Three types do the work, and Manager only connects them: inline for the volumes of pods,
-// persistent for those of PersistentVolumes, reclaim for the end of both. Reclaim asks inline
-// and persistent by the interface decider; they ask reclaim by the interface reclaimer.
-// Package csi uses Manager.
+// It owns the decision where a volume goes on this node, and the decision that a volume may be wiped. Package disk
+// makes and wipes partitions, and package csi mounts them.
+//
+// Three types do the work, and Manager only connects them: inline for the volumes of pods, persistent for those of
+// PersistentVolumes, and reclaim for the end of both. reclaim calls inline and persistent through the interface
+// decider. They call reclaim through the interface reclaimer. Package csi uses Manager.
 //
 // In the order of an inline volume's life:
 //
@@ -25,8 +24,7 @@
 //	  -> live list, listed as orphan   sweeper.sweep       sweep.go, orphans.go
 //	  -> after the grace, if few       reclaim.reclaimOrphan
 //
-// A persistent volume lives as long as its PersistentVolume. That is the reservation, and
-// the partition stays until it says otherwise:
+// A persistent volume lives as long as its PersistentVolume, which is the reservation:
 //
 //	PersistentVolume seen              persistent.sync     persistent.go
 //	NodeStage                          stager.Stage        persistent_stage.go
@@ -41,6 +39,11 @@
 //	PersistentVolume gone              releaser.verdict: kept, and reported
 //	CSI controllers                    provisioner         persistent_calls.go
 //
-// Beside them: node.go and disks.go (the disks, and the one way to a disk's engine), queue.go,
-// locks.go, reports.go (events), inuse.go (mounts and published devices), metrics.go.
+// The other files:
+//   - node.go and disks.go: the disks, and engineOf as the only access to a disk's engine.
+//   - persistentvolumes.go and pods.go: the watches of PersistentVolumes and pods.
+//   - policy.go: the wipe policy of a volume.
+//   - blocked.go and inuse.go: what keeps a volume from being wiped.
+//   - queue.go and locks.go: work queues, and locks by volume and disk.
+//   - manager.go, reports.go, metrics.go and errors.go: the wiring, events, metrics and errors.
 package volumes

@@ -8,23 +8,23 @@ import (
 
 // Errors that callers branch on.
 var (
-	// ErrInvalid: the pod or the call asks for something that cannot be. Trying again does not help.
+	// ErrInvalid: the pod or the call requests something impossible. A retry does not help.
 	ErrInvalid = errors.New("invalid volume")
 	// ErrNoRoom: the node has no room for the pod's volumes.
 	ErrNoRoom = errors.New("no room")
-	// ErrWaiting: there will be room soon, when a wipe that is under way or about to begin has ended.
+	// ErrWaiting: there is room as soon as a wipe that is in progress or about to begin has ended.
 	ErrWaiting = errors.New("waiting for a wipe")
-	// ErrPodGone: the pod does not exist (any more), or is on its way out.
+	// ErrPodGone: the pod does not exist (any more), or is being deleted.
 	ErrPodGone = errors.New("pod is gone")
 	// ErrReleased: the PersistentVolume is released or being deleted, or its volume is being wiped.
 	ErrReleased = errors.New("volume is not served any more")
-	// ErrNotFound: no disk holds the volume, and no PersistentVolume says that it should.
+	// ErrNotFound: no disk has the volume, and no PersistentVolume requests it.
 	ErrNotFound = errors.New("no such volume")
-	// ErrExists: there is a volume with that ID and other properties.
+	// ErrExists: a volume with that ID exists and has other properties.
 	ErrExists = errors.New("volume exists with other properties")
 	// ErrInUse: the volume is mounted, or a claim is bound to it.
 	ErrInUse = disk.ErrInUse
-	// ErrNotGrown: what lies behind the volume is not free, or its growth was not granted.
+	// ErrNotGrown: the bytes behind the volume are not free, or its growth was not granted.
 	ErrNotGrown = errors.New("volume cannot grow in place")
 	// ErrOutOfService: the disk that holds the volume is out of service.
 	ErrOutOfService = disk.ErrOutOfService

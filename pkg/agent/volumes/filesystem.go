@@ -10,14 +10,13 @@ import (
 	"github.com/berthdev/berth/pkg/agent/signature"
 )
 
-// FileSystems makes the file systems of volumes, as their classes say.
+// FileSystems makes the file systems of volumes by the settings of their classes.
 type FileSystems interface {
-	// Make makes one on a volume that holds nothing of worth.
+	// Make makes a file system on a volume whose content may be overwritten.
 	Make(ctx context.Context, class, fsType string, v disk.Volume) error
 }
 
-// fileSystemOn reads which file system a device holds: one that volumes can have. What else
-// lay there before is not looked for.
+// fileSystemOn reads which of the possible file systems a device has. It does not look for other signatures.
 func fileSystemOn(ctx context.Context, device string) (string, error) {
 	fsType, err := signature.FileSystem(ctx, device, diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS)
 	if err != nil {
@@ -29,8 +28,8 @@ func fileSystemOn(ctx context.Context, device string) (string, error) {
 	return fsType, nil
 }
 
-// mounted reports whether the device is mounted anywhere that the agent can see. Mounts
-// that it cannot see keep the device busy, and then the engine refuses to wipe it.
+// mounted reports whether the device is mounted anywhere that the agent can see. A mount that it cannot see keeps the
+// device busy, and then the engine refuses to wipe it.
 func mounted(device string) (bool, error) {
 	found, err := mounts.OfDevice(device)
 	return len(found) > 0, err

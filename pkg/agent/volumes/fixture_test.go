@@ -33,7 +33,7 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// apiServer answers as an API server does, with what tests put into it.
+// apiServer answers like an API server, from objects that tests put into it.
 type apiServer struct {
 	mu      sync.Mutex
 	pods    map[string]*corev1.Pod
@@ -42,13 +42,13 @@ type apiServer struct {
 	ndc *diskv1alpha1.NodeDiskCapacity
 	// node is the UID of the Node, empty if there is none.
 	node types.UID
-	// status, if not 0, is the answer to everything.
+	// status, if not 0, is the status of every answer.
 	status int
 	// broken is a part of paths that are answered with an error.
 	broken string
 	// refuse is a method that is answered with a conflict.
 	refuse string
-	// requests are the methods and paths that were asked for.
+	// requests are the methods and paths of the requests so far.
 	requests []string
 }
 
@@ -159,7 +159,7 @@ func (s *apiServer) missing(w http.ResponseWriter, resource, name string) {
 	_ = json.NewEncoder(w).Encode(status)
 }
 
-// set changes what the server knows.
+// set changes the server's objects and settings.
 func (s *apiServer) set(change func(s *apiServer)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -231,7 +231,7 @@ func (e *events) with(texts ...string) []string {
 	return out
 }
 
-// disksOf is an inventory of what a test puts into it.
+// disksOf is an inventory of the disks that a test puts into it.
 type disksOf struct {
 	mu    sync.Mutex
 	disks []discovery.Disk
@@ -256,8 +256,7 @@ func (d *disksOf) set(disks ...discovery.Disk) {
 	d.disks = disks
 }
 
-// fixture is a manager of node n, an API server and a clock of the test's own. Nothing runs
-// but what the test calls.
+// fixture is a manager of node n, with an API server and a clock of its own. Nothing runs except what the test calls.
 type fixture struct {
 	*Manager
 	t      *testing.T
@@ -276,7 +275,7 @@ type fixture struct {
 	lineage string
 }
 
-// newFixture has a manager that knows the PersistentVolumes from its watch.
+// newFixture has a manager whose watch shows the PersistentVolumes.
 func newFixture(t *testing.T, pvs ...*corev1.PersistentVolume) *fixture {
 	t.Helper()
 	f := &fixture{
@@ -311,8 +310,8 @@ func (f *fixture) Make(ctx context.Context, _, _ string, v disk.Volume) error {
 	return nil
 }
 
-// restart replaces the manager by one that begins with f.options, and watches what the last
-// one watched.
+// restart replaces the manager by a new one with f.options. The watches of the new one show what those of the old one
+// did.
 func (f *fixture) restart() {
 	f.t.Helper()
 	for object, informer := range map[runtime.Object]*cache.SharedIndexInformer{
@@ -357,7 +356,7 @@ func (f *fixture) watched(pv *corev1.PersistentVolume) {
 	}
 }
 
-// watchedPod puts a pod into the watch's store, and has the manager see it.
+// watchedPod puts a pod into the watch's store, and calls the manager's handler.
 func (f *fixture) watchedPod(pod *corev1.Pod) {
 	f.t.Helper()
 	if err := f.options.Pods.GetStore().Add(pod); err != nil {
@@ -366,7 +365,7 @@ func (f *fixture) watchedPod(pod *corev1.Pod) {
 	f.inline.podSeen(pod)
 }
 
-// unwatchPod takes it from the store, and has the manager see that.
+// unwatchPod removes the pod from the store, and calls the manager's handler.
 func (f *fixture) unwatchPod(pod *corev1.Pod, missed bool) {
 	f.t.Helper()
 	if err := f.options.Pods.GetStore().Delete(pod); err != nil {
@@ -379,7 +378,7 @@ func (f *fixture) unwatchPod(pod *corev1.Pod, missed bool) {
 	f.inline.podDeleted(pod)
 }
 
-// queued takes the keys that wait in the queue of reclaim now.
+// queued takes the keys that are in the queue of reclaim now.
 func (f *fixture) queued() []string {
 	f.t.Helper()
 	var keys []string

@@ -13,28 +13,27 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// formatsPerDisk are bounded by disk, not by node: a disk that hangs holds them for ever.
+// formatsPerDisk bounds by disk, not by node: a disk that hangs keeps its slots for ever.
 const formatsPerDisk = 4
 
-// use mounts a volume's device, or does what else its caller wants of it.
+// use mounts a volume's device, or does something else with it.
 type use func(ctx context.Context, device, fsType string) error
 
 // formatter brings volumes from phase Reserved to Formatted. A formatted partition is never
 // formatted again.
 type formatter struct {
 	node *node
-	// fsType is the file system of a class's volumes that ask for none.
+	// fsType is the file system of a class's volumes that request none.
 	fsType      func(class string) string
 	fileSystems FileSystems
 	slots       slots
 
 	mu sync.Mutex
-	// fresh are the partitions that this agent has made, until mkfs: they have never been
-	// mounted. True are those whose bytes are zeros that the agent wrote itself.
+	// fresh are the partitions that this agent has made and that had no mkfs yet: they have never been mounted. The
+	// value is true if the agent wrote zeros to all of their bytes.
 	fresh map[string]bool
-	// made are the file systems of partitions in phase Reserved that only need the phase
-	// Formatted, which the next holder of the volume's lock writes. After a restart they are
-	// made again: they were never handed out.
+	// made are the file systems of partitions in phase Reserved that only need the phase Formatted. The next holder of
+	// the volume's lock writes it. After a restart the file systems are made again: the volumes were never handed out.
 	made map[string]string
 	// publishing counts the kubelet's calls that wait for a volume's lock to mount it.
 	publishing map[string]int
@@ -47,9 +46,8 @@ func newFormatter(n *node, fsType func(class string) string, fs FileSystems) *fo
 	}
 }
 
-// noteNew notes what is known of the bytes of a partition that has just been made. The caller
-// holds the volume's lock. A volume's partitions all have the same GUID: what was known of
-// an earlier one must not be believed of the next.
+// noteNew notes whether the bytes of a partition that has just been made are zeros. The caller holds the volume's lock.
+// All partitions of a volume have the same GUID, so what was known of an earlier one must be dropped.
 func (f *formatter) noteNew(partition string, prezeroed bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -65,9 +63,8 @@ func (f *formatter) forget(partition string) {
 	delete(f.made, partition)
 }
 
-// ready brings a volume that has a partition to phase Formatted. mount, if not nil, is
-// called with the formatted device, and may run while the phase is being written:
-// both have happened when ready returns nil.
+// ready brings a volume that has a partition to phase Formatted. If mount is not nil, ready calls it with the formatted
+// device. mount may run while the phase is being written. Both have happened when ready returns nil.
 func (f *formatter) ready(ctx context.Context, v request.Volume, mount use) error {
 	if mount != nil {
 		f.countPublishing(v.Partition, 1)
@@ -126,7 +123,7 @@ func (f *formatter) format(ctx context.Context, d discovery.Disk, partition disk
 	f.mu.Unlock()
 	already := false
 	if !isMade && !isFresh {
-		// Only this function mounts a Reserved volume, after its mkfs: an agent died
+		// Only this function mounts a Reserved volume, after its mkfs. If the volume is mounted, an agent stopped
 		// between the mount and the new phase.
 		if already, err = mounted(partition.Device); err != nil {
 			return err
@@ -141,8 +138,8 @@ func (f *formatter) format(ctx context.Context, d discovery.Disk, partition disk
 		}
 	}
 	if mount == nil && f.isPublishing(v.Partition) {
-		// The kubelet's call came meanwhile: it mounts while it writes the phase. Should it
-		// give up, the next one does.
+		// A call of the kubelet is waiting: it mounts while it writes the phase. If it gives up, the kubelet's next
+		// call does both.
 		return nil
 	}
 	var mounting sync.WaitGroup
@@ -163,11 +160,10 @@ func (f *formatter) format(ctx context.Context, d discovery.Disk, partition disk
 	return mountErr
 }
 
-// mkfs makes the file system and remembers it until the disk does. The caller holds the
-// volume's lock.
+// mkfs makes the file system, and remembers it until the phase is on the disk. The caller holds the volume's lock.
 func (f *formatter) mkfs(ctx context.Context, e engine, class, fsType string, partition disk.Volume) error {
 	f.mu.Lock()
-	// Whether mkfs succeeds or not, the partition is not as it was made any more.
+	// After mkfs the bytes of the partition are not known any more, even if it failed.
 	delete(f.fresh, partition.Partition)
 	f.mu.Unlock()
 	err := e.Format(context.WithoutCancel(ctx), partition.Partition, func(ctx context.Context) error {

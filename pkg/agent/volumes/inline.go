@@ -16,13 +16,12 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// inline makes the volumes of pods, and says when they may be wiped. This file follows the
-// watch and makes volumes in advance; inline_publish.go serves the kubelet, inline_place.go
-// makes partitions, inline_noroom.go says what becomes of a pod that does not fit, and
-// inline_release.go decides about the end.
+// inline makes the volumes of pods, and decides when they may be wiped. This file follows the watch and makes volumes
+// in advance. inline_publish.go serves the kubelet, and inline_place.go makes partitions. inline_noroom.go handles a
+// pod that does not fit, and inline_release.go decides about the end.
 //
-// Invariant: a partition is made only for a pod that was seen alive after the volume's lock
-// was taken, so that a release that ran before finds it afterwards.
+// Invariant: a partition is made only for a pod that was seen alive after the volume's lock was taken. So a release
+// that ran before finds the pod afterwards.
 type inline struct {
 	node      *node
 	pods      podStore
@@ -41,7 +40,7 @@ type inline struct {
 	lacking  lacking
 }
 
-// inlineOptions are how long inline volumes wait: see Options.
+// inlineOptions are the grace periods of inline volumes: see Options.
 type inlineOptions struct {
 	orphanGrace, evictionGrace time.Duration
 }
@@ -62,7 +61,7 @@ func (i *inline) watch() error {
 	return nil
 }
 
-// podSeen takes in a pod from the watch.
+// podSeen handles a pod from the watch.
 func (i *inline) podSeen(object any) {
 	pod, ok := object.(*corev1.Pod)
 	if !ok || len(pod.Spec.Volumes) == 0 {
@@ -72,7 +71,7 @@ func (i *inline) podSeen(object any) {
 	i.owners.noteEnd(pod, !alive(pod))
 	if i.orphans.claimed(pod) {
 		i.node.changed()
-		// It may have been the last one that reclaiming had stopped for.
+		// It may have been the last one because of which reclaiming had stopped.
 		i.reclaim.look(sweepKey, 0)
 	}
 	if alive(pod) {
@@ -83,8 +82,8 @@ func (i *inline) podSeen(object any) {
 	i.lookAt(pod)
 }
 
-// podUpdated takes in a change. After a pause of the watch it may lead from one pod to
-// another one of the same name, and then it is the only sign of the first one's end.
+// podUpdated handles a change. After a pause of the watch, a change may lead from one pod to another one of the same
+// name. Then it is the only sign of the first pod's end.
 func (i *inline) podUpdated(before, now any) {
 	b, _ := before.(*corev1.Pod)
 	n, _ := now.(*corev1.Pod)
@@ -94,8 +93,8 @@ func (i *inline) podUpdated(before, now any) {
 	i.podSeen(now)
 }
 
-// podDeleted takes in that a pod is gone. After a pause of the watch that is all that is
-// known: the API server may have been emptied, or an older state of it restored.
+// podDeleted handles a deletion. After a pause of the watch, nothing more is known of it. The API server may have been
+// emptied, or an older state of it restored.
 func (i *inline) podDeleted(object any) {
 	gone, missed := object.(cache.DeletedFinalStateUnknown)
 	if missed {
@@ -106,7 +105,7 @@ func (i *inline) podDeleted(object any) {
 	}
 }
 
-// podGone takes in that a pod is gone, and whether it was seen to go.
+// podGone handles the end of a pod. seen says whether the watch showed the deletion itself.
 func (i *inline) podGone(pod *corev1.Pod, seen bool) {
 	if len(pod.Spec.Volumes) == 0 {
 		return
@@ -120,15 +119,15 @@ func (i *inline) podGone(pod *corev1.Pod, seen bool) {
 	i.lookAt(pod)
 }
 
-// lookAt has reclaim look at the volumes of a pod that ends.
+// lookAt has reclaim look at the volumes of a pod that is ending.
 func (i *inline) lookAt(pod *corev1.Pod) {
 	for partition := range partitionsOf(pod) {
 		i.reclaim.look(partition, 0)
 	}
 }
 
-// wakeAll looks at every pod again: its volumes may be on a disk that came (back), and
-// it may have gone while the disk was away.
+// wakeAll looks at every pod again. Its volumes may be on a disk that has come into service, or the pod may have gone
+// while the disk was away.
 func (i *inline) wakeAll() {
 	for _, pod := range i.pods.all() {
 		if len(pod.Spec.Volumes) > 0 {
@@ -154,7 +153,7 @@ func (i *inline) sync(ctx context.Context, key types.NamespacedName) error {
 	}
 	volumes, err := request.FromPod(pod)
 	if err != nil {
-		// It stays so: the volumes of a pod cannot be changed.
+		// This does not change: the volumes of a pod are immutable.
 		warn(pod, eventInvalid, err.Error())
 		return nil
 	}
@@ -203,7 +202,7 @@ func (i *inline) realize(ctx context.Context, pod *corev1.Pod, volumes []request
 	return group.Wait()
 }
 
-// clearTrouble: the pod has its volumes, or is gone.
+// clearTrouble forgets a pod's failures: it has its volumes, or is gone.
 func (i *inline) clearTrouble(pod *corev1.Pod) {
 	i.hasRoom(pod)
 	i.node.reports.forget(pod.UID)

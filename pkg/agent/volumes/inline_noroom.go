@@ -15,9 +15,9 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// noRoom reports it, and after the grace period requests that the pod be evicted, if its
-// controller makes it again. The agent may not evict: RBAC would let it evict any pod of the
-// cluster. The scheduler's leader reads the request in the NodeDiskCapacity.
+// noRoom reports that a pod does not fit. After the grace period it requests the pod's eviction, if a controller makes
+// the pod again. The agent has no permission to evict: RBAC would allow it to evict any pod of the cluster. The
+// scheduler's leader reads the request in the NodeDiskCapacity.
 func (i *inline) noRoom(ctx context.Context, pod *corev1.Pod, why error) {
 	i.node.reports.warnPod(pod, eventNoRoom, whyNoRoom(pod, why))
 	since := i.lacking.begin(pod.UID, i.node.clock.Now())
@@ -38,7 +38,7 @@ func (i *inline) noRoom(ctx context.Context, pod *corev1.Pod, why error) {
 	i.node.changed()
 }
 
-// whyNoRoom also says of a pod that came without a reservation which scheduler would have made one.
+// whyNoRoom adds, for a pod without a reservation, which scheduler would have made one.
 func whyNoRoom(pod *corev1.Pod, why error) string {
 	if _, recorded := pod.Annotations[diskv1alpha1.AnnotationAllocation]; recorded {
 		return why.Error()
@@ -46,14 +46,14 @@ func whyNoRoom(pod *corev1.Pod, why error) string {
 	return why.Error() + "; " + noRecord(pod)
 }
 
-// hasRoom: the pod does not lack room any more, or needs none.
+// hasRoom notes that the pod does not lack room any more, or needs none.
 func (i *inline) hasRoom(pod *corev1.Pod) {
 	if i.lacking.end(pod.UID) {
 		i.node.changed()
 	}
 }
 
-// withdraw takes back the request: there may be room soon.
+// withdraw takes back the request for an eviction: there may be room soon.
 func (i *inline) withdraw(pod *corev1.Pod) {
 	if i.lacking.withdraw(pod.UID) {
 		i.node.changed()
@@ -63,8 +63,8 @@ func (i *inline) withdraw(pod *corev1.Pod) {
 // maxEvictions is how many evictions one NodeDiskCapacity can request.
 const maxEvictions = 64
 
-// evictions are the requests for pods that are there, sorted by UID. Further ones follow when
-// these pods are gone.
+// evictions are the requests for pods that still exist, sorted by UID. Those beyond maxEvictions follow when these pods
+// are gone.
 func (i *inline) evictions() []diskv1alpha1.EvictionRequest {
 	all := slices.DeleteFunc(i.lacking.requests(), func(r diskv1alpha1.EvictionRequest) bool {
 		pod := i.pods.get(types.NamespacedName{Namespace: r.Namespace, Name: r.Name}, r.UID)
@@ -80,7 +80,7 @@ type lacking struct {
 	by map[types.UID]*lack
 }
 
-// lack is since when a pod has had no room, and the request to evict it, nil if there is none.
+// lack is the time since when a pod has had no room, and the request to evict it. The request may be nil.
 type lack struct {
 	since   time.Time
 	request *diskv1alpha1.EvictionRequest
@@ -99,7 +99,7 @@ func (l *lacking) begin(uid types.UID, now time.Time) time.Time {
 	return l.by[uid].since
 }
 
-// request notes that the pod is to be evicted, and reports whether that is new.
+// request notes that the pod shall be evicted, and reports whether that is new.
 func (l *lacking) request(pod *corev1.Pod) (isNew bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -132,7 +132,7 @@ func (l *lacking) withdraw(uid types.UID) (requested bool) {
 	return true
 }
 
-// requests are those of all pods.
+// requests returns the requests of all pods.
 func (l *lacking) requests() []diskv1alpha1.EvictionRequest {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -16,15 +16,15 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// occasion is what led to a pod's volumes being placed.
+// occasion is the reason why a pod's volumes are placed now.
 type occasion int
 
 const (
-	// byWatch: the pod is on the watch, which also decides whether it is alive.
+	// byWatch: the watch shows the pod, and also decides whether it is alive.
 	byWatch occasion = iota
-	// byKubelet: the same, but the context is the one of the kubelet's call.
+	// byKubelet: the same, but the context is that of the kubelet's call.
 	byKubelet
-	// proven: the watch has not shown the pod yet, the API server itself called it alive.
+	// proven: the watch has not shown the pod yet, but the API server has it and it is alive.
 	proven
 )
 
@@ -53,8 +53,7 @@ func (i *inline) place(ctx context.Context, pod *corev1.Pod, volumes []request.V
 	}
 }
 
-// choose decides where the pod's missing volumes go and holds the extents; create gives them
-// back.
+// choose decides where the pod's missing volumes go, and holds the extents. create releases them.
 func (i *inline) choose(pod *corev1.Pod, volumes []request.Volume) ([]place, error) {
 	return i.placer.choose(string(pod.UID), func(disks []discovery.Disk) ([]wanted, map[string]bool, error) {
 		missing, occupied := missingOf(pod, volumes, disks)
@@ -70,8 +69,7 @@ func (i *inline) choose(pod *corev1.Pod, volumes []request.Volume) ([]place, err
 	})
 }
 
-// missingOf returns the volumes without a partition, and the disks that hold volumes
-// of the pod which want to lie apart.
+// missingOf returns the volumes without a partition, and the disks that have volumes of the pod with Apart.
 func missingOf(pod *corev1.Pod, volumes []request.Volume, disks []discovery.Disk) ([]wanted, map[string]bool) {
 	var missing []wanted
 	occupied := map[string]bool{}
@@ -114,7 +112,7 @@ func recordOf(pod *corev1.Pod) (diskv1alpha1.Record, error) {
 	return diskv1alpha1.DecodeRecord(value)
 }
 
-// create makes the partition at its place, and gives back the extent that was held.
+// create makes the partition at its place, and releases the extent that was held.
 func (i *inline) create(ctx context.Context, pod *corev1.Pod, p place, on occasion) error {
 	defer i.placer.free(p.Partition)
 	unlock, err := i.node.locks.lock(ctx, p.Partition)
@@ -123,7 +121,7 @@ func (i *inline) create(ctx context.Context, pod *corev1.Pod, p place, on occasi
 	}
 	defer unlock()
 	if on == proven {
-		// The watch may never show this pod, if it dies before the watch gets there.
+		// The watch never shows this pod if it is deleted before the watch gets there.
 		i.owners.note(pod)
 		i.reclaim.look(p.Partition, i.options.orphanGrace)
 	} else if now := i.pods.get(keyOf(pod), pod.UID); now == nil || !alive(now) {
@@ -155,7 +153,7 @@ func (i *inline) create(ctx context.Context, pod *corev1.Pod, p place, on occasi
 	return nil
 }
 
-// announce reports where a volume went if that is not where the scheduler put it.
+// announce reports a volume that is not where the scheduler put it.
 func (i *inline) announce(pod *corev1.Pod, p place, device string) {
 	if p.deviation == "" {
 		return
@@ -167,8 +165,8 @@ func (i *inline) announce(pod *corev1.Pod, p place, device string) {
 	i.node.reports.recorder.Event(pod, eventType, reason, fmt.Sprintf("volume %q was put on %s by the node itself: %s", p.Name, device, p.deviation))
 }
 
-// releaseReserved frees what was made for a pod of whose volumes not all fit: they are on the
-// node all or none. When it is free the pod wakes, and all its volumes are placed again.
+// releaseReserved frees the partitions of a pod whose volumes do not all fit: the node has all of them or none. When
+// they are free, the pod is queued again and all its volumes are placed again.
 func (i *inline) releaseReserved(ctx context.Context, pod *corev1.Pod, volumes []request.Volume) {
 	for _, v := range volumes {
 		if _, partition, found := i.node.find(v.Partition); !found || partition.Phase != disk.Reserved {
@@ -179,7 +177,7 @@ func (i *inline) releaseReserved(ctx context.Context, pod *corev1.Pod, volumes [
 			return
 		}
 		d, partition, found := i.node.find(v.Partition)
-		// Looked at again under the lock: formatted, it stays.
+		// Checked again under the lock: a formatted volume stays.
 		isMounted := true
 		if found && d.Ready() && partition.Phase == disk.Reserved {
 			if isMounted, err = mounted(partition.Device); err != nil {

@@ -19,8 +19,8 @@ type PodRef struct {
 	UID             types.UID
 }
 
-// Publish makes the volume of the pod ready and mounts it, by calling mount with the
-// device and its file system, while it cannot be released.
+// Publish makes the pod's volume ready, and mounts it by calling mount with the device and its file system. The volume
+// cannot be released meanwhile.
 func (i *inline) Publish(ctx context.Context, ref PodRef, volumeID string, mount func(ctx context.Context, device, fsType string) error) error {
 	pod, on, err := i.pod(ctx, ref)
 	if err != nil {
@@ -37,7 +37,7 @@ func (i *inline) Publish(ctx context.Context, ref PodRef, volumeID string, mount
 		if v.ID != volumeID {
 			continue
 		}
-		// The kubelet mounts one volume after the other; none is formatted before all fit.
+		// The kubelet mounts one volume after the other. None is formatted before all have a place.
 		if _, partition, found := i.node.find(v.Partition); !found || partition.Phase == disk.Reserved {
 			if !found && !alive(pod) {
 				return fmt.Errorf("pod %s/%s is being deleted or has ended, its volume %q is not made any more: %w", ref.Namespace, ref.Name, v.Name, ErrPodGone)
@@ -53,13 +53,12 @@ func (i *inline) Publish(ctx context.Context, ref PodRef, volumeID string, mount
 	return fmt.Errorf("%w: pod %s/%s has no inline volume with the ID %s", ErrInvalid, ref.Namespace, ref.Name, volumeID)
 }
 
-// Release asks that the volume be wiped if its pod is gone. It returns at once.
+// Release has the volume wiped if its pod is gone. It returns at once.
 func (i *inline) Release(volumeID string) {
 	i.reclaim.look(diskv1alpha1.PartitionID(volumeID), 0)
 }
 
-// pod returns the pod from the watch, or from the API server itself if the kubelet was
-// faster.
+// pod returns the pod from the watch, or from the API server if the watch has not shown it yet.
 func (i *inline) pod(ctx context.Context, ref PodRef) (pod *corev1.Pod, on occasion, err error) {
 	if pod := i.pods.get(types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}, ref.UID); pod != nil {
 		return pod, byKubelet, nil

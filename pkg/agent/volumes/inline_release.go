@@ -11,10 +11,10 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// judge decides from the pod as the API server itself has just shown it, nil if there
-// is none with that name; uid is that of the pod whose volume it is.
+// judge decides from the pod that the API server has just returned. pod is nil if there is none with that name. uid is
+// that of the pod whose volume it is.
 func judge(pod *corev1.Pod, uid types.UID, isMounted bool) verdict {
-	// A pod that is being deleted may still run; only the mount tells.
+	// A pod that is being deleted may still run. Only the mount shows whether it does.
 	gone := pod == nil || pod.UID != uid || terminal(pod)
 	switch {
 	case !gone && pod.DeletionTimestamp == nil:
@@ -27,10 +27,10 @@ func judge(pod *corev1.Pod, uid types.UID, isMounted bool) verdict {
 	return wipe
 }
 
-// verdict asks the API server whether the volume's pod is gone.
+// verdict finds out from the API server whether the volume's pod is gone.
 func (i *inline) verdict(ctx context.Context, v disk.Volume) (verdict, error) {
 	if o, known := i.owners.get(v.Partition); known {
-		// To keep, the watch is enough; the pod's end brings the volume back here.
+		// The watch is enough to keep a volume. The pod's end has the volume looked at again.
 		if pod := i.pods.get(o.pod, o.uid); pod != nil && alive(pod) {
 			return keep, nil
 		}
@@ -45,7 +45,7 @@ func (i *inline) verdict(ctx context.Context, v disk.Volume) (verdict, error) {
 	}
 	becomes := judge(pod, uid, isMounted)
 	if becomes != keep && !i.owners.endSeen(v.Partition, pod, uid) {
-		// Whether that can be true is decided for all such volumes together.
+		// The sweeper decides for all such volumes together whether that can be true.
 		return suspect, nil
 	}
 	switch becomes {
@@ -62,7 +62,7 @@ func (i *inline) verdict(ctx context.Context, v disk.Volume) (verdict, error) {
 	return becomes, nil
 }
 
-// gone drops what is known of a partition that is on no disk.
+// gone drops what is known of a partition that no disk has.
 func (i *inline) gone(partition string) { i.owners.forget(partition) }
 
 // ownerOf names the volume by its CSI ID, and its pod by namespace/name; empty if unknown.

@@ -72,8 +72,8 @@ func TestLocks(t *testing.T) {
 	}
 }
 
-// TestPodReplacedUnseen asserts that the first pod's volumes are released when the watch, after
-// a pause, leads from one pod to another of the same name.
+// TestPodReplacedUnseen asserts that the first pod's volumes are released when, after a pause, the watch shows another
+// pod of the same name.
 func TestPodReplacedUnseen(t *testing.T) {
 	f := newFixture(t)
 	before := boundPod(t, 20, 10)

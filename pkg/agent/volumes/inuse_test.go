@@ -11,11 +11,11 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// TestPublishedFromTmpfs: where a node is a container, raw block volumes are device nodes of a
-// tmpfs, and in use all the same.
+// TestPublishedFromTmpfs asserts that a device node of a tmpfs counts as in use: a node that is a container publishes
+// raw block volumes this way.
 func TestPublishedFromTmpfs(t *testing.T) {
 	testenv.NeedRoot(t)
-	// A loop device that cannot exist: it is looked at, never opened.
+	// A loop device that cannot exist. Its number is compared, and it is never opened.
 	const number = 7<<8 | 0xfe
 	dir := t.TempDir()
 	mount := func(source, target, fsType string, flags uintptr) {

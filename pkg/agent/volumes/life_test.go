@@ -26,8 +26,8 @@ func mountTo(device, fsType *string) func(context.Context, string, string) error
 	}
 }
 
-// TestPublish asserts that the kubelet's call makes the volume of a pod that the watch has not shown,
-// and of no other.
+// TestPublish asserts that the kubelet's call makes the volume of a pod that the watch has not shown, and no other
+// volume.
 func TestPublish(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
@@ -72,7 +72,7 @@ func TestPublish(t *testing.T) {
 	if volume, owner := f.Owner(mustFind(f, partition)); volume != id || owner != "ns/a" {
 		t.Errorf("it is %s of %s", volume, owner)
 	}
-	// What was begun by a call that the watch never shows is looked at, and ends.
+	// A volume that was made by a call is looked at even if the watch never shows its pod. It is wiped.
 	f.api.set(func(s *apiServer) { delete(s.pods, "ns/a") })
 	f.Release(id)
 	f.settle()
@@ -110,7 +110,7 @@ func (f *fixture) unfit(name string) *corev1.Pod {
 	return pod
 }
 
-// realize is a pass over the pod as the watch shows it.
+// realize syncs the pod as the watch shows it.
 func (f *fixture) realize(pod *corev1.Pod) {
 	f.t.Helper()
 	if err := f.inline.sync(f.t.Context(), keyOf(pod)); err != nil {
@@ -118,8 +118,8 @@ func (f *fixture) realize(pod *corev1.Pod) {
 	}
 }
 
-// TestEviction asserts that the eviction of a pod whose volumes do not fit is requested after the
-// grace period, if a controller other than a DaemonSet makes it again.
+// TestEviction asserts that the eviction of a pod whose volumes do not fit is requested after the grace period. That
+// needs a controller that makes the pod again and is no DaemonSet.
 func TestEviction(t *testing.T) {
 	isController := true
 	for kind, requested := range map[string]bool{"ReplicaSet": true, "DaemonSet": false, "": false} {
@@ -160,8 +160,8 @@ func TestEviction(t *testing.T) {
 	}
 }
 
-// TestEvictionWithdrawn asserts that an eviction is not requested any more once there is room, or
-// will be, or the pod ends.
+// TestEvictionWithdrawn asserts that an eviction is not requested any more once there is room, or will be, or the pod
+// ends.
 func TestEvictionWithdrawn(t *testing.T) {
 	isController := true
 	for name, change := range map[string]func(f *fixture, pod *corev1.Pod){
@@ -210,8 +210,8 @@ func TestEvictionWithdrawn(t *testing.T) {
 	}
 }
 
-// TestStage asserts that the kubelet's call makes and hands out the volume of a PersistentVolume that
-// the watch has not shown, and of no other.
+// TestStage asserts that the kubelet's call makes and hands out the volume of a PersistentVolume that the watch has not
+// shown, and no other volume.
 func TestStage(t *testing.T) {
 	f := newFixture(t)
 	d := f.loopDisk()
@@ -245,7 +245,7 @@ func TestStage(t *testing.T) {
 	if err := f.Stage(t.Context(), id, StageOptions{Block: true}, use); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a file system as a block device: %v", err)
 	}
-	// A mount that fails is explained by what is there.
+	// The error of a failed mount names the file system that is on the volume.
 	err := f.Stage(t.Context(), id, StageOptions{FSType: "xfs"}, func(context.Context, string, string) error { return errors.New("bad superblock") })
 	if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "holds ext4, not xfs") {
 		t.Errorf("another file system: %v", err)
@@ -350,8 +350,8 @@ func TestProvision(t *testing.T) {
 	}
 }
 
-// TestDiskComesBack asserts that what waited for a disk goes on when it serves again: a wipe that was
-// begun, the end of pods that went meanwhile, and pods and PersistentVolumes that found no room.
+// TestDiskComesBack asserts that work that waited for a disk goes on when it is back in service. That is a wipe that
+// was begun, the end of pods that went meanwhile, and pods and PersistentVolumes that found no room.
 func TestDiskComesBack(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
@@ -401,8 +401,7 @@ func TestDiskComesBack(t *testing.T) {
 	f.phase(partitions[0], "")
 }
 
-// TestRun asserts that a manager that runs makes the volume of a pod, wipes it when the pod has gone,
-// and ends.
+// TestRun asserts that a running manager makes the volume of a pod, wipes it when the pod is gone, and ends.
 func TestRun(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// slots bound what goes on at the same time on each disk.
+// slots bound how many operations run at the same time on each disk.
 type slots struct {
 	mu     sync.Mutex
 	byDisk map[string]chan struct{}
@@ -31,8 +31,8 @@ func (s *slots) take(ctx context.Context, disk string, limit int) (leave func(),
 	}
 }
 
-// locks are mutexes by name that can be given up waiting for: the kubelet's calls have
-// deadlines, and a wipe can take minutes.
+// locks are mutexes by name. Waiting for one ends with the context: the kubelet's calls have deadlines, and a wipe can
+// take minutes.
 type locks struct {
 	mu   sync.Mutex
 	held map[string]*lock
@@ -41,7 +41,7 @@ type locks struct {
 type lock struct {
 	// token holds one element while the lock is free.
 	token chan struct{}
-	// users counts who holds it or waits; at zero the lock is forgotten.
+	// users counts the holder and the waiters. At zero the lock is dropped.
 	users int
 }
 

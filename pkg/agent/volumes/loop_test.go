@@ -15,7 +15,7 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// loopDisk is a disk in service of 256 MiB and class ssd, on a loop device that goes with the test.
+// loopDisk is a disk in service of 256 MiB and class ssd, on a loop device that the test's end removes.
 func (f *fixture) loopDisk() discovery.Disk {
 	t := f.t
 	t.Helper()
@@ -40,7 +40,7 @@ func (f *fixture) openDisk(path string) discovery.Disk {
 	return d
 }
 
-// inlinePod is a pod of node n with one volume of 16 MiB, and the partition of that.
+// inlinePod is a pod of node n with one volume of 16 MiB. It returns the volume's partition, too.
 func inlinePod(name string) (pod *corev1.Pod, partition string) {
 	pod, _ = podWith("", nil)
 	pod.Name, pod.UID, pod.Spec.NodeName, pod.Status.Phase = name, types.UID(name), "n", corev1.PodRunning
@@ -48,7 +48,7 @@ func inlinePod(name string) (pod *corev1.Pod, partition string) {
 	return pod, diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID(pod.UID, "data"))
 }
 
-// running has the pods on the API server and the watch, and their volumes formatted.
+// running puts the pods on the API server and the watch, and waits until their volumes are formatted.
 func (f *fixture) running(names ...string) (pods []*corev1.Pod, partitions []string) {
 	f.t.Helper()
 	for _, name := range names {
@@ -64,7 +64,7 @@ func (f *fixture) running(names ...string) (pods []*corev1.Pod, partitions []str
 	return pods, partitions
 }
 
-// lost has the API server and the watch without the pod, whose end was not seen.
+// lost removes the pods from the API server and the watch, without showing their end.
 func (f *fixture) lost(pods ...*corev1.Pod) {
 	f.t.Helper()
 	for _, pod := range pods {
@@ -82,8 +82,8 @@ func (f *fixture) phase(partition string, want disk.Phase) {
 	}
 }
 
-// boundVolume is a PersistentVolume of 16 MiB on the disk whose volume is there and formatted.
-// Its number, one digit, tells it from others.
+// boundVolume is a PersistentVolume of 16 MiB whose volume is on the disk and formatted. number, one digit,
+// distinguishes it from others.
 func (f *fixture) boundVolume(d discovery.Disk, number int, change func(*corev1.PersistentVolume)) (pv *corev1.PersistentVolume, partition string) {
 	f.t.Helper()
 	uid := strings.Replace(claimUID, "aaaaaaaa", strings.Repeat(strconv.Itoa(number), 8), 1)
@@ -109,7 +109,7 @@ func (f *fixture) boundVolume(d discovery.Disk, number int, change func(*corev1.
 	return pv, partition
 }
 
-// mount mounts the volume of a partition until the test ends, or until the function returned.
+// mount mounts the volume of a partition until the test ends or the returned function is called.
 func (f *fixture) mount(partition string) (unmount func()) {
 	f.t.Helper()
 	_, v, _ := f.node.find(partition)

@@ -25,36 +25,36 @@ type Options struct {
 	Pods cache.SharedIndexInformer
 	// Volumes watches the PersistentVolumes of the node; the manager sets its transform and index.
 	Volumes cache.SharedIndexInformer
-	// Capacities watches the node's own NodeDiskCapacity, on which people confirm things.
+	// Capacities watches the node's own NodeDiskCapacity, on which operators set annotations.
 	Capacities cache.SharedIndexInformer
 	Inventory  Inventory
 	Recorder   Recorder
-	// Published is what the node published before this agent.
+	// Published is what the node published before this agent started.
 	Published []diskv1alpha1.Disk
-	// ReclaimStopped is whether it published that orphans are not reclaimed.
+	// ReclaimStopped is whether the node published that orphans are not reclaimed.
 	ReclaimStopped bool
-	// Wiping is how volumes on disks of a class are wiped now; false if there is no such class.
+	// Wiping returns how volumes on disks of a class are wiped now, and false if there is no such class.
 	Wiping func(class string) (disk.WipeSettings, bool)
-	// Placement is the policy of a class now.
+	// Placement returns the policy of a class now.
 	Placement func(class string) placement.Policy
-	// DefaultFSType is the file system of a class's volumes that ask for none.
+	// DefaultFSType returns the file system of a class's volumes that request none.
 	DefaultFSType func(class string) string
 	FileSystems   FileSystems
-	// OrphanGrace is how long an ephemeral volume is kept after it was found that its pod is
-	// gone and its end was not seen, OrphanLimit how many there may be of them: if there
-	// are more, none is reclaimed until a person confirms it.
+	// OrphanGrace is how long an ephemeral volume is kept after the agent found that its pod is gone, if it did not see
+	// the pod's end. OrphanLimit is how many such volumes there may be. If there are more, none is reclaimed until an
+	// operator confirms it.
 	OrphanGrace time.Duration
 	OrphanLimit int
 	// EvictionGrace is how long a pod whose volumes do not fit stays before its eviction is requested.
 	EvictionGrace time.Duration
-	// OwnersChanged is called when what Owner answers may have changed.
+	// OwnersChanged is called when the result of Owner may have changed.
 	OwnersChanged func()
-	// Clock is the time; the default is the machine's own.
+	// Clock is the clock that is used. The default is the machine's own.
 	Clock clock.WithTicker
 }
 
-// Manager brings the disks in line with the pods and PersistentVolumes. It wires the three
-// halves of that work together and follows the disks; their methods for package csi are its own.
+// Manager brings the disks in line with the pods and PersistentVolumes. It connects the parts that do that work, and
+// follows the disks. The methods for package csi are those of the embedded parts.
 type Manager struct {
 	*inline
 	*stager
@@ -66,15 +66,15 @@ type Manager struct {
 	reclaim    *reclaim
 	persistent *persistent
 
-	// serving are the disks that were in service when last looked; only followDisks has it.
+	// serving are the disks that were in service at the last change. Only followDisks uses it.
 	serving      map[string]bool
 	disksChanged chan struct{}
 }
 
-// stopPatience is how long the end waits for what was begun on the disks.
+// stopPatience is how long Run waits at its end for operations on the disks.
 const stopPatience = 10 * time.Second
 
-// New returns a manager; Run makes it work.
+// New returns a manager. It does its work in Run.
 func New(o Options) (*Manager, error) {
 	m := wire(o)
 	m.remember(o.Published)
@@ -145,8 +145,7 @@ func wire(o Options) *Manager {
 	}
 }
 
-// remember takes in what the node published before this agent: what it had, and since when
-// it has no owner.
+// remember reads what the node published before this agent started: its volumes, and since when they have had no owner.
 func (m *Manager) remember(published []diskv1alpha1.Disk) {
 	for i := range published {
 		for _, a := range published[i].Allocations {
@@ -160,8 +159,8 @@ func (m *Manager) remember(published []diskv1alpha1.Disk) {
 	}
 }
 
-// Run works until the context ends, and then until what was begun on the disks has
-// ended, unless a disk hangs. The informers must have synced and the inventory must have scanned once.
+// Run works until the context ends. Then it waits for the operations on the disks, unless a disk hangs. The informers
+// must have synced, and the inventory must have scanned once.
 func (m *Manager) Run(ctx context.Context) {
 	var workers sync.WaitGroup
 	workers.Go(func() { work(ctx, m.inline.queue, "Pod's volumes could not be realized", m.inline.sync) })
@@ -188,7 +187,7 @@ func (m *Manager) Run(ctx context.Context) {
 	}
 }
 
-// DisksChanged says that something about the disks has changed. It never blocks.
+// DisksChanged signals that something about the disks has changed. It never blocks.
 func (m *Manager) DisksChanged() {
 	select {
 	case m.disksChanged <- struct{}{}:
@@ -196,7 +195,7 @@ func (m *Manager) DisksChanged() {
 	}
 }
 
-// followDisks wakes what a change on the disks concerns.
+// followDisks wakes what depends on the disks after each change on them.
 func (m *Manager) followDisks(ctx context.Context) {
 	var keeping sync.WaitGroup
 	defer keeping.Wait()
@@ -211,7 +210,7 @@ func (m *Manager) followDisks(ctx context.Context) {
 	}
 }
 
-// disksSeen compares the disks with those of the last time.
+// disksSeen compares the disks with those of its last call.
 func (m *Manager) disksSeen(disks []discovery.Disk) {
 	serving, arrived := map[string]bool{}, false
 	for i := range disks {
@@ -228,7 +227,7 @@ func (m *Manager) disksSeen(disks []discovery.Disk) {
 	m.serving = serving
 	if arrived {
 		m.reclaim.look(sweepKey, 0)
-		// A PersistentVolume may be about to be made.
+		// A CSI caller may be about to make the PersistentVolume.
 		m.reclaim.look(askKey, m.reclaim.orphans.grace)
 		m.inline.wakeAll()
 		m.persistent.wakeAll()
@@ -237,19 +236,19 @@ func (m *Manager) disksSeen(disks []discovery.Disk) {
 	m.persistent.waiting.wake()
 }
 
-// Lookup returns the persistent volume that is on a disk, whether that serves or not.
+// Lookup returns the persistent volume that is on a disk, even if the disk is out of service.
 func (m *Manager) Lookup(volumeID string) (Volume, bool) { return m.node.Lookup(volumeID) }
 
-// Owner says whose a volume on a disk is: its CSI volume ID, and namespace/name of the
-// pod or claim. Both are empty if that is not known, the latter if there is none.
+// Owner returns the CSI volume ID of a volume on a disk, and namespace/name of its pod or claim. Both are empty if they
+// are not known. The owner is empty if there is none.
 func (m *Manager) Owner(v disk.Volume) (volume, owner string) { return m.reclaim.ownerOf(v) }
 
-// OrphanedSince says since when the volume has no owner, if that is so.
+// OrphanedSince returns since when the volume has had no owner, and whether that is so.
 func (m *Manager) OrphanedSince(v disk.Volume) (since time.Time, orphaned bool) {
 	return m.reclaim.orphans.OrphanedSince(v)
 }
 
-// Wiping says with which policy a volume is being wiped now and how many of its bytes are done.
+// Wiping returns with which policy a volume is being wiped now, and how many of its bytes are done.
 func (m *Manager) Wiping(partition string) (policy disk.WipePolicy, done int64, is bool) {
 	return m.reclaim.wiper.Wiping(partition)
 }
@@ -262,10 +261,10 @@ func (m *Manager) Orphans() Orphans {
 	return o
 }
 
-// Evictions are the pods that are to be evicted, as their volumes do not fit.
+// Evictions are the pods that shall be evicted, because their volumes do not fit.
 func (m *Manager) Evictions() []diskv1alpha1.EvictionRequest { return m.inline.evictions() }
 
-// Blocked lists the volumes that are to be wiped and are held, each with what holds it.
+// Blocked lists the volumes that cannot be wiped because something holds them, each with the holder.
 func (m *Manager) Blocked() []string {
 	sentences, kinds := m.reclaim.blocked.list()
 	countBlocked(kinds)

@@ -28,7 +28,7 @@ var (
 	wipeSeconds = metrics.NewHistogramVec(&metrics.HistogramOpts{
 		Namespace: "berth", Subsystem: "node", Name: "wipe_duration_seconds", StabilityLevel: metrics.ALPHA,
 		Help: "Duration of wipes that satisfied their policy, from their last beginning.",
-		// A hole of any size takes milliseconds, overwriting a large disk a day.
+		// Punching a hole of any size takes milliseconds, overwriting a large disk takes a day.
 		Buckets: metrics.ExponentialBuckets(0.001, 4, 14),
 	}, []string{"class", "policy"})
 	orphanedVolumes = metrics.NewGaugeVec(&metrics.GaugeOpts{

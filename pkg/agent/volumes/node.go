@@ -17,22 +17,20 @@ type Inventory interface {
 	Disks() []discovery.Disk
 }
 
-// node is what inline, persistent and reclaim share: the disks, the API server, and a lock
-// for each volume.
+// node is what inline, persistent and reclaim share: the disks, the API server, and a lock for each volume.
 type node struct {
 	name      string
 	client    *client.Client
 	inventory Inventory
-	// locks are by partition: making, formatting, mounting and wiping of one volume exclude
-	// each other.
+	// locks are by partition. Making, formatting, mounting and wiping of one volume exclude each other.
 	locks   locks
 	reports *reports
 	clock   clock.WithTicker
-	// changed is called when what Owner, Orphans or Wiping answers may have changed.
+	// changed is called when the result of Owner, Orphans or Wiping may have changed.
 	changed func()
 }
 
-// since is how long ago a moment of the node's clock was.
+// since is the time since a moment of the node's clock.
 func (n *node) since(moment time.Time) time.Duration { return n.clock.Since(moment) }
 
 // find returns the disk and the volume of a partition.
@@ -48,7 +46,7 @@ func (n *node) disk(id string) (discovery.Disk, error) {
 	return discovery.Disk{}, fmt.Errorf("disk %s: %w", id, ErrOutOfService)
 }
 
-// classOf is the class that a disk has now; without it, the class that it had.
+// classOf is the class that a disk has now. If it has none, it is the class that it had.
 func (n *node) classOf(d discovery.Disk) string {
 	for _, now := range n.inventory.Disks() {
 		if now.ID() == d.ID() {
@@ -58,7 +56,7 @@ func (n *node) classOf(d discovery.Disk) string {
 	return d.Class
 }
 
-// Lookup returns the persistent volume that is on a disk, whether that serves or not.
+// Lookup returns the persistent volume that is on a disk, even if the disk is out of service.
 func (n *node) Lookup(volumeID string) (Volume, bool) {
 	d, on, found := n.find(diskv1alpha1.PartitionID(volumeID))
 	if !found {
@@ -70,8 +68,7 @@ func (n *node) Lookup(volumeID string) (Volume, bool) {
 	return volumeOn(&d, on, volumeID), true
 }
 
-// usable returns a persistent volume, with an error unless it is on a disk in service and
-// not being wiped.
+// usable returns a persistent volume. The error is nil only if the volume is on a disk in service and not being wiped.
 func (n *node) usable(partition string) (discovery.Disk, disk.Volume, error) {
 	disks := n.inventory.Disks()
 	d, on, found := findIn(disks, partition)

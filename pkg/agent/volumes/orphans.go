@@ -13,30 +13,29 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// An orphan is a volume without an owner: a persistent one without a PersistentVolume, or an
-// ephemeral one whose pod is gone while its end was not seen. Both are kept and listed. The
-// persistent ones stay orphans until a person acts. The ephemeral ones are reclaimed after the
-// grace period (see sweep).
+// An orphan is a volume without an owner. A persistent one has no PersistentVolume. An ephemeral one has no pod, and
+// the agent did not see the pod's end. Both are kept and listed. The persistent ones stay orphans until an operator
+// acts. The ephemeral ones are reclaimed after the grace period (see sweep).
 //
-// A pod whose end was seen is the usual case, and its volume is no orphan: the watch
-// showed it being deleted, ended or going, or the API server itself does now.
+// Usually the pod's end is seen, and then its volume is no orphan. Either the watch showed the pod being deleted, ended
+// or removed, or the API server itself does now.
 type orphan struct {
-	// since is for people: it is published, and a jump of the wall clock moves it.
+	// since is published for operators. A jump of the wall clock moves it.
 	since time.Time
-	// found begins the grace period. It is a moment of this process's monotonic clock: after a
-	// restart the period begins again, because how long the agent was away cannot be known.
+	// found begins the grace period, on this process's monotonic clock. After a restart the period begins again,
+	// because the agent cannot know how long it was away.
 	found time.Time
-	// allowed is set when a person said that it may be reclaimed.
+	// allowed is set when an operator confirmed that it may be reclaimed.
 	allowed bool
 }
 
-// orphanEvents bounds the events of single orphans: of very many, only the sum is of use.
+// orphanEvents bounds the events about single orphans. Beyond it only the condition counts them.
 const orphanEvents = 50
 
-// Orphans are the volumes without an owner, named for people.
+// Orphans are the names of the volumes without an owner, for messages.
 type Orphans struct {
 	Persistent, Ephemeral []string
-	// Stopped means that none of the ephemeral ones is reclaimed.
+	// Stopped is true while none of the ephemeral ones is reclaimed.
 	Stopped bool
 }
 
@@ -46,14 +45,14 @@ type orphans struct {
 	volumes volumeStore
 	// grace is how long the ephemeral ones are kept.
 	grace time.Duration
-	// owner names a volume for people.
+	// owner names a volume for messages.
 	owner func(v disk.Volume) (volume, owner string)
 
 	mu sync.Mutex
 	by map[string]orphan
 }
 
-// get returns what is known of an orphan.
+// get returns the orphan in a partition, if it is one.
 func (o *orphans) get(partition string) (orphan, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -68,7 +67,7 @@ func (o *orphans) all() map[string]orphan {
 	return maps.Clone(o.by)
 }
 
-// remember takes in an orphan that was published before this agent.
+// remember notes an orphan that was published before this agent started.
 func (o *orphans) remember(partition string, since time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -81,7 +80,7 @@ func (o *orphans) remove(partition string) {
 	delete(o.by, partition)
 }
 
-// allow notes that a person said that the orphan may be reclaimed.
+// allow notes that an operator confirmed that the orphan may be reclaimed.
 func (o *orphans) allow(partition string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -91,8 +90,7 @@ func (o *orphans) allow(partition string) {
 	}
 }
 
-// claimed takes in that the pod is there (again): its volumes are no orphans. It reports
-// whether one was.
+// claimed notes that the pod exists (again), so that its volumes are no orphans. It reports whether one was.
 func (o *orphans) claimed(pod *corev1.Pod) (were bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -104,7 +102,7 @@ func (o *orphans) claimed(pod *corev1.Pod) (were bool) {
 	return were
 }
 
-// OrphanedSince says since when the volume has no owner, if that is so.
+// OrphanedSince returns since when the volume has had no owner, and whether that is so.
 func (o *orphans) OrphanedSince(v disk.Volume) (since time.Time, orphaned bool) {
 	if v.Phase == disk.Wiping {
 		return time.Time{}, false

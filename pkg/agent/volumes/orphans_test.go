@@ -16,7 +16,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// podWith is a pod with one volume, and the partition of that.
+// podWith is a pod with one volume. It returns the volume's partition, too.
 func podWith(uid types.UID, change func(*corev1.Pod)) (pod *corev1.Pod, partition string) {
 	pod = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "pod", UID: uid}}
 	pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: diskv1alpha1.DriverName}}}}
@@ -26,7 +26,7 @@ func podWith(uid types.UID, change func(*corev1.Pod)) (pod *corev1.Pod, partitio
 	return pod, diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID(uid, "data"))
 }
 
-// What the watch showed of a pod's end decides whether its volume is wiped at once.
+// TestEndSeen asserts that a volume is wiped at once only if the watch showed its pod's end.
 func TestEndSeen(t *testing.T) {
 	now := metav1.Now()
 	deleting := func(p *corev1.Pod) { p.DeletionTimestamp = &now }
@@ -82,7 +82,7 @@ func TestEndSeen(t *testing.T) {
 	}
 }
 
-// A volume whose pod is there again is no orphan.
+// TestClaimBack asserts that a volume whose pod exists again is no orphan.
 func TestClaimBack(t *testing.T) {
 	m := newFixture(t)
 	pod, partition := podWith("1", nil)
@@ -131,7 +131,7 @@ func TestProgress(t *testing.T) {
 	}
 }
 
-// The record says what was done and what it is worth.
+// TestRecordOfWipe asserts that the record says how a volume was wiped and what was verified.
 func TestRecordOfWipe(t *testing.T) {
 	for _, tc := range []struct {
 		wiped     disk.Wiped
@@ -152,8 +152,8 @@ func TestRecordOfWipe(t *testing.T) {
 	}
 }
 
-// TestGraceIsMonotonic asserts that neither a jump of the wall clock nor what was published before
-// a restart ends or extends the grace period, which begins again then.
+// TestGraceIsMonotonic asserts that the grace period depends neither on jumps of the wall clock nor on what was
+// published before a restart. After a restart it begins again.
 func TestGraceIsMonotonic(t *testing.T) {
 	for name, jump := range map[string]time.Duration{"long ago": -1000 * time.Hour, "in the future": 1000 * time.Hour} {
 		f := newFixture(t)
@@ -174,7 +174,7 @@ func TestGraceIsMonotonic(t *testing.T) {
 		f.sweep()
 		f.phase(partitions[0], "")
 	}
-	// The clock of the machine jumps; its monotonic reading does not.
+	// The machine's wall clock may jump. Its monotonic reading does not.
 	f := newFixture(t)
 	f.options.Clock = clock.RealClock{}
 	f.restart()

@@ -16,18 +16,18 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// owner is the pod whose volume a partition holds.
+// owner is the pod of the volume in a partition.
 type owner struct {
 	pod    types.NamespacedName
 	uid    types.UID
 	volume string
-	// ended is set when the watch has shown that the pod is going, has ended, or went: it
-	// did not vanish.
+	// ended is set when the watch has shown that the pod is being deleted, has ended, or was removed: it did not
+	// vanish.
 	ended bool
 }
 
-// owners knows which pods the inline volumes on the disks belong to, by partition: from the
-// watch, and from what the API server itself answered.
+// owners maps the partitions of inline volumes on the disks to their pods. It is filled from the watch, and from
+// answers of the API server.
 type owners struct {
 	node *node
 	pods podStore
@@ -47,7 +47,7 @@ func (o *owners) get(partition string) (owner, bool) {
 	return of, known
 }
 
-// partitions lists those whose pods are known.
+// partitions lists the partitions whose pods are known.
 func (o *owners) partitions() []string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -58,7 +58,7 @@ func (o *owners) partitions() []string {
 	return out
 }
 
-// note remembers that the partitions of the pod's volumes are its.
+// note notes the pod as the owner of its volumes' partitions.
 func (o *owners) note(pod *corev1.Pod) {
 	o.mu.Lock()
 	changed := false
@@ -74,7 +74,7 @@ func (o *owners) note(pod *corev1.Pod) {
 	}
 }
 
-// noteEnd notes whether the pod was seen to end.
+// noteEnd notes whether the pod's end was seen.
 func (o *owners) noteEnd(pod *corev1.Pod, ended bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -86,8 +86,8 @@ func (o *owners) noteEnd(pod *corev1.Pod, ended bool) {
 	}
 }
 
-// endSeen reports whether the end of the volume's pod was seen: by the watch, or by the
-// API server that still has the pod and says that it is going or has ended.
+// endSeen reports whether the end of the volume's pod was seen. The watch may have shown it. Or the API server still
+// has the pod, and it is being deleted or has ended.
 func (o *owners) endSeen(partition string, pod *corev1.Pod, uid types.UID) bool {
 	if pod != nil && pod.UID == uid {
 		return true
@@ -96,8 +96,8 @@ func (o *owners) endSeen(partition string, pod *corev1.Pod, uid types.UID) bool 
 	return known && of.ended
 }
 
-// forget drops the owner of a partition that does not exist any more, unless the pod is still
-// there and may get it yet.
+// forget drops the owner of a partition that does not exist any more, unless the pod exists: it may get the partition
+// yet.
 func (o *owners) forget(partition string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -106,9 +106,8 @@ func (o *owners) forget(partition string) {
 	}
 }
 
-// livePod asks the API server, not the cache, for the pod whose volume the partition
-// holds, and for that volume's UID; nil if there is no such pod. An error means that
-// nothing is known, and then nothing may be wiped.
+// livePod returns the pod of the volume in the partition, and that pod's UID, from the API server and not from the
+// cache. The pod is nil if it does not exist. An error means that nothing is known, and then nothing may be wiped.
 func (o *owners) livePod(ctx context.Context, v disk.Volume) (*corev1.Pod, types.UID, error) {
 	of, known := o.get(v.Partition)
 	if !known {
@@ -129,9 +128,9 @@ func (o *owners) livePod(ctx context.Context, v disk.Volume) (*corev1.Pod, types
 	return pod, of.uid, nil
 }
 
-// withPods has the API server itself list the node's pods, and those that may have
-// brought the volumes here from another node, remembers whose the volumes are, and returns
-// the partitions of those that have a pod. The pod of any other does not exist.
+// withPods lists the node's pods from the API server, and the pods that may have used the volumes on another node. It
+// notes the owners of the volumes, and returns the partitions of those that have a pod. The pods of the others do not
+// exist.
 func (o *owners) withPods(ctx context.Context, volumes []disk.Volume) (map[string]bool, error) {
 	found := map[string]bool{}
 	if len(volumes) == 0 {
@@ -163,8 +162,8 @@ func (o *owners) withPods(ctx context.Context, volumes []disk.Volume) (map[strin
 	return found, nil
 }
 
-// namespaceOf is the namespace of the volume's pod, by the name that partitionName gave it or,
-// if that was cut, by its note; empty, which stands for all, if neither tells.
+// namespaceOf is the namespace of the volume's pod. It comes from the partition's name or, if that was cut, from the
+// note. It is empty, which means all namespaces, if neither has it.
 func namespaceOf(v disk.Volume) string {
 	namespace, _, whole := strings.Cut(v.Name, "/")
 	if whole {
@@ -178,7 +177,7 @@ func namespaceOf(v disk.Volume) string {
 	return note.PodNamespace
 }
 
-// partitionName is what people see in a listing of partitions.
+// partitionName is the name in a listing of partitions.
 func partitionName(pod *corev1.Pod, volume string) string {
 	const limit = 36
 	name := pod.Namespace + "/" + pod.Name + "/" + volume
@@ -188,13 +187,13 @@ func partitionName(pod *corev1.Pod, volume string) string {
 	return name
 }
 
-// podNote is kept on the disk beside an inline volume whose pod's namespace is too long for the
-// partition's name: without it all pods of the cluster would have to be listed.
+// podNote is kept on the disk beside an inline volume whose pod's namespace is too long for the partition's name.
+// Without it the agent would have to list all pods of the cluster.
 type podNote struct {
 	PodNamespace string `json:"podNamespace"`
 }
 
-// noteOfPod is the note of the pod's volumes, empty if their names tell the namespace.
+// noteOfPod is the note of the pod's volumes. It is empty if the partitions' names contain the namespace.
 func noteOfPod(pod *corev1.Pod, volume string) (string, error) {
 	if strings.Contains(partitionName(pod, volume), "/") {
 		return "", nil

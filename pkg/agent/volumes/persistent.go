@@ -18,10 +18,9 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 )
 
-// persistent makes the volumes of PersistentVolumes. This file follows the watch and makes
-// volumes in advance; persistent_place.go makes partitions, persistent_stage.go serves the
-// kubelet, persistent_grow.go lets volumes grow, persistent_calls.go serves CSI controllers,
-// persistent_release.go decides about the end.
+// persistent makes the volumes of PersistentVolumes. This file follows the watch and makes volumes in advance.
+// persistent_place.go makes partitions, and persistent_stage.go serves the kubelet. persistent_grow.go makes volumes
+// larger, and persistent_calls.go serves CSI controllers. persistent_release.go decides about the end.
 type persistent struct {
 	node     *node
 	volumes  volumeStore
@@ -36,8 +35,8 @@ type persistent struct {
 	waiting *waiters[string]
 }
 
-// finalized are the PersistentVolumes whose finalizer the agent has removed, and which the
-// watch may still show: no partition is made for them any more.
+// finalized are the PersistentVolumes whose finalizer the agent has removed. The watch may still show them, but no
+// partition is made for them any more.
 type finalized struct {
 	mu sync.Mutex
 	by map[types.UID]struct{}
@@ -94,12 +93,11 @@ func (p *partitions) has(partition string) bool {
 }
 
 var (
-	// errDiskMissing: the disk that a PersistentVolume names is not in service here. It may
-	// hold the volume.
+	// errDiskMissing: the disk that a PersistentVolume names is not in service here. It may have the volume.
 	errDiskMissing = errors.New("disk is missing")
-	// errVanished: the partition was there, and it was not wiped here.
+	// errVanished: the partition existed, and was not wiped here.
 	errVanished = errors.New("partition has vanished")
-	// errMismatch: the PersistentVolume and what is on the disk are not the same volume.
+	// errMismatch: the PersistentVolume and the partition are not the same volume.
 	errMismatch = errors.New("PersistentVolume and partition do not match")
 )
 
@@ -119,7 +117,7 @@ func (p *persistent) watch() error {
 	return nil
 }
 
-// volumeSeen takes in a PersistentVolume from the watch.
+// volumeSeen handles a PersistentVolume from the watch.
 func (p *persistent) volumeSeen(object any) {
 	pv, ok := object.(*corev1.PersistentVolume)
 	if !ok {
@@ -129,7 +127,7 @@ func (p *persistent) volumeSeen(object any) {
 	p.node.changed()
 }
 
-// volumeGone takes in that a PersistentVolume is gone, or is not labelled for this node any more.
+// volumeGone handles a PersistentVolume that is gone, or is not labelled for this node any more.
 func (p *persistent) volumeGone(object any) {
 	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = gone.Obj
@@ -142,8 +140,7 @@ func (p *persistent) volumeGone(object any) {
 	p.maker.finalized.remove(pv.UID)
 	p.node.reports.forget(pv.UID)
 	if claim.IsOurs(pv) {
-		// Another one of the same handle may have waited for this, or the partition has no
-		// owner now.
+		// Another one with the same handle may have waited for this, or the partition has no owner now.
 		p.reclaim.look(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle), 0)
 	}
 	p.node.changed()
@@ -177,7 +174,7 @@ func (p *persistent) sync(ctx context.Context, name string) error {
 	warn := p.node.reports.warnVolume
 	v, err := p.volumes.read(pv)
 	if err != nil {
-		// It stays so: hardly anything of a PersistentVolume can be changed.
+		// This does not change: most of a PersistentVolume is immutable.
 		warn(pv, eventInvalid, err.Error())
 		return nil
 	}
@@ -233,8 +230,8 @@ func (p *persistent) serve(ctx context.Context, pv *corev1.PersistentVolume, v c
 	return p.grower.growTo(ctx, v.ID, v.Size)
 }
 
-// compare fails unless the partition is the volume of the PersistentVolume, and says where
-// they differ in what the disk decides.
+// compare fails unless the partition is the volume of the PersistentVolume. It names the differences in what the disk
+// decides.
 func (p *persistent) compare(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume) error {
 	disks := p.node.inventory.Disks()
 	d, on, found := findIn(disks, v.Partition)
@@ -259,8 +256,7 @@ func (p *persistent) compare(ctx context.Context, pv *corev1.PersistentVolume, v
 	return nil
 }
 
-// same fails unless what is on the disk is the volume of the PersistentVolume, and the only one
-// with its GUID.
+// same fails unless the partition is the volume of the PersistentVolume, and the only partition with its GUID.
 func same(disks []discovery.Disk, on disk.Volume, v claim.Volume) error {
 	if id, ok := persistentID(on); !ok || id != v.ID {
 		return fmt.Errorf("%w: partition %s holds another volume, %q, not %s", errMismatch, on.Partition, on.Name, v.ID)

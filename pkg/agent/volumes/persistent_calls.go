@@ -16,27 +16,27 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// VolumeRequest is what a CSI CreateVolume call asks for.
+// VolumeRequest is what a CSI CreateVolume call requests.
 type VolumeRequest struct {
-	// ID is the CSI volume ID to be; see diskv1alpha1.NamedVolumeID.
+	// ID is the CSI volume ID of the new volume. See diskv1alpha1.NamedVolumeID.
 	ID    string
 	Class string
 	// FSType is ext4, xfs or empty for the class's default.
 	FSType string
-	// Size in bytes that the volume has at least, and Limit at most, unless that is 0.
+	// Size is the least size in bytes, and Limit the largest one unless it is 0.
 	Size, Limit int64
 	Block       bool
-	// Apart asks for a disk that no other volume of the same request is on. A request of
-	// one volume is always so.
+	// Apart requests a disk that no other volume of the same request is on. A request of one volume always satisfies
+	// it.
 	Apart bool
-	// Note is kept on the disk beside the volume: for whom it is, as far as the caller says.
+	// Note is kept on the disk beside the volume. It names the claim, as far as the caller does.
 	Note claim.Note
 }
 
-// byCall is why no place is recorded for a volume of a CSI call.
+// byCall is the reason why no place is recorded for a volume of a CSI call.
 const byCall = "a CSI call asked for it"
 
-// provisioner serves the calls of CSI controllers: stock sidecars that run beside the agent.
+// provisioner serves the calls of CSI controllers: upstream sidecars that run beside the agent.
 type provisioner struct {
 	node    *node
 	volumes volumeStore
@@ -48,9 +48,8 @@ type provisioner struct {
 	orphanGrace time.Duration
 }
 
-// CreateVolume makes a persistent volume on the node's own disks, or finds that it is there.
-// Nothing is recorded of it but on the disk: the caller of the CSI service makes the
-// PersistentVolume afterwards.
+// CreateVolume makes a persistent volume on the node's own disks, or finds the existing one. The volume is recorded on
+// the disk only: the caller of the CSI service makes the PersistentVolume afterwards.
 func (p *provisioner) CreateVolume(ctx context.Context, r VolumeRequest) (Volume, error) {
 	if _, ok := diskv1alpha1.VolumeUUID(r.ID); !ok {
 		return Volume{}, fmt.Errorf("%w: %.64q is not the ID of a persistent volume", ErrInvalid, r.ID)
@@ -76,15 +75,15 @@ func (p *provisioner) CreateVolume(ctx context.Context, r VolumeRequest) (Volume
 	case !found:
 		return Volume{}, fmt.Errorf("volume %s is gone already: %w", r.ID, ErrNotFound)
 	case at.disk == "":
-		// It was there.
+		// The volume existed before this call.
 		if err := made.answers(r, size); err != nil {
 			return Volume{}, err
 		}
 	default:
-		// By then there is a PersistentVolume for it, or people should know.
+		// By then it has a PersistentVolume, or it is reported as an orphan.
 		p.reclaim.look(v.Partition, p.orphanGrace)
 	}
-	// In advance: the pod waits for the kubelet only.
+	// In advance, so that the pod's start does not wait for it.
 	if err := p.stager.makeReady(ctx, v, nil); err != nil {
 		return Volume{}, err
 	}
@@ -92,7 +91,7 @@ func (p *provisioner) CreateVolume(ctx context.Context, r VolumeRequest) (Volume
 	return made, nil
 }
 
-// answers reports whether the volume that is there could be the one that is asked for.
+// answers returns nil if the existing volume satisfies the request.
 func (v *Volume) answers(r VolumeRequest, size int64) error {
 	var differs string
 	switch {
@@ -110,8 +109,8 @@ func (v *Volume) answers(r VolumeRequest, size int64) error {
 	return fmt.Errorf("%w: volume %s: %s", ErrExists, v.ID, differs)
 }
 
-// DeleteVolume wipes a persistent volume and returns when that is done. It does not while a
-// PersistentVolume says that the volume is of use.
+// DeleteVolume wipes a persistent volume and returns when that is done. It refuses while a PersistentVolume needs the
+// volume.
 func (p *provisioner) DeleteVolume(ctx context.Context, volumeID string) error {
 	partition := diskv1alpha1.PartitionID(volumeID)
 	unlock, err := p.node.locks.lock(ctx, partition)
@@ -124,11 +123,11 @@ func (p *provisioner) DeleteVolume(ctx context.Context, volumeID string) error {
 		unlock()
 		return nil
 	case errors.Is(err, ErrOutOfService):
-		// Also of a volume in phase Wiping: its disk's return brings it back to reclaim.
+		// This includes a volume in phase Wiping: its disk's return has it looked at again.
 		unlock()
 		return err
 	case on.Phase == disk.Wiping:
-		// A wipe was begun; nothing can stop it.
+		// The wipe has begun and cannot be stopped.
 	case err != nil:
 		unlock()
 		return err
@@ -139,7 +138,7 @@ func (p *provisioner) DeleteVolume(ctx context.Context, volumeID string) error {
 		}
 	}
 	klog.FromContext(ctx).Info("Volume is deleted by a CSI call", "volume", volumeID, "partition", partition, "disk", d.ID())
-	// The caller may give up; the wiping goes on.
+	// The caller may give up, the wipe goes on.
 	p.reclaim.begin(context.WithoutCancel(ctx), d, on, unlock)
 	if unlock, err = p.node.locks.lock(ctx, partition); err != nil {
 		return err
@@ -155,8 +154,8 @@ func (p *provisioner) DeleteVolume(ctx context.Context, volumeID string) error {
 	return nil
 }
 
-// mayDelete fails if the volume is needed: by what is mounted, and by what the API
-// server itself says now.
+// mayDelete fails if the volume is in use, or if a PersistentVolume needs it. It reads the PersistentVolume from the
+// API server.
 func (p *provisioner) mayDelete(ctx context.Context, volumeID string, on disk.Volume) error {
 	why, err := inUseBy(on.Device)
 	if err != nil {
@@ -198,6 +197,6 @@ func (p *provisioner) ListVolumes() []Volume {
 	return volumes
 }
 
-// Capacity returns how many bytes of a class, or of all if it is empty, are free and not
-// promised, and the largest volume that fits.
+// Capacity returns how many bytes of a class are free and not promised, and the largest volume that fits. An empty
+// class means all classes.
 func (p *provisioner) Capacity(class string) (free, largest int64) { return p.placer.capacity(class) }

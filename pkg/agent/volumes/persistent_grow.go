@@ -19,7 +19,7 @@ type grower struct {
 	maker   *maker
 }
 
-// growTo brings the partition to the size that its PersistentVolume was granted.
+// growTo grows the partition to the size that its PersistentVolume was granted.
 func (g *grower) growTo(ctx context.Context, volumeID string, size int64) error {
 	partition := diskv1alpha1.PartitionID(volumeID)
 	if _, on, err := g.node.usable(partition); err != nil || on.Extent.Len() >= size {
@@ -33,8 +33,8 @@ func (g *grower) growTo(ctx context.Context, volumeID string, size int64) error 
 	return g.grow(ctx, volumeID, size, promises{})
 }
 
-// grow makes the partition longer, if what lies behind it is free and not promised to others.
-// The caller holds the volume's lock.
+// grow makes the partition longer, if the bytes behind it are free and not promised to others. The caller holds the
+// volume's lock.
 func (g *grower) grow(ctx context.Context, volumeID string, size int64, others promises) error {
 	partition := diskv1alpha1.PartitionID(volumeID)
 	d, on, err := g.node.usable(partition)
@@ -59,8 +59,8 @@ func (g *grower) grow(ctx context.Context, volumeID string, size int64, others p
 	return nil
 }
 
-// Expand brings the partition to the size that its PersistentVolume was granted, which must
-// be at least atLeast, and then calls grow for the file system, under the volume's lock.
+// Expand grows the partition to the size that its PersistentVolume was granted, which must be at least atLeast. Then it
+// calls grow for the file system, under the volume's lock.
 func (g *grower) Expand(ctx context.Context, volumeID string, atLeast int64, grow func(ctx context.Context, v Volume) error) (Volume, error) {
 	partition := diskv1alpha1.PartitionID(volumeID)
 	unlock, err := g.node.locks.lock(ctx, partition)
@@ -91,8 +91,8 @@ func (g *grower) Expand(ctx context.Context, volumeID string, atLeast int64, gro
 	return v, grow(ctx, v)
 }
 
-// granted is the size that the volume's PersistentVolume says; 0 if there is none. The API
-// server itself is asked if the watch does not say enough.
+// granted is the size in the volume's PersistentVolume, or 0 if there is none. If the watch does not show enough, it is
+// read from the API server.
 func (g *grower) granted(ctx context.Context, volumeID string, atLeast int64, on disk.Volume) (int64, error) {
 	for _, pv := range g.volumes.of(on.Partition) {
 		if v, err := g.volumes.read(pv); err == nil && v.Size >= atLeast {
@@ -116,8 +116,8 @@ func (g *grower) granted(ctx context.Context, volumeID string, atLeast int64, on
 	return v.Size, nil
 }
 
-// GrowVolume makes a persistent volume's partition at least size bytes long, for a CSI
-// call. What the scheduler promised to others is left alone.
+// GrowVolume makes a persistent volume's partition at least size bytes long, for a CSI call. It does not use extents
+// that the scheduler promised to others.
 func (g *grower) GrowVolume(ctx context.Context, volumeID string, size, limit int64) (Volume, error) {
 	size = diskv1alpha1.AlignUp(size)
 	if limit > 0 && size > limit {

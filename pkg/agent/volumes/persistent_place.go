@@ -22,20 +22,19 @@ type maker struct {
 	formatter *formatter
 	policies  *policies
 	finalized *finalized
-	// formatted are the partitions that were formatted, as far as the agent knows. One that
-	// vanishes without having been wiped is not made again: what it held may be where the
-	// new one would be.
+	// formatted are the partitions that were formatted, as far as the agent knows. One that vanishes without having
+	// been wiped is not made again: its data may be where the new one would be.
 	formatted *partitions
 	// placeLocks are by partition.
 	placeLocks locks
 }
 
-// permit is asked under the volume's lock whether a partition may be made.
+// permit is called under the volume's lock, and fails if the partition may not be made.
 type permit func(ctx context.Context) error
 
-// stillWatched permits a partition for a PersistentVolume from the watch, if the API server itself
-// has it too: after a pause, the watch may begin again with a list that is out of date, and a
-// volume for a PersistentVolume that is gone would be an orphan for ever.
+// stillWatched permits a partition for a PersistentVolume from the watch, if the API server has it, too. After a pause,
+// the watch may begin again with a list that is out of date. A volume for a PersistentVolume that is gone would be an
+// orphan for ever.
 func (m *maker) stillWatched(pv *corev1.PersistentVolume) permit {
 	return func(ctx context.Context) error {
 		if !m.isServed(m.volumes.get(pv.Name), pv) {
@@ -52,8 +51,8 @@ func (m *maker) stillWatched(pv *corev1.PersistentVolume) permit {
 	}
 }
 
-// stillLive permits a partition for a PersistentVolume that the API server itself has just
-// shown and the watch maybe not yet.
+// stillLive permits a partition for a PersistentVolume that the API server has just returned. The watch may not show it
+// yet.
 func (m *maker) stillLive(pv *corev1.PersistentVolume) permit {
 	return func(context.Context) error {
 		now := m.volumes.get(pv.Name)
@@ -67,7 +66,7 @@ func (m *maker) stillLive(pv *corev1.PersistentVolume) permit {
 	}
 }
 
-// isServed reports whether now is the PersistentVolume, neither released nor finalized.
+// isServed reports whether now is the same PersistentVolume, and neither released nor finalized.
 func (m *maker) isServed(now, pv *corev1.PersistentVolume) bool {
 	return now != nil && now.UID == pv.UID && claim.IsOurs(now) && now.Spec.CSI.VolumeHandle == pv.Spec.CSI.VolumeHandle &&
 		actionFor(now) == serve && !m.finalized.has(now.UID)
@@ -92,8 +91,7 @@ func (m *maker) realize(ctx context.Context, pv *corev1.PersistentVolume, v clai
 	return nil
 }
 
-// ensure makes the partition of a persistent volume, unless it has one. The place is empty
-// if it had.
+// ensure makes the partition of a persistent volume, unless it has one. Then the place is empty.
 func (m *maker) ensure(ctx context.Context, w wanted, note string, may permit) (place, error) {
 	unlock, err := m.placeLocks.lock(ctx, w.Partition)
 	if err != nil {
@@ -111,8 +109,7 @@ func (m *maker) ensure(ctx context.Context, w wanted, note string, may permit) (
 	}
 }
 
-// choose decides where a persistent volume without a partition goes and holds the
-// extent; create gives it back.
+// choose decides where a persistent volume without a partition goes, and holds the extent. create releases it.
 func (m *maker) choose(w wanted) (at place, found bool, err error) {
 	places, err := m.placer.choose(w.Partition, func(disks []discovery.Disk) ([]wanted, map[string]bool, error) {
 		if _, _, found := findIn(disks, w.Partition); found {
@@ -138,7 +135,7 @@ func (m *maker) choose(w wanted) (at place, found bool, err error) {
 	return places[0], false, nil
 }
 
-// create makes the partition at its place, and gives back the extent that was held.
+// create makes the partition at its place, and releases the extent that was held.
 func (m *maker) create(ctx context.Context, at place, note string, may permit) error {
 	defer m.placer.free(at.Partition)
 	unlock, err := m.node.locks.lock(ctx, at.Partition)
@@ -174,8 +171,8 @@ func (m *maker) create(ctx context.Context, at place, note string, may permit) e
 	return nil
 }
 
-// volumeFor returns the PersistentVolume that says that there is to be a volume with the
-// ID: from the watch, or from the API server itself if the kubelet was faster.
+// volumeFor returns the PersistentVolume with the volume ID, if its volume shall exist. It comes from the watch, or
+// from the API server if the watch has not shown it yet.
 func (m *maker) volumeFor(ctx context.Context, volumeID string) (pv *corev1.PersistentVolume, may permit, err error) {
 	for _, pv := range m.volumes.of(diskv1alpha1.PartitionID(volumeID)) {
 		if actionFor(pv) == serve && pv.Spec.CSI.VolumeHandle == volumeID {
@@ -196,8 +193,8 @@ func (m *maker) volumeFor(ctx context.Context, volumeID string) (pv *corev1.Pers
 	return pv, m.stillLive(pv), nil
 }
 
-// noteMove notes on the PersistentVolume which disk has its volume, if that is another one
-// than it was made for: the agent must know which disk to wait for.
+// noteMove notes on the PersistentVolume which disk has its volume, if that is another disk than the one in its
+// attributes. The agent must know which disk to wait for.
 func (m *maker) noteMove(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, disk string) error {
 	noted := pv.Annotations[diskv1alpha1.AnnotationMovedTo]
 	if noted == disk || noted == "" && v.Place.Disk == disk {

@@ -16,8 +16,8 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 )
 
-// releaser ends the life of persistent volumes: a PersistentVolume that is released has its
-// volume wiped and goes, and a volume without a PersistentVolume is kept as an orphan.
+// releaser ends the life of persistent volumes. It wipes the volume of a released PersistentVolume, and then removes
+// the PersistentVolume. It keeps a volume without a PersistentVolume as an orphan.
 type releaser struct {
 	node      *node
 	volumes   volumeStore
@@ -29,13 +29,12 @@ type releaser struct {
 	finalized *finalized
 }
 
-// release wipes the volume of a PersistentVolume whose claim is gone, and then finalizes
-// the PersistentVolume. It acts on what the API server itself says now; an error means
-// that nothing is known, and then nothing is wiped.
+// release wipes the volume of a PersistentVolume whose claim is gone, and then finalizes the PersistentVolume. It acts
+// on a live read from the API server. An error means that nothing is known, and then nothing is wiped.
 func (r *releaser) release(ctx context.Context, pv *corev1.PersistentVolume) error {
 	partition := diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)
 	if r.reclaim.isWiping(partition) {
-		// Its end brings the PersistentVolume back here.
+		// The end of the wipe has the PersistentVolume synced again.
 		return nil
 	}
 	unlock, err := r.node.locks.lock(ctx, partition)
@@ -73,15 +72,15 @@ func (r *releaser) release(ctx context.Context, pv *corev1.PersistentVolume) err
 	}
 	begun, err = r.wipeFor(ctx, live, v, unlock)
 	if client.IsGoneOrChanged(err) {
-		// It has changed since it was read: it is read again.
+		// It has changed since it was read, so it is read again.
 		r.queue.AddRateLimited(live.Name)
 		return nil
 	}
 	return err
 }
 
-// wipeFor wipes the partition, or finishes when there is none. The caller holds the
-// volume's lock; begun says that the wiping has taken it over.
+// wipeFor wipes the partition, or finishes when there is none. The caller holds the volume's lock. If begun is true,
+// the wipe unlocks it.
 func (r *releaser) wipeFor(ctx context.Context, live *corev1.PersistentVolume, v claim.Volume, unlock func()) (begun bool, err error) {
 	if others, err := r.othersOf(ctx, live, v); err != nil {
 		return false, err
@@ -103,7 +102,7 @@ func (r *releaser) wipeFor(ctx context.Context, live *corev1.PersistentVolume, v
 		}
 		return false, r.finalizeWiped(ctx, live)
 	case !d.Ready():
-		// A disk that comes back wakes all.
+		// A disk that comes back wakes all PersistentVolumes.
 		r.node.reports.warnVolume(live, eventDiskMissing, fmt.Sprintf("the volume is on disk %s (%s), which is out of service: %s. It is wiped when the disk is back", d.ID(), d.Device.Name, d.Problem))
 		return false, nil
 	}
@@ -130,8 +129,8 @@ func (r *releaser) wipeFor(ctx context.Context, live *corev1.PersistentVolume, v
 	return true, nil
 }
 
-// deleteHeld deletes the PersistentVolume as it was read, which our finalizer keeps until the
-// volume is wiped. From here on it cannot be bound again.
+// deleteHeld deletes the PersistentVolume in the version that was read. Our finalizer keeps it until the volume is
+// wiped. From here on it cannot be bound again.
 func (r *releaser) deleteHeld(ctx context.Context, live *corev1.PersistentVolume) error {
 	if live.DeletionTimestamp != nil {
 		return nil
@@ -146,19 +145,19 @@ func (r *releaser) deleteHeld(ctx context.Context, live *corev1.PersistentVolume
 	return nil
 }
 
-// finalizeWiped lets the PersistentVolume go whose volume is on no disk any more.
+// finalizeWiped removes a PersistentVolume whose volume is on no disk any more.
 func (r *releaser) finalizeWiped(ctx context.Context, live *corev1.PersistentVolume) error {
 	if live.DeletionTimestamp == nil {
 		if err := r.deleteHeld(ctx, live); err != nil {
 			return err
 		}
-		// The watch brings it back here.
+		// The watch shows the deletion, and then it is finalized.
 		return nil
 	}
 	return r.finalize(ctx, live, "its volume is wiped")
 }
 
-// finalize takes our finalizer off the PersistentVolume that was read.
+// finalize removes our finalizer from the PersistentVolume in the version that was read.
 func (r *releaser) finalize(ctx context.Context, live *corev1.PersistentVolume, why string) error {
 	r.finalized.add(live.UID)
 	err := r.node.client.RemoveFinalizer(ctx, live)
@@ -174,8 +173,8 @@ func (r *releaser) finalize(ctx context.Context, live *corev1.PersistentVolume, 
 	return fmt.Errorf("cannot remove the finalizer of PersistentVolume %s: %w", live.Name, err)
 }
 
-// othersOf names another PersistentVolume with the same volumeHandle. While there is one,
-// the partition is not wiped on behalf of this.
+// othersOf names another PersistentVolume with the same volumeHandle. While there is one, the partition is not wiped
+// for this one.
 func (r *releaser) othersOf(ctx context.Context, live *corev1.PersistentVolume, v claim.Volume) (string, error) {
 	for _, other := range r.volumes.of(v.Partition) {
 		if other.Name != live.Name {
@@ -198,8 +197,8 @@ func (r *releaser) othersOf(ctx context.Context, live *corev1.PersistentVolume, 
 	return "", nil
 }
 
-// verdict asks the API server whether there is a PersistentVolume for a partition
-// that the watch shows none for. Whatever it says, the partition stays.
+// verdict reads from the API server whether a partition has a PersistentVolume that the watch does not show. In either
+// case the partition stays.
 func (r *releaser) verdict(ctx context.Context, v disk.Volume) (verdict, error) {
 	if r.wake(v.Partition) {
 		return keep, nil
@@ -220,9 +219,9 @@ func (r *releaser) verdict(ctx context.Context, v disk.Volume) (verdict, error) 
 	return keep, nil
 }
 
-// explainUnwatched says why the watch does not show the PersistentVolume of a volume that is
-// here: its label was changed, or the disk moved. One of a stock provisioner has no
-// label, which is right: it is wiped by the provisioner's call.
+// explainUnwatched reports why the watch does not show the PersistentVolume of a volume on this node: its label was
+// changed, or the disk was moved. PersistentVolumes of a CSI sidecar have no label, which is right: the sidecar's call
+// wipes them.
 func (r *releaser) explainUnwatched(pv *corev1.PersistentVolume) {
 	here, label := diskv1alpha1.NodeLabel(r.node.name), pv.Labels[diskv1alpha1.LabelNode]
 	v, err := claim.ReadVolume(pv)
@@ -234,7 +233,7 @@ func (r *releaser) explainUnwatched(pv *corev1.PersistentVolume) {
 	}
 }
 
-// ask asks for the PersistentVolumes of the partitions that the watch shows none for.
+// ask has reclaim look at the persistent volumes for which the watch shows no PersistentVolume.
 func (r *releaser) ask() {
 	disks := r.node.inventory.Disks()
 	for i := range disks {
@@ -258,12 +257,11 @@ func (r *releaser) wake(partition string) (woken bool) {
 	return woken
 }
 
-// gone wakes the PersistentVolumes of a partition that is on no disk: they may go, or get another.
+// gone wakes the PersistentVolumes of a partition that no disk has: they may be finalized, or get a new partition.
 func (r *releaser) gone(partition string) { r.wake(partition) }
 
-// ownerOf names the volume by its CSI ID, and its claim by namespace/name, as the watch shows
-// it. The watch does not show the PersistentVolumes of a stock provisioner: of these it is the
-// claim that the volume was made for.
+// ownerOf names the volume by its CSI ID, and its claim by namespace/name, from the watch. The watch does not show the
+// PersistentVolumes of CSI sidecars. For these it is the claim that the volume was made for.
 func (r *releaser) ownerOf(v disk.Volume) (volume, owner string) {
 	id, ok := persistentID(v)
 	if !ok {
@@ -284,7 +282,7 @@ func (r *releaser) ownerOf(v disk.Volume) (volume, owner string) {
 	return id, noted(v)
 }
 
-// Unstaged says that the kubelet has unstaged the volume: its release may have waited for that.
+// Unstaged notes that the kubelet has unstaged the volume: its release may have waited for that.
 func (r *releaser) Unstaged(volumeID string) {
 	r.wake(diskv1alpha1.PartitionID(volumeID))
 }

@@ -17,12 +17,12 @@ import (
 
 func released(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased }
 
-// TestReleasedIsMarkedBeforeWiping asserts that a released PersistentVolume is deleted, and held by
-// our finalizer, before its volume is wiped, and goes when that is done.
+// TestReleasedIsMarkedBeforeWiping asserts that a released PersistentVolume is deleted before its volume is wiped. Our
+// finalizer keeps it until the wipe is done.
 func TestReleasedIsMarkedBeforeWiping(t *testing.T) {
 	f := newFixture(t)
 	pv, partition := f.boundVolume(f.loopDisk(), 1, released)
-	// Without our finalizer it would be gone while the volume is not.
+	// Without our finalizer the PersistentVolume would be gone before its volume is.
 	f.api.set(func(s *apiServer) { s.volumes[pv.Name].Finalizers = nil; s.refuse = "DELETE" })
 	if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
 		t.Error(err)
@@ -46,7 +46,7 @@ func TestReleasedIsMarkedBeforeWiping(t *testing.T) {
 			t.Errorf("the PersistentVolume is still there: %+v", s.volumes[pv.Name])
 		}
 	})
-	// The watch may show it still: no new volume is made for it.
+	// The watch may still show it. No new volume is made for it.
 	if err := f.persistent.maker.stillWatched(pv)(t.Context()); !errors.Is(err, ErrReleased) {
 		t.Errorf("a partition may be made for what was finalized: %v", err)
 	}
@@ -65,8 +65,7 @@ func (f *fixture) syncAsServed(name string) {
 	}
 }
 
-// TestKeptVolumes asserts that the volume of a PersistentVolume is kept unless the live object
-// says Delete.
+// TestKeptVolumes asserts that the volume of a PersistentVolume is kept unless the live object has the policy Delete.
 func TestKeptVolumes(t *testing.T) {
 	for name, change := range map[string]func(pv *corev1.PersistentVolume){
 		"bound":          func(*corev1.PersistentVolume) {},
@@ -80,7 +79,7 @@ func TestKeptVolumes(t *testing.T) {
 	} {
 		f := newFixture(t)
 		pv, partition := f.boundVolume(f.loopDisk(), 1, released)
-		// The watch says Released, the API server something else.
+		// The watch shows Released, the API server has something else.
 		live := pv.DeepCopy()
 		live.Status.Phase = corev1.VolumeBound
 		change(live)
@@ -96,7 +95,7 @@ func TestKeptVolumes(t *testing.T) {
 	}
 }
 
-// TestSharedHandleIsNotWiped asserts that of two PersistentVolumes of one volume neither wipes it.
+// TestSharedHandleIsNotWiped asserts that a volume with two PersistentVolumes is not wiped for either of them.
 func TestSharedHandleIsNotWiped(t *testing.T) {
 	f := newFixture(t)
 	pv, partition := f.boundVolume(f.loopDisk(), 1, released)
@@ -114,12 +113,12 @@ func TestSharedHandleIsNotWiped(t *testing.T) {
 	}
 }
 
-// TestDeleteVolumeAsks asserts that a CSI call wipes no volume that a PersistentVolume needs.
+// TestDeleteVolumeAsks asserts that a CSI call does not wipe a volume that a PersistentVolume needs.
 func TestDeleteVolumeAsks(t *testing.T) {
 	f := newFixture(t)
 	pv, partition := f.boundVolume(f.loopDisk(), 1, nil)
 	id := pv.Spec.CSI.VolumeHandle
-	// Also without the watch: a stock provisioner's PersistentVolume has no label.
+	// Also without the watch: a CSI sidecar's PersistentVolume has no label.
 	if err := f.options.Volumes.GetStore().Delete(pv); err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +173,7 @@ func TestOrphanedPersistentIsKept(t *testing.T) {
 	f.releaser.ask()
 	f.settle()
 	f.phase(partition, disk.Formatted)
-	// It is one no more when there is a PersistentVolume.
+	// It is no orphan any more when there is a PersistentVolume.
 	f.api.putVolumes(pv)
 	f.watched(pv)
 	if _, owner := f.Owner(mustFind(f, partition)); owner != "ns/data" || len(f.Orphans().Persistent) != 0 {
@@ -191,8 +190,7 @@ func mustFind(f *fixture, partition string) disk.Volume {
 	return v
 }
 
-// TestVanishedIsNotMadeAgain asserts that nothing takes the place of a formatted volume that is on
-// no disk and was not wiped.
+// TestVanishedIsNotMadeAgain asserts that a formatted volume that is on no disk and was not wiped is not made again.
 func TestVanishedIsNotMadeAgain(t *testing.T) {
 	f := newFixture(t)
 	d := f.loopDisk()
@@ -217,8 +215,7 @@ func TestVanishedIsNotMadeAgain(t *testing.T) {
 	}
 }
 
-// TestDecisionsAreHeld asserts that an extent that was chosen, or by which a volume is to grow,
-// is not chosen again before it is a partition.
+// TestDecisionsAreHeld asserts that an extent for a new or growing volume is not chosen again before it is a partition.
 func TestDecisionsAreHeld(t *testing.T) {
 	f := newFixture(t)
 	pv := volumeAt(t, 20, nil)

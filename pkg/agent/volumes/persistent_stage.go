@@ -18,9 +18,9 @@ type Volume struct {
 	Device string
 	// Disk is the ID of its disk, Class that disk's DiskClass.
 	Disk, Class string
-	// Problem says why the disk is out of service; empty if it serves.
+	// Problem says why the disk is out of service. It is empty if the disk is in service.
 	Problem string
-	// FSType is the file system on it; read only where said.
+	// FSType is the file system on it. It is set only where documented.
 	FSType string
 	// Start and Size are its extent, in bytes.
 	Start, Size int64
@@ -29,9 +29,9 @@ type Volume struct {
 	Phase disk.Phase
 }
 
-// StageOptions say how the kubelet wants a volume.
+// StageOptions are what the kubelet requests of a volume.
 type StageOptions struct {
-	// FSType is the file system; empty for the class's default, or what the volume has.
+	// FSType is the file system. It is empty for the class's default, or for the one that the volume has.
 	FSType string
 	// Block is true for a raw block volume.
 	Block bool
@@ -52,8 +52,8 @@ type stager struct {
 	formatter *formatter
 }
 
-// Stage makes the persistent volume ready and calls use with its device, and the file
-// system on it (empty for a raw block volume), while it cannot be released.
+// Stage makes the persistent volume ready, and calls use with its device and its file system, which is empty for a raw
+// block volume. The volume cannot be released meanwhile.
 func (s *stager) Stage(ctx context.Context, volumeID string, o StageOptions, use func(ctx context.Context, device, fsType string) error) error {
 	if _, ok := diskv1alpha1.VolumeUUID(volumeID); !ok {
 		return fmt.Errorf("%w: no persistent volume has an ID like %.64q", ErrNotFound, volumeID)
@@ -79,8 +79,7 @@ func (s *stager) Stage(ctx context.Context, volumeID string, o StageOptions, use
 		if err := s.maker.realize(ctx, pv, v, may); err != nil {
 			return err
 		}
-		// Before there is data in it: once its disk is lost, nothing else would tell that it
-		// had been there.
+		// Noted before the volume has data: once its disk is lost, nothing else would show which disk had the volume.
 		if on, found := s.node.Lookup(volumeID); found {
 			if err := s.maker.noteMove(ctx, pv, v, on.Disk); err != nil {
 				return err
@@ -90,9 +89,8 @@ func (s *stager) Stage(ctx context.Context, volumeID string, o StageOptions, use
 	return s.makeReady(ctx, want, use)
 }
 
-// makeReady brings a persistent volume that has a partition to phase Formatted, and calls
-// use, if it is not nil, under the volume's lock. use may run while the phase is being
-// written; both have happened when makeReady returns nil.
+// makeReady brings a persistent volume that has a partition to phase Formatted. If use is not nil, it is called under
+// the volume's lock. use may run while the phase is being written. Both have happened when makeReady returns nil.
 func (s *stager) makeReady(ctx context.Context, v request.Volume, use use) error {
 	if v.Block {
 		return s.handOut(ctx, v, use)
@@ -111,7 +109,7 @@ func (s *stager) makeReady(ctx context.Context, v request.Volume, use use) error
 	})
 }
 
-// handOut calls use with the device of a raw block volume, which is ready as soon as it is there.
+// handOut calls use with the device of a raw block volume, which is ready as soon as its partition exists.
 func (s *stager) handOut(ctx context.Context, v request.Volume, use use) error {
 	unlock, err := s.node.locks.lock(ctx, v.Partition)
 	if err != nil {
@@ -137,7 +135,7 @@ func otherMode(v request.Volume) error {
 	return fmt.Errorf("%w: volume %s is a raw block volume, it has no file system", ErrInvalid, v.ID)
 }
 
-// explainMount says, of a file system that could not be mounted, whether it is there at all.
+// explainMount adds to the error of a mount whether the file system is on the device at all.
 func explainMount(ctx context.Context, device, fsType string, err error) error {
 	if err == nil {
 		return nil

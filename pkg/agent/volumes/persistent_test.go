@@ -76,7 +76,7 @@ func TestActionFor(t *testing.T) {
 	}
 }
 
-// What is kept of a PersistentVolume decides the same as all of it.
+// TestStripVolume asserts that the stripped PersistentVolume leads to the same decisions as the whole one.
 func TestStripVolume(t *testing.T) {
 	now := metav1.Now()
 	pv := volumeAt(t, 20, func(pv *corev1.PersistentVolume) {
@@ -124,8 +124,8 @@ func onDisk(id string, pv *corev1.PersistentVolume, e extent.Extent, change func
 	}}
 }
 
-// What PersistentVolumes were promised and have not got is not given to others, and what
-// they have is not counted twice.
+// TestPromisesOfVolumes asserts that extents promised to PersistentVolumes that have no partition yet are not given to
+// others. The extents of those that have one are not counted twice.
 func TestPromisesOfVolumes(t *testing.T) {
 	now := metav1.Now()
 	pv := volumeAt(t, 20, nil)
@@ -135,7 +135,7 @@ func TestPromisesOfVolumes(t *testing.T) {
 	for name, tc := range map[string]struct {
 		pv    *corev1.PersistentVolume
 		disks []discovery.Disk
-		// left for those that follow their record, and for those that the node places.
+		// follows is left for volumes that follow their record, placed for those that the node places.
 		follows, placed int64
 	}{
 		"not there yet":                 {pv, nil, 100, 90},
@@ -170,7 +170,7 @@ func TestPromisesOfVolumes(t *testing.T) {
 	}
 }
 
-// What is on the disk must be the volume of the PersistentVolume, and the only one.
+// TestSame asserts that the partition must be the volume of the PersistentVolume, and the only one with its GUID.
 func TestSame(t *testing.T) {
 	pv := volumeAt(t, 20, nil)
 	v, err := claim.ReadVolume(pv)
@@ -216,7 +216,8 @@ func TestReadVolume(t *testing.T) {
 	}
 }
 
-// A PersistentVolume that the agent finalized gets no partition, however long the watch shows it.
+// TestFinishedIsNotServed asserts that a PersistentVolume that the agent finalized gets no partition while the watch
+// still shows it.
 func TestFinishedIsNotServed(t *testing.T) {
 	pv := volumeAt(t, 20, nil)
 	m := newFixture(t, pv)
@@ -262,7 +263,7 @@ func TestVolumesByPartition(t *testing.T) {
 	}
 }
 
-// Whose a volume is, the watch says, or else the disk.
+// TestOwner asserts that a volume's owner comes from the watch, or else from the disk.
 func TestOwner(t *testing.T) {
 	pv := volumeAt(t, 20, nil)
 	noted := func(v *disk.Volume) { v.Note = `{"namespace":"shop","claim":"db"}` }
@@ -288,8 +289,8 @@ func TestOwner(t *testing.T) {
 	}
 }
 
-// TestStaleListMakesNothing asserts that no partition is made for a PersistentVolume that only the
-// watch still shows: it would be an orphan for ever.
+// TestStaleListMakesNothing asserts that no partition is made for a PersistentVolume that only the watch still shows.
+// It would be an orphan for ever.
 func TestStaleListMakesNothing(t *testing.T) {
 	for name, change := range map[string]func(s *apiServer, live *corev1.PersistentVolume){
 		"gone":            func(s *apiServer, live *corev1.PersistentVolume) { delete(s.volumes, live.Name) },

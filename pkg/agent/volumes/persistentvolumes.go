@@ -54,8 +54,8 @@ func (s volumeStore) get(name string) *corev1.PersistentVolume {
 	return pv
 }
 
-// of returns the PersistentVolumes whose volume has the partition. It is one, or none; if a
-// person wrote another, more.
+// of returns the PersistentVolumes whose volume has the partition. There is at most one, unless another API client made
+// more.
 func (s volumeStore) of(partition string) []*corev1.PersistentVolume {
 	objects, err := s.informer.GetIndexer().ByIndex(byPartition, partition)
 	if err != nil {
@@ -78,8 +78,7 @@ func volumesIn(objects []any) []*corev1.PersistentVolume {
 	return pvs
 }
 
-// read reads a PersistentVolume. It fails unless it is one of this node, with an ID that a
-// disk can hold.
+// read reads a PersistentVolume. It fails unless it is one of this node, with an ID that fits on a disk.
 func (s volumeStore) read(pv *corev1.PersistentVolume) (claim.Volume, error) {
 	v, err := claim.ReadVolume(pv)
 	if err != nil {
@@ -94,8 +93,8 @@ func (s volumeStore) read(pv *corev1.PersistentVolume) (claim.Volume, error) {
 	return v, nil
 }
 
-// stripVolume drops what the agent does not need of a PersistentVolume to know what is to
-// be on the disks. What it decides to wipe, it decides from a live read.
+// stripVolume drops the fields of a PersistentVolume that the agent does not need to know what shall be on the disks.
+// The agent decides to wipe only from a live read.
 func stripVolume(object any) (any, error) {
 	pv, ok := object.(*corev1.PersistentVolume)
 	if !ok {
@@ -136,29 +135,28 @@ func stripVolume(object any) (any, error) {
 	return slim, nil
 }
 
-// action is what is to be done for a PersistentVolume and its partition.
+// action is what the agent does for a PersistentVolume and its partition.
 type action int
 
 const (
-	// serve: the volume is to be on the disk, ready to be mounted.
+	// serve: the volume shall be on the disk, ready to be mounted.
 	serve action = iota
-	// retain: nothing is made and nothing wiped. It is retained, or still bound.
+	// retain: nothing is made and nothing is wiped. It is retained, or still bound.
 	retain
-	// finalize: the PersistentVolume may go, its partition stays.
+	// finalize: the PersistentVolume may be removed, its partition stays.
 	finalize
-	// reclaimNow: the partition is wiped, and then the PersistentVolume goes.
+	// reclaimNow: the partition is wiped, and then the PersistentVolume is removed.
 	reclaimNow
 )
 
-// actionFor decides by the PersistentVolume alone. To wipe by it, it must be fresh from the
-// API server.
+// actionFor decides by the PersistentVolume alone. To wipe by it, the caller must have read it from the API server.
 func actionFor(pv *corev1.PersistentVolume) action {
 	deleted := pv.DeletionTimestamp != nil
-	// Anything but Delete means to keep, also a policy that is not known today.
+	// Any policy other than Delete keeps the volume, also one that this release does not know.
 	deletes := pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete
 	switch phase := pv.Status.Phase; {
 	case deleted && phase == corev1.VolumeBound:
-		// Its claim may be in use. When that goes, the phase changes.
+		// Its claim may be in use. The phase changes when the claim is gone.
 		return retain
 	case deleted && deletes:
 		return reclaimNow
@@ -173,7 +171,7 @@ func actionFor(pv *corev1.PersistentVolume) action {
 	return serve
 }
 
-// requestOf is what a PersistentVolume asks of the node.
+// requestOf is what a PersistentVolume requests of the node.
 func requestOf(v claim.Volume) request.Volume {
 	return request.Volume{
 		// The name is for messages.
@@ -182,7 +180,7 @@ func requestOf(v claim.Volume) request.Volume {
 	}
 }
 
-// diskFor is the disk that has the volume of a PersistentVolume, or is to have it.
+// diskFor is the disk that has the volume of a PersistentVolume, or shall have it.
 func diskFor(pv *corev1.PersistentVolume, v claim.Volume) string {
 	if moved := pv.Annotations[diskv1alpha1.AnnotationMovedTo]; moved != "" {
 		return moved
@@ -190,7 +188,7 @@ func diskFor(pv *corev1.PersistentVolume, v claim.Volume) string {
 	return v.Place.Disk
 }
 
-// persistentID is the CSI volume ID of a persistent volume on a disk, as the disk says it.
+// persistentID is the CSI volume ID of a persistent volume, from its partition on the disk.
 func persistentID(v disk.Volume) (string, bool) {
 	if v.Ephemeral {
 		return "", false
@@ -198,7 +196,7 @@ func persistentID(v disk.Volume) (string, bool) {
 	return diskv1alpha1.PersistentVolumeID(v.Name, v.Partition)
 }
 
-// noted is namespace/name of the claim that a volume was made for, as the disk says it.
+// noted is namespace/name of the claim that a volume was made for, from the note on the disk.
 func noted(v disk.Volume) string {
 	note, err := claim.ReadNote(v.Note)
 	if err != nil || note.Claim == "" {

@@ -16,16 +16,16 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// placeTries bounds how often a decision is made again because a disk changed under it.
+// placeTries bounds how often a decision is repeated because a disk changed after it.
 const placeTries = 4
 
-// retryPlace reports whether an error of the engine means that the disk changed after the
-// decision, and another decision may do.
+// retryPlace reports whether an error of the engine means that the disk changed after the decision, so that another
+// decision may succeed.
 func retryPlace(err error, try int) bool {
 	return (errors.Is(err, disk.ErrOverlap) || errors.Is(err, disk.ErrNoEntry)) && try < placeTries
 }
 
-// hold is an extent that is about to become a partition, or a part of one.
+// hold reserves an extent that becomes a partition, or a part of one.
 type hold struct {
 	disk   string
 	extent extent.Extent
@@ -33,30 +33,28 @@ type hold struct {
 
 // placer decides where volumes go on this node.
 //
-// Invariant: an extent that is about to become a partition is held until it is one, so that
-// two decisions never choose the same.
+// Invariant: an extent that becomes a partition is held until it is one, so that two decisions never choose the same.
 type placer struct {
 	node    *node
 	pods    podStore
 	volumes volumeStore
-	// placement is the policy of a class now, fsType the file system of its volumes that ask
-	// for none.
+	// placement returns the policy of a class now, fsType the file system of its volumes that request none.
 	placement func(class string) placement.Policy
 	fsType    func(class string) string
 
-	// mu is held for a whole decision. The disks are read while it is held: a hold is given
-	// back only after the disk shows the partition.
+	// mu is held for a whole decision, and the disks are read while it is held. A hold is released only after the disk
+	// shows the partition.
 	mu        sync.Mutex
 	held      map[string]hold
 	contested contested
 }
 
-// demand says, of the disks that a decision sees, which volumes are to be placed. occupied
-// are the disks that hold volumes of the same pod which want to lie apart.
+// demand returns which volumes need a place, from the disks of the decision. occupied are the disks with volumes of the
+// same pod that have Apart.
 type demand func(disks []discovery.Disk) (missing []wanted, occupied map[string]bool, err error)
 
-// choose decides where the volumes go and holds their extents until free. What is promised to
-// others than except, a pod UID or a partition, is left alone.
+// choose decides where the volumes go, and holds their extents until free is called. It does not use extents promised
+// to others than except, which is a pod UID or a partition.
 func (p *placer) choose(except string, ask demand) ([]place, error) {
 	others := p.promised(except)
 	p.mu.Lock()
@@ -67,7 +65,7 @@ func (p *placer) choose(except string, ask demand) ([]place, error) {
 		return nil, err
 	}
 	for i := range missing {
-		// For the case that the node itself chooses the place.
+		// The policy matters if the node itself chooses the place.
 		missing[i].Request.Policy = p.placement(missing[i].Request.Class)
 	}
 	spaces := spacesOf(disks)
@@ -76,7 +74,7 @@ func (p *placer) choose(except string, ask demand) ([]place, error) {
 		if err := p.contested.check(rest, p.node.clock.Now()); err != nil {
 			return nil, fmt.Errorf("%w on node %s: %w", ErrWaiting, p.node.name, err)
 		}
-		// The node itself will choose: then it keeps off what others were promised.
+		// The node itself chooses a place, so it must not use extents promised to others.
 		others.take(spaces, disks)
 	}
 	places, err := decide(spaces, occupied, missing)
@@ -89,7 +87,7 @@ func (p *placer) choose(except string, ask demand) ([]place, error) {
 	return places, nil
 }
 
-// holdTail keeps other decisions off the bytes by which the partition is to grow, until free.
+// holdTail holds the bytes by which the partition grows, until free is called.
 func (p *placer) holdTail(on disk.Volume, size int64, others promises) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -98,7 +96,7 @@ func (p *placer) holdTail(on disk.Volume, size int64, others promises) error {
 	if !found || now.Extent != on.Extent {
 		return fmt.Errorf("it changed meanwhile: %w", ErrWaiting)
 	}
-	// Also on a disk whose table has no entry left: a longer partition needs none.
+	// This includes a disk whose table has no entry left: a longer partition needs none.
 	spaces := []space{{id: d.ID(), free: d.Snapshot.Free}}
 	p.takeHeld(spaces, disks, others)
 	others.take(spaces, disks)
@@ -114,15 +112,15 @@ func (p *placer) holdTail(on disk.Volume, size int64, others promises) error {
 	return nil
 }
 
-// free gives back the extent that was held for a partition.
+// free releases the extent that was held for a partition.
 func (p *placer) free(partition string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.held, partition)
 }
 
-// capacity returns how many bytes of a class, or of all if it is empty, are free and not
-// promised, and the largest volume that fits.
+// capacity returns how many bytes of a class are free and not promised, and the largest volume that fits. An empty
+// class means all classes.
 func (p *placer) capacity(class string) (free, largest int64) {
 	others := p.promised("")
 	p.mu.Lock()
@@ -140,8 +138,8 @@ func (p *placer) capacity(class string) (free, largest int64) {
 	return free, largest
 }
 
-// checkSize refuses what the file system of the class could not hold. What the pod itself
-// names is checked by package request.
+// checkSize refuses a volume that is too small for the file system. Package request checks the file system that a pod
+// names.
 func (p *placer) checkSize(v request.Volume) error {
 	if v.Block {
 		return nil
@@ -156,8 +154,8 @@ func (p *placer) checkSize(v request.Volume) error {
 	return nil
 }
 
-// takeHeld keeps every decision off the extents that are about to become partitions, and
-// off those by which partitions were granted to grow: data is waiting for them.
+// takeHeld removes the held extents from the spaces. It also removes those by which partitions were granted to grow:
+// their users are waiting for them.
 func (p *placer) takeHeld(spaces []space, disks []discovery.Disk, others promises) {
 	for _, h := range p.held {
 		take(spaces, h.disk, h.extent)
@@ -169,7 +167,7 @@ func (p *placer) takeHeld(spaces []space, disks []discovery.Disk, others promise
 	}
 }
 
-// refusal says for a person why the volumes could not be placed.
+// refusal is the error that says why the volumes could not be placed.
 func (p *placer) refusal(err error, missing []wanted) error {
 	why := ""
 	for _, w := range missing {
@@ -194,8 +192,8 @@ type promises struct {
 	volumes []claim.Volume
 }
 
-// promised lists what the scheduler recorded for others than the pod with that UID, or the
-// persistent volume with that partition.
+// promised lists what the scheduler recorded for all others than except, which is a pod UID or a persistent volume's
+// partition.
 func (p *placer) promised(except string) promises {
 	var out promises
 	for _, pod := range p.pods.all() {
@@ -214,7 +212,7 @@ func (p *placer) promised(except string) promises {
 	return out
 }
 
-// take keeps a decision off the extents that are recorded and are not partitions yet.
+// take removes the extents that are recorded and are not partitions yet from the spaces.
 func (p promises) take(spaces []space, disks []discovery.Disk) {
 	for _, pod := range p.pods {
 		takeRecorded(spaces, pod, disks)
@@ -226,8 +224,8 @@ func (p promises) take(spaces []space, disks []discovery.Disk) {
 	}
 }
 
-// takeRecorded keeps this decision off extents that the scheduler promised to another
-// pod and that are not partitions yet. A record reserves no more than its pod asks for.
+// takeRecorded removes the extents that the scheduler promised to another pod and that are not partitions yet. A record
+// reserves no more than its pod requests.
 func takeRecorded(spaces []space, other *corev1.Pod, disks []discovery.Disk) {
 	if !alive(other) {
 		return

@@ -15,7 +15,7 @@ import (
 
 const diskID = "11111111-2222-4333-8444-555555555555"
 
-// boundPod asks for 10 MiB of class ssd, and has a record of the given extent.
+// boundPod requests 10 MiB of class ssd, and has a record of the given extent.
 func boundPod(t *testing.T, start, length int64) *corev1.Pod {
 	t.Helper()
 	record, err := diskv1alpha1.EncodeRecord([]diskv1alpha1.RecordVolume{{
@@ -38,8 +38,8 @@ func boundPod(t *testing.T, start, length int64) *corev1.Pod {
 	return pod
 }
 
-// What the scheduler promised to other pods is not free to a volume that the node
-// places itself, but a record can reserve no more than its pod may have.
+// TestTakeRecorded asserts that extents promised to other pods are not free to a volume that the node places itself. A
+// record can reserve no more than its pod requests.
 func TestTakeRecorded(t *testing.T) {
 	now := metav1.Now()
 	partition := diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID("1", "data"))
@@ -64,7 +64,7 @@ func TestTakeRecorded(t *testing.T) {
 	}
 }
 
-// What is kept of a pod is enough to know it by, and not more.
+// TestStrip asserts that a stripped pod has the fields that identify it, and no more.
 func TestStrip(t *testing.T) {
 	pod := boundPod(t, 20, 10)
 	object, err := strip(pod)
@@ -93,8 +93,8 @@ func keys(m map[string]string) []string {
 	return out
 }
 
-// A volume that was given back and placed again has a partition of the same GUID, which
-// holds no file system and maybe no zeros, whatever the earlier one held.
+// TestNewPartitionIsNotTheEarlierOne asserts that a volume that was given back and placed again counts as not
+// formatted. Its partition has the same GUID, but other bytes.
 func TestNewPartitionIsNotTheEarlierOne(t *testing.T) {
 	m := newFormatter(nil, nil, nil)
 	for _, prezeroed := range []bool{true, false, true} {

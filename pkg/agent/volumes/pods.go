@@ -40,8 +40,7 @@ func (s podStore) all() []*corev1.Pod {
 	return pods
 }
 
-// strip drops what the agent does not need of a pod: a node's pods are most of what
-// it would keep in memory.
+// strip drops the fields of a pod that the agent does not need. The node's pods are most of what it keeps in memory.
 func strip(object any) (any, error) {
 	pod, ok := object.(*corev1.Pod)
 	if !ok {
@@ -70,9 +69,8 @@ func strip(object any) (any, error) {
 	return slim, nil
 }
 
-// partitionsOf maps the partitions that the pod's volumes have, or would have, to their
-// CSI volume IDs. Unlike request.FromPod it understands every pod: a volume must be
-// recognised even if no one would make it today.
+// partitionsOf maps the partitions that the pod's volumes have, or would have, to their CSI volume IDs. Unlike
+// request.FromPod it reads every pod: an existing volume must be recognised even if it would not be made today.
 func partitionsOf(pod *corev1.Pod) map[string]string {
 	partitions := map[string]string{}
 	for _, v := range pod.Spec.Volumes {
@@ -97,8 +95,8 @@ func keyOf(pod *corev1.Pod) types.NamespacedName {
 	return types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}
 }
 
-// errMirror: the kubelet knows a static pod by another UID than the API server knows its
-// mirror by, and a volume belongs to a UID.
+// errMirror: the kubelet uses another UID for a static pod than its mirror pod has in the API server, and a volume
+// belongs to a UID.
 var errMirror = errors.New("a static pod cannot have volumes of Berth: use a DaemonSet, or a pod with spec.nodeName")
 
 func isMirror(pod *corev1.Pod) bool {

@@ -11,22 +11,22 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// policies says how volumes are wiped: as the class of their disk says; if it is deleted, as is
-// kept with the volume; if that is lost, as the disk's class said last.
+// policies decides how a volume is wiped. The class of its disk decides if it exists. Else the settings kept with the
+// volume do, and else the last settings of the disk's class.
 type policies struct {
-	// class is how volumes on disks of a class are wiped now; false if there is no such class.
+	// class returns how volumes on disks of a class are wiped now, and false if there is no such class.
 	class func(class string) (disk.WipeSettings, bool)
 
 	mu sync.Mutex
-	// last is what the class of a disk said last, by disk ID.
+	// last has the last settings of a disk's class, by disk ID.
 	last map[string]disk.WipeSettings
-	// keeping is held while what is kept with volumes is brought up to date, and again is set when
-	// that is to be done (once more).
+	// keeping is locked while the settings kept with the volumes are updated. again is set when another update is
+	// needed.
 	keeping sync.Mutex
 	again   atomic.Bool
 }
 
-// ofClass is what the class of a disk says; false if the disk has none any more.
+// ofClass returns the settings of a disk's class, and false if the disk has no class any more.
 func (p *policies) ofClass(d *discovery.Disk) (disk.WipeSettings, bool) {
 	now, exists := p.class(d.Class)
 	if !exists {
@@ -38,7 +38,7 @@ func (p *policies) ofClass(d *discovery.Disk) (disk.WipeSettings, bool) {
 	return now, true
 }
 
-// of is how a volume is wiped now. Without any other word it reads as zeros afterwards.
+// of returns how a volume is wiped now. Without any settings it is zeroed.
 func (p *policies) of(d *discovery.Disk, v disk.Volume) disk.WipeSettings {
 	if now, exists := p.ofClass(d); exists {
 		return now
@@ -54,8 +54,8 @@ func (p *policies) of(d *discovery.Disk, v disk.Volume) disk.WipeSettings {
 	return disk.WipeSettings{Policy: disk.WipeZero}
 }
 
-// keep brings what is kept with the volumes up to date with their classes, so that a class leaves
-// its newest policy behind. If that is under way, it is done once more, and keep returns at once.
+// keep updates the settings kept with the volumes from their classes, so that a deleted class leaves its newest policy
+// behind. If an update is running, keep only requests another one and returns at once.
 func (p *policies) keep(ctx context.Context, inventory Inventory) {
 	p.again.Store(true)
 	for p.again.Load() && p.keeping.TryLock() {

@@ -8,8 +8,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// TestPolicyOf asserts that a volume is wiped as its class says, or else as is kept with it, or else
-// as the class said last, or else to zeros.
+// TestPolicyOf asserts the order in which a volume's wipe policy is chosen: its class, then what is kept with it, then
+// the last settings of the class, then zeroing.
 func TestPolicyOf(t *testing.T) {
 	overwrite, discard := disk.WipeSettings{Policy: disk.WipeOverwrite, Rate: 7}, disk.WipeSettings{Policy: disk.WipeSecureDiscard}
 	none := disk.WipeSettings{Policy: disk.WipeNone}
@@ -36,8 +36,8 @@ func TestPolicyOf(t *testing.T) {
 	check("of a disk that never had one", other, disk.WipeSettings{}, disk.WipeSettings{Policy: disk.WipeZero})
 }
 
-// TestDeletedClassLeavesItsPolicy asserts that volumes of a class that is deleted are wiped under its
-// last policy, also by an agent that never saw the class.
+// TestDeletedClassLeavesItsPolicy asserts that volumes of a deleted class are wiped under its last policy, also by an
+// agent that never saw the class.
 func TestDeletedClassLeavesItsPolicy(t *testing.T) {
 	f := newFixture(t)
 	f.policy = disk.WipeSettings{Policy: disk.WipeZero}
@@ -49,7 +49,7 @@ func TestDeletedClassLeavesItsPolicy(t *testing.T) {
 			t.Errorf("made with %+v", v.Wipe)
 		}
 	}
-	// The class changes, and the volumes follow it.
+	// The class changes, and the settings kept with its volumes follow.
 	f.policy = disk.WipeSettings{Policy: disk.WipeOverwrite, Rate: 1 << 40}
 	f.reclaim.wiper.policies.keep(t.Context(), f.disks)
 	for _, p := range append(partitions, partition) {

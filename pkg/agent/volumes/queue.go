@@ -10,20 +10,19 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// queue returns a queue that retries more and more rarely, by the clock given.
+// queue returns a queue that retries with growing pauses, by the given clock.
 func queue[T comparable](name string, by clock.WithTicker) workqueue.TypedRateLimitingInterface[T] {
 	return workqueue.NewTypedRateLimitingQueueWithConfig(backoff[T](), workqueue.TypedRateLimitingQueueConfig[T]{Name: name, Clock: by})
 }
 
-// backoff begins with 20 ms, so that a race is over quickly, and ends with a minute, so
-// that what needs a person costs little.
+// backoff begins with 20 ms, so that a race is over quickly. It ends with a minute, so that an error that an operator
+// must fix costs little.
 func backoff[T comparable]() workqueue.TypedRateLimiter[T] {
 	return workqueue.NewTypedItemExponentialFailureRateLimiter[T](20*time.Millisecond, time.Minute)
 }
 
-// work processes a queue. Every key has a goroutine of its own: a fixed number of
-// workers would all come to wait for the one disk that hangs. There are never more than
-// the node's volumes, and what is scarce is bounded by disk.
+// work processes a queue. Every key has its own goroutine: a fixed number of workers would all wait for the one disk
+// that hangs. There are never more goroutines than volumes on the node, and slots bound the costly operations by disk.
 func work[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterface[T], failure string, process func(context.Context, T) error) {
 	var workers sync.WaitGroup
 	defer workers.Wait()
@@ -36,7 +35,7 @@ func work[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterf
 	}
 }
 
-// workOn processes a key. An error is logged and tried again later, more and more rarely.
+// workOn processes a key. An error is logged and the key is retried, with growing pauses.
 func workOn[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterface[T], key T, failure string, process func(context.Context, T) error) {
 	defer q.Done(key)
 	if ctx.Err() != nil {
@@ -52,7 +51,7 @@ func workOn[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInte
 	}
 }
 
-// waiters are the keys of a queue that a change on a disk may help.
+// waiters are the keys of a queue that a change on a disk may unblock.
 type waiters[T comparable] struct {
 	queue workqueue.TypedRateLimitingInterface[T]
 
@@ -66,15 +65,15 @@ func newWaiters[T comparable](q workqueue.TypedRateLimitingInterface[T]) *waiter
 	return &waiters[T]{queue: q, keys: map[T]struct{}{}}
 }
 
-// seen is the number of changes so far. A caller takes it before it looks at the disks.
+// seen is the number of changes so far. A caller gets it before it reads the disks.
 func (w *waiters[T]) seen() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.changes
 }
 
-// wait queues the key at the next change. A change since seen was taken has passed the key
-// by, so then it is queued at once.
+// wait queues the key at the next change. If there was a change since seen was read, the key has missed it, and is
+// queued at once.
 func (w *waiters[T]) wait(key T, seen int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

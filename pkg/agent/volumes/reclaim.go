@@ -12,24 +12,23 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// reclaimer is what inline and persistent ask of reclaim.
+// reclaimer is what inline and persistent use of reclaim.
 type reclaimer interface {
-	// look has the volume of a partition looked at after a while: is it to be wiped?
+	// look has reclaim check, after a while, whether the volume of a partition shall be wiped.
 	look(partition string, after time.Duration)
-	// begin wipes a volume, whose owner has decided so. unlock gives back the volume's lock
-	// when the wipe has ended.
+	// begin wipes a volume, after its owner has decided so. The wipe calls unlock for the volume's lock when it has
+	// ended.
 	begin(ctx context.Context, d discovery.Disk, v disk.Volume, unlock func())
-	// isWiping reports whether a wipe of the volume is under way.
+	// isWiping reports whether the agent is wiping the volume.
 	isWiping(partition string) bool
 }
 
-// decider is what reclaim asks of inline and persistent: it decides about the volumes of one
-// kind.
+// decider is what reclaim uses of inline and persistent. Each of them decides about its own volumes.
 type decider interface {
-	// verdict says what is to become of a volume that is not being wiped. It asks the API
-	// server itself. With an error nothing is known, and the volume is kept.
+	// verdict decides what becomes of a volume that is not being wiped. It reads from the API server. With an error
+	// nothing is known, and the volume is kept.
 	verdict(ctx context.Context, v disk.Volume) (verdict, error)
-	// gone is called when no disk holds the partition (any more).
+	// gone is called when no disk has the partition (any more).
 	gone(partition string)
 	// ownerOf names the volume by its CSI ID, and its pod or claim by namespace/name.
 	ownerOf(v disk.Volume) (volume, owner string)
@@ -40,28 +39,29 @@ type verdict int
 
 const (
 	keep    verdict = iota
-	ending          // its pod is going, and it is mounted
+	ending          // its pod is ending, and it is mounted
 	inUse           // its pod is gone, and it is mounted
-	suspect         // its pod is gone, and its end was not seen
+	suspect         // its pod is gone, and the pod's end was not seen
 	wipe
 )
 
 const (
-	// inUseRetry is how often a volume is looked at whose pod is gone and that is still
-	// mounted or open. Its unmounting through NodeUnpublish wakes the release at once.
+	// inUseRetry is how often reclaim checks a volume whose pod is gone and that is still mounted or open.
+	// NodeUnpublish has it checked at once.
 	inUseRetry = 30 * time.Second
-	// sweepKey in the queue stands for all ephemeral volumes that may be orphans, askKey for
-	// the persistent ones without a PersistentVolume on the watch.
+	// sweepKey in the queue means all ephemeral volumes that may be orphans. askKey means the persistent ones for which
+	// the watch shows no PersistentVolume.
 	sweepKey = ""
 	askKey   = "persistent"
 )
 
-// reclaim looks at volumes that may have lost their owner, and wipes those that have.
+// reclaim checks volumes that may have lost their owner, and wipes those that have.
 //
-// Invariant: a partition is wiped only after the API server itself, not a cache, has said that
-// its owner is gone, and while nothing is mounted; or to finish a wipe that was begun; or in
-// phase Reserved, when the pod's other volumes do not fit: it never held data. Unless the pod
-// was seen to end, the grace period must be over, and such orphans be few (see sweep).
+// Invariant: a partition is wiped only while nothing is mounted, and only in one of these cases:
+//  1. The API server itself, not a cache, has answered that its owner is gone. Unless the pod's end was seen, the grace
+//     period must be over, and there must be few such orphans (see sweep).
+//  2. A wipe that was begun is finished.
+//  3. It is in phase Reserved, when the pod's other volumes do not fit: it never held data.
 type reclaim struct {
 	node       *node
 	queue      workqueue.TypedRateLimitingInterface[string]
@@ -72,7 +72,7 @@ type reclaim struct {
 	orphans    *orphans
 	sweeper    *sweeper
 	blocked    *blocked
-	// ask has the persistent volumes looked at that have no PersistentVolume on the watch.
+	// ask has the persistent volumes checked for which the watch shows no PersistentVolume.
 	ask func()
 }
 
@@ -90,7 +90,7 @@ func (r *reclaim) begin(ctx context.Context, d discovery.Disk, v disk.Volume, un
 
 func (r *reclaim) isWiping(partition string) bool { return r.wiper.isWiping(partition) }
 
-// deciderFor is who decides about the volume.
+// deciderFor is the decider of the volume.
 func (r *reclaim) deciderFor(v disk.Volume) decider {
 	if v.Ephemeral {
 		return r.inline
@@ -106,7 +106,7 @@ func (r *reclaim) ownerOf(v disk.Volume) (volume, owner string) {
 	return r.inline.ownerOf(v)
 }
 
-// release wipes the volume of the partition if it is due.
+// release wipes the volume of the partition if that is due.
 func (r *reclaim) release(ctx context.Context, partition string) error {
 	switch partition {
 	case sweepKey:
@@ -116,7 +116,7 @@ func (r *reclaim) release(ctx context.Context, partition string) error {
 		return nil
 	}
 	if r.isWiping(partition) {
-		// Its end brings the volume back here if anything is left to do.
+		// The end of the wipe has the volume looked at again if anything is left to do.
 		return nil
 	}
 	unlock, err := r.node.locks.lock(ctx, partition)
@@ -135,7 +135,7 @@ func (r *reclaim) release(ctx context.Context, partition string) error {
 		return nil
 	}
 	if !d.Ready() {
-		// followDisks comes back here with the disk.
+		// followDisks has it looked at again when the disk is back.
 		return nil
 	}
 	if v.Phase != disk.Wiping {
@@ -149,7 +149,7 @@ func (r *reclaim) release(ctx context.Context, partition string) error {
 	return nil
 }
 
-// due reports whether the volume is to be wiped now.
+// due reports whether the volume shall be wiped now.
 func (r *reclaim) due(ctx context.Context, d discovery.Disk, v disk.Volume) (bool, error) {
 	becomes, err := r.deciderFor(v).verdict(ctx, v)
 	if err != nil {
@@ -173,7 +173,7 @@ func (r *reclaim) due(ctx context.Context, d discovery.Disk, v disk.Volume) (boo
 	return false, nil
 }
 
-// gone drops what is known of a partition that is on no disk.
+// gone drops what is known of a partition that no disk has.
 func (r *reclaim) gone(partition string) {
 	r.formatter.forget(partition)
 	r.node.reports.forget(types.UID(partition))
@@ -183,7 +183,7 @@ func (r *reclaim) gone(partition string) {
 	r.persistent.gone(partition)
 }
 
-// resume goes on with the wipes that were begun on a disk that came into service.
+// resume continues the wipes that were begun on a disk that came into service.
 func (r *reclaim) resume(d *discovery.Disk) {
 	for _, v := range d.Snapshot.Volumes {
 		if v.Phase == disk.Wiping {

@@ -18,8 +18,8 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// TestEngineOnlyByAccessor asserts that no code of the package reaches for a disk's engine but
-// engineOf: anywhere else a disk that has gone would be a crash.
+// TestEngineOnlyByAccessor asserts that only engineOf reads a disk's engine. Anywhere else a disk that has gone would
+// cause a crash.
 func TestEngineOnlyByAccessor(t *testing.T) {
 	files, err := filepath.Glob("*.go")
 	if err != nil || len(files) == 0 {
@@ -43,8 +43,7 @@ func TestEngineOnlyByAccessor(t *testing.T) {
 	}
 }
 
-// TestDeleteVolumeOfLostDisk asserts that a volume that was being wiped when its disk went is
-// neither a crash nor a success.
+// TestDeleteVolumeOfLostDisk asserts that deleting a volume whose disk went during its wipe fails without a crash.
 func TestDeleteVolumeOfLostDisk(t *testing.T) {
 	pv := volumeAt(t, 20, nil)
 	for _, phase := range []disk.Phase{disk.Reserved, disk.Formatted, disk.Wiping} {
@@ -55,7 +54,7 @@ func TestDeleteVolumeOfLostDisk(t *testing.T) {
 		if err := f.DeleteVolume(t.Context(), pv.Spec.CSI.VolumeHandle); !errors.Is(err, ErrOutOfService) || !strings.Contains(err.Error(), "sdx is gone") {
 			t.Errorf("in phase %s: %v", phase, err)
 		}
-		// The disk may go while the wipe waits, too.
+		// The disk may also go while the wipe waits.
 		v := d.Snapshot.Volumes[0]
 		unlock, err := f.node.locks.lock(t.Context(), v.Partition)
 		if err != nil {
@@ -69,8 +68,7 @@ func TestDeleteVolumeOfLostDisk(t *testing.T) {
 	}
 }
 
-// TestSeenEndIsReclaimedAtOnce asserts that the volume of a pod that was seen to end is wiped
-// without any grace period.
+// TestSeenEndIsReclaimedAtOnce asserts that the volume of a pod whose end was seen is wiped without a grace period.
 func TestSeenEndIsReclaimedAtOnce(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
@@ -111,7 +109,7 @@ func TestUnseenEndWaits(t *testing.T) {
 	f.phase(partitions[0], "")
 }
 
-// sweep looks at all suspects now, and waits for what that reclaims.
+// sweep checks all suspects now, and waits until their wipes have ended.
 func (f *fixture) sweep() {
 	f.t.Helper()
 	if err := f.reclaim.release(f.t.Context(), sweepKey); err != nil {
@@ -120,14 +118,13 @@ func (f *fixture) sweep() {
 	f.settle()
 }
 
-// TestAPIErrorKeeps asserts that no answer of the API server but its own "not found" ends a
-// volume.
+// TestAPIErrorKeeps asserts that only the API server's "not found" ends a volume, and no other answer.
 func TestAPIErrorKeeps(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
 	pods, partitions := f.running("a", "b")
 	pv, partition := f.boundVolume(f.disks.Disks()[0], 1, func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased })
-	// The first pod was seen to end, the second one is suspected to have gone.
+	// The first pod's end was seen, the second pod is suspected to be gone.
 	f.unwatchPod(pods[0], false)
 	f.lost(pods[1])
 	for _, key := range f.queued() {
@@ -158,8 +155,8 @@ func TestAPIErrorKeeps(t *testing.T) {
 	}
 }
 
-// TestManyOrphansStopReclaiming asserts that more orphans than the limit are all kept, over a
-// restart too, until a person confirms their number.
+// TestManyOrphansStopReclaiming asserts that more orphans than the limit are all kept until an operator confirms their
+// number. A restart does not change that.
 func TestManyOrphansStopReclaiming(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
@@ -182,7 +179,7 @@ func TestManyOrphansStopReclaiming(t *testing.T) {
 	if got := f.events.with("ReclaimStopped", "3 volumes"); len(got) != 1 {
 		t.Errorf("reported is %q", f.events.with())
 	}
-	// A pod that is back says nothing of the others.
+	// One pod that is back does not prove that the others exist.
 	f.api.put(pods[0])
 	f.watchedPod(pods[0])
 	f.settle()
@@ -228,8 +225,7 @@ func (s *apiServer) capacity(annotations map[string]string) *diskv1alpha1.NodeDi
 	return ndc
 }
 
-// TestMountedIsNotReclaimed asserts that nothing is begun for a volume that is mounted, by
-// any of the loops that wipe.
+// TestMountedIsNotReclaimed asserts that no loop begins to wipe a volume that is mounted.
 func TestMountedIsNotReclaimed(t *testing.T) {
 	f := newFixture(t)
 	d := f.loopDisk()
@@ -287,7 +283,7 @@ func TestMountedIsNotReclaimed(t *testing.T) {
 	}
 }
 
-// TestReservedIsGivenBack asserts that of a pod whose volumes do not all fit none stays.
+// TestReservedIsGivenBack asserts that a pod whose volumes do not all fit keeps none.
 func TestReservedIsGivenBack(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()

@@ -50,13 +50,13 @@ type Recorder interface {
 	OfNode(uid types.UID, eventType, reason, message string)
 }
 
-// reports writes events about pods, PersistentVolumes and the node, and repeats none.
+// reports writes events about pods, PersistentVolumes and the node, and does not repeat one.
 type reports struct {
 	recorder   Recorder
 	capacities capacities
 
 	mu sync.Mutex
-	// last is what was last reported, by the UID of a pod or PersistentVolume or by partition.
+	// last is the last message, by the UID of a pod or PersistentVolume, or by partition.
 	last map[types.UID]string
 }
 
@@ -75,7 +75,7 @@ func (r *reports) isNew(about types.UID, message string) bool {
 	return true
 }
 
-// forget lets the next message about the object be new.
+// forget makes the next message about the object new.
 func (r *reports) forget(about types.UID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -97,7 +97,8 @@ func (r *reports) warnVolume(pv *corev1.PersistentVolume, reason, message string
 	}
 }
 
-// ofVolume writes an event about a PersistentVolume and, unless that is released, its claim.
+// ofVolume writes an event about a PersistentVolume and about its claim. The claim gets none if the PersistentVolume is
+// released.
 func (r *reports) ofVolume(pv *corev1.PersistentVolume, eventType, reason, message string) {
 	version := corev1.SchemeGroupVersion.String()
 	r.recorder.About(corev1.ObjectReference{Kind: "PersistentVolume", APIVersion: version, Name: pv.Name, UID: pv.UID}, eventType, reason, message)
@@ -133,7 +134,7 @@ func (c capacities) own() *diskv1alpha1.NodeDiskCapacity {
 	return ndc
 }
 
-// describe names a volume for a person, and says where it is.
+// describe names a volume and its place for a message.
 func describe(d discovery.Disk, v disk.Volume, volume, owner string) string {
 	if owner == "" {
 		owner = v.Name

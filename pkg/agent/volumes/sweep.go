@@ -18,15 +18,15 @@ import (
 )
 
 const (
-	// sweepSoon collects what vanishes at the same time.
+	// sweepSoon is a delay that collects volumes that become suspects at the same time.
 	sweepSoon = time.Second
-	// sweepAgain is how often the API server is asked again whether pods are back.
+	// sweepAgain is how often the sweeper checks again whether pods are back.
 	sweepAgain = 5 * time.Minute
 )
 
-// sweeper reclaims the ephemeral orphans when their grace period is over. When they are many
-// and the API server's data may not be what it was, it has more likely lost them than the
-// pods have gone: then all are kept until the pods are back or a person says how many may go.
+// sweeper reclaims the ephemeral orphans when their grace period is over. Many orphans are kept if the API server's
+// data may have been lost or restored: then the pods may still exist. They are kept until the pods are back, or an
+// operator confirms how many may be reclaimed.
 type sweeper struct {
 	node       *node
 	owners     *owners
@@ -35,22 +35,21 @@ type sweeper struct {
 	// grace and limit are OrphanGrace and OrphanLimit of Options.
 	grace time.Duration
 	limit int
-	// isWiping, look and reclaim are reclaim's.
+	// isWiping, look and reclaim are those of reclaim.
 	isWiping func(partition string) bool
 	look     func(partition string, after time.Duration)
 	reclaim  func(ctx context.Context, partition string) error
 
 	mu sync.Mutex
-	// suspects are volumes whose pod is gone while its end has not been seen, yet: the
-	// watch may be behind.
+	// suspects are volumes whose pod is gone, but whose pod's end has not been seen yet: the watch may be late.
 	suspects map[string]struct{}
-	// stopped is set while nothing is reclaimed. It ends with the last orphan, not when they
-	// are few again: half of the pods being back says nothing about the other half.
+	// stopped is set while nothing is reclaimed. It ends with the last orphan, not when there are few again: if half of
+	// the pods are back, the others may exist, too.
 	stopped bool
 }
 
-// suspect keeps a volume whose pod is gone and was not seen to end. Whether it is an
-// orphan is decided in a moment, by then the watch has shown what it will show.
+// suspect notes a volume whose pod is gone without a seen end. The sweep after sweepSoon decides whether it is an
+// orphan. By then the watch has usually shown the end.
 func (s *sweeper) suspect(v disk.Volume) {
 	s.mu.Lock()
 	s.suspects[v.Partition] = struct{}{}
@@ -64,8 +63,8 @@ func (s *sweeper) isStopped() bool {
 	return s.stopped
 }
 
-// sweep looks at the ephemeral volumes without a known pod, and reclaims those that have
-// been orphans for long enough. What the API server itself lists now decides for all.
+// sweep checks the ephemeral volumes without a known pod, and reclaims those that have been orphans for long enough. It
+// decides for all of them by one list from the API server.
 func (s *sweeper) sweep(ctx context.Context) error {
 	allowed, asked := s.allowance(ctx)
 	suspects := s.takeSuspects()
@@ -86,7 +85,7 @@ func (s *sweeper) sweep(ctx context.Context) error {
 		orphaned = append(orphaned, v)
 	}
 	if asked {
-		// First: what was allowed once is not allowed the next time.
+		// Removed first, so that what was allowed once is not allowed the next time.
 		if err := s.node.client.ForgetReclaimOrphans(ctx); err != nil {
 			return fmt.Errorf("cannot remove annotation %s, orphans are kept: %w", diskv1alpha1.AnnotationReclaimOrphans, err)
 		}
@@ -116,7 +115,7 @@ func (s *sweeper) takeSuspects() []disk.Volume {
 			_, suspect := suspected[v.Partition]
 			switch {
 			case known && o.ended:
-				// Its release is on its way, by what has shown the end.
+				// What has shown the end has queued its release already.
 			case !known || orphaned || suspect:
 				suspects = append(suspects, v)
 			}
@@ -125,8 +124,7 @@ func (s *sweeper) takeSuspects() []disk.Volume {
 	return suspects
 }
 
-// reclaimAll reclaims those of the orphans that may go now, and has the others looked at
-// again later.
+// reclaimAll reclaims those of the orphans that are due, and has the others checked again later.
 func (s *sweeper) reclaimAll(ctx context.Context, orphaned []disk.Volume) error {
 	var doubtful int
 	found := s.orphans.all()
@@ -160,11 +158,11 @@ func (s *sweeper) reclaimAll(ctx context.Context, orphaned []disk.Volume) error 
 	return nil
 }
 
-// mayReclaim decides whether so many orphans are reclaimed. Few always are. Many are if the API
-// server's data is what it was: then it was the node, or the agent, that was away.
+// mayReclaim decides whether so many orphans are reclaimed. Few always are. Many are if the API server's data was
+// neither lost nor restored: then the node, or the agent, was away.
 func (s *sweeper) mayReclaim(ctx context.Context, count int) (bool, error) {
 	disks := s.node.inventory.Disks()
-	// Those on a disk that is away do not count now, and may count again.
+	// Orphans on a disk that is away do not count now, and may count again later.
 	more := slices.ContainsFunc(disks, func(d discovery.Disk) bool { return !d.Ready() })
 	if count == 0 && !more {
 		if left := s.node.client.Settled(ctx); left > 0 {
@@ -199,12 +197,12 @@ func (s *sweeper) mayReclaim(ctx context.Context, count int) (bool, error) {
 	return !stopped, nil
 }
 
-// StoppedMessage says for a person why nothing is reclaimed, and what to do.
+// StoppedMessage says why nothing is reclaimed, and what to do.
 func StoppedMessage(node string, count int) string {
 	return fmt.Sprintf("%d volumes have lost their pods, whose end was not seen, and none is reclaimed: has the API server lost its data, or an older state of it been restored? It ends by itself when all of the pods are back. If the volumes may be wiped: kubectl annotate ndc %s %s=%d", count, node, diskv1alpha1.AnnotationReclaimOrphans, count)
 }
 
-// allowance is how many orphans a person said may be reclaimed.
+// allowance is how many orphans an operator has allowed to be reclaimed.
 func (s *sweeper) allowance(ctx context.Context) (count int, asked bool) {
 	ndc := s.capacities.own()
 	if ndc == nil {
@@ -222,7 +220,7 @@ func (s *sweeper) allowance(ctx context.Context) (count int, asked bool) {
 	return count, true
 }
 
-// acceptAllowance acts on what a person allowed, if it covers the orphans there are now.
+// acceptAllowance acts on an operator's allowance, if it covers the orphans that exist now.
 func (s *sweeper) acceptAllowance(ctx context.Context, allowed int, orphaned []disk.Volume) {
 	if len(orphaned) == 0 {
 		return
@@ -242,7 +240,7 @@ func (s *sweeper) acceptAllowance(ctx context.Context, allowed int, orphaned []d
 	}
 }
 
-// capacitySeen looks whether a person allowed orphans to be reclaimed.
+// capacitySeen checks whether an operator allowed orphans to be reclaimed.
 func (s *sweeper) capacitySeen(object any) {
 	ndc, ok := object.(*diskv1alpha1.NodeDiskCapacity)
 	if !ok {

@@ -10,7 +10,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// trusted has the manager know the API server's data for long.
+// trusted makes the API server's data long known to the manager.
 func (f *fixture) trusted() {
 	f.t.Helper()
 	f.api.capacity(nil)
@@ -25,7 +25,7 @@ func (f *fixture) trusted() {
 	}
 }
 
-// absent has the agent down while the pods go.
+// absent removes the pods while no agent runs.
 func (f *fixture) absent(pods ...*corev1.Pod) {
 	f.t.Helper()
 	for _, pod := range pods {
@@ -37,8 +37,8 @@ func (f *fixture) absent(pods ...*corev1.Pod) {
 	f.restart()
 }
 
-// TestOutageReclaimsMany asserts that the volumes of many pods that went while the node or its agent
-// was away are reclaimed after the grace period, however many they are.
+// TestOutageReclaimsMany asserts that the volumes of many pods that went during an outage of the node or its agent are
+// reclaimed. That happens after the grace period, and has no limit.
 func TestOutageReclaimsMany(t *testing.T) {
 	for name, gone := range map[string]func(f *fixture, pods ...*corev1.Pod){"the watch was away": (*fixture).lost, "the agent was down": (*fixture).absent} {
 		f := newFixture(t)
@@ -62,8 +62,8 @@ func TestOutageReclaimsMany(t *testing.T) {
 	}
 }
 
-// TestLostDataKeepsMany asserts that many orphans are kept when the API server's data is not what it
-// was, or is not known.
+// TestLostDataKeepsMany asserts that many orphans are kept when the API server's data was lost or restored, or is not
+// known.
 func TestLostDataKeepsMany(t *testing.T) {
 	for why, change := range map[string]func(s *apiServer){
 		"has no NodeDiskCapacity": func(s *apiServer) { s.ndc = nil },
@@ -88,7 +88,7 @@ func TestLostDataKeepsMany(t *testing.T) {
 			t.Errorf("%s: reported is %q", why, f.events.with("ReclaimStopped"))
 		}
 	}
-	// No answer is no proof, and no reason to stop either.
+	// An error of the API server proves nothing, but does not stop reclaiming either.
 	f := newFixture(t)
 	f.loopDisk()
 	f.trusted()

@@ -17,11 +17,11 @@ import (
 )
 
 const (
-	// wipesPerDisk keeps the wiping of many volumes from starving a disk's users.
+	// wipesPerDisk bounds the wipes of a disk, so that its users keep most of its speed.
 	wipesPerDisk = 2
-	// progressEvery is how often the progress of wipes is published. It is that of all at once,
-	// and stays as it is in between: each publication is seen on the watch, and would lead to
-	// the next one if it always differed.
+	// progressEvery is how often the progress of wipes is published. The published figures of all wipes change together
+	// and only then. Each publication comes back on the watch, and would cause the next one if the figures always
+	// differed.
 	progressEvery = 3 * time.Second
 )
 
@@ -29,10 +29,10 @@ const (
 type wiper struct {
 	node     *node
 	policies *policies
-	// owner names a volume for the record, look has its partition looked at again.
+	// owner names a volume for the record. look has its partition looked at again.
 	owner func(v disk.Volume) (volume, owner string)
 	look  func(partition string, after time.Duration)
-	// formatted follows the volumes that are wiped, blocked of those that cannot be.
+	// formatted drops the volumes that are wiped. blocked notes those that cannot be.
 	formatted *partitions
 	blocked   *blocked
 	slots     slots
@@ -40,17 +40,16 @@ type wiper struct {
 	running   sync.WaitGroup
 
 	mu sync.Mutex
-	// wipes are those under way, by partition, and shownAt is when their progress was last
-	// published.
+	// wipes are those in progress, by partition. shownAt is when their progress was last published.
 	wipes   map[string]*wiping
 	shownAt time.Time
 }
 
-// wiping is a wipe that a goroutine of the agent is at.
+// wiping is a wipe that a goroutine of the agent works on.
 type wiping struct {
 	// policy is empty while the wipe waits for a slot.
 	policy disk.WipePolicy
-	// done of length bytes are done, shown of them are published.
+	// done of length bytes are wiped. shown is the published number.
 	length, done, shown int64
 }
 
@@ -61,7 +60,7 @@ func (w *wiper) isWiping(partition string) bool {
 	return is
 }
 
-// Wiping says with which policy a volume is being wiped now and how many of its bytes are done.
+// Wiping returns with which policy a volume is being wiped now, and how many of its bytes are done.
 func (w *wiper) Wiping(partition string) (policy disk.WipePolicy, done int64, is bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -72,7 +71,7 @@ func (w *wiper) Wiping(partition string) (policy disk.WipePolicy, done int64, is
 	return of.policy, of.shown, true
 }
 
-// progress notes how far a wipe is.
+// progress notes how many bytes of a wipe are done.
 func (w *wiper) progress(partition string, done int64) {
 	w.mu.Lock()
 	of, is := w.wipes[partition]
@@ -94,8 +93,8 @@ func (w *wiper) progress(partition string, done int64) {
 	}
 }
 
-// begin wipes the volume in the background, so that a large slow disk holds up nothing
-// but itself. unlock gives back the volume's lock at the end.
+// begin wipes the volume in the background, so that a large slow disk delays only itself. At the end unlock releases
+// the volume's lock.
 func (w *wiper) begin(ctx context.Context, d discovery.Disk, v disk.Volume, unlock func()) {
 	w.mu.Lock()
 	w.wipes[v.Partition] = &wiping{length: v.Extent.Len()}
@@ -112,7 +111,7 @@ func (w *wiper) begin(ctx context.Context, d discovery.Disk, v disk.Volume, unlo
 	})
 }
 
-// next says whether, and when, reclaim looks at a volume again after a wipe.
+// next is whether, and after which time, reclaim looks at a volume again after a wipe.
 type next struct {
 	again bool
 	after time.Duration
@@ -126,7 +125,7 @@ func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) next 
 		return next{}
 	}
 	defer leave()
-	// It may have waited for long.
+	// The wipe may have waited for long, so the class may have changed.
 	d.Class = w.node.classOf(d)
 	settings := w.policies.of(&d, v)
 	o := disk.WipeOptions{Policy: settings.Policy, Rate: settings.Rate, Progress: func(done int64) { w.progress(v.Partition, done) }}
@@ -135,7 +134,7 @@ func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) next 
 	w.mu.Unlock()
 	e, err := engineOf(&d)
 	if err != nil {
-		// The disk's return brings the volume back here.
+		// The disk's return has the volume looked at again.
 		logger.Info("Volume is wiped once its disk is back", "reason", err.Error())
 		return next{}
 	}
@@ -147,18 +146,18 @@ func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) next 
 		}
 		w.backoff.Forget(v.Partition)
 		w.formatted.remove(v.Partition)
-		// Once more: what is known of it is dropped when no disk holds it, or a copy of it.
+		// Look again: what is known of the volume is dropped when no disk has it, or a copy of it is found.
 		return next{again: true}
 	case errors.Is(err, disk.ErrInUse):
 		if w.node.reports.isNew(types.UID(v.Partition), err.Error()) {
 			logger.Info("Volume is still in use and is wiped later", "reason", err.Error())
 		}
 		w.blocked.held(ctx, d, v, err.Error())
-		// The holder may release it in a moment: a mount is copied with its namespace.
+		// The holder may release it soon: a mount is copied with its namespace.
 		return next{true, min(w.backoff.When(v.Partition), inUseRetry)}
 	}
 	if ctx.Err() != nil {
-		// The agent is stopping; the next one finds the phase Wiping and goes on.
+		// The agent is stopping. The next one finds the phase Wiping and continues.
 		return next{}
 	}
 	countWipe(d.Class, record, resultFailed)
@@ -170,8 +169,8 @@ func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) next 
 	return next{true, w.backoff.When(v.Partition)}
 }
 
-// record notes a wipe that satisfied its policy: in the log, in the metrics, and as an
-// event of the node's NodeDiskCapacity.
+// record reports a wipe that satisfied its policy: in the log, in the metrics, and as an event of the node's
+// NodeDiskCapacity.
 func (w *wiper) record(ctx context.Context, d discovery.Disk, v disk.Volume, done disk.Wiped) {
 	countWipe(d.Class, done, resultDone)
 	volume, owner := w.owner(v)
@@ -187,7 +186,7 @@ func (w *wiper) record(ctx context.Context, d discovery.Disk, v disk.Volume, don
 	w.node.reports.ofNode(eventType, eventWiped, describe(d, v, volume, owner)+message)
 }
 
-// recordOfWipe says for a person what was done.
+// recordOfWipe describes what was done.
 func recordOfWipe(w disk.Wiped) (eventType, message string) {
 	took := w.Took.Round(time.Millisecond)
 	if w.Policy == disk.WipeNone {
