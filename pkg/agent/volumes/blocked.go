@@ -36,8 +36,7 @@ const (
 const holderUnknown holders.Kind = "Unknown"
 
 // blocked knows the volumes that shall be wiped but are held: by a mount in any namespace, by a process that has the
-// device open, or by the kernel. It reports the holders in events, in a condition of the NodeDiskCapacity, and in a
-// metric.
+// device open, or by the kernel. It reports what holds them in events, in a condition and in a metric.
 type blocked struct {
 	node    *node
 	volumes volumeStore

@@ -5,15 +5,16 @@
 // It owns the decision where a volume goes on this node, and the decision that a volume may be wiped. Package disk
 // makes and wipes partitions, and package csi mounts them.
 //
-// Three types do the work, and Manager only connects them: inline for the volumes of pods, persistent for those of
-// PersistentVolumes, and reclaim for the end of both. reclaim calls inline and persistent through the interface
-// decider. They call reclaim through the interface reclaimer. Package csi uses Manager.
+// Three types do the work, and Manager only connects them. inline makes the volumes of pods, persistent those of
+// PersistentVolumes, and reclaim ends both. reclaim calls inline and persistent through the interface decider. They
+// call reclaim through the interface reclaimer. Package csi uses Manager.
 //
 // In the order of an inline volume's life:
 //
 //	pod seen on the watch              inline.sync         inline.go
 //	NodePublish                        inline.Publish      inline_publish.go
 //	  -> where?                        placer.choose       place.go, contested.go, decide.go (pure)
+//	  -> if there is no room           inline.noRoom       inline_noroom.go
 //	  -> partition, phase Reserved     inline.create       inline_place.go
 //	  -> mkfs, phase Formatted         formatter.ready     format.go, filesystem.go
 //	pod gone, or NodeUnpublish         reclaim.release     reclaim.go

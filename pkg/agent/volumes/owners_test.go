@@ -27,8 +27,8 @@ func TestNamespaceOf(t *testing.T) {
 	}
 }
 
-// TestLongNamespace asserts that the agent does not list all pods of the cluster for a volume of a pod in a namespace
-// with a long name.
+// TestLongNamespace asserts that a volume of a pod in a namespace with a long name does not have the agent list all
+// pods.
 func TestLongNamespace(t *testing.T) {
 	for _, namespace := range []string{"ns", strings.Repeat("n", 35), strings.Repeat("n", 36), strings.Repeat("n", 63)} {
 		f := newFixture(t)

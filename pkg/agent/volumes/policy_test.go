@@ -8,8 +8,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// TestPolicyOf asserts the order in which a volume's wipe policy is chosen: its class, then what is kept with it, then
-// the last settings of the class, then zeroing.
+// TestPolicyOf asserts the order in which a volume's wipe policy is chosen. Its class is first, and the settings kept
+// with it are second. The last settings of the class come next, and then zeroing.
 func TestPolicyOf(t *testing.T) {
 	overwrite, discard := disk.WipeSettings{Policy: disk.WipeOverwrite, Rate: 7}, disk.WipeSettings{Policy: disk.WipeSecureDiscard}
 	none := disk.WipeSettings{Policy: disk.WipeNone}
