@@ -32,7 +32,7 @@ import (
 // and not by app.NewSchedulerCommand because that one keeps the scheduler to itself, and with it what package patch
 // changes. What it does otherwise is the same, in the same order.
 func NewCommand(more ...app.Option) *cobra.Command {
-	o := options.NewOptions()
+	o := options.NewOptionsWithComponentGlobalsRegistry(newComponents())
 	var f flags
 	cmd := &cobra.Command{
 		Use: "kube-scheduler",

@@ -17,29 +17,38 @@ import (
 )
 
 // requirement is a resource that the scheduler watches. Its informers wait for it for ever, and no pod is scheduled.
-type requirement struct{ groupVersion, resource string }
+type requirement struct {
+	groupVersion, resource string
+	// servedBy are the versions of Kubernetes that serve it; empty if all do that the scheduler works with.
+	servedBy string
+}
 
-func (r requirement) String() string { return r.resource + " of " + r.groupVersion }
+func (r requirement) String() string {
+	if r.servedBy == "" {
+		return r.resource + " of " + r.groupVersion
+	}
+	return r.resource + " of " + r.groupVersion + " (Kubernetes " + r.servedBy + ")"
+}
 
 // requirements are all of them, as the feature gates are. Berth's own objects are none: without them other pods are
 // scheduled, and the plugin says what to install.
 func requirements(enabled func(featuregate.Feature) bool) []requirement {
 	needed := []requirement{
-		{"v1", "nodes"},
-		{"v1", "pods"},
-		{"policy/v1", "poddisruptionbudgets"},
-		{"storage.k8s.io/v1", "csidrivers"},
-		{"storage.k8s.io/v1", "csinodes"},
-		{"storage.k8s.io/v1", "csistoragecapacities"},
-		{"storage.k8s.io/v1", "volumeattachments"},
+		{groupVersion: "v1", resource: "nodes"},
+		{groupVersion: "v1", resource: "pods"},
+		{groupVersion: "policy/v1", resource: "poddisruptionbudgets"},
+		{groupVersion: "storage.k8s.io/v1", resource: "csidrivers"},
+		{groupVersion: "storage.k8s.io/v1", resource: "csinodes"},
+		{groupVersion: "storage.k8s.io/v1", resource: "csistoragecapacities"},
+		{groupVersion: "storage.k8s.io/v1", resource: "volumeattachments"},
 	}
 	if enabled(features.DynamicResourceAllocation) {
 		for _, resource := range []string{"deviceclasses", "resourceclaims", "resourceslices"} {
-			needed = append(needed, requirement{"resource.k8s.io/v1", resource})
+			needed = append(needed, requirement{"resource.k8s.io/v1", resource, "1.34 or later"})
 		}
 	}
 	if enabled(features.GenericWorkload) {
-		needed = append(needed, requirement{"scheduling.k8s.io/v1alpha2", "podgroups"})
+		needed = append(needed, requirement{"scheduling.k8s.io/v1alpha2", "podgroups", "1.36 only"})
 	}
 	return needed
 }
@@ -82,7 +91,7 @@ func checkServer(ctx context.Context, served discovery.ServerResourcesInterface,
 			for i, r := range lacking {
 				names[i] = r.String()
 			}
-			return fmt.Errorf("%w: %s; use an API server of Kubernetes 1.34 or later, or switch off the feature gate that needs it", errMissing, strings.Join(names, ", "))
+			return fmt.Errorf("%w: %s; use an API server that does, or switch off the feature gate that needs it", errMissing, strings.Join(names, ", "))
 		}
 		select {
 		case <-pauses:

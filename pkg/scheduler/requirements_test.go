@@ -65,13 +65,13 @@ func TestRequirements(t *testing.T) {
 	}{
 		"all there is":             {everything(), on, 0, nil},
 		"no answer at first":       {everything(), on, 3, nil},
-		"1.33":                     {without("resource.k8s.io/v1"), on, 0, []string{"deviceclasses of resource.k8s.io/v1", "resourceslices of resource.k8s.io/v1"}},
+		"1.33":                     {without("resource.k8s.io/v1"), on, 0, []string{"deviceclasses of resource.k8s.io/v1 (Kubernetes 1.34 or later)", "resourceslices of resource.k8s.io/v1"}},
 		"1.33, and it comes late":  {without("resource.k8s.io/v1"), on, 3, []string{"resourceclaims of resource.k8s.io/v1"}},
 		"1.33, without the gate":   {without("resource.k8s.io/v1"), off, 0, nil},
 		"a part of a group":        {without("storage.k8s.io/v1", "csidrivers", "csinodes", "volumeattachments"), on, 0, []string{"csistoragecapacities of storage.k8s.io/v1"}},
 		"no disruption budgets":    {without("policy/v1"), off, 0, []string{"poddisruptionbudgets of policy/v1"}},
 		"an empty group of ours":   {without("v1", "pods"), on, 0, []string{"nodes of v1"}},
-		"pod groups, not served":   {without("scheduling.k8s.io/v1alpha2"), on, 0, []string{"podgroups of scheduling.k8s.io/v1alpha2"}},
+		"pod groups, not served":   {without("scheduling.k8s.io/v1alpha2"), on, 0, []string{"podgroups of scheduling.k8s.io/v1alpha2 (Kubernetes 1.36 only)"}},
 		"two groups are not there": {map[string][]string{"v1": {"nodes", "pods"}}, off, 0, []string{"policy/v1", "storage.k8s.io/v1"}},
 	} {
 		t.Run(name, func(t *testing.T) {

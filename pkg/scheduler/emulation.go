@@ -1,0 +1,24 @@
+package scheduler
+
+import (
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/apimachinery/pkg/util/version"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/component-base/compatibility"
+	baseversion "k8s.io/component-base/version"
+)
+
+// emulable is how many minor versions before its own kube-scheduler can emulate.
+const emulable = 3
+
+// newComponents returns the registry of --emulated-version and --feature-gates. kube-scheduler's own takes the program's
+// version for that of Kubernetes, and a release of Berth, such as v0.5.0, would not start: no feature gate is known of
+// Kubernetes 0.5.
+func newComponents() compatibility.ComponentGlobalsRegistry {
+	built := version.MustParse(baseversion.DefaultKubeBinaryVersion)
+	oldest := built.SubtractMinor(emulable)
+	components := compatibility.NewComponentGlobalsRegistry()
+	utilruntime.Must(components.Register(compatibility.DefaultKubeComponent,
+		compatibility.NewEffectiveVersion(built, false, oldest, oldest), utilfeature.DefaultMutableFeatureGate))
+	return components
+}
