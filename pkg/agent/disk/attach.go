@@ -19,24 +19,23 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// The kernel is given partitions by BLKPG, one at a time. It is never asked to read
-// the table again: that fails while any partition is mounted, and a kernel without
-// GPT support would drop them all.
+// The kernel is given partitions by BLKPG, one at a time. This package never has the kernel read the table again. That
+// fails while any partition is mounted. A kernel without GPT support would drop all partitions.
 //
-// BLKPG takes the numbers 1 to 255. Volumes in entries above become block devices in
-// another way, see loops; or all volumes of the disk do, see mapped. Some devices have no
-// partitions at all, and BLKPG fails with EINVAL: all their volumes are mapped.
+// BLKPG accepts the numbers 1 to 255. Volumes in entries above become loop devices, see loops, or all volumes of the
+// disk are mapped, see mapped. Some devices have no partitions at all, and BLKPG fails with EINVAL: all their volumes
+// are mapped.
 
 // attacher makes the kernel show the volumes of a disk as block devices, in one way.
 type attacher interface {
-	// attach returns the device of a volume, and makes it unless it is there. One that is
-	// shorter than the entry is lengthened: the agent ended while the volume grew.
+	// attach returns the device of a volume, and makes it unless it exists. A device that is shorter than the entry is
+	// lengthened: an agent ended while the volume grew.
 	attach(ctx context.Context, e entry) (device string, err error)
-	// detach takes the device away, if there is one. ErrInUse if it is still open after patience.
+	// detach removes the device, if there is one. It returns ErrInUse if the device is still open after patience.
 	detach(ctx context.Context, e entry, patience time.Duration) error
 }
 
-// attacherOf is the way of an entry.
+// attacherOf is the attacher of an entry.
 func (d *Disk) attacherOf(e entry) attacher {
 	switch {
 	case d.mapped != nil:
@@ -47,10 +46,14 @@ func (d *Disk) attacherOf(e entry) attacher {
 	return d.loops
 }
 
-// chooseWay decides how the volumes are attached until the disk is closed: by the device
-// mapper if the kernel gives the device no partitions, if they are mapped already, or if some have
-// no partition number and the whole disk can be had; otherwise as partitions, and loop devices where
-// the numbers end. It does not wait, so a disk that is in use remains as it is until the node boots again.
+// chooseWay decides how the volumes are attached until the disk is closed. They are mapped by the device mapper in one
+// of these cases:
+//  1. The kernel gives the device no partitions.
+//  2. They are mapped already.
+//  3. Some have no partition number, and nothing of the disk is in use.
+//
+// Otherwise they are partitions, and loop devices where the numbers end. chooseWay does not wait, so a disk that is in
+// use is attached as before until the node boots again.
 func (d *Disk) chooseWay(ctx context.Context, t table) error {
 	m, err := d.device.mapped()
 	if err == nil && m == nil && d.device.withoutPartitions() {
@@ -78,7 +81,7 @@ func (d *Disk) chooseWay(ctx context.Context, t table) error {
 
 // holdMeta attaches the meta partition and opens it exclusively.
 func (d *Disk) holdMeta(ctx context.Context, t table) error {
-	// A valid table has one.
+	// Every valid table has a meta partition.
 	meta := t.entries[slices.IndexFunc(t.entries, entry.isMeta)]
 	node, err := d.attacherOf(meta).attach(ctx, meta)
 	if err != nil {
@@ -91,8 +94,8 @@ func (d *Disk) holdMeta(ctx context.Context, t table) error {
 	return err
 }
 
-// heldBy names the processes that hold the meta partition, as far as they are visible. One that
-// was killed may wait for another disk that hangs, and until then it keeps this one too.
+// heldBy names the processes that hold the meta partition, as far as they are visible. One that was killed may wait for
+// another disk that hangs, and until then it keeps this disk open, too.
 func heldBy(ctx context.Context, node string) string {
 	const patience = 5 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -104,7 +107,7 @@ func heldBy(ctx context.Context, node string) string {
 	return " (" + holders.Sentence(found) + ")"
 }
 
-// letGo is the end of holdMeta and chooseWay. Volumes stay attached.
+// letGo releases what holdMeta and chooseWay took. Volumes stay attached.
 func (d *Disk) letGo() error {
 	var err error
 	if d.meta != nil {
@@ -116,7 +119,7 @@ func (d *Disk) letGo() error {
 	return err
 }
 
-// partitions is the way of the entries up to the last number that the kernel knows.
+// partitions attaches the entries up to the last number that the kernel knows.
 type partitions struct{ disk *blockDevice }
 
 func (p partitions) attach(ctx context.Context, e entry) (string, error) {
@@ -127,10 +130,10 @@ func (p partitions) detach(ctx context.Context, e entry, patience time.Duration)
 	return p.disk.detach(ctx, e.index, patience)
 }
 
-// sysfsSector is the unit of sysfs and of nothing else, whatever the disk's sectors.
+// sysfsSector is the unit of sysfs, for every sector size of the disk. It is used for nothing else.
 const sysfsSector = 512
 
-// partition is a partition as the kernel knows it.
+// partition is a partition that the kernel has attached.
 type partition struct {
 	index  int
 	extent extent.Extent
@@ -216,11 +219,11 @@ func readNumber(path string) (int64, error) {
 	return n, nil
 }
 
-// attach tells the kernel of a partition, unless it knows, and waits for the device
-// node. One that it has shorter is lengthened: the agent ended while the volume grew.
-// At another place it is an error: it may be in use.
+// attach adds a partition to the kernel, unless it is there, and waits for the device node. One that is shorter in the
+// kernel is lengthened: an agent ended while the volume grew. A partition at another place is an error: it may be in
+// use.
 func (d *blockDevice) attach(ctx context.Context, index int, e extent.Extent) (device string, err error) {
-	// EBUSY: it has that number already, or another partition lies there.
+	// EBUSY: the kernel has that number already, or another partition lies there.
 	added := d.blkpg(unix.BLKPG_ADD_PARTITION, index, e)
 	if added != nil && !errors.Is(added, unix.EBUSY) {
 		return "", fmt.Errorf("attaching partition %d of %s at %v: %w", index, d.path, e, added)
@@ -245,7 +248,7 @@ func (d *blockDevice) attach(ctx context.Context, index int, e extent.Extent) (d
 	return p.awaitNode(ctx)
 }
 
-// awaitNode returns the path of the partition's device node as soon as it is there.
+// awaitNode returns the path of the partition's device node as soon as the node exists.
 func (p partition) awaitNode(ctx context.Context) (string, error) {
 	path := "/dev/" + strings.ReplaceAll(p.name, "!", "/")
 	err := await(ctx, nodePatience, func() (bool, error) {
@@ -265,8 +268,8 @@ func (p partition) awaitNode(ctx context.Context) (string, error) {
 	return path, nil
 }
 
-// detach makes the kernel forget a partition. It waits for a process that only looks at it (udev, a
-// person's blkid); ErrInUse if it stays open.
+// detach removes a partition from the kernel. It waits for a process that only looks at it (udev, blkid), and returns
+// ErrInUse if the partition stays open.
 func (d *blockDevice) detach(ctx context.Context, index int, patience time.Duration) error {
 	err := await(ctx, patience, func() (bool, error) {
 		err := d.blkpg(unix.BLKPG_DEL_PARTITION, index, extent.Extent{})

@@ -9,9 +9,9 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// BenchmarkCreate measures what a volume costs beside mkfs and mount: an entry
-// written, the partition attached, the phase Formatted written. BenchmarkFloor is the
-// least that could do: one table written by hand with its two barriers, and BLKPG.
+// BenchmarkCreate measures what a volume costs beside mkfs and mount: writing an entry, attaching the partition,
+// writing the phase Formatted. BenchmarkFloor measures the least possible cost: one table written by hand with its two
+// barriers, and BLKPG.
 func BenchmarkCreate(b *testing.B) {
 	l := initialized(b, 512*mib, 512)
 	d := l.open(b)
@@ -31,7 +31,7 @@ func BenchmarkCreate(b *testing.B) {
 	}
 }
 
-// BenchmarkReserve is the part of BenchmarkCreate that nothing can run beside.
+// BenchmarkReserve measures the part of BenchmarkCreate during which the owner does nothing else.
 func BenchmarkReserve(b *testing.B) {
 	l := initialized(b, 512*mib, 512)
 	d := l.open(b)
@@ -78,7 +78,7 @@ func BenchmarkFloor(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StopTimer()
-		// What Wipe does to the image's file, as that makes the next fsync dearer.
+		// Like Wipe, punch a hole into the image's file, because that makes the next fsync slower.
 		if err := punchHole(d, 2*mib, 100*mib); err != nil {
 			b.Fatal(err)
 		}
@@ -92,7 +92,7 @@ func BenchmarkFloor(b *testing.B) {
 	}
 }
 
-// BenchmarkEncode is the work on memory for one change of a table full of volumes.
+// BenchmarkEncode measures the encoding of one change of a table full of volumes.
 func BenchmarkEncode(b *testing.B) {
 	l, err := newLayout(1<<40, 512)
 	if err != nil {

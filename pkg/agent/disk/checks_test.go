@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestNothingIsZeroedOnAnotherDisk asserts that when the table on the medium is not what it was, as on
-// a disk that was swapped, no wipe and no zeroing writes a byte, and the disk is out of service.
+// TestNothingIsZeroedOnAnotherDisk asserts that no operation writes a byte when the table on the medium has changed, as
+// on a disk that was swapped. The disk is out of service then.
 func TestNothingIsZeroedOnAnotherDisk(t *testing.T) {
 	for name, do := range map[string]func(ctx context.Context, d *Disk) error{
 		"a wipe":          func(ctx context.Context, d *Disk) error { return wipe(ctx, d, a) },
@@ -46,7 +46,7 @@ func TestNothingIsZeroedOnAnotherDisk(t *testing.T) {
 			}
 			d.settle(t)
 			called = 0
-			// Both copies are gone, as on another disk.
+			// Both copies are lost, as on another disk.
 			l.put(t, make([]byte, mib), 0)
 			l.put(t, make([]byte, mib), 63*mib)
 			before := l.hash(t)
@@ -68,8 +68,8 @@ func createRaw(ctx context.Context, d *Disk) error {
 	return err
 }
 
-// TestLockedDisk asserts that neither Open nor Initialize does anything to a disk while another
-// process, such as udev or another agent's Initialize, has its lock.
+// TestLockedDisk asserts that neither Open nor Initialize changes a disk while another process, such as udev or another
+// agent's Initialize, holds its lock.
 func TestLockedDisk(t *testing.T) {
 	for name, do := range map[string]func(ctx context.Context, path string) error{
 		"Initialize": func(ctx context.Context, path string) error {
@@ -118,8 +118,8 @@ func TestLockedDisk(t *testing.T) {
 	}
 }
 
-// TestZeroedOnce asserts that space counts as zeroed only until a volume gets it: what that volume
-// leaves under WipeNone is zeroed before a raw volume gets it.
+// TestZeroedOnce asserts that space counts as zeroed only until a volume gets it. If that volume is wiped with
+// WipeNone, its bytes are zeroed before a raw volume gets them.
 func TestZeroedOnce(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
@@ -151,7 +151,7 @@ func TestZeroedOnce(t *testing.T) {
 			t.Errorf("the raw volume at %v holds what the last volume there held", v.Extent)
 		}
 	}
-	// Nor does a volume that is being wiped grow.
+	// A volume that is being wiped does not grow either.
 	cut, cancel := context.WithCancel(ctx)
 	cancel()
 	l.zeroBy(method{"cut", mib, func(*blockDevice, int64, int64) error { return errInjected }})

@@ -10,10 +10,9 @@ import (
 	"github.com/diskfs/go-diskfs/partition/gpt"
 )
 
-// go-diskfs encodes and decodes entries, on memory only. This package decides which
-// copy is believed, and in which order and with which barriers copies are written. It
-// changes one entry at a time, in the bytes of the others: what another program wrote
-// into an entry of theirs stays as it is to the bit, whether go-diskfs knows it or not.
+// go-diskfs encodes and decodes entries, in memory only. This package decides which copy counts, and in which order and
+// with which barriers copies are written. It changes one entry at a time, in the bytes of the others. So the bytes of a
+// foreign entry stay the same, even if go-diskfs does not understand them.
 
 // decode reads the entries of one copy. The result is valid, or there is an error.
 func decode(l layout, c copyOfTable) (table, error) {
@@ -57,8 +56,8 @@ func fromGPT(l layout, p *gpt.Partition) (entry, error) {
 	}, nil
 }
 
-// encodeEntry returns the bytes of an entry and proves that they read back as e. They
-// do not depend on the entry's place, so it is the first and only one of a small table.
+// encodeEntry returns the bytes of an entry, and checks that they read back as e. The bytes do not depend on the
+// entry's index, so it is encoded as the only entry of a small table.
 func encodeEntry(l layout, e entry) ([]byte, error) {
 	first, last := l.sectorsOf(e.extent)
 	g := gpt.Table{
@@ -99,7 +98,7 @@ func (c copyOfTable) withEntry(l layout, e entry) (copyOfTable, error) {
 	return out, nil
 }
 
-// without returns the entries without the one of that index.
+// without returns the entries without the one at that index.
 func (c copyOfTable) without(index int) copyOfTable {
 	out := copyOfTable{id: c.id, array: slices.Clone(c.array)}
 	clear(out.slot(index))
@@ -111,8 +110,8 @@ func (c copyOfTable) slot(index int) []byte {
 	return c.array[(index-1)*entrySize : index*entrySize]
 }
 
-// memory is the beginning of a disk, for go-diskfs to work on. What it writes behind
-// it, the backup, is dropped: this package writes its own.
+// memory is the beginning of a disk, on which go-diskfs works. The backup, which go-diskfs writes behind it, is
+// dropped: this package writes its own.
 type memory []byte
 
 func (m memory) file() *memoryFile { return &memoryFile{bytes.NewReader(m), m} }

@@ -13,7 +13,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// crashLayouts are small disks: their tables are as large as any.
+// crashLayouts are small disks. Their tables are as large as those of any disk.
 func crashLayouts(t testing.TB) []layout {
 	t.Helper()
 	var all []layout
@@ -62,9 +62,9 @@ func formattedWith(t testing.TB, l layout, name []byte) (*memDisk, []byte) {
 	return m, slices.Clone(strange.slot(300))
 }
 
-// TestPowerCuts cuts the power at every write of a disk's life, lets it recover, cuts
-// the power again during the recovery and during the first change after it. What was
-// acknowledged is there; what was not is there or is not; the rest is untouched.
+// TestPowerCuts cuts the power at every write of a disk's life, and again during the recovery and the first change
+// after it. It asserts that acknowledged changes are there, that the change in progress is there or not, and that
+// nothing else changed.
 func TestPowerCuts(t *testing.T) {
 	const least = 10_000
 	c := cuts{random: rand.New(rand.NewPCG(3, 4))}
@@ -80,9 +80,9 @@ func TestPowerCuts(t *testing.T) {
 	}
 }
 
-// TestTorture is TestPowerCuts with lives at random, until so many states were looked at: disks
-// are adopted, volumes come, grow and go, a copy of the table is damaged and recovers, the disk
-// grows. A million states take a quarter of an hour.
+// TestTorture is TestPowerCuts with random lives, until enough states were checked. Disks are adopted and grow. Volumes
+// are made, grow and are wiped. A copy of the table is damaged and recovers. A million states take a quarter of an
+// hour.
 func TestTorture(t *testing.T) {
 	least := int64(5_000)
 	if os.Getenv("BERTH_TORTURE") != "" {
@@ -123,7 +123,7 @@ func TestTorture(t *testing.T) {
 	})
 }
 
-// cuts looks at what power cuts leave, and counts the states.
+// cuts checks what power cuts leave, and counts the states.
 type cuts struct {
 	random *rand.Rand
 	states int
@@ -131,8 +131,8 @@ type cuts struct {
 	recovered func(m *memDisk)
 }
 
-// step does a step on the disk and looks at every state that a power cut during it may
-// leave. strange is what must be in entry 300.
+// step does a step on the disk, and checks every state that a power cut during it may leave. strange is what entry 300
+// must have.
 func (c *cuts) step(t *testing.T, disk *memDisk, l layout, step step, strange []byte) {
 	t.Helper()
 	before := disk.clone()
@@ -143,8 +143,8 @@ func (c *cuts) step(t *testing.T, disk *memDisk, l layout, step step, strange []
 	old := slices.Clone(s.table.entries)
 	disk.log = nil
 	tables := step.all(t, disk, s)
-	// check recovers a disk and returns what it did for that. written is how much of the
-	// step's log was on the medium.
+	// check recovers a disk and returns the writes that this took. written is how much of the step's log was on the
+	// medium.
 	check := func(m *memDisk, written int) []logged {
 		c.states++
 		m.log = nil
@@ -182,7 +182,7 @@ func (c *cuts) step(t *testing.T, disk *memDisk, l layout, step step, strange []
 	})
 }
 
-// change makes a change right after a recovery, cut as well. No volume is lost by it.
+// change makes a change right after a recovery, with power cuts, too. It asserts that no volume is lost.
 func (c *cuts) change(t *testing.T, recovered *memDisk, l layout, after string) {
 	t.Helper()
 	s, _, err := recovered.mounted(t, l, false)
@@ -218,7 +218,7 @@ func brief(entries []entry) []string {
 	return all
 }
 
-// sameVolumes compares entries but for the strange name, which decodes as it may.
+// sameVolumes compares entries except for the strange name, whose decoding does not matter.
 func sameVolumes(x, y []entry) bool {
 	return slices.EqualFunc(x, y, func(a, b entry) bool {
 		if a.index == 300 {
@@ -228,8 +228,8 @@ func sameVolumes(x, y []entry) bool {
 	})
 }
 
-// TestPowerCutsInFormat: at every moment the disk is blank, so that it can be
-// formatted, or ours, so that it can be opened.
+// TestPowerCutsInFormat asserts that at every moment the disk is blank, so that it can be formatted, or ours, so that
+// it can be opened.
 func TestPowerCutsInFormat(t *testing.T) {
 	c := cuts{random: rand.New(rand.NewPCG(5, 6))}
 	for _, l := range crashLayouts(t) {
@@ -238,8 +238,8 @@ func TestPowerCutsInFormat(t *testing.T) {
 	t.Logf("%d states", c.states)
 }
 
-// TestPowerCutsInRestore: the beginning of a disk is lost, its table restored from
-// the backup; however often the power fails meanwhile, nothing is lost.
+// TestPowerCutsInRestore asserts that nothing is lost when the power fails repeatedly while a table is restored. The
+// beginning of the disk is lost, and its backup is used.
 func TestPowerCutsInRestore(t *testing.T) {
 	random := rand.New(rand.NewPCG(7, 8))
 	states := 0

@@ -10,24 +10,23 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// CreateOptions say what volume is to be made.
+// CreateOptions say which volume is made.
 type CreateOptions struct {
-	// Partition is its GUID in lower case, by which it is known from then on.
+	// Partition is its GUID in lower case, which identifies the volume.
 	Partition string
-	// Name is for people: ASCII, at most 36 characters.
+	// Name is shown by partition tools: ASCII, at most 36 characters.
 	Name string
 	// Extent is its place, aligned to 1 MiB.
 	Extent extent.Extent
-	// Ephemeral volumes live no longer than their pod.
+	// Ephemeral volumes end with their pod.
 	Ephemeral bool
-	// Raw makes a raw block volume. Its user reads what is in it from the first byte on, so
-	// it is zeroed first, and it is in phase Formatted as soon as it exists.
+	// Raw makes a raw block volume. Its user reads it from the first byte on, so it is zeroed first. It is in phase
+	// Formatted as soon as it exists.
 	Raw bool
-	// Note, of at most MaxNote bytes, is kept beside the volume: whose it is. It may be lost
-	// without the volume.
+	// Note, of at most MaxNote bytes, is kept beside the volume and names its owner. It may be lost without the volume.
 	Note string
-	// Wipe is kept beside the volume as well: how it is to be wiped. Its rate holds for the
-	// zeroing that a raw volume, and later one that grows, needs.
+	// Wipe is kept beside the volume as well, and says how the volume is wiped. Its rate also applies to the zeroing
+	// that a raw or growing volume needs.
 	Wipe WipeSettings
 }
 
@@ -38,14 +37,13 @@ func (o CreateOptions) validate() error {
 	return o.Wipe.validate()
 }
 
-// Create makes a volume in phase Reserved, or Formatted if it is raw, and attaches its
-// partition. If the volume is there already, at the same extent, it is returned as it
-// is: the caller may ask again after any doubt. Errors: ErrOverlap, ErrNoEntry, ErrInUse
-// (the volume is being wiped), ErrOutOfService.
+// Create makes a volume in phase Reserved, or Formatted if it is raw, and attaches its partition. If the volume exists
+// at the same extent, it is returned as it is, so the caller may call Create again after any doubt. Errors: ErrOverlap,
+// ErrNoEntry, ErrInUse (the volume is being wiped), ErrOutOfService.
 //
-// When Create returns a Reserved volume its entry is on the medium in the primary copy. The
-// backup is written, and both are read back, while a file system is made. If that goes
-// wrong the disk is out of service, and so MarkFormatted, which comes after, never succeeds.
+// When Create returns a Reserved volume, its entry is on the medium in the primary copy. The backup is written, and
+// both are read back, while a file system is made. If that fails the disk is out of service, so MarkFormatted, which
+// comes after, never succeeds.
 func (d *Disk) Create(ctx context.Context, o CreateOptions) (Volume, error) {
 	if err := o.validate(); err != nil {
 		return Volume{}, fmt.Errorf("creating volume: %w", err)
@@ -70,7 +68,7 @@ func (d *Disk) Create(ctx context.Context, o CreateOptions) (Volume, error) {
 	return v, nil
 }
 
-// toZero is what must be zero before the volume can be made: nothing if there is one.
+// toZero is what must be zero before the volume can be made. It is empty if the volume exists.
 func (d *Disk) toZero(o CreateOptions) (extent.Extent, error) {
 	if _, err := d.store.table.volume(o.Partition); err == nil {
 		return extent.Extent{}, nil
@@ -116,7 +114,7 @@ func (d *Disk) add(ctx context.Context, o CreateOptions) (entry, error) {
 	if err := d.notBeingZeroed(o.Partition, o.Extent); err != nil {
 		return entry{}, err
 	}
-	// The slot is the first thing that is written of the volume.
+	// The slot is written before the volume's entry.
 	keep := func() error {
 		kept := slot{note: o.Note, wipe: o.Wipe}
 		if kept == (slot{}) {
@@ -124,13 +122,13 @@ func (d *Disk) add(ctx context.Context, o CreateOptions) (entry, error) {
 		}
 		return d.keepNew(ctx, made, kept)
 	}
-	// The user of a raw volume may have it at once. The owner finishes an early write when this
-	// command is done, and before it takes another.
+	// The user of a raw volume may have it at once. The owner finishes an early write when this command is done, before
+	// the next one.
 	return made, d.store.putNew(ctx, next, made, !o.Raw, keep)
 }
 
-// keepNew writes what is kept of a new volume. A place that cannot be written costs that and not
-// the volume, if the table is still what it was.
+// keepNew writes the slot of a new volume. If the slot cannot be written, the volume is made without one, provided that
+// the table on the medium has not changed.
 func (d *Disk) keepNew(ctx context.Context, made entry, s slot) error {
 	err := d.keep(made, s)
 	if err == nil {

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// blockDevice is an open block device. All I/O is O_DIRECT: a write's error is the
-// write's own, and a read shows what the device holds.
+// blockDevice is an open block device. All I/O is O_DIRECT: a write returns its own errors, and a read shows what the
+// device holds.
 type blockDevice struct {
 	layout
 	path string
@@ -24,13 +24,12 @@ type blockDevice struct {
 	f    *os.File
 
 	mu     sync.Mutex
-	bounce []byte // aligned, as O_DIRECT wants it
+	bounce []byte // aligned for O_DIRECT
 }
 
 const bounceBytes = 1 << 20
 
-// openDevice opens a block device with O_DIRECT and the given further flags. The
-// layout is left to measure.
+// openDevice opens a block device with O_DIRECT and the given further flags. The layout is set by measure.
 func openDevice(path string, flags int) (*blockDevice, error) {
 	f, err := os.OpenFile(path, flags|unix.O_DIRECT|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -55,7 +54,7 @@ func openDevice(path string, flags int) (*blockDevice, error) {
 	return d, nil
 }
 
-// geometry asks the device for its size and sector size, in bytes.
+// geometry reads the device's size and sector size, in bytes.
 func (d *blockDevice) geometry() (size, sector int64, err error) {
 	if size, err = d.f.Seek(0, io.SeekEnd); err != nil {
 		return 0, 0, fmt.Errorf("size of %s: %w", d.path, err)
@@ -67,7 +66,7 @@ func (d *blockDevice) geometry() (size, sector int64, err error) {
 	return size, int64(s), nil
 }
 
-// measure fills in the layout, of a device that has room for a table.
+// measure sets the layout, if the device has room for a table.
 func (d *blockDevice) measure() error {
 	size, sector, err := d.geometry()
 	if err != nil {
@@ -88,8 +87,8 @@ func (d *blockDevice) number() (uint64, error) {
 	return st.Rdev, nil
 }
 
-// withoutPartitions reports whether the kernel gives the device no partitions, neither by itself
-// nor by BLKPG: devices of the device mapper, zram and others whose driver says so.
+// withoutPartitions reports whether the kernel gives the device no partitions, neither by itself nor by BLKPG. Such are
+// devices of the device mapper, zram and others whose driver has none.
 func (d *blockDevice) withoutPartitions() bool {
 	if _, err := os.Stat(filepath.Join(d.sys, "dm")); err == nil {
 		return true
@@ -124,7 +123,7 @@ func (d *blockDevice) ReadAt(b []byte, off int64) (int, error) {
 	return done, nil
 }
 
-// readAligned reads whole sectors to where O_DIRECT wants them in memory.
+// readAligned reads whole sectors into memory that is aligned for O_DIRECT.
 func (d *blockDevice) readAligned(b []byte, off int64) error {
 	for len(b) > 0 {
 		n, err := unix.Pread(d.fd(), b, off)
@@ -157,7 +156,7 @@ func (d *blockDevice) WriteAt(b []byte, off int64) (int, error) {
 	return done, nil
 }
 
-// writeAligned writes whole sectors that lie in memory as O_DIRECT wants them.
+// writeAligned writes whole sectors from memory that is aligned for O_DIRECT.
 func (d *blockDevice) writeAligned(b []byte, off int64) error {
 	for len(b) > 0 {
 		n, err := unix.Pwrite(d.fd(), b, off)
@@ -197,7 +196,7 @@ func alignedBuffer() []byte {
 	return b[skip : skip+bounceBytes : skip+bounceBytes]
 }
 
-// errnoOf gives an error of open its place in this package's errors.
+// errnoOf maps an error of open to this package's errors.
 func errnoOf(err error) error {
 	switch {
 	case errors.Is(err, unix.EBUSY):
@@ -208,9 +207,9 @@ func errnoOf(err error) error {
 	return err
 }
 
-// isGone reports whether an error may mean that the device does not answer any more: the
-// caller reads the table next, which shows it. A disk that was pulled out has no size left, and
-// says to writes what a thin one says that is full.
+// isGone reports whether an error may mean that the device does not answer any more. The caller reads the table next,
+// which shows whether it does. A disk that was pulled out has size 0, and fails writes with ENOSPC, like a full thin
+// device.
 func isGone(err error) bool {
 	for _, errno := range []error{unix.EIO, unix.ENXIO, unix.ENODEV, unix.EREMOTEIO, unix.ESHUTDOWN, unix.ENOSPC, io.ErrUnexpectedEOF} {
 		if errors.Is(err, errno) {
@@ -220,9 +219,8 @@ func isGone(err error) bool {
 	return false
 }
 
-// lock takes the lock by which agents, and udev, keep out of each other's way while a
-// table is made or first read. It is not kept for good: udev takes it as well before it
-// looks at a partition, and would wait for ever.
+// lock takes the lock of the device, which agents and udev use to exclude each other while a table is made or first
+// read. It is not held for long: udev takes it, too, before it looks at a partition, and would wait for ever.
 func (d *blockDevice) lock(ctx context.Context) error {
 	err := await(ctx, lockPatience, func() (bool, error) {
 		err := unix.Flock(d.fd(), unix.LOCK_EX|unix.LOCK_NB)
@@ -243,18 +241,18 @@ func (d *blockDevice) lock(ctx context.Context) error {
 // unlock cannot fail on an open device, and closing it does the same.
 func (d *blockDevice) unlock() { _ = unix.Flock(d.fd(), unix.LOCK_UN) }
 
-// How long to wait for another process, which usually ends within milliseconds.
+// Times to wait for another process, which usually ends within milliseconds.
 const (
 	lockPatience = 10 * time.Second // for the lock: udev's probing of a slow disk
 	nodePatience = 5 * time.Second  // for a device node: devtmpfs makes it at once, others may not
 	busyPatience = 2 * time.Second  // for a process that only looks at a partition
 )
 
-// errPatience: what await waited for did not come in time.
+// errPatience: the condition of await was not met in time.
 var errPatience = errors.New("waited too long")
 
-// await calls done until it says so, fails, ctx ends or the time is up. The first try
-// comes at once, and the next ones soon: nothing announces what is waited for here.
+// await calls done until it returns true or an error, ctx ends, or the time is up. The first calls follow quickly on
+// each other: nothing announces the conditions that are awaited here.
 func await(ctx context.Context, patience time.Duration, done func() (bool, error)) error {
 	deadline := time.Now().Add(patience)
 	for pause := 250 * time.Microsecond; ; pause = min(2*pause, 50*time.Millisecond) {

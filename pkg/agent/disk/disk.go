@@ -17,21 +17,21 @@ import (
 
 // Options of Open.
 type Options struct {
-	// OnChange, if set, is called after every change of the snapshot. It must neither
-	// block nor call the Disk's methods other than Snapshot.
+	// OnChange, if set, is called after every change of the snapshot. It must neither block nor call the Disk's methods
+	// other than Snapshot.
 	OnChange func()
-	// Known, if set, says whether a disk of that id was seen on this node before. If
-	// the beginning of a disk is lost, its table is restored only if it was.
+	// Known, if set, reports whether a disk of that id was seen on this node before. If the beginning of a disk is
+	// lost, its table is restored only if it was.
 	Known func(id string) bool
-	// Patience is how long the disk may take for one command before it counts as hanging,
-	// and is out of service; 0 is 30 seconds.
+	// Patience is how long the disk may take for one command. After that it counts as hanging, and is out of service. 0
+	// means 30 seconds.
 	Patience time.Duration
 
 	wiping *wipeConfig // nil is the default
 }
 
-// Disk is an open disk of ours. Its methods may be called by any goroutine; one
-// goroutine of its own does all that concerns the table.
+// Disk is an open disk of ours. Any goroutine may call its methods. One goroutine of its own, the owner, does all that
+// concerns the table.
 type Disk struct {
 	device   *blockDevice
 	meta     *os.File                 // held open exclusively, against other agents, mkfs and the like
@@ -64,11 +64,12 @@ type command struct {
 	done chan error
 }
 
-// Open takes a disk of ours into service: it checks both copies of the table, repairs
-// a damaged one, proves that the disk takes writes, attaches the partitions that are not
-// yet, and holds the meta partition until Close. A disk of ours that cannot serve (it is
-// truncated, takes no writes, the kernel has its partitions elsewhere) is returned out of
-// service, so that its volumes can be shown.
+// Open takes a disk of ours into service. It checks both copies of the table, repairs a damaged one, and proves that
+// the disk takes writes. It attaches the partitions that are not attached yet, and holds the meta partition until
+// Close.
+//
+// A disk of ours that cannot serve is returned out of service, so that its volumes can be shown. It may be truncated,
+// take no writes, or have partitions in the kernel that differ from its table.
 func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 	device, err := openDevice(path, os.O_RDWR)
 	if err != nil {
@@ -89,8 +90,8 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 // Snapshot returns the state of the disk. It never waits.
 func (d *Disk) Snapshot() Snapshot { return *d.watchdog.snapshot.Load() }
 
-// Close puts the disk down. Partitions stay attached: what is mounted stays mounted.
-// Commands under way are finished, later ones fail.
+// Close closes the disk. Partitions stay attached: what is mounted stays mounted. Commands in progress are finished,
+// later ones fail.
 func (d *Disk) Close() error {
 	var err error
 	d.closing.Do(func() {
@@ -129,7 +130,7 @@ func (d *Disk) own() {
 	}
 }
 
-// rest leaves both copies of the table the same. If that fails, the next Open repairs them.
+// rest makes both copies of the table the same. If that fails, the next Open repairs them.
 func (d *Disk) rest() {
 	ctx := context.Background()
 	if d.failure != nil {
@@ -140,19 +141,19 @@ func (d *Disk) rest() {
 	}
 }
 
-// finishDelay is how long the second half of a write waits for the next command, which
-// usually is Format's: that writes the backup in another way.
+// finishDelay is how long the second half of a write waits for the next command. That is usually Format's, which writes
+// the backup in another way.
 const finishDelay = time.Millisecond
 
-// finish does what a command has left to be done. Every change of the table does it first.
+// finish does what a command has left over. Every change of the table does it first.
 func (d *Disk) finish(ctx context.Context) {
 	if err := d.store.finish(ctx); err != nil {
 		d.fail(ctx, fmt.Errorf("after a volume was made: %w", err))
 	}
 }
 
-// run has the owner do something and waits for it. Once the owner has begun it is
-// waited for, whatever ctx says: a table is not left half written.
+// run has the owner do something, and waits for it. Once the owner has begun, run waits even if ctx ends: a table is
+// not left half written.
 func (d *Disk) run(ctx context.Context, do func(context.Context) error) error {
 	c := command{context.WithoutCancel(ctx), do, make(chan error, 1)}
 	select {

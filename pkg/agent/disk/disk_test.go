@@ -25,7 +25,7 @@ const (
 	c3  = "c3000000-0000-5000-8000-00000000000c"
 )
 
-// bothSectors runs a test with each sector size that disks have.
+// bothSectors runs a test with both common sector sizes.
 func bothSectors(t *testing.T, f func(t *testing.T, sector int)) {
 	for _, sector := range []int{512, 4096} {
 		t.Run(strconv.Itoa(sector), func(t *testing.T) { f(t, sector) })
@@ -171,7 +171,7 @@ func TestLife(t *testing.T) {
 	})
 }
 
-// settle waits for what Create has left to be done.
+// settle waits until the owner has finished what Create left over.
 func (d *Disk) settle(t *testing.T) {
 	t.Helper()
 	if err := d.Check(t.Context()); err != nil {

@@ -13,19 +13,19 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// mapperControl is there where the kernel has the device mapper.
+// mapperControl exists where the kernel has the device mapper.
 const mapperControl = "/dev/mapper/control"
 
-// mapper asks the kernel's device mapper. A device is named by its uuid.
+// mapper sends requests to the kernel's device mapper. A device is named by its uuid.
 type mapper struct{ control *os.File }
 
-// linear is the one kind of table that is used: a device that shows a part of another.
+// linear is the only kind of table that is used: a device that shows a part of another.
 type linear struct {
 	rdev   uint64 // of the disk
 	extent extent.Extent
 }
 
-// mapping is what the device mapper says of a device.
+// mapping is what the device mapper knows of a device.
 type mapping struct {
 	rdev uint64
 	// live: it has a table and is not suspended.
@@ -43,21 +43,20 @@ func openMapper() (*mapper, error) {
 
 func (m *mapper) Close() error { return m.control.Close() }
 
-// dmRequest is what every request passes to the kernel, and gets back changed: the fixed part, one
-// target, and the target's text.
+// dmRequest is the buffer of a request, which the kernel changes: the fixed part, one target, and the target's text.
 type dmRequest struct {
 	unix.DmIoctl
 	unix.DmTargetSpec
 	text [256]byte
 }
 
-// dmTargetOffset is where the variable part begins. The fixed part of the request ends in
-// padding, and the kernel wants the next one at a multiple of 8.
+// dmTargetOffset is where the variable part begins. The fixed part of the request ends in padding, and the kernel
+// requires the next part at a multiple of 8.
 const dmTargetOffset = uint32(unsafe.Offsetof(dmRequest{}.DmTargetSpec))
 
 func newRequest(uuid string) *dmRequest {
 	r := &dmRequest{}
-	// Of the interface, only the first number must be the kernel's.
+	// Of the interface's version, only the first number must be the kernel's.
 	r.Version = [3]uint32{unix.DM_VERSION_MAJOR, 0, 0}
 	r.Data_size, r.Data_start = uint32(unsafe.Sizeof(*r)), dmTargetOffset
 	copy(r.Uuid[:], uuid)
@@ -72,15 +71,15 @@ func (m *mapper) ask(request uintptr, what string, r *dmRequest) error {
 	return nil
 }
 
-// create makes a device without table. EBUSY: there is one of that uuid, or of that name.
+// create makes a device without table. EBUSY: a device with that uuid or name exists.
 func (m *mapper) create(uuid, name string) error {
 	r := newRequest(uuid)
 	copy(r.Name[:], name)
 	return m.ask(unix.DM_DEV_CREATE, "creating", r)
 }
 
-// show makes the device show what l says, from one request to the next: reads and writes
-// meanwhile wait. If this process ends between the two steps, the device is what it was.
+// show replaces the device's table by l. Reads and writes wait meanwhile. If this process ends between the two steps,
+// the device has its old table.
 func (m *mapper) show(uuid string, l linear) error {
 	r := newRequest(uuid)
 	r.Target_count = 1
@@ -91,7 +90,7 @@ func (m *mapper) show(uuid string, l linear) error {
 		return err
 	}
 	r = newRequest(uuid)
-	// Resume: the kernel suspends it before. File systems need not be frozen, as no byte moves.
+	// Resume: the kernel suspends the device before. File systems need not be frozen, because no byte moves.
 	r.Flags = unix.DM_SKIP_LOCKFS_FLAG | unix.DM_NOFLUSH_FLAG
 	return m.ask(unix.DM_DEV_SUSPEND, "resuming", r)
 }
@@ -119,7 +118,7 @@ func (m *mapper) status(uuid string) (mapping, error) {
 	return found, nil
 }
 
-// remove takes a device away. EBUSY: a process has it open; it stays then.
+// remove removes a device. EBUSY: a process has it open, and it stays.
 func (m *mapper) remove(uuid string) error {
 	err := m.ask(unix.DM_DEV_REMOVE, "removing", newRequest(uuid))
 	if errors.Is(err, unix.ENXIO) {

@@ -17,9 +17,9 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// These tests need a kernel with the device mapper: test/vm runs them in a machine that has.
+// These tests need a kernel with the device mapper. test/vm runs them in a virtual machine that has it.
 
-// kernelMapper opens the device mapper, for what this package would not do with it.
+// kernelMapper opens the device mapper, for requests that this package does not make.
 func kernelMapper(t *testing.T, l *loop) (*mapper, uint64) {
 	t.Helper()
 	m, err := openMapper()
@@ -34,9 +34,8 @@ func kernelMapper(t *testing.T, l *loop) (*mapper, uint64) {
 	return m, st.Rdev
 }
 
-// TestMapperClaimsTheDisk: why a disk is attached by partitions or by the device mapper,
-// never by both. The kernel refuses to claim a disk of which a partition is claimed, nor a
-// partition of a claimed disk.
+// TestMapperClaimsTheDisk asserts why a disk is attached by partitions or by the device mapper, never by both. The
+// kernel refuses to claim a disk of which a partition is claimed, and a partition of a claimed disk.
 func TestMapperClaimsTheDisk(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
@@ -59,8 +58,8 @@ func TestMapperClaimsTheDisk(t *testing.T) {
 	}
 }
 
-// crowded makes a disk with volumes that the kernel has no partition numbers for, and
-// returns how many volumes there are. The last one is volume a, the one before b.
+// crowded makes a disk with volumes that the kernel has no partition numbers for, and returns how many volumes there
+// are. The last one is volume a, the one before b.
 func crowded(t *testing.T, sector int) (*loop, int) {
 	t.Helper()
 	l := initialized(t, 512*mib, sector)
@@ -101,12 +100,12 @@ func mappedCount(t *testing.T, d *Disk) int {
 	return n
 }
 
-// TestMapped lives the life of volumes above entry 255, and below, through the device mapper.
+// TestMapped asserts that volumes below and above entry 255 live their whole life through the device mapper.
 func TestMapped(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l, n := crowded(t, sector)
 		ctx := quiet(t)
-		// In use: it remains as it is.
+		// In use: the disk stays as it is.
 		if d := l.open(t); mappedCount(t, d) != 0 {
 			t.Error("a disk with loop devices was taken over")
 		} else {
@@ -146,7 +145,7 @@ func TestMapped(t *testing.T) {
 		if _, err := d.Wipe(ctx, a, WipeOptions{}); !errors.Is(err, ErrInUse) {
 			t.Errorf("Wipe of a mounted volume: %v", err)
 		}
-		// It grows while it is mounted, and once more with the agent ending before the kernel knows.
+		// It grows while it is mounted. Then it grows again, and the agent ends before the kernel knows.
 		grown, err := d.Grow(ctx, a, 30*mib)
 		if err != nil || grown.Device != v.Device || len(content(t, grown)) != int(30*mib) {
 			t.Errorf("Grow: %+v, %v", grown, err)
@@ -186,7 +185,7 @@ func TestMapped(t *testing.T) {
 		}
 		run(t, "e2fsck", "-fn", v.Device)
 
-		// A program looks at it, and stays: nothing is changed.
+		// A program has it open and keeps it open: nothing is changed.
 		looker, err := os.Open(v.Device)
 		if err != nil {
 			t.Fatal(err)
@@ -212,7 +211,7 @@ func TestMapped(t *testing.T) {
 	})
 }
 
-// TestMappedLeftovers: what an agent that ended, or another program, can have left in the
+// TestMappedLeftovers asserts what is done about devices that an agent that ended, or another program, has left in the
 // device mapper.
 func TestMappedLeftovers(t *testing.T) {
 	l, n := crowded(t, 512)
@@ -221,7 +220,7 @@ func TestMappedLeftovers(t *testing.T) {
 	for name, leftover := range map[string]struct {
 		guid    string
 		extent  []linear // none: a device without table
-		refused bool     // the disk is shown, but not touched
+		refused bool     // the disk is shown, but not changed
 	}{
 		"made and not loaded":    {guid: b},
 		"shorter than the table": {guid: a, extent: []linear{{rdev, at(int64(n)+1, 10)}}},
@@ -258,7 +257,7 @@ func TestMappedLeftovers(t *testing.T) {
 	}
 }
 
-// TestMappedNever: a disk that a mapping would take from a user keeps its partitions.
+// TestMappedNever asserts that a disk keeps its partitions if mapping would take it from a user.
 func TestMappedNever(t *testing.T) {
 	l, n := crowded(t, 512)
 	l.forget(t)
@@ -305,7 +304,7 @@ func TestMappedNever(t *testing.T) {
 		release()
 		l.forget(t)
 	}
-	// And a disk with no more volumes than numbers has nothing to win by it.
+	// A disk without more volumes than numbers does not benefit from it.
 	small := initialized(t, 64*mib, 512)
 	d := small.open(t)
 	if _, err := d.Create(quiet(t), CreateOptions{Partition: a, Extent: at(2, 4)}); err != nil {
@@ -329,8 +328,8 @@ func claimed(t *testing.T, l *loop, reason string) {
 	}
 }
 
-// TestMappedWithoutPartitions lives the life of volumes on a disk that is a device of the device
-// mapper itself: the kernel gives it no partitions, so all its volumes are mapped from the start.
+// TestMappedWithoutPartitions asserts that all volumes of a disk are mapped from the start if the kernel gives it no
+// partitions. The disk is a device of the device mapper itself.
 func TestMappedWithoutPartitions(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := newLoop(t, 64*mib, sector)

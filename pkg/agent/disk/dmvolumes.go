@@ -15,16 +15,15 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// mapped is the way of a disk whose volumes, all of them, are linear devices of the device
-// mapper. Unlike partitions they have no numbers that run out, unlike loop devices they cost nothing.
+// mapped attaches all volumes of a disk as linear devices of the device mapper. Unlike partitions they have no numbers
+// that run out, and unlike loop devices they cost nothing.
 //
-// A disk that the kernel gives no partitions, such as one of the device mapper itself, is mapped
-// from the start.
+// A disk that the kernel gives no partitions, such as one of the device mapper itself, is mapped from the start.
 //
-// Otherwise it is all or none. The device mapper claims the whole disk, and the kernel lets no program claim a
-// disk of which a partition is claimed, by a mount or as we hold the meta partition, nor
-// a partition of a claimed disk. So a disk comes to be mapped only while nothing of it is
-// in use, see takeOver, and its meta partition is mapped as well.
+// Any other disk is mapped as a whole or not at all. The device mapper claims the whole disk. The kernel refuses to
+// claim a disk of which a partition is claimed, by a mount or because we hold the meta partition. It also refuses to
+// claim a partition of a claimed disk. So a disk becomes mapped only while nothing of it is in use (see takeOver), and
+// its meta partition is mapped as well.
 type mapped struct {
 	disk   *blockDevice
 	rdev   uint64 // the disk's
@@ -32,21 +31,21 @@ type mapped struct {
 	found  map[string]mappedDevice // by partition
 }
 
-// mappedDevice is a device of the device mapper that shows a part of the disk, and bears our mark.
+// mappedDevice is a device of the device mapper that shows a part of the disk, and has our mark.
 type mappedDevice struct {
 	path   string
 	extent extent.Extent
 }
 
-// With the partition's GUID, mappedMark makes the device's uuid, by which it is found again,
-// and mappedName its name, which is for people.
+// mappedMark and the partition's GUID are the device's uuid, by which it is found again. mappedName and the GUID are
+// its name, which is only displayed.
 const (
 	mappedMark = "BERTH-"
 	mappedName = "berth-"
 )
 
-// mapped lists the devices over parts of the disk that bear our mark; nil if the kernel
-// has no device mapper.
+// mapped lists the devices over parts of the disk that have our mark. It returns nil if the kernel has no device
+// mapper.
 func (d *blockDevice) mapped() (*mapped, error) {
 	control, err := openMapper()
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
@@ -93,8 +92,8 @@ func (m *mapped) list() error {
 	return nil
 }
 
-// mappedVolume returns the GUID of the volume that a device shows, by its directory in
-// sysfs; none if it does not bear our mark.
+// mappedVolume returns the GUID of the volume that a device shows, by its directory in sysfs. It is empty if the device
+// does not have our mark.
 func mappedVolume(dir string) (guid string, err error) {
 	uuid, err := mapperUUID(dir)
 	guid, marked := strings.CutPrefix(uuid, mappedMark)
@@ -104,8 +103,7 @@ func mappedVolume(dir string) (guid string, err error) {
 	return guid, err
 }
 
-// mapperUUID is the uuid of a device of the device mapper, by its directory in sysfs. Others
-// have none.
+// mapperUUID is the uuid of a device of the device mapper, by its directory in sysfs. Other devices have none.
 func mapperUUID(dir string) (string, error) {
 	uuid, err := os.ReadFile(filepath.Join(dir, "dm/uuid"))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
@@ -116,8 +114,8 @@ func mapperUUID(dir string) (string, error) {
 
 func nodeOf(rdev uint64) string { return fmt.Sprintf("/dev/dm-%d", unix.Minor(rdev)) }
 
-// takeOver makes all of the disk mapped, if that helps and takes
-// nothing from a process. Otherwise it changes nothing that Open does not put right.
+// takeOver makes the whole disk mapped, if that helps and takes nothing from a process. Otherwise it changes nothing
+// that Open does not restore.
 func (m *mapped) takeOver(ctx context.Context, t table) (bool, error) {
 	beyond := func(e entry) bool { return e.isVolume() && e.index > MetaEntry }
 	foreign := func(e entry) bool { return !e.isVolume() && e.index != MetaEntry }
@@ -129,7 +127,7 @@ func (m *mapped) takeOver(ctx context.Context, t table) (bool, error) {
 	if err != nil || len(loops.found) > 0 {
 		return false, err
 	}
-	// A claim of the whole proves that there is no claim on a part: no mount, no other agent.
+	// A claim of the whole disk proves that no part is claimed: no mount, no other agent.
 	whole, err := openDevice(m.disk.path, os.O_RDONLY|unix.O_EXCL)
 	if errors.Is(err, ErrInUse) {
 		return false, nil
@@ -139,13 +137,13 @@ func (m *mapped) takeOver(ctx context.Context, t table) (bool, error) {
 	}
 	err = m.dropPartitions(ctx)
 	if err = errors.Join(err, whole.Close()); errors.Is(err, ErrInUse) {
-		return false, nil // a process only looks at a partition, and goes on doing so
+		return false, nil // a process looks at a partition, and keeps it open
 	}
 	return err == nil, err
 }
 
-// dropPartitions makes the kernel forget the disk's partitions. They could not be mounted
-// any more, and would show the bytes of whatever volume comes to lie there next.
+// dropPartitions removes the disk's partitions from the kernel. They could not be mounted any more, and would show the
+// bytes of the next volume in their place.
 func (m *mapped) dropPartitions(ctx context.Context) error {
 	attached, err := m.disk.partitions()
 	if err != nil {
@@ -159,7 +157,7 @@ func (m *mapped) dropPartitions(ctx context.Context) error {
 	return nil
 }
 
-// match holds that every device of ours shows a partition of the table in its place.
+// match returns an error unless every device of ours shows a partition of the table in its place.
 func (m *mapped) match(t table) error {
 	if m == nil {
 		return nil
@@ -185,7 +183,7 @@ func (m *mapped) attach(ctx context.Context, e entry) (string, error) {
 	return partition{name: filepath.Base(nodeOf(device)), rdev: device}.awaitNode(ctx)
 }
 
-// show makes the volume's device, unless it is there, and has it show what the table says.
+// show makes the volume's device unless it exists, and gives it the extent in the table.
 func (m *mapped) show(e entry) (rdev uint64, err error) {
 	uuid, want := mappedMark+e.guid, linear{m.rdev, e.extent}
 	known, ok := m.found[e.guid]
@@ -212,8 +210,8 @@ func (m *mapped) show(e entry) (rdev uint64, err error) {
 	return now.rdev, nil
 }
 
-// create makes a device without table. There may be one already: of an agent that got no
-// further, or of this disk before it was pulled out and plugged in again.
+// create makes a device without table. There may be one already. An agent that ended early has left it, or this disk
+// had it before it was pulled out and plugged in again.
 func (m *mapped) create(e entry) error {
 	uuid, name := mappedMark+e.guid, mappedName+e.guid
 	err := m.mapper.create(uuid, name)
@@ -232,7 +230,7 @@ func (m *mapped) create(e entry) error {
 	if _, err := os.Stat("/sys/dev/block/" + number); err == nil {
 		return fmt.Errorf("%s shows a volume of the same GUID on another disk, %s: %w", nodeOf(old.rdev), number, ErrInUse)
 	}
-	// That disk is gone, and whatever reads from it fails. If it is mounted, it is in the way.
+	// That disk is gone, and every read from it fails. If the device is mounted, it cannot be removed.
 	if err := m.mapper.remove(uuid); errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("%s shows the volume on a disk that is gone, and is still in use: unmount it: %w", nodeOf(old.rdev), ErrInUse)
 	} else if err != nil {
@@ -241,7 +239,7 @@ func (m *mapped) create(e entry) error {
 	return m.mapper.create(uuid, name)
 }
 
-// detach takes the volume's device away. The kernel refuses while a process has it open.
+// detach removes the volume's device. The kernel refuses while a process has it open.
 func (m *mapped) detach(ctx context.Context, e entry, patience time.Duration) error {
 	err := await(ctx, patience, func() (bool, error) {
 		err := m.mapper.remove(mappedMark + e.guid)
@@ -260,8 +258,8 @@ func (m *mapped) detach(ctx context.Context, e entry, patience time.Duration) er
 	return nil
 }
 
-// close leaves the volumes' devices, as they may be mounted, and removes the meta
-// partition's, so that a disk without volumes is not claimed.
+// close leaves the volumes' devices, because they may be mounted. It removes the meta partition's, so that a disk
+// without volumes is not claimed.
 func (m *mapped) close() error {
 	var err error
 	for guid, device := range m.found {
@@ -270,7 +268,7 @@ func (m *mapped) close() error {
 		}
 	}
 	if errors.Is(err, unix.EBUSY) {
-		err = nil // another agent has it open: it is for that one to remove
+		err = nil // another agent has it open, and removes it
 	}
 	return errors.Join(err, m.mapper.Close())
 }

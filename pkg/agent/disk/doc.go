@@ -1,42 +1,40 @@
-// Package disk owns one disk of a node: it is the only code that writes partition
-// tables. It knows nothing of Kubernetes, chooses no place for a volume, and neither
-// makes nor mounts file systems.
+// Package disk owns one disk of a node. It is the only code that writes partition tables. It knows nothing of
+// Kubernetes, chooses no place for a volume, and neither makes nor mounts file systems.
 //
 // # Terms
 //
-// A disk is ours if its GPT has a meta partition of our type in entry 255. A volume is
-// a partition of ours in any other entry; its partition GUID is its
-// identity, the type of the partition its phase. Any other entry is foreign: it is
-// never changed, and no byte of it is ever free. The table lies on the disk in two
-// copies. What a call reports as done is acknowledged: it survives any crash. A disk
-// out of service is neither read nor written before it is opened again.
-// docs/on-disk-format.md has it all: terms, format, phases, crashes, failures.
+// A disk is ours if its GPT has a meta partition of our type in entry 255. A volume is a partition of ours in any other
+// entry. Its partition GUID is its identity, and the type of the partition is its phase. Any other entry is foreign: it
+// is never changed, and none of its bytes is ever free. The table is on the disk in two copies.
+//
+// A change is acknowledged when its call reports it as done: it survives any crash. A disk that is out of service is
+// neither read nor written before it is opened again. docs/on-disk-format.md describes the terms, format, phases,
+// crashes and failures.
 //
 // # Promises
 //
-//  1. Nothing is written to a device that is neither ours nor blank in every way that
-//     we know to look (Inspect). Initialize looks again under an exclusive open.
-//  2. No two volumes share a byte, nor a byte with a table, the meta partition or a
-//     foreign partition. Every table is validated before it is written.
-//  3. What MarkFormatted, Wipe, Grow and Create report as done is on the medium, in both
-//     copies, and was read back from there past the caches. Of a Reserved volume that
-//     Create reports only the primary is for certain: mkfs may begin, nothing else may rely on it.
-//  4. One call changes one entry; the bytes of all others stay as they are.
-//  5. An extent is free again only when the wipe's policy is satisfied and flushed, and,
-//     under all policies but WipeNone, zeros were read back. Before the first byte is zeroed
-//     the kernel has forgotten the volume's device, so no process can write after the proof. What a volume gets that
-//     is not formatted (Raw, Grow) was zeroed before it is the volume's, whatever the policy.
-//  6. Whatever a crash or a power cut leaves, Open finds the table as it was before
-//     the change under way, or after it. What was acknowledged is there, in its place.
-//  7. A disk whose state is unknown is out of service: it answers every command with
-//     ErrOutOfService, and nothing is written to it until it is opened again. A failed
-//     flush is never just repeated: all that it was for is written again, or given up.
-//  8. A disk serves only after both copies of its table were checked and repaired
-//     (damaged parts are rewritten unchanged before anything is changed), the kernel's
-//     partitions compared with it, and a write tried. One that cannot serve is
-//     returned out of service with its volumes, so that they can be shown.
-//  9. A disk that hangs, fails or is gone costs no other disk anything: Snapshot never
-//     waits, calls fail, and every disk has an owner of its own.
+//  1. Nothing is written to a device unless it is ours, or blank in every way that Inspect checks. Initialize checks
+//     again under an exclusive open.
+//  2. No two volumes share a byte, and no volume shares a byte with a table, the meta partition or a foreign partition.
+//     Every table is validated before it is written.
+//  3. What MarkFormatted, Wipe, Grow and Create report as done is on the medium in both copies, and was read back from
+//     there past the caches. There is one exception. When Create returns a Reserved volume, only the primary is
+//     certain: mkfs may begin, but nothing else may rely on the volume.
+//  4. One call changes one entry. The bytes of all others stay the same.
+//  5. An extent is free again only when the wipe's policy is satisfied and flushed. Under all policies but WipeNone,
+//     zeros were read back. Before the first byte is zeroed the kernel has removed the volume's device, so no process
+//     can write after the proof. Space that a volume gets without formatting (Raw, Grow) was zeroed before, under every
+//     policy.
+//  6. After any crash or power cut, Open finds the table as it was before the change in progress, or after it. What was
+//     acknowledged is there, in its place.
+//  7. A disk whose state is unknown is out of service. It answers every command with ErrOutOfService, and nothing is
+//     written to it until it is opened again. A failed flush is never just repeated: all that it was for is written
+//     again, or given up.
+//  8. A disk serves only after these steps. Both copies of its table were checked, and damaged parts rewritten
+//     unchanged. The kernel's partitions were compared with the table, and a write was tried. A disk that cannot serve
+//     is returned out of service with its volumes, so that they can be shown.
+//  9. A disk that hangs, fails or is gone does not affect any other disk. Snapshot never waits, calls fail, and every
+//     disk has its own owner goroutine.
 //
 // # Life of a volume
 //
@@ -49,38 +47,34 @@
 //
 // A raw block volume begins as Formatted. Grow changes no phase.
 //
-// What a crash leaves in each step, and what follows:
+// A crash in each step leaves the following, and has these consequences:
 //
-//   - In Create: no entry, and the space is free; or an entry in Reserved, perhaps not
-//     known to the kernel: Open attaches it. Create with the same arguments returns it.
-//   - In Reserved: maybe half a file system. The volume was not reported as ready,
-//     so it is formatted again. The backup may say Formatted, as Format prepares that.
-//   - In MarkFormatted: Reserved or Formatted. The volume is reported as
-//     ready only after MarkFormatted has returned, so Reserved never holds data.
-//     The volume may be mounted before or meanwhile, as that alone reports nothing.
-//   - In Grow: the old length, or the new one, perhaps not known to the kernel: Open
-//     tells it.
-//   - In Wipe: Formatted, perhaps not known to the kernel: Open attaches it, and Wipe is called
-//     again for the same reason as before. Or Wiping: Open does not attach it, and Wipe goes on where
-//     the volume's slot says, under the policy that is there unless it is given another.
+//   - In Create: no entry, and the space is free. Or an entry in Reserved, perhaps not known to the kernel: Open
+//     attaches it, and Create with the same arguments returns it.
+//   - In Reserved: perhaps half a file system. The volume was not reported as ready, so it is formatted again. The
+//     backup may have the phase Formatted, because Format prepares it.
+//   - In MarkFormatted: Reserved or Formatted. The volume is reported as ready only after MarkFormatted has returned,
+//     so Reserved never holds data. The volume may be mounted before or meanwhile, because a mount alone reports
+//     nothing.
+//   - In Grow: the old length, or the new one, perhaps not known to the kernel: Open lengthens the kernel's partition.
+//   - In Wipe: Formatted, perhaps not known to the kernel. Open attaches it, and Wipe is called again for the same
+//     reason as before. Or Wiping. Open does not attach it, and Wipe continues at the progress in the volume's slot. It
+//     uses the policy in the slot unless its caller gives another.
 //
 // # Concurrency
 //
-// One goroutine of a Disk owns its table. Commands go in: calls, one after the other.
-// Events come out: OnChange, and the Snapshot that the owner last published, which is
-// read without waiting. Wiping and zeroing happen in the goroutine of the caller, so
-// that other volumes go on meanwhile.
+// One goroutine of a Disk, the owner, owns its table. Commands are calls, which it handles one after the other. Its
+// output is OnChange and the Snapshot that it published last, which is read without waiting. Wiping and zeroing run in
+// the caller's goroutine, so that commands for other volumes go on meanwhile.
 //
-// What a command will do to the table is planned without a disk: a table is a value, and
-// its methods withNew, withLength, withPhase and without return the next one, or say why
-// there is none. A plan is a function of the table and of what is wanted and nothing else;
-// what it returns is validated before it is written. That is where the rules are, and
-// tests hold them against an oracle that knows bytes only.
+// A change of the table is planned without a disk. A table is a value. Its methods withNew, withLength, withPhase and
+// without return the next table, or an error if there is none. A plan is a function of the table and of the request,
+// and of nothing else. Its result is validated before it is written. The rules are in these methods, and tests compare
+// them with an oracle that knows bytes only.
 //
-// Between processes: an open Disk holds its meta partition with O_EXCL. This keeps out
-// a second agent, and whatever opens the whole disk exclusively (mkfs, wipefs), but
-// neither mounts of other partitions nor a tool such as sgdisk; so before each write
-// the table is read, and must be what it was. The disk is locked with flock only while
-// it is initialized or opened: udev takes that lock before it looks at a partition,
-// and would never make its links if it were held for good.
+// Between processes, an open Disk holds its meta partition with O_EXCL. This excludes a second agent, and every program
+// that opens the whole disk exclusively (mkfs, wipefs). It excludes neither mounts of other partitions nor a tool such
+// as sgdisk. So before each write the table is read, and must be unchanged. The disk is locked with flock only while it
+// is initialized or opened: udev takes that lock before it looks at a partition, and would never make its links if it
+// were held for long.
 package disk

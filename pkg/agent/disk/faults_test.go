@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestFaults lets every single operation of a change fail, be dropped, or fail for
-// good. The change is done, or the disk is out of service and old or new on a restart.
+// TestFaults makes every single operation of a change fail once, fail for good, or be dropped. It asserts that the
+// change is done, or that the disk is out of service. Then it has the old or the new table after a restart.
 func TestFaults(t *testing.T) {
 	for _, fault := range []struct {
 		name  string
@@ -46,7 +46,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// withFault makes a change on a disk that fails, and looks at what comes of it.
+// withFault makes a change on a disk that fails, and checks the outcome.
 func withFault(t *testing.T, l layout, change step, fails func(int, string) (error, bool)) (ok bool) {
 	t.Helper()
 	disk, _ := formatted(t, l)
@@ -70,7 +70,7 @@ func withFault(t *testing.T, l layout, change step, fails func(int, string) (err
 		if !errors.Is(err, ErrOutOfService) {
 			t.Errorf("%s: %v", change.name, err)
 		}
-		// What the failed step would have led to.
+		// The twin has the result of the step without a fault.
 		twin, _ := formatted(t, l)
 		whole, _, twinErr := twin.mounted(t, l, false)
 		if twinErr != nil {

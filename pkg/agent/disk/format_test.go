@@ -21,8 +21,8 @@ func (f *forgetful) WriteAt(b []byte, off int64) (int, error) {
 	return f.device.WriteAt(b, off)
 }
 
-// TestUnprovenCreate: Create may return before the entry was read back, but a volume
-// whose entry is not on the disk never becomes Formatted.
+// TestUnprovenCreate asserts that a volume whose entry is not on the disk never becomes Formatted, although Create may
+// return before the entry was read back.
 func TestUnprovenCreate(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
@@ -67,8 +67,8 @@ func copiesOf(t *testing.T, l *loop) (primary, backup []byte) {
 	return arrays[0], arrays[1]
 }
 
-// TestFormat: what Format prepares is in the backup while mkfs runs, counts for nothing,
-// and is gone when mkfs fails, when the disk is closed, and after a crash.
+// TestFormat asserts that Format prepares the phase in the backup while mkfs runs, and that the table does not change
+// by it. The backup is restored when mkfs fails, when the disk is closed, and after a crash.
 func TestFormat(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
@@ -77,7 +77,7 @@ func TestFormat(t *testing.T) {
 		if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 4)}); err != nil {
 			t.Fatal(err)
 		}
-		// sync waits for what Format does beside mkfs.
+		// sync waits for what Format does while mkfs runs.
 		sync := func(context.Context) error { return d.Check(ctx) }
 		differ := func() bool {
 			primary, backup := copiesOf(t, l)
@@ -103,7 +103,7 @@ func TestFormat(t *testing.T) {
 			t.Error("the copies differ on a closed disk")
 		}
 
-		// A crash, as the next agent sees it.
+		// The next agent after a crash.
 		d = l.open(t)
 		if err := d.Format(ctx, a, awaitAhead); err != nil {
 			t.Error(err)
@@ -124,7 +124,7 @@ func TestFormat(t *testing.T) {
 			t.Errorf("after a crash: %+v, copies differ: %v", v, differ())
 		}
 
-		// And the usual way, with others' changes meanwhile.
+		// The usual way, with changes of other volumes meanwhile.
 		err = d.Format(ctx, a, func(ctx context.Context) error {
 			if err := awaitAhead(ctx); err != nil {
 				return err

@@ -9,10 +9,9 @@ import (
 	"github.com/google/uuid"
 )
 
-// FuzzEntries gives a disk any entries, with headers and checksums made right: whatever
-// they are, they are refused, or they are a valid table in which a change changes one
-// entry, and which reads back the same. data is a sequence of two bytes of an entry's index and the
-// entry.
+// FuzzEntries gives a disk any entries, with correct headers and checksums. It asserts that they are refused or are a
+// valid table. In a valid table a change changes one entry, and the table reads back the same. data is a sequence of
+// two bytes for an entry's index, and the entry.
 func FuzzEntries(f *testing.F) {
 	record := func(index int, e entry, sector int64) []byte {
 		l, err := newLayout(64*mib, sector)
@@ -104,7 +103,7 @@ func FuzzEntries(f *testing.F) {
 	})
 }
 
-// sameNames compares entries, of which every GUID must be one.
+// sameNames compares the names of entries, and asserts that every GUID is valid.
 func sameNames(x, y []entry) bool {
 	if len(x) != len(y) {
 		return false

@@ -9,11 +9,10 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// Grow makes a volume longer in place, mounted or not, and returns it. length is in
-// bytes, a multiple of Alignment. A volume of that length or more is returned as it is:
-// volumes never shrink. What it gets is zeroed first, at the rate kept with the volume. Errors: ErrNotFound, ErrInUse
-// (the volume is being wiped), ErrOverlap (the space behind it is taken; the message
-// says how far the volume could grow), ErrOutOfService.
+// Grow makes a volume longer in place, mounted or not, and returns it. length is in bytes, a multiple of Alignment. A
+// volume of that length or more is returned as it is: volumes never shrink. The new bytes are zeroed first, at the rate
+// kept with the volume. Errors: ErrNotFound, ErrInUse (the volume is being wiped), ErrOutOfService, and ErrOverlap if
+// the space behind it is taken. Its message says how far the volume could grow.
 func (d *Disk) Grow(ctx context.Context, partition string, length int64) (Volume, error) {
 	var v Volume
 	err := d.onZeros(ctx, partition,
@@ -31,7 +30,7 @@ func (d *Disk) Grow(ctx context.Context, partition string, length int64) (Volume
 	return v, nil
 }
 
-// tail is what the volume still needs to have that length.
+// tail is the extent that the volume still needs to have that length.
 func (d *Disk) tail(partition string, length int64) (extent.Extent, error) {
 	e, err := d.store.table.volume(partition)
 	if err != nil {
@@ -75,7 +74,7 @@ func (d *Disk) grow(ctx context.Context, partition string, length int64) (Volume
 		}
 		d.zeroed = d.zeroed.Remove(tail)
 	}
-	// Also if the table had that length before: the kernel may not.
+	// Also if the table has that length already: the kernel may not know it.
 	err = d.reattach(ctx, e)
 	d.publish()
 	if err != nil {
@@ -84,7 +83,7 @@ func (d *Disk) grow(ctx context.Context, partition string, length int64) (Volume
 	return d.volume(e), nil
 }
 
-// lengthen tells the kernel that a partition is longer than it knows.
+// lengthen makes the kernel's partition as long as the entry.
 func (d *blockDevice) lengthen(p partition, e extent.Extent) error {
 	if p.index == MetaEntry || p.extent.Start != e.Start || p.extent.End >= e.End {
 		return fmt.Errorf("the kernel has partition %d of %s at %v, the table at %v: detach it with delpart", p.index, d.path, p.extent, e)

@@ -19,7 +19,7 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// soil fills space that no volume has, as a disk may be that was used before.
+// soil fills space that no volume has with data, as on a disk that was used before.
 func soil(t *testing.T, l *loop, e extent.Extent) {
 	t.Helper()
 	l.put(t, bytes.Repeat([]byte("someone!"), int(e.Len()/8)), e.Start)
@@ -109,8 +109,8 @@ func TestGrow(t *testing.T) {
 	})
 }
 
-// TestGrowCutShort: the agent ends when the table has the new length and the kernel does
-// not know it. The next agent sets it, though the volume is mounted.
+// TestGrowCutShort asserts that the next agent lengthens the kernel's partition when an agent ended after the table had
+// the new length. The volume is mounted.
 func TestGrowCutShort(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
@@ -144,7 +144,7 @@ func TestGrowCutShort(t *testing.T) {
 	}
 }
 
-// TestGrowWhileWiped: a volume that goes gets nothing any more.
+// TestGrowWhileWiped asserts that a volume that is being wiped does not grow.
 func TestGrowWhileWiped(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
@@ -166,8 +166,8 @@ func TestGrowWhileWiped(t *testing.T) {
 	}
 }
 
-// TestZeroingHoldsSpace: what is being zeroed for one volume goes to no other, and a
-// zeroing that fails or is given up gives the space back.
+// TestZeroingHoldsSpace asserts that no other volume gets space that is being zeroed for one. A zeroing that fails or
+// is given up releases the space.
 func TestZeroingHoldsSpace(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	soil(t, l, at(2, 61))
@@ -205,7 +205,7 @@ func TestZeroingHoldsSpace(t *testing.T) {
 	}
 }
 
-// TestRaw: a raw block volume exists only with zeros in it, and needs no further step.
+// TestRaw asserts that a raw block volume is zeroed before it exists, and is ready at once.
 func TestRaw(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
@@ -241,7 +241,7 @@ func TestRaw(t *testing.T) {
 	})
 }
 
-// TestRawRace: callers that ask for the same volume at once all get it.
+// TestRawRace asserts that concurrent calls for the same volume all get it.
 func TestRawRace(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	soil(t, l, at(2, 61))
@@ -269,9 +269,8 @@ func mount(t *testing.T, v Volume, fsType string) string {
 	return mnt
 }
 
-// TestGrowFileSystem grows volumes under their file systems: xfs while it is mounted;
-// ext4 as well, though its own growth waits until it is not (online it needs
-// CAP_SYS_RESOURCE).
+// TestGrowFileSystem asserts that volumes grow while mounted, and keep their files. xfs grows while it is mounted. ext4
+// grows after it is unmounted: online it needs CAP_SYS_RESOURCE.
 func TestGrowFileSystem(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "mkfs.ext4", "mkfs.xfs", "xfs_growfs", "resize2fs", "e2fsck")

@@ -10,24 +10,22 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// A disk that hangs answers neither with data nor with an error, and the thread that asked it
-// cannot be woken. The owner waits with its command. All that can be done is to report it, and to
-// refuse further commands.
+// A disk that hangs returns neither data nor an error, and the thread that waits for it cannot be woken. The owner
+// waits with its command. This file reports that, and has further commands refused.
 
 // defaultPatience is how long a command may take. The kernel itself gives most disks 30
 // seconds for a request before it resets them.
 const defaultPatience = 30 * time.Second
 
-// watchdog notices that the owner does not come back from a disk.
+// watchdog notices that a command of the owner takes too long.
 type watchdog struct {
 	patience time.Duration
-	// expired is closed when a command has taken too long; why is set before. The disk
-	// remains out of service when it answers again, as after every doubt, until it is
-	// opened, and so read, again.
+	// expired is closed when a command has taken too long. why is set before. When the disk answers again it stays out
+	// of service, as after every doubt, until it is opened and so read again.
 	expired chan struct{}
 	why     error
-	// publishing is held while a snapshot is made public, but never over I/O: so the owner's
-	// last one before it hung does not come after the one that says that it hangs.
+	// publishing is held while a snapshot is published, but never during I/O. So the owner's last snapshot before it
+	// hung cannot replace the one that says that it hangs.
 	publishing sync.Mutex
 	snapshot   atomic.Pointer[Snapshot]
 }
@@ -39,8 +37,7 @@ func newWatchdog(patience time.Duration) *watchdog {
 	return &watchdog{patience: patience, expired: make(chan struct{})}
 }
 
-// watch does what the owner has to do, and takes the disk out of service meanwhile if that
-// takes too long.
+// watch runs an operation of the owner. If it takes too long, the disk is out of service before the operation ends.
 func (d *Disk) watch(ctx context.Context, do func() error) error {
 	timer := time.AfterFunc(d.watchdog.patience, func() { d.expire(ctx) })
 	err := do()
@@ -53,7 +50,7 @@ func (d *Disk) watch(ctx context.Context, do func() error) error {
 	return err
 }
 
-// expire is called in a goroutine of its own, while the owner waits for the disk.
+// expire runs in its own goroutine, while the owner waits for the disk.
 func (d *Disk) expire(ctx context.Context) {
 	w := d.watchdog
 	select {
@@ -76,7 +73,7 @@ func (d *Disk) expire(ctx context.Context) {
 	}
 }
 
-// show makes the owner's snapshot public.
+// show publishes the owner's snapshot.
 func (w *watchdog) show(s *Snapshot) {
 	w.publishing.Lock()
 	defer w.publishing.Unlock()
@@ -90,8 +87,8 @@ func (w *watchdog) show(s *Snapshot) {
 	w.snapshot.Store(s)
 }
 
-// askMeanwhile has the owner look at the table now and then, until stop is called: a caller
-// that zeroes for long would else be the only one who knows that the disk hangs.
+// askMeanwhile has the owner read the table from time to time, until stop is called. Otherwise a hang would be noticed
+// only by a caller that zeroes for long.
 func (d *Disk) askMeanwhile() (stop func()) {
 	ticker, stopped := time.NewTicker(d.watchdog.patience), make(chan struct{})
 	go func() {
@@ -103,7 +100,7 @@ func (d *Disk) askMeanwhile() (stop func()) {
 			case <-d.stop:
 				return
 			case <-ticker.C:
-				// Whatever it finds, it is the disk's state from then on.
+				// Check takes the disk out of service if it fails.
 				_ = d.Check(context.Background())
 			}
 		}

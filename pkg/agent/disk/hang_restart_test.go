@@ -16,10 +16,10 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// agentEnv makes this test program stand for an agent with two disks, the first of which hangs.
+// agentEnv makes this test program an agent with two disks, the first of which hangs.
 const agentEnv = "BERTH_TEST_HUNG_AGENT"
 
-// TestMain is that agent where TestRestartBesideHungDisk starts it, in a process of its own.
+// TestMain runs that agent in the processes that TestRestartBesideHungDisk starts.
 func TestMain(m *testing.M) {
 	paths, ok := os.LookupEnv(agentEnv)
 	if !ok {
@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// hungAgent does what its standard input says until that ends.
+// hungAgent follows the commands on its standard input until that ends.
 func hungAgent(ctx context.Context, paths string) error {
 	bad, good, _ := strings.Cut(paths, " ")
 	var disks []*Disk
@@ -112,7 +112,7 @@ func (p *agentProcess) tell(line string) {
 	}
 }
 
-// expect reads what the agent says, until it is what was wanted. The watchdog's log is between.
+// expect reads the agent's output until it is the wanted line. It skips the watchdog's log.
 func (p *agentProcess) expect(want string) {
 	p.t.Helper()
 	for {
@@ -136,8 +136,8 @@ func (p *agentProcess) state() string {
 	return after[:1]
 }
 
-// frozen is a file system with a disk's image. While it is frozen the disk hangs: a thread that
-// waits for it is in state D, and no signal ends it.
+// frozen is a file system with a disk's image. While it is frozen the disk hangs: a thread that waits for it is in
+// state D, and no signal ends it.
 type frozen struct {
 	t    *testing.T
 	dir  string
@@ -152,7 +152,7 @@ func newFrozen(t *testing.T) (*frozen, *loop) {
 	f := &frozen{t: t, dir: t.TempDir()}
 	run(t, "mount", below.path, f.dir)
 	t.Cleanup(func() {
-		// The kernel detaches a loop device in its own time.
+		// The kernel detaches a loop device with a delay.
 		err := await(context.Background(), 30*time.Second, func() (bool, error) { return tryRun("umount", f.dir) == nil, nil })
 		if err != nil {
 			t.Errorf("unmounting %s: %v", f.dir, err)
@@ -189,10 +189,9 @@ func (f *frozen) thaw() {
 	}
 }
 
-// TestRestartBesideHungDisk asserts what a disk that hangs does to the restart of an agent. An
-// agent that stops in an orderly way closes its other disks, and the next agent opens them at once.
-// One that is killed keeps them: its process waits for the disk in the kernel, with all
-// descriptors, until the disk answers.
+// TestRestartBesideHungDisk asserts how a disk that hangs affects the restart of an agent. An agent that stops in an
+// orderly way closes its other disks, and the next agent opens them at once. One that is killed keeps them. Its process
+// waits in the kernel, with all descriptors, until the disk answers.
 func TestRestartBesideHungDisk(t *testing.T) {
 	for name, orderly := range map[string]bool{"stopped": true, "killed": false} {
 		t.Run(name, func(t *testing.T) {
@@ -209,7 +208,7 @@ func TestRestartBesideHungDisk(t *testing.T) {
 			if err := old.cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
-			// All threads end but the one that asked the disk. If that is not the first, the first is a zombie.
+			// All threads end except the one that waits for the disk. If that is not the first, the first is a zombie.
 			err := await(t.Context(), 10*time.Second, func() (bool, error) { state := old.state(); return state == "D" || state == "Z", nil })
 			if err != nil {
 				t.Fatalf("the killed agent is in state %s: %v", old.state(), err)

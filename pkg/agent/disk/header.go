@@ -18,25 +18,24 @@ var (
 	headerRevision  = []byte{0, 0, 1, 0}
 )
 
-// errDamaged: what should be a copy of the table is none, or its checksum is wrong.
-// Anything may have written it; another copy may tell.
+// errDamaged: a copy of the table is missing, or its checksum is wrong. Anything may have written it, and the other
+// copy may be intact.
 var errDamaged = errors.New("damaged")
 
-// errNotOurs: a copy is intact, so a program wrote it on purpose, but it is not a table as this
-// package writes it. The other copy must not be used then.
+// errNotOurs: a copy is intact, so a program wrote it on purpose, but it is not a table as this package writes it. Then
+// the other copy must not be used.
 var errNotOurs = errors.New("not a table of ours")
 
-// copyOfTable is one copy of the table, as raw as it lies on the disk.
+// copyOfTable is one copy of the table, in the bytes that the disk has.
 type copyOfTable struct {
 	id    string // the disk's GUID, lower case
 	array []byte // all entries
-	clean bool   // read bit for bit as this package would write it
+	clean bool   // exactly the bytes that this package would write
 }
 
-// readCopy reads one copy and accepts nothing but the geometry that this package
-// writes, before anything is computed from it: hostile numbers have no effect.
-// Errors wrap errDamaged or errNotOurs, or they come from the device. With damaged
-// entries the header's id is returned still.
+// readCopy reads one copy. It accepts only the geometry that this package writes, before it computes anything from it.
+// So hostile numbers have no effect. Errors wrap errDamaged or errNotOurs, or they come from the device. With damaged
+// entries it still returns the header's id.
 func readCopy(r io.ReaderAt, l layout, s location) (copyOfTable, error) {
 	b := make([]byte, l.copyBytes())
 	if _, err := r.ReadAt(b, l.copyAt(s)); err != nil {
@@ -64,8 +63,8 @@ func checkHeader(b []byte, l layout, s location) (id string, arrayCRC uint32, er
 		return "", 0, fmt.Errorf("no signature: %w", errDamaged)
 	}
 	if size := le.Uint32(b[12:]); size != headerBytes {
-		// The checksum covers as many bytes as the header says it has; one of another
-		// length cannot be distinguished from a damaged one, and is not ours either way.
+		// The checksum covers as many bytes as the header's length field has. A header of another length cannot be
+		// distinguished from a damaged one, and is not ours in either case.
 		return "", 0, fmt.Errorf("is %d bytes long instead of %d: %w", size, headerBytes, errDamaged)
 	}
 	if got, want := headerCRC(b), le.Uint32(b[16:]); got != want {
@@ -96,7 +95,7 @@ func checkHeader(b []byte, l layout, s location) (id string, arrayCRC uint32, er
 	return guid.String(), le.Uint32(b[88:]), nil
 }
 
-// encodeCopy renders a copy as it is to lie at the given location.
+// encodeCopy renders a copy for the given location.
 func encodeCopy(l layout, s location, c copyOfTable) []byte {
 	b := make([]byte, l.copyBytes())
 	header, array := l.split(s, b)
@@ -145,8 +144,7 @@ func guidFromDisk(b []byte) uuid.UUID {
 
 func guidToDisk(u uuid.UUID) uuid.UUID { return guidFromDisk(u[:]) }
 
-// The protective master boot record in sector 0 tells tools that know nothing of GPT
-// that the disk is taken.
+// The protective master boot record in sector 0 shows tools that do not know GPT that the disk is used.
 const (
 	mbrBytes     = 512
 	mbrPartition = 446
@@ -161,8 +159,8 @@ const (
 	mbrOther               // another program's
 )
 
-// encodeMBR writes a protective record: one partition from sector 1 to the end of the
-// disk, or as far as its 32 bits reach.
+// encodeMBR writes a protective record: one partition from sector 1 to the end of the disk, or as far as its 32 bits
+// reach.
 func encodeMBR(l layout) []byte {
 	le := binary.LittleEndian
 	b := make([]byte, l.sector)
@@ -176,8 +174,7 @@ func encodeMBR(l layout) []byte {
 	return b
 }
 
-// checkMBR tells what sector 0 holds. Boot code, disk signature and the length are
-// not looked at: other tools write their own.
+// checkMBR returns what sector 0 has. It ignores boot code, disk signature and length: other tools write their own.
 func checkMBR(b []byte) mbrState {
 	b = b[:mbrBytes]
 	if allZero(b) {

@@ -11,15 +11,15 @@ import (
 	"github.com/google/uuid"
 )
 
-// damage is something that may happen to a copy of the table.
+// damage is a way to damage a copy of the table.
 type damage struct {
 	name string
 	do   func(m *memDisk, l layout, s location)
-	// intact: the copy is not damaged, but of another program.
+	// intact: the copy is not damaged, but another program's.
 	intact bool
 }
 
-// edit changes the header of a copy and makes its checksum right again.
+// edit changes the header of a copy, and corrects its checksum.
 func edit(change func(h []byte)) func(m *memDisk, l layout, s location) {
 	return func(m *memDisk, l layout, s location) {
 		h := make([]byte, l.sector)
@@ -62,9 +62,8 @@ var damages = []damage{
 	{"a longer header", edit(func(h []byte) { h[12] = 96 }), false},
 }
 
-// TestDamageMatrix damages both copies in every combination. The rules: the primary
-// wins; only what is damaged is replaced, never what another program wrote; without
-// either copy the disk is not ours.
+// TestDamageMatrix damages both copies in every combination, and asserts these rules. The primary wins. Only what is
+// damaged is replaced, never what another program wrote. Without either copy the disk is not ours.
 func TestDamageMatrix(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		for _, p := range damages {
@@ -104,7 +103,7 @@ func TestDamageMatrix(t *testing.T) {
 				if again, err := examine(m, l); err != nil || again.badPrimary || again.badBackup {
 					t.Errorf("primary %s, backup %s: not repaired: %+v, %v", p.name, b.name, again, err)
 				}
-				// The proof that it is the same disk: its header, or a caller that knows it.
+				// The disk is proven to be the same by its header, or by a caller that knows it.
 				headerLost := p.name != "none" && p.name != "a bit of the entries flipped" && p.name != "entries zeroed"
 				if _, _, err := before.mounted(t, l, false); (err != nil) != headerLost {
 					t.Errorf("primary %s, backup %s: unknown disk: %v", p.name, b.name, err)
@@ -153,7 +152,7 @@ func TestSectorZero(t *testing.T) {
 	}
 }
 
-// TestForeignTable: tables that are intact, but not ours.
+// TestForeignTable asserts that tables which are intact but not ours are neither used nor replaced.
 func TestForeignTable(t *testing.T) {
 	l := crashLayouts(t)[0]
 	m, _ := formatted(t, l)
@@ -180,7 +179,7 @@ func TestForeignTable(t *testing.T) {
 	}
 }
 
-// TestUncleanHeader asserts that what no checksum covers is repaired, and does not stop the disk.
+// TestUncleanHeader asserts that bytes which no checksum covers are repaired, and do not stop the disk.
 func TestUncleanHeader(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		for _, at := range []location{l.primary(), l.backup()} {
@@ -200,8 +199,7 @@ func TestUncleanHeader(t *testing.T) {
 	}
 }
 
-// withinMemory asserts that reading a table takes no more memory than a few copies of it do,
-// whatever the table says of its own size.
+// withinMemory asserts that reading a table takes no more memory than a few copies of it, for any size in its header.
 func withinMemory(t *testing.T, read func()) {
 	t.Helper()
 	const most = 16 << 20
@@ -214,9 +212,8 @@ func withinMemory(t *testing.T, read func()) {
 	}
 }
 
-// FuzzHeaders gives both copies any contents, with checksums made right: whatever
-// they are, they are refused or they are a valid table, without a panic, and without
-// more memory than two copies take.
+// FuzzHeaders gives both copies any contents, with correct checksums. It asserts that they are refused or are a valid
+// table. There must be no panic, and no more memory than two copies take.
 func FuzzHeaders(f *testing.F) {
 	l, err := newLayout(minDiskSize+2*mib, 512)
 	if err != nil {

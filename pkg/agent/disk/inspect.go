@@ -37,14 +37,13 @@ type Contents struct {
 	State State
 	// ID is the disk's GUID in lower case, if it is ours.
 	ID string
-	// Owner is the node that a disk of ours belongs to; zero if it does not say.
+	// Owner is the node that a disk of ours belongs to. It is zero if the disk has none.
 	Owner Owner
-	// Reasons are sentences for a person: all that speaks against the device, or what is wrong
-	// with a disk of ours.
+	// Reasons are sentences for operators: every reason against the device, or what is wrong with a disk of ours.
 	Reasons []string
 	// Reason is all Reasons in one text.
 	Reason string
-	// Unseen says what Inspect could not look at, such as the processes of the host.
+	// Unseen lists what Inspect could not look at, such as the processes of the host.
 	Unseen []string
 }
 
@@ -55,19 +54,19 @@ func contents(state State, reasons ...string) Contents {
 // DefaultKubeletDir is where the kubelet keeps its files by default.
 const DefaultKubeletDir = "/var/lib/kubelet"
 
-// Inspector looks at devices before anything is written to them. The zero Inspector is ready.
+// Inspector inspects devices before anything is written to them. The zero Inspector is ready.
 type Inspector struct {
 	// KubeletDir is the kubelet's folder, by default DefaultKubeletDir.
 	KubeletDir string
-	// Seen is what holds the devices of this node. Inspect looks itself if it is nil. One look
-	// serves for many devices; Initialize never relies on it.
+	// Seen is what holds the devices of this node. If it is nil, Inspect finds out itself. One System serves for many
+	// devices. Initialize never relies on it.
 	Seen *holders.System
-	// Shared leaves out the exclusive open, which would make another program's mkfs fail. A device
-	// that is called Blank may be open exclusively then.
+	// Shared leaves out the exclusive open, which would make another program's mkfs fail. Then a device that is
+	// reported as Blank may be open exclusively.
 	Shared bool
 }
 
-// Look looks at what holds the devices of this node, for Seen.
+// Look finds what holds the devices of this node, for Seen.
 func (i Inspector) Look(ctx context.Context) (*holders.System, error) {
 	const patience = 10 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -82,8 +81,8 @@ func Inspect(ctx context.Context, path string) (Contents, error) {
 	return Inspector{}.Inspect(ctx, path)
 }
 
-// Inspect says what is on a device. It reads only, and never says Blank of a device
-// that it could not look at in every way it knows.
+// Inspect returns what is on a device. It only reads, and never returns Blank for a device that it could not inspect in
+// every way it knows.
 func (i Inspector) Inspect(ctx context.Context, path string) (Contents, error) {
 	d, err := openDevice(path, os.O_RDONLY)
 	if err != nil {
@@ -97,7 +96,7 @@ func (i Inspector) Inspect(ctx context.Context, path string) (Contents, error) {
 	if c.State != Blank || i.Shared {
 		return c, nil
 	}
-	// Asked last: an exclusive open, short as it is, is in other people's way.
+	// The last check: even a short exclusive open disturbs other programs.
 	exclusive, err := openDevice(path, os.O_RDONLY|unix.O_EXCL)
 	if errors.Is(err, ErrInUse) {
 		return contents(Busy, "another program or the kernel holds the device open exclusively"), nil
@@ -110,7 +109,7 @@ func (i Inspector) Inspect(ctx context.Context, path string) (Contents, error) {
 
 // inspect is all of Inspect but the exclusive open.
 func (d *blockDevice) inspect(ctx context.Context, i Inspector) (Contents, error) {
-	// Of these nothing is read: they are no disks, or their bytes are a tenant's.
+	// These are not read: they are no disks, or their bytes are a tenant's.
 	if reason, err := d.noDisk(i); err != nil || reason != "" {
 		return contents(Foreign, reason), err
 	}
@@ -162,7 +161,7 @@ func (d *blockDevice) inspect(ctx context.Context, i Inspector) (Contents, error
 	return c, nil
 }
 
-// ours says what is wrong with a disk of ours, if anything is.
+// ours describes a disk of ours, with what is wrong with it.
 func ours(f findings, l layout) Contents {
 	c := contents(Ours)
 	switch {
@@ -177,12 +176,12 @@ func ours(f findings, l layout) Contents {
 	return c
 }
 
-// holds says what lies on a device that is not ours.
+// holds returns the reasons why the content of a device makes it foreign.
 func (d *blockDevice) holds(ctx context.Context, f findings) (reasons []string, err error) {
 	if f.unusable || f.foreign {
 		reasons = append(reasons, f.reason)
 	}
-	// The programs are asked in any case: the name of what is there helps a person.
+	// The programs run in any case: the name of what is there helps an operator.
 	found, err := signature.Find(ctx, d.path)
 	if len(found) > 0 {
 		reasons = append(reasons, "the device holds "+strings.Join(found, ", "))
@@ -203,7 +202,7 @@ func (d *blockDevice) holds(ctx context.Context, f findings) (reasons []string, 
 	return reasons, nil
 }
 
-// unable says why the device cannot serve, whatever is on it.
+// unable returns the reasons why the device cannot serve, for any content.
 func (d *blockDevice) unable() (reasons []string, err error) {
 	readOnly, err := unix.IoctlGetUint32(d.fd(), unix.BLKROGET)
 	if err != nil {
@@ -230,10 +229,9 @@ func Initialize(ctx context.Context, path string, owner Owner) (id string, err e
 	return Inspector{}.Initialize(ctx, path, owner)
 }
 
-// Initialize writes an empty table of ours onto a blank disk, with the node that it belongs to
-// from then on (none if owner is zero), and returns the disk's GUID. It trusts no earlier
-// Inspect: it looks again while it holds the disk exclusively, and refuses with an error that
-// says what is there.
+// Initialize writes an empty table of ours onto a blank disk, and returns the disk's GUID. The disk belongs to owner
+// from then on, or to no node if that is zero. Initialize does not rely on an earlier Inspect: it inspects again while
+// it holds the disk exclusively. If it refuses, the error says what is on the disk.
 func (i Inspector) Initialize(ctx context.Context, path string, owner Owner) (id string, err error) {
 	i.Seen = nil
 	d, err := openDevice(path, os.O_RDWR|unix.O_EXCL)

@@ -15,8 +15,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// hash is the sum of all bytes of the disk: of the file behind it, as the device's own
-// cache does not see what is written through a partition's device.
+// hash is the sum of all bytes of the disk. It reads the file behind it, because the device's own cache does not show
+// what is written through a partition's device.
 func (l *loop) hash(t testing.TB) [sha256.Size]byte {
 	t.Helper()
 	run(t, "sync", l.path)
@@ -32,7 +32,7 @@ func (l *loop) hash(t testing.TB) [sha256.Size]byte {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// put writes into the device, past its table or not.
+// put writes into the device, in or behind its table.
 func (l *loop) put(t testing.TB, b []byte, off int64) {
 	t.Helper()
 	f, err := os.OpenFile(l.path, os.O_RDWR, 0)
@@ -48,8 +48,8 @@ func (l *loop) put(t testing.TB, b []byte, off int64) {
 	}
 }
 
-// TestForeignIsLeftAlone: whatever a disk holds, it is not blank, the reason says
-// what is there, and not one byte of it changes.
+// TestForeignIsLeftAlone asserts that no disk with content is blank, that the reason names the content, and that no
+// byte of it changes.
 func TestForeignIsLeftAlone(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4", "mkfs.xfs", "mkswap", "sgdisk", "sfdisk")
 	const size = 16 << 20
@@ -86,11 +86,11 @@ func TestForeignIsLeftAlone(t *testing.T) {
 			bothSectors(t, func(t *testing.T, sector int) {
 				size := int64(size)
 				if test.name == "xfs" {
-					size = 320 << 20 // it wants 300 MiB
+					size = 320 << 20 // mkfs.xfs needs 300 MiB
 				}
 				l := newLoop(t, size, sector)
 				test.make(t, l)
-				l.forget(t) // partitions that the tools may have made in the kernel
+				l.forget(t) // removes partitions that the tools may have added to the kernel
 				l.leaveAlone(t, test.reason)
 			})
 		})
@@ -111,7 +111,7 @@ func (l *loop) partitions(t testing.TB) map[int]partition {
 	return parts
 }
 
-// TestBusyIsLeftAlone: a blank disk that is in use.
+// TestBusyIsLeftAlone asserts that a blank disk in use is not changed.
 func TestBusyIsLeftAlone(t *testing.T) {
 	busy := func(t *testing.T, l *loop, reason string) {
 		t.Helper()
@@ -161,7 +161,7 @@ func TestBusyIsLeftAlone(t *testing.T) {
 	})
 }
 
-// TestNotADisk: what is no disk at all is refused, and nothing panics.
+// TestNotADisk asserts that anything other than a disk is refused without a panic.
 func TestNotADisk(t *testing.T) {
 	testenv.NeedRoot(t)
 	file := filepath.Join(t.TempDir(), "file")
@@ -182,7 +182,7 @@ func TestNotADisk(t *testing.T) {
 	}
 }
 
-// TestProbesMustAnswer: a device is never blank because a program is missing.
+// TestProbesMustAnswer asserts that a device is not blank because a program is missing.
 func TestProbesMustAnswer(t *testing.T) {
 	l := newLoop(t, 64*mib, 512)
 	t.Setenv("PATH", t.TempDir())
@@ -194,7 +194,7 @@ func TestProbesMustAnswer(t *testing.T) {
 // TestSharedLook asserts that a shared look opens nothing exclusively.
 func TestSharedLook(t *testing.T) {
 	l := newLoop(t, 64*mib, 512)
-	// Before the other program has it open.
+	// Looked at before the other program has it open.
 	seen, err := Inspector{}.Look(t.Context())
 	if err != nil {
 		t.Fatal(err)

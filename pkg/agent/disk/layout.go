@@ -13,10 +13,9 @@ const (
 	Alignment int64 = 1 << 20
 	// EntryCount is the number of entries of each copy of the table.
 	EntryCount = 1024
-	// MetaEntry is the entry of the meta partition, and the last number that the kernel
-	// gives to a partition.
+	// MetaEntry is the entry of the meta partition, and the last number that the kernel gives to a partition.
 	MetaEntry = 255
-	// MaxVolumes is the number of entries that may hold a volume: all but that one.
+	// MaxVolumes is the number of entries that may hold a volume: all but the meta partition's.
 	MaxVolumes = EntryCount - 1
 
 	entrySize  = 128
@@ -37,17 +36,17 @@ const (
 
 // Attributes of a volume's entry. Bits 48 to 63 belong to the partition's type.
 const (
-	// AttributeEphemeral marks a volume that lives no longer than its pod.
+	// AttributeEphemeral marks a volume that ends with its pod.
 	AttributeEphemeral uint64 = 1 << 48
 	// AttributeRaw marks a raw block volume: it has no file system of ours.
 	AttributeRaw uint64 = 1 << 49
 )
 
-// metaName is the name of the meta partition, for people.
+// metaName is the name of the meta partition. It is only displayed.
 const metaName = "berth meta"
 
-// layout knows where on a disk the parts of its table lie. It is the only place
-// where sectors are counted; everything else speaks of bytes.
+// layout knows where on a disk the parts of its table lie. It is the only type that counts sectors. All other code
+// counts bytes.
 type layout struct {
 	size, sector int64
 }
@@ -60,7 +59,7 @@ func newLayout(size, sector int64) (layout, error) {
 	return layout{size: size, sector: sector}, nil
 }
 
-// unsuitable says why a disk of that size cannot be used, or nothing.
+// unsuitable says why a disk of that size cannot be used. It is empty if it can.
 func unsuitable(size, sector int64) string {
 	switch {
 	case sector != 512 && sector != 1024 && sector != 2048 && sector != 4096:
@@ -80,8 +79,8 @@ func (l layout) arraySectors() uint64 { return uint64(arrayBytes / l.sector) }
 func (l layout) firstUsable() uint64 { return 2 + l.arraySectors() }
 func (l layout) lastUsable() uint64  { return l.lastLBA() - l.arraySectors() - 1 }
 
-// location says where one copy of the table lies: a header of one sector and the entries,
-// which touch, so that a copy is one run of bytes.
+// location is the place of one copy of the table: a header of one sector, and the entries. They touch, so that a copy
+// is one run of bytes.
 type location struct {
 	name                          string
 	headerLBA, otherLBA, arrayLBA uint64
@@ -119,12 +118,11 @@ func (l layout) managed() extent.Extent {
 	return extent.Extent{Start: alignUp(u.Start), End: alignDown(u.End)}
 }
 
-// meta is where the meta partition lies: at the beginning, so that it stays in place
-// when a disk grows.
+// meta is the place of the meta partition. It is at the beginning, so that it stays in place when a disk grows.
 func (l layout) meta() extent.Extent { return extent.New(Alignment, Alignment) }
 
-// extentOf turns an entry's sectors into bytes. It refuses what is not on the disk,
-// so nothing behind it can overflow.
+// extentOf converts an entry's sectors into bytes. It refuses sectors that are not on the disk, so later arithmetic
+// cannot overflow.
 func (l layout) extentOf(first, last uint64) (extent.Extent, error) {
 	if first > last || last > l.lastLBA() {
 		return extent.Extent{}, fmt.Errorf("sectors %d to %d are not on the disk of %d sectors", first, last, l.lastLBA()+1)

@@ -15,24 +15,24 @@ import (
 type loop struct {
 	path  string // of the device
 	image string // of the file
-	// wiping is how the Disks that open opens zero and erase; tests change it between two calls.
+	// wiping is the configuration of Disks that open opens. Tests change it between two calls.
 	wiping *wipeConfig
 }
 
-// newLoop makes a disk, and takes it down when the test ends.
+// newLoop makes a disk, and removes it when the test ends.
 func newLoop(t testing.TB, size int64, sector int) *loop {
 	t.Helper()
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "losetup", "blkid", "wipefs")
 	l := &loop{image: testenv.Image(t, size), wiping: defaultWipeConfig()}
 	l.path = testenv.Loop(t, l.image, strconv.Itoa(sector))
-	// A loop device keeps partitions when it is detached: they are removed before.
+	// A loop device keeps partitions when it is detached, so they are removed before.
 	l.forget(t)
 	t.Cleanup(func() { l.forget(t) })
 	return l
 }
 
-// forget makes the kernel forget all partitions, as a reboot does.
+// forget removes all partitions from the kernel, as a reboot does.
 func (l *loop) forget(t testing.TB) {
 	t.Helper()
 	d, err := openDevice(l.path, os.O_RDONLY)

@@ -15,17 +15,17 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// loops is the way of the entries behind the last number that the kernel gives to a
-// partition: each volume is a loop device over its part of the disk, with direct I/O.
+// loops attaches the entries behind the last number that the kernel gives to a partition. Each volume is a loop device
+// over its part of the disk, with direct I/O.
 //
-// The kernel lets two loop devices show the same bytes, so it is this package that makes
-// no second one. It knows its own by the mark that they bear, across restarts as well.
+// The kernel allows two loop devices to show the same bytes, so this package must not make a second one. It recognizes
+// its own by their mark, across restarts as well.
 type loops struct {
 	disk  *blockDevice
 	found map[string]loopDevice // by partition
 }
 
-// loopDevice is a loop device over a part of the disk that bears our mark.
+// loopDevice is a loop device over a part of the disk that has our mark.
 type loopDevice struct {
 	path   string
 	extent extent.Extent
@@ -34,7 +34,7 @@ type loopDevice struct {
 // loopMark and the partition's GUID are what the kernel keeps as the name of the backing file.
 const loopMark = "berth/"
 
-// loops lists the loop devices over parts of the disk that bear our mark.
+// loops lists the loop devices over parts of the disk that have our mark.
 func (d *blockDevice) loops() (*loops, error) {
 	l := &loops{disk: d, found: map[string]loopDevice{}}
 	// An unbound loop device has no such folder.
@@ -44,7 +44,7 @@ func (d *blockDevice) loops() (*loops, error) {
 	}
 	for _, dir := range bound {
 		guid, device, err := l.read(dir)
-		// ENODEV is what sysfs says of what goes while it is read.
+		// sysfs returns ENODEV for a device that is removed while it is read.
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
 			continue // unbound meanwhile
 		}
@@ -62,9 +62,9 @@ func (d *blockDevice) loops() (*loops, error) {
 	return l, nil
 }
 
-// read reads one loop device; no GUID means that it is not one of ours over this disk.
+// read reads one loop device. The GUID is empty if it is not one of ours over this disk.
 func (l *loops) read(dir string) (guid string, device loopDevice, err error) {
-	// What cannot be ours is not opened: it may hang.
+	// A device that cannot be ours is not opened: it may hang.
 	offset, err := readNumber(filepath.Join(dir, "offset"))
 	if err != nil || offset == 0 {
 		return "", loopDevice{}, err
@@ -79,7 +79,7 @@ func (l *loops) read(dir string) (guid string, device loopDevice, err error) {
 	return guid, loopDevice{path, e}, err
 }
 
-// status asks a loop device for the volume that it shows, and where that lies.
+// status reads from a loop device which volume it shows, and where that lies.
 func (l *loops) status(f *os.File) (guid string, e extent.Extent, err error) {
 	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
 	if err != nil {
@@ -102,7 +102,7 @@ func markOf(info *unix.LoopInfo64) (guid string, marked bool) {
 	return strings.CutPrefix(string(name), loopMark)
 }
 
-// match holds that every loop device of ours shows a volume in its place.
+// match returns an error unless every loop device of ours shows a volume in its place.
 func (l *loops) match(t table) error {
 	for guid, device := range l.found {
 		e, err := t.volume(guid)
@@ -133,8 +133,8 @@ func (l *loops) attach(ctx context.Context, e entry) (string, error) {
 	return device.path, nil
 }
 
-// bind takes a free loop device for the volume. Others take loop devices as well, so that
-// a free one may not be free any more.
+// bind takes a free loop device for the volume. Other programs take loop devices as well, so a free one may be taken
+// meanwhile.
 func (l *loops) bind(ctx context.Context, e entry) (loopDevice, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -166,8 +166,8 @@ func (l *loops) configure(path string, e entry) error {
 		return err
 	}
 	defer f.Close()
-	// The loop device keeps the file that it gets. If that were the disk's own, it would keep
-	// its lock as well, when an agent is killed that has just taken it.
+	// The loop device keeps the open file that it gets. The disk's own would keep the disk's lock as well, if an agent
+	// is killed that has just taken it.
 	backing, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", l.disk.fd()), os.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("opening %s once more: %w", l.disk.path, err)
@@ -212,8 +212,8 @@ func (l *loops) update(path string, e entry, change func(*unix.LoopInfo64)) erro
 	return nil
 }
 
-// detach unbinds the volume's loop device. The kernel does that when the last user closes
-// it. A device that a process keeps open must not vanish later, when it may be wanted.
+// detach unbinds the volume's loop device. The kernel does that when the last user closes it. A device that a process
+// keeps open must not be unbound later, when it may be needed.
 func (l *loops) detach(ctx context.Context, e entry, patience time.Duration) error {
 	device, ok := l.found[e.guid]
 	if !ok {
@@ -229,7 +229,7 @@ func (l *loops) detach(ctx context.Context, e entry, patience time.Duration) err
 	if errors.Is(err, errPatience) {
 		err = l.update(device.path, e, func(info *unix.LoopInfo64) { info.Flags &^= unix.LO_FLAGS_AUTOCLEAR })
 		if errors.Is(err, unix.ENXIO) {
-			err = nil // it went after all
+			err = nil // it was unbound after all
 		} else if err == nil {
 			err = ErrInUse
 		}
@@ -255,12 +255,12 @@ func (l *loops) unbind(path string, e entry) error {
 		return err
 	}
 	if guid != e.guid {
-		return nil // and another process took it for something else
+		return nil // and another process took it for another file
 	}
 	return unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0)
 }
 
-// isBound asks sysfs first: to open the device would keep it from being unbound.
+// isBound reads sysfs: opening the device would keep it from being unbound.
 func (l *loops) isBound(path string, e entry) (bool, error) {
 	offset, err := readNumber(filepath.Join("/sys/block", filepath.Base(path), "loop", "offset"))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {

@@ -16,8 +16,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// TestThousandVolumes fills a disk of 1 TiB with volumes of 1 GiB, and then its table:
-// those that the kernel has no partition numbers for work like all others.
+// TestThousandVolumes fills a disk of 1 TiB with volumes of 1 GiB, and then its table. It asserts that volumes without
+// a partition number in the kernel work like all others.
 func TestThousandVolumes(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "mkfs.ext4", "mkfs.xfs")
@@ -131,7 +131,7 @@ func TestThousandVolumes(t *testing.T) {
 // highVolume makes a volume in the first entry that the kernel has no number for.
 func highVolume(t *testing.T, l *loop) (*Disk, Volume) {
 	t.Helper()
-	// Foreign entries take as little as a sector each.
+	// Foreign entries are as small as a sector each.
 	device, err := openDevice(l.path, os.O_RDWR)
 	if err != nil {
 		t.Fatal(err)
@@ -168,7 +168,7 @@ func highVolume(t *testing.T, l *loop) (*Disk, Volume) {
 	return d, v
 }
 
-// TestHighVolume: what is special about volumes without a partition number.
+// TestHighVolume asserts what differs for volumes without a partition number.
 func TestHighVolume(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
@@ -211,7 +211,7 @@ func TestHighVolume(t *testing.T) {
 			t.Errorf("after a restart: %+v", v)
 		}
 
-		// A program looks at it, and stays: nothing is changed.
+		// A program has it open and keeps it open: nothing is changed.
 		looker, err := os.Open(v.Device)
 		if err != nil {
 			t.Fatal(err)
@@ -232,8 +232,8 @@ func TestHighVolume(t *testing.T) {
 	})
 }
 
-// TestStrayLoop: a loop device that bears our mark and does not fit the table may be in
-// use. The disk is shown, but not touched.
+// TestStrayLoop asserts that a disk is shown but not changed if a loop device with our mark does not match the table.
+// The device may be in use.
 func TestStrayLoop(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d, v := highVolume(t, l)

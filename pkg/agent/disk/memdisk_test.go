@@ -12,11 +12,11 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// chunk is what a disk writes whole or not at all, even one with larger sectors.
+// chunk is what a disk writes as a whole or not at all, even one with larger sectors.
 const chunk = 512
 
-// memDisk is a disk in memory, kept by chunk: chunks of zeros are not kept. It logs
-// what is written, so that a test can ask what a power cut might have left.
+// memDisk is a disk in memory, kept by chunk. Chunks of zeros are not kept. It logs what is written, so that a test can
+// find what a power cut may leave.
 type memDisk struct {
 	chunks map[int64][]byte // never changed in place
 	log    []logged
@@ -48,7 +48,7 @@ func (m *memDisk) set(off int64, data []byte) {
 	}
 }
 
-// install makes a table the disk's, without asking whether it is valid.
+// install makes a table the disk's, without validating it.
 func (m *memDisk) install(l layout, c copyOfTable) {
 	both := render(l, c)
 	m.set(both.backup.off, both.backup.data)
@@ -98,11 +98,9 @@ func (m *memDisk) Sync() error {
 	return err
 }
 
-// powerCuts calls visit with every state that a power cut during the logged writes
-// may leave, starting from before. Up to a barrier, any of the chunks that change may
-// have reached the medium; where there are too many subsets, a sample is visited.
-// written is how much of the log has reached the medium for certain; all of it in the
-// last state.
+// powerCuts calls visit with every state that a power cut during the logged writes may leave, starting from before. Up
+// to a barrier, any of the changed chunks may have reached the medium. If there are too many subsets, a sample is
+// visited. written is how much of the log has certainly reached the medium. In the last state it is all of it.
 func powerCuts(before *memDisk, log []logged, random *rand.Rand, visit func(state *memDisk, written int)) {
 	state := before.clone()
 	written, all := 0, len(log)
@@ -153,8 +151,8 @@ func mergeKeys(a, b map[int64][]byte) map[int64]bool {
 	return keys
 }
 
-// subsets of n things: all of them if they are few; otherwise none, all, each alone,
-// all but each, every prefix, and some at random.
+// subsets returns subsets of n things: all if they are few. Otherwise none, all, each alone, all but each, every
+// prefix, and some at random.
 func subsets(n int, random *rand.Rand) []func(int) bool {
 	var all []func(int) bool
 	if n <= 6 {

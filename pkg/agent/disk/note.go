@@ -16,10 +16,9 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// The meta partition has a slot of 1 KiB for every entry of the table. A volume's slot holds its
-// note (whose it is, for the day when the API server has forgotten), how it is to be wiped, and
-// how far its wipe is. The table does not depend on it: a slot that is damaged, or that another
-// volume of the same entry left, counts as empty.
+// The meta partition has a slot of 1 KiB for every entry of the table. A volume's slot holds its note, how it is wiped,
+// and the progress of its wipe. The note names its owner, in case the API server has lost it. The table does not depend
+// on the slot. A slot counts as empty if it is damaged, or if an earlier volume of the same entry left it.
 //
 //	bytes  0 –  7  "berthvol"
 //	bytes  8 – 11  CRC-32 (IEEE) of the bytes from 12 to the end of the contents, little endian
@@ -33,8 +32,8 @@ import (
 //	bytes 48 – 55  bytes of these that were read back, little endian
 //	bytes 56 – …   the note
 //
-// The fields lie in the first 512 bytes, so a power cut while progress is written leaves the old
-// slot or the new one. Slots of earlier versions begin with "berthnot", and hold the note alone.
+// The fields lie in the first 512 bytes, so a power cut while progress is written leaves the old slot or the new one.
+// Slots of earlier versions begin with "berthnot", and hold the note alone.
 const (
 	noteBytes    = Alignment / EntryCount
 	noteMagic    = "berthnot"
@@ -73,7 +72,7 @@ func (s slot) encode(partition string) ([]byte, error) {
 	contents[0] = byte(policy)
 	le := binary.LittleEndian
 	le.PutUint64(contents[2:], uint64(s.wipe.Rate))
-	if method > 0 { // a method that tests add is kept nowhere
+	if method > 0 { // the disk has no code for a method that tests add
 		contents[1] = byte(method)
 		le.PutUint64(contents[10:], uint64(s.progress.zeroed))
 		le.PutUint64(contents[18:], uint64(s.progress.read))
@@ -85,8 +84,8 @@ func (s slot) encode(partition string) ([]byte, error) {
 	return b, nil
 }
 
-// decodeVolumeSlot returns what the slot holds of the volume. Fields that a newer agent has
-// written, and this one does not know, count as not given.
+// decodeVolumeSlot returns what the slot holds of the volume. Values that a newer agent has written, and this one does
+// not know, count as not given.
 func decodeVolumeSlot(b []byte, partition string) slot {
 	if text, old := decodeSlot(b, noteMagic, partition); old {
 		return slot{note: string(text)}
@@ -125,8 +124,7 @@ func encodeSlot(magic, partition string, contents []byte) ([]byte, error) {
 	return b, nil
 }
 
-// decodeSlot is the inverse of encodeSlot. A slot that is damaged, or another partition's, is
-// not found.
+// decodeSlot is the inverse of encodeSlot. A slot that is damaged, or another partition's, is not found.
 func decodeSlot(b []byte, magic, partition string) (contents []byte, found bool) {
 	guid, err := uuid.Parse(partition)
 	if err != nil || int64(len(b)) != noteBytes || string(b[:len(magic)]) != magic {
@@ -146,8 +144,8 @@ func decodeSlot(b []byte, magic, partition string) (contents []byte, found bool)
 // noteAt is where an entry's slot begins on the disk.
 func (l layout) noteAt(index int) int64 { return l.meta().Start + int64(index-1)*noteBytes }
 
-// slotUnit is what must be written together to change an entry's slot, as a sector can hold
-// several, and where in it the slot begins.
+// slotUnit is the extent that must be written as a whole to change an entry's slot, because a sector can hold several.
+// skip is where in it the slot begins.
 func (l layout) slotUnit(index int) (unit extent.Extent, skip int64) {
 	at, length := l.noteAt(index), max(noteBytes, l.sector)
 	start := at / length * length
@@ -200,7 +198,7 @@ func readSlots(dev io.ReaderAt, t table) (map[string]slot, error) {
 	return slots, nil
 }
 
-// readSlots reads what is kept of the volumes. A disk is not lost because some cannot be read.
+// readSlots reads the slots of the volumes. If they cannot be read, the disk serves without them.
 func (d *Disk) readSlots(ctx context.Context) {
 	var err error
 	if d.slots, err = readSlots(d.device, d.store.table); err != nil {
@@ -209,8 +207,7 @@ func (d *Disk) readSlots(ctx context.Context) {
 	}
 }
 
-// keep writes what the meta partition is to keep of a volume. It is on the medium with the next
-// barrier.
+// keep writes a volume's slot in the meta partition. It is on the medium with the next barrier.
 func (d *Disk) keep(e entry, s slot) error {
 	b, err := s.encode(e.guid)
 	if err != nil {
@@ -223,8 +220,8 @@ func (d *Disk) keep(e entry, s slot) error {
 	return nil
 }
 
-// SetWipe records how a volume is to be wiped, for the day when its class is gone. Errors:
-// ErrNotFound, ErrInUse (the volume is being wiped), ErrOutOfService.
+// SetWipe records how a volume is wiped, for the case that its class is deleted. Errors: ErrNotFound, ErrInUse (the
+// volume is being wiped), ErrOutOfService.
 func (d *Disk) SetWipe(ctx context.Context, partition string, w WipeSettings) error {
 	err := d.run(ctx, func(ctx context.Context) error {
 		if err := w.validate(); err != nil {

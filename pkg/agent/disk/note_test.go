@@ -17,8 +17,7 @@ func oldNote(t *testing.T, partition, text string) []byte {
 	return b
 }
 
-// TestSlotCoding asserts that what is kept of a volume is read back, and that a damaged slot, or
-// one of another volume, counts as empty.
+// TestSlotCoding asserts that a slot is read back, and that a damaged one, or one of another volume, counts as empty.
 func TestSlotCoding(t *testing.T) {
 	longest := strings.Repeat("x", MaxNote)
 	for _, want := range []slot{
@@ -62,7 +61,7 @@ func TestSlotCoding(t *testing.T) {
 	}
 }
 
-// TestSlotOfANewerAgent asserts that numbers that this agent does not know count as not given.
+// TestSlotOfANewerAgent asserts that codes that this agent does not know count as not given.
 func TestSlotOfANewerAgent(t *testing.T) {
 	contents := make([]byte, slotFields, slotFields+1)
 	contents[0], contents[1] = 200, 201
@@ -78,8 +77,7 @@ func TestSlotOfANewerAgent(t *testing.T) {
 	}
 }
 
-// TestNotes: a note stays with its volume, whatever is noted beside it in the same sector,
-// and does not outlive it.
+// TestNotes asserts that a note stays with its volume when other notes in the same sector change, and is gone with it.
 func TestNotes(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
@@ -133,7 +131,7 @@ func TestNotes(t *testing.T) {
 		delete(want, a)
 		want[c2] = ""
 		again()
-		// Damage takes the notes and nothing else.
+		// Damage in the meta partition affects the notes only.
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -157,8 +155,8 @@ func TestNotes(t *testing.T) {
 	})
 }
 
-// TestNotesOnBadSectors: where notes can be neither written nor read, volumes are made without.
-// If the table cannot be read either, the disk is out of service.
+// TestNotesOnBadSectors asserts that volumes are made without notes where these can be neither written nor read. If the
+// table cannot be read either, the disk is out of service.
 func TestNotesOnBadSectors(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		m, _ := formatted(t, l)

@@ -13,7 +13,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// open is Open with the device. Without error the disk serves, or is out of service.
+// open is Open with the device. Without an error the disk serves, or is out of service.
 func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 	if err := d.device.measure(); err != nil {
 		return err
@@ -22,8 +22,8 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 		return err
 	}
 	defer d.device.unlock()
-	// Looked at twice: whether the disk is ours at all, before its meta partition is
-	// attached, and then in earnest, when no other agent can be writing any more.
+	// The disk is examined twice: once before its meta partition is attached, to see whether it is ours at all. The
+	// second time no other agent can be writing any more.
 	f, err := examine(d.device, d.device.layout)
 	if err != nil {
 		return err
@@ -71,7 +71,7 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 	return nil
 }
 
-// serve makes a disk fit for service. With an error it is not, though its volumes are known.
+// serve prepares a disk for service. With an error it is out of service, but its volumes are known.
 func (d *Disk) serve(ctx context.Context, f findings) error {
 	if f.grown(d.device.layout) {
 		if err := extend(ctx, d.device, d.device.layout, f); err != nil {
@@ -105,8 +105,8 @@ func (d *Disk) serve(ctx context.Context, f findings) error {
 			continue
 		}
 		if phaseOf[e.kind] == Wiping {
-			// No process may use it. A device that an earlier agent left is taken away, unless it
-			// is open: then it is shown, and Wipe tries again.
+			// No process may use it. A device that an earlier agent left is removed, unless it is open. Then it is
+			// shown, and Wipe tries again.
 			if err := d.detachFirst(ctx, e); err == nil {
 				continue
 			} else if !errors.Is(err, ErrInUse) {
@@ -120,9 +120,9 @@ func (d *Disk) serve(ctx context.Context, f findings) error {
 	return nil
 }
 
-// forgetUnexpected makes the kernel forget the partitions that are not the table's: a write of
-// the table was lost after the kernel got the partition, or a person has used a tool. The kernel keeps
-// one that is in use, whose users must not see another volume's bytes: that is an error.
+// forgetUnexpected removes the partitions from the kernel that are not the table's. A write of the table was lost after
+// the kernel got the partition, or another tool added it. The kernel keeps a partition that is in use, and its users
+// must not see another volume's bytes. So that is an error.
 func (d *Disk) forgetUnexpected(ctx context.Context) error {
 	attached, err := d.device.partitions()
 	if err != nil {
@@ -130,7 +130,7 @@ func (d *Disk) forgetUnexpected(ctx context.Context) error {
 	}
 	for _, p := range d.store.table.unexpected(attached) {
 		if err := d.device.detach(ctx, p.index, busyPatience); err != nil {
-			// Not an ErrInUse to callers: it is not their volume that is.
+			// Not an ErrInUse for callers: it is not their volume that is in use.
 			return fmt.Errorf("%w (%s)", p.because, err.Error())
 		}
 		klog.FromContext(ctx).Info("The kernel had a partition that was not in use and that the table does not have, or has elsewhere; it was detached",
@@ -139,7 +139,7 @@ func (d *Disk) forgetUnexpected(ctx context.Context) error {
 	return nil
 }
 
-// unexpectedPartition is a partition that the kernel has and should not have.
+// unexpectedPartition is a partition that the kernel has and the table does not.
 type unexpectedPartition struct {
 	partition
 	because error
@@ -160,8 +160,8 @@ func (t table) unexpected(attached map[int]partition) []unexpectedPartition {
 	return found
 }
 
-// mayBe reports whether the kernel may have the entry's partition at the extent. It may
-// have a volume shorter than the table: the agent ended while the volume grew.
+// mayBe reports whether the kernel may have the entry's partition at the extent. A volume may be shorter in the kernel
+// than in the table: an agent ended while the volume grew.
 func (e entry) mayBe(attached extent.Extent) bool {
 	return attached == e.extent || e.isVolume() && attached.Start == e.extent.Start && attached.End < e.extent.End
 }

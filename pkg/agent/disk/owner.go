@@ -9,11 +9,11 @@ import (
 	"io"
 )
 
-// Owner says which node a disk belongs to. The zero Owner means that the disk does not say.
+// Owner is the node that a disk belongs to. The zero Owner means that the disk has none.
 //
-// It lies in the meta partition, in the slot of the meta partition's own entry, and bears that
-// partition's GUID: what an earlier table left there counts as none. A damaged owner counts as
-// none, too: a power cut leaves one. A disk whose owner cannot be read is refused.
+// It is in the meta partition, in the slot of the meta partition's own entry, and has that partition's GUID. So an
+// owner that an earlier table left counts as none. A damaged owner counts as none, too: a power cut leaves one. A disk
+// whose owner cannot be read is refused.
 type Owner struct {
 	// NodeUID is the UID of the Node object.
 	NodeUID string `json:"nodeUID,omitempty"`
@@ -58,8 +58,8 @@ func readOwner(r io.ReaderAt, l layout, metaGUID string) (Owner, error) {
 	return decodeOwner(b[skip:skip+noteBytes], metaGUID), nil
 }
 
-// ownerOf is readOwner of a disk that was only examined, on the device of that path. Without an
-// answer the disk may be another node's, so the error says what to do.
+// ownerOf is readOwner for a disk that was only examined, on the device of that path. If it cannot be read the disk may
+// be another node's, so the error says what to do.
 func ownerOf(r io.ReaderAt, path string, l layout, c copyOfTable) (Owner, error) {
 	o, err := readOwner(r, l, guidFromDisk(c.slot(MetaEntry)[16:32]).String())
 	if err != nil {
@@ -80,8 +80,8 @@ func (t table) metaGUID() string {
 	return ""
 }
 
-// SetOwner records the owner of the disk. After a crash it is the new one, the old one, or none.
-// Whether the disk may change its owner is the caller's decision.
+// SetOwner records the owner of the disk. After a crash it is the new one, the old one, or none. The caller decides
+// whether the disk may change its owner.
 func (d *Disk) SetOwner(ctx context.Context, o Owner) error {
 	err := d.run(ctx, func(ctx context.Context) error {
 		// The meta partition must still be this table's.

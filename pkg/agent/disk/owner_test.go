@@ -13,8 +13,7 @@ var (
 	nodeTwo = Owner{NodeUID: "1c3a4d8e-0000-4000-8000-000000000002", NodeName: strings.Repeat("n", 253), MachineID: "fedcba9876543210fedcba9876543210"}
 )
 
-// TestOwnerCoding asserts that an owner is read back, and that a damaged one, or one of another
-// table, counts as none.
+// TestOwnerCoding asserts that an owner is read back, and that a damaged one, or one of another table, counts as none.
 func TestOwnerCoding(t *testing.T) {
 	for _, o := range []Owner{{}, nodeOne, nodeTwo} {
 		slot, err := encodeOwner(a, o)
@@ -43,8 +42,8 @@ func TestOwnerCoding(t *testing.T) {
 	}
 }
 
-// TestOwner asserts that a disk says whose it is to Inspect, Read and Open, that the owner can be
-// set later, that notes in the same sector stay, and that damage takes the owner and nothing else.
+// TestOwner asserts that Inspect, Read and Open return a disk's owner, and that it can be set later. Notes in the same
+// sector stay, and damage to the owner affects nothing else.
 func TestOwner(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := newLoop(t, 64*mib, sector)
@@ -125,8 +124,8 @@ func TestOwner(t *testing.T) {
 	})
 }
 
-// TestPowerCutsInOwner asserts that a new disk of ours has its owner from the start, and that a
-// change of the owner leaves the old one, the new one, or none.
+// TestPowerCutsInOwner asserts that a new disk of ours has its owner from the start. A power cut during a change of the
+// owner leaves the old one, the new one, or none.
 func TestPowerCutsInOwner(t *testing.T) {
 	random := rand.New(rand.NewPCG(9, 10))
 	for _, l := range crashLayouts(t) {
@@ -176,7 +175,7 @@ func TestPowerCutsInOwner(t *testing.T) {
 	}
 }
 
-// TestOwnerOfAnEarlierTable asserts that an owner that an earlier table left is not believed.
+// TestOwnerOfAnEarlierTable asserts that an owner that an earlier table left counts as none.
 func TestOwnerOfAnEarlierTable(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		m := newMemDisk()
@@ -198,8 +197,8 @@ func TestOwnerOfAnEarlierTable(t *testing.T) {
 	}
 }
 
-// TestOwnerOnBadSectors asserts that an owner that cannot be written is an error, and that the
-// table, if it is good, stays in service.
+// TestOwnerOnBadSectors asserts that an owner that cannot be written is an error, and that the disk stays in service if
+// its table is intact.
 func TestOwnerOnBadSectors(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		for _, op := range []string{"write", "sync"} {
@@ -225,8 +224,8 @@ func TestOwnerOnBadSectors(t *testing.T) {
 	}
 }
 
-// TestOwnerUnreadable asserts that a disk whose owner cannot be read is an error that names the
-// disk, the device and the place: the disk may be another node's.
+// TestOwnerUnreadable asserts that a disk whose owner cannot be read is an error that names the disk, the device and
+// the place. The disk may be another node's.
 func TestOwnerUnreadable(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		m := newMemDisk()

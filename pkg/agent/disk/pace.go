@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// limit is how fast zeroing may go. The zero limit is none.
+// limit bounds the rate of zeroing. The zero limit is none.
 type limit struct {
 	pace *pace
 	rate int64 // bytes a second, or 0
@@ -15,7 +15,7 @@ type limit struct {
 
 func (l limit) holds() bool { return l.rate > 0 && l.pace != nil }
 
-// wait waits until so many bytes more may be zeroed or read.
+// wait waits until that many more bytes may be zeroed or read.
 func (l limit) wait(ctx context.Context, n int64) error {
 	if !l.holds() {
 		return nil
@@ -23,8 +23,8 @@ func (l limit) wait(ctx context.Context, n int64) error {
 	return l.pace.wait(ctx, n, l.rate)
 }
 
-// step is how much to do at a time at most: with a limit no more than a moment's worth, as longer
-// steps would come in bursts that the limit is there to prevent.
+// step is how much to do at a time, at most. With a limit it is a quarter of a second's worth: longer steps would come
+// in bursts, which the limit shall prevent.
 func (l limit) step(most int64) int64 {
 	if !l.holds() {
 		return most
@@ -46,7 +46,7 @@ func (p *pace) wait(ctx context.Context, n, rate int64) error {
 	if begin.Before(p.next) {
 		begin = p.next
 	}
-	// In floating point, as n times a second's nanoseconds may not fit; nor may the result.
+	// In floating point, because neither n in nanoseconds nor the result may fit into an int64.
 	took := min(float64(n)/float64(rate)*float64(time.Second), float64(math.MaxInt64/2))
 	p.next = begin.Add(time.Duration(took))
 	p.mu.Unlock()

@@ -10,38 +10,37 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// pair is the two copies of a disk's table on the medium. It knows bytes, and neither entries nor
-// phases. Pods wait for two of its writes, so each copy can be written at another time than the
-// other; which copy holds what is its state:
+// pair is the two copies of a disk's table on the medium. It knows bytes, and neither entries nor phases. Pods wait for
+// two of its writes, so the copies can be written at different times. The state says which copy holds what:
 //
 //	state   primary                      backup                       left to do
 //	same    the table                    the table                    nothing
 //	early   the table, not read back     the table before             write the backup, read both back
 //	ahead   the table                    the table that is expected   nothing
 //
-// What each operation leads to; "settled" means that the pair settles first, and is same:
+// Each operation leads to the following. "settled" means that the pair settles first, and is same:
 //
 //	state   put      putEarly          expect   settle   takeBack
 //	same    same     early             ahead    same     same
 //	early   settled  settled, early    ahead    same     settled
 //	ahead   same     same, like put    ahead    ahead    same
 //
-// Invariants, held by TestPair:
+// Invariants, asserted by TestPair:
 //  1. At every moment one copy is intact on the medium.
-//  2. The primary counts. Should it be lost, the backup holds the table, the table before it while
-//     Create's early write is under way, or the table that is expected, which a mkfs has not failed to make.
+//  2. The primary counts. If it is lost, the backup counts. It holds the table, or the table before it while Create's
+//     early write is in progress, or the table that is expected while its mkfs has not failed.
 //  3. In state same both were flushed and read back.
-//  4. After an error that wraps ErrOutOfService it is unknown what the medium holds, and nothing more is
-//     written. After any other error nothing was.
+//  4. After an error that wraps ErrOutOfService it is unknown what the medium holds, and nothing more is written. After
+//     any other error nothing was written.
 type pair struct {
 	dev   device
 	l     layout
 	state pairState
-	// onDisk is what the copies hold; in state early, what the backup is to hold.
+	// onDisk is what the copies hold. In state early it has what the backup will hold.
 	onDisk copies
-	// unread was written and flushed, or is in missing, and was not read back. missing is written by settle.
+	// unread was written and flushed, or is in missing, and was not read back. settle writes missing.
 	unread, missing []batch
-	// Room for the next copies and for what is read back: a change makes no garbage of that size.
+	// Room for the next copies and for what is read back, so that a change allocates nothing of that size.
 	spare   copies
 	scratch []byte
 }
@@ -54,7 +53,7 @@ const (
 	pairAhead pairState = "ahead"
 )
 
-// newPair is the copies of a table that the medium has, or is to get, in state same.
+// newPair is the copies of a table that the medium has, or will get, in state same.
 func newPair(dev device, l layout, c copyOfTable) pair {
 	p := pair{dev: dev, l: l, state: pairSame, onDisk: render(l, c)}
 	p.spare.primary = write{p.onDisk.primary.off, make([]byte, l.copyBytes())}
@@ -68,8 +67,8 @@ func (p *pair) current() copyOfTable {
 	return copyOfTable{id: guidFromDisk(header[56:72]).String(), array: array}
 }
 
-// put changes one entry in both copies. first, if set, is done when the medium was checked, before
-// anything else is written.
+// put changes one entry in both copies. first, if set, is called after the medium was checked, before anything else is
+// written.
 func (p *pair) put(ctx context.Context, index int, slot []byte, first func() error) error {
 	if err := p.ready(ctx); err != nil {
 		return err
@@ -80,8 +79,7 @@ func (p *pair) put(ctx context.Context, index int, slot []byte, first func() err
 		}
 	}
 	to := p.renderWith(index, slot)
-	// Until the backup is complete the primary is the old one; from then on the backup
-	// is the new one.
+	// Until the backup is complete the primary is the old one. From then on the backup is the new one.
 	if err := p.write(ctx, []batch{p.l.change(p.onDisk.backup, to.backup), p.l.change(p.onDisk.primary, to.primary)}); err != nil {
 		return err
 	}
@@ -89,10 +87,10 @@ func (p *pair) put(ctx context.Context, index int, slot []byte, first func() err
 	return nil
 }
 
-// putEarly is put that returns when the primary is on the medium. The rest is left to settle.
+// putEarly is put, but returns when the primary is on the medium. settle does the rest.
 func (p *pair) putEarly(ctx context.Context, index int, slot []byte, first func() error) error {
 	if p.state == pairAhead {
-		// Should the primary be lost meanwhile, what the backup expects would come true.
+		// If the primary were lost meanwhile, the change that the backup expects would take effect.
 		return p.put(ctx, index, slot, first)
 	}
 	if err := p.ready(ctx); err != nil {
@@ -117,9 +115,8 @@ func (p *pair) putEarly(ctx context.Context, index int, slot []byte, first func(
 	return nil
 }
 
-// expect writes a change that is likely to come into the backup. The table remains what it is,
-// since the primary counts; a put of the same then only has to write that, and any other change
-// writes the backup that it needs.
+// expect writes a change that is likely to come into the backup. The table does not change, because the primary counts.
+// A put of the same change then only writes the primary. Any other change writes the backup again.
 func (p *pair) expect(ctx context.Context, index int, slot []byte) error {
 	if p.state == pairEarly && p.unchanged(p.primaryHeader()) == nil {
 		return p.expectInstead(ctx, index, slot)
@@ -130,13 +127,13 @@ func (p *pair) expect(ctx context.Context, index int, slot []byte) error {
 	return p.writeBackup(ctx, p.renderWith(index, slot).backup, pairAhead)
 }
 
-// expectInstead is expect in state early: the backup goes from the table before to what is
-// expected, and the table itself is never written there.
+// expectInstead is expect in state early. The backup changes from the table before to the one that is expected, and
+// never holds the present table.
 func (p *pair) expectInstead(ctx context.Context, index int, slot []byte) error {
 	primary, meant := p.unread[0], p.missing[0]
 	to := p.renderWith(index, slot).backup
 	backup := p.l.change(p.onDisk.backup, to)
-	// The medium does not have yet what was meant.
+	// The medium does not have the pending change yet.
 	for _, w := range meant.changed {
 		if !slices.ContainsFunc(backup.changed, func(c write) bool { return c.off <= w.off && w.end() <= c.end() }) {
 			backup.changed = append(backup.changed, write{w.off, to.data[w.off-to.off:][:len(w.data)]})
@@ -150,7 +147,7 @@ func (p *pair) expectInstead(ctx context.Context, index int, slot []byte) error 
 	return nil
 }
 
-// takeBack ends what expect began.
+// takeBack undoes what expect wrote.
 func (p *pair) takeBack(ctx context.Context) error {
 	if p.state != pairAhead {
 		return nil
@@ -161,7 +158,7 @@ func (p *pair) takeBack(ctx context.Context) error {
 	return p.writeBackup(ctx, p.renderWith(MetaEntry, bytes.Clone(p.current().slot(MetaEntry))).backup, pairSame)
 }
 
-// settle ends what putEarly began.
+// settle finishes what putEarly began.
 func (p *pair) settle(ctx context.Context) error {
 	if p.state != pairEarly {
 		return nil
@@ -187,10 +184,9 @@ func (p *pair) writeBackup(ctx context.Context, to write, becomes pairState) err
 	return nil
 }
 
-// ready settles, and checks that the table on the medium is what it was. Nothing keeps a person
-// from adding a partition with a tool: what is written next would take it away again, and give its
-// extent to the next volume. The header tells, as it has the checksum of the entries; entries that
-// changed without it are damaged, and found when all of it is read back.
+// ready settles, and checks that the table on the medium is unchanged. A tool may have added a partition: the next
+// write would remove it, and give its extent to the next volume. The header is enough, because it has the checksum of
+// the entries. Entries that changed without the header are damaged, and found when everything is read back.
 func (p *pair) ready(ctx context.Context) error {
 	if err := p.settle(ctx); err != nil {
 		return err
@@ -203,7 +199,7 @@ func (p *pair) primaryHeader() write {
 	return write{p.l.offset(p.l.primary().headerLBA), header}
 }
 
-// unchanged checks that parts of the table are on the medium as the pair knows them.
+// unchanged checks that parts of the table on the medium are what the pair has.
 func (p *pair) unchanged(parts ...write) error {
 	for _, part := range parts {
 		if err := p.verify(part); err != nil {
@@ -228,8 +224,8 @@ func (p *pair) renderWith(index int, slot []byte) copies {
 	return p.spare
 }
 
-// write brings the batches to the medium, first only what they change, and reads all of
-// it back. After an error that wraps ErrOutOfService the state of the disk is unknown.
+// write brings the batches to the medium, first only what they change, and reads everything back. After an error that
+// wraps ErrOutOfService the state of the disk is unknown.
 func (p *pair) write(ctx context.Context, batches []batch) error {
 	err := p.attempt(batches)
 	if err == nil {
@@ -241,8 +237,8 @@ func (p *pair) write(ctx context.Context, batches []batch) error {
 	return nil
 }
 
-// writeAgain writes all of the batches that failed. It is the one thing that is safe when
-// the state of the disk is unknown: fsync reports an error once and forgets the pages.
+// writeAgain writes all of the batches that failed. When the state of the disk is unknown nothing less is safe: fsync
+// reports an error once and forgets the pages.
 func (p *pair) writeAgain(ctx context.Context, batches []batch, failed error) error {
 	klog.FromContext(ctx).Error(failed, "Writing the partition table failed, writing all of it once more", "disk", p.current().id)
 	again := slices.Clone(batches)
@@ -259,8 +255,8 @@ func (p *pair) writeAgain(ctx context.Context, batches []batch, failed error) er
 	return nil
 }
 
-// attempt writes with a barrier behind each batch. Within a batch sectors may reach the
-// medium in any order: the header's checksums tell when some did not.
+// attempt writes with a barrier behind each batch. Within a batch sectors may reach the medium in any order: the
+// header's checksums show when some did not.
 func (p *pair) attempt(batches []batch) error {
 	for _, b := range batches {
 		if len(b.changed) == 0 {
@@ -290,8 +286,8 @@ func (p *pair) readBack(batches []batch) error {
 	return nil
 }
 
-// verify checks that the medium has what it should. All of it is read, not only what was
-// written last: a sector that went elsewhere shows as well.
+// verify checks that the medium has what it should. It reads all of it, not only what was written last, so that a
+// misplaced sector is noticed, too.
 func (p *pair) verify(w write) error {
 	if len(p.scratch) < len(w.data) {
 		p.scratch = make([]byte, len(w.data))

@@ -8,16 +8,16 @@ import (
 	"testing"
 )
 
-// pairModel is what a pair should have on the medium, kept the simplest way: whole arrays.
+// pairModel is what a pair should have on the medium, kept in the simplest way: whole arrays.
 type pairModel struct {
 	primary, backup []byte
 	state           pairState
 }
 
-// TestPair drives a pair by operations at random and compares it with the model after each: its
-// state, and both copies on the medium. The power is cut in each operation: one copy is intact, and
-// the table that counts is the one before the operation or the one after it. Now and then the disk
-// fails, and the pair either copes, or gives up and writes nothing more.
+// TestPair runs random operations on a pair and compares it with the model after each: its state, and both copies on
+// the medium. The power is cut in each operation. Then one copy is intact, and the table that counts is the one before
+// the operation or the one after it. Sometimes the disk fails. Then the pair recovers, or gives up and writes nothing
+// more.
 func TestPair(t *testing.T) {
 	states, gaveUp, reached := 0, 0, map[string]int{}
 	for seed := range uint64(20) {
@@ -64,7 +64,8 @@ func TestPair(t *testing.T) {
 			case 1:
 				op, err = "putEarly", p.putEarly(quiet(t), index, slot, nil)
 				model = pairModel{primary: with(old.primary), backup: old.primary, state: pairEarly}
-				// Ahead, or after an error that all was written again for, it is as put.
+				// In state ahead, or after an error for which everything was written again, the copies are as after
+				// put.
 				if old.state == pairAhead || err == nil && p.state == pairSame && m.failing != nil {
 					model.backup, model.state = model.primary, pairSame
 				}
@@ -135,8 +136,7 @@ func TestPair(t *testing.T) {
 	}
 }
 
-// TestPairOfAnotherDisk asserts that no operation writes a byte when the header on the medium is not
-// what it was.
+// TestPairOfAnotherDisk asserts that no operation writes a byte when the header on the medium has changed.
 func TestPairOfAnotherDisk(t *testing.T) {
 	slot := bytes.Repeat([]byte{7}, entrySize)
 	for name, do := range map[string]func(p *pair) error{

@@ -24,11 +24,11 @@ func written(t *testing.T, l *loop, d *Disk) Volume {
 	return v
 }
 
-// TestWipePolicies: what each policy leaves of a volume, and what its record says.
+// TestWipePolicies asserts what each policy leaves of a volume, and what its record says.
 func TestWipePolicies(t *testing.T) {
 	all := int(10 * mib / 8)
 	discarding := defaultWipeConfig().secureDiscard
-	// Erases the first half, and what is read of the second half is what was there.
+	// Erases the first half, and leaves the second half as it was.
 	partly := method{"BLKSECDISCARD", mib, func(d *blockDevice, off, n int64) error {
 		if off >= 8*mib { // the volume begins at 3 MiB
 			return nil
@@ -86,7 +86,7 @@ func TestWipePolicies(t *testing.T) {
 				if s := d.Snapshot(); len(s.Volumes) > 0 || !s.Free.Contains(at(3, 10)) {
 					t.Errorf("afterwards: %+v", s)
 				}
-				// The next volume there must say so, or read as zeros.
+				// The next volume there must not be Prezeroed, or must read as zeros.
 				v, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(3, 2)})
 				if err != nil || v.Prezeroed != (policy != WipeNone) {
 					t.Errorf("a volume in its place: %+v, %v", v, err)
@@ -106,7 +106,7 @@ func TestWipePolicies(t *testing.T) {
 	}
 }
 
-// allocated is how much of its file a disk really takes, in bytes.
+// allocated is how many bytes of the disk's file are allocated.
 func (l *loop) allocated(t *testing.T) int64 {
 	t.Helper()
 	run(t, "sync", l.image)
@@ -117,7 +117,7 @@ func (l *loop) allocated(t *testing.T) int64 {
 	return st.Blocks * 512
 }
 
-// TestPolicyIsNotSatisfied: a device that lies about zeros keeps the volume.
+// TestPolicyIsNotSatisfied asserts that a volume is kept if its device reports zeros that are none.
 func TestPolicyIsNotSatisfied(t *testing.T) {
 	lies := method{"lies", mib, func(*blockDevice, int64, int64) error { return nil }}
 	for _, policy := range []WipePolicy{WipeZero, WipeOverwrite, WipeSecureDiscard, "Shred"} {
@@ -141,7 +141,7 @@ func TestPolicyIsNotSatisfied(t *testing.T) {
 	}
 }
 
-// TestWipeIsTakenUp: cut short under one policy, a wipe is taken up under another.
+// TestWipeIsTakenUp asserts that a wipe that was cut short under one policy is finished under another.
 func TestWipeIsTakenUp(t *testing.T) {
 	for _, next := range []WipePolicy{WipeZero, WipeOverwrite, WipeNone} {
 		t.Run(string(next), func(t *testing.T) {
@@ -173,7 +173,8 @@ func TestWipeIsTakenUp(t *testing.T) {
 	}
 }
 
-// TestWipeRate: all wipes of a disk together keep to the rate, and none is deaf while it waits.
+// TestWipeRate asserts that all wipes of a disk together stay within the rate, and that a waiting wipe can be
+// cancelled.
 func TestWipeRate(t *testing.T) {
 	const rate = 100 * mib
 	l := initialized(t, 64*mib, 512)
@@ -192,7 +193,7 @@ func TestWipeRate(t *testing.T) {
 		})
 	}
 	both.Wait()
-	// 40 MiB written, 40 MiB read; the last step is not waited for.
+	// 40 MiB are written and 40 MiB read. The last step does not wait.
 	took, least := time.Since(begin), 79*mib*int64(time.Second)/rate
 	t.Logf("80 MiB at %d MiB/s took %v", rate/mib, took)
 	if took < time.Duration(least) {
@@ -208,7 +209,7 @@ func TestWipeRate(t *testing.T) {
 	}
 }
 
-// TestSteps: with a limit, one step is no more than a moment's worth.
+// TestSteps asserts that with a limit one step is no more than a quarter of a second's worth.
 func TestSteps(t *testing.T) {
 	for _, test := range []struct{ rate, most, want int64 }{
 		{0, 256 * mib, 256 * mib},
@@ -232,8 +233,8 @@ func TestSteps(t *testing.T) {
 	}
 }
 
-// TestReadBackEnds: reading back a device that fails half way, or whose caller does not wait any more,
-// ends, and says so.
+// TestReadBackEnds asserts that reading back ends with an error if the device fails half way, or if the caller gives
+// up.
 func TestReadBackEnds(t *testing.T) {
 	l := newLoop(t, 8*mib, 512)
 	d, err := openDevice(l.path, os.O_RDONLY)

@@ -7,26 +7,25 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// progress is how far the zeroing of an extent is. That of a wipe is kept in the volume's slot, so
-// that the wipe goes on there after a restart.
+// progress is how far the zeroing of an extent is. A wipe's progress is kept in the volume's slot, so that the wipe
+// continues there after a restart.
 //
 // Invariants:
 //  1. 0 <= read <= zeroed <= the extent's length, all of them multiples of Alignment.
-//  2. What is kept on the disk was flushed before: the first zeroed bytes were done by the method,
-//     and the first read bytes were read back as zeros.
-//  3. A method starts at 0, and the disk knows that before the method's first byte.
+//  2. What is kept on the disk was flushed before: the method has done the first zeroed bytes, and the first read bytes
+//     were read back as zeros.
+//  3. A method starts at 0, and the disk has that progress before the method's first byte.
 type progress struct {
 	method       string
 	zeroed, read int64
 }
 
-// fits reports whether the progress can be that of an extent of that length. A slot may say
-// anything.
+// fits reports whether the progress is possible for an extent of that length. A slot may have any values.
 func (p progress) fits(length int64) bool {
 	return 0 <= p.read && p.read <= p.zeroed && p.zeroed <= length && p.zeroed%Alignment == 0 && p.read%Alignment == 0
 }
 
-// interval says how much of a wipe a restart may cost: so many bytes, or so much time.
+// interval bounds how much of a wipe is repeated after a restart, in bytes and in time.
 type interval struct {
 	bytes int64
 	time  time.Duration
@@ -45,7 +44,7 @@ func (k *keeper) due(p progress) bool {
 	return p.zeroed+p.read-k.on.zeroed-k.on.read >= k.every.bytes || time.Since(k.since) >= k.every.time
 }
 
-// save writes the progress; what it says must be flushed.
+// save writes the progress, which must have been flushed.
 func (k *keeper) save(ctx context.Context, p progress) error {
 	if err := k.write(ctx, p); err != nil {
 		return err
@@ -54,7 +53,7 @@ func (k *keeper) save(ctx context.Context, p progress) error {
 	return nil
 }
 
-// advance tells how far the work is, and keeps it on the disk when that is due.
+// advance reports how far the work is, and keeps it on the disk when that is due.
 func (w *work) advance(ctx context.Context) error {
 	w.report(w.at.read)
 	if w.keeper == nil || !w.keeper.due(w.at) {
@@ -63,8 +62,8 @@ func (w *work) advance(ctx context.Context) error {
 	return w.pin(ctx)
 }
 
-// pin flushes what was zeroed, and keeps the progress on the disk. A slot that cannot be written
-// costs what is done since, should the agent restart, and not the wipe.
+// pin flushes what was zeroed, and keeps the progress on the disk. If the slot cannot be written, the wipe goes on.
+// After a restart it repeats what was done since.
 func (w *work) pin(ctx context.Context) error {
 	if err := w.device.Sync(); err != nil {
 		return err
@@ -76,8 +75,8 @@ func (w *work) pin(ctx context.Context) error {
 	return nil
 }
 
-// start begins a method, at 0 unless it is the one that was under way. What the disk keeps of
-// another method must be gone before the first byte: it would be taken for this one's proof.
+// start begins a method, at 0 unless it is the one that was in progress. The progress of another method must be gone
+// from the disk before the first byte: it would count as this one's proof.
 func (w *work) start(ctx context.Context, method string) error {
 	if w.at.method == method {
 		return nil
@@ -92,8 +91,8 @@ func (w *work) start(ctx context.Context, method string) error {
 	return w.device.Sync()
 }
 
-// end keeps what is to be kept of work that stopped with an error: all that is done if its caller
-// gave up, or nothing, as the next try must zero again what did not read as zeros.
+// end keeps the progress of work that stopped with an error. If its caller gave up, that is all that is done. Otherwise
+// it is nothing: the next try must zero again what did not read as zeros.
 func (w *work) end(ctx context.Context, gaveUp bool) {
 	keep := progress{}
 	if gaveUp {

@@ -29,7 +29,7 @@ func beingWiped(t *testing.T) (l *loop, d *Disk, v Volume, over *[]int64) {
 	return l, d, written(t, l, d), over
 }
 
-// cutWipe begins a wipe of volume a and ends it when so many bytes are reported as done.
+// cutWipe begins a wipe of volume a, and ends it when that many bytes are reported as done.
 func cutWipe(t *testing.T, d *Disk, policy WipePolicy, after int64) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(quiet(t))
@@ -55,7 +55,7 @@ func counted(m *method) *[]int64 {
 	return offsets
 }
 
-// copied is a second disk with what the first holds now: what a crash leaves.
+// copied is a second disk with the present content of the first: what a crash leaves.
 func (l *loop) copied(t *testing.T, sector int) *loop {
 	t.Helper()
 	run(t, "sync", l.image)
@@ -84,14 +84,14 @@ func (l *loop) copied(t *testing.T, sector int) *loop {
 	return other
 }
 
-// TestWipeGoesOn asserts that after a crash a wipe goes on where the disk says, with the method that
-// was under way, and that under Overwrite what was zeroed before the crash is read back after it.
+// TestWipeGoesOn asserts that after a crash a wipe continues at the progress on the disk, with the same method. Under
+// Overwrite, what was zeroed before the crash is read back after it.
 func TestWipeGoesOn(t *testing.T) {
 	always := overwrite
 	for _, test := range []struct {
 		name     string
 		policy   WipePolicy
-		crash    int64 // when so many bytes are reported as done
+		crash    int64 // when that many bytes are reported as done
 		from, to int64 // where the first step after the crash may be
 		method   string
 	}{
@@ -154,8 +154,8 @@ func TestWipeGoesOn(t *testing.T) {
 	}
 }
 
-// TestResumedWipeIsProven asserts that what was zeroed before a restart is read back after it, and
-// that a wipe whose proof fails starts from the volume's beginning.
+// TestResumedWipeIsProven asserts that what was zeroed before a restart is read back after it. A wipe whose proof fails
+// starts from the volume's beginning.
 func TestResumedWipeIsProven(t *testing.T) {
 	for _, policy := range []WipePolicy{WipeZero, WipeOverwrite} {
 		t.Run(string(policy), func(t *testing.T) {
@@ -179,7 +179,7 @@ func TestResumedWipeIsProven(t *testing.T) {
 	}
 }
 
-// TestOtherPolicyStartsOver asserts that the progress of one policy counts for no other.
+// TestOtherPolicyStartsOver asserts that the progress of one policy does not count for another.
 func TestOtherPolicyStartsOver(t *testing.T) {
 	l, d, _, over := beingWiped(t)
 	cutWipe(t, d, WipeZero, 7*mib)
@@ -191,8 +191,8 @@ func TestOtherPolicyStartsOver(t *testing.T) {
 	}
 }
 
-// TestMethodStartsOver asserts that the disk does not hold the progress of a method that failed
-// when the next method writes its first byte, and that the next method begins at 0.
+// TestMethodStartsOver asserts that the next method begins at 0. The disk has no progress of the failed method when the
+// next one writes its first byte.
 func TestMethodStartsOver(t *testing.T) {
 	lies := method{methodPunch, mib, func(*blockDevice, int64, int64) error { return nil }}
 	l := initialized(t, 32*mib, 512)
@@ -230,8 +230,8 @@ func (l *loop) slotOf(t *testing.T, index int, partition string) slot {
 	return decodeVolumeSlot(all[int64(index-1)*noteBytes:][:noteBytes], partition)
 }
 
-// TestEarlierProgress asserts that what the slot says of an earlier volume of the same GUID, or what
-// cannot be, is not believed by a wipe that begins.
+// TestEarlierProgress asserts that a new wipe ignores the progress of an earlier volume of the same GUID. It also
+// ignores progress that is impossible.
 func TestEarlierProgress(t *testing.T) {
 	l, d, v, over := beingWiped(t)
 	e := entry{index: v.Index, guid: a, extent: v.Extent}
@@ -254,8 +254,8 @@ func TestEarlierProgress(t *testing.T) {
 	}
 }
 
-// TestOpenWhileWiping asserts that a volume that is being wiped has no device after a boot, when the
-// kernel shows all partitions, unless a process has it open; what was zeroed counts no more then.
+// TestOpenWhileWiping asserts that a volume that is being wiped has no device after a boot, when the kernel shows all
+// partitions. If a process has it open it has one, and then its progress does not count any more.
 func TestOpenWhileWiping(t *testing.T) {
 	l, d, v, over := beingWiped(t)
 	cutWipe(t, d, "", 7*mib)
@@ -302,8 +302,8 @@ func TestOpenWhileWiping(t *testing.T) {
 	}
 }
 
-// TestPowerCutsInProgress asserts that a note survives every power cut while the progress of the
-// volume's wipe, or of its neighbour's, is written, and that what is read is old or new.
+// TestPowerCutsInProgress asserts that a note survives every power cut while the progress of the volume's wipe, or of
+// its neighbour's, is written. What is read is the old slot or the new one.
 func TestPowerCutsInProgress(t *testing.T) {
 	random := rand.New(rand.NewPCG(11, 12))
 	for _, l := range crashLayouts(t) {

@@ -8,12 +8,12 @@ import (
 	"slices"
 )
 
-// readTries bounds how often a table is read again that an agent may be writing.
+// readTries bounds how often a table is read again, because an agent may be writing it.
 const readTries = 5
 
-// Read returns what the table of a disk of ours says, without taking the disk into
-// service: it only reads, and works beside an agent that has the disk open. Free is not
-// filled in, and a volume has a Device only if the kernel knows its partition.
+// Read returns the content of the table of a disk of ours, without taking the disk into service. It only reads, and
+// works beside an agent that has the disk open. Free is not set, and a volume has a Device only if the kernel has its
+// partition.
 func Read(path string) (Snapshot, error) {
 	d, err := openDevice(path, os.O_RDONLY)
 	if err != nil {
@@ -58,7 +58,7 @@ func (d *blockDevice) read() (Snapshot, error) {
 	if mapped != nil {
 		defer mapped.mapper.Close()
 	}
-	// Only what the entries of the table need of a Disk.
+	// Only the fields of a Disk that volume needs.
 	reader := &Disk{devices: map[string]string{}, slots: slots}
 	s := Snapshot{ID: t.id, Owner: owner, Path: d.path, Size: t.size, SectorSize: t.sector}
 	for _, e := range t.entries {
@@ -80,8 +80,8 @@ func (d *blockDevice) read() (Snapshot, error) {
 	return s, nil
 }
 
-// readTable believes the copy that Open would believe. Between the two reads an agent may
-// have written both copies: then neither looks intact, and the next try finds them so.
+// readTable uses the copy that Open would use. Between the two reads an agent may have written both copies. Then
+// neither looks intact, and the next try finds them intact.
 func (d *blockDevice) readTable() (table, error) {
 	for try := 1; ; try++ {
 		f, err := examine(d, d.layout)

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// adopt makes a blank disk ours, cut at every moment: it is blank still, so that it can be
-// formatted, or ours, so that it can be opened.
+// adopt makes a blank disk ours, with power cuts at every moment. It asserts that the disk is still blank, so that it
+// can be formatted, or ours, so that it can be opened.
 func (c *cuts) adopt(t *testing.T, l layout) {
 	t.Helper()
 	m := newMemDisk()
@@ -42,9 +42,9 @@ func (c *cuts) adopt(t *testing.T, l layout) {
 	}
 }
 
-// recover damages a copy of the table of a disk that is known, or makes the disk grow, and cuts
-// the power at every write of the recovery, in the recovery from that, and in the first change
-// after it. No entry changes. It returns the layout from then on.
+// recover damages a copy of the table of a known disk, or makes the disk grow. It cuts the power at every write of the
+// recovery, of the recovery from that, and of the first change after it. It asserts that no entry changes, and returns
+// the new layout.
 func (c *cuts) recover(t *testing.T, disk *memDisk, l layout, strange []byte) layout {
 	t.Helper()
 	s, _, err := disk.mounted(t, l, true)
@@ -58,7 +58,7 @@ func (c *cuts) recover(t *testing.T, disk *memDisk, l layout, strange []byte) la
 			t.Fatal(err)
 		}
 	} else {
-		// The last ones are not damaged but of another program.
+		// The last damages are those by another program.
 		damage := damages[1+c.random.IntN(6)]
 		name = damage.name
 		damage.do(disk, l, []location{l.primary(), l.backup()}[c.random.IntN(2)])
@@ -79,7 +79,7 @@ func (c *cuts) recover(t *testing.T, disk *memDisk, l layout, strange []byte) la
 	powerCuts(before, check(disk), c.random, func(cut *memDisk, _ int) {
 		recovered := cut.clone()
 		repairs := check(recovered)
-		// Repairs write whole copies, so that there are many subsets: a sample is cut again.
+		// Repairs write whole copies, so there are many subsets. Only a sample gets a second cut.
 		if c.random.IntN(10) != 0 {
 			return
 		}

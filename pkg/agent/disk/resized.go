@@ -11,13 +11,12 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// A disk can have another size than the one that its table was made for. It grew (a virtual
-// disk was resized, or the whole of it was copied to a larger one): then the table is brought
-// to the new end before anything else. Or it was truncated: then volumes may lie where no disk
-// is any more, and nothing is done to it.
+// A disk can have another size than the one for which its table was made. It grew if a virtual disk was resized, or the
+// disk was copied to a larger one. Then the table is first extended to the new end. If it was truncated, volumes may
+// lie behind the disk's end, and nothing is done to it.
 
-// resized is a table of ours that was made for a disk of another size: its primary, as the
-// place of the backup is not known. Nothing but device errors is an error.
+// resized finds a table of ours that was made for a disk of another size. It reads the primary, because the place of
+// the backup is not known. Only device errors are errors.
 func resized(r io.ReaderAt, l layout) (c copyOfTable, was layout, found bool, err error) {
 	header := make([]byte, l.sector)
 	if _, err := r.ReadAt(header, l.offset(l.primary().headerLBA)); err != nil {
@@ -39,8 +38,8 @@ func resized(r io.ReaderAt, l layout) (c copyOfTable, was layout, found bool, er
 	return c, was, err == nil, err
 }
 
-// otherSector is the size of the sectors for which the disk has a table of ours, if it shows
-// sectors of another size now: its enclosure was changed, or it was copied. 0 if there is none.
+// otherSector is the sector size for which the disk has a table of ours, if the disk has sectors of another size now.
+// Its enclosure was changed, or it was copied. The result is 0 if there is no such table.
 func otherSector(r io.ReaderAt, l layout) (int64, error) {
 	const largest = 4096
 	head := make([]byte, Alignment)
@@ -62,7 +61,7 @@ func otherSector(r io.ReaderAt, l layout) (int64, error) {
 	return 0, nil
 }
 
-// layoutOf is the layout that the table was made for, on a disk with the given one.
+// layoutOf is the layout for which the table was made, on a disk with the given one.
 func (f findings) layoutOf(l layout) layout {
 	if f.was.size != 0 {
 		return f.was
@@ -70,7 +69,7 @@ func (f findings) layoutOf(l layout) layout {
 	return l
 }
 
-// resizing says what has happened to the disk's size, or nothing.
+// resizing describes the change of the disk's size. It is empty if there was none.
 func (f findings) resizing(l layout) string {
 	switch was := f.was.size; {
 	case was == 0:
@@ -85,10 +84,9 @@ func (f findings) resizing(l layout) string {
 func (f findings) truncated(l layout) bool { return f.was.size > l.size }
 func (f findings) grown(l layout) bool     { return f.was.size != 0 && f.was.size < l.size }
 
-// extend makes the table of a disk that grew one for the size that the disk has now. The
-// entries stay as they are. The backup comes first, to a place where nothing was; then the
-// primary changes in the one sector of its header. So at every moment it is the primary that
-// counts, made for one size or for the other.
+// extend changes the table of a disk that grew to the present size. The entries stay the same. First the backup is
+// written, to a place that was free. Then the primary changes in the one sector of its header. So at every moment the
+// primary counts, with the old size or the new one.
 func extend(ctx context.Context, dev device, l layout, f findings) error {
 	t, err := decode(f.was, f.current)
 	if err != nil {
@@ -111,7 +109,7 @@ func extend(ctx context.Context, dev device, l layout, f findings) error {
 		batches = append(batches, whole(write{0, encodeMBR(l)}))
 	}
 	batches = append(batches, whole(s.onDisk.backup), whole(s.onDisk.primary))
-	// Should the disk shrink again, the old backup must not be taken for the newest table.
+	// If the disk shrinks again, the old backup must not count as the newest table.
 	old := write{f.was.copyAt(f.was.backup()), make([]byte, f.was.copyBytes())}
 	old.data = old.data[:max(0, min(old.end(), s.onDisk.backup.off)-old.off)]
 	if len(old.data) > 0 {
@@ -121,8 +119,8 @@ func extend(ctx context.Context, dev device, l layout, f findings) error {
 	return s.write(ctx, batches)
 }
 
-// endIsFree holds that the end of a disk that grew, where the backup is to lie, is zero, or has
-// a part of the backup already. What lies before the old end was ours: the old backup.
+// endIsFree returns an error unless the end of a disk that grew is zero, or has a part of the new backup already.
+// Before the old end was the old backup, which is ours.
 func (s *store) endIsFree(was layout) error {
 	l := s.table.layout
 	from := max(l.size-Alignment, was.size)

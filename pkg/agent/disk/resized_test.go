@@ -16,8 +16,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// TestGrownTable: the disk grows, by little or by much, and the power is cut while the table
-// is extended. Every volume stays, and in the end nothing of the old size is left.
+// TestGrownTable asserts that every volume stays when the disk grows and the power is cut while the table is extended.
+// In the end nothing of the old size is left.
 func TestGrownTable(t *testing.T) {
 	random := rand.New(rand.NewPCG(11, 12))
 	states := 0
@@ -65,7 +65,7 @@ func TestGrownTable(t *testing.T) {
 				if f, err := examine(disk, l); err != nil || !f.truncated(l) {
 					t.Errorf("shrunk again, it is not truncated: %v, %v", f, err)
 				}
-				// A sample: one state in eight, and of the cuts in its recovery one in fifty.
+				// A sample: one state in eight, and one in fifty of the cuts in its recovery.
 				powerCuts(before, disk.log, random, func(cut *memDisk, _ int) {
 					if random.IntN(8) != 0 {
 						return
@@ -87,7 +87,7 @@ func TestGrownTable(t *testing.T) {
 	}
 }
 
-// TestGrownOverSomething: where the table of a disk that grew has to end, there is foreign data.
+// TestGrownOverSomething asserts that a disk that grew is not extended over foreign data at its new end.
 func TestGrownOverSomething(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		for _, by := range []int64{mib / 2, 64 * mib} {
@@ -107,8 +107,8 @@ func TestGrownOverSomething(t *testing.T) {
 	}
 }
 
-// TestOtherSectors: a disk comes back with sectors of another size. It is neither
-// blank nor foreign, and the reason says so.
+// TestOtherSectors asserts that a disk with sectors of another size than before is neither blank nor foreign, and that
+// the reason names the cause.
 func TestOtherSectors(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		m, _ := formatted(t, l)
@@ -124,7 +124,7 @@ func TestOtherSectors(t *testing.T) {
 	}
 }
 
-// TestProbe: a disk that only reads does not serve.
+// TestProbe asserts that a disk that takes no writes does not serve.
 func TestProbe(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		m, _ := formatted(t, l)
@@ -162,7 +162,7 @@ func (l *loop) resize(t *testing.T, size int64) {
 	run(t, "losetup", "--set-capacity", l.path)
 }
 
-// TestDiskGrows while a volume of it is mounted: it stays mounted, and the disk has more room.
+// TestDiskGrows asserts that a volume stays mounted while its disk grows, and that the disk has more room.
 func TestDiskGrows(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4")
 	bothSectors(t, func(t *testing.T, sector int) {
@@ -217,8 +217,8 @@ func TestDiskGrows(t *testing.T) {
 	})
 }
 
-// TestDiskIsTruncated: its volumes are shown, nothing is written to it, and it serves again
-// when it has its size back.
+// TestDiskIsTruncated asserts that the volumes of a truncated disk are shown and nothing is written to it. It serves
+// again when it has its old size.
 func TestDiskIsTruncated(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
@@ -269,7 +269,7 @@ func TestDiskIsTruncated(t *testing.T) {
 	})
 }
 
-// TestDiskIsSwapped: under an open disk, another one of ours takes its place.
+// TestDiskIsSwapped asserts that an open disk whose device becomes another disk of ours is out of service.
 func TestDiskIsSwapped(t *testing.T) {
 	l, other := initialized(t, 64*mib, 512), initialized(t, 64*mib, 512)
 	d := l.open(t)

@@ -26,8 +26,8 @@ func volumes(s Snapshot) []string {
 	return all
 }
 
-// TestRestart stops in every phase and starts again: with the kernel's partitions
-// still there, as after a crash of the agent, and without, as after a reboot.
+// TestRestart asserts that a restart in every phase keeps the volumes. The kernel's partitions are there, as after a
+// crash of the agent, or not, as after a reboot.
 func TestRestart(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
@@ -51,7 +51,7 @@ func TestRestart(t *testing.T) {
 				return d.run(ctx, func(ctx context.Context) error { return d.setPhase(ctx, a, Wiping) })
 			}, []string{"a:Wiping@2+10", "b:Reserved@30+4"}},
 			{func(d *Disk) error { return wipe(ctx, d, a) }, []string{"b:Reserved@30+4"}},
-			// As if the crash came between detaching and the phase Wiping.
+			// As after a crash between detaching and the phase Wiping.
 			{func(d *Disk) error {
 				return d.run(ctx, func(ctx context.Context) error { return d.device.detach(ctx, 2, busyPatience) })
 			}, []string{"b:Reserved@30+4"}},
@@ -94,7 +94,7 @@ func TestRestart(t *testing.T) {
 	})
 }
 
-// TestRestoresLostBeginning: the first MiB is zeroed between two opens.
+// TestRestoresLostBeginning asserts that the table is restored when the first MiB is zeroed between two opens.
 func TestRestoresLostBeginning(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
@@ -133,8 +133,8 @@ func TestRestoresLostBeginning(t *testing.T) {
 	})
 }
 
-// TestKernelDisagrees: a partition that the kernel has elsewhere may be in use there. Then
-// the disk is shown, but not touched. One that is not in use is detached.
+// TestKernelDisagrees asserts that a disk is shown but not changed if the kernel has a partition elsewhere that may be
+// in use. One that is not in use is detached.
 func TestKernelDisagrees(t *testing.T) {
 	for name, misplaced := range map[string]struct {
 		index int
@@ -204,7 +204,7 @@ func TestKernelDisagrees(t *testing.T) {
 	}
 }
 
-// TestOneAgent: a second one, and tools that take whole disks, are kept out.
+// TestOneAgent asserts that a second agent, and tools that open whole disks, are refused.
 func TestOneAgent(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4", "wipefs")
 	l := initialized(t, 64*mib, 512)
@@ -226,7 +226,7 @@ func TestOneAgent(t *testing.T) {
 	l.open(t)
 }
 
-// TestClosed: a closed disk answers, and refuses.
+// TestClosed asserts that a closed disk refuses every call.
 func TestClosed(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
@@ -244,8 +244,8 @@ func TestClosed(t *testing.T) {
 	}
 }
 
-// TestManyAtOnce: callers race for space, entries and wipes; readers look on. All of
-// what was granted is there, disjoint, and is after a restart.
+// TestManyAtOnce asserts that everything that was granted to racing callers is there, disjoint, also after a restart.
+// They race for space, entries and wipes while others read.
 func TestManyAtOnce(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
@@ -281,7 +281,7 @@ func TestManyAtOnce(t *testing.T) {
 					err = d.MarkFormatted(ctx, guid)
 				}
 				if err == nil && i%3 == 0 {
-					// Two wipes of one volume: both end well.
+					// Two wipes of one volume both succeed.
 					var other sync.WaitGroup
 					other.Go(func() {
 						if err := wipe(ctx, d, guid); err != nil && !errors.Is(err, ErrNotFound) {
@@ -320,7 +320,7 @@ func TestManyAtOnce(t *testing.T) {
 	verifyTable(t, l.path)
 }
 
-// TestDiskLost: the medium vanishes under an open disk, in various ways.
+// TestDiskLost asserts that a disk whose medium vanishes while it is open is out of service.
 func TestDiskLost(t *testing.T) {
 	for name, lose := range map[string]func(t *testing.T, l *loop){
 		"reads as zeros": func(t *testing.T, l *loop) {
@@ -370,8 +370,8 @@ func TestDiskLost(t *testing.T) {
 	}
 }
 
-// TestChangedBehindOurBack: a person adds a partition with a tool. It is not taken
-// away by the next volume; opened again, the disk has it as a foreign one.
+// TestChangedBehindOurBack asserts that the next volume does not remove a partition that a tool has added. When the
+// disk is opened again, that partition is a foreign entry.
 func TestChangedBehindOurBack(t *testing.T) {
 	testenv.NeedProgram(t, "sgdisk")
 	l := initialized(t, 64*mib, 512)

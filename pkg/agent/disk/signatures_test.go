@@ -46,7 +46,7 @@ func bcacheSuperblock() []byte {
 	return b
 }
 
-// zfsLabels are the two at the beginning: what tells is their uberblocks.
+// zfsLabels are the two at the beginning. ZFS is recognized by their uberblocks.
 func zfsLabels() map[int64][]byte {
 	parts := map[int64][]byte{}
 	for label := range int64(2) {
@@ -87,15 +87,15 @@ func signatures80() []evidence {
 		// The first MiB is zero, and so is the last.
 		{"VMFS", "vmfs", one(mib, testenv.LE32(0xc001d00d))},
 		{"boot sector of DOS", "dos", one(0, testenv.Padded(512, map[int][]byte{446: {0x80, 1, 1, 0, 0x0c, 1, 1, 1, 63}, 458: testenv.LE32(1000), 510: {0x55, 0xaa}}))},
-		// Nothing that a tool knows: encrypted without a header, or a database's.
+		// Data that no tool recognizes: encrypted without a header, or a database's.
 		{"noise all over", "not zero", map[int64][]byte{0: noise, 7 << 20: noise, -mib: noise}},
 		{"noise at the end", "not zero", one(-mib, noise)},
 		{"an unknown signature", "not zero", one(512, []byte("MYRAWDB1"))},
 	}
 }
 
-// TestSignatures asserts that what another program has written onto a disk is named, and that no
-// byte of the disk changes.
+// TestSignatures asserts that the reason names what another program has written onto a disk, and that no byte of the
+// disk changes.
 func TestSignatures(t *testing.T) {
 	all := signatures80()
 	for _, test := range all {
@@ -120,7 +120,7 @@ func TestSignatures(t *testing.T) {
 	t.Logf("%d kinds of disks were left alone", len(all))
 }
 
-// leaveAlone holds that the disk is foreign for that reason, and that nothing changes it.
+// leaveAlone asserts that the disk is foreign for that reason, and that nothing changes it.
 func (l *loop) leaveAlone(t *testing.T, reason string) {
 	t.Helper()
 	before := l.hash(t)
@@ -143,8 +143,8 @@ func (l *loop) leaveAlone(t *testing.T, reason string) {
 	}
 }
 
-// TestOurGUIDWithOthersPartitions: a table that bears the GUID of a disk of ours, which this
-// node knows, and that is of another program, or of no use.
+// TestOurGUIDWithOthersPartitions asserts that a table of another program, or an invalid one, is left alone. It has the
+// GUID of a known disk of ours.
 func TestOurGUIDWithOthersPartitions(t *testing.T) {
 	testenv.NeedProgram(t, "sgdisk")
 	for _, test := range []struct {
@@ -181,7 +181,7 @@ func TestOurGUIDWithOthersPartitions(t *testing.T) {
 	})
 }
 
-// TestSwapIsLeftAlone: swap that is in use.
+// TestSwapIsLeftAlone asserts that swap in use is left alone.
 func TestSwapIsLeftAlone(t *testing.T) {
 	testenv.NeedProgram(t, "mkswap", "swapon", "swapoff")
 	l := newLoop(t, 64*mib, 512)
@@ -197,8 +197,7 @@ func TestSwapIsLeftAlone(t *testing.T) {
 	}
 }
 
-// TestOtherPath: two devices of the system folder that say the same of themselves are two ways
-// to one disk.
+// TestOtherPath asserts that two devices in sysfs with the same identity are two paths to one disk.
 func TestOtherPath(t *testing.T) {
 	sys := t.TempDir()
 	for file, text := range map[string]string{

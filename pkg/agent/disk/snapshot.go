@@ -7,10 +7,9 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// Errors that callers branch on. Every error of this package that has one of these
-// causes wraps it.
+// Errors that callers branch on. Every error of this package that has one of these causes wraps it.
 var (
-	// ErrOverlap means that the extent wanted is not free. Place the volume elsewhere.
+	// ErrOverlap means that the requested extent is not free. Place the volume elsewhere.
 	ErrOverlap = errors.New("extent is not free")
 	// ErrNoEntry means that the table has no room for another volume.
 	ErrNoEntry = errors.New("partition table has no free entry")
@@ -23,15 +22,15 @@ var (
 	ErrOutOfService = errors.New("disk is out of service")
 )
 
-// Phase says how far a volume is. On the disk it is the type of the partition.
+// Phase is a volume's phase. On the disk it is the type of the partition.
 type Phase string
 
 const (
-	// Reserved means that the extent is the volume's and holds nothing of worth yet.
+	// Reserved means that the extent is the volume's, and holds no data yet.
 	Reserved Phase = "Reserved"
 	// Formatted means that the extent holds a file system and, maybe, data.
 	Formatted Phase = "Formatted"
-	// Wiping means that the volume is gone and has no device; its bytes are being zeroed and checked.
+	// Wiping means that the volume is deleted and has no device. Its bytes are being zeroed and checked.
 	Wiping Phase = "Wiping"
 )
 
@@ -39,42 +38,41 @@ const (
 type Volume struct {
 	// Partition is the partition's GUID in lower case, the identity of the volume.
 	Partition string
-	// Name is for people: ASCII, at most 36 characters.
+	// Name is shown by partition tools: ASCII, at most 36 characters.
 	Name string
 	// Extent on the disk, aligned to 1 MiB.
 	Extent extent.Extent
-	// Phase says how far the volume is.
+	// Phase is the volume's phase.
 	Phase Phase
-	// Ephemeral volumes live no longer than their pod.
+	// Ephemeral volumes end with their pod.
 	Ephemeral bool
 	// Raw volumes are block devices for their users: they never get a file system of ours.
 	Raw bool
-	// Note says whose it is; empty if it was made without, or if its note is lost.
+	// Note names the owner. It is empty if the volume was made without, or if its note is lost.
 	Note string
-	// Wipe says how the volume is to be wiped; zero if that is not known. In phase Wiping it is how
-	// the volume is being wiped.
+	// Wipe says how the volume will be wiped. It is zero if that is not known. In phase Wiping it says how it is being
+	// wiped.
 	Wipe WipeSettings
 	// Index of the table's entry, from 1. Up to 254 also the number of the kernel's partition.
 	Index int
-	// Device is the block device of the volume, empty if the kernel does not show it, as in phase
-	// Wiping: /dev/dm-7 if the disk is attached by the
-	// device mapper, else such as /dev/nvme0n1p3, or /dev/loop7 if its index is above 254.
+	// Device is the block device of the volume. It is like /dev/dm-7 if the disk is mapped, else like /dev/nvme0n1p3,
+	// or /dev/loop7 for an index above 254. It is empty if the kernel does not show the volume, as in phase Wiping.
 	Device string
-	// Prezeroed is true when this Disk zeroed the whole extent itself and nothing has
-	// written to it since: mkfs need not clear it again.
+	// Prezeroed is true when this Disk zeroed the whole extent and nothing has written to it since. Then mkfs need not
+	// clear it again.
 	Prezeroed bool
 }
 
 // Snapshot is the state of a disk at one moment. It never changes.
 //
-// Invariants, held by Validate:
+// Invariants, checked by Validate:
 //  1. Size = Overhead + Free.Total() + the lengths of all Volumes.
 //  2. Free and all volumes are disjoint and aligned to 1 MiB.
 //  3. Volumes are sorted by start, and no two share a Partition or an Index.
 type Snapshot struct {
 	// ID is the GUID of the disk's table in lower case, the identity of the disk.
 	ID string
-	// Owner is the node that the disk belongs to; zero if the disk does not say.
+	// Owner is the node that the disk belongs to. It is zero if the disk has none.
 	Owner Owner
 	// Path of the device as it was opened.
 	Path string
@@ -82,14 +80,14 @@ type Snapshot struct {
 	Size int64
 	// SectorSize is the logical sector size in bytes.
 	SectorSize int64
-	// Overhead is the part of Size in bytes that can never hold a volume: tables, the
-	// meta partition, foreign partitions, what alignment cuts off.
+	// Overhead is the part of Size in bytes that can never hold a volume: tables, the meta partition, foreign
+	// partitions, and what alignment cuts off.
 	Overhead int64
-	// Free holds no volume. What volumes left there reads as zeros, unless one was wiped by WipeNone.
+	// Free holds no volume. Former volumes there read as zeros, unless one was wiped by WipeNone.
 	Free extent.Set
 	// Volumes on the disk in any phase, sorted by start.
 	Volumes []Volume
-	// Err is nil, or says why the disk is out of service; it wraps ErrOutOfService.
+	// Err says why the disk is out of service, and wraps ErrOutOfService. It is nil if the disk serves.
 	Err error
 }
 

@@ -73,7 +73,7 @@ func (s *soak) createAgain() (deed, bool) {
 	}}, true
 }
 
-// overlap asks for space that is taken.
+// overlap requests space that is taken.
 func (s *soak) overlap() (deed, bool) {
 	v := s.pick(func(v *soaked) bool { return true })
 	if v == nil {
@@ -90,7 +90,7 @@ func (s *soak) overlap() (deed, bool) {
 	}, func(err error) { s.mustBe(err, ErrOverlap) }}, true
 }
 
-// format makes something on a new volume, or fails to.
+// format makes something on a new volume, or fails.
 func (s *soak) format() (deed, bool) {
 	v := s.pick(func(v *soaked) bool { return v.Phase == Reserved })
 	if v == nil {
@@ -155,7 +155,7 @@ func (s *soak) mark() (deed, bool) {
 	}}, true
 }
 
-// write is what the user of a volume does.
+// write writes as the user of a volume does.
 func (s *soak) write() (deed, bool) {
 	v := s.pick(func(v *soaked) bool { return v.Phase == Formatted && v.mounted == "" })
 	if v == nil {
@@ -211,8 +211,8 @@ func (s *soak) unmount() (deed, bool) {
 	}}, true
 }
 
-// unmountIdle unmounts a volume and waits until no process has it. A child that was forked while its file was read has
-// that open until it begins its own program; one with a mount namespace of its own may have a copy of the mount.
+// unmountIdle unmounts a volume and waits until no process has it open. A child that was forked while its file was read
+// keeps it open until it executes its own program. A child with its own mount namespace may have a copy of the mount.
 func unmountIdle(target, device string) error {
 	err := await(context.Background(), lockPatience, func() (bool, error) {
 		err := unix.Unmount(target, 0)
@@ -296,7 +296,7 @@ func (s *soak) wipe() (deed, bool) {
 	}}, true
 }
 
-// cutWipe is given up as soon as something of the volume was overwritten.
+// cutWipe is cancelled as soon as something of the volume was overwritten.
 func (s *soak) cutWipe() (deed, bool) {
 	v := s.pick(func(v *soaked) bool { return v.mounted == "" })
 	if v == nil {
@@ -318,7 +318,7 @@ func (s *soak) cutWipe() (deed, bool) {
 	}}, true
 }
 
-// heldWipe: a process has the volume open exclusively.
+// heldWipe tries to wipe a volume that a process has open exclusively.
 func (s *soak) heldWipe() (deed, bool) {
 	v := s.pick(func(v *soaked) bool { return v.mounted == "" && v.Phase != Wiping })
 	if v == nil {
@@ -347,12 +347,12 @@ func put(device string, data []byte, off int64) error {
 		return err
 	}
 	_, err = f.WriteAt(data, off)
-	// Closing writes back what is cached only if no other process has the device open; a program
-	// that is being started beside may have it for a moment.
+	// Closing writes back the cache only if no other process has the device open. A program that is being started may
+	// have it open for a moment.
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// pick chooses a volume that no operation has in this round, and takes it.
+// pick chooses a volume that no operation uses in this round, and reserves it.
 func (s *soak) pick(fits func(*soaked) bool) *soaked {
 	var guids []string
 	for guid, v := range s.volumes {

@@ -21,8 +21,7 @@ import (
 const (
 	// soakVolumes is where the volumes' part of the disk ends, in MiB. Foreign partitions follow.
 	soakVolumes = 40
-	// soakForeign leaves 6 of the kernel's partition numbers, so that every disk has volumes
-	// with a number and without.
+	// soakForeign leaves 6 of the kernel's partition numbers, so that every disk has volumes with a number and without.
 	soakForeign = MetaEntry - 1 - 6
 )
 
@@ -37,12 +36,12 @@ type soak struct {
 	dir    string // of the mount points
 	image  []byte // what the disk holds, without its end
 	should []byte // what it should hold
-	// volumes that there should be, by partition.
+	// volumes that the disk should have, by partition.
 	volumes map[string]*soaked
-	// known is what is zero, and the disk knows that it is.
+	// known is what is zero and known to the disk as zero.
 	known extent.Set
 
-	// In this round an operation works on them.
+	// These are used by an operation of this round.
 	claimed        extent.Set
 	claimedVolumes map[string]bool
 
@@ -107,7 +106,7 @@ func (s *soak) addForeign() {
 
 func (s *soak) open() {
 	s.t.Helper()
-	// Programs that the other disk's soak starts have this one's files between fork and exec.
+	// Programs that the other disk's soak starts have this one's files open between fork and exec.
 	s.must(await(s.ctx, lockPatience, func() (bool, error) {
 		d, err := Open(s.ctx, s.l.path, Options{Known: func(id string) bool { return id == s.id }})
 		if errors.Is(err, ErrInUse) {
@@ -163,7 +162,7 @@ func (s *soak) finish() {
 	verifyTable(s.t, s.l.path)
 }
 
-// free is what the model says that the disk has, without what this round uses.
+// free is the free space in the model, without what this round uses.
 func (s *soak) free() extent.Set {
 	return s.unused().Subtract(s.claimed)
 }
@@ -200,13 +199,13 @@ func (s *soak) guid() string {
 	return uuid.NewSHA1(uuid.Nil, id[:]).String()
 }
 
-// pattern is data that is nowhere else.
+// pattern is data that occurs nowhere else.
 func (s *soak) pattern(n int64) []byte {
 	unit := fmt.Appendf(nil, "%016x", s.random.Uint64())
 	return bytes.Repeat(unit, int(n)/len(unit))
 }
 
-// device is where the volume's user finds it.
+// device is the device that the volume's user opens.
 func (s *soak) device(v *soaked) string {
 	s.t.Helper()
 	now, found := ptr(s.d.Snapshot()).Volume(v.Partition)
@@ -218,10 +217,10 @@ func (s *soak) device(v *soaked) string {
 
 func (s *soak) zeroes(e extent.Extent) { clear(s.should[e.Start:e.End]) }
 
-// believe takes what a file system has written, or what is left of a volume.
+// believe copies what a file system has written, or what is left of a volume, into the model.
 func (s *soak) believe(e extent.Extent) { copy(s.should[e.Start:e.End], s.image[e.Start:e.End]) }
 
-// gone is the end of a volume.
+// gone ends a volume in the model.
 func (s *soak) gone(v *soaked, policy WipePolicy) {
 	delete(s.volumes, v.Partition)
 	if policy != WipeNone {
@@ -230,7 +229,7 @@ func (s *soak) gone(v *soaked, policy WipePolicy) {
 	}
 }
 
-// check holds everything to the model.
+// check compares everything with the model.
 func (s *soak) check() {
 	s.t.Helper()
 	snapshot := s.d.Snapshot()
@@ -259,7 +258,7 @@ func (s *soak) check() {
 	}
 }
 
-// checkBytes compares the whole disk, but for what is mounted: that may be written any time.
+// checkBytes compares the whole disk except mounted volumes, which may be written at any time.
 func (s *soak) checkBytes() {
 	s.t.Helper()
 	rest := extent.NewSet(at(2, soakVolumes-2))
@@ -279,7 +278,7 @@ func (s *soak) checkBytes() {
 	}
 }
 
-// checkKernel holds that the kernel has the volumes and nothing else, and shows each in its place.
+// checkKernel asserts that the kernel has the volumes and nothing else, and shows each in its place.
 func (s *soak) checkKernel(snapshot Snapshot) {
 	s.t.Helper()
 	partitions := s.l.partitions(s.t)
@@ -318,16 +317,16 @@ func (s *soak) checkKernel(snapshot Snapshot) {
 	}
 }
 
-// checkTable holds that both copies of the table are intact and say what they should.
+// checkTable asserts that both copies of the table are intact and have the right entries.
 func (s *soak) checkTable(want []Volume) {
 	s.t.Helper()
 	s.tables++
-	s.must(s.d.Check(s.ctx)) // it finishes what is left to be done
+	s.must(s.d.Check(s.ctx)) // it finishes what is left over
 	device, err := openDevice(s.l.path, os.O_RDONLY)
 	s.must(err)
 	defer device.Close()
 	s.must(device.measure())
-	// A file system may be about to be made: then the backup says so already.
+	// If a file system is about to be made, the backup has the next phase already.
 	found, err := examine(device, device.layout)
 	s.must(err)
 	if !found.ours || found.badMBR || found.badPrimary {

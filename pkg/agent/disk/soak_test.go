@@ -12,9 +12,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// TestSoak does random operations on a disk, one after the other and several at once, beside
-// a model of what must come of them. After each, all bytes of the disk, its table, its
-// snapshot and what the kernel has of it must be what the model says.
+// TestSoak runs random operations on a disk, one after the other and several at once, and on a model of the disk. After
+// each it asserts that all bytes of the disk, its table, its snapshot and the kernel's view match the model.
 func TestSoak(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "mkfs.ext4")
@@ -53,15 +52,15 @@ func soakDisk(t *testing.T, sector, operations int, seed uint64) {
 	}
 }
 
-// deed is one operation: planned on the model, done on the disk, perhaps beside others, and
-// then done on the model.
+// deed is one operation. It is planned on the model, done on the disk, perhaps concurrently with others, and then done
+// on the model.
 type deed struct {
 	name string
 	do   func() error
 	then func(err error)
 }
 
-// operate plans and does one operation or some at once, and looks at everything.
+// operate plans and does one operation or several at once, and checks everything.
 func (s *soak) operate() {
 	s.t.Helper()
 	n := 1
@@ -104,8 +103,7 @@ func (s *soak) operate() {
 	s.check()
 }
 
-// plan picks an operation that concerns one volume or one place, which no other
-// operation has in this round.
+// plan chooses an operation that concerns one volume or one place. No other operation uses that in this round.
 func (s *soak) plan() (deed, bool) {
 	ways := []func() (deed, bool){
 		s.create, s.create, s.create, s.createRaw, s.createAgain, s.overlap,
@@ -139,7 +137,7 @@ func (s *soak) alone() []deed {
 	}, func(err error) { s.mustBe(err, ErrInUse) }}}
 }
 
-// damage spoils some sectors of one copy of the table.
+// damage destroys some sectors of one copy of the table.
 func (s *soak) damage() error {
 	device, err := openDevice(s.l.path, os.O_RDWR)
 	if err != nil {

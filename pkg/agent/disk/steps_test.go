@@ -10,8 +10,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// step is one change of a table, as Create, MarkFormatted and Wipe make it, or several
-// without a restart in between.
+// step is one change of a table, as Create, MarkFormatted and Wipe make it, or several without a restart in between.
 type step struct {
 	name string
 	do   func(t testing.TB, s *store) error
@@ -24,7 +23,7 @@ type done struct {
 	log     int
 }
 
-// all does the step and those that follow, and returns the table after each.
+// all does the step and those that follow it, and returns the table after each.
 func (st step) all(t testing.TB, m *memDisk, s *store) []done {
 	t.Helper()
 	if err := st.do(t, s); err != nil {
@@ -81,12 +80,12 @@ func grow(guid string, length int64) step {
 	}}
 }
 
-// early is a reserve as Create makes it, and what the owner does behind it.
+// early is a reserve as Create makes it, with what the owner does afterwards.
 func early(guid string, start, length int64) step {
 	return hasty(guid, start, length).and(step{name: "finish", do: func(t testing.TB, s *store) error { return s.finish(quiet(t)) }})
 }
 
-// hasty is early before the owner has done anything behind it.
+// hasty is early, before the owner has done anything afterwards.
 func hasty(guid string, start, length int64) step {
 	return step{name: "early", do: func(t testing.TB, s *store) error {
 		next, e, err := s.table.withNew(CreateOptions{Partition: guid, Name: "default/pod", Extent: at(start, length)})
@@ -107,7 +106,7 @@ func phase(guid string, to Phase) step {
 	}}
 }
 
-// ahead is what Format does while mkfs runs, back what it does when that fails.
+// ahead is what Format does while mkfs runs. back is what it does when mkfs fails.
 func ahead(guid string) step {
 	return step{name: "ahead", do: func(t testing.TB, s *store) error {
 		next, e, err := s.table.withPhase(guid, Formatted)
@@ -144,7 +143,7 @@ func life() []step {
 	}
 	other := uuid.NewSHA1(uuid.Nil, []byte{0}).String()
 	return append(steps, phase(b, Wiping), remove(b),
-		// Formatted as Manager does it, alone and with others' changes in between.
+		// Formatted as Format does it, alone and with other changes in between.
 		ahead(c).and(phase(c, Formatted)),
 		hasty(c4, 46, 1).and(ahead(c4), phase(c4, Formatted)),
 		hasty(c5, 48, 1).and(ahead(other), ahead(c5), hasty(c6, 49, 1), ahead(c6), back(), phase(c5, Formatted)),
@@ -157,7 +156,7 @@ func life() []step {
 	)
 }
 
-// anyStep is a step that is possible with the table, or several of them.
+// anyStep is a random step that is possible with the table, or several of them.
 func anyStep(random *rand.Rand, now table) step {
 	var id [16]byte
 	for i := range id {

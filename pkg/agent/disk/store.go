@@ -12,31 +12,29 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// device is what the table lies on. Reads must come from the medium, not from a
-// cache: a write that the device dropped has to show.
+// device is what the table is stored on. Reads must come from the medium, not from a cache: a write that the device
+// dropped must be noticed.
 type device interface {
 	io.ReaderAt
 	io.WriterAt
 	Sync() error
 }
 
-// findings is what the two copies of the table say together.
+// findings is the result of reading the two copies of the table.
 type findings struct {
-	// ours: the disk has a table of ours. If not, reason says what it has instead,
-	// foreign whether that is an intact table of another program, and unusable whether it is
-	// a table of ours that cannot be used.
+	// ours: the disk has a table of ours. If not, reason says what it has instead. foreign is set if that is an intact
+	// table of another program, and unusable if it is a table of ours that cannot be used.
 	ours, foreign, unusable bool
 	reason                  string
 	// current is the copy that counts.
 	current copyOfTable
-	// was is the layout that the table was made for, if the disk had another size then:
-	// nothing else below is of any meaning.
+	// was is the layout for which the table was made, if the disk had another size then. In that case the fields below
+	// have no meaning.
 	was layout
-	// Which parts must be rewritten before anything else is.
+	// The parts that must be rewritten before anything else is.
 	badMBR, badPrimary, badBackup bool
-	// needsKnown: only the backup is left, and nothing at the beginning of the disk
-	// says that it still is the same disk. An operator who gives a disk up zeroes its
-	// beginning, so the id must be known from elsewhere.
+	// needsKnown: only the backup is left, and nothing at the beginning of the disk shows that it is still the same
+	// disk. An operator who gives a disk up zeroes its beginning, so the id must be known from elsewhere.
 	needsKnown bool
 }
 
@@ -45,7 +43,7 @@ func (f findings) String() string {
 		f.current.id, f.ours, f.foreign, f.reason, f.badMBR, f.badPrimary, f.badBackup, f.needsKnown)
 }
 
-// examine reads both copies and decides. It only reads; errors come from the device.
+// examine reads both copies and decides which one counts. It only reads. Errors come from the device.
 func examine(r io.ReaderAt, l layout) (findings, error) {
 	sector0 := make([]byte, l.sector)
 	if _, err := r.ReadAt(sector0, 0); err != nil {
@@ -63,8 +61,8 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 	switch {
 	case primaryErr == nil:
 		f.current, f.badPrimary = primary, !primary.clean
-		// A crash between the copies leaves two intact ones that differ. The primary
-		// wins: the change that only the backup has was never acknowledged.
+		// A crash between the copies leaves two intact ones that differ. The primary wins: the change that only the
+		// backup has was never acknowledged.
 		f.badBackup = backupErr != nil || !backup.clean || backup.id != primary.id || !bytes.Equal(backup.array, primary.array)
 	case errors.Is(primaryErr, errNotOurs):
 		c, was, found, err := resized(r, l)
@@ -78,13 +76,13 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 		f.current, f.was = c, was
 	case backupErr == nil:
 		f.current, f.badPrimary, f.badBackup = backup, true, !backup.clean
-		// A crash while the primary's entries are written leaves its header intact, and
-		// with it the proof that this is still the disk of the backup.
+		// A crash while the primary's entries are written leaves its header intact. The header proves that this is
+		// still the disk of the backup.
 		f.needsKnown = primary.id != backup.id || mbr != mbrProtective
 	default:
 		f.reason = primaryErr.Error()
 		if id := cmp.Or(primary.id, backup.id); id != "" {
-			// A header is left: the reason can name the disk.
+			// A header is left, so the reason can name the disk.
 			f.unusable = true
 			f.reason = fmt.Sprintf("both copies of the partition table of the disk %s are damaged: %v; %v; restore one of them, or zero the first and the last MiB to give its volumes up", id, primaryErr, backupErr)
 			return f, nil
@@ -117,13 +115,11 @@ var metaTypeOnDisk = guidToDisk(uuid.MustParse(TypeMeta))
 type store struct {
 	pair
 	table table
-	// proven is the table that both copies are known to hold, or held last: in state early, the
-	// one before.
+	// proven is the table that both copies are known to hold, or held last. In state early it is the one before.
 	proven table
 }
 
-// load takes the table that examine chose, with the layout that it was made for. It does not
-// write.
+// load reads the table that examine chose, with the layout for which it was made. It does not write.
 func load(dev device, l layout, f findings) (*store, error) {
 	t, err := decode(f.layoutOf(l), f.current)
 	if err != nil {
@@ -136,8 +132,8 @@ func newStore(dev device, t table, c copyOfTable) *store {
 	return &store{pair: newPair(dev, t.layout, c), table: t, proven: t}
 }
 
-// repair rewrites the damaged parts, unchanged: a change on top of a single intact
-// copy could lose both to the next crash.
+// repair rewrites the damaged parts, unchanged. With a change on top of a single intact copy the next crash could lose
+// both copies.
 func (s *store) repair(ctx context.Context, f findings) error {
 	var batches []batch
 	if f.badMBR {
@@ -157,17 +153,16 @@ func (s *store) repair(ctx context.Context, f findings) error {
 	return s.write(ctx, batches)
 }
 
-// probe finds out whether the disk takes writes at all: disks at the end of their life only
-// read. It writes the backup's header as it is.
+// probe finds out whether the disk takes writes at all: disks at the end of their life can only be read. It rewrites
+// the backup's header unchanged.
 func (s *store) probe(ctx context.Context) error {
 	header := s.onDisk.backup
 	header.off, header.data = header.end()-s.table.sector, header.data[int64(len(header.data))-s.table.sector:]
 	return s.write(ctx, []batch{{s.onDisk.backup, []write{header}}})
 }
 
-// put makes next the table of the disk: the present one with e in its place. After
-// an error that wraps ErrOutOfService what is on the disk is not known; after any
-// other error nothing was written.
+// put makes next the table of the disk: the present one with e in its place. After an error that wraps ErrOutOfService
+// the content of the disk is not known. After any other error nothing was written.
 func (s *store) put(ctx context.Context, next table, e entry) error {
 	b, err := encodeEntry(next.layout, e)
 	if err != nil {
@@ -176,9 +171,8 @@ func (s *store) put(ctx context.Context, next table, e entry) error {
 	return s.change(ctx, next, func() error { return s.pair.put(ctx, e.index, b, nil) })
 }
 
-// putNew is put of a new volume; first is done when the medium was checked, before anything is
-// written. If it is early, putNew returns when the entry is in the primary and on the medium, and
-// the other half is left to finish.
+// putNew is put of a new volume. first is called after the medium was checked, before anything is written. If it is
+// early, putNew returns when the entry is in the primary and on the medium. finish writes the other half.
 func (s *store) putNew(ctx context.Context, next table, e entry, early bool, first func() error) error {
 	b, err := encodeEntry(next.layout, e)
 	if err != nil {
@@ -192,19 +186,17 @@ func (s *store) putNew(ctx context.Context, next table, e entry, early bool, fir
 	})
 }
 
-// drop makes next the table of the disk: the present one without the entry of that
-// index. Errors are those of put.
+// drop makes next the table of the disk: the present one without the entry at that index. Errors are those of put.
 func (s *store) drop(ctx context.Context, next table, index int) error {
 	return s.commit(ctx, next, index, make([]byte, entrySize))
 }
 
-// commit makes next the table of the disk, whose bytes are the present ones but for one
-// entry.
+// commit makes next the table of the disk. Its bytes are the present ones except for one entry.
 func (s *store) commit(ctx context.Context, next table, index int, slot []byte) error {
 	return s.change(ctx, next, func() error { return s.pair.put(ctx, index, slot, nil) })
 }
 
-// putAhead writes the first half of a put that is likely to come. The table remains what it is.
+// putAhead writes the first half of a put that is likely to come. The table does not change.
 func (s *store) putAhead(ctx context.Context, next table, e entry) error {
 	b, err := encodeEntry(next.layout, e)
 	if err != nil {
@@ -216,13 +208,13 @@ func (s *store) putAhead(ctx context.Context, next table, e entry) error {
 	return s.done(s.table, s.pair.expect(ctx, e.index, b))
 }
 
-// takeBack ends what putAhead began: both copies are the same again.
+// takeBack undoes what putAhead wrote: both copies are the same again.
 func (s *store) takeBack(ctx context.Context) error { return s.done(s.table, s.pair.takeBack(ctx)) }
 
-// finish ends what an early putNew began.
+// finish finishes an early putNew.
 func (s *store) finish(ctx context.Context) error { return s.done(s.table, s.pair.settle(ctx)) }
 
-// unfinished reports whether there is anything for finish to do.
+// unfinished reports whether finish has anything to do.
 func (s *store) unfinished() bool { return s.state == pairEarly }
 
 func mayFollow(next table) error {
@@ -232,7 +224,7 @@ func mayFollow(next table) error {
 	return nil
 }
 
-// change has the pair make next the table. What was begun before is ended, and recorded, first.
+// change has the pair make next the table. An earlier write is finished, and recorded, first.
 func (s *store) change(ctx context.Context, next table, do func() error) error {
 	if err := mayFollow(next); err != nil {
 		return err
@@ -243,8 +235,8 @@ func (s *store) change(ctx context.Context, next table, do func() error) error {
 	return s.done(next, do())
 }
 
-// done records what the table is after the pair has done something. If an early write could not be
-// ended, it is the table before: that volume was not acknowledged yet.
+// done records the table after an operation of the pair. If an early write could not be finished, it is the table
+// before: that volume was not acknowledged yet.
 func (s *store) done(next table, err error) error {
 	switch {
 	case errors.Is(err, ErrOutOfService) && s.state == pairEarly:
@@ -258,11 +250,10 @@ func (s *store) done(next table, err error) error {
 	return err
 }
 
-// format writes the first table onto a blank disk. First come the entries, of which
-// only the meta partition's is not zero: the disk still counts as blank (see isBlank).
-// The one sector of the primary header then makes the disk ours; what is missing from
-// there on, repair adds. So a crash leaves nothing in between. The owner, if there is one, is on
-// the medium before any of it: the meta partition is not looked at when a disk is blank.
+// format writes the first table onto a blank disk. First come the entries, of which only the meta partition's is not
+// zero: the disk still counts as blank (see isBlank). The one sector of the primary header then makes the disk ours,
+// and repair adds what is missing from there on. So a crash leaves no state in between. The owner, if there is one, is
+// on the medium before all of it: isBlank does not look at the meta partition.
 func format(ctx context.Context, dev device, l layout, o Owner) (id string, err error) {
 	t, c, err := newCopy(l, uuid.NewString(), uuid.NewString())
 	if err != nil {
@@ -294,8 +285,8 @@ func newCopy(l layout, id, metaGUID string) (table, copyOfTable, error) {
 	return t, c, err
 }
 
-// isBlank reports whether the first and the last MiB are zero. The one exception is
-// the entry of our meta partition in a table without header: a format cut short.
+// isBlank reports whether the first and the last MiB are zero. The one exception is the entry of our meta partition in
+// a table without header: a format was cut short.
 func isBlank(r io.ReaderAt, l layout) (bool, error) {
 	head := make([]byte, Alignment)
 	if _, err := r.ReadAt(head, 0); err != nil {

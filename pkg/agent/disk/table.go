@@ -30,10 +30,10 @@ var (
 func (e entry) isVolume() bool { return phaseOf[e.kind] != "" }
 func (e entry) isMeta() bool   { return e.kind == TypeMeta }
 
-// table is what a disk's table says, without a disk. It never changes: the methods
-// that plan a change return a new one.
+// table is the content of a disk's table, without a disk. It never changes: the methods that plan a change return a new
+// one.
 //
-// Invariants, held by validate:
+// Invariants, checked by validate:
 //  1. Entries have ascending indexes from 1 to EntryCount.
 //  2. Every extent lies between the two copies of the table, and no two overlap.
 //  3. No two entries share a GUID, and none is without.
@@ -94,8 +94,7 @@ func (t table) validate() error {
 	return nil
 }
 
-// free is what no entry holds. Foreign entries need not be aligned: every 1 MiB that
-// they touch is theirs.
+// free is what no entry holds. Foreign entries need not be aligned: every 1 MiB that they touch is theirs.
 func (t table) free() extent.Set {
 	taken := make([]extent.Extent, 0, len(t.entries))
 	for _, e := range t.entries {
@@ -109,7 +108,7 @@ func (t table) find(guid string) int {
 	return slices.IndexFunc(t.entries, func(e entry) bool { return e.guid == guid })
 }
 
-// volume returns the entry of a volume; the error wraps ErrNotFound.
+// volume returns the entry of a volume. The error wraps ErrNotFound.
 func (t table) volume(guid string) (entry, error) {
 	i := t.find(guid)
 	if i < 0 || !t.entries[i].isVolume() {
@@ -148,7 +147,7 @@ func (t table) withNew(o CreateOptions) (table, entry, error) {
 	return t, made, nil
 }
 
-// withLength plans that a volume grows in place.
+// withLength plans the growth of a volume in place.
 func (t table) withLength(guid string, length int64) (table, entry, error) {
 	e, err := t.volume(guid)
 	if err != nil {
@@ -172,7 +171,7 @@ func (t table) withLength(guid string, length int64) (table, entry, error) {
 	return t, t.entries[i], nil
 }
 
-// withPhase plans a volume's change of phase. Only the steps of the state machine exist.
+// withPhase plans a change of a volume's phase, if the state machine has that step.
 func (t table) withPhase(guid string, to Phase) (table, entry, error) {
 	e, err := t.volume(guid)
 	if err != nil {
@@ -202,7 +201,7 @@ func (t table) without(guid string) (table, error) {
 	return t, nil
 }
 
-// checkVolume refuses what no table could hold, whatever is free.
+// checkVolume refuses a volume that no table could hold.
 func checkVolume(guid, name string, e extent.Extent) error {
 	if id, err := uuid.Parse(guid); err != nil || id == uuid.Nil || id.String() != guid {
 		return fmt.Errorf("partition %q is not a GUID in lower case", guid)

@@ -101,7 +101,7 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-// foreign is an entry of another program, aligned to nothing.
+// foreign is an entry of another program, without alignment.
 func foreign(l layout, index int, start, end int64) entry {
 	return entry{index: index, kind: "0fc63daf-8483-4772-8e79-3d69d8477de4", guid: uuid.NewString(), name: "Дата 数据",
 		extent: extent.Extent{Start: start * l.sector, End: end * l.sector}, attributes: 1<<63 | 4}
@@ -157,7 +157,7 @@ func TestForeignIsNeverFree(t *testing.T) {
 			continue
 		}
 		tbl := newTable(l, diskID, metaID)
-		// From the last sector of one MiB to the first of another: all of both.
+		// From the last sector of one MiB to the first of another: both MiBs are taken.
 		start, end := 6*mib/l.sector-1, 9*mib/l.sector+1
 		tbl.entries = append(tbl.entries, foreign(l, 256, start, end))
 		if err := tbl.validate(); err != nil {
@@ -199,7 +199,7 @@ func TestCheckVolume(t *testing.T) {
 	}
 }
 
-// TestPhases walks every edge of the state machine, and every one that is not there.
+// TestPhases asserts that every step of the state machine is possible, and no other.
 func TestPhases(t *testing.T) {
 	l, err := newLayout(64*mib, 512)
 	if err != nil {
@@ -231,8 +231,8 @@ func TestPhases(t *testing.T) {
 	}
 }
 
-// TestRandomLife plans thousands of changes against an oracle that marks bytes, and
-// has every table encoded and read back.
+// TestRandomLife compares thousands of random plans with an oracle that marks bytes, and asserts that every table reads
+// back the same.
 func TestRandomLife(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for _, l := range layouts(t) {
@@ -302,7 +302,7 @@ func TestRandomLife(t *testing.T) {
 	}
 }
 
-// TestUnexpected plans what the kernel has to forget, without a kernel.
+// TestUnexpected asserts which partitions the kernel must remove, without a kernel.
 func TestUnexpected(t *testing.T) {
 	l, err := newLayout(64*mib, 512)
 	if err != nil {

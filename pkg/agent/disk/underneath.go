@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What lies on one of our own volumes is never a disk: its bytes are a tenant's, who could
-// write a table of ours there. That holds for a volume's device and for all that is made of it.
+// A device on one of our own volumes is never a disk. Its bytes are a tenant's, who could write a table of ours. That
+// applies to a volume's device and to every device on top of it.
 
-// noDisk says why a device is no disk, by sysfs and the loop device's settings alone.
+// noDisk says why a device is no disk, from sysfs and the loop device's settings alone.
 func (d *blockDevice) noDisk(i Inspector) (string, error) {
 	if _, err := os.Stat(filepath.Join(d.sys, "partition")); err == nil {
 		return "the device is a partition, not a disk", nil
@@ -51,17 +51,17 @@ func (d *blockDevice) noLoop(i Inspector) (string, error) {
 	return "", nil
 }
 
-// isKubelets reports whether the kubelet made the loop device with that backing file. It does so
-// for every raw block volume, below its own folder.
+// isKubelets reports whether the kubelet made the loop device with that backing file. It makes one for every raw block
+// volume, below its own folder.
 func isKubelets(file, kubeletDir string) bool {
 	return strings.HasPrefix(file, filepath.Clean(kubeletDir)+"/") || strings.Contains(file, "/volumeDevices/")
 }
 
-// deepest bounds how many devices may lie on each other. The kernel allows no circles.
+// deepest bounds how many devices may lie on each other. The kernel allows no cycles.
 const deepest = 16
 
-// volumeBelow returns the GUID of a volume of ours that a device shows or lies on, by the
-// device's folder in sysfs; nothing if there is none.
+// volumeBelow returns the GUID of a volume of ours that a device shows or lies on. The device is given by its folder in
+// sysfs. The GUID is empty if there is no such volume.
 func volumeBelow(sys string, depth int) (string, error) {
 	if depth == 0 {
 		return "", fmt.Errorf("%s lies on more than %d devices on top of each other", filepath.Base(sys), deepest)
@@ -84,7 +84,7 @@ func volumeBelow(sys string, depth int) (string, error) {
 		if guid, marked := markOf(info); marked {
 			return guid, nil
 		}
-		// A file that lies on a volume's file system counts as well.
+		// This includes a file on a volume's file system.
 		for _, number := range []uint64{info.Rdevice, info.Device} {
 			if folder, err := filepath.EvalSymlinks(sysfsOf(number)); number != 0 && err == nil {
 				below = append(below, folder)
@@ -103,7 +103,7 @@ func sysfsOf(device uint64) string {
 	return fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(device), unix.Minor(device))
 }
 
-// foldersBelow are the devices that a device is made of, as sysfs has them.
+// foldersBelow are the sysfs folders of the devices that a device is made of.
 func foldersBelow(sys string) (folders []string, err error) {
 	entries, err := os.ReadDir(filepath.Join(sys, "slaves"))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
@@ -125,7 +125,7 @@ func foldersBelow(sys string) (folders []string, err error) {
 	return folders, nil
 }
 
-// loopStatus asks a loop device what it shows; nil if the device is none, or is not bound.
+// loopStatus reads what a loop device shows. It is nil if the device is none, or is not bound.
 func loopStatus(sys string) (*unix.LoopInfo64, error) {
 	// An unbound loop device has no such folder.
 	if _, err := os.Stat(filepath.Join(sys, "loop")); err != nil {
@@ -146,8 +146,8 @@ func loopStatus(sys string) (*unix.LoopInfo64, error) {
 	return info, nil
 }
 
-// partitionVolume returns the GUID of the volume of ours that a partition is; nothing if it is
-// no partition, or not on a disk of ours.
+// partitionVolume returns the GUID of the volume of ours that a partition is. It is empty if it is no partition, or not
+// on a disk of ours.
 func partitionVolume(sys string) (string, error) {
 	p, err := readPartition(sys)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {

@@ -23,8 +23,8 @@ func noDisk(t *testing.T, i Inspector, path, reason string) {
 	}
 }
 
-// TestOnOurVolume asserts that nothing which lies on a volume of ours is a disk, though it is blank
-// and no process uses it, or has a table of ours that a tenant has written.
+// TestOnOurVolume asserts that nothing on a volume of ours is a disk. That is so if it is blank and not in use, and if
+// it has a table of ours that a tenant has written.
 func TestOnOurVolume(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4")
 	l := initialized(t, 256*mib, 512)
@@ -42,7 +42,7 @@ func TestOnOurVolume(t *testing.T) {
 	noDisk(t, Inspector{}, raw.Device, "partition")
 	above := testenv.Loop(t, raw.Device, "512")
 	noDisk(t, Inspector{}, above, a)
-	// A loop device over a loop device over it.
+	// A loop device over a loop device over the volume.
 	noDisk(t, Inspector{}, testenv.Loop(t, above, "512"), a)
 	// A file on the volume's file system.
 	mnt := mount(t, formatted, "ext4")
@@ -61,15 +61,15 @@ func TestOnOurVolume(t *testing.T) {
 	noDisk(t, Inspector{}, above, a)
 }
 
-// TestLoopOverDevice asserts that a loop device over a block device is no disk: the other is.
+// TestLoopOverDevice asserts that a loop device over a block device is no disk, but the block device is.
 func TestLoopOverDevice(t *testing.T) {
 	l := newLoop(t, 64*mib, 512)
 	noDisk(t, Inspector{}, testenv.Loop(t, l.path, "512"), "select that one")
 	l.refused(t, Inspector{}, Busy, "lies on the device")
 }
 
-// TestLoopOfTheKubelet asserts that the loop device is no disk which the kubelet puts over a raw
-// block volume, wherever its folder is.
+// TestLoopOfTheKubelet asserts that a loop device that the kubelet puts over a raw block volume is no disk, for any
+// folder of the kubelet.
 func TestLoopOfTheKubelet(t *testing.T) {
 	l := newLoop(t, 64*mib, 512)
 	kubelet := t.TempDir()
@@ -86,8 +86,7 @@ func TestLoopOfTheKubelet(t *testing.T) {
 	noDisk(t, Inspector{KubeletDir: kubelet}, testenv.Loop(t, image, "512"), "the kubelet's")
 }
 
-// TestVolumeBelow asserts that a volume is found through devices that lie on each other, and that
-// a circle ends.
+// TestVolumeBelow asserts that a volume is found through devices that lie on each other, and that a cycle ends.
 func TestVolumeBelow(t *testing.T) {
 	dir := t.TempDir()
 	link := func(from, to string) {

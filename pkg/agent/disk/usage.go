@@ -12,8 +12,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/holders"
 )
 
-// claims says which block devices of the kernel are made of this one. Volumes of ours that the
-// device mapper shows do not count: they lie on a disk of ours.
+// claims returns which block devices are made of this one. Volumes of ours that the device mapper shows do not count:
+// they are on a disk of ours.
 func (d *blockDevice) claims() (reasons []string, err error) {
 	dir := filepath.Join(d.sys, "holders")
 	above, err := os.ReadDir(dir)
@@ -43,7 +43,7 @@ func (d *blockDevice) claims() (reasons []string, err error) {
 	return reasons, nil
 }
 
-// usedBy says who uses the device, and what could not be looked at.
+// usedBy returns what uses the device, and what could not be looked at.
 func (d *blockDevice) usedBy(ctx context.Context, i Inspector) (reasons, unseen []string, err error) {
 	parts, err := d.partitions()
 	if err != nil {
@@ -88,7 +88,7 @@ func (d *blockDevice) usedBy(ctx context.Context, i Inspector) (reasons, unseen 
 // passing is how long a program keeps a device open that only looks at it, or has just made it.
 const passing = 300 * time.Millisecond
 
-// isPassing reports whether programs that have the device open are all that holds it.
+// isPassing reports whether the device is held only by programs that have it open.
 func isPassing(held []holders.Holder) bool {
 	return len(held) > 0 && !slices.ContainsFunc(held, func(h holders.Holder) bool { return h.Kind != holders.Open })
 }
@@ -98,8 +98,8 @@ func busy(held []holders.Holder) []holders.Holder {
 	return slices.DeleteFunc(held, func(h holders.Holder) bool { return busyBy(h) == "" })
 }
 
-// busyBy says why a holder keeps the device from being a disk; nothing if it does not. Who only
-// reads, such as udev or a monitor, is in no way harmed.
+// busyBy says why a holder keeps the device from being a disk. It is empty if it does not: a program that only reads,
+// such as udev or a monitor, is not disturbed.
 func busyBy(h holders.Holder) string {
 	switch h.Kind {
 	case holders.Open:
@@ -122,9 +122,9 @@ func busyBy(h holders.Holder) string {
 	return "the device is in use: " + h.String()
 }
 
-// otherPath returns the name of another device below sys, which is /sys/block, that says of
-// itself to be the same disk. Multipath may take it at any time, and what is held exclusively
-// by one path is not by the other. Devices that say nothing of themselves have no other path.
+// otherPath returns the name of another device below sys, which is /sys/block, with the same identity. Multipath may
+// take it at any time, and an exclusive open of one path does not exclude the other. Devices without an identity have
+// no other path.
 func otherPath(sys, name string) string {
 	identity := func(device string) string {
 		for _, file := range []string{"wwid", "device/wwid"} {
@@ -143,7 +143,7 @@ func otherPath(sys, name string) string {
 		return ""
 	}
 	for _, other := range devices {
-		// Paths that the kernel itself joins are hidden.
+		// Paths that the kernel itself combines are hidden.
 		hidden, err := readNumber(filepath.Join(sys, other.Name(), "hidden"))
 		if other.Name() != name && (err != nil || hidden == 0) && identity(other.Name()) == own {
 			return other.Name()

@@ -17,7 +17,7 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// refused asserts that a blank device is refused for a reason, and not one byte of it changes.
+// refused asserts that a blank device is refused for a reason, and that no byte of it changes.
 func (l *loop) refused(t *testing.T, i Inspector, state State, reason string) {
 	t.Helper()
 	before := l.hash(t)
@@ -68,8 +68,8 @@ func bind(t *testing.T, device, path string) (unmount func()) {
 	return unmount
 }
 
-// TestRawBlockVolumeIsBusy asserts that a blank device is refused that another driver has handed
-// to a pod as a raw block volume, in each of the ways in which that can be seen.
+// TestRawBlockVolumeIsBusy asserts that a blank device is refused if another driver has published it as a raw block
+// volume. It checks each way in which that is visible.
 func TestRawBlockVolumeIsBusy(t *testing.T) {
 	testenv.NeedProgram(t, "unshare")
 	l := newLoop(t, 64*mib, 512)
@@ -117,7 +117,7 @@ func TestRawBlockVolumeIsBusy(t *testing.T) {
 	l.blank(t, i)
 }
 
-// TestAllReasons asserts that every reason is reported and not the first alone.
+// TestAllReasons asserts that every reason is reported and not only the first.
 func TestAllReasons(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4", "blockdev")
 	l := newLoop(t, 64*mib, 512)
@@ -145,7 +145,7 @@ func TestAllReasons(t *testing.T) {
 	}
 }
 
-// TestSeen asserts that Inspect uses what was seen before, and Initialize does not.
+// TestSeen asserts that Inspect uses the given System, and that Initialize does not.
 func TestSeen(t *testing.T) {
 	l := newLoop(t, 64*mib, 512)
 	i := Inspector{}
@@ -160,7 +160,7 @@ func TestSeen(t *testing.T) {
 	}
 }
 
-// fakeSys is a device with a folder of the test's own in place of that of sysfs.
+// fakeSys is a device with a folder of the test in place of the one in sysfs.
 func fakeSys(t *testing.T, path string, files map[string]string) *blockDevice {
 	t.Helper()
 	d, err := openDevice(path, os.O_RDONLY)
@@ -180,8 +180,8 @@ func fakeSys(t *testing.T, path string, files map[string]string) *blockDevice {
 	return d
 }
 
-// TestClaims asserts that a device which another block device is made of is busy, also if it has
-// a table of ours, and that the reason says what to select.
+// TestClaims asserts that a device of which another block device is made is busy, even if it has a table of ours. The
+// reason says what to select.
 func TestClaims(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	for _, test := range []struct {
@@ -206,8 +206,7 @@ func TestClaims(t *testing.T) {
 	}
 }
 
-// TestUnable asserts that a blank device is refused that could not serve: decided before anything
-// is written to it.
+// TestUnable asserts that a blank device that could not serve is refused before anything is written to it.
 func TestUnable(t *testing.T) {
 	l := newLoop(t, 64*mib, 512)
 	check := func(name string, files map[string]string, reason string) {
@@ -223,7 +222,7 @@ func TestUnable(t *testing.T) {
 	}
 	check("zoned", map[string]string{"queue/zoned": "host-managed\n", "ext_range": "256\n"}, "zoned")
 	check("not zoned", map[string]string{"queue/zoned": "none\n", "ext_range": "256\n"}, "")
-	// Without the device mapper, nothing can show a part of these.
+	// Without the device mapper, nothing can show a part of these devices.
 	missing := ""
 	if !hasMapper(t) {
 		missing = "device mapper that would replace them is missing"
@@ -232,7 +231,7 @@ func TestUnable(t *testing.T) {
 	check("no partitions", map[string]string{"ext_range": "1\n"}, missing)
 }
 
-// hasMapper reports whether the kernel has the device mapper: its device node alone does not say so.
+// hasMapper reports whether the kernel has the device mapper. The device node alone does not prove it.
 func hasMapper(t *testing.T) bool {
 	t.Helper()
 	m, err := openMapper()
@@ -246,9 +245,8 @@ func hasMapper(t *testing.T) bool {
 	return true
 }
 
-// TestDeviceWithoutPartitions asserts, on a real device of that kind, that it serves by the device mapper.
-// Where the kernel has none, it is refused before anything is written, and a table which is there already
-// does not serve.
+// TestDeviceWithoutPartitions asserts that a real device without partitions serves by the device mapper. Where the
+// kernel has none, the device is refused before anything is written, and an existing table does not serve.
 func TestDeviceWithoutPartitions(t *testing.T) {
 	testenv.NeedRoot(t)
 	number, err := os.ReadFile("/sys/class/zram-control/hot_add")

@@ -13,8 +13,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// verifyTable asks the common partition tools what they think of a disk. Their exit
-// codes say little: a table is good if the good text is there and no bad line is.
+// verifyTable runs the common partition tools on a disk. Their exit codes say little: a table is good if the good text
+// is there and no bad line is.
 func verifyTable(t testing.TB, path string) {
 	t.Helper()
 	testenv.NeedProgram(t, "sgdisk", "sfdisk", "parted")
@@ -34,8 +34,8 @@ func verifyTable(t testing.TB, path string) {
 	}
 }
 
-// TestRecoveredByTools shows a sample of the disks that recovered from a power cut to the
-// common partition tools.
+// TestRecoveredByTools asserts that the common partition tools accept a sample of the disks that recovered from a power
+// cut.
 func TestRecoveredByTools(t *testing.T) {
 	const samples = 20
 	for _, l := range crashLayouts(t) {

@@ -6,10 +6,9 @@ import (
 	"fmt"
 )
 
-// MarkFormatted records that the volume holds a file system, so that it is not
-// formatted again. It must return before the volume is reported as ready; the
-// volume may be mounted at the same time, as nothing but its phase changes.
-// Errors: ErrNotFound, ErrInUse (the volume is being wiped), ErrOutOfService.
+// MarkFormatted records that the volume has a file system, so that it is not formatted again. It must return before the
+// volume is reported as ready. The volume may be mounted at the same time, because only its phase changes. Errors:
+// ErrNotFound, ErrInUse (the volume is being wiped), ErrOutOfService.
 func (d *Disk) MarkFormatted(ctx context.Context, partition string) error {
 	err := d.run(ctx, func(ctx context.Context) error { return d.setPhase(ctx, partition, Formatted) })
 	if err != nil {
@@ -18,14 +17,14 @@ func (d *Disk) MarkFormatted(ctx context.Context, partition string) error {
 	return nil
 }
 
-// Format runs mkfs, which makes the file system of a Reserved volume. Meanwhile it prepares
-// what MarkFormatted will write, so that less is left to do then. The volume remains
-// Reserved, and is that still if the agent ends before MarkFormatted. Errors: mkfs's own.
+// Format runs mkfs, which makes the file system of a Reserved volume. Meanwhile it prepares what MarkFormatted will
+// write, so that less is left to do then. The volume stays Reserved, also if the agent ends before MarkFormatted.
+// Errors: those of mkfs.
 func (d *Disk) Format(ctx context.Context, partition string, mkfs func(ctx context.Context) error) error {
 	prepared := make(chan struct{})
 	go func() {
 		defer close(prepared)
-		// No matter whether it succeeds: MarkFormatted finds the same trouble, or none.
+		// The result does not matter: MarkFormatted meets the same error, or none.
 		_ = d.run(ctx, func(ctx context.Context) error { return d.expectFormatted(ctx, partition) })
 	}()
 	err := mkfs(ctx)
@@ -37,7 +36,7 @@ func (d *Disk) Format(ctx context.Context, partition string, mkfs func(ctx conte
 	return nil
 }
 
-// expectFormatted prepares that a volume becomes Formatted.
+// expectFormatted prepares the volume's phase Formatted.
 func (d *Disk) expectFormatted(ctx context.Context, partition string) error {
 	e, err := d.store.table.volume(partition)
 	if err != nil || phaseOf[e.kind] != Reserved {
@@ -73,7 +72,7 @@ func (d *Disk) setPhase(ctx context.Context, partition string, to Phase) error {
 	return nil
 }
 
-// attach makes the volume's device known, unless it is.
+// attach makes the volume's device known, unless it is known.
 func (d *Disk) attach(ctx context.Context, e entry) error {
 	if d.devices[e.guid] != "" {
 		return nil
@@ -81,7 +80,7 @@ func (d *Disk) attach(ctx context.Context, e entry) error {
 	return d.reattach(ctx, e)
 }
 
-// reattach brings the volume's device in line with the entry.
+// reattach makes the volume's device match the entry.
 func (d *Disk) reattach(ctx context.Context, e entry) error {
 	node, err := d.attacherOf(e).attach(ctx, e)
 	if isGone(err) {
@@ -94,9 +93,8 @@ func (d *Disk) reattach(ctx context.Context, e entry) error {
 	return nil
 }
 
-// Check reads the table from the disk and compares it with what it should be. Call it
-// when there is reason to believe that the device went away; if it did, the disk is
-// out of service from then on.
+// Check reads the table from the disk and compares it with the one in memory. Call it when the device may be gone. If
+// it is, the disk is out of service from then on.
 func (d *Disk) Check(ctx context.Context) error {
 	return d.run(ctx, func(ctx context.Context) error { return d.recheck(ctx) })
 }

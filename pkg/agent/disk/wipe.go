@@ -17,28 +17,26 @@ import (
 type WipePolicy string
 
 const (
-	// WipeZero means that every byte reads as zero: the fastest way that the device has is
-	// taken, and samples and both ends are read back. The default.
+	// WipeZero means that every byte reads as zero. The fastest way of the device is used, and samples and both ends
+	// are read back. It is the default.
 	WipeZero WipePolicy = "Zero"
-	// WipeOverwrite means that zeros were written to every byte, and all of them read back:
-	// for devices whose other ways to zero only change what is read.
+	// WipeOverwrite means that zeros were written to every byte, and all of them read back. It is for devices whose
+	// other ways to zero only change what is read.
 	WipeOverwrite WipePolicy = "Overwrite"
-	// WipeSecureDiscard means that the device was asked to erase every byte and all copies that
-	// it has of it; what it does not read as zeros then is zeroed. A device that cannot do
-	// that gets WipeOverwrite.
+	// WipeSecureDiscard means that the device was requested to erase every byte and all its copies. Bytes that do not
+	// read as zero afterwards are zeroed. A device that cannot do that gets WipeOverwrite.
 	WipeSecureDiscard WipePolicy = "SecureDiscard"
-	// WipeNone means that nothing happens to the bytes. UNSAFE: the next volume there can hold
-	// what this one held, and a process that opens its device can read it.
+	// WipeNone means that nothing happens to the bytes. UNSAFE: the next volume there can contain the bytes of this
+	// one, and a process that opens its device can read them.
 	WipeNone WipePolicy = "None"
 )
 
-// WipeSettings say how a volume is to be wiped. They are kept beside it on the disk: its class may
-// be gone when it is wiped.
+// WipeSettings say how a volume is wiped. They are kept beside it on the disk: its class may be deleted when it is
+// wiped.
 type WipeSettings struct {
 	// Policy to satisfy; empty if none was given.
 	Policy WipePolicy
-	// Rate is how many bytes a second may be zeroed and read back, of all zeroing of the disk
-	// together; 0 means no limit.
+	// Rate is how many bytes a second all zeroing of the disk together may zero and read back. 0 means no limit.
 	Rate int64
 }
 
@@ -59,12 +57,12 @@ type WipeOptions struct {
 	// Policy to satisfy. If it is empty, policy and rate are those kept with the volume, or
 	// WipeZero without limit.
 	Policy WipePolicy
-	// Rate is how many bytes a second may be zeroed and read back, by whatever method, of all
-	// zeroing of the disk together; 0 means no limit.
+	// Rate is how many bytes a second all zeroing of the disk together may zero and read back, by any method. 0 means
+	// no limit.
 	Rate int64
-	// Progress, if set, is called now and then from the goroutine that wipes, with the number
-	// of bytes done, and must not block. Of a way that goes over the extent twice each counts
-	// half; when a method turns out not to work the number falls back to 0.
+	// Progress, if set, is called from time to time with the number of bytes done, from the goroutine that wipes. It
+	// must not block. If a policy goes over the extent twice, each pass counts half. When a method does not work the
+	// number returns to 0.
 	Progress func(done int64)
 }
 
@@ -77,8 +75,7 @@ type Wiped struct {
 	Policy WipePolicy
 	// Method that satisfied it: PUNCH_HOLE, BLKZEROOUT, overwrite, BLKSECDISCARD or none.
 	Method string
-	// Verified means that the result was read back from the medium: all of it, but under
-	// WipeZero samples and both ends.
+	// Verified means that the result was read back from the medium. Under WipeZero only samples and both ends were.
 	Verified bool
 	// Began is when the last try began, and Took how long it took.
 	Began time.Time
@@ -87,16 +84,16 @@ type Wiped struct {
 
 // Wipe ends a volume, in this order:
 //
-//  1. The kernel forgets the volume's device. It refuses while a process has the device open:
+//  1. The kernel removes the volume's device. It refuses while a process has the device open: then the error is
 //     ErrInUse, and nothing was changed. So no process can write to the volume from here on.
 //  2. The volume is in phase Wiping, with its policy.
-//  3. The policy is satisfied for every byte, through the disk's own descriptor, and proven.
+//  3. The policy is satisfied for every byte, through the disk's own descriptor, and that is verified.
 //  4. The entry is dropped, and the extent is free.
 //
-// Cut short by ctx or a crash, it leaves the volume in phase Wiping, and is to be called again. It
-// goes on where it was if the policy is the same, and starts from the volume's beginning if not, or
-// if a method failed. Only its caller waits; other volumes go on. Errors: ErrNotFound (it is done),
-// ErrInUse, ErrOutOfService. With an error the record holds what is known.
+// If ctx or a crash cuts it short, the volume stays in phase Wiping, and Wipe must be called again. It continues where
+// it was if the policy is the same. It starts from the volume's beginning if not, or if a method failed. Only its
+// caller waits. Other volumes go on. Errors: ErrNotFound (it is done), ErrInUse, ErrOutOfService. With an error the
+// record holds what is known.
 func (d *Disk) Wipe(ctx context.Context, partition string, o WipeOptions) (Wiped, error) {
 	w := Wiped{Partition: partition, Policy: o.Policy, Began: time.Now()}
 	if err := (WipeSettings{o.Policy, o.Rate}).validate(); err != nil {
@@ -122,7 +119,7 @@ func (d *Disk) wipe(ctx context.Context, w *Wiped, o WipeOptions) error {
 	if err != nil {
 		return err
 	}
-	// Not before: a volume that is held is tried again and again.
+	// Logged only here: a volume that is held is tried again and again.
 	if w.Policy != WipeNone {
 		klog.FromContext(ctx).V(2).Info("Volume is being wiped", "partition", w.Partition, "name", w.Name, "device", d.device.path, "disk", d.store.table.id,
 			"extent", w.Extent, "policy", w.Policy, "rate", work.limit.rate, "done", work.at.zeroed)
@@ -135,7 +132,7 @@ func (d *Disk) wipe(ctx context.Context, w *Wiped, o WipeOptions) error {
 	}
 	if err = errors.Join(err, work.device.Close()); err != nil {
 		if isGone(err) {
-			// The volume's own bytes, or the whole disk? The table tells.
+			// The error may be of the volume's own bytes, or of the whole disk. The table shows which.
 			err = errors.Join(err, d.Check(ctx))
 		}
 		return err
@@ -143,8 +140,8 @@ func (d *Disk) wipe(ctx context.Context, w *Wiped, o WipeOptions) error {
 	return d.run(ctx, func(ctx context.Context) error { return d.remove(ctx, e, w.Policy != WipeNone) })
 }
 
-// beginWipe takes the volume's device away and brings it into phase Wiping. A program that only
-// looks at the device (udev, a person's blkid) is waited for, without the disk's other volumes.
+// beginWipe removes the volume's device and brings the volume into phase Wiping. It waits for a program that only looks
+// at the device (udev, blkid). The disk's other volumes do not wait.
 func (d *Disk) beginWipe(ctx context.Context, w *Wiped, o WipeOptions) (e entry, begun *work, err error) {
 	var inUse error
 	err = await(ctx, busyPatience, func() (bool, error) {
@@ -173,8 +170,8 @@ func (d *Disk) beginWipe(ctx context.Context, w *Wiped, o WipeOptions) (e entry,
 	return e, begun, err
 }
 
-// detachFirst makes the kernel forget the volume's device, if it has it. ErrInUse: it is open, and
-// what a wipe has zeroed counts no more, as it may have been written to.
+// detachFirst removes the volume's device from the kernel, if it has it. ErrInUse means that it is open. Then the
+// progress of a wipe does not count any more, because the volume may have been written to.
 func (d *Disk) detachFirst(ctx context.Context, e entry) error {
 	err := d.attacherOf(e).detach(ctx, e, 0)
 	switch {
@@ -191,7 +188,7 @@ func (d *Disk) detachFirst(ctx context.Context, e entry) error {
 	return err
 }
 
-// heldExclusively tells a user who stays, such as a mount, from one who may only be looking.
+// heldExclusively distinguishes a lasting user, such as a mount, from a program that may only be looking.
 func (d *Disk) heldExclusively(e entry) bool {
 	device, err := openDevice(d.devices[e.guid], os.O_RDONLY|unix.O_EXCL)
 	if err != nil {
@@ -200,8 +197,8 @@ func (d *Disk) heldExclusively(e entry) bool {
 	return device.Close() != nil
 }
 
-// markWiping brings a volume that the kernel does not show into phase Wiping, unless it is, and
-// keeps under which policy. What an earlier wipe has done counts if that was under the same policy.
+// markWiping brings a volume that the kernel does not show into phase Wiping, unless it is, and keeps the policy. The
+// progress of an earlier wipe counts if it was under the same policy.
 func (d *Disk) markWiping(ctx context.Context, e entry, w *Wiped, o WipeOptions) (*work, error) {
 	kept := d.slots[e.guid]
 	now := slot{note: kept.note, wipe: WipeSettings{o.Policy, o.Rate}}
@@ -226,7 +223,7 @@ func (d *Disk) markWiping(ctx context.Context, e entry, w *Wiped, o WipeOptions)
 			err = d.store.dev.Sync()
 			d.publish()
 		} else {
-			// Its barriers are those of the slot, which is on the medium before the phase.
+			// Its barriers also flush the slot, which is on the medium before the phase.
 			err = d.setPhase(ctx, e.guid, Wiping)
 		}
 	}
@@ -248,14 +245,14 @@ func (d *Disk) markWiping(ctx context.Context, e entry, w *Wiped, o WipeOptions)
 			return d.keep(e, s)
 		})
 	}}
-	// As it is on the disk: what could not be kept does not count.
+	// Read from the disk's slots: what could not be kept does not count.
 	if s := d.slots[e.guid]; s.wipe.Policy == now.wipe.Policy && s.progress.fits(e.extent.Len()) {
 		begun.at, begun.keeper.on = s.progress, s.progress
 	}
 	return begun, nil
 }
 
-// keepOrLose is keep at the beginning of a wipe, which goes on without what cannot be kept.
+// keepOrLose is keep at the beginning of a wipe. The wipe goes on even if the slot cannot be written.
 func (d *Disk) keepOrLose(ctx context.Context, e entry, s slot) {
 	err := d.keep(e, s)
 	if err == nil {
@@ -267,7 +264,7 @@ func (d *Disk) keepOrLose(ctx context.Context, e entry, s slot) {
 	d.slots[e.guid] = s
 }
 
-// reattachUnlessWiping gives a volume that is not to be wiped after all its device back.
+// reattachUnlessWiping gives the device back to a volume whose wipe has not begun.
 func (d *Disk) reattachUnlessWiping(ctx context.Context, partition string) error {
 	e, err := d.store.table.volume(partition)
 	if err != nil || phaseOf[e.kind] == Wiping {
@@ -278,9 +275,9 @@ func (d *Disk) reattachUnlessWiping(ctx context.Context, partition string) error
 	return err
 }
 
-// remove frees the extent of a volume that has been wiped. Should a tool have made the kernel
-// show the volume again meanwhile, it is detached once more: a partition without entry would have
-// no owner. Of an extent that was not zeroed nothing is known: who gets it must clear it.
+// remove frees the extent of a volume that has been wiped. If a tool made the kernel show the volume again meanwhile,
+// it is detached again: a partition without entry would have no owner. An extent that was not zeroed may hold anything.
+// Its next user must clear it.
 func (d *Disk) remove(ctx context.Context, e entry, zeroed bool) error {
 	next, err := d.store.table.without(e.guid)
 	if err != nil {
@@ -300,8 +297,7 @@ func (d *Disk) remove(ctx context.Context, e entry, zeroed bool) error {
 	return nil
 }
 
-// wipeWay satisfies a policy for an extent. It says by which method, and whether what came of it
-// was read back.
+// wipeWay satisfies a policy for an extent. It returns the method, and whether the result was read back.
 type wipeWay func(ctx context.Context, w *work) (method string, verified bool, err error)
 
 func wayOf(p WipePolicy) (wipeWay, error) {
@@ -323,7 +319,7 @@ func wipeByZeroing(ctx context.Context, w *work) (string, bool, error) {
 	return name, err == nil, err
 }
 
-// wipeByOverwriting has one method only: if that fails there is no other that would do.
+// wipeByOverwriting has one method only: if that fails no other one satisfies the policy.
 func wipeByOverwriting(ctx context.Context, w *work) (string, bool, error) {
 	w.readsAll = true
 	m := w.config.overwrite
@@ -340,8 +336,8 @@ func wipeByOverwriting(ctx context.Context, w *work) (string, bool, error) {
 	return m.name, true, nil
 }
 
-// wipeByDiscarding goes on with overwriting where the device has no secure discard. What it
-// reads after one is its own affair, so all of it is read.
+// wipeByDiscarding overwrites where the device has no secure discard. Reads after a discard may return anything, so all
+// of the extent is read.
 func wipeByDiscarding(ctx context.Context, w *work) (string, bool, error) {
 	w.readsAll = true
 	log := klog.FromContext(ctx)

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestWipeSettings asserts that the policy and the rate of a volume stay with it, hold for a wipe that
-// is given none, and that those of a wipe under way stay with it as well.
+// TestWipeSettings asserts that the policy and the rate of a volume stay with it, and apply to a wipe without settings.
+// Those of a wipe in progress stay with it as well.
 func TestWipeSettings(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
@@ -82,8 +82,8 @@ func TestWipeSettings(t *testing.T) {
 	}
 }
 
-// TestRateOfEveryMethod asserts that with a rate no method takes more than a moment's worth in one
-// step, and that the rate kept with a volume holds for what is zeroed for it.
+// TestRateOfEveryMethod asserts that with a rate no method does more than a quarter of a second's worth in one step.
+// The rate kept with a volume applies to what is zeroed for it.
 func TestRateOfEveryMethod(t *testing.T) {
 	const rate = 400 * mib // steps of at most 100 MiB
 	var steps []int64

@@ -17,7 +17,7 @@ import (
 // zeroBy replaces the ways to zero.
 func (l *loop) zeroBy(methods ...method) { l.wiping.zero = methods }
 
-// wipe wipes a volume as it is done unless the caller asks for another way.
+// wipe wipes a volume with the default options.
 func wipe(ctx context.Context, d *Disk, partition string) error {
 	_, err := d.Wipe(ctx, partition, WipeOptions{})
 	return err
@@ -56,7 +56,7 @@ func canaries(t *testing.T, l *loop) int {
 	return bytes.Count(raw, []byte("canary"))
 }
 
-// TestMethods: every method alone leaves nothing of a volume, and nothing of another is lost.
+// TestMethods asserts that every method leaves nothing of a volume, and changes nothing of another.
 func TestMethods(t *testing.T) {
 	for _, r := range defaultWipeConfig().zero {
 		t.Run(r.name, func(t *testing.T) {
@@ -95,7 +95,7 @@ func TestMethods(t *testing.T) {
 	}
 }
 
-// TestMethodsInOrder: a method that fails, or lies, is followed by the next.
+// TestMethodsInOrder asserts that the next method follows one that fails, or that reports zeros which are none.
 func TestMethodsInOrder(t *testing.T) {
 	unsupported := method{"unsupported", mib, func(*blockDevice, int64, int64) error { return unix.EOPNOTSUPP }}
 	lies := method{"lies", mib, func(*blockDevice, int64, int64) error { return nil }}
@@ -123,7 +123,7 @@ func TestMethodsInOrder(t *testing.T) {
 		t.Errorf("MarkFormatted of a volume that is being wiped: %v", err)
 	}
 
-	// Cut short in the middle, by its caller.
+	// Cut short in the middle, by the caller.
 	stopped, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l.zeroBy(method{"cut", mib, func(d *blockDevice, off, n int64) error {
@@ -138,7 +138,7 @@ func TestMethodsInOrder(t *testing.T) {
 	if n := canaries(t, l); n == 0 || int64(n) == 10*mib/8 {
 		t.Fatalf("a cancelled wipe left %d canaries", n)
 	}
-	// And by a restart.
+	// And cut short by a restart.
 	d.Close()
 	d = l.open(t)
 	l.zeroBy(append([]method{unsupported, lies}, defaultWipeConfig().zero...)...)
@@ -175,7 +175,7 @@ func TestWipeInUse(t *testing.T) {
 		t.Error("the disk was written to")
 	}
 	holder.Close()
-	// A program that only looks, and stays.
+	// A program that only looks, and keeps it open.
 	looker, err := os.Open(v.Device)
 	if err != nil {
 		t.Fatal(err)
@@ -195,8 +195,8 @@ func TestWipeInUse(t *testing.T) {
 	}
 }
 
-// TestWipeIsSaidOnce asserts that the log says that a volume is being wiped when its bytes are
-// zeroed, and not each time when it is held.
+// TestWipeIsSaidOnce asserts that a wipe is logged when its bytes are zeroed, and not each time when the volume is
+// held.
 func TestWipeIsSaidOnce(t *testing.T) {
 	d := initialized(t, 32*mib, 512).open(t)
 	v, err := d.Create(quiet(t), CreateOptions{Partition: a, Extent: at(3, 4), Ephemeral: true})

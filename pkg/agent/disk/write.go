@@ -2,13 +2,13 @@ package disk
 
 import "bytes"
 
-// write is a run of sectors as it is to lie on the disk.
+// write is a run of sectors with the bytes that the disk will have.
 type write struct {
 	off  int64
 	data []byte
 }
 
-// copies are the two copies of a table, each as it is to lie on the disk.
+// copies are the two copies of a table, with the bytes that the disk will have.
 type copies struct {
 	backup, primary write
 }
@@ -20,14 +20,13 @@ func render(l layout, c copyOfTable) copies {
 	}
 }
 
-// batch is what is written up to a barrier: a run of sectors, of which the disk has all
-// but the changed ones already.
+// batch is what is written up to a barrier: a run of sectors. The disk has all but the changed ones already.
 type batch struct {
 	all     write
 	changed []write
 }
 
-// whole is a batch that relies on nothing on the disk.
+// whole is a batch that does not rely on the content of the disk.
 func whole(w write) batch { return batch{w, []write{w}} }
 
 // change is the batch that leads from what is on the disk to other bytes at the same place.

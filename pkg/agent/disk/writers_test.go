@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestWriterDuringWipe asserts that a volume that a process has open for writing is not wiped at
-// all, however often that is tried, and is wiped once and clean when it is closed.
+// TestWriterDuringWipe asserts that a volume that a process has open for writing is not wiped, in any number of tries.
+// It is wiped once and clean when it is closed.
 func TestWriterDuringWipe(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
@@ -69,8 +69,7 @@ func TestWriterDuringWipe(t *testing.T) {
 	})
 }
 
-// TestLeakedLoopDevice asserts that a loop device left over a volume costs each try
-// an ErrInUse and no write.
+// TestLeakedLoopDevice asserts that with a loop device left over a volume each try returns ErrInUse and writes nothing.
 func TestLeakedLoopDevice(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)

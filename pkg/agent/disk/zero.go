@@ -18,7 +18,7 @@ import (
 // method is one way to zero a run of bytes of a device, or to have the device erase it.
 type method struct {
 	name string
-	step int64 // bytes at a time at most; ctx is looked at in between
+	step int64 // bytes at a time, at most; ctx is checked in between
 	do   func(d *blockDevice, off, n int64) error
 }
 
@@ -29,14 +29,14 @@ const (
 	methodSecureDiscard = "BLKSECDISCARD"
 )
 
-// wipeConfig is how a disk zeroes and erases.
+// wipeConfig has the ways in which a disk zeroes and erases.
 type wipeConfig struct {
-	// zero lists the ways to zero, the fastest first. BLKDISCARD is not among them: it promises
-	// nothing about what is read afterwards.
+	// zero lists the ways to zero, the fastest first. BLKDISCARD is not among them: it promises nothing about later
+	// reads.
 	zero []method
 	// overwrite is the only way of the policy Overwrite.
 	overwrite method
-	// secureDiscard erases what the device has of it, and does not say what is read afterwards.
+	// secureDiscard erases the device's copies of the bytes. It does not define what is read afterwards.
 	secureDiscard method
 	// keepEvery is how often a wipe keeps its progress. Each time costs a flush and the write of a sector.
 	keepEvery interval
@@ -48,7 +48,7 @@ func defaultWipeConfig() *wipeConfig {
 		zero: []method{
 			// Zeroes and unmaps, or fails: it does not fall back to writing.
 			{methodPunch, 1 << 30, punchHole},
-			// The device's own command, or the kernel's writing of zeros.
+			// The device's own command, or the kernel writes zeros.
 			{methodZeroOut, 256 << 20, zeroOut},
 			overwriting,
 		},
@@ -82,17 +82,17 @@ var zeroMiB = alignedBuffer()
 
 func overwrite(d *blockDevice, off, n int64) error { return d.writeAligned(zeroMiB[:n], off) }
 
-// work is the zeroing of one extent of a disk: for a wipe, or for the volume that is to get it.
+// work is the zeroing of one extent of a disk: for a wipe, or for the volume that will get it.
 type work struct {
 	device *blockDevice
 	extent extent.Extent
 	limit  limit
 	config *wipeConfig
-	// tell, if set, is called with the number of bytes done. Of work that goes over the extent
-	// twice, which is readsAll, each time counts half.
+	// tell, if set, is called with the number of bytes done. If readsAll is set the work goes over the extent twice,
+	// and each pass counts half.
 	tell     func(done int64)
 	readsAll bool
-	// at is how far it is; keeper, if set, keeps that on the disk.
+	// at is the progress. keeper, if set, keeps it on the disk.
 	at     progress
 	keeper *keeper
 }
@@ -112,8 +112,8 @@ func (w *work) report(read int64) {
 	}
 }
 
-// zero makes the extent read as zeros, by the first method that works and whose result is proven
-// by reading, and says which. It begins with the method that was under way.
+// zero makes the extent read as zeros, and returns the method. That is the first one that works and whose result is
+// verified by reading. It begins with the method that was in progress.
 func (w *work) zero(ctx context.Context) (name string, err error) {
 	log := klog.FromContext(ctx)
 	methods := w.config.zero
@@ -139,13 +139,13 @@ func (w *work) zero(ctx context.Context) (name string, err error) {
 		}
 		failed = append(failed, fmt.Errorf("%s: %w", m.name, err))
 		if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
-			break // no device, no other way
+			break // without a device no other method works
 		}
 	}
 	return name, fmt.Errorf("zeroing %v of %s: %w", w.extent, w.device.path, errors.Join(failed...))
 }
 
-// apply does to the extent what the method does, from where it is, and flushes.
+// apply runs the method on the extent, from the present progress on, and flushes.
 func (w *work) apply(ctx context.Context, m method) error {
 	if err := w.start(ctx, m.name); err != nil {
 		return err
@@ -171,15 +171,14 @@ func (w *work) apply(ctx context.Context, m method) error {
 	return w.device.Sync()
 }
 
-// Samples are read at regular distances, and the ends, where file systems and
-// signatures begin, as a whole.
+// Samples are read at regular distances. The ends, where file systems and signatures begin, are read as a whole.
 const (
 	sampleBytes = 4096
 	sampleCount = 256
 	sampleEnds  = bounceBytes
 )
 
-// sample reads parts of the extent from the medium and fails if one is not zero.
+// sample reads parts of the extent from the medium, and fails if one is not zero.
 func (w *work) sample(ctx context.Context) error {
 	e := w.extent
 	end := min(sampleEnds, e.Len())
@@ -198,8 +197,8 @@ func (w *work) sample(ctx context.Context) error {
 	return nil
 }
 
-// notZero reads all of the extent from the medium, from where it is, and returns the parts that are
-// not zero, by MiB. It looks at one MiB while the next is read: else looking would cost a tenth of the time.
+// notZero reads the extent from the medium, from the present progress on, and returns the parts that are not zero, by
+// MiB. It checks one MiB while the next is read. Otherwise checking would take a tenth of the time.
 func (w *work) notZero(ctx context.Context) ([]extent.Extent, error) {
 	type piece struct {
 		extent.Extent
@@ -254,7 +253,7 @@ func (w *work) notZero(ctx context.Context) ([]extent.Extent, error) {
 				return nil, err
 			}
 			continue
-		case zero: // what lies before it is still to be zeroed
+		case zero: // the parts before it must still be zeroed
 		case last >= 0 && found[last].End == p.Start:
 			found[last].End = p.End
 		default:
@@ -265,7 +264,7 @@ func (w *work) notZero(ctx context.Context) ([]extent.Extent, error) {
 	return found, ctx.Err()
 }
 
-// readsZero reads an extent from the medium. buf is aligned and has room for it.
+// readsZero reads an extent from the medium, and reports whether it is zero. buf is aligned and has room for it.
 func (w *work) readsZero(ctx context.Context, e extent.Extent, buf []byte) (bool, error) {
 	if err := ctx.Err(); err != nil {
 		return false, err

@@ -11,8 +11,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// claimLong waits until no other call does anything to the volume that takes long: zeroes it, or
-// the space that it is to get.
+// claimLong waits until no other call does long work on the volume: zeroes it, or zeroes the space that it will get.
 func (d *Disk) claimLong(ctx context.Context, partition string) (release func(), err error) {
 	for {
 		d.longMu.Lock()
@@ -37,11 +36,10 @@ func (d *Disk) claimLong(ctx context.Context, partition string) (release func(),
 	}
 }
 
-// onZeros has the owner do something that gives free space to a volume, after that space
-// reads as zeros. The owner calls plan, which says which space that is and at which rate it may be
-// zeroed, and then do, which
-// must plan again: only the caller waits for the zeroing, and the table may change
-// meanwhile. Free space may hold anything: nothing but wiped volumes was ever zeroed.
+// onZeros has the owner do something that gives free space to a volume, after that space reads as zeros. The owner
+// calls plan, which returns the space and the rate at which it may be zeroed. Then the owner calls do. do must plan
+// again, because the table may change meanwhile: only the caller waits for the zeroing. Free space may hold anything,
+// because only wiped volumes were ever zeroed.
 func (d *Disk) onZeros(
 	ctx context.Context, partition string, plan func() (extent.Extent, int64, error), do func(context.Context) error,
 ) error {
@@ -102,7 +100,7 @@ func (d *Disk) volumeNow(partition string) (Volume, bool) {
 	return s.Volume(partition)
 }
 
-// notBeingZeroed holds that the extent is not about to be another volume's.
+// notBeingZeroed returns an error if the extent is about to be another volume's.
 func (d *Disk) notBeingZeroed(partition string, e extent.Extent) error {
 	for other, its := range d.zeroing {
 		if other != partition && its.Overlaps(e) {
@@ -112,8 +110,7 @@ func (d *Disk) notBeingZeroed(partition string, e extent.Extent) error {
 	return nil
 }
 
-// duplicate opens the very same device once more, so that it can be used while the first
-// is closed.
+// duplicate duplicates the open descriptor, so that it can be used while the first is closed.
 func (d *blockDevice) duplicate() (*blockDevice, error) {
 	fd, err := unix.FcntlInt(d.f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
