@@ -10,7 +10,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// access is how a volume is to be used: a CSI volume capability, checked.
+// access is how a volume is used: a CSI volume capability, checked.
 type access struct {
 	// block is true for a raw block device, which has neither file system nor flags.
 	block bool
@@ -68,7 +68,7 @@ func (a access) bindOptions() []string {
 	return a.flags
 }
 
-// accessesOf reads all the ways in which one volume is to be used.
+// accessesOf reads all capabilities of one volume.
 func accessesOf(capabilities []*csispec.VolumeCapability) (access, error) {
 	if len(capabilities) == 0 {
 		return access{}, errors.New("volume_capabilities is missing")
@@ -91,7 +91,7 @@ func accessesOf(capabilities []*csispec.VolumeCapability) (access, error) {
 	return all, nil
 }
 
-// modeOf says what a volume has by its volumeMode.
+// modeOf names what a volume with that volumeMode has.
 func modeOf(block bool) string {
 	if block {
 		return "no file system (volumeMode Block)"

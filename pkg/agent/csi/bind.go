@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountAttributes are the mount options that each mount of a file system has for itself.
-// All others are the file system's own: they were given when it was staged.
+// mountAttributes are the mount options that each mount of a file system has for itself. All others are the file
+// system's own, and were given when it was staged.
 var mountAttributes = map[string]uint64{
 	"ro":          unix.MOUNT_ATTR_RDONLY,
 	"nosuid":      unix.MOUNT_ATTR_NOSUID,
@@ -37,9 +37,8 @@ func attributesOf(options []string) unix.MountAttr {
 	return a
 }
 
-// bindTree mounts a copy of the source's mount on the target. Its options are set before it
-// shows anywhere: a later change holds in the agent's container only, and the host would go
-// on to see a read-only volume as a writable one.
+// bindTree mounts a copy of the source's mount on the target. Its options are set before it is visible anywhere. A
+// later change would apply in the agent's container only, and the host would still see a read-only volume as writable.
 func bindTree(source, target string, options []string) error {
 	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err == nil {
@@ -60,7 +59,7 @@ func bindTree(source, target string, options []string) error {
 	return nil
 }
 
-// copiesMounts asserts that the kernel can bind mounts as this package does.
+// copiesMounts returns an error if the kernel cannot bind mounts as this package does.
 func copiesMounts(dir string) error {
 	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err == nil {
@@ -70,7 +69,7 @@ func copiesMounts(dir string) error {
 	return tooOld(err)
 }
 
-// tooOld says which kernel it takes when this one does not know a call.
+// tooOld says which kernel is needed when this one does not have a call.
 func tooOld(err error) error {
 	if !errors.Is(err, unix.ENOSYS) {
 		return nil
@@ -78,8 +77,7 @@ func tooOld(err error) error {
 	return fmt.Errorf("the kernel of this node cannot mount volumes read-only for one pod and writable for another: Berth needs Linux 5.12 or later: %w", err)
 }
 
-// unmountVisible unmounts what is visible on the target. It reports whether that failed because
-// something uses it.
+// unmountVisible unmounts the top mount on the target. It reports whether that failed because the mount is in use.
 func unmountVisible(target string) (busy bool, err error) {
 	err = unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
 	return errors.Is(err, unix.EBUSY), err

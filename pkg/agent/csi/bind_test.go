@@ -16,8 +16,8 @@ import (
 	"github.com/berthdev/berth/test/mountns"
 )
 
-// What the agent mounts in its container, the host sees in its own mount namespace, and so
-// does the agent's next container. To both a read-only volume must be one.
+// TestReadOnlyOnTheHost asserts that a read-only volume is read-only in the host's mount namespace, too. The agent
+// mounts it in its container, and its next container sees the host's mount.
 func TestReadOnlyOnTheHost(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
 	if err := syscall.Mount("tmpfs", v.dir, "tmpfs", 0, ""); err != nil {
@@ -52,7 +52,7 @@ func TestReadOnlyOnTheHost(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	// An echo says that the namespace is there.
+	// An echo shows that the namespace exists.
 	if _, err := hold.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}

@@ -11,12 +11,11 @@ import (
 	"github.com/berthdev/berth/pkg/agent/mounts"
 )
 
-// lookPatience bounds the look for what uses a mount.
+// lookPatience bounds the time to find what uses a mount.
 const lookPatience = 5 * time.Second
 
-// usersOf says what keeps a mount from being unmounted: what is mounted below it, and in whose
-// mount namespaces its device is mounted too. A pod with mountPropagation Bidirectional puts
-// mounts there that nothing but that pod removes.
+// usersOf returns what keeps a mount from being unmounted: the mounts below it, and the other mount namespaces with its
+// device. A pod with mountPropagation Bidirectional makes mounts there that only that pod removes.
 func usersOf(ctx context.Context, at mounts.Mount) string {
 	var users []string
 	table, err := mounts.Read()

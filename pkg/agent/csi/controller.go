@@ -23,15 +23,15 @@ type Provisioner interface {
 	DeleteVolume(ctx context.Context, volumeID string) error
 }
 
-// Disks is what there is on the node's disks.
+// Disks lists what is on the node's disks.
 type Disks interface {
 	Finder
 	ListVolumes() []volumes.Volume
 	Capacity(class string) (free, largest int64)
 }
 
-// Controller is the CSI Controller service for the volumes of one node: for the stock
-// sidecars that run beside the agent. Berth's own scheduler does not need it.
+// Controller is the CSI Controller service for the volumes of one node, for the upstream sidecars that run beside the
+// agent. Berth's own scheduler does not need it.
 type Controller struct {
 	csispec.UnimplementedControllerServer
 
@@ -64,8 +64,7 @@ func (c *Controller) ControllerGetCapabilities(context.Context, *csispec.Control
 	return response, nil
 }
 
-// entry is the volume as CSI describes it. Its context makes a PersistentVolume that
-// package claim understands.
+// entry is the volume as CSI describes it. Package claim can read a PersistentVolume with its context.
 func (c *Controller) entry(v volumes.Volume) *csispec.Volume {
 	place := diskv1alpha1.Place{Disk: v.Disk, Extent: diskv1alpha1.Extent{Start: v.Start, Length: v.Size}}
 	attributes := place.Attributes()
@@ -98,8 +97,8 @@ func (c *Controller) find(volumeID string) (volumes.Volume, error) {
 	return v, nil
 }
 
-// ListVolumes lists the volumes by ID. A token is the ID after which to go on, so that
-// pages neither repeat nor skip a volume when others come and go between them.
+// ListVolumes lists the volumes by ID. A token is the last ID of a page. So pages neither repeat nor skip a volume when
+// others are made or deleted between them.
 func (c *Controller) ListVolumes(_ context.Context, r *csispec.ListVolumesRequest) (*csispec.ListVolumesResponse, error) {
 	if r.MaxEntries < 0 {
 		return nil, invalid("max_entries is %d", r.MaxEntries)
@@ -124,8 +123,8 @@ func (c *Controller) ListVolumes(_ context.Context, r *csispec.ListVolumesReques
 	return response, nil
 }
 
-// GetCapacity says how much is free in a class: with the parameters of a StorageClass that
-// is asked about, without any of the whole node.
+// GetCapacity returns how much is free in a class. The call has the parameters of a StorageClass. Without parameters it
+// is about the whole node.
 func (c *Controller) GetCapacity(_ context.Context, r *csispec.GetCapacityRequest) (*csispec.GetCapacityResponse, error) {
 	var a access
 	var err error
@@ -162,8 +161,7 @@ func (c *Controller) isHere(t *csispec.Topology) bool {
 	return true
 }
 
-// Prefixes of the parameters that the stock sidecars add (--extra-create-metadata), and
-// those that are of use.
+// Prefixes of the parameters that the upstream sidecars add (--extra-create-metadata), and those that are used.
 var metadata = []string{"csi.storage.k8s.io/pvc/", "csi.storage.k8s.io/pv/"}
 
 const (
@@ -171,7 +169,7 @@ const (
 	metadataNamespace = "csi.storage.k8s.io/pvc/namespace"
 )
 
-// parametersOf understands parameters together with the capability that goes with them.
+// parametersOf reads the parameters together with the capability.
 func parametersOf(parameters map[string]string, a access) (diskv1alpha1.Parameters, error) {
 	own := maps.Clone(parameters)
 	maps.DeleteFunc(own, func(key, _ string) bool {
@@ -191,7 +189,7 @@ func parametersOf(parameters map[string]string, a access) (diskv1alpha1.Paramete
 	return p, nil
 }
 
-// ValidateVolumeCapabilities says whether a volume can be used so.
+// ValidateVolumeCapabilities returns whether a volume can be used with the capabilities.
 func (c *Controller) ValidateVolumeCapabilities(_ context.Context, r *csispec.ValidateVolumeCapabilitiesRequest) (*csispec.ValidateVolumeCapabilitiesResponse, error) {
 	if r.VolumeId == "" {
 		return nil, invalid("volume_id is missing")
@@ -211,7 +209,7 @@ func (c *Controller) ValidateVolumeCapabilities(_ context.Context, r *csispec.Va
 	}}, nil
 }
 
-// unlike says why a volume cannot be used so; empty if it can.
+// unlike says why a volume cannot be used with the capabilities. It is empty if it can.
 func unlike(v volumes.Volume, capabilities []*csispec.VolumeCapability) string {
 	a, err := accessesOf(capabilities)
 	switch {

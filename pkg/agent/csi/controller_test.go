@@ -42,7 +42,7 @@ func (a *answers) DeleteVolume(_ context.Context, volumeID string) error {
 	return a.err
 }
 
-// many are the volumes that are listed.
+// many returns n volumes to list.
 func many(n int) []volumes.Volume {
 	var all []volumes.Volume
 	for i := range n {
@@ -77,7 +77,7 @@ func topology(node string) *csispec.Topology {
 	return &csispec.Topology{Segments: map[string]string{diskv1alpha1.LabelNode: node}}
 }
 
-// creation is a call as the external-provisioner makes it with --extra-create-metadata.
+// creation is a call by the external-provisioner with --extra-create-metadata.
 func creation() *csispec.CreateVolumeRequest {
 	return &csispec.CreateVolumeRequest{
 		Name:               claimID,
@@ -345,7 +345,7 @@ func TestValidateCapabilities(t *testing.T) {
 	}
 }
 
-// A caller of the socket can leave out anything.
+// TestEmptyCalls asserts that calls with missing fields are refused without a panic.
 func TestEmptyCalls(t *testing.T) {
 	a := &answers{}
 	n, c := newNode(t, a), NewController("n", a, a)

@@ -14,10 +14,9 @@ import (
 	"github.com/berthdev/berth/pkg/agent/volumes"
 )
 
-// NodeExpandVolume lets the file system of a volume that is in use grow to the size that
-// was granted to the volume. Where the kernel does not allow that, it says
-// FailedPrecondition: the kubelet then sets a condition on the claim, lets the pod run, and asks
-// again when the volume is next mounted, by when NodeStageVolume has done it.
+// NodeExpandVolume grows the file system of a volume in use to the size that was granted to the volume. Where the
+// kernel does not allow that, it returns FailedPrecondition. Then the kubelet sets a condition on the claim, and starts
+// the pod. It calls again when the volume is next mounted, and by then NodeStageVolume has grown the file system.
 func (n *Node) NodeExpandVolume(ctx context.Context, r *csispec.NodeExpandVolumeRequest) (*csispec.NodeExpandVolumeResponse, error) {
 	switch {
 	case r.VolumeId == "":
@@ -69,8 +68,8 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *csispec.NodeExpandVolume
 	return &csispec.NodeExpandVolumeResponse{CapacityBytes: v.Size}, nil
 }
 
-// isAt asserts that the volume is there, and mounted on the path. The kubelet's path of a
-// raw block volume is a device of its own, of which nothing is asked.
+// isAt returns an error unless the volume exists and is mounted on the path. For a raw block volume the kubelet's path
+// is a device of the kubelet's own, and is not checked.
 func (n *Node) isAt(volumeID, path string) error {
 	v, ok := n.volumes.Lookup(volumeID)
 	if !ok {
@@ -85,7 +84,7 @@ func (n *Node) isAt(volumeID, path string) error {
 	return isMountedAt(v, path)
 }
 
-// isMountedAt asserts that the volume's file system is what is mounted on the path.
+// isMountedAt returns an error unless the volume's file system is mounted on the path.
 func isMountedAt(v volumes.Volume, path string) error {
 	on, err := mounts.OfDevice(v.Device)
 	if err != nil {

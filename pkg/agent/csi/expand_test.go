@@ -38,7 +38,7 @@ func (v *volume) stats(path string) *csispec.NodeGetVolumeStatsResponse {
 // total is the size of the file system in bytes.
 func (v *volume) total(path string) int64 { return v.stats(path).Usage[0].Total }
 
-// write and read keep a file as long as the volume lives.
+// write makes a file, which read compares later.
 func (v *volume) write(path string) {
 	v.t.Helper()
 	if err := os.WriteFile(filepath.Join(path, "file"), []byte(strings.Repeat("data", 10000)), 0o600); err != nil {
@@ -53,7 +53,7 @@ func (v *volume) read(path string) {
 	}
 }
 
-// mayGrowMounted reports whether the kernel lets this process grow a mounted ext4.
+// mayGrowMounted reports whether the kernel allows this process to grow a mounted ext4.
 func mayGrowMounted(t *testing.T) bool {
 	t.Helper()
 	status, err := os.ReadFile("/proc/self/status")
@@ -64,7 +64,7 @@ func mayGrowMounted(t *testing.T) bool {
 		if hex, ok := strings.CutPrefix(line, "CapEff:\t"); ok {
 			digit := strings.TrimSpace(hex)
 			digit = digit[len(digit)-7 : len(digit)-6]
-			// CAP_SYS_RESOURCE is number 24: the lowest bit of the seventh digit from the end.
+			// CAP_SYS_RESOURCE is bit 24: the lowest bit of the seventh digit from the end.
 			return strings.IndexAny(digit, "13579bdf") == 0
 		}
 	}
@@ -79,7 +79,7 @@ func TestExpandXFS(t *testing.T) {
 	v.write(v.target)
 	before := v.total(v.target)
 	v.grow(400 * mib)
-	// Also when the kubelet names the mount of a pod that must not write.
+	// The kubelet may also pass the mount of a pod that must not write.
 	for range 2 {
 		v.must("expand", v.expand(v.other()), codes.OK)
 	}
@@ -130,7 +130,7 @@ func TestExpandExt4(t *testing.T) {
 	}
 }
 
-// A volume that was expanded while nothing used it.
+// TestGrowAtStage asserts that a volume that was expanded while it was not in use grows when it is staged.
 func TestGrowAtStage(t *testing.T) {
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
 		t.Run(fsType, func(t *testing.T) {
@@ -140,7 +140,7 @@ func TestGrowAtStage(t *testing.T) {
 			before := v.total(v.staging)
 			v.must("unstage", v.unstage(), codes.OK)
 			v.grow(600 * mib)
-			// Read-only it is left as it is, and served.
+			// Read-only it is not grown, but served.
 			v.must("stage read-only", v.stage("ro"), codes.OK)
 			if grown := v.total(v.staging) - before; grown != 0 {
 				t.Errorf("read-only it has grown by %d", grown)
@@ -158,8 +158,8 @@ func TestGrowAtStage(t *testing.T) {
 	}
 }
 
-// TestDamagedDoesNotGrow asserts that a file system with errors that e2fsck does not repair by
-// itself does not grow, and is not mounted once they are known: writes could destroy more.
+// TestDamagedDoesNotGrow asserts that a file system with errors that e2fsck -p does not repair is not grown. It is not
+// mounted once the errors are known: writes could destroy more.
 func TestDamagedDoesNotGrow(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
 	device := v.volume.Device
@@ -172,13 +172,13 @@ func TestDamagedDoesNotGrow(t *testing.T) {
 	debugfs("write " + file + " a")
 	debugfs("write " + file + " b")
 	said := strings.Fields(debugfs("bmap a 0"))
-	// Two files with the same block: only a person can say whose it is.
+	// Two files have the same block: only an operator can decide which one owns it.
 	debugfs("set_inode_field b block[0] " + said[len(said)-1])
 	v.grow(200 * mib)
 	if mayGrowMounted(t) {
 		testenv.Unfit(t, "with CAP_SYS_RESOURCE the kernel lets it grow mounted, and it is not checked before")
 	}
-	// What the check before the growth has found keeps it from being mounted, now and later.
+	// The errors found by the check before the growth keep it from being mounted, now and later.
 	for range 2 {
 		err := v.stage()
 		v.must("stage", err, codes.FailedPrecondition)
@@ -222,8 +222,8 @@ func TestExpandArguments(t *testing.T) {
 	v.must("publish from it", v.publish(v.target, nil), codes.Unavailable)
 }
 
-// shutDown has the kernel treat the file system as it does after an error that it cannot
-// go on from (XFS_IOC_GOINGDOWN, which ext4 understands too).
+// shutDown makes the kernel shut the file system down, as after an error from which it cannot continue. It uses
+// XFS_IOC_GOINGDOWN, which ext4 has, too.
 func shutDown(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Open(path)
@@ -241,7 +241,7 @@ func shutDown(t *testing.T, path string) {
 func TestCondition(t *testing.T) {
 	abnormal := func(v *volume, says string) {
 		v.t.Helper()
-		// ext4 counts an error only a moment after it was met.
+		// ext4 counts an error with a short delay.
 		deadline, tick := time.After(time.Minute), time.NewTicker(time.Millisecond)
 		defer tick.Stop()
 		for {
@@ -285,7 +285,7 @@ func TestCondition(t *testing.T) {
 			}
 			shutDown(t, v.target)
 			abnormal(v, map[string]string{diskv1alpha1.FSTypeExt4: "shut", diskv1alpha1.FSTypeXFS: "does not answer"}[fsType])
-			// What is broken can be unmounted all the same.
+			// A broken file system can be unmounted.
 			for _, target := range []string{v.target, v.other()} {
 				v.must("unpublish", v.unpublish(target), codes.OK)
 			}
@@ -312,8 +312,8 @@ func TestCondition(t *testing.T) {
 	})
 }
 
-// TestTooFar asserts that an ext4 that resize2fs would destroy is served as it is, and that the
-// claim says why: 64Mi to 100Gi on sectors of 4096 bytes.
+// TestTooFar asserts that an ext4 that resize2fs would destroy is served without growing, and that the claim shows why.
+// The case is 64Mi to 100Gi on sectors of 4096 bytes.
 func TestTooFar(t *testing.T) {
 	v := newVolume(t, "", 64*mib)
 	v.volume.Device = testenv.Loop(t, v.image, "4096")

@@ -17,7 +17,7 @@ func (identity) GetPluginInfo(context.Context, *csispec.GetPluginInfoRequest) (*
 	return &csispec.GetPluginInfoResponse{Name: diskv1alpha1.DriverName, VendorVersion: version.Get().GitVersion}, nil
 }
 
-// GetPluginCapabilities names what there is beside the node service.
+// GetPluginCapabilities names the services and properties beside the node service.
 func (identity) GetPluginCapabilities(context.Context, *csispec.GetPluginCapabilitiesRequest) (*csispec.GetPluginCapabilitiesResponse, error) {
 	service := func(s csispec.PluginCapability_Service_Type) *csispec.PluginCapability {
 		return &csispec.PluginCapability{Type: &csispec.PluginCapability_Service_{Service: &csispec.PluginCapability_Service{Type: s}}}
@@ -31,7 +31,7 @@ func (identity) GetPluginCapabilities(context.Context, *csispec.GetPluginCapabil
 	}}, nil
 }
 
-// Probe says ready: the socket is served only after the disks have been scanned.
+// Probe returns ready: the socket is served only after the disks have been scanned.
 func (identity) Probe(context.Context, *csispec.ProbeRequest) (*csispec.ProbeResponse, error) {
 	return &csispec.ProbeResponse{}, nil
 }

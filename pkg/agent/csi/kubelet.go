@@ -13,8 +13,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/mounts"
 )
 
-// Kubelet is the kubelet's folder as this process sees it. Volumes are mounted below it only,
-// and only where the host sees the mount too: else a pod would write to the node's root disk.
+// Kubelet is the kubelet's folder as this process sees it. Volumes are mounted only below it, and only where the host
+// sees the mount, too. Otherwise a pod would write to the node's root disk.
 type Kubelet struct {
 	// dir is the folder as it was given, resolved without links.
 	dir, resolved string
@@ -45,8 +45,8 @@ func NewKubelet(dir string) (*Kubelet, error) {
 	return k, copiesMounts(resolved)
 }
 
-// hasPods asserts that a kubelet uses the folder. Every kubelet makes the folder of its pods when it
-// starts. /var/lib/kubelet alone says nothing: device plugins are always there.
+// hasPods returns an error unless a kubelet uses the folder. Every kubelet makes its pods folder when it starts. The
+// existence of /var/lib/kubelet alone is no sign: device plugins are always there.
 func hasPods(folder string) error {
 	if info, err := os.Stat(filepath.Join(folder, "pods")); err != nil || !info.IsDir() {
 		return errors.Join(fmt.Errorf("%s is not the --root-dir of a kubelet: it has no folder pods", folder), err)
@@ -54,7 +54,7 @@ func hasPods(folder string) error {
 	return nil
 }
 
-// checkPath asserts that a field is an absolute path that leads nowhere by way of "..".
+// checkPath returns an error unless a field is an absolute path without "..".
 func checkPath(field, path string) error {
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
 		return refuse(codes.InvalidArgument, "%s is %.256q: it must be an absolute path without ..", field, path)
@@ -62,8 +62,8 @@ func checkPath(field, path string) error {
 	return nil
 }
 
-// checkTarget asserts that the parent of a path lies in the kubelet's folder, and that the host
-// sees what is mounted there.
+// checkTarget returns an error unless the parent of a path lies in the kubelet's folder, and the host sees mounts
+// there.
 func (k *Kubelet) checkTarget(field, path string) error {
 	if err := checkPath(field, path); err != nil {
 		return err
@@ -86,7 +86,7 @@ func (k *Kubelet) checkTarget(field, path string) error {
 	return nil
 }
 
-// propagates asserts that the host sees what is mounted in the folder.
+// propagates returns an error unless the host sees what is mounted in the folder.
 func (k *Kubelet) propagates(folder string) error {
 	if info, err := os.Stat(folder); err != nil || !info.IsDir() {
 		return errors.Join(fmt.Errorf("%s is not a folder", folder), err)
@@ -109,8 +109,8 @@ func below(path, dir string) bool {
 	return strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
-// onHost reports whether this process has the mount namespace of the host's first process. In
-// a PID namespace of its own it cannot see that process.
+// onHost reports whether this process has the mount namespace of the host's first process. In its own PID namespace it
+// cannot see that process.
 func onHost() bool {
 	const firstPIDNamespace = "pid:[4026531836]"
 	pid, err := os.Readlink("/proc/self/ns/pid")

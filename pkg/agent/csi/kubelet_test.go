@@ -34,8 +34,8 @@ func tree(t *testing.T, dir string) string {
 	return strings.Join(all, "\n")
 }
 
-// TestTargetPaths asserts that a target outside of the kubelet's folder, or in a folder that
-// does not exist, is refused with the reason, and that nothing is made there.
+// TestTargetPaths asserts that a target outside of the kubelet's folder, or in a folder that does not exist, is
+// refused. The error says why, and nothing is made there.
 func TestTargetPaths(t *testing.T) {
 	testenv.NeedRoot(t)
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
@@ -81,13 +81,13 @@ func TestTargetPaths(t *testing.T) {
 	}
 }
 
-// apart is a command in a mount namespace of its own, with the mounts below the folder keep.
+// apart is a command in its own mount namespace, with the mounts below the folder keep.
 func apart(propagation mountns.Propagation, keep string, argv ...string) *exec.Cmd {
 	argv = mountns.Command(propagation, keep, argv...)
 	return exec.Command(argv[0], argv[1:]...)
 }
 
-// ownNamespace runs the test of that name in a mount namespace of its own, as a container has it.
+// ownNamespace runs the test of that name in its own mount namespace, like a container.
 func ownNamespace(t *testing.T, name string, propagation mountns.Propagation) {
 	t.Helper()
 	testenv.NeedRoot(t)
@@ -103,8 +103,8 @@ func ownNamespace(t *testing.T, name string, propagation mountns.Propagation) {
 
 const inContainer = "BERTH_TEST_IN_CONTAINER"
 
-// TestPropagation asserts that a mount that the host would not see is refused, at the agent's
-// start and at each call, and that nothing is written then.
+// TestPropagation asserts that a mount that the host would not see is refused, when the agent starts and at each call.
+// Then nothing is written.
 func TestPropagation(t *testing.T) {
 	propagation := os.Getenv(inContainer)
 	if propagation == "" {
@@ -167,8 +167,8 @@ func TestPropagation(t *testing.T) {
 	}
 }
 
-// TestFolderOfNoKubelet asserts that the agent does not start with a folder that is there and is not
-// the kubelet's, as /var/lib/kubelet beside a kubelet with another root, and makes nothing in it.
+// TestFolderOfNoKubelet asserts that the agent does not start with an existing folder that is not the kubelet's. It
+// makes nothing in it. An example is /var/lib/kubelet beside a kubelet with another root.
 func TestFolderOfNoKubelet(t *testing.T) {
 	dir := shared(t)
 	if err := os.Rename(filepath.Join(dir, "pods"), filepath.Join(dir, "device-plugins")); err != nil {
@@ -183,7 +183,7 @@ func TestFolderOfNoKubelet(t *testing.T) {
 	}
 }
 
-// TestOldKernel asserts that a kernel without the calls that binding takes is refused at the start.
+// TestOldKernel asserts that the agent refuses to start on a kernel without the calls that binding needs.
 func TestOldKernel(t *testing.T) {
 	if err := tooOld(fmt.Errorf("open_tree: %w", unix.ENOSYS)); err == nil || !strings.Contains(err.Error(), "Linux 5.12") {
 		t.Errorf("an old kernel: %v", err)

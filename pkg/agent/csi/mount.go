@@ -17,13 +17,13 @@ import (
 	"github.com/berthdev/berth/pkg/agent/mounts"
 )
 
-// mount mounts the file system on the device on the target, or finds that it is. State is what
-// the superblock said before: a mounted device may show what was there before.
+// mount mounts the device's file system on the target, unless it is mounted there. state is the content of the
+// superblock before: a mounted device may show what was there before.
 func (n *Node) mount(ctx context.Context, device, target, fsType string, flags []string) (isNew bool, state filesystem.State, err error) {
 	logger := klog.FromContext(ctx).WithValues("device", device, "target", target)
 	state, err = filesystem.Look(device, fsType)
 	if err != nil {
-		// Whether it can be mounted is for the kernel to say.
+		// The kernel decides whether it can be mounted.
 		logger.Error(err, "Superblock could not be read")
 	}
 	at, found, err := mounts.At(target)
@@ -46,7 +46,7 @@ func (n *Node) mount(ctx context.Context, device, target, fsType string, flags [
 	}
 	logger.Info("Volume is mounted", "fsType", fsType)
 	if state.Fresh && !slices.Contains(flags, "ro") {
-		// Databases want an empty folder. e2fsck makes it again when it needs it.
+		// Databases require an empty folder. e2fsck makes it again when it needs it.
 		if err := os.Remove(filepath.Join(target, "lost+found")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			logger.Error(err, "lost+found of a new file system could not be removed")
 		}
@@ -54,8 +54,8 @@ func (n *Node) mount(ctx context.Context, device, target, fsType string, flags [
 	return true, state, nil
 }
 
-// checkUnused has a file system checked that asks for it, unless it is mounted elsewhere: then
-// the kernel says whether it serves.
+// checkUnused checks a file system that needs it, unless it is mounted elsewhere. Then the kernel decides whether it
+// serves.
 func checkUnused(ctx context.Context, device string) error {
 	on, err := mounts.OfDevice(device)
 	if err != nil || len(on) > 0 {
@@ -68,7 +68,7 @@ func checkUnused(ctx context.Context, device string) error {
 	return err
 }
 
-// sameMount asserts that what is mounted on the target is the device, with that file system.
+// sameMount returns an error unless the device is mounted on the target, with that file system.
 func sameMount(at mounts.Mount, device, target, fsType string) error {
 	on, err := mounts.OfDevice(device)
 	if err != nil {
@@ -83,8 +83,8 @@ func sameMount(at mounts.Mount, device, target, fsType string) error {
 	return nil
 }
 
-// mountDevice asks the kernel itself where it can: to start mount(8) takes longer than to
-// mount. But that program understands flags, and says more about why it failed.
+// mountDevice mounts by a system call where it can: starting mount(8) takes longer than mounting. That program is used
+// for flags, and after a failure, because its messages say more.
 func (n *Node) mountDevice(device, target, fsType string, flags []string) error {
 	if len(flags) == 0 && syscall.Mount(device, target, fsType, 0, "") == nil {
 		return nil
@@ -92,8 +92,7 @@ func (n *Node) mountDevice(device, target, fsType string, flags []string) error 
 	return n.mounter.Mount(device, target, fsType, flags)
 }
 
-// makeFolder makes the folder that a file system is to be mounted on, but not its parents: those
-// are the kubelet's.
+// makeFolder makes the folder for a mount, but not its parents: those are the kubelet's.
 func makeFolder(target string) error {
 	if err := os.Mkdir(target, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("cannot make the mount point: %w", err)
@@ -104,7 +103,7 @@ func makeFolder(target string) error {
 	return nil
 }
 
-// makeFile makes the file that a device is to be bound to.
+// makeFile makes the file for a bind mount of a device.
 func makeFile(target string) error {
 	f, err := os.OpenFile(target, os.O_CREATE|os.O_EXCL, 0o600)
 	switch {
@@ -122,7 +121,7 @@ func makeFile(target string) error {
 	return nil
 }
 
-// bindFolder mounts the file system that is mounted on the source on the target as well, a folder.
+// bindFolder mounts the source's file system on the target as well, which is a folder.
 func bindFolder(ctx context.Context, source, target string, options []string) error {
 	if err := makeFolder(target); err != nil {
 		return err
@@ -130,7 +129,7 @@ func bindFolder(ctx context.Context, source, target string, options []string) er
 	return bind(ctx, source, target, options)
 }
 
-// bindDevice mounts a device on the target, a file.
+// bindDevice mounts a device on the target, which is a file.
 func bindDevice(ctx context.Context, device, target string, options []string) error {
 	if err := makeFile(target); err != nil {
 		return err
@@ -138,8 +137,8 @@ func bindDevice(ctx context.Context, device, target string, options []string) er
 	return bind(ctx, device, target, options)
 }
 
-// bind mounts the source with its own options and those of the given that a bind mount can have.
-// Without success the target, which was made for it, is removed.
+// bind mounts the source with its own options and those of options that a bind mount can have. If it fails, the target,
+// which was made for it, is removed.
 func bind(ctx context.Context, source, target string, options []string) error {
 	if err := bindTree(source, target, options); err != nil {
 		return errors.Join(err, removeTarget(ctx, target))
@@ -148,8 +147,8 @@ func bind(ctx context.Context, source, target string, options []string) error {
 	return nil
 }
 
-// unmount unmounts all there is on the target. It asks the kernel itself: umount(8) looks at
-// the target first, which fails on a broken disk.
+// unmount removes all mounts on the target, by a system call: umount(8) looks at the target first, which fails on a
+// broken disk.
 func unmount(ctx context.Context, target string) error {
 	for {
 		at, found, err := mounts.At(target)
@@ -167,8 +166,7 @@ func unmount(ctx context.Context, target string) error {
 	}
 }
 
-// removeTarget unmounts all there is on the target and removes it. What is not empty
-// there is not ours.
+// removeTarget removes all mounts on the target, and the target. It keeps a folder that is not empty: that is not ours.
 func removeTarget(ctx context.Context, target string) error {
 	if err := unmount(ctx, target); err != nil {
 		return err

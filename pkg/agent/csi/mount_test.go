@@ -25,7 +25,7 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// mountedAt returns what is mounted on the path, nil if nothing is.
+// mountedAt returns what is mounted on the path, or nil.
 func mountedAt(t *testing.T, path string) *mounts.Mount {
 	t.Helper()
 	m, found, err := mounts.At(path)
@@ -38,11 +38,11 @@ func mountedAt(t *testing.T, path string) *mounts.Mount {
 	return &m
 }
 
-// mounting mounts its device, or a tmpfs, and then says what the test sets.
+// mounting mounts its device, or a tmpfs, and then returns what the test sets.
 type mounting struct {
 	answers
 	device, fsType string
-	// failure is what staging says after it has mounted.
+	// failure is the error of staging after it has mounted.
 	failure error
 }
 
@@ -54,8 +54,8 @@ func (m *mounting) Stage(ctx context.Context, id string, o volumes.StageOptions,
 	return errors.Join(m.answers.Stage(ctx, id, o, use), m.failure)
 }
 
-// TestFailedPublishLeavesNoMount asserts that what was mounted by a call that fails is not left:
-// after some errors the kubelet believes that nothing was, and never asks for its end.
+// TestFailedPublishLeavesNoMount asserts that a call that fails leaves no mount. After some errors the kubelet assumes
+// that there is none, and never unmounts it.
 func TestFailedPublishLeavesNoMount(t *testing.T) {
 	testenv.NeedRoot(t)
 	n := newNode(t, &mounting{answers: answers{err: errors.New("not written")}})
@@ -86,8 +86,7 @@ func TestFailedStageLeavesNoMount(t *testing.T) {
 	}
 }
 
-// TestOtherFileSystem asserts that a volume that is mounted is not taken for one with another
-// file system.
+// TestOtherFileSystem asserts that a mounted volume does not satisfy a call for another file system.
 func TestOtherFileSystem(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
 	v.must("stage", v.stage(), codes.OK)
@@ -97,8 +96,7 @@ func TestOtherFileSystem(t *testing.T) {
 	v.must("stage as xfs", err, codes.AlreadyExists)
 }
 
-// TestNotFormatted asserts that a volume of which the disk does not say that it is formatted is
-// not published, whatever is mounted.
+// TestNotFormatted asserts that a volume that is not Formatted on the disk is not published, even if it is mounted.
 func TestNotFormatted(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
 	v.must("stage", v.stage(), codes.OK)
@@ -111,7 +109,7 @@ func TestNotFormatted(t *testing.T) {
 	}
 }
 
-// counting puts a program in the place of another that counts its runs.
+// counting replaces a program by one that counts its runs.
 func counting(t *testing.T, name string) (runs func() int) {
 	t.Helper()
 	real, err := exec.LookPath(name)
@@ -133,8 +131,8 @@ func counting(t *testing.T, name string) (runs func() int) {
 	}
 }
 
-// TestNotCheckedWhileInUse asserts that e2fsck is not run on a file system that is mounted
-// elsewhere, whether it asks to be checked or is to grow.
+// TestNotCheckedWhileInUse asserts that e2fsck is not run on a file system that is mounted elsewhere. That is so if the
+// file system needs a check, and if it must grow.
 func TestNotCheckedWhileInUse(t *testing.T) {
 	if mayGrowMounted(t) {
 		testenv.Unfit(t, "with CAP_SYS_RESOURCE a file system grows while it is mounted")
@@ -146,7 +144,7 @@ func TestNotCheckedWhileInUse(t *testing.T) {
 	v.grow(200 * mib)
 	v.must("stage, to grow", v.stage(), codes.OK)
 	v.must("unstage", v.unstage(), codes.OK)
-	// While it is mounted its journal is not empty: it asks to be checked.
+	// While it is mounted its journal is not empty, so it needs a check.
 	v.must("stage, while it is mounted elsewhere", v.stage(), codes.OK)
 	if n := runs(); n != 0 {
 		t.Errorf("e2fsck was run %d times on a mounted file system", n)
@@ -158,7 +156,7 @@ func TestNotCheckedWhileInUse(t *testing.T) {
 	}
 }
 
-// TestLinkAsTarget asserts that nothing is mounted over what a link in the target's place leads to.
+// TestLinkAsTarget asserts that nothing is mounted where a link in the target's place leads.
 func TestLinkAsTarget(t *testing.T) {
 	testenv.NeedRoot(t)
 	n := newNode(t, &mounting{})
@@ -188,8 +186,8 @@ func super(t *testing.T, device, field string) string {
 	return ""
 }
 
-// TestCheckedBeforeTheMount asserts that an ext4 whose superblock says that it has errors is
-// repaired before it is mounted, staged or inline, and that one without is not checked.
+// TestCheckedBeforeTheMount asserts that an ext4 with errors in its superblock is repaired before it is mounted, staged
+// or inline. One without errors is not checked.
 func TestCheckedBeforeTheMount(t *testing.T) {
 	testenv.NeedProgram(t, "debugfs", "dumpe2fs")
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
@@ -215,7 +213,7 @@ func TestCheckedBeforeTheMount(t *testing.T) {
 		if now := super(t, v.volume.Device, "Last checked"); now != checked {
 			t.Errorf("%s: a clean file system was checked", name)
 		}
-		// Blocks of the file count as free: the next file would be written over it.
+		// Blocks of the file count as free: the next file would overwrite it.
 		block := strings.Fields(testenv.Run(t, "debugfs", "-R", "bmap file 0", v.volume.Device))
 		for _, command := range []string{"freeb " + block[len(block)-1] + " 4", "set_super_value lastcheck 20200101", "set_super_value state 2"} {
 			testenv.Run(t, "debugfs", "-w", "-R", command, v.volume.Device)
@@ -254,7 +252,7 @@ func TestDamagedIsNotMounted(t *testing.T) {
 	}
 }
 
-// TestAfterACrash asserts that what a crash left in the journal is there after the next mount.
+// TestAfterACrash asserts that the content of the journal after a crash is there after the next mount.
 func TestAfterACrash(t *testing.T) {
 	testenv.NeedProgram(t, "cp", "sync")
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
@@ -276,8 +274,7 @@ func TestAfterACrash(t *testing.T) {
 	}
 }
 
-// TestNoLostFound asserts that a new ext4 is an empty folder, and that one that was in use is left
-// as it is.
+// TestNoLostFound asserts that a new ext4 is an empty folder, and that one that was in use is not changed.
 func TestNoLostFound(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
 	v.must("stage", v.stage(), codes.OK)
@@ -296,8 +293,8 @@ func TestNoLostFound(t *testing.T) {
 	}
 }
 
-// TestMountOptionsOfTheClass asserts that inline volumes and claims are mounted with the options
-// of their class, and that of two that exclude each other the claim's counts.
+// TestMountOptionsOfTheClass asserts that inline volumes and claims are mounted with the options of their class. If two
+// exclude each other, the claim's counts.
 func TestMountOptionsOfTheClass(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
 	v.classes = options{"noatime", "commit=30"}
@@ -322,8 +319,8 @@ func TestMountOptionsOfTheClass(t *testing.T) {
 	}
 }
 
-// TestMountBelow asserts that a mount that another namespace has put below a volume is named,
-// with the process that it belongs to, and that the volume is unmounted when it is gone.
+// TestMountBelow asserts that a mount that another namespace has made below a volume is reported with its process. The
+// volume is unmounted when that mount is gone.
 func TestMountBelow(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "unshare", "mount")

@@ -20,7 +20,7 @@ import (
 type Inline interface {
 	// Publish makes the volume ready and calls mount with its device and file system.
 	Publish(ctx context.Context, pod volumes.PodRef, volumeID string, mount func(ctx context.Context, device, fsType string) error) error
-	// Release asks that the volume be wiped if its pod is gone.
+	// Release has the volume wiped if its pod is gone.
 	Release(volumeID string)
 }
 
@@ -28,9 +28,9 @@ type Inline interface {
 type Persistent interface {
 	// Stage makes the volume ready and calls use with its device and file system.
 	Stage(ctx context.Context, volumeID string, o volumes.StageOptions, use func(ctx context.Context, device, fsType string) error) error
-	// Unstaged asks that the volume be released if that is due.
+	// Unstaged has the volume released if that is due.
 	Unstaged(volumeID string)
-	// Expand waits until the partition is as large as it is to be, and calls grow.
+	// Expand waits until the partition has its granted size, and calls grow.
 	Expand(ctx context.Context, volumeID string, atLeast int64, grow func(ctx context.Context, v volumes.Volume) error) (volumes.Volume, error)
 }
 
@@ -62,29 +62,28 @@ type Node struct {
 	kubelet *Kubelet
 	mounter mount.Interface
 
-	// busy are the IDs of the volumes that a call works on, each with a channel that is
-	// closed when it has ended. Calls for two pods that start with the same volume meet, and
-	// so do calls of which the kubelet has given up one.
+	// busy are the IDs of the volumes that a call works on, each with a channel that is closed when the call has ended.
+	// Calls overlap for two pods that start with the same volume, and when the kubelet has given up a call.
 	mu   sync.Mutex
 	busy map[string]chan struct{}
 	// patience is how long a call waits for another one.
 	patience time.Duration
 }
 
-// busyPatience is longer than a call takes on a disk that answers: a refusal costs the kubelet
-// more, and shows as an event.
+// busyPatience is longer than a call takes on a disk that answers. A refusal costs the kubelet more, and causes an
+// event.
 const busyPatience = 3 * time.Second
 
 // NewNode returns the service of the named node.
 func NewNode(name string, v Volumes, c Classes, k *Kubelet) *Node {
-	// Without systemd: the mounts are file systems of the kernel, no process stays behind.
+	// Without systemd: the mounts are file systems of the kernel, and no process stays behind.
 	return &Node{
 		name: name, volumes: v, classes: c, kubelet: k, mounter: mount.NewWithoutSystemd(""),
 		busy: map[string]chan struct{}{}, patience: busyPatience,
 	}
 }
 
-// claim makes the caller the only one to work on the volume.
+// claim makes the caller the only one that works on the volume.
 func (n *Node) claim(ctx context.Context, volumeID string) (release func(), err error) {
 	patience := time.NewTimer(n.patience)
 	defer patience.Stop()
@@ -119,13 +118,12 @@ func (n *Node) release(volumeID string) {
 	delete(n.busy, volumeID)
 }
 
-// NodeGetInfo names the node, and how volumes name it. It sets no limit on volumes: the
-// disks are the limit.
+// NodeGetInfo names the node, and how volumes name it. It sets no limit on volumes: the disks are the limit.
 func (n *Node) NodeGetInfo(context.Context, *csispec.NodeGetInfoRequest) (*csispec.NodeGetInfoResponse, error) {
 	return &csispec.NodeGetInfoResponse{NodeId: n.name, AccessibleTopology: topologyOf(n.name)}, nil
 }
 
-// topologyOf is from where a volume of the node can be used.
+// topologyOf is where a volume of the node can be used.
 func topologyOf(node string) *csispec.Topology {
 	return &csispec.Topology{Segments: map[string]string{diskv1alpha1.LabelNode: diskv1alpha1.NodeLabel(node)}}
 }
@@ -147,17 +145,17 @@ func (n *Node) NodeGetCapabilities(context.Context, *csispec.NodeGetCapabilities
 	return response, nil
 }
 
-// invalid is the answer to a call that can never succeed; the message names the field.
+// invalid is the answer to a call that can never succeed. The message names the field.
 func invalid(format string, a ...any) error {
 	return status.Errorf(codes.InvalidArgument, format, a...)
 }
 
-// notHere is the answer to a call about a volume that is on no disk of the node.
+// notHere is the answer to a call for a volume that is on no disk of the node.
 func notHere(volumeID string) error {
 	return status.Errorf(codes.NotFound, "volume %.128q is on no disk of this node", volumeID)
 }
 
-// refusal is an error that knows its code, however it is wrapped on its way up.
+// refusal is an error with a code, which it keeps when it is wrapped.
 type refusal struct {
 	code codes.Code
 	why  string
@@ -169,8 +167,8 @@ func refuse(code codes.Code, format string, a ...any) error {
 	return refusal{code, fmt.Sprintf(format, a...)}
 }
 
-// statusOf gives an error of this package or of package volumes its code. The kubelet
-// shows the message in the pod's FailedMount event.
+// statusOf maps an error of this package or of package volumes to a code. The kubelet shows the message in the pod's
+// FailedMount event.
 func statusOf(err error) error {
 	code := codes.Internal
 	var r refusal
@@ -186,7 +184,7 @@ func statusOf(err error) error {
 	case errors.Is(err, volumes.ErrNoRoom):
 		code = codes.ResourceExhausted
 	case errors.Is(err, volumes.ErrNotGrown):
-		// Sidecars take that for a reason to let the claim ask for less.
+		// Sidecars react to this code by allowing the claim to request less.
 		code = codes.OutOfRange
 	case errors.Is(err, volumes.ErrWaiting), errors.Is(err, volumes.ErrOutOfService):
 		code = codes.Unavailable

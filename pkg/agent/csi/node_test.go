@@ -25,18 +25,18 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// answers is what package volumes says to every call.
+// answers is the answer of package volumes to every call.
 type answers struct {
 	mu       sync.Mutex
 	err      error
 	pod      volumes.PodRef
 	released []string
-	// volume is the one persistent volume there is; none if it has no ID.
+	// volume is the only persistent volume. There is none if it has no ID.
 	volume volumes.Volume
 	// fsType is the file system on it.
 	fsType   string
 	unstaged []string
-	// created and grown are what the controller service asked for.
+	// created and grown are the requests of the controller service.
 	created volumes.VolumeRequest
 	grown   [2]int64
 	deleted []string
@@ -82,7 +82,7 @@ func newNode(t *testing.T, v Volumes, o ...string) *Node {
 	return NewNode("n", v, options(o), newKubelet(t, shared(t)))
 }
 
-// shared is a folder from which the host sees mounts.
+// shared is a folder in which the host sees mounts.
 func shared(t *testing.T) string {
 	t.Helper()
 	if onHost() {
@@ -103,7 +103,7 @@ func newKubelet(t *testing.T, dir string) *Kubelet {
 	return k
 }
 
-// valid is a call as the node's kubelet makes it.
+// valid is a valid call by the node's kubelet.
 func valid(n *Node) *csispec.NodePublishVolumeRequest {
 	return &csispec.NodePublishVolumeRequest{
 		VolumeId:   "csi-1",
@@ -238,7 +238,7 @@ func TestUnpublish(t *testing.T) {
 			t.Errorf("%v: %v", r, err)
 		}
 	}
-	// What is not mounted is unpublished; the empty mount point goes.
+	// A target that is not mounted is unpublished, and the empty mount point is removed.
 	target := filepath.Join(t.TempDir(), "mount")
 	if err := os.Mkdir(target, 0o750); err != nil {
 		t.Fatal(err)
@@ -251,7 +251,7 @@ func TestUnpublish(t *testing.T) {
 	if len(a.released) != 2 {
 		t.Errorf("released %v", a.released)
 	}
-	// What is in it is not ours.
+	// A file in the mount point is not ours.
 	if err := os.MkdirAll(filepath.Join(target, "data"), 0o750); err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +274,7 @@ func TestStatsArguments(t *testing.T) {
 	}
 }
 
-// Both sockets, over the leftovers of an agent that was killed.
+// TestSockets asserts that both sockets are served, although a killed agent has left its own.
 func TestSockets(t *testing.T) {
 	dir := shared(t)
 	socket, register := filepath.Join(dir, "plugin", "csi.sock"), filepath.Join(dir, diskv1alpha1.DriverName+"-reg.sock")
@@ -315,7 +315,7 @@ func TestSockets(t *testing.T) {
 	}
 }
 
-// dial connects as soon as the socket is served: a stale file there is no server.
+// dial connects as soon as the socket is served: a stale file has no server.
 func dial(t *testing.T, socket string) *grpc.ClientConn {
 	t.Helper()
 	dialer := grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {

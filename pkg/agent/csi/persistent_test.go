@@ -31,7 +31,7 @@ type volume struct {
 	staging, target string
 }
 
-// newVolume makes a volume of that size; fsType is empty for a raw block volume.
+// newVolume makes a volume of that size. fsType is empty for a raw block volume.
 func newVolume(t *testing.T, fsType string, size int64) *volume {
 	t.Helper()
 	testenv.NeedRoot(t)
@@ -73,7 +73,7 @@ func (v *volume) folders() {
 // other is the target of another pod.
 func (v *volume) other() string { return filepath.Join(v.dir, "other", "mount") }
 
-// grow makes the device larger, as when a partition grows under a volume in use.
+// grow makes the device larger, like a partition that grows under a volume in use.
 func (v *volume) grow(size int64) {
 	v.t.Helper()
 	testenv.Resize(v.t, v.image, size)
@@ -102,7 +102,7 @@ func (v *volume) unstage() error {
 	return err
 }
 
-// publish publishes on a target; change may be nil.
+// publish publishes the volume on a target. change may be nil.
 func (v *volume) publish(target string, change func(*csispec.NodePublishVolumeRequest)) error {
 	r := &csispec.NodePublishVolumeRequest{VolumeId: claimID, StagingTargetPath: v.staging, TargetPath: target, VolumeCapability: v.capability()}
 	if change != nil {
@@ -123,7 +123,7 @@ func mode(m csispec.VolumeCapability_AccessMode_Mode) func(*csispec.NodePublishV
 	return func(r *csispec.NodePublishVolumeRequest) { r.VolumeCapability.AccessMode.Mode = m }
 }
 
-// must holds that a call says the code.
+// must asserts that a call returns the code.
 func (v *volume) must(what string, err error, code codes.Code) {
 	v.t.Helper()
 	if status.Code(err) != code {
@@ -131,7 +131,7 @@ func (v *volume) must(what string, err error, code codes.Code) {
 	}
 }
 
-// Every call twice, and what is written through one mount is seen through another.
+// TestLifeOfAVolume makes every call twice, and asserts that data written through one mount is visible through another.
 func TestLifeOfAVolume(t *testing.T) {
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
 		t.Run(fsType, func(t *testing.T) {
@@ -180,7 +180,7 @@ func TestLifeOfAVolume(t *testing.T) {
 			if len(v.unstaged) != 2 || len(v.released) != 0 {
 				t.Errorf("unstaged %v, released %v", v.unstaged, v.released)
 			}
-			// With its data at the next pod.
+			// The next pod has the data.
 			v.must("stage again", v.stage(), codes.OK)
 			if data, err := os.ReadFile(filepath.Join(v.staging, "file")); err != nil || string(data) != "data" {
 				t.Errorf("the next pod reads %q: %v", data, err)
@@ -191,8 +191,8 @@ func TestLifeOfAVolume(t *testing.T) {
 
 func TestReadOnlyModes(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
-	// As the kubelet asks with SELinux, which mount(8) forgives a kernel without it. The label
-	// is the file system's: it is none of the mount that a pod gets.
+	// With SELinux the kubelet passes a label, which mount(8) ignores on a kernel without it. The label is the file
+	// system's, and not an option of the mount that a pod gets.
 	flags := []string{"nosuid", "nodev", `context="system_u:object_r:container_file_t:s0:c1,c2"`}
 	v.must("stage", v.stage(flags...), codes.OK)
 	v.must("publish", v.publish(v.target, func(r *csispec.NodePublishVolumeRequest) {
@@ -213,7 +213,7 @@ func TestReadOnlyModes(t *testing.T) {
 	}
 }
 
-// ReadWriteOncePod, with the file system and with a raw block device.
+// TestSingleWriter asserts ReadWriteOncePod, with a file system and with a raw block device.
 func TestSingleWriter(t *testing.T) {
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, ""} {
 		t.Run(fsType, func(t *testing.T) {
@@ -285,7 +285,7 @@ func TestRawBlock(t *testing.T) {
 	v.must("unstage", v.unstage(), codes.OK)
 }
 
-// What another program has put in the way is neither used nor removed.
+// TestInTheWay asserts that files and mounts of other programs at the paths are neither used nor removed.
 func TestInTheWay(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
 	if err := os.MkdirAll(v.staging, 0o750); err != nil {
@@ -328,7 +328,7 @@ func TestInTheWay(t *testing.T) {
 	}
 }
 
-// A kubelet directory may itself be a link.
+// TestPathsOverLinks asserts that a kubelet directory may be a link.
 func TestPathsOverLinks(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
 	link := filepath.Join(t.TempDir(), "kubelet")

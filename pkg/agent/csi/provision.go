@@ -14,13 +14,13 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 )
 
-// defaultSize is that of a volume whose request names no size.
+// defaultSize is the size of a volume whose request names none.
 const defaultSize = 1 << 30
 
-// maxName is what CSI allows.
+// maxName is the longest name that CSI allows.
 const maxName = 128
 
-// CreateVolume makes a volume on this node, or finds that it is there.
+// CreateVolume makes a volume on this node, or finds the existing one.
 func (c *Controller) CreateVolume(ctx context.Context, r *csispec.CreateVolumeRequest) (*csispec.CreateVolumeResponse, error) {
 	request, err := c.requestOf(r)
 	if err != nil {
@@ -33,7 +33,7 @@ func (c *Controller) CreateVolume(ctx context.Context, r *csispec.CreateVolumeRe
 	return &csispec.CreateVolumeResponse{Volume: c.entry(v)}, nil
 }
 
-// requestOf understands what is asked for. The error has a code.
+// requestOf reads the request. The error has a code.
 func (c *Controller) requestOf(r *csispec.CreateVolumeRequest) (volumes.VolumeRequest, error) {
 	var request volumes.VolumeRequest
 	switch {
@@ -83,8 +83,8 @@ func (c *Controller) requestOf(r *csispec.CreateVolumeRequest) (volumes.VolumeRe
 	}, nil
 }
 
-// noteOf is what the call says of the claim that the volume is for. It is what there is to
-// bind the volume to its claim again should the cluster forget it.
+// noteOf is the note about the claim for which the call makes the volume. With it the volume can be bound to its claim
+// again if the cluster loses the PersistentVolume.
 func noteOf(r *csispec.CreateVolumeRequest, class string) (claim.Note, error) {
 	n := claim.Note{Namespace: r.Parameters[metadataNamespace], Claim: r.Parameters[metadataClaim], DiskClass: class}
 	for _, c := range r.VolumeCapabilities {
@@ -100,7 +100,7 @@ func noteOf(r *csispec.CreateVolumeRequest, class string) (claim.Note, error) {
 	if err != nil {
 		return n, err
 	}
-	// A note that cannot be read is of no use.
+	// A note that ReadNote refuses would be useless.
 	return claim.ReadNote(text)
 }
 
@@ -116,7 +116,7 @@ func (c *Controller) mayBeHere(t *csispec.TopologyRequirement) bool {
 	return false
 }
 
-// DeleteVolume wipes a volume. One that is not there is deleted already.
+// DeleteVolume wipes a volume. One that does not exist counts as deleted.
 func (c *Controller) DeleteVolume(ctx context.Context, r *csispec.DeleteVolumeRequest) (*csispec.DeleteVolumeResponse, error) {
 	if r.VolumeId == "" {
 		return nil, invalid("volume_id is missing")
@@ -129,7 +129,7 @@ func (c *Controller) DeleteVolume(ctx context.Context, r *csispec.DeleteVolumeRe
 	return &csispec.DeleteVolumeResponse{}, nil
 }
 
-// ControllerExpandVolume makes a volume larger; its file system grows where it is mounted.
+// ControllerExpandVolume makes a volume larger. Its file system grows where it is mounted.
 func (c *Controller) ControllerExpandVolume(ctx context.Context, r *csispec.ControllerExpandVolumeRequest) (*csispec.ControllerExpandVolumeResponse, error) {
 	if r.VolumeId == "" {
 		return nil, invalid("volume_id is missing")

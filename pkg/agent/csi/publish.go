@@ -15,7 +15,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/volumes"
 )
 
-// Keys of the volume context that the kubelet fills in (podInfoOnMount).
+// Keys of the volume context that the kubelet sets (podInfoOnMount).
 const (
 	contextEphemeral    = "csi.storage.k8s.io/ephemeral"
 	contextPodNamespace = "csi.storage.k8s.io/pod.namespace"
@@ -23,8 +23,8 @@ const (
 	contextPodUID       = "csi.storage.k8s.io/pod.uid"
 )
 
-// NodePublishVolume mounts a volume into a pod. It returns without an error only when
-// the volume is mounted and the disk says durably that it is formatted.
+// NodePublishVolume mounts a volume into a pod. It returns without an error only when the volume is mounted, and the
+// disk has durably recorded that it is formatted.
 func (n *Node) NodePublishVolume(ctx context.Context, r *csispec.NodePublishVolumeRequest) (*csispec.NodePublishVolumeResponse, error) {
 	a, err := accessOf(r.VolumeCapability)
 	inline := r.VolumeContext[contextEphemeral] == "true"
@@ -63,7 +63,7 @@ func (n *Node) NodePublishVolume(ctx context.Context, r *csispec.NodePublishVolu
 	return &csispec.NodePublishVolumeResponse{}, nil
 }
 
-// checkInline refuses what an inline volume cannot be.
+// checkInline refuses what is not possible for an inline volume.
 func checkInline(r *csispec.NodePublishVolumeRequest, a access) error {
 	switch pod := podOf(r); {
 	case a.block:
@@ -87,8 +87,8 @@ func podOf(r *csispec.NodePublishVolumeRequest) volumes.PodRef {
 	}
 }
 
-// publishInline makes an inline volume of a pod ready and mounts it on the target itself:
-// it has one user, and nothing to be staged for.
+// publishInline makes an inline volume of a pod ready and mounts it on the target itself. It has one user, so there is
+// no staging.
 func (n *Node) publishInline(ctx context.Context, r *csispec.NodePublishVolumeRequest, a access) error {
 	isNew := false
 	err := n.volumes.Publish(ctx, podOf(r), r.VolumeId, func(ctx context.Context, device, fsType string) (err error) {
@@ -97,7 +97,7 @@ func (n *Node) publishInline(ctx context.Context, r *csispec.NodePublishVolumeRe
 		return err
 	})
 	if err != nil && isNew {
-		// Not all of it succeeded; after some errors the kubelet believes that nothing did.
+		// A part of it failed. After some errors the kubelet assumes that nothing is mounted.
 		err = errors.Join(err, removeTarget(ctx, r.TargetPath))
 	}
 	return err
@@ -129,10 +129,9 @@ func (n *Node) publishStaged(ctx context.Context, r *csispec.NodePublishVolumeRe
 	return bindFolder(ctx, staging, target, a.bindOptions())
 }
 
-// publishBlock binds the device to the target, a file. To the kernel a device is as
-// writable through a read-only mount of its node as through any; that the pod cannot write
-// to a read-only raw block volume is for the container runtime, to which the kubelet says so.
-// A read-only flag of the device itself would hit all that use it, the agent's wipe too.
+// publishBlock binds the device to the target, a file. The kernel allows writes to a device through a read-only mount
+// of its node. So the container runtime must keep the pod from writing to a read-only raw block volume, and the kubelet
+// passes that on. A read-only flag of the device itself would affect all its users, also the agent's wipe.
 func (n *Node) publishBlock(ctx context.Context, r *csispec.NodePublishVolumeRequest, a access) error {
 	device, err := n.ready(r.VolumeId, true)
 	if err != nil {
@@ -168,7 +167,7 @@ func (n *Node) ready(volumeID string, block bool) (device string, err error) {
 	return v.Device, nil
 }
 
-// published reports whether one of the volume's mounts is on the target, as it should be.
+// published reports whether one of the volume's mounts is on the target, with the right options.
 func published(on []mounts.Mount, r *csispec.NodePublishVolumeRequest, readOnly bool) (bool, error) {
 	at, found, err := mounts.At(r.TargetPath)
 	if !found || err != nil {
@@ -183,8 +182,8 @@ func published(on []mounts.Mount, r *csispec.NodePublishVolumeRequest, readOnly 
 	return true, nil
 }
 
-// unshared asserts that a volume for a single writer is mounted nowhere but where it is staged.
-// The mount table knows best: it outlives the agent.
+// unshared returns an error if a volume for a single writer is mounted anywhere but where it is staged. It reads the
+// mount table, which outlives the agent.
 func unshared(on []mounts.Mount, volumeID string, a access, staging string) error {
 	if !a.single {
 		return nil
@@ -197,7 +196,7 @@ func unshared(on []mounts.Mount, volumeID string, a access, staging string) erro
 	return nil
 }
 
-// NodeUnpublishVolume unmounts a volume from a pod. An inline one is then due for release.
+// NodeUnpublishVolume unmounts a volume from a pod. An inline volume is then released.
 func (n *Node) NodeUnpublishVolume(ctx context.Context, r *csispec.NodeUnpublishVolumeRequest) (*csispec.NodeUnpublishVolumeResponse, error) {
 	if r.VolumeId == "" {
 		return nil, invalid("volume_id is missing")

@@ -12,11 +12,11 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// Registration offers the driver to the kubelet, which finds the registration's socket in a
-// folder, and then writes the node's CSINode and label.
+// Registration offers the driver to the kubelet by a socket in a folder that the kubelet watches. The kubelet then
+// writes the node's CSINode and label.
 type Registration struct {
 	dir, endpoint string
-	// changed receives whether the kubelet has registered the driver.
+	// changed is called with whether the kubelet has registered the driver.
 	changed func(registered bool)
 	again   chan struct{}
 }
@@ -26,7 +26,7 @@ func NewRegistration(dir, endpoint string, changed func(registered bool)) *Regis
 	return &Registration{dir: dir, endpoint: endpoint, changed: changed, again: make(chan struct{}, 1)}
 }
 
-// Again makes the kubelet register the driver again, as it does when the socket is made again.
+// Again makes the kubelet register the driver again, which it does when the socket is made again.
 func (r *Registration) Again() {
 	select {
 	case r.again <- struct{}{}:
@@ -60,7 +60,7 @@ func (r *Registration) once(ctx context.Context) error {
 	})
 }
 
-// registrar tells the kubelet where the driver is.
+// registrar answers the kubelet where the driver is.
 type registrar struct {
 	registration.UnsafeRegistrationServer
 	endpoint string

@@ -12,8 +12,8 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestRegisterAgain asserts that the socket is made again, which is what makes a kubelet
-// register again, and that what the kubelet says is passed on.
+// TestRegisterAgain asserts that the socket is made again, so that a kubelet registers the driver again. The kubelet's
+// answer is passed on.
 func TestRegisterAgain(t *testing.T) {
 	dir := t.TempDir()
 	socket := filepath.Join(dir, diskv1alpha1.DriverName+"-reg.sock")
@@ -61,7 +61,7 @@ func TestRegisterAgain(t *testing.T) {
 	}
 }
 
-// same reports whether the socket is that file still; a number of an inode may be used again.
+// same reports whether the socket is still that file. The number of an inode may be used again.
 func same(socket string, as os.FileInfo) bool {
 	now, err := os.Stat(socket)
 	return err == nil && os.SameFile(as, now) && as.ModTime().Equal(now.ModTime())

@@ -18,8 +18,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// Serve answers the kubelet, and sidecars, on the socket until the context ends, and then
-// until the calls under way are answered.
+// Serve answers the kubelet, and sidecars, on the socket until the context ends. Then it waits until the calls in
+// progress are answered.
 func Serve(ctx context.Context, socket string, node *Node, controller *Controller) error {
 	return serve(ctx, socket, func(server *grpc.Server) {
 		csispec.RegisterIdentityServer(server, identity{})
@@ -29,16 +29,14 @@ func Serve(ctx context.Context, socket string, node *Node, controller *Controlle
 }
 
 const (
-	// socketCheck is how often a socket is looked for: a kubelet or a person may clear the
-	// folder, and the kubelet would not find the driver any more.
+	// socketCheck is how often the existence of a socket is checked. A kubelet or an operator may clear the folder, and
+	// the kubelet would not find the driver any more.
 	socketCheck = 10 * time.Second
-	// stopPatience is how long the end waits for calls under way; one may wait for a disk
-	// that hangs.
+	// stopPatience is how long the end waits for calls in progress. One may wait for a disk that hangs.
 	stopPatience = 10 * time.Second
 )
 
-// serve serves on the socket until the context ends, and makes the socket again if it
-// is removed.
+// serve serves on the socket until the context ends, and makes the socket again if it is removed.
 func serve(ctx context.Context, socket string, register func(*grpc.Server)) error {
 	for again := false; ctx.Err() == nil; again = true {
 		if again {
@@ -74,7 +72,7 @@ func serveOnce(ctx context.Context, socket string, server *grpc.Server) error {
 		return err
 	}
 	if l, ok := listener.(*net.UnixListener); ok {
-		// By the end this may be the socket of the next agent.
+		// At the end this may be the socket of the next agent.
 		l.SetUnlinkOnClose(false)
 	}
 	mine, err := os.Stat(socket)
@@ -107,7 +105,7 @@ func notServed(ctx context.Context, socket string) error {
 	defer cancel()
 	conn, err := dialer.DialContext(ctx, "unix", socket)
 	if err != nil {
-		// Nothing is there, or nothing listens on it; what else may be wrong, listening says.
+		// There is no socket, or no process listens on it. Listening reports any other error.
 		return nil
 	}
 	return errors.Join(errors.New("another process serves on it: end that one first"), conn.Close())
@@ -136,8 +134,8 @@ func isAt(path string, file fs.FileInfo) bool {
 	return err == nil && os.SameFile(file, now)
 }
 
-// intercept gives the calls the logger of ctx, and logs those that fail. A panic fails
-// its call, and neither the other volumes nor the node.
+// intercept adds the logger of ctx to the calls, and logs those that fail. A panic fails its call, and affects neither
+// other volumes nor the node.
 func intercept(ctx context.Context) grpc.ServerOption {
 	logger := klog.FromContext(ctx)
 	return grpc.UnaryInterceptor(func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (response any, err error) {

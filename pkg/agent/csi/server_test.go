@@ -23,7 +23,7 @@ func (*panicking) Publish(context.Context, volumes.PodRef, string, func(context.
 	panic("on purpose")
 }
 
-// serving serves until the test ends, and returns how to end it before.
+// serving serves until the test ends, or until end is called.
 func serving(t *testing.T, socket string, v Volumes) (end func()) {
 	t.Helper()
 	return servingNode(t, socket, newNode(t, v))
@@ -47,7 +47,7 @@ func servingNode(t *testing.T, socket string, node *Node) (end func()) {
 	return end
 }
 
-// short is a folder whose name leaves room in the name of a socket, which has at most 107 bytes.
+// short is a folder with a short name, because the name of a socket has at most 107 bytes.
 func short(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "csi")
@@ -71,7 +71,7 @@ func probe(t *testing.T, socket string) {
 	}
 }
 
-// A kubelet or a person may clear the folder of the sockets.
+// TestSocketIsRecreated asserts that a socket that was removed is made again.
 func TestSocketIsRecreated(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(short(t), "folder", "csi.sock")
@@ -83,12 +83,12 @@ func TestSocketIsRecreated(t *testing.T) {
 	probe(t, socket)
 }
 
-// TestSocketOfALiveAgent asserts that the socket of an agent that serves is not taken over.
+// TestSocketOfALiveAgent asserts that the socket of an agent that serves is not replaced.
 func TestSocketOfALiveAgent(t *testing.T) {
 	socket := filepath.Join(short(t), "csi.sock")
 	serving(t, socket, &answers{})
 	probe(t, socket)
-	// An agent that does serve would go on until the end.
+	// An agent that serves continues until the context ends.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	err := Serve(ctx, socket, newNode(t, &answers{}), NewController("n", &answers{}, &answers{}))
@@ -98,7 +98,7 @@ func TestSocketOfALiveAgent(t *testing.T) {
 	probe(t, socket)
 }
 
-// TestStaleSocket asserts that the socket that a killed agent has left is no obstacle.
+// TestStaleSocket asserts that the socket of a killed agent is replaced.
 func TestStaleSocket(t *testing.T) {
 	socket := filepath.Join(short(t), "csi.sock")
 	listen(t, socket, false)
@@ -106,8 +106,7 @@ func TestStaleSocket(t *testing.T) {
 	probe(t, socket)
 }
 
-// TestSocketOfTheNextAgent asserts that an agent that ends leaves the socket of its successor
-// alone.
+// TestSocketOfTheNextAgent asserts that an agent that ends does not remove the socket of its successor.
 func TestSocketOfTheNextAgent(t *testing.T) {
 	socket := filepath.Join(short(t), "csi.sock")
 	end := serving(t, socket, &answers{})
@@ -122,7 +121,7 @@ func TestSocketOfTheNextAgent(t *testing.T) {
 	}
 }
 
-// listen makes a socket, on which something listens until the test ends, or not any more.
+// listen makes a socket. If it is live, a process listens on it until the test ends.
 func listen(t *testing.T, socket string, live bool) {
 	t.Helper()
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})

@@ -8,15 +8,15 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// sizes are a CSI capacity range, understood.
+// sizes are the parsed form of a CSI capacity range.
 type sizes struct {
-	// required is in bytes, a multiple of Alignment; 0 if nothing is required.
+	// required is in bytes, a multiple of Alignment. It is 0 if nothing is required.
 	required int64
-	// limit is in bytes; 0 for none.
+	// limit is in bytes. It is 0 for none.
 	limit int64
 }
 
-// sizesOf understands a capacity range, nil is none. The error has a code.
+// sizesOf reads a capacity range, which may be nil. The error has a code.
 func sizesOf(c *csispec.CapacityRange) (sizes, error) {
 	s := sizes{required: c.GetRequiredBytes(), limit: c.GetLimitBytes()}
 	switch {

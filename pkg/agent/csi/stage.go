@@ -14,9 +14,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/volumes"
 )
 
-// NodeStageVolume makes a persistent volume ready and mounts its file system on the
-// staging path, from where it is bound to the pods that use it. A raw block volume is
-// only made ready.
+// NodeStageVolume makes a persistent volume ready and mounts its file system on the staging path. From there it is
+// bound to the pods that use it. A raw block volume is only made ready.
 func (n *Node) NodeStageVolume(ctx context.Context, r *csispec.NodeStageVolumeRequest) (*csispec.NodeStageVolumeResponse, error) {
 	if r.VolumeId == "" {
 		return nil, invalid("volume_id is missing")
@@ -44,14 +43,14 @@ func (n *Node) NodeStageVolume(ctx context.Context, r *csispec.NodeStageVolumeRe
 			return nil
 		}
 		v, _ := n.volumes.Lookup(r.VolumeId)
-		// The StorageClass's options come last: of two that exclude each other the last counts.
+		// The StorageClass's options come last: of two that exclude each other the last one counts.
 		flags := slices.Concat(n.classes.MountOptions(v.Class, fsType), a.flags)
 		isNew, err = n.stage(ctx, device, r.StagingTargetPath, fsType, flags)
 		return err
 	})
 	if err != nil {
 		if isNew {
-			// Not all of it succeeded; after some errors the kubelet believes that nothing did.
+			// A part of it failed. After some errors the kubelet assumes that nothing is mounted.
 			err = errors.Join(err, unmount(ctx, r.StagingTargetPath))
 		}
 		return nil, statusOf(err)
@@ -59,9 +58,8 @@ func (n *Node) NodeStageVolume(ctx context.Context, r *csispec.NodeStageVolumeRe
 	return &csispec.NodeStageVolumeResponse{}, nil
 }
 
-// stage mounts the device's file system, and lets it grow if its partition has grown.
-// Mount options are not compared with those of a mount that is there: they may have been
-// changed in the PersistentVolume, and that must not fail a pod that runs.
+// stage mounts the device's file system, and grows it if its partition has grown. It does not compare the options of an
+// existing mount. They may have changed in the PersistentVolume, and that must not fail a running pod.
 func (n *Node) stage(ctx context.Context, device, target, fsType string, flags []string) (isNew bool, err error) {
 	isNew, state, err := n.mount(ctx, device, target, fsType, flags)
 	if err != nil || state.Missing == 0 || slices.Contains(flags, "ro") {
@@ -70,21 +68,21 @@ func (n *Node) stage(ctx context.Context, device, target, fsType string, flags [
 	return isNew, n.growStaged(ctx, device, target, fsType, flags)
 }
 
-// growStaged lets the file system grow that was just mounted on the staging path. Mounted
-// it grows at once and safely; only where that is not possible it is unmounted once more,
-// checked, which takes long for a large one, and grown by resize2fs. It returns an error
-// only if the volume is not mounted then: a volume that is too small still serves.
+// growStaged grows the file system that was just mounted on the staging path. While it is mounted it grows at once and
+// safely. Only where that is not possible it is unmounted again, checked, and grown by resize2fs. The check takes long
+// for a large file system. growStaged returns an error only if the volume is not mounted then: a volume that is too
+// small still serves.
 func (n *Node) growStaged(ctx context.Context, device, target, fsType string, flags []string) error {
 	logger := klog.FromContext(ctx).WithValues("device", device)
-	// It is not interrupted by a kubelet that gives up: resize2fs must not be. The next
-	// call finds the work done.
+	// A kubelet that gives up does not interrupt it: resize2fs must not be interrupted. The next call finds the file
+	// system grown.
 	ctx = context.WithoutCancel(ctx)
 	on, err := mounts.OfDevice(device)
 	if err == nil {
 		err = filesystem.GrowMounted(ctx, device, on)
 	}
 	if errors.Is(err, filesystem.ErrOnlyUnmounted) {
-		// NodeExpandVolume, which the kubelet calls next, says so on the claim.
+		// NodeExpandVolume, which the kubelet calls next, reports it on the claim.
 		if err := filesystem.MayGrowUnmounted(device); err != nil {
 			logger.Error(err, "File system cannot grow and is mounted as it is")
 			return nil
@@ -92,8 +90,8 @@ func (n *Node) growStaged(ctx context.Context, device, target, fsType string, fl
 		if err := unmount(ctx, target); err != nil {
 			return err
 		}
-		// A kubelet's folder that is mounted at two shared places shows one mount twice, and
-		// both are gone now. What is left is a use that must not be disturbed.
+		// A kubelet's folder that is mounted at two shared places shows one mount twice, and both are gone now. Any
+		// remaining mount is a use that must not be disturbed.
 		if on, err = mounts.OfDevice(device); err == nil && len(on) > 0 {
 			err = fmt.Errorf("%s is mounted on %s, too: %w", device, on[0].Mountpoint, filesystem.ErrOnlyUnmounted)
 		}
@@ -110,8 +108,7 @@ func (n *Node) growStaged(ctx context.Context, device, target, fsType string, fl
 	return nil
 }
 
-// NodeUnstageVolume unmounts a persistent volume from its staging path, which stays: it is
-// its caller's.
+// NodeUnstageVolume unmounts a persistent volume from its staging path. It keeps the path: that is the caller's.
 func (n *Node) NodeUnstageVolume(ctx context.Context, r *csispec.NodeUnstageVolumeRequest) (*csispec.NodeUnstageVolumeResponse, error) {
 	if r.VolumeId == "" {
 		return nil, invalid("volume_id is missing")

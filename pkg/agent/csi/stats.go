@@ -17,7 +17,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/volumes"
 )
 
-// NodeGetVolumeStats says how full a volume is, and in what condition.
+// NodeGetVolumeStats returns how full a volume is, and its condition.
 func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csispec.NodeGetVolumeStatsRequest) (*csispec.NodeGetVolumeStatsResponse, error) {
 	switch {
 	case r.VolumeId == "":
@@ -25,7 +25,7 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csispec.NodeGetVolumeS
 	case r.VolumePath == "":
 		return nil, invalid("volume_path is missing")
 	}
-	// The kubelet asks every minute. Of a disk that hangs one question waits, not more and more.
+	// The kubelet calls every minute. On a disk that hangs only one call waits, not more and more.
 	release, err := n.claim(ctx, "stats of "+r.VolumeId+" on "+r.VolumePath)
 	if err != nil {
 		return nil, err
@@ -57,7 +57,7 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csispec.NodeGetVolumeS
 	return response, nil
 }
 
-// blockStats says how large a raw block volume is.
+// blockStats returns the size of a raw block volume.
 func blockStats(v volumes.Volume, path string) (*csispec.NodeGetVolumeStatsResponse, error) {
 	// While its disk is out of service, a volume has no device.
 	if v.Problem == "" && !mounts.SameDevice(path, v.Device) {
@@ -70,8 +70,8 @@ func blockStats(v volumes.Volume, path string) (*csispec.NodeGetVolumeStatsRespo
 	return response, nil
 }
 
-// usageOf asks the file system that is mounted on the path. It counts in memory: not even a
-// file system that the kernel has shut down, or a disk that hangs, keeps it from that.
+// usageOf reads the usage of the file system that is mounted on the path. The figures are in memory: a file system that
+// the kernel has shut down, and a disk that hangs, still return them.
 func usageOf(path string) ([]*csispec.VolumeUsage, error) {
 	var s syscall.Statfs_t
 	if err := syscall.Statfs(path, &s); err != nil {
@@ -97,7 +97,7 @@ func abnormal(format string, a ...any) *csispec.VolumeCondition {
 	return &csispec.VolumeCondition{Abnormal: true, Message: fmt.Sprintf(format, a...)}
 }
 
-// diskCondition says what is known of the disk that a persistent volume is on.
+// diskCondition returns the condition of the disk that a persistent volume is on.
 func diskCondition(v volumes.Volume) *csispec.VolumeCondition {
 	if v.Problem != "" {
 		return abnormal("disk %s is out of service: %s", v.Disk, v.Problem)
@@ -105,8 +105,8 @@ func diskCondition(v volumes.Volume) *csispec.VolumeCondition {
 	return &csispec.VolumeCondition{Message: "disk " + v.Disk + " is in service"}
 }
 
-// volumeCondition says whether the volume is still on a disk. Of an inline one only its
-// mount is asked: whatever happens to its disk, its pod's end is its own.
+// volumeCondition returns whether the volume is still on a disk. For an inline one only its mount is checked: its life
+// ends with its pod, not with its disk.
 func volumeCondition(volumeID string, v volumes.Volume, found bool) *csispec.VolumeCondition {
 	if _, persistent := diskv1alpha1.VolumeUUID(volumeID); !persistent {
 		return &csispec.VolumeCondition{}
@@ -117,10 +117,9 @@ func volumeCondition(volumeID string, v volumes.Volume, found bool) *csispec.Vol
 	return diskCondition(v)
 }
 
-// mountCondition says whether the file system that is mounted there can still be used.
+// mountCondition returns whether the file system that is mounted on the path can still be used.
 func mountCondition(at mounts.Mount, path string) *csispec.VolumeCondition {
-	// The file system's own options, not those of the mount: a volume may be mounted
-	// read-only on purpose.
+	// The file system's own options, not those of the mount: a volume may be mounted read-only on purpose.
 	options := strings.Split(at.VFSOptions, ",")
 	switch {
 	case slices.Contains(options, "shutdown"):
@@ -131,15 +130,15 @@ func mountCondition(at mounts.Mount, path string) *csispec.VolumeCondition {
 	if count := ext4Errors(at.Source); count != "" && count != "0" {
 		return abnormal("ext4 has found %s errors in the file system since it was last checked: end the pods that use the volume, and check it with fsck", count)
 	}
-	// xfs says nothing of all that, but it does not show its root any more.
+	// xfs shows nothing of that, but its root is not readable any more.
 	if _, err := os.Lstat(path); err != nil {
 		return abnormal("the file system does not answer: %v", err)
 	}
 	return &csispec.VolumeCondition{Message: "the file system is in order"}
 }
 
-// ext4Errors is the number of errors that ext4 has noted in the superblock of a mounted
-// file system; empty for xfs, which notes none.
+// ext4Errors is the number of errors that ext4 has recorded in the superblock of a mounted file system. It is empty for
+// xfs, which records none.
 func ext4Errors(device string) string {
 	b, err := os.ReadFile("/sys/fs/ext4/" + filepath.Base(device) + "/errors_count")
 	if err != nil {
