@@ -5,14 +5,14 @@ import (
 	"time"
 )
 
-// Attachment is a volume that some driver attaches to this node.
+// Attachment is a volume that a driver attaches to this node.
 type Attachment struct {
 	Name, UID string
 	Created   time.Time
 }
 
-// askAttachments lists the node's VolumeAttachments, once a rescan. The clocks of the API server
-// and of the node may differ: an attachment is at least as old as it is known here.
+// askAttachments lists the node's VolumeAttachments, once a rescan. The clocks of the API server and of the node may
+// differ. So an attachment counts as at least as old as this node has known it.
 func (s *scan) askAttachments(ctx context.Context) *Attached {
 	if s.attached != nil {
 		return s.attached

@@ -10,14 +10,14 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// closing is a disk that is out of service and still to be closed. Closing waits for a disk that
-// hangs, so it is done after mu is released.
+// closing is a disk that is out of service and must still be closed. Closing waits for a disk that hangs, so it happens
+// after mu is released.
 type closing struct {
 	device Device
 	engine *disk.Disk
 }
 
-// close takes a disk out of service; closeAll closes it. The caller holds mu.
+// close takes a disk out of service. closeAll closes it later. The caller holds mu.
 func (s *scan) close(ctx context.Context, d *Disk, problem string) {
 	klog.FromContext(ctx).Info("Disk is out of service", "device", d.Device.Name, "disk", d.ID(), "reason", problem)
 	s.put(d, problem)
@@ -31,14 +31,14 @@ func (s *scan) put(d *Disk, problem string) {
 	d.Snapshot, d.Problem, d.Engine = snapshot, problem, nil
 }
 
-// closeAll closes what is out of service, and logs errors. The caller does not hold mu.
+// closeAll closes the disks that are out of service, and logs errors. The caller does not hold mu.
 func (s *scan) closeAll(ctx context.Context) {
 	if err := s.closeEngines(ctx); err != nil {
 		klog.FromContext(ctx).Error(err, "Disk did not close cleanly")
 	}
 }
 
-// closeEngines closes all at the same time, so that several disks that hang cost no more patience than one.
+// closeEngines closes all disks at the same time, so that several disks that hang take no longer than one.
 func (s *scan) closeEngines(ctx context.Context) error {
 	errs := make([]error, len(s.closing))
 	var all sync.WaitGroup

@@ -17,9 +17,9 @@ type holder struct {
 	unread bool
 }
 
-// copies says which of several devices with one disk ID are not to be used, and why, by name.
-// A disk in service goes on: only newcomers are refused. Otherwise the device that held the disk
-// before has it. If that is not known, none is used, as the volumes may be on any of them.
+// copies returns which of several devices with one disk ID must not be used, and why, by name. A disk in service stays
+// in service, and only the newcomers are refused. Otherwise the device that held the disk before has it. If that is not
+// known, none is used: the volumes may be on any of them.
 func copies(id string, holders []holder, before *Device) map[string]string {
 	if len(holders) < 2 {
 		return nil
@@ -30,7 +30,7 @@ func copies(id string, holders []holder, before *Device) map[string]string {
 	if at := slices.IndexFunc(holders, func(h holder) bool { return h.unread }); at >= 0 {
 		return keepOne(id, holders, holders[at], "was there before and cannot be read now,")
 	}
-	// A name alone says nothing after a reboot.
+	// After a reboot the kernel's name alone does not identify the device.
 	if before != nil && before.identified() {
 		var same []holder
 		for _, h := range holders {
@@ -57,7 +57,7 @@ func copies(id string, holders []holder, before *Device) map[string]string {
 	return refused
 }
 
-// keepOne refuses all holders but one, which has the disk for the reason why.
+// keepOne refuses all holders but one. why is the reason why that one has the disk.
 func keepOne(id string, holders []holder, keep holder, why string) map[string]string {
 	refused := map[string]string{}
 	for _, other := range holders {
@@ -94,7 +94,7 @@ func (s *scan) refuseCopies(all []*Facts) {
 		case f.Contents != nil && f.Contents.State == disk.Ours:
 			holders[f.Contents.ID] = append(holders[f.Contents.ID], holder{device: f.Device})
 		case f.Contents == nil && f.Known != "":
-			// Its device is here and cannot be read: what has its ID is a copy.
+			// The disk's device is here and cannot be read. So another device with its ID is a copy.
 			holders[f.Known] = append(holders[f.Known], holder{device: f.Device, unread: true})
 		}
 	}

@@ -13,70 +13,69 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// DefaultGrace is newDeviceGrace of a class that does not say.
+// DefaultGrace is newDeviceGrace of a class that has none.
 const DefaultGrace = 10 * time.Minute
 
 // Facts are all that a decision about one device that is not open depends on.
 type Facts struct {
 	Device Device
-	// Classes are all DiskClasses, NodeLabels those of the node.
+	// Classes are all DiskClasses. NodeLabels are the node's labels.
 	Classes    []*diskv1alpha1.DiskClass
 	NodeLabels map[string]string
 	// Approvals are those that name the device.
 	Approvals []Approval
-	// Known is the ID of a missing disk that was on the device; empty if there is none.
+	// Known is the ID of a missing disk that was on the device. It is empty if there is none.
 	Known string
-	// LiesOn says on which disk of ours the device lies; empty if on none.
+	// LiesOn is the device of the disk of ours on which the device lies. It is empty if there is none.
 	LiesOn string
-	// PathOf is the multipath map that has the device as a path; empty if none has.
+	// PathOf is the multipath map that has the device as a path. It is empty if there is none.
 	PathOf string
 
-	// Contents and ReadError are what reading the device gave; both nil before that.
+	// Contents and ReadError are the result of reading the device. Both are nil before it was read.
 	Contents  *disk.Contents
 	ReadError error
-	// Copy says of which device a disk of ours is a copy; empty if it is none.
+	// Copy says of which device a disk of ours is a copy. It is empty if it is none.
 	Copy string
-	// Ownership says whether this node may serve a disk of ours; nil before it was asked.
+	// Ownership says whether this node may serve a disk of ours. It is nil before it is known.
 	Ownership *Ownership
 
-	// New is true if the device appeared while the agent ran; Waited is how long it has been
-	// unopened since.
+	// New is true if the device appeared while the agent ran. Waited is how long it has been unopened since.
 	New    bool
 	Waited time.Duration
-	// Attached are the VolumeAttachments of the node; nil before they were asked for.
+	// Attached are the VolumeAttachments of the node. It is nil before they were listed.
 	Attached *Attached
-	// Registered is true if the node has a Node object, which a new disk is to belong to.
+	// Registered is true if the node has a Node object, to which a new disk can belong.
 	Registered bool
 }
 
 // Approval is an entry of spec.adopt that names the device.
 type Approval struct {
 	Class, Fingerprint string
-	// By is what it names the device by, Names the devices that it names.
+	// By is the property by which it names the device, Names the devices that it names.
 	By    string
 	Names []string
 }
 
-// Attached says how young the youngest VolumeAttachment of the node is.
+// Attached is the youngest VolumeAttachment of the node.
 type Attached struct {
-	// Name is its name; empty if there is none.
+	// Name is its name. It is empty if there is none.
 	Name string
 	Age  time.Duration
-	// Err is why they could not be listed.
+	// Err is the error if they could not be listed.
 	Err error
 }
 
-// Act is what is to be done next with a device.
+// Act is the next action for a device.
 type Act int
 
 const (
-	// Leave leaves the device alone.
+	// Leave does nothing to the device.
 	Leave Act = iota
-	// Read has the device read, and a new decision made with its contents.
+	// Read has the device read. Then a new decision is made with its contents.
 	Read
-	// AskOwner has the owner of a disk of ours looked up, and a new decision made.
+	// AskOwner has the owner of a disk of ours looked up. Then a new decision is made.
 	AskOwner
-	// AskAttachments has the node's VolumeAttachments listed, and a new decision made.
+	// AskAttachments has the node's VolumeAttachments listed. Then a new decision is made.
 	AskAttachments
 	// Open takes a disk of ours into service.
 	Open
@@ -88,35 +87,34 @@ const (
 type Verdict struct {
 	Act   Act
 	State diskv1alpha1.DeviceState
-	// Class is the class that has the device or would take it; empty if none selects it.
+	// Class is the class that has the device or would take it. It is empty if none selects it.
 	Class string
 	// Disk is the ID of the disk of ours on the device.
 	Disk string
 	// Reasons are all reasons why the device is not taken.
 	Reasons []string
-	// Fingerprint is for approvals; only candidates have one.
+	// Fingerprint is for approvals. Only candidates have one.
 	Fingerprint string
-	// Denied is true for a candidate that an approval names in vain.
+	// Denied is true for a candidate whose approval is not valid.
 	Denied bool
-	// Retry is true if the reasons may pass without any event.
+	// Retry is true if the reasons may disappear without an event.
 	Retry bool
-	// Again is when the decision may be another one because time has passed; 0 for never.
+	// Again is the time after which the decision may change. It is 0 if it does not change with time.
 	Again time.Duration
 }
 
-// Refused reports whether a class selects the device and something speaks against it.
+// Refused reports whether a class selects the device and there is a reason against it.
 func (v Verdict) Refused() bool {
 	return v.Class != "" && len(v.Reasons) > 0 && (v.State != diskv1alpha1.DeviceCandidate || v.Denied)
 }
 
-// Decide says what is done with a device that is not open. It does no I/O and depends on
-// nothing but the facts.
+// Decide decides about a device that is not open. It does no I/O and depends on nothing but the facts.
 //
 // Invariants:
 //  1. A device is read only if a class selects it, or a missing disk was on it.
-//  2. A device is initialized only if it is blank and a class selects it, and either an approval
-//     repeats its fingerprint or the class says Automatic.
-//  3. Whatever lies on a disk of ours, or is a path or a part of something else, is left alone.
+//  2. A device is initialized only if it is blank and a class selects it. Either an approval repeats its fingerprint,
+//     or the class says Automatic.
+//  3. A device that lies on a disk of ours, or is a path or a part of another device, is left alone.
 func Decide(f Facts) Verdict {
 	s := selectFor(f.Classes, f.NodeLabels, f.Device)
 	v := Verdict{State: diskv1alpha1.DeviceExcluded, Disk: f.Known}
@@ -153,7 +151,7 @@ func Decide(f Facts) Verdict {
 	return v
 }
 
-// choose is the class that has the device: one for which it is approved, else the first.
+// choose returns the class that has the device: one for which it is approved, else the first.
 func (f Facts) choose(s selection) *diskv1alpha1.DiskClass {
 	for _, approval := range f.Approvals {
 		if class := s.class(approval.Class); class != nil && len(approval.Names) == 1 {
@@ -166,7 +164,7 @@ func (f Facts) choose(s selection) *diskv1alpha1.DiskClass {
 	return nil
 }
 
-// veto collects what speaks against the device whatever a class says and whatever is on it.
+// veto collects the reasons against the device that do not depend on its class or content.
 func (v *Verdict) veto(f Facts) {
 	d := f.Device
 	against := func(state diskv1alpha1.DeviceState, format string, arguments ...any) {
@@ -219,7 +217,7 @@ func (v *Verdict) ours(f Facts, s selection) {
 // blank decides about a blank device.
 func (v *Verdict) blank(f Facts, s selection, class *diskv1alpha1.DiskClass) {
 	if class == nil {
-		// The disk that was here has been wiped.
+		// The disk that was on the device has been wiped.
 		v.Reasons = s.against
 		return
 	}
@@ -248,7 +246,7 @@ func (v *Verdict) blank(f Facts, s selection, class *diskv1alpha1.DiskClass) {
 	v.Act = Initialize
 }
 
-// approved reports whether an approval allows the device, or else why none of those that name it does.
+// approved reports whether an approval allows the device. If not, it returns why those that name it do not.
 func (f Facts) approved(s selection, fingerprint string) (bool, []string) {
 	var why []string
 	for _, a := range f.Approvals {
@@ -266,7 +264,7 @@ func (f Facts) approved(s selection, fingerprint string) (bool, []string) {
 	return false, why
 }
 
-// automatic looks for what speaks against taking a blank device without approval.
+// automatic collects the reasons against taking a blank device without approval.
 func (v *Verdict) automatic(f Facts, grace time.Duration) {
 	switch {
 	case grace <= 0:
@@ -289,7 +287,7 @@ func (f Facts) inGrace() bool {
 	return f.New && class != nil && f.Waited < graceOf(class)
 }
 
-// graceOf is how long the class has new devices wait.
+// graceOf is how long the class makes new devices wait.
 func graceOf(class *diskv1alpha1.DiskClass) time.Duration {
 	if class.Spec.NewDeviceGrace == nil {
 		return DefaultGrace
@@ -297,8 +295,8 @@ func graceOf(class *diskv1alpha1.DiskClass) time.Duration {
 	return class.Spec.NewDeviceGrace.Duration
 }
 
-// fingerprint stands for a blank device: its identity, and that it is blank. The kernel's name
-// is not in it, which changes with a reboot.
+// fingerprint is a hash of a blank device's identity, and of its being blank. It does not contain the kernel's name,
+// which changes with a reboot.
 func fingerprint(d Device) string {
 	sum := sha256.Sum256([]byte(strings.Join([]string{
 		string(disk.Blank), d.WWN, d.Serial, d.ByID, d.Model, string(d.Transport),
@@ -344,8 +342,8 @@ func names(a diskv1alpha1.DeviceApproval, d Device) bool {
 	return a.ByID != "" && (a.ByID == d.ByID || slices.Contains(d.Links, a.ByID))
 }
 
-// liesOn is the disk of ours, by device name, that the device lies on; empty if on none. What
-// is on a volume is its user's to write.
+// liesOn returns the name of the device of ours on which the device lies, or nothing. What is on a volume is written by
+// the volume's user.
 func liesOn(d Device, all []Device, ours map[string]bool) string {
 	byName := map[string]Device{}
 	for _, other := range all {
@@ -368,8 +366,8 @@ func liesOn(d Device, all []Device, ours map[string]bool) string {
 	return find(d, len(all))
 }
 
-// pathOf is the multipath device of which the device is a path, by its WWN; empty if there is none.
-// A map is there before the kernel lists its paths as held.
+// pathOf returns the multipath device of which the device is a path, by its WWN, or nothing. A map exists before the
+// kernel lists its paths as held.
 func pathOf(d Device, all []Device) string {
 	if d.WWN == "" {
 		return ""
@@ -385,8 +383,8 @@ func pathOf(d Device, all []Device) string {
 	return ""
 }
 
-// mapOf reports whether multipath makes a map with that UUID of devices with that WWN: it
-// writes a digit for the type of a SCSI name, and an NVMe name as it is.
+// mapOf reports whether multipath gives a map of devices with that WWN that UUID. It writes a digit for the type of a
+// SCSI name, and an NVMe name unchanged.
 func mapOf(wwn, uuid string) bool {
 	plain := func(s string) string {
 		return strings.Map(func(r rune) rune {

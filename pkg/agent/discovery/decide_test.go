@@ -25,8 +25,8 @@ func classOf(name string, adoption diskv1alpha1.Adoption, grace time.Duration) *
 	}}
 }
 
-// TestApproval asserts that a blank device is initialized only by an approval that names it
-// alone, with the class that selects it and the fingerprint of now.
+// TestApproval asserts that a blank device is initialized only by an approval that names no other device. The approval
+// must have a class that selects it, and its present fingerprint.
 func TestApproval(t *testing.T) {
 	changed := drive1
 	changed.Size++
@@ -76,8 +76,8 @@ func TestApproval(t *testing.T) {
 	}
 }
 
-// TestFingerprint asserts that whatever identifies a device changes its fingerprint, and that
-// the kernel's name does not.
+// TestFingerprint asserts that every identifying property of a device changes its fingerprint, and that the kernel's
+// name does not.
 func TestFingerprint(t *testing.T) {
 	seen := map[string]bool{}
 	for i, change := range []func(*Device){
@@ -138,7 +138,7 @@ func TestAutomatic(t *testing.T) {
 			t.Errorf("%s: %+v", name, v)
 		}
 	}
-	// An operator's word is enough, and a class that does not say has the default.
+	// An approval is enough, and a class without a grace has the default.
 	class := classOf("ssd", diskv1alpha1.AdoptAutomatic, 0)
 	class.Spec.NewDeviceGrace = nil
 	f := Facts{Device: drive1, Classes: []*diskv1alpha1.DiskClass{class}, Contents: &disk.Contents{State: disk.Blank}, New: true, Registered: true}
@@ -195,8 +195,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// TestApprovalsFor asserts that an approval names a device by what it says, and knows if it names
-// several.
+// TestApprovalsFor asserts which devices an approval names, and that an approval of several devices is recognized.
 func TestApprovalsFor(t *testing.T) {
 	twin := drive1
 	twin.Name, twin.WWN, twin.ByID, twin.Links = "sdb", "naa.2", "/dev/disk/by-id/wwn-2", []string{"/dev/disk/by-id/ata-2", "/dev/disk/by-id/wwn-2"}
@@ -227,7 +226,7 @@ func TestApprovalsFor(t *testing.T) {
 	}
 }
 
-// TestOwnership asserts whose a disk is.
+// TestOwnership asserts to which node a disk belongs.
 func TestOwnership(t *testing.T) {
 	self := disk.Owner{NodeUID: "u1", NodeName: "n1", MachineID: "m"}
 	other := disk.Owner{NodeUID: "u2", NodeName: "n2", MachineID: "m"}
@@ -294,7 +293,7 @@ func TestCopies(t *testing.T) {
 	}
 }
 
-// TestLiesOn asserts that what is made of a disk of ours, by any number of steps, is found.
+// TestLiesOn asserts that a device on a disk of ours is recognized through any number of devices.
 func TestLiesOn(t *testing.T) {
 	all := []Device{
 		{Name: "sda"}, {Name: "sdb"}, {Name: "dm-0", Below: []string{"sda"}}, {Name: "dm-1", Below: []string{"dm-0", "sdb"}}, {Name: "loop0", Below: []string{"dm-1"}},
@@ -314,7 +313,7 @@ func TestLiesOn(t *testing.T) {
 	}
 }
 
-// TestPathOf asserts that a path is known by its map's UUID, as multipath writes it.
+// TestPathOf asserts that a path is recognized by its map's UUID, in multipath's format.
 func TestPathOf(t *testing.T) {
 	for wwn, uuid := range map[string]string{
 		"naa.600140500001": "mpath-3600140500001",
@@ -342,7 +341,7 @@ func TestPathOf(t *testing.T) {
 	}
 }
 
-// TestIs asserts by what a device is recognised.
+// TestIs asserts by which properties a device is recognized.
 func TestIs(t *testing.T) {
 	plain := Device{Name: "loop0", Size: 1, Model: ""}
 	for name, tc := range map[string]struct {
@@ -365,7 +364,7 @@ func TestIs(t *testing.T) {
 	}
 }
 
-// TestNewcomers asserts which devices are new, and that use of one starts its time again.
+// TestNewcomers asserts which devices are new, and that using one restarts its time.
 func TestNewcomers(t *testing.T) {
 	device := func(name, activity string) Device { return Device{Name: name, Number: name, Activity: activity} }
 	start := time.Unix(1000, 0)
@@ -391,7 +390,7 @@ func TestNewcomers(t *testing.T) {
 	if isNew, waited := n.waited(both[1], at(7)); !isNew || waited != time.Minute || n.blank(both[1]) {
 		t.Errorf("after use: new %v, waited %s, blank %v", isNew, waited, n.blank(both[1]))
 	}
-	// Another medium under the same name, and one that went and came back.
+	// Another medium under the same name, and one that was removed and came back.
 	swapped := both[1]
 	swapped.Sequence = "2"
 	n.look([]Device{swapped}, nil, at(10))
@@ -408,7 +407,7 @@ func TestNewcomers(t *testing.T) {
 	if isNew, _ := kernel.waited(device("sda", ""), at(2)); !isNew {
 		t.Error("a medium whose counters begin again is not new")
 	}
-	// What an agent had not published before it was restarted is new to it.
+	// A device that the former agent had not published is new to the next one.
 	var restarted newcomers
 	restarted.look(both, []Device{{Name: "sda"}}, start)
 	if isNew, _ := restarted.waited(both[0], start); isNew {
@@ -417,14 +416,14 @@ func TestNewcomers(t *testing.T) {
 	if isNew, _ := restarted.waited(both[1], start); !isNew {
 		t.Error("a device that was not published is not new after a restart")
 	}
-	// A device that the kernel tells nothing about is read every time.
+	// A device whose activity the kernel does not show is read every time.
 	restarted.read(both[0], true, "")
 	if restarted.blank(both[0]) {
 		t.Error("a device without counters counts as unused")
 	}
 }
 
-// TestInGrace asserts that a device is looked at without an exclusive open only as long as it is new.
+// TestInGrace asserts that a device is inspected without an exclusive open only as long as it is new.
 func TestInGrace(t *testing.T) {
 	no := false
 	class := &diskv1alpha1.DiskClass{Spec: diskv1alpha1.DiskClassSpec{

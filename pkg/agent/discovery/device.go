@@ -9,7 +9,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// Identity is what stays with a device over reboots, as far as it has such things.
+// Identity is the properties of a device that stay the same over reboots, as far as it has any.
 type Identity struct {
 	// WWN is the world wide name.
 	WWN string
@@ -20,14 +20,14 @@ type Identity struct {
 	ByID string
 }
 
-// Map is what the device mapper says of a device of its own.
+// Map is the name and uuid of a device of the device mapper.
 type Map struct {
 	Name, UUID string
 }
 
 // Backing is what a loop device shows.
 type Backing struct {
-	// File is the path with which the loop device was set up, in whatever mount namespace.
+	// File is the path with which the loop device was set up. It may be of another mount namespace.
 	File string
 	// Block is true if that is a block device.
 	Block bool
@@ -46,7 +46,7 @@ type Device struct {
 	// Links are the paths below /dev/disk and /dev/mapper that lead to the device, sorted.
 	Links []string
 	Identity
-	// Model and Vendor are what the device says of itself.
+	// Model and Vendor are those that the device reports.
 	Model, Vendor string
 	// Transport is how the device is connected.
 	Transport diskv1alpha1.Transport
@@ -56,16 +56,16 @@ type Device struct {
 	SectorSize int64
 	// Rotational is true for disks with moving heads.
 	Rotational bool
-	// Removable and ReadOnly are as sysfs says.
+	// Removable and ReadOnly are those in sysfs.
 	Removable, ReadOnly bool
 	// Zoned is host-aware or host-managed for zoned devices, otherwise empty.
 	Zoned string
 	// Number is major:minor.
 	Number string
-	// Sequence tells two media that had the same name one after the other apart
-	// (the kernel's diskseq); empty on kernels without it.
+	// Sequence is the kernel's diskseq. It distinguishes two media that had the same name one after the other. It is
+	// empty on kernels without it.
 	Sequence string
-	// Holders are the devices made of this one that are no volumes of Berth's.
+	// Holders are the devices made of this one, except volumes of Berth.
 	Holders []string
 	// Below are the whole devices that this one is made of.
 	Below []string
@@ -74,7 +74,7 @@ type Device struct {
 	Loop *Backing
 	// Activity changes when the device is read, written or resized.
 	Activity string
-	// Unreadable says which attributes sysfs could not give.
+	// Unreadable lists the attributes that could not be read from sysfs.
 	Unreadable []string
 }
 
@@ -85,11 +85,11 @@ func (d Device) same(other Device) bool {
 		(d.Number == other.Number || unread && other.Number == "") && (d.Size == other.Size || unread)
 }
 
-// identified reports whether the device has anything by which it can be named for good.
+// identified reports whether the device has a property by which it can be named permanently.
 func (i Identity) identified() bool { return i.WWN != "" || i.Serial != "" || i.ByID != "" }
 
-// is reports whether d is the device that was known as before, by what both have of an
-// identity. Devices without any, such as loop devices, are compared by name, size and model.
+// is reports whether d is the device that was known as before, by the properties that both have. Devices without any,
+// such as loop devices, are compared by name, size and model.
 func (d Device) is(before Device) bool {
 	switch {
 	case d.WWN != "" && before.WWN != "":
@@ -104,14 +104,13 @@ func (d Device) is(before Device) bool {
 	return d.Name == before.Name && d.Size == before.Size && d.Model == before.Model
 }
 
-// matchesPath reports whether one of the shell patterns matches the device's path or
-// one of its links. A malformed pattern matches nothing.
+// matchesPath reports whether one of the shell patterns matches the device's path or one of its links. A malformed
+// pattern matches nothing.
 func (d Device) matchesPath(patterns []string) bool {
 	return matches(patterns, append([]string{d.Path}, d.Links...)...)
 }
 
-// matches reports whether one of the shell patterns matches one of the values. A malformed
-// pattern matches nothing.
+// matches reports whether one of the shell patterns matches one of the values. A malformed pattern matches nothing.
 func matches(patterns []string, values ...string) bool {
 	for _, pattern := range patterns {
 		for _, value := range values {
@@ -123,8 +122,8 @@ func matches(patterns []string, values ...string) bool {
 	return false
 }
 
-// madeOf are the kinds of devices that are made of other devices, files or memory, or reach
-// another machine, by the beginning of their names.
+// madeOf are the kinds of devices that are made of other devices, files or memory, or are on another machine. They are
+// recognized by the prefix of their names.
 var madeOf = []struct{ prefix, what string }{
 	{"loop", "a loop device"},
 	{"dm-", "a device of the device mapper"},
@@ -143,7 +142,7 @@ var madeOf = []struct{ prefix, what string }{
 	{"pxd!", "a Portworx volume"},
 }
 
-// kind is what a device is made of; empty for a drive.
+// kind is what a device is made of. It is empty for a drive.
 func (d Device) kind() string {
 	for _, k := range madeOf {
 		if strings.HasPrefix(d.Name, k.prefix) {
@@ -156,7 +155,7 @@ func (d Device) kind() string {
 	return ""
 }
 
-// unlisted reports whether the device, if no class selects it, would only flood the list.
+// unlisted reports whether the device is left out of the list if no class selects it: there may be very many of them.
 func (d Device) unlisted() bool {
 	return strings.HasPrefix(d.Name, "loop") || strings.HasPrefix(d.Name, "zram")
 }
@@ -166,7 +165,7 @@ func (d Device) showsVolume() bool {
 	return d.Loop != nil && d.Loop.Volume || disk.IsVolumeMap(d.Map.UUID)
 }
 
-// depths orders devices by what they are made of: 0 for drives, 1 for what is made of drives.
+// depths orders devices by what they are made of: 0 for drives, 1 for devices made of drives, and so on.
 func depths(devices []Device) map[string]int {
 	byName := map[string]Device{}
 	for _, d := range devices {

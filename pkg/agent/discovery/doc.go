@@ -1,5 +1,4 @@
-// Package discovery finds the node's block devices, decides which of them a
-// DiskClass selects, and keeps the ones that are ours open. It owns the answer to
-// "which disks does this node have"; what is on a disk is the business of package
-// disk, and which volumes there should be that of package volumes.
+// Package discovery finds the node's block devices, decides which of them a DiskClass selects, and keeps the disks of
+// ours open. It owns the list of the node's disks. Package disk owns the content of a disk. Package volumes decides
+// which volumes a disk shall have.
 package discovery

@@ -7,10 +7,10 @@ import (
 	"testing"
 )
 
-// fakeDevice is what a fake sysfs and a fake /dev say of a device.
+// fakeDevice is the attributes of a device in a fake sysfs and a fake /dev.
 type fakeDevice struct {
 	name string
-	// place is where the device is among the kernel's devices.
+	// place is the device's path among the kernel's devices.
 	place string
 	// attributes differ from those of a 200 GiB disk without moving heads; "-" removes one and
 	// "!" makes one unreadable.
@@ -19,7 +19,7 @@ type fakeDevice struct {
 	links []string
 }
 
-// Places of devices among the kernel's, as real machines have them.
+// Places of devices among the kernel's, as on real machines.
 const (
 	pcie    = "pci0000:00/0000:00:1d.0/0000:03:00.0/nvme/nvme0"
 	sata    = "pci0000:00/0000:00:17.0/ata3/host2/target2:0:0/2:0:0:0"
@@ -67,7 +67,7 @@ func fakeSys(t *testing.T, devices ...fakeDevice) (fs.FS, string) {
 			switch value {
 			case "-":
 			case "!":
-				// Root reads every file, but no folder as one.
+				// Root can read every file, but not a folder as a file.
 				must(os.MkdirAll(file, 0o755))
 			case "/":
 				must(os.MkdirAll(file, 0o755))
@@ -87,7 +87,7 @@ func fakeSys(t *testing.T, devices ...fakeDevice) (fs.FS, string) {
 	return os.DirFS(block), dev
 }
 
-// readOnlySys says of one device that it is read-only.
+// readOnlySys reports one device as read-only.
 type readOnlySys struct {
 	fs.FS
 	device string

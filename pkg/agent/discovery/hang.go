@@ -6,21 +6,20 @@ import (
 	"time"
 )
 
-// A disk that hangs answers neither with data nor with an error, and the thread that asked it
-// cannot be woken. It must cost the node that disk, and not the others.
+// A disk that hangs returns neither data nor an error, and the thread that waits for it cannot be woken. The node must
+// lose only that disk, and not the others.
 const (
 	// defaultPatience is how long a rescan waits for one device: a disk may have to spin up.
 	defaultPatience = 15 * time.Second
-	// inspections is how many devices are looked into at the same time.
+	// inspections is how many devices are inspected at the same time.
 	inspections = 16
 )
 
-// hangKey names a device for as long as it holds the same medium.
+// hangKey identifies a device for as long as it holds the same medium.
 func hangKey(d Device) string { return d.Name + "/" + d.Number + "/" + d.Sequence }
 
-// answer asks the device something that may take for ever. When its time is up that
-// goes on alone: the device is asked nothing more before it has ended. Its result goes to
-// late, if there is one.
+// answer calls ask, which may take for ever. When its time is up, ask goes on alone, and the device gets no further
+// call before it has ended. Its result then goes to late, if that is set.
 func answer[T any](ctx context.Context, i *Inventory, d Device, ask func() (T, error), late func(T)) (T, error) {
 	var none T
 	key := hangKey(d)
@@ -31,7 +30,7 @@ func answer[T any](ctx context.Context, i *Inventory, d Device, ask func() (T, e
 		value T
 		err   error
 	}
-	// Unbuffered: the result is either taken below or belongs to late.
+	// Unbuffered: the result is either received below or passed to late.
 	results, givenUp, ended := make(chan result), make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Who does not answer in time is not asked again until the answer is there, and that
+// TestAnswer asserts that a device that does not answer in time gets no further call until it has answered. The late
 // answer is not lost.
 func TestAnswer(t *testing.T) {
 	i := NewInventory(Options{Patience: time.Millisecond})

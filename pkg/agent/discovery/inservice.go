@@ -11,8 +11,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// reviewOpen follows the classes of open disks and closes those whose device is gone
-// or that went out of service: they are looked at again like any other device.
+// reviewOpen updates the classes of open disks. It closes those whose device is gone or that are out of service. They
+// are then decided about like any other device.
 func (s *scan) reviewOpen(ctx context.Context) {
 	defer s.closeAll(ctx)
 	s.inventory.mu.Lock()
@@ -56,15 +56,15 @@ func (s *scan) classOf(d Device) string {
 	return ""
 }
 
-// own writes this node as the owner of an open disk, if it is not: the disk has none, or one
-// that is gone. A disk is not lost because that fails.
+// own writes this node as the owner of an open disk that has no owner, or one that is gone. If that fails the disk
+// still serves.
 func (s *scan) own(ctx context.Context, engine *disk.Disk, before disk.Owner) {
 	if s.owner.NodeUID == "" || before == s.owner {
 		return
 	}
 	logger := klog.FromContext(ctx).WithValues("disk", engine.Snapshot().ID)
 	owner := s.owner
-	// The disk's own goroutine waits for a disk that hangs.
+	// The disk's own goroutine waits if the disk hangs.
 	go func() {
 		if err := engine.SetOwner(ctx, owner); err != nil {
 			logger.Error(err, "Owner of the disk could not be written; tried again at the next look")
@@ -74,7 +74,7 @@ func (s *scan) own(ctx context.Context, engine *disk.Disk, before disk.Owner) {
 	}()
 }
 
-// adopt puts a device into service that is blank or ours, and returns what became of it.
+// adopt puts a blank device, or one of ours, into service, and returns the resulting verdict.
 func (s *scan) adopt(ctx context.Context, f *Facts, v Verdict) Verdict {
 	logger := klog.FromContext(ctx)
 	engine, err := answer(ctx, s.inventory, f.Device, func() (*disk.Disk, error) { return s.open(ctx, f, v) }, func(late *disk.Disk) { _ = late.Close() })
@@ -86,7 +86,7 @@ func (s *scan) adopt(ctx context.Context, f *Facts, v Verdict) Verdict {
 	snapshot := engine.Snapshot()
 	v.State, v.Disk, v.Fingerprint = diskv1alpha1.DeviceInUse, snapshot.ID, ""
 	if snapshot.Err != nil {
-		// It is kept for its volumes to be shown.
+		// It is kept open, so that its volumes can be shown.
 		logger.Info("Disk is not fit for service", "device", f.Device.Name, "disk", snapshot.ID, "class", v.Class, "volumes", len(snapshot.Volumes), "reason", snapshot.Err.Error())
 	} else {
 		logger.Info("Disk is in service", "device", f.Device.Name, "disk", snapshot.ID, "class", v.Class, "volumes", len(snapshot.Volumes))
@@ -99,7 +99,7 @@ func (s *scan) adopt(ctx context.Context, f *Facts, v Verdict) Verdict {
 	return v
 }
 
-// open opens a disk of ours, and makes a blank one ours.
+// open opens a disk of ours. It initializes a blank device first.
 func (s *scan) open(ctx context.Context, f *Facts, v Verdict) (*disk.Disk, error) {
 	if v.Act == Initialize {
 		id, err := disk.Inspector{KubeletDir: s.inventory.options.KubeletDir}.Initialize(ctx, f.Device.Path, s.owner)

@@ -8,16 +8,17 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// inspect reads devices, at the same time: several that hang cost no more patience than one. A
-// device that was found blank and has not been used since is not read again: reading it can be in
-// the way of others, and before it is initialized it is read in any case.
+// inspect reads devices at the same time, so that several that hang take no longer than one. A device that was found
+// blank and has not been used since is not read again. Reading it can disturb other programs, and it is read again
+// before it is initialized.
 func (s *scan) inspect(ctx context.Context, read []*Facts) {
 	var all errgroup.Group
 	all.SetLimit(inspections)
 	activities := make([]string, len(read))
 	inspector := disk.Inspector{KubeletDir: s.inventory.options.KubeletDir}
 	if len(read) > 1 {
-		// One look for all of them. If it fails, each device is looked at alone and says why.
+		// One look at the system serves for all of them. If it fails, each device is inspected with its own, and
+		// returns the error.
 		inspector.Seen, _ = inspector.Look(ctx)
 	}
 	for n, f := range read {

@@ -15,13 +15,13 @@ import (
 // Disk is one of the node's disks as it is now. It never changes.
 type Disk struct {
 	Device Device
-	// Class is the DiskClass that selects the disk; empty when none does any more.
+	// Class is the DiskClass that selects the disk. It is empty when none does any more.
 	Class string
-	// Snapshot is the newest one; for a disk that is gone the last one.
+	// Snapshot is the newest one. For a disk that is gone it is the last one.
 	Snapshot disk.Snapshot
-	// Problem is empty, or says for a person why the disk is out of service.
+	// Problem says why the disk is out of service. It is empty if the disk serves.
 	Problem string
-	// Engine writes the disk; nil when the disk is out of service.
+	// Engine writes the disk. It is nil when the disk is out of service.
 	Engine *disk.Disk
 }
 
@@ -43,31 +43,30 @@ type Options struct {
 	Sys fs.FS
 	// Dev is /dev.
 	Dev string
-	// Only are patterns for paths; when there are any, no other device is looked at.
+	// Only are patterns for paths. If there are any, no other device is used.
 	Only []string
-	// Classes and NodeLabels answer what selects disks now.
+	// Classes and NodeLabels return the present classes and labels.
 	Classes    func() []*diskv1alpha1.DiskClass
 	NodeLabels func() map[string]string
-	// Changed is called after anything about the disks or their contents changed. It
-	// must not block.
+	// Changed is called after anything about the disks or their contents changed. It must not block.
 	Changed func()
-	// Known are the disks that this node had before, as it published them. They stay
-	// in the inventory, out of service, until they are found.
+	// Known are the disks that this node had before, as it published them. They stay in the inventory, out of service,
+	// until they are found.
 	Known []diskv1alpha1.Disk
 	// Devices are the devices that this node had before, as it published them.
 	Devices []diskv1alpha1.Device
-	// Approvals are those of the node's NodeDiskCapacity; nil stands for none.
+	// Approvals returns those of the node's NodeDiskCapacity. nil means none.
 	Approvals func() []diskv1alpha1.DeviceApproval
-	// Owner is this node, with an empty UID while it has no Node object. nil stands for an
-	// inventory outside of a cluster, which writes no owner.
+	// Owner returns this node, with an empty UID while it has no Node object. nil means an inventory outside of a
+	// cluster, which writes no owner.
 	Owner func() disk.Owner
-	// Cluster answers about other nodes and about volumes; needed if Owner is set.
+	// Cluster reads other nodes and VolumeAttachments. It is needed if Owner is set.
 	Cluster Cluster
 	// Now is the clock; the default is the machine's own.
 	Now func() time.Time
 	// KubeletDir is the kubelet's folder, where it keeps its raw block volumes.
 	KubeletDir string
-	// Loop says what a loop device shows; the default asks the kernel.
+	// Loop returns what a loop device shows. The default reads it from the kernel.
 	Loop func(path string) (Backing, error)
 	// Patience is how long a rescan waits for a device that hangs; 0 is the default.
 	Patience time.Duration
@@ -75,9 +74,9 @@ type Options struct {
 	CommandPatience time.Duration
 }
 
-// Cluster is what an inventory asks the API server.
+// Cluster is what an inventory reads from the API server.
 type Cluster interface {
-	// NodeNamed is the Node with that name as an owner; nil if there is none.
+	// NodeNamed returns the Node with that name as an owner, or nil if there is none.
 	NodeNamed(ctx context.Context, name string) (*disk.Owner, error)
 	// Attachments are the VolumeAttachments of this node.
 	Attachments(ctx context.Context) ([]Attachment, error)
@@ -92,18 +91,16 @@ type Listed struct {
 // Inventory is the disks of a node.
 //
 // Invariants:
-//  1. A device that no class selects is neither read nor written, unless a missing disk of this
-//     node was on it.
-//  2. A device is written to only after disk.Inspect called it blank or ours.
-//  3. At most one open disk has a given ID. A copy that shows up later does not end its service.
+//  1. A device that no class selects is neither read nor written, unless a missing disk of this node was on it.
+//  2. A device is written to only after disk.Inspect found it blank or ours.
+//  3. At most one open disk has a given ID. A copy that appears later does not end its service.
 type Inventory struct {
 	options Options
 
-	// scanning is held for a whole rescan, which opens and writes disks; mu only
-	// for looking at the fields below.
+	// scanning is held for a whole rescan, which opens and writes disks. mu is held only to access the fields below.
 	scanning sync.Mutex
 
-	// newcomers and attachments are the rescan's.
+	// newcomers and attachments are used by rescans only.
 	newcomers   newcomers
 	attachments map[string]time.Time
 	// published are the devices that the node had published before.
@@ -114,15 +111,15 @@ type Inventory struct {
 	// listed are the devices, refused those of them that a class selects and that are not used.
 	listed  []Listed
 	refused []Refusal
-	// again is when the next decision may differ because time has passed; zero for never.
+	// again is when the next decision may change because time has passed. It is zero if none does.
 	again time.Time
 
-	// hanging are the devices that an earlier rescan gave up waiting for; each channel
-	// is closed when the device answers after all.
+	// hanging are the devices for which an earlier rescan gave up waiting. Each channel is closed when the device
+	// answers after all.
 	hanging map[string]chan struct{}
 }
 
-// NewInventory returns an inventory that knows of no device until Rescan.
+// NewInventory returns an inventory that has no device until Rescan.
 func NewInventory(o Options) *Inventory {
 	if o.Patience == 0 {
 		o.Patience = defaultPatience
@@ -145,7 +142,7 @@ func NewInventory(o Options) *Inventory {
 		if known := i.disks[p.Disk]; known != nil && (p.State == diskv1alpha1.DeviceInUse || p.State == diskv1alpha1.DeviceFailed) {
 			known.Device.Identity = d.Identity
 		}
-		// A new device that was waiting goes on being new.
+		// A new device that was waiting is still new.
 		if p.State != diskv1alpha1.DeviceCandidate {
 			i.published = append(i.published, d)
 		}
@@ -175,8 +172,8 @@ func (i *Inventory) Disks() []Disk {
 	return disks
 }
 
-// Failing reports whether a disk that is open went out of service: opened again it may
-// serve again, and nothing else will announce that.
+// Failing reports whether an open disk went out of service. It may serve again when it is opened again, and no event
+// announces that.
 func (i *Inventory) Failing() bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -195,7 +192,7 @@ func (i *Inventory) Devices() []Listed {
 	return slices.Clone(i.listed)
 }
 
-// Again is how long it takes until a decision may be another one because time has passed.
+// Again is the time until a decision may change because time has passed.
 func (i *Inventory) Again() (time.Duration, bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -22,7 +22,7 @@ import (
 
 const mib = int64(1) << 20
 
-// bench is an inventory on real loop devices, with a cluster and a clock of the test's own.
+// bench is an inventory on real loop devices, with a cluster and a clock of the test.
 type bench struct {
 	t       *testing.T
 	dev     string
@@ -67,10 +67,10 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
-// start makes an inventory as a new agent does that knows nothing.
+// start makes an inventory like a new agent that knows nothing.
 func (b *bench) start() { b.Inventory = NewInventory(b.options) }
 
-// restart makes an inventory as a new agent does that knows what the one before published.
+// restart makes an inventory like a new agent that knows what the former one published.
 func (b *bench) restart() {
 	b.t.Helper()
 	b.options.Known, b.options.Devices = nil, nil
@@ -112,7 +112,7 @@ func (b *bench) change() {
 	}
 }
 
-// owned waits until the disk says that it belongs to this node.
+// owned waits until the disk belongs to this node.
 func (b *bench) owned() {
 	b.t.Helper()
 	late := time.After(30 * time.Second)
@@ -125,7 +125,7 @@ func (b *bench) owned() {
 	}
 }
 
-// selects has a class select the devices.
+// selects makes a class select the devices.
 func (b *bench) selects(adoption diskv1alpha1.Adoption, grace time.Duration, devices ...loopDisk) {
 	b.class = &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: "ssd"}, Spec: diskv1alpha1.DiskClassSpec{
 		Adoption: adoption, NewDeviceGrace: &metav1.Duration{Duration: grace},
@@ -202,7 +202,7 @@ func (b *bench) is(v Verdict, state diskv1alpha1.DeviceState, reason string) {
 	}
 }
 
-// sum stands for every byte of the file.
+// sum is the hash of every byte of the file.
 func (b *bench) sum(d loopDisk) [32]byte {
 	b.t.Helper()
 	data, err := os.ReadFile(d.image)
@@ -225,8 +225,8 @@ func (b *bench) sole() Disk {
 	return disks[0]
 }
 
-// TestApproveWritesNothing asserts that a candidate is not written before it is approved, with
-// the fingerprint that was shown, and is read no more than once.
+// TestApproveWritesNothing asserts that a candidate is not written before it is approved with the published
+// fingerprint, and is read only once.
 func TestApproveWritesNothing(t *testing.T) {
 	b := newBench(t)
 	d := b.disk("wwn-1")
@@ -272,7 +272,7 @@ func TestApproveWritesNothing(t *testing.T) {
 	}
 }
 
-// TestGrace asserts that a device that appears waits unopened, and for young attachments to age.
+// TestGrace asserts that a new device waits until it has been unopened, and the attachments old, for long enough.
 func TestGrace(t *testing.T) {
 	const grace = 10 * time.Minute
 	b := newBench(t)
@@ -288,7 +288,7 @@ func TestGrace(t *testing.T) {
 	}
 	b.now = b.now.Add(grace - time.Second)
 	b.is(b.look(d), diskv1alpha1.DeviceCandidate, "it appeared")
-	// Another program reads it: it waits from the start.
+	// Another program reads it: its time starts again.
 	b.run("dd", "if="+d.path, "of=/dev/null", "bs=4096", "count=1", "iflag=direct")
 	b.is(b.look(d), diskv1alpha1.DeviceCandidate, "it appeared")
 	if again, _ := b.Again(); again != grace {
@@ -300,7 +300,7 @@ func TestGrace(t *testing.T) {
 	b.down = errors.New("the API server is down")
 	b.is(b.look(d), diskv1alpha1.DeviceCandidate, "the API server is down")
 	b.down = nil
-	// The server's clock is an hour ahead: what counts is how long the attachment is known here.
+	// The server's clock is an hour ahead. What counts is how long this node has known the attachment.
 	b.attachments[1].Created = b.now.Add(time.Hour)
 	b.now = b.now.Add(grace - time.Second)
 	b.is(b.look(d), diskv1alpha1.DeviceCandidate, "VolumeAttachment csi-1")
@@ -322,8 +322,7 @@ func TestGrace(t *testing.T) {
 	}
 }
 
-// TestOwner asserts that a disk of a node that exists is refused, and that one of a node that is
-// gone gets a new owner.
+// TestOwner asserts that a disk of a node that exists is refused, and that one of a node that is gone gets a new owner.
 func TestOwner(t *testing.T) {
 	b := newBench(t)
 	d := b.disk("wwn-1")
@@ -352,8 +351,8 @@ func TestOwner(t *testing.T) {
 	b.is(b.look(blank), diskv1alpha1.DeviceCandidate, "register the Node")
 }
 
-// TestCopyOfDisk asserts that a disk in service, and after a restart, goes on beside its copies,
-// and that a device that no class selects is not read, whatever is missing.
+// TestCopyOfDisk asserts that a disk in service stays in service beside its copies, also after a restart. A device that
+// no class selects is not read, even if a disk is missing.
 func TestCopyOfDisk(t *testing.T) {
 	b := newBench(t)
 	d := b.disk("wwn-1")
@@ -376,7 +375,7 @@ func TestCopyOfDisk(t *testing.T) {
 	if s := b.sole(); !s.Ready() || s.Device.Name != d.name {
 		t.Errorf("after a restart the disk is %+v", s)
 	}
-	// The original is out of the agent's sight, and the copy is not selected.
+	// The original is not visible to the agent, and the copy is not selected.
 	b.selects(diskv1alpha1.AdoptAutomatic, 0, d)
 	b.restart()
 	b.Inventory.options.Only = []string{c.path}
@@ -393,8 +392,8 @@ func TestCopyOfDisk(t *testing.T) {
 	}
 }
 
-// TestOnOurVolumes asserts that a loop device over a volume, or over a file on a volume, is never
-// a disk, even if it holds the table of a disk that is missing.
+// TestOnOurVolumes asserts that a loop device over a volume, or over a file on a volume, is never a disk. That is so
+// even if it holds the table of a missing disk.
 func TestOnOurVolumes(t *testing.T) {
 	b := newBench(t)
 	testenv.NeedProgram(t, "mkfs.ext4", "mount", "umount")
@@ -434,7 +433,7 @@ func TestOnOurVolumes(t *testing.T) {
 	}
 }
 
-// TestReadOnly asserts that a disk that becomes read-only is said to be so, and serves again.
+// TestReadOnly asserts that a disk that becomes read-only is reported, and serves again afterwards.
 func TestReadOnly(t *testing.T) {
 	b := newBench(t)
 	d := b.disk("wwn-1")
@@ -455,8 +454,8 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// TestRememberedAddsUp asserts that whatever was written into a NodeDiskCapacity while no agent
-// ran, what is remembered of it can be published again.
+// TestRememberedAddsUp asserts that a remembered disk can be published again, for any content of the NodeDiskCapacity.
+// It may have been edited while no agent ran.
 func TestRememberedAddsUp(t *testing.T) {
 	k := diskv1alpha1.Disk{ID: "a", Device: "sda", Size: 10 * mib}
 	for n := range 4 {

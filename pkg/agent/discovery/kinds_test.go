@@ -21,13 +21,13 @@ func attrs(pairs ...string) map[string]string {
 	return m
 }
 
-// outcome is what becomes of a blank device with three kinds of classes. A word with a capital is a state,
-// anything else is a part of the reason why the device is not taken.
+// outcome is what happens to a blank device with three kinds of classes. A word with a capital is a state, anything
+// else is a part of the reason why the device is not taken.
 type outcome struct {
-	// broad selects by rotational and minSize: what a class with adoption Approve and one with
-	// Automatic do.
+	// approve and automatic are for classes that select by rotational and minSize: with adoption Approve and with
+	// Automatic.
 	approve, automatic string
-	// path is what a class with adoption Automatic does that names every path.
+	// path is for a class with adoption Automatic that names every path.
 	path string
 }
 
@@ -37,14 +37,14 @@ const (
 	unlisted  = "unlisted"
 )
 
-// drive is what is taken always.
+// drive is always taken.
 var drive = outcome{candidate, taken, taken}
 
 func onlyByPath(reason string) outcome { return outcome{reason, reason, taken} }
 
 func never3(reason string) outcome { return outcome{reason, reason, reason} }
 
-// notAutomatic is for transports that other drivers attach volumes by.
+// notAutomatic is for transports by which other drivers attach volumes.
 func notAutomatic(transport string) outcome {
 	return outcome{candidate, "its transport is " + transport, taken}
 }
@@ -120,7 +120,7 @@ var kinds = []struct {
 	{"loop device over a device", fakeDevice{"loop4", virtual, attrs("loop/backing_file", "/dev/sda3"), nil}, "virtual", never3("shows a block device")},
 	{"loop device without a file", fakeDevice{"loop5", virtual, attrs("size", "0"), nil}, "", never3(unlisted)},
 
-	// Devices that cannot serve, and those that sysfs says something odd of.
+	// Devices that cannot serve, and those with odd values in sysfs.
 	{"host-managed zoned disk", fakeDevice{"sds", sata, attrs("queue/zoned", "host-managed"), nil}, "sata", never3("takes no writes in any order")},
 	{"host-aware zoned disk", fakeDevice{"sdt", sata, attrs("queue/zoned", "host-aware"), nil}, "sata", onlyByPath("zoned (host-aware)")},
 	{"read-only disk", fakeDevice{"sdu", sata, attrs("ro", "1"), nil}, "sata", never3("read-only")},
@@ -141,8 +141,7 @@ var kinds = []struct {
 	{"disk that is going", fakeDevice{"sdae", sata, attrs("queue/logical_block_size", "-"), nil}, "", never3(unlisted)},
 }
 
-// TestKinds asserts for each kind of device which classes take it, and the reason of each that
-// does not.
+// TestKinds asserts for each kind of device which classes take it, and the reason of each class that does not.
 func TestKinds(t *testing.T) {
 	fakes := make([]fakeDevice, len(kinds))
 	for i, k := range kinds {
@@ -214,7 +213,7 @@ func TestKinds(t *testing.T) {
 	}
 }
 
-// TestDeviceHasAllReasons asserts that not only the first reason is given.
+// TestDeviceHasAllReasons asserts that every reason is returned, not only the first.
 func TestDeviceHasAllReasons(t *testing.T) {
 	yes := true
 	class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: "hdd"}, Spec: diskv1alpha1.DiskClassSpec{
@@ -238,8 +237,7 @@ func TestDeviceHasAllReasons(t *testing.T) {
 	}
 }
 
-// TestIdentityOfDevices asserts what is read of a device's identity, and that the most stable link
-// names it.
+// TestIdentityOfDevices asserts which identity of a device is read, and that the most stable link is used.
 func TestIdentityOfDevices(t *testing.T) {
 	sys, dev := fakeSys(t,
 		fakeDevice{"nvme0n1", pcie, attrs("wwid", "eui.1", "device/serial", " S 1 ", "device/model", "M", "diskseq", "9", "queue/logical_block_size", "4096"),
@@ -277,8 +275,8 @@ func TestIdentityOfDevices(t *testing.T) {
 	}
 }
 
-// TestClassOfSeveral asserts that of several classes the first by name has a device, whatever
-// order they arrive in, and that classes of other nodes do not count.
+// TestClassOfSeveral asserts that of several classes the first by name has a device, in any order of arrival. Classes
+// of other nodes do not count.
 func TestClassOfSeveral(t *testing.T) {
 	class := func(name string, selector *metav1.LabelSelector) *diskv1alpha1.DiskClass {
 		return &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: diskv1alpha1.DiskClassSpec{

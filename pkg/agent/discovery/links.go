@@ -44,8 +44,8 @@ func linksBelow(dev string) map[string][]string {
 	return links
 }
 
-// byIDOrder are beginnings of names below /dev/disk/by-id, the most stable first. The names
-// that begin with an entry of contentLinks follow from what is on a device.
+// byIDOrder are prefixes of names below /dev/disk/by-id, the most stable first. Names with a prefix in contentLinks
+// depend on the content of a device.
 var (
 	byIDOrder    = []string{"wwn-", "nvme-eui.", "nvme-uuid.", "nvme-", "ata-", "scsi-3", "scsi-", "virtio-", "mmc-", "usb-", "dm-uuid-"}
 	contentLinks = []string{"lvm-pv-uuid-", "md-", "raid-", "dm-uuid-LVM-", "dm-uuid-CRYPT-"}
@@ -53,8 +53,7 @@ var (
 	nameable = regexp.MustCompile(`^(disk/by-(id|path)|mapper)/[^/]{1,200}$`)
 )
 
-// stableLink chooses the link that changes least: below by-id, else below mapper, else below
-// by-path.
+// stableLink returns the link that changes least: below by-id, else below mapper, else below by-path.
 func stableLink(dev string, links []string) string {
 	var best string
 	bestRank := -1

@@ -11,8 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LookIntoLoop asks the kernel what a loop device shows, since the path that sysfs names may be
-// of another mount namespace.
+// LookIntoLoop reads from the kernel what a loop device shows. The path in sysfs may be of another mount namespace.
 func LookIntoLoop(device string) (Backing, error) {
 	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -28,7 +27,7 @@ func LookIntoLoop(device string) (Backing, error) {
 	if b.Block {
 		number = info.Rdevice
 	}
-	// /sys/dev/block/8:3 leads to .../block/sda/sda3, and file systems without a device to nothing.
+	// /sys/dev/block/8:3 leads to .../block/sda/sda3. For a file system without a device there is no such link.
 	link := fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(number), unix.Minor(number))
 	if target, err := os.Readlink(link); err == nil {
 		b.On = filepath.Base(target)
@@ -39,7 +38,7 @@ func LookIntoLoop(device string) (Backing, error) {
 	return b, nil
 }
 
-// lookIntoLoops asks what the loop devices show that may be read.
+// lookIntoLoops reads what the loop devices show, as far as they may be read.
 func (s *scan) lookIntoLoops(ctx context.Context) {
 	var all errgroup.Group
 	all.SetLimit(inspections)
@@ -62,7 +61,7 @@ func (s *scan) lookIntoLoops(ctx context.Context) {
 	}
 }
 
-// shows notes what a loop device shows, or that this is not known.
+// shows notes what a loop device shows, or the error that it is not known.
 func (d *Device) shows(b Backing, err error) {
 	if err != nil {
 		d.Unreadable = append(d.Unreadable, err.Error())

@@ -19,7 +19,7 @@ func (s *scan) findKnown() {
 			continue
 		}
 		for _, d := range s.devices {
-			// Of several disks that were on the device, the one whose ID comes first.
+			// Of several disks that were on the device, the one with the lowest ID counts.
 			if before := s.known[d.Name]; !s.ours[d.Name] && d.is(missing.Device) && (before == "" || id < before) {
 				s.known[d.Name] = id
 			}
@@ -30,7 +30,7 @@ func (s *scan) findKnown() {
 	}
 }
 
-// noteProblem has a missing disk say why it is not in service, if its device was refused.
+// noteProblem sets the problem of a missing disk whose device was refused.
 func (s *scan) noteProblem(v Verdict) {
 	if v.State == diskv1alpha1.DeviceInUse || v.Disk == "" || len(v.Reasons) == 0 {
 		return
@@ -42,8 +42,8 @@ func (s *scan) noteProblem(v Verdict) {
 	}
 }
 
-// dropReplaced forgets disks without volumes that were on a device which holds another
-// disk now: an operator wiped it, or changed the drive.
+// dropReplaced forgets disks without volumes that were on a device which holds another disk now. An operator wiped it,
+// or changed the drive.
 func (s *scan) dropReplaced(ctx context.Context) {
 	s.inventory.mu.Lock()
 	defer s.inventory.mu.Unlock()
@@ -69,12 +69,12 @@ func (i *Inventory) knows(id string) bool {
 	return known
 }
 
-// remembered is a disk of which only its publication is known.
+// remembered is a disk of which only the published state is known.
 func remembered(k diskv1alpha1.Disk) *Disk {
 	s := disk.Snapshot{ID: k.ID, Path: "/dev/" + k.Device, Size: k.Size, SectorSize: int64(k.SectorSize), Overhead: k.Size}
 	var taken extent.Set
 	for _, a := range k.Allocations {
-		// A person may have written this: it must be something that can be published again.
+		// Any client may have edited the published state, so the result must be one that can be published again.
 		if e := extent.New(a.Start, a.Length); taken.Overlaps(e) {
 			continue
 		} else {
@@ -96,8 +96,8 @@ func remembered(k diskv1alpha1.Disk) *Disk {
 	}
 }
 
-// Forget drops the disks with the given IDs that no device holds, with what was on them. It
-// returns those that it did not drop, as they are in service or not known.
+// Forget drops the disks with the given IDs, and their volumes, if no device holds them. It returns those that it did
+// not drop, because they are in service or not known.
 func (i *Inventory) Forget(ids []string) (kept []string) {
 	i.scanning.Lock()
 	defer i.scanning.Unlock()

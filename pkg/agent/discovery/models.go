@@ -5,19 +5,18 @@ import (
 	"strings"
 )
 
-// Models of disks of a machine's own in clouds: "Amazon EC2 NVMe Instance Storage",
-// "Microsoft NVMe Direct Disk", "Microsoft NVMe Direct Disk v2" and "nvme_card" (Google's
-// local SSD). They need no rule: they are PCIe devices, and no pattern below matches them.
+// The local disks of clouds have the models "Amazon EC2 NVMe Instance Storage", "Microsoft NVMe Direct Disk",
+// "Microsoft NVMe Direct Disk v2" and "nvme_card" (Google's local SSD). They need no rule: they are PCIe devices, and
+// no pattern below matches them.
 
-// networkVolumes are the models of volumes that some driver attaches, to this node now and to
-// another later. No class takes one without a path. The patterns are in lower case; an empty
-// vendor stands for any.
+// networkVolumes are the models of volumes that a driver attaches to this node now, and perhaps to another later. No
+// class takes one without a path. The patterns are in lower case. An empty vendor means any.
 var networkVolumes = []struct{ vendor, model, what string }{
 	{"", "amazon elastic block store", "Amazon EBS"},
 	{"", "nvme_card-pd", "a Google persistent disk"},
 	{"", "persistentdisk", "a Google persistent disk"},
 	{"", "msft nvme accelerator*", "an Azure disk"},
-	// Azure's disks, and those of vSphere, say the same.
+	// Azure and vSphere disks have the same model.
 	{"", "virtual disk", "an Azure or vSphere disk"},
 	{"", "vmware virtual nvme disk", "a vSphere disk"},
 	// The iSCSI target tgt, as in Longhorn.
@@ -30,13 +29,13 @@ var networkVolumes = []struct{ vendor, model, what string }{
 	{"hc", "volume", "a Hetzner volume"},
 	{"linode", "volume", "a Linode volume"},
 	{"nutanix", "vdisk", "a Nutanix volume"},
-	// What NVMe-oF targets say of themselves as a rule.
+	// The usual models of NVMe-oF targets.
 	{"", "linux", "an NVMe-oF volume (nvmet)"},
 	{"", "spdk bdev controller*", "an NVMe-oF volume (SPDK)"},
 	{"", "mayastor nvme controller*", "a Mayastor volume"},
 }
 
-// networkVolume says which network volume the device is, by its model; empty for others.
+// networkVolume names the network volume that the device is, by its model. It is empty for other devices.
 func networkVolume(d Device) string {
 	model, vendor := strings.ToLower(d.Model), strings.ToLower(d.Vendor)
 	for _, n := range networkVolumes {

@@ -6,25 +6,25 @@ import (
 	"time"
 )
 
-// newcomers remembers which devices appeared while the agent ran, and since when each has been
-// unopened. Times are of the injected clock, and only differences of them are used.
+// newcomers remembers which devices appeared while the agent ran, and since when each has been unopened. Times are of
+// the injected clock, and only their differences are used.
 type newcomers struct {
-	// known are the devices of the last look, with what was found on them; nil before the first.
+	// known are the devices of the last look, with what was found on them. It is nil before the first look.
 	known map[string]*known
 }
 
 // known is a device of the last look.
 type known struct {
-	// since is when the device appeared or was last used; zero for those of the first look.
+	// since is when the device appeared or was last used. It is zero for the devices of the first look.
 	since time.Time
-	// activity is that of the device when it was looked at last.
+	// activity is the device's activity at the last look.
 	activity string
-	// contents are what was found then, if that can be used again: it was blank.
+	// blank is true if the device was found blank then. Only that result is used again.
 	blank bool
 }
 
-// look notes which devices there are now. before are those that the agent had published when it
-// started: others are new even at the first look, if it had published any.
+// look notes which devices exist now. before are those that the former agent had published. If it had published any,
+// all other devices are new even at the first look.
 func (n *newcomers) look(devices, before []Device, now time.Time) {
 	next := map[string]*known{}
 	for _, d := range devices {
@@ -36,7 +36,7 @@ func (n *newcomers) look(devices, before []Device, now time.Time) {
 		case k == nil:
 			k = &known{activity: d.Activity, since: now}
 		case wentBack(k.activity, d.Activity):
-			// Another medium under the same name, on a kernel that does not number them.
+			// Another medium under the same name, on a kernel without sequence numbers.
 			k = &known{activity: d.Activity, since: now}
 		case k.activity != d.Activity:
 			k.activity, k.blank = d.Activity, false
@@ -49,7 +49,7 @@ func (n *newcomers) look(devices, before []Device, now time.Time) {
 	n.known = next
 }
 
-// wentBack reports whether a counter is lower than it was.
+// wentBack reports whether a counter is lower than before.
 func wentBack(before, now string) bool {
 	b, n := strings.Fields(before), strings.Fields(now)
 	for i := countersAt; i < len(b) && i < len(n); i++ {
@@ -71,7 +71,7 @@ func isNew(d Device, before []Device) bool {
 	return len(before) > 0
 }
 
-// read notes what reading the device gave, and its activity afterwards: reading it is activity.
+// read notes the result of reading the device, and its activity afterwards: reading it is activity.
 func (n *newcomers) read(d Device, blank bool, activity string) {
 	if k := n.known[hangKey(d)]; k != nil {
 		k.blank, k.activity = blank && activity != "", activity

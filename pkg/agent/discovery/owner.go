@@ -11,15 +11,15 @@ import (
 type Ownership struct {
 	// Reason is why it may not.
 	Reason string
-	// Retry is true if that is only not known now.
+	// Retry is true if that may change.
 	Retry bool
 }
 
-// ownership decides whose a disk is. self is this node, and named is the Node that has the
-// owner's name now, nil if there is none; err says that this is not known.
+// ownership decides to which node a disk belongs. self is this node. named is the Node that has the owner's name now,
+// or nil if there is none. err is set if that is not known.
 //
-// Machines that are copies of each other share a machine ID, and so do test nodes on one machine:
-// UIDs are compared first.
+// Machines that are copies of each other share a machine ID, and so do test nodes on one machine. So UIDs are compared
+// first.
 func ownership(owner, self disk.Owner, named *disk.Owner, err error) Ownership {
 	switch {
 	case owner.NodeUID == "" || owner.NodeUID == self.NodeUID:
@@ -37,7 +37,7 @@ func ownership(owner, self disk.Owner, named *disk.Owner, err error) Ownership {
 	return Ownership{}
 }
 
-// settled reports whether ownership needs to know which Node has the owner's name.
+// settled reports whether ownership can decide without the Node that has the owner's name.
 func settled(owner, self disk.Owner) bool {
 	return owner.NodeUID == "" || owner.NodeUID == self.NodeUID || self.NodeUID == ""
 }

@@ -13,9 +13,9 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// Rescan looks at the node's devices again: it opens what came, takes out of service
-// what went, and follows the classes and approvals. It reports whether something was refused
-// that may be all right later without any event (a busy device that is released).
+// Rescan reads the node's devices again. It opens new disks, takes missing ones out of service, and follows the classes
+// and approvals. It reports whether a device was refused for a reason that may disappear without an event, such as a
+// busy device that is released.
 func (i *Inventory) Rescan(ctx context.Context) (retry bool, err error) {
 	i.scanning.Lock()
 	defer i.scanning.Unlock()
@@ -37,7 +37,7 @@ func (i *Inventory) Rescan(ctx context.Context) (retry bool, err error) {
 	s.reviewOpen(ctx)
 	s.findKnown()
 	s.lookIntoLoops(ctx)
-	// Drives first: what lies on a disk of ours is known only when that disk is.
+	// Drives first: whether a device lies on a disk of ours is known only when that disk is.
 	for _, group := range byDepth(s.devices) {
 		s.decide(ctx, group)
 	}
@@ -47,10 +47,10 @@ func (i *Inventory) Rescan(ctx context.Context) (retry bool, err error) {
 	return s.retry, nil
 }
 
-// scan is one rescan at work.
+// scan is the state of one rescan.
 type scan struct {
 	inventory *Inventory
-	// devices are those that may be looked at; all tell what those are made of.
+	// devices are those that may be used. all is needed to find what these are made of.
 	devices, all []Device
 	now          time.Time
 	classes      []*diskv1alpha1.DiskClass
@@ -59,8 +59,8 @@ type scan struct {
 	owner        disk.Owner
 	attached     *Attached
 
-	// known are the missing disks that were on a device, ours the devices that hold disks of
-	// ours, verdicts the decisions; all by the device's name.
+	// known are the missing disks that were on a device, ours the devices that hold disks of ours, and verdicts the
+	// decisions. All are by the device's name.
 	known    map[string]string
 	ours     map[string]bool
 	verdicts map[string]Verdict
@@ -69,7 +69,7 @@ type scan struct {
 	closing []closing
 }
 
-// byDepth groups devices: each lies on devices of earlier groups only.
+// byDepth groups devices so that each lies on devices of earlier groups only.
 func byDepth(devices []Device) [][]Device {
 	depth := depths(devices)
 	var groups [][]Device
@@ -86,7 +86,7 @@ func byDepth(devices []Device) [][]Device {
 	return groups
 }
 
-// facts are all facts about a device that are known before it is read.
+// facts are the facts about a device that are known before it is read.
 func (s *scan) facts(d Device) *Facts {
 	f := &Facts{
 		Device: d, Classes: s.classes, NodeLabels: s.labels, Approvals: approvalsFor(d, s.all, s.approvals),
@@ -97,7 +97,7 @@ func (s *scan) facts(d Device) *Facts {
 	return f
 }
 
-// decide decides about devices that do not lie on each other, and does what was decided.
+// decide decides about devices that do not lie on each other, and carries out the decisions.
 func (s *scan) decide(ctx context.Context, devices []Device) {
 	var all, read []*Facts
 	for _, d := range devices {
@@ -117,7 +117,7 @@ func (s *scan) decide(ctx context.Context, devices []Device) {
 	}
 }
 
-// act asks what a decision needs to know, and does what was decided.
+// act looks up what a decision needs, and carries it out.
 func (s *scan) act(ctx context.Context, f *Facts) Verdict {
 	for {
 		v := Decide(*f)
@@ -138,7 +138,7 @@ func (s *scan) act(ctx context.Context, f *Facts) Verdict {
 	}
 }
 
-// commit makes the decisions public, and logs the refusals that are new.
+// commit publishes the decisions, and logs the refusals that are new.
 func (s *scan) commit(ctx context.Context) {
 	var listed []Listed
 	var refused []Refusal
@@ -149,7 +149,7 @@ func (s *scan) commit(ctx context.Context) {
 		if v.Again > 0 && (again.IsZero() || s.now.Add(v.Again).Before(again)) {
 			again = s.now.Add(v.Again)
 		}
-		// The kubelet's loop devices come and go with pods.
+		// The kubelet makes and removes loop devices with pods.
 		if d.Loop != nil && d.Loop.Block || v.Class == "" && v.Disk == "" && d.unlisted() {
 			continue
 		}

@@ -14,18 +14,18 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// localTransports are those from which a class with adoption Automatic takes devices if it
-// names neither a path nor transports.
+// localTransports are those from which a class with adoption Automatic takes devices if it names neither a path nor
+// transports.
 var localTransports = []diskv1alpha1.Transport{diskv1alpha1.TransportPCIe, diskv1alpha1.TransportSATA, diskv1alpha1.TransportSAS}
 
-// selection is which classes of the node select a device, sorted by name, and why others do not.
+// selection is the classes of the node that select a device, sorted by name, and why the others do not.
 type selection struct {
 	classes []*diskv1alpha1.DiskClass
 	against []string
 }
 
-// selectFor asks all classes for a node with those labels. Of several classes that select a
-// device the one whose name comes first has it, so the order of arrival changes nothing.
+// selectFor checks all classes for a node with those labels. Of several classes that select a device the first by name
+// has it, so the order of arrival does not matter.
 func selectFor(classes []*diskv1alpha1.DiskClass, nodeLabels map[string]string, d Device) selection {
 	var s selection
 	classes = slices.SortedFunc(slices.Values(classes), func(a, b *diskv1alpha1.DiskClass) int { return cmp.Compare(a.Name, b.Name) })
@@ -60,14 +60,14 @@ func selectsNode(selector *metav1.LabelSelector, nodeLabels map[string]string) b
 		return true
 	}
 	s, err := metav1.LabelSelectorAsSelector(selector)
-	// A selector that cannot be understood selects nothing: the opposite would hand over disks.
+	// An invalid selector selects nothing: otherwise it would hand over disks.
 	return err == nil && s.Matches(labels.Set(nodeLabels))
 }
 
-// objectionsOf are all reasons why the class does not select the device.
+// objectionsOf returns all reasons why the class does not select the device.
 func objectionsOf(spec *diskv1alpha1.DiskClassSpec, d Device) []string {
 	s := &spec.Devices
-	// The API server refuses a selector without criteria; if one gets here, it selects nothing.
+	// The API server refuses a selector without criteria. Without that check it still selects nothing.
 	if s.Rotational == nil && len(s.Models)+len(s.Paths)+len(s.Serials)+len(s.WWNs) == 0 && s.MinSize == nil && s.MaxSize == nil {
 		return []string{"it names no criterion"}
 	}
@@ -107,7 +107,7 @@ func objectionsOf(spec *diskv1alpha1.DiskClassSpec, d Device) []string {
 	return reasons
 }
 
-// pathOnly are the reasons why only a class that names a path selects the device.
+// pathOnly returns the reasons why only a class that names a path selects the device.
 func pathOnly(spec *diskv1alpha1.DiskClassSpec, d Device) []string {
 	var reasons []string
 	object := func(format string, arguments ...any) {
@@ -131,11 +131,11 @@ func pathOnly(spec *diskv1alpha1.DiskClassSpec, d Device) []string {
 	return reasons
 }
 
-// excludedBy is the pattern of devices.exclude that matches, if one does.
+// excludedBy returns the pattern of devices.exclude that matches, if there is one.
 func excludedBy(patterns []string, d Device) string {
 	values := append([]string{d.Path, d.Model, d.Serial, d.WWN}, d.Links...)
 	for _, pattern := range patterns {
-		// A pattern that cannot be understood excludes everything: the opposite would hand over disks.
+		// An invalid pattern excludes everything: otherwise it would hand over disks.
 		if _, err := path.Match(pattern, ""); err != nil || matches([]string{pattern}, values...) {
 			return pattern
 		}

@@ -14,18 +14,18 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// sysfs reports sizes in units of 512 bytes, whatever the sector size is.
+// sysfs reports sizes in units of 512 bytes, for every sector size.
 const sysfsUnit = 512
 
-// maxText bounds what is kept of a text that a device says, in bytes.
+// maxText bounds the length of a text that a device reports, in bytes.
 const maxText = 128
 
 // never are the prefixes of names of devices that are no disks.
 var never = []string{"ram", "sr", "fd", "mtdblock"}
 
-// Scan lists the devices below sys, which is /sys/block, that have a medium, with all that
-// sysfs says of them. dev is /dev. The volumes of our own disks are left out. A device that disappears
-// while it is being read is left out; one that cannot be read in full is listed with the reason.
+// Scan lists the devices below sys, which is /sys/block, that have a medium, with all their attributes in sysfs. dev is
+// /dev. The volumes of our own disks are left out. A device that disappears while it is being read is left out. One
+// that cannot be read in full is listed with the reason.
 func Scan(sys fs.FS, dev string) ([]Device, error) {
 	entries, err := fs.ReadDir(sys, ".")
 	if err != nil {
@@ -56,7 +56,7 @@ func Scan(sys fs.FS, dev string) ([]Device, error) {
 	return devices, nil
 }
 
-// Among are the devices that match one of the patterns; all if there is no pattern.
+// Among returns the devices that match one of the patterns, or all if there is no pattern.
 func Among(devices []Device, only []string) []Device {
 	if len(only) == 0 {
 		return devices
@@ -70,7 +70,7 @@ func Among(devices []Device, only []string) []Device {
 	return among
 }
 
-// readMaker reads what the device mapper or a loop device says of itself.
+// readMaker reads the properties of a device of the device mapper or a loop device.
 func (d *Device) readMaker(sys fs.FS) {
 	r := attributes(sys, d.Name)
 	if strings.HasPrefix(d.Name, "dm-") {
@@ -95,7 +95,7 @@ func (d *Device) addMapperPath(p string) {
 type attributeReader struct {
 	sys    fs.FS
 	device string
-	// gone is set when the device went away meanwhile.
+	// gone is set when the device was removed meanwhile.
 	gone       bool
 	unreadable []string
 }
@@ -126,7 +126,7 @@ func (r *attributeReader) number(name string) int64 {
 	return n
 }
 
-// safe reads an attribute that not all devices have, and that says whether a device may be used.
+// safe reads an attribute that not all devices have, and that decides whether a device may be used.
 func (r *attributeReader) safe(name string) string {
 	text, err := fs.ReadFile(r.sys, path.Join(r.device, name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -135,8 +135,7 @@ func (r *attributeReader) safe(name string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// optional reads an attribute that some devices do not have or do not tell, as one line of
-// printable text.
+// optional reads an attribute that some devices do not have, as one line of printable text.
 func (r *attributeReader) optional(names ...string) string {
 	for _, name := range names {
 		text, err := fs.ReadFile(r.sys, path.Join(r.device, name))
@@ -166,7 +165,7 @@ func (r *attributeReader) names(folder string) []string {
 	return names
 }
 
-// reasonOf is the error without the path, which the message names already.
+// reasonOf is the error without the path, which the message has already.
 func reasonOf(err error) string {
 	if e := (*fs.PathError)(nil); errors.As(err, &e) {
 		return e.Err.Error()
@@ -174,7 +173,7 @@ func reasonOf(err error) string {
 	return err.Error()
 }
 
-// printable makes one line of what a device says of itself, at most maxText bytes long.
+// printable makes one line of a text that a device reports, at most maxText bytes long.
 func printable(text string) string {
 	text = strings.Map(func(r rune) rune {
 		if r < ' ' || r > '~' {
@@ -186,7 +185,7 @@ func printable(text string) string {
 	return text[:min(len(text), maxText)]
 }
 
-// read fills in what sysfs says and reports whether there is a device with a medium.
+// read reads the device's attributes, and reports whether it is a device with a medium.
 func (d *Device) read(sys fs.FS) bool {
 	r := attributes(sys, d.Name)
 	if r.optional("hidden") == "1" {
@@ -229,7 +228,7 @@ func serialOf(r *attributeReader) string {
 	return printable(string(page[head:min(len(page), head+int(page[2])<<8+int(page[3]))]))
 }
 
-// readStack reads what the device is made of and what is made of it.
+// readStack reads what the device is made of, and what is made of it.
 func (d *Device) readStack(r *attributeReader) {
 	for _, holder := range r.names("holders") {
 		of := attributes(r.sys, holder)
@@ -246,14 +245,13 @@ func (d *Device) readStack(r *attributeReader) {
 	}
 }
 
-// backedByDevice reports whether a loop device shows a block device, by the path with which it
-// was made: the kubelet makes one over each raw block volume in use.
+// backedByDevice reports whether a loop device shows a block device, by the path with which it was made. The kubelet
+// makes such a loop device over each raw block volume in use.
 func backedByDevice(file string) bool {
 	return strings.HasPrefix(file, "/dev/") && !strings.HasPrefix(file, "/dev/shm/") || strings.Contains(file, "/volumeDevices/")
 }
 
-// wholeOf is the whole device to which a link in sysfs leads: that itself, or that of which it
-// is a partition.
+// wholeOf is the whole device to which a link in sysfs leads: the device itself, or the one of which it is a partition.
 func wholeOf(sys fs.FS, link string) string {
 	name := path.Base(link)
 	target, err := fs.ReadLink(sys, link)
@@ -266,11 +264,11 @@ func wholeOf(sys fs.FS, link string) string {
 	return path.Base(path.Dir(target))
 }
 
-// countersAt is where the counters begin in what activity returns.
+// countersAt is the index of the first counter in the result of activity.
 const countersAt = 2
 
-// activity changes when the device is read, written or resized. Empty means that sysfs does not
-// tell. The fields are the numbers of completed reads, writes and discards.
+// activity changes when the device is read, written or resized. It is empty if sysfs does not show that. The fields are
+// the numbers of completed reads, writes and discards.
 func activity(sys fs.FS, name string) string {
 	r := attributes(sys, name)
 	fields := strings.Fields(r.optional("stat"))

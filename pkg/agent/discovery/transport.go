@@ -9,8 +9,8 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// transports tells how a device is connected by its place among the kernel's devices. The
-// first that matches counts: a USB bridge has a SATA disk behind it, virtio is a PCI device.
+// transports maps a device's place among the kernel's devices to how it is connected. The first match counts: a USB
+// bridge has a SATA disk behind it, and virtio is a PCI device.
 var transports = []struct {
 	place     *regexp.Regexp
 	transport diskv1alpha1.Transport
@@ -25,7 +25,7 @@ var transports = []struct {
 	{regexp.MustCompile(`/mmc_host/`), diskv1alpha1.TransportMMC},
 	{regexp.MustCompile(`/ata\d`), diskv1alpha1.TransportSATA},
 	{regexp.MustCompile(`/end_device-\d`), diskv1alpha1.TransportSAS},
-	// RAID controllers and others that do not say what is behind them.
+	// RAID controllers and others that do not show what is behind them.
 	{regexp.MustCompile(`/host\d`), diskv1alpha1.TransportUnknown},
 	{regexp.MustCompile(`/pci`), diskv1alpha1.TransportPCIe},
 }
@@ -35,7 +35,7 @@ var nvmeTransports = map[string]diskv1alpha1.Transport{
 	"fc": diskv1alpha1.TransportNVMeFC, "loop": diskv1alpha1.TransportVirtual,
 }
 
-// transportOf says how the device is connected.
+// transportOf returns how the device is connected.
 func transportOf(sys fs.FS, name string) diskv1alpha1.Transport {
 	if strings.HasPrefix(name, "nvme") {
 		return nvmeTransport(sys, name)
@@ -53,8 +53,8 @@ func transportOf(sys fs.FS, name string) diskv1alpha1.Transport {
 	return diskv1alpha1.TransportUnknown
 }
 
-// nvmeTransport asks the controller, or all controllers of a namespace with several paths: it
-// is local only if all of them are.
+// nvmeTransport reads the controller, or all controllers of a namespace with several paths. The device is local only if
+// all of them are.
 func nvmeTransport(sys fs.FS, name string) diskv1alpha1.Transport {
 	files := []string{path.Join(name, "device/transport")}
 	more, err := fs.Glob(sys, path.Join(name, "device/nvme*/transport"))

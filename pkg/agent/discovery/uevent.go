@@ -12,12 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settle is how long a rescan waits for more events: plugging in one disk
-// makes a burst of events.
+// settle is how long a rescan waits for more events: plugging in one disk causes a burst of events.
 const settle = 200 * time.Millisecond
 
-// WatchDevices calls changed after whole block devices came, went or changed, until
-// the context ends. It listens to the kernel, so that an idle node costs nothing.
+// WatchDevices calls changed after whole block devices appeared, disappeared or changed, until the context ends. It
+// listens to the kernel, so that an idle node costs nothing.
 func WatchDevices(ctx context.Context, changed func()) error {
 	socket, err := openUevents()
 	if err != nil {
@@ -27,7 +26,7 @@ func WatchDevices(ctx context.Context, changed func()) error {
 	defer stop()
 	defer func() { _ = socket.Close() }()
 
-	// An event does not restart it: a device that sends events all the time would hide all others.
+	// An event does not restart the timer: a device that sends events all the time would hide all others.
 	var waiting atomic.Bool
 	timer := time.AfterFunc(time.Hour, func() { waiting.Store(false); changed() })
 	timer.Stop()
@@ -44,7 +43,7 @@ func WatchDevices(ctx context.Context, changed func()) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			// Events were lost; a scan finds out which.
+			// Events were lost. A scan finds out which.
 			rescan()
 		case err != nil:
 			return fmt.Errorf("cannot read the kernel's device events: %w", err)
@@ -54,14 +53,14 @@ func WatchDevices(ctx context.Context, changed func()) error {
 	}
 }
 
-// openUevents opens the socket on which the kernel tells of devices. It is
-// non-blocking, so that Go's poller waits on it and Close ends a Read.
+// openUevents opens the socket for the kernel's device events. It is non-blocking, so that Go's poller waits on it and
+// Close ends a Read.
 func openUevents() (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_KOBJECT_UEVENT)
 	if err != nil {
 		return nil, err
 	}
-	// Group 1 is the kernel itself; group 2 would be udev.
+	// Group 1 is the kernel itself. Group 2 is udev.
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
 		_ = unix.Close(fd)
 		return nil, err
@@ -69,8 +68,7 @@ func openUevents() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "uevents"), nil
 }
 
-// aboutDisk reports whether the event is about a whole block device. Events about
-// partitions are our own doing.
+// aboutDisk reports whether the event is about a whole block device. Events about partitions are caused by this agent.
 func aboutDisk(event []byte) bool {
 	var block, disk bool
 	for field := range bytes.SplitSeq(event, []byte{0}) {
