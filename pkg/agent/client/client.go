@@ -1,6 +1,5 @@
-// Package client is the agent's view of the API server: the few kinds it reads and
-// writes, and nothing else. The generated clientset would double the agent's memory,
-// because it registers every kind that Kubernetes has.
+// Package client reads and writes the few kinds of the API server that the agent uses, and nothing else. The generated
+// clientset would double the agent's memory, because it registers every kind that Kubernetes has.
 package client
 
 import (
@@ -56,8 +55,7 @@ const (
 	attachments = "volumeattachments"
 )
 
-// requestTimeout bounds a single request, so that a server that hangs is like one that
-// is down. Watches are not bounded.
+// requestTimeout bounds a single request, so that a server that hangs counts as down. Watches are not bounded.
 const requestTimeout = 30 * time.Second
 
 // Client talks to the API server for the agent of one node.
@@ -66,19 +64,18 @@ type Client struct {
 	core    rest.Interface
 	storage rest.Interface
 	disk    rest.Interface
-	// lineage sees every answer about the node's NodeDiskCapacity.
+	// lineage gets every answer about the node's NodeDiskCapacity.
 	lineage *Lineage
 }
 
-// New returns a client for the agent of the named node, which knows nothing from before.
+// New returns a client for the agent of the named node, with an empty lineage.
 func New(config *rest.Config, node string) (*Client, error) {
 	return NewWithLineage(config, node, newLineage("", clock.RealClock{}))
 }
 
-// NewWithLineage returns a client that compares the API server's data with what the node knows.
+// NewWithLineage returns a client that compares the API server's data with the lineage.
 func NewWithLineage(config *rest.Config, node string, lineage *Lineage) (*Client, error) {
-	// Kubernetes' own kinds come as protobuf, which costs less to decode; custom
-	// resources are JSON only.
+	// Kubernetes' own kinds are requested as protobuf, which costs less to decode. Custom resources exist as JSON only.
 	core, err := restClient(config, corev1.SchemeGroupVersion, "/api", runtime.ContentTypeProtobuf)
 	if err != nil {
 		return nil, err
@@ -111,7 +108,7 @@ func restClient(config *rest.Config, version schema.GroupVersion, path, contentT
 // NodeName is the name of the agent's node.
 func (c *Client) NodeName() string { return c.node }
 
-// Pod reads a pod from the API server itself.
+// Pod reads a pod from the API server, not from a cache.
 func (c *Client) Pod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -126,8 +123,8 @@ func (c *Client) Pod(ctx context.Context, namespace, name string) (*corev1.Pod, 
 	return pod, nil
 }
 
-// believable tells an API server that does not have an object from something on the way
-// to it that has nothing at all. Volumes are wiped on this answer.
+// believable distinguishes an API server that does not have an object from a proxy in between that has nothing at all.
+// Volumes are wiped because of this answer.
 func believable(err error) error {
 	if apierrors.IsNotFound(err) && apierrors.IsUnexpectedServerError(err) {
 		return fmt.Errorf("not the API server's own answer: %s", err.Error())
@@ -135,22 +132,21 @@ func believable(err error) error {
 	return err
 }
 
-// PodsOfNode shows the node's pods as the API server itself lists them.
+// PodsOfNode calls show for the node's pods. It lists them from the API server, not from a cache.
 func (c *Client) PodsOfNode(ctx context.Context, show func(*corev1.Pod)) error {
 	return c.listPods(ctx, "", metav1.ListOptions{FieldSelector: c.onNode().String()}, show)
 }
 
-// PodsOfNamespace shows the pods of a namespace, or of all if it is empty, on all nodes,
-// as the API server itself lists them.
+// PodsOfNamespace calls show for the pods of a namespace on all nodes, or of all namespaces if it is empty. It lists
+// them from the API server, not from a cache.
 func (c *Client) PodsOfNamespace(ctx context.Context, namespace string, show func(*corev1.Pod)) error {
 	return c.listPods(ctx, namespace, metav1.ListOptions{}, show)
 }
 
-// podsPerPage bounds what a list of many pods costs in memory.
+// podsPerPage bounds the memory that a list of many pods needs.
 const podsPerPage = 250
 
-// listPods lists without a resource version: that is the newest list there is, and all
-// pages are of one moment.
+// listPods lists without a resource version: that is the newest list, and all its pages are of one moment.
 func (c *Client) listPods(ctx context.Context, namespace string, options metav1.ListOptions, show func(*corev1.Pod)) error {
 	options.Limit = podsPerPage
 	for {
@@ -189,7 +185,7 @@ func (c *Client) Node(ctx context.Context) (*corev1.Node, error) {
 	return node, nil
 }
 
-// NodeNamed reads any Node; it is nil if the API server itself says that there is none.
+// NodeNamed reads any Node. It is nil if the API server itself answers that there is none.
 func (c *Client) NodeNamed(ctx context.Context, name string) (*corev1.Node, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -208,11 +204,11 @@ func (c *Client) NodeNamed(ctx context.Context, name string) (*corev1.Node, erro
 	return node, nil
 }
 
-// attachmentsPerPage bounds what a list of the cluster's VolumeAttachments costs in memory.
+// attachmentsPerPage bounds the memory that a list of the cluster's VolumeAttachments needs.
 const attachmentsPerPage = 250
 
-// Attachments shows the VolumeAttachments of the node. They have no selector by node, so all are
-// read, page by page.
+// Attachments calls show for the VolumeAttachments of the node. They have no selector by node, so all are read, page by
+// page.
 func (c *Client) Attachments(ctx context.Context, show func(*storagev1.VolumeAttachment)) error {
 	options := metav1.ListOptions{Limit: attachmentsPerPage}
 	for {
@@ -253,19 +249,19 @@ func (c *Client) CreateCapacity(ctx context.Context, ndc *diskv1alpha1.NodeDiskC
 	return c.writeCapacity(ctx, c.disk.Post().Resource(capacities).Body(ndc))
 }
 
-// PatchCapacity merges a patch into the node's NodeDiskCapacity, all but its status.
+// PatchCapacity merges a patch into the node's NodeDiskCapacity, except its status.
 func (c *Client) PatchCapacity(ctx context.Context, patch []byte) (*diskv1alpha1.NodeDiskCapacity, error) {
 	return c.writeCapacity(ctx, c.disk.Patch(types.MergePatchType).Resource(capacities).Name(c.node).Body(patch))
 }
 
-// UpdateCapacityStatus replaces the status of the node's NodeDiskCapacity, if the object is
-// still of that version. It costs the API server less than to merge a patch.
+// UpdateCapacityStatus replaces the status of the node's NodeDiskCapacity, if the object still has that version. That
+// costs the API server less than merging a patch.
 func (c *Client) UpdateCapacityStatus(ctx context.Context, ndc *diskv1alpha1.NodeDiskCapacity) (*diskv1alpha1.NodeDiskCapacity, error) {
 	return c.writeCapacity(ctx, c.disk.Put().Resource(capacities).Name(c.node).SubResource("status").Body(ndc))
 }
 
-// writeCapacity reads the object before the first write: a write would hide that it is older
-// than what the node knows.
+// writeCapacity reads the object before the first write: a write would hide that the object is older than what the node
+// knows.
 func (c *Client) writeCapacity(ctx context.Context, r *rest.Request) (*diskv1alpha1.NodeDiskCapacity, error) {
 	if !c.lineage.hasAsked() {
 		if _, err := c.Capacity(ctx); err != nil && !apierrors.IsNotFound(err) {
@@ -293,13 +289,12 @@ func (c *Client) capacity(ctx context.Context, r *rest.Request) (*diskv1alpha1.N
 	return ndc, nil
 }
 
-// ForgetReclaimOrphans removes the annotation by which a person allowed orphans to be reclaimed.
+// ForgetReclaimOrphans removes the annotation by which an operator allowed orphans to be reclaimed.
 func (c *Client) ForgetReclaimOrphans(ctx context.Context) error {
 	return c.removeAnnotation(ctx, diskv1alpha1.AnnotationReclaimOrphans, "")
 }
 
-// RemoveForgetDisks removes the annotation that names disks to forget, if the object is still of
-// that version.
+// RemoveForgetDisks removes the annotation that names disks to forget, if the object still has that version.
 func (c *Client) RemoveForgetDisks(ctx context.Context, version string) error {
 	return c.removeAnnotation(ctx, diskv1alpha1.AnnotationForgetDisks, version)
 }
@@ -327,7 +322,7 @@ func (c *Client) NodeInformer() cache.SharedIndexInformer {
 	return informer(c.core, nodes, c.named(), &corev1.Node{})
 }
 
-// CSINodeInformer watches the node's CSINode, in which the kubelet notes the drivers that it knows.
+// CSINodeInformer watches the node's CSINode, in which the kubelet lists its registered drivers.
 func (c *Client) CSINodeInformer() cache.SharedIndexInformer {
 	return informer(c.storage, csiNodes, c.named(), &storagev1.CSINode{})
 }
@@ -342,7 +337,7 @@ func (c *Client) ClassInformer() cache.SharedIndexInformer {
 	return informer(c.disk, classes, fields.Everything(), &diskv1alpha1.DiskClass{})
 }
 
-// informer never resyncs: nothing here is done because time has passed.
+// informer never resyncs: no handler depends on the passing of time.
 func informer(client rest.Interface, resource string, selector fields.Selector, object runtime.Object) cache.SharedIndexInformer {
 	lw := cache.NewListWatchFromClient(client, resource, metav1.NamespaceAll, selector)
 	return cache.NewSharedIndexInformer(lw, object, 0, cache.Indexers{})

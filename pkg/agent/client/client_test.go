@@ -16,7 +16,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// answering is a client of a server that gives the same answer to everything.
+// answering is a client of a server that gives the same answer to every request.
 func answering(t *testing.T, code int, contentType, body string) *Client {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -41,7 +41,8 @@ func encode(t *testing.T, object any) string {
 	return string(b)
 }
 
-// Volumes are wiped because a pod is not there: that is believed only from an API server.
+// TestOnlyTheAPIServersNotFoundCounts asserts that only an API server's answer proves that a pod does not exist.
+// Volumes are wiped because of it.
 func TestOnlyTheAPIServersNotFoundCounts(t *testing.T) {
 	const asJSON = "application/json"
 	kind := func(kind string) metav1.TypeMeta { return metav1.TypeMeta{APIVersion: "v1", Kind: kind} }
@@ -77,7 +78,7 @@ func TestOnlyTheAPIServersNotFoundCounts(t *testing.T) {
 	}
 }
 
-// All pages count, and one that fails makes all of them fail.
+// TestListPages asserts that all pages count, and that an error in one fails the whole list.
 func TestListPages(t *testing.T) {
 	pages := map[string]corev1.PodList{
 		"":  {ListMeta: metav1.ListMeta{ResourceVersion: "7", Continue: "a"}, Items: []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Name: "1"}}}},
@@ -112,7 +113,7 @@ func TestListPages(t *testing.T) {
 	}
 }
 
-// So are the volumes of PersistentVolumes.
+// TestOnlyTheAPIServersVolumeCounts asserts the same for PersistentVolumes.
 func TestOnlyTheAPIServersVolumeCounts(t *testing.T) {
 	const asJSON = "application/json"
 	kind := func(kind string) metav1.TypeMeta { return metav1.TypeMeta{APIVersion: "v1", Kind: kind} }
@@ -139,7 +140,7 @@ func TestOnlyTheAPIServersVolumeCounts(t *testing.T) {
 	}
 }
 
-// Of finalizers only ours is added and taken, and only of the version that was read.
+// TestFinalizers asserts that only our finalizer is added and removed, and only in the version that was read.
 func TestFinalizers(t *testing.T) {
 	var sent []string
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

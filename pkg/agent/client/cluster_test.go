@@ -16,8 +16,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// TestNodeNamed asserts that a Node is gone only if the API server itself says so: the owner of a
-// disk is looked up with it.
+// TestNodeNamed asserts that only the API server's own answer proves that a Node is gone. The owner of a disk is looked
+// up with it.
 func TestNodeNamed(t *testing.T) {
 	const asJSON = "application/json"
 	notFound := apierrors.NewNotFound(corev1.Resource("nodes"), "n2").Status()

@@ -17,48 +17,47 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// Recorder writes events about pods, volumes and the node's disks. client-go's recorder would cost the agent a tenth
-// of its memory, for the OpenAPI schemas behind its patches.
+// Recorder writes events about pods, volumes and the node's disks. client-go's recorder would cost the agent a tenth of
+// its memory, for the OpenAPI schemas behind its patches.
 type Recorder struct {
 	client *Client
 	events chan *corev1.Event
 }
 
 const (
-	// eventsWaiting is how many events may wait for the API server; more are dropped.
+	// eventsWaiting is how many events may wait for the API server. Further ones are dropped.
 	eventsWaiting = 256
-	// eventRate and eventBurst bound the events of a node, a second.
+	// eventRate and eventBurst bound the events of a node, per second.
 	eventRate, eventBurst = 5, 50
 )
 
-// NewRecorder returns a recorder; Run makes it write.
+// NewRecorder returns a recorder. It writes events in Run.
 func (c *Client) NewRecorder() *Recorder {
 	return &Recorder{client: c, events: make(chan *corev1.Event, eventsWaiting)}
 }
 
-// Event says something about the pod. It never blocks; an event is a courtesy.
+// Event queues an event about the pod. It never blocks, and may drop the event.
 func (r *Recorder) Event(pod *corev1.Pod, eventType, reason, message string) {
 	r.About(corev1.ObjectReference{
 		Kind: "Pod", APIVersion: corev1.SchemeGroupVersion.String(), Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
 	}, eventType, reason, message)
 }
 
-// OfNode says something about the node's NodeDiskCapacity, whose UID may not be known. It
-// never blocks.
+// OfNode queues an event about the node's NodeDiskCapacity, whose UID may not be known. It never blocks.
 func (r *Recorder) OfNode(uid types.UID, eventType, reason, message string) {
 	r.About(corev1.ObjectReference{
 		Kind: "NodeDiskCapacity", APIVersion: diskv1alpha1.SchemeGroupVersion.String(), Name: r.client.node, UID: uid,
 	}, eventType, reason, message)
 }
 
-// About says something about any object. It never blocks.
+// About queues an event about any object. It never blocks.
 func (r *Recorder) About(object corev1.ObjectReference, eventType, reason, message string) {
 	now := metav1.Now()
-	// The name follows from what is said, so that the same is one event with a count.
+	// The name is a hash of the content, so that repeated events are one event with a count.
 	sum := sha256.Sum256([]byte(string(object.UID) + reason + message))
 	namespace := object.Namespace
 	if namespace == "" {
-		// An event needs one, what is said of objects without namespace is looked for here.
+		// An event needs a namespace. Tools look for the events of cluster-wide objects in this one.
 		namespace = metav1.NamespaceDefault
 	}
 	event := &corev1.Event{

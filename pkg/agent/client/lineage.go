@@ -20,21 +20,20 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// Lineage tells an API server that lost its data, or went back to older data, from one that
-// was only away. It remembers the newest version of the node's NodeDiskCapacity that the API
-// server itself answered with, in a file beside the agent's socket. An answer that is older
-// than what was known when the request was sent, or about another object, is a doubt.
+// Lineage distinguishes an API server that lost its data, or was restored to older data, from one that was only away.
+// It keeps the newest version of the node's NodeDiskCapacity that the API server answered with, in a file beside the
+// agent's socket. An answer causes a doubt if it is older than what was known when the request was sent, or if it is
+// about another object.
 //
-// A lineage without a file is a doubt too: it has nothing to compare with. The file is
-// replaced, not synced: after a power cut it may be some seconds old, and what it proves is
-// as old.
+// A lineage without a file is a doubt, too: there is nothing to compare with. The file is replaced, not synced. After a
+// power cut it may be some seconds old, and its proof is as old.
 type Lineage struct {
 	path  string
 	clock clock.PassiveClock
 
 	mu    sync.Mutex
 	known known
-	// doubtAt is when this process took up the doubt.
+	// doubtAt is when this process began to doubt.
 	doubtAt time.Time
 	// asked is set when the API server itself has answered once.
 	asked bool
@@ -42,23 +41,23 @@ type Lineage struct {
 
 // known is the content of the file.
 type known struct {
-	// Capacity is the UID of the node's NodeDiskCapacity, ResourceVersion its newest version.
+	// Capacity is the UID of the node's NodeDiskCapacity, and ResourceVersion its newest version.
 	Capacity        types.UID `json:"capacity,omitempty"`
 	ResourceVersion string    `json:"resourceVersion,omitempty"`
 	// Node is the UID of the Node.
 	Node types.UID `json:"node,omitempty"`
-	// Doubt says why the API server's data may not be what it was; empty if it is.
+	// Doubt says why the API server's data may have been lost or restored. It is empty if there is no doubt.
 	Doubt string `json:"doubt,omitempty"`
 }
 
-// doubtTime is how long a doubt lasts at least. What vanished with the data of an API server
-// is noticed object by object, some of it late.
+// doubtTime is how long a doubt lasts at least. Objects that vanished with the data of an API server are noticed one by
+// one, some of them late.
 const doubtTime = time.Hour
 
-// noRecord is the doubt of a lineage that begins.
+// noRecord is the doubt of a new lineage.
 const noRecord = "this node has no record of the API server's data from before"
 
-// newLineage is one that begins. Without a path nothing outlives the process.
+// newLineage returns a new lineage. Without a path it is not kept after the process.
 func newLineage(path string, c clock.PassiveClock) *Lineage {
 	return &Lineage{path: path, clock: c, known: known{Doubt: noRecord}, doubtAt: c.Now()}
 }
@@ -73,7 +72,7 @@ func OpenLineage(path string, c clock.PassiveClock) (*Lineage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot read what the node knows of the API server: %w", err)
 	}
-	// A damaged file is like none: what the API server says then counts as its first answer.
+	// A damaged file counts as none: the API server's next answer is its first.
 	var k known
 	if json.Unmarshal(content, &k) == nil && k.Capacity != "" {
 		l.known = k
@@ -81,23 +80,23 @@ func OpenLineage(path string, c clock.PassiveClock) (*Lineage, error) {
 	return l, nil
 }
 
-// before is what is known when a request is sent.
+// before returns what is known when a request is sent.
 func (l *Lineage) before() known {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.known
 }
 
-// hasAsked reports whether the API server itself has answered once, or there is nothing that a
-// write could hide.
+// hasAsked reports whether the API server itself has answered once, or whether there is nothing that a write could
+// hide.
 func (l *Lineage) hasAsked() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.asked || l.known.Capacity == ""
 }
 
-// answered compares an answer with what was known when it was asked for: the NodeDiskCapacity, or
-// that there is none. Other errors say nothing.
+// answered compares an answer with what was known when the request was sent. The answer is the NodeDiskCapacity, or
+// that there is none. Other errors prove nothing.
 func (l *Lineage) answered(ctx context.Context, before known, ndc *diskv1alpha1.NodeDiskCapacity, err error) {
 	if err != nil && !apierrors.IsNotFound(err) {
 		return
@@ -134,7 +133,7 @@ func (l *Lineage) answeredNode(ctx context.Context, uid types.UID) {
 	l.take(ctx, next, doubt)
 }
 
-// take makes next what is known. The caller holds mu.
+// take replaces what is known by next. The caller holds mu.
 func (l *Lineage) take(ctx context.Context, next known, doubt string) {
 	if doubt != "" {
 		klog.FromContext(ctx).Info("The API server's data may not be what it was: orphans are not reclaimed if they are many", "reason", doubt)
@@ -147,14 +146,14 @@ func (l *Lineage) take(ctx context.Context, next known, doubt string) {
 	l.save(ctx)
 }
 
-// isOlder reports whether version a is older than b. What cannot be compared is.
+// isOlder reports whether version a is older than b. A version that cannot be compared counts as older.
 func isOlder(a, b string) bool {
 	order, err := resourceversion.CompareResourceVersion(a, b)
 	return err != nil || order < 0
 }
 
-// save replaces the file. If that fails there is none: a file that is out of date would prove
-// what is not so. The caller holds mu.
+// save replaces the file. If that fails it removes the file: one that is out of date would prove something false. The
+// caller holds mu.
 func (l *Lineage) save(ctx context.Context) {
 	if l.path == "" {
 		return
@@ -168,8 +167,8 @@ func (l *Lineage) save(ctx context.Context) {
 	}
 }
 
-// settled ends the doubt, if it has lasted for long enough, and returns how long it lasts yet.
-// The caller has found no orphan.
+// settled ends the doubt if it has lasted for long enough, and otherwise returns how much longer it lasts. The caller
+// has found no orphan.
 func (l *Lineage) settled(ctx context.Context) (left time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -189,8 +188,8 @@ func (l *Lineage) settled(ctx context.Context) (left time.Duration) {
 	return 0
 }
 
-// Doubt asks the API server itself for the NodeDiskCapacity and the Node, and says why its data
-// may not be what it was; empty if it is.
+// Doubt reads the NodeDiskCapacity and the Node from the API server, and says why its data may have been lost or
+// restored. It is empty if there is no doubt.
 func (c *Client) Doubt(ctx context.Context) (string, error) {
 	if _, err := c.Capacity(ctx); err != nil && !apierrors.IsNotFound(err) {
 		return "", fmt.Errorf("cannot ask the API server for NodeDiskCapacity %s: %w", c.node, err)
@@ -206,6 +205,6 @@ func (c *Client) Doubt(ctx context.Context) (string, error) {
 	return c.lineage.before().Doubt, nil
 }
 
-// Settled says that no volume of the node is an orphan: a doubt that is old enough ends. It returns
-// how long a doubt lasts yet, 0 if there is none.
+// Settled notes that no volume of the node is an orphan: a doubt that is old enough ends. It returns how much longer a
+// doubt lasts, or 0 if there is none.
 func (c *Client) Settled(ctx context.Context) (left time.Duration) { return c.lineage.settled(ctx) }

@@ -46,7 +46,7 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// has makes the NodeDiskCapacity that version; a version of 0 removes it.
+// has sets the version of the NodeDiskCapacity. A version of 0 removes it.
 func (c *cluster) has(uid types.UID, version int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -87,7 +87,7 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.Method != http.MethodGet {
-		// A restored API server may go on far above where it was.
+		// A restored API server may continue far above its former versions.
 		c.ndc.ResourceVersion = "1000000"
 	}
 	_ = json.NewEncoder(w).Encode(c.ndc)
@@ -128,8 +128,7 @@ func (c *cluster) doubts(client *Client, want string) {
 	}
 }
 
-// TestOutage asserts that an API server that was away, or that a restarted agent finds, is the one
-// that it was.
+// TestOutage asserts that an API server that was away, or that a restarted agent finds, is not doubted.
 func TestOutage(t *testing.T) {
 	c := newCluster(t)
 	client := c.trusted()
@@ -145,8 +144,8 @@ func TestOutage(t *testing.T) {
 	c.doubts(c.start(), "")
 }
 
-// TestLostData asserts that an API server without the node's objects, with others or with older
-// ones is doubted, also by an agent that was down, and until an hour has passed.
+// TestLostData asserts that an API server without the node's objects, with others or with older ones is doubted until
+// an hour has passed. An agent that was down doubts it, too.
 func TestLostData(t *testing.T) {
 	for want, change := range map[string]func(c *cluster){
 		"has no NodeDiskCapacity":  func(c *cluster) { c.has("", 0) },
@@ -163,7 +162,7 @@ func TestLostData(t *testing.T) {
 				client = c.start()
 			}
 			c.doubts(client, want)
-			// Later answers are like each other, and prove nothing.
+			// Later answers are consistent with each other, and prove nothing.
 			if c.ndc != nil {
 				c.has(c.ndc.UID, 12)
 			}
@@ -181,8 +180,8 @@ func TestLostData(t *testing.T) {
 	}
 }
 
-// TestWriteHidesNothing asserts that the first write of an agent does not make an older object pass
-// for a newer one, nor a new object for the one that was there.
+// TestWriteHidesNothing asserts that the first write of an agent does not hide that an object is older, or that it is
+// another object.
 func TestWriteHidesNothing(t *testing.T) {
 	for want, write := range map[string]func(c *cluster) error{
 		"is older": func(c *cluster) error {
@@ -217,7 +216,7 @@ func TestWriteHidesNothing(t *testing.T) {
 	}
 }
 
-// TestConcurrentAnswers asserts that answers which overtake each other leave no doubt.
+// TestConcurrentAnswers asserts that answers in another order than their requests cause no doubt.
 func TestConcurrentAnswers(t *testing.T) {
 	c := newCluster(t)
 	client := c.trusted()
@@ -231,8 +230,8 @@ func TestConcurrentAnswers(t *testing.T) {
 	}
 }
 
-// TestLineageFile asserts that a file which cannot be read is no record, and that one which cannot
-// be written is not left behind.
+// TestLineageFile asserts that a file which cannot be read counts as none, and that one which cannot be written is
+// removed.
 func TestLineageFile(t *testing.T) {
 	c := newCluster(t)
 	c.trusted()

@@ -25,7 +25,7 @@ func (c *Client) VolumeInformer() cache.SharedIndexInformer {
 	return cache.NewSharedIndexInformer(lw, &corev1.PersistentVolume{}, 0, cache.Indexers{})
 }
 
-// Volume reads a PersistentVolume from the API server itself.
+// Volume reads a PersistentVolume from the API server, not from a cache.
 func (c *Client) Volume(ctx context.Context, name string) (*corev1.PersistentVolume, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -40,8 +40,8 @@ func (c *Client) Volume(ctx context.Context, name string) (*corev1.PersistentVol
 	return pv, nil
 }
 
-// DeleteVolume deletes the PersistentVolume if it still is what was read: its reclaim
-// policy and its binding have not changed meanwhile. Finalizers keep it until they go.
+// DeleteVolume deletes the PersistentVolume if it still has the version that was read, so its reclaim policy and its
+// binding have not changed. Its finalizers keep it until they are removed.
 func (c *Client) DeleteVolume(ctx context.Context, pv *corev1.PersistentVolume) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -49,8 +49,8 @@ func (c *Client) DeleteVolume(ctx context.Context, pv *corev1.PersistentVolume) 
 	return c.core.Delete().Resource(volumes).Name(pv.Name).Body(options).Do(ctx).Error()
 }
 
-// AddFinalizer gives the PersistentVolume our finalizer, unless it has it. The error is
-// a conflict if the object is not what was read any more.
+// AddFinalizer adds our finalizer to the PersistentVolume, unless it has it. The error is a conflict if the object has
+// changed since it was read.
 func (c *Client) AddFinalizer(ctx context.Context, pv *corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
 	if slices.Contains(pv.Finalizers, diskv1alpha1.FinalizerVolume) {
 		return pv, nil
@@ -58,8 +58,8 @@ func (c *Client) AddFinalizer(ctx context.Context, pv *corev1.PersistentVolume) 
 	return c.setFinalizers(ctx, pv, append(slices.Clone(pv.Finalizers), diskv1alpha1.FinalizerVolume))
 }
 
-// RemoveFinalizer takes our finalizer off the PersistentVolume, and no other. The error is
-// a conflict if the object is not what was read any more.
+// RemoveFinalizer removes our finalizer from the PersistentVolume, and no other. The error is a conflict if the object
+// has changed since it was read.
 func (c *Client) RemoveFinalizer(ctx context.Context, pv *corev1.PersistentVolume) error {
 	if !slices.Contains(pv.Finalizers, diskv1alpha1.FinalizerVolume) {
 		return nil
@@ -69,8 +69,8 @@ func (c *Client) RemoveFinalizer(ctx context.Context, pv *corev1.PersistentVolum
 	return err
 }
 
-// setFinalizers replaces the finalizers of exactly the version that was read: a merge
-// patch with a resourceVersion, which the API server compares.
+// setFinalizers replaces the finalizers of exactly the version that was read: a merge patch with a resourceVersion,
+// which the API server compares.
 func (c *Client) setFinalizers(ctx context.Context, pv *corev1.PersistentVolume, finalizers []string) (*corev1.PersistentVolume, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -88,7 +88,7 @@ func (c *Client) setFinalizers(ctx context.Context, pv *corev1.PersistentVolume,
 	return out, nil
 }
 
-// AnnotateVolume sets an annotation of the PersistentVolume, if it still is the one with the UID.
+// AnnotateVolume sets an annotation of the PersistentVolume, if it still has the UID.
 func (c *Client) AnnotateVolume(ctx context.Context, pv *corev1.PersistentVolume, key, value string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -101,8 +101,8 @@ func (c *Client) AnnotateVolume(ctx context.Context, pv *corev1.PersistentVolume
 	return c.core.Patch(types.MergePatchType).Resource(volumes).Name(pv.Name).Body(patch).Do(ctx).Error()
 }
 
-// IsGoneOrChanged reports whether the error says that the object is not what was read:
-// reading it again tells more.
+// IsGoneOrChanged reports whether the error says that the object has changed since it was read. The caller should read
+// it again.
 func IsGoneOrChanged(err error) bool {
 	return apierrors.IsNotFound(err) || apierrors.IsConflict(err)
 }
