@@ -8,18 +8,18 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// etcd takes objects of up to 1.5 MiB. These bounds leave room for the conditions, and for what
-// the API server adds for each disk and device.
+// etcd accepts objects of up to 1.5 MiB. These bounds leave room for the conditions, and for what the API server adds
+// for each disk and device.
 const (
-	// offerBytes is how much the disks may take while the node offers free space: some 4700 volumes.
+	// offerBytes is the size of the disks up to which the node offers free space: some 4700 volumes.
 	offerBytes = 1_000_000
-	// listBytes is how much they may take at all. The volumes of further disks are not listed.
+	// listBytes is the largest size of the disks. The volumes of further disks are not listed.
 	listBytes = 1_100_000
-	// deviceBytes is how much the reasons of devices may take.
+	// deviceBytes is the largest size of the reasons of devices.
 	deviceBytes = 96 << 10
 )
 
-// Upper bounds of what the parts take as JSON, apart from texts of any length.
+// Upper bounds of the sizes of the parts as JSON, apart from texts of any length.
 const (
 	diskFixed       = 400
 	extentFixed     = 60
@@ -28,7 +28,7 @@ const (
 	wipingFixed     = 75
 )
 
-// bytesOf is an upper bound of what the disk takes as JSON.
+// bytesOf is an upper bound of the size of the disk as JSON.
 func bytesOf(d *diskv1alpha1.Disk) int {
 	n := diskFixed + len(d.Device) + len(d.Class) + len(d.Model) + len(d.Message) + extentFixed*len(d.Free)
 	for i := range d.Allocations {
@@ -44,10 +44,10 @@ func bytesOf(d *diskv1alpha1.Disk) int {
 	return n
 }
 
-// bound keeps the status small enough to be stored, and says in a condition what that costs. With
-// too many volumes the node offers no free space, so that they do not become more; with far too
-// many it leaves out those of the last disks, and of disks out of service last of all: a disk that
-// is away says nothing itself, and the next agent knows its volumes from here.
+// bound keeps the status small enough to be stored, and reports in a condition what is left out. With too many volumes
+// the node offers no free space, so that they do not become more. With far too many, bound also leaves out the volumes
+// of the last disks. Those of disks out of service are left out last of all. Such a disk cannot be read, and the next
+// agent knows its volumes from here.
 func bound(status *diskv1alpha1.NodeDiskCapacityStatus) metav1.Condition {
 	c := metav1.Condition{Type: diskv1alpha1.ConditionPublicationLimited, Status: metav1.ConditionFalse, Reason: "Complete", Message: "all that there is to publish is published"}
 	boundReasons(status.Devices)
@@ -88,7 +88,7 @@ func bound(status *diskv1alpha1.NodeDiskCapacityStatus) metav1.Condition {
 	return c
 }
 
-// failedFirst are the disks, those out of service first.
+// failedFirst returns the disks, those out of service first.
 func failedFirst(disks []diskv1alpha1.Disk) []*diskv1alpha1.Disk {
 	var failed, others []*diskv1alpha1.Disk
 	for i := range disks {
@@ -101,7 +101,7 @@ func failedFirst(disks []diskv1alpha1.Disk) []*diskv1alpha1.Disk {
 	return append(failed, others...)
 }
 
-// boundReasons shortens the reasons of devices if there are too many: the first one of each stays.
+// boundReasons shortens the reasons of devices if there are too many. The first one of each device is kept.
 func boundReasons(devices []diskv1alpha1.Device) {
 	total := 0
 	for i := range devices {

@@ -14,10 +14,10 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// etcdLimit is how large an object may be.
+// etcdLimit is the largest size of an object.
 const etcdLimit = 3 << 19
 
-// manyVolumes is a status with so many disks of so many volumes each, with the longest names.
+// manyVolumes is a status with that many disks of that many volumes each, with the longest names.
 func manyVolumes(disks, volumes int) *diskv1alpha1.NodeDiskCapacityStatus {
 	s := &diskv1alpha1.NodeDiskCapacityStatus{}
 	since := metav1.NewTime(time.Unix(1700000000, 0).UTC())
@@ -48,8 +48,8 @@ func manyVolumes(disks, volumes int) *diskv1alpha1.NodeDiskCapacityStatus {
 	return s
 }
 
-// TestBound asserts that no number of volumes makes a status that etcd does not take, that the
-// condition says so, and that the sums of each disk still hold.
+// TestBound asserts that no number of volumes makes a status too large for etcd, and that the condition reports the
+// limit. The sums of each disk stay correct.
 func TestBound(t *testing.T) {
 	for _, test := range []struct {
 		disks, volumes int
@@ -65,7 +65,7 @@ func TestBound(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Conditions, and what the API server notes for each disk and device.
+			// Conditions, and what the API server adds for each disk and device.
 			if size := len(body) + 5*maxCondition + 300*(maxDisks+maxDevices); size > etcdLimit {
 				t.Errorf("the object would have %d bytes, more than the %d that etcd takes", size, etcdLimit)
 			}
@@ -94,8 +94,8 @@ func TestBound(t *testing.T) {
 	}
 }
 
-// TestBoundListsMissingDisks asserts that the volumes of disks out of service are listed before those
-// of the others: the next agent could not read them.
+// TestBoundListsMissingDisks asserts that the volumes of disks out of service are listed before those of the others:
+// the next agent could not read them.
 func TestBoundListsMissingDisks(t *testing.T) {
 	s := manyVolumes(8, 1023)
 	last := &s.Disks[len(s.Disks)-1]
@@ -109,7 +109,7 @@ func TestBoundListsMissingDisks(t *testing.T) {
 	}
 }
 
-// TestBytesOf asserts that the estimate is never below what there is.
+// TestBytesOf asserts that the estimate is never below the real size.
 func TestBytesOf(t *testing.T) {
 	for _, volumes := range []int{0, 1, 1000} {
 		d := &manyVolumes(1, volumes).Disks[0]

@@ -11,18 +11,17 @@ import (
 )
 
 const (
-	// Window is how long changes are collected before they are written. It bounds the
-	// writes of a busy node, and how late the scheduler sees freed space.
+	// Window is how long changes are collected before they are written. It bounds the writes of a busy node, and the
+	// delay with which the scheduler sees freed space.
 	Window = 50 * time.Millisecond
-	// calm is how long changes are collected that no pod waits for. The scheduler fills a node
-	// in much less before it goes on to the next, so that mostly one write tells of all.
+	// calm is how long changes are collected if no pod waits for them. The scheduler fills a node in much less time
+	// before it uses the next one, so usually one write reports all of these pods.
 	calm = time.Second
 )
 
-// Calm is how long the write of status may yet wait if it has differed so long from what is
-// published. Space that became free, a disk or a condition that changed, and a pod to be evicted are news. That volumes
-// were made is not: the scheduler has recorded their places, and an API server works several times as long on a
-// publication as on a pod's binding.
+// Calm is how much longer the write of status may wait. differed is how long it has differed from what is published.
+// Freed space, a changed disk or condition, and a pod to be evicted are written at once. New volumes are not: the
+// scheduler has recorded their places. A publication costs an API server several times as much as a pod's binding.
 func Calm(status, published *diskv1alpha1.NodeDiskCapacityStatus, differed time.Duration) time.Duration {
 	if isNews(status, published) {
 		return 0
@@ -49,12 +48,12 @@ func isNews(status, published *diskv1alpha1.NodeDiskCapacityStatus) bool {
 	return false
 }
 
-// within reports whether each of the extents lies in one of those, both sorted by start.
+// within reports whether each of the extents lies in one of those. Both are sorted by start.
 func within(extents, those []diskv1alpha1.Extent) bool {
 	for _, e := range extents {
 		i, found := slices.BinarySearchFunc(those, e.Start, func(t diskv1alpha1.Extent, start int64) int { return cmp.Compare(t.Start, start) })
 		if !found {
-			i-- // the last that starts before
+			i-- // the last one that starts before
 		}
 		if i < 0 || e.Start+e.Length > those[i].Start+those[i].Length {
 			return false

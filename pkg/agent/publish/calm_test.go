@@ -17,7 +17,7 @@ func extents(bounds ...int64) []diskv1alpha1.Extent {
 	return all
 }
 
-// TestCalm: only what takes from the free space may wait, and no longer than its time.
+// TestCalm asserts that only changes that take free space may wait, and no longer than their time.
 func TestCalm(t *testing.T) {
 	published := diskv1alpha1.NodeDiskCapacityStatus{
 		Conditions: []metav1.Condition{{Type: "Ready", Status: metav1.ConditionTrue}},

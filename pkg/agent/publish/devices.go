@@ -8,8 +8,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/discovery"
 )
 
-// devicesOf is the inventory of the node's devices, sorted by name. If there are more than the
-// object holds, those that nothing is to be decided about are left out first.
+// devicesOf is the inventory of the node's devices, sorted by name. If there are more than the object can have, those
+// without any decision to make are left out first.
 func devicesOf(devices []discovery.Listed, disks []discovery.Disk) []diskv1alpha1.Device {
 	if len(devices) > maxDevices {
 		devices = slices.Clone(devices)
@@ -30,7 +30,7 @@ func devicesOf(devices []discovery.Listed, disks []discovery.Disk) []diskv1alpha
 	return out
 }
 
-// rank is low for what must be shown.
+// rank is low for devices that must be listed.
 func rank(v discovery.Verdict) int {
 	switch {
 	case v.Disk != "":

@@ -46,8 +46,8 @@ func TestDevices(t *testing.T) {
 	}
 }
 
-// TestDevicesFit asserts that what is published fits into the object, and that what matters is
-// not left out for what does not.
+// TestDevicesFit asserts that the published devices fit into the object, and that important ones are not left out for
+// others.
 func TestDevicesFit(t *testing.T) {
 	long := make([]string, 2*maxReasons)
 	for i := range long {

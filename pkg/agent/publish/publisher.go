@@ -29,42 +29,42 @@ type Options struct {
 	Capacities cache.SharedIndexInformer
 	// NodeUID is the UID of the Node, or empty while there is none.
 	NodeUID func() types.UID
-	// Status is what is to be published now.
+	// Status returns what must be published now.
 	Status func() diskv1alpha1.NodeDiskCapacityStatus
-	// Progress follows each pass; nil for no health checks.
+	// Progress follows each pass. It is nil without health checks.
 	Progress Progress
 }
 
 // Progress follows the publisher's passes.
 type Progress interface {
-	// Pass is called when a pass begins, and done with its outcome at its end.
+	// Pass is called when a pass begins, and done with its result at its end.
 	Pass() (done func(err error))
 }
 
-// Publisher keeps the node's NodeDiskCapacity equal to what Status says.
+// Publisher keeps the node's NodeDiskCapacity equal to the result of Status.
 //
 // Invariants:
-//  1. At most one write is on its way.
-//  2. Nothing is written while the newest object known equals what is to be published.
+//  1. At most one write is in progress.
+//  2. Nothing is written while the newest known object equals what must be published.
 //  3. A condition's lastTransitionTime changes only together with its status.
 type Publisher struct {
 	options Options
 	kicks   chan struct{}
 
 	mu sync.Mutex
-	// newest is the newest version of the object that the API server showed us, in
-	// an answer to a write or on the watch; nil when it does not exist.
+	// newest is the newest version of the object that the API server returned, in an answer to a write or on the watch.
+	// It is nil when the object does not exist.
 	newest *diskv1alpha1.NodeDiskCapacity
-	// gone is the UID of the last object that was deleted: a late answer to a write may still show it.
+	// gone is the UID of the last object that was deleted: a late answer to a write may still contain it.
 	gone types.UID
 
-	// wrote is when the last write was answered, changed since when there is something to write.
+	// wrote is when the last write was answered. changed is since when there has been something to write.
 	wrote, changed time.Time
 	// conditions are the last ones published.
 	conditions []metav1.Condition
 }
 
-// New returns a publisher; Run makes it work.
+// New returns a publisher. It publishes in Run.
 func New(o Options) (*Publisher, error) {
 	p := &Publisher{options: o, kicks: make(chan struct{}, 1)}
 	_, err := o.Capacities.AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -78,7 +78,7 @@ func New(o Options) (*Publisher, error) {
 	return p, nil
 }
 
-// Kick says that what is to be published may have changed. It never blocks.
+// Kick signals that what must be published may have changed. It never blocks.
 func (p *Publisher) Kick() {
 	select {
 	case p.kicks <- struct{}{}:
@@ -86,8 +86,7 @@ func (p *Publisher) Kick() {
 	}
 }
 
-// observe notes a version of the object and looks whether it must be put right:
-// a person may have edited it.
+// observe notes a version of the object, and checks whether it must be corrected: another client may have edited it.
 func (p *Publisher) observe(object any) {
 	if ndc, ok := object.(*diskv1alpha1.NodeDiskCapacity); ok {
 		p.note(ndc)
@@ -95,8 +94,8 @@ func (p *Publisher) observe(object any) {
 	}
 }
 
-// appear is observe for an object that the watch shows first: one that was deleted may be
-// restored from a backup with its UID.
+// appear is observe for an object that the watch shows for the first time. One that was deleted may be restored from a
+// backup with its UID.
 func (p *Publisher) appear(object any) {
 	p.mu.Lock()
 	p.gone = ""
@@ -114,7 +113,7 @@ func (p *Publisher) forget(object any) {
 	}
 	p.mu.Lock()
 	p.gone = ndc.UID
-	// The event may be late, and ours the next object of that name already.
+	// The event may be late, and newest may be the next object of that name already.
 	if p.newest != nil && p.newest.UID == ndc.UID {
 		p.newest = nil
 	}
@@ -122,8 +121,8 @@ func (p *Publisher) forget(object any) {
 	p.Kick()
 }
 
-// note keeps the newer of the object and what is known. The watch is often behind the
-// answer to a write, or ahead of it: an object that was deleted meanwhile does not count.
+// note keeps the newer of the object and newest. The watch is often behind the answer to a write, or ahead of it. An
+// object that was deleted meanwhile does not count.
 func (p *Publisher) note(ndc *diskv1alpha1.NodeDiskCapacity) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -135,7 +134,7 @@ func (p *Publisher) note(ndc *diskv1alpha1.NodeDiskCapacity) {
 	}
 }
 
-// older reports whether a is an older version than b, as far as that can be known.
+// older reports whether a is an older version than b, if they can be compared.
 func older(a, b *diskv1alpha1.NodeDiskCapacity) bool {
 	order, err := resourceversion.CompareResourceVersion(a.ResourceVersion, b.ResourceVersion)
 	return err == nil && order < 0
@@ -144,9 +143,9 @@ func older(a, b *diskv1alpha1.NodeDiskCapacity) bool {
 // behind is how long the watch may be behind the answer to a write.
 const behind = 5 * time.Second
 
-// doubt asks the API server itself when the watch shows an older object than is known, or none,
-// and that for longer than a watch is behind: its data was restored from a backup, or the object
-// was deleted before the watch showed it.
+// doubt reads the object from the API server when the watch shows an older one than is known, or none. That must last
+// longer than a watch is behind. Then its data was restored from a backup, or the object was deleted before the watch
+// showed it.
 func (p *Publisher) doubt(ctx context.Context) error {
 	object, ok, err := p.options.Capacities.GetStore().GetByKey(p.options.Client.NodeName())
 	if err != nil {
@@ -198,7 +197,7 @@ func (p *Publisher) Run(ctx context.Context) {
 		if !pause(ctx, Window) {
 			return
 		}
-		// What came during the window is part of what is read now.
+		// Changes during the window are part of what is read now.
 		select {
 		case <-p.kicks:
 		default:
@@ -207,7 +206,7 @@ func (p *Publisher) Run(ctx context.Context) {
 			if ctx.Err() != nil {
 				return
 			}
-			// Once: an API server may be away for long, or refuse the same again and again.
+			// Logged once: an API server may be away for long, or return the same error again and again.
 			if err.Error() != said {
 				said = err.Error()
 				logger.Error(err, "Disks could not be published; tried again until it succeeds")
@@ -222,7 +221,7 @@ func (p *Publisher) Run(ctx context.Context) {
 	}
 }
 
-// pass publishes, and says so.
+// pass publishes, and reports to Progress.
 func (p *Publisher) pass(ctx context.Context) error {
 	if p.options.Progress == nil {
 		return p.publish(ctx)
@@ -244,8 +243,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// publish brings the object in line, with as many requests as that needs: usually
-// one, or none.
+// publish makes the object equal to Status, with as many requests as that needs: usually one, or none.
 func (p *Publisher) publish(ctx context.Context) error {
 	if err := p.doubt(ctx); err != nil {
 		return err
@@ -293,7 +291,7 @@ func (p *Publisher) publish(ctx context.Context) error {
 // notOurs are the types of conditions that the scheduler's leader writes.
 var notOurs = []string{diskv1alpha1.ConditionDisksShared}
 
-// withOthers are our conditions, and those of others as they are published now.
+// withOthers returns our conditions, and those of other writers as they are published now.
 func withOthers(ours, published []metav1.Condition) []metav1.Condition {
 	isOthers := func(c metav1.Condition) bool { return slices.Contains(notOurs, c.Type) }
 	out := slices.DeleteFunc(slices.Clone(ours), isOthers)
@@ -305,7 +303,7 @@ func withOthers(ours, published []metav1.Condition) []metav1.Condition {
 	return out
 }
 
-// isNode reports whether the owner is a Node, as agents before set it.
+// isNode reports whether the owner is a Node, which former agents set.
 func isNode(r metav1.OwnerReference) bool { return r.Kind == "Node" }
 
 // create makes the object, but not for a node that is gone: no controller would remove it again.
@@ -339,8 +337,8 @@ func (p *Publisher) patch(ctx context.Context, patch map[string]any) (*diskv1alp
 	return out, p.answered(out, err)
 }
 
-// replace writes the status. It tries again if another client has changed the object, and the watch
-// does not show that yet.
+// replace writes the status. It tries again if another client has changed the object and the watch does not show that
+// yet.
 func (p *Publisher) replace(ctx context.Context, ndc *diskv1alpha1.NodeDiskCapacity, status diskv1alpha1.NodeDiskCapacityStatus) error {
 	for {
 		next := ndc.DeepCopy()
@@ -358,7 +356,7 @@ func (p *Publisher) replace(ctx context.Context, ndc *diskv1alpha1.NodeDiskCapac
 	}
 }
 
-// answered notes what the API server says of the object, and returns the error with its name.
+// answered notes the API server's answer about the object, and returns the error with its name.
 func (p *Publisher) answered(out *diskv1alpha1.NodeDiskCapacity, err error) error {
 	p.wrote = time.Now()
 	if apierrors.IsNotFound(err) {
@@ -373,7 +371,7 @@ func (p *Publisher) answered(out *diskv1alpha1.NodeDiskCapacity, err error) erro
 	return nil
 }
 
-// withTimes gives each condition the time of its last transition.
+// withTimes sets the time of the last transition of each condition.
 func withTimes(conditions, before []metav1.Condition, now metav1.Time) []metav1.Condition {
 	out := slices.Clone(conditions)
 	for i := range out {

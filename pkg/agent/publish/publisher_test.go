@@ -26,7 +26,7 @@ type server struct {
 	mu      sync.Mutex
 	object  *diskv1alpha1.NodeDiskCapacity
 	version int
-	// refuse answers the next requests with these codes.
+	// refuse has the codes for the answers to the next requests.
 	refuse []int
 	// requests are those that were answered.
 	requests []string
@@ -103,7 +103,7 @@ func (s *server) took() string {
 	return all
 }
 
-// publishing is a Publisher of a node, and what it is to publish.
+// publishing is a Publisher of a node, with the status that it must publish.
 type publishing struct {
 	*Publisher
 	server *server
@@ -146,7 +146,7 @@ func (p *publishing) publishes(t *testing.T, requests string) {
 	}
 }
 
-// TestPublish asserts that the object is made once, brought in line, and left alone then.
+// TestPublish asserts that the object is made once, updated when it differs, and not written otherwise.
 func TestPublish(t *testing.T) {
 	p := newPublishing(t)
 	p.node = ""
@@ -159,7 +159,7 @@ func TestPublish(t *testing.T) {
 	if p.server.object.Status.Summary.Disks != 1 || len(p.server.object.OwnerReferences) != 0 {
 		t.Errorf("published is %+v", p.server.object)
 	}
-	// The Node may go: what is known of its disks stays.
+	// If the Node is deleted, what is known of its disks stays.
 	p.node = ""
 	p.status.Devices = []diskv1alpha1.Device{{Name: "sda", State: diskv1alpha1.DeviceCandidate}}
 	p.publishes(t, "PUT")
@@ -171,7 +171,7 @@ func TestPublish(t *testing.T) {
 	}
 }
 
-// TestPublishFindsObject asserts that an object that is there is taken over.
+// TestPublishFindsObject asserts that an existing object is used.
 func TestPublishFindsObject(t *testing.T) {
 	p := newPublishing(t)
 	other := metav1.OwnerReference{Kind: "Fleet", Name: "f", UID: "f"}
@@ -182,7 +182,7 @@ func TestPublishFindsObject(t *testing.T) {
 		t.Errorf("owners are %+v", o)
 	}
 	p.publishes(t, "")
-	// It is gone, and made again.
+	// It is deleted, and made again.
 	p.server.object = nil
 	p.status.Summary.Disks, p.status.Conditions = 2, []metav1.Condition{{Type: "Ready", Status: "True"}}
 	if err := p.publish(t.Context()); err == nil || !strings.Contains(err.Error(), "cannot write NodeDiskCapacity n1") {
@@ -192,7 +192,7 @@ func TestPublishFindsObject(t *testing.T) {
 	p.publishes(t, "POST PUT")
 }
 
-// TestPublishCalmly asserts that what no pod waits for is published later.
+// TestPublishCalmly asserts that changes for which no pod waits are published later.
 func TestPublishCalmly(t *testing.T) {
 	p := newPublishing(t)
 	p.publishes(t, "POST PUT")
@@ -202,8 +202,7 @@ func TestPublishCalmly(t *testing.T) {
 	p.publishes(t, "PUT")
 }
 
-// TestObserve asserts that the newest object that was shown counts, and that an object that is
-// gone is known to be.
+// TestObserve asserts that the newest object that was shown counts, and that a deleted object is noticed.
 func TestObserve(t *testing.T) {
 	p := newPublishing(t)
 	p.publishes(t, "POST PUT")
@@ -229,9 +228,8 @@ func TestObserve(t *testing.T) {
 	}
 }
 
-// TestDeletedBehindWrite asserts that an answer which comes after the object's end does not
-// bring the object back, that a restored object counts, and that an object which the watch has
-// never shown is asked for.
+// TestDeletedBehindWrite asserts that an answer which comes after the object's deletion does not bring the object back.
+// A restored object counts, and an object which the watch has never shown is read.
 func TestDeletedBehindWrite(t *testing.T) {
 	p := newPublishing(t)
 	p.publishes(t, "POST PUT")
@@ -266,7 +264,7 @@ func TestRestoredServer(t *testing.T) {
 	if err := p.store.Add(restored); err != nil {
 		t.Fatal(err)
 	}
-	// Its watch may only be behind.
+	// The watch may only be behind.
 	p.publishes(t, "")
 	p.wrote = time.Now().Add(-behind)
 	p.status.Conditions = []metav1.Condition{{Type: "Ready", Status: "True"}}
@@ -284,12 +282,12 @@ func TestRestoredServer(t *testing.T) {
 	}
 }
 
-// progress says how passes end.
+// progress receives the results of passes.
 type progress chan error
 
 func (p progress) Pass() func(error) { return func(err error) { p <- err } }
 
-// TestRun asserts that a pass that fails is tried again without being asked to.
+// TestRun asserts that a pass that fails is tried again without a Kick.
 func TestRun(t *testing.T) {
 	p := newPublishing(t)
 	passes := make(progress, 16)
@@ -316,8 +314,8 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestConditionsOfOthers asserts that the condition that the scheduler's leader writes is neither
-// dropped nor changed by the agent, and that the agent writes none of its own of that type.
+// TestConditionsOfOthers asserts that the agent neither drops nor changes the condition that the scheduler's leader
+// writes. It writes none of its own of that type.
 func TestConditionsOfOthers(t *testing.T) {
 	shared := metav1.Condition{Type: diskv1alpha1.ConditionDisksShared, Status: metav1.ConditionTrue, Message: "the leader's"}
 	ready := metav1.Condition{Type: diskv1alpha1.ConditionReady, Status: metav1.ConditionTrue}

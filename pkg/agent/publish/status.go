@@ -14,16 +14,16 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// Owner says whose a partition is: the CSI volume ID and namespace/name of the pod or
-// claim, both empty when that is not known; since when it is an orphan, and how far
-// its wiping is, both nil when that is not so.
+// Owner is what is published about a volume beside its partition. Volume is the CSI volume ID, and Name is
+// namespace/name of the pod or claim. Both are empty when they are not known. OrphanedSince and Wiping are nil when
+// they do not apply.
 type Owner struct {
 	Volume, Name  string
 	OrphanedSince *metav1.Time
 	Wiping        *diskv1alpha1.WipeProgress
 }
 
-// Limits of the CRD's fields that hold text from elsewhere.
+// Limits of the CRD's fields that hold text of other origin.
 const (
 	maxModel     = 128
 	maxMessage   = 1024
@@ -92,8 +92,8 @@ func diskStatus(d *discovery.Disk, owner func(disk.Volume) Owner) diskv1alpha1.D
 	return out
 }
 
-// takesVolumes reports whether the disk's free extents are of use: space
-// that no entry of the table is left for is overhead.
+// takesVolumes reports whether the disk's free extents can be used. Space for which the table has no entry left is
+// overhead.
 func takesVolumes(d *discovery.Disk) bool {
 	return d.Ready() && len(d.Snapshot.Volumes) < disk.MaxVolumes
 }
@@ -137,8 +137,8 @@ func devicesRefused(refused []discovery.Refusal) metav1.Condition {
 	return c
 }
 
-// Orphaned says which volumes are orphans: persistent ones without PersistentVolume, which an
-// operator binds again or releases, and ephemeral ones whose pod vanished.
+// Orphaned lists the orphans in a condition: persistent ones without a PersistentVolume, which an operator binds again
+// or releases, and ephemeral ones whose pod vanished.
 func Orphaned(persistent, ephemeral []string) metav1.Condition {
 	c := metav1.Condition{
 		Type:    diskv1alpha1.ConditionOrphanedVolumes,
@@ -161,8 +161,8 @@ func Orphaned(persistent, ephemeral []string) metav1.Condition {
 	return c
 }
 
-// ReclaimStopped says that orphans are not reclaimed, with the reason and what to do; why is
-// empty if they are.
+// ReclaimStopped reports in a condition that orphans are not reclaimed, with the reason and what to do. why is empty if
+// they are reclaimed.
 func ReclaimStopped(why string) metav1.Condition {
 	if why == "" {
 		return metav1.Condition{
@@ -175,7 +175,7 @@ func ReclaimStopped(why string) metav1.Condition {
 	}
 }
 
-// ReclaimBlocked says which volumes are to be wiped and are held, one sentence each.
+// ReclaimBlocked lists in a condition the volumes that cannot be wiped because they are held, one sentence each.
 func ReclaimBlocked(held []string) metav1.Condition {
 	c := metav1.Condition{
 		Type: diskv1alpha1.ConditionReclaimBlocked, Status: metav1.ConditionFalse, Reason: "NoneHeld",
@@ -199,7 +199,7 @@ func summary(disks []discovery.Disk) diskv1alpha1.Summary {
 		}
 		size[d.Class] += d.Snapshot.Size
 		if d.Ready() {
-			// Zero is an answer too: the class exists and is full.
+			// Zero is reported, too: the class exists and is full.
 			free[d.Class] += 0
 			largest[d.Class] += 0
 		}
@@ -220,8 +220,8 @@ func perClass(sizes map[string]int64) string {
 	return strings.Join(parts, ",")
 }
 
-// short writes a size for people, as a quantity that can be asked for: at most one
-// digit behind the point, cut and never rounded up.
+// short writes a size for display, as a quantity that a volume can request. It has at most one digit behind the point,
+// and is cut, never rounded up.
 func short(size int64) string {
 	for _, unit := range []struct {
 		bytes int64

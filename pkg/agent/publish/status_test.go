@@ -51,7 +51,7 @@ func TestStatusOfDisks(t *testing.T) {
 	}
 }
 
-// Whatever the state of a disk, the published sizes add up to it.
+// TestStatusAddsUp asserts that the published sizes of a disk add up to its size, in every state.
 func TestStatusAddsUp(t *testing.T) {
 	failed := inService()
 	failed.Engine, failed.Problem = nil, strings.Repeat("ü", 2000)
