@@ -9,14 +9,14 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// ErrDamaged says that the file system has errors that only a person can decide about.
+// ErrDamaged says that the file system has errors that only an operator can decide about.
 var ErrDamaged = errors.New("the file system has errors that e2fsck does not repair by itself")
 
-// Check lets e2fsck repair an ext4 file system whose superblock asks for it, as mount-utils does
-// with fsck -a. It must not be mounted. A file system with errors is never mounted: each write
-// could destroy more. It is ErrDamaged if something is left that e2fsck asks a person about.
+// Check has e2fsck repair an ext4 file system whose superblock requires a check, like mount-utils with fsck -a. It must
+// not be mounted. A file system with errors is never mounted: each write could destroy more. The error is ErrDamaged if
+// e2fsck leaves errors about which it would ask an operator.
 func Check(ctx context.Context, device string) error {
-	// e2fsck is not interrupted by a kubelet that gives up; the next call finds it done.
+	// A kubelet that gives up does not interrupt e2fsck. Its next call finds the check done.
 	said, err := repair(context.WithoutCancel(ctx), "-p", device)
 	if err != nil {
 		return err
@@ -25,8 +25,7 @@ func Check(ctx context.Context, device string) error {
 	return nil
 }
 
-// repair runs e2fsck with the arguments and returns what it said. Errors that it has repaired
-// are none.
+// repair runs e2fsck with the arguments and returns its output. Errors that it has repaired are no errors.
 func repair(ctx context.Context, arguments ...string) (said string, err error) {
 	const repaired, reboot, left = 1, 2, 4
 	said, err = run(ctx, "e2fsck", arguments...)

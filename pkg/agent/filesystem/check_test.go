@@ -32,7 +32,7 @@ func withFile(t *testing.T, size int64, options ...string) (image string) {
 	return image
 }
 
-// holdsFile asserts that the file of withFile is there, and that e2fsck finds nothing wrong.
+// holdsFile asserts that the file of withFile exists, and that e2fsck finds no errors.
 func holdsFile(t *testing.T, image string) {
 	t.Helper()
 	if got := testenv.Run(t, "debugfs", "-R", "cat a", image); !strings.Contains(got, strings.Repeat("data", 4096)) {
@@ -41,7 +41,7 @@ func holdsFile(t *testing.T, image string) {
 	testenv.Run(t, "e2fsck", "-f", "-n", image)
 }
 
-// TestSuspect asserts when a file system asks to be checked, and when it was never mounted.
+// TestSuspect asserts when a file system needs a check, and when it was never mounted.
 func TestSuspect(t *testing.T) {
 	for name, tc := range map[string]struct {
 		commands       []string
@@ -68,7 +68,7 @@ func TestSuspect(t *testing.T) {
 // TestCheckRepairs asserts that damage that e2fsck repairs by itself is repaired.
 func TestCheckRepairs(t *testing.T) {
 	image := withFile(t, 64*mib)
-	// Blocks of the file count as free: the next file would be written over it.
+	// Blocks of the file count as free: the next file would overwrite it.
 	said := strings.Fields(debugfs(t, image, "bmap a 0"))
 	for _, command := range []string{"freeb " + said[len(said)-1] + " 4", "set_super_value state 2"} {
 		debugfs(t, image, command)
@@ -85,7 +85,7 @@ func TestCheckRepairs(t *testing.T) {
 	holdsFile(t, image)
 }
 
-// crossLink gives two files the same block: only a person can say whose it is.
+// crossLink gives two files the same block: only an operator can decide which one owns it.
 func crossLink(t *testing.T, image string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "data")
@@ -97,8 +97,8 @@ func crossLink(t *testing.T, image string) {
 	debugfs(t, image, "set_inode_field b block[0] "+said[len(said)-1])
 }
 
-// TestCheckRefuses asserts that damage that e2fsck asks about is reported with what to do, whether
-// the superblock says so or the growth of the file system finds it.
+// TestCheckRefuses asserts that damage that e2fsck does not repair is an error that says what to do. The superblock
+// shows the damage, or the growth of the file system finds it.
 func TestCheckRefuses(t *testing.T) {
 	image := withFile(t, 64*mib, "-O", "^extent,^64bit")
 	crossLink(t, image)

@@ -15,14 +15,13 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// mke2fsConf is mke2fs's configuration: without it, mke2fs uses what the machine has, or
-// what it was built with.
+// mke2fsConf is mke2fs's configuration. Without it, mke2fs uses the machine's file, or its built-in one.
 //
 //go:embed mke2fs.conf
 var mke2fsConf []byte
 
-// ext4Features are the features of a set, all of them. The set "default" is that of mke2fsConf.
-// orphan_file came with Linux 5.15 and e2fsprogs 1.47: lts_5.15 leaves it out for older e2fsprogs.
+// ext4Features are all features of a set. The set "default" has those of mke2fsConf. orphan_file came with Linux 5.15
+// and e2fsprogs 1.47: lts_5.15 leaves it out for older e2fsprogs.
 var ext4Features = map[diskv1alpha1.FSFeatures]string{
 	diskv1alpha1.FSFeatures515: "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink," +
 		"extra_isize,metadata_csum",
@@ -30,15 +29,15 @@ var ext4Features = map[diskv1alpha1.FSFeatures]string{
 		"extra_isize,metadata_csum,metadata_csum_seed,orphan_file",
 }
 
-// xfsFeatures are options of mkfs.xfs, the same as in xfsprogs' own lts_5.15.conf and
-// lts_6.1.conf. The set "default" has none.
+// xfsFeatures are options of mkfs.xfs, the same as in xfsprogs' own lts_5.15.conf and lts_6.1.conf. The set "default"
+// has none.
 var xfsFeatures = map[diskv1alpha1.FSFeatures][]string{
 	diskv1alpha1.FSFeatures515: {"-m bigtime=1", "-m crc=1", "-m finobt=1", "-m inobtcount=1", "-m reflink=1", "-m rmapbt=0", "-i sparse=1"},
 	diskv1alpha1.FSFeatures61:  {"-m bigtime=1", "-m crc=1", "-m finobt=1", "-m inobtcount=1", "-m reflink=1", "-m rmapbt=0", "-i sparse=1"},
 }
 
-// newerXFS are features that neither Linux 5.15 nor 6.1 is given. They are turned off if
-// mkfs.xfs knows them, and one that does not know them does not turn them on.
+// newerXFS disables features that no set for Linux 5.15 or 6.1 has. The options are passed if mkfs.xfs knows them. A
+// mkfs.xfs that does not know them does not enable the features.
 var newerXFS = []string{"-i nrext64=0", "-i exchange=0", "-n parent=0", "-m autofsck=0"}
 
 // sets are all feature sets.
@@ -53,8 +52,8 @@ type kind struct {
 // scratchSize is the size of the image that is formatted to try a feature set.
 const scratchSize = 512 << 20
 
-// probe tries every feature set on an image in memory. What the programs of this machine
-// cannot make is logged, and refused when a class asks for it.
+// probe tries every feature set on an image in memory. A set that the programs of this machine cannot make is logged,
+// and refused when a class requests it.
 func (m *Maker) probe(ctx context.Context) error {
 	scratch, err := memoryFile("scratch", nil, scratchSize)
 	if err != nil {
@@ -72,7 +71,7 @@ func (m *Maker) probe(ctx context.Context) error {
 	for _, features := range sets {
 		for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
 			program, arguments := m.command(fsType, Volume{UUID: "026235ae-86c0-5198-9b44-063e2940d190"}, Settings{Features: features})
-			// mkfs.xfs would fill the image's log: -N says what it would do, and does not do it.
+			// mkfs.xfs would write the image's whole log. -N only prints what it would do.
 			if fsType == diskv1alpha1.FSTypeXFS {
 				arguments = append(arguments, "-N")
 			}
@@ -91,7 +90,7 @@ func (m *Maker) probe(ctx context.Context) error {
 	return nil
 }
 
-// memoryFile is a file that only this process and its children see.
+// memoryFile is a file that only this process and its children can access.
 func memoryFile(name string, content []byte, size int64) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
@@ -108,10 +107,10 @@ func memoryFile(name string, content []byte, size int64) (*os.File, error) {
 	return f, nil
 }
 
-// command is the program that makes a file system, and its arguments but the device.
+// command returns the program that makes a file system, and its arguments except the device.
 func (m *Maker) command(fsType string, v Volume, s Settings) (program string, arguments []string) {
 	if fsType == diskv1alpha1.FSTypeXFS {
-		// -f overwrites what an mkfs left that was interrupted, -K discards nothing.
+		// -f overwrites the remains of an interrupted mkfs, -K discards nothing.
 		arguments = []string{"-q", "-f", "-K", "-m", "uuid=" + v.UUID}
 		return "mkfs.xfs", append(arguments, merged(m.xfsOptions(s.Features), s.Options)...)
 	}
@@ -134,8 +133,8 @@ func (m *Maker) xfsOptions(features diskv1alpha1.FSFeatures) []string {
 	return slices.Concat(base, m.xfsOff)
 }
 
-// merged are options of the base and those of a class, as arguments: mke2fs counts the last -E,
-// -O and -m only, and mkfs.xfs refuses an option that is given twice.
+// merged merges options of the base and of a class into arguments. mke2fs uses only the last -E, -O and -m, and
+// mkfs.xfs refuses an option that is given twice.
 func merged(base, class []string) []string {
 	var flags []string
 	values := map[string][]string{}
@@ -147,7 +146,7 @@ func merged(base, class []string) []string {
 		for one := range strings.SplitSeq(value, ",") {
 			key, _, isPair := strings.Cut(one, "=")
 			values[flag] = slices.DeleteFunc(values[flag], func(before string) bool {
-				// Only -O takes several words; of any other flag without "=" the last counts.
+				// Only -O takes several words. Of any other flag without "=" the last value counts.
 				return isPair && strings.HasPrefix(before, key+"=") || !isPair && flag != "-O" && !strings.Contains(before, "=") && flag != "-E"
 			})
 			values[flag] = append(values[flag], one)

@@ -14,14 +14,14 @@ import (
 	"github.com/berthdev/berth/pkg/agent/mounts"
 )
 
-// ErrOnlyUnmounted says that the kernel does not let this agent grow the mounted file system.
+// ErrOnlyUnmounted says that the kernel does not allow this agent to grow the mounted file system.
 var ErrOnlyUnmounted = errors.New("it can only grow while it is not mounted")
 
 // ErrTooFar says that the file system cannot grow that far while it is not mounted.
 var ErrTooFar = errors.New("its file system is too small to grow that far while it is not mounted")
 
-// MayGrowUnmounted asserts that resize2fs can let the ext4 file system grow to the size of its
-// device without destroying it. The file system may be mounted.
+// MayGrowUnmounted returns an error unless resize2fs can grow the ext4 file system to the size of its device without
+// destroying it. The file system may be mounted.
 func MayGrowUnmounted(device string) error {
 	state, err := Look(device, diskv1alpha1.FSTypeExt4)
 	if err != nil {
@@ -34,8 +34,7 @@ func MayGrowUnmounted(device string) error {
 	return nil
 }
 
-// GrowMounted lets a mounted file system grow to the size of its device. Of its mounts one
-// must not be read-only.
+// GrowMounted grows a mounted file system to the size of its device. At least one of its mounts must be writable.
 func GrowMounted(ctx context.Context, device string, on []mounts.Mount) error {
 	writable := slices.IndexFunc(on, func(m mounts.Mount) bool { return !m.ReadOnly() })
 	if writable < 0 {
@@ -48,7 +47,7 @@ func GrowMounted(ctx context.Context, device string, on []mounts.Mount) error {
 		_, err = run(ctx, "xfs_growfs", "-d", m.Mountpoint)
 	} else {
 		var said string
-		// The kernel wants CAP_SYS_RESOURCE, and a file system without errors.
+		// The kernel requires CAP_SYS_RESOURCE, and a file system without errors.
 		if said, err = run(ctx, "resize2fs", device); err != nil && strings.Contains(said, "Permission denied") {
 			err = fmt.Errorf("%w: %w", ErrOnlyUnmounted, err)
 		}
@@ -60,8 +59,7 @@ func GrowMounted(ctx context.Context, device string, on []mounts.Mount) error {
 	return nil
 }
 
-// GrowUnmounted lets an ext4 file system grow that is not mounted. resize2fs demands that
-// it be checked before.
+// GrowUnmounted grows an ext4 file system that is not mounted. resize2fs requires a check before.
 func GrowUnmounted(ctx context.Context, device string) error {
 	if err := MayGrowUnmounted(device); err != nil {
 		return err

@@ -14,8 +14,8 @@ import (
 
 const gib = 1024 * mib
 
-// destroys reports whether resize2fs, as the oracle, damages an ext4 file system that it lets
-// grow to a size.
+// destroys is the oracle: it reports whether resize2fs damages an ext4 file system when it grows it to the image's
+// size.
 func destroys(t *testing.T, image string) bool {
 	t.Helper()
 	if err := exec.Command("e2fsck", "-f", "-p", image).Run(); err != nil {
@@ -25,8 +25,8 @@ func destroys(t *testing.T, image string) bool {
 	return resized != nil || exec.Command("e2fsck", "-f", "-n", image).Run() != nil
 }
 
-// TestLimit asserts that a file system grows to its limit unharmed, and that the limit is not
-// beyond what resize2fs destroys.
+// TestLimit asserts that a file system grows to its limit without damage. The limit is not above the size at which
+// resize2fs destroys it.
 func TestLimit(t *testing.T) {
 	for _, tc := range []struct {
 		size, to int64
@@ -76,8 +76,8 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// TestLimitIsNeeded asserts that resize2fs does destroy what the limit keeps from it. When a
-// newer one does not, the limit can go.
+// TestLimitIsNeeded asserts that resize2fs destroys file systems beyond the limit. When a newer resize2fs does not, the
+// limit can be removed.
 func TestLimitIsNeeded(t *testing.T) {
 	image := withFile(t, 64*mib, "-b4096")
 	testenv.Resize(t, image, 100*gib)
@@ -86,7 +86,7 @@ func TestLimitIsNeeded(t *testing.T) {
 	}
 }
 
-// TestLimitOfXFS asserts that xfs has none.
+// TestLimitOfXFS asserts that xfs has no limit.
 func TestLimitOfXFS(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.xfs")
 	image := testenv.Image(t, 304*mib)

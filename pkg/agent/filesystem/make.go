@@ -13,16 +13,16 @@ import (
 // timeout bounds mkfs on a disk that hangs.
 const timeout = 10 * time.Minute
 
-// Volume is a device that is to get a file system. What it holds is of no worth.
+// Volume is a device that gets a file system. Its content may be overwritten.
 type Volume struct {
 	Device string
-	// UUID is the file system's: the partition's GUID, so that either names the volume.
+	// UUID is the file system's UUID. It is the partition's GUID, so that both identify the volume.
 	UUID string
 	// Prezeroed is true when all its bytes are known to be zeros.
 	Prezeroed bool
 }
 
-// Settings are what a class says of new file systems.
+// Settings are a class's settings for new file systems.
 type Settings struct {
 	// Features are FSFeatures515 if they are empty.
 	Features diskv1alpha1.FSFeatures
@@ -33,9 +33,9 @@ type Settings struct {
 // Maker makes file systems with the programs of this machine.
 type Maker struct {
 	conf *os.File
-	// problems say of kinds of file systems why they cannot be made on this machine.
+	// problems are the errors of the kinds of file systems that cannot be made on this machine.
 	problems map[kind]error
-	// xfsOff are the options with which mkfs.xfs leaves out what is newer than all sets.
+	// xfsOff are the options with which mkfs.xfs leaves out features that are newer than all sets.
 	xfsOff []string
 }
 
@@ -52,9 +52,9 @@ func NewMaker(ctx context.Context) (*Maker, error) {
 	return m, nil
 }
 
-// Make makes a file system. It neither discards nor clears more than it must: the extent was
-// wiped before it was free. Old labels are erased first unless all is zeros: blkid, and with it
-// the next mount, could take the volume for what lay there before.
+// Make makes a file system. It neither discards nor clears more than it must: the extent was wiped before it was free.
+// Old labels are erased first unless all bytes are zeros. Otherwise blkid, and with it the next mount, could find the
+// former content.
 func (m *Maker) Make(ctx context.Context, fsType string, v Volume, s Settings) error {
 	if s.Features == "" {
 		s.Features = diskv1alpha1.FSFeatures515

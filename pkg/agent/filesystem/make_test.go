@@ -22,10 +22,10 @@ func newMaker(t *testing.T) *Maker {
 	return m
 }
 
-// TestFeatures asserts that a class's feature set is what the superblock says, on every machine.
+// TestFeatures asserts that the superblock has the features of a class's set, on every machine.
 func TestFeatures(t *testing.T) {
 	m := newMaker(t)
-	// Another file in its place would change the result.
+	// Another configuration file would change the result.
 	t.Setenv("MKE2FS_CONFIG", "/dev/null")
 	for features, want := range map[diskv1alpha1.FSFeatures]string{
 		"":                             "has_journal ext_attr resize_inode dir_index filetype extent 64bit flex_bg sparse_super large_file huge_file dir_nlink extra_isize metadata_csum",
@@ -58,7 +58,7 @@ func TestFeatures(t *testing.T) {
 
 func sorted(s []string) []string { return slices.Sorted(slices.Values(s)) }
 
-// field is what follows a label in a program's output.
+// field returns the text behind a label in a program's output.
 func field(out, label string) string {
 	for line := range strings.Lines(out) {
 		if value, ok := strings.CutPrefix(line, label); ok {
@@ -68,7 +68,7 @@ func field(out, label string) string {
 	return ""
 }
 
-// TestOptions asserts that a class's options reach mkfs, beside the agent's own.
+// TestOptions asserts that a class's options are passed to mkfs, beside the agent's own.
 func TestOptions(t *testing.T) {
 	m := newMaker(t)
 	ext4 := testenv.Image(t, 64*mib)
@@ -103,7 +103,7 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// TestRefusedSettings asserts that what cannot or must not be made is refused, with the reason.
+// TestRefusedSettings asserts that settings that are impossible or not allowed are refused with the reason.
 func TestRefusedSettings(t *testing.T) {
 	m := newMaker(t)
 	path := testenv.Image(t, 64*mib)
@@ -122,7 +122,7 @@ func TestRefusedSettings(t *testing.T) {
 	}
 }
 
-// TestCommand asserts that what a volume is known to hold decides how much mkfs clears.
+// TestCommand asserts that mkfs clears as little as the known content of a volume allows.
 func TestCommand(t *testing.T) {
 	m := &Maker{xfsOff: []string{"-i nrext64=0"}}
 	set := Settings{Features: diskv1alpha1.FSFeatures515}

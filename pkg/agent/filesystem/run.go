@@ -9,21 +9,21 @@ import (
 	"time"
 )
 
-// inherited is what a program gets from the agent beside its arguments.
+// inherited is what a program inherits from the agent beside its arguments.
 type inherited struct {
 	files       []*os.File
 	environment []string
 }
 
-// pathOf is where a program finds the n-th file that it inherits.
+// pathOf is the path at which a program finds the n-th inherited file.
 func pathOf(n int) string { return fmt.Sprintf("/proc/self/fd/%d", 3+n) }
 
-// run runs a program and returns what it said.
+// run runs a program and returns its output.
 func run(ctx context.Context, program string, arguments ...string) (string, error) {
 	return runWith(ctx, inherited{}, program, arguments...)
 }
 
-// runWith runs a program and returns what it said, in English: some messages are looked at.
+// runWith runs a program and returns its output, in English: some messages are compared.
 func runWith(ctx context.Context, in inherited, program string, arguments ...string) (string, error) {
 	command := exec.CommandContext(ctx, program, arguments...)
 	command.ExtraFiles = in.files

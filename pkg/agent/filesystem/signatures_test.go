@@ -16,12 +16,12 @@ import (
 
 const imageSize = 512 * mib
 
-// label is what lay on the volume's space before: parts at offsets, negative ones from the end.
+// label is the former content of the volume's space: parts at offsets, negative ones from the end.
 type label map[int64][]byte
 
 func text(at int64, s string) label { return label{at: []byte(s)} }
 
-// zfs are all four labels of a ZFS pool's member: what tells is their uberblocks.
+// zfs are all four labels of a ZFS pool's member. ZFS is recognized by their uberblocks.
 func zfs() label {
 	l := label{}
 	for _, base := range []int64{0, 256 << 10, imageSize - 512<<10, imageSize - 256<<10} {
@@ -74,8 +74,8 @@ func (l label) write(t *testing.T, device string) {
 	}
 }
 
-// TestOldLabels asserts that whatever lay on the space of a volume before, it gets its file
-// system, that blkid finds nothing else there, and that it is mounted a second time.
+// TestOldLabels asserts that a volume gets its file system over any former content. blkid finds nothing else there, and
+// the volume can be mounted a second time.
 func TestOldLabels(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "losetup")

@@ -11,14 +11,14 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// State is what the superblock of a file system says.
+// State is read from the superblock of a file system.
 type State struct {
-	// Missing is by how many bytes it is smaller than its device allows.
+	// Missing is how many bytes the file system is smaller than its device allows.
 	Missing int64
-	// Limit is to how many bytes it can grow while it is not mounted.
+	// Limit is the size in bytes to which it can grow while it is not mounted.
 	Limit int64
-	// Suspect is true if it had errors, or was not unmounted: it is to be checked before it
-	// is mounted. xfs says nothing of that: the kernel replays its log, or refuses to mount it.
+	// Suspect is true if the file system had errors, or was not unmounted. Then it must be checked before it is
+	// mounted. It is always false for xfs: the kernel replays its log, or refuses to mount it.
 	Suspect bool
 	// Fresh is true if it has never been mounted.
 	Fresh bool
@@ -26,7 +26,7 @@ type State struct {
 	size int64
 }
 
-// Look reads the superblock of a file system, and nothing else: this is done at every mount.
+// Look reads the superblock of a file system, and nothing else, because it runs at every mount.
 func Look(device, fsType string) (State, error) {
 	f, err := os.Open(device)
 	if err != nil {
@@ -59,7 +59,7 @@ var errNoSuperblock = errors.New("it is not one")
 // xfs is a superblock of XFS.
 type xfs []byte
 
-// state knows sb_magicnum, sb_blocksize, sb_dblocks.
+// state reads sb_magicnum, sb_blocksize and sb_dblocks.
 func (x xfs) state(size int64) (State, error) {
 	block, blocks := int64(binary.BigEndian.Uint32(x[4:])), int64(binary.BigEndian.Uint64(x[8:]))
 	if string(x[:4]) != "XFSB" || block < 512 || block > 1<<16 || blocks < 0 || blocks > size/block {
@@ -111,9 +111,8 @@ func (e ext4) state(size int64) (State, error) {
 	}, nil
 }
 
-// missing knows that mke2fs and resize2fs leave out a last block group that is too small for its
-// own tables: such a file system is not smaller than it could be, and to find that out at each
-// mount could take e2fsck hours.
+// missing accounts for the last block group, which mke2fs and resize2fs leave out if it is too small for its own
+// tables. Such a file system cannot be larger. Finding that out with e2fsck at each mount could take hours.
 func (e ext4) missing(size, block, blocks, first, perGroup, descriptor int64) int64 {
 	possible := size / block
 	groups := (possible - first + perGroup - 1) / perGroup
@@ -128,9 +127,9 @@ func (e ext4) missing(size, block, blocks, first, perGroup, descriptor int64) in
 	return max(possible-blocks, 0) * block
 }
 
-// limit is the size that the reserved group descriptors have room for. Beyond it resize2fs has to
-// move inode tables, and destroys file systems that it grows about 1000-fold. Without a
-// resize inode, or with descriptors spread over the groups (meta_bg), there is no such limit.
+// limit is the size up to which the reserved group descriptors suffice. Beyond it resize2fs has to move inode tables,
+// and destroys file systems that it grows about 1000-fold. Without a resize inode, or with descriptors spread over the
+// groups (meta_bg), there is no such limit.
 func (e ext4) limit(block, blocks, first, perGroup, descriptor int64) int64 {
 	if e.u32(compatAt)&resizeInode == 0 || e.u32(incompatAt)&metaGroups != 0 {
 		return math.MaxInt64
@@ -139,7 +138,7 @@ func (e ext4) limit(block, blocks, first, perGroup, descriptor int64) int64 {
 	groups := (blocks - first + perGroup - 1) / perGroup
 	descriptorBlocks := (groups+perBlock-1)/perBlock + e.u16(reservedGDTAt)
 	if groups > maxBlockGroups || perGroup > 8*block {
-		// No file system is like that: it must not grow.
+		// No valid file system has these values: it must not grow.
 		return blocks * block
 	}
 	return (first + descriptorBlocks*perBlock*perGroup) * block

@@ -18,8 +18,8 @@ func missingOn(path, fsType string) (int64, error) {
 	return state.Missing, err
 }
 
-// What mke2fs and resize2fs make is never taken for smaller than it could be, or e2fsck
-// would run at each mount; and what they would let grow is.
+// TestMissingExt4 asserts that nothing is missing in the file systems of mke2fs and resize2fs. Otherwise e2fsck would
+// run at each mount. A file system that they would grow has bytes missing.
 func TestMissingExt4(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4", "resize2fs", "e2fsck")
 	for _, options := range [][]string{{"-b1024"}, {"-b4096"}, {"-b4096", "-O^64bit"}} {
@@ -98,7 +98,7 @@ func TestNoSuperblock(t *testing.T) {
 	}
 }
 
-// Whatever a superblock holds, nothing panics, and nothing negative comes of it.
+// FuzzMissing asserts that no superblock causes a panic or a negative result.
 func FuzzMissing(f *testing.F) {
 	super := make([]byte, 1024)
 	binary.LittleEndian.PutUint16(super[0x38:], 0xef53)
