@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// devices finds the block devices that lie on others. dir is /sys/dev/block: every entry is
-// named after a device's number and leads to the device's folder.
+// devices finds the block devices that lie on others. dir is /sys/dev/block: every entry is named after a device's
+// number and leads to the device's folder.
 func (s *System) devices(ctx context.Context, dir string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -43,7 +43,7 @@ func (s *System) devices(ctx context.Context, dir string) {
 	s.answers(ctx)
 }
 
-// labelled is a device's name with what people call it.
+// labelled is a device's name with its label.
 func labelled(name, folder string) string {
 	for _, file := range []string{"dm/name", "md/level"} {
 		if label, err := os.ReadFile(filepath.Join(folder, file)); err == nil && len(bytes.TrimSpace(label)) > 0 {
@@ -53,17 +53,16 @@ func labelled(name, folder string) string {
 	return name
 }
 
-// loop adds a loop device to what holds the block device that it lies on. The kernel does not
-// list it among that device's holders. Where the path alone does not say which device that is,
-// the loop device is asked, which may hang.
+// loop adds a loop device to the holders of the block device that it lies on, because the kernel does not list it
+// there. If the path alone does not identify that device, the loop device is opened, which may hang.
 func (s *System) loop(folder string) {
 	backing, err := os.ReadFile(filepath.Join(folder, "loop/backing_file"))
 	if err != nil {
-		return // not a loop device, or one that is not bound
+		return // not a loop device, or not a bound one
 	}
 	path := strings.TrimSuffix(string(bytes.TrimSpace(backing)), " (deleted)")
 	name := loopName(folder)
-	// A path of this process's /dev needs no look at the loop device itself.
+	// For a path in this process's /dev the loop device need not be opened.
 	if strings.HasPrefix(path, "/dev/") {
 		if device, err := numberOf(path); err == nil {
 			s.add(device, Holder{Kind: Loop, Name: name})
@@ -73,21 +72,20 @@ func (s *System) loop(folder string) {
 	s.asked = append(s.asked, question{name, asking.DoChan(name, func() (any, error) { return s.backing("/dev/" + name) })})
 }
 
-// question is what a loop device was asked.
+// question is a request to a loop device.
 type question struct {
 	loop   string
 	answer <-chan singleflight.Result
 }
 
-// asking has at most one question to each loop device on its way. A call that hangs in the kernel
-// stays with the process, whichever search began it.
+// asking runs at most one request to each loop device at a time. A call that hangs in the kernel stays with the
+// process, and later searches wait for it.
 var asking singleflight.Group
 
-// patience is how long a loop device may take to answer. One over a file whose file system hangs
-// never does.
+// patience is how long a loop device may take to answer. One over a file on a file system that hangs never does.
 const patience = time.Second
 
-// answers takes the answers of the loop devices that were asked.
+// answers collects the answers of the loop devices.
 func (s *System) answers(ctx context.Context) {
 	timer := time.NewTimer(s.patience)
 	defer timer.Stop()
@@ -126,7 +124,7 @@ func loopName(folder string) string {
 	return filepath.Base(folder)
 }
 
-// backingDevice is the block device that a loop device lies on, 0 if it lies on a file.
+// backingDevice is the block device that a loop device lies on, or 0 if it lies on a file.
 func backingDevice(loop string) (uint64, error) {
 	f, err := os.OpenFile(loop, os.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// host is a /proc and a /sys of the test's own. Descriptors are links, as in /proc.
+// host is a fake /proc and /sys. Descriptors are links, as in /proc.
 type host struct {
 	t *testing.T
 	roots
@@ -85,7 +85,7 @@ func (h host) number(device string) uint64 {
 	return number
 }
 
-// loops are two block devices that exist, which nothing uses.
+// loops are two block devices that exist and are not used.
 func loops(t *testing.T) (one, other string) {
 	t.Helper()
 	testenv.NeedRoot(t)
@@ -105,8 +105,7 @@ func sentences(found []Holder) (all []string) {
 
 const podUID = "0f1cb0e4-4edb-4da9-8c91-e8d9878d0441"
 
-// TestEveryKind asserts that each kind of holder is found, with the process and its pod, and
-// is reported in a fixed order.
+// TestEveryKind asserts that each kind of holder is found, with its process and pod, and in a fixed order.
 func TestEveryKind(t *testing.T) {
 	h := newHost(t)
 	one, other := loops(t)
@@ -145,8 +144,8 @@ func TestEveryKind(t *testing.T) {
 	}
 }
 
-// TestSpokesman asserts by what a mount namespace is named: as the host's, or by the first process
-// of a pod in it, or by the first one that is not a thread of the kernel.
+// TestSpokesman asserts how a mount namespace is named: as the host's, or by the first process of a pod in it.
+// Otherwise it is named by the first process that is not a kernel thread.
 func TestSpokesman(t *testing.T) {
 	one, _ := loops(t)
 	const pod = "0::/kubepods/besteffort/pod" + podUID + "/c0ffee"
@@ -203,8 +202,8 @@ func TestSpokesman(t *testing.T) {
 	}
 }
 
-// TestBindInAnotherNamespace asserts that a device node mounted in a container is found by its
-// number, through the container's root.
+// TestBindInAnotherNamespace asserts that a device node mounted in a container is found by its number, through the
+// container's root.
 func TestBindInAnotherNamespace(t *testing.T) {
 	h := newHost(t)
 	one, other := loops(t)
@@ -224,7 +223,7 @@ func TestBindInAnotherNamespace(t *testing.T) {
 	}
 }
 
-// TestLimits asserts that what cannot be looked at is said.
+// TestLimits asserts that the search reports what it could not look at.
 func TestLimits(t *testing.T) {
 	one, _ := loops(t)
 	h := newHost(t)
@@ -289,8 +288,8 @@ func TestPodOf(t *testing.T) {
 	}
 }
 
-// TestPublished asserts that the kubelet's raw block volumes are found below its folder: links of
-// pods, and devices of plugins.
+// TestPublished asserts that the kubelet's raw block volumes are found below its folder: links of pods, and devices of
+// plugins.
 func TestPublished(t *testing.T) {
 	h := newHost(t)
 	one, other := loops(t)
@@ -331,13 +330,13 @@ func TestPublished(t *testing.T) {
 	}
 }
 
-// said reports whether a limit of the search says that.
+// said reports whether a limit of the search contains the text.
 func said(s *System, what string) bool {
 	return slices.ContainsFunc(s.Limits(), func(l string) bool { return strings.Contains(l, what) })
 }
 
-// TestHungLoop asserts that a loop device which does not answer costs the search a moment, is named as not known, and
-// is asked once, whatever number of searches there are.
+// TestHungLoop asserts that a loop device which does not answer delays the search only for a moment. It is reported as
+// not known, and gets one request from any number of searches.
 func TestHungLoop(t *testing.T) {
 	h := newHost(t)
 	for _, loop := range []string{"7:501", "7:502", "7:503"} {

@@ -1,8 +1,8 @@
-// Package holders finds what holds a block device: other devices of the kernel, mounts in any
-// mount namespace, processes that have it open, loop devices and swap.
+// Package holders finds what holds a block device: other devices of the kernel, loop devices and swap. It also finds
+// mounts in any mount namespace, and processes that have it open.
 //
-// It looks once at everything (Look) and then answers for any number of devices (Of). What it
-// cannot look at, it says: without hostPID the processes of the host are not visible.
+// Look reads everything once, and Of then answers for any number of devices. Limits reports what could not be looked
+// at: without hostPID the processes of the host are not visible.
 package holders
 
 import (
@@ -27,9 +27,9 @@ const (
 	Swap Kind = "Swap"
 	// Mount is a mount of the file system on the device.
 	Mount Kind = "Mount"
-	// Bind is a bind mount of the device's own node, as of a raw block volume.
+	// Bind is a bind mount of the device's own node, like a raw block volume's.
 	Bind Kind = "Bind"
-	// Published is a raw block volume of the kubelet's.
+	// Published is a raw block volume of the kubelet.
 	Published Kind = "Published"
 	// Open is a process that has the device open.
 	Open Kind = "Open"
@@ -45,8 +45,8 @@ type Holder struct {
 	Kind Kind
 	// Name is the other device with its label, the mount point, or the open path.
 	Name string
-	// Process is who holds it, or one process of the mount namespace that the mount is in: the
-	// first one of a pod, if there is one.
+	// Process is the process that holds the device. For a mount it is one process of the mount namespace: the first one
+	// of a pod, if there is one.
 	Process Process
 	// OnHost is true for a mount in the host's own mount namespace.
 	OnHost bool
@@ -54,11 +54,11 @@ type Holder struct {
 	Writing bool
 }
 
-// Process is a process with what tells a person whose it is.
+// Process identifies a process for messages.
 type Process struct {
 	PID     int
 	Command string
-	// PodUID is the pod that the process belongs to, empty if its cgroup names none.
+	// PodUID is the pod that the process belongs to. It is empty if its cgroup names none.
 	PodUID string
 	// Own is true for this process.
 	Own bool
@@ -117,19 +117,19 @@ func Sentence(found []Holder) string {
 	return strings.Join(parts, "; ")
 }
 
-// System is what was seen at one moment.
+// System is the result of one look at the system.
 type System struct {
 	held   map[uint64][]Holder
 	limits []string
 
-	// While it looks:
+	// Used only during the look:
 	backing  func(loop string) (uint64, error)
 	patience time.Duration
 	asked    []question
 }
 
-// Limits says what could not be looked at, one sentence each. If there are any, a device
-// without holders may be held all the same.
+// Limits lists what could not be looked at, one sentence each. If there are any, a device without holders may still be
+// held.
 func (s *System) Limits() []string { return s.limits }
 
 // Of returns the holders of a device, by its number: first the kernel's, then mounts, then
@@ -152,16 +152,16 @@ func (s *System) add(device uint64, h Holder) {
 	}
 }
 
-// Look looks at the system as it is now. A file system that hangs can make it wait: when ctx
-// ends it returns the context's error, and leaves the search behind.
+// Look reads the present state of the system. A file system that hangs can delay it. When ctx ends it returns the
+// context's error, and the search goes on in the background.
 func Look(ctx context.Context) (*System, error) { return LookBelow(ctx, "") }
 
-// LookBelow is Look, and at the raw block volumes that the kubelet has below its folder.
+// LookBelow is Look, including the raw block volumes that the kubelet has below its folder.
 func LookBelow(ctx context.Context, kubeletDir string) (*System, error) {
 	return look(ctx, roots{"/proc", "/sys", kubeletDir}, &System{backing: backingDevice, patience: patience})
 }
 
-// roots are the folders that are looked at.
+// roots are the folders that are read.
 type roots struct{ proc, sys, kubelet string }
 
 func look(ctx context.Context, r roots, s *System) (*System, error) {

@@ -37,8 +37,8 @@ func of(found []Holder, kind Kind) []Holder {
 	return slices.DeleteFunc(slices.Clone(found), func(h Holder) bool { return h.Kind != kind })
 }
 
-// TestProcess asserts that a process which has the device open is named, and no longer once it
-// has ended; this process is known as the own one.
+// TestProcess asserts that a process which has the device open is reported, and not any more once it has ended. This
+// process is recognized as the own one.
 func TestProcess(t *testing.T) {
 	device := newDevice(t)
 	if found := holdersOf(t, device); len(found) != 0 {
@@ -64,14 +64,14 @@ func TestProcess(t *testing.T) {
 	}
 }
 
-// startApart starts a shell script in a mount namespace of its own.
+// startApart starts a shell script in its own mount namespace.
 func startApart(t *testing.T, script string) (pid int, stop func()) {
 	t.Helper()
 	return testenv.Script(t, mountns.Command(mountns.Private, "", "sh", "-c", script)...)
 }
 
-// TestOtherNamespace asserts that mounts which are only in another mount namespace are found:
-// of the file system, of the device's node, and a file that is open after a lazy unmount.
+// TestOtherNamespace asserts that holders in another mount namespace are found. These are a mount of the file system, a
+// mount of the device's node, and a file that is open after a lazy unmount.
 func TestOtherNamespace(t *testing.T) {
 	device := newDevice(t)
 	dir := t.TempDir()
@@ -111,7 +111,7 @@ func TestLoop(t *testing.T) {
 	if found := holdersOf(t, device); !slices.Equal(found, []Holder{want}) {
 		t.Errorf("holders: %+v, want %+v", found, want)
 	}
-	// Another path to the same device, as the kubelet gives it.
+	// Another path to the same device, like the kubelet's.
 	node := filepath.Join(t.TempDir(), "node")
 	if out, err := exec.Command("cp", "-a", device, node).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

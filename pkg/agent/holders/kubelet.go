@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 )
 
-// published finds the raw block volumes that the kubelet has. For each it keeps a link below the
-// pod's folder and a device or link below the plugin's, for as long as the pod may use it.
+// published finds the raw block volumes of the kubelet. As long as the pod may use one, the kubelet keeps a link below
+// the pod's folder, and a device or link below the plugin's.
 func (s *System) published(kubeletDir string) {
 	for _, pattern := range []string{
 		"pods/*/volumeDevices/*",

@@ -9,10 +9,10 @@ import (
 	"github.com/berthdev/berth/pkg/agent/mounts"
 )
 
-// namespaces are the mount namespaces of the processes that were looked at.
+// namespaces are the mount namespaces of the processes that were read.
 type namespaces struct {
 	by map[string]*namespace
-	// order has them as they were found, host is that of the host, empty if it is not known.
+	// order has them as they were found. host is the name of the host's, empty if it is not known.
 	order []*namespace
 	host  string
 }
@@ -21,7 +21,7 @@ type namespaces struct {
 type namespace struct {
 	onHost    bool
 	processes []process
-	// mounted are the devices with a file system there, held the mounts of devices.
+	// mounted are the devices with a file system mounted there, held the mounts of devices.
 	mounted map[uint64]bool
 	held    []heldBy
 }
@@ -44,8 +44,8 @@ func hostNamespace(proc string) string {
 	return first
 }
 
-// add adds a process to its mount namespace, and returns the devices that have a file system
-// mounted there; nil if that is not known.
+// add adds a process to its mount namespace, and returns the devices that have a file system mounted there. The result
+// is nil if that is not known.
 func (n *namespaces) add(p process) (mounted map[uint64]bool, err error) {
 	name, err := os.Readlink(filepath.Join(p.dir, "ns/mnt"))
 	if err != nil {
@@ -63,7 +63,7 @@ func (n *namespaces) add(p process) (mounted map[uint64]bool, err error) {
 	return of.mounted, nil
 }
 
-// report adds the mounts to what holds devices.
+// report adds the mounts to the holders of devices.
 func (n *namespaces) report(s *System) {
 	for _, of := range n.order {
 		if len(of.held) == 0 {
@@ -77,8 +77,8 @@ func (n *namespaces) report(s *System) {
 	}
 }
 
-// spokesman is the process by which people know the namespace: the first one of a pod, else the
-// first one that is not the kernel's.
+// spokesman is the process that names the namespace in messages: the first one of a pod, else the first one that is no
+// kernel thread.
 func (n *namespace) spokesman() Process {
 	var first *Process
 	for _, p := range n.processes {

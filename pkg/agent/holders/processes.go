@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// processes looks at the mounts and the open files of all processes that proc shows.
+// processes reads the mounts and the open files of all processes in proc.
 func (s *System) processes(ctx context.Context, proc string) {
 	entries, err := os.ReadDir(proc)
 	if err != nil {
@@ -51,12 +51,12 @@ func (s *System) processes(ctx context.Context, proc string) {
 	}
 }
 
-// initialNamespace is the inode of the PID namespace that the kernel starts with.
+// initialNamespace is the inode of the PID namespace with which the kernel starts.
 const initialNamespace = "pid:[4026531836]"
 
-// seesHost reports whether proc shows the processes of the whole node. Without hostPID process 1
-// is of the agent's own container. A node that is a container itself has no initial namespace,
-// but its process 1 is in another mount namespace than the agent.
+// seesHost reports whether proc shows the processes of the whole node. Without hostPID process 1 is of the agent's own
+// container. A node that is a container itself has no initial namespace, but its process 1 is in another mount
+// namespace than the agent.
 func seesHost(proc string) bool {
 	if own, err := os.Readlink(filepath.Join(proc, "self/ns/pid")); err == nil && own == initialNamespace {
 		return true
@@ -69,8 +69,8 @@ func seesHost(proc string) bool {
 	return err == nil && first != own
 }
 
-// isGone reports whether a process ended while it was looked at. A kernel thread and a zombie
-// have no mounts, which reads as EINVAL.
+// isGone reports whether a process ended while it was read. A kernel thread and a zombie have no mounts, which reads as
+// EINVAL.
 func isGone(err error) bool {
 	for _, gone := range []error{fs.ErrNotExist, unix.ESRCH, unix.EINVAL} {
 		if errors.Is(err, gone) {
@@ -80,13 +80,13 @@ func isGone(err error) bool {
 	return false
 }
 
-// process is a process that is being looked at.
+// process is a process that is being read.
 type process struct {
 	dir string
 	pid int
 }
 
-// describe reads what people know the process by, which is done for holders only.
+// describe reads the identity of the process. It is called for holders only.
 func (p process) describe() Process {
 	command, _ := os.ReadFile(filepath.Join(p.dir, "comm"))
 	cgroup, _ := os.ReadFile(filepath.Join(p.dir, "cgroup"))
@@ -97,8 +97,7 @@ func (p process) describe() Process {
 	}
 }
 
-// podName is a pod in the name of a cgroup: with dashes, with underscores as systemd has it, or
-// a static pod's hash.
+// podName is a pod in the name of a cgroup: with dashes, with underscores as systemd writes it, or a static pod's hash.
 var podName = regexp.MustCompile(`pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})\b`)
 
 func podOf(cgroup string) string {
@@ -109,9 +108,9 @@ func podOf(cgroup string) string {
 	return strings.ReplaceAll(found[1], "_", "-")
 }
 
-// files adds the devices that the process has open. An open file on a device is reported unless
-// the file system is mounted in the process's namespace: then the mount is reported. Without
-// mounted, which is nil if the table cannot be read, open files are left out.
+// files adds the devices that the process has open. An open file on a device is reported unless the file system is
+// mounted in the process's namespace: then the mount is reported. mounted is nil if the table cannot be read, and then
+// open files are left out.
 func (p process) files(s *System, mounted map[uint64]bool) error {
 	threads, err := p.threads()
 	for _, dir := range threads {
@@ -131,8 +130,8 @@ func (p process) files(s *System, mounted map[uint64]bool) error {
 	return err
 }
 
-// threads are the folders to look for descriptors in. Threads share them, so the first one will
-// do, unless that has ended: a killed process can have others that wait for a disk.
+// threads are the folders with the process's descriptors. Threads share them, so the first one is enough, unless it has
+// ended: a killed process can have other threads that wait for a disk.
 func (p process) threads() ([]string, error) {
 	stat, _ := os.ReadFile(filepath.Join(p.dir, "stat"))
 	if _, after, _ := strings.Cut(string(stat), ") "); !strings.HasPrefix(after, "Z") {
@@ -150,7 +149,7 @@ func (p process) threads() ([]string, error) {
 
 func (p process) file(s *System, path string, mounted map[uint64]bool) {
 	var st unix.Statx_t
-	// Without asking a file server, which may hang.
+	// Without a request to a file server, which may hang.
 	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st); err != nil {
 		return // closed meanwhile
 	}
