@@ -1,6 +1,6 @@
-// Package manifest writes the PersistentVolumes of a node again from its disks: for a
-// cluster that has lost them, and to bind or to release a volume that was retained. It only reads the disks, beside the agent that serves them, and needs no
-// API server.
+// Package manifest writes the PersistentVolumes of a node again from its disks. It is for a cluster that has lost them,
+// and to bind or release a volume that was retained. It only reads the disks, beside the agent that serves them, and
+// needs no API server.
 package manifest
 
 import (
@@ -28,24 +28,24 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// Options say which disks are read, and what the disks do not know of their volumes.
+// Options say which disks are read, and what is not on the disks.
 type Options struct {
 	NodeName string
 	// Devices are patterns for device paths. No other device is read.
 	Devices []string
 	// Sys is /sys/block.
 	Sys fs.FS
-	// StorageClass of the PersistentVolumes, which a claim names that is to bind one, and
-	// DiskClass of their disks; if empty, those that the disk has noted.
+	// StorageClass of the PersistentVolumes. A claim that shall bind one names the same class. DiskClass is the class
+	// of their disks. If they are empty, the names in the notes on the disk are used.
 	StorageClass string
 	DiskClass    string
-	// Bind reserves each PersistentVolume for the claim of the name that it was made for.
+	// Bind reserves each PersistentVolume for the claim for which it was made.
 	Bind bool
 	// ReclaimPolicy of the PersistentVolumes.
 	ReclaimPolicy corev1.PersistentVolumeReclaimPolicy
 }
 
-// Validate says what is missing.
+// Validate returns an error that says what is missing.
 func (o *Options) Validate() error {
 	switch o.ReclaimPolicy {
 	case corev1.PersistentVolumeReclaimRetain, corev1.PersistentVolumeReclaimDelete:
@@ -62,8 +62,8 @@ func (o *Options) Validate() error {
 	return nil
 }
 
-// Volumes returns the PersistentVolumes of what the disks hold, sorted by name. Disks and
-// volumes that cannot be described are in the error; the others are returned all the same.
+// Volumes returns the PersistentVolumes of the volumes on the disks, sorted by name. Disks and volumes that cannot be
+// described are in the error, and the others are still returned.
 func Volumes(ctx context.Context, o Options) ([]*corev1.PersistentVolume, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
@@ -76,7 +76,7 @@ func Volumes(ctx context.Context, o Options) ([]*corev1.PersistentVolume, error)
 		for _, v := range d.Volumes {
 			id, ok := diskv1alpha1.PersistentVolumeID(v.Name, v.Partition)
 			if v.Ephemeral || !ok || v.Phase == disk.Wiping {
-				// A wipe that was begun is ended by the next agent.
+				// The next agent finishes a wipe that was begun.
 				continue
 			}
 			if other, twice := on[id]; twice {
@@ -148,8 +148,7 @@ func (o *Options) volume(d disk.Snapshot, v disk.Volume, id, fsType string) *cor
 	pv.TypeMeta = metav1.TypeMeta{APIVersion: corev1.SchemeGroupVersion.String(), Kind: "PersistentVolume"}
 	pv.Spec.ClaimRef = nil
 	delete(pv.Spec.CSI.VolumeAttributes, diskv1alpha1.AttributeClass)
-	// What a person says now counts more than what was noted once. A note that cannot be
-	// read is as good as none: the volume is there without it.
+	// Options take precedence over the note. A note that cannot be read counts as none: the volume exists without it.
 	note, _ := claim.ReadNote(v.Note)
 	note.StorageClass = cmp.Or(o.StorageClass, note.StorageClass)
 	note.DiskClass = cmp.Or(o.DiskClass, note.DiskClass)
@@ -160,7 +159,7 @@ func (o *Options) volume(d disk.Snapshot, v disk.Volume, id, fsType string) *cor
 	return pv
 }
 
-// fileSystem reads which file system a volume holds; empty if it was never handed out.
+// fileSystem reads which file system a volume has. It is empty if the volume was never handed out.
 func fileSystem(ctx context.Context, d disk.Snapshot, v disk.Volume) (string, error) {
 	if v.Raw || v.Phase == disk.Reserved {
 		return "", nil

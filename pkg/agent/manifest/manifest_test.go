@@ -21,7 +21,7 @@ import (
 
 const mib = int64(1) << 20
 
-// newDisk makes a disk of ours of 256 MiB on a loop device, with the contents that fill makes.
+// newDisk makes a disk of ours of 256 MiB on a loop device. fill makes its content.
 func newDisk(t *testing.T, fill func(d *disk.Disk)) (path string) {
 	t.Helper()
 	testenv.NeedProgram(t, "blkid", "wipefs", "mkfs.ext4")
@@ -45,7 +45,7 @@ func uuidOf(number string) string {
 	return strings.Repeat(number, 8) + "-bbbb-4ccc-8ddd-eeeeeeeeeeee"
 }
 
-// makeVolume makes a volume of 16 MiB at so many MiB.
+// makeVolume makes a volume of 16 MiB that starts at that MiB.
 func makeVolume(t *testing.T, d *disk.Disk, number string, at int64, o disk.CreateOptions) disk.Volume {
 	t.Helper()
 	o.Partition, o.Extent = diskv1alpha1.PartitionID("pvc-"+uuidOf(number)), extent.New(at*mib, 16*mib)
@@ -71,8 +71,8 @@ func options(devices ...string) Options {
 	return Options{NodeName: "n", Devices: devices, Sys: os.DirFS("/sys/block"), ReclaimPolicy: corev1.PersistentVolumeReclaimRetain}
 }
 
-// TestVolumes asserts that each persistent volume of a disk becomes a PersistentVolume which the
-// agent reads back as the same volume, whether the kernel shows its partition or not.
+// TestVolumes asserts that each persistent volume of a disk becomes a PersistentVolume which the agent reads back as
+// the same volume. That is so if the kernel shows its partition, and if not.
 func TestVolumes(t *testing.T) {
 	note, err := claim.Note{Namespace: "shop", Claim: "db", StorageClass: "fast", DiskClass: "ssd"}.Encode()
 	if err != nil {
@@ -113,7 +113,7 @@ func TestVolumes(t *testing.T) {
 	}
 }
 
-// TestOptionsOverrule asserts that what a person says counts more than what was noted.
+// TestOptionsOverrule asserts that options take precedence over notes.
 func TestOptionsOverrule(t *testing.T) {
 	note, err := claim.Note{Namespace: "shop", Claim: "db", StorageClass: "fast", DiskClass: "ssd"}.Encode()
 	if err != nil {
@@ -140,8 +140,8 @@ func TestOptionsOverrule(t *testing.T) {
 	}
 }
 
-// TestCopies asserts that a volume that is on two disks is not written, and two disks with one
-// identity stop everything: which one is right cannot be known.
+// TestCopies asserts that a volume on two disks is not written, and that two disks with one identity stop everything.
+// The right one cannot be known.
 func TestCopies(t *testing.T) {
 	one := newDisk(t, func(d *disk.Disk) {
 		makeVolume(t, d, "1", 20, disk.CreateOptions{Raw: true})
@@ -164,7 +164,7 @@ func TestCopies(t *testing.T) {
 	}
 }
 
-// TestWrite asserts that what is written can be applied: YAML without status.
+// TestWrite asserts that the output can be applied: YAML without status.
 func TestWrite(t *testing.T) {
 	v := disk.Volume{Name: uuidOf("1"), Partition: diskv1alpha1.PartitionID("pvc-" + uuidOf("1")), Extent: extent.New(20*mib, 16*mib)}
 	o := options()
