@@ -1,7 +1,7 @@
-// Package mounts reads the mount table of this process: by device, by mount point, and
-// the bind mounts of a device's own node. Nothing else in the agent parses it.
+// Package mounts reads the mount table of this process: by device, by mount point, and the bind mounts of a device's
+// own node. Nothing else in the agent parses it.
 //
-// Mounts in other mount namespaces are not in this table; package holders looks there.
+// Mounts in other mount namespaces are not in this table: package holders reads those.
 package mounts
 
 import (
@@ -23,10 +23,10 @@ import (
 // Mount is one line of the mount table.
 type Mount struct{ *mountinfo.Info }
 
-// Device is the number of the device that the file system lies on.
+// Device is the number of the device with the file system.
 func (m Mount) Device() uint64 { return unix.Mkdev(uint32(m.Major), uint32(m.Minor)) }
 
-// ReadOnly reports whether this mount is read-only, whatever its file system is.
+// ReadOnly reports whether this mount is read-only. Its file system may be writable.
 func (m Mount) ReadOnly() bool { return slices.Contains(strings.Split(m.Options, ","), "ro") }
 
 // Shared is the peer group that the mount propagates to and receives from, 0 if there is none.
@@ -72,13 +72,13 @@ func tableOf(infos []*mountinfo.Info, err error) (Table, error) {
 	return t, nil
 }
 
-// Of returns the mounts of the file system on a device, by the device's number. A name may
-// have been another device's when that one was mounted.
+// Of returns the mounts of the file system on a device, by the device's number. When an older one was mounted, the
+// device's name may have been another device's.
 func (t Table) Of(device uint64) []Mount {
 	return t.which(func(m Mount) bool { return m.Device() == device })
 }
 
-// At returns the visible mount on a path. The path is compared as it is, see Resolve.
+// At returns the visible mount on a path. The path is compared unchanged, see Resolve.
 func (t Table) At(path string) (Mount, bool) {
 	for _, m := range slices.Backward(t) {
 		if m.Mountpoint == path {
@@ -108,21 +108,21 @@ func (t Table) Holding(path string) (Mount, bool) {
 	}
 }
 
-// BindsOf returns the bind mounts of a block device's node, as a raw block volume has them.
+// BindsOf returns the bind mounts of a block device's node, which a raw block volume has.
 func (t Table) BindsOf(device uint64) []Mount {
 	name := kernelName(device)
 	return t.which(func(m Mount) bool {
 		if number, ok := m.Node("/"); ok && number == device {
 			return true
 		}
-		// Another mount may lie over it, and then only its name is left.
+		// Another mount may hide it, and then only its name is visible.
 		return m.FSType == "devtmpfs" && name != "" && m.Root == "/"+name
 	})
 }
 
-// Node returns the block device whose node is mounted here. The node lies on devtmpfs, or on a
-// tmpfs where the host is a container. Mounts of other file systems are not looked at, because
-// they may hang. The table's mount points begin at root, such as /proc/PID/root.
+// Node returns the block device whose node is mounted here. The node is on devtmpfs, or on a tmpfs where the host is a
+// container. Mounts of other file systems are skipped, because they may hang. The table's mount points begin at root,
+// such as /proc/PID/root.
 func (m Mount) Node(root string) (device uint64, ok bool) {
 	if m.Root == "/" || m.FSType != "devtmpfs" && m.FSType != "tmpfs" {
 		return 0, false
@@ -170,9 +170,8 @@ func At(path string) (Mount, bool, error) {
 	return m, ok, nil
 }
 
-// Resolve returns the path as the mount table has it: the kubelet's may lead over a link. The
-// last element is not resolved: it is never a link, and a broken file system that is
-// mounted there cannot be looked at.
+// Resolve returns the path as it is in the mount table: the kubelet's path may contain a link. The last element is not
+// resolved. It is never a link, and a broken file system that is mounted there cannot be read.
 func Resolve(path string) string {
 	if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
 		return filepath.Join(parent, filepath.Base(path))

@@ -52,7 +52,7 @@ func TestTable(t *testing.T) {
 	for path, want := range map[string]int{
 		"/":                             22,
 		"/var/lib/kubelet":              30,
-		"/var/lib/kubelet/pods/a/mount": 34, // the later one hides the other
+		"/var/lib/kubelet/pods/a/mount": 34, // the later one hides the earlier one
 		"/var/lib":                      0,
 	} {
 		m, ok := mounts.At(path)
@@ -94,8 +94,8 @@ func TestPropagation(t *testing.T) {
 	}
 }
 
-// TestBindsOf asserts that a bind mount of a device's node is found by number, also below
-// another mount, and that another device's is not.
+// TestBindsOf asserts that a bind mount of a device's node is found by number, also below another mount. Another
+// device's is not.
 func TestBindsOf(t *testing.T) {
 	testenv.NeedRoot(t)
 	one, other := devices(t)
@@ -131,7 +131,7 @@ func TestBindsOf(t *testing.T) {
 		}
 	}
 	check("one")
-	// The same device under another name, as a tmpfs has it where the node is a container.
+	// The same device under another name, in a tmpfs like on a node that is a container.
 	if number, err := numberOf(one); err != nil {
 		t.Fatal(err)
 	} else if err := unix.Mknod(node, unix.S_IFBLK|0o600, int(number)); err != nil {
@@ -167,7 +167,7 @@ func devices(t *testing.T) (one, other string) {
 	return found[0], found[1]
 }
 
-// TestAt asserts that a path over a link is found, and one where nothing is mounted is not.
+// TestAt asserts that a path with a link is found, and a path without a mount is not.
 func TestAt(t *testing.T) {
 	testenv.NeedRoot(t)
 	dir := t.TempDir()
