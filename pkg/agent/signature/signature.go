@@ -1,5 +1,5 @@
-// Package signature finds what lies on a block device: file systems, partition tables, RAID
-// and LVM members. It asks blkid and wipefs, and nothing else in the agent runs them.
+// Package signature finds the content of a block device: file systems, partition tables, RAID and LVM members. It runs
+// blkid and wipefs, and nothing else in the agent does.
 package signature
 
 import (
@@ -25,11 +25,11 @@ const (
 	blkidAmbiguous = 8
 )
 
-// Ambiguous stands for several signatures of which blkid cannot say which one counts.
+// Ambiguous means several signatures of which blkid cannot decide which one counts.
 const Ambiguous = "several signatures that contradict each other"
 
-// Find returns the type of everything that blkid and wipefs find on a device. An error says
-// that they could not look, never that there is nothing.
+// Find returns the type of everything that blkid and wipefs find on a device. An error means that they could not read
+// it, never that there is nothing.
 func Find(ctx context.Context, device string) ([]string, error) {
 	var found []string
 	out, code, err := run(ctx, "blkid", "--probe", "--output", "export", device)
@@ -77,8 +77,8 @@ func Find(ctx context.Context, device string) ([]string, error) {
 	return found, nil
 }
 
-// FileSystem returns the type of the file system on a device, Ambiguous, or nothing. With
-// types, only those are looked for: an old label of another type does not hide them.
+// FileSystem returns the type of the file system on a device, Ambiguous, or nothing. If types are given, only those are
+// considered: an old label of another type does not hide them.
 func FileSystem(ctx context.Context, device string, types ...string) (string, error) {
 	return fileSystem(ctx, types, device)
 }
@@ -89,7 +89,7 @@ func FileSystemAt(ctx context.Context, device string, start, length int64, types
 }
 
 func fileSystem(ctx context.Context, types []string, where ...string) (string, error) {
-	// blkid takes one filter, not both.
+	// blkid accepts one filter, not both.
 	filter := []string{"--usages", "filesystem"}
 	if len(types) > 0 {
 		filter = []string{"--match-types", strings.Join(types, ",")}
@@ -117,8 +117,8 @@ func Erase(ctx context.Context, device string) error {
 	return err
 }
 
-// run runs a program that looks at a device. A device that hangs can make the program
-// unkillable: it is left behind then.
+// run runs a program that reads a device. A device that hangs can make the program unkillable. Then it keeps running in
+// the background.
 func run(ctx context.Context, name string, args ...string) (out []byte, code int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

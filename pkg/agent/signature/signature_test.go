@@ -11,7 +11,7 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// image makes a file that stands for a device: blkid and wipefs read either.
+// image makes a file that is used as a device: blkid and wipefs read both.
 func image(t *testing.T, size int64) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "image")
@@ -46,8 +46,7 @@ func put(t *testing.T, path string, off int64, b []byte) {
 	}
 }
 
-// TestFind asserts that a file system, a table and nothing are distinguished, and that what
-// Erase leaves is nothing.
+// TestFind asserts that a file system, a table and nothing are distinguished, and that Erase leaves nothing.
 func TestFind(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4", "blkid", "wipefs", "sgdisk")
 	ctx := t.Context()
@@ -77,14 +76,14 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// TestFileSystem asserts that an old label of another type does not hide the file system that
-// is looked for, and that a part of a device can be looked at.
+// TestFileSystem asserts that an old label of another type does not hide the requested file system. It also asserts
+// that a part of a device can be read.
 func TestFileSystem(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4", "mkswap", "blkid")
 	ctx := t.Context()
 	path := image(t, 64<<20)
 	run1(t, "mkfs.ext4", "-q", path)
-	// The super block of a romfs lies where ext4 has nothing.
+	// The super block of a romfs is where ext4 has nothing.
 	put(t, path, 0, []byte("-rom1fs-\x00\x00\x00\x40\x00\x00\x00\x00label\x00"))
 	if found, err := FileSystem(ctx, path); err != nil || found != Ambiguous {
 		t.Errorf("with an old label: %q, %v", found, err)
