@@ -1,5 +1,5 @@
-// Package agent is the program that runs on every node with disks. It ties together the packages
-// below it, and owns the order in which they start and stop.
+// Package agent is the program that runs on every node with disks. It connects the packages below it, and owns the
+// order in which they start and stop.
 package agent
 
 import (
@@ -33,25 +33,25 @@ type Options struct {
 	Config   *rest.Config
 	// KubeletDir is the kubelet's folder: volumes are mounted below it only.
 	KubeletDir string
-	// CSISocket is where the kubelet calls, RegistrationDir where it looks for drivers.
+	// CSISocket is the socket that the kubelet calls, RegistrationDir the folder in which it looks for drivers.
 	CSISocket       string
 	RegistrationDir string
-	// Devices are patterns for device paths; when there are any, no other device is looked at.
+	// Devices are patterns for device paths. If there are any, no other device is used.
 	Devices []string
 	// OrphanGrace and EvictionGrace are those of package volumes.
 	OrphanGrace   time.Duration
 	EvictionGrace time.Duration
 	// OrphanLimit is that of package volumes.
 	OrphanLimit int
-	// DevicePatience is how long a device may take to answer; 0 is a default.
+	// DevicePatience is how long a device may take to answer. 0 means the default.
 	DevicePatience time.Duration
-	// Sys is /sys/block; the default is the machine's own.
+	// Sys is /sys/block. The default is the machine's own.
 	Sys fs.FS
-	// Health records what the agent does; nil for no health checks.
+	// Health records what the agent does. It is nil without health checks.
 	Health *Health
 }
 
-// lineageName is the file beside the socket that tells a lost API server from an outage.
+// lineageName is the file beside the socket that distinguishes a lost API server from an outage.
 const lineageName = "api-server.json"
 
 // agent is a running agent.
@@ -68,19 +68,18 @@ type agent struct {
 	inventory  *discovery.Inventory
 	publisher  *publish.Publisher
 	manager    *volumes.Manager
-	// rescans asks for a rescan of the devices.
+	// rescans requests a rescan of the devices.
 	rescans chan struct{}
-	// changed says that something about the disks has changed.
+	// changed signals that something about the disks has changed.
 	changed chan struct{}
-	// nodeChanged says that the Node's labels have changed, or that it is another Node.
+	// nodeChanged signals that the Node's labels have changed, or that it is another Node.
 	nodeChanged chan struct{}
-	// failed says that a disk in service failed, and should be opened again after a while.
+	// failed signals that a disk in service failed, and should be opened again after a while.
 	failed   chan struct{}
 	recorder *client.Recorder
 }
 
-// Run runs the agent until the context ends or something fails that a new start may
-// repair. Partitions and mounts stay.
+// Run runs the agent until the context ends, or until an error that a restart may repair. Partitions and mounts stay.
 func Run(ctx context.Context, o Options) error {
 	if o.Sys == nil {
 		o.Sys = os.DirFS("/sys/block")
@@ -88,7 +87,7 @@ func Run(ctx context.Context, o Options) error {
 	if o.Health == nil {
 		o.Health = NewHealth()
 	}
-	// The kubelet's folder is checked first: the lock is a file below it, too.
+	// The kubelet's folder is checked first, because the lock is a file below it, too.
 	kubelet, err := csi.NewKubelet(o.KubeletDir)
 	if err != nil {
 		return err
@@ -115,7 +114,7 @@ func Run(ctx context.Context, o Options) error {
 	return a.run(ctx, group, kubelet)
 }
 
-// newAgent returns an agent that has asked the API server nothing yet.
+// newAgent returns an agent that has sent no request to the API server yet.
 func newAgent(o Options) (*agent, error) {
 	lineage, err := client.OpenLineage(filepath.Join(filepath.Dir(o.CSISocket), lineageName), clock.RealClock{})
 	if err != nil {
@@ -133,12 +132,12 @@ func newAgent(o Options) (*agent, error) {
 	}, nil
 }
 
-// run opens the node's disks and serves them until the context ends. The lock is held.
+// run opens the node's disks and serves them until the context ends. The caller holds the lock.
 func (a *agent) run(ctx context.Context, group *errgroup.Group, kubelet *csi.Kubelet) error {
 	if err := a.observe(); err != nil {
 		return err
 	}
-	// What the node published before says which disks it had.
+	// What the node published before contains the disks that it had.
 	if !a.sync(ctx, group, "DiskClasses, the Node and its NodeDiskCapacity", a.classes, a.nodes, a.capacities) {
 		return group.Wait()
 	}
@@ -187,26 +186,26 @@ func (a *agent) build(ctx context.Context) (fileSystems, error) {
 	return files, err
 }
 
-// registerPatience is how long the registration with the kubelet waits for the first publication:
-// mounting must not depend on the API server.
+// registerPatience is how long the registration with the kubelet waits for the first publication. Mounting must not
+// depend on the API server.
 const registerPatience = 30 * time.Second
 
-// start starts what runs until the context ends.
+// start starts everything that runs until the context ends.
 func (a *agent) start(ctx context.Context, group *errgroup.Group, node *csi.Node, retry bool) {
 	group.Go(func() error { a.publisher.Run(ctx); return nil })
 	group.Go(func() error { a.manager.Run(ctx); return nil })
 	group.Go(func() error { return discovery.WatchDevices(ctx, a.wantRescan) })
 	group.Go(func() error { a.rescanOnDemand(ctx, retry); return nil })
-	// The driver is registered with the kubelet last, when all of it works.
+	// The driver is registered with the kubelet last, when everything else works.
 	controller := csi.NewController(a.options.NodeName, a.manager, a.manager)
 	group.Go(func() error { return csi.Serve(ctx, a.options.CSISocket, node, controller) })
 	kubelet := csi.NewRegistration(a.options.RegistrationDir, a.options.CSISocket, func(registered bool) { a.options.Health.set(stepDriver, registered) })
 	group.Go(func() error {
-		// The start-up taint goes when the driver is registered, so what is published must be up to date.
+		// The start-up taint is removed when the driver is registered, so what is published must be up to date.
 		a.options.Health.awaitPublished(ctx, registerPatience)
 		return kubelet.Run(ctx)
 	})
-	// It is not waited for: without it, only the label is looked at.
+	// Its start is not awaited: without it, only the label is checked.
 	group.Go(func() error { a.csiNodes.RunWithContext(ctx); return nil })
 	group.Go(func() error { a.followLabel(ctx, kubelet.Again); return nil })
 	// Go would return the memory that only the start needed much later.

@@ -18,7 +18,7 @@ func (a *agent) classList() []*diskv1alpha1.DiskClass {
 	return classes
 }
 
-// classNamed returns the class with that name, nil if there is none.
+// classNamed returns the class with that name, or nil.
 func classNamed(classes []*diskv1alpha1.DiskClass, name string) *diskv1alpha1.DiskClass {
 	for _, c := range classes {
 		if c.Name == name {
@@ -42,8 +42,8 @@ func (a *agent) placement(class string) placement.Policy {
 	return placement.BestFit
 }
 
-// wiping is how volumes of a class are wiped now; false if there is no such class. What this
-// agent does not know is the default: the volume reads as zeros.
+// wiping returns how volumes of a class are wiped now, and false if there is no such class. For a policy that this
+// agent does not know it is the default: the volume reads as zeros.
 func (a *agent) wiping(class string) (disk.WipeSettings, bool) {
 	c := classNamed(a.classList(), class)
 	if c == nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// inventoryOptions tie the inventory to what the API server says.
+// inventoryOptions connect the inventory to the API server's objects.
 func (a *agent) inventoryOptions() discovery.Options {
 	published := a.publishedStatus()
 	return discovery.Options{
@@ -34,12 +34,12 @@ func (a *agent) approvals() []diskv1alpha1.DeviceApproval {
 	return nil
 }
 
-// ownerOf is a node as the owner of disks; without UID if there is none.
+// ownerOf is a node as the owner of disks. It has no UID if there is no Node.
 func ownerOf(node *corev1.Node) disk.Owner {
 	return disk.Owner{NodeUID: string(node.UID), NodeName: node.Name, MachineID: node.Status.NodeInfo.MachineID}
 }
 
-// cluster answers the inventory.
+// cluster implements discovery.Cluster.
 type cluster struct {
 	client *client.Client
 }
@@ -69,7 +69,7 @@ func (c cluster) Attachments(ctx context.Context) ([]discovery.Attachment, error
 	return list, nil
 }
 
-// eventForget says what became of the annotation that names disks to forget.
+// eventForget reports the result of the annotation that names disks to forget.
 const eventForget = "DisksForgotten"
 
 // forgetTries bounds how often the object is read again because it has changed meanwhile.
@@ -85,7 +85,7 @@ func (a *agent) forgetDisks(ctx context.Context) (retry bool) {
 	if _, set := ndc.Annotations[diskv1alpha1.AnnotationForgetDisks]; !set {
 		return false
 	}
-	// A watch may show the annotation still after it was removed.
+	// The watch may still show the annotation after it was removed.
 	live, err := a.client.Capacity(ctx)
 	for try := 0; err == nil && try < forgetTries; try++ {
 		value, set := live.Annotations[diskv1alpha1.AnnotationForgetDisks]

@@ -21,8 +21,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// TestForgetDisks asserts that the annotation is acted on, and removed from the version that was
-// read: what an operator adds meanwhile is not lost.
+// TestForgetDisks asserts that the disks in the annotation are forgotten, and that it is removed from the version that
+// was read. What an operator adds meanwhile is not lost.
 func TestForgetDisks(t *testing.T) {
 	const first, second, third = "11111111-2222-4333-8444-000000000001", "11111111-2222-4333-8444-000000000002", "11111111-2222-4333-8444-000000000003"
 	live := &diskv1alpha1.NodeDiskCapacity{
@@ -41,7 +41,7 @@ func TestForgetDisks(t *testing.T) {
 				t.Error(err)
 			}
 			if conflicts > 0 {
-				// The operator names another one.
+				// The operator names another disk.
 				conflicts--
 				live.ResourceVersion, live.Annotations[diskv1alpha1.AnnotationForgetDisks] = "2", first+","+second
 			}
@@ -90,7 +90,7 @@ func TestForgetDisks(t *testing.T) {
 	}
 }
 
-// TestOwnerOfNode asserts that the watch keeps what a disk's owner is made of.
+// TestOwnerOfNode asserts that the watch keeps the fields from which a disk's owner is made.
 func TestOwnerOfNode(t *testing.T) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u1"}}
 	node.Status.NodeInfo.MachineID = "m"

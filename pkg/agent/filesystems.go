@@ -8,8 +8,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/filesystem"
 )
 
-// fileSystems makes and mounts file systems as DiskClasses say now. What a class that does not
-// exist any more said is not known: its volumes get the defaults.
+// fileSystems makes and mounts file systems by the present settings of DiskClasses. The settings of a deleted class are
+// not known: its volumes get the defaults.
 type fileSystems struct {
 	maker   *filesystem.Maker
 	classes func() []*diskv1alpha1.DiskClass
@@ -22,11 +22,11 @@ func (f fileSystems) spec(class string) diskv1alpha1.DiskClassSpec {
 	return diskv1alpha1.DiskClassSpec{}
 }
 
-// Make makes a file system on a volume that holds nothing of worth.
+// Make makes a file system on a volume whose content may be overwritten.
 func (f fileSystems) Make(ctx context.Context, class, fsType string, v disk.Volume) error {
 	spec := f.spec(class)
 	settings := filesystem.Settings{Features: spec.FSFeatures}
-	// The options are those of the class's own file system; a volume may ask for the other.
+	// The options are for the class's own file system. A volume may request the other one.
 	if own := spec.FSType; own == fsType || own == "" && fsType == diskv1alpha1.FSTypeExt4 {
 		settings.Options = spec.MkfsOptions
 	}

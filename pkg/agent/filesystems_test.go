@@ -13,8 +13,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// TestFileSystemsOfAClass asserts that a volume is made and mounted as its class says, and with
-// the defaults without a class.
+// TestFileSystemsOfAClass asserts that a volume is made and mounted with its class's settings, and with the defaults
+// without a class.
 func TestFileSystemsOfAClass(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4", "mkfs.xfs", "dumpe2fs", "xfs_db", "wipefs")
 	maker, err := filesystem.NewMaker(t.Context())

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Steps that an agent takes before it is ready, in their order.
+// Steps that an agent takes before it is ready, in their order. The text says why a step has not been taken.
 const (
 	stepLock      = "another agent serves this node, or has not ended yet"
 	stepSynced    = "the API server has not shown the node's objects yet"
@@ -17,18 +17,17 @@ const (
 
 var steps = []string{stepLock, stepSynced, stepPublished, stepDriver}
 
-// Loops that liveness looks at.
+// Loops that liveness checks.
 const (
 	loopRescan  = "the look at the block devices"
 	loopPublish = "the publication of the disks"
 )
 
-// stallLimit is how long one pass of a loop may take. Devices and requests have shorter time
-// limits of their own, so a pass that takes longer will not end by itself.
+// stallLimit is how long one pass of a loop may take. Devices and requests have shorter time limits, so a pass that
+// takes longer will not end by itself.
 const stallLimit = 10 * time.Minute
 
-// Health says whether the agent makes progress, and whether it serves. One disk that hangs
-// changes neither.
+// Health records whether the agent makes progress, and whether it serves. One disk that hangs affects neither.
 type Health struct {
 	now func() time.Time
 	// published is closed after the first publication.
@@ -37,16 +36,16 @@ type Health struct {
 	mu sync.Mutex
 	// taken are the steps that the agent has taken.
 	taken map[string]bool
-	// began is when the pass of a loop began that is under way.
+	// began is when the present pass of a loop began.
 	began map[string]time.Time
 }
 
-// NewHealth returns that of an agent that has not started: alive, not ready.
+// NewHealth returns the Health of an agent that has not started: alive, not ready.
 func NewHealth() *Health {
 	return &Health{now: time.Now, published: make(chan struct{}), taken: map[string]bool{}, began: map[string]time.Time{}}
 }
 
-// Alive returns what does not make progress, such that only a new start helps; nil if all does.
+// Alive returns an error if a loop makes no progress, so that only a restart helps.
 func (h *Health) Alive() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -60,7 +59,7 @@ func (h *Health) Alive() error {
 	return nil
 }
 
-// Ready returns what the agent waits for before it serves; nil if it does serve.
+// Ready returns an error that says what the agent waits for before it serves.
 func (h *Health) Ready() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -89,7 +88,7 @@ func (h *Health) firstPublished() {
 	}
 }
 
-// awaitPublished returns after the first publication, after the patience, or when the context ends.
+// awaitPublished returns after the first publication, after patience, or when the context ends.
 func (h *Health) awaitPublished(ctx context.Context, patience time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -111,7 +110,7 @@ func (h *Health) pass(loop string) (done func()) {
 	}
 }
 
-// publication tells Health of the publisher's passes.
+// publication reports the publisher's passes to Health.
 type publication struct{ *Health }
 
 // Pass implements publish.Progress.

@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// TestReady asserts that an agent is ready when it has taken every step, and says which one it
-// has not.
+// TestReady asserts that an agent is ready when it has taken every step, and that the error names a missing step.
 func TestReady(t *testing.T) {
 	h := NewHealth()
 	for _, step := range steps {
@@ -42,8 +41,7 @@ func TestReadyAfterPublication(t *testing.T) {
 	p.Pass()(nil)
 }
 
-// TestAlive asserts that a pass that takes too long fails liveness, and that loops which wait
-// for work do not.
+// TestAlive asserts that a pass that takes too long fails liveness, and that loops which wait for work do not.
 func TestAlive(t *testing.T) {
 	for _, loop := range []string{loopRescan, loopPublish} {
 		h, now := NewHealth(), time.Now()

@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// labelGrace is how long the node's label may be missing before the driver is registered
-	// again: at its start the agent waits for the first registration.
+	// labelGrace is how long the node's label may be missing before the driver is registered again. When the agent
+	// starts it waits for the first registration.
 	labelGrace = 15 * time.Second
 	// labelPause is the least time between two such registrations.
 	labelPause = time.Minute
@@ -22,15 +22,14 @@ const (
 	eventRegisteringAgain = "RegisteringAgain"
 )
 
-// labelWatch decides when the driver is to be registered again. The kubelet sets the label only
-// when it registers a driver, so a label that was removed, or a Node that was made again, stays
-// without it.
+// labelWatch decides when the driver must be registered again. The kubelet sets the label only when it registers a
+// driver. So a label that was removed is not set again, nor is that of a Node that was made again.
 type labelWatch struct {
 	missingSince, last time.Time
 }
 
-// due takes whether the label is missing now. It returns whether to register, and otherwise
-// after which time to look again; 0 if no time makes a difference.
+// due returns whether to register the driver, and otherwise after which time to check again. missing is whether the
+// label is missing now. The time is 0 if no check is needed.
 func (w *labelWatch) due(missing bool, now time.Time) (register bool, wait time.Duration) {
 	if !missing {
 		w.missingSince = time.Time{}
@@ -50,7 +49,7 @@ func (w *labelWatch) due(missing bool, now time.Time) (register bool, wait time.
 	return true, labelPause
 }
 
-// labelMissing reports whether the Node exists without the label that its claims' pods need.
+// labelMissing reports whether the Node exists without the label that the pods of its claims need.
 func labelMissing(node *corev1.Node) bool {
 	return node.UID != "" && node.Labels[diskv1alpha1.LabelNode] != diskv1alpha1.NodeLabel(node.Name)
 }
@@ -77,7 +76,7 @@ func (a *agent) unregistered() bool {
 	return err == nil && driverMissing(csiNode)
 }
 
-// followLabel registers the driver again when the API has lost what the kubelet wrote of it.
+// followLabel registers the driver again when the API has lost what the kubelet wrote.
 func (a *agent) followLabel(ctx context.Context, register func()) {
 	var w labelWatch
 	timer := time.NewTimer(0)

@@ -12,8 +12,8 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestLabelWatch asserts that a missing label has the driver registered again after the grace,
-// at most once in each pause, and that a label that is there ends it.
+// TestLabelWatch asserts that a missing label has the driver registered again after the grace, at most once in each
+// pause. An existing label ends that.
 func TestLabelWatch(t *testing.T) {
 	start := time.Now()
 	var w labelWatch

@@ -16,20 +16,20 @@ import (
 const (
 	// lockName is the lock file's name, beside the CSI socket.
 	lockName = "agent.lock"
-	// lockPoll is how often a waiting agent tries the lock, and the holder looks for its file.
+	// lockPoll is how often a waiting agent tries the lock, and the holder checks for its file.
 	lockPoll = time.Second
 )
 
-// nodeLock makes sure that one agent at a time serves the node. It is an flock on a file in a
-// folder of the host, so it holds across containers, and ends with the process.
+// nodeLock ensures that one agent at a time serves the node. It is an flock on a file in a folder of the host, so it
+// works across containers, and ends with the process.
 type nodeLock struct {
 	path string
 	poll time.Duration
 	file *os.File
 }
 
-// lockNode waits until this agent is the only one of the node, or the context ends. Until then
-// the agent must touch neither the disks, nor the sockets, nor the NodeDiskCapacity.
+// lockNode waits until this agent is the only one of the node, or the context ends. Until then the agent must touch
+// neither the disks, nor the sockets, nor the NodeDiskCapacity.
 func lockNode(ctx context.Context, path string, poll time.Duration) (*nodeLock, error) {
 	l := &nodeLock{path: path, poll: poll}
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
@@ -57,7 +57,7 @@ func lockNode(ctx context.Context, path string, poll time.Duration) (*nodeLock, 
 	}
 }
 
-// try takes the lock if it is free. A lock on a file that is not at the path any more is none.
+// try takes the lock if it is free. A lock on a file that is not at the path any more does not count.
 func (l *nodeLock) try() (bool, error) {
 	file, err := os.OpenFile(l.path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -78,7 +78,7 @@ func (l *nodeLock) try() (bool, error) {
 	return true, nil
 }
 
-// here reports whether the file that is locked is the one at the path.
+// here reports whether the locked file is the one at the path.
 func (l *nodeLock) here() (bool, error) {
 	mine, err := l.file.Stat()
 	if err != nil {
@@ -94,8 +94,8 @@ func (l *nodeLock) here() (bool, error) {
 	return os.SameFile(mine, now), nil
 }
 
-// keep makes the file again if it is removed, until the context ends. It fails if another agent
-// was faster: that one has the node.
+// keep makes the file again if it is removed, until the context ends. It fails if another agent was faster: that one
+// has the node.
 func (l *nodeLock) keep(ctx context.Context) error {
 	ticker := time.NewTicker(l.poll)
 	defer ticker.Stop()
@@ -111,7 +111,7 @@ func (l *nodeLock) keep(ctx context.Context) error {
 	}
 }
 
-// restore makes the file again if it is not there. The error says that another agent has it.
+// restore makes the file again if it does not exist. The error says that another agent has it.
 func (l *nodeLock) restore(ctx context.Context) error {
 	if here, err := l.here(); err != nil || here {
 		return nil //nolint:nilerr // looked at again soon; the lock itself is not lost
@@ -134,7 +134,7 @@ func (l *nodeLock) restore(ctx context.Context) error {
 	return err
 }
 
-// release lets the next agent take the node.
+// release allows the next agent to take the node.
 func (l *nodeLock) release() error {
 	if l == nil || l.file == nil {
 		return nil

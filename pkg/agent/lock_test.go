@@ -11,7 +11,7 @@ import (
 
 const testPoll = time.Millisecond
 
-// lockInBackground tries to lock, and returns where the outcome arrives.
+// lockInBackground tries to lock, and returns a channel for the result.
 func lockInBackground(ctx context.Context, path string) <-chan error {
 	done := make(chan error, 1)
 	go func() {
@@ -24,7 +24,7 @@ func lockInBackground(ctx context.Context, path string) <-chan error {
 	return done
 }
 
-// taken fails the test if another agent could have the lock.
+// taken fails the test if another agent could take the lock.
 func taken(t *testing.T, path string) {
 	t.Helper()
 	if free, err := (&nodeLock{path: path}).try(); err != nil || free {
@@ -82,8 +82,7 @@ func TestLockFileRemoved(t *testing.T) {
 	receive(t, second)
 }
 
-// TestLockTaken asserts that the holder ends when its file was removed and another agent has
-// the new one.
+// TestLockTaken asserts that the holder ends when its file was removed and another agent has the new one.
 func TestLockTaken(t *testing.T) {
 	path := filepath.Join(t.TempDir(), lockName)
 	l, err := lockNode(t.Context(), path, testPoll)

@@ -8,11 +8,11 @@ import (
 	"strings"
 )
 
-// programs are what the agent runs: package signature to look at a device, package filesystem to
-// make, check and grow file systems, mount-utils to mount.
+// programs are those that the agent runs: package signature to read a device, package filesystem to make, check and
+// grow file systems, mount-utils to mount.
 var programs = []string{"blkid", "wipefs", "mkfs.ext4", "mkfs.xfs", "e2fsck", "resize2fs", "xfs_growfs", "mount", "umount"}
 
-// Check says what the agent lacks on this machine.
+// Check returns an error that says what the agent lacks on this machine.
 func Check() error {
 	if os.Geteuid() != 0 {
 		return errors.New("the agent partitions and mounts disks: run it as root, in a privileged container")

@@ -42,19 +42,18 @@ func (a *agent) rescan(ctx context.Context) (retry bool) {
 	return retry || forgetAgain
 }
 
-// rescanRate and rescanBurst bound the rescans, a second.
+// rescanRate and rescanBurst bound the rescans, per second.
 const rescanRate, rescanBurst = 0.2, 10
 
-// rescanOnDemand looks at the devices after each event. No event announces that a busy or failing
-// device can be used: while there is one, it looks again by itself, more and more rarely. It
-// also looks when a new device has waited long enough.
+// rescanOnDemand rescans the devices after each event. No event announces that a busy or failing device can be used.
+// While there is one, it rescans by itself, with growing pauses. It also rescans when a new device has waited long
+// enough.
 func (a *agent) rescanOnDemand(ctx context.Context, retry bool) {
 	retries := newRetries()
 	timer, waited := newAlarm(), newAlarm()
 	defer timer.Stop()
 	defer waited.Stop()
-	// Where udev runs, every rescan that fails to open a device may cause an event, and
-	// with it the next rescan.
+	// Where udev runs, every rescan that fails to open a device may cause an event, and so the next rescan.
 	limiter := flowcontrol.NewTokenBucketRateLimiter(rescanRate, rescanBurst)
 	for {
 		waited.set(a.inventory.Again())
@@ -79,7 +78,7 @@ func (a *agent) rescanOnDemand(ctx context.Context, retry bool) {
 	}
 }
 
-// retries says when to look again without an event.
+// retries decides when to rescan without an event.
 type retries struct {
 	backoff wait.Backoff
 	armed   bool // a retry is scheduled
@@ -91,8 +90,8 @@ func firstRetries() wait.Backoff {
 	return wait.Backoff{Duration: 10 * time.Second, Factor: 2, Steps: 6, Cap: 5 * time.Minute}
 }
 
-// next schedules a retry if one is wanted and none is scheduled, and drops the one that is not
-// wanted any more. An event in between neither delays a retry nor makes the next ones rarer.
+// next schedules a retry if one is wanted and none is scheduled, and cancels one that is not wanted any more. An event
+// in between neither delays a retry nor makes the next ones rarer.
 func (r *retries) next(wanted bool) (after time.Duration, change bool) {
 	switch {
 	case !wanted:
@@ -108,7 +107,7 @@ func (r *retries) next(wanted bool) (after time.Duration, change bool) {
 // due is called when the retry's time has come.
 func (r *retries) due() { r.armed = false }
 
-// alarm is a timer that can be set to go off, or not to.
+// alarm is a timer that can be set and cancelled.
 type alarm struct {
 	*time.Timer
 }

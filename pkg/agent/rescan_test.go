@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// TestRetries asserts that retries become rarer one by one, that rescans in between which an event
-// causes do not count, and that all begins again when no retry is wanted.
+// TestRetries asserts that the pauses between retries grow one by one, and that rescans after events do not count. The
+// first pause is used again when no retry is wanted.
 func TestRetries(t *testing.T) {
 	r := newRetries()
 	var waits []time.Duration

@@ -38,11 +38,11 @@ func registerMetrics() {
 	registration.Do(func() { legacyregistry.MustRegister(diskOutOfService, diskFailuresTotal, devicesRefused) })
 }
 
-// service says, in events and metrics, which disks go out of service and come back. What
-// is so at any moment, the NodeDiskCapacity says.
+// service reports, in events and metrics, which disks go out of service and come back. The NodeDiskCapacity has the
+// present state.
 type service struct {
 	say func(eventType, reason, message string)
-	// problems is by disk, and empty for one that serves.
+	// problems is by disk. It is empty for one that serves.
 	problems map[string]string
 	labels   map[string][]string
 }
@@ -51,7 +51,7 @@ func newService(say func(eventType, reason, message string)) *service {
 	return &service{say: say, problems: map[string]string{}, labels: map[string][]string{}}
 }
 
-// look compares the disks with how they were the last time.
+// look compares the disks with those of the last call.
 func (s *service) look(disks []discovery.Disk, refused int) {
 	devicesRefused.Set(float64(refused))
 	known := map[string]bool{}
@@ -85,7 +85,7 @@ func (s *service) look(disks []discovery.Disk, refused int) {
 	}
 }
 
-// gauge shows the disk under the name and class that it has now, and under no other.
+// gauge sets the metric of the disk under its present name and class, and removes it under any other.
 func (s *service) gauge(d *discovery.Disk, out bool) {
 	labels := []string{d.ID(), d.Device.Name, d.Class}
 	if before := s.labels[d.ID()]; before != nil && (before[1] != labels[1] || before[2] != labels[2]) {

@@ -14,7 +14,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// Each change has one event, and a disk that never failed has none.
+// TestServiceTells asserts that each change causes one event, and that a disk that never failed has none.
 func TestServiceTells(t *testing.T) {
 	serves := discovery.Disk{Device: discovery.Device{Name: "sda"}, Class: "ssd", Engine: &disk.Disk{}, Snapshot: disk.Snapshot{ID: "a"}}
 	gone, hangs, renamed := serves, serves, serves

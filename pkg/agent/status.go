@@ -26,7 +26,7 @@ func (a *agent) owner(v disk.Volume) publish.Owner {
 	var o publish.Owner
 	o.Volume, o.Name = a.manager.Owner(v)
 	if since, orphaned := a.manager.OrphanedSince(v); orphaned {
-		// As the API server keeps it, or what is published would never be what is to be.
+		// In the API server's precision. Otherwise the published status would always differ.
 		at := metav1.NewTime(since).Rfc3339Copy()
 		o.OrphanedSince = &at
 	}

@@ -8,13 +8,12 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// stopPatience is how long the end of what goes on is waited for, within the 30 seconds that
-// the DaemonSet gives the agent.
+// stopPatience is how long the agent waits at its end, within the 30 seconds that the DaemonSet gives it.
 const stopPatience = 10 * time.Second
 
-// ended waits for all that goes on, but once ctx is done no longer than patience. What a disk that
-// hangs holds up never ends, and the disks must be closed before the process is killed: until the
-// hanging disk answers, the kernel keeps the process with all its descriptors.
+// ended waits for the group, but no longer than patience once ctx is done. Work that a hanging disk blocks never ends.
+// The disks must be closed before the process is killed: until the hanging disk answers, the kernel keeps the process
+// with all its descriptors.
 func ended(ctx context.Context, group *errgroup.Group, patience time.Duration) error {
 	done := make(chan error, 1)
 	go func() { done <- group.Wait() }()

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// TestEnded asserts that the agent's end waits for what goes on, and not for ever.
+// TestEnded asserts that the agent's end waits for its work, but not for ever.
 func TestEnded(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	group, _ := errgroup.WithContext(ctx)

@@ -17,8 +17,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// observe makes changes of classes, of the node's labels and of decisions about devices cause
-// a rescan.
+// observe makes changes of classes, of the node's labels and of decisions about devices cause a rescan.
 func (a *agent) observe() error {
 	for _, observe := range []func() error{a.observeClasses, a.observeDecisions, a.observeCSINode, a.observeNode} {
 		if err := observe(); err != nil {
@@ -47,7 +46,7 @@ func (a *agent) observeClasses() error {
 	return nil
 }
 
-// observeDecisions has a rescan follow what operators decide about devices and disks.
+// observeDecisions causes a rescan when operators decide about devices and disks.
 func (a *agent) observeDecisions() error {
 	_, err := a.capacities.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { a.wantRescan() },
@@ -106,7 +105,7 @@ func (a *agent) sawNode() {
 	a.lookAtLabel()
 }
 
-// lookAtLabel asks followLabel to check that the kubelet's registration is still in the API.
+// lookAtLabel requests followLabel to check that the kubelet's registration is still in the API.
 func (a *agent) lookAtLabel() {
 	select {
 	case a.nodeChanged <- struct{}{}:
@@ -114,7 +113,7 @@ func (a *agent) lookAtLabel() {
 	}
 }
 
-// stripNode keeps only what the agent reads of its Node.
+// stripNode keeps only the fields of the Node that the agent reads.
 func stripNode(object any) (any, error) {
 	node, ok := object.(*corev1.Node)
 	if !ok {
@@ -127,8 +126,8 @@ func stripNode(object any) (any, error) {
 	return stripped, nil
 }
 
-// sync starts informers and waits until they have seen what there is. It says what it
-// waits for: a missing CRD or permission would otherwise look like a hang.
+// sync starts informers and waits until they have synced. It logs what it waits for: a missing CRD or permission would
+// otherwise look like a hang.
 func (a *agent) sync(ctx context.Context, group *errgroup.Group, what string, informers ...cache.SharedIndexInformer) bool {
 	logger := klog.FromContext(ctx)
 	synced := make([]cache.InformerSynced, len(informers))
@@ -143,7 +142,7 @@ func (a *agent) sync(ctx context.Context, group *errgroup.Group, what string, in
 	return cache.WaitForCacheSync(ctx.Done(), synced...)
 }
 
-// node is the agent's Node from the watch, an empty one if there is none.
+// node is the agent's Node from the watch, or an empty one.
 func (a *agent) node() *corev1.Node {
 	if object, ok, err := a.nodes.GetStore().GetByKey(a.options.NodeName); err == nil && ok {
 		if node, ok := object.(*corev1.Node); ok {
@@ -162,7 +161,7 @@ func (a *agent) publishedStatus() diskv1alpha1.NodeDiskCapacityStatus {
 	return diskv1alpha1.NodeDiskCapacityStatus{}
 }
 
-// capacityUID is the UID of the node's NodeDiskCapacity, empty if there is none.
+// capacityUID is the UID of the node's NodeDiskCapacity, or empty.
 func (a *agent) capacityUID() types.UID {
 	if ndc := a.capacity(); ndc != nil {
 		return ndc.UID
@@ -170,7 +169,7 @@ func (a *agent) capacityUID() types.UID {
 	return ""
 }
 
-// capacity is the node's NodeDiskCapacity from the watch, nil if there is none.
+// capacity is the node's NodeDiskCapacity from the watch, or nil.
 func (a *agent) capacity() *diskv1alpha1.NodeDiskCapacity {
 	object, ok, err := a.capacities.GetStore().GetByKey(a.options.NodeName)
 	if err != nil || !ok {
