@@ -13,6 +13,7 @@ import (
 
 	"github.com/berthdev/berth/test/cluster"
 	"github.com/berthdev/berth/test/fleet"
+	"github.com/berthdev/berth/test/process"
 )
 
 // patience is for what should take seconds, on a machine that does much else.
@@ -144,7 +145,7 @@ func (t *site) turn(ctx context.Context, w workload) (figures, error) {
 	if err != nil {
 		return f, err
 	}
-	if f.memory, err = peakMemory(pid); err != nil {
+	if f.memory, err = process.PeakMemory(pid); err != nil {
 		return f, err
 	}
 	// Every volume that a bound pod has was made by an agent, or counts as an over-commitment.
@@ -253,12 +254,12 @@ type usage struct{ scheduler, server time.Duration }
 
 func (t *site) usage(w workload) (usage, error) {
 	var u usage
-	for process, to := range map[string]*time.Duration{w.process: &u.scheduler, "kube-apiserver": &u.server} {
-		pid, err := t.cluster.PID(process)
+	for component, to := range map[string]*time.Duration{w.process: &u.scheduler, "kube-apiserver": &u.server} {
+		pid, err := t.cluster.PID(component)
 		if err != nil {
 			return u, err
 		}
-		if *to, err = cpuTime(pid); err != nil {
+		if *to, err = process.CPUTime(pid); err != nil {
 			return u, err
 		}
 	}

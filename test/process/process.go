@@ -1,4 +1,5 @@
-package main
+// Package process reads from /proc what another process has used.
+package process
 
 import (
 	"bytes"
@@ -13,8 +14,8 @@ import (
 // every architecture that Go has.
 const tick = time.Second / 100
 
-// cpuTime is what a process has used so far.
-func cpuTime(pid int) (time.Duration, error) {
+// CPUTime is the processor time that a process has used so far.
+func CPUTime(pid int) (time.Duration, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
@@ -35,8 +36,8 @@ func cpuTime(pid int) (time.Duration, error) {
 	return total, nil
 }
 
-// peakMemory is the most that a process ever had resident, in bytes.
-func peakMemory(pid int) (int64, error) {
+// PeakMemory is the most that a process ever had resident, in bytes.
+func PeakMemory(pid int) (int64, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
