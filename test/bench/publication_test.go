@@ -70,7 +70,10 @@ func publish(ctx context.Context, b *testing.B, c *cluster.Cluster, ndc *diskv1a
 		return took
 	}
 	now := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: ndc.Name}}
-	must(client.IgnoreAlreadyExists(c.Client().Create(ctx, now)))
+	// The CRD is served a moment after it is created.
+	must(cluster.Eventually(ctx, time.Minute, func(ctx context.Context) error {
+		return client.IgnoreAlreadyExists(c.Client().Create(ctx, now))
+	}))
 	must(c.Client().Get(ctx, client.ObjectKeyFromObject(ndc), now))
 	serverBefore, etcdBefore := used("kube-apiserver"), used("etcd")
 	for i := range publications {
