@@ -21,8 +21,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// agentNode is a node with an agent that runs as it is delivered, and without a kubelet.
-// The disks of the node named by spareNode belong to no agent.
+// agentNode is a node with an agent as it is shipped, and without a kubelet. The disks of the node named by spareNode
+// belong to no agent.
 type agentNode struct {
 	tb      testing.TB
 	cluster *cluster.Cluster
@@ -37,7 +37,7 @@ const (
 	agentsNode = "node1"
 	spareNode  = "spare"
 	className  = "bench"
-	// patience is for what should take milliseconds, on a machine that does much else.
+	// patience is for what should take milliseconds, on a machine that does other work, too.
 	patience = 30 * time.Second
 )
 
@@ -114,7 +114,7 @@ func (n *agentNode) eventually(what string, check func() bool) {
 	}
 }
 
-// status waits until what the agent has published passes the check.
+// status waits until the published status passes the check, and returns it.
 func (n *agentNode) status(ctx context.Context, what string, check func(*diskv1alpha1.NodeDiskCapacityStatus) bool) diskv1alpha1.NodeDiskCapacityStatus {
 	n.tb.Helper()
 	ndc := &diskv1alpha1.NodeDiskCapacity{}
@@ -124,8 +124,7 @@ func (n *agentNode) status(ctx context.Context, what string, check func(*diskv1a
 	return ndc.Status
 }
 
-// pod makes a pod and binds it to the node as the scheduler does: with a record if place
-// is not nil.
+// pod makes a pod and binds it to the node like the scheduler: with a record if place is not nil.
 func (n *agentNode) pod(ctx context.Context, name string, size int64, fsType string, place *diskv1alpha1.RecordVolume) *corev1.Pod {
 	n.tb.Helper()
 	pod := &corev1.Pod{
@@ -186,7 +185,7 @@ func (n *agentNode) unpublish(ctx context.Context, pod *corev1.Pod, target strin
 	n.must(err)
 }
 
-// wiped waits until the kernel knows no partition of the disk but the agent's own.
+// wiped waits until the kernel has no partition of the disk but the agent's own.
 func (n *agentNode) wiped() {
 	n.tb.Helper()
 	name := filepath.Base(n.disk.Path)

@@ -22,15 +22,15 @@ import (
 	"github.com/berthdev/berth/test/fleet"
 )
 
-// claimWorkload is a way to give a pod its claim's volume.
+// claimWorkload is a scheduler and provisioner that give a pod its claim's volume.
 type claimWorkload struct {
 	name string
-	// pods of a run: enough for seconds.
+	// pods is the number of pods of a run. They take some seconds.
 	pods int
 	// profile is the pods' schedulerName, class their claims' storageClassName.
 	profile, class string
-	// stub is true where the stub provisioner makes the volumes. Elsewhere it does not run: it
-	// would be one more to watch all claims.
+	// stub is true where the stub provisioner makes the volumes. Elsewhere it does not run, because it would watch all
+	// claims, too.
 	stub  bool
 	start func(context.Context) error
 	stop  func() error
@@ -39,10 +39,9 @@ type claimWorkload struct {
 // idleClaims is how many pods are timed one after the other.
 const idleClaims = 15
 
-// BenchmarkClaims compares pods with one claim each through Berth with the same through
-// the stock VolumeBinding and a provisioner that takes no time, with and without
-// CSIStorageCapacity, on 1000 fake nodes, in turn. What Kubernetes itself does about claims
-// (kube-controller-manager) is the same for all, and as fast as the machine lets it be.
+// BenchmarkClaims compares pods with one claim each, on 1000 fake nodes, in alternating runs. It compares Berth with
+// the stock VolumeBinding and a provisioner that takes no time, with and without CSIStorageCapacity.
+// kube-controller-manager does its part of a claim's work in all runs, as fast as the machine allows.
 func BenchmarkClaims(b *testing.B) {
 	for b.Loop() {
 		ctx, cancel := context.WithTimeoutCause(b.Context(), 25*time.Minute, fmt.Errorf("the benchmark took over 25 minutes"))
@@ -77,8 +76,8 @@ func BenchmarkClaims(b *testing.B) {
 	}
 }
 
-// waitingConfig is the configuration as it is delivered, but that pods wait in the scheduler
-// for kube-controller-manager to say that their claims are bound.
+// waitingConfig is the shipped configuration, but pods wait in the scheduler until kube-controller-manager has bound
+// their claims.
 func waitingConfig(tb testing.TB, c *cluster.Cluster) string {
 	tb.Helper()
 	repository, err := cluster.Repository()
@@ -110,12 +109,12 @@ func quotients(a, b []float64) []float64 {
 	return q
 }
 
-// newClaimCluster is newFakeCluster with the controllers that have to do with claims.
+// newClaimCluster is newFakeCluster with the controllers that process claims.
 func newClaimCluster(ctx context.Context, tb testing.TB) (*fakeCluster, *cluster.Cluster) {
 	tb.Helper()
 	c, err := cluster.Start(ctx, cluster.Options{
 		Name: "bench-claims", Log: os.Stderr, Manifests: []string{"config/crd", "config/nodeagent/csidriver.yaml"}, ControllerManager: true,
-		// Not the others: they would see that there is no kubelet behind the nodes.
+		// Not the others: they would notice that the nodes have no kubelet.
 		Controllers: []string{
 			"serviceaccount-controller", "persistentvolume-binder-controller",
 			"persistentvolume-protection-controller", "persistentvolumeclaim-protection-controller",
@@ -138,9 +137,9 @@ func newClaimCluster(ctx context.Context, tb testing.TB) (*fakeCluster, *cluster
 	return f, c
 }
 
-// runClaims creates claims and pods while no scheduler runs, starts one, and measures from the
-// first pod that is bound to the last. Writes are those beyond what a pod without a claim
-// costs: not the creation of pod and claim, the binding, and the events.
+// runClaims creates claims and pods while no scheduler runs, starts one, and measures from the first pod that is bound
+// to the last. The creation of pod and claim, the binding and the events do not count as writes: a pod without a claim
+// causes them, too.
 func (f *fakeCluster) runClaims(ctx context.Context, tb testing.TB, w claimWorkload) throughput {
 	tb.Helper()
 	ctx, cancel := context.WithCancel(ctx)
@@ -170,14 +169,14 @@ func (f *fakeCluster) runClaims(ctx context.Context, tb testing.TB, w claimWorkl
 		podsPerSecond: float64(w.pods-1) / last.Sub(first).Seconds(), writes: after.Since(before, w.pods),
 		claimsPerSecond: float64(w.pods-1) / ready.Sub(first).Seconds(),
 	}
-	// How many events there are depends on how long pods have waited.
+	// The number of events depends on how long pods have waited.
 	t.writesPerPod = t.writes.Total() - t.writes["POST pods/binding"] - t.writes["POST events"] - t.writes["PATCH events"]
 	tb.Logf("%-8s %7.1f pods/s (%d pods in %.1f s, their claims Bound after %.1f s)  %.2f API writes a pod for its claim  %v",
 		w.name, t.podsPerSecond, w.pods, last.Sub(first).Seconds(), ready.Sub(first).Seconds(), t.writesPerPod, t.writes)
 	return t
 }
 
-// firstAndLast receives a time for each pod of the workload.
+// firstAndLast receives a time for each pod of the workload, and returns the first and the last one.
 func (f *fakeCluster) firstAndLast(ctx context.Context, tb testing.TB, w claimWorkload, times <-chan time.Time) (first, last time.Time) {
 	tb.Helper()
 	for i := range w.pods {
@@ -193,8 +192,8 @@ func (f *fakeCluster) firstAndLast(ctx context.Context, tb testing.TB, w claimWo
 	return first, last
 }
 
-// watchClaims sends the time at which each claim of the namespace was seen to be Bound,
-// which is what kubelets wait for, and fails the benchmark if one does not stay so.
+// watchClaims sends the time at which each claim of the namespace was first seen as Bound, for which kubelets wait. It
+// fails the benchmark if a claim does not stay Bound.
 func (f *fakeCluster) watchClaims(ctx context.Context, tb testing.TB, namespace string) <-chan time.Time {
 	tb.Helper()
 	factory := informers.NewSharedInformerFactoryWithOptions(f.Clientset, 0, informers.WithNamespace(namespace))
@@ -219,8 +218,7 @@ func (f *fakeCluster) watchClaims(ctx context.Context, tb testing.TB, namespace 
 	return bound
 }
 
-// idleClaims takes pods with a claim each from creation to bound, one after the other, and
-// returns the median.
+// idleClaims takes pods with a claim each from creation to bound, one after the other, and returns the median.
 func (f *fakeCluster) idleClaims(ctx context.Context, tb testing.TB, w claimWorkload) time.Duration {
 	tb.Helper()
 	ctx, cancel := context.WithCancel(ctx)
@@ -238,7 +236,7 @@ func (f *fakeCluster) idleClaims(ctx context.Context, tb testing.TB, w claimWork
 		f.must(tb, f.Client.Create(ctx, claimPod(namespace, w, i)))
 		select {
 		case at := <-bound:
-			// The first one finds nothing in memory.
+			// For the first one all caches are empty.
 			if i > 0 {
 				took = append(took, at.Sub(begin))
 			}

@@ -9,8 +9,8 @@ import (
 	"github.com/berthdev/berth/test/fleet"
 )
 
-// newFakeCluster starts a real etcd, API server and controller manager, and fills
-// them with nodes that are only objects. Pods are bound to them and never run.
+// newFakeCluster starts a real etcd, API server and controller manager, and fills them with nodes that are only
+// objects. Pods are bound to them and never run.
 func newFakeCluster(ctx context.Context, tb testing.TB) *fakeCluster {
 	tb.Helper()
 	c, err := cluster.Start(ctx, cluster.Options{

@@ -22,15 +22,15 @@ import (
 
 const (
 	manyVolumes = 1000
-	// manyTarget is what the median volume may take, manySlope how much slower the last
-	// hundred may be than the first.
+	// manyTarget is the target for the median volume. manySlope is how much slower the last hundred may be than the
+	// first.
 	manyTarget = 50 * time.Millisecond
 	manySlope  = 2.0
 )
 
-// BenchmarkThousandVolumes fills a disk of 1 TiB with volumes of 1 GiB, which stay mounted,
-// and wipes them all in the end. Most of them have no partition number. The time of each is that
-// of BenchmarkRequestToMounted: from the watch's event of the bound pod to the end of the CSI call.
+// BenchmarkThousandVolumes fills a disk of 1 TiB with volumes of 1 GiB, which stay mounted, and wipes them all at the
+// end. Most of them have no partition number. The time of each is measured like in BenchmarkRequestToMounted: from the
+// watch's event of the bound pod to the end of the CSI call.
 func BenchmarkThousandVolumes(b *testing.B) {
 	for b.Loop() {
 		testenv.DropLoops(b)
@@ -42,7 +42,7 @@ func BenchmarkThousandVolumes(b *testing.B) {
 		var pods []*corev1.Pod
 		var took []time.Duration
 		target := func(i int) string { return filepath.Join(n.dir, fmt.Sprintf("target%d", i)) }
-		// Whatever happens, nothing stays mounted.
+		// Nothing stays mounted, also after a failure.
 		b.Cleanup(func() {
 			for i := range manyVolumes {
 				_ = unix.Unmount(target(i), unix.MNT_DETACH)
@@ -88,8 +88,8 @@ func BenchmarkThousandVolumes(b *testing.B) {
 	}
 }
 
-// watchAllBound returns a function that waits for a pod and returns the time at which it was
-// seen to be bound. It is called for one pod after the other, as they are made.
+// watchAllBound returns a function that waits for a pod and returns the time at which it was seen as bound. It must be
+// called for one pod after the other, in the order of their creation.
 func (n *agentNode) watchAllBound(ctx context.Context) func(name string) time.Time {
 	n.tb.Helper()
 	watching, err := client.NewWithWatch(n.cluster.RESTConfig(), client.Options{})
@@ -101,7 +101,7 @@ func (n *agentNode) watchAllBound(ctx context.Context) func(name string) time.Ti
 		name string
 		at   time.Time
 	}
-	seen := make(chan sighting, 8*manyVolumes) // it never waits: that would make later times late
+	seen := make(chan sighting, 8*manyVolumes) // never blocks: that would make later times late
 	go func() {
 		defer close(seen)
 		for event := range w.ResultChan() {

@@ -26,11 +26,10 @@ const (
 	mib        = int64(1) << 20
 )
 
-// BenchmarkRequestToMounted compares what a pod waits for with the least that could
-// do, done by hand on a disk of the same kind, alternately: a partition
-// table written once (two copies, a barrier behind each), the partition added to the
-// kernel's, mkfs, mount(2). Berth's time begins when a watch shows the pod as bound, which is
-// when the agent sees it; the kubelet's call comes at once, with nothing prepared.
+// BenchmarkRequestToMounted compares the time that a pod waits with the least possible work, on a disk of the same
+// kind, alternately. That work is done by hand. It writes a partition table once (two copies, a barrier behind each),
+// adds the partition to the kernel's, and runs mkfs and mount(2). Berth's time begins when a watch shows the pod as
+// bound, which is when the agent sees it. The kubelet's call comes at once, with nothing prepared.
 func BenchmarkRequestToMounted(b *testing.B) {
 	for b.Loop() {
 		ctx, cancel := context.WithTimeoutCause(b.Context(), 10*time.Minute, fmt.Errorf("the benchmark took over 10 minutes"))
@@ -43,7 +42,7 @@ func BenchmarkRequestToMounted(b *testing.B) {
 			var floor, berth []time.Duration
 			for i := range mounts + 1 {
 				f, m := hand.mount(fsType), n.mount(ctx, fsType, i)
-				// The first of each finds nothing in memory.
+				// For the first of each all caches are empty.
 				if i > 0 {
 					floor, berth = append(floor, f), append(berth, m)
 				}
@@ -69,7 +68,7 @@ func percentile(sorted []time.Duration, p int) time.Duration {
 	return sorted[(len(sorted)-1)*p/100]
 }
 
-// mount takes one pod from request to mounted, and away again.
+// mount mounts the volume of one pod, and deletes the pod again.
 func (n *agentNode) mount(ctx context.Context, fsType string, i int) time.Duration {
 	n.tb.Helper()
 	status := n.status(ctx, "all space is free", func(s *diskv1alpha1.NodeDiskCapacityStatus) bool { return s.Summary.Volumes == 0 })
@@ -90,7 +89,7 @@ func (n *agentNode) mount(ctx context.Context, fsType string, i int) time.Durati
 	return took
 }
 
-// watchBound sends the time at which the pod was seen to be bound.
+// watchBound sends the time at which the pod was seen as bound.
 func (n *agentNode) watchBound(ctx context.Context, name string) <-chan time.Time {
 	n.tb.Helper()
 	watching, err := client.NewWithWatch(n.cluster.RESTConfig(), client.Options{})
@@ -110,7 +109,7 @@ func (n *agentNode) watchBound(ctx context.Context, name string) <-chan time.Tim
 	return bound
 }
 
-// hand does by hand what the agent does, on a disk of its own.
+// hand does the agent's work by hand, on its own disk.
 type hand struct {
 	n      *agentNode
 	path   string
@@ -136,7 +135,7 @@ func (h *hand) mount(fsType string) time.Duration {
 	h.n.tb.Helper()
 	const start = 2 * mib
 	partition := h.path + "p1"
-	// What the agent writes for 1024 entries: an array of 128 KiB and a header, twice.
+	// The agent writes this for 1024 entries: an array of 128 KiB and a header, twice.
 	table := bytes.Repeat([]byte{1}, 128<<10+512)
 	program, arguments := "mkfs.ext4", []string{"-q", "-F", "-m0", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", partition}
 	if fsType == diskv1alpha1.FSTypeXFS {
@@ -158,7 +157,7 @@ func (h *hand) mount(fsType string) time.Duration {
 
 	h.n.must(unix.Unmount(h.target, 0))
 	h.n.must(h.blkpg(unix.BLKPG_DEL_PARTITION, 0, 0))
-	// As the agent's wipe leaves the extent.
+	// The agent's wipe leaves the extent like this.
 	h.n.must(unix.Fallocate(int(h.disk.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, start, volumeSize))
 	h.n.must(h.disk.Sync())
 	return took

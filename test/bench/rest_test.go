@@ -12,8 +12,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// BenchmarkAgentAtRest measures an agent of a node with two disks, 40 pods and 20
-// volumes on which nothing happens, as /proc has it.
+// BenchmarkAgentAtRest measures an idle agent of a node with two disks, 40 pods and 20 volumes, from /proc.
 func BenchmarkAgentAtRest(b *testing.B) {
 	const volumes, plain, watched = 20, 20, 30 * time.Second
 	for b.Loop() {
@@ -39,7 +38,7 @@ func BenchmarkAgentAtRest(b *testing.B) {
 		})
 		pid, err := n.cluster.PID("agent-" + n.name)
 		n.must(err)
-		// What the volumes have set off ends first.
+		// Waits until the work that the volumes caused has ended.
 		<-time.After(5 * time.Second)
 		before, began := n.cpu(pid), time.Now()
 		<-time.After(watched)

@@ -1,5 +1,5 @@
-// Package bench measures Berth against what it stands beside, always in one run on
-// one machine, so that a figure is a ratio and not a property of the machine.
+// Package bench measures Berth beside its alternatives, always in one run on one machine. So a figure is a ratio, and
+// not a property of the machine.
 package bench
 
 import (
@@ -28,18 +28,18 @@ var rounds = flag.Int("rounds", 3, "how often the two workloads run, in turn")
 
 const gi = int64(1) << 30
 
-// throughput is what one run of one workload showed.
+// throughput is the result of one run of one workload.
 type throughput struct {
 	podsPerSecond float64
-	// claimsPerSecond is of their claims, until they are Bound.
+	// claimsPerSecond is the rate at which their claims become Bound.
 	claimsPerSecond float64
 	writesPerPod    float64
-	// writes a pod.
+	// writes per pod.
 	writes fleet.Writes
 }
 
-// run creates the pods while no scheduler runs, starts one, and measures from the
-// first pod that is bound to the last: the speed of scheduling, not of creating pods.
+// run creates the pods while no scheduler runs, starts one, and measures from the first pod that is bound to the last.
+// So it measures the speed of scheduling, not of creating pods.
 func run(ctx context.Context, tb testing.TB, f *fakeCluster, workload string, pod func() *corev1.Pod) throughput {
 	tb.Helper()
 	ctx, cancel := context.WithCancel(ctx)
@@ -68,7 +68,7 @@ func run(ctx context.Context, tb testing.TB, f *fakeCluster, workload string, po
 			tb.Fatalf("%s: not all pods were bound: %v", workload, context.Cause(ctx))
 		}
 	}
-	// Events are sent behind the bindings; they are part of what a pod costs.
+	// Events are sent after the bindings. They are part of the cost of a pod.
 	after, err := f.SettledWrites(ctx)
 	f.must(tb, err)
 	stop()
@@ -80,8 +80,8 @@ func run(ctx context.Context, tb testing.TB, f *fakeCluster, workload string, po
 	return result
 }
 
-// BenchmarkPodsPerSecond compares pods without volumes on the stock profile with the
-// same pods with one inline volume on Berth's, on 1000 fake nodes.
+// BenchmarkPodsPerSecond compares pods without volumes on the stock profile with the same pods with one inline volume
+// on Berth's profile, on 1000 fake nodes.
 func BenchmarkPodsPerSecond(b *testing.B) {
 	for b.Loop() {
 		ctx, cancel := context.WithTimeoutCause(b.Context(), 20*time.Minute, fmt.Errorf("the benchmark took over 20 minutes"))
@@ -113,7 +113,7 @@ func median(values []float64) float64 {
 // fakeCluster is a real control plane with nodes that exist only as objects.
 type fakeCluster struct {
 	*fleet.Fleet
-	// start starts the scheduler's process and returns what ends it.
+	// start starts the scheduler's process, and returns a function that stops it.
 	start func(ctx context.Context) (stop func() error, err error)
 }
 
@@ -135,8 +135,8 @@ func (f *fakeCluster) startScheduler(ctx context.Context, tb testing.TB) func() 
 	})
 }
 
-// watchBound sends the time at which each pod of the namespace was seen to be bound. It
-// is an informer, because the API server ends watches that are slow to read.
+// watchBound sends the time at which each pod of the namespace was seen as bound. It uses an informer, because the API
+// server ends watches that are slow to read.
 func (f *fakeCluster) watchBound(ctx context.Context, tb testing.TB, namespace string) <-chan time.Time {
 	tb.Helper()
 	factory := informers.NewSharedInformerFactoryWithOptions(f.Clientset, 0, informers.WithNamespace(namespace))

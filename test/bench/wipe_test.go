@@ -19,14 +19,14 @@ import (
 )
 
 const (
-	// wipeSize is how much each wipe wipes. The disk is sparse; the volume is full of data.
+	// wipeSize is the size of each wipe. The disk is sparse, and the volume is full of data.
 	wipeSize  = 2 * gi
 	wipeTurns = 3
 )
 
-// BenchmarkWipe compares what a wipe does a second, from the call until the extent is free,
-// with the programs that a person would use on the same volume, in turn: the policy Zero with
-// fallocate --punch-hole, the policy Overwrite with dd, which writes zeros and then reads them.
+// BenchmarkWipe compares the speed of a wipe with that of common programs on the same volume, in alternating runs. A
+// wipe ends when the extent is free. The policy Zero is compared with fallocate --punch-hole. The policy Overwrite is
+// compared with dd, which writes zeros and then reads them.
 func BenchmarkWipe(b *testing.B) {
 	testenv.NeedRoot(b)
 	testenv.NeedProgram(b, "losetup", "delpart", "fallocate", "dd", "sync")
@@ -104,7 +104,7 @@ func newWiping(tb testing.TB) *wiping {
 	return w
 }
 
-// close takes the disk down.
+// close closes the disk.
 func (w *wiping) close() {
 	if w.path == "" {
 		return
@@ -117,7 +117,7 @@ func (w *wiping) close() {
 	w.path = ""
 }
 
-// full makes the volume, and no byte of it is zero.
+// full makes the volume, and fills it with bytes that are not zero.
 func (w *wiping) full() disk.Volume {
 	w.tb.Helper()
 	v, err := w.disk.Create(w.ctx, disk.CreateOptions{Partition: wipedPartition, Extent: extent.New(2*mib, wipeSize)})
