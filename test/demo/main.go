@@ -75,7 +75,7 @@ func prepare(ctx context.Context, out io.Writer) error {
 	}
 	err := cluster.InstallTestPackages(ctx, out)
 	if err != nil && os.Geteuid() != 0 {
-		// Without root there are no nodes to need them.
+		// Without root no nodes run, so that is not needed.
 		fmt.Fprintln(out, "nodes can't run here:", err)
 		return nil
 	}

@@ -25,7 +25,7 @@ const (
 	mib      = int64(1) << 20
 )
 
-// nodes have room for eight of the samples' volumes of 1900 MiB: 2+1, 2+1, 1+1.
+// nodes have room for eight of the samples' volumes of 1900 MiB: 2+1, 2+1 and 1+1.
 var nodes = []cluster.NodeOptions{
 	{Disks: []cluster.DiskOptions{{Size: 5120 * mib, SectorSize: 512}, {Size: 3072 * mib, SectorSize: 4096}}},
 	{Disks: []cluster.DiskOptions{{Size: 4096 * mib, SectorSize: 4096}, {Size: 2048 * mib, SectorSize: 512}}},
@@ -76,7 +76,7 @@ and remove it with
 	return nil
 }
 
-// tell is the demo itself. Every command is run as it is shown.
+// tell is the demo itself. Every command is printed, and run as printed.
 func (d *demo) tell(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{d.showNodes, d.showPod, d.showFull, d.showNext, d.showClaim} {
 		if err := step(ctx); err != nil {
@@ -143,7 +143,7 @@ func (d *demo) showPod(ctx context.Context) error {
 	return d.showIdentity(ctx, pod, device)
 }
 
-// showIdentity shows that three see the same partition: the pod, its node, and the API.
+// showIdentity shows that the pod, its node and the API have the same partition.
 func (d *demo) showIdentity(ctx context.Context, pod *corev1.Pod, device string) error {
 	d.say("That device is a GPT partition. The pod's container may not open it; a privileged debug container in the same pod shows what it is.")
 	const look = "look"
@@ -244,7 +244,7 @@ func (d *demo) showClaim(ctx context.Context) error {
 	return d.kubectl(ctx, "exec", "db", "--", "cat", "/data/note")
 }
 
-// runs is nil when the pod runs.
+// runs returns nil when the pod runs.
 func (d *demo) runs(ctx context.Context, name string) error {
 	pod := &corev1.Pod{}
 	if err := d.Client().Get(ctx, client.ObjectKey{Namespace: metav1.NamespaceDefault, Name: name}, pod); err != nil {
@@ -253,7 +253,7 @@ func (d *demo) runs(ctx context.Context, name string) error {
 	return running(pod)
 }
 
-// pods is nil when so many pods run and so many others are known not to fit.
+// pods returns nil when that many pods run and that many others are reported not to fit.
 func (d *demo) pods(ctx context.Context, wantRunning, wantWaiting int) error {
 	list := &corev1.PodList{}
 	if err := d.Client().List(ctx, list, client.InNamespace(metav1.NamespaceDefault)); err != nil {
@@ -279,7 +279,7 @@ func (d *demo) pods(ctx context.Context, wantRunning, wantWaiting int) error {
 	return nil
 }
 
-// running is nil when a pod's containers run, and says otherwise what keeps them.
+// running returns nil when a pod's containers run. Otherwise the error says what keeps them from running.
 func running(pod *corev1.Pod) error {
 	for _, c := range pod.Status.Conditions {
 		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue && pod.DeletionTimestamp == nil {
@@ -309,13 +309,13 @@ func (d *demo) eventually(ctx context.Context, condition func(context.Context) e
 
 func (d *demo) say(text string) { fmt.Fprintf(d.out, "\n%s\n", text) }
 
-// kubectl shows a command, runs it, and shows what it printed.
+// kubectl prints a command, runs it, and prints its output.
 func (d *demo) kubectl(ctx context.Context, args ...string) error {
 	fmt.Fprintln(d.out, "$ kubectl "+quote(args))
 	return d.print(d.Kubectl(ctx, args...))
 }
 
-// onNode does the same with a command on a node.
+// onNode is kubectl for a command on a node.
 func (d *demo) onNode(ctx context.Context, node string, argv ...string) error {
 	fmt.Fprintf(d.out, "%s# %s\n", node, quote(argv))
 	return d.print(d.Exec(ctx, node, argv...))
@@ -331,7 +331,7 @@ func (d *demo) print(output string, err error) error {
 	return nil
 }
 
-// quote writes arguments as a shell would take them.
+// quote writes arguments for a shell.
 func quote(args []string) string {
 	quoted := make([]string, len(args))
 	for i, a := range args {
