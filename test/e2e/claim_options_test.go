@@ -14,8 +14,8 @@ import (
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestOnePodOnly: a ReadWriteOncePod claim is one pod's; the next has it, with its data, when
-// that one is gone.
+// TestOnePodOnly asserts that a ReadWriteOncePod claim belongs to one pod. When that pod is gone, the next one has the
+// claim with its data.
 func TestOnePodOnly(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pvc := e.claim("data", hdd, "100Mi")
@@ -39,7 +39,7 @@ func TestOnePodOnly(t *testing.T) {
 	e.wiped(pv, p, mark)
 }
 
-// TestMountOptions: those of the StorageClass are those of the mount.
+// TestMountOptions asserts that a volume is mounted with the options of its StorageClass.
 func TestMountOptions(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	class := storageClass(e.namespace, hdd, v1alpha1.FSTypeExt4)
@@ -63,7 +63,7 @@ func TestMountOptions(t *testing.T) {
 	e.noWarnings()
 }
 
-// TestVolumeStatistics: the kubelet says how full volumes are, of inline ones and of claims.
+// TestVolumeStatistics asserts that the kubelet reports how full volumes are, inline ones and those of claims.
 func TestVolumeStatistics(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pvc := e.claim("claim", ssd, "400Mi")
@@ -72,7 +72,7 @@ func TestVolumeStatistics(t *testing.T) {
 	e.create(pod)
 	e.ready(pod)
 	e.write(pod, canary(e))
-	// The kubelet looks at volumes once a minute.
+	// The kubelet reads the statistics of volumes once a minute.
 	e.eventually("the kubelet knows how full the volumes are", func(ctx context.Context) error {
 		out, err := e.cluster.Kubectl(ctx, "get", "--raw", "/api/v1/nodes/"+pod.Spec.NodeName+"/proxy/stats/summary")
 		if err != nil {

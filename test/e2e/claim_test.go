@@ -16,8 +16,7 @@ import (
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// StorageClasses of the shared cluster, beside ssd and hdd, which are called as their
-// DiskClasses.
+// StorageClasses of the shared cluster, beside ssd and hdd, which have the names of their DiskClasses.
 const (
 	retained = "retained"
 	static   = "static"
@@ -41,7 +40,7 @@ func storageClass(name, class, fsType string) *storagev1.StorageClass {
 	}
 }
 
-// claim is a claim of a StorageClass, not created yet.
+// claim is a claim of a StorageClass. It is not created yet.
 func (e *tenant) claim(name, class, size string) *corev1.PersistentVolumeClaim {
 	return &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: e.namespace, Name: name}, Spec: claimSpec(class, size)}
 }
@@ -60,7 +59,7 @@ func claimSpec(class, size string) corev1.PersistentVolumeClaimSpec {
 	}
 }
 
-// claimed is a volume of a pod from a claim.
+// claimed is a volume of a pod that uses a claim.
 func claimed(name string, pvc *corev1.PersistentVolumeClaim) corev1.Volume {
 	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
 		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: pvc.Name},
@@ -87,8 +86,8 @@ func (e *tenant) unmake(objects ...client.Object) {
 	}
 }
 
-// bound waits until the claim is bound, refreshes it, and returns its PersistentVolume,
-// which must be as Berth makes them.
+// boundTo waits until the claim is bound, refreshes it, and returns its PersistentVolume. It asserts that the
+// PersistentVolume is as Berth makes it.
 func (e *tenant) boundTo(pvc *corev1.PersistentVolumeClaim) *corev1.PersistentVolume {
 	e.t.Helper()
 	pv := &corev1.PersistentVolume{}
@@ -117,8 +116,8 @@ func (e *tenant) boundTo(pvc *corev1.PersistentVolumeClaim) *corev1.PersistentVo
 	return pv
 }
 
-// fill makes the claim and its pod, waits until the pod runs, writes a canary into its volume,
-// and returns the PersistentVolume, where the volume is, and the canary.
+// fill makes the claim and its pod, waits until the pod runs, and writes a canary into its volume. It returns the
+// PersistentVolume, the place of the volume, and the canary.
 func (e *tenant) fill(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) (pv *corev1.PersistentVolume, p place, mark string) {
 	e.t.Helper()
 	e.make(pvc)
@@ -130,8 +129,8 @@ func (e *tenant) fill(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) (pv *c
 	return pv, p, mark
 }
 
-// findVolume waits until the partition of a PersistentVolume is published as ready, and
-// holds that it is where the scheduler put it.
+// findVolume waits until the partition of a PersistentVolume is published as ready, and asserts that it is where the
+// scheduler put it.
 func (e *tenant) findVolume(pv *corev1.PersistentVolume) place {
 	e.t.Helper()
 	id := pv.Spec.CSI.VolumeHandle
@@ -149,8 +148,8 @@ func (e *tenant) findVolume(pv *corev1.PersistentVolume) place {
 	return p
 }
 
-// wiped waits until the volume of a deleted claim is gone, and holds that nothing of it is
-// left on the disk from then on: the PersistentVolume goes last.
+// wiped waits until the volume of a deleted claim is gone. The PersistentVolume is removed last, so from then on
+// nothing of the volume is left on the disk, which wiped asserts.
 func (e *tenant) wiped(pv *corev1.PersistentVolume, p place, marks ...string) {
 	e.t.Helper()
 	e.eventually("volume "+pv.Name+" is gone", func(ctx context.Context) error {
@@ -172,8 +171,8 @@ func (e *tenant) wiped(pv *corev1.PersistentVolume, p place, marks ...string) {
 	}
 }
 
-// noVolumes is nil when no claim and no PersistentVolume of the tenant is left. It frees those
-// from their claims that a test has retained.
+// noVolumes returns nil when no claim and no PersistentVolume of the tenant is left. It has volumes reclaimed that a
+// test has retained.
 func (e *tenant) noVolumes(ctx context.Context) error {
 	claims, volumes := &corev1.PersistentVolumeClaimList{}, &corev1.PersistentVolumeList{}
 	if err := errors.Join(e.client.List(ctx, claims, client.InNamespace(e.namespace)), e.client.List(ctx, volumes)); err != nil {
@@ -207,7 +206,7 @@ func (e *tenant) reclaim(ctx context.Context, pv *corev1.PersistentVolume) {
 	}
 }
 
-// noWarnings asserts that no component has warned of a claim of the tenant, or its volume.
+// noWarnings asserts that no component has written a warning about a claim of the tenant, or its volume.
 func (e *tenant) noWarnings() {
 	e.t.Helper()
 	events := &corev1.EventList{}

@@ -15,8 +15,8 @@ import (
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestClaimOfOtherScheduler: the claim of a pod that another scheduler places is served on the
-// node that was chosen, and given back where there is no room.
+// TestClaimOfOtherScheduler asserts that the claim of a pod that another scheduler places is served on the chosen node.
+// Where there is no room the node is rejected.
 func TestClaimOfOtherScheduler(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pvc := e.claim("data", ssd, "400Mi")
@@ -31,7 +31,7 @@ func TestClaimOfOtherScheduler(t *testing.T) {
 	}
 	e.isPartition(e.device(pod, "/data"), v1alpha1.FSTypeXFS, p)
 
-	// The stock scheduler does not know that this fits nowhere.
+	// The stock scheduler does not know that this fits on no node.
 	large := e.claim("large", ssd, "100Gi")
 	hopeless := e.podOf("hopeless", claimed("data", large))
 	hopeless.Spec.SchedulerName = corev1.DefaultSchedulerName
@@ -43,8 +43,8 @@ func TestClaimOfOtherScheduler(t *testing.T) {
 	}
 }
 
-// TestClaimsAndSchedulerKilled: a scheduler that is killed in the middle of binding claims leaves
-// none half bound, and no volume without a claim.
+// TestClaimsAndSchedulerKilled asserts that a scheduler that is killed in the middle of binding claims leaves none half
+// bound, and no volume without a claim.
 func TestClaimsAndSchedulerKilled(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	var claims []*corev1.PersistentVolumeClaim
@@ -87,8 +87,8 @@ func TestClaimsAndSchedulerKilled(t *testing.T) {
 	}
 }
 
-// TestClaimsAndAgentDown: what is deleted while the agent is away is wiped when it is back,
-// and what is bound meanwhile is made then.
+// TestClaimsAndAgentDown asserts that volumes deleted while the agent is down are wiped when it is back, and that
+// volumes bound meanwhile are made then.
 func TestClaimsAndAgentDown(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	const node = "node1"
@@ -140,9 +140,8 @@ func TestClaimsAndAgentDown(t *testing.T) {
 	}
 }
 
-// TestVolumeForgotten: a volume whose PersistentVolume is gone from the API, as after a loss
-// of etcd, stays on its disk without an owner. What the node prints of it brings it back,
-// with its data.
+// TestVolumeForgotten asserts that a volume whose PersistentVolume is lost from the API, as after a loss of etcd, stays
+// on its disk without an owner. The manifest that the node prints restores it with its data.
 func TestVolumeForgotten(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pvc := e.claim("data", ssd, "400Mi")
@@ -151,7 +150,7 @@ func TestVolumeForgotten(t *testing.T) {
 	e.delete(pod)
 	e.gone(pod)
 
-	// The object goes, and no component is asked.
+	// The object is removed without Berth's components.
 	if err := e.client.Patch(t.Context(), pv, client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"finalizers":null}}`))); err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +162,7 @@ func TestVolumeForgotten(t *testing.T) {
 		}
 		return nil
 	})
-	// The rest of the disk is in use, restarts of the agent included.
+	// The rest of the disk is used, also during restarts of the agent.
 	if err := errors.Join(e.cluster.KillAgent(p.node), e.cluster.StartAgent(t.Context(), p.node)); err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +196,7 @@ func TestVolumeForgotten(t *testing.T) {
 	e.wiped(now, p, mark)
 }
 
-// bringBack applies what the node prints of a volume.
+// bringBack applies the manifest that the node prints for a volume.
 func (e *tenant) bringBack(name string, p place) {
 	e.t.Helper()
 	out, err := e.cluster.Exec(e.t.Context(), p.node, e.cluster.Program("nodeagent"), "manifests",
@@ -219,7 +218,7 @@ func (e *tenant) bringBack(name string, p place) {
 	}
 }
 
-// TestBadClaims: claims that can't be answered say why, and harm no other pod.
+// TestBadClaims asserts that impossible claims get an event with the reason, and that other pods are not affected.
 func TestBadClaims(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	bad := map[string]struct {
@@ -272,8 +271,8 @@ func TestBadClaims(t *testing.T) {
 	e.eventually("all of the disks is free", e.allFree)
 }
 
-// TestClaimAndNodeDown: a volume whose claim is deleted while its node is down is kept until
-// the node is back and has wiped it.
+// TestClaimAndNodeDown asserts that a volume whose claim is deleted while its node is down is kept until the node is
+// back and has wiped it.
 func TestClaimAndNodeDown(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	const node = "node2"
@@ -285,7 +284,7 @@ func TestClaimAndNodeDown(t *testing.T) {
 	if err := e.cluster.PowerOff(t.Context(), node); err != nil {
 		t.Fatal(err)
 	}
-	// What a person does who knows that the node is down.
+	// An operator does this when the node is known to be down.
 	if err := e.client.Delete(t.Context(), pod, client.GracePeriodSeconds(0)); err != nil {
 		t.Fatal(err)
 	}

@@ -15,8 +15,7 @@ import (
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestRawBlock: a claim of a device, which begins as zeros, is the pod's as it is, and keeps
-// what was written to it.
+// TestRawBlock asserts that a raw block claim is a device of zeros in its pod, and keeps what is written to it.
 func TestRawBlock(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pvc := e.blockClaim("raw", ssd, "100Mi")
@@ -59,7 +58,7 @@ func asDevice(pod *corev1.Pod) {
 	main.VolumeMounts = nil
 }
 
-// TestGenericEphemeral: a claim that is made for the pod goes with it.
+// TestGenericEphemeral asserts that a claim that is made for a pod is deleted with it.
 func TestGenericEphemeral(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pod := e.podOf("pod", corev1.Volume{Name: "data", VolumeSource: corev1.VolumeSource{
@@ -81,8 +80,7 @@ func TestGenericEphemeral(t *testing.T) {
 	e.wiped(pv, p, mark)
 }
 
-// TestReadOnly: a pod that mounts a claim for reading can't write, beside one on the same
-// node that can.
+// TestReadOnly asserts that a pod that mounts a claim read-only cannot write, while another pod on the same node can.
 func TestReadOnly(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pvc := e.claim("shared", hdd, "100Mi")
@@ -114,8 +112,8 @@ func TestReadOnly(t *testing.T) {
 	e.holds(reader, mark)
 }
 
-// TestOwnedByGroup: a pod that is not root has its claim by its fsGroup, under the strictest
-// Pod Security level; another group gets it with what is in it.
+// TestOwnedByGroup asserts that a pod that is not root can use its claim by its fsGroup, under the strictest Pod
+// Security level. Another group gets the claim with its content.
 func TestOwnedByGroup(t *testing.T) {
 	e := newTenant(t, sharedCluster(t), "pod-security.kubernetes.io/enforce=restricted")
 	pvc := e.claim("data", ssd, "400Mi")
@@ -136,7 +134,7 @@ func TestOwnedByGroup(t *testing.T) {
 	}
 }
 
-// restrict makes the pod one that Pod Security level restricted allows.
+// restrict changes the pod so that Pod Security level restricted allows it.
 func restrict(pod *corev1.Pod, user, group int64) {
 	yes, no := true, false
 	pod.Spec.SecurityContext = &corev1.PodSecurityContext{
@@ -149,8 +147,8 @@ func restrict(pod *corev1.Pod, user, group int64) {
 	}
 }
 
-// TestRetained: a volume of policy Retain outlives its claim, is published meanwhile, and is
-// given to another claim with its data.
+// TestRetained asserts that a volume of policy Retain outlives its claim, is published meanwhile, and can be given to
+// another claim with its data.
 func TestRetained(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pvc := e.claim("first", retained, "400Mi")
@@ -164,7 +162,7 @@ func TestRetained(t *testing.T) {
 		t.Errorf("the volume was %+v, now it is %+v", p.allocation, again.allocation)
 	}
 
-	// What a person does who wants it again.
+	// An operator does this to use the volume again.
 	if err := e.client.Patch(t.Context(), pv, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"claimRef":null}}`))); err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +199,7 @@ func TestRetained(t *testing.T) {
 	e.wiped(pv, p, mark)
 }
 
-// inPhase is nil when the PersistentVolume is in the phase.
+// inPhase returns nil when the PersistentVolume is in the phase.
 func (e *tenant) inPhase(ctx context.Context, pv *corev1.PersistentVolume, want corev1.PersistentVolumePhase) error {
 	if err := e.client.Get(ctx, client.ObjectKeyFromObject(pv), pv); err != nil {
 		return err
@@ -212,8 +210,8 @@ func (e *tenant) inPhase(ctx context.Context, pv *corev1.PersistentVolume, want 
 	return nil
 }
 
-// TestAllKinds: a pod with an inline volume, a claim, an ephemeral claim, and a claim of another
-// driver, which binds it to the node where that one's volume is.
+// TestAllKinds runs a pod with an inline volume, a claim, an ephemeral claim, and a claim of another driver. The other
+// driver's volume restricts the pod to its node.
 func TestAllKinds(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	const node = "node2"
@@ -267,7 +265,7 @@ func TestAllKinds(t *testing.T) {
 	e.wiped(pv, places["claim"], mark)
 }
 
-// localVolume is a folder of a node as a PersistentVolume, of another driver.
+// localVolume is a folder of a node as a PersistentVolume of another driver.
 func (e *tenant) localVolume(node string) *corev1.PersistentVolume {
 	e.t.Helper()
 	folder := "/var/lib/" + e.namespace
@@ -294,8 +292,8 @@ func (e *tenant) localVolume(node string) *corev1.PersistentVolume {
 	return pv
 }
 
-// TestLastSpace: of two claims that want the last space only one gets it, the other waits
-// with a reason, and gets it when the first is gone and wiped.
+// TestLastSpace asserts that of two claims for the last space only one gets it. The other waits with a reason, and gets
+// the space when the first is deleted and wiped.
 func TestLastSpace(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	var claims []*corev1.PersistentVolumeClaim
@@ -329,7 +327,7 @@ func TestLastSpace(t *testing.T) {
 	mark := canary(e)
 	e.write(run[0], mark)
 
-	// The pod is not what holds the space.
+	// Deleting the pod alone does not free the space.
 	e.delete(run[0])
 	e.gone(run[0])
 	if err := e.isReady(t.Context(), wait[0]); err == nil {
@@ -345,8 +343,8 @@ func TestLastSpace(t *testing.T) {
 	}
 }
 
-// TestClaimInUse: a claim that is deleted while its pod runs stays until the pod is gone, and a
-// PersistentVolume that is deleted stays until its claim is.
+// TestClaimInUse asserts that a claim that is deleted while its pod runs stays until the pod is gone. A
+// PersistentVolume that is deleted stays until its claim is gone.
 func TestClaimInUse(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pvc := e.claim("data", ssd, "400Mi")
@@ -357,7 +355,7 @@ func TestClaimInUse(t *testing.T) {
 	other.Spec.NodeSelector = map[string]string{corev1.LabelHostname: p.node}
 	e.create(other)
 	e.ready(other)
-	// The agent has seen the deletion long since.
+	// The agent has seen the deletion by now.
 	e.restart(pod)
 	e.holds(pod, mark)
 	if err := e.client.Get(t.Context(), client.ObjectKeyFromObject(pvc), pvc); err != nil || pvc.DeletionTimestamp == nil {

@@ -18,20 +18,20 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// raws are raw block volumes of pods on movedNode, beside the node's own disks. The kubelet has a
-// loop device over each, which a class selects.
+// raws are raw block volumes of pods on movedNode, beside the node's own disks. The kubelet puts a loop device over
+// each of them, which a class selects.
 type raws struct {
 	*tenant
-	// pods have the volumes, keeper a file system on a disk that serves all the time.
+	// pods have the volumes. keeper has a file system on a disk that serves all the time.
 	pods   []*corev1.Pod
 	keeper *corev1.Pod
 	// disks are the devices of the node's own disks, by their IDs.
 	disks map[string]string
 }
 
-// copies asserts that what a pod writes into its raw block volume makes no disk of it: nothing, a
-// copy of one of the node's disks, or only that disk's table. The node's disks serve, and the one
-// that was copied serves again after it was missing, over restarts of the agent.
+// copies asserts that a raw block volume never becomes a disk, for any content that its pod writes. The contents are
+// nothing, a copy of one of the node's disks, and only that disk's table. The node's disks serve. The one that was
+// copied serves again after it was missing, also after restarts of the agent.
 func copies(e *tenant) {
 	t := e.t
 	r := &raws{tenant: e, disks: map[string]string{}}
@@ -66,7 +66,7 @@ func copies(e *tenant) {
 	r.restart()
 	r.looked("after a restart of the agent", kept)
 
-	// The disk is away, first as far as that is possible while the agent has it open.
+	// The disk is detached, first as far as that is possible while the agent has it open.
 	e.delete(user)
 	e.gone(user)
 	unmounted(e, p)
@@ -74,7 +74,7 @@ func copies(e *tenant) {
 	r.is(p.disk.ID, v1alpha1.DiskFailed)
 	r.looked("while the disk is missing", kept)
 	detach(e, p.machine.Path)
-	// The next loop device of the kubelet gets the number that is free now.
+	// The kubelet's next loop device gets the number that is free now.
 	again := r.rawPod("copy-again", "copy", folder)
 	e.delete(r.pods[0])
 	e.gone(r.pods[0])
@@ -98,12 +98,12 @@ func copies(e *tenant) {
 	if now := e.findVolume(pv); now.allocation != p.allocation || now.disk.ID != p.disk.ID {
 		t.Errorf("the volume was at %v, now it is at %v", p, now)
 	}
-	// The table that was written is all that is there.
+	// The volume has only the table that was written.
 	e.exec(r.pods[0], "cmp /forged/copy /dev/copy")
 	e.exec(r.pods[1], "cmp -n $(stat -c %s /forged/table) /forged/table /dev/table")
 }
 
-// forge puts a copy of the disk, and one of its table alone, into a folder of the node.
+// forge writes a copy of the disk, and one of its table alone, into a folder of the node.
 func (r *raws) forge(d cluster.Disk, folder string) {
 	r.t.Helper()
 	const table = "2"
@@ -118,8 +118,8 @@ func (r *raws) forge(d cluster.Disk, folder string) {
 	}
 }
 
-// rawPod makes a pod with a raw block volume of the size of the small disk, and with the folder. The
-// claim may be there already.
+// rawPod makes a pod with a raw block volume of the size of the small disk, and with the folder. The claim may exist
+// already.
 func (r *raws) rawPod(name, claim, folder string) *corev1.Pod {
 	r.t.Helper()
 	pvc := r.blockClaim(claim, large, "61Mi")
@@ -143,9 +143,9 @@ func (r *raws) restart() {
 	}
 }
 
-// looked waits until a blank device, of the class that selects the kubelet's loop devices, is taken:
-// the agent has looked at all devices since. It asserts that the disks are still the node's own, that
-// the kubelet's loop devices are not even listed, and that the disks serve.
+// looked waits until a blank device, of the class that selects the kubelet's loop devices, is taken: then the agent has
+// scanned all devices. It asserts that the disks are still the node's own, and that they serve. The kubelet's loop
+// devices must not even be listed.
 func (r *raws) looked(when, kept string) {
 	r.t.Helper()
 	own := addDisk(r.t, r.cluster, smallSize)
@@ -192,8 +192,8 @@ func (r *raws) is(id string, state v1alpha1.DiskState) {
 	})
 }
 
-// unmounted waits until the volume is mounted in no mount namespace: the kubelet unmounts the staging
-// path of a claim after the pod is gone.
+// unmounted waits until the volume is mounted in no mount namespace: the kubelet unmounts the staging path of a claim
+// after the pod is gone.
 func unmounted(e *tenant, p place) {
 	e.t.Helper()
 	parts, err := filepath.Glob("/sys/block/" + filepath.Base(p.machine.Path) + "/*/start")
@@ -217,7 +217,7 @@ func unmounted(e *tenant, p place) {
 	e.t.Fatalf("the kernel has no partition at %v: this test shows nothing", p)
 }
 
-// detach takes a loop device away once the agent has closed its meta partition.
+// detach detaches a loop device once the agent has closed its meta partition.
 func detach(e *tenant, device string) {
 	e.t.Helper()
 	testenv.ForgetPartitions(e.t, device)
@@ -231,7 +231,7 @@ func detach(e *tenant, device string) {
 	})
 }
 
-// attach brings back a disk that was detached, under any name, which it returns.
+// attach attaches a disk again that was detached, under any name, which it returns.
 func (r *raws) attach(d cluster.Disk) string {
 	r.t.Helper()
 	n, err := r.cluster.Node(movedNode)

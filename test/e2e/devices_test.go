@@ -30,17 +30,16 @@ const (
 	heldNode = "held"
 	held     = "held"
 
-	// movedNode has its kubelet's folder at another place, one large disk and one small one.
+	// movedNode has its kubelet's folder at another path, a large disk and a small one.
 	movedNode = "moved"
 	movedRoot = "/var/lib/k0s/kubelet"
 	large     = "large"
 	small     = "small"
-	smallSize = 61 * mib // of no other test's loop devices
+	smallSize = 61 * mib // no other test has loop devices of this size
 )
 
-// TestDevices shows, with agents that look at all devices of the machine (no --devices), what they
-// do beside other programs that use devices. All nodes have the same devices, so each class names
-// its node, and paths or a size that nothing else has.
+// TestDevices has agents that use all devices of the machine (no --devices), beside other programs that use devices.
+// All nodes have the same devices, so each class names its node, and paths or a size that no other device has.
 func TestDevices(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "containerd", "runc", "blkid", "mkfs.ext4", "losetup", "delpart", "mkswap", "swapon", "sha256sum")
@@ -101,9 +100,8 @@ func ofSize(class *v1alpha1.DiskClass, size int64) *v1alpha1.DiskClass {
 	return class
 }
 
-// otherDriver asserts that not a byte is written to the volumes of another driver. It attaches 100
-// blank devices that a class selects, and formats each three seconds later. The agent is killed
-// and comes back meanwhile.
+// otherDriver asserts that no byte is written to the volumes of another driver. It attaches 100 blank devices that a
+// class selects, and formats each three seconds later. The agent is killed and started again meanwhile.
 func otherDriver(t *testing.T, c *cluster.Cluster) {
 	const (
 		volumes = 100
@@ -136,7 +134,7 @@ func otherDriver(t *testing.T, c *cluster.Cluster) {
 		d, attached := addDisk(t, c, size), time.Now()
 		images[i] = d.File
 		group.Go(func() error {
-			<-time.After(delay) // what the driver takes
+			<-time.After(delay) // the time that the driver takes
 			if err := programs.Acquire(ctx, 1); err != nil {
 				return err
 			}
@@ -153,7 +151,7 @@ func otherDriver(t *testing.T, c *cluster.Cluster) {
 			return noTable(d)
 		})
 	}
-	// Of the same kind, and of no driver: the class would take the others as well.
+	// A device of the same kind that belongs to no driver. The class would take the others as well.
 	blank := addDisk(t, c, size)
 	if err := group.Wait(); err != nil {
 		t.Fatal(err)
@@ -180,7 +178,7 @@ func otherDriver(t *testing.T, c *cluster.Cluster) {
 		}
 	}
 	unchanged("after the grace period", blank)
-	// What is formatted needs no grace period.
+	// Formatted devices do not depend on the grace period.
 	atOnce := client.MergeFrom(class.DeepCopy())
 	class.Spec.NewDeviceGrace.Duration = 0
 	if err := errors.Join(c.Client().Patch(ctx, class, atOnce), c.KillAgent(movedNode), c.StartAgent(ctx, movedNode)); err != nil {
@@ -207,7 +205,7 @@ func addDisk(t *testing.T, c *cluster.Cluster, size int64) cluster.Disk {
 	return d
 }
 
-// isHole is nil if nothing was ever written to the disk.
+// isHole returns nil if nothing was ever written to the disk.
 func isHole(d cluster.Disk) error {
 	at := int64(-1)
 	err := scanImage(d.File, whole(d), func(offset int64, _ []byte) bool {
@@ -220,7 +218,7 @@ func isHole(d cluster.Disk) error {
 	return err
 }
 
-// noTable is nil if no partition table is anywhere on the disk.
+// noTable returns nil if no partition table is anywhere on the disk.
 func noTable(d cluster.Disk) error {
 	found := false
 	err := scanImage(d.File, whole(d), func(_ int64, data []byte) bool {
@@ -233,7 +231,7 @@ func noTable(d cluster.Disk) error {
 	return err
 }
 
-// serves is nil when the device is a disk in service on its node.
+// serves returns nil when the device is a disk in service on its node.
 func serves(ctx context.Context, c *cluster.Cluster, d cluster.Disk) error {
 	ndc := &v1alpha1.NodeDiskCapacity{}
 	if err := c.Client().Get(ctx, client.ObjectKey{Name: movedNode}, ndc); err != nil {

@@ -20,7 +20,7 @@ import (
 	"github.com/berthdev/berth/test/cluster"
 )
 
-// place is where a volume is: as its node has published it, and as this machine sees it.
+// place is where a volume is: as its node has published it, and as this machine has it.
 type place struct {
 	node       string
 	disk       v1alpha1.Disk
@@ -106,15 +106,15 @@ func (e *tenant) asRecorded(pod *corev1.Pod, volume string, p place) {
 	}
 }
 
-// device is what a pod has mounted on a directory.
+// device is the device that a pod has mounted on a directory.
 func (e *tenant) device(pod *corev1.Pod, directory string) string {
 	e.t.Helper()
 	device, _, _ := strings.Cut(e.exec(pod, "grep ' "+directory+" ' /proc/mounts"), " ")
 	return device
 }
 
-// isPartition fails the test unless the device is, for the kernel and for blkid, the
-// partition of that place with such a file system.
+// isPartition fails the test unless the device is the partition of that place with that file system, for the kernel and
+// for blkid.
 func (e *tenant) isPartition(device, fsType string, p place) {
 	e.t.Helper()
 	if !strings.HasPrefix(device, p.machine.Path+"p") {
@@ -131,15 +131,14 @@ func (e *tenant) isPartition(device, fsType string, p place) {
 	}
 	sysfs := filepath.Join("/sys/class/block", filepath.Base(device))
 	for attribute, want := range map[string]int64{"start": p.allocation.Start, "size": p.allocation.Length} {
-		// sysfs counts in 512 bytes, whatever the sectors are.
+		// sysfs counts in units of 512 bytes, for every sector size.
 		if got := readTrimmed(e.t, filepath.Join(sysfs, attribute)); got != strconv.FormatInt(want/512, 10) {
 			e.t.Errorf("%s of %s is %s units, published are %d bytes", attribute, device, got, want)
 		}
 	}
 }
 
-// isFree waits until the place is published as free, and then holds that nothing is
-// left there.
+// isFree waits until the place is published as free, and then asserts that nothing is left there.
 func (e *tenant) isFree(p place) {
 	e.t.Helper()
 	e.eventually(p.String()+" is free again", func(ctx context.Context) error {
@@ -164,7 +163,7 @@ func (e *tenant) isFree(p place) {
 	}
 }
 
-// partition is the device that the kernel has of the place; empty if there is none.
+// partition is the kernel's device for the place. It is empty if there is none.
 func (e *tenant) partition(p place) string {
 	e.t.Helper()
 	attached, err := filepath.Glob("/sys/class/block/" + p.disk.Device + "p*/start")
@@ -172,7 +171,7 @@ func (e *tenant) partition(p place) string {
 		e.t.Fatal(err)
 	}
 	for _, start := range attached {
-		// sysfs counts in 512 bytes, whatever the sectors are.
+		// sysfs counts in units of 512 bytes, for every sector size.
 		if text, err := os.ReadFile(start); err == nil && strings.TrimSpace(string(text)) == strconv.FormatInt(p.allocation.Start/512, 10) {
 			return "/dev/" + filepath.Base(filepath.Dir(start))
 		}
@@ -180,7 +179,7 @@ func (e *tenant) partition(p place) string {
 	return ""
 }
 
-// firstNonZero reads the raw image of a disk, past everything that Berth is.
+// firstNonZero reads the raw image of a disk, without any code of Berth.
 func firstNonZero(t *testing.T, image string, x v1alpha1.Extent) (int64, bool) {
 	t.Helper()
 	zeros := make([]byte, mib)
@@ -213,8 +212,8 @@ func scan(t *testing.T, image string, x v1alpha1.Extent, visit func(offset int64
 	}
 }
 
-// scanImage calls visit with the parts of the image's extent that are not holes, a MiB at most
-// at a time, as long as it wants more.
+// scanImage calls visit with the parts of the image's extent that are not holes, as long as visit returns true. A part
+// is at most a MiB.
 func scanImage(image string, x v1alpha1.Extent, visit func(offset int64, data []byte) bool) error {
 	f, err := os.Open(image)
 	if err != nil {

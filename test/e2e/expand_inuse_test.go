@@ -11,8 +11,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// TestExpandInUse: an ext4 volume of a running pod grows at once where the kernel lets the
-// agent; elsewhere the claim says that it waits, the pod runs on, and the next one has it all.
+// TestExpandInUse asserts that an ext4 volume of a running pod grows at once where the kernel allows the agent to grow
+// it. Elsewhere the claim has a condition, the pod runs on, and the next pod has the new size.
 func TestExpandInUse(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pvc := e.claim("data", hdd, "200Mi")
@@ -61,8 +61,8 @@ func TestExpandInUse(t *testing.T) {
 	}
 }
 
-// mayGrowMounted reports whether the kernel lets the processes of this test, the agents
-// among them, grow a mounted ext4.
+// mayGrowMounted reports whether the kernel allows the processes of this test, including the agents, to grow a mounted
+// ext4.
 func mayGrowMounted(t *testing.T) bool {
 	t.Helper()
 	status, err := os.ReadFile("/proc/self/status")

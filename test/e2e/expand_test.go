@@ -14,7 +14,7 @@ import (
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestExpandMounted: an xfs volume grows under the running pod.
+// TestExpandMounted asserts that an xfs volume grows under the running pod.
 func TestExpandMounted(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pvc := e.claim("data", ssd, "400Mi")
@@ -43,7 +43,7 @@ func TestExpandMounted(t *testing.T) {
 	e.wiped(e.volumeOf(pvc), after, mark)
 }
 
-// TestExpandAtNextMount: an ext4 volume whose pod is gone grows when the next one mounts it.
+// TestExpandAtNextMount asserts that an ext4 volume whose pod is gone grows when the next one mounts it.
 func TestExpandAtNextMount(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pvc := e.claim("data", hdd, "200Mi")
@@ -77,7 +77,7 @@ func TestExpandAtNextMount(t *testing.T) {
 	}
 }
 
-// TestExpandBlock: a raw volume grows under the running pod.
+// TestExpandBlock asserts that a raw volume grows under the running pod.
 func TestExpandBlock(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pvc := e.blockClaim("raw", ssd, "100Mi")
@@ -98,8 +98,8 @@ func TestExpandBlock(t *testing.T) {
 	}
 }
 
-// TestExpandTooFar: a claim that wants more than follows its volume stays as it is, says how
-// much it could have, and grows when there is room.
+// TestExpandTooFar asserts that a claim that requests more than the free space behind its volume does not change. Its
+// status says how much it could have, and it grows when there is room.
 func TestExpandTooFar(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	on := map[string]string{corev1.LabelHostname: "node1"}
@@ -136,7 +136,7 @@ func TestExpandTooFar(t *testing.T) {
 	}
 }
 
-// cannotGrow waits until the claim's status says why it stays as it is.
+// cannotGrow waits until the claim's status says why it does not change.
 func (e *tenant) cannotGrow(pvc *corev1.PersistentVolumeClaim) {
 	e.t.Helper()
 	e.eventually("claim "+pvc.Name+" says that it cannot grow", func(ctx context.Context) error {
@@ -156,7 +156,7 @@ func (e *tenant) cannotGrow(pvc *corev1.PersistentVolumeClaim) {
 	}
 }
 
-// expand asks for more.
+// expand requests a larger size.
 func (e *tenant) expand(pvc *corev1.PersistentVolumeClaim, size string) {
 	e.t.Helper()
 	before := pvc.DeepCopy()
@@ -183,7 +183,7 @@ func (e *tenant) hasGrown(pvc *corev1.PersistentVolumeClaim, size int64) {
 	if capacity := pv.Spec.Capacity[corev1.ResourceStorage]; capacity.Value() != size {
 		e.t.Errorf("volume %s has capacity %s, want %d", pv.Name, capacity.String(), size)
 	}
-	// No component waits for that, so the node takes a second.
+	// No component waits for that, so the node publishes it after a second.
 	e.eventually("volume "+pv.Name+" is published with its new size", func(ctx context.Context) error {
 		status, err := e.published(ctx, pv.Labels[v1alpha1.LabelNode])
 		if err != nil {

@@ -20,21 +20,21 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// heldVolume is a volume whose pod goes, and that something else holds.
+// heldVolume is a volume whose pod is deleted, and that something else holds.
 type heldVolume struct {
 	what string
 	pod  *corev1.Pod
 	place
-	// words are what the report says of the holder.
+	// words are in the report about the holder.
 	words []string
-	// release ends the holder; it may be called more than once.
+	// release ends the holder. It may be called more than once.
 	release func()
 	// reported is true when the condition names the holder, free when the space is published as free.
 	reported, free bool
 }
 
-// holders asserts that a volume which something holds is not wiped, its space not free, and its
-// holder named; and that it is wiped once, before its space is free, when the holder has released it.
+// holders asserts that a volume which something holds is not wiped, that its space is not free, and that its holder is
+// reported. When the holder has released it, the volume is wiped once, before its space is free.
 func holders(e *tenant) {
 	t := e.t
 	mark := canary(e)
@@ -100,11 +100,11 @@ func holders(e *tenant) {
 	})
 }
 
-// follow looks at everything that the node publishes until all volumes are as wanted. Space that is
-// published as free must be zero at that moment.
+// follow checks everything that the node publishes until all volumes are as wanted. Space that is published as free
+// must be zero at that moment.
 func (e *tenant) follow(seen watch.Interface, volumes []*heldVolume, what string, done func(*heldVolume) bool) {
 	e.t.Helper()
-	// A holder is reported after a minute, at the next try, which is half a minute away at most.
+	// A holder is reported after a minute, at the next try, which is at most half a minute later.
 	deadline := time.After(2 * patience)
 	for {
 		var left []string
@@ -131,7 +131,7 @@ func (e *tenant) follow(seen watch.Interface, volumes []*heldVolume, what string
 	}
 }
 
-// look notes what the node publishes of the volume.
+// look notes the volume's state in the published status.
 func (v *heldVolume) look(e *tenant, s *v1alpha1.NodeDiskCapacityStatus) {
 	e.t.Helper()
 	c := meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionReclaimBlocked)
@@ -152,8 +152,7 @@ func (v *heldVolume) look(e *tenant, s *v1alpha1.NodeDiskCapacityStatus) {
 	}
 }
 
-// reportsOf are the node's events with that reason and all of the words, and how often they were
-// reported.
+// reportsOf returns the node's events with that reason and all of the words, and how often they were reported.
 func (e *tenant) reportsOf(reason string, words ...string) (n int, messages []string) {
 	e.t.Helper()
 	events := &corev1.EventList{}
@@ -173,7 +172,7 @@ func (e *tenant) reportsOf(reason string, words ...string) (n int, messages []st
 	return n, messages
 }
 
-// mountedVolume is a pod with a volume that has the mark in it.
+// mountedVolume is a pod with a volume that contains the mark.
 func (e *tenant) mountedVolume(name, mark string) *heldVolume {
 	e.t.Helper()
 	pod := e.podOf(name, volume("data", held, "48Mi", v1alpha1.FSTypeExt4))
@@ -183,7 +182,7 @@ func (e *tenant) mountedVolume(name, mark string) *heldVolume {
 	return &heldVolume{what: name, pod: pod, place: e.find(pod, "data")}
 }
 
-// endsBy says how the holder releases the volume, at the end of the test at the latest.
+// endsBy sets how the holder releases the volume, at the end of the test at the latest.
 func (v *heldVolume) endsBy(e *tenant, release func()) {
 	v.release = sync.OnceFunc(release)
 	e.t.Cleanup(v.release)
@@ -199,7 +198,7 @@ func (e *tenant) leakedLoop(mark string) *heldVolume {
 	return v
 }
 
-// copiedMount has a pod that observes the node, with a copy of the volume's mount.
+// copiedMount has a pod that monitors the node, with a copy of the volume's mount.
 func (e *tenant) copiedMount(mark string) *heldVolume {
 	e.t.Helper()
 	v := e.mountedVolume("copied-mount", mark)

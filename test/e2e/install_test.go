@@ -23,8 +23,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// TestInstallation installs Berth as a user does, with the images and manifests as they
-// are shipped, into a cluster with Kubernetes' own scheduler, and uses it.
+// TestInstallation installs Berth like a user, with the shipped images and manifests, into a cluster with Kubernetes'
+// own scheduler, and uses it.
 func TestInstallation(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "make", "ctr")
@@ -69,7 +69,7 @@ func TestInstallation(t *testing.T) {
 	pod, placed := useInstallation(e)
 	claimInInstallation(e)
 
-	// New agents take over what runs.
+	// New agents continue with the running pods.
 	e.noComplaints()
 	failOver(e)
 	mark := canary(e)
@@ -90,15 +90,14 @@ func TestInstallation(t *testing.T) {
 	e.noComplaints()
 }
 
-// useInstallation runs a pod of profile berth and one that the node places itself, and
-// has the kernel tell the agent of a change.
+// useInstallation runs a pod of profile berth and one that the node places itself. It also has the kernel report a
+// change of a device to the agent.
 func useInstallation(e *tenant) (pod, placed *corev1.Pod) {
 	e.t.Helper()
 	pod = e.podOf("scheduled", volume("data", pair, "300Mi", "xfs"))
 	placed = e.podOf("placed", volume("data", pair, "300Mi", "ext4"))
 	placed.Spec.SchedulerName = corev1.DefaultSchedulerName
-	// One after the other: at the same time both may choose the same extent, and then the
-	// node moves the one that comes second.
+	// One after the other: at the same time both may choose the same extent, and then the node moves the second one.
 	e.create(pod)
 	e.ready(pod)
 	p := e.find(pod, "data")
@@ -109,7 +108,7 @@ func useInstallation(e *tenant) (pod, placed *corev1.Pod) {
 	e.isPartition(e.device(placed, "/data"), "ext4", e.find(placed, "data"))
 	e.event(placed, "VolumePlaced", "data")
 
-	// The kernel's messages about devices reach the agent in its pod.
+	// The kernel's events about devices reach the agent in its pod.
 	limit(e.t, p.machine.Path, uint64(mib))
 	defer limit(e.t, p.machine.Path, 0)
 	e.eventually("the agent sees a disk go", func(ctx context.Context) error { return inService(ctx, e.client, 3) })
@@ -119,9 +118,8 @@ func useInstallation(e *tenant) (pod, placed *corev1.Pod) {
 	return pod, placed
 }
 
-// claimInInstallation has claims served, grown and wiped by Berth's own programs, in their
-// images and with their rights: of a pod of profile berth, and of one of the cluster's own
-// scheduler.
+// claimInInstallation has claims served, grown and wiped by Berth's own programs, in their images and with their
+// permissions. One is of a pod of profile berth, and one of a pod of the cluster's own scheduler.
 func claimInInstallation(e *tenant) {
 	e.t.Helper()
 	for profile, fsType := range map[string]string{"berth": v1alpha1.FSTypeXFS, corev1.DefaultSchedulerName: v1alpha1.FSTypeExt4} {
@@ -138,7 +136,7 @@ func claimInInstallation(e *tenant) {
 		e.write(pod, mark)
 		e.expand(pvc, "400Mi")
 		if fsType == v1alpha1.FSTypeExt4 {
-			// Mounted it may not be allowed to grow.
+			// It may not be allowed to grow while it is mounted.
 			e.delete(pod)
 			e.gone(pod)
 			pod = e.podOf(fsType+"-again", claimed("data", pvc))
@@ -156,7 +154,7 @@ func claimInInstallation(e *tenant) {
 	}
 }
 
-// failOver removes the scheduler that leads, and has the other one place a pod.
+// failOver deletes the leading scheduler, and has the other one place a pod.
 func failOver(e *tenant) {
 	e.t.Helper()
 	leader, err := e.leader(e.t.Context())
@@ -168,7 +166,7 @@ func failOver(e *tenant) {
 	if err := e.client.Delete(e.t.Context(), pod, client.GracePeriodSeconds(0)); err != nil {
 		e.t.Fatal(err)
 	}
-	// Before that, the one that is ending may still work.
+	// Before that, the old leader may still work.
 	e.eventually("the other scheduler leads", func(ctx context.Context) error {
 		now, err := e.leader(ctx)
 		if err == nil && now == leader {
@@ -196,7 +194,7 @@ func (e *tenant) leader(ctx context.Context) (string, error) {
 	return pod, nil
 }
 
-// images makes the container images and gives them to the nodes: there is no registry.
+// images makes the container images and imports them on the nodes: there is no registry.
 func images(t *testing.T, c *cluster.Cluster, repository string) {
 	t.Helper()
 	build := exec.CommandContext(t.Context(), "make", "--no-print-directory", "images")
@@ -214,8 +212,8 @@ func images(t *testing.T, c *cluster.Cluster, repository string) {
 	}
 }
 
-// linkDisks makes links to the disks by the names of their nodes, and returns their
-// folder: all nodes share /dev here, so each agent needs the names of its own disks.
+// linkDisks makes links to the disks by the names of their nodes, and returns their folder. All nodes share /dev here,
+// so each agent needs the names of its own disks.
 func linkDisks(t *testing.T, c *cluster.Cluster) string {
 	t.Helper()
 	folder := fmt.Sprintf("/dev/disk/by-berth-%d", os.Getpid())
@@ -237,8 +235,8 @@ func linkDisks(t *testing.T, c *cluster.Cluster) string {
 	return folder
 }
 
-// overlay is the shipped kustomization with what only this cluster needs: the agents'
-// disks, and the way to the API server, since nothing routes the addresses of services.
+// overlay is the shipped kustomization with the agents' disks and the address of the API server. In this cluster
+// nothing routes the addresses of services.
 func overlay(t *testing.T, c *cluster.Cluster, repository, links string) string {
 	t.Helper()
 	server, err := url.Parse(c.RESTConfig().Host)
@@ -277,7 +275,7 @@ patches:
 	return folder
 }
 
-// rolledOut is nil when the agents and the schedulers of the newest generation are up.
+// rolledOut returns nil when the agents and the schedulers of the newest generation run.
 func (e *tenant) rolledOut(ctx context.Context) error {
 	agents := &appsv1.DaemonSet{}
 	if err := e.client.Get(ctx, client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: "berth-nodeagent"}, agents); err != nil {
@@ -297,7 +295,7 @@ func (e *tenant) rolledOut(ctx context.Context) error {
 	return nil
 }
 
-// noComplaints holds that Berth's programs have all rights they need and never died.
+// noComplaints asserts that Berth's programs have all permissions that they need and were never restarted.
 func (e *tenant) noComplaints() {
 	e.t.Helper()
 	pods := &corev1.PodList{}

@@ -11,9 +11,8 @@ import (
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// kubeletDir asserts that a kubelet with another folder works if the agent has been given that
-// folder, and that an agent which would mount where the node does not see it says so and mounts
-// and makes nothing.
+// kubeletDir asserts that a kubelet with another folder works if the agent has that folder. An agent that would mount
+// where the node does not see it reports that, and mounts and makes nothing.
 func kubeletDir(e *tenant) {
 	t := e.t
 	pod := e.podOf("pod", volume("data", large, "64Mi", v1alpha1.FSTypeExt4))
@@ -24,7 +23,7 @@ func kubeletDir(e *tenant) {
 	e.write(pod, mark)
 	before := e.on("grep /dev/loop /proc/mounts | sort")
 
-	// The second is on every node, for the sockets of device plugins. The third was a kubelet's once.
+	// The second exists on every node, for the sockets of device plugins. The third was a kubelet's once.
 	const none, plugins, wrong = "/var/lib/none", "/var/lib/kubelet", "/var/lib/wrong"
 	start := func(args ...string) error { return e.cluster.StartAgent(t.Context(), movedNode, args...) }
 	for _, refused := range []struct {
@@ -38,7 +37,7 @@ func kubeletDir(e *tenant) {
 		if err := e.cluster.KillAgent(movedNode); err != nil {
 			t.Fatal(err)
 		}
-		// The driver may still be registered when the agent ends, so both are right.
+		// The driver may still be registered when the agent ends, so both results are right.
 		_ = refused.begin()
 		e.eventually("the agent says: "+refused.says, func(context.Context) error { return e.logged(movedNode, refused.says) })
 	}
@@ -47,7 +46,7 @@ func kubeletDir(e *tenant) {
 		t.Errorf("in %s there is %s", plugins, found)
 	}
 
-	// The kubelet meets this one, and has it mount.
+	// The kubelet finds this one, and calls it.
 	e.on("mkdir -p " + wrong + "/pods")
 	sockets := []string{"--csi-socket=" + filepath.Join(movedRoot, "plugins", v1alpha1.DriverName, "csi.sock"), "--registration-dir=" + filepath.Join(movedRoot, "plugins_registry")}
 	if err := errors.Join(e.cluster.KillAgent(movedNode), start(append(sockets, "--kubelet-dir="+wrong)...)); err != nil {
@@ -81,7 +80,7 @@ func kubeletDir(e *tenant) {
 	e.holds(pod, mark)
 }
 
-// on runs a shell command on movedNode and returns what it printed.
+// on runs a shell command on movedNode and returns its output.
 func (e *tenant) on(command string) string {
 	e.t.Helper()
 	out, err := e.cluster.Exec(e.t.Context(), movedNode, "sh", "-c", command)
@@ -91,7 +90,7 @@ func (e *tenant) on(command string) string {
 	return strings.TrimSpace(out)
 }
 
-// logged is nil when the node's agent has logged the text.
+// logged returns nil when the node's agent has logged the text.
 func (e *tenant) logged(node, text string) error {
 	log, err := os.ReadFile(filepath.Join(e.cluster.LogDir(), "agent-"+node+".log"))
 	if err != nil {

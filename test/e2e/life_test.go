@@ -13,8 +13,8 @@ import (
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestLife follows a volume from the pod's creation to the wiped extent, seen from
-// within the pod, from its node, and from the API.
+// TestLife follows a volume from the pod's creation to the wiped extent, from within the pod, from its node, and from
+// the API.
 func TestLife(t *testing.T) {
 	c := sharedCluster(t)
 	for class, sector := range map[string]int{sector512: 512, sector4096: 4096} {
@@ -67,8 +67,8 @@ func life(e *tenant, class string, sector int, fsType string) {
 	}
 }
 
-// sizeInside holds that df shows about the size asked for: the file system needs some
-// of it for itself (xfs a log of 64 MiB).
+// sizeInside asserts that df shows about the requested size: the file system needs some of it for itself (xfs a log of
+// 64 MiB).
 func sizeInside(e *tenant, pod *corev1.Pod, device string, size int64) {
 	e.t.Helper()
 	shown, got := e.mounted(pod)
@@ -80,7 +80,7 @@ func sizeInside(e *tenant, pod *corev1.Pod, device string, size int64) {
 	}
 }
 
-// mounted is the device that the pod has on /data, and the size of its file system.
+// mounted returns the device that the pod has on /data, and the size of its file system.
 func (e *tenant) mounted(pod *corev1.Pod) (device string, size int64) {
 	e.t.Helper()
 	lines := strings.Split(e.exec(pod, "df -k /data"), "\n")
@@ -95,8 +95,8 @@ func (e *tenant) mounted(pod *corev1.Pod) (device string, size int64) {
 	return fields[0], kib << 10
 }
 
-// TestNothingOfThePast: a pod that gets the very bytes of another one's volume finds
-// nothing of it, neither in the file system nor below it.
+// TestNothingOfThePast asserts that a pod that gets the extent of another one's volume finds nothing of it, neither in
+// the file system nor below it.
 func TestNothingOfThePast(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	first := e.podOf("first", volume("data", pair, "300Mi", "ext4"))
@@ -106,7 +106,7 @@ func TestNothingOfThePast(t *testing.T) {
 	mark := canary(e)
 	e.write(first, mark)
 	e.delete(first)
-	// At once: the wipe may still be going on when it is created.
+	// At once: the wipe may still be in progress when it is created.
 	second := e.podOf("second", volume("data", pair, "300Mi", "ext4"))
 	e.create(second)
 	e.ready(second)
@@ -118,7 +118,7 @@ func TestNothingOfThePast(t *testing.T) {
 	}
 	e.isFreeOrOthers(before, mark)
 
-	// Once more with nothing in between: the same request gets the same place.
+	// Again, with nothing in between: the same request gets the same place.
 	e.delete(second)
 	e.gone(second)
 	e.eventually("the volumes are gone", e.allFree)
@@ -137,8 +137,7 @@ func TestNothingOfThePast(t *testing.T) {
 	}
 }
 
-// isFreeOrOthers waits until the volume is not published any more, and holds that
-// nothing of it is left on the disk.
+// isFreeOrOthers waits until the volume is not published any more, and asserts that nothing of it is left on the disk.
 func (e *tenant) isFreeOrOthers(p place, mark string) {
 	e.t.Helper()
 	e.released(p)
@@ -147,8 +146,7 @@ func (e *tenant) isFreeOrOthers(p place, mark string) {
 	}
 }
 
-// TestCompleted: a pod that has done its work gives back its volume, though the pod is
-// still there to be looked at.
+// TestCompleted asserts that a completed pod releases its volume, although the pod still exists.
 func TestCompleted(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	mark := canary(e)
@@ -171,7 +169,7 @@ func TestCompleted(t *testing.T) {
 			t.Errorf("what it wrote is still on %s", d.Path)
 		}
 	}
-	// The scheduler knows, too: this needs what the first pod had.
+	// The scheduler knows, too: these pods need what the first pod had.
 	for _, name := range []string{"one", "two"} {
 		next := e.podOf(name, volume("data", pair, "2000Mi", ""))
 		e.create(next)
@@ -179,8 +177,7 @@ func TestCompleted(t *testing.T) {
 	}
 }
 
-// TestRestricted: pods under the strictest Pod Security level may use volumes, without
-// being root.
+// TestRestricted asserts that pods under the strictest Pod Security level can use volumes without being root.
 func TestRestricted(t *testing.T) {
 	e := newTenant(t, sharedCluster(t), "pod-security.kubernetes.io/enforce=restricted")
 	pod := e.podOf("pod", volume("data", pair, "64Mi", ""))

@@ -1,5 +1,5 @@
-// Package e2e tests Berth on a cluster with real kubelets and real (loop) disks: what
-// a user does, and what goes wrong on a node.
+// Package e2e tests Berth on a cluster with real kubelets and real (loop) disks: the use by users, and failures on a
+// node.
 package e2e
 
 import (
@@ -27,13 +27,12 @@ import (
 const (
 	mib = int64(1) << 20
 	gib = int64(1) << 30
-	// patience is for what should take seconds, on a machine that does much else.
+	// patience is for what should take seconds, on a machine that does other work, too.
 	patience = 3 * time.Minute
 )
 
-// Classes of the shared cluster. node1 and node2 have a disk of each sector size; the first
-// two disks of node3 are of one class, for tests that need a node for themselves. Each node has
-// a disk each of ssd and hdd beside, which are for claims.
+// Classes of the shared cluster. node1 and node2 have a disk of each sector size. The first two disks of node3 are of
+// one class, for tests that need their own node. Each node also has one disk each of ssd and hdd, which are for claims.
 const (
 	sector512  = "sector512"
 	sector4096 = "sector4096"
@@ -45,8 +44,8 @@ const (
 
 const disksOfANode = 4
 
-// unchecked is the label of namespaces in which the admission policy for pods does not
-// apply, as if it were not installed.
+// unchecked is the label of namespaces in which the admission policy for pods does not apply, as if it were not
+// installed.
 const unchecked = "unchecked"
 
 var nodes = []cluster.NodeOptions{
@@ -89,7 +88,7 @@ func start(ctx context.Context) (*cluster.Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	shared.cluster = c // what is begun is stopped
+	shared.cluster = c // so that it is stopped even after an error
 	for _, class := range classes(c) {
 		if err := c.Client().Create(ctx, class); err != nil {
 			return nil, err
@@ -134,7 +133,7 @@ func classes(c *cluster.Cluster) []*v1alpha1.DiskClass {
 	return slices.Collect(maps.Values(byName))
 }
 
-// exempt takes the namespaces with the label unchecked out of the policy for pods.
+// exempt exempts the namespaces with the label unchecked from the policy for pods.
 func exempt(ctx context.Context, c client.Client) error {
 	binding := &admissionv1.ValidatingAdmissionPolicyBinding{}
 	if err := c.Get(ctx, client.ObjectKey{Name: "pods.disk.berth.dev"}, binding); err != nil {
@@ -146,7 +145,7 @@ func exempt(ctx context.Context, c client.Client) error {
 	return c.Update(ctx, binding)
 }
 
-// inService is nil when so many disks take volumes.
+// inService returns nil when that many disks take volumes.
 func inService(ctx context.Context, c client.Client, want int) error {
 	list := &v1alpha1.NodeDiskCapacityList{}
 	if err := c.List(ctx, list); err != nil {
@@ -169,7 +168,7 @@ func inService(ctx context.Context, c client.Client, want int) error {
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if shared.cluster != nil {
-		// The logs are moved when the cluster goes.
+		// The logs are moved when the cluster stops.
 		if err := errors.Join(complaints(shared.cluster.LogDir()), shared.cluster.Stop()); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = max(code, 1)
@@ -178,7 +177,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// complaints are lines of Berth's logs that should not be there, whatever the tests did.
+// complaints returns an error for each line of Berth's logs that no test should cause.
 func complaints(logs string) error {
 	files, err := filepath.Glob(filepath.Join(logs, "agent-*.log"))
 	if err != nil {
@@ -195,7 +194,7 @@ func complaints(logs string) error {
 	return errors.Join(errs...)
 }
 
-// complaintsIn says which lines of a log tell of missing rights or programs, or of a panic.
+// complaintsIn finds the lines of a log about missing permissions or programs, or a panic.
 func complaintsIn(name, log string) error {
 	var errs []error
 	for line := range strings.Lines(log) {

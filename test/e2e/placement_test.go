@@ -17,8 +17,8 @@ import (
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestPending: pods beyond the capacity wait, with a reason for a person, and the first
-// one that goes lets one in.
+// TestPending asserts that pods beyond the capacity wait, with a readable reason. When one pod is deleted, one that
+// waits runs.
 func TestPending(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	var pods []*corev1.Pod
@@ -54,7 +54,7 @@ func TestPending(t *testing.T) {
 	}
 }
 
-// settle waits until so many of the pods run and so many are known not to fit.
+// settle waits until that many of the pods run and that many are reported not to fit.
 func (e *tenant) settle(pods []*corev1.Pod, wantRunning, wantWaiting int) (run, wait []*corev1.Pod) {
 	e.t.Helper()
 	e.eventually("some pods run and the others wait", func(ctx context.Context) error {
@@ -79,8 +79,8 @@ func (e *tenant) settle(pods []*corev1.Pod, wantRunning, wantWaiting int) (run, 
 	return run, wait
 }
 
-// TestWithoutTheScheduler: pods that another scheduler or a user put onto a node get their volumes
-// if the node has room, and otherwise say why not until it has.
+// TestWithoutTheScheduler asserts that pods that another scheduler or a user puts onto a node get their volumes if the
+// node has room. Otherwise an event says why not, until it has.
 func TestWithoutTheScheduler(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	stock := e.podOf("stock", volume("data", pair, "1000Mi", "xfs"))
@@ -102,7 +102,7 @@ func TestWithoutTheScheduler(t *testing.T) {
 		e.event(pod, "VolumePlaced", `volume "data" was put on`, "set schedulerName: berth")
 	}
 
-	// One disk has 1000Mi and a little left, or both have: 1500Mi fit nowhere.
+	// One disk has 1000Mi and a little left, or both have: 1500Mi fit on neither.
 	large := e.podOf("large", volume("data", pair, "1500Mi", ""))
 	large.Spec.NodeName = pairNode
 	hopeless := e.podOf("hopeless", volume("data", pair, "3Gi", ""))
@@ -117,7 +117,7 @@ func TestWithoutTheScheduler(t *testing.T) {
 	if err := e.isReady(t.Context(), large); err == nil {
 		t.Error("the pod that does not fit runs")
 	}
-	// The others are not disturbed, and the scheduler knows what they hold.
+	// The others are not disturbed, and the scheduler knows their volumes.
 	e.ready(stock, named, fill)
 	e.delete(stock, named, fill)
 	e.ready(large)
@@ -126,8 +126,8 @@ func TestWithoutTheScheduler(t *testing.T) {
 	}
 }
 
-// TestBadVolumes: where the admission policy is not installed, bad volumes are refused
-// later, with the same clarity and without harm.
+// TestBadVolumes asserts that bad volumes are refused later, with an equally clear reason and without damage, where the
+// admission policy is not installed.
 func TestBadVolumes(t *testing.T) {
 	bad := map[string]struct {
 		change func(*corev1.CSIVolumeSource)
@@ -151,11 +151,11 @@ func TestBadVolumes(t *testing.T) {
 		refused := scheduled.DeepCopy()
 		refused.Namespace = checked.namespace
 		err := e.client.Create(t.Context(), refused, client.DryRunAll)
-		// A class may come later, so it is no reason to refuse.
+		// A class may be created later, so it is no reason to refuse.
 		if wantErr := name != "unknown-class"; (err != nil) != wantErr {
 			t.Errorf("%s: with the policy the answer is %v", name, err)
 		}
-		// The policy's exemption may still be on its way to the API server.
+		// The policy's exemption may not have reached the API server yet.
 		e.eventually("the policy is not in force", func(ctx context.Context) error { return e.client.Create(ctx, scheduled.DeepCopy(), client.DryRunAll) })
 		e.create(scheduled, mounted)
 		message := e.waits(scheduled)
@@ -173,7 +173,7 @@ func TestBadVolumes(t *testing.T) {
 	}
 }
 
-// allBut is nil when the pod is the only one of the tenant that has a volume.
+// allBut returns nil when the pod is the only one of the tenant that has a volume.
 func (e *tenant) allBut(pod *corev1.Pod) error {
 	status, err := e.published(e.t.Context(), pairNode)
 	if err != nil {
@@ -189,7 +189,7 @@ func (e *tenant) allBut(pod *corev1.Pod) error {
 	return nil
 }
 
-// TestSeveralVolumes: all of a pod's volumes or none, and apart if they want to be.
+// TestSeveralVolumes asserts that a pod gets all of its volumes or none, and on different disks if they request that.
 func TestSeveralVolumes(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	spread := func(name string) corev1.Volume {
@@ -222,7 +222,7 @@ func TestSeveralVolumes(t *testing.T) {
 	}
 }
 
-// TestOtherPods: pods that Berth has nothing to do with.
+// TestOtherPods asserts that pods without Berth's volumes are not affected.
 func TestOtherPods(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	berth := e.podOf("berth")
@@ -240,8 +240,8 @@ func TestOtherPods(t *testing.T) {
 	}
 }
 
-// TestEvicted: a pod of a controller that was put where its volume does not fit is
-// evicted by the scheduler at the node's request, so that it gets another chance.
+// TestEvicted asserts that a pod of a controller whose volume does not fit on its node is evicted. The scheduler does
+// that when the node requests it, so that the controller's next pod is scheduled elsewhere.
 func TestEvicted(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	one := int32(1)
@@ -291,8 +291,8 @@ func TestEvicted(t *testing.T) {
 	e.gone(first)
 }
 
-// TestTwoPlacers: the scheduler and the node itself place volumes on the same disks at
-// the same time; the second volume is moved, and all pods run.
+// TestTwoPlacers has the scheduler and the node itself place volumes on the same disks at the same time. It asserts
+// that the second volume is moved, and that all pods run.
 func TestTwoPlacers(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	var pods []*corev1.Pod

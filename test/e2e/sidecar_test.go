@@ -19,9 +19,9 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// TestSidecar has claims served without Berth's scheduler: Kubernetes' own places the pods, by
-// the CSIStorageCapacity objects that an external-provisioner beside each agent writes, and
-// these have the agents make and wipe the volumes.
+// TestSidecar has claims served without Berth's scheduler. Kubernetes' own scheduler places the pods, by the
+// CSIStorageCapacity objects of an external-provisioner beside each agent. The external-provisioners have the agents
+// make and wipe the volumes.
 func TestSidecar(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "containerd", "runc", "blkid", "mkfs.ext4")
@@ -40,15 +40,14 @@ func TestSidecar(t *testing.T) {
 	e.unmake(pvc)
 	e.wiped(pv, p, mark)
 	e.capacitiesAre(ssd)
-	// What was not possible before.
+	// This was not possible before.
 	again := e.claim("again", ssd, "1200Mi")
 	pv, p, mark = e.provisioned(again)
 	e.unmake(again, raw)
 	e.wiped(pv, p, mark)
 }
 
-// crash kills an agent. Its provisioner ends with it, as its authors want it, and both are
-// started again.
+// crash kills an agent. Its provisioner is designed to end with it, and both are started again.
 func crash(e *tenant, node string) {
 	e.t.Helper()
 	if err := e.cluster.KillAgent(node); err != nil {
@@ -69,7 +68,7 @@ func startWithProvisioners(t *testing.T) *cluster.Cluster {
 		AgentArgs: []string{"--orphan-grace=1s"},
 		ProvisionerArgs: []string{
 			"--node-deployment", "--strict-topology", "--immediate-topology=false", "--extra-create-metadata",
-			// No pod owns them here, and the test does not wait a minute for what other claims have changed.
+			// No pod owns them here, and the test does not wait a minute for changes that other claims cause.
 			"--enable-capacity", "--capacity-ownerref-level=-1", "--capacity-poll-interval=2s",
 		},
 	})
@@ -119,8 +118,8 @@ func (e *tenant) stockPod(name string, pvc *corev1.PersistentVolumeClaim) *corev
 	return pod
 }
 
-// provisioned makes the claim, has a pod write to its volume, and another one read that. The
-// volume has to be on the second node.
+// provisioned makes the claim, has a pod write to its volume, and another one read that. It asserts that the volume is
+// on the second node.
 func (e *tenant) provisioned(pvc *corev1.PersistentVolumeClaim) (pv *corev1.PersistentVolume, p place, mark string) {
 	e.t.Helper()
 	pod := e.stockPod(pvc.Name+"-first", pvc)
@@ -149,8 +148,8 @@ func (e *tenant) provisioned(pvc *corev1.PersistentVolumeClaim) (pv *corev1.Pers
 	return pv, p, mark
 }
 
-// findProvisioned holds that a PersistentVolume of the external-provisioner says what the
-// agent made, on the node of its pod.
+// findProvisioned asserts that a PersistentVolume of the external-provisioner describes the volume that the agent made,
+// on the node of its pod.
 func (e *tenant) findProvisioned(pod *corev1.Pod, pv *corev1.PersistentVolume) place {
 	e.t.Helper()
 	id := pv.Spec.CSI.VolumeHandle
@@ -170,7 +169,7 @@ func (e *tenant) findProvisioned(pod *corev1.Pod, pv *corev1.PersistentVolume) p
 	return p
 }
 
-// capacitiesAre waits until the CSIStorageCapacity of each node says what the node publishes.
+// capacitiesAre waits until the CSIStorageCapacity of each node has the figures that the node publishes.
 func (e *tenant) capacitiesAre(class string) {
 	e.t.Helper()
 	e.eventually("CSIStorageCapacity is up to date", func(ctx context.Context) error {
@@ -196,7 +195,7 @@ func (e *tenant) capacitiesAre(class string) {
 	})
 }
 
-// shown is nil if there is one CSIStorageCapacity of a node and it has these figures.
+// shown returns nil if there is one CSIStorageCapacity of a node and it has these figures.
 func shown(list []storagev1.CSIStorageCapacity, class, node string, free, largest int64) error {
 	var said []string
 	for _, c := range list {
@@ -210,8 +209,8 @@ func shown(list []storagev1.CSIStorageCapacity, class, node string, free, larges
 	return nil
 }
 
-// noRoomFor holds that a pod waits whose claim is too large for each node; and that the claim
-// does if a scheduler that does not know chooses a node for it.
+// noRoomFor asserts that a pod waits whose claim is too large for each node. The claim is refused if a scheduler
+// without that knowledge chooses a node for it.
 func (e *tenant) noRoomFor(size string) {
 	e.t.Helper()
 	pvc := e.claim("large", ssd, size)
@@ -246,11 +245,10 @@ func (e *tenant) noRoomFor(size string) {
 	e.unmake(pvc)
 }
 
-// selectedNode is the annotation by which a scheduler tells provisioners where a volume is wanted.
+// selectedNode is the annotation by which a scheduler sets the node of a volume for provisioners.
 const selectedNode = "volume.kubernetes.io/selected-node"
 
-// onePodOnly holds that a raw block volume is for one pod where the claim says so, and
-// returns its claim.
+// onePodOnly asserts that a raw block volume is for one pod where the claim requests that, and returns the claim.
 func onePodOnly(e *tenant) *corev1.PersistentVolumeClaim {
 	e.t.Helper()
 	pvc := e.claim("raw", ssd, "100Mi")

@@ -27,8 +27,8 @@ type replica struct {
 // replicaVolumes are the volumes of each replica: their claims' templates and directories.
 var replicaVolumes = [2]string{"data", "log"}
 
-// TestStatefulSet: each replica has its own data and log, on disks of different classes, and
-// keeps them whatever happens to the pod, the agent, the kubelet and the node.
+// TestStatefulSet asserts that each replica has its own data and log, on disks of different classes. It keeps them when
+// the pod, the agent, the kubelet or the node is restarted.
 func TestStatefulSet(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	set := e.statefulSet("db", 3)
@@ -67,7 +67,7 @@ func TestStatefulSet(t *testing.T) {
 			t.Errorf("the container of %s was restarted %d times", r.pod.Name, n)
 		}
 	}
-	// The pod of a kubelet and an agent that have found again what they had.
+	// This pod runs with a kubelet and an agent that were restarted.
 	e.delete(two.pod)
 	e.replaced(two)
 	e.keeps(replicas)
@@ -88,8 +88,8 @@ func TestStatefulSet(t *testing.T) {
 	}
 }
 
-// rebootUnder reboots the node of a replica, on which there is a pod with an inline volume,
-// too, and waits until all its pods run again.
+// rebootUnder reboots the node of a replica, which also has a pod with an inline volume, and waits until all its pods
+// run again.
 func (e *tenant) rebootUnder(r *replica) {
 	e.t.Helper()
 	node := r.pod.Spec.NodeName
@@ -129,11 +129,11 @@ func (e *tenant) rebootUnder(r *replica) {
 	e.isFree(before)
 }
 
-// statefulSet is of replicas on different nodes, all at once.
+// statefulSet has replicas on different nodes, and starts all at once.
 func (e *tenant) statefulSet(name string, replicas int32) *appsv1.StatefulSet {
 	labels := map[string]string{"app": name}
 	template := e.podOf("any", corev1.Volume{Name: "data"}, corev1.Volume{Name: "log"})
-	template.Spec.Volumes = nil // they come from the claims' templates
+	template.Spec.Volumes = nil // the claims' templates add them
 	template.Spec.Affinity = &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{
 		RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{{
 			TopologyKey: corev1.LabelHostname, LabelSelector: &metav1.LabelSelector{MatchLabels: labels},
@@ -153,7 +153,7 @@ func (e *tenant) statefulSet(name string, replicas int32) *appsv1.StatefulSet {
 	}
 }
 
-// replicas waits until all of them run, and looks where their volumes are.
+// replicas waits until all of them run, and finds where their volumes are.
 func (e *tenant) replicas(set *appsv1.StatefulSet) []*replica {
 	e.t.Helper()
 	var all []*replica
@@ -171,8 +171,7 @@ func (e *tenant) replicas(set *appsv1.StatefulSet) []*replica {
 	return all
 }
 
-// isReplica holds that the pod's directories are the partitions of its claims, and writes
-// into both.
+// isReplica asserts that the pod's directories are the partitions of its claims, and writes into both.
 func (e *tenant) isReplica(r *replica) {
 	e.t.Helper()
 	for i, fsType := range []string{v1alpha1.FSTypeXFS, v1alpha1.FSTypeExt4} {
@@ -188,7 +187,7 @@ func (e *tenant) isReplica(r *replica) {
 	}
 }
 
-// replaced waits until there is another pod instead of the replica's.
+// replaced waits until another pod exists in place of the replica's.
 func (e *tenant) replaced(r *replica) {
 	e.t.Helper()
 	old := r.pod.UID
@@ -203,7 +202,7 @@ func (e *tenant) replaced(r *replica) {
 	})
 }
 
-// keeps holds that each replica is on its node and has its data, at the same place.
+// keeps asserts that each replica is on its node and has its data, at the same place.
 func (e *tenant) keeps(replicas []*replica) {
 	e.t.Helper()
 	for _, r := range replicas {

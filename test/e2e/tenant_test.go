@@ -19,7 +19,7 @@ import (
 	"github.com/berthdev/berth/test/cluster"
 )
 
-// tenant is a namespace of one test. It ends with all its volumes wiped and free.
+// tenant is a namespace of one test. At the end all its volumes are wiped and free.
 type tenant struct {
 	t         *testing.T
 	cluster   *cluster.Cluster
@@ -47,14 +47,14 @@ func newTenant(t *testing.T, c *cluster.Cluster, labels ...string) *tenant {
 	return e
 }
 
-// leave deletes all pods and waits until their space is back.
+// leave deletes all pods and waits until their space is free.
 func (e *tenant) leave() {
 	ctx := context.Background()
 	if e.t.Failed() {
 		out, _ := e.cluster.Kubectl(ctx, "get", "pods,persistentvolumeclaims,persistentvolumes,events", "--namespace", e.namespace, "-o", "wide")
 		e.t.Logf("%s\nlogs are in %s", out, e.cluster.LogDir())
 	}
-	// Who would make new ones goes first.
+	// Controllers that would make new pods are deleted first.
 	for _, kind := range []client.Object{&appsv1.StatefulSet{}, &corev1.Pod{}, &corev1.PersistentVolumeClaim{}} {
 		err := e.client.DeleteAllOf(ctx, kind, client.InNamespace(e.namespace), client.GracePeriodSeconds(1))
 		if err != nil {
@@ -76,7 +76,7 @@ func (e *tenant) leave() {
 	}
 }
 
-// allFree is nil when no volume of the tenant is left, and all that is published is sound.
+// allFree returns nil when no volume of the tenant is left, and everything that is published is sound.
 func (e *tenant) allFree(ctx context.Context) error {
 	list := &v1alpha1.NodeDiskCapacityList{}
 	if err := e.client.List(ctx, list); err != nil {
@@ -97,7 +97,7 @@ func (e *tenant) allFree(ctx context.Context) error {
 	return nil
 }
 
-// sound holds that overhead, free and allocated are the disk, and nothing overlaps.
+// sound returns an error unless overhead, free and allocated space add up to the disk, and nothing overlaps.
 func sound(s *v1alpha1.NodeDiskCapacityStatus) error {
 	for _, d := range s.Disks {
 		if d.State != v1alpha1.DiskReady {
@@ -130,7 +130,7 @@ func (e *tenant) eventually(what string, condition func(context.Context) error) 
 	}
 }
 
-// volume is an inline volume; fsType may be empty.
+// volume is an inline volume. fsType may be empty.
 func volume(name, class, size, fsType string) corev1.Volume {
 	source := &corev1.CSIVolumeSource{Driver: v1alpha1.DriverName, VolumeAttributes: map[string]string{
 		v1alpha1.AttributeClass: class, v1alpha1.AttributeSize: size,
@@ -141,7 +141,7 @@ func volume(name, class, size, fsType string) corev1.Volume {
 	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{CSI: source}}
 }
 
-// script notes each start on the first volume, and ends at once on SIGTERM.
+// script records each start on the first volume, and ends at once on SIGTERM.
 const script = `trap 'exit 1' TERM; [ -d /data ] && echo started >> /data/starts; sleep infinity & wait`
 
 // podOf is a pod of profile berth with each volume mounted on /<its name>.
@@ -170,7 +170,7 @@ func (e *tenant) create(pods ...*corev1.Pod) {
 	}
 }
 
-// delete deletes the pods; it does not wait for their end.
+// delete deletes the pods. It does not wait for their end.
 func (e *tenant) delete(pods ...*corev1.Pod) {
 	e.t.Helper()
 	for _, pod := range pods {
@@ -180,7 +180,7 @@ func (e *tenant) delete(pods ...*corev1.Pod) {
 	}
 }
 
-// isReady is nil when the pod's container runs, and says otherwise what keeps it.
+// isReady returns nil when the pod's container runs. Otherwise the error says what keeps it from running.
 func (e *tenant) isReady(ctx context.Context, pod *corev1.Pod) error {
 	if err := e.client.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
 		return err
@@ -220,7 +220,7 @@ func (e *tenant) gone(pods ...*corev1.Pod) {
 	})
 }
 
-// waits waits until the scheduler has said that the pod fits nowhere, and returns why.
+// waits waits until the scheduler has reported that the pod fits on no node, and returns the reason.
 func (e *tenant) waits(pod *corev1.Pod) string {
 	e.t.Helper()
 	var message string
@@ -265,7 +265,7 @@ func (e *tenant) event(object client.Object, reason string, words ...string) {
 	})
 }
 
-// lacks returns the first of the words that the text does not have.
+// lacks returns the first of the words that is not in the text.
 func lacks(text string, words []string) string {
 	for _, w := range words {
 		if !strings.Contains(text, w) {
@@ -275,7 +275,7 @@ func lacks(text string, words []string) string {
 	return ""
 }
 
-// exec runs a shell command in the pod and returns what it printed.
+// exec runs a shell command in the pod and returns its output.
 func (e *tenant) exec(pod *corev1.Pod, command string) string {
 	e.t.Helper()
 	out, err := e.cluster.Kubectl(e.t.Context(), "exec", "--namespace", e.namespace, pod.Name, "--container", "main", "--", "sh", "-c", command)
@@ -285,14 +285,13 @@ func (e *tenant) exec(pod *corev1.Pod, command string) string {
 	return strings.TrimSpace(out)
 }
 
-// write puts a file onto the pod's volume that is full of the canary, and sees to it
-// that it is on the disk.
+// write writes a file onto the pod's volume that is full of the canary, and syncs it to the disk.
 func (e *tenant) write(pod *corev1.Pod, canary string) {
 	e.t.Helper()
 	e.exec(pod, "yes "+canary+" | head -c 4000000 > /data/file && sync /data/file")
 }
 
-// holds fails the test unless the volume has what write wrote.
+// holds fails the test unless the volume contains what write wrote.
 func (e *tenant) holds(pod *corev1.Pod, canary string) {
 	e.t.Helper()
 	if out := e.exec(pod, "wc -c < /data/file; head -n 1 /data/file"); out != "4000000\n"+canary {
@@ -300,12 +299,11 @@ func (e *tenant) holds(pod *corev1.Pod, canary string) {
 	}
 }
 
-// restart ends the pod's container from within and waits until the kubelet has
-// started it again.
+// restart ends the pod's container from within and waits until the kubelet has started it again.
 func (e *tenant) restart(pod *corev1.Pod) {
 	e.t.Helper()
 	before := restarts(pod)
-	// The command may be killed together with the container; what counts is seen below.
+	// The command may be killed together with the container. The result is checked below.
 	_, _ = e.cluster.Kubectl(e.t.Context(), "exec", "--namespace", e.namespace, pod.Name, "--container", "main", "--", "kill", "1")
 	e.eventually("the container is restarted", func(ctx context.Context) error {
 		if err := e.isReady(ctx, pod); err != nil {

@@ -27,8 +27,8 @@ func (e *tenant) burst(name string, n int, class string) []*corev1.Pod {
 	return pods
 }
 
-// TestAgentKilled: an agent that is killed over and over, while its pods come and go,
-// ends up with what the pods want and nothing else.
+// TestAgentKilled kills an agent again and again, while its pods are made and deleted. It asserts that the disks end up
+// with the volumes of the pods and nothing else.
 func TestAgentKilled(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	var keep, going []*corev1.Pod
@@ -65,7 +65,7 @@ func TestAgentKilled(t *testing.T) {
 	}
 }
 
-// bound is nil when all of the pods have a node.
+// bound returns nil when all of the pods have a node.
 func (e *tenant) bound(ctx context.Context, pods ...*corev1.Pod) error {
 	for _, pod := range pods {
 		if err := e.client.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
@@ -78,7 +78,7 @@ func (e *tenant) bound(ctx context.Context, pods ...*corev1.Pod) error {
 	return nil
 }
 
-// volumesOf is nil when the node for tests of their own holds so many volumes.
+// volumesOf returns nil when the node for single tests has that many volumes.
 func (e *tenant) volumesOf(ctx context.Context, want int) error {
 	status, err := e.published(ctx, pairNode)
 	if err != nil {
@@ -103,8 +103,8 @@ func (e *tenant) disksOf(node string) []cluster.Disk {
 	return n.Disks
 }
 
-// TestAgentDown: what runs goes on without the agent, even over a restart of the
-// container, and what is deleted meanwhile is wiped when it is back.
+// TestAgentDown asserts that running pods go on without the agent, also over a restart of the container. Volumes that
+// are deleted meanwhile are wiped when it is back.
 func TestAgentDown(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	stays, goes := e.podOf("stays", volume("data", pair, "64Mi", "ext4")), e.podOf("goes", volume("data", pair, "300Mi", "xfs"))
@@ -136,8 +136,8 @@ func TestAgentDown(t *testing.T) {
 	}
 }
 
-// TestKubeletRestarted: data and mounts outlive the kubelet, and a volume that it finds
-// again is given back as any other.
+// TestKubeletRestarted asserts that data and mounts outlive the kubelet, and that a volume that it finds again is
+// released like any other.
 func TestKubeletRestarted(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pod := e.podOf("pod", volume("data", pair, "64Mi", "ext4"))
@@ -168,8 +168,8 @@ func TestKubeletRestarted(t *testing.T) {
 	e.isFree(p)
 }
 
-// TestSchedulerKilled: a scheduler that is killed in the middle of a burst has sold
-// nothing twice and forgotten nothing.
+// TestSchedulerKilled asserts that a scheduler that is killed in the middle of a burst has reserved nothing twice and
+// forgotten nothing.
 func TestSchedulerKilled(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pods := e.burst("first", 8, sector512)
@@ -186,8 +186,8 @@ func TestSchedulerKilled(t *testing.T) {
 	}
 }
 
-// TestForceDeleted: a pod that is gone from the API at once, before its container is,
-// gives back its volume, wiped.
+// TestForceDeleted asserts that a pod that is removed from the API before its container has ended releases its volume,
+// wiped.
 func TestForceDeleted(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pod := e.podOf("pod", volume("data", pair, "300Mi", "xfs"))
@@ -207,7 +207,7 @@ func TestForceDeleted(t *testing.T) {
 		t.Errorf("%q is still on %s", mark, p.machine.Path)
 	}
 
-	// One that is deleted before it ever ran.
+	// A pod that is deleted before it ever ran.
 	pods := e.burst("hasty", 3, pair)
 	e.eventually("pods are bound", func(ctx context.Context) error { return e.bound(ctx, pods...) })
 	for _, pod := range pods {
@@ -218,8 +218,7 @@ func TestForceDeleted(t *testing.T) {
 	e.eventually("all is free", e.allFree)
 }
 
-// TestDeviceVanishes: a disk that goes takes no other with it, and is what it was when
-// it is back.
+// TestDeviceVanishes asserts that a disk that vanishes affects no other disk, and is unchanged when it is back.
 func TestDeviceVanishes(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	spread := func(name string) corev1.Volume {
@@ -227,7 +226,7 @@ func TestDeviceVanishes(t *testing.T) {
 		v.CSI.VolumeAttributes[v1alpha1.AttributeSpread] = v1alpha1.SpreadDisk
 		return v
 	}
-	// Whichever disk goes, one of its volumes is there.
+	// One of its volumes is on each disk.
 	pod := e.podOf("pod", spread("data"), spread("more"))
 	e.create(pod)
 	e.ready(pod)
@@ -275,8 +274,8 @@ func TestDeviceVanishes(t *testing.T) {
 	e.isFree(kept)
 }
 
-// limit makes a loop device end after so many bytes, or have all of its file again with 0:
-// that is as much vanishing as can be done to a disk that is held.
+// limit makes a loop device end after that many bytes, or restores all of its file with 0. It is the closest simulation
+// of a vanished disk while the device is held.
 func limit(t *testing.T, device string, size uint64) {
 	t.Helper()
 	loop, err := os.OpenFile(device, os.O_RDWR, 0)
@@ -289,7 +288,7 @@ func limit(t *testing.T, device string, size uint64) {
 		t.Fatal(err)
 	}
 	info.Sizelimit = size
-	// The kernel asks to try again while it has pages of the device to write.
+	// The kernel returns EAGAIN while it has pages of the device to write.
 	err = cluster.Eventually(context.Background(), patience, func(context.Context) error {
 		err := unix.IoctlLoopSetStatus64(int(loop.Fd()), info)
 		if errors.Is(err, unix.EAGAIN) {
