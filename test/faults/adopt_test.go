@@ -8,7 +8,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// adopt makes a blank disk one of ours, and opens it, as an inventory does.
+// adopt initializes a blank disk and opens it, like an inventory.
 func (n *node) adopt(ctx context.Context) error {
 	c, err := disk.Inspect(ctx, n.path)
 	if err != nil {
@@ -22,8 +22,8 @@ func (n *node) adopt(ctx context.Context) error {
 	return n.open(ctx)
 }
 
-// TestAdoption lets each request fail by which a blank disk becomes one of ours, or cuts
-// the power there. At every moment the disk is blank or ours, and nothing else.
+// TestAdoption fails each request of the initialization of a blank disk, or cuts the power there. It asserts that at
+// every moment the disk is blank or ours, and nothing else.
 func TestAdoption(t *testing.T) {
 	for _, sector := range []int64{512, 4096} {
 		n := &node{faulty: newFaulty(t, diskSize, sector)}
@@ -65,7 +65,7 @@ func TestAdoption(t *testing.T) {
 				t.Errorf("%v; then the disk is %+v, %v", err, c, inspectErr)
 			}
 			if c.State == disk.Busy {
-				// The kernel has the meta partition still, of a table that the disk dropped.
+				// The kernel still has the meta partition of a table that the disk dropped.
 				n.forget()
 			}
 			if again := n.adopt(t.Context()); again != nil {
@@ -83,9 +83,8 @@ func TestAdoption(t *testing.T) {
 	}
 }
 
-// TestOwnerIsReadOrRefused lets each read fail by which a disk of ours is looked at and opened.
-// Whichever it is, the disk is refused or its owner is known: it is never taken for a disk that
-// belongs to no node.
+// TestOwnerIsReadOrRefused fails each read with which a disk of ours is inspected and opened. It asserts that the disk
+// is refused, or its owner is known. A disk of another node never counts as one without an owner.
 func TestOwnerIsReadOrRefused(t *testing.T) {
 	owner := disk.Owner{NodeUID: "1c3a4d8e-0000-4000-8000-000000000001", NodeName: "other"}
 	for _, sector := range []int64{512, 4096} {
@@ -108,7 +107,7 @@ func TestOwnerIsReadOrRefused(t *testing.T) {
 				if n.engine == nil {
 					return disk.Owner{}, err
 				}
-				// Also of a disk out of service.
+				// Also for a disk out of service.
 				return n.engine.Snapshot().Owner, nil
 			},
 		}

@@ -21,7 +21,7 @@ import (
 
 const mib = int64(1) << 20
 
-// faulty is a disk that can be made to fail.
+// faulty is a disk with faults that the test sets.
 type faulty struct {
 	t      testing.TB
 	path   string // of the loop device
@@ -38,7 +38,7 @@ type pipes struct {
 func (p pipes) Write(b []byte) (int, error) { return p.in.Write(b) }
 func (p pipes) Close() error                { return errors.Join(p.File.Close(), p.in.Close()) }
 
-// newFaulty makes an empty disk, and takes it down when the test ends.
+// newFaulty makes an empty disk, and removes it when the test ends.
 func newFaulty(t testing.TB, size, sector int64) *faulty {
 	t.Helper()
 	testenv.NeedRoot(t)
@@ -47,10 +47,10 @@ func newFaulty(t testing.TB, size, sector int64) *faulty {
 	d := &faulty{t: t, sector: sector}
 	d.start(t.TempDir())
 	d.call("Attach", Geometry{size, sector}, &d.path)
-	// Another test may have left the loop device with partitions: they outlive its detaching.
+	// Another test may have left partitions on the loop device: it keeps them when it is detached.
 	d.forget()
 	t.Cleanup(func() {
-		// Whatever still waits gets its answer.
+		// Requests that still wait get an answer.
 		d.heal()
 		d.call("Restore", 0, new(bool))
 		d.detach()
@@ -84,7 +84,7 @@ func (d *faulty) start(dir string) {
 	d.calls = rpc.NewClient(pipes{out, in})
 	d.t.Cleanup(func() {
 		d.calls.Close()
-		// It ends by itself, unless something is wrong with it.
+		// It ends by itself, unless it is broken.
 		timer := time.AfterFunc(10*time.Second, func() { server.Process.Kill() })
 		defer timer.Stop()
 		if err := server.Wait(); err != nil {
@@ -100,16 +100,16 @@ func (d *faulty) call(method string, args, reply any) {
 	}
 }
 
-// set sets a fault, and counts from now on.
+// set sets a fault, and restarts the counts.
 func (d *faulty) set(f Fault) { d.t.Helper(); d.call("Set", f, new(bool)) }
 
-// heal ends the fault, and returns what the disk was asked since it was set.
+// heal ends the fault, and returns the requests since it was set.
 func (d *faulty) heal() (c Counts) { d.t.Helper(); d.call("Heal", 0, &c); return c }
 
-// counts returns what the disk was asked since the fault was set.
+// counts returns the requests since the fault was set.
 func (d *faulty) counts() (c Counts) { d.t.Helper(); d.call("Counts", 0, &c); return c }
 
-// digest looks at the bytes on the medium.
+// digest reads the bytes on the medium.
 func (d *faulty) digest(e extent.Extent) (g Digest) {
 	d.t.Helper()
 	d.call("Digest", Span{e.Start, e.Len()}, &g)
@@ -120,7 +120,7 @@ func (d *faulty) sys(name string) string {
 	return filepath.Join("/sys/block", filepath.Base(d.path), name)
 }
 
-// forget makes the kernel forget all partitions, as a reboot does. Nothing may be mounted.
+// forget removes all partitions from the kernel, as a reboot does. Nothing may be mounted.
 func (d *faulty) forget() {
 	d.t.Helper()
 	loop, err := os.OpenFile(d.path, os.O_RDONLY, 0)
@@ -153,7 +153,7 @@ func (d *faulty) forget() {
 	}
 }
 
-// detach takes the loop device away, with all that the kernel keeps of it.
+// detach detaches the loop device, and removes everything that the kernel keeps of it.
 func (d *faulty) detach() {
 	d.t.Helper()
 	d.forget()

@@ -16,16 +16,16 @@ import (
 	"github.com/berthdev/berth/pkg/agent/mounts"
 )
 
-// outcome is what came of one fault.
+// outcome is the result of one fault.
 type outcome struct {
-	step    string // that failed; empty: none did
+	step    string // that failed; empty if none did
 	outside bool   // it took the disk out of service
 	hits    int
 }
 
-// TestFaultsInTurn leads two volumes' lives on a disk that fails one request, or all from
-// one on, at each place in turn. When the disk is well again, what was acknowledged is
-// there, and the lives go on to their end.
+// TestFaultsInTurn runs the lives of two volumes on a disk that fails one request, or all from one on, at each place in
+// turn. It asserts that after the disk is healed everything acknowledged is there, and that the lives go on to their
+// end.
 func TestFaultsInTurn(t *testing.T) {
 	for _, sector := range []int64{512, 4096} {
 		t.Run(strconv.FormatInt(sector, 10), func(t *testing.T) { faultsInTurn(t, sector) })
@@ -52,10 +52,10 @@ func faultsInTurn(t *testing.T, sector int64) {
 	add(Fault{Op: Any, Do: Fail}, whole.of(Any))
 	add(Fault{Op: Zero, Do: Drop, Count: 1}, whole.of(Zero))
 	add(Fault{Op: Zero, Do: Drop}, whole.of(Zero))
-	// What a file system makes of writes that were dropped below it is not ours to say.
+	// The reaction of a file system to dropped writes is not under test.
 	add(Fault{Op: Write, Do: Drop, Count: 1, Not: files}, tables.of(Write))
 	add(Fault{Op: Write, Do: Drop, Not: files}, tables.of(Write))
-	// Behind a thin disk there is no room any more. What has its room can be written.
+	// A full thin disk has no room for new blocks. Existing blocks can be written.
 	add(Fault{Op: Write, Do: Full}, whole.of(Write)/2)
 	if sector != 512 {
 		n.tryAll(t, kinds, 3*time.Second)
@@ -65,7 +65,7 @@ func faultsInTurn(t *testing.T, sector int64) {
 	if torture() {
 		return
 	}
-	// A single request that fails: each has its turn in every run, however slow the machine.
+	// A single request that fails: each kind is tried in every run, also on a slow machine.
 	kinds = nil
 	for _, op := range []Op{Sync, Zero, Write, Read} {
 		add(Fault{Op: op, Do: Fail, Count: 1}, whole.of(op))
@@ -73,7 +73,7 @@ func faultsInTurn(t *testing.T, sector int64) {
 	n.tryAll(t, kinds, time.Hour)
 }
 
-// well leads the lives on a disk without faults, and counts what it is asked.
+// well runs the lives on a disk without faults, and counts the requests.
 func (n *node) well(t *testing.T, f Fault) Counts {
 	t.Helper()
 	n.call("Restore", 0, new(bool))
@@ -88,8 +88,8 @@ func (n *node) well(t *testing.T, f Fault) Counts {
 	return counts
 }
 
-// inTurn tries the faults, all of them under torture, else as many as there is time for: of
-// each kind some, at places all over. It stops when something is wrong.
+// inTurn tries the faults: all of them under torture, else as many as there is time for. Then it tries some of each
+// kind, at places that are spread evenly. It stops after a failure.
 func inTurn(t *testing.T, kinds [][]Fault, limit time.Duration, try func(Fault)) (tried, all int) {
 	t.Helper()
 	random := rand.New(rand.NewPCG(4, 4))
@@ -139,7 +139,7 @@ func (n *node) tryAll(t *testing.T, kinds [][]Fault, limit time.Duration) {
 	})
 	t.Logf("%d of %d faults tried; they hit: %v; steps that failed: %v; out of service %d times; %d tables shown to other tools",
 		tried, all, hit, failedIn, outside, done/sample)
-	few := len(kinds) <= 2 // each absorbed, maybe
+	few := len(kinds) <= 2 // each may be absorbed
 	if len(hit) == 0 || len(hit) < len(kinds)-2 || !few && (len(failedIn) == 0 || outside == 0) {
 		t.Errorf("the faults hit too little")
 	}
@@ -152,7 +152,7 @@ func (n *node) live(ctx context.Context, steps []step) (failed string, err error
 			return s.name, err
 		}
 		if err := n.engine.Snapshot().Err; err != nil {
-			return s.name, err // found out behind the step
+			return s.name, err // found out after the step
 		}
 		if got := n.state(); got != s.state {
 			return s.name, fmt.Errorf("%w: it succeeded, but the volumes are %q, not %q", errBroken, got, s.state)
@@ -161,10 +161,10 @@ func (n *node) live(ctx context.Context, steps []step) (failed string, err error
 	return "", nil
 }
 
-// errBroken: the engine broke a promise.
+// errBroken says that the engine broke a promise.
 var errBroken = errors.New("broken promise")
 
-// try leads the lives on a disk with the fault, heals it, and leads them to their end.
+// try runs the lives on a disk with the fault, heals it, and runs them to their end.
 func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
 	t.Helper()
 	ctx := t.Context()
@@ -183,7 +183,7 @@ func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
 		n.staysOut(ctx, t)
 	}
 	o.hits, n.healed = n.heal().Hits, true
-	// The pod is gone, or begins again.
+	// The pod is gone, or starts again.
 	n.unmount()
 	if restart || o.outside || err == nil {
 		n.close()
@@ -195,7 +195,7 @@ func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
 	}
 	lost := f.Do == Drop && at < slices.IndexFunc(steps, func(s step) bool { return s.name == "write" })
 	if lost {
-		// Create of a volume that no pod uses yet does not wait for reading back.
+		// Create does not wait for the read-back of a volume that no pod uses yet.
 		possible = append(possible, steps[0].state)
 	}
 	if n.engine == nil {
@@ -223,8 +223,8 @@ func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
 	return o
 }
 
-// freed holds that the bytes of volumes that went in the lives up to a step are zeros on the
-// medium, before anything else is done.
+// freed asserts that the bytes of volumes that were wiped up to a step of the lives are zeros on the medium. It is
+// called before anything else is done.
 func (n *node) freed(t *testing.T, at int) {
 	t.Helper()
 	for i, s := range lives()[:at+1] {
@@ -241,7 +241,7 @@ func (n *node) freed(t *testing.T, at int) {
 	}
 }
 
-// staysOut holds that a disk out of service answers at once, and writes nothing.
+// staysOut asserts that a disk out of service answers at once, and writes nothing.
 func (n *node) staysOut(ctx context.Context, t *testing.T) {
 	t.Helper()
 	before := n.counts().of(Change)
@@ -262,7 +262,7 @@ func (n *node) isMounted() bool {
 	return err != nil || len(targets) > 0
 }
 
-// inspect looks at the disk at the end of the lives: as if they never had been.
+// inspect asserts that at the end of the lives the disk is as before them.
 func (n *node) inspect(t *testing.T) {
 	t.Helper()
 	s := n.engine.Snapshot()

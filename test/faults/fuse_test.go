@@ -44,8 +44,7 @@ func (f *file) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) sy
 }
 
 func (f *file) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
-	// Flushing is what close does. The server keeps the file open, and may be killed: the
-	// flush would have no answer then.
+	// close causes a flush. The server keeps the file open and may be killed, and then the flush would get no answer.
 	return nil, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
 }
 

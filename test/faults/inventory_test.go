@@ -20,7 +20,7 @@ import (
 // patience is short for a disk, and long for a test on a busy machine.
 const patience = 2 * time.Second
 
-// inventory is an agent's, of the given disks. It counts what changed.
+// inventory is an agent's inventory of the given disks. It counts the changes.
 func inventory(t *testing.T, known []discovery.Disk, disks ...*node) (*discovery.Inventory, *atomic.Int64) {
 	class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: "faulty"}}
 	class.Spec.Adoption, class.Spec.NewDeviceGrace = diskv1alpha1.AdoptAutomatic, &metav1.Duration{}
@@ -43,7 +43,7 @@ func inventory(t *testing.T, known []discovery.Disk, disks ...*node) (*discovery
 	return i, changes
 }
 
-// on returns what the inventory says of a disk.
+// on returns a disk from the inventory.
 func (n *node) on(i *discovery.Inventory) discovery.Disk {
 	for _, d := range i.Disks() {
 		if d.Device.Path == n.path {
@@ -53,7 +53,7 @@ func (n *node) on(i *discovery.Inventory) discovery.Disk {
 	return discovery.Disk{Problem: "the inventory does not know it"}
 }
 
-// rescan looks at all devices, which must not take longer than patience allows.
+// rescan rescans all devices. It fails if that takes longer than limit.
 func rescan(t *testing.T, i *discovery.Inventory, limit time.Duration) {
 	t.Helper()
 	begin := time.Now()
@@ -65,8 +65,8 @@ func rescan(t *testing.T, i *discovery.Inventory, limit time.Duration) {
 	}
 }
 
-// TestInventory has an agent's inventory of two disks, of which one hangs, or fails: while
-// it is open, when an agent stops, when one starts, and until it is well again.
+// TestInventory has an agent's inventory of two disks, of which one hangs or fails. The fault lasts while it is open,
+// when an agent stops, when one starts, and until it is healed.
 func TestInventory(t *testing.T) {
 	for _, f := range []Fault{{Op: Any, Do: Hang}, {Op: Any, Do: Fail}} {
 		t.Run(f.Do.String(), func(t *testing.T) {
@@ -78,7 +78,7 @@ func TestInventory(t *testing.T) {
 					t.Fatalf("%s: %s; refused: %v", n.path, d.Problem, i.Refused())
 				}
 			}
-			// Two patiences at most: to close the disk, and to look into it.
+			// Two patiences at most: one to close the disk, and one to inspect it.
 			limit := 2*patience + 5*time.Second
 
 			bad.set(f)
@@ -109,7 +109,7 @@ func TestInventory(t *testing.T) {
 			}
 			serves(t, i, good)
 
-			// Another agent.
+			// Another agent starts.
 			known := i.Disks()
 			begin := time.Now()
 			_ = i.Close()
@@ -147,7 +147,7 @@ func TestInventory(t *testing.T) {
 	}
 }
 
-// serves holds that a volume can come to the disk and go again.
+// serves asserts that a volume can be made on the disk and wiped again.
 func serves(t *testing.T, i *discovery.Inventory, n *node) {
 	t.Helper()
 	d := n.on(i)

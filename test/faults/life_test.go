@@ -21,8 +21,8 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// Volumes of the disk in these tests: a neighbour that is there before, stays mounted and
-// must not change, and two whose lives are led.
+// Volumes of the disk in these tests. The neighbour exists before, stays mounted and must not change. The other two
+// live their lives.
 const (
 	neighbour = "a0000000-0000-5000-8000-00000000000a"
 	living    = "b0000000-0000-5000-8000-00000000000b"
@@ -40,24 +40,24 @@ var (
 	rawAt       = extent.New(30*mib, 2*mib)
 )
 
-// files is where the file systems are.
+// files is the span with the file systems.
 var files = Span{2 * mib, diskSize - 4*mib}
 
-// node is what a node does with one disk.
+// node is the operations of a node on one disk.
 type node struct {
 	*faulty
 	engine *disk.Disk
-	// How the engine is opened.
+	// Options with which the engine is opened.
 	patience time.Duration
 	changed  func()
 	mnt      string // where the living volume is mounted
-	beside   string // where the neighbour is
-	// The neighbour as it was, and what was free beside it.
+	beside   string // where the neighbour is mounted
+	// The neighbour as it was, and the free space as it was.
 	neighbour Digest
 	free      extent.Set
 	// resized: a resize2fs of the living volume's file system was begun.
 	resized bool
-	// healed: the disk does not fail any more. Before, e2fsck -y could go on for ever.
+	// healed: the disk does not fail any more. Before that, e2fsck -y could go on for ever.
 	healed bool
 }
 
@@ -87,13 +87,12 @@ func newNode(t testing.TB, sector int64) *node {
 	n.close()
 	n.neighbour = n.digest(neighbourAt)
 	n.call("Save", 0, new(bool))
-	// First of all, when the test has failed meanwhile: what is below waits for the disk.
+	// Done first when the test has failed meanwhile: the cleanups below wait for the disk.
 	t.Cleanup(func() { n.heal() })
 	return n
 }
 
-// mountNeighbour mounts the neighbour read-only, so that none of the requests that are
-// counted is its.
+// mountNeighbour mounts the neighbour read-only, so that it causes none of the requests that are counted.
 func (n *node) mountNeighbour() {
 	n.t.Helper()
 	n.must(unix.Mount(n.path+"p1", n.beside, "ext4", unix.MS_RDONLY, ""))
@@ -129,10 +128,10 @@ func (n *node) close() {
 	}
 }
 
-// content is what a volume's file holds.
+// content is the content of a volume's file.
 func content(partition string) []byte { return bytes.Repeat([]byte(partition+"\n"), 5000) }
 
-// mkfs makes a file system as package volumes does.
+// mkfs makes a file system like package volumes.
 func mkfs(ctx context.Context, v disk.Volume) error {
 	extended := "nodiscard,lazy_itable_init=1,lazy_journal_init=1"
 	if v.Prezeroed {
@@ -157,7 +156,7 @@ func (n *node) volume(partition string) disk.Volume {
 	return v
 }
 
-// mounted mounts the living volume, unless it is.
+// mounted mounts the living volume, unless it is mounted.
 func (n *node) mounted() error {
 	targets, err := mounts.OfDevice(n.volume(living).Device)
 	if err != nil || len(targets) > 0 {
@@ -165,7 +164,7 @@ func (n *node) mounted() error {
 	}
 	err = unix.Mount(n.volume(living).Device, n.mnt, "ext4", 0, "")
 	if err != nil && n.resized && n.healed {
-		// What resize2fs leaves when it is interrupted wants a person's consent.
+		// An interrupted resize2fs leaves errors that an operator must agree to repair.
 		if err = fsck(context.Background(), "-y", n.volume(living).Device); err == nil {
 			err = unix.Mount(n.volume(living).Device, n.mnt, "ext4", 0, "")
 		}
@@ -183,17 +182,16 @@ func (n *node) unmount() {
 	}
 }
 
-// step is a part of a life. It can be done again, whether it was done or not.
+// step is a part of a life. It can be repeated, whether it was done or not.
 type step struct {
 	name string
 	do   func(ctx context.Context, n *node) error
-	// state is what the table says when the step is done, and between what it may say on
-	// the way, besides what it said before.
+	// state is the state in the table when the step is done. between is a state that the table may have on the way,
+	// besides the one before.
 	state, between string
 }
 
-// lives are the steps of a volume with a file system and of a raw one, as an agent, a pod
-// and a kubelet take them.
+// lives are the steps of a volume with a file system and of a raw one, as an agent, a pod and a kubelet take them.
 func lives() []step {
 	return []step{
 		{"open", func(ctx context.Context, n *node) error {
@@ -245,7 +243,7 @@ func lives() []step {
 
 func state(living, raw string) string { return living + "|" + raw }
 
-// state is what the engine says of the two volumes.
+// state returns the engine's state of the two volumes.
 func (n *node) state() string {
 	describe := func(v disk.Volume, at ...extent.Extent) string {
 		switch {
@@ -267,7 +265,7 @@ func (n *node) wipe(ctx context.Context, partition string) error {
 	return err
 }
 
-// writeFile is a pod whose fsync succeeds when its data are safe.
+// writeFile is a pod that writes, and whose fsync succeeds when its data are safe.
 func (n *node) writeFile() error {
 	if err := n.mounted(); err != nil {
 		return err
@@ -307,16 +305,15 @@ func readBack(path, partition string) error {
 	return nil
 }
 
-// errLost: a file system gave other data than it took.
+// errLost says that a file system returned other data than were written.
 var errLost = errors.New("data are lost")
 
 // fsck checks an ext4 file system and repairs it.
 func fsck(ctx context.Context, consent, device string) error {
 	err := run(ctx, "e2fsck", "-f", consent, device)
 	if err != nil && consent == "-y" && strings.Contains(err.Error(), "Superblock checksum does not match") {
-		// A resize2fs that failed to flush writes the checksum of the superblock that was over the one
-		// that is, if a second has passed since, and a file system this small has no other copy.
-		// debugfs computes the checksum again.
+		// A resize2fs that failed to flush may write a wrong checksum, that of the former superblock. That happens if a
+		// second has passed since. A file system this small has no other copy, and debugfs computes the checksum again.
 		if err := run(ctx, "debugfs", "-w", "-n", "-R", "set_super_value state 0", device); err != nil {
 			return err
 		}
@@ -328,7 +325,7 @@ func fsck(ctx context.Context, consent, device string) error {
 	return err
 }
 
-// resize lets the file system grow as package csi does: mounted, or else not mounted.
+// resize grows the file system like package csi: while it is mounted, or else while it is not.
 func (n *node) resize(ctx context.Context) error {
 	if err := n.mounted(); err != nil {
 		return err

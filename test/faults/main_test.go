@@ -1,12 +1,11 @@
-// Package faults breaks disks on purpose, below everything that Berth calls a disk: each
-// is a file of a FUSE file system, a direct-I/O loop device shows it to the kernel, and
-// package disk, mkfs and mounts work on that as they do on a node.
+// Package faults injects faults into disks, below everything that Berth calls a disk. Each disk is a file of a FUSE
+// file system, which a direct-I/O loop device shows to the kernel. Package disk, mkfs and mounts work on that like on a
+// node.
 //
-// The file system lives in a process of its own, which is this test binary once more. A
-// thread that waits for a block device cannot be killed, and it keeps all file descriptors
-// of its process open: if the file system were served by that process as well, neither
-// could be ended. So whatever happens to the tests, the server goes, and with it the
-// disk: the kernel fails what waits for it.
+// The file system runs in its own process, which executes this test binary. A thread that waits for a block device
+// cannot be killed, and it keeps all file descriptors of its process open. If the test process also served the file
+// system, it could not be ended. So the server ends in any case, and its disk with it: the kernel fails the requests
+// that wait for it.
 package faults
 
 import (
@@ -30,7 +29,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	// The engine reports each fault. There are thousands.
+	// The engine logs each fault, and there are thousands.
 	flags := flag.NewFlagSet("klog", flag.PanicOnError)
 	klog.InitFlags(flags)
 	for name, value := range map[string]string{"logtostderr": "false", "stderrthreshold": "FATAL"} {
@@ -42,5 +41,5 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// torture reports whether the long form of the tests is wanted.
+// torture reports whether the long form of the tests is requested.
 func torture() bool { return os.Getenv("BERTH_TORTURE") != "" }

@@ -6,7 +6,7 @@ import (
 	"math/rand/v2"
 )
 
-// image is what lies on a medium: the chunks that are not known to be zero.
+// image is the content of a medium: the chunks that are not known to be zero.
 type image map[int64]*[chunkBytes]byte
 
 const chunkBytes = 16 << 10
@@ -52,7 +52,7 @@ func (m image) zero(off, length int64) {
 	})
 }
 
-// grows reports whether a write would need room that the image does not have yet.
+// grows reports whether a write needs room that the image does not have yet.
 func (m image) grows(off, length int64) bool {
 	grows := false
 	each(off, length, func(chunk, _, _, _ int64) { grows = grows || m[chunk] == nil })
@@ -90,7 +90,7 @@ type medium struct {
 	pending []change
 }
 
-// change is one write; without data, of zeros.
+// change is one write. Without data it is a write of zeros.
 type change struct {
 	off, length int64
 	data        []byte
@@ -119,11 +119,10 @@ func (m *medium) flush() {
 	m.pending = nil
 }
 
-// cut is a power cut: of what was not flushed, some sectors are on the medium and others
-// are not, whatever their order. kept is how many of a hundred. Ordered, the cache has
-// gone out in its order, up to some point. In the whole span what is written at once in
-// 4 KiB stays together: ext4 writes its superblock, of 1 KiB, without its journal when it
-// unmounts, and cannot be mounted if that is torn.
+// cut is a power cut: of the changes that were not flushed, some sectors are on the medium and others are not, in any
+// order. kept is the percentage of those that are. If ordered is set, the cache was written in its order, up to some
+// point. In the span whole, each 4 KiB of one write stay together. ext4 writes its superblock, of 1 KiB, without its
+// journal when it unmounts, and cannot be mounted if that is torn.
 func (m *medium) cut(sector int64, whole Span, kept int, ordered bool, seed uint64) {
 	random := rand.New(rand.NewPCG(seed, uint64(sector)))
 	pending := m.pending
@@ -131,7 +130,7 @@ func (m *medium) cut(sector int64, whole Span, kept int, ordered bool, seed uint
 		pending, kept = pending[:random.IntN(len(pending)+1)], 100
 	}
 	for _, c := range pending {
-		// Large writes are torn in few places: a subset of each sector would take long.
+		// Large writes are torn in few places: a choice for each sector would take long.
 		atom := sector
 		if c.off >= whole.Off && c.off < whole.Off+whole.Length {
 			atom = 4096

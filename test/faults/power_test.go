@@ -12,8 +12,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// reboot is a power cut's other side: nothing is mounted or attached any more, and of what
-// the disk had in its cache the cut leaves some.
+// reboot follows a power cut: nothing is mounted or attached any more. c says how much of the disk's cache survives.
 func (n *node) reboot(c Cut) (pending int) {
 	n.t.Helper()
 	n.unmount()
@@ -27,7 +26,7 @@ func (n *node) reboot(c Cut) (pending int) {
 	return pending
 }
 
-// cut leads the lives up to the power cut and reboots. It returns which step was under way.
+// cut runs the lives up to the power cut and reboots. It returns which step was in progress.
 func (n *node) cut(t *testing.T, f Fault, c Cut) (steps []step, at, pending int, hit bool) {
 	t.Helper()
 	n.call("Restore", 0, new(bool))
@@ -43,7 +42,7 @@ func (n *node) cut(t *testing.T, f Fault, c Cut) (steps []step, at, pending int,
 	return steps, at, n.reboot(c), hit
 }
 
-// cuts are places of power cuts all over the lives.
+// cuts are places of power cuts, spread over the lives.
 func (n *node) cuts(t *testing.T) []Fault {
 	t.Helper()
 	whole := n.well(t, Fault{})
@@ -58,14 +57,13 @@ func (n *node) cuts(t *testing.T) []Fault {
 	return faults
 }
 
-// enough reports whether so many tries do, which began then.
+// enough reports whether that many tries suffice. They began at that time.
 func enough(tries, all int, begin time.Time, limit time.Duration) bool {
 	return tries >= all || !torture() && tries >= 12 && time.Since(begin) > limit
 }
 
-// TestPowerCut cuts the power at each write and flush in turn. The disk is honest: what it
-// flushed is there, of the rest some sectors are and some are not. Nothing that was
-// acknowledged is lost, and the lives go on to their end.
+// TestPowerCut cuts the power at each write and flush in turn. The disk is honest: what it flushed is there, and of the
+// rest some sectors are. It asserts that nothing acknowledged is lost, and that the lives go on to their end.
 func TestPowerCut(t *testing.T) {
 	n := newNode(t, 512)
 	faults := n.cuts(t)
@@ -114,10 +112,9 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
-// TestLyingFsync: the disk says that it flushed, and did not, from some place on. After a
-// power cut it may have lost anything of that. Berth cannot know better than the
-// disk; but it must not make of it what never was: either the disk is refused, with a
-// reason, or its table is one that it had. It is never taken for blank.
+// TestLyingFsync has a disk that acknowledges a flush without doing it, from some place on. After a power cut it may
+// have lost any of these writes, and Berth cannot notice that. The test asserts that the disk is refused with a reason,
+// or that its table is one that it had. It is never blank.
 func TestLyingFsync(t *testing.T) {
 	n := newNode(t, 512)
 	faults := n.cuts(t)
@@ -158,7 +155,7 @@ func TestLyingFsync(t *testing.T) {
 	}
 }
 
-// afterLies opens the disk and says what it is like, and whether it serves.
+// afterLies opens the disk, describes its state, and returns whether it serves.
 func (n *node) afterLies(t *testing.T, known map[string]bool) (outcome string, serves bool) {
 	t.Helper()
 	c, err := disk.Inspect(t.Context(), n.path)
@@ -184,7 +181,7 @@ func (n *node) afterLies(t *testing.T, known map[string]bool) (outcome string, s
 	if v := n.volume(neighbour); v.Phase != disk.Formatted || v.Extent != neighbourAt {
 		t.Errorf("the neighbour is %+v", v)
 	}
-	// Whatever was there can go, and others can come.
+	// The existing volumes can be wiped, and others can be made.
 	for _, partition := range []string{living, raw} {
 		if err := n.wipe(t.Context(), partition); err != nil {
 			t.Error(err)

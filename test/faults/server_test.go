@@ -17,10 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Op is a kind of request to a disk; several can be added up.
+// Op is a kind of request to a disk. Several can be combined.
 type Op int
 
-// What the loop device asks of its file.
+// The requests of the loop device to its file.
 const (
 	Read  Op = 1 << iota
 	Write    // of data
@@ -36,32 +36,32 @@ func (o Op) String() string {
 	return map[Op]string{Read: "read", Write: "write", Zero: "zero", Sync: "fsync", Change: "change", Any: "request"}[o]
 }
 
-// Action is what a fault does to a request.
+// Action is the effect of a fault on a request.
 type Action int
 
 // The faults.
 const (
 	Fail     Action = iota + 1 // EIO
-	Full                       // ENOSPC, for what needs new room; what has room goes on
-	Drop                       // done, says the disk, and does nothing
+	Full                       // ENOSPC for writes that need new room; others succeed
+	Drop                       // the disk acknowledges it, and does nothing
 	Hang                       // no answer before Heal
-	PowerOff                   // this request, and all after it, are not done; EIO
+	PowerOff                   // neither this request nor any after it is done; EIO
 )
 
-// Fault says which requests meet which fault.
+// Fault says which requests get which fault.
 type Fault struct {
 	Op    Op
 	At    int // the first one, counted from 0 since the fault was set
 	Count int // how many of them; 0: all from then on
 	Do    Action
-	// Not, if it has a length, is where requests do not meet the fault.
+	// Not, if it has a length, is where requests do not get the fault.
 	Not Span
 }
 
-// Counts are what a disk was asked since the last fault was set.
+// Counts are the requests to a disk since the last fault was set.
 type Counts struct {
 	Ops  [numOps]int // by kind: Read, Write, Zero, Sync
-	Hits int         // requests that met the fault
+	Hits int         // requests that got the fault
 }
 
 func (c Counts) of(o Op) int {
@@ -74,7 +74,7 @@ func (c Counts) of(o Op) int {
 	return sum
 }
 
-// server is a disk that does what the test sets. Its exported methods are called over RPC.
+// server is a disk with the faults that the test sets. Its exported methods are called over RPC.
 type server struct {
 	file   int // the disk's
 	sector int64
@@ -92,8 +92,7 @@ type server struct {
 	next   time.Time     // when the next request is done
 }
 
-// serve mounts the file system, and answers calls over standard input and output until
-// the caller is gone.
+// serve mounts the file system, and answers calls over standard input and output until the caller has ended.
 func serve(dir string) error {
 	s := &server{medium: newMedium(0), healed: make(chan struct{})}
 	options := &fs.Options{
@@ -103,13 +102,13 @@ func serve(dir string) error {
 	if _, err := fs.Mount(dir, &root{server: s}, options); err != nil {
 		return err
 	}
-	// Not by package os: its poller would ask the file system, which is this very process.
+	// Not by package os: its poller would send a request to the file system, which this process serves.
 	var err error
 	if s.file, err = unix.Open(filepath.Join(dir, diskName), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("opening the disk's file: %w", err)
 	}
-	// The open file keeps the file system. Its mount is only in the way: a mount namespace of
-	// its own would be as well, as it would keep copies of the mounts of other tests.
+	// The open file keeps the file system alive, so its mount is removed. Its own mount namespace would keep copies of
+	// the mounts of other tests.
 	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmounting the disk's file system: %w", err)
 	}
@@ -125,7 +124,7 @@ func serve(dir string) error {
 	return nil
 }
 
-// meet counts a request and lets it meet the fault, if it is its turn.
+// meet counts a request, and returns the fault that it gets, if any.
 func (s *server) meet(op Op, at int64, grows func() bool) Action {
 	s.mu.Lock()
 	exempt := op != Sync && at >= s.fault.Not.Off && at < s.fault.Not.Off+s.fault.Not.Length
@@ -159,7 +158,7 @@ func (s *server) meet(op Op, at int64, grows func() bool) Action {
 	return do
 }
 
-// now is what happens to the request that was counted last.
+// now is the fault of the request that was counted last.
 func (s *server) now(op Op, grows func() bool) Action {
 	if s.off {
 		return Fail
@@ -174,7 +173,7 @@ func (s *server) now(op Op, grows func() bool) Action {
 	return f.Do
 }
 
-// change does a write, unless it meets a fault.
+// change does a write, unless it gets a fault.
 func (s *server) change(op Op, c change) syscall.Errno {
 	switch s.meet(op, c.off, func() bool { return c.data != nil && s.medium.now.grows(c.off, c.length) }) {
 	case Fail, PowerOff:
@@ -220,10 +219,10 @@ func (s *server) sync() syscall.Errno {
 	return 0
 }
 
-// Geometry describes a disk that is made.
+// Geometry describes a new disk.
 type Geometry struct{ Size, Sector int64 }
 
-// Attach makes an empty disk, and shows it as a loop device.
+// Attach makes an empty disk, and attaches it to a loop device.
 func (s *server) Attach(g Geometry, path *string) error {
 	s.mu.Lock()
 	s.medium, s.sector = newMedium(g.Size), g.Sector
@@ -231,7 +230,7 @@ func (s *server) Attach(g Geometry, path *string) error {
 	return s.Reattach(0, path)
 }
 
-// Reattach shows the disk as a loop device.
+// Reattach attaches the disk to a loop device.
 func (s *server) Reattach(_ int, path *string) error {
 	control, err := unix.Open("/dev/loop-control", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -263,7 +262,7 @@ func (s *server) configure(path string) error {
 	return unix.IoctlLoopConfigure(loop, &config)
 }
 
-// Set sets the fault, from now on; counts begin again.
+// Set sets the fault, and restarts the counts.
 func (s *server) Set(f Fault, _ *bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -271,7 +270,7 @@ func (s *server) Set(f Fault, _ *bool) error {
 	return nil
 }
 
-// Heal ends all faults, and says what the disk was asked.
+// Heal ends all faults, and returns the counts.
 func (s *server) Heal(_ int, counts *Counts) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -282,7 +281,7 @@ func (s *server) Heal(_ int, counts *Counts) error {
 	return nil
 }
 
-// Counts says what the disk was asked so far.
+// Counts returns the counts so far.
 func (s *server) Counts(_ int, counts *Counts) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -290,7 +289,7 @@ func (s *server) Counts(_ int, counts *Counts) error {
 	return nil
 }
 
-// Pace makes the disk do so many requests a second.
+// Pace limits the disk to that many requests a second.
 func (s *server) Pace(perSecond int, _ *bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -306,7 +305,7 @@ func (s *server) Lie(_ int, _ *bool) error {
 	return nil
 }
 
-// Plain makes a disk that knows no zeroing.
+// Plain makes the disk support no zeroing.
 func (s *server) Plain(_ int, _ *bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -314,16 +313,16 @@ func (s *server) Plain(_ int, _ *bool) error {
 	return nil
 }
 
-// Cut describes what a power cut leaves of the cache.
+// Cut describes how much of the cache survives a power cut.
 type Cut struct {
-	Kept    int // sectors of a hundred
+	Kept    int // percentage of the sectors
 	Ordered bool
 	Seed    uint64
-	// Whole is where 4 KiB are written as a whole or not at all, and not only sectors.
+	// Whole is the span in which 4 KiB are written as a whole or not at all, and not only sectors.
 	Whole Span
 }
 
-// PowerOn ends a power cut, and says how many changes were in the cache.
+// PowerOn ends a power cut, and returns how many changes were in the cache.
 func (s *server) PowerOn(c Cut, pending *int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -333,7 +332,7 @@ func (s *server) PowerOn(c Cut, pending *int) error {
 	return nil
 }
 
-// Save keeps what is on the disk, for Restore.
+// Save keeps the content of the disk for Restore.
 func (s *server) Save(_ int, _ *bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -342,7 +341,7 @@ func (s *server) Save(_ int, _ *bool) error {
 	return nil
 }
 
-// Restore makes the disk hold what it held at Save.
+// Restore restores the content of the disk at Save.
 func (s *server) Restore(_ int, _ *bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -353,13 +352,13 @@ func (s *server) Restore(_ int, _ *bool) error {
 // Span is a run of bytes of the disk.
 type Span struct{ Off, Length int64 }
 
-// Digest tells about the bytes of a span.
+// Digest describes the bytes of a span.
 type Digest struct {
 	Hash [sha256.Size]byte
 	Zero bool
 }
 
-// Digest reads behind the kernel's back.
+// Digest reads the medium without the kernel.
 func (s *server) Digest(span Span, d *Digest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -17,7 +17,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// round is a short life: what a pod costs a disk.
+// round is a short life: the work that a pod causes on a disk.
 func (n *node) round(ctx context.Context) error {
 	partition := uuid.NewString()
 	v, err := n.engine.Create(ctx, disk.CreateOptions{Partition: partition, Name: "round", Extent: extent.New(22*mib, livingShort)})
@@ -33,7 +33,7 @@ func (n *node) round(ctx context.Context) error {
 	return n.wipe(ctx, partition)
 }
 
-// rounds lead short lives, at least so many and for so long, and return how long each took.
+// rounds runs short lives, at least that many and for at least that long, and returns the duration of each.
 func (n *node) rounds(ctx context.Context, atLeast int, limit time.Duration) []time.Duration {
 	var took []time.Duration
 	for begin := time.Now(); len(took) < atLeast || time.Since(begin) < limit; {
@@ -48,7 +48,7 @@ func (n *node) rounds(ctx context.Context, atLeast int, limit time.Duration) []t
 	return took
 }
 
-// watch asks for the snapshot all the time and returns the longest that it took.
+// watch reads the snapshot all the time, and returns the longest duration.
 func (n *node) watch(stop <-chan struct{}) time.Duration {
 	longest := time.Duration(0)
 	for {
@@ -66,8 +66,7 @@ func (n *node) watch(stop <-chan struct{}) time.Duration {
 	}
 }
 
-// beside leads lives on a good disk, alone and while work goes on on a bad one, and
-// compares.
+// beside runs lives on a good disk, alone and while work runs on a bad one, and compares their durations.
 func beside(t *testing.T, good, bad *node, limit time.Duration, spoil func(), work func()) {
 	t.Helper()
 	const least = 10
@@ -88,7 +87,7 @@ func beside(t *testing.T, good, bad *node, limit time.Duration, spoil func(), wo
 	before, after := alone[len(alone)/2], together[len(together)/2]
 	t.Logf("the good disk: %d lives alone, median %s; %d beside the bad one, median %s, ratio %.2f, longest %s; longest look at the bad one's snapshot %s",
 		len(alone), before, len(together), after, float64(after)/float64(before), together[len(together)-1], longest)
-	// Other tests run on the same machine. Who waited for the bad disk would do so for seconds.
+	// Other tests run on the same machine. A life that waited for the bad disk would take seconds.
 	if after > 4*before+500*time.Millisecond {
 		t.Errorf("beside a bad disk a good one takes %s for a life, alone %s", after, before)
 	}
@@ -97,8 +96,8 @@ func beside(t *testing.T, good, bad *node, limit time.Duration, spoil func(), wo
 	}
 }
 
-// TestHang: a disk that does not answer harms its own volumes only. What waits for
-// it is done when it answers again.
+// TestHang asserts that a disk that does not answer affects its own volumes only. Waiting requests are done when it
+// answers again.
 func TestHang(t *testing.T) {
 	hang := 3 * time.Second
 	if torture() {
@@ -147,7 +146,7 @@ func TestHang(t *testing.T) {
 			}()
 		}
 	})
-	// Long before the disk answers it is out of service, and no more calls come to wait.
+	// Long before the disk answers it is out of service, and further calls do not wait.
 	if err := bad.engine.Snapshot().Err; !errors.Is(err, disk.ErrOutOfService) || !strings.Contains(err.Error(), "hangs") {
 		t.Errorf("the disk hangs, and its snapshot says: %v", err)
 	}
@@ -188,8 +187,8 @@ func TestHang(t *testing.T) {
 	}
 }
 
-// TestHangWhileWiping: the wiper is not the goroutine that keeps the table, and yet all callers get the error
-// when the disk stops answering.
+// TestHangWhileWiping asserts that all callers get the error when the disk stops answering during a wipe. The wiping
+// goroutine is not the one that owns the table.
 func TestHangWhileWiping(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -239,7 +238,7 @@ func TestHangWhileWiping(t *testing.T) {
 	}
 }
 
-// TestSlow: a disk that does 20 requests a second is slow, and not broken.
+// TestSlow asserts that a disk that does 20 requests a second is slow, and not broken.
 func TestSlow(t *testing.T) {
 	good, bad := newNode(t, 512), newNode(t, 512)
 	good.must(good.open(t.Context()))

@@ -7,14 +7,14 @@ import (
 	"testing"
 )
 
-// sample says of every how many disks the partition tools are asked: they take longer than
-// what is judged.
+// sample is how many disks there are for each run of the partition tools. The tools take longer than the tests
+// themselves.
 const sample = 8
 
 var complaint = regexp.MustCompile(`Caution|Warning|Error|corrupt|Problem`)
 
-// verify asks the common partition tools what they think of the table. Their exit codes say
-// little: it is good if the good text is there and no bad line is.
+// verify runs the common partition tools on the table. Their exit codes say little: the table is good if the good text
+// is there and no bad line is.
 func (n *node) verify(t *testing.T) {
 	t.Helper()
 	for _, tool := range []struct {

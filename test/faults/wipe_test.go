@@ -10,9 +10,9 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// TestWipe wipes a volume that is full of a canary, under each policy, on a disk that lets
-// each request of the wipe fail, or drops it, in turn. An extent that is free holds zeros,
-// whatever the disk said; and when it is well again the wipe comes to its end.
+// TestWipe wipes a volume that is full of a canary, under each policy. The disk fails or drops each request of the wipe
+// in turn. The test asserts that a free extent holds zeros in every case, and that the wipe ends after the disk is
+// healed.
 func TestWipe(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -35,7 +35,7 @@ func TestWipe(t *testing.T) {
 	}
 }
 
-// full fills the living volume to its last byte, and saves the disk so.
+// full fills the living volume to its last byte, and saves the disk in that state.
 func (n *node) full(t *testing.T) {
 	t.Helper()
 	n.must(n.open(t.Context()))
@@ -106,7 +106,7 @@ func wipes(t *testing.T, n *node, o disk.WipeOptions, limit time.Duration) {
 	}
 }
 
-// wiped looks at what a wipe on a bad disk has left, and wipes again on the one that is well.
+// wiped checks the result of a wipe on a bad disk, and wipes again on the healed one.
 func (n *node) wiped(t *testing.T, w disk.Wiped, err error) {
 	t.Helper()
 	zero, phase := n.digest(livingAt).Zero, n.volume(living).Phase
