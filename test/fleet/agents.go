@@ -21,29 +21,29 @@ import (
 	"github.com/berthdev/berth/pkg/agent/publish"
 )
 
-// inFlight is how many publications are on their way at once. The user of this process is exempt from the
-// API server's priority and fairness, which would not let a thousand agents push bindings aside.
+// inFlight is how many publications are in progress at once. The user of this process is exempt from the API server's
+// priority and fairness, which would not allow a thousand agents to delay bindings.
 const inFlight = 16
 
-// Agents plays the agents of all nodes: it makes the volumes of bound pods and of
-// PersistentVolumes where they were placed, frees them when those are gone, and publishes what is
-// there then as agents do: with one write for all that a node saw within 50 ms, or a second if nothing
-// became free. They watch all nodes with one watch; real ones have one each.
+// Agents simulates the agents of all nodes. It makes the volumes of bound pods and of PersistentVolumes where they were
+// placed. It frees them when those are gone, and publishes the result like agents. One write covers everything within
+// 50 ms on a node, or within a second if nothing became free. One watch covers all nodes, while real agents have one
+// each.
 //
-// A volume whose place is not free is an over-commitment. An agent would place such a volume
-// itself; here it is counted, and not made.
+// A volume whose place is not free is an over-commitment. An agent would place such a volume itself. Here it is
+// counted, and not made.
 type Agents struct {
 	fleet *Fleet
 	bound func(*corev1.Pod)
-	// turns are taken to write.
+	// turns are tokens for writing.
 	turns chan struct{}
 
 	mu    sync.Mutex
 	nodes map[string]*agent
-	// pods are the inline volumes of each pod, volumes the node of each PersistentVolume.
+	// pods are the inline volumes of each pod. volumes has the node of each PersistentVolume.
 	pods    map[types.UID]held
 	volumes map[string]string
-	// overCommits tells of each, errs what else went wrong.
+	// overCommits describes each over-commitment. errs are other errors.
 	overCommits, errs []error
 }
 
@@ -56,17 +56,16 @@ type held struct {
 type agent struct {
 	*node
 	name string
-	// due is true while a write waits for the window to end, writing while one is on its way:
-	// at most one is. Changes during a write are written after it. What can wait is held back.
+	// due is true while a write waits for the window to end, writing while one is in progress: at most one is. Changes
+	// during a write are written after it. held is true while a change that can wait is held back.
 	due, writing, changed, held bool
-	// published is the object as it was written last, differs since when there is something else
-	// to write.
+	// published is the object as it was written last. differs is since when its next state has differed from it.
 	published *diskv1alpha1.NodeDiskCapacity
 	differs   time.Time
 }
 
-// StartAgents plays the agents of that many nodes, whose disks are empty, until the context ends.
-// It calls bound, one call at a time, when it sees that a pod is bound and has made its volumes.
+// StartAgents simulates the agents of that many nodes, whose disks are empty, until the context ends. It calls bound,
+// one call at a time, when it sees that a pod is bound and has made its volumes.
 func StartAgents(ctx context.Context, f *Fleet, nodes int, bound func(*corev1.Pod)) (*Agents, error) {
 	a := &Agents{fleet: f, bound: bound, turns: make(chan struct{}, inFlight), nodes: map[string]*agent{}, pods: map[types.UID]held{}, volumes: map[string]string{}}
 	for i := range nodes {
@@ -123,7 +122,7 @@ func StartAgents(ctx context.Context, f *Fleet, nodes int, bound func(*corev1.Po
 	return a, ctx.Err()
 }
 
-// last is the last state of what was deleted.
+// last is the last state of a deleted object.
 func last(object any) any {
 	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		return gone.Obj
@@ -179,13 +178,13 @@ func (a *Agents) realizeVolume(ctx context.Context, pv *corev1.PersistentVolume)
 		a.errs = append(a.errs, fmt.Errorf("PersistentVolume %s has no place: %w", pv.Name, err))
 		return
 	}
-	// The names here are short enough to be labels as they are.
+	// The names here are short enough to be used as labels.
 	node := pv.Labels[diskv1alpha1.LabelNode]
 	a.volumes[pv.Name] = node
 	a.hold(ctx, node, pv.Spec.CSI.VolumeHandle, pv.Name, place)
 }
 
-// hold is called under the lock.
+// hold is called with the lock held.
 func (a *Agents) hold(ctx context.Context, name, volume, owner string, place diskv1alpha1.Place) {
 	n := a.nodes[name]
 	if n == nil {
@@ -226,7 +225,7 @@ func (a *Agents) release(ctx context.Context, name, volume string) {
 	}
 }
 
-// publishSoon is called under the lock.
+// publishSoon is called with the lock held.
 func (a *Agents) publishSoon(ctx context.Context, n *agent) {
 	switch {
 	case n.due:
@@ -271,7 +270,7 @@ func (a *Agents) publish(ctx context.Context, n *agent) {
 		n.published = next
 	case ctx.Err() != nil:
 	case apierrors.IsServerTimeout(err), apierrors.IsTimeout(err), apierrors.IsTooManyRequests(err), apierrors.IsInternalError(err):
-		// A machine that is very busy. Agents try again, too.
+		// The machine is very busy. Real agents try again, too.
 		n.changed = true
 	default:
 		a.errs = append(a.errs, fmt.Errorf("publish the disks of %s: %w", n.name, err))
@@ -282,7 +281,7 @@ func (a *Agents) publish(ctx context.Context, n *agent) {
 	}
 }
 
-// publishHeld is called when what was held back has waited long enough.
+// publishHeld is called when a held-back change has waited long enough.
 func (a *Agents) publishHeld(ctx context.Context, n *agent) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -291,7 +290,7 @@ func (a *Agents) publishHeld(ctx context.Context, n *agent) {
 	}
 }
 
-// write replaces the status. That a try was served whose answer was lost shows as a conflict.
+// write replaces the status. A try that was served but whose answer was lost shows as a conflict.
 func (a *Agents) write(ctx context.Context, next *diskv1alpha1.NodeDiskCapacity) error {
 	status := next.Status
 	err := a.fleet.Client.Status().Update(ctx, next)
@@ -305,7 +304,7 @@ func (a *Agents) write(ctx context.Context, next *diskv1alpha1.NodeDiskCapacity)
 	return a.fleet.Client.Status().Update(ctx, next)
 }
 
-// Volumes is how many volumes there are now.
+// Volumes is the present number of volumes.
 func (a *Agents) Volumes() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -316,7 +315,7 @@ func (a *Agents) Volumes() int {
 	return n
 }
 
-// Quiet reports whether all that there is has been published.
+// Quiet reports whether everything has been published.
 func (a *Agents) Quiet() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -328,15 +327,14 @@ func (a *Agents) Quiet() bool {
 	return true
 }
 
-// OverCommits tells of all volumes so far that were placed where another is, or where none
-// can be.
+// OverCommits returns an error for each volume so far that was placed where another is, or where none can be.
 func (a *Agents) OverCommits() []error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return append([]error(nil), a.overCommits...)
 }
 
-// Err is what else went wrong so far.
+// Err returns the other errors so far.
 func (a *Agents) Err() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()

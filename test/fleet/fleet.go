@@ -1,7 +1,6 @@
-// Package fleet fills a real control plane with nodes that exist only as objects, and plays
-// what would run on them: Agents are the agents of all nodes, Provision is the fastest
-// provisioner of another driver that there can be. It counts what the API server writes. Benchmarks of
-// the scheduler are made of it; it owns no figures, and starts no programs.
+// Package fleet fills a real control plane with nodes that exist only as objects, and simulates what would run on them.
+// Agents are the agents of all nodes, and Provision is the fastest possible provisioner of another driver. The package
+// counts the writes of the API server. Benchmarks of the scheduler use it. It owns no figures, and starts no programs.
 package fleet
 
 import (
@@ -30,11 +29,11 @@ const Class = "ssd"
 
 const gi = int64(1) << 30
 
-// Fleet is what a benchmark needs of a control plane.
+// Fleet is the clients of a control plane that a benchmark needs.
 type Fleet struct {
 	Config *rest.Config
 	Client client.Client
-	// Clientset speaks protobuf: it is for what is many.
+	// Clientset uses protobuf. It is for large numbers of objects.
 	Clientset kubernetes.Interface
 }
 
@@ -57,7 +56,7 @@ func New(config *rest.Config) (*Fleet, error) {
 	return f, err
 }
 
-// Parallel calls do for 0..n-1 from a few goroutines.
+// Parallel calls do for 0..n-1 from several goroutines.
 func Parallel(ctx context.Context, n int, do func(ctx context.Context, i int) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(16)
@@ -70,8 +69,7 @@ func Parallel(ctx context.Context, n int, do func(ctx context.Context, i int) er
 // NodeName is the name of a node.
 func NodeName(i int) string { return fmt.Sprintf("node-%04d", i) }
 
-// Populate makes the DiskClass and the nodes: each with two disks whose free space is in
-// several pieces, and nothing on them.
+// Populate makes the DiskClass and the nodes. Each node has two empty disks whose free space is in several pieces.
 func (f *Fleet) Populate(ctx context.Context, nodes int) error {
 	err := f.Client.Create(ctx, &diskv1alpha1.DiskClass{
 		ObjectMeta: metav1.ObjectMeta{Name: Class},
@@ -107,7 +105,7 @@ func (f *Fleet) createNode(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	// The API server gives every new node a taint that its kubelet would take away.
+	// The API server gives every new node a taint, which its kubelet would remove.
 	node.Spec.Taints = nil
 	if _, err := f.Clientset.CoreV1().Nodes().Update(ctx, node, metav1.UpdateOptions{}); err != nil {
 		return err
@@ -129,8 +127,7 @@ func (f *Fleet) createNode(ctx context.Context, i int) error {
 	return f.Client.Status().Update(ctx, ndc)
 }
 
-// disksOf are two disks of 1 TiB with their free space in eight pieces each, of
-// sizes that differ from node to node.
+// disksOf returns two disks of 1 TiB with their free space in eight pieces each. The sizes differ from node to node.
 func disksOf(node int) []diskv1alpha1.Disk {
 	const size, piece, pieces = 1024 * gi, 100 * gi, 8
 	var disks []diskv1alpha1.Disk
@@ -152,8 +149,8 @@ func disksOf(node int) []diskv1alpha1.Disk {
 	return disks
 }
 
-// DeletePods deletes all pods of the namespace at once. One by one, because the API server
-// has a minute for a request and does what it is asked to do to a collection in one row.
+// DeletePods deletes all pods of the namespace, one by one and in parallel. The API server has a minute for a request,
+// and deletes the objects of a collection sequentially.
 func (f *Fleet) DeletePods(ctx context.Context, namespace string) error {
 	pods := f.Clientset.CoreV1().Pods(namespace)
 	list, err := pods.List(ctx, metav1.ListOptions{})
@@ -169,8 +166,8 @@ func (f *Fleet) DeletePods(ctx context.Context, namespace string) error {
 	})
 }
 
-// deleteAll asks again when the API server could not delete that many in the minute that it
-// gives itself for a request.
+// deleteAll repeats the request if the API server could not delete that many objects in the minute that a request may
+// take.
 func (f *Fleet) deleteAll(ctx context.Context, object client.Object, options ...client.DeleteAllOfOption) error {
 	const tries = 10
 	var err error

@@ -12,16 +12,15 @@ import (
 // node is the disks of a node, as its agent knows them.
 //
 // Invariants:
-//  1. A disk's free extents and its volumes share no byte, and together they are what was
-//     free at first.
+//  1. A disk's free extents and its volumes share no byte, and together they are its initial free space.
 type node struct {
 	disks []disk
-	// where is the disk of each volume.
+	// where has the disk of each volume.
 	where map[string]int
 }
 
 type disk struct {
-	// as it is without volumes.
+	// empty is the disk without volumes.
 	empty   diskv1alpha1.Disk
 	free    extent.Set
 	volumes map[string]diskv1alpha1.Allocation
@@ -39,7 +38,7 @@ func newNode(i int) *node {
 	return n
 }
 
-// hold makes the volume where it was placed. It is an error if that is not free.
+// hold makes the volume where it was placed. It returns an error if that place is not free.
 func (n *node) hold(volume, owner string, place diskv1alpha1.Place) error {
 	if _, ok := n.where[volume]; ok {
 		return nil
@@ -61,7 +60,7 @@ func (n *node) hold(volume, owner string, place diskv1alpha1.Place) error {
 	return nil
 }
 
-// rivals says what is in the way.
+// rivals names the volumes in the extent.
 func (d *disk) rivals(e extent.Extent) string {
 	var rivals []string
 	for _, a := range d.volumes {
@@ -76,7 +75,7 @@ func (d *disk) rivals(e extent.Extent) string {
 	return "there is " + strings.Join(rivals, ", ")
 }
 
-// release frees the volume's extent, wiped, and reports whether there was one.
+// release frees the volume's extent as if it was wiped, and reports whether there was one.
 func (n *node) release(volume string) bool {
 	at, ok := n.where[volume]
 	if !ok {
@@ -90,7 +89,7 @@ func (n *node) release(volume string) bool {
 	return true
 }
 
-// status is what the agent publishes.
+// status is the status that the agent publishes.
 func (n *node) status() diskv1alpha1.NodeDiskCapacityStatus {
 	s := diskv1alpha1.NodeDiskCapacityStatus{}
 	free, size, largest := int64(0), int64(0), int64(0)

@@ -7,7 +7,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestHold: what is over-committed is noticed, whatever it is.
+// TestHold asserts that every kind of over-commitment is noticed.
 func TestHold(t *testing.T) {
 	disks := disksOf(0)
 	first := disks[0].Free[0]
@@ -52,7 +52,7 @@ func TestHold(t *testing.T) {
 	}
 }
 
-// TestStatus: bytes are neither lost nor made, and a node whose volumes are gone is as it was.
+// TestStatus asserts that the bytes of a disk always add up, and that a node without volumes is as before.
 func TestStatus(t *testing.T) {
 	n := newNode(7)
 	before := n.status()

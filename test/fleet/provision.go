@@ -17,8 +17,8 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// The provisioners of the drivers that Berth is compared with, and the names of their
-// StorageClasses: one whose capacity is not checked, and one with a CSIStorageCapacity for every node.
+// The provisioners of the drivers with which Berth is compared, and the names of their StorageClasses. The first one's
+// capacity is not checked, and the second one has a CSIStorageCapacity for every node.
 const (
 	StubProvisioner     = "stub.bench.example.com"
 	CapacityProvisioner = "capacity.bench.example.com"
@@ -26,8 +26,8 @@ const (
 
 const annotationSelectedNode = "volume.kubernetes.io/selected-node"
 
-// CreateStorageClasses makes a StorageClass for Berth and for each of the provisioners
-// above, named after the provisioner.
+// CreateStorageClasses makes a StorageClass for Berth and for each of the provisioners above, named after the
+// provisioner.
 func (f *Fleet) CreateStorageClasses(ctx context.Context) error {
 	wait := storagev1.VolumeBindingWaitForFirstConsumer
 	for _, provisioner := range []string{diskv1alpha1.DriverName, StubProvisioner, CapacityProvisioner} {
@@ -46,9 +46,8 @@ func (f *Fleet) CreateStorageClasses(ctx context.Context) error {
 	})
 }
 
-// Provision runs the fastest provisioner that there can be, until the context ends: as soon as
-// a claim has a node it has a PersistentVolume, made with one write, by a process that does nothing else.
-// It calls failed with what went wrong.
+// Provision runs the fastest possible provisioner until the context ends. As soon as a claim has a node it makes its
+// PersistentVolume, with one write, in a process that does nothing else. It calls failed with each error.
 func (f *Fleet) Provision(ctx context.Context, failed func(error)) error {
 	factory := informers.NewSharedInformerFactory(f.Clientset, 0)
 	var made sync.Map
@@ -82,7 +81,7 @@ func (f *Fleet) Provision(ctx context.Context, failed func(error)) error {
 	return ctx.Err()
 }
 
-// stubVolume is what external-provisioner would make.
+// stubVolume is the PersistentVolume that external-provisioner would make.
 func stubVolume(pvc *corev1.PersistentVolumeClaim, driver string) *corev1.PersistentVolume {
 	return &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: "pvc-" + string(pvc.UID), Annotations: map[string]string{"pv.kubernetes.io/provisioned-by": driver}},
@@ -102,10 +101,9 @@ func stubVolume(pvc *corev1.PersistentVolumeClaim, driver string) *corev1.Persis
 	}
 }
 
-// ClaimsReviewed returns an error until kube-controller-manager has begun to look again at the
-// claims of a namespace whose pods have been created since. It does so every 15 seconds, and
-// then writes an event about each. In some runs these would come between the writes that are
-// measured, in others before.
+// ClaimsReviewed returns an error until kube-controller-manager has begun to sync the claims of a namespace again after
+// its pods were created. It does so every 15 seconds, and then writes an event about each claim. In some runs these
+// events would come during the measurement, in others before.
 func (f *Fleet) ClaimsReviewed(ctx context.Context, namespace string) error {
 	events, err := f.Clientset.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{
 		FieldSelector: "involvedObject.kind=PersistentVolumeClaim,reason=WaitForPodScheduled", Limit: 1,
@@ -119,7 +117,7 @@ func (f *Fleet) ClaimsReviewed(ctx context.Context, namespace string) error {
 	return nil
 }
 
-// PublishCapacity makes what external-provisioner would: one CSIStorageCapacity a node.
+// PublishCapacity makes one CSIStorageCapacity a node, like external-provisioner.
 func (f *Fleet) PublishCapacity(ctx context.Context, nodes int) error {
 	free := resource.MustParse("1Ti")
 	return Parallel(ctx, nodes, func(ctx context.Context, i int) error {
@@ -133,14 +131,13 @@ func (f *Fleet) PublishCapacity(ctx context.Context, nodes int) error {
 	})
 }
 
-// WithdrawCapacity deletes them, so that schedulers which have nothing to do with them
-// need not hold them.
+// WithdrawCapacity deletes them, so that other schedulers need not cache them.
 func (f *Fleet) WithdrawCapacity(ctx context.Context) error {
 	return f.deleteAll(ctx, &storagev1.CSIStorageCapacity{}, client.InNamespace(metav1.NamespaceSystem))
 }
 
-// RemoveVolumes deletes all claims of the namespace, and all PersistentVolumes: their
-// finalizers are taken away as agents would when the volumes are wiped.
+// RemoveVolumes deletes all claims of the namespace, and all PersistentVolumes. It removes their finalizers like agents
+// do after a wipe.
 func (f *Fleet) RemoveVolumes(ctx context.Context, namespace string) error {
 	if err := f.deleteAll(ctx, &corev1.PersistentVolumeClaim{}, client.InNamespace(namespace)); err != nil {
 		return err

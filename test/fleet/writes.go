@@ -19,11 +19,11 @@ import (
 // Writes are numbers of requests that write, by verb, resource and subresource.
 type Writes map[string]float64
 
-// Publications is what agents write.
+// Publications is the kind of request with which agents publish.
 const Publications = "PUT nodediskcapacities/status"
 
-// notOfPods are resources whose writes follow time or requests, not pods: leases and
-// the API server's own book-keeping, and questions that are asked by POST.
+// notOfPods are resources whose writes depend on time or requests, not on pods: leases, the API server's own
+// book-keeping, and reviews, which are queries by POST.
 var notOfPods = []string{"leases", "apiservices", "tokenreviews", "subjectaccessreviews"}
 
 // refused marks requests that the API server answered without writing.
@@ -66,8 +66,8 @@ func (f *Fleet) Writes(ctx context.Context) (Writes, error) {
 		if label["subresource"] != "" {
 			what += "/" + label["subresource"]
 		}
-		// A client that is faster than the API server gets a 429 and comes again: nothing is
-		// written, but it is shown.
+		// A client that is faster than the API server gets a 429 and tries again. Nothing is written then, but it is
+		// reported.
 		if code := label["code"]; !strings.HasPrefix(code, "2") {
 			what += refused + code
 		}
@@ -76,7 +76,7 @@ func (f *Fleet) Writes(ctx context.Context) (Writes, error) {
 	return writes, nil
 }
 
-// SettledWrites waits until two looks in a row show the same numbers.
+// SettledWrites waits until two consecutive reads return the same numbers.
 func (f *Fleet) SettledWrites(ctx context.Context) (Writes, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -105,7 +105,7 @@ func (f *Fleet) SettledWrites(ctx context.Context) (Writes, error) {
 	return nil, err
 }
 
-// Since is what came on top of an earlier look, divided by so many pods.
+// Since is the difference to an earlier reading, divided by the number of pods.
 func (w Writes) Since(before Writes, pods int) Writes {
 	since := Writes{}
 	for key, n := range w {
@@ -116,7 +116,7 @@ func (w Writes) Since(before Writes, pods int) Writes {
 	return since
 }
 
-// Total is all of them but those that the API server refused.
+// Total is the sum of all but those that the API server refused.
 func (w Writes) Total() float64 {
 	total := 0.0
 	for key, n := range w {
@@ -127,7 +127,7 @@ func (w Writes) Total() float64 {
 	return total
 }
 
-// String has those that are more than a few in a thousand.
+// String lists those that are more than a few in a thousand.
 func (w Writes) String() string {
 	var parts []string
 	for key, n := range w {
