@@ -1,5 +1,5 @@
-// Package imports holds the rules about which package may import which. They are
-// what keeps the arithmetic free of Kubernetes, and the scheduler free of disks.
+// Package imports asserts which package may import which. These rules keep the arithmetic free of Kubernetes, and the
+// scheduler free of disks.
 package imports
 
 import (
@@ -15,20 +15,20 @@ import (
 
 const module = "github.com/berthdev/berth"
 
-// rule says what the packages below a path may depend on, directly or through others.
+// rule lists what the packages below a path may depend on, directly or indirectly.
 type rule struct {
-	// packages is the import path below the module; it stands for all packages below it too.
+	// packages is the import path below the module. It includes all packages below it.
 	packages string
-	// only, if not nil, lists all the packages of this module that may be depended on.
+	// only, if not nil, lists all the packages of this module that are allowed.
 	only []string
-	// stdlib is true when nothing outside the standard library and this module may be used.
+	// stdlib is true when nothing but the standard library and this module is allowed.
 	stdlib bool
-	// never lists prefixes of import paths that must not be depended on.
+	// never lists prefixes of import paths that are forbidden.
 	never []string
 }
 
-// kubeScheduler is what kube-scheduler is made of. Its configuration is none of it: plugins read which of them a
-// profile has.
+// kubeScheduler is the packages that make up kube-scheduler. Its configuration does not count: plugins read which of
+// them a profile has.
 var kubeScheduler = []string{"k8s.io/kubernetes/cmd", "k8s.io/kubernetes/pkg/scheduler/backend", "k8s.io/kubernetes/pkg/scheduler/framework", "k8s.io/kubernetes/pkg/features"}
 
 var rules = []rule{
@@ -53,7 +53,7 @@ var rules = []rule{
 	{packages: "cmd/scheduler", never: []string{module + "/pkg/agent", "github.com/diskfs"}},
 }
 
-// listed is what `go list -json` says of a package.
+// listed is the output of `go list -json` for a package.
 type listed struct {
 	ImportPath string
 	Standard   bool
@@ -130,7 +130,7 @@ func (r rule) violation(dep string, standard bool) string {
 	return ""
 }
 
-// The rules must be able to fail.
+// TestViolation asserts that the rules can fail.
 func TestViolation(t *testing.T) {
 	r := rule{packages: "pkg/x", only: []string{"pkg/y"}, stdlib: true, never: []string{"example.com/bad"}}
 	for _, tc := range []struct {
