@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// names of the calls that a life makes, for people.
+// names of the calls that a life makes, for messages.
 var names = map[uint64]string{
 	unix.SYS_CLONE: "clone", unix.SYS_CLONE3: "clone3", unix.SYS_CLOSE: "close", unix.SYS_DUP3: "dup3",
 	unix.SYS_EPOLL_CREATE1: "epoll_create1", unix.SYS_EPOLL_CTL: "epoll_ctl", unix.SYS_EPOLL_PWAIT: "epoll_pwait",
@@ -23,8 +23,8 @@ var names = map[uint64]string{
 	unix.SYS_TGKILL: "tgkill", unix.SYS_UMOUNT2: "umount2", unix.SYS_UNAME: "uname", unix.SYS_WAITID: "waitid", unix.SYS_WRITE: "write",
 }
 
-// changes are the calls that change a disk, what the kernel knows of it, or what others were
-// answered; and those that begin a program which might.
+// changes are the calls that change a disk, the kernel's partitions, or the answers to others. They include the calls
+// that start a program which might.
 var changes = map[uint64]bool{
 	unix.SYS_PWRITE64: true, unix.SYS_WRITE: true, unix.SYS_FSYNC: true, unix.SYS_FALLOCATE: true, unix.SYS_IOCTL: true,
 	unix.SYS_MOUNT: true, unix.SYS_UMOUNT2: true, unix.SYS_FLOCK: true, unix.SYS_CLONE: true, unix.SYS_WAITID: true,

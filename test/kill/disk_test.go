@@ -23,16 +23,16 @@ import (
 
 const (
 	mib = int64(1) << 20
-	// head is the part of a disk in which something happens, and room the volume's part of it.
+	// head is the part of a disk that changes, and room the volume's part of it.
 	head = 32 * mib
-	// patience is for what takes milliseconds, on a machine that does much else.
+	// patience is for what takes milliseconds, on a machine that does other work, too.
 	patience = time.Minute
 )
 
 var (
 	before = extent.New(4*mib, 8*mib)  // the volume
-	after  = extent.New(4*mib, 12*mib) // the volume when it has grown
-	// neighbour is a volume that is there all the time, where there is one.
+	after  = extent.New(4*mib, 12*mib) // the volume after it has grown
+	// neighbour is a volume that exists all the time, on disks that have one.
 	neighbour = extent.New(20*mib, 4*mib)
 )
 
@@ -48,7 +48,7 @@ func attach(t *testing.T, image string, sector int) *loop {
 	t.Helper()
 	l := &loop{image: image}
 	l.path = strings.TrimSpace(run(t, "losetup", "--find", "--show", "--sector-size", strconv.Itoa(sector), image))
-	// A loop device keeps partitions over its detachment: they are taken away before.
+	// A loop device keeps partitions when it is detached, so they are removed before.
 	l.forget(t)
 	return l
 }
@@ -63,7 +63,7 @@ func (l *loop) detach(t *testing.T) {
 	})
 }
 
-// partitions are the numbers of those that the kernel knows.
+// partitions are the numbers of the kernel's partitions.
 func (l *loop) partitions(t *testing.T) []int {
 	t.Helper()
 	name := filepath.Base(l.path)
@@ -100,8 +100,8 @@ func (l *loop) volumeLoops(t *testing.T) []string {
 	return found
 }
 
-// forget makes the kernel forget all volumes, as a reboot does. An orphan that is still at
-// work on one of them is waited for.
+// forget removes all volumes from the kernel, as a reboot does. It waits for an orphaned program that still uses one of
+// them.
 func (l *loop) forget(t *testing.T) {
 	t.Helper()
 	device, err := os.OpenFile(l.path, os.O_RDONLY, 0)
@@ -126,10 +126,10 @@ func (l *loop) forget(t *testing.T) {
 	eventually(t, "the loop devices of volumes are gone", func() bool { return len(l.volumeLoops(t)) == 0 })
 }
 
-// soiled is what has not been zeroed: beside the volume, and where it begins and grows to.
+// soiled is the space that has not been zeroed: beside the volume, and where it begins and grows to.
 var soiled = []extent.Extent{extent.New(2*mib, 4*mib), extent.New(10*mib, 8*mib)}
 
-// soil fills a part of an image, as a disk may be that was used before.
+// soil fills a part of an image with data, as on a disk that was used before.
 func soil(t *testing.T, image string, parts ...extent.Extent) {
 	t.Helper()
 	f, err := os.OpenFile(image, os.O_WRONLY, 0)
@@ -152,8 +152,8 @@ func blankImage(t *testing.T) string {
 	return image
 }
 
-// fullImage is a disk of ours on which no partition numbers are left: foreign partitions have
-// them. One volume is there, with a neighbour's data.
+// fullImage is a disk of ours without free partition numbers: foreign partitions have them. It has one volume, with a
+// neighbour's data.
 func fullImage(t *testing.T) string {
 	t.Helper()
 	image := sparse(t, head+disk.MetaEntry*mib)
@@ -198,8 +198,8 @@ func sparse(t *testing.T, size int64) string {
 	return f.Name()
 }
 
-// verify asks the common partition tools what they think of the disk. Their exit codes say
-// little: a table is good if the good text is there and no bad line is.
+// verify runs the common partition tools on the disk. Their exit codes say little: a table is good if the good text is
+// there and no bad line is.
 func (l *loop) verify(t *testing.T) {
 	t.Helper()
 	bad := regexp.MustCompile(`Caution|Warning|Error|corrupt|Problem`)

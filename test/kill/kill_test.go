@@ -20,8 +20,8 @@ import (
 // torture is the long form.
 var torture = os.Getenv("BERTH_TORTURE") != ""
 
-// budget is how long the calls that change nothing are killed, on each of the two disks. A life has more than ten
-// thousand of them, and all would take a working day.
+// budget is how much time is spent on kills at the calls that change nothing, on each of the two disks. A life has more
+// than ten thousand of them, and all would take a working day.
 func budget() time.Duration {
 	if torture {
 		return 40 * time.Minute
@@ -38,9 +38,8 @@ func buildLife(t *testing.T) string {
 	return program
 }
 
-// TestKillAtEverySystemCall kills the program at each of its system calls in turn: all of those
-// that change something, and of the others, between which nothing can change, as many as
-// there is time for, spread evenly.
+// TestKillAtEverySystemCall kills the program at each of its system calls in turn. It tries all that change something.
+// Of the others, between which nothing can change, it tries as many as there is time for, spread evenly.
 func TestKillAtEverySystemCall(t *testing.T) {
 	t.Parallel()
 	program := buildLife(t)
@@ -49,13 +48,13 @@ func TestKillAtEverySystemCall(t *testing.T) {
 		image   func(*testing.T) string
 		sectors []int
 	}{
-		// From the blank disk on. The volume is a partition.
+		// Begins with the blank disk. The volume is a partition.
 		{"first partition", blankImage, []int{512, 4096}},
 		// The volume is a loop device, beside a neighbour's.
 		{"above the partitions", fullImage, []int{512}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			// Much of the time goes into waiting for the medium.
+			// Much of the time is spent waiting for the medium.
 			t.Parallel()
 			c := &campaign{program: program, template: test.image(t), sectors: test.sectors}
 			c.reference(t)
@@ -65,7 +64,7 @@ func TestKillAtEverySystemCall(t *testing.T) {
 					break
 				}
 				if at.nth > c.counts[at.number] {
-					continue // lives without it have been seen since the plan was made
+					continue // a later life without it was seen
 				}
 				if changes[at.number] || time.Since(begin) < budget() {
 					c.kill(t, at)
@@ -81,15 +80,15 @@ type campaign struct {
 	program, template string
 	sectors           []int
 	head              []byte // of the template
-	// counts are the calls of a whole life, by number: the fewest of all lives that were not killed. A life asks again as
-	// long as another process has its device open, and then has calls that others do not have.
+	// counts are the calls of a whole life, by number: the lowest of all lives that were not killed. A life repeats
+	// calls as long as another process has its device open, so some lives have more.
 	counts map[uint64]int
 
 	lives, again, reboots, verified int
 	killed                          map[uint64]int // by number
 }
 
-// reference lives a few lives under the tracer without a kill, to count their calls.
+// reference runs a few lives under the tracer without a kill, to count their calls.
 func (c *campaign) reference(t *testing.T) {
 	t.Helper()
 	const lives = 3
@@ -114,15 +113,14 @@ func (c *campaign) reference(t *testing.T) {
 	}
 }
 
-// atMost takes in the calls of a life that was not killed.
+// atMost lowers the counts to those of a life that was not killed.
 func (c *campaign) atMost(counts map[uint64]int) {
 	for number, n := range c.counts {
 		c.counts[number] = min(n, counts[number])
 	}
 }
 
-// plan lists all calls: those that change something first, the others in an order that is
-// spread evenly wherever it is cut.
+// plan lists all calls. Those that change something come first. Any beginning of the rest is spread evenly over it.
 func (c *campaign) plan() []call {
 	var first, others []call
 	for number, n := range c.counts {
@@ -139,9 +137,9 @@ func (c *campaign) plan() []call {
 	return append(first, spread(others)...)
 }
 
-// spread orders a list so that its beginning, however long, is spread evenly over all of it.
+// spread orders a list so that any beginning of it is spread evenly over the whole list.
 func spread[T any](list []T) []T {
-	// A step near the golden ratio of the length, and without a divisor in common with it.
+	// The step is near the golden ratio of the length, and has no divisor in common with it.
 	step := int(float64(len(list))*0.618) + 1
 	for gcd(step, len(list)) != 1 {
 		step++
@@ -160,8 +158,8 @@ func gcd(a, b int) int {
 	return a
 }
 
-// kill kills a life at a call, and some of those that follow it as well; now the machine is
-// as the killed left it, now it is as after a reboot. The last one lives to its end.
+// kill kills a life at a call, and some of those that follow it as well. The machine is left as it was, or is as after
+// a reboot, alternately. The last life runs to its end.
 func (c *campaign) kill(t *testing.T, at call) {
 	t.Helper()
 	c.lives++
@@ -190,7 +188,7 @@ func (c *campaign) kill(t *testing.T, at call) {
 		if !torture && c.lives%3 != 0 {
 			break
 		}
-		// In the others the same call of the life that follows, which has less to do.
+		// In the others it is the same call of the next life, which has less to do.
 		at.nth = 1 + at.nth/2
 	}
 	if out, err := l.command().CombinedOutput(); err != nil {
@@ -218,7 +216,7 @@ func (c *campaign) report(t *testing.T, took time.Duration) {
 		}
 		enough := n * 9 / 10
 		if number == unix.SYS_WRITE {
-			// The journal's lines. The rest are the Go runtime's, as many as it likes.
+			// The journal's lines. The other writes are the Go runtime's, in any number.
 			enough = 6
 		}
 		if changes[number] && !t.Failed() && c.killed[number] < enough {
@@ -263,7 +261,7 @@ func (c *campaign) newLife(t *testing.T, sector int) *life {
 
 func (l *life) close(t *testing.T) {
 	if t.Failed() {
-		return // the clean-up does it, when no more is said of it
+		return // the cleanup handles it, since the test has failed
 	}
 	l.detach(t)
 	l.loop = nil
@@ -307,7 +305,7 @@ func (l *life) output(t *testing.T) string {
 	return string(out)
 }
 
-// reboot leaves nothing of what the kernel knows of the disk.
+// reboot removes everything that the kernel has of the disk.
 func (l *life) reboot(t *testing.T) {
 	t.Helper()
 	if err := unix.Unmount(l.mountpoint(), 0); err != nil && err != unix.EINVAL {
@@ -316,7 +314,7 @@ func (l *life) reboot(t *testing.T) {
 	l.forget(t)
 }
 
-// check holds the disk to what a life leaves of its volume: zeros.
+// check asserts that the disk is as after a life of its volume: zeros.
 func (l *life) check(t *testing.T, tools bool) {
 	t.Helper()
 	journal, err := os.ReadFile(l.journal())

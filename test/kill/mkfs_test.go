@@ -11,14 +11,14 @@ import (
 	"time"
 )
 
-// The short form kills as many as there is time for, but some on the slowest machine.
+// The short form kills as many as there is time for, and a minimum on a slow machine.
 const (
 	mkfsBudget = 8 * time.Second
 	mkfsKills  = 15
 )
 
-// TestKillMkfsAtEverySystemCall kills mkfs and not the agent: that one fails, and the next life
-// formats the volume again. As many of its writes as there is time for, and then its other calls.
+// TestKillMkfsAtEverySystemCall kills mkfs and not the agent. The agent's call fails, and the next life formats the
+// volume again. The test kills at as many writes as there is time for, and then at other calls.
 func TestKillMkfsAtEverySystemCall(t *testing.T) {
 	t.Parallel()
 	c := &campaign{program: buildLife(t), template: blankImage(t), sectors: []int{512}}
@@ -27,7 +27,7 @@ func TestKillMkfsAtEverySystemCall(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	// It stands in for mkfs: strace ends by the signal that ended what it ran.
+	// The script replaces mkfs. strace ends with the signal that ended its program.
 	script := fmt.Sprintf("#!/bin/sh\nexec strace -qq -o /dev/null -e trace=$KILL -e inject=$KILL:signal=SIGKILL:when=$NTH %s \"$@\"\n", mkfs)
 	if err := os.WriteFile(filepath.Join(dir, "mkfs.ext4"), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
@@ -75,7 +75,7 @@ type mkfsCall struct {
 	nth  int
 }
 
-// mkfsCalls lists the system calls of an mkfs: what writes comes first.
+// mkfsCalls lists the system calls of an mkfs, those that write first.
 func mkfsCalls(t *testing.T, mkfs string) []mkfsCall {
 	t.Helper()
 	image, log := sparse(t, before.Len()), filepath.Join(t.TempDir(), "log")
@@ -88,7 +88,7 @@ func mkfsCalls(t *testing.T, mkfs string) []mkfsCall {
 	seen := map[string]int{}
 	for line := range strings.Lines(string(text)) {
 		name, _, isCall := strings.Cut(line, "(")
-		// strace makes the program's own execve, and nothing returns from the last call.
+		// strace makes the program's own execve, and the last call does not return.
 		if !isCall || name == "execve" || strings.HasPrefix(name, "exit") {
 			continue
 		}

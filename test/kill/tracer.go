@@ -17,15 +17,15 @@ type call struct {
 	nth    int
 }
 
-// ended says how a traced program ended.
+// ended is how a traced program ended.
 type ended struct {
-	killed bool           // at the call where it was to be
+	killed bool           // at the given call
 	status int            // of the exit, if it was not killed
 	counts map[uint64]int // calls that were begun, by number
 }
 
-// trace runs a program and kills it when it is about to make the call; never, if the call's
-// number is none. Its children are left alone. The command's streams must be files.
+// trace runs a program and kills it when it is about to make the call. If none is set it is not killed. Its children
+// are left alone. The command's streams must be files.
 func trace(command *exec.Cmd, none bool, at call) (ended, error) {
 	type result struct {
 		ended
@@ -33,7 +33,7 @@ func trace(command *exec.Cmd, none bool, at call) (ended, error) {
 	}
 	done := make(chan result)
 	go func() {
-		// The tracer is a thread; it ends with this goroutine, as the lock is not given back.
+		// The tracer is a thread. It ends with this goroutine, because the lock is never released.
 		runtime.LockOSThread()
 		t := tracer{none: none, at: at, ended: ended{counts: map[uint64]int{}}, threads: map[int]bool{}}
 		err := t.run(command)
@@ -51,13 +51,12 @@ type tracer struct {
 	threads map[int]bool // those that have stopped once
 }
 
-// syscallStop is the signal of a stop at a system call, which PTRACE_O_TRACESYSGOOD tells from
-// other traps.
+// syscallStop is the signal of a stop at a system call. PTRACE_O_TRACESYSGOOD distinguishes it from other traps.
 const syscallStop = syscall.SIGTRAP | 0x80
 
 func (t *tracer) run(command *exec.Cmd) error {
-	// In a process group of its own, so that it can be waited for: this thread may have started
-	// other programs before it came to trace, and their ends are for others to see.
+	// In its own process group, so that wait can wait for it alone. This thread may have started other programs before,
+	// and their ends must be left to others.
 	command.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 	if err := command.Start(); err != nil {
 		return err
@@ -68,7 +67,7 @@ func (t *tracer) run(command *exec.Cmd) error {
 		return err
 	}
 	t.threads[t.pid] = true
-	// Without PTRACE_O_TRACEFORK and _TRACEVFORK children are not traced, threads are.
+	// Without PTRACE_O_TRACEFORK and _TRACEVFORK children are not traced, but threads are.
 	if err := unix.PtraceSetOptions(t.pid, unix.PTRACE_O_TRACESYSGOOD|unix.PTRACE_O_TRACECLONE|unix.PTRACE_O_EXITKILL); err != nil {
 		return fmt.Errorf("tracing %s: %w", command.Path, err)
 	}
@@ -100,8 +99,8 @@ func (t *tracer) run(command *exec.Cmd) error {
 	}
 }
 
-// wait waits for a thread that this thread traces, and for no child of another thread; of a
-// number below zero, for any of that process group.
+// wait waits for a thread that this thread traces, and not for a child of another thread. A negative number means any
+// thread of that process group.
 func wait(thread int, status *unix.WaitStatus) (int, error) {
 	for {
 		found, err := unix.Wait4(thread, status, unix.WALL|unix.WNOTHREAD, nil)
@@ -111,7 +110,7 @@ func wait(thread int, status *unix.WaitStatus) (int, error) {
 	}
 }
 
-// resume cannot fail unless the thread was killed meanwhile, which the next wait tells.
+// resume fails only if the thread was killed meanwhile, which the next wait reports.
 func resume(thread, signal int) { _ = unix.PtraceSyscall(thread, signal) }
 
 // syscallInfo is the kernel's struct ptrace_syscall_info, at the entry of a call.
@@ -129,8 +128,7 @@ const (
 	atEntry              = 1
 )
 
-// stopped counts the call if the thread is about to make it, and kills the program if it is
-// the one.
+// stopped counts the call if the thread is about to make it, and kills the program if it is the given one.
 func (t *tracer) stopped(thread int) error {
 	var info syscallInfo
 	_, _, errno := unix.Syscall6(unix.SYS_PTRACE, ptraceGetSyscallInfo, uintptr(thread), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0)

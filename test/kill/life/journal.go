@@ -14,7 +14,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// What the journal says, in the order of a life.
+// The lines of the journal, in the order of a life.
 const (
 	adopted   = "adopted"
 	formatted = "formatted"
@@ -24,8 +24,8 @@ const (
 	wiped     = "wiped"
 )
 
-// journal is what the program has answered to others: a line for each thing. It only grows, so a
-// line is there or not, whenever the program is killed.
+// journal is what the program has acknowledged, a line for each thing. It only grows, so a line is either there or not
+// when the program is killed.
 type journal struct {
 	path  string
 	lines map[string]string
@@ -67,8 +67,8 @@ func (j *journal) add(what string, value ...string) error {
 	return errors.Join(err, f.Close())
 }
 
-// mkfs makes a file system as the agent does. An mkfs of a killed agent may still be at
-// work: it holds the volume, and is waited for.
+// mkfs makes a file system like the agent. An mkfs of a killed agent may still be running and hold the volume, so mkfs
+// waits for it.
 func mkfs(ctx context.Context, v disk.Volume) error {
 	for deadline := time.Now().Add(patience); ; {
 		out, err := exec.Command("mkfs.ext4", "-q", "-F", "-m0", "-U", v.Partition,
@@ -87,7 +87,7 @@ func mkfs(ctx context.Context, v disk.Volume) error {
 	}
 }
 
-// canary is what the volume's file holds. Afterwards it is searched on the whole disk.
+// canary is the content of the volume's file. Afterwards the whole disk is searched for it.
 var canary = bytes.Repeat([]byte("canary of a life"), 1<<16)
 
 func canaryFile(mountpoint string) string { return filepath.Join(mountpoint, "canary") }

@@ -1,7 +1,7 @@
-// Life lives the whole life of one volume on one disk: the disk is adopted, the volume made,
-// formatted, mounted, written, unmounted, grown, wiped, and the disk closed. Whatever it has
-// finished it notes in a journal. Killed at any moment and started again, it first holds the
-// disk to all that the journal says, and then goes on from there, as an agent would.
+// Command life runs the whole life of one volume on one disk. It adopts the disk, makes, formats, mounts, writes,
+// unmounts, grows and wipes the volume, and closes the disk. It records each finished step in a journal. When it is
+// killed at any moment and started again, it first compares the disk with the journal, and then continues like an
+// agent.
 package main
 
 import (
@@ -64,7 +64,7 @@ func (l *life) run(ctx context.Context) error {
 		if err := l.use(ctx, d); err != nil {
 			return err
 		}
-		// As the pod that goes: from now on the volume has no owner.
+		// The pod is gone: from now on the volume has no owner.
 		if err := l.journal.add(deleted); err != nil {
 			return err
 		}
@@ -80,7 +80,7 @@ func (l *life) run(ctx context.Context) error {
 	return d.Close()
 }
 
-// adopt makes a blank disk ours, and refuses one that is not the disk from before.
+// adopt initializes a blank disk, and refuses one that is not the disk from before.
 func (l *life) adopt(ctx context.Context) (id string, err error) {
 	found, err := disk.Inspect(ctx, l.device)
 	if err != nil {
@@ -103,7 +103,7 @@ func (l *life) adopt(ctx context.Context) (id string, err error) {
 	return known, nil
 }
 
-// hold holds the disk to what was acknowledged.
+// hold returns an error unless the disk matches what was acknowledged.
 func (l *life) hold(s disk.Snapshot) error {
 	if err := errors.Join(s.Err, s.Validate()); err != nil {
 		return err
@@ -168,8 +168,7 @@ func (l *life) use(ctx context.Context, d *disk.Disk) error {
 	return l.journal.add(grown)
 }
 
-// fill mounts the volume, writes its file, or reads it if that was written before, and
-// unmounts it.
+// fill mounts the volume, writes its file, or compares it if it was written before, and unmounts it.
 func (l *life) fill(v disk.Volume) error {
 	targets, err := mounts.OfDevice(v.Device)
 	if err != nil {
@@ -193,8 +192,8 @@ func (l *life) fill(v disk.Volume) error {
 	return unmount(l.mountpoint, v.Device)
 }
 
-// unmount unmounts a volume and waits until no process has it: a process with a mount namespace
-// of its own that began meanwhile may have a copy of the mount.
+// unmount unmounts a volume and waits until no process has it. A process with its own mount namespace that started
+// meanwhile may have a copy of the mount.
 func unmount(target, device string) error {
 	if err := unix.Unmount(target, 0); err != nil {
 		return fmt.Errorf("unmounting %s: %w", target, err)
@@ -213,7 +212,7 @@ func unmount(target, device string) error {
 
 // end wipes the volume, which may have been mounted when its user was killed.
 func (l *life) end(ctx context.Context, d *disk.Disk) error {
-	// In phase Wiping it has no device, and it is mounted nowhere.
+	// In phase Wiping the volume has no device, and is not mounted.
 	if v, found := snapshot(d).Volume(l.partition); found && v.Phase != disk.Wiping {
 		targets, err := mounts.OfDevice(v.Device)
 		if err != nil {
@@ -236,5 +235,5 @@ func snapshot(d *disk.Disk) *disk.Snapshot {
 	return &s
 }
 
-// patience is for what others still do with a volume: an mkfs goes on when its agent is killed.
+// patience is for other users of a volume: an mkfs goes on when its agent is killed.
 const patience = 20 * time.Second
