@@ -1,12 +1,11 @@
-// Package mountns runs programs of tests in mount namespaces of their own.
+// Package mountns runs programs of tests in their own mount namespaces.
 //
-// A new mount namespace copies every mount of the old one, those of other tests' volumes among
-// them. A copy keeps a volume busy after its own test has unmounted it, for as long as the
-// namespace lives. So the copies go first.
+// A new mount namespace copies every mount of the old one, also those of other tests' volumes. A copy keeps a volume
+// busy after its own test has unmounted it, until the namespace ends. So the copies are removed first.
 package mountns
 
-// DropCopies is the part of a shell script that unmounts the copies of loop devices' file
-// systems and of those of their partitions, but for what lies below the folder $keep.
+// DropCopies is the part of a shell script that unmounts the copies of file systems on loop devices and their
+// partitions. It keeps those below the folder $keep.
 const DropCopies = `while read -r device target _; do
 	case $target/ in
 	"$keep"/*) continue ;;
@@ -17,8 +16,8 @@ const DropCopies = `while read -r device target _; do
 done < /proc/self/mounts
 `
 
-// private ends the propagation of every mount but those below $keep: unmounting a copy must not
-// unmount the original.
+// private ends the propagation of every mount except those below $keep: unmounting a copy must not unmount the
+// original.
 const private = `while read -r device target _; do
 	case $target/ in
 	"$keep"/*) continue ;;
@@ -30,16 +29,16 @@ done < /proc/self/mounts
 // Propagation of the new namespace's mounts.
 type Propagation string
 
-// As mount(8) and unshare(1) name them.
+// The names of mount(8) and unshare(1).
 const (
 	Private   Propagation = "private"
 	Slave     Propagation = "slave"
 	Shared    Propagation = "shared"
-	Unchanged Propagation = "unchanged" // only below the folder that is kept
+	Unchanged Propagation = "unchanged" // only below the folder keep
 )
 
-// Command returns the command that runs argv in a mount namespace of its own. Mounts below the
-// folder keep are copied, if it is not empty.
+// Command returns the command that runs argv in its own mount namespace. Mounts below the folder keep are copied, if it
+// is not empty.
 func Command(propagation Propagation, keep string, argv ...string) []string {
 	if keep == "" {
 		keep = "/dev/null" // nothing lies below a file

@@ -11,8 +11,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// TestCommand asserts that a new namespace has no copy of another test's volume, that it has
-// those of the folder that is kept, and that the originals stay mounted.
+// TestCommand asserts that a new namespace has no copy of another test's volume, but has those of the folder keep. The
+// originals stay mounted.
 func TestCommand(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "unshare", "mkfs.ext4", "mount")
