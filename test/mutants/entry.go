@@ -13,7 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Entry is one rule of the product, and the text that makes it.
+// Entry is one rule of the product, and the code that implements it.
 type Entry struct {
 	// Name is the rule as a sentence.
 	Name string `json:"name"`
@@ -21,7 +21,7 @@ type Entry struct {
 	File string `json:"file"`
 	// Delete is the text to delete. It occurs exactly once in the file.
 	Delete string `json:"delete"`
-	// Replace is the text that stands there instead.
+	// Replace is the text that replaces it.
 	Replace string `json:"replace"`
 	// Run selects the package's tests that catch the mutant; empty selects all.
 	Run string `json:"run"`
@@ -29,8 +29,8 @@ type Entry struct {
 	list string // the file that has the entry
 }
 
-// blocks are the block scalars of an entry. YAML wants their indentation spelled out (|2) if they begin with a tab, as Go
-// code does; it is always two spaces more than the key's.
+// blocks are the block scalars of an entry. YAML requires their indentation (|2) if they begin with a tab, as Go code
+// does. It is always two spaces more than the key's.
 var blocks = regexp.MustCompile(`(?m)^(  (?:delete|replace): \|)$`)
 
 // load reads all lists below dir.

@@ -53,7 +53,7 @@ func TestMutate(t *testing.T) {
 	}
 }
 
-// TestLoad asserts that misspelled fields and names that stand twice are refused.
+// TestLoad asserts that misspelled fields and duplicate names are refused.
 func TestLoad(t *testing.T) {
 	for content, want := range map[string]string{
 		"- name: a\n  fiel: b\n":            "unknown field",
@@ -70,7 +70,7 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// TestOutcomes asserts what is said of mutants that the tests catch, of others, and of those that prove nothing.
+// TestOutcomes asserts the outcome of mutants that the tests catch, of others, and of those that prove nothing.
 func TestOutcomes(t *testing.T) {
 	root := t.TempDir()
 	write(t, filepath.Join(root, "go.mod"), "module example\n\ngo 1.26\n")

@@ -18,7 +18,7 @@ import (
 	"k8s.io/mount-utils"
 )
 
-// outcome is what became of a mutant.
+// outcome is the result of a mutant.
 type outcome string
 
 const (
@@ -39,7 +39,7 @@ func (r result) String() string {
 	return fmt.Sprintf("%-8s %5.1fs  %s: %s (%s)", r.outcome, r.took.Seconds(), r.entry.pkg(), r.entry.Name, r.detail)
 }
 
-// baselinePatience is the time that all tests of an unchanged package may take.
+// baselinePatience is how long all tests of an unchanged package may take.
 const baselinePatience = 15 * time.Minute
 
 // runner builds and runs the tests of packages.
@@ -98,7 +98,7 @@ func (r *runner) tryPackage(ctx context.Context, entries []Entry, report func(re
 	return nil
 }
 
-// pattern selects the tests that the entries name; all, if one of them names none.
+// pattern selects the tests that the entries name, or all if one of them names none.
 func pattern(entries []Entry) string {
 	var patterns []string
 	for _, e := range entries {
@@ -112,7 +112,7 @@ func pattern(entries []Entry) string {
 	return strings.Join(patterns, "|")
 }
 
-// try builds one mutant and runs the tests that are to catch it.
+// try builds one mutant and runs the tests that should catch it.
 func (r *runner) try(ctx context.Context, e Entry, dir string) (outcome, string) {
 	mutant, err := e.mutate(r.root)
 	if err != nil {
@@ -150,19 +150,19 @@ func (r *runner) build(ctx context.Context, program, pkg string, flags ...string
 	return cmd.CombinedOutput()
 }
 
-// test runs a test program in the directory of its package. What it leaves behind is removed.
+// test runs a test program in the directory of its package, and removes what it leaves behind.
 func (r *runner) test(ctx context.Context, program, pkg, pattern string, timeout time.Duration) (out []byte, err error) {
 	temporary := program + ".tmp"
 	if err := os.Mkdir(temporary, 0o755); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, cleanUp(temporary)) }()
-	// The program ends itself at its own timeout; this one is for a program that cannot.
+	// The program ends at its own timeout. This timeout is for a program that cannot.
 	ctx, cancel := context.WithTimeout(ctx, timeout+time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, "-test.count=1", "-test.failfast", "-test.timeout="+timeout.String(), "-test.run="+pattern)
 	cmd.Dir = filepath.Join(r.root, pkg)
-	// A test that is skipped catches nothing: under CI it fails.
+	// A skipped test catches nothing, so under CI it fails.
 	cmd.Env = append(os.Environ(), "CI=true", "TMPDIR="+temporary)
 	// The test program and all that it starts end together.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -171,8 +171,8 @@ func (r *runner) test(ctx context.Context, program, pkg, pattern string, timeout
 	return cmd.CombinedOutput()
 }
 
-// cleanUp removes the temporary directory of a test program, and the mounts and loop devices that are made of what is
-// in it: a test that a mutant makes hang does not do so itself.
+// cleanUp removes the temporary directory of a test program, and the mounts and loop devices of its files. A test that
+// a mutant makes hang does not do that itself.
 func cleanUp(dir string) error {
 	files, err := os.ReadDir("/sys/block")
 	if err != nil {
@@ -205,7 +205,7 @@ func cleanUp(dir string) error {
 
 var failure = regexp.MustCompile(`(?m)^--- FAIL: (\S+)`)
 
-// failedTests says by what a test program failed.
+// failedTests names the tests that failed, or another reason of the failure.
 func failedTests(out []byte, err error) string {
 	var names []string
 	for _, m := range failure.FindAllSubmatch(out, -1) {
@@ -222,7 +222,7 @@ func failedTests(out []byte, err error) string {
 	return err.Error()
 }
 
-// tail is the end of what a program printed.
+// tail is the end of a program's output.
 func tail(out []byte) string {
 	lines := strings.Split(strings.TrimRight(string(out), "\n"), "\n")
 	return strings.Join(lines[max(len(lines)-40, 0):], "\n")
