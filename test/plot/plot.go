@@ -9,18 +9,18 @@ import (
 	"path/filepath"
 )
 
-// colours of the lines, distinguishable also by the colour-blind.
+// colours of the lines, which colour-blind readers can distinguish, too.
 var colours = []string{"#000000", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"}
 
 // Plot is a diagram of lines over one axis.
 type Plot struct {
 	Title, X, Y string
-	// YMax is the top of the y axis, which begins at 0; 0 fits the data.
+	// YMax is the top of the y axis, which begins at 0. If it is 0 the axis fits the data.
 	YMax  float64
 	Lines []Line
 }
 
-// Line is one of its lines. The first one is dashed: it is what others are compared with.
+// Line is one of its lines. The first one is dashed: it is the one with which the others are compared.
 type Line struct {
 	Name   string
 	Xs, Ys []float64
@@ -85,7 +85,7 @@ func (p *Plot) SVG() []byte {
 	return b.Bytes()
 }
 
-// step is a round distance of marks on an axis so long.
+// step is a round distance of marks on an axis of that length.
 func step(length float64) float64 {
 	decade := math.Pow(10, math.Floor(math.Log10(length)))
 	for _, s := range []float64{0.1, 0.2, 0.5, 1} {
