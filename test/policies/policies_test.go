@@ -1,5 +1,5 @@
-// Package policies evaluates the admission policies of config/admission with the API server's own
-// library, without a cluster. TestAdmission in test/integration asks a real API server.
+// Package policies evaluates the admission policies of config/admission with the API server's own library, without a
+// cluster. TestAdmission in test/integration uses a real API server.
 package policies
 
 import (
@@ -23,7 +23,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// expression is one of a policy's.
+// expression is one expression of a policy.
 type expression struct {
 	name, text string
 	types      []*cel.Type
@@ -94,8 +94,8 @@ func TestCompile(t *testing.T) {
 	}
 }
 
-// TestWriters asserts which of the rules of a NodeDiskCapacity each writer breaks; an error of an
-// expression, which refuses what should be allowed, is none of the outcomes.
+// TestWriters asserts which of the rules of a NodeDiskCapacity each writer breaks. An error in an expression, which
+// refuses an allowed request, is not among the outcomes.
 func TestWriters(t *testing.T) {
 	compiler, validations := policy(t, "../../config/admission/capacity.yaml")
 	evaluator := compiler.CompileCondition(validations, declared, environment.StoredExpressions)
@@ -190,7 +190,7 @@ func brokenRules(t *testing.T, compiler *admissioncel.CompositedCompiler, evalua
 	return broken
 }
 
-// TestNodes asserts that of a Node the scheduler can remove Berth's taint, and nothing else.
+// TestNodes asserts that the scheduler can remove Berth's taint from a Node, and change nothing else.
 func TestNodes(t *testing.T) {
 	compiler, validations := policy(t, "../../config/admission/nodes.yaml")
 	evaluator := compiler.CompileCondition(validations, declared, environment.StoredExpressions)
@@ -228,7 +228,7 @@ func TestNodes(t *testing.T) {
 	}
 }
 
-// request is what a policy is asked: a creation without before, a deletion without now.
+// request is a policy's input. A creation has no object before, and a deletion none now.
 func (p *evaluated) request(t *testing.T, kind schema.GroupVersionKind, plural string, now, before *unstructured.Unstructured) string {
 	t.Helper()
 	operation, object, old := admission.Update, runtime.Object(nil), runtime.Object(nil)
@@ -248,7 +248,7 @@ func (p *evaluated) request(t *testing.T, kind schema.GroupVersionKind, plural s
 	return brokenRules(t, p.compiler, p.evaluator, versioned, admissioncel.CreateAdmissionRequest(attributes, metav1.GroupVersionResource(resource), metav1.GroupVersionKind(kind)))
 }
 
-// evaluated is a policy that can be asked.
+// evaluated is a policy that can be evaluated.
 type evaluated struct {
 	compiler  *admissioncel.CompositedCompiler
 	evaluator admissioncel.ConditionEvaluator
@@ -260,8 +260,8 @@ func evaluate(t *testing.T, path string) *evaluated {
 	return &evaluated{compiler, compiler.CompileCondition(validations, declared, environment.StoredExpressions)}
 }
 
-// TestVolumesOfTheScheduler asserts that the scheduler makes, changes and deletes PersistentVolumes of Berth's driver only,
-// and binds those of others.
+// TestVolumesOfTheScheduler asserts that the scheduler makes, changes and deletes PersistentVolumes of Berth's driver
+// only. It may bind those of others.
 func TestVolumesOfTheScheduler(t *testing.T) {
 	p := evaluate(t, "../../config/admission/scheduler.yaml")
 	volume := func(change map[string]any, source string, details map[string]any) *unstructured.Unstructured {
@@ -314,7 +314,7 @@ func TestVolumesOfTheScheduler(t *testing.T) {
 	}
 }
 
-// TestSchedulerName asserts which pods are warned of.
+// TestSchedulerName asserts which pods get a warning.
 func TestSchedulerName(t *testing.T) {
 	p := evaluate(t, "../../config/admission/schedulername.yaml")
 	for name, broken := range map[string]string{"berth": "", "default-scheduler": "0", "": "0"} {

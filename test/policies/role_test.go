@@ -10,9 +10,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// TestAgentRole asserts that an agent may write no more than the objects that the policies bound,
-// and events. What it may not have, such as pods/eviction, no policy could bound: a policy does not
-// see on which node a pod is.
+// TestAgentRole asserts that an agent may write only events and the objects that the policies restrict. No policy could
+// restrict the other permissions, such as pods/eviction: a policy does not see on which node a pod is.
 func TestAgentRole(t *testing.T) {
 	data, err := os.ReadFile("../../config/nodeagent/rbac.yaml")
 	if err != nil {
