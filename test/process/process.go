@@ -10,17 +10,16 @@ import (
 	"time"
 )
 
-// tick is the unit of CPU time in /proc: Linux shows hundredths of a second to programs on
-// every architecture that Go has.
+// tick is the unit of CPU time in /proc. Linux reports hundredths of a second on every architecture that Go supports.
 const tick = time.Second / 100
 
-// CPUTime is the processor time that a process has used so far.
+// CPUTime is the processor time of a process so far.
 func CPUTime(pid int) (time.Duration, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
-	// The name, in parentheses, may hold anything. utime and stime are the 12th and 13th field behind it.
+	// The name, in parentheses, may contain anything. utime and stime are the 12th and 13th field behind it.
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
 	total := time.Duration(0)
 	for _, i := range []int{11, 12} {
@@ -36,7 +35,7 @@ func CPUTime(pid int) (time.Duration, error) {
 	return total, nil
 }
 
-// PeakMemory is the most that a process ever had resident, in bytes.
+// PeakMemory is the highest resident memory of a process, in bytes.
 func PeakMemory(pid int) (int64, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 func drawPlots(directory string, nodes int, results []*result) error {
 	burst := plot.Plot{Title: fmt.Sprintf("Bursts: %d nodes", nodes), X: "seconds since the first binding", Y: "pods bound"}
 	arrivals := plot.Plot{Title: fmt.Sprintf("Arrivals: %d nodes", nodes), X: "ms from due to be created to bound", Y: "% of pods", YMax: 100}
-	// The slow one would leave no room for the others.
+	// The slow workload would leave no room for the others.
 	longest := time.Duration(0)
 	for _, r := range results {
 		if r.letter != slow {
@@ -33,7 +33,7 @@ func drawPlots(directory string, nodes int, results []*result) error {
 		}
 		l := plot.Line{Name: b.Name}
 		sorted := slices.Sorted(slices.Values(r.latencies()))
-		// The last hundredth is in the table, and would leave no room either.
+		// The slowest hundredth is in the table, and would leave no room either.
 		for i, d := range sorted[:(len(sorted)*99+99)/100] {
 			l.Xs, l.Ys = append(l.Xs, milliseconds(d)), append(l.Ys, 100*float64(i+1)/float64(len(sorted)))
 		}

@@ -12,7 +12,7 @@ import (
 	"github.com/berthdev/berth/test/fleet"
 )
 
-// settings of a run; the flags say what they are.
+// settings of a run. The flags describe them.
 type settings struct {
 	nodes                              []int
 	rounds, pods, claims, capacityPods int
@@ -49,7 +49,7 @@ func (s *settings) report(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// measure runs the workloads in turn on a cluster of its own.
+// measure runs the workloads alternately on their own cluster.
 func (s *settings) measure(ctx context.Context, nodes int) (results []*result, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -58,7 +58,7 @@ func (s *settings) measure(ctx context.Context, nodes int) (results []*result, e
 		return nil, err
 	}
 	defer func() {
-		// The agents must not outlive what they publish to.
+		// The agents must end before the API server to which they publish.
 		cancel()
 		err = errors.Join(err, site.cluster.Stop())
 	}()
@@ -77,7 +77,7 @@ func (s *settings) measure(ctx context.Context, nodes int) (results []*result, e
 	for round := range s.rounds {
 		turns := slices.Clone(results)
 		if round%2 == 1 {
-			// What is left behind by one is not always met by the same.
+			// The order alternates, because one workload affects the next one.
 			slices.Reverse(turns)
 		}
 		for _, r := range turns {
@@ -103,13 +103,13 @@ func percentile(values []time.Duration, per int) time.Duration {
 	return sorted[(len(sorted)*per+99)/100-1]
 }
 
-// median is the mean of the two in the middle of an even number.
+// median is the mean of the two middle values if their number is even.
 func median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
-// of is a figure of every turn.
+// of returns a figure of every turn.
 func (r *result) of(figure func(figures) float64) []float64 {
 	var values []float64
 	for _, f := range r.turns {
@@ -130,7 +130,7 @@ func (r *result) against(other *result, figure func(figures) float64) float64 {
 func podsPerSecond(f figures) float64 { return f.podsPerSecond }
 func memory(f figures) float64        { return float64(f.memory) / float64(mib) }
 
-// latencies are those of all turns.
+// latencies returns those of all turns.
 func (r *result) latencies() (all []time.Duration) {
 	for _, f := range r.turns {
 		all = append(all, f.latencies...)
@@ -182,7 +182,7 @@ func writeTable(out io.Writer, nodes int, results []*result) {
 	}
 }
 
-// short has three digits or so.
+// short writes about three digits.
 func short(x float64) string {
 	if x < 10 {
 		return fmt.Sprintf("%.1f", x)
@@ -190,7 +190,7 @@ func short(x float64) string {
 	return fmt.Sprintf("%.0f", x)
 }
 
-// writeTargets compares with what was set out for 5000 nodes.
+// writeTargets compares the figures with the targets for 5000 nodes.
 func writeTargets(out io.Writer, results []*result) {
 	a, e := find(results, "a"), find(results, "e")
 	fmt.Fprint(out, "\n| | measured | target | |\n|---|---|---|---|\n")

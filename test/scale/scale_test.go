@@ -10,8 +10,7 @@ import (
 	"time"
 )
 
-// TestReport runs a workload of each kind once, small: the program must not rot between the rare runs
-// that take long.
+// TestReport runs a small workload of each kind once. So the program keeps working between the rare long runs.
 func TestReport(t *testing.T) {
 	directory := t.TempDir()
 	s := settings{
@@ -64,7 +63,7 @@ func TestPercentile(t *testing.T) {
 	}
 }
 
-// TestTargets: a target that is missed says so.
+// TestTargets asserts that a missed target is reported.
 func TestTargets(t *testing.T) {
 	turn := func(podsPerSecond float64, memory int64, overCommits int) []figures {
 		return []figures{{podsPerSecond: podsPerSecond, memory: memory * mib, overCommits: overCommits}}

@@ -16,23 +16,22 @@ import (
 	"github.com/berthdev/berth/test/process"
 )
 
-// patience is for what should take seconds, on a machine that does much else.
+// patience is for what should take seconds, on a machine that does other work, too.
 const patience = 2 * time.Minute
 
-// figures are what one turn of a workload showed.
+// figures are the results of one turn of a workload.
 type figures struct {
 	podsPerSecond float64
-	// bound is when each pod of the burst was bound, from the first one on.
+	// bound is when each pod of the burst was bound, since the first one.
 	bound []time.Duration
-	// latencies are of the pods that arrived, at so many a second.
+	// latencies are those of the pods that arrived at a fixed rate.
 	latencies []time.Duration
 	rate      float64
-	// writes a pod.
+	// writes per pod.
 	writes fleet.Writes
-	// CPU time a pod: of the scheduler, and of the API server.
+	// CPU time per pod, of the scheduler and of the API server.
 	cpu, serverCPU time.Duration
-	// start is from the start of the scheduler to the first binding, startCPU the CPU time that it
-	// took for that.
+	// start is the time from the start of the scheduler to the first binding, and startCPU its CPU time for that.
 	start, startCPU time.Duration
 	memory          int64
 	overCommits     int
@@ -58,13 +57,13 @@ type binding struct {
 	at  time.Time
 }
 
-// newSite starts a control plane with so many nodes. The caller stops the cluster.
+// newSite starts a control plane with that many nodes. The caller stops the cluster.
 func (s *settings) newSite(ctx context.Context, nodes int) (*site, error) {
 	c, err := cluster.Start(ctx, cluster.Options{
 		Name: "bench-scale", Log: s.log, ControllerManager: true,
-		// Now, so that it is built and installed before anything counts.
+		// Here, so that it is built and installed before the measurement.
 		Scheduler: true,
-		// Not the others: they would see that there is no kubelet behind the nodes.
+		// Not the others: they would notice that the nodes have no kubelet.
 		Controllers: []string{
 			"serviceaccount-controller", "persistentvolume-binder-controller",
 			"persistentvolume-protection-controller", "persistentvolumeclaim-protection-controller",
@@ -117,7 +116,7 @@ func (t *site) err() error {
 	return errors.Join(append(t.failures, t.agents.Err())...)
 }
 
-// turn runs a workload once and leaves the cluster as it was.
+// turn runs a workload once and restores the cluster.
 func (t *site) turn(ctx context.Context, w workload) (figures, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -148,7 +147,7 @@ func (t *site) turn(ctx context.Context, w workload) (figures, error) {
 	if f.memory, err = process.PeakMemory(pid); err != nil {
 		return f, err
 	}
-	// Every volume that a bound pod has was made by an agent, or counts as an over-commitment.
+	// An agent made every volume of a bound pod, or it counts as an over-commitment.
 	overCommits := t.agents.OverCommits()[before:]
 	for _, o := range overCommits {
 		fmt.Fprintf(t.log, "over-committed: %v\n", o)
@@ -163,14 +162,14 @@ func (t *site) turn(ctx context.Context, w workload) (figures, error) {
 	return f, errors.Join(t.clear(ctx, w), t.err())
 }
 
-// prepare makes a namespace in which pods can be made, and what the workload has beside.
+// prepare makes a namespace in which pods can be made, and the other objects of the workload.
 func (t *site) prepare(ctx context.Context, w workload) error {
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: w.letter + "-"}}
 	if err := t.fleet.Client.Create(ctx, namespace); err != nil {
 		return err
 	}
 	t.mu.Lock()
-	// No caller of note may wait.
+	// Large enough that note never blocks.
 	t.namespace, t.bound = namespace.Name, make(chan binding, 1<<16)
 	t.mu.Unlock()
 	err := cluster.Eventually(ctx, patience, func(ctx context.Context) error {
@@ -185,8 +184,7 @@ func (t *site) prepare(ctx context.Context, w workload) error {
 	return t.fleet.Provision(ctx, t.failed)
 }
 
-// clear removes all that a turn has made, and waits until the agents have published that
-// it is gone.
+// clear deletes everything that a turn has made, and waits until the agents have published that.
 func (t *site) clear(ctx context.Context, w workload) error {
 	if err := t.fleet.DeletePods(ctx, t.namespace); err != nil {
 		return err
@@ -237,7 +235,7 @@ func (t *site) createPod(ctx context.Context, w workload, name string) error {
 	return err
 }
 
-// next is the next pod that is bound.
+// next returns the next pod that is bound.
 func (t *site) next(ctx context.Context) (binding, error) {
 	select {
 	case b := <-t.bound:
@@ -249,7 +247,7 @@ func (t *site) next(ctx context.Context) (binding, error) {
 	}
 }
 
-// usage is the CPU time used so far.
+// usage is the CPU time so far.
 type usage struct{ scheduler, server time.Duration }
 
 func (t *site) usage(w workload) (usage, error) {
@@ -294,7 +292,7 @@ func (t *site) burst(ctx context.Context, w workload, f *figures) error {
 	took := f.bound[len(f.bound)-1]
 	f.podsPerSecond = float64(w.pods-1) / took.Seconds()
 	f.start, f.startCPU = first.Sub(begin), atFirst.scheduler
-	// Events, publications, and what the scheduler does about them.
+	// Includes events, publications, and what the scheduler does because of them.
 	if err := wait(ctx, t.after); err != nil {
 		return err
 	}
@@ -349,7 +347,7 @@ func (t *site) arrive(ctx context.Context, w workload, f *figures) error {
 	return nil
 }
 
-// wait lasts as long as it says.
+// wait waits for that time, or until the context ends.
 func wait(ctx context.Context, d time.Duration) error {
 	if d <= 0 {
 		return nil

@@ -12,14 +12,14 @@ import (
 
 // workload is a kind of pods, and the scheduler that places them.
 type workload struct {
-	// letter is how it is called in tables.
+	// letter is the workload's name in tables.
 	letter, name string
-	// pods of a burst.
+	// pods is the number of pods of a burst.
 	pods int
 	pod  func(name string) *corev1.Pod
-	// class is the StorageClass of the claim that each pod has; empty for pods without.
+	// class is the StorageClass of the claim that each pod has. It is empty for pods without.
 	class string
-	// volumes of Berth that a pod has.
+	// volumes is the number of Berth's volumes of a pod.
 	volumes int
 	scheduler
 }
@@ -31,7 +31,7 @@ type scheduler struct {
 	stop    func() error
 }
 
-// stockProcess is what the cluster calls Kubernetes' own scheduler.
+// stockProcess is the cluster's name for Kubernetes' own scheduler.
 const stockProcess = "kube-scheduler"
 
 // mib and gi count bytes.
