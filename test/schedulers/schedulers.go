@@ -1,4 +1,4 @@
-// Package schedulers builds schedulers for tests as the command does. They connect to nothing and do not run.
+// Package schedulers builds schedulers for tests like the command does. They connect to nothing and do not run.
 package schedulers
 
 import (
@@ -31,7 +31,7 @@ func Load(t testing.TB, path string) (*config.KubeSchedulerConfiguration, error)
 	return read, errors.Join(validation.ValidateKubeSchedulerConfiguration(read))
 }
 
-// New makes a scheduler with more plugins.
+// New makes a scheduler with additional plugins.
 func New(t testing.TB, c *config.KubeSchedulerConfiguration, plugins ...app.Option) (*scheduler.Scheduler, error) {
 	t.Helper()
 	_, ctx := ktesting.NewTestContext(t)
