@@ -8,7 +8,7 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// candidates are other policies, tried in search of a better one.
+// candidates are other policies, which are compared in search of a better one.
 var candidates = []policy{
 	{"tightest within a fifth, of equals any", anyByScore},
 	{"any of up to 5 % more", anyWithin(5)},
@@ -18,8 +18,8 @@ var candidates = []policy{
 	{"fullest disk", fullestDisk},
 }
 
-// firstWithin takes, of the extents that are at most so many percent larger than the volume, the first in
-// the order of nodes and disks, and without any such the tightest, of equals the first.
+// firstWithin takes the first extent, in the order of nodes and disks, of those that are at most that many percent
+// larger than the volume. If there is none it takes the first of the tightest.
 func firstWithin(percent int32) func(*cluster, *rand.Rand, int32) (place, bool) {
 	return func(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 		tightest := c.extents.from(int(size))
@@ -47,7 +47,7 @@ func firstOfTwo(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 	return at(first, size), true
 }
 
-// anyWithin is firstWithin without an order: of the extents that are as good, any.
+// anyWithin is firstWithin without an order: it takes a random one of the extents that are equally good.
 func anyWithin(percent int32) func(*cluster, *rand.Rand, int32) (place, bool) {
 	return func(c *cluster, r *rand.Rand, size int32) (place, bool) {
 		tightest := c.extents.from(int(size))
@@ -62,8 +62,7 @@ func anyWithin(percent int32) func(*cluster, *rand.Rand, int32) (place, bool) {
 	}
 }
 
-// anyByScore takes any node of those with the highest score: the steps of the score are as wide as
-// a fifth of what is left over.
+// anyByScore takes a random node of those with the highest score. A step of the score is a fifth of the leftover.
 func anyByScore(c *cluster, r *rand.Rand, size int32) (place, bool) {
 	tightest := c.extents.from(int(size))
 	if tightest < 0 {
@@ -82,7 +81,7 @@ func at(key uint64, size int32) place {
 	return place{int32(key >> 32), extent.New(int64(uint32(key))*gib, int64(size)*gib)}
 }
 
-// fullestDisk takes the disk with the least free bytes that has room, there the smallest extent.
+// fullestDisk takes the disk with the least free bytes that has room, and its smallest extent that fits.
 func fullestDisk(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 	if c.firstDisk.max() < size {
 		return place{}, false

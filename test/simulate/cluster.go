@@ -7,7 +7,7 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// class is that of all disks.
+// class is the class of all disks.
 const class = "ssd"
 
 // place is where a volume lies.
@@ -16,11 +16,11 @@ type place struct {
 	extent extent.Extent
 }
 
-// cluster is the free space of all disks under one policy, and how to find it.
+// cluster is the free space of all disks under one policy, with indexes of it.
 type cluster struct {
 	nodes []placement.Node
-	// extents finds free extents by length (key: disk, start), largest disks by their largest extent,
-	// free nodes by their free bytes, freeDisks disks by theirs.
+	// extents indexes free extents by length (key: disk, start), and largest disks by their largest extent. free
+	// indexes nodes by their free bytes, and freeDisks disks by theirs.
 	extents, largest, free, freeDisks *bySize
 	firstDisk                         *firstOf // disks by their largest extent
 	freeOf                            []int32  // GiB of each disk
@@ -60,7 +60,7 @@ func (c *cluster) freeOfNode(d int32) int {
 	return sum
 }
 
-// change replaces what is free of the disk, where the two differ.
+// change replaces the free space of the disk where the two differ.
 func (c *cluster) change(d int32, now extent.Set) {
 	disk := c.disk(d)
 	before := disk.Free
@@ -92,7 +92,7 @@ func (c *cluster) change(d int32, now extent.Set) {
 	}
 }
 
-// index adds or removes the extents that are in the one set and not in the other.
+// index adds or removes the extents that are in one set and not in the other.
 func (c *cluster) index(d int32, these, others extent.Set, add bool) {
 	j := 0
 	for _, e := range these.All() {
@@ -110,7 +110,7 @@ func (c *cluster) index(d int32, these, others extent.Set, add bool) {
 	}
 }
 
-// take puts a volume there. A policy that names space that is not free is broken.
+// take puts a volume there. It fails if the policy chose space that is not free.
 func (c *cluster) take(p place) error {
 	free := c.disk(p.disk).Free
 	if p.extent.Empty() || !free.Contains(p.extent) {

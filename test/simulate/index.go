@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// bySize finds things by their size in GiB: a sorted bucket of keys for each size, and a
-// bit for each that is not empty.
+// bySize finds things by their size in GiB. It has a sorted bucket of keys for each size, and a bit for each bucket
+// that is not empty.
 type bySize struct {
 	buckets [][]uint64
 	used    []uint64
@@ -66,7 +66,7 @@ func (x *bySize) upTo(size int) int {
 	}
 }
 
-// firstOf finds the first of many numbers that is at least so large: a tree of maxima.
+// firstOf finds the first of many numbers that is at least a given one: a tree of maxima.
 type firstOf struct {
 	leaves int
 	tree   []int32

@@ -6,7 +6,7 @@ import (
 	"github.com/berthdev/berth/test/plot"
 )
 
-// plotOverTime draws what happens to the policies as the weeks go by.
+// plotOverTime draws how the policies develop over the weeks.
 func plotOverTime(directory string, nodes int, measures []*measure) error {
 	over := func(of func(*point) float64) []plot.Line {
 		var lines []plot.Line
@@ -39,7 +39,7 @@ func plotOverTime(directory string, nodes int, measures []*measure) error {
 	return nil
 }
 
-// plotDemands draws the bytes placed by demand.
+// plotDemands draws the bytes placed for each demand.
 func plotDemands(directory string, nodes int, demands []float64, names []string, rows [][]float64) error {
 	p := plot.Plot{Title: fmt.Sprintf("Admission by demand: %d nodes", nodes), X: "demand, % of all bytes", Y: "bytes placed, % of those asked for", YMax: 100}
 	for i, row := range rows {

@@ -7,7 +7,7 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// policy chooses where in the cluster a volume of so many GiB goes; false if nowhere.
+// policy chooses where in the cluster a volume of that many GiB goes. It returns false if there is no place.
 type policy struct {
 	name   string
 	choose func(*cluster, *rand.Rand, int32) (place, bool)
@@ -23,8 +23,8 @@ var policies = []policy{
 	{"random", randomFit},
 }
 
-// bestFit is the node that Berth's ledger hands out first, and on it the place that Plan gives.
-// The nodes are numbered in the order in which equals are taken.
+// bestFit takes the node that Berth's ledger returns first, and the place on it that Plan chooses. The nodes are
+// numbered in the order in which equal ones are taken.
 func bestFit(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 	tightest := c.extents.from(int(size))
 	if tightest < 0 {
@@ -34,7 +34,7 @@ func bestFit(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 	return c.planOn(node, placement.Request{Class: class, Size: int64(size) * gib}), true
 }
 
-// spread is the same with the policy Spread: the node of the disk with the most free bytes that has room.
+// spread is the same for the policy Spread: the node of the disk with the most free bytes that has room.
 func spread(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 	if c.firstDisk.max() < size {
 		return place{}, false
@@ -60,7 +60,7 @@ func (c *cluster) planOn(node int32, request placement.Request) place {
 	return place{node*disksPerNode + int32(plan[0].Disk[0]-'a'), plan[0].Extent}
 }
 
-// firstFit takes the first extent that is large enough, of the first disk of the first node.
+// firstFit takes the first extent that is large enough, on the first such disk of the first such node.
 func firstFit(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 	d := c.firstDisk.atLeast(size)
 	if d < 0 {
@@ -80,8 +80,8 @@ func (c *cluster) firstOn(d, size int32) place {
 	panic("the disk has no extent that is large enough")
 }
 
-// mostFree is what scores by free capacity come to: of the nodes where the volume fits, the one with
-// the most free bytes, there the disk with the most, there the first extent.
+// mostFree is how scores by free capacity work. It takes the node with the most free bytes where the volume fits, there
+// the disk with the most, and there the first extent.
 func mostFree(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 	if c.firstDisk.max() < size {
 		return place{}, false
@@ -102,7 +102,7 @@ func mostFree(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 	return place{}, false
 }
 
-// largestExtent knows of each disk its largest extent only, and spreads: it cuts from the largest of all.
+// largestExtent knows only the largest extent of each disk, and spreads: it takes the largest of all.
 func largestExtent(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 	s := c.largest.upTo(diskSize)
 	if s < int(size) {

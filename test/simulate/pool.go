@@ -2,8 +2,8 @@ package main
 
 import "github.com/berthdev/berth/pkg/extent"
 
-// pool is the bound: the same disks, none of which is ever fragmented. A volume goes to
-// the disk that it fits most tightly.
+// pool is the bound: the same disks, none of which is ever fragmented. A volume goes to the disk with the least free
+// bytes that suffice.
 type pool struct {
 	free *bySize // disks by free GiB
 	of   []int32
@@ -33,6 +33,6 @@ func (p *pool) place(size int32) (place, bool) {
 	}
 	d := int32(p.free.buckets[s][0])
 	p.add(d, -size)
-	// Where on the disk does not matter: it is only remembered how much to give back.
+	// The place on the disk does not matter: only the size is needed to free it.
 	return place{d, extent.New(0, int64(size)*gib)}, true
 }

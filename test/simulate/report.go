@@ -11,33 +11,33 @@ import (
 
 const (
 	bound = "no fragmentation (the bound)"
-	// target is what Berth is to reach of the bound at demandOfTarget of all bytes.
+	// target is the share of the bound that Berth must reach when demand is demandOfTarget of all bytes.
 	target         = 0.97
 	demandOfTarget = 0.9
 )
 
-// clusterSize is a cluster to simulate, and for how many turnovers of its bytes.
+// clusterSize is a cluster to simulate, with the number of turnovers of its bytes.
 type clusterSize struct {
 	nodes     int
 	turnovers float64
 }
 
-// plan is what is simulated.
+// plan is everything that is simulated.
 type plan struct {
 	seed     uint64
 	clusters []clusterSize
 	// small is for the comparisons of demands, workloads and candidates.
 	small clusterSize
-	// full is for the comparison of candidates where the demand is higher.
+	// full is for the comparison of candidates at a higher demand.
 	full    clusterSize
 	demands []float64
-	// plots is the directory that they are written to; none if empty.
+	// plots is the directory for the plots. None are written if it is empty.
 	plots    string
 	parallel int
 	progress io.Writer
 }
 
-// study is what `make simulate` does.
+// study is the plan of `make simulate`.
 var study = plan{
 	clusters: []clusterSize{{100, 25}, {1000, 10}, {5000, 3}},
 	small:    clusterSize{100, 12},
@@ -70,7 +70,7 @@ func (p *plan) report(w io.Writer) error {
 	return p.compareCandidates(w)
 }
 
-// verdict is the ratio, and whether it will do.
+// verdict is the ratio, and whether it meets the target.
 func verdict(ratio float64) string {
 	if ratio < target {
 		return fmt.Sprintf("%.4f (missed)", ratio)
@@ -78,7 +78,7 @@ func verdict(ratio float64) string {
 	return fmt.Sprintf("%.4f (met)", ratio)
 }
 
-// table is what the policies did, one a row.
+// table writes the results of the policies, one per row.
 func table(w io.Writer, measures []*measure) {
 	fmt.Fprintf(w, "| | requests placed | bytes placed | placed of those of 1 TiB and more | of the bound's requests | of its bytes | fill | stranded | largest extent of a node | room for volumes of 1 TiB |\n")
 	fmt.Fprintf(w, "|---|---|---|---|---|---|---|---|---|---|\n")
@@ -96,7 +96,7 @@ func table(w io.Writer, measures []*measure) {
 
 func percent(part float64) string { return fmt.Sprintf("%.1f %%", 100*part) }
 
-// compareDemands shows from which fill on fragmentation costs.
+// compareDemands shows from which fill on fragmentation matters.
 func (p *plan) compareDemands(w io.Writer) error {
 	fmt.Fprintf(w, "### Bytes placed, of all that were asked for, by demand (%d nodes)\n\n", p.small.nodes)
 	rows := make([][]float64, len(policies)+1)
@@ -120,7 +120,7 @@ func (p *plan) compareDemands(w io.Writer) error {
 	return plotDemands(p.plots, p.small.nodes, p.demands, names(policies), rows)
 }
 
-// grid prints a table of parts as percentages.
+// grid prints a table of shares as percentages.
 func grid(w io.Writer, head, names []string, rows [][]float64) {
 	fmt.Fprintf(w, "| | %s |\n|%s\n", strings.Join(head, " | "), strings.Repeat("---|", len(head)+1))
 	for i, row := range rows {
@@ -142,7 +142,7 @@ func names(policies []policy) []string {
 	return all
 }
 
-// compareWorkloads shows how much hangs on the assumptions about sizes and lifetimes.
+// compareWorkloads shows how much depends on the assumptions about sizes and lifetimes.
 func (p *plan) compareWorkloads(w io.Writer, demand float64, title string, policies []policy) error {
 	fmt.Fprintf(w, "### %s: bytes placed, of those that the bound places, by workload (%d nodes, demand %.0f %%)\n\n", title, p.small.nodes, 100*demand)
 	rows := make([][]float64, len(workloads))
@@ -161,8 +161,8 @@ func (p *plan) compareWorkloads(w io.Writer, demand float64, title string, polic
 	return nil
 }
 
-// compareCandidates looks for a better policy, where it would show: in a small cluster, and in a
-// larger one that is fuller.
+// compareCandidates compares candidates where a better one would show: in a small cluster, and in a larger one that is
+// fuller.
 func (p *plan) compareCandidates(w io.Writer) error {
 	all := slices.Concat(policies[:1], candidates)
 	size := p.clusters[0]

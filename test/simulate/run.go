@@ -7,17 +7,17 @@ import (
 // large is the size in GiB of the volumes that are hard to place.
 const large = 1024
 
-// measure is how a policy did.
+// measure is the result of a policy.
 type measure struct {
 	policy string
-	// Of the requests that count.
+	// Only of the requests that count.
 	asked, placed           int
 	askedBytes, placedBytes int64 // GiB
 	askedLarge, placedLarge int
 	points                  []point
 }
 
-// point is what there was at one moment.
+// point is the state at one moment.
 type point struct {
 	hours    float64
 	counts   bool    // the policies have settled
@@ -25,8 +25,8 @@ type point struct {
 	stranded float64 // free bytes in extents below the median size, of all free bytes
 	// largest is the mean, over the nodes, of the node's largest extent, in GiB.
 	largest float64
-	roomFor int     // so many volumes of large GiB would fit
-	placed  float64 // bytes placed since the last point, of those that were asked for
+	roomFor int     // that many volumes of large GiB would fit
+	placed  float64 // bytes placed since the last point, of those requested
 }
 
 // store is where volumes go: a cluster under a policy, or the pool.
@@ -36,7 +36,7 @@ type store interface {
 	look(*point)
 }
 
-// run puts the trace to the store. It fails when a policy breaks the rules.
+// run applies the trace to the store. It fails when a policy breaks the rules.
 func run(t *trace, name string, s store) (*measure, error) {
 	m := &measure{policy: name}
 	places := make([]place, t.slots)
@@ -89,7 +89,7 @@ func (m *measure) count(size int32, ok bool) {
 	}
 }
 
-// mean is that of a figure over the points that count.
+// mean is the mean of a figure over the points that count.
 func (m *measure) mean(of func(*point) float64) float64 {
 	var sum float64
 	n := 0
@@ -102,7 +102,7 @@ func (m *measure) mean(of func(*point) float64) float64 {
 	return part(sum, float64(n))
 }
 
-// part is a/b, or 1 when nothing was asked for.
+// part is a/b, or 1 when nothing was requested.
 func part[T int | int64 | float64](a, b T) float64 {
 	if b == 0 {
 		return 1

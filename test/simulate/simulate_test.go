@@ -16,7 +16,7 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// TestSameSeedSameOutput: also when the policies run in another order.
+// TestSameSeedSameOutput asserts that the same seed gives the same output, also when the policies run in another order.
 func TestSameSeedSameOutput(t *testing.T) {
 	output := func(seed uint64, parallel int) string {
 		directory := t.TempDir()
@@ -53,7 +53,7 @@ func TestSameSeedSameOutput(t *testing.T) {
 	}
 }
 
-// TestTarget: what is asked of Berth, in the cluster where it is hardest.
+// TestTarget asserts that Berth meets its target, in the cluster where that is hardest.
 func TestTarget(t *testing.T) {
 	p := plan{seed: 1, parallel: 2}
 	_, measures, err := p.simulate(&workloads[0], clusterSize{100, 1}, demandOfTarget, policies)
@@ -74,7 +74,7 @@ func TestTarget(t *testing.T) {
 	}
 }
 
-// witness is a store that checks another one after every step, by a list of what lies on every disk.
+// witness is a store that checks another one after every step, with its own list of the volumes on every disk.
 type witness struct {
 	t *testing.T
 	*policyStore
@@ -121,7 +121,7 @@ func (w *witness) release(p place) {
 	w.check(p.disk)
 }
 
-// check compares what is free of the disk with what is not used, and finds all of it in the indexes.
+// check asserts that the free space of the disk is what is not used, and that all of it is in the indexes.
 func (w *witness) check(d int32) {
 	free := w.disk(d).Free
 	if want := extent.NewSet(extent.New(0, diskSize*gib)).Subtract(extent.NewSet(w.volumes[d]...)); !free.Equal(want) {
@@ -140,7 +140,7 @@ func (w *witness) check(d int32) {
 	}
 }
 
-// TestNoOverlap puts every policy through more than the disks hold.
+// TestNoOverlap asserts that no policy places volumes on each other, with more volumes than the disks hold.
 func TestNoOverlap(t *testing.T) {
 	s := scenario{&workloads[0], 5, 1.1, 2, 5}
 	trace := s.record()
@@ -172,7 +172,7 @@ func TestNoOverlap(t *testing.T) {
 	}
 }
 
-// TestPoolIsNeverOverfull: the bound has as many bytes as the disks.
+// TestPoolIsNeverOverfull asserts that the bound has as many bytes as the disks.
 func TestPoolIsNeverOverfull(t *testing.T) {
 	s := scenario{&workloads[0], 5, 1.1, 2, 5}
 	trace := s.record()
@@ -196,8 +196,7 @@ func TestPoolIsNeverOverfull(t *testing.T) {
 	}
 }
 
-// TestPoliciesAreTheSchedulers: the place that is chosen here is the one on the node that the
-// ledger hands out first.
+// TestPoliciesAreTheSchedulers asserts that the chosen place is on the node that the ledger returns first.
 func TestPoliciesAreTheSchedulers(t *testing.T) {
 	for p, policy := range map[int]placement.Policy{0: placement.BestFit, 1: placement.Spread} {
 		t.Run(policies[p].name, func(t *testing.T) { isTheSchedulers(t, &policies[p], policy) })
@@ -212,7 +211,7 @@ func isTheSchedulers(t *testing.T, p *policy, policy placement.Policy) {
 		t.Fatal(err)
 	}
 	l := ledger.New()
-	// The nodes are numbered in the order in which the ledger takes equals.
+	// The nodes are numbered in the order in which the ledger takes equal ones.
 	names := make([]string, len(store.nodes))
 	for n := range names {
 		names[n] = fmt.Sprintf("node-%03d", n)
@@ -221,9 +220,9 @@ func isTheSchedulers(t *testing.T, p *policy, policy placement.Policy) {
 	for n := range store.nodes {
 		c := &ledger.Capacity{Revision: uint64(n + 1)}
 		for _, d := range store.nodes[n].Disks {
-			// A disk is on one node: the simulator numbers those of each node alike.
+			// Disk IDs are unique in the ledger, while the simulator numbers the disks of each node alike.
 			disk := ledger.Disk{ID: names[n] + "/" + d.ID, Class: d.Class, Ready: true, Size: (diskSize + 1) * gib}
-			// The first MiB of a disk is never free: all lies further behind.
+			// The first MiB of a disk is never free, so everything is shifted by it.
 			for _, e := range d.Free.All() {
 				disk.Free = append(disk.Free, extent.New(e.Start+gib, e.Len()))
 			}
@@ -267,7 +266,7 @@ func isTheSchedulers(t *testing.T, p *policy, policy placement.Policy) {
 	}
 }
 
-// TestWorkload: the sizes and lifetimes are as published.
+// TestWorkload asserts that the sizes and lifetimes match the published figures.
 func TestWorkload(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	const n = 100_000
@@ -290,7 +289,7 @@ func TestWorkload(t *testing.T) {
 		if w.name != "cloud" {
 			continue
 		}
-		// Volumes above a disk are left out, which takes a little of the mean.
+		// Volumes larger than a disk are left out, which lowers the mean a little.
 		if mean := sum / n; math.Abs(mean/meanSize-1) > 0.1 {
 			t.Errorf("mean size is %.0f GiB, want %.0f", mean, meanSize)
 		}

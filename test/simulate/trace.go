@@ -4,18 +4,18 @@ import (
 	"math/rand/v2"
 )
 
-// event is a request, or with size 0 the end of a volume's life. Slots of volumes are used again.
+// event is a request, or with size 0 the end of a volume's life. Slots of volumes are reused.
 type event struct {
 	slot int32
 	size int32 // GiB
 }
 
-// trace is what all policies meet.
+// trace is the sequence of events that all policies get.
 type trace struct {
-	disks  int // two a node
+	disks  int // two per node
 	events []event
 	slots  int // highest number of volumes at once
-	// samples are where to measure: before the event with this index, at this time.
+	// samples are the times at which to measure: before the event with this index.
 	samples []sample
 	// settled is the first event that counts.
 	settled int
@@ -27,7 +27,7 @@ type sample struct {
 	hours float64
 }
 
-// plan of a trace.
+// scenario is the plan of a trace.
 type scenario struct {
 	workload  *workload
 	nodes     int
@@ -39,7 +39,7 @@ type scenario struct {
 const (
 	disksPerNode = 2
 	numSamples   = 120
-	settling     = 4 // the first such part of the time does not count: the disks begin empty
+	settling     = 4 // the first 1/settling of the time does not count: the disks begin empty
 )
 
 // record makes the trace. A request comes whenever the demand is below the target.

@@ -8,39 +8,39 @@ import (
 // gib is the unit of sizes here: volumes and disks are multiples of it.
 const gib int64 = 1 << 30
 
-// diskSize is that of a drive of 3.84 TB, in whole GiB.
+// diskSize is the size of a drive of 3.84 TB, in whole GiB.
 const diskSize = 3576
 
-// Sizes of volumes. The mean is that of the 22 PB that over 90,000 virtual machines of IBM's private
-// clouds used (Birke and others, FAST '14); the shape is lognormal with a median of 100 GiB.
+// Sizes of volumes. The mean is that of more than 90,000 virtual machines in IBM's private clouds, which used 22 PB
+// (Birke and others, FAST '14). The shape is lognormal with a median of 100 GiB.
 const (
 	meanSize   = 22e15 / 90e3 / float64(gib) // 228 GiB
 	medianSize = 100
 )
 
-// Lifetimes. In Google's clouds 88 % of the virtual machines live for less than an hour, and use
-// 2 % of the resources (Ling and others, LAVA, MLSys '25). That is what a mixture of two exponential
-// distributions with these parameters (in hours) gives. Mixtures of exponentials fit what is known of
-// private clouds (Wolski and Brevik, IEEE Transactions on Services Computing, 2014). The tests check the 88 % and 2 %.
+// Lifetimes. In Google's clouds 88 % of the virtual machines live for less than an hour. They use 2 % of the resources
+// (Ling and others, LAVA, MLSys '25). A mixture of two exponential distributions with these parameters, in hours, has
+// these shares. Mixtures of exponentials fit the known data of private clouds (Wolski and Brevik, IEEE Transactions on
+// Services Computing, 2014). The tests check the 88 % and 2 %.
 const (
 	shortShare = 0.8953
 	shortMean  = 0.25
 	longMean   = 95.23
 )
 
-// workload is how large volumes are, and for how long they live.
+// workload is the distribution of the sizes and lifetimes of volumes.
 type workload struct {
 	name string
 	size func(*rand.Rand) int32 // GiB
-	// life is that of a new volume, rest what is left of that of one met at any moment; hours.
+	// life is the lifetime of a new volume in hours, rest the remaining lifetime of one that exists at any moment.
 	life, rest func(*rand.Rand) float64
 	// meanLife is the mean of life.
 	meanLife float64
-	// turnover is the time in which about all bytes change hands.
+	// turnover is the time in which about all bytes are replaced.
 	turnover float64
 }
 
-// workloads are the one that counts, and others that show how much hangs on its assumptions.
+// workloads are the one that counts, and others that show how much depends on its assumptions.
 var workloads = []workload{
 	{"cloud", lognormalSize, mixedLife, mixedRest, mixedMean, longMean},
 	{"sizes in powers of two", tierSize, mixedLife, mixedRest, mixedMean, longMean},
@@ -53,7 +53,7 @@ var workloads = []workload{
 
 func lognormal(r *rand.Rand, mu, sigma float64) float64 { return math.Exp(mu + sigma*r.NormFloat64()) }
 
-// rawSize is the size wanted before it is rounded, of at most a disk.
+// rawSize is the requested size before it is rounded, at most a disk.
 func rawSize(r *rand.Rand) float64 {
 	sigma := math.Sqrt(2 * math.Log(meanSize/medianSize))
 	for {
@@ -69,7 +69,7 @@ func halfSize(r *rand.Rand) int32 { return int32(math.Ceil(rawSize(r) / 2)) }
 
 func evenSize(r *rand.Rand) int32 { return 1 + r.Int32N(500) }
 
-// tierSize rounds up as providers do that sell disks in steps of two.
+// tierSize rounds up like providers that sell disks in powers of two.
 func tierSize(r *rand.Rand) int32 {
 	for {
 		size := int32(4)
@@ -81,7 +81,7 @@ func tierSize(r *rand.Rand) int32 {
 	}
 }
 
-// roundSize rounds up as people do who write a claim.
+// roundSize rounds up to the round sizes that are usual in claims.
 func roundSize(r *rand.Rand) int32 {
 	steps := [...]int32{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000}
 	for {
@@ -104,8 +104,8 @@ func mixedLife(r *rand.Rand) float64 {
 	return mean * r.ExpFloat64()
 }
 
-// mixedRest meets long lives more often than they begin; what is left of an exponential life
-// is distributed like a whole one.
+// mixedRest selects long lives more often than mixedLife, because they exist for longer. The rest of an exponential
+// life has the same distribution as a whole one.
 func mixedRest(r *rand.Rand) float64 {
 	mean := longMean
 	if r.Float64() < shortShare*shortMean/mixedMean {
@@ -116,8 +116,8 @@ func mixedRest(r *rand.Rand) float64 {
 
 func exponentialLife(r *rand.Rand) float64 { return longMean * r.ExpFloat64() }
 
-// The lognormal distribution that has the same 88 % and 2 %; half of the volumes met at any moment live for
-// a month or longer, so that weeks do not change all bytes.
+// The lognormal distribution with the same 88 % and 2 %. Half of the volumes that exist at any moment live for a month
+// or longer, so weeks do not replace all bytes.
 const (
 	lognormalMu       = -3.794
 	lognormalSigma    = 3.229
