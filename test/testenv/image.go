@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// Image makes a sparse file of that size that stands for a disk.
+// Image makes a sparse file of that size that is used as a disk.
 func Image(t testing.TB, size int64) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "image")
@@ -19,7 +19,7 @@ func Image(t testing.TB, size int64) (path string) {
 	return path
 }
 
-// Resize gives an image another size.
+// Resize changes the size of an image.
 func Resize(t testing.TB, path string, size int64) {
 	t.Helper()
 	if err := os.Truncate(path, size); err != nil {
@@ -35,7 +35,7 @@ func Loop(t testing.TB, image string, sector string) (device string) {
 	return device
 }
 
-// Run runs a program that must succeed, and returns what it said.
+// Run runs a program that must succeed, and returns its output.
 func Run(t testing.TB, name string, arguments ...string) string {
 	t.Helper()
 	command := exec.Command(name, arguments...)

@@ -11,12 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// manyLoops is more loop devices than a test needs that does not fill a disk.
+// manyLoops is more loop devices than a usual test needs: only tests that fill a disk have more.
 const manyLoops = 64
 
-// DropLoops makes the kernel forget, at the end of the test, the loop devices that are new since
-// now, and those that another such test has left: with hundreds, each search for block devices is
-// slow. Those in use stay.
+// DropLoops removes, at the end of the test, the loop devices that are new since now. It also removes those that
+// another such test has left, because with hundreds of them each search for block devices is slow. Those in use stay.
 func DropLoops(t testing.TB) {
 	t.Helper()
 	list := func() []string {
@@ -45,8 +44,8 @@ func DropLoops(t testing.TB) {
 	})
 }
 
-// WriteDevice writes to the beginning of a block device, and onto its medium: the kernel writes back at the last close,
-// and any process that looks for disks may have the device open.
+// WriteDevice writes to the beginning of a block device, and onto its medium. The kernel writes back only at the last
+// close, and another process may have the device open.
 func WriteDevice(t testing.TB, path string, data []byte) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// PartitionedLoop makes a loop device of that size whose partitions end with the test: a loop
-// device keeps them when it is detached.
+// PartitionedLoop makes a loop device of that size, and removes its partitions when the test ends: a loop device keeps
+// them when it is detached.
 func PartitionedLoop(t testing.TB, size int64) (device string) {
 	t.Helper()
 	NeedRoot(t)
@@ -22,12 +22,11 @@ func PartitionedLoop(t testing.TB, size int64) (device string) {
 	return device
 }
 
-// forgetPatience is how long a partition may stay open: the kernel closes the file behind a loop device
-// some time after it is detached, and so does a child that was forked and has not begun its own program.
+// forgetPatience is how long a partition may stay open. The kernel closes the file behind a loop device some time after
+// it is detached. A child that was forked and has not executed its own program yet keeps files open, too.
 const forgetPatience = 30 * time.Second
 
-// ForgetPartitions makes the kernel forget a device's partitions, as a reboot does. It waits for those
-// that are open.
+// ForgetPartitions removes a device's partitions from the kernel, as a reboot does. It waits for those that are open.
 func ForgetPartitions(t testing.TB, device string) {
 	t.Helper()
 	name := filepath.Base(device)

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// Script starts a shell script and waits until it prints "ready". Its input ends with stop, which
-// waits for the script's end, and which the end of the test calls too.
+// Script starts a shell script and waits until it prints "ready". stop ends its input and waits for the script's end.
+// The end of the test calls it, too.
 func Script(t testing.TB, argv ...string) (pid int, stop func()) {
 	t.Helper()
 	command := exec.Command(argv[0], argv[1:]...)

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SharedDir makes a folder like the kubelet's on a node, until the test ends: mounts propagate from
-// it, and it has a folder of pods. Tests run in mount namespaces of their own.
+// SharedDir makes a folder like the kubelet's on a node, until the test ends. Mounts propagate from it, and it has a
+// folder of pods. Tests run in their own mount namespaces.
 func SharedDir(t testing.TB) (path string) {
 	t.Helper()
 	NeedRoot(t)
@@ -29,7 +29,7 @@ func SharedDir(t testing.TB) (path string) {
 	return path
 }
 
-// KubeletDir makes in a folder what tells a kubelet's from others: the folder of its pods.
+// KubeletDir makes a folder recognizable as a kubelet's: it makes the folder of its pods.
 func KubeletDir(t testing.TB, path string) {
 	t.Helper()
 	if err := os.Mkdir(filepath.Join(path, "pods"), 0o750); err != nil {

@@ -5,7 +5,7 @@ import (
 	"encoding/binary"
 )
 
-// LE32 are values as a foreign disk has them: little endian.
+// LE32 encodes values in little endian, as on foreign disks.
 func LE32(values ...uint32) (b []byte) {
 	for _, v := range values {
 		b = binary.LittleEndian.AppendUint32(b, v)
@@ -13,7 +13,7 @@ func LE32(values ...uint32) (b []byte) {
 	return b
 }
 
-// Padded are parts at offsets, with zeros between them.
+// Padded joins parts at offsets, with zeros between them.
 func Padded(size int, parts map[int][]byte) []byte {
 	b := make([]byte, size)
 	for off, part := range parts {

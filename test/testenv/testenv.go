@@ -1,6 +1,6 @@
-// Package testenv says what a test needs of the machine it runs on, and skips the
-// test aloud where the machine does not have it. Under CI=true nothing is skipped:
-// there, what is missing is a failure, so that a suite cannot go green by testing nothing.
+// Package testenv declares what a test needs of the machine, and skips the test with a message where the machine does
+// not have it. Under CI=true nothing is skipped: anything missing is a failure, so that a suite cannot pass by testing
+// nothing.
 package testenv
 
 import (
