@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// archive is an initramfs in the making: cpio in the format newc, as the kernel wants it.
+// archive is an initramfs that is being written: cpio in the format newc, which the kernel reads.
 type archive struct {
 	w     *bufio.Writer
 	inode int
@@ -30,8 +30,7 @@ const (
 	modeFile      = 0o100755
 )
 
-// entry writes one entry, and before it the directories above that are not there yet.
-// The first error is kept for close.
+// entry writes one entry, and before it the directories above that do not exist yet. The first error is kept for close.
 func (a *archive) entry(name string, mode int, content []byte) {
 	name = strings.TrimPrefix(path.Clean(name), "/")
 	if a.has[name] {
@@ -46,8 +45,8 @@ func (a *archive) entry(name string, mode int, content []byte) {
 }
 
 func (a *archive) write(name string, mode int, content []byte) {
-	// Magic, then inode, mode, uid, gid, links, time, size, device, special device, and the
-	// length of the name with its zero; a checksum that is not checked.
+	// Magic, then inode, mode, uid, gid, links, time, size, device, special device, and the length of the name with its
+	// zero. Last is a checksum that is not checked.
 	header := fmt.Sprintf("070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X",
 		a.inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name)+1, 0)
 	a.padded([]byte(header + name + "\x00"))
@@ -101,18 +100,18 @@ func (a *archive) program(ctx context.Context, name string) error {
 	return a.file("/bin/"+name, from)
 }
 
-// guestModules are what the guest needs of the kernel, beside what is built in.
+// guestModules are the modules that the guest needs, beside what is built in.
 var guestModules = []string{
 	"virtio_pci", "virtio_blk", "virtio_console", "dm_mod", "loop", "ext4",
 	// Disks with several paths, and encrypted ones.
 	"virtio_scsi", "sd_mod", "dm_multipath", "dm_round_robin", "dm_crypt", "aes_generic", "ecb", "xts",
 }
 
-// guestPrograms are what the engine and the users of its volumes call.
+// guestPrograms are those that the engine and the users of its volumes run.
 var guestPrograms = []string{"blkid", "wipefs", "mkfs.ext4", "e2fsck", "losetup", "dmsetup"}
 
-// writeInitramfs writes what the machine boots into: init and further programs of ours, by
-// name, and everything that they need.
+// writeInitramfs writes the archive from which the machine boots: init and further programs of ours, by name, and
+// everything that they need.
 func writeInitramfs(ctx context.Context, to string, k kernel, ours map[string]string) (err error) {
 	f, err := os.Create(to)
 	if err != nil {

@@ -87,7 +87,7 @@ func unpackKernel(ctx context.Context, meta, dir string) error {
 	if _, err := output(ctx, work, "dpkg-deb", "--extract", archives[0], "root"); err != nil {
 		return err
 	}
-	// At once, so that one cut short is never found. Another process may have been faster.
+	// Renamed at once, so that a partial result is never found. Another process may have been faster.
 	err = os.Rename(filepath.Join(work, "root"), filepath.Join(dir, "root"))
 	if errors.Is(err, fs.ErrExist) {
 		return nil
@@ -95,8 +95,8 @@ func unpackKernel(ctx context.Context, meta, dir string) error {
 	return err
 }
 
-// withDependencies returns the files of the named modules and of those that they need, in
-// the order in which they can be loaded. The package has no modules.dep: the modules themselves tell.
+// withDependencies returns the files of the named modules and of those that they need, in the order in which they can
+// be loaded. The package has no modules.dep, so the dependencies are read from the modules themselves.
 func (k kernel) withDependencies(ctx context.Context, names ...string) ([]module, error) {
 	builtin, err := os.ReadFile(filepath.Join(k.modules, "modules.builtin"))
 	if err != nil {
@@ -153,7 +153,7 @@ type module struct {
 	bytes []byte
 }
 
-// moduleName is the name of a file's module. The kernel takes - and _ for the same.
+// moduleName is the name of a file's module. To the kernel - and _ are the same.
 func moduleName(path string) string {
 	name, _, _ := strings.Cut(filepath.Base(path), ".")
 	return strings.ReplaceAll(name, "-", "_")
@@ -197,7 +197,7 @@ func readModule(ctx context.Context, name, path string) (module, error) {
 	return m, nil
 }
 
-// output runs a program in a directory and returns what it says.
+// output runs a program in a directory and returns its output.
 func output(ctx context.Context, dir, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir

@@ -20,7 +20,7 @@ import (
 // image is what a machine boots from.
 type image struct{ kernel, initramfs string }
 
-// drive is a disk of a machine. Its name is the serial number, and what it is unplugged by.
+// drive is a disk of a machine. Its name is the serial number, and the ID with which it is unplugged.
 type drive struct {
 	name   string
 	socket string // where it is served
@@ -72,14 +72,13 @@ type machine struct {
 	lost    error // why no more replies come
 }
 
-// bootPatience is how long a machine may take to say that it is there. Software emulation
-// on a busy machine is slow.
+// bootPatience is how long the boot of a machine may take. Software emulation on a busy machine is slow.
 const bootPatience = 3 * time.Minute
 
 // boot starts a machine and waits until its guest answers.
 func boot(ctx context.Context, dir string, i image, drives ...drive) (*machine, error) {
 	m := &machine{dir: dir, exited: make(chan struct{}), waiting: map[int]chan wire.Reply{}}
-	// Sockets of an earlier boot would be taken for this one's.
+	// Sockets of an earlier boot would be mistaken for new ones.
 	for _, name := range []string{"port", "qmp"} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
@@ -92,13 +91,13 @@ func boot(ctx context.Context, dir string, i image, drives ...drive) (*machine, 
 	defer log.Close()
 	m.qemu = exec.Command("qemu-system-x86_64", m.arguments(i, drives)...)
 	m.qemu.Stdout, m.qemu.Stderr = log, log
-	// It must not outlive the test, however that ends.
+	// It must end with the test, also if the test is killed.
 	m.qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := m.qemu.Start(); err != nil {
 		return nil, fmt.Errorf("starting the virtual machine: %w", err)
 	}
 	go func() {
-		_ = m.qemu.Wait() // it is killed as a rule
+		_ = m.qemu.Wait() // usually it is killed
 		close(m.exited)
 	}()
 	ctx, cancel := context.WithTimeout(ctx, bootPatience)
@@ -112,8 +111,8 @@ func boot(ctx context.Context, dir string, i image, drives ...drive) (*machine, 
 
 func (m *machine) consolePath() string { return filepath.Join(m.dir, "console.log") }
 
-// commandLine is the kernel's. It would check by time whether the emulated timer works, and hang
-// on a busy machine, where it seems not to.
+// commandLine is the kernel's. With its default, the kernel measures whether the emulated timer works. On a busy
+// machine that fails, and the kernel hangs.
 const commandLine = "console=ttyS0 loglevel=4 panic=-1 mitigations=off no_timer_check rdinit=/init"
 
 func (m *machine) arguments(i image, drives []drive) []string {
@@ -169,7 +168,7 @@ func (m *machine) dial(ctx context.Context, name string) (net.Conn, error) {
 	}
 }
 
-// receive hands out replies until the machine is gone.
+// receive passes on replies until the machine is gone.
 func (m *machine) receive() {
 	lines := bufio.NewReader(m.port)
 	for {
@@ -202,10 +201,10 @@ func (m *machine) receive() {
 	}
 }
 
-// errRefused: the guest did what it was asked to do, and that failed.
+// errRefused says that the guest's command failed.
 var errRefused = errors.New("in the machine")
 
-// call has the guest do something and waits until it is done.
+// call has the guest execute a command and waits until it is done.
 func (m *machine) call(ctx context.Context, do string, args, result any) error {
 	replies, err := m.begin(do, args)
 	if err != nil {
@@ -233,8 +232,7 @@ func (m *machine) call(ctx context.Context, do string, args, result any) error {
 	}
 }
 
-// begin has the guest do something. The channel is closed after the last reply, and when
-// the machine is gone.
+// begin has the guest execute a command. The channel is closed after the last reply, and when the machine is gone.
 func (m *machine) begin(do string, args any) (<-chan wire.Reply, error) {
 	raw, err := json.Marshal(args)
 	if err != nil {
@@ -257,9 +255,9 @@ func (m *machine) begin(do string, args any) (<-chan wire.Reply, error) {
 	return replies, err
 }
 
-// cut cuts the power: qemu is killed, whatever it is doing.
+// cut cuts the power: it kills qemu at any moment.
 func (m *machine) cut() {
-	_ = m.qemu.Process.Kill() // unless it ended
+	_ = m.qemu.Process.Kill() // unless it has ended
 	<-m.exited
 	if m.port != nil {
 		m.port.Close()

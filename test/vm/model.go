@@ -7,14 +7,14 @@ import (
 	"github.com/berthdev/berth/test/vm/wire"
 )
 
-// model is what a disk must hold, by what the guest has acknowledged of it.
+// model is what a disk must hold, by what the guest has acknowledged.
 type model struct {
 	volumes map[string]*modelled // by partition
 	steps   int                  // that were acknowledged
-	open    int                  // that were announced and not acknowledged when the power went
+	open    int                  // that were announced and not acknowledged when the power was cut
 }
 
-// modelled is one volume. For each step that it can take: not begun, announced or done.
+// modelled is one volume. Each step of it is not begun, announced or done.
 type modelled struct {
 	start, length, grown         int64 // grown: the length that was announced, or 0
 	create, format, fill, wiping progress
@@ -59,8 +59,8 @@ func (m *model) take(s wire.Step) {
 	}
 }
 
-// check holds that what the engine found after a power cut is what was acknowledged, and takes
-// over what became of the rest. It returns the volumes whose data must be whole.
+// check asserts that what the engine found after a power cut is what was acknowledged. It then adopts the outcome of
+// the other steps. It returns the volumes whose data must be whole.
 func (m *model) check(s wire.State) (whole []string, err error) {
 	var wrong []error
 	fail := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }
@@ -104,7 +104,7 @@ func (v *modelled) unacknowledged() bool {
 	return v.create == announced || v.format == announced || v.fill == announced || v.wiping == announced || v.grown != 0
 }
 
-// became holds that a volume may be what was found, and makes that its state.
+// became returns an error unless the volume may be in the state found, and adopts that state.
 func (v *modelled) became(f wire.Found) error {
 	if f.Start != v.start || f.Length != v.length && (f.Length != v.grown || v.grown == 0) {
 		return fmt.Errorf("it is at %d, %d bytes long; it was made at %d, with %d", f.Start, f.Length, v.start, v.length)

@@ -9,7 +9,7 @@ import (
 	"github.com/berthdev/berth/test/vm/wire"
 )
 
-// TestModel: the model that judges power cuts notices what it is there for.
+// TestModel asserts that the model notices each kind of error after a power cut.
 func TestModel(t *testing.T) {
 	const guid = "a0000000-0000-4000-8000-00000000000a"
 	steps := func(all ...string) []wire.Step {
@@ -66,7 +66,7 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// TestPlatter: what was flushed is on the medium, and what was not may be lost.
+// TestPlatter asserts that what was flushed is on the medium, and that what was not may be lost.
 func TestPlatter(t *testing.T) {
 	p, err := newPlatter(filepath.Join(t.TempDir(), "disk"), 1*mib, 512)
 	if err != nil {

@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// monitor speaks QMP with qemu.
+// monitor is a QMP connection to qemu.
 type monitor struct {
 	conn net.Conn
 	in   *json.Decoder
 }
 
-// message is anything that qemu says: an event, or what a command brought.
+// message is a message of qemu: an event, or the result of a command.
 type message struct {
 	Event string
 	Data  struct {
@@ -56,7 +56,7 @@ func (q *monitor) execute(command string, arguments any) error {
 	}
 }
 
-// unplug pulls a device out and waits until the guest's kernel has released it.
+// unplug unplugs a device and waits until the guest's kernel has released it.
 func (q *monitor) unplug(ctx context.Context, id string) error {
 	if err := q.execute("device_del", map[string]string{"id": id}); err != nil {
 		return err
@@ -78,5 +78,5 @@ func (q *monitor) unplug(ctx context.Context, id string) error {
 	}
 }
 
-// plug plugs a disk in again that was unplugged.
+// plug plugs an unplugged disk in again.
 func (q *monitor) plug(d drive) error { return q.execute("device_add", d.frontend()) }

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// platter is a disk with a write cache, served over NBD. What was written is in the cache until
-// the guest flushes it, or asks that a write goes through. A power cut empties the cache: of what was in it,
-// any part may have reached the file, in any order.
+// platter is a disk with a write cache, served over NBD. Writes stay in the cache until the guest flushes it, or
+// requests a write-through. A power cut empties the cache: any part of its content may have reached the file, in any
+// order.
 type platter struct {
 	file   *os.File // the medium
 	size   int64
@@ -26,9 +26,9 @@ type platter struct {
 	mu     sync.Mutex
 	log    []cached         // what the cache holds, in the order of arrival
 	newest map[int64][]byte // by sector, of the log; nil is a sector of zeros
-	// Closed when the guest asks for a flush, which is then never done: the moment at which the cache is fullest.
+	// Closed when the guest requests a flush, which is then never done. At that moment the cache is fullest.
 	trap chan struct{}
-	// Counts, so that a test can hold that its faults did hit.
+	// Counts, so that a test can assert that its faults occurred.
 	flushes, kept, dropped int
 }
 
@@ -69,7 +69,7 @@ func (p *platter) accept() {
 		if err != nil {
 			return // closed
 		}
-		// The connection ends as the machine does. A disk with several paths has several.
+		// The connection ends with the machine. A disk with several paths has several connections.
 		p.served.Go(func() {
 			defer conn.Close()
 			if err := p.serve(conn); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
@@ -79,8 +79,8 @@ func (p *platter) accept() {
 	}
 }
 
-// powerCut is what happens to the cache when the power goes. It must be called after
-// qemu has ended. keep is how likely a sector of the cache is to reach the medium.
+// powerCut decides what happens to the cache when the power is cut. It must be called after qemu has ended. keep is how
+// likely a sector of the cache is to reach the medium.
 func (p *platter) powerCut(r *rand.Rand, keep float64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -119,10 +119,10 @@ func (p *platter) settle(c cached) error {
 	return unix.Fallocate(int(p.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, c.off, c.length)
 }
 
-// errTrapped: the disk does not answer any more, the power is about to be cut.
+// errTrapped says that the disk does not answer any more, because the power is about to be cut.
 var errTrapped = errors.New("trapped")
 
-// setTrap has the disk stop at the next flush that would write something. The channel is closed then.
+// setTrap makes the disk stop at the next flush that would write something. The channel is closed then.
 func (p *platter) setTrap() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -209,7 +209,7 @@ const (
 	maxRequest                                             = 32 << 20
 )
 
-// serve speaks NBD with qemu until it hangs up.
+// serve speaks the NBD protocol with qemu until qemu disconnects.
 func (p *platter) serve(conn net.Conn) error {
 	put := func(v any) error { return binary.Write(conn, binary.BigEndian, v) }
 	get := func(v any) error { return binary.Read(conn, binary.BigEndian, v) }
@@ -317,7 +317,7 @@ func (p *platter) transmit(conn net.Conn) error {
 			err = unix.EINVAL
 		}
 		if err == nil && r.Flags&throughCache != 0 {
-			// More than it must: all of the cache. Only qemu's own requests ask for it.
+			// More than required: it flushes the whole cache. Only qemu's own requests cause that.
 			err = p.flush()
 		}
 		if errors.Is(err, errTrapped) {

@@ -10,24 +10,23 @@ import (
 	"github.com/berthdev/berth/test/vm/wire"
 )
 
-// powerCuts come in the middle of bursts, and after every few of them one more hits the next
-// start: what the cut before left is being repaired then.
+// powerCuts is how many cuts come in the middle of bursts. startsHit more come during the next start, while the damage
+// of the cut before is being repaired.
 const (
 	powerCuts = 20
 	startsHit = 5
 )
 
-// TestPowerCut cuts the power in the middle of bursts of creates, formats, grows and wipes, again and
-// again, on disks with both sector sizes, one of them through the device mapper. The cut comes when a
-// flush is asked for and before it is done; of what was written since the last one anything may be lost.
-// Nothing that was acknowledged may be.
+// TestPowerCut cuts the power repeatedly in the middle of bursts of creates, formats, grows and wipes. The disks have
+// both sector sizes, and one is attached by the device mapper. The cut comes when a flush is requested, before it is
+// done. Anything that was written since the last flush may be lost. The test asserts that nothing acknowledged is.
 func TestPowerCut(t *testing.T) {
 	dir := newMachineDir(t)
 	victims, drives := newVictims(t, dir)
 	cutPower(t, dir, victims, drives, powerCuts, startsHit)
 }
 
-// cutPower cuts the power so many times in the middle of bursts, and of starts after them.
+// cutPower cuts the power that many times in the middle of bursts, and of starts after them.
 func cutPower(t *testing.T, dir string, victims []*victim, drives []drive, powerCuts, startsHit int) {
 	t.Helper()
 	i := needImage(t)
@@ -35,7 +34,7 @@ func cutPower(t *testing.T, dir string, victims []*victim, drives []drive, power
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
 	cutsBefore := powerCuts / startsHit
-	// Chance decides what a cut loses: there are more cuts until each disk has lost something.
+	// What a cut loses is random: there are more cuts until each disk has lost something.
 	few := func(v *victim) bool {
 		return v.model.steps < 3*powerCuts || v.verified < powerCuts/2 || v.platter.dropped == 0
 	}
@@ -76,7 +75,7 @@ func cutPower(t *testing.T, dir string, victims []*victim, drives []drive, power
 	}
 }
 
-// cutBurst cuts the power in the middle of a burst on all disks, when one of them is to be flushed.
+// cutBurst cuts the power in the middle of a burst on all disks, when one of them gets a flush.
 func cutBurst(t *testing.T, ctx context.Context, m *machine, victims []*victim, r *rand.Rand, cut int) {
 	t.Helper()
 	bursts := make([]<-chan wire.Reply, len(victims))
@@ -94,7 +93,7 @@ func cutBurst(t *testing.T, ctx context.Context, m *machine, victims []*victim, 
 			t.Fatal(err)
 		}
 	}
-	// By turns, somewhere within the next volumes' lives.
+	// The disks alternate. The cut is somewhere within the next volumes' lives.
 	n := cut % len(victims)
 	victims[n].follow(t, ctx, bursts[n], 2+r.IntN(10))
 	select {
@@ -126,7 +125,7 @@ func cutStart(t *testing.T, ctx context.Context, m *machine, victims []*victim, 
 	m.cut()
 }
 
-// last looks at all of it once more, and leaves the disks as a node does that is shut down.
+// last checks everything again, and leaves the disks as after an orderly shutdown.
 func last(t *testing.T, ctx context.Context, m *machine, victims []*victim, cut int) {
 	t.Helper()
 	for _, v := range victims {

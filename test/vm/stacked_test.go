@@ -18,8 +18,8 @@ const (
 	cryptKey     = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
 )
 
-// newStacked makes two disks that are devices of the device mapper: one with two paths, of which
-// one fails on every second boot, and an encrypted one.
+// newStacked makes two disks that are devices of the device mapper: an encrypted one, and one with two paths. One of
+// the paths fails on every second boot.
 func newStacked(t *testing.T, dir string) ([]*victim, []drive) {
 	t.Helper()
 	b := wire.Burst{Workers: 2, From: 2 * mib, SlotBytes: 12 * mib, Slots: 6}
@@ -53,7 +53,7 @@ func newStacked(t *testing.T, dir string) ([]*victim, []drive) {
 		device := mapDevice(t, ctx, m, "vault", "CRYPT-LUKS2-0-vault", table)
 		inspect(t, ctx, m, below, disk.Busy, "select "+device)
 		if isNew {
-			// What zeros decrypt to is no zeros.
+			// Decrypted zeros are not zeros.
 			isNew = false
 			inspect(t, ctx, m, device, disk.Foreign, "not zero")
 			if err := m.call(ctx, "zero", device, nil); err != nil {
@@ -86,7 +86,7 @@ func succeed(t *testing.T, ctx context.Context, m *machine, argv ...string) {
 	}
 }
 
-// inspect asserts what the engine says of a device.
+// inspect asserts the engine's state of a device.
 func inspect(t *testing.T, ctx context.Context, m *machine, device string, state disk.State, reason string) disk.Contents {
 	t.Helper()
 	var c disk.Contents
@@ -99,16 +99,16 @@ func inspect(t *testing.T, ctx context.Context, m *machine, device string, state
 	return c
 }
 
-// TestPowerCutStacked is TestPowerCut for a disk with two paths and an encrypted one: all their
-// volumes are devices of the device mapper from the first on.
+// TestPowerCutStacked is TestPowerCut for a disk with two paths and an encrypted one. All their volumes are devices of
+// the device mapper from the start.
 func TestPowerCutStacked(t *testing.T) {
 	dir := newMachineDir(t)
 	victims, drives := newStacked(t, dir)
 	cutPower(t, dir, victims, drives, 3, 1)
 }
 
-// TestSharedLUN shows a disk that two machines see: the second one sees that it belongs to the
-// first, while that one makes volumes and after it has ended.
+// TestSharedLUN asserts that of two machines with the same disk the second one sees that it belongs to the first. That
+// is so while the first makes volumes, and after it has ended.
 func TestSharedLUN(t *testing.T) {
 	i := needImage(t)
 	dirs := []string{newMachineDir(t), newMachineDir(t)}

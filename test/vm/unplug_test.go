@@ -10,9 +10,9 @@ import (
 	"github.com/berthdev/berth/test/vm/wire"
 )
 
-// TestUnplug pulls disks out while their volumes are written to: the one through the device
-// mapper, and then the other. The engine says that the disk is out of service, nothing hangs, the other
-// disk goes on, and when the disk comes back everything acknowledged is on it.
+// TestUnplug pulls disks out while their volumes are written to: first the one attached by the device mapper, then the
+// other. It asserts that the engine reports the disk as out of service, that nothing hangs, and that the other disk
+// goes on. When the disk is back everything acknowledged is on it.
 func TestUnplug(t *testing.T) {
 	i := needImage(t)
 	dir := newMachineDir(t)
@@ -47,7 +47,7 @@ func TestUnplug(t *testing.T) {
 func (v *victim) pull(t *testing.T, ctx context.Context, m *machine, other *victim) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
-	// One volume is mounted all the time, as a pod has it.
+	// One volume is mounted all the time, like a pod's.
 	kept := wire.Volume{Disk: v.burst.Disk, Partition: "e0000000-0000-4000-8000-00000000000e", Start: 490 * mib, Length: 16 * mib}
 	for _, do := range []string{"create", "format", "mount", "fill"} {
 		if err := m.call(ctx, do, kept, nil); err != nil {
@@ -73,7 +73,7 @@ func (v *victim) pull(t *testing.T, ctx context.Context, m *machine, other *vict
 	if err := m.monitor.unplug(pulled, v.name); err != nil {
 		t.Fatalf("%s: the guest does not release the disk: %v", v.name, err)
 	}
-	// Its burst ends by itself, as every step fails: none waits for a disk that is gone.
+	// Its burst ends by itself, because every step fails: none waits for a disk that is gone.
 	failure := v.follow(t, pulled, bursts[0], 0)
 	if !strings.Contains(failure, "out of service") && !strings.Contains(failure, "input/output error") && !strings.Contains(failure, "no such device") {
 		t.Errorf("%s: the burst ended with %q", v.name, failure)
@@ -101,7 +101,7 @@ func (v *victim) pull(t *testing.T, ctx context.Context, m *machine, other *vict
 	}
 	t.Logf("%s went on: %d steps acknowledged", other.name, other.model.steps)
 
-	// It comes back, while its volume is still mounted from what it was.
+	// It is plugged in again, while its volume is still mounted from before.
 	if err := m.call(ctx, "close", v.burst.Disk, nil); err != nil {
 		t.Errorf("%s: %v", v.name, err)
 	}
@@ -112,7 +112,7 @@ func (v *victim) pull(t *testing.T, ctx context.Context, m *machine, other *vict
 		t.Fatal(err)
 	}
 	if v.mapped {
-		// The volume's device is there, and shows a disk that is gone.
+		// The volume's device exists, and shows a disk that is gone.
 		var s wire.State
 		err := m.call(ctx, "open", v.device(t, ctx, m), &s)
 		if why := s.OutOf; err == nil && !strings.Contains(why, "unmount it") || err != nil && !strings.Contains(err.Error(), "unmount it") {
@@ -128,7 +128,7 @@ func (v *victim) pull(t *testing.T, ctx context.Context, m *machine, other *vict
 		t.Errorf("%s: unmounting the volume of a disk that is gone: %v", v.name, err)
 	}
 	v.check(t, ctx, m, 0)
-	// And it serves.
+	// The disk serves again.
 	again := wire.Volume{Disk: v.burst.Disk, Partition: kept.Partition}
 	if err := m.call(ctx, "wipe", again, nil); err != nil {
 		t.Errorf("%s: after it came back: %v", v.name, err)
@@ -136,8 +136,8 @@ func (v *victim) pull(t *testing.T, ctx context.Context, m *machine, other *vict
 	delete(v.model.volumes, kept.Partition)
 }
 
-// follow takes the steps of a burst: until that many more are acknowledged, or until it fails if
-// none are asked for. It returns the failure.
+// follow takes the steps of a burst: until that many more are acknowledged, or if steps is 0 until it fails. It returns
+// the failure.
 func (v *victim) follow(t *testing.T, ctx context.Context, replies <-chan wire.Reply, steps int) string {
 	t.Helper()
 	for want := v.model.steps + steps; steps == 0 || v.model.steps < want; {

@@ -24,14 +24,14 @@ type victim struct {
 	burst    wire.Burst
 	mapped   bool // its volumes are devices of the device mapper
 	crowded  bool // it has more volumes than partition numbers
-	verified int  // volumes whose data was found whole
-	// stack makes the disk of those that the machine has, and returns its path; nil if it is one of them.
+	verified int  // volumes whose data was whole
+	// stack makes the disk from the disks of the machine, and returns its path. It is nil if the disk is one of them.
 	stack     func(t *testing.T, ctx context.Context, m *machine) string
-	encrypted bool // what the platter holds cannot be read
+	encrypted bool // the platter's content cannot be read
 }
 
-// newVictims makes two disks: one with few volumes and small sectors, and one with large sectors and more
-// volumes than the kernel has numbers for, which is mapped from its second boot on.
+// newVictims makes two disks: one with few volumes and small sectors, and one with large sectors. The second one has
+// more volumes than the kernel has numbers for, so it is mapped from its second boot on.
 func newVictims(t *testing.T, dir string) ([]*victim, []drive) {
 	t.Helper()
 	victims := []*victim{
@@ -83,7 +83,7 @@ func (v *victim) device(t *testing.T, ctx context.Context, m *machine) string {
 	return v.burst.Disk
 }
 
-// prepare makes the disk ours, and fills the numbers of one that is to be mapped.
+// prepare makes the disk ours, and uses up the partition numbers of a disk that shall be mapped.
 func (v *victim) prepare(t *testing.T, ctx context.Context, m *machine) {
 	t.Helper()
 	device := v.device(t, ctx, m)
@@ -127,7 +127,7 @@ func (v *victim) check(t *testing.T, ctx context.Context, m *machine, cut int) {
 		}
 		v.verified++
 	}
-	// No byte is free that does not read as zeros: this disk held nothing else before.
+	// All free bytes read as zeros: this disk held nothing else before.
 	for _, free := range s.Free {
 		if at := v.soiled(t, ctx, m, free); at >= 0 {
 			t.Errorf("cut %d, %s: byte %d is free and not zero", cut, v.name, at)
@@ -158,7 +158,7 @@ func (v *victim) soiled(t *testing.T, ctx context.Context, m *machine, e wire.Sp
 	return -1
 }
 
-// strict holds that other people's programs find nothing wrong with the table.
+// strict asserts that the common partition tools find nothing wrong with the table.
 func (v *victim) strict(t *testing.T) {
 	t.Helper()
 	path := v.platter.file.Name()

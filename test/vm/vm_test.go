@@ -13,12 +13,12 @@ import (
 	"github.com/berthdev/berth/test/vm/wire"
 )
 
-// build is where the kernel and what is made of it are kept between runs.
+// build is where the kernel and the files made from it are kept between runs.
 const build = "../../.build/vm"
 
 const mib = 1 << 20
 
-// needImage builds what machines boot from. The one reason to skip is that there is no qemu.
+// needImage builds the files from which machines boot. The test is skipped only if there is no qemu.
 func needImage(t *testing.T) image {
 	t.Helper()
 	testenv.NeedProgram(t, "qemu-system-x86_64")
@@ -51,8 +51,8 @@ func goBuild(t *testing.T, args ...string) {
 	}
 }
 
-// newMachineDir is a directory for one machine, with a path short enough for sockets. If
-// the test fails, what the kernel said is shown.
+// newMachineDir is a directory for one machine, with a path short enough for sockets. If the test fails, the kernel's
+// output is shown.
 func newMachineDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "berth-vm-")
@@ -85,7 +85,7 @@ func bootOnce(t *testing.T, drives ...drive) *machine {
 	return m
 }
 
-// TestBoot is the shortest way through all of it.
+// TestBoot is the shortest test that uses everything.
 func TestBoot(t *testing.T) {
 	p, err := newPlatter(filepath.Join(newMachineDir(t), "disk"), 256*mib, 512)
 	if err != nil {

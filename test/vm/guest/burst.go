@@ -17,10 +17,9 @@ import (
 	"github.com/berthdev/berth/test/vm/wire"
 )
 
-// burst makes volumes and ends them, each worker in its own slots, until the test stops it, a
-// step fails or the power is cut.
-// Every step is announced before it begins, and again when it is done: the second
-// is the acknowledgement that a power cut must not make a lie.
+// burst makes and wipes volumes, each worker in its own slots, until the test stops it, a step fails or the power is
+// cut. Every step is announced before it begins, and again when it is done. The second announcement is the
+// acknowledgement, which must stay true after a power cut.
 func (g *guest) burst(ctx context.Context, b wire.Burst, event func(any)) error {
 	d, err := g.disk(b.Disk)
 	if err != nil {

@@ -29,7 +29,7 @@ func newGuest() *guest {
 	return &guest{disks: map[string]*disk.Disk{}, stop: map[string]chan struct{}{}}
 }
 
-// do serves one request. event sends something before the end.
+// do serves one request. event sends an event before the result.
 func (g *guest) do(ctx context.Context, r wire.Request, event func(any)) (any, error) {
 	var v wire.Volume
 	var path string
@@ -150,7 +150,7 @@ func (g *guest) doVolume(ctx context.Context, do string, v wire.Volume) (any, er
 	return nil, fmt.Errorf("%q is not known", do)
 }
 
-// state is a snapshot, as the test gets it.
+// state is a snapshot in the test's format.
 func state(d *disk.Disk) wire.State {
 	s := d.Snapshot()
 	w := wire.State{ID: s.ID, SectorSize: s.SectorSize, Size: s.Size}
@@ -172,7 +172,7 @@ func state(d *disk.Disk) wire.State {
 	return w
 }
 
-// find returns the device with that serial number, as soon as there is one.
+// find returns the device with that serial number as soon as it exists.
 func find(ctx context.Context, serial string) (string, error) {
 	return awaited(ctx, func() (string, error) {
 		files, err := filepath.Glob("/sys/block/vd*/serial")

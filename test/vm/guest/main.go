@@ -1,7 +1,7 @@
 //go:build linux
 
-// Command guest is the first and only program of a virtual machine: it loads modules, and
-// then executes the commands that arrive over the virtio port. See package wire.
+// Command guest is the first and only program of a virtual machine. It loads modules, and then executes the commands
+// that arrive over the virtio port. See package wire.
 package main
 
 import (
@@ -28,7 +28,7 @@ func main() {
 		err = serve()
 	}
 	fmt.Println("guest:", err)
-	// The first program must not end: the kernel would panic before this is read.
+	// The first program must not end: the kernel would panic before the log is read.
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
@@ -68,7 +68,7 @@ func load(path string) error {
 	return err
 }
 
-// port is the line to the test.
+// port is the connection to the test.
 type port struct {
 	mu  sync.Mutex
 	out io.Writer
@@ -86,7 +86,7 @@ func (p *port) send(r wire.Reply) {
 	}
 }
 
-// serve obeys until the power is cut.
+// serve executes commands until the power is cut.
 func serve() error {
 	f, err := openPort()
 	if err != nil {
@@ -134,7 +134,7 @@ func reply(id int, v any, err error) wire.Reply {
 	return r
 }
 
-// openPort waits for the port: its driver has been loaded, and looks for it.
+// openPort waits for the port, which its driver, now loaded, must find.
 func openPort() (*os.File, error) {
 	for range 3000 {
 		f, err := os.OpenFile("/dev/vport0p1", os.O_RDWR, 0)

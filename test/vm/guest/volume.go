@@ -21,8 +21,8 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// formatted makes a file system as the agent does: the volume becomes Formatted only when
-// that is on the medium.
+// formatted makes a file system like the agent: the volume becomes Formatted only when the file system is on the
+// medium.
 func formatted(ctx context.Context, d *disk.Disk, partition string) error {
 	device, err := deviceOf(d, partition)
 	if err != nil {
@@ -72,8 +72,8 @@ func mount(d *disk.Disk, partition string) error {
 	return unix.Mount(device, mountPoint(partition), "ext4", 0, "")
 }
 
-// unmount waits for a child of this program that was forked while the volume was written
-// to, and has not begun its own program yet: until then it keeps the open files.
+// unmount unmounts a volume. It waits for children of this program that were forked while the volume was written to,
+// and have not executed their own program yet. Until then they keep the open files.
 func unmount(ctx context.Context, partition string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -86,14 +86,14 @@ func unmount(ctx context.Context, partition string) error {
 	}
 }
 
-// canary is what a volume is filled with: it names the volume in every few bytes, so that
-// the bytes of no other can be taken for it.
+// canary is the content of a volume. It contains the volume's name every few bytes, so that it cannot be confused with
+// another's.
 func canary(partition string) []byte {
 	return bytes.Repeat([]byte(partition+"\n"), (256<<10)/(len(partition)+1))
 }
 
-// fill writes the canary into a file of the mounted volume, as a database would: what it
-// reports as written is on the medium.
+// fill writes the canary into a file of the mounted volume, like a database: what it reports as written is on the
+// medium.
 func fill(partition string) error {
 	dir := mountPoint(partition)
 	f, err := os.Create(filepath.Join(dir, "canary"))
@@ -118,7 +118,7 @@ func verify(ctx context.Context, d *disk.Disk, partition string) error {
 	if err != nil {
 		return err
 	}
-	// Mounted first: that replays the journal, which is what a node does.
+	// Mounted first, like on a node: that replays the journal.
 	if err := mount(d, partition); err != nil {
 		return fmt.Errorf("mounting: %w", err)
 	}
@@ -169,7 +169,7 @@ func zero(device string) error {
 	return f.Sync()
 }
 
-// patience is how long anything that nothing announces is waited for.
+// patience is how long to wait for anything that is not announced.
 const patience = 30 * time.Second
 
 func awaited(ctx context.Context, look func() (string, error)) (string, error) {

@@ -1,19 +1,16 @@
-// Package wire is what a test and the program in its virtual machine say to each other:
-// JSON, one message a line.
+// Package wire is the protocol between a test and the program in its virtual machine: JSON, one message per line.
 package wire
 
 import "encoding/json"
 
-// Request asks the guest to do something. Requests are served side by side: one that hangs
-// holds up no other.
+// Request is a command for the guest. Requests are served concurrently: one that hangs does not delay another.
 type Request struct {
 	ID   int
 	Do   string
 	Args json.RawMessage
 }
 
-// Reply is one answer. A request gets any number of events, and then exactly one reply
-// that is Done.
+// Reply is one answer. A request gets any number of events, and then exactly one reply that is Done.
 type Reply struct {
 	ID     int
 	Done   bool            `json:",omitempty"`
@@ -37,18 +34,18 @@ type Exited struct {
 type Volume struct {
 	Disk      string // path of the device
 	Partition string
-	// Start and Length in bytes, where they matter.
+	// Start and Length in bytes, for commands that need them.
 	Start, Length int64 `json:",omitempty"`
 }
 
 // Adopt has a disk initialized for a node.
 type Adopt struct{ Disk, Node string }
 
-// State is what the engine says of a disk.
+// State is the engine's state of a disk.
 type State struct {
 	ID         string
 	OutOf      string `json:",omitempty"` // why it is out of service
-	Invalid    string `json:",omitempty"` // which invariant does not hold
+	Invalid    string `json:",omitempty"` // which invariant is violated
 	SectorSize int64
 	Size       int64
 	Free       []Span
@@ -58,7 +55,7 @@ type State struct {
 // Span is an extent in bytes.
 type Span struct{ Start, End int64 }
 
-// Found is a volume as the engine has it.
+// Found is a volume in the engine's state.
 type Found struct {
 	Partition string
 	Start     int64
@@ -68,20 +65,19 @@ type Found struct {
 	Device    string
 }
 
-// Burst has the guest make, fill, grow and wipe volumes of a disk, until the test stops it
-// or the power is cut.
-// Each has a slot of the disk to itself, of which it takes a part from the beginning.
+// Burst has the guest make, fill, grow and wipe volumes of a disk, until the test stops it or the power is cut. Each
+// volume has its own slot of the disk, of which it uses a part from the beginning.
 type Burst struct {
 	Disk string
 	Seed uint64
-	// Workers do one volume at a time each.
+	// Workers is the number of workers. Each works on one volume at a time.
 	Workers int
-	// From is where the first slot begins; both in bytes.
+	// From is where the first slot begins. Both are in bytes.
 	From, SlotBytes int64
 	Slots           int
 }
 
-// Step says of one operation of a burst that it is about to begin, or that it is done.
+// Step reports that an operation of a burst is about to begin, or that it is done.
 type Step struct {
 	Do        string // "create", "format", "fill", "grow", "wipe"
 	Partition string
