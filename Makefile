@@ -8,7 +8,7 @@ BUILD := .build
 BIN   := $(BUILD)/bin
 TOOL  := go tool -modfile=tools/go.mod
 # Tests of several packages share the machine's loop devices and its two cores.
-GOTEST := $(TOOL) gotestsum --format pkgname-and-test-fails --hide-summary=output -- -count=1 -timeout=30m -p=2
+GOTEST := $(TOOL) gotestsum --format pkgname-and-test-fails --hide-summary=output -- -count=1 -timeout=45m -p=2
 # A semantic version: component-base insists. Releases set it; other builds do not follow
 # the commit, so that nothing is linked again without need.
 VERSION ?= v0.0.0-dev
