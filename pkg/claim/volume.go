@@ -71,7 +71,7 @@ type Volume struct {
 	Block  bool
 	// Place is where the volume was put. Its length is that of its creation: Size may be more.
 	Place diskv1alpha1.Place
-	// Size in bytes that the volume shall have: the PersistentVolume's capacity.
+	// Size in bytes that the volume must have: the PersistentVolume's capacity.
 	Size int64
 }
 

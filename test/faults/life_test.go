@@ -191,7 +191,7 @@ type step struct {
 	state, between string
 }
 
-// lives are the steps of a volume with a file system and of a raw one, as an agent, a pod and a kubelet take them.
+// lives are the steps of a volume with a file system and of a raw one. An agent, a pod and a kubelet take them.
 func lives() []step {
 	return []step{
 		{"open", func(ctx context.Context, n *node) error {

@@ -22,8 +22,8 @@ type Writes map[string]float64
 // Publications is the kind of request with which agents publish.
 const Publications = "PUT nodediskcapacities/status"
 
-// notOfPods are resources whose writes depend on time or requests, not on pods: leases, the API server's own
-// book-keeping, and reviews, which are queries by POST.
+// notOfPods are resources whose writes do not depend on pods but on time or requests. These are leases, the API
+// server's own book-keeping, and reviews, which are queries by POST.
 var notOfPods = []string{"leases", "apiservices", "tokenreviews", "subjectaccessreviews"}
 
 // refused marks requests that the API server answered without writing.

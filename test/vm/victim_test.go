@@ -83,7 +83,7 @@ func (v *victim) device(t *testing.T, ctx context.Context, m *machine) string {
 	return v.burst.Disk
 }
 
-// prepare makes the disk ours, and uses up the partition numbers of a disk that shall be mapped.
+// prepare makes the disk ours, and uses up the partition numbers of a disk that must be mapped.
 func (v *victim) prepare(t *testing.T, ctx context.Context, m *machine) {
 	t.Helper()
 	device := v.device(t, ctx, m)

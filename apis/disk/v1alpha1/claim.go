@@ -177,7 +177,7 @@ func (p Parameters) Headroom(size int64) int64 {
 	return AlignUp(size/100*p.headroomPercent + size%100*p.headroomPercent/100)
 }
 
-// Place is where a volume lies, or shall lie.
+// Place is where a volume lies, or will lie.
 type Place struct {
 	// Disk is the id of the disk, as in NodeDiskCapacity.
 	Disk string

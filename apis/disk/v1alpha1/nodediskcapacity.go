@@ -10,8 +10,8 @@ import (
 const Alignment int64 = 1 << 20
 
 // NodeDiskCapacity says which block devices a node has, which of them Berth manages, and which extents of those are
-// free and which hold volumes. It is named after its node. Only that node's agent writes its status. Operators and the
-// scheduler's leader write spec, an agent never does.
+// free and which hold volumes. It is named after its node. Only that node's agent writes its status, except the
+// condition DisksShared. Operators and the scheduler's leader write spec, an agent never does.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster,shortName=ndc
@@ -170,7 +170,7 @@ type NodeDiskCapacityStatus struct {
 	Summary Summary `json:"summary,omitempty"`
 }
 
-// EvictionRequest names a pod that shall be evicted.
+// EvictionRequest names a pod that must be evicted.
 type EvictionRequest struct {
 	// Namespace of the pod.
 	// +kubebuilder:validation:MinLength=1

@@ -24,7 +24,7 @@ func (l limit) wait(ctx context.Context, n int64) error {
 }
 
 // step is how much to do at a time, at most. With a limit it is a quarter of a second's worth: longer steps would come
-// in bursts, which the limit shall prevent.
+// in bursts, which the limit prevents.
 func (l limit) step(most int64) int64 {
 	if !l.holds() {
 		return most

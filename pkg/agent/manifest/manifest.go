@@ -35,7 +35,7 @@ type Options struct {
 	Devices []string
 	// Sys is /sys/block.
 	Sys fs.FS
-	// StorageClass of the PersistentVolumes. A claim that shall bind one names the same class. DiskClass is the class
+	// StorageClass of the PersistentVolumes. A claim that binds one must name the same class. DiskClass is the class
 	// of their disks. If they are empty, the names in the notes on the disk are used.
 	StorageClass string
 	DiskClass    string

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// blockedAfter is how long something may hold a volume that shall be wiped, before that is reported. The kubelet
+	// blockedAfter is how long something may hold a volume that must be wiped, before that is reported. The kubelet
 	// takes some seconds to unmount.
 	blockedAfter = time.Minute
 	// blockedAgain is the least time between two reports about a volume whose holder changes. blockedEvents bounds the
@@ -35,7 +35,7 @@ const (
 // holderUnknown is the kind of a holder that was not found.
 const holderUnknown holders.Kind = "Unknown"
 
-// blocked knows the volumes that shall be wiped but are held: by a mount in any namespace, by a process that has the
+// blocked knows the volumes that must be wiped but are held: by a mount in any namespace, by a process that has the
 // device open, or by the kernel. It reports what holds them in events, in a condition and in a metric.
 type blocked struct {
 	node    *node
@@ -64,7 +64,7 @@ type blockedVolume struct {
 	reportedAt time.Time
 }
 
-// held notes that something holds a volume that shall be wiped. seen describes it if holdersOf does not find more.
+// held notes that something holds a volume that must be wiped. seen describes it if holdersOf does not find more.
 func (b *blocked) held(ctx context.Context, d discovery.Disk, v disk.Volume, seen string) {
 	b.mu.Lock()
 	of := b.by[v.Partition]
@@ -140,7 +140,7 @@ func (b *blocked) holdersOf(ctx context.Context, device string) (found []holders
 	return b.system.Of(st.Rdev), b.system.Limits()
 }
 
-// cleared notes that nothing holds the volume any more, or that it shall not be wiped.
+// cleared notes that nothing holds the volume any more, or that it need not be wiped.
 func (b *blocked) cleared(partition string) {
 	b.mu.Lock()
 	of := b.by[partition]

@@ -99,7 +99,7 @@ func (l *lacking) begin(uid types.UID, now time.Time) time.Time {
 	return l.by[uid].since
 }
 
-// request notes that the pod shall be evicted, and reports whether that is new.
+// request notes that the pod must be evicted, and reports whether that is new.
 func (l *lacking) request(pod *corev1.Pod) (isNew bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

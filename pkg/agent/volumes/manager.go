@@ -261,7 +261,7 @@ func (m *Manager) Orphans() Orphans {
 	return o
 }
 
-// Evictions are the pods that shall be evicted, because their volumes do not fit.
+// Evictions are the pods that must be evicted, because their volumes do not fit.
 func (m *Manager) Evictions() []diskv1alpha1.EvictionRequest { return m.inline.evictions() }
 
 // Blocked lists the volumes that cannot be wiped because something holds them, each with the holder.

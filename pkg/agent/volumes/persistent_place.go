@@ -171,7 +171,7 @@ func (m *maker) create(ctx context.Context, at place, note string, may permit) e
 	return nil
 }
 
-// volumeFor returns the PersistentVolume with the volume ID, if its volume shall exist. It comes from the watch, or
+// volumeFor returns the PersistentVolume with the volume ID, if its volume must exist. It comes from the watch, or
 // from the API server if the watch has not shown it yet.
 func (m *maker) volumeFor(ctx context.Context, volumeID string) (pv *corev1.PersistentVolume, may permit, err error) {
 	for _, pv := range m.volumes.of(diskv1alpha1.PartitionID(volumeID)) {

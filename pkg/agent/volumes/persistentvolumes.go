@@ -93,7 +93,7 @@ func (s volumeStore) read(pv *corev1.PersistentVolume) (claim.Volume, error) {
 	return v, nil
 }
 
-// stripVolume drops the fields of a PersistentVolume that the agent does not need to know what shall be on the disks.
+// stripVolume drops the fields of a PersistentVolume that the agent does not need to know what must be on the disks.
 // The agent decides to wipe only from a live read.
 func stripVolume(object any) (any, error) {
 	pv, ok := object.(*corev1.PersistentVolume)
@@ -139,7 +139,7 @@ func stripVolume(object any) (any, error) {
 type action int
 
 const (
-	// serve: the volume shall be on the disk, ready to be mounted.
+	// serve: the volume must be on the disk, ready to be mounted.
 	serve action = iota
 	// retain: nothing is made and nothing is wiped. It is retained, or still bound.
 	retain
@@ -180,7 +180,7 @@ func requestOf(v claim.Volume) request.Volume {
 	}
 }
 
-// diskFor is the disk that has the volume of a PersistentVolume, or shall have it.
+// diskFor is the disk that has the volume of a PersistentVolume, or will get it.
 func diskFor(pv *corev1.PersistentVolume, v claim.Volume) string {
 	if moved := pv.Annotations[diskv1alpha1.AnnotationMovedTo]; moved != "" {
 		return moved

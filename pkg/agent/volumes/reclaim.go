@@ -14,7 +14,7 @@ import (
 
 // reclaimer is what inline and persistent use of reclaim.
 type reclaimer interface {
-	// look has reclaim check, after a while, whether the volume of a partition shall be wiped.
+	// look has reclaim check, after a while, whether the volume of a partition must be wiped.
 	look(partition string, after time.Duration)
 	// begin wipes a volume, after its owner has decided so. The wipe calls unlock for the volume's lock when it has
 	// ended.
@@ -149,7 +149,7 @@ func (r *reclaim) release(ctx context.Context, partition string) error {
 	return nil
 }
 
-// due reports whether the volume shall be wiped now.
+// due reports whether the volume must be wiped now.
 func (r *reclaim) due(ctx context.Context, d discovery.Disk, v disk.Volume) (bool, error) {
 	becomes, err := r.deciderFor(v).verdict(ctx, v)
 	if err != nil {
