@@ -93,7 +93,7 @@ func checkPolicy(node *Node, r Request, place Assignment) error {
 	if !ok || chosen.Start != place.Extent.Start {
 		return fmt.Errorf("%v is not at the start of a free extent", place.Extent)
 	}
-	// What is to be small, the most important first.
+	// rank returns the sort keys of an extent, the most important first. The smallest keys win.
 	rank := func(d *Disk, e extent.Extent) []string {
 		number := func(n int64) string { return fmt.Sprintf("%020d", n) }
 		if r.Policy == Spread {

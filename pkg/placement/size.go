@@ -8,7 +8,7 @@ var units = [...]string{"Mi", "Gi", "Ti", "Pi", "Ei"}
 // maxDigits is up to how many digits an exact size is readable.
 const maxDigits = 5
 
-// FormatSize writes a size for people: exactly if that is short, else rounded down.
+// FormatSize writes a size for display: exactly if that is short, else rounded down.
 func FormatSize(size int64) string { return sizeDown(size) }
 
 // sizeDown writes a size that is available: exactly if that is short, else rounded down.

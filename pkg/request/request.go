@@ -1,6 +1,5 @@
-// Package request reads what a pod requests of Berth: which of its volumes are ours, how large they must be and on
-// which class of disk. The scheduler and the node's agent both read pods with it. So they never disagree about a
-// volume.
+// Package request reads what a pod requests of Berth: which volumes are ours, how large they must be and on which class
+// of disk. The scheduler and the node's agent both read pods with it. So they never disagree about a volume.
 package request
 
 import (

@@ -19,7 +19,7 @@ import (
 const publications = 400
 
 // BenchmarkPublication measures the processor time of kube-apiserver and of etcd for one publication of a
-// NodeDiskCapacity, written as the agent writes it, on a cluster where nothing else happens.
+// NodeDiskCapacity. It is written like by the agent, on a cluster where nothing else happens.
 func BenchmarkPublication(b *testing.B) {
 	for b.Loop() {
 		ctx, cancel := context.WithTimeoutCause(b.Context(), 20*time.Minute, fmt.Errorf("the benchmark took over 20 minutes"))

@@ -16,7 +16,7 @@ func TestProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// As long as it takes: a tick is all that is asked for.
+	// Loops until a tick of CPU time has passed.
 	for sink := 0; ; sink++ {
 		now, err := CPUTime(os.Getpid())
 		if err != nil {

@@ -75,6 +75,6 @@
 // Between processes, an open Disk holds its meta partition with O_EXCL. This excludes a second agent, and every program
 // that opens the whole disk exclusively (mkfs, wipefs). It excludes neither mounts of other partitions nor a tool such
 // as sgdisk. So before each write the table is read, and must be unchanged. The disk is locked with flock only while it
-// is initialized or opened: udev takes that lock before it looks at a partition, and would never make its links if it
-// were held for long.
+// is initialized or opened. udev takes that lock before it looks at a partition. It would never make its links if the
+// lock were held for long.
 package disk

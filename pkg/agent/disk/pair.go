@@ -27,8 +27,8 @@ import (
 //
 // Invariants, asserted by TestPair:
 //  1. At every moment one copy is intact on the medium.
-//  2. The primary counts. If it is lost, the backup counts. It holds the table, or the table before it while Create's
-//     early write is in progress, or the table that is expected while its mkfs has not failed.
+//  2. The primary counts. If it is lost, the backup counts. It holds the table. While Create's early write is in
+//     progress it holds the table before, and while a mkfs has not failed the table that is expected.
 //  3. In state same both were flushed and read back.
 //  4. After an error that wraps ErrOutOfService it is unknown what the medium holds, and nothing more is written. After
 //     any other error nothing was written.

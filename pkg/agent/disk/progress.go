@@ -12,7 +12,7 @@ import (
 //
 // Invariants:
 //  1. 0 <= read <= zeroed <= the extent's length, all of them multiples of Alignment.
-//  2. What is kept on the disk was flushed before: the method has done the first zeroed bytes, and the first read bytes
+//  2. What is kept on the disk was flushed before. The method has done the first zeroed bytes, and the first read bytes
 //     were read back as zeros.
 //  3. A method starts at 0, and the disk has that progress before the method's first byte.
 type progress struct {

@@ -35,8 +35,8 @@ const (
 // holderUnknown is the kind of a holder that was not found.
 const holderUnknown holders.Kind = "Unknown"
 
-// blocked knows the volumes that must be wiped but are held: by a mount in any namespace, by a process that has the
-// device open, or by the kernel. It reports what holds them in events, in a condition and in a metric.
+// blocked knows the volumes that must be wiped but are held. The holder is a mount in any namespace, a process that has
+// the device open, or the kernel. It reports what holds them in events, in a condition and in a metric.
 type blocked struct {
 	node    *node
 	volumes volumeStore

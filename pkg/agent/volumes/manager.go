@@ -40,9 +40,9 @@ type Options struct {
 	// DefaultFSType returns the file system of a class's volumes that request none.
 	DefaultFSType func(class string) string
 	FileSystems   FileSystems
-	// OrphanGrace is how long an ephemeral volume is kept after the agent found that its pod is gone, if it did not see
-	// the pod's end. OrphanLimit is how many such volumes there may be. If there are more, none is reclaimed until an
-	// operator confirms it.
+	// OrphanGrace is how long an ephemeral volume is kept after the agent found its pod gone without having seen its
+	// end. OrphanLimit is how many such volumes there may be. If there are more, none is reclaimed until an operator
+	// confirms it.
 	OrphanGrace time.Duration
 	OrphanLimit int
 	// EvictionGrace is how long a pod whose volumes do not fit stays before its eviction is requested.

@@ -95,8 +95,7 @@ func keyOf(pod *corev1.Pod) types.NamespacedName {
 	return types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}
 }
 
-// errMirror: the kubelet uses another UID for a static pod than its mirror pod has in the API server, and a volume
-// belongs to a UID.
+// errMirror: a volume belongs to a UID, and the kubelet uses another UID for a static pod than its mirror pod has.
 var errMirror = errors.New("a static pod cannot have volumes of Berth: use a DaemonSet, or a pod with spec.nodeName")
 
 func isMirror(pod *corev1.Pod) bool {

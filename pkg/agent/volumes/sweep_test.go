@@ -106,7 +106,7 @@ func TestLostDataKeepsMany(t *testing.T) {
 	}
 }
 
-// TestLimitZero asserts that a limit of 0 reclaims no orphan until a person confirms it.
+// TestLimitZero asserts that a limit of 0 reclaims no orphan until an operator confirms it.
 func TestLimitZero(t *testing.T) {
 	f := newFixture(t)
 	f.options.OrphanLimit = 0
