@@ -195,7 +195,7 @@ const (
 	// DeviceCandidate is blank, selected and not taken yet. It waits for approval, or until newDeviceGrace has passed.
 	// Reasons says for which of them.
 	DeviceCandidate DeviceState = "Candidate"
-	// DeviceExcluded is selected by no class, or cannot be a disk. It is not read.
+	// DeviceExcluded is selected by no class, or must not be used. It is not read.
 	DeviceExcluded DeviceState = "Excluded"
 	// DeviceForeign holds something that is not Berth's, or belongs to another node.
 	DeviceForeign DeviceState = "Foreign"

@@ -79,7 +79,7 @@ type question struct {
 }
 
 // asking runs at most one request to each loop device at a time. A call that hangs in the kernel stays with the
-// process, and later searches wait for it.
+// process, and later searches share it.
 var asking singleflight.Group
 
 // patience is how long a loop device may take to answer. One over a file on a file system that hangs never does.
