@@ -1,5 +1,5 @@
-// Package schedulerperf runs Kubernetes' own benchmark of its scheduler, scheduler_perf, on
-// profiles with and without Berth's plugins: pods without disks should not notice them.
+// Package schedulerperf runs Kubernetes' own benchmark of its scheduler, scheduler_perf, on profiles with and without
+// Berth's plugins. Pods without disks should not be slower with them.
 package schedulerperf
 
 import (
@@ -41,11 +41,11 @@ func TestMain(m *testing.M) {
 	m.Run()
 }
 
-// BenchmarkSchedulingBasic runs the workload on both profiles in turn and reports how many
-// pods a second each schedules, and the ratio of the two in the same round.
+// BenchmarkSchedulingBasic runs the workload on both profiles alternately. It reports how many pods a second each
+// schedules, and the ratio of the two in the same round.
 func BenchmarkSchedulingBasic(b *testing.B) {
 	registry := runtime.Registry{diskcapacity.Name: diskcapacity.New, volumebinding.Name: volumebinding.New}
-	// Each workload's log goes to a file of its own.
+	// Each workload's log goes to its own file.
 	b.Setenv("ARTIFACTS", b.TempDir())
 	var stock, berth, ratios []float64
 	for round := range *rounds {
@@ -65,12 +65,12 @@ func BenchmarkSchedulingBasic(b *testing.B) {
 	if len(ratios) < *rounds {
 		b.Fatalf("%d of %d rounds were measured", len(ratios), *rounds)
 	}
-	// Not by ReportMetric: a benchmark that has others within reports nothing of its own.
+	// Not by ReportMetric: a benchmark with sub-benchmarks reports no metrics.
 	fmt.Printf("%d rounds, medians: stock %.0f pods/s, with Berth %.0f pods/s, with/without %.3f of %.3f\n",
 		*rounds, median(stock), median(berth), median(ratios), ratios)
 }
 
-// throughputs reads the pods a second of each workload, in the order in which they ran.
+// throughputs reads the pods per second of each workload, in the order in which they ran.
 func throughputs(b *testing.B, dir string) []float64 {
 	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
 	if err != nil || len(files) != 1 {
@@ -98,8 +98,8 @@ func median(values []float64) float64 {
 	return sorted[len(sorted)/2]
 }
 
-// installDefinitions applies config/crd. The scheduler runs already, and the plugin's
-// watches come again until the definitions are there.
+// installDefinitions applies config/crd. The scheduler runs already, and the plugin retries its watches until the
+// definitions exist.
 func installDefinitions(tc ktesting.TContext) error {
 	client, err := apiextensions.NewForConfig(tc.RESTConfig())
 	if err != nil {
