@@ -59,6 +59,8 @@
 //     before the reservation is released (AddVolume), so there is no gap.
 //   - It is deleted before its maker says that it was made: a record of what was deleted is
 //     not taken (the UIDs that went last are remembered).
+//   - It is made and deleted while the watch is interrupted: neither list has it, so there is no event. Who follows
+//     PersistentVolumes asks the API server for those that were made and not seen (Unseen).
 //   - Its making failed, but may really have happened: the reservation is in doubt until the
 //     maker knows, or the claim is gone.
 //   - Two pods share a claim, or a pod's scheduler and the controller of claims placed by

@@ -90,6 +90,8 @@ type Ledger struct {
 	doubts map[string]map[string]struct{}
 	// grants are volumes that may grow, by the UID of the PersistentVolume.
 	grants map[string]grant
+	// unseen are the names of PersistentVolumes that their makers have added and no event has shown, by UID.
+	unseen map[string]string
 	// deleted are the PersistentVolumes that went last.
 	deleted recentUIDs
 	// forgotten is the highest revision at which a node was that is not kept. Whatever
@@ -105,7 +107,8 @@ type Ledger struct {
 func New() *Ledger {
 	return &Ledger{
 		holders: map[string]*holder{}, index: index{}, places: map[string][]*holder{}, shown: map[string]*node{}, superseded: map[string][]*node{}, owners: newOwners(),
-		doubts: map[string]map[string]struct{}{}, grants: map[string]grant{}, refusals: map[string]map[string]refusal{},
+		doubts: map[string]map[string]struct{}{}, grants: map[string]grant{},
+		unseen: map[string]string{}, refusals: map[string]map[string]refusal{},
 	}
 }
 

@@ -84,7 +84,7 @@ func (w *world) claim(t *testing.T) {
 				w.settle()
 			}
 		}
-		w.ledger.AddVolume(v.uid, nodeName, v.record())
+		w.ledger.AddVolume(v.uid, "name", nodeName, v.record())
 		w.ledger.Release(holder)
 		if v.gone {
 			w.tellVolume(v)
@@ -98,7 +98,7 @@ func (w *world) claim(t *testing.T) {
 		w.tell(func() {
 			// A caller that settles it has read the volume.
 			if !v.gone {
-				w.ledger.AddVolume(v.uid, nodeName, v.record())
+				w.ledger.AddVolume(v.uid, "name", nodeName, v.record())
 			}
 			w.ledger.Release(holder)
 		})

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/berthdev/berth/pkg/extent"
@@ -31,18 +32,36 @@ func (l *Ledger) SetVolume(pvUID, nodeName string, r Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.deleted.remove(pvUID)
+	delete(l.unseen, pvUID)
 	l.setVolume(pvUID, nodeName, r)
 }
 
 // AddVolume is SetVolume for who made a PersistentVolume. It says nothing new about one that
 // is known, whose present state may be a later one, nor about one that was deleted already: the event of its
-// deletion may come before the answer to its creation.
-func (l *Ledger) AddVolume(pvUID, nodeName string, r Record) {
+// deletion may come before the answer to its creation. Until SetVolume or DeleteVolume is called, it is unseen.
+func (l *Ledger) AddVolume(pvUID, pvName, nodeName string, r Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.deleted.has(pvUID) && l.holders[volumeKey(pvUID)] == nil {
+		l.unseen[pvUID] = pvName
 		l.setVolume(pvUID, nodeName, r)
 	}
+}
+
+// Unseen is a PersistentVolume that its maker has added, and of which there was no event. If it was deleted while the
+// watch was interrupted, there will never be one: the list that follows does not have it, nor did the one before.
+type Unseen struct{ UID, Name, Node string }
+
+// Unseen returns them, sorted by UID.
+func (l *Ledger) Unseen() []Unseen {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []Unseen
+	for uid, name := range l.unseen {
+		all = append(all, Unseen{uid, name, l.holders[volumeKey(uid)].node})
+	}
+	slices.SortFunc(all, func(a, b Unseen) int { return cmp.Compare(a.UID, b.UID) })
+	return all
 }
 
 func (l *Ledger) setVolume(pvUID, nodeName string, r Record) {
@@ -75,6 +94,7 @@ func (l *Ledger) DeleteVolume(pvUID string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.deleted.add(pvUID)
+	delete(l.unseen, pvUID)
 	delete(l.grants, pvUID)
 	l.drop(volumeKey(pvUID))
 }

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -94,7 +95,7 @@ func TestVolumes(t *testing.T) {
 		}, []extent.Extent{span(0, 2), span(5, 5)}},
 		"the maker is later than the end": {func(l *Ledger) {
 			l.DeleteVolume("pv")
-			l.AddVolume("pv", "n1", record(2, 3))
+			l.AddVolume("pv", "name of pv", "n1", record(2, 3))
 		}, []extent.Extent{span(0, 10)}},
 		"deleted, and there again in a backup": {func(l *Ledger) {
 			l.DeleteVolume("pv")
@@ -104,7 +105,7 @@ func TestVolumes(t *testing.T) {
 		}, []extent.Extent{span(0, 2), span(5, 5)}},
 		"the maker knows less": {func(l *Ledger) {
 			l.SetVolume("pv", "n1", record(2, 4))
-			l.AddVolume("pv", "n1", record(2, 3))
+			l.AddVolume("pv", "name of pv", "n1", record(2, 3))
 		}, []extent.Extent{span(0, 2), span(6, 4)}},
 		"made again while the earlier one is wiped": {func(l *Ledger) {
 			disk10(l, "n1", 2, wiping(2, 3))
@@ -265,6 +266,28 @@ func TestDoubtIsNoObstacle(t *testing.T) {
 	if expectFree(t, l, "n1", span(0, 10)); l.Doubted("part-a") {
 		t.Error("it is in doubt still")
 	}
+}
+
+// TestUnseen asserts that a volume that its maker has added is unseen until there is an event of it.
+func TestUnseen(t *testing.T) {
+	l := New()
+	disk10(l, "n1", 1)
+	expect := func(when string, want ...Unseen) {
+		t.Helper()
+		if have := l.Unseen(); !slices.Equal(have, want) {
+			t.Errorf("%s %v are unseen, want %v", when, have, want)
+		}
+	}
+	l.AddVolume("pv-b", "b", "n1", Record{"part-b", "disk-n1", span(2, 2)})
+	l.AddVolume("pv-a", "a", "n1", Record{"part-a", "disk-n1", span(0, 2)})
+	l.SetVolume("pv-c", "n1", Record{"part-c", "disk-n1", span(4, 2)})
+	l.AddVolume("pv-c", "c", "n1", Record{"part-c", "disk-n1", span(4, 2)})
+	expect("made", Unseen{"pv-a", "a", "n1"}, Unseen{"pv-b", "b", "n1"})
+	l.SetVolume("pv-a", "n1", Record{"part-a", "disk-n1", span(0, 2)})
+	expect("one seen", Unseen{"pv-b", "b", "n1"})
+	l.DeleteVolume("pv-b")
+	l.AddVolume("pv-b", "b", "n1", Record{"part-b", "disk-n1", span(2, 2)})
+	expect("one deleted")
 }
 
 func TestGrow(t *testing.T) {

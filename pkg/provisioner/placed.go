@@ -81,7 +81,7 @@ func (c *Controllers) withoutNode(ctx context.Context, m *memo, pvc *corev1.Pers
 	switch {
 	case err == nil:
 		if volume, err := claim.ReadVolume(pv); err == nil {
-			c.ledger.AddVolume(string(pv.UID), volume.Node, diskcapacity.RecordOf(volume))
+			c.ledger.AddVolume(string(pv.UID), pv.Name, volume.Node, diskcapacity.RecordOf(volume))
 		}
 	case !apierrors.IsNotFound(err):
 		return fmt.Errorf("reading PersistentVolume %s, which may have been made: %w", v.ID, err)
@@ -192,7 +192,7 @@ func (c *Controllers) made(m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev
 		if volume.Node != diskv1alpha1.NodeLabel(node) {
 			node = volume.Node
 		}
-		c.ledger.AddVolume(string(pv.UID), node, diskcapacity.RecordOf(volume))
+		c.ledger.AddVolume(string(pv.UID), pv.Name, node, diskcapacity.RecordOf(volume))
 	}
 	c.settled(m, pvc)
 	return nil

@@ -93,6 +93,7 @@ func feedOf(ctx context.Context, handle fwk.Handle) (*feed, error) {
 	if err := f.watch(ctx, handle.KubeConfig()); err != nil {
 		return nil, err
 	}
+	f.followUnseen(ctx, handle.ClientSet().CoreV1(), nil)
 	feeds.byFactory[factory] = f
 	context.AfterFunc(ctx, func() {
 		feeds.Lock()

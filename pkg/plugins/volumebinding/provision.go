@@ -227,11 +227,11 @@ func remember(l *ledger.Ledger, pv *corev1.PersistentVolume, nodeName string) er
 		return err
 	}
 	if v.Node == diskv1alpha1.NodeLabel(nodeName) {
-		l.AddVolume(string(pv.UID), nodeName, diskcapacity.RecordOf(v))
+		l.AddVolume(string(pv.UID), pv.Name, nodeName, diskcapacity.RecordOf(v))
 		return nil
 	}
 	// If that is not the name but stands for it, the watch will put it right.
-	l.AddVolume(string(pv.UID), v.Node, diskcapacity.RecordOf(v))
+	l.AddVolume(string(pv.UID), pv.Name, v.Node, diskcapacity.RecordOf(v))
 	return &ledger.Elsewhere{Partition: v.Partition, Node: v.Node}
 }
 

@@ -1,0 +1,55 @@
+package ledger
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+)
+
+// Contents is what the ledger remembers of volumes that no node publishes: for tests, which compare it with what the
+// API server says. All of it is sorted.
+type Contents struct {
+	// Observed and Assumed are records by who holds them.
+	Observed, Assumed []Held
+	// Doubts are records of what may have been done.
+	Doubts []Held
+	// Grants are PersistentVolumes, by their UIDs, that may become larger than the API server said last.
+	Grants []string
+	// Refusals are nodes that refused a pod, by its UID.
+	Refusals map[string][]string
+}
+
+// Held are the records of one holder on one node.
+type Held struct {
+	Key, Node string
+	Records   []Record
+}
+
+// Contents returns them.
+func (l *Ledger) Contents() Contents {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := Contents{Grants: slices.Sorted(maps.Keys(l.grants)), Refusals: map[string][]string{}}
+	for _, h := range l.holders {
+		held := Held{h.key, h.node, slices.Clone(h.records)}
+		if h.source == observed {
+			c.Observed = append(c.Observed, held)
+		} else {
+			c.Assumed = append(c.Assumed, held)
+		}
+	}
+	l.nodes.Range(func(_, value any) bool {
+		n, _ := value.(*node)
+		for key, records := range n.doubts {
+			c.Doubts = append(c.Doubts, Held{key, n.name, slices.Clone(records)})
+		}
+		return true
+	})
+	for _, held := range [][]Held{c.Observed, c.Assumed, c.Doubts} {
+		slices.SortFunc(held, func(a, b Held) int { return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Node, b.Node)) })
+	}
+	for uid, nodes := range l.refusals {
+		c.Refusals[uid] = slices.Sorted(maps.Keys(nodes))
+	}
+	return c
+}
