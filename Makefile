@@ -90,10 +90,11 @@ fuzz: ## Run each fuzz target for a minute.
 	done
 
 .PHONY: torture
-torture: prepare ## Try many more states after power cuts, kills and faults of disks than the tests do (about three hours).
+torture: prepare ## Try many more power cuts, kills, faults and histories than the tests do (hours).
 	BERTH_TORTURE=1 go test -count=1 -timeout=120m -v -run='^(TestTorture|TestSoak)$$' ./pkg/agent/disk
 	BERTH_TORTURE=1 go test -count=1 -timeout=180m -v ./test/kill
 	BERTH_TORTURE=1 go test -count=1 -timeout=180m -v ./test/faults
+	BERTH_TORTURE=1 go test -count=1 -timeout=240m -v -run='^TestSchedulerLeaks$$' ./test/integration
 
 .PHONY: clean
 clean: ## Remove what was built here.
