@@ -212,8 +212,6 @@ func TestWhere(t *testing.T) {
 	}
 }
 
-// TestDoubtIsNoObstacle asserts that a record in doubt is no obstacle to the volume that it is
-// about, for any holder that tries to place it next.
 // TestReassigned asserts that a claim does not get the place of its earlier volume, which a node still publishes, when
 // another volume was placed there since; and that it gets one when the node has published that the earlier one has ended.
 func TestReassigned(t *testing.T) {
@@ -239,6 +237,8 @@ func TestReassigned(t *testing.T) {
 	expectFree(t, l, "n1", span(8, 2))
 }
 
+// TestDoubtIsNoObstacle asserts that a record in doubt is no obstacle to the volume that it is
+// about, for any holder that tries to place it next.
 func TestDoubtIsNoObstacle(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
