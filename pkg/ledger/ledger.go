@@ -284,8 +284,8 @@ func (l *Ledger) Release(key string) {
 	l.settle(key)
 }
 
-// Settle drops what is in doubt for a key: what was asked for then was not done, or its record is known. What is assumed
-// stays.
+// Settle drops what is in doubt for a key: what was asked for then was not done, or its record is known. What is
+// assumed stays.
 func (l *Ledger) Settle(key string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

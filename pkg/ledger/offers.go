@@ -119,8 +119,8 @@ func (c *catalog) best(r *placement.Request, after *offer) iter.Seq2[offer, bool
 	}
 }
 
-// from yields the offers of at least this reach, in their order: those of at least the size, or those after the offer if
-// it has a node.
+// from yields the offers of at least this reach, in their order: those of at least the size, or those after the offer
+// if it has a node.
 func (s *offers) from(from offer, reach int64) iter.Seq[offer] {
 	before := func(o offer) bool { return o.size < from.size }
 	if from.node != nil {

@@ -11,8 +11,8 @@ import (
 // ErrChanged is returned by Reserve for a node that has changed each time before the plan for it was ready.
 var ErrChanged = errors.New("the node's disk space changes too often to plan on it")
 
-// ErrBehind is returned by Reserve for a volume that is to be made again while the node still publishes the earlier one of
-// that partition, and the place of that one is another volume's by now.
+// ErrBehind is returned by Reserve for a volume that is to be made again while the node still publishes the earlier
+// one of that partition, and the place of that one is another volume's by now.
 var ErrBehind = errors.New("the node has not published yet that the earlier volume of this claim has ended")
 
 // maxPlans is how many times Reserve plans before it returns ErrChanged.
@@ -56,7 +56,8 @@ type reservation struct {
 	key, nodeName string
 	earlier       *holder
 	snapshot      *Snapshot
-	// records has those of volumes that have their place; planned are the indices of the others, requests what they ask for.
+	// records has those of volumes that have their place; planned are the indices of the others, requests what they
+	// ask for.
 	records  []Record
 	planned  []int
 	requests []placement.Request

@@ -6,9 +6,9 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// Search answers for one pod, on many nodes, whether its volumes fit. Nodes with the same free lengths share an answer, and
-// for more than eight volumes all answers share a budget, so that a pod of any shape costs a scheduling cycle a bounded
-// time. It may be used by several goroutines.
+// Search answers for one pod, on many nodes, whether its volumes fit. Nodes with the same free lengths share an
+// answer, and for more than eight volumes all answers share a budget, so that a pod of any shape costs a scheduling
+// cycle a bounded time. It may be used by several goroutines.
 type Search struct {
 	demand *placement.Demand
 	budget *placement.Budget

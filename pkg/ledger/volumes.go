@@ -130,8 +130,9 @@ func (l *Ledger) Grow(pvUID string, length int64) (granted bool, possible int64)
 	return true, possible
 }
 
-// Granted says that the PersistentVolume has the length now, and that no write which was sent earlier can still change
-// it: other lengths that were allowed are free again. The length stays taken until an event of the PersistentVolume has it.
+// Granted says that the PersistentVolume has the length now, and that no write which was sent earlier can still
+// change it: other lengths that were allowed are free again. The length stays taken until an event of the
+// PersistentVolume has it.
 func (l *Ledger) Granted(pvUID string, length int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

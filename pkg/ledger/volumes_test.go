@@ -212,8 +212,9 @@ func TestWhere(t *testing.T) {
 	}
 }
 
-// TestReassigned asserts that a claim does not get the place of its earlier volume, which a node still publishes, when
-// another volume was placed there since; and that it gets one when the node has published that the earlier one has ended.
+// TestReassigned asserts that a claim does not get the place of its earlier volume, which a node still publishes,
+// when another volume was placed there since; and that it gets one when the node has published that the earlier one
+// has ended.
 func TestReassigned(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)

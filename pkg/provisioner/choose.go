@@ -16,11 +16,11 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// placeNow places the volume of a claim whose StorageClass has volumeBindingMode Immediate: where it fits best, of the nodes
-// that the class allows.
+// placeNow places the volume of a claim whose StorageClass has volumeBindingMode Immediate: where it fits best, of
+// the nodes that the class allows.
 //
-// The PersistentVolume controller first looks for a volume that exists. When there is none it says in the claim who is to
-// make one, and not before that the claim is served: or it may get two.
+// The PersistentVolume controller first looks for a volume that exists. When there is none it says in the claim who
+// is to make one, and not before that the claim is served: or it may get two.
 func (c *Controllers) placeNow(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume) error {
 	if pvc.Annotations[volume.AnnStorageProvisioner] != diskv1alpha1.DriverName {
 		return nil

@@ -119,8 +119,8 @@ func TestPlaceNow(t *testing.T) {
 	}
 }
 
-// TestPlaceNowInDoubt asserts that a try on another node leaves the place of an earlier one held whose volume may have been
-// made.
+// TestPlaceNowInDoubt asserts that a try on another node leaves the place of an earlier one held whose volume may
+// have been made.
 func TestPlaceNowInDoubt(t *testing.T) {
 	b := newBench(t)
 	b.now(t, nil)

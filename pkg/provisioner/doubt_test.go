@@ -31,8 +31,8 @@ func asking(size string) func(*corev1.PersistentVolumeClaim) {
 	}
 }
 
-// TestGrowthInDoubt asserts what is withheld after a write that raises a capacity has failed, and that nothing is withheld
-// beyond what the PersistentVolume says once the request was lowered or the claim is gone.
+// TestGrowthInDoubt asserts what is withheld after a write that raises a capacity has failed, and that nothing is
+// withheld beyond what the PersistentVolume says once the request was lowered or the claim is gone.
 func TestGrowthInDoubt(t *testing.T) {
 	for name, test := range map[string]struct {
 		outcome outcome
@@ -105,7 +105,8 @@ func TestSlowGrowth(t *testing.T) {
 func TestPlaceInDoubt(t *testing.T) {
 	for name, test := range map[string]struct {
 		outcome outcome
-		// free are the GiB on n1: after the write, without the node, when the watch has shown it, and after settleAfter.
+		// free are the GiB on n1: after the write, without the node, when the watch has shown it, and after
+		// settleAfter.
 		free [4]int64
 	}{
 		"not made":  {failed, [4]int64{6, 6, 6, 10}},
@@ -151,8 +152,8 @@ func TestPlaceInDoubt(t *testing.T) {
 	}
 }
 
-// TestPlaceInDoubtEnds asserts that no place stays held for a claim that is gone, or is another one by now, and that the
-// claim's next try elsewhere settles it.
+// TestPlaceInDoubtEnds asserts that no place stays held for a claim that is gone, or is another one by now, and that
+// the claim's next try elsewhere settles it.
 func TestPlaceInDoubtEnds(t *testing.T) {
 	for name, end := range map[string]func(t *testing.T, b *bench) error{
 		"gone": func(t *testing.T, b *bench) error {
@@ -207,8 +208,8 @@ func TestMadeElsewhere(t *testing.T) {
 	}
 }
 
-// TestAnotherNodeInDoubt asserts that a claim whose scheduler chooses another node keeps the place of an earlier try whose
-// volume may have been made, until it is known.
+// TestAnotherNodeInDoubt asserts that a claim whose scheduler chooses another node keeps the place of an earlier try
+// whose volume may have been made, until it is known.
 func TestAnotherNodeInDoubt(t *testing.T) {
 	b := newBench(t)
 	b.api.answerNext("POST", failed, failed)

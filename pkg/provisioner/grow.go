@@ -124,9 +124,9 @@ func (c *Controllers) grant(ctx context.Context, m *memo, pvc *corev1.Persistent
 	return larger, nil
 }
 
-// settle finds out how large the claim's volumes are of which a failed write has left that open. Before that nothing else
-// is done for the claim: the person who asked for the space may have lowered the request meanwhile, or deleted the claim,
-// and then no other write would tell.
+// settle finds out how large the claim's volumes are of which a failed write has left that open. Before that nothing
+// else is done for the claim: the person who asked for the space may have lowered the request meanwhile, or deleted
+// the claim, and then no other write would tell.
 func (c *Controllers) settle(ctx context.Context, key string) error {
 	for _, was := range c.memory.doubts(key) {
 		now, err := c.afterWrite(ctx, was)
@@ -144,9 +144,9 @@ func (c *Controllers) settle(ctx context.Context, key string) error {
 	return nil
 }
 
-// afterWrite returns a PersistentVolume as it is when a write of an earlier version of it cannot be done any more; nil if
-// it is gone. Reading alone does not tell, because the write may be on its way yet. Once the version is another, it can
-// only be refused.
+// afterWrite returns a PersistentVolume as it is when a write of an earlier version of it cannot be done any more;
+// nil if it is gone. Reading alone does not tell, because the write may be on its way yet. Once the version is
+// another, it can only be refused.
 func (c *Controllers) afterWrite(ctx context.Context, was *corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
 	volumes := c.client.CoreV1().PersistentVolumes()
 	now, err := volumes.Get(ctx, was.Name, metav1.GetOptions{})

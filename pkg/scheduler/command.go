@@ -115,8 +115,8 @@ func run(cmd *cobra.Command, o *options.Options, f flags, more []app.Option) err
 	return app.Run(ctx, cc, sched)
 }
 
-// endWithout ends the process if the API server lacks what the scheduler watches. Its informers would wait for ever, and the
-// server of health is up meanwhile, so that the reason is in the log and the rollout does not go on.
+// endWithout ends the process if the API server lacks what the scheduler watches. Its informers would wait for ever,
+// and the server of health is up meanwhile, so that the reason is in the log and the rollout does not go on.
 func endWithout(ctx context.Context, served discovery.ServerResourcesInterface, enabled func(featuregate.Feature) bool) {
 	pauses := time.NewTicker(serverPause)
 	defer pauses.Stop()

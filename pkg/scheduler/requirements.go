@@ -53,7 +53,8 @@ func requirements(enabled func(featuregate.Feature) bool) []requirement {
 	return needed
 }
 
-// missing says which of the resources the API server does not serve. An error is returned when the server does not tell.
+// missing says which of the resources the API server does not serve. An error is returned when the server does not
+// tell.
 func missing(served discovery.ServerResourcesInterface, needed []requirement) ([]requirement, error) {
 	var out []requirement
 	lists := map[string]*metav1.APIResourceList{}

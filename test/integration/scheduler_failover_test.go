@@ -87,8 +87,8 @@ func (b *burst) waitLeader(t *testing.T, c *candidates, count int) (leads *sched
 	return leads
 }
 
-// churn lets some of the bound pods go, with their claims, and others come. Half of those that go are the last that were
-// bound: their nodes may be about to make the volumes.
+// churn lets some of the bound pods go, with their claims, and others come. Half of those that go are the last that
+// were bound: their nodes may be about to make the volumes.
 func (b *burst) churn(t *testing.T, count int) {
 	t.Helper()
 	bound := b.bound(t)

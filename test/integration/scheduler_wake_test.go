@@ -219,8 +219,8 @@ func wakesAmongTenThousand(t *testing.T, s *schedulers) {
 
 	s.make(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: crowd}})
 	t.Cleanup(func() {
-		// One call for so many pods may take longer than the API server gives it, which then answers that it timed out, or
-		// ends the stream. The next call deletes the rest.
+		// One call for so many pods may take longer than the API server gives it, which then answers that it timed
+		// out, or ends the stream. The next call deletes the rest.
 		if err := cluster.Eventually(context.WithoutCancel(t.Context()), 10*time.Minute, func(ctx context.Context) error {
 			return s.client.DeleteAllOf(ctx, &corev1.Pod{}, client.InNamespace(crowd), client.GracePeriodSeconds(0))
 		}); err != nil {

@@ -422,8 +422,8 @@ func TestBindable(t *testing.T) {
 	}
 }
 
-// TestNotMade asserts that a claim which no volume is made for goes where one exists that can be bound to it, waits with a
-// reason elsewhere, and is refused where there is none at all.
+// TestNotMade asserts that a claim which no volume is made for goes where one exists that can be bound to it, waits
+// with a reason elsewhere, and is refused where there is none at all.
 func TestNotMade(t *testing.T) {
 	selecting := func(c *corev1.PersistentVolumeClaim) {
 		c.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": "db"}}

@@ -18,9 +18,9 @@ const (
 	planSteps = 500
 )
 
-// growth answers whether pods fit a node now that did not fit before. Pods that ask for the same share an answer. It makes so
-// many plans and no more: then a pod that is not plainly too large is admitted, since one that is woken in vain costs
-// less than one that is not woken.
+// growth answers whether pods fit a node now that did not fit before. Pods that ask for the same share an answer. It
+// makes so many plans and no more: then a pod that is not plainly too large is admitted, since one that is woken in
+// vain costs less than one that is not woken.
 type growth struct {
 	before, after *placement.Node
 	// rooms of the classes now: mostly the answer is that the volumes are larger.

@@ -50,8 +50,8 @@ func (p *Plugin) narrow(logger klog.Logger, pod *corev1.Pod, s *state, nodes int
 	return &fwk.PreFilterResult{NodeNames: sets.New(names...)}
 }
 
-// narrowPlans is how many plans PreFilter makes at most to find the best nodes. Filter makes the others, for several nodes at
-// once.
+// narrowPlans is how many plans PreFilter makes at most to find the best nodes. Filter makes the others, for several
+// nodes at once.
 const narrowPlans = 500
 
 // nearest are the best nodes that take the pod's volumes, and are not refused for reasons that the ledger or the

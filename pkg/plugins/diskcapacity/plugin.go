@@ -256,8 +256,8 @@ func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.
 	took(stepReserve, start)
 	if err != nil {
 		if s.refusedEverywhere && cycle.IsPodGroupSchedulingCycle() {
-			// A pod group's cycle goes on after preemption, on the nominated node, as if the victims were gone. No pod is
-			// bound by such a cycle. An error or a refusal here would end the nomination of all its pods.
+			// A pod group's cycle goes on after preemption, on the nominated node, as if the victims were gone. No
+			// pod is bound by such a cycle. An error or a refusal here would end the nomination of all its pods.
 			return nil
 		}
 		decided(resultLost)

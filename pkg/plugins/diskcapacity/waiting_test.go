@@ -229,8 +229,8 @@ func TestNotForOthersReasons(t *testing.T) {
 	}
 }
 
-// TestManyShapesAreAllWoken asserts that a publication that makes room for more pods than it is planned for wakes each of
-// them at last, without a plan for each.
+// TestManyShapesAreAllWoken asserts that a publication that makes room for more pods than it is planned for wakes
+// each of them at last, without a plan for each.
 func TestManyShapesAreAllWoken(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 1)
@@ -297,8 +297,8 @@ func TestHintsOfManyShapes(t *testing.T) {
 	}
 }
 
-// BenchmarkPublicationWorst has a node publish while ten thousand pods wait that ask for sixteen volumes, or another number,
-// each for others. Target: 10 ms.
+// BenchmarkPublicationWorst has a node publish while ten thousand pods wait that ask for sixteen volumes, or another
+// number, each for others. Target: 10 ms.
 func BenchmarkPublicationWorst(b *testing.B) {
 	for _, volumes := range []int{1, 3, 8, 9, 16, 64} {
 		b.Run(fmt.Sprintf("volumes=%d", volumes), func(b *testing.B) {

@@ -35,8 +35,8 @@ func worstPods(volumes int) map[string]*corev1.Pod {
 	}
 }
 
-// BenchmarkWorstPods runs a scheduling cycle's part of the plugin for pods that are hard to place, on 5000 nodes that are
-// all different, or all alike. Targets: a cycle of 50 ms at most, and the ledger's lock held for 1 ms at most, as
+// BenchmarkWorstPods runs a scheduling cycle's part of the plugin for pods that are hard to place, on 5000 nodes that
+// are all different, or all alike. Targets: a cycle of 50 ms at most, and the ledger's lock held for 1 ms at most, as
 // another goroutine finds that asks for it all the time.
 func BenchmarkWorstPods(b *testing.B) {
 	env := clusterOf(b, 5000)

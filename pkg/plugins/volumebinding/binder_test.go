@@ -481,8 +481,8 @@ func TestRefusedAfterDoubt(t *testing.T) {
 	}
 }
 
-// TestDoubtIsSettled asserts that the place of a volume that may have been made is free again, when no request can be on
-// its way and the volume is not there.
+// TestDoubtIsSettled asserts that the place of a volume that may have been made is free again, when no request can be
+// on its way and the volume is not there.
 func TestDoubtIsSettled(t *testing.T) {
 	for name, test := range map[string]struct {
 		during func(b *bench)
