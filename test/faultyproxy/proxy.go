@@ -128,8 +128,8 @@ type Proxy struct {
 	mu sync.Mutex
 	// counts of requests, by verb and resource.
 	counts map[[2]string]uint64
-	// faults that requests had.
-	faults map[Fault]int
+	// failures that there were.
+	failures map[Failure]int
 	// delayed are requests that the server is still to do, without a client.
 	delayed sync.WaitGroup
 	watches map[string]*watches
@@ -165,7 +165,7 @@ func Start(config *rest.Config, decide func(Request) Fault) (*Proxy, error) {
 		info: request.RequestInfoFactory{
 			APIPrefixes: sets.NewString("api", "apis"), GrouplessAPIPrefixes: sets.NewString("api"),
 		},
-		counts: map[[2]string]uint64{}, faults: map[Fault]int{}, watches: map[string]*watches{},
+		counts: map[[2]string]uint64{}, failures: map[Failure]int{}, watches: map[string]*watches{},
 		forward: &httputil.ReverseProxy{
 			Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }, Transport: transport, FlushInterval: -1,
 			ErrorLog: silent,
@@ -192,11 +192,17 @@ func (p *Proxy) Heal() {
 	p.delayed.Wait()
 }
 
-// Faults are those that requests had so far.
-func (p *Proxy) Faults() map[Fault]int {
+// Failure is a fault of a kind of request.
+type Failure struct {
+	Verb, Resource string
+	Fault          Fault
+}
+
+// Failures counts those that there were so far.
+func (p *Proxy) Failures() map[Failure]int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return maps.Clone(p.faults)
+	return maps.Clone(p.failures)
 }
 
 // Break interrupts the watches of a resource, and holds new ones until Mend. With relist the first one then is told
@@ -273,7 +279,7 @@ func (p *Proxy) faultOf(r Request) Fault {
 	p.counts[key]++
 	fault := p.decide(r)
 	if fault != None {
-		p.faults[fault]++
+		p.failures[Failure{r.Verb, r.Resource, fault}]++
 	}
 	if fault.done() {
 		p.delayed.Add(1)

@@ -132,7 +132,7 @@ func TestFaults(t *testing.T) {
 			if fault == None {
 				want = 0
 			}
-			if have := p.Faults()[fault]; have != want {
+			if have := p.Failures()[Failure{"create", "pods", fault}]; have != want {
 				t.Errorf("%d requests failed so, want %d", have, want)
 			}
 			if err := create(t.Context(), client); err != nil {

@@ -51,7 +51,7 @@ type leakHistory struct {
 // One history has more faults than another.
 func faultsOf(seed uint64) func(faultyproxy.Request) faultyproxy.Fault {
 	rng := rand.New(rand.NewPCG(seed, 2))
-	writes, reads := rng.Float64()*0.7, rng.Float64()*0.3
+	writes, reads := 0.1+rng.Float64()*0.5, rng.Float64()*0.3
 	return func(r faultyproxy.Request) faultyproxy.Fault {
 		h := fnv.New64a()
 		fmt.Fprintf(h, "%d %s %s %d", seed, r.Verb, r.Resource, r.Count)
@@ -90,7 +90,9 @@ func (h *leakHistory) fail(format string, args ...any) {
 	for i, step := range h.steps {
 		h.t.Logf("step %d: %s", i, step)
 	}
-	h.t.Logf("faults: %v", h.under.proxy.Faults())
+	failed := failures{}
+	failed.add(h.under.proxy.Failures())
+	h.t.Log(failed)
 	kept := keepLog(h.t, h.under.log, h.seed)
 	h.t.Logf("run it again with %s=%d; the scheduler's log is kept in %s", leakSeed, h.seed, kept)
 	h.t.Fatalf("seed %d: %s", h.seed, fmt.Sprintf(format, args...))
