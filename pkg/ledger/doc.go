@@ -71,6 +71,9 @@
 //     wiped does not stand for the new one, so both take their place.
 //   - Made again while an old publication shows the earlier volume, whose place was given to another one since: Reserve
 //     fails (ErrBehind) until the node publishes that the earlier volume has ended.
+//   - Made again before an old publication shows the earlier volume: that is taken for the new one, as if the node had
+//     moved it. Until the node publishes again, the recorded place may be given to another volume. Which of the two the
+//     node makes last, it makes elsewhere. This is not harmless, and it cannot be told from a volume that was moved.
 //   - Allowed to grow: the longer record stands at once, and events of the PersistentVolume
 //     that were sent before it was made larger do not take it back (Grow, Withdraw). Whether a
 //     write that failed was done is not known until one that succeeds rules it out (Granted).
