@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -321,7 +322,8 @@ func (p *Proxy) do(r *http.Request) {
 	defer p.delayed.Done()
 	defer func() {
 		// The server is not there.
-		if broken := recover(); broken != nil && broken != http.ErrAbortHandler {
+		broken := recover()
+		if err, is := broken.(error); broken != nil && (!is || !errors.Is(err, http.ErrAbortHandler)) {
 			panic(broken)
 		}
 	}()

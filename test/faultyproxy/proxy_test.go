@@ -178,7 +178,8 @@ func TestBreak(t *testing.T) {
 				ended := make(chan struct{})
 				go func() {
 					defer close(ended)
-					for range w.ResultChan() { //nolint:revive // It only ends.
+					for range w.ResultChan() {
+						// It only ends.
 					}
 				}()
 				return ended, nil
