@@ -32,20 +32,20 @@ type program struct {
 }
 
 var kubernetesPrograms = []program{
-	kubernetesProgram("etcd", "go.etcd.io/etcd/server/v3"),
-	kubernetesProgram("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
-	kubernetesProgram("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
-	kubernetesProgram("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
-	kubernetesProgram("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
-	kubernetesProgram("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
+	kubernetesProgram(today, "etcd", "go.etcd.io/etcd/server/v3"),
+	kubernetesProgram(today, "kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+	kubernetesProgram(today, "kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+	kubernetesProgram(today, "kubelet", "k8s.io/kubernetes/cmd/kubelet"),
+	kubernetesProgram(today, "kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+	kubernetesProgram(today, "kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
 }
 
-func kubernetesProgram(name, pkg string) program {
+func kubernetesProgram(r release, name, pkg string) program {
 	const version = "k8s.io/component-base/version."
-	return program{name, pkg, "kubernetes", "" +
-		" -X " + version + "gitVersion=" + kubernetesVersion +
+	return program{name, pkg, r.module, "" +
+		" -X " + version + "gitVersion=" + r.version +
 		" -X " + version + "gitMajor=1" +
-		" -X " + version + "gitMinor=" + strings.Split(kubernetesVersion, ".")[1]}
+		" -X " + version + "gitMinor=" + strings.Split(r.version, ".")[1]}
 }
 
 // provisionerProgram is built for the clusters that run it only.
@@ -121,7 +121,7 @@ func lockBuild(bin string) (unlock func(), err error) {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(filepath.Dir(bin), "bin.lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	f, err := os.OpenFile(bin+".lock", os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
 	}

@@ -35,6 +35,11 @@ type Options struct {
 	// Log shows what happens; the default is silence.
 	Log io.Writer
 
+	// KubernetesVersion is the minor version of kube-apiserver and kube-controller-manager, one of KubernetesVersions.
+	// The default is what the environment variable BERTH_KUBERNETES says, and without it the one that Berth is built
+	// with, which is the only one for clusters with Kubelets.
+	KubernetesVersion string
+
 	// ControllerManager also runs kube-controller-manager. Kubelets need it.
 	ControllerManager bool
 	// Controllers are those that kube-controller-manager runs; the default is all. The start
@@ -97,6 +102,7 @@ type Cluster struct {
 	log        io.Writer
 	repository string
 	bin        string
+	release    release // of the control plane
 	state      *host.State
 	reaper     *reaper
 	authority  *authority
@@ -137,6 +143,9 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if c.repository, err = Repository(); err != nil {
 		return nil, err
 	}
+	if c.release, err = o.chooseRelease(); err != nil {
+		return nil, err
+	}
 	if err := c.checkNodes(ctx); err != nil {
 		return nil, err
 	}
@@ -150,6 +159,11 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	}
 	if err := Build(ctx, c.log, slices.Sorted(maps.Keys(c.built))...); err != nil {
 		return nil, err
+	}
+	if c.release != today {
+		if err := c.release.build(ctx, c.log, c.repository, o.ControllerManager); err != nil {
+			return nil, err
+		}
 	}
 	if o.Provisioners {
 		if err := buildProvisioner(ctx, c.log, c.repository); err != nil {

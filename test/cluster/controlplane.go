@@ -63,6 +63,9 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.connect(); err != nil {
 		return err
 	}
+	if err := c.checkRelease(); err != nil {
+		return err
+	}
 	// The API server makes it, but says that it is ready a little earlier.
 	err = Eventually(ctx, patience, func(ctx context.Context) error {
 		return c.client.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &corev1.Namespace{})
@@ -147,7 +150,7 @@ func (c *Cluster) startAPIServer(ctx context.Context, etcd string) error {
 	if err := c.authority.kubeconfig(c.Kubeconfig(), c.server, "admin", "system:masters"); err != nil {
 		return err
 	}
-	args := []string{filepath.Join(c.bin, "kube-apiserver"),
+	args := []string{c.serverProgram("kube-apiserver"),
 		"--etcd-servers=" + etcd,
 		"--bind-address=" + c.address.String(), "--advertise-address=" + c.address.String(),
 		"--secure-port=" + strconv.Itoa(port),
@@ -195,7 +198,7 @@ func (c *Cluster) startControllerManager() error {
 	if err != nil {
 		return err
 	}
-	args := []string{filepath.Join(c.bin, "kube-controller-manager"),
+	args := []string{c.serverProgram("kube-controller-manager"),
 		"--kubeconfig=" + kubeconfig,
 		"--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
 		"--bind-address=" + c.address.String(), "--secure-port=" + strconv.Itoa(port),
