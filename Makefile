@@ -52,6 +52,10 @@ e2e: prepare ## Run the end-to-end tests on real kubelets (needs root).
 e2e-vm: ## Cut the power of virtual machines and pull their disks (needs qemu-system-x86; software emulation).
 	go test -count=1 -timeout=60m -v ./test/vm
 
+.PHONY: skew
+skew: prepare ## Run the core of the integration tests against API servers 1.34 to 1.37 (root; SKEW="-versions 1.34").
+	go run ./test/skew $(SKEW)
+
 .PHONY: mutants
 mutants: prepare ## Delete one safety rule at a time: the tests of its package must notice (needs root; MUTANTS="-file pkg/agent/disk").
 	go run ./test/mutants $(MUTANTS)
