@@ -12,8 +12,8 @@ type coreTest struct {
 	subtests []string
 }
 
-// core says what is tried of each version: every way in which the scheduler, its controllers, the agent and the manifests
-// in config meet the API server.
+// core says what is tried of each version: every way in which the scheduler, its controllers, the agent and the
+// manifests in config meet the API server.
 var core = []coreTest{
 	{"TestScheduler", []string{
 		"overcommit race", "two schedulers", "scheduler killed", "forged records", "plain pods", "reasons",
