@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -267,7 +268,10 @@ func (h *leakHistory) growClaim(ctx context.Context) {
 	}
 	pvc.Spec.Resources.Requests[corev1.ResourceStorage] = *quantity(size)
 	h.note("claim %s asks for %d MiB", pvc.Name, size/mib)
-	h.must(h.client.Patch(ctx, pvc, client.MergeFrom(before)))
+	if err := h.client.Patch(ctx, pvc, client.MergeFrom(before)); !apierrors.IsForbidden(err) {
+		// Forbidden is that of a claim which lost its volume just now.
+		h.must(err)
+	}
 }
 
 // endVolume deletes a PersistentVolume by hand: with whatever finalizers it has, or not.
@@ -279,11 +283,11 @@ func (h *leakHistory) endVolume(ctx context.Context) {
 	}
 	pv := &volumes[h.rng.IntN(len(volumes))]
 	if h.rng.IntN(2) == 0 {
-		h.note("delete PersistentVolume %s of claim %s", pv.Name, pv.Spec.ClaimRef.Name)
+		h.note("delete PersistentVolume %s", pv.Name)
 		h.must(h.client.Delete(ctx, pv))
 		return
 	}
-	h.note("delete PersistentVolume %s of claim %s by force", pv.Name, pv.Spec.ClaimRef.Name)
+	h.note("delete PersistentVolume %s by force", pv.Name)
 	h.force(ctx, pv)
 }
 

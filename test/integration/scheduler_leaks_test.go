@@ -134,12 +134,7 @@ func runHistory(t *testing.T, s *schedulers, seed uint64) map[faultyproxy.Failur
 
 	h.rest("after the history", false)
 	h.rest("without what could not be placed", true, h.dropPending)
-	for _, n := range h.nodes {
-		if n.absent {
-			h.must(n.appear(t.Context()))
-		}
-	}
-	h.rest("with everything deleted", true, h.empty)
+	h.rest("with everything deleted", true, h.allPresent, h.empty)
 	rested := time.Since(begin) - played
 	t.Logf("seed %d: %s, and %s to come to rest and be checked",
 		seed, played.Round(time.Millisecond), rested.Round(time.Millisecond))
@@ -204,6 +199,18 @@ func (h *leakHistory) dropPending(ctx context.Context) error {
 	}
 	if left > 0 {
 		return fmt.Errorf("%d pods and claims that could not be placed are left", left)
+	}
+	return nil
+}
+
+// allPresent makes the Nodes that are absent.
+func (h *leakHistory) allPresent(ctx context.Context) error {
+	for _, n := range h.nodes {
+		if n.absent {
+			if err := n.appear(ctx); err != nil {
+				return fmt.Errorf("making node %s: %w", n.name, err)
+			}
+		}
 	}
 	return nil
 }
