@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -120,6 +122,27 @@ func (a *agents) empty(t *testing.T) {
 	}
 	a.waitNoVolumes(t)
 	a.allFree(t)
+}
+
+// showLogs prints the ends of the agents' logs, which go with the cluster.
+func (a *agents) showLogs(t *testing.T) {
+	t.Helper()
+	const lines, columns = 40, 400
+	paths, err := filepath.Glob(filepath.Join(a.cluster.LogDir(), "agent-*.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		all := strings.Split(strings.TrimSpace(string(data)), "\n")
+		for _, line := range all[max(0, len(all)-lines):] {
+			t.Logf("%s: %s", filepath.Base(path), line[:min(len(line), columns)])
+		}
+	}
 }
 
 // place is where a volume is.

@@ -28,7 +28,12 @@ func TestSchedulerAgents(t *testing.T) {
 		{"node recreated", nodeRecreated},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			t.Cleanup(func() { a.empty(t) })
+			t.Cleanup(func() {
+				if t.Failed() {
+					a.showLogs(t)
+				}
+				a.empty(t)
+			})
 			test.run(t, a)
 		})
 	}
