@@ -317,7 +317,7 @@ func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, fault Fault) {
 	refuse(w, answer.code, answer.reason, "the proxy of the test says so")
 }
 
-// do has the server do a request whose answer nobody gets.
+// do sends a request to the server and drops the answer: the client has gone.
 func (p *Proxy) do(r *http.Request) {
 	defer p.delayed.Done()
 	defer func() {

@@ -13,7 +13,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
@@ -174,7 +173,7 @@ func hasEnded(pv *corev1.PersistentVolume) bool {
 		pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete
 }
 
-// wipe begins to wipe what nobody wants, and frees what was being wiped.
+// wipe begins to wipe volumes without a pod or PersistentVolume, and frees those that were being wiped.
 func (n *steppedNode) wipe(wanted map[string]wantedVolume) (changed bool) {
 	for _, d := range n.disks {
 		for partition, v := range d.volumes {
@@ -270,7 +269,7 @@ func (n *steppedNode) finish(
 	return ended, nil
 }
 
-// goneOrChanged reports whether a write was done, or is to be thought over because somebody else was faster.
+// goneOrChanged reports whether a write was done, or failed because its object is gone or was changed by another client.
 func goneOrChanged(err error) bool {
 	return err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) ||
 		apierrors.IsAlreadyExists(err) || apierrors.IsInvalid(err)
@@ -312,19 +311,7 @@ func (n *steppedNode) publish(ctx context.Context) error {
 		slices.SortFunc(disk.Allocations, func(a, b diskv1alpha1.Allocation) int { return cmp.Compare(a.Start, b.Start) })
 		disks = append(disks, disk)
 	}
-	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
-		ndc := &diskv1alpha1.NodeDiskCapacity{}
-		err := n.client.Get(ctx, client.ObjectKey{Name: n.name}, ndc)
-		if apierrors.IsNotFound(err) {
-			ndc.Name = n.name
-			err = n.client.Create(ctx, ndc)
-		}
-		if err != nil {
-			return err
-		}
-		ndc.Status.Disks = disks
-		return n.client.Status().Update(ctx, ndc)
-	})
+	err := writeDisks(ctx, n.client, n.name, disks)
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		// It was deleted, or is written to all the time: it is published next time.
 		n.unpublished = true

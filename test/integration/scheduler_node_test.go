@@ -197,21 +197,25 @@ func (n *simNode) publish(ctx context.Context) error {
 	return n.write(ctx, disk)
 }
 
-func (n *simNode) write(ctx context.Context, disks ...diskv1alpha1.Disk) error {
-	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
+// writeDisks publishes disks as an agent does.
+func writeDisks(ctx context.Context, c client.Client, name string, disks []diskv1alpha1.Disk) error {
+	return retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		ndc := &diskv1alpha1.NodeDiskCapacity{}
-		err := n.client.Get(ctx, client.ObjectKey{Name: n.name}, ndc)
+		err := c.Get(ctx, client.ObjectKey{Name: name}, ndc)
 		if apierrors.IsNotFound(err) {
-			ndc.Name = n.name
-			err = n.client.Create(ctx, ndc)
+			ndc.Name = name
+			err = c.Create(ctx, ndc)
 		}
 		if err != nil {
 			return err
 		}
 		ndc.Status.Disks = disks
-		return n.client.Status().Update(ctx, ndc)
+		return c.Status().Update(ctx, ndc)
 	})
-	if err != nil {
+}
+
+func (n *simNode) write(ctx context.Context, disks ...diskv1alpha1.Disk) error {
+	if err := writeDisks(ctx, n.client, n.name, disks); err != nil {
 		return fmt.Errorf("publishing the disks of %s: %w", n.name, err)
 	}
 	return nil
