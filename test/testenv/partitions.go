@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // PartitionedLoop makes a loop device of that size, and removes its partitions when the test ends: a loop device keeps
@@ -25,6 +28,26 @@ func PartitionedLoop(t testing.TB, size int64) (device string) {
 // forgetPatience is how long a partition may stay open. The kernel closes the file behind a loop device some time after
 // it is detached. A child that was forked and has not executed its own program yet keeps files open, too.
 const forgetPatience = 30 * time.Second
+
+// Unmount waits for files below the mount point that are open, as ForgetPartitions does for partitions.
+func Unmount(t testing.TB, target string) {
+	t.Helper()
+	deadline := time.After(forgetPatience)
+	for {
+		err := unix.Unmount(target, 0)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, unix.EBUSY) {
+			t.Fatalf("unmounting %s: %v", target, err)
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-deadline:
+			t.Fatalf("unmounting %s: not after %s: %v", target, forgetPatience, err)
+		}
+	}
+}
 
 // ForgetPartitions removes a device's partitions from the kernel, as a reboot does. It waits for those that are open.
 func ForgetPartitions(t testing.TB, device string) {

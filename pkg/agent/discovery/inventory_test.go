@@ -396,7 +396,7 @@ func TestCopyOfDisk(t *testing.T) {
 // even if it holds the table of a missing disk.
 func TestOnOurVolumes(t *testing.T) {
 	b := newBench(t)
-	testenv.NeedProgram(t, "mkfs.ext4", "mount", "umount")
+	testenv.NeedProgram(t, "mkfs.ext4", "mount")
 	d := b.disk("wwn-1")
 	b.selects(diskv1alpha1.AdoptAutomatic, 0, d)
 	b.is(b.look(d), diskv1alpha1.DeviceInUse, "")
@@ -414,7 +414,7 @@ func TestOnOurVolumes(t *testing.T) {
 	b.run("mkfs.ext4", "-q", files.Device)
 	target := t.TempDir()
 	b.run("mount", files.Device, target)
-	t.Cleanup(func() { b.run("umount", target) })
+	t.Cleanup(func() { testenv.Unmount(t, target) })
 	image := filepath.Join(target, "a.img")
 	b.must(os.WriteFile(image, nil, 0o600))
 	b.must(os.Truncate(image, 8*mib))
