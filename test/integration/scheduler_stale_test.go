@@ -237,6 +237,11 @@ func nodeRecreated(t *testing.T, a *agents) {
 
 	// With its disks: what it published outlives the Node, and the claim's volume is where it was.
 	a.remake(t, name)
+	// The agent's pod goes with its Node, and the next one has a token of the new Node. The old token is valid only
+	// until the API server's cache of tokens, 10 s, ends.
+	if err := errors.Join(a.cluster.KillAgent(name), a.cluster.StartAgent(t.Context(), name)); err != nil {
+		t.Fatal(err)
+	}
 	second := on(name, withClaims(smallPod("second"), pvc.Name))
 	a.create(t, second)
 	a.waitNode(t, second)
