@@ -72,18 +72,18 @@ generate: ## Regenerate Go and the CRDs.
 	$(TOOL) controller-gen object crd paths=./apis/... output:crd:artifacts:config=config/crd
 
 .PHONY: bench
-bench: prepare ## Run the benchmarks that docs/performance.md quotes (needs root).
+bench: prepare ## Run the benchmarks that docs/understand/performance.md quotes (needs root).
 	go test -run='^$$' -bench=. -benchmem ./pkg/placement ./pkg/ledger ./pkg/plugins/...
 	go test -count=1 -timeout=30m -v -run='^$$' -bench=. -benchtime=1x ./test/bench/...
 	PATH="$(CURDIR)/$(BIN):$$PATH" go test -C test/schedulerperf -timeout=30m -run='^$$' -bench=. -benchtime=1x
 
 .PHONY: bench-scale
-bench-scale: prepare ## Measure the scheduler beside the stock one on 1000 and 5000 nodes (docs/performance.md; 20 minutes).
-	go run ./test/scale -svg docs
+bench-scale: prepare ## Measure the scheduler beside the stock one on 1000 and 5000 nodes (docs/understand/performance.md; 20 minutes).
+	go run ./test/scale -svg docs/understand
 
 .PHONY: simulate
-simulate: ## Replay weeks of volumes on up to 5000 nodes and compare policies of placement (docs/placement.md).
-	go run ./test/simulate -svg docs
+simulate: ## Replay weeks of volumes on up to 5000 nodes and compare policies of placement (docs/understand/placement.md).
+	go run ./test/simulate -svg docs/understand
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for a minute.
