@@ -11,6 +11,8 @@ import (
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
@@ -134,6 +136,9 @@ func TestAgentPublishesDisks(t *testing.T) {
 	if len(ndc.OwnerReferences) != 0 {
 		t.Errorf("owners are %v", ndc.OwnerReferences)
 	}
+	if len(ndc.ManagedFields) != 0 {
+		t.Errorf("managed fields are %v", ndc.ManagedFields)
+	}
 	// Nothing is written when nothing changed, not even by a new agent.
 	n.stop()
 	n.start()
@@ -144,6 +149,39 @@ func TestAgentPublishesDisks(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// TestAgentManagedFields asserts that the NodeDiskCapacity keeps its managed fields once an operator applies it: the next
+// apply must find what the operator owns.
+func TestAgentManagedFields(t *testing.T) {
+	n := newNode(t, 4*gib)
+	n.start()
+	n.ready()
+	const note = "example.com/rack"
+	apply := func(annotations map[string]any) {
+		t.Helper()
+		object := &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": diskv1alpha1.SchemeGroupVersion.String(), "kind": "NodeDiskCapacity",
+			"metadata": map[string]any{"name": n.name, "annotations": annotations},
+		}}
+		configuration := client.ApplyConfigurationFromUnstructured(object)
+		if err := n.client.Apply(t.Context(), configuration, client.FieldOwner("operator"), client.ForceOwnership); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply(map[string]any{note: "r1"})
+	pod := n.pod("after", "", nil, n.volumeOf("data", "300Mi", ""))
+	n.formatted(pod, "data")
+	n.published("the volume", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+		if s.Summary.Volumes != 1 {
+			return fmt.Errorf("%d volumes", s.Summary.Volumes)
+		}
+		return nil
+	})
+	apply(nil)
+	if ndc, err := n.ndc(); err != nil || ndc.Annotations[note] != "" {
+		t.Errorf("the annotation that was applied and is applied no more: %v, %v", ndc.Annotations, err)
+	}
 }
 
 // TestAgentPlacesItself: without a usable record the node puts the volume where it fits.

@@ -2,7 +2,6 @@ package publish
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"sync"
@@ -255,12 +254,8 @@ func (p *Publisher) publish(ctx context.Context) error {
 			return err
 		}
 	}
-	if others := slices.DeleteFunc(slices.Clone(ndc.OwnerReferences), isNode); len(others) < len(ndc.OwnerReferences) {
-		// Deleting the Node would delete what is known of its disks.
-		metadata := map[string]any{"ownerReferences": others, "resourceVersion": ndc.ResourceVersion}
-		if ndc, err = p.patch(ctx, map[string]any{"metadata": metadata}); err != nil {
-			return err
-		}
+	if ndc, err = p.cleanMetadata(ctx, ndc); err != nil {
+		return err
 	}
 	status := p.options.Status()
 	if p.conditions == nil {
@@ -303,9 +298,6 @@ func withOthers(ours, published []metav1.Condition) []metav1.Condition {
 	return out
 }
 
-// isNode reports whether the owner is a Node, which former agents set.
-func isNode(r metav1.OwnerReference) bool { return r.Kind == "Node" }
-
 // create makes the object, but not for a node that is gone: no controller would remove it again.
 func (p *Publisher) create(ctx context.Context) (*diskv1alpha1.NodeDiskCapacity, error) {
 	name := p.options.Client.NodeName()
@@ -326,15 +318,6 @@ func (p *Publisher) create(ctx context.Context) (*diskv1alpha1.NodeDiskCapacity,
 	}
 	p.note(out)
 	return out, nil
-}
-
-func (p *Publisher) patch(ctx context.Context, patch map[string]any) (*diskv1alpha1.NodeDiskCapacity, error) {
-	body, err := json.Marshal(patch)
-	if err != nil {
-		return nil, err
-	}
-	out, err := p.options.Client.PatchCapacity(ctx, body)
-	return out, p.answered(out, err)
 }
 
 // replace writes the status. It tries again if another client has changed the object and the watch does not show that

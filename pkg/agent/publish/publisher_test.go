@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
@@ -64,7 +65,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPut {
 			s.object.Status = next.Status
 		} else {
-			s.object.OwnerReferences = next.OwnerReferences
+			s.merge(next)
 		}
 	}
 	if r.Method != http.MethodGet {
@@ -74,6 +75,16 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.object.TypeMeta = metav1.TypeMeta{APIVersion: diskv1alpha1.SchemeGroupVersion.String(), Kind: "NodeDiskCapacity"}
 	if err := json.NewEncoder(w).Encode(s.object); err != nil {
 		panic(err)
+	}
+}
+
+// merge applies the parts of a merge patch that the publisher sends.
+func (s *server) merge(patch *diskv1alpha1.NodeDiskCapacity) {
+	if patch.OwnerReferences != nil {
+		s.object.OwnerReferences = patch.OwnerReferences
+	}
+	if len(patch.ManagedFields) == 1 && equality.Semantic.DeepEqual(patch.ManagedFields[0], metav1.ManagedFieldsEntry{}) {
+		s.object.ManagedFields = nil
 	}
 }
 
@@ -190,6 +201,27 @@ func TestPublishFindsObject(t *testing.T) {
 	}
 	p.server.took()
 	p.publishes(t, "POST PUT")
+}
+
+// TestManagedFields asserts that managed fields are removed once, and not if a client applies the object.
+func TestManagedFields(t *testing.T) {
+	updated := metav1.ManagedFieldsEntry{Manager: "nodeagent", Operation: metav1.ManagedFieldsOperationUpdate, Subresource: "status"}
+	applied := metav1.ManagedFieldsEntry{Manager: "kubectl", Operation: metav1.ManagedFieldsOperationApply}
+	p := newPublishing(t)
+	p.server.object = &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u", ResourceVersion: "5",
+		ManagedFields: []metav1.ManagedFieldsEntry{updated}}}
+	p.publishes(t, "POST GET PATCH PUT")
+	p.publishes(t, "")
+	if f := p.server.object.ManagedFields; len(f) != 0 {
+		t.Errorf("managed fields are %+v", f)
+	}
+	p = newPublishing(t)
+	p.server.object = &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u", ResourceVersion: "5",
+		ManagedFields: []metav1.ManagedFieldsEntry{updated, applied}}}
+	p.publishes(t, "POST GET PUT")
+	if f := p.server.object.ManagedFields; len(f) != 2 {
+		t.Errorf("managed fields that a client needs are %+v", f)
+	}
 }
 
 // TestPublishCalmly asserts that changes for which no pod waits are published later.

@@ -28,6 +28,7 @@ type feed struct {
 	ledger    *ledger.Ledger
 	classes   *classes
 	narrowing *narrowing
+	nominees  *nominees
 	lag       *lag
 	waiting   *waiting
 	// placed is of pods between Reserve and PostBind, by UID.
@@ -111,7 +112,7 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 	informer := factory.Core().V1().Pods().Informer()
 	logger := klog.FromContext(ctx)
 	f := &feed{
-		ledger: l, classes: newClasses(), narrowing: newNarrowing(clock.RealClock{}), lag: newLag(l), waiting: newWaiting(), pods: informer.GetIndexer(), capacities: newCapacityStore(logger, l),
+		ledger: l, classes: newClasses(), narrowing: newNarrowing(clock.RealClock{}), nominees: newNominees(), lag: newLag(l), waiting: newWaiting(), pods: informer.GetIndexer(), capacities: newCapacityStore(logger, l),
 		claims: claims{
 			claims:  factory.Core().V1().PersistentVolumeClaims().Lister(),
 			classes: factory.Storage().V1().StorageClasses().Lister(),
@@ -207,6 +208,7 @@ func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
 		f.settled(logger, f.ledger.DeletePod(uid))
 	case pod.Spec.NodeName == "":
 		// Not bound, as far as the store knows. What Reserve assumed stands.
+		f.nominees.set(event.UID, pod.Status.NominatedNodeName)
 	case !hasInlineVolumes(pod):
 		// It is bound, and with it its claims: their PersistentVolumes have the records.
 		f.forget(logger, event.UID)
@@ -226,6 +228,7 @@ func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
 // forget: the pod is not pending any more.
 func (f *feed) forget(logger klog.Logger, uid types.UID) {
 	f.narrowing.forget(uid)
+	f.nominees.set(uid, "")
 	f.waiting.forget(uid)
 	if f.waiting.isKept(uid) {
 		// Not here, for the reason that settled tells.

@@ -87,8 +87,12 @@ func (p *Plugin) nearest(logger klog.Logger, pod *corev1.Pod, s *state) []string
 	return names
 }
 
-// fitsBesideNominated reports whether a node that has room has it also with what is kept there for nominated pods.
+// fitsBesideNominated reports whether a node that has room has it also with what is kept there for nominated pods. It
+// does not see a nomination that the API server has not confirmed yet: Filter then refuses the node.
 func (p *Plugin) fitsBesideNominated(pod *corev1.Pod, s *state, nodeName string, snapshot *ledger.Snapshot) bool {
+	if !p.feed.nominees.on(nodeName) {
+		return true
+	}
 	others, err := p.withNominated(s, pod, nodeName)
 	if err != nil || others == s {
 		return err == nil

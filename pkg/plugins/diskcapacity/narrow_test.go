@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
 	"k8s.io/kubernetes/pkg/scheduler/framework"
 	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/defaultbinder"
@@ -77,6 +78,54 @@ func TestNarrowedToTheTightest(t *testing.T) {
 	// Fewer fit than would be tried.
 	if _, names := b.triedOn(t, podOf("b", 258)); !slices.Equal(names, []string{"n0248", "n0249"}) {
 		t.Errorf("tried on %v, want the two that have room", names)
+	}
+}
+
+// TestNarrowedBesideNominated asserts that a node whose room is kept for a nominated pod is not among those that a pod
+// is narrowed to, until that pod is nominated no more, is bound, or is gone.
+func TestNarrowedBesideNominated(t *testing.T) {
+	const tightest = "n0020"
+	tests := map[string]struct {
+		change func(*bench, *corev1.Pod)
+		tried  bool
+	}{
+		"is nominated": {func(*bench, *corev1.Pod) {}, false},
+		"is nominated elsewhere": {func(b *bench, pod *corev1.Pod) {
+			pod.Status.NominatedNodeName = "n0149"
+			b.store(t, pod)
+		}, true},
+		"is nominated no more": {func(b *bench, pod *corev1.Pod) {
+			pod.Status.NominatedNodeName = ""
+			b.store(t, pod)
+		}, true},
+		"is bound": {func(b *bench, pod *corev1.Pod) {
+			pod.Spec.NodeName = "n0149"
+			b.store(t, pod)
+		}, true},
+		"is gone": {func(b *bench, pod *corev1.Pod) {
+			b.remove(t, pod)
+			b.plugin.feed.foldPod(klog.Background(), pod)
+		}, true},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := large(t, 150)
+			nominated := podOf("nominated", 30)
+			nominated.Status.NominatedNodeName = tightest
+			b.nominated.nominate(t, tightest, nominated)
+			b.store(t, nominated)
+			if test.tried {
+				clear(b.nominated)
+			}
+			test.change(b, nominated.DeepCopy())
+			_, names := b.triedOn(t, podOf("a", 30))
+			if slices.Contains(names, tightest) != test.tried || len(names) != narrowTo {
+				t.Errorf("tried on %v", names)
+			}
+			if n := b.plugin.feed.nominees; len(n.nodes) != len(n.counts) || n.on(tightest) == test.tried {
+				t.Errorf("nominated are %v, %v", n.nodes, n.counts)
+			}
+		})
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -25,6 +26,46 @@ type nominee struct {
 	requests []placement.Request
 	// ending are the partitions on the node whose pods are being deleted.
 	ending map[string]struct{}
+}
+
+// nominees are the pods with disk volumes that wait on a node for which they are nominated, as the API has it.
+// Kube-scheduler's queue knows them too, but takes three locks and copies a list for each node that it is asked about.
+type nominees struct {
+	mu sync.RWMutex
+	// nodes are by the pod's UID, counts by node.
+	nodes  map[types.UID]string
+	counts map[string]int
+}
+
+func newNominees() *nominees {
+	return &nominees{nodes: map[types.UID]string{}, counts: map[string]int{}}
+}
+
+// set records the node for which the pod is nominated, empty for none.
+func (n *nominees) set(uid types.UID, node string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	before := n.nodes[uid]
+	if before == node {
+		return
+	}
+	if before != "" {
+		delete(n.nodes, uid)
+		if n.counts[before]--; n.counts[before] == 0 {
+			delete(n.counts, before)
+		}
+	}
+	if node != "" {
+		n.nodes[uid] = node
+		n.counts[node]++
+	}
+}
+
+// on reports whether a pod is nominated for the node.
+func (n *nominees) on(node string) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.counts[node] > 0
 }
 
 // nominate counts a pod that is nominated for the node, unless the ledger counts it already.
