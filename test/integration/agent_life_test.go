@@ -151,8 +151,8 @@ func TestAgentPublishesDisks(t *testing.T) {
 	})
 }
 
-// TestAgentManagedFields asserts that the NodeDiskCapacity keeps its managed fields once an operator applies it: the next
-// apply must find what the operator owns.
+// TestAgentManagedFields asserts that the NodeDiskCapacity keeps its managed fields once an operator applies it: the
+// next apply must find what the operator owns.
 func TestAgentManagedFields(t *testing.T) {
 	n := newNode(t, 4*gib)
 	n.start()
