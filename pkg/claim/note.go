@@ -14,7 +14,6 @@ import (
 // lost it.
 //
 // The disk may be of any origin, so ReadNote checks the form of every field.
-// The disk may be of any origin: what is read from it is held to its form.
 type Note struct {
 	// Namespace and Claim name the claim that the volume was made for.
 	Namespace string `json:"namespace,omitempty"`

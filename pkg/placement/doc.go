@@ -14,7 +14,7 @@
 //   - Extent: a run of bytes of one disk. Free extents are multiples of 1 MiB, and so are volumes. A volume lies inside
 //     one extent.
 //   - Class: the name of a group of disks. A disk has one class, and a request names one.
-//   - Request: asks for room for one volume. Requests with Apart share no disk among themselves.
+//   - Request: requests room for one volume. Requests with Apart share no disk among themselves.
 //   - Plan: a place for every request of a pod, or for none of them.
 //   - Leftover: the bytes that remain of the extents into which the plan puts volumes.
 //
@@ -66,5 +66,4 @@
 // A node has an ssd disk "a" with free extents of 10 GiB and 4 GiB. A pod requests volumes of 3 GiB and 9 GiB of class
 // ssd. The 9 GiB volume takes the start of the 10 GiB extent, the 3 GiB volume the start of the other. The leftover is
 // 2 GiB. See Example in the tests for the code.
-// See Example in the tests for the code.
 package placement

@@ -5,7 +5,7 @@ import "github.com/berthdev/berth/pkg/extent"
 // Alignment is the unit of placement in bytes: sizes and free extents are multiples of it.
 const Alignment int64 = 1 << 20
 
-// Request asks for room for one volume.
+// Request requests room for one volume.
 type Request struct {
 	// Class of disk wanted.
 	Class string
