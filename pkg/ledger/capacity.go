@@ -10,9 +10,9 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// Capacity is what a node has published. The ledger keeps it: it must not be changed.
+// Capacity is what a node has published. The ledger keeps it, so it must not be changed.
 //
-// Invariants, held by Validate:
+// Invariants, checked by Validate:
 //  1. Disk ids are not empty and no two are the same.
 //  2. Extents are aligned to 1 MiB, not empty, and lie inside their disk.
 //  3. On a disk, neither free extents nor allocations overlap each other or themselves.
@@ -21,7 +21,7 @@ type Capacity struct {
 	// Revision grows with every change; it comes from the object's resourceVersion.
 	Revision uint64
 	Disks    []Disk
-	// Owned are the disks that are written down as the node's own, by others than the node.
+	// Owned is spec.ownedDisks: the ids of the disks that the node owns. The node itself does not write it.
 	Owned []string
 }
 
@@ -42,8 +42,7 @@ type Allocation struct {
 	// Partition is the GUID of the volume's partition.
 	Partition string
 	Extent    extent.Extent
-	// Wiping is true when the volume has no owner any more, and its bytes become free
-	// as soon as they are zeroed.
+	// Wiping is true when the volume has no owner any more, and its bytes become free as soon as they are zeroed.
 	Wiping bool
 }
 
@@ -55,7 +54,7 @@ func (c *Capacity) Validate() error {
 	return nil
 }
 
-// validate checks what concerns the disk alone.
+// validate checks the disk by itself.
 func (d *Disk) validate() error {
 	// pieces are free extents, and with a partition allocations.
 	type piece struct {

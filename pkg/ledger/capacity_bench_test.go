@@ -9,8 +9,8 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// BenchmarkSetCapacity folds in what a node publishes when it has made a volume, and when
-// it has removed it again, in a ledger of 100,000 other volumes. Target: 10 µs.
+// BenchmarkSetCapacity folds in the capacity of a node that makes a volume and removes it again. The ledger has 100,000
+// other volumes. Target: 10 µs.
 func BenchmarkSetCapacity(b *testing.B) {
 	for _, shape := range []struct{ disks, volumes int }{{1, 10}, {2, 20}, {12, 100}} {
 		b.Run(fmt.Sprintf("%d disks, %d volumes", shape.disks, shape.volumes), func(b *testing.B) {
@@ -41,14 +41,14 @@ func BenchmarkSetCapacity(b *testing.B) {
 	}
 }
 
-// guid is as long as one, and differs from others as early.
+// guid has the length of a GUID, and differs from others as early.
 func guid(of ...any) string {
 	sum := sha256.Sum256([]byte(fmt.Sprint(of...)))
 	return hex.EncodeToString(sum[:18])
 }
 
-// fragmented are disks with the volumes distributed over them, a piece of free space behind
-// every second, and the rest of the disk behind all.
+// fragmented returns disks with the volumes distributed over them. A piece of free space follows every second volume,
+// and the rest of the disk follows the last one.
 func fragmented(node string, disks, volumes int) []Disk {
 	out := make([]Disk, disks)
 	for i := range out {

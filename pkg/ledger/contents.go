@@ -6,16 +6,16 @@ import (
 	"slices"
 )
 
-// Contents is what the ledger remembers of volumes that no node publishes: for tests, which compare it with what the
-// API server says. All of it is sorted.
+// Contents is what the ledger remembers of volumes that no node publishes. Tests compare it with the objects of the API
+// server. Everything is sorted.
 type Contents struct {
-	// Observed and Assumed are records by who holds them.
+	// Observed and Assumed are records, by their holder.
 	Observed, Assumed []Held
-	// Doubts are records of what may have been done.
+	// Doubts are records whose write may have been done.
 	Doubts []Held
-	// Grants are PersistentVolumes, by their UIDs, that may become larger than the API server said last.
+	// Grants are the UIDs of PersistentVolumes that may become larger than the API server said last.
 	Grants []string
-	// Refusals are nodes that refused a pod, by its UID.
+	// Refusals are the nodes that refused a pod, by the pod's UID.
 	Refusals map[string][]string
 }
 
@@ -25,7 +25,7 @@ type Held struct {
 	Records   []Record
 }
 
-// Contents returns them.
+// Contents returns a copy of it.
 func (l *Ledger) Contents() Contents {
 	l.mu.Lock()
 	defer l.mu.Unlock()

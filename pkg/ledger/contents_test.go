@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// TestContents asserts that everything that is held beside what nodes publish is listed, and is not listed any more
-// when it is settled.
+// TestContents asserts that Contents lists every record that no node publishes, and no longer when it is settled.
 func TestContents(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)

@@ -8,22 +8,22 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// kind is what is found by its size.
+// kind is by what the entries of a class are ordered.
 type kind int
 
 const (
-	// extents are free extents, by their length.
+	// extents are free extents, by their length: for BestFit.
 	extents kind = iota
-	// disks are disks with free space, by how much, the most first.
+	// disks are disks with free space, by the sum of it, the most first: for Spread.
 	disks
 	kinds
 )
 
-// piece says that a node has at least one free extent, or disk, of this size in bytes.
+// piece is the size of at least one free extent, or disk, of a node, in bytes.
 type piece struct {
-	// size is below zero with disks, so that the emptiest is the first.
+	// size is negative for disks, so that the emptiest disk is the first.
 	size int64
-	// reach is the largest volume that it could take.
+	// reach is the largest volume that fits there.
 	reach int64
 }
 
@@ -39,17 +39,17 @@ type stock struct {
 	class string
 	// largest free extent, in bytes.
 	largest int64
-	// pieces are sorted, of equals one.
+	// pieces are sorted, and each occurs once.
 	pieces [kinds][]piece
-	// shape is the same for nodes with the same free lengths.
+	// shape is equal for nodes with the same free lengths.
 	shape uint64
 }
 
-// stocksOf are the node's, one for each class of which it has something free.
+// stocksOf returns what the node has free, by class. Classes of which nothing is free are left out.
 func stocksOf(n *placement.Node) []stock {
 	var stocks []stock
 	for i := range n.Disks {
-		// The first disk of a class stands for the others, which come after it.
+		// The first disk of a class handles the others, which come after it.
 		if d := &n.Disks[i]; d.Free.Len() > 0 && find(stocks, d.Class) == nil {
 			s := newStock(d.Class, n.Disks[i:])
 			s.shape = shapeOf(n.Disks, d.Class)
@@ -59,9 +59,9 @@ func stocksOf(n *placement.Node) []stock {
 	return stocks
 }
 
-// newStock is that of the disks of the class, among others.
+// newStock is what the disks of the class have free, among others.
 func newStock(class string, of []placement.Disk) stock {
-	// Extents are sorted as bare numbers: this is most of what a change of a node costs.
+	// Extents are sorted as plain numbers: this is most of the cost of a node's change.
 	var buffer [64]int64
 	lengths := buffer[:0]
 	emptiest := make([]piece, 0, len(of))
@@ -89,7 +89,7 @@ func newStock(class string, of []placement.Disk) stock {
 	return s
 }
 
-// find is the stock of the class, or nil. A node has a few.
+// find returns the stock of the class, or nil. A node has a few classes.
 func find(stocks []stock, class string) *stock {
 	for i := range stocks {
 		if stocks[i].class == class {
@@ -99,8 +99,8 @@ func find(stocks []stock, class string) *stock {
 	return nil
 }
 
-// isFirst reports whether the offer is the node's first of its kind with that reach: a node
-// has many extents and several disks, and counts where it is found first.
+// isFirst reports whether the offer is the node's first of its kind with that reach. A node has many extents and
+// several disks, and is returned once, where it is found first.
 func (s *stock) isFirst(kind kind, reach int64, o offer) bool {
 	pieces := s.pieces[kind]
 	if kind == extents {
@@ -118,10 +118,10 @@ func (s *stock) isFirst(kind kind, reach int64, o offer) bool {
 // index finds the nodes that have a free extent or a disk of a class, by its size.
 type index map[string]*catalog
 
-// catalog is what there is of one class.
+// catalog has the entries of one class, in each order.
 type catalog [kinds]offers
 
-// update replaces what the node offered by what it offers now.
+// update replaces the node's entries from before by those from after.
 func (x index) update(n *node, before, after []stock) {
 	for i := range before {
 		class := before[i].class
@@ -145,8 +145,7 @@ func (x index) update(n *node, before, after []stock) {
 	}
 }
 
-// update: most of it is the same, mostly. A change of a node is one extent less and another
-// instead.
+// update changes only the entries that differ. A change of a node is usually one extent less and another one more.
 func (c *catalog) update(n *node, before, after *stock) {
 	for kind := range c {
 		was, is := before.pieces[kind], after.pieces[kind]
@@ -177,21 +176,20 @@ func (c *catalog) update(n *node, before, after *stock) {
 }
 
 const (
-	// maxVisits is how many offers are looked at under the lock at once, some hundred microseconds.
+	// maxVisits is how many offers are visited under the lock at once, which takes some hundred microseconds.
 	maxVisits = 1000
-	// maxWalk is how many are looked at in all.
+	// maxWalk is how many offers are visited in all.
 	maxWalk = 100_000
 )
 
-// Nearest yields the nodes that have room for the largest of the requests, the best first, and stops when it has looked
-// for long enough: then some may be missing. The lock is held only to find the next of them.
+// Nearest yields the nodes that have room for the largest of the requests, the best first. It stops after maxWalk
+// offers: then some nodes may be missing. The lock is held only to find the next of them.
 //
-// The largest request decides, by its policy. With BestFit the nodes come first that have the
-// smallest extent for it, with Spread those with the most free bytes on a disk that has room for
-// it; equals in the order of placement.Order. For a single request, the first is therefore the
-// node that the policy would choose of all.
+// The largest request decides, by its policy. With BestFit the nodes come first that have the smallest extent for it.
+// With Spread those come first that have the most free bytes on a disk with room for it. Equal nodes come in the order
+// of placement.Order. For a single request, the first node is therefore the one that the policy chooses of all nodes.
 //
-// It is as consistent as any reader: a node may have changed when the caller looks.
+// A node may have changed by the time the caller reads its snapshot.
 func (l *Ledger) Nearest(requests []placement.Request) iter.Seq2[string, *Snapshot] {
 	return func(yield func(string, *Snapshot) bool) {
 		if len(requests) == 0 {
@@ -213,7 +211,8 @@ func (l *Ledger) Nearest(requests []placement.Request) iter.Seq2[string, *Snapsh
 	}
 }
 
-// nearest are the next nodes after the offer, or the first, and the offer after which to go on; nil at the end.
+// nearest returns the next nodes after the offer, or the first ones. next is the offer after which to go on, nil at the
+// end.
 func (l *Ledger) nearest(leading *placement.Request, after *offer) (nodes []*node, next *offer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -233,5 +232,5 @@ func (l *Ledger) nearest(leading *placement.Request, after *offer) (nodes []*nod
 	return nodes, nil
 }
 
-// firstNodes is how many nodes are found at first: mostly they are enough.
+// firstNodes is how many nodes the first batch has: usually they are enough.
 const firstNodes = 64

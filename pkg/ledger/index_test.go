@@ -15,7 +15,7 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// disksOf publishes free extents: "ssd 3 1, hdd 5" are two disks, one with two extents, in GiB.
+// disksOf returns a capacity with free extents: "ssd 3 1, hdd 5" are two disks, one with two extents, in GiB.
 func disksOf(node, disks string, revision uint64) *Capacity {
 	c := &Capacity{Revision: revision}
 	for i, text := range strings.Split(disks, ", ") {
@@ -35,7 +35,7 @@ func disksOf(node, disks string, revision uint64) *Capacity {
 	return c
 }
 
-// Best are up to k nodes that take all of the requests together, the best first.
+// Best returns up to k nodes that take all of the requests together, the best first.
 func (l *Ledger) Best(requests []placement.Request, k int, accept func(nodeName string, s *Snapshot) bool) []string {
 	var names []string
 	for name, s := range l.Nearest(requests) {
@@ -70,7 +70,7 @@ func TestBest(t *testing.T) {
 		}
 		return requests
 	}
-	// Equals come in this order.
+	// Equal nodes come in this order.
 	if order := byOrder("a", "b", "c", "d", "e"); order != "e b c a d" {
 		t.Fatalf("the nodes' order is %s", order)
 	}
@@ -121,7 +121,7 @@ func TestBest(t *testing.T) {
 	}
 }
 
-// TestEqualsAreMixed: the first of many equal nodes are not those of one zone.
+// TestEqualsAreMixed asserts that the first of many equal nodes are in several zones.
 func TestEqualsAreMixed(t *testing.T) {
 	l := New()
 	for i := range 900 {
@@ -139,13 +139,13 @@ func TestEqualsAreMixed(t *testing.T) {
 	}
 }
 
-// byOrder sorts nodes as equals are.
+// byOrder sorts nodes in the order of equal ones.
 func byOrder(names ...string) string {
 	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(placement.Order(a), placement.Order(b)) })
 	return strings.Join(names, " ")
 }
 
-// best is what Best says, by looking at every node, and of every node at every place.
+// best computes the result of Best by looking at every node, and at every place on it.
 func (l *Ledger) best(requests []placement.Request, k int) []string {
 	leading := requests[placement.Leading(requests)]
 	type candidate struct {
@@ -184,7 +184,7 @@ func (l *Ledger) best(requests []placement.Request, k int) []string {
 	return names
 }
 
-// TestBestModel changes nodes and pods at random, and asks both after every step.
+// TestBestModel changes nodes and pods at random. It asserts after every step that Best and best give the same nodes.
 func TestBestModel(t *testing.T) {
 	seeds := uint64(40)
 	if testing.Short() {
@@ -240,8 +240,7 @@ func TestBestModel(t *testing.T) {
 	}
 }
 
-// checkTheOneBest: what the ledger calls the best node is what the policy says by itself, of all
-// nodes.
+// checkTheOneBest asserts that the ledger's best node is the one that the policy chooses of all nodes.
 func checkTheOneBest(t *testing.T, l *Ledger, requests []placement.Request, have string) {
 	t.Helper()
 	merit := func(name string) int64 {
@@ -261,8 +260,8 @@ func checkTheOneBest(t *testing.T, l *Ledger, requests []placement.Request, have
 	})
 }
 
-// TestTheOneBest: of 5000 nodes with several disks each, the one best is found every time, from
-// full to empty.
+// TestTheOneBest asserts that of 5000 nodes with several disks each, the best one is found every time, from full to
+// empty.
 func TestTheOneBest(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 5))
 	l := New()
@@ -291,7 +290,7 @@ func TestTheOneBest(t *testing.T) {
 	}
 }
 
-// TestOffersInRuns: so many that the runs are cut, in any order, and none is left.
+// TestOffersInRuns asserts that the set has exactly what was inserted and not removed, in any order, with many runs.
 func TestOffersInRuns(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 3))
 	count := 20 * maxRun
@@ -330,7 +329,7 @@ func TestOffersInRuns(t *testing.T) {
 			}
 		}
 	}
-	// From any offer on, also from one that is not there any more.
+	// From any offer on, also from one that was removed.
 	for range 200 {
 		from := all[rng.IntN(len(all))]
 		if rng.IntN(2) == 0 {

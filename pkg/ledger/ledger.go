@@ -15,16 +15,16 @@ import (
 // ErrBound is returned by Reserve for a pod that the API server has already bound.
 var ErrBound = errors.New("the pod is already bound")
 
-// ErrNotPublished is returned by Reserve for a node that has published no capacity, or
-// one that is not believed.
+// ErrNotPublished is returned by Reserve for a node that publishes no capacity, publishes an invalid one, or has no
+// Node.
 var ErrNotPublished = errors.New("the node publishes no disk space")
 
 // Record is the place of one volume.
 type Record struct {
 	// Partition is the GUID of the volume's partition: the volume's identity.
 	Partition string
-	// Disk is the disk's id. A record of a disk that the node does not publish is
-	// kept, and takes effect when the disk appears.
+	// Disk is the disk's id. A record of a disk that the node does not publish is kept. It takes effect when the node
+	// publishes the disk.
 	Disk   string
 	Extent extent.Extent
 }
@@ -34,39 +34,37 @@ type Want struct {
 	// Partition is the GUID that the volume's partition will have.
 	Partition string
 	Request   placement.Request
-	// Room is how many bytes must be free behind the volume when it is placed. They are
-	// not reserved.
+	// Room is how many bytes must be free behind the volume when it is placed. They are not reserved.
 	Room int64
-	// Persistent is true for a volume that outlives a pod and may be shared by several:
-	// another pod may have placed it already.
+	// Persistent is true for a volume that outlives a pod and that several pods may share. Another pod may have placed
+	// it already.
 	Persistent bool
 }
 
-// Planned is the request that finds a place with the room that is wanted.
+// Planned is the request for the volume together with the room behind it.
 func (w *Want) Planned() placement.Request {
 	r := w.Request
 	if r.Size = addCapped(r.Size, w.Room); r.Size == math.MaxInt64 {
-		// No disk has as much, but placement is to say so.
+		// No disk is that large. Placement returns the error.
 		r.Size -= r.Size % placement.Alignment
 	}
 	return r
 }
 
-// Elsewhere is returned by Reserve for a persistent volume that already has its place on
-// another node.
+// Elsewhere is the error of Reserve for a persistent volume that already has its place on another node.
 type Elsewhere struct{ Partition, Node string }
 
 func (e *Elsewhere) Error() string {
 	return fmt.Sprintf("the volume of partition %s is on node %s already", e.Partition, e.Node)
 }
 
-// Ledger is the memory. Use New.
+// Ledger is the record of disk space on all nodes. Use New.
 //
-// Invariants, held by Validate:
+// Invariants, checked by Validate:
 //  1. A holder has records on one node at most, apart from those in doubt.
 //  2. Every node's snapshot is what its last capacity and its records give.
-//  3. The revision of a node never falls, but by a list.
-//  4. A node of which nothing is published or recorded, without an agent, is not kept.
+//  3. The revision of a node never falls, except by a list.
+//  4. A node without a capacity, without records and without an agent is not kept.
 //  5. The index has the free extents and disks of every node's snapshot, and nothing else.
 //  6. Every partition that is recorded or published is found by Where.
 //  7. A disk is free on its owner alone, of all nodes that publish it.
@@ -75,14 +73,13 @@ type Ledger struct {
 	nodes sync.Map
 
 	mu sync.Mutex
-	// holders by key: the UID of a pod, volumeKey of a PersistentVolume, or what the
-	// caller of Reserve likes.
+	// holders by key: the UID of a pod, volumeKey of a PersistentVolume, or any key that the caller of Reserve chooses.
 	holders map[string]*holder
 	index   index
 	// places has the holders that record a partition, by partition.
 	places map[string][]*holder
-	// shown has the node that publishes a partition, by partition; of several the one that
-	// came last, the others are in superseded.
+	// shown has the node that publishes a partition, by partition. Of several nodes it has the one that published it
+	// last; the others are in superseded.
 	shown      map[string]*node
 	superseded map[string][]*node
 	owners     owners
@@ -90,14 +87,13 @@ type Ledger struct {
 	doubts map[string]map[string]struct{}
 	// grants are volumes that may grow, by the UID of the PersistentVolume.
 	grants map[string]grant
-	// unseen are the names of PersistentVolumes that their makers have added and no event has shown, by UID.
+	// unseen are the names of PersistentVolumes that were added by AddVolume and not yet seen in an event, by UID.
 	unseen map[string]string
-	// deleted are the PersistentVolumes that went last.
+	// deleted are the UIDs of the PersistentVolumes that were deleted last.
 	deleted recentUIDs
-	// forgotten is the highest revision at which a node was that is not kept. Whatever
-	// was published up to then was known then, because revisions grow over all nodes
-	// and a watch tells them in order; so an event about an unknown node that is not
-	// newer is a late one, about a capacity that has been deleted.
+	// forgotten is the highest revision of the nodes that are no longer kept. Revisions grow over all nodes, and a
+	// watch delivers them in order. So an event about an unknown node with a revision that is not higher is late: it is
+	// about a capacity that has been deleted.
 	forgotten uint64
 	// refusals by pod and node.
 	refusals map[string]map[string]refusal
@@ -115,8 +111,8 @@ func New() *Ledger {
 // nothing is the snapshot of a node that the ledger does not know.
 var nothing = &Snapshot{Node: &placement.Node{}}
 
-// Snapshot returns the node at this moment, without a lock; an empty one, that is not
-// published, for a node that the ledger does not know. Never nil.
+// Snapshot returns the node at this moment, without a lock. For an unknown node it returns an empty snapshot, which is
+// not published. It never returns nil.
 func (l *Ledger) Snapshot(name string) *Snapshot {
 	if n, ok := l.nodes.Load(name); ok {
 		return n.(*node).snapshot.Load()
@@ -124,29 +120,29 @@ func (l *Ledger) Snapshot(name string) *Snapshot {
 	return nothing
 }
 
-// SetCapacity folds in what a node has published. It reports whether that was news: a
-// revision that is not newer than the last one changes nothing. The price is that of the disks
-// that have changed: mostly one, by one volume. The capacity is kept and must not be changed.
+// SetCapacity folds in what a node has published. It reports whether anything changed: a revision that is not higher
+// than the last one changes nothing. It costs as much as the disks that have changed: usually one disk, by one volume.
+// The ledger keeps the capacity, so it must not be changed.
 func (l *Ledger) SetCapacity(name string, c *Capacity) bool {
 	_, after, _ := l.ReplaceCapacity(name, c)
 	return after != nil
 }
 
-// ReplaceCapacity is SetCapacity, and returns the node as it was before and as it is after,
-// with the same records; nil if it was no news. Served are other nodes whose disks came into
-// service because this one publishes or owns them no more.
+// ReplaceCapacity is SetCapacity, and returns the node as it was before and as it is after, with the same records. Both
+// are nil if nothing changed. served are other nodes whose disks came into service, because this node no longer
+// publishes or owns them.
 func (l *Ledger) ReplaceCapacity(name string, c *Capacity) (before, after *Snapshot, served []string) {
 	return l.replaceCapacity(name, c, false)
 }
 
-// ListCapacity is ReplaceCapacity for what a list has. A list is what there is: also with a lower revision, which is
-// what an API server has that was restored from a backup.
+// ListCapacity is ReplaceCapacity for a capacity from a list. A list is believed at a lower revision, too: an API
+// server that was restored from a backup has lower revisions.
 func (l *Ledger) ListCapacity(name string, c *Capacity) (before, after *Snapshot, served []string) {
 	return l.replaceCapacity(name, c, true)
 }
 
 func (l *Ledger) replaceCapacity(name string, c *Capacity, listed bool) (before, after *Snapshot, served []string) {
-	// Checking and sorting needs no lock, and is the larger part of the work.
+	// Checking and sorting is the larger part of the work, and needs no lock.
 	p := publish(c, l.Snapshot(name).published)
 	var owned []string
 	if len(c.Owned) > 0 {
@@ -187,8 +183,9 @@ func (l *Ledger) DeleteCapacity(name string, revision uint64) (served []string) 
 	return l.deleteCapacity(name, revision)
 }
 
-// Listed folds in that a list at this revision was folded in by ListCapacity, and that the nodes in it are all that
-// publish. It returns what DeleteCapacity does. What is known of nodes that do not publish is not newer than the list.
+// Listed folds in the end of a list at this revision: each capacity in it was folded in by ListCapacity, and no other
+// node publishes one. It returns what DeleteCapacity returns. What is known of nodes that do not publish becomes no
+// newer than the list.
 func (l *Ledger) Listed(publish map[string]struct{}, revision uint64) (served []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -213,7 +210,7 @@ func (l *Ledger) Listed(publish map[string]struct{}, revision uint64) (served []
 	return served
 }
 
-// deleteCapacity takes back what the node publishes. The lock is held.
+// deleteCapacity removes what the node publishes. The lock is held.
 func (l *Ledger) deleteCapacity(name string, revision uint64) (served []string) {
 	n := l.node(name)
 	was := n.published
@@ -225,8 +222,8 @@ func (l *Ledger) deleteCapacity(name string, revision uint64) (served []string) 
 	return served
 }
 
-// SetAgent folds in whether an agent is registered with the node's kubelet, without which no
-// volume would be mounted there. It reports whether that was news.
+// SetAgent folds in whether an agent is registered with the node's kubelet. Without one no volume is mounted there. It
+// reports whether that changed.
 func (l *Ledger) SetAgent(name string, registered bool) (news bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -240,13 +237,13 @@ func (l *Ledger) SetAgent(name string, registered bool) (news bool) {
 	return true
 }
 
-// SetPod folds in that a pod is bound to a node with these records; none if its record
-// is missing or not to be believed. It replaces whatever was assumed for the pod, and
-// settles what was in doubt; it returns the nodes where anything was.
+// SetPod folds in that a pod is bound to a node with these records. There are none if the pod's own record is missing
+// or not credible. They replace what was assumed for the pod and settle what was in doubt. SetPod returns the nodes
+// where records were in doubt.
 func (l *Ledger) SetPod(uid, nodeName string, records []Record) (settled []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	// The pod is bound: no later try will ask about refusals.
+	// The pod is bound, so there is no later try that reads its refusals.
 	delete(l.refusals, uid)
 	if h := l.holders[uid]; h == nil || h.source != observed || h.node != nodeName || !slices.Equal(h.records, records) {
 		l.put(&holder{key: uid, node: nodeName, source: observed, records: slices.Clone(records)})
@@ -254,8 +251,7 @@ func (l *Ledger) SetPod(uid, nodeName string, records []Record) (settled []strin
 	return l.settle(uid)
 }
 
-// DeletePod folds in that a pod is gone, or has ended. It returns the nodes where anything
-// of it was in doubt.
+// DeletePod folds in that a pod is gone or has ended. It returns the nodes where records of it were in doubt.
 func (l *Ledger) DeletePod(uid string) (settled []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -264,8 +260,8 @@ func (l *Ledger) DeletePod(uid string) (settled []string) {
 	return l.settle(uid)
 }
 
-// Forget drops what was assumed for the pod, if anything was; it may be called twice, or
-// without a Reserve. What is observed or in doubt stays.
+// Forget drops what was assumed for the pod. It may be called twice, or without a Reserve. What is observed or in doubt
+// stays.
 func (l *Ledger) Forget(uid string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -274,7 +270,7 @@ func (l *Ledger) Forget(uid string) {
 	}
 }
 
-// Release drops whatever is held for a key that is not a pod's, also what is in doubt.
+// Release drops what is assumed or in doubt for a key that is not a pod's.
 func (l *Ledger) Release(key string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -284,17 +280,15 @@ func (l *Ledger) Release(key string) {
 	l.settle(key)
 }
 
-// Settle drops what is in doubt for a key: what was asked for then was not done, or its record is known. What is
-// assumed stays.
+// Settle drops what is in doubt for a key: the write was not done, or its record is known. What is assumed stays.
 func (l *Ledger) Settle(key string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.settle(key)
 }
 
-// Doubt says that a binding of the pod failed in a way that leaves open whether it
-// happened. What was assumed is then held until the pod is observed as bound or gone,
-// whatever else is reserved for it in between: the pod's next try may go to another
+// Doubt says that a binding of the pod failed, and that it may have been done. What was assumed is then held until the
+// pod is observed as bound or gone, whatever else is reserved for it in between. The pod's next try may go to another
 // node while it is bound to this one.
 func (l *Ledger) Doubt(uid string) {
 	l.mu.Lock()
@@ -305,7 +299,7 @@ func (l *Ledger) Doubt(uid string) {
 	}
 	n := l.node(h.node)
 	for _, r := range h.records {
-		// A pod that tries again gets the same place again, mostly.
+		// A pod that is tried again usually gets the same place.
 		if !slices.Contains(n.doubts[uid], r) {
 			n.doubts[uid] = append(n.doubts[uid], r)
 		}
@@ -324,9 +318,8 @@ func (l *Ledger) Holds(uid string) bool {
 	return l.holders[uid] != nil || l.doubts[uid] != nil
 }
 
-// Doubted reports whether anything is held in doubt for the partition: by the pod whose
-// volume it is, or for a claim whose volume may have been made. A new try to place the
-// volume must not be kept out by what an earlier one has left.
+// Doubted reports whether a record of the partition is in doubt: of the pod whose volume it is, or of a claim whose
+// volume may have been made. What an earlier try has left must not block a new try to place the volume.
 func (l *Ledger) Doubted(partition string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -357,8 +350,7 @@ func (l *Ledger) doubted(nodeName string, partitions map[string]struct{}) bool {
 	return false
 }
 
-// Records returns the node and the records of a pod, without those in doubt; no node if
-// there are none.
+// Records returns the node and the records of a pod, without those in doubt. The node is empty if there are none.
 func (l *Ledger) Records(uid string) (nodeName string, records []Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

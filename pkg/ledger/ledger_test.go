@@ -61,7 +61,7 @@ func (l *Ledger) wantFree(t *testing.T, when string, wantGiB int64) {
 	}
 }
 
-// TestRaces tells each race of the package comment as a story.
+// TestRaces asserts the outcome of each race in the package comment.
 func TestRaces(t *testing.T) {
 	tests := map[string]func(t *testing.T, l *Ledger){
 		"reserved, then the bound pod's event, then the capacity": func(t *testing.T, l *Ledger) {
@@ -354,7 +354,7 @@ func TestRefusals(t *testing.T) {
 	if have := l.Lifted(nodeName); have != nil {
 		t.Errorf("refusals of %v count as lifted", have)
 	}
-	// The owner is written down, or the node says how far a wipe is: nothing new about its disks.
+	// The owner is written, or the node publishes how far a wipe is. Neither changes its disks.
 	same := ten(2)
 	same.Owned = []string{same.Disks[0].ID}
 	l.SetCapacity(nodeName, same)
@@ -370,7 +370,7 @@ func TestRefusals(t *testing.T) {
 	if have := l.Refusals("a", now); have != nil {
 		t.Errorf("refusals after the node published something new: %v", have)
 	}
-	// Another node owns the disk, and then this one does.
+	// First another node owns the disk, and then this one does.
 	withoutSpace := func(revision uint64, owned ...string) *Capacity {
 		c := ten(revision)
 		c.Disks[0].Free, c.Owned = c.Disks[0].Free[:0], owned
@@ -404,8 +404,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestConcurrency is for the race detector, and holds that no reader ever sees more free
-// space than there can be.
+// TestConcurrency is for the race detector. It also asserts that no reader sees more free space than there can be.
 func TestConcurrency(t *testing.T) {
 	l := New()
 	l.SetCapacity(nodeName, ten(1))
@@ -479,7 +478,7 @@ func BenchmarkSnapshot(b *testing.B) {
 	}
 }
 
-// large is a node with 12 disks and so many published volumes.
+// large is a capacity of 12 disks with so many published volumes.
 func large(revision uint64, volumes int) *Capacity {
 	c := &Capacity{Revision: revision}
 	for i := range 12 {
@@ -495,7 +494,7 @@ func large(revision uint64, volumes int) *Capacity {
 	return c
 }
 
-// TestNodesThatAreGone: a cluster whose nodes come and go must not fill the memory.
+// TestNodesThatAreGone asserts that the ledger does not grow with nodes that come and go.
 func TestNodesThatAreGone(t *testing.T) {
 	l := New()
 	for i := range 1000 {
@@ -525,7 +524,7 @@ func TestNodesThatAreGone(t *testing.T) {
 	if left+len(l.holders)+len(l.doubts)+len(l.refusals) > 0 {
 		t.Errorf("left are %d nodes, %d pods, %d doubts, %d refusals", left, len(l.holders), len(l.doubts), len(l.refusals))
 	}
-	// A late event does not bring one back, a new node of the same name does.
+	// A late event does not bring a node back, and a new node of the same name does.
 	if l.SetCapacity("node-7", ten(71)) || l.Snapshot("node-7").Published {
 		t.Error("an old capacity was taken for news")
 	}
@@ -534,7 +533,7 @@ func TestNodesThatAreGone(t *testing.T) {
 	}
 }
 
-// TestAgent: the registration of an agent is apart from what its node publishes, and a node with
+// TestAgent asserts that the registration of an agent does not depend on what its node publishes, and that a node with
 // neither is forgotten.
 func TestAgent(t *testing.T) {
 	l := New()
@@ -580,7 +579,7 @@ func TestAgent(t *testing.T) {
 	l.wantFree(t, "made again", 10)
 }
 
-// TestCheck: it says what a plan says, and so does Fits.
+// TestCheck asserts that Check, of a snapshot and of a search, gives the same error as a plan.
 func TestCheck(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 4))
 	glances, fitting := 0, 0
@@ -640,7 +639,7 @@ func TestWiping(t *testing.T) {
 	}
 }
 
-// TestFitKeepsOneAnswer: the kept answer is of these requests and of this snapshot.
+// TestFitKeepsOneAnswer asserts that the kept error is used only for the same requests and the same snapshot.
 func TestFitKeepsOneAnswer(t *testing.T) {
 	l := New()
 	l.SetCapacity("n", &Capacity{Revision: 1, Disks: []Disk{{
@@ -686,8 +685,8 @@ func wants(partitions []string, requests []placement.Request) []Want {
 	return out
 }
 
-// TestListsCount asserts that a list is what there is, also with lower revisions than what was known, and that later
-// events are folded in then.
+// TestListsCount asserts that a list is believed, also with lower revisions than before, and that later events are
+// folded in then.
 func TestListsCount(t *testing.T) {
 	tests := map[string]struct {
 		do   func(l *Ledger)
@@ -755,8 +754,8 @@ func TestListsCount(t *testing.T) {
 	}
 }
 
-// TestSearchSharesAnswers asserts that a node with the same free lengths as another gets its answer without a plan, and
-// no other does: its answer is that of the node itself.
+// TestSearchSharesAnswers asserts that nodes with the same free lengths share a result without another plan, and that
+// other nodes do not. The result is that of the node itself.
 func TestSearchSharesAnswers(t *testing.T) {
 	rng := rand.New(rand.NewPCG(21, 22))
 	shared := 0

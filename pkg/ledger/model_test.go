@@ -11,16 +11,15 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// world is the dumb second implementation: a cluster of one node with one disk, where
-// every MiB has its owner written on it. Its API objects change one after the other; the
-// ledger gets the changes late, out of order between pods and capacities, and more
-// than once.
+// world is a second, simple implementation: a cluster of one node with one disk, where the owner of every MiB is noted.
+// Its API objects change one after the other. The ledger gets the changes late, out of order between pods and
+// capacities, and more than once.
 type world struct {
 	rng  *rand.Rand
 	size int // MiB
 
-	// disk is the truth on the node: the pod whose volume a MiB belongs to, or 0; for the
-	// volumes of claims less than 0.
+	// disk is the state on the node: the pod whose volume a MiB belongs to, a number below 0 for the volume of a claim,
+	// or 0.
 	disk []int
 	// wiping are the volumes of claims that are being wiped, as they are on disk.
 	wiping map[int]bool
@@ -31,11 +30,11 @@ type world struct {
 	next int
 	// volumes in the API: PersistentVolumes.
 	volumes []*volume
-	// nominations has pods placed beside nominated ones, and no claims.
+	// nominations is true when pods are placed beside nominated ones. There are no claims then.
 	nominations bool
 
 	ledger *Ledger
-	// pending are the events that the ledger has not seen yet.
+	// pending are the events that were not delivered to the ledger yet.
 	pending []func()
 }
 
@@ -87,11 +86,11 @@ func (w *world) publish() {
 	w.tell(func() { w.ledger.SetCapacity(nodeName, c) })
 }
 
-// tell queues an event; deliver hands them over in some order.
+// tell queues an event. deliverOne and settle deliver the events in random order.
 func (w *world) tell(event func()) { w.pending = append(w.pending, event) }
 
-// tellPod queues an event about a pod that says, like the feed, what is true when it is
-// handled, not when it was sent.
+// tellPod queues an event about a pod. As in the plugin, what is folded in is the state when it is delivered, not when
+// it was sent.
 func (w *world) tellPod(id int) {
 	w.tell(func() {
 		p := w.pods[id]
@@ -116,7 +115,7 @@ func (w *world) deliverOne() {
 	}
 }
 
-// step lets one thing happen in the cluster.
+// step makes one change in the cluster, or delivers one event.
 func (w *world) step(t *testing.T) {
 	what := w.rng.IntN(10)
 	if w.nominations && what >= 3 && what <= 5 {
@@ -174,7 +173,7 @@ func (w *world) schedule(t *testing.T) {
 	}
 }
 
-// nominate makes up pods that wait for the end of some of those on the node.
+// nominate invents nominated pods that wait for the end of some of the pods on the node.
 func (w *world) nominate() Kept {
 	kept := Kept{Ending: map[string]struct{}{}}
 	for range 1 + w.rng.IntN(2) {
@@ -188,7 +187,7 @@ func (w *world) nominate() Kept {
 	return kept
 }
 
-// later is the node when all that is ending there has ended.
+// later is the node after the end of all pods that are ending there.
 func (w *world) later(kept Kept) *placement.Node {
 	s := w.ledger.Snapshot(nodeName)
 	ended := maps.Clone(kept.Ending)
@@ -199,7 +198,7 @@ func (w *world) later(kept Kept) *placement.Node {
 	return s.Without(ended)
 }
 
-// served reports whether each of the nominated pods gets a place, in their order: at once, or when all has ended.
+// served reports whether each of the nominated pods gets a place, in their order: now, or later.
 func (w *world) served(kept Kept) bool {
 	now, later := w.ledger.Snapshot(nodeName).Node, w.later(kept)
 	for _, requests := range kept.Nominated {
@@ -215,7 +214,7 @@ func (w *world) served(kept Kept) bool {
 	return true
 }
 
-// fitTogether reports why the nominated pods have no place when all has ended.
+// fitTogether returns why the nominated pods have no place when all of those pods have ended.
 func (w *world) fitTogether(kept Kept) error {
 	all := slices.Concat(kept.Nominated...)
 	if len(all) == 0 {
@@ -225,8 +224,7 @@ func (w *world) fitTogether(kept Kept) error {
 	return err
 }
 
-// checkSold is the invariant: what one scheduler sells was not sold to a bound pod or a
-// volume. This is what "errs only towards less free space" is worth.
+// checkSold asserts the invariant: what is reserved belongs to no bound pod and no volume.
 func (w *world) checkSold(t *testing.T, e extent.Extent, whom string) (start int) {
 	start, end := int(e.Start>>20)-1, int(e.End>>20)-1
 	for _, p := range w.pods {
@@ -261,8 +259,7 @@ func (w *world) some(ok func(*bound) bool) *bound {
 	return w.pods[ids[w.rng.IntN(len(ids))]]
 }
 
-// realize writes a bound pod's volume on the disk. If its place is still taken by a
-// volume that is being wiped, the node waits.
+// realize writes a bound pod's volume on the disk. If a volume that is being wiped has its place, the node waits.
 func (w *world) realize() {
 	p := w.some(func(p *bound) bool { return !p.realized && !p.deleted })
 	if p == nil {
@@ -280,7 +277,7 @@ func (w *world) realize() {
 	w.publish()
 }
 
-// remove ends a pod: the volume is wiped before the pod object goes, or after.
+// remove ends a pod: the volume is wiped before the pod object is deleted, or after.
 func (w *world) remove() {
 	if p := w.some(func(p *bound) bool { return p.deleted && p.realized && !p.wiped }); p != nil && w.rng.IntN(2) == 0 {
 		w.wipe(p)
@@ -305,14 +302,14 @@ func (w *world) wipe(p *bound) {
 	w.publish()
 }
 
-// settle delivers everything and lets every node and pod come to rest.
+// settle delivers all events, and finishes what nodes and pods have begun.
 func (w *world) settle() {
 	for len(w.pending) > 0 {
 		w.deliverOne()
 	}
 }
 
-// free is what is truly free: of no volume on the disk, and promised to no pod.
+// free is what no volume on the disk has, and no pod has reserved.
 func (w *world) free() extent.Set {
 	taken := make([]bool, w.size)
 	for at, owner := range w.disk {
@@ -340,8 +337,8 @@ func (w *world) free() extent.Set {
 	return extent.NewSet(free...)
 }
 
-// TestModel lets a cluster change, and the ledger gets the events in random order. It asserts
-// that the ledger never gives away what is taken, and after all events knows exactly what is free.
+// TestModel changes a cluster at random and delivers the events in random order. It asserts that the ledger never gives
+// away what is taken, and that it knows exactly what is free when all events are delivered.
 func TestModel(t *testing.T) {
 	seeds := uint64(3000)
 	if testing.Short() {
@@ -362,7 +359,7 @@ func TestModel(t *testing.T) {
 		if have, want := w.ledger.Snapshot(nodeName).Node.Disks[0].Free, w.free(); !have.Equal(want) {
 			t.Fatalf("seed %d: after all events, free is %v, want %v", seed, have, want)
 		}
-		// A restart: a new ledger from what the API has now, and nothing else.
+		// A restart: a new ledger gets the present objects of the API, and nothing else.
 		restarted := New()
 		for id, p := range w.pods {
 			if !p.deleted {
@@ -381,8 +378,8 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// TestModelOfNominations asserts the same of pods that are placed beside nominated ones, and that these do not lose
-// their place by it.
+// TestModelOfNominations asserts the same for pods that are placed beside nominated ones. It also asserts that the
+// nominated pods keep their places.
 func TestModelOfNominations(t *testing.T) {
 	for seed := range uint64(1000) {
 		w := newWorld(seed)

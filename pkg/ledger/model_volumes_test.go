@@ -50,7 +50,7 @@ func (w *world) onDisk(id int) (start, length int) {
 	return start, length
 }
 
-// claim places a claim's volume, of a new claim or of one whose volume went.
+// claim places the volume of a new claim, or of one whose volume was deleted.
 func (w *world) claim(t *testing.T) {
 	id := -1 - w.rng.IntN(8)
 	if _, length := w.onDisk(id); w.alive(id) != nil || length > 0 && !w.wiping[id] {
@@ -96,7 +96,7 @@ func (w *world) claim(t *testing.T) {
 		w.ledger.Doubt(holder)
 		w.tellVolume(v)
 		w.tell(func() {
-			// A caller that settles it has read the volume.
+			// A caller that settles the doubt has read the volume.
 			if !v.gone {
 				w.ledger.AddVolume(v.uid, "name", nodeName, v.record())
 			}
@@ -105,7 +105,7 @@ func (w *world) claim(t *testing.T) {
 	}
 }
 
-// live lets something happen to a volume.
+// live makes a random change of a random volume.
 func (w *world) live(t *testing.T) {
 	if len(w.volumes) == 0 {
 		return
@@ -122,7 +122,7 @@ func (w *world) live(t *testing.T) {
 	}
 }
 
-// realizeVolume makes the volume on the disk, or makes it as large as is recorded.
+// realizeVolume makes the volume on the disk, or grows it to its recorded length.
 func (w *world) realizeVolume(v *volume, start, length int) {
 	if v.gone || w.wiping[v.id] || length >= v.end-v.start {
 		return
@@ -141,7 +141,7 @@ func (w *world) realizeVolume(v *volume, start, length int) {
 	w.publish()
 }
 
-// grow asks for more, and records it if it is granted; or fails to.
+// grow requests a larger size. If it is granted, it raises the record or fails to.
 func (w *world) grow(t *testing.T, v *volume) {
 	if v.gone {
 		return

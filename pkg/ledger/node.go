@@ -11,30 +11,30 @@ import (
 
 type node struct {
 	name string
-	// order is the node's place among its equals.
+	// order is the node's rank among equally good nodes.
 	order    uint64
 	snapshot atomic.Pointer[Snapshot]
 
 	// Below, guarded by the ledger's mutex.
 
 	published *published
-	// registered is true while an agent is.
+	// registered is true while an agent is registered with the kubelet.
 	registered bool
 	// absent is true while there is no Node of that name.
 	absent bool
 	// owned is Owned of the capacity, sorted.
 	owned []string
-	// withheld are disks that the node publishes and another one owns. It is replaced, not changed.
+	// withheld are disks that the node publishes and another node owns. The map is replaced, never changed.
 	withheld map[string]struct{}
 	revision uint64
-	// news is the revision of the last capacity that says something else than the one before.
+	// news is the revision of the last capacity that changed something about the node's disks.
 	news    uint64
 	holders map[string]*holder
 	// doubts are records of tries whose outcome is not known, by pod.
 	doubts map[string][]Record
 }
 
-// holder is a pod, a PersistentVolume, or another owner of records.
+// holder is a pod, a PersistentVolume, or another key that has records.
 type holder struct {
 	key     string
 	node    string
@@ -42,17 +42,17 @@ type holder struct {
 	records []Record
 }
 
-// source says who vouches for a holder's records, in growing order of trust.
+// source is where a holder's records come from. The higher one replaces the lower one.
 type source int
 
 const (
-	// assumed by Reserve: ours alone, and ours to forget.
+	// assumed by Reserve, and forgotten by Forget.
 	assumed source = iota
-	// observed in the API: only the API can take it back.
+	// observed in the API. Only an event of the API takes it back.
 	observed
 )
 
-// node returns the node's entry, made if need be. The lock is held.
+// node returns the node's entry, a new one if there is none. The lock is held.
 func (l *Ledger) node(name string) *node {
 	if n, ok := l.nodes.Load(name); ok {
 		return n.(*node)
@@ -63,7 +63,7 @@ func (l *Ledger) node(name string) *node {
 	return n
 }
 
-// revision is up to where the node's capacity is known. The lock is held.
+// revision is the revision up to which the node's capacity is known. The lock is held.
 func (l *Ledger) revision(name string) uint64 {
 	if n, ok := l.nodes.Load(name); ok {
 		return n.(*node).revision
@@ -71,8 +71,8 @@ func (l *Ledger) revision(name string) uint64 {
 	return l.forgotten
 }
 
-// news is the revision at which the node last said something new about its disks: all else of
-// its NodeDiskCapacity may have changed since. The lock is held.
+// news is the revision at which the node's disks last changed. Other fields of its NodeDiskCapacity may have changed
+// since. The lock is held.
 func (l *Ledger) news(name string) uint64 {
 	if n, ok := l.nodes.Load(name); ok {
 		return n.(*node).news
@@ -80,12 +80,12 @@ func (l *Ledger) news(name string) uint64 {
 	return l.forgotten
 }
 
-// idle reports whether there is nothing to know about the node.
+// idle reports whether nothing is known about the node.
 func (n *node) idle() bool {
 	return n.published == nil && !n.registered && len(n.holders) == 0 && len(n.doubts) == 0
 }
 
-// tidy forgets a node about which there is nothing to know. The lock is held.
+// tidy forgets the node if nothing is known about it. The lock is held.
 func (l *Ledger) tidy(name string, n *node) {
 	if n.idle() {
 		l.forgotten = max(l.forgotten, n.revision)
@@ -93,19 +93,20 @@ func (l *Ledger) tidy(name string, n *node) {
 	}
 }
 
-// put replaces what is known of a holder. The lock is held.
+// put replaces the records of a holder. The lock is held.
 func (l *Ledger) put(h *holder) {
 	n := l.node(h.node)
 	earlier := l.holders[h.key]
 	there := n.holders[h.key]
-	// Take before giving back: a reader between the two sees less space, not more.
+	// The new records count before the earlier ones are removed: a reader between the two sees less free space, not
+	// more.
 	n.holders[h.key] = h
 	for _, r := range h.records {
 		l.places[r.Partition] = append(l.places[r.Partition], h)
 	}
 	switch {
 	case there != nil && slices.Equal(there.records, h.records):
-		// The space was taken already, now by a holder of more or less trust.
+		// The space is taken already, by the same records from another source.
 	case there == nil && n.published != nil:
 		l.store(n, n.snapshot.Load().with(h.records))
 	default:
@@ -119,7 +120,7 @@ func (l *Ledger) put(h *holder) {
 	l.holders[h.key] = h
 }
 
-// drop removes what is known of a holder. The lock is held.
+// drop removes a holder and its records. The lock is held.
 func (l *Ledger) drop(key string) {
 	h := l.holders[key]
 	if h == nil {
@@ -133,7 +134,7 @@ func (l *Ledger) drop(key string) {
 	l.tidy(h.node, n)
 }
 
-// settle drops what is in doubt about a pod, because it is now known. The lock is held.
+// settle drops what is in doubt about a pod, because its outcome is known. The lock is held.
 func (l *Ledger) settle(uid string) []string {
 	nodes := slices.Collect(maps.Keys(l.doubts[uid]))
 	delete(l.doubts, uid)
@@ -146,11 +147,10 @@ func (l *Ledger) settle(uid string) []string {
 	return nodes
 }
 
-// refresh makes a new snapshot of the node from its capacity and its records. The lock is
-// held.
+// refresh makes a new snapshot of the node from its capacity and its records. The lock is held.
 func (l *Ledger) refresh(n *node) { l.store(n, n.compute()) }
 
-// store is the only place where a snapshot changes. The lock is held.
+// store is the only function that replaces a snapshot. The lock is held.
 func (l *Ledger) store(n *node, s *Snapshot) {
 	s.Registered, s.stocks = n.registered, stocksOf(s.Node)
 	var before []stock
@@ -167,7 +167,7 @@ func (n *node) compute() *Snapshot {
 	return n.with(n.pending(n.published))
 }
 
-// with is the snapshot of the node that publishes something and has these records pending.
+// with is the snapshot of the node with these pending records.
 func (n *node) with(pending []Record) *Snapshot {
 	return &Snapshot{
 		Node: n.published.node(pending, nil, n.withheld), Revision: n.revision, Published: true, Absent: n.absent, Problem: n.published.problem,
@@ -175,7 +175,7 @@ func (n *node) with(pending []Record) *Snapshot {
 	}
 }
 
-// pending are the node's records, as far as the capacity does not show them, sorted by disk.
+// pending returns the node's records as far as the capacity does not show them, sorted by disk.
 func (n *node) pending(p *published) []Record {
 	var pending []Record
 	add := func(records []Record) {
@@ -195,8 +195,8 @@ func (n *node) pending(p *published) []Record {
 	return pending
 }
 
-// pendingAfter is pending for what the node publishes next, in which these partitions are
-// not as they were: for all others it is what it was. The lock is held.
+// pendingAfter is pending for the node's next capacity, in which these partitions differ from the last one. For all
+// other partitions the result is the same as before. The lock is held.
 func (l *Ledger) pendingAfter(n *node, next *published, changed []string) []Record {
 	if n.published == nil || n.published.problem != "" || next.problem != "" {
 		return n.pending(next)
@@ -216,7 +216,7 @@ func (l *Ledger) pendingAfter(n *node, next *published, changed []string) []Reco
 			}
 		}
 		for i, h := range l.places[partition] {
-			// A holder is there once for each of its records.
+			// A holder occurs once for each of its records.
 			if h.node == n.name && !slices.Contains(l.places[partition][:i], h) {
 				add(h.records)
 			}

@@ -10,13 +10,13 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// offer is a piece and the node that has it.
+// offer is an entry of the index: a piece, and the node that has it.
 type offer struct {
 	size, reach int64
 	node        *node
 }
 
-// compareOffers orders by size, and equals by the order of their nodes.
+// compareOffers orders by size, and equal sizes by the order of their nodes.
 func compareOffers(a, b offer) int {
 	if a.size != b.size {
 		return cmp.Compare(a.size, b.size)
@@ -27,8 +27,7 @@ func compareOffers(a, b offer) int {
 // maxRun is how many offers one change moves at most.
 const maxRun = 256
 
-// offers is a sorted set, cut into runs that are not empty, so that a change moves no more
-// than a run of it.
+// offers is a sorted set, cut into runs that are not empty. So a change moves no more than one run.
 type offers struct {
 	runs []run
 }
@@ -36,11 +35,11 @@ type offers struct {
 // run is a part of the set.
 type run struct {
 	offers []offer
-	// reach is the largest of them.
+	// reach is the largest of its offers'.
 	reach int64
 }
 
-// runOf is the run where o is or belongs.
+// runOf returns the run that has o, or to which it belongs.
 func (s *offers) runOf(o offer) int {
 	behind := sort.Search(len(s.runs), func(i int) bool { return compareOffers(s.runs[i].offers[0], o) > 0 })
 	return max(0, behind-1)
@@ -99,8 +98,8 @@ func (s *offers) remove(o offer) {
 	}
 }
 
-// best yields the offers that have room for the request, the best first, beginning after one if that is given, and
-// whether the node is found there first.
+// best yields the offers that have room for the request, the best first, after the given one if there is one. The bool
+// reports whether the offer is the first of its node.
 func (c *catalog) best(r *placement.Request, after *offer) iter.Seq2[offer, bool] {
 	of, from := extents, offer{size: r.Size}
 	if r.Policy == placement.Spread {
@@ -119,15 +118,15 @@ func (c *catalog) best(r *placement.Request, after *offer) iter.Seq2[offer, bool
 	}
 }
 
-// from yields the offers of at least this reach, in their order: those of at least the size, or those after the offer
-// if it has a node.
+// from yields the offers of at least this reach, in order. If the given offer has a node, it begins after that offer,
+// else at its size.
 func (s *offers) from(from offer, reach int64) iter.Seq[offer] {
 	before := func(o offer) bool { return o.size < from.size }
 	if from.node != nil {
 		before = func(o offer) bool { return compareOffers(o, from) <= 0 }
 	}
 	return func(yield func(offer) bool) {
-		// The run before the first that begins behind it can end with some that are.
+		// The run before the first that begins behind the offer can end with some that qualify.
 		first := sort.Search(len(s.runs), func(i int) bool { return !before(s.runs[i].offers[0]) })
 		for _, r := range s.runs[max(0, first-1):] {
 			if r.reach < reach {

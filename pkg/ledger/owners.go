@@ -10,17 +10,17 @@ import (
 //	the present node with it in Owned, of several the first by name;
 //	without one, the present node that published it first.
 //
-// Owned is written by operators' side only, never by a node. So a node that publishes a disk of
-// another node takes nothing from it, as soon as that is written. A node without a Node is not
-// present: what it had may lie in its successor.
+// Owned is written by operators and by the leader, never by a node. So a node that publishes a disk of another node
+// takes nothing from it, once Owned is written. A node without a Node object is not present: its disks may be in the
+// machine that replaces it.
 //
 // On all other nodes, and on one that is not present, the disk is withheld: nothing is free on it.
 
-// owners has, by the id of a disk, the nodes that may be its owner.
+// owners has the nodes that may own a disk, by its id.
 type owners struct {
-	// publishers publish the disk, in the order in which they began.
+	// publishers publish the disk, in the order in which they began to.
 	publishers map[string][]*node
-	// written have it in Owned, in no order.
+	// written are the nodes that have the disk in Owned, in no order.
 	written map[string][]*node
 }
 
@@ -28,7 +28,7 @@ func newOwners() owners {
 	return owners{publishers: map[string][]*node{}, written: map[string][]*node{}}
 }
 
-// of is the owner of the disk, nil if no node is.
+// of returns the owner of the disk, nil if there is none.
 func (o *owners) of(disk string) *node {
 	var owner *node
 	for _, n := range o.written[disk] {
@@ -47,8 +47,8 @@ func (o *owners) of(disk string) *node {
 	return nil
 }
 
-// replace notes that the node now publishes or owns other disks than before. It returns the disks
-// for which that makes a difference. Both are sorted.
+// replace records that the node now publishes or owns other disks than before, and returns the disks that differ. Both
+// slices are sorted.
 func replace(index map[string][]*node, n *node, before, after []string) (changed []string) {
 	if slices.Equal(before, after) {
 		return nil
@@ -73,7 +73,7 @@ func replace(index map[string][]*node, n *node, before, after []string) (changed
 	return changed
 }
 
-// ids are the ids of the disks, sorted, each once.
+// ids returns the ids of the disks, sorted, each once.
 func (p *published) ids() []string {
 	if p == nil {
 		return nil
@@ -81,9 +81,9 @@ func (p *published) ids() []string {
 	return p.diskIDs
 }
 
-// own notes what the node owns now, and brings all nodes in line with that and with what it
-// publishes, which were before what is given. It returns the nodes other than this one whose
-// disks came into service. The lock is held; the caller makes the node's own snapshot.
+// own records what the node owns and publishes now, and updates all nodes that this affects. before is what the node
+// published until now. It returns the other nodes whose disks came into service. The lock is held; the caller makes the
+// node's own snapshot.
 func (l *Ledger) own(n *node, before *published, owned []string) (served []string) {
 	changed := replace(l.owners.publishers, n, before.ids(), n.published.ids())
 	changed = append(changed, replace(l.owners.written, n, n.owned, owned)...)
@@ -91,9 +91,8 @@ func (l *Ledger) own(n *node, before *published, owned []string) (served []strin
 	return l.withhold(n, changed)
 }
 
-// withhold brings all nodes in line after the owners of these disks may have changed. It returns
-// the nodes other than n whose disks came into service. The lock is held; the caller makes n's
-// snapshot.
+// withhold updates all nodes after the owners of these disks may have changed. It returns the nodes other than n whose
+// disks came into service. The lock is held; the caller makes n's snapshot.
 func (l *Ledger) withhold(n *node, disks []string) (served []string) {
 	var more, less []*node
 	for _, disk := range disks {
@@ -114,7 +113,7 @@ func (l *Ledger) withhold(n *node, disks []string) (served []string) {
 			}
 		}
 	}
-	// First where there is less: a reader between the two sees no space twice.
+	// Nodes that lose a disk come first: a reader between the two sees no space twice.
 	for _, p := range more {
 		l.refresh(p)
 	}
@@ -130,7 +129,7 @@ func (l *Ledger) withhold(n *node, disks []string) (served []string) {
 	return served
 }
 
-// setWithheld reports whether that is news. Snapshots have the map, so it is replaced.
+// setWithheld reports whether that changed. Snapshots share the map, so it is replaced.
 func (n *node) setWithheld(disk string, withheld bool) bool {
 	if _, is := n.withheld[disk]; is == withheld {
 		return false
@@ -150,21 +149,20 @@ func (n *node) setWithheld(disk string, withheld bool) bool {
 	return true
 }
 
-// serves reports whether the disk is in service on the node, as far as its owner goes.
+// serves reports whether the node owns the disk and is present.
 func (n *node) serves(disk string) bool {
 	_, withheld := n.withheld[disk]
 	return !n.absent && !withheld
 }
 
-// SetNode folds in whether the Node exists; until then a node is taken to exist. One that
-// does not, offers nothing. It reports whether that was news, and the other nodes whose disks
-// came into service.
+// SetNode folds in whether the Node exists. Until the first call a node is taken to exist. Nothing is free on one that
+// does not. It reports whether that changed, and the other nodes whose disks came into service.
 func (l *Ledger) SetNode(name string, exists bool) (news bool, served []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	known, ok := l.nodes.Load(name)
 	if !ok {
-		// The caller says it again when the node publishes.
+		// The caller calls it again when the node publishes.
 		return false, nil
 	}
 	n := known.(*node)
@@ -177,9 +175,9 @@ func (l *Ledger) SetNode(name string, exists bool) (news bool, served []string) 
 	return true, served
 }
 
-// Ownership is who owns the disks of a node.
+// Ownership says which disks of a node it owns, and which other nodes publish them.
 type Ownership struct {
-	// Owned is what the node's Owned should be, sorted. Written is what it is.
+	// Owned is what spec.ownedDisks of the node should be, sorted. Written is what it is.
 	Owned, Written []string
 	// Shared are the node's disks that other nodes publish, too, sorted.
 	Shared []SharedDisk
@@ -188,14 +186,14 @@ type Ownership struct {
 // SharedDisk is a disk that several nodes publish.
 type SharedDisk struct {
 	ID string
-	// Owner is the node where it serves.
+	// Owner is the node on which the disk serves.
 	Owner string
-	// Others publish it as well as the node that was asked about, sorted.
+	// Others are the other nodes that publish the disk, sorted.
 	Others []string
 }
 
-// Ownership returns who owns the node's disks. The node owns what is written, as long as it
-// publishes that, and what it owns without that being written for any node.
+// Ownership returns which disks the node owns: those in Owned that it publishes, and those that are in no node's Owned
+// and that it published first.
 func (l *Ledger) Ownership(nodeName string) Ownership {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -11,8 +11,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// shares is a capacity with the named disks, each with 10 GiB free, and what is written down as
-// the node's own.
+// shares is a capacity with the named disks, each with 10 GiB free, and the disks in Owned.
 func shares(revision int, disks, owned string) *Capacity {
 	c := &Capacity{Revision: uint64(revision), Owned: strings.Fields(owned)}
 	for _, id := range strings.Fields(disks) {
@@ -30,7 +29,7 @@ func serving(l *Ledger, nodeName string) string {
 	return strings.Join(ids, " ")
 }
 
-// TestOwners asserts where a disk serves that several nodes publish.
+// TestOwners asserts on which node a disk serves that several nodes publish.
 func TestOwners(t *testing.T) {
 	for name, test := range map[string]struct {
 		steps []func(*Ledger)
@@ -105,8 +104,8 @@ func TestOwners(t *testing.T) {
 	}
 }
 
-// TestOwnersInAnyOrder asserts that once it is written who owns a disk, every order of the same
-// facts gives the same, and that no lie of the other node stops the owner's disk meanwhile.
+// TestOwnersInAnyOrder asserts that once Owned is written, every order of the same facts gives the same result. It also
+// asserts that what the other node publishes never takes the disk from its owner.
 func TestOwnersInAnyOrder(t *testing.T) {
 	facts := []func(*Ledger){
 		func(l *Ledger) { l.SetCapacity("a", shares(2, "d1 d2", "d1 d2")) },
@@ -148,8 +147,8 @@ func TestOwnersInAnyOrder(t *testing.T) {
 	}
 }
 
-// TestOwnersModel changes what nodes publish, own and are at random, and compares with the rule
-// as it is written in owners.go, computed from a list of who came first.
+// TestOwnersModel changes at random what nodes publish and own, and which Nodes exist. It compares the ledger with the
+// rule in owners.go, computed from a list of nodes in the order in which they published.
 func TestOwnersModel(t *testing.T) {
 	disks := []string{"d1", "d2", "d3"}
 	nodes := []string{"a", "b", "c", "d"}
@@ -237,8 +236,8 @@ func ownerOf(disk string, now map[string]*Capacity, absent map[string]bool, firs
 	return ""
 }
 
-// TestOwnership asserts what is to be written down: first come, never twice, and no more what a
-// node does not publish.
+// TestOwnership asserts what Owned should be: the disks that the node published first, none of another node, and none
+// that the node does not publish.
 func TestOwnership(t *testing.T) {
 	l := New()
 	want := func(node, owned, shared string) {
@@ -272,8 +271,8 @@ func TestOwnership(t *testing.T) {
 	want("b", "d1 d3", "")
 }
 
-// TestSharedDiskIsNotPlanned asserts that neither pods, nor growth, nor the search for the best
-// node use a disk on a node that does not own it, and that its volumes are found on the owner.
+// TestSharedDiskIsNotPlanned asserts that a disk is not used on a node that does not own it: not by pods, by growth, or
+// by the search for the best node. It asserts that the disk's volumes are found on the owner.
 func TestSharedDiskIsNotPlanned(t *testing.T) {
 	l := New()
 	with := func(revision int, owned string) *Capacity {
@@ -309,8 +308,8 @@ func TestSharedDiskIsNotPlanned(t *testing.T) {
 	}
 }
 
-// TestAbsentNode asserts that a node without a Node offers nothing, and has it all again when
-// there is one.
+// TestAbsentNode asserts that nothing is free on a node without a Node, and that its space is free again when there is
+// one.
 func TestAbsentNode(t *testing.T) {
 	l := New()
 	if news, _ := l.SetNode("a", false); news {

@@ -10,11 +10,10 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// published is a Capacity made ready for subtraction. It never changes.
+// published is a Capacity prepared for subtraction. It never changes.
 type published struct {
-	// disks are all of the node's, sorted by id, whether or not they take volumes: their
-	// volumes are known also when problem is set, because to believe less of an invalid
-	// capacity could only free space.
+	// disks are all of the node's, sorted by id, also those that take no volumes. They are kept when problem is set,
+	// too: dropping the volumes of an invalid capacity could only free space.
 	disks []*publishedDisk
 	// wiping are the partitions that become free by themselves.
 	wiping map[string]struct{}
@@ -24,8 +23,8 @@ type published struct {
 	problem string
 }
 
-// publishedDisk is a disk made ready. It never changes, so a publication shares with the one
-// before it all disks that are the same in both: most news are about one disk.
+// publishedDisk is a disk prepared for subtraction. It never changes. So a publication shares with the one before it
+// all disks that are the same in both: most publications change one disk.
 type publishedDisk struct {
 	Disk
 	// volumes are the indices of Allocations, by partition.
@@ -33,13 +32,13 @@ type publishedDisk struct {
 	free    extent.Set
 	// wiping are the partitions that become free by themselves.
 	wiping []string
-	// usable is what volumes could have if there were none, in bytes.
+	// usable is how many bytes volumes could have if the disk had none.
 	usable int64
 	// problem says what is wrong with the disk alone.
 	problem string
 }
 
-// publish makes a capacity ready. before is what the node published until now, or nil.
+// publish prepares a capacity. before is what the node published until now, or nil.
 func publish(c *Capacity, before *published) *published {
 	p := &published{disks: make([]*publishedDisk, len(c.Disks))}
 	for i := range c.Disks {
@@ -56,13 +55,13 @@ func publish(c *Capacity, before *published) *published {
 	}
 	slices.SortStableFunc(p.disks, func(a, b *publishedDisk) int { return strings.Compare(a.ID, b.ID) })
 	p.diskIDs = p.idsLike(before)
-	// A capacity that contradicts itself says nothing about what is free, so the
-	// node offers nothing until it is put right. Its volumes stay where they are.
+	// A capacity that contradicts itself does not say what is free. So nothing is free on the node until it publishes
+	// another one. Its volumes stay recorded.
 	p.problem = p.contradiction(before)
 	return p
 }
 
-// idsLike shares the ids with the publication before, which mostly has the same disks.
+// idsLike shares the slice of ids with the publication before, which usually has the same disks.
 func (p *published) idsLike(before *published) []string {
 	if before != nil && slices.EqualFunc(p.disks, before.diskIDs, func(d *publishedDisk, id string) bool { return d.ID == id }) {
 		return before.diskIDs
@@ -77,7 +76,7 @@ func (p *published) idsLike(before *published) []string {
 	return slices.Compact(ids)
 }
 
-// like reports whether a publication that was made ready after this one says the same.
+// like reports whether a publication that was prepared after this one has the same disks.
 func (p *published) like(next *published) bool { return p != nil && slices.Equal(p.disks, next.disks) }
 
 func newPublishedDisk(from *Disk) *publishedDisk {
@@ -85,7 +84,7 @@ func newPublishedDisk(from *Disk) *publishedDisk {
 	if err := d.validate(); err != nil {
 		d.problem = err.Error()
 	}
-	// One string for all disks of a class: who looks at thousands of nodes reads it each time.
+	// All disks of a class share one string: searches read it on thousands of nodes.
 	d.Class = unique.Make(from.Class).Value()
 	d.usable = d.free.Total()
 	for i := range d.Allocations {
@@ -107,8 +106,8 @@ func (d *publishedDisk) same(as *Disk) bool {
 		slices.Equal(d.Free, as.Free) && slices.Equal(d.Allocations, as.Allocations)
 }
 
-// contradiction says what is wrong with the disks and with their being together. What before
-// has, and was found to be in order, is not looked at again.
+// contradiction says what is wrong with the disks, each by itself and together. Disks that before has, too, are not
+// checked again, if before was valid.
 func (p *published) contradiction(before *published) string {
 	for i, d := range p.disks {
 		switch {
@@ -127,7 +126,7 @@ func (p *published) contradiction(before *published) string {
 		was := before.disk(d.ID)
 		for i := range d.Allocations {
 			partition := d.Allocations[i].Partition
-			// Two disks that both had it before would have been a problem then.
+			// If two disks had it before, before was invalid.
 			if was.volume(partition) != nil {
 				continue
 			}
@@ -141,7 +140,7 @@ func (p *published) contradiction(before *published) string {
 	return ""
 }
 
-// disk is the one with the id, or nil.
+// disk returns the disk with the id, or nil.
 func (p *published) disk(id string) *publishedDisk {
 	if p == nil {
 		return nil
@@ -153,7 +152,7 @@ func (p *published) disk(id string) *publishedDisk {
 	return p.disks[i]
 }
 
-// volume is what the disk has of a partition, or nil.
+// volume returns the disk's allocation of a partition, or nil.
 func (d *publishedDisk) volume(partition string) *Allocation {
 	if d == nil {
 		return nil
@@ -165,8 +164,7 @@ func (d *publishedDisk) volume(partition string) *Allocation {
 	return &d.Allocations[i]
 }
 
-// volume finds what is published of a partition; nil if nothing is. It is on the disk that
-// is guessed, mostly.
+// volume returns the allocation of a partition, nil if there is none, and its disk. guess is the disk to look at first.
 func (p *published) volume(partition, guess string) (disk string, v *Allocation) {
 	if p == nil {
 		return "", nil
@@ -182,8 +180,8 @@ func (p *published) volume(partition, guess string) (disk string, v *Allocation)
 	return "", nil
 }
 
-// changes are the partitions that are not published in the same way by both, or not by one of
-// them, sorted. Of disks that they share, nothing is looked at.
+// changes returns the partitions whose allocations differ between the two, or that only one of them has, sorted. Disks
+// that both share are skipped.
 func (p *published) changes(next *published) []string {
 	var changed []string
 	for _, d := range p.notIn(next) {
@@ -211,7 +209,7 @@ func (p *published) changes(next *published) []string {
 	return changed
 }
 
-// notIn are the disks that the other publication has not, or not the same.
+// notIn returns the disks that the other publication has not, or not with the same content.
 func (p *published) notIn(other *published) []*publishedDisk {
 	if p == nil {
 		return nil
@@ -232,10 +230,9 @@ func (p *published) notIn(other *published) []*publishedDisk {
 	return differ
 }
 
-// missing is the part of a record that the capacity does not show; false if there is none.
-// A volume that may grow is shown, and its tail is not. A volume that is being wiped is not
-// the record's any more: if there is a record of it all the same, the volume is made
-// again in the record's place.
+// missing returns the part of a record that the capacity does not show; false if it shows all. Of a volume that may
+// grow the tail is missing. A volume that is being wiped is no longer the record's: if it has a record, the volume is
+// to be made again at the record's place.
 func (p *published) missing(r Record) (Record, bool) {
 	disk, v := p.volume(r.Partition, r.Disk)
 	if v == nil || v.Wiping {
@@ -248,8 +245,8 @@ func (p *published) missing(r Record) (Record, bool) {
 	return r, true
 }
 
-// node subtracts the records from what is published. gone are partitions to treat as
-// if they were no longer there, withheld are disks that others own. Records are sorted by disk.
+// node subtracts the records from what is published. gone are partitions to treat as if they were no longer there, and
+// withheld are disks that other nodes own. Records are sorted by disk.
 func (p *published) node(records []Record, gone, withheld map[string]struct{}) *placement.Node {
 	if p.problem != "" {
 		return &placement.Node{}

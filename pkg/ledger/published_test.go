@@ -10,10 +10,9 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// TestPublicationsShareDisks lets nodes publish at random, mostly with one disk changed,
-// among them what contradicts itself and disks that move from node to node. However much of
-// a publication is taken from the one before it, the ledger must be what it would be
-// without: Validate computes it from scratch.
+// TestPublicationsShareDisks publishes random capacities, mostly with one changed disk. Some contradict themselves, and
+// some disks move from node to node. It asserts that the ledger is the same as without sharing: Validate computes it
+// from the start.
 func TestPublicationsShareDisks(t *testing.T) {
 	const nodes, steps = 3, 4000
 	rng := rand.New(rand.NewPCG(5, 5))
@@ -35,7 +34,7 @@ func TestPublicationsShareDisks(t *testing.T) {
 			if (got.problem == "") != (want.problem == "") {
 				t.Fatalf("step %d: the problem is %q, want %q", step, got.problem, want.problem)
 			}
-			// Which of several contradictions is named first may depend on what came before.
+			// Which of several contradictions is named first may depend on the publication before.
 			got = &published{disks: got.disks, wiping: got.wiping, diskIDs: got.diskIDs, problem: want.problem}
 			if !reflect.DeepEqual(got, want) {
 				t.Fatalf("step %d: got\n%+v, want\n%+v", step, got, want)

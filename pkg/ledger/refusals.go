@@ -2,19 +2,18 @@ package ledger
 
 import "time"
 
-// RefusalLifetime is how long a refusal is remembered if the node publishes nothing
-// new about its disks. It is the time after which the scheduler retries a pod that no event
-// woke, so that a refusal whose cause is gone holds up a pod for one such round at most.
+// RefusalLifetime is how long a refusal is remembered if the node's disks do not change. After this time the scheduler
+// retries a pod that no event woke. So a refusal whose cause is gone delays a pod by one such period at most.
 const RefusalLifetime = 5 * time.Minute
 
 type refusal struct {
 	reason string
-	// news is when the node had last said something new about its disks.
+	// news is the revision at which the node's disks had last changed.
 	news uint64
 	at   time.Time
 }
 
-// Refuse remembers that the pod could not be bound to the node, and why.
+// Refuse remembers that the API server refused to bind the pod to the node, and why.
 func (l *Ledger) Refuse(uid, nodeName, reason string, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -24,8 +23,8 @@ func (l *Ledger) Refuse(uid, nodeName, reason string, now time.Time) {
 	l.refusals[uid][nodeName] = refusal{reason: reason, news: l.news(nodeName), at: now}
 }
 
-// Refusals returns the nodes that refused the pod and have published nothing new
-// about their disks since, with the reason of each; nil when there are none.
+// Refusals returns the nodes that refused the pod and whose disks have not changed since, with the reason of each. It
+// is nil when there are none.
 func (l *Ledger) Refusals(uid string, now time.Time) map[string]string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -46,7 +45,7 @@ func (l *Ledger) Refusals(uid string, now time.Time) map[string]string {
 	return reasons
 }
 
-// Lifted returns the UIDs of the pods that the node refused before what it publishes of its disks now.
+// Lifted returns the UIDs of the pods that the node refused before its disks last changed.
 func (l *Ledger) Lifted(nodeName string) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

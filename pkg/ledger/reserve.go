@@ -8,32 +8,31 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// ErrChanged is returned by Reserve for a node that has changed each time before the plan for it was ready.
+// ErrChanged is returned by Reserve when the node changed during each of its tries to plan on it.
 var ErrChanged = errors.New("the node's disk space changes too often to plan on it")
 
-// ErrBehind is returned by Reserve for a volume that is to be made again while the node still publishes the earlier
-// one of that partition, and the place of that one is another volume's by now.
+// ErrBehind is returned by Reserve for a volume that is to be made again. The node still publishes the earlier volume
+// of that partition, and another volume has its place by now.
 var ErrBehind = errors.New("the node has not published yet that the earlier volume of this claim has ended")
 
 // maxPlans is how many times Reserve plans before it returns ErrChanged.
 const maxPlans = 5
 
-// Reserve plans the volumes on the node once more, and records
-// the result for the holder, with a record for each of them in their order. It may be
-// repeated, for the same node or another: the last call counts, and what the holder itself
-// holds there is no obstacle to it, nor is what any holder has there in doubt for these volumes.
+// Reserve plans the volumes on the node again and records the result for the holder, one record for each volume, in
+// their order. It may be repeated, for the same node or another: the last call counts. What the holder itself has there
+// does not block it, nor what any holder has there in doubt for these volumes.
 //
-// A persistent volume that has a place already keeps it: the holder shares in it, so that
-// it stays held when the other gives it up, and asks for nothing. With its place on another node
-// the error is *Elsewhere. Other errors are placement's when the volumes do not fit (any
-// more), ErrBound, ErrNotPublished, ErrBehind and ErrChanged.
+// A persistent volume that has a place already keeps it. The holder shares that place, so it stays held when the other
+// holder gives it up. If the place is on another node, the error is *Elsewhere. Other errors are placement's when the
+// volumes do not fit, ErrBound, ErrNotPublished, ErrBehind and ErrChanged.
 func (l *Ledger) Reserve(key, nodeName string, wants []Want) ([]Record, error) {
 	return l.ReserveBeside(key, nodeName, wants, Kept{})
 }
 
 // ReserveBeside is Reserve for a pod that must leave to nominated pods what is kept for them.
 //
-// To plan can take a while, so it is done without the lock, on a snapshot; the plan is recorded if it is still good.
+// Planning can take a while. So it is done without the lock, on a snapshot, and the plan is recorded if the node has
+// not changed.
 func (l *Ledger) ReserveBeside(key, nodeName string, wants []Want, kept Kept) ([]Record, error) {
 	for range maxPlans {
 		r, err := l.reservation(key, nodeName, wants)
@@ -51,17 +50,17 @@ func (l *Ledger) ReserveBeside(key, nodeName string, wants []Want, kept Kept) ([
 	return nil, ErrChanged
 }
 
-// reservation is what Reserve plans on.
+// reservation is the state that Reserve plans on.
 type reservation struct {
 	key, nodeName string
 	earlier       *holder
 	snapshot      *Snapshot
-	// records has those of volumes that have their place; planned are the indices of the others, requests what they
-	// ask for.
+	// records has the records of volumes that have their place. planned are the indices of the other volumes, and
+	// requests their requests.
 	records  []Record
 	planned  []int
 	requests []placement.Request
-	// own are partitions that are no obstacle: the holder's, or in doubt for these volumes.
+	// own are partitions that do not block the plan: the holder's, or those in doubt for these volumes.
 	own map[string]struct{}
 }
 
@@ -71,7 +70,7 @@ func (l *Ledger) reservation(key, nodeName string, wants []Want) (*reservation, 
 	return l.reservationLocked(key, nodeName, wants)
 }
 
-// reservationLocked is reservation. The lock is held.
+// reservationLocked is reservation with the lock held.
 func (l *Ledger) reservationLocked(key, nodeName string, wants []Want) (*reservation, error) {
 	r := &reservation{key: key, nodeName: nodeName, earlier: l.holders[key], snapshot: l.Snapshot(nodeName), records: make([]Record, len(wants))}
 	if r.earlier != nil && r.earlier.source == observed {
@@ -109,7 +108,8 @@ func (l *Ledger) reservationLocked(key, nodeName string, wants []Want) (*reserva
 	return r, nil
 }
 
-// commit records the plan; it returns neither records nor an error if the plan was made for what is no longer so.
+// commit records the plan. It returns neither records nor an error if the node or the holder changed since the plan was
+// made.
 func (l *Ledger) commit(r *reservation, wants []Want, plan []placement.Assignment) ([]Record, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

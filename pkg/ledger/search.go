@@ -6,9 +6,9 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// Search answers for one pod, on many nodes, whether its volumes fit. Nodes with the same free lengths share an
-// answer, and for more than eight volumes all answers share a budget, so that a pod of any shape costs a scheduling
-// cycle a bounded time. It may be used by several goroutines.
+// Search finds out for one pod, on many nodes, whether its volumes fit. Nodes with the same free lengths share a
+// result. For more than eight volumes all results share a budget, so that any pod costs a scheduling cycle a bounded
+// time. Several goroutines may use it.
 type Search struct {
 	demand *placement.Demand
 	budget *placement.Budget
@@ -18,7 +18,7 @@ type Search struct {
 	answers map[uint64]answer
 }
 
-// need is what is wanted of a class.
+// need is the demand of one class.
 type need struct {
 	class          string
 	largest, total int64
@@ -30,7 +30,8 @@ type answer struct {
 	err   error
 }
 
-// NewSearch is that of the requests, with that many steps for all answers. The requests must not be changed.
+// NewSearch prepares a search for the requests, with that many steps for all results. The caller must not change the
+// requests.
 func NewSearch(requests []placement.Request, steps int64) *Search {
 	q := &Search{demand: placement.NewDemand(requests), budget: placement.NewBudget(steps), answers: map[uint64]answer{}}
 	for i := range requests {
@@ -54,18 +55,18 @@ func (q *Search) need(class string) *need {
 	return &q.needs[len(q.needs)-1]
 }
 
-// Demand is what it answers for.
+// Demand is the demand that the search is for.
 func (q *Search) Demand() *placement.Demand { return q.demand }
 
-// Requests are those that it answers for.
+// Requests are the requests that the search is for.
 func (q *Search) Requests() []placement.Request { return q.demand.Requests() }
 
-// Spent reports whether the search gives up wherever the answer is not plain.
+// Spent reports whether the budget is spent: then the search gives up where Glance is not sure.
 func (q *Search) Spent() bool { return q.budget.Spent() }
 
-// Glance compares the requests with the largest extents alone. It is sure when one of them is too large, or when each
-// class has an extent for all of its volumes: then there is always one for the next, wherever the policies have the
-// others.
+// Glance compares the requests with the largest free extents only. It is sure in two cases. Either one request is too
+// large, or each class has an extent for all of its volumes together. In the second case there is always an extent for
+// the next volume, wherever the policies put the others.
 func (q *Search) Glance(s *Snapshot) (fits, sure bool) {
 	if q.demand.Err() != nil {
 		return false, false
@@ -112,7 +113,7 @@ func (q *Search) Fit(s *Snapshot) (merit int64, err error) {
 	return a.merit, a.err
 }
 
-// Known reports whether the answer for the node is there already.
+// Known reports whether the result for the node is already computed.
 func (q *Search) Known(s *Snapshot) bool {
 	shape, ok := q.shape(s)
 	if !ok {
@@ -124,7 +125,7 @@ func (q *Search) Known(s *Snapshot) bool {
 	return known
 }
 
-// FitOn is Fit for a node that is not as the ledger has it.
+// FitOn is Fit for a node with other free space than in a snapshot.
 func (q *Search) FitOn(node *placement.Node) (merit int64, err error) {
 	var buffer [4]placement.Assignment
 	plan, err := q.demand.Plan(buffer[:0], node, q.budget)
@@ -134,7 +135,7 @@ func (q *Search) FitOn(node *placement.Node) (merit int64, err error) {
 	return placement.Merit(node, q.demand.Requests(), plan), nil
 }
 
-// shape is the same for nodes on which the requests fit alike; false if that is not known.
+// shape is equal for nodes on which the requests fit equally. It returns false if a class has nothing free.
 func (q *Search) shape(s *Snapshot) (shape uint64, ok bool) {
 	for i := range q.needs {
 		of := find(s.stocks, q.needs[i].class)
@@ -146,8 +147,8 @@ func (q *Search) shape(s *Snapshot) (shape uint64, ok bool) {
 	return shape, true
 }
 
-// shapeOf is a hash of all that a plan for the class depends on, but for where extents begin: the lengths of the free
-// extents in their order, by disk.
+// shapeOf is a hash of everything that a plan for the class depends on, except where extents begin: the lengths of the
+// free extents in their order, by disk.
 func shapeOf(disks []placement.Disk, class string) uint64 {
 	shape := uint64(14695981039346656037)
 	for i := range disks {

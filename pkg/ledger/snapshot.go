@@ -7,9 +7,9 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// Snapshot is one node at one moment. What it says never changes.
+// Snapshot is one node at one moment. It never changes.
 type Snapshot struct {
-	// Node is what is free; never nil, without disks when nothing is.
+	// Node is what is free. It is never nil, and has no disks when nothing is free.
 	Node *placement.Node
 	// Revision of the capacity it was made from.
 	Revision uint64
@@ -19,13 +19,13 @@ type Snapshot struct {
 	Registered bool
 	// Absent is true when there is no Node of that name: all disks are withheld.
 	Absent bool
-	// Problem says why a published capacity is not believed; empty when it is.
+	// Problem says why the published capacity is invalid; empty when it is valid.
 	Problem string
 
-	// stocks are of what is free, as the index has them.
+	// stocks are what is free, as the index has it.
 	stocks    []stock
 	published *published
-	// pending are the records, as far as the node has not published them, sorted by disk.
+	// pending are the records as far as the node has not published them, sorted by disk.
 	pending []Record
 	// withheld are disks that another node owns.
 	withheld map[string]struct{}
@@ -38,7 +38,7 @@ type refused struct {
 	err     error
 }
 
-// Check is Fit for who does not ask for the merit: mostly nothing is planned.
+// Check is Fit without the merit. Usually it makes no plan.
 func (s *Snapshot) Check(requests []placement.Request) error {
 	if fits, sure := s.glance(requests); fits && sure {
 		return nil
@@ -47,15 +47,13 @@ func (s *Snapshot) Check(requests []placement.Request) error {
 	return err
 }
 
-// glance compares the requests with the largest extents alone. It is sure when one of them is
-// too large, or when each class has an extent for all together: then there is always one for the
-// next, wherever the policies have the others. A single request is one or the other.
+// glance is Search.Glance for requests without a Search.
 func (s *Snapshot) glance(requests []placement.Request) (fits, sure bool) {
 	var total int64
 	aparts := 0
 	for i := range requests {
 		if requests[i].Size <= 0 {
-			// Placement has the words for it.
+			// Placement returns the error.
 			return false, false
 		}
 		total = addCapped(total, requests[i].Size)
@@ -74,9 +72,9 @@ func (s *Snapshot) glance(requests []placement.Request) (fits, sure bool) {
 	return true, sure
 }
 
-// Fit returns the merit of placing the requests on the node, or placement's error. The
-// last refusal is kept: pods that fit nowhere often come in numbers that ask for the same, and
-// to say why costs more than to find out. What fits is not: it allocates nothing.
+// Fit returns the merit of placing the requests on the node, or placement's error. The last error is kept: many pods
+// with the same request often fit nowhere, and to build the error costs more than the check. What fits is not kept,
+// because it allocates nothing.
 func (s *Snapshot) Fit(requests []placement.Request) (merit int64, err error) {
 	if len(requests) != 1 {
 		return Fit(s.Node, requests)
@@ -100,8 +98,8 @@ func Fit(node *placement.Node, requests []placement.Request) (merit int64, err e
 	return placement.Merit(node, requests, plan), nil
 }
 
-// with is the snapshot after further records, of volumes that it does not have yet. It is what
-// a computation from the start would give, for the price of what is new.
+// with returns the snapshot with further records, of volumes that it does not have yet. The result is the same as that
+// of a computation from the start, and costs only what is new.
 func (s *Snapshot) with(records []Record) *Snapshot {
 	out := &Snapshot{
 		Node:     &placement.Node{Disks: slices.Clone(s.Node.Disks)},
@@ -124,9 +122,8 @@ func (s *Snapshot) with(records []Record) *Snapshot {
 	return out
 }
 
-// Without returns the node as if the volumes with these partitions were gone, whether
-// published or only recorded. The space of a volume on a disk that takes no volumes
-// does not come back.
+// Without returns the node as if the volumes with these partitions were gone, whether published or only recorded. The
+// space of a volume on a disk that takes no volumes does not come back.
 func (s *Snapshot) Without(gone map[string]struct{}) *placement.Node {
 	if len(gone) == 0 || s.published == nil {
 		return s.Node
@@ -134,7 +131,7 @@ func (s *Snapshot) Without(gone map[string]struct{}) *placement.Node {
 	return s.published.node(s.pending, gone, s.withheld)
 }
 
-// Length is how long the node publishes the volume to be, in bytes; zero if it does not.
+// Length is the length of the volume that the node publishes, in bytes; zero if it publishes none.
 func (s *Snapshot) Length(partition string) int64 {
 	_, v := s.published.volume(partition, "")
 	if v == nil {
@@ -149,8 +146,8 @@ func (s *Snapshot) Withheld(disk string) bool {
 	return withheld
 }
 
-// Wiping are the partitions of published volumes that are gone but for the zeroing: what
-// [Snapshot.Without] gives back for them becomes free by itself. It must not be changed.
+// Wiping are the partitions of published volumes that only have to be zeroed. What [Snapshot.Without] gives back for
+// them becomes free by itself. The map must not be changed.
 func (s *Snapshot) Wiping() map[string]struct{} {
 	if s.published == nil {
 		return nil

@@ -8,8 +8,8 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// ClassStats is what all nodes together have of a class. Disks that take no volumes, and nodes
-// that are not believed, do not count.
+// ClassStats is the sum of a class over all nodes. Disks that take no volumes, and nodes with an invalid capacity, do
+// not count.
 type ClassStats struct {
 	// Disks in service, on how many Nodes, and how many bytes they have.
 	Disks, Nodes int
@@ -21,12 +21,12 @@ type ClassStats struct {
 	Extents int
 	// Largest free extent, in bytes.
 	Largest int64
-	// Whole is the sum of each disk's largest free extent: Free, if no disk is fragmented.
+	// Whole is the sum of each disk's largest free extent. It equals Free if no disk is fragmented.
 	Whole int64
 }
 
-// Fragmentation is the part of the free space that lies outside of the largest free extent of
-// its disk: 0 if every disk's free space is in one piece, towards 1 as it falls to pieces.
+// Fragmentation is the part of the free space that lies outside of the largest free extent of its disk. It is 0 if
+// every disk's free space is one extent, and gets close to 1 with many small ones.
 func (c *ClassStats) Fragmentation() float64 {
 	if c.Free == 0 {
 		return 0
@@ -34,19 +34,19 @@ func (c *ClassStats) Fragmentation() float64 {
 	return 1 - float64(c.Whole)/float64(c.Free)
 }
 
-// Stats is what operators see of the whole cluster.
+// Stats is the state of the whole cluster, for metrics.
 type Stats struct {
-	// Nodes that publish a capacity, and of these the ones that contradict themselves.
+	// Nodes that publish a capacity, and of these the ones whose capacity contradicts itself.
 	Nodes, Contradictory int
-	// Absent are those without a Node, which do not count otherwise.
+	// Absent are nodes that publish and have no Node. They do not count otherwise.
 	Absent int
 	// Shared are the disks that are withheld because another node owns them.
 	Shared  int
 	Classes map[string]ClassStats
 }
 
-// Stats adds up all nodes. It goes through their snapshots and takes no lock, so that it
-// does not hold up the scheduler. A node that changes meanwhile is as it was before or after.
+// Stats adds up all nodes. It reads their snapshots without a lock, so it does not delay the scheduler. A node that
+// changes meanwhile counts as it was before or after.
 func (l *Ledger) Stats() Stats {
 	stats := Stats{Classes: map[string]ClassStats{}}
 	l.Each(func(_ string, s *Snapshot) {
@@ -81,7 +81,7 @@ func (l *Ledger) Stats() Stats {
 	return stats
 }
 
-// addCapped: the disks of a cluster may hold more than can be counted.
+// addCapped adds sizes whose sum may exceed an int64.
 func addCapped(a, b int64) int64 {
 	if a > math.MaxInt64-b {
 		return math.MaxInt64
@@ -89,7 +89,7 @@ func addCapped(a, b int64) int64 {
 	return a + b
 }
 
-// Each calls look for every node that the ledger knows of, without a lock.
+// Each calls look for every known node, without a lock.
 func (l *Ledger) Each(look func(nodeName string, s *Snapshot)) {
 	l.nodes.Range(func(name, n any) bool {
 		look(name.(string), n.(*node).snapshot.Load())
@@ -97,12 +97,11 @@ func (l *Ledger) Each(look func(nodeName string, s *Snapshot)) {
 	})
 }
 
-// Unpublished are the records of volumes that the node does not publish, or not as long as
-// they were allowed to grow, sorted by disk. They must not be changed.
+// Unpublished are the records that the node does not publish, or not in the length that they were allowed to grow to.
+// They are sorted by disk and must not be changed.
 func (s *Snapshot) Unpublished() []Record { return s.pending }
 
-// PublishedAt returns the place where the node publishes the volume; false if it does not, or is
-// wiping it.
+// PublishedAt returns the place where the node publishes the volume; false if it publishes none, or is wiping it.
 func (s *Snapshot) PublishedAt(partition string) (disk string, at extent.Extent, ok bool) {
 	disk, v := s.published.volume(partition, "")
 	if v == nil || v.Wiping {

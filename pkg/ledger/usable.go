@@ -7,8 +7,8 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// Kept is what is kept on a node for pods that are nominated for it and have no place there yet: they wait for the
-// space of pods that are evicted for them.
+// Kept is what is kept on a node for nominated pods that have no place there yet. They wait for the space of pods that
+// are evicted for them.
 type Kept struct {
 	// Nominated are the requests of each of the pods, in the order in which they get their places.
 	Nominated [][]placement.Request
@@ -16,14 +16,14 @@ type Kept struct {
 	Ending map[string]struct{}
 }
 
-// Usable is what a pod may use on the node. It is the only answer to that question: to find the node, to score it, to
-// reserve on it, and to try evictions.
+// Usable is what a pod may use on the node. Filter, Score, Reserve and preemption all use it, so that they agree.
 //
-// Gone are partitions to treat as if their volumes were no longer there: those of pods that would be evicted, and the
+// gone are partitions to treat as if their volumes were no longer there: those of pods that would be evicted, and the
 // pod's own from an earlier try.
 //
-// A nominated pod gets its place from what is free now, or else from what will be free when all that is ending there
-// has ended. What is free of that place is kept for it, because small pods would otherwise take it piece by piece.
+// A nominated pod gets its place from what is free now. If it does not fit there, it gets it from what will be free
+// when all that is ending there has ended. What is free of that place is kept for it, because small pods would
+// otherwise take it piece by piece.
 func (s *Snapshot) Usable(gone map[string]struct{}, kept Kept) *placement.Node {
 	now := s.Without(gone)
 	if len(kept.Nominated) == 0 {
@@ -46,7 +46,7 @@ func (s *Snapshot) Usable(gone map[string]struct{}, kept Kept) *placement.Node {
 	return now
 }
 
-// Less is the node without what is planned on it.
+// Less returns the node without what is planned on it.
 func Less(node *placement.Node, plan []placement.Assignment) *placement.Node {
 	out := &placement.Node{Disks: slices.Clone(node.Disks)}
 	for _, a := range plan {

@@ -87,8 +87,7 @@ func (n *node) validate(name string) error {
 	return nil
 }
 
-// validateOwners holds who may own a disk, and where it is withheld, against what is published.
-// The lock is held.
+// validateOwners compares the owners and the withheld disks with what is published. The lock is held.
 func (l *Ledger) validateOwners() error {
 	publishers, written := map[string]int{}, map[string]int{}
 	free := map[string]string{}
@@ -134,8 +133,7 @@ func (l *Ledger) validateOwners() error {
 	return err
 }
 
-// validatePlaces holds what Where looks up against the records and capacities. The lock is
-// held.
+// validatePlaces compares what Where reads with the records and capacities. The lock is held.
 func (l *Ledger) validatePlaces() error {
 	recorded := 0
 	for _, h := range l.holders {
@@ -192,7 +190,7 @@ func (l *Ledger) validatePlaces() error {
 	return nil
 }
 
-// validateIndex holds the index against all snapshots. The lock is held.
+// validateIndex compares the index with all snapshots. The lock is held.
 func (l *Ledger) validateIndex() error {
 	want := map[string]*[kinds]map[offer]struct{}{}
 	l.nodes.Range(func(_, value any) bool {

@@ -8,26 +8,26 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// volumeKey is the key of a PersistentVolume among the holders, apart from those of pods.
+// volumeKey is the holder's key of a PersistentVolume, which differs from those of pods.
 func volumeKey(pvUID string) string { return "volume/" + pvUID }
 
-// grant is what Grow allowed, until the PersistentVolume says the same.
+// grant is what Grow allowed, until the PersistentVolume's capacity says the same.
 type grant struct {
-	// said is the record as the PersistentVolume has it.
+	// said is the record as it is in the API.
 	said Record
 	// lengths were allowed beyond it, the last one last.
 	lengths []int64
 }
 
-// record is what is taken: as much as was said, or allowed.
+// record has the longest of the lengths that are in the API or allowed.
 func (g *grant) record() Record {
 	r := g.said
 	r.Extent.End = r.Extent.Start + max(r.Extent.Len(), slices.Max(g.lengths))
 	return r
 }
 
-// SetVolume folds in that a PersistentVolume exists, with the place and the length that it
-// has in the API. One that was deleted exists again when the API server was restored from a backup.
+// SetVolume folds in that a PersistentVolume exists, with its place and length in the API. One that was deleted exists
+// again when the API server was restored from a backup.
 func (l *Ledger) SetVolume(pvUID, nodeName string, r Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -36,9 +36,9 @@ func (l *Ledger) SetVolume(pvUID, nodeName string, r Record) {
 	l.setVolume(pvUID, nodeName, r)
 }
 
-// AddVolume is SetVolume for who made a PersistentVolume. It says nothing new about one that
-// is known, whose present state may be a later one, nor about one that was deleted already: the event of its
-// deletion may come before the answer to its creation. Until SetVolume or DeleteVolume is called, it is unseen.
+// AddVolume is SetVolume for the component that created the PersistentVolume. It changes nothing for a known one, whose
+// record may be newer. It changes nothing for a deleted one either: the event of its deletion may come before the
+// response to its creation. The PersistentVolume is unseen until SetVolume or DeleteVolume is called.
 func (l *Ledger) AddVolume(pvUID, pvName, nodeName string, r Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -48,11 +48,11 @@ func (l *Ledger) AddVolume(pvUID, pvName, nodeName string, r Record) {
 	}
 }
 
-// Unseen is a PersistentVolume that its maker has added, and of which there was no event. If it was deleted while the
-// watch was interrupted, there will never be one: the list that follows does not have it, nor did the one before.
+// Unseen is a PersistentVolume that was added by AddVolume and that no event has shown. If it was deleted while the
+// watch was interrupted, there will be no event: neither the list before nor the list after has it.
 type Unseen struct{ UID, Name, Node string }
 
-// Unseen returns them, sorted by UID.
+// Unseen returns the unseen PersistentVolumes, sorted by UID.
 func (l *Ledger) Unseen() []Unseen {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -66,8 +66,7 @@ func (l *Ledger) Unseen() []Unseen {
 
 func (l *Ledger) setVolume(pvUID, nodeName string, r Record) {
 	if g, ok := l.grants[pvUID]; ok {
-		// Events of the PersistentVolume that were sent before it was made larger do not
-		// take the grant back.
+		// Events that were sent before the PersistentVolume's capacity was raised do not take the grant back.
 		g.said = r
 		g.lengths = slices.DeleteFunc(g.lengths, func(length int64) bool { return length <= r.Extent.Len() })
 		if len(g.lengths) == 0 {
@@ -80,7 +79,7 @@ func (l *Ledger) setVolume(pvUID, nodeName string, r Record) {
 	l.record(pvUID, nodeName, r)
 }
 
-// record writes down the place of a PersistentVolume. The lock is held.
+// record replaces the record of a PersistentVolume. The lock is held.
 func (l *Ledger) record(pvUID, nodeName string, r Record) {
 	key := volumeKey(pvUID)
 	if h := l.holders[key]; h == nil || h.node != nodeName || h.records[0] != r {
@@ -88,8 +87,8 @@ func (l *Ledger) record(pvUID, nodeName string, r Record) {
 	}
 }
 
-// DeleteVolume folds in that a PersistentVolume is gone. The partition, if the node
-// publishes it, stays taken until the node publishes its bytes as free.
+// DeleteVolume folds in that a PersistentVolume is gone. If the node publishes the partition, it stays taken until the
+// node publishes its bytes as free.
 func (l *Ledger) DeleteVolume(pvUID string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -99,10 +98,9 @@ func (l *Ledger) DeleteVolume(pvUID string) {
 	l.drop(volumeKey(pvUID))
 }
 
-// Grow allows a PersistentVolume to become length bytes long, if the bytes behind it are
-// free, and takes them: the caller then makes the PersistentVolume's capacity as large, or
-// calls Withdraw. Otherwise it returns the length that would be possible. A length that the
-// volume has already is granted.
+// Grow allows a PersistentVolume to become length bytes long, if the bytes behind it are free, and takes them. The
+// caller then raises the PersistentVolume's capacity, or calls Withdraw. If they are not free, it returns the possible
+// length. A length that the volume already has is granted.
 func (l *Ledger) Grow(pvUID string, length int64) (granted bool, possible int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -130,9 +128,8 @@ func (l *Ledger) Grow(pvUID string, length int64) (granted bool, possible int64)
 	return true, possible
 }
 
-// Granted says that the PersistentVolume has the length now, and that no write which was sent earlier can still
-// change it: other lengths that were allowed are free again. The length stays taken until an event of the
-// PersistentVolume has it.
+// Granted folds in that the PersistentVolume has the length, and that no earlier write can still change it. Other
+// lengths that were allowed are free again. The length stays taken until an event of the PersistentVolume has it.
 func (l *Ledger) Granted(pvUID string, length int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -151,8 +148,7 @@ func (l *Ledger) Granted(pvUID string, length int64) {
 	l.record(pvUID, node, g.record())
 }
 
-// Withdraw takes the last grant back, which did not become the PersistentVolume's capacity,
-// and surely will not.
+// Withdraw takes back the last length that Grow allowed: the write was not done and never will be.
 func (l *Ledger) Withdraw(pvUID string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -170,15 +166,15 @@ func (l *Ledger) Withdraw(pvUID string) {
 	l.record(pvUID, node, g.record())
 }
 
-// room is how long the volume could be where it is. The lock is held.
+// room returns how long the volume could be at its place. The lock is held.
 func (l *Ledger) room(nodeName string, r Record) int64 {
 	s := l.Snapshot(nodeName)
 	if !s.Published || s.Problem != "" {
 		return r.Extent.Len()
 	}
 	at := s.published.place(r)
-	// As if the volume were not there: it lies in a free extent then, whose end is as far as
-	// it can grow. Its place is the shorter one if the record is longer than the partition.
+	// Without the volume, its place lies in a free extent, and the volume can grow to the end of that extent. Its place
+	// is the shorter one if the record is longer than the partition.
 	for _, d := range s.Without(map[string]struct{}{r.Partition: {}}).Disks {
 		if d.ID != at.Disk {
 			continue
@@ -191,8 +187,7 @@ func (l *Ledger) room(nodeName string, r Record) int64 {
 	return r.Extent.Len()
 }
 
-// place is where the record's volume is: what the node says, if it says something. The
-// length is the longer one.
+// place returns where the record's volume is: where the node publishes it, if it does. The length is the longer one.
 func (p *published) place(r Record) Record {
 	if disk, v := p.volume(r.Partition, r.Disk); v != nil && !v.Wiping {
 		r.Disk, r.Extent = disk, extent.New(v.Extent.Start, max(v.Extent.Len(), r.Extent.Len()))
@@ -200,18 +195,16 @@ func (p *published) place(r Record) Record {
 	return r
 }
 
-// Where finds the volume that has the partition: by a PersistentVolume's record, by a
-// reservation, or by what a node publishes and is not wiping. A reservation that is
-// in doubt is not found: the volume may as well be elsewhere.
+// Where finds the volume that has the partition: by a PersistentVolume's record, by a reservation, or by what a node
+// publishes and is not wiping. A reservation in doubt is not found, because the volume may be elsewhere.
 func (l *Ledger) Where(partition string) (nodeName string, r Record, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.where(partition, nil)
 }
 
-// Share lets another holder keep a volume that has a place, so that it stays held whatever
-// becomes of whom it was reserved for; until Forget, or until it is in doubt and settled.
-// It returns what Where does.
+// Share adds another holder to a volume that has a place. The place stays held when the first holder gives it up, until
+// Forget of the other holder, or until it is in doubt and settled. Share returns what Where does.
 func (l *Ledger) Share(partition, with string) (nodeName string, r Record, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -221,7 +214,7 @@ func (l *Ledger) Share(partition, with string) (nodeName string, r Record, ok bo
 	return nodeName, r, ok
 }
 
-// where leaves out a holder, which may be nil. The lock is held.
+// where is Where without a holder, which may be nil. The lock is held.
 func (l *Ledger) where(partition string, without *holder) (nodeName string, r Record, ok bool) {
 	if nodeName, r, ok = l.recorded(partition, without); ok {
 		return nodeName, r, true
@@ -234,7 +227,7 @@ func (l *Ledger) where(partition string, without *holder) (nodeName string, r Re
 	return n.name, Record{Partition: partition, Disk: disk, Extent: v.Extent}, !v.Wiping
 }
 
-// recorded is where without what nodes publish of volumes that have no record. The lock is held.
+// recorded is where for volumes with a record only. The lock is held.
 func (l *Ledger) recorded(partition string, without *holder) (nodeName string, r Record, ok bool) {
 	var found *holder
 	for _, h := range l.places[partition] {
@@ -252,16 +245,16 @@ func (l *Ledger) recorded(partition string, without *holder) (nodeName string, r
 	return "", Record{}, false
 }
 
-// reassigned reports whether the place of a volume without a record is recorded for another one, which the node has not
-// published yet. The volume has ended then, and the node publishes an earlier state.
+// reassigned reports whether the place of a volume without a record is recorded for another volume, which the node has
+// not published yet. The volume has ended then, and the node publishes an earlier state.
 func (s *Snapshot) reassigned(r Record) bool {
 	return slices.ContainsFunc(s.pending, func(other Record) bool {
 		return other.Partition != r.Partition && other.Disk == r.Disk && other.Extent.Overlaps(r.Extent)
 	})
 }
 
-// shownBy is the node that publishes the partition; of several, one where its disk is in service.
-// It is nil if no node does. The lock is held.
+// shownBy returns the node that publishes the partition; of several, one on which its disk is in service. It is nil if
+// no node does. The lock is held.
 func (l *Ledger) shownBy(partition string) *node {
 	last := l.shown[partition]
 	if len(l.superseded[partition]) == 0 {
@@ -282,7 +275,7 @@ func (l *Ledger) shownBy(partition string) *node {
 	return last
 }
 
-// unplace makes a holder's records no longer found. The lock is held.
+// unplace removes a holder's records from those that Where finds. The lock is held.
 func (l *Ledger) unplace(h *holder) {
 	for _, r := range h.records {
 		holders := l.places[r.Partition]
@@ -297,9 +290,8 @@ func (l *Ledger) unplace(h *holder) {
 	}
 }
 
-// publish makes the node's partitions found, and those that it no longer has not any more;
-// changed are those of which one or the other may be true. The lock is held; the caller
-// makes the snapshot.
+// publish replaces what the node publishes, and updates which partitions Where finds. changed are the partitions that
+// may have come or gone. The lock is held; the caller makes the snapshot.
 func (l *Ledger) publish(n *node, p *published, changed []string) {
 	before := n.published
 	n.published = p
@@ -315,8 +307,8 @@ func (l *Ledger) publish(n *node, p *published, changed []string) {
 	}
 }
 
-// show makes a partition found on a node that has not published it before. A disk that is
-// moved is published by two nodes for a while: the one that came last counts.
+// show adds a node that publishes the partition and did not before. A disk that is moved is published by two nodes for
+// a while: the last one counts.
 func (l *Ledger) show(partition string, n *node) {
 	if other := l.shown[partition]; other != nil && other != n {
 		l.superseded[partition] = append(l.superseded[partition], other)
@@ -324,7 +316,7 @@ func (l *Ledger) show(partition string, n *node) {
 	l.shown[partition] = n
 }
 
-// hide takes back show. If the node was not the only one, the other counts again.
+// hide undoes show. If other nodes publish the partition, the last of them counts.
 func (l *Ledger) hide(partition string, n *node) {
 	others := slices.DeleteFunc(l.superseded[partition], func(other *node) bool { return other == n })
 	if l.shown[partition] == n {
@@ -340,8 +332,8 @@ func (l *Ledger) hide(partition string, n *node) {
 	}
 }
 
-// maxRecentUIDs is how many deleted PersistentVolumes are remembered. What is folded in after the
-// deletion comes from the maker of the volume, milliseconds late.
+// maxRecentUIDs is how many deleted PersistentVolumes are remembered. AddVolume comes at most milliseconds after the
+// deletion.
 const maxRecentUIDs = 4096
 
 // recentUIDs remembers the last UIDs that were added.

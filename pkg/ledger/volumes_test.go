@@ -195,7 +195,7 @@ func TestWhere(t *testing.T) {
 	if node, _, ok := l.Where("part-b"); !ok || node != "n2" {
 		t.Errorf("found on %q, %v, want n2", node, ok)
 	}
-	// A pod's records in doubt bind no other pod.
+	// A pod's records in doubt do not tie another pod to the node.
 	if _, err := l.Reserve("pod", "n2", []Want{claimWant("c", 1, 0)}); err != nil {
 		t.Fatal(err)
 	}
@@ -212,9 +212,9 @@ func TestWhere(t *testing.T) {
 	}
 }
 
-// TestReassigned asserts that a claim does not get the place of its earlier volume, which a node still publishes,
-// when another volume was placed there since; and that it gets one when the node has published that the earlier one
-// has ended.
+// TestReassigned asserts that a claim does not get the place of its earlier volume when another volume has it by now,
+// although a node still publishes the earlier one. It gets a place when the node has published that the earlier one has
+// ended.
 func TestReassigned(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
@@ -238,8 +238,8 @@ func TestReassigned(t *testing.T) {
 	expectFree(t, l, "n1", span(8, 2))
 }
 
-// TestDoubtIsNoObstacle asserts that a record in doubt is no obstacle to the volume that it is
-// about, for any holder that tries to place it next.
+// TestDoubtIsNoObstacle asserts that a record in doubt does not block the volume that it is about, whichever holder
+// tries to place it next.
 func TestDoubtIsNoObstacle(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
@@ -269,7 +269,7 @@ func TestDoubtIsNoObstacle(t *testing.T) {
 	}
 }
 
-// TestUnseen asserts that a volume that its maker has added is unseen until there is an event of it.
+// TestUnseen asserts that a volume that AddVolume has added is unseen until there is an event of it.
 func TestUnseen(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
@@ -334,8 +334,8 @@ func TestGrow(t *testing.T) {
 	})
 }
 
-// TestGrant: what was granted is taken until the PersistentVolume says so itself, whatever
-// old events of it come in between.
+// TestGrant asserts that a granted length is taken until the PersistentVolume's capacity is as large, whatever old
+// events of it come in between.
 func TestGrant(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
@@ -367,8 +367,8 @@ func TestGrant(t *testing.T) {
 	expectFree(t, l, "n1", span(0, 10))
 }
 
-// TestGranted asserts that lengths which a failed write may have granted are free again once a write has succeeded, and
-// that the length of that one stays taken until an event has it.
+// TestGranted asserts that lengths which a failed write may have granted are free again once a later write has
+// succeeded. The length of that write stays taken until an event has it.
 func TestGranted(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
@@ -399,7 +399,7 @@ func TestGranted(t *testing.T) {
 	}
 }
 
-// TestSettle asserts that it ends a doubt, and leaves what is assumed.
+// TestSettle asserts that Settle ends a doubt, and leaves what is assumed.
 func TestSettle(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
