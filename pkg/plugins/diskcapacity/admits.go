@@ -8,7 +8,7 @@ import (
 	fwk "k8s.io/kube-scheduler/framework"
 )
 
-// needs is what a pod needs of a node beside disk space.
+// needs is what a pod requests of a node besides disk space.
 type needs struct {
 	tolerations []corev1.Toleration
 	requests    corev1.ResourceList
@@ -36,10 +36,9 @@ func needsOf(pod *corev1.Pod) needs {
 	return n
 }
 
-// admittedBy reports whether the node passes the checks that kube-scheduler makes of the node alone: it is not
-// cordoned, its taints are tolerated, it has the CPU, memory and other resources that the pod requests, room for one
-// more pod, and the host ports free. Kube-scheduler's own Filters decide; this only keeps nodes out of the choice
-// that they refuse.
+// admittedBy reports whether the node passes the checks that kube-scheduler makes of the node alone. The node is not
+// cordoned, its taints are tolerated, and the requested CPU, memory and other resources are free. It takes one more
+// pod, and the host ports are free. Kube-scheduler's own Filters decide. This only leaves out nodes that they refuse.
 func (n *needs) admittedBy(logger klog.Logger, node fwk.NodeInfo) bool {
 	taints := node.Node().Spec.Taints
 	if node.Node().Spec.Unschedulable {

@@ -20,9 +20,8 @@ const maxSyncTimeout = time.Second
 type DiskCapacityArgs struct {
 	metav1.TypeMeta `json:",inline"`
 
-	// SyncTimeout is how long the scheduling of a pod with disk volumes waits, when the
-	// scheduler has just started, for the nodes' published capacity to be loaded. After
-	// that the pod is put back and retried. 1s if not set, which is the most.
+	// SyncTimeout is how long a pod with disk volumes waits, when the scheduler has just started, for the nodes'
+	// published capacity to be loaded. After that the pod is put back and retried. 1s if not set, which is the most.
 	SyncTimeout metav1.Duration `json:"syncTimeout,omitempty"`
 }
 
@@ -39,7 +38,7 @@ func (a *DiskCapacityArgs) SetDefaults() {
 	}
 }
 
-// Validate refuses arguments that make no sense.
+// Validate refuses invalid arguments.
 func (a *DiskCapacityArgs) Validate() error {
 	if a.SyncTimeout.Duration < 0 || a.SyncTimeout.Duration > maxSyncTimeout {
 		return fmt.Errorf("args of plugin %s: syncTimeout is %v: it must be 0s to %v, all pods of the scheduler wait with the first", Name, a.SyncTimeout.Duration, maxSyncTimeout)
@@ -47,10 +46,9 @@ func (a *DiskCapacityArgs) Validate() error {
 	return nil
 }
 
-// AddArgsToScheme registers the arguments under the external and the internal version of
-// the scheduler's configuration. One Go type serves as both, so that no conversion has
-// to be generated. Registered arguments are decoded strictly: a misspelt field is an
-// error when the scheduler starts.
+// AddArgsToScheme registers the arguments under the external and the internal version of the scheduler's configuration.
+// One Go type is used for both, so that no conversion has to be generated. Registered arguments are decoded strictly: a
+// misspelt field is an error when the scheduler starts.
 func AddArgsToScheme(scheme *runtime.Scheme) error {
 	internal := configv1.SchemeGroupVersion
 	internal.Version = runtime.APIVersionInternal
@@ -60,8 +58,7 @@ func AddArgsToScheme(scheme *runtime.Scheme) error {
 	return nil
 }
 
-// argsFrom understands what the framework passes to New: nothing if the arguments are
-// not registered and none are configured.
+// argsFrom reads what the framework passes to New: nothing if the arguments are not registered and none are configured.
 func argsFrom(obj runtime.Object) (*DiskCapacityArgs, error) {
 	args := &DiskCapacityArgs{}
 	switch given := obj.(type) {

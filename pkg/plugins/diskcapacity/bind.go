@@ -20,16 +20,16 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// MaxWriters is how many bindings, or claims, are written at once. An API server as it is
-// delivered queues a few hundred requests of one client and refuses those beyond, which then
-// come again after a second. In a burst of pods that second is longer than the wait.
+// MaxWriters is how many bindings, or claims, are written at once. With its default settings, an API server queues a
+// few hundred requests of one client and refuses more. A refused request is sent again after a second. In a burst of
+// pods that second is longer than the wait here.
 const MaxWriters = 256
 
 // bindPatience is how long a pod waits for another one to be bound, before it is placed. All pods of the scheduler wait
 // with it, those of other profiles too.
 const bindPatience = 500 * time.Millisecond
 
-// binders are those that bind at the same time.
+// binders limits how many bindings are written at once.
 type binders struct {
 	*semaphore.Weighted
 	patience time.Duration
@@ -44,8 +44,8 @@ func newBinders() binders {
 // errBusy puts a pod back, to be tried again after its backoff.
 var errBusy = errors.New("the API server does not bind the pods that were placed before: the pod is tried again")
 
-// turn returns when no pod waits to be bound. Disk pods are placed faster than an API server
-// binds them: without it, thousands of them would wait here, with all that is known of each.
+// turn returns when no pod waits to be bound. Disk pods are placed faster than an API server binds them: otherwise
+// thousands of placed pods would wait here, with the state of each.
 //
 // When bindings hang, only one pod waits for that to end. The others are put back at once.
 func (b binders) turn(ctx context.Context) error {
@@ -70,10 +70,9 @@ func (b binders) turn(ctx context.Context) error {
 	return nil
 }
 
-// Bind binds the pod with its record in the Binding's annotations: the API server puts
-// them into the pod in the transaction that sets the node, so that there is never a bound
-// pod without its reservation, nor a reservation without its pod. The reservation of a claim
-// is its PersistentVolume, so a pod that has only claims is bound as any other.
+// Bind binds the pod with its record in the Binding's annotations. The API server writes them into the pod in the
+// transaction that sets the node. So a bound pod always has its reservation, and no reservation is without its pod. The
+// reservation of a claim is its PersistentVolume. So a pod that has only claims is left to the next binder.
 func (p *Plugin) Bind(ctx context.Context, _ fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
 	volumes, err := request.FromPod(pod)
 	if err != nil {
@@ -105,7 +104,7 @@ func (p *Plugin) Bind(ctx context.Context, _ fwk.CycleState, pod *corev1.Pod, no
 	return nil
 }
 
-// encode writes down what was reserved.
+// encode returns the record of what was reserved.
 func (p *Plugin) encode(pod *corev1.Pod, nodeName string, volumes []request.Volume) (string, error) {
 	reservedOn, records := p.ledger.Records(string(pod.UID))
 	// The reservation can be gone by now: the pod was deleted, or bound by another.
@@ -126,8 +125,8 @@ func (p *Plugin) encode(pod *corev1.Pod, nodeName string, volumes []request.Volu
 	return diskv1alpha1.EncodeRecord(places)
 }
 
-// send does what the default binder does: through the scheduler's dispatcher of API
-// calls when there is one, so that the call takes its turn among the others.
+// send does what the default binder does. If the scheduler has a dispatcher of API calls, the call is queued there with
+// the others.
 func (p *Plugin) send(ctx context.Context, binding *corev1.Binding) error {
 	if cacher := p.handle.APICacher(); cacher != nil {
 		onFinish, err := cacher.BindPod(binding)
@@ -139,24 +138,24 @@ func (p *Plugin) send(ctx context.Context, binding *corev1.Binding) error {
 	return p.handle.ClientSet().CoreV1().Pods(binding.Namespace).Bind(ctx, binding, metav1.CreateOptions{})
 }
 
-// noteFailure keeps what a failed binding says. The scheduler calls Unreserve next.
+// noteFailure records what a failed binding says. The scheduler calls Unreserve next.
 //
-// A conflict leaves open whether the pod is bound here: client-go or a proxy sends a request again whose connection
-// broke, and after a binding that was done the second one conflicts with the first.
+// A conflict leaves open whether the pod is bound here. client-go or a proxy sends a request again when its connection
+// broke. If the first binding was done, the second one conflicts with it.
 func (p *Plugin) noteFailure(ctx context.Context, pod *corev1.Pod, nodeName string, err error) {
 	switch have := answer.Of(err); {
 	case have == answer.Refused:
 		bindFailuresTotal.WithLabelValues(outcomeRefused).Inc()
 		p.ledger.Refuse(string(pod.UID), nodeName, err.Error(), time.Now())
 	case have.NotDone():
-		// It says nothing of the node.
+		// It says nothing about the node.
 		bindFailuresTotal.WithLabelValues(outcomeNotBound).Inc()
 		return
 	default:
 		bindFailuresTotal.WithLabelValues(outcomeUnknown).Inc()
 		p.ledger.Doubt(string(pod.UID))
 	}
-	// If the pod was deleted in the meantime, no event would come any more to settle this.
+	// If the pod was deleted meanwhile, no later event would settle this.
 	p.feed.foldPod(klog.FromContext(ctx), pod)
 }
 

@@ -61,7 +61,7 @@ func TestBindWritesTheRecord(t *testing.T) {
 	if len(record.Volumes) != 2 || data.Length != 2*gib || logs.Length != gib || data.Disk != diskOf("n1") {
 		t.Errorf("the record is %+v", record)
 	}
-	// What was written is what is believed when it comes back with the pod.
+	// The record that was written is believed when it comes back with the pod.
 	pod = pod.DeepCopy()
 	pod.Spec.NodeName, pod.Annotations = "n1", got.Annotations
 	b.store(t, pod)
@@ -71,7 +71,7 @@ func TestBindWritesTheRecord(t *testing.T) {
 	}
 }
 
-// TestBindFailures: what is known after each answer decides whether the space is held.
+// TestBindFailures asserts for each response of the API server whether the space stays held.
 func TestBindFailures(t *testing.T) {
 	pods := schema.GroupResource{Resource: "pods"}
 	tests := map[string]struct {
@@ -121,7 +121,8 @@ func TestBindFailures(t *testing.T) {
 	}
 }
 
-// TestDoubtOfADeletedPod: no event would settle it any more.
+// TestDoubtOfADeletedPod asserts that a doubt about a pod that is already deleted is settled at once: no event would
+// settle it.
 func TestDoubtOfADeletedPod(t *testing.T) {
 	for _, code := range []int32{http.StatusInternalServerError, http.StatusForbidden} {
 		answer := &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: metav1.StatusReasonUnknown}
@@ -145,8 +146,8 @@ func TestDoubtOfADeletedPod(t *testing.T) {
 	}
 }
 
-// TestSettledDoubtWakes: to the scheduler, the pod was pending all the time, so no
-// event says that its space is back.
+// TestSettledDoubtWakes asserts that a settled doubt wakes waiting pods. For the scheduler the pod was pending all the
+// time, so no event of it shows that its space is free.
 func TestSettledDoubtWakes(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
@@ -177,8 +178,8 @@ func TestBindWithoutReservation(t *testing.T) {
 	}
 }
 
-// TestBindersTakeTurns: no disk pod is placed while more wait to be bound than the API server
-// takes; others are, and it is when one is through.
+// TestBindersTakeTurns asserts that no disk pod is placed while MaxWriters pods are being bound, and that other pods
+// are. Disk pods are placed again when one binding has ended.
 func TestBindersTakeTurns(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
@@ -199,8 +200,8 @@ func TestBindersTakeTurns(t *testing.T) {
 	}
 }
 
-// TestHangingBindings asserts that one pod waits for bindings that hang, for a bounded time, and the others not at all,
-// until one is through.
+// TestHangingBindings asserts that one pod waits for hanging bindings, for a bounded time, and the other pods not at
+// all, until one binding has ended.
 func TestHangingBindings(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
@@ -224,7 +225,7 @@ func TestHangingBindings(t *testing.T) {
 		}
 	}
 	binders.patience = time.Millisecond
-	// An error has the pod tried again after its backoff, without an event.
+	// After an error the scheduler retries the pod after its backoff, without an event.
 	if status := try(); status.Code() != fwk.Error || !strings.Contains(status.Message(), errBusy.Error()) {
 		t.Errorf("the first pod: %v", status)
 	}

@@ -13,10 +13,9 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// bindable are the PersistentVolumes that no claim has: a retained volume that was released to
-// be bound again. The stock VolumeBinding binds a claim to one of them where it can, and a
-// claim that is bound so asks for no space. There are hardly ever any, and then nothing of
-// this costs anything.
+// bindable are the PersistentVolumes without a claim, such as a retained volume that was released to be bound again.
+// The stock VolumeBinding binds a claim to one of them where it can, and then the claim requests no space. There are
+// hardly ever any, and then all of this costs nothing.
 type bindable struct {
 	mu sync.RWMutex
 	// byClass has them by StorageClass and name. The inner maps are never changed.
@@ -27,12 +26,13 @@ func newBindable() *bindable {
 	return &bindable{byClass: map[string]map[string]*corev1.PersistentVolume{}}
 }
 
-// isBindable: a person may name the claim that is to have it, and cannot know its UID.
+// isBindable reports whether a claim can still be bound to the volume. An operator may name that claim in it, and
+// cannot know its UID.
 func isBindable(pv *corev1.PersistentVolume) bool {
 	return pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.UID == ""
 }
 
-// set folds in a PersistentVolume, as it is now.
+// set folds in the present state of a PersistentVolume.
 func (b *bindable) set(pv *corev1.PersistentVolume) {
 	class := volume.GetPersistentVolumeClass(pv)
 	if !isBindable(pv) || pv.DeletionTimestamp != nil || class == "" {
@@ -49,7 +49,7 @@ func (b *bindable) set(pv *corev1.PersistentVolume) {
 	b.byClass[class] = of
 }
 
-// remove folds in that it is gone, or has a claim.
+// remove folds in that a PersistentVolume is gone, or has a claim.
 func (b *bindable) remove(pv *corev1.PersistentVolume) {
 	class := volume.GetPersistentVolumeClass(pv)
 	b.mu.Lock()
@@ -73,7 +73,7 @@ func (b *bindable) has(class string) bool {
 	return len(b.byClass[class]) > 0
 }
 
-// of are those that one of the claims may be bound to, by StorageClass; nil if none.
+// of returns those that one of the claims may be bound to, by StorageClass; nil if none.
 func (b *bindable) of(claims map[string]*corev1.PersistentVolumeClaim) map[string][]*corev1.PersistentVolume {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
@@ -97,9 +97,8 @@ func (b *bindable) of(claims map[string]*corev1.PersistentVolumeClaim) map[strin
 	return found
 }
 
-// volumesOn are the volumes that are to be placed if the pod goes to the node: without the
-// claims that the stock plugin would bind there to a bindable PersistentVolume. It goes about
-// it as that does, see findMatchingVolumes there.
+// volumesOn returns the volumes that are to be placed if the pod goes to the node. Claims that the stock plugin would
+// bind there to a bindable PersistentVolume are left out, as its findMatchingVolumes decides.
 func (s *state) volumesOn(node *corev1.Node) []request.Volume {
 	if len(s.bindable) == 0 {
 		return s.volumes
@@ -111,7 +110,7 @@ func (s *state) volumesOn(node *corev1.Node) []request.Volume {
 	return slices.DeleteFunc(slices.Clone(s.volumes), func(v request.Volume) bool { return found[v.Claim] })
 }
 
-// boundOn are the claims, as namespace/name, that the stock plugin would bind to a bindable PersistentVolume on the
+// boundOn returns the claims, as namespace/name, that the stock plugin would bind to a bindable PersistentVolume on the
 // node.
 func (s *state) boundOn(node *corev1.Node) map[string]bool {
 	claims := slices.SortedFunc(maps.Values(s.claims), func(a, b *corev1.PersistentVolumeClaim) int {

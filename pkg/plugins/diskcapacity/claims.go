@@ -25,24 +25,24 @@ type claims struct {
 	classes storagelisters.StorageClassLister
 }
 
-// asked is what a pod asks for: its inline volumes, and its claims of our StorageClasses
-// that have no volume yet. A claim that is bound, or is to be bound to a certain volume,
-// asks for nothing: where its volume is, the stock plugins know.
+// asked is a pod's request: its inline volumes, and its claims of our StorageClasses that have no volume yet. A claim
+// that is bound, or is to be bound to a certain volume, requests nothing here: the stock plugins know where its volume
+// is.
 type asked struct {
 	// volumes are to be placed, all or none.
 	volumes []request.Volume
 	// held are claims whose volume has its place, although they are not bound.
 	held []held
-	// notMade are claims that only a PersistentVolume without a claim would do for, by volume ID.
+	// notMade are claims that can only be bound to an existing PersistentVolume without a claim, by volume ID.
 	notMade map[string]error
-	// claims are those of volumes that ask for one, and those that are notMade, by volume ID.
+	// claims are the claims of volumes, and those in notMade, by volume ID.
 	claims map[string]*corev1.PersistentVolumeClaim
-	// settled is true when the pod has other claims that say where it can run.
+	// settled is true when another claim of the pod limits the nodes that it can run on.
 	settled bool
 }
 
-// held is a claim whose volume has a place: its PersistentVolume was made and the claim does not
-// name it yet, or another pod that shares it is being bound.
+// held is a claim whose volume has a place. Its PersistentVolume was made and the claim does not name it yet, or
+// another pod that shares it is being bound.
 type held struct {
 	request.Volume
 	node string
@@ -53,8 +53,8 @@ func (a *asked) none() bool { return len(a.volumes) == 0 && len(a.held) == 0 && 
 // requests are those of the volumes, with the room that must be free behind them.
 func (a *asked) requests() []placement.Request { return requestsOf(a.volumes) }
 
-// ask reads what a pod asks for. The error says what is wrong with the pod, a claim, or its
-// StorageClass, and what to do; no node could help.
+// ask reads a pod's request. The error says what is wrong with the pod, a claim, or its StorageClass, and what to do.
+// No node could take such a pod.
 func (f *feed) ask(pod *corev1.Pod) (asked, error) {
 	inline, err := request.FromPod(pod)
 	if err != nil {
@@ -81,8 +81,7 @@ func (f *feed) ask(pod *corev1.Pod) (asked, error) {
 	return a, nil
 }
 
-// askFor adds a claim to what is asked. Whatever is wrong with a claim that has nothing to
-// do with us is left to the stock plugins.
+// askFor adds a claim to the request. Errors of claims that are not ours are left to the stock plugins.
 func (f *feed) askFor(a *asked, pod *corev1.Pod, v *corev1.Volume) error {
 	pvc := f.claims.of(pod, v)
 	var class *storagev1.StorageClass
@@ -129,8 +128,8 @@ func (f *feed) askFor(a *asked, pod *corev1.Pod, v *corev1.Volume) error {
 	return nil
 }
 
-// of is the claim that a volume of the pod refers to; nil if it has none, or there is none, or
-// it should be the pod's own and is not.
+// of returns the claim that a volume of the pod refers to. It returns nil if the volume has none, if the claim does not
+// exist, or if an ephemeral volume's claim is not the pod's own.
 func (c *claims) of(pod *corev1.Pod, v *corev1.Volume) *corev1.PersistentVolumeClaim {
 	name := claimName(pod, v)
 	if name == "" {
@@ -143,7 +142,7 @@ func (c *claims) of(pod *corev1.Pod, v *corev1.Volume) *corev1.PersistentVolumeC
 	return pvc
 }
 
-// ours is the claim's StorageClass if it is of our provisioner, else nil.
+// ours returns the claim's StorageClass if it is of our provisioner, else nil.
 func (c *claims) ours(pvc *corev1.PersistentVolumeClaim) *storagev1.StorageClass {
 	return claim.OurClass(c.classes, pvc)
 }
@@ -151,8 +150,8 @@ func (c *claims) ours(pvc *corev1.PersistentVolumeClaim) *storagev1.StorageClass
 // maxClasses is how many classes a message names.
 const maxClasses = 8
 
-// applyClass adds to a request what its DiskClass says, as it is now. It returns an error if
-// there is no such class: disks can have the name of one that does not exist any more.
+// applyClass adds to a request what its DiskClass says now. It returns an error if there is no such class, because
+// disks can have the name of a class that no longer exists.
 func (f *feed) applyClass(r *placement.Request) error {
 	class := r.Class
 	if policy, ok := f.classes.policy(class); ok {
@@ -169,7 +168,7 @@ func (f *feed) applyClass(r *placement.Request) error {
 	return fmt.Errorf("DiskClass %.64q does not exist: there are %s", class, strings.Join(names, ", "))
 }
 
-// claimName is the name of the claim that a volume of the pod refers to; empty if none.
+// claimName returns the name of the claim that a volume of the pod refers to; empty if none.
 func claimName(pod *corev1.Pod, v *corev1.Volume) string {
 	switch {
 	case v.PersistentVolumeClaim != nil:
@@ -187,17 +186,17 @@ func refersTo(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) bool {
 	})
 }
 
-// hasClaims reports whether the pod has claims, of whatever driver.
+// hasClaims reports whether the pod has claims, of any driver.
 func hasClaims(pod *corev1.Pod) bool {
 	return slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
 		return v.PersistentVolumeClaim != nil || v.Ephemeral != nil
 	})
 }
 
-// mayHold reports whether the ledger may have something of the pod.
+// mayHold reports whether the ledger may have records of the pod.
 func mayHold(pod *corev1.Pod) bool { return hasInlineVolumes(pod) || hasClaims(pod) }
 
-// hasOpenClaims reports whether the pod has a claim that will ask for a place.
+// hasOpenClaims reports whether the pod has an unbound claim of ours, or one that does not exist yet.
 func (f *feed) hasOpenClaims(pod *corev1.Pod) bool {
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
@@ -212,8 +211,8 @@ func (f *feed) hasOpenClaims(pod *corev1.Pod) bool {
 	return false
 }
 
-// ephemeralPartitions are those of the volumes that end with a pod: inline ones, and those of
-// generic ephemeral claims, which belong to the pod. A persistent claim outlives it.
+// ephemeralPartitions returns the partitions of the volumes that end with a pod: inline ones, and those of its generic
+// ephemeral claims. Other claims outlive the pod.
 func (f *feed) ephemeralPartitions(pod *corev1.Pod) []string {
 	var partitions []string
 	if volumes, err := request.FromPod(pod); err == nil {

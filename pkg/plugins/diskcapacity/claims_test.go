@@ -40,7 +40,7 @@ func (b *bench) storageClass(t testing.TB, name string, change func(*storagev1.S
 	return class
 }
 
-// uidOf is a UID that follows from a name.
+// uidOf derives a UID from a name.
 func uidOf(name string) types.UID { return types.UID(diskv1alpha1.PartitionID("uid of " + name)) }
 
 func (b *bench) claim(t testing.TB, name, class string, sizeGiB int64, change func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
@@ -75,7 +75,7 @@ func (b *bench) volume(t testing.TB, pvc *corev1.PersistentVolumeClaim, node str
 	return pv
 }
 
-// storeVolume puts it where the informer would have it, and tells of it.
+// storeVolume puts the volume into the informer's store and folds in its event.
 func (b *bench) storeVolume(t testing.TB, pv *corev1.PersistentVolume) {
 	t.Helper()
 	if err := b.plugin.feed.volumes.Add(pv); err != nil {
@@ -227,8 +227,8 @@ func (b *bench) freeGiB(node string) int64 {
 	return b.plugin.ledger.Snapshot(node).Node.Disks[0].Free.Total() / gib
 }
 
-// TestClaimIsReserved together with the inline volume, for as long as the pod is pending;
-// then its PersistentVolume takes over.
+// TestClaimIsReserved asserts that a claim is reserved together with the inline volume while the pod is pending, and
+// that its PersistentVolume then replaces the reservation.
 func TestClaimIsReserved(t *testing.T) {
 	b := newBench(t, nil, "n1", "n2")
 	b.storageClass(t, "ssd", nil)
@@ -243,7 +243,7 @@ func TestClaimIsReserved(t *testing.T) {
 	if b.freeGiB("n1") != 2 {
 		t.Errorf("%d GiB are free", b.freeGiB("n1"))
 	}
-	// Another pod of the claim belongs to the same node, and asks for no more.
+	// Another pod of the claim is limited to the same node, and requests nothing more.
 	second := claimPod("b", "data")
 	if _, statuses := b.filter(t, second); !statuses["n1"].IsSuccess() || !strings.Contains(statuses["n2"].Message(), "claim default/data is on node n1 already") {
 		t.Errorf("statuses %v", statuses)
@@ -268,7 +268,7 @@ func TestClaimIsReserved(t *testing.T) {
 	}
 }
 
-// TestClaimInDoubt: a claim fits where its volume may have been made, though that fills the disk.
+// TestClaimInDoubt asserts that a claim fits where its volume may have been made, even if that volume fills the disk.
 func TestClaimInDoubt(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.storageClass(t, "ssd", nil)
@@ -285,14 +285,14 @@ func TestClaimInDoubt(t *testing.T) {
 	}
 }
 
-// TestVolumes fold in whatever comes, in whatever order.
+// TestFoldVolumes asserts that the present state of a PersistentVolume is folded in, in whatever order its events come.
 func TestFoldVolumes(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.storageClass(t, "ssd", nil)
 	b.publish(t, "n1", 10)
 	pvc := b.claim(t, "data", "ssd", 4, nil)
 	pv := b.volume(t, pvc, "n1", 2)
-	// An event that arrives after the deletion of its object.
+	// An event that comes after the deletion of its object.
 	b.plugin.feed.foldVolume(klog.Background(), pv)
 	if b.freeGiB("n1") != 10 {
 		t.Errorf("%d GiB are free with no volume in the store", b.freeGiB("n1"))
@@ -307,7 +307,7 @@ func TestFoldVolumes(t *testing.T) {
 	if err := b.plugin.feed.volumes.Update(larger); err != nil {
 		t.Fatal(err)
 	}
-	// The old event tells of the present.
+	// The old event folds in the present state.
 	b.plugin.feed.foldVolume(klog.Background(), pv)
 	if b.freeGiB("n1") != 5 {
 		t.Errorf("%d GiB are free after the volume was made larger", b.freeGiB("n1"))
@@ -319,7 +319,7 @@ func TestFoldVolumes(t *testing.T) {
 	if b.freeGiB("n1") != 10 {
 		t.Errorf("%d GiB are free after the end of the volume", b.freeGiB("n1"))
 	}
-	// Nothing of it is for volumes of others, and of nonsense.
+	// Volumes of other drivers and invalid ones reserve nothing.
 	foreign := b.volume(t, pvc, "n1", 2)
 	foreign.UID, foreign.Spec.CSI.Driver = "foreign", "other"
 	b.storeVolume(t, foreign)
@@ -331,7 +331,7 @@ func TestFoldVolumes(t *testing.T) {
 	}
 }
 
-// TestLongNames: the volume is known before what its label stands for.
+// TestLongNames asserts that a volume is found on its node when the volume is known before the name behind its label.
 func TestLongNames(t *testing.T) {
 	name := strings.Repeat("long-", 20) + "name"
 	b := newBench(t, nil, name)
@@ -350,8 +350,8 @@ func TestLongNames(t *testing.T) {
 	}
 }
 
-// TestBindable: a volume that no claim has is what the stock plugin binds the claim to, on its
-// node and with its limits; then nothing is asked for.
+// TestBindable asserts that a claim that the stock plugin binds to an existing volume requests no space, on the
+// volume's node and within its limits.
 func TestBindable(t *testing.T) {
 	tests := map[string]struct {
 		claims   []int64 // GiB
@@ -422,8 +422,8 @@ func TestBindable(t *testing.T) {
 	}
 }
 
-// TestNotMade asserts that a claim which no volume is made for goes where one exists that can be bound to it, waits
-// with a reason elsewhere, and is refused where there is none at all.
+// TestNotMade asserts that a claim that no volume is made for fits where an existing volume can be bound to it.
+// Elsewhere the pod waits, with a reason. If there is no such volume at all, the pod is refused.
 func TestNotMade(t *testing.T) {
 	selecting := func(c *corev1.PersistentVolumeClaim) {
 		c.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": "db"}}
@@ -542,7 +542,7 @@ func TestClaimHints(t *testing.T) {
 			t.Errorf("%s: %v, want %v", test.name, have, test.want)
 		}
 	}
-	// The end of another's volume: when there is room then.
+	// The end of another claim's volume wakes the pod if it fits then.
 	if err := b.plugin.feed.volumes.Delete(small); err != nil {
 		t.Fatal(err)
 	}
@@ -555,7 +555,7 @@ func TestClaimHints(t *testing.T) {
 	}
 }
 
-// TestVictimsWithClaims: what dies with the pod counts as free without it.
+// TestVictimsWithClaims asserts that the volumes that end with a victim count as free without it.
 func TestVictimsWithClaims(t *testing.T) {
 	tests := map[string]struct {
 		victim func(t *testing.T, b *bench) *corev1.Pod
@@ -619,7 +619,7 @@ func TestVictimsWithClaims(t *testing.T) {
 	}
 }
 
-// TestNominatedWithClaim: a pod that waits for its place has it kept.
+// TestNominatedWithClaim asserts that space is kept for the claim of a nominated pod.
 func TestNominatedWithClaim(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.storageClass(t, "ssd", nil)
@@ -662,7 +662,7 @@ func TestSignClaims(t *testing.T) {
 	}
 }
 
-// TestNarrowedClaims: pods whose claims are all to be placed are tried where they fit best.
+// TestNarrowedClaims asserts that pods whose claims are all to be placed are tried on the nodes that fit best.
 func TestNarrowedClaims(t *testing.T) {
 	b := large(t, 150)
 	b.storageClass(t, "ssd", nil)

@@ -12,8 +12,7 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// classes are the policies of the DiskClasses there are, by name: where their reflector puts
-// them.
+// classes is the store of the reflector of DiskClasses: it has their policies, by name.
 type classes struct {
 	filled atomic.Bool
 	mu     sync.RWMutex
@@ -22,7 +21,7 @@ type classes struct {
 	objects map[string]*diskv1alpha1.DiskClass
 	// listeners are called after each change.
 	listeners []func()
-	// appeared is called when there may be one more.
+	// appeared is called when there may be a new class.
 	appeared func()
 }
 
@@ -32,7 +31,7 @@ func newClasses() *classes {
 
 func (c *classes) hasSynced() bool { return c.filled.Load() }
 
-// policy is that of a class; false if there is no such class.
+// policy returns the policy of a class; false if there is no such class.
 func (c *classes) policy(name string) (placement.Policy, bool) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -46,7 +45,7 @@ func (c *classes) names() []string {
 	return slices.Sorted(maps.Keys(c.known))
 }
 
-// all are the classes as they were read last, sorted by name. They must not be changed.
+// all returns the classes as they were read last, sorted by name. They must not be changed.
 func (c *classes) all() []*diskv1alpha1.DiskClass {
 	c.mu.RLock()
 	defer c.mu.RUnlock()

@@ -93,7 +93,7 @@ func newFullCluster(b *testing.B, env *bench, names []string, volumesANode int) 
 	return c
 }
 
-// decoded is the object as it comes from the API server, with none of its strings shared.
+// decoded is the object as the API server sends it: it shares no string with others.
 func decoded(b *testing.B, ndc *diskv1alpha1.NodeDiskCapacity) *diskv1alpha1.NodeDiskCapacity {
 	b.Helper()
 	text, err := json.Marshal(ndc)
@@ -122,7 +122,7 @@ func (c *fullCluster) arrive(b *testing.B, f *feed) {
 	}
 }
 
-// fold is what happens when the lists have arrived.
+// fold folds in the lists.
 func (c *fullCluster) fold(b *testing.B, f *feed) {
 	b.Helper()
 	logger := klog.Background()
@@ -137,10 +137,9 @@ func (c *fullCluster) fold(b *testing.B, f *feed) {
 	}
 }
 
-// BenchmarkRebuild fills the ledger of a scheduler that has just started: 10,000 nodes with
-// 100,000 volumes. Targets: 5 s from when the lists have arrived, 150 MB of heap. The objects in
-// the informers' stores are the scheduler's anyway and do not count; those of the capacities
-// are in no store.
+// BenchmarkRebuild fills the ledger of a scheduler that has just started: 10,000 nodes with 100,000 volumes. Targets: 5
+// s from when the lists are read, 150 MB of heap. The objects in the informers' stores are the scheduler's in any case
+// and do not count. Those of the capacities are in no store.
 func BenchmarkRebuild(b *testing.B) {
 	const nodes = 10_000
 	var took time.Duration
@@ -201,9 +200,9 @@ func clusterWith(b *testing.B, nodes, volumesANode int) (*bench, *fullCluster) {
 	return env, c
 }
 
-// BenchmarkFilter tries pods on nodes one after the other: on fifty of 5000, as pods are
-// tried that are narrowed, or on all, where what is read of a node is in no cache of the processor. An
-// operation is one node. Target: 300 ns and no allocation.
+// BenchmarkFilter runs Filter of pods on nodes one after the other: on fifty of 5000, as for narrowed pods, or on all.
+// On all, what is read of a node is in no cache of the processor. An operation is one node. Target: 300 ns and no
+// allocation.
 func BenchmarkFilter(b *testing.B) {
 	env := clusterOf(b, 5000)
 	for _, bench := range []struct {
@@ -239,7 +238,7 @@ func BenchmarkFilter(b *testing.B) {
 	}
 }
 
-// BenchmarkPreFilter begins the cycles of pods with 5000 nodes. Target: 20 µs.
+// BenchmarkPreFilter runs PreFilter of pods with 5000 nodes. Target: 20 µs.
 func BenchmarkPreFilter(b *testing.B) {
 	env := clusterOf(b, 5000)
 	env.claim(b, "wanted", "fast", 50, nil)
@@ -273,8 +272,8 @@ func BenchmarkPreFilter(b *testing.B) {
 	}
 }
 
-// BenchmarkPlainPod is all that a pod without disk volumes costs from its creation to its
-// binding: each event and each call that the plugin gets for it.
+// BenchmarkPlainPod is the cost of a pod without disk volumes from its creation to its binding: each event and each
+// call that the plugin gets for it.
 func BenchmarkPlainPod(b *testing.B) {
 	env := newBench(b, nil, "n1")
 	p, logger := env.plugin, klog.Background()
@@ -296,8 +295,8 @@ func BenchmarkPlainPod(b *testing.B) {
 	}
 }
 
-// BenchmarkFold folds in what a node publishes that makes a volume and removes it again, from
-// the object as it is decoded, with 10,000 nodes and 100,000 volumes. Target: 10 µs.
+// BenchmarkFold folds in the decoded capacity of a node that makes a volume and removes it again. There are 10,000
+// nodes and 100,000 volumes. Target: 10 µs.
 func BenchmarkFold(b *testing.B) {
 	env, c := clusterWith(b, 10_000, volumesANode)
 	publish := c.publications(5000)
@@ -307,7 +306,7 @@ func BenchmarkFold(b *testing.B) {
 	}
 }
 
-// publications has a node publish, by turns of i, that its first volume is there or is not.
+// publications has a node publish its first volume when i is odd, and not when it is even.
 func (c *fullCluster) publications(node int) func(b *testing.B, env *bench, i int) {
 	with := c.capacities[node].(*diskv1alpha1.NodeDiskCapacity)
 	without := with.DeepCopy()

@@ -1,14 +1,41 @@
-// Package diskcapacity is the scheduler plugin that places a pod's inline volumes and
-// claims: it keeps the pod off nodes whose disks have no room for them, prefers the node
-// they fit most tightly, reserves the exact extents, and writes those of inline volumes into
-// the Binding. Those of claims become PersistentVolumes, in package volumebinding.
+// Package diskcapacity is the scheduler plugin that places a pod's inline volumes and claims. It keeps the pod off
+// nodes whose disks have no room for them, prefers the node that they fit best, and reserves the exact extents. It
+// writes the extents of inline volumes into the Binding. Those of claims become PersistentVolumes, in package
+// volumebinding.
 //
-// It owns the translation between Kubernetes and the ledger (feed.go and feed_volumes.go:
-// what is watched and how it is folded in; claims.go and bindable.go: what a pod asks for;
-// hints.go, waiting.go, growth.go and gate.go: which events wake a pod) and the plugin's part of a scheduling cycle
-// (plugin.go, state.go, nominations.go, bind.go, preemption.go, narrow.go). What is free is the ledger's
-// business, where a volume goes is placement's.
+// It owns the translation between Kubernetes and the ledger, and the plugin's part of a scheduling cycle. What is free
+// is the ledger's, and where on a disk a volume goes is placement's. A pod without a volume of ours is skipped at
+// PreFilter, PreScore and Bind, and treated exactly as by the stock scheduler.
 //
-// A pod without a volume of ours is skipped at PreFilter, PreScore and Bind and treated
-// exactly as by the stock scheduler.
+// # Where to start
+//
+// Read a scheduling cycle in plugin.go, from PreFilter to Unreserve, with the cycle's state in state.go.
+//
+// The scheduling cycle:
+//
+//   - plugin.go: PreFilter, Filter, Reserve, Unreserve.
+//   - claims.go, bindable.go: what a pod requests, and which PersistentVolumes its claims may be bound to.
+//   - narrow.go, admits.go: the nodes that a pod is tried on in a large cluster.
+//   - score.go: Score.
+//   - nominations.go, preemption.go: nominated pods, and PostFilter.
+//   - bind.go, explain_placed.go: Bind and PostBind.
+//   - explain.go: why nodes were refused.
+//   - args.go, profile.go: the plugin's arguments, and what its profile needs.
+//
+// What is watched and folded into the ledger:
+//
+//   - feed.go: pods, and what all profiles of a scheduler share.
+//   - watch.go, records.go, reports.go: NodeDiskCapacities.
+//   - classes.go: DiskClasses.
+//   - feed_volumes.go, feed_unseen.go: PersistentVolumes.
+//   - feed_nodes.go, feed_agents.go: Nodes and CSINodes.
+//   - shared.go: what other packages of the process get of it.
+//
+// Which events wake a pod:
+//
+//   - gate.go: PreEnqueue, and the hints about claims.
+//   - hints.go: the other hints.
+//   - waiting.go, growth.go: the pods that a node's new free space wakes.
+//
+// Metrics are in metrics.go, metrics_lag.go and metrics_collector.go.
 package diskcapacity

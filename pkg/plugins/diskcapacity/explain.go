@@ -12,7 +12,7 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// invalidKey has the mark of a pod whose request cannot be understood.
+// invalidKey marks the cycle of a pod with an invalid request.
 const invalidKey fwk.StateKey = Name + "/invalid"
 
 type invalid struct{}
@@ -20,13 +20,13 @@ type invalid struct{}
 // Clone implements fwk.StateData.
 func (i invalid) Clone() fwk.StateData { return i }
 
-// never refuses a node for a reason that no pod's end could change.
+// never refuses a node for a reason that the end of no pod could change.
 func (s *state) never(other otherReason, reason string) *fwk.Status {
 	s.rejections.sawOther(other)
 	return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reason)
 }
 
-// noRoom refuses a node that has too little, and says whether the removal of others could help.
+// noRoom refuses a node with too little free space. The code says whether the end of other pods could help.
 func (s *state) noRoom(node string, err error) *fwk.Status {
 	noFit, ok := errors.AsType[*placement.NoFit](err)
 	if !ok {
@@ -42,8 +42,8 @@ func (s *state) noRoom(node string, err error) *fwk.Status {
 	return fwk.NewStatus(fwk.Unschedulable, reason)
 }
 
-// noNode says of a pod that fits nowhere how near the nearest nodes came, unless each of them
-// has said it already.
+// noNode is the status of a pod that fits no node. It says how near the nearest nodes came, unless each node has said
+// it itself.
 func (s *state) noNode() *fwk.Status {
 	if best := s.rejections.best(); best != "" && !s.figures {
 		return fwk.NewStatus(fwk.Unschedulable, best)
@@ -51,21 +51,22 @@ func (s *state) noNode() *fwk.Status {
 	return fwk.NewStatus(fwk.Unschedulable)
 }
 
-// rejections are why nodes did not pass Filter: one entry for all that fail alike. Filter writes
-// them for many nodes at once; the words are made once for all of them, and nothing is
-// allocated for a node that has no news.
+// rejections are the reasons why nodes did not pass Filter, with one entry for all nodes with the same reason. Filter
+// writes them for many nodes at once. The text is built once for each entry, and a node that adds nothing allocates
+// nothing.
 type rejections struct {
 	kinds atomic.Pointer[kind]
-	// others are the reasons that no figures are about.
+	// others are the reasons without figures.
 	others atomic.Uint32
 }
 
-// kind is what nodes that fail alike have in common.
+// kind is what nodes with the same reason have in common.
 type kind struct {
-	// why is that of one of them.
+	// why is the NoFit of one of them.
 	why    *placement.NoFit
 	reason string
-	// nearest of them; of equals the first by name, so that the message is the same each time.
+	// nearest is the node that lacks the least; of equal nodes the first by name, so that the message is always the
+	// same.
 	nearest atomic.Pointer[nearest]
 	next    *kind
 }
@@ -75,7 +76,7 @@ type nearest struct {
 	why  *placement.NoFit
 }
 
-// saw notes why a node has no room, and returns the words for all that fail alike.
+// saw adds a node that has no room, and returns the text for all nodes with the same reason.
 func (r *rejections) saw(node string, why *placement.NoFit) string {
 	k := r.kind(why)
 	for {
@@ -89,7 +90,7 @@ func (r *rejections) saw(node string, why *placement.NoFit) string {
 	}
 }
 
-// kind finds the entry, or makes it. There are a handful.
+// kind returns the entry, and adds it if it is missing. There are a handful.
 func (r *rejections) kind(why *placement.NoFit) *kind {
 	var made *kind
 	for {
@@ -109,9 +110,9 @@ func (r *rejections) kind(why *placement.NoFit) *kind {
 	}
 }
 
-// sawOther notes a reason that no figures are about.
+// sawOther adds a reason without figures.
 func (r *rejections) sawOther(reason otherReason) {
-	// Most nodes say what was said already, and then there is nothing to write.
+	// Most nodes have a reason that is known already, and then nothing is written.
 	if bit := uint32(1) << reason; r.others.Load()&bit == 0 {
 		r.others.Or(bit)
 	}
@@ -153,7 +154,7 @@ func (r *rejections) sorted() []*kind {
 	return kinds
 }
 
-// otherReason is why a node cannot take any volume, or not those of the pod.
+// otherReason is why a node can take no volume, or not those of the pod.
 type otherReason uint
 
 const (
@@ -166,7 +167,7 @@ const (
 	numOtherReasons
 )
 
-// otherReasons and causes are what metrics call them.
+// otherReasons and causes are the names in metrics.
 var (
 	otherReasons = [numOtherReasons]string{"no_agent", "not_published", "contradictory", "refused", "no_label", "volume_elsewhere"}
 	causes       = map[placement.Cause]string{

@@ -17,14 +17,14 @@ import (
 
 // placed is what Reserve has done, until the pod is bound.
 type placed struct {
-	// before is the node as it was before.
+	// before is the node before Reserve.
 	before *ledger.Snapshot
-	// records of the volumes that were placed, volumes what the pod asked for.
+	// records of the volumes that were placed. volumes are those that the pod requests.
 	records []ledger.Record
 	volumes []request.Volume
 }
 
-// PostBind ends what Reserve began: the event Scheduled has said where the volumes are.
+// PostBind ends what Reserve began. The event Scheduled has been sent by then.
 func (p *Plugin) PostBind(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, _ string) {
 	if p.forgetPlaced(cycle, pod) {
 		decided(resultBound)
@@ -42,9 +42,9 @@ func (p *Plugin) forgetPlaced(cycle fwk.CycleState, pod *corev1.Pod) bool {
 	return true
 }
 
-// Places tells a person the place of each volume of a pod that is being bound, and how well it fits
-// there, in at most so many bytes; nothing of a pod without. kube-scheduler sends an event about
-// each pod that it has bound: an event of our own beside it would be one more write a pod.
+// Places describes the place of each volume of a pod that is being bound, and how well it fits there. It has at most so
+// many bytes, and is empty for a pod without disk volumes. kube-scheduler sends an event about each pod that it has
+// bound: a second event would be one more write for each pod.
 func (s *Shared) Places(pod *corev1.Pod, most int) string {
 	data, ok := s.feed.placed.Load(pod.UID)
 	if !ok {
@@ -53,10 +53,10 @@ func (s *Shared) Places(pod *corev1.Pod, most int) string {
 	return data.(*placed).note(most)
 }
 
-// spaceForMore is for the words that say how many volumes are left out.
+// spaceForMore is for the text that says how many volumes are left out.
 const spaceForMore = len("; and 256 more")
 
-// note tells the place of each volume, as far as there is space for it.
+// note describes the place of each volume, as far as there is space for it.
 func (p *placed) note(most int) string {
 	var b strings.Builder
 	for i, r := range p.records {
@@ -100,8 +100,8 @@ func (p *placed) place(r ledger.Record) string {
 	return fmt.Sprintf("%s, leaves %s of %s free there", text, bytes(left), bytes(hole.Len()))
 }
 
-// hole is the free extent in which the volume was placed; false if it was not free when the node
-// was looked at: what was in doubt about an earlier try of the pod is free for no other pod.
+// hole returns the free extent in which the volume was placed; false if it was not free before Reserve. The space of an
+// earlier try in doubt is free for the pod itself and for no other.
 func (p *placed) hole(r ledger.Record) (extent.Extent, bool) {
 	for i := range p.before.Node.Disks {
 		if d := &p.before.Node.Disks[i]; d.ID == r.Disk {

@@ -11,7 +11,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// begin runs a pod's cycle up to where it is reserved for on a node.
+// begin runs a pod's cycle up to Reserve on a node.
 func (b *bench) begin(t testing.TB, pod *corev1.Pod, node string) fwk.CycleState {
 	t.Helper()
 	state, _ := b.filter(t, pod)
@@ -21,8 +21,8 @@ func (b *bench) begin(t testing.TB, pod *corev1.Pod, node string) fwk.CycleState
 	return state
 }
 
-// place runs a pod's cycle to its end on a node, as if it were bound there, and returns what
-// the event says of its places.
+// place runs a pod's cycle to its end on a node, as if it were bound there. It returns what the event says about its
+// places.
 func (b *bench) place(t testing.TB, pod *corev1.Pod, node string) string {
 	t.Helper()
 	state := b.begin(t, pod, node)
@@ -75,7 +75,7 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
-// TestPlacesAreBounded: an event takes no more than 1024 bytes.
+// TestPlacesAreBounded asserts that the text is cut to the given number of bytes, because an event has at most 1024.
 func TestPlacesAreBounded(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 100)
@@ -90,8 +90,8 @@ func TestPlacesAreBounded(t *testing.T) {
 	}
 }
 
-// TestPlacesOfOthers asserts that the event says nothing of a pod without disk volumes, or of one whose place was given
-// up.
+// TestPlacesOfOthers asserts that the event is not extended for a pod without disk volumes, nor for one whose place was
+// given up.
 func TestPlacesOfOthers(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)

@@ -13,8 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// explained is the message of the pod's event when no node would do: what kube-scheduler makes
-// of what the plugin says. Filter runs for many nodes at once, as there.
+// explained is the message of the pod's event when no node fits: what kube-scheduler makes of the plugin's statuses. As
+// there, Filter runs for many nodes at once.
 func (b *bench) explained(t *testing.T, pod *corev1.Pod) string {
 	t.Helper()
 	state := framework.NewCycleState()
@@ -37,8 +37,8 @@ func (b *bench) explained(t *testing.T, pod *corev1.Pod) string {
 	return failed.Error()
 }
 
-// TestMessageOfManyNodes: of 5000 nodes a person reads what they lack, how many lack it, and
-// which is the nearest; the same words each time, whatever order the nodes are looked at in.
+// TestMessageOfManyNodes asserts that the message about 5000 nodes says what they lack, how many lack it, and which is
+// the nearest. It asserts that the message is the same in any order of the nodes.
 func TestMessageOfManyNodes(t *testing.T) {
 	const count = 5000
 	names := make([]string, count)
@@ -94,8 +94,8 @@ func TestMessageOfManyNodes(t *testing.T) {
 	}
 }
 
-// TestInvalidEndsTheCycle: no pod is preempted for one whose request cannot be understood, and no
-// plugin adds to its message that it does not know the pod.
+// TestInvalidEndsTheCycle asserts that no pod is preempted for a pod with an invalid request. No other plugin adds to
+// its message that it does not know the pod.
 func TestInvalidEndsTheCycle(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
@@ -115,7 +115,7 @@ func TestInvalidEndsTheCycle(t *testing.T) {
 	}
 }
 
-// TestRefusalsAreCheap: a node that lacks room, of thousands, costs its status and no words.
+// TestRefusalsAreCheap asserts that the refusal of one of thousands of nodes allocates its status and no text.
 func TestRefusalsAreCheap(t *testing.T) {
 	names := make([]string, 20)
 	for i := range names {

@@ -22,8 +22,8 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// feed folds what the API server says into the ledger. There is one for a scheduler, not
-// one for a profile: two profiles with a ledger each would sell the same space twice.
+// feed folds the objects of the API into the ledger. A scheduler has one, not one for each profile: two profiles with a
+// ledger each would give away the same space twice.
 type feed struct {
 	ledger    *ledger.Ledger
 	classes   *classes
@@ -31,7 +31,7 @@ type feed struct {
 	nominees  *nominees
 	lag       *lag
 	waiting   *waiting
-	// placed is of pods between Reserve and PostBind, by UID.
+	// placed has the reservations of pods between Reserve and PostBind, by UID.
 	placed sync.Map
 
 	claims   claims
@@ -41,7 +41,7 @@ type feed struct {
 	names    *names
 
 	pods, volumes cache.Indexer
-	// folding makes reading an object from an informer's store and folding it in one step.
+	// folding is held while an object is read from an informer's store and folded in.
 	folding sync.Mutex
 
 	podsSynced, volumesSynced, agentsSynced, nodesSynced func() bool
@@ -49,9 +49,9 @@ type feed struct {
 	capacities *capacityStore
 	// nodesFolded is done once the Nodes of all capacities are folded in.
 	nodesFolded sync.Once
-	// synced is set once all of the above were, and stays.
+	// synced is set once everything above has synced, and stays set.
 	synced atomic.Bool
-	// late is set once waiting for them has been in vain.
+	// late is set once a pod has waited for them in vain.
 	late atomic.Bool
 
 	binders binders
@@ -62,17 +62,17 @@ type feed struct {
 
 	// activate puts pods back into the scheduling queue.
 	activate func(klog.Logger, map[string]*corev1.Pod)
-	// later is time.AfterFunc, but in tests.
+	// later is time.AfterFunc, except in tests.
 	later func(time.Duration, func())
 	// lastEnd and lastVolume are what hints have folded in last.
 	lastEnd    atomic.Pointer[end]
 	lastVolume atomic.Pointer[foldedVolume]
-	// lastGrowth is that of the node that hints were asked about last.
+	// lastGrowth is the growth of the node of the last hint.
 	lastGrowth atomic.Pointer[growth]
 }
 
-// feeds has the feed of every scheduler in this process. The informer factory is what
-// all profiles of a scheduler share, and no two schedulers do.
+// feeds has the feed of every scheduler in this process. All profiles of a scheduler share an informer factory, and no
+// two schedulers do.
 var feeds = struct {
 	sync.Mutex
 	byFactory map[informers.SharedInformerFactory]*feed
@@ -104,9 +104,8 @@ func feedOf(ctx context.Context, handle fwk.Handle) (*feed, error) {
 	return f, nil
 }
 
-// newFeed makes a feed that follows the scheduler's own pods; a second watch of all pods
-// would cost as much again. The scheduler's informer leaves out pods that have ended, so
-// that for us, as for it, the end of a pod is its deletion.
+// newFeed makes a feed that uses the scheduler's own pod informer: a second watch of all pods would cost as much again.
+// That informer leaves out pods that have ended. So the end of a pod is its deletion, here as in the scheduler.
 func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*feed, error) {
 	l := ledger.New()
 	informer := factory.Core().V1().Pods().Informer()
@@ -141,7 +140,7 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) { f.foldObject(logger, obj) },
 		UpdateFunc: func(old, obj any) {
-			// A pod that was deleted and created again under its name can arrive as one update.
+			// A pod that was deleted and created again under its name can come as one update.
 			before, _ := old.(*corev1.Pod)
 			after, _ := obj.(*corev1.Pod)
 			if before != nil && after != nil && before.UID != after.UID {
@@ -158,7 +157,7 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 	return f, nil
 }
 
-// schedules notes that this process schedules pods. One that stands by does not.
+// schedules records that this process schedules pods. A process on standby does not.
 func (f *feed) schedules() { f.began.Do(func() { close(f.scheduling) }) }
 
 func (f *feed) foldObject(logger klog.Logger, obj any) {
@@ -170,8 +169,8 @@ func (f *feed) foldObject(logger klog.Logger, obj any) {
 	}
 }
 
-// foldEnd folds in the deletion of a pod. What it makes room for is woken from here, too: a
-// pod may have come after the scheduler's own handler of the event, and before this one.
+// foldEnd folds in the deletion of a pod, and wakes the pods that fit since then. A pod may have come after the
+// scheduler's own handler of the event, and before this one.
 func (f *feed) foldEnd(logger klog.Logger, obj any) {
 	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = gone.Obj
@@ -187,13 +186,13 @@ func (f *feed) foldEnd(logger klog.Logger, obj any) {
 	}
 }
 
-// foldPod folds in the present state of a pod that an event was about. Not the event's:
-// our handler, the scheduler's handler and with it the queueing hints run at their own
-// pace, so an update can be handled here after the deletion that followed it was folded
-// in by a hint. The informer's store is ahead of all of them, so the last handler says
-// the same as the first. It also distinguishes a deleted pod from one that the scheduler
-// only gave up binding: both reach a hint as the deletion of an assigned pod, but the
-// second may well be bound (see Doubt in the ledger).
+// foldPod folds in the present state of a pod after an event, not the state in the event. Our handler, the scheduler's
+// handler and the queueing hints run at their own pace. So an update can be handled here after a hint has folded in the
+// deletion that followed it. The informer's store is ahead of all of them, so the last handler folds in the same as the
+// first.
+//
+// It also distinguishes a deleted pod from one that the scheduler only failed to bind. A hint gets both as the deletion
+// of an assigned pod, but the second may be bound (see Doubt in the ledger).
 func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
 	if !mayHold(event) {
 		return
@@ -207,43 +206,41 @@ func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
 		f.forget(logger, event.UID)
 		f.settled(logger, f.ledger.DeletePod(uid))
 	case pod.Spec.NodeName == "":
-		// Not bound, as far as the store knows. What Reserve assumed stands.
+		// The store does not have it as bound. What Reserve assumed stays.
 		f.nominees.set(event.UID, pod.Status.NominatedNodeName)
 	case !hasInlineVolumes(pod):
-		// It is bound, and with it its claims: their PersistentVolumes have the records.
+		// The pod is bound, and so are its claims: their PersistentVolumes have the records.
 		f.forget(logger, event.UID)
 		f.settled(logger, f.ledger.DeletePod(uid))
 	default:
 		f.forget(logger, event.UID)
 		records, err := recordsOf(pod)
 		if err != nil {
-			// It is no reservation, whatever wrote it. The agent finds a place itself and
-			// publishes it.
+			// The record is no reservation, whatever wrote it. The agent finds a place itself and publishes it.
 			logger.V(2).Info("Ignored the allocation record of a pod", "pod", klog.KObj(pod), "node", klog.KRef("", pod.Spec.NodeName), "err", err)
 		}
 		f.settled(logger, f.ledger.SetPod(uid, pod.Spec.NodeName, records))
 	}
 }
 
-// forget: the pod is not pending any more.
+// forget removes a pod that is not pending any more.
 func (f *feed) forget(logger klog.Logger, uid types.UID) {
 	f.narrowing.forget(uid)
 	f.nominees.set(uid, "")
 	f.waiting.forget(uid)
 	if f.waiting.isKept(uid) {
-		// Not here, for the reason that settled tells.
+		// Not here: the caller may hold the lock of the scheduling queue, see settled.
 		go f.nominationEnded(logger, uid)
 	}
 }
 
-// settled wakes pods that now fit one of the nodes. It is for space that comes back without
-// an event that the scheduler would give to a queueing hint: what was held in doubt for a
-// pod, which to the scheduler was just a pending pod.
+// settled wakes pods that now fit one of the nodes. It is for space that becomes free without an event for a queueing
+// hint, such as a record in doubt: for the scheduler its pod was just a pending pod.
 func (f *feed) settled(logger klog.Logger, nodeNames []string) {
 	if len(nodeNames) == 0 {
 		return
 	}
-	// Not here: a hint may have called us, which holds the lock of the queue.
+	// Not here: the caller may be a hint, which runs under the lock of the scheduling queue.
 	go func() {
 		for _, name := range nodeNames {
 			f.made(logger, name, nil)
@@ -251,7 +248,7 @@ func (f *feed) settled(logger klog.Logger, nodeNames []string) {
 	}()
 }
 
-// storedPod is the pod as the informer has it now; nil if it is gone.
+// storedPod returns the pod that the informer has now; nil if it is gone.
 func (f *feed) storedPod(event *corev1.Pod) *corev1.Pod {
 	key, err := cache.MetaNamespaceKeyFunc(event)
 	if err != nil {
@@ -275,9 +272,9 @@ func (f *feed) hasSynced() bool {
 	return true
 }
 
-// wait returns when everything that existed when the scheduler started has been folded
-// into the ledger. A ledger that is half full would sell space that is taken. Only the
-// first pod waits in vain: all pods of all profiles wait with it.
+// wait returns when everything that existed when the scheduler started has been folded into the ledger. An incomplete
+// ledger would give away space that is taken. Only the first pod waits in vain, because all pods of all profiles wait
+// with it.
 func (f *feed) wait(ctx context.Context, timeout time.Duration) error {
 	if f.synced.Load() {
 		return nil

@@ -10,8 +10,8 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// followAgents folds into the ledger where an agent is registered: what the kubelet says in the
-// node's CSINode. Filter would otherwise look up each node twice.
+// followAgents folds into the ledger where an agent is registered: the kubelet writes it into the node's CSINode. With
+// it in the snapshot, Filter looks up each node once.
 func (f *feed) followAgents(logger klog.Logger, informer cache.SharedIndexInformer) error {
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { f.foldCSINode(logger, obj) },
@@ -25,8 +25,8 @@ func (f *feed) followAgents(logger klog.Logger, informer cache.SharedIndexInform
 	return nil
 }
 
-// foldCSINode folds in an event. An agent that has come makes its node's room available: the
-// pods that fit are woken from here, too, for the reason that foldEnd tells.
+// foldCSINode folds in an event, and wakes the pods that fit on the node of a new agent. They are woken from here, too,
+// for the same reason as in foldEnd.
 func (f *feed) foldCSINode(logger klog.Logger, obj any) {
 	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = gone.Obj
@@ -36,8 +36,8 @@ func (f *feed) foldCSINode(logger klog.Logger, obj any) {
 	}
 }
 
-// foldAgent folds in whether an agent is registered on the node now, for the reason that foldPod
-// tells. It reports whether that was news.
+// foldAgent folds in whether an agent is registered on the node now, not at the time of the event, see foldPod. It
+// reports whether that changed.
 func (f *feed) foldAgent(nodeName string) (news bool) {
 	f.folding.Lock()
 	defer f.folding.Unlock()
@@ -45,8 +45,8 @@ func (f *feed) foldAgent(nodeName string) (news bool) {
 	return f.ledger.SetAgent(nodeName, err == nil && hasDriver(csiNode))
 }
 
-// hasAgent reports whether the kubelet of the node knows our driver. Without it the
-// pod's volumes would never be mounted, however much space is published.
+// hasAgent reports whether our driver is registered with the node's kubelet. Without it the pod's volumes are never
+// mounted, however much space is published.
 func (f *feed) hasAgent(nodeName string) bool { return f.ledger.Snapshot(nodeName).Registered }
 
 func hasDriver(csiNode *storagev1.CSINode) bool {

@@ -9,8 +9,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// followNodes folds into the ledger which Nodes exist. A NodeDiskCapacity outlives its Node, so
-// that the disks' volumes are known when the node comes back.
+// followNodes folds into the ledger which Nodes exist. A NodeDiskCapacity is kept for a while without its Node, so that
+// the disks' volumes are known when the Node comes back.
 func (f *feed) followNodes(logger klog.Logger, informer cache.SharedIndexInformer) error {
 	fold := func(obj any) {
 		if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
@@ -20,7 +20,7 @@ func (f *feed) followNodes(logger klog.Logger, informer cache.SharedIndexInforme
 			f.foldNode(logger, node.Name)
 		}
 	}
-	// That a Node was made again in one update changes nothing: it exists.
+	// A Node that was made again in one update exists, so updates change nothing.
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: fold, DeleteFunc: fold})
 	if err != nil {
 		return fmt.Errorf("following Nodes: %w", err)
@@ -29,11 +29,11 @@ func (f *feed) followNodes(logger klog.Logger, informer cache.SharedIndexInforme
 	return nil
 }
 
-// foldNode folds in whether the Node exists now, for the reason that foldPod tells, and wakes the
-// pods that fit what came into service.
+// foldNode folds in whether the Node exists now, not at the time of the event, see foldPod. It wakes the pods that fit
+// what came into service.
 func (f *feed) foldNode(logger klog.Logger, nodeName string) {
 	if !f.nodesSynced() {
-		// That a Node is missing is not known yet; see foldNodes.
+		// Whether a Node is missing is not known yet; see foldNodes.
 		return
 	}
 	f.folding.Lock()

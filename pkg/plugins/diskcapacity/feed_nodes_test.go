@@ -10,8 +10,8 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestAbsentNodes asserts that a capacity without a Node offers nothing, whichever of the two is
-// known first, and that it does again when there is a Node.
+// TestAbsentNodes asserts that nothing is free in a capacity without a Node, whichever of the two is known first. Its
+// space is free again when there is a Node.
 func TestAbsentNodes(t *testing.T) {
 	b := newBench(t, nil, "n1", "n2")
 	f := b.plugin.feed
@@ -22,7 +22,7 @@ func TestAbsentNodes(t *testing.T) {
 			t.Errorf("node %s has %d disks in service, want %d", name, got, want)
 		}
 	}
-	// Before the Nodes are known, none is missing.
+	// Before the Nodes are known, no Node counts as missing.
 	f.nodesSynced = func() bool { return false }
 	b.publish(t, "early", 10)
 	b.publish(t, "n1", 10)
@@ -74,7 +74,7 @@ func TestOwnedDisks(t *testing.T) {
 	}
 }
 
-// TestReportOf asserts what the controllers get of a NodeDiskCapacity.
+// TestReportOf asserts which fields of a NodeDiskCapacity the controllers get.
 func TestReportOf(t *testing.T) {
 	ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{UID: "u"}}
 	ndc.Status.Conditions = []metav1.Condition{

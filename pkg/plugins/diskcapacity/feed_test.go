@@ -14,7 +14,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestForgedRecords: only a record that fits the pod's own request is believed.
+// TestForgedRecords asserts that a record is believed only if it matches the pod's own request.
 func TestForgedRecords(t *testing.T) {
 	const disk = "11111111-2222-3333-4444-555555555555"
 	record := func(name string, start, length int64) string {
@@ -72,7 +72,7 @@ func TestEndedPodsHoldNothing(t *testing.T) {
 	}
 }
 
-// TestPodRecreated: a deletion and a creation under the same name can arrive as an update.
+// TestPodRecreated asserts that an update from one UID to another is folded in as a deletion and a creation.
 func TestPodRecreated(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	before := podOf("a", 1)
@@ -88,8 +88,8 @@ func TestPodRecreated(t *testing.T) {
 	b.plugin.feed.foldObject(klog.Background(), cache.DeletedFinalStateUnknown{Obj: before})
 }
 
-// TestRelist: capacities that vanished while the watch was down are gone after a relist,
-// and an event from before it does not bring them back.
+// TestRelist asserts that capacities that vanished while the watch was interrupted are gone after a relist. An earlier
+// event does not bring them back.
 func TestRelist(t *testing.T) {
 	b := newBench(t, nil, "n1", "n2")
 	first := b.publish(t, "n1", 10)
@@ -115,8 +115,8 @@ func TestRelist(t *testing.T) {
 	}
 }
 
-// TestRelistFromABackup asserts that what an API server says that was restored from a backup counts, although its
-// revisions are lower, and that events after it are folded in.
+// TestRelistFromABackup asserts that a list of an API server that was restored from a backup is believed, although its
+// revisions are lower. Events after it are folded in.
 func TestRelistFromABackup(t *testing.T) {
 	b := newBench(t, nil, "n1", "n2", "n3")
 	backup := []any{b.capacity("n1", 2), b.capacity("n3", 4)}
@@ -144,8 +144,8 @@ func TestRelistFromABackup(t *testing.T) {
 	}
 }
 
-// TestProfilesShareTheLedger: two profiles of a scheduler sell the same space, two
-// schedulers in one process do not.
+// TestProfilesShareTheLedger asserts that two profiles of a scheduler share a ledger, and that two schedulers in one
+// process do not.
 func TestProfilesShareTheLedger(t *testing.T) {
 	a, b := newBench(t, nil, "n1"), newBench(t, nil, "n1")
 	var feeds []*feed

@@ -11,19 +11,20 @@ import (
 )
 
 const (
-	// unseenEvery is how often PersistentVolumes are looked for that were made and not seen. A watch shows one within
-	// milliseconds. It is read when it is unseen the second time.
+	// unseenEvery is how often unseen PersistentVolumes are looked for. A watch shows a new one within milliseconds. It
+	// is read when it is unseen the second time.
 	unseenEvery = 5 * time.Second
-	// unseenReads is how many are read each time, and unseenTimeout how long that may take: a watch that is behind for
-	// other reasons must not cost the API server more.
+	// unseenReads is how many are read each time, and unseenTimeout how long each read may take. A watch that is behind
+	// for other reasons must not cost the API server more.
 	unseenReads, unseenTimeout = 100, 5 * time.Second
 )
 
-// unseen are the PersistentVolumes that were made and not seen when it was looked last, by UID.
+// unseen are the UIDs of the PersistentVolumes that were unseen the last time.
 type unseen map[string]struct{}
 
-// followUnseen asks the API server, over and over, for the PersistentVolumes that this process has made and that the
-// watch has not shown in time. One that was deleted while the watch was interrupted is in no list, and has no event.
+// followUnseen reads from the API server, every unseenEvery, the PersistentVolumes that this process has made and that
+// the watch has not shown in time. One that was deleted while the watch was interrupted is in no list, and has no
+// event.
 func (f *feed) followUnseen(ctx context.Context, volumes corev1client.PersistentVolumesGetter, before unseen) {
 	f.later(unseenEvery, func() {
 		if ctx.Err() == nil {
@@ -32,8 +33,8 @@ func (f *feed) followUnseen(ctx context.Context, volumes corev1client.Persistent
 	})
 }
 
-// foldUnseen folds in the end of those that do not exist any more, of those that were unseen before. It returns those
-// that are unseen.
+// foldUnseen reads those that were unseen before, and folds in the end of those that no longer exist. It returns those
+// that are unseen now.
 func (f *feed) foldUnseen(
 	ctx context.Context, volumes corev1client.PersistentVolumesGetter, before unseen,
 ) (now unseen) {

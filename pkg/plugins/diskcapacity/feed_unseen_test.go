@@ -12,9 +12,8 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 )
 
-// TestUnseen asserts that a PersistentVolume that was made and deleted while the watch was interrupted, so that there
-// is no event of it, is asked for and does not keep its place; and that one that exists, or of which that is not known,
-// does.
+// TestUnseen asserts that a PersistentVolume that was made and deleted while the watch was interrupted is looked up and
+// loses its place: there is no event of it. One that exists, or that could not be read, keeps its place.
 func TestUnseen(t *testing.T) {
 	exist := map[string]*corev1.PersistentVolume{}
 	down, reads := false, 0

@@ -14,8 +14,8 @@ import (
 	"github.com/berthdev/berth/pkg/ledger"
 )
 
-// volumesByNode is the index of our PersistentVolumes by their node's label: there are too many
-// to go through all of them for one node.
+// volumesByNode indexes our PersistentVolumes by their node's label: there are too many to visit all of them for one
+// node.
 const volumesByNode = "disk.berth.dev/node"
 
 func volumeNode(obj any) ([]string, error) {
@@ -31,7 +31,7 @@ func volumeNode(obj any) ([]string, error) {
 	return []string{v.Node}, nil
 }
 
-// volumesOn are our PersistentVolumes on the node with that label.
+// volumesOn returns our PersistentVolumes on the node with that label.
 func (f *feed) volumesOn(label string) []*corev1.PersistentVolume {
 	objects, err := f.volumes.ByIndex(volumesByNode, label)
 	if err != nil {
@@ -82,7 +82,7 @@ func (f *feed) followVolumes(logger klog.Logger, informer cache.SharedIndexInfor
 	return nil
 }
 
-// foldVolumeEnd is for PersistentVolumes what foldEnd is for pods.
+// foldVolumeEnd is foldEnd for PersistentVolumes.
 func (f *feed) foldVolumeEnd(logger klog.Logger, obj any) {
 	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = gone.Obj
@@ -108,7 +108,7 @@ type foldedVolume struct {
 	node  string
 }
 
-// foldVolumeOnce is foldVolume for hints: each is called once for every pending pod.
+// foldVolumeOnce is foldVolume for hints, which are called for every pending pod: it folds in an event once.
 func (f *feed) foldVolumeOnce(logger klog.Logger, event *corev1.PersistentVolume) (nodeName string) {
 	if last := f.lastVolume.Load(); last != nil && last.event == event {
 		return last.node
@@ -118,15 +118,15 @@ func (f *feed) foldVolumeOnce(logger klog.Logger, event *corev1.PersistentVolume
 	return last.node
 }
 
-// foldVolume folds in the present state of a PersistentVolume that an event was about, for
-// the reason that foldPod tells. It returns the node where the volume is, if it is ours.
+// foldVolume folds in the present state of a PersistentVolume after an event, see foldPod. It returns the node where
+// the volume is, if it is ours.
 func (f *feed) foldVolume(logger klog.Logger, event *corev1.PersistentVolume) (nodeName string) {
 	f.folding.Lock()
 	defer f.folding.Unlock()
 	pv := f.storedVolume(event.Name)
 	if pv == nil || pv.UID != event.UID {
-		// One of the same name is another, which has an event of its own; but that may have
-		// been handled already.
+		// A PersistentVolume of the same name is another one. It has an event of its own, which may have been handled
+		// already.
 		f.bindable.remove(event)
 		if pv != nil {
 			f.bindable.set(pv)
@@ -144,8 +144,8 @@ func (f *feed) foldVolume(logger klog.Logger, event *corev1.PersistentVolume) (n
 	}
 	v, err := claim.ReadVolume(pv)
 	if err != nil {
-		// Such as one that a CSI sidecar made: its node publishes the partition. Of others
-		// there is none.
+		// The node of a PersistentVolume that a CSI sidecar made publishes its partition. Other invalid ones have no
+		// partition.
 		logger.V(2).Info("A PersistentVolume reserves nothing", "volume", klog.KObj(pv), "err", err)
 		return ""
 	}
@@ -154,12 +154,12 @@ func (f *feed) foldVolume(logger klog.Logger, event *corev1.PersistentVolume) (n
 	return nodeName
 }
 
-// RecordOf is what the ledger remembers of a PersistentVolume.
+// RecordOf is the ledger's record of a PersistentVolume.
 func RecordOf(v claim.Volume) ledger.Record {
 	return ledger.Record{Partition: v.Partition, Disk: v.Place.Disk, Extent: extent.New(v.Place.Start, v.Size)}
 }
 
-// storedVolume is the PersistentVolume as the informer has it now; nil if it is gone.
+// storedVolume returns the PersistentVolume that the informer has now; nil if it is gone.
 func (f *feed) storedVolume(name string) *corev1.PersistentVolume {
 	obj, exists, err := f.volumes.GetByKey(name)
 	if err != nil || !exists {
@@ -169,9 +169,8 @@ func (f *feed) storedVolume(name string) *corev1.PersistentVolume {
 	return pv
 }
 
-// names has the nodes whose names are too long for a label, by what stands for them in
-// PersistentVolumes. A node publishes before any volume can be placed on it, so its
-// capacity tells the name in time.
+// names has the nodes whose names are too long for a label, by their label in PersistentVolumes. A node publishes
+// before any volume can be placed on it, so its capacity shows the name in time.
 type names struct {
 	mu    sync.RWMutex
 	nodes map[string]string
@@ -179,7 +178,7 @@ type names struct {
 
 func newNames() *names { return &names{nodes: map[string]string{}} }
 
-// of is the name of the node with that label: the label itself, if nothing longer is known.
+// of returns the name of the node with that label: the label itself, if no longer name is known for it.
 func (n *names) of(label string) string {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
@@ -189,7 +188,7 @@ func (n *names) of(label string) string {
 	return label
 }
 
-// add reports whether the node's name is news that changes what label stands for.
+// add reports whether the node's name changes the meaning of its label.
 func (n *names) add(node string) (label string, news bool) {
 	if label = diskv1alpha1.NodeLabel(node); label == node {
 		return label, false

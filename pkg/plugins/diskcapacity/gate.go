@@ -17,13 +17,13 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 )
 
-// PreEnqueue holds a pod until its generic ephemeral claims exist, which kube-controller-manager makes after
-// the pod. To try it before would only cost it its backoff.
+// PreEnqueue gates a pod until its generic ephemeral claims exist, which kube-controller-manager creates after the pod.
+// A try before that would only cost the pod its backoff.
 //
-// Claims of other drivers are left to the stock plugins: while a pod is held here, no condition says what it waits for.
+// Claims of other drivers are left to the stock plugins, because no condition says what a gated pod waits for.
 //
-// A claim of that name that is not the pod's own is let through: it may stay for ever, and
-// only a pod that was tried gets an event that says so.
+// A claim of that name that is not the pod's own does not gate the pod. It may stay for ever, and only a pod that was
+// tried gets an event that says so.
 func (p *Plugin) PreEnqueue(_ context.Context, pod *corev1.Pod) *fwk.Status {
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
@@ -38,8 +38,8 @@ func (p *Plugin) PreEnqueue(_ context.Context, pod *corev1.Pod) *fwk.Status {
 	return nil
 }
 
-// willBeOurs reports whether the claim that is made of a template will be of a StorageClass of ours. Of one that names
-// none that is not known before the API server has given it the default class.
+// willBeOurs reports whether the claim that is made of a template will be of a StorageClass of ours. If the template
+// names none, that is not known before the API server has set the default class.
 func (c *claims) willBeOurs(template *corev1.PersistentVolumeClaimTemplate) bool {
 	return template != nil && c.ours(&corev1.PersistentVolumeClaim{ObjectMeta: template.ObjectMeta, Spec: template.Spec}) != nil
 }
@@ -53,8 +53,8 @@ func (p *Plugin) claimEvents() []fwk.ClusterEventWithHint {
 	}
 }
 
-// afterClaim wakes the pods of a claim that is new, or asks for something else now: for
-// nothing any more, when it names a volume.
+// afterClaim wakes the pods of a claim that is new or requests something else now. A claim that names a volume requests
+// nothing any more.
 func (p *Plugin) afterClaim(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.QueueingHint, error) {
 	pvc, ok := obj.(*corev1.PersistentVolumeClaim)
 	if !ok {
@@ -71,7 +71,8 @@ func (p *Plugin) afterClaim(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.Q
 	return fwk.QueueSkip, nil
 }
 
-// afterStorageClass: of a class that exists nothing can change that matters.
+// afterStorageClass wakes the pods with an unbound claim of a new class. Nothing that matters can change in an existing
+// class.
 func (p *Plugin) afterStorageClass(_ klog.Logger, pod *corev1.Pod, _, obj any) (fwk.QueueingHint, error) {
 	class, ok := obj.(*storagev1.StorageClass)
 	if !ok {
@@ -94,8 +95,8 @@ func (f *feed) refersToClass(pod *corev1.Pod, class string) bool {
 	return false
 }
 
-// afterVolume wakes the pods whose claim may be bound to a volume that has become free for
-// it, and after the end of a volume those that fit where it was, or were tied to it.
+// afterVolume wakes the pods whose claim may be bound to a volume that has become free for it. After the end of a
+// volume it wakes those that fit where it was, or that were limited to its node.
 func (p *Plugin) afterVolume(logger klog.Logger, pod *corev1.Pod, old, obj any) (fwk.QueueingHint, error) {
 	pv, ok := obj.(*corev1.PersistentVolume)
 	if !ok {
@@ -123,10 +124,10 @@ func labelled(node *corev1.Node) bool {
 	return node.Labels[diskv1alpha1.LabelNode] == diskv1alpha1.NodeLabel(node.Name)
 }
 
-// Irrelevant reports that an event helps none of the pods that wait and that the plugin has
-// rejected, so that they need not be asked one by one. It knows that of what comes with other
-// pods: they would ask all that wait whenever one comes or goes. The arguments are those of
-// the hints. A pod that was tried meanwhile must not begin to wait before all are asked.
+// Irrelevant reports that an event helps none of the waiting pods that the plugin has rejected. Then no hint has to be
+// called for each of them. It knows this of events about pods, claims and volumes: otherwise each pod that comes or
+// goes would call the hints of all waiting pods. The arguments are those of the hints. A pod that was tried meanwhile
+// must not begin to wait before all hints are called.
 func (p *Plugin) Irrelevant(logger klog.Logger, old, obj any) bool {
 	if obj == nil {
 		return p.irrelevantEnd(logger, old)
@@ -140,7 +141,7 @@ func (p *Plugin) Irrelevant(logger klog.Logger, old, obj any) bool {
 	return false
 }
 
-// irrelevantEnd is Irrelevant of something that is gone.
+// irrelevantEnd is Irrelevant for an object that is gone.
 func (p *Plugin) irrelevantEnd(logger klog.Logger, gone any) bool {
 	switch o := gone.(type) {
 	case *corev1.Pod:
@@ -159,7 +160,7 @@ func (p *Plugin) irrelevantEnd(logger klog.Logger, gone any) bool {
 	return false
 }
 
-// anyFits is queueIfFits of all pods that wait, in one go.
+// anyFits is queueIfFits for all waiting pods at once.
 func (p *Plugin) anyFits(nodeName string) bool {
 	node := p.ledger.Snapshot(nodeName).Node
 	if len(node.Disks) == 0 || !p.feed.hasAgent(nodeName) {
@@ -169,7 +170,7 @@ func (p *Plugin) anyFits(nodeName string) bool {
 	return fit || slices.ContainsFunc(unclear, func(pod *corev1.Pod) bool { return p.fitsNode(pod, node) })
 }
 
-// claimOf is as much of a claim as a reference to it says.
+// claimOf returns a claim with the fields that a reference to it has.
 func claimOf(ref *corev1.ObjectReference) *corev1.PersistentVolumeClaim {
 	return &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name}}
 }

@@ -9,8 +9,8 @@ import (
 	st "k8s.io/kubernetes/pkg/scheduler/testing"
 )
 
-// TestIrrelevant asserts that no pod is woken by an event that is called irrelevant, and that no event which could
-// help is.
+// TestIrrelevant asserts that no hint wakes a pod for an event that Irrelevant reports, and that Irrelevant reports no
+// event that could help a pod.
 func TestIrrelevant(t *testing.T) {
 	b := newBench(t, nil, "n1", "n2")
 	on := func(node string, pod *corev1.Pod) *corev1.Pod {
@@ -23,7 +23,7 @@ func TestIrrelevant(t *testing.T) {
 	b.storageClass(t, "fast", nil)
 	its := b.claim(t, "its", "fast", 50, nil)
 	waiting := []*corev1.Pod{
-		// It would fit n2, where another plugin does not want it.
+		// It fits n2, which another plugin refuses.
 		podOf("inline", 20),
 		claimPod("with-claim", "its"),
 	}

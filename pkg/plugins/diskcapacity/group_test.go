@@ -7,8 +7,8 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler/framework"
 )
 
-// TestReserveOfGroup asserts that Reserve of a pod that preempts others accepts the nominated node, but reserves
-// nothing there, in the cycle of a pod group only. There it runs before the victims are gone.
+// TestReserveOfGroup asserts that in the cycle of a pod group, Reserve of a pod that preempts others accepts the
+// nominated node and reserves nothing there. In such a cycle Reserve runs before the victims are gone.
 func TestReserveOfGroup(t *testing.T) {
 	for name, test := range map[string]struct {
 		group, refused bool

@@ -10,34 +10,34 @@ import (
 )
 
 const (
-	// eventPlans is how many plans an event costs at most, however many pods wait.
+	// eventPlans is how many plans an event makes at most, however many pods wait.
 	eventPlans = 500
-	// roundPlans is the same of a round, which is made under a lock.
+	// roundPlans is the same for a round, which is made under a lock.
 	roundPlans = 100
-	// planSteps is how many steps plans for pods with more than eight volumes may take together, for each of the plans.
+	// planSteps is the number of steps for each plan in the budget of the pods with more than eight volumes.
 	planSteps = 500
 )
 
-// growth answers whether pods fit a node now that did not fit before. Pods that ask for the same share an answer. It
-// makes so many plans and no more: then a pod that is not plainly too large is admitted, since one that is woken in
-// vain costs less than one that is not woken.
+// growth finds out which pods fit a node now that did not fit before. Pods with equal requests share a result. The
+// number of plans is bounded. Beyond it a pod is admitted unless its request is larger than the free space. To wake a
+// pod in vain costs less than not to wake one that fits.
 type growth struct {
 	before, after *placement.Node
-	// rooms of the classes now: mostly the answer is that the volumes are larger.
+	// rooms is the free space now, by class: usually the volumes are larger.
 	rooms map[string]room
 
 	mu     sync.Mutex
 	known  map[uint64]bool
 	plans  int
 	budget *placement.Budget
-	// offered is set once what the plans did not suffice for is offered.
+	// offered is set once the pods that were not checked with a plan have been offered the node.
 	offered atomic.Bool
 }
 
-// room is what a node has of a class.
+// room is the free space of a class on a node.
 type room struct{ largest, total int64 }
 
-// newGrowth is that of a node; before is nil if nothing fitted.
+// newGrowth compares the node before and after; before is nil if nothing fitted.
 func newGrowth(before, after *placement.Node, plans int) *growth {
 	return &growth{before: before, after: after, rooms: roomsOf(after), known: map[uint64]bool{}, plans: plans, budget: placement.NewBudget(int64(plans) * planSteps)}
 }
@@ -56,7 +56,7 @@ func roomsOf(node *placement.Node) map[string]room {
 	return rooms
 }
 
-// exceeds reports whether the pod plainly asks for more.
+// exceeds reports whether the pod requests more than the free space, without a plan.
 func exceeds(demand *placement.Demand, rooms map[string]room) bool {
 	for class, need := range demand.Needs() {
 		if r := rooms[class]; need.Largest > r.largest || need.Total > r.total {
@@ -66,7 +66,7 @@ func exceeds(demand *placement.Demand, rooms map[string]room) bool {
 	return false
 }
 
-// admits reports whether the pod fits now and did not before, or may.
+// admits reports whether the pod fits now and did not fit before, or may.
 func (g *growth) admits(c *pending) bool {
 	if exceeds(c.demand, g.rooms) {
 		return false
@@ -82,7 +82,7 @@ func (g *growth) admits(c *pending) bool {
 	return answer
 }
 
-// spent reports whether pods are admitted without a plan.
+// spent reports whether no plans are left.
 func (g *growth) spent() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -93,7 +93,7 @@ func (g *growth) compute(demand *placement.Demand) bool {
 	return g.fits(g.after, demand, true) && (g.before == nil || !g.fits(g.before, demand, false))
 }
 
-// fits is a plan; otherwise is the answer if it is given up.
+// fits makes a plan. otherwise is the result if the plan is given up.
 func (g *growth) fits(node *placement.Node, demand *placement.Demand, otherwise bool) bool {
 	g.plans--
 	var buffer [4]placement.Assignment
@@ -117,8 +117,7 @@ func newPlans(node *placement.Node, most int) *plans {
 	return &plans{node: node, rooms: roomsOf(node), full: map[uint64]bool{}, left: most, budget: placement.NewBudget(int64(most) * planSteps)}
 }
 
-// take reports whether there is room left for the pod, which then has it. It is not found any more when there were too
-// many plans.
+// take places the pod and reports whether it fits on what is left. It returns false when no plans are left.
 func (p *plans) take(c *pending) bool {
 	if p.left <= 0 || p.full[c.key] || exceeds(c.demand, p.rooms) {
 		return false

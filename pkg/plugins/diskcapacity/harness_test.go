@@ -47,12 +47,12 @@ type bench struct {
 	activated activations
 	// recorder has the events.
 	recorder *events.FakeRecorder
-	// later is what is to be done after a while.
+	// later are the functions that the plugin has deferred.
 	later    []func()
 	revision int
 }
 
-// newBench makes nodes with an agent each. answer handles the API server's side.
+// newBench makes nodes with an agent each. answer serves the requests to the API server.
 func newBench(t testing.TB, answer http.HandlerFunc, nodeNames ...string) *bench {
 	t.Helper()
 	return benchOf(t, answer, nil, nodeNames...)
@@ -136,8 +136,7 @@ func (b *bench) agent(t testing.TB, node string, drivers ...string) {
 	b.plugin.feed.foldCSINode(klog.Background(), b.csiNode(t, node, drivers...))
 }
 
-// csiNode is put where the scheduler's informer would have it, and our handler has not seen
-// it yet.
+// csiNode is put into the scheduler's informer. The plugin's handler has not seen it yet.
 func (b *bench) csiNode(t testing.TB, node string, drivers ...string) *storagev1.CSINode {
 	t.Helper()
 	csiNode := &storagev1.CSINode{ObjectMeta: metav1.ObjectMeta{Name: node}}
@@ -150,7 +149,7 @@ func (b *bench) csiNode(t testing.TB, node string, drivers ...string) *storagev1
 	return csiNode
 }
 
-// publish gives a node one ssd disk with so many GiB free behind so many allocated ones.
+// publish publishes one ssd disk of the node, with the volumes and that many free GiB behind them.
 func (b *bench) publish(t testing.TB, node string, freeGiB int64, volumes ...diskv1alpha1.Allocation) *diskv1alpha1.NodeDiskCapacity {
 	t.Helper()
 	ndc := b.capacity(node, freeGiB, volumes...)
@@ -180,10 +179,10 @@ func (b *bench) capacity(node string, freeGiB int64, volumes ...diskv1alpha1.All
 	}
 }
 
-// diskOf is a GUID that follows from the node's name.
+// diskOf derives a GUID from the node's name.
 func diskOf(node string) string { return diskv1alpha1.PartitionID("disk of " + node) }
 
-// volumeOf is the published volume of a pod that has one, at the start of the disk.
+// volumeOf is the published allocation of a pod's only volume.
 func volumeOf(pod *corev1.Pod, start, lengthGiB int64) diskv1alpha1.Allocation {
 	return diskv1alpha1.Allocation{
 		Partition: diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID(pod.UID, "data")),
@@ -192,7 +191,7 @@ func volumeOf(pod *corev1.Pod, start, lengthGiB int64) diskv1alpha1.Allocation {
 	}
 }
 
-// podOf asks for one volume of so many GiB.
+// podOf is a pod with one volume of that many GiB.
 func podOf(name string, sizeGiB int64) *corev1.Pod {
 	return withVolume(st.MakePod().Namespace("default").Name(name).UID(name).SchedulerName("berth").Obj(), "data", fmt.Sprintf("%dGi", sizeGiB), "ssd")
 }
@@ -205,7 +204,7 @@ func withVolume(pod *corev1.Pod, name, size, class string) *corev1.Pod {
 	return pod
 }
 
-// store puts the pod where the scheduler's informer would have it.
+// store puts the pod into the scheduler's informer.
 func (b *bench) store(t testing.TB, pod *corev1.Pod) {
 	t.Helper()
 	if err := b.plugin.feed.pods.Add(pod); err != nil {
@@ -214,7 +213,7 @@ func (b *bench) store(t testing.TB, pod *corev1.Pod) {
 	b.plugin.feed.foldPod(klog.Background(), pod)
 }
 
-// refuse has the pod tried, in vain, and waiting from then on.
+// refuse runs a cycle of the pod that finds no node. The pod waits from then on.
 func (b *bench) refuse(t testing.TB, pod *corev1.Pod) {
 	t.Helper()
 	b.store(t, pod)
@@ -231,7 +230,7 @@ func (b *bench) woken(pod *corev1.Pod) bool {
 	return woken
 }
 
-// pass lets the next round of all offers take place.
+// pass runs the next round of all offers.
 func (b *bench) pass() {
 	due := b.later
 	b.later = nil
@@ -262,7 +261,7 @@ func (b *bench) filter(t testing.TB, pod *corev1.Pod) (fwk.CycleState, map[strin
 	return state, statuses
 }
 
-// nominator is the scheduling queue's, as plain as can be.
+// nominator is a simple implementation of the scheduling queue's.
 type nominator map[string][]fwk.PodInfo
 
 func (n nominator) nominate(t testing.TB, node string, pod *corev1.Pod) {

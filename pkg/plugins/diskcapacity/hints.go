@@ -13,32 +13,29 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// EventsToRegister names the events that can make room for a pod that this plugin
-// rejected. The scheduler's handlers and ours have no order among themselves, so that a
-// pod woken by an event could meet a ledger that does not have it yet, be rejected again,
-// and wait for an event that has already passed. Therefore a hint first folds the
-// event's object into the ledger, which does no harm if it is there already, and only
-// then asks whether the pod fits.
+// EventsToRegister names the events after which a pod that this plugin rejected may fit. The scheduler's handlers and
+// ours run in no particular order. So a pod that is woken by an event could be tried with a ledger that does not have
+// the event yet. It would be rejected again, and wait for an event that has already passed. Therefore a hint first
+// folds the event's object into the ledger, and then checks whether the pod fits. To fold it in twice changes nothing.
 //
-// Hints run under the scheduling queue's lock, for every pending pod: that is why there is
-// none for what nodes publish, see waiting, nor for DiskClasses, which come the same way.
+// Hints run under the scheduling queue's lock, for every pending pod. So there is none for what nodes publish, see
+// waiting, nor for DiskClasses, which the same reflectors deliver.
 func (p *Plugin) EventsToRegister(context.Context) ([]fwk.ClusterEventWithHint, error) {
-	// The scheduler asks for the events before it starts, when all plugins are there.
+	// The scheduler calls this before it starts, when all plugins of the profile exist.
 	if err := p.complete(); err != nil {
 		return nil, err
 	}
 	return append([]fwk.ClusterEventWithHint{
 		{Event: fwk.ClusterEvent{Resource: fwk.Pod, ActionType: fwk.Delete}, QueueingHintFn: p.afterPodDeleted},
 		{Event: fwk.ClusterEvent{Resource: fwk.CSINode, ActionType: fwk.Add | fwk.Update}, QueueingHintFn: p.afterCSINode},
-		// A node that joins can publish before the scheduler knows it. The taint update
-		// is named because the scheduler would otherwise add it with a hint that wakes
-		// all pods.
+		// A node that joins can publish before the scheduler knows it. The taint update is named because the scheduler
+		// would otherwise add it with a hint that wakes all pods.
 		{Event: fwk.ClusterEvent{Resource: fwk.Node, ActionType: fwk.Add | fwk.UpdateNodeLabel | fwk.UpdateNodeTaint}, QueueingHintFn: p.afterNode},
 	}, p.claimEvents()...), nil
 }
 
-// afterPodDeleted is also called for pods that have ended, for pods that could not be bound, and
-// for nominated pods that went elsewhere.
+// afterPodDeleted is also called for pods that have ended, for pods that could not be bound, and for nominated pods
+// that were placed elsewhere.
 func (p *Plugin) afterPodDeleted(logger klog.Logger, pod *corev1.Pod, obj, _ any) (fwk.QueueingHint, error) {
 	deleted, ok := obj.(*corev1.Pod)
 	if !ok {
@@ -54,16 +51,16 @@ func (p *Plugin) afterPodDeleted(logger klog.Logger, pod *corev1.Pod, obj, _ any
 	return p.queueIfFits(pod, end.node), nil
 }
 
-// end is that of a pod, or of its nomination.
+// end is the end of a pod, or of its nomination.
 type end struct {
 	event *corev1.Pod
 	node  string
-	// freed is false when all that the pod had is still to be wiped: then the pods that it
-	// makes room for are woken when the node has done so.
+	// freed is false when all that the pod had is still to be wiped. The pods that fit then are woken when the node has
+	// wiped it.
 	freed bool
 }
 
-// foldEndOnce folds in the end of a pod, for the first of the pods that a hint asks about.
+// foldEndOnce folds in the end of a pod when it is called for the first waiting pod, and not for the others.
 func (f *feed) foldEndOnce(logger klog.Logger, deleted *corev1.Pod) *end {
 	if last := f.lastEnd.Load(); last != nil && last.event == deleted {
 		return last
@@ -79,8 +76,8 @@ func (f *feed) foldEndOnce(logger klog.Logger, deleted *corev1.Pod) *end {
 	return e
 }
 
-// afterCSINode: what matters is that our driver was not there before. It is folded in for the
-// first of the pods that are asked about.
+// afterCSINode wakes pods only if our driver was not registered before. The event is folded in for the first waiting
+// pod.
 func (p *Plugin) afterCSINode(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.QueueingHint, error) {
 	csiNode, ok := obj.(*storagev1.CSINode)
 	if !ok {
@@ -101,7 +98,7 @@ func (p *Plugin) afterNode(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.Qu
 		return fwk.Queue, fmt.Errorf("event of a node has %T, want *Node", obj)
 	}
 	if before, ok := old.(*corev1.Node); ok && (labelled(before) || !labelled(node)) {
-		// Whatever else changed about a node that was known, it was not for it that we rejected.
+		// Other changes of a known node do not change what this plugin rejected.
 		return fwk.QueueSkip, nil
 	}
 	return p.queueIfFits(pod, node.Name), nil
@@ -110,8 +107,7 @@ func (p *Plugin) afterNode(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.Qu
 // queueIfFits wakes a pod that now fits the node, as far as this plugin is concerned.
 func (p *Plugin) queueIfFits(pod *corev1.Pod, nodeName string) fwk.QueueingHint {
 	snapshot := p.ledger.Snapshot(nodeName)
-	// The cheap questions first: most events are about nodes where nothing has changed
-	// for most pods.
+	// The cheap checks come first: most events are about nodes where nothing has changed for most pods.
 	if len(snapshot.Node.Disks) == 0 || !p.feed.hasAgent(nodeName) {
 		return fwk.QueueSkip
 	}
@@ -124,7 +120,7 @@ func (p *Plugin) queueIfFits(pod *corev1.Pod, nodeName string) fwk.QueueingHint 
 	}
 	now := p.feed.growthOn(snapshot.Node)
 	if now.spent() {
-		// The scheduling queue is locked. The pods that are left are offered the node without that lock.
+		// The scheduling queue is locked, and no plans are left. The other pods are offered the node without that lock.
 		if now.offered.CompareAndSwap(false, true) {
 			p.feed.settled(klog.Background(), []string{nodeName})
 		}
@@ -136,7 +132,7 @@ func (p *Plugin) queueIfFits(pod *corev1.Pod, nodeName string) fwk.QueueingHint 
 	return fwk.QueueSkip
 }
 
-// growthOn is that of an event which made the node what it is: hints are asked about each pod that waits.
+// growthOn is the growth of the node after an event. Hints for all waiting pods share it.
 func (f *feed) growthOn(node *placement.Node) *growth {
 	if last := f.lastGrowth.Load(); last != nil && last.after == node {
 		return last
@@ -151,7 +147,7 @@ func (p *Plugin) fitsNode(pod *corev1.Pod, node *placement.Node) bool {
 	if err != nil || asks.none() {
 		return false
 	}
-	// Rare enough to try it and see.
+	// Such claims are rare, so the pod is tried without a check.
 	return len(p.feed.bindable.of(asks.claims)) > 0 || fits(node, asks.requests())
 }
 

@@ -34,7 +34,7 @@ func (b *bench) hint(t testing.TB, resource fwk.EventResource, action fwk.Action
 	return fwk.QueueSkip
 }
 
-// record makes a bound pod known, with its volume at the start.
+// record folds in a bound pod, with its volume at that start.
 func record(t *testing.T, b *bench, pod *corev1.Pod, start int64) {
 	t.Helper()
 	at := volumeOf(pod, start, mustVolumes(t, pod)[0].Request.Size/gib)
@@ -66,8 +66,8 @@ func TestHintForDeletedPods(t *testing.T) {
 	b.store(t, bound)
 	pod := podOf("a", 6)
 
-	// The scheduler gives up a binding that really happened: it reports the assumed pod
-	// as deleted, while the API server has it bound.
+	// The scheduler gives up a binding that was done: it reports the assumed pod as deleted, while the API server has
+	// it bound.
 	assumed := holder.DeepCopy()
 	assumed.Spec.NodeName = "n1"
 	if hint := b.hint(t, fwk.Pod, fwk.Delete, pod, assumed, nil); hint != fwk.QueueSkip {
@@ -85,15 +85,15 @@ func TestHintForDeletedPods(t *testing.T) {
 	if hint := b.hint(t, fwk.Pod, fwk.Delete, pod, bound, nil); hint != fwk.Queue {
 		t.Error("not woken by the deletion that made room")
 	}
-	// Our own watch is late, and delivers an update from before the deletion.
+	// The plugin's watch is late, and delivers an update from before the deletion.
 	b.plugin.feed.foldPod(klog.Background(), bound)
 	if _, statuses := b.filter(t, pod); !statuses["n1"].IsSuccess() {
 		t.Errorf("a late event brought the record back: %v", statuses["n1"])
 	}
 }
 
-// TestHintForAgent: the pod that is woken by the hint finds the agent, though our own handler has not
-// seen it; nor does a late event of what was before take it back.
+// TestHintForAgent asserts that a pod that the hint wakes fits the node, although the plugin's handler has not seen the
+// event. A late event of the state before does not undo that.
 func TestHintForAgent(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
@@ -114,8 +114,8 @@ func TestHintForAgent(t *testing.T) {
 	}
 }
 
-// TestAgentAfterPod: the scheduler has handled the event before the pod came, and our own handler
-// after it was tried.
+// TestAgentAfterPod asserts that a pod is woken that came after the scheduler's handler of the event and was tried
+// before the plugin's handler.
 func TestAgentAfterPod(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
@@ -136,7 +136,8 @@ func TestAgentAfterPod(t *testing.T) {
 	}
 }
 
-// TestHintForPublishedVolume: the pod is gone, but its volume is still to be wiped.
+// TestHintForPublishedVolume asserts that the end of a pod whose volume is still to be wiped wakes no pod. The
+// publication of the wiped space does.
 func TestHintForPublishedVolume(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	gone := podOf("gone", 8)

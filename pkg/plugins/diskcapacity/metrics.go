@@ -13,22 +13,21 @@ import (
 const (
 	// resultBound: the pod has its node and its places.
 	resultBound = "bound"
-	// resultInvalid: what the pod asks for cannot be understood, or its class does not exist.
+	// resultInvalid: the pod's request is invalid, or its class does not exist.
 	resultInvalid = "invalid"
-	// resultUnschedulable: no node would do, for want of disk space or for another reason.
+	// resultUnschedulable: no node fits, for lack of disk space or for another reason.
 	resultUnschedulable = "unschedulable"
-	// resultWidened: none of the nodes that fit best would do, all are tried next.
+	// resultWidened: none of the nodes that fit best was accepted, all are tried next.
 	resultWidened = "widened"
 	// resultWaiting: the pod waits for a node to wipe volumes that are gone.
 	resultWaiting = "waiting"
-	// resultLost: the room was taken between Filter and Reserve.
+	// resultLost: the space was taken between Filter and Reserve.
 	resultLost = "lost"
 	// resultUndone: the places were given back, because the pod could not be bound.
 	resultUndone = "undone"
 )
 
-// Steps that are measured once for each pod. What Filter takes for each node, kube-scheduler
-// itself measures by samples.
+// Steps that are measured once for each pod. kube-scheduler itself samples the duration of Filter.
 const (
 	stepSearch  = "search"
 	stepReserve = "reserve"
@@ -68,7 +67,7 @@ var (
 	registration sync.Once
 )
 
-// registerMetrics is called for every profile; the metrics are the process's.
+// registerMetrics is called for every profile. The process has one set of metrics.
 func registerMetrics() {
 	registration.Do(func() {
 		legacyregistry.MustRegister(decisionsTotal, reasonsTotal, searchesTotal, planDuration, bindFailuresTotal, publishDelay, replacedTotal)
@@ -90,7 +89,7 @@ func (s *state) searched() {
 	}
 }
 
-// refusedBy counts a cycle that found no node, by what PostFilter made of it.
+// refusedBy counts a cycle that found no node, by the status of PostFilter.
 func (s *state) refusedBy(status *fwk.Status) {
 	switch {
 	case s.narrowed:

@@ -8,8 +8,7 @@ import (
 	"k8s.io/component-base/metrics"
 )
 
-// collector answers what is so at the moment of a scrape, from the nodes' immutable snapshots:
-// scheduling pays nothing for it.
+// collector reads the present state at each scrape, from the nodes' immutable snapshots. It costs scheduling nothing.
 type collector struct {
 	metrics.BaseStableCollector
 
@@ -81,7 +80,7 @@ func (c *collector) CollectWithStability(ch chan<- metrics.Metric) {
 	}
 }
 
-// anyFeed is that of the scheduler in this process; nil before a profile has the plugin.
+// anyFeed returns the feed of the scheduler in this process; nil before a profile has the plugin.
 func anyFeed() *feed {
 	feeds.Lock()
 	defer feeds.Unlock()

@@ -10,27 +10,26 @@ import (
 )
 
 const (
-	// lagsAfter is the age of a volume that its node has not published from which on the node is
-	// counted as behind. Mostly it takes a second.
+	// lagsAfter is the age of an unpublished volume from which on its node counts as behind. Usually a node publishes
+	// within a second.
 	lagsAfter = 10 * time.Second
-	// maxLags is of how many nodes the metrics say by name how far they are behind.
+	// maxLags is how many nodes that are behind the metrics name.
 	maxLags = 100
 )
 
-// lag follows how far the nodes are behind the ledger: since when each volume that was placed
-// waits for its node to publish it. It looks at snapshots only, so that the ledger knows
-// nothing of it. They are read under its own lock: what was placed before is in them.
+// lag tracks since when each placed volume waits for its node to publish it. It only reads snapshots of the ledger,
+// under its own lock: what was placed before is in them.
 type lag struct {
 	ledger *ledger.Ledger
 	mu     sync.Mutex
-	// waiting are volumes by node and partition.
+	// waiting are the volumes that wait, by node and partition.
 	waiting map[string]map[string]unpublished
 }
 
 type unpublished struct {
 	record ledger.Record
 	since  time.Time
-	// placed is true if this process placed the volume, so that since is when that was.
+	// placed is true if this process placed the volume, at since.
 	placed bool
 }
 
@@ -38,7 +37,7 @@ func newLag(l *ledger.Ledger) *lag {
 	return &lag{ledger: l, waiting: map[string]map[string]unpublished{}}
 }
 
-// placed begins to wait for volumes that have just been reserved.
+// placed adds volumes that have just been reserved.
 func (l *lag) placed(nodeName string, records []ledger.Record, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -56,14 +55,14 @@ func (l *lag) of(nodeName string) map[string]unpublished {
 	return waiting
 }
 
-// published settles what the node publishes by now, and forgets what is not placed there any more.
+// published removes the volumes that the node publishes by now, and those that are no longer placed there.
 func (l *lag) published(nodeName string, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.settle(nodeName, l.ledger.Snapshot(nodeName), now)
 }
 
-// settle is published, with the lock held.
+// settle is published with the lock held.
 func (l *lag) settle(nodeName string, s *ledger.Snapshot, now time.Time) {
 	waiting := l.waiting[nodeName]
 	if len(waiting) == 0 {
@@ -98,9 +97,8 @@ type behind struct {
 	oldest time.Duration
 }
 
-// lags returns how many volumes are not published, and the nodes that are behind, the furthest first.
-// What others have placed, this process before it was restarted among them, counts from when it
-// was first seen here.
+// lags returns how many volumes are not published, and the nodes that are behind, the furthest first. A volume that
+// another scheduler placed, or this one before it was restarted, counts from when it was first seen here.
 func (l *lag) lags(now time.Time) (volumes int, nodes []behind) {
 	l.ledger.Each(func(name string, _ *ledger.Snapshot) {
 		l.mu.Lock()

@@ -18,7 +18,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// scrape are the samples of our counters and histograms, by name and labels.
+// scrape returns the samples of our counters and histograms, by name and labels.
 func scrape(t *testing.T) map[string]float64 {
 	t.Helper()
 	families, err := legacyregistry.DefaultGatherer.Gather()
@@ -43,7 +43,7 @@ func scrape(t *testing.T) map[string]float64 {
 	return samples
 }
 
-// TestMetricsOfDecisions: each way in which a cycle can end counts once.
+// TestMetricsOfDecisions asserts that each way in which a cycle can end is counted once.
 func TestMetricsOfDecisions(t *testing.T) {
 	many := make([]string, 12)
 	for i := range many {
@@ -120,7 +120,7 @@ func TestMetricsOfDecisions(t *testing.T) {
 	}
 }
 
-// TestMetricsOfCapacity: what is free, how fragmented it is, and which nodes are behind.
+// TestMetricsOfCapacity asserts the metrics of free space, of fragmentation and of nodes that are behind.
 func TestMetricsOfCapacity(t *testing.T) {
 	b := newBench(t, nil, "n1", "n2", "n3", "n4")
 	f, now := b.plugin.feed, time.Now()
@@ -215,8 +215,7 @@ berth_scheduler_node_lag_seconds{node="n1"} 12
 		t.Errorf("still waiting for %v", f.lag.waiting)
 	}
 
-	// What another scheduler placed counts from when it was first seen here; what was given back,
-	// not at all.
+	// The age of what another scheduler placed begins when it is first seen here. What was given back has none.
 	third := podOf("third", 5)
 	state := b.begin(t, third, "n1")
 	b.framework.RunReservePluginsUnreserve(b.ctx, state, third, "n1")
@@ -230,7 +229,7 @@ berth_scheduler_node_lag_seconds{node="n2"} 60
 `, names()...)
 }
 
-// reserveElsewhere is what another scheduler does.
+// reserveElsewhere reserves as another scheduler does.
 func (b *bench) reserveElsewhere(t *testing.T, node string) {
 	t.Helper()
 	pod := podOf("elsewhere", 1)
@@ -239,7 +238,7 @@ func (b *bench) reserveElsewhere(t *testing.T, node string) {
 	}
 }
 
-// TestMetricsLint: names and units are as Prometheus wants them.
+// TestMetricsLint asserts that names and units follow the rules of Prometheus.
 func TestMetricsLint(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)

@@ -17,25 +17,24 @@ import (
 )
 
 const (
-	// narrowFrom is the number of nodes that a cluster must exceed. From there on kube-scheduler
-	// itself looks for enough nodes rather than for all.
+	// narrowFrom is the number of nodes that a cluster must exceed for pods to be narrowed. From there on
+	// kube-scheduler itself looks for enough nodes instead of all.
 	narrowFrom = 100
-	// narrowTo is how many nodes a pod is tried on at first: enough that other plugins find one
-	// that they do not refuse, and have a choice. Each is a call of every Filter and every Score.
+	// narrowTo is how many nodes a pod is tried on at first: enough that other plugins accept some, and have a choice.
+	// Each node costs a call of every Filter and every Score.
 	narrowTo = 50
-	// narrowPause is for how long no pod of the same origin is narrowed after one that found no
-	// place so: its siblings would be refused by the same plugin.
+	// narrowPause is for how long no pod of the same origin is narrowed after one that found no node among its narrowed
+	// ones: the same plugin would refuse the other pods.
 	narrowPause = 10 * time.Second
 )
 
 const reasonNarrowed = "Only the nodes that the volumes fit best were tried, the pod is tried on all of them next"
 
-// narrow returns the nodes to try the pod on; nil for all of them. The ledger knows at once
-// which are best by the policies of the volumes' classes. So the best of the whole cluster is
-// among them, and every plugin is spared most of the nodes.
+// narrow returns the nodes to try the pod on; nil for all of them. The ledger finds the best nodes of the whole
+// cluster, by the policies of the volumes' classes. So no plugin has to run on the others.
 //
-// It is an optimization only: a pod that finds no place so is tried again as if this were
-// not there, see widen. Pods for which that is likely are not narrowed to begin with.
+// It is only an optimization. A pod that finds no node this way is tried again on all nodes, see widen. Pods for which
+// that is likely are not narrowed.
 func (p *Plugin) narrow(logger klog.Logger, pod *corev1.Pod, s *state, nodes int) *fwk.PreFilterResult {
 	// The index counts what the pod itself holds from an earlier try as taken.
 	if nodes <= narrowFrom || len(s.gone) > 0 || constrained(pod) || s.tied() || p.feed.narrowing.mustBeWide(pod) {
@@ -43,7 +42,7 @@ func (p *Plugin) narrow(logger klog.Logger, pod *corev1.Pod, s *state, nodes int
 	}
 	names := p.nearest(logger, pod, s)
 	if len(names) == 0 {
-		// It needs the reasons of all nodes, or preemption.
+		// The pod needs the reasons of all nodes, or preemption.
 		return nil
 	}
 	s.narrowed = true
@@ -54,8 +53,8 @@ func (p *Plugin) narrow(logger klog.Logger, pod *corev1.Pod, s *state, nodes int
 // nodes at once.
 const narrowPlans = 500
 
-// nearest are the best nodes that take the pod's volumes, and are not refused for reasons that the ledger or the
-// scheduler's snapshot of the node knows.
+// nearest returns the best nodes for the pod's volumes. It leaves out nodes that refuse the pod for a reason that the
+// ledger or the scheduler's snapshot of the node shows.
 func (p *Plugin) nearest(logger klog.Logger, pod *corev1.Pod, s *state) []string {
 	names, infos, needs := make([]string, 0, narrowTo), p.handle.SnapshotSharedLister().NodeInfos(), needsOf(pod)
 	plans := 0
@@ -87,8 +86,8 @@ func (p *Plugin) nearest(logger klog.Logger, pod *corev1.Pod, s *state) []string
 	return names
 }
 
-// fitsBesideNominated reports whether a node that has room has it also with what is kept there for nominated pods. It
-// does not see a nomination that the API server has not confirmed yet: Filter then refuses the node.
+// fitsBesideNominated reports whether the volumes fit on the node together with what is kept there for nominated pods.
+// It does not see a nomination that the API server has not confirmed yet: Filter then refuses the node.
 func (p *Plugin) fitsBesideNominated(pod *corev1.Pod, s *state, nodeName string, snapshot *ledger.Snapshot) bool {
 	if !p.feed.nominees.on(nodeName) {
 		return true
@@ -101,23 +100,23 @@ func (p *Plugin) fitsBesideNominated(pod *corev1.Pod, s *state, nodeName string,
 	return err == nil
 }
 
-// constrained reports whether the pod says where it wants to be, so that other plugins may
-// refuse it, or disadvantage it, on the best nodes: also by what else it must be near.
+// constrained reports whether the pod says where it must or prefers to be, or near which other pods. Other plugins may
+// then refuse it on the best nodes, or score them low.
 func constrained(pod *corev1.Pod) bool {
 	spec := &pod.Spec
 	if len(spec.NodeSelector) > 0 || spec.Affinity != nil || len(spec.TopologySpreadConstraints) > 0 || len(spec.ResourceClaims) > 0 {
 		return true
 	}
-	// A nominated pod has its place, or waits for it; the members of a group are tried
-	// together, and a group that fails is not retried because of one of them.
+	// A nominated pod has its place or waits for it. The members of a pod group are tried together, and a group that
+	// fails is not retried because of one of them.
 	if pod.Status.NominatedNodeName != "" || spec.SchedulingGroup != nil {
 		return true
 	}
 	return false
 }
 
-// tied reports whether a claim of the pod says where it can be, which the index does not
-// know. Claims that are to be placed do not.
+// tied reports whether a claim of the pod says where it can be, which the index does not know. Claims that are to be
+// placed do not.
 func (s *state) tied() bool { return s.settled || len(s.held) > 0 || len(s.bindable) > 0 }
 
 func (p *Plugin) takesClaims(nodeName string) bool {
@@ -125,9 +124,9 @@ func (p *Plugin) takesClaims(nodeName string) bool {
 	return err == nil && labelled(node)
 }
 
-// widen has the pod tried again on all nodes, now: no event will come to wake it. While it
-// is being tried, the scheduler's queue keeps an activation for when it is put back, and
-// then retries it after its backoff at the latest.
+// widen has the pod tried again on all nodes, at once, because no event would wake it. While the pod is being tried,
+// the scheduling queue keeps the activation for when it is put back. Then it retries the pod after its backoff at the
+// latest.
 func (p *Plugin) widen(logger klog.Logger, pod *corev1.Pod) {
 	p.feed.widen(pod)
 	logger.V(3).Info("The pod found no place among the best nodes, trying all", "pod", klog.KObj(pod))
@@ -136,15 +135,15 @@ func (p *Plugin) widen(logger klog.Logger, pod *corev1.Pod) {
 
 // widen remembers the pod for as long as it is pending.
 func (f *feed) widen(pod *corev1.Pod) {
-	// The pod may have been deleted meanwhile: then nothing would make us forget it. What
-	// is still in the store is folded in later.
+	// The pod may have been deleted meanwhile, and no later event would remove it from narrowing. A pod that is still
+	// in the store is folded in later.
 	f.folding.Lock()
 	defer f.folding.Unlock()
 	stored := f.storedPod(pod)
 	f.narrowing.failed(pod, stored != nil && stored.Spec.NodeName == "")
 }
 
-// narrowing remembers where it did not help. There is one for all profiles.
+// narrowing remembers the pods that were narrowed in vain. All profiles share one.
 type narrowing struct {
 	mu sync.Mutex
 	// wide are pending pods to be tried on all nodes.
@@ -157,8 +156,8 @@ func newNarrowing(clock clock.Clock) *narrowing {
 	return &narrowing{wide: map[types.UID]struct{}{}, paused: cache.NewExpiringWithClock(clock)}
 }
 
-// originOf is the pod's controller, whose pods are alike, or else its namespace: a tenant whose pods
-// other plugins refuse does not have those of other tenants tried on all nodes.
+// originOf is the pod's controller, whose pods are alike, or else its namespace. So a tenant whose pods other plugins
+// refuse does not cause the pods of other tenants to be tried on all nodes.
 func originOf(pod *corev1.Pod) string {
 	if controller := metav1.GetControllerOf(pod); controller != nil {
 		return string(controller.UID)

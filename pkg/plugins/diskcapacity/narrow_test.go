@@ -27,7 +27,7 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// large makes a cluster whose node i has 10+i GiB.
+// large makes a cluster whose node i has 10+i GiB free.
 func large(t *testing.T, count int) *bench {
 	t.Helper()
 	names := make([]string, count)
@@ -41,7 +41,7 @@ func large(t *testing.T, count int) *bench {
 	return b
 }
 
-// triedOn are the nodes that PreFilter leaves, sorted; all of them: nil.
+// triedOn returns the nodes that PreFilter leaves, sorted; nil for all.
 func (b *bench) triedOn(t *testing.T, pod *corev1.Pod) (fwk.CycleState, []string) {
 	t.Helper()
 	state := framework.NewCycleState()
@@ -63,7 +63,7 @@ func (b *bench) triedOn(t *testing.T, pod *corev1.Pod) (fwk.CycleState, []string
 
 func TestNarrowedToTheTightest(t *testing.T) {
 	b := large(t, 250)
-	// Two are out of the question, however tight: one has no agent, one refused the pod.
+	// Two nodes do not count, although they fit tightly: one has no agent, and one refused the pod.
 	b.agent(t, "n0020")
 	pod := podOf("a", 30)
 	b.plugin.ledger.Refuse(string(pod.UID), "n0021", "forbidden", time.Now())
@@ -75,14 +75,14 @@ func TestNarrowedToTheTightest(t *testing.T) {
 	if !slices.Equal(names, want) {
 		t.Errorf("tried on %v", names)
 	}
-	// Fewer fit than would be tried.
+	// Fewer nodes fit than are tried.
 	if _, names := b.triedOn(t, podOf("b", 258)); !slices.Equal(names, []string{"n0248", "n0249"}) {
 		t.Errorf("tried on %v, want the two that have room", names)
 	}
 }
 
 // TestNarrowedBesideNominated asserts that a node whose room is kept for a nominated pod is not among those that a pod
-// is narrowed to, until that pod is nominated no more, is bound, or is gone.
+// is narrowed to. It is again when that pod is no longer nominated, is bound, or is gone.
 func TestNarrowedBesideNominated(t *testing.T) {
 	const tightest = "n0020"
 	tests := map[string]struct {
@@ -129,7 +129,7 @@ func TestNarrowedBesideNominated(t *testing.T) {
 	}
 }
 
-// TestGlobalBestFit: the tightest of a thousand nodes is found every time.
+// TestGlobalBestFit asserts that the tightest of a thousand nodes is found every time.
 func TestGlobalBestFit(t *testing.T) {
 	b := large(t, 1000)
 	for i := range 50 {
@@ -204,8 +204,8 @@ func TestNotNarrowed(t *testing.T) {
 	}
 }
 
-// TestWidened: a pod that is narrowed in vain is tried at once on all nodes, until it is
-// bound or gone; no pod is preempted before.
+// TestWidened asserts that a pod that fits none of the narrowed nodes is tried at once on all nodes, until it is bound
+// or gone. No pod is preempted before.
 func TestWidened(t *testing.T) {
 	b := large(t, 150)
 	clock := testingclock.NewFakeClock(time.Now())
@@ -221,7 +221,7 @@ func TestWidened(t *testing.T) {
 		if result != nil || status.IsSuccess() {
 			t.Fatalf("PostFilter says %v, %v", result, status)
 		}
-		// The next plugin, which preempts, is run unless the status is this.
+		// The next plugin, which preempts, does not run with this status.
 		return status.Code() != fwk.UnschedulableAndUnresolvable
 	}
 	if preempting(state, pod) {
@@ -255,9 +255,8 @@ func TestWidened(t *testing.T) {
 	}
 }
 
-// TestPauseConcernsOrigin asserts that after a pod that was narrowed in vain those of the same
-// controller, or without one those of the same namespace, are not narrowed for a while, and all
-// others are.
+// TestPauseConcernsOrigin asserts which pods are not narrowed for a while after a pod that was narrowed in vain: those
+// of the same controller, or, without a controller, those of the same namespace.
 func TestPauseConcernsOrigin(t *testing.T) {
 	of := func(name, namespace, controller string) *corev1.Pod {
 		pod := podOf(name, 5)
@@ -295,8 +294,8 @@ func TestPauseConcernsOrigin(t *testing.T) {
 	}
 }
 
-// TestNarrowedToNodesThatAdmit asserts that nodes are left out that kube-scheduler's checks of the
-// node alone refuse, and not those that the pod tolerates or fits.
+// TestNarrowedToNodesThatAdmit asserts that nodes are left out that kube-scheduler's checks of the node alone refuse.
+// Nodes that the pod tolerates or fits are not left out.
 func TestNarrowedToNodesThatAdmit(t *testing.T) {
 	taint := func(key string, effect corev1.TaintEffect) func(*corev1.Node) {
 		return func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: key, Effect: effect}} }
@@ -378,7 +377,7 @@ func TestNarrowedToNodesThatAdmit(t *testing.T) {
 	}
 }
 
-// elsewhere is a plugin that wants every pod on one node.
+// elsewhere is a plugin that allows every pod one node only.
 type elsewhere string
 
 func (e elsewhere) Name() string                                 { return "Elsewhere" }
@@ -387,8 +386,8 @@ func (e elsewhere) PreFilter(context.Context, fwk.CycleState, *corev1.Pod, []fwk
 	return &fwk.PreFilterResult{NodeNames: sets.New(string(e))}, nil
 }
 
-// TestWidenedIfPluginsDisagree: a node that another plugin insists on is not among the
-// tightest, so that the cycle ends before any Filter.
+// TestWidenedIfPluginsDisagree asserts that a pod is widened when another plugin's PreFilter leaves a node that is not
+// among the tightest. The cycle then ends before any Filter.
 func TestWidenedIfPluginsDisagree(t *testing.T) {
 	b := large(t, 150)
 	both, err := tf.NewFramework(b.ctx, []tf.RegisterPluginFunc{
@@ -416,7 +415,7 @@ func TestWidenedIfPluginsDisagree(t *testing.T) {
 	}
 }
 
-// TestWideIsForgotten: whatever the order of the pod's deletion and its failure.
+// TestWideIsForgotten asserts that a widened pod is forgotten, in whatever order its deletion and its failure come.
 func TestWideIsForgotten(t *testing.T) {
 	b := large(t, 101)
 	wide := func() int { return len(b.plugin.feed.narrowing.wide) }

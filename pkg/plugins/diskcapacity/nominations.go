@@ -16,11 +16,11 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// A nominated pod has preempted others on a node and waits there for their space. Pods that are not more important
-// must leave it what is kept for it (ledger.Usable). The framework adds nominated pods before it calls Filter, and
-// only then: for Score, Reserve and PostFilter the plugin adds them itself, by the same rule.
+// A nominated pod has preempted others on a node and waits there for their space. Pods that are not more important must
+// leave it what is kept for it (ledger.Usable). The framework adds nominated pods only before it calls Filter. For
+// Score, Reserve and PostFilter the plugin adds them itself, by the same rule.
 
-// nominee is a nominated pod, as a state counts it.
+// nominee is a nominated pod in a state.
 type nominee struct {
 	node     string
 	requests []placement.Request
@@ -29,10 +29,10 @@ type nominee struct {
 }
 
 // nominees are the pods with disk volumes that wait on a node for which they are nominated, as the API has it.
-// Kube-scheduler's queue knows them too, but takes three locks and copies a list for each node that it is asked about.
+// kube-scheduler's queue has them too, but takes three locks and copies a list for each node.
 type nominees struct {
 	mu sync.RWMutex
-	// nodes are by the pod's UID, counts by node.
+	// nodes are the nodes of the pods, by UID. counts are the numbers of pods, by node.
 	nodes  map[types.UID]string
 	counts map[string]int
 }
@@ -72,7 +72,7 @@ func (n *nominees) on(node string) bool {
 func (p *Plugin) nominate(s *state, other *corev1.Pod, info fwk.NodeInfo) {
 	asks, err := p.feed.ask(other)
 	if err != nil || len(asks.volumes) == 0 {
-		// A pod whose request is bad holds no space that the ledger knows of.
+		// A pod with an invalid request has no space in the ledger.
 		return
 	}
 	for i := range asks.volumes {
@@ -88,7 +88,7 @@ func (p *Plugin) nominate(s *state, other *corev1.Pod, info fwk.NodeInfo) {
 	s.nominated[other.UID] = nominee{node: node, requests: asks.requests(), ending: p.feed.endingOn(info)}
 }
 
-// withNominated is the state with the pods that the framework would add before Filter on that node.
+// withNominated returns the state with the pods that the framework would add before Filter on that node.
 func (p *Plugin) withNominated(s *state, pod *corev1.Pod, nodeName string) (*state, error) {
 	var out *state
 	var node fwk.NodeInfo
@@ -122,7 +122,7 @@ func (s *state) kept(nodeName string) ledger.Kept {
 	return kept
 }
 
-// nominatedFor are the nominated pods that the state counts on the node, sorted.
+// nominatedFor returns the nominated pods that the state counts on the node, sorted.
 func (s *state) nominatedFor(nodeName string) []types.UID {
 	if len(s.nominated) == 0 {
 		return nil
@@ -132,7 +132,7 @@ func (s *state) nominatedFor(nodeName string) []types.UID {
 	})
 }
 
-// endingOn are the partitions of the pods on the node that are being deleted.
+// endingOn returns the partitions of the pods on the node that are being deleted.
 func (f *feed) endingOn(info fwk.NodeInfo) map[string]struct{} {
 	ending := map[string]struct{}{}
 	for _, p := range info.GetPods() {

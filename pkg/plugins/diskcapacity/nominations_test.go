@@ -48,7 +48,7 @@ func TestReserveLeavesWhatIsKept(t *testing.T) {
 	if have, want := records[0].Extent.Start, diskv1alpha1.Alignment+6*gib; have != want {
 		t.Errorf("reserved at %d, want it at %d, behind what is kept", have, want)
 	}
-	// When the bytes are wiped, the nominated pod has its room.
+	// When the bytes are wiped, the nominated pod has its place.
 	ndc := b.capacity("n1", 8)
 	if err := b.plugin.feed.capacities.Add(ndc); err != nil {
 		t.Fatal(err)
@@ -85,8 +85,8 @@ func TestScoreCountsNominations(t *testing.T) {
 	}
 }
 
-// TestKeptSpaceIsOffered asserts that a pod that was refused for a nominated pod's sake is woken when that pod goes
-// elsewhere, or takes less than what was kept.
+// TestKeptSpaceIsOffered asserts that a pod that was refused because of a nominated pod is woken. It is woken when the
+// nominated pod goes elsewhere, or takes less than was kept for it.
 func TestKeptSpaceIsOffered(t *testing.T) {
 	tests := map[string]struct {
 		elsewhere func(*testing.T, *bench, *corev1.Pod)
@@ -160,7 +160,8 @@ func TestKeptSpaceIsOfferedAfterDeletion(t *testing.T) {
 	}
 }
 
-// TestPublicationWakesDespiteNomination asserts that a publication wakes a pod that had room before, which was kept.
+// TestPublicationWakesDespiteNomination asserts that a publication wakes a pod that fitted before, on space that was
+// kept.
 func TestPublicationWakesDespiteNomination(t *testing.T) {
 	b := halfWiped(t, 8)
 	small := podOf("small", 4)
@@ -171,8 +172,8 @@ func TestPublicationWakesDespiteNomination(t *testing.T) {
 	}
 }
 
-// TestPostFilterOfUnreadPod asserts that PostFilter ends the cycle of a pod that another plugin's PreFilter refused
-// for good, so that plugins whose PreFilter did not run are not asked, and of no other.
+// TestPostFilterOfUnreadPod asserts that PostFilter ends the cycle of a pod that another plugin's PreFilter found
+// unresolvable, and of no other. Plugins whose PreFilter did not run are then not called.
 func TestPostFilterOfUnreadPod(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	tests := map[string]struct {

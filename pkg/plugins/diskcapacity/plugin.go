@@ -22,8 +22,7 @@ import (
 // Name of the plugin in the scheduler's configuration.
 const Name = "DiskCapacity"
 
-// Reasons a person reads in the pod's events. They are the same for all nodes, so that
-// the scheduler counts them together.
+// Reasons that the pod's events show. They are the same for all nodes, so that the scheduler counts them together.
 const (
 	reasonNoAgent  = "the agent of Berth is not registered with the kubelet of this node"
 	reasonNoReport = "the agent of Berth has not published the disks of this node yet"
@@ -32,13 +31,13 @@ const (
 	reasonNoLabel  = "the node lacks the label " + diskv1alpha1.LabelNode + ", which the kubelet sets when the agent of Berth registers: no claim can be bound there"
 )
 
-// maxFigures is up to how many nodes each is described with its own figures. The scheduler
-// counts nodes with the same reason, but lists those that differ, one by one, in the pod's
-// status; a large cluster would fill pages.
+// maxFigures is up to how many nodes each is described with its own figures. The scheduler counts nodes with the same
+// reason, and lists those with different reasons one by one in the pod's status: in a large cluster that would be
+// pages.
 const maxFigures = 8
 
-// Plugin implements the extension points. The factory makes one for every profile; all
-// plugins of a process share one feed and with it one ledger.
+// Plugin implements the extension points. The factory makes one for every profile. All plugins of a process share one
+// feed and its ledger.
 type Plugin struct {
 	handle fwk.Handle
 	feed   *feed
@@ -64,8 +63,8 @@ var (
 	_ fwk.SignPlugin          = &Plugin{}
 )
 
-// New is the plugin's factory. It starts the watches but does not wait for them: the
-// scheduler may be built before the objects' definitions are installed.
+// New is the plugin's factory. It starts the watches and does not wait for them, because the scheduler may start before
+// the CustomResourceDefinitions are installed.
 func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin, error) {
 	args, err := argsFrom(obj)
 	if err != nil {
@@ -90,13 +89,13 @@ func newPlugin(handle fwk.Handle, feed *feed, args *DiskCapacityArgs, complete f
 // Name of the plugin.
 func (p *Plugin) Name() string { return Name }
 
-// PreFilter reads what the pod asks for, and of a large cluster leaves the best nodes.
+// PreFilter reads what the pod requests. In a large cluster it leaves only the best nodes.
 func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
 	p.feed.schedules()
 	if !hasInlineVolumes(pod) && !p.feed.hasOpenClaims(pod) {
 		return nil, fwk.NewStatus(fwk.Skip)
 	}
-	// The scheduler has asked before it started. A framework that did not must not place pods.
+	// The scheduler checks this before it starts. A framework that does not must place no pods.
 	if err := p.complete(); err != nil {
 		return nil, fwk.AsStatus(err)
 	}
@@ -105,7 +104,7 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable,
 			fmt.Sprintf("extender %s would bind the pod without the record of its volumes: take bindVerb out of its configuration", extender))
 	}
-	// Before the pod is read: where its claims are, the ledger knows.
+	// This comes before the pod is read, because reading it looks up its claims in the ledger.
 	if err := p.feed.wait(ctx, p.args.SyncTimeout.Duration); err != nil {
 		return nil, fwk.AsStatus(err)
 	}
@@ -118,7 +117,7 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 	if err != nil {
 		decided(resultInvalid)
 		cycle.Write(invalidKey, invalid{})
-		// Most of it cannot be changed; what can be wakes the pod.
+		// Most of a pod cannot be changed. A change of what can be changed wakes the pod.
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
 	}
 	if asks.none() {
@@ -141,8 +140,7 @@ func (p *Plugin) newState(pod *corev1.Pod, asks asked) *state {
 	s.search = ledger.NewSearch(s.requests, cycleSteps)
 	s.bindable = p.feed.bindable.of(asks.claims)
 	s.refused = p.ledger.Refusals(string(pod.UID), time.Now())
-	// An earlier try may have left a reservation in doubt: it is this pod's own space, or that
-	// of its claim.
+	// An earlier try may have left a reservation in doubt. That space is this pod's own, or that of its claim.
 	holds := p.ledger.Holds(string(pod.UID))
 	for i := range asks.volumes {
 		v := &asks.volumes[i]
@@ -178,9 +176,8 @@ func wantsOf(volumes []request.Volume) []ledger.Want {
 	return wants
 }
 
-// Filter finds out whether all of the pod's volumes fit on the node together. All that it reads
-// of a node, but for its label, is in the node's snapshot: in a large cluster it is the memory
-// that takes the time.
+// Filter checks whether all of the pod's volumes fit on the node together. Except for the node's label, all that it
+// reads of a node is in the node's snapshot: in a large cluster, memory accesses take most of the time.
 func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, info fwk.NodeInfo) *fwk.Status {
 	s, err := readState(cycle)
 	if err != nil {
@@ -213,7 +210,7 @@ func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, 
 	return nil
 }
 
-// checkClaims says whether the node can have volumes of claims, and these.
+// checkClaims refuses a node that can have no volumes of claims, or not those of the pod's claims.
 func (s *state) checkClaims(node *corev1.Node) *fwk.Status {
 	if !labelled(node) {
 		return s.never(otherNoLabel, reasonNoLabel)
@@ -234,7 +231,7 @@ func (s *state) checkClaims(node *corev1.Node) *fwk.Status {
 	return nil
 }
 
-// Reserve plans again on the node as it is now and records the result, in memory only.
+// Reserve plans again on the node as it is now, and records the result in memory only.
 func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
 	s, err := readState(cycle)
 	if errors.Is(err, fwk.ErrNotFound) {
@@ -256,16 +253,16 @@ func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.
 	took(stepReserve, start)
 	if err != nil {
 		if s.refusedEverywhere && cycle.IsPodGroupSchedulingCycle() {
-			// A pod group's cycle goes on after preemption, on the nominated node, as if the victims were gone. No
+			// A pod group's cycle continues after preemption, on the nominated node, as if the victims were gone. No
 			// pod is bound by such a cycle. An error or a refusal here would end the nomination of all its pods.
 			return nil
 		}
 		decided(resultLost)
-		// Filter found room a moment ago, and other nodes may still have it: an error
-		// is retried soon, where a rejection would wait for an event that may not come.
+		// Filter found room just before, and other nodes may still have it. An error is retried soon. A rejection would
+		// wait for an event that may not come.
 		return fwk.AsStatus(fmt.Errorf("node %s lost its room for the pod's volumes while the pod was being placed: %w", nodeName, err))
 	}
-	// Those of volumes that have their place already come last.
+	// The records of volumes that already have their place come last.
 	s.placed = &placed{before: before, records: records[:len(records)-len(s.held)], volumes: s.volumes}
 	p.feed.placed.Store(pod.UID, s.placed)
 	p.feed.lag.placed(nodeName, s.placed.records, start)
@@ -274,8 +271,7 @@ func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.
 	return nil
 }
 
-// wantsOn is what the pod has reserved on the node, with its share in the volumes that are
-// there already.
+// wantsOn is what the pod reserves on the node, with its share in volumes that are there already.
 func (p *Plugin) wantsOn(s *state, nodeName string) ([]ledger.Want, error) {
 	volumes := s.volumes
 	if len(s.bindable) > 0 {
@@ -300,8 +296,8 @@ func (p *Plugin) Unreserve(_ context.Context, cycle fwk.CycleState, pod *corev1.
 	p.ledger.Forget(string(pod.UID))
 }
 
-// SignPod keeps pods with disk volumes out of batching: two pods that ask for the same
-// do not fit the same nodes, since each takes its own extent.
+// SignPod keeps pods with disk volumes out of batching. Two pods with the same request do not fit the same nodes,
+// because each takes its own extent.
 func (p *Plugin) SignPod(_ context.Context, pod *corev1.Pod) ([]fwk.SignFragment, *fwk.Status) {
 	if hasInlineVolumes(pod) || p.feed.hasOpenClaims(pod) {
 		return nil, fwk.NewStatus(fwk.Unschedulable, "pods with disk volumes are placed one by one")

@@ -18,8 +18,7 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// TestFilter says for each node whether the pod may go there, and if not, what a person
-// reads and whether preemption is worth a try.
+// TestFilter asserts for each node whether the pod fits, what the message says, and whether preemption may help.
 func TestFilter(t *testing.T) {
 	const never, notNow = fwk.UnschedulableAndUnresolvable, fwk.Unschedulable
 	type want struct {
@@ -101,7 +100,7 @@ func manyVolumes(count int) *corev1.Pod {
 	return pod
 }
 
-// TestManyVolumes: as many as a pod can have, with the longest names, fit a record.
+// TestManyVolumes asserts that the largest number of volumes with the longest names fits into a record.
 func TestManyVolumes(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 100)
@@ -124,8 +123,8 @@ func TestManyVolumes(t *testing.T) {
 	}
 }
 
-// TestReasonsOfManyNodes: nodes that fail alike are counted, not listed, and the nearest
-// speaks for them.
+// TestReasonsOfManyNodes asserts that nodes with the same reason are counted, not listed, and that the nearest one is
+// named.
 func TestReasonsOfManyNodes(t *testing.T) {
 	var names []string
 	for i := range 12 {
@@ -151,7 +150,8 @@ func TestReasonsOfManyNodes(t *testing.T) {
 	}
 }
 
-// TestWaitsInVainOnce: while one pod waits, none is scheduled, of whatever profile.
+// TestWaitsInVainOnce asserts that only one pod waits for the informers in vain: while it waits, no pod of any profile
+// is scheduled.
 func TestWaitsInVainOnce(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.plugin.feed.classes.filled.Store(false)
@@ -250,8 +250,8 @@ func TestReserveTakesSpaceAndUnreserveGivesItBack(t *testing.T) {
 	}
 }
 
-// TestPreemption walks through what the preemption of DefaultPreemption does: remove
-// victims on clones, for many nodes in parallel, and take back those that can stay.
+// TestPreemption runs the steps of DefaultPreemption: it removes victims on clones, for many nodes in parallel, and
+// adds those again that can stay.
 func TestPreemption(t *testing.T) {
 	b := newBench(t, nil, "n1", "n2")
 	published, recorded := podOf("published", 4), podOf("recorded", 3)
@@ -323,7 +323,7 @@ func TestNominatedPodsAreCountedOnce(t *testing.T) {
 	if _, statuses := b.filter(t, podOf("b", 7)); statuses["n1"].IsSuccess() {
 		t.Error("7 of 10 GiB were given although 4 are promised")
 	}
-	// Once reserved, it is the ledger that counts it.
+	// Once the pod has reserved, the ledger counts it.
 	state, _ := b.filter(t, waiting)
 	if status := b.framework.RunReservePluginsReserve(b.ctx, state, waiting, "n1"); !status.IsSuccess() {
 		t.Fatal(status)
@@ -333,8 +333,8 @@ func TestNominatedPodsAreCountedOnce(t *testing.T) {
 	}
 }
 
-// TestNominatedPodsKeepWhatTheyWaitFor: a pod that has preempted another needs the other's
-// space and the free space beside it. No less important pod may take the latter meanwhile.
+// TestNominatedPodsKeepWhatTheyWaitFor asserts that a pod that has preempted another keeps the free space beside the
+// other's, which it needs, too. No less important pod may take that meanwhile.
 func TestNominatedPodsKeepWhatTheyWaitFor(t *testing.T) {
 	ending := podOf("ending", 4)
 	ending.Spec.NodeName = "n1"
@@ -382,7 +382,7 @@ func mustVolumes(t testing.TB, pod *corev1.Pod) []request.Volume {
 	return volumes
 }
 
-// TestStatusesAreNotShared: the framework writes into the statuses it gets.
+// TestStatusesAreNotShared asserts that each call returns its own status, because the framework writes into it.
 func TestStatusesAreNotShared(t *testing.T) {
 	b := newBench(t, nil, "n1", "n2")
 	_, statuses := b.filter(t, podOf("a", 1))

@@ -14,20 +14,18 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 )
 
-// PostFilter stops preemption from going on while the space it made is being wiped. What
-// the stock preemption waits for is the end of its victims; the space of ours comes later,
-// for a large and slow disk many minutes later, and until then every look at the pending
-// pod would cost other pods their lives. It must come before DefaultPreemption.
+// PostFilter stops preemption while the space of earlier victims is being wiped. DefaultPreemption waits only for the
+// end of its victims. Their disk space is free later, for a large and slow disk many minutes later. Until then each
+// retry of the pending pod would preempt more pods. So PostFilter must come before DefaultPreemption.
 //
-// It also ends the cycle of a pod that was tried on a part of the nodes only, before any pod
-// is preempted for it.
+// It also ends the cycle of a pod that was tried on a part of the nodes only, before any pod is preempted for it.
 //
-// Otherwise it only adds to the message what the nodes of a large cluster do not say one by
-// one: how near the nearest of them came.
+// Otherwise it only adds to the message how near the nearest nodes came. In a large cluster the nodes' own statuses do
+// not say that.
 func (p *Plugin) PostFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, statuses fwk.NodeToStatusReader) (*fwk.PostFilterResult, *fwk.Status) {
 	if _, err := cycle.Read(invalidKey); err == nil {
-		// No pod's end would make its request valid, and plugins whose PreFilter did not run any more
-		// have nothing sensible to add.
+		// The end of no pod would make its request valid. Plugins whose PreFilter did not run have nothing useful to
+		// add.
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable)
 	}
 	s, err := readState(cycle)
@@ -40,9 +38,8 @@ func (p *Plugin) PostFilter(ctx context.Context, cycle fwk.CycleState, pod *core
 	return nil, status
 }
 
-// neverRead is PostFilter of a pod that the plugin knows nothing of: it has no disk volumes, or another plugin's
-// PreFilter refused the pod before. Then no eviction helps, and plugins whose PreFilter did not run report an error
-// if they are asked.
+// neverRead is PostFilter of a pod without a state: it has no disk volumes, or another plugin's PreFilter refused it
+// first. Then no eviction helps, and plugins whose PreFilter did not run return an error if they are called.
 func (p *Plugin) neverRead(cycle fwk.CycleState, statuses fwk.NodeToStatusReader) *fwk.Status {
 	if !cycle.GetSkipFilterPlugins().Has(Name) {
 		if helped, err := statuses.NodesForStatusCode(p.handle.SnapshotSharedLister().NodeInfos(), fwk.Unschedulable); err == nil && len(helped) == 0 {
@@ -60,13 +57,13 @@ func (p *Plugin) afterNoNode(ctx context.Context, s *state, pod *corev1.Pod, sta
 		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonNarrowed)
 	}
 	if s.rejections.none() {
-		// It waits for something else than disk space.
+		// The pod waits for something else than disk space.
 		p.feed.waiting.forget(pod.UID)
 	}
 	if nominated == "" {
 		return s.noNode()
 	}
-	// If there is another obstacle on that node, wiping will not help.
+	// If the node refuses the pod for another reason, wiping will not help.
 	if status := statuses.Get(nominated); status.Code() != fwk.Unschedulable || status.Plugin() != Name {
 		return fwk.NewStatus(fwk.Unschedulable)
 	}
@@ -89,9 +86,9 @@ func (p *Plugin) afterNoNode(ctx context.Context, s *state, pod *corev1.Pod, sta
 		fmt.Sprintf("waiting for node %s to wipe volumes that are gone; nothing more is preempted meanwhile", nominated))
 }
 
-// released are the partitions on the node of volumes that no pod will use any more, and
-// that the agent will wipe: of claims that went with their pod, or are about to. It takes a
-// while from the end of a pod to the end of the volume of its generic ephemeral claim.
+// released returns the partitions on the node of volumes that no pod will use any more and that the agent will wipe:
+// their claims ended with their pod, or are about to. The volume of a generic ephemeral claim ends a while after its
+// pod.
 func (f *feed) released(nodeName string) map[string]struct{} {
 	partitions := map[string]struct{}{}
 	for _, pv := range f.volumesOn(diskv1alpha1.NodeLabel(nodeName)) {
@@ -109,8 +106,7 @@ func (f *feed) released(nodeName string) map[string]struct{} {
 	return partitions
 }
 
-// ending reports whether the volume's claim is gone or going, also because the pod that it
-// belongs to is gone.
+// ending reports whether the volume's claim is gone or is being deleted, or is about to be, because its pod is gone.
 func (f *feed) ending(pv *corev1.PersistentVolume) bool {
 	pvc, err := f.claims.claims.PersistentVolumeClaims(pv.Spec.ClaimRef.Namespace).Get(pv.Spec.ClaimRef.Name)
 	if err != nil || !claim.IsFor(pv, pvc) || pvc.DeletionTimestamp != nil {

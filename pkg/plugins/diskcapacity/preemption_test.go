@@ -13,7 +13,8 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestPreemptionWaitsForTheWipe: the victims are gone, their space is not yet back.
+// TestPreemptionWaitsForTheWipe asserts that no other pod is preempted while the victims are gone and their space is
+// not free yet.
 func TestPreemptionWaitsForTheWipe(t *testing.T) {
 	victim, bystander := podOf("victim", 6), podOf("bystander", 2)
 	wiping := volumeOf(victim, 0, 6)
@@ -62,8 +63,8 @@ func TestPreemptionWaitsForTheWipe(t *testing.T) {
 	}
 }
 
-// TestPreemptionWaitsForClaims: the volume of a generic ephemeral claim ends a while after
-// its pod. No other pod is preempted meanwhile.
+// TestPreemptionWaitsForClaims asserts that no other pod is preempted between the end of a pod and the end of the
+// volume of its generic ephemeral claim.
 func TestPreemptionWaitsForClaims(t *testing.T) {
 	victim := withEphemeral(claimPod("victim"), "tmp")
 	tests := map[string]struct {

@@ -14,25 +14,26 @@ import (
 // ClaimsName is the name of the plugin that binds claims, in package volumebinding. A profile has both plugins or none.
 const ClaimsName = "DiskVolumeBinding"
 
-// The stock plugins that must not be in the place of ours.
+// The stock plugins that must not replace or precede ours.
 const (
 	stockVolumeBinding = "VolumeBinding"
 	stockBinder        = "DefaultBinder"
 	stockPreemption    = "DefaultPreemption"
 )
 
-// Register is what a scheduler's main must do, as messages say it.
+// Register is the part of messages that says what a scheduler's main must do.
 const Register = "register both plugins with Options of github.com/berthdev/berth/pkg/scheduler"
 
-// profile is what a framework tells of the profile that it runs.
+// profile is the part of a framework that describes its profile.
 type profile interface {
 	ListPlugins() *config.Plugins
 	ProfileName() string
 }
 
-// CheckProfile returns a function that says what the profile of the framework lacks: without all of it, space is sold
-// without a record. It can only be called when all plugins of the profile are there, which they are not yet while one
-// of them is made. An error means that it can never be known.
+// CheckProfile returns a function that returns an error if the profile of the framework is incomplete: then volumes
+// would get no record, and their space would be given away. The function can only be called when all plugins of the
+// profile exist. They do not yet while one of them is made. CheckProfile returns an error if the profile can never be
+// read.
 func CheckProfile(plugin string, handle fwk.Handle) (func() error, error) {
 	p, ok := handle.(profile)
 	if !ok {
@@ -46,7 +47,7 @@ func CheckProfile(plugin string, handle fwk.Handle) (func() error, error) {
 	}), nil
 }
 
-// complete says what a profile with one of our plugins lacks.
+// complete returns what a profile with one of our plugins lacks.
 func complete(p *config.Plugins) error {
 	if missing := lacking(Name, point{"preEnqueue", p.PreEnqueue}, point{"preFilter", p.PreFilter}, point{"filter", p.Filter}, point{"preScore", p.PreScore},
 		point{"score", p.Score}, point{"reserve", p.Reserve}, point{"bind", p.Bind}, point{"postBind", p.PostBind}, point{"postFilter", p.PostFilter}); missing != "" {
@@ -80,7 +81,7 @@ type point struct {
 	set  config.PluginSet
 }
 
-// lacking are the names of the points that lack the plugin.
+// lacking returns the names of the points that lack the plugin.
 func lacking(plugin string, points ...point) string {
 	var missing []string
 	for _, p := range points {
@@ -95,7 +96,7 @@ func index(set config.PluginSet, name string) int {
 	return slices.IndexFunc(set.Enabled, func(p config.Plugin) bool { return p.Name == name })
 }
 
-// boundBy says which extender would bind the pod in the place of the plugins, and so without a record.
+// boundBy returns the extender that would bind the pod instead of the plugins, and so without a record.
 func boundBy(extenders []fwk.Extender, pod *corev1.Pod) string {
 	for _, e := range extenders {
 		if e.IsBinder() && e.IsInterested(pod) {

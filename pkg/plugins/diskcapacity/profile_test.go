@@ -17,7 +17,7 @@ func enabled(names ...string) (set config.PluginSet) {
 	return set
 }
 
-// wholeProfile has what a profile needs, beside plugins that do not matter.
+// wholeProfile has what a profile needs, and plugins that do not matter.
 func wholeProfile() *config.Plugins {
 	return &config.Plugins{
 		PreEnqueue: enabled("SchedulingGates", Name), PreFilter: enabled(Name, "NodeAffinity", ClaimsName), Filter: enabled("NodeName", ClaimsName, Name),
@@ -26,8 +26,8 @@ func wholeProfile() *config.Plugins {
 	}
 }
 
-// TestCompleteProfile asserts that a profile which would sell space without a record is refused, and what the message
-// tells to do.
+// TestCompleteProfile asserts that a profile in which volumes would get no record is refused, and that the message says
+// what to change.
 func TestCompleteProfile(t *testing.T) {
 	without := func(set *config.PluginSet, name string) {
 		if i := index(*set, name); i >= 0 {
@@ -81,15 +81,15 @@ func claimless(p *config.Plugins, without func(*config.PluginSet, string)) *conf
 	return p
 }
 
-// TestUnknownProfile asserts that a scheduler which does not say what its profile has does not get the plugin.
+// TestUnknownProfile asserts that the plugin does not start in a framework that does not list the profile's plugins.
 func TestUnknownProfile(t *testing.T) {
 	if _, err := New(t.Context(), nil, nil); err == nil || !strings.Contains(err.Error(), "cannot be checked") {
 		t.Errorf("got %v", err)
 	}
 }
 
-// TestIncompletePlacesNothing asserts that a framework which did not ask for the plugin's events, as the scheduler does
-// before it starts, gets no place for a pod.
+// TestIncompletePlacesNothing asserts that an incomplete profile places no pod in a framework that never calls
+// EventsToRegister, as the scheduler does before it starts.
 func TestIncompletePlacesNothing(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
@@ -114,7 +114,7 @@ func (e binderExtender) Name() string                      { return "http://exte
 func (e binderExtender) IsBinder() bool                    { return e.binds }
 func (e binderExtender) IsInterested(pod *corev1.Pod) bool { return pod.Name == e.pods }
 
-// TestExtenderThatBinds asserts that a pod which an extender would bind, without its record, is not placed.
+// TestExtenderThatBinds asserts that a pod that an extender would bind, without its record, is not placed.
 func TestExtenderThatBinds(t *testing.T) {
 	pod := podOf("a", 1)
 	for name, test := range map[string]struct {

@@ -12,11 +12,10 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// recordsOf reads the records of a bound pod from its annotation. A user can write the
-// annotation, so it is believed only as far as the pod itself supports it: the volumes
-// are the pod's own, and exactly as large as it asks. So a forged record withholds no
-// more space than the pod will really occupy, somewhere on its node. All or nothing: the
-// agent, too, believes a record as a whole or not at all.
+// recordsOf reads the records of a bound pod from its annotation. A user can write the annotation. So it is believed
+// only if it matches the pod: the volumes are the pod's own, and have exactly the requested sizes. A forged record then
+// withholds no more space than the pod will occupy, somewhere on its node. The agent, too, believes a record as a whole
+// or not at all.
 func recordsOf(pod *corev1.Pod) ([]ledger.Record, error) {
 	value, ok := pod.Annotations[diskv1alpha1.AnnotationAllocation]
 	if !ok {
@@ -78,8 +77,8 @@ func capacityOf(ndc *diskv1alpha1.NodeDiskCapacity) (*ledger.Capacity, error) {
 	return c, nil
 }
 
-// revisionOf makes a resourceVersion comparable. Kubernetes promises since 1.35 that
-// those of one resource are integers that grow.
+// revisionOf parses a resourceVersion, so that revisions can be compared. Since Kubernetes 1.35, the resourceVersions
+// of one resource are integers that grow.
 func revisionOf(resourceVersion string) (uint64, error) {
 	revision, err := strconv.ParseUint(resourceVersion, 10, 64)
 	if err != nil {

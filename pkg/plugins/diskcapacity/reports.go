@@ -9,11 +9,11 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// Report is what a NodeDiskCapacity says beside its disks' extents, which the ledger has. It is
-// for controllers. It must not be changed.
+// Report has the fields of a NodeDiskCapacity that controllers need. The extents of its disks are in the ledger. It
+// must not be changed.
 type Report struct {
 	UID types.UID
-	// Ready is whether the condition Ready is True.
+	// Ready is true when the condition Ready is True.
 	Ready bool
 	// Shared is the message of the condition DisksShared, empty if that is not True.
 	Shared string
@@ -21,19 +21,19 @@ type Report struct {
 	InService int
 	// Evictions are the pods that the agent wants evicted.
 	Evictions []diskv1alpha1.EvictionRequest
-	// Classes has what DiskClasses select on the node and what is not in service, by class.
+	// Classes has the devices that DiskClasses select on the node and that are not in service, by class.
 	Classes map[string]Unused
 }
 
-// Unused are the devices that a class selects on a node, and that it does not use.
+// Unused are the devices that a class selects on a node and that are not in service.
 type Unused struct {
-	// Candidates is how many wait for approval.
+	// Candidates is how many devices wait for approval.
 	Candidates int
-	// Refused are the others.
+	// Refused are the other devices.
 	Refused []RefusedDevice
 }
 
-// RefusedDevice is a device that is not taken, and all reasons why.
+// RefusedDevice is a device that is not used, with all reasons.
 type RefusedDevice struct {
 	Name    string
 	Reasons []string
@@ -68,7 +68,7 @@ func reportOf(ndc *diskv1alpha1.NodeDiskCapacity) *Report {
 	return r
 }
 
-// reports are those of all nodes, by name.
+// reports are the reports of all nodes, by name.
 type reports struct {
 	mu    sync.RWMutex
 	nodes map[string]*Report

@@ -11,7 +11,7 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// PreScore spares pods without disk volumes the scoring.
+// PreScore skips pods without disk volumes.
 func (p *Plugin) PreScore(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, _ []fwk.NodeInfo) *fwk.Status {
 	if _, err := readState(cycle); err != nil {
 		return fwk.NewStatus(fwk.Skip)
@@ -19,8 +19,8 @@ func (p *Plugin) PreScore(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod
 	return nil
 }
 
-// Score is the merit of the node, which NormalizeScore puts on the scale. A node that has lost
-// its room since Filter has the least: there Reserve would fail.
+// Score is the merit of the node. NormalizeScore maps it to the scale. A node that has lost its room since Filter gets
+// the least: there Reserve would fail.
 func (p *Plugin) Score(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, info fwk.NodeInfo) (int64, *fwk.Status) {
 	s, err := readState(cycle)
 	if err != nil {
@@ -39,10 +39,9 @@ func (p *Plugin) Score(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod,
 // ScoreExtensions implements fwk.ScorePlugin.
 func (p *Plugin) ScoreExtensions() fwk.ScoreExtensions { return p }
 
-// NormalizeScore turns merits into scores from 0 to 100. The one best node, which is the same
-// every time, gets at least one more than any other: which of the nodes with the same total
-// kube-scheduler takes, it does not promise. It is one only, so that what other plugins say still counts among
-// nodes that the volumes fit equally well.
+// NormalizeScore maps merits to scores from 0 to 100. The one best node, which is the same every time, gets at least
+// one more than any other. kube-scheduler does not promise which of the nodes with the same total it takes. Only one
+// node gets more, so that other plugins' scores still count among nodes that the volumes fit equally well.
 func (p *Plugin) NormalizeScore(_ context.Context, _ fwk.CycleState, _ *corev1.Pod, scores fwk.NodeScoreList) *fwk.Status {
 	best := bestOf(scores)
 	var highest int64
@@ -58,8 +57,7 @@ func (p *Plugin) NormalizeScore(_ context.Context, _ fwk.CycleState, _ *corev1.P
 	return nil
 }
 
-// bestOf is the index of the node that the policy chooses of these, by their merits; -1 if
-// none has room.
+// bestOf returns the index of the node that the policy chooses, by the merits; -1 if none has room.
 func bestOf(merits fwk.NodeScoreList) int {
 	best, highest := -1, int64(math.MinInt64)
 	for i := range merits {
@@ -71,7 +69,7 @@ func bestOf(merits fwk.NodeScoreList) int {
 	return best
 }
 
-// comesBefore tells equal nodes apart, as the ledger's index does.
+// comesBefore orders equal nodes, as the ledger's index does.
 func comesBefore(a, b string) bool {
 	return cmp.Or(cmp.Compare(placement.Order(a), placement.Order(b)), cmp.Compare(a, b)) < 0
 }

@@ -16,7 +16,7 @@ import (
 )
 
 func TestNormalizeScore(t *testing.T) {
-	// Equals come in this order.
+	// Equal nodes come in this order.
 	if names := slices.SortedFunc(slices.Values([]string{"a", "b", "c"}), func(a, b string) int {
 		return cmp.Compare(placement.Order(a), placement.Order(b))
 	}); !slices.Equal(names, []string{"b", "c", "a"}) {
@@ -58,8 +58,8 @@ func TestNormalizeScore(t *testing.T) {
 	}
 }
 
-// TestTheOneBestNode: of 5000 nodes, many of them equal, the scheduler finds the one that the
-// policy chooses of all, every time and with nothing left to chance.
+// TestTheOneBestNode asserts that of 5000 nodes, many of them equal, the scheduler takes the one that the policy
+// chooses of all, every time.
 func TestTheOneBestNode(t *testing.T) {
 	names := make([]string, 5000)
 	for i := range names {

@@ -8,19 +8,18 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// Shared is what the profiles of a scheduler share, for the other code that places volumes in the
-// process.
+// Shared is what the profiles of a scheduler share, for the other packages that place volumes in the process.
 type Shared struct {
 	Ledger *ledger.Ledger
-	// Synced tells when the ledger has everything that existed when the scheduler started.
-	// Before that it would sell space that is taken.
+	// Synced reports whether the ledger has everything that existed when the scheduler started. Before that it would
+	// give away space that is taken.
 	Synced func() bool
 
 	feed *feed
 }
 
-// SharedLedger returns what is shared, by the factory of the scheduler's informers; false if
-// no profile has the plugin. It is there when the profiles have been built.
+// SharedLedger returns what is shared, by the factory of the scheduler's informers; false if no profile has the plugin.
+// It exists when the profiles have been built.
 func SharedLedger(factory informers.SharedInformerFactory) (*Shared, bool) {
 	feeds.Lock()
 	defer feeds.Unlock()
@@ -31,21 +30,21 @@ func SharedLedger(factory informers.SharedInformerFactory) (*Shared, bool) {
 	return &Shared{Ledger: f.ledger, Synced: f.hasSynced, feed: f}, true
 }
 
-// Scheduling is closed when this process schedules its first pod in a profile that has the plugin, or when Schedules
-// was called. A scheduler that stands by schedules none.
+// Scheduling is closed when this process schedules its first pod in a profile that has the plugin, or when Schedules is
+// called. A scheduler on standby schedules none.
 func (s *Shared) Scheduling() <-chan struct{} { return s.feed.scheduling }
 
-// Schedules says that this process schedules, for those who know it before there is a pod.
+// Schedules says that this process schedules, for a caller that knows it before the first pod.
 func (s *Shared) Schedules() { s.feed.schedules() }
 
-// OnCapacity has callback called after each publication of a node, and the end of its
-// publications, that was folded into the ledger. It must be quick.
+// OnCapacity has callback called after each publication of a node, and the end of its publications, that was folded
+// into the ledger. The callback must return quickly.
 func (s *Shared) OnCapacity(callback func(nodeName string)) { s.feed.capacities.listen(callback) }
 
-// Report returns what the node's NodeDiskCapacity says beside its disks; nil if there is none.
+// Report returns the other fields of the node's NodeDiskCapacity; nil if there is none.
 func (s *Shared) Report(nodeName string) *Report { return s.feed.capacities.reports.get(nodeName) }
 
-// EachReport calls look for each node with a NodeDiskCapacity. It must be quick.
+// EachReport calls look for each node with a NodeDiskCapacity. look must return quickly.
 func (s *Shared) EachReport(look func(nodeName string, report *Report)) {
 	s.feed.capacities.reports.each(look)
 }
@@ -53,15 +52,13 @@ func (s *Shared) EachReport(look func(nodeName string, report *Report)) {
 // Classes are the DiskClasses as they were read last. They must not be changed.
 func (s *Shared) Classes() []*diskv1alpha1.DiskClass { return s.feed.classes.all() }
 
-// OnClass has callback called after each change of a DiskClass. It must be quick.
+// OnClass has callback called after each change of a DiskClass. The callback must return quickly.
 func (s *Shared) OnClass(callback func()) { s.feed.classes.listen(callback) }
 
-// ApplyClass adds to a request what its DiskClass says. The error says what is wrong with the
-// class's name.
+// ApplyClass adds to a request what its DiskClass says. It returns an error if there is no such class.
 func (s *Shared) ApplyClass(r *placement.Request) error { return s.feed.applyClass(r) }
 
-// Unfit says why a node can have no volumes of claims, however much space it has; nothing if
-// it can.
+// Unfit returns why a node can have no volumes of claims, however much space it has; empty if it can.
 func (s *Shared) Unfit(nodeName string) string {
 	node, err := s.feed.nodes.Get(nodeName)
 	if err != nil {

@@ -17,42 +17,40 @@ import (
 
 const stateKey fwk.StateKey = Name
 
-// state is what one scheduling cycle knows of its pod.
+// state is the state of one pod's scheduling cycle.
 type state struct {
-	// The first seven are read-only after PreFilter, but for rejections, and shared by clones.
+	// The first seven fields are shared by clones. They are read-only after PreFilter, except for rejections.
 	asked
 	// requests are those of all volumes that are to be placed.
 	requests []placement.Request
-	// search answers for them on all nodes.
+	// search finds out on all nodes whether they fit.
 	search *ledger.Search
 	// bindable are PersistentVolumes that claims of the pod may be bound to, by StorageClass.
 	bindable map[string][]*corev1.PersistentVolume
-	// figures is true when a node's own figures say why it has no room.
+	// figures is true when each node is described with its own figures.
 	figures bool
-	// refused are nodes that the pod could not be bound to, with the reason.
+	// refused are nodes to which the API server refused to bind the pod, with the reason.
 	refused map[string]string
 	// narrowed is true when the pod is tried on a part of the nodes.
 	narrowed bool
 	// rejections are written by Filter, for many nodes at once.
 	rejections *rejections
-	// placed is written by Reserve, when the state is not cloned any more.
+	// placed is written by Reserve. The state is not cloned after that.
 	placed *placed
-	// try is the pod among those that wait.
+	// try is this try of the pod among the pods that wait.
 	try *pending
 
-	// refusedEverywhere is set by PostFilter: a node that is chosen after it is one that preemption has nominated.
+	// refusedEverywhere is set by PostFilter. A node that is chosen after it is one that preemption has nominated.
 	refusedEverywhere bool
 
-	// AddPod and RemovePod change what follows, so Clone copies it: preemption tries
-	// out many nodes in parallel, each on a clone of its own.
+	// AddPod and RemovePod change the fields below, so Clone copies them. Preemption tries many nodes in parallel, each
+	// on its own clone.
 
-	// gone are the partitions to treat as if their volumes were no longer there: those
-	// of pods that would be evicted, and this pod's own from an earlier try. A partition
-	// lies on one node only, so it need not be said which.
+	// gone are the partitions to treat as if their volumes were no longer there: those of pods that would be evicted,
+	// and this pod's own from an earlier try. A partition is on one node only, so the node is not noted.
 	gone map[string]struct{}
-	// nominated are pods without a reservation that the scheduler counts on a node: they
-	// wait there for the space of pods that are being evicted for them. By UID, because
-	// the scheduler may add one more than once.
+	// nominated are pods without a reservation that the scheduler counts on a node. They wait there for the space of
+	// pods that are being evicted for them. They are kept by UID, because the scheduler may add one more than once.
 	nominated map[types.UID]nominee
 }
 
@@ -67,7 +65,7 @@ func (s *state) Clone() fwk.StateData {
 func readState(cycle fwk.CycleState) (*state, error) {
 	data, err := cycle.Read(stateKey)
 	if errors.Is(err, fwk.ErrNotFound) {
-		// A pod without disk volumes, as most are: it is not to pay for words.
+		// This is the error of most pods, which have no disk volumes. So it is not wrapped, which would cost time.
 		return nil, err
 	}
 	if err != nil {
@@ -80,9 +78,9 @@ func readState(cycle fwk.CycleState) (*state, error) {
 	return s, nil
 }
 
-// Decided are the claims of a pod of which the plugin alone decides where they can be: each of
-// them is to be placed, and none is bound, tied to a node, or may be bound to a volume that there
-// is. They are none if the pod has others. It can be asked when the plugin's PreFilter has run.
+// Decided returns the claims of a pod if the plugin alone decides where they can be. Then each of them is to be placed,
+// and none is bound, tied to a node, or may be bound to an existing volume. Otherwise it returns none. It can be called
+// when the plugin's PreFilter has run.
 func Decided(cycle fwk.CycleState) []*corev1.PersistentVolumeClaim {
 	s, err := readState(cycle)
 	if err != nil || s.tied() {
@@ -91,8 +89,8 @@ func Decided(cycle fwk.CycleState) []*corev1.PersistentVolumeClaim {
 	return slices.Collect(maps.Values(s.claims))
 }
 
-// cycleSteps is what the plans of a cycle may take together for a pod with more than eight volumes: some ten
-// milliseconds. Those that are left then give up.
+// cycleSteps bounds the plans of a cycle together, for a pod with more than eight volumes: some ten milliseconds. Plans
+// after that give up.
 const cycleSteps = 1_000_000
 
 // fit returns the merit of the pod's volumes on the node, or why they do not fit.
@@ -113,7 +111,7 @@ func (s *state) check(node *corev1.Node, snapshot *ledger.Snapshot) error {
 	return err
 }
 
-// searchOn is that of the volumes that are to be placed if the pod goes to the node.
+// searchOn is the search for the volumes that are to be placed if the pod goes to the node.
 func (s *state) searchOn(node *corev1.Node) *ledger.Search {
 	if len(s.bindable) == 0 {
 		return s.search
@@ -121,7 +119,7 @@ func (s *state) searchOn(node *corev1.Node) *ledger.Search {
 	return ledger.NewSearch(requestsOf(s.volumesOn(node)), cycleSteps)
 }
 
-// asItIs reports whether the pod may use all that is free on a node, and nothing else.
+// asItIs reports whether the pod may use exactly what is free in a node's snapshot.
 func (s *state) asItIs() bool { return len(s.gone) == 0 && len(s.nominated) == 0 }
 
 // usable is what the pod may use on the node.
@@ -129,10 +127,10 @@ func (s *state) usable(nodeName string, snapshot *ledger.Snapshot) *placement.No
 	return snapshot.Usable(s.gone, s.kept(nodeName))
 }
 
-// PreFilterExtensions lets preemption and nominated pods change the state.
+// PreFilterExtensions has AddPod and RemovePod change the state, for preemption and for nominated pods.
 func (p *Plugin) PreFilterExtensions() fwk.PreFilterExtensions { return p }
 
-// AddPod takes back a removal, or counts a nominated pod.
+// AddPod undoes RemovePod, or counts a nominated pod.
 func (p *Plugin) AddPod(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, added fwk.PodInfo, info fwk.NodeInfo) *fwk.Status {
 	s, err := readState(cycle)
 	if err != nil {
@@ -143,7 +141,7 @@ func (p *Plugin) AddPod(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod
 		return nil
 	}
 	if other.Spec.NodeName != "" {
-		// It is on the node already: its volumes are recorded, published, or both.
+		// The pod is on the node already: its volumes are recorded, published, or both.
 		for _, partition := range p.feed.ephemeralPartitions(other) {
 			delete(s.gone, partition)
 		}
@@ -153,7 +151,7 @@ func (p *Plugin) AddPod(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod
 	return nil
 }
 
-// RemovePod credits the volumes that die with the pod.
+// RemovePod counts the volumes that end with the pod as free.
 func (p *Plugin) RemovePod(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, removed fwk.PodInfo, _ fwk.NodeInfo) *fwk.Status {
 	s, err := readState(cycle)
 	if err != nil {

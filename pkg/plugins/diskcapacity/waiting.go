@@ -17,28 +17,24 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// waiting are the pods that the plugin has refused, or is just looking at, and the room that
-// nodes have made for them.
+// waiting are the pods that the plugin has refused or is trying, and the free space that nodes have gained for them.
 //
-// The scheduler's own way would be a queueing hint for each publication of a node. It asks
-// every unschedulable pod about every event, with the scheduling queue locked: some
-// microseconds a pod, so that with 10,000 pods waiting a publication stops all scheduling for
-// tens of milliseconds, and nodes publish several times for each pod that comes or goes.
-// Here the pods that ask for the same are asked once, without that lock, and only about
-// publications that have more free space than the one before.
+// The scheduler's own way would be a queueing hint for each publication of a node. A hint is called for every
+// unschedulable pod, with the scheduling queue locked, and takes some microseconds. With 10,000 pods waiting, a
+// publication would stop all scheduling for tens of milliseconds. Nodes publish several times for each pod that comes
+// or goes. Here pods with equal requests are checked once, without that lock, and only for publications with more free
+// space than the one before.
 //
-// It also closes a gap that hints leave: the scheduler's watch and ours have no order, so a
-// pod that was created between an event there and the same event here was tried with the
-// older state, and no hint came any more.
+// It also closes a gap of hints. The scheduler's watch and ours have no order. A pod that was created between an event
+// there and the same event here was tried with the older state. No hint came after that.
 type waiting struct {
 	mu sync.Mutex
-	// pods by UID. A pod is here from before its cycle first reads the ledger, so that
-	// whatever is folded in later finds it, until it has its place, is gone, or has
-	// been refused by others only.
+	// pods by UID. A pod is here from before its cycle first reads the ledger, so that whatever is folded in later
+	// finds it. It stays until it has its place, is gone, or has been refused by other plugins only.
 	pods map[types.UID]*pending
 	// offers by the name of the node.
 	offers map[string]*offer
-	// keepers are the nodes that pods were refused for the sake of a nominated pod, by the UID of that pod.
+	// keepers are the nodes on which pods were refused because of a nominated pod, by the UID of the nominated pod.
 	keepers map[types.UID]map[string]struct{}
 	tries   uint64
 	seed    maphash.Seed
@@ -47,39 +43,38 @@ type waiting struct {
 // pending is one try of a pod.
 type pending struct {
 	pod *corev1.Pod
-	// demand is what the pod asks for, and key the same for pods that ask for the same.
+	// demand is the pod's request. key is equal for equal requests.
 	demand *placement.Demand
 	key    uint64
-	// flawed is true when it could not be read what the pod asks for.
+	// flawed is true when the pod's request is not read yet or is invalid.
 	flawed bool
-	// bindable is true when a claim of it may be bound to a volume that there is.
+	// bindable is true when a claim of the pod may be bound to an existing volume.
 	bindable bool
-	// kept are the nodes that have room for the pod, which is kept for a nominated pod.
+	// kept are the nodes where the pod fits on space that is kept for a nominated pod.
 	kept map[string]struct{}
 	try  uint64
 }
 
-// offer is room that a node has made, and the pods that may have it: those that did not fit
-// there before. They are not tried all at once, since mostly one of them takes it.
+// offer is the free space that a node has gained, and the pods that fit since then. They are not tried all at once,
+// because usually one of them takes it.
 type offer struct {
 	// pods in the order in which they are tried.
 	pods []*pending
-	// tried are those that were woken last.
+	// tried are the pods that were woken last.
 	tried []*pending
-	// beyond is how many more than fit together are woken in the next round. It doubles,
-	// so that the last of ten thousand has its turn within two seconds.
+	// beyond is how many more pods than fit together are woken in the next round. It doubles, so that the last of ten
+	// thousand pods is tried within two seconds.
 	beyond int
-	// rounds is how long those that were woken have not come to their turn.
+	// rounds is for how many rounds the pods that were woken have not been tried.
 	rounds int
-	// due is true when the next round is on its way.
+	// due is true when the next round is scheduled.
 	due bool
 }
 
 const (
-	// offerPause is the time between two rounds: enough for a try, if the scheduler has
-	// nothing else to do.
+	// offerPause is the time between two rounds: enough for a try, if the scheduler has nothing else to do.
 	offerPause = 100 * time.Millisecond
-	// offerRounds is how many rounds an offer waits for pods that are not tried.
+	// offerRounds is for how many rounds an offer waits for pods that are not tried.
 	offerRounds = 50
 )
 
@@ -98,7 +93,7 @@ func (w *waiting) begin(pod *corev1.Pod) *pending {
 	return c
 }
 
-// asks completes what begin could not know.
+// asks sets the pod's request, which is not known at begin.
 func (w *waiting) asks(c *pending, s *state) {
 	key := w.key(s.requests)
 	w.mu.Lock()
@@ -115,14 +110,14 @@ func (w *waiting) key(requests []placement.Request) uint64 {
 	return hash.Sum64()
 }
 
-// forget is called when the pod has its place, or is gone, or waits for other things.
+// forget removes a pod that has its place, is gone, or waits for something else.
 func (w *waiting) forget(uid types.UID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.pods, uid)
 }
 
-// keep notes that the pod was refused on the node for the sake of nominated pods.
+// keep records that the pod was refused on the node because of nominated pods.
 func (w *waiting) keep(c *pending, nodeName string, nominated []types.UID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -138,14 +133,14 @@ func (w *waiting) keep(c *pending, nodeName string, nominated []types.UID) {
 	}
 }
 
-// isKept reports whether anything was kept for the pod.
+// isKept reports whether space was kept for the nominated pod.
 func (w *waiting) isKept(uid types.UID) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.keepers[uid] != nil
 }
 
-// endKeeping returns the nodes that were kept for the pod, which is nominated no more.
+// endKeeping returns the nodes where space was kept for the pod, which is no longer nominated, and forgets them.
 func (w *waiting) endKeeping(uid types.UID) []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -154,7 +149,7 @@ func (w *waiting) endKeeping(uid types.UID) []string {
 	return nodes
 }
 
-// pendingOf is a pod that waits, or nil if what it asks for must be read again.
+// pendingOf returns the waiting pod; nil if it does not wait or its request must be read again.
 func (w *waiting) pendingOf(uid types.UID) *pending {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -164,7 +159,7 @@ func (w *waiting) pendingOf(uid types.UID) *pending {
 	return nil
 }
 
-// all are the pods that wait. They are looked at without the lock.
+// all returns the pods that wait. The caller reads them without the lock.
 func (w *waiting) all() []*pending {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -175,7 +170,7 @@ func (w *waiting) all() []*pending {
 	return pods
 }
 
-// of are those of the pods that wait.
+// of returns those of the pods that wait.
 func (w *waiting) of(uids []string) []*corev1.Pod {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -200,8 +195,8 @@ func (w *waiting) referTo(pvc *corev1.PersistentVolumeClaim) bool {
 	return false
 }
 
-// anyFits reports whether one of the pods fits the node, or may: when to find out takes too long. It returns those
-// of which that must be read again.
+// anyFits reports whether one of the pods fits on the node, or may fit when there are too many to check. It returns the
+// pods whose request must be read again.
 func (w *waiting) anyFits(node *placement.Node) (fit bool, unclear []*corev1.Pod) {
 	now := newGrowth(nil, node, eventPlans)
 	for _, c := range w.all() {
@@ -214,7 +209,7 @@ func (w *waiting) anyFits(node *placement.Node) (fit bool, unclear []*corev1.Pod
 	return false, unclear
 }
 
-// flawed are the pods of which could not be read what they ask for.
+// flawed returns the pods whose request is not known.
 func (w *waiting) flawed() []*corev1.Pod {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -227,8 +222,8 @@ func (w *waiting) flawed() []*corev1.Pod {
 	return pods
 }
 
-// offer adds to the node's offer the pods that fit after, and did not before or were not allowed to; nil stands for
-// a node on which nothing fits. It reports whether a round is due.
+// offer adds to the node's offer the pods that fit after, and did not fit before or were refused because of a nominated
+// pod. before is nil for a node on which nothing fits. It reports whether the offer has new pods.
 func (w *waiting) offer(nodeName string, before, after *placement.Node) bool {
 	if !roomier(before, after) {
 		return false
@@ -239,19 +234,19 @@ func (w *waiting) offer(nodeName string, before, after *placement.Node) bool {
 	})
 }
 
-// offerKept adds to the node's offer the pods that fit there and were refused for the sake of a nominated pod.
+// offerKept adds to the node's offer the pods that fit there and were refused because of a nominated pod.
 func (w *waiting) offerKept(nodeName string, now *placement.Node) bool {
 	fit := newGrowth(nil, now, eventPlans)
 	return w.add(nodeName, func(c waiter) bool { return c.kept && fit.admits(c.pending) })
 }
 
-// waiter is a pod that waits, and whether room on a node is kept from it.
+// waiter is a pod that waits, and whether space on the node is kept from it.
 type waiter struct {
 	*pending
 	kept bool
 }
 
-// waiters are the pods of which is known what they ask for.
+// waiters returns the pods whose request is known.
 func (w *waiting) waiters(nodeName string) []waiter {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -265,7 +260,7 @@ func (w *waiting) waiters(nodeName string) []waiter {
 	return waiters
 }
 
-// add adds to the node's offer the pods that are admitted. They are asked about without the lock.
+// add adds to the node's offer the pods that admits accepts. admits is called without the lock.
 func (w *waiting) add(nodeName string, admits func(waiter) bool) bool {
 	admitted := slices.DeleteFunc(w.waiters(nodeName), func(c waiter) bool { return !admits(c) })
 	w.mu.Lock()
@@ -295,7 +290,7 @@ func (w *waiting) add(nodeName string, admits func(waiter) bool) bool {
 			}
 		}
 	}
-	// As in the scheduling queue: the more important first, then who has waited longest.
+	// The order is that of the scheduling queue: by priority, then the longest wait.
 	slices.SortFunc(pods, func(a, b *pending) int {
 		return cmp.Or(cmp.Compare(corev1helpers.PodPriority(b.pod), corev1helpers.PodPriority(a.pod)), cmp.Compare(a.try, b.try))
 	})
@@ -303,8 +298,8 @@ func (w *waiting) add(nodeName string, admits func(waiter) bool) bool {
 	return true
 }
 
-// round returns the pods to wake now, and whether to come again after offerPause. A pod that
-// was tried since, or does not fit any more, leaves the offer: each is tried once for it.
+// round returns the pods to wake now, and whether to call it again after offerPause. A pod that was tried since, or
+// does not fit any more, leaves the offer: each is tried once for it.
 func (w *waiting) round(nodeName string, node *placement.Node, wasDue bool) (wake []*corev1.Pod, again bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -322,7 +317,7 @@ func (w *waiting) round(nodeName string, node *placement.Node, wasDue bool) (wak
 			continue
 		}
 		untried++
-		// It may still take its part.
+		// It may still take its space.
 		left.take(c)
 	}
 	if o.rounds++; untried == 0 || o.rounds > offerRounds {
@@ -381,7 +376,7 @@ func roomier(before, after *placement.Node) bool {
 	return false
 }
 
-// begin is waiting's. A pod that was deleted before would not be forgotten any more.
+// begin is waiting.begin, but not for a pod that is already deleted, because no later event would remove it.
 func (f *feed) begin(pod *corev1.Pod) *pending {
 	c := f.waiting.begin(pod)
 	if f.storedPod(pod) == nil {
@@ -390,11 +385,11 @@ func (f *feed) begin(pod *corev1.Pod) *pending {
 	return c
 }
 
-// made wakes the pods that fit the node now and did not before; all that fit, if nil. It
-// must not be called under the lock of the scheduling queue.
+// made wakes the pods that fit the node now and did not fit before; all that fit, if before is nil. It must not be
+// called under the lock of the scheduling queue.
 func (f *feed) made(logger klog.Logger, nodeName string, before *placement.Node) {
 	if refused := f.waiting.of(f.ledger.Lifted(nodeName)); len(refused) > 0 {
-		// They may have fitted before, too.
+		// They may have fitted before.
 		f.retry(logger, refused)
 	}
 	if f.hasAgent(nodeName) && f.waiting.offer(nodeName, before, f.ledger.Snapshot(nodeName).Node) {
@@ -402,7 +397,7 @@ func (f *feed) made(logger klog.Logger, nodeName string, before *placement.Node)
 	}
 }
 
-// noteKept notes that the pod was refused on the node only for the sake of nominated pods, if that is so.
+// noteKept records that the pod was refused on the node because of nominated pods, if it fits there without them.
 func (p *Plugin) noteKept(s *state, node *corev1.Node, snapshot *ledger.Snapshot) {
 	nominated := s.nominatedFor(node.Name)
 	if len(nominated) == 0 || s.try == nil {
@@ -413,8 +408,8 @@ func (p *Plugin) noteKept(s *state, node *corev1.Node, snapshot *ledger.Snapshot
 	}
 }
 
-// nominationEnded offers what was kept for the pod to those that were refused for its sake. It must not be called
-// under the lock of the scheduling queue.
+// nominationEnded offers the space that was kept for the pod to the pods that were refused because of it. It must not
+// be called under the lock of the scheduling queue.
 func (f *feed) nominationEnded(logger klog.Logger, uid types.UID) {
 	for _, nodeName := range f.waiting.endKeeping(uid) {
 		if f.hasAgent(nodeName) && f.waiting.offerKept(nodeName, f.ledger.Snapshot(nodeName).Node) {
@@ -423,7 +418,7 @@ func (f *feed) nominationEnded(logger klog.Logger, uid types.UID) {
 	}
 }
 
-// wake has the next pods tried that a node's offer is for.
+// wake runs a round of the node's offer.
 func (f *feed) wake(logger klog.Logger, nodeName string, wasDue bool) {
 	pods, again := f.waiting.round(nodeName, f.ledger.Snapshot(nodeName).Node, wasDue)
 	if len(pods) > 0 {
@@ -435,8 +430,7 @@ func (f *feed) wake(logger klog.Logger, nodeName string, wasDue bool) {
 	}
 }
 
-// retry puts pods back into the scheduling queue, those that are being tried when they come
-// back.
+// retry puts pods back into the scheduling queue. Those that are being tried come back when that try has ended.
 func (f *feed) retry(logger klog.Logger, pods []*corev1.Pod) {
 	byName := make(map[string]*corev1.Pod, len(pods))
 	for _, pod := range pods {
@@ -445,7 +439,7 @@ func (f *feed) retry(logger klog.Logger, pods []*corev1.Pod) {
 	f.activate(logger, byName)
 }
 
-// classAppeared wakes the pods with which something was wrong that a class may have mended.
+// classAppeared wakes the pods whose request has become valid with a new class.
 func (f *feed) classAppeared(logger klog.Logger) {
 	var mended []*corev1.Pod
 	for _, pod := range f.waiting.flawed() {

@@ -16,8 +16,8 @@ import (
 	"github.com/berthdev/berth/pkg/ledger"
 )
 
-// TestPublicationWakes: a publication wakes the pods for which it made room, and not those
-// that have room on the node but are kept away from it by another plugin.
+// TestPublicationWakes asserts that a publication wakes the pods that fit since then, and not those that fitted before
+// and that another plugin refuses there.
 func TestPublicationWakes(t *testing.T) {
 	two := func(name string, sizeGiB int64) *corev1.Pod {
 		return withVolume(podOf(name, sizeGiB), "more", fmt.Sprintf("%dGi", sizeGiB), "ssd")
@@ -92,8 +92,8 @@ func (b *bench) fold(t testing.TB, ndc *diskv1alpha1.NodeDiskCapacity) {
 	}
 }
 
-// TestOffer: of many pods that want the same room, no more are tried than fit together; the
-// rest when those have not taken it, each once.
+// TestOffer asserts that of many pods that fit the same space no more are tried than fit together. The others are tried
+// when those have not taken it, each once.
 func TestOffer(t *testing.T) {
 	const count = 100
 	b := newBench(t, nil, "n1")
@@ -148,7 +148,8 @@ func TestOffer(t *testing.T) {
 	}
 }
 
-// TestOfferReachesAll: whichever pod has room, all are tried in the end.
+// TestOfferReachesAll asserts that all pods are tried in the end, so that the one that other plugins accept is among
+// them.
 func TestOfferReachesAll(t *testing.T) {
 	const count = 10_000
 	b := newBench(t, nil, "n1")
@@ -177,8 +178,8 @@ func TestOfferReachesAll(t *testing.T) {
 	}
 }
 
-// TestWokenByLateWatch: a pod is being tried when the publication comes that makes room, or
-// was created just before. It is not left behind.
+// TestWokenByLateWatch asserts that a pod is woken that is being tried, or was just created, when the publication comes
+// that makes space for it.
 func TestWokenByLateWatch(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	pod := podOf("a", 6)
@@ -194,7 +195,7 @@ func TestWokenByLateWatch(t *testing.T) {
 	}
 }
 
-// TestClassWakes: a DiskClass wakes the pods that it was missing for.
+// TestClassWakes asserts that a new DiskClass wakes the pods that name it.
 func TestClassWakes(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	pod := podOf("a", 6)
@@ -214,8 +215,8 @@ func TestClassWakes(t *testing.T) {
 	}
 }
 
-// TestNotForOthersReasons: a pod that only other plugins keep from every node is not tried
-// when a node makes room.
+// TestNotForOthersReasons asserts that a pod that only other plugins refuse is not woken when a node has more free
+// space.
 func TestNotForOthersReasons(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
@@ -229,8 +230,8 @@ func TestNotForOthersReasons(t *testing.T) {
 	}
 }
 
-// TestManyShapesAreAllWoken asserts that a publication that makes room for more pods than it is planned for wakes
-// each of them at last, without a plan for each.
+// TestManyShapesAreAllWoken asserts that a publication wakes all pods that fit, also when there are more distinct
+// requests than it makes plans for.
 func TestManyShapesAreAllWoken(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 1)
@@ -260,8 +261,8 @@ func TestManyShapesAreAllWoken(t *testing.T) {
 	}
 }
 
-// TestHintsOfManyShapes asserts that hints plan for so many pods and no more, and that the pods that are left are
-// offered the node all the same.
+// TestHintsOfManyShapes asserts that hints make a bounded number of plans, and that the pods that are left are offered
+// the node outside of the hint.
 func TestHintsOfManyShapes(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 1)
@@ -297,8 +298,8 @@ func TestHintsOfManyShapes(t *testing.T) {
 	}
 }
 
-// BenchmarkPublicationWorst has a node publish while ten thousand pods wait that ask for sixteen volumes, or another
-// number, each for others. Target: 10 ms.
+// BenchmarkPublicationWorst has a node publish while ten thousand pods wait, each of which requests other sizes for
+// sixteen volumes, or for another number. Target: 10 ms.
 func BenchmarkPublicationWorst(b *testing.B) {
 	for _, volumes := range []int{1, 3, 8, 9, 16, 64} {
 		b.Run(fmt.Sprintf("volumes=%d", volumes), func(b *testing.B) {
@@ -319,7 +320,7 @@ func BenchmarkPublicationWorst(b *testing.B) {
 	}
 }
 
-// await has the pod wait, as if it had been refused.
+// await makes the pod wait, as if it had been refused.
 func (b *bench) await(t testing.TB, pod *corev1.Pod) {
 	t.Helper()
 	if err := b.plugin.feed.pods.Add(pod); err != nil {

@@ -13,9 +13,9 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestNoWakeUpIsLost lets a node publish and its pods and its agent come and go, and hands the events to
-// our own watch and to the queueing hints at different times, each in its order. A pod
-// that was rejected must not be left pending when it fits.
+// TestNoWakeUpIsLost changes what a node publishes, its pods and its agent at random. It delivers the events to the
+// plugin's watch and to the hints at different times, each in their order. It asserts that a rejected pod is woken when
+// it fits.
 func TestNoWakeUpIsLost(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	woken, skipped := 0, 0
@@ -40,7 +40,7 @@ type wakeWorld struct {
 	pod     *corev1.Pod // pending
 	pods    []*corev1.Pod
 	next    int
-	// events that our own watch and the hints have not handled yet.
+	// events that the plugin's watch and the hints have not handled yet.
 	watch, hints   []func()
 	woken, skipped int
 }
@@ -102,15 +102,15 @@ func (w *wakeWorld) handle(events *[]func()) {
 	}
 }
 
-// await makes a pod the pending one, that was tried.
+// await makes the pod the pending one, and runs its cycle.
 func (w *wakeWorld) await(pod *corev1.Pod) {
 	w.pod = pod
 	w.bench.store(w.t, pod)
 	w.try()
 }
 
-// answer is what a hint says. A pod that is woken is tried, and is no longer of interest
-// when it fits: another one like it takes its place, which was rejected before.
+// answer handles the result of a hint. A pod that is woken is tried. If it fits, an equal pod that was rejected before
+// becomes the pending one.
 func (w *wakeWorld) answer(hint fwk.QueueingHint, err error) {
 	if err != nil {
 		w.t.Fatal(err)
@@ -123,7 +123,7 @@ func (w *wakeWorld) answer(hint fwk.QueueingHint, err error) {
 	if !w.try() {
 		return
 	}
-	// It takes its place, so that the next one like it does not fit.
+	// It takes its place, so that the equal pod does not fit.
 	state, _ := w.bench.filter(w.t, w.pod)
 	if status := w.bench.framework.RunReservePluginsReserve(w.bench.ctx, state, w.pod, "n1"); !status.IsSuccess() {
 		w.t.Fatal(status)
@@ -148,8 +148,7 @@ func (w *wakeWorld) try() bool {
 	return statuses["n1"].IsSuccess()
 }
 
-// publish shows some of the pods' volumes, at their place or elsewhere, and takes some of
-// the rest of the disk away.
+// publish publishes some of the pods' volumes, at their place or elsewhere, and removes some of the rest of the disk.
 func (w *wakeWorld) publish() {
 	ndc := w.bench.capacity("n1", 0)
 	disk := &ndc.Status.Disks[0]
@@ -197,7 +196,7 @@ func (w *wakeWorld) overlaps(volumes []diskv1alpha1.Allocation, at, size int) bo
 	return false
 }
 
-// bind lets another scheduler bind a pod here.
+// bind binds a pod here, as another scheduler does.
 func (w *wakeWorld) bind() {
 	w.next++
 	pod := podOf(fmt.Sprintf("bound-%d-%d", w.seed, w.next), int64(1+w.rng.IntN(3)))
@@ -214,7 +213,7 @@ func (w *wakeWorld) bind() {
 	w.watch = append(w.watch, func() { w.bench.plugin.feed.foldPod(klog.Background(), pod) })
 }
 
-// register lets the agent come, or go.
+// register registers the agent, or removes it.
 func (w *wakeWorld) register() {
 	var drivers []string
 	if len(w.csiNode.Spec.Drivers) == 0 {

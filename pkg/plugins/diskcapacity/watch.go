@@ -28,9 +28,8 @@ const (
 	classResource    = "diskclasses"
 )
 
-// watch starts to follow capacities and classes. Reflectors write into the ledger
-// directly: an informer would keep a copy of every object that is not read, and its
-// handlers would run behind its store.
+// watch starts the reflectors of capacities and classes. They write into the ledger directly. An informer would keep a
+// copy of every object that is not read, and its handlers would run behind its store.
 func (f *feed) watch(ctx context.Context, config *rest.Config) error {
 	client, err := restClient(config)
 	if err != nil {
@@ -60,8 +59,7 @@ func restClient(config *rest.Config) (rest.Interface, error) {
 
 func follow(ctx context.Context, client rest.Interface, resource string, object, list runtime.Object, store cache.ReflectorStore) {
 	logger := klog.FromContext(ctx)
-	// Nothing else tells an operator why no disk pod is scheduled. So say it, each time the
-	// reflector tries.
+	// No other message says why no disk pod is scheduled. So this one is logged each time that the reflector tries.
 	explain := func(err error) {
 		if apierrors.IsNotFound(err) {
 			logger.Error(err, "A CustomResourceDefinition of Berth is not installed: no pod with volumes of Berth is scheduled until it is; apply config/crd",
@@ -84,12 +82,12 @@ func follow(ctx context.Context, client rest.Interface, resource string, object,
 	go reflector.RunWithContext(ctx)
 }
 
-// capacityStore is where the reflector of capacities puts them: the ledger.
+// capacityStore is the store of the reflector of capacities: it folds them into the ledger.
 type capacityStore struct {
 	logger klog.Logger
 	ledger *ledger.Ledger
 	filled atomic.Bool
-	// made is called with what a node offered before its capacity was folded in.
+	// made is called with the node as it was before its capacity was folded in, to wake pods.
 	made func(nodeName string, before *placement.Node)
 	// beforeFold is called with a node before its capacity is folded in.
 	beforeFold func(nodeName string)
@@ -97,11 +95,11 @@ type capacityStore struct {
 	folded func(nodeName string)
 	// served is called with other nodes whose disks came into service.
 	served func(nodeNames []string)
-	// reports are what the capacities say beside.
+	// reports have the other fields of the capacities.
 	reports *reports
 
 	mu sync.Mutex
-	// known are the nodes with a capacity, to tell after a relist which have gone.
+	// known are the nodes with a capacity, to find after a relist which have gone.
 	known map[string]struct{}
 	// newest is the highest revision since the last list.
 	newest uint64
@@ -134,7 +132,7 @@ func (s *capacityStore) hasSynced() bool { return s.filled.Load() }
 // Add implements cache.ReflectorStore.
 func (s *capacityStore) Add(obj any) error { return s.fold(obj, s.ledger.ReplaceCapacity) }
 
-// fold folds in a capacity as into does: by an event, or by a list.
+// fold folds in a capacity with into, which differs for an event and for a list.
 func (s *capacityStore) fold(obj any, into func(string, *ledger.Capacity) (before, after *ledger.Snapshot, served []string)) error {
 	ndc, ok := obj.(*diskv1alpha1.NodeDiskCapacity)
 	if !ok {
@@ -190,7 +188,7 @@ func (s *capacityStore) Delete(obj any) error {
 	return nil
 }
 
-// forget: the node has no capacity any more.
+// forget removes a node that has no capacity any more.
 func (s *capacityStore) forget(name string) {
 	s.mu.Lock()
 	delete(s.known, name)
@@ -207,8 +205,8 @@ func (s *capacityStore) tell(name string) {
 	}
 }
 
-// Replace implements cache.ReflectorStore: it gets everything there is at a revision. It is believed, also when the
-// revision is lower than what was known: then the API server was restored from a backup.
+// Replace implements cache.ReflectorStore: it folds in a list. The list is believed also at a revision that is lower
+// than what was known: then the API server was restored from a backup.
 func (s *capacityStore) Replace(objects []any, resourceVersion string) error {
 	revision, err := revisionOf(resourceVersion)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	st "k8s.io/kubernetes/pkg/scheduler/testing"
 )
 
-// podWith asks for so many volumes, in MiB.
+// podWith is a pod with so many volumes, with sizes in MiB.
 func podWith(name string, volumes int, sizeMiB func(i int) int64) *corev1.Pod {
 	pod := st.MakePod().Namespace("default").Name(name).UID(name).SchedulerName("berth").Obj()
 	for i := range volumes {
@@ -35,9 +35,9 @@ func worstPods(volumes int) map[string]*corev1.Pod {
 	}
 }
 
-// BenchmarkWorstPods runs a scheduling cycle's part of the plugin for pods that are hard to place, on 5000 nodes that
-// are all different, or all alike. Targets: a cycle of 50 ms at most, and the ledger's lock held for 1 ms at most, as
-// another goroutine finds that asks for it all the time.
+// BenchmarkWorstPods runs the plugin's part of a scheduling cycle for pods that are hard to place. There are 5000 nodes
+// that all differ or are all equal. Targets: a cycle of 50 ms at most, and the ledger's lock held for 1 ms at most.
+// Another goroutine takes the lock all the time to measure that.
 func BenchmarkWorstPods(b *testing.B) {
 	env := clusterOf(b, 5000)
 	for _, volumes := range []int{1, 3, 8, 9, 16, 64, 256} {
@@ -61,7 +61,7 @@ func BenchmarkWorstPods(b *testing.B) {
 	}
 }
 
-// cpu is what the process has used: on a machine with other load it says more than the time that has passed.
+// cpu is the processor time of the process. On a machine with other load it says more than the elapsed time.
 func cpu(b *testing.B) time.Duration {
 	b.Helper()
 	var usage syscall.Rusage
@@ -71,7 +71,7 @@ func cpu(b *testing.B) time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// askForTheLock asks the ledger for something all the time, and notes the longest wait.
+// askForTheLock takes the ledger's lock all the time, and records the longest wait.
 func (b *bench) askForTheLock(longest *time.Duration) (stop func()) {
 	over, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -93,8 +93,8 @@ func (b *bench) askForTheLock(longest *time.Duration) (stop func()) {
 	}
 }
 
-// cycle is what the plugin does in a scheduling cycle of the pod, up to Reserve, which is taken back. It returns on how
-// many nodes the pod fits, of which kube-scheduler looks for 500.
+// cycle runs the plugin's part of a scheduling cycle up to Reserve, and undoes it. It returns on how many nodes the pod
+// fits, of which kube-scheduler looks for 500.
 func (b *bench) cycle(t testing.TB, pod *corev1.Pod) int {
 	t.Helper()
 	const enough = 500
