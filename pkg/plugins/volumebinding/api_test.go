@@ -17,8 +17,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// api is the part of an API server that the binder speaks to, with what is needed of its
-// rules: names are unique, and an update must be of the version that there is.
+// api is the part of an API server that the binder uses. It has two of its rules: names are unique, and an update names
+// the present version.
 type api struct {
 	t testing.TB
 
@@ -28,7 +28,7 @@ type api struct {
 	claims   map[string]*corev1.PersistentVolumeClaim
 	// requests are "POST persistentvolumes" and so on, in their order.
 	requests []string
-	// before is called for each request, under the lock, and answers it if it returns a code.
+	// before is called for each request, under the lock. If it returns a code, that is the response.
 	before func(request string) (code int, reason metav1.StatusReason)
 }
 
@@ -146,7 +146,7 @@ func fail(w http.ResponseWriter, code int, reason metav1.StatusReason) {
 	})
 }
 
-// locked changes what there is.
+// locked changes the objects under the lock.
 func (a *api) locked(change func()) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -12,28 +12,28 @@ import (
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 )
 
-// defaultBindTimeoutSeconds is that of the stock plugin: other drivers may need it.
+// defaultBindTimeoutSeconds is the default of the stock plugin: other drivers may need it.
 const defaultBindTimeoutSeconds = 600
 
-// maxBindTimeoutSeconds is what a time.Duration holds.
+// maxBindTimeoutSeconds is the most that a time.Duration holds.
 const maxBindTimeoutSeconds = int64(math.MaxInt64 / time.Second)
 
-// defaultControllerPatience is ten times what the controller takes when it has nothing else to
-// do, and by then it knows the volume, however much else it has to do.
+// defaultControllerPatience is ten times what the controller takes when it has nothing else to do. By then it has seen
+// the volume, however much else it has to do.
 const defaultControllerPatience = 250 * time.Millisecond
 
 // DiskVolumeBindingArgs are the plugin's arguments in the scheduler's configuration.
 type DiskVolumeBindingArgs struct {
 	metav1.TypeMeta `json:",inline"`
 
-	// BindTimeoutSeconds is how long a pod waits for its claims to be bound before it is
-	// put back; 600 if not set. Claims of Berth are bound in milliseconds.
+	// BindTimeoutSeconds is how long a pod waits for its claims to be bound before it is put back; 600 if not set.
+	// Claims of Berth are bound in milliseconds.
 	BindTimeoutSeconds int64 `json:"bindTimeoutSeconds,omitempty"`
 
-	// ControllerPatience is how long a pod waits for kube-controller-manager to bind its
-	// claims of Berth; 250ms if not set. On most clusters it takes a tenth of that. But it does
-	// one claim after the other, and when it is behind, the scheduler writes into the claim what
-	// the controller would. With a long time the controller alone binds claims.
+	// ControllerPatience is how long a pod waits for kube-controller-manager to bind its claims of Berth; 250ms if not
+	// set. On most clusters it takes a tenth of that. But the controller handles one claim after the other. When it is
+	// behind, the scheduler writes into the claim what the controller would. With a long time the controller alone
+	// binds claims.
 	ControllerPatience *metav1.Duration `json:"controllerPatience,omitempty"`
 }
 
@@ -57,7 +57,7 @@ func (a *DiskVolumeBindingArgs) SetDefaults() {
 	}
 }
 
-// Validate refuses arguments that make no sense.
+// Validate refuses invalid arguments.
 func (a *DiskVolumeBindingArgs) Validate() error {
 	if a.BindTimeoutSeconds < 0 || a.BindTimeoutSeconds > maxBindTimeoutSeconds {
 		return fmt.Errorf("args of plugin %s: bindTimeoutSeconds is %d: it must be 0 to %d", Name, a.BindTimeoutSeconds, maxBindTimeoutSeconds)
@@ -72,7 +72,7 @@ func (a *DiskVolumeBindingArgs) timeout() time.Duration {
 	return time.Duration(a.BindTimeoutSeconds) * time.Second
 }
 
-// AddArgsToScheme registers the arguments, as that of package diskcapacity does.
+// AddArgsToScheme registers the arguments, like AddArgsToScheme of package diskcapacity.
 func AddArgsToScheme(scheme *runtime.Scheme) error {
 	internal := configv1.SchemeGroupVersion
 	internal.Version = runtime.APIVersionInternal
@@ -82,7 +82,7 @@ func AddArgsToScheme(scheme *runtime.Scheme) error {
 	return nil
 }
 
-// argsFrom understands what the framework passes to New.
+// argsFrom reads what the framework passes to New.
 func argsFrom(obj runtime.Object) (*DiskVolumeBindingArgs, error) {
 	args := &DiskVolumeBindingArgs{}
 	switch given := obj.(type) {

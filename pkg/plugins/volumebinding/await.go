@@ -12,8 +12,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// await returns when the claim is bound to the volume. It looks when the watch tells that
-// the claim or the pod has changed, and never else.
+// await returns when the claim is bound to the volume. It checks that only when the claim or the pod has changed.
 func (b *binder) await(ctx context.Context, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) error {
 	changed, stop := b.watch.of(claimKey(pvc), podKey(pod))
 	defer stop()
@@ -29,8 +28,8 @@ func (b *binder) await(ctx context.Context, pod *corev1.Pod, pvc *corev1.Persist
 	}
 }
 
-// isBound looks into the informers' stores. They may be older than what we have written,
-// never older than what made us look.
+// isBound reads the informers' stores. They may be older than what this plugin has written, and are never older than
+// the event that caused the check.
 func (b *binder) isBound(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) (bool, error) {
 	gone := b.gone(pod, pvc)
 	if errors.Is(gone, errDeleted) {
@@ -62,11 +61,11 @@ func claimKey(pvc *corev1.PersistentVolumeClaim) key {
 }
 func podKey(pod *corev1.Pod) key { return key{podKind, pod.Namespace, pod.Name} }
 
-// watch tells who waits for an object that it has changed.
+// watch notifies waiters of changes of the objects that they wait for.
 type watch struct {
 	mu      sync.Mutex
 	waiting map[key]map[chan struct{}]struct{}
-	// afterwards is what to do when a claim is gone, by its UID.
+	// afterwards are functions to call when a claim is gone, by its UID.
 	afterwards map[string]func()
 }
 
@@ -85,7 +84,7 @@ func newWatch(claims, pods cache.SharedIndexInformer) (*watch, error) {
 	return w, nil
 }
 
-// tellChange also knows an object that was deleted and made again while the watch was interrupted: that comes as an
+// tellChange also handles an object that was deleted and made again while the watch was interrupted: that comes as an
 // update.
 func (w *watch) tellChange(kind string, old, now any) {
 	before, ok := old.(metav1.Object)
@@ -140,7 +139,7 @@ func (w *watch) of(keys ...key) (changed <-chan struct{}, stop func()) {
 	}
 }
 
-// whenGone has something done when the claim is gone.
+// whenGone has do called when the claim is gone.
 func (w *watch) whenGone(pvc *corev1.PersistentVolumeClaim, do func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -33,15 +33,15 @@ type binder struct {
 	classes storagelisters.StorageClassLister
 	watch   *watch
 	timeout time.Duration
-	// patience is that of the plugin's arguments with the controller.
+	// patience is ControllerPatience of the arguments.
 	patience time.Duration
-	// writers are those that write something at the same time.
+	// writers limits how many writes are made at the same time.
 	writers *semaphore.Weighted
-	// doubts has a token for the last doubt of each claim, by what holds its place.
+	// doubts has a token for the last doubt of each claim, by the holder of its place.
 	doubts sync.Map
-	// later is time.AfterFunc, but in tests.
+	// later is time.AfterFunc, except in tests.
 	later func(time.Duration, func())
-	// ledger is DiskCapacity's, which may be made after us.
+	// ledger returns DiskCapacity's ledger. That plugin may be made after this one.
 	ledger func() (*ledger.Ledger, error)
 
 	// quick are assumed pods whose claims to bind are all ours, by UID.
@@ -76,7 +76,7 @@ func newBinder(inner stock.SchedulerVolumeBinder, handle fwk.Handle, args *DiskV
 	}, nil
 }
 
-// AssumePodVolumes notes whether all that is to be bound is ours.
+// AssumePodVolumes records whether all claims to bind are ours.
 func (b *binder) AssumePodVolumes(logger klog.Logger, pod *corev1.Pod, nodeName string, podVolumes *stock.PodVolumes) (bool, error) {
 	allBound, err := b.SchedulerVolumeBinder.AssumePodVolumes(logger, pod, nodeName, podVolumes)
 	if err != nil || allBound {
@@ -89,10 +89,9 @@ func (b *binder) AssumePodVolumes(logger klog.Logger, pod *corev1.Pod, nodeName 
 	return false, nil
 }
 
-// split tells the claims that we make volumes for from what is left for the stock binder;
-// nil if nothing is.
+// split separates the claims that we create volumes for from those that are left to the stock binder; nil if none are.
 func (b *binder) split(podVolumes *stock.PodVolumes) (ours []*corev1.PersistentVolumeClaim, others *stock.PodVolumes) {
-	// The stock binder insists on slices that are not nil.
+	// The stock binder requires slices that are not nil.
 	rest := &stock.PodVolumes{StaticBindings: []*stock.BindingInfo{}, DynamicProvisions: []*stock.DynamicProvision{}}
 	rest.StaticBindings = append(rest.StaticBindings, podVolumes.StaticBindings...)
 	for _, d := range podVolumes.DynamicProvisions {
@@ -108,7 +107,7 @@ func (b *binder) split(podVolumes *stock.PodVolumes) (ours []*corev1.PersistentV
 	return ours, rest
 }
 
-// isOurs also knows a claim whose StorageClass was deleted since its place was reserved.
+// isOurs reports whether the claim is ours, also if its StorageClass was deleted since its place was reserved.
 func (b *binder) isOurs(pvc *corev1.PersistentVolumeClaim) bool {
 	class, err := claim.ClassOf(b.classes, pvc)
 	if err == nil {
@@ -122,7 +121,7 @@ func (b *binder) isOurs(pvc *corev1.PersistentVolumeClaim) bool {
 	return ok
 }
 
-// classOf is the StorageClass of a claim of ours.
+// classOf returns the StorageClass of a claim of ours.
 func (b *binder) classOf(pvc *corev1.PersistentVolumeClaim) (*storagev1.StorageClass, error) {
 	class, err := claim.ClassOf(b.classes, pvc)
 	name := claim.ClassName(pvc)
@@ -135,9 +134,8 @@ func (b *binder) classOf(pvc *corev1.PersistentVolumeClaim) (*storagev1.StorageC
 	return class, nil
 }
 
-// BindPodVolumes binds the claims of other drivers first. Their volumes may turn out to be
-// impossible on this node, and then the pod must be free to go elsewhere. Ours have their
-// place already.
+// BindPodVolumes binds the claims of other drivers first. If their volumes cannot be made on this node, the pod must be
+// free to go to another node. Our claims have their place already.
 func (b *binder) BindPodVolumes(ctx context.Context, pod *corev1.Pod, podVolumes *stock.PodVolumes) error {
 	ours, others := b.split(podVolumes)
 	if others != nil {
@@ -164,7 +162,7 @@ func (b *binder) BindPodVolumes(ctx context.Context, pod *corev1.Pod, podVolumes
 	return errors.Join(results...)
 }
 
-// bindClaim makes the volume of a claim and binds the two.
+// bindClaim creates the volume of a claim and binds the two.
 func (b *binder) bindClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
 	if err := b.tryClaim(ctx, l, pod, pvc); err != nil {
 		return fmt.Errorf("binding claim %s on node %s: %w", klog.KObj(pvc), pod.Spec.NodeName, err)

@@ -32,7 +32,7 @@ import (
 
 const gib = int64(1) << 30
 
-// stockBinder is what the decorated binder sees of the stock one.
+// stockBinder stands for the stock binder that is decorated.
 type stockBinder struct {
 	stock.SchedulerVolumeBinder
 	got []*stock.PodVolumes
@@ -59,7 +59,7 @@ type bench struct {
 	pod     *corev1.Pod
 	pvc     *corev1.PersistentVolumeClaim
 	class   *storagev1.StorageClass
-	// timers are what the binder wants to have done later.
+	// timers are the functions that the binder has deferred.
 	timers []func()
 }
 
@@ -130,7 +130,7 @@ func (b *bench) reserve(t *testing.T, node string) {
 
 func (b *bench) free(node string) int64 { return b.ledger.Snapshot(node).Node.Disks[0].Free.Total() }
 
-// made is the volume as another would have made it.
+// made is the volume as another component would have created it.
 func (b *bench) made(t *testing.T, node string) *corev1.PersistentVolume {
 	t.Helper()
 	wanted, err := claim.Request(b.pvc, b.class)
@@ -142,7 +142,7 @@ func (b *bench) made(t *testing.T, node string) *corev1.PersistentVolume {
 	return pv
 }
 
-// tellBound is what the informer would tell when the controller has bound the claim.
+// tellBound has the informer see that the controller has bound the claim.
 func (b *bench) tellBound(t *testing.T, change func(*corev1.PersistentVolumeClaim)) {
 	t.Helper()
 	now := b.pvc.DeepCopy()
@@ -161,13 +161,13 @@ func (b *bench) bind() error {
 	return b.BindPodVolumes(context.Background(), b.pod, &stock.PodVolumes{DynamicProvisions: []*stock.DynamicProvision{{PVC: b.pvc.DeepCopy()}}})
 }
 
-// bindWhile binds, and does something as soon as the API server has had a request.
+// bindWhile binds, and calls do as soon as the API server has had the request.
 func (b *bench) bindWhile(request string, do func()) error {
 	b.during(request, do)
 	return b.bind()
 }
 
-// during has something done as soon as the API server has had a request.
+// during calls do as soon as the API server has had the request.
 func (b *bench) during(request string, do func()) {
 	done := make(chan struct{})
 	b.api.locked(func() {
@@ -197,7 +197,7 @@ func TestBind(t *testing.T) {
 	if want := []string{"POST persistentvolumes"}; !slices.Equal(b.api.requests, want) {
 		t.Errorf("requests %v, want %v", b.api.requests, want)
 	}
-	// The record is the volume's now.
+	// The volume's record holds the place now.
 	b.ledger.Forget("pod")
 	if node, _, ok := b.ledger.Where(b.want().Partition); !ok || node != "n1" || b.free("n1") != 6*gib {
 		t.Errorf("the ledger has it on %q, and %d bytes free", node, b.free("n1"))
@@ -211,7 +211,7 @@ func TestBind(t *testing.T) {
 	}
 }
 
-// TestGoesOn from what others have done.
+// TestGoesOn asserts that binding continues from what an earlier try, another pod or the controller has done.
 func TestGoesOn(t *testing.T) {
 	tests := map[string]struct {
 		before func(t *testing.T, b *bench)
@@ -309,8 +309,8 @@ func TestGoesOn(t *testing.T) {
 	}
 }
 
-// TestDoubt: as long as it is not known whether the volume was made, no other pod gets its place,
-// whatever becomes of the pod.
+// TestDoubt asserts that no other pod gets the place of a volume while it is not known whether it was made. This also
+// holds when the pod is gone.
 func TestDoubt(t *testing.T) {
 	b := newBench(t)
 	b.timeout = 50 * time.Millisecond
@@ -324,7 +324,7 @@ func TestDoubt(t *testing.T) {
 	if b.free("n1") != 6*gib {
 		t.Errorf("%d GiB are free while the volume may exist", b.free("n1")/gib)
 	}
-	// It does not bind the next pod to the node.
+	// It does not tie the next pod to the node.
 	if node, _, ok := b.ledger.Where(b.want().Partition); ok {
 		t.Errorf("the claim is tied to %s", node)
 	}
@@ -342,7 +342,7 @@ func TestDoubt(t *testing.T) {
 	}
 }
 
-// TestDoubtEndsWithTheClaim when there is no next try.
+// TestDoubtEndsWithTheClaim asserts that a doubt ends with its claim when there is no later try.
 func TestDoubtEndsWithTheClaim(t *testing.T) {
 	b := newBench(t)
 	b.timeout = 50 * time.Millisecond
@@ -357,8 +357,8 @@ func TestDoubtEndsWithTheClaim(t *testing.T) {
 	}
 }
 
-// TestDoubtOfAnotherClaim asserts that a claim that was deleted and made again while its volume was being made does not
-// hold the place of the earlier one: the UID is compared, not the name.
+// TestDoubtOfAnotherClaim asserts that a doubt about a deleted claim ends, although a claim of the same name exists by
+// now: UIDs are compared, not names.
 func TestDoubtOfAnotherClaim(t *testing.T) {
 	again := func(b *bench) *corev1.PersistentVolumeClaim {
 		pvc := b.pvc.DeepCopy()
@@ -397,8 +397,8 @@ func TestDoubtOfAnotherClaim(t *testing.T) {
 	}
 }
 
-// TestGivesUp asserts that the making of a volume ends with its pod and its claim, and that the slot is free between
-// tries.
+// TestGivesUp asserts that the tries to make a volume end with its pod and with its claim, and that the slot is free
+// between tries.
 func TestGivesUp(t *testing.T) {
 	for name, gone := range map[string]func(t *testing.T, b *bench){
 		"pod gone": func(t *testing.T, b *bench) {
@@ -462,7 +462,7 @@ func TestGivesUp(t *testing.T) {
 	}
 }
 
-// TestRefusedAfterDoubt asserts that a refusal of a later try says nothing of an earlier one that may have been done.
+// TestRefusedAfterDoubt asserts that a refusal of a later try does not settle an earlier one that may have been done.
 func TestRefusedAfterDoubt(t *testing.T) {
 	b := newBench(t)
 	tries := 0
@@ -481,8 +481,8 @@ func TestRefusedAfterDoubt(t *testing.T) {
 	}
 }
 
-// TestDoubtIsSettled asserts that the place of a volume that may have been made is free again, when no request can be
-// on its way and the volume is not there.
+// TestDoubtIsSettled asserts that the place of a volume that may have been made becomes free again. This happens when
+// no request can be on its way and the volume does not exist.
 func TestDoubtIsSettled(t *testing.T) {
 	for name, test := range map[string]struct {
 		during func(b *bench)
@@ -541,7 +541,7 @@ func TestLaterDoubt(t *testing.T) {
 	}
 }
 
-// TestWaiting ends with whatever makes it pointless.
+// TestWaiting asserts that waiting for a claim to be bound ends when it cannot be bound any more.
 func TestWaiting(t *testing.T) {
 	tests := map[string]struct {
 		happens func(t *testing.T, b *bench)
@@ -595,7 +595,7 @@ func TestWaiting(t *testing.T) {
 	}
 }
 
-// TestDiscardLeavesWhatWasUsed: a volume that was bound is left to its policy.
+// TestDiscardLeavesWhatWasUsed asserts that a volume that was bound is left to its reclaim policy.
 func TestDiscardLeavesWhatWasUsed(t *testing.T) {
 	for phase, left := range map[corev1.PersistentVolumePhase]bool{
 		"": false, corev1.VolumePending: false, corev1.VolumeAvailable: false, corev1.VolumeBound: true, corev1.VolumeReleased: true,
@@ -618,7 +618,7 @@ func TestDiscardLeavesWhatWasUsed(t *testing.T) {
 	}
 }
 
-// TestOthers: claims of other drivers are the stock binder's, and come first.
+// TestOthers asserts that the stock binder binds claims of other drivers, and before ours.
 func TestOthers(t *testing.T) {
 	other := pvcOf("other", "foreign", "3b6d1e0c-9f52-4b6a-9d5d-222222222222")
 	both := func(b *bench) *stock.PodVolumes {
@@ -670,7 +670,7 @@ func TestOthers(t *testing.T) {
 	})
 }
 
-// TestImpatient: a controller that is behind finds the claim bound as it would have done it.
+// TestImpatient asserts that the binder completes the claim of a controller that is behind as the controller would.
 func TestImpatient(t *testing.T) {
 	b := newBench(t)
 	b.patience = time.Millisecond
@@ -693,7 +693,7 @@ func TestImpatient(t *testing.T) {
 	}
 }
 
-// TestNotPutOff: nothing is kept of a pod whose claims are bound in PreBind after all.
+// TestNotPutOff asserts that nothing is kept of a pod whose claims are bound in PreBind.
 func TestNotPutOff(t *testing.T) {
 	b := newBench(t)
 	p := &Plugin{VolumeBinding: &stock.VolumeBinding{Binder: b.binder}, binder: b.binder}

@@ -1,23 +1,33 @@
-// Package volumebinding is the scheduler plugin that binds a pod's claims: the stock
-// VolumeBinding, which it embeds and leaves as it is for all other drivers, also within the
-// same pod. Of claims of ours it makes the PersistentVolumes itself, at the places that
-// plugin DiskCapacity has reserved, instead of asking a provisioner to.
+// Package volumebinding is the scheduler plugin that binds a pod's claims. It embeds the stock VolumeBinding and leaves
+// it as it is for claims of all other drivers, also within the same pod. For claims of ours it creates the
+// PersistentVolumes itself, at the places that plugin DiskCapacity has reserved, instead of asking a provisioner.
 //
-// It owns the writes that make a reservation of a claim last, and the waiting for the claim
-// to be bound. It does not own the choice of the node or the place.
+// It owns the writes that make a claim's reservation durable, and the waiting until the claim is bound. It does not own
+// the choice of the node or the place.
 //
-// A claim is bound by one write: its PersistentVolume, bound to the claim beforehand. From
-// then on the place is recorded, and the PersistentVolume controller binds the two whatever
-// becomes of us. The write is repeatable, because the volume's name follows from the claim's
-// UID: a scheduler that finds the work done, by itself before it crashed or by another, goes
-// on from there.
+// # Where to start
 //
-// The claim is left to the controller at first. To name the node and the volume in it would spare the
-// controller a search, but is a race with it: an event of the claim that it sees before that
-// of the volume finds no volume to bind to, and is done with; that of the volume finds the
-// claim's word, and is done with, too; and the claim waits for the controller to look at
-// everything again, which it does every 15 seconds. Only of a controller that is behind with its
-// claims, so that it has long seen the volume, some of the work is taken: see binder.complete.
+//   - plugin.go: the extension points, and which claims are left to the stock plugin.
+//   - binder.go: how the claims of a pod are divided and bound.
+//   - provision.go: the PersistentVolume of one claim, and what is in doubt when its creation fails.
+//   - await.go: the waiting until a claim is bound.
+//   - args.go: the plugin's arguments.
+//
+// # One write
+//
+// A claim is bound by one write: its PersistentVolume, which names the claim. From then on the place is recorded. The
+// PersistentVolume controller binds the two, also if this process ends. The write can be repeated, because the volume's
+// name follows from the claim's UID. A scheduler that finds it done, by itself before a crash or by another scheduler,
+// continues from there.
+//
+// # Which component writes the claim
+//
+// The claim is left to the controller at first. If the scheduler named the node and the volume in it, it would save the
+// controller a search, and race with it. The controller may see that event of the claim before the event of the volume:
+// it finds no volume, and does nothing. Then it sees the event of the volume: the claim names it already, and it does
+// nothing either. The claim then waits until the controller's next resync, which comes every 15 seconds. So the
+// scheduler writes the claim only when the controller is behind with its claims and has long seen the volume: see
+// binder.complete.
 package volumebinding
 
 import (
@@ -50,7 +60,7 @@ type Plugin struct {
 	binder *binder
 	// complete says what is wrong with the profile that the plugin is in.
 	complete func() error
-	// decides returns the claims that DiskCapacity decides about.
+	// decides returns the claims if DiskCapacity alone decides where they can be.
 	decides func(fwk.CycleState) []*corev1.PersistentVolumeClaim
 }
 
@@ -93,8 +103,8 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 	return &Plugin{VolumeBinding: embedded, binder: b, complete: complete, decides: diskcapacity.Decided}, nil
 }
 
-// EventsToRegister are the stock plugin's. The scheduler asks for them before it starts, and does not start if the
-// profile lacks something.
+// EventsToRegister returns the stock plugin's events. The scheduler calls it before it starts, and does not start if
+// the profile is incomplete.
 func (p *Plugin) EventsToRegister(ctx context.Context) ([]fwk.ClusterEventWithHint, error) {
 	if err := p.complete(); err != nil {
 		return nil, err
@@ -105,8 +115,7 @@ func (p *Plugin) EventsToRegister(ctx context.Context) ([]fwk.ClusterEventWithHi
 // Name of the plugin.
 func (p *Plugin) Name() string { return Name }
 
-// decided is what is to be bound for a pod of whose claims DiskCapacity alone decides where they
-// can be.
+// decided has the claims to bind of a pod, if DiskCapacity alone decides where they can be.
 type decided struct{ volumes *stock.PodVolumes }
 
 // Clone implements fwk.StateData.
@@ -121,9 +130,8 @@ func decidedOf(cycle fwk.CycleState) *decided {
 	return d
 }
 
-// PreFilter leaves a pod to DiskCapacity where that alone decides. The stock plugin lists all
-// PersistentVolumes of the class for each pod, and goes through them on every node, to find
-// none. It does not come to know of such a pod at all.
+// PreFilter skips a pod if DiskCapacity alone decides about its claims. The stock plugin would list all
+// PersistentVolumes of the class for each pod, and visit them on every node, to find none. It never sees such a pod.
 func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
 	claims := p.decides(cycle)
 	if len(claims) == 0 {
@@ -137,7 +145,7 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 	return nil, fwk.NewStatus(fwk.Skip)
 }
 
-// PreScore has no opinion of where a pod goes that is left to DiskCapacity.
+// PreScore skips a pod that is left to DiskCapacity.
 func (p *Plugin) PreScore(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) *fwk.Status {
 	if decidedOf(cycle) != nil {
 		return fwk.NewStatus(fwk.Skip)
@@ -145,7 +153,7 @@ func (p *Plugin) PreScore(ctx context.Context, cycle fwk.CycleState, pod *corev1
 	return p.VolumeBinding.PreScore(ctx, cycle, pod, nodes)
 }
 
-// Reserve has nothing to assume of claims whose place the ledger has.
+// Reserve assumes nothing for claims whose place the ledger has.
 func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
 	if decidedOf(cycle) != nil {
 		return nil
@@ -159,11 +167,9 @@ type deferred struct{}
 // Clone implements fwk.StateData.
 func (d deferred) Clone() fwk.StateData { return d }
 
-// PreBindPreFlight says that there is nothing to do in PreBind for a pod all of whose
-// unbound claims are ours: they are bound in Bind. For a pod that has work in PreBind the
-// scheduler first writes the node into the pod's status, to tell others that it will be
-// bound there after a while. Ours take milliseconds, so that the write would be one more to
-// wait for, without use.
+// PreBindPreFlight skips PreBind for a pod all of whose unbound claims are ours: Bind binds them. For a pod with work
+// in PreBind, the scheduler first writes the node into the pod's status. So other components know that it will be bound
+// there later. Our claims take milliseconds, so that write would only be one more to wait for.
 func (p *Plugin) PreBindPreFlight(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) (*fwk.PreBindPreFlightResult, *fwk.Status) {
 	if decidedOf(cycle) != nil {
 		cycle.Write(deferredKey, deferred{})
@@ -177,8 +183,8 @@ func (p *Plugin) PreBindPreFlight(ctx context.Context, cycle fwk.CycleState, pod
 	return result, status
 }
 
-// PreBind binds the claims that are bound here. Without the feature gate
-// NominatedNodeNameForExpectation PreBindPreFlight is not called, and all are.
+// PreBind binds the claims that are not bound in Bind. Without the feature gate NominatedNodeNameForExpectation,
+// PreBindPreFlight is not called, and PreBind binds all.
 func (p *Plugin) PreBind(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
 	if d := decidedOf(cycle); d != nil {
 		return fwk.AsStatus(p.binder.BindPodVolumes(ctx, pod, d.volumes))
@@ -187,8 +193,7 @@ func (p *Plugin) PreBind(ctx context.Context, cycle fwk.CycleState, pod *corev1.
 	return p.VolumeBinding.PreBind(ctx, cycle, pod, nodeName)
 }
 
-// Bind binds the claims that PreBindPreFlight has put off, and leaves the pod to the plugins
-// behind it.
+// Bind binds the claims that PreBindPreFlight has deferred, and leaves the pod to the next bind plugins.
 func (p *Plugin) Bind(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
 	if _, err := cycle.Read(deferredKey); err != nil {
 		return fwk.NewStatus(fwk.Skip)
@@ -199,7 +204,7 @@ func (p *Plugin) Bind(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod
 	return fwk.NewStatus(fwk.Skip)
 }
 
-// Unreserve takes back what Reserve has assumed.
+// Unreserve undoes Reserve.
 func (p *Plugin) Unreserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) {
 	p.binder.quick.Delete(pod.UID)
 	p.VolumeBinding.Unreserve(ctx, cycle, pod, nodeName)

@@ -12,8 +12,8 @@ import (
 	stock "k8s.io/kubernetes/pkg/scheduler/framework/plugins/volumebinding"
 )
 
-// decidedPlugin is a plugin whose pod's claim DiskCapacity decides about, and whose stock
-// binder panics if it is asked for anything about volumes.
+// decidedPlugin is a plugin for a pod whose claim DiskCapacity decides about. Its stock binder panics when it is
+// called.
 func decidedPlugin(b *bench) *Plugin {
 	return &Plugin{
 		VolumeBinding: &stock.VolumeBinding{Binder: b.binder}, binder: b.binder,
@@ -23,8 +23,7 @@ func decidedPlugin(b *bench) *Plugin {
 	}
 }
 
-// reserved takes the pod through its cycle up to Reserve, which costs no look at the volumes
-// that there are.
+// reserved runs the pod's cycle up to Reserve. It asserts that no PersistentVolume is read.
 func reserved(t *testing.T, p *Plugin, pod *corev1.Pod) fwk.CycleState {
 	t.Helper()
 	cycle := framework.NewCycleState()
@@ -40,8 +39,8 @@ func reserved(t *testing.T, p *Plugin, pod *corev1.Pod) fwk.CycleState {
 	return cycle
 }
 
-// TestDecided: the claims of a pod that DiskCapacity decides about are bound, and the stock
-// plugin is not asked.
+// TestDecided asserts that the claims of a pod that DiskCapacity decides about are bound, and that the stock plugin is
+// not called.
 func TestDecided(t *testing.T) {
 	posted := []string{"POST persistentvolumes"}
 	for name, preFlight := range map[string]bool{"in Bind": true, "in PreBind, without a call of PreBindPreFlight": false} {
@@ -64,7 +63,7 @@ func TestDecided(t *testing.T) {
 			if !slices.Equal(b.api.requests, want) {
 				t.Errorf("requests before Bind: %v, want %v", b.api.requests, want)
 			}
-			// The pod itself is left to the plugins behind.
+			// The pod itself is left to the next plugins.
 			if status := p.Bind(t.Context(), cycle, b.pod, "n1"); !status.IsSkip() {
 				t.Fatalf("Bind: %v, want Skip", status)
 			}
@@ -78,7 +77,7 @@ func TestDecided(t *testing.T) {
 	}
 }
 
-// TestDecidedUndone: a pod that is given up leaves nothing behind.
+// TestDecidedUndone asserts that nothing is kept of such a pod after Unreserve.
 func TestDecidedUndone(t *testing.T) {
 	b := newBench(t)
 	p := decidedPlugin(b)
@@ -88,8 +87,8 @@ func TestDecidedUndone(t *testing.T) {
 	}
 }
 
-// TestIncomplete asserts that the scheduler gets no events of a plugin whose profile lacks something, so that it does
-// not start, and that a profile which cannot be checked lacks all.
+// TestIncomplete asserts that EventsToRegister fails in an incomplete profile, so that the scheduler does not start. A
+// profile that cannot be read counts as incomplete.
 func TestIncomplete(t *testing.T) {
 	lacks := errors.New("DiskCapacity is missing")
 	p := &Plugin{complete: func() error { return lacks }}

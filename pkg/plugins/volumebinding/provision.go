@@ -20,27 +20,27 @@ import (
 )
 
 const (
-	// firstPause and lastPause are between tries of a request whose outcome is not known.
+	// firstPause and lastPause are the pauses between tries of a request whose outcome is not known.
 	firstPause, lastPause = 100 * time.Millisecond, 5 * time.Second
-	// discardTimeout is for cleaning up after what has failed, be it for lack of time.
+	// discardTimeout is for cleaning up after a failure, also after a timeout.
 	discardTimeout = 10 * time.Second
-	// tryTimeout is for one try to make a volume: one that hangs keeps others waiting.
+	// tryTimeout is for one try to create a volume: one that hangs blocks others.
 	tryTimeout = 30 * time.Second
-	// settleAfter is when a request that was sent has surely been served or given up: the API server ends each after
-	// its --request-timeout, a minute by default, and the tries of etcd and webhooks with it.
+	// settleAfter is the time after which a request that was sent has been served or given up. The API server ends each
+	// request after its --request-timeout, a minute by default, and with it the tries of etcd and webhooks.
 	settleAfter = 5 * time.Minute
-	// maxConflicts is how often a claim may change under our hands.
+	// maxConflicts is how many conflicting changes of an object are retried.
 	maxConflicts = 10
 )
 
 var (
-	// errDeleted is of a claim that is gone or going.
+	// errDeleted is the error of a claim that is gone or is being deleted.
 	errDeleted = errors.New("the claim was deleted")
-	// errUnknown is of a volume that may have been made.
+	// errUnknown is the error of a volume that may have been made.
 	errUnknown = errors.New("the API server does not say whether it did it")
 )
 
-// boundElsewhere is of a claim that was bound to another volume.
+// boundElsewhere is the error of a claim that was bound to another volume.
 type boundElsewhere struct{ volume string }
 
 func (e *boundElsewhere) Error() string {
@@ -56,8 +56,7 @@ func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod
 	if err != nil {
 		return err
 	}
-	// The pod's reservation ends when the pod is deleted. This one stays until the
-	// PersistentVolume has taken its place.
+	// The pod's reservation ends when the pod is deleted. This one stays until the PersistentVolume has replaced it.
 	hold := "binding/" + string(pvc.UID)
 	node, record, ok := l.Share(wanted.Partition, hold)
 	switch {
@@ -88,23 +87,23 @@ func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod
 	return err
 }
 
-// doubt keeps the place of a volume that may have been made, or may be made yet: until a later try knows, the claim is
-// gone, or settleAfter has passed and the volume is not there.
+// doubt holds the place of a volume that may have been made, or may still be made. It ends when a later try knows, when
+// the claim is gone, or when settleAfter has passed and the volume does not exist.
 func (b *binder) doubt(ctx context.Context, l *ledger.Ledger, hold string, pvc *corev1.PersistentVolumeClaim, volume, node string) {
 	l.Doubt(hold)
 	b.watch.whenGone(pvc, func() { l.Release(hold) })
-	// A claim of that name may be another one by now.
+	// The claim of that name may be another one by now.
 	if now, err := b.claims.PersistentVolumeClaims(pvc.Namespace).Get(pvc.Name); apierrors.IsNotFound(err) || err == nil && now.UID != pvc.UID {
 		l.Release(hold)
 		return
 	}
-	// Each doubt has its own time: another one of the same claim starts it again.
+	// Each doubt has its own time. A later doubt of the same claim starts the time again.
 	token := new(int)
 	b.doubts.Store(hold, token)
 	b.settleLater(context.WithoutCancel(ctx), l, hold, token, volume, node)
 }
 
-// settleLater looks whether the volume is there when no write of it can be on its way any more.
+// settleLater reads whether the volume exists when no write of it can be on its way any more.
 func (b *binder) settleLater(ctx context.Context, l *ledger.Ledger, hold string, token *int, volume, node string) {
 	b.later(settleAfter, func() {
 		if current, _ := b.doubts.Load(hold); current != token {
@@ -128,11 +127,11 @@ func (b *binder) settleLater(ctx context.Context, l *ledger.Ledger, hold string,
 	})
 }
 
-// createVolume makes the PersistentVolume, or finds the one that was made for the claim
-// before: by an earlier try, another pod that shares the claim, or a scheduler that crashed.
+// createVolume creates the PersistentVolume, or finds the one that was created for the claim before: by an earlier try,
+// by another pod that shares the claim, or by a scheduler that crashed.
 //
-// While the outcome is unknown it tries again, unless the pod or the claim is gone. Between tries it keeps no other
-// volume from being written.
+// While the outcome is unknown it tries again, unless the pod or the claim is gone. Between tries it occupies no slot
+// of writers.
 func (b *binder) createVolume(ctx context.Context, pod *corev1.Pod, pv *corev1.PersistentVolume, pvc *corev1.PersistentVolumeClaim) (*corev1.PersistentVolume, error) {
 	changed, stop := b.watch.of(claimKey(pvc), podKey(pod))
 	defer stop()
@@ -155,7 +154,7 @@ func (b *binder) createVolume(ctx context.Context, pod *corev1.Pod, pv *corev1.P
 	}
 }
 
-// tryVolume makes the PersistentVolume, or reads the one that has its name.
+// tryVolume creates the PersistentVolume, or reads the one that has its name.
 func (b *binder) tryVolume(ctx context.Context, pv *corev1.PersistentVolume) (*corev1.PersistentVolume, answer.Answer, error) {
 	if err := b.writers.Acquire(ctx, 1); err != nil {
 		return nil, answer.Busy, fmt.Errorf("waiting for other writes: %w", err)
@@ -170,14 +169,14 @@ func (b *binder) tryVolume(ctx context.Context, pv *corev1.PersistentVolume) (*c
 		klog.FromContext(ctx).V(3).Info("Made a volume", "volume", klog.KObj(created), "attributes", pv.Spec.CSI.VolumeAttributes)
 	case answer.Exists:
 		if created, err = volumes.Get(ctx, pv.Name, metav1.GetOptions{}); err != nil {
-			// Perhaps it went in between, and the next try makes it.
+			// It may have been deleted in between. Then the next try creates it.
 			return nil, answer.Unknown, err
 		}
 	}
 	return created, answer.Of(err), err
 }
 
-// pause waits before the next try. It ends early, with the reason, when there is no need of one.
+// pause waits before the next try. It returns early, with the reason, when no other try is needed.
 func (b *binder) pause(ctx context.Context, pause time.Duration, changed <-chan struct{}, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
@@ -195,7 +194,7 @@ func (b *binder) pause(ctx context.Context, pause time.Duration, changed <-chan 
 	}
 }
 
-// gone says whether the claim or the pod is gone, by the informers' stores.
+// gone returns an error if the claim or the pod is gone, by the informers' stores.
 func (b *binder) gone(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
 	now, err := b.claims.PersistentVolumeClaims(pvc.Namespace).Get(pvc.Name)
 	if apierrors.IsNotFound(err) || err == nil && (now.UID != pvc.UID || now.DeletionTimestamp != nil) {
@@ -208,7 +207,7 @@ func (b *binder) gone(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error 
 	return nil
 }
 
-// adopt accepts a PersistentVolume that exists if it was made for the claim.
+// adopt accepts an existing PersistentVolume if it was made for the claim.
 func adopt(pv *corev1.PersistentVolume, pvc *corev1.PersistentVolumeClaim) error {
 	switch {
 	case !claim.IsOurs(pv) || !claim.IsFor(pv, pvc):
@@ -219,8 +218,8 @@ func adopt(pv *corev1.PersistentVolume, pvc *corev1.PersistentVolumeClaim) error
 	return nil
 }
 
-// remember folds a PersistentVolume that exists into the ledger at once. If that finds it on
-// another node, the pod is tried there next, because the ledger says so.
+// remember folds an existing PersistentVolume into the ledger at once. If it is on another node, the pod is tried there
+// next, because the ledger says so.
 func remember(l *ledger.Ledger, pv *corev1.PersistentVolume, nodeName string) error {
 	v, err := claim.ReadVolume(pv)
 	if err != nil {
@@ -230,13 +229,13 @@ func remember(l *ledger.Ledger, pv *corev1.PersistentVolume, nodeName string) er
 		l.AddVolume(string(pv.UID), pv.Name, nodeName, diskcapacity.RecordOf(v))
 		return nil
 	}
-	// If that is not the name but stands for it, the watch will put it right.
+	// If v.Node is only the label of a long name, the informer's event corrects it.
 	l.AddVolume(string(pv.UID), pv.Name, v.Node, diskcapacity.RecordOf(v))
 	return &ledger.Elsewhere{Partition: v.Partition, Node: v.Node}
 }
 
-// bound returns when claim and volume are bound to each other. A kubelet that meets a claim
-// that is not starts the pod ten seconds later, so that nothing is won by going on before.
+// bound returns when claim and volume are bound to each other. A kubelet that finds an unbound claim starts the pod ten
+// seconds later, so it would gain nothing to bind the pod before.
 func (b *binder) bound(ctx context.Context, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) error {
 	patience, cancel := context.WithTimeout(ctx, b.patience)
 	defer cancel()
@@ -247,20 +246,20 @@ func (b *binder) bound(ctx context.Context, pod *corev1.Pod, pvc *corev1.Persist
 	return b.complete(ctx, pvc, pv, pod.Spec.NodeName)
 }
 
-// complete writes into the claim what the controller would: the volume, and that it is bound.
-// It is true: the volume names the claim by its UID, so that nothing else can become of the two.
-// The controller finds it done, and adds its annotation.
+// complete writes into the claim what the controller would write: the volume, and that it is bound. This is correct,
+// because the volume names the claim by its UID, so no other volume and no other claim can be bound to either. The
+// controller finds it done, and adds its annotation.
 //
-// The controller must have seen the volume before it sees this, or it takes the claim for one
-// whose volume is yet to come, and looks again only with its next look at everything. That is
-// what patience is for: it sees volumes at once, also while claims queue up before it.
+// The controller must have seen the volume before it sees this. Otherwise it waits for the volume of the claim, and
+// checks again only at its next resync. That is the reason for patience: the controller sees volumes at once, also
+// while claims are queued.
 func (b *binder) complete(ctx context.Context, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, nodeName string) error {
 	if err := b.writers.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("waiting to note in it that it is bound to PersistentVolume %s: %w", pv.Name, err)
 	}
 	defer b.writers.Release(1)
 	claims := b.client.CoreV1().PersistentVolumeClaims(pvc.Namespace)
-	// It may be old. Then the API server refuses the write.
+	// The stored claim may be old. Then the API server refuses the write.
 	now, err := b.claims.PersistentVolumeClaims(pvc.Namespace).Get(pvc.Name)
 	if err != nil {
 		now, err = b.read(ctx, pvc)
@@ -315,9 +314,9 @@ func (b *binder) read(ctx context.Context, pvc *corev1.PersistentVolumeClaim) (*
 	return now, nil
 }
 
-// discard deletes a volume that no pod has used nor will: its claim went before it was
-// bound. A volume that was bound is left to its reclaim policy. One that was not has no
-// data, so it is not retained even if its policy says so: no claim names it.
+// discard deletes a volume that no pod has used or will use, because its claim was deleted before it was bound. A
+// volume that was bound is left to its reclaim policy. One that was not bound has no data. So it is not retained, even
+// if its policy says so: no claim names it.
 func (b *binder) discard(ctx context.Context, pv *corev1.PersistentVolume) {
 	logger := klog.FromContext(ctx)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), discardTimeout)
@@ -352,13 +351,13 @@ func (b *binder) discard(ctx context.Context, pv *corev1.PersistentVolume) {
 	}
 }
 
-// wasBound: a volume goes to Released only when its claim is gone, and its controller says
-// so of one that was never bound, too. Only with policy Retain that makes a difference.
+// wasBound reports whether the volume was bound, or may have been. A volume becomes Released only when its claim is
+// gone, but the controller also says so of one that was never bound. That matters only with policy Retain.
 func wasBound(pv *corev1.PersistentVolume) bool {
 	return pv.Status.Phase == corev1.VolumeBound || pv.Status.Phase == corev1.VolumeReleased
 }
 
-// sleep reports whether the time has passed, rather than the context ended.
+// sleep waits. It reports false if the context ended first.
 func sleep(ctx context.Context, pause time.Duration) bool {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
