@@ -34,21 +34,21 @@ import (
 
 const gib = int64(1) << 30
 
-// outcome is what becomes of one request.
+// outcome is the outcome of one request.
 type outcome int
 
 const (
 	served outcome = iota
-	// lost is served, and the answer does not arrive.
+	// lost: the request is served, and the response does not arrive.
 	lost
-	// failed is not served, and the answer does not say so.
+	// failed: the request is not served, and the response does not say so.
 	failed
 	forbidden
 	busy
 )
 
-// api is the part of an API server that the controllers speak to. Objects are JSON, by their path; a patch names the
-// version that it is of.
+// api is the part of an API server that the controllers use. Objects are JSON, by their path. A patch names the version
+// that it changes.
 type api struct {
 	t *testing.T
 
@@ -56,7 +56,7 @@ type api struct {
 	revision int
 	objects  map[string]map[string]any
 	requests []string
-	// outcomes of the requests that come next, by method; others are served.
+	// outcomes of the next requests, by method. Other requests are served.
 	outcomes map[string][]outcome
 }
 
@@ -159,7 +159,7 @@ type bench struct {
 	time    *testingclock.FakePassiveClock
 	class   *storagev1.StorageClass
 	pvc     *corev1.PersistentVolumeClaim
-	// unfit are reasons by node.
+	// unfit are the reasons of UnfitReason, by node.
 	unfit map[string]string
 }
 
@@ -224,7 +224,7 @@ func (b *bench) sync(t *testing.T, change func(pvc *corev1.PersistentVolumeClaim
 	return b.syncClaim(t.Context(), keyOf(b.pvc))
 }
 
-// tellVolumes has the informer see the PersistentVolumes as they are, and the ledger.
+// tellVolumes has the informer and the ledger see the present PersistentVolumes.
 func (b *bench) tellVolumes(t *testing.T) {
 	t.Helper()
 	for _, pv := range b.api.volumes(t) {
@@ -267,7 +267,7 @@ func (b *bench) free(node string) int64 {
 	return b.ledger.Snapshot(node).Node.Disks[0].Free.Total() / gib
 }
 
-// said are the events since the last call.
+// said returns the events since the last call.
 func (b *bench) said() string {
 	var out []string
 	for len(b.events.Events) > 0 {

@@ -30,13 +30,13 @@ import (
 )
 
 const (
-	// Labels of the objects, as external-provisioner has them.
+	// Labels of the objects, the same as external-provisioner's.
 	labelDriver    = "csi.storage.k8s.io/drivername"
 	labelManagedBy = "csi.storage.k8s.io/managed-by"
 	managedBy      = "berth-scheduler"
 
-	// settle is how long a node's news wait for more of them: of many volumes that come
-	// and go within it, one write a class remains.
+	// settle is how long changes of a node wait for more of them. Many volumes that come and go in that time cost one
+	// write a class.
 	settle = time.Second
 
 	byNode = "disk.berth.dev/node"
@@ -45,8 +45,8 @@ const (
 // ours selects the objects of this package.
 var ours = labels.Set{labelDriver: diskv1alpha1.DriverName, labelManagedBy: managedBy}
 
-// capacities keeps a CSIStorageCapacity for every StorageClass of ours and every node that
-// has disks for it; none at all if they are not wanted.
+// capacities keeps a CSIStorageCapacity for every StorageClass of ours and every node that has disks for it. If they
+// are not wanted, it keeps none.
 type capacities struct {
 	wanted    bool
 	namespace string
@@ -54,7 +54,7 @@ type capacities struct {
 	ledger    *ledger.Ledger
 	classes   storagelisters.StorageClassLister
 	nodes     corelisters.NodeLister
-	// exists tells of a node by its value of LabelNode.
+	// exists reports whether there is a Node with that value of LabelNode.
 	exists   func(label string) bool
 	informer cache.SharedIndexInformer
 	// queue has names of nodes.
@@ -83,14 +83,14 @@ func (p *capacities) owns(capacity *storagev1.CSIStorageCapacity) bool {
 	return capacity.Namespace == p.namespace && labels.SelectorFromSet(ours).Matches(labels.Set(capacity.Labels))
 }
 
-// changed notes that a node has published, or lost, its disks.
+// changed queues a node that has published its disks, or no longer publishes any.
 func (p *capacities) changed(node string) {
 	if p.wanted {
 		p.queue.AddAfter(node, settle)
 	}
 }
 
-// classesChanged notes that a StorageClass came, changed or went.
+// classesChanged queues all nodes after a change of a StorageClass.
 func (p *capacities) classesChanged() {
 	if !p.wanted {
 		return
@@ -121,10 +121,10 @@ func (p *capacities) run(ctx context.Context) {
 	controller.Work(ctx, p.queue, "node", controller.Once(p.sync))
 }
 
-// clear deletes what was published when it was still wanted.
+// clear deletes what was published while it was wanted.
 func (p *capacities) clear(ctx context.Context) error {
 	selector := metav1.ListOptions{LabelSelector: ours.String()}
-	// Read first: this is done at each start, and there are hardly ever any.
+	// It reads first: this is done at each start, and there are hardly ever any.
 	list, err := p.client.StorageV1().CSIStorageCapacities(p.namespace).List(ctx, selector)
 	if err != nil || len(list.Items) == 0 {
 		return err
@@ -132,18 +132,17 @@ func (p *capacities) clear(ctx context.Context) error {
 	return p.client.StorageV1().CSIStorageCapacities(p.namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, selector)
 }
 
-// clearNodes queues the nodes that have objects and are no more.
+// clearNodes queues the nodes that have objects and no Node.
 func (p *capacities) clearNodes() {
 	for _, label := range p.informer.GetIndexer().ListIndexFuncValues(byNode) {
-		// Of a node that is gone, whatever its name was, the label is as good a key: the
-		// ledger does not know it either.
+		// For a node that is gone the label is as good a key as its name: the ledger does not know it either.
 		if !p.exists(label) {
 			p.queue.Add(label)
 		}
 	}
 }
 
-// sync makes the objects of a node what they are to be.
+// sync makes the objects of a node equal to what they should be.
 func (p *capacities) sync(ctx context.Context, node string) error {
 	wanted, err := p.of(node)
 	if err != nil {
@@ -167,7 +166,7 @@ func (p *capacities) sync(ctx context.Context, node string) error {
 		_, err := p.client.StorageV1().CSIStorageCapacities(p.namespace).Create(ctx, wanted[name], metav1.CreateOptions{})
 		switch {
 		case apierrors.IsAlreadyExists(err):
-			// The informer has yet to see it.
+			// The informer has not seen it yet.
 			p.queue.AddAfter(node, settle)
 		case err != nil:
 			failed = errors.Join(failed, fmt.Errorf("creating CSIStorageCapacity %s of node %s: %w", name, node, err))
@@ -176,7 +175,7 @@ func (p *capacities) sync(ctx context.Context, node string) error {
 	return failed
 }
 
-// replace makes one object another, or deletes it.
+// replace updates an object, or deletes it if want is nil.
 func (p *capacities) replace(ctx context.Context, have, want *storagev1.CSIStorageCapacity) error {
 	client := p.client.StorageV1().CSIStorageCapacities(p.namespace)
 	if want == nil {
@@ -197,8 +196,8 @@ func (p *capacities) replace(ctx context.Context, have, want *storagev1.CSIStora
 	return nil
 }
 
-// of returns the objects that a node is to have, by name: one for each class that it has
-// disks for, also if they are full.
+// of returns the objects that a node should have, by name: one for each class that it has disks for, also if they are
+// full.
 func (p *capacities) of(node string) (map[string]*storagev1.CSIStorageCapacity, error) {
 	classes, err := p.classes.List(labels.Everything())
 	if err != nil {
@@ -213,7 +212,7 @@ func (p *capacities) of(node string) (map[string]*storagev1.CSIStorageCapacity, 
 		}
 		parameters, err := diskv1alpha1.ParseParameters(class.Parameters)
 		if err != nil {
-			// Its claims are refused, so there is nothing to have.
+			// Claims of the class are refused, so it has no capacity.
 			continue
 		}
 		free, largest, ok := room(snapshot, parameters)
@@ -235,8 +234,8 @@ func (p *capacities) of(node string) (map[string]*storagev1.CSIStorageCapacity, 
 	return out, nil
 }
 
-// room is what a node has for claims of a class: in all, and for the largest volume that
-// could be made; false if it has no disk for them.
+// room returns what a node has for claims of a class: the total, and the largest volume that could be made. It returns
+// false if the node has no disk for them.
 func room(snapshot *ledger.Snapshot, parameters diskv1alpha1.Parameters) (free, largest *resource.Quantity, ok bool) {
 	var total, longest int64
 	for i := range snapshot.Node.Disks {
@@ -255,7 +254,7 @@ func room(snapshot *ledger.Snapshot, parameters diskv1alpha1.Parameters) (free, 
 	return resource.NewQuantity(total, resource.BinarySI), resource.NewQuantity(without(longest, parameters), resource.BinarySI), ok
 }
 
-// without is the largest volume that fits an extent with the headroom that its class wants.
+// without returns the largest volume that fits into an extent together with the headroom of its class.
 func without(longest int64, parameters diskv1alpha1.Parameters) int64 {
 	const unit = diskv1alpha1.Alignment
 	units := sort.Search(int(longest/unit), func(i int) bool {

@@ -16,11 +16,11 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// placeNow places the volume of a claim whose StorageClass has volumeBindingMode Immediate: where it fits best, of
-// the nodes that the class allows.
+// placeNow places the volume of a claim whose StorageClass has volumeBindingMode Immediate: where it fits best, on the
+// nodes that the class allows.
 //
-// The PersistentVolume controller first looks for a volume that exists. When there is none it says in the claim who
-// is to make one, and not before that the claim is served: or it may get two.
+// The PersistentVolume controller first looks for an existing volume. If there is none, it writes the provisioner into
+// the claim. The claim is not served before that: otherwise it might get two volumes.
 func (c *Controllers) placeNow(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume) error {
 	if pvc.Annotations[volume.AnnStorageProvisioner] != diskv1alpha1.DriverName {
 		return nil
@@ -55,13 +55,13 @@ func (c *Controllers) placeNow(ctx context.Context, m *memo, pvc *corev1.Persist
 	return nil
 }
 
-// retryLater tries the claim again, ever more slowly.
+// retryLater queues the claim again, after growing pauses.
 func (c *Controllers) retryLater(m *memo, pvc *corev1.PersistentVolumeClaim) {
 	m.returns.tried(c.clock.Now())
 	c.claimQueue.AddAfter(keyOf(pvc), m.returns.wait(c.clock.Now()))
 }
 
-// open reports whether pods without tolerations can come to the node.
+// open reports whether pods without tolerations can be scheduled to the node.
 func open(node *corev1.Node) bool {
 	return !node.Spec.Unschedulable && !slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool {
 		return t.Effect == corev1.TaintEffectNoSchedule || t.Effect == corev1.TaintEffectNoExecute
@@ -79,27 +79,27 @@ func allowed(class *storagev1.StorageClass, node *corev1.Node) bool {
 	return len(class.AllowedTopologies) == 0 || slices.ContainsFunc(class.AllowedTopologies, matches)
 }
 
-// chooser is who has chosen a claim's node.
+// chooser is how a claim's node was chosen.
 type chooser int
 
 const (
-	// byScheduler: another scheduler, in the claim's annotation. It may choose another one.
+	// byScheduler: by another scheduler, in the claim's annotation. It may choose another node.
 	byScheduler chooser = iota
-	// byPod: a pod that names its node itself, so that no scheduler sees it.
+	// byPod: by a pod that names its node itself, so that no scheduler sees it.
 	byPod
-	// byUs: the StorageClass does not wait for a pod.
+	// byUs: by this package, because the StorageClass does not wait for a pod.
 	byUs
 )
 
-// choice is the node of a claim.
+// choice is the node of a claim, and how it was chosen.
 type choice struct {
 	node string
 	by   chooser
-	// pod is the one that names the node.
+	// pod is the pod that names the node.
 	pod pin
 }
 
-// unfit does what there is to do when the claim cannot be served on its node.
+// unfit handles a claim that cannot be served on its node.
 func (c *Controllers) unfit(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, at choice, why string) error {
 	switch at.by {
 	case byPod:
@@ -119,7 +119,7 @@ func (c *Controllers) unfit(ctx context.Context, m *memo, pvc *corev1.Persistent
 	return c.giveBack(ctx, m, pvc, at.node, why)
 }
 
-// sayMade says what is not obvious of a volume that was made.
+// sayMade writes an event about a volume that was made, where the node is not obvious.
 func (c *Controllers) sayMade(m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, at choice) {
 	switch at.by {
 	case byPod:
@@ -131,7 +131,7 @@ func (c *Controllers) sayMade(m *memo, pvc *corev1.PersistentVolumeClaim, class 
 	}
 }
 
-// sayOfPod says it of the claim and of the pod.
+// sayOfPod writes an event about the claim, and one about the pod.
 func (c *Controllers) sayOfPod(m *memo, pvc *corev1.PersistentVolumeClaim, pod pin, eventType, reason, note string) {
 	if c.say(m, pvc, eventType, reason, actionProvision, note) {
 		c.recorder.Eventf(pod.object(pvc.Namespace), pvc, eventType, reason, actionProvision, "%s", shorten("claim "+pvc.Name+": "+note))

@@ -16,7 +16,7 @@ import (
 	"github.com/berthdev/berth/pkg/ledger"
 )
 
-// madeOn is the node of the one PersistentVolume that there is; empty if there is none.
+// madeOn is the node of the only PersistentVolume; empty if there is none.
 func (b *bench) madeOn(t *testing.T) string {
 	t.Helper()
 	volumes := b.api.volumes(t)
@@ -30,7 +30,7 @@ func (b *bench) madeOn(t *testing.T) string {
 	return v.Node
 }
 
-// now makes the class one that does not wait, and n2 the tighter node: 5 GiB are free there.
+// now sets volumeBindingMode Immediate, and makes n2 the tighter node: 5 GiB are free there.
 func (b *bench) now(t *testing.T, change func(*storagev1.StorageClass)) {
 	t.Helper()
 	b.class = b.class.DeepCopy()
@@ -61,7 +61,7 @@ func provisioned(pvc *corev1.PersistentVolumeClaim) {
 	pvc.Annotations = map[string]string{volume.AnnStorageProvisioner: diskv1alpha1.DriverName}
 }
 
-// TestPlaceNow asserts where the volume of a claim is made whose StorageClass does not wait for a pod.
+// TestPlaceNow asserts on which node the volume of a claim is made whose StorageClass has volumeBindingMode Immediate.
 func TestPlaceNow(t *testing.T) {
 	tainted := func(n *corev1.Node) {
 		n.Spec.Taints = []corev1.Taint{{Key: "a", Effect: corev1.TaintEffectNoSchedule}}
@@ -119,8 +119,8 @@ func TestPlaceNow(t *testing.T) {
 	}
 }
 
-// TestPlaceNowInDoubt asserts that a try on another node leaves the place of an earlier one held whose volume may
-// have been made.
+// TestPlaceNowInDoubt asserts that the place of an earlier try, whose volume may have been made, stays held when a
+// later try uses another node.
 func TestPlaceNowInDoubt(t *testing.T) {
 	b := newBench(t)
 	b.now(t, nil)
@@ -144,7 +144,8 @@ func TestPlaceNowInDoubt(t *testing.T) {
 	}
 }
 
-// TestPins asserts that the claim of a pod which names its node is served there, and what is said if it cannot be.
+// TestPins asserts that the claim of a pod that names its node is served there, and which event there is if it cannot
+// be.
 func TestPins(t *testing.T) {
 	pod := func(phase corev1.PodPhase, v corev1.VolumeSource) *corev1.Pod {
 		return &corev1.Pod{

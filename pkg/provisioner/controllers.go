@@ -27,8 +27,8 @@ import (
 )
 
 const (
-	// claimWorkers is how many claims are served at once: each waits for the API server
-	// once or twice. More only help when hundreds of claims come at once.
+	// claimWorkers is how many claims are served at once. Each waits for the API server once or twice. More workers
+	// only help when hundreds of claims come at once.
 	claimWorkers = 4
 	// firstRetry is the pause after the first failure of a claim or node.
 	firstRetry = 200 * time.Millisecond
@@ -45,21 +45,21 @@ type Options struct {
 	Recorder events.EventRecorder
 	// Clock is that of the process; another one in tests.
 	Clock clock.PassiveClock
-	// PublishCapacity asks for CSIStorageCapacity objects, in Namespace.
+	// PublishCapacity is true to publish CSIStorageCapacity objects, in Namespace.
 	PublishCapacity bool
 	Namespace       string
 }
 
-// cluster is what the plugin knows of nodes and classes.
+// cluster is the part of diskcapacity.Shared that knows nodes and classes.
 type cluster interface {
 	// ApplyClass adds to a request what its DiskClass says.
 	ApplyClass(r *placement.Request) error
-	// Unfit says why a node can have no volumes of claims; nothing if it can.
+	// Unfit returns why a node can have no volumes of claims; empty if it can.
 	Unfit(nodeName string) string
 }
 
-// Controllers are all of them. Use New before the informers are started, and Run when this
-// process leads.
+// Controllers are all controllers of this package. Use New before the informers are started, and Run when this process
+// leads.
 type Controllers struct {
 	client   kubernetes.Interface
 	shared   *diskcapacity.Shared
@@ -83,8 +83,8 @@ type Controllers struct {
 	capacities *capacities
 }
 
-// New makes the controllers, and asks the factory for the informers that they need. They
-// do nothing yet: in a scheduler that stands by they must not.
+// New makes the controllers, and requests the informers that they need from the factory. They do nothing before Run: a
+// scheduler on standby must not.
 func New(o Options) *Controllers {
 	core, storage := o.Factory.Core().V1(), o.Factory.Storage().V1()
 	c := &Controllers{
@@ -117,7 +117,7 @@ func (c *Controllers) Run(ctx context.Context) {
 		logger.Error(err, "The controllers of claims do not run")
 		return
 	}
-	// A ledger that is half full would sell space that is taken.
+	// An incomplete ledger would give away space that is taken.
 	if !cache.WaitForCacheSync(ctx.Done(), append(synced, c.shared.Synced)...) {
 		return
 	}
@@ -134,8 +134,8 @@ func (c *Controllers) Run(ctx context.Context) {
 	running.Wait()
 }
 
-// follow adds the handlers, which get everything there is as additions first. They are not
-// added earlier, so that a scheduler that stands by collects nothing.
+// follow adds the handlers. They get all existing objects as additions first. They are not added earlier, so that a
+// scheduler on standby collects nothing.
 func (c *Controllers) follow() (synced []cache.InformerSynced, err error) {
 	for _, f := range []struct {
 		informer cache.SharedIndexInformer
@@ -163,7 +163,7 @@ func (c *Controllers) follow() (synced []cache.InformerSynced, err error) {
 
 func keyOf(pvc *corev1.PersistentVolumeClaim) string { return pvc.Namespace + "/" + pvc.Name }
 
-// sawClaim queues a claim that there is something to do for.
+// sawClaim queues a claim that needs a sync.
 func (c *Controllers) sawClaim(old, now any) {
 	pvc, ok := now.(*corev1.PersistentVolumeClaim)
 	if !ok {
@@ -178,13 +178,13 @@ func (c *Controllers) sawClaim(old, now any) {
 	}
 }
 
-// classOf is the claim's StorageClass, if it is one of ours.
+// classOf returns the claim's StorageClass, if it is one of ours.
 func (c *Controllers) classOf(pvc *corev1.PersistentVolumeClaim) *storagev1.StorageClass {
 	return claim.OurClass(c.classes, pvc)
 }
 
-// sawVolume queues the claim of a volume whose capacity is news, the node of a volume if that
-// may be gone, and the claims that may have the place of one that is gone.
+// sawVolume queues the claim of a volume whose capacity has changed, and the node of a volume if that may be gone.
+// After the end of a volume it queues the claims that may get its place.
 func (c *Controllers) sawVolume(old, now any) {
 	before, known := old.(*corev1.PersistentVolume)
 	pv, ok := now.(*corev1.PersistentVolume)
@@ -194,7 +194,7 @@ func (c *Controllers) sawVolume(old, now any) {
 			c.ledger.DeleteVolume(string(before.UID))
 			c.wake(before.Labels[diskv1alpha1.LabelNode])
 			if ref := before.Spec.ClaimRef; ref != nil {
-				// If it was deleted before it was bound, the claim needs another.
+				// If it was deleted before it was bound, the claim needs another one.
 				c.claimQueue.Add(ref.Namespace + "/" + ref.Name)
 			}
 		}
@@ -211,7 +211,7 @@ func (c *Controllers) sawVolume(old, now any) {
 	}
 }
 
-// sawClass queues the claims that wait for the class, or for a better one of its name.
+// sawClass queues the claims of a class that is new or has changed.
 func (c *Controllers) sawClass(_, now any) {
 	c.capacities.classesChanged()
 	class, ok := now.(*storagev1.StorageClass)
@@ -226,21 +226,21 @@ func (c *Controllers) sawClass(_, now any) {
 	}
 }
 
-// sawAgent wakes the claims that wait for a node's agent.
+// sawAgent queues the claims that wait for a node's agent.
 func (c *Controllers) sawAgent(_, now any) {
 	if csiNode, ok := now.(*storagev1.CSINode); ok {
 		c.wake(diskv1alpha1.NodeLabel(csiNode.Name))
 	}
 }
 
-// wake queues the claims that wait for news of the node with that value of LabelNode.
+// wake queues the claims that wait for changes of the node with that value of LabelNode.
 func (c *Controllers) wake(label string) {
 	for key := range c.memory.wake(label) {
 		c.claimQueue.Add(key)
 	}
 }
 
-// syncClaim does for a claim whatever there is to do.
+// syncClaim does the next step for a claim.
 func (c *Controllers) syncClaim(ctx context.Context, key string) error {
 	namespace, name, err := cache.SplitMetaNamespaceKey(key)
 	if err != nil {
@@ -275,7 +275,7 @@ func (c *Controllers) syncClaim(ctx context.Context, key string) error {
 	return c.syncUnbound(ctx, m, pvc, class)
 }
 
-// forget drops what is known of a claim that needs nothing more.
+// forget drops what is known of a claim that needs no further step.
 func (c *Controllers) forget(key string) {
 	if uid := c.memory.forget(key); uid != "" {
 		c.ledger.Release(holderOf(uid))

@@ -8,7 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// grown is a claim of 4 GiB on n1 that is bound.
+// grown is a bench with a bound claim of 4 GiB on n1.
 func grown(t *testing.T) *bench {
 	t.Helper()
 	b := newBench(t)
@@ -31,8 +31,8 @@ func asking(size string) func(*corev1.PersistentVolumeClaim) {
 	}
 }
 
-// TestGrowthInDoubt asserts what is withheld after a write that raises a capacity has failed, and that nothing is
-// withheld beyond what the PersistentVolume says once the request was lowered or the claim is gone.
+// TestGrowthInDoubt asserts which space is withheld after a write that raises a capacity has failed. When the request
+// was lowered or the claim is gone, only the PersistentVolume's capacity is withheld.
 func TestGrowthInDoubt(t *testing.T) {
 	for name, test := range map[string]struct {
 		outcome outcome
@@ -86,7 +86,7 @@ func TestGrowthInDoubt(t *testing.T) {
 	}
 }
 
-// TestSlowGrowth asserts that a write which is still on its way cannot be done any more once it is settled.
+// TestSlowGrowth asserts that a write that is still on its way is refused once the growth is settled.
 func TestSlowGrowth(t *testing.T) {
 	b := grown(t)
 	was := b.api.volumes(t)[0].ResourceVersion
@@ -100,8 +100,8 @@ func TestSlowGrowth(t *testing.T) {
 	}
 }
 
-// TestPlaceInDoubt asserts what becomes of a claim's place whose PersistentVolume may have been made, when the claim's
-// node is taken back.
+// TestPlaceInDoubt asserts whether a claim's place stays held when its PersistentVolume may have been made and the
+// claim's node is taken back.
 func TestPlaceInDoubt(t *testing.T) {
 	for name, test := range map[string]struct {
 		outcome outcome
@@ -152,8 +152,8 @@ func TestPlaceInDoubt(t *testing.T) {
 	}
 }
 
-// TestPlaceInDoubtEnds asserts that no place stays held for a claim that is gone, or is another one by now, and that
-// the claim's next try elsewhere settles it.
+// TestPlaceInDoubtEnds asserts that no place stays held for a claim that is gone or was made again. The claim's next
+// try on another node also settles it.
 func TestPlaceInDoubtEnds(t *testing.T) {
 	for name, end := range map[string]func(t *testing.T, b *bench) error{
 		"gone": func(t *testing.T, b *bench) error {
@@ -208,8 +208,8 @@ func TestMadeElsewhere(t *testing.T) {
 	}
 }
 
-// TestAnotherNodeInDoubt asserts that a claim whose scheduler chooses another node keeps the place of an earlier try
-// whose volume may have been made, until it is known.
+// TestAnotherNodeInDoubt asserts that a claim whose scheduler chooses another node keeps the place of an earlier try.
+// The place stays held until it is known whether that volume was made.
 func TestAnotherNodeInDoubt(t *testing.T) {
 	b := newBench(t)
 	b.api.answerNext("POST", failed, failed)
@@ -229,7 +229,7 @@ func TestAnotherNodeInDoubt(t *testing.T) {
 	}
 }
 
-// TestBusyIsNotRefused asserts that a claim's events do not call an API server that has no time a refusal.
+// TestBusyIsNotRefused asserts that events do not say "refused" when the API server was too busy.
 func TestBusyIsNotRefused(t *testing.T) {
 	for what, want := range map[outcome]bool{busy: false, failed: false, forbidden: true} {
 		b := newBench(t)

@@ -20,7 +20,7 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// growing reports whether a bound claim wants more than it has.
+// growing reports whether a bound claim requests more than it has.
 func growing(pvc *corev1.PersistentVolumeClaim) bool {
 	return pvc.Status.Phase == corev1.ClaimBound && wantedBy(pvc).Cmp(*statusOf(pvc)) > 0
 }
@@ -35,9 +35,9 @@ func statusOf(pvc *corev1.PersistentVolumeClaim) *resource.Quantity {
 
 func capacityOf(pv *corev1.PersistentVolume) *resource.Quantity { return pv.Spec.Capacity.Storage() }
 
-// grow takes a bound claim one step further, if it wants more than it has: first the
-// PersistentVolume's capacity, which the agent follows, then the claim's status. The API
-// server lets only those claims grow whose class allows it, and none shrink below what it has.
+// grow takes a bound claim one step further, if it requests more than it has. The first step is the PersistentVolume's
+// capacity, which the agent follows, and the second is the claim's status. The API server only accepts a larger request
+// if the class allows it, and none below what the claim has.
 func (c *Controllers) grow(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim) error {
 	if !growing(pvc) {
 		c.forget(keyOf(pvc))
@@ -46,7 +46,7 @@ func (c *Controllers) grow(ctx context.Context, m *memo, pvc *corev1.PersistentV
 	pv, err := c.volumes.Get(pvc.Spec.VolumeName)
 	switch {
 	case apierrors.IsNotFound(err):
-		// Its event comes back to the claim.
+		// The event of the PersistentVolume queues the claim.
 		return nil
 	case err != nil:
 		return err
@@ -65,8 +65,7 @@ func (c *Controllers) grow(ctx context.Context, m *memo, pvc *corev1.PersistentV
 	}
 	if want := diskv1alpha1.AlignUp(quantity.Value()); want > capacityOf(pv).Value() {
 		if stateOf(pvc) == corev1.PersistentVolumeClaimNodeResizeInProgress {
-			// The kubelet writes the size that it is at now into the status. Its write is
-			// what comes next.
+			// The kubelet writes the size that it is at now into the status. Its write comes first.
 			return nil
 		}
 		granted, err := c.grant(ctx, m, pvc, pv, &v, want)
@@ -78,32 +77,32 @@ func (c *Controllers) grow(ctx context.Context, m *memo, pvc *corev1.PersistentV
 	return c.finish(ctx, m, pvc, pv, &v)
 }
 
-// placedByUs reports whether the volume has a place that the ledger knows. One that a CSI
-// sidecar made has none: there, another sidecar grows it.
+// placedByUs reports whether the volume has a place that the ledger knows. One that a CSI sidecar made has none:
+// another sidecar grows it.
 func placedByUs(pv *corev1.PersistentVolume) bool {
 	return claim.IsOurs(pv) && pv.Spec.CSI.VolumeAttributes[diskv1alpha1.AttributeDisk] != ""
 }
 
-// grant raises the PersistentVolume's capacity, if the ledger finds the space behind the
-// volume. It returns no PersistentVolume and no error when it does not.
+// grant raises the PersistentVolume's capacity, if the ledger finds the space behind the volume. Otherwise it returns
+// neither a PersistentVolume nor an error.
 func (c *Controllers) grant(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, want int64) (*corev1.PersistentVolume, error) {
 	uid := string(pv.UID)
 	node, record, ok := c.ledger.Where(v.Partition)
 	if !ok {
-		// The ledger has yet to see the volume, as the informer has.
+		// The ledger has not seen the volume yet, which the informer has.
 		return nil, fmt.Errorf("growing claim %s: the place of PersistentVolume %s is not known yet", keyOf(pvc), pv.Name)
 	}
-	// Before asking, so that no news between the answer and the waiting is missed.
+	// The claim waits for the node before Grow is called, so that no change in between is missed.
 	c.memory.wait(node, keyOf(pvc))
 	granted, possible := c.ledger.Grow(uid, want)
 	if !granted {
-		// What was only reserved may come back without news of the node.
+		// Space that was only reserved may become free without a change of the node.
 		c.claimQueue.AddAfter(keyOf(pvc), controller.LastRetry)
 		return nil, c.tooLarge(ctx, m, pvc, pv, v, c.why(node, record.Disk, v, want, possible))
 	}
 	size := sizeOf(want)
-	// With the version that was read: a write since then may have
-	// made the PersistentVolume larger, and this must not shrink it.
+	// The patch names the version that was read. A write since then may have made the PersistentVolume larger, and this
+	// one must not shrink it.
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": pv.UID, "resourceVersion": pv.ResourceVersion},
 		"spec":     map[string]any{"capacity": map[string]any{string(corev1.ResourceStorage): size}},
@@ -124,16 +123,16 @@ func (c *Controllers) grant(ctx context.Context, m *memo, pvc *corev1.Persistent
 	return larger, nil
 }
 
-// settle finds out how large the claim's volumes are of which a failed write has left that open. Before that nothing
-// else is done for the claim: the person who asked for the space may have lowered the request meanwhile, or deleted
-// the claim, and then no other write would tell.
+// settle finds out how large the claim's volumes are after failed writes whose outcome is unknown. Before that nothing
+// else is done for the claim. The user may have lowered the request meanwhile, or deleted the claim, and then no later
+// write would show the outcome.
 func (c *Controllers) settle(ctx context.Context, key string) error {
 	for _, was := range c.memory.doubts(key) {
 		now, err := c.afterWrite(ctx, was)
 		if err != nil {
 			return err
 		}
-		// The end of one that is gone is an event for the ledger.
+		// The end of a PersistentVolume is an event for the ledger.
 		if now != nil {
 			if v, err := claim.ReadVolume(now); err == nil {
 				c.ledger.Granted(string(now.UID), v.Size)
@@ -144,9 +143,9 @@ func (c *Controllers) settle(ctx context.Context, key string) error {
 	return nil
 }
 
-// afterWrite returns a PersistentVolume as it is when a write of an earlier version of it cannot be done any more;
-// nil if it is gone. Reading alone does not tell, because the write may be on its way yet. Once the version is
-// another, it can only be refused.
+// afterWrite returns a PersistentVolume at a time when a write of an earlier version of it can no longer be done; nil
+// if it is gone. Reading alone does not show that, because the write may still be on its way. Once the version is
+// another, the write can only be refused.
 func (c *Controllers) afterWrite(ctx context.Context, was *corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
 	volumes := c.client.CoreV1().PersistentVolumes()
 	now, err := volumes.Get(ctx, was.Name, metav1.GetOptions{})
@@ -172,7 +171,7 @@ func (c *Controllers) afterWrite(ctx context.Context, was *corev1.PersistentVolu
 	return now, nil
 }
 
-// why says how much there is, when it is not enough.
+// why returns why the volume cannot grow, and how much space there is.
 func (c *Controllers) why(node, disk string, v *claim.Volume, want, possible int64) string {
 	snapshot := c.ledger.Snapshot(node)
 	switch {
@@ -188,7 +187,7 @@ func (c *Controllers) why(node, disk string, v *claim.Volume, want, possible int
 	return fmt.Sprintf("the volume cannot grow to %s where it is, to %s at most: what follows on disk %s of node %s is taken", sizeOf(want), sizeOf(possible), disk, node)
 }
 
-// finish writes into the claim's status what comes of the larger PersistentVolume.
+// finish writes into the claim's status what follows from the larger PersistentVolume.
 func (c *Controllers) finish(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume) error {
 	size := *capacityOf(pv)
 	if size.Cmp(*statusOf(pvc)) <= 0 {
@@ -207,5 +206,5 @@ func (c *Controllers) finish(ctx context.Context, m *memo, pvc *corev1.Persisten
 	return c.inProgress(ctx, pvc, size)
 }
 
-// sizeOf writes a size exactly, in the form in which a claim can ask for it.
+// sizeOf writes a size exactly, in the form of a claim's request.
 func sizeOf(bytes int64) string { return resource.NewQuantity(bytes, resource.BinarySI).String() }

@@ -16,19 +16,19 @@ import (
 const (
 	reasonNodeGone = "NodeGone"
 	actionWatch    = "Watching"
-	// lostAfter is how long a Node may be away before its volumes are said to be lost: some
-	// clouds delete and recreate a Node when its machine restarts.
+	// lostAfter is how long a Node may be gone before its volumes are reported as lost: some clouds delete and recreate
+	// a Node when its machine restarts.
 	lostAfter = 10 * time.Second
 )
 
-// sawNodeGone notes that a Node is gone.
+// sawNodeGone queues a node whose Node was deleted.
 func (c *Controllers) sawNodeGone(old, now any) {
 	if node, ok := old.(*corev1.Node); ok && now == nil {
 		c.suspect(diskv1alpha1.NodeLabel(node.Name))
 	}
 }
 
-// suspect has a node looked for after a while, by its value of LabelNode, if it is not there.
+// suspect queues the node with that value of LabelNode after lostAfter, if its Node does not exist.
 func (c *Controllers) suspect(label string) {
 	if label != "" && !c.nodeExists(label) {
 		c.lostQueue.AddAfter(label, lostAfter)
@@ -43,7 +43,7 @@ func (c *Controllers) nodeExists(label string) bool {
 	if !strings.HasPrefix(label, "node-") {
 		return false
 	}
-	// It may stand for a name that is too long for a label.
+	// The label may stand for a name that is too long for a label.
 	nodes, err := c.nodes.List(labels.Everything())
 	if err != nil {
 		return true
@@ -56,9 +56,8 @@ func (c *Controllers) nodeExists(label string) bool {
 	return false
 }
 
-// syncLost says of the volumes of a node that is gone what can be done about them. Nothing
-// is done by itself: the disks may be put into the machine's successor, and if they never are, only
-// a person knows.
+// syncLost reports on the volumes of a node that is gone what can be done about them. It deletes nothing: the disks may
+// be put into the machine that replaces it, and only an operator knows whether they will be.
 func (c *Controllers) syncLost(_ context.Context, label string) error {
 	if c.nodeExists(label) {
 		return nil

@@ -12,18 +12,18 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// sayAgainAfter is how long an event is kept by the API server, by default.
+// sayAgainAfter is how long the API server keeps an event by default.
 const sayAgainAfter = time.Hour
 
-// maxNote is how many bytes long what an event says may be for the API server, and a little less.
+// maxNote is how many bytes the note of an event may have, a little less than the API server's limit.
 const maxNote = 1000
 
-// A claim is given back to its scheduler at once the first time, and then ever more
-// slowly: the scheduler does not know what is free, and would choose without end. The same
-// holds for a file system that the kubelet could not grow.
+// A claim is given back to its scheduler at once the first time, and then after growing pauses. The scheduler does not
+// know what is free, and would choose a node again and again. The same pauses are used for a file system that the
+// kubelet could not grow.
 const firstPause, lastPause = time.Second, time.Minute
 
-// pauses are what lies between tries.
+// pauses are the pauses between tries.
 type pauses struct {
 	tries int
 	last  time.Time
@@ -41,31 +41,31 @@ func (p *pauses) wait(now time.Time) time.Duration {
 
 func (p *pauses) tried(now time.Time) { p.tries, p.last = p.tries+1, now }
 
-// memory is what is known of claims only as long as the process lives: what was said of
-// them, and how often they were given back.
+// memory is what is known of claims only while the process runs: the events that were sent, and how often claims were
+// given back.
 type memory struct {
 	mu     sync.Mutex
 	claims map[string]*memo
-	// growing has the PersistentVolumes, as they were, that a failed write may have made larger; by the key of their
-	// claim. They stay when the claim is gone.
+	// growing has the PersistentVolumes, before the write, that a failed write may have made larger; by the key of
+	// their claim. They stay when the claim is gone.
 	growing map[string][]*corev1.PersistentVolume
 	// pins are the pods that name the node of a claim themselves, by the claim's key.
 	pins map[string]pin
-	// nodes has the claims that wait for news of a node, by its value of LabelNode.
+	// nodes has the claims that wait for changes of a node, by its value of LabelNode.
 	nodes map[string]map[string]struct{}
 }
 
-// memo is about one claim. Its queue gives a claim to one worker at a time, so only the
-// map needs the lock.
+// memo is the state of one claim. The queue gives a claim to one worker at a time, so only the map needs the lock.
 type memo struct {
 	uid    types.UID
 	said   string
 	saidAt time.Time
 
-	// unsure since then whether the claim's PersistentVolume was made; zero if that is known.
+	// unsure is when it became unknown whether the claim's PersistentVolume was made; zero if it is known.
 	unsure time.Time
 
-	// returns to the scheduler, and requests to the kubelet to try once more.
+	// returns has the pauses between returns of the claim to its scheduler, and requests those between requests to the
+	// kubelet to grow the file system.
 	returns, requests pauses
 }
 
@@ -73,8 +73,8 @@ func newMemory() *memory {
 	return &memory{claims: map[string]*memo{}, growing: map[string][]*corev1.PersistentVolume{}, pins: map[string]pin{}, nodes: map[string]map[string]struct{}{}}
 }
 
-// of returns the memo of the claim with that key, a new one if need be. It returns the UID
-// of an earlier claim of the same key, too, if that was another.
+// of returns the memo of the claim with that key, a new one if there is none. If the key had another claim before, of
+// returns its UID, too.
 func (m *memory) of(key string, uid types.UID) (current *memo, earlier types.UID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -108,7 +108,7 @@ func (m *memory) knows(key string) bool {
 	return m.claims[key] != nil
 }
 
-// pin notes the pod that names the node of the claim of that key. The first one counts.
+// pin records the pod that names the node of the claim with that key. The first one counts.
 func (m *memory) pin(key string, p pin) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -117,7 +117,7 @@ func (m *memory) pin(key string, p pin) {
 	}
 }
 
-// unpin drops what pin has noted for the pod.
+// unpin removes the pod that pin has recorded.
 func (m *memory) unpin(key string, pod types.UID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -126,7 +126,7 @@ func (m *memory) unpin(key string, pod types.UID) {
 	}
 }
 
-// pinned is what pin has noted.
+// pinned returns the pod that pin has recorded.
 func (m *memory) pinned(key string) (pin, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -134,21 +134,21 @@ func (m *memory) pinned(key string) (pin, bool) {
 	return p, ok
 }
 
-// doubt notes a PersistentVolume, as it was, that a failed write may have made larger.
+// doubt records a PersistentVolume, before the write, that a failed write may have made larger.
 func (m *memory) doubt(key string, pv *corev1.PersistentVolume) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.growing[key] = append(m.growing[key], pv)
 }
 
-// doubts are those that were noted for the claim of that key, and are not settled.
+// doubts returns the PersistentVolumes that doubt has recorded for the claim with that key and that are not settled.
 func (m *memory) doubts(key string) []*corev1.PersistentVolume {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.growing[key])
 }
 
-// settled drops one that doubt has noted.
+// settled removes a PersistentVolume that doubt has recorded.
 func (m *memory) settled(key string, pv *corev1.PersistentVolume) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -158,7 +158,7 @@ func (m *memory) settled(key string, pv *corev1.PersistentVolume) {
 	}
 }
 
-// wait has wake return the claim when there is news of the node.
+// wait has wake return the claim when the node changes.
 func (m *memory) wait(node, key string) {
 	node = diskv1alpha1.NodeLabel(node)
 	m.mu.Lock()
@@ -169,8 +169,7 @@ func (m *memory) wait(node, key string) {
 	m.nodes[node][key] = struct{}{}
 }
 
-// wake returns the claims that wait for the node with that value of LabelNode; they then
-// wait no more.
+// wake returns the claims that wait for the node with that value of LabelNode. They no longer wait then.
 func (m *memory) wake(label string) map[string]struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -179,12 +178,13 @@ func (m *memory) wake(label string) map[string]struct{} {
 	return keys
 }
 
-// shorten cuts a note to what the API server takes, which it counts in bytes.
+// shorten cuts a note to the API server's limit, which is in bytes.
 func shorten(note string) string {
 	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "")
 }
 
-// say writes an event about a claim, once: not again at every sync. It reports whether it was said now.
+// say writes an event about a claim, unless the last event had the same note. It repeats the event after sayAgainAfter.
+// It reports whether it wrote one.
 func (c *Controllers) say(m *memo, pvc *corev1.PersistentVolumeClaim, eventType, reason, action, note string) bool {
 	now := c.clock.Now()
 	if m.said == note && now.Sub(m.saidAt) < sayAgainAfter {

@@ -7,7 +7,7 @@ import (
 	"k8s.io/component-helpers/storage/ephemeral"
 )
 
-// pin is a pod that has a node and an unbound claim: it names the node itself, so that no scheduler has seen it.
+// pin is a pod with a node and an unbound claim. It names its node itself, so no scheduler has seen it.
 type pin struct {
 	uid        types.UID
 	name, node string
@@ -15,12 +15,12 @@ type pin struct {
 	ephemeral bool
 }
 
-// object is as much of the pod as an event needs.
+// object has the fields of the pod that an event needs.
 func (p pin) object(namespace string) *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: p.name, UID: p.uid}}
 }
 
-// sawPod notes the unbound claims of a pod that has a node. The claim may be yet to come.
+// sawPod records the unbound claims of a pod that has a node. A claim may be created later than its pod.
 func (c *Controllers) sawPod(old, now any) {
 	pod, ok := now.(*corev1.Pod)
 	ended := !ok
@@ -59,7 +59,7 @@ func (c *Controllers) sawPod(old, now any) {
 	}
 }
 
-// pinOf is the pod that names the node of the claim.
+// pinOf returns the pod that names the node of the claim.
 func (c *Controllers) pinOf(pvc *corev1.PersistentVolumeClaim) (pin, bool) {
 	p, ok := c.memory.pinned(keyOf(pvc))
 	if !ok || p.ephemeral && !metav1.IsControlledBy(pvc, p.object(pvc.Namespace)) {

@@ -23,8 +23,7 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// annotationSelectedNode is how a scheduler tells a provisioner which node it has chosen
-// for a claim's pod. To remove it is to give the claim back.
+// annotationSelectedNode has the node that a scheduler has chosen for a claim's pod. Removing it gives the claim back.
 const annotationSelectedNode = "volume.kubernetes.io/selected-node"
 
 // Reasons and actions of events about claims.
@@ -34,11 +33,10 @@ const (
 	actionProvision = "Provisioning"
 )
 
-// holderOf is under what name the ledger holds a claim's place until its
-// PersistentVolume is there. Pods are held under their UIDs.
+// holderOf is the ledger's holder of a claim's place until its PersistentVolume exists. Pods are held by their UIDs.
 func holderOf(claim types.UID) string { return "claim/" + string(claim) }
 
-// syncUnbound looks after a claim of ours without a volume.
+// syncUnbound does the next step for a claim of ours without a volume.
 func (c *Controllers) syncUnbound(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) error {
 	v, err := claim.Request(pvc, class)
 	if err != nil {
@@ -54,22 +52,22 @@ func (c *Controllers) syncUnbound(ctx context.Context, m *memo, pvc *corev1.Pers
 	if pod, ok := c.pinOf(pvc); ok {
 		return c.serve(ctx, m, pvc, class, v, choice{node: pod.node, by: byPod, pod: pod})
 	}
-	// It waits for its pod, or the node was taken back by others.
+	// The claim waits for its pod, or its node was taken back.
 	return c.withoutNode(ctx, m, pvc, v)
 }
 
-// settleAfter is when a request that was sent has surely been served or given up: the API server ends each after its
-// --request-timeout, a minute by default.
+// settleAfter is the time after which a request that was sent has been served or given up: the API server ends each
+// request after its --request-timeout, a minute by default.
 const settleAfter = 5 * time.Minute
 
-// withoutNode releases what is held for a claim that has no node any more. A place whose PersistentVolume may have been
-// made is held until that is known. The claim's scheduler is not tied to the node meanwhile.
+// withoutNode releases what is held for a claim that has no node any more. If its PersistentVolume may have been made,
+// the place is held until that is known. Meanwhile the claim's scheduler may choose any node.
 func (c *Controllers) withoutNode(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, v request.Volume) error {
 	if c.letGo(m, pvc) {
 		return nil
 	}
 	if _, err := c.volumes.Get(v.ID); err == nil {
-		// It is known by its own record.
+		// The ledger has its own record of it.
 		c.settled(m, pvc)
 		return nil
 	}
@@ -90,8 +88,8 @@ func (c *Controllers) withoutNode(ctx context.Context, m *memo, pvc *corev1.Pers
 	return nil
 }
 
-// letGo drops the claim's reservation. It reports whether that is all; if the PersistentVolume may have been made, the
-// place stays held, in doubt.
+// letGo drops the claim's reservation. It reports whether nothing is held any more. If the PersistentVolume may have
+// been made, the place stays held, in doubt.
 func (c *Controllers) letGo(m *memo, pvc *corev1.PersistentVolumeClaim) bool {
 	if m.unsure.IsZero() {
 		c.ledger.Forget(holderOf(pvc.UID))
@@ -101,20 +99,20 @@ func (c *Controllers) letGo(m *memo, pvc *corev1.PersistentVolumeClaim) bool {
 	return false
 }
 
-// settled drops everything that is held for the claim, because its PersistentVolume is known, or is known not to be.
+// settled drops everything that is held for the claim, because it is known whether its PersistentVolume exists.
 func (c *Controllers) settled(m *memo, pvc *corev1.PersistentVolumeClaim) {
 	m.unsure = time.Time{}
 	c.ledger.Release(holderOf(pvc.UID))
 }
 
-// refuse says why a claim cannot be served as it is, whatever node it goes to. It keeps
-// its node: what is wrong may be put right.
+// refuse writes an event about why a claim cannot be served as it is, on any node. The claim keeps its node, because
+// the problem may be fixed.
 func (c *Controllers) refuse(m *memo, pvc *corev1.PersistentVolumeClaim, why string) {
 	c.say(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, why)
 	c.claimQueue.AddAfter(keyOf(pvc), controller.LastRetry)
 }
 
-// serve makes the volume of a claim on the node that was chosen for it.
+// serve creates the volume of a claim on the node that was chosen for it.
 func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume, at choice) error {
 	node := at.node
 	holder := holderOf(pvc.UID)
@@ -139,8 +137,8 @@ func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.Persistent
 		// An earlier try may have made it on another node.
 		c.ledger.Doubt(holder)
 	}
-	// If a pod of ours is being bound with this very claim, the ledger has its place: on this
-	// node it is shared, and one of the two makes the PersistentVolume; else this node is the wrong one.
+	// If a pod of ours is being bound with this very claim, the ledger has its place. On this node the place is shared,
+	// and one of the two creates the PersistentVolume. Otherwise this node is the wrong one.
 	records, err := c.ledger.Reserve(holder, node, []ledger.Want{{Partition: v.Partition, Request: v.Request, Room: v.Room, Persistent: true}})
 	if err != nil {
 		return c.unfit(ctx, m, pvc, at, err.Error())
@@ -153,7 +151,7 @@ func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.Persistent
 		klog.FromContext(ctx).V(2).Info("Made the volume of a claim", "claim", klog.KObj(pvc), "node", klog.KRef("", node), "volume", klog.KObj(pv), "place", place)
 		c.sayMade(m, pvc, class, at)
 	case answer.Exists:
-		// An earlier try made it, whose answer was lost, or the scheduler before us.
+		// It was created by an earlier try whose response was lost, or by the previous leader.
 		if pv, err = c.client.CoreV1().PersistentVolumes().Get(ctx, v.ID, metav1.GetOptions{}); err != nil {
 			m.unsure = c.clock.Now()
 			return fmt.Errorf("reading PersistentVolume %s, which exists: %w", v.ID, err)
@@ -173,8 +171,8 @@ func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.Persistent
 	return c.made(m, pvc, pv, node)
 }
 
-// made hands the claim's place over from the reservation to its PersistentVolume. The rest
-// is done by the PersistentVolume controller.
+// made releases the claim's reservation after its PersistentVolume has a record. The PersistentVolume controller does
+// the rest.
 func (c *Controllers) made(m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, node string) error {
 	if !claim.IsFor(pv, pvc) {
 		c.settled(m, pvc)
@@ -182,11 +180,11 @@ func (c *Controllers) made(m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev
 		return nil
 	}
 	if pv.DeletionTimestamp != nil {
-		// It was deleted before it was bound. Its end brings the claim back.
+		// It was deleted before it was bound. The event of its end queues the claim.
 		c.settled(m, pvc)
 		return nil
 	}
-	// Not left to the informer: between Forget and its event the place would be free.
+	// This is not left to the informer: between Forget and its event the place would be free.
 	if volume, err := claim.ReadVolume(pv); err == nil {
 		// An earlier try may have made it on another node.
 		if volume.Node != diskv1alpha1.NodeLabel(node) {
@@ -198,21 +196,21 @@ func (c *Controllers) made(m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev
 	return nil
 }
 
-// giveBack takes the node back that a scheduler chose for a claim, so that it chooses
-// another. It does not wait for the pod: a scheduler waits for the claim, and starts over.
+// giveBack takes the node back that a scheduler chose for a claim, so that it chooses another one. It does not use the
+// pod: the scheduler waits for the claim, and starts over.
 func (c *Controllers) giveBack(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, node, why string) error {
 	c.letGo(m, pvc)
 	key := keyOf(pvc)
 	if wait := m.returns.wait(c.clock.Now()); wait > 0 {
-		// Meanwhile there may be room after all. But a user who may edit claims can choose any
-		// name, and of a node that does not exist no news would ever come.
+		// There may be room meanwhile. But a user with the right to edit claims can choose any name, and a node that
+		// does not exist never changes.
 		if c.nodeExists(diskv1alpha1.NodeLabel(node)) {
 			c.memory.wait(node, key)
 		}
 		c.claimQueue.AddAfter(key, wait)
 		return nil
 	}
-	// Tested, so that no other choice than this is taken back.
+	// The patch tests the node, so that no other choice is taken back.
 	path := "/metadata/annotations/" + strings.ReplaceAll(annotationSelectedNode, "/", "~1")
 	patch, err := json.Marshal([]map[string]any{
 		{"op": "test", "path": "/metadata/uid", "value": pvc.UID},
@@ -225,13 +223,13 @@ func (c *Controllers) giveBack(ctx context.Context, m *memo, pvc *corev1.Persist
 	_, err = c.client.CoreV1().PersistentVolumeClaims(pvc.Namespace).Patch(ctx, pvc.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsInvalid(err):
-		// Gone, or chosen again: the informer will show it.
+		// The claim is gone, or another node was chosen: the informer will show it.
 		return nil
 	case err != nil:
 		return fmt.Errorf("taking node %s back from claim %s: %w", node, key, err)
 	}
 	m.returns.tried(c.clock.Now())
-	// Each return is news, also if the words are the same.
+	// Each return is reported, also if the note is the same.
 	m.said = ""
 	c.say(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision,
 		fmt.Sprintf("node %s, which the claim's scheduler chose: %s; the scheduler may choose another. With schedulerName: berth the pod's node is chosen by free space", node, why))

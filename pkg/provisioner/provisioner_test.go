@@ -84,7 +84,7 @@ func TestWithoutHeadroom(t *testing.T) {
 	}
 }
 
-// TestChange: what is said of growing is replaced as a whole, and nothing else is touched.
+// TestChange asserts that the status fields about growth are replaced as a whole, and that no other field changes.
 func TestChange(t *testing.T) {
 	old := metav1.NewTime(time.Unix(1000, 0))
 	condition := func(kind corev1.PersistentVolumeClaimConditionType, message string) corev1.PersistentVolumeClaimCondition {
@@ -153,7 +153,7 @@ func text(t *testing.T, v any) string {
 	return string(out)
 }
 
-// TestNodeTakenBack: a claim that has no node any more holds no place on it.
+// TestNodeTakenBack asserts that a claim that has no node any more holds no place there.
 func TestNodeTakenBack(t *testing.T) {
 	const gib = int64(1) << 30
 	c := &Controllers{ledger: ledger.New(), memory: newMemory()}
@@ -184,7 +184,7 @@ func TestNodeTakenBack(t *testing.T) {
 	}
 }
 
-// TestShorten: the API server counts bytes, and refuses what is not UTF-8.
+// TestShorten asserts that notes are cut by bytes, as the API server counts, and stay valid UTF-8.
 func TestShorten(t *testing.T) {
 	for _, note := range []string{"", "short", strings.Repeat("x", 5000), strings.Repeat("ü", 5000), "x" + strings.Repeat("€", 5000)} {
 		got := shorten(note)

@@ -16,8 +16,7 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 )
 
-// Reasons of events about claims that grow, as external-resizer has them; people and tools
-// know them.
+// Reasons of events about claims that grow are those of external-resizer, which users and tools know.
 const (
 	reasonResizeFailed    = "VolumeResizeFailed"
 	reasonResizeOnNode    = "FileSystemResizeRequired"
@@ -25,41 +24,39 @@ const (
 	actionResize          = "Resizing"
 )
 
-// The status of a claim that grows is a protocol between three: the component that grows the volume
-// (external-resizer elsewhere, we here), the kubelet, and the person who can lower a
-// request that cannot be met. What each field says:
+// The status of a claim that grows is used by the component that grows the volume (external-resizer elsewhere, this
+// package here), by the kubelet, and by the user. The user can lower a request that cannot be met. The fields mean:
 //
-//   - capacity: what the claim has, the file system included. We write it for block volumes,
-//     the kubelet for the others, from allocatedResources, when it has grown the file system.
-//   - allocatedResources: how large the claim is about to be. Always the PersistentVolume's
-//     capacity, so that the two sizes that the kubelet compares become equal in the end:
-//     with the smaller size that was asked for it would go on comparing for ever.
-//   - allocatedResourceStatuses: who is to do something. NodeResizePending makes the kubelet
-//     call NodeExpandVolume, now if the volume is mounted, else when it is. It calls it for no
-//     other state than this and its own.
-//   - conditions: the same for people.
+//   - capacity: what the claim has, the file system included. This package writes it for block volumes. For the others
+//     the kubelet writes it, from allocatedResources, when it has grown the file system.
+//   - allocatedResources: how large the claim will be. It is always the PersistentVolume's capacity, so that the two
+//     sizes that the kubelet compares become equal. With a smaller requested size the kubelet would compare for ever.
+//   - allocatedResourceStatuses: which component does the next step. NodeResizePending makes the kubelet call
+//     NodeExpandVolume, now if the volume is mounted, else when it is. It calls it for no other state than this and its
+//     own.
+//   - conditions: the same for users.
 //
-// The annotation volume.alpha.kubernetes.io/pre-resize-capacity, by which external-resizer has
-// a retained volume's file system grow for its next claim, is not needed: the agent lets a file
-// system grow that is smaller than its volume, whenever it is mounted.
+// external-resizer uses the annotation volume.alpha.kubernetes.io/pre-resize-capacity to grow a retained volume's file
+// system for its next claim. It is not needed here: at each mount the agent grows a file system that is smaller than
+// its volume.
 //
-// Between the larger PersistentVolume and this status the kubelet can find a claim that has never
-// grown, take the larger volume for the work of an old resizer, and do all the rest by
-// itself. That is as good, and there is nothing left to write then.
+// Between the larger PersistentVolume and this status the kubelet can find a claim that has never grown. It takes the
+// larger volume for the work of an old resizer and does the rest by itself. The result is the same, and nothing is left
+// to write then.
 
-// stateOf says who is to do something.
+// stateOf returns which component does the next step.
 func stateOf(pvc *corev1.PersistentVolumeClaim) corev1.ClaimResourceStatus {
 	return pvc.Status.AllocatedResourceStatuses[corev1.ResourceStorage]
 }
 
-// pending asks the kubelet to grow the file system.
+// pending requests the kubelet to grow the file system.
 func (c *Controllers) pending(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
 	if allocated := pvc.Status.AllocatedResources[corev1.ResourceStorage]; allocated.Cmp(size) == 0 {
 		switch stateOf(pvc) {
 		case corev1.PersistentVolumeClaimNodeResizePending, corev1.PersistentVolumeClaimNodeResizeInProgress:
 			return nil
 		case corev1.PersistentVolumeClaimNodeResizeInfeasible:
-			// The kubelet has tried, and gives up until it is asked again.
+			// The kubelet has tried, and does not try again before the next request.
 			if wait := m.requests.wait(c.clock.Now()); wait > 0 {
 				c.claimQueue.AddAfter(keyOf(pvc), wait)
 				return nil
@@ -79,7 +76,7 @@ func (c *Controllers) pending(ctx context.Context, m *memo, pvc *corev1.Persiste
 	return err
 }
 
-// inProgress says of a block volume that its node is at it.
+// inProgress says that the node is growing a block volume.
 func (c *Controllers) inProgress(ctx context.Context, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
 	_, err := c.setStatus(ctx, pvc, change{
 		allocated: &size, state: corev1.PersistentVolumeClaimControllerResizeInProgress,
@@ -88,8 +85,8 @@ func (c *Controllers) inProgress(ctx context.Context, pvc *corev1.PersistentVolu
 	return err
 }
 
-// finished says of a block volume that it has its new size: there is nothing for the
-// kubelet to do, and no other component to say so, least of all for one that no pod uses.
+// finished says that a block volume has its new size. The kubelet has nothing to do for it, and no other component
+// writes that, least of all for a volume that no pod uses.
 func (c *Controllers) finished(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
 	updated, err := c.setStatus(ctx, pvc, change{allocated: &size, capacity: &size})
 	if updated != nil {
@@ -98,9 +95,9 @@ func (c *Controllers) finished(ctx context.Context, m *memo, pvc *corev1.Persist
 	return err
 }
 
-// tooLarge says that the claim cannot have what it wants. What it has stays as it is, and it
-// is tried again when there is news of its node. allocatedResources stays as it is, too: nothing
-// was begun that would have to be finished before the request may be lowered.
+// tooLarge says that the claim cannot have the requested size. It keeps what it has, and is tried again when its node
+// changes. allocatedResources stays as it is, too: nothing was begun that must be finished before the request may be
+// lowered.
 func (c *Controllers) tooLarge(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, why string) error {
 	if capacityOf(pv).Cmp(*statusOf(pvc)) > 0 {
 		// An earlier growth is not finished. The status is needed for that first.
@@ -118,8 +115,7 @@ func (c *Controllers) tooLarge(ctx context.Context, m *memo, pvc *corev1.Persist
 	return err
 }
 
-// change is what a claim's status is to say of its growth: everything but the sizes is
-// replaced.
+// change is the new state of growth in a claim's status. It replaces everything except the sizes.
 type change struct {
 	// allocated and capacity stay as they are if they are nil.
 	allocated, capacity *resource.Quantity
@@ -130,21 +126,20 @@ type change struct {
 	message   string
 }
 
-// growth are the conditions about growing. Others are left alone.
+// growth are the conditions about growing. Other conditions are not changed.
 var growth = []corev1.PersistentVolumeClaimConditionType{
 	corev1.PersistentVolumeClaimResizing, corev1.PersistentVolumeClaimFileSystemResizePending,
 	corev1.PersistentVolumeClaimControllerResizeError, corev1.PersistentVolumeClaimNodeResizeError,
 }
 
-// setStatus writes a change, and returns the claim then; nil if there was nothing to write
-// or it failed.
+// setStatus writes a change, and returns the claim after it; nil if there was nothing to write or the write failed.
 func (c *Controllers) setStatus(ctx context.Context, pvc *corev1.PersistentVolumeClaim, to change) (*corev1.PersistentVolumeClaim, error) {
 	status := pvc.Status.DeepCopy()
 	to.apply(status)
 	if equality.Semantic.DeepEqual(status, &pvc.Status) {
 		return nil, nil
 	}
-	// With the version that was read: the kubelet writes the same fields.
+	// The patch names the version that was read, because the kubelet writes the same fields.
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": pvc.UID, "resourceVersion": pvc.ResourceVersion},
 		"status": map[string]any{
@@ -167,7 +162,7 @@ func (c *Controllers) setStatus(ctx context.Context, pvc *corev1.PersistentVolum
 	return updated, nil
 }
 
-// orNull has a merge patch remove what is no longer in the map, too.
+// orNull has a merge patch also remove what is no longer in the map.
 func orNull(m map[corev1.ResourceName]corev1.ClaimResourceStatus) map[corev1.ResourceName]any {
 	out := map[corev1.ResourceName]any{corev1.ResourceStorage: nil}
 	for k, v := range m {
