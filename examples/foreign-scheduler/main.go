@@ -1,5 +1,5 @@
-// Command foreign-scheduler is another project's scheduler that also places Berth's volumes: kube-scheduler's command,
-// with a plugin of its own and with Options of Berth. Its profile is in config.yaml.
+// Command foreign-scheduler is a scheduler of another project that also places Berth's volumes. It is kube-scheduler's
+// command with a plugin of its own and with Options of Berth. Its profile is in config.yaml.
 package main
 
 import (

@@ -12,8 +12,8 @@ import (
 	"github.com/berthdev/berth/test/schedulers"
 )
 
-// TestArguments asserts what the plugins' arguments are that the scheduler reads from its configuration, and which are
-// refused before it starts.
+// TestArguments asserts the plugins' arguments that the scheduler reads from its configuration, and which of them keep
+// it from starting.
 func TestArguments(t *testing.T) {
 	registerArgs()
 	type claims struct {
@@ -83,8 +83,7 @@ func TestArguments(t *testing.T) {
 	}
 }
 
-// TestUnregisteredArguments asserts that a plugin does not start with arguments that no scheme knows, and which say
-// nothing to it.
+// TestUnregisteredArguments asserts that a plugin does not start with arguments of a type that no scheme knows.
 func TestUnregisteredArguments(t *testing.T) {
 	for name, make := range map[string]func() error{
 		diskcapacity.Name:  func() error { _, err := diskcapacity.New(t.Context(), &runtime.Unknown{}, nil); return err },

@@ -28,9 +28,9 @@ import (
 	"github.com/berthdev/berth/pkg/scheduler/patch"
 )
 
-// NewCommand is kube-scheduler's command with Berth's plugins and flags, and with more plugins. It is put together here
-// and not by app.NewSchedulerCommand because that one keeps the scheduler to itself, and with it what package patch
-// changes. What it does otherwise is the same, in the same order.
+// NewCommand returns kube-scheduler's command with Berth's plugins and flags, and with the plugins in more. It does not
+// use app.NewSchedulerCommand, because that keeps the scheduler to itself, which package patch changes. Otherwise it
+// does the same in the same order.
 func NewCommand(more ...app.Option) *cobra.Command {
 	o := options.NewOptionsWithComponentGlobalsRegistry(newComponents())
 	var f flags
@@ -60,7 +60,7 @@ and those of Berth.`,
 	return cmd
 }
 
-// flags are Berth's own.
+// flags are Berth's own flags.
 type flags struct {
 	Config
 	patch bool
@@ -78,7 +78,7 @@ func (f *flags) add(set *pflag.FlagSet) {
 func run(cmd *cobra.Command, o *options.Options, f flags, more []app.Option) error {
 	verflag.PrintAndExitIfRequested()
 	gates := o.ComponentGlobalsRegistry.FeatureGateFor(compatibility.DefaultKubeComponent)
-	// Logging first, so that the flags are shown in its final form.
+	// Logging is set up first, so that the flags are logged in the configured format.
 	if err := logsapi.ValidateAndApply(o.Logs, gates); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -116,7 +116,7 @@ func run(cmd *cobra.Command, o *options.Options, f flags, more []app.Option) err
 }
 
 // endWithout ends the process if the API server lacks what the scheduler watches. Its informers would wait for ever,
-// and the server of health is up meanwhile, so that the reason is in the log and the rollout does not go on.
+// while the health endpoints already respond. So the log has the reason, and a rollout stops.
 func endWithout(ctx context.Context, served discovery.ServerResourcesInterface, enabled func(featuregate.Feature) bool) {
 	pauses := time.NewTicker(serverPause)
 	defer pauses.Stop()
@@ -126,5 +126,5 @@ func endWithout(ctx context.Context, served discovery.ServerResourcesInterface, 
 	}
 }
 
-// serverPause is between questions to an API server that does not answer.
+// serverPause is the pause between requests to an API server that does not answer.
 const serverPause = time.Second

@@ -7,7 +7,7 @@ import (
 	"k8s.io/kubernetes/cmd/kube-scheduler/app"
 )
 
-// TestFlags: the command is kube-scheduler's, with our flags.
+// TestFlags asserts that the command has kube-scheduler's flags and ours.
 func TestFlags(t *testing.T) {
 	ours, theirs := NewCommand(), app.NewSchedulerCommand()
 	if ours.Name() != theirs.Name() {

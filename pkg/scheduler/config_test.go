@@ -17,7 +17,7 @@ import (
 
 const configs = "../../config/scheduler"
 
-// TestShippedConfiguration loads what is shipped and builds the profiles from it.
+// TestShippedConfiguration asserts that the profiles of the shipped configuration can be built.
 func TestShippedConfiguration(t *testing.T) {
 	tests := map[string][]string{
 		"kube-scheduler-config.yaml":        {"default-scheduler", "berth"},
@@ -64,12 +64,11 @@ const (
 	everywhere = "multiPoint: {enabled: [{name: DiskVolumeBinding}, {name: DiskCapacity}], disabled: [{name: VolumeBinding}]}"
 	atBind     = ", bind: {enabled: [{name: DiskVolumeBinding}, {name: DiskCapacity}]}"
 	postFilter = ", postFilter: {enabled: [{name: DiskCapacity}]}"
-	// complete is a profile as it should be.
+	// complete is a profile that lacks nothing.
 	complete = everywhere + atBind + postFilter
 )
 
-// TestPartlyEnabled: a profile that has the plugin at some points only is refused when the
-// scheduler starts, not found out when space was sold without a record.
+// TestPartlyEnabled asserts that a scheduler does not start with a profile that has the plugin at some points only.
 func TestPartlyEnabled(t *testing.T) {
 	tests := map[string]struct{ plugins, says string }{
 		"as it should be": {complete, ""},
@@ -99,7 +98,7 @@ func TestPartlyEnabled(t *testing.T) {
 	}
 }
 
-// TestPluginAlone asserts that a scheduler which registers one plugin by itself does not start, and what it is told.
+// TestPluginAlone asserts that a scheduler that registers one plugin by itself does not start, and what the error says.
 func TestPluginAlone(t *testing.T) {
 	for name, test := range map[string]struct {
 		plugins  string

@@ -26,7 +26,7 @@ type starter struct {
 	namespace func() string
 
 	mu sync.Mutex
-	// started are schedulers, by what their profiles share.
+	// started are the schedulers whose controllers were started, by the informer factory that their profiles share.
 	started map[informers.SharedInformerFactory]struct{}
 }
 
@@ -37,8 +37,8 @@ func newStarter(c Config, namespace func() string) *starter {
 	return &starter{config: c, namespace: namespace, started: map[informers.SharedInformerFactory]struct{}{}}
 }
 
-// newDiskCapacity is the plugin's factory. It makes the controllers as well, because they need informers, and the
-// scheduler starts those when its profiles have been made.
+// newDiskCapacity is the plugin's factory. It also makes the controllers, because they need informers, which the
+// scheduler starts when its profiles have been made.
 func (s *starter) newDiskCapacity(ctx context.Context, args runtime.Object, handle fwk.Handle) (fwk.Plugin, error) {
 	plugin, err := diskcapacity.New(ctx, args, handle)
 	if err != nil {
@@ -62,7 +62,7 @@ func (s *starter) start(ctx context.Context, handle fwk.Handle) error {
 	if err != nil {
 		return fmt.Errorf("making a client for Berth's objects: %w", err)
 	}
-	// A client of its own: events must not wait behind bindings.
+	// The events get a client of their own, so that they do not wait behind bindings.
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(handle.KubeConfig()), "berth-controllers"))
 	if err != nil {
 		return fmt.Errorf("making a client for the events of Berth's controllers: %w", err)

@@ -8,12 +8,12 @@ import (
 	baseversion "k8s.io/component-base/version"
 )
 
-// emulable is how many minor versions before its own kube-scheduler can emulate.
+// emulable is how many minor versions back kube-scheduler can emulate.
 const emulable = 3
 
-// newComponents returns the registry of --emulated-version and --feature-gates. kube-scheduler's own takes the
-// program's version for that of Kubernetes, and a release of Berth, such as v0.5.0, would not start: no feature gate
-// is known of Kubernetes 0.5.
+// newComponents returns the registry of --emulated-version and --feature-gates. kube-scheduler's own registry uses the
+// program's version as that of Kubernetes. A release of Berth such as v0.5.0 would not start with it, because no
+// feature gate exists in Kubernetes 0.5.
 func newComponents() compatibility.ComponentGlobalsRegistry {
 	built := version.MustParse(baseversion.DefaultKubeBinaryVersion)
 	oldest := built.SubtractMinor(emulable)

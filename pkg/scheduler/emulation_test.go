@@ -12,7 +12,7 @@ import (
 	baseversion "k8s.io/component-base/version"
 )
 
-// TestEmulation asserts that the flags know the version of Kubernetes, where kube-scheduler's own registry has Berth's.
+// TestEmulation asserts that the flags use the version of Kubernetes, while kube-scheduler's own registry uses Berth's.
 func TestEmulation(t *testing.T) {
 	stock := apiservercompatibility.DefaultComponentGlobalsRegistry.EffectiveVersionFor(compatibility.DefaultKubeComponent).(compatibility.MutableEffectiveVersion)
 	emulated := stock.EmulationVersion()
@@ -24,7 +24,7 @@ func TestEmulation(t *testing.T) {
 	}
 }
 
-// TestRelease asserts that a release of Berth starts: its version is not taken for that of Kubernetes.
+// TestRelease asserts that a release of Berth starts: its version is not used as that of Kubernetes.
 func TestRelease(t *testing.T) {
 	const release = "v0.5.0"
 	program := filepath.Join(t.TempDir(), "scheduler")

@@ -1,8 +1,14 @@
-// Package scheduler puts Berth's plugins into a kube-scheduler. A scheduler of its own main needs nothing but Options:
+// Package scheduler adds Berth's plugins and controllers to a kube-scheduler. It owns their registration and the start
+// of the controllers. It does not own their work, which is in the packages of the plugins, in provisioner and in
+// capacity.
+//
+// A scheduler with a main of its own needs only [Options] (options.go):
 //
 //	command := app.NewSchedulerCommand(append(scheduler.Options(scheduler.Config{}), app.WithPlugin(…))...)
 //
-// NewCommand is Berth's own command: kube-scheduler's with Berth's flags, and with the patches of package patch.
+// [NewCommand] (command.go) is Berth's own command: kube-scheduler's with Berth's flags, and with the changes of
+// package patch. requirements.go ends it if the API server lacks a resource that the scheduler watches. controllers.go
+// starts Berth's controllers. emulation.go sets the version of Kubernetes for --emulated-version.
 package scheduler
 
 import (
@@ -19,23 +25,23 @@ import (
 	"github.com/berthdev/berth/pkg/plugins/volumebinding"
 )
 
-// Config is for Berth's controllers. Arguments of the plugins stand in the scheduler's configuration.
+// Config is the configuration of Berth's controllers. The plugins' arguments are in the scheduler's configuration.
 type Config struct {
 	// PublishStorageCapacity keeps a CSIStorageCapacity for each StorageClass of Berth and each node. Without it, those
 	// that were published are deleted.
 	PublishStorageCapacity bool
-	// StorageCapacityNamespace is where they are; kube-system if empty.
+	// StorageCapacityNamespace is the namespace of these objects; kube-system if empty.
 	StorageCapacityNamespace string
 	// NodeGoneGrace is how long a Node must be gone before its NodeDiskCapacity is removed; capacity.GoneGrace if 0.
 	NodeGoneGrace time.Duration
 }
 
-// Options register both plugins and their arguments, and make Berth's controllers with the first profile that has the
-// plugin DiskCapacity. They must be made before the scheduler reads its configuration. A profile that does not have
-// both plugins as they need to be keeps the scheduler from starting.
+// Options registers both plugins and their arguments, and makes Berth's controllers with the first profile that has the
+// plugin DiskCapacity. It must be called before the scheduler reads its configuration. The scheduler does not start
+// with a profile that has one plugin without the other, or either at some of its points only.
 //
-// The controllers work from the moment when this process schedules its first pod in such a profile, so that a scheduler
-// that stands by does nothing.
+// The controllers begin to work when this process schedules its first pod in such a profile. A scheduler on standby
+// does nothing.
 func Options(c Config) []app.Option {
 	namespace := c.StorageCapacityNamespace
 	if namespace == "" {
@@ -44,7 +50,7 @@ func Options(c Config) []app.Option {
 	return optionsIn(c, func() string { return namespace })
 }
 
-// optionsIn are Options with a namespace that is not known before the configuration is read.
+// optionsIn is Options with a namespace that is not known before the configuration is read.
 func optionsIn(c Config, namespace func() string) []app.Option {
 	registerArgs()
 	return []app.Option{
@@ -53,7 +59,7 @@ func optionsIn(c Config, namespace func() string) []app.Option {
 	}
 }
 
-// registerArgs makes the plugins' arguments known. The configuration is read with one scheme, and the arguments of
+// registerArgs registers the plugins' arguments. The configuration is read with one scheme, and the arguments of
 // plugins are converted and defaulted with another.
 var registerArgs = sync.OnceFunc(func() {
 	for _, s := range []*runtime.Scheme{scheme.Scheme, configv1.GetPluginArgConversionScheme()} {

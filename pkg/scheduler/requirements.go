@@ -16,10 +16,11 @@ import (
 	"k8s.io/kubernetes/pkg/features"
 )
 
-// requirement is a resource that the scheduler watches. Its informers wait for it for ever, and no pod is scheduled.
+// requirement is a resource that the scheduler watches. Its informers wait for it for ever, and no pod is scheduled
+// until it is served.
 type requirement struct {
 	groupVersion, resource string
-	// servedBy are the versions of Kubernetes that serve it; empty if all do that the scheduler works with.
+	// servedBy are the versions of Kubernetes that serve it; empty if all supported ones do.
 	servedBy string
 }
 
@@ -30,8 +31,8 @@ func (r requirement) String() string {
 	return r.resource + " of " + r.groupVersion + " (Kubernetes " + r.servedBy + ")"
 }
 
-// requirements are all of them, as the feature gates are. Berth's own objects are none: without them other pods are
-// scheduled, and the plugin says what to install.
+// requirements returns all requirements under these feature gates. Berth's own objects are not among them: without them
+// other pods are scheduled, and the plugin logs what to install.
 func requirements(enabled func(featuregate.Feature) bool) []requirement {
 	needed := []requirement{
 		{groupVersion: "v1", resource: "nodes"},
@@ -53,8 +54,7 @@ func requirements(enabled func(featuregate.Feature) bool) []requirement {
 	return needed
 }
 
-// missing says which of the resources the API server does not serve. An error is returned when the server does not
-// tell.
+// missing returns the resources that the API server does not serve. It returns an error if they cannot be read.
 func missing(served discovery.ServerResourcesInterface, needed []requirement) ([]requirement, error) {
 	var out []requirement
 	lists := map[string]*metav1.APIResourceList{}
@@ -74,11 +74,11 @@ func missing(served discovery.ServerResourcesInterface, needed []requirement) ([
 	return out, nil
 }
 
-// errMissing is what the program ends with.
+// errMissing is the error with which the program ends.
 var errMissing = errors.New("the API server does not serve what this scheduler needs")
 
-// checkServer returns an error if the API server lacks something, and none if it has everything. As long as the server
-// does not tell, it is asked again after each pause, until the context ends.
+// checkServer returns an error if the API server lacks a resource, and nil if it serves all. If they cannot be read, it
+// tries again after each pause, until the context ends.
 func checkServer(ctx context.Context, served discovery.ServerResourcesInterface, needed []requirement, pauses <-chan time.Time) error {
 	for {
 		lacking, err := missing(served, needed)

@@ -18,7 +18,7 @@ import (
 type someServer struct {
 	discovery.ServerResourcesInterface
 	serves map[string][]string
-	// failures are so many answers that are none.
+	// failures is how many requests fail first.
 	failures int
 }
 
@@ -46,8 +46,8 @@ func everything() map[string][]string {
 	return all
 }
 
-// TestRequirements asserts that the scheduler ends with the names of what the API server lacks, and that it waits for a
-// server that does not answer yet.
+// TestRequirements asserts that the error names what the API server lacks, and that the check is repeated for a server
+// that does not answer yet.
 func TestRequirements(t *testing.T) {
 	on, off := func(featuregate.Feature) bool { return true }, func(featuregate.Feature) bool { return false }
 	without := func(groupVersion string, resources ...string) map[string][]string {

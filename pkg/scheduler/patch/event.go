@@ -19,16 +19,15 @@ const (
 	maxNote = 1024
 )
 
-// tellPlaces has the event about each pod that is bound say where its disk volumes are. An event
-// of our own would be one more write to the API server for each pod, which costs more than
-// finding the place.
+// tellPlaces appends the places of a pod's disk volumes to the event about each pod that is bound. A second event would
+// be one more write to the API server for each pod, which costs more than placing it.
 func (s seam) tellPlaces(shared *diskcapacity.Shared) {
 	for name, stock := range s.profiles {
 		s.profiles[name] = placesTeller{stock, shared.Places}
 	}
 }
 
-// placesTeller is a profile with another recorder of events.
+// placesTeller is a profile with another event recorder.
 type placesTeller struct {
 	framework.Framework
 	places func(pod *corev1.Pod, most int) string

@@ -10,9 +10,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// TestPlacesInEvent: what kube-scheduler says of a bound pod is followed by its places, if it has
-// any, and no other event is changed. That kube-scheduler does say it so is held by
-// TestSchedulerExplains in test/integration.
+// TestPlacesInEvent asserts that the places of a bound pod are appended to the event Scheduled, if it has any. No other
+// event is changed. TestSchedulerExplains in test/integration asserts that kube-scheduler sends that event.
 func TestPlacesInEvent(t *testing.T) {
 	disk := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "disk"}}
 	plain := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "plain"}}

@@ -1,11 +1,12 @@
 // Package patch changes kube-scheduler where the framework has no extension point. All of it is optional: without it
-// pods get the same places, and what it costs to leave it out is in docs/scheduling.md.
+// pods get the same places. docs/scheduling.md says what it costs to leave it out.
 //
-//   - queue.go: pods that wait are not asked about events that cannot help them.
+//   - queue.go: events that cannot help a waiting pod call no hint for it.
 //   - event.go: the event Scheduled names the places of the pod's volumes.
-//   - leading.go: Berth's controllers start when this process leads, and not with its first pod.
+//   - leading.go: Berth's controllers start when this process leads, instead of with its first pod.
 //
-// What is changed is in seam: the build breaks here, and in no other package, when kube-scheduler changes it.
+// Start reading at [Apply]. Everything that is changed is in seam. When kube-scheduler changes one of its fields, this
+// package does not compile, and no other one breaks.
 package patch
 
 import (
@@ -21,26 +22,26 @@ import (
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 )
 
-// seam is what is changed of a scheduler that was built and does not run yet.
+// seam has the fields that are changed of a scheduler that was built and does not run yet.
 type seam struct {
-	// queue is replaced by one that passes on each call, and says beforehand which pods an event concerns.
+	// queue is replaced by a queue that passes on each call, and first decides which pods an event can concern.
 	queue *queue.SchedulingQueue
-	// nextPod is replaced by one that tells when it is called first.
+	// nextPod is replaced by a function that calls back when it is called the first time.
 	nextPod *func(klog.Logger) (*framework.QueuedPodInfo, error)
-	// profiles are replaced one by one, for another recorder of events.
+	// profiles are replaced one by one, to change their event recorder.
 	profiles profile.Map
 }
 
 func seamOf(s *scheduler.Scheduler) seam { return seam{&s.SchedulingQueue, &s.NextPod, s.Profiles} }
 
-// What takes the place of kube-scheduler's own, and what it asks our plugin.
+// The types that replace kube-scheduler's own, and the plugin that filters events.
 var (
 	_ queue.SchedulingQueue = (*filteredQueue)(nil)
 	_ framework.Framework   = placesTeller{}
 	_ eventFilter           = (*diskcapacity.Plugin)(nil)
 )
 
-// eventFilter is a plugin that knows of an event that it helps none of the pods that it has rejected.
+// eventFilter is a plugin that reports whether an event helps none of the pods that it has rejected.
 type eventFilter interface {
 	fwk.EnqueueExtensions
 	Irrelevant(logger klog.Logger, old, obj any) bool

@@ -14,8 +14,8 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler/framework"
 )
 
-// filterEvents has the scheduler's queue ask fewer pods about each event. It must be called
-// before the informers start.
+// filterEvents replaces the scheduler's queue by one that checks fewer pods for each event. It must be called before
+// the informers start.
 func (s seam) filterEvents(ctx context.Context) error {
 	q := &filteredQueue{
 		SchedulingQueue: *s.queue, profiles: map[string]*subscriptions{},
@@ -32,33 +32,30 @@ func (s seam) filterEvents(ctx context.Context) error {
 	return nil
 }
 
-// filteredQueue is kube-scheduler's queue, but of the pods that wait it only asks those that
-// an event can concern.
+// filteredQueue is kube-scheduler's queue. For an event it checks only those waiting pods that the event can concern.
 //
-// About each event, such as each pod that is bound, kube-scheduler asks every pod that it has
-// found unschedulable, with the queue locked. For nearly all of them the answer is that none
-// of the plugins that rejected the pod has registered such an event, but to find that out
-// takes microseconds a pod: a new set, and a walk over all events that are registered. With
-// 10,000 pods waiting, each pod that is bound stops all others for tens of milliseconds.
-// Here the same is found out beforehand, from a word of bits. A pod that is left out would
-// have been asked no hint, or in vain, so each is woken when it would be without this.
+// For each event, such as each pod that is bound, kube-scheduler checks every pod that it has found unschedulable, with
+// the queue locked. For nearly all of them no plugin that rejected the pod has registered such an event. To find that
+// out takes microseconds a pod: a new set, and a loop over all registered events. With 10,000 pods waiting, each pod
+// that is bound stops all others for tens of milliseconds. Here the same is found out beforehand, from a word of bits.
+// For a pod that is left out, kube-scheduler would have called no hint, or in vain. So each pod is woken exactly when
+// it would be without this.
 type filteredQueue struct {
 	queue.SchedulingQueue
 	// profiles by name.
 	profiles map[string]*subscriptions
 
-	// mu comes before the locks of the queue.
+	// mu is locked before the locks of the queue.
 	mu sync.Mutex
-	// known are the pods that were rejected, until they are bound or gone, as the queue has
-	// them.
+	// known are the rejected pods, until they are bound or gone, as the queue has them.
 	known map[types.UID]*corev1.Pod
-	// rejected is why. By the object, because it is looked up for each pod that waits, and
-	// only to read the UID takes longer than this.
+	// rejected has their rejections. They are kept by the object, because they are looked up for each pod that waits.
+	// Reading the UID alone takes longer than this lookup.
 	rejected map[*corev1.Pod]rejection
 }
 
-// rejection is the last one of a pod. Whatever waits in the queue was rejected, or is gated:
-// held back by a plugin before it is tried, perhaps again.
+// rejection is the last rejection of a pod. Every pod that waits in the queue was rejected or is gated: a plugin holds
+// it back before it is tried, perhaps again.
 type rejection struct {
 	// info is the queue's, and is read under its lock.
 	info    *framework.QueuedPodInfo
@@ -69,19 +66,19 @@ type rejection struct {
 // subscriptions are the events that the plugins of a profile have registered.
 type subscriptions struct {
 	plugins []subscriber
-	// concerned are the plugins that may have something to say about the present event.
+	// concerned are the plugins that the present event can concern.
 	concerned plugins64
-	// gates is true if one of them may hold pods back.
+	// gates is true if one of them may gate pods.
 	gates bool
 }
 
 type subscriber struct {
 	name   string
 	events []fwk.ClusterEvent
-	// gate is true if it may hold pods back.
+	// gate is true if the plugin may gate pods.
 	gate bool
-	// irrelevant reports that an event helps none of the pods that the plugin has rejected; nil if
-	// the plugin cannot tell.
+	// irrelevant reports that an event helps none of the pods that the plugin has rejected; nil if the plugin does not
+	// report that.
 	irrelevant func(logger klog.Logger, old, obj any) bool
 }
 
@@ -90,7 +87,7 @@ type plugins64 uint64
 
 func plugin64(i int) plugins64 { return 1 << min(i, 63) }
 
-// subscriptionsOf reads them as kube-scheduler does.
+// subscriptionsOf reads the registered events as kube-scheduler does.
 func subscriptionsOf(ctx context.Context, profile framework.Framework) (*subscriptions, error) {
 	gates := sets.New[string]()
 	for _, p := range profile.PreEnqueuePlugins() {
@@ -118,8 +115,7 @@ func subscriptionsOf(ctx context.Context, profile framework.Framework) (*subscri
 	return s, nil
 }
 
-// rejectors are the plugins that have rejected the pod. One that has registered nothing has
-// nothing to say about any event.
+// rejectors returns the plugins that have rejected the pod. One that has registered no event is concerned by none.
 func (s *subscriptions) rejectors(info *framework.QueuedPodInfo) (by plugins64) {
 	for i := range s.plugins {
 		if name := s.plugins[i].name; info.UnschedulablePlugins.Has(name) || info.PendingPlugins.Has(name) {
@@ -129,7 +125,7 @@ func (s *subscriptions) rejectors(info *framework.QueuedPodInfo) (by plugins64) 
 	return by
 }
 
-// prepare is for the questions about an event.
+// prepare finds the plugins that the event concerns.
 func (s *subscriptions) prepare(logger klog.Logger, event fwk.ClusterEvent, old, obj any) {
 	s.concerned, s.gates = 0, false
 	for i := range s.plugins {
@@ -144,9 +140,9 @@ func (s *subscriptions) prepare(logger klog.Logger, event fwk.ClusterEvent, old,
 	}
 }
 
-// AddUnschedulableIfNotPresent notes who has rejected the pod.
+// AddUnschedulableIfNotPresent records which plugins have rejected the pod.
 func (s *filteredQueue) AddUnschedulableIfNotPresent(logger klog.Logger, info *framework.QueuedPodInfo, cycle int64) error {
-	// Before the queue has it, and others change it.
+	// This comes before the queue has the pod, and other goroutines change it.
 	s.note(info)
 	return s.SchedulingQueue.AddUnschedulableIfNotPresent(logger, info, cycle)
 }
@@ -157,7 +153,7 @@ func (s *filteredQueue) note(info *framework.QueuedPodInfo) {
 	s.forget(info.Pod.UID)
 	profile := s.profiles[info.Pod.Spec.SchedulerName]
 	if profile == nil || len(info.UnschedulablePlugins)+len(info.PendingPlugins) == 0 {
-		// The queue tries it again of itself.
+		// The queue tries the pod again without an event.
 		return
 	}
 	s.known[info.Pod.UID] = info.Pod
@@ -189,15 +185,14 @@ func (s *filteredQueue) Delete(pod *corev1.Pod) {
 	s.SchedulingQueue.Delete(pod)
 }
 
-// MoveAllToActiveOrBackoffQueue asks the pods that wait whether the event helps them.
+// MoveAllToActiveOrBackoffQueue calls the hints of the waiting pods that the event can concern.
 func (s *filteredQueue) MoveAllToActiveOrBackoffQueue(logger klog.Logger, event fwk.ClusterEvent, old, obj any, preCheck queue.PreEnqueueCheck) {
 	if framework.ClusterEventIsWildCard(event) {
 		s.SchedulingQueue.MoveAllToActiveOrBackoffQueue(logger, event, old, obj, preCheck)
 		return
 	}
-	// Until all are asked no pod begins to wait that was tried before the event and that a
-	// plugin did not count among its rejected. Such a pod is in flight, and the queue asks it
-	// when it comes back.
+	// Until all hints are called no pod begins to wait that was tried before the event and that Irrelevant did not
+	// count. Such a pod is in flight, and the queue calls its hints when it comes back.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, profile := range s.profiles {
@@ -208,7 +203,7 @@ func (s *filteredQueue) MoveAllToActiveOrBackoffQueue(logger klog.Logger, event 
 	})
 }
 
-// mayHelp is called with both locks held, ours and the queue's.
+// mayHelp is called with both locks held, this one and the queue's.
 func (s *filteredQueue) mayHelp(pod *corev1.Pod) bool {
 	r, known := s.rejected[pod]
 	if !known {
@@ -217,6 +212,6 @@ func (s *filteredQueue) mayHelp(pod *corev1.Pod) bool {
 	if r.by&r.profile.concerned != 0 {
 		return true
 	}
-	// What it is gated by has not rejected it.
+	// The plugin that gates the pod has not rejected it.
 	return r.profile.gates && r.info.Gated()
 }

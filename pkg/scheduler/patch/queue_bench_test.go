@@ -11,8 +11,8 @@ import (
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 )
 
-// BenchmarkEvents is what one event costs the queue, which is locked meanwhile, with 10,000 pods that wait for disk
-// space: with the patch and without. docs/scheduling.md quotes it.
+// BenchmarkEvents is the cost of one event for the queue, which is locked meanwhile, with 10,000 pods that wait for
+// disk space: with the patch and without. docs/scheduling.md quotes it.
 func BenchmarkEvents(b *testing.B) {
 	const waiting = 10_000
 	plain, disk := boundPods()

@@ -28,7 +28,7 @@ import (
 	"github.com/berthdev/berth/test/schedulers"
 )
 
-// counting is a queue that counts the pods that it looks at closely.
+// counting is a queue that counts the pods for which hints are called.
 type counting struct {
 	queue.SchedulingQueue
 	asked int
@@ -45,7 +45,7 @@ func (c *counting) MoveAllToActiveOrBackoffQueue(logger klog.Logger, event fwk.C
 	})
 }
 
-// queued is a scheduler as it is shipped, with pods in its queue.
+// queued is a scheduler with the shipped configuration, and with pods in its queue.
 type queued struct {
 	*scheduler.Scheduler
 	t       testing.TB
@@ -82,7 +82,7 @@ func (q *queued) filtered() *queued {
 	return q
 }
 
-// reject has the pod tried, and rejected by these plugins.
+// reject runs a cycle of the pod in which these plugins reject it.
 func (q *queued) reject(pod *corev1.Pod, plugins ...string) {
 	q.t.Helper()
 	if _, known := q.SchedulingQueue.GetPod(pod.Name, pod.Namespace); !known {
@@ -99,7 +99,7 @@ func (q *queued) reject(pod *corev1.Pod, plugins ...string) {
 	}
 }
 
-// waiting are the names of the pods that are not to be tried.
+// waiting are the names of the pods that are unschedulable.
 func (q *queued) waiting() []string {
 	names := sets.New[string]()
 	for _, pod := range q.SchedulingQueue.UnschedulablePods() {
@@ -115,7 +115,7 @@ func waitingPod(profile, name string) *corev1.Pod {
 	}
 }
 
-// allEvents are those that kube-scheduler has, and some that it has not.
+// allEvents are kube-scheduler's events, and some that it does not have.
 func allEvents() []fwk.ClusterEvent {
 	all := []fwk.ClusterEvent{
 		framework.EventAssignedPodAdd, framework.EventAssignedPodUpdate, framework.EventAssignedPodDelete,
@@ -129,9 +129,8 @@ func allEvents() []fwk.ClusterEvent {
 	return all
 }
 
-// TestFilteredQueue: with and without the filter, each event has the same pods tried. What comes with
-// the events is no object, so that every hint that is asked fails, and each pod of which a
-// plugin is asked is tried.
+// TestFilteredQueue asserts that each event wakes the same pods with and without the filter. The events have no object,
+// so every hint that is called fails, and its pod is tried.
 func TestFilteredQueue(t *testing.T) {
 	filtered, stock := newQueued(t).filtered(), newQueued(t)
 	type rejected struct {
@@ -184,8 +183,7 @@ func boundPods() (plain, disk *corev1.Pod) {
 	return plain, disk
 }
 
-// TestWaitingAreNotAsked: the pods that come and go, and have nothing to do with disks, cost
-// nothing for each of those that wait for one.
+// TestWaitingAreNotAsked asserts that events of pods without disk volumes call no hint of the pods that wait for space.
 func TestWaitingAreNotAsked(t *testing.T) {
 	const count = 100
 	plain, disk := boundPods()
@@ -216,8 +214,7 @@ func TestWaitingAreNotAsked(t *testing.T) {
 	}
 }
 
-// TestGatedAreAsked: of a pod that a plugin holds back since it was rejected, the events of that
-// plugin count.
+// TestGatedAreAsked asserts that a pod that a plugin gates since it was rejected gets the events of that plugin.
 func TestGatedAreAsked(t *testing.T) {
 	q := newQueued(t).filtered()
 	pod := waitingPod("berth", "gated")
@@ -230,8 +227,8 @@ func TestGatedAreAsked(t *testing.T) {
 	}
 }
 
-// TestFilteredQueueRemembers: a rejected pod is known by what the queue has of it, until it is bound
-// or gone.
+// TestFilteredQueueRemembers asserts that the rejection of a pod is kept for the queue's present object of it, until it
+// is bound or gone.
 func TestFilteredQueueRemembers(t *testing.T) {
 	q := newQueued(t).filtered()
 	pod := waitingPod("berth", "changes")
