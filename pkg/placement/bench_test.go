@@ -31,7 +31,8 @@ func benchPlan(b *testing.B, node *Node, requests []Request, fits bool) {
 	}
 }
 
-// BenchmarkPlanOne measures the target of docs/performance.md for one volume on 12 disks: 300 ns and no allocation.
+// BenchmarkPlanOne measures the target of docs/understand/performance.md for one volume on 12 disks: 300 ns and no
+// allocation.
 func BenchmarkPlanOne(b *testing.B) {
 	b.Run("extents=1", func(b *testing.B) { benchPlan(b, benchNode(1), want(20*gi), true) })
 	b.Run("extents=8", func(b *testing.B) { benchPlan(b, benchNode(8), want(20*gi), true) })

@@ -10,7 +10,7 @@ import (
 )
 
 // TestSchedulerCountsRefusals: what the API server refuses, and what a node does, shows in the
-// metrics that docs/scheduling.md advises to watch.
+// metrics that docs/monitor.md advises to watch.
 func TestSchedulerCountsRefusals(t *testing.T) {
 	s := startSchedulers(t)
 	t.Cleanup(func() { s.clear(t) })

@@ -1,5 +1,5 @@
-// Command scale measures the scheduler on large clusters, beside the stock one: `make bench-scale`. docs/performance.md
-// has its output.
+// Command scale measures the scheduler on large clusters, beside the stock one: `make bench-scale`.
+// docs/understand/performance.md has its output.
 //
 // The control plane is real: etcd, kube-apiserver, kube-controller-manager for claims, and one scheduler at a time, in
 // its own process. Nodes are objects, and this process simulates all their agents (package fleet). The workloads

@@ -8,8 +8,8 @@
 // is never changed, and none of its bytes is ever free. The table is on the disk in two copies.
 //
 // A change is acknowledged when its call reports it as done: it survives any crash. A disk that is out of service is
-// neither read nor written before it is opened again. docs/on-disk-format.md describes the terms, format, phases,
-// crashes and failures.
+// neither read nor written before it is opened again. docs/understand/on-disk-format.md describes the terms, format,
+// phases, crashes and failures.
 //
 // # Promises
 //

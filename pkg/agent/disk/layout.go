@@ -7,7 +7,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// Numbers of the format. docs/on-disk-format.md explains them.
+// Numbers of the format. docs/understand/on-disk-format.md explains them.
 const (
 	// Alignment of volumes on the disk, in bytes.
 	Alignment int64 = 1 << 20

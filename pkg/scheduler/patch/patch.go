@@ -1,5 +1,5 @@
 // Package patch changes kube-scheduler where the framework has no extension point. All of it is optional: without it
-// pods get the same places. docs/scheduling.md says what it costs to leave it out.
+// pods get the same places. docs/understand/scheduling.md says what it costs to leave it out.
 //
 //   - queue.go: events that cannot help a waiting pod call no hint for it.
 //   - event.go: the event Scheduled names the places of the pod's volumes.

@@ -12,7 +12,7 @@ import (
 )
 
 // BenchmarkEvents is the cost of one event for the queue, which is locked meanwhile, with 10,000 pods that wait for
-// disk space: with the patch and without. docs/scheduling.md quotes it.
+// disk space: with the patch and without. docs/understand/scheduling.md quotes it.
 func BenchmarkEvents(b *testing.B) {
 	const waiting = 10_000
 	plain, disk := boundPods()
