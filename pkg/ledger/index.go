@@ -226,7 +226,9 @@ func (l *Ledger) nearest(leading *placement.Request, after *offer) (nodes []*nod
 			nodes = append(nodes, o.node)
 		}
 		if visits++; visits == maxVisits || after == nil && len(nodes) == firstNodes {
-			return nodes, &o
+			// Of o itself, each step would allocate one.
+			last := o
+			return nodes, &last
 		}
 	}
 	return nodes, nil
