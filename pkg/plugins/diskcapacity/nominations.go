@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -35,6 +36,8 @@ type nominees struct {
 	// nodes are the nodes of the pods, by UID. counts are the numbers of pods, by node.
 	nodes  map[types.UID]string
 	counts map[string]int
+	// any is true if there is one. Mostly there is none, and no lock is needed to see that.
+	any atomic.Bool
 }
 
 func newNominees() *nominees {
@@ -59,10 +62,14 @@ func (n *nominees) set(uid types.UID, node string) {
 		n.nodes[uid] = node
 		n.counts[node]++
 	}
+	n.any.Store(len(n.nodes) > 0)
 }
 
 // on reports whether a pod is nominated for the node.
 func (n *nominees) on(node string) bool {
+	if !n.any.Load() {
+		return false
+	}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	return n.counts[node] > 0
