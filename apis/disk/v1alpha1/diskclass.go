@@ -92,7 +92,7 @@ type DiskClassSpec struct {
 	FSFeatures FSFeatures `json:"fsFeatures,omitempty"`
 
 	// MkfsOptions are further options of mkfs, each as one string such as "-i 65536".
-	// docs/operations.md lists those that are allowed.
+	// docs/operate/file-systems.md lists those that are allowed.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=16
@@ -101,8 +101,8 @@ type DiskClassSpec struct {
 	MkfsOptions []string `json:"mkfsOptions,omitempty"`
 
 	// MountOptions are options with which inline volumes of the class are mounted, such as noatime or discard. Claims
-	// have the mount options of their StorageClass as well, which come after these. docs/operations.md lists those that
-	// are allowed.
+	// have the mount options of their StorageClass as well, which come after these. docs/operate/file-systems.md lists
+	// those that are allowed.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=16

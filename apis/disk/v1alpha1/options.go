@@ -38,7 +38,7 @@ func ValidateMkfsOptions(fsType string, options []string) error {
 	seen := map[string]string{}
 	for _, o := range options {
 		if !pattern.MatchString(o) {
-			return fmt.Errorf("mkfsOptions: %.64q is not an option that volumes with %s can be made with: docs/operations.md lists them", o, fsType)
+			return fmt.Errorf("mkfsOptions: %.64q is not an option that volumes with %s can be made with: docs/operate/file-systems.md lists them", o, fsType)
 		}
 		key, _, _ := strings.Cut(o, "=")
 		if !strings.Contains(o, "=") && !strings.HasPrefix(o, "-O") {
@@ -58,7 +58,7 @@ func ValidateMountOptions(options []string) error {
 	seen := map[string]string{}
 	for _, o := range options {
 		if !anyMount.MatchString(o) && !mountPatterns[FSTypeExt4].MatchString(o) && !mountPatterns[FSTypeXFS].MatchString(o) {
-			return fmt.Errorf("mountOptions: %.64q is not an option that volumes can be mounted with: docs/operations.md lists them", o)
+			return fmt.Errorf("mountOptions: %.64q is not an option that volumes can be mounted with: docs/operate/file-systems.md lists them", o)
 		}
 		key, _, _ := strings.Cut(o, "=")
 		key = strings.TrimPrefix(key, "no")

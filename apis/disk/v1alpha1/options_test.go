@@ -32,7 +32,7 @@ func TestMkfsOptions(t *testing.T) {
 		"-O none", "-b 4096\n", "-F", "-c", "-d /", "-S", "-E stride=1,offset=0", "-d size=1m", "-d file", "-l logdev=/dev/sda", "-m uuid=x", "-p /etc/passwd", "-r rtdev=/x",
 	} {
 		for _, fsType := range []string{FSTypeExt4, FSTypeXFS} {
-			if err := ValidateMkfsOptions(fsType, []string{o}); err == nil || !strings.Contains(err.Error(), "docs/operations.md") {
+			if err := ValidateMkfsOptions(fsType, []string{o}); err == nil || !strings.Contains(err.Error(), "docs/operate/file-systems.md") {
 				t.Errorf("%q for %s: %v", o, fsType, err)
 			}
 		}
@@ -58,7 +58,7 @@ func TestMountOptions(t *testing.T) {
 		"", "ro", "rw", "bind", "remount", "loop", "nobarrier", "barrier=0", "norecovery", "noload", "errors=panic", "nouuid", "journal_dev=8", "sb=1", "noatime,ro",
 		"logdev=/dev/sda", "context=x", "shared", "uid=0", "x-systemd.automount", "noatime ", "suid",
 	} {
-		if err := ValidateMountOptions([]string{o}); err == nil || !strings.Contains(err.Error(), "docs/operations.md") {
+		if err := ValidateMountOptions([]string{o}); err == nil || !strings.Contains(err.Error(), "docs/operate/file-systems.md") {
 			t.Errorf("%q: %v", o, err)
 		}
 		if got := MountOptionsFor(FSTypeExt4, []string{o}); got != nil {
