@@ -50,6 +50,8 @@ func TestServiceTells(t *testing.T) {
 	}
 }
 
+// TestWipingOfClass asserts the wipe settings of each class. An unknown policy means Zero, and a missing class has no
+// settings.
 func TestWipingOfClass(t *testing.T) {
 	store := cache.NewSharedIndexInformer(nil, &diskv1alpha1.DiskClass{}, 0, cache.Indexers{})
 	a := &agent{classes: store}

@@ -7,6 +7,8 @@ import (
 	"github.com/google/uuid"
 )
 
+// TestVolumeIDs asserts that a claim's volume ID is kept as it is, and that any volume's ID can be read back from its
+// partition.
 func TestVolumeIDs(t *testing.T) {
 	claim := uuid.NewString()
 	id := ClaimVolumeID("11111111-2222-4333-8444-555555555555")
@@ -40,6 +42,7 @@ func TestVolumeIDs(t *testing.T) {
 	}
 }
 
+// TestNodeLabel asserts that a short node name is its label, and that a long one becomes a label of valid length.
 func TestNodeLabel(t *testing.T) {
 	if got := NodeLabel("node-1.example.org"); got != "node-1.example.org" {
 		t.Errorf("a short name became %s", got)
@@ -50,6 +53,7 @@ func TestNodeLabel(t *testing.T) {
 	}
 }
 
+// TestParseParameters asserts which StorageClass parameters are accepted, and what the error about the others says.
 func TestParseParameters(t *testing.T) {
 	const class = AttributeClass
 	tests := map[string]struct {
@@ -93,6 +97,7 @@ func TestParseParameters(t *testing.T) {
 	}
 }
 
+// TestPlace asserts that a place survives being written as attributes, and that impossible attributes are refused.
 func TestPlace(t *testing.T) {
 	place := Place{Disk: uuid.NewString(), Extent: Extent{Start: 3 << 20, Length: 5 << 30}}
 	if back, err := ParsePlace(place.Attributes()); err != nil || back != place {

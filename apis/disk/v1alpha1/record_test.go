@@ -23,6 +23,7 @@ func TestEncodeRecordFormat(t *testing.T) {
 	}
 }
 
+// TestRecordRoundTrip asserts that a record reads back as it was written.
 func TestRecordRoundTrip(t *testing.T) {
 	volumes := []RecordVolume{recordVolume("data", 1, 1), recordVolume("log", 2, 1<<30)}
 	value, err := EncodeRecord(volumes)
@@ -41,6 +42,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	}
 }
 
+// TestEncodeRecordRefuses asserts that an invalid record is not written.
 func TestEncodeRecordRefuses(t *testing.T) {
 	for name, volumes := range map[string][]RecordVolume{
 		"no name":      {recordVolume("", 1, 1)},
@@ -54,6 +56,8 @@ func TestEncodeRecordRefuses(t *testing.T) {
 	}
 }
 
+// TestDecodeRecordRefuses asserts that any value but a valid record is an error that names the annotation, and yields
+// no part of a record.
 func TestDecodeRecordRefuses(t *testing.T) {
 	volume := func(disk, start, length string) string {
 		return fmt.Sprintf(`{"v":1,"volumes":[{"name":"a","disk":%q,"start":%s,"length":%s}]}`, disk, start, length)
@@ -99,6 +103,7 @@ func TestDecodeRecordRefuses(t *testing.T) {
 	}
 }
 
+// TestDecodeRecordTooManyVolumes asserts that a record has at most MaxVolumes volumes.
 func TestDecodeRecordTooManyVolumes(t *testing.T) {
 	r := Record{Version: recordVersion}
 	for i := range MaxVolumes + 1 {
@@ -113,6 +118,7 @@ func TestDecodeRecordTooManyVolumes(t *testing.T) {
 	}
 }
 
+// FuzzDecodeRecord asserts that an accepted record is valid, and encodes and decodes to itself.
 func FuzzDecodeRecord(f *testing.F) {
 	good, err := EncodeRecord([]RecordVolume{recordVolume("data", 2, 10), recordVolume("log", 12, 1)})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
+// TestParseAttributes asserts how sizes are rounded and limited, and what the error about other attributes says.
 func TestParseAttributes(t *testing.T) {
 	const mi, gi = 1 << 20, 1 << 30
 	with := func(pairs ...string) map[string]string {
@@ -82,6 +83,7 @@ func TestParseAttributes(t *testing.T) {
 	}
 }
 
+// FuzzParseAttributes asserts that an accepted size is a positive multiple of Alignment.
 func FuzzParseAttributes(f *testing.F) {
 	for _, seed := range []string{"10Gi", "1e30", "-1", "1.5Gi", "100m", "9223372036854775808", "1E", "0x10", "1e-30"} {
 		f.Add(seed)
@@ -94,6 +96,7 @@ func FuzzParseAttributes(f *testing.F) {
 	})
 }
 
+// TestValidateFSType asserts which file systems volumes can have.
 func TestValidateFSType(t *testing.T) {
 	for fsType, ok := range map[string]bool{"": true, "ext4": true, "xfs": true, "btrfs": false, "EXT4": false, "ext4 ": false, "-t": false} {
 		if err := ValidateFSType(fsType); (err == nil) != ok {
@@ -109,6 +112,8 @@ func kubeletVolumeHandle(podUID, volSourceSpecName string) string {
 	return fmt.Sprintf("csi-%x", result)
 }
 
+// TestInlineVolumeID asserts that the volume ID is the one that the kubelet passes, and differs for each volume of a
+// pod.
 func TestInlineVolumeID(t *testing.T) {
 	const uid, name = "4a2fd8e2-8c1b-4b0d-9f0e-0d5f3c5a9b11", "data"
 	got := InlineVolumeID(types.UID(uid), name)

@@ -81,6 +81,7 @@ func TestReadOnlyOnTheHost(t *testing.T) {
 	}
 }
 
+// TestAttributes asserts which mount options become attributes of a bind mount. The last access time option counts.
 func TestAttributes(t *testing.T) {
 	for options, want := range map[string]unix.MountAttr{
 		"":                           {},

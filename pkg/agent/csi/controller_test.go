@@ -96,6 +96,8 @@ func creation() *csispec.CreateVolumeRequest {
 	}
 }
 
+// TestCreateArguments asserts that impossible CreateVolume calls are refused with the field's name, and that nothing is
+// created for them.
 func TestCreateArguments(t *testing.T) {
 	type request = csispec.CreateVolumeRequest
 	for name, tc := range map[string]struct {
@@ -143,6 +145,8 @@ func TestCreateArguments(t *testing.T) {
 	}
 }
 
+// TestCreate asserts what a CreateVolume call requests of package volumes, and that package claim can read the
+// resulting PersistentVolume.
 func TestCreate(t *testing.T) {
 	a := &answers{}
 	c := NewController("n", a, a)
@@ -206,6 +210,8 @@ func TestCreate(t *testing.T) {
 	}
 }
 
+// TestListPages asserts that the pages of a list contain each volume once, in order, and that invalid tokens are
+// refused.
 func TestListPages(t *testing.T) {
 	a := &answers{}
 	c := NewController("n", a, a)
@@ -241,6 +247,7 @@ func TestListPages(t *testing.T) {
 	}
 }
 
+// TestGetCapacity asserts that capacity is reported by class and node, and that unknown parameters are refused.
 func TestGetCapacity(t *testing.T) {
 	a := &answers{}
 	c := NewController("n", a, a)
@@ -271,6 +278,8 @@ func TestGetCapacity(t *testing.T) {
 	}
 }
 
+// TestControllerExpand asserts that volumes grow to multiples of the alignment and never shrink, and which calls are
+// refused.
 func TestControllerExpand(t *testing.T) {
 	type request = csispec.ControllerExpandVolumeRequest
 	a := &answers{volume: volumes.Volume{ID: claimID, Size: 10 << 30}}
@@ -302,6 +311,7 @@ func TestControllerExpand(t *testing.T) {
 	}
 }
 
+// TestDelete asserts that a volume is deleted, and that an ID that is not ours counts as deleted.
 func TestDelete(t *testing.T) {
 	a := &answers{}
 	c := NewController("n", a, a)
@@ -315,6 +325,8 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+// TestValidateCapabilities asserts which capabilities a volume confirms, and that a disk out of service makes its
+// condition abnormal.
 func TestValidateCapabilities(t *testing.T) {
 	a := &answers{volume: volumes.Volume{ID: claimID}}
 	c := NewController("n", a, a)

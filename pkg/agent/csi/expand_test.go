@@ -71,6 +71,7 @@ func mayGrowMounted(t *testing.T) bool {
 	return false
 }
 
+// TestExpandXFS asserts that a mounted xfs grows, also when the kubelet passes a read-only mount, and keeps its data.
 func TestExpandXFS(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeXFS, 304*mib)
 	v.must("stage", v.stage(), codes.OK)
@@ -89,6 +90,8 @@ func TestExpandXFS(t *testing.T) {
 	v.read(v.target)
 }
 
+// TestExpandExt4 asserts that ext4 grows while it is mounted if the kernel allows that. Otherwise it asserts that the
+// call says when it grows, and that it grows at the next mount.
 func TestExpandExt4(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
 	v.must("stage", v.stage(), codes.OK)
@@ -191,6 +194,8 @@ func TestDamagedDoesNotGrow(t *testing.T) {
 	}
 }
 
+// TestExpandArguments asserts that calls with a missing argument, or with a path where the volume is not mounted, are
+// refused.
 func TestExpandArguments(t *testing.T) {
 	type request = csispec.NodeExpandVolumeRequest
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
@@ -238,6 +243,8 @@ func shutDown(t *testing.T, path string) {
 	}
 }
 
+// TestCondition asserts that the volume condition is abnormal when the disk, the partition or the file system fails. It
+// is normal again after the volume was unmounted and mounted.
 func TestCondition(t *testing.T) {
 	abnormal := func(v *volume, says string) {
 		v.t.Helper()

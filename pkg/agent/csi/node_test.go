@@ -119,6 +119,8 @@ func valid(n *Node) *csispec.NodePublishVolumeRequest {
 	}
 }
 
+// TestPublishArguments asserts that impossible NodePublishVolume calls are refused with the field's name, and that no
+// volume is made for them.
 func TestPublishArguments(t *testing.T) {
 	type request = csispec.NodePublishVolumeRequest
 	for name, tc := range map[string]struct {
@@ -174,6 +176,7 @@ func TestPublishArguments(t *testing.T) {
 	}
 }
 
+// TestPublishErrors asserts the status code of each error, and that the status keeps the message.
 func TestPublishErrors(t *testing.T) {
 	for err, want := range map[error]codes.Code{
 		fmt.Errorf("%w: x", volumes.ErrInvalid):                 codes.InvalidArgument,
@@ -199,6 +202,8 @@ func TestPublishErrors(t *testing.T) {
 	}
 }
 
+// TestOneCallAtATime asserts that a second call for a volume waits, and is refused when it has waited for too long or
+// its caller has given up.
 func TestOneCallAtATime(t *testing.T) {
 	n := newNode(t, &answers{})
 	release, err := n.claim(t.Context(), "csi-1")
@@ -230,6 +235,7 @@ func TestOneCallAtATime(t *testing.T) {
 	}
 }
 
+// TestUnpublish asserts that unpublishing removes an empty mount point, can be repeated, and keeps a folder with data.
 func TestUnpublish(t *testing.T) {
 	a := &answers{}
 	n := newNode(t, a)
@@ -260,6 +266,8 @@ func TestUnpublish(t *testing.T) {
 	}
 }
 
+// TestStatsArguments asserts that a stats call is refused without its arguments, or for a path where nothing is
+// mounted.
 func TestStatsArguments(t *testing.T) {
 	n := newNode(t, &answers{})
 	for r, want := range map[*csispec.NodeGetVolumeStatsRequest]codes.Code{

@@ -189,6 +189,8 @@ func TestLifeOfAVolume(t *testing.T) {
 	}
 }
 
+// TestReadOnlyModes asserts that a pod's mount is read-only and has its own options, while the staging mount stays
+// writable.
 func TestReadOnlyModes(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
 	// With SELinux the kubelet passes a label, which mount(8) ignores on a kernel without it. The label is the file
@@ -237,6 +239,8 @@ func TestSingleWriter(t *testing.T) {
 	}
 }
 
+// TestRawBlock asserts that a raw block volume is published as its device, repeatedly and at several targets, and
+// reports its size.
 func TestRawBlock(t *testing.T) {
 	v := newVolume(t, "", 8*mib)
 	v.must("stage", v.stage(), codes.OK)

@@ -136,6 +136,7 @@ func listen(t *testing.T, socket string, live bool) {
 	t.Cleanup(func() { _ = listener.Close() })
 }
 
+// TestPanicFailsOneCall asserts that a panic is the error of its call, and that the next call is served.
 func TestPanicFailsOneCall(t *testing.T) {
 	socket := filepath.Join(short(t), "csi.sock")
 	served := newNode(t, &panicking{})

@@ -2,6 +2,7 @@ package discovery
 
 import "testing"
 
+// TestAboutDisk asserts that only events about whole block devices count.
 func TestAboutDisk(t *testing.T) {
 	for event, want := range map[string]bool{
 		"add@/devices/x/block/sda\x00ACTION=add\x00SUBSYSTEM=block\x00DEVTYPE=disk\x00":       true,

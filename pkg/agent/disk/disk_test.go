@@ -62,6 +62,8 @@ func (l *loop) open(t testing.TB) *Disk {
 
 func at(start, length int64) extent.Extent { return extent.New(start*mib, length*mib) }
 
+// TestLife asserts the result of each call in the life of a volume, from a blank disk to a wiped volume, with both
+// sector sizes.
 func TestLife(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := newLoop(t, 256*mib, sector)

@@ -38,6 +38,7 @@ func content(t *testing.T, v Volume) []byte {
 	return b
 }
 
+// TestGrow asserts that a volume grows in place up to the next one, keeps its data, and gets zeros behind it.
 func TestGrow(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)

@@ -113,6 +113,8 @@ func TestDamageMatrix(t *testing.T) {
 	}
 }
 
+// TestSectorZero asserts which contents of sector 0 are accepted, which are repaired, and which are refused without a
+// write.
 func TestSectorZero(t *testing.T) {
 	l := crashLayouts(t)[0]
 	mbr := func(change func(b []byte)) []byte {

@@ -63,6 +63,7 @@ func encode(t testing.TB, tbl table) copyOfTable {
 	return c
 }
 
+// TestTableIsFull asserts that a volume beyond the last entry gets ErrNoEntry.
 func TestTableIsFull(t *testing.T) {
 	l, err := newLayout(1<<40, 512)
 	if err != nil {
@@ -75,6 +76,7 @@ func TestTableIsFull(t *testing.T) {
 	_ = encode(t, full)
 }
 
+// TestLayout asserts where the parts of a table lie, and that impossible sizes and sectors are refused.
 func TestLayout(t *testing.T) {
 	for _, l := range layouts(t) {
 		u, m := l.usable(), l.managed()
@@ -107,6 +109,7 @@ func foreign(l layout, index int, start, end int64) entry {
 		extent: extent.Extent{Start: start * l.sector, End: end * l.sector}, attributes: 1<<63 | 4}
 }
 
+// TestValidate asserts which tables are valid, and what is wrong with the others.
 func TestValidate(t *testing.T) {
 	l, err := newLayout(64*mib, 512)
 	if err != nil {
@@ -151,6 +154,7 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// TestForeignIsNeverFree asserts that every MiB that a foreign partition touches is taken.
 func TestForeignIsNeverFree(t *testing.T) {
 	for _, l := range layouts(t) {
 		if l.size < 16*mib {
@@ -172,6 +176,7 @@ func TestForeignIsNeverFree(t *testing.T) {
 	}
 }
 
+// TestCheckVolume asserts which GUIDs, names and extents a volume can have.
 func TestCheckVolume(t *testing.T) {
 	for _, test := range []struct {
 		guid, name string

@@ -74,6 +74,7 @@ func blocks(t *testing.T, path string) int64 {
 	return count * size
 }
 
+// TestMissingXFS asserts that xfs can grow by exactly what its device has grown.
 func TestMissingXFS(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.xfs")
 	path := testenv.Image(t, 304*mib)
@@ -87,6 +88,7 @@ func TestMissingXFS(t *testing.T) {
 	}
 }
 
+// TestNoSuperblock asserts that a device without a superblock is an error.
 func TestNoSuperblock(t *testing.T) {
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
 		if missing, err := missingOn(testenv.Image(t, mib), fsType); missing != 0 || err == nil {

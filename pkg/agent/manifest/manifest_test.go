@@ -190,6 +190,7 @@ type brokenWriter struct{}
 
 func (brokenWriter) Write([]byte) (int, error) { return 0, io.ErrShortWrite }
 
+// TestValidate asserts that missing options, and patterns that match no device, are errors that name the flag.
 func TestValidate(t *testing.T) {
 	for says, change := range map[string]func(o *Options){
 		"":               func(*Options) {},

@@ -15,6 +15,8 @@ func listed(name string, v discovery.Verdict) discovery.Listed {
 	return discovery.Listed{Device: discovery.Device{Name: name}, Verdict: v}
 }
 
+// TestDevices asserts that the devices are published with their verdicts, sorted by name, and that a failed disk is
+// shown as failed.
 func TestDevices(t *testing.T) {
 	serving, failed := inService(), inService()
 	failed.Snapshot.ID, failed.Problem = "b", "device sdb hangs"
@@ -82,6 +84,7 @@ func TestDevicesFit(t *testing.T) {
 	}
 }
 
+// TestConditionsOfOrphans asserts the status, reason and message of the conditions about orphans.
 func TestConditionsOfOrphans(t *testing.T) {
 	for name, tc := range map[string]struct {
 		persistent, ephemeral []string

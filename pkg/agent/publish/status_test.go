@@ -32,6 +32,7 @@ func inService() discovery.Disk {
 
 func noOwner(disk.Volume) Owner { return Owner{} }
 
+// TestStatusOfDisks asserts the published form of a disk with a volume, and the summary.
 func TestStatusOfDisks(t *testing.T) {
 	owner := func(disk.Volume) Owner { return Owner{Volume: "csi-1", Name: "ns/pod"} }
 	status := Status([]discovery.Disk{inService()}, nil, nil, owner)
@@ -82,6 +83,7 @@ func TestStatusAddsUp(t *testing.T) {
 	}
 }
 
+// TestConditions asserts the conditions with a failed disk and refused devices, and without any disk.
 func TestConditions(t *testing.T) {
 	failed := inService()
 	failed.Problem = "device sda is gone"
@@ -105,6 +107,7 @@ func TestConditions(t *testing.T) {
 	}
 }
 
+// TestShort asserts that sizes are cut to one digit behind the point, and never rounded up.
 func TestShort(t *testing.T) {
 	for size, want := range map[int64]string{
 		0: "0", mib - 1: "0", mib: "1Mi", 1 << 30: "1Gi", 1<<30 - 1: "1023Mi", 6<<30 - mib: "5.9Gi",
@@ -116,6 +119,7 @@ func TestShort(t *testing.T) {
 	}
 }
 
+// TestTimesOfConditions asserts that a condition's time changes together with its status only.
 func TestTimesOfConditions(t *testing.T) {
 	old, now := metav1.NewTime(time.Unix(1, 0)), metav1.NewTime(time.Unix(2, 0))
 	before := []metav1.Condition{{Type: "A", Status: "True", Message: "x", LastTransitionTime: old}, {Type: "B", Status: "True", LastTransitionTime: old}}

@@ -90,6 +90,7 @@ func TestSuccessorGoesElsewhere(t *testing.T) {
 	}
 }
 
+// TestContested asserts how long a volume waits for a recorded extent that is in use, and that it does not wait twice.
 func TestContested(t *testing.T) {
 	begin := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	inUse, other := want("v", 10, "a", 1), want("w", 10, "a", 1)

@@ -32,6 +32,7 @@ func want(name string, n int64, disk string, at int64) wanted {
 func apart(w wanted) wanted  { w.Request.Apart = true; return w }
 func spread(w wanted) wanted { w.Request.Policy = placement.Spread; return w }
 
+// TestDecide asserts the places of volumes with and without valid records, and the error if they do not fit.
 func TestDecide(t *testing.T) {
 	// Disk a has 10 and 50 MiB free, b 100; on a 20 MiB more are being wiped.
 	a := space{id: "a", class: "ssd", free: extent.NewSet(run(1, 10), run(50, 50)), wiping: extent.NewSet(run(20, 20))}

@@ -13,6 +13,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
+// TestJudge asserts what becomes of a volume, by the state of its pod and by whether it is mounted.
 func TestJudge(t *testing.T) {
 	pod := func(change func(*corev1.Pod)) *corev1.Pod {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "1"}}
@@ -42,6 +43,8 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// TestLocks asserts that a lock is exclusive by name, that waiting ends with the context, and that unused locks are
+// dropped.
 func TestLocks(t *testing.T) {
 	var l locks
 	unlock, err := l.lock(t.Context(), "v")

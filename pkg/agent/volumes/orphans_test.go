@@ -107,6 +107,7 @@ func TestClaimBack(t *testing.T) {
 	}
 }
 
+// TestProgress asserts that the progress of all wipes is published together, and at most once per progressEvery.
 func TestProgress(t *testing.T) {
 	m := newFixture(t)
 	w := m.reclaim.wiper

@@ -7,6 +7,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
+// TestNamespaceOf asserts that the namespace comes from the partition's name, or from the note if the name was cut.
 func TestNamespaceOf(t *testing.T) {
 	const cut = "a-namespace-with-a-name-that-is-too-"
 	for _, tc := range []struct{ name, note, want string }{

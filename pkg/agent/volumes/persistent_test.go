@@ -39,6 +39,7 @@ func volumeAt(t *testing.T, start int64, change func(*corev1.PersistentVolume)) 
 	return pv
 }
 
+// TestActionFor asserts the action for each phase, reclaim policy and deletion of a PersistentVolume.
 func TestActionFor(t *testing.T) {
 	const (
 		deletes = corev1.PersistentVolumeReclaimDelete
@@ -198,6 +199,7 @@ func TestSame(t *testing.T) {
 	}
 }
 
+// TestReadVolume asserts that a PersistentVolume is refused if it is of another node, or has no usable ID or place.
 func TestReadVolume(t *testing.T) {
 	m := newFixture(t)
 	if _, err := m.persistent.volumes.read(volumeAt(t, 20, nil)); err != nil {
@@ -246,6 +248,7 @@ func TestFinishedIsNotServed(t *testing.T) {
 	}
 }
 
+// TestVolumesByPartition asserts that the index finds all PersistentVolumes of a partition, and none of another driver.
 func TestVolumesByPartition(t *testing.T) {
 	pv := volumeAt(t, 20, nil)
 	copied := volumeAt(t, 40, func(pv *corev1.PersistentVolume) { pv.Name = "copy" })
