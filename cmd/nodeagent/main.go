@@ -1,6 +1,7 @@
 // Command nodeagent manages the disks of the node it runs on. It takes blank disks that a DiskClass selects into
-// service,
-// publishes their free space, and gives pods their partitions.
+// service, publishes their free space, and gives pods their partitions. Package agent does the work: this command
+// parses flags, and serves health checks and metrics. manifests.go is the subcommand that prints lost
+// PersistentVolumes.
 package main
 
 import (
@@ -77,7 +78,7 @@ func (f *flags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.agent.RegistrationDir, "registration-dir", "", "Folder in which the kubelet looks for drivers. The default is plugins_registry below --kubelet-dir.")
 	fs.StringSliceVar(&f.agent.Devices, "devices", nil, "Shell patterns for device paths, such as /dev/nvme*. When given, no other device is looked at, whatever DiskClasses say.")
 	fs.DurationVar(&f.agent.OrphanGrace, "orphan-grace", 5*time.Minute, "How long a volume is kept after it was found that its pod is gone, if the agent did not see the pod end.")
-	fs.IntVar(&f.agent.OrphanLimit, "orphan-limit", 10, "How many such volumes there may be. If there are more, none is wiped until their pods are back or a person allows it.")
+	fs.IntVar(&f.agent.OrphanLimit, "orphan-limit", 10, "How many such volumes there may be. If there are more, none is wiped until their pods are back or an operator allows it.")
 	fs.DurationVar(&f.agent.EvictionGrace, "eviction-grace", time.Minute, "How long a pod whose volumes do not fit on the node stays before it is evicted, if a controller makes a new one.")
 	fs.StringVar(&f.metrics, "metrics-address", "", "Address for /metrics, such as 127.0.0.1:9810. Empty for none.")
 	fs.StringVar(&f.health, "health-address", "", "Address for /healthz and /readyz, such as :9811. Empty for none.")
@@ -128,7 +129,7 @@ func (f *flags) validate() error {
 		f.agent.RegistrationDir = path.Join(f.agent.KubeletDir, "plugins_registry")
 	}
 	if f.agent.OrphanLimit < 0 {
-		return fmt.Errorf("--orphan-limit is %d, it cannot be less than 0, which means that none is wiped without a person's word", f.agent.OrphanLimit)
+		return fmt.Errorf("--orphan-limit is %d, it cannot be less than 0, which means that none is wiped until an operator allows it", f.agent.OrphanLimit)
 	}
 	for _, pattern := range f.agent.Devices {
 		if _, err := path.Match(pattern, ""); err != nil {

@@ -138,7 +138,7 @@ func soil(t *testing.T, image string, parts ...extent.Extent) {
 	}
 	defer f.Close()
 	for _, e := range parts {
-		if _, err := f.WriteAt(bytes.Repeat([]byte("someone!"), int(e.Len()/8)), e.Start); err != nil {
+		if _, err := f.WriteAt(bytes.Repeat([]byte("old data"), int(e.Len()/8)), e.Start); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -22,7 +22,7 @@ import (
 // soil fills space that no volume has with data, as on a disk that was used before.
 func soil(t *testing.T, l *loop, e extent.Extent) {
 	t.Helper()
-	l.put(t, bytes.Repeat([]byte("someone!"), int(e.Len()/8)), e.Start)
+	l.put(t, bytes.Repeat([]byte("old data"), int(e.Len()/8)), e.Start)
 }
 
 // content reads a volume through its device.
@@ -230,7 +230,7 @@ func TestRaw(t *testing.T) {
 			t.Errorf("Grow: %+v, %v", v, err)
 		}
 		raw, err := os.ReadFile(l.image)
-		if err != nil || bytes.Count(raw, []byte("someone!")) != int(61-9)*(1<<17) {
+		if err != nil || bytes.Count(raw, []byte("old data")) != int(61-9)*(1<<17) {
 			t.Errorf("more was zeroed than the volume: %v", err)
 		}
 		d.Close()

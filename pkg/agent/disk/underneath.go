@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A device on one of our own volumes is never a disk. Its bytes are a tenant's, who could write a table of ours. That
-// applies to a volume's device and to every device on top of it.
+// A device on one of our own volumes is never a disk: the volume's user writes its bytes, and could write a table of
+// ours. That applies to a volume's device and to every device on top of it.
 
 // noDisk says why a device is no disk, from sysfs and the loop device's settings alone.
 func (d *blockDevice) noDisk(i Inspector) (string, error) {

@@ -69,7 +69,7 @@ func blocks(t *testing.T, path string) int64 {
 		_, _ = fmt.Sscanf(line, "Block size: %d", &size)
 	}
 	if count == 0 || size == 0 {
-		t.Fatal("dumpe2fs does not tell the size")
+		t.Fatal("dumpe2fs does not print the size")
 	}
 	return count * size
 }

@@ -114,7 +114,7 @@ func TestProgress(t *testing.T) {
 	w.wipes = map[string]*wiping{"a": {length: 100}, "b": {length: 100, policy: disk.WipeZero}}
 	w.progress("c", 1) // no wipe is running
 	if _, _, is := m.Wiping("a"); is {
-		t.Error("a wipe that waits for its turn shows progress")
+		t.Error("a wipe that has not begun shows progress")
 	}
 	w.wipes["a"].policy = disk.WipeOverwrite
 	for done := range int64(200) {

@@ -159,7 +159,7 @@ func TestPromisesOfVolumes(t *testing.T) {
 		others := m.persistent.maker.placer.promised("")
 		m.persistent.maker.placer.takeHeld(spaces, tc.disks, others)
 		if got := spaces[0].free.Total() / mib; got != tc.follows {
-			t.Errorf("%s: %d MiB are left for who has a record, want %d", name, got, tc.follows)
+			t.Errorf("%s: %d MiB are left for the volume with a record, want %d", name, got, tc.follows)
 		}
 		others.take(spaces, tc.disks)
 		if got := spaces[0].free.Total() / mib; got != tc.placed {

@@ -115,7 +115,7 @@ func (s *sweeper) takeSuspects() []disk.Volume {
 			_, suspect := suspected[v.Partition]
 			switch {
 			case known && o.ended:
-				// What has shown the end has queued its release already.
+				// The event that showed the end has queued the release.
 			case !known || orphaned || suspect:
 				suspects = append(suspects, v)
 			}
@@ -230,7 +230,7 @@ func (s *sweeper) acceptAllowance(ctx context.Context, allowed int, orphaned []d
 		report(corev1.EventTypeWarning, eventReclaimStopped, fmt.Sprintf("annotation %s allowed %d volumes, by now there are %d orphans: all are kept", diskv1alpha1.AnnotationReclaimOrphans, allowed, len(orphaned)))
 		return
 	}
-	klog.FromContext(ctx).Info("A person allowed orphans to be reclaimed", "allowed", allowed, "orphans", len(orphaned))
+	klog.FromContext(ctx).Info("An operator allowed orphans to be reclaimed", "allowed", allowed, "orphans", len(orphaned))
 	report(corev1.EventTypeNormal, eventReclaimAllowed, fmt.Sprintf("annotation %s allowed %d volumes: %d orphans are wiped as soon as they are not mounted", diskv1alpha1.AnnotationReclaimOrphans, allowed, len(orphaned)))
 	s.mu.Lock()
 	s.stopped = false
