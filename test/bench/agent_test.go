@@ -46,7 +46,7 @@ func newAgentNode(ctx context.Context, tb testing.TB, disks int, size int64) *ag
 	testenv.NeedRoot(tb)
 	testenv.NeedProgram(tb, "losetup", "mkfs.ext4", "mkfs.xfs", "mount", "umount", "blkid", "wipefs")
 	n := &agentNode{tb: tb, name: agentsNode, dir: tb.TempDir()}
-	testenv.KubeletDir(tb, n.dir)
+	testenv.MakePodsDir(tb, n.dir)
 	socket := filepath.Join(n.dir, "csi.sock")
 	nodes := []cluster.NodeOptions{{Name: agentsNode}, {Name: spareNode, Disks: []cluster.DiskOptions{{Size: size}}}}
 	for range disks {

@@ -33,7 +33,7 @@ const (
 // watch's event of the bound pod to the end of the CSI call.
 func BenchmarkThousandVolumes(b *testing.B) {
 	for b.Loop() {
-		testenv.DropLoops(b)
+		testenv.RemoveNewLoops(b)
 		ctx, cancel := context.WithTimeoutCause(b.Context(), 20*time.Minute, fmt.Errorf("the benchmark took over 20 minutes"))
 		defer cancel()
 		n := newAgentNode(ctx, b, 1, 1024*gi)

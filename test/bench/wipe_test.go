@@ -112,7 +112,7 @@ func (w *wiping) close() {
 	if w.disk != nil {
 		w.disk.Close()
 	}
-	testenv.ForgetPartitions(w.tb, w.path)
+	testenv.RemovePartitions(w.tb, w.path)
 	w.run("losetup", "--detach", w.path)
 	w.path = ""
 }

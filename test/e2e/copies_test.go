@@ -220,7 +220,7 @@ func unmounted(e *tenant, p place) {
 // detach detaches a loop device once the agent has closed its meta partition.
 func detach(e *tenant, device string) {
 	e.t.Helper()
-	testenv.ForgetPartitions(e.t, device)
+	testenv.RemovePartitions(e.t, device)
 	testenv.Run(e.t, "losetup", "--detach", device)
 	e.eventually(device+" is detached", func(context.Context) error {
 		file, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file")

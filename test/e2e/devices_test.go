@@ -43,7 +43,7 @@ const (
 func TestDevices(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "containerd", "runc", "blkid", "mkfs.ext4", "losetup", "delpart", "mkswap", "swapon", "sha256sum")
-	testenv.DropLoops(t)
+	testenv.RemoveNewLoops(t)
 	c, err := cluster.Start(t.Context(), cluster.Options{
 		Name: "e2e-devices", Log: os.Stderr, Kubelets: true, Agents: true, Scheduler: true, AllDevices: true,
 		AgentArgs: []string{"--orphan-grace=3s", "--eviction-grace=2s", "--v=2"},

@@ -30,7 +30,7 @@ func TestAgentStrayDisk(t *testing.T) {
 	n.disks[0].forget(t)
 
 	// The same disk in another node.
-	other := &node{t: t, name: n.name + "-other", plane: n.plane, client: n.client, dir: testenv.SharedDir(t), disks: n.disks, sys: n.sys, options: n.options}
+	other := &node{t: t, name: n.name + "-other", plane: n.plane, client: n.client, dir: testenv.SharedKubeletDir(t), disks: n.disks, sys: n.sys, options: n.options}
 	other.options.Config = other.agentConfig()
 	other.options.NodeName, other.options.CSISocket, other.options.RegistrationDir = other.name, other.dir+"/csi.sock", other.dir+"/registration"
 	other.options.KubeletDir = other.dir

@@ -72,7 +72,7 @@ func newNode(t *testing.T, sizes ...int64) *node {
 	t.Helper()
 	plane := controlPlane(t)
 	testenv.NeedProgram(t, "losetup", "delpart", "mkfs.ext4", "mkfs.xfs", "blkid", "wipefs")
-	n := &node{t: t, name: strings.ToLower(t.Name()), plane: plane, client: plane.Client(), dir: testenv.SharedDir(t), images: t.TempDir()}
+	n := &node{t: t, name: strings.ToLower(t.Name()), plane: plane, client: plane.Client(), dir: testenv.SharedKubeletDir(t), images: t.TempDir()}
 	n.name = strings.NewReplacer("/", "-", "_", "-").Replace(n.name)
 	for i, size := range sizes {
 		n.disks = append(n.disks, n.attach(size, []int{512, 4096}[i%2]))
@@ -178,7 +178,7 @@ func (d *testDisk) detach(t *testing.T) func() {
 // forget makes the kernel forget the disk's partitions, as a reboot does.
 func (d *testDisk) forget(t *testing.T) {
 	t.Helper()
-	testenv.ForgetPartitions(t, d.path)
+	testenv.RemovePartitions(t, d.path)
 }
 
 func command(t *testing.T, name string, arguments ...string) string {

@@ -26,7 +26,7 @@ import (
 // which attaches blank devices that a class selects and formats each three seconds later.
 func TestAgentBesideOtherDriver(t *testing.T) {
 	testenv.NeedRoot(t)
-	testenv.DropLoops(t)
+	testenv.RemoveNewLoops(t)
 	const (
 		volumes = 100
 		// size is that of no other device on this machine, as the class selects every loop device that has it.

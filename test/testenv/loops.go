@@ -11,12 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// manyLoops is more loop devices than a usual test needs: only tests that fill a disk have more.
-const manyLoops = 64
+// maxUsualLoops is more loop devices than a usual test needs: only tests that fill a disk have more.
+const maxUsualLoops = 64
 
-// DropLoops removes, at the end of the test, the loop devices that are new since now. It also removes those that
+// RemoveNewLoops removes, at the end of the test, the loop devices that are new since now. It also removes those that
 // another such test has left, because with hundreds of them each search for block devices is slow. Those in use stay.
-func DropLoops(t testing.TB) {
+func RemoveNewLoops(t testing.TB) {
 	t.Helper()
 	list := func() []string {
 		names, err := filepath.Glob("/sys/block/loop*")
@@ -34,7 +34,7 @@ func DropLoops(t testing.TB) {
 		defer control.Close()
 		for _, name := range list() {
 			var number int
-			if _, err := fmt.Sscanf(filepath.Base(name), "loop%d", &number); err != nil || number < manyLoops && slices.Contains(before, name) {
+			if _, err := fmt.Sscanf(filepath.Base(name), "loop%d", &number); err != nil || number < maxUsualLoops && slices.Contains(before, name) {
 				continue
 			}
 			if err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_REMOVE, number); err != nil && !errors.Is(err, unix.EBUSY) {

@@ -20,19 +20,19 @@ func PartitionedLoop(t testing.TB, size int64) (device string) {
 	NeedRoot(t)
 	NeedProgram(t, "losetup", "delpart")
 	device = Loop(t, Image(t, size), "512")
-	ForgetPartitions(t, device)
-	t.Cleanup(func() { ForgetPartitions(t, device) })
+	RemovePartitions(t, device)
+	t.Cleanup(func() { RemovePartitions(t, device) })
 	return device
 }
 
-// forgetPatience is how long a partition may stay open. The kernel closes the file behind a loop device some time after
+// removeTimeout is how long a partition may stay open. The kernel closes the file behind a loop device some time after
 // it is detached. A child that was forked and has not executed its own program yet keeps files open, too.
-const forgetPatience = 30 * time.Second
+const removeTimeout = 30 * time.Second
 
-// Unmount waits for files below the mount point that are open, as ForgetPartitions does for partitions.
+// Unmount waits for files below the mount point that are open, as RemovePartitions does for partitions.
 func Unmount(t testing.TB, target string) {
 	t.Helper()
-	deadline := time.After(forgetPatience)
+	deadline := time.After(removeTimeout)
 	for {
 		err := unix.Unmount(target, 0)
 		if err == nil {
@@ -44,30 +44,30 @@ func Unmount(t testing.TB, target string) {
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-deadline:
-			t.Fatalf("unmounting %s: not after %s: %v", target, forgetPatience, err)
+			t.Fatalf("unmounting %s: not after %s: %v", target, removeTimeout, err)
 		}
 	}
 }
 
-// ForgetPartitions removes a device's partitions from the kernel, as a reboot does. It waits for those that are open.
-func ForgetPartitions(t testing.TB, device string) {
+// RemovePartitions removes a device's partitions from the kernel, as a reboot does. It waits for those that are open.
+func RemovePartitions(t testing.TB, device string) {
 	t.Helper()
 	name := filepath.Base(device)
-	deadline := time.After(forgetPatience)
+	deadline := time.After(removeTimeout)
 	for {
-		err := forgetPartitions(device, "/sys/block/"+name+"/"+name+"p*/partition")
+		err := removePartitions(device, "/sys/block/"+name+"/"+name+"p*/partition")
 		if err == nil {
 			return
 		}
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-deadline:
-			t.Fatalf("not after %s: %v", forgetPatience, err)
+			t.Fatalf("not after %s: %v", removeTimeout, err)
 		}
 	}
 }
 
-func forgetPartitions(device, pattern string) error {
+func removePartitions(device, pattern string) error {
 	numbers, err := filepath.Glob(pattern)
 	if err != nil {
 		return err

@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// Script starts a shell script and waits until it prints "ready". stop ends its input and waits for the script's end.
-// The end of the test calls it, too.
-func Script(t testing.TB, argv ...string) (pid int, stop func()) {
+// StartScript starts a shell script and waits until it prints "ready". stop ends its input and waits for the script's
+// end. The end of the test calls it, too.
+func StartScript(t testing.TB, argv ...string) (pid int, stop func()) {
 	t.Helper()
 	command := exec.Command(argv[0], argv[1:]...)
 	stdin, err := command.StdinPipe()

@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SharedDir makes a folder like the kubelet's on a node, until the test ends. Mounts propagate from it, and it has a
-// folder of pods. Tests run in their own mount namespaces.
-func SharedDir(t testing.TB) (path string) {
+// SharedKubeletDir makes a folder like the kubelet's on a node, until the test ends. Mounts propagate from it, and it
+// has a folder of pods. Tests run in their own mount namespaces.
+func SharedKubeletDir(t testing.TB) (path string) {
 	t.Helper()
 	NeedRoot(t)
 	path = t.TempDir()
@@ -25,12 +25,12 @@ func SharedDir(t testing.TB) (path string) {
 	if err := unix.Mount("", path, "", unix.MS_SHARED, ""); err != nil {
 		t.Fatalf("share %s: %v", path, err)
 	}
-	KubeletDir(t, path)
+	MakePodsDir(t, path)
 	return path
 }
 
-// KubeletDir makes a folder recognizable as a kubelet's: it makes the folder of its pods.
-func KubeletDir(t testing.TB, path string) {
+// MakePodsDir makes a folder recognizable as a kubelet's: it makes the folder of its pods.
+func MakePodsDir(t testing.TB, path string) {
 	t.Helper()
 	if err := os.Mkdir(filepath.Join(path, "pods"), 0o750); err != nil {
 		t.Fatal(err)

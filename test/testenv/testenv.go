@@ -15,7 +15,7 @@ import (
 func NeedRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		missing(t, "SKIP-NEEDS-ROOT: run this test as root: it makes loop devices and mounts")
+		skipOrFail(t, "SKIP-NEEDS-ROOT: run this test as root: it makes loop devices and mounts")
 	}
 }
 
@@ -29,7 +29,7 @@ func NeedProgram(t testing.TB, names ...string) {
 		}
 	}
 	if len(absent) > 0 {
-		missing(t, "SKIP-NEEDS-PROGRAM: install what provides "+strings.Join(absent, ", "))
+		skipOrFail(t, "SKIP-NEEDS-PROGRAM: install what provides "+strings.Join(absent, ", "))
 	}
 }
 
@@ -37,17 +37,17 @@ func NeedProgram(t testing.TB, names ...string) {
 func NeedFile(t testing.TB, path string) {
 	t.Helper()
 	if _, err := os.Stat(path); err != nil {
-		missing(t, "SKIP-NEEDS-FILE: this kernel has no "+path)
+		skipOrFail(t, "SKIP-NEEDS-FILE: this kernel has no "+path)
 	}
 }
 
-// Unfit skips the test because this machine or its kernel cannot show what the test asserts.
-func Unfit(t testing.TB, format string, a ...any) {
+// SkipUnfit skips the test because this machine or its kernel cannot show what the test asserts.
+func SkipUnfit(t testing.TB, format string, a ...any) {
 	t.Helper()
-	missing(t, "SKIP-UNFIT: "+fmt.Sprintf(format, a...))
+	skipOrFail(t, "SKIP-UNFIT: "+fmt.Sprintf(format, a...))
 }
 
-func missing(t testing.TB, message string) {
+func skipOrFail(t testing.TB, message string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
 		t.Fatal(message)

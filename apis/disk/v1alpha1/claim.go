@@ -64,7 +64,7 @@ func NamedVolumeID(name string) string {
 	if _, ok := VolumeUUID(name); ok {
 		return name
 	}
-	return volumeIDPrefix + uuid.NewSHA1(partitionSpace, []byte("name:"+name)).String()
+	return volumeIDPrefix + uuid.NewSHA1(partitionNamespace, []byte("name:"+name)).String()
 }
 
 // VolumeUUID is the part of a persistent volume's ID that fits into the name of its partition. PersistentVolumeID makes
@@ -155,7 +155,7 @@ func parseHeadroom(value string) (bytes, percent int64, err error) {
 		return 0, percent, nil
 	}
 	malformed := fmt.Errorf("parameter %s is %.64q: write it like 20Gi or 50%%", ParameterHeadroom, value)
-	if !sizeForm.MatchString(value) {
+	if !sizePattern.MatchString(value) {
 		return 0, 0, malformed
 	}
 	quantity, err := resource.ParseQuantity(value)

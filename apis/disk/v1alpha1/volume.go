@@ -32,8 +32,8 @@ const (
 	SpreadDisk = "disk"
 )
 
-// attributesOfKubelet is the prefix of the attributes that the kubelet adds to those of the pod (podInfoOnMount).
-const attributesOfKubelet = "csi.storage.k8s.io/"
+// kubeletAttributePrefix is the prefix of the attributes that the kubelet adds to those of the pod (podInfoOnMount).
+const kubeletAttributePrefix = "csi.storage.k8s.io/"
 
 // Attributes are the parsed attributes of a volume.
 type Attributes struct {
@@ -52,7 +52,7 @@ func ParseAttributes(attributes map[string]string) (Attributes, error) {
 	for _, key := range slices.Sorted(maps.Keys(attributes)) {
 		switch {
 		case key == AttributeSize, key == AttributeClass, key == AttributeSpread:
-		case strings.HasPrefix(key, attributesOfKubelet):
+		case strings.HasPrefix(key, kubeletAttributePrefix):
 		default:
 			return Attributes{}, fmt.Errorf("unknown attribute %.64q: the attributes are %s, %s and %s",
 				key, AttributeSize, AttributeClass, AttributeSpread)
@@ -73,20 +73,20 @@ func ParseAttributes(attributes map[string]string) (Attributes, error) {
 	return Attributes{Class: class, Size: size, Spread: spread == SpreadDisk}, nil
 }
 
-// sizeForm is the form of the values that are passed on to ParseQuantity. Attributes are not checked before, and
+// sizePattern is the form of the values that are passed on to ParseQuantity. Attributes are not checked before, and
 // ParseQuantity computes 10^exponent in full. With "1e999999999" one pod would hold up the scheduler for minutes.
-var sizeForm = regexp.MustCompile(`^[+-]?[0-9.]{1,40}([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$`)
+var sizePattern = regexp.MustCompile(`^[+-]?[0-9.]{1,40}([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$`)
 
 func parseSize(value string) (int64, error) {
 	if value == "" {
 		return 0, fmt.Errorf("attribute %s is missing: set it to a size such as 10Gi", AttributeSize)
 	}
-	if !sizeForm.MatchString(value) {
-		return 0, notASize(value)
+	if !sizePattern.MatchString(value) {
+		return 0, errNotASize(value)
 	}
 	quantity, err := resource.ParseQuantity(value)
 	if err != nil {
-		return 0, notASize(value)
+		return 0, errNotASize(value)
 	}
 	if quantity.Sign() <= 0 {
 		return 0, fmt.Errorf("attribute %s is %q: it must be larger than zero", AttributeSize, value)
@@ -98,7 +98,7 @@ func parseSize(value string) (int64, error) {
 	return AlignUp(quantity.Value()), nil
 }
 
-func notASize(value string) error {
+func errNotASize(value string) error {
 	return fmt.Errorf("attribute %s is %.64q, which is not a size: write it like 10Gi or 500Mi", AttributeSize, value)
 }
 
@@ -113,11 +113,11 @@ func InlineVolumeID(pod types.UID, volume string) string {
 	return fmt.Sprintf("csi-%x", sha256.Sum256([]byte(string(pod)+volume)))
 }
 
-// partitionSpace is the UUIDv5 name space of partition GUIDs. Changing it would orphan every existing volume.
-var partitionSpace = uuid.NewSHA1(uuid.NameSpaceDNS, []byte(GroupName))
+// partitionNamespace is the UUIDv5 name space of partition GUIDs. Changing it would orphan every existing volume.
+var partitionNamespace = uuid.NewSHA1(uuid.NameSpaceDNS, []byte(GroupName))
 
 // PartitionID is the GUID of the partition that holds a volume, in lower case. It follows from the volume ID alone, so
 // that a retry finds what the first try made.
 func PartitionID(volumeID string) string {
-	return uuid.NewSHA1(partitionSpace, []byte(volumeID)).String()
+	return uuid.NewSHA1(partitionNamespace, []byte(volumeID)).String()
 }

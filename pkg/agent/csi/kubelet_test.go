@@ -136,7 +136,7 @@ func TestPropagation(t *testing.T) {
 		}
 	}
 	mount(dir, "the kubelet's folder", unix.MS_SHARED)
-	testenv.KubeletDir(t, dir)
+	testenv.MakePodsDir(t, dir)
 	k, err := NewKubelet(dir)
 	if err != nil {
 		t.Fatal(err)

@@ -87,10 +87,10 @@ func shared(t *testing.T) string {
 	t.Helper()
 	if onHost() {
 		dir := t.TempDir()
-		testenv.KubeletDir(t, dir)
+		testenv.MakePodsDir(t, dir)
 		return dir
 	}
-	return testenv.SharedDir(t)
+	return testenv.SharedKubeletDir(t)
 }
 
 // newKubelet is a kubelet with that folder.

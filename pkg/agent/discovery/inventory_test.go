@@ -143,7 +143,7 @@ func (b *bench) attach(image, link string) loopDisk {
 	d := loopDisk{filepath.Base(node), filepath.Join(b.dev, filepath.Base(node)), image}
 	b.t.Cleanup(func() {
 		b.must(b.Close())
-		testenv.ForgetPartitions(b.t, node)
+		testenv.RemovePartitions(b.t, node)
 		b.run("losetup", "--detach", node)
 	})
 	var st unix.Stat_t

@@ -22,7 +22,7 @@ func TestThousandVolumes(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "mkfs.ext4", "mkfs.xfs")
 	const gib = 1024 * mib
-	testenv.DropLoops(t)
+	testenv.RemoveNewLoops(t)
 	l := initialized(t, 1024*gib, 512)
 	d := l.open(t)
 	ctx := t.Context()

@@ -81,16 +81,16 @@ func TestRawBlockVolumeIsBusy(t *testing.T) {
 	l.refused(t, i, Busy, "mounted at "+target)
 	unmount()
 
-	_, stop := testenv.Script(t, mountns.Command(mountns.Private, "", "sh", "-c", "mount --bind "+l.path+" "+target+" && echo ready; read x; true")...)
+	_, stop := testenv.StartScript(t, mountns.Command(mountns.Private, "", "sh", "-c", "mount --bind "+l.path+" "+target+" && echo ready; read x; true")...)
 	l.refused(t, i, Busy, "mounted at "+target)
 	stop()
 
-	_, stop = testenv.Script(t, "sh", "-c", "exec 3>>"+l.path+"; echo ready; read x; true")
+	_, stop = testenv.StartScript(t, "sh", "-c", "exec 3>>"+l.path+"; echo ready; read x; true")
 	l.refused(t, i, Busy, "(sh) has the device open for writing")
 	stop()
 
 	// A process that only reads it, such as udev or a monitor, does not count.
-	_, stop = testenv.Script(t, "sh", "-c", "exec 3<"+l.path+"; echo ready; read x; true")
+	_, stop = testenv.StartScript(t, "sh", "-c", "exec 3<"+l.path+"; echo ready; read x; true")
 	l.blank(t, i)
 	stop()
 
@@ -251,7 +251,7 @@ func TestDeviceWithoutPartitions(t *testing.T) {
 	testenv.NeedRoot(t)
 	number, err := os.ReadFile("/sys/class/zram-control/hot_add")
 	if err != nil {
-		testenv.Unfit(t, "this kernel has no zram: %v", err)
+		testenv.SkipUnfit(t, "this kernel has no zram: %v", err)
 	}
 	name := "zram" + strings.TrimSpace(string(number))
 	defer func() {
@@ -319,7 +319,7 @@ func TestBusyBy(t *testing.T) {
 // TestPassing asserts that a program which has the device open for a moment does not make it busy.
 func TestPassing(t *testing.T) {
 	l := newLoop(t, 64*mib, 512)
-	_, stop := testenv.Script(t, "sh", "-c", "exec 3>>"+l.path+"; echo ready; read x; true")
+	_, stop := testenv.StartScript(t, "sh", "-c", "exec 3>>"+l.path+"; echo ready; read x; true")
 	timer := time.AfterFunc(passing/3, stop)
 	defer timer.Stop()
 	d, err := openDevice(l.path, os.O_RDONLY)
@@ -331,7 +331,7 @@ func TestPassing(t *testing.T) {
 	if seen, err := i.Look(t.Context()); err != nil {
 		t.Fatal(err)
 	} else if rdev, err := d.number(); err != nil || !isPassing(busy(seen.Of(rdev))) {
-		testenv.Unfit(t, "the program ended before it was seen: %v, %v", seen.Of(rdev), err)
+		testenv.SkipUnfit(t, "the program ended before it was seen: %v, %v", seen.Of(rdev), err)
 	}
 	if reasons, _, err := d.usedBy(t.Context(), i); err != nil || len(reasons) != 0 {
 		t.Errorf("the device is in use: %q, %v", reasons, err)

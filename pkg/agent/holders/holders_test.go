@@ -44,7 +44,7 @@ func TestProcess(t *testing.T) {
 	if found := holdersOf(t, device); len(found) != 0 {
 		t.Errorf("a device that is not used: %v", sentences(found))
 	}
-	pid, stop := testenv.Script(t, "sh", "-c", "exec 3>>"+device+"; echo ready; read x; true")
+	pid, stop := testenv.StartScript(t, "sh", "-c", "exec 3>>"+device+"; echo ready; read x; true")
 	want := Holder{Kind: Open, Name: device, Process: Process{PID: pid, Command: "sh"}, Writing: true}
 	if found := holdersOf(t, device); !slices.Equal(found, []Holder{want}) {
 		t.Errorf("a device that is open: %+v", found)
@@ -67,7 +67,7 @@ func TestProcess(t *testing.T) {
 // startApart starts a shell script in its own mount namespace.
 func startApart(t *testing.T, script string) (pid int, stop func()) {
 	t.Helper()
-	return testenv.Script(t, mountns.Command(mountns.Private, "", "sh", "-c", script)...)
+	return testenv.StartScript(t, mountns.Command(mountns.Private, "", "sh", "-c", script)...)
 }
 
 // TestOtherNamespace asserts that holders in another mount namespace are found. These are a mount of the file system, a

@@ -87,7 +87,7 @@ func TestVolumes(t *testing.T) {
 	})
 	for _, attached := range []bool{true, false} {
 		if !attached {
-			testenv.ForgetPartitions(t, path)
+			testenv.RemovePartitions(t, path)
 		}
 		volumes, err := Volumes(t.Context(), options(path))
 		if err == nil || !strings.Contains(err.Error(), uuidOf("4")) || !strings.Contains(err.Error(), "no file system is recognised") {
@@ -152,8 +152,8 @@ func TestCopies(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "pvc-"+uuidOf("1")+" is on disk") || len(volumes) != 1 || volumes[0].Name != "pvc-"+uuidOf("2") {
 		t.Errorf("of a volume on two disks: %d volumes, %v", len(volumes), err)
 	}
-	testenv.ForgetPartitions(t, one)
-	testenv.ForgetPartitions(t, other)
+	testenv.RemovePartitions(t, one)
+	testenv.RemovePartitions(t, other)
 	testenv.Run(t, "dd", "if="+one, "of="+other, "bs=1M", "status=none")
 	if volumes, err := Volumes(t.Context(), options(one, other)); err == nil || !strings.Contains(err.Error(), "name the right one with --devices") || len(volumes) != 0 {
 		t.Errorf("of a copied disk: %d volumes, %v", len(volumes), err)
