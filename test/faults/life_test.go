@@ -113,7 +113,7 @@ func (n *node) must(err error) {
 }
 
 func (n *node) open(ctx context.Context) (err error) {
-	n.engine, err = disk.Open(ctx, n.path, disk.Options{Patience: n.patience, OnChange: n.changed})
+	n.engine, err = disk.Open(ctx, n.path, disk.Options{CommandTimeout: n.patience, OnChange: n.changed})
 	if err == nil {
 		err = n.engine.Snapshot().Err
 	}

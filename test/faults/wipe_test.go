@@ -107,7 +107,7 @@ func wipes(t *testing.T, n *node, o disk.WipeOptions, limit time.Duration) {
 }
 
 // wiped checks the result of a wipe on a bad disk, and wipes again on the healed one.
-func (n *node) wiped(t *testing.T, w disk.Wiped, err error) {
+func (n *node) wiped(t *testing.T, w disk.WipeResult, err error) {
 	t.Helper()
 	zero, phase := n.digest(livingAt).Zero, n.volume(living).Phase
 	switch {

@@ -110,6 +110,6 @@ func (s *scan) open(ctx context.Context, f *Facts, v Verdict) (*disk.Disk, error
 			"wwn", f.Device.WWN, "serial", f.Device.Serial, "model", f.Device.Model)
 	}
 	return disk.Open(ctx, f.Device.Path, disk.Options{
-		OnChange: s.inventory.options.Changed, Known: s.inventory.knows, Patience: s.inventory.options.CommandPatience,
+		OnChange: s.inventory.options.Changed, SeenBefore: s.inventory.knows, CommandTimeout: s.inventory.options.CommandPatience,
 	})
 }

@@ -19,7 +19,7 @@ func (s *scan) inspect(ctx context.Context, read []*Facts) {
 	if len(read) > 1 {
 		// One look at the system serves for all of them. If it fails, each device is inspected with its own, and
 		// returns the error.
-		inspector.Seen, _ = inspector.Look(ctx)
+		inspector.Holders, _ = inspector.ReadHolders(ctx)
 	}
 	for n, f := range read {
 		if s.inventory.newcomers.blank(f.Device) {
@@ -28,7 +28,7 @@ func (s *scan) inspect(ctx context.Context, read []*Facts) {
 		}
 		// The driver of a new device may be about to make a file system.
 		inspector := inspector
-		inspector.Shared = f.inGrace()
+		inspector.SkipExclusive = f.inGrace()
 		all.Go(func() error {
 			contents, err := answer(ctx, s.inventory, f.Device, func() (disk.Contents, error) { return inspector.Inspect(ctx, f.Device.Path) }, nil)
 			if err != nil {

@@ -41,28 +41,28 @@ func (d *Disk) attacherOf(e entry) attacher {
 	case d.mapped != nil:
 		return d.mapped
 	case e.index <= MetaEntry:
-		return partitions{d.device}
+		return partitionAttacher{d.device}
 	}
 	return d.loops
 }
 
-// chooseWay decides how the volumes are attached until the disk is closed. They are mapped by the device mapper in one
-// of these cases:
+// chooseAttacher decides how the volumes are attached until the disk is closed. They are mapped by the device mapper in
+// one of these cases:
 //  1. The kernel gives the device no partitions.
 //  2. They are mapped already.
 //  3. Some have no partition number, and nothing of the disk is in use.
 //
-// Otherwise they are partitions, and loop devices where the numbers end. chooseWay does not wait, so a disk that is in
-// use is attached as before until the node boots again.
-func (d *Disk) chooseWay(ctx context.Context, t table) error {
-	m, err := d.device.mapped()
-	if err == nil && m == nil && d.device.withoutPartitions() {
+// Otherwise they are partitions, and loop devices where the numbers end. chooseAttacher does not wait, so a disk that
+// is in use is attached as before until the node boots again.
+func (d *Disk) chooseAttacher(ctx context.Context, t table) error {
+	m, err := d.device.findMapped()
+	if err == nil && m == nil && d.device.lacksPartitions() {
 		return fmt.Errorf("the kernel gives %s no partitions, and %s that would replace them is missing: load the module dm_mod", d.device.path, mapperControl)
 	}
 	if err != nil || m == nil {
 		return err
 	}
-	if d.device.withoutPartitions() {
+	if d.device.lacksPartitions() {
 		d.mapped = m
 		return nil
 	}
@@ -97,8 +97,8 @@ func (d *Disk) holdMeta(ctx context.Context, t table) error {
 // heldBy names the processes that hold the meta partition, as far as they are visible. One that was killed may wait for
 // another disk that hangs, and until then it keeps this disk open, too.
 func heldBy(ctx context.Context, node string) string {
-	const patience = 5 * time.Second
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	const timeout = 5 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	found, _, err := holders.OfDevice(ctx, node)
 	if err != nil || len(found) == 0 {
@@ -107,8 +107,8 @@ func heldBy(ctx context.Context, node string) string {
 	return " (" + holders.Sentence(found) + ")"
 }
 
-// letGo releases what holdMeta and chooseWay took. Volumes stay attached.
-func (d *Disk) letGo() error {
+// releaseDevices releases what holdMeta and chooseAttacher took. Volumes stay attached.
+func (d *Disk) releaseDevices() error {
 	var err error
 	if d.meta != nil {
 		err = d.meta.Close()
@@ -119,15 +119,15 @@ func (d *Disk) letGo() error {
 	return err
 }
 
-// partitions attaches the entries up to the last number that the kernel knows.
-type partitions struct{ disk *blockDevice }
+// partitionAttacher attaches the entries up to the last number that the kernel knows.
+type partitionAttacher struct{ disk *blockDevice }
 
-func (p partitions) attach(ctx context.Context, e entry) (string, error) {
+func (p partitionAttacher) attach(ctx context.Context, e entry) (string, error) {
 	return p.disk.attach(ctx, e.index, e.extent)
 }
 
-func (p partitions) detach(ctx context.Context, e entry, patience time.Duration) error {
-	return p.disk.detach(ctx, e.index, patience)
+func (p partitionAttacher) detach(ctx context.Context, e entry, timeout time.Duration) error {
+	return p.disk.detach(ctx, e.index, timeout)
 }
 
 // sysfsSector is the unit of sysfs, for every sector size of the disk. It is used for nothing else.
@@ -251,7 +251,7 @@ func (d *blockDevice) attach(ctx context.Context, index int, e extent.Extent) (d
 // awaitNode returns the path of the partition's device node as soon as the node exists.
 func (p partition) awaitNode(ctx context.Context) (string, error) {
 	path := "/dev/" + strings.ReplaceAll(p.name, "!", "/")
-	err := await(ctx, nodePatience, func() (bool, error) {
+	err := await(ctx, nodeTimeout, func() (bool, error) {
 		var st unix.Stat_t
 		err := unix.Stat(path, &st)
 		if errors.Is(err, unix.ENOENT) {
@@ -259,7 +259,7 @@ func (p partition) awaitNode(ctx context.Context) (string, error) {
 		}
 		return err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == p.rdev, err
 	})
-	if errors.Is(err, errPatience) {
+	if errors.Is(err, errTimeout) {
 		return "", fmt.Errorf("partition %s is attached, but %s is not its device: is the host's /dev mounted here?", p.name, path)
 	}
 	if err != nil {
@@ -270,8 +270,8 @@ func (p partition) awaitNode(ctx context.Context) (string, error) {
 
 // detach removes a partition from the kernel. It waits for a process that only looks at it (udev, blkid), and returns
 // ErrInUse if the partition stays open.
-func (d *blockDevice) detach(ctx context.Context, index int, patience time.Duration) error {
-	err := await(ctx, patience, func() (bool, error) {
+func (d *blockDevice) detach(ctx context.Context, index int, timeout time.Duration) error {
+	err := await(ctx, timeout, func() (bool, error) {
 		err := d.blkpg(unix.BLKPG_DEL_PARTITION, index, extent.Extent{})
 		if errors.Is(err, unix.EBUSY) {
 			return false, nil
@@ -282,7 +282,7 @@ func (d *blockDevice) detach(ctx context.Context, index int, patience time.Durat
 		}
 		return err == nil, err
 	})
-	if errors.Is(err, errPatience) {
+	if errors.Is(err, errTimeout) {
 		return fmt.Errorf("detaching partition %d of %s: %w", index, d.path, ErrInUse)
 	}
 	if err != nil {

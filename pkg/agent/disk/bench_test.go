@@ -17,14 +17,14 @@ func BenchmarkCreate(b *testing.B) {
 	d := l.open(b)
 	ctx := b.Context()
 	for b.Loop() {
-		if _, err := d.Create(ctx, CreateOptions{Partition: a, Name: "default/web data", Extent: at(2, 100), Ephemeral: true}); err != nil {
+		if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Name: "default/web data", Extent: extentMiB(2, 100), Ephemeral: true}); err != nil {
 			b.Fatal(err)
 		}
-		if err := d.MarkFormatted(ctx, a); err != nil {
+		if err := d.MarkFormatted(ctx, guidA); err != nil {
 			b.Fatal(err)
 		}
 		b.StopTimer()
-		if err := wipe(ctx, d, a); err != nil {
+		if err := wipeVolume(ctx, d, guidA); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()
@@ -37,11 +37,11 @@ func BenchmarkReserve(b *testing.B) {
 	d := l.open(b)
 	ctx := b.Context()
 	for b.Loop() {
-		if _, err := d.Create(ctx, CreateOptions{Partition: a, Name: "default/web data", Extent: at(2, 100), Ephemeral: true}); err != nil {
+		if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Name: "default/web data", Extent: extentMiB(2, 100), Ephemeral: true}); err != nil {
 			b.Fatal(err)
 		}
 		b.StopTimer()
-		if err := wipe(ctx, d, a); err != nil {
+		if err := wipeVolume(ctx, d, guidA); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()
@@ -57,7 +57,7 @@ func BenchmarkFloor(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer d.Close()
-	if err := d.measure(); err != nil {
+	if err := d.readLayout(); err != nil {
 		b.Fatal(err)
 	}
 	f, err := os.OpenFile(l.path, os.O_RDWR, 0) // buffered, as a tool would
@@ -69,14 +69,14 @@ func BenchmarkFloor(b *testing.B) {
 	for b.Loop() {
 		table[0]++
 		for _, s := range []location{d.backup(), d.primary()} {
-			if _, err := f.WriteAt(table, d.copyAt(s)); err != nil {
+			if _, err := f.WriteAt(table, d.copyOffset(s)); err != nil {
 				b.Fatal(err)
 			}
 			if err := f.Sync(); err != nil {
 				b.Fatal(err)
 			}
 		}
-		if err := d.blkpg(unix.BLKPG_ADD_PARTITION, 1, at(2, 100)); err != nil {
+		if err := d.blkpg(unix.BLKPG_ADD_PARTITION, 1, extentMiB(2, 100)); err != nil {
 			b.Fatal(err)
 		}
 		b.StopTimer()
@@ -101,7 +101,7 @@ func BenchmarkEncode(b *testing.B) {
 		b.Fatal(err)
 	}
 	full := fullTable(b, l)
-	s := newStore(nil, full, encode(b, full))
+	s := newStore(nil, full, encodeTable(b, full))
 	for b.Loop() {
 		next, e, err := full.withPhase(full.entries[7].guid, Formatted)
 		if err != nil {
@@ -115,7 +115,7 @@ func BenchmarkEncode(b *testing.B) {
 			b.Fatal(err)
 		}
 		rendered := s.renderWith(e.index, slot)
-		l.change(s.onDisk.backup, rendered.backup)
-		l.change(s.onDisk.primary, rendered.primary)
+		l.diff(s.onDisk.backup, rendered.backup)
+		l.diff(s.onDisk.primary, rendered.primary)
 	}
 }

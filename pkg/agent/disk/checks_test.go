@@ -14,43 +14,43 @@ import (
 // on a disk that was swapped. The disk is out of service then.
 func TestNothingIsZeroedOnAnotherDisk(t *testing.T) {
 	for name, do := range map[string]func(ctx context.Context, d *Disk) error{
-		"a wipe":          func(ctx context.Context, d *Disk) error { return wipe(ctx, d, a) },
-		"a wipe taken up": func(ctx context.Context, d *Disk) error { return wipe(ctx, d, b) },
+		"a wipe":          func(ctx context.Context, d *Disk) error { return wipeVolume(ctx, d, guidA) },
+		"a wipe taken up": func(ctx context.Context, d *Disk) error { return wipeVolume(ctx, d, guidB) },
 		"a volume with a note": func(ctx context.Context, d *Disk) error {
-			_, err := d.Create(ctx, CreateOptions{Partition: c, Extent: at(40, 4), Note: "of c"})
+			_, err := d.Create(ctx, CreateOptions{Partition: guidC, Extent: extentMiB(40, 4), Note: "of c"})
 			return err
 		},
-		"a raw volume":          createRaw,
-		"a volume that grows":   func(ctx context.Context, d *Disk) error { _, err := d.Grow(ctx, a, 8*mib); return err },
-		"how it is to be wiped": func(ctx context.Context, d *Disk) error { return d.SetWipe(ctx, a, WipeSettings{Policy: WipeNone}) },
-		"the owner":             func(ctx context.Context, d *Disk) error { return d.SetOwner(ctx, nodeTwo) },
+		"a raw volume":          createRawVolume,
+		"a volume that grows":   func(ctx context.Context, d *Disk) error { _, err := d.Grow(ctx, guidA, 8*mib); return err },
+		"how it is to be wiped": func(ctx context.Context, d *Disk) error { return d.SetWipe(ctx, guidA, WipeSettings{Policy: WipeNone}) },
+		"the owner":             func(ctx context.Context, d *Disk) error { return d.SetOwner(ctx, ownerTwo) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := initialized(t, 64*mib, 512)
-			soil(t, l, at(2, 61))
+			fillWithData(t, l, extentMiB(2, 61))
 			d := l.open(t)
-			for i, guid := range []string{a, b} {
-				if _, err := d.Create(quiet(t), CreateOptions{Partition: guid, Extent: at(4+20*int64(i), 4)}); err != nil {
+			for i, guid := range []string{guidA, guidB} {
+				if _, err := d.Create(withoutLogs(t), CreateOptions{Partition: guid, Extent: extentMiB(4+20*int64(i), 4)}); err != nil {
 					t.Fatal(err)
 				}
 			}
-			cut, cancel := context.WithCancel(quiet(t))
+			cut, cancel := context.WithCancel(withoutLogs(t))
 			cancel()
 			called := 0
-			l.zeroBy(method{"cut", mib, func(*blockDevice, int64, int64) error { called++; return errInjected }})
-			if _, err := d.Wipe(quiet(t), b, WipeOptions{}); !errors.Is(err, errInjected) {
+			l.useMethods(method{"cut", mib, func(*blockDevice, int64, int64) error { called++; return errInjected }})
+			if _, err := d.Wipe(withoutLogs(t), guidB, WipeOptions{}); !errors.Is(err, errInjected) {
 				t.Fatal(err)
 			}
-			if _, err := d.Wipe(cut, b, WipeOptions{}); !errors.Is(err, context.Canceled) {
+			if _, err := d.Wipe(cut, guidB, WipeOptions{}); !errors.Is(err, context.Canceled) {
 				t.Fatal(err)
 			}
-			d.settle(t)
+			d.waitIdle(t)
 			called = 0
 			// Both copies are lost, as on another disk.
-			l.put(t, make([]byte, mib), 0)
-			l.put(t, make([]byte, mib), 63*mib)
+			l.writeAt(t, make([]byte, mib), 0)
+			l.writeAt(t, make([]byte, mib), 63*mib)
 			before := l.hash(t)
-			if err := do(quiet(t), d); !errors.Is(err, ErrOutOfService) {
+			if err := do(withoutLogs(t), d); !errors.Is(err, ErrOutOfService) {
 				t.Errorf("%v", err)
 			}
 			if called > 0 || l.hash(t) != before {
@@ -63,8 +63,8 @@ func TestNothingIsZeroedOnAnotherDisk(t *testing.T) {
 	}
 }
 
-func createRaw(ctx context.Context, d *Disk) error {
-	_, err := d.Create(ctx, CreateOptions{Partition: c, Extent: at(40, 4), Raw: true})
+func createRawVolume(ctx context.Context, d *Disk) error {
+	_, err := d.Create(ctx, CreateOptions{Partition: guidC, Extent: extentMiB(40, 4), Raw: true})
 	return err
 }
 
@@ -85,7 +85,7 @@ func TestLockedDisk(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := newLoop(t, 32*mib, 512)
+			l := newLoopDisk(t, 32*mib, 512)
 			if name == "Open" {
 				if _, err := Initialize(t.Context(), l.path, Owner{}); err != nil {
 					t.Fatal(err)
@@ -100,7 +100,7 @@ func TestLockedDisk(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := l.hash(t)
-			short, cancel := context.WithTimeout(quiet(t), 50*time.Millisecond)
+			short, cancel := context.WithTimeout(withoutLogs(t), 50*time.Millisecond)
 			defer cancel()
 			if err := do(short, l.path); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("of a locked disk: %v", err)
@@ -111,7 +111,7 @@ func TestLockedDisk(t *testing.T) {
 			if err := unix.Flock(int(other.Fd()), unix.LOCK_UN); err != nil {
 				t.Fatal(err)
 			}
-			if err := do(quiet(t), l.path); err != nil {
+			if err := do(withoutLogs(t), l.path); err != nil {
 				t.Errorf("of a disk that is locked no more: %v", err)
 			}
 		})
@@ -132,36 +132,36 @@ func TestZeroedOnce(t *testing.T) {
 		}
 		return v
 	}
-	create(CreateOptions{Partition: a, Extent: at(2, 12)})
-	if err := wipe(ctx, d, a); err != nil {
+	create(CreateOptions{Partition: guidA, Extent: extentMiB(2, 12)})
+	if err := wipeVolume(ctx, d, guidA); err != nil {
 		t.Fatal(err)
 	}
-	create(CreateOptions{Partition: b, Extent: at(2, 4)})
-	grown, err := d.Grow(ctx, b, 12*mib)
+	create(CreateOptions{Partition: guidB, Extent: extentMiB(2, 4)})
+	grown, err := d.Grow(ctx, guidB, 12*mib)
 	if err != nil {
 		t.Fatal(err)
 	}
-	canary(t, l, grown)
-	if _, err := d.Wipe(ctx, b, WipeOptions{Policy: WipeNone}); err != nil {
+	writeCanary(t, l, grown)
+	if _, err := d.Wipe(ctx, guidB, WipeOptions{Policy: WipeNone}); err != nil {
 		t.Fatal(err)
 	}
-	for i, guid := range []string{c, c2} {
-		v := create(CreateOptions{Partition: guid, Extent: at(2+6*int64(i), 4), Raw: true})
-		if !allZero(content(t, v)) {
+	for i, guid := range []string{guidC, c2} {
+		v := create(CreateOptions{Partition: guid, Extent: extentMiB(2+6*int64(i), 4), Raw: true})
+		if !allZero(readContent(t, v)) {
 			t.Errorf("the raw volume at %v holds what the last volume there held", v.Extent)
 		}
 	}
 	// A volume that is being wiped does not grow either.
 	cut, cancel := context.WithCancel(ctx)
 	cancel()
-	l.zeroBy(method{"cut", mib, func(*blockDevice, int64, int64) error { return errInjected }})
-	if _, err := d.Wipe(quiet(t), c, WipeOptions{}); !errors.Is(err, errInjected) {
+	l.useMethods(method{"cut", mib, func(*blockDevice, int64, int64) error { return errInjected }})
+	if _, err := d.Wipe(withoutLogs(t), guidC, WipeOptions{}); !errors.Is(err, errInjected) {
 		t.Fatal(err)
 	}
-	if _, err := d.Wipe(cut, c, WipeOptions{}); err == nil {
+	if _, err := d.Wipe(cut, guidC, WipeOptions{}); err == nil {
 		t.Fatal("a wipe whose caller gave up was done")
 	}
-	if err := d.run(ctx, func(ctx context.Context) error { _, err := d.grow(ctx, c, 5*mib); return err }); !errors.Is(err, ErrInUse) {
+	if err := d.runInOwner(ctx, func(ctx context.Context) error { _, err := d.grow(ctx, guidC, 5*mib); return err }); !errors.Is(err, ErrInUse) {
 		t.Errorf("a volume that is being wiped grows: %v", err)
 	}
 }

@@ -15,7 +15,7 @@ import (
 // foreign entry stay the same, even if go-diskfs does not understand them.
 
 // decode reads the entries of one copy. The result is valid, or there is an error.
-func decode(l layout, c copyOfTable) (table, error) {
+func decode(l layout, c tableCopy) (table, error) {
 	entries, err := decodeEntries(l, c)
 	if err != nil {
 		return table{}, err
@@ -28,7 +28,7 @@ func decode(l layout, c copyOfTable) (table, error) {
 }
 
 // decodeEntries has go-diskfs read a copy as if it were the primary of a disk in memory.
-func decodeEntries(l layout, c copyOfTable) ([]entry, error) {
+func decodeEntries(l layout, c tableCopy) ([]entry, error) {
 	m := memory(slices.Concat(encodeMBR(l), encodeCopy(l, l.primary(), c)))
 	g, err := gpt.Read(m.file(), int(l.sector), int(l.sector))
 	if err != nil {
@@ -51,7 +51,7 @@ func fromGPT(l layout, p *gpt.Partition) (entry, error) {
 		return entry{}, fmt.Errorf("entry %d: %w", p.Index, err)
 	}
 	return entry{
-		index: p.Index, kind: strings.ToLower(string(p.Type)), guid: strings.ToLower(p.GUID),
+		index: p.Index, typeGUID: strings.ToLower(string(p.Type)), guid: strings.ToLower(p.GUID),
 		extent: e, name: p.Name, attributes: p.Attributes,
 	}, nil
 }
@@ -63,7 +63,7 @@ func encodeEntry(l layout, e entry) ([]byte, error) {
 	g := gpt.Table{
 		LogicalSectorSize: int(l.sector), PhysicalSectorSize: int(l.sector),
 		Partitions: []*gpt.Partition{{
-			Index: 1, Start: first, End: last, Type: gpt.Type(strings.ToUpper(e.kind)),
+			Index: 1, Start: first, End: last, Type: gpt.Type(strings.ToUpper(e.typeGUID)),
 			GUID: strings.ToUpper(e.guid), Name: e.name, Attributes: e.attributes,
 		}},
 	}
@@ -88,25 +88,25 @@ func encodeEntry(l layout, e entry) ([]byte, error) {
 }
 
 // withEntry returns the entries with e in its place.
-func (c copyOfTable) withEntry(l layout, e entry) (copyOfTable, error) {
+func (c tableCopy) withEntry(l layout, e entry) (tableCopy, error) {
 	b, err := encodeEntry(l, e)
 	if err != nil {
-		return copyOfTable{}, err
+		return tableCopy{}, err
 	}
 	out := c.without(e.index)
-	copy(out.slot(e.index), b)
+	copy(out.entryBytes(e.index), b)
 	return out, nil
 }
 
 // without returns the entries without the one at that index.
-func (c copyOfTable) without(index int) copyOfTable {
-	out := copyOfTable{id: c.id, array: slices.Clone(c.array)}
-	clear(out.slot(index))
+func (c tableCopy) without(index int) tableCopy {
+	out := tableCopy{id: c.id, array: slices.Clone(c.array)}
+	clear(out.entryBytes(index))
 	return out
 }
 
-// slot is the bytes of an entry.
-func (c copyOfTable) slot(index int) []byte {
+// entryBytes is the bytes of an entry.
+func (c tableCopy) entryBytes(index int) []byte {
 	return c.array[(index-1)*entrySize : index*entrySize]
 }
 

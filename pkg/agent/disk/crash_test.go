@@ -27,39 +27,39 @@ func crashLayouts(t testing.TB) []layout {
 	return all
 }
 
-// formatted is a disk of ours, in memory, with a foreign entry whose bytes go-diskfs
+// newFormattedDisk is a disk of ours, in memory, with a foreign entry whose bytes go-diskfs
 // could not reproduce.
-func formatted(t testing.TB, l layout) (*memDisk, []byte) {
+func newFormattedDisk(t testing.TB, l layout) (*memDisk, []byte) {
 	t.Helper()
 	// Half a surrogate pair, and text behind the end of the name.
-	return formattedWith(t, l, []byte{'x', 0, 0x00, 0xd8, 0, 0, 'y', 0, 'z', 0})
+	return newFormattedDiskWith(t, l, []byte{'x', 0, 0x00, 0xd8, 0, 0, 'y', 0, 'z', 0})
 }
 
-// formattedWith is a disk of ours, in memory, with a foreign entry of that name.
-func formattedWith(t testing.TB, l layout, name []byte) (*memDisk, []byte) {
+// newFormattedDiskWith is a disk of ours, in memory, with a foreign entry of that name.
+func newFormattedDiskWith(t testing.TB, l layout, name []byte) (*memDisk, []byte) {
 	t.Helper()
 	m := newMemDisk()
-	if _, err := format(quiet(t), m, l, Owner{}); err != nil {
+	if _, err := format(withoutLogs(t), m, l, Owner{}); err != nil {
 		t.Fatal(err)
 	}
-	s, _, err := m.mounted(t, l, false)
+	s, _, err := m.openTable(t, l, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := foreign(l, 300, 60*mib/l.sector, 61*mib/l.sector)
+	f := foreignEntry(l, 300, 60*mib/l.sector, 61*mib/l.sector)
 	strange, err := s.current().withEntry(l, f)
 	if err != nil {
 		t.Fatal(err)
 	}
-	clear(strange.slot(300)[56:])
-	copy(strange.slot(300)[56:], name)
+	clear(strange.entryBytes(300)[56:])
+	copy(strange.entryBytes(300)[56:], name)
 	next := s.table
 	next.entries = append(slices.Clone(next.entries), f)
-	if err := s.commit(quiet(t), next, 300, strange.slot(300)); err != nil {
+	if err := s.commit(withoutLogs(t), next, 300, strange.entryBytes(300)); err != nil {
 		t.Fatal(err)
 	}
 	m.log = nil
-	return m, slices.Clone(strange.slot(300))
+	return m, slices.Clone(strange.entryBytes(300))
 }
 
 // TestPowerCuts cuts the power at every write of a disk's life, and again during the recovery and the first change
@@ -67,11 +67,11 @@ func formattedWith(t testing.TB, l layout, name []byte) (*memDisk, []byte) {
 // nothing else changed.
 func TestPowerCuts(t *testing.T) {
 	const least = 10_000
-	c := cuts{random: rand.New(rand.NewPCG(3, 4))}
+	c := powerCutTest{random: rand.New(rand.NewPCG(3, 4))}
 	for _, l := range crashLayouts(t) {
-		disk, strange := formatted(t, l)
-		for _, step := range life() {
-			c.step(t, disk, l, step, strange)
+		disk, strange := newFormattedDisk(t, l)
+		for _, step := range volumeLife() {
+			c.runStep(t, disk, l, step, strange)
 		}
 	}
 	t.Logf("%d states", c.states)
@@ -93,21 +93,21 @@ func TestTorture(t *testing.T) {
 		t.Run(strconv.FormatUint(worker, 10), func(t *testing.T) {
 			t.Parallel()
 			for life := uint64(0); states.Load() < least; life++ {
-				c := cuts{random: rand.New(rand.NewPCG(worker, life))}
+				c := powerCutTest{random: rand.New(rand.NewPCG(worker, life))}
 				l := crashLayouts(t)[life%2]
-				c.adopt(t, l)
-				disk, strange := formatted(t, l)
+				c.formatBlank(t, l)
+				disk, strange := newFormattedDisk(t, l)
 				for range 15 {
 					if c.random.IntN(10) == 0 {
-						l = c.recover(t, disk, l, strange)
+						l = c.damageAndRecover(t, disk, l, strange)
 						recoveries.Add(1)
 						continue
 					}
-					s, _, err := disk.mounted(t, l, false)
+					s, _, err := disk.openTable(t, l, false)
 					if err != nil {
 						t.Fatal(err)
 					}
-					c.step(t, disk, l, anyStep(c.random, s.table), strange)
+					c.runStep(t, disk, l, randomStep(c.random, s.table), strange)
 				}
 				total := states.Add(int64(c.states))
 				lives.Add(1)
@@ -123,34 +123,34 @@ func TestTorture(t *testing.T) {
 	})
 }
 
-// cuts checks what power cuts leave, and counts the states.
-type cuts struct {
+// powerCutTest checks what power cuts leave, and counts the states.
+type powerCutTest struct {
 	random *rand.Rand
 	states int
 	// recovered, if set, is called with some of the disks that have recovered.
 	recovered func(m *memDisk)
 }
 
-// step does a step on the disk, and checks every state that a power cut during it may leave. strange is what entry 300
-// must have.
-func (c *cuts) step(t *testing.T, disk *memDisk, l layout, step step, strange []byte) {
+// runStep does a step on the disk, and checks every state that a power cut during it may leave. strange is what entry
+// 300 must have.
+func (c *powerCutTest) runStep(t *testing.T, disk *memDisk, l layout, runStep step, strange []byte) {
 	t.Helper()
 	before := disk.clone()
-	s, _, err := disk.mounted(t, l, false)
+	s, _, err := disk.openTable(t, l, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	old := slices.Clone(s.table.entries)
 	disk.log = nil
-	tables := step.all(t, disk, s)
+	tables := runStep.run(t, disk, s)
 	// check recovers a disk and returns the writes that this took. written is how much of the step's log was on the
 	// medium.
-	check := func(m *memDisk, written int) []logged {
+	check := func(m *memDisk, written int) []loggedWrite {
 		c.states++
 		m.log = nil
-		s, _, err := m.mounted(t, l, false)
+		s, _, err := m.openTable(t, l, false)
 		if err != nil {
-			t.Fatalf("%s: after a power cut: %v", step.name, err)
+			t.Fatalf("%s: after a power cut: %v", runStep.name, err)
 		}
 		last, next := old, old
 		for _, d := range tables {
@@ -161,13 +161,13 @@ func (c *cuts) step(t *testing.T, disk *memDisk, l layout, step step, strange []
 			last = next
 		}
 		if got := s.table.entries; !sameVolumes(got, last) && !sameVolumes(got, next) {
-			t.Fatalf("%s: after a power cut:\n%v, neither the table before,\n%v, nor the one after,\n%v", step.name, brief(got), brief(last), brief(next))
+			t.Fatalf("%s: after a power cut:\n%v, neither the table before,\n%v, nor the one after,\n%v", runStep.name, describeEntries(got), describeEntries(last), describeEntries(next))
 		}
-		if !slices.Equal(s.current().slot(300), strange) {
-			t.Fatalf("%s: a foreign entry has changed", step.name)
+		if !slices.Equal(s.current().entryBytes(300), strange) {
+			t.Fatalf("%s: a foreign entry has changed", runStep.name)
 		}
 		if f, err := examine(m, l); err != nil || f.badMBR || f.badPrimary || f.badBackup {
-			t.Fatalf("%s: not repaired: %+v, %v", step.name, f, err)
+			t.Fatalf("%s: not repaired: %+v, %v", runStep.name, f, err)
 		}
 		return m.log
 	}
@@ -178,14 +178,14 @@ func (c *cuts) step(t *testing.T, disk *memDisk, l layout, step step, strange []
 			c.recovered(recovered)
 		}
 		powerCuts(cut, repairs, c.random, func(again *memDisk, _ int) { check(again.clone(), written) })
-		c.change(t, recovered, l, step.name)
+		c.changeAfterRecovery(t, recovered, l, runStep.name)
 	})
 }
 
-// change makes a change right after a recovery, with power cuts, too. It asserts that no volume is lost.
-func (c *cuts) change(t *testing.T, recovered *memDisk, l layout, after string) {
+// changeAfterRecovery makes a change right after a recovery, with power cuts, too. It asserts that no volume is lost.
+func (c *powerCutTest) changeAfterRecovery(t *testing.T, recovered *memDisk, l layout, after string) {
 	t.Helper()
-	s, _, err := recovered.mounted(t, l, false)
+	s, _, err := recovered.openTable(t, l, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,21 +199,21 @@ func (c *cuts) change(t *testing.T, recovered *memDisk, l layout, after string) 
 	now := s.table.entries
 	powerCuts(before, recovered.log, c.random, func(again *memDisk, _ int) {
 		c.states++
-		s, _, err := again.mounted(t, l, false)
+		s, _, err := again.openTable(t, l, false)
 		if err != nil {
 			t.Fatalf("%s, then a change: %v", after, err)
 		}
 		if got := s.table.entries; !sameVolumes(got, old) && !sameVolumes(got, now) {
-			t.Fatalf("%s, then a change:\n%v, neither\n%v nor\n%v", after, brief(got), brief(old), brief(now))
+			t.Fatalf("%s, then a change:\n%v, neither\n%v nor\n%v", after, describeEntries(got), describeEntries(old), describeEntries(now))
 		}
 	})
 }
 
-// brief are the entries, as "1:a0000000:Reserved@2+10".
-func brief(entries []entry) []string {
+// describeEntries are the entries, as "1:a0000000:Reserved@2+10".
+func describeEntries(entries []entry) []string {
 	var all []string
 	for _, e := range entries {
-		all = append(all, fmt.Sprintf("%d:%s:%s@%d+%d", e.index, e.guid[:8], phaseOf[e.kind], e.extent.Start/mib, e.extent.Len()/mib))
+		all = append(all, fmt.Sprintf("%d:%s:%s@%d+%d", e.index, e.guid[:8], phaseOf[e.typeGUID], e.extent.Start/mib, e.extent.Len()/mib))
 	}
 	return all
 }
@@ -231,9 +231,9 @@ func sameVolumes(x, y []entry) bool {
 // TestPowerCutsInFormat asserts that at every moment the disk is blank, so that it can be formatted, or ours, so that
 // it can be opened.
 func TestPowerCutsInFormat(t *testing.T) {
-	c := cuts{random: rand.New(rand.NewPCG(5, 6))}
+	c := powerCutTest{random: rand.New(rand.NewPCG(5, 6))}
 	for _, l := range crashLayouts(t) {
-		c.adopt(t, l)
+		c.formatBlank(t, l)
 	}
 	t.Logf("%d states", c.states)
 }
@@ -244,34 +244,34 @@ func TestPowerCutsInRestore(t *testing.T) {
 	random := rand.New(rand.NewPCG(7, 8))
 	states := 0
 	for _, l := range crashLayouts(t) {
-		disk, _ := formatted(t, l)
-		s, _, err := disk.mounted(t, l, false)
+		disk, _ := newFormattedDisk(t, l)
+		s, _, err := disk.openTable(t, l, false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, step := range life() {
-			step.all(t, disk, s)
+		for _, step := range volumeLife() {
+			step.run(t, disk, s)
 		}
 		want := slices.Clone(s.table.entries)
-		disk.set(0, make([]byte, mib))
+		disk.write(0, make([]byte, mib))
 		before := disk.clone()
 		disk.log = nil
-		if _, f, err := disk.mounted(t, l, false); err == nil || !f.needsKnown {
+		if _, f, err := disk.openTable(t, l, false); err == nil || !f.mustBeSeenBefore {
 			t.Fatalf("a backup alone was trusted: %+v, %v", f, err)
 		}
 		if len(disk.log) > 0 {
 			t.Fatal("a disk that was not accepted was written to")
 		}
-		if _, _, err := disk.mounted(t, l, true); err != nil {
+		if _, _, err := disk.openTable(t, l, true); err != nil {
 			t.Fatal(err)
 		}
 		powerCuts(before, disk.log, random, func(cut *memDisk, _ int) {
 			states++
-			s, _, err := cut.mounted(t, l, true)
+			s, _, err := cut.openTable(t, l, true)
 			if err != nil || !sameVolumes(s.table.entries, want) {
 				t.Fatalf("after a power cut in a restore: %v", err)
 			}
-			if _, f, err := cut.mounted(t, l, false); err != nil || f.badPrimary || f.badBackup {
+			if _, f, err := cut.openTable(t, l, false); err != nil || f.badPrimary || f.badBackup {
 				t.Fatalf("not restored: %+v, %v", f, err)
 			}
 		})

@@ -55,12 +55,12 @@ func (d *Disk) Create(ctx context.Context, o CreateOptions) (Volume, error) {
 	}
 	var err error
 	if o.Raw {
-		err = d.onZeros(ctx, o.Partition, func() (extent.Extent, int64, error) {
-			e, err := d.toZero(o)
+		err = d.afterZeroing(ctx, o.Partition, func() (extent.Extent, int64, error) {
+			e, err := d.extentToZero(o)
 			return e, o.Wipe.Rate, err
 		}, create)
 	} else {
-		err = d.run(ctx, create)
+		err = d.runInOwner(ctx, create)
 	}
 	if err != nil {
 		return Volume{}, fmt.Errorf("creating volume: %w", err)
@@ -68,8 +68,8 @@ func (d *Disk) Create(ctx context.Context, o CreateOptions) (Volume, error) {
 	return v, nil
 }
 
-// toZero is what must be zero before the volume can be made. It is empty if the volume exists.
-func (d *Disk) toZero(o CreateOptions) (extent.Extent, error) {
+// extentToZero is what must be zero before the volume can be made. It is empty if the volume exists.
+func (d *Disk) extentToZero(o CreateOptions) (extent.Extent, error) {
 	if _, err := d.store.table.volume(o.Partition); err == nil {
 		return extent.Extent{}, nil
 	}
@@ -82,7 +82,7 @@ func (d *Disk) create(ctx context.Context, o CreateOptions) (Volume, error) {
 	prezeroed := false
 	switch {
 	case errors.Is(err, ErrNotFound):
-		if made, err = d.add(ctx, o); err != nil {
+		if made, err = d.addEntry(ctx, o); err != nil {
 			return Volume{}, err
 		}
 		prezeroed = d.zeroed.Contains(o.Extent)
@@ -91,7 +91,7 @@ func (d *Disk) create(ctx context.Context, o CreateOptions) (Volume, error) {
 		return Volume{}, err
 	case made.extent != o.Extent:
 		return Volume{}, fmt.Errorf("volume %s already is at %v, not at %v: %w", o.Partition, made.extent, o.Extent, ErrOverlap)
-	case phaseOf[made.kind] == Wiping:
+	case phaseOf[made.typeGUID] == Wiping:
 		return Volume{}, fmt.Errorf("volume %s is being wiped: %w", o.Partition, ErrInUse)
 	}
 	// The entry stays if this fails: the next Create attaches it, or Wipe removes it.
@@ -105,13 +105,13 @@ func (d *Disk) create(ctx context.Context, o CreateOptions) (Volume, error) {
 	return v, nil
 }
 
-// add writes the entry of a new volume.
-func (d *Disk) add(ctx context.Context, o CreateOptions) (entry, error) {
+// addEntry writes the entry of a new volume.
+func (d *Disk) addEntry(ctx context.Context, o CreateOptions) (entry, error) {
 	next, made, err := d.store.table.withNew(o)
 	if err != nil {
 		return entry{}, err
 	}
-	if err := d.notBeingZeroed(o.Partition, o.Extent); err != nil {
+	if err := d.checkNotBeingZeroed(o.Partition, o.Extent); err != nil {
 		return entry{}, err
 	}
 	// The slot is written before the volume's entry.
@@ -120,17 +120,17 @@ func (d *Disk) add(ctx context.Context, o CreateOptions) (entry, error) {
 		if kept == (slot{}) {
 			return nil
 		}
-		return d.keepNew(ctx, made, kept)
+		return d.writeNewSlot(ctx, made, kept)
 	}
 	// The user of a raw volume may have it at once. The owner finishes an early write when this command is done, before
 	// the next one.
 	return made, d.store.putNew(ctx, next, made, !o.Raw, keep)
 }
 
-// keepNew writes the slot of a new volume. If the slot cannot be written, the volume is made without one, provided that
-// the table on the medium has not changed.
-func (d *Disk) keepNew(ctx context.Context, made entry, s slot) error {
-	err := d.keep(made, s)
+// writeNewSlot writes the slot of a new volume. If the slot cannot be written, the volume is made without one, provided
+// that the table on the medium has not changed.
+func (d *Disk) writeNewSlot(ctx context.Context, made entry, s slot) error {
+	err := d.writeSlot(made, s)
 	if err == nil {
 		return nil
 	}

@@ -33,7 +33,7 @@ const bounceBytes = 1 << 20
 func openDevice(path string, flags int) (*blockDevice, error) {
 	f, err := os.OpenFile(path, flags|unix.O_DIRECT|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, errnoOf(err)
+		return nil, mapOpenError(err)
 	}
 	d := &blockDevice{path: path, f: f}
 	var st unix.Stat_t
@@ -66,8 +66,8 @@ func (d *blockDevice) geometry() (size, sector int64, err error) {
 	return size, int64(s), nil
 }
 
-// measure sets the layout, if the device has room for a table.
-func (d *blockDevice) measure() error {
+// readLayout sets the layout, if the device has room for a table.
+func (d *blockDevice) readLayout() error {
 	size, sector, err := d.geometry()
 	if err != nil {
 		return err
@@ -78,8 +78,8 @@ func (d *blockDevice) measure() error {
 	return nil
 }
 
-// number is the device's number.
-func (d *blockDevice) number() (uint64, error) {
+// deviceNumber is the device's number.
+func (d *blockDevice) deviceNumber() (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(d.fd(), &st); err != nil {
 		return 0, fmt.Errorf("%s: %w", d.path, err)
@@ -87,9 +87,9 @@ func (d *blockDevice) number() (uint64, error) {
 	return st.Rdev, nil
 }
 
-// withoutPartitions reports whether the kernel gives the device no partitions, neither by itself nor by BLKPG. Such are
+// lacksPartitions reports whether the kernel gives the device no partitions, neither by itself nor by BLKPG. Such are
 // devices of the device mapper, zram and others whose driver has none.
-func (d *blockDevice) withoutPartitions() bool {
+func (d *blockDevice) lacksPartitions() bool {
 	if _, err := os.Stat(filepath.Join(d.sys, "dm")); err == nil {
 		return true
 	}
@@ -196,21 +196,21 @@ func alignedBuffer() []byte {
 	return b[skip : skip+bounceBytes : skip+bounceBytes]
 }
 
-// errnoOf maps an error of open to this package's errors.
-func errnoOf(err error) error {
+// mapOpenError maps an error of open to this package's errors.
+func mapOpenError(err error) error {
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("%w: %w", ErrInUse, err)
-	case isGone(err):
+	case mayBeGone(err):
 		return fmt.Errorf("%w: %w", ErrOutOfService, err)
 	}
 	return err
 }
 
-// isGone reports whether an error may mean that the device does not answer any more. The caller reads the table next,
-// which shows whether it does. A disk that was pulled out has size 0, and fails writes with ENOSPC, like a full thin
-// device.
-func isGone(err error) bool {
+// mayBeGone reports whether an error may mean that the device does not answer any more. The caller reads the table
+// next, which shows whether it does. A disk that was pulled out has size 0, and fails writes with ENOSPC, like a full
+// thin device.
+func mayBeGone(err error) bool {
 	for _, errno := range []error{unix.EIO, unix.ENXIO, unix.ENODEV, unix.EREMOTEIO, unix.ESHUTDOWN, unix.ENOSPC, io.ErrUnexpectedEOF} {
 		if errors.Is(err, errno) {
 			return true
@@ -222,14 +222,14 @@ func isGone(err error) bool {
 // lock takes the lock of the device, which agents and udev use to exclude each other while a table is made or first
 // read. It is not held for long: udev takes it, too, before it looks at a partition, and would wait for ever.
 func (d *blockDevice) lock(ctx context.Context) error {
-	err := await(ctx, lockPatience, func() (bool, error) {
+	err := await(ctx, lockTimeout, func() (bool, error) {
 		err := unix.Flock(d.fd(), unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, unix.EINTR) {
 			return false, nil
 		}
 		return err == nil, err
 	})
-	if errors.Is(err, errPatience) {
+	if errors.Is(err, errTimeout) {
 		return fmt.Errorf("%s is locked by another process: %w", d.path, ErrInUse)
 	}
 	if err != nil {
@@ -243,24 +243,24 @@ func (d *blockDevice) unlock() { _ = unix.Flock(d.fd(), unix.LOCK_UN) }
 
 // Times to wait for another process, which usually ends within milliseconds.
 const (
-	lockPatience = 10 * time.Second // for the lock: udev's probing of a slow disk
-	nodePatience = 5 * time.Second  // for a device node: devtmpfs makes it at once, others may not
-	busyPatience = 2 * time.Second  // for a process that only looks at a partition
+	lockTimeout = 10 * time.Second // for the lock: udev's probing of a slow disk
+	nodeTimeout = 5 * time.Second  // for a device node: devtmpfs makes it at once, others may not
+	busyTimeout = 2 * time.Second  // for a process that only looks at a partition
 )
 
-// errPatience: the condition of await was not met in time.
-var errPatience = errors.New("waited too long")
+// errTimeout: the condition of await was not met in time.
+var errTimeout = errors.New("waited too long")
 
 // await calls done until it returns true or an error, ctx ends, or the time is up. The first calls follow quickly on
 // each other: nothing announces the conditions that are awaited here.
-func await(ctx context.Context, patience time.Duration, done func() (bool, error)) error {
-	deadline := time.Now().Add(patience)
+func await(ctx context.Context, timeout time.Duration, done func() (bool, error)) error {
+	deadline := time.Now().Add(timeout)
 	for pause := 250 * time.Microsecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		if ok, err := done(); ok || err != nil {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return errPatience
+			return errTimeout
 		}
 		select {
 		case <-ctx.Done():

@@ -20,33 +20,33 @@ type Options struct {
 	// OnChange, if set, is called after every change of the snapshot. It must neither block nor call the Disk's methods
 	// other than Snapshot.
 	OnChange func()
-	// Known, if set, reports whether a disk of that id was seen on this node before. If the beginning of a disk is
+	// SeenBefore, if set, reports whether a disk of that id was seen on this node before. If the beginning of a disk is
 	// lost, its table is restored only if it was.
-	Known func(id string) bool
-	// Patience is how long the disk may take for one command. After that it counts as hanging, and is out of service. 0
-	// means 30 seconds.
-	Patience time.Duration
+	SeenBefore func(id string) bool
+	// CommandTimeout is how long the disk may take for one command. After that it counts as hanging, and is out of
+	// service. 0 means 30 seconds.
+	CommandTimeout time.Duration
 
-	wiping *wipeConfig // nil is the default
+	wipeMethods *wipeMethods // nil is the default
 }
 
 // Disk is an open disk of ours. Any goroutine may call its methods. One goroutine of its own, the owner, does all that
 // concerns the table.
 type Disk struct {
-	device   *blockDevice
-	meta     *os.File                 // held open exclusively, against other agents, mkfs and the like
-	store    *store                   // the owner's
-	loops    *loops                   // the owner's
-	mapped   *mapped                  // the owner's; nil if the disk is attached by partitions and loops
-	devices  map[string]string        // the owner's: device node by partition, of attached ones
-	zeroed   extent.Set               // the owner's: zeroed by us, and nothing written since
-	zeroing  map[string]extent.Extent // the owner's: free, and being zeroed for that volume
-	slots    map[string]slot          // the owner's: what the disk keeps of its volumes, by partition
-	owner    Owner                    // the owner's: which node the disk belongs to
-	pace     pace                     // of all zeroing that has a limit
-	wiping   *wipeConfig
-	failure  error // the owner's: why the disk is out of service
-	onChange func()
+	device      *blockDevice
+	meta        *os.File                 // held open exclusively, against other agents, mkfs and the like
+	store       *store                   // the owner's
+	loops       *loopAttacher            // the owner's
+	mapped      *dmAttacher              // the owner's; nil if the disk is attached by partitions and loops
+	devices     map[string]string        // the owner's: device node by partition, of attached ones
+	zeroed      extent.Set               // the owner's: zeroed by us, and nothing written since
+	zeroing     map[string]extent.Extent // the owner's: free, and being zeroed for that volume
+	slots       map[string]slot          // the owner's: what the disk keeps of its volumes, by partition
+	owner       Owner                    // the owner's: which node the disk belongs to
+	pacer       pacer                    // of all zeroing that has a limit
+	wipeMethods *wipeMethods
+	failure     error // the owner's: why the disk is out of service
+	onChange    func()
 
 	commands chan command
 	stop     chan struct{}
@@ -54,8 +54,8 @@ type Disk struct {
 	closing  sync.Once
 	watchdog *watchdog // and the snapshot
 
-	longMu sync.Mutex
-	long   map[string]chan struct{} // closed when the long work on that volume ends
+	longCallsMu sync.Mutex
+	longCalls   map[string]chan struct{} // closed when the long work on that volume ends
 }
 
 type command struct {
@@ -77,13 +77,13 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 	}
 	d := &Disk{
 		device: device, onChange: o.OnChange, devices: map[string]string{},
-		commands: make(chan command), stop: make(chan struct{}), stopped: make(chan struct{}), watchdog: newWatchdog(o.Patience),
-		long: map[string]chan struct{}{}, zeroing: map[string]extent.Extent{}, wiping: cmp.Or(o.wiping, defaultWipeConfig()),
+		commands: make(chan command), stop: make(chan struct{}), stopped: make(chan struct{}), watchdog: newWatchdog(o.CommandTimeout),
+		longCalls: map[string]chan struct{}{}, zeroing: map[string]extent.Extent{}, wipeMethods: cmp.Or(o.wipeMethods, defaultWipeMethods()),
 	}
-	if err := d.open(ctx, o.Known); err != nil {
-		return nil, fmt.Errorf("opening %s: %w", path, errors.Join(err, d.letGo(), device.Close()))
+	if err := d.open(ctx, o.SeenBefore); err != nil {
+		return nil, fmt.Errorf("opening %s: %w", path, errors.Join(err, d.releaseDevices(), device.Close()))
 	}
-	go d.own()
+	go d.runOwner()
 	return d, nil
 }
 
@@ -97,13 +97,13 @@ func (d *Disk) Close() error {
 	d.closing.Do(func() {
 		close(d.stop)
 		<-d.stopped
-		err = errors.Join(d.letGo(), d.device.Close())
+		err = errors.Join(d.releaseDevices(), d.device.Close())
 	})
 	return err
 }
 
-// own is the goroutine that owns the table.
-func (d *Disk) own() {
+// runOwner is the goroutine that owns the table.
+func (d *Disk) runOwner() {
 	defer close(d.stopped)
 	for {
 		var due <-chan time.Time
@@ -112,16 +112,16 @@ func (d *Disk) own() {
 		}
 		select {
 		case <-due:
-			_ = d.watch(context.Background(), func() error { d.finish(context.Background()); return nil })
+			_ = d.runWithWatchdog(context.Background(), func() error { d.finish(context.Background()); return nil })
 		case <-d.stop:
-			d.rest()
+			d.syncCopies()
 			return
 		case c := <-d.commands:
 			if d.failure != nil {
 				c.done <- d.failure
 				continue
 			}
-			err := d.watch(c.ctx, func() error { return c.do(c.ctx) })
+			err := d.runWithWatchdog(c.ctx, func() error { return c.do(c.ctx) })
 			if errors.Is(err, ErrOutOfService) {
 				d.fail(c.ctx, err)
 			}
@@ -130,13 +130,13 @@ func (d *Disk) own() {
 	}
 }
 
-// rest makes both copies of the table the same. If that fails, the next Open repairs them.
-func (d *Disk) rest() {
+// syncCopies makes both copies of the table the same. If that fails, the next Open repairs them.
+func (d *Disk) syncCopies() {
 	ctx := context.Background()
 	if d.failure != nil {
 		return
 	}
-	if err := errors.Join(d.store.finish(ctx), d.store.takeBack(ctx)); err != nil {
+	if err := errors.Join(d.store.finish(ctx), d.store.undoPrepare(ctx)); err != nil {
 		d.fail(ctx, err)
 	}
 }
@@ -152,9 +152,9 @@ func (d *Disk) finish(ctx context.Context) {
 	}
 }
 
-// run has the owner do something, and waits for it. Once the owner has begun, run waits even if ctx ends: a table is
-// not left half written.
-func (d *Disk) run(ctx context.Context, do func(context.Context) error) error {
+// runInOwner has the owner do something, and waits for it. Once the owner has begun, run waits even if ctx ends: a
+// table is not left half written.
+func (d *Disk) runInOwner(ctx context.Context, do func(context.Context) error) error {
 	c := command{context.WithoutCancel(ctx), do, make(chan error, 1)}
 	select {
 	case d.commands <- c:
@@ -162,7 +162,7 @@ func (d *Disk) run(ctx context.Context, do func(context.Context) error) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-d.watchdog.expired:
-		return d.watchdog.why
+		return d.watchdog.reason
 	case <-d.stop:
 		return fmt.Errorf("disk %s is closed: %w", d.Snapshot().ID, ErrOutOfService)
 	}
@@ -193,7 +193,7 @@ func (d *Disk) publish() {
 		}
 	}
 	slices.SortFunc(s.Volumes, func(a, b Volume) int { return cmp.Compare(a.Extent.Start, b.Extent.Start) })
-	d.watchdog.show(s)
+	d.watchdog.publish(s)
 	if d.onChange != nil {
 		d.onChange()
 	}
@@ -201,7 +201,7 @@ func (d *Disk) publish() {
 
 func (d *Disk) volume(e entry) Volume {
 	return Volume{
-		Partition: e.guid, Name: e.name, Extent: e.extent, Phase: phaseOf[e.kind],
+		Partition: e.guid, Name: e.name, Extent: e.extent, Phase: phaseOf[e.typeGUID],
 		Ephemeral: e.attributes&AttributeEphemeral != 0, Raw: e.attributes&AttributeRaw != 0,
 		Index: e.index, Device: d.devices[e.guid], Note: d.slots[e.guid].note, Wipe: d.slots[e.guid].wipe,
 	}

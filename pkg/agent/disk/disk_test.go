@@ -14,15 +14,15 @@ import (
 )
 
 const (
-	mib = int64(1) << 20
-	a   = "a0000000-0000-5000-8000-00000000000a"
-	b   = "b0000000-0000-5000-8000-00000000000b"
-	c   = "c0000000-0000-5000-8000-00000000000c"
-	c2  = "c2000000-0000-5000-8000-00000000000c"
-	c4  = "c4000000-0000-5000-8000-00000000000c"
-	c5  = "c5000000-0000-5000-8000-00000000000c"
-	c6  = "c6000000-0000-5000-8000-00000000000c"
-	c3  = "c3000000-0000-5000-8000-00000000000c"
+	mib   = int64(1) << 20
+	guidA = "a0000000-0000-5000-8000-00000000000a"
+	guidB = "b0000000-0000-5000-8000-00000000000b"
+	guidC = "c0000000-0000-5000-8000-00000000000c"
+	c2    = "c2000000-0000-5000-8000-00000000000c"
+	c4    = "c4000000-0000-5000-8000-00000000000c"
+	c5    = "c5000000-0000-5000-8000-00000000000c"
+	c6    = "c6000000-0000-5000-8000-00000000000c"
+	c3    = "c3000000-0000-5000-8000-00000000000c"
 )
 
 // bothSectors runs a test with both common sector sizes.
@@ -33,9 +33,9 @@ func bothSectors(t *testing.T, f func(t *testing.T, sector int)) {
 }
 
 // initialized makes a loop device that is ours.
-func initialized(t testing.TB, size int64, sector int) *loop {
+func initialized(t testing.TB, size int64, sector int) *loopDisk {
 	t.Helper()
-	l := newLoop(t, size, sector)
+	l := newLoopDisk(t, size, sector)
 	if _, err := Initialize(t.Context(), l.path, Owner{}); err != nil {
 		t.Fatal(err)
 	}
@@ -43,9 +43,9 @@ func initialized(t testing.TB, size int64, sector int) *loop {
 }
 
 // open opens the disk, and closes it when the test ends unless that was done.
-func (l *loop) open(t testing.TB) *Disk {
+func (l *loopDisk) open(t testing.TB) *Disk {
 	t.Helper()
-	d, err := Open(t.Context(), l.path, Options{wiping: l.wiping})
+	d, err := Open(t.Context(), l.path, Options{wipeMethods: l.wipeMethods})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,13 +60,13 @@ func (l *loop) open(t testing.TB) *Disk {
 	return d
 }
 
-func at(start, length int64) extent.Extent { return extent.New(start*mib, length*mib) }
+func extentMiB(start, length int64) extent.Extent { return extent.New(start*mib, length*mib) }
 
-// TestLife asserts the result of each call in the life of a volume, from a blank disk to a wiped volume, with both
-// sector sizes.
-func TestLife(t *testing.T) {
+// TestVolumeLife asserts the result of each call in the life of a volume, from a blank disk to a wiped volume, with
+// both sector sizes.
+func TestVolumeLife(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := newLoop(t, 256*mib, sector)
+		l := newLoopDisk(t, 256*mib, sector)
 		ctx := t.Context()
 		found, err := Inspect(ctx, l.path)
 		if err != nil || found.State != Blank {
@@ -91,33 +91,33 @@ func TestLife(t *testing.T) {
 		}
 		defer d.Close()
 		s := d.Snapshot()
-		if want := extent.NewSet(at(2, 253)); s.ID != id || !s.Free.Equal(want) || s.Overhead != 3*mib {
+		if want := extent.NewSet(extentMiB(2, 253)); s.ID != id || !s.Free.Equal(want) || s.Overhead != 3*mib {
 			t.Fatalf("new disk: %+v", s)
 		}
 
-		v, err := d.Create(ctx, CreateOptions{Partition: a, Name: "default/web data", Extent: at(2, 100), Ephemeral: true})
+		v, err := d.Create(ctx, CreateOptions{Partition: guidA, Name: "default/web data", Extent: extentMiB(2, 100), Ephemeral: true})
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := Volume{Partition: a, Name: "default/web data", Extent: at(2, 100), Phase: Reserved, Ephemeral: true, Index: 1, Device: l.path + "p1"}
+		want := Volume{Partition: guidA, Name: "default/web data", Extent: extentMiB(2, 100), Phase: Reserved, Ephemeral: true, Index: 1, Device: l.path + "p1"}
 		if v != want {
 			t.Fatalf("Create returned %+v, want %+v", v, want)
 		}
-		if again, err := d.Create(ctx, CreateOptions{Partition: a, Name: "default/web data", Extent: at(2, 100), Ephemeral: true}); err != nil || again != want {
+		if again, err := d.Create(ctx, CreateOptions{Partition: guidA, Name: "default/web data", Extent: extentMiB(2, 100), Ephemeral: true}); err != nil || again != want {
 			t.Fatalf("second Create returned %+v, %v", again, err)
 		}
-		if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(110, 100), Ephemeral: true}); !errors.Is(err, ErrOverlap) {
+		if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(110, 100), Ephemeral: true}); !errors.Is(err, ErrOverlap) {
 			t.Fatalf("Create of the same volume elsewhere: %v", err)
 		}
-		if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(101, 2), Ephemeral: true}); !errors.Is(err, ErrOverlap) {
+		if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(101, 2), Ephemeral: true}); !errors.Is(err, ErrOverlap) {
 			t.Fatalf("Create over another volume: %v", err)
 		}
 
-		run(t, "mkfs.ext4", "-q", "-F", v.Device)
-		if err := d.MarkFormatted(ctx, a); err != nil {
+		runProgram(t, "mkfs.ext4", "-q", "-F", v.Device)
+		if err := d.MarkFormatted(ctx, guidA); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.MarkFormatted(ctx, a); err != nil {
+		if err := d.MarkFormatted(ctx, guidA); err != nil {
 			t.Fatal(err)
 		}
 		mnt := t.TempDir()
@@ -128,53 +128,53 @@ func TestLife(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(mnt, "canary"), canary, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := wipe(ctx, d, a); !errors.Is(err, ErrInUse) {
+		if err := wipeVolume(ctx, d, guidA); !errors.Is(err, ErrInUse) {
 			t.Fatalf("Wipe of a mounted volume: %v", err)
 		}
-		if got, _ := ptr(d.Snapshot()).Volume(a); got.Phase != Formatted {
+		if got, _ := ptr(d.Snapshot()).Volume(guidA); got.Phase != Formatted {
 			t.Fatalf("after a refused Wipe: %+v", got)
 		}
 		// Other volumes come and go meanwhile.
-		if _, err := d.Create(ctx, CreateOptions{Partition: b, Name: "other", Extent: at(150, 10)}); err != nil {
+		if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Name: "other", Extent: extentMiB(150, 10)}); err != nil {
 			t.Fatal(err)
 		}
 		if err := unix.Unmount(mnt, 0); err != nil {
 			t.Fatal(err)
 		}
-		run(t, "sync", l.image)
+		runProgram(t, "sync", l.image)
 		if raw, err := os.ReadFile(l.image); err != nil || !bytes.Contains(raw, canary[:30]) {
 			t.Fatalf("the canary is not on the disk: %v", err)
 		}
-		if err := wipe(ctx, d, a); err != nil {
+		if err := wipeVolume(ctx, d, guidA); err != nil {
 			t.Fatal(err)
 		}
-		if err := wipe(ctx, d, a); !errors.Is(err, ErrNotFound) {
+		if err := wipeVolume(ctx, d, guidA); !errors.Is(err, ErrNotFound) {
 			t.Fatalf("second Wipe: %v", err)
 		}
 		raw, err := os.ReadFile(l.image)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if e := at(2, 100); !allZero(raw[e.Start:e.End]) || bytes.Contains(raw, canary[:30]) {
+		if e := extentMiB(2, 100); !allZero(raw[e.Start:e.End]) || bytes.Contains(raw, canary[:30]) {
 			t.Fatal("something is left of a wiped volume")
 		}
 		s = d.Snapshot()
-		if want := extent.NewSet(at(2, 148), at(160, 95)); !s.Free.Equal(want) || s.Validate() != nil {
+		if want := extent.NewSet(extentMiB(2, 148), extentMiB(160, 95)); !s.Free.Equal(want) || s.Validate() != nil {
 			t.Fatalf("after Wipe: %+v, %v", s, s.Validate())
 		}
-		if v, err = d.Create(ctx, CreateOptions{Partition: c, Name: "next", Extent: at(2, 50), Ephemeral: true}); err != nil || !v.Prezeroed || v.Index != 1 {
+		if v, err = d.Create(ctx, CreateOptions{Partition: guidC, Name: "next", Extent: extentMiB(2, 50), Ephemeral: true}); err != nil || !v.Prezeroed || v.Index != 1 {
 			t.Fatalf("Create on wiped space: %+v, %v", v, err)
 		}
 		if changes == 0 {
 			t.Error("OnChange was never called")
 		}
-		d.settle(t)
+		d.waitIdle(t)
 		verifyTable(t, l.path)
 	})
 }
 
-// settle waits until the owner has finished what Create left over.
-func (d *Disk) settle(t *testing.T) {
+// waitIdle waits until the owner has finished what Create left over.
+func (d *Disk) waitIdle(t *testing.T) {
 	t.Helper()
 	if err := d.Check(t.Context()); err != nil {
 		t.Fatal(err)

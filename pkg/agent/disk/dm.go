@@ -28,9 +28,9 @@ type linear struct {
 // mapping is what the device mapper knows of a device.
 type mapping struct {
 	rdev uint64
-	// live: it has a table and is not suspended.
-	live  bool
-	shows linear
+	// active: it has a table and is not suspended.
+	active bool
+	shows  linear
 }
 
 func openMapper() (*mapper, error) {
@@ -63,7 +63,7 @@ func newRequest(uuid string) *dmRequest {
 	return r
 }
 
-func (m *mapper) ask(request uintptr, what string, r *dmRequest) error {
+func (m *mapper) ioctl(request uintptr, what string, r *dmRequest) error {
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, m.control.Fd(), request, uintptr(unsafe.Pointer(r)))
 	if errno != 0 {
 		return fmt.Errorf("device mapper, %s %s: %w", what, cString(r.Uuid[:]), errno)
@@ -75,34 +75,34 @@ func (m *mapper) ask(request uintptr, what string, r *dmRequest) error {
 func (m *mapper) create(uuid, name string) error {
 	r := newRequest(uuid)
 	copy(r.Name[:], name)
-	return m.ask(unix.DM_DEV_CREATE, "creating", r)
+	return m.ioctl(unix.DM_DEV_CREATE, "creating", r)
 }
 
-// show replaces the device's table by l. Reads and writes wait meanwhile. If this process ends between the two steps,
-// the device has its old table.
-func (m *mapper) show(uuid string, l linear) error {
+// loadTable replaces the device's table by l. Reads and writes wait meanwhile. If this process ends between the two
+// steps, the device has its old table.
+func (m *mapper) loadTable(uuid string, l linear) error {
 	r := newRequest(uuid)
 	r.Target_count = 1
 	r.Length = uint64(l.extent.Len() / sysfsSector)
 	copy(r.Target_type[:], "linear")
 	copy(r.text[:], fmt.Sprintf("%d:%d %d", unix.Major(l.rdev), unix.Minor(l.rdev), l.extent.Start/sysfsSector))
-	if err := m.ask(unix.DM_TABLE_LOAD, "loading the table of", r); err != nil {
+	if err := m.ioctl(unix.DM_TABLE_LOAD, "loading the table of", r); err != nil {
 		return err
 	}
 	r = newRequest(uuid)
 	// Resume: the kernel suspends the device before. File systems need not be frozen, because no byte moves.
 	r.Flags = unix.DM_SKIP_LOCKFS_FLAG | unix.DM_NOFLUSH_FLAG
-	return m.ask(unix.DM_DEV_SUSPEND, "resuming", r)
+	return m.ioctl(unix.DM_DEV_SUSPEND, "resuming", r)
 }
 
 // status returns ENXIO in its error if there is no such device.
 func (m *mapper) status(uuid string) (mapping, error) {
 	r := newRequest(uuid)
 	r.Flags = unix.DM_STATUS_TABLE_FLAG | unix.DM_NOFLUSH_FLAG
-	if err := m.ask(unix.DM_TABLE_STATUS, "status of", r); err != nil {
+	if err := m.ioctl(unix.DM_TABLE_STATUS, "status of", r); err != nil {
 		return mapping{}, err
 	}
-	found := mapping{rdev: r.Dev, live: r.Flags&unix.DM_ACTIVE_PRESENT_FLAG != 0 && r.Flags&unix.DM_SUSPEND_FLAG == 0}
+	found := mapping{rdev: r.Dev, active: r.Flags&unix.DM_ACTIVE_PRESENT_FLAG != 0 && r.Flags&unix.DM_SUSPEND_FLAG == 0}
 	if r.Target_count == 0 {
 		return found, nil
 	}
@@ -120,7 +120,7 @@ func (m *mapper) status(uuid string) (mapping, error) {
 
 // remove removes a device. EBUSY: a process has it open, and it stays.
 func (m *mapper) remove(uuid string) error {
-	err := m.ask(unix.DM_DEV_REMOVE, "removing", newRequest(uuid))
+	err := m.ioctl(unix.DM_DEV_REMOVE, "removing", newRequest(uuid))
 	if errors.Is(err, unix.ENXIO) {
 		return nil
 	}

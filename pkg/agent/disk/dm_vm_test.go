@@ -20,7 +20,7 @@ import (
 // These tests need a kernel with the device mapper. test/vm runs them in a virtual machine that has it.
 
 // kernelMapper opens the device mapper, for requests that this package does not make.
-func kernelMapper(t *testing.T, l *loop) (*mapper, uint64) {
+func kernelMapper(t *testing.T, l *loopDisk) (*mapper, uint64) {
 	t.Helper()
 	m, err := openMapper()
 	if err != nil {
@@ -40,17 +40,17 @@ func TestMapperClaimsTheDisk(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
 	m, rdev := kernelMapper(t, l)
-	uuid := mappedMark + a
-	if err := m.create(uuid, mappedName+a); err != nil {
+	uuid := dmUUIDPrefix + guidA
+	if err := m.create(uuid, dmNamePrefix+guidA); err != nil {
 		t.Fatal(err)
 	}
 	defer m.remove(uuid)
-	if err := m.show(uuid, linear{rdev, at(2, 10)}); !errors.Is(err, unix.EBUSY) {
+	if err := m.loadTable(uuid, linear{rdev, extentMiB(2, 10)}); !errors.Is(err, unix.EBUSY) {
 		t.Errorf("a linear device beside the held meta partition: %v", err)
 	}
 	meta := d.meta.Name()
 	d.Close()
-	if err := m.show(uuid, linear{rdev, at(2, 10)}); err != nil {
+	if err := m.loadTable(uuid, linear{rdev, extentMiB(2, 10)}); err != nil {
 		t.Fatal(err)
 	}
 	if f, err := os.OpenFile(meta, os.O_RDONLY|unix.O_EXCL, 0); !errors.Is(err, unix.EBUSY) {
@@ -58,9 +58,9 @@ func TestMapperClaimsTheDisk(t *testing.T) {
 	}
 }
 
-// crowded makes a disk with volumes that the kernel has no partition numbers for, and returns how many volumes there
-// are. The last one is volume a, the one before b.
-func crowded(t *testing.T, sector int) (*loop, int) {
+// diskWithManyVolumes makes a disk with volumes that the kernel has no partition numbers for, and returns how many
+// volumes there are. The last one is volume a, the one before b.
+func diskWithManyVolumes(t *testing.T, sector int) (*loopDisk, int) {
 	t.Helper()
 	l := initialized(t, 512*mib, sector)
 	d := l.open(t)
@@ -70,15 +70,15 @@ func crowded(t *testing.T, sector int) (*loop, int) {
 		length := int64(1)
 		switch i {
 		case n - 2:
-			guid = b
+			guid = guidB
 		case n - 1:
-			guid, length = a, 20
+			guid, length = guidA, 20
 		}
-		if _, err := d.Create(quiet(t), CreateOptions{Partition: guid, Extent: at(2+i, length)}); err != nil {
+		if _, err := d.Create(withoutLogs(t), CreateOptions{Partition: guid, Extent: extentMiB(2+i, length)}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if v, _ := ptr(d.Snapshot()).Volume(a); v.Index <= MetaEntry || !strings.HasPrefix(v.Device, "/dev/loop") {
+	if v, _ := ptr(d.Snapshot()).Volume(guidA); v.Index <= MetaEntry || !strings.HasPrefix(v.Device, "/dev/loop") {
 		t.Errorf("the last volume: %+v", v)
 	}
 	d.Close()
@@ -103,15 +103,15 @@ func mappedCount(t *testing.T, d *Disk) int {
 // TestMapped asserts that volumes below and above entry 255 live their whole life through the device mapper.
 func TestMapped(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l, n := crowded(t, sector)
-		ctx := quiet(t)
+		l, n := diskWithManyVolumes(t, sector)
+		ctx := withoutLogs(t)
 		// In use: the disk stays as it is.
 		if d := l.open(t); mappedCount(t, d) != 0 {
 			t.Error("a disk with loop devices was taken over")
 		} else {
 			d.Close()
 		}
-		l.forget(t)
+		l.removePartitions(t)
 		d := l.open(t)
 		if got := mappedCount(t, d); got != n {
 			t.Fatalf("after a boot %d of %d volumes are mapped", got, n)
@@ -123,35 +123,35 @@ func TestMapped(t *testing.T) {
 		if _, err := Open(ctx, l.path, Options{}); !errors.Is(err, ErrInUse) {
 			t.Errorf("a second agent: %v", err)
 		}
-		if err := tryRun("mkfs.ext4", "-q", l.path); err == nil {
+		if err := tryProgram("mkfs.ext4", "-q", l.path); err == nil {
 			t.Error("mkfs took the whole disk")
 		}
-		v, _ := ptr(d.Snapshot()).Volume(a)
-		if found, err := Inspect(ctx, v.Device); err != nil || found.State != Foreign || !strings.Contains(found.Reason, a) {
+		v, _ := ptr(d.Snapshot()).Volume(guidA)
+		if found, err := Inspect(ctx, v.Device); err != nil || found.State != Foreign || !strings.Contains(found.Reason, guidA) {
 			t.Errorf("Inspect of a mapped volume: %+v, %v", found, err)
 		}
 		if s, err := Read(l.path); err != nil || len(s.Volumes) != n || s.Volumes[n-1].Device != v.Device {
 			t.Errorf("Read: %v", err)
 		}
 
-		run(t, "mkfs.ext4", "-q", "-F", v.Device)
-		if err := d.MarkFormatted(ctx, a); err != nil {
+		runProgram(t, "mkfs.ext4", "-q", "-F", v.Device)
+		if err := d.MarkFormatted(ctx, guidA); err != nil {
 			t.Fatal(err)
 		}
-		mnt := mount(t, v, "ext4")
-		if err := os.WriteFile(filepath.Join(mnt, "canary"), []byte(a), 0o600); err != nil {
+		mnt := mountVolume(t, v, "ext4")
+		if err := os.WriteFile(filepath.Join(mnt, "canary"), []byte(guidA), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := d.Wipe(ctx, a, WipeOptions{}); !errors.Is(err, ErrInUse) {
+		if _, err := d.Wipe(ctx, guidA, WipeOptions{}); !errors.Is(err, ErrInUse) {
 			t.Errorf("Wipe of a mounted volume: %v", err)
 		}
 		// It grows while it is mounted. Then it grows again, and the agent ends before the kernel knows.
-		grown, err := d.Grow(ctx, a, 30*mib)
-		if err != nil || grown.Device != v.Device || len(content(t, grown)) != int(30*mib) {
+		grown, err := d.Grow(ctx, guidA, 30*mib)
+		if err != nil || grown.Device != v.Device || len(readContent(t, grown)) != int(30*mib) {
 			t.Errorf("Grow: %+v, %v", grown, err)
 		}
-		err = d.run(ctx, func(ctx context.Context) error {
-			next, e, err := d.store.table.withLength(a, 31*mib)
+		err = d.runInOwner(ctx, func(ctx context.Context) error {
+			next, e, err := d.store.table.withLength(guidA, 31*mib)
 			if err != nil {
 				return err
 			}
@@ -166,7 +166,7 @@ func TestMapped(t *testing.T) {
 		// A restart of the agent with the volume mounted finds every device again.
 		d = l.open(t)
 		same := func(x, y Volume) bool {
-			if x.Partition == a {
+			if x.Partition == guidA {
 				x.Extent = y.Extent
 			}
 			return x == y
@@ -174,30 +174,30 @@ func TestMapped(t *testing.T) {
 		if !slices.EqualFunc(d.Snapshot().Volumes, before.Volumes, same) {
 			t.Error("the volumes are not those from before the restart")
 		}
-		if v, _ = ptr(d.Snapshot()).Volume(a); len(content(t, v)) != int(31*mib) {
+		if v, _ = ptr(d.Snapshot()).Volume(guidA); len(readContent(t, v)) != int(31*mib) {
 			t.Errorf("after a restart: %+v", v)
 		}
-		if got, err := os.ReadFile(filepath.Join(mnt, "canary")); err != nil || string(got) != a {
+		if got, err := os.ReadFile(filepath.Join(mnt, "canary")); err != nil || string(got) != guidA {
 			t.Errorf("the canary: %q, %v", got, err)
 		}
 		if err := unix.Unmount(mnt, 0); err != nil {
 			t.Fatal(err)
 		}
-		run(t, "e2fsck", "-fn", v.Device)
+		runProgram(t, "e2fsck", "-fn", v.Device)
 
 		// A program has it open and keeps it open: nothing is changed.
 		looker, err := os.Open(v.Device)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := d.Wipe(ctx, a, WipeOptions{}); !errors.Is(err, ErrInUse) {
+		if _, err := d.Wipe(ctx, guidA, WipeOptions{}); !errors.Is(err, ErrInUse) {
 			t.Errorf("Wipe of a volume that is looked at: %v", err)
 		}
-		if now, _ := ptr(d.Snapshot()).Volume(a); now.Phase == Wiping || now.Device == "" {
+		if now, _ := ptr(d.Snapshot()).Volume(guidA); now.Phase == Wiping || now.Device == "" {
 			t.Errorf("then: %+v", now)
 		}
 		looker.Close()
-		for _, partition := range []string{a, b} {
+		for _, partition := range []string{guidA, guidB} {
 			if _, err := d.Wipe(ctx, partition, WipeOptions{}); err != nil {
 				t.Errorf("Wipe: %v", err)
 			}
@@ -205,7 +205,7 @@ func TestMapped(t *testing.T) {
 		if _, err := os.Stat("/sys/block/" + filepath.Base(v.Device)); err == nil {
 			t.Errorf("%s is still there", v.Device)
 		}
-		if again, err := d.Create(ctx, CreateOptions{Partition: c, Extent: v.Extent}); err != nil || !again.Prezeroed || !allZero(content(t, again)) {
+		if again, err := d.Create(ctx, CreateOptions{Partition: guidC, Extent: v.Extent}); err != nil || !again.Prezeroed || !allZero(readContent(t, again)) {
 			t.Errorf("Create where the volume was: %+v, %v", again, err)
 		}
 	})
@@ -214,30 +214,30 @@ func TestMapped(t *testing.T) {
 // TestMappedLeftovers asserts what is done about devices that an agent that ended, or another program, has left in the
 // device mapper.
 func TestMappedLeftovers(t *testing.T) {
-	l, n := crowded(t, 512)
-	l.forget(t)
+	l, n := diskWithManyVolumes(t, 512)
+	l.removePartitions(t)
 	m, rdev := kernelMapper(t, l)
 	for name, leftover := range map[string]struct {
 		guid    string
 		extent  []linear // none: a device without table
 		refused bool     // the disk is shown, but not changed
 	}{
-		"made and not loaded":    {guid: b},
-		"shorter than the table": {guid: a, extent: []linear{{rdev, at(int64(n)+1, 10)}}},
-		"not in the table":       {guid: c, extent: []linear{{rdev, at(400, 10)}}, refused: true},
-		"at another place":       {guid: b, extent: []linear{{rdev, at(400, 1)}}, refused: true},
-		"longer":                 {guid: b, extent: []linear{{rdev, at(int64(n), 2)}}, refused: true},
+		"made and not loaded":    {guid: guidB},
+		"shorter than the table": {guid: guidA, extent: []linear{{rdev, extentMiB(int64(n)+1, 10)}}},
+		"not in the table":       {guid: guidC, extent: []linear{{rdev, extentMiB(400, 10)}}, refused: true},
+		"at another place":       {guid: guidB, extent: []linear{{rdev, extentMiB(400, 1)}}, refused: true},
+		"longer":                 {guid: guidB, extent: []linear{{rdev, extentMiB(int64(n), 2)}}, refused: true},
 	} {
-		uuid := mappedMark + leftover.guid
-		if err := m.create(uuid, mappedName+leftover.guid); err != nil {
+		uuid := dmUUIDPrefix + leftover.guid
+		if err := m.create(uuid, dmNamePrefix+leftover.guid); err != nil {
 			t.Fatal(err)
 		}
 		for _, shows := range leftover.extent {
-			if err := m.show(uuid, shows); err != nil {
+			if err := m.loadTable(uuid, shows); err != nil {
 				t.Fatal(err)
 			}
 		}
-		d, err := Open(quiet(t), l.path, Options{})
+		d, err := Open(withoutLogs(t), l.path, Options{})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -250,7 +250,7 @@ func TestMappedLeftovers(t *testing.T) {
 			t.Errorf("%s: not all volumes are mapped", name)
 		}
 		d.Close()
-		l.forget(t)
+		l.removePartitions(t)
 		if err := m.remove(uuid); err != nil {
 			t.Error(err)
 		}
@@ -259,8 +259,8 @@ func TestMappedLeftovers(t *testing.T) {
 
 // TestMappedNever asserts that a disk keeps its partitions if mapping would take it from a user.
 func TestMappedNever(t *testing.T) {
-	l, n := crowded(t, 512)
-	l.forget(t)
+	l, n := diskWithManyVolumes(t, 512)
+	l.removePartitions(t)
 	for name, use := range map[string]func(t *testing.T) (release func()){
 		"a process claims a partition": func(t *testing.T) func() {
 			device, err := openDevice(l.path, os.O_RDONLY)
@@ -268,7 +268,7 @@ func TestMappedNever(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer device.Close()
-			node, err := device.attach(t.Context(), 1, at(2, 1))
+			node, err := device.attach(t.Context(), 1, extentMiB(2, 1))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -284,7 +284,7 @@ func TestMappedNever(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer device.Close()
-			node, err := device.attach(t.Context(), 1, at(2, 1))
+			node, err := device.attach(t.Context(), 1, extentMiB(2, 1))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -302,23 +302,23 @@ func TestMappedNever(t *testing.T) {
 		}
 		d.Close()
 		release()
-		l.forget(t)
+		l.removePartitions(t)
 	}
 	// A disk without more volumes than numbers does not benefit from it.
 	small := initialized(t, 64*mib, 512)
 	d := small.open(t)
-	if _, err := d.Create(quiet(t), CreateOptions{Partition: a, Extent: at(2, 4)}); err != nil {
+	if _, err := d.Create(withoutLogs(t), CreateOptions{Partition: guidA, Extent: extentMiB(2, 4)}); err != nil {
 		t.Fatal(err)
 	}
 	d.Close()
-	small.forget(t)
+	small.removePartitions(t)
 	if got := mappedCount(t, small.open(t)); got != 0 {
 		t.Error("a disk with one volume is mapped")
 	}
 }
 
-// claimed asserts that a device is busy for a reason, and Initialize refuses it.
-func claimed(t *testing.T, l *loop, reason string) {
+// checkClaimed asserts that a device is busy for a reason, and Initialize refuses it.
+func checkClaimed(t *testing.T, l *loopDisk, reason string) {
 	t.Helper()
 	if found, err := Inspect(t.Context(), l.path); err != nil || found.State != Busy || !strings.Contains(found.Reason, reason) {
 		t.Errorf("Inspect: %+v, %v", found, err)
@@ -332,7 +332,7 @@ func claimed(t *testing.T, l *loop, reason string) {
 // partitions. The disk is a device of the device mapper itself.
 func TestMappedWithoutPartitions(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := newLoop(t, 64*mib, sector)
+		l := newLoopDisk(t, 64*mib, sector)
 		m, rdev := kernelMapper(t, l)
 		const uuid = "CRYPT-LUKS2-0-test"
 		if err := m.create(uuid, "test-vault"); err != nil {
@@ -343,26 +343,26 @@ func TestMappedWithoutPartitions(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		if err := m.show(uuid, linear{rdev, at(0, 64)}); err != nil {
+		if err := m.loadTable(uuid, linear{rdev, extentMiB(0, 64)}); err != nil {
 			t.Fatal(err)
 		}
 		status, err := m.status(uuid)
 		if err != nil {
 			t.Fatal(err)
 		}
-		above := &loop{path: nodeOf(status.rdev), image: l.image}
-		t.Cleanup(func() { above.forget(t) })
-		ctx := quiet(t)
-		claimed(t, l, "select /dev/mapper/test-vault")
-		above.blank(t, Inspector{})
+		above := &loopDisk{path: dmNode(status.rdev), image: l.image}
+		t.Cleanup(func() { above.removePartitions(t) })
+		ctx := withoutLogs(t)
+		checkClaimed(t, l, "select /dev/mapper/test-vault")
+		above.checkBlank(t, Inspector{})
 		if _, err := Initialize(ctx, above.path, Owner{}); err != nil {
 			t.Fatal(err)
 		}
-		claimed(t, l, "select /dev/mapper/test-vault")
+		checkClaimed(t, l, "select /dev/mapper/test-vault")
 
 		d := above.open(t)
-		for guid, start := range map[string]int64{a: 2, b: 30} {
-			if _, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: at(start, 20)}); err != nil {
+		for guid, start := range map[string]int64{guidA: 2, guidB: 30} {
+			if _, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: extentMiB(start, 20)}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -372,44 +372,44 @@ func TestMappedWithoutPartitions(t *testing.T) {
 		if _, err := Open(ctx, above.path, Options{}); !errors.Is(err, ErrInUse) {
 			t.Errorf("a second agent: %v", err)
 		}
-		if err := tryRun("mkfs.ext4", "-q", above.path); err == nil {
+		if err := tryProgram("mkfs.ext4", "-q", above.path); err == nil {
 			t.Error("mkfs took the whole disk")
 		}
-		v, _ := ptr(d.Snapshot()).Volume(a)
-		run(t, "mkfs.ext4", "-q", "-F", v.Device)
-		if err := d.MarkFormatted(ctx, a); err != nil {
+		v, _ := ptr(d.Snapshot()).Volume(guidA)
+		runProgram(t, "mkfs.ext4", "-q", "-F", v.Device)
+		if err := d.MarkFormatted(ctx, guidA); err != nil {
 			t.Fatal(err)
 		}
-		mnt := mount(t, v, "ext4")
-		if err := os.WriteFile(filepath.Join(mnt, "canary"), []byte(a), 0o600); err != nil {
+		mnt := mountVolume(t, v, "ext4")
+		if err := os.WriteFile(filepath.Join(mnt, "canary"), []byte(guidA), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		noDisk(t, Inspector{}, v.Device, a)
-		t.Run("over a volume", func(t *testing.T) { noDisk(t, Inspector{}, testenv.Loop(t, v.Device, "512"), a) })
-		if _, err := d.Wipe(ctx, a, WipeOptions{}); !errors.Is(err, ErrInUse) {
+		checkNoDisk(t, Inspector{}, v.Device, guidA)
+		t.Run("over a volume", func(t *testing.T) { checkNoDisk(t, Inspector{}, testenv.Loop(t, v.Device, "512"), guidA) })
+		if _, err := d.Wipe(ctx, guidA, WipeOptions{}); !errors.Is(err, ErrInUse) {
 			t.Errorf("Wipe of a mounted volume: %v", err)
 		}
-		if grown, err := d.Grow(ctx, a, 24*mib); err != nil || grown.Device != v.Device || len(content(t, grown)) != int(24*mib) {
+		if grown, err := d.Grow(ctx, guidA, 24*mib); err != nil || grown.Device != v.Device || len(readContent(t, grown)) != int(24*mib) {
 			t.Errorf("Grow: %+v, %v", grown, err)
 		}
 		d.Close()
 
 		// A restart of the agent while the volume is mounted, and one after a boot.
 		d = above.open(t)
-		if got, err := os.ReadFile(filepath.Join(mnt, "canary")); err != nil || string(got) != a || mappedCount(t, d) != 2 {
+		if got, err := os.ReadFile(filepath.Join(mnt, "canary")); err != nil || string(got) != guidA || mappedCount(t, d) != 2 {
 			t.Errorf("after a restart: %q, %v", got, err)
 		}
 		if err := unix.Unmount(mnt, 0); err != nil {
 			t.Fatal(err)
 		}
 		d.Close()
-		above.forget(t)
+		above.removePartitions(t)
 		d = above.open(t)
-		if v, _ = ptr(d.Snapshot()).Volume(a); mappedCount(t, d) != 2 || v.Extent != at(2, 24) {
+		if v, _ = ptr(d.Snapshot()).Volume(guidA); mappedCount(t, d) != 2 || v.Extent != extentMiB(2, 24) {
 			t.Errorf("after a boot: %+v", v)
 		}
-		run(t, "e2fsck", "-fn", v.Device)
-		for _, guid := range []string{a, b} {
+		runProgram(t, "e2fsck", "-fn", v.Device)
+		for _, guid := range []string{guidA, guidB} {
 			if _, err := d.Wipe(ctx, guid, WipeOptions{}); err != nil {
 				t.Errorf("Wipe: %v", err)
 			}

@@ -15,8 +15,8 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// mapped attaches all volumes of a disk as linear devices of the device mapper. Unlike partitions they have no numbers
-// that run out, and unlike loop devices they cost nothing.
+// dmAttacher attaches all volumes of a disk as linear devices of the device mapper. Unlike partitions they have no
+// numbers that run out, and unlike loop devices they cost nothing.
 //
 // A disk that the kernel gives no partitions, such as one of the device mapper itself, is mapped from the start.
 //
@@ -24,7 +24,7 @@ import (
 // claim a disk of which a partition is claimed, by a mount or because we hold the meta partition. It also refuses to
 // claim a partition of a claimed disk. So a disk becomes mapped only while nothing of it is in use (see takeOver), and
 // its meta partition is mapped as well.
-type mapped struct {
+type dmAttacher struct {
 	disk   *blockDevice
 	rdev   uint64 // the disk's
 	mapper *mapper
@@ -37,16 +37,16 @@ type mappedDevice struct {
 	extent extent.Extent
 }
 
-// mappedMark and the partition's GUID are the device's uuid, by which it is found again. mappedName and the GUID are
-// its name, which is only displayed.
+// dmUUIDPrefix and the partition's GUID are the device's uuid, by which it is found again. dmNamePrefix and the GUID
+// are its name, which is only displayed.
 const (
-	mappedMark = "BERTH-"
-	mappedName = "berth-"
+	dmUUIDPrefix = "BERTH-"
+	dmNamePrefix = "berth-"
 )
 
-// mapped lists the devices over parts of the disk that have our mark. It returns nil if the kernel has no device
+// findMapped lists the devices over parts of the disk that have our mark. It returns nil if the kernel has no device
 // mapper.
-func (d *blockDevice) mapped() (*mapped, error) {
+func (d *blockDevice) findMapped() (*dmAttacher, error) {
 	control, err := openMapper()
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
 		return nil, nil //nolint:nilnil // none is an answer
@@ -54,16 +54,16 @@ func (d *blockDevice) mapped() (*mapped, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &mapped{disk: d, mapper: control, found: map[string]mappedDevice{}}
+	m := &dmAttacher{disk: d, mapper: control, found: map[string]mappedDevice{}}
 	if err := m.list(); err != nil {
 		return nil, errors.Join(err, control.Close())
 	}
 	return m, nil
 }
 
-func (m *mapped) list() error {
+func (m *dmAttacher) list() error {
 	var err error
-	if m.rdev, err = m.disk.number(); err != nil {
+	if m.rdev, err = m.disk.deviceNumber(); err != nil {
 		return err
 	}
 	dirs, err := filepath.Glob("/sys/block/dm-*")
@@ -78,7 +78,7 @@ func (m *mapped) list() error {
 		if guid == "" {
 			continue
 		}
-		found, err := m.mapper.status(mappedMark + guid)
+		found, err := m.mapper.status(dmUUIDPrefix + guid)
 		if errors.Is(err, unix.ENXIO) {
 			continue // removed meanwhile
 		}
@@ -86,7 +86,7 @@ func (m *mapped) list() error {
 			return err
 		}
 		if found.shows.rdev == m.rdev {
-			m.found[guid] = mappedDevice{nodeOf(found.rdev), found.shows.extent}
+			m.found[guid] = mappedDevice{dmNode(found.rdev), found.shows.extent}
 		}
 	}
 	return nil
@@ -96,7 +96,7 @@ func (m *mapped) list() error {
 // does not have our mark.
 func mappedVolume(dir string) (guid string, err error) {
 	uuid, err := mapperUUID(dir)
-	guid, marked := strings.CutPrefix(uuid, mappedMark)
+	guid, marked := strings.CutPrefix(uuid, dmUUIDPrefix)
 	if !marked {
 		return "", err
 	}
@@ -112,18 +112,18 @@ func mapperUUID(dir string) (string, error) {
 	return strings.TrimSpace(string(uuid)), err
 }
 
-func nodeOf(rdev uint64) string { return fmt.Sprintf("/dev/dm-%d", unix.Minor(rdev)) }
+func dmNode(rdev uint64) string { return fmt.Sprintf("/dev/dm-%d", unix.Minor(rdev)) }
 
 // takeOver makes the whole disk mapped, if that helps and takes nothing from a process. Otherwise it changes nothing
 // that Open does not restore.
-func (m *mapped) takeOver(ctx context.Context, t table) (bool, error) {
+func (m *dmAttacher) takeOver(ctx context.Context, t table) (bool, error) {
 	beyond := func(e entry) bool { return e.isVolume() && e.index > MetaEntry }
 	foreign := func(e entry) bool { return !e.isVolume() && e.index != MetaEntry }
 	if !slices.ContainsFunc(t.entries, beyond) || slices.ContainsFunc(t.entries, foreign) {
 		return false, nil
 	}
 	// A loop device may be mounted, and does not claim the disk.
-	loops, err := m.disk.loops()
+	loops, err := m.disk.findLoops()
 	if err != nil || len(loops.found) > 0 {
 		return false, err
 	}
@@ -144,64 +144,64 @@ func (m *mapped) takeOver(ctx context.Context, t table) (bool, error) {
 
 // dropPartitions removes the disk's partitions from the kernel. They could not be mounted any more, and would show the
 // bytes of the next volume in their place.
-func (m *mapped) dropPartitions(ctx context.Context) error {
+func (m *dmAttacher) dropPartitions(ctx context.Context) error {
 	attached, err := m.disk.partitions()
 	if err != nil {
 		return err
 	}
 	for index := range attached {
-		if err := m.disk.detach(ctx, index, busyPatience); err != nil {
+		if err := m.disk.detach(ctx, index, busyTimeout); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// match returns an error unless every device of ours shows a partition of the table in its place.
-func (m *mapped) match(t table) error {
+// checkTable returns an error unless every device of ours shows a partition of the table in its place.
+func (m *dmAttacher) checkTable(t table) error {
 	if m == nil {
 		return nil
 	}
 	for guid, device := range m.found {
 		i := slices.IndexFunc(t.entries, func(e entry) bool { return e.guid == guid })
 		if i < 0 {
-			return fmt.Errorf("%s shows a volume %s at %v that the table does not have: remove it with dmsetup remove %s%s, or reboot", device.path, guid, device.extent, mappedName, guid)
+			return fmt.Errorf("%s shows a volume %s at %v that the table does not have: remove it with dmsetup remove %s%s, or reboot", device.path, guid, device.extent, dmNamePrefix, guid)
 		}
-		if e := t.entries[i]; !e.mayBe(device.extent) {
-			return fmt.Errorf("%s shows the volume %s at %v, the table has it at %v: remove it with dmsetup remove %s%s, or reboot", device.path, guid, device.extent, e.extent, mappedName, guid)
+		if e := t.entries[i]; !e.matchesKernel(device.extent) {
+			return fmt.Errorf("%s shows the volume %s at %v, the table has it at %v: remove it with dmsetup remove %s%s, or reboot", device.path, guid, device.extent, e.extent, dmNamePrefix, guid)
 		}
 	}
 	return nil
 }
 
-func (m *mapped) attach(ctx context.Context, e entry) (string, error) {
-	device, err := m.show(e)
+func (m *dmAttacher) attach(ctx context.Context, e entry) (string, error) {
+	device, err := m.ensureDevice(e)
 	if err != nil {
 		return "", fmt.Errorf("attaching volume %s at %v of %s: %w", e.guid, e.extent, m.disk.path, err)
 	}
-	m.found[e.guid] = mappedDevice{nodeOf(device), e.extent}
-	return partition{name: filepath.Base(nodeOf(device)), rdev: device}.awaitNode(ctx)
+	m.found[e.guid] = mappedDevice{dmNode(device), e.extent}
+	return partition{name: filepath.Base(dmNode(device)), rdev: device}.awaitNode(ctx)
 }
 
-// show makes the volume's device unless it exists, and gives it the extent in the table.
-func (m *mapped) show(e entry) (rdev uint64, err error) {
-	uuid, want := mappedMark+e.guid, linear{m.rdev, e.extent}
+// ensureDevice makes the volume's device unless it exists, and gives it the extent in the table.
+func (m *dmAttacher) ensureDevice(e entry) (rdev uint64, err error) {
+	uuid, want := dmUUIDPrefix+e.guid, linear{m.rdev, e.extent}
 	known, ok := m.found[e.guid]
 	if !ok {
 		if err := m.create(e); err != nil {
 			return 0, err
 		}
-	} else if !e.mayBe(known.extent) {
+	} else if !e.matchesKernel(known.extent) {
 		return 0, fmt.Errorf("%s shows %v", known.path, known.extent)
 	}
 	now, err := m.mapper.status(uuid)
 	if err != nil {
 		return 0, err
 	}
-	if now.live && now.shows == want {
+	if now.active && now.shows == want {
 		return now.rdev, nil
 	}
-	if err := m.mapper.show(uuid, want); err != nil {
+	if err := m.mapper.loadTable(uuid, want); err != nil {
 		if !ok {
 			err = errors.Join(err, m.mapper.remove(uuid))
 		}
@@ -212,8 +212,8 @@ func (m *mapped) show(e entry) (rdev uint64, err error) {
 
 // create makes a device without table. There may be one already. An agent that ended early has left it, or this disk
 // had it before it was pulled out and plugged in again.
-func (m *mapped) create(e entry) error {
-	uuid, name := mappedMark+e.guid, mappedName+e.guid
+func (m *dmAttacher) create(e entry) error {
+	uuid, name := dmUUIDPrefix+e.guid, dmNamePrefix+e.guid
 	err := m.mapper.create(uuid, name)
 	if !errors.Is(err, unix.EBUSY) {
 		return err
@@ -228,11 +228,11 @@ func (m *mapped) create(e entry) error {
 	}
 	number := fmt.Sprintf("%d:%d", unix.Major(of), unix.Minor(of))
 	if _, err := os.Stat("/sys/dev/block/" + number); err == nil {
-		return fmt.Errorf("%s shows a volume of the same GUID on another disk, %s: %w", nodeOf(old.rdev), number, ErrInUse)
+		return fmt.Errorf("%s shows a volume of the same GUID on another disk, %s: %w", dmNode(old.rdev), number, ErrInUse)
 	}
 	// That disk is gone, and every read from it fails. If the device is mounted, it cannot be removed.
 	if err := m.mapper.remove(uuid); errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("%s shows the volume on a disk that is gone, and is still in use: unmount it: %w", nodeOf(old.rdev), ErrInUse)
+		return fmt.Errorf("%s shows the volume on a disk that is gone, and is still in use: unmount it: %w", dmNode(old.rdev), ErrInUse)
 	} else if err != nil {
 		return err
 	}
@@ -240,15 +240,15 @@ func (m *mapped) create(e entry) error {
 }
 
 // detach removes the volume's device. The kernel refuses while a process has it open.
-func (m *mapped) detach(ctx context.Context, e entry, patience time.Duration) error {
-	err := await(ctx, patience, func() (bool, error) {
-		err := m.mapper.remove(mappedMark + e.guid)
+func (m *dmAttacher) detach(ctx context.Context, e entry, timeout time.Duration) error {
+	err := await(ctx, timeout, func() (bool, error) {
+		err := m.mapper.remove(dmUUIDPrefix + e.guid)
 		if errors.Is(err, unix.EBUSY) {
 			return false, nil
 		}
 		return err == nil, err
 	})
-	if errors.Is(err, errPatience) {
+	if errors.Is(err, errTimeout) {
 		err = ErrInUse
 	}
 	if err != nil {
@@ -260,11 +260,11 @@ func (m *mapped) detach(ctx context.Context, e entry, patience time.Duration) er
 
 // close leaves the volumes' devices, because they may be mounted. It removes the meta partition's, so that a disk
 // without volumes is not claimed.
-func (m *mapped) close() error {
+func (m *dmAttacher) close() error {
 	var err error
 	for guid, device := range m.found {
 		if device.extent == m.disk.meta() {
-			err = m.mapper.remove(mappedMark + guid)
+			err = m.mapper.remove(dmUUIDPrefix + guid)
 		}
 	}
 	if errors.Is(err, unix.EBUSY) {

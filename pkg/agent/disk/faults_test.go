@@ -29,8 +29,8 @@ func TestFaults(t *testing.T) {
 		{"dropped from then on", func(n, at int) (error, bool) { return nil, n >= at }},
 	} {
 		for _, change := range []step{
-			phase(a, Formatted), ahead(a).and(phase(a, Formatted)), ahead(a).and(back()),
-			early(b, 10, 3), hasty(b, 10, 3).and(ahead(b), phase(b, Formatted)), ahead(a).and(early(b, 10, 3)), raw(b, 10, 3), grow(a, 5), phase(a, Wiping),
+			setPhase(guidA, Formatted), prepareFormat(guidA).followedBy(setPhase(guidA, Formatted)), prepareFormat(guidA).followedBy(undoPrepareFormat()),
+			reservePrimaryFirst(guidB, 10, 3), reserveUnfinished(guidB, 10, 3).followedBy(prepareFormat(guidB), setPhase(guidB, Formatted)), prepareFormat(guidA).followedBy(reservePrimaryFirst(guidB, 10, 3)), reserveRaw(guidB, 10, 3), growVolume(guidA, 5), setPhase(guidA, Wiping),
 		} {
 			outcomes := map[bool]int{}
 			for _, l := range crashLayouts(t) {
@@ -49,37 +49,37 @@ func TestFaults(t *testing.T) {
 // withFault makes a change on a disk that fails, and checks the outcome.
 func withFault(t *testing.T, l layout, change step, fails func(int, string) (error, bool)) (ok bool) {
 	t.Helper()
-	disk, _ := formatted(t, l)
-	s, _, err := disk.mounted(t, l, false)
+	disk, _ := newFormattedDisk(t, l)
+	s, _, err := disk.openTable(t, l, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := reserve(a, 2, 3).do(t, s); err != nil {
+	if err := reserve(guidA, 2, 3).do(t, s); err != nil {
 		t.Fatal(err)
 	}
 	possible := [][]entry{slices.Clone(s.table.entries)}
-	disk.n, disk.failing = 0, fails
-	for _, st := range change.flat() {
+	disk.operations, disk.fault = 0, fails
+	for _, st := range change.flatten() {
 		if err = st.do(t, s); err != nil {
 			break
 		}
 		possible = append(possible, slices.Clone(s.table.entries))
 	}
-	disk.failing = nil
+	disk.fault = nil
 	if err != nil {
 		if !errors.Is(err, ErrOutOfService) {
 			t.Errorf("%s: %v", change.name, err)
 		}
 		// The twin has the result of the step without a fault.
-		twin, _ := formatted(t, l)
-		whole, _, twinErr := twin.mounted(t, l, false)
+		twin, _ := newFormattedDisk(t, l)
+		whole, _, twinErr := twin.openTable(t, l, false)
 		if twinErr != nil {
 			t.Fatal(twinErr)
 		}
-		if err := reserve(a, 2, 3).do(t, whole); err != nil {
+		if err := reserve(guidA, 2, 3).do(t, whole); err != nil {
 			t.Fatal(err)
 		}
-		for _, d := range change.all(t, twin, whole) {
+		for _, d := range change.run(t, twin, whole) {
 			possible = append(possible, d.entries)
 		}
 	} else {
@@ -87,20 +87,20 @@ func withFault(t *testing.T, l layout, change step, fails func(int, string) (err
 	}
 	// Without the foreign entry and the meta partition, whose GUIDs are random.
 	volumesOf := func(entries []entry) []string {
-		return brief(slices.DeleteFunc(slices.Clone(entries), func(e entry) bool { return !e.isVolume() }))
+		return describeEntries(slices.DeleteFunc(slices.Clone(entries), func(e entry) bool { return !e.isVolume() }))
 	}
 	among := func(entries []entry) bool {
 		return slices.ContainsFunc(possible, func(p []entry) bool { return slices.Equal(volumesOf(p), volumesOf(entries)) })
 	}
 	if !among(s.table.entries) {
-		t.Errorf("%s: %v; the table is %v", change.name, err, brief(s.table.entries))
+		t.Errorf("%s: %v; the table is %v", change.name, err, describeEntries(s.table.entries))
 	}
-	again, f, openErr := disk.mounted(t, l, false)
+	again, f, openErr := disk.openTable(t, l, false)
 	switch {
 	case openErr != nil:
 		t.Errorf("%s: %v; then %+v, %v", change.name, err, f, openErr)
 	case !among(again.table.entries):
-		t.Errorf("%s: %v; then %v", change.name, err, brief(again.table.entries))
+		t.Errorf("%s: %v; then %v", change.name, err, describeEntries(again.table.entries))
 	}
 	return err == nil
 }

@@ -8,36 +8,36 @@ import (
 	"testing"
 )
 
-// forgetful is a device that drops writes and reports them as done.
-type forgetful struct {
+// writeDropper is a device that drops writes and reports them as done.
+type writeDropper struct {
 	device
-	drops bool
+	dropping bool
 }
 
-func (f *forgetful) WriteAt(b []byte, off int64) (int, error) {
-	if f.drops {
+func (f *writeDropper) WriteAt(b []byte, off int64) (int, error) {
+	if f.dropping {
 		return len(b), nil
 	}
 	return f.device.WriteAt(b, off)
 }
 
-// TestUnprovenCreate asserts that a volume whose entry is not on the disk never becomes Formatted, although Create may
-// return before the entry was read back.
-func TestUnprovenCreate(t *testing.T) {
+// TestCreateWithDroppedWrites asserts that a volume whose entry is not on the disk never becomes Formatted, although
+// Create may return before the entry was read back.
+func TestCreateWithDroppedWrites(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
-	ctx := quiet(t)
-	err := d.run(ctx, func(context.Context) error {
-		d.store.dev = &forgetful{d.store.dev, true}
+	ctx := withoutLogs(t)
+	err := d.runInOwner(ctx, func(context.Context) error {
+		d.store.dev = &writeDropper{d.store.dev, true}
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 4)}); err != nil {
+	if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 4)}); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.MarkFormatted(ctx, a); !errors.Is(err, ErrOutOfService) {
+	if err := d.MarkFormatted(ctx, guidA); !errors.Is(err, ErrOutOfService) {
 		t.Errorf("MarkFormatted: %v", err)
 	}
 	if s := d.Snapshot(); !errors.Is(s.Err, ErrOutOfService) {
@@ -46,14 +46,14 @@ func TestUnprovenCreate(t *testing.T) {
 }
 
 // copiesOf reads both copies of the entries from the disk, nil for one that is being written.
-func copiesOf(t *testing.T, l *loop) (primary, backup []byte) {
+func copiesOf(t *testing.T, l *loopDisk) (primary, backup []byte) {
 	t.Helper()
 	device, err := openDevice(l.path, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer device.Close()
-	if err := device.measure(); err != nil {
+	if err := device.readLayout(); err != nil {
 		t.Fatal(err)
 	}
 	var arrays [2][]byte
@@ -74,7 +74,7 @@ func TestFormat(t *testing.T) {
 		l := initialized(t, 64*mib, sector)
 		d := l.open(t)
 		ctx := t.Context()
-		if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 4)}); err != nil {
+		if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 4)}); err != nil {
 			t.Fatal(err)
 		}
 		// sync waits for what Format does while mkfs runs.
@@ -84,18 +84,18 @@ func TestFormat(t *testing.T) {
 			return !bytes.Equal(primary, backup)
 		}
 		awaitAhead := func(ctx context.Context) error {
-			return await(ctx, busyPatience, func() (bool, error) { return differ(), nil })
+			return await(ctx, busyTimeout, func() (bool, error) { return differ(), nil })
 		}
-		if err := d.Format(ctx, a, func(ctx context.Context) error { return errors.Join(awaitAhead(ctx), sync(ctx), errInjected) }); !errors.Is(err, errInjected) || errors.Is(err, errPatience) {
+		if err := d.Format(ctx, guidA, func(ctx context.Context) error { return errors.Join(awaitAhead(ctx), sync(ctx), errInjected) }); !errors.Is(err, errInjected) || errors.Is(err, errTimeout) {
 			t.Errorf("Format: %v", err)
 		}
 		if differ() {
 			t.Error("the copies differ after mkfs has failed")
 		}
-		if err := d.Format(ctx, a, awaitAhead); err != nil {
+		if err := d.Format(ctx, guidA, awaitAhead); err != nil {
 			t.Error(err)
 		}
-		if v, _ := ptr(d.Snapshot()).Volume(a); v.Phase != Reserved || !differ() {
+		if v, _ := ptr(d.Snapshot()).Volume(guidA); v.Phase != Reserved || !differ() {
 			t.Errorf("after mkfs: %+v, copies differ: %v", v, differ())
 		}
 		d.Close()
@@ -105,10 +105,10 @@ func TestFormat(t *testing.T) {
 
 		// The next agent after a crash.
 		d = l.open(t)
-		if err := d.Format(ctx, a, awaitAhead); err != nil {
+		if err := d.Format(ctx, guidA, awaitAhead); err != nil {
 			t.Error(err)
 		}
-		err := d.run(ctx, func(context.Context) error {
+		err := d.runInOwner(ctx, func(context.Context) error {
 			d.failure = errInjected // so that Close leaves the disk alone
 			return nil
 		})
@@ -120,28 +120,28 @@ func TestFormat(t *testing.T) {
 			t.Fatal("nothing to recover from")
 		}
 		d = l.open(t)
-		if v, _ := ptr(d.Snapshot()).Volume(a); v.Phase != Reserved || differ() {
+		if v, _ := ptr(d.Snapshot()).Volume(guidA); v.Phase != Reserved || differ() {
 			t.Errorf("after a crash: %+v, copies differ: %v", v, differ())
 		}
 
 		// The usual way, with changes of other volumes meanwhile.
-		err = d.Format(ctx, a, func(ctx context.Context) error {
+		err = d.Format(ctx, guidA, func(ctx context.Context) error {
 			if err := awaitAhead(ctx); err != nil {
 				return err
 			}
-			_, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(20, 4)})
+			_, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(20, 4)})
 			return err
 		})
 		if err != nil {
 			t.Error(err)
 		}
-		if err := d.MarkFormatted(ctx, a); err != nil {
+		if err := d.MarkFormatted(ctx, guidA); err != nil {
 			t.Error(err)
 		}
-		if err := d.Format(ctx, b, awaitAhead); err != nil {
+		if err := d.Format(ctx, guidB, awaitAhead); err != nil {
 			t.Error(err)
 		}
-		if err := d.MarkFormatted(ctx, b); err != nil {
+		if err := d.MarkFormatted(ctx, guidB); err != nil {
 			t.Error(err)
 		}
 		if differ() {

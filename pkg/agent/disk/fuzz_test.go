@@ -30,13 +30,13 @@ func FuzzEntries(f *testing.F) {
 			f.Fatal(err)
 		}
 		meta := record(MetaEntry, newTable(l, diskID, metaID).entries[0], sector)
-		reserved := record(1, entry{kind: TypeReserved, guid: a, extent: at(2, 3), name: "x", attributes: AttributeEphemeral}, sector)
-		wiping := record(2, entry{kind: TypeWiping, guid: b, extent: at(5, 3)}, sector)
-		raw := record(1000, entry{kind: TypeFormatted, guid: c, extent: at(8, 3), attributes: AttributeRaw}, sector)
-		other := record(300, foreign(l, 300, 60*mib/sector, 61*mib/sector), sector)
+		reserved := record(1, entry{typeGUID: TypeReserved, guid: guidA, extent: extentMiB(2, 3), name: "x", attributes: AttributeEphemeral}, sector)
+		wiping := record(2, entry{typeGUID: TypeWiping, guid: guidB, extent: extentMiB(5, 3)}, sector)
+		raw := record(1000, entry{typeGUID: TypeFormatted, guid: guidC, extent: extentMiB(8, 3), attributes: AttributeRaw}, sector)
+		other := record(300, foreignEntry(l, 300, 60*mib/sector, 61*mib/sector), sector)
 		f.Add(meta, sector == 4096)
 		f.Add(bytes.Join([][]byte{meta, reserved, wiping, raw, other}, nil), sector == 4096)
-		f.Add(bytes.Join([][]byte{meta, reserved, record(7, entry{kind: TypeFormatted, guid: c, extent: at(4, 2)}, sector)}, nil), sector == 4096)
+		f.Add(bytes.Join([][]byte{meta, reserved, record(7, entry{typeGUID: TypeFormatted, guid: guidC, extent: extentMiB(4, 2)}, sector)}, nil), sector == 4096)
 		f.Add(bytes.Join([][]byte{meta, meta[:2], make([]byte, entrySize)}, nil), sector == 4096)
 	}
 	f.Fuzz(func(t *testing.T, data []byte, large bool) {
@@ -48,18 +48,18 @@ func FuzzEntries(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := copyOfTable{id: diskID, array: make([]byte, arrayBytes)}
+		c := tableCopy{id: diskID, array: make([]byte, arrayBytes)}
 		for len(data) >= 2+entrySize {
 			index := int(binary.LittleEndian.Uint16(data))%EntryCount + 1
-			copy(c.slot(index), data[2:])
+			copy(c.entryBytes(index), data[2:])
 			data = data[2+entrySize:]
 		}
 		m := newMemDisk()
-		m.set(0, encodeMBR(l))
-		m.install(l, c)
+		m.write(0, encodeMBR(l))
+		m.writeTable(l, c)
 		var s *store
 		var found findings
-		withinMemory(t, func() { s, found, err = m.mounted(t, l, false) })
+		withinMemory(t, func() { s, found, err = m.openTable(t, l, false) })
 		if err != nil {
 			if found.ours && errors.Is(err, ErrOutOfService) {
 				t.Fatal(err)
@@ -72,10 +72,10 @@ func FuzzEntries(f *testing.F) {
 		if err := s.table.validate(); err != nil {
 			t.Fatal(err)
 		}
-		changes := []step{reserve(c2, 40, 1), ahead(c2), phase(c2, Formatted), grow(c2, 2), phase(c2, Wiping), remove(c2)}
+		changes := []step{reserve(c2, 40, 1), prepareFormat(c2), setPhase(c2, Formatted), growVolume(c2, 2), setPhase(c2, Wiping), removeVolume(c2)}
 		for _, e := range s.table.entries {
-			if e.isVolume() && phaseOf[e.kind] != Wiping {
-				changes = append(changes, phase(e.guid, Wiping))
+			if e.isVolume() && phaseOf[e.typeGUID] != Wiping {
+				changes = append(changes, setPhase(e.guid, Wiping))
 			}
 		}
 		for _, change := range changes {
@@ -88,16 +88,16 @@ func FuzzEntries(f *testing.F) {
 			}
 			changed := 0
 			for i := 1; i <= EntryCount; i++ {
-				if !bytes.Equal(s.current().slot(i), before[(i-1)*entrySize:i*entrySize]) {
+				if !bytes.Equal(s.current().entryBytes(i), before[(i-1)*entrySize:i*entrySize]) {
 					changed++
 				}
 			}
 			if changed > 1 {
 				t.Fatalf("%s changed %d entries", change.name, changed)
 			}
-			again, _, err := m.clone().mounted(t, l, false)
+			again, _, err := m.clone().openTable(t, l, false)
 			if err != nil || !sameNames(again.table.entries, s.table.entries) {
-				t.Fatalf("%s: %v; reads back as %v instead of %v", change.name, err, brief(again.table.entries), brief(s.table.entries))
+				t.Fatalf("%s: %v; reads back as %v instead of %v", change.name, err, describeEntries(again.table.entries), describeEntries(s.table.entries))
 			}
 		}
 	})

@@ -15,9 +15,9 @@ import (
 // the space behind it is taken. Its message says how far the volume could grow.
 func (d *Disk) Grow(ctx context.Context, partition string, length int64) (Volume, error) {
 	var v Volume
-	err := d.onZeros(ctx, partition,
+	err := d.afterZeroing(ctx, partition,
 		func() (extent.Extent, int64, error) {
-			tail, err := d.tail(partition, length)
+			tail, err := d.growthExtent(partition, length)
 			return tail, d.slots[partition].wipe.Rate, err
 		},
 		func(ctx context.Context) (err error) {
@@ -30,13 +30,13 @@ func (d *Disk) Grow(ctx context.Context, partition string, length int64) (Volume
 	return v, nil
 }
 
-// tail is the extent that the volume still needs to have that length.
-func (d *Disk) tail(partition string, length int64) (extent.Extent, error) {
+// growthExtent is the extent that the volume still needs to have that length.
+func (d *Disk) growthExtent(partition string, length int64) (extent.Extent, error) {
 	e, err := d.store.table.volume(partition)
 	if err != nil {
 		return extent.Extent{}, err
 	}
-	if phaseOf[e.kind] == Wiping {
+	if phaseOf[e.typeGUID] == Wiping {
 		return extent.Extent{}, fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
 	}
 	if length <= e.extent.Len() {
@@ -53,7 +53,7 @@ func (d *Disk) tail(partition string, length int64) (extent.Extent, error) {
 }
 
 func (d *Disk) grow(ctx context.Context, partition string, length int64) (Volume, error) {
-	tail, err := d.tail(partition, length)
+	tail, err := d.growthExtent(partition, length)
 	if err != nil {
 		return Volume{}, err
 	}
@@ -62,7 +62,7 @@ func (d *Disk) grow(ctx context.Context, partition string, length int64) (Volume
 		return Volume{}, err
 	}
 	if !tail.Empty() {
-		if err := d.notBeingZeroed(partition, tail); err != nil {
+		if err := d.checkNotBeingZeroed(partition, tail); err != nil {
 			return Volume{}, err
 		}
 		var next table

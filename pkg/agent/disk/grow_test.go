@@ -19,14 +19,14 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// soil fills space that no volume has with data, as on a disk that was used before.
-func soil(t *testing.T, l *loop, e extent.Extent) {
+// fillWithData fills space that no volume has with data, as on a disk that was used before.
+func fillWithData(t *testing.T, l *loopDisk, e extent.Extent) {
 	t.Helper()
-	l.put(t, bytes.Repeat([]byte("old data"), int(e.Len()/8)), e.Start)
+	l.writeAt(t, bytes.Repeat([]byte("old data"), int(e.Len()/8)), e.Start)
 }
 
-// content reads a volume through its device.
-func content(t *testing.T, v Volume) []byte {
+// readContent reads a volume through its device.
+func readContent(t *testing.T, v Volume) []byte {
 	t.Helper()
 	b, err := os.ReadFile(v.Device)
 	if err != nil {
@@ -42,19 +42,19 @@ func content(t *testing.T, v Volume) []byte {
 func TestGrow(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
-		soil(t, l, at(2, 61))
+		fillWithData(t, l, extentMiB(2, 61))
 		d := l.open(t)
 		ctx := t.Context()
-		v, err := d.Create(ctx, CreateOptions{Partition: a, Name: "a", Extent: at(2, 4), Ephemeral: true})
+		v, err := d.Create(ctx, CreateOptions{Partition: guidA, Name: "a", Extent: extentMiB(2, 4), Ephemeral: true})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := d.MarkFormatted(ctx, a); err != nil {
+		if err := d.MarkFormatted(ctx, guidA); err != nil {
 			t.Fatal(err)
 		}
 		data := bytes.Repeat([]byte("its own "), 4<<17)
 		testenv.WriteDevice(t, v.Device, data)
-		if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(20, 4)}); err != nil {
+		if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(20, 4)}); err != nil {
 			t.Fatal(err)
 		}
 		most := strconv.FormatInt(18*mib, 10)
@@ -65,17 +65,17 @@ func TestGrow(t *testing.T) {
 			says   string
 			then   int64
 		}{
-			{c, 8 * mib, ErrNotFound, "", 4},
-			{a, 4 * mib, nil, "", 4},
-			{a, mib, nil, "", 4},
-			{a, -mib, nil, "", 4},
-			{a, 5*mib + 512, nil, "multiple", 4},
-			{a, 6 * mib, nil, "", 6},
-			{a, 19 * mib, ErrOverlap, most, 6},
-			{a, maxDiskSize, ErrOverlap, most, 6},
-			{a, math.MaxInt64 / mib * mib, ErrOverlap, most, 6},
-			{a, 18 * mib, nil, "", 18},
-			{a, 18 * mib, nil, "", 18},
+			{guidC, 8 * mib, ErrNotFound, "", 4},
+			{guidA, 4 * mib, nil, "", 4},
+			{guidA, mib, nil, "", 4},
+			{guidA, -mib, nil, "", 4},
+			{guidA, 5*mib + 512, nil, "multiple", 4},
+			{guidA, 6 * mib, nil, "", 6},
+			{guidA, 19 * mib, ErrOverlap, most, 6},
+			{guidA, maxDiskSize, ErrOverlap, most, 6},
+			{guidA, math.MaxInt64 / mib * mib, ErrOverlap, most, 6},
+			{guidA, 18 * mib, nil, "", 18},
+			{guidA, 18 * mib, nil, "", 18},
 		} {
 			v, err := d.Grow(ctx, test.guid, test.length)
 			ok := err == nil && test.want == nil && test.says == ""
@@ -86,22 +86,22 @@ func TestGrow(t *testing.T) {
 				t.Errorf("Grow of %c to %d: %+v, %v", test.guid[0], test.length, v, err)
 			}
 			s := d.Snapshot()
-			now, _ := s.Volume(a)
-			if now.Extent != at(2, test.then) || now.Phase != Formatted || s.Validate() != nil {
+			now, _ := s.Volume(guidA)
+			if now.Extent != extentMiB(2, test.then) || now.Phase != Formatted || s.Validate() != nil {
 				t.Fatalf("Grow of %c to %d: then %+v, %v", test.guid[0], test.length, now, s.Validate())
 			}
-			if got, want := content(t, now), append(slices.Clone(data), make([]byte, now.Extent.Len()-4*mib)...); !bytes.Equal(got, want) {
+			if got, want := readContent(t, now), append(slices.Clone(data), make([]byte, now.Extent.Len()-4*mib)...); !bytes.Equal(got, want) {
 				t.Fatalf("Grow of %c to %d: the volume holds something else than its data and zeros", test.guid[0], test.length)
 			}
 		}
 		verifyTable(t, l.path)
 		d.Close()
-		l.forget(t)
+		l.removePartitions(t)
 		d = l.open(t)
 		if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Formatted@2+18", "b:Reserved@20+4"}) {
 			t.Errorf("after a restart: %v", got)
 		}
-		if err := wipe(ctx, d, a); err != nil {
+		if err := wipeVolume(ctx, d, guidA); err != nil {
 			t.Fatal(err)
 		}
 		if raw, err := os.ReadFile(l.image); err != nil || !allZero(raw[2*mib:20*mib]) {
@@ -116,14 +116,14 @@ func TestGrowCutShort(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
 	ctx := t.Context()
-	v, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 4)})
+	v, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 4)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, "mkfs.ext4", "-q", "-F", v.Device)
-	mnt := mount(t, v, "ext4")
-	err = d.run(ctx, func(ctx context.Context) error {
-		next, e, err := d.store.table.withLength(a, 8*mib)
+	runProgram(t, "mkfs.ext4", "-q", "-F", v.Device)
+	mnt := mountVolume(t, v, "ext4")
+	err = d.runInOwner(ctx, func(ctx context.Context) error {
+		next, e, err := d.store.table.withLength(guidA, 8*mib)
 		if err != nil {
 			return err
 		}
@@ -134,10 +134,10 @@ func TestGrowCutShort(t *testing.T) {
 	}
 	d.Close()
 	d = l.open(t)
-	if p := l.partitions(t)[1]; p.extent != at(2, 8) {
+	if p := l.partitions(t)[1]; p.extent != extentMiB(2, 8) {
 		t.Errorf("the kernel has %v", p.extent)
 	}
-	if v, err := d.Grow(ctx, a, 8*mib); err != nil || v.Extent != at(2, 8) {
+	if v, err := d.Grow(ctx, guidA, 8*mib); err != nil || v.Extent != extentMiB(2, 8) {
 		t.Errorf("Grow once more: %+v, %v", v, err)
 	}
 	if err := unix.Unmount(mnt, 0); err != nil {
@@ -150,16 +150,16 @@ func TestGrowWhileWiped(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
 	ctx := t.Context()
-	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 4)}); err != nil {
+	if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 4)}); err != nil {
 		t.Fatal(err)
 	}
-	all := l.wiping.zero
+	all := l.wipeMethods.zero
 	var during error
-	l.zeroBy(method{"asking", mib, func(dev *blockDevice, off, n int64) error {
-		_, during = d.Grow(ctx, a, 8*mib)
+	l.useMethods(method{"asking", mib, func(dev *blockDevice, off, n int64) error {
+		_, during = d.Grow(ctx, guidA, 8*mib)
 		return all[0].do(dev, off, n)
 	}})
-	if err := wipe(ctx, d, a); err != nil {
+	if err := wipeVolume(ctx, d, guidA); err != nil {
 		t.Fatal(err)
 	}
 	if !errors.Is(during, ErrInUse) {
@@ -167,38 +167,38 @@ func TestGrowWhileWiped(t *testing.T) {
 	}
 }
 
-// TestZeroingHoldsSpace asserts that no other volume gets space that is being zeroed for one. A zeroing that fails or
-// is given up releases the space.
-func TestZeroingHoldsSpace(t *testing.T) {
+// TestZeroingReservesSpace asserts that no other volume gets space that is being zeroed for one. A zeroing that fails
+// or is given up releases the space.
+func TestZeroingReservesSpace(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
-	soil(t, l, at(2, 61))
+	fillWithData(t, l, extentMiB(2, 61))
 	d := l.open(t)
-	ctx := quiet(t)
-	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 4)}); err != nil {
+	ctx := withoutLogs(t)
+	if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 4)}); err != nil {
 		t.Fatal(err)
 	}
-	all := l.wiping.zero
+	all := l.wipeMethods.zero
 	var others [3]error
 	stopped, cancel := context.WithCancel(ctx)
-	l.zeroBy(method{"asking", mib, func(dev *blockDevice, off, n int64) error {
-		_, others[0] = d.Create(ctx, CreateOptions{Partition: b, Extent: at(7, 1)})
-		_, others[1] = d.Create(ctx, CreateOptions{Partition: b, Extent: at(7, 4), Raw: true})
-		_, others[2] = d.Create(ctx, CreateOptions{Partition: c, Extent: at(40, 1)})
+	l.useMethods(method{"asking", mib, func(dev *blockDevice, off, n int64) error {
+		_, others[0] = d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(7, 1)})
+		_, others[1] = d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(7, 4), Raw: true})
+		_, others[2] = d.Create(ctx, CreateOptions{Partition: guidC, Extent: extentMiB(40, 1)})
 		cancel()
 		return all[0].do(dev, off, n)
 	}})
-	if _, err := d.Grow(stopped, a, 8*mib); !errors.Is(err, context.Canceled) {
+	if _, err := d.Grow(stopped, guidA, 8*mib); !errors.Is(err, context.Canceled) {
 		t.Errorf("Grow that was given up: %v", err)
 	}
 	if !errors.Is(others[0], ErrOverlap) || !errors.Is(others[1], ErrOverlap) || others[2] != nil {
 		t.Errorf("meanwhile: %v", others)
 	}
-	l.zeroBy(method{"lies", mib, func(*blockDevice, int64, int64) error { return nil }})
-	if _, err := d.Grow(ctx, a, 12*mib); err == nil || errors.Is(err, ErrOutOfService) {
+	l.useMethods(method{"lies", mib, func(*blockDevice, int64, int64) error { return nil }})
+	if _, err := d.Grow(ctx, guidA, 12*mib); err == nil || errors.Is(err, ErrOutOfService) {
 		t.Errorf("Grow into what could not be zeroed: %v", err)
 	}
-	l.zeroBy(all...)
-	if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(7, 1)}); err != nil {
+	l.useMethods(all...)
+	if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(7, 1)}); err != nil {
 		t.Errorf("Create where a Grow was given up: %v", err)
 	}
 	if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Reserved@2+4", "b:Reserved@7+1", "c:Reserved@40+1"}) {
@@ -210,23 +210,23 @@ func TestZeroingHoldsSpace(t *testing.T) {
 func TestRaw(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
-		soil(t, l, at(2, 61))
+		fillWithData(t, l, extentMiB(2, 61))
 		d := l.open(t)
 		ctx := t.Context()
-		o := CreateOptions{Partition: a, Name: "raw", Extent: at(5, 7), Raw: true}
+		o := CreateOptions{Partition: guidA, Name: "raw", Extent: extentMiB(5, 7), Raw: true}
 		v, err := d.Create(ctx, o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if v.Phase != Formatted || !v.Raw || v.Ephemeral || !allZero(content(t, v)) {
-			t.Errorf("made: %+v, all zeros: %v", v, allZero(content(t, v)))
+		if v.Phase != Formatted || !v.Raw || v.Ephemeral || !allZero(readContent(t, v)) {
+			t.Errorf("made: %+v, all zeros: %v", v, allZero(readContent(t, v)))
 		}
-		canary(t, l, v)
+		writeCanary(t, l, v)
 		again, err := d.Create(ctx, o)
-		if err != nil || again.Extent != v.Extent || canaries(t, l) == 0 {
-			t.Errorf("Create once more: %+v, %v, %d canaries", again, err, canaries(t, l))
+		if err != nil || again.Extent != v.Extent || countCanaries(t, l) == 0 {
+			t.Errorf("Create once more: %+v, %v, %d canaries", again, err, countCanaries(t, l))
 		}
-		if v, err = d.Grow(ctx, a, 9*mib); err != nil || !allZero(content(t, v)[7*mib:]) || allZero(content(t, v)[:7*mib]) {
+		if v, err = d.Grow(ctx, guidA, 9*mib); err != nil || !allZero(readContent(t, v)[7*mib:]) || allZero(readContent(t, v)[:7*mib]) {
 			t.Errorf("Grow: %+v, %v", v, err)
 		}
 		raw, err := os.ReadFile(l.image)
@@ -234,8 +234,8 @@ func TestRaw(t *testing.T) {
 			t.Errorf("more was zeroed than the volume: %v", err)
 		}
 		d.Close()
-		l.forget(t)
-		if v, _ := ptr(l.open(t).Snapshot()).Volume(a); !v.Raw || v.Phase != Formatted || v.Extent != at(5, 9) {
+		l.removePartitions(t)
+		if v, _ := ptr(l.open(t).Snapshot()).Volume(guidA); !v.Raw || v.Phase != Formatted || v.Extent != extentMiB(5, 9) {
 			t.Errorf("after a restart: %+v", v)
 		}
 		verifyTable(t, l.path)
@@ -245,13 +245,13 @@ func TestRaw(t *testing.T) {
 // TestRawRace asserts that concurrent calls for the same volume all get it.
 func TestRawRace(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
-	soil(t, l, at(2, 61))
+	fillWithData(t, l, extentMiB(2, 61))
 	d := l.open(t)
 	var all sync.WaitGroup
 	for range 4 {
 		all.Go(func() {
-			v, err := d.Create(t.Context(), CreateOptions{Partition: a, Extent: at(5, 7), Raw: true})
-			if err != nil || v.Extent != at(5, 7) {
+			v, err := d.Create(t.Context(), CreateOptions{Partition: guidA, Extent: extentMiB(5, 7), Raw: true})
+			if err != nil || v.Extent != extentMiB(5, 7) {
 				t.Errorf("%+v, %v", v, err)
 			}
 		})
@@ -259,8 +259,8 @@ func TestRawRace(t *testing.T) {
 	all.Wait()
 }
 
-// mount mounts a volume until the test ends, or is unmounted earlier.
-func mount(t *testing.T, v Volume, fsType string) string {
+// mountVolume mounts a volume until the test ends, or is unmounted earlier.
+func mountVolume(t *testing.T, v Volume, fsType string) string {
 	t.Helper()
 	mnt := t.TempDir()
 	if err := unix.Mount(v.Device, mnt, fsType, 0, ""); err != nil {
@@ -280,13 +280,13 @@ func TestGrowFileSystem(t *testing.T) {
 		d := l.open(t)
 		ctx := t.Context()
 		for i, fsType := range []string{"xfs", "ext4"} {
-			guid := []string{a, b}[i]
-			v, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: at(2+1000*int64(i), 400)})
+			guid := []string{guidA, guidB}[i]
+			v, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: extentMiB(2+1000*int64(i), 400)})
 			if err != nil {
 				t.Fatal(err)
 			}
-			run(t, "mkfs."+fsType, v.Device)
-			mnt := mount(t, v, fsType)
+			runProgram(t, "mkfs."+fsType, v.Device)
+			mnt := mountVolume(t, v, fsType)
 			file := filepath.Join(mnt, "file")
 			data := bytes.Repeat([]byte("kept"), 1<<20)
 			if err := os.WriteFile(file, data, 0o600); err != nil {
@@ -296,14 +296,14 @@ func TestGrowFileSystem(t *testing.T) {
 				t.Fatal(err)
 			}
 			if fsType == "xfs" {
-				run(t, "xfs_growfs", mnt)
+				runProgram(t, "xfs_growfs", mnt)
 			} else {
 				if err := unix.Unmount(mnt, 0); err != nil {
 					t.Fatal(err)
 				}
-				run(t, "e2fsck", "-f", "-y", v.Device)
-				run(t, "resize2fs", v.Device)
-				file = filepath.Join(mount(t, v, fsType), "file")
+				runProgram(t, "e2fsck", "-f", "-y", v.Device)
+				runProgram(t, "resize2fs", v.Device)
+				file = filepath.Join(mountVolume(t, v, fsType), "file")
 			}
 			var st unix.Statfs_t
 			if err := unix.Statfs(filepath.Dir(file), &st); err != nil {

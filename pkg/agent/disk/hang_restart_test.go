@@ -36,7 +36,7 @@ func hungAgent(ctx context.Context, paths string) error {
 	bad, good, _ := strings.Cut(paths, " ")
 	var disks []*Disk
 	for _, path := range []string{bad, good} {
-		d, err := Open(ctx, path, Options{Patience: time.Second})
+		d, err := Open(ctx, path, Options{CommandTimeout: time.Second})
 		if err != nil {
 			return err
 		}
@@ -53,7 +53,7 @@ func hungAgent(ctx context.Context, paths string) error {
 			return err
 		case line == "ask\n":
 			// This call never returns.
-			go disks[0].Create(ctx, CreateOptions{Partition: a, Extent: at(2, 4)})
+			go disks[0].Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 4)})
 			err := await(ctx, 30*time.Second, func() (bool, error) { return disks[0].Snapshot().Err != nil, nil })
 			fmt.Println("out of service:", err)
 		case line == "close\n":
@@ -71,7 +71,7 @@ type agentProcess struct {
 	done chan struct{} // closed when the process has ended
 }
 
-func startAgent(t *testing.T, bad, good *loop) *agentProcess {
+func startAgent(t *testing.T, bad, good *loopDisk) *agentProcess {
 	t.Helper()
 	p := &agentProcess{t: t, cmd: exec.Command(os.Args[0]), done: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), agentEnv+"="+bad.path+" "+good.path)
@@ -105,7 +105,7 @@ func startAgent(t *testing.T, bad, good *loop) *agentProcess {
 	return p
 }
 
-func (p *agentProcess) tell(line string) {
+func (p *agentProcess) send(line string) {
 	p.t.Helper()
 	if _, err := p.in.Write([]byte(line + "\n")); err != nil {
 		p.t.Fatal(err)
@@ -136,24 +136,24 @@ func (p *agentProcess) state() string {
 	return after[:1]
 }
 
-// frozen is a file system with a disk's image. While it is frozen the disk hangs: a thread that waits for it is in
+// frozenDisk is a file system with a disk's image. While it is frozen the disk hangs: a thread that waits for it is in
 // state D, and no signal ends it.
-type frozen struct {
+type frozenDisk struct {
 	t    *testing.T
 	dir  string
 	held bool
 }
 
-func newFrozen(t *testing.T) (*frozen, *loop) {
+func newFrozenDisk(t *testing.T) (*frozenDisk, *loopDisk) {
 	t.Helper()
 	testenv.NeedProgram(t, "fsfreeze", "mkfs.ext4", "mount", "umount")
-	below := newLoop(t, 128*mib, 512)
-	run(t, "mkfs.ext4", "-q", below.path)
-	f := &frozen{t: t, dir: t.TempDir()}
-	run(t, "mount", below.path, f.dir)
+	below := newLoopDisk(t, 128*mib, 512)
+	runProgram(t, "mkfs.ext4", "-q", below.path)
+	f := &frozenDisk{t: t, dir: t.TempDir()}
+	runProgram(t, "mount", below.path, f.dir)
 	t.Cleanup(func() {
 		// The kernel detaches a loop device with a delay.
-		err := await(context.Background(), 30*time.Second, func() (bool, error) { return tryRun("umount", f.dir) == nil, nil })
+		err := await(context.Background(), 30*time.Second, func() (bool, error) { return tryProgram("umount", f.dir) == nil, nil })
 		if err != nil {
 			t.Errorf("unmounting %s: %v", f.dir, err)
 		}
@@ -162,12 +162,12 @@ func newFrozen(t *testing.T) (*frozen, *loop) {
 	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 64*mib)); err != nil {
 		t.Fatal(err)
 	}
-	l := &loop{image: image, path: strings.TrimSpace(run(t, "losetup", "--find", "--show", image))}
-	l.forget(t)
+	l := &loopDisk{image: image, path: strings.TrimSpace(runProgram(t, "losetup", "--find", "--show", image))}
+	l.removePartitions(t)
 	t.Cleanup(func() {
 		f.thaw()
-		l.forget(t)
-		run(t, "losetup", "--detach", l.path)
+		l.removePartitions(t)
+		runProgram(t, "losetup", "--detach", l.path)
 	})
 	if _, err := Initialize(t.Context(), l.path, Owner{}); err != nil {
 		t.Fatal(err)
@@ -175,17 +175,17 @@ func newFrozen(t *testing.T) (*frozen, *loop) {
 	return f, l
 }
 
-func (f *frozen) freeze() {
+func (f *frozenDisk) freeze() {
 	f.t.Helper()
-	run(f.t, "fsfreeze", "--freeze", f.dir)
+	runProgram(f.t, "fsfreeze", "--freeze", f.dir)
 	f.held = true
 }
 
-func (f *frozen) thaw() {
+func (f *frozenDisk) thaw() {
 	f.t.Helper()
 	if f.held {
 		f.held = false
-		run(f.t, "fsfreeze", "--unfreeze", f.dir)
+		runProgram(f.t, "fsfreeze", "--unfreeze", f.dir)
 	}
 }
 
@@ -195,14 +195,14 @@ func (f *frozen) thaw() {
 func TestRestartBesideHungDisk(t *testing.T) {
 	for name, orderly := range map[string]bool{"stopped": true, "killed": false} {
 		t.Run(name, func(t *testing.T) {
-			f, bad := newFrozen(t)
+			f, bad := newFrozenDisk(t)
 			good := initialized(t, 64*mib, 512)
 			old := startAgent(t, bad, good)
 			f.freeze()
-			old.tell("ask")
+			old.send("ask")
 			old.expect("out of service: <nil>")
 			if orderly {
-				old.tell("close")
+				old.send("close")
 				old.expect("<nil>")
 			}
 			if err := old.cmd.Process.Kill(); err != nil {

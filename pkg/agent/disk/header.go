@@ -26,8 +26,8 @@ var errDamaged = errors.New("damaged")
 // the other copy must not be used.
 var errNotOurs = errors.New("not a table of ours")
 
-// copyOfTable is one copy of the table, in the bytes that the disk has.
-type copyOfTable struct {
+// tableCopy is one copy of the table, in the bytes that the disk has.
+type tableCopy struct {
 	id    string // the disk's GUID, lower case
 	array []byte // all entries
 	clean bool   // exactly the bytes that this package would write
@@ -36,20 +36,20 @@ type copyOfTable struct {
 // readCopy reads one copy. It accepts only the geometry that this package writes, before it computes anything from it.
 // So hostile numbers have no effect. Errors wrap errDamaged or errNotOurs, or they come from the device. With damaged
 // entries it still returns the header's id.
-func readCopy(r io.ReaderAt, l layout, s location) (copyOfTable, error) {
+func readCopy(r io.ReaderAt, l layout, s location) (tableCopy, error) {
 	b := make([]byte, l.copyBytes())
-	if _, err := r.ReadAt(b, l.copyAt(s)); err != nil {
-		return copyOfTable{}, fmt.Errorf("reading the %s table: %w", s.name, err)
+	if _, err := r.ReadAt(b, l.copyOffset(s)); err != nil {
+		return tableCopy{}, fmt.Errorf("reading the %s table: %w", s.name, err)
 	}
 	header, array := l.split(s, b)
 	id, arrayCRC, err := checkHeader(header, l, s)
 	if err != nil {
-		return copyOfTable{}, fmt.Errorf("%s header: %w", s.name, err)
+		return tableCopy{}, fmt.Errorf("%s header: %w", s.name, err)
 	}
 	if got := crc32.ChecksumIEEE(array); got != arrayCRC {
-		return copyOfTable{id: id}, fmt.Errorf("%s entries: checksum is %#x, the header says %#x: %w", s.name, got, arrayCRC, errDamaged)
+		return tableCopy{id: id}, fmt.Errorf("%s entries: checksum is %#x, the header says %#x: %w", s.name, got, arrayCRC, errDamaged)
 	}
-	c := copyOfTable{id: id, array: array}
+	c := tableCopy{id: id, array: array}
 	// No checksum covers the rest of the header's sector.
 	c.clean = bytes.Equal(b, encodeCopy(l, s, c))
 	return c, nil
@@ -88,7 +88,7 @@ func checkHeader(b []byte, l layout, s location) (id string, arrayCRC uint32, er
 			return "", 0, fmt.Errorf("%s is %d, in a table of ours for this disk it is %d: %w", f.name, f.got, f.want, errNotOurs)
 		}
 	}
-	guid := guidFromDisk(b[56:72])
+	guid := decodeGUID(b[56:72])
 	if guid == uuid.Nil {
 		return "", 0, fmt.Errorf("the disk has no GUID: %w", errNotOurs)
 	}
@@ -96,7 +96,7 @@ func checkHeader(b []byte, l layout, s location) (id string, arrayCRC uint32, er
 }
 
 // encodeCopy renders a copy for the given location.
-func encodeCopy(l layout, s location, c copyOfTable) []byte {
+func encodeCopy(l layout, s location, c tableCopy) []byte {
 	b := make([]byte, l.copyBytes())
 	header, array := l.split(s, b)
 	copy(array, c.array)
@@ -115,7 +115,7 @@ func encodeHeader(h []byte, l layout, s location, id string, arrayCRC uint32) {
 	le.PutUint64(h[32:], s.otherLBA)
 	le.PutUint64(h[40:], l.firstUsable())
 	le.PutUint64(h[48:], l.lastUsable())
-	guid := guidToDisk(uuid.MustParse(id))
+	guid := encodeGUID(uuid.MustParse(id))
 	copy(h[56:], guid[:])
 	le.PutUint64(h[72:], s.arrayLBA)
 	le.PutUint32(h[80:], EntryCount)
@@ -133,7 +133,7 @@ func headerCRC(b []byte) uint32 {
 }
 
 // On the disk the first three groups of a GUID are little-endian.
-func guidFromDisk(b []byte) uuid.UUID {
+func decodeGUID(b []byte) uuid.UUID {
 	var u uuid.UUID
 	copy(u[:], b)
 	u[0], u[1], u[2], u[3] = u[3], u[2], u[1], u[0]
@@ -142,7 +142,7 @@ func guidFromDisk(b []byte) uuid.UUID {
 	return u
 }
 
-func guidToDisk(u uuid.UUID) uuid.UUID { return guidFromDisk(u[:]) }
+func encodeGUID(u uuid.UUID) uuid.UUID { return decodeGUID(u[:]) }
 
 // The protective master boot record in sector 0 shows tools that do not know GPT that the disk is used.
 const (
@@ -156,7 +156,7 @@ type mbrState int
 const (
 	mbrProtective mbrState = iota
 	mbrMissing             // all zero: never written, or lost
-	mbrOther               // another program's
+	mbrForeign             // another program's
 )
 
 // encodeMBR writes a protective record: one partition from sector 1 to the end of the disk, or as far as its 32 bits
@@ -185,7 +185,7 @@ func checkMBR(b []byte) mbrState {
 		binary.LittleEndian.Uint32(p[8:]) == 1 && allZero(p[16:64]) {
 		return mbrProtective
 	}
-	return mbrOther
+	return mbrForeign
 }
 
 var zeros [1 << 16]byte

@@ -19,47 +19,47 @@ type damage struct {
 	intact bool
 }
 
-// edit changes the header of a copy, and corrects its checksum.
-func edit(change func(h []byte)) func(m *memDisk, l layout, s location) {
+// editHeader changes the header of a copy, and corrects its checksum.
+func editHeader(change func(h []byte)) func(m *memDisk, l layout, s location) {
 	return func(m *memDisk, l layout, s location) {
 		h := make([]byte, l.sector)
 		m.ReadAt(h, l.offset(s.headerLBA))
 		change(h)
 		binary.LittleEndian.PutUint32(h[16:], headerCRC(h))
-		m.set(l.offset(s.headerLBA), h)
+		m.write(l.offset(s.headerLBA), h)
 	}
 }
 
 var damages = []damage{
 	{"none", func(*memDisk, layout, location) {}, false},
-	{"header zeroed", func(m *memDisk, l layout, s location) { m.set(l.offset(s.headerLBA), make([]byte, l.sector)) }, false},
+	{"header zeroed", func(m *memDisk, l layout, s location) { m.write(l.offset(s.headerLBA), make([]byte, l.sector)) }, false},
 	{"header overwritten", func(m *memDisk, l layout, s location) {
-		m.set(l.offset(s.headerLBA), bytes.Repeat([]byte{0xa5}, int(l.sector)))
+		m.write(l.offset(s.headerLBA), bytes.Repeat([]byte{0xa5}, int(l.sector)))
 	}, false},
 	{"a bit of the header flipped", func(m *memDisk, l layout, s location) {
 		h := make([]byte, l.sector)
 		m.ReadAt(h, l.offset(s.headerLBA))
 		h[60] ^= 4
-		m.set(l.offset(s.headerLBA), h)
+		m.write(l.offset(s.headerLBA), h)
 	}, false},
 	{"a bit of the entries flipped", func(m *memDisk, l layout, s location) {
 		b := make([]byte, l.sector)
 		m.ReadAt(b, l.offset(s.arrayLBA))
 		b[33] ^= 4
-		m.set(l.offset(s.arrayLBA), b)
+		m.write(l.offset(s.arrayLBA), b)
 	}, false},
-	{"entries zeroed", func(m *memDisk, l layout, s location) { m.set(l.offset(s.arrayLBA), make([]byte, arrayBytes)) }, false},
-	{"all zeroed", func(m *memDisk, l layout, s location) { m.set(l.copyAt(s), make([]byte, l.copyBytes())) }, false},
-	{"2^32-1 entries", edit(func(h []byte) { binary.LittleEndian.PutUint32(h[80:], 0xffffffff) }), true},
-	{"128 entries", edit(func(h []byte) { binary.LittleEndian.PutUint32(h[80:], 128) }), true},
-	{"entries of 0 bytes", edit(func(h []byte) { binary.LittleEndian.PutUint32(h[84:], 0) }), true},
-	{"entries far away", edit(func(h []byte) { binary.LittleEndian.PutUint64(h[72:], 1<<63) }), true},
-	{"another size of disk", edit(func(h []byte) {
+	{"entries zeroed", func(m *memDisk, l layout, s location) { m.write(l.offset(s.arrayLBA), make([]byte, arrayBytes)) }, false},
+	{"all zeroed", func(m *memDisk, l layout, s location) { m.write(l.copyOffset(s), make([]byte, l.copyBytes())) }, false},
+	{"2^32-1 entries", editHeader(func(h []byte) { binary.LittleEndian.PutUint32(h[80:], 0xffffffff) }), true},
+	{"128 entries", editHeader(func(h []byte) { binary.LittleEndian.PutUint32(h[80:], 128) }), true},
+	{"entries of 0 bytes", editHeader(func(h []byte) { binary.LittleEndian.PutUint32(h[84:], 0) }), true},
+	{"entries far away", editHeader(func(h []byte) { binary.LittleEndian.PutUint64(h[72:], 1<<63) }), true},
+	{"another size of disk", editHeader(func(h []byte) {
 		binary.LittleEndian.PutUint64(h[32:], binary.LittleEndian.Uint64(h[32:])^2)
 	}), true},
-	{"another revision", edit(func(h []byte) { h[8] = 1 }), true},
-	{"no GUID", edit(func(h []byte) { clear(h[56:72]) }), true},
-	{"a longer header", edit(func(h []byte) { h[12] = 96 }), false},
+	{"another revision", editHeader(func(h []byte) { h[8] = 1 }), true},
+	{"no GUID", editHeader(func(h []byte) { clear(h[56:72]) }), true},
+	{"a longer header", editHeader(func(h []byte) { h[12] = 96 }), false},
 }
 
 // TestDamageMatrix damages both copies in every combination, and asserts these rules. The primary wins. Only what is
@@ -68,19 +68,19 @@ func TestDamageMatrix(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		for _, p := range damages {
 			for _, b := range damages {
-				m, _ := formatted(t, l)
-				s, _, err := m.mounted(t, l, false)
+				m, _ := newFormattedDisk(t, l)
+				s, _, err := m.openTable(t, l, false)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := reserve(a, 2, 3).do(t, s); err != nil {
+				if err := reserve(guidA, 2, 3).do(t, s); err != nil {
 					t.Fatal(err)
 				}
 				p.do(m, l, l.primary())
 				b.do(m, l, l.backup())
 				before := m.clone()
 				m.log = nil
-				got, f, err := m.mounted(t, l, true)
+				got, f, err := m.openTable(t, l, true)
 
 				primaryGood, backupGood := p.name == "none", b.name == "none"
 				want := primaryGood || !p.intact && backupGood
@@ -97,7 +97,7 @@ func TestDamageMatrix(t *testing.T) {
 				if f.badPrimary == primaryGood || f.badBackup != (primaryGood && !backupGood) {
 					t.Errorf("primary %s, backup %s: %+v", p.name, b.name, f)
 				}
-				if e, err := got.table.volume(a); err != nil || e.extent != at(2, 3) {
+				if e, err := got.table.volume(guidA); err != nil || e.extent != extentMiB(2, 3) {
 					t.Errorf("primary %s, backup %s: %+v, %v", p.name, b.name, e, err)
 				}
 				if again, err := examine(m, l); err != nil || again.badPrimary || again.badBackup {
@@ -105,7 +105,7 @@ func TestDamageMatrix(t *testing.T) {
 				}
 				// The disk is proven to be the same by its header, or by a caller that knows it.
 				headerLost := p.name != "none" && p.name != "a bit of the entries flipped" && p.name != "entries zeroed"
-				if _, _, err := before.mounted(t, l, false); (err != nil) != headerLost {
+				if _, _, err := before.openTable(t, l, false); (err != nil) != headerLost {
 					t.Errorf("primary %s, backup %s: unknown disk: %v", p.name, b.name, err)
 				}
 			}
@@ -113,9 +113,9 @@ func TestDamageMatrix(t *testing.T) {
 	}
 }
 
-// TestSectorZero asserts which contents of sector 0 are accepted, which are repaired, and which are refused without a
+// TestMBR asserts which contents of sector 0 are accepted, which are repaired, and which are refused without a
 // write.
-func TestSectorZero(t *testing.T) {
+func TestMBR(t *testing.T) {
 	l := crashLayouts(t)[0]
 	mbr := func(change func(b []byte)) []byte {
 		b := encodeMBR(l)
@@ -130,25 +130,25 @@ func TestSectorZero(t *testing.T) {
 		{"ours", encodeMBR(l), mbrProtective},
 		{"zero", make([]byte, 512), mbrMissing},
 		{"boot code and another length", mbr(func(b []byte) { b[0], b[458] = 0xeb, 9 }), mbrProtective},
-		{"DOS partition", mbr(func(b []byte) { b[450] = 0x83 }), mbrOther},
-		{"hybrid", mbr(func(b []byte) { b[466] = 0x83 }), mbrOther},
-		{"no signature", mbr(func(b []byte) { b[511] = 0 }), mbrOther},
-		{"FAT", []byte(string(append([]byte("\xeb\x3c\x90mkfs.fat"), make([]byte, 501)...))), mbrOther},
+		{"DOS partition", mbr(func(b []byte) { b[450] = 0x83 }), mbrForeign},
+		{"hybrid", mbr(func(b []byte) { b[466] = 0x83 }), mbrForeign},
+		{"no signature", mbr(func(b []byte) { b[511] = 0 }), mbrForeign},
+		{"FAT", []byte(string(append([]byte("\xeb\x3c\x90mkfs.fat"), make([]byte, 501)...))), mbrForeign},
 	} {
 		if got := checkMBR(test.sector0); got != test.want {
 			t.Errorf("%s: %d, want %d", test.name, got, test.want)
 		}
-		m, _ := formatted(t, l)
-		m.set(0, test.sector0)
+		m, _ := newFormattedDisk(t, l)
+		m.write(0, test.sector0)
 		m.log = nil
-		_, _, err := m.mounted(t, l, true)
-		if (err != nil) != (test.want == mbrOther) {
+		_, _, err := m.openTable(t, l, true)
+		if (err != nil) != (test.want == mbrForeign) {
 			t.Errorf("%s: opening: %v", test.name, err)
 		}
 		if err != nil && len(m.log) > 0 {
 			t.Errorf("%s: refused, but written to", test.name)
 		}
-		if f, err := examine(m, l); test.want != mbrOther && (err != nil || f.badMBR) {
+		if f, err := examine(m, l); test.want != mbrForeign && (err != nil || f.badMBR) {
 			t.Errorf("%s: not repaired", test.name)
 		}
 	}
@@ -157,26 +157,26 @@ func TestSectorZero(t *testing.T) {
 // TestForeignTable asserts that tables which are intact but not ours are neither used nor replaced.
 func TestForeignTable(t *testing.T) {
 	l := crashLayouts(t)[0]
-	m, _ := formatted(t, l)
-	s, _, err := m.mounted(t, l, false)
+	m, _ := newFormattedDisk(t, l)
+	s, _, err := m.openTable(t, l, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	bare := s.current().without(MetaEntry)
-	m.install(l, bare)
+	m.writeTable(l, bare)
 	if f, err := examine(m, l); err != nil || f.ours || !f.foreign {
 		t.Errorf("a table without meta partition: %+v, %v", f, err)
 	}
 	// Ours by its meta partition, but invalid: neither used nor replaced.
-	m, _ = formatted(t, l)
-	volume := entry{index: 7, kind: TypeFormatted, guid: a, extent: at(1, 3)}
+	m, _ = newFormattedDisk(t, l)
+	volume := entry{index: 7, typeGUID: TypeFormatted, guid: guidA, extent: extentMiB(1, 3)}
 	broken, err := s.current().withEntry(l, volume)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.install(l, broken)
+	m.writeTable(l, broken)
 	m.log = nil
-	if _, f, err := m.mounted(t, l, true); err == nil || !f.ours || len(m.log) > 0 {
+	if _, f, err := m.openTable(t, l, true); err == nil || !f.ours || len(m.log) > 0 {
 		t.Errorf("an overlap on the disk: %+v, %v", f, err)
 	}
 }
@@ -185,16 +185,16 @@ func TestForeignTable(t *testing.T) {
 func TestUncleanHeader(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		for _, at := range []location{l.primary(), l.backup()} {
-			m, _ := formatted(t, l)
+			m, _ := newFormattedDisk(t, l)
 			h := make([]byte, l.sector)
 			m.ReadAt(h, l.offset(at.headerLBA))
 			h[headerBytes] = 1
-			m.set(l.offset(at.headerLBA), h)
-			s, f, err := m.mounted(t, l, false)
+			m.write(l.offset(at.headerLBA), h)
+			s, f, err := m.openTable(t, l, false)
 			if err != nil || f.badPrimary == f.badBackup {
 				t.Fatalf("%s: %v, %v", at.name, f, err)
 			}
-			if err := reserve(a, 2, 3).do(t, s); err != nil {
+			if err := reserve(guidA, 2, 3).do(t, s); err != nil {
 				t.Errorf("%s: %v", at.name, err)
 			}
 		}
@@ -225,7 +225,7 @@ func FuzzHeaders(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	full, err := c.withEntry(l, entry{index: 1, kind: TypeReserved, guid: a, extent: at(2, 1), name: "x"})
+	full, err := c.withEntry(l, entry{index: 1, typeGUID: TypeReserved, guid: guidA, extent: extentMiB(2, 1), name: "x"})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -243,7 +243,7 @@ func FuzzHeaders(f *testing.F) {
 		h, _ := other.split(other.primary(), encodeCopy(other, other.primary(), full))
 		f.Add(h[:headerBytes], array[:entrySize], 1, []byte{}, true)
 	}
-	foreignEntry, err := encodeEntry(l, foreign(l, 256, 7000, 7001))
+	foreignEntry, err := encodeEntry(l, foreignEntry(l, 256, 7000, 7001))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -254,7 +254,7 @@ func FuzzHeaders(f *testing.F) {
 		if index >= 1 && index <= EntryCount {
 			copy(array[(index-1)*entrySize:index*entrySize], entry)
 		}
-		m.set(0, encodeMBR(l))
+		m.write(0, encodeMBR(l))
 		for _, s := range []struct {
 			location
 			header []byte
@@ -267,8 +267,8 @@ func FuzzHeaders(f *testing.F) {
 				binary.LittleEndian.PutUint32(h[88:], crc32.ChecksumIEEE(array))
 				binary.LittleEndian.PutUint32(h[16:], headerCRC(h))
 			}
-			m.set(l.offset(s.arrayLBA), array)
-			m.set(l.offset(s.headerLBA), h)
+			m.write(l.offset(s.arrayLBA), array)
+			m.write(l.offset(s.headerLBA), h)
 		}
 		var found findings
 		var s *store
@@ -285,7 +285,7 @@ func FuzzHeaders(f *testing.F) {
 			return
 		}
 		if found.grown(l) {
-			if s, _, err = m.mounted(t, l, false); err != nil {
+			if s, _, err = m.openTable(t, l, false); err != nil {
 				return
 			}
 		}
@@ -304,7 +304,7 @@ func FuzzHeaders(f *testing.F) {
 		}
 		changes := 0
 		for i := 1; i <= EntryCount; i++ {
-			if !bytes.Equal(s.current().slot(i), before[(i-1)*entrySize:i*entrySize]) {
+			if !bytes.Equal(s.current().entryBytes(i), before[(i-1)*entrySize:i*entrySize]) {
 				changes++
 			}
 		}

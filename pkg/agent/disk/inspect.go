@@ -43,11 +43,11 @@ type Contents struct {
 	Reasons []string
 	// Reason is all Reasons in one text.
 	Reason string
-	// Unseen lists what Inspect could not look at, such as the processes of the host.
-	Unseen []string
+	// Unchecked lists what Inspect could not look at, such as the processes of the host.
+	Unchecked []string
 }
 
-func contents(state State, reasons ...string) Contents {
+func newContents(state State, reasons ...string) Contents {
 	return Contents{State: state, Reasons: reasons, Reason: strings.Join(reasons, "; ")}
 }
 
@@ -58,18 +58,18 @@ const DefaultKubeletDir = "/var/lib/kubelet"
 type Inspector struct {
 	// KubeletDir is the kubelet's folder, by default DefaultKubeletDir.
 	KubeletDir string
-	// Seen is what holds the devices of this node. If it is nil, Inspect finds out itself. One System serves for many
-	// devices. Initialize never relies on it.
-	Seen *holders.System
-	// Shared leaves out the exclusive open, which would make another program's mkfs fail. Then a device that is
+	// Holders is what holds the devices of this node. If it is nil, Inspect finds out itself. One System serves for
+	// many devices. Initialize never relies on it.
+	Holders *holders.System
+	// SkipExclusive leaves out the exclusive open, which would make another program's mkfs fail. Then a device that is
 	// reported as Blank may be open exclusively.
-	Shared bool
+	SkipExclusive bool
 }
 
-// Look finds what holds the devices of this node, for Seen.
-func (i Inspector) Look(ctx context.Context) (*holders.System, error) {
-	const patience = 10 * time.Second
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// ReadHolders finds what holds the devices of this node, for Seen.
+func (i Inspector) ReadHolders(ctx context.Context) (*holders.System, error) {
+	const timeout = 10 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return holders.LookBelow(ctx, i.kubeletDir())
 }
@@ -93,13 +93,13 @@ func (i Inspector) Inspect(ctx context.Context, path string) (Contents, error) {
 	if err != nil {
 		return Contents{}, fmt.Errorf("inspecting %s: %w", path, err)
 	}
-	if c.State != Blank || i.Shared {
+	if c.State != Blank || i.SkipExclusive {
 		return c, nil
 	}
 	// The last check: even a short exclusive open disturbs other programs.
 	exclusive, err := openDevice(path, os.O_RDONLY|unix.O_EXCL)
 	if errors.Is(err, ErrInUse) {
-		return contents(Busy, "another program or the kernel holds the device open exclusively"), nil
+		return newContents(Busy, "another program or the kernel holds the device open exclusively"), nil
 	}
 	if err != nil {
 		return Contents{}, fmt.Errorf("inspecting: %w", err)
@@ -110,48 +110,48 @@ func (i Inspector) Inspect(ctx context.Context, path string) (Contents, error) {
 // inspect is all of Inspect but the exclusive open.
 func (d *blockDevice) inspect(ctx context.Context, i Inspector) (Contents, error) {
 	// These are not read: they are no disks, or their bytes are a tenant's.
-	if reason, err := d.noDisk(i); err != nil || reason != "" {
-		return contents(Foreign, reason), err
+	if reason, err := d.whyNoDisk(i); err != nil || reason != "" {
+		return newContents(Foreign, reason), err
 	}
 	size, sector, err := d.geometry()
 	if err != nil {
 		return Contents{}, err
 	}
 	if reason := unsuitable(size, sector); reason != "" {
-		return contents(Foreign, reason), nil
+		return newContents(Foreign, reason), nil
 	}
 	d.layout = layout{size: size, sector: sector}
-	claims, err := d.claims()
+	claims, err := d.claimedBy()
 	if err != nil {
 		return Contents{}, err
 	}
 	if len(claims) > 0 {
 		// Reading from a path of multipath may move the disk to another path.
-		return contents(Busy, claims...), nil
+		return newContents(Busy, claims...), nil
 	}
 	f, err := examine(d, d.layout)
 	if err != nil {
 		return Contents{}, err
 	}
 	if f.ours {
-		c := ours(f, d.layout)
+		c := describeOurs(f, d.layout)
 		c.Owner, err = ownerOf(d, d.path, d.layout, f.current)
 		return c, err
 	}
-	busy, unseen, err := d.usedBy(ctx, i)
+	busy, unchecked, err := d.usedBy(ctx, i)
 	if err != nil {
 		return Contents{}, err
 	}
-	foreign, err := d.holds(ctx, f)
+	foreign, err := d.foreignContent(ctx, f)
 	if err != nil && len(busy) == 0 {
 		return Contents{}, err
 	}
-	unable, err := d.unable()
+	unable, err := d.unusableReasons()
 	if err != nil {
 		return Contents{}, err
 	}
-	c := contents(Blank, slices.Concat(busy, foreign, unable)...)
-	c.Unseen = unseen
+	c := newContents(Blank, slices.Concat(busy, foreign, unable)...)
+	c.Unchecked = unchecked
 	switch {
 	case len(busy) > 0:
 		c.State = Busy
@@ -161,23 +161,23 @@ func (d *blockDevice) inspect(ctx context.Context, i Inspector) (Contents, error
 	return c, nil
 }
 
-// ours describes a disk of ours, with what is wrong with it.
-func ours(f findings, l layout) Contents {
-	c := contents(Ours)
+// describeOurs describes a disk of ours, with what is wrong with it.
+func describeOurs(f findings, l layout) Contents {
+	c := newContents(Ours)
 	switch {
-	case f.was.size != 0:
-		c = contents(Ours, f.resizing(l))
-	case f.needsKnown:
-		c = contents(Ours, "the beginning of the disk is lost; only the backup of its partition table is left")
+	case f.madeFor.size != 0:
+		c = newContents(Ours, f.describeResize(l))
+	case f.mustBeSeenBefore:
+		c = newContents(Ours, "the beginning of the disk is lost; only the backup of its partition table is left")
 	case f.badPrimary || f.badBackup || f.badMBR:
-		c = contents(Ours, "the partition table is damaged in part, and is repaired when the disk is opened")
+		c = newContents(Ours, "the partition table is damaged in part, and is repaired when the disk is opened")
 	}
 	c.ID = f.current.id
 	return c
 }
 
-// holds returns the reasons why the content of a device makes it foreign.
-func (d *blockDevice) holds(ctx context.Context, f findings) (reasons []string, err error) {
+// foreignContent returns the reasons why the content of a device makes it foreign.
+func (d *blockDevice) foreignContent(ctx context.Context, f findings) (reasons []string, err error) {
 	if f.unusable || f.foreign {
 		reasons = append(reasons, f.reason)
 	}
@@ -202,8 +202,8 @@ func (d *blockDevice) holds(ctx context.Context, f findings) (reasons []string, 
 	return reasons, nil
 }
 
-// unable returns the reasons why the device cannot serve, for any content.
-func (d *blockDevice) unable() (reasons []string, err error) {
+// unusableReasons returns the reasons why the device cannot serve, for any content.
+func (d *blockDevice) unusableReasons() (reasons []string, err error) {
 	readOnly, err := unix.IoctlGetUint32(d.fd(), unix.BLKROGET)
 	if err != nil {
 		return nil, fmt.Errorf("asking whether it is read-only: %w", err)
@@ -214,7 +214,7 @@ func (d *blockDevice) unable() (reasons []string, err error) {
 	if zoned, err := os.ReadFile(filepath.Join(d.sys, "queue/zoned")); err == nil && strings.TrimSpace(string(zoned)) == "host-managed" {
 		reasons = append(reasons, "the device is zoned and managed by the host (SMR or ZNS): it cannot be written in place")
 	}
-	if d.withoutPartitions() {
+	if d.lacksPartitions() {
 		control, err := openMapper()
 		if err != nil {
 			return append(reasons, fmt.Sprintf("the kernel gives this device no partitions, and the device mapper that would replace them is missing: %v", err)), nil
@@ -233,7 +233,7 @@ func Initialize(ctx context.Context, path string, owner Owner) (id string, err e
 // from then on, or to no node if that is zero. Initialize does not rely on an earlier Inspect: it inspects again while
 // it holds the disk exclusively. If it refuses, the error says what is on the disk.
 func (i Inspector) Initialize(ctx context.Context, path string, owner Owner) (id string, err error) {
-	i.Seen = nil
+	i.Holders = nil
 	d, err := openDevice(path, os.O_RDWR|unix.O_EXCL)
 	if err != nil {
 		return "", fmt.Errorf("initializing: %w", err)

@@ -17,9 +17,9 @@ import (
 
 // hash is the sum of all bytes of the disk. It reads the file behind it, because the device's own cache does not show
 // what is written through a partition's device.
-func (l *loop) hash(t testing.TB) [sha256.Size]byte {
+func (l *loopDisk) hash(t testing.TB) [sha256.Size]byte {
 	t.Helper()
-	run(t, "sync", l.path)
+	runProgram(t, "sync", l.path)
 	f, err := os.Open(l.image)
 	if err != nil {
 		t.Fatal(err)
@@ -32,8 +32,8 @@ func (l *loop) hash(t testing.TB) [sha256.Size]byte {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// put writes into the device, in or behind its table.
-func (l *loop) put(t testing.TB, b []byte, off int64) {
+// writeAt writes into the device, in or behind its table.
+func (l *loopDisk) writeAt(t testing.TB, b []byte, off int64) {
 	t.Helper()
 	f, err := os.OpenFile(l.path, os.O_RDWR, 0)
 	if err != nil {
@@ -61,26 +61,28 @@ func TestForeignIsLeftAlone(t *testing.T) {
 	copy(lvm, "LABELONE\x01\x00\x00\x00\x00\x00\x00\x00\x4e\xb3\x10\xbc\x20\x00\x00\x00LVM2 001")
 	for _, test := range []struct {
 		name   string
-		make   func(t *testing.T, l *loop)
+		make   func(t *testing.T, l *loopDisk)
 		reason string // part of it
 	}{
-		{"ext4", func(t *testing.T, l *loop) { run(t, "mkfs.ext4", "-q", "-F", l.path) }, "ext4"},
-		{"xfs", func(t *testing.T, l *loop) { run(t, "mkfs.xfs", "-q", "-f", l.path) }, "xfs"},
-		{"swap", func(t *testing.T, l *loop) { run(t, "mkswap", l.path) }, "swap"},
-		{"LVM label", func(t *testing.T, l *loop) { l.put(t, lvm, 512) }, ""},
-		{"DOS table", func(t *testing.T, l *loop) {
-			run(t, "sh", "-c", "echo ',,83' | sfdisk --no-reread --no-tell-kernel -q "+l.path)
+		{"ext4", func(t *testing.T, l *loopDisk) { runProgram(t, "mkfs.ext4", "-q", "-F", l.path) }, "ext4"},
+		{"xfs", func(t *testing.T, l *loopDisk) { runProgram(t, "mkfs.xfs", "-q", "-f", l.path) }, "xfs"},
+		{"swap", func(t *testing.T, l *loopDisk) { runProgram(t, "mkswap", l.path) }, "swap"},
+		{"LVM label", func(t *testing.T, l *loopDisk) { l.writeAt(t, lvm, 512) }, ""},
+		{"DOS table", func(t *testing.T, l *loopDisk) {
+			runProgram(t, "sh", "-c", "echo ',,83' | sfdisk --no-reread --no-tell-kernel -q "+l.path)
 		}, "dos"},
-		{"GPT", func(t *testing.T, l *loop) { run(t, "sgdisk", "-n", "1:0:0", l.path) }, "gpt"},
-		{"empty GPT", func(t *testing.T, l *loop) { run(t, "sgdisk", "-o", l.path) }, "gpt"},
-		{"GPT of 1024 entries", func(t *testing.T, l *loop) { run(t, "sgdisk", "-o", "-S", "1024", "-n", "255:0:+1M", l.path) }, "gpt"},
-		{"backup GPT alone", func(t *testing.T, l *loop) {
-			run(t, "sgdisk", "-o", l.path)
-			l.put(t, make([]byte, mib), 0)
+		{"GPT", func(t *testing.T, l *loopDisk) { runProgram(t, "sgdisk", "-n", "1:0:0", l.path) }, "gpt"},
+		{"empty GPT", func(t *testing.T, l *loopDisk) { runProgram(t, "sgdisk", "-o", l.path) }, "gpt"},
+		{"GPT of 1024 entries", func(t *testing.T, l *loopDisk) {
+			runProgram(t, "sgdisk", "-o", "-S", "1024", "-n", "255:0:+1M", l.path)
+		}, "gpt"},
+		{"backup GPT alone", func(t *testing.T, l *loopDisk) {
+			runProgram(t, "sgdisk", "-o", l.path)
+			l.writeAt(t, make([]byte, mib), 0)
 		}, ""},
-		{"random first MiB", func(t *testing.T, l *loop) { l.put(t, random, 0) }, ""},
-		{"one byte in the first MiB", func(t *testing.T, l *loop) { l.put(t, []byte{1}, mib-1) }, "not zero"},
-		{"one byte in the last MiB", func(t *testing.T, l *loop) { l.put(t, []byte{1}, size-mib) }, "not zero"},
+		{"random first MiB", func(t *testing.T, l *loopDisk) { l.writeAt(t, random, 0) }, ""},
+		{"one byte in the first MiB", func(t *testing.T, l *loopDisk) { l.writeAt(t, []byte{1}, mib-1) }, "not zero"},
+		{"one byte in the last MiB", func(t *testing.T, l *loopDisk) { l.writeAt(t, []byte{1}, size-mib) }, "not zero"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			bothSectors(t, func(t *testing.T, sector int) {
@@ -88,16 +90,16 @@ func TestForeignIsLeftAlone(t *testing.T) {
 				if test.name == "xfs" {
 					size = 320 << 20 // mkfs.xfs needs 300 MiB
 				}
-				l := newLoop(t, size, sector)
+				l := newLoopDisk(t, size, sector)
 				test.make(t, l)
-				l.forget(t) // removes partitions that the tools may have added to the kernel
-				l.leaveAlone(t, test.reason)
+				l.removePartitions(t) // removes partitions that the tools may have added to the kernel
+				l.checkRefused(t, test.reason)
 			})
 		})
 	}
 }
 
-func (l *loop) partitions(t testing.TB) map[int]partition {
+func (l *loopDisk) partitions(t testing.TB) map[int]partition {
 	t.Helper()
 	d, err := openDevice(l.path, os.O_RDONLY)
 	if err != nil {
@@ -113,7 +115,7 @@ func (l *loop) partitions(t testing.TB) map[int]partition {
 
 // TestBusyIsLeftAlone asserts that a blank disk in use is not changed.
 func TestBusyIsLeftAlone(t *testing.T) {
-	busy := func(t *testing.T, l *loop, reason string) {
+	busy := func(t *testing.T, l *loopDisk, reason string) {
 		t.Helper()
 		before := l.hash(t)
 		found, err := Inspect(t.Context(), l.path)
@@ -128,7 +130,7 @@ func TestBusyIsLeftAlone(t *testing.T) {
 		}
 	}
 	t.Run("open exclusively", func(t *testing.T) {
-		l := newLoop(t, 64*mib, 512)
+		l := newLoopDisk(t, 64*mib, 512)
 		f, err := os.OpenFile(l.path, os.O_RDONLY|unix.O_EXCL, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -137,21 +139,21 @@ func TestBusyIsLeftAlone(t *testing.T) {
 		busy(t, l, "exclusively")
 	})
 	t.Run("partitions", func(t *testing.T) {
-		l := newLoop(t, 64*mib, 512)
+		l := newLoopDisk(t, 64*mib, 512)
 		d, err := openDevice(l.path, os.O_RDONLY)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer d.Close()
-		if err := d.blkpg(unix.BLKPG_ADD_PARTITION, 3, at(5, 5)); err != nil {
+		if err := d.blkpg(unix.BLKPG_ADD_PARTITION, 3, extentMiB(5, 5)); err != nil {
 			t.Fatal(err)
 		}
 		busy(t, l, "partition")
 	})
 	t.Run("mounted", func(t *testing.T) {
 		testenv.NeedProgram(t, "mkfs.ext4")
-		l := newLoop(t, 64*mib, 512)
-		run(t, "mkfs.ext4", "-q", "-F", l.path)
+		l := newLoopDisk(t, 64*mib, 512)
+		runProgram(t, "mkfs.ext4", "-q", "-F", l.path)
 		mnt := t.TempDir()
 		if err := unix.Mount(l.path, mnt, "ext4", unix.MS_RDONLY, "noload"); err != nil {
 			t.Fatal(err)
@@ -161,14 +163,14 @@ func TestBusyIsLeftAlone(t *testing.T) {
 	})
 }
 
-// TestNotADisk asserts that anything other than a disk is refused without a panic.
-func TestNotADisk(t *testing.T) {
+// TestWhyNoDisk asserts that anything other than a disk is refused without a panic.
+func TestWhyNoDisk(t *testing.T) {
 	testenv.NeedRoot(t)
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, make([]byte, 8*mib), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	tiny := newLoop(t, mib, 512)
+	tiny := newLoopDisk(t, mib, 512)
 	for _, path := range []string{file, "/dev/null", "/dev/does-not-exist", t.TempDir(), "", tiny.path} {
 		if found, err := Inspect(t.Context(), path); err == nil && found.State != Foreign {
 			t.Errorf("Inspect of %q: %+v", path, found)
@@ -184,18 +186,18 @@ func TestNotADisk(t *testing.T) {
 
 // TestProbesMustAnswer asserts that a device is not blank because a program is missing.
 func TestProbesMustAnswer(t *testing.T) {
-	l := newLoop(t, 64*mib, 512)
+	l := newLoopDisk(t, 64*mib, 512)
 	t.Setenv("PATH", t.TempDir())
 	if found, err := Inspect(context.Background(), l.path); err == nil {
 		t.Errorf("Inspect without blkid: %+v", found)
 	}
 }
 
-// TestSharedLook asserts that a shared look opens nothing exclusively.
-func TestSharedLook(t *testing.T) {
-	l := newLoop(t, 64*mib, 512)
+// TestSkipExclusive asserts that a shared look opens nothing exclusively.
+func TestSkipExclusive(t *testing.T) {
+	l := newLoopDisk(t, 64*mib, 512)
 	// Looked at before the other program has it open.
-	seen, err := Inspector{}.Look(t.Context())
+	seen, err := Inspector{}.ReadHolders(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +207,7 @@ func TestSharedLook(t *testing.T) {
 	}
 	defer f.Close()
 	for shared, want := range map[bool]State{false: Busy, true: Blank} {
-		if c, err := (Inspector{Seen: seen, Shared: shared}).Inspect(t.Context(), l.path); err != nil || c.State != want {
+		if c, err := (Inspector{Holders: seen, SkipExclusive: shared}).Inspect(t.Context(), l.path); err != nil || c.State != want {
 			t.Errorf("shared %v: %+v, %v, want %s", shared, c, err, want)
 		}
 	}

@@ -94,9 +94,9 @@ func (l layout) backup() location {
 	return location{"backup", l.lastLBA(), 1, l.lastLBA() - l.arraySectors()}
 }
 
-// copyBytes is the length of a copy, copyAt its place, and split its parts.
-func (l layout) copyBytes() int64        { return l.sector + arrayBytes }
-func (l layout) copyAt(s location) int64 { return l.offset(min(s.headerLBA, s.arrayLBA)) }
+// copyBytes is the length of a copy, copyOffset its place, and split its parts.
+func (l layout) copyBytes() int64            { return l.sector + arrayBytes }
+func (l layout) copyOffset(s location) int64 { return l.offset(min(s.headerLBA, s.arrayLBA)) }
 
 func (l layout) split(s location, b []byte) (header, array []byte) {
 	if s.headerLBA < s.arrayLBA {

@@ -11,43 +11,43 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// loop is a disk for a test: a loop device over a sparse file.
-type loop struct {
+// loopDisk is a disk for a test: a loop device over a sparse file.
+type loopDisk struct {
 	path  string // of the device
 	image string // of the file
-	// wiping is the configuration of Disks that open opens. Tests change it between two calls.
-	wiping *wipeConfig
+	// wipeMethods is the configuration of Disks that open opens. Tests change it between two calls.
+	wipeMethods *wipeMethods
 }
 
-// newLoop makes a disk, and removes it when the test ends.
-func newLoop(t testing.TB, size int64, sector int) *loop {
+// newLoopDisk makes a disk, and removes it when the test ends.
+func newLoopDisk(t testing.TB, size int64, sector int) *loopDisk {
 	t.Helper()
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "losetup", "blkid", "wipefs")
-	l := &loop{image: testenv.Image(t, size), wiping: defaultWipeConfig()}
+	l := &loopDisk{image: testenv.Image(t, size), wipeMethods: defaultWipeMethods()}
 	l.path = testenv.Loop(t, l.image, strconv.Itoa(sector))
 	// A loop device keeps partitions when it is detached, so they are removed before.
-	l.forget(t)
-	t.Cleanup(func() { l.forget(t) })
+	l.removePartitions(t)
+	t.Cleanup(func() { l.removePartitions(t) })
 	return l
 }
 
-// forget removes all partitions from the kernel, as a reboot does.
-func (l *loop) forget(t testing.TB) {
+// removePartitions removes all partitions from the kernel, as a reboot does.
+func (l *loopDisk) removePartitions(t testing.TB) {
 	t.Helper()
 	d, err := openDevice(l.path, os.O_RDONLY)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	mapped, err := d.mapped()
+	mapped, err := d.findMapped()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if mapped != nil {
 		defer mapped.mapper.Close()
 		for guid := range mapped.found {
-			if err := mapped.detach(context.Background(), entry{guid: guid}, busyPatience); err != nil {
+			if err := mapped.detach(context.Background(), entry{guid: guid}, busyTimeout); err != nil {
 				t.Error(err)
 			}
 		}
@@ -57,24 +57,24 @@ func (l *loop) forget(t testing.TB) {
 		t.Fatal(err)
 	}
 	for index := range attached {
-		if err := d.detach(context.Background(), index, busyPatience); err != nil {
+		if err := d.detach(context.Background(), index, busyTimeout); err != nil {
 			t.Error(err)
 		}
 	}
-	ours, err := d.loops()
+	ours, err := d.findLoops()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for guid := range ours.found {
 		e := entry{guid: guid, extent: ours.found[guid].extent}
-		if err := ours.detach(context.Background(), e, busyPatience); err != nil {
+		if err := ours.detach(context.Background(), e, busyTimeout); err != nil {
 			t.Error(err)
 		}
 	}
 }
 
-// run runs a program that must succeed and returns its output.
-func run(t testing.TB, name string, args ...string) string {
+// runProgram runs a program that must succeed and returns its output.
+func runProgram(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).Output()
 	if err != nil {
@@ -87,5 +87,5 @@ func run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// tryRun runs a program that may fail.
-func tryRun(name string, args ...string) error { return exec.Command(name, args...).Run() }
+// tryProgram runs a program that may fail.
+func tryProgram(name string, args ...string) error { return exec.Command(name, args...).Run() }

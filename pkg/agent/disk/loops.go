@@ -15,12 +15,12 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// loops attaches the entries behind the last number that the kernel gives to a partition. Each volume is a loop device
-// over its part of the disk, with direct I/O.
+// loopAttacher attaches the entries behind the last number that the kernel gives to a partition. Each volume is a loop
+// device over its part of the disk, with direct I/O.
 //
 // The kernel allows two loop devices to show the same bytes, so this package must not make a second one. It recognizes
 // its own by their mark, across restarts as well.
-type loops struct {
+type loopAttacher struct {
 	disk  *blockDevice
 	found map[string]loopDevice // by partition
 }
@@ -31,12 +31,12 @@ type loopDevice struct {
 	extent extent.Extent
 }
 
-// loopMark and the partition's GUID are what the kernel keeps as the name of the backing file.
-const loopMark = "berth/"
+// loopFilePrefix and the partition's GUID are what the kernel keeps as the name of the backing file.
+const loopFilePrefix = "berth/"
 
-// loops lists the loop devices over parts of the disk that have our mark.
-func (d *blockDevice) loops() (*loops, error) {
-	l := &loops{disk: d, found: map[string]loopDevice{}}
+// findLoops lists the loop devices over parts of the disk that have our mark.
+func (d *blockDevice) findLoops() (*loopAttacher, error) {
+	l := &loopAttacher{disk: d, found: map[string]loopDevice{}}
 	// An unbound loop device has no such folder.
 	bound, err := filepath.Glob("/sys/block/loop*/loop")
 	if err != nil {
@@ -63,7 +63,7 @@ func (d *blockDevice) loops() (*loops, error) {
 }
 
 // read reads one loop device. The GUID is empty if it is not one of ours over this disk.
-func (l *loops) read(dir string) (guid string, device loopDevice, err error) {
+func (l *loopAttacher) read(dir string) (guid string, device loopDevice, err error) {
 	// A device that cannot be ours is not opened: it may hang.
 	offset, err := readNumber(filepath.Join(dir, "offset"))
 	if err != nil || offset == 0 {
@@ -80,33 +80,33 @@ func (l *loops) read(dir string) (guid string, device loopDevice, err error) {
 }
 
 // status reads from a loop device which volume it shows, and where that lies.
-func (l *loops) status(f *os.File) (guid string, e extent.Extent, err error) {
+func (l *loopAttacher) status(f *os.File) (guid string, e extent.Extent, err error) {
 	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
 	if err != nil {
 		return "", extent.Extent{}, fmt.Errorf("status of %s: %w", f.Name(), err)
 	}
-	rdev, err := l.disk.number()
+	rdev, err := l.disk.deviceNumber()
 	if err != nil {
 		return "", extent.Extent{}, err
 	}
-	guid, marked := markOf(info)
+	guid, marked := volumeOfLoop(info)
 	if !marked || info.Rdevice != rdev {
 		return "", extent.Extent{}, nil
 	}
 	return guid, extent.New(int64(info.Offset), int64(info.Sizelimit)), nil
 }
 
-// markOf returns the GUID of the volume that a loop device of ours shows.
-func markOf(info *unix.LoopInfo64) (guid string, marked bool) {
+// volumeOfLoop returns the GUID of the volume that a loop device of ours shows.
+func volumeOfLoop(info *unix.LoopInfo64) (guid string, marked bool) {
 	name, _, _ := bytes.Cut(info.File_name[:], []byte{0})
-	return strings.CutPrefix(string(name), loopMark)
+	return strings.CutPrefix(string(name), loopFilePrefix)
 }
 
-// match returns an error unless every loop device of ours shows a volume in its place.
-func (l *loops) match(t table) error {
+// checkTable returns an error unless every loop device of ours shows a volume in its place.
+func (l *loopAttacher) checkTable(t table) error {
 	for guid, device := range l.found {
 		e, err := t.volume(guid)
-		if err == nil && (e.index <= MetaEntry || !e.mayBe(device.extent)) {
+		if err == nil && (e.index <= MetaEntry || !e.matchesKernel(device.extent)) {
 			err = fmt.Errorf("in the table it is at %v, in entry %d", e.extent, e.index)
 		}
 		if err != nil {
@@ -116,7 +116,7 @@ func (l *loops) match(t table) error {
 	return nil
 }
 
-func (l *loops) attach(ctx context.Context, e entry) (string, error) {
+func (l *loopAttacher) attach(ctx context.Context, e entry) (string, error) {
 	device, ok := l.found[e.guid]
 	var err error
 	switch {
@@ -135,14 +135,14 @@ func (l *loops) attach(ctx context.Context, e entry) (string, error) {
 
 // bind takes a free loop device for the volume. Other programs take loop devices as well, so a free one may be taken
 // meanwhile.
-func (l *loops) bind(ctx context.Context, e entry) (loopDevice, error) {
+func (l *loopAttacher) bind(ctx context.Context, e entry) (loopDevice, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return loopDevice{}, fmt.Errorf("volumes beyond the first %d of a disk need loop devices: %w", MetaEntry-1, err)
 	}
 	defer control.Close()
 	device := loopDevice{extent: e.extent}
-	err = await(ctx, busyPatience, func() (bool, error) {
+	err = await(ctx, busyTimeout, func() (bool, error) {
 		number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
 			return false, fmt.Errorf("taking a loop device: %w", err)
@@ -154,13 +154,13 @@ func (l *loops) bind(ctx context.Context, e entry) (loopDevice, error) {
 		}
 		return err == nil, err
 	})
-	if errors.Is(err, errPatience) {
+	if errors.Is(err, errTimeout) {
 		return loopDevice{}, fmt.Errorf("%s is always taken, or is not there: is the host's /dev mounted here?", device.path)
 	}
 	return device, err
 }
 
-func (l *loops) configure(path string, e entry) error {
+func (l *loopAttacher) configure(path string, e entry) error {
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -176,7 +176,7 @@ func (l *loops) configure(path string, e entry) error {
 	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: uint32(l.disk.sector)}
 	config.Info.Offset, config.Info.Sizelimit = uint64(e.extent.Start), uint64(e.extent.Len())
 	config.Info.Flags = unix.LO_FLAGS_DIRECT_IO
-	copy(config.Info.File_name[:], loopMark+e.guid)
+	copy(config.Info.File_name[:], loopFilePrefix+e.guid)
 	if err := unix.IoctlLoopConfigure(int(f.Fd()), &config); err != nil {
 		return fmt.Errorf("configuring %s: %w", path, err)
 	}
@@ -184,15 +184,15 @@ func (l *loops) configure(path string, e entry) error {
 }
 
 // lengthen makes a loop device show more of the disk.
-func (l *loops) lengthen(device loopDevice, e entry) error {
-	if !e.mayBe(device.extent) {
+func (l *loopAttacher) lengthen(device loopDevice, e entry) error {
+	if !e.matchesKernel(device.extent) {
 		return fmt.Errorf("%s shows %v: detach it with losetup --detach", device.path, device.extent)
 	}
 	return l.update(device.path, e, func(info *unix.LoopInfo64) { info.Sizelimit = uint64(e.extent.Len()) })
 }
 
 // update changes the settings of the volume's loop device.
-func (l *loops) update(path string, e entry, change func(*unix.LoopInfo64)) error {
+func (l *loopAttacher) update(path string, e entry, change func(*unix.LoopInfo64)) error {
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -202,7 +202,7 @@ func (l *loops) update(path string, e entry, change func(*unix.LoopInfo64)) erro
 	if err != nil {
 		return fmt.Errorf("status of %s: %w", path, err)
 	}
-	if guid, _ := markOf(info); guid != e.guid {
+	if guid, _ := volumeOfLoop(info); guid != e.guid {
 		return fmt.Errorf("%s shows %q now, not volume %s", path, guid, e.guid)
 	}
 	change(info)
@@ -214,19 +214,19 @@ func (l *loops) update(path string, e entry, change func(*unix.LoopInfo64)) erro
 
 // detach unbinds the volume's loop device. The kernel does that when the last user closes it. A device that a process
 // keeps open must not be unbound later, when it may be needed.
-func (l *loops) detach(ctx context.Context, e entry, patience time.Duration) error {
+func (l *loopAttacher) detach(ctx context.Context, e entry, timeout time.Duration) error {
 	device, ok := l.found[e.guid]
 	if !ok {
 		return nil
 	}
 	err := l.unbind(device.path, e)
 	if err == nil {
-		err = await(ctx, patience, func() (bool, error) {
+		err = await(ctx, timeout, func() (bool, error) {
 			bound, err := l.isBound(device.path, e)
 			return !bound, err
 		})
 	}
-	if errors.Is(err, errPatience) {
+	if errors.Is(err, errTimeout) {
 		err = l.update(device.path, e, func(info *unix.LoopInfo64) { info.Flags &^= unix.LO_FLAGS_AUTOCLEAR })
 		if errors.Is(err, unix.ENXIO) {
 			err = nil // it was unbound after all
@@ -241,7 +241,7 @@ func (l *loops) detach(ctx context.Context, e entry, patience time.Duration) err
 	return nil
 }
 
-func (l *loops) unbind(path string, e entry) error {
+func (l *loopAttacher) unbind(path string, e entry) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -261,7 +261,7 @@ func (l *loops) unbind(path string, e entry) error {
 }
 
 // isBound reads sysfs: opening the device would keep it from being unbound.
-func (l *loops) isBound(path string, e entry) (bool, error) {
+func (l *loopAttacher) isBound(path string, e entry) (bool, error) {
 	offset, err := readNumber(filepath.Join("/sys/block", filepath.Base(path), "loop", "offset"))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return false, nil

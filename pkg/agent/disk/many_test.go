@@ -29,7 +29,7 @@ func TestThousandVolumes(t *testing.T) {
 	var guids []string
 	create := func(start, length int64) error {
 		guid := uuid.NewString()
-		v, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: at(start, length), Ephemeral: len(guids)%2 == 0})
+		v, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: extentMiB(start, length), Ephemeral: len(guids)%2 == 0})
 		if err == nil && v.Index != len(guids)+1 && v.Index != len(guids)+2 {
 			t.Errorf("volume %d is in entry %d", len(guids), v.Index)
 		}
@@ -51,18 +51,18 @@ func TestThousandVolumes(t *testing.T) {
 	if err := create(2+1024*1010, 1); !errors.Is(err, ErrNoEntry) {
 		t.Errorf("one too many: %v", err)
 	}
-	d.settle(t)
+	d.waitIdle(t)
 	verifyTable(t, l.path)
 
 	sample := map[int]string{0: "ext4", 253: "xfs", 254: "ext4", 255: "xfs", 600: "ext4", 999: "xfs"}
 	mountPoints := map[int]string{}
 	for i, fsType := range sample {
 		v, _ := ptr(d.Snapshot()).Volume(guids[i])
-		run(t, "mkfs."+fsType, "-q", v.Device)
+		runProgram(t, "mkfs."+fsType, "-q", v.Device)
 		if err := d.MarkFormatted(ctx, v.Partition); err != nil {
 			t.Fatal(err)
 		}
-		mountPoints[i] = mount(t, v, fsType)
+		mountPoints[i] = mountVolume(t, v, fsType)
 		if err := os.WriteFile(filepath.Join(mountPoints[i], "canary"), bytes.Repeat([]byte(v.Partition), 1000), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -78,7 +78,7 @@ func TestThousandVolumes(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			l.forget(t)
+			l.removePartitions(t)
 		}
 		d = l.open(t)
 		s := d.Snapshot()
@@ -94,7 +94,7 @@ func TestThousandVolumes(t *testing.T) {
 		for i, fsType := range sample {
 			v, _ := s.Volume(guids[i])
 			if reboot == 1 {
-				mountPoints[i] = mount(t, v, fsType)
+				mountPoints[i] = mountVolume(t, v, fsType)
 			}
 			if targets, err := mounts.OfDevice(v.Device); err != nil || len(targets) != 1 {
 				t.Errorf("volume %d: %s is mounted at %v, %v", i, v.Device, targets, err)
@@ -103,7 +103,7 @@ func TestThousandVolumes(t *testing.T) {
 			if err != nil || !bytes.Equal(got, bytes.Repeat([]byte(v.Partition), 1000)) {
 				t.Errorf("volume %d lost its data: %v", i, err)
 			}
-			if err := wipe(ctx, d, v.Partition); !errors.Is(err, ErrInUse) {
+			if err := wipeVolume(ctx, d, v.Partition); !errors.Is(err, ErrInUse) {
 				t.Errorf("Wipe of the mounted volume %d: %v", i, err)
 			}
 		}
@@ -113,7 +113,7 @@ func TestThousandVolumes(t *testing.T) {
 			t.Fatal(err)
 		}
 		v, _ := ptr(d.Snapshot()).Volume(guids[i])
-		if err := wipe(ctx, d, v.Partition); err != nil {
+		if err := wipeVolume(ctx, d, v.Partition); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := os.Stat("/sys/block/" + filepath.Base(v.Device) + "/loop"); err == nil {
@@ -124,12 +124,12 @@ func TestThousandVolumes(t *testing.T) {
 			t.Errorf("Create where volume %d was: %+v, %v", i, again, err)
 		}
 	}
-	d.settle(t)
+	d.waitIdle(t)
 	verifyTable(t, l.path)
 }
 
-// highVolume makes a volume in the first entry that the kernel has no number for.
-func highVolume(t *testing.T, l *loop) (*Disk, Volume) {
+// newVolumeAboveMeta makes a volume in the first entry that the kernel has no number for.
+func newVolumeAboveMeta(t *testing.T, l *loopDisk) (*Disk, Volume) {
 	t.Helper()
 	// Foreign entries are as small as a sector each.
 	device, err := openDevice(l.path, os.O_RDWR)
@@ -137,7 +137,7 @@ func highVolume(t *testing.T, l *loop) (*Disk, Volume) {
 		t.Fatal(err)
 	}
 	defer device.Close()
-	if err := device.measure(); err != nil {
+	if err := device.readLayout(); err != nil {
 		t.Fatal(err)
 	}
 	f, err := examine(device, device.layout)
@@ -147,18 +147,18 @@ func highVolume(t *testing.T, l *loop) (*Disk, Volume) {
 	c := f.current
 	last := device.managed().End / device.sector
 	for i := range int64(MetaEntry - 1) {
-		if c, err = c.withEntry(device.layout, foreign(device.layout, int(i)+1, last-2-i, last-1-i)); err != nil {
+		if c, err = c.withEntry(device.layout, foreignEntry(device.layout, int(i)+1, last-2-i, last-1-i)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	both := render(device.layout, c)
-	for _, w := range []write{both.backup, both.primary} {
+	both := renderCopies(device.layout, c)
+	for _, w := range []sectorWrite{both.backup, both.primary} {
 		if _, err := device.WriteAt(w.data, w.off); err != nil {
 			t.Fatal(err)
 		}
 	}
 	d := l.open(t)
-	v, err := d.Create(t.Context(), CreateOptions{Partition: a, Extent: at(2, 10)})
+	v, err := d.Create(t.Context(), CreateOptions{Partition: guidA, Extent: extentMiB(2, 10)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,31 +172,31 @@ func highVolume(t *testing.T, l *loop) (*Disk, Volume) {
 func TestHighVolume(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
-		soil(t, l, at(2, 20))
-		d, v := highVolume(t, l)
-		ctx := quiet(t)
+		fillWithData(t, l, extentMiB(2, 20))
+		d, v := newVolumeAboveMeta(t, l)
+		ctx := withoutLogs(t)
 		if found, err := Inspect(ctx, v.Device); err != nil || found.State != Foreign {
 			t.Errorf("Inspect of a volume's loop device: %+v, %v", found, err)
 		}
 		if s, err := Read(l.path); err != nil || len(s.Volumes) != 1 || s.Volumes[0].Device != v.Device {
 			t.Errorf("Read: %+v, %v", s, err)
 		}
-		run(t, "mkfs.ext4", "-q", "-F", v.Device)
-		mnt := mount(t, v, "ext4")
-		grown, err := d.Grow(ctx, a, 14*mib)
-		if err != nil || grown.Device != v.Device || grown.Extent != at(2, 14) {
+		runProgram(t, "mkfs.ext4", "-q", "-F", v.Device)
+		mnt := mountVolume(t, v, "ext4")
+		grown, err := d.Grow(ctx, guidA, 14*mib)
+		if err != nil || grown.Device != v.Device || grown.Extent != extentMiB(2, 14) {
 			t.Fatalf("Grow: %+v, %v", grown, err)
 		}
 		if err := unix.Unmount(mnt, 0); err != nil {
 			t.Fatal(err)
 		}
-		if b := content(t, grown); !allZero(b[10*mib:]) || allZero(b[:mib]) {
+		if b := readContent(t, grown); !allZero(b[10*mib:]) || allZero(b[:mib]) {
 			t.Error("a grown volume has not its own bytes and zeros")
 		}
 
 		// It grows, and the agent ends before the kernel knows.
-		err = d.run(ctx, func(ctx context.Context) error {
-			next, e, err := d.store.table.withLength(a, 15*mib)
+		err = d.runInOwner(ctx, func(ctx context.Context) error {
+			next, e, err := d.store.table.withLength(guidA, 15*mib)
 			if err != nil {
 				return err
 			}
@@ -207,7 +207,7 @@ func TestHighVolume(t *testing.T) {
 		}
 		d.Close()
 		d = l.open(t)
-		if v, _ = ptr(d.Snapshot()).Volume(a); v.Device != grown.Device || len(content(t, v)) != int(15*mib) {
+		if v, _ = ptr(d.Snapshot()).Volume(guidA); v.Device != grown.Device || len(readContent(t, v)) != int(15*mib) {
 			t.Errorf("after a restart: %+v", v)
 		}
 
@@ -216,14 +216,14 @@ func TestHighVolume(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := wipe(ctx, d, a); !errors.Is(err, ErrInUse) {
+		if err := wipeVolume(ctx, d, guidA); !errors.Is(err, ErrInUse) {
 			t.Errorf("Wipe of a volume that is looked at: %v", err)
 		}
 		looker.Close()
-		if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Reserved@2+15"}) || len(content(t, v)) != int(15*mib) {
+		if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Reserved@2+15"}) || len(readContent(t, v)) != int(15*mib) {
 			t.Errorf("then: %v", got)
 		}
-		if err := wipe(ctx, d, a); err != nil {
+		if err := wipeVolume(ctx, d, guidA); err != nil {
 			t.Error(err)
 		}
 		if raw, err := os.ReadFile(l.image); err != nil || !allZero(raw[2*mib:17*mib]) || allZero(raw[17*mib:22*mib]) {
@@ -236,27 +236,27 @@ func TestHighVolume(t *testing.T) {
 // The device may be in use.
 func TestStrayLoop(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
-	d, v := highVolume(t, l)
+	d, v := newVolumeAboveMeta(t, l)
 	d.Close()
-	l.forget(t)
+	l.removePartitions(t)
 	device, err := openDevice(l.path, os.O_RDWR)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer device.Close()
-	if err := device.measure(); err != nil {
+	if err := device.readLayout(); err != nil {
 		t.Fatal(err)
 	}
 	for name, e := range map[string]entry{
-		"not in the table": {guid: b, extent: at(30, 4)},
-		"at another place": {guid: a, extent: at(3, 10)},
-		"longer":           {guid: a, extent: at(2, 11)},
+		"not in the table": {guid: guidB, extent: extentMiB(30, 4)},
+		"at another place": {guid: guidA, extent: extentMiB(3, 10)},
+		"longer":           {guid: guidA, extent: extentMiB(2, 11)},
 	} {
-		stray := &loops{disk: device, found: map[string]loopDevice{}}
+		stray := &loopAttacher{disk: device, found: map[string]loopDevice{}}
 		if _, err := stray.attach(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(quiet(t), l.path, Options{})
+		d, err := Open(withoutLogs(t), l.path, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -264,11 +264,11 @@ func TestStrayLoop(t *testing.T) {
 			t.Errorf("%s: %+v", name, s)
 		}
 		d.Close()
-		if err := stray.detach(t.Context(), e, busyPatience); err != nil {
+		if err := stray.detach(t.Context(), e, busyTimeout); err != nil {
 			t.Error(err)
 		}
 	}
-	if got, _ := ptr(l.open(t).Snapshot()).Volume(a); got.Extent != v.Extent || got.Device == "" {
+	if got, _ := ptr(l.open(t).Snapshot()).Volume(guidA); got.Extent != v.Extent || got.Device == "" {
 		t.Errorf("in the end: %+v", got)
 	}
 }

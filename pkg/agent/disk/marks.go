@@ -3,7 +3,7 @@ package disk
 import "strings"
 
 // IsVolumeMap reports whether a device-mapper device with that UUID is a part of one of our disks.
-func IsVolumeMap(uuid string) bool { return strings.HasPrefix(uuid, mappedMark) }
+func IsVolumeMap(uuid string) bool { return strings.HasPrefix(uuid, dmUUIDPrefix) }
 
 // IsVolumeLoop reports whether a loop device with that backing file is a volume of one of our disks.
-func IsVolumeLoop(backing string) bool { return strings.HasPrefix(backing, loopMark) }
+func IsVolumeLoop(backing string) bool { return strings.HasPrefix(backing, loopFilePrefix) }

@@ -12,22 +12,22 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// chunk is what a disk writes as a whole or not at all, even one with larger sectors.
-const chunk = 512
+// chunkBytes is what a disk writes as a whole or not at all, even one with larger sectors.
+const chunkBytes = 512
 
 // memDisk is a disk in memory, kept by chunk. Chunks of zeros are not kept. It logs what is written, so that a test can
 // find what a power cut may leave.
 type memDisk struct {
 	chunks map[int64][]byte // never changed in place
-	log    []logged
+	log    []loggedWrite
 
-	// failing, if set, decides the outcome of the n-th operation (from 0).
-	failing func(n int, op string) (err error, dropped bool)
-	n       int
+	// fault, if set, decides the outcome of the n-th operation (from 0).
+	fault      func(n int, op string) (err error, dropped bool)
+	operations int
 }
 
-// logged is a write, or a barrier.
-type logged struct {
+// loggedWrite is a write, or a barrier.
+type loggedWrite struct {
 	off  int64
 	data []byte // nil: a barrier
 }
@@ -37,63 +37,63 @@ func newMemDisk() *memDisk { return &memDisk{chunks: map[int64][]byte{}} }
 // clone returns a new disk with the same contents.
 func (m *memDisk) clone() *memDisk { return &memDisk{chunks: maps.Clone(m.chunks)} }
 
-func (m *memDisk) set(off int64, data []byte) {
-	for i := 0; i < len(data); i += chunk {
-		at := off/chunk + int64(i)/chunk
-		if allZero(data[i : i+chunk]) {
+func (m *memDisk) write(off int64, data []byte) {
+	for i := 0; i < len(data); i += chunkBytes {
+		at := off/chunkBytes + int64(i)/chunkBytes
+		if allZero(data[i : i+chunkBytes]) {
 			delete(m.chunks, at)
 		} else {
-			m.chunks[at] = bytes.Clone(data[i : i+chunk])
+			m.chunks[at] = bytes.Clone(data[i : i+chunkBytes])
 		}
 	}
 }
 
-// install makes a table the disk's, without validating it.
-func (m *memDisk) install(l layout, c copyOfTable) {
-	both := render(l, c)
-	m.set(both.backup.off, both.backup.data)
-	m.set(both.primary.off, both.primary.data)
+// writeTable makes a table the disk's, without validating it.
+func (m *memDisk) writeTable(l layout, c tableCopy) {
+	both := renderCopies(l, c)
+	m.write(both.backup.off, both.backup.data)
+	m.write(both.primary.off, both.primary.data)
 }
 
-func (m *memDisk) outcome(op string) (error, bool) {
-	n := m.n
-	m.n++
-	if m.failing == nil {
+func (m *memDisk) nextOutcome(op string) (error, bool) {
+	n := m.operations
+	m.operations++
+	if m.fault == nil {
 		return nil, false
 	}
-	return m.failing(n, op)
+	return m.fault(n, op)
 }
 
 func (m *memDisk) ReadAt(b []byte, off int64) (int, error) {
-	if err, _ := m.outcome("read"); err != nil {
+	if err, _ := m.nextOutcome("read"); err != nil {
 		return 0, err
 	}
 	clear(b)
-	for i := 0; i < len(b); i += chunk {
-		copy(b[i:], m.chunks[(off+int64(i))/chunk])
+	for i := 0; i < len(b); i += chunkBytes {
+		copy(b[i:], m.chunks[(off+int64(i))/chunkBytes])
 	}
 	return len(b), nil
 }
 
 func (m *memDisk) WriteAt(b []byte, off int64) (int, error) {
-	err, dropped := m.outcome("write")
+	err, dropped := m.nextOutcome("write")
 	if err != nil {
 		// Half of it is on the medium.
-		half := len(b) / 2 / chunk * chunk
-		m.set(off, b[:half])
+		half := len(b) / 2 / chunkBytes * chunkBytes
+		m.write(off, b[:half])
 		return 0, err
 	}
 	if !dropped {
-		m.set(off, b)
-		m.log = append(m.log, logged{off, bytes.Clone(b)})
+		m.write(off, b)
+		m.log = append(m.log, loggedWrite{off, bytes.Clone(b)})
 	}
 	return len(b), nil
 }
 
 func (m *memDisk) Sync() error {
-	err, _ := m.outcome("sync")
+	err, _ := m.nextOutcome("sync")
 	if err == nil {
-		m.log = append(m.log, logged{})
+		m.log = append(m.log, loggedWrite{})
 	}
 	return err
 }
@@ -101,17 +101,17 @@ func (m *memDisk) Sync() error {
 // powerCuts calls visit with every state that a power cut during the logged writes may leave, starting from before. Up
 // to a barrier, any of the changed chunks may have reached the medium. If there are too many subsets, a sample is
 // visited. written is how much of the log has certainly reached the medium. In the last state it is all of it.
-func powerCuts(before *memDisk, log []logged, random *rand.Rand, visit func(state *memDisk, written int)) {
+func powerCuts(before *memDisk, log []loggedWrite, random *rand.Rand, visit func(state *memDisk, written int)) {
 	state := before.clone()
 	written, all := 0, len(log)
 	for len(log) > 0 {
-		end := slices.IndexFunc(log, func(l logged) bool { return l.data == nil })
+		end := slices.IndexFunc(log, func(l loggedWrite) bool { return l.data == nil })
 		if end < 0 {
 			end = len(log)
 		}
 		next := state.clone()
 		for _, w := range log[:end] {
-			next.set(w.off, w.data)
+			next.write(w.off, w.data)
 		}
 		var differ []int64
 		for at := range mergeKeys(state.chunks, next.chunks) {
@@ -175,13 +175,13 @@ func subsets(n int, random *rand.Rand) []func(int) bool {
 	return all
 }
 
-// quiet is a context without logs, for tests that cause hundreds of faults.
-func quiet(t testing.TB) context.Context { return klog.NewContext(t.Context(), klog.Logger{}) }
+// withoutLogs is a context without logs, for tests that cause hundreds of faults.
+func withoutLogs(t testing.TB) context.Context { return klog.NewContext(t.Context(), klog.Logger{}) }
 
 var errInjected = errors.New("injected")
 
-// mounted opens the table of a disk in memory, as Open does, and repairs it.
-func (m *memDisk) mounted(t testing.TB, l layout, known bool) (*store, findings, error) {
+// openTable opens the table of a disk in memory, as Open does, and repairs it.
+func (m *memDisk) openTable(t testing.TB, l layout, known bool) (*store, findings, error) {
 	t.Helper()
 	f, err := examine(m, l)
 	if err != nil {
@@ -190,12 +190,12 @@ func (m *memDisk) mounted(t testing.TB, l layout, known bool) (*store, findings,
 	if !f.ours {
 		return nil, f, errNotOurs
 	}
-	if f.needsKnown && !known || f.truncated(l) {
+	if f.mustBeSeenBefore && !known || f.truncated(l) {
 		return nil, f, errDamaged
 	}
 	now := f
 	if f.grown(l) {
-		if err := extend(quiet(t), m, l, f); err != nil {
+		if err := extend(withoutLogs(t), m, l, f); err != nil {
 			return nil, f, err
 		}
 		if now, err = examine(m, l); err != nil {
@@ -206,5 +206,5 @@ func (m *memDisk) mounted(t testing.TB, l layout, known bool) (*store, findings,
 	if err != nil {
 		return nil, f, err
 	}
-	return s, f, s.repair(quiet(t), now)
+	return s, f, s.repair(withoutLogs(t), now)
 }

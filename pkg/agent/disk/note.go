@@ -35,15 +35,15 @@ import (
 // The fields lie in the first 512 bytes, so a power cut while progress is written leaves the old slot or the new one.
 // Slots of earlier versions begin with "berthnot", and hold the note alone.
 const (
-	noteBytes    = Alignment / EntryCount
-	noteMagic    = "berthnot"
-	slotMagic    = "berthvol"
-	slotContents = 30
-	slotFields   = 26
-	noteSumEnd   = 12
+	slotBytes      = Alignment / EntryCount
+	oldSlotMagic   = "berthnot"
+	slotMagic      = "berthvol"
+	slotContentsAt = 30
+	slotFieldBytes = 26
+	slotSumEnd     = 12
 
 	// MaxNote is the length of the longest note in bytes.
-	MaxNote = int(noteBytes) - slotContents - slotFields
+	MaxNote = int(slotBytes) - slotContentsAt - slotFieldBytes
 )
 
 // slot is what the meta partition keeps of a volume.
@@ -68,14 +68,14 @@ func (s slot) encode(partition string) ([]byte, error) {
 	if len(s.note) > MaxNote {
 		return nil, fmt.Errorf("the note of volume %.64q has %d bytes, at most %d are possible", partition, len(s.note), MaxNote)
 	}
-	contents := make([]byte, slotFields, slotFields+len(s.note))
+	contents := make([]byte, slotFieldBytes, slotFieldBytes+len(s.note))
 	contents[0] = byte(policy)
 	le := binary.LittleEndian
 	le.PutUint64(contents[2:], uint64(s.wipe.Rate))
 	if method > 0 { // the disk has no code for a method that tests add
 		contents[1] = byte(method)
 		le.PutUint64(contents[10:], uint64(s.progress.zeroed))
-		le.PutUint64(contents[18:], uint64(s.progress.read))
+		le.PutUint64(contents[18:], uint64(s.progress.verified))
 	}
 	b, err := encodeSlot(slotMagic, partition, append(contents, s.note...))
 	if err != nil {
@@ -87,15 +87,15 @@ func (s slot) encode(partition string) ([]byte, error) {
 // decodeVolumeSlot returns what the slot holds of the volume. Values that a newer agent has written, and this one does
 // not know, count as not given.
 func decodeVolumeSlot(b []byte, partition string) slot {
-	if text, old := decodeSlot(b, noteMagic, partition); old {
+	if text, old := decodeSlot(b, oldSlotMagic, partition); old {
 		return slot{note: string(text)}
 	}
 	contents, found := decodeSlot(b, slotMagic, partition)
-	if !found || len(contents) < slotFields {
+	if !found || len(contents) < slotFieldBytes {
 		return slot{}
 	}
 	le := binary.LittleEndian
-	s := slot{note: string(contents[slotFields:])}
+	s := slot{note: string(contents[slotFieldBytes:])}
 	if policy := int(contents[0]); policy > 0 && policy < len(policyCodes) {
 		s.wipe = WipeSettings{Policy: policyCodes[policy], Rate: max(0, int64(le.Uint64(contents[2:])))}
 	}
@@ -111,55 +111,55 @@ func encodeSlot(magic, partition string, contents []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("its partition's GUID is not one: %w", err)
 	}
-	if most := int(noteBytes) - slotContents; len(contents) > most {
+	if most := int(slotBytes) - slotContentsAt; len(contents) > most {
 		return nil, fmt.Errorf("what is to be kept of it has %d bytes, at most %d are possible", len(contents), most)
 	}
-	b := make([]byte, noteBytes)
+	b := make([]byte, slotBytes)
 	copy(b, magic)
-	binary.LittleEndian.PutUint16(b[noteSumEnd:], uint16(len(contents)))
-	onDisk := guidToDisk(guid)
-	copy(b[noteSumEnd+2:], onDisk[:])
-	copy(b[slotContents:], contents)
-	binary.LittleEndian.PutUint32(b[len(magic):], crc32.ChecksumIEEE(b[noteSumEnd:slotContents+len(contents)]))
+	binary.LittleEndian.PutUint16(b[slotSumEnd:], uint16(len(contents)))
+	onDisk := encodeGUID(guid)
+	copy(b[slotSumEnd+2:], onDisk[:])
+	copy(b[slotContentsAt:], contents)
+	binary.LittleEndian.PutUint32(b[len(magic):], crc32.ChecksumIEEE(b[slotSumEnd:slotContentsAt+len(contents)]))
 	return b, nil
 }
 
 // decodeSlot is the inverse of encodeSlot. A slot that is damaged, or another partition's, is not found.
 func decodeSlot(b []byte, magic, partition string) (contents []byte, found bool) {
 	guid, err := uuid.Parse(partition)
-	if err != nil || int64(len(b)) != noteBytes || string(b[:len(magic)]) != magic {
+	if err != nil || int64(len(b)) != slotBytes || string(b[:len(magic)]) != magic {
 		return nil, false
 	}
-	end := slotContents + int(binary.LittleEndian.Uint16(b[noteSumEnd:]))
-	onDisk := guidToDisk(guid)
-	if end > int(noteBytes) || !bytes.Equal(b[noteSumEnd+2:slotContents], onDisk[:]) {
+	end := slotContentsAt + int(binary.LittleEndian.Uint16(b[slotSumEnd:]))
+	onDisk := encodeGUID(guid)
+	if end > int(slotBytes) || !bytes.Equal(b[slotSumEnd+2:slotContentsAt], onDisk[:]) {
 		return nil, false
 	}
-	if crc32.ChecksumIEEE(b[noteSumEnd:end]) != binary.LittleEndian.Uint32(b[len(magic):]) {
+	if crc32.ChecksumIEEE(b[slotSumEnd:end]) != binary.LittleEndian.Uint32(b[len(magic):]) {
 		return nil, false
 	}
-	return b[slotContents:end], true
+	return b[slotContentsAt:end], true
 }
 
-// noteAt is where an entry's slot begins on the disk.
-func (l layout) noteAt(index int) int64 { return l.meta().Start + int64(index-1)*noteBytes }
+// slotOffset is where an entry's slot begins on the disk.
+func (l layout) slotOffset(index int) int64 { return l.meta().Start + int64(index-1)*slotBytes }
 
 // slotUnit is the extent that must be written as a whole to change an entry's slot, because a sector can hold several.
 // skip is where in it the slot begins.
 func (l layout) slotUnit(index int) (unit extent.Extent, skip int64) {
-	at, length := l.noteAt(index), max(noteBytes, l.sector)
+	at, length := l.slotOffset(index), max(slotBytes, l.sector)
 	start := at / length * length
 	return extent.New(start, length), at - start
 }
 
 // slotWrite is the write that changes the slot of an entry. The slots that share its sector are
 // read first.
-func (s *store) slotWrite(index int, slot []byte) (write, error) {
+func (s *store) slotWrite(index int, slot []byte) (sectorWrite, error) {
 	unit, skip := s.table.slotUnit(index)
-	w := write{unit.Start, make([]byte, unit.Len())}
-	if unit.Len() > noteBytes {
+	w := sectorWrite{unit.Start, make([]byte, unit.Len())}
+	if unit.Len() > slotBytes {
 		if _, err := s.dev.ReadAt(w.data, w.off); err != nil {
-			return write{}, fmt.Errorf("reading the notes: %w", err)
+			return sectorWrite{}, fmt.Errorf("reading the notes: %w", err)
 		}
 	}
 	copy(w.data[skip:], slot)
@@ -190,8 +190,8 @@ func readSlots(dev io.ReaderAt, t table) (map[string]slot, error) {
 		if !e.isVolume() {
 			continue
 		}
-		at := t.noteAt(e.index) - meta.Start
-		if s := decodeVolumeSlot(all[at:at+noteBytes], e.guid); s != (slot{}) {
+		at := t.slotOffset(e.index) - meta.Start
+		if s := decodeVolumeSlot(all[at:at+slotBytes], e.guid); s != (slot{}) {
 			slots[e.guid] = s
 		}
 	}
@@ -207,8 +207,8 @@ func (d *Disk) readSlots(ctx context.Context) {
 	}
 }
 
-// keep writes a volume's slot in the meta partition. It is on the medium with the next barrier.
-func (d *Disk) keep(e entry, s slot) error {
+// writeSlot writes a volume's slot in the meta partition. It is on the medium with the next barrier.
+func (d *Disk) writeSlot(e entry, s slot) error {
 	b, err := s.encode(e.guid)
 	if err != nil {
 		return err
@@ -223,7 +223,7 @@ func (d *Disk) keep(e entry, s slot) error {
 // SetWipe records how a volume is wiped, for the case that its class is deleted. Errors: ErrNotFound, ErrInUse (the
 // volume is being wiped), ErrOutOfService.
 func (d *Disk) SetWipe(ctx context.Context, partition string, w WipeSettings) error {
-	err := d.run(ctx, func(ctx context.Context) error {
+	err := d.runInOwner(ctx, func(ctx context.Context) error {
 		if err := w.validate(); err != nil {
 			return err
 		}
@@ -231,7 +231,7 @@ func (d *Disk) SetWipe(ctx context.Context, partition string, w WipeSettings) er
 		if err != nil {
 			return err
 		}
-		if phaseOf[e.kind] == Wiping {
+		if phaseOf[e.typeGUID] == Wiping {
 			return fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
 		}
 		s := d.slots[partition]
@@ -243,8 +243,8 @@ func (d *Disk) SetWipe(ctx context.Context, partition string, w WipeSettings) er
 		if err := d.recheck(ctx); err != nil {
 			return err
 		}
-		if err := errors.Join(d.keep(e, s), d.store.dev.Sync()); err != nil {
-			if isGone(err) {
+		if err := errors.Join(d.writeSlot(e, s), d.store.dev.Sync()); err != nil {
+			if mayBeGone(err) {
 				return errors.Join(err, d.recheck(ctx))
 			}
 			return err

@@ -7,10 +7,10 @@ import (
 	"testing"
 )
 
-// oldNote is the slot of a volume as earlier versions wrote it.
-func oldNote(t *testing.T, partition, text string) []byte {
+// oldSlot is the slot of a volume as earlier versions wrote it.
+func oldSlot(t *testing.T, partition, text string) []byte {
 	t.Helper()
-	b, err := encodeSlot(noteMagic, partition, []byte(text))
+	b, err := encodeSlot(oldSlotMagic, partition, []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,63 +28,63 @@ func TestSlotCoding(t *testing.T) {
 		{note: "n", wipe: WipeSettings{WipeSecureDiscard, 1}, progress: progress{methodSecureDiscard, mib, 0}},
 		{note: "n", wipe: WipeSettings{WipeZero, 0}, progress: progress{methodZeroOut, mib, 0}},
 	} {
-		b1, err := want.encode(a)
+		b1, err := want.encode(guidA)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := decodeVolumeSlot(b1, a); got != want {
+		if got := decodeVolumeSlot(b1, guidA); got != want {
 			t.Errorf("%+v reads back as %+v", want, got)
 		}
-		if got := decodeVolumeSlot(b1, b); got != (slot{}) {
-			t.Errorf("a slot of %s was read as one of %s: %+v", a, b, got)
+		if got := decodeVolumeSlot(b1, guidB); got != (slot{}) {
+			t.Errorf("a slot of %s was read as one of %s: %+v", guidA, guidB, got)
 		}
-		for at := range b1[:slotContents+slotFields+len(want.note)] {
+		for at := range b1[:slotContentsAt+slotFieldBytes+len(want.note)] {
 			b1[at] ^= 0x10
-			if got := decodeVolumeSlot(b1, a); got != (slot{}) {
+			if got := decodeVolumeSlot(b1, guidA); got != (slot{}) {
 				t.Errorf("%.20q: damaged at byte %d it reads as %+v", want.note, at, got)
 			}
 			b1[at] ^= 0x10
 		}
 	}
-	if _, err := (slot{note: longest + "x"}).encode(a); err == nil {
+	if _, err := (slot{note: longest + "x"}).encode(guidA); err == nil {
 		t.Error("a note was taken that does not fit")
 	}
-	if _, err := (slot{wipe: WipeSettings{Policy: "Shred"}}).encode(a); err == nil {
+	if _, err := (slot{wipe: WipeSettings{Policy: "Shred"}}).encode(guidA); err == nil {
 		t.Error("a policy was taken that does not exist")
 	}
-	if got := decodeVolumeSlot(make([]byte, noteBytes), a); got != (slot{}) {
+	if got := decodeVolumeSlot(make([]byte, slotBytes), guidA); got != (slot{}) {
 		t.Errorf("an empty slot reads as %+v", got)
 	}
-	old := strings.Repeat("x", int(noteBytes)-slotContents)
-	if got := decodeVolumeSlot(oldNote(t, a, old), a); got != (slot{note: old}) {
+	old := strings.Repeat("x", int(slotBytes)-slotContentsAt)
+	if got := decodeVolumeSlot(oldSlot(t, guidA, old), guidA); got != (slot{note: old}) {
 		t.Errorf("a slot of an earlier version reads as %+v", got)
 	}
 }
 
 // TestSlotOfANewerAgent asserts that codes that this agent does not know count as not given.
 func TestSlotOfANewerAgent(t *testing.T) {
-	contents := make([]byte, slotFields, slotFields+1)
+	contents := make([]byte, slotFieldBytes, slotFieldBytes+1)
 	contents[0], contents[1] = 200, 201
 	for i := range contents[2:] {
 		contents[2+i] = 0xff
 	}
-	b1, err := encodeSlot(slotMagic, a, append(contents, 'n'))
+	b1, err := encodeSlot(slotMagic, guidA, append(contents, 'n'))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := decodeVolumeSlot(b1, a); got != (slot{note: "n"}) {
+	if got := decodeVolumeSlot(b1, guidA); got != (slot{note: "n"}) {
 		t.Errorf("it reads as %+v", got)
 	}
 }
 
-// TestNotes asserts that a note stays with its volume when other notes in the same sector change, and is gone with it.
-func TestNotes(t *testing.T) {
+// TestSlots asserts that a note stays with its volume when other notes in the same sector change, and is gone with it.
+func TestSlots(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
 		d := l.open(t)
 		create := func(partition string, start int64, note string) {
 			t.Helper()
-			v, err := d.Create(t.Context(), CreateOptions{Partition: partition, Name: "n", Extent: at(start, 2), Note: note})
+			v, err := d.Create(t.Context(), CreateOptions{Partition: partition, Name: "n", Extent: extentMiB(start, 2), Note: note})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -92,10 +92,10 @@ func TestNotes(t *testing.T) {
 				t.Fatalf("made with note %q, it has %q", note, v.Note)
 			}
 		}
-		create(a, 4, "of a")
-		create(b, 8, "")
-		create(c, 12, strings.Repeat("c", MaxNote))
-		want := map[string]string{a: "of a", b: "", c: strings.Repeat("c", MaxNote)}
+		create(guidA, 4, "of a")
+		create(guidB, 8, "")
+		create(guidC, 12, strings.Repeat("c", MaxNote))
+		want := map[string]string{guidA: "of a", guidB: "", guidC: strings.Repeat("c", MaxNote)}
 		check := func(s Snapshot) {
 			t.Helper()
 			if len(s.Volumes) != len(want) {
@@ -118,17 +118,17 @@ func TestNotes(t *testing.T) {
 			if err := d.Close(); err != nil {
 				t.Fatal(err)
 			}
-			l.forget(t)
+			l.removePartitions(t)
 			d = l.open(t)
 			check(d.Snapshot())
 		}
 		again()
 		// The next volume in the entry of the first has none.
-		if err := wipe(t.Context(), d, a); err != nil {
+		if err := wipeVolume(t.Context(), d, guidA); err != nil {
 			t.Fatal(err)
 		}
 		create(c2, 4, "")
-		delete(want, a)
+		delete(want, guidA)
 		want[c2] = ""
 		again()
 		// Damage in the meta partition affects the notes only.
@@ -145,8 +145,8 @@ func TestNotes(t *testing.T) {
 		if err := f.Close(); err != nil {
 			t.Fatal(err)
 		}
-		run(t, "blockdev", "--flushbufs", l.path)
-		want = map[string]string{b: "", c: "", c2: ""}
+		runProgram(t, "blockdev", "--flushbufs", l.path)
+		want = map[string]string{guidB: "", guidC: "", c2: ""}
 		d = l.open(t)
 		check(d.Snapshot())
 		create(c3, 20, "of c3")
@@ -155,40 +155,40 @@ func TestNotes(t *testing.T) {
 	})
 }
 
-// TestNotesOnBadSectors asserts that volumes are made without notes where these can be neither written nor read. If the
+// TestSlotsOnBadSectors asserts that volumes are made without notes where these can be neither written nor read. If the
 // table cannot be read either, the disk is out of service.
-func TestNotesOnBadSectors(t *testing.T) {
+func TestSlotsOnBadSectors(t *testing.T) {
 	for _, l := range crashLayouts(t) {
-		m, _ := formatted(t, l)
-		s, _, err := m.mounted(t, l, false)
+		m, _ := newFormattedDisk(t, l)
+		s, _, err := m.openTable(t, l, false)
 		if err != nil {
 			t.Fatal(err)
 		}
 		d := &Disk{device: &blockDevice{path: "a disk in memory"}, store: s, slots: map[string]slot{}}
-		next, made, err := s.table.withNew(CreateOptions{Partition: a, Extent: at(2, 3)})
+		next, made, err := s.table.withNew(CreateOptions{Partition: guidA, Extent: extentMiB(2, 3)})
 		if err != nil {
 			t.Fatal(err)
 		}
 		faults := 0
-		m.n, m.failing = 0, func(n int, _ string) (error, bool) {
+		m.operations, m.fault = 0, func(n int, _ string) (error, bool) {
 			if n == 0 {
 				faults++
 				return errInjected, false
 			}
 			return nil, false
 		}
-		if err := d.keepNew(quiet(t), made, slot{note: "lost"}); err != nil || faults != 1 || d.slots[a] != (slot{}) {
-			t.Errorf("a bad sector among the notes: %v, %d faults, %+v", err, faults, d.slots[a])
+		if err := d.writeNewSlot(withoutLogs(t), made, slot{note: "lost"}); err != nil || faults != 1 || d.slots[guidA] != (slot{}) {
+			t.Errorf("a bad sector among the notes: %v, %d faults, %+v", err, faults, d.slots[guidA])
 		}
-		m.n, m.failing = 0, nil
-		if err := s.put(quiet(t), next, made); err != nil {
+		m.operations, m.fault = 0, nil
+		if err := s.put(withoutLogs(t), next, made); err != nil {
 			t.Error(err)
 		}
-		m.failing = func(int, string) (error, bool) { return errInjected, false }
-		if err := d.keepNew(quiet(t), made, slot{note: "lost"}); !errors.Is(err, ErrOutOfService) {
+		m.fault = func(int, string) (error, bool) { return errInjected, false }
+		if err := d.writeNewSlot(withoutLogs(t), made, slot{note: "lost"}); !errors.Is(err, ErrOutOfService) {
 			t.Errorf("a disk that does not answer: %v", err)
 		}
-		d.readSlots(quiet(t))
+		d.readSlots(withoutLogs(t))
 		if len(d.slots) > 0 {
 			t.Errorf("notes were read: %v", d.slots)
 		}

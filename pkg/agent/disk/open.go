@@ -15,7 +15,7 @@ import (
 
 // open is Open with the device. Without an error the disk serves, or is out of service.
 func (d *Disk) open(ctx context.Context, known func(string) bool) error {
-	if err := d.device.measure(); err != nil {
+	if err := d.device.readLayout(); err != nil {
 		return err
 	}
 	if err := d.device.lock(ctx); err != nil {
@@ -38,10 +38,10 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 		return err
 	}
 	if f.truncated(d.device.layout) {
-		d.fail(ctx, errors.New(f.resizing(d.device.layout)))
+		d.fail(ctx, errors.New(f.describeResize(d.device.layout)))
 		return nil
 	}
-	if err := d.chooseWay(ctx, d.store.table); err != nil {
+	if err := d.chooseAttacher(ctx, d.store.table); err != nil {
 		return err
 	}
 	if err := d.holdMeta(ctx, d.store.table); err != nil {
@@ -53,17 +53,17 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 	if !f.ours {
 		return fmt.Errorf("the disk is not ours any more: %s", f.reason)
 	}
-	if f.needsKnown && (known == nil || !known(f.current.id)) {
+	if f.mustBeSeenBefore && (known == nil || !known(f.current.id)) {
 		return fmt.Errorf("the beginning of the disk is lost, and the backup of its table names the disk %s, which was not seen here before; restore it with sgdisk if it is to be kept, or zero the last MiB too", f.current.id)
 	}
 	if d.store, err = load(d.device, d.device.layout, f); err != nil {
 		return err
 	}
-	if d.loops, err = d.device.loops(); err != nil {
+	if d.loops, err = d.device.findLoops(); err != nil {
 		return err
 	}
 	d.readSlots(ctx)
-	if err := d.serve(ctx, f); err != nil {
+	if err := d.prepareService(ctx, f); err != nil {
 		d.fail(ctx, err)
 		return nil
 	}
@@ -71,8 +71,8 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 	return nil
 }
 
-// serve prepares a disk for service. With an error it is out of service, but its volumes are known.
-func (d *Disk) serve(ctx context.Context, f findings) error {
+// prepareService prepares a disk for service. With an error it is out of service, but its volumes are known.
+func (d *Disk) prepareService(ctx context.Context, f findings) error {
 	if f.grown(d.device.layout) {
 		if err := extend(ctx, d.device, d.device.layout, f); err != nil {
 			return err
@@ -81,17 +81,17 @@ func (d *Disk) serve(ctx context.Context, f findings) error {
 		if f, err = examine(d.device, d.device.layout); err != nil {
 			return err
 		}
-		if !f.ours || f.was.size != 0 {
+		if !f.ours || f.madeFor.size != 0 {
 			return fmt.Errorf("the table was extended, and yet there is: %s", f)
 		}
 		if d.store, err = load(d.device, d.device.layout, f); err != nil {
 			return err
 		}
 	}
-	if err := d.forgetUnexpected(ctx); err != nil {
+	if err := d.detachUnexpected(ctx); err != nil {
 		return err
 	}
-	if err := errors.Join(d.loops.match(d.store.table), d.mapped.match(d.store.table)); err != nil {
+	if err := errors.Join(d.loops.checkTable(d.store.table), d.mapped.checkTable(d.store.table)); err != nil {
 		return err
 	}
 	if err := d.store.repair(ctx, f); err != nil {
@@ -104,10 +104,10 @@ func (d *Disk) serve(ctx context.Context, f findings) error {
 		if !e.isVolume() {
 			continue
 		}
-		if phaseOf[e.kind] == Wiping {
+		if phaseOf[e.typeGUID] == Wiping {
 			// No process may use it. A device that an earlier agent left is removed, unless it is open. Then it is
 			// shown, and Wipe tries again.
-			if err := d.detachFirst(ctx, e); err == nil {
+			if err := d.detachVolume(ctx, e); err == nil {
 				continue
 			} else if !errors.Is(err, ErrInUse) {
 				return err
@@ -120,18 +120,18 @@ func (d *Disk) serve(ctx context.Context, f findings) error {
 	return nil
 }
 
-// forgetUnexpected removes the partitions from the kernel that are not the table's. A write of the table was lost after
+// detachUnexpected removes the partitions from the kernel that are not the table's. A write of the table was lost after
 // the kernel got the partition, or another tool added it. The kernel keeps a partition that is in use, and its users
 // must not see another volume's bytes. So that is an error.
-func (d *Disk) forgetUnexpected(ctx context.Context) error {
+func (d *Disk) detachUnexpected(ctx context.Context) error {
 	attached, err := d.device.partitions()
 	if err != nil {
 		return err
 	}
 	for _, p := range d.store.table.unexpected(attached) {
-		if err := d.device.detach(ctx, p.index, busyPatience); err != nil {
+		if err := d.device.detach(ctx, p.index, busyTimeout); err != nil {
 			// Not an ErrInUse for callers: it is not their volume that is in use.
-			return fmt.Errorf("%w (%s)", p.because, err.Error())
+			return fmt.Errorf("%w (%s)", p.reason, err.Error())
 		}
 		klog.FromContext(ctx).Info("The kernel had a partition that was not in use and that the table does not have, or has elsewhere; it was detached",
 			"device", d.device.path, "disk", d.store.table.id, "partition", p.name, "extent", p.extent)
@@ -142,7 +142,7 @@ func (d *Disk) forgetUnexpected(ctx context.Context) error {
 // unexpectedPartition is a partition that the kernel has and the table does not.
 type unexpectedPartition struct {
 	partition
-	because error
+	reason error
 }
 
 // unexpected are the partitions that are not in the table, or not in their place, by number.
@@ -153,15 +153,15 @@ func (t table) unexpected(attached map[int]partition) []unexpectedPartition {
 		switch {
 		case i < 0:
 			found = append(found, unexpectedPartition{p, fmt.Errorf("the kernel has a partition %s at %v, the table has no entry %d: detach it with delpart, or reboot", p.name, p.extent, p.index)})
-		case !t.entries[i].mayBe(p.extent):
+		case !t.entries[i].matchesKernel(p.extent):
 			found = append(found, unexpectedPartition{p, fmt.Errorf("the kernel has the partition %s at %v, the table at %v: detach it with delpart, or reboot", p.name, p.extent, t.entries[i].extent)})
 		}
 	}
 	return found
 }
 
-// mayBe reports whether the kernel may have the entry's partition at the extent. A volume may be shorter in the kernel
-// than in the table: an agent ended while the volume grew.
-func (e entry) mayBe(attached extent.Extent) bool {
+// matchesKernel reports whether the kernel may have the entry's partition at the extent. A volume may be shorter in the
+// kernel than in the table: an agent ended while the volume grew.
+func (e entry) matchesKernel(attached extent.Extent) bool {
 	return attached == e.extent || e.isVolume() && attached.Start == e.extent.Start && attached.End < e.extent.End
 }

@@ -55,13 +55,13 @@ func readOwner(r io.ReaderAt, l layout, metaGUID string) (Owner, error) {
 	if _, err := r.ReadAt(b, unit.Start); err != nil {
 		return Owner{}, fmt.Errorf("reading the owner: %w", err)
 	}
-	return decodeOwner(b[skip:skip+noteBytes], metaGUID), nil
+	return decodeOwner(b[skip:skip+slotBytes], metaGUID), nil
 }
 
 // ownerOf is readOwner for a disk that was only examined, on the device of that path. If it cannot be read the disk may
 // be another node's, so the error says what to do.
-func ownerOf(r io.ReaderAt, path string, l layout, c copyOfTable) (Owner, error) {
-	o, err := readOwner(r, l, guidFromDisk(c.slot(MetaEntry)[16:32]).String())
+func ownerOf(r io.ReaderAt, path string, l layout, c tableCopy) (Owner, error) {
+	o, err := readOwner(r, l, decodeGUID(c.entryBytes(MetaEntry)[16:32]).String())
 	if err != nil {
 		unit, _ := l.slotUnit(MetaEntry)
 		return Owner{}, fmt.Errorf("disk %s may belong to another node, its owner cannot be read: if it belongs to this one, "+
@@ -83,13 +83,13 @@ func (t table) metaGUID() string {
 // SetOwner records the owner of the disk. After a crash it is the new one, the old one, or none. The caller decides
 // whether the disk may change its owner.
 func (d *Disk) SetOwner(ctx context.Context, o Owner) error {
-	err := d.run(ctx, func(ctx context.Context) error {
+	err := d.runInOwner(ctx, func(ctx context.Context) error {
 		// The meta partition must still be this table's.
 		if err := d.recheck(ctx); err != nil {
 			return err
 		}
 		err := d.store.writeOwner(o)
-		if isGone(err) {
+		if mayBeGone(err) {
 			return errors.Join(err, d.recheck(ctx))
 		}
 		if err != nil {

@@ -9,35 +9,35 @@ import (
 )
 
 var (
-	nodeOne = Owner{NodeUID: "1c3a4d8e-0000-4000-8000-000000000001", NodeName: "node-1", MachineID: "0123456789abcdef0123456789abcdef"}
-	nodeTwo = Owner{NodeUID: "1c3a4d8e-0000-4000-8000-000000000002", NodeName: strings.Repeat("n", 253), MachineID: "fedcba9876543210fedcba9876543210"}
+	ownerOne = Owner{NodeUID: "1c3a4d8e-0000-4000-8000-000000000001", NodeName: "node-1", MachineID: "0123456789abcdef0123456789abcdef"}
+	ownerTwo = Owner{NodeUID: "1c3a4d8e-0000-4000-8000-000000000002", NodeName: strings.Repeat("n", 253), MachineID: "fedcba9876543210fedcba9876543210"}
 )
 
 // TestOwnerCoding asserts that an owner is read back, and that a damaged one, or one of another table, counts as none.
 func TestOwnerCoding(t *testing.T) {
-	for _, o := range []Owner{{}, nodeOne, nodeTwo} {
-		slot, err := encodeOwner(a, o)
+	for _, o := range []Owner{{}, ownerOne, ownerTwo} {
+		slot, err := encodeOwner(guidA, o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := decodeOwner(slot, a); got != o {
+		if got := decodeOwner(slot, guidA); got != o {
 			t.Errorf("%+v reads back as %+v", o, got)
 		}
-		if got := decodeOwner(slot, b); got != (Owner{}) {
+		if got := decodeOwner(slot, guidB); got != (Owner{}) {
 			t.Errorf("another table's owner was read: %+v", got)
 		}
-		if got := decodeVolumeSlot(slot, a); got.note != "" {
+		if got := decodeVolumeSlot(slot, guidA); got.note != "" {
 			t.Errorf("an owner was read as a note: %+v", got)
 		}
-		for at := range slot[:slotContents] {
+		for at := range slot[:slotContentsAt] {
 			slot[at] ^= 0x10
-			if got := decodeOwner(slot, a); got != (Owner{}) {
+			if got := decodeOwner(slot, guidA); got != (Owner{}) {
 				t.Errorf("damaged at byte %d it reads as %+v", at, got)
 			}
 			slot[at] ^= 0x10
 		}
 	}
-	if _, err := encodeOwner(a, Owner{NodeName: strings.Repeat("n", int(noteBytes))}); err == nil {
+	if _, err := encodeOwner(guidA, Owner{NodeName: strings.Repeat("n", int(slotBytes))}); err == nil {
 		t.Error("an owner was taken that does not fit")
 	}
 }
@@ -46,7 +46,7 @@ func TestOwnerCoding(t *testing.T) {
 // sector stay, and damage to the owner affects nothing else.
 func TestOwner(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := newLoop(t, 64*mib, sector)
+		l := newLoopDisk(t, 64*mib, sector)
 		ctx := t.Context()
 		check := func(want Owner) {
 			t.Helper()
@@ -59,43 +59,43 @@ func TestOwner(t *testing.T) {
 				t.Errorf("Read: %+v, %v, want the owner %+v", s.Owner, err, want)
 			}
 		}
-		if _, err := Initialize(ctx, l.path, Owner{NodeName: strings.Repeat("n", int(noteBytes))}); err == nil {
+		if _, err := Initialize(ctx, l.path, Owner{NodeName: strings.Repeat("n", int(slotBytes))}); err == nil {
 			t.Error("an owner was taken that does not fit")
 		}
 		if c, err := Inspect(ctx, l.path); err != nil || c.State != Blank || c.Owner != (Owner{}) {
 			t.Errorf("a disk that was refused: %+v, %v", c, err)
 		}
-		if _, err := Initialize(ctx, l.path, nodeOne); err != nil {
+		if _, err := Initialize(ctx, l.path, ownerOne); err != nil {
 			t.Fatal(err)
 		}
-		check(nodeOne)
+		check(ownerOne)
 		d := l.open(t)
-		if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(4, 2), Note: "of a"}); err != nil {
+		if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(4, 2), Note: "of a"}); err != nil {
 			t.Fatal(err)
 		}
-		if got := d.Snapshot().Owner; got != nodeOne {
+		if got := d.Snapshot().Owner; got != ownerOne {
 			t.Errorf("opened: %+v", got)
 		}
 		// The note of entry 254 shares the owner's sector on a disk with large sectors.
-		beside, err := (slot{note: "beside"}).encode(b)
+		beside, err := (slot{note: "beside"}).encode(guidB)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := d.store.writeSlot(MetaEntry-1, beside); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.SetOwner(ctx, nodeTwo); err != nil {
+		if err := d.SetOwner(ctx, ownerTwo); err != nil {
 			t.Fatal(err)
 		}
-		if got := d.Snapshot().Owner; got != nodeTwo {
+		if got := d.Snapshot().Owner; got != ownerTwo {
 			t.Errorf("set: %+v", got)
 		}
-		check(nodeTwo)
+		check(ownerTwo)
 		slots := make([]byte, mib)
 		if _, err := d.device.ReadAt(slots, mib); err != nil {
 			t.Fatal(err)
 		}
-		if got := decodeVolumeSlot(slots[(MetaEntry-2)*noteBytes:][:noteBytes], b); got.note != "beside" {
+		if got := decodeVolumeSlot(slots[(MetaEntry-2)*slotBytes:][:slotBytes], guidB); got.note != "beside" {
 			t.Errorf("the note beside the owner is %q now", got.note)
 		}
 		if err := d.Close(); err != nil {
@@ -105,22 +105,22 @@ func TestOwner(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := f.WriteAt([]byte("?"), mib+(MetaEntry-1)*noteBytes+slotContents); err != nil {
+		if _, err := f.WriteAt([]byte("?"), mib+(MetaEntry-1)*slotBytes+slotContentsAt); err != nil {
 			t.Fatal(err)
 		}
 		if err := f.Close(); err != nil {
 			t.Fatal(err)
 		}
-		run(t, "blockdev", "--flushbufs", l.path)
+		runProgram(t, "blockdev", "--flushbufs", l.path)
 		check(Owner{})
 		d = l.open(t)
 		if got := d.Snapshot(); got.Owner != (Owner{}) || len(got.Volumes) != 1 || got.Volumes[0].Note != "of a" {
 			t.Errorf("with a damaged owner: %+v", got)
 		}
-		if err := d.SetOwner(ctx, nodeOne); err != nil {
+		if err := d.SetOwner(ctx, ownerOne); err != nil {
 			t.Fatal(err)
 		}
-		check(nodeOne)
+		check(ownerOne)
 	})
 }
 
@@ -137,7 +137,7 @@ func TestPowerCutsInOwner(t *testing.T) {
 			if !f.ours {
 				return Owner{}, false
 			}
-			o, err := readOwner(m, l, guidFromDisk(f.current.slot(MetaEntry)[16:32]).String())
+			o, err := readOwner(m, l, decodeGUID(f.current.entryBytes(MetaEntry)[16:32]).String())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -145,17 +145,17 @@ func TestPowerCutsInOwner(t *testing.T) {
 		}
 		m := newMemDisk()
 		before := m.clone()
-		if _, err := format(quiet(t), m, l, nodeOne); err != nil {
+		if _, err := format(withoutLogs(t), m, l, ownerOne); err != nil {
 			t.Fatal(err)
 		}
 		powerCuts(before, m.log, random, func(cut *memDisk, _ int) {
-			if o, ours := ownerNow(cut); ours && o != nodeOne {
+			if o, ours := ownerNow(cut); ours && o != ownerOne {
 				t.Fatalf("a disk became ours without its owner: %+v", o)
 			}
 		})
-		for _, next := range []Owner{nodeTwo, nodeOne} {
+		for _, next := range []Owner{ownerTwo, ownerOne} {
 			old, _ := ownerNow(m)
-			s, _, err := m.mounted(t, l, false)
+			s, _, err := m.openTable(t, l, false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -179,15 +179,15 @@ func TestPowerCutsInOwner(t *testing.T) {
 func TestOwnerOfAnEarlierTable(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		m := newMemDisk()
-		if _, err := format(quiet(t), m, l, nodeOne); err != nil {
+		if _, err := format(withoutLogs(t), m, l, ownerOne); err != nil {
 			t.Fatal(err)
 		}
-		m.set(0, make([]byte, mib))
-		m.set(l.size-mib, make([]byte, mib))
-		if _, err := format(quiet(t), m, l, Owner{}); err != nil {
+		m.write(0, make([]byte, mib))
+		m.write(l.size-mib, make([]byte, mib))
+		if _, err := format(withoutLogs(t), m, l, Owner{}); err != nil {
 			t.Fatal(err)
 		}
-		s, _, err := m.mounted(t, l, false)
+		s, _, err := m.openTable(t, l, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -202,22 +202,22 @@ func TestOwnerOfAnEarlierTable(t *testing.T) {
 func TestOwnerOnBadSectors(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		for _, op := range []string{"write", "sync"} {
-			m, _ := formatted(t, l)
-			s, _, err := m.mounted(t, l, false)
+			m, _ := newFormattedDisk(t, l)
+			s, _, err := m.openTable(t, l, false)
 			if err != nil {
 				t.Fatal(err)
 			}
-			m.failing = func(_ int, now string) (error, bool) {
+			m.fault = func(_ int, now string) (error, bool) {
 				if now == op {
 					return errInjected, false
 				}
 				return nil, false
 			}
-			if err := s.writeOwner(nodeOne); !errors.Is(err, errInjected) {
+			if err := s.writeOwner(ownerOne); !errors.Is(err, errInjected) {
 				t.Errorf("%s fails: %v", op, err)
 			}
-			m.failing = func(_ int, now string) (error, bool) { return nil, now == "write" }
-			if err := s.writeOwner(nodeTwo); err == nil {
+			m.fault = func(_ int, now string) (error, bool) { return nil, now == "write" }
+			if err := s.writeOwner(ownerTwo); err == nil {
 				t.Error("a write that was dropped was not noticed")
 			}
 		}
@@ -229,24 +229,24 @@ func TestOwnerOnBadSectors(t *testing.T) {
 func TestOwnerUnreadable(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		m := newMemDisk()
-		if _, err := format(quiet(t), m, l, nodeOne); err != nil {
+		if _, err := format(withoutLogs(t), m, l, ownerOne); err != nil {
 			t.Fatal(err)
 		}
 		f, err := examine(m, l)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if o, err := ownerOf(m, "/dev/sdx", l, f.current); err != nil || o != nodeOne {
+		if o, err := ownerOf(m, "/dev/sdx", l, f.current); err != nil || o != ownerOne {
 			t.Errorf("%+v, %v", o, err)
 		}
-		_, err = ownerOf(unreadable{}, "/dev/sdx", l, f.current)
+		_, err = ownerOf(unreadableDevice{}, "/dev/sdx", l, f.current)
 		if !errors.Is(err, errInjected) || !strings.Contains(err.Error(), f.current.id) || !strings.Contains(err.Error(), "of /dev/sdx") {
 			t.Errorf("unreadable: %v", err)
 		}
 	}
 }
 
-// unreadable fails all reads.
-type unreadable struct{}
+// unreadableDevice fails all reads.
+type unreadableDevice struct{}
 
-func (unreadable) ReadAt([]byte, int64) (int, error) { return 0, errInjected }
+func (unreadableDevice) ReadAt([]byte, int64) (int, error) { return 0, errInjected }

@@ -7,40 +7,40 @@ import (
 	"time"
 )
 
-// limit bounds the rate of zeroing. The zero limit is none.
-type limit struct {
-	pace *pace
-	rate int64 // bytes a second, or 0
+// rateLimit bounds the rate of zeroing. The zero limit is none.
+type rateLimit struct {
+	pacer *pacer
+	rate  int64 // bytes a second, or 0
 }
 
-func (l limit) holds() bool { return l.rate > 0 && l.pace != nil }
+func (l rateLimit) isLimited() bool { return l.rate > 0 && l.pacer != nil }
 
 // wait waits until that many more bytes may be zeroed or read.
-func (l limit) wait(ctx context.Context, n int64) error {
-	if !l.holds() {
+func (l rateLimit) wait(ctx context.Context, n int64) error {
+	if !l.isLimited() {
 		return nil
 	}
-	return l.pace.wait(ctx, n, l.rate)
+	return l.pacer.wait(ctx, n, l.rate)
 }
 
 // step is how much to do at a time, at most. With a limit it is a quarter of a second's worth: longer steps would come
 // in bursts, which the limit prevents.
-func (l limit) step(most int64) int64 {
-	if !l.holds() {
+func (l rateLimit) step(most int64) int64 {
+	if !l.isLimited() {
 		return most
 	}
-	const momentsPerSecond = 4
-	return min(most, max(alignDown(l.rate/momentsPerSecond), Alignment))
+	const stepsPerSecond = 4
+	return min(most, max(alignDown(l.rate/stepsPerSecond), Alignment))
 }
 
-// pace keeps all zeroing of a disk together within a rate.
-type pace struct {
+// pacer keeps all zeroing of a disk together within a rate.
+type pacer struct {
 	mu   sync.Mutex
 	next time.Time // when the next byte may move
 }
 
 // wait reserves the time that n bytes take, and waits for its beginning.
-func (p *pace) wait(ctx context.Context, n, rate int64) error {
+func (p *pacer) wait(ctx context.Context, n, rate int64) error {
 	p.mu.Lock()
 	begin := time.Now()
 	if begin.Before(p.next) {

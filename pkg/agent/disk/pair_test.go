@@ -8,32 +8,32 @@ import (
 	"testing"
 )
 
-// pairModel is what a pair should have on the medium, kept in the simplest way: whole arrays.
-type pairModel struct {
+// copyPairModel is what a pair should have on the medium, kept in the simplest way: whole arrays.
+type copyPairModel struct {
 	primary, backup []byte
 	state           pairState
 }
 
-// TestPair runs random operations on a pair and compares it with the model after each: its state, and both copies on
-// the medium. The power is cut in each operation. Then one copy is intact, and the table that counts is the one before
-// the operation or the one after it. Sometimes the disk fails. Then the pair recovers, or gives up and writes nothing
-// more.
-func TestPair(t *testing.T) {
+// TestCopyPair runs random operations on a pair and compares it with the model after each: its state, and both copies
+// on the medium. The power is cut in each operation. Then one copy is intact, and the table that counts is the one
+// before the operation or the one after it. Sometimes the disk fails. Then the pair recovers, or gives up and writes
+// nothing more.
+func TestCopyPair(t *testing.T) {
 	states, gaveUp, reached := 0, 0, map[string]int{}
 	for seed := range uint64(20) {
 		random := rand.New(rand.NewPCG(seed, 21))
 		l := crashLayouts(t)[seed%2]
 		m := newMemDisk()
-		if _, err := format(quiet(t), m, l, Owner{}); err != nil {
+		if _, err := format(withoutLogs(t), m, l, Owner{}); err != nil {
 			t.Fatal(err)
 		}
-		s, _, err := m.mounted(t, l, false)
+		s, _, err := m.openTable(t, l, false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := newPair(m, l, s.current())
+		p := newCopyPair(m, l, s.current())
 		table := bytes.Clone(p.current().array)
-		model := pairModel{primary: table, backup: bytes.Clone(table), state: pairSame}
+		model := copyPairModel{primary: table, backup: bytes.Clone(table), state: pairInSync}
 		for step := range 40 {
 			// Entry 255 is the meta partition's.
 			index, slot := 1+random.IntN(200), make([]byte, entrySize)
@@ -46,10 +46,10 @@ func TestPair(t *testing.T) {
 				return next
 			}
 			before, old := m.clone(), model
-			m.log, m.n, m.failing = nil, 0, nil
+			m.log, m.operations, m.fault = nil, 0, nil
 			if random.IntN(8) == 0 {
 				at, forGood := random.IntN(6), random.IntN(2) == 0
-				m.failing = func(n int, _ string) (error, bool) {
+				m.fault = func(n int, _ string) (error, bool) {
 					if n == at || forGood && n > at {
 						return errInjected, false
 					}
@@ -59,32 +59,32 @@ func TestPair(t *testing.T) {
 			var op string
 			switch random.IntN(5) {
 			case 0:
-				op, err = "put", p.put(quiet(t), index, slot, nil)
-				model = pairModel{primary: with(old.primary), backup: with(old.primary), state: pairSame}
+				op, err = "put", p.put(withoutLogs(t), index, slot, nil)
+				model = copyPairModel{primary: with(old.primary), backup: with(old.primary), state: pairInSync}
 			case 1:
-				op, err = "putEarly", p.putEarly(quiet(t), index, slot, nil)
-				model = pairModel{primary: with(old.primary), backup: old.primary, state: pairEarly}
+				op, err = "putEarly", p.putPrimaryFirst(withoutLogs(t), index, slot, nil)
+				model = copyPairModel{primary: with(old.primary), backup: old.primary, state: pairBackupPending}
 				// In state ahead, or after an error for which everything was written again, the copies are as after
 				// put.
-				if old.state == pairAhead || err == nil && p.state == pairSame && m.failing != nil {
-					model.backup, model.state = model.primary, pairSame
+				if old.state == pairBackupAhead || err == nil && p.state == pairInSync && m.fault != nil {
+					model.backup, model.state = model.primary, pairInSync
 				}
 			case 2:
-				op, err = "expect", p.expect(quiet(t), index, slot)
-				model = pairModel{primary: old.primary, backup: with(old.primary), state: pairAhead}
+				op, err = "expect", p.prepare(withoutLogs(t), index, slot)
+				model = copyPairModel{primary: old.primary, backup: with(old.primary), state: pairBackupAhead}
 			case 3:
-				op, err = "settle", p.settle(quiet(t))
-				if old.state == pairEarly {
-					model = pairModel{primary: old.primary, backup: old.primary, state: pairSame}
+				op, err = "settle", p.completeBackup(withoutLogs(t))
+				if old.state == pairBackupPending {
+					model = copyPairModel{primary: old.primary, backup: old.primary, state: pairInSync}
 				}
 			case 4:
-				op, err = "takeBack", p.takeBack(quiet(t))
-				if old.state == pairAhead {
-					model = pairModel{primary: old.primary, backup: old.primary, state: pairSame}
+				op, err = "takeBack", p.undoPrepare(withoutLogs(t))
+				if old.state == pairBackupAhead {
+					model = copyPairModel{primary: old.primary, backup: old.primary, state: pairInSync}
 				}
 			}
-			failing := m.failing != nil
-			m.failing = nil
+			failing := m.fault != nil
+			m.fault = nil
 			name := fmt.Sprintf("seed %d, step %d: %s in state %s", seed, step, op, old.state)
 			reached[string(old.state)+" "+op]++
 			powerCuts(before, m.log, random, func(cut *memDisk, _ int) {
@@ -93,7 +93,7 @@ func TestPair(t *testing.T) {
 				if failing {
 					return // half a write may have been torn as well
 				}
-				if err != nil || !f.ours || f.needsKnown {
+				if err != nil || !f.ours || f.mustBeSeenBefore {
 					t.Fatalf("%s: a power cut leaves %v, %v", name, f, err)
 				}
 				if got := f.current.array; !bytes.Equal(got, old.primary) && !bytes.Equal(got, model.primary) {
@@ -124,7 +124,7 @@ func TestPair(t *testing.T) {
 		}
 	}
 	t.Logf("%d states of power cuts, gave up %d times, operations by state: %v", states, gaveUp, reached)
-	for _, state := range []pairState{pairSame, pairEarly, pairAhead} {
+	for _, state := range []pairState{pairInSync, pairBackupPending, pairBackupAhead} {
 		for _, op := range []string{"put", "putEarly", "expect", "settle", "takeBack"} {
 			if reached[string(state)+" "+op] == 0 {
 				t.Errorf("%s was never tried in state %s", op, state)
@@ -136,22 +136,22 @@ func TestPair(t *testing.T) {
 	}
 }
 
-// TestPairOfAnotherDisk asserts that no operation writes a byte when the header on the medium has changed.
-func TestPairOfAnotherDisk(t *testing.T) {
+// TestCopyPairOfAnotherDisk asserts that no operation writes a byte when the header on the medium has changed.
+func TestCopyPairOfAnotherDisk(t *testing.T) {
 	slot := bytes.Repeat([]byte{7}, entrySize)
-	for name, do := range map[string]func(p *pair) error{
-		"put":      func(p *pair) error { return p.put(quiet(t), 3, slot, nil) },
-		"putEarly": func(p *pair) error { return p.putEarly(quiet(t), 3, slot, nil) },
-		"expect":   func(p *pair) error { return p.expect(quiet(t), 3, slot) },
+	for name, do := range map[string]func(p *copyPair) error{
+		"put":      func(p *copyPair) error { return p.put(withoutLogs(t), 3, slot, nil) },
+		"putEarly": func(p *copyPair) error { return p.putPrimaryFirst(withoutLogs(t), 3, slot, nil) },
+		"expect":   func(p *copyPair) error { return p.prepare(withoutLogs(t), 3, slot) },
 	} {
 		for _, l := range crashLayouts(t) {
-			m, _ := formatted(t, l)
-			s, _, err := m.mounted(t, l, false)
+			m, _ := newFormattedDisk(t, l)
+			s, _, err := m.openTable(t, l, false)
 			if err != nil {
 				t.Fatal(err)
 			}
-			p := newPair(m, l, s.current())
-			m.set(l.sector, make([]byte, l.sector))
+			p := newCopyPair(m, l, s.current())
+			m.write(l.sector, make([]byte, l.sector))
 			m.log = nil
 			if err := do(&p); !errors.Is(err, ErrOutOfService) || len(m.log) > 0 {
 				t.Errorf("%s: %v, %d writes", name, err, len(m.log))

@@ -13,21 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// written is a volume of 10 MiB at 3 MiB, full of canaries.
-func written(t *testing.T, l *loop, d *Disk) Volume {
+// writtenVolume is a volume of 10 MiB at 3 MiB, full of canaries.
+func writtenVolume(t *testing.T, l *loopDisk, d *Disk) Volume {
 	t.Helper()
-	v, err := d.Create(t.Context(), CreateOptions{Partition: a, Name: "default/web data", Extent: at(3, 10), Ephemeral: true})
+	v, err := d.Create(t.Context(), CreateOptions{Partition: guidA, Name: "default/web data", Extent: extentMiB(3, 10), Ephemeral: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	canary(t, l, v)
+	writeCanary(t, l, v)
 	return v
 }
 
 // TestWipePolicies asserts what each policy leaves of a volume, and what its record says.
 func TestWipePolicies(t *testing.T) {
 	all := int(10 * mib / 8)
-	discarding := defaultWipeConfig().secureDiscard
+	discarding := defaultWipeMethods().secureDiscard
 	// Erases the first half, and leaves the second half as it was.
 	partly := method{"BLKSECDISCARD", mib, func(d *blockDevice, off, n int64) error {
 		if off >= 8*mib { // the volume begins at 3 MiB
@@ -54,14 +54,14 @@ func TestWipePolicies(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			bothSectors(t, func(t *testing.T, sector int) {
 				l := initialized(t, 32*mib, sector)
-				l.wiping.secureDiscard = test.discarding
+				l.wipeMethods.secureDiscard = test.discarding
 				d := l.open(t)
 				ctx := t.Context()
-				written(t, l, d)
+				writtenVolume(t, l, d)
 				allocated := l.allocated(t)
 				var progress []int64
 				began := time.Now()
-				w, err := d.Wipe(ctx, a, WipeOptions{Policy: test.policy, Progress: func(done int64) { progress = append(progress, done) }})
+				w, err := d.Wipe(ctx, guidA, WipeOptions{Policy: test.policy, Progress: func(done int64) { progress = append(progress, done) }})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -70,11 +70,11 @@ func TestWipePolicies(t *testing.T) {
 				if policy == "" {
 					policy = WipeZero
 				}
-				want := Wiped{Partition: a, Name: "default/web data", Extent: at(3, 10), Policy: policy, Method: test.method, Verified: test.verified, Began: w.Began, Took: w.Took}
+				want := WipeResult{Partition: guidA, Name: "default/web data", Extent: extentMiB(3, 10), Policy: policy, Method: test.method, Verified: test.verified, Began: w.Began, Took: w.Took}
 				if w != want || w.Began.Before(began) || w.Took <= 0 || w.Took > took {
 					t.Errorf("the record is %+v, want %+v", w, want)
 				}
-				if n := canaries(t, l); n != test.left {
+				if n := countCanaries(t, l); n != test.left {
 					t.Errorf("%d canaries are left, not %d", n, test.left)
 				}
 				if now := l.allocated(t); (now >= allocated) != test.kept {
@@ -83,22 +83,22 @@ func TestWipePolicies(t *testing.T) {
 				if policy != WipeNone && progress[len(progress)-1] != 10*mib {
 					t.Errorf("progress ended at %v", progress)
 				}
-				if s := d.Snapshot(); len(s.Volumes) > 0 || !s.Free.Contains(at(3, 10)) {
+				if s := d.Snapshot(); len(s.Volumes) > 0 || !s.Free.Contains(extentMiB(3, 10)) {
 					t.Errorf("afterwards: %+v", s)
 				}
 				// The next volume there must not be Prezeroed, or must read as zeros.
-				v, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(3, 2)})
+				v, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(3, 2)})
 				if err != nil || v.Prezeroed != (policy != WipeNone) {
 					t.Errorf("a volume in its place: %+v, %v", v, err)
 				}
-				if _, err := d.Create(ctx, CreateOptions{Partition: c, Extent: at(6, 2), Raw: true}); err != nil {
+				if _, err := d.Create(ctx, CreateOptions{Partition: guidC, Extent: extentMiB(6, 2), Raw: true}); err != nil {
 					t.Error(err)
 				}
-				if _, err := d.Grow(ctx, c, 7*mib); err != nil {
+				if _, err := d.Grow(ctx, guidC, 7*mib); err != nil {
 					t.Error(err)
 				}
 				raw, err := os.ReadFile(l.image)
-				if e := at(6, 7); err != nil || !allZero(raw[e.Start:e.End]) {
+				if e := extentMiB(6, 7); err != nil || !allZero(raw[e.Start:e.End]) {
 					t.Errorf("a raw volume in its place holds something: %v", err)
 				}
 			})
@@ -107,9 +107,9 @@ func TestWipePolicies(t *testing.T) {
 }
 
 // allocated is how many bytes of the disk's file are allocated.
-func (l *loop) allocated(t *testing.T) int64 {
+func (l *loopDisk) allocated(t *testing.T) int64 {
 	t.Helper()
-	run(t, "sync", l.image)
+	runProgram(t, "sync", l.image)
 	var st unix.Stat_t
 	if err := unix.Stat(l.image, &st); err != nil {
 		t.Fatal(err)
@@ -124,49 +124,49 @@ func TestPolicyIsNotSatisfied(t *testing.T) {
 		t.Run(string(policy), func(t *testing.T) {
 			l := initialized(t, 32*mib, 512)
 			d := l.open(t)
-			written(t, l, d)
-			*l.wiping = wipeConfig{[]method{lies}, lies, lies, l.wiping.keepEvery}
+			writtenVolume(t, l, d)
+			*l.wipeMethods = wipeMethods{[]method{lies}, lies, lies, l.wipeMethods.saveInterval}
 			want := []string{"a:Wiping@3+10"}
 			if policy == "Shred" {
 				want = []string{"a:Reserved@3+10"}
 			}
-			w, err := d.Wipe(quiet(t), a, WipeOptions{Policy: policy})
+			w, err := d.Wipe(withoutLogs(t), guidA, WipeOptions{Policy: policy})
 			if err == nil || w.Verified || w.Policy != policy || errors.Is(err, ErrOutOfService) {
 				t.Errorf("%+v, %v", w, err)
 			}
-			if s := d.Snapshot(); !slices.Equal(volumes(s), want) || s.Err != nil || s.Free.Overlaps(at(3, 10)) {
+			if s := d.Snapshot(); !slices.Equal(volumes(s), want) || s.Err != nil || s.Free.Overlaps(extentMiB(3, 10)) {
 				t.Errorf("afterwards: %+v", s)
 			}
 		})
 	}
 }
 
-// TestWipeIsTakenUp asserts that a wipe that was cut short under one policy is finished under another.
-func TestWipeIsTakenUp(t *testing.T) {
+// TestWipeIsResumed asserts that a wipe that was cut short under one policy is finished under another.
+func TestWipeIsResumed(t *testing.T) {
 	for _, next := range []WipePolicy{WipeZero, WipeOverwrite, WipeNone} {
 		t.Run(string(next), func(t *testing.T) {
 			l := initialized(t, 32*mib, 512)
 			d := l.open(t)
-			written(t, l, d)
-			cutWipe(t, d, WipeOverwrite, 2*mib)
-			left := canaries(t, l)
+			writtenVolume(t, l, d)
+			interruptWipe(t, d, WipeOverwrite, 2*mib)
+			left := countCanaries(t, l)
 			if left == 0 || left >= int(10*mib/8) {
 				t.Fatalf("cut short: %d canaries", left)
 			}
 			d.Close()
-			l.forget(t)
+			l.removePartitions(t)
 			d = l.open(t)
 			if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Wiping@3+10"}) {
 				t.Fatalf("opened again: %v", got)
 			}
-			w, err := d.Wipe(t.Context(), a, WipeOptions{Policy: next})
+			w, err := d.Wipe(t.Context(), guidA, WipeOptions{Policy: next})
 			if err != nil || w.Policy != next {
 				t.Fatalf("taken up: %+v, %v", w, err)
 			}
 			if next != WipeNone {
 				left = 0
 			}
-			if n := canaries(t, l); n != left {
+			if n := countCanaries(t, l); n != left {
 				t.Errorf("%d canaries are left, not %d", n, left)
 			}
 		})
@@ -182,8 +182,8 @@ func TestWipeRate(t *testing.T) {
 	ctx := t.Context()
 	begin := time.Now()
 	var both sync.WaitGroup
-	for i, guid := range []string{a, b} {
-		if _, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: at(2+int64(i)*20, 20)}); err != nil {
+	for i, guid := range []string{guidA, guidB} {
+		if _, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: extentMiB(2+int64(i)*20, 20)}); err != nil {
 			t.Fatal(err)
 		}
 		both.Go(func() {
@@ -199,31 +199,31 @@ func TestWipeRate(t *testing.T) {
 	if took < time.Duration(least) {
 		t.Errorf("it should take %v at least", time.Duration(least))
 	}
-	if _, err := d.Create(ctx, CreateOptions{Partition: c, Extent: at(2, 20)}); err != nil {
+	if _, err := d.Create(ctx, CreateOptions{Partition: guidC, Extent: extentMiB(2, 20)}); err != nil {
 		t.Fatal(err)
 	}
 	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
-	if _, err := d.Wipe(short, c, WipeOptions{Policy: WipeOverwrite, Rate: 1}); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := d.Wipe(short, guidC, WipeOptions{Policy: WipeOverwrite, Rate: 1}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a wipe that waits for its rate: %v", err)
 	}
 }
 
-// TestSteps asserts that with a limit one step is no more than a quarter of a second's worth.
-func TestSteps(t *testing.T) {
+// TestStepsOfRate asserts that with a limit one step is no more than a quarter of a second's worth.
+func TestStepsOfRate(t *testing.T) {
 	for _, test := range []struct{ rate, most, want int64 }{
 		{0, 256 * mib, 256 * mib},
 		{1, 256 * mib, mib},
 		{40 * mib, 256 * mib, 10 * mib},
 		{1 << 60, 256 * mib, 256 * mib},
 	} {
-		by := limit{&pace{}, test.rate}
+		by := rateLimit{&pacer{}, test.rate}
 		if got := by.step(test.most); got != test.want {
 			t.Errorf("at %d bytes a second: steps of %d, want %d", test.rate, got, test.want)
 		}
 	}
 	// Bytes are not lost between steps, and huge numbers do not overflow.
-	p := &pace{}
+	p := &pacer{}
 	begin := time.Now()
 	if err := p.wait(t.Context(), 1<<60, 1); err != nil {
 		t.Fatal(err)
@@ -236,20 +236,20 @@ func TestSteps(t *testing.T) {
 // TestReadBackEnds asserts that reading back ends with an error if the device fails half way, or if the caller gives
 // up.
 func TestReadBackEnds(t *testing.T) {
-	l := newLoop(t, 8*mib, 512)
+	l := newLoopDisk(t, 8*mib, 512)
 	d, err := openDevice(l.path, os.O_RDONLY)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if found, err := (&work{device: d, extent: at(0, 8)}).notZero(t.Context()); err != nil || len(found) > 0 {
+	if found, err := (&zeroJob{device: d, extent: extentMiB(0, 8)}).findNonZero(t.Context()); err != nil || len(found) > 0 {
 		t.Errorf("all of the device: %v, %v", found, err)
 	}
-	if _, err := (&work{device: d, extent: at(0, 16)}).notZero(t.Context()); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, err := (&zeroJob{device: d, extent: extentMiB(0, 16)}).findNonZero(t.Context()); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("more than the device: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err = (&work{device: d, extent: at(0, 8), tell: func(int64) { cancel() }}).notZero(ctx)
+	_, err = (&zeroJob{device: d, extent: extentMiB(0, 8), onProgress: func(int64) { cancel() }}).findNonZero(ctx)
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("cut short: %v", err)
 	}

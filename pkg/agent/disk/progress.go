@@ -16,13 +16,13 @@ import (
 //     were read back as zeros.
 //  3. A method starts at 0, and the disk has that progress before the method's first byte.
 type progress struct {
-	method       string
-	zeroed, read int64
+	method           string
+	zeroed, verified int64
 }
 
 // fits reports whether the progress is possible for an extent of that length. A slot may have any values.
 func (p progress) fits(length int64) bool {
-	return 0 <= p.read && p.read <= p.zeroed && p.zeroed <= length && p.zeroed%Alignment == 0 && p.read%Alignment == 0
+	return 0 <= p.verified && p.verified <= p.zeroed && p.zeroed <= length && p.zeroed%Alignment == 0 && p.verified%Alignment == 0
 }
 
 // interval bounds how much of a wipe is repeated after a restart, in bytes and in time.
@@ -31,82 +31,82 @@ type interval struct {
 	time  time.Duration
 }
 
-// keeper keeps the progress of a wipe on the disk.
-type keeper struct {
-	every interval
-	write func(context.Context, progress) error
-	// on is what the disk has, and since when.
-	on    progress
-	since time.Time
+// progressKeeper keeps the progress of a wipe on the disk.
+type progressKeeper struct {
+	interval interval
+	write    func(context.Context, progress) error
+	// onDisk is what the disk has, and since when.
+	onDisk progress
+	since  time.Time
 }
 
-func (k *keeper) due(p progress) bool {
-	return p.zeroed+p.read-k.on.zeroed-k.on.read >= k.every.bytes || time.Since(k.since) >= k.every.time
+func (k *progressKeeper) due(p progress) bool {
+	return p.zeroed+p.verified-k.onDisk.zeroed-k.onDisk.verified >= k.interval.bytes || time.Since(k.since) >= k.interval.time
 }
 
 // save writes the progress, which must have been flushed.
-func (k *keeper) save(ctx context.Context, p progress) error {
+func (k *progressKeeper) save(ctx context.Context, p progress) error {
 	if err := k.write(ctx, p); err != nil {
 		return err
 	}
-	k.on, k.since = p, time.Now()
+	k.onDisk, k.since = p, time.Now()
 	return nil
 }
 
 // advance reports how far the work is, and keeps it on the disk when that is due.
-func (w *work) advance(ctx context.Context) error {
-	w.report(w.at.read)
-	if w.keeper == nil || !w.keeper.due(w.at) {
+func (w *zeroJob) advance(ctx context.Context) error {
+	w.report(w.progress.verified)
+	if w.progressKeeper == nil || !w.progressKeeper.due(w.progress) {
 		return nil
 	}
-	return w.pin(ctx)
+	return w.flushAndSave(ctx)
 }
 
-// pin flushes what was zeroed, and keeps the progress on the disk. If the slot cannot be written, the wipe goes on.
-// After a restart it repeats what was done since.
-func (w *work) pin(ctx context.Context) error {
+// flushAndSave flushes what was zeroed, and keeps the progress on the disk. If the slot cannot be written, the wipe
+// goes on. After a restart it repeats what was done since.
+func (w *zeroJob) flushAndSave(ctx context.Context) error {
 	if err := w.device.Sync(); err != nil {
 		return err
 	}
-	if err := w.keeper.save(ctx, w.at); err != nil {
+	if err := w.progressKeeper.save(ctx, w.progress); err != nil {
 		klog.FromContext(ctx).Error(err, "The progress of a wipe is not kept", "device", w.device.path, "extent", w.extent)
-		w.keeper.since = time.Now()
+		w.progressKeeper.since = time.Now()
 	}
 	return nil
 }
 
-// start begins a method, at 0 unless it is the one that was in progress. The progress of another method must be gone
-// from the disk before the first byte: it would count as this one's proof.
-func (w *work) start(ctx context.Context, method string) error {
-	if w.at.method == method {
+// startMethod begins a method, at 0 unless it is the one that was in progress. The progress of another method must be
+// gone from the disk before the first byte: it would count as this one's proof.
+func (w *zeroJob) startMethod(ctx context.Context, method string) error {
+	if w.progress.method == method {
 		return nil
 	}
-	w.at = progress{method: method}
-	if w.keeper == nil || w.keeper.on == (progress{}) {
+	w.progress = progress{method: method}
+	if w.progressKeeper == nil || w.progressKeeper.onDisk == (progress{}) {
 		return nil
 	}
-	if err := w.keeper.save(ctx, w.at); err != nil {
+	if err := w.progressKeeper.save(ctx, w.progress); err != nil {
 		return err
 	}
 	return w.device.Sync()
 }
 
-// end keeps the progress of work that stopped with an error. If its caller gave up, that is all that is done. Otherwise
-// it is nothing: the next try must zero again what did not read as zeros.
-func (w *work) end(ctx context.Context, gaveUp bool) {
+// saveAtEnd keeps the progress of work that stopped with an error. If its caller gave up, that is all that is done.
+// Otherwise it is nothing: the next try must zero again what did not read as zeros.
+func (w *zeroJob) saveAtEnd(ctx context.Context, gaveUp bool) {
 	keep := progress{}
 	if gaveUp {
-		keep = w.at
+		keep = w.progress
 	}
-	if w.keeper == nil || w.keeper.on == keep {
+	if w.progressKeeper == nil || w.progressKeeper.onDisk == keep {
 		return
 	}
 	ctx = context.WithoutCancel(ctx)
 	var err error
 	if gaveUp {
-		err = w.pin(ctx)
+		err = w.flushAndSave(ctx)
 	} else {
-		err = w.keeper.save(ctx, keep)
+		err = w.progressKeeper.save(ctx, keep)
 	}
 	if err != nil {
 		klog.FromContext(ctx).V(2).Info("The progress of a wipe is not kept", "device", w.device.path, "reason", err.Error())

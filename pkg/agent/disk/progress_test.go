@@ -14,27 +14,27 @@ import (
 	"time"
 )
 
-// often keeps the progress of wipes every few MiB, and never because of the time.
-var often = interval{3 * mib, time.Hour}
+// smallInterval keeps the progress of wipes every few MiB, and never because of the time.
+var smallInterval = interval{3 * mib, time.Hour}
 
-// beingWiped is a disk of 32 MiB with a volume full of canaries, whose wipes write with overwrite
+// volumeBeingWiped is a disk of 32 MiB with a volume full of canaries, whose wipes write with overwrite
 // and keep their progress often. over are the offsets that they write.
-func beingWiped(t *testing.T) (l *loop, d *Disk, v Volume, over *[]int64) {
+func volumeBeingWiped(t *testing.T) (l *loopDisk, d *Disk, v Volume, over *[]int64) {
 	t.Helper()
 	l = initialized(t, 32*mib, 512)
-	l.wiping.keepEvery = often
-	over = counted(&l.wiping.overwrite)
-	l.zeroBy(l.wiping.overwrite)
+	l.wipeMethods.saveInterval = smallInterval
+	over = countCalls(&l.wipeMethods.overwrite)
+	l.useMethods(l.wipeMethods.overwrite)
 	d = l.open(t)
-	return l, d, written(t, l, d), over
+	return l, d, writtenVolume(t, l, d), over
 }
 
-// cutWipe begins a wipe of volume a, and ends it when that many bytes are reported as done.
-func cutWipe(t *testing.T, d *Disk, policy WipePolicy, after int64) {
+// interruptWipe begins a wipe of volume a, and ends it when that many bytes are reported as done.
+func interruptWipe(t *testing.T, d *Disk, policy WipePolicy, after int64) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(quiet(t))
+	ctx, cancel := context.WithCancel(withoutLogs(t))
 	defer cancel()
-	_, err := d.Wipe(ctx, a, WipeOptions{Policy: policy, Progress: func(done int64) {
+	_, err := d.Wipe(ctx, guidA, WipeOptions{Policy: policy, Progress: func(done int64) {
 		if done >= after {
 			cancel()
 		}
@@ -44,21 +44,21 @@ func cutWipe(t *testing.T, d *Disk, policy WipePolicy, after int64) {
 	}
 }
 
-// counted replaces a method by one that does the same and notes the offsets.
-func counted(m *method) *[]int64 {
+// countCalls replaces a method by one that does the same and notes the offsets.
+func countCalls(m *method) *[]int64 {
 	offsets := &[]int64{}
 	old := *m
-	*m = method{old.name, min(old.step, mib), func(d *blockDevice, off, n int64) error {
+	*m = method{old.name, min(old.maxStep, mib), func(d *blockDevice, off, n int64) error {
 		*offsets = append(*offsets, off)
 		return old.do(d, off, n)
 	}}
 	return offsets
 }
 
-// copied is a second disk with the present content of the first: what a crash leaves.
-func (l *loop) copied(t *testing.T, sector int) *loop {
+// copyTo is a second disk with the present content of the first: what a crash leaves.
+func (l *loopDisk) copyTo(t *testing.T, sector int) *loopDisk {
 	t.Helper()
-	run(t, "sync", l.image)
+	runProgram(t, "sync", l.image)
 	src, err := os.Open(l.image)
 	if err != nil {
 		t.Fatal(err)
@@ -68,8 +68,8 @@ func (l *loop) copied(t *testing.T, sector int) *loop {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other := newLoop(t, st.Size(), sector)
-	other.wiping = l.wiping
+	other := newLoopDisk(t, st.Size(), sector)
+	other.wipeMethods = l.wipeMethods
 	dst, err := os.OpenFile(other.image, os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -80,13 +80,13 @@ func (l *loop) copied(t *testing.T, sector int) *loop {
 	if err := errors.Join(dst.Sync(), dst.Close()); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "blockdev", "--flushbufs", other.path)
+	runProgram(t, "blockdev", "--flushbufs", other.path)
 	return other
 }
 
-// TestWipeGoesOn asserts that after a crash a wipe continues at the progress on the disk, with the same method. Under
-// Overwrite, what was zeroed before the crash is read back after it.
-func TestWipeGoesOn(t *testing.T) {
+// TestWipeResumesAtProgress asserts that after a crash a wipe continues at the progress on the disk, with the same
+// method. Under Overwrite, what was zeroed before the crash is read back after it.
+func TestWipeResumesAtProgress(t *testing.T) {
 	always := overwrite
 	for _, test := range []struct {
 		name     string
@@ -103,23 +103,23 @@ func TestWipeGoesOn(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			bothSectors(t, func(t *testing.T, sector int) {
 				l := initialized(t, 32*mib, sector)
-				l.wiping.keepEvery = often
-				l.wiping.secureDiscard = method{methodSecureDiscard, mib, always}
-				over, secure := counted(&l.wiping.overwrite), counted(&l.wiping.secureDiscard)
-				punch := l.wiping.zero[0]
-				punched := counted(&punch)
-				l.zeroBy(punch)
+				l.wipeMethods.saveInterval = smallInterval
+				l.wipeMethods.secureDiscard = method{methodSecureDiscard, mib, always}
+				over, secure := countCalls(&l.wipeMethods.overwrite), countCalls(&l.wipeMethods.secureDiscard)
+				punch := l.wipeMethods.zero[0]
+				punched := countCalls(&punch)
+				l.useMethods(punch)
 				d := l.open(t)
 				ctx := t.Context()
-				v, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(3, 10), Note: "of a"})
+				v, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(3, 10), Note: "of a"})
 				if err != nil {
 					t.Fatal(err)
 				}
-				canary(t, l, v)
-				var crashed *loop
-				_, err = d.Wipe(ctx, a, WipeOptions{Policy: test.policy, Progress: func(done int64) {
+				writeCanary(t, l, v)
+				var crashed *loopDisk
+				_, err = d.Wipe(ctx, guidA, WipeOptions{Policy: test.policy, Progress: func(done int64) {
 					if crashed == nil && done >= test.crash {
-						crashed = l.copied(t, sector)
+						crashed = l.copyTo(t, sector)
 					}
 				}})
 				if err != nil || crashed == nil {
@@ -131,7 +131,7 @@ func TestWipeGoesOn(t *testing.T) {
 					t.Fatalf("after the crash: %+v", s.Volumes)
 				}
 				first := int64(-1)
-				w, err := d.Wipe(ctx, a, WipeOptions{Progress: func(done int64) {
+				w, err := d.Wipe(ctx, guidA, WipeOptions{Progress: func(done int64) {
 					if first < 0 {
 						first = done
 					}
@@ -146,7 +146,7 @@ func TestWipeGoesOn(t *testing.T) {
 				if first < test.crash-3*mib {
 					t.Errorf("it reports %d bytes first", first)
 				}
-				if n := canaries(t, crashed); n != 0 {
+				if n := countCanaries(t, crashed); n != 0 {
 					t.Errorf("%d canaries are left", n)
 				}
 			})
@@ -154,25 +154,25 @@ func TestWipeGoesOn(t *testing.T) {
 	}
 }
 
-// TestResumedWipeIsProven asserts that what was zeroed before a restart is read back after it. A wipe whose proof fails
-// starts from the volume's beginning.
-func TestResumedWipeIsProven(t *testing.T) {
+// TestResumedWipeIsVerified asserts that what was zeroed before a restart is read back after it. A wipe whose proof
+// fails starts from the volume's beginning.
+func TestResumedWipeIsVerified(t *testing.T) {
 	for _, policy := range []WipePolicy{WipeZero, WipeOverwrite} {
 		t.Run(string(policy), func(t *testing.T) {
-			l, d, _, over := beingWiped(t)
-			cutWipe(t, d, policy, 4*mib)
+			l, d, _, over := volumeBeingWiped(t)
+			interruptWipe(t, d, policy, 4*mib)
 			d.Close()
-			l.put(t, []byte("not zero"), 3*mib)
+			l.writeAt(t, []byte("not zero"), 3*mib)
 			d = l.open(t)
 			*over = nil
-			if _, err := d.Wipe(quiet(t), a, WipeOptions{Policy: policy}); err == nil || (*over)[0] == 3*mib {
+			if _, err := d.Wipe(withoutLogs(t), guidA, WipeOptions{Policy: policy}); err == nil || (*over)[0] == 3*mib {
 				t.Fatalf("the extent does not read as zeros, and the wipe, which went on at %v, says %v", *over, err)
 			}
 			*over = nil
-			if _, err := d.Wipe(t.Context(), a, WipeOptions{Policy: policy}); err != nil || (*over)[0] != 3*mib {
+			if _, err := d.Wipe(t.Context(), guidA, WipeOptions{Policy: policy}); err != nil || (*over)[0] != 3*mib {
 				t.Errorf("the next wipe begins at %v: %v", *over, err)
 			}
-			if n := canaries(t, l); n != 0 {
+			if n := countCanaries(t, l); n != 0 {
 				t.Errorf("%d canaries are left", n)
 			}
 		})
@@ -181,12 +181,12 @@ func TestResumedWipeIsProven(t *testing.T) {
 
 // TestOtherPolicyStartsOver asserts that the progress of one policy does not count for another.
 func TestOtherPolicyStartsOver(t *testing.T) {
-	l, d, _, over := beingWiped(t)
-	cutWipe(t, d, WipeZero, 7*mib)
+	l, d, _, over := volumeBeingWiped(t)
+	interruptWipe(t, d, WipeZero, 7*mib)
 	d.Close()
 	d = l.open(t)
 	*over = nil
-	if _, err := d.Wipe(t.Context(), a, WipeOptions{Policy: WipeOverwrite}); err != nil || len(*over) != 10 {
+	if _, err := d.Wipe(t.Context(), guidA, WipeOptions{Policy: WipeOverwrite}); err != nil || len(*over) != 10 {
 		t.Errorf("under another policy %d MiB were written: %v", len(*over), err)
 	}
 }
@@ -196,27 +196,27 @@ func TestOtherPolicyStartsOver(t *testing.T) {
 func TestMethodStartsOver(t *testing.T) {
 	lies := method{methodPunch, mib, func(*blockDevice, int64, int64) error { return nil }}
 	l := initialized(t, 32*mib, 512)
-	l.wiping.keepEvery = often
+	l.wipeMethods.saveInterval = smallInterval
 	var first []int64
 	proves := method{methodZeroOut, mib, func(d *blockDevice, off, n int64) error {
 		if len(first) == 0 {
-			if s := l.slotOf(t, 1, a); s.progress.zeroed != 0 {
+			if s := l.slotOf(t, 1, guidA); s.progress.zeroed != 0 {
 				t.Errorf("the disk still says %+v", s.progress)
 			}
 		}
 		first = append(first, off)
 		return overwrite(d, off, n)
 	}}
-	l.zeroBy(lies, proves)
+	l.useMethods(lies, proves)
 	d := l.open(t)
-	written(t, l, d)
-	if w, err := d.Wipe(quiet(t), a, WipeOptions{}); err != nil || w.Method != methodZeroOut || first[0] != 3*mib || len(first) != 10 {
+	writtenVolume(t, l, d)
+	if w, err := d.Wipe(withoutLogs(t), guidA, WipeOptions{}); err != nil || w.Method != methodZeroOut || first[0] != 3*mib || len(first) != 10 {
 		t.Errorf("%+v, %v, steps at %v", w, err, first)
 	}
 }
 
 // slotOf reads from the medium what is kept of a volume.
-func (l *loop) slotOf(t *testing.T, index int, partition string) slot {
+func (l *loopDisk) slotOf(t *testing.T, index int, partition string) slot {
 	t.Helper()
 	d, err := openDevice(l.path, os.O_RDONLY)
 	if err != nil {
@@ -227,22 +227,22 @@ func (l *loop) slotOf(t *testing.T, index int, partition string) slot {
 	if _, err := d.ReadAt(all, mib); err != nil {
 		t.Fatal(err)
 	}
-	return decodeVolumeSlot(all[int64(index-1)*noteBytes:][:noteBytes], partition)
+	return decodeVolumeSlot(all[int64(index-1)*slotBytes:][:slotBytes], partition)
 }
 
 // TestEarlierProgress asserts that a new wipe ignores the progress of an earlier volume of the same GUID. It also
 // ignores progress that is impossible.
 func TestEarlierProgress(t *testing.T) {
-	l, d, v, over := beingWiped(t)
-	e := entry{index: v.Index, guid: a, extent: v.Extent}
-	err := d.run(t.Context(), func(context.Context) error {
-		return d.keep(e, slot{wipe: WipeSettings{Policy: WipeZero}, progress: progress{methodOverwrite, 10 * mib, 0}})
+	l, d, v, over := volumeBeingWiped(t)
+	e := entry{index: v.Index, guid: guidA, extent: v.Extent}
+	err := d.runInOwner(t.Context(), func(context.Context) error {
+		return d.writeSlot(e, slot{wipe: WipeSettings{Policy: WipeZero}, progress: progress{methodOverwrite, 10 * mib, 0}})
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := wipe(t.Context(), d, a); err != nil || len(*over) != 10 || canaries(t, l) != 0 {
-		t.Errorf("%d MiB were written, %d canaries are left: %v", len(*over), canaries(t, l), err)
+	if err := wipeVolume(t.Context(), d, guidA); err != nil || len(*over) != 10 || countCanaries(t, l) != 0 {
+		t.Errorf("%d MiB were written, %d canaries are left: %v", len(*over), countCanaries(t, l), err)
 	}
 	for _, p := range []progress{{methodOverwrite, -mib, 0}, {methodOverwrite, 11 * mib, 0}, {methodOverwrite, mib, 2 * mib}, {methodOverwrite, mib + 1, 0}, {methodOverwrite, mib, -mib}, {methodOverwrite, mib, 1}} {
 		if p.fits(10 * mib) {
@@ -257,8 +257,8 @@ func TestEarlierProgress(t *testing.T) {
 // TestOpenWhileWiping asserts that a volume that is being wiped has no device after a boot, when the kernel shows all
 // partitions. If a process has it open it has one, and then its progress does not count any more.
 func TestOpenWhileWiping(t *testing.T) {
-	l, d, v, over := beingWiped(t)
-	cutWipe(t, d, "", 7*mib)
+	l, d, v, over := volumeBeingWiped(t)
+	interruptWipe(t, d, "", 7*mib)
 	boot := func() {
 		d.Close()
 		device, err := openDevice(l.path, os.O_RDWR)
@@ -285,7 +285,7 @@ func TestOpenWhileWiping(t *testing.T) {
 		t.Errorf("with the device open: %+v", s.Volumes)
 	}
 	*over = nil
-	if err := wipe(quiet(t), d, a); !errors.Is(err, ErrInUse) || len(*over) > 0 {
+	if err := wipeVolume(withoutLogs(t), d, guidA); !errors.Is(err, ErrInUse) || len(*over) > 0 {
 		t.Errorf("with the device open %v was written: %v", *over, err)
 	}
 	if _, err := holder.WriteAt(bytes.Repeat([]byte("late"), 1024), 2*mib+4096); err != nil {
@@ -294,7 +294,7 @@ func TestOpenWhileWiping(t *testing.T) {
 	if err := errors.Join(holder.Sync(), holder.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if err := wipe(t.Context(), d, a); err != nil || len(*over) != 10 {
+	if err := wipeVolume(t.Context(), d, guidA); err != nil || len(*over) != 10 {
 		t.Errorf("after it was open %d MiB were written: %v", len(*over), err)
 	}
 	if raw, err := os.ReadFile(l.image); err != nil || bytes.Contains(raw, []byte("late")) {
@@ -307,32 +307,32 @@ func TestOpenWhileWiping(t *testing.T) {
 func TestPowerCutsInProgress(t *testing.T) {
 	random := rand.New(rand.NewPCG(11, 12))
 	for _, l := range crashLayouts(t) {
-		m, _ := formatted(t, l)
-		s, _, err := m.mounted(t, l, false)
+		m, _ := newFormattedDisk(t, l)
+		s, _, err := m.openTable(t, l, false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(reserve(a, 2, 3).do(t, s), reserve(b, 5, 3).do(t, s)); err != nil {
+		if err := errors.Join(reserve(guidA, 2, 3).do(t, s), reserve(guidB, 5, 3).do(t, s)); err != nil {
 			t.Fatal(err)
 		}
 		d := &Disk{store: s, slots: map[string]slot{}}
 		note := strings.Repeat("n", MaxNote)
-		kept := map[string]slot{a: {note: note, wipe: WipeSettings{Policy: WipeOverwrite}}, b: {note: "of b"}}
-		for _, guid := range []string{a, b} {
+		kept := map[string]slot{guidA: {note: note, wipe: WipeSettings{Policy: WipeOverwrite}}, guidB: {note: "of b"}}
+		for _, guid := range []string{guidA, guidB} {
 			e, _ := s.table.volume(guid)
-			if err := d.keep(e, kept[guid]); err != nil {
+			if err := d.writeSlot(e, kept[guid]); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for i := range int64(6) {
-			guid := []string{a, b}[i%2]
+			guid := []string{guidA, guidB}[i%2]
 			e, _ := s.table.volume(guid)
 			old := kept[guid]
 			next := old
 			next.progress = progress{methodOverwrite, i * mib, 0}
 			before := m.clone()
 			m.log = nil
-			if err := errors.Join(d.keep(e, next), m.Sync()); err != nil {
+			if err := errors.Join(d.writeSlot(e, next), m.Sync()); err != nil {
 				t.Fatal(err)
 			}
 			powerCuts(before, m.log, random, func(cut *memDisk, _ int) {

@@ -8,8 +8,8 @@ import (
 	"slices"
 )
 
-// readTries bounds how often a table is read again, because an agent may be writing it.
-const readTries = 5
+// maxReadTries bounds how often a table is read again, because an agent may be writing it.
+const maxReadTries = 5
 
 // Read returns the content of the table of a disk of ours, without taking the disk into service. It only reads, and
 // works beside an agent that has the disk open. Free is not set, and a volume has a Device only if the kernel has its
@@ -28,7 +28,7 @@ func Read(path string) (Snapshot, error) {
 }
 
 func (d *blockDevice) read() (Snapshot, error) {
-	if err := d.measure(); err != nil {
+	if err := d.readLayout(); err != nil {
 		return Snapshot{}, err
 	}
 	t, err := d.readTable()
@@ -47,11 +47,11 @@ func (d *blockDevice) read() (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
-	loops, err := d.loops()
+	loops, err := d.findLoops()
 	if err != nil {
 		return Snapshot{}, err
 	}
-	mapped, err := d.mapped()
+	mapped, err := d.findMapped()
 	if err != nil {
 		return Snapshot{}, err
 	}
@@ -91,7 +91,7 @@ func (d *blockDevice) readTable() (table, error) {
 		if f.ours {
 			return decode(f.layoutOf(d.layout), f.current)
 		}
-		if f.foreign || try == readTries {
+		if f.foreign || try == maxReadTries {
 			return table{}, fmt.Errorf("the disk is not ours: %s", f.reason)
 		}
 	}

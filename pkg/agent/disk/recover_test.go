@@ -5,12 +5,12 @@ import (
 	"testing"
 )
 
-// adopt makes a blank disk ours, with power cuts at every moment. It asserts that the disk is still blank, so that it
-// can be formatted, or ours, so that it can be opened.
-func (c *cuts) adopt(t *testing.T, l layout) {
+// formatBlank makes a blank disk ours, with power cuts at every moment. It asserts that the disk is still blank, so
+// that it can be formatted, or ours, so that it can be opened.
+func (c *powerCutTest) formatBlank(t *testing.T, l layout) {
 	t.Helper()
 	m := newMemDisk()
-	if _, err := format(quiet(t), m, l, Owner{}); err != nil {
+	if _, err := format(withoutLogs(t), m, l, Owner{}); err != nil {
 		t.Fatal(err)
 	}
 	seen := map[bool]int{}
@@ -22,7 +22,7 @@ func (c *cuts) adopt(t *testing.T, l layout) {
 		}
 		seen[f.ours]++
 		if f.ours {
-			if s, _, err := cut.mounted(t, l, false); err != nil || len(s.table.entries) != 1 {
+			if s, _, err := cut.openTable(t, l, false); err != nil || len(s.table.entries) != 1 {
 				t.Fatalf("half a format does not open: %v", err)
 			}
 			return
@@ -30,10 +30,10 @@ func (c *cuts) adopt(t *testing.T, l layout) {
 		if blank, err := isBlank(cut, l); err != nil || !blank || f.foreign || written == len(m.log) {
 			t.Fatalf("half a format is neither blank nor ours: %+v, %v", f, err)
 		}
-		if _, err := format(quiet(t), cut, l, Owner{}); err != nil {
+		if _, err := format(withoutLogs(t), cut, l, Owner{}); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := cut.mounted(t, l, false); err != nil {
+		if _, _, err := cut.openTable(t, l, false); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -42,12 +42,12 @@ func (c *cuts) adopt(t *testing.T, l layout) {
 	}
 }
 
-// recover damages a copy of the table of a known disk, or makes the disk grow. It cuts the power at every write of the
-// recovery, of the recovery from that, and of the first change after it. It asserts that no entry changes, and returns
-// the new layout.
-func (c *cuts) recover(t *testing.T, disk *memDisk, l layout, strange []byte) layout {
+// damageAndRecover damages a copy of the table of a known disk, or makes the disk grow. It cuts the power at every
+// write of the recovery, of the recovery from that, and of the first change after it. It asserts that no entry changes,
+// and returns the new layout.
+func (c *powerCutTest) damageAndRecover(t *testing.T, disk *memDisk, l layout, strange []byte) layout {
 	t.Helper()
-	s, _, err := disk.mounted(t, l, true)
+	s, _, err := disk.openTable(t, l, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,14 +64,14 @@ func (c *cuts) recover(t *testing.T, disk *memDisk, l layout, strange []byte) la
 		damage.do(disk, l, []location{l.primary(), l.backup()}[c.random.IntN(2)])
 	}
 	before := disk.clone()
-	check := func(m *memDisk) []logged {
+	check := func(m *memDisk) []loggedWrite {
 		c.states++
 		m.log = nil
-		s, _, err := m.mounted(t, l, true)
-		if err != nil || !sameVolumes(s.table.entries, want) || !slices.Equal(s.current().slot(300), strange) {
+		s, _, err := m.openTable(t, l, true)
+		if err != nil || !sameVolumes(s.table.entries, want) || !slices.Equal(s.current().entryBytes(300), strange) {
 			t.Fatalf("%s: not recovered: %v", name, err)
 		}
-		if f, err := examine(m, l); err != nil || f.was.size != 0 || f.badMBR || f.badPrimary || f.badBackup {
+		if f, err := examine(m, l); err != nil || f.madeFor.size != 0 || f.badMBR || f.badPrimary || f.badBackup {
 			t.Fatalf("%s: not repaired: %v, %v", name, f, err)
 		}
 		return m.log
@@ -84,7 +84,7 @@ func (c *cuts) recover(t *testing.T, disk *memDisk, l layout, strange []byte) la
 			return
 		}
 		powerCuts(cut, repairs, c.random, func(again *memDisk, _ int) { check(again.clone()) })
-		c.change(t, recovered, l, name)
+		c.changeAfterRecovery(t, recovered, l, name)
 	})
 	return l
 }

@@ -15,9 +15,9 @@ import (
 // disk was copied to a larger one. Then the table is first extended to the new end. If it was truncated, volumes may
 // lie behind the disk's end, and nothing is done to it.
 
-// resized finds a table of ours that was made for a disk of another size. It reads the primary, because the place of
-// the backup is not known. Only device errors are errors.
-func resized(r io.ReaderAt, l layout) (c copyOfTable, was layout, found bool, err error) {
+// findResized finds a table of ours that was made for a disk of another size. It reads the primary, because the place
+// of the backup is not known. Only device errors are errors.
+func findResized(r io.ReaderAt, l layout) (c tableCopy, was layout, found bool, err error) {
 	header := make([]byte, l.sector)
 	if _, err := r.ReadAt(header, l.offset(l.primary().headerLBA)); err != nil {
 		return c, was, false, fmt.Errorf("reading the primary header: %w", err)
@@ -38,9 +38,9 @@ func resized(r io.ReaderAt, l layout) (c copyOfTable, was layout, found bool, er
 	return c, was, err == nil, err
 }
 
-// otherSector is the sector size for which the disk has a table of ours, if the disk has sectors of another size now.
-// Its enclosure was changed, or it was copied. The result is 0 if there is no such table.
-func otherSector(r io.ReaderAt, l layout) (int64, error) {
+// findOtherSectorSize is the sector size for which the disk has a table of ours, if the disk has sectors of another
+// size now. Its enclosure was changed, or it was copied. The result is 0 if there is no such table.
+func findOtherSectorSize(r io.ReaderAt, l layout) (int64, error) {
 	const largest = 4096
 	head := make([]byte, Alignment)
 	if _, err := r.ReadAt(head, 0); err != nil {
@@ -54,7 +54,7 @@ func otherSector(r io.ReaderAt, l layout) (int64, error) {
 		if c, err := readCopy(bytes.NewReader(head), other, other.primary()); err == nil && c.isOurs() {
 			return sector, nil
 		}
-		if c, _, found, err := resized(bytes.NewReader(head), other); err == nil && found && c.isOurs() {
+		if c, _, found, err := findResized(bytes.NewReader(head), other); err == nil && found && c.isOurs() {
 			return sector, nil
 		}
 	}
@@ -63,15 +63,15 @@ func otherSector(r io.ReaderAt, l layout) (int64, error) {
 
 // layoutOf is the layout for which the table was made, on a disk with the given one.
 func (f findings) layoutOf(l layout) layout {
-	if f.was.size != 0 {
-		return f.was
+	if f.madeFor.size != 0 {
+		return f.madeFor
 	}
 	return l
 }
 
-// resizing describes the change of the disk's size. It is empty if there was none.
-func (f findings) resizing(l layout) string {
-	switch was := f.was.size; {
+// describeResize describes the change of the disk's size. It is empty if there was none.
+func (f findings) describeResize(l layout) string {
+	switch was := f.madeFor.size; {
 	case was == 0:
 		return ""
 	case was < l.size:
@@ -81,14 +81,14 @@ func (f findings) resizing(l layout) string {
 	}
 }
 
-func (f findings) truncated(l layout) bool { return f.was.size > l.size }
-func (f findings) grown(l layout) bool     { return f.was.size != 0 && f.was.size < l.size }
+func (f findings) truncated(l layout) bool { return f.madeFor.size > l.size }
+func (f findings) grown(l layout) bool     { return f.madeFor.size != 0 && f.madeFor.size < l.size }
 
 // extend changes the table of a disk that grew to the present size. The entries stay the same. First the backup is
 // written, to a place that was free. Then the primary changes in the one sector of its header. So at every moment the
 // primary counts, with the old size or the new one.
 func extend(ctx context.Context, dev device, l layout, f findings) error {
-	t, err := decode(f.was, f.current)
+	t, err := decode(f.madeFor, f.current)
 	if err != nil {
 		return fmt.Errorf("the partition table is invalid: %w", err)
 	}
@@ -101,27 +101,27 @@ func extend(ctx context.Context, dev device, l layout, f findings) error {
 		return fmt.Errorf("reading sector 0: %w", err)
 	}
 	s := newStore(dev, t, f.current)
-	if err := s.endIsFree(f.was); err != nil {
+	if err := s.checkEndIsFree(f.madeFor); err != nil {
 		return err
 	}
 	var batches []batch
-	if f.badMBR || bytes.Equal(sector0, encodeMBR(f.was)) {
-		batches = append(batches, whole(write{0, encodeMBR(l)}))
+	if f.badMBR || bytes.Equal(sector0, encodeMBR(f.madeFor)) {
+		batches = append(batches, wholeBatch(sectorWrite{0, encodeMBR(l)}))
 	}
-	batches = append(batches, whole(s.onDisk.backup), whole(s.onDisk.primary))
+	batches = append(batches, wholeBatch(s.onDisk.backup), wholeBatch(s.onDisk.primary))
 	// If the disk shrinks again, the old backup must not count as the newest table.
-	old := write{f.was.copyAt(f.was.backup()), make([]byte, f.was.copyBytes())}
+	old := sectorWrite{f.madeFor.copyOffset(f.madeFor.backup()), make([]byte, f.madeFor.copyBytes())}
 	old.data = old.data[:max(0, min(old.end(), s.onDisk.backup.off)-old.off)]
 	if len(old.data) > 0 {
-		batches = append(batches, whole(old))
+		batches = append(batches, wholeBatch(old))
 	}
-	klog.FromContext(ctx).Info("The disk has grown, its partition table is extended", "disk", t.id, "from", f.was.size, "to", l.size)
+	klog.FromContext(ctx).Info("The disk has grown, its partition table is extended", "disk", t.id, "from", f.madeFor.size, "to", l.size)
 	return s.write(ctx, batches)
 }
 
-// endIsFree returns an error unless the end of a disk that grew is zero, or has a part of the new backup already.
+// checkEndIsFree returns an error unless the end of a disk that grew is zero, or has a part of the new backup already.
 // Before the old end was the old backup, which is ours.
-func (s *store) endIsFree(was layout) error {
+func (s *store) checkEndIsFree(was layout) error {
 	l := s.table.layout
 	from := max(l.size-Alignment, was.size)
 	got, want := make([]byte, l.size-from), make([]byte, l.size-from)

@@ -24,17 +24,17 @@ func TestGrownTable(t *testing.T) {
 	for _, l := range crashLayouts(t) {
 		for _, by := range []int64{l.sector, 128 << 10, mib, 1 << 40} {
 			for _, ahead := range []bool{false, true} {
-				disk, strange := formatted(t, l)
-				s, _, err := disk.mounted(t, l, false)
+				disk, strange := newFormattedDisk(t, l)
+				s, _, err := disk.openTable(t, l, false)
 				if err != nil {
 					t.Fatal(err)
 				}
-				for _, step := range life() {
-					step.all(t, disk, s)
+				for _, step := range volumeLife() {
+					step.run(t, disk, s)
 				}
 				if ahead {
 					// The backup is lost, or was ahead: it is not needed.
-					disk.set(s.onDisk.backup.off, make([]byte, l.copyBytes()))
+					disk.write(s.onDisk.backup.off, make([]byte, l.copyBytes()))
 				}
 				want := slices.Clone(s.table.entries)
 				now, err := newLayout(l.size+by, l.sector)
@@ -43,23 +43,23 @@ func TestGrownTable(t *testing.T) {
 				}
 				before := disk.clone()
 				disk.log = nil
-				check := func(m *memDisk) []logged {
+				check := func(m *memDisk) []loggedWrite {
 					states++
 					m.log = nil
-					s, _, err := m.mounted(t, now, false)
-					if err != nil || s.table.size != now.size || !sameVolumes(s.table.entries, want) || !slices.Equal(s.current().slot(300), strange) {
+					s, _, err := m.openTable(t, now, false)
+					if err != nil || s.table.size != now.size || !sameVolumes(s.table.entries, want) || !slices.Equal(s.current().entryBytes(300), strange) {
 						t.Fatalf("grown by %d: %v", by, err)
 					}
-					if f, err := examine(m, now); err != nil || !f.ours || f.was.size != 0 || f.badMBR || f.badPrimary || f.badBackup {
+					if f, err := examine(m, now); err != nil || !f.ours || f.madeFor.size != 0 || f.badMBR || f.badPrimary || f.badBackup {
 						t.Fatalf("grown by %d: not repaired: %v, %v", by, f, err)
 					}
 					return m.log
 				}
-				if f, err := examine(disk, now); err != nil || !f.grown(now) || !strings.Contains(f.resizing(now), "grown") {
+				if f, err := examine(disk, now); err != nil || !f.grown(now) || !strings.Contains(f.describeResize(now), "grown") {
 					t.Fatalf("grown by %d: %v, %v", by, f, err)
 				}
 				check(disk)
-				if _, _, found, err := resized(disk, l); err != nil || !found {
+				if _, _, found, err := findResized(disk, l); err != nil || !found {
 					t.Errorf("shrunk again, it is not recognized: %v", err)
 				}
 				if f, err := examine(disk, l); err != nil || !f.truncated(l) {
@@ -95,11 +95,11 @@ func TestGrownOverSomething(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, off := range []int64{now.size - chunk, now.size - min(by, mib)} {
-				m, _ := formatted(t, l)
-				m.set(off, bytes.Repeat([]byte{7}, chunk))
+			for _, off := range []int64{now.size - chunkBytes, now.size - min(by, mib)} {
+				m, _ := newFormattedDisk(t, l)
+				m.write(off, bytes.Repeat([]byte{7}, chunkBytes))
 				m.log = nil
-				if _, _, err := m.mounted(t, now, false); err == nil || !strings.Contains(err.Error(), "there is something at") || len(m.log) > 0 {
+				if _, _, err := m.openTable(t, now, false); err == nil || !strings.Contains(err.Error(), "there is something at") || len(m.log) > 0 {
 					t.Errorf("something at %d of %d: %v, %d writes", off, now.size, err, len(m.log))
 				}
 			}
@@ -111,13 +111,13 @@ func TestGrownOverSomething(t *testing.T) {
 // the reason names the cause.
 func TestOtherSectors(t *testing.T) {
 	for _, l := range crashLayouts(t) {
-		m, _ := formatted(t, l)
+		m, _ := newFormattedDisk(t, l)
 		now, err := newLayout(l.size, map[int64]int64{512: 4096, 4096: 512}[l.sector])
 		if err != nil {
 			t.Fatal(err)
 		}
 		m.log = nil
-		_, f, err := m.mounted(t, now, true)
+		_, f, err := m.openTable(t, now, true)
 		if err == nil || !f.unusable || !strings.Contains(f.reason, "connect it as it was before") || len(m.log) > 0 {
 			t.Errorf("%v, %v", f, err)
 		}
@@ -127,39 +127,39 @@ func TestOtherSectors(t *testing.T) {
 // TestProbe asserts that a disk that takes no writes does not serve.
 func TestProbe(t *testing.T) {
 	for _, l := range crashLayouts(t) {
-		m, _ := formatted(t, l)
-		s, _, err := m.mounted(t, l, false)
+		m, _ := newFormattedDisk(t, l)
+		s, _, err := m.openTable(t, l, false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.probe(quiet(t)); err != nil {
+		if err := s.probe(withoutLogs(t)); err != nil {
 			t.Fatal(err)
 		}
-		if !slices.ContainsFunc(m.log, func(w logged) bool { return w.data != nil }) {
+		if !slices.ContainsFunc(m.log, func(w loggedWrite) bool { return w.data != nil }) {
 			t.Error("nothing was written")
 		}
-		m.failing = func(_ int, op string) (error, bool) {
+		m.fault = func(_ int, op string) (error, bool) {
 			if op == "write" {
 				return errInjected, false
 			}
 			return nil, false
 		}
-		if err := s.probe(quiet(t)); !errors.Is(err, ErrOutOfService) || !errors.Is(err, errInjected) {
+		if err := s.probe(withoutLogs(t)); !errors.Is(err, ErrOutOfService) || !errors.Is(err, errInjected) {
 			t.Errorf("a disk that only reads: %v", err)
 		}
-		if _, f, err := m.mounted(t, l, false); err != nil || f.badPrimary {
+		if _, f, err := m.openTable(t, l, false); err != nil || f.badPrimary {
 			t.Errorf("afterwards: %v, %v", f, err)
 		}
 	}
 }
 
 // resize gives the disk another size, as a hypervisor does.
-func (l *loop) resize(t *testing.T, size int64) {
+func (l *loopDisk) resize(t *testing.T, size int64) {
 	t.Helper()
 	if err := os.Truncate(l.image, size); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "losetup", "--set-capacity", l.path)
+	runProgram(t, "losetup", "--set-capacity", l.path)
 }
 
 // TestDiskGrows asserts that a volume stays mounted while its disk grows, and that the disk has more room.
@@ -169,12 +169,12 @@ func TestDiskGrows(t *testing.T) {
 		l := initialized(t, 64*mib, sector)
 		d := l.open(t)
 		ctx := t.Context()
-		v, err := d.Create(ctx, CreateOptions{Partition: a, Name: "a", Extent: at(2, 20)})
+		v, err := d.Create(ctx, CreateOptions{Partition: guidA, Name: "a", Extent: extentMiB(2, 20)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		run(t, "mkfs.ext4", "-q", "-F", v.Device)
-		if err := d.MarkFormatted(ctx, a); err != nil {
+		runProgram(t, "mkfs.ext4", "-q", "-F", v.Device)
+		if err := d.MarkFormatted(ctx, guidA); err != nil {
 			t.Fatal(err)
 		}
 		mnt := t.TempDir()
@@ -203,16 +203,16 @@ func TestDiskGrows(t *testing.T) {
 		}
 		d = l.open(t)
 		s := d.Snapshot()
-		if s.ID != id || s.Size != 100*mib || !slices.Equal(volumes(s), []string{"a:Formatted@2+20"}) || !s.Free.Contains(at(22, 77)) {
+		if s.ID != id || s.Size != 100*mib || !slices.Equal(volumes(s), []string{"a:Formatted@2+20"}) || !s.Free.Contains(extentMiB(22, 77)) {
 			t.Fatalf("opened again: %+v", s)
 		}
 		if err := os.WriteFile(file, []byte("still mine"), 0o600); err != nil {
 			t.Error(err)
 		}
-		if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(60, 39), Raw: true}); err != nil {
+		if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(60, 39), Raw: true}); err != nil {
 			t.Error(err)
 		}
-		d.settle(t)
+		d.waitIdle(t)
 		verifyTable(t, l.path)
 	})
 }
@@ -223,15 +223,15 @@ func TestDiskIsTruncated(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
 		d := l.open(t)
-		ctx := quiet(t)
-		for i, guid := range []string{a, b} {
-			if _, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: at(2+int64(i)*30, 20)}); err != nil {
+		ctx := withoutLogs(t)
+		for i, guid := range []string{guidA, guidB} {
+			if _, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: extentMiB(2+int64(i)*30, 20)}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		id := d.Snapshot().ID
 		d.Close()
-		l.forget(t)
+		l.removePartitions(t)
 		for _, size := range []int64{32 * mib, 64*mib - int64(sector)} {
 			l.resize(t, size)
 			before := l.hash(t)
@@ -241,7 +241,7 @@ func TestDiskIsTruncated(t *testing.T) {
 			if _, err := Initialize(ctx, l.path, Owner{}); err == nil {
 				t.Error("Initialize succeeded")
 			}
-			d, err := Open(ctx, l.path, Options{Known: func(string) bool { return true }})
+			d, err := Open(ctx, l.path, Options{SeenBefore: func(string) bool { return true }})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -249,7 +249,7 @@ func TestDiskIsTruncated(t *testing.T) {
 			if !errors.Is(s.Err, ErrOutOfService) || !strings.Contains(s.Err.Error(), "truncated") || s.ID != id || len(s.Volumes) != 2 {
 				t.Errorf("of %d bytes: %+v", size, s)
 			}
-			if err := wipe(ctx, d, a); !errors.Is(err, ErrOutOfService) {
+			if err := wipeVolume(ctx, d, guidA); !errors.Is(err, ErrOutOfService) {
 				t.Errorf("Wipe: %v", err)
 			}
 			if err := d.Close(); err != nil {
@@ -264,7 +264,7 @@ func TestDiskIsTruncated(t *testing.T) {
 		if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Reserved@2+20", "b:Reserved@32+20"}) {
 			t.Errorf("of its old size: %v", got)
 		}
-		d.settle(t)
+		d.waitIdle(t)
 		verifyTable(t, l.path)
 	})
 }
@@ -273,11 +273,11 @@ func TestDiskIsTruncated(t *testing.T) {
 func TestDiskIsSwapped(t *testing.T) {
 	l, other := initialized(t, 64*mib, 512), initialized(t, 64*mib, 512)
 	d := l.open(t)
-	ctx := quiet(t)
-	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 10)}); err != nil {
+	ctx := withoutLogs(t)
+	if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 10)}); err != nil {
 		t.Fatal(err)
 	}
-	d.settle(t)
+	d.waitIdle(t)
 	theirs, err := os.Open(other.image)
 	if err != nil {
 		t.Fatal(err)
@@ -292,10 +292,10 @@ func TestDiskIsSwapped(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := l.hash(t)
-	if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(20, 10)}); !errors.Is(err, ErrOutOfService) {
+	if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(20, 10)}); !errors.Is(err, ErrOutOfService) {
 		t.Errorf("Create: %v", err)
 	}
-	if err := wipe(ctx, d, a); !errors.Is(err, ErrOutOfService) {
+	if err := wipeVolume(ctx, d, guidA); !errors.Is(err, ErrOutOfService) {
 		t.Errorf("Wipe: %v", err)
 	}
 	if err := d.Close(); err != nil {

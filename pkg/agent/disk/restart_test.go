@@ -39,23 +39,23 @@ func TestRestart(t *testing.T) {
 		}{
 			{func(d *Disk) error { return nil }, nil},
 			{func(d *Disk) error {
-				_, err := d.Create(ctx, CreateOptions{Partition: a, Name: "a", Extent: at(2, 10), Ephemeral: true})
+				_, err := d.Create(ctx, CreateOptions{Partition: guidA, Name: "a", Extent: extentMiB(2, 10), Ephemeral: true})
 				return err
 			}, []string{"a:Reserved@2+10"}},
-			{func(d *Disk) error { return d.MarkFormatted(ctx, a) }, []string{"a:Formatted@2+10"}},
+			{func(d *Disk) error { return d.MarkFormatted(ctx, guidA) }, []string{"a:Formatted@2+10"}},
 			{func(d *Disk) error {
-				_, err := d.Create(ctx, CreateOptions{Partition: b, Name: "b", Extent: at(30, 4)})
+				_, err := d.Create(ctx, CreateOptions{Partition: guidB, Name: "b", Extent: extentMiB(30, 4)})
 				return err
 			}, []string{"a:Formatted@2+10", "b:Reserved@30+4"}},
 			{func(d *Disk) error {
-				return d.run(ctx, func(ctx context.Context) error { return d.setPhase(ctx, a, Wiping) })
+				return d.runInOwner(ctx, func(ctx context.Context) error { return d.setPhase(ctx, guidA, Wiping) })
 			}, []string{"a:Wiping@2+10", "b:Reserved@30+4"}},
-			{func(d *Disk) error { return wipe(ctx, d, a) }, []string{"b:Reserved@30+4"}},
+			{func(d *Disk) error { return wipeVolume(ctx, d, guidA) }, []string{"b:Reserved@30+4"}},
 			// As after a crash between detaching and the phase Wiping.
 			{func(d *Disk) error {
-				return d.run(ctx, func(ctx context.Context) error { return d.device.detach(ctx, 2, busyPatience) })
+				return d.runInOwner(ctx, func(ctx context.Context) error { return d.device.detach(ctx, 2, busyTimeout) })
 			}, []string{"b:Reserved@30+4"}},
-			{func(d *Disk) error { return wipe(ctx, d, b) }, nil},
+			{func(d *Disk) error { return wipeVolume(ctx, d, guidB) }, nil},
 		} {
 			d := l.open(t)
 			if err := step.do(d); err != nil {
@@ -88,7 +88,7 @@ func TestRestart(t *testing.T) {
 				if err := d.Close(); err != nil {
 					t.Fatal(err)
 				}
-				l.forget(t) // the second time, a reboot
+				l.removePartitions(t) // the second time, a reboot
 			}
 		}
 	})
@@ -99,12 +99,12 @@ func TestRestoresLostBeginning(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
 		d := l.open(t)
-		if _, err := d.Create(t.Context(), CreateOptions{Partition: a, Name: "a", Extent: at(2, 10), Ephemeral: true}); err != nil {
+		if _, err := d.Create(t.Context(), CreateOptions{Partition: guidA, Name: "a", Extent: extentMiB(2, 10), Ephemeral: true}); err != nil {
 			t.Fatal(err)
 		}
 		id := d.Snapshot().ID
 		d.Close()
-		l.put(t, make([]byte, mib), 0)
+		l.writeAt(t, make([]byte, mib), 0)
 		before := l.hash(t)
 		if found, err := Inspect(t.Context(), l.path); err != nil || found.State != Ours || found.ID != id || found.Reason == "" {
 			t.Errorf("Inspect: %+v, %v", found, err)
@@ -113,7 +113,7 @@ func TestRestoresLostBeginning(t *testing.T) {
 			t.Error("Initialize succeeded")
 		}
 		for _, known := range []func(string) bool{nil, func(string) bool { return false }} {
-			if d, err := Open(t.Context(), l.path, Options{Known: known}); err == nil {
+			if d, err := Open(t.Context(), l.path, Options{SeenBefore: known}); err == nil {
 				d.Close()
 				t.Fatal("Open of an unknown disk succeeded")
 			}
@@ -121,7 +121,7 @@ func TestRestoresLostBeginning(t *testing.T) {
 		if l.hash(t) != before {
 			t.Error("a refused disk was written to")
 		}
-		d, err := Open(t.Context(), l.path, Options{Known: func(got string) bool { return got == id }})
+		d, err := Open(t.Context(), l.path, Options{SeenBefore: func(got string) bool { return got == id }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,26 +133,26 @@ func TestRestoresLostBeginning(t *testing.T) {
 	})
 }
 
-// TestKernelDisagrees asserts that a disk is shown but not changed if the kernel has a partition elsewhere that may be
-// in use. One that is not in use is detached.
-func TestKernelDisagrees(t *testing.T) {
+// TestKernelPartitionsDiffer asserts that a disk is shown but not changed if the kernel has a partition elsewhere that
+// may be in use. One that is not in use is detached.
+func TestKernelPartitionsDiffer(t *testing.T) {
 	for name, misplaced := range map[string]struct {
 		index int
 		e     extent.Extent
 	}{
-		"not in the table": {9, at(40, 5)},
-		"at another place": {1, at(3, 9)},
-		"longer":           {1, at(2, 11)},
+		"not in the table": {9, extentMiB(40, 5)},
+		"at another place": {1, extentMiB(3, 9)},
+		"longer":           {1, extentMiB(2, 11)},
 	} {
 		for _, inUse := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, in use: %t", name, inUse), func(t *testing.T) {
 				l := initialized(t, 64*mib, 512)
 				d := l.open(t)
-				if _, err := d.Create(t.Context(), CreateOptions{Partition: a, Name: "a", Extent: at(2, 10), Ephemeral: true}); err != nil {
+				if _, err := d.Create(t.Context(), CreateOptions{Partition: guidA, Name: "a", Extent: extentMiB(2, 10), Ephemeral: true}); err != nil {
 					t.Fatal(err)
 				}
 				d.Close()
-				l.forget(t)
+				l.removePartitions(t)
 				device, err := openDevice(l.path, os.O_RDONLY)
 				if err != nil {
 					t.Fatal(err)
@@ -179,10 +179,10 @@ func TestKernelDisagrees(t *testing.T) {
 					t.Errorf("snapshot: %+v", s)
 				}
 				if !inUse {
-					if s.Err != nil || len(l.partitions(t)) != 2 || l.partitions(t)[1].extent != at(2, 10) {
+					if s.Err != nil || len(l.partitions(t)) != 2 || l.partitions(t)[1].extent != extentMiB(2, 10) {
 						t.Errorf("%v; the kernel has %v", s.Err, l.partitions(t))
 					}
-					if err := wipe(t.Context(), d, a); err != nil {
+					if err := wipeVolume(t.Context(), d, guidA); err != nil {
 						t.Error(err)
 					}
 					return
@@ -190,10 +190,10 @@ func TestKernelDisagrees(t *testing.T) {
 				if !errors.Is(s.Err, ErrOutOfService) || errors.Is(s.Err, ErrInUse) || !strings.Contains(s.Err.Error(), "delpart") {
 					t.Errorf("it is in service: %v", s.Err)
 				}
-				if _, err := d.Create(t.Context(), CreateOptions{Partition: b, Name: "b", Extent: at(20, 5), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
+				if _, err := d.Create(t.Context(), CreateOptions{Partition: guidB, Name: "b", Extent: extentMiB(20, 5), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
 					t.Errorf("Create: %v", err)
 				}
-				if err := wipe(t.Context(), d, a); !errors.Is(err, ErrOutOfService) {
+				if err := wipeVolume(t.Context(), d, guidA); !errors.Is(err, ErrOutOfService) {
 					t.Errorf("Wipe: %v", err)
 				}
 				if l.hash(t) != before {
@@ -204,8 +204,8 @@ func TestKernelDisagrees(t *testing.T) {
 	}
 }
 
-// TestOneAgent asserts that a second agent, and tools that open whole disks, are refused.
-func TestOneAgent(t *testing.T) {
+// TestSecondAgentIsRefused asserts that a second agent, and tools that open whole disks, are refused.
+func TestSecondAgentIsRefused(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4", "wipefs")
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
@@ -216,7 +216,7 @@ func TestOneAgent(t *testing.T) {
 		t.Errorf("a second Open: %v", err)
 	}
 	before := l.hash(t)
-	if err := tryRun("wipefs", "--all", l.path); err == nil {
+	if err := tryProgram("wipefs", "--all", l.path); err == nil {
 		t.Error("wipefs took the disk")
 	}
 	if l.hash(t) != before {
@@ -226,8 +226,8 @@ func TestOneAgent(t *testing.T) {
 	l.open(t)
 }
 
-// TestClosed asserts that a closed disk refuses every call.
-func TestClosed(t *testing.T) {
+// TestClosedDisk asserts that a closed disk refuses every call.
+func TestClosedDisk(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
 	if err := d.Close(); err != nil {
@@ -236,7 +236,7 @@ func TestClosed(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Errorf("second Close: %v", err)
 	}
-	if _, err := d.Create(t.Context(), CreateOptions{Partition: a, Extent: at(2, 2), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
+	if _, err := d.Create(t.Context(), CreateOptions{Partition: guidA, Extent: extentMiB(2, 2), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
 		t.Errorf("Create: %v", err)
 	}
 	if d.Snapshot().Size != 64*mib {
@@ -244,9 +244,9 @@ func TestClosed(t *testing.T) {
 	}
 }
 
-// TestManyAtOnce asserts that everything that was granted to racing callers is there, disjoint, also after a restart.
-// They race for space, entries and wipes while others read.
-func TestManyAtOnce(t *testing.T) {
+// TestConcurrentCalls asserts that everything that was granted to racing callers is there, disjoint, also after a
+// restart. They race for space, entries and wipes while others read.
+func TestConcurrentCalls(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
 	ctx := t.Context()
@@ -272,7 +272,7 @@ func TestManyAtOnce(t *testing.T) {
 	for w := range 4 {
 		writers.Go(func() {
 			for i := range int64(12) {
-				guid, e := uuid.NewString(), at(2+(i*5+int64(w))%58, 1+i%3)
+				guid, e := uuid.NewString(), extentMiB(2+(i*5+int64(w))%58, 1+i%3)
 				_, err := d.Create(ctx, CreateOptions{Partition: guid, Name: "racer", Extent: e, Ephemeral: true})
 				if errors.Is(err, ErrOverlap) {
 					continue
@@ -284,11 +284,11 @@ func TestManyAtOnce(t *testing.T) {
 					// Two wipes of one volume both succeed.
 					var other sync.WaitGroup
 					other.Go(func() {
-						if err := wipe(ctx, d, guid); err != nil && !errors.Is(err, ErrNotFound) {
+						if err := wipeVolume(ctx, d, guid); err != nil && !errors.Is(err, ErrNotFound) {
 							t.Error(err)
 						}
 					})
-					err = wipe(ctx, d, guid)
+					err = wipeVolume(ctx, d, guid)
 					other.Wait()
 					if err == nil || errors.Is(err, ErrNotFound) {
 						continue
@@ -322,34 +322,34 @@ func TestManyAtOnce(t *testing.T) {
 
 // TestDiskLost asserts that a disk whose medium vanishes while it is open is out of service.
 func TestDiskLost(t *testing.T) {
-	for name, lose := range map[string]func(t *testing.T, l *loop){
-		"reads as zeros": func(t *testing.T, l *loop) {
+	for name, lose := range map[string]func(t *testing.T, l *loopDisk){
+		"reads as zeros": func(t *testing.T, l *loopDisk) {
 			if err := os.Truncate(l.image, 0); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"shrinks": func(t *testing.T, l *loop) {
+		"shrinks": func(t *testing.T, l *loopDisk) {
 			if err := os.Truncate(l.image, 8*mib); err != nil {
 				t.Fatal(err)
 			}
-			run(t, "losetup", "--set-capacity", l.path)
+			runProgram(t, "losetup", "--set-capacity", l.path)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := initialized(t, 64*mib, 512)
 			d := l.open(t)
-			ctx := quiet(t)
-			if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 10), Ephemeral: true}); err != nil {
+			ctx := withoutLogs(t)
+			if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 10), Ephemeral: true}); err != nil {
 				t.Fatal(err)
 			}
 			if err := d.Check(ctx); err != nil {
 				t.Fatal(err)
 			}
 			lose(t, l)
-			if err := wipe(ctx, d, a); !errors.Is(err, ErrOutOfService) {
+			if err := wipeVolume(ctx, d, guidA); !errors.Is(err, ErrOutOfService) {
 				t.Errorf("Wipe: %v", err)
 			}
-			if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(20, 10), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
+			if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(20, 10), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
 				t.Errorf("Create: %v", err)
 			}
 			if err := d.Check(ctx); !errors.Is(err, ErrOutOfService) {
@@ -370,20 +370,20 @@ func TestDiskLost(t *testing.T) {
 	}
 }
 
-// TestChangedBehindOurBack asserts that the next volume does not remove a partition that a tool has added. When the
-// disk is opened again, that partition is a foreign entry.
-func TestChangedBehindOurBack(t *testing.T) {
+// TestTableChangedByAnotherProgram asserts that the next volume does not remove a partition that a tool has added. When
+// the disk is opened again, that partition is a foreign entry.
+func TestTableChangedByAnotherProgram(t *testing.T) {
 	testenv.NeedProgram(t, "sgdisk")
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
-	ctx := quiet(t)
-	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 10), Ephemeral: true}); err != nil {
+	ctx := withoutLogs(t)
+	if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 10), Ephemeral: true}); err != nil {
 		t.Fatal(err)
 	}
-	d.settle(t)
-	run(t, "sgdisk", "-n", "256:40M:+5M", l.path)
+	d.waitIdle(t)
+	runProgram(t, "sgdisk", "-n", "256:40M:+5M", l.path)
 	before := l.hash(t)
-	if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(40, 10), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
+	if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(40, 10), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
 		t.Errorf("Create: %v", err)
 	}
 	if l.hash(t) != before {
@@ -392,10 +392,10 @@ func TestChangedBehindOurBack(t *testing.T) {
 	d.Close()
 	d = l.open(t)
 	s := d.Snapshot()
-	if !s.Free.Equal(extent.NewSet(at(12, 28), at(45, 18))) || len(s.Volumes) != 1 {
+	if !s.Free.Equal(extent.NewSet(extentMiB(12, 28), extentMiB(45, 18))) || len(s.Volumes) != 1 {
 		t.Errorf("opened again: %+v", s)
 	}
-	if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(45, 10), Ephemeral: true}); err != nil {
+	if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(45, 10), Ephemeral: true}); err != nil {
 		t.Error(err)
 	}
 	verifyTable(t, l.path)

@@ -13,8 +13,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// evidence is what a foreign disk has: parts at offsets, the negative ones from the end.
-type evidence struct {
+// signatureCase is what a foreign disk has: parts at offsets, the negative ones from the end.
+type signatureCase struct {
 	name   string
 	reason string // part of it, in lower case
 	parts  map[int64][]byte
@@ -58,14 +58,14 @@ func zfsLabels() map[int64][]byte {
 }
 
 // signatures of disks of 80 MiB.
-func signatures80() []evidence {
+func eightySignatures() []signatureCase {
 	const size = 80 << 20
 	noise := make([]byte, mib)
 	for i := range noise {
 		noise[i] = byte(rand.Uint32())
 	}
 	one := func(at int64, b []byte) map[int64][]byte { return map[int64][]byte{at: b} }
-	return []evidence{
+	return []signatureCase{
 		{"LUKS 1", "luks", one(0, []byte("LUKS\xba\xbe\x00\x01"))},
 		{"LUKS 2", "luks", one(0, []byte("LUKS\xba\xbe\x00\x02"))},
 		{"LVM", "lvm2", one(512, lvmLabel())},
@@ -97,10 +97,10 @@ func signatures80() []evidence {
 // TestSignatures asserts that the reason names what another program has written onto a disk, and that no byte of the
 // disk changes.
 func TestSignatures(t *testing.T) {
-	all := signatures80()
+	all := eightySignatures()
 	for _, test := range all {
 		t.Run(test.name, func(t *testing.T) {
-			l := newLoop(t, 80<<20, 512)
+			l := newLoopDisk(t, 80<<20, 512)
 			f, err := os.OpenFile(l.image, os.O_WRONLY, 0)
 			if err != nil {
 				t.Fatal(err)
@@ -114,14 +114,14 @@ func TestSignatures(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			l.leaveAlone(t, test.reason)
+			l.checkRefused(t, test.reason)
 		})
 	}
 	t.Logf("%d kinds of disks were left alone", len(all))
 }
 
-// leaveAlone asserts that the disk is foreign for that reason, and that nothing changes it.
-func (l *loop) leaveAlone(t *testing.T, reason string) {
+// checkRefused asserts that the disk is foreign for that reason, and that nothing changes it.
+func (l *loopDisk) checkRefused(t *testing.T, reason string) {
 	t.Helper()
 	before := l.hash(t)
 	found, err := Inspect(t.Context(), l.path)
@@ -131,7 +131,7 @@ func (l *loop) leaveAlone(t *testing.T, reason string) {
 	if id, err := Initialize(t.Context(), l.path, Owner{}); err == nil {
 		t.Errorf("Initialize succeeded: %s", id)
 	}
-	if d, err := Open(t.Context(), l.path, Options{Known: func(string) bool { return true }}); err == nil {
+	if d, err := Open(t.Context(), l.path, Options{SeenBefore: func(string) bool { return true }}); err == nil {
 		d.Close()
 		t.Error("Open succeeded")
 	}
@@ -157,17 +157,17 @@ func TestOurGUIDWithOthersPartitions(t *testing.T) {
 		{"with our name in it", []string{"-o", "-S", "1024", "-U", diskID, "-n", "255:1M:+1M", "-c", "255:" + metaName}, "gpt"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			l := newLoop(t, 64*mib, 512)
-			run(t, "sgdisk", append(test.tool, l.path)...)
-			l.forget(t)
-			l.leaveAlone(t, test.reason)
+			l := newLoopDisk(t, 64*mib, 512)
+			runProgram(t, "sgdisk", append(test.tool, l.path)...)
+			l.removePartitions(t)
+			l.checkRefused(t, test.reason)
 		})
 	}
 	t.Run("ours, and invalid", func(t *testing.T) {
 		l := initialized(t, 64*mib, 512)
 		// A volume over the meta partition.
-		run(t, "sgdisk", "-d", "255", "-n", "255:2M:+1M", "-t", "255:"+TypeMeta, l.path)
-		l.forget(t)
+		runProgram(t, "sgdisk", "-d", "255", "-n", "255:2M:+1M", "-t", "255:"+TypeMeta, l.path)
+		l.removePartitions(t)
 		before := l.hash(t)
 		if d, err := Open(t.Context(), l.path, Options{}); err == nil || !strings.Contains(err.Error(), "invalid") {
 			if err == nil {
@@ -184,10 +184,10 @@ func TestOurGUIDWithOthersPartitions(t *testing.T) {
 // TestSwapIsLeftAlone asserts that swap in use is left alone.
 func TestSwapIsLeftAlone(t *testing.T) {
 	testenv.NeedProgram(t, "mkswap", "swapon", "swapoff")
-	l := newLoop(t, 64*mib, 512)
-	run(t, "mkswap", l.path)
-	run(t, "swapon", l.path)
-	t.Cleanup(func() { run(t, "swapoff", l.path) })
+	l := newLoopDisk(t, 64*mib, 512)
+	runProgram(t, "mkswap", l.path)
+	runProgram(t, "swapon", l.path)
+	t.Cleanup(func() { runProgram(t, "swapoff", l.path) })
 	found, err := Inspect(t.Context(), l.path)
 	if err != nil || found.State != Busy || !strings.Contains(found.Reason, "swap") {
 		t.Errorf("Inspect: %+v, %v", found, err)

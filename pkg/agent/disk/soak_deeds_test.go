@@ -15,25 +15,25 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-func (s *soak) create() (deed, bool) {
-	return s.make("create", false)
+func (s *soak) create() (soakOperation, bool) {
+	return s.planCreate("create", false)
 }
 
-func (s *soak) createRaw() (deed, bool) {
-	return s.make("create raw", true)
+func (s *soak) createRaw() (soakOperation, bool) {
+	return s.planCreate("create raw", true)
 }
 
-func (s *soak) make(name string, raw bool) (deed, bool) {
-	e, ok := s.place(1 + s.random.Int64N(3))
+func (s *soak) planCreate(name string, raw bool) (soakOperation, bool) {
+	e, ok := s.reserveExtent(1 + s.random.Int64N(3))
 	if !ok || len(s.volumes) >= 16 {
-		return deed{}, false
+		return soakOperation{}, false
 	}
 	o := CreateOptions{Partition: s.guid(), Name: fmt.Sprintf("soak/%d", s.done), Extent: e, Raw: raw, Ephemeral: s.random.IntN(2) == 0}
 	if s.random.IntN(3) > 0 {
 		o.Note = strings.Repeat("note ", s.random.IntN(100))
 	}
 	var v Volume
-	return deed{name, func() (err error) {
+	return soakOperation{name, func() (err error) {
 		v, err = s.d.Create(s.ctx, o)
 		return err
 	}, func(err error) {
@@ -41,24 +41,24 @@ func (s *soak) make(name string, raw bool) (deed, bool) {
 		want := Volume{Partition: o.Partition, Name: o.Name, Note: o.Note, Extent: e, Ephemeral: o.Ephemeral, Raw: raw, Phase: Reserved, Index: v.Index}
 		if raw {
 			want.Phase = Formatted
-			s.zeroes(e)
-			s.known = s.known.Add(e)
+			s.wantZeros(e)
+			s.knownZero = s.knownZero.Add(e)
 		}
-		if v.Prezeroed && !s.known.Contains(e) {
+		if v.Prezeroed && !s.knownZero.Contains(e) {
 			s.fatalf("%+v is not known to be zero", v)
 		}
-		s.known = s.known.Remove(e)
+		s.knownZero = s.knownZero.Remove(e)
 		s.highest = max(s.highest, v.Index)
-		s.volumes[v.Partition] = &soaked{Volume: want}
+		s.volumes[v.Partition] = &soakVolume{Volume: want}
 	}}, true
 }
 
-func (s *soak) createAgain() (deed, bool) {
-	v := s.pick(func(v *soaked) bool { return true })
+func (s *soak) createAgain() (soakOperation, bool) {
+	v := s.pickVolume(func(v *soakVolume) bool { return true })
 	if v == nil {
-		return deed{}, false
+		return soakOperation{}, false
 	}
-	return deed{"create again", func() error {
+	return soakOperation{"create again", func() error {
 		got, err := s.d.Create(s.ctx, CreateOptions{Partition: v.Partition, Name: v.Name, Extent: v.Extent, Raw: v.Raw, Note: "another"})
 		if err == nil && (got.Extent != v.Extent || got.Phase != v.Phase || got.Index != v.Index) {
 			err = fmt.Errorf("got %+v", got)
@@ -74,36 +74,36 @@ func (s *soak) createAgain() (deed, bool) {
 }
 
 // overlap requests space that is taken.
-func (s *soak) overlap() (deed, bool) {
-	v := s.pick(func(v *soaked) bool { return true })
+func (s *soak) overlap() (soakOperation, bool) {
+	v := s.pickVolume(func(v *soakVolume) bool { return true })
 	if v == nil {
-		return deed{}, false
+		return soakOperation{}, false
 	}
 	e := extent.New(v.Extent.End-mib, 2*mib)
 	if s.random.IntN(4) == 0 {
-		e = at(soakVolumes-1, 2) // into a foreign partition
+		e = extentMiB(soakVolumesEnd-1, 2) // into a foreign partition
 	}
 	o := CreateOptions{Partition: s.guid(), Extent: e, Raw: s.random.IntN(2) == 0}
-	return deed{"overlap", func() error {
+	return soakOperation{"overlap", func() error {
 		_, err := s.d.Create(s.ctx, o)
 		return err
 	}, func(err error) { s.mustBe(err, ErrOverlap) }}, true
 }
 
 // format makes something on a new volume, or fails.
-func (s *soak) format() (deed, bool) {
-	v := s.pick(func(v *soaked) bool { return v.Phase == Reserved })
+func (s *soak) format() (soakOperation, bool) {
+	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase == Reserved })
 	if v == nil {
-		return deed{}, false
+		return soakOperation{}, false
 	}
 	data, fails, mark := s.pattern(v.Extent.Len()), s.random.IntN(4) == 0, s.random.IntN(2) == 0
 	device := s.device(v)
-	return deed{"format", func() error {
+	return soakOperation{"format", func() error {
 		err := s.d.Format(s.ctx, v.Partition, func(context.Context) error {
 			if fails {
 				return errInjected
 			}
-			return put(device, data, 0)
+			return writeDevice(device, data, 0)
 		})
 		if err == nil && mark {
 			err = s.d.MarkFormatted(s.ctx, v.Partition)
@@ -115,7 +115,7 @@ func (s *soak) format() (deed, bool) {
 			return
 		}
 		s.must(err)
-		copy(s.should[v.Extent.Start:v.Extent.End], data)
+		copy(s.want[v.Extent.Start:v.Extent.End], data)
 		if mark {
 			v.Phase = Formatted
 		}
@@ -123,29 +123,29 @@ func (s *soak) format() (deed, bool) {
 }
 
 // mkfs makes a real file system.
-func (s *soak) mkfs() (deed, bool) {
-	v := s.pick(func(v *soaked) bool { return v.Phase == Reserved && v.Extent.Len() >= 2*mib })
+func (s *soak) mkfs() (soakOperation, bool) {
+	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase == Reserved && v.Extent.Len() >= 2*mib })
 	if v == nil {
-		return deed{}, false
+		return soakOperation{}, false
 	}
 	device := s.device(v)
-	return deed{"mkfs", func() error {
+	return soakOperation{"mkfs", func() error {
 		return errors.Join(s.d.Format(s.ctx, v.Partition, func(context.Context) error {
-			return tryRun("mkfs.ext4", "-q", "-F", "-U", v.Partition, device)
+			return tryProgram("mkfs.ext4", "-q", "-F", "-U", v.Partition, device)
 		}), s.d.MarkFormatted(s.ctx, v.Partition))
 	}, func(err error) {
 		s.must(err)
-		s.believe(v.Extent)
+		s.acceptActual(v.Extent)
 		v.Phase, v.ext4 = Formatted, true
 	}}, true
 }
 
-func (s *soak) mark() (deed, bool) {
-	v := s.pick(func(v *soaked) bool { return true })
+func (s *soak) markFormatted() (soakOperation, bool) {
+	v := s.pickVolume(func(v *soakVolume) bool { return true })
 	if v == nil {
-		return deed{}, false
+		return soakOperation{}, false
 	}
-	return deed{"mark", func() error { return s.d.MarkFormatted(s.ctx, v.Partition) }, func(err error) {
+	return soakOperation{"mark", func() error { return s.d.MarkFormatted(s.ctx, v.Partition) }, func(err error) {
 		if v.Phase == Wiping {
 			s.mustBe(err, ErrInUse)
 			return
@@ -156,29 +156,29 @@ func (s *soak) mark() (deed, bool) {
 }
 
 // write writes as the user of a volume does.
-func (s *soak) write() (deed, bool) {
-	v := s.pick(func(v *soaked) bool { return v.Phase == Formatted && v.mounted == "" })
+func (s *soak) write() (soakOperation, bool) {
+	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase == Formatted && v.mounted == "" })
 	if v == nil {
-		return deed{}, false
+		return soakOperation{}, false
 	}
 	const unit = 4096
 	off := s.random.Int64N(v.Extent.Len()/unit) * unit
 	data := s.pattern(min(unit*(1+s.random.Int64N(64)), v.Extent.Len()-off))
 	device := s.device(v)
-	return deed{"write", func() error { return put(device, data, off) }, func(err error) {
+	return soakOperation{"write", func() error { return writeDevice(device, data, off) }, func(err error) {
 		s.must(err)
-		copy(s.should[v.Extent.Start+off:], data)
+		copy(s.want[v.Extent.Start+off:], data)
 		v.ext4 = false
 	}}, true
 }
 
-func (s *soak) mount() (deed, bool) {
-	v := s.pick(func(v *soaked) bool { return v.ext4 && v.Phase == Formatted && v.mounted == "" })
+func (s *soak) mount() (soakOperation, bool) {
+	v := s.pickVolume(func(v *soakVolume) bool { return v.ext4 && v.Phase == Formatted && v.mounted == "" })
 	if v == nil {
-		return deed{}, false
+		return soakOperation{}, false
 	}
 	device, target := s.device(v), filepath.Join(s.dir, v.Partition)
-	return deed{"mount", func() error {
+	return soakOperation{"mount", func() error {
 		if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
@@ -192,13 +192,13 @@ func (s *soak) mount() (deed, bool) {
 	}}, true
 }
 
-func (s *soak) unmount() (deed, bool) {
-	v := s.pick(func(v *soaked) bool { return v.mounted != "" })
+func (s *soak) unmount() (soakOperation, bool) {
+	v := s.pickVolume(func(v *soakVolume) bool { return v.mounted != "" })
 	if v == nil {
-		return deed{}, false
+		return soakOperation{}, false
 	}
 	device := s.device(v)
-	return deed{"unmount", func() error {
+	return soakOperation{"unmount", func() error {
 		got, err := os.ReadFile(filepath.Join(v.mounted, "file"))
 		if err == nil && !bytes.Equal(got, bytes.Repeat([]byte(v.Partition), 1000)) {
 			err = errors.New("the file is not what was written")
@@ -207,14 +207,14 @@ func (s *soak) unmount() (deed, bool) {
 	}, func(err error) {
 		s.must(err)
 		v.mounted = ""
-		s.believe(v.Extent)
+		s.acceptActual(v.Extent)
 	}}, true
 }
 
 // unmountIdle unmounts a volume and waits until no process has it open. A child that was forked while its file was read
 // keeps it open until it executes its own program. A child with its own mount namespace may have a copy of the mount.
 func unmountIdle(target, device string) error {
-	err := await(context.Background(), lockPatience, func() (bool, error) {
+	err := await(context.Background(), lockTimeout, func() (bool, error) {
 		err := unix.Unmount(target, 0)
 		if errors.Is(err, unix.EBUSY) {
 			return false, nil
@@ -224,7 +224,7 @@ func unmountIdle(target, device string) error {
 	if err != nil {
 		return err
 	}
-	return await(context.Background(), lockPatience, func() (bool, error) {
+	return await(context.Background(), lockTimeout, func() (bool, error) {
 		f, err := os.OpenFile(device, os.O_RDONLY|unix.O_EXCL, 0)
 		if errors.Is(err, unix.EBUSY) {
 			return false, nil
@@ -236,17 +236,17 @@ func unmountIdle(target, device string) error {
 	})
 }
 
-func (s *soak) grow() (deed, bool) {
-	v := s.pick(func(v *soaked) bool { return v.Phase != Wiping && v.Extent.Len() < 8*mib })
+func (s *soak) grow() (soakOperation, bool) {
+	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase != Wiping && v.Extent.Len() < 8*mib })
 	if v == nil {
-		return deed{}, false
+		return soakOperation{}, false
 	}
 	tail := extent.New(v.Extent.End, (1+s.random.Int64N(3))*mib)
-	if !s.free().Contains(tail) {
-		return deed{}, false
+	if !s.unclaimed().Contains(tail) {
+		return soakOperation{}, false
 	}
 	s.claimed = s.claimed.Add(tail)
-	return deed{"grow", func() error {
+	return soakOperation{"grow", func() error {
 		got, err := s.d.Grow(s.ctx, v.Partition, tail.End-v.Extent.Start)
 		if err == nil && got.Extent.End != tail.End {
 			err = fmt.Errorf("got %+v", got)
@@ -255,36 +255,36 @@ func (s *soak) grow() (deed, bool) {
 	}, func(err error) {
 		s.must(err)
 		v.Extent.End = tail.End
-		s.zeroes(tail)
-		s.known = s.known.Remove(tail)
+		s.wantZeros(tail)
+		s.knownZero = s.knownZero.Remove(tail)
 	}}, true
 }
 
-func (s *soak) growTooFar() (deed, bool) {
-	v := s.pick(func(v *soaked) bool { return v.Phase != Wiping })
+func (s *soak) growTooFar() (soakOperation, bool) {
+	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase != Wiping })
 	if v == nil {
-		return deed{}, false
+		return soakOperation{}, false
 	}
-	return deed{"grow too far", func() error {
-		_, err := s.d.Grow(s.ctx, v.Partition, (soakVolumes+1)*mib-v.Extent.Start)
+	return soakOperation{"grow too far", func() error {
+		_, err := s.d.Grow(s.ctx, v.Partition, (soakVolumesEnd+1)*mib-v.Extent.Start)
 		return err
 	}, func(err error) { s.mustBe(err, ErrOverlap) }}, true
 }
 
-func (s *soak) wipe() (deed, bool) {
-	v := s.pick(func(v *soaked) bool { return v.mounted == "" || s.random.IntN(4) == 0 })
+func (s *soak) wipe() (soakOperation, bool) {
+	v := s.pickVolume(func(v *soakVolume) bool { return v.mounted == "" || s.random.IntN(4) == 0 })
 	if v == nil {
-		return deed{}, false
+		return soakOperation{}, false
 	}
 	policy := []WipePolicy{WipeZero, WipeZero, WipeOverwrite, WipeSecureDiscard, WipeNone}[s.random.IntN(5)]
 	if v.mounted != "" {
-		return deed{"wipe of mounted", func() error {
+		return soakOperation{"wipe of mounted", func() error {
 			_, err := s.d.Wipe(s.ctx, v.Partition, WipeOptions{Policy: policy})
 			return err
 		}, func(err error) { s.mustBe(err, ErrInUse) }}, true
 	}
-	var record Wiped
-	return deed{"wipe " + string(policy), func() (err error) {
+	var record WipeResult
+	return soakOperation{"wipe " + string(policy), func() (err error) {
 		record, err = s.d.Wipe(s.ctx, v.Partition, WipeOptions{Policy: policy})
 		return err
 	}, func(err error) {
@@ -292,40 +292,40 @@ func (s *soak) wipe() (deed, bool) {
 		if record.Extent != v.Extent || record.Partition != v.Partition || record.Verified != (policy != WipeNone) {
 			s.fatalf("the record of the wipe of %+v is %+v", v, record)
 		}
-		s.gone(v, policy)
+		s.removeVolume(v, policy)
 	}}, true
 }
 
-// cutWipe is cancelled as soon as something of the volume was overwritten.
-func (s *soak) cutWipe() (deed, bool) {
-	v := s.pick(func(v *soaked) bool { return v.mounted == "" })
+// interruptWipe is cancelled as soon as something of the volume was overwritten.
+func (s *soak) cutWipe() (soakOperation, bool) {
+	v := s.pickVolume(func(v *soakVolume) bool { return v.mounted == "" })
 	if v == nil {
-		return deed{}, false
+		return soakOperation{}, false
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
-	return deed{"cut wipe", func() error {
+	return soakOperation{"cut wipe", func() error {
 		defer cancel()
 		_, err := s.d.Wipe(ctx, v.Partition, WipeOptions{Policy: WipeOverwrite, Progress: func(int64) { cancel() }})
 		return err
 	}, func(err error) {
 		if err == nil {
-			s.gone(v, WipeOverwrite)
+			s.removeVolume(v, WipeOverwrite)
 			return
 		}
 		s.mustBe(err, context.Canceled)
-		s.believe(v.Extent)
+		s.acceptActual(v.Extent)
 		v.Phase, v.ext4, v.Wipe = Wiping, false, WipeSettings{Policy: WipeOverwrite}
 	}}, true
 }
 
 // heldWipe tries to wipe a volume that a process has open exclusively.
-func (s *soak) heldWipe() (deed, bool) {
-	v := s.pick(func(v *soaked) bool { return v.mounted == "" && v.Phase != Wiping })
+func (s *soak) heldWipe() (soakOperation, bool) {
+	v := s.pickVolume(func(v *soakVolume) bool { return v.mounted == "" && v.Phase != Wiping })
 	if v == nil {
-		return deed{}, false
+		return soakOperation{}, false
 	}
 	device := s.device(v)
-	return deed{"held wipe", func() error {
+	return soakOperation{"held wipe", func() error {
 		holder, err := os.OpenFile(device, os.O_RDONLY|unix.O_EXCL, 0)
 		if err != nil {
 			return err
@@ -336,12 +336,12 @@ func (s *soak) heldWipe() (deed, bool) {
 	}, func(err error) { s.mustBe(err, ErrInUse) }}, true
 }
 
-func (s *soak) check1() (deed, bool) {
-	return deed{"check", func() error { return s.d.Check(s.ctx) }, s.must}, true
+func (s *soak) checkDisk() (soakOperation, bool) {
+	return soakOperation{"check", func() error { return s.d.Check(s.ctx) }, s.must}, true
 }
 
-// put writes to a volume, as its user would.
-func put(device string, data []byte, off int64) error {
+// writeDevice writes to a volume, as its user would.
+func writeDevice(device string, data []byte, off int64) error {
 	f, err := os.OpenFile(device, os.O_WRONLY, 0)
 	if err != nil {
 		return err
@@ -352,8 +352,8 @@ func put(device string, data []byte, off int64) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// pick chooses a volume that no operation uses in this round, and reserves it.
-func (s *soak) pick(fits func(*soaked) bool) *soaked {
+// pickVolume chooses a volume that no operation uses in this round, and reserves it.
+func (s *soak) pickVolume(fits func(*soakVolume) bool) *soakVolume {
 	var guids []string
 	for guid, v := range s.volumes {
 		if !s.claimedVolumes[guid] && fits(v) {

@@ -19,10 +19,11 @@ import (
 )
 
 const (
-	// soakVolumes is where the volumes' part of the disk ends, in MiB. Foreign partitions follow.
-	soakVolumes = 40
-	// soakForeign leaves 6 of the kernel's partition numbers, so that every disk has volumes with a number and without.
-	soakForeign = MetaEntry - 1 - 6
+	// soakVolumesEnd is where the volumes' part of the disk ends, in MiB. Foreign partitions follow.
+	soakVolumesEnd = 40
+	// soakForeignCount leaves 6 of the kernel's partition numbers, so that every disk has volumes with a number and
+	// without.
+	soakForeignCount = MetaEntry - 1 - 6
 )
 
 // soak is a disk, and a model of it.
@@ -30,16 +31,16 @@ type soak struct {
 	t      *testing.T
 	ctx    context.Context
 	random *rand.Rand
-	l      *loop
+	l      *loopDisk
 	d      *Disk
 	id     string
 	dir    string // of the mount points
 	image  []byte // what the disk holds, without its end
-	should []byte // what it should hold
+	want   []byte // what it should hold
 	// volumes that the disk should have, by partition.
-	volumes map[string]*soaked
-	// known is what is zero and known to the disk as zero.
-	known extent.Set
+	volumes map[string]*soakVolume
+	// knownZero is what is zero and known to the disk as zero.
+	knownZero extent.Set
 
 	// These are used by an operation of this round.
 	claimed        extent.Set
@@ -50,8 +51,8 @@ type soak struct {
 	history                      []string
 }
 
-// soaked is a volume of the model.
-type soaked struct {
+// soakVolume is a volume of the model.
+type soakVolume struct {
 	Volume         // as the snapshot should show it
 	ext4    bool   // it holds a file system
 	mounted string // where
@@ -59,17 +60,17 @@ type soaked struct {
 
 func newSoak(t *testing.T, sector int, seed uint64) *soak {
 	t.Helper()
-	s := &soak{t: t, ctx: quiet(t), random: rand.New(rand.NewPCG(seed, uint64(sector))), volumes: map[string]*soaked{}, counts: map[string]int{}, dir: t.TempDir()}
-	s.l = initialized(t, (soakVolumes+soakForeign+1)*mib, sector)
+	s := &soak{t: t, ctx: withoutLogs(t), random: rand.New(rand.NewPCG(seed, uint64(sector))), volumes: map[string]*soakVolume{}, counts: map[string]int{}, dir: t.TempDir()}
+	s.l = initialized(t, (soakVolumesEnd+soakForeignCount+1)*mib, sector)
 	s.addForeign()
-	soil(t, s.l, at(2, soakVolumes-2))
+	fillWithData(t, s.l, extentMiB(2, soakVolumesEnd-2))
 	f, err := os.Open(s.l.image)
 	s.must(err)
 	defer f.Close()
-	s.image, err = unix.Mmap(int(f.Fd()), 0, int(soakVolumes*mib), unix.PROT_READ, unix.MAP_SHARED)
+	s.image, err = unix.Mmap(int(f.Fd()), 0, int(soakVolumesEnd*mib), unix.PROT_READ, unix.MAP_SHARED)
 	s.must(err)
 	t.Cleanup(func() { _ = unix.Munmap(s.image) })
-	s.should = bytes.Clone(s.image)
+	s.want = bytes.Clone(s.image)
 	t.Cleanup(func() {
 		for _, v := range s.volumes {
 			if v.mounted != "" {
@@ -88,17 +89,17 @@ func (s *soak) addForeign() {
 	device, err := openDevice(s.l.path, os.O_RDWR)
 	s.must(err)
 	defer device.Close()
-	s.must(device.measure())
+	s.must(device.readLayout())
 	found, err := examine(device, device.layout)
 	s.must(err)
 	c := found.current
 	perMiB := mib / device.sector
-	for i := range int64(soakForeign) {
-		c, err = c.withEntry(device.layout, foreign(device.layout, int(i)+1, (soakVolumes+i)*perMiB, (soakVolumes+i+1)*perMiB))
+	for i := range int64(soakForeignCount) {
+		c, err = c.withEntry(device.layout, foreignEntry(device.layout, int(i)+1, (soakVolumesEnd+i)*perMiB, (soakVolumesEnd+i+1)*perMiB))
 		s.must(err)
 	}
-	both := render(device.layout, c)
-	for _, w := range []write{both.backup, both.primary} {
+	both := renderCopies(device.layout, c)
+	for _, w := range []sectorWrite{both.backup, both.primary} {
 		_, err := device.WriteAt(w.data, w.off)
 		s.must(err)
 	}
@@ -107,8 +108,8 @@ func (s *soak) addForeign() {
 func (s *soak) open() {
 	s.t.Helper()
 	// Programs that the other disk's soak starts have this one's files open between fork and exec.
-	s.must(await(s.ctx, lockPatience, func() (bool, error) {
-		d, err := Open(s.ctx, s.l.path, Options{Known: func(id string) bool { return id == s.id }})
+	s.must(await(s.ctx, lockTimeout, func() (bool, error) {
+		d, err := Open(s.ctx, s.l.path, Options{SeenBefore: func(id string) bool { return id == s.id }})
 		if errors.Is(err, ErrInUse) {
 			return false, nil
 		}
@@ -117,7 +118,7 @@ func (s *soak) open() {
 		}
 		return err == nil, err
 	}))
-	s.known = extent.Set{}
+	s.knownZero = extent.Set{}
 }
 
 // restart closes the disk and opens it again.
@@ -143,7 +144,7 @@ func (s *soak) unmountAll() error {
 			return err
 		}
 		v.mounted = ""
-		s.believe(v.Extent)
+		s.acceptActual(v.Extent)
 	}
 	return nil
 }
@@ -155,30 +156,30 @@ func (s *soak) finish() {
 	for guid, v := range s.volumes {
 		_, err := s.d.Wipe(s.ctx, guid, WipeOptions{})
 		s.must(err)
-		s.gone(v, WipeZero)
+		s.removeVolume(v, WipeZero)
 	}
 	s.check()
 	s.must(s.d.Close())
 	verifyTable(s.t, s.l.path)
 }
 
-// free is the free space in the model, without what this round uses.
-func (s *soak) free() extent.Set {
-	return s.unused().Subtract(s.claimed)
+// unclaimed is the free space in the model, without what this round uses.
+func (s *soak) unclaimed() extent.Set {
+	return s.freeInModel().Subtract(s.claimed)
 }
 
-func (s *soak) unused() extent.Set {
-	free := extent.NewSet(at(2, soakVolumes-2))
+func (s *soak) freeInModel() extent.Set {
+	free := extent.NewSet(extentMiB(2, soakVolumesEnd-2))
 	for _, v := range s.volumes {
 		free = free.Remove(v.Extent)
 	}
 	return free
 }
 
-// place takes some free MiBs for this round.
-func (s *soak) place(length int64) (extent.Extent, bool) {
+// reserveExtent takes some free MiBs for this round.
+func (s *soak) reserveExtent(length int64) (extent.Extent, bool) {
 	var starts []int64
-	for _, e := range s.free().All() {
+	for _, e := range s.unclaimed().All() {
 		for start := e.Start; start+length*mib <= e.End; start += mib {
 			starts = append(starts, start)
 		}
@@ -206,7 +207,7 @@ func (s *soak) pattern(n int64) []byte {
 }
 
 // device is the device that the volume's user opens.
-func (s *soak) device(v *soaked) string {
+func (s *soak) device(v *soakVolume) string {
 	s.t.Helper()
 	now, found := ptr(s.d.Snapshot()).Volume(v.Partition)
 	if !found || now.Device == "" {
@@ -215,17 +216,17 @@ func (s *soak) device(v *soaked) string {
 	return now.Device
 }
 
-func (s *soak) zeroes(e extent.Extent) { clear(s.should[e.Start:e.End]) }
+func (s *soak) wantZeros(e extent.Extent) { clear(s.want[e.Start:e.End]) }
 
-// believe copies what a file system has written, or what is left of a volume, into the model.
-func (s *soak) believe(e extent.Extent) { copy(s.should[e.Start:e.End], s.image[e.Start:e.End]) }
+// acceptActual copies what a file system has written, or what is left of a volume, into the model.
+func (s *soak) acceptActual(e extent.Extent) { copy(s.want[e.Start:e.End], s.image[e.Start:e.End]) }
 
-// gone ends a volume in the model.
-func (s *soak) gone(v *soaked, policy WipePolicy) {
+// removeVolume ends a volume in the model.
+func (s *soak) removeVolume(v *soakVolume, policy WipePolicy) {
 	delete(s.volumes, v.Partition)
 	if policy != WipeNone {
-		s.zeroes(v.Extent)
-		s.known = s.known.Add(v.Extent)
+		s.wantZeros(v.Extent)
+		s.knownZero = s.knownZero.Add(v.Extent)
 	}
 }
 
@@ -248,8 +249,8 @@ func (s *soak) check() {
 	}) {
 		s.fatalf("volumes: %+v\nshould be %+v", snapshot.Volumes, want)
 	}
-	if !snapshot.Free.Equal(s.unused()) {
-		s.fatalf("free: %v\nshould be %v", snapshot.Free, s.unused())
+	if !snapshot.Free.Equal(s.freeInModel()) {
+		s.fatalf("free: %v\nshould be %v", snapshot.Free, s.freeInModel())
 	}
 	s.checkBytes()
 	s.checkKernel(snapshot)
@@ -261,14 +262,14 @@ func (s *soak) check() {
 // checkBytes compares the whole disk except mounted volumes, which may be written at any time.
 func (s *soak) checkBytes() {
 	s.t.Helper()
-	rest := extent.NewSet(at(2, soakVolumes-2))
+	rest := extent.NewSet(extentMiB(2, soakVolumesEnd-2))
 	for _, v := range s.volumes {
 		if v.mounted != "" {
 			rest = rest.Remove(v.Extent)
 		}
 	}
 	for _, e := range rest.All() {
-		if got, want := s.image[e.Start:e.End], s.should[e.Start:e.End]; !bytes.Equal(got, want) {
+		if got, want := s.image[e.Start:e.End], s.want[e.Start:e.End]; !bytes.Equal(got, want) {
 			off := int64(0)
 			for got[off] == want[off] {
 				off++
@@ -282,7 +283,7 @@ func (s *soak) checkBytes() {
 func (s *soak) checkKernel(snapshot Snapshot) {
 	s.t.Helper()
 	partitions := s.l.partitions(s.t)
-	if p, ok := partitions[MetaEntry]; ok && p.extent == at(1, 1) {
+	if p, ok := partitions[MetaEntry]; ok && p.extent == extentMiB(1, 1) {
 		delete(partitions, MetaEntry)
 	}
 	for _, v := range snapshot.Volumes {
@@ -303,7 +304,7 @@ func (s *soak) checkKernel(snapshot Snapshot) {
 			if err == nil && size == v.Extent.Len() {
 				_, err = device.ReadAt(ends, off)
 			}
-			if err == nil && s.volumes[v.Partition].mounted == "" && !bytes.Equal(ends, s.should[v.Extent.Start+off:][:4096]) {
+			if err == nil && s.volumes[v.Partition].mounted == "" && !bytes.Equal(ends, s.want[v.Extent.Start+off:][:4096]) {
 				err = fmt.Errorf("at %d it shows %q", off, ends[:32])
 			}
 		}
@@ -325,7 +326,7 @@ func (s *soak) checkTable(want []Volume) {
 	device, err := openDevice(s.l.path, os.O_RDONLY)
 	s.must(err)
 	defer device.Close()
-	s.must(device.measure())
+	s.must(device.readLayout())
 	// If a file system is about to be made, the backup has the next phase already.
 	found, err := examine(device, device.layout)
 	s.must(err)
@@ -339,7 +340,7 @@ func (s *soak) checkTable(want []Volume) {
 	for _, e := range table.entries {
 		v, ok := s.volumes[e.guid]
 		switch {
-		case ok && (e.extent != v.Extent || phaseOf[e.kind] != v.Phase || e.index != v.Index || e.name != v.Name):
+		case ok && (e.extent != v.Extent || phaseOf[e.typeGUID] != v.Phase || e.index != v.Index || e.name != v.Name):
 			s.fatalf("the table has %+v, it should be %+v", e, v)
 		case !ok && e.isVolume():
 			s.fatalf("the table has %+v", e)
@@ -347,7 +348,7 @@ func (s *soak) checkTable(want []Volume) {
 			others++
 		}
 	}
-	if others != soakForeign || len(table.entries) != others+1+len(want) {
+	if others != soakForeignCount || len(table.entries) != others+1+len(want) {
 		s.fatalf("the table has %d entries, %d of others; there are %d volumes", len(table.entries), others, len(want))
 	}
 	if s.shown < s.done/100 && !found.badBackup {

@@ -34,7 +34,7 @@ func soakDisk(t *testing.T, sector, operations int, seed uint64) {
 	begin := time.Now()
 	s := newSoak(t, sector, seed)
 	for s.done < operations {
-		s.operate()
+		s.runRound()
 	}
 	s.finish()
 	t.Logf("seed %d: %d operations in %v, %d tables compared, %d shown to the tools, volumes up to entry %d: %v",
@@ -52,28 +52,28 @@ func soakDisk(t *testing.T, sector, operations int, seed uint64) {
 	}
 }
 
-// deed is one operation. It is planned on the model, done on the disk, perhaps concurrently with others, and then done
-// on the model.
-type deed struct {
+// soakOperation is one operation. It is planned on the model, done on the disk, perhaps concurrently with others, and
+// then done on the model.
+type soakOperation struct {
 	name string
 	do   func() error
 	then func(err error)
 }
 
-// operate plans and does one operation or several at once, and checks everything.
-func (s *soak) operate() {
+// runRound plans and does one operation or several at once, and checks everything.
+func (s *soak) runRound() {
 	s.t.Helper()
 	n := 1
 	if s.random.IntN(8) == 0 {
 		n = 2 + s.random.IntN(3)
 	}
 	s.claimed, s.claimedVolumes = extent.Set{}, map[string]bool{}
-	var deeds []deed
+	var deeds []soakOperation
 	if n == 1 && s.random.IntN(12) == 0 {
-		deeds = s.alone()
+		deeds = s.planWholeDisk()
 	}
 	for tries := 0; len(deeds) < n && tries < 50; tries++ {
-		if d, possible := s.plan(); possible {
+		if d, possible := s.planOperation(); possible {
 			deeds = append(deeds, d)
 		}
 	}
@@ -103,32 +103,32 @@ func (s *soak) operate() {
 	s.check()
 }
 
-// plan chooses an operation that concerns one volume or one place. No other operation uses that in this round.
-func (s *soak) plan() (deed, bool) {
-	ways := []func() (deed, bool){
+// planOperation chooses an operation that concerns one volume or one place. No other operation uses that in this round.
+func (s *soak) planOperation() (soakOperation, bool) {
+	ways := []func() (soakOperation, bool){
 		s.create, s.create, s.create, s.createRaw, s.createAgain, s.overlap,
-		s.format, s.format, s.mkfs, s.mark, s.write, s.write, s.mount, s.unmount, s.unmount,
-		s.grow, s.grow, s.growTooFar, s.wipe, s.wipe, s.wipe, s.cutWipe, s.heldWipe, s.check1,
+		s.format, s.format, s.mkfs, s.markFormatted, s.write, s.write, s.mount, s.unmount, s.unmount,
+		s.grow, s.grow, s.growTooFar, s.wipe, s.wipe, s.wipe, s.cutWipe, s.heldWipe, s.checkDisk,
 	}
 	return ways[s.random.IntN(len(ways))]()
 }
 
-// alone are the operations that concern the whole disk.
-func (s *soak) alone() []deed {
+// planWholeDisk are the operations that concern the whole disk.
+func (s *soak) planWholeDisk() []soakOperation {
 	switch s.random.IntN(4) {
 	case 0:
-		return []deed{{"reopen", func() error { return s.restart(nil) }, s.must}}
+		return []soakOperation{{"reopen", func() error { return s.restart(nil) }, s.must}}
 	case 1:
-		return []deed{{"reboot", func() error {
+		return []soakOperation{{"reboot", func() error {
 			if err := s.unmountAll(); err != nil {
 				return err
 			}
-			return s.restart(func() error { s.l.forget(s.t); return nil })
+			return s.restart(func() error { s.l.removePartitions(s.t); return nil })
 		}, s.must}}
 	case 2:
-		return []deed{{"damage", func() error { return s.restart(s.damage) }, s.must}}
+		return []soakOperation{{"damage", func() error { return s.restart(s.damage) }, s.must}}
 	}
-	return []deed{{"other agent", func() error {
+	return []soakOperation{{"other agent", func() error {
 		other, err := Open(s.ctx, s.l.path, Options{})
 		if err == nil {
 			other.Close()
@@ -144,7 +144,7 @@ func (s *soak) damage() error {
 		return err
 	}
 	defer device.Close()
-	if err := device.measure(); err != nil {
+	if err := device.readLayout(); err != nil {
 		return err
 	}
 	copyOf := []location{device.primary(), device.backup()}[s.random.IntN(2)]
@@ -154,7 +154,7 @@ func (s *soak) damage() error {
 		if s.random.IntN(2) == 0 {
 			spoiled = s.pattern(device.sector)
 		}
-		if _, err := device.WriteAt(spoiled, device.copyAt(copyOf)+sector*device.sector); err != nil {
+		if _, err := device.WriteAt(spoiled, device.copyOffset(copyOf)+sector*device.sector); err != nil {
 			return err
 		}
 	}

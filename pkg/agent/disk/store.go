@@ -27,20 +27,20 @@ type findings struct {
 	ours, foreign, unusable bool
 	reason                  string
 	// current is the copy that counts.
-	current copyOfTable
-	// was is the layout for which the table was made, if the disk had another size then. In that case the fields below
-	// have no meaning.
-	was layout
+	current tableCopy
+	// madeFor is the layout for which the table was made, if the disk had another size then. In that case the fields
+	// below have no meaning.
+	madeFor layout
 	// The parts that must be rewritten before anything else is.
 	badMBR, badPrimary, badBackup bool
-	// needsKnown: only the backup is left, and nothing at the beginning of the disk shows that it is still the same
-	// disk. An operator who gives a disk up zeroes its beginning, so the id must be known from elsewhere.
-	needsKnown bool
+	// mustBeSeenBefore: only the backup is left, and nothing at the beginning of the disk shows that it is still the
+	// same disk. An operator who gives a disk up zeroes its beginning, so the id must be known from elsewhere.
+	mustBeSeenBefore bool
 }
 
 func (f findings) String() string {
 	return fmt.Sprintf("disk %s: ours %t, foreign %t (%s), bad: record %t, primary %t, backup %t, needs to be known %t",
-		f.current.id, f.ours, f.foreign, f.reason, f.badMBR, f.badPrimary, f.badBackup, f.needsKnown)
+		f.current.id, f.ours, f.foreign, f.reason, f.badMBR, f.badPrimary, f.badBackup, f.mustBeSeenBefore)
 }
 
 // examine reads both copies and decides which one counts. It only reads. Errors come from the device.
@@ -65,7 +65,7 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 		// backup has was never acknowledged.
 		f.badBackup = backupErr != nil || !backup.clean || backup.id != primary.id || !bytes.Equal(backup.array, primary.array)
 	case errors.Is(primaryErr, errNotOurs):
-		c, was, found, err := resized(r, l)
+		c, was, found, err := findResized(r, l)
 		if err != nil {
 			return findings{}, err
 		}
@@ -73,12 +73,12 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 			f.foreign, f.reason = true, primaryErr.Error()
 			return f, nil
 		}
-		f.current, f.was = c, was
+		f.current, f.madeFor = c, was
 	case backupErr == nil:
 		f.current, f.badPrimary, f.badBackup = backup, true, !backup.clean
 		// A crash while the primary's entries are written leaves its header intact. The header proves that this is
 		// still the disk of the backup.
-		f.needsKnown = primary.id != backup.id || mbr != mbrProtective
+		f.mustBeSeenBefore = primary.id != backup.id || mbr != mbrProtective
 	default:
 		f.reason = primaryErr.Error()
 		if id := cmp.Or(primary.id, backup.id); id != "" {
@@ -87,7 +87,7 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 			f.reason = fmt.Sprintf("both copies of the partition table of the disk %s are damaged: %v; %v; restore one of them, or zero the first and the last MiB to give its volumes up", id, primaryErr, backupErr)
 			return f, nil
 		}
-		sector, err := otherSector(r, l)
+		sector, err := findOtherSectorSize(r, l)
 		if sector != 0 {
 			f.foreign, f.unusable = true, true
 			f.reason = fmt.Sprintf("the disk has a table of ours for sectors of %d bytes, and shows sectors of %d: connect it as it was before", sector, l.sector)
@@ -98,7 +98,7 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 		f.foreign, f.reason = true, fmt.Sprintf("the partition table has no meta partition of ours in entry %d", MetaEntry)
 		return f, nil
 	}
-	if mbr == mbrOther {
+	if mbr == mbrForeign {
 		f.foreign, f.unusable, f.reason = true, true, "the disk has a table of ours, but sector 0 holds another partition table or boot sector"
 		return f, nil
 	}
@@ -107,16 +107,16 @@ func examine(r io.ReaderAt, l layout) (findings, error) {
 }
 
 // isOurs reports whether the entries have a meta partition of ours.
-func (c copyOfTable) isOurs() bool { return bytes.Equal(c.slot(MetaEntry)[:16], metaTypeOnDisk[:]) }
+func (c tableCopy) isOurs() bool { return bytes.Equal(c.entryBytes(MetaEntry)[:16], metaTypeOnDisk[:]) }
 
-var metaTypeOnDisk = guidToDisk(uuid.MustParse(TypeMeta))
+var metaTypeOnDisk = encodeGUID(uuid.MustParse(TypeMeta))
 
 // store keeps a disk's table: the entries, and both copies of them on the disk.
 type store struct {
-	pair
+	copyPair
 	table table
-	// proven is the table that both copies are known to hold, or held last. In state early it is the one before.
-	proven table
+	// verified is the table that both copies are known to hold, or held last. In state early it is the one before.
+	verified table
 }
 
 // load reads the table that examine chose, with the layout for which it was made. It does not write.
@@ -128,8 +128,8 @@ func load(dev device, l layout, f findings) (*store, error) {
 	return newStore(dev, t, f.current), nil
 }
 
-func newStore(dev device, t table, c copyOfTable) *store {
-	return &store{pair: newPair(dev, t.layout, c), table: t, proven: t}
+func newStore(dev device, t table, c tableCopy) *store {
+	return &store{copyPair: newCopyPair(dev, t.layout, c), table: t, verified: t}
 }
 
 // repair rewrites the damaged parts, unchanged. With a change on top of a single intact copy the next crash could lose
@@ -137,13 +137,13 @@ func newStore(dev device, t table, c copyOfTable) *store {
 func (s *store) repair(ctx context.Context, f findings) error {
 	var batches []batch
 	if f.badMBR {
-		batches = append(batches, whole(write{0, encodeMBR(s.table.layout)}))
+		batches = append(batches, wholeBatch(sectorWrite{0, encodeMBR(s.table.layout)}))
 	}
 	if f.badBackup {
-		batches = append(batches, whole(s.onDisk.backup))
+		batches = append(batches, wholeBatch(s.onDisk.backup))
 	}
 	if f.badPrimary {
-		batches = append(batches, whole(s.onDisk.primary))
+		batches = append(batches, wholeBatch(s.onDisk.primary))
 	}
 	if len(batches) == 0 {
 		return nil
@@ -158,7 +158,7 @@ func (s *store) repair(ctx context.Context, f findings) error {
 func (s *store) probe(ctx context.Context) error {
 	header := s.onDisk.backup
 	header.off, header.data = header.end()-s.table.sector, header.data[int64(len(header.data))-s.table.sector:]
-	return s.write(ctx, []batch{{s.onDisk.backup, []write{header}}})
+	return s.write(ctx, []batch{{s.onDisk.backup, []sectorWrite{header}}})
 }
 
 // put makes next the table of the disk: the present one with e in its place. After an error that wraps ErrOutOfService
@@ -168,21 +168,21 @@ func (s *store) put(ctx context.Context, next table, e entry) error {
 	if err != nil {
 		return err
 	}
-	return s.change(ctx, next, func() error { return s.pair.put(ctx, e.index, b, nil) })
+	return s.change(ctx, next, func() error { return s.copyPair.put(ctx, e.index, b, nil) })
 }
 
 // putNew is put of a new volume. first is called after the medium was checked, before anything is written. If it is
 // early, putNew returns when the entry is in the primary and on the medium. finish writes the other half.
-func (s *store) putNew(ctx context.Context, next table, e entry, early bool, first func() error) error {
+func (s *store) putNew(ctx context.Context, next table, e entry, primaryFirst bool, onChecked func() error) error {
 	b, err := encodeEntry(next.layout, e)
 	if err != nil {
 		return err
 	}
 	return s.change(ctx, next, func() error {
-		if early {
-			return s.pair.putEarly(ctx, e.index, b, first)
+		if primaryFirst {
+			return s.copyPair.putPrimaryFirst(ctx, e.index, b, onChecked)
 		}
-		return s.pair.put(ctx, e.index, b, first)
+		return s.copyPair.put(ctx, e.index, b, onChecked)
 	})
 }
 
@@ -192,32 +192,36 @@ func (s *store) drop(ctx context.Context, next table, index int) error {
 }
 
 // commit makes next the table of the disk. Its bytes are the present ones except for one entry.
-func (s *store) commit(ctx context.Context, next table, index int, slot []byte) error {
-	return s.change(ctx, next, func() error { return s.pair.put(ctx, index, slot, nil) })
+func (s *store) commit(ctx context.Context, next table, index int, entryBytes []byte) error {
+	return s.change(ctx, next, func() error { return s.copyPair.put(ctx, index, entryBytes, nil) })
 }
 
-// putAhead writes the first half of a put that is likely to come. The table does not change.
-func (s *store) putAhead(ctx context.Context, next table, e entry) error {
+// prepare writes the first half of a put that is likely to come. The table does not change.
+func (s *store) prepare(ctx context.Context, next table, e entry) error {
 	b, err := encodeEntry(next.layout, e)
 	if err != nil {
 		return err
 	}
-	if err := mayFollow(next); err != nil {
+	if err := checkNext(next); err != nil {
 		return err
 	}
-	return s.done(s.table, s.pair.expect(ctx, e.index, b))
+	return s.recordResult(s.table, s.copyPair.prepare(ctx, e.index, b))
 }
 
-// takeBack undoes what putAhead wrote: both copies are the same again.
-func (s *store) takeBack(ctx context.Context) error { return s.done(s.table, s.pair.takeBack(ctx)) }
+// undoPrepare undoes what prepare wrote: both copies are the same again.
+func (s *store) undoPrepare(ctx context.Context) error {
+	return s.recordResult(s.table, s.copyPair.undoPrepare(ctx))
+}
 
 // finish finishes an early putNew.
-func (s *store) finish(ctx context.Context) error { return s.done(s.table, s.pair.settle(ctx)) }
+func (s *store) finish(ctx context.Context) error {
+	return s.recordResult(s.table, s.copyPair.completeBackup(ctx))
+}
 
 // unfinished reports whether finish has anything to do.
-func (s *store) unfinished() bool { return s.state == pairEarly }
+func (s *store) unfinished() bool { return s.state == pairBackupPending }
 
-func mayFollow(next table) error {
+func checkNext(next table) error {
 	if err := next.validate(); err != nil {
 		return fmt.Errorf("the new table would be invalid: %w", err)
 	}
@@ -226,26 +230,26 @@ func mayFollow(next table) error {
 
 // change has the pair make next the table. An earlier write is finished, and recorded, first.
 func (s *store) change(ctx context.Context, next table, do func() error) error {
-	if err := mayFollow(next); err != nil {
+	if err := checkNext(next); err != nil {
 		return err
 	}
 	if err := s.finish(ctx); err != nil {
 		return err
 	}
-	return s.done(next, do())
+	return s.recordResult(next, do())
 }
 
-// done records the table after an operation of the pair. If an early write could not be finished, it is the table
-// before: that volume was not acknowledged yet.
-func (s *store) done(next table, err error) error {
+// recordResult records the table after an operation of the pair. If an early write could not be finished, it is the
+// table before: that volume was not acknowledged yet.
+func (s *store) recordResult(next table, err error) error {
 	switch {
-	case errors.Is(err, ErrOutOfService) && s.state == pairEarly:
-		s.table = s.proven
+	case errors.Is(err, ErrOutOfService) && s.state == pairBackupPending:
+		s.table = s.verified
 	case err != nil:
-	case s.state == pairEarly:
+	case s.state == pairBackupPending:
 		s.table = next
 	default:
-		s.table, s.proven = next, next
+		s.table, s.verified = next, next
 	}
 	return err
 }
@@ -267,21 +271,21 @@ func format(ctx context.Context, dev device, l layout, o Owner) (id string, err 
 	}
 	header, array := l.split(l.primary(), s.onDisk.primary.data)
 	err = s.write(ctx, []batch{
-		whole(write{l.offset(l.primary().arrayLBA), array}),
-		whole(write{l.offset(l.primary().headerLBA), header}),
-		whole(write{0, encodeMBR(l)}),
-		whole(s.onDisk.backup),
+		wholeBatch(sectorWrite{l.offset(l.primary().arrayLBA), array}),
+		wholeBatch(sectorWrite{l.offset(l.primary().headerLBA), header}),
+		wholeBatch(sectorWrite{0, encodeMBR(l)}),
+		wholeBatch(s.onDisk.backup),
 	})
 	return t.id, err
 }
 
 // newCopy is the table of a disk without volumes, with its bytes.
-func newCopy(l layout, id, metaGUID string) (table, copyOfTable, error) {
+func newCopy(l layout, id, metaGUID string) (table, tableCopy, error) {
 	t := newTable(l, id, metaGUID)
 	if err := t.validate(); err != nil {
-		return table{}, copyOfTable{}, err
+		return table{}, tableCopy{}, err
 	}
-	c, err := copyOfTable{id: id, array: make([]byte, arrayBytes)}.withEntry(l, t.entries[0])
+	c, err := tableCopy{id: id, array: make([]byte, arrayBytes)}.withEntry(l, t.entries[0])
 	return t, c, err
 }
 
@@ -297,7 +301,7 @@ func isBlank(r io.ReaderAt, l layout) (bool, error) {
 		return false, err
 	}
 	// All but its GUID, which is random.
-	want := c.slot(MetaEntry)
+	want := c.entryBytes(MetaEntry)
 	slot := head[l.offset(l.primary().arrayLBA)+(MetaEntry-1)*entrySize:][:entrySize]
 	if bytes.Equal(slot[:16], want[:16]) && bytes.Equal(slot[32:], want[32:]) {
 		clear(slot)

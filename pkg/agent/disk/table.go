@@ -14,7 +14,7 @@ import (
 // entry is one used entry of the table.
 type entry struct {
 	index      int    // from 1
-	kind       string // type GUID, lower case
+	typeGUID   string // type GUID, lower case
 	guid       string // lower case
 	extent     extent.Extent
 	name       string
@@ -27,8 +27,8 @@ var (
 	typeOf  = map[Phase]string{Reserved: TypeReserved, Formatted: TypeFormatted, Wiping: TypeWiping}
 )
 
-func (e entry) isVolume() bool { return phaseOf[e.kind] != "" }
-func (e entry) isMeta() bool   { return e.kind == TypeMeta }
+func (e entry) isVolume() bool { return phaseOf[e.typeGUID] != "" }
+func (e entry) isMeta() bool   { return e.typeGUID == TypeMeta }
 
 // table is the content of a disk's table, without a disk. It never changes: the methods that plan a change return a new
 // one.
@@ -48,7 +48,7 @@ type table struct {
 // newTable returns the table of a disk without volumes.
 func newTable(l layout, id, metaGUID string) table {
 	return table{layout: l, id: id, entries: []entry{{
-		index: MetaEntry, kind: TypeMeta, guid: metaGUID, extent: l.meta(), name: metaName,
+		index: MetaEntry, typeGUID: TypeMeta, guid: metaGUID, extent: l.meta(), name: metaName,
 	}}}
 }
 
@@ -103,14 +103,14 @@ func (t table) free() extent.Set {
 	return extent.NewSet(t.managed()).Subtract(extent.NewSet(taken...))
 }
 
-// find returns the position of the entry with the given GUID, or -1.
-func (t table) find(guid string) int {
+// indexOf returns the position of the entry with the given GUID, or -1.
+func (t table) indexOf(guid string) int {
 	return slices.IndexFunc(t.entries, func(e entry) bool { return e.guid == guid })
 }
 
 // volume returns the entry of a volume. The error wraps ErrNotFound.
 func (t table) volume(guid string) (entry, error) {
-	i := t.find(guid)
+	i := t.indexOf(guid)
 	if i < 0 || !t.entries[i].isVolume() {
 		return entry{}, fmt.Errorf("volume %s: %w", guid, ErrNotFound)
 	}
@@ -122,7 +122,7 @@ func (t table) withNew(o CreateOptions) (table, entry, error) {
 	if err := checkVolume(o.Partition, o.Name, o.Extent); err != nil {
 		return table{}, entry{}, err
 	}
-	if i := t.find(o.Partition); i >= 0 {
+	if i := t.indexOf(o.Partition); i >= 0 {
 		return table{}, entry{}, fmt.Errorf("entry %d already has the GUID %s, at %v", t.entries[i].index, o.Partition, t.entries[i].extent)
 	}
 	if !t.free().Contains(o.Extent) {
@@ -135,13 +135,13 @@ func (t table) withNew(o CreateOptions) (table, entry, error) {
 	if index > EntryCount {
 		return table{}, entry{}, fmt.Errorf("volume %s: all %d entries are taken: %w", o.Partition, EntryCount, ErrNoEntry)
 	}
-	made := entry{index: index, kind: TypeReserved, guid: o.Partition, extent: o.Extent, name: o.Name}
+	made := entry{index: index, typeGUID: TypeReserved, guid: o.Partition, extent: o.Extent, name: o.Name}
 	if o.Ephemeral {
 		made.attributes |= AttributeEphemeral
 	}
 	if o.Raw {
 		made.attributes |= AttributeRaw
-		made.kind = TypeFormatted
+		made.typeGUID = TypeFormatted
 	}
 	t.entries = slices.Insert(slices.Clone(t.entries), at, made)
 	return t, made, nil
@@ -165,7 +165,7 @@ func (t table) withLength(guid string, length int64) (table, entry, error) {
 	if length > room {
 		return table{}, entry{}, fmt.Errorf("volume %s at %v of %d bytes cannot grow to %d: %d is the most that it could get: %w", guid, e.extent, e.extent.Len(), length, room, ErrOverlap)
 	}
-	i := t.find(guid)
+	i := t.indexOf(guid)
 	t.entries = slices.Clone(t.entries)
 	t.entries[i].extent.End = e.extent.Start + length
 	return t, t.entries[i], nil
@@ -177,13 +177,13 @@ func (t table) withPhase(guid string, to Phase) (table, entry, error) {
 	if err != nil {
 		return table{}, entry{}, err
 	}
-	from := phaseOf[e.kind]
+	from := phaseOf[e.typeGUID]
 	if from == Wiping || to == Reserved {
 		return table{}, entry{}, fmt.Errorf("volume %s cannot go from %s to %s", guid, from, to)
 	}
-	i := t.find(guid)
+	i := t.indexOf(guid)
 	t.entries = slices.Clone(t.entries)
-	t.entries[i].kind = typeOf[to]
+	t.entries[i].typeGUID = typeOf[to]
 	return t, t.entries[i], nil
 }
 
@@ -193,10 +193,10 @@ func (t table) without(guid string) (table, error) {
 	if err != nil {
 		return table{}, err
 	}
-	if phaseOf[e.kind] != Wiping {
-		return table{}, fmt.Errorf("volume %s is %s: it must be wiped before its entry goes", guid, phaseOf[e.kind])
+	if phaseOf[e.typeGUID] != Wiping {
+		return table{}, fmt.Errorf("volume %s is %s: it must be wiped before its entry goes", guid, phaseOf[e.typeGUID])
 	}
-	i := t.find(guid)
+	i := t.indexOf(guid)
 	t.entries = slices.Delete(slices.Clone(t.entries), i, i+1)
 	return t, nil
 }

@@ -41,7 +41,7 @@ func fullTable(t testing.TB, l layout) table {
 	for i := range int64(MaxVolumes) {
 		var err error
 		full, _, err = full.withNew(CreateOptions{
-			Partition: uuid.NewString(), Name: fmt.Sprint("default/pod-", i), Extent: at(2+2*i, 1), Ephemeral: i%2 == 0,
+			Partition: uuid.NewString(), Name: fmt.Sprint("default/pod-", i), Extent: extentMiB(2+2*i, 1), Ephemeral: i%2 == 0,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -50,10 +50,10 @@ func fullTable(t testing.TB, l layout) table {
 	return full
 }
 
-// encode renders a whole table.
-func encode(t testing.TB, tbl table) copyOfTable {
+// encodeTable renders a whole table.
+func encodeTable(t testing.TB, tbl table) tableCopy {
 	t.Helper()
-	c := copyOfTable{id: tbl.id, array: make([]byte, arrayBytes)}
+	c := tableCopy{id: tbl.id, array: make([]byte, arrayBytes)}
 	for _, e := range tbl.entries {
 		var err error
 		if c, err = c.withEntry(tbl.layout, e); err != nil {
@@ -70,10 +70,10 @@ func TestTableIsFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	full := fullTable(t, l)
-	if _, _, err := full.withNew(CreateOptions{Partition: a, Extent: at(5001, 1)}); !errors.Is(err, ErrNoEntry) {
+	if _, _, err := full.withNew(CreateOptions{Partition: guidA, Extent: extentMiB(5001, 1)}); !errors.Is(err, ErrNoEntry) {
 		t.Errorf("a volume too many: %v", err)
 	}
-	_ = encode(t, full)
+	_ = encodeTable(t, full)
 }
 
 // TestLayout asserts where the parts of a table lie, and that impossible sizes and sectors are refused.
@@ -103,9 +103,9 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-// foreign is an entry of another program, without alignment.
-func foreign(l layout, index int, start, end int64) entry {
-	return entry{index: index, kind: "0fc63daf-8483-4772-8e79-3d69d8477de4", guid: uuid.NewString(), name: "Дата 数据",
+// foreignEntry is an entry of another program, without alignment.
+func foreignEntry(l layout, index int, start, end int64) entry {
+	return entry{index: index, typeGUID: "0fc63daf-8483-4772-8e79-3d69d8477de4", guid: uuid.NewString(), name: "Дата 数据",
 		extent: extent.Extent{Start: start * l.sector, End: end * l.sector}, attributes: 1<<63 | 4}
 }
 
@@ -116,11 +116,11 @@ func TestValidate(t *testing.T) {
 		t.Fatal(err)
 	}
 	volume := func(index int, guid string, e extent.Extent) entry {
-		return entry{index: index, kind: TypeFormatted, guid: guid, extent: e}
+		return entry{index: index, typeGUID: TypeFormatted, guid: guid, extent: e}
 	}
 	meta := newTable(l, diskID, metaID).entries[0]
 	moved, elsewhere := meta, meta
-	moved.extent = at(2, 1)
+	moved.extent = extentMiB(2, 1)
 	elsewhere.index = 254
 	for _, test := range []struct {
 		name    string
@@ -128,24 +128,24 @@ func TestValidate(t *testing.T) {
 		want    string // part of the error, or empty
 	}{
 		{"no volumes", []entry{meta}, ""},
-		{"volumes that touch", []entry{volume(1, a, at(2, 5)), volume(2, b, at(7, 5)), meta}, ""},
-		{"foreign entries anywhere", []entry{volume(1, a, at(3, 5)), meta, foreign(l, 300, 300, 333)}, ""},
-		{"no meta partition", []entry{volume(1, a, at(2, 5))}, "no meta partition"},
+		{"volumes that touch", []entry{volume(1, guidA, extentMiB(2, 5)), volume(2, guidB, extentMiB(7, 5)), meta}, ""},
+		{"foreign entries anywhere", []entry{volume(1, guidA, extentMiB(3, 5)), meta, foreignEntry(l, 300, 300, 333)}, ""},
+		{"no meta partition", []entry{volume(1, guidA, extentMiB(2, 5))}, "no meta partition"},
 		{"meta partition moved", []entry{moved}, "belongs into entry"},
 		{"meta partition in another entry", []entry{elsewhere}, "belongs into entry"},
-		{"same index twice", []entry{volume(1, a, at(2, 5)), volume(1, b, at(8, 5)), meta}, "comes after"},
-		{"index zero", []entry{volume(0, a, at(2, 5)), meta}, "comes after"},
-		{"index too large", []entry{meta, foreign(l, EntryCount+1, 300, 333)}, "comes after"},
-		{"same GUID twice", []entry{volume(1, a, at(2, 5)), volume(2, a, at(8, 5)), meta}, "share the GUID"},
-		{"no GUID", []entry{volume(1, uuid.Nil.String(), at(2, 5)), meta}, "no GUID"},
-		{"overlap", []entry{volume(1, a, at(2, 5)), volume(2, b, at(6, 5)), meta}, "overlap"},
-		{"overlap with meta", []entry{volume(1, a, at(1, 5)), meta}, "overlap"},
-		{"overlap with foreign", []entry{volume(1, a, at(2, 5)), meta, foreign(l, 256, 2*2048+5, 2*2048+6)}, "overlap"},
-		{"behind the end", []entry{volume(1, a, at(60, 4)), meta}, "not between"},
-		{"in the head", []entry{volume(1, a, at(0, 1)), meta}, "not between"},
-		{"empty", []entry{volume(1, a, at(5, 0)), meta}, "not between"},
-		{"volume not aligned", []entry{volume(1, a, extent.New(2*mib+512, mib)), meta}, "not aligned"},
-		{"volume in a later entry", []entry{meta, volume(256, a, at(2, 1))}, ""},
+		{"same index twice", []entry{volume(1, guidA, extentMiB(2, 5)), volume(1, guidB, extentMiB(8, 5)), meta}, "comes after"},
+		{"index zero", []entry{volume(0, guidA, extentMiB(2, 5)), meta}, "comes after"},
+		{"index too large", []entry{meta, foreignEntry(l, EntryCount+1, 300, 333)}, "comes after"},
+		{"same GUID twice", []entry{volume(1, guidA, extentMiB(2, 5)), volume(2, guidA, extentMiB(8, 5)), meta}, "share the GUID"},
+		{"no GUID", []entry{volume(1, uuid.Nil.String(), extentMiB(2, 5)), meta}, "no GUID"},
+		{"overlap", []entry{volume(1, guidA, extentMiB(2, 5)), volume(2, guidB, extentMiB(6, 5)), meta}, "overlap"},
+		{"overlap with meta", []entry{volume(1, guidA, extentMiB(1, 5)), meta}, "overlap"},
+		{"overlap with foreign", []entry{volume(1, guidA, extentMiB(2, 5)), meta, foreignEntry(l, 256, 2*2048+5, 2*2048+6)}, "overlap"},
+		{"behind the end", []entry{volume(1, guidA, extentMiB(60, 4)), meta}, "not between"},
+		{"in the head", []entry{volume(1, guidA, extentMiB(0, 1)), meta}, "not between"},
+		{"empty", []entry{volume(1, guidA, extentMiB(5, 0)), meta}, "not between"},
+		{"volume not aligned", []entry{volume(1, guidA, extent.New(2*mib+512, mib)), meta}, "not aligned"},
+		{"volume in a later entry", []entry{meta, volume(256, guidA, extentMiB(2, 1))}, ""},
 	} {
 		err := table{layout: l, id: diskID, entries: test.entries}.validate()
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
@@ -163,14 +163,14 @@ func TestForeignIsNeverFree(t *testing.T) {
 		tbl := newTable(l, diskID, metaID)
 		// From the last sector of one MiB to the first of another: both MiBs are taken.
 		start, end := 6*mib/l.sector-1, 9*mib/l.sector+1
-		tbl.entries = append(tbl.entries, foreign(l, 256, start, end))
+		tbl.entries = append(tbl.entries, foreignEntry(l, 256, start, end))
 		if err := tbl.validate(); err != nil {
 			t.Fatal(err)
 		}
-		if free := tbl.free(); free.Overlaps(at(5, 5)) || !free.Contains(at(2, 3)) || !free.Contains(at(10, 1)) {
+		if free := tbl.free(); free.Overlaps(extentMiB(5, 5)) || !free.Contains(extentMiB(2, 3)) || !free.Contains(extentMiB(10, 1)) {
 			t.Errorf("%+v: free %v", l, free)
 		}
-		if _, _, err := tbl.withNew(CreateOptions{Partition: a, Extent: at(9, 1)}); !errors.Is(err, ErrOverlap) {
+		if _, _, err := tbl.withNew(CreateOptions{Partition: guidA, Extent: extentMiB(9, 1)}); !errors.Is(err, ErrOverlap) {
 			t.Errorf("%+v: volume over a foreign partition: %v", l, err)
 		}
 	}
@@ -183,20 +183,20 @@ func TestCheckVolume(t *testing.T) {
 		e          extent.Extent
 		ok         bool
 	}{
-		{a, "", at(2, 1), true},
-		{a, strings.Repeat("x", 36), at(2, 1), true},
-		{a, strings.Repeat("x", 37), at(2, 1), false},
-		{a, "tab\there", at(2, 1), false},
-		{a, "naïve", at(2, 1), false},
-		{strings.ToUpper(a), "", at(2, 1), false},
-		{"", "", at(2, 1), false},
-		{uuid.Nil.String(), "", at(2, 1), false},
-		{"{" + a + "}", "", at(2, 1), false},
-		{a, "", at(2, 0), false},
-		{a, "", at(2, -1), false},
-		{a, "", at(-2, 1), false},
-		{a, "", extent.New(2*mib+1, mib), false},
-		{a, "", extent.New(2*mib, mib+1), false},
+		{guidA, "", extentMiB(2, 1), true},
+		{guidA, strings.Repeat("x", 36), extentMiB(2, 1), true},
+		{guidA, strings.Repeat("x", 37), extentMiB(2, 1), false},
+		{guidA, "tab\there", extentMiB(2, 1), false},
+		{guidA, "naïve", extentMiB(2, 1), false},
+		{strings.ToUpper(guidA), "", extentMiB(2, 1), false},
+		{"", "", extentMiB(2, 1), false},
+		{uuid.Nil.String(), "", extentMiB(2, 1), false},
+		{"{" + guidA + "}", "", extentMiB(2, 1), false},
+		{guidA, "", extentMiB(2, 0), false},
+		{guidA, "", extentMiB(2, -1), false},
+		{guidA, "", extentMiB(-2, 1), false},
+		{guidA, "", extent.New(2*mib+1, mib), false},
+		{guidA, "", extent.New(2*mib, mib+1), false},
 	} {
 		if err := checkVolume(test.guid, test.name, test.e); (err == nil) != test.ok {
 			t.Errorf("%q %q %v: %v", test.guid, test.name, test.e, err)
@@ -215,19 +215,19 @@ func TestPhases(t *testing.T) {
 		{Formatted, Formatted}: true, {Formatted, Wiping}: true,
 	}
 	for _, from := range []Phase{Reserved, Formatted, Wiping} {
-		start, _, err := newTable(l, diskID, metaID).withNew(CreateOptions{Partition: a, Extent: at(2, 1)})
+		start, _, err := newTable(l, diskID, metaID).withNew(CreateOptions{Partition: guidA, Extent: extentMiB(2, 1)})
 		if err == nil && from != Reserved {
-			start, _, err = start.withPhase(a, from)
+			start, _, err = start.withPhase(guidA, from)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, to := range []Phase{Reserved, Formatted, Wiping} {
-			if _, _, err := start.withPhase(a, to); (err == nil) != allowed[[2]Phase{from, to}] {
+			if _, _, err := start.withPhase(guidA, to); (err == nil) != allowed[[2]Phase{from, to}] {
 				t.Errorf("%s to %s: %v", from, to, err)
 			}
 		}
-		if _, err := start.without(a); (err == nil) != (from == Wiping) {
+		if _, err := start.without(guidA); (err == nil) != (from == Wiping) {
 			t.Errorf("removal of a %s volume: %v", from, err)
 		}
 		if _, err := start.without(metaID); !errors.Is(err, ErrNotFound) {
@@ -243,7 +243,7 @@ func TestRandomLife(t *testing.T) {
 	for _, l := range layouts(t) {
 		tbl := newTable(l, diskID, metaID)
 		if l.size > 60*mib && l.size < 100*mib {
-			tbl.entries = append(tbl.entries, foreign(l, 256, 20*mib/l.sector-3, 21*mib/l.sector-1))
+			tbl.entries = append(tbl.entries, foreignEntry(l, 256, 20*mib/l.sector-3, 21*mib/l.sector-1))
 		}
 		owner := map[int64]string{} // by MiB
 		for _, e := range tbl.entries {
@@ -256,7 +256,7 @@ func TestRandomLife(t *testing.T) {
 		for range 300 {
 			switch random.IntN(3) {
 			case 0, 1:
-				guid, e := uuid.NewString(), at(random.Int64N(units+2), random.Int64N(6))
+				guid, e := uuid.NewString(), extentMiB(random.Int64N(units+2), random.Int64N(6))
 				fits := !e.Empty() && l.managed().Contains(e)
 				for m := e.Start / mib; m < e.End/mib; m++ {
 					fits = fits && owner[m] == ""
@@ -295,13 +295,13 @@ func TestRandomLife(t *testing.T) {
 				t.Fatal(err)
 			}
 			for m := range units {
-				inside := l.managed().Contains(at(m, 1))
-				if free := tbl.free().Contains(at(m, 1)); free != (inside && owner[m] == "") {
+				inside := l.managed().Contains(extentMiB(m, 1))
+				if free := tbl.free().Contains(extentMiB(m, 1)); free != (inside && owner[m] == "") {
 					t.Fatalf("%+v: MiB %d free: %v, its owner is %q", l, m, free, owner[m])
 				}
 			}
 		}
-		if back, err := decode(l, encode(t, tbl)); err != nil || !slices.Equal(back.entries, tbl.entries) {
+		if back, err := decode(l, encodeTable(t, tbl)); err != nil || !slices.Equal(back.entries, tbl.entries) {
 			t.Fatalf("%+v: %v", l, err)
 		}
 	}
@@ -313,31 +313,31 @@ func TestUnexpected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	full, _, err := newTable(l, diskID, metaID).withNew(CreateOptions{Partition: a, Extent: at(2, 10)})
+	full, _, err := newTable(l, diskID, metaID).withNew(CreateOptions{Partition: guidA, Extent: extentMiB(2, 10)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	full.entries = append(full.entries, foreign(l, 256, 300, 333))
+	full.entries = append(full.entries, foreignEntry(l, 256, 300, 333))
 	for _, test := range []struct {
 		name string
 		has  partition
 		want bool
 	}{
-		{"the volume", partition{index: 1, extent: at(2, 10)}, false},
-		{"the volume, still shorter", partition{index: 1, extent: at(2, 9)}, false},
-		{"the volume, longer", partition{index: 1, extent: at(2, 11)}, true},
-		{"the volume, elsewhere", partition{index: 1, extent: at(3, 9)}, true},
+		{"the volume", partition{index: 1, extent: extentMiB(2, 10)}, false},
+		{"the volume, still shorter", partition{index: 1, extent: extentMiB(2, 9)}, false},
+		{"the volume, longer", partition{index: 1, extent: extentMiB(2, 11)}, true},
+		{"the volume, elsewhere", partition{index: 1, extent: extentMiB(3, 9)}, true},
 		{"the meta partition", partition{index: MetaEntry, extent: l.meta()}, false},
 		{"the meta partition, shorter", partition{index: MetaEntry, extent: extent.New(mib, 512)}, true},
-		{"no entry", partition{index: 2, extent: at(30, 1)}, true},
-		{"the volume's place, another number", partition{index: 2, extent: at(2, 10)}, true},
+		{"no entry", partition{index: 2, extent: extentMiB(30, 1)}, true},
+		{"the volume's place, another number", partition{index: 2, extent: extentMiB(2, 10)}, true},
 	} {
 		got := full.unexpected(map[int]partition{test.has.index: test.has})
 		if (len(got) > 0) != test.want {
 			t.Errorf("%s: %v", test.name, got)
 		}
 	}
-	several := full.unexpected(map[int]partition{9: {index: 9}, 1: {index: 1, extent: at(2, 10)}, 4: {index: 4}, 3: {index: 3}})
+	several := full.unexpected(map[int]partition{9: {index: 9}, 1: {index: 1, extent: extentMiB(2, 10)}, 4: {index: 4}, 3: {index: 3}})
 	if len(several) != 3 || several[0].index != 3 || several[1].index != 4 || several[2].index != 9 {
 		t.Errorf("not in order, or not all: %v", several)
 	}

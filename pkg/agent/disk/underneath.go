@@ -13,23 +13,23 @@ import (
 // A device on one of our own volumes is never a disk: the volume's user writes its bytes, and could write a table of
 // ours. That applies to a volume's device and to every device on top of it.
 
-// noDisk says why a device is no disk, from sysfs and the loop device's settings alone.
-func (d *blockDevice) noDisk(i Inspector) (string, error) {
+// whyNoDisk says why a device is no disk, from sysfs and the loop device's settings alone.
+func (d *blockDevice) whyNoDisk(i Inspector) (string, error) {
 	if _, err := os.Stat(filepath.Join(d.sys, "partition")); err == nil {
 		return "the device is a partition, not a disk", nil
 	}
-	volume, err := volumeBelow(d.sys, deepest)
+	volume, err := volumeBelow(d.sys, maxStackDepth)
 	if err != nil {
 		return "", err
 	}
 	if volume != "" {
 		return "the device shows the volume " + volume + " of a disk of ours, or lies on it", nil
 	}
-	return d.noLoop(i)
+	return d.whyLoopIsNoDisk(i)
 }
 
-// noLoop says why a loop device is no disk.
-func (d *blockDevice) noLoop(i Inspector) (string, error) {
+// whyLoopIsNoDisk says why a loop device is no disk.
+func (d *blockDevice) whyLoopIsNoDisk(i Inspector) (string, error) {
 	backing, err := os.ReadFile(filepath.Join(d.sys, "loop/backing_file"))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return "", nil
@@ -38,7 +38,7 @@ func (d *blockDevice) noLoop(i Inspector) (string, error) {
 		return "", err
 	}
 	file := strings.TrimSpace(string(backing))
-	if isKubelets(file, i.kubeletDir()) {
+	if isKubeletLoop(file, i.kubeletDir()) {
 		return "the loop device is the kubelet's, over the raw block volume " + file, nil
 	}
 	info, err := loopStatus(d.sys)
@@ -51,20 +51,20 @@ func (d *blockDevice) noLoop(i Inspector) (string, error) {
 	return "", nil
 }
 
-// isKubelets reports whether the kubelet made the loop device with that backing file. It makes one for every raw block
-// volume, below its own folder.
-func isKubelets(file, kubeletDir string) bool {
+// isKubeletLoop reports whether the kubelet made the loop device with that backing file. It makes one for every raw
+// block volume, below its own folder.
+func isKubeletLoop(file, kubeletDir string) bool {
 	return strings.HasPrefix(file, filepath.Clean(kubeletDir)+"/") || strings.Contains(file, "/volumeDevices/")
 }
 
-// deepest bounds how many devices may lie on each other. The kernel allows no cycles.
-const deepest = 16
+// maxStackDepth bounds how many devices may lie on each other. The kernel allows no cycles.
+const maxStackDepth = 16
 
 // volumeBelow returns the GUID of a volume of ours that a device shows or lies on. The device is given by its folder in
 // sysfs. The GUID is empty if there is no such volume.
 func volumeBelow(sys string, depth int) (string, error) {
 	if depth == 0 {
-		return "", fmt.Errorf("%s lies on more than %d devices on top of each other", filepath.Base(sys), deepest)
+		return "", fmt.Errorf("%s lies on more than %d devices on top of each other", filepath.Base(sys), maxStackDepth)
 	}
 	if guid, err := mappedVolume(sys); err != nil || guid != "" {
 		return guid, err
@@ -72,7 +72,7 @@ func volumeBelow(sys string, depth int) (string, error) {
 	if guid, err := partitionVolume(sys); err != nil || guid != "" {
 		return guid, err
 	}
-	below, err := foldersBelow(sys)
+	below, err := devicesBelow(sys)
 	if err != nil {
 		return "", err
 	}
@@ -81,7 +81,7 @@ func volumeBelow(sys string, depth int) (string, error) {
 		return "", err
 	}
 	if info != nil {
-		if guid, marked := markOf(info); marked {
+		if guid, marked := volumeOfLoop(info); marked {
 			return guid, nil
 		}
 		// This includes a file on a volume's file system.
@@ -103,8 +103,8 @@ func sysfsOf(device uint64) string {
 	return fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(device), unix.Minor(device))
 }
 
-// foldersBelow are the sysfs folders of the devices that a device is made of.
-func foldersBelow(sys string) (folders []string, err error) {
+// devicesBelow are the sysfs folders of the devices that a device is made of.
+func devicesBelow(sys string) (folders []string, err error) {
 	entries, err := os.ReadDir(filepath.Join(sys, "slaves"))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return nil, nil // a partition has none

@@ -11,8 +11,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// noDisk asserts that a device is Foreign for a reason, and Initialize refuses it.
-func noDisk(t *testing.T, i Inspector, path, reason string) {
+// checkNoDisk asserts that a device is Foreign for a reason, and Initialize refuses it.
+func checkNoDisk(t *testing.T, i Inspector, path, reason string) {
 	t.Helper()
 	found, err := i.Inspect(t.Context(), path)
 	if err != nil || found.State != Foreign || !strings.Contains(found.Reason, reason) {
@@ -23,67 +23,67 @@ func noDisk(t *testing.T, i Inspector, path, reason string) {
 	}
 }
 
-// TestOnOurVolume asserts that nothing on a volume of ours is a disk. That is so if it is blank and not in use, and if
-// it has a table of ours that a tenant has written.
-func TestOnOurVolume(t *testing.T) {
+// TestDeviceOnOurVolume asserts that nothing on a volume of ours is a disk. That is so if it is blank and not in use,
+// and if it has a table of ours that a tenant has written.
+func TestDeviceOnOurVolume(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4")
 	l := initialized(t, 256*mib, 512)
 	d := l.open(t)
 	ctx := t.Context()
-	for guid, e := range map[string]int64{a: 2, b: 102} {
-		if _, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: at(e, 64), Raw: guid == a}); err != nil {
+	for guid, e := range map[string]int64{guidA: 2, guidB: 102} {
+		if _, err := d.Create(ctx, CreateOptions{Partition: guid, Extent: extentMiB(e, 64), Raw: guid == guidA}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	raw, _ := ptr(d.Snapshot()).Volume(a)
-	formatted, _ := ptr(d.Snapshot()).Volume(b)
-	run(t, "mkfs.ext4", "-q", "-F", formatted.Device)
+	raw, _ := ptr(d.Snapshot()).Volume(guidA)
+	formatted, _ := ptr(d.Snapshot()).Volume(guidB)
+	runProgram(t, "mkfs.ext4", "-q", "-F", formatted.Device)
 
-	noDisk(t, Inspector{}, raw.Device, "partition")
+	checkNoDisk(t, Inspector{}, raw.Device, "partition")
 	above := testenv.Loop(t, raw.Device, "512")
-	noDisk(t, Inspector{}, above, a)
+	checkNoDisk(t, Inspector{}, above, guidA)
 	// A loop device over a loop device over the volume.
-	noDisk(t, Inspector{}, testenv.Loop(t, above, "512"), a)
+	checkNoDisk(t, Inspector{}, testenv.Loop(t, above, "512"), guidA)
 	// A file on the volume's file system.
-	mnt := mount(t, formatted, "ext4")
+	mnt := mountVolume(t, formatted, "ext4")
 	image := filepath.Join(mnt, "image")
 	if err := os.WriteFile(image, make([]byte, 16*mib), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	t.Run("a file", func(t *testing.T) { noDisk(t, Inspector{}, testenv.Loop(t, image, "512"), b) })
+	t.Run("a file", func(t *testing.T) { checkNoDisk(t, Inspector{}, testenv.Loop(t, image, "512"), guidB) })
 	if err := unix.Unmount(mnt, 0); err != nil {
 		t.Fatal(err)
 	}
 
 	// A copy of a disk of ours, written into the raw volume.
 	small := initialized(t, 64*mib, 512)
-	run(t, "dd", "if="+small.path, "of="+raw.Device, "bs=1M", "conv=fsync", "oflag=direct", "status=none")
-	noDisk(t, Inspector{}, above, a)
+	runProgram(t, "dd", "if="+small.path, "of="+raw.Device, "bs=1M", "conv=fsync", "oflag=direct", "status=none")
+	checkNoDisk(t, Inspector{}, above, guidA)
 }
 
-// TestLoopOverDevice asserts that a loop device over a block device is no disk, but the block device is.
-func TestLoopOverDevice(t *testing.T) {
-	l := newLoop(t, 64*mib, 512)
-	noDisk(t, Inspector{}, testenv.Loop(t, l.path, "512"), "select that one")
-	l.refused(t, Inspector{}, Busy, "lies on the device")
+// TestLoopDeviceOverDevice asserts that a loop device over a block device is no disk, but the block device is.
+func TestLoopDeviceOverDevice(t *testing.T) {
+	l := newLoopDisk(t, 64*mib, 512)
+	checkNoDisk(t, Inspector{}, testenv.Loop(t, l.path, "512"), "select that one")
+	l.checkState(t, Inspector{}, Busy, "lies on the device")
 }
 
 // TestLoopOfTheKubelet asserts that a loop device that the kubelet puts over a raw block volume is no disk, for any
 // folder of the kubelet.
 func TestLoopOfTheKubelet(t *testing.T) {
-	l := newLoop(t, 64*mib, 512)
+	l := newLoopDisk(t, 64*mib, 512)
 	kubelet := t.TempDir()
-	node := file(t, kubelet, "plugins/kubernetes.io/csi/volumeDevices/pvc-1/dev/1234")
-	unmount := bind(t, l.path, node)
+	node := createFile(t, kubelet, "plugins/kubernetes.io/csi/volumeDevices/pvc-1/dev/1234")
+	unmount := bindDevice(t, l.path, node)
 	t.Run("over a raw block volume", func(t *testing.T) {
-		noDisk(t, Inspector{}, testenv.Loop(t, node, "512"), "the kubelet's")
+		checkNoDisk(t, Inspector{}, testenv.Loop(t, node, "512"), "the kubelet's")
 	})
 	unmount()
-	image := file(t, kubelet, "pods/1234/volumes/kubernetes.io~empty-dir/x/image")
+	image := createFile(t, kubelet, "pods/1234/volumes/kubernetes.io~empty-dir/x/image")
 	if err := os.Truncate(image, 64*mib); err != nil {
 		t.Fatal(err)
 	}
-	noDisk(t, Inspector{KubeletDir: kubelet}, testenv.Loop(t, image, "512"), "the kubelet's")
+	checkNoDisk(t, Inspector{KubeletDir: kubelet}, testenv.Loop(t, image, "512"), "the kubelet's")
 }
 
 // TestVolumeBelow asserts that a volume is found through devices that lie on each other, and that a cycle ends.
@@ -102,19 +102,19 @@ func TestVolumeBelow(t *testing.T) {
 	link("dm-3", "dm-2")
 	link("dm-2", "dm-1")
 	link("dm-2", "dm-9") // dangling: it was taken away
-	if err := os.WriteFile(file(t, dir, "dm-1/dm/uuid"), []byte(mappedMark+a+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(createFile(t, dir, "dm-1/dm/uuid"), []byte(dmUUIDPrefix+guidA+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(file(t, dir, "dm-4/dm/uuid"), []byte("LVM-x\n"), 0o600); err != nil {
+	if err := os.WriteFile(createFile(t, dir, "dm-4/dm/uuid"), []byte("LVM-x\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	link("dm-5", "dm-5")
-	for name, want := range map[string]string{"dm-3": a, "dm-1": a, "dm-4": ""} {
-		if got, err := volumeBelow(filepath.Join(dir, name), deepest); got != want || err != nil {
+	for name, want := range map[string]string{"dm-3": guidA, "dm-1": guidA, "dm-4": ""} {
+		if got, err := volumeBelow(filepath.Join(dir, name), maxStackDepth); got != want || err != nil {
 			t.Errorf("below %s: %q, %v", name, got, err)
 		}
 	}
-	if got, err := volumeBelow(filepath.Join(dir, "dm-5"), deepest); err == nil {
+	if got, err := volumeBelow(filepath.Join(dir, "dm-5"), maxStackDepth); err == nil {
 		t.Errorf("in a circle: %q", got)
 	}
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/berthdev/berth/pkg/agent/holders"
 )
 
-// claims returns which block devices are made of this one. Volumes of ours that the device mapper shows do not count:
-// they are on a disk of ours.
-func (d *blockDevice) claims() (reasons []string, err error) {
+// claimedBy returns which block devices are made of this one. Volumes of ours that the device mapper shows do not
+// count: they are on a disk of ours.
+func (d *blockDevice) claimedBy() (reasons []string, err error) {
 	dir := filepath.Join(d.sys, "holders")
 	above, err := os.ReadDir(dir)
 	if err != nil {
@@ -29,7 +29,7 @@ func (d *blockDevice) claims() (reasons []string, err error) {
 		name, _ := os.ReadFile(filepath.Join(folder, "dm/name"))
 		mapped := "/dev/mapper/" + strings.TrimSpace(string(name))
 		switch {
-		case strings.HasPrefix(uuid, mappedMark):
+		case strings.HasPrefix(uuid, dmUUIDPrefix):
 		case strings.HasPrefix(uuid, "mpath-"):
 			reasons = append(reasons, fmt.Sprintf("the device is one path of the multipath disk %s: select %s", holder.Name(), mapped))
 		case strings.HasPrefix(uuid, "CRYPT-"):
@@ -44,7 +44,7 @@ func (d *blockDevice) claims() (reasons []string, err error) {
 }
 
 // usedBy returns what uses the device, and what could not be looked at.
-func (d *blockDevice) usedBy(ctx context.Context, i Inspector) (reasons, unseen []string, err error) {
+func (d *blockDevice) usedBy(ctx context.Context, i Inspector) (reasons, unchecked []string, err error) {
 	parts, err := d.partitions()
 	if err != nil {
 		return nil, nil, err
@@ -55,52 +55,52 @@ func (d *blockDevice) usedBy(ctx context.Context, i Inspector) (reasons, unseen 
 	if other := otherPath("/sys/block", d.name); other != "" {
 		reasons = append(reasons, fmt.Sprintf("%s is another path to the same disk, which belongs to multipath: select its device-mapper device, or remove a path", other))
 	}
-	seen := i.Seen
-	if seen == nil {
-		if seen, err = i.Look(ctx); err != nil {
+	system := i.Holders
+	if system == nil {
+		if system, err = i.ReadHolders(ctx); err != nil {
 			return nil, nil, err
 		}
 	}
-	rdev, err := d.number()
+	rdev, err := d.deviceNumber()
 	if err != nil {
 		return nil, nil, err
 	}
-	held := busy(seen.Of(rdev))
-	if len(reasons) == 0 && i.Seen == nil && isPassing(held) {
+	held := blockingHolders(system.Of(rdev))
+	if len(reasons) == 0 && i.Holders == nil && isBriefOpen(held) {
 		select {
-		case <-time.After(passing):
+		case <-time.After(briefOpenTime):
 		case <-ctx.Done():
 			return nil, nil, ctx.Err()
 		}
-		if seen, err = i.Look(ctx); err != nil {
+		if system, err = i.ReadHolders(ctx); err != nil {
 			return nil, nil, err
 		}
-		held = busy(seen.Of(rdev))
+		held = blockingHolders(system.Of(rdev))
 	}
 	for _, h := range held {
-		if reason := busyBy(h); !slices.Contains(reasons, reason) {
+		if reason := blockReason(h); !slices.Contains(reasons, reason) {
 			reasons = append(reasons, reason)
 		}
 	}
-	return reasons, seen.Limits(), nil
+	return reasons, system.Limits(), nil
 }
 
-// passing is how long a program keeps a device open that only looks at it, or has just made it.
-const passing = 300 * time.Millisecond
+// briefOpenTime is how long a program keeps a device open that only looks at it, or has just made it.
+const briefOpenTime = 300 * time.Millisecond
 
-// isPassing reports whether the device is held only by programs that have it open.
-func isPassing(held []holders.Holder) bool {
+// isBriefOpen reports whether the device is held only by programs that have it open.
+func isBriefOpen(held []holders.Holder) bool {
 	return len(held) > 0 && !slices.ContainsFunc(held, func(h holders.Holder) bool { return h.Kind != holders.Open })
 }
 
-// busy are those of the holders that keep the device from being a disk.
-func busy(held []holders.Holder) []holders.Holder {
-	return slices.DeleteFunc(held, func(h holders.Holder) bool { return busyBy(h) == "" })
+// blockingHolders are those of the holders that keep the device from being a disk.
+func blockingHolders(held []holders.Holder) []holders.Holder {
+	return slices.DeleteFunc(held, func(h holders.Holder) bool { return blockReason(h) == "" })
 }
 
-// busyBy says why a holder keeps the device from being a disk. It is empty if it does not: a program that only reads,
-// such as udev or a monitor, is not disturbed.
-func busyBy(h holders.Holder) string {
+// blockReason says why a holder keeps the device from being a disk. It is empty if it does not: a program that only
+// reads, such as udev or a monitor, is not disturbed.
+func blockReason(h holders.Holder) string {
 	switch h.Kind {
 	case holders.Open:
 		if !h.Writing || h.Process.Own {

@@ -17,8 +17,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// refused asserts that a blank device is refused for a reason, and that no byte of it changes.
-func (l *loop) refused(t *testing.T, i Inspector, state State, reason string) {
+// checkState asserts that a blank device is refused for a reason, and that no byte of it changes.
+func (l *loopDisk) checkState(t *testing.T, i Inspector, state State, reason string) {
 	t.Helper()
 	before := l.hash(t)
 	found, err := i.Inspect(t.Context(), l.path)
@@ -33,15 +33,15 @@ func (l *loop) refused(t *testing.T, i Inspector, state State, reason string) {
 	}
 }
 
-func (l *loop) blank(t *testing.T, i Inspector) {
+func (l *loopDisk) checkBlank(t *testing.T, i Inspector) {
 	t.Helper()
 	if found, err := i.Inspect(t.Context(), l.path); err != nil || found.State != Blank || len(found.Reasons) != 0 {
 		t.Errorf("Inspect: %+v, %v, want a blank disk", found, err)
 	}
 }
 
-// file makes an empty file, for a bind mount.
-func file(t *testing.T, parts ...string) string {
+// createFile makes an empty file, for a bind mount.
+func createFile(t *testing.T, parts ...string) string {
 	t.Helper()
 	path := filepath.Join(parts...)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -53,8 +53,8 @@ func file(t *testing.T, parts ...string) string {
 	return path
 }
 
-// bind mounts a device's node on a file, until the test ends or it is unmounted.
-func bind(t *testing.T, device, path string) (unmount func()) {
+// bindDevice mounts a device's node on a file, until the test ends or it is unmounted.
+func bindDevice(t *testing.T, device, path string) (unmount func()) {
 	t.Helper()
 	if err := unix.Mount(device, path, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
@@ -72,68 +72,68 @@ func bind(t *testing.T, device, path string) (unmount func()) {
 // volume. It checks each way in which that is visible.
 func TestRawBlockVolumeIsBusy(t *testing.T) {
 	testenv.NeedProgram(t, "unshare")
-	l := newLoop(t, 64*mib, 512)
+	l := newLoopDisk(t, 64*mib, 512)
 	i := Inspector{KubeletDir: t.TempDir()}
-	l.blank(t, i)
+	l.checkBlank(t, i)
 
-	target := file(t, t.TempDir(), "published")
-	unmount := bind(t, l.path, target)
-	l.refused(t, i, Busy, "mounted at "+target)
+	target := createFile(t, t.TempDir(), "published")
+	unmount := bindDevice(t, l.path, target)
+	l.checkState(t, i, Busy, "mounted at "+target)
 	unmount()
 
 	_, stop := testenv.StartScript(t, mountns.Command(mountns.Private, "", "sh", "-c", "mount --bind "+l.path+" "+target+" && echo ready; read x; true")...)
-	l.refused(t, i, Busy, "mounted at "+target)
+	l.checkState(t, i, Busy, "mounted at "+target)
 	stop()
 
 	_, stop = testenv.StartScript(t, "sh", "-c", "exec 3>>"+l.path+"; echo ready; read x; true")
-	l.refused(t, i, Busy, "(sh) has the device open for writing")
+	l.checkState(t, i, Busy, "(sh) has the device open for writing")
 	stop()
 
 	// A process that only reads it, such as udev or a monitor, does not count.
 	_, stop = testenv.StartScript(t, "sh", "-c", "exec 3<"+l.path+"; echo ready; read x; true")
-	l.blank(t, i)
+	l.checkBlank(t, i)
 	stop()
 
-	link := file(t, i.KubeletDir, "pods/1234/volumeDevices/kubernetes.io~csi/pvc-1")
+	link := createFile(t, i.KubeletDir, "pods/1234/volumeDevices/kubernetes.io~csi/pvc-1")
 	if err := os.Remove(link); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Symlink(l.path, link); err != nil {
 		t.Fatal(err)
 	}
-	l.refused(t, i, Busy, "raw block volume at "+link)
+	l.checkState(t, i, Busy, "raw block volume at "+link)
 	if err := os.Remove(link); err != nil {
 		t.Fatal(err)
 	}
-	node := file(t, i.KubeletDir, "plugins/kubernetes.io/csi/volumeDevices/publish/pvc-1/1234")
+	node := createFile(t, i.KubeletDir, "plugins/kubernetes.io/csi/volumeDevices/publish/pvc-1/1234")
 	if err := os.Remove(node); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "cp", "-a", l.path, node)
-	l.refused(t, i, Busy, "raw block volume at "+node)
+	runProgram(t, "cp", "-a", l.path, node)
+	l.checkState(t, i, Busy, "raw block volume at "+node)
 	if err := os.Remove(node); err != nil {
 		t.Fatal(err)
 	}
-	l.blank(t, i)
+	l.checkBlank(t, i)
 }
 
 // TestAllReasons asserts that every reason is reported and not only the first.
 func TestAllReasons(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4", "blockdev")
-	l := newLoop(t, 64*mib, 512)
-	run(t, "mkfs.ext4", "-q", "-F", l.path)
-	target := file(t, t.TempDir(), "published")
-	defer bind(t, l.path, target)()
+	l := newLoopDisk(t, 64*mib, 512)
+	runProgram(t, "mkfs.ext4", "-q", "-F", l.path)
+	target := createFile(t, t.TempDir(), "published")
+	defer bindDevice(t, l.path, target)()
 	d, err := openDevice(l.path, os.O_RDONLY)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if err := d.blkpg(unix.BLKPG_ADD_PARTITION, 3, at(5, 5)); err != nil {
+	if err := d.blkpg(unix.BLKPG_ADD_PARTITION, 3, extentMiB(5, 5)); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "blockdev", "--setro", l.path)
-	defer run(t, "blockdev", "--setrw", l.path)
+	runProgram(t, "blockdev", "--setro", l.path)
+	defer runProgram(t, "blockdev", "--setrw", l.path)
 	found, err := Inspect(t.Context(), l.path)
 	if err != nil || found.State != Busy || found.Reason != strings.Join(found.Reasons, "; ") {
 		t.Errorf("Inspect: %+v, %v", found, err)
@@ -145,16 +145,16 @@ func TestAllReasons(t *testing.T) {
 	}
 }
 
-// TestSeen asserts that Inspect uses the given System, and that Initialize does not.
-func TestSeen(t *testing.T) {
-	l := newLoop(t, 64*mib, 512)
+// TestGivenHolders asserts that Inspect uses the given System, and that Initialize does not.
+func TestGivenHolders(t *testing.T) {
+	l := newLoopDisk(t, 64*mib, 512)
 	i := Inspector{}
 	var err error
-	if i.Seen, err = i.Look(t.Context()); err != nil {
+	if i.Holders, err = i.ReadHolders(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	defer bind(t, l.path, file(t, t.TempDir(), "published"))()
-	l.blank(t, i)
+	defer bindDevice(t, l.path, createFile(t, t.TempDir(), "published"))()
+	l.checkBlank(t, i)
 	if _, err := i.Initialize(t.Context(), l.path, Owner{}); err == nil {
 		t.Error("Initialize relied on what was seen before")
 	}
@@ -173,16 +173,16 @@ func fakeSys(t *testing.T, path string, files map[string]string) *blockDevice {
 		t.Fatal(err)
 	}
 	for name, content := range files {
-		if err := os.WriteFile(file(t, d.sys, name), []byte(content), 0o600); err != nil {
+		if err := os.WriteFile(createFile(t, d.sys, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return d
 }
 
-// TestClaims asserts that a device of which another block device is made is busy, even if it has a table of ours. The
-// reason says what to select.
-func TestClaims(t *testing.T) {
+// TestClaimedBy asserts that a device of which another block device is made is busy, even if it has a table of ours.
+// The reason says what to select.
+func TestClaimedBy(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	for _, test := range []struct {
 		name   string
@@ -193,7 +193,7 @@ func TestClaims(t *testing.T) {
 		{"LUKS", map[string]string{"holders/dm-1/dm/uuid": "CRYPT-LUKS2-1-x\n", "holders/dm-1/dm/name": "luks\n"}, "select /dev/mapper/luks"},
 		{"LVM", map[string]string{"holders/dm-2/dm/uuid": "LVM-x\n", "holders/dm-2/dm/name": "vg-lv\n"}, "part of dm-2"},
 		{"RAID", map[string]string{"holders/md0/md/level": "raid1\n"}, "part of md0"},
-		{"a volume of ours", map[string]string{"holders/dm-3/dm/uuid": mappedMark + a + "\n", "holders/dm-3/dm/name": mappedName + a + "\n"}, ""},
+		{"a volume of ours", map[string]string{"holders/dm-3/dm/uuid": dmUUIDPrefix + guidA + "\n", "holders/dm-3/dm/name": dmNamePrefix + guidA + "\n"}, ""},
 	} {
 		found, err := fakeSys(t, l.path, test.files).inspect(t.Context(), Inspector{})
 		want := Busy
@@ -206,9 +206,9 @@ func TestClaims(t *testing.T) {
 	}
 }
 
-// TestUnable asserts that a blank device that could not serve is refused before anything is written to it.
-func TestUnable(t *testing.T) {
-	l := newLoop(t, 64*mib, 512)
+// TestUnusableReasons asserts that a blank device that could not serve is refused before anything is written to it.
+func TestUnusableReasons(t *testing.T) {
+	l := newLoopDisk(t, 64*mib, 512)
 	check := func(name string, files map[string]string, reason string) {
 		t.Helper()
 		found, err := fakeSys(t, l.path, files).inspect(t.Context(), Inspector{})
@@ -287,14 +287,14 @@ func TestDeviceWithoutPartitions(t *testing.T) {
 		t.Error("Initialize succeeded")
 	}
 	l := initialized(t, 64*mib, 4096)
-	run(t, "dd", "if="+l.path, "of="+path, "bs=1M", "oflag=direct", "status=none")
+	runProgram(t, "dd", "if="+l.path, "of="+path, "bs=1M", "oflag=direct", "status=none")
 	if d, err := Open(t.Context(), path, Options{}); err == nil || !strings.Contains(err.Error(), "no partitions") {
 		t.Errorf("Open: %v, %v", d, err)
 	}
 }
 
-// TestBusyBy asserts which holders make a device busy.
-func TestBusyBy(t *testing.T) {
+// TestBlockReason asserts which holders make a device busy.
+func TestBlockReason(t *testing.T) {
 	for _, test := range []struct {
 		holder holders.Holder
 		busy   bool
@@ -310,17 +310,17 @@ func TestBusyBy(t *testing.T) {
 		{holders.Holder{Kind: holders.Published}, true},
 		{holders.Holder{Kind: holders.File}, true},
 	} {
-		if reason := busyBy(test.holder); (reason != "") != test.busy {
+		if reason := blockReason(test.holder); (reason != "") != test.busy {
 			t.Errorf("%+v: %q", test.holder, reason)
 		}
 	}
 }
 
-// TestPassing asserts that a program which has the device open for a moment does not make it busy.
-func TestPassing(t *testing.T) {
-	l := newLoop(t, 64*mib, 512)
+// TestBriefOpen asserts that a program which has the device open for a moment does not make it busy.
+func TestBriefOpen(t *testing.T) {
+	l := newLoopDisk(t, 64*mib, 512)
 	_, stop := testenv.StartScript(t, "sh", "-c", "exec 3>>"+l.path+"; echo ready; read x; true")
-	timer := time.AfterFunc(passing/3, stop)
+	timer := time.AfterFunc(briefOpenTime/3, stop)
 	defer timer.Stop()
 	d, err := openDevice(l.path, os.O_RDONLY)
 	if err != nil {
@@ -328,9 +328,9 @@ func TestPassing(t *testing.T) {
 	}
 	defer d.Close()
 	i := Inspector{}
-	if seen, err := i.Look(t.Context()); err != nil {
+	if seen, err := i.ReadHolders(t.Context()); err != nil {
 		t.Fatal(err)
-	} else if rdev, err := d.number(); err != nil || !isPassing(busy(seen.Of(rdev))) {
+	} else if rdev, err := d.deviceNumber(); err != nil || !isBriefOpen(blockingHolders(seen.Of(rdev))) {
 		testenv.SkipUnfit(t, "the program ended before it was seen: %v, %v", seen.Of(rdev), err)
 	}
 	if reasons, _, err := d.usedBy(t.Context(), i); err != nil || len(reasons) != 0 {

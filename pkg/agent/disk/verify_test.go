@@ -39,7 +39,7 @@ func verifyTable(t testing.TB, path string) {
 func TestRecoveredByTools(t *testing.T) {
 	const samples = 20
 	for _, l := range crashLayouts(t) {
-		loop := newLoop(t, l.size, int(l.sector))
+		loop := newLoopDisk(t, l.size, int(l.sector))
 		device, err := openDevice(loop.path, os.O_RDWR)
 		if err != nil {
 			t.Fatal(err)
@@ -47,7 +47,7 @@ func TestRecoveredByTools(t *testing.T) {
 		defer device.Close()
 		random := rand.New(rand.NewPCG(9, uint64(l.sector)))
 		verified, mebibyte := 0, make([]byte, mib)
-		c := cuts{random: random, recovered: func(m *memDisk) {
+		c := powerCutTest{random: random, recovered: func(m *memDisk) {
 			if verified == samples || random.IntN(12) != 0 {
 				return
 			}
@@ -67,10 +67,10 @@ func TestRecoveredByTools(t *testing.T) {
 			verifyTable(t, loop.path)
 		}}
 		// parted warns of names that are not UTF-16.
-		disk, strange := formattedWith(t, l, []byte{'x', 0})
-		for _, step := range life() {
+		disk, strange := newFormattedDiskWith(t, l, []byte{'x', 0})
+		for _, step := range volumeLife() {
 			if verified < samples {
-				c.step(t, disk, l, step, strange)
+				c.runStep(t, disk, l, step, strange)
 			}
 		}
 		if verified < samples {

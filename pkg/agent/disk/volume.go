@@ -10,7 +10,7 @@ import (
 // volume is reported as ready. The volume may be mounted at the same time, because only its phase changes. Errors:
 // ErrNotFound, ErrInUse (the volume is being wiped), ErrOutOfService.
 func (d *Disk) MarkFormatted(ctx context.Context, partition string) error {
-	err := d.run(ctx, func(ctx context.Context) error { return d.setPhase(ctx, partition, Formatted) })
+	err := d.runInOwner(ctx, func(ctx context.Context) error { return d.setPhase(ctx, partition, Formatted) })
 	if err != nil {
 		return fmt.Errorf("marking volume as formatted: %w", err)
 	}
@@ -25,28 +25,28 @@ func (d *Disk) Format(ctx context.Context, partition string, mkfs func(ctx conte
 	go func() {
 		defer close(prepared)
 		// The result does not matter: MarkFormatted meets the same error, or none.
-		_ = d.run(ctx, func(ctx context.Context) error { return d.expectFormatted(ctx, partition) })
+		_ = d.runInOwner(ctx, func(ctx context.Context) error { return d.prepareFormatted(ctx, partition) })
 	}()
 	err := mkfs(ctx)
 	<-prepared
 	if err != nil {
-		takenBack := d.run(context.WithoutCancel(ctx), func(ctx context.Context) error { return d.store.takeBack(ctx) })
+		takenBack := d.runInOwner(context.WithoutCancel(ctx), func(ctx context.Context) error { return d.store.undoPrepare(ctx) })
 		return errors.Join(err, takenBack)
 	}
 	return nil
 }
 
-// expectFormatted prepares the volume's phase Formatted.
-func (d *Disk) expectFormatted(ctx context.Context, partition string) error {
+// prepareFormatted prepares the volume's phase Formatted.
+func (d *Disk) prepareFormatted(ctx context.Context, partition string) error {
 	e, err := d.store.table.volume(partition)
-	if err != nil || phaseOf[e.kind] != Reserved {
+	if err != nil || phaseOf[e.typeGUID] != Reserved {
 		return err
 	}
 	next, changed, err := d.store.table.withPhase(partition, Formatted)
 	if err != nil {
 		return err
 	}
-	return d.store.putAhead(ctx, next, changed)
+	return d.store.prepare(ctx, next, changed)
 }
 
 // setPhase is one step of the state machine, or none if it was taken before.
@@ -55,7 +55,7 @@ func (d *Disk) setPhase(ctx context.Context, partition string, to Phase) error {
 	if err != nil {
 		return err
 	}
-	switch phaseOf[e.kind] {
+	switch phaseOf[e.typeGUID] {
 	case to:
 		return nil
 	case Wiping:
@@ -83,7 +83,7 @@ func (d *Disk) attach(ctx context.Context, e entry) error {
 // reattach makes the volume's device match the entry.
 func (d *Disk) reattach(ctx context.Context, e entry) error {
 	node, err := d.attacherOf(e).attach(ctx, e)
-	if isGone(err) {
+	if mayBeGone(err) {
 		return errors.Join(err, d.recheck(ctx))
 	}
 	if err != nil {
@@ -96,12 +96,12 @@ func (d *Disk) reattach(ctx context.Context, e entry) error {
 // Check reads the table from the disk and compares it with the one in memory. Call it when the device may be gone. If
 // it is, the disk is out of service from then on.
 func (d *Disk) Check(ctx context.Context) error {
-	return d.run(ctx, func(ctx context.Context) error { return d.recheck(ctx) })
+	return d.runInOwner(ctx, func(ctx context.Context) error { return d.recheck(ctx) })
 }
 
 func (d *Disk) recheck(ctx context.Context) error {
 	if err := d.store.finish(ctx); err != nil {
 		return err
 	}
-	return d.store.unchanged(d.store.onDisk.backup, d.store.onDisk.primary)
+	return d.store.checkUnchanged(d.store.onDisk.backup, d.store.onDisk.primary)
 }

@@ -42,7 +42,7 @@ type WipeSettings struct {
 
 func (w WipeSettings) validate() error {
 	if w.Policy != "" {
-		if _, err := wayOf(w.Policy); err != nil {
+		if _, err := wipeFuncFor(w.Policy); err != nil {
 			return err
 		}
 	}
@@ -66,8 +66,8 @@ type WipeOptions struct {
 	Progress func(done int64)
 }
 
-// Wiped is the record of a wipe.
-type Wiped struct {
+// WipeResult is the record of a wipe.
+type WipeResult struct {
 	// Partition, Name and Extent are the volume's.
 	Partition, Name string
 	Extent          extent.Extent
@@ -94,17 +94,17 @@ type Wiped struct {
 // it was if the policy is the same. It starts from the volume's beginning if not, or if a method failed. Only its
 // caller waits. Other volumes go on. Errors: ErrNotFound (it is done), ErrInUse, ErrOutOfService. With an error the
 // record holds what is known.
-func (d *Disk) Wipe(ctx context.Context, partition string, o WipeOptions) (Wiped, error) {
-	w := Wiped{Partition: partition, Policy: o.Policy, Began: time.Now()}
+func (d *Disk) Wipe(ctx context.Context, partition string, o WipeOptions) (WipeResult, error) {
+	w := WipeResult{Partition: partition, Policy: o.Policy, Began: time.Now()}
 	if err := (WipeSettings{o.Policy, o.Rate}).validate(); err != nil {
 		return w, fmt.Errorf("wiping volume %s: %w", partition, err)
 	}
-	release, err := d.claimLong(ctx, partition)
+	release, err := d.startLongCall(ctx, partition)
 	if err != nil {
 		return w, fmt.Errorf("wiping volume: %w", err)
 	}
 	defer release()
-	defer d.askMeanwhile()()
+	defer d.checkPeriodically()()
 	w.Began = time.Now()
 	err = d.wipe(ctx, &w, o)
 	w.Took = time.Since(w.Began)
@@ -114,7 +114,7 @@ func (d *Disk) Wipe(ctx context.Context, partition string, o WipeOptions) (Wiped
 	return w, nil
 }
 
-func (d *Disk) wipe(ctx context.Context, w *Wiped, o WipeOptions) error {
+func (d *Disk) wipe(ctx context.Context, w *WipeResult, o WipeOptions) error {
 	e, work, err := d.beginWipe(ctx, w, o)
 	if err != nil {
 		return err
@@ -122,36 +122,36 @@ func (d *Disk) wipe(ctx context.Context, w *Wiped, o WipeOptions) error {
 	// Logged only here: a volume that is held is tried again and again.
 	if w.Policy != WipeNone {
 		klog.FromContext(ctx).V(2).Info("Volume is being wiped", "partition", w.Partition, "name", w.Name, "device", d.device.path, "disk", d.store.table.id,
-			"extent", w.Extent, "policy", w.Policy, "rate", work.limit.rate, "done", work.at.zeroed)
+			"extent", w.Extent, "policy", w.Policy, "rate", work.rateLimit.rate, "done", work.progress.zeroed)
 	}
 	// beginWipe has checked the policy.
-	way, _ := wayOf(w.Policy)
-	w.Method, w.Verified, err = way(ctx, work)
+	wipe, _ := wipeFuncFor(w.Policy)
+	w.Method, w.Verified, err = wipe(ctx, work)
 	if err != nil {
-		work.end(ctx, ctx.Err() != nil)
+		work.saveAtEnd(ctx, ctx.Err() != nil)
 	}
 	if err = errors.Join(err, work.device.Close()); err != nil {
-		if isGone(err) {
+		if mayBeGone(err) {
 			// The error may be of the volume's own bytes, or of the whole disk. The table shows which.
 			err = errors.Join(err, d.Check(ctx))
 		}
 		return err
 	}
-	return d.run(ctx, func(ctx context.Context) error { return d.remove(ctx, e, w.Policy != WipeNone) })
+	return d.runInOwner(ctx, func(ctx context.Context) error { return d.removeWiped(ctx, e, w.Policy != WipeNone) })
 }
 
 // beginWipe removes the volume's device and brings the volume into phase Wiping. It waits for a program that only looks
 // at the device (udev, blkid). The disk's other volumes do not wait.
-func (d *Disk) beginWipe(ctx context.Context, w *Wiped, o WipeOptions) (e entry, begun *work, err error) {
+func (d *Disk) beginWipe(ctx context.Context, w *WipeResult, o WipeOptions) (e entry, begun *zeroJob, err error) {
 	var inUse error
-	err = await(ctx, busyPatience, func() (bool, error) {
+	err = await(ctx, busyTimeout, func() (bool, error) {
 		var held bool
-		err := d.run(ctx, func(ctx context.Context) (err error) {
+		err := d.runInOwner(ctx, func(ctx context.Context) (err error) {
 			if e, err = d.store.table.volume(w.Partition); err != nil {
 				return err
 			}
 			w.Name, w.Extent = e.name, e.extent
-			if err = d.detachFirst(ctx, e); err != nil {
+			if err = d.detachVolume(ctx, e); err != nil {
 				held = errors.Is(err, ErrInUse) && d.heldExclusively(e)
 				return err
 			}
@@ -164,15 +164,15 @@ func (d *Disk) beginWipe(ctx context.Context, w *Wiped, o WipeOptions) (e entry,
 		}
 		return err == nil, err
 	})
-	if errors.Is(err, errPatience) {
+	if errors.Is(err, errTimeout) {
 		err = inUse
 	}
 	return e, begun, err
 }
 
-// detachFirst removes the volume's device from the kernel, if it has it. ErrInUse means that it is open. Then the
+// detachVolume removes the volume's device from the kernel, if it has it. ErrInUse means that it is open. Then the
 // progress of a wipe does not count any more, because the volume may have been written to.
-func (d *Disk) detachFirst(ctx context.Context, e entry) error {
+func (d *Disk) detachVolume(ctx context.Context, e entry) error {
 	err := d.attacherOf(e).detach(ctx, e, 0)
 	switch {
 	case err == nil:
@@ -180,9 +180,9 @@ func (d *Disk) detachFirst(ctx context.Context, e entry) error {
 	case errors.Is(err, ErrInUse):
 		if s := d.slots[e.guid]; s.progress != (progress{}) {
 			s.progress = progress{}
-			d.keepOrLose(ctx, e, s)
+			d.tryWriteSlot(ctx, e, s)
 		}
-	case isGone(err):
+	case mayBeGone(err):
 		err = errors.Join(err, d.recheck(ctx))
 	}
 	return err
@@ -199,7 +199,7 @@ func (d *Disk) heldExclusively(e entry) bool {
 
 // markWiping brings a volume that the kernel does not show into phase Wiping, unless it is, and keeps the policy. The
 // progress of an earlier wipe counts if it was under the same policy.
-func (d *Disk) markWiping(ctx context.Context, e entry, w *Wiped, o WipeOptions) (*work, error) {
+func (d *Disk) markWiping(ctx context.Context, e entry, w *WipeResult, o WipeOptions) (*zeroJob, error) {
 	kept := d.slots[e.guid]
 	now := slot{note: kept.note, wipe: WipeSettings{o.Policy, o.Rate}}
 	if o.Policy == "" {
@@ -209,7 +209,7 @@ func (d *Disk) markWiping(ctx context.Context, e entry, w *Wiped, o WipeOptions)
 		now.wipe.Policy = WipeZero
 	}
 	w.Policy = now.wipe.Policy
-	wiping := phaseOf[e.kind] == Wiping
+	wiping := phaseOf[e.typeGUID] == Wiping
 	if wiping && kept.wipe.Policy == now.wipe.Policy && kept.progress.fits(e.extent.Len()) {
 		now.progress = kept.progress
 	}
@@ -217,7 +217,7 @@ func (d *Disk) markWiping(ctx context.Context, e entry, w *Wiped, o WipeOptions)
 	err := d.recheck(ctx)
 	if err == nil {
 		if !wiping || now != kept {
-			d.keepOrLose(ctx, e, now)
+			d.tryWriteSlot(ctx, e, now)
 		}
 		if wiping {
 			err = d.store.dev.Sync()
@@ -237,24 +237,24 @@ func (d *Disk) markWiping(ctx context.Context, e entry, w *Wiped, o WipeOptions)
 		}
 		return nil, err
 	}
-	begun := &work{device: device, extent: e.extent, limit: limit{&d.pace, now.wipe.Rate}, config: d.wiping, tell: o.Progress}
-	begun.keeper = &keeper{every: d.wiping.keepEvery, since: time.Now(), write: func(ctx context.Context, p progress) error {
-		return d.run(ctx, func(context.Context) error {
+	begun := &zeroJob{device: device, extent: e.extent, rateLimit: rateLimit{&d.pacer, now.wipe.Rate}, methods: d.wipeMethods, onProgress: o.Progress}
+	begun.progressKeeper = &progressKeeper{interval: d.wipeMethods.saveInterval, since: time.Now(), write: func(ctx context.Context, p progress) error {
+		return d.runInOwner(ctx, func(context.Context) error {
 			s := d.slots[e.guid]
 			s.progress = p
-			return d.keep(e, s)
+			return d.writeSlot(e, s)
 		})
 	}}
 	// Read from the disk's slots: what could not be kept does not count.
 	if s := d.slots[e.guid]; s.wipe.Policy == now.wipe.Policy && s.progress.fits(e.extent.Len()) {
-		begun.at, begun.keeper.on = s.progress, s.progress
+		begun.progress, begun.progressKeeper.onDisk = s.progress, s.progress
 	}
 	return begun, nil
 }
 
-// keepOrLose is keep at the beginning of a wipe. The wipe goes on even if the slot cannot be written.
-func (d *Disk) keepOrLose(ctx context.Context, e entry, s slot) {
-	err := d.keep(e, s)
+// tryWriteSlot is keep at the beginning of a wipe. The wipe goes on even if the slot cannot be written.
+func (d *Disk) tryWriteSlot(ctx context.Context, e entry, s slot) {
+	err := d.writeSlot(e, s)
 	if err == nil {
 		return
 	}
@@ -267,7 +267,7 @@ func (d *Disk) keepOrLose(ctx context.Context, e entry, s slot) {
 // reattachUnlessWiping gives the device back to a volume whose wipe has not begun.
 func (d *Disk) reattachUnlessWiping(ctx context.Context, partition string) error {
 	e, err := d.store.table.volume(partition)
-	if err != nil || phaseOf[e.kind] == Wiping {
+	if err != nil || phaseOf[e.typeGUID] == Wiping {
 		return err
 	}
 	err = d.attach(ctx, e)
@@ -275,15 +275,15 @@ func (d *Disk) reattachUnlessWiping(ctx context.Context, partition string) error
 	return err
 }
 
-// remove frees the extent of a volume that has been wiped. If a tool made the kernel show the volume again meanwhile,
-// it is detached again: a partition without entry would have no owner. An extent that was not zeroed may hold anything.
-// Its next user must clear it.
-func (d *Disk) remove(ctx context.Context, e entry, zeroed bool) error {
+// removeWiped frees the extent of a volume that has been wiped. If a tool made the kernel show the volume again
+// meanwhile, it is detached again: a partition without entry would have no owner. An extent that was not zeroed may
+// hold anything. Its next user must clear it.
+func (d *Disk) removeWiped(ctx context.Context, e entry, zeroed bool) error {
 	next, err := d.store.table.without(e.guid)
 	if err != nil {
 		return err
 	}
-	if err := d.detachFirst(ctx, e); err != nil {
+	if err := d.detachVolume(ctx, e); err != nil {
 		return err
 	}
 	if err := d.store.drop(ctx, next, e.index); err != nil {
@@ -297,10 +297,10 @@ func (d *Disk) remove(ctx context.Context, e entry, zeroed bool) error {
 	return nil
 }
 
-// wipeWay satisfies a policy for an extent. It returns the method, and whether the result was read back.
-type wipeWay func(ctx context.Context, w *work) (method string, verified bool, err error)
+// wipeFunc satisfies a policy for an extent. It returns the method, and whether the result was read back.
+type wipeFunc func(ctx context.Context, w *zeroJob) (method string, verified bool, err error)
 
-func wayOf(p WipePolicy) (wipeWay, error) {
+func wipeFuncFor(p WipePolicy) (wipeFunc, error) {
 	switch p {
 	case WipeZero:
 		return wipeByZeroing, nil
@@ -309,24 +309,24 @@ func wayOf(p WipePolicy) (wipeWay, error) {
 	case WipeSecureDiscard:
 		return wipeByDiscarding, nil
 	case WipeNone:
-		return func(context.Context, *work) (string, bool, error) { return "none", false, nil }, nil
+		return func(context.Context, *zeroJob) (string, bool, error) { return "none", false, nil }, nil
 	}
 	return nil, fmt.Errorf("the wipe policy %.64q does not exist", p)
 }
 
-func wipeByZeroing(ctx context.Context, w *work) (string, bool, error) {
+func wipeByZeroing(ctx context.Context, w *zeroJob) (string, bool, error) {
 	name, err := w.zero(ctx)
 	return name, err == nil, err
 }
 
 // wipeByOverwriting has one method only: if that fails no other one satisfies the policy.
-func wipeByOverwriting(ctx context.Context, w *work) (string, bool, error) {
-	w.readsAll = true
-	m := w.config.overwrite
-	if err := w.apply(ctx, m); err != nil {
+func wipeByOverwriting(ctx context.Context, w *zeroJob) (string, bool, error) {
+	w.verifiesAll = true
+	m := w.methods.overwrite
+	if err := w.runMethod(ctx, m); err != nil {
 		return m.name, false, fmt.Errorf("overwriting %s: %w", w.device.path, err)
 	}
-	left, err := w.notZero(ctx)
+	left, err := w.findNonZero(ctx)
 	if err == nil && len(left) > 0 {
 		err = fmt.Errorf("%v does not read as zeros though it was overwritten", left[0])
 	}
@@ -338,14 +338,14 @@ func wipeByOverwriting(ctx context.Context, w *work) (string, bool, error) {
 
 // wipeByDiscarding overwrites where the device has no secure discard. Reads after a discard may return anything, so all
 // of the extent is read.
-func wipeByDiscarding(ctx context.Context, w *work) (string, bool, error) {
-	w.readsAll = true
+func wipeByDiscarding(ctx context.Context, w *zeroJob) (string, bool, error) {
+	w.verifiesAll = true
 	log := klog.FromContext(ctx)
-	m := w.config.secureDiscard
-	if w.at.method == methodOverwrite {
+	m := w.methods.secureDiscard
+	if w.progress.method == methodOverwrite {
 		return wipeByOverwriting(ctx, w) // found out before a restart
 	}
-	err := w.apply(ctx, m)
+	err := w.runMethod(ctx, m)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) {
 		log.Info("The device has no secure discard, it is overwritten", "device", w.device.path, "reason", err.Error())
 		return wipeByOverwriting(ctx, w)
@@ -353,7 +353,7 @@ func wipeByDiscarding(ctx context.Context, w *work) (string, bool, error) {
 	if err != nil {
 		return m.name, false, fmt.Errorf("discarding %s: %w", w.device.path, err)
 	}
-	left, err := w.notZero(ctx)
+	left, err := w.findNonZero(ctx)
 	if err != nil {
 		return m.name, false, fmt.Errorf("reading back %s: %w", w.device.path, err)
 	}
@@ -362,10 +362,10 @@ func wipeByDiscarding(ctx context.Context, w *work) (string, bool, error) {
 	}
 	log.V(2).Info("Discarded bytes do not read as zeros and are zeroed", "device", w.device.path, "extents", len(left), "first", left[0])
 	for _, part := range left {
-		if _, err := w.of(part).zero(ctx); err != nil {
+		if _, err := w.forPart(part).zero(ctx); err != nil {
 			return m.name, false, err
 		}
-		still, err := w.of(part).notZero(ctx)
+		still, err := w.forPart(part).findNonZero(ctx)
 		if err == nil && len(still) > 0 {
 			err = fmt.Errorf("%v of %s does not read as zeros though it was zeroed", still[0], w.device.path)
 		}

@@ -25,59 +25,59 @@ func TestWipeSettings(t *testing.T) {
 	again := func() {
 		t.Helper()
 		d.Close()
-		l.forget(t)
+		l.removePartitions(t)
 		d = l.open(t)
 	}
 	slow := WipeSettings{WipeOverwrite, 1 << 30}
-	for i, o := range []CreateOptions{{Partition: a, Wipe: slow}, {Partition: b, Note: "of b"}, {Partition: c, Note: "of c", Wipe: WipeSettings{Policy: WipeNone}}} {
-		o.Extent = at(2+4*int64(i), 4)
+	for i, o := range []CreateOptions{{Partition: guidA, Wipe: slow}, {Partition: guidB, Note: "of b"}, {Partition: guidC, Note: "of c", Wipe: WipeSettings{Policy: WipeNone}}} {
+		o.Extent = extentMiB(2+4*int64(i), 4)
 		if _, err := d.Create(ctx, o); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := d.Create(ctx, CreateOptions{Partition: c2, Extent: at(40, 2), Wipe: WipeSettings{Policy: "Shred"}}); err == nil {
+	if _, err := d.Create(ctx, CreateOptions{Partition: c2, Extent: extentMiB(40, 2), Wipe: WipeSettings{Policy: "Shred"}}); err == nil {
 		t.Error("a policy was taken that does not exist")
 	}
-	if _, err := d.Create(ctx, CreateOptions{Partition: c2, Extent: at(40, 2), Note: strings.Repeat("n", MaxNote+1)}); err == nil {
+	if _, err := d.Create(ctx, CreateOptions{Partition: c2, Extent: extentMiB(40, 2), Note: strings.Repeat("n", MaxNote+1)}); err == nil {
 		t.Error("a note was taken that does not fit")
 	}
 	again()
-	if of(a) != slow || of(b) != (WipeSettings{}) || of(c) != (WipeSettings{Policy: WipeNone}) {
+	if of(guidA) != slow || of(guidB) != (WipeSettings{}) || of(guidC) != (WipeSettings{Policy: WipeNone}) {
 		t.Errorf("after a restart: %+v", d.Snapshot().Volumes)
 	}
-	if err := d.SetWipe(ctx, b, slow); err != nil {
+	if err := d.SetWipe(ctx, guidB, slow); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.SetWipe(ctx, b, WipeSettings{Rate: -1}); err == nil {
+	if err := d.SetWipe(ctx, guidB, WipeSettings{Rate: -1}); err == nil {
 		t.Error("a negative rate was taken")
 	}
 	if err := d.SetWipe(ctx, c3, slow); !errors.Is(err, ErrNotFound) {
 		t.Errorf("of a volume that is not there: %v", err)
 	}
 	again()
-	if v, _ := ptr(d.Snapshot()).Volume(b); v.Wipe != slow || v.Note != "of b" {
+	if v, _ := ptr(d.Snapshot()).Volume(guidB); v.Wipe != slow || v.Note != "of b" {
 		t.Errorf("set later: %+v", v)
 	}
-	if w, err := d.Wipe(ctx, a, WipeOptions{}); err != nil || w.Policy != WipeOverwrite || w.Method != methodOverwrite {
+	if w, err := d.Wipe(ctx, guidA, WipeOptions{}); err != nil || w.Policy != WipeOverwrite || w.Method != methodOverwrite {
 		t.Errorf("wiped as was kept with it: %+v, %v", w, err)
 	}
 	short, cancel := context.WithCancel(ctx)
 	cancel()
-	if _, err := d.Wipe(short, b, WipeOptions{Policy: WipeSecureDiscard}); !errors.Is(err, context.Canceled) {
+	if _, err := d.Wipe(short, guidB, WipeOptions{Policy: WipeSecureDiscard}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled from the start: %v", err)
 	}
 	cut, stop := context.WithCancel(ctx)
-	if _, err := d.Wipe(cut, b, WipeOptions{Policy: WipeSecureDiscard, Progress: func(int64) { stop() }}); !errors.Is(err, context.Canceled) {
+	if _, err := d.Wipe(cut, guidB, WipeOptions{Policy: WipeSecureDiscard, Progress: func(int64) { stop() }}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cut short: %v", err)
 	}
-	if err := d.SetWipe(ctx, b, slow); !errors.Is(err, ErrInUse) {
+	if err := d.SetWipe(ctx, guidB, slow); !errors.Is(err, ErrInUse) {
 		t.Errorf("of a volume that is being wiped: %v", err)
 	}
 	again()
-	if w, err := d.Wipe(ctx, b, WipeOptions{}); err != nil || w.Policy != WipeSecureDiscard {
+	if w, err := d.Wipe(ctx, guidB, WipeOptions{}); err != nil || w.Policy != WipeSecureDiscard {
 		t.Errorf("taken up as it was begun: %+v, %v", w, err)
 	}
-	if w, err := d.Wipe(ctx, c, WipeOptions{}); err != nil || w.Policy != WipeNone {
+	if w, err := d.Wipe(ctx, guidC, WipeOptions{}); err != nil || w.Policy != WipeNone {
 		t.Errorf("wiped as was kept with it: %+v, %v", w, err)
 	}
 }
@@ -109,29 +109,29 @@ func TestRateOfEveryMethod(t *testing.T) {
 		}
 		steps = nil
 	}
-	l.wiping.overwrite, l.wiping.secureDiscard = note(methodOverwrite), note(methodSecureDiscard)
+	l.wipeMethods.overwrite, l.wipeMethods.secureDiscard = note(methodOverwrite), note(methodSecureDiscard)
 	for _, test := range []struct {
 		policy WipePolicy
 		method method
-	}{{WipeZero, note(methodPunch)}, {WipeZero, note(methodZeroOut)}, {WipeOverwrite, l.wiping.overwrite}, {WipeSecureDiscard, l.wiping.secureDiscard}} {
-		l.zeroBy(test.method)
+	}{{WipeZero, note(methodPunch)}, {WipeZero, note(methodZeroOut)}, {WipeOverwrite, l.wipeMethods.overwrite}, {WipeSecureDiscard, l.wipeMethods.secureDiscard}} {
+		l.useMethods(test.method)
 		d := l.open(t)
-		if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(2, 200)}); err != nil {
+		if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 200)}); err != nil {
 			t.Fatal(err)
 		}
-		if w, err := d.Wipe(ctx, a, WipeOptions{Policy: test.policy, Rate: rate}); err != nil || w.Method != test.method.name {
+		if w, err := d.Wipe(ctx, guidA, WipeOptions{Policy: test.policy, Rate: rate}); err != nil || w.Method != test.method.name {
 			t.Fatalf("%+v, %v", w, err)
 		}
 		check(test.method.name, 200*mib)
 		d.Close()
 	}
-	l.zeroBy(note(methodPunch))
+	l.useMethods(note(methodPunch))
 	d := l.open(t)
-	if _, err := d.Create(ctx, CreateOptions{Partition: b, Extent: at(2, 150), Raw: true, Wipe: WipeSettings{Policy: WipeZero, Rate: rate}}); err != nil {
+	if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(2, 150), Raw: true, Wipe: WipeSettings{Policy: WipeZero, Rate: rate}}); err != nil {
 		t.Fatal(err)
 	}
 	check("a raw volume", 150*mib)
-	if _, err := d.Grow(ctx, b, 300*mib); err != nil {
+	if _, err := d.Grow(ctx, guidB, 300*mib); err != nil {
 		t.Fatal(err)
 	}
 	check("a volume that grows", 150*mib)

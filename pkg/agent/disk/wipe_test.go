@@ -14,17 +14,17 @@ import (
 	"k8s.io/klog/v2/ktesting"
 )
 
-// zeroBy replaces the ways to zero.
-func (l *loop) zeroBy(methods ...method) { l.wiping.zero = methods }
+// useMethods replaces the ways to zero.
+func (l *loopDisk) useMethods(methods ...method) { l.wipeMethods.zero = methods }
 
-// wipe wipes a volume with the default options.
-func wipe(ctx context.Context, d *Disk, partition string) error {
+// wipeVolume wipes a volume with the default options.
+func wipeVolume(ctx context.Context, d *Disk, partition string) error {
 	_, err := d.Wipe(ctx, partition, WipeOptions{})
 	return err
 }
 
-// canary fills a volume with a pattern, through its device and past all caches.
-func canary(t *testing.T, l *loop, v Volume) {
+// writeCanary fills a volume with a pattern, through its device and past all caches.
+func writeCanary(t *testing.T, l *loopDisk, v Volume) {
 	t.Helper()
 	f, err := os.OpenFile(v.Device, os.O_WRONLY, 0)
 	if err != nil {
@@ -46,8 +46,8 @@ func canary(t *testing.T, l *loop, v Volume) {
 	}
 }
 
-// canaries counts what is left of the pattern in the whole file behind the disk.
-func canaries(t *testing.T, l *loop) int {
+// countCanaries counts what is left of the pattern in the whole file behind the disk.
+func countCanaries(t *testing.T, l *loopDisk) int {
 	t.Helper()
 	raw, err := os.ReadFile(l.image)
 	if err != nil {
@@ -58,36 +58,36 @@ func canaries(t *testing.T, l *loop) int {
 
 // TestMethods asserts that every method leaves nothing of a volume, and changes nothing of another.
 func TestMethods(t *testing.T) {
-	for _, r := range defaultWipeConfig().zero {
+	for _, r := range defaultWipeMethods().zero {
 		t.Run(r.name, func(t *testing.T) {
 			bothSectors(t, func(t *testing.T, sector int) {
 				small := r
-				small.step = min(r.step, 3*mib) // several steps, the last one shorter
+				small.maxStep = min(r.maxStep, 3*mib) // several steps, the last one shorter
 				if r.name == "overwrite" {
-					small.step = bounceBytes
+					small.maxStep = bounceBytes
 				}
 				l := initialized(t, 32*mib, sector)
-				l.zeroBy(small)
+				l.useMethods(small)
 				d := l.open(t)
 				ctx := t.Context()
-				v, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(3, 10), Ephemeral: true})
+				v, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(3, 10), Ephemeral: true})
 				if err != nil {
 					t.Fatal(err)
 				}
-				canary(t, l, v)
-				l.put(t, []byte("kept kept kept kept kept"), 3*mib-24)
-				l.put(t, []byte("kept kept kept kept kept"), 13*mib)
-				if err := wipe(ctx, d, a); err != nil {
+				writeCanary(t, l, v)
+				l.writeAt(t, []byte("kept kept kept kept kept"), 3*mib-24)
+				l.writeAt(t, []byte("kept kept kept kept kept"), 13*mib)
+				if err := wipeVolume(ctx, d, guidA); err != nil {
 					t.Fatal(err)
 				}
-				if n := canaries(t, l); n != 0 {
+				if n := countCanaries(t, l); n != 0 {
 					t.Errorf("%d canaries are left", n)
 				}
 				raw, err := os.ReadFile(l.image)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if e := at(3, 10); !allZero(raw[e.Start:e.End]) || bytes.Count(raw, []byte("kept")) != 10 {
+				if e := extentMiB(3, 10); !allZero(raw[e.Start:e.End]) || bytes.Count(raw, []byte("kept")) != 10 {
 					t.Error("not zero, or its neighbours are gone")
 				}
 			})
@@ -101,51 +101,51 @@ func TestMethodsInOrder(t *testing.T) {
 	lies := method{"lies", mib, func(*blockDevice, int64, int64) error { return nil }}
 	l := initialized(t, 32*mib, 512)
 	d := l.open(t)
-	ctx := quiet(t)
-	v, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(3, 10), Ephemeral: true})
+	ctx := withoutLogs(t)
+	v, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(3, 10), Ephemeral: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	canary(t, l, v)
+	writeCanary(t, l, v)
 
-	l.zeroBy(unsupported, lies)
-	if err := wipe(ctx, d, a); err == nil {
+	l.useMethods(unsupported, lies)
+	if err := wipeVolume(ctx, d, guidA); err == nil {
 		t.Fatal("a wipe that zeroed nothing succeeded")
 	}
 	s := d.Snapshot()
-	if got := volumes(s); s.Err != nil || !slices.Equal(got, []string{"a:Wiping@3+10"}) || s.Free.Overlaps(at(3, 10)) {
+	if got := volumes(s); s.Err != nil || !slices.Equal(got, []string{"a:Wiping@3+10"}) || s.Free.Overlaps(extentMiB(3, 10)) {
 		t.Fatalf("after a failed wipe: %+v", s)
 	}
-	if _, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(3, 10), Ephemeral: true}); !errors.Is(err, ErrInUse) {
+	if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(3, 10), Ephemeral: true}); !errors.Is(err, ErrInUse) {
 		t.Errorf("Create of a volume that is being wiped: %v", err)
 	}
-	if err := d.MarkFormatted(ctx, a); !errors.Is(err, ErrInUse) {
+	if err := d.MarkFormatted(ctx, guidA); !errors.Is(err, ErrInUse) {
 		t.Errorf("MarkFormatted of a volume that is being wiped: %v", err)
 	}
 
 	// Cut short in the middle, by the caller.
 	stopped, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l.zeroBy(method{"cut", mib, func(d *blockDevice, off, n int64) error {
+	l.useMethods(method{"cut", mib, func(d *blockDevice, off, n int64) error {
 		if off == 7*mib {
 			cancel()
 		}
 		return overwrite(d, off, n)
 	}})
-	if err := wipe(stopped, d, a); !errors.Is(err, context.Canceled) {
+	if err := wipeVolume(stopped, d, guidA); !errors.Is(err, context.Canceled) {
 		t.Fatalf("a cancelled wipe: %v", err)
 	}
-	if n := canaries(t, l); n == 0 || int64(n) == 10*mib/8 {
+	if n := countCanaries(t, l); n == 0 || int64(n) == 10*mib/8 {
 		t.Fatalf("a cancelled wipe left %d canaries", n)
 	}
 	// And cut short by a restart.
 	d.Close()
 	d = l.open(t)
-	l.zeroBy(append([]method{unsupported, lies}, defaultWipeConfig().zero...)...)
-	if err := wipe(ctx, d, a); err != nil {
+	l.useMethods(append([]method{unsupported, lies}, defaultWipeMethods().zero...)...)
+	if err := wipeVolume(ctx, d, guidA); err != nil {
 		t.Fatal(err)
 	}
-	if n := canaries(t, l); n != 0 {
+	if n := countCanaries(t, l); n != 0 {
 		t.Errorf("%d canaries are left", n)
 	}
 	if got := volumes(d.Snapshot()); len(got) != 0 {
@@ -157,18 +157,18 @@ func TestMethodsInOrder(t *testing.T) {
 func TestWipeInUse(t *testing.T) {
 	l := initialized(t, 32*mib, 512)
 	d := l.open(t)
-	ctx := quiet(t)
-	v, err := d.Create(ctx, CreateOptions{Partition: a, Extent: at(3, 10), Ephemeral: true})
+	ctx := withoutLogs(t)
+	v, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(3, 10), Ephemeral: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.settle(t)
+	d.waitIdle(t)
 	holder, err := os.OpenFile(v.Device, os.O_RDONLY|unix.O_EXCL, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	before := l.hash(t)
-	if err := wipe(ctx, d, a); !errors.Is(err, ErrInUse) {
+	if err := wipeVolume(ctx, d, guidA); !errors.Is(err, ErrInUse) {
 		t.Errorf("Wipe of a held volume: %v", err)
 	}
 	if l.hash(t) != before {
@@ -180,7 +180,7 @@ func TestWipeInUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := wipe(ctx, d, a); !errors.Is(err, ErrInUse) {
+	if err := wipeVolume(ctx, d, guidA); !errors.Is(err, ErrInUse) {
 		t.Errorf("Wipe of a volume that is looked at: %v", err)
 	}
 	if l.hash(t) != before {
@@ -190,20 +190,20 @@ func TestWipeInUse(t *testing.T) {
 		t.Errorf("then: %+v", got)
 	}
 	looker.Close()
-	if err := wipe(ctx, d, a); err != nil {
+	if err := wipeVolume(ctx, d, guidA); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestWipeIsSaidOnce asserts that a wipe is logged when its bytes are zeroed, and not each time when the volume is
+// TestWipeIsLoggedOnce asserts that a wipe is logged when its bytes are zeroed, and not each time when the volume is
 // held.
-func TestWipeIsSaidOnce(t *testing.T) {
+func TestWipeIsLoggedOnce(t *testing.T) {
 	d := initialized(t, 32*mib, 512).open(t)
-	v, err := d.Create(quiet(t), CreateOptions{Partition: a, Extent: at(3, 4), Ephemeral: true})
+	v, err := d.Create(withoutLogs(t), CreateOptions{Partition: guidA, Extent: extentMiB(3, 4), Ephemeral: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.settle(t)
+	d.waitIdle(t)
 	log := &ktesting.BufferTL{}
 	ctx := klog.NewContext(t.Context(), ktesting.NewLogger(log, ktesting.NewConfig(ktesting.Verbosity(2))))
 	const says = "Volume is being wiped"
@@ -212,7 +212,7 @@ func TestWipeIsSaidOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if _, err := d.Wipe(ctx, a, WipeOptions{}); !errors.Is(err, ErrInUse) {
+		if _, err := d.Wipe(ctx, guidA, WipeOptions{}); !errors.Is(err, ErrInUse) {
 			t.Errorf("of a volume that is held: %v", err)
 		}
 	}
@@ -222,7 +222,7 @@ func TestWipeIsSaidOnce(t *testing.T) {
 	if err := holder.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Wipe(ctx, a, WipeOptions{}); err != nil {
+	if _, err := d.Wipe(ctx, guidA, WipeOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Count(log.String(), says) != 1 {

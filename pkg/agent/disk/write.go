@@ -2,35 +2,35 @@ package disk
 
 import "bytes"
 
-// write is a run of sectors with the bytes that the disk will have.
-type write struct {
+// sectorWrite is a run of sectors with the bytes that the disk will have.
+type sectorWrite struct {
 	off  int64
 	data []byte
 }
 
 // copies are the two copies of a table, with the bytes that the disk will have.
 type copies struct {
-	backup, primary write
+	backup, primary sectorWrite
 }
 
-func render(l layout, c copyOfTable) copies {
+func renderCopies(l layout, c tableCopy) copies {
 	return copies{
-		backup:  write{l.copyAt(l.backup()), encodeCopy(l, l.backup(), c)},
-		primary: write{l.copyAt(l.primary()), encodeCopy(l, l.primary(), c)},
+		backup:  sectorWrite{l.copyOffset(l.backup()), encodeCopy(l, l.backup(), c)},
+		primary: sectorWrite{l.copyOffset(l.primary()), encodeCopy(l, l.primary(), c)},
 	}
 }
 
 // batch is what is written up to a barrier: a run of sectors. The disk has all but the changed ones already.
 type batch struct {
-	all     write
-	changed []write
+	all     sectorWrite
+	changed []sectorWrite
 }
 
-// whole is a batch that does not rely on the content of the disk.
-func whole(w write) batch { return batch{w, []write{w}} }
+// wholeBatch is a batch that does not rely on the content of the disk.
+func wholeBatch(w sectorWrite) batch { return batch{w, []sectorWrite{w}} }
 
-// change is the batch that leads from what is on the disk to other bytes at the same place.
-func (l layout) change(from, to write) batch {
+// diff is the batch that leads from what is on the disk to other bytes at the same place.
+func (l layout) diff(from, to sectorWrite) batch {
 	s := batch{all: to}
 	for at := int64(0); at < int64(len(to.data)); at += l.sector {
 		end := at + l.sector
@@ -42,9 +42,9 @@ func (l layout) change(from, to write) batch {
 			s.changed[last].data = to.data[begin:end]
 			continue
 		}
-		s.changed = append(s.changed, write{to.off + at, to.data[at:end]})
+		s.changed = append(s.changed, sectorWrite{to.off + at, to.data[at:end]})
 	}
 	return s
 }
 
-func (w write) end() int64 { return w.off + int64(len(w.data)) }
+func (w sectorWrite) end() int64 { return w.off + int64(len(w.data)) }

@@ -16,19 +16,19 @@ func TestWriterDuringWipe(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := initialized(t, 64*mib, sector)
 		d := l.open(t)
-		v, err := d.Create(quiet(t), CreateOptions{Partition: a, Extent: at(3, 40)})
+		v, err := d.Create(withoutLogs(t), CreateOptions{Partition: guidA, Extent: extentMiB(3, 40)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		canary(t, l, v)
-		d.settle(t)
+		writeCanary(t, l, v)
+		d.waitIdle(t)
 		writer, err := os.OpenFile(v.Device, os.O_RDWR, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
 		before := l.writtenBytes(t)
 		for range 2 {
-			if _, err := d.Wipe(quiet(t), a, WipeOptions{Policy: WipeOverwrite}); !errors.Is(err, ErrInUse) {
+			if _, err := d.Wipe(withoutLogs(t), guidA, WipeOptions{Policy: WipeOverwrite}); !errors.Is(err, ErrInUse) {
 				t.Errorf("Wipe of a volume that is open for writing: %v", err)
 			}
 		}
@@ -46,7 +46,7 @@ func TestWriterDuringWipe(t *testing.T) {
 		}
 		before = l.writtenBytes(t)
 		opened := 0
-		w, err := d.Wipe(quiet(t), a, WipeOptions{Policy: WipeOverwrite, Progress: func(int64) {
+		w, err := d.Wipe(withoutLogs(t), guidA, WipeOptions{Policy: WipeOverwrite, Progress: func(int64) {
 			// No process can open it any more.
 			if f, err := os.OpenFile(v.Device, os.O_RDWR, 0); err == nil {
 				f.Close()
@@ -60,10 +60,10 @@ func TestWriterDuringWipe(t *testing.T) {
 			t.Errorf("%d bytes were written for a volume of %d", n, 40*mib)
 		}
 		raw, err := os.ReadFile(l.image)
-		if e := at(3, 40); err != nil || !allZero(raw[e.Start:e.End]) {
+		if e := extentMiB(3, 40); err != nil || !allZero(raw[e.Start:e.End]) {
 			t.Errorf("the extent is not zero: %v", err)
 		}
-		if again, err := d.Create(quiet(t), CreateOptions{Partition: b, Extent: at(3, 40), Raw: true}); err != nil || !allZero(content(t, again)) {
+		if again, err := d.Create(withoutLogs(t), CreateOptions{Partition: guidB, Extent: extentMiB(3, 40), Raw: true}); err != nil || !allZero(readContent(t, again)) {
 			t.Errorf("a raw volume in its place: %v", err)
 		}
 	})
@@ -73,36 +73,36 @@ func TestWriterDuringWipe(t *testing.T) {
 func TestLeakedLoopDevice(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
-	v, err := d.Create(quiet(t), CreateOptions{Partition: a, Extent: at(3, 40)})
+	v, err := d.Create(withoutLogs(t), CreateOptions{Partition: guidA, Extent: extentMiB(3, 40)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.settle(t)
-	leaked := strings.TrimSpace(run(t, "losetup", "--find", "--show", v.Device))
+	d.waitIdle(t)
+	leaked := strings.TrimSpace(runProgram(t, "losetup", "--find", "--show", v.Device))
 	detached := false
 	t.Cleanup(func() {
 		if !detached {
-			_ = tryRun("losetup", "--detach", leaked)
+			_ = tryProgram("losetup", "--detach", leaked)
 		}
 	})
 	before := l.writtenBytes(t)
 	for range 2 {
-		if err := wipe(quiet(t), d, a); !errors.Is(err, ErrInUse) {
+		if err := wipeVolume(withoutLogs(t), d, guidA); !errors.Is(err, ErrInUse) {
 			t.Errorf("Wipe of a volume with a loop device over it: %v", err)
 		}
 	}
 	if n := l.writtenBytes(t) - before; n != 0 {
 		t.Errorf("%d bytes were written to the disk", n)
 	}
-	run(t, "losetup", "--detach", leaked)
+	runProgram(t, "losetup", "--detach", leaked)
 	detached = true
-	if err := wipe(t.Context(), d, a); err != nil {
+	if err := wipeVolume(t.Context(), d, guidA); err != nil {
 		t.Error(err)
 	}
 }
 
 // writtenBytes is what the kernel has written to the disk so far, or had it drop.
-func (l *loop) writtenBytes(t *testing.T) int64 {
+func (l *loopDisk) writtenBytes(t *testing.T) int64 {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(l.path), "stat"))
 	if err != nil {

@@ -17,9 +17,9 @@ import (
 
 // method is one way to zero a run of bytes of a device, or to have the device erase it.
 type method struct {
-	name string
-	step int64 // bytes at a time, at most; ctx is checked in between
-	do   func(d *blockDevice, off, n int64) error
+	name    string
+	maxStep int64 // bytes at a time, at most; ctx is checked in between
+	do      func(d *blockDevice, off, n int64) error
 }
 
 const (
@@ -29,8 +29,8 @@ const (
 	methodSecureDiscard = "BLKSECDISCARD"
 )
 
-// wipeConfig has the ways in which a disk zeroes and erases.
-type wipeConfig struct {
+// wipeMethods has the ways in which a disk zeroes and erases.
+type wipeMethods struct {
 	// zero lists the ways to zero, the fastest first. BLKDISCARD is not among them: it promises nothing about later
 	// reads.
 	zero []method
@@ -38,13 +38,13 @@ type wipeConfig struct {
 	overwrite method
 	// secureDiscard erases the device's copies of the bytes. It does not define what is read afterwards.
 	secureDiscard method
-	// keepEvery is how often a wipe keeps its progress. Each time costs a flush and the write of a sector.
-	keepEvery interval
+	// saveInterval is how often a wipe keeps its progress. Each time costs a flush and the write of a sector.
+	saveInterval interval
 }
 
-func defaultWipeConfig() *wipeConfig {
+func defaultWipeMethods() *wipeMethods {
 	overwriting := method{methodOverwrite, bounceBytes, overwrite}
-	return &wipeConfig{
+	return &wipeMethods{
 		zero: []method{
 			// Zeroes and unmaps, or fails: it does not fall back to writing.
 			{methodPunch, 1 << 30, punchHole},
@@ -54,7 +54,7 @@ func defaultWipeConfig() *wipeConfig {
 		},
 		overwrite:     overwriting,
 		secureDiscard: method{methodSecureDiscard, 1 << 30, secureDiscard},
-		keepEvery:     interval{1 << 30, 10 * time.Second},
+		saveInterval:  interval{1 << 30, 10 * time.Second},
 	}
 }
 
@@ -62,12 +62,14 @@ func punchHole(d *blockDevice, off, n int64) error {
 	return unix.Fallocate(d.fd(), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
 
-func zeroOut(d *blockDevice, off, n int64) error { return d.span(unix.BLKZEROOUT, off, n) }
+func zeroOut(d *blockDevice, off, n int64) error { return d.ioctlRange(unix.BLKZEROOUT, off, n) }
 
-func secureDiscard(d *blockDevice, off, n int64) error { return d.span(unix.BLKSECDISCARD, off, n) }
+func secureDiscard(d *blockDevice, off, n int64) error {
+	return d.ioctlRange(unix.BLKSECDISCARD, off, n)
+}
 
-// span is an ioctl on a run of bytes.
-func (d *blockDevice) span(request uintptr, off, n int64) error {
+// ioctlRange is an ioctl on a run of bytes.
+func (d *blockDevice) ioctlRange(request uintptr, off, n int64) error {
 	span := [2]uint64{uint64(off), uint64(n)}
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd()), request, uintptr(unsafe.Pointer(&span)))
 	runtime.KeepAlive(&span)
@@ -82,43 +84,43 @@ var zeroMiB = alignedBuffer()
 
 func overwrite(d *blockDevice, off, n int64) error { return d.writeAligned(zeroMiB[:n], off) }
 
-// work is the zeroing of one extent of a disk: for a wipe, or for the volume that will get it.
-type work struct {
-	device *blockDevice
-	extent extent.Extent
-	limit  limit
-	config *wipeConfig
-	// tell, if set, is called with the number of bytes done. If readsAll is set the work goes over the extent twice,
-	// and each pass counts half.
-	tell     func(done int64)
-	readsAll bool
-	// at is the progress. keeper, if set, keeps it on the disk.
-	at     progress
-	keeper *keeper
+// zeroJob is the zeroing of one extent of a disk: for a wipe, or for the volume that will get it.
+type zeroJob struct {
+	device    *blockDevice
+	extent    extent.Extent
+	rateLimit rateLimit
+	methods   *wipeMethods
+	// onProgress, if set, is called with the number of bytes done. If verifiesAll is set the work goes over the extent
+	// twice, and each pass counts half.
+	onProgress  func(done int64)
+	verifiesAll bool
+	// progress is the progress. keeper, if set, keeps it on the disk.
+	progress       progress
+	progressKeeper *progressKeeper
 }
 
-// of is the same work on a part of the extent, from its beginning.
-func (w *work) of(part extent.Extent) *work {
-	return &work{device: w.device, extent: part, limit: w.limit, config: w.config}
+// forPart is the same work on a part of the extent, from its beginning.
+func (w *zeroJob) forPart(part extent.Extent) *zeroJob {
+	return &zeroJob{device: w.device, extent: part, rateLimit: w.rateLimit, methods: w.methods}
 }
 
-func (w *work) report(read int64) {
+func (w *zeroJob) report(read int64) {
 	switch {
-	case w.tell == nil:
-	case w.readsAll:
-		w.tell((w.at.zeroed + read) / 2)
+	case w.onProgress == nil:
+	case w.verifiesAll:
+		w.onProgress((w.progress.zeroed + read) / 2)
 	default:
-		w.tell(w.at.zeroed)
+		w.onProgress(w.progress.zeroed)
 	}
 }
 
 // zero makes the extent read as zeros, and returns the method. That is the first one that works and whose result is
 // verified by reading. It begins with the method that was in progress.
-func (w *work) zero(ctx context.Context) (name string, err error) {
+func (w *zeroJob) zero(ctx context.Context) (name string, err error) {
 	log := klog.FromContext(ctx)
-	methods := w.config.zero
+	methods := w.methods.zero
 	for i, m := range methods {
-		if m.name == w.at.method {
+		if m.name == w.progress.method {
 			methods = methods[i:]
 			break
 		}
@@ -126,9 +128,9 @@ func (w *work) zero(ctx context.Context) (name string, err error) {
 	var failed []error
 	for _, m := range methods {
 		name = m.name
-		err := w.apply(ctx, m)
+		err := w.runMethod(ctx, m)
 		if err == nil {
-			err = w.sample(ctx)
+			err = w.verifySamples(ctx)
 		}
 		if err == nil {
 			log.V(4).Info("Zeroed", "device", w.device.path, "extent", w.extent, "by", m.name)
@@ -145,25 +147,25 @@ func (w *work) zero(ctx context.Context) (name string, err error) {
 	return name, fmt.Errorf("zeroing %v of %s: %w", w.extent, w.device.path, errors.Join(failed...))
 }
 
-// apply runs the method on the extent, from the present progress on, and flushes.
-func (w *work) apply(ctx context.Context, m method) error {
-	if err := w.start(ctx, m.name); err != nil {
+// runMethod runs the method on the extent, from the present progress on, and flushes.
+func (w *zeroJob) runMethod(ctx context.Context, m method) error {
+	if err := w.startMethod(ctx, m.name); err != nil {
 		return err
 	}
-	step := w.limit.step(m.step)
-	w.report(w.at.read)
-	for w.at.zeroed < w.extent.Len() {
-		off, n := w.extent.Start+w.at.zeroed, min(step, w.extent.Len()-w.at.zeroed)
+	step := w.rateLimit.step(m.maxStep)
+	w.report(w.progress.verified)
+	for w.progress.zeroed < w.extent.Len() {
+		off, n := w.extent.Start+w.progress.zeroed, min(step, w.extent.Len()-w.progress.zeroed)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := w.limit.wait(ctx, n); err != nil {
+		if err := w.rateLimit.wait(ctx, n); err != nil {
 			return err
 		}
 		if err := m.do(w.device, off, n); err != nil {
 			return fmt.Errorf("at %d: %w", off, err)
 		}
-		w.at.zeroed += n
+		w.progress.zeroed += n
 		if err := w.advance(ctx); err != nil {
 			return err
 		}
@@ -178,8 +180,8 @@ const (
 	sampleEnds  = bounceBytes
 )
 
-// sample reads parts of the extent from the medium, and fails if one is not zero.
-func (w *work) sample(ctx context.Context) error {
+// verifySamples reads parts of the extent from the medium, and fails if one is not zero.
+func (w *zeroJob) verifySamples(ctx context.Context) error {
 	e := w.extent
 	end := min(sampleEnds, e.Len())
 	spans := []extent.Extent{extent.New(e.Start, end), extent.New(e.End-end, end)}
@@ -197,9 +199,9 @@ func (w *work) sample(ctx context.Context) error {
 	return nil
 }
 
-// notZero reads the extent from the medium, from the present progress on, and returns the parts that are not zero, by
-// MiB. It checks one MiB while the next is read. Otherwise checking would take a tenth of the time.
-func (w *work) notZero(ctx context.Context) ([]extent.Extent, error) {
+// findNonZero reads the extent from the medium, from the present progress on, and returns the parts that are not zero,
+// by MiB. It checks one MiB while the next is read. Otherwise checking would take a tenth of the time.
+func (w *zeroJob) findNonZero(ctx context.Context) ([]extent.Extent, error) {
 	type piece struct {
 		extent.Extent
 		data []byte
@@ -209,7 +211,7 @@ func (w *work) notZero(ctx context.Context) ([]extent.Extent, error) {
 	pieces, buffers := make(chan piece), make(chan []byte, 2)
 	buffers <- alignedBuffer()
 	buffers <- alignedBuffer()
-	begin := w.extent.Start + w.at.read
+	begin := w.extent.Start + w.progress.verified
 	go func() {
 		defer close(pieces)
 		for off := begin; off < w.extent.End; off += bounceBytes {
@@ -219,7 +221,7 @@ func (w *work) notZero(ctx context.Context) ([]extent.Extent, error) {
 			case <-ctx.Done():
 				return
 			}
-			if p.err = w.limit.wait(ctx, p.Len()); p.err == nil {
+			if p.err = w.rateLimit.wait(ctx, p.Len()); p.err == nil {
 				p.err = w.device.readAligned(p.data[:p.Len()], off)
 			}
 			select {
@@ -248,7 +250,7 @@ func (w *work) notZero(ctx context.Context) ([]extent.Extent, error) {
 		buffers <- p.data
 		switch last := len(found) - 1; {
 		case zero && len(found) == 0:
-			w.at.read = p.End - w.extent.Start
+			w.progress.verified = p.End - w.extent.Start
 			if err := w.advance(ctx); err != nil {
 				return nil, err
 			}
@@ -265,11 +267,11 @@ func (w *work) notZero(ctx context.Context) ([]extent.Extent, error) {
 }
 
 // readsZero reads an extent from the medium, and reports whether it is zero. buf is aligned and has room for it.
-func (w *work) readsZero(ctx context.Context, e extent.Extent, buf []byte) (bool, error) {
+func (w *zeroJob) readsZero(ctx context.Context, e extent.Extent, buf []byte) (bool, error) {
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
-	if err := w.limit.wait(ctx, e.Len()); err != nil {
+	if err := w.rateLimit.wait(ctx, e.Len()); err != nil {
 		return false, err
 	}
 	b := buf[:e.Len()]

@@ -11,23 +11,24 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// claimLong waits until no other call does long work on the volume: zeroes it, or zeroes the space that it will get.
-func (d *Disk) claimLong(ctx context.Context, partition string) (release func(), err error) {
+// startLongCall waits until no other call does long work on the volume: zeroes it, or zeroes the space that it will
+// get.
+func (d *Disk) startLongCall(ctx context.Context, partition string) (release func(), err error) {
 	for {
-		d.longMu.Lock()
-		other, taken := d.long[partition]
+		d.longCallsMu.Lock()
+		other, taken := d.longCalls[partition]
 		if !taken {
 			mine := make(chan struct{})
-			d.long[partition] = mine
-			d.longMu.Unlock()
+			d.longCalls[partition] = mine
+			d.longCallsMu.Unlock()
 			return func() {
-				d.longMu.Lock()
-				defer d.longMu.Unlock()
-				delete(d.long, partition)
+				d.longCallsMu.Lock()
+				defer d.longCallsMu.Unlock()
+				delete(d.longCalls, partition)
 				close(mine)
 			}, nil
 		}
-		d.longMu.Unlock()
+		d.longCallsMu.Unlock()
 		select {
 		case <-other:
 		case <-ctx.Done():
@@ -36,17 +37,17 @@ func (d *Disk) claimLong(ctx context.Context, partition string) (release func(),
 	}
 }
 
-// onZeros has the owner do something that gives free space to a volume, after that space reads as zeros. The owner
+// afterZeroing has the owner do something that gives free space to a volume, after that space reads as zeros. The owner
 // calls plan, which returns the space and the rate at which it may be zeroed. Then the owner calls do. do must plan
 // again, because the table may change meanwhile: only the caller waits for the zeroing. Free space may hold anything,
 // because only wiped volumes were ever zeroed.
-func (d *Disk) onZeros(
+func (d *Disk) afterZeroing(
 	ctx context.Context, partition string, plan func() (extent.Extent, int64, error), do func(context.Context) error,
 ) error {
 	if v, found := d.volumeNow(partition); found && v.Phase == Wiping {
 		return fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
 	}
-	release, err := d.claimLong(ctx, partition)
+	release, err := d.startLongCall(ctx, partition)
 	if err != nil {
 		return err
 	}
@@ -54,14 +55,14 @@ func (d *Disk) onZeros(
 	var device *blockDevice
 	var e extent.Extent
 	var rate int64
-	err = d.run(ctx, func(ctx context.Context) (err error) {
+	err = d.runInOwner(ctx, func(ctx context.Context) (err error) {
 		if e, rate, err = plan(); err != nil {
 			return err
 		}
 		if e.Empty() || d.zeroed.Contains(e) {
 			return do(ctx)
 		}
-		if err := d.notBeingZeroed(partition, e); err != nil {
+		if err := d.checkNotBeingZeroed(partition, e); err != nil {
 			return err
 		}
 		// The disk must still be there, and the table ours, before anything is zeroed.
@@ -77,14 +78,14 @@ func (d *Disk) onZeros(
 	if err != nil || device == nil {
 		return err
 	}
-	stop := d.askMeanwhile()
-	_, zeroErr := (&work{device: device, extent: e, limit: limit{&d.pace, rate}, config: d.wiping}).zero(ctx)
+	stop := d.checkPeriodically()
+	_, zeroErr := (&zeroJob{device: device, extent: e, rateLimit: rateLimit{&d.pacer, rate}, methods: d.wipeMethods}).zero(ctx)
 	zeroErr = errors.Join(zeroErr, device.Close())
 	stop()
-	err = d.run(context.WithoutCancel(ctx), func(ctx context.Context) error {
+	err = d.runInOwner(context.WithoutCancel(ctx), func(ctx context.Context) error {
 		delete(d.zeroing, partition)
 		if zeroErr != nil {
-			if isGone(zeroErr) {
+			if mayBeGone(zeroErr) {
 				return errors.Join(zeroErr, d.recheck(ctx))
 			}
 			return zeroErr
@@ -100,8 +101,8 @@ func (d *Disk) volumeNow(partition string) (Volume, bool) {
 	return s.Volume(partition)
 }
 
-// notBeingZeroed returns an error if the extent is about to be another volume's.
-func (d *Disk) notBeingZeroed(partition string, e extent.Extent) error {
+// checkNotBeingZeroed returns an error if the extent is about to be another volume's.
+func (d *Disk) checkNotBeingZeroed(partition string, e extent.Extent) error {
 	for other, its := range d.zeroing {
 		if other != partition && its.Overlaps(e) {
 			return fmt.Errorf("volume %s at %v: %v is being zeroed for volume %s: %w", partition, e, its, other, ErrOverlap)

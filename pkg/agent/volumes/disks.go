@@ -15,7 +15,7 @@ type engine interface {
 	MarkFormatted(ctx context.Context, partition string) error
 	Grow(ctx context.Context, partition string, size int64) (disk.Volume, error)
 	SetWipe(ctx context.Context, partition string, w disk.WipeSettings) error
-	Wipe(ctx context.Context, partition string, o disk.WipeOptions) (disk.Wiped, error)
+	Wipe(ctx context.Context, partition string, o disk.WipeOptions) (disk.WipeResult, error)
 }
 
 // engineOf returns the engine that writes the disk. The error is ErrOutOfService for a disk that is out of service. All

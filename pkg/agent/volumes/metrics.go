@@ -52,7 +52,7 @@ func registerMetrics() {
 	})
 }
 
-func countWipe(class string, w disk.Wiped, result string) {
+func countWipe(class string, w disk.WipeResult, result string) {
 	wipesTotal.WithLabelValues(class, string(w.Policy), w.Method, result).Inc()
 	if result != resultDone {
 		return

@@ -135,16 +135,16 @@ func TestProgress(t *testing.T) {
 // TestRecordOfWipe asserts that the record says how a volume was wiped and what was verified.
 func TestRecordOfWipe(t *testing.T) {
 	for _, tc := range []struct {
-		wiped     disk.Wiped
+		wiped     disk.WipeResult
 		eventType string
 		says      string
 	}{
-		{disk.Wiped{Policy: disk.WipeZero, Method: "PUNCH_HOLE", Verified: true}, corev1.EventTypeNormal, "by PUNCH_HOLE, samples and both ends read back as zeros"},
-		{disk.Wiped{Policy: disk.WipeOverwrite, Method: "overwrite", Verified: true}, corev1.EventTypeNormal, "by overwrite, read back as zeros"},
-		{disk.Wiped{Policy: disk.WipeSecureDiscard, Method: methodSecureDiscard, Verified: true}, corev1.EventTypeNormal, "by BLKSECDISCARD, read back as zeros"},
-		{disk.Wiped{Policy: disk.WipeSecureDiscard, Method: "overwrite", Verified: true}, corev1.EventTypeNormal, "by overwrite (the device has no secure discard), read"},
-		{disk.Wiped{Policy: disk.WipeNone, Method: "none"}, corev1.EventTypeWarning, "NOT wiped (policy None, which is unsafe)"},
-		{disk.Wiped{Policy: disk.WipeZero, Method: "x"}, corev1.EventTypeNormal, "not read back"},
+		{disk.WipeResult{Policy: disk.WipeZero, Method: "PUNCH_HOLE", Verified: true}, corev1.EventTypeNormal, "by PUNCH_HOLE, samples and both ends read back as zeros"},
+		{disk.WipeResult{Policy: disk.WipeOverwrite, Method: "overwrite", Verified: true}, corev1.EventTypeNormal, "by overwrite, read back as zeros"},
+		{disk.WipeResult{Policy: disk.WipeSecureDiscard, Method: methodSecureDiscard, Verified: true}, corev1.EventTypeNormal, "by BLKSECDISCARD, read back as zeros"},
+		{disk.WipeResult{Policy: disk.WipeSecureDiscard, Method: "overwrite", Verified: true}, corev1.EventTypeNormal, "by overwrite (the device has no secure discard), read"},
+		{disk.WipeResult{Policy: disk.WipeNone, Method: "none"}, corev1.EventTypeWarning, "NOT wiped (policy None, which is unsafe)"},
+		{disk.WipeResult{Policy: disk.WipeZero, Method: "x"}, corev1.EventTypeNormal, "not read back"},
 	} {
 		eventType, message := recordOfWipe(tc.wiped)
 		if eventType != tc.eventType || !strings.Contains(message, tc.says) {

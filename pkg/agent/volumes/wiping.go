@@ -171,7 +171,7 @@ func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) next 
 
 // record reports a wipe that satisfied its policy: in the log, in the metrics, and as an event of the node's
 // NodeDiskCapacity.
-func (w *wiper) record(ctx context.Context, d discovery.Disk, v disk.Volume, done disk.Wiped) {
+func (w *wiper) record(ctx context.Context, d discovery.Disk, v disk.Volume, done disk.WipeResult) {
 	countWipe(d.Class, done, resultDone)
 	volume, owner := w.owner(v)
 	logger := klog.FromContext(ctx).WithValues("volume", volume, "owner", owner, "name", v.Name, "partition", v.Partition,
@@ -187,7 +187,7 @@ func (w *wiper) record(ctx context.Context, d discovery.Disk, v disk.Volume, don
 }
 
 // recordOfWipe describes what was done.
-func recordOfWipe(w disk.Wiped) (eventType, message string) {
+func recordOfWipe(w disk.WipeResult) (eventType, message string) {
 	took := w.Took.Round(time.Millisecond)
 	if w.Policy == disk.WipeNone {
 		return corev1.EventTypeWarning, fmt.Sprintf(": its space is free and was NOT wiped (policy None, which is unsafe): what the volume held stays on the disk, below the next file system there; in %v", took)

@@ -53,7 +53,7 @@ func (l *life) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d, err := disk.Open(ctx, l.device, disk.Options{Known: func(found string) bool { return found == id }})
+	d, err := disk.Open(ctx, l.device, disk.Options{SeenBefore: func(found string) bool { return found == id }})
 	if err != nil {
 		return err
 	}
