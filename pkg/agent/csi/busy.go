@@ -28,7 +28,7 @@ func usersOf(ctx context.Context, at mounts.Mount) string {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookPatience)
 	defer cancel()
-	seen, err := holders.Look(ctx)
+	seen, err := holders.ReadSystem(ctx)
 	if err != nil {
 		return strings.Join(append(users, err.Error()), "; ")
 	}
@@ -41,10 +41,10 @@ func usersOf(ctx context.Context, at mounts.Mount) string {
 		}
 	}
 	if len(others) > 0 {
-		users = append(users, holders.Sentence(others))
+		users = append(users, holders.Describe(others))
 	}
 	if len(users) == 0 {
 		users = []string{"a process has files open on it"}
 	}
-	return strings.Join(append(users, seen.Limits()...), "; ")
+	return strings.Join(append(users, seen.Unchecked()...), "; ")
 }

@@ -21,7 +21,7 @@ import (
 // superblock before: a mounted device may show what was there before.
 func (n *Node) mount(ctx context.Context, device, target, fsType string, flags []string) (isNew bool, state filesystem.State, err error) {
 	logger := klog.FromContext(ctx).WithValues("device", device, "target", target)
-	state, err = filesystem.Look(device, fsType)
+	state, err = filesystem.ReadSuperblock(device, fsType)
 	if err != nil {
 		// The kernel decides whether it can be mounted.
 		logger.Error(err, "Superblock could not be read")
@@ -36,7 +36,7 @@ func (n *Node) mount(ctx context.Context, device, target, fsType string, flags [
 	if err := makeFolder(target); err != nil {
 		return false, state, err
 	}
-	if state.Suspect && !slices.Contains(flags, "ro") {
+	if state.NeedsCheck && !slices.Contains(flags, "ro") {
 		if err := checkUnused(ctx, device); err != nil {
 			return false, state, err
 		}
@@ -45,7 +45,7 @@ func (n *Node) mount(ctx context.Context, device, target, fsType string, flags [
 		return false, state, fmt.Errorf("cannot mount %s on %s as %s; the volume may hold data and is not formatted again: %w", device, target, fsType, err)
 	}
 	logger.Info("Volume is mounted", "fsType", fsType)
-	if state.Fresh && !slices.Contains(flags, "ro") {
+	if state.NeverMounted && !slices.Contains(flags, "ro") {
 		// Databases require an empty folder. e2fsck makes it again when it needs it.
 		if err := os.Remove(filepath.Join(target, "lost+found")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			logger.Error(err, "lost+found of a new file system could not be removed")

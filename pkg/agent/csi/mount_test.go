@@ -264,8 +264,8 @@ func TestAfterACrash(t *testing.T) {
 		testenv.Run(t, "cp", "--sparse=always", v.image, crashed)
 		v.must("unstage", v.unstage(), codes.OK)
 		v.volume.Device = testenv.Loop(t, crashed, "512")
-		state, err := filesystem.Look(v.volume.Device, fsType)
-		if err != nil || state.Suspect != (fsType == diskv1alpha1.FSTypeExt4) {
+		state, err := filesystem.ReadSuperblock(v.volume.Device, fsType)
+		if err != nil || state.NeedsCheck != (fsType == diskv1alpha1.FSTypeExt4) {
 			t.Errorf("%s: %+v, %v", fsType, state, err)
 		}
 		v.must("stage after the crash", v.stage(), codes.OK)

@@ -62,7 +62,7 @@ func (n *Node) NodeStageVolume(ctx context.Context, r *csispec.NodeStageVolumeRe
 // existing mount. They may have changed in the PersistentVolume, and that must not fail a running pod.
 func (n *Node) stage(ctx context.Context, device, target, fsType string, flags []string) (isNew bool, err error) {
 	isNew, state, err := n.mount(ctx, device, target, fsType, flags)
-	if err != nil || state.Missing == 0 || slices.Contains(flags, "ro") {
+	if err != nil || state.Growable == 0 || slices.Contains(flags, "ro") {
 		return isNew, err
 	}
 	return isNew, n.growStaged(ctx, device, target, fsType, flags)

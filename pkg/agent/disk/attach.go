@@ -104,7 +104,7 @@ func heldBy(ctx context.Context, node string) string {
 	if err != nil || len(found) == 0 {
 		return ""
 	}
-	return " (" + holders.Sentence(found) + ")"
+	return " (" + holders.Describe(found) + ")"
 }
 
 // releaseDevices releases what holdMeta and chooseAttacher took. Volumes stay attached.

@@ -71,7 +71,7 @@ func (i Inspector) ReadHolders(ctx context.Context) (*holders.System, error) {
 	const timeout = 10 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return holders.LookBelow(ctx, i.kubeletDir())
+	return holders.ReadSystemWithKubelet(ctx, i.kubeletDir())
 }
 
 func (i Inspector) kubeletDir() string { return cmp.Or(i.KubeletDir, DefaultKubeletDir) }

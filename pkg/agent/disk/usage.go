@@ -82,7 +82,7 @@ func (d *blockDevice) usedBy(ctx context.Context, i Inspector) (reasons, uncheck
 			reasons = append(reasons, reason)
 		}
 	}
-	return reasons, system.Limits(), nil
+	return reasons, system.Unchecked(), nil
 }
 
 // briefOpenTime is how long a program keeps a device open that only looks at it, or has just made it.

@@ -17,28 +17,28 @@ var ErrDamaged = errors.New("the file system has errors that e2fsck does not rep
 // e2fsck leaves errors about which it would ask an operator.
 func Check(ctx context.Context, device string) error {
 	// A kubelet that gives up does not interrupt e2fsck. Its next call finds the check done.
-	said, err := repair(context.WithoutCancel(ctx), "-p", device)
+	output, err := runE2fsck(context.WithoutCancel(ctx), "-p", device)
 	if err != nil {
 		return err
 	}
-	klog.FromContext(ctx).Info("File system was checked, as its superblock asks for it", "device", device, "e2fsck", said)
+	klog.FromContext(ctx).Info("File system was checked, as its superblock asks for it", "device", device, "e2fsck", output)
 	return nil
 }
 
-// repair runs e2fsck with the arguments and returns its output. Errors that it has repaired are no errors.
-func repair(ctx context.Context, arguments ...string) (said string, err error) {
+// runE2fsck runs e2fsck with the arguments and returns its output. Errors that it has repaired are no errors.
+func runE2fsck(ctx context.Context, arguments ...string) (output string, err error) {
 	const repaired, reboot, left = 1, 2, 4
-	said, err = run(ctx, "e2fsck", arguments...)
+	output, err = run(ctx, "e2fsck", arguments...)
 	var exit *exec.ExitError
 	switch {
 	case !errors.As(err, &exit) || exit.ExitCode() < 0:
-		return said, err
+		return output, err
 	case exit.ExitCode()&^(repaired|reboot) == 0:
-		return said, nil
+		return output, nil
 	case exit.ExitCode()&left != 0:
 		device := arguments[len(arguments)-1]
-		return said, fmt.Errorf("%w, and is not mounted: run \"e2fsck -f %s\" on the node and answer its questions, or delete the claim or pod to give the data up: %w",
+		return output, fmt.Errorf("%w, and is not mounted: run \"e2fsck -f %s\" on the node and answer its questions, or delete the claim or pod to give the data up: %w",
 			ErrDamaged, device, err)
 	}
-	return said, fmt.Errorf("cannot check the file system, which its superblock asks for: %w", err)
+	return output, fmt.Errorf("cannot check the file system, which its superblock asks for: %w", err)
 }

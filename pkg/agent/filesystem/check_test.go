@@ -58,8 +58,8 @@ func TestSuspect(t *testing.T) {
 		for _, command := range tc.commands {
 			debugfs(t, image, command)
 		}
-		state, err := Look(image, diskv1alpha1.FSTypeExt4)
-		if err != nil || state.Suspect != tc.suspect || state.Fresh != tc.fresh {
+		state, err := ReadSuperblock(image, diskv1alpha1.FSTypeExt4)
+		if err != nil || state.NeedsCheck != tc.suspect || state.NeverMounted != tc.fresh {
 			t.Errorf("%s: %+v: %v", name, state, err)
 		}
 	}
@@ -79,7 +79,7 @@ func TestCheckRepairs(t *testing.T) {
 	if err := Check(t.Context(), image); err != nil {
 		t.Fatal(err)
 	}
-	if state, err := Look(image, diskv1alpha1.FSTypeExt4); err != nil || state.Suspect {
+	if state, err := ReadSuperblock(image, diskv1alpha1.FSTypeExt4); err != nil || state.NeedsCheck {
 		t.Errorf("it still asks for a check: %+v, %v", state, err)
 	}
 	holdsFile(t, image)

@@ -36,15 +36,15 @@ var xfsFeatures = map[diskv1alpha1.FSFeatures][]string{
 	diskv1alpha1.FSFeatures61:  {"-m bigtime=1", "-m crc=1", "-m finobt=1", "-m inobtcount=1", "-m reflink=1", "-m rmapbt=0", "-i sparse=1"},
 }
 
-// newerXFS disables features that no set for Linux 5.15 or 6.1 has. The options are passed if mkfs.xfs knows them. A
+// newerXFSOff disables features that no set for Linux 5.15 or 6.1 has. The options are passed if mkfs.xfs knows them. A
 // mkfs.xfs that does not know them does not enable the features.
-var newerXFS = []string{"-i nrext64=0", "-i exchange=0", "-n parent=0", "-m autofsck=0"}
+var newerXFSOff = []string{"-i nrext64=0", "-i exchange=0", "-n parent=0", "-m autofsck=0"}
 
-// sets are all feature sets.
-var sets = []diskv1alpha1.FSFeatures{diskv1alpha1.FSFeatures515, diskv1alpha1.FSFeatures61, diskv1alpha1.FSFeaturesDefault}
+// featureSets are all feature sets.
+var featureSets = []diskv1alpha1.FSFeatures{diskv1alpha1.FSFeatures515, diskv1alpha1.FSFeatures61, diskv1alpha1.FSFeaturesDefault}
 
-// kind is a file system with a feature set.
-type kind struct {
+// featureSet is a file system with a feature set.
+type featureSet struct {
 	fsType   string
 	features diskv1alpha1.FSFeatures
 }
@@ -60,23 +60,23 @@ func (m *Maker) probe(ctx context.Context) error {
 		return err
 	}
 	defer scratch.Close()
-	files := m.files(scratch)
-	for _, option := range newerXFS {
+	files := m.inheritedFiles(scratch)
+	for _, option := range newerXFSOff {
 		flag, value, _ := strings.Cut(option, " ")
-		if _, err := runWith(ctx, files, "mkfs.xfs", "-N", "-f", flag, value, pathOf(1)); err == nil {
+		if _, err := runWith(ctx, files, "mkfs.xfs", "-N", "-f", flag, value, inheritedPath(1)); err == nil {
 			m.xfsOff = append(m.xfsOff, option)
 		}
 	}
 	logger := klog.FromContext(ctx)
-	for _, features := range sets {
+	for _, features := range featureSets {
 		for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
 			program, arguments := m.command(fsType, Volume{UUID: "026235ae-86c0-5198-9b44-063e2940d190"}, Settings{Features: features})
 			// mkfs.xfs would write the image's whole log. -N only prints what it would do.
 			if fsType == diskv1alpha1.FSTypeXFS {
 				arguments = append(arguments, "-N")
 			}
-			if _, err := runWith(ctx, files, program, append(arguments, pathOf(1))...); err != nil {
-				m.problems[kind{fsType, features}] = err
+			if _, err := runWith(ctx, files, program, append(arguments, inheritedPath(1))...); err != nil {
+				m.unusable[featureSet{fsType, features}] = err
 				logger.Error(err, "File systems with these features cannot be made on this node", "fsType", fsType, "fsFeatures", features)
 			}
 		}
@@ -86,7 +86,7 @@ func (m *Maker) probe(ctx context.Context) error {
 	if err := errors.Join(errExt4, errXFS); err != nil {
 		return err
 	}
-	logger.Info("Programs that make file systems were tried", "mkfs.ext4", ext4, "mkfs.xfs", xfs, "unusableSets", len(m.problems))
+	logger.Info("Programs that make file systems were tried", "mkfs.ext4", ext4, "mkfs.xfs", xfs, "unusableSets", len(m.unusable))
 	return nil
 }
 
@@ -112,7 +112,7 @@ func (m *Maker) command(fsType string, v Volume, s Settings) (program string, ar
 	if fsType == diskv1alpha1.FSTypeXFS {
 		// -f overwrites the remains of an interrupted mkfs, -K discards nothing.
 		arguments = []string{"-q", "-f", "-K", "-m", "uuid=" + v.UUID}
-		return "mkfs.xfs", append(arguments, merged(m.xfsOptions(s.Features), s.Options)...)
+		return "mkfs.xfs", append(arguments, mergeOptions(m.xfsOptions(s.Features), s.Options)...)
 	}
 	extended := "nodiscard,lazy_itable_init=1,lazy_journal_init=1"
 	if v.Prezeroed {
@@ -122,7 +122,7 @@ func (m *Maker) command(fsType string, v Volume, s Settings) (program string, ar
 	if features, ok := ext4Features[s.Features]; ok {
 		base = append(base, "-O "+features)
 	}
-	return "mkfs.ext4", append([]string{"-q", "-F", "-U", v.UUID}, merged(base, s.Options)...)
+	return "mkfs.ext4", append([]string{"-q", "-F", "-U", v.UUID}, mergeOptions(base, s.Options)...)
 }
 
 func (m *Maker) xfsOptions(features diskv1alpha1.FSFeatures) []string {
@@ -133,9 +133,9 @@ func (m *Maker) xfsOptions(features diskv1alpha1.FSFeatures) []string {
 	return slices.Concat(base, m.xfsOff)
 }
 
-// merged merges options of the base and of a class into arguments. mke2fs uses only the last -E, -O and -m, and
+// mergeOptions merges options of the base and of a class into arguments. mke2fs uses only the last -E, -O and -m, and
 // mkfs.xfs refuses an option that is given twice.
-func merged(base, class []string) []string {
+func mergeOptions(base, class []string) []string {
 	var flags []string
 	values := map[string][]string{}
 	for _, option := range slices.Concat(base, class) {

@@ -23,11 +23,11 @@ var ErrTooFar = errors.New("its file system is too small to grow that far while 
 // MayGrowUnmounted returns an error unless resize2fs can grow the ext4 file system to the size of its device without
 // destroying it. The file system may be mounted.
 func MayGrowUnmounted(device string) error {
-	state, err := Look(device, diskv1alpha1.FSTypeExt4)
+	state, err := ReadSuperblock(device, diskv1alpha1.FSTypeExt4)
 	if err != nil {
 		return err
 	}
-	if now := state.size - state.Missing; state.size > state.Limit {
+	if now := state.size - state.Growable; state.size > state.Limit {
 		return fmt.Errorf("%w: it has %d bytes, and descriptors for %d of the %d that the volume has: copy the data to a new claim, "+
 			"or give the agent CAP_SYS_RESOURCE, with which the file system grows while it is mounted", ErrTooFar, now, state.Limit, state.size)
 	}
@@ -46,9 +46,9 @@ func GrowMounted(ctx context.Context, device string, on []mounts.Mount) error {
 	if m.FSType == diskv1alpha1.FSTypeXFS {
 		_, err = run(ctx, "xfs_growfs", "-d", m.Mountpoint)
 	} else {
-		var said string
+		var output string
 		// The kernel requires CAP_SYS_RESOURCE, and a file system without errors.
-		if said, err = run(ctx, "resize2fs", device); err != nil && strings.Contains(said, "Permission denied") {
+		if output, err = run(ctx, "resize2fs", device); err != nil && strings.Contains(output, "Permission denied") {
 			err = fmt.Errorf("%w: %w", ErrOnlyUnmounted, err)
 		}
 	}
@@ -65,7 +65,7 @@ func GrowUnmounted(ctx context.Context, device string) error {
 		return err
 	}
 	begin := time.Now()
-	said, err := repair(ctx, "-f", "-p", device)
+	output, err := runE2fsck(ctx, "-f", "-p", device)
 	if err != nil {
 		return err
 	}
@@ -73,7 +73,7 @@ func GrowUnmounted(ctx context.Context, device string) error {
 	if _, err := run(ctx, "resize2fs", device); err != nil {
 		return err
 	}
-	klog.FromContext(ctx).Info("File system has grown while it was not mounted", "device", device, "check", said,
+	klog.FromContext(ctx).Info("File system has grown while it was not mounted", "device", device, "check", output,
 		"checkDuration", checked, "duration", time.Since(begin))
 	return nil
 }

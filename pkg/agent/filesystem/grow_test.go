@@ -49,7 +49,7 @@ func TestLimit(t *testing.T) {
 		t.Run(fmt.Sprintf("%d MiB to %d MiB %v", tc.size/mib, tc.to/mib, tc.options), func(t *testing.T) {
 			t.Parallel()
 			image := withFile(t, tc.size, tc.options...)
-			state, err := Look(image, diskv1alpha1.FSTypeExt4)
+			state, err := ReadSuperblock(image, diskv1alpha1.FSTypeExt4)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -69,7 +69,7 @@ func TestLimit(t *testing.T) {
 				t.Fatal(err)
 			}
 			holdsFile(t, image)
-			if state, err := Look(image, diskv1alpha1.FSTypeExt4); err != nil || state.Missing != 0 {
+			if state, err := ReadSuperblock(image, diskv1alpha1.FSTypeExt4); err != nil || state.Growable != 0 {
 				t.Errorf("%+v: %v", state, err)
 			}
 		})
@@ -91,7 +91,7 @@ func TestLimitOfXFS(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.xfs")
 	image := testenv.Image(t, 304*mib)
 	testenv.Run(t, "mkfs.xfs", "-q", "-f", image)
-	if state, err := Look(image, diskv1alpha1.FSTypeXFS); err != nil || state.Limit != math.MaxInt64 || state.Suspect {
+	if state, err := ReadSuperblock(image, diskv1alpha1.FSTypeXFS); err != nil || state.Limit != math.MaxInt64 || state.NeedsCheck {
 		t.Errorf("%+v: %v", state, err)
 	}
 }

@@ -33,8 +33,8 @@ type Settings struct {
 // Maker makes file systems with the programs of this machine.
 type Maker struct {
 	conf *os.File
-	// problems are the errors of the kinds of file systems that cannot be made on this machine.
-	problems map[kind]error
+	// unusable are the errors of the kinds of file systems that cannot be made on this machine.
+	unusable map[featureSet]error
 	// xfsOff are the options with which mkfs.xfs leaves out features that are newer than all sets.
 	xfsOff []string
 }
@@ -45,7 +45,7 @@ func NewMaker(ctx context.Context) (*Maker, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Maker{conf: conf, problems: map[kind]error{}}
+	m := &Maker{conf: conf, unusable: map[featureSet]error{}}
 	if err := m.probe(ctx); err != nil {
 		return nil, fmt.Errorf("cannot try the programs that make file systems: %w", err)
 	}
@@ -59,7 +59,7 @@ func (m *Maker) Make(ctx context.Context, fsType string, v Volume, s Settings) e
 	if s.Features == "" {
 		s.Features = diskv1alpha1.FSFeatures515
 	}
-	if err := m.problems[kind{fsType, s.Features}]; err != nil {
+	if err := m.unusable[featureSet{fsType, s.Features}]; err != nil {
 		return fmt.Errorf("the programs of this node cannot make %s with fsFeatures %s: choose others in the DiskClass: %w", fsType, s.Features, err)
 	}
 	if err := diskv1alpha1.ValidateMkfsOptions(fsType, s.Options); err != nil {
@@ -73,13 +73,13 @@ func (m *Maker) Make(ctx context.Context, fsType string, v Volume, s Settings) e
 		}
 	}
 	program, arguments := m.command(fsType, v, s)
-	if _, err := runWith(ctx, m.files(), program, append(arguments, v.Device)...); err != nil {
+	if _, err := runWith(ctx, m.inheritedFiles(), program, append(arguments, v.Device)...); err != nil {
 		return fmt.Errorf("cannot make a file system on %s: %w", v.Device, err)
 	}
 	return nil
 }
 
-// files are what mkfs inherits: mke2fs.conf, and what a test formats.
-func (m *Maker) files(more ...*os.File) inherited {
-	return inherited{files: append([]*os.File{m.conf}, more...), environment: []string{"MKE2FS_CONFIG=" + pathOf(0)}}
+// inheritedFiles are what mkfs inherits: mke2fs.conf, and what a test formats.
+func (m *Maker) inheritedFiles(more ...*os.File) inheritance {
+	return inheritance{files: append([]*os.File{m.conf}, more...), environment: []string{"MKE2FS_CONFIG=" + inheritedPath(0)}}
 }

@@ -38,11 +38,11 @@ func TestFeatures(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := field(testenv.Run(t, "dumpe2fs", "-h", path), "Filesystem features:")
-		if g, w := strings.Fields(got), strings.Fields(want); !slices.Equal(sorted(g), sorted(w)) {
+		if g, w := strings.Fields(got), strings.Fields(want); !slices.Equal(sortedCopy(g), sortedCopy(w)) {
 			t.Errorf("%s: features are %v, want %v", features, g, w)
 		}
 	}
-	for _, features := range sets {
+	for _, features := range featureSets {
 		path := testenv.Image(t, 304*mib)
 		if err := m.Make(t.Context(), diskv1alpha1.FSTypeXFS, Volume{Device: path, UUID: guid}, Settings{Features: features}); err != nil {
 			t.Fatal(err)
@@ -56,7 +56,7 @@ func TestFeatures(t *testing.T) {
 	}
 }
 
-func sorted(s []string) []string { return slices.Sorted(slices.Values(s)) }
+func sortedCopy(s []string) []string { return slices.Sorted(slices.Values(s)) }
 
 // field returns the text behind a label in a program's output.
 func field(out, label string) string {
@@ -112,7 +112,7 @@ func TestRefusedSettings(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "offset=1048576") {
 		t.Errorf("an option that is not in the list: %v", err)
 	}
-	m.problems[kind{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSFeatures61}] = context.DeadlineExceeded
+	m.unusable[featureSet{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSFeatures61}] = context.DeadlineExceeded
 	err = m.Make(t.Context(), diskv1alpha1.FSTypeExt4, volume, Settings{Features: diskv1alpha1.FSFeatures61})
 	if err == nil || !strings.Contains(err.Error(), "cannot make ext4 with fsFeatures lts_6.1") {
 		t.Errorf("a set that the programs cannot make: %v", err)

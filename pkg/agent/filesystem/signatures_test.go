@@ -16,14 +16,14 @@ import (
 
 const imageSize = 512 * mib
 
-// label is the former content of the volume's space: parts at offsets, negative ones from the end.
-type label map[int64][]byte
+// oldLabel is the former content of the volume's space: parts at offsets, negative ones from the end.
+type oldLabel map[int64][]byte
 
-func text(at int64, s string) label { return label{at: []byte(s)} }
+func text(at int64, s string) oldLabel { return oldLabel{at: []byte(s)} }
 
 // zfs are all four labels of a ZFS pool's member. ZFS is recognized by their uberblocks.
-func zfs() label {
-	l := label{}
+func zfs() oldLabel {
+	l := oldLabel{}
 	for _, base := range []int64{0, 256 << 10, imageSize - 512<<10, imageSize - 256<<10} {
 		for i := range int64(16) {
 			l[base+128<<10+i<<10] = testenv.Padded(512, map[int][]byte{0: testenv.LE32(0x00bab10c), 8: testenv.LE32(5000)})
@@ -32,15 +32,15 @@ func zfs() label {
 	return l
 }
 
-// old are labels by the name that wipefs gives them, at the places where libblkid looks.
-func old() map[string]label {
+// oldLabels are labels by the name that wipefs gives them, at the places where libblkid looks.
+func oldLabels() map[string]oldLabel {
 	// A volume descriptor of CD-ROMs, and of DVDs.
-	iso := label{32768: []byte("\x01CD001\x01"), 32768 + 80: []byte("\x00\x00\x00\x01")}
-	udf := label{32768: []byte("\x00BEA01\x01"), 34816: []byte("\x00NSR02\x01"), 36864: []byte("\x00TEA01\x01")}
+	iso := oldLabel{32768: []byte("\x01CD001\x01"), 32768 + 80: []byte("\x00\x00\x00\x01")}
+	udf := oldLabel{32768: []byte("\x00BEA01\x01"), 34816: []byte("\x00NSR02\x01"), 36864: []byte("\x00TEA01\x01")}
 	fat := testenv.Padded(512, map[int][]byte{0: {0xeb, 0x58, 0x90}, 3: []byte("mkfs.fat"), 11: {0, 2, 8, 32, 0, 2}, 21: {0xf8}, 32: testenv.LE32(1 << 20), 36: testenv.LE32(1024), 44: testenv.LE32(2), 82: []byte("FAT32   "), 510: {0x55, 0xaa}})
 	ntfs := testenv.Padded(512, map[int][]byte{3: []byte("NTFS    "), 11: {0, 2, 8}, 21: {0xf8}, 40: testenv.LE32(1 << 20), 48: testenv.LE32(4), 64: {0xf6}, 510: {0x55, 0xaa}})
 	exfat := testenv.Padded(512, map[int][]byte{0: {0xeb, 0x76, 0x90}, 3: []byte("EXFAT   "), 72: testenv.LE32(1 << 20), 80: testenv.LE32(128, 256, 1024, 10000, 5), 108: {9, 3, 1}, 510: {0x55, 0xaa}})
-	return map[string]label{
+	return map[string]oldLabel{
 		"zfs_member": zfs(), "crypto_LUKS": text(0, "LUKS\xba\xbe\x00\x02"), "md 1.0": {-8192: testenv.MDSuperblock(imageSize - 8192)}, "md 1.1": {0: testenv.MDSuperblock(0)}, "md 1.2": {4096: testenv.MDSuperblock(4096)},
 		"md 0.90": {-65536: testenv.LE32(0xa92b4efc, 0, 90, 0, 0, 0x12345678)}, "isw_raid": text(-1024, "Intel Raid ISM Cfg Sig. 1.0.00"), "ddf": {-512: {0xde, 0x11, 0xde, 0x11}},
 		"drbd": {-4096 + 0x3c: {0x83, 0x74, 0x02, 0x6b}}, "ceph_bluestore": text(0, "bluestore block device"), "oracleasm": text(32, "ORCLDISK"),
@@ -57,7 +57,7 @@ func old() map[string]label {
 	}
 }
 
-func (l label) write(t *testing.T, device string) {
+func (l oldLabel) write(t *testing.T, device string) {
 	t.Helper()
 	f, err := os.OpenFile(device, os.O_WRONLY|syscall.O_SYNC, 0)
 	if err != nil {
@@ -80,7 +80,7 @@ func TestOldLabels(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "losetup")
 	m := newMaker(t)
-	labels := old()
+	labels := oldLabels()
 	var known atomic.Int32
 	// Made by the tools themselves.
 	tools := map[string][]string{

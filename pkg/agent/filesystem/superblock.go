@@ -13,21 +13,21 @@ import (
 
 // State is read from the superblock of a file system.
 type State struct {
-	// Missing is how many bytes the file system is smaller than its device allows.
-	Missing int64
+	// Growable is how many bytes the file system is smaller than its device allows.
+	Growable int64
 	// Limit is the size in bytes to which it can grow while it is not mounted.
 	Limit int64
-	// Suspect is true if the file system had errors, or was not unmounted. Then it must be checked before it is
+	// NeedsCheck is true if the file system had errors, or was not unmounted. Then it must be checked before it is
 	// mounted. It is always false for xfs: the kernel replays its log, or refuses to mount it.
-	Suspect bool
-	// Fresh is true if it has never been mounted.
-	Fresh bool
+	NeedsCheck bool
+	// NeverMounted is true if it has never been mounted.
+	NeverMounted bool
 	// size of the device.
 	size int64
 }
 
-// Look reads the superblock of a file system, and nothing else, because it runs at every mount.
-func Look(device, fsType string) (State, error) {
+// ReadSuperblock reads the superblock of a file system, and nothing else, because it runs at every mount.
+func ReadSuperblock(device, fsType string) (State, error) {
 	f, err := os.Open(device)
 	if err != nil {
 		return State{}, fmt.Errorf("cannot read the superblock: %w", err)
@@ -65,7 +65,7 @@ func (x xfs) state(size int64) (State, error) {
 	if string(x[:4]) != "XFSB" || block < 512 || block > 1<<16 || blocks < 0 || blocks > size/block {
 		return State{}, errNoSuperblock
 	}
-	return State{Missing: (size/block - blocks) * block, Limit: math.MaxInt64}, nil
+	return State{Growable: (size/block - blocks) * block, Limit: math.MaxInt64}, nil
 }
 
 // ext4 is a superblock of ext4, from its first byte.
@@ -81,7 +81,7 @@ const (
 	resizeInode    = 0x10 // s_feature_compat
 	needsRecovery  = 0x4  // s_feature_incompat
 	metaGroups     = 0x10
-	wide           = 0x80
+	is64Bit        = 0x80
 	sparseSuper    = 0x1 // s_feature_ro_compat
 	compatAt       = 0x5c
 	incompatAt     = 0x60
@@ -96,7 +96,7 @@ func (e ext4) state(size int64) (State, error) {
 	block := int64(1024) << min(e.u32(0x18), 6)
 	blocks, first, perGroup := e.u32(0x04), e.u32(0x14), e.u32(0x20)
 	descriptor := int64(32)
-	if e.u32(incompatAt)&wide != 0 {
+	if e.u32(incompatAt)&is64Bit != 0 {
 		blocks |= e.u32(0x150) << 32
 		descriptor = min(max(e.u16(0xfe), descriptor), block)
 	}
@@ -104,10 +104,10 @@ func (e ext4) state(size int64) (State, error) {
 		return State{}, errNoSuperblock
 	}
 	return State{
-		Missing: e.missing(size, block, blocks, first, perGroup, descriptor),
-		Limit:   e.limit(block, blocks, first, perGroup, descriptor),
-		Suspect: e.u16(stateAt)&validFS == 0 || e.u16(stateAt)&errorFS != 0 || e.u32(incompatAt)&needsRecovery != 0,
-		Fresh:   e.u32(lastMountAt) == 0,
+		Growable:     e.missing(size, block, blocks, first, perGroup, descriptor),
+		Limit:        e.limit(block, blocks, first, perGroup, descriptor),
+		NeedsCheck:   e.u16(stateAt)&validFS == 0 || e.u16(stateAt)&errorFS != 0 || e.u32(incompatAt)&needsRecovery != 0,
+		NeverMounted: e.u32(lastMountAt) == 0,
 	}, nil
 }
 

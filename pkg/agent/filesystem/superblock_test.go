@@ -14,8 +14,8 @@ import (
 const mib = int64(1) << 20
 
 func missingOn(path, fsType string) (int64, error) {
-	state, err := Look(path, fsType)
-	return state.Missing, err
+	state, err := ReadSuperblock(path, fsType)
+	return state.Growable, err
 }
 
 // TestMissingExt4 asserts that nothing is missing in the file systems of mke2fs and resize2fs. Otherwise e2fsck would
@@ -110,10 +110,10 @@ func FuzzMissing(f *testing.F) {
 	f.Fuzz(func(t *testing.T, super []byte, size int64) {
 		super = append(super, make([]byte, 1024)...)
 		size = max(min(size, diskv1alpha1.MaxVolumeSize), 0)
-		if state, err := ext4(super).state(size); state.Missing < 0 || state.Limit < 0 || err != nil && state != (State{}) {
+		if state, err := ext4(super).state(size); state.Growable < 0 || state.Limit < 0 || err != nil && state != (State{}) {
 			t.Errorf("ext4: %+v, %v", state, err)
 		}
-		if state, err := xfs(super).state(size); state.Missing < 0 || err != nil && state != (State{}) {
+		if state, err := xfs(super).state(size); state.Growable < 0 || err != nil && state != (State{}) {
 			t.Errorf("xfs: %+v, %v", state, err)
 		}
 	})

@@ -21,7 +21,7 @@ import (
 func (s *System) devices(ctx context.Context, dir string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		s.limit("the kernel's block devices cannot be listed: %v", err)
+		s.addUnchecked("the kernel's block devices cannot be listed: %v", err)
 		return
 	}
 	for _, e := range entries {
@@ -32,19 +32,19 @@ func (s *System) devices(ctx context.Context, dir string) {
 		folder := filepath.Join(dir, e.Name())
 		above, err := os.ReadDir(filepath.Join(folder, "holders"))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
-			s.limit("the holders of device %s cannot be listed: %v", e.Name(), err)
+			s.addUnchecked("the holders of device %s cannot be listed: %v", e.Name(), err)
 		}
 		for _, holder := range above {
-			name := labelled(holder.Name(), filepath.Join(folder, "holders", holder.Name()))
+			name := nameWithLabel(holder.Name(), filepath.Join(folder, "holders", holder.Name()))
 			s.add(device, Holder{Kind: Kernel, Name: name})
 		}
 		s.loop(folder)
 	}
-	s.answers(ctx)
+	s.collectLoops(ctx)
 }
 
-// labelled is a device's name with its label.
-func labelled(name, folder string) string {
+// nameWithLabel is a device's name with its label.
+func nameWithLabel(name, folder string) string {
 	for _, file := range []string{"dm/name", "md/level"} {
 		if label, err := os.ReadFile(filepath.Join(folder, file)); err == nil && len(bytes.TrimSpace(label)) > 0 {
 			return fmt.Sprintf("%s (%s)", name, bytes.TrimSpace(label))
@@ -69,48 +69,48 @@ func (s *System) loop(folder string) {
 			return
 		}
 	}
-	s.asked = append(s.asked, question{name, asking.DoChan(name, func() (any, error) { return s.backing("/dev/" + name) })})
+	s.loopRequests = append(s.loopRequests, loopRequest{name, runningLoopRequests.DoChan(name, func() (any, error) { return s.backingDevice("/dev/" + name) })})
 }
 
-// question is a request to a loop device.
-type question struct {
+// loopRequest is a request to a loop device.
+type loopRequest struct {
 	loop   string
 	answer <-chan singleflight.Result
 }
 
-// asking runs at most one request to each loop device at a time. A call that hangs in the kernel stays with the
-// process, and later searches share it.
-var asking singleflight.Group
+// runningLoopRequests runs at most one request to each loop device at a time. A call that hangs in the kernel stays
+// with the process, and later searches share it.
+var runningLoopRequests singleflight.Group
 
-// patience is how long a loop device may take to answer. One over a file on a file system that hangs never does.
-const patience = time.Second
+// loopTimeout is how long a loop device may take to answer. One over a file on a file system that hangs never does.
+const loopTimeout = time.Second
 
-// answers collects the answers of the loop devices.
-func (s *System) answers(ctx context.Context) {
-	timer := time.NewTimer(s.patience)
+// collectLoops collects the answers of the loop devices.
+func (s *System) collectLoops(ctx context.Context) {
+	timer := time.NewTimer(s.loopTimeout)
 	defer timer.Stop()
-	for _, q := range s.asked {
+	for _, q := range s.loopRequests {
 		select {
 		case r := <-q.answer:
-			s.answered(q.loop, r)
+			s.addLoop(q.loop, r)
 			continue
 		default:
 		}
 		select {
 		case r := <-q.answer:
-			s.answered(q.loop, r)
+			s.addLoop(q.loop, r)
 		case <-ctx.Done():
 			return
 		case <-timer.C:
 			timer.Reset(0)
-			s.limit("loop device %s hangs: what it lies on is not known; look at the file system of its file", q.loop)
+			s.addUnchecked("loop device %s hangs: what it lies on is not known; look at the file system of its file", q.loop)
 		}
 	}
 }
 
-func (s *System) answered(loop string, r singleflight.Result) {
+func (s *System) addLoop(loop string, r singleflight.Result) {
 	if r.Err != nil {
-		s.limit("what loop device %s lies on is not known: %v", loop, r.Err)
+		s.addUnchecked("what loop device %s lies on is not known: %v", loop, r.Err)
 	} else if device, _ := r.Val.(uint64); device != 0 {
 		s.add(device, Holder{Kind: Loop, Name: loop})
 	}
@@ -146,7 +146,7 @@ func (s *System) swaps(file string) {
 	content, err := os.ReadFile(file)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			s.limit("swap space cannot be listed: %v", err)
+			s.addUnchecked("swap space cannot be listed: %v", err)
 		}
 		return
 	}
@@ -158,9 +158,9 @@ func (s *System) swaps(file string) {
 	}
 }
 
-// limit records what could not be looked at.
-func (s *System) limit(format string, args ...any) {
-	s.limits = append(s.limits, fmt.Sprintf(format, args...))
+// addUnchecked records what could not be looked at.
+func (s *System) addUnchecked(format string, args ...any) {
+	s.unchecked = append(s.unchecked, fmt.Sprintf(format, args...))
 }
 
 // parseNumber parses a device's number as sysfs has it, such as 8:17.

@@ -17,14 +17,14 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// host is a fake /proc and /sys. Descriptors are links, as in /proc.
-type host struct {
+// fakeHost is a fake /proc and /sys. Descriptors are links, as in /proc.
+type fakeHost struct {
 	t *testing.T
 	roots
 }
 
-func newHost(t *testing.T) host {
-	h := host{t, roots{t.TempDir(), t.TempDir(), t.TempDir()}}
+func newFakeHost(t *testing.T) fakeHost {
+	h := fakeHost{t, roots{t.TempDir(), t.TempDir(), t.TempDir()}}
 	h.file(h.sys, "dev/block/.keep", "")
 	h.link(h.proc, "self", "77")
 	h.process(1, "systemd", "0::/init.scope", "mnt:[1]", "")
@@ -33,7 +33,7 @@ func newHost(t *testing.T) host {
 	return h
 }
 
-func (h host) file(root, name, content string) {
+func (h fakeHost) file(root, name, content string) {
 	h.t.Helper()
 	path := filepath.Join(root, name)
 	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o600)); err != nil {
@@ -41,7 +41,7 @@ func (h host) file(root, name, content string) {
 	}
 }
 
-func (h host) link(root, name, target string) {
+func (h fakeHost) link(root, name, target string) {
 	h.t.Helper()
 	path := filepath.Join(root, name)
 	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.Symlink(target, path)); err != nil {
@@ -50,7 +50,7 @@ func (h host) link(root, name, target string) {
 }
 
 // process adds a process with a mount table.
-func (h host) process(pid int, comm, cgroup, namespace, mountinfo string) {
+func (h fakeHost) process(pid int, comm, cgroup, namespace, mountinfo string) {
 	h.t.Helper()
 	dir := strconv.Itoa(pid)
 	h.file(h.proc, dir+"/comm", comm+"\n")
@@ -61,22 +61,22 @@ func (h host) process(pid int, comm, cgroup, namespace, mountinfo string) {
 }
 
 // open adds a descriptor.
-func (h host) open(pid, fd int, path, flags string) {
+func (h fakeHost) open(pid, fd int, path, flags string) {
 	h.t.Helper()
 	h.link(h.proc, fmt.Sprintf("%d/fd/%d", pid, fd), path)
 	h.file(h.proc, fmt.Sprintf("%d/fdinfo/%d", pid, fd), "pos:\t0\nflags:\t"+flags+"\nmnt_id:\t29\n")
 }
 
-func (h host) look() *System {
+func (h fakeHost) look() *System {
 	h.t.Helper()
-	s, err := look(h.t.Context(), h.roots, &System{backing: backingDevice, patience: time.Minute})
+	s, err := readSystem(h.t.Context(), h.roots, &System{backingDevice: backingDevice, loopTimeout: time.Minute})
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	return s
 }
 
-func (h host) number(device string) uint64 {
+func (h fakeHost) number(device string) uint64 {
 	h.t.Helper()
 	number, err := numberOf(device)
 	if err != nil {
@@ -107,7 +107,7 @@ const podUID = "0f1cb0e4-4edb-4da9-8c91-e8d9878d0441"
 
 // TestEveryKind asserts that each kind of holder is found, with its process and pod, and in a fixed order.
 func TestEveryKind(t *testing.T) {
-	h := newHost(t)
+	h := newFakeHost(t)
 	one, other := loops(t)
 	device := h.number(one)
 	number := fmt.Sprintf("%d:%d", unix.Major(device), unix.Minor(device))
@@ -139,46 +139,46 @@ func TestEveryKind(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("holders:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	if short := Sentence(h.look().Of(device)); !strings.HasSuffix(short, "; and 3 more") || strings.Count(short, "; ") != 4 {
+	if short := Describe(h.look().Of(device)); !strings.HasSuffix(short, "; and 3 more") || strings.Count(short, "; ") != 4 {
 		t.Errorf("sentence: %s", short)
 	}
 }
 
-// TestSpokesman asserts how a mount namespace is named: as the host's, or by the first process of a pod in it.
+// TestRepresentative asserts how a mount namespace is named: as the host's, or by the first process of a pod in it.
 // Otherwise it is named by the first process that is not a kernel thread.
-func TestSpokesman(t *testing.T) {
+func TestRepresentative(t *testing.T) {
 	one, _ := loops(t)
 	const pod = "0::/kubepods/besteffort/pod" + podUID + "/c0ffee"
-	stat := func(h host, pid int, flags string) {
+	stat := func(h fakeHost, pid int, flags string) {
 		h.file(h.proc, strconv.Itoa(pid)+"/stat", strconv.Itoa(pid)+" (a) (b) S 2 0 0 0 -1 "+flags+" 0 0")
 	}
 	for name, test := range map[string]struct {
-		add  func(h host, table string)
+		add  func(h fakeHost, table string)
 		want string
 	}{
-		"the host": {func(h host, table string) {
+		"the host": {func(h fakeHost, table string) {
 			h.file(h.proc, "1/mountinfo", table)
 			h.process(2, "kthreadd", "0::/", "mnt:[1]", table)
 			h.process(3, "nsenter", pod, "mnt:[1]", table)
 		}, "the host's mount namespace"},
-		"a container": {func(h host, table string) {
+		"a container": {func(h fakeHost, table string) {
 			h.process(200, "nsenter", "0::/user.slice", "mnt:[200]", table)
 			h.process(201, "pause", pod, "mnt:[200]", table)
 			h.process(202, "mysqld", pod, "mnt:[200]", table)
 		}, "the mount namespace of process 201 (pause) of pod " + podUID},
-		"no pod": {func(h host, table string) {
+		"no pod": {func(h fakeHost, table string) {
 			h.process(20, "kdevtmpfs", "0::/", "mnt:[200]", table)
 			stat(h, 20, "2129984")
 			h.process(200, "containerd", "0::/", "mnt:[200]", table)
 			stat(h, 200, "4194560")
 			h.process(201, "runc", "0::/", "mnt:[200]", table)
 		}, "the mount namespace of process 200 (containerd)"},
-		"the kernel's alone": {func(h host, table string) {
+		"the kernel's alone": {func(h fakeHost, table string) {
 			h.process(20, "kdevtmpfs", "0::/", "mnt:[200]", table)
 			stat(h, 20, "2129984")
 		}, "the mount namespace of process 20 (kdevtmpfs)"},
 	} {
-		h := newHost(t)
+		h := newFakeHost(t)
 		device := h.number(one)
 		test.add(h, fmt.Sprintf("31 1 %d:%d / /data rw - ext4 %s rw\n", unix.Major(device), unix.Minor(device), one))
 		if got := sentences(h.look().Of(device)); len(got) != 1 || got[0] != "it is mounted at /data in "+test.want {
@@ -186,7 +186,7 @@ func TestSpokesman(t *testing.T) {
 		}
 	}
 	// Without hostPID process 1 is of the agent's own container.
-	h := newHost(t)
+	h := newFakeHost(t)
 	h.link(h.proc, "77/ns/pid.new", "pid:[4026532000]")
 	if err := errors.Join(
 		os.Rename(filepath.Join(h.proc, "77/ns/pid.new"), filepath.Join(h.proc, "77/ns/pid")),
@@ -205,7 +205,7 @@ func TestSpokesman(t *testing.T) {
 // TestBindInAnotherNamespace asserts that a device node mounted in a container is found by its number, through the
 // container's root.
 func TestBindInAnotherNamespace(t *testing.T) {
-	h := newHost(t)
+	h := newFakeHost(t)
 	one, other := loops(t)
 	root := t.TempDir()
 	h.process(200, "pause", "0::/", "mnt:[200]", "9 1 0:99 /x /raw rw - tmpfs tmpfs rw\n10 1 0:99 /y /plain rw - tmpfs tmpfs rw\n")
@@ -223,51 +223,51 @@ func TestBindInAnotherNamespace(t *testing.T) {
 	}
 }
 
-// TestLimits asserts that the search reports what it could not look at.
-func TestLimits(t *testing.T) {
+// TestUnchecked asserts that the search reports what it could not look at.
+func TestUnchecked(t *testing.T) {
 	one, _ := loops(t)
-	h := newHost(t)
-	if s := h.look(); len(s.Limits()) != 0 {
-		t.Errorf("on a whole host: %v", s.Limits())
+	h := newFakeHost(t)
+	if s := h.look(); len(s.Unchecked()) != 0 {
+		t.Errorf("on a whole host: %v", s.Unchecked())
 	}
 	own := filepath.Join(h.proc, "77/ns/pid")
 	if err := os.Remove(own); err != nil {
 		t.Fatal(err)
 	}
 	h.link(h.proc, "77/ns/pid", "pid:[4026532000]")
-	if s := h.look(); len(s.Limits()) != 0 {
-		t.Errorf("on a node that is a container: %v", s.Limits())
+	if s := h.look(); len(s.Unchecked()) != 0 {
+		t.Errorf("on a node that is a container: %v", s.Unchecked())
 	}
 	first := filepath.Join(h.proc, "1/ns/mnt")
 	if err := os.Remove(first); err != nil {
 		t.Fatal(err)
 	}
 	h.link(h.proc, "1/ns/mnt", "mnt:[77]")
-	if s := h.look(); !said(s, "hostPID") {
-		t.Errorf("in a container of its own: %v", s.Limits())
+	if s := h.look(); !hasUnchecked(s, "hostPID") {
+		t.Errorf("in a container of its own: %v", s.Unchecked())
 	}
 	h.file(h.proc, "300/comm", "x")
 	h.link(h.proc, "300/ns/mnt", "mnt:[300]")
 	h.file(h.proc, "300/mountinfo", "nonsense\n")
 	h.link(h.proc, "300/fd/3", one)
-	if s := h.look(); !said(s, "1 processes could not be looked at") || len(s.Of(h.number(one))) != 1 {
-		t.Errorf("with a process that cannot be read: %v, %v", s.Limits(), s.Of(h.number(one)))
+	if s := h.look(); !hasUnchecked(s, "1 processes could not be looked at") || len(s.Of(h.number(one))) != 1 {
+		t.Errorf("with a process that cannot be read: %v, %v", s.Unchecked(), s.Of(h.number(one)))
 	}
 	h.file(h.sys, "dev/block/7:12345/loop/backing_file", "/nowhere\n")
-	if s := h.look(); !said(s, "loop device") {
-		t.Errorf("with a loop device that cannot be asked: %v", s.Limits())
+	if s := h.look(); !hasUnchecked(s, "loop device") {
+		t.Errorf("with a loop device that cannot be asked: %v", s.Unchecked())
 	}
 	if err := os.RemoveAll(h.proc); err != nil {
 		t.Fatal(err)
 	}
-	if s := h.look(); !said(s, "processes cannot be listed") {
-		t.Errorf("without /proc: %v", s.Limits())
+	if s := h.look(); !hasUnchecked(s, "processes cannot be listed") {
+		t.Errorf("without /proc: %v", s.Unchecked())
 	}
 	if err := os.RemoveAll(h.sys); err != nil {
 		t.Fatal(err)
 	}
-	if s := h.look(); !said(s, "block devices cannot be listed") {
-		t.Errorf("without /sys: %v", s.Limits())
+	if s := h.look(); !hasUnchecked(s, "block devices cannot be listed") {
+		t.Errorf("without /sys: %v", s.Unchecked())
 	}
 }
 
@@ -288,10 +288,10 @@ func TestPodOf(t *testing.T) {
 	}
 }
 
-// TestPublished asserts that the kubelet's raw block volumes are found below its folder: links of pods, and devices of
-// plugins.
-func TestPublished(t *testing.T) {
-	h := newHost(t)
+// TestKubeletVolumes asserts that the kubelet's raw block volumes are found below its folder: links of pods, and
+// devices of plugins.
+func TestKubeletVolumes(t *testing.T) {
+	h := newFakeHost(t)
 	one, other := loops(t)
 	h.link(h.kubelet, "pods/"+podUID+"/volumeDevices/kubernetes.io~csi/pvc-1", one)
 	h.link(h.kubelet, "plugins/kubernetes.io/local-volume/volumeDevices/pv-2/"+podUID, one)
@@ -325,20 +325,20 @@ func TestPublished(t *testing.T) {
 			t.Errorf("%s is published at %v, want %v", device, got, want)
 		}
 	}
-	if len(s.Limits()) != 0 {
-		t.Errorf("limits: %v", s.Limits())
+	if len(s.Unchecked()) != 0 {
+		t.Errorf("limits: %v", s.Unchecked())
 	}
 }
 
-// said reports whether a limit of the search contains the text.
-func said(s *System, what string) bool {
-	return slices.ContainsFunc(s.Limits(), func(l string) bool { return strings.Contains(l, what) })
+// hasUnchecked reports whether a limit of the search contains the text.
+func hasUnchecked(s *System, what string) bool {
+	return slices.ContainsFunc(s.Unchecked(), func(l string) bool { return strings.Contains(l, what) })
 }
 
 // TestHungLoop asserts that a loop device which does not answer delays the search only for a moment. It is reported as
 // not known, and gets one request from any number of searches.
 func TestHungLoop(t *testing.T) {
-	h := newHost(t)
+	h := newFakeHost(t)
 	for _, loop := range []string{"7:501", "7:502", "7:503"} {
 		h.file(h.sys, "dev/block/"+loop+"/loop/backing_file", "/mnt/file\n")
 	}
@@ -356,15 +356,15 @@ func TestHungLoop(t *testing.T) {
 		}
 		for range 3 {
 			start := time.Now()
-			s, err := look(t.Context(), h.roots, &System{backing: answer, patience: patience})
+			s, err := readSystem(t.Context(), h.roots, &System{backingDevice: answer, loopTimeout: loopTimeout})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if took := time.Since(start); took != patience {
-				t.Errorf("the search took %v, want %v", took, patience)
+			if took := time.Since(start); took != loopTimeout {
+				t.Errorf("the search took %v, want %v", took, loopTimeout)
 			}
-			if !said(s, "loop device 7:501 hangs") || !said(s, "loop device 7:502 hangs") || len(s.Limits()) != 2 {
-				t.Errorf("limits are %q", s.Limits())
+			if !hasUnchecked(s, "loop device 7:501 hangs") || !hasUnchecked(s, "loop device 7:502 hangs") || len(s.Unchecked()) != 2 {
+				t.Errorf("limits are %q", s.Unchecked())
 			}
 			if found := s.Of(unix.Mkdev(8, 1)); len(found) != 1 || found[0].Name != "7:503" {
 				t.Errorf("the loop device that answers: %v", found)

@@ -37,8 +37,8 @@ const (
 	File Kind = "File"
 )
 
-// order is the order in which holders are reported.
-var order = []Kind{Kernel, Loop, Swap, Mount, Bind, Published, Open, File}
+// kindOrder is the order in which holders are reported.
+var kindOrder = []Kind{Kernel, Loop, Swap, Mount, Bind, Published, Open, File}
 
 // Holder is one thing that holds a device.
 type Holder struct {
@@ -104,8 +104,8 @@ func (h Holder) namespace() string {
 	return "the mount namespace of " + h.Process.String()
 }
 
-// Sentence joins the first few holders for a message.
-func Sentence(found []Holder) string {
+// Describe joins the first few holders for a message.
+func Describe(found []Holder) string {
 	const most = 4
 	var parts []string
 	for _, h := range found[:min(len(found), most)] {
@@ -119,18 +119,18 @@ func Sentence(found []Holder) string {
 
 // System is the result of one look at the system.
 type System struct {
-	held   map[uint64][]Holder
-	limits []string
+	held      map[uint64][]Holder
+	unchecked []string
 
 	// Used only during the look:
-	backing  func(loop string) (uint64, error)
-	patience time.Duration
-	asked    []question
+	backingDevice func(loop string) (uint64, error)
+	loopTimeout   time.Duration
+	loopRequests  []loopRequest
 }
 
-// Limits lists what could not be looked at, one sentence each. If there are any, a device without holders may still be
-// held.
-func (s *System) Limits() []string { return s.limits }
+// Unchecked lists what could not be looked at, one sentence each. If there are any, a device without holders may still
+// be held.
+func (s *System) Unchecked() []string { return s.unchecked }
 
 // Of returns the holders of a device, by its number: first the kernel's, then mounts, then
 // processes. A partition is another device than its disk.
@@ -138,7 +138,7 @@ func (s *System) Of(device uint64) []Holder {
 	found := slices.Clone(s.held[device])
 	slices.SortStableFunc(found, func(a, b Holder) int {
 		return cmp.Or(
-			cmp.Compare(slices.Index(order, a.Kind), slices.Index(order, b.Kind)),
+			cmp.Compare(slices.Index(kindOrder, a.Kind), slices.Index(kindOrder, b.Kind)),
 			cmp.Compare(a.Process.PID, b.Process.PID),
 			cmp.Compare(a.Name, b.Name),
 		)
@@ -152,19 +152,19 @@ func (s *System) add(device uint64, h Holder) {
 	}
 }
 
-// Look reads the present state of the system. A file system that hangs can delay it. When ctx ends it returns the
+// ReadSystem reads the present state of the system. A file system that hangs can delay it. When ctx ends it returns the
 // context's error, and the search goes on in the background.
-func Look(ctx context.Context) (*System, error) { return LookBelow(ctx, "") }
+func ReadSystem(ctx context.Context) (*System, error) { return ReadSystemWithKubelet(ctx, "") }
 
-// LookBelow is Look, including the raw block volumes that the kubelet has below its folder.
-func LookBelow(ctx context.Context, kubeletDir string) (*System, error) {
-	return look(ctx, roots{"/proc", "/sys", kubeletDir}, &System{backing: backingDevice, patience: patience})
+// ReadSystemWithKubelet is Look, including the raw block volumes that the kubelet has below its folder.
+func ReadSystemWithKubelet(ctx context.Context, kubeletDir string) (*System, error) {
+	return readSystem(ctx, roots{"/proc", "/sys", kubeletDir}, &System{backingDevice: backingDevice, loopTimeout: loopTimeout})
 }
 
 // roots are the folders that are read.
 type roots struct{ proc, sys, kubelet string }
 
-func look(ctx context.Context, r roots, s *System) (*System, error) {
+func readSystem(ctx context.Context, r roots, s *System) (*System, error) {
 	s.held = map[uint64][]Holder{}
 	done := make(chan struct{})
 	go func() {
@@ -172,7 +172,7 @@ func look(ctx context.Context, r roots, s *System) (*System, error) {
 		s.devices(ctx, filepath.Join(r.sys, "dev/block"))
 		s.swaps(filepath.Join(r.proc, "swaps"))
 		if r.kubelet != "" {
-			s.published(r.kubelet)
+			s.kubeletVolumes(r.kubelet)
 		}
 		s.processes(ctx, r.proc)
 	}()
@@ -185,14 +185,14 @@ func look(ctx context.Context, r roots, s *System) (*System, error) {
 }
 
 // OfDevice returns what holds the device with that path, and what could not be looked at.
-func OfDevice(ctx context.Context, path string) (found []Holder, limits []string, err error) {
+func OfDevice(ctx context.Context, path string) (found []Holder, unchecked []string, err error) {
 	device, err := numberOf(path)
 	if err != nil {
 		return nil, nil, err
 	}
-	s, err := Look(ctx)
+	s, err := ReadSystem(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	return s.Of(device), s.Limits(), nil
+	return s.Of(device), s.Unchecked(), nil
 }

@@ -33,7 +33,7 @@ func holdersOf(t *testing.T, device string) []Holder {
 	return found
 }
 
-func of(found []Holder, kind Kind) []Holder {
+func ofKind(found []Holder, kind Kind) []Holder {
 	return slices.DeleteFunc(slices.Clone(found), func(h Holder) bool { return h.Kind != kind })
 }
 
@@ -90,13 +90,13 @@ func TestOtherNamespace(t *testing.T) {
 	}
 	pid, stop = startApart(t, "mount "+device+" "+dir+" && echo ready; read x; true")
 	want = Holder{Kind: Mount, Name: dir, Process: Process{PID: pid, Command: "sh"}}
-	if found := of(holdersOf(t, device), Mount); !slices.Equal(found, []Holder{want}) {
+	if found := ofKind(holdersOf(t, device), Mount); !slices.Equal(found, []Holder{want}) {
 		t.Errorf("a file system that is mounted: %+v", found)
 	}
 	stop()
 	pid, stop = startApart(t,
 		"mount "+device+" "+dir+" && exec 3>"+dir+"/file && umount --lazy "+dir+" && echo ready; read x; true")
-	found := of(holdersOf(t, device), File)
+	found := ofKind(holdersOf(t, device), File)
 	if len(found) != 1 || found[0].Process.PID != pid || !strings.HasSuffix(found[0].Name, "/file") {
 		t.Errorf("a file system that is unmounted lazily: %+v", found)
 	}
@@ -117,16 +117,16 @@ func TestLoop(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	second := testenv.Loop(t, node, "512")
-	if found := of(holdersOf(t, device), Loop); len(found) != 2 {
+	if found := ofKind(holdersOf(t, device), Loop); len(found) != 2 {
 		t.Errorf("holders: %+v, want %s and %s", found, above, second)
 	}
 }
 
-// TestNoEnd asserts that a search ends with its context.
-func TestNoEnd(t *testing.T) {
+// TestTimeout asserts that a search ends with its context.
+func TestTimeout(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if s, err := Look(ctx); err == nil {
+	if s, err := ReadSystem(ctx); err == nil {
 		t.Errorf("a search that was ended found %v", s)
 	}
 	if _, _, err := OfDevice(t.Context(), t.TempDir()); err == nil {

@@ -6,9 +6,9 @@ import (
 	"path/filepath"
 )
 
-// published finds the raw block volumes of the kubelet. As long as the pod may use one, the kubelet keeps a link below
-// the pod's folder, and a device or link below the plugin's.
-func (s *System) published(kubeletDir string) {
+// kubeletVolumes finds the raw block volumes of the kubelet. As long as the pod may use one, the kubelet keeps a link
+// below the pod's folder, and a device or link below the plugin's.
+func (s *System) kubeletVolumes(kubeletDir string) {
 	for _, pattern := range []string{
 		"pods/*/volumeDevices/*",
 		"plugins/*/volumeDevices",
@@ -16,15 +16,15 @@ func (s *System) published(kubeletDir string) {
 	} {
 		folders, err := filepath.Glob(filepath.Join(kubeletDir, pattern))
 		if err != nil {
-			s.limit("raw block volumes of the kubelet cannot be listed: %v", err)
+			s.addUnchecked("raw block volumes of the kubelet cannot be listed: %v", err)
 		}
 		for _, folder := range folders {
-			s.publishedBelow(folder)
+			s.kubeletVolumesBelow(folder)
 		}
 	}
 }
 
-func (s *System) publishedBelow(folder string) {
+func (s *System) kubeletVolumesBelow(folder string) {
 	err := filepath.WalkDir(folder, func(path string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -38,6 +38,6 @@ func (s *System) publishedBelow(folder string) {
 		return nil
 	})
 	if err != nil {
-		s.limit("raw block volumes of the kubelet cannot be listed: %v", err)
+		s.addUnchecked("raw block volumes of the kubelet cannot be listed: %v", err)
 	}
 }

@@ -11,7 +11,7 @@ import (
 
 // namespaces are the mount namespaces of the processes that were read.
 type namespaces struct {
-	by map[string]*namespace
+	byName map[string]*namespace
 	// order has them as they were found. host is the name of the host's, empty if it is not known.
 	order []*namespace
 	host  string
@@ -23,18 +23,18 @@ type namespace struct {
 	processes []process
 	// mounted are the devices with a file system mounted there, held the mounts of devices.
 	mounted map[uint64]bool
-	held    []heldBy
+	held    []deviceMount
 }
 
-// heldBy is a mount that holds a device.
-type heldBy struct {
+// deviceMount is a mount that holds a device.
+type deviceMount struct {
 	device uint64
 	holder Holder
 }
 
 // hostNamespace is the mount namespace of the host's first process, if proc shows the host.
 func hostNamespace(proc string) string {
-	if !seesHost(proc) {
+	if !showsHost(proc) {
 		return ""
 	}
 	first, err := os.Readlink(filepath.Join(proc, "1/ns/mnt"))
@@ -51,47 +51,47 @@ func (n *namespaces) add(p process) (mounted map[uint64]bool, err error) {
 	if err != nil {
 		return nil, err
 	}
-	of := n.by[name]
+	of := n.byName[name]
 	if of == nil {
 		of = &namespace{onHost: name == n.host}
 		if of.mounted, of.held, err = p.mounts(); err != nil {
 			return nil, err
 		}
-		n.by[name], n.order = of, append(n.order, of)
+		n.byName[name], n.order = of, append(n.order, of)
 	}
 	of.processes = append(of.processes, p)
 	return of.mounted, nil
 }
 
-// report adds the mounts to the holders of devices.
-func (n *namespaces) report(s *System) {
+// addTo adds the mounts to the holders of devices.
+func (n *namespaces) addTo(s *System) {
 	for _, of := range n.order {
 		if len(of.held) == 0 {
 			continue
 		}
-		who := of.spokesman()
+		representative := of.representative()
 		for _, h := range of.held {
-			h.holder.Process, h.holder.OnHost = who, of.onHost
+			h.holder.Process, h.holder.OnHost = representative, of.onHost
 			s.add(h.device, h.holder)
 		}
 	}
 }
 
-// spokesman is the process that names the namespace in messages: the first one of a pod, else the first one that is no
-// kernel thread.
-func (n *namespace) spokesman() Process {
+// representative is the process that names the namespace in messages: the first one of a pod, else the first one that
+// is no kernel thread.
+func (n *namespace) representative() Process {
 	var first *Process
 	for _, p := range n.processes {
-		who := p.describe()
-		if who.PodUID != "" {
-			return who
+		identity := p.identify()
+		if identity.PodUID != "" {
+			return identity
 		}
 		if first == nil && !p.isKernel() {
-			first = &who
+			first = &identity
 		}
 	}
 	if first == nil {
-		return n.processes[0].describe()
+		return n.processes[0].identify()
 	}
 	return *first
 }
@@ -118,7 +118,7 @@ func (p process) isKernel() bool {
 
 // mounts are the mounts of devices in the process's mount namespace, and the devices that have a
 // file system mounted there.
-func (p process) mounts() (mounted map[uint64]bool, held []heldBy, err error) {
+func (p process) mounts() (mounted map[uint64]bool, held []deviceMount, err error) {
 	f, err := os.Open(filepath.Join(p.dir, "mountinfo"))
 	if err != nil {
 		return nil, nil, err
@@ -133,10 +133,10 @@ func (p process) mounts() (mounted map[uint64]bool, held []heldBy, err error) {
 		// Major 0 is for file systems without a device.
 		if m.Major != 0 {
 			mounted[m.Device()] = true
-			held = append(held, heldBy{m.Device(), Holder{Kind: Mount, Name: m.Mountpoint}})
+			held = append(held, deviceMount{m.Device(), Holder{Kind: Mount, Name: m.Mountpoint}})
 		}
 		if device, ok := m.Node(filepath.Join(p.dir, "root")); ok {
-			held = append(held, heldBy{device, Holder{Kind: Bind, Name: m.Mountpoint}})
+			held = append(held, deviceMount{device, Holder{Kind: Bind, Name: m.Mountpoint}})
 		}
 	}
 	return mounted, held, nil

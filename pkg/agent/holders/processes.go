@@ -19,7 +19,7 @@ import (
 func (s *System) processes(ctx context.Context, proc string) {
 	entries, err := os.ReadDir(proc)
 	if err != nil {
-		s.limit("processes cannot be listed: %v", err)
+		s.addUnchecked("processes cannot be listed: %v", err)
 		return
 	}
 	var pids []int
@@ -29,10 +29,10 @@ func (s *System) processes(ctx context.Context, proc string) {
 		}
 	}
 	slices.Sort(pids)
-	if !seesHost(proc) {
-		s.limit("only the processes of the agent's own container are visible: set hostPID")
+	if !showsHost(proc) {
+		s.addUnchecked("only the processes of the agent's own container are visible: set hostPID")
 	}
-	found := namespaces{by: map[string]*namespace{}, host: hostNamespace(proc)}
+	found := namespaces{byName: map[string]*namespace{}, host: hostNamespace(proc)}
 	unreadable := 0
 	for _, pid := range pids {
 		if ctx.Err() != nil {
@@ -40,24 +40,24 @@ func (s *System) processes(ctx context.Context, proc string) {
 		}
 		p := process{dir: filepath.Join(proc, strconv.Itoa(pid)), pid: pid}
 		mounted, err := found.add(p)
-		err = errors.Join(err, p.files(s, mounted))
-		if err != nil && !isGone(err) {
+		err = errors.Join(err, p.addFiles(s, mounted))
+		if err != nil && !hasEnded(err) {
 			unreadable++
 		}
 	}
-	found.report(s)
+	found.addTo(s)
 	if unreadable > 0 {
-		s.limit("%d processes could not be looked at in full", unreadable)
+		s.addUnchecked("%d processes could not be looked at in full", unreadable)
 	}
 }
 
 // initialNamespace is the inode of the PID namespace with which the kernel starts.
 const initialNamespace = "pid:[4026531836]"
 
-// seesHost reports whether proc shows the processes of the whole node. Without hostPID process 1 is of the agent's own
+// showsHost reports whether proc shows the processes of the whole node. Without hostPID process 1 is of the agent's own
 // container. A node that is a container itself has no initial namespace, but its process 1 is in another mount
 // namespace than the agent.
-func seesHost(proc string) bool {
+func showsHost(proc string) bool {
 	if own, err := os.Readlink(filepath.Join(proc, "self/ns/pid")); err == nil && own == initialNamespace {
 		return true
 	}
@@ -69,9 +69,9 @@ func seesHost(proc string) bool {
 	return err == nil && first != own
 }
 
-// isGone reports whether a process ended while it was read. A kernel thread and a zombie have no mounts, which reads as
-// EINVAL.
-func isGone(err error) bool {
+// hasEnded reports whether a process ended while it was read. A kernel thread and a zombie have no mounts, which reads
+// as EINVAL.
+func hasEnded(err error) bool {
 	for _, gone := range []error{fs.ErrNotExist, unix.ESRCH, unix.EINVAL} {
 		if errors.Is(err, gone) {
 			return true
@@ -86,8 +86,8 @@ type process struct {
 	pid int
 }
 
-// describe reads the identity of the process. It is called for holders only.
-func (p process) describe() Process {
+// identify reads the identity of the process. It is called for holders only.
+func (p process) identify() Process {
 	command, _ := os.ReadFile(filepath.Join(p.dir, "comm"))
 	cgroup, _ := os.ReadFile(filepath.Join(p.dir, "cgroup"))
 	self, _ := os.Readlink(filepath.Join(filepath.Dir(p.dir), "self"))
@@ -108,10 +108,10 @@ func podOf(cgroup string) string {
 	return strings.ReplaceAll(found[1], "_", "-")
 }
 
-// files adds the devices that the process has open. An open file on a device is reported unless the file system is
+// addFiles adds the devices that the process has open. An open file on a device is reported unless the file system is
 // mounted in the process's namespace: then the mount is reported. mounted is nil if the table cannot be read, and then
 // open files are left out.
-func (p process) files(s *System, mounted map[uint64]bool) error {
+func (p process) addFiles(s *System, mounted map[uint64]bool) error {
 	threads, err := p.threads()
 	for _, dir := range threads {
 		entries, readErr := os.ReadDir(filepath.Join(dir, "fd"))
@@ -124,7 +124,7 @@ func (p process) files(s *System, mounted map[uint64]bool) error {
 			paths = append(paths, filepath.Join(dir, "fd", e.Name()))
 		}
 		for _, path := range paths {
-			p.file(s, path, mounted)
+			p.addFile(s, path, mounted)
 		}
 	}
 	return err
@@ -147,7 +147,7 @@ func (p process) threads() ([]string, error) {
 	return dirs, err
 }
 
-func (p process) file(s *System, path string, mounted map[uint64]bool) {
+func (p process) addFile(s *System, path string, mounted map[uint64]bool) {
 	var st unix.Statx_t
 	// Without a request to a file server, which may hang.
 	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st); err != nil {
@@ -158,15 +158,15 @@ func (p process) file(s *System, path string, mounted map[uint64]bool) {
 	case st.Mode&unix.S_IFMT == unix.S_IFBLK:
 		device := unix.Mkdev(st.Rdev_major, st.Rdev_minor)
 		name, _ := os.Readlink(path)
-		s.add(device, Holder{Kind: Open, Name: name, Process: p.describe(), Writing: writes(path)})
+		s.add(device, Holder{Kind: Open, Name: name, Process: p.identify(), Writing: isWritable(path)})
 	case mounted != nil && st.Dev_major != 0 && !mounted[on]:
 		name, _ := os.Readlink(path)
-		s.add(on, Holder{Kind: File, Name: name, Process: p.describe()})
+		s.add(on, Holder{Kind: File, Name: name, Process: p.identify()})
 	}
 }
 
-// writes reports whether a descriptor is open for writing.
-func writes(fd string) bool {
+// isWritable reports whether a descriptor is open for writing.
+func isWritable(fd string) bool {
 	info, err := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(fd)), "fdinfo", filepath.Base(fd)))
 	if err != nil {
 		return false

@@ -30,12 +30,12 @@ func (m Mount) Device() uint64 { return unix.Mkdev(uint32(m.Major), uint32(m.Min
 func (m Mount) ReadOnly() bool { return slices.Contains(strings.Split(m.Options, ","), "ro") }
 
 // Shared is the peer group that the mount propagates to and receives from, 0 if there is none.
-func (m Mount) Shared() int { return m.group("shared:") }
+func (m Mount) Shared() int { return m.peerGroup("shared:") }
 
 // Master is the peer group that the mount only receives from, 0 if there is none.
-func (m Mount) Master() int { return m.group("master:") }
+func (m Mount) Master() int { return m.peerGroup("master:") }
 
-func (m Mount) group(tag string) int {
+func (m Mount) peerGroup(tag string) int {
 	for field := range strings.FieldsSeq(m.Optional) {
 		if number, ok := strings.CutPrefix(field, tag); ok {
 			if n, err := strconv.Atoi(number); err == nil {
@@ -75,7 +75,7 @@ func tableOf(infos []*mountinfo.Info, err error) (Table, error) {
 // Of returns the mounts of the file system on a device, by the device's number. When an older one was mounted, the
 // device's name may have been another device's.
 func (t Table) Of(device uint64) []Mount {
-	return t.which(func(m Mount) bool { return m.Device() == device })
+	return t.filter(func(m Mount) bool { return m.Device() == device })
 }
 
 // At returns the visible mount on a path. The path is compared unchanged, see Resolve.
@@ -91,7 +91,7 @@ func (t Table) At(path string) (Mount, bool) {
 // Below returns the mounts below a path, without one on the path itself.
 func (t Table) Below(path string) []Mount {
 	prefix := strings.TrimSuffix(path, "/") + "/"
-	return t.which(func(m Mount) bool { return m.Mountpoint != path && strings.HasPrefix(m.Mountpoint, prefix) })
+	return t.filter(func(m Mount) bool { return m.Mountpoint != path && strings.HasPrefix(m.Mountpoint, prefix) })
 }
 
 // Holding returns the mount that a path lies on, or that is mounted on it.
@@ -111,7 +111,7 @@ func (t Table) Holding(path string) (Mount, bool) {
 // BindsOf returns the bind mounts of a block device's node, which a raw block volume has.
 func (t Table) BindsOf(device uint64) []Mount {
 	name := kernelName(device)
-	return t.which(func(m Mount) bool {
+	return t.filter(func(m Mount) bool {
 		if number, ok := m.Node("/"); ok && number == device {
 			return true
 		}
@@ -132,7 +132,7 @@ func (m Mount) Node(root string) (device uint64, ok bool) {
 	return st.Rdev, err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK
 }
 
-func (t Table) which(is func(Mount) bool) []Mount {
+func (t Table) filter(is func(Mount) bool) []Mount {
 	var found []Mount
 	for _, m := range t {
 		if is(m) {

@@ -12,8 +12,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// table is a node's: a disk mounted twice, a raw block volume, and the kubelet's folder.
-const table = `22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+// exampleTable is a node's: a disk mounted twice, a raw block volume, and the kubelet's folder.
+const exampleTable = `22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 23 22 0:5 / /dev rw,nosuid shared:2 - devtmpfs udev rw
 30 22 0:40 / /var/lib/kubelet rw shared:7 master:3 - tmpfs tmpfs rw
 31 30 8:17 / /var/lib/kubelet/pods/a/mount rw,relatime master:9 - ext4 /dev/sdb1 rw
@@ -25,7 +25,7 @@ const table = `22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 
 func read(t *testing.T) Table {
 	t.Helper()
-	found, err := ReadFrom(strings.NewReader(table))
+	found, err := ReadFrom(strings.NewReader(exampleTable))
 	if err != nil {
 		t.Fatal(err)
 	}

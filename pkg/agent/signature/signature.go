@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// timeout bounds one run of blkid or wipefs.
-const timeout = 30 * time.Second
+// programTimeout bounds one run of blkid or wipefs.
+const programTimeout = 30 * time.Second
 
 // Exit codes of blkid.
 const (
@@ -120,7 +120,7 @@ func Erase(ctx context.Context, device string) error {
 // run runs a program that reads a device. A device that hangs can make the program unkillable. Then it keeps running in
 // the background.
 func run(ctx context.Context, name string, args ...string) (out []byte, code int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, programTimeout)
 	defer cancel()
 	type result struct {
 		out []byte

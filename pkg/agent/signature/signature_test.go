@@ -26,7 +26,7 @@ func image(t *testing.T, size int64) string {
 	return path
 }
 
-func run1(t *testing.T, argv ...string) {
+func runCommand(t *testing.T, argv ...string) {
 	t.Helper()
 	if out, err := exec.CommandContext(t.Context(), argv[0], argv[1:]...).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", argv, err, out)
@@ -54,14 +54,14 @@ func TestFind(t *testing.T) {
 	if found, err := Find(ctx, path); err != nil || len(found) != 0 {
 		t.Errorf("of a blank device: %v, %v", found, err)
 	}
-	run1(t, "sgdisk", "-o", path)
+	runCommand(t, "sgdisk", "-o", path)
 	if found, err := Find(ctx, path); err != nil || !slices.Contains(found, "gpt") {
 		t.Errorf("of a partition table: %v, %v", found, err)
 	}
 	if err := Erase(ctx, path); err != nil {
 		t.Fatal(err)
 	}
-	run1(t, "mkfs.ext4", "-q", path)
+	runCommand(t, "mkfs.ext4", "-q", path)
 	if found, err := Find(ctx, path); err != nil || !slices.Equal(found, []string{"ext4"}) {
 		t.Errorf("of ext4: %v, %v", found, err)
 	}
@@ -82,7 +82,7 @@ func TestFileSystem(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4", "mkswap", "blkid")
 	ctx := t.Context()
 	path := image(t, 64<<20)
-	run1(t, "mkfs.ext4", "-q", path)
+	runCommand(t, "mkfs.ext4", "-q", path)
 	// The super block of a romfs is where ext4 has nothing.
 	put(t, path, 0, []byte("-rom1fs-\x00\x00\x00\x40\x00\x00\x00\x00label\x00"))
 	if found, err := FileSystem(ctx, path); err != nil || found != Ambiguous {

@@ -111,7 +111,7 @@ func (b *blocked) held(ctx context.Context, d discovery.Disk, v disk.Volume, see
 // sentence describes what holds a volume, and returns the kind of the first holder.
 func sentence(seen string, found []holders.Holder, limits []string) (why string, kind holders.Kind) {
 	if len(found) > 0 {
-		return holders.Sentence(found), found[0].Kind
+		return holders.Describe(found), found[0].Kind
 	}
 	why = seen
 	if len(limits) > 0 {
@@ -127,7 +127,7 @@ func (b *blocked) holdersOf(ctx context.Context, device string) (found []holders
 	if b.system == nil || b.node.since(b.lookedAt) >= lookAgain {
 		ctx, cancel := context.WithTimeout(ctx, lookPatience)
 		defer cancel()
-		system, err := holders.Look(ctx)
+		system, err := holders.ReadSystem(ctx)
 		if err != nil {
 			return nil, []string{err.Error()}
 		}
@@ -137,7 +137,7 @@ func (b *blocked) holdersOf(ctx context.Context, device string) (found []holders
 	if err := syscall.Stat(device, &st); err != nil {
 		return nil, []string{fmt.Sprintf("device %s: %v", device, err)}
 	}
-	return b.system.Of(st.Rdev), b.system.Limits()
+	return b.system.Of(st.Rdev), b.system.Unchecked()
 }
 
 // cleared notes that nothing holds the volume any more, or that it need not be wiped.
