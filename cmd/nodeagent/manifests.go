@@ -42,7 +42,7 @@ sidecars have made have none: name the classes for those.`,
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&o.NodeName, "node-name", os.Getenv("NODE_NAME"), "Name of the Node whose disks these are. The default is $NODE_NAME.")
-	fs.StringSliceVar(&o.Devices, "devices", nil, "Shell patterns for the paths of the disks to read, such as '/dev/nvme*'. Required: no other device is read.")
+	fs.StringSliceVar(&o.DevicePatterns, "devices", nil, "Shell patterns for the paths of the disks to read, such as '/dev/nvme*'. Required: no other device is read.")
 	fs.StringVar(&o.StorageClass, "storage-class", "", "StorageClass of the PersistentVolumes; the default is the one that each was made with. A claim that is to bind one must name the same.")
 	fs.StringVar(&o.DiskClass, "disk-class", "", "DiskClass of the disks; the default is the one that each volume was made with.")
 	fs.BoolVar(&o.Bind, "bind", false, "Reserve each PersistentVolume for the claim of the namespace and name that it was made for, as far as the disk knows it.")

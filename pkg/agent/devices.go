@@ -20,10 +20,10 @@ import (
 func (a *agent) inventoryOptions() discovery.Options {
 	published := a.publishedStatus()
 	return discovery.Options{
-		Sys: a.options.Sys, Dev: "/dev", Only: a.options.Devices,
+		Sys: a.options.Sys, Dev: "/dev", DevicePatterns: a.options.Devices,
 		Classes: a.classList, NodeLabels: func() map[string]string { return a.node().Labels },
 		Approvals: a.approvals, Owner: func() disk.Owner { return ownerOf(a.node()) }, Cluster: cluster{a.client},
-		Changed: a.disksChanged, Known: published.Disks, Devices: published.Devices, Patience: a.options.DevicePatience, KubeletDir: a.options.KubeletDir,
+		Changed: a.disksChanged, PublishedDisks: published.Disks, PublishedDevices: published.Devices, DeviceTimeout: a.options.DevicePatience, KubeletDir: a.options.KubeletDir,
 	}
 }
 

@@ -67,7 +67,7 @@ func TestForgetDisks(t *testing.T) {
 	a := &agent{
 		options: Options{NodeName: "n1"}, client: c, capacities: informer, recorder: c.NewRecorder(),
 		inventory: discovery.NewInventory(discovery.Options{
-			Sys: fstest.MapFS{}, Known: []diskv1alpha1.Disk{{ID: first}, {ID: second}, {ID: third}}, Now: time.Now,
+			Sys: fstest.MapFS{}, PublishedDisks: []diskv1alpha1.Disk{{ID: first}, {ID: second}, {ID: third}}, Now: time.Now,
 		}),
 	}
 	if retry := a.forgetDisks(t.Context()); retry {

@@ -56,7 +56,7 @@ func (a *agent) rescanOnDemand(ctx context.Context, retry bool) {
 	// Where udev runs, every rescan that fails to open a device may cause an event, and so the next rescan.
 	limiter := flowcontrol.NewTokenBucketRateLimiter(rescanRate, rescanBurst)
 	for {
-		waited.set(a.inventory.Again())
+		waited.set(a.inventory.RecheckAfter())
 		if after, change := retries.next(retry); change {
 			timer.set(after, retry)
 		}

@@ -29,14 +29,14 @@ func inventory(t *testing.T, known []discovery.Disk, disks ...*node) (*discovery
 	}
 	changes := new(atomic.Int64)
 	o := discovery.Options{
-		Sys: os.DirFS("/sys/block"), Dev: "/dev", Only: class.Spec.Devices.Paths,
-		Classes:    func() []*diskv1alpha1.DiskClass { return []*diskv1alpha1.DiskClass{class} },
-		NodeLabels: func() map[string]string { return nil },
-		Changed:    func() { changes.Add(1) },
-		Patience:   patience, CommandPatience: patience,
+		Sys: os.DirFS("/sys/block"), Dev: "/dev", DevicePatterns: class.Spec.Devices.Paths,
+		Classes:       func() []*diskv1alpha1.DiskClass { return []*diskv1alpha1.DiskClass{class} },
+		NodeLabels:    func() map[string]string { return nil },
+		Changed:       func() { changes.Add(1) },
+		DeviceTimeout: patience, CommandTimeout: patience,
 	}
 	for _, d := range known {
-		o.Known = append(o.Known, diskv1alpha1.Disk{ID: d.ID(), Device: d.Device.Name, Class: d.Class, Size: d.Device.Size, SectorSize: int32(d.Device.SectorSize)})
+		o.PublishedDisks = append(o.PublishedDisks, diskv1alpha1.Disk{ID: d.ID(), Device: d.Device.Name, Class: d.Class, Size: d.Device.Size, SectorSize: int32(d.Device.SectorSize)})
 	}
 	i := discovery.NewInventory(o)
 	t.Cleanup(func() { i.Close() })
@@ -104,7 +104,7 @@ func TestInventory(t *testing.T) {
 			if d := bad.on(i); d.Ready() || len(d.Snapshot.Volumes) < 1 {
 				t.Errorf("the bad disk after a rescan: %+v", d)
 			}
-			if refused := i.Refused(); !slices.ContainsFunc(refused, func(r discovery.Refusal) bool { return "/dev/"+r.Device == bad.path }) {
+			if refused := i.Refused(); !slices.ContainsFunc(refused, func(r discovery.RefusedDevice) bool { return "/dev/"+r.Device == bad.path }) {
 				t.Errorf("refused are %v", refused)
 			}
 			serves(t, i, good)

@@ -11,20 +11,20 @@ type Attachment struct {
 	Created   time.Time
 }
 
-// askAttachments lists the node's VolumeAttachments, once a rescan. The clocks of the API server and of the node may
+// listAttachments lists the node's VolumeAttachments, once a rescan. The clocks of the API server and of the node may
 // differ. So an attachment counts as at least as old as this node has known it.
-func (s *scan) askAttachments(ctx context.Context) *Attached {
-	if s.attached != nil {
-		return s.attached
+func (s *rescanState) listAttachments(ctx context.Context) *YoungestAttachment {
+	if s.youngest != nil {
+		return s.youngest
 	}
-	s.attached = &Attached{}
+	s.youngest = &YoungestAttachment{}
 	if s.inventory.options.Cluster == nil {
-		return s.attached
+		return s.youngest
 	}
 	list, err := s.inventory.options.Cluster.Attachments(ctx)
 	if err != nil {
-		s.attached.Err = err
-		return s.attached
+		s.youngest.Err = err
+		return s.youngest
 	}
 	seen := map[string]time.Time{}
 	for _, a := range list {
@@ -34,10 +34,10 @@ func (s *scan) askAttachments(ctx context.Context) *Attached {
 		}
 		seen[a.UID] = first
 		age := max(s.now.Sub(first), s.now.Sub(a.Created))
-		if s.attached.Name == "" || age < s.attached.Age || age == s.attached.Age && a.Name < s.attached.Name {
-			s.attached.Name, s.attached.Age = a.Name, age
+		if s.youngest.Name == "" || age < s.youngest.Age || age == s.youngest.Age && a.Name < s.youngest.Name {
+			s.youngest.Name, s.youngest.Age = a.Name, age
 		}
 	}
 	s.inventory.attachments = seen
-	return s.attached
+	return s.youngest
 }

@@ -10,44 +10,44 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// closing is a disk that is out of service and must still be closed. Closing waits for a disk that hangs, so it happens
-// after mu is released.
-type closing struct {
+// engineToClose is a disk that is out of service and must still be closed. Closing waits for a disk that hangs, so it
+// happens after mu is released.
+type engineToClose struct {
 	device Device
 	engine *disk.Disk
 }
 
-// close takes a disk out of service. closeAll closes it later. The caller holds mu.
-func (s *scan) close(ctx context.Context, d *Disk, problem string) {
+// takeOutOfService takes a disk out of service. closeAll closes it later. The caller holds mu.
+func (s *rescanState) takeOutOfService(ctx context.Context, d *Disk, problem string) {
 	klog.FromContext(ctx).Info("Disk is out of service", "device", d.Device.Name, "disk", d.ID(), "reason", problem)
-	s.put(d, problem)
+	s.queueClose(d, problem)
 }
 
-// put notes a disk as out of service, for closeEngines to close. The caller holds mu.
-func (s *scan) put(d *Disk, problem string) {
+// queueClose notes a disk as out of service, for closeEngines to close. The caller holds mu.
+func (s *rescanState) queueClose(d *Disk, problem string) {
 	snapshot := d.Engine.Snapshot()
 	snapshot.Err = nil
-	s.closing = append(s.closing, closing{d.Device, d.Engine})
+	s.enginesToClose = append(s.enginesToClose, engineToClose{d.Device, d.Engine})
 	d.Snapshot, d.Problem, d.Engine = snapshot, problem, nil
 }
 
 // closeAll closes the disks that are out of service, and logs errors. The caller does not hold mu.
-func (s *scan) closeAll(ctx context.Context) {
+func (s *rescanState) closeAll(ctx context.Context) {
 	if err := s.closeEngines(ctx); err != nil {
 		klog.FromContext(ctx).Error(err, "Disk did not close cleanly")
 	}
 }
 
 // closeEngines closes all disks at the same time, so that several disks that hang take no longer than one.
-func (s *scan) closeEngines(ctx context.Context) error {
-	errs := make([]error, len(s.closing))
+func (s *rescanState) closeEngines(ctx context.Context) error {
+	errs := make([]error, len(s.enginesToClose))
 	var all sync.WaitGroup
-	for n, c := range s.closing {
+	for n, c := range s.enginesToClose {
 		all.Go(func() {
-			_, errs[n] = answer(ctx, s.inventory, c.device, func() (struct{}, error) { return struct{}{}, c.engine.Close() }, nil)
+			_, errs[n] = callWithTimeout(ctx, s.inventory, c.device, func() (struct{}, error) { return struct{}{}, c.engine.Close() }, nil)
 		})
 	}
 	all.Wait()
-	s.closing = nil
+	s.enginesToClose = nil
 	return errors.Join(errs...)
 }

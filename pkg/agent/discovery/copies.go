@@ -8,8 +8,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// holder is a device that holds a disk of ours.
-type holder struct {
+// copyHolder is a device that holds a disk of ours.
+type copyHolder struct {
 	device Device
 	// open is true if the disk is in service there.
 	open bool
@@ -17,33 +17,33 @@ type holder struct {
 	unread bool
 }
 
-// copies returns which of several devices with one disk ID must not be used, and why, by name. A disk in service stays
-// in service, and only the newcomers are refused. Otherwise the device that held the disk before has it. If that is not
-// known, none is used: the volumes may be on any of them.
-func copies(id string, holders []holder, before *Device) map[string]string {
+// refusedCopies returns which of several devices with one disk ID must not be used, and why, by name. A disk in service
+// stays in service, and only the newcomers are refused. Otherwise the device that held the disk before has it. If that
+// is not known, none is used: the volumes may be on any of them.
+func refusedCopies(id string, holders []copyHolder, before *Device) map[string]string {
 	if len(holders) < 2 {
 		return nil
 	}
-	if at := slices.IndexFunc(holders, func(h holder) bool { return h.open }); at >= 0 {
-		return keepOne(id, holders, holders[at], "is in service")
+	if at := slices.IndexFunc(holders, func(h copyHolder) bool { return h.open }); at >= 0 {
+		return refuseOthers(id, holders, holders[at], "is in service")
 	}
-	if at := slices.IndexFunc(holders, func(h holder) bool { return h.unread }); at >= 0 {
-		return keepOne(id, holders, holders[at], "was there before and cannot be read now,")
+	if at := slices.IndexFunc(holders, func(h copyHolder) bool { return h.unread }); at >= 0 {
+		return refuseOthers(id, holders, holders[at], "was there before and cannot be read now,")
 	}
 	// After a reboot the kernel's name alone does not identify the device.
-	if before != nil && before.identified() {
-		var same []holder
+	if before != nil && before.isIdentified() {
+		var same []copyHolder
 		for _, h := range holders {
-			if h.device.is(*before) {
+			if h.device.isSameDevice(*before) {
 				same = append(same, h)
 			}
 		}
 		if len(same) == 1 || len(same) > 1 && allPaths(same) {
-			return keepOne(id, holders, first(same), "was there before,")
+			return refuseOthers(id, holders, firstByName(same), "was there before,")
 		}
 	}
 	if allPaths(holders) {
-		return keepOne(id, holders, first(holders), "is used")
+		return refuseOthers(id, holders, firstByName(holders), "is used")
 	}
 	var names []string
 	for _, h := range holders {
@@ -57,8 +57,8 @@ func copies(id string, holders []holder, before *Device) map[string]string {
 	return refused
 }
 
-// keepOne refuses all holders but one. why is the reason why that one has the disk.
-func keepOne(id string, holders []holder, keep holder, why string) map[string]string {
+// refuseOthers refuses all holders but one. why is the reason why that one has the disk.
+func refuseOthers(id string, holders []copyHolder, keep copyHolder, why string) map[string]string {
 	refused := map[string]string{}
 	for _, other := range holders {
 		if other.device.Name == keep.device.Name {
@@ -73,8 +73,8 @@ func keepOne(id string, holders []holder, keep holder, why string) map[string]st
 	return refused
 }
 
-func first(holders []holder) holder {
-	return slices.MinFunc(holders, func(a, b holder) int { return strings.Compare(a.device.Name, b.device.Name) })
+func firstByName(holders []copyHolder) copyHolder {
+	return slices.MinFunc(holders, func(a, b copyHolder) int { return strings.Compare(a.device.Name, b.device.Name) })
 }
 
 // samePaths reports whether both devices are paths to one disk.
@@ -82,20 +82,20 @@ func samePaths(a, b Device) bool {
 	return a.WWN != "" && a.WWN == b.WWN && a.Serial == b.Serial && a.Size == b.Size
 }
 
-func allPaths(holders []holder) bool {
-	return !slices.ContainsFunc(holders, func(h holder) bool { return !samePaths(h.device, holders[0].device) })
+func allPaths(holders []copyHolder) bool {
+	return !slices.ContainsFunc(holders, func(h copyHolder) bool { return !samePaths(h.device, holders[0].device) })
 }
 
 // refuseCopies finds the devices whose disk ID another device has as well.
-func (s *scan) refuseCopies(all []*Facts) {
-	holders := map[string][]holder{}
+func (s *rescanState) refuseCopies(all []*Facts) {
+	holders := map[string][]copyHolder{}
 	for _, f := range all {
 		switch {
 		case f.Contents != nil && f.Contents.State == disk.Ours:
-			holders[f.Contents.ID] = append(holders[f.Contents.ID], holder{device: f.Device})
-		case f.Contents == nil && f.Known != "":
+			holders[f.Contents.ID] = append(holders[f.Contents.ID], copyHolder{device: f.Device})
+		case f.Contents == nil && f.MissingDisk != "":
 			// The disk's device is here and cannot be read. So another device with its ID is a copy.
-			holders[f.Known] = append(holders[f.Known], holder{device: f.Device, unread: true})
+			holders[f.MissingDisk] = append(holders[f.MissingDisk], copyHolder{device: f.Device, unread: true})
 		}
 	}
 	s.inventory.mu.Lock()
@@ -105,13 +105,13 @@ func (s *scan) refuseCopies(all []*Facts) {
 		if d := s.inventory.disks[id]; d != nil {
 			before = &d.Device
 			if d.Engine != nil {
-				of = append(of, holder{device: d.Device, open: true})
+				of = append(of, copyHolder{device: d.Device, open: true})
 			}
 		}
-		refused := copies(id, of, before)
+		refused := refusedCopies(id, of, before)
 		for _, f := range all {
 			if reason := refused[f.Device.Name]; reason != "" && f.Contents != nil && f.Contents.ID == id {
-				f.Copy = reason
+				f.CopyReason = reason
 				if d := s.inventory.disks[id]; d != nil && d.Engine == nil && len(refused) == len(of) {
 					d.Problem = reason
 				}

@@ -24,28 +24,28 @@ type Facts struct {
 	NodeLabels map[string]string
 	// Approvals are those that name the device.
 	Approvals []Approval
-	// Known is the ID of a missing disk that was on the device. It is empty if there is none.
-	Known string
-	// LiesOn is the device of the disk of ours on which the device lies. It is empty if there is none.
-	LiesOn string
-	// PathOf is the multipath map that has the device as a path. It is empty if there is none.
-	PathOf string
+	// MissingDisk is the ID of a missing disk that was on the device. It is empty if there is none.
+	MissingDisk string
+	// LiesOnOurs is the device of the disk of ours on which the device lies. It is empty if there is none.
+	LiesOnOurs string
+	// MultipathDevice is the multipath map that has the device as a path. It is empty if there is none.
+	MultipathDevice string
 
 	// Contents and ReadError are the result of reading the device. Both are nil before it was read.
 	Contents  *disk.Contents
 	ReadError error
-	// Copy says of which device a disk of ours is a copy. It is empty if it is none.
-	Copy string
+	// CopyReason says of which device a disk of ours is a copy. It is empty if it is none.
+	CopyReason string
 	// Ownership says whether this node may serve a disk of ours. It is nil before it is known.
 	Ownership *Ownership
 
 	// New is true if the device appeared while the agent ran. Waited is how long it has been unopened since.
 	New    bool
 	Waited time.Duration
-	// Attached are the VolumeAttachments of the node. It is nil before they were listed.
-	Attached *Attached
-	// Registered is true if the node has a Node object, to which a new disk can belong.
-	Registered bool
+	// Youngest are the VolumeAttachments of the node. It is nil before they were listed.
+	Youngest *YoungestAttachment
+	// NodeRegistered is true if the node has a Node object, to which a new disk can belong.
+	NodeRegistered bool
 }
 
 // Approval is an entry of spec.adopt that names the device.
@@ -56,8 +56,8 @@ type Approval struct {
 	Names []string
 }
 
-// Attached is the youngest VolumeAttachment of the node.
-type Attached struct {
+// YoungestAttachment is the youngest VolumeAttachment of the node.
+type YoungestAttachment struct {
 	// Name is its name. It is empty if there is none.
 	Name string
 	Age  time.Duration
@@ -65,28 +65,28 @@ type Attached struct {
 	Err error
 }
 
-// Act is the next action for a device.
-type Act int
+// Action is the next action for a device.
+type Action int
 
 const (
-	// Leave does nothing to the device.
-	Leave Act = iota
-	// Read has the device read. Then a new decision is made with its contents.
-	Read
-	// AskOwner has the owner of a disk of ours looked up. Then a new decision is made.
-	AskOwner
-	// AskAttachments has the node's VolumeAttachments listed. Then a new decision is made.
-	AskAttachments
-	// Open takes a disk of ours into service.
-	Open
-	// Initialize makes a blank device a disk of ours.
-	Initialize
+	// ActionLeave does nothing to the device.
+	ActionLeave Action = iota
+	// ActionRead has the device read. Then a new decision is made with its contents.
+	ActionRead
+	// ActionFindOwner has the owner of a disk of ours looked up. Then a new decision is made.
+	ActionFindOwner
+	// ActionListAttachments has the node's VolumeAttachments listed. Then a new decision is made.
+	ActionListAttachments
+	// ActionOpen takes a disk of ours into service.
+	ActionOpen
+	// ActionInitialize makes a blank device a disk of ours.
+	ActionInitialize
 )
 
 // Verdict is a decision about a device. It never changes.
 type Verdict struct {
-	Act   Act
-	State diskv1alpha1.DeviceState
+	Action Action
+	State  diskv1alpha1.DeviceState
 	// Class is the class that has the device or would take it. It is empty if none selects it.
 	Class string
 	// Disk is the ID of the disk of ours on the device.
@@ -99,8 +99,8 @@ type Verdict struct {
 	Denied bool
 	// Retry is true if the reasons may disappear without an event.
 	Retry bool
-	// Again is the time after which the decision may change. It is 0 if it does not change with time.
-	Again time.Duration
+	// RecheckAfter is the time after which the decision may change. It is 0 if it does not change with time.
+	RecheckAfter time.Duration
 }
 
 // Refused reports whether a class selects the device and there is a reason against it.
@@ -116,17 +116,17 @@ func (v Verdict) Refused() bool {
 //     or the class says Automatic.
 //  3. A device that lies on a disk of ours, or is a path or a part of another device, is left alone.
 func Decide(f Facts) Verdict {
-	s := selectFor(f.Classes, f.NodeLabels, f.Device)
-	v := Verdict{State: diskv1alpha1.DeviceExcluded, Disk: f.Known}
-	class := f.choose(s)
+	s := selectClasses(f.Classes, f.NodeLabels, f.Device)
+	v := Verdict{State: diskv1alpha1.DeviceExcluded, Disk: f.MissingDisk}
+	class := f.chooseClass(s)
 	if class != nil {
 		v.Class = class.Name
 	}
-	v.veto(f)
+	v.collectVetoes(f)
 	switch {
-	case class == nil && f.Known == "":
+	case class == nil && f.MissingDisk == "":
 		v.State = diskv1alpha1.DeviceExcluded
-		v.Reasons = append(v.Reasons, s.against...)
+		v.Reasons = append(v.Reasons, s.objections...)
 		return v
 	case len(v.Reasons) > 0:
 		return v
@@ -134,15 +134,15 @@ func Decide(f Facts) Verdict {
 		v.State, v.Reasons, v.Retry = diskv1alpha1.DeviceFailed, []string{f.ReadError.Error()}, true
 		return v
 	case f.Contents == nil:
-		v.Act = Read
+		v.Action = ActionRead
 		return v
 	}
 	v.Disk = ""
 	switch f.Contents.State {
 	case disk.Ours:
-		v.ours(f, s)
+		v.decideOurs(f, s)
 	case disk.Blank:
-		v.blank(f, s, class)
+		v.decideBlank(f, s, class)
 	case disk.Busy:
 		v.State, v.Reasons, v.Retry = diskv1alpha1.DeviceBusy, f.Contents.Reasons, true
 	default:
@@ -151,8 +151,8 @@ func Decide(f Facts) Verdict {
 	return v
 }
 
-// choose returns the class that has the device: one for which it is approved, else the first.
-func (f Facts) choose(s selection) *diskv1alpha1.DiskClass {
+// chooseClass returns the class that has the device: one for which it is approved, else the first.
+func (f Facts) chooseClass(s selection) *diskv1alpha1.DiskClass {
 	for _, approval := range f.Approvals {
 		if class := s.class(approval.Class); class != nil && len(approval.Names) == 1 {
 			return class
@@ -164,8 +164,8 @@ func (f Facts) choose(s selection) *diskv1alpha1.DiskClass {
 	return nil
 }
 
-// veto collects the reasons against the device that do not depend on its class or content.
-func (v *Verdict) veto(f Facts) {
+// collectVetoes collects the reasons against the device that do not depend on its class or content.
+func (v *Verdict) collectVetoes(f Facts) {
 	d := f.Device
 	against := func(state diskv1alpha1.DeviceState, format string, arguments ...any) {
 		v.State = state
@@ -186,68 +186,68 @@ func (v *Verdict) veto(f Facts) {
 	for _, holder := range d.Holders {
 		against(diskv1alpha1.DeviceBusy, "the device is part of %s", holder)
 	}
-	if f.PathOf != "" {
-		against(diskv1alpha1.DeviceBusy, "the device is a path of the multipath device %s: select that one", f.PathOf)
+	if f.MultipathDevice != "" {
+		against(diskv1alpha1.DeviceBusy, "the device is a path of the multipath device %s: select that one", f.MultipathDevice)
 	}
 	if d.Loop != nil && d.Loop.Block {
 		against(diskv1alpha1.DeviceExcluded, "the loop device shows a block device (%s)", d.Loop.File)
 	}
-	if f.LiesOn != "" {
-		against(diskv1alpha1.DeviceExcluded, "the device lies on %s, a disk of Berth's", f.LiesOn)
+	if f.LiesOnOurs != "" {
+		against(diskv1alpha1.DeviceExcluded, "the device lies on %s, a disk of Berth's", f.LiesOnOurs)
 	}
 }
 
-// ours decides about a disk of ours.
-func (v *Verdict) ours(f Facts, s selection) {
+// decideOurs decides about a disk of ours.
+func (v *Verdict) decideOurs(f Facts, s selection) {
 	v.Disk = f.Contents.ID
 	switch {
-	case v.Class == "" && f.Known != f.Contents.ID:
-		v.Reasons = append([]string{fmt.Sprintf("it holds disk %s, which was not on this node before", f.Contents.ID)}, s.against...)
-	case f.Copy != "":
-		v.State, v.Disk, v.Reasons = diskv1alpha1.DeviceForeign, "", []string{f.Copy}
+	case v.Class == "" && f.MissingDisk != f.Contents.ID:
+		v.Reasons = append([]string{fmt.Sprintf("it holds disk %s, which was not on this node before", f.Contents.ID)}, s.objections...)
+	case f.CopyReason != "":
+		v.State, v.Disk, v.Reasons = diskv1alpha1.DeviceForeign, "", []string{f.CopyReason}
 	case f.Ownership == nil:
-		v.Act = AskOwner
+		v.Action = ActionFindOwner
 	case f.Ownership.Reason != "":
 		v.State, v.Reasons, v.Retry = diskv1alpha1.DeviceForeign, []string{f.Ownership.Reason}, f.Ownership.Retry
 	default:
-		v.Act, v.State = Open, diskv1alpha1.DeviceInUse
+		v.Action, v.State = ActionOpen, diskv1alpha1.DeviceInUse
 	}
 }
 
-// blank decides about a blank device.
-func (v *Verdict) blank(f Facts, s selection, class *diskv1alpha1.DiskClass) {
+// decideBlank decides about a blank device.
+func (v *Verdict) decideBlank(f Facts, s selection, class *diskv1alpha1.DiskClass) {
 	if class == nil {
 		// The disk that was on the device has been wiped.
-		v.Reasons = s.against
+		v.Reasons = s.objections
 		return
 	}
 	v.State, v.Fingerprint = diskv1alpha1.DeviceCandidate, fingerprint(f.Device)
-	approved, why := f.approved(s, v.Fingerprint)
+	approved, why := f.isApproved(s, v.Fingerprint)
 	automatic := class.Spec.Adoption == diskv1alpha1.AdoptAutomatic
 	switch {
 	case !approved && automatic:
-		v.automatic(f, graceOf(class))
+		v.checkAutomatic(f, gracePeriod(class))
 	case !approved && len(why) > 0:
 		v.Reasons, v.Denied = why, true
-	case !approved && !f.Device.identified():
+	case !approved && !f.Device.isIdentified():
 		v.Reasons = []string{"it waits for approval, but has no WWN, serial or link below /dev/disk by which one could name it: " +
 			"name its path in a class with adoption Automatic"}
 		v.Fingerprint = ""
 	case !approved:
 		v.Reasons = []string{fmt.Sprintf("it waits for approval: name it in spec.adopt, with class %s and this fingerprint", class.Name)}
 	}
-	if len(v.Reasons) > 0 || v.Act == AskAttachments {
+	if len(v.Reasons) > 0 || v.Action == ActionListAttachments {
 		return
 	}
-	if !f.Registered {
+	if !f.NodeRegistered {
 		v.Reasons, v.Retry = []string{"it waits for the kubelet to register the Node"}, true
 		return
 	}
-	v.Act = Initialize
+	v.Action = ActionInitialize
 }
 
-// approved reports whether an approval allows the device. If not, it returns why those that name it do not.
-func (f Facts) approved(s selection, fingerprint string) (bool, []string) {
+// isApproved reports whether an approval allows the device. If not, it returns why those that name it do not.
+func (f Facts) isApproved(s selection, fingerprint string) (bool, []string) {
 	var why []string
 	for _, a := range f.Approvals {
 		switch {
@@ -264,31 +264,31 @@ func (f Facts) approved(s selection, fingerprint string) (bool, []string) {
 	return false, why
 }
 
-// automatic collects the reasons against taking a blank device without approval.
-func (v *Verdict) automatic(f Facts, grace time.Duration) {
+// checkAutomatic collects the reasons against taking a blank device without approval.
+func (v *Verdict) checkAutomatic(f Facts, grace time.Duration) {
 	switch {
 	case grace <= 0:
 	case f.New && f.Waited < grace:
 		v.Reasons = []string{fmt.Sprintf("it appeared while the agent ran: it is taken when it has been blank and unopened for %s", grace)}
-		v.Again = grace - f.Waited
-	case f.Attached == nil:
-		v.Act = AskAttachments
-	case f.Attached.Err != nil:
-		v.Reasons, v.Retry = []string{"it waits for a list of VolumeAttachments: " + f.Attached.Err.Error()}, true
-	case f.Attached.Name != "" && f.Attached.Age < grace:
-		v.Reasons = []string{fmt.Sprintf("VolumeAttachment %s of this node is younger than %s, and the device may be its volume", f.Attached.Name, grace)}
-		v.Again = grace - f.Attached.Age
+		v.RecheckAfter = grace - f.Waited
+	case f.Youngest == nil:
+		v.Action = ActionListAttachments
+	case f.Youngest.Err != nil:
+		v.Reasons, v.Retry = []string{"it waits for a list of VolumeAttachments: " + f.Youngest.Err.Error()}, true
+	case f.Youngest.Name != "" && f.Youngest.Age < grace:
+		v.Reasons = []string{fmt.Sprintf("VolumeAttachment %s of this node is younger than %s, and the device may be its volume", f.Youngest.Name, grace)}
+		v.RecheckAfter = grace - f.Youngest.Age
 	}
 }
 
-// inGrace reports whether the device appeared so recently that its class does not take it yet.
-func (f Facts) inGrace() bool {
-	class := f.choose(selectFor(f.Classes, f.NodeLabels, f.Device))
-	return f.New && class != nil && f.Waited < graceOf(class)
+// inGracePeriod reports whether the device appeared so recently that its class does not take it yet.
+func (f Facts) inGracePeriod() bool {
+	class := f.chooseClass(selectClasses(f.Classes, f.NodeLabels, f.Device))
+	return f.New && class != nil && f.Waited < gracePeriod(class)
 }
 
-// graceOf is how long the class makes new devices wait.
-func graceOf(class *diskv1alpha1.DiskClass) time.Duration {
+// gracePeriod is how long the class makes new devices wait.
+func gracePeriod(class *diskv1alpha1.DiskClass) time.Duration {
 	if class.Spec.NewDeviceGrace == nil {
 		return DefaultGrace
 	}
@@ -309,7 +309,7 @@ func fingerprint(d Device) string {
 func approvalsFor(d Device, all []Device, adopt []diskv1alpha1.DeviceApproval) []Approval {
 	var approvals []Approval
 	for _, a := range adopt {
-		if !names(a, d) {
+		if !approvalNames(a, d) {
 			continue
 		}
 		approval := Approval{Class: a.Class, Fingerprint: a.Fingerprint}
@@ -322,7 +322,7 @@ func approvalsFor(d Device, all []Device, adopt []diskv1alpha1.DeviceApproval) [
 			approval.By = "byID " + a.ByID
 		}
 		for _, other := range all {
-			if names(a, other) {
+			if approvalNames(a, other) {
 				approval.Names = append(approval.Names, other.Name)
 			}
 		}
@@ -331,8 +331,8 @@ func approvalsFor(d Device, all []Device, adopt []diskv1alpha1.DeviceApproval) [
 	return approvals
 }
 
-// names reports whether the approval names the device. Of several links any may be used.
-func names(a diskv1alpha1.DeviceApproval, d Device) bool {
+// approvalNames reports whether the approval names the device. Of several links any may be used.
+func approvalNames(a diskv1alpha1.DeviceApproval, d Device) bool {
 	switch {
 	case a.WWN != "":
 		return a.WWN == d.WWN
@@ -342,9 +342,9 @@ func names(a diskv1alpha1.DeviceApproval, d Device) bool {
 	return a.ByID != "" && (a.ByID == d.ByID || slices.Contains(d.Links, a.ByID))
 }
 
-// liesOn returns the name of the device of ours on which the device lies, or nothing. What is on a volume is written by
-// the volume's user.
-func liesOn(d Device, all []Device, ours map[string]bool) string {
+// findOurDeviceBelow returns the name of the device of ours on which the device lies, or nothing. What is on a volume
+// is written by the volume's user.
+func findOurDeviceBelow(d Device, all []Device, ours map[string]bool) string {
 	byName := map[string]Device{}
 	for _, other := range all {
 		byName[other.Name] = other
@@ -366,9 +366,9 @@ func liesOn(d Device, all []Device, ours map[string]bool) string {
 	return find(d, len(all))
 }
 
-// pathOf returns the multipath device of which the device is a path, by its WWN, or nothing. A map exists before the
-// kernel lists its paths as held.
-func pathOf(d Device, all []Device) string {
+// findMultipathDevice returns the multipath device of which the device is a path, by its WWN, or nothing. A map exists
+// before the kernel lists its paths as held.
+func findMultipathDevice(d Device, all []Device) string {
 	if d.WWN == "" {
 		return ""
 	}
@@ -376,16 +376,16 @@ func pathOf(d Device, all []Device) string {
 		if other.Name == d.Name {
 			continue
 		}
-		if uuid, is := strings.CutPrefix(other.Map.UUID, "mpath-"); is && mapOf(d.WWN, uuid) {
+		if uuid, is := strings.CutPrefix(other.Map.UUID, "mpath-"); is && isMapOfWWN(d.WWN, uuid) {
 			return other.Map.Name
 		}
 	}
 	return ""
 }
 
-// mapOf reports whether multipath gives a map of devices with that WWN that UUID. It writes a digit for the type of a
-// SCSI name, and an NVMe name unchanged.
-func mapOf(wwn, uuid string) bool {
+// isMapOfWWN reports whether multipath gives a map of devices with that WWN that UUID. It writes a digit for the type
+// of a SCSI name, and an NVMe name unchanged.
+func isMapOfWWN(wwn, uuid string) bool {
 	plain := func(s string) string {
 		return strings.Map(func(r rune) rune {
 			if r >= '0' && r <= '9' || r >= 'a' && r <= 'z' {

@@ -78,19 +78,19 @@ type Device struct {
 	Unreadable []string
 }
 
-// same reports whether d and other are the same medium in the same drive.
-func (d Device) same(other Device) bool {
+// isSameMedium reports whether d and other are the same medium in the same drive.
+func (d Device) isSameMedium(other Device) bool {
 	unread := len(other.Unreadable) > 0
 	return d.Name == other.Name && d.Sequence == other.Sequence &&
 		(d.Number == other.Number || unread && other.Number == "") && (d.Size == other.Size || unread)
 }
 
-// identified reports whether the device has a property by which it can be named permanently.
-func (i Identity) identified() bool { return i.WWN != "" || i.Serial != "" || i.ByID != "" }
+// isIdentified reports whether the device has a property by which it can be named permanently.
+func (i Identity) isIdentified() bool { return i.WWN != "" || i.Serial != "" || i.ByID != "" }
 
-// is reports whether d is the device that was known as before, by the properties that both have. Devices without any,
-// such as loop devices, are compared by name, size and model.
-func (d Device) is(before Device) bool {
+// isSameDevice reports whether d is the device that was known as before, by the properties that both have. Devices
+// without any, such as loop devices, are compared by name, size and model.
+func (d Device) isSameDevice(before Device) bool {
 	switch {
 	case d.WWN != "" && before.WWN != "":
 		return d.WWN == before.WWN
@@ -98,7 +98,7 @@ func (d Device) is(before Device) bool {
 		return d.Serial == before.Serial && d.Model == before.Model
 	case d.ByID != "" && before.ByID != "":
 		return d.ByID == before.ByID
-	case before.identified():
+	case before.isIdentified():
 		return false
 	}
 	return d.Name == before.Name && d.Size == before.Size && d.Model == before.Model
@@ -122,9 +122,9 @@ func matches(patterns []string, values ...string) bool {
 	return false
 }
 
-// madeOf are the kinds of devices that are made of other devices, files or memory, or are on another machine. They are
-// recognized by the prefix of their names.
-var madeOf = []struct{ prefix, what string }{
+// virtualKinds are the kinds of devices that are made of other devices, files or memory, or are on another machine.
+// They are recognized by the prefix of their names.
+var virtualKinds = []struct{ prefix, what string }{
 	{"loop", "a loop device"},
 	{"dm-", "a device of the device mapper"},
 	{"md", "a RAID array (md)"},
@@ -142,9 +142,9 @@ var madeOf = []struct{ prefix, what string }{
 	{"pxd!", "a Portworx volume"},
 }
 
-// kind is what a device is made of. It is empty for a drive.
-func (d Device) kind() string {
-	for _, k := range madeOf {
+// virtualKind is what a device is made of. It is empty for a drive.
+func (d Device) virtualKind() string {
+	for _, k := range virtualKinds {
 		if strings.HasPrefix(d.Name, k.prefix) {
 			return k.what
 		}
@@ -155,8 +155,8 @@ func (d Device) kind() string {
 	return ""
 }
 
-// unlisted reports whether the device is left out of the list if no class selects it: there may be very many of them.
-func (d Device) unlisted() bool {
+// isUnlisted reports whether the device is left out of the list if no class selects it: there may be very many of them.
+func (d Device) isUnlisted() bool {
 	return strings.HasPrefix(d.Name, "loop") || strings.HasPrefix(d.Name, "zram")
 }
 
@@ -165,8 +165,8 @@ func (d Device) showsVolume() bool {
 	return d.Loop != nil && d.Loop.Volume || disk.IsVolumeMap(d.Map.UUID)
 }
 
-// depths orders devices by what they are made of: 0 for drives, 1 for devices made of drives, and so on.
-func depths(devices []Device) map[string]int {
+// stackDepths orders devices by what they are made of: 0 for drives, 1 for devices made of drives, and so on.
+func stackDepths(devices []Device) map[string]int {
 	byName := map[string]Device{}
 	for _, d := range devices {
 		byName[d.Name] = d

@@ -9,21 +9,21 @@ import (
 // A disk that hangs returns neither data nor an error, and the thread that waits for it cannot be woken. The node must
 // lose only that disk, and not the others.
 const (
-	// defaultPatience is how long a rescan waits for one device: a disk may have to spin up.
-	defaultPatience = 15 * time.Second
-	// inspections is how many devices are inspected at the same time.
-	inspections = 16
+	// defaultTimeout is how long a rescan waits for one device: a disk may have to spin up.
+	defaultTimeout = 15 * time.Second
+	// maxInspections is how many devices are inspected at the same time.
+	maxInspections = 16
 )
 
-// hangKey identifies a device for as long as it holds the same medium.
-func hangKey(d Device) string { return d.Name + "/" + d.Number + "/" + d.Sequence }
+// mediumKey identifies a device for as long as it holds the same medium.
+func mediumKey(d Device) string { return d.Name + "/" + d.Number + "/" + d.Sequence }
 
-// answer calls ask, which may take for ever. When its time is up, ask goes on alone, and the device gets no further
-// call before it has ended. Its result then goes to late, if that is set.
-func answer[T any](ctx context.Context, i *Inventory, d Device, ask func() (T, error), late func(T)) (T, error) {
+// callWithTimeout calls ask, which may take for ever. When its time is up, ask goes on alone, and the device gets no
+// further call before it has ended. Its result then goes to late, if that is set.
+func callWithTimeout[T any](ctx context.Context, i *Inventory, d Device, ask func() (T, error), late func(T)) (T, error) {
 	var none T
-	key := hangKey(d)
-	if i.hangs(key) {
+	key := mediumKey(d)
+	if i.isHanging(key) {
 		return none, errHangs(d)
 	}
 	type result struct {
@@ -43,7 +43,7 @@ func answer[T any](ctx context.Context, i *Inventory, d Device, ask func() (T, e
 			}
 		}
 	}()
-	timer := time.NewTimer(i.options.Patience)
+	timer := time.NewTimer(i.options.DeviceTimeout)
 	defer timer.Stop()
 	select {
 	case r := <-results:
@@ -65,8 +65,8 @@ func errHangs(d Device) error {
 	return fmt.Errorf("device %s hangs: it answers neither with data nor with an error; look at the kernel's log", d.Name)
 }
 
-// hangs reports whether the device has not answered yet.
-func (i *Inventory) hangs(key string) bool {
+// isHanging reports whether the device has not answered yet.
+func (i *Inventory) isHanging(key string) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	ended, hanging := i.hanging[key]

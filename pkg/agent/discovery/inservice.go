@@ -11,9 +11,9 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// reviewOpen updates the classes of open disks. It closes those whose device is gone or that are out of service. They
-// are then decided about like any other device.
-func (s *scan) reviewOpen(ctx context.Context) {
+// checkOpenDisks updates the classes of open disks. It closes those whose device is gone or that are out of service.
+// They are then decided about like any other device.
+func (s *rescanState) checkOpenDisks(ctx context.Context) {
 	defer s.closeAll(ctx)
 	s.inventory.mu.Lock()
 	defer s.inventory.mu.Unlock()
@@ -21,15 +21,15 @@ func (s *scan) reviewOpen(ctx context.Context) {
 		if d.Engine == nil {
 			continue
 		}
-		at := slices.IndexFunc(s.devices, d.Device.same)
+		at := slices.IndexFunc(s.devices, d.Device.isSameMedium)
 		snapshot := d.Engine.Snapshot()
 		switch {
 		case at < 0:
-			s.close(ctx, d, fmt.Sprintf("device %s is gone", d.Device.Name))
+			s.takeOutOfService(ctx, d, fmt.Sprintf("device %s is gone", d.Device.Name))
 		case s.devices[at].ReadOnly:
-			s.close(ctx, d, fmt.Sprintf("device %s has become read-only", d.Device.Name))
+			s.takeOutOfService(ctx, d, fmt.Sprintf("device %s has become read-only", d.Device.Name))
 		case snapshot.Err != nil:
-			s.close(ctx, d, snapshot.Err.Error())
+			s.takeOutOfService(ctx, d, snapshot.Err.Error())
 			s.retry = true
 		default:
 			if len(s.devices[at].Unreadable) == 0 {
@@ -42,23 +42,23 @@ func (s *scan) reviewOpen(ctx context.Context) {
 			}
 			s.ours[d.Device.Name] = true
 			s.verdicts[d.Device.Name] = Verdict{State: diskv1alpha1.DeviceInUse, Class: class, Disk: d.ID()}
-			s.own(ctx, d.Engine, snapshot.Owner)
+			s.writeOwner(ctx, d.Engine, snapshot.Owner)
 		}
 	}
 }
 
 // classOf is the class of a disk of ours.
-func (s *scan) classOf(d Device) string {
+func (s *rescanState) classOf(d Device) string {
 	f := Facts{Device: d, Approvals: approvalsFor(d, s.all, s.approvals)}
-	if class := f.choose(selectFor(s.classes, s.labels, d)); class != nil {
+	if class := f.chooseClass(selectClasses(s.classes, s.labels, d)); class != nil {
 		return class.Name
 	}
 	return ""
 }
 
-// own writes this node as the owner of an open disk that has no owner, or one that is gone. If that fails the disk
-// still serves.
-func (s *scan) own(ctx context.Context, engine *disk.Disk, before disk.Owner) {
+// writeOwner writes this node as the owner of an open disk that has no owner, or one that is gone. If that fails the
+// disk still serves.
+func (s *rescanState) writeOwner(ctx context.Context, engine *disk.Disk, before disk.Owner) {
 	if s.owner.NodeUID == "" || before == s.owner {
 		return
 	}
@@ -75,12 +75,12 @@ func (s *scan) own(ctx context.Context, engine *disk.Disk, before disk.Owner) {
 }
 
 // adopt puts a blank device, or one of ours, into service, and returns the resulting verdict.
-func (s *scan) adopt(ctx context.Context, f *Facts, v Verdict) Verdict {
+func (s *rescanState) adopt(ctx context.Context, f *Facts, v Verdict) Verdict {
 	logger := klog.FromContext(ctx)
-	engine, err := answer(ctx, s.inventory, f.Device, func() (*disk.Disk, error) { return s.open(ctx, f, v) }, func(late *disk.Disk) { _ = late.Close() })
+	engine, err := callWithTimeout(ctx, s.inventory, f.Device, func() (*disk.Disk, error) { return s.open(ctx, f, v) }, func(late *disk.Disk) { _ = late.Close() })
 	if err != nil {
-		s.inventory.newcomers.read(f.Device, false, activity(s.inventory.options.Sys, f.Device.Name))
-		v.Act, v.State, v.Reasons, v.Retry, v.Fingerprint = Leave, diskv1alpha1.DeviceFailed, []string{err.Error()}, true, ""
+		s.inventory.newDevices.recordRead(f.Device, false, activity(s.inventory.options.Sys, f.Device.Name))
+		v.Action, v.State, v.Reasons, v.Retry, v.Fingerprint = ActionLeave, diskv1alpha1.DeviceFailed, []string{err.Error()}, true, ""
 		return v
 	}
 	snapshot := engine.Snapshot()
@@ -90,7 +90,7 @@ func (s *scan) adopt(ctx context.Context, f *Facts, v Verdict) Verdict {
 		logger.Info("Disk is not fit for service", "device", f.Device.Name, "disk", snapshot.ID, "class", v.Class, "volumes", len(snapshot.Volumes), "reason", snapshot.Err.Error())
 	} else {
 		logger.Info("Disk is in service", "device", f.Device.Name, "disk", snapshot.ID, "class", v.Class, "volumes", len(snapshot.Volumes))
-		s.own(ctx, engine, snapshot.Owner)
+		s.writeOwner(ctx, engine, snapshot.Owner)
 	}
 	s.inventory.mu.Lock()
 	s.inventory.disks[snapshot.ID] = &Disk{Device: f.Device, Class: v.Class, Snapshot: snapshot, Engine: engine}
@@ -100,8 +100,8 @@ func (s *scan) adopt(ctx context.Context, f *Facts, v Verdict) Verdict {
 }
 
 // open opens a disk of ours. It initializes a blank device first.
-func (s *scan) open(ctx context.Context, f *Facts, v Verdict) (*disk.Disk, error) {
-	if v.Act == Initialize {
+func (s *rescanState) open(ctx context.Context, f *Facts, v Verdict) (*disk.Disk, error) {
+	if v.Action == ActionInitialize {
 		id, err := disk.Inspector{KubeletDir: s.inventory.options.KubeletDir}.Initialize(ctx, f.Device.Path, s.owner)
 		if err != nil {
 			return nil, err
@@ -110,6 +110,6 @@ func (s *scan) open(ctx context.Context, f *Facts, v Verdict) (*disk.Disk, error
 			"wwn", f.Device.WWN, "serial", f.Device.Serial, "model", f.Device.Model)
 	}
 	return disk.Open(ctx, f.Device.Path, disk.Options{
-		OnChange: s.inventory.options.Changed, SeenBefore: s.inventory.knows, CommandTimeout: s.inventory.options.CommandPatience,
+		OnChange: s.inventory.options.Changed, SeenBefore: s.inventory.hasSeen, CommandTimeout: s.inventory.options.CommandTimeout,
 	})
 }

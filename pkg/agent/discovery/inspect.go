@@ -11,9 +11,9 @@ import (
 // inspect reads devices at the same time, so that several that hang take no longer than one. A device that was found
 // blank and has not been used since is not read again. Reading it can disturb other programs, and it is read again
 // before it is initialized.
-func (s *scan) inspect(ctx context.Context, read []*Facts) {
+func (s *rescanState) inspect(ctx context.Context, read []*Facts) {
 	var all errgroup.Group
-	all.SetLimit(inspections)
+	all.SetLimit(maxInspections)
 	activities := make([]string, len(read))
 	inspector := disk.Inspector{KubeletDir: s.inventory.options.KubeletDir}
 	if len(read) > 1 {
@@ -22,15 +22,15 @@ func (s *scan) inspect(ctx context.Context, read []*Facts) {
 		inspector.Holders, _ = inspector.ReadHolders(ctx)
 	}
 	for n, f := range read {
-		if s.inventory.newcomers.blank(f.Device) {
+		if s.inventory.newDevices.isBlank(f.Device) {
 			f.Contents = &disk.Contents{State: disk.Blank}
 			continue
 		}
 		// The driver of a new device may be about to make a file system.
 		inspector := inspector
-		inspector.SkipExclusive = f.inGrace()
+		inspector.SkipExclusive = f.inGracePeriod()
 		all.Go(func() error {
-			contents, err := answer(ctx, s.inventory, f.Device, func() (disk.Contents, error) { return inspector.Inspect(ctx, f.Device.Path) }, nil)
+			contents, err := callWithTimeout(ctx, s.inventory, f.Device, func() (disk.Contents, error) { return inspector.Inspect(ctx, f.Device.Path) }, nil)
 			if err != nil {
 				f.ReadError = err
 			} else {
@@ -43,7 +43,7 @@ func (s *scan) inspect(ctx context.Context, read []*Facts) {
 	_ = all.Wait()
 	for n, f := range read {
 		if activities[n] != "" {
-			s.inventory.newcomers.read(f.Device, f.Contents != nil && f.Contents.State == disk.Blank, activities[n])
+			s.inventory.newDevices.recordRead(f.Device, f.Contents != nil && f.Contents.State == disk.Blank, activities[n])
 		}
 		if f.Contents != nil && f.Contents.State == disk.Ours {
 			s.ours[f.Device.Name] = true

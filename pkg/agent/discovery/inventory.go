@@ -31,8 +31,8 @@ func (d *Disk) ID() string { return d.Snapshot.ID }
 // Ready reports whether the disk takes volumes.
 func (d *Disk) Ready() bool { return d.Problem == "" && d.Engine != nil }
 
-// Refusal is a device that a class selects and that is not used.
-type Refusal struct {
+// RefusedDevice is a device that a class selects and that is not used.
+type RefusedDevice struct {
 	Device string
 	Reason string
 }
@@ -43,18 +43,18 @@ type Options struct {
 	Sys fs.FS
 	// Dev is /dev.
 	Dev string
-	// Only are patterns for paths. If there are any, no other device is used.
-	Only []string
+	// DevicePatterns are patterns for paths. If there are any, no other device is used.
+	DevicePatterns []string
 	// Classes and NodeLabels return the present classes and labels.
 	Classes    func() []*diskv1alpha1.DiskClass
 	NodeLabels func() map[string]string
 	// Changed is called after anything about the disks or their contents changed. It must not block.
 	Changed func()
-	// Known are the disks that this node had before, as it published them. They stay in the inventory, out of service,
-	// until they are found.
-	Known []diskv1alpha1.Disk
-	// Devices are the devices that this node had before, as it published them.
-	Devices []diskv1alpha1.Device
+	// PublishedDisks are the disks that this node had before, as it published them. They stay in the inventory, out of
+	// service, until they are found.
+	PublishedDisks []diskv1alpha1.Disk
+	// PublishedDevices are the devices that this node had before, as it published them.
+	PublishedDevices []diskv1alpha1.Device
 	// Approvals returns those of the node's NodeDiskCapacity. nil means none.
 	Approvals func() []diskv1alpha1.DeviceApproval
 	// Owner returns this node, with an empty UID while it has no Node object. nil means an inventory outside of a
@@ -68,10 +68,10 @@ type Options struct {
 	KubeletDir string
 	// Loop returns what a loop device shows. The default reads it from the kernel.
 	Loop func(path string) (Backing, error)
-	// Patience is how long a rescan waits for a device that hangs; 0 is the default.
-	Patience time.Duration
-	// CommandPatience is how long an open disk may take for a command; 0 is the engine's default.
-	CommandPatience time.Duration
+	// DeviceTimeout is how long a rescan waits for a device that hangs; 0 is the default.
+	DeviceTimeout time.Duration
+	// CommandTimeout is how long an open disk may take for a command; 0 is the engine's default.
+	CommandTimeout time.Duration
 }
 
 // Cluster is what an inventory reads from the API server.
@@ -82,8 +82,8 @@ type Cluster interface {
 	Attachments(ctx context.Context) ([]Attachment, error)
 }
 
-// Listed is a device with the last decision about it.
-type Listed struct {
+// ListedDevice is a device with the last decision about it.
+type ListedDevice struct {
 	Device  Device
 	Verdict Verdict
 }
@@ -100,19 +100,19 @@ type Inventory struct {
 	// scanning is held for a whole rescan, which opens and writes disks. mu is held only to access the fields below.
 	scanning sync.Mutex
 
-	// newcomers and attachments are used by rescans only.
-	newcomers   newcomers
+	// newDevices and attachments are used by rescans only.
+	newDevices  newDevices
 	attachments map[string]time.Time
-	// published are the devices that the node had published before.
-	published []Device
+	// publishedDevices are the devices that the node had published before.
+	publishedDevices []Device
 
 	mu    sync.Mutex
 	disks map[string]*Disk
 	// listed are the devices, refused those of them that a class selects and that are not used.
-	listed  []Listed
-	refused []Refusal
-	// again is when the next decision may change because time has passed. It is zero if none does.
-	again time.Time
+	listed  []ListedDevice
+	refused []RefusedDevice
+	// recheckAt is when the next decision may change because time has passed. It is zero if none does.
+	recheckAt time.Time
 
 	// hanging are the devices for which an earlier rescan gave up waiting. Each channel is closed when the device
 	// answers after all.
@@ -121,30 +121,30 @@ type Inventory struct {
 
 // NewInventory returns an inventory that has no device until Rescan.
 func NewInventory(o Options) *Inventory {
-	if o.Patience == 0 {
-		o.Patience = defaultPatience
+	if o.DeviceTimeout == 0 {
+		o.DeviceTimeout = defaultTimeout
 	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
 	if o.Loop == nil {
-		o.Loop = LookIntoLoop
+		o.Loop = ReadLoop
 	}
 	if o.Approvals == nil {
 		o.Approvals = func() []diskv1alpha1.DeviceApproval { return nil }
 	}
 	i := &Inventory{options: o, disks: map[string]*Disk{}, hanging: map[string]chan struct{}{}}
-	for _, k := range o.Known {
-		i.disks[k.ID] = remembered(k)
+	for _, k := range o.PublishedDisks {
+		i.disks[k.ID] = diskFromStatus(k)
 	}
-	for _, p := range o.Devices {
+	for _, p := range o.PublishedDevices {
 		d := Device{Name: p.Name, Identity: Identity{p.WWN, p.Serial, p.ByID}, Size: p.Size, Model: p.Model}
 		if known := i.disks[p.Disk]; known != nil && (p.State == diskv1alpha1.DeviceInUse || p.State == diskv1alpha1.DeviceFailed) {
 			known.Device.Identity = d.Identity
 		}
 		// A new device that was waiting is still new.
 		if p.State != diskv1alpha1.DeviceCandidate {
-			i.published = append(i.published, d)
+			i.publishedDevices = append(i.publishedDevices, d)
 		}
 	}
 	return i
@@ -186,24 +186,24 @@ func (i *Inventory) Failing() bool {
 }
 
 // Devices returns the devices with the last decision about each, sorted by name.
-func (i *Inventory) Devices() []Listed {
+func (i *Inventory) Devices() []ListedDevice {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return slices.Clone(i.listed)
 }
 
-// Again is the time until a decision may change because time has passed.
-func (i *Inventory) Again() (time.Duration, bool) {
+// RecheckAfter is the time until a decision may change because time has passed.
+func (i *Inventory) RecheckAfter() (time.Duration, bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.again.IsZero() {
+	if i.recheckAt.IsZero() {
 		return 0, false
 	}
-	return max(0, i.again.Sub(i.options.Now())), true
+	return max(0, i.recheckAt.Sub(i.options.Now())), true
 }
 
 // Refused returns the devices that are selected and not used, sorted by name.
-func (i *Inventory) Refused() []Refusal {
+func (i *Inventory) Refused() []RefusedDevice {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return slices.Clone(i.refused)
@@ -213,11 +213,11 @@ func (i *Inventory) Refused() []Refusal {
 func (i *Inventory) Close() error {
 	i.scanning.Lock()
 	defer i.scanning.Unlock()
-	s := &scan{inventory: i}
+	s := &rescanState{inventory: i}
 	i.mu.Lock()
 	for _, d := range i.disks {
 		if d.Engine != nil {
-			s.put(d, "the agent is stopping")
+			s.queueClose(d, "the agent is stopping")
 		}
 	}
 	i.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// attrs writes attributes as pairs.
-func attrs(pairs ...string) map[string]string {
+// attributes writes attributes as pairs.
+func attributes(pairs ...string) map[string]string {
 	m := map[string]string{}
 	for i := 0; i+1 < len(pairs); i += 2 {
 		m[pairs[i]] = pairs[i+1]
@@ -21,9 +21,9 @@ func attrs(pairs ...string) map[string]string {
 	return m
 }
 
-// outcome is what happens to a blank device with three kinds of classes. A word with a capital is a state, anything
+// wantByClass is what happens to a blank device with three kinds of classes. A word with a capital is a state, anything
 // else is a part of the reason why the device is not taken.
-type outcome struct {
+type wantByClass struct {
 	// approve and automatic are for classes that select by rotational and minSize: with adoption Approve and with
 	// Automatic.
 	approve, automatic string
@@ -37,60 +37,60 @@ const (
 	unlisted  = "unlisted"
 )
 
-// drive is always taken.
-var drive = outcome{candidate, taken, taken}
+// alwaysTaken is always taken.
+var alwaysTaken = wantByClass{candidate, taken, taken}
 
-func onlyByPath(reason string) outcome { return outcome{reason, reason, taken} }
+func onlyByPath(reason string) wantByClass { return wantByClass{reason, reason, taken} }
 
-func never3(reason string) outcome { return outcome{reason, reason, reason} }
+func neverTaken(reason string) wantByClass { return wantByClass{reason, reason, reason} }
 
 // notAutomatic is for transports by which other drivers attach volumes.
-func notAutomatic(transport string) outcome {
-	return outcome{candidate, "its transport is " + transport, taken}
+func notAutomatic(transport string) wantByClass {
+	return wantByClass{candidate, "its transport is " + transport, taken}
 }
 
-var kinds = []struct {
+var deviceCases = []struct {
 	what string
 	fakeDevice
 	transport diskv1alpha1.Transport
-	outcome
+	wantByClass
 }{
 	// Drives of the machine.
-	{"NVMe drive", fakeDevice{"nvme0n1", pcie, attrs("device/transport", "pcie", "wwid", "eui.0025385b11b2c3d4", "device/serial", "S1", "device/model", "SAMSUNG MZQL21T9HCJR"), nil}, "pcie", drive},
-	{"NVMe drive with several controllers", fakeDevice{"nvme1n1", "virtual/nvme-subsystem/nvme-subsys1", attrs("device/nvme1/transport", "pcie", "device/nvme2/transport", "pcie"), nil}, "pcie", drive},
-	{"SATA disk", fakeDevice{"sda", sata, attrs("device/model", "Samsung SSD 870", "device/wwid", "naa.5002538f4"), nil}, "sata", drive},
-	{"SAS disk", fakeDevice{"sdb", sas, attrs("device/vendor", "SEAGATE", "device/model", "XS3840SE70084"), nil}, "sas", drive},
-	{"PCIe flash with a driver of its own", fakeDevice{"rssda", "pci0000:00/0000:00:03.0/0000:04:00.0", nil, nil}, "pcie", drive},
-	{"old Smart Array", fakeDevice{"cciss!c0d0", "pci0000:00/0000:00:03.0/0000:06:00.0", nil, nil}, "pcie", drive},
-	{"disk behind a RAID controller", fakeDevice{"sdc", raid, attrs("device/vendor", "AVAGO", "device/model", "MR9361-8i"), nil}, "unknown", notAutomatic("unknown")},
+	{"NVMe drive", fakeDevice{"nvme0n1", pcie, attributes("device/transport", "pcie", "wwid", "eui.0025385b11b2c3d4", "device/serial", "S1", "device/model", "SAMSUNG MZQL21T9HCJR"), nil}, "pcie", alwaysTaken},
+	{"NVMe drive with several controllers", fakeDevice{"nvme1n1", "virtual/nvme-subsystem/nvme-subsys1", attributes("device/nvme1/transport", "pcie", "device/nvme2/transport", "pcie"), nil}, "pcie", alwaysTaken},
+	{"SATA disk", fakeDevice{"sda", sata, attributes("device/model", "Samsung SSD 870", "device/wwid", "naa.5002538f4"), nil}, "sata", alwaysTaken},
+	{"SAS disk", fakeDevice{"sdb", sas, attributes("device/vendor", "SEAGATE", "device/model", "XS3840SE70084"), nil}, "sas", alwaysTaken},
+	{"PCIe flash with a driver of its own", fakeDevice{"rssda", "pci0000:00/0000:00:03.0/0000:04:00.0", nil, nil}, "pcie", alwaysTaken},
+	{"old Smart Array", fakeDevice{"cciss!c0d0", "pci0000:00/0000:00:03.0/0000:06:00.0", nil, nil}, "pcie", alwaysTaken},
+	{"disk behind a RAID controller", fakeDevice{"sdc", raid, attributes("device/vendor", "AVAGO", "device/model", "MR9361-8i"), nil}, "unknown", notAutomatic("unknown")},
 
 	// Instance stores of clouds.
-	{"EC2 instance store", fakeDevice{"nvme2n1", pcie, attrs("device/transport", "pcie", "device/model", "Amazon EC2 NVMe Instance Storage              "), nil}, "pcie", drive},
-	{"Azure direct disk", fakeDevice{"nvme3n1", pcie, attrs("device/transport", "pcie", "device/model", "Microsoft NVMe Direct Disk"), nil}, "pcie", drive},
-	{"Azure direct disk v2", fakeDevice{"nvme4n1", pcie, attrs("device/transport", "pcie", "device/model", "Microsoft NVMe Direct Disk v2"), nil}, "pcie", drive},
-	{"Google local SSD", fakeDevice{"nvme5n1", pcie, attrs("device/transport", "pcie", "device/model", "nvme_card"), nil}, "pcie", drive},
+	{"EC2 instance store", fakeDevice{"nvme2n1", pcie, attributes("device/transport", "pcie", "device/model", "Amazon EC2 NVMe Instance Storage              "), nil}, "pcie", alwaysTaken},
+	{"Azure direct disk", fakeDevice{"nvme3n1", pcie, attributes("device/transport", "pcie", "device/model", "Microsoft NVMe Direct Disk"), nil}, "pcie", alwaysTaken},
+	{"Azure direct disk v2", fakeDevice{"nvme4n1", pcie, attributes("device/transport", "pcie", "device/model", "Microsoft NVMe Direct Disk v2"), nil}, "pcie", alwaysTaken},
+	{"Google local SSD", fakeDevice{"nvme5n1", pcie, attributes("device/transport", "pcie", "device/model", "nvme_card"), nil}, "pcie", alwaysTaken},
 
 	// Network volumes of clouds and of other drivers.
-	{"EBS", fakeDevice{"nvme6n1", pcie, attrs("device/transport", "pcie", "device/model", "Amazon Elastic Block Store"), nil}, "pcie", onlyByPath("Amazon EBS")},
-	{"Google disk, NVMe", fakeDevice{"nvme7n1", pcie, attrs("device/transport", "pcie", "device/model", "nvme_card-pd"), nil}, "pcie", onlyByPath("Google persistent disk")},
-	{"Google disk, SCSI", fakeDevice{"sdd", scsiVM, attrs("device/vendor", "Google", "device/model", "PersistentDisk"), nil}, "virtio", onlyByPath("Google persistent disk")},
-	{"Azure disk, NVMe", fakeDevice{"nvme8n1", pcie, attrs("device/transport", "pcie", "device/model", "MSFT NVMe Accelerator v1.0"), nil}, "pcie", onlyByPath("an Azure disk")},
-	{"Azure disk, SCSI", fakeDevice{"sde", hyperv, attrs("device/vendor", "Msft", "device/model", "Virtual Disk"), nil}, "vmbus", onlyByPath("Azure or vSphere")},
-	{"vSphere disk", fakeDevice{"sdf", vsphere, attrs("device/vendor", "VMware", "device/model", "Virtual disk"), nil}, "unknown", onlyByPath("Azure or vSphere")},
-	{"Oracle volume", fakeDevice{"sdg", iscsi, attrs("device/vendor", "ORACLE", "device/model", "BlockVolume"), nil}, "iscsi", onlyByPath("Oracle block volume")},
-	{"Hetzner volume", fakeDevice{"sdh", scsiVM, attrs("device/vendor", "HC", "device/model", "Volume"), nil}, "virtio", onlyByPath("Hetzner volume")},
-	{"Longhorn over iSCSI", fakeDevice{"sdi", iscsi, attrs("device/vendor", "IET", "device/model", "VIRTUAL-DISK"), nil}, "iscsi", onlyByPath("iSCSI volume (tgt)")},
-	{"LIO target", fakeDevice{"sdj", iscsi, attrs("device/vendor", "LIO-ORG", "device/model", "vol1"), nil}, "iscsi", onlyByPath("LIO")},
-	{"iSCSI LUN of an array", fakeDevice{"sdk", iscsi, attrs("device/vendor", "PURE", "device/model", "FlashArray"), nil}, "iscsi", notAutomatic("iscsi")},
-	{"FC LUN", fakeDevice{"sdl", fc, attrs("device/vendor", "HP", "device/model", "HSV360"), nil}, "fc", notAutomatic("fc")},
-	{"NVMe over TCP", fakeDevice{"nvme9n1", fabrics, attrs("device/transport", "tcp", "device/model", "Pure Storage FlashArray"), nil}, "nvme-tcp", notAutomatic("nvme-tcp")},
-	{"NVMe over RDMA", fakeDevice{"nvme10n1", fabrics, attrs("device/transport", "rdma"), nil}, "nvme-rdma", notAutomatic("nvme-rdma")},
-	{"NVMe over FC", fakeDevice{"nvme11n1", fabrics, attrs("device/transport", "fc"), nil}, "nvme-fc", notAutomatic("nvme-fc")},
-	{"one local and one remote path", fakeDevice{"nvme12n1", "virtual/nvme-subsystem/nvme-subsys12", attrs("device/nvme1/transport", "pcie", "device/nvme2/transport", "tcp"), nil}, "nvme-tcp", notAutomatic("nvme-tcp")},
-	{"nvmet target", fakeDevice{"nvme13n1", fabrics, attrs("device/transport", "tcp", "device/model", "Linux"), nil}, "nvme-tcp", onlyByPath("nvmet")},
-	{"Longhorn v2, Mayastor", fakeDevice{"nvme14n1", fabrics, attrs("device/transport", "tcp", "device/model", "SPDK bdev Controller"), nil}, "nvme-tcp", onlyByPath("SPDK")},
-	{"virtio disk", fakeDevice{"vda", virtio, attrs("serial", "disk-1"), nil}, "virtio", notAutomatic("virtio")},
-	{"virtio SCSI disk", fakeDevice{"sdm", scsiVM, attrs("device/vendor", "QEMU", "device/model", "QEMU HARDDISK"), nil}, "virtio", notAutomatic("virtio")},
+	{"EBS", fakeDevice{"nvme6n1", pcie, attributes("device/transport", "pcie", "device/model", "Amazon Elastic Block Store"), nil}, "pcie", onlyByPath("Amazon EBS")},
+	{"Google disk, NVMe", fakeDevice{"nvme7n1", pcie, attributes("device/transport", "pcie", "device/model", "nvme_card-pd"), nil}, "pcie", onlyByPath("Google persistent disk")},
+	{"Google disk, SCSI", fakeDevice{"sdd", scsiVM, attributes("device/vendor", "Google", "device/model", "PersistentDisk"), nil}, "virtio", onlyByPath("Google persistent disk")},
+	{"Azure disk, NVMe", fakeDevice{"nvme8n1", pcie, attributes("device/transport", "pcie", "device/model", "MSFT NVMe Accelerator v1.0"), nil}, "pcie", onlyByPath("an Azure disk")},
+	{"Azure disk, SCSI", fakeDevice{"sde", hyperv, attributes("device/vendor", "Msft", "device/model", "Virtual Disk"), nil}, "vmbus", onlyByPath("Azure or vSphere")},
+	{"vSphere disk", fakeDevice{"sdf", vsphere, attributes("device/vendor", "VMware", "device/model", "Virtual disk"), nil}, "unknown", onlyByPath("Azure or vSphere")},
+	{"Oracle volume", fakeDevice{"sdg", iscsi, attributes("device/vendor", "ORACLE", "device/model", "BlockVolume"), nil}, "iscsi", onlyByPath("Oracle block volume")},
+	{"Hetzner volume", fakeDevice{"sdh", scsiVM, attributes("device/vendor", "HC", "device/model", "Volume"), nil}, "virtio", onlyByPath("Hetzner volume")},
+	{"Longhorn over iSCSI", fakeDevice{"sdi", iscsi, attributes("device/vendor", "IET", "device/model", "VIRTUAL-DISK"), nil}, "iscsi", onlyByPath("iSCSI volume (tgt)")},
+	{"LIO target", fakeDevice{"sdj", iscsi, attributes("device/vendor", "LIO-ORG", "device/model", "vol1"), nil}, "iscsi", onlyByPath("LIO")},
+	{"iSCSI LUN of an array", fakeDevice{"sdk", iscsi, attributes("device/vendor", "PURE", "device/model", "FlashArray"), nil}, "iscsi", notAutomatic("iscsi")},
+	{"FC LUN", fakeDevice{"sdl", fc, attributes("device/vendor", "HP", "device/model", "HSV360"), nil}, "fc", notAutomatic("fc")},
+	{"NVMe over TCP", fakeDevice{"nvme9n1", fabrics, attributes("device/transport", "tcp", "device/model", "Pure Storage FlashArray"), nil}, "nvme-tcp", notAutomatic("nvme-tcp")},
+	{"NVMe over RDMA", fakeDevice{"nvme10n1", fabrics, attributes("device/transport", "rdma"), nil}, "nvme-rdma", notAutomatic("nvme-rdma")},
+	{"NVMe over FC", fakeDevice{"nvme11n1", fabrics, attributes("device/transport", "fc"), nil}, "nvme-fc", notAutomatic("nvme-fc")},
+	{"one local and one remote path", fakeDevice{"nvme12n1", "virtual/nvme-subsystem/nvme-subsys12", attributes("device/nvme1/transport", "pcie", "device/nvme2/transport", "tcp"), nil}, "nvme-tcp", notAutomatic("nvme-tcp")},
+	{"nvmet target", fakeDevice{"nvme13n1", fabrics, attributes("device/transport", "tcp", "device/model", "Linux"), nil}, "nvme-tcp", onlyByPath("nvmet")},
+	{"Longhorn v2, Mayastor", fakeDevice{"nvme14n1", fabrics, attributes("device/transport", "tcp", "device/model", "SPDK bdev Controller"), nil}, "nvme-tcp", onlyByPath("SPDK")},
+	{"virtio disk", fakeDevice{"vda", virtio, attributes("serial", "disk-1"), nil}, "virtio", notAutomatic("virtio")},
+	{"virtio SCSI disk", fakeDevice{"sdm", scsiVM, attributes("device/vendor", "QEMU", "device/model", "QEMU HARDDISK"), nil}, "virtio", notAutomatic("virtio")},
 	{"Xen disk", fakeDevice{"xvdb", xen, nil, nil}, "xen", notAutomatic("xen")},
 	{"Ceph", fakeDevice{"rbd0", "rbd/0", nil, nil}, "unknown", onlyByPath("Ceph volume")},
 	{"nbd", fakeDevice{"nbd0", virtual, nil, nil}, "virtual", onlyByPath("network block device (nbd)")},
@@ -105,50 +105,50 @@ var kinds = []struct {
 	{"pmem", fakeDevice{"pmem0", "LNXSYSTM:00/LNXSYBUS:00/ACPI0012:00/ndbus0/region0/namespace0.0", nil, nil}, "unknown", onlyByPath("persistent memory")},
 	{"ublk", fakeDevice{"ublkb0", virtual, nil, nil}, "virtual", onlyByPath("user-space driver")},
 	{"md array", fakeDevice{"md127", virtual, nil, nil}, "virtual", onlyByPath("RAID array")},
-	{"md member", fakeDevice{"sdn", sata, attrs("holders/md127", "/"), nil}, "sata", never3("part of md127")},
-	{"LVM physical volume in use", fakeDevice{"sdo", sata, attrs("holders/dm-7", "/"), nil}, "sata", never3("part of dm-7")},
-	{"LVM volume", fakeDevice{"dm-7", virtual, attrs("dm/name", "vg-lv", "dm/uuid", "LVM-abc"), nil}, "virtual", onlyByPath("device of the device mapper")},
-	{"LUKS map", fakeDevice{"dm-8", virtual, attrs("dm/name", "crypt1", "dm/uuid", "CRYPT-LUKS2-abc"), nil}, "virtual", onlyByPath("device of the device mapper")},
-	{"multipath map", fakeDevice{"dm-9", virtual, attrs("dm/name", "mpatha", "dm/uuid", "mpath-360014050000000000000000000000001"), nil}, "virtual", onlyByPath("device of the device mapper")},
-	{"path that its map holds", fakeDevice{"sdp", fc, attrs("holders/dm-9", "/", "device/wwid", "naa.60014050000000000000000000000001"), nil}, "fc", never3("part of dm-9")},
-	{"path that its map does not hold yet", fakeDevice{"sdq", fc, attrs("device/wwid", "naa.60014050000000000000000000000001"), nil}, "fc", never3("path of the multipath device mpatha")},
-	{"disk of ours with mapped volumes", fakeDevice{"sdr", sata, attrs("holders/dm-10", "/"), nil}, "sata", drive},
-	{"volume of ours, mapped", fakeDevice{"dm-10", virtual, attrs("dm/name", "berth-x", "dm/uuid", "BERTH-11111111-2222-4333-8444-555555555555"), nil}, "", never3(unlisted)},
-	{"volume of ours, a loop device", fakeDevice{"loop1", virtual, attrs("loop/backing_file", "berth/11111111-2222-4333-8444-555555555555"), nil}, "", never3(unlisted)},
-	{"loop device over a file", fakeDevice{"loop2", virtual, attrs("loop/backing_file", "/var/disks/a.img"), nil}, "virtual", onlyByPath("a loop device")},
-	{"the kubelet's loop device over a raw volume", fakeDevice{"loop3", virtual, attrs("loop/backing_file", "/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/pvc-1/dev/u"), nil}, "virtual", never3("shows a block device")},
-	{"loop device over a device", fakeDevice{"loop4", virtual, attrs("loop/backing_file", "/dev/sda3"), nil}, "virtual", never3("shows a block device")},
-	{"loop device without a file", fakeDevice{"loop5", virtual, attrs("size", "0"), nil}, "", never3(unlisted)},
+	{"md member", fakeDevice{"sdn", sata, attributes("holders/md127", "/"), nil}, "sata", neverTaken("part of md127")},
+	{"LVM physical volume in use", fakeDevice{"sdo", sata, attributes("holders/dm-7", "/"), nil}, "sata", neverTaken("part of dm-7")},
+	{"LVM volume", fakeDevice{"dm-7", virtual, attributes("dm/name", "vg-lv", "dm/uuid", "LVM-abc"), nil}, "virtual", onlyByPath("device of the device mapper")},
+	{"LUKS map", fakeDevice{"dm-8", virtual, attributes("dm/name", "crypt1", "dm/uuid", "CRYPT-LUKS2-abc"), nil}, "virtual", onlyByPath("device of the device mapper")},
+	{"multipath map", fakeDevice{"dm-9", virtual, attributes("dm/name", "mpatha", "dm/uuid", "mpath-360014050000000000000000000000001"), nil}, "virtual", onlyByPath("device of the device mapper")},
+	{"path that its map holds", fakeDevice{"sdp", fc, attributes("holders/dm-9", "/", "device/wwid", "naa.60014050000000000000000000000001"), nil}, "fc", neverTaken("part of dm-9")},
+	{"path that its map does not hold yet", fakeDevice{"sdq", fc, attributes("device/wwid", "naa.60014050000000000000000000000001"), nil}, "fc", neverTaken("path of the multipath device mpatha")},
+	{"disk of ours with mapped volumes", fakeDevice{"sdr", sata, attributes("holders/dm-10", "/"), nil}, "sata", alwaysTaken},
+	{"volume of ours, mapped", fakeDevice{"dm-10", virtual, attributes("dm/name", "berth-x", "dm/uuid", "BERTH-11111111-2222-4333-8444-555555555555"), nil}, "", neverTaken(unlisted)},
+	{"volume of ours, a loop device", fakeDevice{"loop1", virtual, attributes("loop/backing_file", "berth/11111111-2222-4333-8444-555555555555"), nil}, "", neverTaken(unlisted)},
+	{"loop device over a file", fakeDevice{"loop2", virtual, attributes("loop/backing_file", "/var/disks/a.img"), nil}, "virtual", onlyByPath("a loop device")},
+	{"the kubelet's loop device over a raw volume", fakeDevice{"loop3", virtual, attributes("loop/backing_file", "/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/pvc-1/dev/u"), nil}, "virtual", neverTaken("shows a block device")},
+	{"loop device over a device", fakeDevice{"loop4", virtual, attributes("loop/backing_file", "/dev/sda3"), nil}, "virtual", neverTaken("shows a block device")},
+	{"loop device without a file", fakeDevice{"loop5", virtual, attributes("size", "0"), nil}, "", neverTaken(unlisted)},
 
 	// Devices that cannot serve, and those with odd values in sysfs.
-	{"host-managed zoned disk", fakeDevice{"sds", sata, attrs("queue/zoned", "host-managed"), nil}, "sata", never3("takes no writes in any order")},
-	{"host-aware zoned disk", fakeDevice{"sdt", sata, attrs("queue/zoned", "host-aware"), nil}, "sata", onlyByPath("zoned (host-aware)")},
-	{"read-only disk", fakeDevice{"sdu", sata, attrs("ro", "1"), nil}, "sata", never3("read-only")},
-	{"USB stick", fakeDevice{"sdv", usb, attrs("removable", "1"), nil}, "usb", onlyByPath("removable")},
+	{"host-managed zoned disk", fakeDevice{"sds", sata, attributes("queue/zoned", "host-managed"), nil}, "sata", neverTaken("takes no writes in any order")},
+	{"host-aware zoned disk", fakeDevice{"sdt", sata, attributes("queue/zoned", "host-aware"), nil}, "sata", onlyByPath("zoned (host-aware)")},
+	{"read-only disk", fakeDevice{"sdu", sata, attributes("ro", "1"), nil}, "sata", neverTaken("read-only")},
+	{"USB stick", fakeDevice{"sdv", usb, attributes("removable", "1"), nil}, "usb", onlyByPath("removable")},
 	{"USB disk", fakeDevice{"sdw", usb, nil, nil}, "usb", notAutomatic("usb")},
-	{"SATA disk that says it is removable", fakeDevice{"sdx", sata, attrs("removable", "1"), nil}, "sata", onlyByPath("the kernel says that it is removable")},
-	{"SSD that says it is rotational", fakeDevice{"sdy", sata, attrs("queue/rotational", "1"), nil}, "sata", onlyByPath("the kernel says true; if the kernel is wrong")},
-	{"small disk", fakeDevice{"sdz", sata, attrs("size", "20480"), nil}, "sata", onlyByPath("smaller than 100Gi")},
-	{"eMMC", fakeDevice{"mmcblk0", mmcHost, attrs("device/name", "DG4064", "device/serial", "0x1234"), nil}, "mmc", notAutomatic("mmc")},
-	{"disk with an unreadable flag", fakeDevice{"sdaa", sata, attrs("queue/zoned", "!"), nil}, "sata", never3("queue/zoned cannot be read")},
-	{"disk with an unreadable size", fakeDevice{"sdab", sata, attrs("size", "!"), nil}, "sata", never3("size cannot be read")},
-	{"disk with a size that is no number", fakeDevice{"sdac", sata, attrs("size", "many"), nil}, "sata", never3("not a number")},
-	{"CD drive", fakeDevice{"sr0", sata, attrs("removable", "1"), nil}, "", never3(unlisted)},
-	{"floppy", fakeDevice{"fd0", "platform/floppy.0", nil, nil}, "", never3(unlisted)},
-	{"RAM disk", fakeDevice{"ram0", virtual, nil, nil}, "", never3(unlisted)},
-	{"hidden path of NVMe multipath", fakeDevice{"nvme1c1n1", pcie, attrs("hidden", "1"), nil}, "", never3(unlisted)},
-	{"card reader without a card", fakeDevice{"sdad", usb, attrs("size", "0", "removable", "1"), nil}, "", never3(unlisted)},
-	{"disk that is going", fakeDevice{"sdae", sata, attrs("queue/logical_block_size", "-"), nil}, "", never3(unlisted)},
+	{"SATA disk that says it is removable", fakeDevice{"sdx", sata, attributes("removable", "1"), nil}, "sata", onlyByPath("the kernel says that it is removable")},
+	{"SSD that says it is rotational", fakeDevice{"sdy", sata, attributes("queue/rotational", "1"), nil}, "sata", onlyByPath("the kernel says true; if the kernel is wrong")},
+	{"small disk", fakeDevice{"sdz", sata, attributes("size", "20480"), nil}, "sata", onlyByPath("smaller than 100Gi")},
+	{"eMMC", fakeDevice{"mmcblk0", mmcHost, attributes("device/name", "DG4064", "device/serial", "0x1234"), nil}, "mmc", notAutomatic("mmc")},
+	{"disk with an unreadable flag", fakeDevice{"sdaa", sata, attributes("queue/zoned", "!"), nil}, "sata", neverTaken("queue/zoned cannot be read")},
+	{"disk with an unreadable size", fakeDevice{"sdab", sata, attributes("size", "!"), nil}, "sata", neverTaken("size cannot be read")},
+	{"disk with a size that is no number", fakeDevice{"sdac", sata, attributes("size", "many"), nil}, "sata", neverTaken("not a number")},
+	{"CD drive", fakeDevice{"sr0", sata, attributes("removable", "1"), nil}, "", neverTaken(unlisted)},
+	{"floppy", fakeDevice{"fd0", "platform/floppy.0", nil, nil}, "", neverTaken(unlisted)},
+	{"RAM disk", fakeDevice{"ram0", virtual, nil, nil}, "", neverTaken(unlisted)},
+	{"hidden path of NVMe multipath", fakeDevice{"nvme1c1n1", pcie, attributes("hidden", "1"), nil}, "", neverTaken(unlisted)},
+	{"card reader without a card", fakeDevice{"sdad", usb, attributes("size", "0", "removable", "1"), nil}, "", neverTaken(unlisted)},
+	{"disk that is going", fakeDevice{"sdae", sata, attributes("queue/logical_block_size", "-"), nil}, "", neverTaken(unlisted)},
 }
 
 // TestKinds asserts for each kind of device which classes take it, and the reason of each class that does not.
 func TestKinds(t *testing.T) {
-	fakes := make([]fakeDevice, len(kinds))
-	for i, k := range kinds {
+	fakes := make([]fakeDevice, len(deviceCases))
+	for i, k := range deviceCases {
 		fakes[i] = k.fakeDevice
 	}
 	sys, dev := fakeSys(t, fakes...)
-	devices, err := Scan(sys, dev)
+	devices, err := ListDevices(sys, dev)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +160,7 @@ func TestKinds(t *testing.T) {
 	}
 	broad := diskv1alpha1.DeviceSelector{Rotational: &no, MinSize: &size}
 	paths := diskv1alpha1.DeviceSelector{Paths: []string{dev + "/*", dev + "/*/*"}}
-	for _, k := range kinds {
+	for _, k := range deviceCases {
 		t.Run(k.what, func(t *testing.T) {
 			at := slices.IndexFunc(devices, func(d Device) bool { return d.Name == k.name })
 			if at < 0 {
@@ -184,32 +184,32 @@ func TestKinds(t *testing.T) {
 				{class(diskv1alpha1.AdoptAutomatic, broad), k.automatic},
 				{class(diskv1alpha1.AdoptAutomatic, paths), k.path},
 			} {
-				f := Facts{Device: d, Classes: []*diskv1alpha1.DiskClass{c.class}, PathOf: pathOf(d, devices), Registered: true}
+				f := Facts{Device: d, Classes: []*diskv1alpha1.DiskClass{c.class}, MultipathDevice: findMultipathDevice(d, devices), NodeRegistered: true}
 				v := Decide(f)
-				if v.Act == Read {
+				if v.Action == ActionRead {
 					f.Contents = &disk.Contents{State: disk.Blank}
 					v = Decide(f)
 				}
 				reasons := strings.Join(v.Reasons, "; ")
 				switch c.want {
 				case taken:
-					if v.Act != Initialize || reasons != "" {
+					if v.Action != ActionInitialize || reasons != "" {
 						t.Errorf("%s %+v: %+v", c.class.Spec.Adoption, c.class.Spec.Devices, v)
 					}
 				case candidate:
-					if v.Act != Leave || v.State != diskv1alpha1.DeviceCandidate || !strings.Contains(reasons, "waits for approval") {
+					if v.Action != ActionLeave || v.State != diskv1alpha1.DeviceCandidate || !strings.Contains(reasons, "waits for approval") {
 						t.Errorf("%s %+v: %+v", c.class.Spec.Adoption, c.class.Spec.Devices, v)
 					}
 				default:
-					if v.Act != Leave || v.State == diskv1alpha1.DeviceCandidate || v.State == diskv1alpha1.DeviceInUse || !strings.Contains(reasons, c.want) {
+					if v.Action != ActionLeave || v.State == diskv1alpha1.DeviceCandidate || v.State == diskv1alpha1.DeviceInUse || !strings.Contains(reasons, c.want) {
 						t.Errorf("%s %+v: %+v, want %q", c.class.Spec.Adoption, c.class.Spec.Devices, v, c.want)
 					}
 				}
 			}
 		})
 	}
-	if len(kinds) < 40 {
-		t.Errorf("only %d kinds", len(kinds))
+	if len(deviceCases) < 40 {
+		t.Errorf("only %d kinds", len(deviceCases))
 	}
 }
 
@@ -222,7 +222,7 @@ func TestDeviceHasAllReasons(t *testing.T) {
 	}}
 	d := Device{Name: "rbd0", Path: "/dev/rbd0", ReadOnly: true, Removable: true, Zoned: "host-managed", Holders: []string{"dm-1"}, Model: "M",
 		Transport: diskv1alpha1.TransportUnknown, Unreadable: []string{"sysfs attribute x cannot be read: y"}}
-	v := Decide(Facts{Device: d, Classes: []*diskv1alpha1.DiskClass{class}, PathOf: "mpatha", LiesOn: "sda"})
+	v := Decide(Facts{Device: d, Classes: []*diskv1alpha1.DiskClass{class}, MultipathDevice: "mpatha", LiesOnOurs: "sda"})
 	all := strings.Join(v.Reasons, "\n")
 	for _, want := range []string{
 		"cannot be read", "read-only", "host-managed", "part of dm-1", "multipath device mpatha", "lies on sda", "class hdd", "devices.exclude",
@@ -232,7 +232,7 @@ func TestDeviceHasAllReasons(t *testing.T) {
 			t.Errorf("no reason says %q:\n%s", want, all)
 		}
 	}
-	if v.State != diskv1alpha1.DeviceExcluded || v.Act != Leave {
+	if v.State != diskv1alpha1.DeviceExcluded || v.Action != ActionLeave {
 		t.Errorf("%+v", v)
 	}
 }
@@ -240,13 +240,13 @@ func TestDeviceHasAllReasons(t *testing.T) {
 // TestIdentityOfDevices asserts which identity of a device is read, and that the most stable link is used.
 func TestIdentityOfDevices(t *testing.T) {
 	sys, dev := fakeSys(t,
-		fakeDevice{"nvme0n1", pcie, attrs("wwid", "eui.1", "device/serial", " S 1 ", "device/model", "M", "diskseq", "9", "queue/logical_block_size", "4096"),
+		fakeDevice{"nvme0n1", pcie, attributes("wwid", "eui.1", "device/serial", " S 1 ", "device/model", "M", "diskseq", "9", "queue/logical_block_size", "4096"),
 			[]string{"disk/by-id/nvme-M_S1", "disk/by-id/nvme-eui.1", "disk/by-id/lvm-pv-uuid-x", "disk/by-path/pci-0", "disk/by-label/tenant"}},
-		fakeDevice{"sda", sata, attrs("device/wwid", "t10.ATA     Disk      S2", "device/vpd_pg80", "\x00\x80\x00\x04S2  more"), []string{"disk/by-path/pci-1"}},
-		fakeDevice{"dm-0", virtual, attrs("dm/name", "mpatha", "dm/uuid", "mpath-1", "slaves/sda", "/"), nil},
+		fakeDevice{"sda", sata, attributes("device/wwid", "t10.ATA     Disk      S2", "device/vpd_pg80", "\x00\x80\x00\x04S2  more"), []string{"disk/by-path/pci-1"}},
+		fakeDevice{"dm-0", virtual, attributes("dm/name", "mpatha", "dm/uuid", "mpath-1", "slaves/sda", "/"), nil},
 		fakeDevice{"sdb", sata, nil, []string{"disk/by-id/lvm-pv-uuid-y"}},
 	)
-	devices, err := Scan(sys, dev)
+	devices, err := ListDevices(sys, dev)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,10 +267,10 @@ func TestIdentityOfDevices(t *testing.T) {
 			t.Errorf("%+v", d)
 		}
 	}
-	if only := Among(devices, []string{dev + "/sd*", dev + "/mapper/*"}); len(only) != 3 {
+	if only := FilterDevices(devices, []string{dev + "/sd*", dev + "/mapper/*"}); len(only) != 3 {
 		t.Errorf("limited to sd* and maps: %v", only)
 	}
-	if none := Among(devices, []string{"["}); len(none) != 0 {
+	if none := FilterDevices(devices, []string{"["}); len(none) != 0 {
 		t.Errorf("limited to a malformed pattern: %v", none)
 	}
 }
@@ -289,7 +289,7 @@ func TestClassOfSeveral(t *testing.T) {
 	classes := []*diskv1alpha1.DiskClass{class("c", nil), class("b", nil), class("a", west), class("0", broken)}
 	for zone, want := range map[string]string{"east": "b", "west": "a"} {
 		f := Facts{Device: d, Classes: classes, NodeLabels: map[string]string{"zone": zone}}
-		if v := Decide(f); v.Class != want || v.Act != Read {
+		if v := Decide(f); v.Class != want || v.Action != ActionRead {
 			t.Errorf("in the %s: %+v", zone, v)
 		}
 		// An approval names another class that selects the device.
@@ -298,16 +298,16 @@ func TestClassOfSeveral(t *testing.T) {
 			t.Errorf("approved for c: %+v", v)
 		}
 	}
-	if v := Decide(Facts{Device: d}); v.Act != Leave || v.State != diskv1alpha1.DeviceExcluded || v.Reasons[0] != "no DiskClass selects this node" {
+	if v := Decide(Facts{Device: d}); v.Action != ActionLeave || v.State != diskv1alpha1.DeviceExcluded || v.Reasons[0] != "no DiskClass selects this node" {
 		t.Errorf("without classes: %+v", v)
 	}
 	nothing := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
-	if v := Decide(Facts{Device: d, Classes: []*diskv1alpha1.DiskClass{nothing}}); v.Act != Leave {
+	if v := Decide(Facts{Device: d, Classes: []*diskv1alpha1.DiskClass{nothing}}); v.Action != ActionLeave {
 		t.Errorf("a class without criteria: %+v", v)
 	}
 	malformed := class("m", nil)
 	malformed.Spec.Devices.Exclude = []string{"a*["}
-	if v := Decide(Facts{Device: d, Classes: []*diskv1alpha1.DiskClass{malformed}}); v.Act != Leave {
+	if v := Decide(Facts{Device: d, Classes: []*diskv1alpha1.DiskClass{malformed}}); v.Action != ActionLeave {
 		t.Errorf("a malformed pattern in exclude: %+v", v)
 	}
 }

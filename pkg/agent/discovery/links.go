@@ -44,13 +44,13 @@ func linksBelow(dev string) map[string][]string {
 	return links
 }
 
-// byIDOrder are prefixes of names below /dev/disk/by-id, the most stable first. Names with a prefix in contentLinks
-// depend on the content of a device.
+// byIDPreference are prefixes of names below /dev/disk/by-id, the most stable first. Names with a prefix in
+// contentLinkPrefixes depend on the content of a device.
 var (
-	byIDOrder    = []string{"wwn-", "nvme-eui.", "nvme-uuid.", "nvme-", "ata-", "scsi-3", "scsi-", "virtio-", "mmc-", "usb-", "dm-uuid-"}
-	contentLinks = []string{"lvm-pv-uuid-", "md-", "raid-", "dm-uuid-LVM-", "dm-uuid-CRYPT-"}
-	// nameable is the form of a path in an approval, below /dev.
-	nameable = regexp.MustCompile(`^(disk/by-(id|path)|mapper)/[^/]{1,200}$`)
+	byIDPreference      = []string{"wwn-", "nvme-eui.", "nvme-uuid.", "nvme-", "ata-", "scsi-3", "scsi-", "virtio-", "mmc-", "usb-", "dm-uuid-"}
+	contentLinkPrefixes = []string{"lvm-pv-uuid-", "md-", "raid-", "dm-uuid-LVM-", "dm-uuid-CRYPT-"}
+	// nameablePath is the form of a path in an approval, below /dev.
+	nameablePath = regexp.MustCompile(`^(disk/by-(id|path)|mapper)/[^/]{1,200}$`)
 )
 
 // stableLink returns the link that changes least: below by-id, else below mapper, else below by-path.
@@ -59,17 +59,17 @@ func stableLink(dev string, links []string) string {
 	bestRank := -1
 	for _, link := range links {
 		relative, err := filepath.Rel(dev, link)
-		if err != nil || !nameable.MatchString(relative) {
+		if err != nil || !nameablePath.MatchString(relative) {
 			continue
 		}
 		name := filepath.Base(link)
 		rank := -1
 		switch filepath.Dir(relative) {
 		case "disk/by-id":
-			if !slices.ContainsFunc(contentLinks, func(p string) bool { return strings.HasPrefix(name, p) }) {
-				at := slices.IndexFunc(byIDOrder, func(p string) bool { return strings.HasPrefix(name, p) })
+			if !slices.ContainsFunc(contentLinkPrefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
+				at := slices.IndexFunc(byIDPreference, func(p string) bool { return strings.HasPrefix(name, p) })
 				if at < 0 {
-					at = len(byIDOrder)
+					at = len(byIDPreference)
 				}
 				rank = 100 - at
 			}

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LookIntoLoop reads from the kernel what a loop device shows. The path in sysfs may be of another mount namespace.
-func LookIntoLoop(device string) (Backing, error) {
+// ReadLoop reads from the kernel what a loop device shows. The path in sysfs may be of another mount namespace.
+func ReadLoop(device string) (Backing, error) {
 	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return Backing{}, err
@@ -38,18 +38,18 @@ func LookIntoLoop(device string) (Backing, error) {
 	return b, nil
 }
 
-// lookIntoLoops reads what the loop devices show, as far as they may be read.
-func (s *scan) lookIntoLoops(ctx context.Context) {
+// readLoops reads what the loop devices show, as far as they may be read.
+func (s *rescanState) readLoops(ctx context.Context) {
 	var all errgroup.Group
-	all.SetLimit(inspections)
+	all.SetLimit(maxInspections)
 	for n := range s.devices {
 		d := &s.devices[n]
-		if _, open := s.verdicts[d.Name]; open || d.Loop == nil || d.Loop.Block || s.known[d.Name] == "" && s.classOf(*d) == "" {
+		if _, open := s.verdicts[d.Name]; open || d.Loop == nil || d.Loop.Block || s.missing[d.Name] == "" && s.classOf(*d) == "" {
 			continue
 		}
 		all.Go(func() error {
-			b, err := answer(ctx, s.inventory, *d, func() (Backing, error) { return s.inventory.options.Loop(d.Path) }, nil)
-			d.shows(b, err)
+			b, err := callWithTimeout(ctx, s.inventory, *d, func() (Backing, error) { return s.inventory.options.Loop(d.Path) }, nil)
+			d.setBacking(b, err)
 			return nil
 		})
 	}
@@ -61,8 +61,8 @@ func (s *scan) lookIntoLoops(ctx context.Context) {
 	}
 }
 
-// shows notes what a loop device shows, or the error that it is not known.
-func (d *Device) shows(b Backing, err error) {
+// setBacking notes what a loop device shows, or the error that it is not known.
+func (d *Device) setBacking(b Backing, err error) {
 	if err != nil {
 		d.Unreadable = append(d.Unreadable, err.Error())
 		return

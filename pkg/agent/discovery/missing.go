@@ -10,8 +10,8 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// findKnown finds the devices on which missing disks were.
-func (s *scan) findKnown() {
+// findMissing finds the devices on which missing disks were.
+func (s *rescanState) findMissing() {
 	s.inventory.mu.Lock()
 	defer s.inventory.mu.Unlock()
 	for id, missing := range s.inventory.disks {
@@ -20,18 +20,18 @@ func (s *scan) findKnown() {
 		}
 		for _, d := range s.devices {
 			// Of several disks that were on the device, the one with the lowest ID counts.
-			if before := s.known[d.Name]; !s.ours[d.Name] && d.is(missing.Device) && (before == "" || id < before) {
-				s.known[d.Name] = id
+			if before := s.missing[d.Name]; !s.ours[d.Name] && d.isSameDevice(missing.Device) && (before == "" || id < before) {
+				s.missing[d.Name] = id
 			}
 		}
 	}
-	for name := range s.known {
+	for name := range s.missing {
 		s.ours[name] = true
 	}
 }
 
-// noteProblem sets the problem of a missing disk whose device was refused.
-func (s *scan) noteProblem(v Verdict) {
+// setProblem sets the problem of a missing disk whose device was refused.
+func (s *rescanState) setProblem(v Verdict) {
 	if v.State == diskv1alpha1.DeviceInUse || v.Disk == "" || len(v.Reasons) == 0 {
 		return
 	}
@@ -44,7 +44,7 @@ func (s *scan) noteProblem(v Verdict) {
 
 // dropReplaced forgets disks without volumes that were on a device which holds another disk now. An operator wiped it,
 // or changed the drive.
-func (s *scan) dropReplaced(ctx context.Context) {
+func (s *rescanState) dropReplaced(ctx context.Context) {
 	s.inventory.mu.Lock()
 	defer s.inventory.mu.Unlock()
 	inService := map[string]bool{}
@@ -61,16 +61,16 @@ func (s *scan) dropReplaced(ctx context.Context) {
 	}
 }
 
-// knows reports whether this node had the disk before.
-func (i *Inventory) knows(id string) bool {
+// hasSeen reports whether this node had the disk before.
+func (i *Inventory) hasSeen(id string) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	_, known := i.disks[id]
 	return known
 }
 
-// remembered is a disk of which only the published state is known.
-func remembered(k diskv1alpha1.Disk) *Disk {
+// diskFromStatus is a disk of which only the published state is known.
+func diskFromStatus(k diskv1alpha1.Disk) *Disk {
 	s := disk.Snapshot{ID: k.ID, Path: "/dev/" + k.Device, Size: k.Size, SectorSize: int64(k.SectorSize), Overhead: k.Size}
 	var taken extent.Set
 	for _, a := range k.Allocations {

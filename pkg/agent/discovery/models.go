@@ -9,9 +9,9 @@ import (
 // "Microsoft NVMe Direct Disk v2" and "nvme_card" (Google's local SSD). They need no rule: they are PCIe devices, and
 // no pattern below matches them.
 
-// networkVolumes are the models of volumes that a driver attaches to this node now, and perhaps to another later. No
-// class takes one without a path. The patterns are in lower case. An empty vendor means any.
-var networkVolumes = []struct{ vendor, model, what string }{
+// networkVolumeModels are the models of volumes that a driver attaches to this node now, and perhaps to another later.
+// No class takes one without a path. The patterns are in lower case. An empty vendor means any.
+var networkVolumeModels = []struct{ vendor, model, what string }{
 	{"", "amazon elastic block store", "Amazon EBS"},
 	{"", "nvme_card-pd", "a Google persistent disk"},
 	{"", "persistentdisk", "a Google persistent disk"},
@@ -38,7 +38,7 @@ var networkVolumes = []struct{ vendor, model, what string }{
 // networkVolume names the network volume that the device is, by its model. It is empty for other devices.
 func networkVolume(d Device) string {
 	model, vendor := strings.ToLower(d.Model), strings.ToLower(d.Vendor)
-	for _, n := range networkVolumes {
+	for _, n := range networkVolumeModels {
 		if n.vendor != "" && n.vendor != vendor {
 			continue
 		}

@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// newcomers remembers which devices appeared while the agent ran, and since when each has been unopened. Times are of
+// newDevices remembers which devices appeared while the agent ran, and since when each has been unopened. Times are of
 // the injected clock, and only their differences are used.
-type newcomers struct {
-	// known are the devices of the last look, with what was found on them. It is nil before the first look.
-	known map[string]*known
+type newDevices struct {
+	// seen are the devices of the last look, with what was found on them. It is nil before the first look.
+	seen map[string]*seenDevice
 }
 
-// known is a device of the last look.
-type known struct {
+// seenDevice is a device of the last look.
+type seenDevice struct {
 	// since is when the device appeared or was last used. It is zero for the devices of the first look.
 	since time.Time
 	// activity is the device's activity at the last look.
@@ -23,21 +23,21 @@ type known struct {
 	blank bool
 }
 
-// look notes which devices exist now. before are those that the former agent had published. If it had published any,
+// update notes which devices exist now. before are those that the former agent had published. If it had published any,
 // all other devices are new even at the first look.
-func (n *newcomers) look(devices, before []Device, now time.Time) {
-	next := map[string]*known{}
+func (n *newDevices) update(devices, before []Device, now time.Time) {
+	next := map[string]*seenDevice{}
 	for _, d := range devices {
-		key := hangKey(d)
-		k := n.known[key]
+		key := mediumKey(d)
+		k := n.seen[key]
 		switch {
-		case k == nil && n.known == nil && !isNew(d, before):
-			k = &known{activity: d.Activity}
+		case k == nil && n.seen == nil && !isNew(d, before):
+			k = &seenDevice{activity: d.Activity}
 		case k == nil:
-			k = &known{activity: d.Activity, since: now}
-		case wentBack(k.activity, d.Activity):
+			k = &seenDevice{activity: d.Activity, since: now}
+		case countersReset(k.activity, d.Activity):
 			// Another medium under the same name, on a kernel without sequence numbers.
-			k = &known{activity: d.Activity, since: now}
+			k = &seenDevice{activity: d.Activity, since: now}
 		case k.activity != d.Activity:
 			k.activity, k.blank = d.Activity, false
 			if !k.since.IsZero() {
@@ -46,13 +46,13 @@ func (n *newcomers) look(devices, before []Device, now time.Time) {
 		}
 		next[key] = k
 	}
-	n.known = next
+	n.seen = next
 }
 
-// wentBack reports whether a counter is lower than before.
-func wentBack(before, now string) bool {
+// countersReset reports whether a counter is lower than before.
+func countersReset(before, now string) bool {
 	b, n := strings.Fields(before), strings.Fields(now)
-	for i := countersAt; i < len(b) && i < len(n); i++ {
+	for i := firstCounter; i < len(b) && i < len(n); i++ {
 		was, err := strconv.ParseInt(b[i], 10, 64)
 		is, err2 := strconv.ParseInt(n[i], 10, 64)
 		if err == nil && err2 == nil && is < was {
@@ -64,29 +64,29 @@ func wentBack(before, now string) bool {
 
 func isNew(d Device, before []Device) bool {
 	for _, b := range before {
-		if d.is(b) {
+		if d.isSameDevice(b) {
 			return false
 		}
 	}
 	return len(before) > 0
 }
 
-// read notes the result of reading the device, and its activity afterwards: reading it is activity.
-func (n *newcomers) read(d Device, blank bool, activity string) {
-	if k := n.known[hangKey(d)]; k != nil {
+// recordRead notes the result of reading the device, and its activity afterwards: reading it is activity.
+func (n *newDevices) recordRead(d Device, blank bool, activity string) {
+	if k := n.seen[mediumKey(d)]; k != nil {
 		k.blank, k.activity = blank && activity != "", activity
 	}
 }
 
-// blank reports whether the device was found blank and has not been used since.
-func (n *newcomers) blank(d Device) bool {
-	k := n.known[hangKey(d)]
+// isBlank reports whether the device was found blank and has not been used since.
+func (n *newDevices) isBlank(d Device) bool {
+	k := n.seen[mediumKey(d)]
 	return k != nil && k.blank
 }
 
-// waited is how long a new device has been unopened.
-func (n *newcomers) waited(d Device, now time.Time) (isNew bool, waited time.Duration) {
-	k := n.known[hangKey(d)]
+// waitTime is how long a new device has been unopened.
+func (n *newDevices) waitTime(d Device, now time.Time) (isNew bool, waitTime time.Duration) {
+	k := n.seen[mediumKey(d)]
 	if k == nil || k.since.IsZero() {
 		return false, 0
 	}

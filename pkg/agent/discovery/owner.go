@@ -15,12 +15,12 @@ type Ownership struct {
 	Retry bool
 }
 
-// ownership decides to which node a disk belongs. self is this node. named is the Node that has the owner's name now,
-// or nil if there is none. err is set if that is not known.
+// decideOwnership decides to which node a disk belongs. self is this node. named is the Node that has the owner's name
+// now, or nil if there is none. err is set if that is not known.
 //
 // Machines that are copies of each other share a machine ID, and so do test nodes on one machine. So UIDs are compared
 // first.
-func ownership(owner, self disk.Owner, named *disk.Owner, err error) Ownership {
+func decideOwnership(owner, self disk.Owner, named *disk.Owner, err error) Ownership {
 	switch {
 	case owner.NodeUID == "" || owner.NodeUID == self.NodeUID:
 		return Ownership{}
@@ -37,15 +37,15 @@ func ownership(owner, self disk.Owner, named *disk.Owner, err error) Ownership {
 	return Ownership{}
 }
 
-// settled reports whether ownership can decide without the Node that has the owner's name.
-func settled(owner, self disk.Owner) bool {
+// canDecideWithoutNode reports whether ownership can decide without the Node that has the owner's name.
+func canDecideWithoutNode(owner, self disk.Owner) bool {
 	return owner.NodeUID == "" || owner.NodeUID == self.NodeUID || self.NodeUID == ""
 }
 
-func (s *scan) askOwner(ctx context.Context, owner disk.Owner) Ownership {
-	if settled(owner, s.owner) || s.inventory.options.Cluster == nil {
-		return ownership(owner, s.owner, nil, nil)
+func (s *rescanState) findOwnership(ctx context.Context, owner disk.Owner) Ownership {
+	if canDecideWithoutNode(owner, s.owner) || s.inventory.options.Cluster == nil {
+		return decideOwnership(owner, s.owner, nil, nil)
 	}
 	named, err := s.inventory.options.Cluster.NodeNamed(ctx, owner.NodeName)
-	return ownership(owner, s.owner, named, err)
+	return decideOwnership(owner, s.owner, named, err)
 }

@@ -20,35 +20,35 @@ func (i *Inventory) Rescan(ctx context.Context) (retry bool, err error) {
 	i.scanning.Lock()
 	defer i.scanning.Unlock()
 
-	all, err := Scan(i.options.Sys, i.options.Dev)
+	all, err := ListDevices(i.options.Sys, i.options.Dev)
 	if err != nil {
 		return true, err
 	}
-	devices := Among(all, i.options.Only)
+	devices := FilterDevices(all, i.options.DevicePatterns)
 	now := i.options.Now()
-	i.newcomers.look(devices, i.published, now)
-	s := &scan{
-		inventory: i, devices: devices, all: all, now: now, verdicts: map[string]Verdict{}, ours: map[string]bool{}, known: map[string]string{},
+	i.newDevices.update(devices, i.publishedDevices, now)
+	s := &rescanState{
+		inventory: i, devices: devices, all: all, now: now, verdicts: map[string]Verdict{}, ours: map[string]bool{}, missing: map[string]string{},
 		classes: i.options.Classes(), labels: i.options.NodeLabels(), approvals: i.options.Approvals(),
 	}
 	if i.options.Owner != nil {
 		s.owner = i.options.Owner()
 	}
-	s.reviewOpen(ctx)
-	s.findKnown()
-	s.lookIntoLoops(ctx)
+	s.checkOpenDisks(ctx)
+	s.findMissing()
+	s.readLoops(ctx)
 	// Drives first: whether a device lies on a disk of ours is known only when that disk is.
 	for _, group := range byDepth(s.devices) {
 		s.decide(ctx, group)
 	}
 	s.dropReplaced(ctx)
-	s.commit(ctx)
+	s.publish(ctx)
 	i.options.Changed()
 	return s.retry, nil
 }
 
-// scan is the state of one rescan.
-type scan struct {
+// rescanState is the state of one rescan.
+type rescanState struct {
 	inventory *Inventory
 	// devices are those that may be used. all is needed to find what these are made of.
 	devices, all []Device
@@ -57,21 +57,21 @@ type scan struct {
 	labels       map[string]string
 	approvals    []diskv1alpha1.DeviceApproval
 	owner        disk.Owner
-	attached     *Attached
+	youngest     *YoungestAttachment
 
-	// known are the missing disks that were on a device, ours the devices that hold disks of ours, and verdicts the
+	// missing are the missing disks that were on a device, ours the devices that hold disks of ours, and verdicts the
 	// decisions. All are by the device's name.
-	known    map[string]string
+	missing  map[string]string
 	ours     map[string]bool
 	verdicts map[string]Verdict
 	retry    bool
-	// closing are the disks that put took out of service.
-	closing []closing
+	// enginesToClose are the disks that put took out of service.
+	enginesToClose []engineToClose
 }
 
 // byDepth groups devices so that each lies on devices of earlier groups only.
 func byDepth(devices []Device) [][]Device {
-	depth := depths(devices)
+	depth := stackDepths(devices)
 	var groups [][]Device
 	for level, left := 0, len(devices); left > 0; level++ {
 		var group []Device
@@ -87,18 +87,18 @@ func byDepth(devices []Device) [][]Device {
 }
 
 // facts are the facts about a device that are known before it is read.
-func (s *scan) facts(d Device) *Facts {
+func (s *rescanState) facts(d Device) *Facts {
 	f := &Facts{
 		Device: d, Classes: s.classes, NodeLabels: s.labels, Approvals: approvalsFor(d, s.all, s.approvals),
-		Known: s.known[d.Name], LiesOn: liesOn(d, s.all, s.ours), PathOf: pathOf(d, s.all), Attached: s.attached,
-		Registered: s.inventory.options.Owner == nil || s.owner.NodeUID != "",
+		MissingDisk: s.missing[d.Name], LiesOnOurs: findOurDeviceBelow(d, s.all, s.ours), MultipathDevice: findMultipathDevice(d, s.all), Youngest: s.youngest,
+		NodeRegistered: s.inventory.options.Owner == nil || s.owner.NodeUID != "",
 	}
-	f.New, f.Waited = s.inventory.newcomers.waited(d, s.now)
+	f.New, f.Waited = s.inventory.newDevices.waitTime(d, s.now)
 	return f
 }
 
 // decide decides about devices that do not lie on each other, and carries out the decisions.
-func (s *scan) decide(ctx context.Context, devices []Device) {
+func (s *rescanState) decide(ctx context.Context, devices []Device) {
 	var all, read []*Facts
 	for _, d := range devices {
 		if _, open := s.verdicts[d.Name]; open {
@@ -106,63 +106,63 @@ func (s *scan) decide(ctx context.Context, devices []Device) {
 		}
 		f := s.facts(d)
 		all = append(all, f)
-		if Decide(*f).Act == Read {
+		if Decide(*f).Action == ActionRead {
 			read = append(read, f)
 		}
 	}
 	s.inspect(ctx, read)
 	s.refuseCopies(all)
 	for _, f := range all {
-		s.verdicts[f.Device.Name] = s.act(ctx, f)
+		s.verdicts[f.Device.Name] = s.carryOut(ctx, f)
 	}
 }
 
-// act looks up what a decision needs, and carries it out.
-func (s *scan) act(ctx context.Context, f *Facts) Verdict {
+// carryOut looks up what a decision needs, and carries it out.
+func (s *rescanState) carryOut(ctx context.Context, f *Facts) Verdict {
 	for {
 		v := Decide(*f)
-		switch v.Act {
-		case AskOwner:
-			o := s.askOwner(ctx, f.Contents.Owner)
+		switch v.Action {
+		case ActionFindOwner:
+			o := s.findOwnership(ctx, f.Contents.Owner)
 			f.Ownership = &o
 			continue
-		case AskAttachments:
-			f.Attached = s.askAttachments(ctx)
+		case ActionListAttachments:
+			f.Youngest = s.listAttachments(ctx)
 			continue
-		case Open, Initialize:
+		case ActionOpen, ActionInitialize:
 			v = s.adopt(ctx, f, v)
-		case Leave, Read:
+		case ActionLeave, ActionRead:
 		}
-		s.noteProblem(v)
+		s.setProblem(v)
 		return v
 	}
 }
 
-// commit publishes the decisions, and logs the refusals that are new.
-func (s *scan) commit(ctx context.Context) {
-	var listed []Listed
-	var refused []Refusal
+// publish publishes the decisions, and logs the refusals that are new.
+func (s *rescanState) publish(ctx context.Context) {
+	var listed []ListedDevice
+	var refused []RefusedDevice
 	var again time.Time
 	for _, d := range s.devices {
 		v := s.verdicts[d.Name]
 		s.retry = s.retry || v.Retry
-		if v.Again > 0 && (again.IsZero() || s.now.Add(v.Again).Before(again)) {
-			again = s.now.Add(v.Again)
+		if v.RecheckAfter > 0 && (again.IsZero() || s.now.Add(v.RecheckAfter).Before(again)) {
+			again = s.now.Add(v.RecheckAfter)
 		}
 		// The kubelet makes and removes loop devices with pods.
-		if d.Loop != nil && d.Loop.Block || v.Class == "" && v.Disk == "" && d.unlisted() {
+		if d.Loop != nil && d.Loop.Block || v.Class == "" && v.Disk == "" && d.isUnlisted() {
 			continue
 		}
-		listed = append(listed, Listed{d, v})
+		listed = append(listed, ListedDevice{d, v})
 		if v.Refused() {
-			refused = append(refused, Refusal{Device: d.Name, Reason: strings.Join(v.Reasons, "; ")})
+			refused = append(refused, RefusedDevice{Device: d.Name, Reason: strings.Join(v.Reasons, "; ")})
 		}
 	}
-	slices.SortFunc(listed, func(a, b Listed) int { return cmp.Compare(a.Device.Name, b.Device.Name) })
-	slices.SortFunc(refused, func(a, b Refusal) int { return cmp.Compare(a.Device, b.Device) })
+	slices.SortFunc(listed, func(a, b ListedDevice) int { return cmp.Compare(a.Device.Name, b.Device.Name) })
+	slices.SortFunc(refused, func(a, b RefusedDevice) int { return cmp.Compare(a.Device, b.Device) })
 	s.inventory.mu.Lock()
 	before := s.inventory.refused
-	s.inventory.listed, s.inventory.refused, s.inventory.again = listed, refused, again
+	s.inventory.listed, s.inventory.refused, s.inventory.recheckAt = listed, refused, again
 	s.inventory.mu.Unlock()
 	for _, r := range refused {
 		if !slices.Contains(before, r) {

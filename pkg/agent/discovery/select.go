@@ -14,34 +14,34 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// localTransports are those from which a class with adoption Automatic takes devices if it names neither a path nor
+// automaticTransports are those from which a class with adoption Automatic takes devices if it names neither a path nor
 // transports.
-var localTransports = []diskv1alpha1.Transport{diskv1alpha1.TransportPCIe, diskv1alpha1.TransportSATA, diskv1alpha1.TransportSAS}
+var automaticTransports = []diskv1alpha1.Transport{diskv1alpha1.TransportPCIe, diskv1alpha1.TransportSATA, diskv1alpha1.TransportSAS}
 
 // selection is the classes of the node that select a device, sorted by name, and why the others do not.
 type selection struct {
-	classes []*diskv1alpha1.DiskClass
-	against []string
+	classes    []*diskv1alpha1.DiskClass
+	objections []string
 }
 
-// selectFor checks all classes for a node with those labels. Of several classes that select a device the first by name
-// has it, so the order of arrival does not matter.
-func selectFor(classes []*diskv1alpha1.DiskClass, nodeLabels map[string]string, d Device) selection {
+// selectClasses checks all classes for a node with those labels. Of several classes that select a device the first by
+// name has it, so the order of arrival does not matter.
+func selectClasses(classes []*diskv1alpha1.DiskClass, nodeLabels map[string]string, d Device) selection {
 	var s selection
 	classes = slices.SortedFunc(slices.Values(classes), func(a, b *diskv1alpha1.DiskClass) int { return cmp.Compare(a.Name, b.Name) })
 	for _, class := range classes {
 		if !selectsNode(class.Spec.NodeSelector, nodeLabels) {
 			continue
 		}
-		objections := objectionsOf(&class.Spec, d)
+		objections := findObjections(&class.Spec, d)
 		if len(objections) == 0 {
 			s.classes = append(s.classes, class)
 			continue
 		}
-		s.against = append(s.against, fmt.Sprintf("class %s: %s", class.Name, strings.Join(objections, "; ")))
+		s.objections = append(s.objections, fmt.Sprintf("class %s: %s", class.Name, strings.Join(objections, "; ")))
 	}
-	if len(s.classes) == 0 && len(s.against) == 0 {
-		s.against = []string{"no DiskClass selects this node"}
+	if len(s.classes) == 0 && len(s.objections) == 0 {
+		s.objections = []string{"no DiskClass selects this node"}
 	}
 	return s
 }
@@ -64,8 +64,8 @@ func selectsNode(selector *metav1.LabelSelector, nodeLabels map[string]string) b
 	return err == nil && s.Matches(labels.Set(nodeLabels))
 }
 
-// objectionsOf returns all reasons why the class does not select the device.
-func objectionsOf(spec *diskv1alpha1.DiskClassSpec, d Device) []string {
+// findObjections returns all reasons why the class does not select the device.
+func findObjections(spec *diskv1alpha1.DiskClassSpec, d Device) []string {
 	s := &spec.Devices
 	// The API server refuses a selector without criteria. Without that check it still selects nothing.
 	if s.Rotational == nil && len(s.Models)+len(s.Paths)+len(s.Serials)+len(s.WWNs) == 0 && s.MinSize == nil && s.MaxSize == nil {
@@ -74,7 +74,7 @@ func objectionsOf(spec *diskv1alpha1.DiskClassSpec, d Device) []string {
 	named := len(s.Paths) > 0 && d.matchesPath(s.Paths)
 	var reasons []string
 	object := func(format string, arguments ...any) { reasons = append(reasons, fmt.Sprintf(format, arguments...)) }
-	if pattern := excludedBy(s.Exclude, d); pattern != "" {
+	if pattern := excludingPattern(s.Exclude, d); pattern != "" {
 		object("%q is in devices.exclude", pattern)
 	}
 	if len(s.Paths) > 0 && !named {
@@ -102,18 +102,18 @@ func objectionsOf(spec *diskv1alpha1.DiskClassSpec, d Device) []string {
 		object("no transport matches %s", d.Transport)
 	}
 	if !named {
-		reasons = append(reasons, pathOnly(spec, d)...)
+		reasons = append(reasons, pathOnlyObjections(spec, d)...)
 	}
 	return reasons
 }
 
-// pathOnly returns the reasons why only a class that names a path selects the device.
-func pathOnly(spec *diskv1alpha1.DiskClassSpec, d Device) []string {
+// pathOnlyObjections returns the reasons why only a class that names a path selects the device.
+func pathOnlyObjections(spec *diskv1alpha1.DiskClassSpec, d Device) []string {
 	var reasons []string
 	object := func(format string, arguments ...any) {
 		reasons = append(reasons, fmt.Sprintf(format, arguments...)+": only a class that names its path selects it")
 	}
-	if kind := d.kind(); kind != "" {
+	if kind := d.virtualKind(); kind != "" {
 		object("it is %s", kind)
 	}
 	if what := networkVolume(d); what != "" {
@@ -125,14 +125,14 @@ func pathOnly(spec *diskv1alpha1.DiskClassSpec, d Device) []string {
 	if d.Zoned != "" {
 		object("it is zoned (%s)", d.Zoned)
 	}
-	if spec.Adoption == diskv1alpha1.AdoptAutomatic && len(spec.Devices.Transports) == 0 && !slices.Contains(localTransports, d.Transport) && d.kind() == "" {
+	if spec.Adoption == diskv1alpha1.AdoptAutomatic && len(spec.Devices.Transports) == 0 && !slices.Contains(automaticTransports, d.Transport) && d.virtualKind() == "" {
 		reasons = append(reasons, fmt.Sprintf("its transport is %s: with adoption Automatic devices.transports must list it, or a path name the device", d.Transport))
 	}
 	return reasons
 }
 
-// excludedBy returns the pattern of devices.exclude that matches, if there is one.
-func excludedBy(patterns []string, d Device) string {
+// excludingPattern returns the pattern of devices.exclude that matches, if there is one.
+func excludingPattern(patterns []string, d Device) string {
 	values := append([]string{d.Path, d.Model, d.Serial, d.WWN}, d.Links...)
 	for _, pattern := range patterns {
 		// An invalid pattern excludes everything: otherwise it would hand over disks.

@@ -20,13 +20,13 @@ const sysfsUnit = 512
 // maxText bounds the length of a text that a device reports, in bytes.
 const maxText = 128
 
-// never are the prefixes of names of devices that are no disks.
-var never = []string{"ram", "sr", "fd", "mtdblock"}
+// ignoredPrefixes are the prefixes of names of devices that are no disks.
+var ignoredPrefixes = []string{"ram", "sr", "fd", "mtdblock"}
 
-// Scan lists the devices below sys, which is /sys/block, that have a medium, with all their attributes in sysfs. dev is
-// /dev. The volumes of our own disks are left out. A device that disappears while it is being read is left out. One
-// that cannot be read in full is listed with the reason.
-func Scan(sys fs.FS, dev string) ([]Device, error) {
+// ListDevices lists the devices below sys, which is /sys/block, that have a medium, with all their attributes in sysfs.
+// dev is /dev. The volumes of our own disks are left out. A device that disappears while it is being read is left out.
+// One that cannot be read in full is listed with the reason.
+func ListDevices(sys fs.FS, dev string) ([]Device, error) {
 	entries, err := fs.ReadDir(sys, ".")
 	if err != nil {
 		return nil, fmt.Errorf("cannot list block devices: %w", err)
@@ -35,14 +35,14 @@ func Scan(sys fs.FS, dev string) ([]Device, error) {
 	var devices []Device
 	for _, entry := range entries {
 		name := entry.Name()
-		if slices.ContainsFunc(never, func(prefix string) bool { return strings.HasPrefix(name, prefix) }) {
+		if slices.ContainsFunc(ignoredPrefixes, func(prefix string) bool { return strings.HasPrefix(name, prefix) }) {
 			continue
 		}
 		// sysfs cannot have a slash in a name: cciss!c0d0 is /dev/cciss/c0d0.
 		node := strings.ReplaceAll(name, "!", "/")
 		d := Device{Name: name, Path: filepath.Join(dev, node), Links: links[node]}
 		// There may be a thousand volumes.
-		if d.readMaker(sys); d.showsVolume() {
+		if d.readMapOrLoop(sys); d.showsVolume() {
 			continue
 		}
 		if d.Map.Name != "" {
@@ -56,8 +56,8 @@ func Scan(sys fs.FS, dev string) ([]Device, error) {
 	return devices, nil
 }
 
-// Among returns the devices that match one of the patterns, or all if there is no pattern.
-func Among(devices []Device, only []string) []Device {
+// FilterDevices returns the devices that match one of the patterns, or all if there is no pattern.
+func FilterDevices(devices []Device, only []string) []Device {
 	if len(only) == 0 {
 		return devices
 	}
@@ -70,9 +70,9 @@ func Among(devices []Device, only []string) []Device {
 	return among
 }
 
-// readMaker reads the properties of a device of the device mapper or a loop device.
-func (d *Device) readMaker(sys fs.FS) {
-	r := attributes(sys, d.Name)
+// readMapOrLoop reads the properties of a device of the device mapper or a loop device.
+func (d *Device) readMapOrLoop(sys fs.FS) {
+	r := newAttributeReader(sys, d.Name)
 	if strings.HasPrefix(d.Name, "dm-") {
 		d.Map = Map{Name: r.optional("dm/name"), UUID: r.optional("dm/uuid")}
 	}
@@ -100,25 +100,25 @@ type attributeReader struct {
 	unreadable []string
 }
 
-func attributes(sys fs.FS, device string) *attributeReader {
+func newAttributeReader(sys fs.FS, device string) *attributeReader {
 	return &attributeReader{sys: sys, device: device}
 }
 
-// must reads an attribute that every device has.
-func (r *attributeReader) must(name string) string {
+// required reads an attribute that every device has.
+func (r *attributeReader) required(name string) string {
 	text, err := fs.ReadFile(r.sys, path.Join(r.device, name))
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ENXIO):
 		r.gone = true
 	case err != nil:
-		r.unreadable = append(r.unreadable, fmt.Sprintf("sysfs attribute %s cannot be read: %s", name, reasonOf(err)))
+		r.unreadable = append(r.unreadable, fmt.Sprintf("sysfs attribute %s cannot be read: %s", name, withoutPath(err)))
 	}
 	return strings.TrimSpace(string(text))
 }
 
 // number reads an attribute that every device has and that is a number.
 func (r *attributeReader) number(name string) int64 {
-	text := r.must(name)
+	text := r.required(name)
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil && text != "" {
 		r.unreadable = append(r.unreadable, fmt.Sprintf("sysfs attribute %s is %.32q, which is not a number", name, text))
@@ -126,11 +126,11 @@ func (r *attributeReader) number(name string) int64 {
 	return n
 }
 
-// safe reads an attribute that not all devices have, and that decides whether a device may be used.
-func (r *attributeReader) safe(name string) string {
+// deciding reads an attribute that not all devices have, and that decides whether a device may be used.
+func (r *attributeReader) deciding(name string) string {
 	text, err := fs.ReadFile(r.sys, path.Join(r.device, name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		r.unreadable = append(r.unreadable, fmt.Sprintf("sysfs attribute %s cannot be read: %s", name, reasonOf(err)))
+		r.unreadable = append(r.unreadable, fmt.Sprintf("sysfs attribute %s cannot be read: %s", name, withoutPath(err)))
 	}
 	return strings.TrimSpace(string(text))
 }
@@ -149,12 +149,12 @@ func (r *attributeReader) optional(names ...string) string {
 	return ""
 }
 
-// names lists a folder of the device.
-func (r *attributeReader) names(folder string) []string {
+// list lists a folder of the device.
+func (r *attributeReader) list(folder string) []string {
 	entries, err := fs.ReadDir(r.sys, path.Join(r.device, folder))
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			r.unreadable = append(r.unreadable, fmt.Sprintf("sysfs folder %s cannot be read: %s", folder, reasonOf(err)))
+			r.unreadable = append(r.unreadable, fmt.Sprintf("sysfs folder %s cannot be read: %s", folder, withoutPath(err)))
 		}
 		return nil
 	}
@@ -165,8 +165,8 @@ func (r *attributeReader) names(folder string) []string {
 	return names
 }
 
-// reasonOf is the error without the path, which the message has already.
-func reasonOf(err error) string {
+// withoutPath is the error without the path, which the message has already.
+func withoutPath(err error) string {
 	if e := (*fs.PathError)(nil); errors.As(err, &e) {
 		return e.Err.Error()
 	}
@@ -187,7 +187,7 @@ func printable(text string) string {
 
 // read reads the device's attributes, and reports whether it is a device with a medium.
 func (d *Device) read(sys fs.FS) bool {
-	r := attributes(sys, d.Name)
+	r := newAttributeReader(sys, d.Name)
 	if r.optional("hidden") == "1" {
 		return false
 	}
@@ -196,12 +196,12 @@ func (d *Device) read(sys fs.FS) bool {
 		return false
 	}
 	d.SectorSize = r.number("queue/logical_block_size")
-	d.Number = r.must("dev")
+	d.Number = r.required("dev")
 	d.Sequence = r.optional("diskseq")
-	d.ReadOnly = r.safe("ro") == "1"
-	d.Removable = r.safe("removable") == "1"
-	d.Rotational = r.safe("queue/rotational") == "1"
-	if d.Zoned = r.safe("queue/zoned"); d.Zoned == "none" {
+	d.ReadOnly = r.deciding("ro") == "1"
+	d.Removable = r.deciding("removable") == "1"
+	d.Rotational = r.deciding("queue/rotational") == "1"
+	if d.Zoned = r.deciding("queue/zoned"); d.Zoned == "none" {
 		d.Zoned = ""
 	}
 	d.Transport = transportOf(sys, d.Name)
@@ -230,8 +230,8 @@ func serialOf(r *attributeReader) string {
 
 // readStack reads what the device is made of, and what is made of it.
 func (d *Device) readStack(r *attributeReader) {
-	for _, holder := range r.names("holders") {
-		of := attributes(r.sys, holder)
+	for _, holder := range r.list("holders") {
+		of := newAttributeReader(r.sys, holder)
 		if disk.IsVolumeMap(of.optional("dm/uuid")) {
 			continue
 		}
@@ -240,8 +240,8 @@ func (d *Device) readStack(r *attributeReader) {
 		}
 		d.Holders = append(d.Holders, holder)
 	}
-	for _, slave := range r.names("slaves") {
-		d.Below = append(d.Below, wholeOf(r.sys, path.Join(d.Name, "slaves", slave)))
+	for _, slave := range r.list("slaves") {
+		d.Below = append(d.Below, wholeDevice(r.sys, path.Join(d.Name, "slaves", slave)))
 	}
 }
 
@@ -251,8 +251,9 @@ func backedByDevice(file string) bool {
 	return strings.HasPrefix(file, "/dev/") && !strings.HasPrefix(file, "/dev/shm/") || strings.Contains(file, "/volumeDevices/")
 }
 
-// wholeOf is the whole device to which a link in sysfs leads: the device itself, or the one of which it is a partition.
-func wholeOf(sys fs.FS, link string) string {
+// wholeDevice is the whole device to which a link in sysfs leads: the device itself, or the one of which it is a
+// partition.
+func wholeDevice(sys fs.FS, link string) string {
 	name := path.Base(link)
 	target, err := fs.ReadLink(sys, link)
 	if err != nil {
@@ -264,13 +265,13 @@ func wholeOf(sys fs.FS, link string) string {
 	return path.Base(path.Dir(target))
 }
 
-// countersAt is the index of the first counter in the result of activity.
-const countersAt = 2
+// firstCounter is the index of the first counter in the result of activity.
+const firstCounter = 2
 
 // activity changes when the device is read, written or resized. It is empty if sysfs does not show that. The fields are
 // the numbers of completed reads, writes and discards.
 func activity(sys fs.FS, name string) string {
-	r := attributes(sys, name)
+	r := newAttributeReader(sys, name)
 	fields := strings.Fields(r.optional("stat"))
 	if len(fields) < 5 {
 		return ""

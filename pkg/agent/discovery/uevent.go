@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settle is how long a rescan waits for more events: plugging in one disk causes a burst of events.
-const settle = 200 * time.Millisecond
+// eventDelay is how long a rescan waits for more events: plugging in one disk causes a burst of events.
+const eventDelay = 200 * time.Millisecond
 
 // WatchDevices calls changed after whole block devices appeared, disappeared or changed, until the context ends. It
 // listens to the kernel, so that an idle node costs nothing.
@@ -33,7 +33,7 @@ func WatchDevices(ctx context.Context, changed func()) error {
 	defer timer.Stop()
 	rescan := func() {
 		if !waiting.Swap(true) {
-			timer.Reset(settle)
+			timer.Reset(eventDelay)
 		}
 	}
 	buffer := make([]byte, 16<<10)
@@ -47,7 +47,7 @@ func WatchDevices(ctx context.Context, changed func()) error {
 			rescan()
 		case err != nil:
 			return fmt.Errorf("cannot read the kernel's device events: %w", err)
-		case aboutDisk(buffer[:n]):
+		case isDiskEvent(buffer[:n]):
 			rescan()
 		}
 	}
@@ -68,8 +68,9 @@ func openUevents() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "uevents"), nil
 }
 
-// aboutDisk reports whether the event is about a whole block device. Events about partitions are caused by this agent.
-func aboutDisk(event []byte) bool {
+// isDiskEvent reports whether the event is about a whole block device. Events about partitions are caused by this
+// agent.
+func isDiskEvent(event []byte) bool {
 	var block, disk bool
 	for field := range bytes.SplitSeq(event, []byte{0}) {
 		switch string(field) {

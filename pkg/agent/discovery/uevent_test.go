@@ -2,8 +2,8 @@ package discovery
 
 import "testing"
 
-// TestAboutDisk asserts that only events about whole block devices count.
-func TestAboutDisk(t *testing.T) {
+// TestIsDiskEvent asserts that only events about whole block devices count.
+func TestIsDiskEvent(t *testing.T) {
 	for event, want := range map[string]bool{
 		"add@/devices/x/block/sda\x00ACTION=add\x00SUBSYSTEM=block\x00DEVTYPE=disk\x00":       true,
 		"add@/devices/x/block/sda1\x00ACTION=add\x00SUBSYSTEM=block\x00DEVTYPE=partition\x00": false,
@@ -11,7 +11,7 @@ func TestAboutDisk(t *testing.T) {
 		"bind@/devices/usb\x00ACTION=bind\x00SUBSYSTEM=usb\x00DEVTYPE=disk\x00":               false,
 		"": false,
 	} {
-		if got := aboutDisk([]byte(event)); got != want {
+		if got := isDiskEvent([]byte(event)); got != want {
 			t.Errorf("aboutDisk(%q) is %v", event, got)
 		}
 	}

@@ -31,8 +31,8 @@ import (
 // Options say which disks are read, and what is not on the disks.
 type Options struct {
 	NodeName string
-	// Devices are patterns for device paths. No other device is read.
-	Devices []string
+	// DevicePatterns are patterns for device paths. No other device is read.
+	DevicePatterns []string
 	// Sys is /sys/block.
 	Sys fs.FS
 	// StorageClass of the PersistentVolumes. A claim that binds one must name the same class. DiskClass is the class
@@ -55,7 +55,7 @@ func (o *Options) Validate() error {
 	if o.NodeName == "" {
 		return errors.New("the name of the node is missing")
 	}
-	if len(o.Devices) == 0 {
+	if len(o.DevicePatterns) == 0 {
 		return errors.New("no devices are named, and none is read without: give the node's disks as --devices=/dev/nvme0n1,/dev/nvme1n1 " +
 			"or --devices='/dev/nvme*', as the DiskClasses or status.devices of the NodeDiskCapacity name them")
 	}
@@ -85,12 +85,12 @@ func Volumes(ctx context.Context, o Options) ([]*corev1.PersistentVolume, error)
 				continue
 			}
 			on[id] = d.ID
-			fsType, err := fileSystem(ctx, d, v)
+			fsType, err := findFileSystem(ctx, d, v)
 			if err != nil {
 				problems = append(problems, fmt.Errorf("volume %s on disk %s (%s): %w", id, d.ID, d.Path, err))
 				continue
 			}
-			volumes = append(volumes, o.volume(d, v, id, fsType))
+			volumes = append(volumes, o.persistentVolume(d, v, id, fsType))
 		}
 	}
 	slices.SortFunc(volumes, func(a, b *corev1.PersistentVolume) int { return cmp.Compare(a.Name, b.Name) })
@@ -99,13 +99,13 @@ func Volumes(ctx context.Context, o Options) ([]*corev1.PersistentVolume, error)
 
 // readDisks reads the tables of the node's disks of ours.
 func readDisks(ctx context.Context, o Options) ([]disk.Snapshot, error) {
-	all, err := discovery.Scan(o.Sys, "/dev")
+	all, err := discovery.ListDevices(o.Sys, "/dev")
 	if err != nil {
 		return nil, err
 	}
-	named := discovery.Among(all, o.Devices)
+	named := discovery.FilterDevices(all, o.DevicePatterns)
 	if len(named) == 0 {
-		return nil, fmt.Errorf("no device of the node matches --devices=%s", strings.Join(o.Devices, ","))
+		return nil, fmt.Errorf("no device of the node matches --devices=%s", strings.Join(o.DevicePatterns, ","))
 	}
 	var disks []disk.Snapshot
 	var problems []error
@@ -131,8 +131,8 @@ func readDisks(ctx context.Context, o Options) ([]disk.Snapshot, error) {
 	return disks, errors.Join(problems...)
 }
 
-// volume is the PersistentVolume as the scheduler would have written it, but bound to no claim.
-func (o *Options) volume(d disk.Snapshot, v disk.Volume, id, fsType string) *corev1.PersistentVolume {
+// persistentVolume is the PersistentVolume as the scheduler would have written it, but bound to no claim.
+func (o *Options) persistentVolume(d disk.Snapshot, v disk.Volume, id, fsType string) *corev1.PersistentVolume {
 	mode := corev1.PersistentVolumeFilesystem
 	if v.Raw {
 		mode = corev1.PersistentVolumeBlock
@@ -159,8 +159,8 @@ func (o *Options) volume(d disk.Snapshot, v disk.Volume, id, fsType string) *cor
 	return pv
 }
 
-// fileSystem reads which file system a volume has. It is empty if the volume was never handed out.
-func fileSystem(ctx context.Context, d disk.Snapshot, v disk.Volume) (string, error) {
+// findFileSystem reads which file system a volume has. It is empty if the volume was never handed out.
+func findFileSystem(ctx context.Context, d disk.Snapshot, v disk.Volume) (string, error) {
 	if v.Raw || v.Phase == disk.Reserved {
 		return "", nil
 	}

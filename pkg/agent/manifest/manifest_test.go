@@ -68,7 +68,7 @@ func format(t *testing.T, d *disk.Disk, v disk.Volume, filled bool) {
 }
 
 func options(devices ...string) Options {
-	return Options{NodeName: "n", Devices: devices, Sys: os.DirFS("/sys/block"), ReclaimPolicy: corev1.PersistentVolumeReclaimRetain}
+	return Options{NodeName: "n", DevicePatterns: devices, Sys: os.DirFS("/sys/block"), ReclaimPolicy: corev1.PersistentVolumeReclaimRetain}
 }
 
 // TestVolumes asserts that each persistent volume of a disk becomes a PersistentVolume which the agent reads back as
@@ -122,7 +122,7 @@ func TestOptionsOverrule(t *testing.T) {
 	v := disk.Volume{Name: uuidOf("1"), Partition: diskv1alpha1.PartitionID("pvc-" + uuidOf("1")), Extent: extent.New(20*mib, 16*mib), Note: note}
 	o := options()
 	o.Bind = true
-	pv := o.volume(disk.Snapshot{ID: "d"}, v, "pvc-"+uuidOf("1"), "xfs")
+	pv := o.persistentVolume(disk.Snapshot{ID: "d"}, v, "pvc-"+uuidOf("1"), "xfs")
 	if ref := pv.Spec.ClaimRef; ref == nil || ref.Namespace != "shop" || ref.Name != "db" || ref.UID != "" {
 		t.Errorf("bound to %+v", ref)
 	}
@@ -130,12 +130,12 @@ func TestOptionsOverrule(t *testing.T) {
 		t.Errorf("by its note it is %+v", pv.Spec)
 	}
 	o.StorageClass, o.DiskClass, o.ReclaimPolicy = "slow", "hdd", corev1.PersistentVolumeReclaimDelete
-	pv = o.volume(disk.Snapshot{ID: "d"}, v, "pvc-"+uuidOf("1"), "xfs")
+	pv = o.persistentVolume(disk.Snapshot{ID: "d"}, v, "pvc-"+uuidOf("1"), "xfs")
 	if pv.Spec.StorageClassName != "slow" || pv.Spec.CSI.VolumeAttributes[diskv1alpha1.AttributeClass] != "hdd" || pv.Spec.PersistentVolumeReclaimPolicy != "Delete" {
 		t.Errorf("by the options it is %+v", pv.Spec)
 	}
 	v.Note = "damaged"
-	if pv := o.volume(disk.Snapshot{ID: "d"}, v, "pvc-"+uuidOf("1"), "xfs"); pv.Spec.ClaimRef != nil || pv.Spec.StorageClassName != "slow" {
+	if pv := o.persistentVolume(disk.Snapshot{ID: "d"}, v, "pvc-"+uuidOf("1"), "xfs"); pv.Spec.ClaimRef != nil || pv.Spec.StorageClassName != "slow" {
 		t.Errorf("without a note it is %+v", pv.Spec)
 	}
 }
@@ -168,7 +168,7 @@ func TestCopies(t *testing.T) {
 func TestWrite(t *testing.T) {
 	v := disk.Volume{Name: uuidOf("1"), Partition: diskv1alpha1.PartitionID("pvc-" + uuidOf("1")), Extent: extent.New(20*mib, 16*mib)}
 	o := options()
-	pv := o.volume(disk.Snapshot{ID: "d"}, v, "pvc-"+uuidOf("1"), "ext4")
+	pv := o.persistentVolume(disk.Snapshot{ID: "d"}, v, "pvc-"+uuidOf("1"), "ext4")
 	var out bytes.Buffer
 	if err := Write(&out, []*corev1.PersistentVolume{pv, pv}); err != nil {
 		t.Fatal(err)
@@ -196,7 +196,7 @@ func TestValidate(t *testing.T) {
 		"":               func(*Options) {},
 		"reclaim policy": func(o *Options) { o.ReclaimPolicy = "Recycle" },
 		"name of the":    func(o *Options) { o.NodeName = "" },
-		"--devices=":     func(o *Options) { o.Devices = nil },
+		"--devices=":     func(o *Options) { o.DevicePatterns = nil },
 	} {
 		o := options("/dev/sdx")
 		change(&o)

@@ -10,10 +10,10 @@ import (
 
 // devicesOf is the inventory of the node's devices, sorted by name. If there are more than the object can have, those
 // without any decision to make are left out first.
-func devicesOf(devices []discovery.Listed, disks []discovery.Disk) []diskv1alpha1.Device {
+func devicesOf(devices []discovery.ListedDevice, disks []discovery.Disk) []diskv1alpha1.Device {
 	if len(devices) > maxDevices {
 		devices = slices.Clone(devices)
-		slices.SortStableFunc(devices, func(a, b discovery.Listed) int { return cmp.Compare(rank(a.Verdict), rank(b.Verdict)) })
+		slices.SortStableFunc(devices, func(a, b discovery.ListedDevice) int { return cmp.Compare(rank(a.Verdict), rank(b.Verdict)) })
 		devices = devices[:maxDevices]
 	}
 	problems := map[string]string{}
@@ -43,7 +43,7 @@ func rank(v discovery.Verdict) int {
 	return 3
 }
 
-func deviceOf(l discovery.Listed, problems map[string]string) diskv1alpha1.Device {
+func deviceOf(l discovery.ListedDevice, problems map[string]string) diskv1alpha1.Device {
 	d, v := l.Device, l.Verdict
 	out := diskv1alpha1.Device{
 		Name: clip(d.Name, 64), ByID: d.ByID, WWN: d.WWN, Serial: d.Serial, Model: clip(d.Model, maxModel), Transport: d.Transport,
@@ -60,7 +60,7 @@ func deviceOf(l discovery.Listed, problems map[string]string) diskv1alpha1.Devic
 }
 
 // candidates is how many devices wait to be taken.
-func candidates(devices []discovery.Listed) int {
+func candidates(devices []discovery.ListedDevice) int {
 	n := 0
 	for _, l := range devices {
 		if l.Verdict.State == diskv1alpha1.DeviceCandidate {

@@ -11,8 +11,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/discovery"
 )
 
-func listed(name string, v discovery.Verdict) discovery.Listed {
-	return discovery.Listed{Device: discovery.Device{Name: name}, Verdict: v}
+func listed(name string, v discovery.Verdict) discovery.ListedDevice {
+	return discovery.ListedDevice{Device: discovery.Device{Name: name}, Verdict: v}
 }
 
 // TestDevices asserts that the devices are published with their verdicts, sorted by name, and that a failed disk is
@@ -20,7 +20,7 @@ func listed(name string, v discovery.Verdict) discovery.Listed {
 func TestDevices(t *testing.T) {
 	serving, failed := inService(), inService()
 	failed.Snapshot.ID, failed.Problem = "b", "device sdb hangs"
-	status := Status([]discovery.Disk{serving, failed}, []discovery.Listed{
+	status := Status([]discovery.Disk{serving, failed}, []discovery.ListedDevice{
 		{
 			Device: discovery.Device{Name: "sdc", Identity: discovery.Identity{WWN: "w", Serial: "s", ByID: "l"}, Model: "M", Transport: "sata", Size: 7, Rotational: true},
 			Verdict: discovery.Verdict{
@@ -41,7 +41,7 @@ func TestDevices(t *testing.T) {
 	if diff := cmp.Diff(want, status.Devices); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	for _, c := range Status(nil, []discovery.Listed{listed("sdc", discovery.Verdict{State: diskv1alpha1.DeviceCandidate})}, nil, noOwner).Conditions {
+	for _, c := range Status(nil, []discovery.ListedDevice{listed("sdc", discovery.Verdict{State: diskv1alpha1.DeviceCandidate})}, nil, noOwner).Conditions {
 		if c.Type == diskv1alpha1.ConditionReady && !strings.Contains(c.Message, "1 devices wait") {
 			t.Errorf("condition is %+v", c)
 		}
@@ -55,7 +55,7 @@ func TestDevicesFit(t *testing.T) {
 	for i := range long {
 		long[i] = strings.Repeat("ü", maxReason)
 	}
-	var devices []discovery.Listed
+	var devices []discovery.ListedDevice
 	for i := range maxDevices {
 		devices = append(devices, listed(fmt.Sprintf("a%03d", i), discovery.Verdict{State: diskv1alpha1.DeviceExcluded, Reasons: long}))
 	}

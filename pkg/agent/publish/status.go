@@ -36,7 +36,7 @@ const (
 
 // Status is what the agent publishes about the disks. Conditions have no transition
 // times yet.
-func Status(disks []discovery.Disk, devices []discovery.Listed, refused []discovery.Refusal, owner func(disk.Volume) Owner) diskv1alpha1.NodeDiskCapacityStatus {
+func Status(disks []discovery.Disk, devices []discovery.ListedDevice, refused []discovery.RefusedDevice, owner func(disk.Volume) Owner) diskv1alpha1.NodeDiskCapacityStatus {
 	status := diskv1alpha1.NodeDiskCapacityStatus{
 		Devices:    devicesOf(devices, disks),
 		Conditions: []metav1.Condition{devicesRefused(refused), ready(disks, devices)},
@@ -98,7 +98,7 @@ func takesVolumes(d *discovery.Disk) bool {
 	return d.Ready() && len(d.Snapshot.Volumes) < disk.MaxVolumes
 }
 
-func ready(disks []discovery.Disk, devices []discovery.Listed) metav1.Condition {
+func ready(disks []discovery.Disk, devices []discovery.ListedDevice) metav1.Condition {
 	var problems []string
 	for i := range disks {
 		if d := &disks[i]; !d.Ready() {
@@ -119,7 +119,7 @@ func ready(disks []discovery.Disk, devices []discovery.Listed) metav1.Condition 
 	return c
 }
 
-func devicesRefused(refused []discovery.Refusal) metav1.Condition {
+func devicesRefused(refused []discovery.RefusedDevice) metav1.Condition {
 	c := metav1.Condition{
 		Type:    diskv1alpha1.ConditionDevicesRefused,
 		Status:  metav1.ConditionFalse,

@@ -87,7 +87,7 @@ func TestStatusAddsUp(t *testing.T) {
 func TestConditions(t *testing.T) {
 	failed := inService()
 	failed.Problem = "device sda is gone"
-	status := Status([]discovery.Disk{failed}, nil, []discovery.Refusal{{Device: "sdb", Reason: "has an ext4 file system"}, {Device: "sdc", Reason: "is mounted"}}, noOwner)
+	status := Status([]discovery.Disk{failed}, nil, []discovery.RefusedDevice{{Device: "sdb", Reason: "has an ext4 file system"}, {Device: "sdc", Reason: "is mounted"}}, noOwner)
 	for _, c := range status.Conditions {
 		switch c.Type {
 		case diskv1alpha1.ConditionReady:
