@@ -19,37 +19,37 @@ import (
 )
 
 const (
-	// blockedAfter is how long something may hold a volume that must be wiped, before that is reported. The kubelet
-	// takes some seconds to unmount.
-	blockedAfter = time.Minute
-	// blockedAgain is the least time between two reports about a volume whose holder changes. blockedEvents bounds the
-	// events about the node: beyond it only the condition lists the volumes.
-	blockedAgain  = 10 * time.Minute
-	blockedEvents = 10
-	// lookAgain is how long one look at the system serves for further volumes. lookPatience bounds how long a look may
-	// take.
-	lookAgain    = 5 * time.Second
-	lookPatience = 10 * time.Second
+	// blockedReportAfter is how long something may hold a volume that must be wiped, before that is reported. The
+	// kubelet takes some seconds to unmount.
+	blockedReportAfter = time.Minute
+	// blockedReportInterval is the least time between two reports about a volume whose holder changes. maxBlockedEvents
+	// bounds the events about the node: beyond it only the condition lists the volumes.
+	blockedReportInterval = 10 * time.Minute
+	maxBlockedEvents      = 10
+	// systemMaxAge is how long one look at the system serves for further volumes. systemTimeout bounds how long a look
+	// may take.
+	systemMaxAge  = 5 * time.Second
+	systemTimeout = 10 * time.Second
 )
 
 // holderUnknown is the kind of a holder that was not found.
 const holderUnknown holders.Kind = "Unknown"
 
-// blocked knows the volumes that must be wiped but are held. The holder is a mount in any namespace, a process that has
-// the device open, or the kernel. It reports what holds them in events, in a condition and in a metric.
-type blocked struct {
+// blockedVolumes knows the volumes that must be wiped but are held. The holder is a mount in any namespace, a process
+// that has the device open, or the kernel. It reports what holds them in events, in a condition and in a metric.
+type blockedVolumes struct {
 	node    *node
 	volumes volumeStore
-	// owner names a volume for messages.
-	owner func(v disk.Volume) (volume, owner string)
+	// ownerOf names a volume for messages.
+	ownerOf func(v disk.Volume) (volume, ownerOf string)
 
-	mu sync.Mutex
-	by map[string]*blockedVolume
+	mu          sync.Mutex
+	byPartition map[string]*blockedVolume
 
-	// lookMu is locked while the system is read.
-	lookMu   sync.Mutex
-	system   *holders.System
-	lookedAt time.Time
+	// systemMu is locked while the system is read.
+	systemMu     sync.Mutex
+	system       *holders.System
+	systemReadAt time.Time
 }
 
 // blockedVolume is a volume that is held.
@@ -58,40 +58,40 @@ type blockedVolume struct {
 	since time.Time
 	// name names the volume, why says what holds it, and kind is the kind of the holder. why is empty until it is
 	// reported.
-	name, why string
-	kind      holders.Kind
+	name, holder string
+	holderKind   holders.Kind
 	// reportedAt is when events were last written.
 	reportedAt time.Time
 }
 
-// held notes that something holds a volume that must be wiped. seen describes it if holdersOf does not find more.
-func (b *blocked) held(ctx context.Context, d discovery.Disk, v disk.Volume, seen string) {
+// recordHeld notes that something holds a volume that must be wiped. seen describes it if holdersOf does not find more.
+func (b *blockedVolumes) recordHeld(ctx context.Context, d discovery.Disk, v disk.Volume, fallback string) {
 	b.mu.Lock()
-	of := b.by[v.Partition]
+	of := b.byPartition[v.Partition]
 	if of == nil {
 		of = &blockedVolume{since: b.node.clock.Now()}
-		b.by[v.Partition] = of
+		b.byPartition[v.Partition] = of
 	}
-	due := b.node.since(of.since) >= blockedAfter
+	due := b.node.since(of.since) >= blockedReportAfter
 	b.mu.Unlock()
 	if !due {
 		return
 	}
-	found, limits := b.holdersOf(ctx, v.Device)
-	why, kind := sentence(seen, found, limits)
-	volume, owner := b.owner(v)
+	found, unchecked := b.holdersOf(ctx, v.Device)
+	why, kind := describeHolders(fallback, found, unchecked)
+	volume, owner := b.ownerOf(v)
 	b.mu.Lock()
-	if b.by[v.Partition] != of {
+	if b.byPartition[v.Partition] != of {
 		b.mu.Unlock()
 		return
 	}
-	isNew := of.why != why
-	of.name, of.why, of.kind = describe(d, v, volume, owner), why, kind
-	report := isNew && (of.reportedAt.IsZero() || b.node.since(of.reportedAt) >= blockedAgain)
+	isNew := of.holder != why
+	of.name, of.holder, of.holderKind = describeVolume(d, v, volume, owner), why, kind
+	report := isNew && (of.reportedAt.IsZero() || b.node.since(of.reportedAt) >= blockedReportInterval)
 	if report {
 		of.reportedAt = b.node.clock.Now()
 	}
-	count := len(b.by)
+	count := len(b.byPartition)
 	b.mu.Unlock()
 	if isNew {
 		b.node.changed()
@@ -100,38 +100,38 @@ func (b *blocked) held(ctx context.Context, d discovery.Disk, v disk.Volume, see
 		return
 	}
 	klog.FromContext(ctx).Info("Volume cannot be reclaimed, something holds it", "partition", v.Partition, "device", v.Device, "disk", d.ID(), "heldBy", why)
-	if count <= blockedEvents {
-		b.node.reports.ofNode(corev1.EventTypeWarning, eventReclaimBlocked, of.name+" cannot be wiped, its space is not free: "+why)
+	if count <= maxBlockedEvents {
+		b.node.reports.nodeEvent(corev1.EventTypeWarning, eventReclaimBlocked, of.name+" cannot be wiped, its space is not free: "+why)
 	}
 	for _, pv := range b.volumes.of(v.Partition) {
-		b.node.reports.ofVolume(pv, corev1.EventTypeWarning, eventReclaimBlocked, "the volume cannot be wiped: "+why)
+		b.node.reports.volumeEvent(pv, corev1.EventTypeWarning, eventReclaimBlocked, "the volume cannot be wiped: "+why)
 	}
 }
 
-// sentence describes what holds a volume, and returns the kind of the first holder.
-func sentence(seen string, found []holders.Holder, limits []string) (why string, kind holders.Kind) {
+// describeHolders describes what holds a volume, and returns the kind of the first holder.
+func describeHolders(fallback string, found []holders.Holder, unchecked []string) (why string, kind holders.Kind) {
 	if len(found) > 0 {
 		return holders.Describe(found), found[0].Kind
 	}
-	why = seen
-	if len(limits) > 0 {
-		why += " (not all could be looked at: " + strings.Join(limits, "; ") + ")"
+	why = fallback
+	if len(unchecked) > 0 {
+		why += " (not all could be looked at: " + strings.Join(unchecked, "; ") + ")"
 	}
 	return why, holderUnknown
 }
 
 // holdersOf finds what holds a device, and what it could not look at.
-func (b *blocked) holdersOf(ctx context.Context, device string) (found []holders.Holder, limits []string) {
-	b.lookMu.Lock()
-	defer b.lookMu.Unlock()
-	if b.system == nil || b.node.since(b.lookedAt) >= lookAgain {
-		ctx, cancel := context.WithTimeout(ctx, lookPatience)
+func (b *blockedVolumes) holdersOf(ctx context.Context, device string) (found []holders.Holder, unchecked []string) {
+	b.systemMu.Lock()
+	defer b.systemMu.Unlock()
+	if b.system == nil || b.node.since(b.systemReadAt) >= systemMaxAge {
+		ctx, cancel := context.WithTimeout(ctx, systemTimeout)
 		defer cancel()
 		system, err := holders.ReadSystem(ctx)
 		if err != nil {
 			return nil, []string{err.Error()}
 		}
-		b.system, b.lookedAt = system, b.node.clock.Now()
+		b.system, b.systemReadAt = system, b.node.clock.Now()
 	}
 	var st syscall.Stat_t
 	if err := syscall.Stat(device, &st); err != nil {
@@ -140,26 +140,26 @@ func (b *blocked) holdersOf(ctx context.Context, device string) (found []holders
 	return b.system.Of(st.Rdev), b.system.Unchecked()
 }
 
-// cleared notes that nothing holds the volume any more, or that it need not be wiped.
-func (b *blocked) cleared(partition string) {
+// remove notes that nothing holds the volume any more, or that it need not be wiped.
+func (b *blockedVolumes) remove(partition string) {
 	b.mu.Lock()
-	of := b.by[partition]
-	delete(b.by, partition)
+	of := b.byPartition[partition]
+	delete(b.byPartition, partition)
 	b.mu.Unlock()
-	if of != nil && of.why != "" {
+	if of != nil && of.holder != "" {
 		b.node.changed()
 	}
 }
 
 // list returns one sentence for each volume that is held, and the number of volumes for each kind of holder.
-func (b *blocked) list() (sentences []string, kinds map[holders.Kind]int) {
+func (b *blockedVolumes) list() (sentences []string, kinds map[holders.Kind]int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	kinds = map[holders.Kind]int{}
-	for _, partition := range slices.Sorted(maps.Keys(b.by)) {
-		if of := b.by[partition]; of.why != "" {
-			sentences = append(sentences, of.name+": "+of.why)
-			kinds[of.kind]++
+	for _, partition := range slices.Sorted(maps.Keys(b.byPartition)) {
+		if of := b.byPartition[partition]; of.holder != "" {
+			sentences = append(sentences, of.name+": "+of.holder)
+			kinds[of.holderKind]++
 		}
 	}
 	return sentences, kinds

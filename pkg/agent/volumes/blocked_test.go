@@ -15,16 +15,16 @@ import (
 )
 
 // openExclusively keeps the device of a partition open until letGo is called.
-func (f *fixture) openExclusively(partition string) (letGo func()) {
+func (f *fixture) openExclusively(partition string) (release func()) {
 	f.t.Helper()
-	_, v, _ := f.node.find(partition)
+	_, v, _ := f.node.findVolume(partition)
 	device, err := os.OpenFile(v.Device, os.O_RDWR|syscall.O_EXCL, 0)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	letGo = func() { _ = device.Close() }
-	f.t.Cleanup(letGo)
-	return letGo
+	release = func() { _ = device.Close() }
+	f.t.Cleanup(release)
+	return release
 }
 
 // TestBlockedReclaim asserts that a volume which cannot be wiped is reported once, after a minute, with what holds it.
@@ -42,22 +42,22 @@ func TestBlockedReclaim(t *testing.T) {
 	} {
 		f := newFixture(t)
 		d := f.loopDisk()
-		pods, partitions := f.running("a")
+		pods, partitions := f.makePods("a")
 		pv, claimed := f.boundVolume(d, 1, func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased })
 		letGo, letClaimGo := tc.hold(f, partitions[0]), tc.hold(f, claimed)
 		f.api.set(func(s *apiServer) { delete(s.pods, "ns/a") })
-		f.unwatchPod(pods[0], false)
+		f.deletePod(pods[0], false)
 		look := func() {
 			t.Helper()
-			f.reclaim.look(partitions[0], 0)
-			f.settle()
+			f.reclaim.enqueue(partitions[0], 0)
+			f.waitIdle()
 			if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
 				t.Error(err)
 			}
 			f.reclaim.wiper.running.Wait()
 		}
 		look()
-		f.clock.Step(blockedAfter - time.Second)
+		f.clock.Step(blockedReportAfter - time.Second)
 		look()
 		if got := f.events.with("ReclaimBlocked"); len(got) != 0 || len(f.Blocked()) != 0 {
 			t.Errorf("%s: reported at once: %q", name, got)
@@ -80,9 +80,9 @@ func TestBlockedReclaim(t *testing.T) {
 		letGo()
 		letClaimGo()
 		look()
-		f.settle()
-		f.phase(partitions[0], "")
-		f.phase(claimed, "")
+		f.waitIdle()
+		f.checkPhase(partitions[0], "")
+		f.checkPhase(claimed, "")
 		if got := f.Blocked(); len(got) != 0 {
 			t.Errorf("%s: still blocked are %q", name, got)
 		}
@@ -93,19 +93,19 @@ func TestBlockedReclaim(t *testing.T) {
 func TestEndingPodIsNotBlocked(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
-	pods, partitions := f.running("a")
+	pods, partitions := f.makePods("a")
 	f.mount(partitions[0])
 	ending := pods[0].DeepCopy()
 	now := ending.CreationTimestamp
 	ending.DeletionTimestamp = &now
 	f.api.put(ending)
-	f.watchedPod(ending)
+	f.addPod(ending)
 	for range 3 {
-		f.reclaim.look(partitions[0], 0)
-		f.settle()
-		f.clock.Step(blockedAfter)
+		f.reclaim.enqueue(partitions[0], 0)
+		f.waitIdle()
+		f.clock.Step(blockedReportAfter)
 	}
-	f.phase(partitions[0], disk.Formatted)
+	f.checkPhase(partitions[0], disk.Formatted)
 	if got := f.Blocked(); len(got) != 0 {
 		t.Errorf("blocked are %q", got)
 	}
@@ -115,34 +115,34 @@ func TestEndingPodIsNotBlocked(t *testing.T) {
 func TestBlockedIsBounded(t *testing.T) {
 	f := newFixture(t)
 	pv := volumeAt(t, 20, nil)
-	d := onDisk(diskID, pv, run(20, 10), nil)
+	d := onDisk(diskID, pv, extentMiB(20, 10), nil)
 	f.disks.set(d)
 	v := d.Snapshot.Volumes[0]
 	// A device that does not exist: no holder can be found.
 	v.Device = "/dev/does-not-exist"
-	f.reclaim.blocked.held(t.Context(), d, v, "why 0")
-	f.clock.Step(blockedAfter)
+	f.reclaim.blocked.recordHeld(t.Context(), d, v, "why 0")
+	f.clock.Step(blockedReportAfter)
 	for i := range 100 {
-		f.reclaim.blocked.held(t.Context(), d, v, fmt.Sprintf("why %d", i))
-		f.clock.Step(blockedAgain / 50)
+		f.reclaim.blocked.recordHeld(t.Context(), d, v, fmt.Sprintf("why %d", i))
+		f.clock.Step(blockedReportInterval / 50)
 	}
 	if got := f.events.with("ReclaimBlocked"); len(got) != 2 {
-		t.Errorf("%d events in %v", len(got), 2*blockedAgain)
+		t.Errorf("%d events in %v", len(got), 2*blockedReportInterval)
 	}
 	if got := f.Blocked(); len(got) != 1 || !strings.Contains(got[0], "why 99 (not all could be looked at: device /dev/does-not-exist") {
 		t.Errorf("blocked are %q", got)
 	}
 	for i := range 50 {
 		v.Partition = fmt.Sprintf("partition %d", i)
-		f.reclaim.blocked.held(t.Context(), d, v, "why")
+		f.reclaim.blocked.recordHeld(t.Context(), d, v, "why")
 	}
-	f.clock.Step(blockedAfter)
+	f.clock.Step(blockedReportAfter)
 	before := len(f.events.with())
 	for i := range 50 {
 		v.Partition = fmt.Sprintf("partition %d", i)
-		f.reclaim.blocked.held(t.Context(), d, v, "why")
+		f.reclaim.blocked.recordHeld(t.Context(), d, v, "why")
 	}
-	if got := len(f.events.with()) - before; got > blockedEvents {
+	if got := len(f.events.with()) - before; got > maxBlockedEvents {
 		t.Errorf("%d events of 50 volumes", got)
 	}
 	if got := f.Blocked(); len(got) != 51 {

@@ -13,10 +13,10 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// successor is a pod whose volume is recorded at the extent that a partition still has.
-func (f *fixture) successor(partition string) (pod *corev1.Pod, own string) {
+// makeSuccessor is a pod whose volume is recorded at the extent that a partition still has.
+func (f *fixture) makeSuccessor(partition string) (pod *corev1.Pod, own string) {
 	f.t.Helper()
-	d, on, found := f.node.find(partition)
+	d, on, found := f.node.findVolume(partition)
 	if !found {
 		f.t.Fatalf("there is no partition %s", partition)
 	}
@@ -29,7 +29,7 @@ func (f *fixture) successor(partition string) (pod *corev1.Pod, own string) {
 	pod, own = inlinePod("successor")
 	metav1.SetMetaDataAnnotation(&pod.ObjectMeta, diskv1alpha1.AnnotationAllocation, record)
 	f.api.put(pod)
-	f.watchedPod(pod)
+	f.addPod(pod)
 	return pod, own
 }
 
@@ -38,13 +38,13 @@ func (f *fixture) successor(partition string) (pod *corev1.Pod, own string) {
 func TestSuccessorWaits(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
-	pods, partitions := f.running("gone")
-	_, at, _ := f.node.find(partitions[0])
-	pod, own := f.successor(partitions[0])
+	pods, partitions := f.makePods("gone")
+	_, at, _ := f.node.findVolume(partitions[0])
+	pod, own := f.makeSuccessor(partitions[0])
 	id := diskv1alpha1.InlineVolumeID(pod.UID, "data")
 	before := f.events.with()
-	f.realize(pod)
-	f.phase(own, "")
+	f.syncPod(pod)
+	f.checkPhase(own, "")
 	if err := f.Publish(t.Context(), PodRef{Namespace: "ns", Name: pod.Name, UID: pod.UID}, id, nil); !errors.Is(err, ErrWaiting) {
 		t.Errorf("the kubelet is answered %v", err)
 	}
@@ -52,65 +52,66 @@ func TestSuccessorWaits(t *testing.T) {
 		t.Errorf("reported is %q", got)
 	}
 	f.api.set(func(s *apiServer) { delete(s.pods, "ns/gone") })
-	f.unwatchPod(pods[0], false)
-	f.settle()
-	f.phase(partitions[0], "")
-	f.realize(pod)
-	f.phase(own, disk.Formatted)
-	if _, got, _ := f.node.find(own); got.Extent != at.Extent {
+	f.deletePod(pods[0], false)
+	f.waitIdle()
+	f.checkPhase(partitions[0], "")
+	f.syncPod(pod)
+	f.checkPhase(own, disk.Formatted)
+	if _, got, _ := f.node.findVolume(own); got.Extent != at.Extent {
 		t.Errorf("the volume is at %v, recorded at %v", got.Extent, at.Extent)
 	}
 }
 
 // TestSuccessorGoesElsewhere asserts that a volume whose recorded extent stays in use is put elsewhere on the node.
-// That happens when recordPatience is over, and the volume is queued for that moment.
+// That happens when recordTimeout is over, and the volume is queued for that moment.
 func TestSuccessorGoesElsewhere(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
-	_, partitions := f.running("stays")
-	pod, own := f.successor(partitions[0])
-	for f.inline.queue.Len() > 0 {
-		key, _ := f.inline.queue.Get()
-		f.inline.queue.Done(key)
+	_, partitions := f.makePods("stays")
+	pod, own := f.makeSuccessor(partitions[0])
+	for f.inlineController.queue.Len() > 0 {
+		key, _ := f.inlineController.queue.Get()
+		f.inlineController.queue.Done(key)
 	}
-	f.realize(pod)
-	f.clock.Step(recordPatience - 1)
-	f.realize(pod)
-	f.phase(own, "")
+	f.syncPod(pod)
+	f.clock.Step(recordTimeout - 1)
+	f.syncPod(pod)
+	f.checkPhase(own, "")
 	f.clock.Step(1)
-	key, _ := f.inline.queue.Get() // Get blocks until a key is queued.
-	f.inline.queue.Done(key)
+	key, _ := f.inlineController.queue.Get() // Get blocks until a key is queued.
+	f.inlineController.queue.Done(key)
 	if key != keyOf(pod) {
 		t.Errorf("queued is %s", key)
 	}
-	f.realize(pod)
-	f.phase(own, disk.Formatted)
+	f.syncPod(pod)
+	f.checkPhase(own, disk.Formatted)
 	if got := f.events.with("Pod VolumeReplaced", "is not free"); len(got) != 1 {
 		t.Errorf("reported is %q", f.events.with())
 	}
 }
 
-// TestContested asserts how long a volume waits for a recorded extent that is in use, and that it does not wait twice.
-func TestContested(t *testing.T) {
+// TestRecordWaits asserts how long a volume waits for a recorded extent that is in use, and that it does not wait
+// twice.
+func TestRecordWaits(t *testing.T) {
 	begin := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	inUse, other := want("v", 10, "a", 1), want("w", 10, "a", 1)
-	inUse.inUse = true
+	inUse, other := unplaced("v", 10, "a", 1), unplaced("w", 10, "a", 1)
+	inUse.recordInUse = true
 	for _, test := range []struct {
 		name string
-		rest []wanted
+		rest []unplacedVolume
 		// after are the times of the calls of check since the beginning, left the answer of the last one.
 		after []time.Duration
 		left  time.Duration
 	}{
-		{name: "first", rest: []wanted{inUse}, after: []time.Duration{0}, left: recordPatience},
-		{name: "later", rest: []wanted{inUse}, after: []time.Duration{0, time.Second}, left: recordPatience - time.Second},
-		{name: "over", rest: []wanted{inUse}, after: []time.Duration{0, recordPatience}},
-		{name: "over for good", rest: []wanted{inUse}, after: []time.Duration{0, recordPatience, recordMemory}},
-		{name: "forgotten", rest: []wanted{inUse}, after: []time.Duration{0, recordMemory + 1}, left: recordPatience},
-		{name: "for another reason", rest: []wanted{other}, after: []time.Duration{0}},
-		{name: "one of two", rest: []wanted{other, inUse}, after: []time.Duration{0}, left: recordPatience},
+		{name: "first", rest: []unplacedVolume{inUse}, after: []time.Duration{0}, left: recordTimeout},
+		{name: "later", rest: []unplacedVolume{inUse}, after: []time.Duration{0, time.Second}, left: recordTimeout - time.Second},
+		{name: "over", rest: []unplacedVolume{inUse}, after: []time.Duration{0, recordTimeout}},
+		{name: "over for good", rest: []unplacedVolume{inUse}, after: []time.Duration{0, recordTimeout, recordWaitTTL}},
+		{name: "forgotten", rest: []unplacedVolume{inUse}, after: []time.Duration{0, recordWaitTTL + 1}, left: recordTimeout},
+		{name: "for another reason", rest: []unplacedVolume{other}, after: []time.Duration{0}},
+		{name: "one of two", rest: []unplacedVolume{other, inUse}, after: []time.Duration{0}, left: recordTimeout},
 	} {
-		c, err := contested{}, error(nil)
+		c, err := recordWaits{}, error(nil)
 		for _, after := range test.after {
 			err = c.check(test.rest, begin.Add(after))
 		}

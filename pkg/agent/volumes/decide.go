@@ -12,8 +12,8 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// space is the part of a disk's state that a decision needs.
-type space struct {
+// diskSpace is the part of a disk's state that a decision needs.
+type diskSpace struct {
 	id, class string
 	// free can be used now.
 	free extent.Set
@@ -21,16 +21,16 @@ type space struct {
 	wiping extent.Set
 }
 
-// wanted is a volume that has no partition yet.
-type wanted struct {
+// unplacedVolume is a volume that has no partition yet.
+type unplacedVolume struct {
 	request.Volume
 	// recorded is where the scheduler put it. It is nil if there is no usable record, and then unrecorded says why.
-	recorded   *diskv1alpha1.RecordVolume
-	unrecorded string
-	// inUse is set when the record is valid but its extent is not free.
-	inUse bool
-	// home is a disk that must be in service, because it may hold the volume already.
-	home string
+	recorded       *diskv1alpha1.RecordVolume
+	noRecordReason string
+	// recordInUse is set when the record is valid but its extent is not free.
+	recordInUse bool
+	// requiredDisk is a disk that must be in service, because it may hold the volume already.
+	requiredDisk string
 }
 
 // place is where a volume goes.
@@ -48,58 +48,58 @@ var errWaiting = errors.New("there is room as soon as volumes that are gone have
 // decide chooses the places of the volumes: the recorded place if that is possible, else a place by the same algorithm
 // as the scheduler's. It places all or none. occupied are the disks with volumes of the pod that have Apart. The error
 // is errWaiting, a placement.NoFit, or another one of placement.
-func decide(disks []space, occupied map[string]bool, volumes []wanted) ([]place, error) {
-	followed, rest := follow(disks, occupied, volumes)
+func decide(disks []diskSpace, occupied map[string]bool, volumes []unplacedVolume) ([]place, error) {
+	followed, rest := followRecords(disks, occupied, volumes)
 	if len(rest) == 0 {
 		return followed.places, nil
 	}
-	planned, err := plan(followed.disks, followed.occupied, rest)
+	planned, err := planPlaces(followed.disks, followed.occupied, rest)
 	if err == nil {
-		return inOrder(volumes, append(followed.places, planned...)), nil
+		return sortPlaces(volumes, append(followed.places, planned...)), nil
 	}
 	if len(followed.places) > 0 {
 		// A record that can be followed only in part must not prevent the other volumes from being placed.
 		all := slices.Clone(volumes)
 		for i := range all {
-			if !slices.ContainsFunc(rest, func(w wanted) bool { return w.Name == all[i].Name }) {
-				all[i].unrecorded = "the pod's other volumes fit only if this one moves"
+			if !slices.ContainsFunc(rest, func(w unplacedVolume) bool { return w.Name == all[i].Name }) {
+				all[i].noRecordReason = "the pod's other volumes fit only if this one moves"
 			}
 		}
-		if planned, err := plan(disks, occupied, all); err == nil {
+		if planned, err := planPlaces(disks, occupied, all); err == nil {
 			return planned, nil
 		}
 	}
-	if _, soon := plan(withWiping(followed.disks), followed.occupied, rest); soon == nil {
+	if _, soon := planPlaces(withWipingAsFree(followed.disks), followed.occupied, rest); soon == nil {
 		return nil, errWaiting
 	}
 	return nil, err
 }
 
-// following is the outcome of follow.
-type following struct {
+// recordedPlaces is the outcome of follow.
+type recordedPlaces struct {
 	places   []place
-	disks    []space
+	disks    []diskSpace
 	occupied map[string]bool
 }
 
-// follow puts volumes at their recorded places as far as that is possible. It returns the other volumes, each with the
-// reason.
-func follow(disks []space, occupied map[string]bool, volumes []wanted) (following, []wanted) {
-	f := following{disks: slices.Clone(disks), occupied: maps.Clone(occupied)}
+// followRecords puts volumes at their recorded places as far as that is possible. It returns the other volumes, each
+// with the reason.
+func followRecords(disks []diskSpace, occupied map[string]bool, volumes []unplacedVolume) (recordedPlaces, []unplacedVolume) {
+	f := recordedPlaces{disks: slices.Clone(disks), occupied: maps.Clone(occupied)}
 	if f.occupied == nil {
 		f.occupied = map[string]bool{}
 	}
-	var rest []wanted
+	var rest []unplacedVolume
 	for _, w := range volumes {
-		at, why := f.check(w)
+		at, why := f.checkRecord(w)
 		if why != "" {
-			w.unrecorded = why
+			w.noRecordReason = why
 			rest = append(rest, w)
 			continue
 		}
 		e := extent.New(w.recorded.Start, w.recorded.Length)
 		if !f.disks[at].free.Contains(e) {
-			w.unrecorded, w.inUse = fmt.Sprintf("the recorded extent %v of disk %s is not free", e, w.recorded.Disk), true
+			w.noRecordReason, w.recordInUse = fmt.Sprintf("the recorded extent %v of disk %s is not free", e, w.recorded.Disk), true
 			rest = append(rest, w)
 			continue
 		}
@@ -112,14 +112,14 @@ func follow(disks []space, occupied map[string]bool, volumes []wanted) (followin
 	return f, rest
 }
 
-// check returns the index of the recorded disk, or the reason why the record is not valid. It does not check whether
-// the extent is free.
-func (f *following) check(w wanted) (int, string) {
+// checkRecord returns the index of the recorded disk, or the reason why the record is not valid. It does not check
+// whether the extent is free.
+func (f *recordedPlaces) checkRecord(w unplacedVolume) (int, string) {
 	r := w.recorded
 	if r == nil {
-		return 0, w.unrecorded
+		return 0, w.noRecordReason
 	}
-	at := slices.IndexFunc(f.disks, func(d space) bool { return d.id == r.Disk })
+	at := slices.IndexFunc(f.disks, func(d diskSpace) bool { return d.id == r.Disk })
 	if at < 0 {
 		return 0, fmt.Sprintf("the recorded disk %s is not in service on this node", r.Disk)
 	}
@@ -135,13 +135,13 @@ func (f *following) check(w wanted) (int, string) {
 	return at, ""
 }
 
-// plan places volumes and ignores all records.
-func plan(disks []space, occupied map[string]bool, volumes []wanted) ([]place, error) {
+// planPlaces places volumes and ignores all records.
+func planPlaces(disks []diskSpace, occupied map[string]bool, volumes []unplacedVolume) ([]place, error) {
 	if len(occupied) == 0 {
-		return planOn(disks, volumes)
+		return planOnDisks(disks, volumes)
 	}
 	// Volumes with Apart go first, on the disks that are not occupied.
-	var apart, other []wanted
+	var apart, other []unplacedVolume
 	for _, w := range volumes {
 		if w.Request.Apart {
 			apart = append(apart, w)
@@ -149,29 +149,29 @@ func plan(disks []space, occupied map[string]bool, volumes []wanted) ([]place, e
 			other = append(other, w)
 		}
 	}
-	var allowed []space
+	var allowed []diskSpace
 	for _, d := range disks {
 		if !occupied[d.id] {
 			allowed = append(allowed, d)
 		}
 	}
-	places, err := planOn(allowed, apart)
+	places, err := planOnDisks(allowed, apart)
 	if err != nil {
 		return nil, err
 	}
 	left := slices.Clone(disks)
 	for _, p := range places {
-		at := slices.IndexFunc(left, func(d space) bool { return d.id == p.disk })
+		at := slices.IndexFunc(left, func(d diskSpace) bool { return d.id == p.disk })
 		left[at].free = left[at].free.Remove(p.extent)
 	}
-	more, err := planOn(left, other)
+	more, err := planOnDisks(left, other)
 	if err != nil {
 		return nil, err
 	}
-	return inOrder(volumes, append(places, more...)), nil
+	return sortPlaces(volumes, append(places, more...)), nil
 }
 
-func planOn(disks []space, volumes []wanted) ([]place, error) {
+func planOnDisks(disks []diskSpace, volumes []unplacedVolume) ([]place, error) {
 	if len(volumes) == 0 {
 		return nil, nil
 	}
@@ -192,12 +192,12 @@ func planOn(disks []space, volumes []wanted) ([]place, error) {
 	}
 	places := make([]place, len(volumes))
 	for i, a := range assignments {
-		places[i] = place{Volume: volumes[i].Volume, disk: a.Disk, extent: a.Extent, deviation: volumes[i].unrecorded}
+		places[i] = place{Volume: volumes[i].Volume, disk: a.Disk, extent: a.Extent, deviation: volumes[i].noRecordReason}
 	}
 	return places, nil
 }
 
-func withWiping(disks []space) []space {
+func withWipingAsFree(disks []diskSpace) []diskSpace {
 	out := slices.Clone(disks)
 	for i := range out {
 		out[i].free = out[i].free.Union(out[i].wiping)
@@ -205,8 +205,8 @@ func withWiping(disks []space) []space {
 	return out
 }
 
-// inOrder sorts places into the order of the volumes.
-func inOrder(volumes []wanted, places []place) []place {
+// sortPlaces sorts places into the order of the volumes.
+func sortPlaces(volumes []unplacedVolume, places []place) []place {
 	position := make(map[string]int, len(volumes))
 	for i, w := range volumes {
 		position[w.Name] = i

@@ -16,12 +16,12 @@
 //	  -> where?                        placer.choose       place.go, contested.go, decide.go (pure)
 //	  -> if there is no room           inline.noRoom       inline_noroom.go
 //	  -> partition, phase Reserved     inline.create       inline_place.go
-//	  -> mkfs, phase Formatted         formatter.ready     format.go, filesystem.go
+//	  -> mkfs, phase Formatted         formatter.ensureFormatted     format.go, filesystem.go
 //	pod gone, or NodeUnpublish         reclaim.release     reclaim.go
 //	  -> live answer of the API server inline.verdict      inline_release.go, owners.go
 //	  -> phase Wiping, zeroed, removed wiper.wipe          wiping.go
-//	  -> log, event, metrics           wiper.record        wiping.go
-//	pod gone, its end not seen         sweeper.suspect     sweep.go
+//	  -> log, event, metrics           wiper.reportWipe        wiping.go
+//	pod gone, its end not seen         sweeper.addSuspect     sweep.go
 //	  -> live list, listed as orphan   sweeper.sweep       sweep.go, orphans.go
 //	  -> after the grace, if few       reclaim.reclaimOrphan
 //
@@ -29,12 +29,12 @@
 //
 //	PersistentVolume seen              persistent.sync     persistent.go
 //	NodeStage                          stager.Stage        persistent_stage.go
-//	  -> partition                     maker.realize       persistent_place.go
+//	  -> partition                     maker.ensureForVolume       persistent_place.go
 //	  -> file system                   stager.makeReady    persistent_stage.go, format.go
 //	capacity raised                    grower              persistent_grow.go
 //	claim gone, policy Delete          releaser.release    persistent_release.go
 //	  -> live answer                   actionFor           persistentvolumes.go
-//	  -> PersistentVolume deleted, held by our finalizer   releaser.deleteHeld
+//	  -> PersistentVolume deleted, held by our finalizer   releaser.deleteWithFinalizer
 //	  -> wiped                         wiper.wipe          wiping.go
 //	  -> our finalizer removed         releaser.finalize
 //	PersistentVolume gone              releaser.verdict: kept, and reported

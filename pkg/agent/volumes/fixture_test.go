@@ -231,13 +231,13 @@ func (e *events) with(texts ...string) []string {
 	return out
 }
 
-// disksOf is an inventory of the disks that a test puts into it.
-type disksOf struct {
+// testInventory is an inventory of the disks that a test puts into it.
+type testInventory struct {
 	mu    sync.Mutex
 	disks []discovery.Disk
 }
 
-func (d *disksOf) Disks() []discovery.Disk {
+func (d *testInventory) Disks() []discovery.Disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	disks := slices.Clone(d.disks)
@@ -250,7 +250,7 @@ func (d *disksOf) Disks() []discovery.Disk {
 	return disks
 }
 
-func (d *disksOf) set(disks ...discovery.Disk) {
+func (d *testInventory) set(disks ...discovery.Disk) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.disks = disks
@@ -263,7 +263,7 @@ type fixture struct {
 	api    *apiServer
 	clock  *clocktesting.FakeClock
 	events *events
-	disks  *disksOf
+	disks  *testInventory
 	// changes counts the calls of OwnersChanged, policy is how all classes are wiped.
 	changes atomic.Int32
 	policy  disk.WipeSettings
@@ -280,7 +280,7 @@ func newFixture(t *testing.T, pvs ...*corev1.PersistentVolume) *fixture {
 	t.Helper()
 	f := &fixture{
 		t: t, api: &apiServer{pods: map[string]*corev1.Pod{}, volumes: map[string]*corev1.PersistentVolume{}},
-		clock: clocktesting.NewFakeClock(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)), events: &events{}, disks: &disksOf{},
+		clock: clocktesting.NewFakeClock(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)), events: &events{}, disks: &testInventory{},
 		lineage: filepath.Join(t.TempDir(), "lineage.json"),
 	}
 	server := httptest.NewServer(f.api)
@@ -296,7 +296,7 @@ func newFixture(t *testing.T, pvs ...*corev1.PersistentVolume) *fixture {
 	}
 	f.restart()
 	for _, pv := range pvs {
-		f.watched(pv)
+		f.addVolume(pv)
 	}
 	return f
 }
@@ -341,41 +341,41 @@ func (f *fixture) restart() {
 	}
 	f.Manager = m
 	for _, object := range f.options.Pods.GetStore().List() {
-		m.inline.podSeen(object)
+		m.inlineController.onPod(object)
 	}
-	f.t.Cleanup(m.inline.queue.ShutDown)
+	f.t.Cleanup(m.inlineController.queue.ShutDown)
 	f.t.Cleanup(m.reclaim.queue.ShutDown)
 	f.t.Cleanup(m.persistent.queue.ShutDown)
 }
 
-// watched puts a PersistentVolume into the watch's store.
-func (f *fixture) watched(pv *corev1.PersistentVolume) {
+// addVolume puts a PersistentVolume into the watch's store.
+func (f *fixture) addVolume(pv *corev1.PersistentVolume) {
 	f.t.Helper()
 	if err := f.options.Volumes.GetStore().Add(pv); err != nil {
 		f.t.Fatal(err)
 	}
 }
 
-// watchedPod puts a pod into the watch's store, and calls the manager's handler.
-func (f *fixture) watchedPod(pod *corev1.Pod) {
+// addPod puts a pod into the watch's store, and calls the manager's handler.
+func (f *fixture) addPod(pod *corev1.Pod) {
 	f.t.Helper()
 	if err := f.options.Pods.GetStore().Add(pod); err != nil {
 		f.t.Fatal(err)
 	}
-	f.inline.podSeen(pod)
+	f.inlineController.onPod(pod)
 }
 
-// unwatchPod removes the pod from the store, and calls the manager's handler.
-func (f *fixture) unwatchPod(pod *corev1.Pod, missed bool) {
+// deletePod removes the pod from the store, and calls the manager's handler.
+func (f *fixture) deletePod(pod *corev1.Pod, missed bool) {
 	f.t.Helper()
 	if err := f.options.Pods.GetStore().Delete(pod); err != nil {
 		f.t.Fatal(err)
 	}
 	if missed {
-		f.inline.podDeleted(cache.DeletedFinalStateUnknown{Key: pod.Namespace + "/" + pod.Name, Obj: pod})
+		f.inlineController.onPodDelete(cache.DeletedFinalStateUnknown{Key: pod.Namespace + "/" + pod.Name, Obj: pod})
 		return
 	}
-	f.inline.podDeleted(pod)
+	f.inlineController.onPodDelete(pod)
 }
 
 // queued takes the keys that are in the queue of reclaim now.
@@ -391,8 +391,8 @@ func (f *fixture) queued() []string {
 	return keys
 }
 
-// settle processes the queue of reclaim until it is empty and no wipe runs.
-func (f *fixture) settle() {
+// waitIdle processes the queue of reclaim until it is empty and no wipe runs.
+func (f *fixture) waitIdle() {
 	f.t.Helper()
 	for range 100 {
 		keys := f.queued()

@@ -16,8 +16,8 @@ import (
 // formatsPerDisk bounds by disk, not by node: a disk that hangs keeps its slots for ever.
 const formatsPerDisk = 4
 
-// use mounts a volume's device, or does something else with it.
-type use func(ctx context.Context, device, fsType string) error
+// deviceFunc mounts a volume's device, or does something else with it.
+type deviceFunc func(ctx context.Context, device, fsType string) error
 
 // formatter brings volumes from phase Reserved to Formatted. A formatted partition is never
 // formatted again.
@@ -26,15 +26,16 @@ type formatter struct {
 	// fsType is the file system of a class's volumes that request none.
 	fsType      func(class string) string
 	fileSystems FileSystems
-	slots       slots
+	semaphores  diskSemaphores
 
 	mu sync.Mutex
-	// fresh are the partitions that this agent has made and that had no mkfs yet: they have never been mounted. The
-	// value is true if the agent wrote zeros to all of their bytes.
-	fresh map[string]bool
-	// made are the file systems of partitions in phase Reserved that only need the phase Formatted. The next holder of
-	// the volume's lock writes it. After a restart the file systems are made again: the volumes were never handed out.
-	made map[string]string
+	// neverFormatted are the partitions that this agent has made and that had no mkfs yet: they have never been
+	// mounted. The value is true if the agent wrote zeros to all of their bytes.
+	neverFormatted map[string]bool
+	// unmarkedFileSystems are the file systems of partitions in phase Reserved that only need the phase Formatted. The
+	// next holder of the volume's lock writes it. After a restart the file systems are made again: the volumes were
+	// never handed out.
+	unmarkedFileSystems map[string]string
 	// publishing counts the kubelet's calls that wait for a volume's lock to mount it.
 	publishing map[string]int
 }
@@ -42,30 +43,30 @@ type formatter struct {
 func newFormatter(n *node, fsType func(class string) string, fs FileSystems) *formatter {
 	return &formatter{
 		node: n, fsType: fsType, fileSystems: fs,
-		fresh: map[string]bool{}, made: map[string]string{}, publishing: map[string]int{},
+		neverFormatted: map[string]bool{}, unmarkedFileSystems: map[string]string{}, publishing: map[string]int{},
 	}
 }
 
-// noteNew notes whether the bytes of a partition that has just been made are zeros. The caller holds the volume's lock.
-// All partitions of a volume have the same GUID, so what was known of an earlier one must be dropped.
-func (f *formatter) noteNew(partition string, prezeroed bool) {
+// recordNew notes whether the bytes of a partition that has just been made are zeros. The caller holds the volume's
+// lock. All partitions of a volume have the same GUID, so what was known of an earlier one must be dropped.
+func (f *formatter) recordNew(partition string, prezeroed bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.made, partition)
-	f.fresh[partition] = prezeroed
+	delete(f.unmarkedFileSystems, partition)
+	f.neverFormatted[partition] = prezeroed
 }
 
 // forget drops what is known of a partition that does not exist any more.
 func (f *formatter) forget(partition string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.fresh, partition)
-	delete(f.made, partition)
+	delete(f.neverFormatted, partition)
+	delete(f.unmarkedFileSystems, partition)
 }
 
-// ready brings a volume that has a partition to phase Formatted. If mount is not nil, ready calls it with the formatted
-// device. mount may run while the phase is being written. Both have happened when ready returns nil.
-func (f *formatter) ready(ctx context.Context, v request.Volume, mount use) error {
+// ensureFormatted brings a volume that has a partition to phase Formatted. If mount is not nil, ready calls it with the
+// formatted device. mount may run while the phase is being written. Both have happened when ready returns nil.
+func (f *formatter) ensureFormatted(ctx context.Context, v request.Volume, mount deviceFunc) error {
 	if mount != nil {
 		f.countPublishing(v.Partition, 1)
 	}
@@ -77,7 +78,7 @@ func (f *formatter) ready(ctx context.Context, v request.Volume, mount use) erro
 		return err
 	}
 	defer unlock()
-	d, partition, found := f.node.find(v.Partition)
+	d, partition, found := f.node.findVolume(v.Partition)
 	switch {
 	case !found:
 		return fmt.Errorf("volume %q: its partition was released: %w", v.Name, ErrPodGone)
@@ -101,12 +102,12 @@ func (f *formatter) ready(ctx context.Context, v request.Volume, mount use) erro
 
 // format makes the file system of a volume in phase Reserved. The caller holds the
 // volume's lock.
-func (f *formatter) format(ctx context.Context, d discovery.Disk, partition disk.Volume, v request.Volume, mount use) error {
+func (f *formatter) format(ctx context.Context, d discovery.Disk, partition disk.Volume, v request.Volume, mount deviceFunc) error {
 	e, err := engineOf(&d)
 	if err != nil {
 		return fmt.Errorf("volume %q: %w", v.Name, err)
 	}
-	leave, err := f.slots.take(ctx, d.ID(), formatsPerDisk)
+	leave, err := f.semaphores.acquire(ctx, d.ID(), formatsPerDisk)
 	if err != nil {
 		return err
 	}
@@ -117,22 +118,22 @@ func (f *formatter) format(ctx context.Context, d discovery.Disk, partition disk
 	}
 	begin := time.Now()
 	f.mu.Lock()
-	zeroed, isFresh := f.fresh[v.Partition]
+	zeroed, isFresh := f.neverFormatted[v.Partition]
 	partition.Prezeroed = zeroed
-	made, isMade := f.made[v.Partition]
+	made, isMade := f.unmarkedFileSystems[v.Partition]
 	f.mu.Unlock()
-	already := false
+	isMounted := false
 	if !isMade && !isFresh {
 		// Only this function mounts a Reserved volume, after its mkfs. If the volume is mounted, an agent stopped
 		// between the mount and the new phase.
-		if already, err = mounted(partition.Device); err != nil {
+		if isMounted, err = isDeviceMounted(partition.Device); err != nil {
 			return err
 		}
 	}
 	switch {
 	case isMade:
 		fsType = made
-	case !already:
+	case !isMounted:
 		if err := f.mkfs(ctx, e, v.Request.Class, fsType, partition); err != nil {
 			return fmt.Errorf("volume %q: %w", v.Name, err)
 		}
@@ -153,7 +154,7 @@ func (f *formatter) format(ctx context.Context, d discovery.Disk, partition disk
 		return fmt.Errorf("volume %q: cannot note that it is formatted: %w", v.Name, err)
 	}
 	f.mu.Lock()
-	delete(f.made, v.Partition)
+	delete(f.unmarkedFileSystems, v.Partition)
 	f.mu.Unlock()
 	klog.FromContext(ctx).Info("Volume is formatted", "volume", v.Name, "partition", v.Partition, "device", partition.Device,
 		"fsType", fsType, "duration", time.Since(begin))
@@ -164,7 +165,7 @@ func (f *formatter) format(ctx context.Context, d discovery.Disk, partition disk
 func (f *formatter) mkfs(ctx context.Context, e engine, class, fsType string, partition disk.Volume) error {
 	f.mu.Lock()
 	// After mkfs the bytes of the partition are not known any more, even if it failed.
-	delete(f.fresh, partition.Partition)
+	delete(f.neverFormatted, partition.Partition)
 	f.mu.Unlock()
 	err := e.Format(context.WithoutCancel(ctx), partition.Partition, func(ctx context.Context) error {
 		return f.fileSystems.Make(ctx, class, fsType, partition)
@@ -174,7 +175,7 @@ func (f *formatter) mkfs(ctx context.Context, e engine, class, fsType string, pa
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.made[partition.Partition] = fsType
+	f.unmarkedFileSystems[partition.Partition] = fsType
 	return nil
 }
 

@@ -16,13 +16,13 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// inline makes the volumes of pods, and decides when they may be wiped. This file follows the watch and makes volumes
-// in advance. inline_publish.go serves the kubelet, and inline_place.go makes partitions. inline_noroom.go handles a
-// pod that does not fit, and inline_release.go decides about the end.
+// inlineController makes the volumes of pods, and decides when they may be wiped. This file follows the watch and makes
+// volumes in advance. inline_publish.go serves the kubelet, and inline_place.go makes partitions. inline_noroom.go
+// handles a pod that does not fit, and inline_release.go decides about the end.
 //
 // Invariant: a partition is made only for a pod that was seen alive after the volume's lock was taken. So a release
 // that ran before finds the pod afterwards.
-type inline struct {
+type inlineController struct {
 	node      *node
 	pods      podStore
 	owners    *owners
@@ -34,10 +34,10 @@ type inline struct {
 	options   inlineOptions
 
 	queue   workqueue.TypedRateLimitingInterface[types.NamespacedName]
-	waiting *waiters[types.NamespacedName]
+	waiters *waiters[types.NamespacedName]
 	// podLocks are by UID: the volumes of a pod are placed together.
 	podLocks locks
-	lacking  lacking
+	roomless podsWithoutRoom
 }
 
 // inlineOptions are the grace periods of inline volumes: see Options.
@@ -45,15 +45,15 @@ type inlineOptions struct {
 	orphanGrace, evictionGrace time.Duration
 }
 
-// watch follows the node's pods.
-func (i *inline) watch() error {
-	if err := i.pods.informer.SetTransform(strip); err != nil {
+// watchPods follows the node's pods.
+func (i *inlineController) watchPods() error {
+	if err := i.pods.informer.SetTransform(stripPod); err != nil {
 		return fmt.Errorf("cannot watch pods: %w", err)
 	}
 	_, err := i.pods.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(object any) { i.podSeen(object) },
-		UpdateFunc: i.podUpdated,
-		DeleteFunc: i.podDeleted,
+		AddFunc:    func(object any) { i.onPod(object) },
+		UpdateFunc: i.onPodUpdate,
+		DeleteFunc: i.onPodDelete,
 	})
 	if err != nil {
 		return fmt.Errorf("cannot watch pods: %w", err)
@@ -61,88 +61,88 @@ func (i *inline) watch() error {
 	return nil
 }
 
-// podSeen handles a pod from the watch.
-func (i *inline) podSeen(object any) {
+// onPod handles a pod from the watch.
+func (i *inlineController) onPod(object any) {
 	pod, ok := object.(*corev1.Pod)
 	if !ok || len(pod.Spec.Volumes) == 0 {
 		return
 	}
-	i.owners.note(pod)
-	i.owners.noteEnd(pod, !alive(pod))
-	if i.orphans.claimed(pod) {
+	i.owners.recordPod(pod)
+	i.owners.recordEnd(pod, !isAlive(pod))
+	if i.orphans.removeOfPod(pod) {
 		i.node.changed()
 		// It may have been the last one because of which reclaiming had stopped.
-		i.reclaim.look(sweepKey, 0)
+		i.reclaim.enqueue(sweepKey, 0)
 	}
-	if alive(pod) {
+	if isAlive(pod) {
 		i.queue.Add(keyOf(pod))
 		return
 	}
-	i.hasRoom(pod)
-	i.lookAt(pod)
+	i.clearNoRoom(pod)
+	i.enqueuePod(pod)
 }
 
-// podUpdated handles a change. After a pause of the watch, a change may lead from one pod to another one of the same
+// onPodUpdate handles a change. After a pause of the watch, a change may lead from one pod to another one of the same
 // name. Then it is the only sign of the first pod's end.
-func (i *inline) podUpdated(before, now any) {
+func (i *inlineController) onPodUpdate(before, now any) {
 	b, _ := before.(*corev1.Pod)
 	n, _ := now.(*corev1.Pod)
 	if b != nil && n != nil && b.UID != n.UID {
-		i.podGone(b, false)
+		i.onPodGone(b, false)
 	}
-	i.podSeen(now)
+	i.onPod(now)
 }
 
-// podDeleted handles a deletion. After a pause of the watch, nothing more is known of it. The API server may have been
+// onPodDelete handles a deletion. After a pause of the watch, nothing more is known of it. The API server may have been
 // emptied, or an older state of it restored.
-func (i *inline) podDeleted(object any) {
+func (i *inlineController) onPodDelete(object any) {
 	gone, missed := object.(cache.DeletedFinalStateUnknown)
 	if missed {
 		object = gone.Obj
 	}
 	if pod, ok := object.(*corev1.Pod); ok {
-		i.podGone(pod, !missed)
+		i.onPodGone(pod, !missed)
 	}
 }
 
-// podGone handles the end of a pod. seen says whether the watch showed the deletion itself.
-func (i *inline) podGone(pod *corev1.Pod, seen bool) {
+// onPodGone handles the end of a pod. seen says whether the watch showed the deletion itself.
+func (i *inlineController) onPodGone(pod *corev1.Pod, endSeen bool) {
 	if len(pod.Spec.Volumes) == 0 {
 		return
 	}
-	i.waiting.forget(keyOf(pod))
-	i.clearTrouble(pod)
-	i.owners.note(pod)
-	if seen {
-		i.owners.noteEnd(pod, true)
+	i.waiters.remove(keyOf(pod))
+	i.forgetFailures(pod)
+	i.owners.recordPod(pod)
+	if endSeen {
+		i.owners.recordEnd(pod, true)
 	}
-	i.lookAt(pod)
+	i.enqueuePod(pod)
 }
 
-// lookAt has reclaim look at the volumes of a pod that is ending.
-func (i *inline) lookAt(pod *corev1.Pod) {
+// enqueuePod has reclaim look at the volumes of a pod that is ending.
+func (i *inlineController) enqueuePod(pod *corev1.Pod) {
 	for partition := range partitionsOf(pod) {
-		i.reclaim.look(partition, 0)
+		i.reclaim.enqueue(partition, 0)
 	}
 }
 
-// wakeAll looks at every pod again. Its volumes may be on a disk that has come into service, or the pod may have gone
-// while the disk was away.
-func (i *inline) wakeAll() {
+// enqueueAll looks at every pod again. Its volumes may be on a disk that has come into service, or the pod may have
+// gone while the disk was away.
+func (i *inlineController) enqueueAll() {
 	for _, pod := range i.pods.all() {
 		if len(pod.Spec.Volumes) > 0 {
 			i.queue.Add(keyOf(pod))
 		}
 	}
 	for _, partition := range i.owners.partitions() {
-		i.reclaim.look(partition, 0)
+		i.reclaim.enqueue(partition, 0)
 	}
 }
 
 // sync makes the pod's volumes ready to be mounted.
-func (i *inline) sync(ctx context.Context, key types.NamespacedName) error {
+func (i *inlineController) sync(ctx context.Context, key types.NamespacedName) error {
 	pod := i.pods.get(key, "")
-	if pod == nil || !alive(pod) {
+	if pod == nil || !isAlive(pod) {
 		return nil
 	}
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("pod", key))
@@ -157,33 +157,33 @@ func (i *inline) sync(ctx context.Context, key types.NamespacedName) error {
 		warn(pod, eventInvalid, err.Error())
 		return nil
 	}
-	seen := i.waiting.seen()
-	err = i.realize(ctx, pod, volumes)
+	seen := i.waiters.changeCount()
+	err = i.makeVolumes(ctx, pod, volumes)
 	if left, waits := waitsForRecord(err); waits {
 		klog.FromContext(ctx).Info("Volume waits for its recorded extent", "reason", err.Error())
 		i.queue.AddAfter(key, left)
-		i.waiting.wait(key, seen)
+		i.waiters.add(key, seen)
 		return nil
 	}
 	switch {
 	case err == nil:
-		i.clearTrouble(pod)
+		i.forgetFailures(pod)
 		return nil
 	case errors.Is(err, ErrPodGone):
 		return nil
 	case errors.Is(err, ErrInvalid):
 		// The class's default may change.
-		i.withdraw(pod)
+		i.withdrawEviction(pod)
 		warn(pod, eventInvalid, err.Error())
-		i.waiting.wait(key, seen)
+		i.waiters.add(key, seen)
 		return nil
 	case errors.Is(err, ErrWaiting), errors.Is(err, ErrOutOfService):
-		i.withdraw(pod)
+		i.withdrawEviction(pod)
 		warn(pod, eventFailed, err.Error())
-		i.waiting.wait(key, seen)
+		i.waiters.add(key, seen)
 		return nil
 	case errors.Is(err, ErrNoRoom):
-		i.waiting.wait(key, seen)
+		i.waiters.add(key, seen)
 		i.noRoom(ctx, pod, err)
 		return nil
 	}
@@ -191,19 +191,19 @@ func (i *inline) sync(ctx context.Context, key types.NamespacedName) error {
 	return err
 }
 
-func (i *inline) realize(ctx context.Context, pod *corev1.Pod, volumes []request.Volume) error {
-	if err := i.place(ctx, pod, volumes, byWatch); err != nil {
+func (i *inlineController) makeVolumes(ctx context.Context, pod *corev1.Pod, volumes []request.Volume) error {
+	if err := i.placeVolumes(ctx, pod, volumes, fromWatch); err != nil {
 		return err
 	}
 	var group errgroup.Group
 	for _, v := range volumes {
-		group.Go(func() error { return i.formatter.ready(ctx, v, nil) })
+		group.Go(func() error { return i.formatter.ensureFormatted(ctx, v, nil) })
 	}
 	return group.Wait()
 }
 
-// clearTrouble forgets a pod's failures: it has its volumes, or is gone.
-func (i *inline) clearTrouble(pod *corev1.Pod) {
-	i.hasRoom(pod)
+// forgetFailures forgets a pod's failures: it has its volumes, or is gone.
+func (i *inlineController) forgetFailures(pod *corev1.Pod) {
+	i.clearNoRoom(pod)
 	i.node.reports.forget(pod.UID)
 }

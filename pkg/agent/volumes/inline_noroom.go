@@ -18,9 +18,9 @@ import (
 // noRoom reports that a pod does not fit. After the grace period it requests the pod's eviction, if a controller makes
 // the pod again. The agent has no permission to evict: RBAC would allow it to evict any pod of the cluster. The
 // scheduler's leader reads the request in the NodeDiskCapacity.
-func (i *inline) noRoom(ctx context.Context, pod *corev1.Pod, why error) {
-	i.node.reports.warnPod(pod, eventNoRoom, whyNoRoom(pod, why))
-	since := i.lacking.begin(pod.UID, i.node.clock.Now())
+func (i *inlineController) noRoom(ctx context.Context, pod *corev1.Pod, why error) {
+	i.node.reports.warnPod(pod, eventNoRoom, explainNoRoom(pod, why))
+	since := i.roomless.add(pod.UID, i.node.clock.Now())
 	controller := metav1.GetControllerOf(pod)
 	if controller == nil || controller.Kind == "DaemonSet" {
 		// It would not be made again, or only on this node.
@@ -30,7 +30,7 @@ func (i *inline) noRoom(ctx context.Context, pod *corev1.Pod, why error) {
 		i.queue.AddAfter(keyOf(pod), left)
 		return
 	}
-	if !i.lacking.request(pod) {
+	if !i.roomless.requestEviction(pod) {
 		return
 	}
 	klog.FromContext(ctx).Info("Eviction of the pod is requested, its volumes do not fit here", "reason", why.Error())
@@ -38,24 +38,24 @@ func (i *inline) noRoom(ctx context.Context, pod *corev1.Pod, why error) {
 	i.node.changed()
 }
 
-// whyNoRoom adds, for a pod without a reservation, which scheduler would have made one.
-func whyNoRoom(pod *corev1.Pod, why error) string {
+// explainNoRoom adds, for a pod without a reservation, which scheduler would have made one.
+func explainNoRoom(pod *corev1.Pod, why error) string {
 	if _, recorded := pod.Annotations[diskv1alpha1.AnnotationAllocation]; recorded {
 		return why.Error()
 	}
-	return why.Error() + "; " + noRecord(pod)
+	return why.Error() + "; " + explainNoRecord(pod)
 }
 
-// hasRoom notes that the pod does not lack room any more, or needs none.
-func (i *inline) hasRoom(pod *corev1.Pod) {
-	if i.lacking.end(pod.UID) {
+// clearNoRoom notes that the pod does not lack room any more, or needs none.
+func (i *inlineController) clearNoRoom(pod *corev1.Pod) {
+	if i.roomless.remove(pod.UID) {
 		i.node.changed()
 	}
 }
 
-// withdraw takes back the request for an eviction: there may be room soon.
-func (i *inline) withdraw(pod *corev1.Pod) {
-	if i.lacking.withdraw(pod.UID) {
+// withdrawEviction takes back the request for an eviction: there may be room soon.
+func (i *inlineController) withdrawEviction(pod *corev1.Pod) {
+	if i.roomless.withdrawEviction(pod.UID) {
 		i.node.changed()
 	}
 }
@@ -65,81 +65,81 @@ const maxEvictions = 64
 
 // evictions are the requests for pods that still exist, sorted by UID. Those beyond maxEvictions follow when these pods
 // are gone.
-func (i *inline) evictions() []diskv1alpha1.EvictionRequest {
-	all := slices.DeleteFunc(i.lacking.requests(), func(r diskv1alpha1.EvictionRequest) bool {
+func (i *inlineController) evictions() []diskv1alpha1.EvictionRequest {
+	all := slices.DeleteFunc(i.roomless.evictionRequests(), func(r diskv1alpha1.EvictionRequest) bool {
 		pod := i.pods.get(types.NamespacedName{Namespace: r.Namespace, Name: r.Name}, r.UID)
-		return pod == nil || !alive(pod)
+		return pod == nil || !isAlive(pod)
 	})
 	slices.SortFunc(all, func(a, b diskv1alpha1.EvictionRequest) int { return cmp.Compare(a.UID, b.UID) })
 	return all[:min(len(all), maxEvictions)]
 }
 
-// lacking are the pods that have no room, by UID.
-type lacking struct {
-	mu sync.Mutex
-	by map[types.UID]*lack
+// podsWithoutRoom are the pods that have no room, by UID.
+type podsWithoutRoom struct {
+	mu    sync.Mutex
+	byUID map[types.UID]*podWithoutRoom
 }
 
-// lack is the time since when a pod has had no room, and the request to evict it. The request may be nil.
-type lack struct {
-	since   time.Time
-	request *diskv1alpha1.EvictionRequest
+// podWithoutRoom is the time since when a pod has had no room, and the request to evict it. The request may be nil.
+type podWithoutRoom struct {
+	since    time.Time
+	eviction *diskv1alpha1.EvictionRequest
 }
 
-// begin returns since when the pod has had no room.
-func (l *lacking) begin(uid types.UID, now time.Time) time.Time {
+// add returns since when the pod has had no room.
+func (l *podsWithoutRoom) add(uid types.UID, now time.Time) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.by == nil {
-		l.by = map[types.UID]*lack{}
+	if l.byUID == nil {
+		l.byUID = map[types.UID]*podWithoutRoom{}
 	}
-	if l.by[uid] == nil {
-		l.by[uid] = &lack{since: now}
+	if l.byUID[uid] == nil {
+		l.byUID[uid] = &podWithoutRoom{since: now}
 	}
-	return l.by[uid].since
+	return l.byUID[uid].since
 }
 
-// request notes that the pod must be evicted, and reports whether that is new.
-func (l *lacking) request(pod *corev1.Pod) (isNew bool) {
+// requestEviction notes that the pod must be evicted, and reports whether that is new.
+func (l *podsWithoutRoom) requestEviction(pod *corev1.Pod) (isNew bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	of := l.by[pod.UID]
-	if of == nil || of.request != nil {
+	of := l.byUID[pod.UID]
+	if of == nil || of.eviction != nil {
 		return false
 	}
-	of.request = &diskv1alpha1.EvictionRequest{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}
+	of.eviction = &diskv1alpha1.EvictionRequest{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}
 	return true
 }
 
-// end forgets the pod, and reports whether its eviction was requested.
-func (l *lacking) end(uid types.UID) (requested bool) {
+// remove forgets the pod, and reports whether its eviction was requested.
+func (l *podsWithoutRoom) remove(uid types.UID) (requested bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	of := l.by[uid]
-	delete(l.by, uid)
-	return of != nil && of.request != nil
+	of := l.byUID[uid]
+	delete(l.byUID, uid)
+	return of != nil && of.eviction != nil
 }
 
-// withdraw takes back the request, and reports whether there was one.
-func (l *lacking) withdraw(uid types.UID) (requested bool) {
+// withdrawEviction takes back the request, and reports whether there was one.
+func (l *podsWithoutRoom) withdrawEviction(uid types.UID) (requested bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	of := l.by[uid]
-	if of == nil || of.request == nil {
+	of := l.byUID[uid]
+	if of == nil || of.eviction == nil {
 		return false
 	}
-	of.request = nil
+	of.eviction = nil
 	return true
 }
 
-// requests returns the requests of all pods.
-func (l *lacking) requests() []diskv1alpha1.EvictionRequest {
+// evictionRequests returns the requests of all pods.
+func (l *podsWithoutRoom) evictionRequests() []diskv1alpha1.EvictionRequest {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var all []diskv1alpha1.EvictionRequest
-	for _, of := range l.by {
-		if of.request != nil {
-			all = append(all, *of.request)
+	for _, of := range l.byUID {
+		if of.eviction != nil {
+			all = append(all, *of.eviction)
 		}
 	}
 	return all

@@ -16,20 +16,20 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// occasion is the reason why a pod's volumes are placed now.
-type occasion int
+// podSource is the reason why a pod's volumes are placed now.
+type podSource int
 
 const (
-	// byWatch: the watch shows the pod, and also decides whether it is alive.
-	byWatch occasion = iota
-	// byKubelet: the same, but the context is that of the kubelet's call.
-	byKubelet
-	// proven: the watch has not shown the pod yet, but the API server has it and it is alive.
-	proven
+	// fromWatch: the watch shows the pod, and also decides whether it is alive.
+	fromWatch podSource = iota
+	// fromKubelet: the same, but the context is that of the kubelet's call.
+	fromKubelet
+	// fromAPIServer: the watch has not shown the pod yet, but the API server has it and it is alive.
+	fromAPIServer
 )
 
-// place makes a partition for every volume of the pod that has none.
-func (i *inline) place(ctx context.Context, pod *corev1.Pod, volumes []request.Volume, on occasion) error {
+// placeVolumes makes a partition for every volume of the pod that has none.
+func (i *inlineController) placeVolumes(ctx context.Context, pod *corev1.Pod, volumes []request.Volume, source podSource) error {
 	unlock, err := i.podLocks.lock(ctx, string(pod.UID))
 	if err != nil {
 		return err
@@ -37,7 +37,7 @@ func (i *inline) place(ctx context.Context, pod *corev1.Pod, volumes []request.V
 	defer unlock()
 	for try := 1; ; try++ {
 		places, err := i.choose(pod, volumes)
-		if errors.Is(err, ErrNoRoom) && on == byWatch {
+		if errors.Is(err, ErrNoRoom) && source == fromWatch {
 			i.releaseReserved(ctx, pod, volumes)
 		}
 		if err != nil || len(places) == 0 {
@@ -45,18 +45,18 @@ func (i *inline) place(ctx context.Context, pod *corev1.Pod, volumes []request.V
 		}
 		var group errgroup.Group
 		for _, p := range places {
-			group.Go(func() error { return i.create(ctx, pod, p, on) })
+			group.Go(func() error { return i.create(ctx, pod, p, source) })
 		}
-		if err = group.Wait(); err == nil || !retryPlace(err, try) {
+		if err = group.Wait(); err == nil || !canRetryPlace(err, try) {
 			return err
 		}
 	}
 }
 
 // choose decides where the pod's missing volumes go, and holds the extents. create releases them.
-func (i *inline) choose(pod *corev1.Pod, volumes []request.Volume) ([]place, error) {
-	return i.placer.choose(string(pod.UID), func(disks []discovery.Disk) ([]wanted, map[string]bool, error) {
-		missing, occupied := missingOf(pod, volumes, disks)
+func (i *inlineController) choose(pod *corev1.Pod, volumes []request.Volume) ([]place, error) {
+	return i.placer.choose(string(pod.UID), func(disks []discovery.Disk) ([]unplacedVolume, map[string]bool, error) {
+		missing, occupied := unplacedOf(pod, volumes, disks)
 		for _, w := range missing {
 			if w.FSType != "" {
 				continue
@@ -69,33 +69,33 @@ func (i *inline) choose(pod *corev1.Pod, volumes []request.Volume) ([]place, err
 	})
 }
 
-// missingOf returns the volumes without a partition, and the disks that have volumes of the pod with Apart.
-func missingOf(pod *corev1.Pod, volumes []request.Volume, disks []discovery.Disk) ([]wanted, map[string]bool) {
-	var missing []wanted
+// unplacedOf returns the volumes without a partition, and the disks that have volumes of the pod with Apart.
+func unplacedOf(pod *corev1.Pod, volumes []request.Volume, disks []discovery.Disk) ([]unplacedVolume, map[string]bool) {
+	var missing []unplacedVolume
 	occupied := map[string]bool{}
 	record, recordErr := recordOf(pod)
 	for _, v := range volumes {
-		if d, _, found := findIn(disks, v.Partition); found {
+		if d, _, found := findVolume(disks, v.Partition); found {
 			if v.Request.Apart {
 				occupied[d.ID()] = true
 			}
 			continue
 		}
-		w := wanted{Volume: v}
+		w := unplacedVolume{Volume: v}
 		if recordErr != nil {
-			w.unrecorded = recordErr.Error()
+			w.noRecordReason = recordErr.Error()
 		} else if r, ok := record.Volume(v.Name); ok {
 			w.recorded = &r
 		} else {
-			w.unrecorded = "the pod's record does not name the volume"
+			w.noRecordReason = "the pod's record does not name the volume"
 		}
 		missing = append(missing, w)
 	}
 	return missing, occupied
 }
 
-// noRecord says why a bound pod has no record of a reservation, and which scheduler writes one.
-func noRecord(pod *corev1.Pod) string {
+// explainNoRecord says why a bound pod has no record of a reservation, and which scheduler writes one.
+func explainNoRecord(pod *corev1.Pod) string {
 	const absent = "the pod has no record of a reservation: "
 	if pod.Spec.SchedulerName == diskv1alpha1.SchedulerName {
 		return absent + "it names its node itself (nodeName), or something else than scheduler " + diskv1alpha1.SchedulerName + " has bound it"
@@ -107,27 +107,27 @@ func noRecord(pod *corev1.Pod) string {
 func recordOf(pod *corev1.Pod) (diskv1alpha1.Record, error) {
 	value, ok := pod.Annotations[diskv1alpha1.AnnotationAllocation]
 	if !ok {
-		return diskv1alpha1.Record{}, errors.New(noRecord(pod))
+		return diskv1alpha1.Record{}, errors.New(explainNoRecord(pod))
 	}
 	return diskv1alpha1.DecodeRecord(value)
 }
 
 // create makes the partition at its place, and releases the extent that was held.
-func (i *inline) create(ctx context.Context, pod *corev1.Pod, p place, on occasion) error {
-	defer i.placer.free(p.Partition)
+func (i *inlineController) create(ctx context.Context, pod *corev1.Pod, p place, source podSource) error {
+	defer i.placer.releaseHeld(p.Partition)
 	unlock, err := i.node.locks.lock(ctx, p.Partition)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if on == proven {
+	if source == fromAPIServer {
 		// The watch never shows this pod if it is deleted before the watch gets there.
-		i.owners.note(pod)
-		i.reclaim.look(p.Partition, i.options.orphanGrace)
-	} else if now := i.pods.get(keyOf(pod), pod.UID); now == nil || !alive(now) {
+		i.owners.recordPod(pod)
+		i.reclaim.enqueue(p.Partition, i.options.orphanGrace)
+	} else if now := i.pods.get(keyOf(pod), pod.UID); now == nil || !isAlive(now) {
 		return fmt.Errorf("pod %s: %w", keyOf(pod), ErrPodGone)
 	}
-	d, err := i.node.disk(p.disk)
+	d, err := i.node.diskInService(p.disk)
 	if err != nil {
 		return err
 	}
@@ -135,7 +135,7 @@ func (i *inline) create(ctx context.Context, pod *corev1.Pod, p place, on occasi
 	if err != nil {
 		return err
 	}
-	note, err := noteOfPod(pod, p.Name)
+	note, err := podNoteFor(pod, p.Name)
 	if err != nil {
 		return err
 	}
@@ -146,15 +146,15 @@ func (i *inline) create(ctx context.Context, pod *corev1.Pod, p place, on occasi
 	if err != nil {
 		return fmt.Errorf("cannot make a partition for volume %q at %v of disk %s: %w", p.Name, p.extent, p.disk, err)
 	}
-	i.formatter.noteNew(p.Partition, v.Prezeroed)
+	i.formatter.recordNew(p.Partition, v.Prezeroed)
 	klog.FromContext(ctx).Info("Volume has its partition", "volume", p.Name, "partition", p.Partition, "device", v.Device, "disk", p.disk,
 		"extent", p.extent, "deviation", p.deviation)
-	i.announce(pod, p, d.Device.Name)
+	i.reportDeviation(pod, p, d.Device.Name)
 	return nil
 }
 
-// announce reports a volume that is not where the scheduler put it.
-func (i *inline) announce(pod *corev1.Pod, p place, device string) {
+// reportDeviation reports a volume that is not where the scheduler put it.
+func (i *inlineController) reportDeviation(pod *corev1.Pod, p place, device string) {
 	if p.deviation == "" {
 		return
 	}
@@ -167,20 +167,20 @@ func (i *inline) announce(pod *corev1.Pod, p place, device string) {
 
 // releaseReserved frees the partitions of a pod whose volumes do not all fit: the node has all of them or none. When
 // they are free, the pod is queued again and all its volumes are placed again.
-func (i *inline) releaseReserved(ctx context.Context, pod *corev1.Pod, volumes []request.Volume) {
+func (i *inlineController) releaseReserved(ctx context.Context, pod *corev1.Pod, volumes []request.Volume) {
 	for _, v := range volumes {
-		if _, partition, found := i.node.find(v.Partition); !found || partition.Phase != disk.Reserved {
+		if _, partition, found := i.node.findVolume(v.Partition); !found || partition.Phase != disk.Reserved {
 			continue
 		}
 		unlock, err := i.node.locks.lock(ctx, v.Partition)
 		if err != nil {
 			return
 		}
-		d, partition, found := i.node.find(v.Partition)
+		d, partition, found := i.node.findVolume(v.Partition)
 		// Checked again under the lock: a formatted volume stays.
 		isMounted := true
 		if found && d.Ready() && partition.Phase == disk.Reserved {
-			if isMounted, err = mounted(partition.Device); err != nil {
+			if isMounted, err = isDeviceMounted(partition.Device); err != nil {
 				isMounted = true
 			}
 		}

@@ -31,7 +31,7 @@ func TestWhichScheduler(t *testing.T) {
 			if test.recorded {
 				pod.Annotations = map[string]string{diskv1alpha1.AnnotationAllocation: "{}"}
 			}
-			noRoom := whyNoRoom(pod, full)
+			noRoom := explainNoRoom(pod, full)
 			if !strings.HasPrefix(noRoom, full.Error()) || test.recorded && noRoom != full.Error() {
 				t.Errorf("of no room it says %q", noRoom)
 			}

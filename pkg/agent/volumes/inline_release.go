@@ -11,62 +11,62 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// judge decides from the pod that the API server has just returned. pod is nil if there is none with that name. uid is
-// that of the pod whose volume it is.
-func judge(pod *corev1.Pod, uid types.UID, isMounted bool) verdict {
+// verdictForPod decides from the pod that the API server has just returned. pod is nil if there is none with that name.
+// uid is that of the pod whose volume it is.
+func verdictForPod(pod *corev1.Pod, uid types.UID, isMounted bool) verdict {
 	// A pod that is being deleted may still run. Only the mount shows whether it does.
-	gone := pod == nil || pod.UID != uid || terminal(pod)
+	gone := pod == nil || pod.UID != uid || hasEnded(pod)
 	switch {
 	case !gone && pod.DeletionTimestamp == nil:
-		return keep
+		return verdictKeep
 	case isMounted && !gone:
-		return ending
+		return verdictEnding
 	case isMounted:
-		return inUse
+		return verdictInUse
 	}
-	return wipe
+	return verdictWipe
 }
 
 // verdict finds out from the API server whether the volume's pod is gone.
-func (i *inline) verdict(ctx context.Context, v disk.Volume) (verdict, error) {
+func (i *inlineController) verdict(ctx context.Context, v disk.Volume) (verdict, error) {
 	if o, known := i.owners.get(v.Partition); known {
 		// The watch is enough to keep a volume. The pod's end has the volume looked at again.
-		if pod := i.pods.get(o.pod, o.uid); pod != nil && alive(pod) {
-			return keep, nil
+		if pod := i.pods.get(o.pod, o.uid); pod != nil && isAlive(pod) {
+			return verdictKeep, nil
 		}
 	}
-	isMounted, err := mounted(v.Device)
+	isMounted, err := isDeviceMounted(v.Device)
 	if err != nil {
-		return keep, err
+		return verdictKeep, err
 	}
 	pod, uid, err := i.owners.livePod(ctx, v)
 	if err != nil {
-		return keep, err
+		return verdictKeep, err
 	}
-	becomes := judge(pod, uid, isMounted)
-	if becomes != keep && !i.owners.endSeen(v.Partition, pod, uid) {
+	becomes := verdictForPod(pod, uid, isMounted)
+	if becomes != verdictKeep && !i.owners.endSeen(v.Partition, pod, uid) {
 		// The sweeper decides for all such volumes together whether that can be true.
-		return suspect, nil
+		return verdictSuspect, nil
 	}
 	switch becomes {
-	case inUse:
+	case verdictInUse:
 		if (pod == nil || pod.UID != uid) && i.node.reports.isNew(types.UID(v.Partition), "mounted") {
 			klog.FromContext(ctx).Info("Volume's pod is gone, but it is mounted; it is wiped once it is not", "partition", v.Partition, "device", v.Device)
 		}
-	case keep:
+	case verdictKeep:
 		if pod.Spec.NodeName != i.node.name {
-			i.node.reports.warnPod(pod, eventStrayed, fmt.Sprintf("the volume in partition %s is on a disk of node %s, the pod is on node %q: was the disk moved? The volume is kept until the pod is gone", v.Partition, i.node.name, pod.Spec.NodeName))
-			i.reclaim.look(v.Partition, i.options.orphanGrace)
+			i.node.reports.warnPod(pod, eventOnOtherNode, fmt.Sprintf("the volume in partition %s is on a disk of node %s, the pod is on node %q: was the disk moved? The volume is kept until the pod is gone", v.Partition, i.node.name, pod.Spec.NodeName))
+			i.reclaim.enqueue(v.Partition, i.options.orphanGrace)
 		}
 	}
 	return becomes, nil
 }
 
-// gone drops what is known of a partition that no disk has.
-func (i *inline) gone(partition string) { i.owners.forget(partition) }
+// partitionGone drops what is known of a partition that no disk has.
+func (i *inlineController) partitionGone(partition string) { i.owners.forget(partition) }
 
 // ownerOf names the volume by its CSI ID, and its pod by namespace/name; empty if unknown.
-func (i *inline) ownerOf(v disk.Volume) (volume, owner string) {
+func (i *inlineController) ownerOf(v disk.Volume) (volume, owner string) {
 	o, ok := i.owners.get(v.Partition)
 	if !ok {
 		return "", ""

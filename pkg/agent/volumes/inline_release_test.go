@@ -13,8 +13,8 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestJudge asserts what becomes of a volume, by the state of its pod and by whether it is mounted.
-func TestJudge(t *testing.T) {
+// TestVerdictForPod asserts what becomes of a volume, by the state of its pod and by whether it is mounted.
+func TestVerdictForPod(t *testing.T) {
 	pod := func(change func(*corev1.Pod)) *corev1.Pod {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "1"}}
 		change(p)
@@ -26,18 +26,18 @@ func TestJudge(t *testing.T) {
 		pod              *corev1.Pod
 		mounted, without verdict
 	}{
-		"running":        {running, keep, keep},
-		"pending":        {pod(func(*corev1.Pod) {}), keep, keep},
-		"gone":           {nil, inUse, wipe},
-		"another by now": {pod(func(p *corev1.Pod) { p.UID = "2" }), inUse, wipe},
-		"succeeded":      {pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }), inUse, wipe},
-		"failed":         {pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }), inUse, wipe},
-		"being deleted":  {pod(func(p *corev1.Pod) { p.DeletionTimestamp = &now }), ending, wipe},
+		"running":        {running, verdictKeep, verdictKeep},
+		"pending":        {pod(func(*corev1.Pod) {}), verdictKeep, verdictKeep},
+		"gone":           {nil, verdictInUse, verdictWipe},
+		"another by now": {pod(func(p *corev1.Pod) { p.UID = "2" }), verdictInUse, verdictWipe},
+		"succeeded":      {pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }), verdictInUse, verdictWipe},
+		"failed":         {pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }), verdictInUse, verdictWipe},
+		"being deleted":  {pod(func(p *corev1.Pod) { p.DeletionTimestamp = &now }), verdictEnding, verdictWipe},
 	} {
-		if got := judge(tc.pod, "1", true); got != tc.mounted {
+		if got := verdictForPod(tc.pod, "1", true); got != tc.mounted {
 			t.Errorf("%s and mounted: %v, want %v", name, got, tc.mounted)
 		}
-		if got := judge(tc.pod, "1", false); got != tc.without {
+		if got := verdictForPod(tc.pod, "1", false); got != tc.without {
 			t.Errorf("%s and not mounted: %v, want %v", name, got, tc.without)
 		}
 	}
@@ -83,11 +83,11 @@ func TestPodReplacedUnseen(t *testing.T) {
 	before.Spec.Volumes = before.Spec.Volumes[1:]
 	now := before.DeepCopy()
 	now.UID = "2"
-	f.inline.podUpdated(before, before)
+	f.inlineController.onPodUpdate(before, before)
 	if got := f.queued(); len(got) != 0 {
 		t.Fatalf("a pod that is there is released: %v", got)
 	}
-	f.inline.podUpdated(before, now)
+	f.inlineController.onPodUpdate(before, now)
 	want := []string{diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID("1", "data"))}
 	if got := f.queued(); !slices.Equal(got, want) {
 		t.Errorf("released are %v, want %v", got, want)

@@ -2,9 +2,9 @@ package volumes
 
 import "github.com/berthdev/berth/pkg/agent/mounts"
 
-// inUseBy describes what uses the device, as far as the mount table shows it. It is empty if nothing does. A process
-// that has the device open exclusively is not in the table, but it keeps the device from being wiped, too.
-func inUseBy(device string) (string, error) {
+// describeUse describes what uses the device, as far as the mount table shows it. It is empty if nothing does. A
+// process that has the device open exclusively is not in the table, but it keeps the device from being wiped, too.
+func describeUse(device string) (string, error) {
 	at, err := mounts.OfDevice(device)
 	if err != nil {
 		return "", err

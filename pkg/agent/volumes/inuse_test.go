@@ -37,14 +37,14 @@ func TestPublishedFromTmpfs(t *testing.T) {
 	); err != nil {
 		t.Fatal(err)
 	}
-	if why, err := inUseBy(device); why != "" || err != nil {
+	if why, err := describeUse(device); why != "" || err != nil {
 		t.Errorf("in use before it is published: %s, %v", why, err)
 	}
 	mount(device, target, "", syscall.MS_BIND)
-	if why, err := inUseBy(device); !strings.Contains(why, target) || err != nil {
+	if why, err := describeUse(device); !strings.Contains(why, target) || err != nil {
 		t.Errorf("published on %s, but in use by %q, %v", target, why, err)
 	}
-	if why, err := inUseBy(another); why != "" || err != nil {
+	if why, err := describeUse(another); why != "" || err != nil {
 		t.Errorf("another device of that name is in use: %s, %v", why, err)
 	}
 }

@@ -53,7 +53,7 @@ func TestPublish(t *testing.T) {
 		if err := f.Publish(t.Context(), ref, id, mount); err == nil || device != "" {
 			t.Errorf("%s: mounted %q, %v", name, device, err)
 		}
-		f.phase(partition, "")
+		f.checkPhase(partition, "")
 	}
 	f.api.put(pod)
 	if err := f.Publish(t.Context(), ref, "csi-other", mount); !errors.Is(err, ErrInvalid) {
@@ -67,7 +67,7 @@ func TestPublish(t *testing.T) {
 		if got, err := signature.FileSystem(t.Context(), device); got != "ext4" || err != nil {
 			t.Errorf("on %s is %q, %v", device, got, err)
 		}
-		f.phase(partition, disk.Formatted)
+		f.checkPhase(partition, disk.Formatted)
 	}
 	if volume, owner := f.Owner(mustFind(f, partition)); volume != id || owner != "ns/a" {
 		t.Errorf("it is %s of %s", volume, owner)
@@ -75,18 +75,18 @@ func TestPublish(t *testing.T) {
 	// A volume that was made by a call is looked at even if the watch never shows its pod. It is wiped.
 	f.api.set(func(s *apiServer) { delete(s.pods, "ns/a") })
 	f.Release(id)
-	f.settle()
+	f.waitIdle()
 	f.sweep()
 	f.clock.Step(f.options.OrphanGrace)
 	f.sweep()
-	f.phase(partition, "")
+	f.checkPhase(partition, "")
 }
 
 // TestPublishOfLostDisk asserts that a volume on a disk that is away is neither mounted nor made again.
 func TestPublishOfLostDisk(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
-	pods, partitions := f.running("a")
+	pods, partitions := f.makePods("a")
 	id := diskv1alpha1.InlineVolumeID(pods[0].UID, "data")
 	d := f.disks.Disks()[0]
 	d.Engine, d.Problem, d.Device.Path = nil, "device sdx is gone", ""
@@ -96,24 +96,24 @@ func TestPublishOfLostDisk(t *testing.T) {
 	if !errors.Is(err, ErrOutOfService) || device != "" {
 		t.Errorf("mounted %q, %v", device, err)
 	}
-	if err := f.inline.sync(t.Context(), keyOf(pods[0])); err != nil {
+	if err := f.inlineController.sync(t.Context(), keyOf(pods[0])); err != nil {
 		t.Error(err)
 	}
-	f.phase(partitions[0], disk.Formatted)
+	f.checkPhase(partitions[0], disk.Formatted)
 }
 
-// unfit is a pod that is too large for a disk of 256 MiB, and for xfs too small.
-func (f *fixture) unfit(name string) *corev1.Pod {
+// podWithoutRoom is a pod that is too large for a disk of 256 MiB, and for xfs too small.
+func (f *fixture) podWithoutRoom(name string) *corev1.Pod {
 	pod, _ := inlinePod(name)
 	pod.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = "280Mi"
 	f.api.put(pod)
 	return pod
 }
 
-// realize syncs the pod as the watch shows it.
-func (f *fixture) realize(pod *corev1.Pod) {
+// syncPod syncs the pod as the watch shows it.
+func (f *fixture) syncPod(pod *corev1.Pod) {
 	f.t.Helper()
-	if err := f.inline.sync(f.t.Context(), keyOf(pod)); err != nil {
+	if err := f.inlineController.sync(f.t.Context(), keyOf(pod)); err != nil {
 		f.t.Error(err)
 	}
 }
@@ -125,21 +125,21 @@ func TestEviction(t *testing.T) {
 	for kind, requested := range map[string]bool{"ReplicaSet": true, "DaemonSet": false, "": false} {
 		f := newFixture(t)
 		f.loopDisk()
-		pod := f.unfit("a")
+		pod := f.podWithoutRoom("a")
 		if kind != "" {
 			pod.OwnerReferences = []metav1.OwnerReference{{Kind: kind, Name: "x", UID: "x", Controller: &isController}}
 		}
-		f.watchedPod(pod)
-		f.realize(pod)
+		f.addPod(pod)
+		f.syncPod(pod)
 		f.clock.Step(f.options.EvictionGrace - 1)
-		f.realize(pod)
+		f.syncPod(pod)
 		if got := f.Evictions(); len(got) != 0 {
 			t.Errorf("%q: requested before the grace period is over: %v", kind, got)
 		}
 		f.clock.Step(1)
 		before := f.changes.Load()
 		for range 2 {
-			f.realize(pod)
+			f.syncPod(pod)
 		}
 		var want []diskv1alpha1.EvictionRequest
 		if requested {
@@ -167,25 +167,25 @@ func TestEvictionWithdrawn(t *testing.T) {
 	for name, change := range map[string]func(f *fixture, pod *corev1.Pod){
 		"it fits": func(f *fixture, pod *corev1.Pod) {
 			pod.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = "20Mi"
-			f.watchedPod(pod)
-			f.realize(pod)
+			f.addPod(pod)
+			f.syncPod(pod)
 		},
 		"it can never be made": func(f *fixture, pod *corev1.Pod) {
-			f.inline.placer.fsType = func(string) string { return diskv1alpha1.FSTypeXFS }
-			f.realize(pod)
+			f.inlineController.placer.fsType = func(string) string { return diskv1alpha1.FSTypeXFS }
+			f.syncPod(pod)
 		},
 		"a wipe will make room": func(f *fixture, pod *corev1.Pod) {
 			d := f.disks.Disks()[0]
 			d.Device.Path = ""
 			d.Snapshot.Volumes = []disk.Volume{{Partition: "x", Phase: disk.Wiping, Extent: extent.New(1<<40, 1<<40)}}
 			f.disks.set(d)
-			f.realize(pod)
+			f.syncPod(pod)
 		},
 		"it is being deleted": func(f *fixture, pod *corev1.Pod) {
 			pod.DeletionTimestamp = &metav1.Time{Time: f.clock.Now()}
-			f.inline.podSeen(pod)
+			f.inlineController.onPod(pod)
 		},
-		"it is gone": func(f *fixture, pod *corev1.Pod) { f.inline.podDeleted(pod) },
+		"it is gone": func(f *fixture, pod *corev1.Pod) { f.inlineController.onPodDelete(pod) },
 		"it is gone, unnoticed": func(f *fixture, pod *corev1.Pod) {
 			if err := f.options.Pods.GetStore().Delete(pod); err != nil {
 				f.t.Fatal(err)
@@ -194,12 +194,12 @@ func TestEvictionWithdrawn(t *testing.T) {
 	} {
 		f := newFixture(t)
 		f.loopDisk()
-		pod := f.unfit("a")
+		pod := f.podWithoutRoom("a")
 		pod.OwnerReferences = []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "x", UID: "x", Controller: &isController}}
-		f.watchedPod(pod)
-		f.realize(pod)
+		f.addPod(pod)
+		f.syncPod(pod)
 		f.clock.Step(f.options.EvictionGrace)
-		f.realize(pod)
+		f.syncPod(pod)
 		if got := f.Evictions(); len(got) != 1 {
 			t.Fatalf("%s: requested before are %v", name, got)
 		}
@@ -235,7 +235,7 @@ func TestStage(t *testing.T) {
 	if err := f.Stage(t.Context(), id, StageOptions{Block: true}, use); !errors.Is(err, ErrInvalid) {
 		t.Errorf("of another mode: %v", err)
 	}
-	f.phase(partition, "")
+	f.checkPhase(partition, "")
 	for range 2 {
 		device = ""
 		if err := f.Stage(t.Context(), id, StageOptions{}, use); err != nil || device == "" || fsType != "ext4" {
@@ -268,7 +268,7 @@ func TestGrowth(t *testing.T) {
 		pv = pv.DeepCopy()
 		pv.Spec.Capacity = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}
 		f.api.putVolumes(pv)
-		f.watched(pv)
+		f.addVolume(pv)
 	}
 	if _, err := f.Expand(t.Context(), id, 20*mib, grown); !errors.Is(err, ErrNotGrown) {
 		t.Errorf("more than is granted: %v", err)
@@ -290,7 +290,7 @@ func TestGrowth(t *testing.T) {
 	if _, err := f.GrowVolume(t.Context(), id, 30*mib+1, 30*mib+2); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a size that cannot be: %v", err)
 	}
-	f.phase(partition, disk.Formatted)
+	f.checkPhase(partition, disk.Formatted)
 	if v, _ := f.Lookup(other.Spec.CSI.VolumeHandle); v.Size != 10*mib {
 		t.Errorf("the other volume is %+v", v)
 	}
@@ -355,26 +355,26 @@ func TestProvision(t *testing.T) {
 func TestDiskComesBack(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
-	pods, partitions := f.running("a")
+	pods, partitions := f.makePods("a")
 	_, wiping := f.boundVolume(f.disks.Disks()[0], 1, nil)
 	serving := f.disks.Disks()
 	away := f.disks.Disks()
 	away[0].Engine, away[0].Problem, away[0].Device.Path = nil, "gone", ""
 	away[0].Snapshot.Volumes = slices.Clone(away[0].Snapshot.Volumes)
 	f.disks.set(away...)
-	f.disksSeen(f.disks.Disks())
+	f.compareDisks(f.disks.Disks())
 	f.api.set(func(s *apiServer) { delete(s.pods, "ns/a") })
-	f.unwatchPod(pods[0], false)
-	f.settle()
+	f.deletePod(pods[0], false)
+	f.waitIdle()
 	waits, _ := inlinePod("waits")
 	f.api.put(waits)
-	f.watchedPod(waits)
-	if err := f.inline.sync(t.Context(), keyOf(waits)); err != nil {
+	f.addPod(waits)
+	if err := f.inlineController.sync(t.Context(), keyOf(waits)); err != nil {
 		t.Error(err)
 	}
-	for f.inline.queue.Len() > 0 {
-		key, _ := f.inline.queue.Get()
-		f.inline.queue.Done(key)
+	for f.inlineController.queue.Len() > 0 {
+		key, _ := f.inlineController.queue.Get()
+		f.inlineController.queue.Done(key)
 	}
 
 	// As the engine shows it while it wipes.
@@ -383,22 +383,22 @@ func TestDiskComesBack(t *testing.T) {
 			serving[0].Snapshot.Volumes[i].Phase = disk.Wiping
 		}
 	}
-	f.disksSeen(serving)
+	f.compareDisks(serving)
 	if got := f.queued(); !slices.Contains(got, wiping) || !slices.Contains(got, partitions[0]) || !slices.Contains(got, sweepKey) {
 		t.Errorf("looked at are %q", got)
 	}
-	if f.inline.queue.Len() == 0 || f.persistent.queue.Len() == 0 {
+	if f.inlineController.queue.Len() == 0 || f.persistent.queue.Len() == 0 {
 		t.Error("what waited is not looked at")
 	}
 	// No change, nothing to do.
-	f.disksSeen(serving)
+	f.compareDisks(serving)
 	if got := f.queued(); len(got) != 0 {
 		t.Errorf("looked at again are %q", got)
 	}
 	f.disks.set(serving[0])
-	f.reclaim.look(partitions[0], 0)
-	f.settle()
-	f.phase(partitions[0], "")
+	f.reclaim.enqueue(partitions[0], 0)
+	f.waitIdle()
+	f.checkPhase(partitions[0], "")
 }
 
 // TestRun asserts that a running manager makes the volume of a pod, wipes it when the pod is gone, and ends.
@@ -413,11 +413,11 @@ func TestRun(t *testing.T) {
 	}()
 	pod, partition := inlinePod("a")
 	f.api.put(pod)
-	f.watchedPod(pod)
-	f.until(partition, disk.Formatted)
+	f.addPod(pod)
+	f.waitForPhase(partition, disk.Formatted)
 	f.api.set(func(s *apiServer) { delete(s.pods, "ns/a") })
-	f.unwatchPod(pod, false)
-	f.until(partition, "")
+	f.deletePod(pod, false)
+	f.waitForPhase(partition, "")
 	cancel()
 	select {
 	case <-ended:
@@ -426,20 +426,20 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// until waits until the partition is in that phase.
-func (f *fixture) until(partition string, want disk.Phase) {
+// waitForPhase waits until the partition is in that phase.
+func (f *fixture) waitForPhase(partition string, want disk.Phase) {
 	f.t.Helper()
 	deadline := time.After(time.Minute)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if _, v, _ := f.node.find(partition); v.Phase == want {
+		if _, v, _ := f.node.findVolume(partition); v.Phase == want {
 			return
 		}
 		select {
 		case <-tick.C:
 		case <-deadline:
-			f.phase(partition, want)
+			f.checkPhase(partition, want)
 			return
 		}
 	}

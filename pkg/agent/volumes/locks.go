@@ -5,14 +5,14 @@ import (
 	"sync"
 )
 
-// slots bound how many operations run at the same time on each disk.
-type slots struct {
+// diskSemaphores bound how many operations run at the same time on each disk.
+type diskSemaphores struct {
 	mu     sync.Mutex
 	byDisk map[string]chan struct{}
 }
 
-// take waits for one of the disk's slots. Without an error the caller must call leave.
-func (s *slots) take(ctx context.Context, disk string, limit int) (leave func(), err error) {
+// acquire waits for one of the disk's slots. Without an error the caller must call leave.
+func (s *diskSemaphores) acquire(ctx context.Context, disk string, limit int) (leave func(), err error) {
 	s.mu.Lock()
 	if s.byDisk == nil {
 		s.byDisk = map[string]chan struct{}{}

@@ -48,35 +48,35 @@ func inlinePod(name string) (pod *corev1.Pod, partition string) {
 	return pod, diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID(pod.UID, "data"))
 }
 
-// running puts the pods on the API server and the watch, and waits until their volumes are formatted.
-func (f *fixture) running(names ...string) (pods []*corev1.Pod, partitions []string) {
+// makePods puts the pods on the API server and the watch, and waits until their volumes are formatted.
+func (f *fixture) makePods(names ...string) (pods []*corev1.Pod, partitions []string) {
 	f.t.Helper()
 	for _, name := range names {
 		pod, partition := inlinePod(name)
 		pods, partitions = append(pods, pod), append(partitions, partition)
 		f.api.put(pod)
-		f.watchedPod(pod)
-		if err := f.inline.sync(f.t.Context(), keyOf(pod)); err != nil {
+		f.addPod(pod)
+		if err := f.inlineController.sync(f.t.Context(), keyOf(pod)); err != nil {
 			f.t.Fatal(err)
 		}
-		f.phase(partition, disk.Formatted)
+		f.checkPhase(partition, disk.Formatted)
 	}
 	return pods, partitions
 }
 
-// lost removes the pods from the API server and the watch, without showing their end.
-func (f *fixture) lost(pods ...*corev1.Pod) {
+// dropPods removes the pods from the API server and the watch, without showing their end.
+func (f *fixture) dropPods(pods ...*corev1.Pod) {
 	f.t.Helper()
 	for _, pod := range pods {
 		f.api.set(func(s *apiServer) { delete(s.pods, pod.Namespace+"/"+pod.Name) })
-		f.unwatchPod(pod, true)
+		f.deletePod(pod, true)
 	}
 }
 
-// phase fails the test unless the partition is in that phase; empty means that it is gone.
-func (f *fixture) phase(partition string, want disk.Phase) {
+// checkPhase fails the test unless the partition is in that phase; empty means that it is gone.
+func (f *fixture) checkPhase(partition string, want disk.Phase) {
 	f.t.Helper()
-	_, v, _ := f.node.find(partition)
+	_, v, _ := f.node.findVolume(partition)
 	if v.Phase != want {
 		f.t.Fatalf("partition %s is in phase %q, want %q; events: %q", partition, v.Phase, want, f.events.with())
 	}
@@ -94,17 +94,17 @@ func (f *fixture) boundVolume(d discovery.Disk, number int, change func(*corev1.
 		pv.Finalizers = []string{diskv1alpha1.FinalizerVolume}
 	})
 	f.api.putVolumes(pv)
-	f.watched(pv)
+	f.addVolume(pv)
 	if err := f.persistent.sync(f.t.Context(), pv.Name); err != nil {
 		f.t.Fatal(err)
 	}
 	partition = diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)
-	f.phase(partition, disk.Formatted)
+	f.checkPhase(partition, disk.Formatted)
 	if change != nil {
 		pv = pv.DeepCopy()
 		change(pv)
 		f.api.putVolumes(pv)
-		f.watched(pv)
+		f.addVolume(pv)
 	}
 	return pv, partition
 }
@@ -112,7 +112,7 @@ func (f *fixture) boundVolume(d discovery.Disk, number int, change func(*corev1.
 // mount mounts the volume of a partition until the test ends or the returned function is called.
 func (f *fixture) mount(partition string) (unmount func()) {
 	f.t.Helper()
-	_, v, _ := f.node.find(partition)
+	_, v, _ := f.node.findVolume(partition)
 	target := f.t.TempDir()
 	if err := syscall.Mount(v.Device, target, "ext4", 0, ""); err != nil {
 		f.t.Fatalf("mount %s: %v", v.Device, err)

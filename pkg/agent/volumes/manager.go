@@ -56,38 +56,38 @@ type Options struct {
 // Manager brings the disks in line with the pods and PersistentVolumes. It connects the parts that do that work, and
 // follows the disks. The methods for package csi are those of the embedded parts.
 type Manager struct {
-	*inline
+	*inlineController
 	*stager
 	*grower
 	*provisioner
 	*releaser
 
 	node       *node
-	reclaim    *reclaim
-	persistent *persistent
+	reclaim    *reclaimController
+	persistent *persistentController
 
-	// serving are the disks that were in service at the last change. Only followDisks uses it.
-	serving      map[string]bool
+	// inService are the disks that were in service at the last change. Only followDisks uses it.
+	inService    map[string]bool
 	disksChanged chan struct{}
 }
 
-// stopPatience is how long Run waits at its end for operations on the disks.
-const stopPatience = 10 * time.Second
+// stopTimeout is how long Run waits at its end for operations on the disks.
+const stopTimeout = 10 * time.Second
 
 // New returns a manager. It does its work in Run.
 func New(o Options) (*Manager, error) {
-	m := wire(o)
-	m.remember(o.Published)
+	m := connect(o)
+	m.readPublished(o.Published)
 	registerMetrics()
-	if err := m.persistent.watch(); err != nil {
+	if err := m.persistent.watchVolumes(); err != nil {
 		return nil, err
 	}
-	if err := m.inline.watch(); err != nil {
+	if err := m.inlineController.watchPods(); err != nil {
 		return nil, err
 	}
 	_, err := o.Capacities.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    m.reclaim.sweeper.capacitySeen,
-		UpdateFunc: func(_, now any) { m.reclaim.sweeper.capacitySeen(now) },
+		AddFunc:    m.reclaim.sweeper.onCapacity,
+		UpdateFunc: func(_, now any) { m.reclaim.sweeper.onCapacity(now) },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot watch the NodeDiskCapacity: %w", err)
@@ -95,62 +95,63 @@ func New(o Options) (*Manager, error) {
 	return m, nil
 }
 
-// wire makes the parts and connects them.
-func wire(o Options) *Manager {
+// connect makes the parts and connects them.
+func connect(o Options) *Manager {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
 	name := o.Client.NodeName()
 	pods, volumes := podStore{o.Pods}, volumeStore{o.Volumes, name}
-	own := capacities{o.Capacities, name}
+	own := capacityStore{o.Capacities, name}
 	n := &node{name: name, client: o.Client, inventory: o.Inventory, reports: newReports(o.Recorder, own), clock: o.Clock, changed: o.OwnersChanged}
 	podQueue, volumeQueue := queue[types.NamespacedName]("pods", o.Clock), queue[string]("volumes", o.Clock)
 	podWaiters, volumeWaiters := newWaiters(podQueue), newWaiters(volumeQueue)
-	placer := &placer{node: n, pods: pods, volumes: volumes, placement: o.Placement, fsType: o.DefaultFSType, held: map[string]hold{}, contested: contested{}}
+	placer := &placer{node: n, pods: pods, volumes: volumes, placement: o.Placement, fsType: o.DefaultFSType, held: map[string]heldExtent{}, recordWaits: recordWaits{}}
 	formatter := newFormatter(n, o.DefaultFSType, o.FileSystems)
 	owners := newOwners(n, pods)
-	finalized, formatted := &finalized{}, &partitions{}
-	policies := &policies{class: o.Wiping, last: map[string]disk.WipeSettings{}}
+	finalized, formatted := &finalizedVolumes{}, &partitionSet{}
+	policies := &policies{ofClassNow: o.Wiping, lastOfDisk: map[string]disk.WipeSettings{}}
 
-	r := &reclaim{node: n, queue: queue[string]("releases", o.Clock), formatter: formatter}
-	r.orphans = &orphans{node: n, volumes: volumes, grace: o.OrphanGrace, owner: r.ownerOf, by: map[string]orphan{}}
-	r.blocked = &blocked{node: n, volumes: volumes, owner: r.ownerOf, by: map[string]*blockedVolume{}}
+	r := &reclaimController{node: n, queue: queue[string]("releases", o.Clock), formatter: formatter}
+	r.orphans = &orphans{node: n, volumes: volumes, grace: o.OrphanGrace, ownerOf: r.ownerOf, byPartition: map[string]orphan{}}
+	r.blocked = &blockedVolumes{node: n, volumes: volumes, ownerOf: r.ownerOf, byPartition: map[string]*blockedVolume{}}
 	r.wiper = &wiper{
-		node: n, policies: policies, owner: r.ownerOf, look: r.look, formatted: formatted, blocked: r.blocked, backoff: backoff[string](), wipes: map[string]*wiping{},
+		node: n, policies: policies, ownerOf: r.ownerOf, enqueue: r.enqueue, formatted: formatted, blocked: r.blocked, backoff: backoff[string](), wipes: map[string]*runningWipe{},
 	}
 	r.sweeper = &sweeper{
 		node: n, owners: owners, orphans: r.orphans, capacities: own, grace: o.OrphanGrace, limit: o.OrphanLimit,
-		isWiping: r.isWiping, look: r.look, reclaim: r.reclaimOrphan, suspects: map[string]struct{}{}, stopped: o.ReclaimStopped,
+		isWiping: r.isWiping, enqueue: r.enqueue, reclaimOrphan: r.reclaimOrphan, suspects: map[string]struct{}{}, stopped: o.ReclaimStopped,
 	}
-	inline := &inline{
+	inline := &inlineController{
 		node: n, pods: pods, owners: owners, placer: placer, formatter: formatter, policies: policies, reclaim: r, orphans: r.orphans,
-		options: inlineOptions{orphanGrace: o.OrphanGrace, evictionGrace: o.EvictionGrace}, queue: podQueue, waiting: podWaiters,
+		options: inlineOptions{orphanGrace: o.OrphanGrace, evictionGrace: o.EvictionGrace}, queue: podQueue, waiters: podWaiters,
 	}
 	releaser := &releaser{
-		node: n, volumes: volumes, reclaim: r, orphans: r.orphans, blocked: r.blocked, queue: volumeQueue, waiting: volumeWaiters, finalized: finalized,
+		node: n, volumes: volumes, reclaim: r, orphans: r.orphans, blocked: r.blocked, queue: volumeQueue, waiters: volumeWaiters, finalized: finalized,
 	}
-	maker := &maker{node: n, volumes: volumes, placer: placer, formatter: formatter, policies: policies, finalized: finalized, formatted: formatted}
+	maker := &partitionMaker{node: n, volumes: volumes, placer: placer, formatter: formatter, policies: policies, finalized: finalized, formatted: formatted}
 	stager := &stager{node: n, volumes: volumes, maker: maker, formatter: formatter}
 	grower := &grower{node: n, volumes: volumes, placer: placer, maker: maker}
-	p := &persistent{
-		node: n, volumes: volumes, maker: maker, stager: stager, grower: grower, releaser: releaser, reclaim: r, queue: volumeQueue, waiting: volumeWaiters,
+	p := &persistentController{
+		node: n, volumes: volumes, maker: maker, stager: stager, grower: grower, releaser: releaser, reclaim: r, queue: volumeQueue, waiters: volumeWaiters,
 	}
-	r.inline, r.persistent, r.ask = inline, releaser, releaser.ask
+	r.inline, r.persistent, r.enqueueUnwatched = inline, releaser, releaser.enqueueUnwatched
 	return &Manager{
-		inline: inline, stager: stager, grower: grower, releaser: releaser,
+		inlineController: inline, stager: stager, grower: grower, releaser: releaser,
 		provisioner: &provisioner{
 			node: n, volumes: volumes, placer: placer, maker: maker, stager: stager, reclaim: r, orphanGrace: o.OrphanGrace,
 		},
-		node: n, reclaim: r, persistent: p, serving: map[string]bool{}, disksChanged: make(chan struct{}, 1),
+		node: n, reclaim: r, persistent: p, inService: map[string]bool{}, disksChanged: make(chan struct{}, 1),
 	}
 }
 
-// remember reads what the node published before this agent started: its volumes, and since when they have had no owner.
-func (m *Manager) remember(published []diskv1alpha1.Disk) {
+// readPublished reads what the node published before this agent started: its volumes, and since when they have had no
+// owner.
+func (m *Manager) readPublished(published []diskv1alpha1.Disk) {
 	for i := range published {
 		for _, a := range published[i].Allocations {
 			if a.OrphanedSince != nil {
-				m.reclaim.orphans.remember(a.Partition, a.OrphanedSince.Time)
+				m.reclaim.orphans.restore(a.Partition, a.OrphanedSince.Time)
 			}
 			if _, ok := diskv1alpha1.VolumeUUID(a.Volume); ok && a.Phase == diskv1alpha1.PhaseFormatted {
 				m.persistent.maker.formatted.add(a.Partition)
@@ -163,15 +164,17 @@ func (m *Manager) remember(published []diskv1alpha1.Disk) {
 // must have synced, and the inventory must have scanned once.
 func (m *Manager) Run(ctx context.Context) {
 	var workers sync.WaitGroup
-	workers.Go(func() { work(ctx, m.inline.queue, "Pod's volumes could not be realized", m.inline.sync) })
-	workers.Go(func() { work(ctx, m.reclaim.queue, "Volume could not be released", m.reclaim.release) })
 	workers.Go(func() {
-		work(ctx, m.persistent.queue, "PersistentVolume could not be brought in line", m.persistent.sync)
+		processQueue(ctx, m.inlineController.queue, "Pod's volumes could not be realized", m.inlineController.sync)
+	})
+	workers.Go(func() { processQueue(ctx, m.reclaim.queue, "Volume could not be released", m.reclaim.release) })
+	workers.Go(func() {
+		processQueue(ctx, m.persistent.queue, "PersistentVolume could not be brought in line", m.persistent.sync)
 	})
 	workers.Go(func() { m.followDisks(ctx) })
 	m.DisksChanged()
 	<-ctx.Done()
-	m.inline.queue.ShutDown()
+	m.inlineController.queue.ShutDown()
 	m.reclaim.queue.ShutDown()
 	m.persistent.queue.ShutDown()
 	ended := make(chan struct{})
@@ -182,7 +185,7 @@ func (m *Manager) Run(ctx context.Context) {
 	}()
 	select {
 	case <-ended:
-	case <-time.After(stopPatience):
+	case <-time.After(stopTimeout):
 		klog.FromContext(ctx).Info("Agent ends although work on a disk has not; the next agent finishes it")
 	}
 }
@@ -197,21 +200,21 @@ func (m *Manager) DisksChanged() {
 
 // followDisks wakes what depends on the disks after each change on them.
 func (m *Manager) followDisks(ctx context.Context) {
-	var keeping sync.WaitGroup
-	defer keeping.Wait()
+	var storing sync.WaitGroup
+	defer storing.Wait()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-m.disksChanged:
 		}
-		m.disksSeen(m.node.inventory.Disks())
-		keeping.Go(func() { m.reclaim.wiper.policies.keep(ctx, m.node.inventory) })
+		m.compareDisks(m.node.inventory.Disks())
+		storing.Go(func() { m.reclaim.wiper.policies.storeOnDisks(ctx, m.node.inventory) })
 	}
 }
 
-// disksSeen compares the disks with those of its last call.
-func (m *Manager) disksSeen(disks []discovery.Disk) {
+// compareDisks compares the disks with those of its last call.
+func (m *Manager) compareDisks(disks []discovery.Disk) {
 	serving, arrived := map[string]bool{}, false
 	for i := range disks {
 		d := &disks[i]
@@ -219,21 +222,21 @@ func (m *Manager) disksSeen(disks []discovery.Disk) {
 			continue
 		}
 		serving[d.ID()] = true
-		if !m.serving[d.ID()] {
+		if !m.inService[d.ID()] {
 			arrived = true
-			m.reclaim.resume(d)
+			m.reclaim.resumeWipes(d)
 		}
 	}
-	m.serving = serving
+	m.inService = serving
 	if arrived {
-		m.reclaim.look(sweepKey, 0)
+		m.reclaim.enqueue(sweepKey, 0)
 		// A CSI caller may be about to make the PersistentVolume.
-		m.reclaim.look(askKey, m.reclaim.orphans.grace)
-		m.inline.wakeAll()
-		m.persistent.wakeAll()
+		m.reclaim.enqueue(unwatchedKey, m.reclaim.orphans.grace)
+		m.inlineController.enqueueAll()
+		m.persistent.enqueueAll()
 	}
-	m.inline.waiting.wake()
-	m.persistent.waiting.wake()
+	m.inlineController.waiters.enqueueAll()
+	m.persistent.waiters.enqueueAll()
 }
 
 // Lookup returns the persistent volume that is on a disk, even if the disk is out of service.
@@ -262,7 +265,7 @@ func (m *Manager) Orphans() Orphans {
 }
 
 // Evictions are the pods that must be evicted, because their volumes do not fit.
-func (m *Manager) Evictions() []diskv1alpha1.EvictionRequest { return m.inline.evictions() }
+func (m *Manager) Evictions() []diskv1alpha1.EvictionRequest { return m.inlineController.evictions() }
 
 // Blocked lists the volumes that cannot be wiped because something holds them, each with the holder.
 func (m *Manager) Blocked() []string {

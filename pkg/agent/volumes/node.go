@@ -33,13 +33,13 @@ type node struct {
 // since is the time since a moment of the node's clock.
 func (n *node) since(moment time.Time) time.Duration { return n.clock.Since(moment) }
 
-// find returns the disk and the volume of a partition.
-func (n *node) find(partition string) (discovery.Disk, disk.Volume, bool) {
-	return findIn(n.inventory.Disks(), partition)
+// findVolume returns the disk and the volume of a partition.
+func (n *node) findVolume(partition string) (discovery.Disk, disk.Volume, bool) {
+	return findVolume(n.inventory.Disks(), partition)
 }
 
-// disk returns a disk that is in service.
-func (n *node) disk(id string) (discovery.Disk, error) {
+// diskInService returns a disk that is in service.
+func (n *node) diskInService(id string) (discovery.Disk, error) {
 	if d, ok := inService(n.inventory.Disks(), id); ok {
 		return d, nil
 	}
@@ -58,11 +58,11 @@ func (n *node) classOf(d discovery.Disk) string {
 
 // Lookup returns the persistent volume that is on a disk, even if the disk is out of service.
 func (n *node) Lookup(volumeID string) (Volume, bool) {
-	d, on, found := n.find(diskv1alpha1.PartitionID(volumeID))
+	d, on, found := n.findVolume(diskv1alpha1.PartitionID(volumeID))
 	if !found {
 		return Volume{}, false
 	}
-	if id, ok := persistentID(on); !ok || id != volumeID {
+	if id, ok := persistentVolumeID(on); !ok || id != volumeID {
 		return Volume{}, false
 	}
 	return volumeOn(&d, on, volumeID), true
@@ -71,9 +71,9 @@ func (n *node) Lookup(volumeID string) (Volume, bool) {
 // usable returns a persistent volume. The error is nil only if the volume is on a disk in service and not being wiped.
 func (n *node) usable(partition string) (discovery.Disk, disk.Volume, error) {
 	disks := n.inventory.Disks()
-	d, on, found := findIn(disks, partition)
-	id, persistent := persistentID(on)
-	err := alone(disks, partition)
+	d, on, found := findVolume(disks, partition)
+	id, persistent := persistentVolumeID(on)
+	err := checkSingleCopy(disks, partition)
 	switch {
 	case !found || !persistent:
 		return discovery.Disk{}, disk.Volume{}, fmt.Errorf("%w: no disk of node %s holds partition %s", ErrNotFound, n.name, partition)

@@ -22,15 +22,15 @@ import (
 type orphan struct {
 	// since is published for operators. A jump of the wall clock moves it.
 	since time.Time
-	// found begins the grace period, on this process's monotonic clock. After a restart the period begins again,
+	// graceBegin begins the grace period, on this process's monotonic clock. After a restart the period begins again,
 	// because the agent cannot know how long it was away.
-	found time.Time
-	// allowed is set when an operator confirmed that it may be reclaimed.
-	allowed bool
+	graceBegin time.Time
+	// reclaimAllowed is set when an operator confirmed that it may be reclaimed.
+	reclaimAllowed bool
 }
 
-// orphanEvents bounds the events about single orphans. Beyond it only the condition counts them.
-const orphanEvents = 50
+// maxOrphanEvents bounds the events about single orphans. Beyond it only the condition counts them.
+const maxOrphanEvents = 50
 
 // Orphans are the names of the volumes without an owner, for messages.
 type Orphans struct {
@@ -45,18 +45,18 @@ type orphans struct {
 	volumes volumeStore
 	// grace is how long the ephemeral ones are kept.
 	grace time.Duration
-	// owner names a volume for messages.
-	owner func(v disk.Volume) (volume, owner string)
+	// ownerOf names a volume for messages.
+	ownerOf func(v disk.Volume) (volume, ownerOf string)
 
-	mu sync.Mutex
-	by map[string]orphan
+	mu          sync.Mutex
+	byPartition map[string]orphan
 }
 
 // get returns the orphan in a partition, if it is one.
 func (o *orphans) get(partition string) (orphan, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	of, is := o.by[partition]
+	of, is := o.byPartition[partition]
 	return of, is
 }
 
@@ -64,39 +64,39 @@ func (o *orphans) get(partition string) (orphan, bool) {
 func (o *orphans) all() map[string]orphan {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return maps.Clone(o.by)
+	return maps.Clone(o.byPartition)
 }
 
-// remember notes an orphan that was published before this agent started.
-func (o *orphans) remember(partition string, since time.Time) {
+// restore notes an orphan that was published before this agent started.
+func (o *orphans) restore(partition string, since time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.by[partition] = orphan{since: since, found: o.node.clock.Now()}
+	o.byPartition[partition] = orphan{since: since, graceBegin: o.node.clock.Now()}
 }
 
 func (o *orphans) remove(partition string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	delete(o.by, partition)
+	delete(o.byPartition, partition)
 }
 
 // allow notes that an operator confirmed that the orphan may be reclaimed.
 func (o *orphans) allow(partition string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if of, is := o.by[partition]; is {
-		of.allowed = true
-		o.by[partition] = of
+	if of, is := o.byPartition[partition]; is {
+		of.reclaimAllowed = true
+		o.byPartition[partition] = of
 	}
 }
 
-// claimed notes that the pod exists (again), so that its volumes are no orphans. It reports whether one was.
-func (o *orphans) claimed(pod *corev1.Pod) (were bool) {
+// removeOfPod notes that the pod exists (again), so that its volumes are no orphans. It reports whether one was.
+func (o *orphans) removeOfPod(pod *corev1.Pod) (were bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for partition := range partitionsOf(pod) {
-		_, was := o.by[partition]
-		delete(o.by, partition)
+		_, was := o.byPartition[partition]
+		delete(o.byPartition, partition)
 		were = were || was
 	}
 	return were
@@ -108,7 +108,7 @@ func (o *orphans) OrphanedSince(v disk.Volume) (since time.Time, orphaned bool) 
 		return time.Time{}, false
 	}
 	if !v.Ephemeral {
-		if _, ok := persistentID(v); !ok || len(o.volumes.of(v.Partition)) > 0 {
+		if _, ok := persistentVolumeID(v); !ok || len(o.volumes.of(v.Partition)) > 0 {
 			return time.Time{}, false
 		}
 	}
@@ -116,17 +116,17 @@ func (o *orphans) OrphanedSince(v disk.Volume) (since time.Time, orphaned bool) 
 	return of.since, orphaned
 }
 
-// note notes whether a volume is an orphan, and reports a change.
-func (o *orphans) note(ctx context.Context, v disk.Volume, orphaned bool) {
+// setOrphaned notes whether a volume is an orphan, and reports a change.
+func (o *orphans) setOrphaned(ctx context.Context, v disk.Volume, orphaned bool) {
 	o.mu.Lock()
-	_, was := o.by[v.Partition]
+	_, was := o.byPartition[v.Partition]
 	if orphaned && !was {
 		now := o.node.clock.Now()
-		o.by[v.Partition] = orphan{since: now, found: now}
+		o.byPartition[v.Partition] = orphan{since: now, graceBegin: now}
 	} else if !orphaned {
-		delete(o.by, v.Partition)
+		delete(o.byPartition, v.Partition)
 	}
-	count := len(o.by)
+	count := len(o.byPartition)
 	o.mu.Unlock()
 	if was == orphaned {
 		return
@@ -137,16 +137,16 @@ func (o *orphans) note(ctx context.Context, v disk.Volume, orphaned bool) {
 		return
 	}
 	klog.FromContext(ctx).Info("Volume is an orphan", "partition", v.Partition, "name", v.Name, "device", v.Device, "ephemeral", v.Ephemeral)
-	if count > orphanEvents {
+	if count > maxOrphanEvents {
 		return
 	}
 	becomes := "no PersistentVolume; it is kept until one is made and deleted"
 	if v.Ephemeral {
 		becomes = fmt.Sprintf("no pod, and its pod's end was not seen; it is kept for %v, then wiped", o.grace)
 	}
-	d, _, _ := o.node.find(v.Partition)
-	volume, owner := o.owner(v)
-	o.node.reports.ofNode(corev1.EventTypeWarning, eventOrphaned, describe(d, v, volume, owner)+" has "+becomes)
+	d, _, _ := o.node.findVolume(v.Partition)
+	volume, owner := o.ownerOf(v)
+	o.node.reports.nodeEvent(corev1.EventTypeWarning, eventOrphaned, describeVolume(d, v, volume, owner)+" has "+becomes)
 }
 
 // list lists the orphans on the disks.
@@ -162,8 +162,8 @@ func (o *orphans) list() Orphans {
 				out.Ephemeral = append(out.Ephemeral, fmt.Sprintf("%s (%s)", v.Partition, v.Name))
 				continue
 			}
-			id, _ := persistentID(v)
-			if owner := noted(v); owner != "" {
+			id, _ := persistentVolumeID(v)
+			if owner := claimInNote(v); owner != "" {
 				id += " (made for claim " + owner + ")"
 			}
 			out.Persistent = append(out.Persistent, id)

@@ -35,60 +35,64 @@ func TestEndSeen(t *testing.T) {
 		seen   bool
 	}{
 		"nothing":       {func(*fixture) {}, false},
-		"running":       {func(m *fixture) { p, _ := podWith("1", nil); m.inline.podSeen(p) }, false},
-		"being deleted": {func(m *fixture) { p, _ := podWith("1", deleting); m.inline.podSeen(p) }, true},
+		"running":       {func(m *fixture) { p, _ := podWith("1", nil); m.inlineController.onPod(p) }, false},
+		"being deleted": {func(m *fixture) { p, _ := podWith("1", deleting); m.inlineController.onPod(p) }, true},
 		"ended": {func(m *fixture) {
 			p, _ := podWith("1", func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed })
-			m.inline.podSeen(p)
+			m.inlineController.onPod(p)
 		}, true},
-		"deleted": {func(m *fixture) { p, _ := podWith("1", nil); m.inline.podSeen(p); m.inline.podDeleted(p) }, true},
+		"deleted": {func(m *fixture) {
+			p, _ := podWith("1", nil)
+			m.inlineController.onPod(p)
+			m.inlineController.onPodDelete(p)
+		}, true},
 		"not there after a pause": {func(m *fixture) {
 			p, _ := podWith("1", nil)
-			m.inline.podSeen(p)
-			m.inline.podDeleted(cache.DeletedFinalStateUnknown{Obj: p})
+			m.inlineController.onPod(p)
+			m.inlineController.onPodDelete(cache.DeletedFinalStateUnknown{Obj: p})
 		}, false},
 		"was being deleted before a pause": {func(m *fixture) {
 			p, _ := podWith("1", deleting)
-			m.inline.podSeen(p)
-			m.inline.podDeleted(cache.DeletedFinalStateUnknown{Obj: p})
+			m.inlineController.onPod(p)
+			m.inlineController.onPodDelete(cache.DeletedFinalStateUnknown{Obj: p})
 		}, true},
 		"another of its name after a pause": {func(m *fixture) {
 			before, _ := podWith("1", nil)
 			now, _ := podWith("2", nil)
-			m.inline.podSeen(before)
-			m.inline.podUpdated(before, now)
+			m.inlineController.onPod(before)
+			m.inlineController.onPodUpdate(before, now)
 		}, false},
 		"back from a backup in which it ran": {func(m *fixture) {
 			before, _ := podWith("1", deleting)
 			now, _ := podWith("1", nil)
-			m.inline.podSeen(before)
-			m.inline.podUpdated(before, now)
+			m.inlineController.onPod(before)
+			m.inlineController.onPodUpdate(before, now)
 		}, false},
 	} {
 		m := newFixture(t)
 		tc.events(m)
 		_, partition := podWith("1", nil)
-		if got := m.inline.owners.endSeen(partition, nil, "1"); got != tc.seen {
+		if got := m.inlineController.owners.endSeen(partition, nil, "1"); got != tc.seen {
 			t.Errorf("%s: seen is %v", name, got)
 		}
 	}
 	m := newFixture(t)
 	pod, partition := podWith("1", nil)
-	if !m.inline.owners.endSeen(partition, pod, "1") {
+	if !m.inlineController.owners.endSeen(partition, pod, "1") {
 		t.Error("what the API server still shows as going counts as vanished")
 	}
-	if other, _ := podWith("2", nil); m.inline.owners.endSeen(partition, other, "1") {
+	if other, _ := podWith("2", nil); m.inlineController.owners.endSeen(partition, other, "1") {
 		t.Error("another pod of the name is taken for the end of this one")
 	}
 }
 
-// TestClaimBack asserts that a volume whose pod exists again is no orphan.
-func TestClaimBack(t *testing.T) {
+// TestClaimIsRestored asserts that a volume whose pod exists again is no orphan.
+func TestClaimIsRestored(t *testing.T) {
 	m := newFixture(t)
 	pod, partition := podWith("1", nil)
 	v := disk.Volume{Partition: partition, Ephemeral: true, Phase: disk.Formatted}
 	since := time.Now().Add(-time.Minute)
-	m.reclaim.orphans.remember(partition, since)
+	m.reclaim.orphans.restore(partition, since)
 	m.reclaim.orphans.allow(partition)
 	if got, orphaned := m.OrphanedSince(v); !orphaned || !got.Equal(since) {
 		t.Errorf("orphaned since %v, %v", got, orphaned)
@@ -98,7 +102,7 @@ func TestClaimBack(t *testing.T) {
 	if _, orphaned := m.OrphanedSince(wiped); orphaned {
 		t.Error("what is being wiped is listed as an orphan")
 	}
-	m.inline.podSeen(pod)
+	m.inlineController.onPod(pod)
 	if _, orphaned := m.OrphanedSince(v); orphaned {
 		t.Error("it is an orphan although its pod is there")
 	}
@@ -111,20 +115,20 @@ func TestClaimBack(t *testing.T) {
 func TestProgress(t *testing.T) {
 	m := newFixture(t)
 	w := m.reclaim.wiper
-	w.wipes = map[string]*wiping{"a": {length: 100}, "b": {length: 100, policy: disk.WipeZero}}
-	w.progress("c", 1) // no wipe is running
+	w.wipes = map[string]*runningWipe{"a": {length: 100}, "b": {length: 100, policy: disk.WipeZero}}
+	w.setProgress("c", 1) // no wipe is running
 	if _, _, is := m.Wiping("a"); is {
 		t.Error("a wipe that has not begun shows progress")
 	}
 	w.wipes["a"].policy = disk.WipeOverwrite
 	for done := range int64(200) {
-		w.progress("a", done)
+		w.setProgress("a", done)
 	}
 	if policy, done, is := m.Wiping("a"); !is || policy != disk.WipeOverwrite || done != 0 || m.changes.Load() != 1 {
 		t.Errorf("shown are %d of %s, published %d times: it changes all the time", done, policy, m.changes.Load())
 	}
 	m.clock.Step(progressEvery)
-	w.progress("b", 7)
+	w.setProgress("b", 7)
 	_, a, _ := m.Wiping("a")
 	_, b, _ := m.Wiping("b")
 	if a != 100 || b != 7 || m.changes.Load() != 2 {
@@ -146,7 +150,7 @@ func TestRecordOfWipe(t *testing.T) {
 		{disk.WipeResult{Policy: disk.WipeNone, Method: "none"}, corev1.EventTypeWarning, "NOT wiped (policy None, which is unsafe)"},
 		{disk.WipeResult{Policy: disk.WipeZero, Method: "x"}, corev1.EventTypeNormal, "not read back"},
 	} {
-		eventType, message := recordOfWipe(tc.wiped)
+		eventType, message := describeWipe(tc.wiped)
 		if eventType != tc.eventType || !strings.Contains(message, tc.says) {
 			t.Errorf("%+v: %s %s", tc.wiped, eventType, message)
 		}
@@ -159,31 +163,31 @@ func TestGraceIsMonotonic(t *testing.T) {
 	for name, jump := range map[string]time.Duration{"long ago": -1000 * time.Hour, "in the future": 1000 * time.Hour} {
 		f := newFixture(t)
 		d := f.loopDisk()
-		pods, partitions := f.running("a")
+		pods, partitions := f.makePods("a")
 		at := metav1.NewTime(f.clock.Now().Add(jump))
 		f.options.Published = []diskv1alpha1.Disk{{ID: d.ID(), Allocations: []diskv1alpha1.Allocation{{Partition: partitions[0], OrphanedSince: &at}}}}
-		f.absent(pods...)
+		f.removePods(pods...)
 		f.sweep()
-		_, v, _ := f.node.find(partitions[0])
+		_, v, _ := f.node.findVolume(partitions[0])
 		if since, orphaned := f.OrphanedSince(v); !orphaned || !since.Equal(at.Time) {
 			t.Errorf("%s: published is %v, %v", name, since, orphaned)
 		}
 		f.clock.Step(f.options.OrphanGrace - time.Second)
 		f.sweep()
-		f.phase(partitions[0], disk.Formatted)
+		f.checkPhase(partitions[0], disk.Formatted)
 		f.clock.Step(time.Second)
 		f.sweep()
-		f.phase(partitions[0], "")
+		f.checkPhase(partitions[0], "")
 	}
 	// The machine's wall clock may jump. Its monotonic reading does not.
 	f := newFixture(t)
 	f.options.Clock = clock.RealClock{}
 	f.restart()
-	f.reclaim.orphans.note(t.Context(), disk.Volume{Partition: "p", Ephemeral: true}, true)
-	f.reclaim.orphans.remember("q", time.Unix(0, 0))
+	f.reclaim.orphans.setOrphaned(t.Context(), disk.Volume{Partition: "p", Ephemeral: true}, true)
+	f.reclaim.orphans.restore("q", time.Unix(0, 0))
 	for _, partition := range []string{"p", "q"} {
-		if o, _ := f.reclaim.orphans.get(partition); !strings.Contains(o.found.String(), " m=") {
-			t.Errorf("%s was found at %v, which is no monotonic moment", partition, o.found)
+		if o, _ := f.reclaim.orphans.get(partition); !strings.Contains(o.graceBegin.String(), " m=") {
+			t.Errorf("%s was found at %v, which is no monotonic moment", partition, o.graceBegin)
 		}
 	}
 }

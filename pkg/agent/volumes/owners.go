@@ -32,18 +32,18 @@ type owners struct {
 	node *node
 	pods podStore
 
-	mu sync.Mutex
-	by map[string]owner
+	mu          sync.Mutex
+	byPartition map[string]owner
 }
 
 func newOwners(n *node, pods podStore) *owners {
-	return &owners{node: n, pods: pods, by: map[string]owner{}}
+	return &owners{node: n, pods: pods, byPartition: map[string]owner{}}
 }
 
 func (o *owners) get(partition string) (owner, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	of, known := o.by[partition]
+	of, known := o.byPartition[partition]
 	return of, known
 }
 
@@ -51,20 +51,20 @@ func (o *owners) get(partition string) (owner, bool) {
 func (o *owners) partitions() []string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	out := make([]string, 0, len(o.by))
-	for partition := range o.by {
+	out := make([]string, 0, len(o.byPartition))
+	for partition := range o.byPartition {
 		out = append(out, partition)
 	}
 	return out
 }
 
-// note notes the pod as the owner of its volumes' partitions.
-func (o *owners) note(pod *corev1.Pod) {
+// recordPod notes the pod as the owner of its volumes' partitions.
+func (o *owners) recordPod(pod *corev1.Pod) {
 	o.mu.Lock()
 	changed := false
 	for partition, volume := range partitionsOf(pod) {
-		if _, known := o.by[partition]; !known {
-			o.by[partition] = owner{pod: keyOf(pod), uid: pod.UID, volume: volume}
+		if _, known := o.byPartition[partition]; !known {
+			o.byPartition[partition] = owner{pod: keyOf(pod), uid: pod.UID, volume: volume}
 			changed = true
 		}
 	}
@@ -74,14 +74,14 @@ func (o *owners) note(pod *corev1.Pod) {
 	}
 }
 
-// noteEnd notes whether the pod's end was seen.
-func (o *owners) noteEnd(pod *corev1.Pod, ended bool) {
+// recordEnd notes whether the pod's end was seen.
+func (o *owners) recordEnd(pod *corev1.Pod, ended bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for partition := range partitionsOf(pod) {
-		if of, known := o.by[partition]; known {
+		if of, known := o.byPartition[partition]; known {
 			of.ended = ended
-			o.by[partition] = of
+			o.byPartition[partition] = of
 		}
 	}
 }
@@ -101,8 +101,8 @@ func (o *owners) endSeen(partition string, pod *corev1.Pod, uid types.UID) bool 
 func (o *owners) forget(partition string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if of, ok := o.by[partition]; ok && o.pods.get(of.pod, of.uid) == nil {
-		delete(o.by, partition)
+	if of, ok := o.byPartition[partition]; ok && o.pods.get(of.pod, of.uid) == nil {
+		delete(o.byPartition, partition)
 	}
 }
 
@@ -111,7 +111,7 @@ func (o *owners) forget(partition string) {
 func (o *owners) livePod(ctx context.Context, v disk.Volume) (*corev1.Pod, types.UID, error) {
 	of, known := o.get(v.Partition)
 	if !known {
-		if _, err := o.withPods(ctx, []disk.Volume{v}); err != nil {
+		if _, err := o.findPods(ctx, []disk.Volume{v}); err != nil {
 			return nil, "", err
 		}
 		if of, known = o.get(v.Partition); !known {
@@ -128,10 +128,10 @@ func (o *owners) livePod(ctx context.Context, v disk.Volume) (*corev1.Pod, types
 	return pod, of.uid, nil
 }
 
-// withPods lists the node's pods from the API server, and the pods that may have used the volumes on another node. It
+// findPods lists the node's pods from the API server, and the pods that may have used the volumes on another node. It
 // notes the owners of the volumes, and returns the partitions of those that have a pod. The pods of the others do not
 // exist.
-func (o *owners) withPods(ctx context.Context, volumes []disk.Volume) (map[string]bool, error) {
+func (o *owners) findPods(ctx context.Context, volumes []disk.Volume) (map[string]bool, error) {
 	found := map[string]bool{}
 	if len(volumes) == 0 {
 		return found, nil
@@ -140,7 +140,7 @@ func (o *owners) withPods(ctx context.Context, volumes []disk.Volume) (map[strin
 		for partition := range partitionsOf(pod) {
 			if slices.ContainsFunc(volumes, func(v disk.Volume) bool { return v.Partition == partition }) {
 				found[partition] = true
-				o.note(pod)
+				o.recordPod(pod)
 			}
 		}
 	}
@@ -193,8 +193,8 @@ type podNote struct {
 	PodNamespace string `json:"podNamespace"`
 }
 
-// noteOfPod is the note of the pod's volumes. It is empty if the partitions' names contain the namespace.
-func noteOfPod(pod *corev1.Pod, volume string) (string, error) {
+// podNoteFor is the note of the pod's volumes. It is empty if the partitions' names contain the namespace.
+func podNoteFor(pod *corev1.Pod, volume string) (string, error) {
 	if strings.Contains(partitionName(pod, volume), "/") {
 		return "", nil
 	}

@@ -37,13 +37,13 @@ func TestLongNamespace(t *testing.T) {
 		pod, partition := inlinePod("a")
 		pod.Namespace = namespace
 		f.api.put(pod)
-		f.watchedPod(pod)
-		if err := f.inline.sync(t.Context(), keyOf(pod)); err != nil {
+		f.addPod(pod)
+		if err := f.inlineController.sync(t.Context(), keyOf(pod)); err != nil {
 			t.Fatal(err)
 		}
-		f.absent(pod)
+		f.removePods(pod)
 		f.sweep()
-		f.phase(partition, disk.Formatted)
+		f.checkPhase(partition, disk.Formatted)
 		if got := f.api.asked("GET /api/v1/namespaces/" + namespace + "/pods"); got == 0 {
 			t.Errorf("%s: its pods are not listed", namespace)
 		}

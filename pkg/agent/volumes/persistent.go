@@ -18,13 +18,13 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 )
 
-// persistent makes the volumes of PersistentVolumes. This file follows the watch and makes volumes in advance.
-// persistent_place.go makes partitions, and persistent_stage.go serves the kubelet. persistent_grow.go makes volumes
-// larger, and persistent_calls.go serves CSI controllers. persistent_release.go decides about the end.
-type persistent struct {
+// persistentController makes the volumes of PersistentVolumes. This file follows the watch and makes volumes in
+// advance. persistent_place.go makes partitions, and persistent_stage.go serves the kubelet. persistent_grow.go makes
+// volumes larger, and persistent_calls.go serves CSI controllers. persistent_release.go decides about the end.
+type persistentController struct {
 	node     *node
 	volumes  volumeStore
-	maker    *maker
+	maker    *partitionMaker
 	stager   *stager
 	grower   *grower
 	releaser *releaser
@@ -32,63 +32,63 @@ type persistent struct {
 
 	// queue is of names of PersistentVolumes.
 	queue   workqueue.TypedRateLimitingInterface[string]
-	waiting *waiters[string]
+	waiters *waiters[string]
 }
 
-// finalized are the PersistentVolumes whose finalizer the agent has removed. The watch may still show them, but no
-// partition is made for them any more.
-type finalized struct {
-	mu sync.Mutex
-	by map[types.UID]struct{}
+// finalizedVolumes are the PersistentVolumes whose finalizer the agent has removed. The watch may still show them, but
+// no partition is made for them any more.
+type finalizedVolumes struct {
+	mu    sync.Mutex
+	byUID map[types.UID]struct{}
 }
 
-func (f *finalized) add(uid types.UID) {
+func (f *finalizedVolumes) add(uid types.UID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.by == nil {
-		f.by = map[types.UID]struct{}{}
+	if f.byUID == nil {
+		f.byUID = map[types.UID]struct{}{}
 	}
-	f.by[uid] = struct{}{}
+	f.byUID[uid] = struct{}{}
 }
 
-func (f *finalized) remove(uid types.UID) {
+func (f *finalizedVolumes) remove(uid types.UID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.by, uid)
+	delete(f.byUID, uid)
 }
 
-func (f *finalized) has(uid types.UID) bool {
+func (f *finalizedVolumes) has(uid types.UID) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	_, is := f.by[uid]
+	_, is := f.byUID[uid]
 	return is
 }
 
-// partitions is a set.
-type partitions struct {
-	mu sync.Mutex
-	by map[string]struct{}
+// partitionSet is a set.
+type partitionSet struct {
+	mu      sync.Mutex
+	members map[string]struct{}
 }
 
-func (p *partitions) add(partition string) {
+func (p *partitionSet) add(partition string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.by == nil {
-		p.by = map[string]struct{}{}
+	if p.members == nil {
+		p.members = map[string]struct{}{}
 	}
-	p.by[partition] = struct{}{}
+	p.members[partition] = struct{}{}
 }
 
-func (p *partitions) remove(partition string) {
+func (p *partitionSet) remove(partition string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.by, partition)
+	delete(p.members, partition)
 }
 
-func (p *partitions) has(partition string) bool {
+func (p *partitionSet) has(partition string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	_, is := p.by[partition]
+	_, is := p.members[partition]
 	return is
 }
 
@@ -101,15 +101,15 @@ var (
 	errMismatch = errors.New("PersistentVolume and partition do not match")
 )
 
-// watch follows the node's PersistentVolumes.
-func (p *persistent) watch() error {
+// watchVolumes follows the node's PersistentVolumes.
+func (p *persistentController) watchVolumes() error {
 	if err := p.volumes.prepare(); err != nil {
 		return err
 	}
 	_, err := p.volumes.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    p.volumeSeen,
-		UpdateFunc: func(_, now any) { p.volumeSeen(now) },
-		DeleteFunc: p.volumeGone,
+		AddFunc:    p.onVolume,
+		UpdateFunc: func(_, now any) { p.onVolume(now) },
+		DeleteFunc: p.onVolumeGone,
 	})
 	if err != nil {
 		return fmt.Errorf("cannot watch PersistentVolumes: %w", err)
@@ -117,8 +117,8 @@ func (p *persistent) watch() error {
 	return nil
 }
 
-// volumeSeen handles a PersistentVolume from the watch.
-func (p *persistent) volumeSeen(object any) {
+// onVolume handles a PersistentVolume from the watch.
+func (p *persistentController) onVolume(object any) {
 	pv, ok := object.(*corev1.PersistentVolume)
 	if !ok {
 		return
@@ -127,8 +127,8 @@ func (p *persistent) volumeSeen(object any) {
 	p.node.changed()
 }
 
-// volumeGone handles a PersistentVolume that is gone, or is not labelled for this node any more.
-func (p *persistent) volumeGone(object any) {
+// onVolumeGone handles a PersistentVolume that is gone, or is not labelled for this node any more.
+func (p *persistentController) onVolumeGone(object any) {
 	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = gone.Obj
 	}
@@ -136,40 +136,40 @@ func (p *persistent) volumeGone(object any) {
 	if !ok {
 		return
 	}
-	p.waiting.forget(pv.Name)
+	p.waiters.remove(pv.Name)
 	p.maker.finalized.remove(pv.UID)
 	p.node.reports.forget(pv.UID)
 	if claim.IsOurs(pv) {
 		// Another one with the same handle may have waited for this, or the partition has no owner now.
-		p.reclaim.look(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle), 0)
+		p.reclaim.enqueue(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle), 0)
 	}
 	p.node.changed()
 }
 
-// wakeAll looks at every PersistentVolume again.
-func (p *persistent) wakeAll() {
+// enqueueAll looks at every PersistentVolume again.
+func (p *persistentController) enqueueAll() {
 	for _, name := range p.volumes.informer.GetStore().ListKeys() {
 		p.queue.Add(name)
 	}
 }
 
 // sync brings the disks in line with a PersistentVolume.
-func (p *persistent) sync(ctx context.Context, name string) error {
+func (p *persistentController) sync(ctx context.Context, name string) error {
 	pv := p.volumes.get(name)
 	if pv == nil {
 		return nil
 	}
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("volume", name))
 	becomes := actionFor(pv)
-	if becomes != reclaimNow {
-		p.releaser.blocked.cleared(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle))
+	if becomes != actionReclaim {
+		p.releaser.blocked.remove(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle))
 	}
 	switch becomes {
-	case reclaimNow, finalize:
+	case actionReclaim, actionFinalize:
 		return p.releaser.release(ctx, pv)
-	case retain:
+	case actionRetain:
 		return nil
-	case serve:
+	case actionServe:
 	}
 	warn := p.node.reports.warnVolume
 	v, err := p.volumes.read(pv)
@@ -178,12 +178,12 @@ func (p *persistent) sync(ctx context.Context, name string) error {
 		warn(pv, eventInvalid, err.Error())
 		return nil
 	}
-	seen := p.waiting.seen()
+	seen := p.waiters.changeCount()
 	err = p.serve(ctx, pv, v)
 	if left, waits := waitsForRecord(err); waits {
 		klog.FromContext(ctx).Info("Volume waits for its recorded extent", "reason", err.Error())
 		p.queue.AddAfter(name, left)
-		p.waiting.wait(name, seen)
+		p.waiters.add(name, seen)
 		return nil
 	}
 	switch {
@@ -211,43 +211,43 @@ func (p *persistent) sync(ctx context.Context, name string) error {
 		warn(pv, eventFailed, err.Error())
 		return err
 	}
-	p.waiting.wait(name, seen)
+	p.waiters.add(name, seen)
 	return nil
 }
 
 // serve makes the volume's partition, if there is none, and makes it ready to be mounted.
-func (p *persistent) serve(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume) error {
-	if err := p.maker.realize(ctx, pv, v, p.maker.stillWatched(pv)); err != nil {
+func (p *persistentController) serve(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume) error {
+	if err := p.maker.ensureForVolume(ctx, pv, v, p.maker.stillWatched(pv)); err != nil {
 		return err
 	}
-	if err := p.compare(ctx, pv, v); err != nil {
+	if err := p.checkPartition(ctx, pv, v); err != nil {
 		return err
 	}
 	if err := p.stager.makeReady(ctx, requestOf(v), nil); err != nil {
 		return err
 	}
 	p.maker.formatted.add(v.Partition)
-	return p.grower.growTo(ctx, v.ID, v.Size)
+	return p.grower.growToGranted(ctx, v.ID, v.Size)
 }
 
-// compare fails unless the partition is the volume of the PersistentVolume. It names the differences in what the disk
-// decides.
-func (p *persistent) compare(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume) error {
+// checkPartition fails unless the partition is the volume of the PersistentVolume. It names the differences in what the
+// disk decides.
+func (p *persistentController) checkPartition(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume) error {
 	disks := p.node.inventory.Disks()
-	d, on, found := findIn(disks, v.Partition)
+	d, on, found := findVolume(disks, v.Partition)
 	if !found || !d.Ready() {
 		return nil
 	}
-	if err := same(disks, on, v); err != nil {
+	if err := checkSameVolume(disks, on, v); err != nil {
 		return err
 	}
 	if on.Raw != v.Block {
-		return fmt.Errorf("%w: %w", errMismatch, otherMode(requestOf(v)))
+		return fmt.Errorf("%w: %w", errMismatch, errOtherMode(requestOf(v)))
 	}
 	if len(p.volumes.of(v.Partition)) > 1 {
 		return fmt.Errorf("%w: another PersistentVolume has the volumeHandle %s too: delete the one that is wrong; the volume is wiped on behalf of neither", errMismatch, v.ID)
 	}
-	if err := p.maker.noteMove(ctx, pv, v, d.ID()); err != nil {
+	if err := p.maker.recordMove(ctx, pv, v, d.ID()); err != nil {
 		return err
 	}
 	if on.Extent.Len() > v.Size {
@@ -256,10 +256,11 @@ func (p *persistent) compare(ctx context.Context, pv *corev1.PersistentVolume, v
 	return nil
 }
 
-// same fails unless the partition is the volume of the PersistentVolume, and the only partition with its GUID.
-func same(disks []discovery.Disk, on disk.Volume, v claim.Volume) error {
-	if id, ok := persistentID(on); !ok || id != v.ID {
+// checkSameVolume fails unless the partition is the volume of the PersistentVolume, and the only partition with its
+// GUID.
+func checkSameVolume(disks []discovery.Disk, on disk.Volume, v claim.Volume) error {
+	if id, ok := persistentVolumeID(on); !ok || id != v.ID {
 		return fmt.Errorf("%w: partition %s holds another volume, %q, not %s", errMismatch, on.Partition, on.Name, v.ID)
 	}
-	return alone(disks, on.Partition)
+	return checkSingleCopy(disks, on.Partition)
 }

@@ -33,15 +33,15 @@ type VolumeRequest struct {
 	Note claim.Note
 }
 
-// byCall is the reason why no place is recorded for a volume of a CSI call.
-const byCall = "a CSI call asked for it"
+// requestedByCall is the reason why no place is recorded for a volume of a CSI call.
+const requestedByCall = "a CSI call asked for it"
 
 // provisioner serves the calls of CSI controllers: upstream sidecars that run beside the agent.
 type provisioner struct {
 	node    *node
 	volumes volumeStore
 	placer  *placer
-	maker   *maker
+	maker   *partitionMaker
 	stager  *stager
 	reclaim reclaimer
 	// orphanGrace is that of Options.
@@ -66,7 +66,7 @@ func (p *provisioner) CreateVolume(ctx context.Context, r VolumeRequest) (Volume
 	if err != nil {
 		return Volume{}, fmt.Errorf("cannot note whose volume %s is: %w", r.ID, err)
 	}
-	at, err := p.maker.ensure(ctx, wanted{Volume: v, unrecorded: byCall}, note, func(context.Context) error { return nil })
+	at, err := p.maker.ensurePartition(ctx, unplacedVolume{Volume: v, noRecordReason: requestedByCall}, note, func(context.Context) error { return nil })
 	if err != nil {
 		return Volume{}, err
 	}
@@ -76,12 +76,12 @@ func (p *provisioner) CreateVolume(ctx context.Context, r VolumeRequest) (Volume
 		return Volume{}, fmt.Errorf("volume %s is gone already: %w", r.ID, ErrNotFound)
 	case at.disk == "":
 		// The volume existed before this call.
-		if err := made.answers(r, size); err != nil {
+		if err := made.satisfies(r, size); err != nil {
 			return Volume{}, err
 		}
 	default:
 		// By then it has a PersistentVolume, or it is reported as an orphan.
-		p.reclaim.look(v.Partition, p.orphanGrace)
+		p.reclaim.enqueue(v.Partition, p.orphanGrace)
 	}
 	// In advance, so that the pod's start does not wait for it.
 	if err := p.stager.makeReady(ctx, v, nil); err != nil {
@@ -91,8 +91,8 @@ func (p *provisioner) CreateVolume(ctx context.Context, r VolumeRequest) (Volume
 	return made, nil
 }
 
-// answers returns nil if the existing volume satisfies the request.
-func (v *Volume) answers(r VolumeRequest, size int64) error {
+// satisfies returns nil if the existing volume satisfies the request.
+func (v *Volume) satisfies(r VolumeRequest, size int64) error {
 	var differs string
 	switch {
 	case v.Phase == disk.Wiping:
@@ -132,7 +132,7 @@ func (p *provisioner) DeleteVolume(ctx context.Context, volumeID string) error {
 		unlock()
 		return err
 	default:
-		if err := p.mayDelete(ctx, volumeID, on); err != nil {
+		if err := p.checkDelete(ctx, volumeID, on); err != nil {
 			unlock()
 			return err
 		}
@@ -154,10 +154,10 @@ func (p *provisioner) DeleteVolume(ctx context.Context, volumeID string) error {
 	return nil
 }
 
-// mayDelete fails if the volume is in use, or if a PersistentVolume needs it. It reads the PersistentVolume from the
+// checkDelete fails if the volume is in use, or if a PersistentVolume needs it. It reads the PersistentVolume from the
 // API server.
-func (p *provisioner) mayDelete(ctx context.Context, volumeID string, on disk.Volume) error {
-	why, err := inUseBy(on.Device)
+func (p *provisioner) checkDelete(ctx context.Context, volumeID string, on disk.Volume) error {
+	why, err := describeUse(on.Device)
 	if err != nil {
 		return err
 	}
@@ -176,7 +176,7 @@ func (p *provisioner) mayDelete(ctx context.Context, volumeID string, on disk.Vo
 		case apierrors.IsNotFound(err):
 		case err != nil:
 			return fmt.Errorf("cannot ask the API server for PersistentVolume %s, its volume is kept: %w", name, err)
-		case claim.IsOurs(pv) && pv.Spec.CSI.VolumeHandle == volumeID && actionFor(pv) != reclaimNow:
+		case claim.IsOurs(pv) && pv.Spec.CSI.VolumeHandle == volumeID && actionFor(pv) != actionReclaim:
 			return fmt.Errorf("volume %s: PersistentVolume %s is %s with reclaim policy %s: %w", volumeID, name, pv.Status.Phase, pv.Spec.PersistentVolumeReclaimPolicy, ErrInUse)
 		}
 	}
@@ -189,7 +189,7 @@ func (p *provisioner) ListVolumes() []Volume {
 	disks := p.node.inventory.Disks()
 	for i := range disks {
 		for _, on := range disks[i].Snapshot.Volumes {
-			if id, ok := persistentID(on); ok && on.Phase != disk.Wiping {
+			if id, ok := persistentVolumeID(on); ok && on.Phase != disk.Wiping {
 				volumes = append(volumes, volumeOn(&disks[i], on, id))
 			}
 		}

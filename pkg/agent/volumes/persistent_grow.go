@@ -16,11 +16,11 @@ type grower struct {
 	node    *node
 	volumes volumeStore
 	placer  *placer
-	maker   *maker
+	maker   *partitionMaker
 }
 
-// growTo grows the partition to the size that its PersistentVolume was granted.
-func (g *grower) growTo(ctx context.Context, volumeID string, size int64) error {
+// growToGranted grows the partition to the size that its PersistentVolume was granted.
+func (g *grower) growToGranted(ctx context.Context, volumeID string, size int64) error {
 	partition := diskv1alpha1.PartitionID(volumeID)
 	if _, on, err := g.node.usable(partition); err != nil || on.Extent.Len() >= size {
 		return err
@@ -30,21 +30,21 @@ func (g *grower) growTo(ctx context.Context, volumeID string, size int64) error 
 		return err
 	}
 	defer unlock()
-	return g.grow(ctx, volumeID, size, promises{})
+	return g.grow(ctx, volumeID, size, reservations{})
 }
 
 // grow makes the partition longer, if the bytes behind it are free and not promised to others. The caller holds the
 // volume's lock.
-func (g *grower) grow(ctx context.Context, volumeID string, size int64, others promises) error {
+func (g *grower) grow(ctx context.Context, volumeID string, size int64, others reservations) error {
 	partition := diskv1alpha1.PartitionID(volumeID)
 	d, on, err := g.node.usable(partition)
 	if err != nil || on.Extent.Len() >= size {
 		return err
 	}
-	if err := g.placer.holdTail(on, size, others); err != nil {
+	if err := g.placer.holdGrowth(on, size, others); err != nil {
 		return fmt.Errorf("volume %s: %w", volumeID, err)
 	}
-	defer g.placer.free(partition)
+	defer g.placer.releaseHeld(partition)
 	e, err := engineOf(&d)
 	if err != nil {
 		return fmt.Errorf("volume %s: %w", volumeID, err)
@@ -73,11 +73,11 @@ func (g *grower) Expand(ctx context.Context, volumeID string, atLeast int64, gro
 		return Volume{}, err
 	}
 	atLeast = diskv1alpha1.AlignUp(atLeast)
-	granted, err := g.granted(ctx, volumeID, atLeast, on)
+	granted, err := g.grantedSize(ctx, volumeID, atLeast, on)
 	if err != nil {
 		return Volume{}, err
 	}
-	if err := g.grow(ctx, volumeID, granted, promises{}); err != nil {
+	if err := g.grow(ctx, volumeID, granted, reservations{}); err != nil {
 		return Volume{}, err
 	}
 	d, on, err := g.node.usable(partition)
@@ -91,9 +91,9 @@ func (g *grower) Expand(ctx context.Context, volumeID string, atLeast int64, gro
 	return v, grow(ctx, v)
 }
 
-// granted is the size in the volume's PersistentVolume, or 0 if there is none. If the watch does not show enough, it is
-// read from the API server.
-func (g *grower) granted(ctx context.Context, volumeID string, atLeast int64, on disk.Volume) (int64, error) {
+// grantedSize is the size in the volume's PersistentVolume, or 0 if there is none. If the watch does not show enough,
+// it is read from the API server.
+func (g *grower) grantedSize(ctx context.Context, volumeID string, atLeast int64, on disk.Volume) (int64, error) {
 	for _, pv := range g.volumes.of(on.Partition) {
 		if v, err := g.volumes.read(pv); err == nil && v.Size >= atLeast {
 			return v.Size, nil
@@ -124,7 +124,7 @@ func (g *grower) GrowVolume(ctx context.Context, volumeID string, size, limit in
 		return Volume{}, fmt.Errorf("%w: volume %s: sizes are multiples of %d bytes, and %d is above the limit", ErrInvalid, volumeID, diskv1alpha1.Alignment, size)
 	}
 	partition := diskv1alpha1.PartitionID(volumeID)
-	others := g.placer.promised(partition)
+	others := g.placer.reservationsExcept(partition)
 	unlock, err := g.node.locks.lock(ctx, partition)
 	if err != nil {
 		return Volume{}, err

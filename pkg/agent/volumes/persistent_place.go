@@ -14,28 +14,28 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 )
 
-// maker makes the partitions of PersistentVolumes.
-type maker struct {
+// partitionMaker makes the partitions of PersistentVolumes.
+type partitionMaker struct {
 	node      *node
 	volumes   volumeStore
 	placer    *placer
 	formatter *formatter
 	policies  *policies
-	finalized *finalized
+	finalized *finalizedVolumes
 	// formatted are the partitions that were formatted, as far as the agent knows. One that vanishes without having
 	// been wiped is not made again: its data may be where the new one would be.
-	formatted *partitions
-	// placeLocks are by partition.
-	placeLocks locks
+	formatted *partitionSet
+	// placementLocks are by partition.
+	placementLocks locks
 }
 
-// permit is called under the volume's lock, and fails if the partition may not be made.
-type permit func(ctx context.Context) error
+// permission is called under the volume's lock, and fails if the partition may not be made.
+type permission func(ctx context.Context) error
 
 // stillWatched permits a partition for a PersistentVolume from the watch, if the API server has it, too. After a pause,
 // the watch may begin again with a list that is out of date. A volume for a PersistentVolume that is gone would be an
 // orphan for ever.
-func (m *maker) stillWatched(pv *corev1.PersistentVolume) permit {
+func (m *partitionMaker) stillWatched(pv *corev1.PersistentVolume) permission {
 	return func(ctx context.Context) error {
 		if !m.isServed(m.volumes.get(pv.Name), pv) {
 			return fmt.Errorf("PersistentVolume %s: %w", pv.Name, ErrReleased)
@@ -53,7 +53,7 @@ func (m *maker) stillWatched(pv *corev1.PersistentVolume) permit {
 
 // stillLive permits a partition for a PersistentVolume that the API server has just returned. The watch may not show it
 // yet.
-func (m *maker) stillLive(pv *corev1.PersistentVolume) permit {
+func (m *partitionMaker) stillLive(pv *corev1.PersistentVolume) permission {
 	return func(context.Context) error {
 		now := m.volumes.get(pv.Name)
 		if now == nil || now.UID != pv.UID {
@@ -67,15 +67,15 @@ func (m *maker) stillLive(pv *corev1.PersistentVolume) permit {
 }
 
 // isServed reports whether now is the same PersistentVolume, and neither released nor finalized.
-func (m *maker) isServed(now, pv *corev1.PersistentVolume) bool {
+func (m *partitionMaker) isServed(now, pv *corev1.PersistentVolume) bool {
 	return now != nil && now.UID == pv.UID && claim.IsOurs(now) && now.Spec.CSI.VolumeHandle == pv.Spec.CSI.VolumeHandle &&
-		actionFor(now) == serve && !m.finalized.has(now.UID)
+		actionFor(now) == actionServe && !m.finalized.has(now.UID)
 }
 
-// realize makes the partition of a PersistentVolume, unless it has one.
-func (m *maker) realize(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, may permit) error {
-	w := wanted{Volume: requestOf(v)}
-	w.home = diskFor(pv, v)
+// ensureForVolume makes the partition of a PersistentVolume, unless it has one.
+func (m *partitionMaker) ensureForVolume(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, may permission) error {
+	w := unplacedVolume{Volume: requestOf(v)}
+	w.requiredDisk = diskFor(pv, v)
 	w.recorded = &diskv1alpha1.RecordVolume{
 		Name: w.Name, Disk: v.Place.Disk, Extent: diskv1alpha1.Extent{Start: v.Place.Start, Length: v.Size},
 	}
@@ -83,17 +83,17 @@ func (m *maker) realize(ctx context.Context, pv *corev1.PersistentVolume, v clai
 	if err != nil {
 		return fmt.Errorf("cannot note whose volume %s is: %w", v.ID, err)
 	}
-	at, err := m.ensure(ctx, w, note, may)
+	at, err := m.ensurePartition(ctx, w, note, may)
 	if err != nil || at.deviation == "" {
 		return err
 	}
-	m.node.reports.ofVolume(pv, corev1.EventTypeWarning, eventReplaced, fmt.Sprintf("the volume was put on disk %s at %d by the node itself: %s", at.disk, at.extent.Start, at.deviation))
+	m.node.reports.volumeEvent(pv, corev1.EventTypeWarning, eventReplaced, fmt.Sprintf("the volume was put on disk %s at %d by the node itself: %s", at.disk, at.extent.Start, at.deviation))
 	return nil
 }
 
-// ensure makes the partition of a persistent volume, unless it has one. Then the place is empty.
-func (m *maker) ensure(ctx context.Context, w wanted, note string, may permit) (place, error) {
-	unlock, err := m.placeLocks.lock(ctx, w.Partition)
+// ensurePartition makes the partition of a persistent volume, unless it has one. Then the place is empty.
+func (m *partitionMaker) ensurePartition(ctx context.Context, w unplacedVolume, note string, may permission) (place, error) {
+	unlock, err := m.placementLocks.lock(ctx, w.Partition)
 	if err != nil {
 		return place{}, err
 	}
@@ -103,23 +103,23 @@ func (m *maker) ensure(ctx context.Context, w wanted, note string, may permit) (
 		if err != nil || found {
 			return place{}, err
 		}
-		if err = m.create(ctx, at, note, may); err == nil || !retryPlace(err, try) {
+		if err = m.create(ctx, at, note, may); err == nil || !canRetryPlace(err, try) {
 			return at, err
 		}
 	}
 }
 
 // choose decides where a persistent volume without a partition goes, and holds the extent. create releases it.
-func (m *maker) choose(w wanted) (at place, found bool, err error) {
-	places, err := m.placer.choose(w.Partition, func(disks []discovery.Disk) ([]wanted, map[string]bool, error) {
-		if _, _, found := findIn(disks, w.Partition); found {
+func (m *partitionMaker) choose(w unplacedVolume) (at place, found bool, err error) {
+	places, err := m.placer.choose(w.Partition, func(disks []discovery.Disk) ([]unplacedVolume, map[string]bool, error) {
+		if _, _, found := findVolume(disks, w.Partition); found {
 			return nil, nil, nil
 		}
-		if _, ok := inService(disks, w.home); w.home != "" && !ok {
+		if _, ok := inService(disks, w.requiredDisk); w.requiredDisk != "" && !ok {
 			// It may come back with the volume's data.
-			return nil, nil, fmt.Errorf("%w: disk %s, which the volume was put on, is not in service on node %s; nothing is made elsewhere, the data may be on it", errDiskMissing, w.home, m.node.name)
+			return nil, nil, fmt.Errorf("%w: disk %s, which the volume was put on, is not in service on node %s; nothing is made elsewhere, the data may be on it", errDiskMissing, w.requiredDisk, m.node.name)
 		}
-		if w.home != "" && m.formatted.has(w.Partition) {
+		if w.requiredDisk != "" && m.formatted.has(w.Partition) {
 			return nil, nil, fmt.Errorf("%w: node %s had the volume, and no disk has it any more; nothing is made in its place. Restore the entry of partition %s, or, if the data may be lost, delete the claim", errVanished, m.node.name, w.Partition)
 		}
 		if w.recorded != nil {
@@ -127,7 +127,7 @@ func (m *maker) choose(w wanted) (at place, found bool, err error) {
 				w.Request.Class = on.Class
 			}
 		}
-		return []wanted{w}, nil, m.placer.checkSize(w.Volume)
+		return []unplacedVolume{w}, nil, m.placer.checkSize(w.Volume)
 	})
 	if err != nil || len(places) == 0 {
 		return place{}, err == nil, err
@@ -136,8 +136,8 @@ func (m *maker) choose(w wanted) (at place, found bool, err error) {
 }
 
 // create makes the partition at its place, and releases the extent that was held.
-func (m *maker) create(ctx context.Context, at place, note string, may permit) error {
-	defer m.placer.free(at.Partition)
+func (m *partitionMaker) create(ctx context.Context, at place, note string, may permission) error {
+	defer m.placer.releaseHeld(at.Partition)
 	unlock, err := m.node.locks.lock(ctx, at.Partition)
 	if err != nil {
 		return err
@@ -146,7 +146,7 @@ func (m *maker) create(ctx context.Context, at place, note string, may permit) e
 	if err := may(ctx); err != nil {
 		return err
 	}
-	d, err := m.node.disk(at.disk)
+	d, err := m.node.diskInService(at.disk)
 	if err != nil {
 		return err
 	}
@@ -165,7 +165,7 @@ func (m *maker) create(ctx context.Context, at place, note string, may permit) e
 	if err != nil {
 		return fmt.Errorf("cannot make a partition for volume %s at %v of disk %s: %w", at.ID, at.extent, at.disk, err)
 	}
-	m.formatter.noteNew(at.Partition, v.Prezeroed)
+	m.formatter.recordNew(at.Partition, v.Prezeroed)
 	klog.FromContext(ctx).Info("Volume has its partition", "volume", at.ID, "partition", at.Partition, "device", v.Device, "disk", at.disk,
 		"extent", at.extent, "deviation", at.deviation)
 	return nil
@@ -173,9 +173,9 @@ func (m *maker) create(ctx context.Context, at place, note string, may permit) e
 
 // volumeFor returns the PersistentVolume with the volume ID, if its volume must exist. It comes from the watch, or
 // from the API server if the watch has not shown it yet.
-func (m *maker) volumeFor(ctx context.Context, volumeID string) (pv *corev1.PersistentVolume, may permit, err error) {
+func (m *partitionMaker) volumeFor(ctx context.Context, volumeID string) (pv *corev1.PersistentVolume, may permission, err error) {
 	for _, pv := range m.volumes.of(diskv1alpha1.PartitionID(volumeID)) {
-		if actionFor(pv) == serve && pv.Spec.CSI.VolumeHandle == volumeID {
+		if actionFor(pv) == actionServe && pv.Spec.CSI.VolumeHandle == volumeID {
 			return pv, m.stillWatched(pv), nil
 		}
 	}
@@ -187,15 +187,15 @@ func (m *maker) volumeFor(ctx context.Context, volumeID string) (pv *corev1.Pers
 		return nil, nil, fmt.Errorf("cannot read PersistentVolume %s: %w", volumeID, err)
 	case !claim.IsOurs(pv) || pv.Spec.CSI.VolumeHandle != volumeID:
 		return nil, nil, fmt.Errorf("%w: PersistentVolume %s is of another driver or volume", ErrNotFound, volumeID)
-	case actionFor(pv) != serve:
+	case actionFor(pv) != actionServe:
 		return nil, nil, fmt.Errorf("PersistentVolume %s is %s or being deleted, and its volume is not made any more: %w", volumeID, pv.Status.Phase, ErrReleased)
 	}
 	return pv, m.stillLive(pv), nil
 }
 
-// noteMove notes on the PersistentVolume which disk has its volume, if that is another disk than the one in its
+// recordMove notes on the PersistentVolume which disk has its volume, if that is another disk than the one in its
 // attributes. The agent must know which disk to wait for.
-func (m *maker) noteMove(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, disk string) error {
+func (m *partitionMaker) recordMove(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, disk string) error {
 	noted := pv.Annotations[diskv1alpha1.AnnotationMovedTo]
 	if noted == disk || noted == "" && v.Place.Disk == disk {
 		return nil

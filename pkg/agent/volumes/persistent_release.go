@@ -23,10 +23,10 @@ type releaser struct {
 	volumes   volumeStore
 	reclaim   reclaimer
 	orphans   *orphans
-	blocked   *blocked
+	blocked   *blockedVolumes
 	queue     workqueue.TypedRateLimitingInterface[string]
-	waiting   *waiters[string]
-	finalized *finalized
+	waiters   *waiters[string]
+	finalized *finalizedVolumes
 }
 
 // release wipes the volume of a PersistentVolume whose claim is gone, and then finalizes the PersistentVolume. It acts
@@ -59,18 +59,18 @@ func (r *releaser) release(ctx context.Context, pv *corev1.PersistentVolume) err
 		return nil
 	}
 	becomes := actionFor(live)
-	if becomes != finalize && becomes != reclaimNow {
+	if becomes != actionFinalize && becomes != actionReclaim {
 		return nil
 	}
 	v, err := r.volumes.read(live)
 	if err != nil {
-		r.node.reports.warnVolume(live, eventReleasing, fmt.Sprintf("%v; if no disk holds its volume, remove the finalizer %s", err, diskv1alpha1.FinalizerVolume))
+		r.node.reports.warnVolume(live, eventNotReleased, fmt.Sprintf("%v; if no disk holds its volume, remove the finalizer %s", err, diskv1alpha1.FinalizerVolume))
 		return nil
 	}
-	if becomes == finalize {
+	if becomes == actionFinalize {
 		return r.finalize(ctx, live, "its reclaim policy is "+string(live.Spec.PersistentVolumeReclaimPolicy))
 	}
-	begun, err = r.wipeFor(ctx, live, v, unlock)
+	begun, err = r.wipeOrFinalize(ctx, live, v, unlock)
 	if client.IsGoneOrChanged(err) {
 		// It has changed since it was read, so it is read again.
 		r.queue.AddRateLimited(live.Name)
@@ -79,25 +79,25 @@ func (r *releaser) release(ctx context.Context, pv *corev1.PersistentVolume) err
 	return err
 }
 
-// wipeFor wipes the partition, or finishes when there is none. The caller holds the volume's lock. If begun is true,
-// the wipe unlocks it.
-func (r *releaser) wipeFor(ctx context.Context, live *corev1.PersistentVolume, v claim.Volume, unlock func()) (begun bool, err error) {
-	if others, err := r.othersOf(ctx, live, v); err != nil {
+// wipeOrFinalize wipes the partition, or finishes when there is none. The caller holds the volume's lock. If begun is
+// true, the wipe unlocks it.
+func (r *releaser) wipeOrFinalize(ctx context.Context, live *corev1.PersistentVolume, v claim.Volume, unlock func()) (begun bool, err error) {
+	if others, err := r.findOtherVolume(ctx, live, v); err != nil {
 		return false, err
 	} else if others != "" {
 		if live.DeletionTimestamp != nil {
 			return false, r.finalize(ctx, live, "PersistentVolume "+others+" has the same volumeHandle, and its volume")
 		}
-		r.node.reports.warnVolume(live, eventReleasing, "PersistentVolume "+others+" has the same volumeHandle: nothing is wiped. Delete the one that is wrong")
+		r.node.reports.warnVolume(live, eventNotReleased, "PersistentVolume "+others+" has the same volumeHandle: nothing is wiped. Delete the one that is wrong")
 		return false, nil
 	}
 	disks := r.node.inventory.Disks()
-	d, on, found := findIn(disks, v.Partition)
+	d, on, found := findVolume(disks, v.Partition)
 	switch {
 	case !found:
 		if _, ok := inService(disks, diskFor(live, v)); !ok {
 			r.node.reports.warnVolume(live, eventDiskMissing, fmt.Sprintf("disk %s, which the volume was put on, is not in service on node %s: it cannot be wiped. If the disk is gone for good, remove the finalizer %s", diskFor(live, v), r.node.name, diskv1alpha1.FinalizerVolume))
-			r.waiting.wait(live.Name, r.waiting.seen())
+			r.waiters.add(live.Name, r.waiters.changeCount())
 			return false, nil
 		}
 		return false, r.finalizeWiped(ctx, live)
@@ -106,22 +106,22 @@ func (r *releaser) wipeFor(ctx context.Context, live *corev1.PersistentVolume, v
 		r.node.reports.warnVolume(live, eventDiskMissing, fmt.Sprintf("the volume is on disk %s (%s), which is out of service: %s. It is wiped when the disk is back", d.ID(), d.Device.Name, d.Problem))
 		return false, nil
 	}
-	if err := same(disks, on, v); err != nil {
-		r.node.reports.warnVolume(live, eventReleasing, err.Error())
+	if err := checkSameVolume(disks, on, v); err != nil {
+		r.node.reports.warnVolume(live, eventNotReleased, err.Error())
 		return false, nil
 	}
 	if on.Phase != disk.Wiping {
-		why, err := inUseBy(on.Device)
+		why, err := describeUse(on.Device)
 		if err != nil {
 			return false, err
 		}
 		if why != "" {
-			r.node.reports.warnVolume(live, eventReleasing, "the volume is wiped once it is not in use: "+why)
+			r.node.reports.warnVolume(live, eventNotReleased, "the volume is wiped once it is not in use: "+why)
 			r.queue.AddAfter(live.Name, inUseRetry)
-			r.blocked.held(ctx, d, on, why)
+			r.blocked.recordHeld(ctx, d, on, why)
 			return false, nil
 		}
-		if err := r.deleteHeld(ctx, live); err != nil {
+		if err := r.deleteWithFinalizer(ctx, live); err != nil {
 			return false, err
 		}
 	}
@@ -129,9 +129,9 @@ func (r *releaser) wipeFor(ctx context.Context, live *corev1.PersistentVolume, v
 	return true, nil
 }
 
-// deleteHeld deletes the PersistentVolume in the version that was read. Our finalizer keeps it until the volume is
-// wiped. From here on it cannot be bound again.
-func (r *releaser) deleteHeld(ctx context.Context, live *corev1.PersistentVolume) error {
+// deleteWithFinalizer deletes the PersistentVolume in the version that was read. Our finalizer keeps it until the
+// volume is wiped. From here on it cannot be bound again.
+func (r *releaser) deleteWithFinalizer(ctx context.Context, live *corev1.PersistentVolume) error {
 	if live.DeletionTimestamp != nil {
 		return nil
 	}
@@ -148,7 +148,7 @@ func (r *releaser) deleteHeld(ctx context.Context, live *corev1.PersistentVolume
 // finalizeWiped removes a PersistentVolume whose volume is on no disk any more.
 func (r *releaser) finalizeWiped(ctx context.Context, live *corev1.PersistentVolume) error {
 	if live.DeletionTimestamp == nil {
-		if err := r.deleteHeld(ctx, live); err != nil {
+		if err := r.deleteWithFinalizer(ctx, live); err != nil {
 			return err
 		}
 		// The watch shows the deletion, and then it is finalized.
@@ -173,9 +173,9 @@ func (r *releaser) finalize(ctx context.Context, live *corev1.PersistentVolume, 
 	return fmt.Errorf("cannot remove the finalizer of PersistentVolume %s: %w", live.Name, err)
 }
 
-// othersOf names another PersistentVolume with the same volumeHandle. While there is one, the partition is not wiped
-// for this one.
-func (r *releaser) othersOf(ctx context.Context, live *corev1.PersistentVolume, v claim.Volume) (string, error) {
+// findOtherVolume names another PersistentVolume with the same volumeHandle. While there is one, the partition is not
+// wiped for this one.
+func (r *releaser) findOtherVolume(ctx context.Context, live *corev1.PersistentVolume, v claim.Volume) (string, error) {
 	for _, other := range r.volumes.of(v.Partition) {
 		if other.Name != live.Name {
 			return other.Name, nil
@@ -200,23 +200,23 @@ func (r *releaser) othersOf(ctx context.Context, live *corev1.PersistentVolume, 
 // verdict reads from the API server whether a partition has a PersistentVolume that the watch does not show. In either
 // case the partition stays.
 func (r *releaser) verdict(ctx context.Context, v disk.Volume) (verdict, error) {
-	if r.wake(v.Partition) {
-		return keep, nil
+	if r.enqueueVolumes(v.Partition) {
+		return verdictKeep, nil
 	}
-	id, ok := persistentID(v)
+	id, ok := persistentVolumeID(v)
 	if !ok {
-		return keep, nil
+		return verdictKeep, nil
 	}
 	pv, err := r.node.client.Volume(ctx, id)
 	if err != nil && !apierrors.IsNotFound(err) {
-		return keep, fmt.Errorf("cannot ask the API server for PersistentVolume %s: %w", id, err)
+		return verdictKeep, fmt.Errorf("cannot ask the API server for PersistentVolume %s: %w", id, err)
 	}
 	orphaned := err != nil || !claim.IsOurs(pv) || pv.Spec.CSI.VolumeHandle != id
-	r.orphans.note(ctx, v, orphaned)
+	r.orphans.setOrphaned(ctx, v, orphaned)
 	if !orphaned {
 		r.explainUnwatched(pv)
 	}
-	return keep, nil
+	return verdictKeep, nil
 }
 
 // explainUnwatched reports why the watch does not show the PersistentVolume of a volume on this node: its label was
@@ -227,29 +227,29 @@ func (r *releaser) explainUnwatched(pv *corev1.PersistentVolume) {
 	v, err := claim.ReadVolume(pv)
 	switch {
 	case err == nil && v.Node != here:
-		r.node.reports.warnVolume(pv, eventStrayed, fmt.Sprintf("the volume is on a disk of node %s, its PersistentVolume is for node %q: was the disk moved? The volume is kept", r.node.name, v.Node))
+		r.node.reports.warnVolume(pv, eventOnOtherNode, fmt.Sprintf("the volume is on a disk of node %s, its PersistentVolume is for node %q: was the disk moved? The volume is kept", r.node.name, v.Node))
 	case label != here && (label != "" || slices.Contains(pv.Finalizers, diskv1alpha1.FinalizerVolume)):
 		r.node.reports.warnVolume(pv, eventMismatch, fmt.Sprintf("its label %s is %q, its volume is on node %s: nothing is done for it until the label is %q", diskv1alpha1.LabelNode, label, r.node.name, here))
 	}
 }
 
-// ask has reclaim look at the persistent volumes for which the watch shows no PersistentVolume.
-func (r *releaser) ask() {
+// enqueueUnwatched has reclaim look at the persistent volumes for which the watch shows no PersistentVolume.
+func (r *releaser) enqueueUnwatched() {
 	disks := r.node.inventory.Disks()
 	for i := range disks {
 		if !disks[i].Ready() {
 			continue
 		}
 		for _, v := range disks[i].Snapshot.Volumes {
-			if _, ok := persistentID(v); ok && len(r.volumes.of(v.Partition)) == 0 {
-				r.reclaim.look(v.Partition, 0)
+			if _, ok := persistentVolumeID(v); ok && len(r.volumes.of(v.Partition)) == 0 {
+				r.reclaim.enqueue(v.Partition, 0)
 			}
 		}
 	}
 }
 
-// wake looks again at the PersistentVolumes of a partition.
-func (r *releaser) wake(partition string) (woken bool) {
+// enqueueVolumes looks again at the PersistentVolumes of a partition.
+func (r *releaser) enqueueVolumes(partition string) (woken bool) {
 	for _, pv := range r.volumes.of(partition) {
 		r.queue.Add(pv.Name)
 		woken = true
@@ -257,13 +257,14 @@ func (r *releaser) wake(partition string) (woken bool) {
 	return woken
 }
 
-// gone wakes the PersistentVolumes of a partition that no disk has: they may be finalized, or get a new partition.
-func (r *releaser) gone(partition string) { r.wake(partition) }
+// partitionGone wakes the PersistentVolumes of a partition that no disk has: they may be finalized, or get a new
+// partition.
+func (r *releaser) partitionGone(partition string) { r.enqueueVolumes(partition) }
 
 // ownerOf names the volume by its CSI ID, and its claim by namespace/name, from the watch. The watch does not show the
 // PersistentVolumes of CSI sidecars. For these it is the claim that the volume was made for.
 func (r *releaser) ownerOf(v disk.Volume) (volume, owner string) {
-	id, ok := persistentID(v)
+	id, ok := persistentVolumeID(v)
 	if !ok {
 		return "", ""
 	}
@@ -279,10 +280,10 @@ func (r *releaser) ownerOf(v disk.Volume) (volume, owner string) {
 	if _, orphaned := r.orphans.OrphanedSince(v); orphaned {
 		return id, ""
 	}
-	return id, noted(v)
+	return id, claimInNote(v)
 }
 
 // Unstaged notes that the kubelet has unstaged the volume: its release may have waited for that.
 func (r *releaser) Unstaged(volumeID string) {
-	r.wake(diskv1alpha1.PartitionID(volumeID))
+	r.enqueueVolumes(diskv1alpha1.PartitionID(volumeID))
 }

@@ -17,9 +17,9 @@ import (
 
 func released(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased }
 
-// TestReleasedIsMarkedBeforeWiping asserts that a released PersistentVolume is deleted before its volume is wiped. Our
+// TestReleasedIsDeletedBeforeWiping asserts that a released PersistentVolume is deleted before its volume is wiped. Our
 // finalizer keeps it until the wipe is done.
-func TestReleasedIsMarkedBeforeWiping(t *testing.T) {
+func TestReleasedIsDeletedBeforeWiping(t *testing.T) {
 	f := newFixture(t)
 	pv, partition := f.boundVolume(f.loopDisk(), 1, released)
 	// Without our finalizer the PersistentVolume would be gone before its volume is.
@@ -27,8 +27,8 @@ func TestReleasedIsMarkedBeforeWiping(t *testing.T) {
 	if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
 		t.Error(err)
 	}
-	f.settle()
-	f.phase(partition, disk.Formatted)
+	f.waitIdle()
+	f.checkPhase(partition, disk.Formatted)
 	f.api.set(func(s *apiServer) {
 		if got := s.volumes[pv.Name].Finalizers; !slices.Equal(got, []string{diskv1alpha1.FinalizerVolume}) {
 			t.Errorf("it would be deleted with the finalizers %v", got)
@@ -38,8 +38,8 @@ func TestReleasedIsMarkedBeforeWiping(t *testing.T) {
 	if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
 		t.Error(err)
 	}
-	f.settle()
-	f.phase(partition, "")
+	f.waitIdle()
+	f.checkPhase(partition, "")
 	f.syncAsServed(pv.Name)
 	f.api.set(func(s *apiServer) {
 		if s.volumes[pv.Name] != nil {
@@ -57,7 +57,7 @@ func (f *fixture) syncAsServed(name string) {
 	f.t.Helper()
 	f.api.set(func(s *apiServer) {
 		if pv := s.volumes[name]; pv != nil {
-			f.watched(pv.DeepCopy())
+			f.addVolume(pv.DeepCopy())
 		}
 	})
 	if err := f.persistent.sync(f.t.Context(), name); err != nil {
@@ -87,8 +87,8 @@ func TestKeptVolumes(t *testing.T) {
 		if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		f.settle()
-		f.phase(partition, disk.Formatted)
+		f.waitIdle()
+		f.checkPhase(partition, disk.Formatted)
 		if got := f.api.asked("DELETE"); got != 0 {
 			t.Errorf("%s: the PersistentVolume is deleted", name)
 		}
@@ -102,19 +102,19 @@ func TestSharedHandleIsNotWiped(t *testing.T) {
 	other := pv.DeepCopy()
 	other.Name, other.UID, other.Status.Phase = "by-hand", "2", corev1.VolumeBound
 	f.api.putVolumes(other)
-	f.watched(other)
+	f.addVolume(other)
 	if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
 		t.Error(err)
 	}
-	f.settle()
-	f.phase(partition, disk.Formatted)
+	f.waitIdle()
+	f.checkPhase(partition, disk.Formatted)
 	if got := f.events.with("PersistentVolume VolumeNotReleased", "by-hand"); len(got) != 1 {
 		t.Errorf("reported is %q", f.events.with())
 	}
 }
 
-// TestDeleteVolumeAsks asserts that a CSI call does not wipe a volume that a PersistentVolume needs.
-func TestDeleteVolumeAsks(t *testing.T) {
+// TestDeleteVolumeReadsLive asserts that a CSI call does not wipe a volume that a PersistentVolume needs.
+func TestDeleteVolumeReadsLive(t *testing.T) {
 	f := newFixture(t)
 	pv, partition := f.boundVolume(f.loopDisk(), 1, nil)
 	id := pv.Spec.CSI.VolumeHandle
@@ -127,18 +127,18 @@ func TestDeleteVolumeAsks(t *testing.T) {
 		if err := f.DeleteVolume(t.Context(), id); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), pv.Name) {
 			t.Errorf("bound, policy %s: %v", policy, err)
 		}
-		f.phase(partition, disk.Formatted)
+		f.checkPhase(partition, disk.Formatted)
 	}
 	f.api.set(func(s *apiServer) { released(s.volumes[pv.Name]) })
 	if err := f.DeleteVolume(t.Context(), id); !errors.Is(err, ErrInUse) {
 		t.Errorf("released, policy Retain: %v", err)
 	}
-	f.phase(partition, disk.Formatted)
+	f.checkPhase(partition, disk.Formatted)
 	f.api.set(func(s *apiServer) { delete(s.volumes, pv.Name) })
 	if err := f.DeleteVolume(t.Context(), id); err != nil {
 		t.Errorf("without a PersistentVolume: %v", err)
 	}
-	f.phase(partition, "")
+	f.checkPhase(partition, "")
 	if err := f.DeleteVolume(t.Context(), id); err != nil {
 		t.Errorf("once more: %v", err)
 	}
@@ -154,8 +154,8 @@ func TestOrphanedPersistentIsKept(t *testing.T) {
 	}
 	// Not watched, but there: its label was changed.
 	f.api.set(func(s *apiServer) { s.volumes[pv.Name].Labels[diskv1alpha1.LabelNode] = "m" })
-	f.persistent.volumeGone(pv)
-	f.settle()
+	f.persistent.onVolumeGone(pv)
+	f.waitIdle()
 	if got := f.Orphans().Persistent; len(got) != 0 {
 		t.Errorf("orphans are %q", got)
 	}
@@ -163,19 +163,19 @@ func TestOrphanedPersistentIsKept(t *testing.T) {
 		t.Errorf("reported is %q", f.events.with())
 	}
 	f.api.set(func(s *apiServer) { delete(s.volumes, pv.Name) })
-	f.releaser.ask()
-	f.settle()
+	f.releaser.enqueueUnwatched()
+	f.waitIdle()
 	if got := f.Orphans().Persistent; len(got) != 1 || !strings.Contains(got[0], pv.Spec.CSI.VolumeHandle) {
 		t.Errorf("orphans are %q", got)
 	}
 	f.clock.Step(1000 * time.Hour)
 	f.sweep()
-	f.releaser.ask()
-	f.settle()
-	f.phase(partition, disk.Formatted)
+	f.releaser.enqueueUnwatched()
+	f.waitIdle()
+	f.checkPhase(partition, disk.Formatted)
 	// It is no orphan any more when there is a PersistentVolume.
 	f.api.putVolumes(pv)
-	f.watched(pv)
+	f.addVolume(pv)
 	if _, owner := f.Owner(mustFind(f, partition)); owner != "ns/data" || len(f.Orphans().Persistent) != 0 {
 		t.Errorf("owner is %q, orphans are %+v", owner, f.Orphans())
 	}
@@ -183,7 +183,7 @@ func TestOrphanedPersistentIsKept(t *testing.T) {
 
 func mustFind(f *fixture, partition string) disk.Volume {
 	f.t.Helper()
-	_, v, found := f.node.find(partition)
+	_, v, found := f.node.findVolume(partition)
 	if !found {
 		f.t.Fatalf("no disk holds %s", partition)
 	}
@@ -201,7 +201,7 @@ func TestVanishedIsNotMadeAgain(t *testing.T) {
 	if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
 		t.Error(err)
 	}
-	f.phase(partition, "")
+	f.checkPhase(partition, "")
 	if got := f.events.with("PersistentVolume VolumeVanished"); len(got) != 1 {
 		t.Errorf("reported is %q", f.events.with())
 	}
@@ -215,16 +215,19 @@ func TestVanishedIsNotMadeAgain(t *testing.T) {
 	}
 }
 
-// TestDecisionsAreHeld asserts that an extent for a new or growing volume is not chosen again before it is a partition.
-func TestDecisionsAreHeld(t *testing.T) {
+// TestDecidedExtentsAreHeld asserts that an extent for a new or growing volume is not chosen again before it is a
+// partition.
+func TestDecidedExtentsAreHeld(t *testing.T) {
 	f := newFixture(t)
 	pv := volumeAt(t, 20, nil)
-	d := onDisk(diskID, pv, run(20, 10), nil)
+	d := onDisk(diskID, pv, extentMiB(20, 10), nil)
 	f.disks.set(d)
 	var taken extent.Set
 	choose := func(name string, size int64) error {
-		w := want(name, size, "", 0)
-		places, err := f.inline.placer.choose("", func([]discovery.Disk) ([]wanted, map[string]bool, error) { return []wanted{w}, nil, nil })
+		w := unplaced(name, size, "", 0)
+		places, err := f.inlineController.placer.choose("", func([]discovery.Disk) ([]unplacedVolume, map[string]bool, error) {
+			return []unplacedVolume{w}, nil, nil
+		})
 		for _, p := range places {
 			if taken.Overlaps(p.extent) || d.Snapshot.Volumes[0].Extent.Overlaps(p.extent) {
 				t.Errorf("%s is put at %v, which is taken", name, p.extent)
@@ -234,10 +237,10 @@ func TestDecisionsAreHeld(t *testing.T) {
 		return err
 	}
 	on := d.Snapshot.Volumes[0]
-	if err := f.inline.placer.holdTail(on, 20*mib, promises{}); err != nil {
+	if err := f.inlineController.placer.holdGrowth(on, 20*mib, reservations{}); err != nil {
 		t.Fatal(err)
 	}
-	taken = taken.Add(run(30, 10))
+	taken = taken.Add(extentMiB(30, 10))
 	for _, name := range []string{"a", "b", "c", "d"} {
 		if err := choose(name, 19); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -246,10 +249,10 @@ func TestDecisionsAreHeld(t *testing.T) {
 	if err := choose("e", 19); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("more than there is: %v", err)
 	}
-	if err := f.inline.placer.holdTail(on, 60*mib, promises{}); !errors.Is(err, ErrNotGrown) {
+	if err := f.inlineController.placer.holdGrowth(on, 60*mib, reservations{}); !errors.Is(err, ErrNotGrown) {
 		t.Errorf("a volume grows into what is about to be others': %v", err)
 	}
-	f.inline.placer.free("a")
+	f.inlineController.placer.releaseHeld("a")
 	taken = extent.Set{}
 	if err := choose("e", 19); err != nil {
 		t.Errorf("what was given back cannot be had: %v", err)

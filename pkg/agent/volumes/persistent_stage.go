@@ -48,7 +48,7 @@ func volumeOn(d *discovery.Disk, on disk.Volume, id string) Volume {
 type stager struct {
 	node      *node
 	volumes   volumeStore
-	maker     *maker
+	maker     *partitionMaker
 	formatter *formatter
 }
 
@@ -76,12 +76,12 @@ func (s *stager) Stage(ctx context.Context, volumeID string, o StageOptions, use
 			return fmt.Errorf("%w: PersistentVolume %s is of another volumeMode than what is asked for", ErrInvalid, pv.Name)
 		}
 		want.Request.Class = v.Class
-		if err := s.maker.realize(ctx, pv, v, may); err != nil {
+		if err := s.maker.ensureForVolume(ctx, pv, v, may); err != nil {
 			return err
 		}
 		// Noted before the volume has data: once its disk is lost, nothing else would show which disk had the volume.
 		if on, found := s.node.Lookup(volumeID); found {
-			if err := s.maker.noteMove(ctx, pv, v, on.Disk); err != nil {
+			if err := s.maker.recordMove(ctx, pv, v, on.Disk); err != nil {
 				return err
 			}
 		}
@@ -91,26 +91,26 @@ func (s *stager) Stage(ctx context.Context, volumeID string, o StageOptions, use
 
 // makeReady brings a persistent volume that has a partition to phase Formatted. If use is not nil, it is called under
 // the volume's lock. use may run while the phase is being written. Both have happened when makeReady returns nil.
-func (s *stager) makeReady(ctx context.Context, v request.Volume, use use) error {
+func (s *stager) makeReady(ctx context.Context, v request.Volume, use deviceFunc) error {
 	if v.Block {
-		return s.handOut(ctx, v, use)
+		return s.useRawDevice(ctx, v, use)
 	}
 	switch _, on, err := s.node.usable(v.Partition); {
 	case err != nil:
 		return err
 	case on.Raw:
-		return otherMode(v)
+		return errOtherMode(v)
 	}
 	if use == nil {
-		return s.formatter.ready(ctx, v, nil)
+		return s.formatter.ensureFormatted(ctx, v, nil)
 	}
-	return s.formatter.ready(ctx, v, func(ctx context.Context, device, fsType string) error {
+	return s.formatter.ensureFormatted(ctx, v, func(ctx context.Context, device, fsType string) error {
 		return explainMount(ctx, device, fsType, use(ctx, device, fsType))
 	})
 }
 
-// handOut calls use with the device of a raw block volume, which is ready as soon as its partition exists.
-func (s *stager) handOut(ctx context.Context, v request.Volume, use use) error {
+// useRawDevice calls use with the device of a raw block volume, which is ready as soon as its partition exists.
+func (s *stager) useRawDevice(ctx context.Context, v request.Volume, use deviceFunc) error {
 	unlock, err := s.node.locks.lock(ctx, v.Partition)
 	if err != nil {
 		return err
@@ -121,14 +121,14 @@ func (s *stager) handOut(ctx context.Context, v request.Volume, use use) error {
 	case err != nil:
 		return err
 	case !on.Raw:
-		return otherMode(v)
+		return errOtherMode(v)
 	case use == nil:
 		return nil
 	}
 	return use(ctx, on.Device, "")
 }
 
-func otherMode(v request.Volume) error {
+func errOtherMode(v request.Volume) error {
 	if v.Block {
 		return fmt.Errorf("%w: volume %s has a file system, it is no raw block volume", ErrInvalid, v.ID)
 	}

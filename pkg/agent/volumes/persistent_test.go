@@ -50,19 +50,19 @@ func TestActionFor(t *testing.T) {
 		policy        corev1.PersistentVolumeReclaimPolicy
 		here, deleted action
 	}{
-		{"", deletes, serve, reclaimNow},
-		{corev1.VolumePending, deletes, serve, reclaimNow},
-		{corev1.VolumeAvailable, deletes, serve, reclaimNow},
-		{corev1.VolumeBound, deletes, serve, retain},
-		{corev1.VolumeReleased, deletes, reclaimNow, reclaimNow},
-		{corev1.VolumeFailed, deletes, reclaimNow, reclaimNow},
-		{"", retains, serve, finalize},
-		{corev1.VolumeAvailable, retains, serve, finalize},
-		{corev1.VolumeBound, retains, serve, retain},
-		{corev1.VolumeReleased, retains, retain, finalize},
-		{corev1.VolumeFailed, retains, retain, finalize},
-		{corev1.VolumeReleased, "", retain, finalize},
-		{corev1.VolumeReleased, corev1.PersistentVolumeReclaimRecycle, retain, finalize},
+		{"", deletes, actionServe, actionReclaim},
+		{corev1.VolumePending, deletes, actionServe, actionReclaim},
+		{corev1.VolumeAvailable, deletes, actionServe, actionReclaim},
+		{corev1.VolumeBound, deletes, actionServe, actionRetain},
+		{corev1.VolumeReleased, deletes, actionReclaim, actionReclaim},
+		{corev1.VolumeFailed, deletes, actionReclaim, actionReclaim},
+		{"", retains, actionServe, actionFinalize},
+		{corev1.VolumeAvailable, retains, actionServe, actionFinalize},
+		{corev1.VolumeBound, retains, actionServe, actionRetain},
+		{corev1.VolumeReleased, retains, actionRetain, actionFinalize},
+		{corev1.VolumeFailed, retains, actionRetain, actionFinalize},
+		{corev1.VolumeReleased, "", actionRetain, actionFinalize},
+		{corev1.VolumeReleased, corev1.PersistentVolumeReclaimRecycle, actionRetain, actionFinalize},
 	} {
 		pv := &corev1.PersistentVolume{}
 		pv.Spec.PersistentVolumeReclaimPolicy, pv.Status.Phase = tc.policy, tc.phase
@@ -121,13 +121,13 @@ func onDisk(id string, pv *corev1.PersistentVolume, e extent.Extent, change func
 		change(&v)
 	}
 	return discovery.Disk{Class: "ssd", Engine: &disk.Disk{}, Snapshot: disk.Snapshot{
-		ID: id, Volumes: []disk.Volume{v}, Free: extent.NewSet(run(1, 100)).Remove(e),
+		ID: id, Volumes: []disk.Volume{v}, Free: extent.NewSet(extentMiB(1, 100)).Remove(e),
 	}}
 }
 
-// TestPromisesOfVolumes asserts that extents promised to PersistentVolumes that have no partition yet are not given to
-// others. The extents of those that have one are not counted twice.
-func TestPromisesOfVolumes(t *testing.T) {
+// TestReservationsOfVolumes asserts that extents promised to PersistentVolumes that have no partition yet are not given
+// to others. The extents of those that have one are not counted twice.
+func TestReservationsOfVolumes(t *testing.T) {
 	now := metav1.Now()
 	pv := volumeAt(t, 20, nil)
 	grown := func(pv *corev1.PersistentVolume) {
@@ -145,41 +145,42 @@ func TestPromisesOfVolumes(t *testing.T) {
 		"deleted, its claim gone":       {volumeAt(t, 20, func(pv *corev1.PersistentVolume) { pv.DeletionTimestamp, pv.Status.Phase = &now, "" }), nil, 100, 100},
 		"released":                      {volumeAt(t, 20, func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased }), nil, 100, 100},
 		"of another node":               {volumeAt(t, 20, func(pv *corev1.PersistentVolume) { pv.Spec.NodeAffinity = nil }), nil, 100, 100},
-		"there":                         {pv, []discovery.Disk{onDisk(diskID, pv, run(20, 10), nil)}, 90, 90},
-		"there, elsewhere":              {pv, []discovery.Disk{onDisk(diskID, pv, run(50, 10), nil)}, 90, 90},
-		"there, and granted more":       {volumeAt(t, 20, grown), []discovery.Disk{onDisk(diskID, pv, run(20, 10), nil)}, 70, 70},
-		"there, and granted too much":   {volumeAt(t, 20, grown), []discovery.Disk{onDisk(diskID, pv, run(85, 10), nil)}, 84, 84},
-		"there, longer than its record": {pv, []discovery.Disk{onDisk(diskID, pv, run(20, 15), nil)}, 85, 85},
+		"there":                         {pv, []discovery.Disk{onDisk(diskID, pv, extentMiB(20, 10), nil)}, 90, 90},
+		"there, elsewhere":              {pv, []discovery.Disk{onDisk(diskID, pv, extentMiB(50, 10), nil)}, 90, 90},
+		"there, and granted more":       {volumeAt(t, 20, grown), []discovery.Disk{onDisk(diskID, pv, extentMiB(20, 10), nil)}, 70, 70},
+		"there, and granted too much":   {volumeAt(t, 20, grown), []discovery.Disk{onDisk(diskID, pv, extentMiB(85, 10), nil)}, 84, 84},
+		"there, longer than its record": {pv, []discovery.Disk{onDisk(diskID, pv, extentMiB(20, 15), nil)}, 85, 85},
 	} {
 		m := newFixture(t, tc.pv)
-		spaces := []space{{id: diskID, class: "ssd", free: extent.NewSet(run(1, 100))}}
+		spaces := []diskSpace{{id: diskID, class: "ssd", free: extent.NewSet(extentMiB(1, 100))}}
 		if len(tc.disks) > 0 {
-			spaces = spacesOf(tc.disks)
+			spaces = diskSpaces(tc.disks)
 		}
-		others := m.persistent.maker.placer.promised("")
-		m.persistent.maker.placer.takeHeld(spaces, tc.disks, others)
+		others := m.persistent.maker.placer.reservationsExcept("")
+		m.persistent.maker.placer.removeHeld(spaces, tc.disks, others)
 		if got := spaces[0].free.Total() / mib; got != tc.follows {
 			t.Errorf("%s: %d MiB are left for the volume with a record, want %d", name, got, tc.follows)
 		}
-		others.take(spaces, tc.disks)
+		others.removeFrom(spaces, tc.disks)
 		if got := spaces[0].free.Total() / mib; got != tc.placed {
 			t.Errorf("%s: %d MiB are left, want %d", name, got, tc.placed)
 		}
-		if others := m.persistent.maker.placer.promised(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)); len(others.volumes) != 0 {
+		if others := m.persistent.maker.placer.reservationsExcept(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)); len(others.volumes) != 0 {
 			t.Errorf("%s: a volume is kept off its own place", name)
 		}
 	}
 }
 
-// TestSame asserts that the partition must be the volume of the PersistentVolume, and the only one with its GUID.
-func TestSame(t *testing.T) {
+// TestCheckSameVolume asserts that the partition must be the volume of the PersistentVolume, and the only one with its
+// GUID.
+func TestCheckSameVolume(t *testing.T) {
 	pv := volumeAt(t, 20, nil)
 	v, err := claim.ReadVolume(pv)
 	if err != nil {
 		t.Fatal(err)
 	}
-	good := onDisk(diskID, pv, run(20, 10), nil)
-	gone := onDisk("b", pv, run(20, 10), nil)
+	good := onDisk(diskID, pv, extentMiB(20, 10), nil)
+	gone := onDisk("b", pv, extentMiB(20, 10), nil)
 	gone.Engine, gone.Problem = nil, "gone"
 	for name, tc := range map[string]struct {
 		disks []discovery.Disk
@@ -187,12 +188,12 @@ func TestSame(t *testing.T) {
 	}{
 		"the volume":                 {[]discovery.Disk{good}, ""},
 		"a copy that does not serve": {[]discovery.Disk{good, gone}, ""},
-		"a copy":                     {[]discovery.Disk{good, onDisk("b", pv, run(40, 10), nil)}, "one must be a copy"},
-		"an inline volume":           {[]discovery.Disk{onDisk(diskID, pv, run(20, 10), func(v *disk.Volume) { v.Ephemeral = true })}, "another volume"},
-		"another name":               {[]discovery.Disk{onDisk(diskID, pv, run(20, 10), func(v *disk.Volume) { v.Name = "ns/pod/data" })}, "another volume"},
+		"a copy":                     {[]discovery.Disk{good, onDisk("b", pv, extentMiB(40, 10), nil)}, "one must be a copy"},
+		"an inline volume":           {[]discovery.Disk{onDisk(diskID, pv, extentMiB(20, 10), func(v *disk.Volume) { v.Ephemeral = true })}, "another volume"},
+		"another name":               {[]discovery.Disk{onDisk(diskID, pv, extentMiB(20, 10), func(v *disk.Volume) { v.Name = "ns/pod/data" })}, "another volume"},
 	} {
-		_, on, _ := findIn(tc.disks, v.Partition)
-		err := same(tc.disks, on, v)
+		_, on, _ := findVolume(tc.disks, v.Partition)
+		err := checkSameVolume(tc.disks, on, v)
 		if tc.says == "" && err != nil || tc.says != "" && (err == nil || !strings.Contains(err.Error(), tc.says)) {
 			t.Errorf("%s: %v, want %q", name, err, tc.says)
 		}
@@ -218,9 +219,9 @@ func TestReadVolume(t *testing.T) {
 	}
 }
 
-// TestFinishedIsNotServed asserts that a PersistentVolume that the agent finalized gets no partition while the watch
+// TestFinalizedIsNotServed asserts that a PersistentVolume that the agent finalized gets no partition while the watch
 // still shows it.
-func TestFinishedIsNotServed(t *testing.T) {
+func TestFinalizedIsNotServed(t *testing.T) {
 	pv := volumeAt(t, 20, nil)
 	m := newFixture(t, pv)
 	m.api.putVolumes(pv)
@@ -239,9 +240,9 @@ func TestFinishedIsNotServed(t *testing.T) {
 	if m.persistent.maker.stillWatched(pv)(t.Context()) == nil || m.persistent.maker.stillLive(pv)(t.Context()) == nil {
 		t.Error("a finalized one is served")
 	}
-	m.persistent.volumeGone(cache.DeletedFinalStateUnknown{Obj: pv})
-	if len(m.persistent.maker.finalized.by) != 0 {
-		t.Errorf("%d are remembered that are gone", len(m.persistent.maker.finalized.by))
+	m.persistent.onVolumeGone(cache.DeletedFinalStateUnknown{Obj: pv})
+	if len(m.persistent.maker.finalized.byUID) != 0 {
+		t.Errorf("%d are remembered that are gone", len(m.persistent.maker.finalized.byUID))
 	}
 	if got := m.queued(); !slices.Equal(got, []string{diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)}) {
 		t.Errorf("looked for are %v", got)
@@ -270,7 +271,7 @@ func TestVolumesByPartition(t *testing.T) {
 func TestOwner(t *testing.T) {
 	pv := volumeAt(t, 20, nil)
 	noted := func(v *disk.Volume) { v.Note = `{"namespace":"shop","claim":"db"}` }
-	v := onDisk(diskID, pv, run(20, 10), noted).Snapshot.Volumes[0]
+	v := onDisk(diskID, pv, extentMiB(20, 10), noted).Snapshot.Volumes[0]
 	id := pv.Spec.CSI.VolumeHandle
 	for name, tc := range map[string]struct {
 		pvs    []*corev1.PersistentVolume
@@ -284,7 +285,7 @@ func TestOwner(t *testing.T) {
 	} {
 		m := newFixture(t, tc.pvs...)
 		if tc.orphan {
-			m.reclaim.orphans.remember(v.Partition, m.clock.Now())
+			m.reclaim.orphans.restore(v.Partition, m.clock.Now())
 		}
 		if volume, owner := m.Owner(v); volume != id || owner != tc.owner {
 			t.Errorf("%s: volume %q of %q, want %q", name, volume, owner, tc.owner)
@@ -306,7 +307,7 @@ func TestStaleListMakesNothing(t *testing.T) {
 		f := newFixture(t)
 		d := f.loopDisk()
 		pv.Spec.CSI.VolumeAttributes[diskv1alpha1.AttributeDisk] = d.ID()
-		f.watched(pv)
+		f.addVolume(pv)
 		f.api.putVolumes(pv)
 		f.api.set(func(s *apiServer) { change(s, s.volumes[pv.Name]) })
 		if err := f.persistent.sync(t.Context(), pv.Name); (err != nil) != (name == "not known") {
@@ -320,6 +321,6 @@ func TestStaleListMakesNothing(t *testing.T) {
 		if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		f.phase(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle), disk.Formatted)
+		f.checkPhase(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle), disk.Formatted)
 	}
 }

@@ -139,14 +139,14 @@ func stripVolume(object any) (any, error) {
 type action int
 
 const (
-	// serve: the volume must be on the disk, ready to be mounted.
-	serve action = iota
-	// retain: nothing is made and nothing is wiped. It is retained, or still bound.
-	retain
-	// finalize: the PersistentVolume may be removed, its partition stays.
-	finalize
-	// reclaimNow: the partition is wiped, and then the PersistentVolume is removed.
-	reclaimNow
+	// actionServe: the volume must be on the disk, ready to be mounted.
+	actionServe action = iota
+	// actionRetain: nothing is made and nothing is wiped. It is retained, or still bound.
+	actionRetain
+	// actionFinalize: the PersistentVolume may be removed, its partition stays.
+	actionFinalize
+	// actionReclaim: the partition is wiped, and then the PersistentVolume is removed.
+	actionReclaim
 )
 
 // actionFor decides by the PersistentVolume alone. To wipe by it, the caller must have read it from the API server.
@@ -157,18 +157,18 @@ func actionFor(pv *corev1.PersistentVolume) action {
 	switch phase := pv.Status.Phase; {
 	case deleted && phase == corev1.VolumeBound:
 		// Its claim may be in use. The phase changes when the claim is gone.
-		return retain
+		return actionRetain
 	case deleted && deletes:
-		return reclaimNow
+		return actionReclaim
 	case deleted:
-		return finalize
+		return actionFinalize
 	case phase == corev1.VolumeReleased || phase == corev1.VolumeFailed:
 		if deletes {
-			return reclaimNow
+			return actionReclaim
 		}
-		return retain
+		return actionRetain
 	}
-	return serve
+	return actionServe
 }
 
 // requestOf is what a PersistentVolume requests of the node.
@@ -188,16 +188,16 @@ func diskFor(pv *corev1.PersistentVolume, v claim.Volume) string {
 	return v.Place.Disk
 }
 
-// persistentID is the CSI volume ID of a persistent volume, from its partition on the disk.
-func persistentID(v disk.Volume) (string, bool) {
+// persistentVolumeID is the CSI volume ID of a persistent volume, from its partition on the disk.
+func persistentVolumeID(v disk.Volume) (string, bool) {
 	if v.Ephemeral {
 		return "", false
 	}
 	return diskv1alpha1.PersistentVolumeID(v.Name, v.Partition)
 }
 
-// noted is namespace/name of the claim that a volume was made for, from the note on the disk.
-func noted(v disk.Volume) string {
+// claimInNote is namespace/name of the claim that a volume was made for, from the note on the disk.
+func claimInNote(v disk.Volume) string {
 	note, err := claim.ReadNote(v.Note)
 	if err != nil || note.Claim == "" {
 		return ""

@@ -16,17 +16,17 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// placeTries bounds how often a decision is repeated because a disk changed after it.
-const placeTries = 4
+// maxPlaceTries bounds how often a decision is repeated because a disk changed after it.
+const maxPlaceTries = 4
 
-// retryPlace reports whether an error of the engine means that the disk changed after the decision, so that another
+// canRetryPlace reports whether an error of the engine means that the disk changed after the decision, so that another
 // decision may succeed.
-func retryPlace(err error, try int) bool {
-	return (errors.Is(err, disk.ErrOverlap) || errors.Is(err, disk.ErrNoEntry)) && try < placeTries
+func canRetryPlace(err error, try int) bool {
+	return (errors.Is(err, disk.ErrOverlap) || errors.Is(err, disk.ErrNoEntry)) && try < maxPlaceTries
 }
 
-// hold reserves an extent that becomes a partition, or a part of one.
-type hold struct {
+// heldExtent reserves an extent that becomes a partition, or a part of one.
+type heldExtent struct {
 	disk   string
 	extent extent.Extent
 }
@@ -44,23 +44,23 @@ type placer struct {
 
 	// mu is held for a whole decision, and the disks are read while it is held. A hold is released only after the disk
 	// shows the partition.
-	mu        sync.Mutex
-	held      map[string]hold
-	contested contested
+	mu          sync.Mutex
+	held        map[string]heldExtent
+	recordWaits recordWaits
 }
 
-// demand returns which volumes need a place, from the disks of the decision. occupied are the disks with volumes of the
-// same pod that have Apart.
-type demand func(disks []discovery.Disk) (missing []wanted, occupied map[string]bool, err error)
+// listMissing returns which volumes need a place, from the disks of the decision. occupied are the disks with volumes
+// of the same pod that have Apart.
+type listMissing func(disks []discovery.Disk) (missing []unplacedVolume, occupied map[string]bool, err error)
 
 // choose decides where the volumes go, and holds their extents until free is called. It does not use extents promised
 // to others than except, which is a pod UID or a partition.
-func (p *placer) choose(except string, ask demand) ([]place, error) {
-	others := p.promised(except)
+func (p *placer) choose(except string, list listMissing) ([]place, error) {
+	others := p.reservationsExcept(except)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	disks := p.node.inventory.Disks()
-	missing, occupied, err := ask(disks)
+	missing, occupied, err := list(disks)
 	if err != nil || len(missing) == 0 {
 		return nil, err
 	}
@@ -68,38 +68,38 @@ func (p *placer) choose(except string, ask demand) ([]place, error) {
 		// The policy matters if the node itself chooses the place.
 		missing[i].Request.Policy = p.placement(missing[i].Request.Class)
 	}
-	spaces := spacesOf(disks)
-	p.takeHeld(spaces, disks, others)
-	if _, rest := follow(spaces, occupied, missing); len(rest) > 0 {
-		if err := p.contested.check(rest, p.node.clock.Now()); err != nil {
+	spaces := diskSpaces(disks)
+	p.removeHeld(spaces, disks, others)
+	if _, rest := followRecords(spaces, occupied, missing); len(rest) > 0 {
+		if err := p.recordWaits.check(rest, p.node.clock.Now()); err != nil {
 			return nil, fmt.Errorf("%w on node %s: %w", ErrWaiting, p.node.name, err)
 		}
 		// The node itself chooses a place, so it must not use extents promised to others.
-		others.take(spaces, disks)
+		others.removeFrom(spaces, disks)
 	}
 	places, err := decide(spaces, occupied, missing)
 	if err != nil {
-		return nil, p.refusal(err, missing)
+		return nil, p.describeNoFit(err, missing)
 	}
 	for _, at := range places {
-		p.held[at.Partition] = hold{disk: at.disk, extent: at.extent}
+		p.held[at.Partition] = heldExtent{disk: at.disk, extent: at.extent}
 	}
 	return places, nil
 }
 
-// holdTail holds the bytes by which the partition grows, until free is called.
-func (p *placer) holdTail(on disk.Volume, size int64, others promises) error {
+// holdGrowth holds the bytes by which the partition grows, until free is called.
+func (p *placer) holdGrowth(on disk.Volume, size int64, others reservations) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	disks := p.node.inventory.Disks()
-	d, now, found := findIn(disks, on.Partition)
+	d, now, found := findVolume(disks, on.Partition)
 	if !found || now.Extent != on.Extent {
 		return fmt.Errorf("it changed meanwhile: %w", ErrWaiting)
 	}
 	// This includes a disk whose table has no entry left: a longer partition needs none.
-	spaces := []space{{id: d.ID(), free: d.Snapshot.Free}}
-	p.takeHeld(spaces, disks, others)
-	others.take(spaces, disks)
+	spaces := []diskSpace{{id: d.ID(), free: d.Snapshot.Free}}
+	p.removeHeld(spaces, disks, others)
+	others.removeFrom(spaces, disks)
 	tail := extent.Extent{Start: on.Extent.End, End: on.Extent.Start + size}
 	if free := spaces[0].free; !free.Contains(tail) {
 		most := on.Extent.Len()
@@ -108,12 +108,12 @@ func (p *placer) holdTail(on disk.Volume, size int64, others promises) error {
 		}
 		return fmt.Errorf("%w: it has %d bytes, %d are wanted, and %d are possible where it lies", ErrNotGrown, on.Extent.Len(), size, most)
 	}
-	p.held[on.Partition] = hold{disk: d.ID(), extent: tail}
+	p.held[on.Partition] = heldExtent{disk: d.ID(), extent: tail}
 	return nil
 }
 
-// free releases the extent that was held for a partition.
-func (p *placer) free(partition string) {
+// releaseHeld releases the extent that was held for a partition.
+func (p *placer) releaseHeld(partition string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.held, partition)
@@ -122,13 +122,13 @@ func (p *placer) free(partition string) {
 // capacity returns how many bytes of a class are free and not promised, and the largest volume that fits. An empty
 // class means all classes.
 func (p *placer) capacity(class string) (free, largest int64) {
-	others := p.promised("")
+	others := p.reservationsExcept("")
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	disks := p.node.inventory.Disks()
-	spaces := spacesOf(disks)
-	p.takeHeld(spaces, disks, others)
-	others.take(spaces, disks)
+	spaces := diskSpaces(disks)
+	p.removeHeld(spaces, disks, others)
+	others.removeFrom(spaces, disks)
 	for _, s := range spaces {
 		if s.class != "" && (class == "" || s.class == class) {
 			free += s.free.Total()
@@ -154,25 +154,25 @@ func (p *placer) checkSize(v request.Volume) error {
 	return nil
 }
 
-// takeHeld removes the held extents from the spaces. It also removes those by which partitions were granted to grow:
+// removeHeld removes the held extents from the spaces. It also removes those by which partitions were granted to grow:
 // their users are waiting for them.
-func (p *placer) takeHeld(spaces []space, disks []discovery.Disk, others promises) {
+func (p *placer) removeHeld(spaces []diskSpace, disks []discovery.Disk, others reservations) {
 	for _, h := range p.held {
-		take(spaces, h.disk, h.extent)
+		removeExtent(spaces, h.disk, h.extent)
 	}
 	for _, v := range others.volumes {
-		if d, partition, found := findIn(disks, v.Partition); found && v.Size > partition.Extent.Len() {
-			take(spaces, d.ID(), extent.Extent{Start: partition.Extent.End, End: partition.Extent.Start + v.Size})
+		if d, partition, found := findVolume(disks, v.Partition); found && v.Size > partition.Extent.Len() {
+			removeExtent(spaces, d.ID(), extent.Extent{Start: partition.Extent.End, End: partition.Extent.Start + v.Size})
 		}
 	}
 }
 
-// refusal is the error that says why the volumes could not be placed.
-func (p *placer) refusal(err error, missing []wanted) error {
+// describeNoFit is the error that says why the volumes could not be placed.
+func (p *placer) describeNoFit(err error, missing []unplacedVolume) error {
 	why := ""
 	for _, w := range missing {
-		if w.recorded == nil && w.unrecorded != byCall {
-			why = fmt.Sprintf("; nothing was reserved for it: %s", w.unrecorded)
+		if w.recorded == nil && w.noRecordReason != requestedByCall {
+			why = fmt.Sprintf("; nothing was reserved for it: %s", w.noRecordReason)
 			break
 		}
 	}
@@ -186,23 +186,23 @@ func (p *placer) refusal(err error, missing []wanted) error {
 	return fmt.Errorf("%w: %w", ErrInvalid, err)
 }
 
-// promises are extents that the scheduler recorded for pods and PersistentVolumes.
-type promises struct {
+// reservations are extents that the scheduler recorded for pods and PersistentVolumes.
+type reservations struct {
 	pods    []*corev1.Pod
 	volumes []claim.Volume
 }
 
-// promised lists what the scheduler recorded for all others than except, which is a pod UID or a persistent volume's
-// partition.
-func (p *placer) promised(except string) promises {
-	var out promises
+// reservationsExcept lists what the scheduler recorded for all others than except, which is a pod UID or a persistent
+// volume's partition.
+func (p *placer) reservationsExcept(except string) reservations {
+	var out reservations
 	for _, pod := range p.pods.all() {
 		if string(pod.UID) != except && len(pod.Spec.Volumes) > 0 {
 			out.pods = append(out.pods, pod)
 		}
 	}
 	for _, pv := range p.volumes.all() {
-		if !claim.IsOurs(pv) || actionFor(pv) != serve {
+		if !claim.IsOurs(pv) || actionFor(pv) != actionServe {
 			continue
 		}
 		if v, err := p.volumes.read(pv); err == nil && v.Partition != except {
@@ -212,36 +212,36 @@ func (p *placer) promised(except string) promises {
 	return out
 }
 
-// take removes the extents that are recorded and are not partitions yet from the spaces.
-func (p promises) take(spaces []space, disks []discovery.Disk) {
+// removeFrom removes the extents that are recorded and are not partitions yet from the spaces.
+func (p reservations) removeFrom(spaces []diskSpace, disks []discovery.Disk) {
 	for _, pod := range p.pods {
-		takeRecorded(spaces, pod, disks)
+		removeRecorded(spaces, pod, disks)
 	}
 	for _, v := range p.volumes {
-		if _, _, found := findIn(disks, v.Partition); !found {
-			take(spaces, v.Place.Disk, extent.New(v.Place.Start, v.Size))
+		if _, _, found := findVolume(disks, v.Partition); !found {
+			removeExtent(spaces, v.Place.Disk, extent.New(v.Place.Start, v.Size))
 		}
 	}
 }
 
-// takeRecorded removes the extents that the scheduler promised to another pod and that are not partitions yet. A record
-// reserves no more than its pod requests.
-func takeRecorded(spaces []space, other *corev1.Pod, disks []discovery.Disk) {
-	if !alive(other) {
+// removeRecorded removes the extents that the scheduler promised to another pod and that are not partitions yet. A
+// record reserves no more than its pod requests.
+func removeRecorded(spaces []diskSpace, other *corev1.Pod, disks []discovery.Disk) {
+	if !isAlive(other) {
 		return
 	}
 	volumes, err := request.FromPod(other)
 	if err != nil {
 		return
 	}
-	missing, _ := missingOf(other, volumes, disks)
-	followed, _ := follow(spaces, nil, missing)
+	missing, _ := unplacedOf(other, volumes, disks)
+	followed, _ := followRecords(spaces, nil, missing)
 	for _, p := range followed.places {
-		take(spaces, p.disk, p.extent)
+		removeExtent(spaces, p.disk, p.extent)
 	}
 }
 
-func take(spaces []space, disk string, e extent.Extent) {
+func removeExtent(spaces []diskSpace, disk string, e extent.Extent) {
 	for i := range spaces {
 		if spaces[i].id == disk {
 			spaces[i].free = spaces[i].free.Remove(e)
@@ -250,15 +250,15 @@ func take(spaces []space, disk string, e extent.Extent) {
 	}
 }
 
-// spacesOf returns the disks that take volumes.
-func spacesOf(disks []discovery.Disk) []space {
-	var spaces []space
+// diskSpaces returns the disks that take volumes.
+func diskSpaces(disks []discovery.Disk) []diskSpace {
+	var spaces []diskSpace
 	for i := range disks {
 		d := &disks[i]
 		if !d.Ready() {
 			continue
 		}
-		s := space{id: d.ID(), class: d.Class}
+		s := diskSpace{id: d.ID(), class: d.Class}
 		if len(d.Snapshot.Volumes) < disk.MaxVolumes {
 			s.free = d.Snapshot.Free
 		}

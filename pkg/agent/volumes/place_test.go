@@ -38,9 +38,9 @@ func boundPod(t *testing.T, start, length int64) *corev1.Pod {
 	return pod
 }
 
-// TestTakeRecorded asserts that extents promised to other pods are not free to a volume that the node places itself. A
-// record can reserve no more than its pod requests.
-func TestTakeRecorded(t *testing.T) {
+// TestRemoveRecorded asserts that extents promised to other pods are not free to a volume that the node places itself.
+// A record can reserve no more than its pod requests.
+func TestRemoveRecorded(t *testing.T) {
 	now := metav1.Now()
 	partition := diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID("1", "data"))
 	realized := []discovery.Disk{{Snapshot: disk.Snapshot{ID: diskID, Volumes: []disk.Volume{{Partition: partition}}}}}
@@ -56,18 +56,18 @@ func TestTakeRecorded(t *testing.T) {
 		"forged: more than asked for":         {boundPod(t, 20, 50), nil, 100},
 		"forged: not free":                    {boundPod(t, 95, 10), nil, 100},
 	} {
-		spaces := []space{{id: diskID, class: "ssd", free: extent.NewSet(run(1, 100))}}
-		takeRecorded(spaces, tc.pod, tc.disks)
+		spaces := []diskSpace{{id: diskID, class: "ssd", free: extent.NewSet(extentMiB(1, 100))}}
+		removeRecorded(spaces, tc.pod, tc.disks)
 		if got := spaces[0].free.Total() / mib; got != tc.left {
 			t.Errorf("%s: %d MiB are left, want %d", name, got, tc.left)
 		}
 	}
 }
 
-// TestStrip asserts that a stripped pod has the fields that identify it, and no more.
-func TestStrip(t *testing.T) {
+// TestStripPod asserts that a stripped pod has the fields that identify it, and no more.
+func TestStripPod(t *testing.T) {
 	pod := boundPod(t, 20, 10)
-	object, err := strip(pod)
+	object, err := stripPod(pod)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func TestStrip(t *testing.T) {
 		t.Error("the partitions are not the same")
 	}
 	pod.Spec.Volumes = pod.Spec.Volumes[:1]
-	if object, err = strip(pod); err != nil || len(object.(*corev1.Pod).Spec.Volumes) != 0 || len(object.(*corev1.Pod).Annotations) != 0 {
+	if object, err = stripPod(pod); err != nil || len(object.(*corev1.Pod).Spec.Volumes) != 0 || len(object.(*corev1.Pod).Annotations) != 0 {
 		t.Errorf("kept of a pod without our volumes is %+v, %v", object, err)
 	}
 }
@@ -98,13 +98,13 @@ func keys(m map[string]string) []string {
 func TestNewPartitionIsNotTheEarlierOne(t *testing.T) {
 	m := newFormatter(nil, nil, nil)
 	for _, prezeroed := range []bool{true, false, true} {
-		m.noteNew("p", prezeroed)
-		if zeroed, ok := m.fresh["p"]; !ok || zeroed != prezeroed {
+		m.recordNew("p", prezeroed)
+		if zeroed, ok := m.neverFormatted["p"]; !ok || zeroed != prezeroed {
 			t.Errorf("the partition counts as new: %v, and as zeroed: %v, want %v", ok, zeroed, prezeroed)
 		}
-		if fsType, ok := m.made["p"]; ok {
+		if fsType, ok := m.unmarkedFileSystems["p"]; ok {
 			t.Errorf("a new partition counts as having a file system, %s", fsType)
 		}
-		m.made["p"] = "ext4"
+		m.unmarkedFileSystems["p"] = "ext4"
 	}
 }

@@ -40,8 +40,8 @@ func (s podStore) all() []*corev1.Pod {
 	return pods
 }
 
-// strip drops the fields of a pod that the agent does not need. The node's pods are most of what it keeps in memory.
-func strip(object any) (any, error) {
+// stripPod drops the fields of a pod that the agent does not need. The node's pods are most of what it keeps in memory.
+func stripPod(object any) (any, error) {
 	pod, ok := object.(*corev1.Pod)
 	if !ok {
 		return object, nil
@@ -82,12 +82,12 @@ func partitionsOf(pod *corev1.Pod) map[string]string {
 	return partitions
 }
 
-// alive reports whether the pod may get new volumes.
-func alive(pod *corev1.Pod) bool {
-	return pod.DeletionTimestamp == nil && !terminal(pod)
+// isAlive reports whether the pod may get new volumes.
+func isAlive(pod *corev1.Pod) bool {
+	return pod.DeletionTimestamp == nil && !hasEnded(pod)
 }
 
-func terminal(pod *corev1.Pod) bool {
+func hasEnded(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 }
 

@@ -14,27 +14,27 @@ import (
 // policies decides how a volume is wiped. The class of its disk decides if it exists. Else the settings kept with the
 // volume do, and else the last settings of the disk's class.
 type policies struct {
-	// class returns how volumes on disks of a class are wiped now, and false if there is no such class.
-	class func(class string) (disk.WipeSettings, bool)
+	// ofClassNow returns how volumes on disks of a class are wiped now, and false if there is no such class.
+	ofClassNow func(ofClassNow string) (disk.WipeSettings, bool)
 
 	mu sync.Mutex
-	// last has the last settings of a disk's class, by disk ID.
-	last map[string]disk.WipeSettings
-	// keeping is locked while the settings kept with the volumes are updated. again is set when another update is
+	// lastOfDisk has the last settings of a disk's class, by disk ID.
+	lastOfDisk map[string]disk.WipeSettings
+	// storing is locked while the settings kept with the volumes are updated. again is set when another update is
 	// needed.
-	keeping sync.Mutex
-	again   atomic.Bool
+	storing    sync.Mutex
+	storeAgain atomic.Bool
 }
 
 // ofClass returns the settings of a disk's class, and false if the disk has no class any more.
 func (p *policies) ofClass(d *discovery.Disk) (disk.WipeSettings, bool) {
-	now, exists := p.class(d.Class)
+	now, exists := p.ofClassNow(d.Class)
 	if !exists {
 		return disk.WipeSettings{}, false
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.last[d.ID()] = now
+	p.lastOfDisk[d.ID()] = now
 	return now, true
 }
 
@@ -48,28 +48,28 @@ func (p *policies) of(d *discovery.Disk, v disk.Volume) disk.WipeSettings {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if last := p.last[d.ID()]; last.Policy != "" {
+	if last := p.lastOfDisk[d.ID()]; last.Policy != "" {
 		return last
 	}
 	return disk.WipeSettings{Policy: disk.WipeZero}
 }
 
-// keep updates the settings kept with the volumes from their classes, so that a deleted class leaves its newest policy
-// behind. If an update is running, keep only requests another one and returns at once.
-func (p *policies) keep(ctx context.Context, inventory Inventory) {
-	p.again.Store(true)
-	for p.again.Load() && p.keeping.TryLock() {
-		for p.again.Swap(false) {
+// storeOnDisks updates the settings kept with the volumes from their classes, so that a deleted class leaves its newest
+// policy behind. If an update is running, keep only requests another one and returns at once.
+func (p *policies) storeOnDisks(ctx context.Context, inventory Inventory) {
+	p.storeAgain.Store(true)
+	for p.storeAgain.Load() && p.storing.TryLock() {
+		for p.storeAgain.Swap(false) {
 			for _, d := range inventory.Disks() {
-				p.keepOn(ctx, &d)
+				p.storeOnDisk(ctx, &d)
 			}
 		}
-		p.keeping.Unlock()
+		p.storing.Unlock()
 	}
 }
 
-// keepOn is keep for one disk.
-func (p *policies) keepOn(ctx context.Context, d *discovery.Disk) {
+// storeOnDisk is keep for one disk.
+func (p *policies) storeOnDisk(ctx context.Context, d *discovery.Disk) {
 	now, exists := p.ofClass(d)
 	e, err := engineOf(d)
 	if !exists || err != nil {

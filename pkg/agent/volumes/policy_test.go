@@ -15,8 +15,8 @@ func TestPolicyOf(t *testing.T) {
 	none := disk.WipeSettings{Policy: disk.WipeNone}
 	classes := map[string]disk.WipeSettings{"ssd": overwrite}
 	p := &policies{
-		class: func(class string) (disk.WipeSettings, bool) { o, is := classes[class]; return o, is },
-		last:  map[string]disk.WipeSettings{},
+		ofClassNow: func(class string) (disk.WipeSettings, bool) { o, is := classes[class]; return o, is },
+		lastOfDisk: map[string]disk.WipeSettings{},
 	}
 	d := &discovery.Disk{Class: "ssd", Snapshot: disk.Snapshot{ID: "d"}}
 	other := &discovery.Disk{Snapshot: disk.Snapshot{ID: "other"}}
@@ -42,7 +42,7 @@ func TestDeletedClassLeavesItsPolicy(t *testing.T) {
 	f := newFixture(t)
 	f.policy = disk.WipeSettings{Policy: disk.WipeZero}
 	f.loopDisk()
-	pods, partitions := f.running("old", "new")
+	pods, partitions := f.makePods("old", "new")
 	pv, partition := f.boundVolume(f.disks.Disks()[0], 1, nil)
 	for _, p := range append(partitions, partition) {
 		if v := mustFind(f, p); v.Wipe != f.policy {
@@ -51,7 +51,7 @@ func TestDeletedClassLeavesItsPolicy(t *testing.T) {
 	}
 	// The class changes, and the settings kept with its volumes follow.
 	f.policy = disk.WipeSettings{Policy: disk.WipeOverwrite, Rate: 1 << 40}
-	f.reclaim.wiper.policies.keep(t.Context(), f.disks)
+	f.reclaim.wiper.policies.storeOnDisks(t.Context(), f.disks)
 	for _, p := range append(partitions, partition) {
 		if v := mustFind(f, p); v.Wipe != f.policy {
 			t.Errorf("kept is %+v", v.Wipe)
@@ -59,21 +59,21 @@ func TestDeletedClassLeavesItsPolicy(t *testing.T) {
 	}
 	f.classless = true
 	f.restart()
-	f.reclaim.wiper.policies.keep(t.Context(), f.disks)
+	f.reclaim.wiper.policies.storeOnDisks(t.Context(), f.disks)
 	for _, pod := range pods {
 		f.api.set(func(s *apiServer) { delete(s.pods, "ns/"+pod.Name) })
-		f.unwatchPod(pod, false)
+		f.deletePod(pod, false)
 	}
-	f.settle()
+	f.waitIdle()
 	released(pv)
 	f.api.putVolumes(pv)
-	f.watched(pv)
+	f.addVolume(pv)
 	if err := f.persistent.sync(t.Context(), pv.Name); err != nil {
 		t.Error(err)
 	}
-	f.settle()
+	f.waitIdle()
 	for _, p := range append(partitions, partition) {
-		f.phase(p, "")
+		f.checkPhase(p, "")
 		if got := f.events.with("VolumeWiped", p); len(got) != 1 || !strings.Contains(got[0], "policy Overwrite by overwrite, read back as zeros") {
 			t.Errorf("recorded is %q", got)
 		}

@@ -21,9 +21,10 @@ func backoff[T comparable]() workqueue.TypedRateLimiter[T] {
 	return workqueue.NewTypedItemExponentialFailureRateLimiter[T](20*time.Millisecond, time.Minute)
 }
 
-// work processes a queue. Every key has its own goroutine: a fixed number of workers would all wait for the one disk
-// that hangs. There are never more goroutines than volumes on the node, and slots bound the costly operations by disk.
-func work[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterface[T], failure string, process func(context.Context, T) error) {
+// processQueue processes a queue. Every key has its own goroutine: a fixed number of workers would all wait for the one
+// disk that hangs. There are never more goroutines than volumes on the node, and slots bound the costly operations by
+// disk.
+func processQueue[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterface[T], failure string, process func(context.Context, T) error) {
 	var workers sync.WaitGroup
 	defer workers.Wait()
 	for {
@@ -31,12 +32,12 @@ func work[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterf
 		if shutdown {
 			return
 		}
-		workers.Go(func() { workOn(ctx, q, key, failure, process) })
+		workers.Go(func() { processKey(ctx, q, key, failure, process) })
 	}
 }
 
-// workOn processes a key. An error is logged and the key is retried, with growing pauses.
-func workOn[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterface[T], key T, failure string, process func(context.Context, T) error) {
+// processKey processes a key. An error is logged and the key is retried, with growing pauses.
+func processKey[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterface[T], key T, failure string, process func(context.Context, T) error) {
 	defer q.Done(key)
 	if ctx.Err() != nil {
 		return
@@ -65,16 +66,16 @@ func newWaiters[T comparable](q workqueue.TypedRateLimitingInterface[T]) *waiter
 	return &waiters[T]{queue: q, keys: map[T]struct{}{}}
 }
 
-// seen is the number of changes so far. A caller gets it before it reads the disks.
-func (w *waiters[T]) seen() int {
+// changeCount is the number of changes so far. A caller gets it before it reads the disks.
+func (w *waiters[T]) changeCount() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.changes
 }
 
-// wait queues the key at the next change. If there was a change since seen was read, the key has missed it, and is
+// add queues the key at the next change. If there was a change since seen was read, the key has missed it, and is
 // queued at once.
-func (w *waiters[T]) wait(key T, seen int) {
+func (w *waiters[T]) add(key T, seen int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.changes != seen {
@@ -84,14 +85,14 @@ func (w *waiters[T]) wait(key T, seen int) {
 	w.keys[key] = struct{}{}
 }
 
-func (w *waiters[T]) forget(key T) {
+func (w *waiters[T]) remove(key T) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.keys, key)
 }
 
-// wake queues all keys that wait.
-func (w *waiters[T]) wake() {
+// enqueueAll queues all keys that wait.
+func (w *waiters[T]) enqueueAll() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for key := range w.keys {

@@ -48,7 +48,7 @@ func TestDeleteVolumeOfLostDisk(t *testing.T) {
 	pv := volumeAt(t, 20, nil)
 	for _, phase := range []disk.Phase{disk.Reserved, disk.Formatted, disk.Wiping} {
 		f := newFixture(t)
-		d := onDisk(diskID, pv, run(20, 10), func(v *disk.Volume) { v.Phase = phase })
+		d := onDisk(diskID, pv, extentMiB(20, 10), func(v *disk.Volume) { v.Phase = phase })
 		d.Engine, d.Problem = nil, "device sdx is gone"
 		f.disks.set(d)
 		if err := f.DeleteVolume(t.Context(), pv.Spec.CSI.VolumeHandle); !errors.Is(err, ErrOutOfService) || !strings.Contains(err.Error(), "sdx is gone") {
@@ -72,12 +72,12 @@ func TestDeleteVolumeOfLostDisk(t *testing.T) {
 func TestSeenEndIsReclaimedAtOnce(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
-	pods, partitions := f.running("a", "b")
+	pods, partitions := f.makePods("a", "b")
 	f.api.set(func(s *apiServer) { delete(s.pods, "ns/a") })
-	f.unwatchPod(pods[0], false)
-	f.settle()
-	f.phase(partitions[0], "")
-	f.phase(partitions[1], disk.Formatted)
+	f.deletePod(pods[0], false)
+	f.waitIdle()
+	f.checkPhase(partitions[0], "")
+	f.checkPhase(partitions[1], disk.Formatted)
 	if got := f.events.with("VolumeWiped", partitions[0]); len(got) != 1 {
 		t.Errorf("recorded is %q", f.events.with())
 	}
@@ -88,13 +88,13 @@ func TestSeenEndIsReclaimedAtOnce(t *testing.T) {
 func TestUnseenEndWaits(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
-	pods, partitions := f.running("a")
-	f.lost(pods...)
-	f.settle()
-	f.phase(partitions[0], disk.Formatted)
+	pods, partitions := f.makePods("a")
+	f.dropPods(pods...)
+	f.waitIdle()
+	f.checkPhase(partitions[0], disk.Formatted)
 	f.sweep()
-	f.phase(partitions[0], disk.Formatted)
-	_, v, _ := f.node.find(partitions[0])
+	f.checkPhase(partitions[0], disk.Formatted)
+	_, v, _ := f.node.findVolume(partitions[0])
 	if since, orphaned := f.OrphanedSince(v); !orphaned || !since.Equal(f.clock.Now()) {
 		t.Errorf("orphaned since %v, %v", since, orphaned)
 	}
@@ -103,10 +103,10 @@ func TestUnseenEndWaits(t *testing.T) {
 	}
 	f.clock.Step(f.options.OrphanGrace - time.Second)
 	f.sweep()
-	f.phase(partitions[0], disk.Formatted)
+	f.checkPhase(partitions[0], disk.Formatted)
 	f.clock.Step(time.Second)
 	f.sweep()
-	f.phase(partitions[0], "")
+	f.checkPhase(partitions[0], "")
 }
 
 // sweep checks all suspects now, and waits until their wipes have ended.
@@ -115,18 +115,18 @@ func (f *fixture) sweep() {
 	if err := f.reclaim.release(f.t.Context(), sweepKey); err != nil {
 		f.t.Logf("sweep: %v", err)
 	}
-	f.settle()
+	f.waitIdle()
 }
 
 // TestAPIErrorKeeps asserts that only the API server's "not found" ends a volume, and no other answer.
 func TestAPIErrorKeeps(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
-	pods, partitions := f.running("a", "b")
+	pods, partitions := f.makePods("a", "b")
 	pv, partition := f.boundVolume(f.disks.Disks()[0], 1, func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased })
 	// The first pod's end was seen, the second pod is suspected to be gone.
-	f.unwatchPod(pods[0], false)
-	f.lost(pods[1])
+	f.deletePod(pods[0], false)
+	f.dropPods(pods[1])
 	for _, key := range f.queued() {
 		if key == partitions[1] {
 			if err := f.reclaim.release(t.Context(), key); err != nil {
@@ -136,22 +136,22 @@ func TestAPIErrorKeeps(t *testing.T) {
 	}
 	for _, status := range []int{http.StatusInternalServerError, http.StatusForbidden, http.StatusNotFound, http.StatusServiceUnavailable, http.StatusGone} {
 		f.api.set(func(s *apiServer) { s.status = status })
-		f.reclaim.look(partitions[0], 0)
-		f.settle()
+		f.reclaim.enqueue(partitions[0], 0)
+		f.waitIdle()
 		f.sweep()
 		f.clock.Step(2 * f.options.OrphanGrace)
 		f.sweep()
-		f.phase(partitions[0], disk.Formatted)
-		f.phase(partitions[1], disk.Formatted)
+		f.checkPhase(partitions[0], disk.Formatted)
+		f.checkPhase(partitions[1], disk.Formatted)
 		if err := f.persistent.sync(t.Context(), pv.Name); err == nil {
 			t.Errorf("%d: the PersistentVolume is not tried again", status)
 		}
 		f.reclaim.wiper.running.Wait()
-		f.phase(partition, disk.Formatted)
+		f.checkPhase(partition, disk.Formatted)
 		if err := f.DeleteVolume(t.Context(), pv.Spec.CSI.VolumeHandle); err == nil {
 			t.Errorf("%d: the volume is deleted", status)
 		}
-		f.phase(partition, disk.Formatted)
+		f.checkPhase(partition, disk.Formatted)
 	}
 }
 
@@ -160,15 +160,15 @@ func TestAPIErrorKeeps(t *testing.T) {
 func TestManyOrphansStopReclaiming(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
-	pods, partitions := f.running("a", "b", "c")
+	pods, partitions := f.makePods("a", "b", "c")
 	all := func(want disk.Phase) {
 		t.Helper()
 		for _, p := range partitions {
-			f.phase(p, want)
+			f.checkPhase(p, want)
 		}
 	}
-	f.lost(pods...)
-	f.settle()
+	f.dropPods(pods...)
+	f.waitIdle()
 	f.sweep()
 	f.clock.Step(2 * f.options.OrphanGrace)
 	f.sweep()
@@ -181,8 +181,8 @@ func TestManyOrphansStopReclaiming(t *testing.T) {
 	}
 	// One pod that is back does not prove that the others exist.
 	f.api.put(pods[0])
-	f.watchedPod(pods[0])
-	f.settle()
+	f.addPod(pods[0])
+	f.waitIdle()
 	f.sweep()
 	all(disk.Formatted)
 
@@ -199,8 +199,8 @@ func TestManyOrphansStopReclaiming(t *testing.T) {
 		if err := f.options.Capacities.GetStore().Add(ndc); err != nil {
 			t.Fatal(err)
 		}
-		f.reclaim.sweeper.capacitySeen(ndc)
-		f.settle()
+		f.reclaim.sweeper.onCapacity(ndc)
+		f.waitIdle()
 		if err := f.options.Capacities.GetStore().Add(f.api.capacity(nil)); err != nil {
 			t.Fatal(err)
 		}
@@ -210,9 +210,9 @@ func TestManyOrphansStopReclaiming(t *testing.T) {
 		all(disk.Formatted)
 	}
 	allow("2")
-	f.phase(partitions[0], disk.Formatted)
-	f.phase(partitions[1], "")
-	f.phase(partitions[2], "")
+	f.checkPhase(partitions[0], disk.Formatted)
+	f.checkPhase(partitions[1], "")
+	f.checkPhase(partitions[2], "")
 	if f.Orphans().Stopped {
 		t.Error("reclaiming is still stopped")
 	}
@@ -229,13 +229,13 @@ func (s *apiServer) capacity(annotations map[string]string) *diskv1alpha1.NodeDi
 func TestMountedIsNotReclaimed(t *testing.T) {
 	f := newFixture(t)
 	d := f.loopDisk()
-	pods, partitions := f.running("seen", "lost")
+	pods, partitions := f.makePods("seen", "lost")
 	released, claimed := f.boundVolume(d, 1, func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased })
 	untouched := func(why string) {
 		t.Helper()
-		f.settle()
+		f.waitIdle()
 		for _, p := range []string{partitions[0], partitions[1], claimed} {
-			f.phase(p, disk.Formatted)
+			f.checkPhase(p, disk.Formatted)
 		}
 		// A wipe that the engine refused would have been reported.
 		f.node.reports.mu.Lock()
@@ -249,9 +249,9 @@ func TestMountedIsNotReclaimed(t *testing.T) {
 	unmountSeen, unmountLost, unmountClaimed := f.mount(partitions[0]), f.mount(partitions[1]), f.mount(claimed)
 
 	f.api.set(func(s *apiServer) { delete(s.pods, "ns/seen") })
-	f.unwatchPod(pods[0], false)
+	f.deletePod(pods[0], false)
 	untouched("a pod that ended")
-	f.lost(pods[1])
+	f.dropPods(pods[1])
 	untouched("a pod that vanished")
 	f.sweep()
 	f.clock.Step(2 * f.options.OrphanGrace)
@@ -272,44 +272,44 @@ func TestMountedIsNotReclaimed(t *testing.T) {
 	unmountSeen()
 	unmountLost()
 	unmountClaimed()
-	f.reclaim.look(partitions[0], 0)
+	f.reclaim.enqueue(partitions[0], 0)
 	f.sweep()
 	if err := f.persistent.sync(t.Context(), released.Name); err != nil {
 		t.Error(err)
 	}
-	f.settle()
+	f.waitIdle()
 	for _, p := range []string{partitions[0], partitions[1], claimed} {
-		f.phase(p, "")
+		f.checkPhase(p, "")
 	}
 }
 
-// TestReservedIsGivenBack asserts that a pod whose volumes do not all fit keeps none.
-func TestReservedIsGivenBack(t *testing.T) {
+// TestReservedIsReleased asserts that a pod whose volumes do not all fit keeps none.
+func TestReservedIsReleased(t *testing.T) {
 	f := newFixture(t)
 	f.loopDisk()
 	pod, partition := inlinePod("a")
 	f.api.put(pod)
-	f.watchedPod(pod)
+	f.addPod(pod)
 	volumes, err := request.FromPod(pod)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.inline.place(t.Context(), pod, volumes, byWatch); err != nil {
+	if err := f.inlineController.placeVolumes(t.Context(), pod, volumes, fromWatch); err != nil {
 		t.Fatal(err)
 	}
-	f.phase(partition, disk.Reserved)
+	f.checkPhase(partition, disk.Reserved)
 	big := pod.Spec.Volumes[0].DeepCopy()
 	big.Name, big.CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = "big", "10Gi"
 	pod.Spec.Volumes = append(pod.Spec.Volumes, *big)
 	if volumes, err = request.FromPod(pod); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.inline.place(t.Context(), pod, volumes, byWatch); !errors.Is(err, ErrNoRoom) {
+	if err := f.inlineController.placeVolumes(t.Context(), pod, volumes, fromWatch); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("what does not fit: %v", err)
 	}
 	f.reclaim.wiper.running.Wait()
-	f.settle()
-	f.phase(partition, "")
+	f.waitIdle()
+	f.checkPhase(partition, "")
 	if got := f.queued(); slices.Contains(got, partition) {
 		t.Errorf("left to do are %q", got)
 	}

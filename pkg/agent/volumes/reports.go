@@ -15,13 +15,13 @@ import (
 
 // Reasons of events about pods.
 const (
-	eventPlaced   = "VolumePlaced"
-	eventReplaced = "VolumeReplaced"
-	eventNoRoom   = "NoRoomForVolume"
-	eventInvalid  = "InvalidVolume"
-	eventEvicting = "EvictingForVolume"
-	eventFailed   = "VolumeFailed"
-	eventStrayed  = "VolumeOnOtherNode"
+	eventPlaced      = "VolumePlaced"
+	eventReplaced    = "VolumeReplaced"
+	eventNoRoom      = "NoRoomForVolume"
+	eventInvalid     = "InvalidVolume"
+	eventEvicting    = "EvictingForVolume"
+	eventFailed      = "VolumeFailed"
+	eventOnOtherNode = "VolumeOnOtherNode"
 )
 
 // Reasons of events about PersistentVolumes and claims, beside those about pods.
@@ -30,7 +30,7 @@ const (
 	eventVanished    = "VolumeVanished"
 	eventMismatch    = "VolumeMismatch"
 	eventNotGrown    = "VolumeNotGrown"
-	eventReleasing   = "VolumeNotReleased"
+	eventNotReleased = "VolumeNotReleased"
 )
 
 // Reasons of events about the node's NodeDiskCapacity.
@@ -53,14 +53,14 @@ type Recorder interface {
 // reports writes events about pods, PersistentVolumes and the node, and does not repeat one.
 type reports struct {
 	recorder   Recorder
-	capacities capacities
+	capacities capacityStore
 
 	mu sync.Mutex
 	// last is the last message, by the UID of a pod or PersistentVolume, or by partition.
 	last map[types.UID]string
 }
 
-func newReports(recorder Recorder, c capacities) *reports {
+func newReports(recorder Recorder, c capacityStore) *reports {
 	return &reports{recorder: recorder, capacities: c, last: map[types.UID]string{}}
 }
 
@@ -93,13 +93,13 @@ func (r *reports) warnPod(pod *corev1.Pod, reason, message string) {
 // last one.
 func (r *reports) warnVolume(pv *corev1.PersistentVolume, reason, message string) {
 	if r.isNew(pv.UID, reason+message) {
-		r.ofVolume(pv, corev1.EventTypeWarning, reason, message)
+		r.volumeEvent(pv, corev1.EventTypeWarning, reason, message)
 	}
 }
 
-// ofVolume writes an event about a PersistentVolume and about its claim. The claim gets none if the PersistentVolume is
-// released.
-func (r *reports) ofVolume(pv *corev1.PersistentVolume, eventType, reason, message string) {
+// volumeEvent writes an event about a PersistentVolume and about its claim. The claim gets none if the PersistentVolume
+// is released.
+func (r *reports) volumeEvent(pv *corev1.PersistentVolume, eventType, reason, message string) {
 	version := corev1.SchemeGroupVersion.String()
 	r.recorder.About(corev1.ObjectReference{Kind: "PersistentVolume", APIVersion: version, Name: pv.Name, UID: pv.UID}, eventType, reason, message)
 	if ref := pv.Spec.ClaimRef; ref != nil && pv.Status.Phase != corev1.VolumeReleased {
@@ -109,23 +109,23 @@ func (r *reports) ofVolume(pv *corev1.PersistentVolume, eventType, reason, messa
 	}
 }
 
-// ofNode writes an event about the node's NodeDiskCapacity.
-func (r *reports) ofNode(eventType, reason, message string) {
+// nodeEvent writes an event about the node's NodeDiskCapacity.
+func (r *reports) nodeEvent(eventType, reason, message string) {
 	var uid types.UID
-	if ndc := r.capacities.own(); ndc != nil {
+	if ndc := r.capacities.get(); ndc != nil {
 		uid = ndc.UID
 	}
 	r.recorder.OfNode(uid, eventType, reason, message)
 }
 
-// capacities is the watch of the node's own NodeDiskCapacity.
-type capacities struct {
+// capacityStore is the watch of the node's own NodeDiskCapacity.
+type capacityStore struct {
 	informer cache.SharedIndexInformer
 	node     string
 }
 
-// own returns the node's NodeDiskCapacity from the watch, nil if there is none.
-func (c capacities) own() *diskv1alpha1.NodeDiskCapacity {
+// get returns the node's NodeDiskCapacity from the watch, nil if there is none.
+func (c capacityStore) get() *diskv1alpha1.NodeDiskCapacity {
 	object, ok, err := c.informer.GetStore().GetByKey(c.node)
 	if err != nil || !ok {
 		return nil
@@ -134,8 +134,8 @@ func (c capacities) own() *diskv1alpha1.NodeDiskCapacity {
 	return ndc
 }
 
-// describe names a volume and its place for a message.
-func describe(d discovery.Disk, v disk.Volume, volume, owner string) string {
+// describeVolume names a volume and its place for a message.
+func describeVolume(d discovery.Disk, v disk.Volume, volume, owner string) string {
 	if owner == "" {
 		owner = v.Name
 	}

@@ -18,10 +18,10 @@ import (
 )
 
 const (
-	// sweepSoon is a delay that collects volumes that become suspects at the same time.
-	sweepSoon = time.Second
-	// sweepAgain is how often the sweeper checks again whether pods are back.
-	sweepAgain = 5 * time.Minute
+	// sweepDelay is a delay that collects volumes that become suspects at the same time.
+	sweepDelay = time.Second
+	// sweepInterval is how often the sweeper checks again whether pods are back.
+	sweepInterval = 5 * time.Minute
 )
 
 // sweeper reclaims the ephemeral orphans when their grace period is over. Many orphans are kept if the API server's
@@ -31,14 +31,14 @@ type sweeper struct {
 	node       *node
 	owners     *owners
 	orphans    *orphans
-	capacities capacities
+	capacities capacityStore
 	// grace and limit are OrphanGrace and OrphanLimit of Options.
 	grace time.Duration
 	limit int
 	// isWiping, look and reclaim are those of reclaim.
-	isWiping func(partition string) bool
-	look     func(partition string, after time.Duration)
-	reclaim  func(ctx context.Context, partition string) error
+	isWiping      func(partition string) bool
+	enqueue       func(partition string, after time.Duration)
+	reclaimOrphan func(ctx context.Context, partition string) error
 
 	mu sync.Mutex
 	// suspects are volumes whose pod is gone, but whose pod's end has not been seen yet: the watch may be late.
@@ -48,13 +48,13 @@ type sweeper struct {
 	stopped bool
 }
 
-// suspect notes a volume whose pod is gone without a seen end. The sweep after sweepSoon decides whether it is an
+// addSuspect notes a volume whose pod is gone without a seen end. The sweep after sweepDelay decides whether it is an
 // orphan. By then the watch has usually shown the end.
-func (s *sweeper) suspect(v disk.Volume) {
+func (s *sweeper) addSuspect(v disk.Volume) {
 	s.mu.Lock()
 	s.suspects[v.Partition] = struct{}{}
 	s.mu.Unlock()
-	s.look(sweepKey, min(sweepSoon, s.grace))
+	s.enqueue(sweepKey, min(sweepDelay, s.grace))
 }
 
 func (s *sweeper) isStopped() bool {
@@ -66,20 +66,20 @@ func (s *sweeper) isStopped() bool {
 // sweep checks the ephemeral volumes without a known pod, and reclaims those that have been orphans for long enough. It
 // decides for all of them by one list from the API server.
 func (s *sweeper) sweep(ctx context.Context) error {
-	allowed, asked := s.allowance(ctx)
-	suspects := s.takeSuspects()
-	live, err := s.owners.withPods(ctx, suspects)
+	allowed, asked := s.readAllowance(ctx)
+	suspects := s.collectSuspects()
+	live, err := s.owners.findPods(ctx, suspects)
 	if err != nil {
 		for _, v := range suspects {
-			s.suspect(v)
+			s.addSuspect(v)
 		}
 		return err
 	}
 	var orphaned []disk.Volume
 	for _, v := range suspects {
-		s.orphans.note(ctx, v, !live[v.Partition])
+		s.orphans.setOrphaned(ctx, v, !live[v.Partition])
 		if live[v.Partition] {
-			s.look(v.Partition, 0)
+			s.enqueue(v.Partition, 0)
 			continue
 		}
 		orphaned = append(orphaned, v)
@@ -91,11 +91,11 @@ func (s *sweeper) sweep(ctx context.Context) error {
 		}
 		s.acceptAllowance(ctx, allowed, orphaned)
 	}
-	return s.reclaimAll(ctx, orphaned)
+	return s.reclaimDue(ctx, orphaned)
 }
 
-// takeSuspects returns the ephemeral volumes on disks in service that may be orphans.
-func (s *sweeper) takeSuspects() []disk.Volume {
+// collectSuspects returns the ephemeral volumes on disks in service that may be orphans.
+func (s *sweeper) collectSuspects() []disk.Volume {
 	disks := s.node.inventory.Disks()
 	s.mu.Lock()
 	suspected := s.suspects
@@ -124,12 +124,12 @@ func (s *sweeper) takeSuspects() []disk.Volume {
 	return suspects
 }
 
-// reclaimAll reclaims those of the orphans that are due, and has the others checked again later.
-func (s *sweeper) reclaimAll(ctx context.Context, orphaned []disk.Volume) error {
+// reclaimDue reclaims those of the orphans that are due, and has the others checked again later.
+func (s *sweeper) reclaimDue(ctx context.Context, orphaned []disk.Volume) error {
 	var doubtful int
 	found := s.orphans.all()
 	for _, v := range orphaned {
-		if !found[v.Partition].allowed {
+		if !found[v.Partition].reclaimAllowed {
 			doubtful++
 		}
 	}
@@ -138,20 +138,20 @@ func (s *sweeper) reclaimAll(ctx context.Context, orphaned []disk.Volume) error 
 		return err
 	}
 	if !may {
-		s.look(sweepKey, sweepAgain)
+		s.enqueue(sweepKey, sweepInterval)
 	}
 	for _, v := range orphaned {
 		o := found[v.Partition]
-		left := s.grace - s.node.since(o.found)
+		left := s.grace - s.node.since(o.graceBegin)
 		switch {
-		case o.allowed:
+		case o.reclaimAllowed:
 		case !may:
 			continue
 		case left > 0:
-			s.look(sweepKey, left)
+			s.enqueue(sweepKey, left)
 			continue
 		}
-		if err := s.reclaim(ctx, v.Partition); err != nil {
+		if err := s.reclaimOrphan(ctx, v.Partition); err != nil {
 			return err
 		}
 	}
@@ -166,7 +166,7 @@ func (s *sweeper) mayReclaim(ctx context.Context, count int) (bool, error) {
 	more := slices.ContainsFunc(disks, func(d discovery.Disk) bool { return !d.Ready() })
 	if count == 0 && !more {
 		if left := s.node.client.Settled(ctx); left > 0 {
-			s.look(sweepKey, left)
+			s.enqueue(sweepKey, left)
 		}
 	}
 	before := s.isStopped()
@@ -179,7 +179,7 @@ func (s *sweeper) mayReclaim(ctx context.Context, count int) (bool, error) {
 	default:
 		var err error
 		if doubt, err = s.node.client.Doubt(ctx); err != nil {
-			s.look(sweepKey, sweepSoon)
+			s.enqueue(sweepKey, sweepDelay)
 			return false, fmt.Errorf("%d orphans are kept: %w", count, err)
 		}
 		stopped = doubt != ""
@@ -192,7 +192,7 @@ func (s *sweeper) mayReclaim(ctx context.Context, count int) (bool, error) {
 	}
 	if stopped && !before {
 		klog.FromContext(ctx).Info("Reclaiming has stopped: too many volumes have lost their pods", "orphans", count, "limit", s.limit, "reason", doubt)
-		s.node.reports.ofNode(corev1.EventTypeWarning, eventReclaimStopped, StoppedMessage(s.node.name, count)+". Reason: "+doubt)
+		s.node.reports.nodeEvent(corev1.EventTypeWarning, eventReclaimStopped, StoppedMessage(s.node.name, count)+". Reason: "+doubt)
 	}
 	return !stopped, nil
 }
@@ -202,9 +202,9 @@ func StoppedMessage(node string, count int) string {
 	return fmt.Sprintf("%d volumes have lost their pods, whose end was not seen, and none is reclaimed: has the API server lost its data, or an older state of it been restored? It ends by itself when all of the pods are back. If the volumes may be wiped: kubectl annotate ndc %s %s=%d", count, node, diskv1alpha1.AnnotationReclaimOrphans, count)
 }
 
-// allowance is how many orphans an operator has allowed to be reclaimed.
-func (s *sweeper) allowance(ctx context.Context) (count int, asked bool) {
-	ndc := s.capacities.own()
+// readAllowance is how many orphans an operator has allowed to be reclaimed.
+func (s *sweeper) readAllowance(ctx context.Context) (count int, asked bool) {
+	ndc := s.capacities.get()
 	if ndc == nil {
 		return 0, false
 	}
@@ -225,7 +225,7 @@ func (s *sweeper) acceptAllowance(ctx context.Context, allowed int, orphaned []d
 	if len(orphaned) == 0 {
 		return
 	}
-	report := s.node.reports.ofNode
+	report := s.node.reports.nodeEvent
 	if len(orphaned) > allowed {
 		report(corev1.EventTypeWarning, eventReclaimStopped, fmt.Sprintf("annotation %s allowed %d volumes, by now there are %d orphans: all are kept", diskv1alpha1.AnnotationReclaimOrphans, allowed, len(orphaned)))
 		return
@@ -240,13 +240,13 @@ func (s *sweeper) acceptAllowance(ctx context.Context, allowed int, orphaned []d
 	}
 }
 
-// capacitySeen checks whether an operator allowed orphans to be reclaimed.
-func (s *sweeper) capacitySeen(object any) {
+// onCapacity checks whether an operator allowed orphans to be reclaimed.
+func (s *sweeper) onCapacity(object any) {
 	ndc, ok := object.(*diskv1alpha1.NodeDiskCapacity)
 	if !ok {
 		return
 	}
 	if _, asked := ndc.Annotations[diskv1alpha1.AnnotationReclaimOrphans]; asked {
-		s.look(sweepKey, 0)
+		s.enqueue(sweepKey, 0)
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// trusted makes the API server's data long known to the manager.
-func (f *fixture) trusted() {
+// establishTrust makes the API server's data long known to the manager.
+func (f *fixture) establishTrust() {
 	f.t.Helper()
 	f.api.capacity(nil)
 	f.api.set(func(s *apiServer) { s.node = "node-uid" })
@@ -25,8 +25,8 @@ func (f *fixture) trusted() {
 	}
 }
 
-// absent removes the pods while no agent runs.
-func (f *fixture) absent(pods ...*corev1.Pod) {
+// removePods removes the pods while no agent runs.
+func (f *fixture) removePods(pods ...*corev1.Pod) {
 	f.t.Helper()
 	for _, pod := range pods {
 		f.api.set(func(s *apiServer) { delete(s.pods, pod.Namespace+"/"+pod.Name) })
@@ -40,16 +40,16 @@ func (f *fixture) absent(pods ...*corev1.Pod) {
 // TestOutageReclaimsMany asserts that the volumes of many pods that went during an outage of the node or its agent are
 // reclaimed. That happens after the grace period, and has no limit.
 func TestOutageReclaimsMany(t *testing.T) {
-	for name, gone := range map[string]func(f *fixture, pods ...*corev1.Pod){"the watch was away": (*fixture).lost, "the agent was down": (*fixture).absent} {
+	for name, gone := range map[string]func(f *fixture, pods ...*corev1.Pod){"the watch was away": (*fixture).dropPods, "the agent was down": (*fixture).removePods} {
 		f := newFixture(t)
 		f.loopDisk()
-		f.trusted()
-		pods, partitions := f.running("a", "b", "c", "d")
+		f.establishTrust()
+		pods, partitions := f.makePods("a", "b", "c", "d")
 		gone(f, pods...)
-		f.settle()
+		f.waitIdle()
 		f.sweep()
 		for _, p := range partitions {
-			f.phase(p, disk.Formatted)
+			f.checkPhase(p, disk.Formatted)
 		}
 		if o := f.Orphans(); o.Stopped || len(o.Ephemeral) != 4 {
 			t.Errorf("%s: orphans are %+v", name, o)
@@ -57,7 +57,7 @@ func TestOutageReclaimsMany(t *testing.T) {
 		f.clock.Step(f.options.OrphanGrace)
 		f.sweep()
 		for _, p := range partitions {
-			f.phase(p, "")
+			f.checkPhase(p, "")
 		}
 	}
 }
@@ -74,15 +74,15 @@ func TestLostDataKeepsMany(t *testing.T) {
 	} {
 		f := newFixture(t)
 		f.loopDisk()
-		f.trusted()
-		pods, partitions := f.running("a", "b", "c")
+		f.establishTrust()
+		pods, partitions := f.makePods("a", "b", "c")
 		f.api.set(change)
-		f.absent(pods...)
+		f.removePods(pods...)
 		f.sweep()
 		f.clock.Step(10 * f.options.OrphanGrace)
 		f.sweep()
 		for _, p := range partitions {
-			f.phase(p, disk.Formatted)
+			f.checkPhase(p, disk.Formatted)
 		}
 		if got := f.events.with("ReclaimStopped", why); len(got) != 1 || !f.Orphans().Stopped {
 			t.Errorf("%s: reported is %q", why, f.events.with("ReclaimStopped"))
@@ -91,16 +91,16 @@ func TestLostDataKeepsMany(t *testing.T) {
 	// An error of the API server proves nothing, but does not stop reclaiming either.
 	f := newFixture(t)
 	f.loopDisk()
-	f.trusted()
-	pods, partitions := f.running("a", "b", "c")
-	f.lost(pods...)
-	f.settle()
+	f.establishTrust()
+	pods, partitions := f.makePods("a", "b", "c")
+	f.dropPods(pods...)
+	f.waitIdle()
 	f.api.set(func(s *apiServer) { s.broken = "/nodes/" })
 	f.clock.Step(2 * f.options.OrphanGrace)
 	if err := f.reclaim.sweeper.sweep(t.Context()); err == nil || !strings.Contains(err.Error(), "3 orphans are kept") {
 		t.Errorf("without an answer: %v", err)
 	}
-	f.phase(partitions[0], disk.Formatted)
+	f.checkPhase(partitions[0], disk.Formatted)
 	if f.Orphans().Stopped {
 		t.Error("an API server that does not answer stops reclaiming")
 	}
@@ -112,14 +112,14 @@ func TestLimitZero(t *testing.T) {
 	f.options.OrphanLimit = 0
 	f.restart()
 	f.loopDisk()
-	f.trusted()
-	pods, partitions := f.running("a")
-	f.lost(pods...)
-	f.settle()
+	f.establishTrust()
+	pods, partitions := f.makePods("a")
+	f.dropPods(pods...)
+	f.waitIdle()
 	f.sweep()
 	f.clock.Step(2 * f.options.OrphanGrace)
 	f.sweep()
-	f.phase(partitions[0], disk.Formatted)
+	f.checkPhase(partitions[0], disk.Formatted)
 	if !f.Orphans().Stopped {
 		t.Error("reclaiming is not stopped")
 	}

@@ -29,28 +29,28 @@ const (
 type wiper struct {
 	node     *node
 	policies *policies
-	// owner names a volume for the record. look has its partition looked at again.
-	owner func(v disk.Volume) (volume, owner string)
-	look  func(partition string, after time.Duration)
+	// ownerOf names a volume for the record. look has its partition looked at again.
+	ownerOf func(v disk.Volume) (volume, ownerOf string)
+	enqueue func(partition string, after time.Duration)
 	// formatted drops the volumes that are wiped. blocked notes those that cannot be.
-	formatted *partitions
-	blocked   *blocked
-	slots     slots
-	backoff   workqueue.TypedRateLimiter[string]
-	running   sync.WaitGroup
+	formatted  *partitionSet
+	blocked    *blockedVolumes
+	semaphores diskSemaphores
+	backoff    workqueue.TypedRateLimiter[string]
+	running    sync.WaitGroup
 
 	mu sync.Mutex
-	// wipes are those in progress, by partition. shownAt is when their progress was last published.
-	wipes   map[string]*wiping
-	shownAt time.Time
+	// wipes are those in progress, by partition. publishedAt is when their progress was last published.
+	wipes       map[string]*runningWipe
+	publishedAt time.Time
 }
 
-// wiping is a wipe that a goroutine of the agent works on.
-type wiping struct {
+// runningWipe is a wipe that a goroutine of the agent works on.
+type runningWipe struct {
 	// policy is empty while the wipe waits for a slot.
 	policy disk.WipePolicy
 	// done of length bytes are wiped. shown is the published number.
-	length, done, shown int64
+	length, done, published int64
 }
 
 func (w *wiper) isWiping(partition string) bool {
@@ -68,11 +68,11 @@ func (w *wiper) Wiping(partition string) (policy disk.WipePolicy, done int64, is
 	if !is || of.policy == "" {
 		return "", 0, false
 	}
-	return of.policy, of.shown, true
+	return of.policy, of.published, true
 }
 
-// progress notes how many bytes of a wipe are done.
-func (w *wiper) progress(partition string, done int64) {
+// setProgress notes how many bytes of a wipe are done.
+func (w *wiper) setProgress(partition string, done int64) {
 	w.mu.Lock()
 	of, is := w.wipes[partition]
 	if !is {
@@ -80,11 +80,11 @@ func (w *wiper) progress(partition string, done int64) {
 		return
 	}
 	of.done = min(done, of.length)
-	due := w.node.since(w.shownAt) >= progressEvery
+	due := w.node.since(w.publishedAt) >= progressEvery
 	if due {
-		w.shownAt = w.node.clock.Now()
+		w.publishedAt = w.node.clock.Now()
 		for _, of := range w.wipes {
-			of.shown = of.done
+			of.published = of.done
 		}
 	}
 	w.mu.Unlock()
@@ -97,7 +97,7 @@ func (w *wiper) progress(partition string, done int64) {
 // the volume's lock.
 func (w *wiper) begin(ctx context.Context, d discovery.Disk, v disk.Volume, unlock func()) {
 	w.mu.Lock()
-	w.wipes[v.Partition] = &wiping{length: v.Extent.Len()}
+	w.wipes[v.Partition] = &runningWipe{length: v.Extent.Len()}
 	w.mu.Unlock()
 	w.running.Go(func() {
 		next := w.wipe(ctx, d, v)
@@ -105,30 +105,30 @@ func (w *wiper) begin(ctx context.Context, d discovery.Disk, v disk.Volume, unlo
 		w.mu.Lock()
 		delete(w.wipes, v.Partition)
 		w.mu.Unlock()
-		if next.again {
-			w.look(v.Partition, next.after)
+		if next.wanted {
+			w.enqueue(v.Partition, next.after)
 		}
 	})
 }
 
-// next is whether, and after which time, reclaim looks at a volume again after a wipe.
-type next struct {
-	again bool
-	after time.Duration
+// retry is whether, and after which time, reclaim looks at a volume again after a wipe.
+type retry struct {
+	wanted bool
+	after  time.Duration
 }
 
 // wipe wipes the volume. The caller holds its lock.
-func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) next {
+func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) retry {
 	logger := klog.FromContext(ctx).WithValues("partition", v.Partition, "disk", d.ID(), "device", v.Device)
-	leave, err := w.slots.take(ctx, d.ID(), wipesPerDisk)
+	leave, err := w.semaphores.acquire(ctx, d.ID(), wipesPerDisk)
 	if err != nil {
-		return next{}
+		return retry{}
 	}
 	defer leave()
 	// The wipe may have waited for long, so the class may have changed.
 	d.Class = w.node.classOf(d)
 	settings := w.policies.of(&d, v)
-	o := disk.WipeOptions{Policy: settings.Policy, Rate: settings.Rate, Progress: func(done int64) { w.progress(v.Partition, done) }}
+	o := disk.WipeOptions{Policy: settings.Policy, Rate: settings.Rate, Progress: func(done int64) { w.setProgress(v.Partition, done) }}
 	w.mu.Lock()
 	w.wipes[v.Partition].policy = o.Policy
 	w.mu.Unlock()
@@ -136,44 +136,44 @@ func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) next 
 	if err != nil {
 		// The disk's return has the volume looked at again.
 		logger.Info("Volume is wiped once its disk is back", "reason", err.Error())
-		return next{}
+		return retry{}
 	}
 	record, err := e.Wipe(ctx, v.Partition, o)
 	switch {
 	case err == nil, errors.Is(err, disk.ErrNotFound):
 		if err == nil {
-			w.record(ctx, d, v, record)
+			w.reportWipe(ctx, d, v, record)
 		}
 		w.backoff.Forget(v.Partition)
 		w.formatted.remove(v.Partition)
 		// Look again: what is known of the volume is dropped when no disk has it, or a copy of it is found.
-		return next{again: true}
+		return retry{wanted: true}
 	case errors.Is(err, disk.ErrInUse):
 		if w.node.reports.isNew(types.UID(v.Partition), err.Error()) {
 			logger.Info("Volume is still in use and is wiped later", "reason", err.Error())
 		}
-		w.blocked.held(ctx, d, v, err.Error())
+		w.blocked.recordHeld(ctx, d, v, err.Error())
 		// The holder may release it soon: a mount is copied with its namespace.
-		return next{true, min(w.backoff.When(v.Partition), inUseRetry)}
+		return retry{true, min(w.backoff.When(v.Partition), inUseRetry)}
 	}
 	if ctx.Err() != nil {
 		// The agent is stopping. The next one finds the phase Wiping and continues.
-		return next{}
+		return retry{}
 	}
 	countWipe(d.Class, record, resultFailed)
 	logger.Error(err, "Volume could not be wiped, its space is not free", "policy", o.Policy, "method", record.Method)
 	if w.node.reports.isNew(types.UID(v.Partition), err.Error()) {
-		volume, owner := w.owner(v)
-		w.node.reports.ofNode(corev1.EventTypeWarning, eventNotWiped, fmt.Sprintf("%s: %v. Its space is not free; it is tried again", describe(d, v, volume, owner), err))
+		volume, owner := w.ownerOf(v)
+		w.node.reports.nodeEvent(corev1.EventTypeWarning, eventNotWiped, fmt.Sprintf("%s: %v. Its space is not free; it is tried again", describeVolume(d, v, volume, owner), err))
 	}
-	return next{true, w.backoff.When(v.Partition)}
+	return retry{true, w.backoff.When(v.Partition)}
 }
 
-// record reports a wipe that satisfied its policy: in the log, in the metrics, and as an event of the node's
+// reportWipe reports a wipe that satisfied its policy: in the log, in the metrics, and as an event of the node's
 // NodeDiskCapacity.
-func (w *wiper) record(ctx context.Context, d discovery.Disk, v disk.Volume, done disk.WipeResult) {
+func (w *wiper) reportWipe(ctx context.Context, d discovery.Disk, v disk.Volume, done disk.WipeResult) {
 	countWipe(d.Class, done, resultDone)
-	volume, owner := w.owner(v)
+	volume, owner := w.ownerOf(v)
 	logger := klog.FromContext(ctx).WithValues("volume", volume, "owner", owner, "name", v.Name, "partition", v.Partition,
 		"disk", d.ID(), "device", v.Device, "class", d.Class, "extent", done.Extent, "policy", done.Policy, "method", done.Method,
 		"verified", done.Verified, "began", done.Began, "duration", done.Took)
@@ -182,12 +182,12 @@ func (w *wiper) record(ctx context.Context, d discovery.Disk, v disk.Volume, don
 	} else {
 		logger.Info("Volume is wiped and its space is free")
 	}
-	eventType, message := recordOfWipe(done)
-	w.node.reports.ofNode(eventType, eventWiped, describe(d, v, volume, owner)+message)
+	eventType, message := describeWipe(done)
+	w.node.reports.nodeEvent(eventType, eventWiped, describeVolume(d, v, volume, owner)+message)
 }
 
-// recordOfWipe describes what was done.
-func recordOfWipe(w disk.WipeResult) (eventType, message string) {
+// describeWipe describes what was done.
+func describeWipe(w disk.WipeResult) (eventType, message string) {
 	took := w.Took.Round(time.Millisecond)
 	if w.Policy == disk.WipeNone {
 		return corev1.EventTypeWarning, fmt.Sprintf(": its space is free and was NOT wiped (policy None, which is unsafe): what the volume held stays on the disk, below the next file system there; in %v", took)
