@@ -174,7 +174,7 @@ func (a *agent) build(ctx context.Context) (fileSystems, error) {
 		DefaultFSType: a.defaultFSType, FileSystems: files, Placement: a.placement, Wiping: a.wiping,
 		Published: a.published(), ReclaimStopped: meta.IsStatusConditionTrue(a.publishedStatus().Conditions, diskv1alpha1.ConditionReclaimStopped),
 		OrphanGrace: a.options.OrphanGrace, OrphanLimit: a.options.OrphanLimit, EvictionGrace: a.options.EvictionGrace,
-		OwnersChanged: func() { a.publisher.Kick() },
+		OwnersChanged: func() { a.publisher.Trigger() },
 	})
 	if err != nil {
 		return fileSystems{}, err
@@ -207,7 +207,7 @@ func (a *agent) start(ctx context.Context, group *errgroup.Group, node *csi.Node
 	})
 	// Its start is not awaited: without it, only the label is checked.
 	group.Go(func() error { a.csiNodes.RunWithContext(ctx); return nil })
-	group.Go(func() error { a.followLabel(ctx, kubelet.Again); return nil })
+	group.Go(func() error { a.followLabel(ctx, kubelet.RegisterAgain); return nil })
 	// Go would return the memory that only the start needed much later.
 	debug.FreeOSMemory()
 	klog.FromContext(ctx).Info("Agent is running", "disks", len(a.inventory.Disks()), "refused", len(a.inventory.Refused()), "socket", a.options.CSISocket)

@@ -11,7 +11,7 @@ import (
 
 // disksChanged is called on every change of a disk.
 func (a *agent) disksChanged() {
-	a.publisher.Kick()
+	a.publisher.Trigger()
 	a.manager.DisksChanged()
 	select {
 	case a.changed <- struct{}{}:

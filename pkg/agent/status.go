@@ -17,14 +17,14 @@ func (a *agent) status() diskv1alpha1.NodeDiskCapacityStatus {
 	if orphans.Stopped {
 		why = volumes.StoppedMessage(a.options.NodeName, len(orphans.Ephemeral))
 	}
-	status.Conditions = append(status.Conditions, publish.Orphaned(orphans.Persistent, orphans.Ephemeral), publish.ReclaimStopped(why),
-		publish.ReclaimBlocked(a.manager.Blocked()))
+	status.Conditions = append(status.Conditions, publish.OrphanedCondition(orphans.Persistent, orphans.Ephemeral), publish.ReclaimStoppedCondition(why),
+		publish.ReclaimBlockedCondition(a.manager.Blocked()))
 	return status
 }
 
-func (a *agent) owner(v disk.Volume) publish.Owner {
-	var o publish.Owner
-	o.Volume, o.Name = a.manager.Owner(v)
+func (a *agent) owner(v disk.Volume) publish.VolumeInfo {
+	var o publish.VolumeInfo
+	o.Volume, o.Owner = a.manager.Owner(v)
 	if since, orphaned := a.manager.OrphanedSince(v); orphaned {
 		// In the API server's precision. Otherwise the published status would always differ.
 		at := metav1.NewTime(since).Rfc3339Copy()

@@ -233,7 +233,7 @@ func (a *Agents) publishSoon(ctx context.Context, n *agent) {
 		n.changed = true
 	default:
 		n.due = true
-		time.AfterFunc(publish.Window, func() { a.publish(ctx, n) })
+		time.AfterFunc(publish.CollectWindow, func() { a.publish(ctx, n) })
 	}
 }
 
@@ -251,7 +251,7 @@ func (a *Agents) publish(ctx context.Context, n *agent) {
 	if n.differs.IsZero() {
 		n.differs = time.Now()
 	}
-	if wait := publish.Calm(&status, &n.published.Status, time.Since(n.differs)); wait > 0 {
+	if wait := publish.WriteDelay(&status, &n.published.Status, time.Since(n.differs)); wait > 0 {
 		n.held = true
 		time.AfterFunc(wait, func() { a.publishHeld(ctx, n) })
 		a.mu.Unlock()

@@ -117,15 +117,15 @@ func (c *Client) Pod(ctx context.Context, namespace, name string) (*corev1.Pod, 
 	if err == nil && (pod.UID == "" || pod.Name != name || pod.Namespace != namespace) {
 		err = fmt.Errorf("the answer is not pod %s/%s", namespace, name)
 	}
-	if err := believable(err); err != nil {
+	if err := checkAnswer(err); err != nil {
 		return nil, err
 	}
 	return pod, nil
 }
 
-// believable distinguishes an API server that does not have an object from a proxy in between that has nothing at all.
+// checkAnswer distinguishes an API server that does not have an object from a proxy in between that has nothing at all.
 // Volumes are wiped because of this answer.
-func believable(err error) error {
+func checkAnswer(err error) error {
 	if apierrors.IsNotFound(err) && apierrors.IsUnexpectedServerError(err) {
 		return fmt.Errorf("not the API server's own answer: %s", err.Error())
 	}
@@ -134,7 +134,7 @@ func believable(err error) error {
 
 // PodsOfNode calls show for the node's pods. It lists them from the API server, not from a cache.
 func (c *Client) PodsOfNode(ctx context.Context, show func(*corev1.Pod)) error {
-	return c.listPods(ctx, "", metav1.ListOptions{FieldSelector: c.onNode().String()}, show)
+	return c.listPods(ctx, "", metav1.ListOptions{FieldSelector: c.byNodeName().String()}, show)
 }
 
 // PodsOfNamespace calls show for the pods of a namespace on all nodes, or of all namespaces if it is empty. It lists
@@ -171,7 +171,7 @@ func (c *Client) podPage(ctx context.Context, namespace string, options metav1.L
 	if err == nil && list.ResourceVersion == "" {
 		err = errors.New("the answer is not a list of pods")
 	}
-	return list, believable(err)
+	return list, checkAnswer(err)
 }
 
 // Node reads the agent's own node.
@@ -194,7 +194,7 @@ func (c *Client) NodeNamed(ctx context.Context, name string) (*corev1.Node, erro
 	if err == nil && (node.UID == "" || node.Name != name) {
 		err = fmt.Errorf("the answer is not Node %s", name)
 	}
-	err = believable(err)
+	err = checkAnswer(err)
 	if apierrors.IsNotFound(err) {
 		return nil, nil //nolint:nilnil // none is an answer
 	}
@@ -236,7 +236,7 @@ func (c *Client) attachmentPage(ctx context.Context, options metav1.ListOptions)
 	if err == nil && list.GetResourceVersion() == "" {
 		err = errors.New("the answer is not a list of VolumeAttachments")
 	}
-	return list, believable(err)
+	return list, checkAnswer(err)
 }
 
 // Capacity reads the node's own NodeDiskCapacity.
@@ -263,7 +263,7 @@ func (c *Client) UpdateCapacityStatus(ctx context.Context, ndc *diskv1alpha1.Nod
 // writeCapacity reads the object before the first write: a write would hide that the object is older than what the node
 // knows.
 func (c *Client) writeCapacity(ctx context.Context, r *rest.Request) (*diskv1alpha1.NodeDiskCapacity, error) {
-	if !c.lineage.hasAsked() {
+	if !c.lineage.canWrite() {
 		if _, err := c.Capacity(ctx); err != nil && !apierrors.IsNotFound(err) {
 			return nil, err
 		}
@@ -275,22 +275,22 @@ func (c *Client) writeCapacity(ctx context.Context, r *rest.Request) (*diskv1alp
 func (c *Client) capacity(ctx context.Context, r *rest.Request) (*diskv1alpha1.NodeDiskCapacity, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	before := c.lineage.before()
+	before := c.lineage.currentState()
 	ndc := &diskv1alpha1.NodeDiskCapacity{}
 	err := r.Do(ctx).Into(ndc)
 	if err == nil && (ndc.UID == "" || ndc.Name != c.node) {
 		err = fmt.Errorf("the answer is not NodeDiskCapacity %s", c.node)
 	}
-	err = believable(err)
-	c.lineage.answered(ctx, before, ndc, err)
+	err = checkAnswer(err)
+	c.lineage.compareCapacity(ctx, before, ndc, err)
 	if err != nil {
 		return nil, err
 	}
 	return ndc, nil
 }
 
-// ForgetReclaimOrphans removes the annotation by which an operator allowed orphans to be reclaimed.
-func (c *Client) ForgetReclaimOrphans(ctx context.Context) error {
+// RemoveReclaimOrphans removes the annotation by which an operator allowed orphans to be reclaimed.
+func (c *Client) RemoveReclaimOrphans(ctx context.Context) error {
 	return c.removeAnnotation(ctx, diskv1alpha1.AnnotationReclaimOrphans, "")
 }
 
@@ -314,22 +314,22 @@ func (c *Client) removeAnnotation(ctx context.Context, annotation, version strin
 
 // PodInformer watches the pods of the node.
 func (c *Client) PodInformer() cache.SharedIndexInformer {
-	return informer(c.core, pods, c.onNode(), &corev1.Pod{})
+	return informer(c.core, pods, c.byNodeName(), &corev1.Pod{})
 }
 
 // NodeInformer watches the agent's own node.
 func (c *Client) NodeInformer() cache.SharedIndexInformer {
-	return informer(c.core, nodes, c.named(), &corev1.Node{})
+	return informer(c.core, nodes, c.byName(), &corev1.Node{})
 }
 
 // CSINodeInformer watches the node's CSINode, in which the kubelet lists its registered drivers.
 func (c *Client) CSINodeInformer() cache.SharedIndexInformer {
-	return informer(c.storage, csiNodes, c.named(), &storagev1.CSINode{})
+	return informer(c.storage, csiNodes, c.byName(), &storagev1.CSINode{})
 }
 
 // CapacityInformer watches the node's own NodeDiskCapacity.
 func (c *Client) CapacityInformer() cache.SharedIndexInformer {
-	return informer(c.disk, capacities, c.named(), &diskv1alpha1.NodeDiskCapacity{})
+	return informer(c.disk, capacities, c.byName(), &diskv1alpha1.NodeDiskCapacity{})
 }
 
 // ClassInformer watches the DiskClasses.
@@ -343,8 +343,10 @@ func informer(client rest.Interface, resource string, selector fields.Selector, 
 	return cache.NewSharedIndexInformer(lw, object, 0, cache.Indexers{})
 }
 
-func (c *Client) onNode() fields.Selector {
+func (c *Client) byNodeName() fields.Selector {
 	return fields.OneTermEqualSelector("spec.nodeName", c.node)
 }
 
-func (c *Client) named() fields.Selector { return fields.OneTermEqualSelector("metadata.name", c.node) }
+func (c *Client) byName() fields.Selector {
+	return fields.OneTermEqualSelector("metadata.name", c.node)
+}

@@ -16,8 +16,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// answering is a client of a server that gives the same answer to every request.
-func answering(t *testing.T, code int, contentType, body string) *Client {
+// clientWithAnswer is a client of a server that gives the same answer to every request.
+func clientWithAnswer(t *testing.T, code int, contentType, body string) *Client {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", contentType)
@@ -67,7 +67,7 @@ func TestOnlyTheAPIServersNotFoundCounts(t *testing.T) {
 		"gone":                     {410, asJSON, encode(t, metav1.Status{TypeMeta: kind("Status"), Status: "Failure", Reason: "Expired", Code: 410}), false, true},
 		"a broken server":          {500, "text/plain", "", false, true},
 	} {
-		c := answering(t, tc.code, tc.contentType, tc.body)
+		c := clientWithAnswer(t, tc.code, tc.contentType, tc.body)
 		if _, err := c.Pod(t.Context(), "ns", "name"); err == nil || apierrors.IsNotFound(err) != tc.gone {
 			t.Errorf("%s: pod: %v", name, err)
 		}
@@ -132,7 +132,7 @@ func TestOnlyTheAPIServersVolumeCounts(t *testing.T) {
 		"a proxy's 404 in JSON": {404, asJSON, `{"error":"no such route"}`, false, false},
 		"a page":                {200, "text/html", "<html>", false, false},
 	} {
-		c := answering(t, tc.code, tc.contentType, tc.body)
+		c := clientWithAnswer(t, tc.code, tc.contentType, tc.body)
 		pv, err := c.Volume(t.Context(), "name")
 		if apierrors.IsNotFound(err) != tc.gone || (err == nil && pv.UID == "1") != tc.there {
 			t.Errorf("%s: %v", name, err)

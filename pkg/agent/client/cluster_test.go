@@ -36,7 +36,7 @@ func TestNodeNamed(t *testing.T) {
 		"a proxy's 404": {404, "text/plain", "default backend - 404", false, true},
 		"an error":      {500, "text/plain", "no", false, true},
 	} {
-		got, err := answering(t, tc.code, tc.contentType, tc.body).NodeNamed(t.Context(), "n2")
+		got, err := clientWithAnswer(t, tc.code, tc.contentType, tc.body).NodeNamed(t.Context(), "n2")
 		if (got != nil) != tc.found || (err != nil) != tc.fails {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
@@ -74,7 +74,7 @@ func TestAttachments(t *testing.T) {
 	if err := c.Attachments(t.Context(), func(v *storagev1.VolumeAttachment) { names = append(names, v.Name) }); err != nil || !slices.Equal(names, []string{"nodemore", "node"}) {
 		t.Errorf("%v, %v", names, err)
 	}
-	none := answering(t, 200, "application/json", `{"apiVersion":"v1","kind":"Status","status":"Success"}`)
+	none := clientWithAnswer(t, 200, "application/json", `{"apiVersion":"v1","kind":"Status","status":"Success"}`)
 	if err := none.Attachments(t.Context(), func(*storagev1.VolumeAttachment) {}); err == nil {
 		t.Error("an answer that is no list is taken for one")
 	}

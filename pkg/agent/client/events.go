@@ -25,15 +25,15 @@ type Recorder struct {
 }
 
 const (
-	// eventsWaiting is how many events may wait for the API server. Further ones are dropped.
-	eventsWaiting = 256
+	// maxQueuedEvents is how many events may wait for the API server. Further ones are dropped.
+	maxQueuedEvents = 256
 	// eventRate and eventBurst bound the events of a node, per second.
 	eventRate, eventBurst = 5, 50
 )
 
 // NewRecorder returns a recorder. It writes events in Run.
 func (c *Client) NewRecorder() *Recorder {
-	return &Recorder{client: c, events: make(chan *corev1.Event, eventsWaiting)}
+	return &Recorder{client: c, events: make(chan *corev1.Event, maxQueuedEvents)}
 }
 
 // Event queues an event about the pod. It never blocks, and may drop the event.

@@ -32,15 +32,15 @@ type Lineage struct {
 	clock clock.PassiveClock
 
 	mu    sync.Mutex
-	known known
-	// doubtAt is when this process began to doubt.
-	doubtAt time.Time
-	// asked is set when the API server itself has answered once.
-	asked bool
+	state lineageState
+	// doubtSince is when this process began to doubt.
+	doubtSince time.Time
+	// hasAnswer is set when the API server itself has answered once.
+	hasAnswer bool
 }
 
-// known is the content of the file.
-type known struct {
+// lineageState is the content of the file.
+type lineageState struct {
 	// Capacity is the UID of the node's NodeDiskCapacity, and ResourceVersion its newest version.
 	Capacity        types.UID `json:"capacity,omitempty"`
 	ResourceVersion string    `json:"resourceVersion,omitempty"`
@@ -50,16 +50,16 @@ type known struct {
 	Doubt string `json:"doubt,omitempty"`
 }
 
-// doubtTime is how long a doubt lasts at least. Objects that vanished with the data of an API server are noticed one by
-// one, some of them late.
-const doubtTime = time.Hour
+// minDoubtTime is how long a doubt lasts at least. Objects that vanished with the data of an API server are noticed one
+// by one, some of them late.
+const minDoubtTime = time.Hour
 
-// noRecord is the doubt of a new lineage.
-const noRecord = "this node has no record of the API server's data from before"
+// doubtNoRecord is the doubt of a new lineage.
+const doubtNoRecord = "this node has no record of the API server's data from before"
 
 // newLineage returns a new lineage. Without a path it is not kept after the process.
 func newLineage(path string, c clock.PassiveClock) *Lineage {
-	return &Lineage{path: path, clock: c, known: known{Doubt: noRecord}, doubtAt: c.Now()}
+	return &Lineage{path: path, clock: c, state: lineageState{Doubt: doubtNoRecord}, doubtSince: c.Now()}
 }
 
 // OpenLineage reads the file.
@@ -73,39 +73,39 @@ func OpenLineage(path string, c clock.PassiveClock) (*Lineage, error) {
 		return nil, fmt.Errorf("cannot read what the node knows of the API server: %w", err)
 	}
 	// A damaged file counts as none: the API server's next answer is its first.
-	var k known
+	var k lineageState
 	if json.Unmarshal(content, &k) == nil && k.Capacity != "" {
-		l.known = k
+		l.state = k
 	}
 	return l, nil
 }
 
-// before returns what is known when a request is sent.
-func (l *Lineage) before() known {
+// currentState returns what is known when a request is sent.
+func (l *Lineage) currentState() lineageState {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.known
+	return l.state
 }
 
-// hasAsked reports whether the API server itself has answered once, or whether there is nothing that a write could
+// canWrite reports whether the API server itself has answered once, or whether there is nothing that a write could
 // hide.
-func (l *Lineage) hasAsked() bool {
+func (l *Lineage) canWrite() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.asked || l.known.Capacity == ""
+	return l.hasAnswer || l.state.Capacity == ""
 }
 
-// answered compares an answer with what was known when the request was sent. The answer is the NodeDiskCapacity, or
-// that there is none. Other errors prove nothing.
-func (l *Lineage) answered(ctx context.Context, before known, ndc *diskv1alpha1.NodeDiskCapacity, err error) {
+// compareCapacity compares an answer with what was known when the request was sent. The answer is the NodeDiskCapacity,
+// or that there is none. Other errors prove nothing.
+func (l *Lineage) compareCapacity(ctx context.Context, before lineageState, ndc *diskv1alpha1.NodeDiskCapacity, err error) {
 	if err != nil && !apierrors.IsNotFound(err) {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.asked = true
+	l.hasAnswer = true
 	doubt := ""
-	next := l.known
+	next := l.state
 	switch {
 	case err != nil && before.Capacity != "":
 		doubt = "the API server has no NodeDiskCapacity of this node, and had one"
@@ -118,31 +118,31 @@ func (l *Lineage) answered(ctx context.Context, before known, ndc *diskv1alpha1.
 	if err == nil && (doubt != "" || next.Capacity != ndc.UID || !isOlder(ndc.ResourceVersion, next.ResourceVersion)) {
 		next.Capacity, next.ResourceVersion = ndc.UID, ndc.ResourceVersion
 	}
-	l.take(ctx, next, doubt)
+	l.setState(ctx, next, doubt)
 }
 
-// answeredNode compares the Node with the one that was known.
-func (l *Lineage) answeredNode(ctx context.Context, uid types.UID) {
+// compareNode compares the Node with the one that was known.
+func (l *Lineage) compareNode(ctx context.Context, uid types.UID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	next, doubt := l.known, ""
+	next, doubt := l.state, ""
 	if next.Node != "" && next.Node != uid {
 		doubt = "the Node is another object than it was"
 	}
 	next.Node = uid
-	l.take(ctx, next, doubt)
+	l.setState(ctx, next, doubt)
 }
 
-// take replaces what is known by next. The caller holds mu.
-func (l *Lineage) take(ctx context.Context, next known, doubt string) {
+// setState replaces what is known by next. The caller holds mu.
+func (l *Lineage) setState(ctx context.Context, next lineageState, doubt string) {
 	if doubt != "" {
 		klog.FromContext(ctx).Info("The API server's data may not be what it was: orphans are not reclaimed if they are many", "reason", doubt)
-		next.Doubt, l.doubtAt = doubt, l.clock.Now()
+		next.Doubt, l.doubtSince = doubt, l.clock.Now()
 	}
-	if next == l.known {
+	if next == l.state {
 		return
 	}
-	l.known = next
+	l.state = next
 	l.save(ctx)
 }
 
@@ -158,7 +158,7 @@ func (l *Lineage) save(ctx context.Context) {
 	if l.path == "" {
 		return
 	}
-	content, err := json.Marshal(l.known)
+	content, err := json.Marshal(l.state)
 	if err == nil {
 		err = errors.Join(os.MkdirAll(filepath.Dir(l.path), 0o750), os.WriteFile(l.path+".new", content, 0o600), os.Rename(l.path+".new", l.path))
 	}
@@ -167,24 +167,24 @@ func (l *Lineage) save(ctx context.Context) {
 	}
 }
 
-// settled ends the doubt if it has lasted for long enough, and otherwise returns how much longer it lasts. The caller
+// endDoubt ends the doubt if it has lasted for long enough, and otherwise returns how much longer it lasts. The caller
 // has found no orphan.
-func (l *Lineage) settled(ctx context.Context) (left time.Duration) {
+func (l *Lineage) endDoubt(ctx context.Context) (left time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.known.Doubt == "" {
+	if l.state.Doubt == "" {
 		return 0
 	}
-	if left = doubtTime - l.clock.Since(l.doubtAt); left > 0 {
+	if left = minDoubtTime - l.clock.Since(l.doubtSince); left > 0 {
 		return left
 	}
-	if l.known.Capacity == "" {
+	if l.state.Capacity == "" {
 		// There is nothing to compare with yet.
-		return doubtTime
+		return minDoubtTime
 	}
-	next := l.known
+	next := l.state
 	next.Doubt = ""
-	l.take(ctx, next, "")
+	l.setState(ctx, next, "")
 	return 0
 }
 
@@ -201,10 +201,10 @@ func (c *Client) Doubt(ctx context.Context) (string, error) {
 	case err != nil:
 		return "", fmt.Errorf("cannot ask the API server for Node %s: %w", c.node, err)
 	}
-	c.lineage.answeredNode(ctx, node.UID)
-	return c.lineage.before().Doubt, nil
+	c.lineage.compareNode(ctx, node.UID)
+	return c.lineage.currentState().Doubt, nil
 }
 
-// Settled notes that no volume of the node is an orphan: a doubt that is old enough ends. It returns how much longer a
+// EndDoubt notes that no volume of the node is an orphan: a doubt that is old enough ends. It returns how much longer a
 // doubt lasts, or 0 if there is none.
-func (c *Client) Settled(ctx context.Context) (left time.Duration) { return c.lineage.settled(ctx) }
+func (c *Client) EndDoubt(ctx context.Context) (left time.Duration) { return c.lineage.endDoubt(ctx) }

@@ -22,8 +22,8 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// cluster is an API server with a NodeDiskCapacity and a Node.
-type cluster struct {
+// fakeCluster is an API server with a NodeDiskCapacity and a Node.
+type fakeCluster struct {
 	t      *testing.T
 	mu     sync.Mutex
 	ndc    *diskv1alpha1.NodeDiskCapacity
@@ -35,19 +35,19 @@ type cluster struct {
 	server *httptest.Server
 }
 
-func newCluster(t *testing.T) *cluster {
+func newFakeCluster(t *testing.T) *fakeCluster {
 	t.Helper()
-	c := &cluster{
+	c := &fakeCluster{
 		t: t, node: "node-1", file: filepath.Join(t.TempDir(), "plugin", "seen.json"), clock: clocktesting.NewFakeClock(time.Unix(1e9, 0)),
 	}
-	c.has("ndc-1", 10)
+	c.setCapacity("ndc-1", 10)
 	c.server = httptest.NewServer(c)
 	t.Cleanup(c.server.Close)
 	return c
 }
 
-// has sets the version of the NodeDiskCapacity. A version of 0 removes it.
-func (c *cluster) has(uid types.UID, version int) {
+// setCapacity sets the version of the NodeDiskCapacity. A version of 0 removes it.
+func (c *fakeCluster) setCapacity(uid types.UID, version int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ndc = nil
@@ -59,7 +59,7 @@ func (c *cluster) has(uid types.UID, version int) {
 	}
 }
 
-func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (c *fakeCluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
@@ -76,7 +76,7 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.writes = append(c.writes, r.Method)
 	if r.Method == http.MethodPost {
 		c.mu.Unlock()
-		c.has("ndc-2", 1000)
+		c.setCapacity("ndc-2", 1000)
 		c.mu.Lock()
 	}
 	if c.ndc == nil {
@@ -93,8 +93,8 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(c.ndc)
 }
 
-// start returns the client of an agent that has just started.
-func (c *cluster) start() *Client {
+// newClient returns the client of an agent that has just started.
+func (c *fakeCluster) newClient() *Client {
 	c.t.Helper()
 	lineage, err := OpenLineage(c.file, c.clock)
 	if err != nil {
@@ -107,20 +107,20 @@ func (c *cluster) start() *Client {
 	return client
 }
 
-// trusted returns the client of an agent that has known the API server for long.
-func (c *cluster) trusted() *Client {
+// newTrustedClient returns the client of an agent that has known the API server for long.
+func (c *fakeCluster) newTrustedClient() *Client {
 	c.t.Helper()
-	client := c.start()
-	c.doubts(client, noRecord)
-	c.clock.Step(doubtTime)
-	if left := client.Settled(c.t.Context()); left != 0 {
+	client := c.newClient()
+	c.checkDoubt(client, doubtNoRecord)
+	c.clock.Step(minDoubtTime)
+	if left := client.EndDoubt(c.t.Context()); left != 0 {
 		c.t.Fatalf("the doubt lasts for %v", left)
 	}
-	c.doubts(client, "")
+	c.checkDoubt(client, "")
 	return client
 }
 
-func (c *cluster) doubts(client *Client, want string) {
+func (c *fakeCluster) checkDoubt(client *Client, want string) {
 	c.t.Helper()
 	got, err := client.Doubt(c.t.Context())
 	if err != nil || want == "" && got != "" || !strings.Contains(got, want) {
@@ -130,50 +130,50 @@ func (c *cluster) doubts(client *Client, want string) {
 
 // TestOutage asserts that an API server that was away, or that a restarted agent finds, is not doubted.
 func TestOutage(t *testing.T) {
-	c := newCluster(t)
-	client := c.trusted()
+	c := newFakeCluster(t)
+	client := c.newTrustedClient()
 	c.status = http.StatusServiceUnavailable
 	if _, err := client.Doubt(t.Context()); err == nil {
 		t.Error("an API server that does not answer leaves no doubt")
 	}
 	c.status = 0
-	c.doubts(client, "")
-	c.doubts(c.start(), "")
-	c.has("ndc-1", 11)
-	c.doubts(client, "")
-	c.doubts(c.start(), "")
+	c.checkDoubt(client, "")
+	c.checkDoubt(c.newClient(), "")
+	c.setCapacity("ndc-1", 11)
+	c.checkDoubt(client, "")
+	c.checkDoubt(c.newClient(), "")
 }
 
 // TestLostData asserts that an API server without the node's objects, with others or with older ones is doubted until
 // an hour has passed. An agent that was down doubts it, too.
 func TestLostData(t *testing.T) {
-	for want, change := range map[string]func(c *cluster){
-		"has no NodeDiskCapacity":  func(c *cluster) { c.has("", 0) },
-		"is another object":        func(c *cluster) { c.has("ndc-2", 11) },
-		"is older":                 func(c *cluster) { c.has("ndc-1", 9) },
-		"the Node is another":      func(c *cluster) { c.node = "node-2" },
-		"NodeDiskCapacity of this": func(c *cluster) { c.ndc.ResourceVersion = "not a number" },
+	for want, change := range map[string]func(c *fakeCluster){
+		"has no NodeDiskCapacity":  func(c *fakeCluster) { c.setCapacity("", 0) },
+		"is another object":        func(c *fakeCluster) { c.setCapacity("ndc-2", 11) },
+		"is older":                 func(c *fakeCluster) { c.setCapacity("ndc-1", 9) },
+		"the Node is another":      func(c *fakeCluster) { c.node = "node-2" },
+		"NodeDiskCapacity of this": func(c *fakeCluster) { c.ndc.ResourceVersion = "not a number" },
 	} {
 		for _, restarted := range []bool{false, true} {
-			c := newCluster(t)
-			client := c.trusted()
+			c := newFakeCluster(t)
+			client := c.newTrustedClient()
 			change(c)
 			if restarted {
-				client = c.start()
+				client = c.newClient()
 			}
-			c.doubts(client, want)
+			c.checkDoubt(client, want)
 			// Later answers are consistent with each other, and prove nothing.
 			if c.ndc != nil {
-				c.has(c.ndc.UID, 12)
+				c.setCapacity(c.ndc.UID, 12)
 			}
-			c.doubts(client, want)
-			c.clock.Step(doubtTime - time.Second)
-			if left := client.Settled(t.Context()); left != time.Second {
+			c.checkDoubt(client, want)
+			c.clock.Step(minDoubtTime - time.Second)
+			if left := client.EndDoubt(t.Context()); left != time.Second {
 				t.Errorf("%s: the doubt lasts for %v", want, left)
 			}
-			client = c.start()
-			c.doubts(client, want)
-			if left := client.Settled(t.Context()); left == 0 {
+			client = c.newClient()
+			c.checkDoubt(client, want)
+			if left := client.EndDoubt(t.Context()); left == 0 {
 				t.Errorf("%s: a restart ends the doubt", want)
 			}
 		}
@@ -183,26 +183,26 @@ func TestLostData(t *testing.T) {
 // TestWriteHidesNothing asserts that the first write of an agent does not hide that an object is older, or that it is
 // another object.
 func TestWriteHidesNothing(t *testing.T) {
-	for want, write := range map[string]func(c *cluster) error{
-		"is older": func(c *cluster) error {
-			c.has("ndc-1", 9)
-			_, err := c.start().UpdateCapacityStatus(c.t.Context(), c.ndc)
+	for want, write := range map[string]func(c *fakeCluster) error{
+		"is older": func(c *fakeCluster) error {
+			c.setCapacity("ndc-1", 9)
+			_, err := c.newClient().UpdateCapacityStatus(c.t.Context(), c.ndc)
 			return err
 		},
-		"older than it was": func(c *cluster) error {
-			c.has("ndc-1", 9)
-			_, err := c.start().PatchCapacity(c.t.Context(), []byte("{}"))
+		"older than it was": func(c *fakeCluster) error {
+			c.setCapacity("ndc-1", 9)
+			_, err := c.newClient().PatchCapacity(c.t.Context(), []byte("{}"))
 			return err
 		},
-		"has no NodeDiskCapacity": func(c *cluster) error {
-			c.has("", 0)
-			client := c.start()
+		"has no NodeDiskCapacity": func(c *fakeCluster) error {
+			c.setCapacity("", 0)
+			client := c.newClient()
 			_, err := client.CreateCapacity(c.t.Context(), &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: "node"}})
 			return err
 		},
 	} {
-		c := newCluster(t)
-		c.trusted()
+		c := newFakeCluster(t)
+		c.newTrustedClient()
 		if err := write(c); err != nil {
 			t.Error(err)
 		}
@@ -210,7 +210,7 @@ func TestWriteHidesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := lineage.known.Doubt; want != "has no NodeDiskCapacity" && !strings.Contains(got, want) || got == "" {
+		if got := lineage.state.Doubt; want != "has no NodeDiskCapacity" && !strings.Contains(got, want) || got == "" {
 			t.Errorf("doubt is %q, want %q", got, want)
 		}
 	}
@@ -218,14 +218,14 @@ func TestWriteHidesNothing(t *testing.T) {
 
 // TestConcurrentAnswers asserts that answers in another order than their requests cause no doubt.
 func TestConcurrentAnswers(t *testing.T) {
-	c := newCluster(t)
-	client := c.trusted()
-	early := client.lineage.before()
-	c.has("ndc-1", 20)
-	c.doubts(client, "")
+	c := newFakeCluster(t)
+	client := c.newTrustedClient()
+	early := client.lineage.currentState()
+	c.setCapacity("ndc-1", 20)
+	c.checkDoubt(client, "")
 	late := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{UID: "ndc-1", ResourceVersion: "15"}}
-	client.lineage.answered(t.Context(), early, late, nil)
-	if got := client.lineage.before(); got.Doubt != "" || got.ResourceVersion != "20" {
+	client.lineage.compareCapacity(t.Context(), early, late, nil)
+	if got := client.lineage.currentState(); got.Doubt != "" || got.ResourceVersion != "20" {
 		t.Errorf("known is %+v", got)
 	}
 }
@@ -233,23 +233,23 @@ func TestConcurrentAnswers(t *testing.T) {
 // TestLineageFile asserts that a file which cannot be read counts as none, and that one which cannot be written is
 // removed.
 func TestLineageFile(t *testing.T) {
-	c := newCluster(t)
-	c.trusted()
+	c := newFakeCluster(t)
+	c.newTrustedClient()
 	for _, content := range []string{"", "{", "[]", "{}", `{"resourceVersion":"10"}`} {
 		if err := os.WriteFile(c.file, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		c.doubts(c.start(), noRecord)
+		c.checkDoubt(c.newClient(), doubtNoRecord)
 	}
-	c.trusted()
-	client := c.start()
+	c.newTrustedClient()
+	client := c.newClient()
 	// The new file cannot be written where a folder is.
 	if err := os.MkdirAll(c.file+".new", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	c.has("ndc-1", 30)
-	c.doubts(client, "")
-	c.doubts(c.start(), noRecord)
+	c.setCapacity("ndc-1", 30)
+	c.checkDoubt(client, "")
+	c.checkDoubt(c.newClient(), doubtNoRecord)
 	if err := os.RemoveAll(c.file); err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ func (c *Client) Volume(ctx context.Context, name string) (*corev1.PersistentVol
 	if err == nil && (pv.UID == "" || pv.Name != name) {
 		err = fmt.Errorf("the answer is not PersistentVolume %s", name)
 	}
-	if err := believable(err); err != nil {
+	if err := checkAnswer(err); err != nil {
 		return nil, err
 	}
 	return pv, nil
@@ -83,7 +83,7 @@ func (c *Client) setFinalizers(ctx context.Context, pv *corev1.PersistentVolume,
 	out := &corev1.PersistentVolume{}
 	err = c.core.Patch(types.MergePatchType).Resource(volumes).Name(pv.Name).Body(patch).Do(ctx).Into(out)
 	if err != nil {
-		return nil, believable(err)
+		return nil, checkAnswer(err)
 	}
 	return out, nil
 }

@@ -19,7 +19,7 @@ type access struct {
 	// flags are mount options.
 	flags []string
 	// readOnly: no pod may write. single: only one target may be published.
-	readOnly, single bool
+	readOnly, singleWriter bool
 }
 
 // accessOf reads the capability. The error names the field that is not possible.
@@ -37,7 +37,7 @@ func accessOf(c *csispec.VolumeCapability) (access, error) {
 	case csispec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER,
 		csispec.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER:
 	case csispec.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER:
-		a.single = true
+		a.singleWriter = true
 	case csispec.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:
 		a.readOnly = true
 	default:

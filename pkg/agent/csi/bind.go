@@ -59,26 +59,26 @@ func bindTree(source, target string, options []string) error {
 	return nil
 }
 
-// copiesMounts returns an error if the kernel cannot bind mounts as this package does.
-func copiesMounts(dir string) error {
+// checkBindSupport returns an error if the kernel cannot bind mounts as this package does.
+func checkBindSupport(dir string) error {
 	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err == nil {
 		defer unix.Close(tree)
 		err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV})
 	}
-	return tooOld(err)
+	return explainOldKernel(err)
 }
 
-// tooOld says which kernel is needed when this one does not have a call.
-func tooOld(err error) error {
+// explainOldKernel says which kernel is needed when this one does not have a call.
+func explainOldKernel(err error) error {
 	if !errors.Is(err, unix.ENOSYS) {
 		return nil
 	}
 	return fmt.Errorf("the kernel of this node cannot mount volumes read-only for one pod and writable for another: Berth needs Linux 5.12 or later: %w", err)
 }
 
-// unmountVisible unmounts the top mount on the target. It reports whether that failed because the mount is in use.
-func unmountVisible(target string) (busy bool, err error) {
+// unmountTop unmounts the top mount on the target. It reports whether that failed because the mount is in use.
+func unmountTop(target string) (busy bool, err error) {
 	err = unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
 	return errors.Is(err, unix.EBUSY), err
 }

@@ -24,7 +24,7 @@ func TestReadOnlyOnTheHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		for _, path := range []string{v.other(), v.target, v.staging, v.dir} {
+		for _, path := range []string{v.otherTarget(), v.target, v.staging, v.dir} {
 			if err := syscall.Unmount(path, 0); err != nil {
 				t.Errorf("%s: %v", path, err)
 			}
@@ -34,7 +34,7 @@ func TestReadOnlyOnTheHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.folders()
-	host := apart(mountns.Slave, v.dir, "cat")
+	host := inNamespace(mountns.Slave, v.dir, "cat")
 	hold, err := host.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -59,15 +59,15 @@ func TestReadOnlyOnTheHost(t *testing.T) {
 	if _, err := said.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	v.must("stage", v.stage(), codes.OK)
-	v.must("publish", v.publish(v.target, nil), codes.OK)
-	v.must("publish read-only", v.publish(v.other(), readOnly), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
+	v.checkCode("publish", v.publish(v.target, nil), codes.OK)
+	v.checkCode("publish read-only", v.publish(v.otherTarget(), readOnly), codes.OK)
 	table, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", host.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer table.Close()
-	for path, want := range map[string]bool{v.staging: false, v.target: false, v.other(): true} {
+	for path, want := range map[string]bool{v.staging: false, v.target: false, v.otherTarget(): true} {
 		if _, err := table.Seek(0, 0); err != nil {
 			t.Fatal(err)
 		}

@@ -11,12 +11,12 @@ import (
 	"github.com/berthdev/berth/pkg/agent/mounts"
 )
 
-// lookPatience bounds the time to find what uses a mount.
-const lookPatience = 5 * time.Second
+// holdersTimeout bounds the time to find what uses a mount.
+const holdersTimeout = 5 * time.Second
 
-// usersOf returns what keeps a mount from being unmounted: the mounts below it, and the other mount namespaces with its
-// device. A pod with mountPropagation Bidirectional makes mounts there that only that pod removes.
-func usersOf(ctx context.Context, at mounts.Mount) string {
+// describeMountUsers returns what keeps a mount from being unmounted: the mounts below it, and the other mount
+// namespaces with its device. A pod with mountPropagation Bidirectional makes mounts there that only that pod removes.
+func describeMountUsers(ctx context.Context, at mounts.Mount) string {
 	var users []string
 	table, err := mounts.Read()
 	if err != nil {
@@ -26,7 +26,7 @@ func usersOf(ctx context.Context, at mounts.Mount) string {
 	for _, m := range below {
 		users = append(users, fmt.Sprintf("%s (%s of %s) is mounted below it: unmount it, or delete the pod that made it", m.Mountpoint, m.FSType, m.Source))
 	}
-	ctx, cancel := context.WithTimeout(ctx, lookPatience)
+	ctx, cancel := context.WithTimeout(ctx, holdersTimeout)
 	defer cancel()
 	seen, err := holders.ReadSystem(ctx)
 	if err != nil {

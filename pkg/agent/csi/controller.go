@@ -64,8 +64,8 @@ func (c *Controller) ControllerGetCapabilities(context.Context, *csispec.Control
 	return response, nil
 }
 
-// entry is the volume as CSI describes it. Package claim can read a PersistentVolume with its context.
-func (c *Controller) entry(v volumes.Volume) *csispec.Volume {
+// describe is the volume as CSI describes it. Package claim can read a PersistentVolume with its context.
+func (c *Controller) describe(v volumes.Volume) *csispec.Volume {
 	place := diskv1alpha1.Place{Disk: v.Disk, Extent: diskv1alpha1.Extent{Start: v.Start, Length: v.Size}}
 	attributes := place.Attributes()
 	attributes[diskv1alpha1.AttributeClass] = v.Class
@@ -82,7 +82,7 @@ func (c *Controller) ControllerGetVolume(_ context.Context, r *csispec.Controlle
 		return nil, err
 	}
 	return &csispec.ControllerGetVolumeResponse{
-		Volume: c.entry(v), Status: &csispec.ControllerGetVolumeResponse_VolumeStatus{VolumeCondition: diskCondition(v)},
+		Volume: c.describe(v), Status: &csispec.ControllerGetVolumeResponse_VolumeStatus{VolumeCondition: diskCondition(v)},
 	}, nil
 }
 
@@ -92,7 +92,7 @@ func (c *Controller) find(volumeID string) (volumes.Volume, error) {
 	}
 	v, found := c.disks.Lookup(volumeID)
 	if !found {
-		return v, notHere(volumeID)
+		return v, errNotOnNode(volumeID)
 	}
 	return v, nil
 }
@@ -117,7 +117,7 @@ func (c *Controller) ListVolumes(_ context.Context, r *csispec.ListVolumesReques
 	}
 	for _, v := range all {
 		response.Entries = append(response.Entries, &csispec.ListVolumesResponse_Entry{
-			Volume: c.entry(v), Status: &csispec.ListVolumesResponse_VolumeStatus{VolumeCondition: diskCondition(v)},
+			Volume: c.describe(v), Status: &csispec.ListVolumesResponse_VolumeStatus{VolumeCondition: diskCondition(v)},
 		})
 	}
 	return response, nil
@@ -162,7 +162,7 @@ func (c *Controller) isHere(t *csispec.Topology) bool {
 }
 
 // Prefixes of the parameters that the upstream sidecars add (--extra-create-metadata), and those that are used.
-var metadata = []string{"csi.storage.k8s.io/pvc/", "csi.storage.k8s.io/pv/"}
+var metadataPrefixes = []string{"csi.storage.k8s.io/pvc/", "csi.storage.k8s.io/pv/"}
 
 const (
 	metadataClaim     = "csi.storage.k8s.io/pvc/name"
@@ -173,7 +173,7 @@ const (
 func parametersOf(parameters map[string]string, a access) (diskv1alpha1.Parameters, error) {
 	own := maps.Clone(parameters)
 	maps.DeleteFunc(own, func(key, _ string) bool {
-		return slices.ContainsFunc(metadata, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
+		return slices.ContainsFunc(metadataPrefixes, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
 	})
 	p, err := diskv1alpha1.ParseParameters(own)
 	switch {
@@ -182,7 +182,7 @@ func parametersOf(parameters map[string]string, a access) (diskv1alpha1.Paramete
 	case a.block:
 		p.FSType = ""
 	case a.fsType != "" && p.FSType != "" && a.fsType != p.FSType:
-		return p, refuse(codes.InvalidArgument, "parameter %s is %s, but the volume capability says %s", diskv1alpha1.ParameterFSType, p.FSType, a.fsType)
+		return p, errWithCode(codes.InvalidArgument, "parameter %s is %s, but the volume capability says %s", diskv1alpha1.ParameterFSType, p.FSType, a.fsType)
 	case a.fsType != "":
 		p.FSType = a.fsType
 	}
@@ -201,7 +201,7 @@ func (c *Controller) ValidateVolumeCapabilities(_ context.Context, r *csispec.Va
 	if err != nil {
 		return nil, err
 	}
-	if why := unlike(v, r.VolumeCapabilities); why != "" {
+	if why := whyIncompatible(v, r.VolumeCapabilities); why != "" {
 		return &csispec.ValidateVolumeCapabilitiesResponse{Message: why}, nil
 	}
 	return &csispec.ValidateVolumeCapabilitiesResponse{Confirmed: &csispec.ValidateVolumeCapabilitiesResponse_Confirmed{
@@ -209,8 +209,8 @@ func (c *Controller) ValidateVolumeCapabilities(_ context.Context, r *csispec.Va
 	}}, nil
 }
 
-// unlike says why a volume cannot be used with the capabilities. It is empty if it can.
-func unlike(v volumes.Volume, capabilities []*csispec.VolumeCapability) string {
+// whyIncompatible says why a volume cannot be used with the capabilities. It is empty if it can.
+func whyIncompatible(v volumes.Volume, capabilities []*csispec.VolumeCapability) string {
 	a, err := accessesOf(capabilities)
 	switch {
 	case err != nil:

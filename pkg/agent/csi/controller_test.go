@@ -25,25 +25,25 @@ const (
 	diskID  = "aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee"
 )
 
-func (a *answers) CreateVolume(_ context.Context, r volumes.VolumeRequest) (volumes.Volume, error) {
+func (a *fakeVolumes) CreateVolume(_ context.Context, r volumes.VolumeRequest) (volumes.Volume, error) {
 	a.created = r
 	return volumes.Volume{ID: r.ID, Disk: diskID, Class: r.Class, Start: 1 << 20, Size: r.Size, Block: r.Block}, a.err
 }
 
-func (a *answers) GrowVolume(_ context.Context, _ string, size, limit int64) (volumes.Volume, error) {
+func (a *fakeVolumes) GrowVolume(_ context.Context, _ string, size, limit int64) (volumes.Volume, error) {
 	a.grown = [2]int64{size, limit}
 	v := a.volume
 	v.Size = size
 	return v, a.err
 }
 
-func (a *answers) DeleteVolume(_ context.Context, volumeID string) error {
+func (a *fakeVolumes) DeleteVolume(_ context.Context, volumeID string) error {
 	a.deleted = append(a.deleted, volumeID)
 	return a.err
 }
 
-// many returns n volumes to list.
-func many(n int) []volumes.Volume {
+// makeVolumes returns n volumes to list.
+func makeVolumes(n int) []volumes.Volume {
 	var all []volumes.Volume
 	for i := range n {
 		all = append(all, volumes.Volume{ID: fmt.Sprintf("pvc-11111111-2222-4333-8444-%012d", n-i), Disk: diskID, Start: int64(i+1) << 30, Size: 1 << 30})
@@ -51,9 +51,9 @@ func many(n int) []volumes.Volume {
 	return all
 }
 
-func (a *answers) ListVolumes() []volumes.Volume { return many(5) }
+func (a *fakeVolumes) ListVolumes() []volumes.Volume { return makeVolumes(5) }
 
-func (a *answers) Capacity(class string) (free, largest int64) {
+func (a *fakeVolumes) Capacity(class string) (free, largest int64) {
 	if class == "ssd" {
 		return 100 << 30, 60 << 30
 	}
@@ -77,8 +77,8 @@ func topology(node string) *csispec.Topology {
 	return &csispec.Topology{Segments: map[string]string{diskv1alpha1.LabelNode: node}}
 }
 
-// creation is a call by the external-provisioner with --extra-create-metadata.
-func creation() *csispec.CreateVolumeRequest {
+// validCreate is a call by the external-provisioner with --extra-create-metadata.
+func validCreate() *csispec.CreateVolumeRequest {
 	return &csispec.CreateVolumeRequest{
 		Name:               claimID,
 		CapacityRange:      &csispec.CapacityRange{RequiredBytes: 10<<30 - 1},
@@ -133,7 +133,7 @@ func TestCreateArguments(t *testing.T) {
 		}, codes.OutOfRange, "limit_bytes"},
 		"elsewhere": {func(r *request) { r.AccessibilityRequirements.Requisite = r.AccessibilityRequirements.Requisite[:1] }, codes.ResourceExhausted, "accessibility_requirements"},
 	} {
-		r, a := creation(), &answers{}
+		r, a := validCreate(), &fakeVolumes{}
 		tc.spoil(r)
 		_, err := NewController("n", a, a).CreateVolume(t.Context(), r)
 		if status.Code(err) != tc.code || !strings.Contains(err.Error(), tc.says) {
@@ -148,9 +148,9 @@ func TestCreateArguments(t *testing.T) {
 // TestCreate asserts what a CreateVolume call requests of package volumes, and that package claim can read the
 // resulting PersistentVolume.
 func TestCreate(t *testing.T) {
-	a := &answers{}
+	a := &fakeVolumes{}
 	c := NewController("n", a, a)
-	response, err := c.CreateVolume(t.Context(), creation())
+	response, err := c.CreateVolume(t.Context(), validCreate())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestCreate(t *testing.T) {
 		"no node":  func(r *csispec.CreateVolumeRequest) { r.AccessibilityRequirements = nil },
 		"any name": func(r *csispec.CreateVolumeRequest) { r.Name = "anything" },
 	} {
-		request := creation()
+		request := validCreate()
 		r(request)
 		if _, err := c.CreateVolume(t.Context(), request); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -195,7 +195,7 @@ func TestCreate(t *testing.T) {
 		}
 	}
 	// Without --extra-create-metadata, and for one pod only.
-	request := creation()
+	request := validCreate()
 	request.Parameters = map[string]string{diskv1alpha1.AttributeClass: "ssd"}
 	request.VolumeCapabilities[0].AccessMode.Mode = csispec.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER
 	if _, err := c.CreateVolume(t.Context(), request); err != nil {
@@ -205,7 +205,7 @@ func TestCreate(t *testing.T) {
 		t.Errorf("noted is %+v", n)
 	}
 	a.err = fmt.Errorf("%w: x", volumes.ErrExists)
-	if _, err := c.CreateVolume(t.Context(), creation()); status.Code(err) != codes.AlreadyExists {
+	if _, err := c.CreateVolume(t.Context(), validCreate()); status.Code(err) != codes.AlreadyExists {
 		t.Errorf("another one of that name: %v", err)
 	}
 }
@@ -213,7 +213,7 @@ func TestCreate(t *testing.T) {
 // TestListPages asserts that the pages of a list contain each volume once, in order, and that invalid tokens are
 // refused.
 func TestListPages(t *testing.T) {
-	a := &answers{}
+	a := &fakeVolumes{}
 	c := NewController("n", a, a)
 	for _, size := range []int32{0, 1, 2, 4, 5, 6} {
 		var seen []string
@@ -249,7 +249,7 @@ func TestListPages(t *testing.T) {
 
 // TestGetCapacity asserts that capacity is reported by class and node, and that unknown parameters are refused.
 func TestGetCapacity(t *testing.T) {
-	a := &answers{}
+	a := &fakeVolumes{}
 	c := NewController("n", a, a)
 	for name, tc := range map[string]struct {
 		request         *csispec.GetCapacityRequest
@@ -282,7 +282,7 @@ func TestGetCapacity(t *testing.T) {
 // refused.
 func TestControllerExpand(t *testing.T) {
 	type request = csispec.ControllerExpandVolumeRequest
-	a := &answers{volume: volumes.Volume{ID: claimID, Size: 10 << 30}}
+	a := &fakeVolumes{volume: volumes.Volume{ID: claimID, Size: 10 << 30}}
 	c := NewController("n", a, a)
 	for name, tc := range map[string]struct {
 		request *request
@@ -313,7 +313,7 @@ func TestControllerExpand(t *testing.T) {
 
 // TestDelete asserts that a volume is deleted, and that an ID that is not ours counts as deleted.
 func TestDelete(t *testing.T) {
-	a := &answers{}
+	a := &fakeVolumes{}
 	c := NewController("n", a, a)
 	for id, want := range map[string]codes.Code{"": codes.InvalidArgument, "anything": codes.OK, claimID: codes.OK} {
 		if _, err := c.DeleteVolume(t.Context(), &csispec.DeleteVolumeRequest{VolumeId: id}); status.Code(err) != want {
@@ -328,7 +328,7 @@ func TestDelete(t *testing.T) {
 // TestValidateCapabilities asserts which capabilities a volume confirms, and that a disk out of service makes its
 // condition abnormal.
 func TestValidateCapabilities(t *testing.T) {
-	a := &answers{volume: volumes.Volume{ID: claimID}}
+	a := &fakeVolumes{volume: volumes.Volume{ID: claimID}}
 	c := NewController("n", a, a)
 	for name, tc := range map[string]struct {
 		id           string
@@ -359,7 +359,7 @@ func TestValidateCapabilities(t *testing.T) {
 
 // TestEmptyCalls asserts that calls with missing fields are refused without a panic.
 func TestEmptyCalls(t *testing.T) {
-	a := &answers{}
+	a := &fakeVolumes{}
 	n, c := newNode(t, a), NewController("n", a, a)
 	half := []*csispec.VolumeCapability{{AccessType: &csispec.VolumeCapability_Mount{}}, {AccessType: &csispec.VolumeCapability_Block{}}, {}}
 	calls := map[string]func() error{

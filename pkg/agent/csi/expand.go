@@ -33,12 +33,12 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *csispec.NodeExpandVolume
 	if err != nil {
 		return nil, err
 	}
-	release, err := n.claim(ctx, r.VolumeId)
+	release, err := n.lockVolume(ctx, r.VolumeId)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	if err := n.isAt(r.VolumeId, r.VolumePath); err != nil {
+	if err := n.checkMounted(r.VolumeId, r.VolumePath); err != nil {
 		return nil, statusOf(err)
 	}
 	v, err := n.volumes.Expand(ctx, r.VolumeId, size.required, func(ctx context.Context, v volumes.Volume) error {
@@ -52,9 +52,9 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *csispec.NodeExpandVolume
 		err = filesystem.GrowMounted(context.WithoutCancel(ctx), v.Device, on)
 		if errors.Is(err, filesystem.ErrOnlyUnmounted) {
 			if err := filesystem.MayGrowUnmounted(v.Device); err != nil {
-				return refuse(codes.FailedPrecondition, "volume %s has its new size, its file system cannot have it: %v", r.VolumeId, err)
+				return errWithCode(codes.FailedPrecondition, "volume %s has its new size, its file system cannot have it: %v", r.VolumeId, err)
 			}
-			return refuse(codes.FailedPrecondition, "volume %s has its new size, its file system has not: it grows when the volume is next mounted, so delete the pod and let it start again: %v", r.VolumeId, err)
+			return errWithCode(codes.FailedPrecondition, "volume %s has its new size, its file system has not: it grows when the volume is next mounted, so delete the pod and let it start again: %v", r.VolumeId, err)
 		}
 		return err
 	})
@@ -68,24 +68,24 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *csispec.NodeExpandVolume
 	return &csispec.NodeExpandVolumeResponse{CapacityBytes: v.Size}, nil
 }
 
-// isAt returns an error unless the volume exists and is mounted on the path. For a raw block volume the kubelet's path
-// is a device of the kubelet's own, and is not checked.
-func (n *Node) isAt(volumeID, path string) error {
+// checkMounted returns an error unless the volume exists and is mounted on the path. For a raw block volume the
+// kubelet's path is a device of the kubelet's own, and is not checked.
+func (n *Node) checkMounted(volumeID, path string) error {
 	v, ok := n.volumes.Lookup(volumeID)
 	if !ok {
-		return refuse(codes.NotFound, "volume %.128q is on no disk of this node", volumeID)
+		return errWithCode(codes.NotFound, "volume %.128q is on no disk of this node", volumeID)
 	}
 	if v.Problem != "" {
-		return refuse(codes.Unavailable, "volume %s is on disk %s, which is out of service: %s", volumeID, v.Disk, v.Problem)
+		return errWithCode(codes.Unavailable, "volume %s is on disk %s, which is out of service: %s", volumeID, v.Disk, v.Problem)
 	}
 	if v.Block {
 		return nil
 	}
-	return isMountedAt(v, path)
+	return checkMountedAt(v, path)
 }
 
-// isMountedAt returns an error unless the volume's file system is mounted on the path.
-func isMountedAt(v volumes.Volume, path string) error {
+// checkMountedAt returns an error unless the volume's file system is mounted on the path.
+func checkMountedAt(v volumes.Volume, path string) error {
 	on, err := mounts.OfDevice(v.Device)
 	if err != nil {
 		return err
@@ -95,7 +95,7 @@ func isMountedAt(v volumes.Volume, path string) error {
 		return err
 	}
 	if !found || !slices.ContainsFunc(on, func(m mounts.Mount) bool { return m.ID == at.ID }) {
-		return refuse(codes.NotFound, "volume %s is not mounted on volume_path %.256q", v.ID, path)
+		return errWithCode(codes.NotFound, "volume %s is not mounted on volume_path %.256q", v.ID, path)
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-func (v *volume) expand(path string) error {
+func (v *testVolume) expand(path string) error {
 	_, err := v.NodeExpandVolume(v.t.Context(), &csispec.NodeExpandVolumeRequest{
 		VolumeId: claimID, VolumePath: path, StagingTargetPath: v.staging, VolumeCapability: mountAs(v.fsType),
 		CapacityRange: &csispec.CapacityRange{RequiredBytes: v.volume.Size},
@@ -26,7 +26,7 @@ func (v *volume) expand(path string) error {
 	return err
 }
 
-func (v *volume) stats(path string) *csispec.NodeGetVolumeStatsResponse {
+func (v *testVolume) stats(path string) *csispec.NodeGetVolumeStatsResponse {
 	v.t.Helper()
 	stats, err := v.NodeGetVolumeStats(v.t.Context(), &csispec.NodeGetVolumeStatsRequest{VolumeId: claimID, VolumePath: path})
 	if err != nil {
@@ -36,17 +36,17 @@ func (v *volume) stats(path string) *csispec.NodeGetVolumeStatsResponse {
 }
 
 // total is the size of the file system in bytes.
-func (v *volume) total(path string) int64 { return v.stats(path).Usage[0].Total }
+func (v *testVolume) total(path string) int64 { return v.stats(path).Usage[0].Total }
 
 // write makes a file, which read compares later.
-func (v *volume) write(path string) {
+func (v *testVolume) write(path string) {
 	v.t.Helper()
 	if err := os.WriteFile(filepath.Join(path, "file"), []byte(strings.Repeat("data", 10000)), 0o600); err != nil {
 		v.t.Fatal(err)
 	}
 }
 
-func (v *volume) read(path string) {
+func (v *testVolume) read(path string) {
 	v.t.Helper()
 	if data, err := os.ReadFile(filepath.Join(path, "file")); err != nil || string(data) != strings.Repeat("data", 10000) {
 		v.t.Errorf("%d bytes of the file are left: %v", len(data), err)
@@ -74,15 +74,15 @@ func mayGrowMounted(t *testing.T) bool {
 // TestExpandXFS asserts that a mounted xfs grows, also when the kubelet passes a read-only mount, and keeps its data.
 func TestExpandXFS(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeXFS, 304*mib)
-	v.must("stage", v.stage(), codes.OK)
-	v.must("publish", v.publish(v.target, nil), codes.OK)
-	v.must("publish read-only", v.publish(v.other(), readOnly), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
+	v.checkCode("publish", v.publish(v.target, nil), codes.OK)
+	v.checkCode("publish read-only", v.publish(v.otherTarget(), readOnly), codes.OK)
 	v.write(v.target)
 	before := v.total(v.target)
 	v.grow(400 * mib)
 	// The kubelet may also pass the mount of a pod that must not write.
 	for range 2 {
-		v.must("expand", v.expand(v.other()), codes.OK)
+		v.checkCode("expand", v.expand(v.otherTarget()), codes.OK)
 	}
 	if grown := v.total(v.target) - before; grown < 90*mib {
 		t.Errorf("the file system has grown by %d bytes only", grown)
@@ -94,13 +94,13 @@ func TestExpandXFS(t *testing.T) {
 // call says when it grows, and that it grows at the next mount.
 func TestExpandExt4(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
-	v.must("stage", v.stage(), codes.OK)
-	v.must("publish", v.publish(v.target, nil), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
+	v.checkCode("publish", v.publish(v.target, nil), codes.OK)
 	v.write(v.target)
 	before := v.total(v.target)
 	v.grow(200 * mib)
 	if mayGrowMounted(t) {
-		v.must("expand", v.expand(v.target), codes.OK)
+		v.checkCode("expand", v.expand(v.target), codes.OK)
 		if grown := v.total(v.target) - before; grown < 100*mib {
 			t.Errorf("the file system has grown by %d bytes only", grown)
 		}
@@ -109,21 +109,21 @@ func TestExpandExt4(t *testing.T) {
 	t.Log("without CAP_SYS_RESOURCE: ext4 grows at the next mount only")
 	for range 2 {
 		err := v.expand(v.target)
-		v.must("expand", err, codes.FailedPrecondition)
+		v.checkCode("expand", err, codes.FailedPrecondition)
 		if !strings.Contains(err.Error(), "next mounted") {
 			t.Errorf("the message does not say when it grows: %v", err)
 		}
-		v.must("stage while it is in use", v.stage(), codes.OK)
+		v.checkCode("stage while it is in use", v.stage(), codes.OK)
 	}
 	if grown := v.total(v.target) - before; grown != 0 {
 		t.Errorf("the file system has grown by %d bytes, which could not be", grown)
 	}
 	v.read(v.target)
-	v.must("unpublish", v.unpublish(v.target), codes.OK)
-	v.must("unstage", v.unstage(), codes.OK)
-	v.must("stage", v.stage("noatime"), codes.OK)
-	v.must("publish", v.publish(v.target, nil), codes.OK)
-	v.must("expand", v.expand(v.target), codes.OK)
+	v.checkCode("unpublish", v.unpublish(v.target), codes.OK)
+	v.checkCode("unstage", v.unstage(), codes.OK)
+	v.checkCode("stage", v.stage("noatime"), codes.OK)
+	v.checkCode("publish", v.publish(v.target, nil), codes.OK)
+	v.checkCode("expand", v.expand(v.target), codes.OK)
 	if grown := v.total(v.target) - before; grown < 100*mib {
 		t.Errorf("the file system has grown by %d bytes only", grown)
 	}
@@ -138,20 +138,20 @@ func TestGrowAtStage(t *testing.T) {
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
 		t.Run(fsType, func(t *testing.T) {
 			v := newVolume(t, fsType, 304*mib)
-			v.must("stage", v.stage(), codes.OK)
+			v.checkCode("stage", v.stage(), codes.OK)
 			v.write(v.staging)
 			before := v.total(v.staging)
-			v.must("unstage", v.unstage(), codes.OK)
+			v.checkCode("unstage", v.unstage(), codes.OK)
 			v.grow(600 * mib)
 			// Read-only it is not grown, but served.
-			v.must("stage read-only", v.stage("ro"), codes.OK)
+			v.checkCode("stage read-only", v.stage("ro"), codes.OK)
 			if grown := v.total(v.staging) - before; grown != 0 {
 				t.Errorf("read-only it has grown by %d", grown)
 			}
-			v.must("expand read-only", v.expand(v.staging), codes.FailedPrecondition)
-			v.must("unstage", v.unstage(), codes.OK)
+			v.checkCode("expand read-only", v.expand(v.staging), codes.FailedPrecondition)
+			v.checkCode("unstage", v.unstage(), codes.OK)
 			for range 2 {
-				v.must("stage", v.stage(), codes.OK)
+				v.checkCode("stage", v.stage(), codes.OK)
 			}
 			if grown := v.total(v.staging) - before; grown < 270*mib {
 				t.Errorf("the file system has grown by %d bytes only", grown)
@@ -184,7 +184,7 @@ func TestDamagedDoesNotGrow(t *testing.T) {
 	// The errors found by the check before the growth keep it from being mounted, now and later.
 	for range 2 {
 		err := v.stage()
-		v.must("stage", err, codes.FailedPrecondition)
+		v.checkCode("stage", err, codes.FailedPrecondition)
 		if !strings.Contains(err.Error(), "e2fsck -f "+device) {
 			t.Errorf("the message does not say what to do: %v", err)
 		}
@@ -199,7 +199,7 @@ func TestDamagedDoesNotGrow(t *testing.T) {
 func TestExpandArguments(t *testing.T) {
 	type request = csispec.NodeExpandVolumeRequest
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
-	v.must("stage", v.stage(), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
 	for name, tc := range map[string]struct {
 		request *request
 		code    codes.Code
@@ -214,17 +214,17 @@ func TestExpandArguments(t *testing.T) {
 		"root":         {&request{VolumeId: claimID, VolumePath: "/"}, codes.NotFound},
 	} {
 		_, err := v.NodeExpandVolume(t.Context(), tc.request)
-		v.must(name, err, tc.code)
+		v.checkCode(name, err, tc.code)
 	}
 	for _, path := range []string{v.dir, "/", "/proc", "some/path"} {
 		_, err := v.NodeGetVolumeStats(t.Context(), &csispec.NodeGetVolumeStatsRequest{VolumeId: claimID, VolumePath: path})
-		v.must("stats of "+path, err, codes.NotFound)
+		v.checkCode("stats of "+path, err, codes.NotFound)
 	}
 	v.err = fmt.Errorf("%w: x", volumes.ErrNotGrown)
-	v.must("no room behind it", v.expand(v.staging), codes.FailedPrecondition)
+	v.checkCode("no room behind it", v.expand(v.staging), codes.FailedPrecondition)
 	v.volume.Problem = "hangs"
-	v.must("a disk out of service", v.expand(v.staging), codes.Unavailable)
-	v.must("publish from it", v.publish(v.target, nil), codes.Unavailable)
+	v.checkCode("a disk out of service", v.expand(v.staging), codes.Unavailable)
+	v.checkCode("publish from it", v.publish(v.target, nil), codes.Unavailable)
 }
 
 // shutDown makes the kernel shut the file system down, as after an error from which it cannot continue. It uses
@@ -243,10 +243,10 @@ func shutDown(t *testing.T, path string) {
 	}
 }
 
-// TestCondition asserts that the volume condition is abnormal when the disk, the partition or the file system fails. It
-// is normal again after the volume was unmounted and mounted.
-func TestCondition(t *testing.T) {
-	abnormal := func(v *volume, says string) {
+// TestVolumeCondition asserts that the volume condition is abnormal when the disk, the partition or the file system
+// fails. It is normal again after the volume was unmounted and mounted.
+func TestVolumeCondition(t *testing.T) {
+	abnormal := func(v *testVolume, says string) {
 		v.t.Helper()
 		// ext4 counts an error with a short delay.
 		deadline, tick := time.After(time.Minute), time.NewTicker(time.Millisecond)
@@ -266,10 +266,10 @@ func TestCondition(t *testing.T) {
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
 		t.Run(fsType, func(t *testing.T) {
 			v := newVolume(t, fsType, 304*mib)
-			v.must("stage", v.stage(), codes.OK)
-			v.must("publish", v.publish(v.target, nil), codes.OK)
-			v.must("publish read-only", v.publish(v.other(), readOnly), codes.OK)
-			for _, path := range []string{v.staging, v.target, v.other()} {
+			v.checkCode("stage", v.stage(), codes.OK)
+			v.checkCode("publish", v.publish(v.target, nil), codes.OK)
+			v.checkCode("publish read-only", v.publish(v.otherTarget(), readOnly), codes.OK)
+			for _, path := range []string{v.staging, v.target, v.otherTarget()} {
 				s := v.stats(path)
 				if s.VolumeCondition.Abnormal || len(s.Usage) != 2 {
 					t.Errorf("%s: %v", path, s)
@@ -293,12 +293,12 @@ func TestCondition(t *testing.T) {
 			shutDown(t, v.target)
 			abnormal(v, map[string]string{diskv1alpha1.FSTypeExt4: "shut", diskv1alpha1.FSTypeXFS: "does not answer"}[fsType])
 			// A broken file system can be unmounted.
-			for _, target := range []string{v.target, v.other()} {
-				v.must("unpublish", v.unpublish(target), codes.OK)
+			for _, target := range []string{v.target, v.otherTarget()} {
+				v.checkCode("unpublish", v.unpublish(target), codes.OK)
 			}
-			v.must("unstage", v.unstage(), codes.OK)
-			v.must("stage again", v.stage(), codes.OK)
-			v.must("publish again", v.publish(v.target, nil), codes.OK)
+			v.checkCode("unstage", v.unstage(), codes.OK)
+			v.checkCode("stage again", v.stage(), codes.OK)
+			v.checkCode("publish again", v.publish(v.target, nil), codes.OK)
 			if c := v.stats(v.target).VolumeCondition; c.Abnormal {
 				t.Errorf("after it was mounted again: %v", c)
 			}
@@ -307,8 +307,8 @@ func TestCondition(t *testing.T) {
 	t.Run("errors", func(t *testing.T) {
 		for _, onError := range []string{"errors=continue", "errors=remount-ro"} {
 			v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
-			v.must("stage", v.stage(onError), codes.OK)
-			v.must("publish", v.publish(v.target, nil), codes.OK)
+			v.checkCode("stage", v.stage(onError), codes.OK)
+			v.checkCode("publish", v.publish(v.target, nil), codes.OK)
 			trigger := "/sys/fs/ext4/" + filepath.Base(v.volume.Device) + "/trigger_fs_error"
 			testenv.NeedFile(t, trigger)
 			if err := os.WriteFile(trigger, []byte("for the test"), 0o200); err != nil {
@@ -326,18 +326,18 @@ func TestTooFar(t *testing.T) {
 	v.volume.Device = testenv.Loop(t, v.image, "4096")
 	v.volume.Block, v.fsType = false, diskv1alpha1.FSTypeExt4
 	testenv.Run(t, "mkfs.ext4", "-q", "-F", "-m0", v.volume.Device)
-	v.must("stage", v.stage(), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
 	v.write(v.staging)
 	before := v.total(v.staging)
-	v.must("unstage", v.unstage(), codes.OK)
+	v.checkCode("unstage", v.unstage(), codes.OK)
 	v.grow(100 << 30)
-	v.must("stage", v.stage(), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
 	v.read(v.staging)
 	if mayGrowMounted(t) {
 		t.Log("with CAP_SYS_RESOURCE the kernel lets it grow while it is mounted")
 	} else {
 		err := v.expand(v.staging)
-		v.must("expand", err, codes.FailedPrecondition)
+		v.checkCode("expand", err, codes.FailedPrecondition)
 		if !strings.Contains(err.Error(), "new claim") {
 			t.Errorf("the message does not say what to do: %v", err)
 		}
@@ -345,8 +345,8 @@ func TestTooFar(t *testing.T) {
 			t.Errorf("it has grown from %d to %d bytes", before, total)
 		}
 	}
-	v.must("unstage", v.unstage(), codes.OK)
+	v.checkCode("unstage", v.unstage(), codes.OK)
 	testenv.Run(t, "e2fsck", "-f", "-n", v.volume.Device)
-	v.must("stage", v.stage(), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
 	v.read(v.staging)
 }

@@ -22,8 +22,8 @@ type Kubelet struct {
 	onHost bool
 }
 
-// whatToSet ends each refusal of a path.
-const whatToSet = "set the agent's --kubelet-dir to the kubelet's --root-dir, and mount that folder into the agent's container " +
+// kubeletDirHint ends each refusal of a path.
+const kubeletDirHint = "set the agent's --kubelet-dir to the kubelet's --root-dir, and mount that folder into the agent's container " +
 	"at the same path with mountPropagation: Bidirectional"
 
 // NewKubelet returns the kubelet's folder. The error says what keeps volumes from being mounted there.
@@ -33,21 +33,21 @@ func NewKubelet(dir string) (*Kubelet, error) {
 	}
 	resolved, err := filepath.EvalSymlinks(dir)
 	if err != nil {
-		return nil, fmt.Errorf("--kubelet-dir: cannot find the kubelet's folder: %w: %s", err, whatToSet)
+		return nil, fmt.Errorf("--kubelet-dir: cannot find the kubelet's folder: %w: %s", err, kubeletDirHint)
 	}
 	k := &Kubelet{dir: dir, resolved: resolved, onHost: onHost()}
-	if err := k.propagates(resolved); err != nil {
-		return nil, fmt.Errorf("--kubelet-dir: %w: %s", err, whatToSet)
+	if err := k.checkPropagation(resolved); err != nil {
+		return nil, fmt.Errorf("--kubelet-dir: %w: %s", err, kubeletDirHint)
 	}
-	if err := hasPods(resolved); err != nil {
-		return nil, fmt.Errorf("--kubelet-dir: %w: %s", err, whatToSet)
+	if err := checkPodsFolder(resolved); err != nil {
+		return nil, fmt.Errorf("--kubelet-dir: %w: %s", err, kubeletDirHint)
 	}
-	return k, copiesMounts(resolved)
+	return k, checkBindSupport(resolved)
 }
 
-// hasPods returns an error unless a kubelet uses the folder. Every kubelet makes its pods folder when it starts. The
-// existence of /var/lib/kubelet alone is no sign: device plugins are always there.
-func hasPods(folder string) error {
+// checkPodsFolder returns an error unless a kubelet uses the folder. Every kubelet makes its pods folder when it
+// starts. The existence of /var/lib/kubelet alone is no sign: device plugins are always there.
+func checkPodsFolder(folder string) error {
 	if info, err := os.Stat(filepath.Join(folder, "pods")); err != nil || !info.IsDir() {
 		return errors.Join(fmt.Errorf("%s is not the --root-dir of a kubelet: it has no folder pods", folder), err)
 	}
@@ -57,7 +57,7 @@ func hasPods(folder string) error {
 // checkPath returns an error unless a field is an absolute path without "..".
 func checkPath(field, path string) error {
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
-		return refuse(codes.InvalidArgument, "%s is %.256q: it must be an absolute path without ..", field, path)
+		return errWithCode(codes.InvalidArgument, "%s is %.256q: it must be an absolute path without ..", field, path)
 	}
 	return nil
 }
@@ -72,22 +72,22 @@ func (k *Kubelet) checkTarget(field, path string) error {
 	inside := parent == k.resolved || below(parent, k.resolved)
 	switch {
 	case !inside && !below(path, k.dir) && !below(path, k.resolved):
-		return refuse(codes.FailedPrecondition, "%s %.256q is not below the kubelet's folder, as the agent knows it, %s: %s", field, path, k.dir, whatToSet)
+		return errWithCode(codes.FailedPrecondition, "%s %.256q is not below the kubelet's folder, as the agent knows it, %s: %s", field, path, k.dir, kubeletDirHint)
 	case errors.Is(err, fs.ErrNotExist):
-		return refuse(codes.FailedPrecondition, "%s %.256q: the kubelet makes the folder that this path lies in, and the agent does not see that folder: %s", field, path, whatToSet)
+		return errWithCode(codes.FailedPrecondition, "%s %.256q: the kubelet makes the folder that this path lies in, and the agent does not see that folder: %s", field, path, kubeletDirHint)
 	case err != nil:
 		return fmt.Errorf("%s: cannot look at the folder of %.256q: %w", field, path, err)
 	case !inside:
-		return refuse(codes.FailedPrecondition, "%s %.256q leads over a link to %s, out of the kubelet's folder %s", field, path, parent, k.resolved)
+		return errWithCode(codes.FailedPrecondition, "%s %.256q leads over a link to %s, out of the kubelet's folder %s", field, path, parent, k.resolved)
 	}
-	if err := k.propagates(parent); err != nil {
-		return refuse(codes.FailedPrecondition, "%s %.256q: %v: %s", field, path, err, whatToSet)
+	if err := k.checkPropagation(parent); err != nil {
+		return errWithCode(codes.FailedPrecondition, "%s %.256q: %v: %s", field, path, err, kubeletDirHint)
 	}
 	return nil
 }
 
-// propagates returns an error unless the host sees what is mounted in the folder.
-func (k *Kubelet) propagates(folder string) error {
+// checkPropagation returns an error unless the host sees what is mounted in the folder.
+func (k *Kubelet) checkPropagation(folder string) error {
 	if info, err := os.Stat(folder); err != nil || !info.IsDir() {
 		return errors.Join(fmt.Errorf("%s is not a folder", folder), err)
 	}

@@ -56,7 +56,7 @@ func TestTargetPaths(t *testing.T) {
 		"the folder itself":    {v.dir, codes.FailedPrecondition, "not below the kubelet's folder"},
 	} {
 		before := tree(t, v.dir) + tree(t, elsewhere)
-		inline := valid(v.Node)
+		inline := validPublish(v.Node)
 		inline.TargetPath = tc.path
 		_, err := v.NodePublishVolume(t.Context(), inline)
 		calls := map[string]error{"publish inline": err, "publish staged": v.publish(tc.path, nil)}
@@ -81,8 +81,8 @@ func TestTargetPaths(t *testing.T) {
 	}
 }
 
-// apart is a command in its own mount namespace, with the mounts below the folder keep.
-func apart(propagation mountns.Propagation, keep string, argv ...string) *exec.Cmd {
+// inNamespace is a command in its own mount namespace, with the mounts below the folder keep.
+func inNamespace(propagation mountns.Propagation, keep string, argv ...string) *exec.Cmd {
 	argv = mountns.Command(propagation, keep, argv...)
 	return exec.Command(argv[0], argv[1:]...)
 }
@@ -92,7 +92,7 @@ func ownNamespace(t *testing.T, name string, propagation mountns.Propagation) {
 	t.Helper()
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "unshare")
-	command := apart(propagation, "", os.Args[0], "-test.run=^"+name+"$", "-test.v")
+	command := inNamespace(propagation, "", os.Args[0], "-test.run=^"+name+"$", "-test.v")
 	command.Env = append(os.Environ(), inContainer+"="+string(propagation))
 	if out, err := command.CombinedOutput(); err != nil {
 		t.Errorf("with %s: %v: %s", propagation, err, out)
@@ -141,14 +141,14 @@ func TestPropagation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := NewNode("n", &mounting{}, options{}, k)
+	n := NewNode("n", &fakeMounting{}, options{}, k)
 	for _, folder := range []string{"good", "own"} {
 		if err := os.Mkdir(filepath.Join(dir, folder), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
 	mount(filepath.Join(dir, "own"), "a mount of the container's own", unix.MS_PRIVATE)
-	r := valid(n)
+	r := validPublish(n)
 	r.TargetPath = filepath.Join(dir, "own", "mount")
 	before := tree(t, dir)
 	_, err = n.NodePublishVolume(t.Context(), r)
@@ -170,7 +170,7 @@ func TestPropagation(t *testing.T) {
 // TestFolderOfNoKubelet asserts that the agent does not start with an existing folder that is not the kubelet's. It
 // makes nothing in it. An example is /var/lib/kubelet beside a kubelet with another root.
 func TestFolderOfNoKubelet(t *testing.T) {
-	dir := shared(t)
+	dir := sharedDir(t)
 	if err := os.Rename(filepath.Join(dir, "pods"), filepath.Join(dir, "device-plugins")); err != nil {
 		t.Fatal(err)
 	}
@@ -185,11 +185,11 @@ func TestFolderOfNoKubelet(t *testing.T) {
 
 // TestOldKernel asserts that the agent refuses to start on a kernel without the calls that binding needs.
 func TestOldKernel(t *testing.T) {
-	if err := tooOld(fmt.Errorf("open_tree: %w", unix.ENOSYS)); err == nil || !strings.Contains(err.Error(), "Linux 5.12") {
+	if err := explainOldKernel(fmt.Errorf("open_tree: %w", unix.ENOSYS)); err == nil || !strings.Contains(err.Error(), "Linux 5.12") {
 		t.Errorf("an old kernel: %v", err)
 	}
 	for _, err := range []error{nil, unix.EPERM} {
-		if tooOld(err) != nil {
+		if explainOldKernel(err) != nil {
 			t.Errorf("%v is taken for an old kernel", err)
 		}
 	}

@@ -31,13 +31,13 @@ func (n *Node) mount(ctx context.Context, device, target, fsType string, flags [
 		return false, state, err
 	}
 	if found {
-		return false, state, sameMount(at, device, target, fsType)
+		return false, state, checkSameMount(at, device, target, fsType)
 	}
-	if err := makeFolder(target); err != nil {
+	if err := makeMountPoint(target); err != nil {
 		return false, state, err
 	}
 	if state.NeedsCheck && !slices.Contains(flags, "ro") {
-		if err := checkUnused(ctx, device); err != nil {
+		if err := checkFileSystem(ctx, device); err != nil {
 			return false, state, err
 		}
 	}
@@ -54,31 +54,31 @@ func (n *Node) mount(ctx context.Context, device, target, fsType string, flags [
 	return true, state, nil
 }
 
-// checkUnused checks a file system that needs it, unless it is mounted elsewhere. Then the kernel decides whether it
-// serves.
-func checkUnused(ctx context.Context, device string) error {
+// checkFileSystem checks a file system that needs it, unless it is mounted elsewhere. Then the kernel decides whether
+// it serves.
+func checkFileSystem(ctx context.Context, device string) error {
 	on, err := mounts.OfDevice(device)
 	if err != nil || len(on) > 0 {
 		return err
 	}
 	err = filesystem.Check(ctx, device)
 	if errors.Is(err, filesystem.ErrDamaged) {
-		return refuse(codes.FailedPrecondition, "%v", err)
+		return errWithCode(codes.FailedPrecondition, "%v", err)
 	}
 	return err
 }
 
-// sameMount returns an error unless the device is mounted on the target, with that file system.
-func sameMount(at mounts.Mount, device, target, fsType string) error {
+// checkSameMount returns an error unless the device is mounted on the target, with that file system.
+func checkSameMount(at mounts.Mount, device, target, fsType string) error {
 	on, err := mounts.OfDevice(device)
 	if err != nil {
 		return err
 	}
 	if !slices.ContainsFunc(on, func(m mounts.Mount) bool { return m.ID == at.ID }) {
-		return refuse(codes.FailedPrecondition, "%s is mounted on %s already, where %s belongs: unmount it", at.Source, target, device)
+		return errWithCode(codes.FailedPrecondition, "%s is mounted on %s already, where %s belongs: unmount it", at.Source, target, device)
 	}
 	if at.FSType != fsType {
-		return refuse(codes.AlreadyExists, "%s is mounted on %s already, as %s and not as %s", device, target, at.FSType, fsType)
+		return errWithCode(codes.AlreadyExists, "%s is mounted on %s already, as %s and not as %s", device, target, at.FSType, fsType)
 	}
 	return nil
 }
@@ -92,8 +92,8 @@ func (n *Node) mountDevice(device, target, fsType string, flags []string) error 
 	return n.mounter.Mount(device, target, fsType, flags)
 }
 
-// makeFolder makes the folder for a mount, but not its parents: those are the kubelet's.
-func makeFolder(target string) error {
+// makeMountPoint makes the folder for a mount, but not its parents: those are the kubelet's.
+func makeMountPoint(target string) error {
 	if err := os.Mkdir(target, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("cannot make the mount point: %w", err)
 	}
@@ -103,8 +103,8 @@ func makeFolder(target string) error {
 	return nil
 }
 
-// makeFile makes the file for a bind mount of a device.
-func makeFile(target string) error {
+// makeBindTarget makes the file for a bind mount of a device.
+func makeBindTarget(target string) error {
 	f, err := os.OpenFile(target, os.O_CREATE|os.O_EXCL, 0o600)
 	switch {
 	case err == nil:
@@ -123,7 +123,7 @@ func makeFile(target string) error {
 
 // bindFolder mounts the source's file system on the target as well, which is a folder.
 func bindFolder(ctx context.Context, source, target string, options []string) error {
-	if err := makeFolder(target); err != nil {
+	if err := makeMountPoint(target); err != nil {
 		return err
 	}
 	return bind(ctx, source, target, options)
@@ -131,7 +131,7 @@ func bindFolder(ctx context.Context, source, target string, options []string) er
 
 // bindDevice mounts a device on the target, which is a file.
 func bindDevice(ctx context.Context, device, target string, options []string) error {
-	if err := makeFile(target); err != nil {
+	if err := makeBindTarget(target); err != nil {
 		return err
 	}
 	return bind(ctx, device, target, options)
@@ -155,9 +155,9 @@ func unmount(ctx context.Context, target string) error {
 		if err != nil || !found {
 			return err
 		}
-		busy, err := unmountVisible(target)
+		busy, err := unmountTop(target)
 		if busy {
-			err = fmt.Errorf("%w: %s", err, usersOf(ctx, at))
+			err = fmt.Errorf("%w: %s", err, describeMountUsers(ctx, at))
 		}
 		if err != nil {
 			return fmt.Errorf("cannot unmount %s from %s: %w", at.Source, target, err)

@@ -38,28 +38,28 @@ func mountedAt(t *testing.T, path string) *mounts.Mount {
 	return &m
 }
 
-// mounting mounts its device, or a tmpfs, and then returns what the test sets.
-type mounting struct {
-	answers
+// fakeMounting mounts its device, or a tmpfs, and then returns what the test sets.
+type fakeMounting struct {
+	fakeVolumes
 	device, fsType string
 	// failure is the error of staging after it has mounted.
 	failure error
 }
 
-func (m *mounting) Publish(ctx context.Context, _ volumes.PodRef, _ string, mount func(context.Context, string, string) error) error {
+func (m *fakeMounting) Publish(ctx context.Context, _ volumes.PodRef, _ string, mount func(context.Context, string, string) error) error {
 	return errors.Join(mount(ctx, cmp.Or(m.device, "tmpfs"), cmp.Or(m.fsType, "tmpfs")), m.err)
 }
 
-func (m *mounting) Stage(ctx context.Context, id string, o volumes.StageOptions, use func(context.Context, string, string) error) error {
-	return errors.Join(m.answers.Stage(ctx, id, o, use), m.failure)
+func (m *fakeMounting) Stage(ctx context.Context, id string, o volumes.StageOptions, use func(context.Context, string, string) error) error {
+	return errors.Join(m.fakeVolumes.Stage(ctx, id, o, use), m.failure)
 }
 
 // TestFailedPublishLeavesNoMount asserts that a call that fails leaves no mount. After some errors the kubelet assumes
 // that there is none, and never unmounts it.
 func TestFailedPublishLeavesNoMount(t *testing.T) {
 	testenv.NeedRoot(t)
-	n := newNode(t, &mounting{answers: answers{err: errors.New("not written")}})
-	r := valid(n)
+	n := newNode(t, &fakeMounting{fakeVolumes: fakeVolumes{err: errors.New("not written")}})
+	r := validPublish(n)
 	_, err := n.NodePublishVolume(t.Context(), r)
 	if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "not written") {
 		t.Errorf("publish says %v", err)
@@ -75,9 +75,9 @@ func TestFailedPublishLeavesNoMount(t *testing.T) {
 // TestFailedStageLeavesNoMount asserts the same of staging.
 func TestFailedStageLeavesNoMount(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
-	v.volumes = &mounting{answers: answers{volume: v.volume, fsType: v.fsType}, failure: errors.New("not written")}
+	v.volumes = &fakeMounting{fakeVolumes: fakeVolumes{volume: v.volume, fsType: v.fsType}, failure: errors.New("not written")}
 	err := v.stage()
-	v.must("stage", err, codes.Internal)
+	v.checkCode("stage", err, codes.Internal)
 	if !strings.Contains(err.Error(), "not written") {
 		t.Errorf("stage says %v", err)
 	}
@@ -89,28 +89,28 @@ func TestFailedStageLeavesNoMount(t *testing.T) {
 // TestOtherFileSystem asserts that a mounted volume does not satisfy a call for another file system.
 func TestOtherFileSystem(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
-	v.must("stage", v.stage(), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
 	_, err := v.NodeStageVolume(t.Context(), &csispec.NodeStageVolumeRequest{
 		VolumeId: claimID, StagingTargetPath: v.staging, VolumeCapability: mountAs(diskv1alpha1.FSTypeXFS),
 	})
-	v.must("stage as xfs", err, codes.AlreadyExists)
+	v.checkCode("stage as xfs", err, codes.AlreadyExists)
 }
 
 // TestNotFormatted asserts that a volume that is not Formatted on the disk is not published, even if it is mounted.
 func TestNotFormatted(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
-	v.must("stage", v.stage(), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
 	for _, phase := range []disk.Phase{disk.Reserved, disk.Wiping} {
 		v.volume.Phase = phase
-		v.must("publish", v.publish(v.target, nil), codes.FailedPrecondition)
+		v.checkCode("publish", v.publish(v.target, nil), codes.FailedPrecondition)
 		if at := mountedAt(t, v.target); at != nil {
 			t.Errorf("in phase %v: mounted is %v", phase, at)
 		}
 	}
 }
 
-// counting replaces a program by one that counts its runs.
-func counting(t *testing.T, name string) (runs func() int) {
+// countRuns replaces a program by one that counts its runs.
+func countRuns(t *testing.T, name string) (runs func() int) {
 	t.Helper()
 	real, err := exec.LookPath(name)
 	if err != nil {
@@ -138,19 +138,19 @@ func TestNotCheckedWhileInUse(t *testing.T) {
 		testenv.SkipUnfit(t, "with CAP_SYS_RESOURCE a file system grows while it is mounted")
 	}
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
-	runs := counting(t, "e2fsck")
-	v.must("stage", v.stage(), codes.OK)
-	v.must("publish", v.publish(v.target, nil), codes.OK)
+	runs := countRuns(t, "e2fsck")
+	v.checkCode("stage", v.stage(), codes.OK)
+	v.checkCode("publish", v.publish(v.target, nil), codes.OK)
 	v.grow(200 * mib)
-	v.must("stage, to grow", v.stage(), codes.OK)
-	v.must("unstage", v.unstage(), codes.OK)
+	v.checkCode("stage, to grow", v.stage(), codes.OK)
+	v.checkCode("unstage", v.unstage(), codes.OK)
 	// While it is mounted its journal is not empty, so it needs a check.
-	v.must("stage, while it is mounted elsewhere", v.stage(), codes.OK)
+	v.checkCode("stage, while it is mounted elsewhere", v.stage(), codes.OK)
 	if n := runs(); n != 0 {
 		t.Errorf("e2fsck was run %d times on a mounted file system", n)
 	}
-	v.must("unpublish", v.unpublish(v.target), codes.OK)
-	v.must("stage, to grow", v.stage(), codes.OK)
+	v.checkCode("unpublish", v.unpublish(v.target), codes.OK)
+	v.checkCode("stage, to grow", v.stage(), codes.OK)
 	if runs() == 0 {
 		t.Error("e2fsck was not run before the file system grew")
 	}
@@ -159,8 +159,8 @@ func TestNotCheckedWhileInUse(t *testing.T) {
 // TestLinkAsTarget asserts that nothing is mounted where a link in the target's place leads.
 func TestLinkAsTarget(t *testing.T) {
 	testenv.NeedRoot(t)
-	n := newNode(t, &mounting{})
-	r := valid(n)
+	n := newNode(t, &fakeMounting{})
+	r := validPublish(n)
 	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
 	if err := os.Mkdir(elsewhere, 0o750); err != nil {
 		t.Fatal(err)
@@ -176,7 +176,7 @@ func TestLinkAsTarget(t *testing.T) {
 	}
 }
 
-func super(t *testing.T, device, field string) string {
+func superblockField(t *testing.T, device, field string) string {
 	t.Helper()
 	for line := range strings.Lines(testenv.Run(t, "dumpe2fs", "-h", device)) {
 		if value, ok := strings.CutPrefix(line, field+":"); ok {
@@ -191,8 +191,8 @@ func super(t *testing.T, device, field string) string {
 func TestCheckedBeforeTheMount(t *testing.T) {
 	testenv.NeedProgram(t, "debugfs", "dumpe2fs")
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
-	inline := NewNode("n", &mounting{device: v.volume.Device, fsType: diskv1alpha1.FSTypeExt4}, options{}, v.kubelet)
-	r := valid(inline)
+	inline := NewNode("n", &fakeMounting{device: v.volume.Device, fsType: diskv1alpha1.FSTypeExt4}, options{}, v.kubelet)
+	r := validPublish(inline)
 	mount := map[string]func() error{
 		"stage":  func() error { return v.stage() },
 		"inline": func() error { _, err := inline.NodePublishVolume(t.Context(), r); return err },
@@ -201,16 +201,16 @@ func TestCheckedBeforeTheMount(t *testing.T) {
 		"stage":  v.unstage,
 		"inline": func() error { return unmount(t.Context(), r.TargetPath) },
 	}
-	v.must("stage", v.stage(), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
 	v.write(v.staging)
-	v.must("unstage", v.unstage(), codes.OK)
+	v.checkCode("unstage", v.unstage(), codes.OK)
 	for name, call := range mount {
-		checked := super(t, v.volume.Device, "Last checked")
-		v.must(name, call(), codes.OK)
+		checked := superblockField(t, v.volume.Device, "Last checked")
+		v.checkCode(name, call(), codes.OK)
 		if err := unmounts[name](); err != nil {
 			t.Fatal(err)
 		}
-		if now := super(t, v.volume.Device, "Last checked"); now != checked {
+		if now := superblockField(t, v.volume.Device, "Last checked"); now != checked {
 			t.Errorf("%s: a clean file system was checked", name)
 		}
 		// Blocks of the file count as free: the next file would overwrite it.
@@ -218,16 +218,16 @@ func TestCheckedBeforeTheMount(t *testing.T) {
 		for _, command := range []string{"freeb " + block[len(block)-1] + " 4", "set_super_value lastcheck 20200101", "set_super_value state 2"} {
 			testenv.Run(t, "debugfs", "-w", "-R", command, v.volume.Device)
 		}
-		v.must(name+" with errors", call(), codes.OK)
+		v.checkCode(name+" with errors", call(), codes.OK)
 		if err := unmounts[name](); err != nil {
 			t.Fatal(err)
 		}
 		testenv.Run(t, "e2fsck", "-f", "-n", v.volume.Device)
-		if state := super(t, v.volume.Device, "Filesystem state"); state != "clean" {
+		if state := superblockField(t, v.volume.Device, "Filesystem state"); state != "clean" {
 			t.Errorf("%s: the file system is %s", name, state)
 		}
 	}
-	v.must("stage", v.stage(), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
 	v.read(v.staging)
 }
 
@@ -236,14 +236,14 @@ func TestCheckedBeforeTheMount(t *testing.T) {
 func TestDamagedIsNotMounted(t *testing.T) {
 	testenv.NeedProgram(t, "debugfs")
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
-	v.must("stage", v.stage(), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
 	v.write(v.staging)
-	v.must("unstage", v.unstage(), codes.OK)
+	v.checkCode("unstage", v.unstage(), codes.OK)
 	for _, command := range []string{"clri <2>", "set_super_value state 2"} {
 		testenv.Run(t, "debugfs", "-w", "-R", command, v.volume.Device)
 	}
 	err := v.stage()
-	v.must("stage", err, codes.FailedPrecondition)
+	v.checkCode("stage", err, codes.FailedPrecondition)
 	if !strings.Contains(err.Error(), "e2fsck -f "+v.volume.Device) {
 		t.Errorf("the message does not say what to do: %v", err)
 	}
@@ -257,27 +257,27 @@ func TestAfterACrash(t *testing.T) {
 	testenv.NeedProgram(t, "cp", "sync")
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
 		v := newVolume(t, fsType, 304*mib)
-		v.must("stage", v.stage(), codes.OK)
+		v.checkCode("stage", v.stage(), codes.OK)
 		v.write(v.staging)
 		testenv.Run(t, "sync", "--file-system", v.staging)
 		crashed := filepath.Join(t.TempDir(), "image")
 		testenv.Run(t, "cp", "--sparse=always", v.image, crashed)
-		v.must("unstage", v.unstage(), codes.OK)
+		v.checkCode("unstage", v.unstage(), codes.OK)
 		v.volume.Device = testenv.Loop(t, crashed, "512")
 		state, err := filesystem.ReadSuperblock(v.volume.Device, fsType)
 		if err != nil || state.NeedsCheck != (fsType == diskv1alpha1.FSTypeExt4) {
 			t.Errorf("%s: %+v, %v", fsType, state, err)
 		}
-		v.must("stage after the crash", v.stage(), codes.OK)
+		v.checkCode("stage after the crash", v.stage(), codes.OK)
 		v.read(v.staging)
-		v.must("unstage", v.unstage(), codes.OK)
+		v.checkCode("unstage", v.unstage(), codes.OK)
 	}
 }
 
 // TestNoLostFound asserts that a new ext4 is an empty folder, and that one that was in use is not changed.
 func TestNoLostFound(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
-	v.must("stage", v.stage(), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
 	if entries, err := os.ReadDir(v.staging); err != nil || len(entries) != 0 {
 		t.Errorf("a new volume holds %v: %v", entries, err)
 	}
@@ -285,9 +285,9 @@ func TestNoLostFound(t *testing.T) {
 	if err := os.Mkdir(found, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	v.must("unstage", v.unstage(), codes.OK)
+	v.checkCode("unstage", v.unstage(), codes.OK)
 	testenv.Run(t, "e2fsck", "-f", "-n", v.volume.Device)
-	v.must("stage again", v.stage(), codes.OK)
+	v.checkCode("stage again", v.stage(), codes.OK)
 	if _, err := os.Stat(found); err != nil {
 		t.Errorf("what was in use was removed: %v", err)
 	}
@@ -298,15 +298,15 @@ func TestNoLostFound(t *testing.T) {
 func TestMountOptionsOfTheClass(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
 	v.classes = options{"noatime", "commit=30"}
-	v.must("stage", v.stage("commit=7", "nosuid"), codes.OK)
+	v.checkCode("stage", v.stage("commit=7", "nosuid"), codes.OK)
 	for _, option := range []string{"noatime", "nosuid", "commit=7"} {
 		if at := mountedAt(t, v.staging); !slices.Contains(strings.Split(at.Options+","+at.VFSOptions, ","), option) {
 			t.Errorf("staged without %s: %s, %s", option, at.Options, at.VFSOptions)
 		}
 	}
-	v.must("unstage", v.unstage(), codes.OK)
-	inline := NewNode("n", &mounting{device: v.volume.Device, fsType: diskv1alpha1.FSTypeExt4}, v.classes, v.kubelet)
-	r := valid(inline)
+	v.checkCode("unstage", v.unstage(), codes.OK)
+	inline := NewNode("n", &fakeMounting{device: v.volume.Device, fsType: diskv1alpha1.FSTypeExt4}, v.classes, v.kubelet)
+	r := validPublish(inline)
 	if _, err := inline.NodePublishVolume(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
@@ -334,11 +334,11 @@ func TestMountBelow(t *testing.T) {
 		}
 	})
 	v.folders()
-	v.must("stage", v.stage(), codes.OK)
-	v.must("publish", v.publish(v.target, nil), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
+	v.checkCode("publish", v.publish(v.target, nil), codes.OK)
 	below := filepath.Join(v.target, "below")
 	// A privileged pod with mountPropagation Bidirectional.
-	pod := apart(mountns.Unchanged, v.dir, "sh", "-c", "mkdir "+below+" && mount -t tmpfs tmpfs "+below+" && echo ready && cat; umount "+below)
+	pod := inNamespace(mountns.Unchanged, v.dir, "sh", "-c", "mkdir "+below+" && mount -t tmpfs tmpfs "+below+" && echo ready && cat; umount "+below)
 	in, errIn := pod.StdinPipe()
 	out, errOut := pod.StdoutPipe()
 	if err := errors.Join(errIn, errOut, pod.Start()); err != nil {
@@ -348,7 +348,7 @@ func TestMountBelow(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := v.unpublish(v.target)
-	v.must("unpublish", err, codes.Internal)
+	v.checkCode("unpublish", err, codes.Internal)
 	for _, want := range []string{below + " (tmpfs of tmpfs) is mounted below it", "in the mount namespace of process", "(sh)"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the message does not say %q: %v", want, err)
@@ -357,6 +357,6 @@ func TestMountBelow(t *testing.T) {
 	if err := errors.Join(in.Close(), pod.Wait()); err != nil {
 		t.Fatal(err)
 	}
-	v.must("unpublish afterwards", v.unpublish(v.target), codes.OK)
-	v.must("unstage", v.unstage(), codes.OK)
+	v.checkCode("unpublish afterwards", v.unpublish(v.target), codes.OK)
+	v.checkCode("unstage", v.unstage(), codes.OK)
 }

@@ -64,37 +64,37 @@ type Node struct {
 
 	// busy are the IDs of the volumes that a call works on, each with a channel that is closed when the call has ended.
 	// Calls overlap for two pods that start with the same volume, and when the kubelet has given up a call.
-	mu   sync.Mutex
-	busy map[string]chan struct{}
-	// patience is how long a call waits for another one.
-	patience time.Duration
+	mu     sync.Mutex
+	locked map[string]chan struct{}
+	// callTimeout is how long a call waits for another one.
+	callTimeout time.Duration
 }
 
-// busyPatience is longer than a call takes on a disk that answers. A refusal costs the kubelet more, and causes an
+// callTimeout is longer than a call takes on a disk that answers. A refusal costs the kubelet more, and causes an
 // event.
-const busyPatience = 3 * time.Second
+const callTimeout = 3 * time.Second
 
 // NewNode returns the service of the named node.
 func NewNode(name string, v Volumes, c Classes, k *Kubelet) *Node {
 	// Without systemd: the mounts are file systems of the kernel, and no process stays behind.
 	return &Node{
 		name: name, volumes: v, classes: c, kubelet: k, mounter: mount.NewWithoutSystemd(""),
-		busy: map[string]chan struct{}{}, patience: busyPatience,
+		locked: map[string]chan struct{}{}, callTimeout: callTimeout,
 	}
 }
 
-// claim makes the caller the only one that works on the volume.
-func (n *Node) claim(ctx context.Context, volumeID string) (release func(), err error) {
-	patience := time.NewTimer(n.patience)
-	defer patience.Stop()
+// lockVolume makes the caller the only one that works on the volume.
+func (n *Node) lockVolume(ctx context.Context, volumeID string) (release func(), err error) {
+	timer := time.NewTimer(n.callTimeout)
+	defer timer.Stop()
 	for {
-		other, taken := n.tryClaim(volumeID)
+		other, taken := n.tryLockVolume(volumeID)
 		if !taken {
-			return func() { n.release(volumeID) }, nil
+			return func() { n.unlockVolume(volumeID) }, nil
 		}
 		select {
 		case <-other:
-		case <-patience.C:
+		case <-timer.C:
 			return nil, status.Errorf(codes.Aborted, "another call for volume %s is under way", volumeID)
 		case <-ctx.Done():
 			return nil, statusOf(ctx.Err())
@@ -102,20 +102,20 @@ func (n *Node) claim(ctx context.Context, volumeID string) (release func(), err 
 	}
 }
 
-func (n *Node) tryClaim(volumeID string) (other <-chan struct{}, taken bool) {
+func (n *Node) tryLockVolume(volumeID string) (other <-chan struct{}, taken bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if other, taken = n.busy[volumeID]; !taken {
-		n.busy[volumeID] = make(chan struct{})
+	if other, taken = n.locked[volumeID]; !taken {
+		n.locked[volumeID] = make(chan struct{})
 	}
 	return other, taken
 }
 
-func (n *Node) release(volumeID string) {
+func (n *Node) unlockVolume(volumeID string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	close(n.busy[volumeID])
-	delete(n.busy, volumeID)
+	close(n.locked[volumeID])
+	delete(n.locked, volumeID)
 }
 
 // NodeGetInfo names the node, and how volumes name it. It sets no limit on volumes: the disks are the limit.
@@ -150,28 +150,28 @@ func invalid(format string, a ...any) error {
 	return status.Errorf(codes.InvalidArgument, format, a...)
 }
 
-// notHere is the answer to a call for a volume that is on no disk of the node.
-func notHere(volumeID string) error {
+// errNotOnNode is the answer to a call for a volume that is on no disk of the node.
+func errNotOnNode(volumeID string) error {
 	return status.Errorf(codes.NotFound, "volume %.128q is on no disk of this node", volumeID)
 }
 
-// refusal is an error with a code, which it keeps when it is wrapped.
-type refusal struct {
-	code codes.Code
-	why  string
+// codedError is an error with a code, which it keeps when it is wrapped.
+type codedError struct {
+	code    codes.Code
+	message string
 }
 
-func (r refusal) Error() string { return r.why }
+func (r codedError) Error() string { return r.message }
 
-func refuse(code codes.Code, format string, a ...any) error {
-	return refusal{code, fmt.Sprintf(format, a...)}
+func errWithCode(code codes.Code, format string, a ...any) error {
+	return codedError{code, fmt.Sprintf(format, a...)}
 }
 
 // statusOf maps an error of this package or of package volumes to a code. The kubelet shows the message in the pod's
 // FailedMount event.
 func statusOf(err error) error {
 	code := codes.Internal
-	var r refusal
+	var r codedError
 	switch {
 	case errors.As(err, &r):
 		code = r.code

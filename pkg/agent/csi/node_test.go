@@ -25,8 +25,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// answers is the answer of package volumes to every call.
-type answers struct {
+// fakeVolumes is the answer of package volumes to every call.
+type fakeVolumes struct {
 	mu       sync.Mutex
 	err      error
 	pod      volumes.PodRef
@@ -42,16 +42,16 @@ type answers struct {
 	deleted []string
 }
 
-func (a *answers) Publish(_ context.Context, pod volumes.PodRef, _ string, _ func(context.Context, string, string) error) error {
+func (a *fakeVolumes) Publish(_ context.Context, pod volumes.PodRef, _ string, _ func(context.Context, string, string) error) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.pod = pod
 	return a.err
 }
 
-func (a *answers) Release(volumeID string) { a.released = append(a.released, volumeID) }
+func (a *fakeVolumes) Release(volumeID string) { a.released = append(a.released, volumeID) }
 
-func (a *answers) Stage(ctx context.Context, id string, o volumes.StageOptions, use func(context.Context, string, string) error) error {
+func (a *fakeVolumes) Stage(ctx context.Context, id string, o volumes.StageOptions, use func(context.Context, string, string) error) error {
 	if a.err != nil {
 		return a.err
 	}
@@ -61,13 +61,13 @@ func (a *answers) Stage(ctx context.Context, id string, o volumes.StageOptions, 
 	return use(ctx, a.volume.Device, cmp.Or(o.FSType, a.fsType))
 }
 
-func (a *answers) Unstaged(volumeID string) { a.unstaged = append(a.unstaged, volumeID) }
+func (a *fakeVolumes) Unstaged(volumeID string) { a.unstaged = append(a.unstaged, volumeID) }
 
-func (a *answers) Expand(ctx context.Context, _ string, _ int64, grow func(context.Context, volumes.Volume) error) (volumes.Volume, error) {
+func (a *fakeVolumes) Expand(ctx context.Context, _ string, _ int64, grow func(context.Context, volumes.Volume) error) (volumes.Volume, error) {
 	return a.volume, errors.Join(a.err, grow(ctx, a.volume))
 }
 
-func (a *answers) Lookup(volumeID string) (volumes.Volume, bool) {
+func (a *fakeVolumes) Lookup(volumeID string) (volumes.Volume, bool) {
 	return a.volume, a.volume.ID != "" && volumeID == a.volume.ID
 }
 
@@ -79,11 +79,11 @@ func (o options) MountOptions(string, string) []string { return o }
 // newNode is the node service of a kubelet whose folder is the test's.
 func newNode(t *testing.T, v Volumes, o ...string) *Node {
 	t.Helper()
-	return NewNode("n", v, options(o), newKubelet(t, shared(t)))
+	return NewNode("n", v, options(o), newKubelet(t, sharedDir(t)))
 }
 
-// shared is a folder in which the host sees mounts.
-func shared(t *testing.T) string {
+// sharedDir is a folder in which the host sees mounts.
+func sharedDir(t *testing.T) string {
 	t.Helper()
 	if onHost() {
 		dir := t.TempDir()
@@ -103,8 +103,8 @@ func newKubelet(t *testing.T, dir string) *Kubelet {
 	return k
 }
 
-// valid is a valid call by the node's kubelet.
-func valid(n *Node) *csispec.NodePublishVolumeRequest {
+// validPublish is a valid call by the node's kubelet.
+func validPublish(n *Node) *csispec.NodePublishVolumeRequest {
 	return &csispec.NodePublishVolumeRequest{
 		VolumeId:   "csi-1",
 		TargetPath: filepath.Join(n.kubelet.dir, "mount"),
@@ -154,9 +154,9 @@ func TestPublishArguments(t *testing.T) {
 		"unknown attribute": {func(r *request) { r.VolumeContext["sise"] = "1Gi" }, `"sise"`},
 		"no pod":            {func(r *request) { delete(r.VolumeContext, contextPodUID) }, "podInfoOnMount"},
 	} {
-		a := &answers{}
+		a := &fakeVolumes{}
 		n := newNode(t, a)
-		r := valid(n)
+		r := validPublish(n)
 		tc.spoil(r)
 		_, err := n.NodePublishVolume(t.Context(), r)
 		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), tc.says) {
@@ -166,9 +166,9 @@ func TestPublishArguments(t *testing.T) {
 			t.Errorf("%s: a volume was asked for", name)
 		}
 	}
-	a := &answers{}
+	a := &fakeVolumes{}
 	n := newNode(t, a)
-	if _, err := n.NodePublishVolume(t.Context(), valid(n)); err != nil {
+	if _, err := n.NodePublishVolume(t.Context(), validPublish(n)); err != nil {
 		t.Errorf("a valid call: %v", err)
 	}
 	if want := (volumes.PodRef{Namespace: "ns", Name: "pod", UID: "1"}); a.pod != want {
@@ -179,23 +179,23 @@ func TestPublishArguments(t *testing.T) {
 // TestPublishErrors asserts the status code of each error, and that the status keeps the message.
 func TestPublishErrors(t *testing.T) {
 	for err, want := range map[error]codes.Code{
-		fmt.Errorf("%w: x", volumes.ErrInvalid):                 codes.InvalidArgument,
-		fmt.Errorf("%w: x", volumes.ErrNoRoom):                  codes.ResourceExhausted,
-		fmt.Errorf("%w: x", volumes.ErrWaiting):                 codes.Unavailable,
-		fmt.Errorf("%w: x", volumes.ErrOutOfService):            codes.Unavailable,
-		fmt.Errorf("%w: x", volumes.ErrPodGone):                 codes.FailedPrecondition,
-		fmt.Errorf("%w: x", volumes.ErrReleased):                codes.FailedPrecondition,
-		fmt.Errorf("%w: x", volumes.ErrInUse):                   codes.FailedPrecondition,
-		fmt.Errorf("%w: x", volumes.ErrNotFound):                codes.NotFound,
-		fmt.Errorf("%w: x", volumes.ErrExists):                  codes.AlreadyExists,
-		fmt.Errorf("%w: x", volumes.ErrNotGrown):                codes.OutOfRange,
-		context.Canceled:                                        codes.Canceled,
-		fmt.Errorf("around: %w", refuse(codes.OutOfRange, "x")): codes.OutOfRange,
-		context.DeadlineExceeded:                                codes.DeadlineExceeded,
-		errors.New("x"):                                         codes.Internal,
+		fmt.Errorf("%w: x", volumes.ErrInvalid):                      codes.InvalidArgument,
+		fmt.Errorf("%w: x", volumes.ErrNoRoom):                       codes.ResourceExhausted,
+		fmt.Errorf("%w: x", volumes.ErrWaiting):                      codes.Unavailable,
+		fmt.Errorf("%w: x", volumes.ErrOutOfService):                 codes.Unavailable,
+		fmt.Errorf("%w: x", volumes.ErrPodGone):                      codes.FailedPrecondition,
+		fmt.Errorf("%w: x", volumes.ErrReleased):                     codes.FailedPrecondition,
+		fmt.Errorf("%w: x", volumes.ErrInUse):                        codes.FailedPrecondition,
+		fmt.Errorf("%w: x", volumes.ErrNotFound):                     codes.NotFound,
+		fmt.Errorf("%w: x", volumes.ErrExists):                       codes.AlreadyExists,
+		fmt.Errorf("%w: x", volumes.ErrNotGrown):                     codes.OutOfRange,
+		context.Canceled:                                             codes.Canceled,
+		fmt.Errorf("around: %w", errWithCode(codes.OutOfRange, "x")): codes.OutOfRange,
+		context.DeadlineExceeded:                                     codes.DeadlineExceeded,
+		errors.New("x"):                                              codes.Internal,
 	} {
-		n := newNode(t, &answers{err: err})
-		_, got := n.NodePublishVolume(t.Context(), valid(n))
+		n := newNode(t, &fakeVolumes{err: err})
+		_, got := n.NodePublishVolume(t.Context(), validPublish(n))
 		if status.Code(got) != want || !strings.Contains(got.Error(), err.Error()) {
 			t.Errorf("%v becomes %v, want %v", err, got, want)
 		}
@@ -205,39 +205,39 @@ func TestPublishErrors(t *testing.T) {
 // TestOneCallAtATime asserts that a second call for a volume waits, and is refused when it has waited for too long or
 // its caller has given up.
 func TestOneCallAtATime(t *testing.T) {
-	n := newNode(t, &answers{})
-	release, err := n.claim(t.Context(), "csi-1")
+	n := newNode(t, &fakeVolumes{})
+	release, err := n.lockVolume(t.Context(), "csi-1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.patience = time.Millisecond
-	if _, err := n.NodePublishVolume(t.Context(), valid(n)); status.Code(err) != codes.Aborted {
+	n.callTimeout = time.Millisecond
+	if _, err := n.NodePublishVolume(t.Context(), validPublish(n)); status.Code(err) != codes.Aborted {
 		t.Errorf("a second call: %v", err)
 	}
-	n.patience = time.Minute
+	n.callTimeout = time.Minute
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := n.NodePublishVolume(gone, valid(n)); status.Code(err) != codes.Canceled {
+	if _, err := n.NodePublishVolume(gone, validPublish(n)); status.Code(err) != codes.Canceled {
 		t.Errorf("a call whose caller does not wait any more: %v", err)
 	}
 	var calls sync.WaitGroup
 	for range 10 {
 		calls.Go(func() {
-			if _, err := n.NodePublishVolume(t.Context(), valid(n)); err != nil {
+			if _, err := n.NodePublishVolume(t.Context(), validPublish(n)); err != nil {
 				t.Errorf("a later call: %v", err)
 			}
 		})
 	}
 	release()
 	calls.Wait()
-	if len(n.busy) != 0 {
-		t.Errorf("%d claims are left", len(n.busy))
+	if len(n.locked) != 0 {
+		t.Errorf("%d claims are left", len(n.locked))
 	}
 }
 
 // TestUnpublish asserts that unpublishing removes an empty mount point, can be repeated, and keeps a folder with data.
 func TestUnpublish(t *testing.T) {
-	a := &answers{}
+	a := &fakeVolumes{}
 	n := newNode(t, a)
 	for _, r := range []*csispec.NodeUnpublishVolumeRequest{{TargetPath: "/x"}, {VolumeId: "csi-1"}, {VolumeId: "csi-1", TargetPath: "x"}} {
 		if _, err := n.NodeUnpublishVolume(t.Context(), r); status.Code(err) != codes.InvalidArgument {
@@ -269,7 +269,7 @@ func TestUnpublish(t *testing.T) {
 // TestStatsArguments asserts that a stats call is refused without its arguments, or for a path where nothing is
 // mounted.
 func TestStatsArguments(t *testing.T) {
-	n := newNode(t, &answers{})
+	n := newNode(t, &fakeVolumes{})
 	for r, want := range map[*csispec.NodeGetVolumeStatsRequest]codes.Code{
 		{VolumePath: "/x"}:                           codes.InvalidArgument,
 		{VolumeId: "csi-1"}:                          codes.InvalidArgument,
@@ -284,7 +284,7 @@ func TestStatsArguments(t *testing.T) {
 
 // TestSockets asserts that both sockets are served, although a killed agent has left its own.
 func TestSockets(t *testing.T) {
-	dir := shared(t)
+	dir := sharedDir(t)
 	socket, register := filepath.Join(dir, "plugin", "csi.sock"), filepath.Join(dir, diskv1alpha1.DriverName+"-reg.sock")
 	if err := os.WriteFile(register, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -293,7 +293,7 @@ func TestSockets(t *testing.T) {
 	ended := make(chan error, 2)
 	kubelet := newKubelet(t, dir)
 	go func() {
-		ended <- Serve(ctx, socket, NewNode("node1", &answers{}, options{}, kubelet), NewController("node1", &answers{}, &answers{}))
+		ended <- Serve(ctx, socket, NewNode("node1", &fakeVolumes{}, options{}, kubelet), NewController("node1", &fakeVolumes{}, &fakeVolumes{}))
 	}()
 	go func() { ended <- NewRegistration(dir, socket, func(bool) {}).Run(ctx) }()
 

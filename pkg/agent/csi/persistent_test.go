@@ -22,9 +22,9 @@ import (
 
 const mib = int64(1) << 20
 
-// volume is a persistent volume on a loop device, and the node service that has it.
-type volume struct {
-	*answers
+// testVolume is a persistent volume on a loop device, and the node service that has it.
+type testVolume struct {
+	*fakeVolumes
 	*Node
 	t               *testing.T
 	dir, image      string
@@ -32,11 +32,11 @@ type volume struct {
 }
 
 // newVolume makes a volume of that size. fsType is empty for a raw block volume.
-func newVolume(t *testing.T, fsType string, size int64) *volume {
+func newVolume(t *testing.T, fsType string, size int64) *testVolume {
 	t.Helper()
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "losetup", "mkfs.ext4", "mkfs.xfs", "resize2fs", "e2fsck", "xfs_growfs")
-	v := &volume{t: t, dir: shared(t), image: testenv.Image(t, size)}
+	v := &testVolume{t: t, dir: sharedDir(t), image: testenv.Image(t, size)}
 	v.staging, v.target = filepath.Join(v.dir, "globalmount"), filepath.Join(v.dir, "pod", "mount")
 	device := testenv.Loop(t, v.image, "512")
 	switch fsType {
@@ -45,13 +45,13 @@ func newVolume(t *testing.T, fsType string, size int64) *volume {
 	case diskv1alpha1.FSTypeExt4:
 		testenv.Run(t, "mkfs.ext4", "-q", "-F", "-m0", device)
 	}
-	v.answers = &answers{fsType: fsType, volume: volumes.Volume{
+	v.fakeVolumes = &fakeVolumes{fsType: fsType, volume: volumes.Volume{
 		ID: claimID, Device: device, Disk: diskID, Size: size, Block: fsType == "", Phase: disk.Formatted,
 	}}
-	v.Node = NewNode("n", v.answers, options{}, newKubelet(t, v.dir))
+	v.Node = NewNode("n", v.fakeVolumes, options{}, newKubelet(t, v.dir))
 	v.folders()
 	t.Cleanup(func() {
-		for _, path := range []string{v.target, v.other(), v.staging} {
+		for _, path := range []string{v.target, v.otherTarget(), v.staging} {
 			if err := unmount(t.Context(), path); err != nil {
 				t.Error(err)
 			}
@@ -61,34 +61,34 @@ func newVolume(t *testing.T, fsType string, size int64) *volume {
 }
 
 // folders makes the folders of both targets, as the kubelet does.
-func (v *volume) folders() {
+func (v *testVolume) folders() {
 	v.t.Helper()
-	for _, target := range []string{v.target, v.other()} {
+	for _, target := range []string{v.target, v.otherTarget()} {
 		if err := os.Mkdir(filepath.Dir(target), 0o750); err != nil {
 			v.t.Fatal(err)
 		}
 	}
 }
 
-// other is the target of another pod.
-func (v *volume) other() string { return filepath.Join(v.dir, "other", "mount") }
+// otherTarget is the target of another pod.
+func (v *testVolume) otherTarget() string { return filepath.Join(v.dir, "other", "mount") }
 
 // grow makes the device larger, like a partition that grows under a volume in use.
-func (v *volume) grow(size int64) {
+func (v *testVolume) grow(size int64) {
 	v.t.Helper()
 	testenv.Resize(v.t, v.image, size)
 	testenv.Run(v.t, "losetup", "--set-capacity", v.volume.Device)
 	v.volume.Size = size
 }
 
-func (v *volume) capability() *csispec.VolumeCapability {
+func (v *testVolume) capability() *csispec.VolumeCapability {
 	if v.volume.Block {
 		return asBlock()
 	}
 	return mountAs("")
 }
 
-func (v *volume) stage(flags ...string) error {
+func (v *testVolume) stage(flags ...string) error {
 	c := v.capability()
 	if !v.volume.Block {
 		c.GetMount().MountFlags = flags
@@ -97,13 +97,13 @@ func (v *volume) stage(flags ...string) error {
 	return err
 }
 
-func (v *volume) unstage() error {
+func (v *testVolume) unstage() error {
 	_, err := v.NodeUnstageVolume(v.t.Context(), &csispec.NodeUnstageVolumeRequest{VolumeId: claimID, StagingTargetPath: v.staging})
 	return err
 }
 
 // publish publishes the volume on a target. change may be nil.
-func (v *volume) publish(target string, change func(*csispec.NodePublishVolumeRequest)) error {
+func (v *testVolume) publish(target string, change func(*csispec.NodePublishVolumeRequest)) error {
 	r := &csispec.NodePublishVolumeRequest{VolumeId: claimID, StagingTargetPath: v.staging, TargetPath: target, VolumeCapability: v.capability()}
 	if change != nil {
 		change(r)
@@ -112,7 +112,7 @@ func (v *volume) publish(target string, change func(*csispec.NodePublishVolumeRe
 	return err
 }
 
-func (v *volume) unpublish(target string) error {
+func (v *testVolume) unpublish(target string) error {
 	_, err := v.NodeUnpublishVolume(v.t.Context(), &csispec.NodeUnpublishVolumeRequest{VolumeId: claimID, TargetPath: target})
 	return err
 }
@@ -123,8 +123,8 @@ func mode(m csispec.VolumeCapability_AccessMode_Mode) func(*csispec.NodePublishV
 	return func(r *csispec.NodePublishVolumeRequest) { r.VolumeCapability.AccessMode.Mode = m }
 }
 
-// must asserts that a call returns the code.
-func (v *volume) must(what string, err error, code codes.Code) {
+// checkCode asserts that a call returns the code.
+func (v *testVolume) checkCode(what string, err error, code codes.Code) {
 	v.t.Helper()
 	if status.Code(err) != code {
 		v.t.Fatalf("%s: %v, want %v", what, err, code)
@@ -136,40 +136,40 @@ func TestLifeOfAVolume(t *testing.T) {
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
 		t.Run(fsType, func(t *testing.T) {
 			v := newVolume(t, fsType, 304*mib)
-			v.must("publish before stage", v.publish(v.target, nil), codes.FailedPrecondition)
+			v.checkCode("publish before stage", v.publish(v.target, nil), codes.FailedPrecondition)
 			for range 2 {
-				v.must("stage", v.stage("noatime"), codes.OK)
+				v.checkCode("stage", v.stage("noatime"), codes.OK)
 			}
 			for range 2 {
-				v.must("publish", v.publish(v.target, nil), codes.OK)
+				v.checkCode("publish", v.publish(v.target, nil), codes.OK)
 			}
 			if err := os.WriteFile(filepath.Join(v.target, "file"), []byte("data"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			v.must("publish read-only where it is not", v.publish(v.target, readOnly), codes.AlreadyExists)
+			v.checkCode("publish read-only where it is not", v.publish(v.target, readOnly), codes.AlreadyExists)
 			for range 2 {
-				v.must("publish read-only", v.publish(v.other(), readOnly), codes.OK)
+				v.checkCode("publish read-only", v.publish(v.otherTarget(), readOnly), codes.OK)
 			}
-			v.must("publish where it is read-only", v.publish(v.other(), nil), codes.AlreadyExists)
-			if data, err := os.ReadFile(filepath.Join(v.other(), "file")); err != nil || string(data) != "data" {
+			v.checkCode("publish where it is read-only", v.publish(v.otherTarget(), nil), codes.AlreadyExists)
+			if data, err := os.ReadFile(filepath.Join(v.otherTarget(), "file")); err != nil || string(data) != "data" {
 				t.Errorf("the other pod reads %q: %v", data, err)
 			}
-			if err := os.WriteFile(filepath.Join(v.other(), "file"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
+			if err := os.WriteFile(filepath.Join(v.otherTarget(), "file"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
 				t.Errorf("a read-only pod writes: %v", err)
 			}
-			for _, path := range []string{v.target, v.other()} {
+			for _, path := range []string{v.target, v.otherTarget()} {
 				if at := mountedAt(t, path); at == nil || !slices.Contains(strings.Split(at.Options, ","), "noatime") {
 					t.Errorf("%s is mounted with %v", path, at)
 				}
 			}
-			for _, target := range []string{v.target, v.target, v.other()} {
-				v.must("unpublish", v.unpublish(target), codes.OK)
+			for _, target := range []string{v.target, v.target, v.otherTarget()} {
+				v.checkCode("unpublish", v.unpublish(target), codes.OK)
 				if _, err := os.Lstat(target); !errors.Is(err, os.ErrNotExist) {
 					t.Errorf("%s is left: %v", target, err)
 				}
 			}
 			for range 2 {
-				v.must("unstage", v.unstage(), codes.OK)
+				v.checkCode("unstage", v.unstage(), codes.OK)
 			}
 			if at := mountedAt(t, v.staging); at != nil {
 				t.Errorf("%v is left", at)
@@ -181,7 +181,7 @@ func TestLifeOfAVolume(t *testing.T) {
 				t.Errorf("unstaged %v, released %v", v.unstaged, v.released)
 			}
 			// The next pod has the data.
-			v.must("stage again", v.stage(), codes.OK)
+			v.checkCode("stage again", v.stage(), codes.OK)
 			if data, err := os.ReadFile(filepath.Join(v.staging, "file")); err != nil || string(data) != "data" {
 				t.Errorf("the next pod reads %q: %v", data, err)
 			}
@@ -196,8 +196,8 @@ func TestReadOnlyModes(t *testing.T) {
 	// With SELinux the kubelet passes a label, which mount(8) ignores on a kernel without it. The label is the file
 	// system's, and not an option of the mount that a pod gets.
 	flags := []string{"nosuid", "nodev", `context="system_u:object_r:container_file_t:s0:c1,c2"`}
-	v.must("stage", v.stage(flags...), codes.OK)
-	v.must("publish", v.publish(v.target, func(r *csispec.NodePublishVolumeRequest) {
+	v.checkCode("stage", v.stage(flags...), codes.OK)
+	v.checkCode("publish", v.publish(v.target, func(r *csispec.NodePublishVolumeRequest) {
 		r.VolumeCapability.AccessMode.Mode = csispec.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY
 		r.VolumeCapability.GetMount().MountFlags = flags
 	}), codes.OK)
@@ -221,20 +221,20 @@ func TestSingleWriter(t *testing.T) {
 		t.Run(fsType, func(t *testing.T) {
 			v := newVolume(t, fsType, 64*mib)
 			single := mode(csispec.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER)
-			v.must("stage", v.stage(), codes.OK)
+			v.checkCode("stage", v.stage(), codes.OK)
 			for range 2 {
-				v.must("publish", v.publish(v.target, single), codes.OK)
+				v.checkCode("publish", v.publish(v.target, single), codes.OK)
 			}
-			err := v.publish(v.other(), single)
-			v.must("a second pod", err, codes.FailedPrecondition)
+			err := v.publish(v.otherTarget(), single)
+			v.checkCode("a second pod", err, codes.FailedPrecondition)
 			if !strings.Contains(err.Error(), v.target) {
 				t.Errorf("the message does not say where the volume is: %v", err)
 			}
-			if _, err := os.Lstat(v.other()); !errors.Is(err, os.ErrNotExist) {
+			if _, err := os.Lstat(v.otherTarget()); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("the second target is left: %v", err)
 			}
-			v.must("unpublish", v.unpublish(v.target), codes.OK)
-			v.must("the next pod", v.publish(v.other(), single), codes.OK)
+			v.checkCode("unpublish", v.unpublish(v.target), codes.OK)
+			v.checkCode("the next pod", v.publish(v.otherTarget(), single), codes.OK)
 		})
 	}
 }
@@ -243,17 +243,17 @@ func TestSingleWriter(t *testing.T) {
 // reports its size.
 func TestRawBlock(t *testing.T) {
 	v := newVolume(t, "", 8*mib)
-	v.must("stage", v.stage(), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
 	for range 2 {
-		v.must("publish", v.publish(v.target, nil), codes.OK)
+		v.checkCode("publish", v.publish(v.target, nil), codes.OK)
 	}
 	if !mounts.SameDevice(v.target, v.volume.Device) {
 		t.Fatal("the target is not the volume's device")
 	}
 	testenv.WriteDevice(t, v.target, []byte("raw data"))
-	v.must("publish read-only where it is not", v.publish(v.target, readOnly), codes.AlreadyExists)
-	v.must("publish read-only", v.publish(v.other(), readOnly), codes.OK)
-	v.must("publish as a file system", v.publish(v.target, func(r *csispec.NodePublishVolumeRequest) { r.VolumeCapability = mountAs("") }), codes.FailedPrecondition)
+	v.checkCode("publish read-only where it is not", v.publish(v.target, readOnly), codes.AlreadyExists)
+	v.checkCode("publish read-only", v.publish(v.otherTarget(), readOnly), codes.OK)
+	v.checkCode("publish as a file system", v.publish(v.target, func(r *csispec.NodePublishVolumeRequest) { r.VolumeCapability = mountAs("") }), codes.FailedPrecondition)
 	stats, err := v.NodeGetVolumeStats(t.Context(), &csispec.NodeGetVolumeStatsRequest{VolumeId: claimID, VolumePath: v.target})
 	if err != nil || len(stats.Usage) != 1 || stats.Usage[0].Total != 8*mib || stats.VolumeCondition.Abnormal {
 		t.Errorf("stats are %v: %v", stats, err)
@@ -267,14 +267,14 @@ func TestRawBlock(t *testing.T) {
 	if err != nil || !stats.VolumeCondition.Abnormal {
 		t.Errorf("stats of a disk out of service are %v: %v", stats, err)
 	}
-	v.must("publish from it", v.publish(v.target, nil), codes.Unavailable)
+	v.checkCode("publish from it", v.publish(v.target, nil), codes.Unavailable)
 	v.volume.Problem, v.volume.Device = "", device
 	v.grow(16 * mib)
 	if got, err := v.NodeExpandVolume(t.Context(), &csispec.NodeExpandVolumeRequest{VolumeId: claimID, VolumePath: "/any"}); err != nil || got.CapacityBytes != 16*mib {
 		t.Errorf("expand says %v: %v", got, err)
 	}
 	for range 2 {
-		v.must("unpublish", v.unpublish(v.target), codes.OK)
+		v.checkCode("unpublish", v.unpublish(v.target), codes.OK)
 	}
 	if _, err := os.Lstat(v.target); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the target is left: %v", err)
@@ -282,15 +282,15 @@ func TestRawBlock(t *testing.T) {
 	if _, err := os.Stat(v.volume.Device); err != nil {
 		t.Errorf("the device is gone: %v", err)
 	}
-	v.must("unpublish the other", v.unpublish(v.other()), codes.OK)
+	v.checkCode("unpublish the other", v.unpublish(v.otherTarget()), codes.OK)
 	if data, err := os.ReadFile(v.image); err != nil || !strings.HasPrefix(string(data), "raw data") {
 		t.Errorf("the device does not hold what was written: %v", err)
 	}
-	v.must("unstage", v.unstage(), codes.OK)
+	v.checkCode("unstage", v.unstage(), codes.OK)
 }
 
-// TestInTheWay asserts that files and mounts of other programs at the paths are neither used nor removed.
-func TestInTheWay(t *testing.T) {
+// TestOtherMountOnTarget asserts that files and mounts of other programs at the paths are neither used nor removed.
+func TestOtherMountOnTarget(t *testing.T) {
 	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
 	if err := os.MkdirAll(v.staging, 0o750); err != nil {
 		t.Fatal(err)
@@ -305,26 +305,26 @@ func TestInTheWay(t *testing.T) {
 		}
 	}
 	tmpfs(v.staging)
-	v.must("stage over another mount", v.stage(), codes.FailedPrecondition)
+	v.checkCode("stage over another mount", v.stage(), codes.FailedPrecondition)
 	if err := syscall.Unmount(v.staging, 0); err != nil {
 		t.Fatal(err)
 	}
-	v.must("stage", v.stage(), codes.OK)
+	v.checkCode("stage", v.stage(), codes.OK)
 	tmpfs(v.target)
-	v.must("publish over another mount", v.publish(v.target, nil), codes.FailedPrecondition)
+	v.checkCode("publish over another mount", v.publish(v.target, nil), codes.FailedPrecondition)
 
 	file := filepath.Join(v.dir, "file")
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	v.must("publish over a file", v.publish(file, nil), codes.Internal)
-	v.must("unpublish a file", v.unpublish(file), codes.Internal)
+	v.checkCode("publish over a file", v.publish(file, nil), codes.Internal)
+	v.checkCode("unpublish a file", v.unpublish(file), codes.Internal)
 	link := filepath.Join(v.dir, "link")
 	if err := os.Symlink(v.dir, link); err != nil {
 		t.Fatal(err)
 	}
-	v.must("publish over a link", v.publish(link, nil), codes.Internal)
-	v.must("unpublish a link", v.unpublish(link), codes.Internal)
+	v.checkCode("publish over a link", v.publish(link, nil), codes.Internal)
+	v.checkCode("unpublish a link", v.unpublish(link), codes.Internal)
 	for _, path := range []string{file, link} {
 		if _, err := os.Lstat(path); err != nil {
 			t.Error(err)
@@ -342,11 +342,11 @@ func TestPathsOverLinks(t *testing.T) {
 	direct := v.target
 	v.staging, v.target = filepath.Join(link, "globalmount"), filepath.Join(link, "pod", "mount")
 	for range 2 {
-		v.must("stage", v.stage(), codes.OK)
-		v.must("publish", v.publish(v.target, nil), codes.OK)
+		v.checkCode("stage", v.stage(), codes.OK)
+		v.checkCode("publish", v.publish(v.target, nil), codes.OK)
 	}
-	v.must("unpublish", v.unpublish(v.target), codes.OK)
-	v.must("unstage", v.unstage(), codes.OK)
+	v.checkCode("unpublish", v.unpublish(v.target), codes.OK)
+	v.checkCode("unstage", v.unstage(), codes.OK)
 	if at := mountedAt(t, direct); at != nil {
 		t.Errorf("%v is left", at)
 	}

@@ -30,7 +30,7 @@ func (c *Controller) CreateVolume(ctx context.Context, r *csispec.CreateVolumeRe
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return &csispec.CreateVolumeResponse{Volume: c.entry(v)}, nil
+	return &csispec.CreateVolumeResponse{Volume: c.describe(v)}, nil
 }
 
 // requestOf reads the request. The error has a code.

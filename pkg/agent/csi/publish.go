@@ -40,7 +40,7 @@ func (n *Node) NodePublishVolume(ctx context.Context, r *csispec.NodePublishVolu
 			return nil, invalid("%v", err)
 		}
 	}
-	release, err := n.claim(ctx, r.VolumeId)
+	release, err := n.lockVolume(ctx, r.VolumeId)
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +105,7 @@ func (n *Node) publishInline(ctx context.Context, r *csispec.NodePublishVolumeRe
 
 // publishStaged binds the staged file system to the target.
 func (n *Node) publishStaged(ctx context.Context, r *csispec.NodePublishVolumeRequest, a access) error {
-	device, err := n.ready(r.VolumeId, false)
+	device, err := n.publishableDevice(r.VolumeId, false)
 	if err != nil {
 		return err
 	}
@@ -116,14 +116,14 @@ func (n *Node) publishStaged(ctx context.Context, r *csispec.NodePublishVolumeRe
 	staging, target := mounts.Resolve(r.StagingTargetPath), mounts.Resolve(r.TargetPath)
 	i := slices.IndexFunc(on, func(m mounts.Mount) bool { return m.Mountpoint == staging })
 	if i < 0 {
-		return refuse(codes.FailedPrecondition, "volume %s is not staged on %s", r.VolumeId, r.StagingTargetPath)
+		return errWithCode(codes.FailedPrecondition, "volume %s is not staged on %s", r.VolumeId, r.StagingTargetPath)
 	}
 	a.readOnly = a.readOnly || on[i].ReadOnly() || slices.Contains(a.flags, "ro")
-	isThere, err := published(on, r, a.readOnly)
+	isThere, err := isPublished(on, r, a.readOnly)
 	if isThere || err != nil {
 		return err
 	}
-	if err := unshared(on, r.VolumeId, a, staging); err != nil {
+	if err := checkSingleWriter(on, r.VolumeId, a, staging); err != nil {
 		return err
 	}
 	return bindFolder(ctx, staging, target, a.bindOptions())
@@ -133,7 +133,7 @@ func (n *Node) publishStaged(ctx context.Context, r *csispec.NodePublishVolumeRe
 // of its node. So the container runtime must keep the pod from writing to a read-only raw block volume, and the kubelet
 // passes that on. A read-only flag of the device itself would affect all its users, also the agent's wipe.
 func (n *Node) publishBlock(ctx context.Context, r *csispec.NodePublishVolumeRequest, a access) error {
-	device, err := n.ready(r.VolumeId, true)
+	device, err := n.publishableDevice(r.VolumeId, true)
 	if err != nil {
 		return err
 	}
@@ -141,56 +141,56 @@ func (n *Node) publishBlock(ctx context.Context, r *csispec.NodePublishVolumeReq
 	if err != nil {
 		return err
 	}
-	isThere, err := published(on, r, a.readOnly)
+	isThere, err := isPublished(on, r, a.readOnly)
 	if isThere || err != nil {
 		return err
 	}
-	if err := unshared(on, r.VolumeId, a, ""); err != nil {
+	if err := checkSingleWriter(on, r.VolumeId, a, ""); err != nil {
 		return err
 	}
 	return bindDevice(ctx, device, mounts.Resolve(r.TargetPath), a.bindOptions())
 }
 
-// ready returns the device of a persistent volume that can be published.
-func (n *Node) ready(volumeID string, block bool) (device string, err error) {
+// publishableDevice returns the device of a persistent volume that can be published.
+func (n *Node) publishableDevice(volumeID string, block bool) (device string, err error) {
 	v, ok := n.volumes.Lookup(volumeID)
 	switch {
 	case !ok:
-		return "", refuse(codes.NotFound, "volume %.128q is on no disk of this node", volumeID)
+		return "", errWithCode(codes.NotFound, "volume %.128q is on no disk of this node", volumeID)
 	case v.Problem != "":
-		return "", refuse(codes.Unavailable, "volume %s is on disk %s, which is out of service: %s", volumeID, v.Disk, v.Problem)
+		return "", errWithCode(codes.Unavailable, "volume %s is on disk %s, which is out of service: %s", volumeID, v.Disk, v.Problem)
 	case v.Block != block:
-		return "", refuse(codes.FailedPrecondition, "volume_capability: volume %s has %s, and that cannot be changed", volumeID, modeOf(v.Block))
+		return "", errWithCode(codes.FailedPrecondition, "volume_capability: volume %s has %s, and that cannot be changed", volumeID, modeOf(v.Block))
 	case v.Phase != disk.Formatted:
-		return "", refuse(codes.FailedPrecondition, "volume %s is in phase %v: it must be staged first", volumeID, v.Phase)
+		return "", errWithCode(codes.FailedPrecondition, "volume %s is in phase %v: it must be staged first", volumeID, v.Phase)
 	}
 	return v.Device, nil
 }
 
-// published reports whether one of the volume's mounts is on the target, with the right options.
-func published(on []mounts.Mount, r *csispec.NodePublishVolumeRequest, readOnly bool) (bool, error) {
+// isPublished reports whether one of the volume's mounts is on the target, with the right options.
+func isPublished(on []mounts.Mount, r *csispec.NodePublishVolumeRequest, readOnly bool) (bool, error) {
 	at, found, err := mounts.At(r.TargetPath)
 	if !found || err != nil {
 		return false, err
 	}
 	switch {
 	case !slices.ContainsFunc(on, func(m mounts.Mount) bool { return m.ID == at.ID }):
-		return false, refuse(codes.FailedPrecondition, "target_path: %s is mounted on %s already, where volume %s belongs: unmount it", at.Source, r.TargetPath, r.VolumeId)
+		return false, errWithCode(codes.FailedPrecondition, "target_path: %s is mounted on %s already, where volume %s belongs: unmount it", at.Source, r.TargetPath, r.VolumeId)
 	case at.ReadOnly() != readOnly:
-		return false, refuse(codes.AlreadyExists, "volume %s is published on %s already, with read-only %v and not %v", r.VolumeId, r.TargetPath, !readOnly, readOnly)
+		return false, errWithCode(codes.AlreadyExists, "volume %s is published on %s already, with read-only %v and not %v", r.VolumeId, r.TargetPath, !readOnly, readOnly)
 	}
 	return true, nil
 }
 
-// unshared returns an error if a volume for a single writer is mounted anywhere but where it is staged. It reads the
-// mount table, which outlives the agent.
-func unshared(on []mounts.Mount, volumeID string, a access, staging string) error {
-	if !a.single {
+// checkSingleWriter returns an error if a volume for a single writer is mounted anywhere but where it is staged. It
+// reads the mount table, which outlives the agent.
+func checkSingleWriter(on []mounts.Mount, volumeID string, a access, staging string) error {
+	if !a.singleWriter {
 		return nil
 	}
 	for _, m := range on {
 		if m.Mountpoint != staging {
-			return refuse(codes.FailedPrecondition, "volume %s is in use on %s: its access mode allows one pod (ReadWriteOncePod)", volumeID, m.Mountpoint)
+			return errWithCode(codes.FailedPrecondition, "volume %s is in use on %s: its access mode allows one pod (ReadWriteOncePod)", volumeID, m.Mountpoint)
 		}
 	}
 	return nil
@@ -204,7 +204,7 @@ func (n *Node) NodeUnpublishVolume(ctx context.Context, r *csispec.NodeUnpublish
 	if err := checkPath("target_path", r.TargetPath); err != nil {
 		return nil, statusOf(err)
 	}
-	release, err := n.claim(ctx, r.VolumeId)
+	release, err := n.lockVolume(ctx, r.VolumeId)
 	if err != nil {
 		return nil, err
 	}

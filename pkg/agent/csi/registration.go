@@ -17,19 +17,19 @@ import (
 type Registration struct {
 	dir, endpoint string
 	// changed is called with whether the kubelet has registered the driver.
-	changed func(registered bool)
-	again   chan struct{}
+	changed       func(registered bool)
+	registerAgain chan struct{}
 }
 
 // NewRegistration offers the driver that serves on endpoint, by a socket in dir.
 func NewRegistration(dir, endpoint string, changed func(registered bool)) *Registration {
-	return &Registration{dir: dir, endpoint: endpoint, changed: changed, again: make(chan struct{}, 1)}
+	return &Registration{dir: dir, endpoint: endpoint, changed: changed, registerAgain: make(chan struct{}, 1)}
 }
 
-// Again makes the kubelet register the driver again, which it does when the socket is made again.
-func (r *Registration) Again() {
+// RegisterAgain makes the kubelet register the driver again, which it does when the socket is made again.
+func (r *Registration) RegisterAgain() {
 	select {
-	case r.again <- struct{}{}:
+	case r.registerAgain <- struct{}{}:
 	default:
 	}
 }
@@ -37,21 +37,21 @@ func (r *Registration) Again() {
 // Run offers the driver until the context ends.
 func (r *Registration) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if err := r.once(ctx); err != nil {
+		if err := r.serveOnce(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// once offers the driver until the context ends or Again is called.
-func (r *Registration) once(ctx context.Context) error {
+// serveOnce offers the driver until the context ends or Again is called.
+func (r *Registration) serveOnce(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
 		select {
 		case <-ctx.Done():
-		case <-r.again:
+		case <-r.registerAgain:
 			cancel()
 		}
 	}()

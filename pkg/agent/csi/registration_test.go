@@ -32,11 +32,11 @@ func TestRegisterAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Again()
+	r.RegisterAgain()
 	ticker := time.NewTicker(time.Millisecond)
 	defer ticker.Stop()
 	deadline := time.After(30 * time.Second)
-	for same(socket, first) {
+	for isSameSocket(socket, first) {
 		select {
 		case <-ticker.C:
 		case <-deadline:
@@ -61,8 +61,8 @@ func TestRegisterAgain(t *testing.T) {
 	}
 }
 
-// same reports whether the socket is still that file. The number of an inode may be used again.
-func same(socket string, as os.FileInfo) bool {
+// isSameSocket reports whether the socket is still that file. The number of an inode may be used again.
+func isSameSocket(socket string, as os.FileInfo) bool {
 	now, err := os.Stat(socket)
 	return err == nil && os.SameFile(as, now) && as.ModTime().Equal(now.ModTime())
 }

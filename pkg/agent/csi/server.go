@@ -32,8 +32,8 @@ const (
 	// socketCheck is how often the existence of a socket is checked. A kubelet or an operator may clear the folder, and
 	// the kubelet would not find the driver any more.
 	socketCheck = 10 * time.Second
-	// stopPatience is how long the end waits for calls in progress. One may wait for a disk that hangs.
-	stopPatience = 10 * time.Second
+	// stopTimeout is how long the end waits for calls in progress. One may wait for a disk that hangs.
+	stopTimeout = 10 * time.Second
 )
 
 // serve serves on the socket until the context ends, and makes the socket again if it is removed.
@@ -42,7 +42,7 @@ func serve(ctx context.Context, socket string, register func(*grpc.Server)) erro
 		if again {
 			klog.FromContext(ctx).Info("Socket was removed and is made again", "socket", socket)
 		}
-		server := grpc.NewServer(intercept(ctx), grpc.MaxRecvMsgSize(maxRequest))
+		server := grpc.NewServer(intercept(ctx), grpc.MaxRecvMsgSize(maxRequestBytes))
 		register(server)
 		if err := serveOnce(ctx, socket, server); err != nil {
 			return fmt.Errorf("cannot serve on %s: %w", socket, err)
@@ -51,15 +51,15 @@ func serve(ctx context.Context, socket string, register func(*grpc.Server)) erro
 	return nil
 }
 
-// maxRequest is far more than the kubelet ever sends.
-const maxRequest = 1 << 20
+// maxRequestBytes is far more than the kubelet ever sends.
+const maxRequestBytes = 1 << 20
 
 // serveOnce returns when the context ends or the socket is gone.
 func serveOnce(ctx context.Context, socket string, server *grpc.Server) error {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o750); err != nil {
 		return err
 	}
-	if err := notServed(ctx, socket); err != nil {
+	if err := checkNotServed(ctx, socket); err != nil {
 		return err
 	}
 	// An agent that was killed leaves its socket behind.
@@ -80,26 +80,26 @@ func serveOnce(ctx context.Context, socket string, server *grpc.Server) error {
 		return errors.Join(err, listener.Close())
 	}
 	defer func() {
-		if isAt(socket, mine) {
+		if isSameFile(socket, mine) {
 			_ = os.Remove(socket)
 		}
 	}()
 	ended := make(chan struct{})
 	defer close(ended)
 	go func() {
-		awaitRemoval(ctx, socket, ended)
+		waitForRemoval(ctx, socket, ended)
 		go server.GracefulStop()
 		select {
 		case <-ended:
-		case <-time.After(stopPatience):
+		case <-time.After(stopTimeout):
 			server.Stop()
 		}
 	}()
 	return server.Serve(listener)
 }
 
-// notServed refuses a socket on which a process answers: it is not stale.
-func notServed(ctx context.Context, socket string) error {
+// checkNotServed refuses a socket on which a process answers: it is not stale.
+func checkNotServed(ctx context.Context, socket string) error {
 	var dialer net.Dialer
 	ctx, cancel := context.WithTimeout(ctx, socketCheck)
 	defer cancel()
@@ -111,8 +111,8 @@ func notServed(ctx context.Context, socket string) error {
 	return errors.Join(errors.New("another process serves on it: end that one first"), conn.Close())
 }
 
-// awaitRemoval returns when the context ends, the serving has ended or the socket is gone.
-func awaitRemoval(ctx context.Context, socket string, ended <-chan struct{}) {
+// waitForRemoval returns when the context ends, the serving has ended or the socket is gone.
+func waitForRemoval(ctx context.Context, socket string, ended <-chan struct{}) {
 	ticker := time.NewTicker(socketCheck)
 	defer ticker.Stop()
 	for {
@@ -129,7 +129,7 @@ func awaitRemoval(ctx context.Context, socket string, ended <-chan struct{}) {
 	}
 }
 
-func isAt(path string, file fs.FileInfo) bool {
+func isSameFile(path string, file fs.FileInfo) bool {
 	now, err := os.Stat(path)
 	return err == nil && os.SameFile(file, now)
 }

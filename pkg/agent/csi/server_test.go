@@ -17,7 +17,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/volumes"
 )
 
-type panicking struct{ answers }
+type panicking struct{ fakeVolumes }
 
 func (*panicking) Publish(context.Context, volumes.PodRef, string, func(context.Context, string, string) error) error {
 	panic("on purpose")
@@ -33,7 +33,7 @@ func servingNode(t *testing.T, socket string, node *Node) (end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- Serve(ctx, socket, node, NewController("n", &answers{}, &answers{})) }()
+	go func() { ended <- Serve(ctx, socket, node, NewController("n", &fakeVolumes{}, &fakeVolumes{})) }()
 	end = func() {
 		if cancel(); ended == nil {
 			return
@@ -47,8 +47,8 @@ func servingNode(t *testing.T, socket string, node *Node) (end func()) {
 	return end
 }
 
-// short is a folder with a short name, because the name of a socket has at most 107 bytes.
-func short(t *testing.T) string {
+// shortSocketPath is a folder with a short name, because the name of a socket has at most 107 bytes.
+func shortSocketPath(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "csi")
 	if err != nil {
@@ -74,8 +74,8 @@ func probe(t *testing.T, socket string) {
 // TestSocketIsRecreated asserts that a socket that was removed is made again.
 func TestSocketIsRecreated(t *testing.T) {
 	t.Parallel()
-	socket := filepath.Join(short(t), "folder", "csi.sock")
-	serving(t, socket, &answers{})
+	socket := filepath.Join(shortSocketPath(t), "folder", "csi.sock")
+	serving(t, socket, &fakeVolumes{})
 	probe(t, socket)
 	if err := os.RemoveAll(filepath.Dir(socket)); err != nil {
 		t.Fatal(err)
@@ -85,13 +85,13 @@ func TestSocketIsRecreated(t *testing.T) {
 
 // TestSocketOfALiveAgent asserts that the socket of an agent that serves is not replaced.
 func TestSocketOfALiveAgent(t *testing.T) {
-	socket := filepath.Join(short(t), "csi.sock")
-	serving(t, socket, &answers{})
+	socket := filepath.Join(shortSocketPath(t), "csi.sock")
+	serving(t, socket, &fakeVolumes{})
 	probe(t, socket)
 	// An agent that serves continues until the context ends.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	err := Serve(ctx, socket, newNode(t, &answers{}), NewController("n", &answers{}, &answers{}))
+	err := Serve(ctx, socket, newNode(t, &fakeVolumes{}), NewController("n", &fakeVolumes{}, &fakeVolumes{}))
 	if err == nil || !strings.Contains(err.Error(), "another process") {
 		t.Errorf("a second agent serves: %v", err)
 	}
@@ -100,16 +100,16 @@ func TestSocketOfALiveAgent(t *testing.T) {
 
 // TestStaleSocket asserts that the socket of a killed agent is replaced.
 func TestStaleSocket(t *testing.T) {
-	socket := filepath.Join(short(t), "csi.sock")
+	socket := filepath.Join(shortSocketPath(t), "csi.sock")
 	listen(t, socket, false)
-	serving(t, socket, &answers{})
+	serving(t, socket, &fakeVolumes{})
 	probe(t, socket)
 }
 
 // TestSocketOfTheNextAgent asserts that an agent that ends does not remove the socket of its successor.
 func TestSocketOfTheNextAgent(t *testing.T) {
-	socket := filepath.Join(short(t), "csi.sock")
-	end := serving(t, socket, &answers{})
+	socket := filepath.Join(shortSocketPath(t), "csi.sock")
+	end := serving(t, socket, &fakeVolumes{})
 	probe(t, socket)
 	if err := os.Remove(socket); err != nil {
 		t.Fatal(err)
@@ -138,13 +138,13 @@ func listen(t *testing.T, socket string, live bool) {
 
 // TestPanicFailsOneCall asserts that a panic is the error of its call, and that the next call is served.
 func TestPanicFailsOneCall(t *testing.T) {
-	socket := filepath.Join(short(t), "csi.sock")
+	socket := filepath.Join(shortSocketPath(t), "csi.sock")
 	served := newNode(t, &panicking{})
 	servingNode(t, socket, served)
 	probe(t, socket)
 	node := csispec.NewNodeClient(dial(t, socket))
 	for range 2 {
-		_, err := node.NodePublishVolume(t.Context(), valid(served), grpc.WaitForReady(true))
+		_, err := node.NodePublishVolume(t.Context(), validPublish(served), grpc.WaitForReady(true))
 		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "NodePublishVolume") {
 			t.Errorf("a call that panics: %v", err)
 		}

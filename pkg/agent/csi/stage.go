@@ -24,7 +24,7 @@ func (n *Node) NodeStageVolume(ctx context.Context, r *csispec.NodeStageVolumeRe
 	if err != nil {
 		return nil, invalid("%v", err)
 	}
-	release, err := n.claim(ctx, r.VolumeId)
+	release, err := n.lockVolume(ctx, r.VolumeId)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +116,7 @@ func (n *Node) NodeUnstageVolume(ctx context.Context, r *csispec.NodeUnstageVolu
 	if err := checkPath("staging_target_path", r.StagingTargetPath); err != nil {
 		return nil, statusOf(err)
 	}
-	release, err := n.claim(ctx, r.VolumeId)
+	release, err := n.lockVolume(ctx, r.VolumeId)
 	if err != nil {
 		return nil, err
 	}

@@ -26,7 +26,7 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csispec.NodeGetVolumeS
 		return nil, invalid("volume_path is missing")
 	}
 	// The kubelet calls every minute. On a disk that hangs only one call waits, not more and more.
-	release, err := n.claim(ctx, "stats of "+r.VolumeId+" on "+r.VolumePath)
+	release, err := n.lockVolume(ctx, "stats of "+r.VolumeId+" on "+r.VolumePath)
 	if err != nil {
 		return nil, err
 	}
@@ -40,10 +40,10 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csispec.NodeGetVolumeS
 		return nil, statusOf(err)
 	}
 	if !mounted {
-		return nil, statusOf(refuse(codes.NotFound, "volume %.128q is not mounted on volume_path %.256q", r.VolumeId, r.VolumePath))
+		return nil, statusOf(errWithCode(codes.NotFound, "volume %.128q is not mounted on volume_path %.256q", r.VolumeId, r.VolumePath))
 	}
 	if found && v.Problem == "" {
-		if err := isMountedAt(v, r.VolumePath); err != nil {
+		if err := checkMountedAt(v, r.VolumePath); err != nil {
 			return nil, statusOf(err)
 		}
 	}
@@ -61,7 +61,7 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csispec.NodeGetVolumeS
 func blockStats(v volumes.Volume, path string) (*csispec.NodeGetVolumeStatsResponse, error) {
 	// While its disk is out of service, a volume has no device.
 	if v.Problem == "" && !mounts.SameDevice(path, v.Device) {
-		return nil, statusOf(refuse(codes.NotFound, "volume %s is not published on volume_path %.256q", v.ID, path))
+		return nil, statusOf(errWithCode(codes.NotFound, "volume %s is not published on volume_path %.256q", v.ID, path))
 	}
 	response := &csispec.NodeGetVolumeStatsResponse{
 		Usage:           []*csispec.VolumeUsage{{Unit: csispec.VolumeUsage_BYTES, Total: v.Size}},

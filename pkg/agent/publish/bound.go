@@ -11,52 +11,52 @@ import (
 // etcd accepts objects of up to 1.5 MiB. These bounds leave room for the conditions, and for what the API server adds
 // for each disk and device.
 const (
-	// offerBytes is the size of the disks up to which the node offers free space: some 4700 volumes.
-	offerBytes = 1_000_000
-	// listBytes is the largest size of the disks. The volumes of further disks are not listed.
-	listBytes = 1_100_000
-	// deviceBytes is the largest size of the reasons of devices.
-	deviceBytes = 96 << 10
+	// maxOfferBytes is the size of the disks up to which the node offers free space: some 4700 volumes.
+	maxOfferBytes = 1_000_000
+	// maxListBytes is the largest size of the disks. The volumes of further disks are not listed.
+	maxListBytes = 1_100_000
+	// maxReasonsBytes is the largest size of the reasons of devices.
+	maxReasonsBytes = 96 << 10
 )
 
 // Upper bounds of the sizes of the parts as JSON, apart from texts of any length.
 const (
-	diskFixed       = 400
-	extentFixed     = 60
-	allocationFixed = 170
-	orphanFixed     = 45
-	wipingFixed     = 75
+	diskBaseBytes       = 400
+	extentBytes         = 60
+	allocationBaseBytes = 170
+	orphanBytes         = 45
+	wipingBytes         = 75
 )
 
-// bytesOf is an upper bound of the size of the disk as JSON.
-func bytesOf(d *diskv1alpha1.Disk) int {
-	n := diskFixed + len(d.Device) + len(d.Class) + len(d.Model) + len(d.Message) + extentFixed*len(d.Free)
+// maxJSONBytes is an upper bound of the size of the disk as JSON.
+func maxJSONBytes(d *diskv1alpha1.Disk) int {
+	n := diskBaseBytes + len(d.Device) + len(d.Class) + len(d.Model) + len(d.Message) + extentBytes*len(d.Free)
 	for i := range d.Allocations {
 		a := &d.Allocations[i]
-		n += allocationFixed + len(a.Volume) + len(a.Owner)
+		n += allocationBaseBytes + len(a.Volume) + len(a.Owner)
 		if a.OrphanedSince != nil {
-			n += orphanFixed
+			n += orphanBytes
 		}
 		if a.Wiping != nil {
-			n += wipingFixed
+			n += wipingBytes
 		}
 	}
 	return n
 }
 
-// bound keeps the status small enough to be stored, and reports in a condition what is left out. With too many volumes
-// the node offers no free space, so that they do not become more. With far too many, bound also leaves out the volumes
-// of the last disks. Those of disks out of service are left out last of all. Such a disk cannot be read, and the next
-// agent knows its volumes from here.
-func bound(status *diskv1alpha1.NodeDiskCapacityStatus) metav1.Condition {
+// limitSize keeps the status small enough to be stored, and reports in a condition what is left out. With too many
+// volumes the node offers no free space, so that they do not become more. With far too many, bound also leaves out the
+// volumes of the last disks. Those of disks out of service are left out last of all. Such a disk cannot be read, and
+// the next agent knows its volumes from here.
+func limitSize(status *diskv1alpha1.NodeDiskCapacityStatus) metav1.Condition {
 	c := metav1.Condition{Type: diskv1alpha1.ConditionPublicationLimited, Status: metav1.ConditionFalse, Reason: "Complete", Message: "all that there is to publish is published"}
-	boundReasons(status.Devices)
+	shortenReasons(status.Devices)
 	total, volumes := 0, 0
 	for i := range status.Disks {
-		total += bytesOf(&status.Disks[i])
+		total += maxJSONBytes(&status.Disks[i])
 		volumes += len(status.Disks[i].Allocations)
 	}
-	if total <= offerBytes {
+	if total <= maxOfferBytes {
 		return c
 	}
 	for i := range status.Disks {
@@ -68,17 +68,17 @@ func bound(status *diskv1alpha1.NodeDiskCapacityStatus) metav1.Condition {
 	}
 	unlisted, listed := 0, 0
 	for _, d := range failedFirst(status.Disks) {
-		if listed += bytesOf(d); listed <= listBytes {
+		if listed += maxJSONBytes(d); listed <= maxListBytes {
 			continue
 		}
-		listed -= bytesOf(d)
+		listed -= maxJSONBytes(d)
 		for j := range d.Allocations {
 			d.Overhead += d.Allocations[j].Length
 		}
 		if d.Allocations, unlisted = nil, unlisted+1; d.State == diskv1alpha1.DiskReady {
 			d.State, d.Message = diskv1alpha1.DiskDraining, "its volumes are served, and not listed: the node has too many"
 		}
-		listed += bytesOf(d)
+		listed += maxJSONBytes(d)
 	}
 	c.Status, c.Reason = metav1.ConditionTrue, "TooManyVolumes"
 	c.Message = fmt.Sprintf("%d volumes are more than one NodeDiskCapacity can list: all are served, and the node offers no more space until there are fewer", volumes)
@@ -101,21 +101,21 @@ func failedFirst(disks []diskv1alpha1.Disk) []*diskv1alpha1.Disk {
 	return append(failed, others...)
 }
 
-// boundReasons shortens the reasons of devices if there are too many. The first one of each device is kept.
-func boundReasons(devices []diskv1alpha1.Device) {
+// shortenReasons shortens the reasons of devices if there are too many. The first one of each device is kept.
+func shortenReasons(devices []diskv1alpha1.Device) {
 	total := 0
 	for i := range devices {
 		for _, r := range devices[i].Reasons {
 			total += len(r)
 		}
 	}
-	if total <= deviceBytes {
+	if total <= maxReasonsBytes {
 		return
 	}
-	each := deviceBytes / len(devices)
+	each := maxReasonsBytes / len(devices)
 	for i := range devices {
 		if r := devices[i].Reasons; len(r) > 0 {
-			devices[i].Reasons = []string{clip(r[0], min(each, maxReason))}
+			devices[i].Reasons = []string{truncate(r[0], min(each, maxReason))}
 		}
 	}
 }

@@ -48,16 +48,16 @@ func manyVolumes(disks, volumes int) *diskv1alpha1.NodeDiskCapacityStatus {
 	return s
 }
 
-// TestBound asserts that no number of volumes makes a status too large for etcd, and that the condition reports the
+// TestLimitSize asserts that no number of volumes makes a status too large for etcd, and that the condition reports the
 // limit. The sums of each disk stay correct.
-func TestBound(t *testing.T) {
+func TestLimitSize(t *testing.T) {
 	for _, test := range []struct {
 		disks, volumes int
 		limited        bool
 	}{{1, 0, false}, {4, 100, false}, {8, 1023, true}, {128, 1023, true}} {
 		t.Run(fmt.Sprintf("%d disks of %d volumes", test.disks, test.volumes), func(t *testing.T) {
 			s := manyVolumes(test.disks, test.volumes)
-			c := bound(s)
+			c := limitSize(s)
 			if c.Type != diskv1alpha1.ConditionPublicationLimited || (c.Status == metav1.ConditionTrue) != test.limited {
 				t.Errorf("condition %+v, want limited %v", c, test.limited)
 			}
@@ -94,13 +94,13 @@ func TestBound(t *testing.T) {
 	}
 }
 
-// TestBoundListsMissingDisks asserts that the volumes of disks out of service are listed before those of the others:
-// the next agent could not read them.
-func TestBoundListsMissingDisks(t *testing.T) {
+// TestLimitSizeListsMissingDisks asserts that the volumes of disks out of service are listed before those of the
+// others: the next agent could not read them.
+func TestLimitSizeListsMissingDisks(t *testing.T) {
 	s := manyVolumes(8, 1023)
 	last := &s.Disks[len(s.Disks)-1]
 	last.State = diskv1alpha1.DiskFailed
-	bound(s)
+	limitSize(s)
 	if len(last.Allocations) != 1023 || last.State != diskv1alpha1.DiskFailed {
 		t.Errorf("of a disk that is away %d volumes are listed, it is %s", len(last.Allocations), last.State)
 	}
@@ -109,16 +109,16 @@ func TestBoundListsMissingDisks(t *testing.T) {
 	}
 }
 
-// TestBytesOf asserts that the estimate is never below the real size.
-func TestBytesOf(t *testing.T) {
+// TestMaxJSONBytes asserts that the estimate is never below the real size.
+func TestMaxJSONBytes(t *testing.T) {
 	for _, volumes := range []int{0, 1, 1000} {
 		d := &manyVolumes(1, volumes).Disks[0]
 		body, err := json.Marshal(d)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if bytesOf(d) < len(body) {
-			t.Errorf("with %d volumes: %d bytes, estimated as %d", volumes, len(body), bytesOf(d))
+		if maxJSONBytes(d) < len(body) {
+			t.Errorf("with %d volumes: %d bytes, estimated as %d", volumes, len(body), maxJSONBytes(d))
 		}
 	}
 }

@@ -11,25 +11,26 @@ import (
 )
 
 const (
-	// Window is how long changes are collected before they are written. It bounds the writes of a busy node, and the
-	// delay with which the scheduler sees freed space.
-	Window = 50 * time.Millisecond
-	// calm is how long changes are collected if no pod waits for them. The scheduler fills a node in much less time
-	// before it uses the next one, so usually one write reports all of these pods.
-	calm = time.Second
+	// CollectWindow is how long changes are collected before they are written. It bounds the writes of a busy node, and
+	// the delay with which the scheduler sees freed space.
+	CollectWindow = 50 * time.Millisecond
+	// calmDelay is how long changes are collected if no pod waits for them. The scheduler fills a node in much less
+	// time before it uses the next one, so usually one write reports all of these pods.
+	calmDelay = time.Second
 )
 
-// Calm is how much longer the write of status may wait. differed is how long it has differed from what is published.
-// Freed space, a changed disk or condition, and a pod to be evicted are written at once. New volumes are not: the
-// scheduler has recorded their places. A publication costs an API server several times as much as a pod's binding.
-func Calm(status, published *diskv1alpha1.NodeDiskCapacityStatus, differed time.Duration) time.Duration {
-	if isNews(status, published) {
+// WriteDelay is how much longer the write of status may wait. differed is how long it has differed from what is
+// published. Freed space, a changed disk or condition, and a pod to be evicted are written at once. New volumes are
+// not: the scheduler has recorded their places. A publication costs an API server several times as much as a pod's
+// binding.
+func WriteDelay(status, published *diskv1alpha1.NodeDiskCapacityStatus, differed time.Duration) time.Duration {
+	if isUrgent(status, published) {
 		return 0
 	}
-	return max(0, calm-differed)
+	return max(0, calmDelay-differed)
 }
 
-func isNews(status, published *diskv1alpha1.NodeDiskCapacityStatus) bool {
+func isUrgent(status, published *diskv1alpha1.NodeDiskCapacityStatus) bool {
 	if len(status.Disks) != len(published.Disks) || !equality.Semantic.DeepEqual(status.Devices, published.Devices) ||
 		!equality.Semantic.DeepEqual(status.Conditions, published.Conditions) ||
 		!equality.Semantic.DeepEqual(status.Evictions, published.Evictions) {

@@ -17,8 +17,8 @@ func extents(bounds ...int64) []diskv1alpha1.Extent {
 	return all
 }
 
-// TestCalm asserts that only changes that take free space may wait, and no longer than their time.
-func TestCalm(t *testing.T) {
+// TestWriteDelay asserts that only changes that take free space may wait, and no longer than their time.
+func TestWriteDelay(t *testing.T) {
 	published := diskv1alpha1.NodeDiskCapacityStatus{
 		Conditions: []metav1.Condition{{Type: "Ready", Status: metav1.ConditionTrue}},
 		Disks: []diskv1alpha1.Disk{
@@ -50,10 +50,10 @@ func TestCalm(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			status := *published.DeepCopy()
 			test.change(&status)
-			if wait := Calm(&status, &published, calm/5); (wait == calm-calm/5) != test.waits || wait != 0 && !test.waits {
+			if wait := WriteDelay(&status, &published, calmDelay/5); (wait == calmDelay-calmDelay/5) != test.waits || wait != 0 && !test.waits {
 				t.Errorf("waits %v", wait)
 			}
-			if wait := Calm(&status, &published, time.Hour); wait != 0 {
+			if wait := WriteDelay(&status, &published, time.Hour); wait != 0 {
 				t.Errorf("waits %v after an hour", wait)
 			}
 		})

@@ -13,7 +13,9 @@ import (
 func devicesOf(devices []discovery.ListedDevice, disks []discovery.Disk) []diskv1alpha1.Device {
 	if len(devices) > maxDevices {
 		devices = slices.Clone(devices)
-		slices.SortStableFunc(devices, func(a, b discovery.ListedDevice) int { return cmp.Compare(rank(a.Verdict), rank(b.Verdict)) })
+		slices.SortStableFunc(devices, func(a, b discovery.ListedDevice) int {
+			return cmp.Compare(listPriority(a.Verdict), listPriority(b.Verdict))
+		})
 		devices = devices[:maxDevices]
 	}
 	problems := map[string]string{}
@@ -30,8 +32,8 @@ func devicesOf(devices []discovery.ListedDevice, disks []discovery.Disk) []diskv
 	return out
 }
 
-// rank is low for devices that must be listed.
-func rank(v discovery.Verdict) int {
+// listPriority is low for devices that must be listed.
+func listPriority(v discovery.Verdict) int {
 	switch {
 	case v.Disk != "":
 		return 0
@@ -46,7 +48,7 @@ func rank(v discovery.Verdict) int {
 func deviceOf(l discovery.ListedDevice, problems map[string]string) diskv1alpha1.Device {
 	d, v := l.Device, l.Verdict
 	out := diskv1alpha1.Device{
-		Name: clip(d.Name, 64), ByID: d.ByID, WWN: d.WWN, Serial: d.Serial, Model: clip(d.Model, maxModel), Transport: d.Transport,
+		Name: truncate(d.Name, 64), ByID: d.ByID, WWN: d.WWN, Serial: d.Serial, Model: truncate(d.Model, maxModel), Transport: d.Transport,
 		Size: d.Size, Rotational: d.Rotational, State: v.State, Class: v.Class, Disk: v.Disk, Fingerprint: v.Fingerprint,
 	}
 	reasons := v.Reasons
@@ -54,13 +56,13 @@ func deviceOf(l discovery.ListedDevice, problems map[string]string) diskv1alpha1
 		out.State, reasons = diskv1alpha1.DeviceFailed, []string{problem}
 	}
 	for _, reason := range reasons[:min(len(reasons), maxReasons)] {
-		out.Reasons = append(out.Reasons, clip(reason, maxReason))
+		out.Reasons = append(out.Reasons, truncate(reason, maxReason))
 	}
 	return out
 }
 
-// candidates is how many devices wait to be taken.
-func candidates(devices []discovery.ListedDevice) int {
+// countCandidates is how many devices wait to be taken.
+func countCandidates(devices []discovery.ListedDevice) int {
 	n := 0
 	for _, l := range devices {
 		if l.Verdict.State == diskv1alpha1.DeviceCandidate {

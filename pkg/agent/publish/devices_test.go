@@ -79,7 +79,7 @@ func TestDevicesFit(t *testing.T) {
 	if len(got) != maxDevices || !strings.HasSuffix(strings.Join(names, " "), " x y z") || names[0] != "a000" {
 		t.Errorf("%d devices, from %s to %v", len(got), names[0], names[len(names)-3:])
 	}
-	if !isNews(&diskv1alpha1.NodeDiskCapacityStatus{Devices: got}, &diskv1alpha1.NodeDiskCapacityStatus{}) {
+	if !isUrgent(&diskv1alpha1.NodeDiskCapacityStatus{Devices: got}, &diskv1alpha1.NodeDiskCapacityStatus{}) {
 		t.Error("a changed inventory is no news")
 	}
 }
@@ -95,15 +95,15 @@ func TestConditionsOfOrphans(t *testing.T) {
 		"ephemeral":  {nil, []string{"a/b"}, "True", "NoPod", "a/b"},
 		"both":       {[]string{"pvc-1"}, []string{"a/b"}, "True", "NoPersistentVolume", "kept: pvc-1; "},
 	} {
-		c := Orphaned(tc.persistent, tc.ephemeral)
+		c := OrphanedCondition(tc.persistent, tc.ephemeral)
 		if string(c.Status) != tc.status || c.Reason != tc.reason || !strings.Contains(c.Message, tc.says) {
 			t.Errorf("%s: %+v", name, c)
 		}
 	}
-	if c := ReclaimStopped(""); c.Status != "False" {
+	if c := ReclaimStoppedCondition(""); c.Status != "False" {
 		t.Errorf("%+v", c)
 	}
-	if c := ReclaimStopped("23 pods"); c.Status != "True" || c.Message != "23 pods" {
+	if c := ReclaimStoppedCondition("23 pods"); c.Status != "True" || c.Message != "23 pods" {
 		t.Errorf("%+v", c)
 	}
 }

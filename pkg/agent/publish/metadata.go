@@ -30,7 +30,7 @@ func (p *Publisher) cleanMetadata(ctx context.Context, ndc *diskv1alpha1.NodeDis
 		return nil, err
 	}
 	out, err := p.options.Client.PatchCapacity(ctx, body)
-	return out, p.answered(out, err)
+	return out, p.recordAnswer(out, err)
 }
 
 // isNode reports whether the owner is a Node, which former agents set.

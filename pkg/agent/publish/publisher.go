@@ -47,29 +47,29 @@ type Progress interface {
 //  2. Nothing is written while the newest known object equals what must be published.
 //  3. A condition's lastTransitionTime changes only together with its status.
 type Publisher struct {
-	options Options
-	kicks   chan struct{}
+	options  Options
+	triggers chan struct{}
 
 	mu sync.Mutex
 	// newest is the newest version of the object that the API server returned, in an answer to a write or on the watch.
 	// It is nil when the object does not exist.
 	newest *diskv1alpha1.NodeDiskCapacity
-	// gone is the UID of the last object that was deleted: a late answer to a write may still contain it.
-	gone types.UID
+	// deletedUID is the UID of the last object that was deleted: a late answer to a write may still contain it.
+	deletedUID types.UID
 
 	// wrote is when the last write was answered. changed is since when there has been something to write.
-	wrote, changed time.Time
+	wroteAt, changedSince time.Time
 	// conditions are the last ones published.
 	conditions []metav1.Condition
 }
 
 // New returns a publisher. It publishes in Run.
 func New(o Options) (*Publisher, error) {
-	p := &Publisher{options: o, kicks: make(chan struct{}, 1)}
+	p := &Publisher{options: o, triggers: make(chan struct{}, 1)}
 	_, err := o.Capacities.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(object any) { p.appear(object) },
-		UpdateFunc: func(_, object any) { p.observe(object) },
-		DeleteFunc: p.forget,
+		AddFunc:    func(object any) { p.onAdd(object) },
+		UpdateFunc: func(_, object any) { p.onVersion(object) },
+		DeleteFunc: p.onDelete,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot watch NodeDiskCapacity %s: %w", o.Client.NodeName(), err)
@@ -77,32 +77,32 @@ func New(o Options) (*Publisher, error) {
 	return p, nil
 }
 
-// Kick signals that what must be published may have changed. It never blocks.
-func (p *Publisher) Kick() {
+// Trigger signals that what must be published may have changed. It never blocks.
+func (p *Publisher) Trigger() {
 	select {
-	case p.kicks <- struct{}{}:
+	case p.triggers <- struct{}{}:
 	default:
 	}
 }
 
-// observe notes a version of the object, and checks whether it must be corrected: another client may have edited it.
-func (p *Publisher) observe(object any) {
+// onVersion notes a version of the object, and checks whether it must be corrected: another client may have edited it.
+func (p *Publisher) onVersion(object any) {
 	if ndc, ok := object.(*diskv1alpha1.NodeDiskCapacity); ok {
-		p.note(ndc)
-		p.Kick()
+		p.recordVersion(ndc)
+		p.Trigger()
 	}
 }
 
-// appear is observe for an object that the watch shows for the first time. One that was deleted may be restored from a
+// onAdd is observe for an object that the watch shows for the first time. One that was deleted may be restored from a
 // backup with its UID.
-func (p *Publisher) appear(object any) {
+func (p *Publisher) onAdd(object any) {
 	p.mu.Lock()
-	p.gone = ""
+	p.deletedUID = ""
 	p.mu.Unlock()
-	p.observe(object)
+	p.onVersion(object)
 }
 
-func (p *Publisher) forget(object any) {
+func (p *Publisher) onDelete(object any) {
 	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = gone.Obj
 	}
@@ -111,21 +111,21 @@ func (p *Publisher) forget(object any) {
 		return
 	}
 	p.mu.Lock()
-	p.gone = ndc.UID
+	p.deletedUID = ndc.UID
 	// The event may be late, and newest may be the next object of that name already.
 	if p.newest != nil && p.newest.UID == ndc.UID {
 		p.newest = nil
 	}
 	p.mu.Unlock()
-	p.Kick()
+	p.Trigger()
 }
 
-// note keeps the newer of the object and newest. The watch is often behind the answer to a write, or ahead of it. An
-// object that was deleted meanwhile does not count.
-func (p *Publisher) note(ndc *diskv1alpha1.NodeDiskCapacity) {
+// recordVersion keeps the newer of the object and newest. The watch is often behind the answer to a write, or ahead of
+// it. An object that was deleted meanwhile does not count.
+func (p *Publisher) recordVersion(ndc *diskv1alpha1.NodeDiskCapacity) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if ndc.UID == p.gone && p.gone != "" {
+	if ndc.UID == p.deletedUID && p.deletedUID != "" {
 		return
 	}
 	if p.newest == nil || !older(ndc, p.newest) {
@@ -139,26 +139,26 @@ func older(a, b *diskv1alpha1.NodeDiskCapacity) bool {
 	return err == nil && order < 0
 }
 
-// behind is how long the watch may be behind the answer to a write.
-const behind = 5 * time.Second
+// maxWatchLag is how long the watch may be behind the answer to a write.
+const maxWatchLag = 5 * time.Second
 
-// doubt reads the object from the API server when the watch shows an older one than is known, or none. That must last
-// longer than a watch is behind. Then its data was restored from a backup, or the object was deleted before the watch
-// showed it.
-func (p *Publisher) doubt(ctx context.Context) error {
+// checkNewest reads the object from the API server when the watch shows an older one than is known, or none. That must
+// last longer than a watch is behind. Then its data was restored from a backup, or the object was deleted before the
+// watch showed it.
+func (p *Publisher) checkNewest(ctx context.Context) error {
 	object, ok, err := p.options.Capacities.GetStore().GetByKey(p.options.Client.NodeName())
 	if err != nil {
 		return err
 	}
-	known := p.known()
+	known := p.newestVersion()
 	if known == nil {
 		return nil
 	}
 	if shown, isCapacity := object.(*diskv1alpha1.NodeDiskCapacity); ok && (!isCapacity || !older(shown, known)) {
 		return nil
 	}
-	if wait := behind - time.Since(p.wrote); wait > 0 {
-		time.AfterFunc(wait, p.Kick)
+	if wait := maxWatchLag - time.Since(p.wroteAt); wait > 0 {
+		time.AfterFunc(wait, p.Trigger)
 		return nil
 	}
 	now, err := p.options.Client.Capacity(ctx)
@@ -174,7 +174,7 @@ func (p *Publisher) doubt(ctx context.Context) error {
 	return nil
 }
 
-func (p *Publisher) known() *diskv1alpha1.NodeDiskCapacity {
+func (p *Publisher) newestVersion() *diskv1alpha1.NodeDiskCapacity {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.newest
@@ -185,20 +185,20 @@ func (p *Publisher) Run(ctx context.Context) {
 	logger := klog.FromContext(ctx)
 	fresh := wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 8, Cap: 10 * time.Second}
 	backoff := fresh
-	said := ""
-	p.Kick()
+	logged := ""
+	p.Trigger()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-p.kicks:
+		case <-p.triggers:
 		}
-		if !pause(ctx, Window) {
+		if !sleep(ctx, CollectWindow) {
 			return
 		}
 		// Changes during the window are part of what is read now.
 		select {
-		case <-p.kicks:
+		case <-p.triggers:
 		default:
 		}
 		if err := p.pass(ctx); err != nil {
@@ -206,17 +206,17 @@ func (p *Publisher) Run(ctx context.Context) {
 				return
 			}
 			// Logged once: an API server may be away for long, or return the same error again and again.
-			if err.Error() != said {
-				said = err.Error()
+			if err.Error() != logged {
+				logged = err.Error()
 				logger.Error(err, "Disks could not be published; tried again until it succeeds")
 			}
-			if !pause(ctx, backoff.Step()) {
+			if !sleep(ctx, backoff.Step()) {
 				return
 			}
-			p.Kick()
+			p.Trigger()
 			continue
 		}
-		backoff, said = fresh, ""
+		backoff, logged = fresh, ""
 	}
 }
 
@@ -231,7 +231,7 @@ func (p *Publisher) pass(ctx context.Context) error {
 	return err
 }
 
-func pause(ctx context.Context, d time.Duration) bool {
+func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
@@ -244,10 +244,10 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 // publish makes the object equal to Status, with as many requests as that needs: usually one, or none.
 func (p *Publisher) publish(ctx context.Context) error {
-	if err := p.doubt(ctx); err != nil {
+	if err := p.checkNewest(ctx); err != nil {
 		return err
 	}
-	ndc := p.known()
+	ndc := p.newestVersion()
 	var err error
 	if ndc == nil {
 		if ndc, err = p.create(ctx); err != nil {
@@ -261,34 +261,34 @@ func (p *Publisher) publish(ctx context.Context) error {
 	if p.conditions == nil {
 		p.conditions = ndc.Status.Conditions
 	}
-	status.Conditions = withTimes(status.Conditions, p.conditions, metav1.Now().Rfc3339Copy())
+	status.Conditions = withTransitionTimes(status.Conditions, p.conditions, metav1.Now().Rfc3339Copy())
 	p.conditions = status.Conditions
-	status.Conditions = withOthers(status.Conditions, ndc.Status.Conditions)
+	status.Conditions = withOthersConditions(status.Conditions, ndc.Status.Conditions)
 	if equality.Semantic.DeepEqual(status, ndc.Status) {
-		p.changed = time.Time{}
+		p.changedSince = time.Time{}
 		return nil
 	}
-	if p.changed.IsZero() {
-		p.changed = time.Now()
+	if p.changedSince.IsZero() {
+		p.changedSince = time.Now()
 	}
-	if wait := Calm(&status, &ndc.Status, time.Since(p.changed)); wait > 0 {
-		time.AfterFunc(wait, p.Kick)
+	if wait := WriteDelay(&status, &ndc.Status, time.Since(p.changedSince)); wait > 0 {
+		time.AfterFunc(wait, p.Trigger)
 		return nil
 	}
 	if err := p.replace(ctx, ndc, status); err != nil {
 		return err
 	}
-	p.changed = time.Time{}
+	p.changedSince = time.Time{}
 	klog.FromContext(ctx).V(2).Info("Disks are published", "disks", len(status.Disks), "volumes", status.Summary.Volumes, "free", status.Summary.Free)
 	return nil
 }
 
-// notOurs are the types of conditions that the scheduler's leader writes.
-var notOurs = []string{diskv1alpha1.ConditionDisksShared}
+// othersConditions are the types of conditions that the scheduler's leader writes.
+var othersConditions = []string{diskv1alpha1.ConditionDisksShared}
 
-// withOthers returns our conditions, and those of other writers as they are published now.
-func withOthers(ours, published []metav1.Condition) []metav1.Condition {
-	isOthers := func(c metav1.Condition) bool { return slices.Contains(notOurs, c.Type) }
+// withOthersConditions returns our conditions, and those of other writers as they are published now.
+func withOthersConditions(ours, published []metav1.Condition) []metav1.Condition {
+	isOthers := func(c metav1.Condition) bool { return slices.Contains(othersConditions, c.Type) }
 	out := slices.DeleteFunc(slices.Clone(ours), isOthers)
 	for _, c := range published {
 		if isOthers(c) {
@@ -309,14 +309,14 @@ func (p *Publisher) create(ctx context.Context) (*diskv1alpha1.NodeDiskCapacity,
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 	}
 	out, err := p.options.Client.CreateCapacity(ctx, ndc)
-	p.wrote = time.Now()
+	p.wroteAt = time.Now()
 	if apierrors.IsAlreadyExists(err) {
 		out, err = p.options.Client.Capacity(ctx)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot create NodeDiskCapacity %s: %w", ndc.Name, err)
 	}
-	p.note(out)
+	p.recordVersion(out)
 	return out, nil
 }
 
@@ -326,22 +326,22 @@ func (p *Publisher) replace(ctx context.Context, ndc *diskv1alpha1.NodeDiskCapac
 	for {
 		next := ndc.DeepCopy()
 		next.Status = status
-		next.Status.Conditions = withOthers(status.Conditions, ndc.Status.Conditions)
+		next.Status.Conditions = withOthersConditions(status.Conditions, ndc.Status.Conditions)
 		out, err := p.options.Client.UpdateCapacityStatus(ctx, next)
 		if !apierrors.IsConflict(err) {
-			return p.answered(out, err)
+			return p.recordAnswer(out, err)
 		}
 		out, err = p.options.Client.Capacity(ctx)
-		if err := p.answered(out, err); err != nil {
+		if err := p.recordAnswer(out, err); err != nil {
 			return err
 		}
 		ndc = out
 	}
 }
 
-// answered notes the API server's answer about the object, and returns the error with its name.
-func (p *Publisher) answered(out *diskv1alpha1.NodeDiskCapacity, err error) error {
-	p.wrote = time.Now()
+// recordAnswer notes the API server's answer about the object, and returns the error with its name.
+func (p *Publisher) recordAnswer(out *diskv1alpha1.NodeDiskCapacity, err error) error {
+	p.wroteAt = time.Now()
 	if apierrors.IsNotFound(err) {
 		p.mu.Lock()
 		p.newest = nil
@@ -350,12 +350,12 @@ func (p *Publisher) answered(out *diskv1alpha1.NodeDiskCapacity, err error) erro
 	if err != nil {
 		return fmt.Errorf("cannot write NodeDiskCapacity %s: %w", p.options.Client.NodeName(), err)
 	}
-	p.note(out)
+	p.recordVersion(out)
 	return nil
 }
 
-// withTimes sets the time of the last transition of each condition.
-func withTimes(conditions, before []metav1.Condition, now metav1.Time) []metav1.Condition {
+// withTransitionTimes sets the time of the last transition of each condition.
+func withTransitionTimes(conditions, before []metav1.Condition, now metav1.Time) []metav1.Condition {
 	out := slices.Clone(conditions)
 	for i := range out {
 		out[i].LastTransitionTime = now

@@ -22,8 +22,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/client"
 )
 
-// server is an API server that has at most one NodeDiskCapacity.
-type server struct {
+// apiServer is an API server that has at most one NodeDiskCapacity.
+type apiServer struct {
 	mu      sync.Mutex
 	object  *diskv1alpha1.NodeDiskCapacity
 	version int
@@ -33,7 +33,7 @@ type server struct {
 	requests []string
 }
 
-func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests = append(s.requests, r.Method)
@@ -79,7 +79,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // merge applies the parts of a merge patch that the publisher sends.
-func (s *server) merge(patch *diskv1alpha1.NodeDiskCapacity) {
+func (s *apiServer) merge(patch *diskv1alpha1.NodeDiskCapacity) {
 	if patch.OwnerReferences != nil {
 		s.object.OwnerReferences = patch.OwnerReferences
 	}
@@ -88,13 +88,13 @@ func (s *server) merge(patch *diskv1alpha1.NodeDiskCapacity) {
 	}
 }
 
-func (s *server) decode(r *http.Request, into any) {
+func (s *apiServer) decode(r *http.Request, into any) {
 	if err := json.NewDecoder(r.Body).Decode(into); err != nil {
 		panic(err)
 	}
 }
 
-func (s *server) fail(w http.ResponseWriter, code int) {
+func (s *apiServer) fail(w http.ResponseWriter, code int) {
 	reason := map[int]metav1.StatusReason{404: metav1.StatusReasonNotFound, 409: metav1.StatusReasonConflict}[code]
 	if code == http.StatusConflict && len(s.requests) > 0 && s.requests[len(s.requests)-1] == http.MethodPost {
 		reason = metav1.StatusReasonAlreadyExists
@@ -105,8 +105,8 @@ func (s *server) fail(w http.ResponseWriter, code int) {
 	})
 }
 
-// took returns the requests since the last call.
-func (s *server) took() string {
+// takeRequests returns the requests since the last call.
+func (s *apiServer) takeRequests() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := strings.Join(s.requests, " ")
@@ -114,18 +114,18 @@ func (s *server) took() string {
 	return all
 }
 
-// publishing is a Publisher of a node, with the status that it must publish.
-type publishing struct {
+// testPublisher is a Publisher of a node, with the status that it must publish.
+type testPublisher struct {
 	*Publisher
-	server *server
+	server *apiServer
 	store  cache.Store
 	node   types.UID
 	status diskv1alpha1.NodeDiskCapacityStatus
 }
 
-func newPublishing(t *testing.T) *publishing {
+func newTestPublisher(t *testing.T) *testPublisher {
 	t.Helper()
-	s := &server{version: 10}
+	s := &apiServer{version: 10}
 	http := httptest.NewServer(s)
 	t.Cleanup(http.Close)
 	c, err := client.New(&rest.Config{Host: http.URL}, "n1")
@@ -133,7 +133,7 @@ func newPublishing(t *testing.T) *publishing {
 		t.Fatal(err)
 	}
 	informer := cache.NewSharedIndexInformer(&cache.ListWatch{}, &diskv1alpha1.NodeDiskCapacity{}, 0, cache.Indexers{})
-	p := &publishing{server: s, store: informer.GetStore(), node: "node-1"}
+	p := &testPublisher{server: s, store: informer.GetStore(), node: "node-1"}
 	p.status.Summary.Disks = 1
 	p.status.Conditions = []metav1.Condition{{Type: "Ready", Status: "False"}}
 	p.Publisher, err = New(Options{
@@ -147,21 +147,21 @@ func newPublishing(t *testing.T) *publishing {
 }
 
 // publishes runs one pass and asserts which requests it made.
-func (p *publishing) publishes(t *testing.T, requests string) {
+func (p *testPublisher) publishes(t *testing.T, requests string) {
 	t.Helper()
 	if err := p.publish(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if took := p.server.took(); took != requests {
+	if took := p.server.takeRequests(); took != requests {
 		t.Fatalf("requests are %q, want %q", took, requests)
 	}
 }
 
 // TestPublish asserts that the object is made once, updated when it differs, and not written otherwise.
 func TestPublish(t *testing.T) {
-	p := newPublishing(t)
+	p := newTestPublisher(t)
 	p.node = ""
-	if err := p.publish(t.Context()); err == nil || !strings.Contains(err.Error(), "there is no Node n1 yet") || p.server.took() != "" {
+	if err := p.publish(t.Context()); err == nil || !strings.Contains(err.Error(), "there is no Node n1 yet") || p.server.takeRequests() != "" {
 		t.Errorf("without a Node: %v", err)
 	}
 	p.node = "node-1"
@@ -184,7 +184,7 @@ func TestPublish(t *testing.T) {
 
 // TestPublishFindsObject asserts that an existing object is used.
 func TestPublishFindsObject(t *testing.T) {
-	p := newPublishing(t)
+	p := newTestPublisher(t)
 	other := metav1.OwnerReference{Kind: "Fleet", Name: "f", UID: "f"}
 	p.server.object = &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u", ResourceVersion: "5",
 		OwnerReferences: []metav1.OwnerReference{{Kind: "Node", Name: "n1", UID: "node-1"}, other}}}
@@ -199,7 +199,7 @@ func TestPublishFindsObject(t *testing.T) {
 	if err := p.publish(t.Context()); err == nil || !strings.Contains(err.Error(), "cannot write NodeDiskCapacity n1") {
 		t.Errorf("an object that is gone: %v", err)
 	}
-	p.server.took()
+	p.server.takeRequests()
 	p.publishes(t, "POST PUT")
 }
 
@@ -207,7 +207,7 @@ func TestPublishFindsObject(t *testing.T) {
 func TestManagedFields(t *testing.T) {
 	updated := metav1.ManagedFieldsEntry{Manager: "nodeagent", Operation: metav1.ManagedFieldsOperationUpdate, Subresource: "status"}
 	applied := metav1.ManagedFieldsEntry{Manager: "kubectl", Operation: metav1.ManagedFieldsOperationApply}
-	p := newPublishing(t)
+	p := newTestPublisher(t)
 	p.server.object = &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u", ResourceVersion: "5",
 		ManagedFields: []metav1.ManagedFieldsEntry{updated}}}
 	p.publishes(t, "POST GET PATCH PUT")
@@ -215,7 +215,7 @@ func TestManagedFields(t *testing.T) {
 	if f := p.server.object.ManagedFields; len(f) != 0 {
 		t.Errorf("managed fields are %+v", f)
 	}
-	p = newPublishing(t)
+	p = newTestPublisher(t)
 	p.server.object = &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u", ResourceVersion: "5",
 		ManagedFields: []metav1.ManagedFieldsEntry{updated, applied}}}
 	p.publishes(t, "POST GET PUT")
@@ -224,38 +224,38 @@ func TestManagedFields(t *testing.T) {
 	}
 }
 
-// TestPublishCalmly asserts that changes for which no pod waits are published later.
-func TestPublishCalmly(t *testing.T) {
-	p := newPublishing(t)
+// TestPublishIsDelayed asserts that changes for which no pod waits are published later.
+func TestPublishIsDelayed(t *testing.T) {
+	p := newTestPublisher(t)
 	p.publishes(t, "POST PUT")
 	p.status.Summary.Volumes = 1
 	p.publishes(t, "")
-	p.changed = time.Now().Add(-calm)
+	p.changedSince = time.Now().Add(-calmDelay)
 	p.publishes(t, "PUT")
 }
 
-// TestObserve asserts that the newest object that was shown counts, and that a deleted object is noticed.
-func TestObserve(t *testing.T) {
-	p := newPublishing(t)
+// TestOnVersion asserts that the newest object that was shown counts, and that a deleted object is noticed.
+func TestOnVersion(t *testing.T) {
+	p := newTestPublisher(t)
 	p.publishes(t, "POST PUT")
 	edited := p.server.object.DeepCopy()
 	edited.ResourceVersion, edited.Status = "100", diskv1alpha1.NodeDiskCapacityStatus{}
-	p.observe(edited)
+	p.onVersion(edited)
 	p.status.Conditions = []metav1.Condition{{Type: "Ready", Status: "True"}}
 	p.publishes(t, "PUT")
 	old := edited.DeepCopy()
 	old.ResourceVersion = "3"
-	p.observe(old)
-	if p.known().ResourceVersion == "3" {
+	p.onVersion(old)
+	if p.newestVersion().ResourceVersion == "3" {
 		t.Error("an older object counts")
 	}
-	p.forget(&diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{UID: "other"}})
-	if p.known() == nil {
+	p.onDelete(&diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{UID: "other"}})
+	if p.newestVersion() == nil {
 		t.Error("another object's end counts")
 	}
-	p.forget("nothing")
-	p.forget(cache.DeletedFinalStateUnknown{Obj: p.known()})
-	if p.known() != nil {
+	p.onDelete("nothing")
+	p.onDelete(cache.DeletedFinalStateUnknown{Obj: p.newestVersion()})
+	if p.newestVersion() != nil {
 		t.Error("the object's end does not count")
 	}
 }
@@ -263,34 +263,34 @@ func TestObserve(t *testing.T) {
 // TestDeletedBehindWrite asserts that an answer which comes after the object's deletion does not bring the object back.
 // A restored object counts, and an object which the watch has never shown is read.
 func TestDeletedBehindWrite(t *testing.T) {
-	p := newPublishing(t)
+	p := newTestPublisher(t)
 	p.publishes(t, "POST PUT")
-	late := p.known().DeepCopy()
+	late := p.newestVersion().DeepCopy()
 	p.server.object = nil
-	p.forget(late)
-	if err := p.answered(late, nil); err != nil {
+	p.onDelete(late)
+	if err := p.recordAnswer(late, nil); err != nil {
 		t.Fatal(err)
 	}
 	p.publishes(t, "POST PUT")
-	if p.known().UID == late.UID {
+	if p.newestVersion().UID == late.UID {
 		t.Error("the object that is gone counts")
 	}
 	restored := late.DeepCopy()
 	restored.ResourceVersion = "1000"
-	p.appear(restored)
-	if p.known() != restored {
+	p.onAdd(restored)
+	if p.newestVersion() != restored {
 		t.Error("the restored object does not count")
 	}
 	p.server.object = nil
-	p.wrote = time.Now().Add(-behind)
+	p.wroteAt = time.Now().Add(-maxWatchLag)
 	p.publishes(t, "GET POST PUT")
 }
 
 // TestRestoredServer asserts that an API server whose data was restored from a backup is noticed.
 func TestRestoredServer(t *testing.T) {
-	p := newPublishing(t)
+	p := newTestPublisher(t)
 	p.publishes(t, "POST PUT")
-	restored := p.known().DeepCopy()
+	restored := p.newestVersion().DeepCopy()
 	restored.ResourceVersion, restored.Status.Summary.Disks = "2", 7
 	p.server.object, p.server.version = restored, 2
 	if err := p.store.Add(restored); err != nil {
@@ -298,7 +298,7 @@ func TestRestoredServer(t *testing.T) {
 	}
 	// The watch may only be behind.
 	p.publishes(t, "")
-	p.wrote = time.Now().Add(-behind)
+	p.wroteAt = time.Now().Add(-maxWatchLag)
 	p.status.Conditions = []metav1.Condition{{Type: "Ready", Status: "True"}}
 	p.publishes(t, "GET PUT")
 	p.server.object.ResourceVersion = "1"
@@ -308,7 +308,7 @@ func TestRestoredServer(t *testing.T) {
 	if err := p.store.Update(older); err != nil {
 		t.Fatal(err)
 	}
-	p.wrote = time.Now().Add(-behind)
+	p.wroteAt = time.Now().Add(-maxWatchLag)
 	if err := p.publish(t.Context()); err == nil || !strings.Contains(err.Error(), "cannot read NodeDiskCapacity n1") {
 		t.Errorf("a server that fails: %v", err)
 	}
@@ -321,7 +321,7 @@ func (p progress) Pass() func(error) { return func(err error) { p <- err } }
 
 // TestRun asserts that a pass that fails is tried again without a Kick.
 func TestRun(t *testing.T) {
-	p := newPublishing(t)
+	p := newTestPublisher(t)
 	passes := make(progress, 16)
 	p.options.Progress = passes
 	p.server.refuse = []int{http.StatusInternalServerError}
@@ -352,11 +352,11 @@ func TestConditionsOfOthers(t *testing.T) {
 	shared := metav1.Condition{Type: diskv1alpha1.ConditionDisksShared, Status: metav1.ConditionTrue, Message: "the leader's"}
 	ready := metav1.Condition{Type: diskv1alpha1.ConditionReady, Status: metav1.ConditionTrue}
 	old := metav1.Condition{Type: "Forgotten", Status: metav1.ConditionTrue}
-	got := withOthers([]metav1.Condition{ready, {Type: diskv1alpha1.ConditionDisksShared, Message: "the agent's"}}, []metav1.Condition{old, shared, {Type: diskv1alpha1.ConditionReady}})
+	got := withOthersConditions([]metav1.Condition{ready, {Type: diskv1alpha1.ConditionDisksShared, Message: "the agent's"}}, []metav1.Condition{old, shared, {Type: diskv1alpha1.ConditionReady}})
 	if want := []metav1.Condition{ready, shared}; !slices.Equal(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if got := withOthers([]metav1.Condition{ready}, nil); !slices.Equal(got, []metav1.Condition{ready}) {
+	if got := withOthersConditions([]metav1.Condition{ready}, nil); !slices.Equal(got, []metav1.Condition{ready}) {
 		t.Errorf("without others: %+v", got)
 	}
 }

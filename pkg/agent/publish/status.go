@@ -14,11 +14,11 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// Owner is what is published about a volume beside its partition. Volume is the CSI volume ID, and Name is
+// VolumeInfo is what is published about a volume beside its partition. Volume is the CSI volume ID, and Name is
 // namespace/name of the pod or claim. Both are empty when they are not known. OrphanedSince and Wiping are nil when
 // they do not apply.
-type Owner struct {
-	Volume, Name  string
+type VolumeInfo struct {
+	Volume, Owner string
 	OrphanedSince *metav1.Time
 	Wiping        *diskv1alpha1.WipeProgress
 }
@@ -36,11 +36,11 @@ const (
 
 // Status is what the agent publishes about the disks. Conditions have no transition
 // times yet.
-func Status(disks []discovery.Disk, devices []discovery.ListedDevice, refused []discovery.RefusedDevice, owner func(disk.Volume) Owner) diskv1alpha1.NodeDiskCapacityStatus {
+func Status(disks []discovery.Disk, devices []discovery.ListedDevice, refused []discovery.RefusedDevice, owner func(disk.Volume) VolumeInfo) diskv1alpha1.NodeDiskCapacityStatus {
 	status := diskv1alpha1.NodeDiskCapacityStatus{
 		Devices:    devicesOf(devices, disks),
-		Conditions: []metav1.Condition{devicesRefused(refused), ready(disks, devices)},
-		Summary:    summary(disks),
+		Conditions: []metav1.Condition{refusedCondition(refused), readyCondition(disks, devices)},
+		Summary:    summarize(disks),
 	}
 	for i := range disks {
 		if i == maxDisks {
@@ -48,23 +48,23 @@ func Status(disks []discovery.Disk, devices []discovery.ListedDevice, refused []
 		}
 		status.Disks = append(status.Disks, diskStatus(&disks[i], owner))
 	}
-	status.Conditions = append(status.Conditions, bound(&status))
+	status.Conditions = append(status.Conditions, limitSize(&status))
 	return status
 }
 
-func diskStatus(d *discovery.Disk, owner func(disk.Volume) Owner) diskv1alpha1.Disk {
+func diskStatus(d *discovery.Disk, owner func(disk.Volume) VolumeInfo) diskv1alpha1.Disk {
 	s := &d.Snapshot
 	out := diskv1alpha1.Disk{
 		ID:         s.ID,
 		Device:     d.Device.Name,
 		Class:      d.Class,
-		Model:      clip(d.Device.Model, maxModel),
+		Model:      truncate(d.Device.Model, maxModel),
 		Rotational: d.Device.Rotational,
 		SectorSize: int32(s.SectorSize),
 		Size:       s.Size,
 		Overhead:   s.Size,
 		State:      diskv1alpha1.DiskReady,
-		Message:    clip(d.Problem, maxMessage),
+		Message:    truncate(d.Problem, maxMessage),
 	}
 	if !d.Ready() {
 		out.State = diskv1alpha1.DiskFailed
@@ -82,7 +82,7 @@ func diskStatus(d *discovery.Disk, owner func(disk.Volume) Owner) diskv1alpha1.D
 			Partition: v.Partition,
 			Extent:    diskv1alpha1.Extent{Start: v.Extent.Start, Length: v.Extent.Len()},
 			Phase:     diskv1alpha1.AllocationPhase(v.Phase),
-			Owner:     o.Name,
+			Owner:     o.Owner,
 
 			OrphanedSince: o.OrphanedSince,
 			Wiping:        o.Wiping,
@@ -98,7 +98,7 @@ func takesVolumes(d *discovery.Disk) bool {
 	return d.Ready() && len(d.Snapshot.Volumes) < disk.MaxVolumes
 }
 
-func ready(disks []discovery.Disk, devices []discovery.ListedDevice) metav1.Condition {
+func readyCondition(disks []discovery.Disk, devices []discovery.ListedDevice) metav1.Condition {
 	var problems []string
 	for i := range disks {
 		if d := &disks[i]; !d.Ready() {
@@ -108,9 +108,9 @@ func ready(disks []discovery.Disk, devices []discovery.ListedDevice) metav1.Cond
 	c := metav1.Condition{Type: diskv1alpha1.ConditionReady, Status: metav1.ConditionTrue}
 	switch {
 	case len(problems) > 0:
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "DisksOutOfService", clip(strings.Join(problems, "; "), maxCondition)
-	case len(disks) == 0 && candidates(devices) > 0:
-		c.Reason, c.Message = "NoDisks", fmt.Sprintf("%d devices wait to be taken: status.devices says what each waits for", candidates(devices))
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "DisksOutOfService", truncate(strings.Join(problems, "; "), maxCondition)
+	case len(disks) == 0 && countCandidates(devices) > 0:
+		c.Reason, c.Message = "NoDisks", fmt.Sprintf("%d devices wait to be taken: status.devices says what each waits for", countCandidates(devices))
 	case len(disks) == 0:
 		c.Reason, c.Message = "NoDisks", "no usable device of this node is selected by a DiskClass"
 	default:
@@ -119,7 +119,7 @@ func ready(disks []discovery.Disk, devices []discovery.ListedDevice) metav1.Cond
 	return c
 }
 
-func devicesRefused(refused []discovery.RefusedDevice) metav1.Condition {
+func refusedCondition(refused []discovery.RefusedDevice) metav1.Condition {
 	c := metav1.Condition{
 		Type:    diskv1alpha1.ConditionDevicesRefused,
 		Status:  metav1.ConditionFalse,
@@ -133,13 +133,13 @@ func devicesRefused(refused []discovery.RefusedDevice) metav1.Condition {
 	for i, r := range refused {
 		reasons[i] = r.Device + ": " + r.Reason
 	}
-	c.Status, c.Reason, c.Message = metav1.ConditionTrue, "NotOurs", clip(strings.Join(reasons, "; "), maxCondition)
+	c.Status, c.Reason, c.Message = metav1.ConditionTrue, "NotOurs", truncate(strings.Join(reasons, "; "), maxCondition)
 	return c
 }
 
-// Orphaned lists the orphans in a condition: persistent ones without a PersistentVolume, which an operator binds again
-// or releases, and ephemeral ones whose pod vanished.
-func Orphaned(persistent, ephemeral []string) metav1.Condition {
+// OrphanedCondition lists the orphans in a condition: persistent ones without a PersistentVolume, which an operator
+// binds again or releases, and ephemeral ones whose pod vanished.
+func OrphanedCondition(persistent, ephemeral []string) metav1.Condition {
 	c := metav1.Condition{
 		Type:    diskv1alpha1.ConditionOrphanedVolumes,
 		Status:  metav1.ConditionFalse,
@@ -156,14 +156,14 @@ func Orphaned(persistent, ephemeral []string) metav1.Condition {
 		parts = append([]string{fmt.Sprintf("%d volumes have no PersistentVolume and are kept: %s", len(persistent), strings.Join(persistent, ", "))}, parts...)
 	}
 	if len(parts) > 0 {
-		c.Message = clip(strings.Join(parts, "; "), maxCondition)
+		c.Message = truncate(strings.Join(parts, "; "), maxCondition)
 	}
 	return c
 }
 
-// ReclaimStopped reports in a condition that orphans are not reclaimed, with the reason and what to do. why is empty if
-// they are reclaimed.
-func ReclaimStopped(why string) metav1.Condition {
+// ReclaimStoppedCondition reports in a condition that orphans are not reclaimed, with the reason and what to do. why is
+// empty if they are reclaimed.
+func ReclaimStoppedCondition(why string) metav1.Condition {
 	if why == "" {
 		return metav1.Condition{
 			Type: diskv1alpha1.ConditionReclaimStopped, Status: metav1.ConditionFalse, Reason: "FewOrphans",
@@ -171,24 +171,25 @@ func ReclaimStopped(why string) metav1.Condition {
 		}
 	}
 	return metav1.Condition{
-		Type: diskv1alpha1.ConditionReclaimStopped, Status: metav1.ConditionTrue, Reason: "ManyOrphans", Message: clip(why, maxCondition),
+		Type: diskv1alpha1.ConditionReclaimStopped, Status: metav1.ConditionTrue, Reason: "ManyOrphans", Message: truncate(why, maxCondition),
 	}
 }
 
-// ReclaimBlocked lists in a condition the volumes that cannot be wiped because they are held, one sentence each.
-func ReclaimBlocked(held []string) metav1.Condition {
+// ReclaimBlockedCondition lists in a condition the volumes that cannot be wiped because they are held, one sentence
+// each.
+func ReclaimBlockedCondition(held []string) metav1.Condition {
 	c := metav1.Condition{
 		Type: diskv1alpha1.ConditionReclaimBlocked, Status: metav1.ConditionFalse, Reason: "NoneHeld",
 		Message: "no volume that is to be wiped is held",
 	}
 	if len(held) > 0 {
 		c.Status, c.Reason = metav1.ConditionTrue, "VolumesHeld"
-		c.Message = clip(fmt.Sprintf("%d volumes cannot be wiped, their space is not free: %s", len(held), strings.Join(held, "; ")), maxCondition)
+		c.Message = truncate(fmt.Sprintf("%d volumes cannot be wiped, their space is not free: %s", len(held), strings.Join(held, "; ")), maxCondition)
 	}
 	return c
 }
 
-func summary(disks []discovery.Disk) diskv1alpha1.Summary {
+func summarize(disks []discovery.Disk) diskv1alpha1.Summary {
 	out := diskv1alpha1.Summary{Disks: int32(len(disks))}
 	size, free, largest := map[string]int64{}, map[string]int64{}, map[string]int64{}
 	for i := range disks {
@@ -208,21 +209,21 @@ func summary(disks []discovery.Disk) diskv1alpha1.Summary {
 			largest[d.Class] = max(largest[d.Class], d.Snapshot.Free.Largest().Len())
 		}
 	}
-	out.Size, out.Free, out.Largest = perClass(size), perClass(free), perClass(largest)
+	out.Size, out.Free, out.Largest = formatPerClass(size), formatPerClass(free), formatPerClass(largest)
 	return out
 }
 
-func perClass(sizes map[string]int64) string {
+func formatPerClass(sizes map[string]int64) string {
 	parts := make([]string, 0, len(sizes))
 	for _, class := range slices.SortedFunc(maps.Keys(sizes), cmp.Compare[string]) {
-		parts = append(parts, class+"="+short(sizes[class]))
+		parts = append(parts, class+"="+formatSize(sizes[class]))
 	}
 	return strings.Join(parts, ",")
 }
 
-// short writes a size for display, as a quantity that a volume can request. It has at most one digit behind the point,
-// and is cut, never rounded up.
-func short(size int64) string {
+// formatSize writes a size for display, as a quantity that a volume can request. It has at most one digit behind the
+// point, and is cut, never rounded up.
+func formatSize(size int64) string {
 	for _, unit := range []struct {
 		bytes int64
 		name  string
@@ -242,8 +243,8 @@ func short(size int64) string {
 	return fmt.Sprintf("%dMi", size>>20)
 }
 
-// clip cuts text to at most limit bytes, between characters.
-func clip(text string, limit int) string {
+// truncate cuts text to at most limit bytes, between characters.
+func truncate(text string, limit int) string {
 	text = strings.ToValidUTF8(text, "?")
 	if len(text) <= limit {
 		return text

@@ -30,11 +30,11 @@ func inService() discovery.Disk {
 	}
 }
 
-func noOwner(disk.Volume) Owner { return Owner{} }
+func noOwner(disk.Volume) VolumeInfo { return VolumeInfo{} }
 
 // TestStatusOfDisks asserts the published form of a disk with a volume, and the summary.
 func TestStatusOfDisks(t *testing.T) {
-	owner := func(disk.Volume) Owner { return Owner{Volume: "csi-1", Name: "ns/pod"} }
+	owner := func(disk.Volume) VolumeInfo { return VolumeInfo{Volume: "csi-1", Owner: "ns/pod"} }
 	status := Status([]discovery.Disk{inService()}, nil, nil, owner)
 	want := diskv1alpha1.Disk{
 		ID: "a", Device: "sda", Class: "ssd", Model: "M", SectorSize: 512, Size: 100 * mib, Overhead: 2 * mib, State: diskv1alpha1.DiskReady,
@@ -107,13 +107,13 @@ func TestConditions(t *testing.T) {
 	}
 }
 
-// TestShort asserts that sizes are cut to one digit behind the point, and never rounded up.
-func TestShort(t *testing.T) {
+// TestFormatSize asserts that sizes are cut to one digit behind the point, and never rounded up.
+func TestFormatSize(t *testing.T) {
 	for size, want := range map[int64]string{
 		0: "0", mib - 1: "0", mib: "1Mi", 1 << 30: "1Gi", 1<<30 - 1: "1023Mi", 6<<30 - mib: "5.9Gi",
 		1<<40 - 1: "1023.9Gi", 3 << 39: "1.5Ti", 1 << 62: "4194304Ti",
 	} {
-		if got := short(size); got != want {
+		if got := formatSize(size); got != want {
 			t.Errorf("short(%d) is %s, want %s", size, got, want)
 		}
 	}
@@ -123,7 +123,7 @@ func TestShort(t *testing.T) {
 func TestTimesOfConditions(t *testing.T) {
 	old, now := metav1.NewTime(time.Unix(1, 0)), metav1.NewTime(time.Unix(2, 0))
 	before := []metav1.Condition{{Type: "A", Status: "True", Message: "x", LastTransitionTime: old}, {Type: "B", Status: "True", LastTransitionTime: old}}
-	got := withTimes([]metav1.Condition{{Type: "A", Status: "True", Message: "y"}, {Type: "B", Status: "False"}, {Type: "C", Status: "True"}}, before, now)
+	got := withTransitionTimes([]metav1.Condition{{Type: "A", Status: "True", Message: "y"}, {Type: "B", Status: "False"}, {Type: "C", Status: "True"}}, before, now)
 	if got[0].LastTransitionTime != old || got[1].LastTransitionTime != now || got[2].LastTransitionTime != now {
 		t.Errorf("times are %v", got)
 	}

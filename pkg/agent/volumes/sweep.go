@@ -86,7 +86,7 @@ func (s *sweeper) sweep(ctx context.Context) error {
 	}
 	if asked {
 		// Removed first, so that what was allowed once is not allowed the next time.
-		if err := s.node.client.ForgetReclaimOrphans(ctx); err != nil {
+		if err := s.node.client.RemoveReclaimOrphans(ctx); err != nil {
 			return fmt.Errorf("cannot remove annotation %s, orphans are kept: %w", diskv1alpha1.AnnotationReclaimOrphans, err)
 		}
 		s.acceptAllowance(ctx, allowed, orphaned)
@@ -165,7 +165,7 @@ func (s *sweeper) mayReclaim(ctx context.Context, count int) (bool, error) {
 	// Orphans on a disk that is away do not count now, and may count again later.
 	more := slices.ContainsFunc(disks, func(d discovery.Disk) bool { return !d.Ready() })
 	if count == 0 && !more {
-		if left := s.node.client.Settled(ctx); left > 0 {
+		if left := s.node.client.EndDoubt(ctx); left > 0 {
 			s.enqueue(sweepKey, left)
 		}
 	}
