@@ -89,7 +89,7 @@ func (f *flags) run(ctx context.Context) error {
 	if err := f.validate(); err != nil {
 		return err
 	}
-	if err := agent.Check(); err != nil {
+	if err := agent.CheckRequirements(); err != nil {
 		return err
 	}
 	config, err := f.config()

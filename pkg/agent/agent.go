@@ -43,8 +43,8 @@ type Options struct {
 	EvictionGrace time.Duration
 	// OrphanLimit is that of package volumes.
 	OrphanLimit int
-	// DevicePatience is how long a device may take to answer. 0 means the default.
-	DevicePatience time.Duration
+	// DeviceTimeout is how long a device may take to answer. 0 means the default.
+	DeviceTimeout time.Duration
 	// Sys is /sys/block. The default is the machine's own.
 	Sys fs.FS
 	// Health records what the agent does. It is nil without health checks.
@@ -68,15 +68,15 @@ type agent struct {
 	inventory  *discovery.Inventory
 	publisher  *publish.Publisher
 	manager    *volumes.Manager
-	// rescans requests a rescan of the devices.
-	rescans chan struct{}
-	// changed signals that something about the disks has changed.
-	changed chan struct{}
-	// nodeChanged signals that the Node's labels have changed, or that it is another Node.
-	nodeChanged chan struct{}
-	// failed signals that a disk in service failed, and should be opened again after a while.
-	failed   chan struct{}
-	recorder *client.Recorder
+	// rescanRequests requests a rescan of the devices.
+	rescanRequests chan struct{}
+	// diskChanges signals that something about the disks has changed.
+	diskChanges chan struct{}
+	// registrationChecks signals that the Node's labels have changed, or that it is another Node.
+	registrationChecks chan struct{}
+	// diskFailures signals that a disk in service failed, and should be opened again after a while.
+	diskFailures chan struct{}
+	recorder     *client.Recorder
 }
 
 // Run runs the agent until the context ends, or until an error that a restart may repair. Partitions and mounts stay.
@@ -110,7 +110,7 @@ func Run(ctx context.Context, o Options) error {
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { a.recorder.Run(ctx); return nil })
-	group.Go(func() error { return lock.keep(ctx) })
+	group.Go(func() error { return lock.keepFile(ctx) })
 	return a.run(ctx, group, kubelet)
 }
 
@@ -126,7 +126,7 @@ func newAgent(o Options) (*agent, error) {
 	}
 	return &agent{
 		options: o, client: c, recorder: c.NewRecorder(),
-		rescans: make(chan struct{}, 1), failed: make(chan struct{}, 1), changed: make(chan struct{}, 1), nodeChanged: make(chan struct{}, 1),
+		rescanRequests: make(chan struct{}, 1), diskFailures: make(chan struct{}, 1), diskChanges: make(chan struct{}, 1), registrationChecks: make(chan struct{}, 1),
 		classes: c.ClassInformer(), nodes: c.NodeInformer(), capacities: c.CapacityInformer(), podsOfNode: c.PodInformer(),
 		csiNodes: c.CSINodeInformer(), persistent: c.VolumeInformer(),
 	}, nil
@@ -134,7 +134,7 @@ func newAgent(o Options) (*agent, error) {
 
 // run opens the node's disks and serves them until the context ends. The caller holds the lock.
 func (a *agent) run(ctx context.Context, group *errgroup.Group, kubelet *csi.Kubelet) error {
-	if err := a.observe(); err != nil {
+	if err := a.addHandlers(); err != nil {
 		return err
 	}
 	// What the node published before contains the disks that it had.
@@ -156,9 +156,9 @@ func (a *agent) run(ctx context.Context, group *errgroup.Group, kubelet *csi.Kub
 	}
 	a.options.Health.set(stepSynced, true)
 	registerMetrics()
-	group.Go(func() error { a.followService(ctx); return nil })
+	group.Go(func() error { a.reportService(ctx); return nil })
 	a.start(ctx, group, csi.NewNode(a.options.NodeName, a.manager, files, kubelet), retry)
-	return ended(ctx, group, stopPatience)
+	return waitWithTimeout(ctx, group, stopTimeout)
 }
 
 // build makes the parts of the agent from what the node published before.
@@ -181,20 +181,20 @@ func (a *agent) build(ctx context.Context) (fileSystems, error) {
 	}
 	a.publisher, err = publish.New(publish.Options{
 		Client: a.client, Capacities: a.capacities, Status: a.status,
-		NodeUID: func() types.UID { return a.node().UID }, Progress: publication{a.options.Health},
+		NodeUID: func() types.UID { return a.node().UID }, Progress: publishProgress{a.options.Health},
 	})
 	return files, err
 }
 
-// registerPatience is how long the registration with the kubelet waits for the first publication. Mounting must not
+// registerTimeout is how long the registration with the kubelet waits for the first publication. Mounting must not
 // depend on the API server.
-const registerPatience = 30 * time.Second
+const registerTimeout = 30 * time.Second
 
 // start starts everything that runs until the context ends.
 func (a *agent) start(ctx context.Context, group *errgroup.Group, node *csi.Node, retry bool) {
 	group.Go(func() error { a.publisher.Run(ctx); return nil })
 	group.Go(func() error { a.manager.Run(ctx); return nil })
-	group.Go(func() error { return discovery.WatchDevices(ctx, a.wantRescan) })
+	group.Go(func() error { return discovery.WatchDevices(ctx, a.requestRescan) })
 	group.Go(func() error { a.rescanOnDemand(ctx, retry); return nil })
 	// The driver is registered with the kubelet last, when everything else works.
 	controller := csi.NewController(a.options.NodeName, a.manager, a.manager)
@@ -202,12 +202,12 @@ func (a *agent) start(ctx context.Context, group *errgroup.Group, node *csi.Node
 	kubelet := csi.NewRegistration(a.options.RegistrationDir, a.options.CSISocket, func(registered bool) { a.options.Health.set(stepDriver, registered) })
 	group.Go(func() error {
 		// The start-up taint is removed when the driver is registered, so what is published must be up to date.
-		a.options.Health.awaitPublished(ctx, registerPatience)
+		a.options.Health.awaitPublished(ctx, registerTimeout)
 		return kubelet.Run(ctx)
 	})
 	// Its start is not awaited: without it, only the label is checked.
 	group.Go(func() error { a.csiNodes.RunWithContext(ctx); return nil })
-	group.Go(func() error { a.followLabel(ctx, kubelet.RegisterAgain); return nil })
+	group.Go(func() error { a.watchRegistration(ctx, kubelet.RegisterAgain); return nil })
 	// Go would return the memory that only the start needed much later.
 	debug.FreeOSMemory()
 	klog.FromContext(ctx).Info("Agent is running", "disks", len(a.inventory.Disks()), "refused", len(a.inventory.Refused()), "socket", a.options.CSISocket)

@@ -23,7 +23,7 @@ func (a *agent) inventoryOptions() discovery.Options {
 		Sys: a.options.Sys, Dev: "/dev", DevicePatterns: a.options.Devices,
 		Classes: a.classList, NodeLabels: func() map[string]string { return a.node().Labels },
 		Approvals: a.approvals, Owner: func() disk.Owner { return ownerOf(a.node()) }, Cluster: cluster{a.client},
-		Changed: a.disksChanged, PublishedDisks: published.Disks, PublishedDevices: published.Devices, DeviceTimeout: a.options.DevicePatience, KubeletDir: a.options.KubeletDir,
+		Changed: a.disksChanged, PublishedDisks: published.Disks, PublishedDevices: published.Devices, DeviceTimeout: a.options.DeviceTimeout, KubeletDir: a.options.KubeletDir,
 	}
 }
 
@@ -69,11 +69,11 @@ func (c cluster) Attachments(ctx context.Context) ([]discovery.Attachment, error
 	return list, nil
 }
 
-// eventForget reports the result of the annotation that names disks to forget.
-const eventForget = "DisksForgotten"
+// eventDisksForgotten reports the result of the annotation that names disks to forget.
+const eventDisksForgotten = "DisksForgotten"
 
-// forgetTries bounds how often the object is read again because it has changed meanwhile.
-const forgetTries = 5
+// maxForgetTries bounds how often the object is read again because it has changed meanwhile.
+const maxForgetTries = 5
 
 // forgetDisks acts on the annotation that names disks to forget, and removes it. It reports
 // whether it must be tried again.
@@ -87,14 +87,14 @@ func (a *agent) forgetDisks(ctx context.Context) (retry bool) {
 	}
 	// The watch may still show the annotation after it was removed.
 	live, err := a.client.Capacity(ctx)
-	for try := 0; err == nil && try < forgetTries; try++ {
+	for try := 0; err == nil && try < maxForgetTries; try++ {
 		value, set := live.Annotations[diskv1alpha1.AnnotationForgetDisks]
 		if !set {
 			return false
 		}
-		kept := a.inventory.Forget(listOf(value))
+		kept := a.inventory.Forget(splitIDs(value))
 		if err := a.client.RemoveForgetDisks(ctx, live.ResourceVersion); err == nil {
-			a.sayForgotten(ctx, value, kept)
+			a.reportForgotten(ctx, value, kept)
 			return false
 		} else if !apierrors.IsConflict(err) {
 			klog.FromContext(ctx).Error(err, "Annotation could not be removed; tried again", "annotation", diskv1alpha1.AnnotationForgetDisks)
@@ -106,20 +106,20 @@ func (a *agent) forgetDisks(ctx context.Context) (retry bool) {
 	return true
 }
 
-func (a *agent) sayForgotten(ctx context.Context, value string, kept []string) {
+func (a *agent) reportForgotten(ctx context.Context, value string, kept []string) {
 	logger := klog.FromContext(ctx)
 	if len(kept) == 0 {
 		logger.Info("Disks are forgotten", "disks", value)
-		a.recorder.OfNode(a.capacityUID(), corev1.EventTypeNormal, eventForget, "disks are forgotten: "+value)
+		a.recorder.OfNode(a.capacityUID(), corev1.EventTypeNormal, eventDisksForgotten, "disks are forgotten: "+value)
 		return
 	}
 	logger.Info("Disks are not forgotten, as they are in service or not known", "disks", kept, "asked", value)
-	a.recorder.OfNode(a.capacityUID(), corev1.EventTypeWarning, eventForget,
+	a.recorder.OfNode(a.capacityUID(), corev1.EventTypeWarning, eventDisksForgotten,
 		"these disks are in service or not known, and are not forgotten: "+strings.Join(kept, ", "))
 }
 
-// listOf splits the annotation's value.
-func listOf(value string) []string {
+// splitIDs splits the annotation's value.
+func splitIDs(value string) []string {
 	var ids []string
 	for id := range strings.SplitSeq(value, ",") {
 		if id = strings.ToLower(strings.TrimSpace(id)); id != "" {

@@ -15,7 +15,7 @@ const (
 	stepDriver    = "the kubelet has not registered the driver"
 )
 
-var steps = []string{stepLock, stepSynced, stepPublished, stepDriver}
+var readySteps = []string{stepLock, stepSynced, stepPublished, stepDriver}
 
 // Loops that liveness checks.
 const (
@@ -36,13 +36,13 @@ type Health struct {
 	mu sync.Mutex
 	// taken are the steps that the agent has taken.
 	taken map[string]bool
-	// began is when the present pass of a loop began.
-	began map[string]time.Time
+	// passBegan is when the present pass of a loop began.
+	passBegan map[string]time.Time
 }
 
 // NewHealth returns the Health of an agent that has not started: alive, not ready.
 func NewHealth() *Health {
-	return &Health{now: time.Now, published: make(chan struct{}), taken: map[string]bool{}, began: map[string]time.Time{}}
+	return &Health{now: time.Now, published: make(chan struct{}), taken: map[string]bool{}, passBegan: map[string]time.Time{}}
 }
 
 // Alive returns an error if a loop makes no progress, so that only a restart helps.
@@ -50,7 +50,7 @@ func (h *Health) Alive() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, loop := range []string{loopRescan, loopPublish} {
-		if began, busy := h.began[loop]; busy {
+		if began, busy := h.passBegan[loop]; busy {
 			if took := h.now().Sub(began); took > stallLimit {
 				return fmt.Errorf("%s has made no progress for %s", loop, took.Round(time.Second))
 			}
@@ -63,7 +63,7 @@ func (h *Health) Alive() error {
 func (h *Health) Ready() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, step := range steps {
+	for _, step := range readySteps {
 		if !h.taken[step] {
 			return fmt.Errorf("not ready: %s", step)
 		}
@@ -89,8 +89,8 @@ func (h *Health) firstPublished() {
 }
 
 // awaitPublished returns after the first publication, after patience, or when the context ends.
-func (h *Health) awaitPublished(ctx context.Context, patience time.Duration) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func (h *Health) awaitPublished(ctx context.Context, timeout time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	select {
 	case <-ctx.Done():
@@ -98,24 +98,24 @@ func (h *Health) awaitPublished(ctx context.Context, patience time.Duration) {
 	}
 }
 
-// pass notes that a pass of a loop begins; the caller calls done at its end.
-func (h *Health) pass(loop string) (done func()) {
+// beginPass notes that a pass of a loop begins; the caller calls done at its end.
+func (h *Health) beginPass(loop string) (done func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.began[loop] = h.now()
+	h.passBegan[loop] = h.now()
 	return func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		delete(h.began, loop)
+		delete(h.passBegan, loop)
 	}
 }
 
-// publication reports the publisher's passes to Health.
-type publication struct{ *Health }
+// publishProgress reports the publisher's passes to Health.
+type publishProgress struct{ *Health }
 
 // Pass implements publish.Progress.
-func (p publication) Pass() (done func(err error)) {
-	end := p.pass(loopPublish)
+func (p publishProgress) Pass() (done func(err error)) {
+	end := p.beginPass(loopPublish)
 	return func(err error) {
 		end()
 		if err == nil {

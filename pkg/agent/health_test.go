@@ -10,7 +10,7 @@ import (
 // TestReady asserts that an agent is ready when it has taken every step, and that the error names a missing step.
 func TestReady(t *testing.T) {
 	h := NewHealth()
-	for _, step := range steps {
+	for _, step := range readySteps {
 		if err := h.Ready(); err == nil || !strings.Contains(err.Error(), step) {
 			t.Errorf("before the step %q: %v", step, err)
 		}
@@ -28,7 +28,7 @@ func TestReady(t *testing.T) {
 // TestReadyAfterPublication asserts that a publication that failed does not count.
 func TestReadyAfterPublication(t *testing.T) {
 	h := NewHealth()
-	p := publication{h}
+	p := publishProgress{h}
 	p.Pass()(errors.New("refused"))
 	if h.taken[stepPublished] {
 		t.Error("a failed publication counts")
@@ -46,7 +46,7 @@ func TestAlive(t *testing.T) {
 	for _, loop := range []string{loopRescan, loopPublish} {
 		h, now := NewHealth(), time.Now()
 		h.now = func() time.Time { return now }
-		done := h.pass(loop)
+		done := h.beginPass(loop)
 		now = now.Add(stallLimit)
 		if err := h.Alive(); err != nil {
 			t.Error(err)

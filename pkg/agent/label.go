@@ -22,15 +22,15 @@ const (
 	eventRegisteringAgain = "RegisteringAgain"
 )
 
-// labelWatch decides when the driver must be registered again. The kubelet sets the label only when it registers a
+// labelMonitor decides when the driver must be registered again. The kubelet sets the label only when it registers a
 // driver. So a label that was removed is not set again, nor is that of a Node that was made again.
-type labelWatch struct {
+type labelMonitor struct {
 	missingSince, last time.Time
 }
 
 // due returns whether to register the driver, and otherwise after which time to check again. missing is whether the
 // label is missing now. The time is 0 if no check is needed.
-func (w *labelWatch) due(missing bool, now time.Time) (register bool, wait time.Duration) {
+func (w *labelMonitor) due(missing bool, now time.Time) (register bool, wait time.Duration) {
 	if !missing {
 		w.missingSince = time.Time{}
 		return false, 0
@@ -59,8 +59,8 @@ func driverMissing(csiNode *storagev1.CSINode) bool {
 	return csiNode == nil || !slices.ContainsFunc(csiNode.Spec.Drivers, func(d storagev1.CSINodeDriver) bool { return d.Name == diskv1alpha1.DriverName })
 }
 
-// unregistered reports whether the API lacks what the kubelet writes when it registers the driver.
-func (a *agent) unregistered() bool {
+// isUnregistered reports whether the API lacks what the kubelet writes when it registers the driver.
+func (a *agent) isUnregistered() bool {
 	node := a.node()
 	if node.UID == "" {
 		return false
@@ -76,19 +76,19 @@ func (a *agent) unregistered() bool {
 	return err == nil && driverMissing(csiNode)
 }
 
-// followLabel registers the driver again when the API has lost what the kubelet wrote.
-func (a *agent) followLabel(ctx context.Context, register func()) {
-	var w labelWatch
+// watchRegistration registers the driver again when the API has lost what the kubelet wrote.
+func (a *agent) watchRegistration(ctx context.Context, register func()) {
+	var w labelMonitor
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-a.nodeChanged:
+		case <-a.registrationChecks:
 		case <-timer.C:
 		}
-		again, wait := w.due(a.unregistered(), time.Now())
+		again, wait := w.due(a.isUnregistered(), time.Now())
 		if again {
 			klog.FromContext(ctx).Info("The Node lacks its label or its CSINode the driver, so pods with volumes cannot come here; the driver is registered with the kubelet again, which sets both", "label", diskv1alpha1.LabelNode)
 			a.recorder.OfNode(a.capacityUID(), corev1.EventTypeWarning, eventRegisteringAgain,

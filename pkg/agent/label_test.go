@@ -12,11 +12,11 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestLabelWatch asserts that a missing label has the driver registered again after the grace, at most once in each
+// TestLabelMonitor asserts that a missing label has the driver registered again after the grace, at most once in each
 // pause. An existing label ends that.
-func TestLabelWatch(t *testing.T) {
+func TestLabelMonitor(t *testing.T) {
 	start := time.Now()
-	var w labelWatch
+	var w labelMonitor
 	for _, step := range []struct {
 		after    time.Duration
 		missing  bool

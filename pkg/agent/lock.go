@@ -37,7 +37,7 @@ func lockNode(ctx context.Context, path string, poll time.Duration) (*nodeLock, 
 	}
 	ticker := time.NewTicker(poll)
 	defer ticker.Stop()
-	for said := false; ; {
+	for logged := false; ; {
 		free, err := l.try()
 		if err != nil {
 			return nil, err
@@ -45,8 +45,8 @@ func lockNode(ctx context.Context, path string, poll time.Duration) (*nodeLock, 
 		if free {
 			return l, nil
 		}
-		if !said {
-			said = true
+		if !logged {
+			logged = true
 			klog.FromContext(ctx).Info("Another agent serves this node; waiting until it ends. If there is to be only one, look for a second DaemonSet or a program that holds the lock", "lock", path)
 		}
 		select {
@@ -71,15 +71,15 @@ func (l *nodeLock) try() (bool, error) {
 		return false, errors.Join(fmt.Errorf("cannot lock %s: %w", l.path, err), file.Close())
 	}
 	l.file = file
-	here, err := l.here()
+	here, err := l.holdsFile()
 	if err != nil || !here {
 		return false, errors.Join(err, l.release())
 	}
 	return true, nil
 }
 
-// here reports whether the locked file is the one at the path.
-func (l *nodeLock) here() (bool, error) {
+// holdsFile reports whether the locked file is the one at the path.
+func (l *nodeLock) holdsFile() (bool, error) {
 	mine, err := l.file.Stat()
 	if err != nil {
 		return false, fmt.Errorf("cannot look at the agent's lock: %w", err)
@@ -94,9 +94,9 @@ func (l *nodeLock) here() (bool, error) {
 	return os.SameFile(mine, now), nil
 }
 
-// keep makes the file again if it is removed, until the context ends. It fails if another agent was faster: that one
-// has the node.
-func (l *nodeLock) keep(ctx context.Context) error {
+// keepFile makes the file again if it is removed, until the context ends. It fails if another agent was faster: that
+// one has the node.
+func (l *nodeLock) keepFile(ctx context.Context) error {
 	ticker := time.NewTicker(l.poll)
 	defer ticker.Stop()
 	for {
@@ -105,15 +105,15 @@ func (l *nodeLock) keep(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
-		if err := l.restore(ctx); err != nil {
+		if err := l.restoreFile(ctx); err != nil {
 			return err
 		}
 	}
 }
 
-// restore makes the file again if it does not exist. The error says that another agent has it.
-func (l *nodeLock) restore(ctx context.Context) error {
-	if here, err := l.here(); err != nil || here {
+// restoreFile makes the file again if it does not exist. The error says that another agent has it.
+func (l *nodeLock) restoreFile(ctx context.Context) error {
+	if here, err := l.holdsFile(); err != nil || here {
 		return nil //nolint:nilerr // looked at again soon; the lock itself is not lost
 	}
 	if err := os.MkdirAll(filepath.Dir(l.path), 0o750); err != nil {

@@ -32,8 +32,8 @@ func taken(t *testing.T, path string) {
 	}
 }
 
-// TestLockNewcomerWaits asserts that a second agent gets the lock only when the first has ended.
-func TestLockNewcomerWaits(t *testing.T) {
+// TestSecondAgentWaits asserts that a second agent gets the lock only when the first has ended.
+func TestSecondAgentWaits(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "plugin", lockName)
 	first, err := lockNode(t.Context(), path, testPoll)
 	if err != nil {
@@ -71,7 +71,7 @@ func TestLockFileRemoved(t *testing.T) {
 	if err := os.RemoveAll(filepath.Dir(path)); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.restore(t.Context()); err != nil {
+	if err := l.restoreFile(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	taken(t, path)
@@ -97,7 +97,7 @@ func TestLockTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	kept := make(chan error, 1)
-	go func() { kept <- l.keep(t.Context()) }()
+	go func() { kept <- l.keepFile(t.Context()) }()
 	select {
 	case err := <-kept:
 		if err == nil {

@@ -12,8 +12,8 @@ import (
 // grow file systems, mount-utils to mount.
 var programs = []string{"blkid", "wipefs", "mkfs.ext4", "mkfs.xfs", "e2fsck", "resize2fs", "xfs_growfs", "mount", "umount"}
 
-// Check returns an error that says what the agent lacks on this machine.
-func Check() error {
+// CheckRequirements returns an error that says what the agent lacks on this machine.
+func CheckRequirements() error {
 	if os.Geteuid() != 0 {
 		return errors.New("the agent partitions and mounts disks: run it as root, in a privileged container")
 	}

@@ -14,26 +14,26 @@ func (a *agent) disksChanged() {
 	a.publisher.Trigger()
 	a.manager.DisksChanged()
 	select {
-	case a.changed <- struct{}{}:
+	case a.diskChanges <- struct{}{}:
 	default:
 	}
 	if a.inventory.Failing() {
 		select {
-		case a.failed <- struct{}{}:
+		case a.diskFailures <- struct{}{}:
 		default:
 		}
 	}
 }
 
-func (a *agent) wantRescan() {
+func (a *agent) requestRescan() {
 	select {
-	case a.rescans <- struct{}{}:
+	case a.rescanRequests <- struct{}{}:
 	default:
 	}
 }
 
 func (a *agent) rescan(ctx context.Context) (retry bool) {
-	defer a.options.Health.pass(loopRescan)()
+	defer a.options.Health.beginPass(loopRescan)()
 	forgetAgain := a.forgetDisks(ctx)
 	retry, err := a.inventory.Rescan(ctx)
 	if err != nil {
@@ -50,7 +50,7 @@ const rescanRate, rescanBurst = 0.2, 10
 // enough.
 func (a *agent) rescanOnDemand(ctx context.Context, retry bool) {
 	retries := newRetries()
-	timer, waited := newAlarm(), newAlarm()
+	timer, waited := newTimer(), newTimer()
 	defer timer.Stop()
 	defer waited.Stop()
 	// Where udev runs, every rescan that fails to open a device may cause an event, and so the next rescan.
@@ -63,12 +63,12 @@ func (a *agent) rescanOnDemand(ctx context.Context, retry bool) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-a.failed:
+		case <-a.diskFailures:
 			retry = true
 			continue
-		case <-a.rescans:
+		case <-a.rescanRequests:
 		case <-timer.C:
-			retries.due()
+			retries.fired()
 		case <-waited.C:
 		}
 		if limiter.Wait(ctx) != nil {
@@ -80,8 +80,8 @@ func (a *agent) rescanOnDemand(ctx context.Context, retry bool) {
 
 // retries decides when to rescan without an event.
 type retries struct {
-	backoff wait.Backoff
-	armed   bool // a retry is scheduled
+	backoff   wait.Backoff
+	scheduled bool // a retry is scheduled
 }
 
 func newRetries() *retries { return &retries{backoff: firstRetries()} }
@@ -97,28 +97,28 @@ func (r *retries) next(wanted bool) (after time.Duration, change bool) {
 	case !wanted:
 		*r = *newRetries()
 		return 0, true
-	case r.armed:
+	case r.scheduled:
 		return 0, false
 	}
-	r.armed = true
+	r.scheduled = true
 	return r.backoff.Step(), true
 }
 
-// due is called when the retry's time has come.
-func (r *retries) due() { r.armed = false }
+// fired is called when the retry's time has come.
+func (r *retries) fired() { r.scheduled = false }
 
-// alarm is a timer that can be set and cancelled.
-type alarm struct {
+// resettableTimer is a timer that can be set and cancelled.
+type resettableTimer struct {
 	*time.Timer
 }
 
-func newAlarm() alarm {
+func newTimer() resettableTimer {
 	t := time.NewTimer(time.Hour)
 	t.Stop()
-	return alarm{t}
+	return resettableTimer{t}
 }
 
-func (t alarm) set(after time.Duration, wanted bool) {
+func (t resettableTimer) set(after time.Duration, wanted bool) {
 	if t.Stop(); wanted {
 		t.Reset(after)
 	}

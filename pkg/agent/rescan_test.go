@@ -23,7 +23,7 @@ func TestRetries(t *testing.T) {
 				t.Errorf("an event moved the retry to %v", after)
 			}
 		}
-		r.due()
+		r.fired()
 	}
 	for range 3 {
 		retry()

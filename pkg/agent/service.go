@@ -38,21 +38,21 @@ func registerMetrics() {
 	registration.Do(func() { legacyregistry.MustRegister(diskOutOfService, diskFailuresTotal, devicesRefused) })
 }
 
-// service reports, in events and metrics, which disks go out of service and come back. The NodeDiskCapacity has the
-// present state.
-type service struct {
-	say func(eventType, reason, message string)
+// serviceReporter reports, in events and metrics, which disks go out of service and come back. The NodeDiskCapacity has
+// the present state.
+type serviceReporter struct {
+	event func(eventType, reason, message string)
 	// problems is by disk. It is empty for one that serves.
 	problems map[string]string
 	labels   map[string][]string
 }
 
-func newService(say func(eventType, reason, message string)) *service {
-	return &service{say: say, problems: map[string]string{}, labels: map[string][]string{}}
+func newServiceReporter(event func(eventType, reason, message string)) *serviceReporter {
+	return &serviceReporter{event: event, problems: map[string]string{}, labels: map[string][]string{}}
 }
 
-// look compares the disks with those of the last call.
-func (s *service) look(disks []discovery.Disk, refused int) {
+// report compares the disks with those of the last call.
+func (s *serviceReporter) report(disks []discovery.Disk, refused int) {
 	devicesRefused.Set(float64(refused))
 	known := map[string]bool{}
 	for i := range disks {
@@ -72,9 +72,9 @@ func (s *service) look(disks []discovery.Disk, refused int) {
 			if before == "" {
 				diskFailuresTotal.WithLabelValues(d.ID()).Inc()
 			}
-			s.say(corev1.EventTypeWarning, eventOutOfService, fmt.Sprintf("%s is out of service with %d volumes; what is mounted stays mounted: %s", name, len(d.Snapshot.Volumes), problem))
+			s.event(corev1.EventTypeWarning, eventOutOfService, fmt.Sprintf("%s is out of service with %d volumes; what is mounted stays mounted: %s", name, len(d.Snapshot.Volumes), problem))
 		case seen:
-			s.say(corev1.EventTypeNormal, eventInService, fmt.Sprintf("%s was checked and serves again, with %d volumes", name, len(d.Snapshot.Volumes)))
+			s.event(corev1.EventTypeNormal, eventInService, fmt.Sprintf("%s was checked and serves again, with %d volumes", name, len(d.Snapshot.Volumes)))
 		}
 	}
 	for id := range s.problems {
@@ -86,7 +86,7 @@ func (s *service) look(disks []discovery.Disk, refused int) {
 }
 
 // gauge sets the metric of the disk under its present name and class, and removes it under any other.
-func (s *service) gauge(d *discovery.Disk, out bool) {
+func (s *serviceReporter) gauge(d *discovery.Disk, out bool) {
 	labels := []string{d.ID(), d.Device.Name, d.Class}
 	if before := s.labels[d.ID()]; before != nil && (before[1] != labels[1] || before[2] != labels[2]) {
 		s.drop(d.ID())
@@ -99,24 +99,24 @@ func (s *service) gauge(d *discovery.Disk, out bool) {
 	diskOutOfService.WithLabelValues(labels...).Set(value)
 }
 
-func (s *service) drop(id string) {
+func (s *serviceReporter) drop(id string) {
 	if l := s.labels[id]; l != nil {
 		diskOutOfService.Delete(map[string]string{"disk": l[0], "device": l[1], "class": l[2]})
 	}
 	delete(s.labels, id)
 }
 
-// followService looks at the disks whenever something about them has changed.
-func (a *agent) followService(ctx context.Context) {
-	s := newService(func(eventType, reason, message string) {
+// reportService looks at the disks whenever something about them has changed.
+func (a *agent) reportService(ctx context.Context) {
+	s := newServiceReporter(func(eventType, reason, message string) {
 		a.recorder.OfNode(a.capacityUID(), eventType, reason, message)
 	})
 	for {
-		s.look(a.inventory.Disks(), len(a.inventory.Refused()))
+		s.report(a.inventory.Disks(), len(a.inventory.Refused()))
 		select {
 		case <-ctx.Done():
 			return
-		case <-a.changed:
+		case <-a.diskChanges:
 		}
 	}
 }

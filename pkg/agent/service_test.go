@@ -14,8 +14,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// TestServiceTells asserts that each change causes one event, and that a disk that never failed has none.
-func TestServiceTells(t *testing.T) {
+// TestServiceReports asserts that each change causes one event, and that a disk that never failed has none.
+func TestServiceReports(t *testing.T) {
 	serves := discovery.Disk{Device: discovery.Device{Name: "sda"}, Class: "ssd", Engine: &disk.Disk{}, Snapshot: disk.Snapshot{ID: "a"}}
 	gone, hangs, renamed := serves, serves, serves
 	gone.Engine, gone.Problem = nil, "device sda is gone"
@@ -23,9 +23,9 @@ func TestServiceTells(t *testing.T) {
 	renamed.Device.Name = "sdb"
 	other := serves
 	other.Snapshot.ID = "b"
-	var said []string
-	s := newService(func(_, reason, message string) {
-		said = append(said, fmt.Sprintf("%s %.40s", reason, message))
+	var events []string
+	s := newServiceReporter(func(_, reason, message string) {
+		events = append(events, fmt.Sprintf("%s %.40s", reason, message))
 	})
 	for i, step := range []struct {
 		disks []discovery.Disk
@@ -39,9 +39,9 @@ func TestServiceTells(t *testing.T) {
 		{[]discovery.Disk{other}, ""},
 		{[]discovery.Disk{gone, other}, "DiskOutOfService disk a (sda)"},
 	} {
-		said = nil
-		s.look(step.disks, 0)
-		if got := strings.Join(said, "; "); (step.tells == "") != (got == "") || !strings.HasPrefix(got, step.tells) || len(said) > 1 {
+		events = nil
+		s.report(step.disks, 0)
+		if got := strings.Join(events, "; "); (step.tells == "") != (got == "") || !strings.HasPrefix(got, step.tells) || len(events) > 1 {
 			t.Errorf("step %d tells %q, want %q", i, got, step.tells)
 		}
 	}

@@ -17,28 +17,28 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// observe makes changes of classes, of the node's labels and of decisions about devices cause a rescan.
-func (a *agent) observe() error {
-	for _, observe := range []func() error{a.observeClasses, a.observeDecisions, a.observeCSINode, a.observeNode} {
-		if err := observe(); err != nil {
+// addHandlers makes changes of classes, of the node's labels and of decisions about devices cause a rescan.
+func (a *agent) addHandlers() error {
+	for _, add := range []func() error{a.handleClasses, a.handleDecisions, a.handleCSINode, a.handleNode} {
+		if err := add(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (a *agent) observeClasses() error {
+func (a *agent) handleClasses() error {
 	_, err := a.classes.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { a.wantRescan() },
+		AddFunc: func(any) { a.requestRescan() },
 		UpdateFunc: func(before, now any) {
 			// The scheduler's leader updates the status all the time.
 			b, _ := before.(*diskv1alpha1.DiskClass)
 			n, _ := now.(*diskv1alpha1.DiskClass)
 			if b == nil || n == nil || b.UID != n.UID || b.Generation != n.Generation {
-				a.wantRescan()
+				a.requestRescan()
 			}
 		},
-		DeleteFunc: func(any) { a.wantRescan() },
+		DeleteFunc: func(any) { a.requestRescan() },
 	})
 	if err != nil {
 		return fmt.Errorf("cannot watch DiskClasses: %w", err)
@@ -46,17 +46,17 @@ func (a *agent) observeClasses() error {
 	return nil
 }
 
-// observeDecisions causes a rescan when operators decide about devices and disks.
-func (a *agent) observeDecisions() error {
+// handleDecisions causes a rescan when operators decide about devices and disks.
+func (a *agent) handleDecisions() error {
 	_, err := a.capacities.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { a.wantRescan() },
+		AddFunc: func(any) { a.requestRescan() },
 		UpdateFunc: func(before, now any) {
 			// The agent itself updates the status all the time.
 			b, _ := before.(*diskv1alpha1.NodeDiskCapacity)
 			n, _ := now.(*diskv1alpha1.NodeDiskCapacity)
 			if b == nil || n == nil || b.Annotations[diskv1alpha1.AnnotationForgetDisks] != n.Annotations[diskv1alpha1.AnnotationForgetDisks] ||
 				!equality.Semantic.DeepEqual(b.Spec.Adopt, n.Spec.Adopt) {
-				a.wantRescan()
+				a.requestRescan()
 			}
 		},
 	})
@@ -66,11 +66,11 @@ func (a *agent) observeDecisions() error {
 	return nil
 }
 
-func (a *agent) observeCSINode() error {
+func (a *agent) handleCSINode() error {
 	_, err := a.csiNodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { a.lookAtLabel() },
-		UpdateFunc: func(any, any) { a.lookAtLabel() },
-		DeleteFunc: func(any) { a.lookAtLabel() },
+		AddFunc:    func(any) { a.requestLabelCheck() },
+		UpdateFunc: func(any, any) { a.requestLabelCheck() },
+		DeleteFunc: func(any) { a.requestLabelCheck() },
 	})
 	if err != nil {
 		return fmt.Errorf("cannot watch the CSINode: %w", err)
@@ -78,18 +78,18 @@ func (a *agent) observeCSINode() error {
 	return nil
 }
 
-func (a *agent) observeNode() error {
+func (a *agent) handleNode() error {
 	if err := a.nodes.SetTransform(stripNode); err != nil {
 		return fmt.Errorf("cannot watch the node: %w", err)
 	}
 	_, err := a.nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { a.sawNode() },
+		AddFunc: func(any) { a.onNode() },
 		UpdateFunc: func(before, now any) {
 			// The kubelet updates its Node all the time.
 			b, _ := before.(*corev1.Node)
 			n, _ := now.(*corev1.Node)
 			if b == nil || n == nil || b.UID != n.UID || !maps.Equal(b.Labels, n.Labels) {
-				a.sawNode()
+				a.onNode()
 			}
 		},
 	})
@@ -99,16 +99,16 @@ func (a *agent) observeNode() error {
 	return nil
 }
 
-// sawNode is called when there is a Node, or another one, or one with other labels.
-func (a *agent) sawNode() {
-	a.wantRescan()
-	a.lookAtLabel()
+// onNode is called when there is a Node, or another one, or one with other labels.
+func (a *agent) onNode() {
+	a.requestRescan()
+	a.requestLabelCheck()
 }
 
-// lookAtLabel requests followLabel to check that the kubelet's registration is still in the API.
-func (a *agent) lookAtLabel() {
+// requestLabelCheck requests watchRegistration to check that the kubelet's registration is still in the API.
+func (a *agent) requestLabelCheck() {
 	select {
-	case a.nodeChanged <- struct{}{}:
+	case a.registrationChecks <- struct{}{}:
 	default:
 	}
 }

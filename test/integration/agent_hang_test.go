@@ -57,7 +57,7 @@ func TestAgentDiskHangs(t *testing.T) {
 	class := n.class(n.name+"-bad", bad)
 	n.create(class)
 	n.options.Devices = nil
-	n.options.DevicePatience = 2 * time.Second
+	n.options.DeviceTimeout = 2 * time.Second
 	n.start()
 	n.ready()
 	volume := n.volumeOf("data", "300Mi", "")
