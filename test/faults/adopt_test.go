@@ -26,14 +26,14 @@ func (n *node) adopt(ctx context.Context) error {
 // every moment the disk is blank or ours, and nothing else.
 func TestAdoption(t *testing.T) {
 	for _, sector := range []int64{512, 4096} {
-		n := &node{faulty: newFaulty(t, diskSize, sector)}
+		n := &node{faultyDisk: newFaultyDisk(t, diskSize, sector)}
 		t.Cleanup(n.close)
 		n.call("Save", 0, new(bool))
-		n.set(Fault{})
+		n.setFault(Fault{})
 		n.must(n.adopt(t.Context()))
 		whole := n.heal()
 		n.close()
-		n.forget()
+		n.removePartitions()
 		t.Logf("%d byte sectors: %d reads, %d writes, %d flushes", sector, whole.of(Read), whole.of(Write), whole.of(Sync))
 		var kinds [][]Fault
 		for _, f := range []Fault{
@@ -47,16 +47,16 @@ func TestAdoption(t *testing.T) {
 			kinds = append(kinds, kind)
 		}
 		found, hits := map[disk.State]int{}, 0
-		tried, all := inTurn(t, kinds, 1500*time.Millisecond, func(f Fault) {
+		tried, all := tryFaults(t, kinds, 1500*time.Millisecond, func(f Fault) {
 			n.call("Restore", 0, new(bool))
-			n.set(f)
+			n.setFault(f)
 			err := n.adopt(t.Context())
 			if n.heal().Hits > 0 {
 				hits++
 			}
 			n.close()
 			if f.Do == PowerOff {
-				n.forget()
+				n.removePartitions()
 				n.call("PowerOn", Cut{Kept: hits % 4 * 33, Seed: uint64(hits)}, new(int))
 			}
 			c, inspectErr := disk.Inspect(t.Context(), n.path)
@@ -66,7 +66,7 @@ func TestAdoption(t *testing.T) {
 			}
 			if c.State == disk.Busy {
 				// The kernel still has the meta partition of a table that the disk dropped.
-				n.forget()
+				n.removePartitions()
 			}
 			if again := n.adopt(t.Context()); again != nil {
 				t.Errorf("%v; then, of a disk that is %+v: %v", err, c, again)
@@ -74,7 +74,7 @@ func TestAdoption(t *testing.T) {
 				t.Errorf("the disk is %+v", s)
 			}
 			n.close()
-			n.forget()
+			n.removePartitions()
 		})
 		t.Logf("%d of %d faults tried, %d hit; then the disk was: %v", tried, all, hits, found)
 		if hits < tried/2 || found[disk.Ours] == 0 {
@@ -88,7 +88,7 @@ func TestAdoption(t *testing.T) {
 func TestOwnerIsReadOrRefused(t *testing.T) {
 	owner := disk.Owner{NodeUID: "1c3a4d8e-0000-4000-8000-000000000001", NodeName: "other"}
 	for _, sector := range []int64{512, 4096} {
-		n := &node{faulty: newFaulty(t, diskSize, sector)}
+		n := &node{faultyDisk: newFaultyDisk(t, diskSize, sector)}
 		t.Cleanup(n.close)
 		if _, err := disk.Initialize(t.Context(), n.path, owner); err != nil {
 			t.Fatal(err)
@@ -112,13 +112,13 @@ func TestOwnerIsReadOrRefused(t *testing.T) {
 			},
 		}
 		for name, look := range looks {
-			n.set(Fault{})
+			n.setFault(Fault{})
 			if o, err := look(); err != nil || o != owner {
 				t.Fatalf("%s of a disk that is well: %+v, %v", name, o, err)
 			}
 			reads, refused := n.heal().of(Read), 0
 			for at := range reads {
-				n.set(Fault{Op: Read, At: at, Count: 1, Do: Fail})
+				n.setFault(Fault{Op: Read, At: at, Count: 1, Do: Fail})
 				o, err := look()
 				if err != nil {
 					refused++
@@ -133,6 +133,6 @@ func TestOwnerIsReadOrRefused(t *testing.T) {
 			t.Logf("%d byte sectors, %s: %d of %d failing reads refuse the disk", sector, name, refused, reads)
 		}
 		n.close()
-		n.forget()
+		n.removePartitions()
 	}
 }

@@ -21,8 +21,8 @@ import (
 
 const mib = int64(1) << 20
 
-// faulty is a disk with faults that the test sets.
-type faulty struct {
+// faultyDisk is a disk with faults that the test sets.
+type faultyDisk struct {
 	t      testing.TB
 	path   string // of the loop device
 	sector int64
@@ -38,31 +38,31 @@ type pipes struct {
 func (p pipes) Write(b []byte) (int, error) { return p.in.Write(b) }
 func (p pipes) Close() error                { return errors.Join(p.File.Close(), p.in.Close()) }
 
-// newFaulty makes an empty disk, and removes it when the test ends.
-func newFaulty(t testing.TB, size, sector int64) *faulty {
+// newFaultyDisk makes an empty disk, and removes it when the test ends.
+func newFaultyDisk(t testing.TB, size, sector int64) *faultyDisk {
 	t.Helper()
 	testenv.NeedRoot(t)
 	testenv.NeedFile(t, "/dev/fuse")
 	testenv.NeedProgram(t, "mkfs.ext4", "e2fsck", "resize2fs", "blkid", "wipefs", "delpart", "sgdisk", "sfdisk", "parted")
-	d := &faulty{t: t, sector: sector}
+	d := &faultyDisk{t: t, sector: sector}
 	d.start(t.TempDir())
 	d.call("Attach", Geometry{size, sector}, &d.path)
 	// Another test may have left partitions on the loop device: it keeps them when it is detached.
-	d.forget()
+	d.removePartitions()
 	t.Cleanup(func() {
 		// Requests that still wait get an answer.
 		d.heal()
 		d.call("Restore", 0, new(bool))
 		d.detach()
 	})
-	if dio, err := os.ReadFile(d.sys("loop/dio")); err != nil || strings.TrimSpace(string(dio)) != "1" {
+	if dio, err := os.ReadFile(d.sysfsPath("loop/dio")); err != nil || strings.TrimSpace(string(dio)) != "1" {
 		t.Fatalf("the loop device does not use direct I/O: %s, %v", dio, err)
 	}
 	return d
 }
 
 // start starts the process that serves the disk.
-func (d *faulty) start(dir string) {
+func (d *faultyDisk) start(dir string) {
 	d.t.Helper()
 	theirIn, in, err := os.Pipe()
 	if err != nil {
@@ -93,42 +93,42 @@ func (d *faulty) start(dir string) {
 	})
 }
 
-func (d *faulty) call(method string, args, reply any) {
+func (d *faultyDisk) call(method string, args, reply any) {
 	d.t.Helper()
 	if err := d.calls.Call("Disk."+method, args, reply); err != nil {
 		d.t.Fatalf("the faulty disk: %s: %v", method, err)
 	}
 }
 
-// set sets a fault, and restarts the counts.
-func (d *faulty) set(f Fault) { d.t.Helper(); d.call("Set", f, new(bool)) }
+// setFault sets a fault, and restarts the counts.
+func (d *faultyDisk) setFault(f Fault) { d.t.Helper(); d.call("Set", f, new(bool)) }
 
 // heal ends the fault, and returns the requests since it was set.
-func (d *faulty) heal() (c Counts) { d.t.Helper(); d.call("Heal", 0, &c); return c }
+func (d *faultyDisk) heal() (c Counts) { d.t.Helper(); d.call("Heal", 0, &c); return c }
 
 // counts returns the requests since the fault was set.
-func (d *faulty) counts() (c Counts) { d.t.Helper(); d.call("Counts", 0, &c); return c }
+func (d *faultyDisk) counts() (c Counts) { d.t.Helper(); d.call("Counts", 0, &c); return c }
 
 // digest reads the bytes on the medium.
-func (d *faulty) digest(e extent.Extent) (g Digest) {
+func (d *faultyDisk) digest(e extent.Extent) (g Digest) {
 	d.t.Helper()
 	d.call("Digest", Span{e.Start, e.Len()}, &g)
 	return g
 }
 
-func (d *faulty) sys(name string) string {
+func (d *faultyDisk) sysfsPath(name string) string {
 	return filepath.Join("/sys/block", filepath.Base(d.path), name)
 }
 
-// forget removes all partitions from the kernel, as a reboot does. Nothing may be mounted.
-func (d *faulty) forget() {
+// removePartitions removes all partitions from the kernel, as a reboot does. Nothing may be mounted.
+func (d *faultyDisk) removePartitions() {
 	d.t.Helper()
 	loop, err := os.OpenFile(d.path, os.O_RDONLY, 0)
 	if err != nil {
 		d.t.Fatal(err)
 	}
 	defer loop.Close()
-	found, err := filepath.Glob(d.sys(filepath.Base(d.path) + "p*/partition"))
+	found, err := filepath.Glob(d.sysfsPath(filepath.Base(d.path) + "p*/partition"))
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -154,9 +154,9 @@ func (d *faulty) forget() {
 }
 
 // detach detaches the loop device, and removes everything that the kernel keeps of it.
-func (d *faulty) detach() {
+func (d *faultyDisk) detach() {
 	d.t.Helper()
-	d.forget()
+	d.removePartitions()
 	loop, err := os.OpenFile(d.path, os.O_RDONLY, 0)
 	if err == nil {
 		err = errors.Join(unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0), loop.Close())
@@ -165,7 +165,7 @@ func (d *faulty) detach() {
 		d.t.Errorf("detaching %s: %v", d.path, err)
 	}
 	eventually(d.t, time.Minute, func() error {
-		if _, err := os.Stat(d.sys("loop")); err == nil {
+		if _, err := os.Stat(d.sysfsPath("loop")); err == nil {
 			return errors.New("it is still bound")
 		}
 		return nil
@@ -173,16 +173,16 @@ func (d *faulty) detach() {
 }
 
 // eventually waits until f succeeds.
-func eventually(t testing.TB, patience time.Duration, f func() error) {
+func eventually(t testing.TB, timeout time.Duration, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(timeout)
 	for {
 		err := f()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("after %s: %v", patience, err)
+			t.Fatalf("after %s: %v", timeout, err)
 		}
 		<-time.After(5 * time.Millisecond)
 	}

@@ -16,11 +16,11 @@ import (
 	"github.com/berthdev/berth/pkg/agent/mounts"
 )
 
-// outcome is the result of one fault.
-type outcome struct {
-	step    string // that failed; empty if none did
-	outside bool   // it took the disk out of service
-	hits    int
+// faultResult is the result of one fault.
+type faultResult struct {
+	step         string // that failed; empty if none did
+	outOfService bool   // it took the disk out of service
+	hits         int
 }
 
 // TestFaultsInTurn runs the lives of two volumes on a disk that fails one request, or all from one on, at each place in
@@ -34,7 +34,7 @@ func TestFaultsInTurn(t *testing.T) {
 
 func faultsInTurn(t *testing.T, sector int64) {
 	n := newNode(t, sector)
-	whole, tables := n.well(t, Fault{}), n.well(t, Fault{Not: files})
+	whole, tables := n.runHealthy(t, Fault{}), n.runHealthy(t, Fault{Except: fileSystemSpan})
 	t.Logf("two lives: %d reads, %d writes, %d zeroings, %d flushes", whole.of(Read), whole.of(Write), whole.of(Zero), whole.of(Sync))
 
 	var kinds [][]Fault
@@ -53,8 +53,8 @@ func faultsInTurn(t *testing.T, sector int64) {
 	add(Fault{Op: Zero, Do: Drop, Count: 1}, whole.of(Zero))
 	add(Fault{Op: Zero, Do: Drop}, whole.of(Zero))
 	// The reaction of a file system to dropped writes is not under test.
-	add(Fault{Op: Write, Do: Drop, Count: 1, Not: files}, tables.of(Write))
-	add(Fault{Op: Write, Do: Drop, Not: files}, tables.of(Write))
+	add(Fault{Op: Write, Do: Drop, Count: 1, Except: fileSystemSpan}, tables.of(Write))
+	add(Fault{Op: Write, Do: Drop, Except: fileSystemSpan}, tables.of(Write))
 	// A full thin disk has no room for new blocks. Existing blocks can be written.
 	add(Fault{Op: Write, Do: Full}, whole.of(Write)/2)
 	if sector != 512 {
@@ -73,24 +73,24 @@ func faultsInTurn(t *testing.T, sector int64) {
 	n.tryAll(t, kinds, time.Hour)
 }
 
-// well runs the lives on a disk without faults, and counts the requests.
-func (n *node) well(t *testing.T, f Fault) Counts {
+// runHealthy runs the lives on a disk without faults, and counts the requests.
+func (n *node) runHealthy(t *testing.T, f Fault) Counts {
 	t.Helper()
 	n.call("Restore", 0, new(bool))
-	n.set(f)
-	step, err := n.live(t.Context(), lives())
+	n.setFault(f)
+	step, err := n.runSteps(t.Context(), lifeSteps())
 	counts := n.heal()
 	if err != nil {
 		t.Fatalf("%s, on a disk that is well: %v", step, err)
 	}
-	n.inspect(t)
+	n.checkEnd(t)
 	n.close()
 	return counts
 }
 
-// inTurn tries the faults: all of them under torture, else as many as there is time for. Then it tries some of each
+// tryFaults tries the faults: all of them under torture, else as many as there is time for. Then it tries some of each
 // kind, at places that are spread evenly. It stops after a failure.
-func inTurn(t *testing.T, kinds [][]Fault, limit time.Duration, try func(Fault)) (tried, all int) {
+func tryFaults(t *testing.T, kinds [][]Fault, limit time.Duration, try func(Fault)) (tried, all int) {
 	t.Helper()
 	random := rand.New(rand.NewPCG(4, 4))
 	for _, kind := range kinds {
@@ -122,15 +122,15 @@ func inTurn(t *testing.T, kinds [][]Fault, limit time.Duration, try func(Fault))
 // tryAll tries the faults on the lives.
 func (n *node) tryAll(t *testing.T, kinds [][]Fault, limit time.Duration) {
 	hit, failedIn, outside, done := map[string]int{}, map[string]int{}, 0, 0
-	tried, all := inTurn(t, kinds, limit, func(f Fault) {
-		o := n.try(t, f, done%2 == 0)
-		if done++; done%sample == 0 {
+	tried, all := tryFaults(t, kinds, limit, func(f Fault) {
+		o := n.tryFault(t, f, done%2 == 0)
+		if done++; done%verifyEvery == 0 {
 			n.verify(t)
 		}
 		if o.hits > 0 {
 			hit[f.String()]++
 		}
-		if o.outside {
+		if o.outOfService {
 			outside++
 		}
 		if o.step != "" {
@@ -138,15 +138,15 @@ func (n *node) tryAll(t *testing.T, kinds [][]Fault, limit time.Duration) {
 		}
 	})
 	t.Logf("%d of %d faults tried; they hit: %v; steps that failed: %v; out of service %d times; %d tables shown to other tools",
-		tried, all, hit, failedIn, outside, done/sample)
+		tried, all, hit, failedIn, outside, done/verifyEvery)
 	few := len(kinds) <= 2 // each may be absorbed
 	if len(hit) == 0 || len(hit) < len(kinds)-2 || !few && (len(failedIn) == 0 || outside == 0) {
 		t.Errorf("the faults hit too little")
 	}
 }
 
-// live takes the steps, up to one that fails.
-func (n *node) live(ctx context.Context, steps []step) (failed string, err error) {
+// runSteps takes the steps, up to one that fails.
+func (n *node) runSteps(ctx context.Context, steps []step) (failed string, err error) {
 	for _, s := range steps {
 		if err := s.do(ctx, n); err != nil {
 			return s.name, err
@@ -155,37 +155,37 @@ func (n *node) live(ctx context.Context, steps []step) (failed string, err error
 			return s.name, err // found out after the step
 		}
 		if got := n.state(); got != s.state {
-			return s.name, fmt.Errorf("%w: it succeeded, but the volumes are %q, not %q", errBroken, got, s.state)
+			return s.name, fmt.Errorf("%w: it succeeded, but the volumes are %q, not %q", errBrokenPromise, got, s.state)
 		}
 	}
 	return "", nil
 }
 
-// errBroken says that the engine broke a promise.
-var errBroken = errors.New("broken promise")
+// errBrokenPromise says that the engine broke a promise.
+var errBrokenPromise = errors.New("broken promise")
 
-// try runs the lives on a disk with the fault, heals it, and runs them to their end.
-func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
+// tryFault runs the lives on a disk with the fault, heals it, and runs them to their end.
+func (n *node) tryFault(t *testing.T, f Fault, restart bool) (o faultResult) {
 	t.Helper()
 	ctx := t.Context()
 	n.call("Restore", 0, new(bool))
-	steps := lives()
+	steps := lifeSteps()
 	n.resized, n.healed = false, false
-	n.set(f)
-	failed, err := n.live(ctx, steps)
-	if errors.Is(err, errBroken) || errors.Is(err, errLost) {
+	n.setFault(f)
+	failed, err := n.runSteps(ctx, steps)
+	if errors.Is(err, errBrokenPromise) || errors.Is(err, errLost) {
 		t.Errorf("%s: %v", failed, err)
 		return o
 	}
 	o.step = failed
-	o.outside = n.engine != nil && n.engine.Snapshot().Err != nil
-	if o.outside {
-		n.staysOut(ctx, t)
+	o.outOfService = n.engine != nil && n.engine.Snapshot().Err != nil
+	if o.outOfService {
+		n.checkOutOfService(ctx, t)
 	}
 	o.hits, n.healed = n.heal().Hits, true
 	// The pod is gone, or starts again.
 	n.unmount()
-	if restart || o.outside || err == nil {
+	if restart || o.outOfService || err == nil {
 		n.close()
 	}
 	at := slices.IndexFunc(steps, func(s step) bool { return s.name == failed })
@@ -205,7 +205,7 @@ func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
 			return o
 		}
 	}
-	n.freed(t, at)
+	n.checkFreed(t, at)
 	if now := n.state(); !slices.Contains(possible, now) {
 		t.Errorf("%s: %v; then the volumes are %q, which is none of %q", failed, err, now, possible)
 	}
@@ -213,25 +213,25 @@ func (n *node) try(t *testing.T, f Fault, restart bool) (o outcome) {
 		at = 0
 	}
 	if err != nil {
-		if again, againErr := n.live(ctx, steps[at:]); againErr != nil {
+		if again, againErr := n.runSteps(ctx, steps[at:]); againErr != nil {
 			t.Errorf("%s: %v; then, on the disk that is well again, %s: %v", failed, err, again, againErr)
 		}
 	}
-	n.inspect(t)
+	n.checkEnd(t)
 	n.unmount()
 	n.close()
 	return o
 }
 
-// freed asserts that the bytes of volumes that were wiped up to a step of the lives are zeros on the medium. It is
+// checkFreed asserts that the bytes of volumes that were wiped up to a step of the lives are zeros on the medium. It is
 // called before anything else is done.
-func (n *node) freed(t *testing.T, at int) {
+func (n *node) checkFreed(t *testing.T, at int) {
 	t.Helper()
-	for i, s := range lives()[:at+1] {
-		partition, e := living, grownAt
+	for i, s := range lifeSteps()[:at+1] {
+		partition, e := fsVolume, grownAt
 		switch {
 		case s.name == "wipe raw":
-			partition, e = raw, rawAt
+			partition, e = rawVolume, rawVolumeAt
 		case s.name != "wipe":
 			continue
 		}
@@ -241,12 +241,12 @@ func (n *node) freed(t *testing.T, at int) {
 	}
 }
 
-// staysOut asserts that a disk out of service answers at once, and writes nothing.
-func (n *node) staysOut(ctx context.Context, t *testing.T) {
+// checkOutOfService asserts that a disk out of service answers at once, and writes nothing.
+func (n *node) checkOutOfService(ctx context.Context, t *testing.T) {
 	t.Helper()
 	before := n.counts().of(Change)
 	for _, err := range []error{
-		n.engine.MarkFormatted(ctx, neighbour), n.wipe(ctx, raw), n.engine.Check(ctx),
+		n.engine.MarkFormatted(ctx, neighbour), n.wipe(ctx, rawVolume), n.engine.Check(ctx),
 	} {
 		if !errors.Is(err, disk.ErrOutOfService) {
 			t.Errorf("a disk out of service answers: %v", err)
@@ -258,12 +258,12 @@ func (n *node) staysOut(ctx context.Context, t *testing.T) {
 }
 
 func (n *node) isMounted() bool {
-	targets, err := mounts.OfDevice(n.volume(living).Device)
+	targets, err := mounts.OfDevice(n.volume(fsVolume).Device)
 	return err != nil || len(targets) > 0
 }
 
-// inspect asserts that at the end of the lives the disk is as before them.
-func (n *node) inspect(t *testing.T) {
+// checkEnd asserts that at the end of the lives the disk is as before them.
+func (n *node) checkEnd(t *testing.T) {
 	t.Helper()
 	s := n.engine.Snapshot()
 	if s.Err != nil {
@@ -287,7 +287,7 @@ func (n *node) inspect(t *testing.T) {
 	} else if err := readBack(filepath.Join(targets[0].Mountpoint, "file"), neighbour); err != nil {
 		t.Errorf("the neighbour: %v", err)
 	}
-	if !n.digest(grownAt).Zero || !n.digest(rawAt).Zero {
+	if !n.digest(grownAt).Zero || !n.digest(rawVolumeAt).Zero {
 		t.Error("what was wiped is not zero on the medium")
 	}
 }

@@ -65,7 +65,7 @@ func (f *file) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno { ret
 
 func (f *file) Allocate(_ context.Context, _ fs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
 	f.server.mu.Lock()
-	plain := f.server.plain
+	plain := f.server.withoutZeroing
 	f.server.mu.Unlock()
 	if plain || mode&(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_ZERO_RANGE) == 0 {
 		return syscall.EOPNOTSUPP

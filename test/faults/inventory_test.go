@@ -17,8 +17,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// patience is short for a disk, and long for a test on a busy machine.
-const patience = 2 * time.Second
+// timeout is short for a disk, and long for a test on a busy machine.
+const timeout = 2 * time.Second
 
 // inventory is an agent's inventory of the given disks. It counts the changes.
 func inventory(t *testing.T, known []discovery.Disk, disks ...*node) (*discovery.Inventory, *atomic.Int64) {
@@ -33,7 +33,7 @@ func inventory(t *testing.T, known []discovery.Disk, disks ...*node) (*discovery
 		Classes:       func() []*diskv1alpha1.DiskClass { return []*diskv1alpha1.DiskClass{class} },
 		NodeLabels:    func() map[string]string { return nil },
 		Changed:       func() { changes.Add(1) },
-		DeviceTimeout: patience, CommandTimeout: patience,
+		DeviceTimeout: timeout, CommandTimeout: timeout,
 	}
 	for _, d := range known {
 		o.PublishedDisks = append(o.PublishedDisks, diskv1alpha1.Disk{ID: d.ID(), Device: d.Device.Name, Class: d.Class, Size: d.Device.Size, SectorSize: int32(d.Device.SectorSize)})
@@ -43,8 +43,8 @@ func inventory(t *testing.T, known []discovery.Disk, disks ...*node) (*discovery
 	return i, changes
 }
 
-// on returns a disk from the inventory.
-func (n *node) on(i *discovery.Inventory) discovery.Disk {
+// diskOf returns a disk from the inventory.
+func (n *node) diskOf(i *discovery.Inventory) discovery.Disk {
 	for _, d := range i.Disks() {
 		if d.Device.Path == n.path {
 			return d
@@ -74,19 +74,19 @@ func TestInventory(t *testing.T) {
 			i, changes := inventory(t, nil, good, bad)
 			rescan(t, i, 30*time.Second)
 			for _, n := range []*node{good, bad} {
-				if d := n.on(i); !d.Ready() || len(d.Snapshot.Volumes) != 1 {
+				if d := n.diskOf(i); !d.Ready() || len(d.Snapshot.Volumes) != 1 {
 					t.Fatalf("%s: %s; refused: %v", n.path, d.Problem, i.Refused())
 				}
 			}
 			// Two patiences at most: one to close the disk, and one to inspect it.
-			limit := 2*patience + 5*time.Second
+			limit := 2*timeout + 5*time.Second
 
-			bad.set(f)
+			bad.setFault(f)
 			before := changes.Load()
-			engine := bad.on(i).Engine
+			engine := bad.diskOf(i).Engine
 			called := make(chan error, 1)
 			go func() {
-				_, err := engine.Create(t.Context(), disk.CreateOptions{Partition: living, Extent: livingAt})
+				_, err := engine.Create(t.Context(), disk.CreateOptions{Partition: fsVolume, Extent: fsVolumeAt})
 				called <- err
 			}()
 			eventually(t, time.Minute, func() error {
@@ -95,13 +95,13 @@ func TestInventory(t *testing.T) {
 				}
 				return nil
 			})
-			problem := bad.on(i).Problem
+			problem := bad.diskOf(i).Problem
 			if !strings.Contains(problem, "out of service") {
 				t.Errorf("the bad disk's problem is %q", problem)
 			}
 			serves(t, i, good)
 			rescan(t, i, limit)
-			if d := bad.on(i); d.Ready() || len(d.Snapshot.Volumes) < 1 {
+			if d := bad.diskOf(i); d.Ready() || len(d.Snapshot.Volumes) < 1 {
 				t.Errorf("the bad disk after a rescan: %+v", d)
 			}
 			if refused := i.Refused(); !slices.ContainsFunc(refused, func(r discovery.RefusedDevice) bool { return "/dev/"+r.Device == bad.path }) {
@@ -118,7 +118,7 @@ func TestInventory(t *testing.T) {
 			}
 			next, _ := inventory(t, known, good, bad)
 			rescan(t, next, limit)
-			if d := bad.on(next); d.Ready() {
+			if d := bad.diskOf(next); d.Ready() {
 				t.Error("the bad disk is in service")
 			}
 			serves(t, next, good)
@@ -130,7 +130,7 @@ func TestInventory(t *testing.T) {
 			<-called
 			eventually(t, time.Minute, func() error {
 				rescan(t, next, limit)
-				if d := bad.on(next); !d.Ready() {
+				if d := bad.diskOf(next); !d.Ready() {
 					return fmt.Errorf("%s, well again: %s; refused: %v", bad.path, d.Problem, next.Refused())
 				}
 				return nil
@@ -150,14 +150,14 @@ func TestInventory(t *testing.T) {
 // serves asserts that a volume can be made on the disk and wiped again.
 func serves(t *testing.T, i *discovery.Inventory, n *node) {
 	t.Helper()
-	d := n.on(i)
+	d := n.diskOf(i)
 	if !d.Ready() {
 		t.Fatalf("%s does not serve: %s", n.path, d.Problem)
 	}
 	n.engine = d.Engine
 	defer func() { n.engine = nil }()
 	begin := time.Now()
-	if err := n.round(t.Context()); err != nil {
+	if err := n.shortLife(t.Context()); err != nil {
 		t.Errorf("%s: %v", n.path, err)
 	}
 	if took := time.Since(begin); took > 5*time.Second {

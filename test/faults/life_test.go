@@ -25,33 +25,33 @@ import (
 // live their lives.
 const (
 	neighbour = "a0000000-0000-5000-8000-00000000000a"
-	living    = "b0000000-0000-5000-8000-00000000000b"
-	raw       = "c0000000-0000-5000-8000-00000000000c"
+	fsVolume  = "b0000000-0000-5000-8000-00000000000b"
+	rawVolume = "c0000000-0000-5000-8000-00000000000c"
 
-	diskSize    = 48 * mib
-	livingShort = 8 * mib
-	livingLong  = 12 * mib
+	diskSize      = 48 * mib
+	fsVolumeSize  = 8 * mib
+	fsVolumeGrown = 12 * mib
 )
 
 var (
 	neighbourAt = extent.New(2*mib, 8*mib)
-	livingAt    = extent.New(10*mib, livingShort)
-	grownAt     = extent.New(10*mib, livingLong)
-	rawAt       = extent.New(30*mib, 2*mib)
+	fsVolumeAt  = extent.New(10*mib, fsVolumeSize)
+	grownAt     = extent.New(10*mib, fsVolumeGrown)
+	rawVolumeAt = extent.New(30*mib, 2*mib)
 )
 
-// files is the span with the file systems.
-var files = Span{2 * mib, diskSize - 4*mib}
+// fileSystemSpan is the span with the file systems.
+var fileSystemSpan = Span{2 * mib, diskSize - 4*mib}
 
 // node is the operations of a node on one disk.
 type node struct {
-	*faulty
+	*faultyDisk
 	engine *disk.Disk
 	// Options with which the engine is opened.
-	patience time.Duration
-	changed  func()
-	mnt      string // where the living volume is mounted
-	beside   string // where the neighbour is mounted
+	commandTimeout time.Duration
+	changed        func()
+	mnt            string // where the living volume is mounted
+	beside         string // where the neighbour is mounted
 	// The neighbour as it was, and the free space as it was.
 	neighbour Digest
 	free      extent.Set
@@ -64,7 +64,7 @@ type node struct {
 // newNode makes a disk that has the neighbour on it, mounted.
 func newNode(t testing.TB, sector int64) *node {
 	t.Helper()
-	n := &node{faulty: newFaulty(t, diskSize, sector), mnt: t.TempDir()}
+	n := &node{faultyDisk: newFaultyDisk(t, diskSize, sector), mnt: t.TempDir()}
 	if _, err := disk.Initialize(t.Context(), n.path, disk.Owner{}); err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func (n *node) must(err error) {
 }
 
 func (n *node) open(ctx context.Context) (err error) {
-	n.engine, err = disk.Open(ctx, n.path, disk.Options{CommandTimeout: n.patience, OnChange: n.changed})
+	n.engine, err = disk.Open(ctx, n.path, disk.Options{CommandTimeout: n.commandTimeout, OnChange: n.changed})
 	if err == nil {
 		err = n.engine.Snapshot().Err
 	}
@@ -156,17 +156,17 @@ func (n *node) volume(partition string) disk.Volume {
 	return v
 }
 
-// mounted mounts the living volume, unless it is mounted.
-func (n *node) mounted() error {
-	targets, err := mounts.OfDevice(n.volume(living).Device)
+// ensureMounted mounts the living volume, unless it is mounted.
+func (n *node) ensureMounted() error {
+	targets, err := mounts.OfDevice(n.volume(fsVolume).Device)
 	if err != nil || len(targets) > 0 {
 		return err
 	}
-	err = unix.Mount(n.volume(living).Device, n.mnt, "ext4", 0, "")
+	err = unix.Mount(n.volume(fsVolume).Device, n.mnt, "ext4", 0, "")
 	if err != nil && n.resized && n.healed {
 		// An interrupted resize2fs leaves errors that an operator must agree to repair.
-		if err = fsck(context.Background(), "-y", n.volume(living).Device); err == nil {
-			err = unix.Mount(n.volume(living).Device, n.mnt, "ext4", 0, "")
+		if err = fsck(context.Background(), "-y", n.volume(fsVolume).Device); err == nil {
+			err = unix.Mount(n.volume(fsVolume).Device, n.mnt, "ext4", 0, "")
 		}
 	}
 	if err != nil {
@@ -191,8 +191,8 @@ type step struct {
 	state, between string
 }
 
-// lives are the steps of a volume with a file system and of a raw one. An agent, a pod and a kubelet take them.
-func lives() []step {
+// lifeSteps are the steps of a volume with a file system and of a raw one. An agent, a pod and a kubelet take them.
+func lifeSteps() []step {
 	return []step{
 		{"open", func(ctx context.Context, n *node) error {
 			if n.engine != nil {
@@ -201,43 +201,43 @@ func lives() []step {
 			return n.open(ctx)
 		}, state("", ""), ""},
 		{"create", func(ctx context.Context, n *node) error {
-			_, err := n.engine.Create(ctx, disk.CreateOptions{Partition: living, Name: "living", Extent: livingAt, Ephemeral: true, Note: "whose it is"})
+			_, err := n.engine.Create(ctx, disk.CreateOptions{Partition: fsVolume, Name: "living", Extent: fsVolumeAt, Ephemeral: true, Note: "whose it is"})
 			return err
 		}, state("Reserved 8", ""), ""},
 		{"mkfs", func(ctx context.Context, n *node) error {
-			v := n.volume(living)
+			v := n.volume(fsVolume)
 			if v.Phase == disk.Formatted {
 				return nil
 			}
-			return n.engine.Format(ctx, living, func(ctx context.Context) error { return mkfs(ctx, v) })
+			return n.engine.Format(ctx, fsVolume, func(ctx context.Context) error { return mkfs(ctx, v) })
 		}, state("Reserved 8", ""), ""},
 		{"mount", func(ctx context.Context, n *node) error {
 			var mounting sync.WaitGroup
 			var err error
-			mounting.Go(func() { err = n.mounted() })
-			markErr := n.engine.MarkFormatted(ctx, living)
+			mounting.Go(func() { err = n.ensureMounted() })
+			markErr := n.engine.MarkFormatted(ctx, fsVolume)
 			mounting.Wait()
 			return errors.Join(err, markErr)
 		}, state("Formatted 8", ""), ""},
 		{"write", func(_ context.Context, n *node) error { return n.writeFile() }, state("Formatted 8", ""), ""},
 		{"grow", func(ctx context.Context, n *node) error {
-			_, err := n.engine.Grow(ctx, living, livingLong)
+			_, err := n.engine.Grow(ctx, fsVolume, fsVolumeGrown)
 			return err
 		}, state("Formatted 12", ""), ""},
 		{"resize", func(ctx context.Context, n *node) error { return n.resize(ctx) }, state("Formatted 12", ""), ""},
 		{"read", func(_ context.Context, n *node) error { return n.readFile() }, state("Formatted 12", ""), ""},
 		{"raw", func(ctx context.Context, n *node) error {
-			v, err := n.engine.Create(ctx, disk.CreateOptions{Partition: raw, Name: "raw", Extent: rawAt, Raw: true})
+			v, err := n.engine.Create(ctx, disk.CreateOptions{Partition: rawVolume, Name: "raw", Extent: rawVolumeAt, Raw: true})
 			if err != nil {
 				return err
 			}
-			return os.WriteFile(v.Device, content(raw), 0)
+			return os.WriteFile(v.Device, content(rawVolume), 0)
 		}, state("Formatted 12", "Formatted 2"), ""},
 		{"wipe", func(ctx context.Context, n *node) error {
 			n.unmount()
-			return n.wipe(ctx, living)
+			return n.wipe(ctx, fsVolume)
 		}, state("", "Formatted 2"), state("Wiping 12", "Formatted 2")},
-		{"wipe raw", func(ctx context.Context, n *node) error { return n.wipe(ctx, raw) }, state("", ""), state("", "Wiping 2")},
+		{"wipe raw", func(ctx context.Context, n *node) error { return n.wipe(ctx, rawVolume) }, state("", ""), state("", "Wiping 2")},
 	}
 }
 
@@ -254,7 +254,7 @@ func (n *node) state() string {
 		}
 		return fmt.Sprintf("%s %d", v.Phase, v.Extent.Len()/mib)
 	}
-	return state(describe(n.volume(living), livingAt, grownAt), describe(n.volume(raw), rawAt))
+	return state(describe(n.volume(fsVolume), fsVolumeAt, grownAt), describe(n.volume(rawVolume), rawVolumeAt))
 }
 
 func (n *node) wipe(ctx context.Context, partition string) error {
@@ -267,22 +267,22 @@ func (n *node) wipe(ctx context.Context, partition string) error {
 
 // writeFile is a pod that writes, and whose fsync succeeds when its data are safe.
 func (n *node) writeFile() error {
-	if err := n.mounted(); err != nil {
+	if err := n.ensureMounted(); err != nil {
 		return err
 	}
 	f, err := os.Create(filepath.Join(n.mnt, "file"))
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(content(living))
+	_, err = f.Write(content(fsVolume))
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
 func (n *node) readFile() error {
-	if err := n.mounted(); err != nil {
+	if err := n.ensureMounted(); err != nil {
 		return err
 	}
-	return readBack(filepath.Join(n.mnt, "file"), living)
+	return readBack(filepath.Join(n.mnt, "file"), fsVolume)
 }
 
 // readBack reads a volume's file past the page cache.
@@ -327,10 +327,10 @@ func fsck(ctx context.Context, consent, device string) error {
 
 // resize grows the file system like package csi: while it is mounted, or else while it is not.
 func (n *node) resize(ctx context.Context) error {
-	if err := n.mounted(); err != nil {
+	if err := n.ensureMounted(); err != nil {
 		return err
 	}
-	device := n.volume(living).Device
+	device := n.volume(fsVolume).Device
 	err := run(ctx, "resize2fs", device)
 	if err == nil || !strings.Contains(err.Error(), "Permission denied") {
 		return err
@@ -345,5 +345,5 @@ func (n *node) resize(ctx context.Context) error {
 	if err == nil {
 		err = run(ctx, "resize2fs", device)
 	}
-	return errors.Join(err, n.mounted())
+	return errors.Join(err, n.ensureMounted())
 }

@@ -6,13 +6,13 @@ import (
 	"math/rand/v2"
 )
 
-// image is the content of a medium: the chunks that are not known to be zero.
-type image map[int64]*[chunkBytes]byte
+// mediumImage is the content of a medium: the chunks that are not known to be zero.
+type mediumImage map[int64]*[chunkBytes]byte
 
 const chunkBytes = 16 << 10
 
-// each calls f with the parts of a run of bytes, chunk by chunk.
-func each(off, n int64, f func(chunk, within, at, n int64)) {
+// eachChunk calls f with the parts of a run of bytes, chunk by chunk.
+func eachChunk(off, n int64, f func(chunk, within, at, n int64)) {
 	for at := int64(0); at < n; {
 		chunk, within := (off+at)/chunkBytes, (off+at)%chunkBytes
 		length := min(chunkBytes-within, n-at)
@@ -21,8 +21,8 @@ func each(off, n int64, f func(chunk, within, at, n int64)) {
 	}
 }
 
-func (m image) read(b []byte, off int64) {
-	each(off, int64(len(b)), func(chunk, within, at, n int64) {
+func (m mediumImage) read(b []byte, off int64) {
+	eachChunk(off, int64(len(b)), func(chunk, within, at, n int64) {
 		if c := m[chunk]; c != nil {
 			copy(b[at:at+n], c[within:])
 		} else {
@@ -31,8 +31,8 @@ func (m image) read(b []byte, off int64) {
 	})
 }
 
-func (m image) write(b []byte, off int64) {
-	each(off, int64(len(b)), func(chunk, within, at, n int64) {
+func (m mediumImage) write(b []byte, off int64) {
+	eachChunk(off, int64(len(b)), func(chunk, within, at, n int64) {
 		if m[chunk] == nil {
 			m[chunk] = new([chunkBytes]byte)
 		}
@@ -40,8 +40,8 @@ func (m image) write(b []byte, off int64) {
 	})
 }
 
-func (m image) zero(off, length int64) {
-	each(off, length, func(chunk, within, _, n int64) {
+func (m mediumImage) zero(off, length int64) {
+	eachChunk(off, length, func(chunk, within, _, n int64) {
 		switch c := m[chunk]; {
 		case c == nil:
 		case n == chunkBytes:
@@ -53,14 +53,14 @@ func (m image) zero(off, length int64) {
 }
 
 // grows reports whether a write needs room that the image does not have yet.
-func (m image) grows(off, length int64) bool {
+func (m mediumImage) grows(off, length int64) bool {
 	grows := false
-	each(off, length, func(chunk, _, _, _ int64) { grows = grows || m[chunk] == nil })
+	eachChunk(off, length, func(chunk, _, _, _ int64) { grows = grows || m[chunk] == nil })
 	return grows
 }
 
-func (m image) clone() image {
-	other := make(image, len(m))
+func (m mediumImage) clone() mediumImage {
+	other := make(mediumImage, len(m))
 	for i, c := range m {
 		copied := *c
 		other[i] = &copied
@@ -69,9 +69,9 @@ func (m image) clone() image {
 }
 
 // sum is a hash of whole chunks, and whether all of them are zero.
-func (m image) sum(off, length int64) (hash [sha256.Size]byte, zero bool) {
+func (m mediumImage) sum(off, length int64) (hash [sha256.Size]byte, zero bool) {
 	h, zero := sha256.New(), true
-	each(off, length, func(chunk, _, _, _ int64) {
+	eachChunk(off, length, func(chunk, _, _, _ int64) {
 		if c := m[chunk]; c != nil && *c != [chunkBytes]byte{} {
 			zero = false
 			_ = binary.Write(h, binary.LittleEndian, chunk)
@@ -85,7 +85,7 @@ func (m image) sum(off, length int64) (hash [sha256.Size]byte, zero bool) {
 // medium is a disk with a volatile cache.
 type medium struct {
 	size         int64
-	now, durable image
+	now, durable mediumImage
 	// pending are the changes since the last flush, in their order.
 	pending []change
 }
@@ -96,9 +96,11 @@ type change struct {
 	data        []byte
 }
 
-func newMedium(size int64) *medium { return &medium{size: size, now: image{}, durable: image{}} }
+func newMedium(size int64) *medium {
+	return &medium{size: size, now: mediumImage{}, durable: mediumImage{}}
+}
 
-func (m image) apply(c change) {
+func (m mediumImage) apply(c change) {
 	if c.data == nil {
 		m.zero(c.off, c.length)
 	} else {

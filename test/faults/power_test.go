@@ -12,8 +12,9 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// reboot follows a power cut: nothing is mounted or attached any more. c says how much of the disk's cache survives.
-func (n *node) reboot(c Cut) (pending int) {
+// afterPowerCut follows a power cut: nothing is mounted or attached any more. c says how much of the disk's cache
+// survives.
+func (n *node) afterPowerCut(c Cut) (pending int) {
 	n.t.Helper()
 	n.unmount()
 	n.unmountNeighbour()
@@ -26,26 +27,26 @@ func (n *node) reboot(c Cut) (pending int) {
 	return pending
 }
 
-// cut runs the lives up to the power cut and reboots. It returns which step was in progress.
-func (n *node) cut(t *testing.T, f Fault, c Cut) (steps []step, at, pending int, hit bool) {
+// cutPower runs the lives up to the power cut and reboots. It returns which step was in progress.
+func (n *node) cutPower(t *testing.T, f Fault, c Cut) (steps []step, at, pending int, hit bool) {
 	t.Helper()
 	n.call("Restore", 0, new(bool))
 	n.resized, n.healed = false, false
-	steps = lives()
-	n.set(f)
-	failed, err := n.live(t.Context(), steps)
-	if errors.Is(err, errBroken) || errors.Is(err, errLost) {
+	steps = lifeSteps()
+	n.setFault(f)
+	failed, err := n.runSteps(t.Context(), steps)
+	if errors.Is(err, errBrokenPromise) || errors.Is(err, errLost) {
 		t.Errorf("%s: %v", failed, err)
 	}
 	at = slices.IndexFunc(steps, func(s step) bool { return s.name == failed })
 	hit = n.counts().Hits > 0
-	return steps, at, n.reboot(c), hit
+	return steps, at, n.afterPowerCut(c), hit
 }
 
-// cuts are places of power cuts, spread over the lives.
-func (n *node) cuts(t *testing.T) []Fault {
+// powerCuts are places of power cuts, spread over the lives.
+func (n *node) powerCuts(t *testing.T) []Fault {
 	t.Helper()
-	whole := n.well(t, Fault{})
+	whole := n.runHealthy(t, Fault{})
 	var faults []Fault
 	for _, op := range []Op{Change, Sync} {
 		for at := range whole.of(op) {
@@ -66,14 +67,14 @@ func enough(tries, all int, begin time.Time, limit time.Duration) bool {
 // rest some sectors are. It asserts that nothing acknowledged is lost, and that the lives go on to their end.
 func TestPowerCut(t *testing.T) {
 	n := newNode(t, 512)
-	faults := n.cuts(t)
+	faults := n.powerCuts(t)
 	kept := []int{0, 30, 70, 100}
 	all := len(faults) * len(kept)
 	begin, tries, hits, pendings, interrupted := time.Now(), 0, 0, 0, map[string]int{}
 	for ; !enough(tries, all, begin, 5*time.Second); tries++ {
 		f := faults[tries%len(faults)]
-		c := Cut{Kept: kept[(tries+tries/len(faults))%len(kept)], Seed: uint64(tries), Whole: files}
-		steps, at, pending, hit := n.cut(t, f, c)
+		c := Cut{Kept: kept[(tries+tries/len(faults))%len(kept)], Seed: uint64(tries), Whole: fileSystemSpan}
+		steps, at, pending, hit := n.cutPower(t, f, c)
 		if hit {
 			hits++
 		}
@@ -87,18 +88,18 @@ func TestPowerCut(t *testing.T) {
 			t.Fatalf("%+v, %+v: after a power cut the disk does not open: %v", f, c, err)
 		}
 		n.mountNeighbour()
-		n.freed(t, at)
+		n.checkFreed(t, at)
 		if now := n.state(); !slices.Contains(possible, now) {
 			t.Errorf("the volumes are %q, which is none of %q", now, possible)
 		}
 		if at >= 0 {
-			if step, err := n.live(t.Context(), steps[at:]); err != nil {
+			if step, err := n.runSteps(t.Context(), steps[at:]); err != nil {
 				t.Errorf("after the reboot: %s: %v", step, err)
 			}
 		}
-		n.inspect(t)
+		n.checkEnd(t)
 		n.close()
-		if tries%sample == 0 {
+		if tries%verifyEvery == 0 {
 			n.verify(t)
 		}
 		if t.Failed() {
@@ -106,7 +107,7 @@ func TestPowerCut(t *testing.T) {
 		}
 	}
 	t.Logf("%d of %d power cuts tried, %d in the middle of the lives, with %d changes in the cache in all; steps that were interrupted: %v; %d tables shown to other tools",
-		tries, all, hits, pendings, interrupted, (tries+sample-1)/sample)
+		tries, all, hits, pendings, interrupted, (tries+verifyEvery-1)/verifyEvery)
 	if hits < tries/2 || pendings == 0 || len(interrupted) < 4 {
 		t.Error("the power cuts hit too little")
 	}
@@ -117,18 +118,18 @@ func TestPowerCut(t *testing.T) {
 // or that its table is one that it had. It is never blank.
 func TestLyingFsync(t *testing.T) {
 	n := newNode(t, 512)
-	faults := n.cuts(t)
+	faults := n.powerCuts(t)
 	known := map[string]bool{}
-	for _, s := range lives() {
+	for _, s := range lifeSteps() {
 		known[s.state], known[s.between] = true, true
 	}
 	begin, tries, lost, outcomes := time.Now(), 0, 0, map[string]int{}
 	for ; !enough(tries, 4*len(faults), begin, 4*time.Second); tries++ {
 		f := faults[tries%len(faults)]
-		c := Cut{Kept: []int{0, 30, 70}[tries%3], Ordered: tries%2 == 0, Seed: uint64(tries), Whole: files}
+		c := Cut{Kept: []int{0, 30, 70}[tries%3], Ordered: tries%2 == 0, Seed: uint64(tries), Whole: fileSystemSpan}
 		n.call("Restore", 0, new(bool))
 		n.call("Lie", 0, new(bool))
-		steps, at, pending, _ := n.cut(t, f, c)
+		steps, at, pending, _ := n.cutPower(t, f, c)
 		lost += pending
 		outcome, serves := n.afterLies(t, known)
 		if at >= 0 && outcome == steps[max(at-1, 0)].state {
@@ -147,7 +148,7 @@ func TestLyingFsync(t *testing.T) {
 			t.Fatalf("after %d power cuts, with %+v, %+v", tries+1, f, c)
 		}
 		n.close()
-		n.forget()
+		n.removePartitions()
 	}
 	t.Logf("%d power cuts of a disk that lies about fsync, with %d changes in the cache in all: %v", tries, lost, outcomes)
 	if len(outcomes) < 2 || lost == 0 {
@@ -182,12 +183,12 @@ func (n *node) afterLies(t *testing.T, known map[string]bool) (outcome string, s
 		t.Errorf("the neighbour is %+v", v)
 	}
 	// The existing volumes can be wiped, and others can be made.
-	for _, partition := range []string{living, raw} {
+	for _, partition := range []string{fsVolume, rawVolume} {
 		if err := n.wipe(t.Context(), partition); err != nil {
 			t.Error(err)
 		}
 	}
-	if err := n.round(t.Context()); err != nil {
+	if err := n.shortLife(t.Context()); err != nil {
 		t.Errorf("the disk does not serve: %v", err)
 	}
 	if s := n.engine.Snapshot(); s.Validate() != nil || s.Err != nil || !s.Free.Equal(n.free) {

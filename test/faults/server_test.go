@@ -54,8 +54,8 @@ type Fault struct {
 	At    int // the first one, counted from 0 since the fault was set
 	Count int // how many of them; 0: all from then on
 	Do    Action
-	// Not, if it has a length, is where requests do not get the fault.
-	Not Span
+	// Except, if it has a length, is where requests do not get the fault.
+	Except Span
 }
 
 // Counts are the requests to a disk since the last fault was set.
@@ -79,17 +79,17 @@ type server struct {
 	file   int // the disk's
 	sector int64
 
-	mu     sync.Mutex
-	medium *medium
-	saved  image
-	fault  Fault
-	counts Counts
-	off    bool
-	lies   bool          // about fsync
-	plain  bool          // it can only read, write and flush
-	healed chan struct{} // closed by Heal
-	every  time.Duration // between two requests
-	next   time.Time     // when the next request is done
+	mu             sync.Mutex
+	medium         *medium
+	saved          mediumImage
+	fault          Fault
+	counts         Counts
+	off            bool
+	liesAboutFsync bool          // about fsync
+	withoutZeroing bool          // it can only read, write and flush
+	healed         chan struct{} // closed by Heal
+	every          time.Duration // between two requests
+	next           time.Time     // when the next request is done
 }
 
 // serve mounts the file system, and answers calls over standard input and output until the caller has ended.
@@ -124,10 +124,10 @@ func serve(dir string) error {
 	return nil
 }
 
-// meet counts a request, and returns the fault that it gets, if any.
-func (s *server) meet(op Op, at int64, grows func() bool) Action {
+// countAndGetFault counts a request, and returns the fault that it gets, if any.
+func (s *server) countAndGetFault(op Op, at int64, grows func() bool) Action {
 	s.mu.Lock()
-	exempt := op != Sync && at >= s.fault.Not.Off && at < s.fault.Not.Off+s.fault.Not.Length
+	exempt := op != Sync && at >= s.fault.Except.Off && at < s.fault.Except.Off+s.fault.Except.Length
 	for i := range numOps {
 		if op == 1<<i && !exempt {
 			s.counts.Ops[i]++
@@ -143,7 +143,7 @@ func (s *server) meet(op Op, at int64, grows func() bool) Action {
 	}
 	do, healed := Action(0), s.healed
 	if !exempt {
-		do = s.now(op, grows)
+		do = s.faultOfLast(op, grows)
 	} else if s.off {
 		do = Fail
 	}
@@ -158,8 +158,8 @@ func (s *server) meet(op Op, at int64, grows func() bool) Action {
 	return do
 }
 
-// now is the fault of the request that was counted last.
-func (s *server) now(op Op, grows func() bool) Action {
+// faultOfLast is the fault of the request that was counted last.
+func (s *server) faultOfLast(op Op, grows func() bool) Action {
 	if s.off {
 		return Fail
 	}
@@ -175,7 +175,7 @@ func (s *server) now(op Op, grows func() bool) Action {
 
 // change does a write, unless it gets a fault.
 func (s *server) change(op Op, c change) syscall.Errno {
-	switch s.meet(op, c.off, func() bool { return c.data != nil && s.medium.now.grows(c.off, c.length) }) {
+	switch s.countAndGetFault(op, c.off, func() bool { return c.data != nil && s.medium.now.grows(c.off, c.length) }) {
 	case Fail, PowerOff:
 		return syscall.EIO
 	case Full:
@@ -193,7 +193,7 @@ func (s *server) change(op Op, c change) syscall.Errno {
 }
 
 func (s *server) read(b []byte, off int64) (int, syscall.Errno) {
-	switch s.meet(Read, off, nil) {
+	switch s.countAndGetFault(Read, off, nil) {
 	case Fail, PowerOff:
 		return 0, syscall.EIO
 	}
@@ -205,7 +205,7 @@ func (s *server) read(b []byte, off int64) (int, syscall.Errno) {
 }
 
 func (s *server) sync() syscall.Errno {
-	switch s.meet(Sync, 0, nil) {
+	switch s.countAndGetFault(Sync, 0, nil) {
 	case Fail, PowerOff:
 		return syscall.EIO
 	case Drop:
@@ -213,7 +213,7 @@ func (s *server) sync() syscall.Errno {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.lies {
+	if !s.liesAboutFsync {
 		s.medium.flush()
 	}
 	return 0
@@ -275,7 +275,7 @@ func (s *server) Heal(_ int, counts *Counts) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	*counts = s.counts
-	s.fault, s.every, s.lies = Fault{}, 0, false
+	s.fault, s.every, s.liesAboutFsync = Fault{}, 0, false
 	close(s.healed)
 	s.healed = make(chan struct{})
 	return nil
@@ -301,7 +301,7 @@ func (s *server) Pace(perSecond int, _ *bool) error {
 func (s *server) Lie(_ int, _ *bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.lies = true
+	s.liesAboutFsync = true
 	return nil
 }
 
@@ -309,7 +309,7 @@ func (s *server) Lie(_ int, _ *bool) error {
 func (s *server) Plain(_ int, _ *bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.plain = true
+	s.withoutZeroing = true
 	return nil
 }
 

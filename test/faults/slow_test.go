@@ -17,10 +17,10 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// round is a short life: the work that a pod causes on a disk.
-func (n *node) round(ctx context.Context) error {
+// shortLife is a short life: the work that a pod causes on a disk.
+func (n *node) shortLife(ctx context.Context) error {
 	partition := uuid.NewString()
-	v, err := n.engine.Create(ctx, disk.CreateOptions{Partition: partition, Name: "round", Extent: extent.New(22*mib, livingShort)})
+	v, err := n.engine.Create(ctx, disk.CreateOptions{Partition: partition, Name: "round", Extent: extent.New(22*mib, fsVolumeSize)})
 	if err != nil {
 		return err
 	}
@@ -33,12 +33,12 @@ func (n *node) round(ctx context.Context) error {
 	return n.wipe(ctx, partition)
 }
 
-// rounds runs short lives, at least that many and for at least that long, and returns the duration of each.
-func (n *node) rounds(ctx context.Context, atLeast int, limit time.Duration) []time.Duration {
+// shortLives runs short lives, at least that many and for at least that long, and returns the duration of each.
+func (n *node) shortLives(ctx context.Context, atLeast int, limit time.Duration) []time.Duration {
 	var took []time.Duration
 	for begin := time.Now(); len(took) < atLeast || time.Since(begin) < limit; {
 		start := time.Now()
-		if err := n.round(ctx); err != nil {
+		if err := n.shortLife(ctx); err != nil {
 			n.t.Errorf("beside a bad disk: %v", err)
 			return took
 		}
@@ -48,8 +48,8 @@ func (n *node) rounds(ctx context.Context, atLeast int, limit time.Duration) []t
 	return took
 }
 
-// watch reads the snapshot all the time, and returns the longest duration.
-func (n *node) watch(stop <-chan struct{}) time.Duration {
+// readSnapshots reads the snapshot all the time, and returns the longest duration.
+func (n *node) readSnapshots(stop <-chan struct{}) time.Duration {
 	longest := time.Duration(0)
 	for {
 		begin := time.Now()
@@ -66,19 +66,19 @@ func (n *node) watch(stop <-chan struct{}) time.Duration {
 	}
 }
 
-// beside runs lives on a good disk, alone and while work runs on a bad one, and compares their durations.
-func beside(t *testing.T, good, bad *node, limit time.Duration, spoil func(), work func()) {
+// compareBeside runs lives on a good disk, alone and while work runs on a bad one, and compares their durations.
+func compareBeside(t *testing.T, good, bad *node, limit time.Duration, spoil func(), work func()) {
 	t.Helper()
 	const least = 10
-	good.rounds(t.Context(), 3, 0) // the first ones load programs
-	alone := good.rounds(t.Context(), least, time.Second)
+	good.shortLives(t.Context(), 3, 0) // the first ones load programs
+	alone := good.shortLives(t.Context(), least, time.Second)
 	spoil()
 	stop := make(chan struct{})
 	var longest time.Duration
 	var watching sync.WaitGroup
-	watching.Go(func() { longest = bad.watch(stop) })
+	watching.Go(func() { longest = bad.readSnapshots(stop) })
 	go work()
-	together := good.rounds(t.Context(), least, limit)
+	together := good.shortLives(t.Context(), least, limit)
 	close(stop)
 	watching.Wait()
 	if t.Failed() {
@@ -106,9 +106,9 @@ func TestHang(t *testing.T) {
 	good, bad := newNode(t, 512), newNode(t, 512)
 	good.must(good.open(t.Context()))
 	var changes atomic.Int32
-	bad.patience, bad.changed = hang/2, func() { changes.Add(1) }
+	bad.commandTimeout, bad.changed = hang/2, func() { changes.Add(1) }
 	bad.must(bad.open(t.Context()))
-	if _, err := bad.engine.Create(t.Context(), disk.CreateOptions{Partition: living, Extent: livingAt}); err != nil {
+	if _, err := bad.engine.Create(t.Context(), disk.CreateOptions{Partition: fsVolume, Extent: fsVolumeAt}); err != nil {
 		t.Fatal(err)
 	}
 	bad.must(bad.engine.Check(t.Context()))
@@ -120,21 +120,21 @@ func TestHang(t *testing.T) {
 			_, err := bad.engine.Create(ctx, disk.CreateOptions{Partition: uuid.NewString(), Extent: extent.New(36*mib, mib)})
 			return err
 		}},
-		{"mark", func(ctx context.Context) error { return bad.engine.MarkFormatted(ctx, living) }},
+		{"mark", func(ctx context.Context) error { return bad.engine.MarkFormatted(ctx, fsVolume) }},
 		{"grow", func(ctx context.Context) error {
-			_, err := bad.engine.Grow(ctx, living, livingLong)
+			_, err := bad.engine.Grow(ctx, fsVolume, fsVolumeGrown)
 			return err
 		}},
 		{"raw", func(ctx context.Context) error {
-			_, err := bad.engine.Create(ctx, disk.CreateOptions{Partition: raw, Extent: rawAt, Raw: true})
+			_, err := bad.engine.Create(ctx, disk.CreateOptions{Partition: rawVolume, Extent: rawVolumeAt, Raw: true})
 			return err
 		}},
 		{"check", func(ctx context.Context) error { return bad.engine.Check(ctx) }},
 	}
 	results := make(chan error, len(calls))
-	beside(t, good, bad, hang, func() {
+	compareBeside(t, good, bad, hang, func() {
 		changes.Store(0)
-		bad.set(Fault{Op: Any, Do: Hang})
+		bad.setFault(Fault{Op: Any, Do: Hang})
 	}, func() {
 		for _, c := range calls {
 			go func() {
@@ -179,9 +179,9 @@ func TestHang(t *testing.T) {
 		t.Errorf("the disk answers again and serves without having been looked at: %v", err)
 	}
 	bad.close()
-	bad.patience = 0
+	bad.commandTimeout = 0
 	bad.must(bad.open(t.Context()))
-	bad.must(bad.round(t.Context()))
+	bad.must(bad.shortLife(t.Context()))
 	if bad.digest(neighbourAt).Hash != bad.neighbour.Hash {
 		t.Error("the neighbour's bytes have changed")
 	}
@@ -194,18 +194,18 @@ func TestHangWhileWiping(t *testing.T) {
 		name string
 		call func(n *node, ctx context.Context) error
 	}{
-		{"wipe", func(n *node, ctx context.Context) error { return n.wipe(ctx, living) }},
+		{"wipe", func(n *node, ctx context.Context) error { return n.wipe(ctx, fsVolume) }},
 		{"grow", func(n *node, ctx context.Context) error {
-			_, err := n.engine.Grow(ctx, living, livingLong)
+			_, err := n.engine.Grow(ctx, fsVolume, fsVolumeGrown)
 			return err
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			n := newNode(t, 512)
-			n.full(t)
-			n.patience = time.Second
+			n.fillVolume(t)
+			n.commandTimeout = time.Second
 			n.must(n.open(t.Context()))
-			n.set(Fault{Op: Zero, Do: Hang})
+			n.setFault(Fault{Op: Zero, Do: Hang})
 			ended := make(chan error, 1)
 			go func() { ended <- c.call(n, context.WithoutCancel(t.Context())) }()
 			eventually(t, time.Minute, func() error {
@@ -217,7 +217,7 @@ func TestHangWhileWiping(t *testing.T) {
 			if err := n.engine.Snapshot().Err; err != nil {
 				t.Errorf("only zeroing takes long, and the disk is out of service: %v", err)
 			}
-			n.set(Fault{Op: Any, Do: Hang})
+			n.setFault(Fault{Op: Any, Do: Hang})
 			eventually(t, time.Minute, func() error {
 				if err := n.engine.Snapshot().Err; !errors.Is(err, disk.ErrOutOfService) {
 					return fmt.Errorf("the disk hangs, and its snapshot says: %w", err)
@@ -230,10 +230,10 @@ func TestHangWhileWiping(t *testing.T) {
 				t.Errorf("after a hang: %v", err)
 			}
 			n.close()
-			n.patience = 0
+			n.commandTimeout = 0
 			n.must(n.open(t.Context()))
-			n.must(n.wipe(t.Context(), living))
-			n.inspect(t)
+			n.must(n.wipe(t.Context(), fsVolume))
+			n.checkEnd(t)
 		})
 	}
 }
@@ -246,20 +246,20 @@ func TestSlow(t *testing.T) {
 	const perSecond = 20
 	ended := make(chan error, 1)
 	begin := time.Now()
-	beside(t, good, bad, 3*time.Second, func() {
-		bad.set(Fault{})
+	compareBeside(t, good, bad, 3*time.Second, func() {
+		bad.setFault(Fault{})
 		bad.call("Pace", perSecond, new(bool))
 	}, func() {
 		ctx := context.WithoutCancel(t.Context())
-		v, err := bad.engine.Create(ctx, disk.CreateOptions{Partition: living, Extent: livingAt})
+		v, err := bad.engine.Create(ctx, disk.CreateOptions{Partition: fsVolume, Extent: fsVolumeAt})
 		if err == nil {
-			err = bad.engine.Format(ctx, living, func(ctx context.Context) error { return mkfs(ctx, v) })
+			err = bad.engine.Format(ctx, fsVolume, func(ctx context.Context) error { return mkfs(ctx, v) })
 		}
 		if err == nil {
-			err = bad.engine.MarkFormatted(ctx, living)
+			err = bad.engine.MarkFormatted(ctx, fsVolume)
 		}
 		if err == nil && torture() {
-			err = bad.wipe(ctx, living)
+			err = bad.wipe(ctx, fsVolume)
 		}
 		ended <- err
 	})
@@ -271,11 +271,11 @@ func TestSlow(t *testing.T) {
 	if err != nil {
 		t.Errorf("on a slow disk: %v", err)
 	}
-	if v := bad.volume(living); !torture() && v.Phase != disk.Formatted {
+	if v := bad.volume(fsVolume); !torture() && v.Phase != disk.Formatted {
 		t.Errorf("the volume on the slow disk is %+v", v)
 	}
 	if requests < 20 || took < time.Duration(requests-1)*time.Second/perSecond {
 		t.Errorf("the disk was not slow: %d requests in %s", requests, took)
 	}
-	bad.must(bad.wipe(t.Context(), living))
+	bad.must(bad.wipe(t.Context(), fsVolume))
 }

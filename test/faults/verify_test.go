@@ -7,11 +7,11 @@ import (
 	"testing"
 )
 
-// sample is how many disks there are for each run of the partition tools. The tools take longer than the tests
+// verifyEvery is how many disks there are for each run of the partition tools. The tools take longer than the tests
 // themselves.
-const sample = 8
+const verifyEvery = 8
 
-var complaint = regexp.MustCompile(`Caution|Warning|Error|corrupt|Problem`)
+var toolComplaint = regexp.MustCompile(`Caution|Warning|Error|corrupt|Problem`)
 
 // verify runs the common partition tools on the table. Their exit codes say little: the table is good if the good text
 // is there and no bad line is.
@@ -26,7 +26,7 @@ func (n *node) verify(t *testing.T) {
 		{"Partition Table: gpt", []string{"parted", "--script", n.path, "unit", "s", "print"}},
 	} {
 		out, err := exec.Command(tool.command[0], tool.command[1:]...).CombinedOutput()
-		if err != nil || !strings.Contains(string(out), tool.good) || complaint.Match(out) {
+		if err != nil || !strings.Contains(string(out), tool.good) || toolComplaint.Match(out) {
 			t.Errorf("%v: %v\n%s", tool.command, err, out)
 		}
 	}

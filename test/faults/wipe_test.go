@@ -29,39 +29,39 @@ func TestWipe(t *testing.T) {
 			if c.plain {
 				n.call("Plain", 0, new(bool))
 			}
-			n.full(t)
-			wipes(t, n, disk.WipeOptions{Policy: c.policy}, 1500*time.Millisecond)
+			n.fillVolume(t)
+			tryWipeFaults(t, n, disk.WipeOptions{Policy: c.policy}, 1500*time.Millisecond)
 		})
 	}
 }
 
-// full fills the living volume to its last byte, and saves the disk in that state.
-func (n *node) full(t *testing.T) {
+// fillVolume fills the living volume to its last byte, and saves the disk in that state.
+func (n *node) fillVolume(t *testing.T) {
 	t.Helper()
 	n.must(n.open(t.Context()))
-	v, err := n.engine.Create(t.Context(), disk.CreateOptions{Partition: living, Name: "living", Extent: livingAt})
+	v, err := n.engine.Create(t.Context(), disk.CreateOptions{Partition: fsVolume, Name: "living", Extent: fsVolumeAt})
 	n.must(err)
 	canary := []byte("my bonnie lies over the ocean; ")
 	device, err := os.OpenFile(v.Device, os.O_WRONLY, 0)
 	n.must(err)
-	_, err = device.Write(bytes.Repeat(canary, int(livingShort)/len(canary)+1)[:livingShort])
+	_, err = device.Write(bytes.Repeat(canary, int(fsVolumeSize)/len(canary)+1)[:fsVolumeSize])
 	n.must(errors.Join(err, device.Sync(), device.Close()))
-	n.must(n.engine.MarkFormatted(t.Context(), living))
+	n.must(n.engine.MarkFormatted(t.Context(), fsVolume))
 	n.close()
-	if n.digest(livingAt).Zero {
+	if n.digest(fsVolumeAt).Zero {
 		t.Fatal("the canary is not on the medium")
 	}
 	n.call("Save", 0, new(bool))
 }
 
-// wipes tries the faults.
-func wipes(t *testing.T, n *node, o disk.WipeOptions, limit time.Duration) {
+// tryWipeFaults tries the faults.
+func tryWipeFaults(t *testing.T, n *node, o disk.WipeOptions, limit time.Duration) {
 	n.must(n.open(t.Context()))
-	n.set(Fault{})
-	w, err := n.engine.Wipe(t.Context(), living, o)
+	n.setFault(Fault{})
+	w, err := n.engine.Wipe(t.Context(), fsVolume, o)
 	whole := n.heal()
 	n.close()
-	if err != nil || !w.Verified || w.Policy != o.Policy || w.Extent != livingAt || !n.digest(livingAt).Zero {
+	if err != nil || !w.Verified || w.Policy != o.Policy || w.Extent != fsVolumeAt || !n.digest(fsVolumeAt).Zero {
 		t.Fatalf("on a disk that is well: %+v, %v", w, err)
 	}
 	t.Logf("by %s: %d reads, %d writes, %d zeroings, %d flushes", w.Method, whole.of(Read), whole.of(Write), whole.of(Zero), whole.of(Sync))
@@ -84,11 +84,11 @@ func wipes(t *testing.T, n *node, o disk.WipeOptions, limit time.Duration) {
 	}
 	add(Fault{Op: Any, Do: Fail})
 	hits, done, failed := map[string]int{}, 0, 0
-	tried, all := inTurn(t, kinds, limit, func(f Fault) {
+	tried, all := tryFaults(t, kinds, limit, func(f Fault) {
 		n.call("Restore", 0, new(bool))
 		n.must(n.open(t.Context()))
-		n.set(f)
-		w, err := n.engine.Wipe(t.Context(), living, o)
+		n.setFault(f)
+		w, err := n.engine.Wipe(t.Context(), fsVolume, o)
 		if n.heal().Hits > 0 {
 			hits[f.String()]++
 		}
@@ -97,7 +97,7 @@ func wipes(t *testing.T, n *node, o disk.WipeOptions, limit time.Duration) {
 		} else {
 			failed++
 		}
-		n.wiped(t, w, err)
+		n.checkWipe(t, w, err)
 		n.close()
 	})
 	t.Logf("%d of %d faults tried; they hit: %v; the wipe was done %d times and failed %d times", tried, all, hits, done, failed)
@@ -106,10 +106,10 @@ func wipes(t *testing.T, n *node, o disk.WipeOptions, limit time.Duration) {
 	}
 }
 
-// wiped checks the result of a wipe on a bad disk, and wipes again on the healed one.
-func (n *node) wiped(t *testing.T, w disk.WipeResult, err error) {
+// checkWipe checks the result of a wipe on a bad disk, and wipes again on the healed one.
+func (n *node) checkWipe(t *testing.T, w disk.WipeResult, err error) {
 	t.Helper()
-	zero, phase := n.digest(livingAt).Zero, n.volume(living).Phase
+	zero, phase := n.digest(fsVolumeAt).Zero, n.volume(fsVolume).Phase
 	switch {
 	case err == nil && (!w.Verified || phase != "" || !zero):
 		t.Errorf("the wipe is done: %+v; the volume is %q, and its bytes are zero: %t", w, phase, zero)
@@ -119,15 +119,15 @@ func (n *node) wiped(t *testing.T, w disk.WipeResult, err error) {
 	if n.engine.Snapshot().Err != nil {
 		n.close()
 		n.must(n.open(t.Context()))
-		if n.volume(living).Phase == "" && !n.digest(livingAt).Zero {
+		if n.volume(fsVolume).Phase == "" && !n.digest(fsVolumeAt).Zero {
 			t.Errorf("the wipe failed: %v; the extent is free, and not zero", err)
 		}
 	}
-	if err := n.wipe(t.Context(), living); err != nil {
+	if err := n.wipe(t.Context(), fsVolume); err != nil {
 		t.Errorf("wiping again: %v", err)
 	}
-	if !n.digest(livingAt).Zero {
+	if !n.digest(fsVolumeAt).Zero {
 		t.Error("wiped again, the extent is not zero")
 	}
-	n.inspect(t)
+	n.checkEnd(t)
 }

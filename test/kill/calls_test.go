@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// names of the calls that a life makes, for messages.
-var names = map[uint64]string{
+// callNames of the calls that a life makes, for messages.
+var callNames = map[uint64]string{
 	unix.SYS_CLONE: "clone", unix.SYS_CLONE3: "clone3", unix.SYS_CLOSE: "close", unix.SYS_DUP3: "dup3",
 	unix.SYS_EPOLL_CREATE1: "epoll_create1", unix.SYS_EPOLL_CTL: "epoll_ctl", unix.SYS_EPOLL_PWAIT: "epoll_pwait",
 	unix.SYS_EVENTFD2: "eventfd2", unix.SYS_EXIT: "exit", unix.SYS_EXIT_GROUP: "exit_group", unix.SYS_FACCESSAT2: "faccessat2",
@@ -23,21 +23,21 @@ var names = map[uint64]string{
 	unix.SYS_TGKILL: "tgkill", unix.SYS_UMOUNT2: "umount2", unix.SYS_UNAME: "uname", unix.SYS_WAITID: "waitid", unix.SYS_WRITE: "write",
 }
 
-// changes are the calls that change a disk, the kernel's partitions, or the answers to others. They include the calls
-// that start a program which might.
-var changes = map[uint64]bool{
+// changingCalls are the calls that change a disk, the kernel's partitions, or the answers to others. They include the
+// calls that start a program which might.
+var changingCalls = map[uint64]bool{
 	unix.SYS_PWRITE64: true, unix.SYS_WRITE: true, unix.SYS_FSYNC: true, unix.SYS_FALLOCATE: true, unix.SYS_IOCTL: true,
 	unix.SYS_MOUNT: true, unix.SYS_UMOUNT2: true, unix.SYS_FLOCK: true, unix.SYS_CLONE: true, unix.SYS_WAITID: true,
 }
 
-func nameOf(number uint64) string {
-	if name, ok := names[number]; ok {
+func callName(number uint64) string {
+	if name, ok := callNames[number]; ok {
 		return name
 	}
 	return fmt.Sprintf("call %d", number)
 }
 
-func (c call) String() string { return fmt.Sprintf("%s number %d", nameOf(c.number), c.nth) }
+func (c call) String() string { return fmt.Sprintf("%s number %d", callName(c.number), c.nth) }
 
 func (c call) compare(other call) int {
 	return cmp.Or(cmp.Compare(c.number, other.number), cmp.Compare(c.nth, other.nth))

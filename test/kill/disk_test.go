@@ -23,39 +23,39 @@ import (
 
 const (
 	mib = int64(1) << 20
-	// head is the part of a disk that changes, and room the volume's part of it.
-	head = 32 * mib
-	// patience is for what takes milliseconds, on a machine that does other work, too.
-	patience = time.Minute
+	// headBytes is the part of a disk that changes, and room the volume's part of it.
+	headBytes = 32 * mib
+	// timeout is for what takes milliseconds, on a machine that does other work, too.
+	timeout = time.Minute
 )
 
 var (
-	before = extent.New(4*mib, 8*mib)  // the volume
-	after  = extent.New(4*mib, 12*mib) // the volume after it has grown
-	// neighbour is a volume that exists all the time, on disks that have one.
-	neighbour = extent.New(20*mib, 4*mib)
+	volumeExtent = extent.New(4*mib, 8*mib)  // the volume
+	grownExtent  = extent.New(4*mib, 12*mib) // the volume after it has grown
+	// neighbourExtent is a volume that exists all the time, on disks that have one.
+	neighbourExtent = extent.New(20*mib, 4*mib)
 )
 
 const (
-	partition      = "a0000000-0000-5000-8000-00000000000a"
-	neighboursGUID = "b0000000-0000-5000-8000-00000000000b"
+	partition     = "a0000000-0000-5000-8000-00000000000a"
+	neighbourGUID = "b0000000-0000-5000-8000-00000000000b"
 )
 
-// loop is a disk: a loop device over a sparse file.
-type loop struct{ path, image string }
+// loopDisk is a disk: a loop device over a sparse file.
+type loopDisk struct{ path, image string }
 
-func attach(t *testing.T, image string, sector int) *loop {
+func attach(t *testing.T, image string, sector int) *loopDisk {
 	t.Helper()
-	l := &loop{image: image}
+	l := &loopDisk{image: image}
 	l.path = strings.TrimSpace(run(t, "losetup", "--find", "--show", "--sector-size", strconv.Itoa(sector), image))
 	// A loop device keeps partitions when it is detached, so they are removed before.
-	l.forget(t)
+	l.removePartitions(t)
 	return l
 }
 
-func (l *loop) detach(t *testing.T) {
+func (l *loopDisk) detach(t *testing.T) {
 	t.Helper()
-	l.forget(t)
+	l.removePartitions(t)
 	run(t, "losetup", "--detach", l.path)
 	eventually(t, l.path+" is detached", func() bool {
 		_, err := os.Stat(filepath.Join("/sys/block", filepath.Base(l.path), "loop"))
@@ -64,7 +64,7 @@ func (l *loop) detach(t *testing.T) {
 }
 
 // partitions are the numbers of the kernel's partitions.
-func (l *loop) partitions(t *testing.T) []int {
+func (l *loopDisk) partitions(t *testing.T) []int {
 	t.Helper()
 	name := filepath.Base(l.path)
 	found, err := filepath.Glob(fmt.Sprintf("/sys/block/%s/%sp*", name, name))
@@ -84,7 +84,7 @@ func (l *loop) partitions(t *testing.T) []int {
 }
 
 // volumeLoops are the loop devices over parts of the disk.
-func (l *loop) volumeLoops(t *testing.T) []string {
+func (l *loopDisk) volumeLoops(t *testing.T) []string {
 	t.Helper()
 	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
@@ -100,9 +100,9 @@ func (l *loop) volumeLoops(t *testing.T) []string {
 	return found
 }
 
-// forget removes all volumes from the kernel, as a reboot does. It waits for an orphaned program that still uses one of
-// them.
-func (l *loop) forget(t *testing.T) {
+// removePartitions removes all volumes from the kernel, as a reboot does. It waits for an orphaned program that still
+// uses one of them.
+func (l *loopDisk) removePartitions(t *testing.T) {
 	t.Helper()
 	device, err := os.OpenFile(l.path, os.O_RDONLY, 0)
 	if err != nil {
@@ -126,11 +126,11 @@ func (l *loop) forget(t *testing.T) {
 	eventually(t, "the loop devices of volumes are gone", func() bool { return len(l.volumeLoops(t)) == 0 })
 }
 
-// soiled is the space that has not been zeroed: beside the volume, and where it begins and grows to.
-var soiled = []extent.Extent{extent.New(2*mib, 4*mib), extent.New(10*mib, 8*mib)}
+// usedSpace is the space that has not been zeroed: beside the volume, and where it begins and grows to.
+var usedSpace = []extent.Extent{extent.New(2*mib, 4*mib), extent.New(10*mib, 8*mib)}
 
-// soil fills a part of an image with data, as on a disk that was used before.
-func soil(t *testing.T, image string, parts ...extent.Extent) {
+// fillWithData fills a part of an image with data, as on a disk that was used before.
+func fillWithData(t *testing.T, image string, parts ...extent.Extent) {
 	t.Helper()
 	f, err := os.OpenFile(image, os.O_WRONLY, 0)
 	if err != nil {
@@ -147,8 +147,8 @@ func soil(t *testing.T, image string, parts ...extent.Extent) {
 // blankImage is a disk that was used before, and whose tables were zeroed.
 func blankImage(t *testing.T) string {
 	t.Helper()
-	image := sparse(t, head)
-	soil(t, image, soiled...)
+	image := sparse(t, headBytes)
+	fillWithData(t, image, usedSpace...)
 	return image
 }
 
@@ -156,7 +156,7 @@ func blankImage(t *testing.T) string {
 // neighbour's data.
 func fullImage(t *testing.T) string {
 	t.Helper()
-	image := sparse(t, head+disk.MetaEntry*mib)
+	image := sparse(t, headBytes+disk.MetaEntry*mib)
 	l := attach(t, image, 512)
 	if _, err := disk.Initialize(t.Context(), l.path, disk.Owner{}); err != nil {
 		t.Fatal(err)
@@ -164,24 +164,24 @@ func fullImage(t *testing.T) string {
 	l.detach(t)
 	arguments := []string{"--set-alignment=2048"}
 	for i := range int64(disk.MetaEntry - 1) {
-		arguments = append(arguments, fmt.Sprintf("--new=%d:%dM:+1M", i+1, (head+i*mib)/mib))
+		arguments = append(arguments, fmt.Sprintf("--new=%d:%dM:+1M", i+1, (headBytes+i*mib)/mib))
 	}
 	run(t, "sgdisk", append(arguments, image)...)
-	soil(t, image, soiled...)
+	fillWithData(t, image, usedSpace...)
 	l = attach(t, image, 512)
 	defer l.detach(t)
 	d, err := disk.Open(t.Context(), l.path, disk.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := d.Create(t.Context(), disk.CreateOptions{Partition: neighboursGUID, Extent: neighbour, Raw: true})
+	v, err := d.Create(t.Context(), disk.CreateOptions{Partition: neighbourGUID, Extent: neighbourExtent, Raw: true})
 	if err != nil || v.Index != disk.MetaEntry+1 {
 		t.Fatalf("the neighbour: %+v, %v", v, err)
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	soil(t, image, neighbour)
+	fillWithData(t, image, neighbourExtent)
 	return image
 }
 
@@ -200,7 +200,7 @@ func sparse(t *testing.T, size int64) string {
 
 // verify runs the common partition tools on the disk. Their exit codes say little: a table is good if the good text is
 // there and no bad line is.
-func (l *loop) verify(t *testing.T) {
+func (l *loopDisk) verify(t *testing.T) {
 	t.Helper()
 	bad := regexp.MustCompile(`Caution|Warning|Error|corrupt|Problem`)
 	for good, command := range map[string][]string{
@@ -228,14 +228,14 @@ func run(t *testing.T, name string, args ...string) string {
 // eventually waits until check returns true.
 func eventually(t *testing.T, what string, check func() bool) {
 	t.Helper()
-	deadline := time.After(patience)
+	deadline := time.After(timeout)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !check() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("%s: not after %v", what, patience)
+			t.Fatalf("%s: not after %v", what, timeout)
 		}
 	}
 }

@@ -57,7 +57,7 @@ func TestKillAtEverySystemCall(t *testing.T) {
 			// Much of the time is spent waiting for the medium.
 			t.Parallel()
 			c := &campaign{program: program, template: test.image(t), sectors: test.sectors}
-			c.reference(t)
+			c.countCalls(t)
 			begin := time.Now()
 			for _, at := range c.plan() {
 				if t.Failed() {
@@ -66,8 +66,8 @@ func TestKillAtEverySystemCall(t *testing.T) {
 				if at.nth > c.counts[at.number] {
 					continue // a later life without it was seen
 				}
-				if changes[at.number] || time.Since(begin) < budget() {
-					c.kill(t, at)
+				if changingCalls[at.number] || time.Since(begin) < budget() {
+					c.killAt(t, at)
 				}
 			}
 			c.report(t, time.Since(begin))
@@ -84,12 +84,12 @@ type campaign struct {
 	// calls as long as another process has its device open, so some lives have more.
 	counts map[uint64]int
 
-	lives, again, reboots, verified int
-	killed                          map[uint64]int // by number
+	lives, killedAgain, reboots, verified int
+	killed                                map[uint64]int // by number
 }
 
-// reference runs a few lives under the tracer without a kill, to count their calls.
-func (c *campaign) reference(t *testing.T) {
+// countCalls runs a few lives under the tracer without a kill, to count their calls.
+func (c *campaign) countCalls(t *testing.T) {
 	t.Helper()
 	const lives = 3
 	c.killed = map[uint64]int{}
@@ -109,12 +109,12 @@ func (c *campaign) reference(t *testing.T) {
 		if i == 0 {
 			c.counts = end.counts
 		}
-		c.atMost(end.counts)
+		c.lowerCounts(end.counts)
 	}
 }
 
-// atMost lowers the counts to those of a life that was not killed.
-func (c *campaign) atMost(counts map[uint64]int) {
+// lowerCounts lowers the counts to those of a life that was not killed.
+func (c *campaign) lowerCounts(counts map[uint64]int) {
 	for number, n := range c.counts {
 		c.counts[number] = min(n, counts[number])
 	}
@@ -125,7 +125,7 @@ func (c *campaign) plan() []call {
 	var first, others []call
 	for number, n := range c.counts {
 		for i := range n {
-			if changes[number] {
+			if changingCalls[number] {
 				first = append(first, call{number, i + 1})
 			} else {
 				others = append(others, call{number, i + 1})
@@ -158,9 +158,9 @@ func gcd(a, b int) int {
 	return a
 }
 
-// kill kills a life at a call, and some of those that follow it as well. The machine is left as it was, or is as after
-// a reboot, alternately. The last life runs to its end.
-func (c *campaign) kill(t *testing.T, at call) {
+// killAt kills a life at a call, and some of those that follow it as well. The machine is left as it was, or is as
+// after a reboot, alternately. The last life runs to its end.
+func (c *campaign) killAt(t *testing.T, at call) {
 	t.Helper()
 	c.lives++
 	l := c.newLife(t, c.sectors[c.lives%len(c.sectors)])
@@ -172,14 +172,14 @@ func (c *campaign) kill(t *testing.T, at call) {
 				t.Fatalf("%s, killed %d times: the next exits with %d\n%s", at, kills, end.status, l.output(t))
 			}
 			if kills == 0 {
-				c.atMost(end.counts)
+				c.lowerCounts(end.counts)
 			}
 			break
 		}
 		if kills == 0 {
 			c.killed[at.number]++
 		} else {
-			c.again++
+			c.killedAgain++
 		}
 		if (c.lives+kills)%3 == 0 {
 			c.reboots++
@@ -212,31 +212,31 @@ func (c *campaign) report(t *testing.T, took time.Duration) {
 		total += n
 		killed += c.killed[number]
 		if c.killed[number] > 0 {
-			lines = append(lines, fmt.Sprintf("%s %d/%d", nameOf(number), c.killed[number], n))
+			lines = append(lines, fmt.Sprintf("%s %d/%d", callName(number), c.killed[number], n))
 		}
 		enough := n * 9 / 10
 		if number == unix.SYS_WRITE {
 			// The journal's lines. The other writes are the Go runtime's, in any number.
 			enough = 6
 		}
-		if changes[number] && !t.Failed() && c.killed[number] < enough {
-			t.Errorf("%s: %d of %d calls were killed", nameOf(number), c.killed[number], n)
+		if changingCalls[number] && !t.Failed() && c.killed[number] < enough {
+			t.Errorf("%s: %d of %d calls were killed", callName(number), c.killed[number], n)
 		}
 	}
 	// Without these a life does not write, mount or unmount anything.
 	for _, number := range []uint64{unix.SYS_PWRITE64, unix.SYS_FSYNC, unix.SYS_IOCTL, unix.SYS_MOUNT, unix.SYS_UMOUNT2} {
 		if !t.Failed() && c.killed[number] == 0 {
-			t.Errorf("%s: no call was killed", nameOf(number))
+			t.Errorf("%s: no call was killed", callName(number))
 		}
 	}
 	slices.Sort(lines)
 	t.Logf("%d lives: %d of the %d system calls of a life killed, %d killed once more, %d reboots, %d tables verified, in %v: %s",
-		c.lives, killed, total, c.again, c.reboots, c.verified, took.Round(time.Second), strings.Join(lines, ", "))
+		c.lives, killed, total, c.killedAgain, c.reboots, c.verified, took.Round(time.Second), strings.Join(lines, ", "))
 }
 
 // life is one disk with one volume's life.
 type life struct {
-	*loop
+	*loopDisk
 	program, dir string
 	template     []byte // the disk's head
 }
@@ -249,9 +249,9 @@ func (c *campaign) newLife(t *testing.T, sector int) *life {
 	if err := os.Mkdir(l.mountpoint(), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	l.loop = attach(t, image, sector)
+	l.loopDisk = attach(t, image, sector)
 	t.Cleanup(func() {
-		if l.loop != nil { // the test has failed
+		if l.loopDisk != nil { // the test has failed
 			l.reboot(t)
 			l.detach(t)
 		}
@@ -264,7 +264,7 @@ func (l *life) close(t *testing.T) {
 		return // the cleanup handles it, since the test has failed
 	}
 	l.detach(t)
-	l.loop = nil
+	l.loopDisk = nil
 	if err := os.RemoveAll(l.dir); err != nil {
 		t.Error(err)
 	}
@@ -275,12 +275,12 @@ func (l *life) journal() string    { return filepath.Join(l.dir, "journal") }
 
 func (l *life) command() *exec.Cmd {
 	return exec.Command(l.program, "-device", l.path, "-mountpoint", l.mountpoint(), "-journal", l.journal(),
-		"-partition", partition, "-start", decimal(before.Start), "-length", decimal(before.Len()), "-grown", decimal(after.Len()))
+		"-partition", partition, "-start", decimal(volumeExtent.Start), "-length", decimal(volumeExtent.Len()), "-grown", decimal(grownExtent.Len()))
 }
 
 func decimal(n int64) string { return strconv.FormatInt(n, 10) }
 
-func (l *life) trace(t *testing.T, none bool, at call) ended {
+func (l *life) trace(t *testing.T, none bool, at call) traceResult {
 	t.Helper()
 	out, err := os.Create(filepath.Join(l.dir, "output"))
 	if err != nil {
@@ -311,7 +311,7 @@ func (l *life) reboot(t *testing.T) {
 	if err := unix.Unmount(l.mountpoint(), 0); err != nil && err != unix.EINVAL {
 		t.Fatalf("unmounting: %v", err)
 	}
-	l.forget(t)
+	l.removePartitions(t)
 }
 
 // check asserts that the disk is as after a life of its volume: zeros.
@@ -333,10 +333,10 @@ func (l *life) check(t *testing.T, tools bool) {
 	if n := bytes.Count(now, []byte("canary of a life")); n != 0 {
 		t.Errorf("%d canaries are left on the disk", n)
 	}
-	if !bytes.Equal(now[after.Start:after.End], make([]byte, after.Len())) {
+	if !bytes.Equal(now[grownExtent.Start:grownExtent.End], make([]byte, grownExtent.Len())) {
 		t.Error("the volume's extent is not zero")
 	}
-	for _, e := range [][2]int64{{2 * mib, after.Start}, {after.End, 30 * mib}} {
+	for _, e := range [][2]int64{{2 * mib, grownExtent.Start}, {grownExtent.End, 30 * mib}} {
 		if !bytes.Equal(now[e[0]:e[1]], l.template[e[0]:e[1]]) {
 			t.Errorf("bytes of others between %d and %d have changed", e[0], e[1])
 		}
@@ -358,7 +358,7 @@ func readHead(image string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	b := make([]byte, head)
+	b := make([]byte, headBytes)
 	_, err = f.ReadAt(b, 0)
 	return b, err
 }

@@ -32,7 +32,7 @@ func TestKillMkfsAtEverySystemCall(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "mkfs.ext4"), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	c.reference(t)
+	c.countCalls(t)
 	all := mkfsCalls(t, mkfs)
 	begin, killed := time.Now(), map[string]int{}
 	verified := 0
@@ -78,7 +78,7 @@ type mkfsCall struct {
 // mkfsCalls lists the system calls of an mkfs, those that write first.
 func mkfsCalls(t *testing.T, mkfs string) []mkfsCall {
 	t.Helper()
-	image, log := sparse(t, before.Len()), filepath.Join(t.TempDir(), "log")
+	image, log := sparse(t, volumeExtent.Len()), filepath.Join(t.TempDir(), "log")
 	run(t, "strace", "-qq", "-o", log, mkfs, "-q", "-F", "-m0", "-U", partition, "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", image)
 	text, err := os.ReadFile(log)
 	if err != nil {

@@ -17,8 +17,8 @@ type call struct {
 	nth    int
 }
 
-// ended is how a traced program ended.
-type ended struct {
+// traceResult is how a traced program ended.
+type traceResult struct {
 	killed bool           // at the given call
 	status int            // of the exit, if it was not killed
 	counts map[uint64]int // calls that were begun, by number
@@ -26,27 +26,27 @@ type ended struct {
 
 // trace runs a program and kills it when it is about to make the call. If none is set it is not killed. Its children
 // are left alone. The command's streams must be files.
-func trace(command *exec.Cmd, none bool, at call) (ended, error) {
+func trace(command *exec.Cmd, none bool, at call) (traceResult, error) {
 	type result struct {
-		ended
+		traceResult
 		error
 	}
 	done := make(chan result)
 	go func() {
 		// The tracer is a thread. It ends with this goroutine, because the lock is never released.
 		runtime.LockOSThread()
-		t := tracer{none: none, at: at, ended: ended{counts: map[uint64]int{}}, threads: map[int]bool{}}
+		t := tracer{none: none, at: at, traceResult: traceResult{counts: map[uint64]int{}}, threads: map[int]bool{}}
 		err := t.run(command)
-		done <- result{t.ended, err}
+		done <- result{t.traceResult, err}
 	}()
 	r := <-done
-	return r.ended, r.error
+	return r.traceResult, r.error
 }
 
 type tracer struct {
 	none bool
 	at   call
-	ended
+	traceResult
 	pid     int
 	threads map[int]bool // those that have stopped once
 }
@@ -85,7 +85,7 @@ func (t *tracer) run(command *exec.Cmd) error {
 		case !status.Stopped():
 			// Another thread has ended.
 		case status.StopSignal() == syscallStop:
-			if err := t.stopped(thread); err != nil {
+			if err := t.atCall(thread); err != nil {
 				return err
 			}
 			resume(thread, 0)
@@ -128,8 +128,8 @@ const (
 	atEntry              = 1
 )
 
-// stopped counts the call if the thread is about to make it, and kills the program if it is the given one.
-func (t *tracer) stopped(thread int) error {
+// atCall counts the call if the thread is about to make it, and kills the program if it is the given one.
+func (t *tracer) atCall(thread int) error {
 	var info syscallInfo
 	_, _, errno := unix.Syscall6(unix.SYS_PTRACE, ptraceGetSyscallInfo, uintptr(thread), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0)
 	if errors.Is(errno, unix.ESRCH) {

@@ -70,7 +70,7 @@ func (j *journal) add(what string, value ...string) error {
 // mkfs makes a file system like the agent. An mkfs of a killed agent may still be running and hold the volume, so mkfs
 // waits for it.
 func mkfs(ctx context.Context, v disk.Volume) error {
-	for deadline := time.Now().Add(patience); ; {
+	for deadline := time.Now().Add(timeout); ; {
 		out, err := exec.Command("mkfs.ext4", "-q", "-F", "-m0", "-U", v.Partition,
 			"-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", v.Device).CombinedOutput()
 		if err == nil || time.Now().After(deadline) || !bytes.Contains(out, []byte("in use")) {

@@ -49,7 +49,7 @@ func (l *life) run(ctx context.Context) error {
 	if err := l.journal.read(); err != nil {
 		return err
 	}
-	id, err := l.adopt(ctx)
+	id, err := l.initialize(ctx)
 	if err != nil {
 		return err
 	}
@@ -57,11 +57,11 @@ func (l *life) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := l.hold(d.Snapshot()); err != nil {
+	if err := l.checkAgainstJournal(d.Snapshot()); err != nil {
 		return fmt.Errorf("after the restart: %w", err)
 	}
 	if !l.journal.has(deleted) {
-		if err := l.use(ctx, d); err != nil {
+		if err := l.useVolume(ctx, d); err != nil {
 			return err
 		}
 		// The pod is gone: from now on the volume has no owner.
@@ -70,18 +70,18 @@ func (l *life) run(ctx context.Context) error {
 		}
 	}
 	if !l.journal.has(wiped) {
-		if err := l.end(ctx, d); err != nil {
+		if err := l.wipeVolume(ctx, d); err != nil {
 			return err
 		}
 	}
-	if err := l.hold(d.Snapshot()); err != nil {
+	if err := l.checkAgainstJournal(d.Snapshot()); err != nil {
 		return fmt.Errorf("at the end: %w", err)
 	}
 	return d.Close()
 }
 
-// adopt initializes a blank disk, and refuses one that is not the disk from before.
-func (l *life) adopt(ctx context.Context) (id string, err error) {
+// initialize initializes a blank disk, and refuses one that is not the disk from before.
+func (l *life) initialize(ctx context.Context) (id string, err error) {
 	found, err := disk.Inspect(ctx, l.device)
 	if err != nil {
 		return "", err
@@ -103,8 +103,8 @@ func (l *life) adopt(ctx context.Context) (id string, err error) {
 	return known, nil
 }
 
-// hold returns an error unless the disk matches what was acknowledged.
-func (l *life) hold(s disk.Snapshot) error {
+// checkAgainstJournal returns an error unless the disk matches what was acknowledged.
+func (l *life) checkAgainstJournal(s disk.Snapshot) error {
 	if err := errors.Join(s.Err, s.Validate()); err != nil {
 		return err
 	}
@@ -135,8 +135,8 @@ func (l *life) hold(s disk.Snapshot) error {
 	return nil
 }
 
-// use is the life of the volume while it has an owner.
-func (l *life) use(ctx context.Context, d *disk.Disk) error {
+// useVolume is the life of the volume while it has an owner.
+func (l *life) useVolume(ctx context.Context, d *disk.Disk) error {
 	e := l.extent
 	if v, found := snapshot(d).Volume(l.partition); found {
 		e = v.Extent // it may have grown
@@ -156,7 +156,7 @@ func (l *life) use(ctx context.Context, d *disk.Disk) error {
 	if err := l.journal.add(formatted); err != nil {
 		return err
 	}
-	if err := l.fill(v); err != nil {
+	if err := l.writeOrCompare(v); err != nil {
 		return err
 	}
 	if v, err = d.Grow(ctx, v.Partition, l.grown); err != nil {
@@ -168,8 +168,8 @@ func (l *life) use(ctx context.Context, d *disk.Disk) error {
 	return l.journal.add(grown)
 }
 
-// fill mounts the volume, writes its file, or compares it if it was written before, and unmounts it.
-func (l *life) fill(v disk.Volume) error {
+// writeOrCompare mounts the volume, writes its file, or compares it if it was written before, and unmounts it.
+func (l *life) writeOrCompare(v disk.Volume) error {
 	targets, err := mounts.OfDevice(v.Device)
 	if err != nil {
 		return err
@@ -198,7 +198,7 @@ func unmount(target, device string) error {
 	if err := unix.Unmount(target, 0); err != nil {
 		return fmt.Errorf("unmounting %s: %w", target, err)
 	}
-	for deadline := time.Now().Add(patience); ; {
+	for deadline := time.Now().Add(timeout); ; {
 		fd, err := unix.Open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 		if err == nil {
 			return unix.Close(fd)
@@ -210,8 +210,8 @@ func unmount(target, device string) error {
 	}
 }
 
-// end wipes the volume, which may have been mounted when its user was killed.
-func (l *life) end(ctx context.Context, d *disk.Disk) error {
+// wipeVolume wipes the volume, which may have been mounted when its user was killed.
+func (l *life) wipeVolume(ctx context.Context, d *disk.Disk) error {
 	// In phase Wiping the volume has no device, and is not mounted.
 	if v, found := snapshot(d).Volume(l.partition); found && v.Phase != disk.Wiping {
 		targets, err := mounts.OfDevice(v.Device)
@@ -235,5 +235,5 @@ func snapshot(d *disk.Disk) *disk.Snapshot {
 	return &s
 }
 
-// patience is for other users of a volume: an mkfs goes on when its agent is killed.
-const patience = 20 * time.Second
+// timeout is for other users of a volume: an mkfs goes on when its agent is killed.
+const timeout = 20 * time.Second
