@@ -1,5 +1,22 @@
 // Package agent is the program that runs on every node with disks. It connects the packages below it, and owns the
-// order in which they start and stop.
+// order in which they start and stop. It decides neither about devices nor about volumes.
+//
+// Start reading at Run, which goes through these steps:
+//
+//	wait for the agent's lock                  lockNode                     lock.go
+//	make clients and informers                 newAgent                     agent.go
+//	register event handlers                    addHandlers                  watches.go
+//	open the disks                             build, rescan                devices.go, rescan.go
+//	serve until the context ends               start                        agent.go
+//	stop, although a disk may hang             waitWithTimeout              stop.go
+//
+// The packages below it, from the disks up: disk is one disk and its table, discovery the node's disks. volumes decides
+// what is on them, csi mounts it, and publish reports it. client talks to the API server. filesystem, signature, mounts
+// and holders look at devices. manifest prints lost PersistentVolumes.
+//
+// The other files: classes.go and filesystems.go read DiskClasses. status.go makes the published status. service.go
+// reports disks that go out of service, registration.go keeps the driver registered, and health.go serves health
+// checks.
 package agent
 
 import (

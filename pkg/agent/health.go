@@ -71,14 +71,14 @@ func (h *Health) Ready() error {
 	return nil
 }
 
-// set notes whether a step is taken.
+// set records whether a step is taken.
 func (h *Health) set(step string, taken bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.taken[step] = taken
 }
 
-// firstPublished notes that the disks are published.
+// firstPublished records that the disks are published.
 func (h *Health) firstPublished() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -88,7 +88,7 @@ func (h *Health) firstPublished() {
 	}
 }
 
-// awaitPublished returns after the first publication, after patience, or when the context ends.
+// awaitPublished returns after the first publication, after timeout, or when the context ends.
 func (h *Health) awaitPublished(ctx context.Context, timeout time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -98,7 +98,7 @@ func (h *Health) awaitPublished(ctx context.Context, timeout time.Duration) {
 	}
 }
 
-// beginPass notes that a pass of a loop begins; the caller calls done at its end.
+// beginPass records that a pass of a loop begins; the caller calls done at its end.
 func (h *Health) beginPass(loop string) (done func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -60,7 +60,7 @@ func TestLockWaitEnds(t *testing.T) {
 	}
 }
 
-// TestLockFileRemoved asserts that the holder makes a removed file again, so that a newcomer
+// TestLockFileRemoved asserts that the holder makes a removed file again, so that another agent
 // still waits.
 func TestLockFileRemoved(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "plugin", lockName)

@@ -106,7 +106,7 @@ func (s *serviceReporter) drop(id string) {
 	delete(s.labels, id)
 }
 
-// reportService looks at the disks whenever something about them has changed.
+// reportService reports the disks whenever something about them has changed.
 func (a *agent) reportService(ctx context.Context) {
 	s := newServiceReporter(func(eventType, reason, message string) {
 		a.recorder.OfNode(a.capacityUID(), eventType, reason, message)

@@ -11,7 +11,7 @@ import (
 // stopTimeout is how long the agent waits at its end, within the 30 seconds that the DaemonSet gives it.
 const stopTimeout = 10 * time.Second
 
-// waitWithTimeout waits for the group, but no longer than patience once ctx is done. Work that a hanging disk blocks
+// waitWithTimeout waits for the group, but no longer than timeout once ctx is done. Work that a hanging disk blocks
 // never ends. The disks must be closed before the process is killed: until the hanging disk answers, the kernel keeps
 // the process with all its descriptors.
 func waitWithTimeout(ctx context.Context, group *errgroup.Group, timeout time.Duration) error {

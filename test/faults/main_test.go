@@ -6,6 +6,9 @@
 // cannot be killed, and it keeps all file descriptors of its process open. If the test process also served the file
 // system, it could not be ended. So the server ends in any case, and its disk with it: the kernel fails the requests
 // that wait for it.
+//
+// server_test.go and medium_test.go are the disk with faults, fuse_test.go shows it as a file, and disk_test.go is the
+// test's handle on it. life_test.go has the steps of two volumes' lives, which the tests run with faults.
 package faults
 
 import (

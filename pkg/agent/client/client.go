@@ -1,5 +1,8 @@
 // Package client reads and writes the few kinds of the API server that the agent uses, and nothing else. The generated
 // clientset would double the agent's memory, because it registers every kind that Kubernetes has.
+//
+// client.go reads pods, Nodes and the NodeDiskCapacity, volumes.go PersistentVolumes. events.go writes events.
+// lineage.go distinguishes an API server that lost its data from one that was away.
 package client
 
 import (

@@ -205,6 +205,6 @@ func (c *Client) Doubt(ctx context.Context) (string, error) {
 	return c.lineage.currentState().Doubt, nil
 }
 
-// EndDoubt notes that no volume of the node is an orphan: a doubt that is old enough ends. It returns how much longer a
-// doubt lasts, or 0 if there is none.
+// EndDoubt is called when no volume of the node is an orphan: a doubt that is old enough ends. It returns how much
+// longer a doubt lasts, or 0 if there is none.
 func (c *Client) EndDoubt(ctx context.Context) (left time.Duration) { return c.lineage.endDoubt(ctx) }

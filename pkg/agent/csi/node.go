@@ -62,8 +62,8 @@ type Node struct {
 	kubelet *Kubelet
 	mounter mount.Interface
 
-	// busy are the IDs of the volumes that a call works on, each with a channel that is closed when the call has ended.
-	// Calls overlap for two pods that start with the same volume, and when the kubelet has given up a call.
+	// locked are the IDs of the volumes that a call works on, each with a channel that is closed when the call has
+	// ended. Calls overlap for two pods that start with the same volume, and when the kubelet has given up a call.
 	mu     sync.Mutex
 	locked map[string]chan struct{}
 	// callTimeout is how long a call waits for another one.

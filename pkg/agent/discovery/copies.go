@@ -18,7 +18,7 @@ type copyHolder struct {
 }
 
 // refusedCopies returns which of several devices with one disk ID must not be used, and why, by name. A disk in service
-// stays in service, and only the newcomers are refused. Otherwise the device that held the disk before has it. If that
+// stays in service, and only the later ones are refused. Otherwise the device that held the disk before has it. If that
 // is not known, none is used: the volumes may be on any of them.
 func refusedCopies(id string, holders []copyHolder, before *Device) map[string]string {
 	if len(holders) < 2 {

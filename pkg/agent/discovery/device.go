@@ -88,7 +88,7 @@ func (d Device) isSameMedium(other Device) bool {
 // isIdentified reports whether the device has a property by which it can be named permanently.
 func (i Identity) isIdentified() bool { return i.WWN != "" || i.Serial != "" || i.ByID != "" }
 
-// isSameDevice reports whether d is the device that was known as before, by the properties that both have. Devices
+// isSameDevice reports whether d is the device that was seen as before, by the properties that both have. Devices
 // without any, such as loop devices, are compared by name, size and model.
 func (d Device) isSameDevice(before Device) bool {
 	switch {

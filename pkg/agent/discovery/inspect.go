@@ -17,7 +17,7 @@ func (s *rescanState) inspect(ctx context.Context, read []*Facts) {
 	activities := make([]string, len(read))
 	inspector := disk.Inspector{KubeletDir: s.inventory.options.KubeletDir}
 	if len(read) > 1 {
-		// One look at the system serves for all of them. If it fails, each device is inspected with its own, and
+		// One result of ReadHolders serves for all of them. If it fails, each device is inspected with its own, and
 		// returns the error.
 		inspector.Holders, _ = inspector.ReadHolders(ctx)
 	}

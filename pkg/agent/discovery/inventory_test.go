@@ -454,7 +454,7 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// TestDiskFromStatusAddsUp asserts that a remembered disk can be published again, for any content of the
+// TestDiskFromStatusAddsUp asserts that a disk from the published status can be published again, for any content of the
 // NodeDiskCapacity. It may have been edited while no agent ran.
 func TestDiskFromStatusAddsUp(t *testing.T) {
 	k := diskv1alpha1.Disk{ID: "a", Device: "sda", Size: 10 * mib}

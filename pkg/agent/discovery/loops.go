@@ -61,7 +61,7 @@ func (s *rescanState) readLoops(ctx context.Context) {
 	}
 }
 
-// setBacking notes what a loop device shows, or the error that it is not known.
+// setBacking sets what a loop device shows, or the error that it is not known.
 func (d *Device) setBacking(b Backing, err error) {
 	if err != nil {
 		d.Unreadable = append(d.Unreadable, err.Error())

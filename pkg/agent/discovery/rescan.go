@@ -65,7 +65,7 @@ type rescanState struct {
 	ours     map[string]bool
 	verdicts map[string]Verdict
 	retry    bool
-	// enginesToClose are the disks that put took out of service.
+	// enginesToClose are the disks that queueClose took out of service.
 	enginesToClose []engineToClose
 }
 

@@ -22,17 +22,17 @@ import (
 // The kernel is given partitions by BLKPG, one at a time. This package never has the kernel read the table again. That
 // fails while any partition is mounted. A kernel without GPT support would drop all partitions.
 //
-// BLKPG accepts the numbers 1 to 255. Volumes in entries above become loop devices, see loops, or all volumes of the
-// disk are mapped, see mapped. Some devices have no partitions at all, and BLKPG fails with EINVAL: all their volumes
-// are mapped.
+// BLKPG accepts the numbers 1 to 255. Volumes in entries above become loop devices, see loopAttacher, or all volumes of
+// the disk are mapped, see dmAttacher. Some devices have no partitions at all, and BLKPG fails with EINVAL: all their
+// volumes are mapped.
 
 // attacher makes the kernel show the volumes of a disk as block devices, in one way.
 type attacher interface {
 	// attach returns the device of a volume, and makes it unless it exists. A device that is shorter than the entry is
 	// lengthened: an agent ended while the volume grew.
 	attach(ctx context.Context, e entry) (device string, err error)
-	// detach removes the device, if there is one. It returns ErrInUse if the device is still open after patience.
-	detach(ctx context.Context, e entry, patience time.Duration) error
+	// detach removes the device, if there is one. It returns ErrInUse if the device is still open after timeout.
+	detach(ctx context.Context, e entry, timeout time.Duration) error
 }
 
 // attacherOf is the attacher of an entry.

@@ -122,7 +122,7 @@ func (d *Disk) addEntry(ctx context.Context, o CreateOptions) (entry, error) {
 		}
 		return d.writeNewSlot(ctx, made, kept)
 	}
-	// The user of a raw volume may have it at once. The owner finishes an early write when this command is done, before
+	// The user of a raw volume may have it at once. The owner writes the backup when this command is done, before
 	// the next one.
 	return made, d.store.putNew(ctx, next, made, !o.Raw, keep)
 }

@@ -77,4 +77,19 @@
 // as sgdisk. So before each write the table is read, and must be unchanged. The disk is locked with flock only while it
 // is initialized or opened. udev takes that lock before it looks at a partition. It would never make its links if the
 // lock were held for long.
+//
+// # Files
+//
+// Start reading at Open in disk.go, and then at the call of interest.
+//
+//   - disk.go: the Disk, its owner goroutine and its snapshot. snapshot.go: what the snapshot contains.
+//   - open.go: how a disk comes into service. read.go: reading a table beside an agent.
+//   - create.go, volume.go, grow.go and wipe.go: the calls for volumes. zerobefore.go: zeroing free space first.
+//   - zero.go, progress.go and rate.go: zeroing, its progress on the disk, and its rate limit.
+//   - table.go: the table and its rules, without a disk. layout.go: where its parts lie.
+//   - header.go and codec.go: the bytes of headers and entries. slot.go and owner.go: those of the meta partition.
+//   - store.go, pair.go and batch.go: both copies of the table on the medium. resized.go: disks that grew.
+//   - inspect.go, usage.go and nodisk.go: what is on a device, and what uses it. identify.go: devices of our volumes.
+//   - attach.go, attach_loop.go and attach_dm.go: the kernel's devices of volumes. dm.go: the device mapper.
+//   - device.go: direct I/O. watchdog.go: disks that hang.
 package disk

@@ -232,7 +232,7 @@ func TestHighVolume(t *testing.T) {
 	})
 }
 
-// TestStrayLoop asserts that a disk is shown but not changed if a loop device with our mark does not match the table.
+// TestStrayLoop asserts that a disk is shown but not changed if a loop device with our prefix does not match the table.
 // The device may be in use.
 func TestStrayLoop(t *testing.T) {
 	l := initialized(t, 64*mib, 512)

@@ -23,7 +23,7 @@ type Owner struct {
 	MachineID string `json:"machineID,omitempty"`
 }
 
-// ownerMagic begins the owner's slot. Its form is that of a note, see note.go.
+// ownerMagic begins the owner's slot. Its form is that of a volume's slot, see slot.go.
 const ownerMagic = "berthown"
 
 func encodeOwner(metaGUID string, o Owner) ([]byte, error) {

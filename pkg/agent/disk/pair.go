@@ -13,32 +13,33 @@ import (
 // copyPair is the two copies of a disk's table on the medium. It knows bytes, and neither entries nor phases. Pods wait
 // for two of its writes, so the copies can be written at different times. The state says which copy holds what:
 //
-//	state   primary                      backup                       left to do
-//	same    the table                    the table                    nothing
-//	early   the table, not read back     the table before             write the backup, read both back
-//	ahead   the table                    the table that is expected   nothing
+//	state            primary                      backup                       left to do
+//	in sync          the table                    the table                    nothing
+//	backup pending   the table, not read back     the table before             write the backup, read both back
+//	backup ahead     the table                    the table that is prepared   nothing
 //
-// Each operation leads to the following. "settled" means that the pair settles first, and is same:
+// Each operation leads to the following. "completed" means that the backup is completed first, and the state is in
+// sync:
 //
-//	state   put      putPrimaryFirst          expect   settle   undoPrepare
-//	same    same     early             ahead    same     same
-//	early   settled  settled, early    ahead    same     settled
-//	ahead   same     same, like put    ahead    ahead    same
+//	state            put         putPrimaryFirst              prepare        completeBackup   undoPrepare
+//	in sync          in sync     backup pending               backup ahead   in sync          in sync
+//	backup pending   completed   completed, backup pending    backup ahead   in sync          completed
+//	backup ahead     in sync     in sync, like put            backup ahead   backup ahead     in sync
 //
 // Invariants, asserted by TestCopyPair:
 //  1. At every moment one copy is intact on the medium.
-//  2. The primary counts. If it is lost, the backup counts. It holds the table. While Create's early write is in
-//     progress it holds the table before, and while a mkfs has not failed the table that is expected.
-//  3. In state same both were flushed and read back.
+//  2. The primary counts. If it is lost, the backup counts. It holds the table. While the write of
+//     a new volume's backup is pending it holds the table before, and while a mkfs has not failed the prepared table.
+//  3. In state in sync both were flushed and read back.
 //  4. After an error that wraps ErrOutOfService it is unknown what the medium holds, and nothing more is written. After
 //     any other error nothing was written.
 type copyPair struct {
 	dev   device
 	l     layout
 	state pairState
-	// onDisk is what the copies hold. In state early it has what the backup will hold.
+	// onDisk is what the copies hold. In state backup pending it has what the backup will hold.
 	onDisk copies
-	// unread was written and flushed, or is in missing, and was not read back. settle writes missing.
+	// unverified was written and flushed, or is in pending, and was not read back. completeBackup writes pending.
 	unverified, pending []batch
 	// Room for the next copies and for what is read back, so that a change allocates nothing of that size.
 	spareCopies copies
@@ -48,9 +49,9 @@ type copyPair struct {
 type pairState string
 
 const (
-	pairInSync        pairState = "same"
-	pairBackupPending pairState = "early"
-	pairBackupAhead   pairState = "ahead"
+	pairInSync        pairState = "in sync"
+	pairBackupPending pairState = "backup pending"
+	pairBackupAhead   pairState = "backup ahead"
 )
 
 // newCopyPair is the copies of a table that the medium has, or will get, in state same.
@@ -87,10 +88,10 @@ func (p *copyPair) put(ctx context.Context, index int, entryBytes []byte, onChec
 	return nil
 }
 
-// putPrimaryFirst is put, but returns when the primary is on the medium. settle does the rest.
+// putPrimaryFirst is put, but returns when the primary is on the medium. completeBackup does the rest.
 func (p *copyPair) putPrimaryFirst(ctx context.Context, index int, entryBytes []byte, onChecked func() error) error {
 	if p.state == pairBackupAhead {
-		// If the primary were lost meanwhile, the change that the backup expects would take effect.
+		// If the primary were lost meanwhile, the change that is prepared in the backup would take effect.
 		return p.put(ctx, index, entryBytes, onChecked)
 	}
 	if err := p.beforeChange(ctx); err != nil {
@@ -115,7 +116,7 @@ func (p *copyPair) putPrimaryFirst(ctx context.Context, index int, entryBytes []
 	return nil
 }
 
-// prepare writes a change that is likely to come into the backup. The table does not change, because the primary
+// prepare writes a likely next change into the backup. The table does not change, because the primary
 // counts. A put of the same change then only writes the primary. Any other change writes the backup again.
 func (p *copyPair) prepare(ctx context.Context, index int, entryBytes []byte) error {
 	if p.state == pairBackupPending && p.checkUnchanged(p.primaryHeader()) == nil {
@@ -127,7 +128,7 @@ func (p *copyPair) prepare(ctx context.Context, index int, entryBytes []byte) er
 	return p.writeBackup(ctx, p.renderWith(index, entryBytes).backup, pairBackupAhead)
 }
 
-// prepareFromPending is expect in state early. The backup changes from the table before to the one that is expected,
+// prepareFromPending is prepare in state backup pending. The backup changes from the table before to the prepared one,
 // and never holds the present table.
 func (p *copyPair) prepareFromPending(ctx context.Context, index int, entryBytes []byte) error {
 	primary, meant := p.unverified[0], p.pending[0]
@@ -147,7 +148,7 @@ func (p *copyPair) prepareFromPending(ctx context.Context, index int, entryBytes
 	return nil
 }
 
-// undoPrepare undoes what expect wrote.
+// undoPrepare undoes what prepare wrote.
 func (p *copyPair) undoPrepare(ctx context.Context) error {
 	if p.state != pairBackupAhead {
 		return nil
@@ -184,9 +185,10 @@ func (p *copyPair) writeBackup(ctx context.Context, to sectorWrite, becomes pair
 	return nil
 }
 
-// beforeChange settles, and checks that the table on the medium is unchanged. A tool may have added a partition: the
-// next write would remove it, and give its extent to the next volume. The header is enough, because it has the checksum
-// of the entries. Entries that changed without the header are damaged, and found when everything is read back.
+// beforeChange completes the backup, and checks that the table on the medium is unchanged. A tool may have added a
+// partition: the next write would remove it, and give its extent to the next volume. The header is enough, because it
+// has the checksum of the entries. Entries that changed without the header are damaged, and found when everything is
+// read back.
 func (p *copyPair) beforeChange(ctx context.Context) error {
 	if err := p.completeBackup(ctx); err != nil {
 		return err
@@ -260,7 +262,7 @@ func (p *copyPair) rewriteAll(ctx context.Context, batches []batch, failed error
 func (p *copyPair) tryWrite(batches []batch) error {
 	for _, b := range batches {
 		if len(b.changed) == 0 {
-			continue // written ahead, behind a barrier of its own
+			continue // prepared before, behind a barrier of its own
 		}
 		for _, w := range b.changed {
 			if _, err := p.dev.WriteAt(w.data, w.off); err != nil {

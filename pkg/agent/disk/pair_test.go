@@ -62,23 +62,23 @@ func TestCopyPair(t *testing.T) {
 				op, err = "put", p.put(withoutLogs(t), index, slot, nil)
 				model = copyPairModel{primary: with(old.primary), backup: with(old.primary), state: pairInSync}
 			case 1:
-				op, err = "putEarly", p.putPrimaryFirst(withoutLogs(t), index, slot, nil)
+				op, err = "putPrimaryFirst", p.putPrimaryFirst(withoutLogs(t), index, slot, nil)
 				model = copyPairModel{primary: with(old.primary), backup: old.primary, state: pairBackupPending}
-				// In state ahead, or after an error for which everything was written again, the copies are as after
-				// put.
+				// In state backup ahead, or after an error for which everything was written again, the copies are as
+				// after put.
 				if old.state == pairBackupAhead || err == nil && p.state == pairInSync && m.fault != nil {
 					model.backup, model.state = model.primary, pairInSync
 				}
 			case 2:
-				op, err = "expect", p.prepare(withoutLogs(t), index, slot)
+				op, err = "prepare", p.prepare(withoutLogs(t), index, slot)
 				model = copyPairModel{primary: old.primary, backup: with(old.primary), state: pairBackupAhead}
 			case 3:
-				op, err = "settle", p.completeBackup(withoutLogs(t))
+				op, err = "completeBackup", p.completeBackup(withoutLogs(t))
 				if old.state == pairBackupPending {
 					model = copyPairModel{primary: old.primary, backup: old.primary, state: pairInSync}
 				}
 			case 4:
-				op, err = "takeBack", p.undoPrepare(withoutLogs(t))
+				op, err = "undoPrepare", p.undoPrepare(withoutLogs(t))
 				if old.state == pairBackupAhead {
 					model = copyPairModel{primary: old.primary, backup: old.primary, state: pairInSync}
 				}
@@ -125,7 +125,7 @@ func TestCopyPair(t *testing.T) {
 	}
 	t.Logf("%d states of power cuts, gave up %d times, operations by state: %v", states, gaveUp, reached)
 	for _, state := range []pairState{pairInSync, pairBackupPending, pairBackupAhead} {
-		for _, op := range []string{"put", "putEarly", "expect", "settle", "takeBack"} {
+		for _, op := range []string{"put", "putPrimaryFirst", "prepare", "completeBackup", "undoPrepare"} {
 			if reached[string(state)+" "+op] == 0 {
 				t.Errorf("%s was never tried in state %s", op, state)
 			}
@@ -140,9 +140,9 @@ func TestCopyPair(t *testing.T) {
 func TestCopyPairOfAnotherDisk(t *testing.T) {
 	slot := bytes.Repeat([]byte{7}, entrySize)
 	for name, do := range map[string]func(p *copyPair) error{
-		"put":      func(p *copyPair) error { return p.put(withoutLogs(t), 3, slot, nil) },
-		"putEarly": func(p *copyPair) error { return p.putPrimaryFirst(withoutLogs(t), 3, slot, nil) },
-		"expect":   func(p *copyPair) error { return p.prepare(withoutLogs(t), 3, slot) },
+		"put":             func(p *copyPair) error { return p.put(withoutLogs(t), 3, slot, nil) },
+		"putPrimaryFirst": func(p *copyPair) error { return p.putPrimaryFirst(withoutLogs(t), 3, slot, nil) },
+		"prepare":         func(p *copyPair) error { return p.prepare(withoutLogs(t), 3, slot) },
 	} {
 		for _, l := range crashLayouts(t) {
 			m, _ := newFormattedDisk(t, l)

@@ -33,7 +33,7 @@ func TestGrownTable(t *testing.T) {
 					step.run(t, disk, s)
 				}
 				if ahead {
-					// The backup is lost, or was ahead: it is not needed.
+					// The backup is lost, or was prepared: it is not needed.
 					disk.write(s.onDisk.backup.off, make([]byte, l.copyBytes()))
 				}
 				want := slices.Clone(s.table.entries)

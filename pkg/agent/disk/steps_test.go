@@ -85,9 +85,9 @@ func reservePrimaryFirst(guid string, start, length int64) step {
 	return reserveUnfinished(guid, start, length).followedBy(step{name: "finish", do: func(t testing.TB, s *store) error { return s.finish(withoutLogs(t)) }})
 }
 
-// reserveUnfinished is early, before the owner has done anything afterwards.
+// reserveUnfinished is reservePrimaryFirst before the owner has written the backup.
 func reserveUnfinished(guid string, start, length int64) step {
-	return step{name: "early", do: func(t testing.TB, s *store) error {
+	return step{name: "reserve, primary first", do: func(t testing.TB, s *store) error {
 		next, e, err := s.table.withNew(CreateOptions{Partition: guid, Name: "default/pod", Extent: extentMiB(start, length)})
 		if err != nil {
 			return err
@@ -106,9 +106,9 @@ func setPhase(guid string, to Phase) step {
 	}}
 }
 
-// prepareFormat is what Format does while mkfs runs. back is what it does when mkfs fails.
+// prepareFormat is what Format does while mkfs runs. undoPrepareFormat is what it does when mkfs fails.
 func prepareFormat(guid string) step {
-	return step{name: "ahead", do: func(t testing.TB, s *store) error {
+	return step{name: "prepare", do: func(t testing.TB, s *store) error {
 		next, e, err := s.table.withPhase(guid, Formatted)
 		if err != nil {
 			return err
@@ -118,7 +118,7 @@ func prepareFormat(guid string) step {
 }
 
 func undoPrepareFormat() step {
-	return step{name: "back", do: func(t testing.TB, s *store) error {
+	return step{name: "undo", do: func(t testing.TB, s *store) error {
 		return s.undoPrepare(withoutLogs(t))
 	}}
 }

@@ -115,7 +115,8 @@ var metaTypeOnDisk = encodeGUID(uuid.MustParse(TypeMeta))
 type store struct {
 	copyPair
 	table table
-	// verified is the table that both copies are known to hold, or held last. In state early it is the one before.
+	// verified is the table that both copies are known to hold, or held last. In state backup pending it is the one
+	// before.
 	verified table
 }
 
@@ -171,8 +172,8 @@ func (s *store) put(ctx context.Context, next table, e entry) error {
 	return s.change(ctx, next, func() error { return s.copyPair.put(ctx, e.index, b, nil) })
 }
 
-// putNew is put of a new volume. first is called after the medium was checked, before anything is written. If it is
-// early, putNew returns when the entry is in the primary and on the medium. finish writes the other half.
+// putNew is put of a new volume. onChecked is called after the medium was checked, before anything is written. With
+// primaryFirst, putNew returns when the entry is in the primary and on the medium. finish completes the backup.
 func (s *store) putNew(ctx context.Context, next table, e entry, primaryFirst bool, onChecked func() error) error {
 	b, err := encodeEntry(next.layout, e)
 	if err != nil {
@@ -213,7 +214,7 @@ func (s *store) undoPrepare(ctx context.Context) error {
 	return s.recordResult(s.table, s.copyPair.undoPrepare(ctx))
 }
 
-// finish finishes an early putNew.
+// finish completes the backup after a putNew that wrote the primary first.
 func (s *store) finish(ctx context.Context) error {
 	return s.recordResult(s.table, s.copyPair.completeBackup(ctx))
 }
@@ -239,7 +240,7 @@ func (s *store) change(ctx context.Context, next table, do func() error) error {
 	return s.recordResult(next, do())
 }
 
-// recordResult records the table after an operation of the pair. If an early write could not be finished, it is the
+// recordResult records the table after an operation of the pair. If the backup could not be completed, it is the
 // table before: that volume was not acknowledged yet.
 func (s *store) recordResult(next table, err error) error {
 	switch {

@@ -330,7 +330,7 @@ func TestKubeletVolumes(t *testing.T) {
 	}
 }
 
-// hasUnchecked reports whether a limit of the search contains the text.
+// hasUnchecked reports whether the text is in what was not checked.
 func hasUnchecked(s *System, what string) bool {
 	return slices.ContainsFunc(s.Unchecked(), func(l string) bool { return strings.Contains(l, what) })
 }

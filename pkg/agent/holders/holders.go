@@ -1,8 +1,11 @@
 // Package holders finds what holds a block device: other devices of the kernel, loop devices and swap. It also finds
 // mounts in any mount namespace, and processes that have it open.
 //
-// Look reads everything once, and Of then answers for any number of devices. Limits reports what could not be looked
-// at: without hostPID the processes of the host are not visible.
+// ReadSystem reads everything once, and Of then answers for any number of devices. Unchecked reports what could not be
+// looked at: without hostPID the processes of the host are not visible.
+//
+// devices.go looks at devices of the kernel, loop devices and swap. kubelet.go looks at the kubelet's raw block
+// volumes, processes.go at open files, and namespaces.go at mounts.
 package holders
 
 import (
@@ -117,12 +120,12 @@ func Describe(found []Holder) string {
 	return strings.Join(parts, "; ")
 }
 
-// System is the result of one look at the system.
+// System is the result of ReadSystem.
 type System struct {
 	held      map[uint64][]Holder
 	unchecked []string
 
-	// Used only during the look:
+	// Used only while the system is read:
 	backingDevice func(loop string) (uint64, error)
 	loopTimeout   time.Duration
 	loopRequests  []loopRequest
@@ -156,7 +159,7 @@ func (s *System) add(device uint64, h Holder) {
 // context's error, and the search goes on in the background.
 func ReadSystem(ctx context.Context) (*System, error) { return ReadSystemWithKubelet(ctx, "") }
 
-// ReadSystemWithKubelet is Look, including the raw block volumes that the kubelet has below its folder.
+// ReadSystemWithKubelet is ReadSystem, including the raw block volumes that the kubelet has below its folder.
 func ReadSystemWithKubelet(ctx context.Context, kubeletDir string) (*System, error) {
 	return readSystem(ctx, roots{"/proc", "/sys", kubeletDir}, &System{backingDevice: backingDevice, loopTimeout: loopTimeout})
 }

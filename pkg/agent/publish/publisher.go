@@ -57,7 +57,7 @@ type Publisher struct {
 	// deletedUID is the UID of the last object that was deleted: a late answer to a write may still contain it.
 	deletedUID types.UID
 
-	// wrote is when the last write was answered. changed is since when there has been something to write.
+	// wroteAt is when the last write was answered. changedSince is since when there has been something to write.
 	wroteAt, changedSince time.Time
 	// conditions are the last ones published.
 	conditions []metav1.Condition
@@ -85,7 +85,8 @@ func (p *Publisher) Trigger() {
 	}
 }
 
-// onVersion notes a version of the object, and checks whether it must be corrected: another client may have edited it.
+// onVersion records a version of the object, and checks whether it must be corrected: another client may have edited
+// it.
 func (p *Publisher) onVersion(object any) {
 	if ndc, ok := object.(*diskv1alpha1.NodeDiskCapacity); ok {
 		p.recordVersion(ndc)
@@ -93,7 +94,7 @@ func (p *Publisher) onVersion(object any) {
 	}
 }
 
-// onAdd is observe for an object that the watch shows for the first time. One that was deleted may be restored from a
+// onAdd is onVersion for an object that the watch shows for the first time. One that was deleted may be restored from a
 // backup with its UID.
 func (p *Publisher) onAdd(object any) {
 	p.mu.Lock()
@@ -339,7 +340,7 @@ func (p *Publisher) replace(ctx context.Context, ndc *diskv1alpha1.NodeDiskCapac
 	}
 }
 
-// recordAnswer notes the API server's answer about the object, and returns the error with its name.
+// recordAnswer records the API server's answer about the object, and returns the error with its name.
 func (p *Publisher) recordAnswer(out *diskv1alpha1.NodeDiskCapacity, err error) error {
 	p.wroteAt = time.Now()
 	if apierrors.IsNotFound(err) {

@@ -319,7 +319,7 @@ type progress chan error
 
 func (p progress) Pass() func(error) { return func(err error) { p <- err } }
 
-// TestRun asserts that a pass that fails is tried again without a Kick.
+// TestRun asserts that a pass that fails is tried again without a Trigger.
 func TestRun(t *testing.T) {
 	p := newTestPublisher(t)
 	passes := make(progress, 16)

@@ -26,7 +26,7 @@ const (
 	// bounds the events about the node: beyond it only the condition lists the volumes.
 	blockedReportInterval = 10 * time.Minute
 	maxBlockedEvents      = 10
-	// systemMaxAge is how long one look at the system serves for further volumes. systemTimeout bounds how long a look
+	// systemMaxAge is how long one result of ReadSystem serves for further volumes. systemTimeout bounds how long it
 	// may take.
 	systemMaxAge  = 5 * time.Second
 	systemTimeout = 10 * time.Second
@@ -56,15 +56,16 @@ type blockedVolumes struct {
 type blockedVolume struct {
 	// since is when the volume was first found to be held.
 	since time.Time
-	// name names the volume, why says what holds it, and kind is the kind of the holder. why is empty until it is
-	// reported.
+	// name names the volume, holder says what holds it, and holderKind is the holder's kind. holder is empty until it
+	// is reported.
 	name, holder string
 	holderKind   holders.Kind
 	// reportedAt is when events were last written.
 	reportedAt time.Time
 }
 
-// recordHeld notes that something holds a volume that must be wiped. seen describes it if holdersOf does not find more.
+// recordHeld notes that something holds a volume that must be wiped. fallback describes it if holdersOf does not find
+// more.
 func (b *blockedVolumes) recordHeld(ctx context.Context, d discovery.Disk, v disk.Volume, fallback string) {
 	b.mu.Lock()
 	of := b.byPartition[v.Partition]
@@ -140,7 +141,7 @@ func (b *blockedVolumes) holdersOf(ctx context.Context, device string) (found []
 	return b.system.Of(st.Rdev), b.system.Unchecked()
 }
 
-// remove notes that nothing holds the volume any more, or that it need not be wiped.
+// remove is called when nothing holds the volume any more, or that it need not be wiped.
 func (b *blockedVolumes) remove(partition string) {
 	b.mu.Lock()
 	of := b.byPartition[partition]

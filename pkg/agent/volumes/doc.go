@@ -5,40 +5,40 @@
 // It owns the decision where a volume goes on this node, and the decision that a volume may be wiped. Package disk
 // makes and wipes partitions, and package csi mounts them.
 //
-// Three types do the work, and Manager only connects them. inline makes the volumes of pods, persistent those of
-// PersistentVolumes, and reclaim ends both. reclaim calls inline and persistent through the interface decider. They
-// call reclaim through the interface reclaimer. Package csi uses Manager.
+// Three controllers do the work, and Manager only connects them. inlineController makes the volumes of pods,
+// persistentController those of PersistentVolumes, and reclaimController ends both. reclaimController calls the other
+// two through the interface decider. They call it through the interface reclaimer. Package csi uses Manager.
 //
 // In the order of an inline volume's life:
 //
-//	pod seen on the watch              inline.sync         inline.go
-//	NodePublish                        inline.Publish      inline_publish.go
-//	  -> where?                        placer.choose       place.go, contested.go, decide.go (pure)
-//	  -> if there is no room           inline.noRoom       inline_noroom.go
-//	  -> partition, phase Reserved     inline.create       inline_place.go
-//	  -> mkfs, phase Formatted         formatter.ensureFormatted     format.go, filesystem.go
-//	pod gone, or NodeUnpublish         reclaim.release     reclaim.go
-//	  -> live answer of the API server inline.verdict      inline_release.go, owners.go
-//	  -> phase Wiping, zeroed, removed wiper.wipe          wiping.go
-//	  -> log, event, metrics           wiper.reportWipe        wiping.go
-//	pod gone, its end not seen         sweeper.addSuspect     sweep.go
-//	  -> live list, listed as orphan   sweeper.sweep       sweep.go, orphans.go
-//	  -> after the grace, if few       reclaim.reclaimOrphan
+//	pod seen on the watch               inlineController.sync             inline.go
+//	NodePublish                         inlineController.Publish          inline_publish.go
+//	  -> where?                         placer.choose                     place.go, recordwait.go, decide.go (pure)
+//	  -> if there is no room            inlineController.noRoom           inline_noroom.go
+//	  -> partition, phase Reserved      inlineController.create           inline_place.go
+//	  -> mkfs, phase Formatted          formatter.ensureFormatted         format.go, filesystem.go
+//	pod gone, or NodeUnpublish          reclaimController.release         reclaim.go
+//	  -> live answer of the API server  inlineController.verdict          inline_release.go, owners.go
+//	  -> phase Wiping, zeroed, removed  wiper.wipe                        wiper.go
+//	  -> log, event, metrics            wiper.reportWipe                  wiper.go
+//	pod gone, its end not seen          sweeper.addSuspect                sweep.go
+//	  -> live list, listed as orphan    sweeper.sweep                     sweep.go, orphans.go
+//	  -> after the grace, if few        reclaimController.reclaimOrphan   reclaim.go
 //
 // A persistent volume lives as long as its PersistentVolume, which is the reservation:
 //
-//	PersistentVolume seen              persistent.sync     persistent.go
-//	NodeStage                          stager.Stage        persistent_stage.go
-//	  -> partition                     maker.ensureForVolume       persistent_place.go
-//	  -> file system                   stager.makeReady    persistent_stage.go, format.go
-//	capacity raised                    grower              persistent_grow.go
-//	claim gone, policy Delete          releaser.release    persistent_release.go
-//	  -> live answer                   actionFor           persistentvolumes.go
+//	PersistentVolume seen               persistentController.sync         persistent.go
+//	NodeStage                           stager.Stage                      persistent_stage.go
+//	  -> partition                      partitionMaker.ensureForVolume    persistent_place.go
+//	  -> file system                    stager.makeReady                  persistent_stage.go, format.go
+//	capacity raised                     grower                            persistent_grow.go
+//	claim gone, policy Delete           releaser.release                  persistent_release.go
+//	  -> live answer                    actionFor                         persistentvolumes.go
 //	  -> PersistentVolume deleted, held by our finalizer   releaser.deleteWithFinalizer
-//	  -> wiped                         wiper.wipe          wiping.go
-//	  -> our finalizer removed         releaser.finalize
-//	PersistentVolume gone              releaser.verdict: kept, and reported
-//	CSI controllers                    provisioner         persistent_calls.go
+//	  -> wiped                          wiper.wipe                        wiper.go
+//	  -> our finalizer removed          releaser.finalize
+//	PersistentVolume gone               releaser.verdict: kept, and reported
+//	CSI controllers                     provisioner                       persistent_calls.go
 //
 // The other files:
 //   - node.go and disks.go: the disks, and engineOf as the only access to a disk's engine.

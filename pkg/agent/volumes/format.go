@@ -47,7 +47,7 @@ func newFormatter(n *node, fsType func(class string) string, fs FileSystems) *fo
 	}
 }
 
-// recordNew notes whether the bytes of a partition that has just been made are zeros. The caller holds the volume's
+// recordNew records whether the bytes of a partition that has just been made are zeros. The caller holds the volume's
 // lock. All partitions of a volume have the same GUID, so what was known of an earlier one must be dropped.
 func (f *formatter) recordNew(partition string, prezeroed bool) {
 	f.mu.Lock()

@@ -105,7 +105,7 @@ func (i *inlineController) onPodDelete(object any) {
 	}
 }
 
-// onPodGone handles the end of a pod. seen says whether the watch showed the deletion itself.
+// onPodGone handles the end of a pod. endSeen says whether the watch showed the deletion itself.
 func (i *inlineController) onPodGone(pod *corev1.Pod, endSeen bool) {
 	if len(pod.Spec.Volumes) == 0 {
 		return
@@ -119,14 +119,14 @@ func (i *inlineController) onPodGone(pod *corev1.Pod, endSeen bool) {
 	i.enqueuePod(pod)
 }
 
-// enqueuePod has reclaim look at the volumes of a pod that is ending.
+// enqueuePod queues the volumes of a pod that is ending for reclaim.
 func (i *inlineController) enqueuePod(pod *corev1.Pod) {
 	for partition := range partitionsOf(pod) {
 		i.reclaim.enqueue(partition, 0)
 	}
 }
 
-// enqueueAll looks at every pod again. Its volumes may be on a disk that has come into service, or the pod may have
+// enqueueAll queues every pod again. Its volumes may be on a disk that has come into service, or the pod may have
 // gone while the disk was away.
 func (i *inlineController) enqueueAll() {
 	for _, pod := range i.pods.all() {

@@ -46,7 +46,7 @@ func explainNoRoom(pod *corev1.Pod, why error) string {
 	return why.Error() + "; " + explainNoRecord(pod)
 }
 
-// clearNoRoom notes that the pod does not lack room any more, or needs none.
+// clearNoRoom drops the pod from roomless: it has room now, or needs none.
 func (i *inlineController) clearNoRoom(pod *corev1.Pod) {
 	if i.roomless.remove(pod.UID) {
 		i.node.changed()
@@ -99,7 +99,7 @@ func (l *podsWithoutRoom) add(uid types.UID, now time.Time) time.Time {
 	return l.byUID[uid].since
 }
 
-// requestEviction notes that the pod must be evicted, and reports whether that is new.
+// requestEviction records that the pod must be evicted, and reports whether that is new.
 func (l *podsWithoutRoom) requestEviction(pod *corev1.Pod) (isNew bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

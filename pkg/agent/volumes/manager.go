@@ -198,7 +198,7 @@ func (m *Manager) DisksChanged() {
 	}
 }
 
-// followDisks wakes what depends on the disks after each change on them.
+// followDisks queues what depends on the disks after each change on them.
 func (m *Manager) followDisks(ctx context.Context) {
 	var storing sync.WaitGroup
 	defer storing.Wait()

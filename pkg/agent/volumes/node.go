@@ -17,7 +17,8 @@ type Inventory interface {
 	Disks() []discovery.Disk
 }
 
-// node is what inline, persistent and reclaim share: the disks, the API server, and a lock for each volume.
+// node is what the controllers of inline volumes, persistent volumes and reclaim share: the disks, the API server, and
+// a lock for each volume.
 type node struct {
 	name      string
 	client    *client.Client

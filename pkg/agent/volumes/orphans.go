@@ -67,7 +67,7 @@ func (o *orphans) all() map[string]orphan {
 	return maps.Clone(o.byPartition)
 }
 
-// restore notes an orphan that was published before this agent started.
+// restore records an orphan that was published before this agent started.
 func (o *orphans) restore(partition string, since time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -80,7 +80,7 @@ func (o *orphans) remove(partition string) {
 	delete(o.byPartition, partition)
 }
 
-// allow notes that an operator confirmed that the orphan may be reclaimed.
+// allow records that an operator confirmed that the orphan may be reclaimed.
 func (o *orphans) allow(partition string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -90,7 +90,7 @@ func (o *orphans) allow(partition string) {
 	}
 }
 
-// removeOfPod notes that the pod exists (again), so that its volumes are no orphans. It reports whether one was.
+// removeOfPod removes the volumes of a pod that exists (again): they are no orphans. It reports whether one was.
 func (o *orphans) removeOfPod(pod *corev1.Pod) (were bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -116,7 +116,7 @@ func (o *orphans) OrphanedSince(v disk.Volume) (since time.Time, orphaned bool) 
 	return of.since, orphaned
 }
 
-// setOrphaned notes whether a volume is an orphan, and reports a change.
+// setOrphaned records whether a volume is an orphan, and reports a change.
 func (o *orphans) setOrphaned(ctx context.Context, v disk.Volume, orphaned bool) {
 	o.mu.Lock()
 	_, was := o.byPartition[v.Partition]

@@ -58,7 +58,7 @@ func (o *owners) partitions() []string {
 	return out
 }
 
-// recordPod notes the pod as the owner of its volumes' partitions.
+// recordPod records the pod as the owner of its volumes' partitions.
 func (o *owners) recordPod(pod *corev1.Pod) {
 	o.mu.Lock()
 	changed := false
@@ -74,7 +74,7 @@ func (o *owners) recordPod(pod *corev1.Pod) {
 	}
 }
 
-// recordEnd notes whether the pod's end was seen.
+// recordEnd records whether the pod's end was seen.
 func (o *owners) recordEnd(pod *corev1.Pod, ended bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -129,7 +129,7 @@ func (o *owners) livePod(ctx context.Context, v disk.Volume) (*corev1.Pod, types
 }
 
 // findPods lists the node's pods from the API server, and the pods that may have used the volumes on another node. It
-// notes the owners of the volumes, and returns the partitions of those that have a pod. The pods of the others do not
+// records the owners of the volumes, and returns the partitions of those that have a pod. The pods of the others do not
 // exist.
 func (o *owners) findPods(ctx context.Context, volumes []disk.Volume) (map[string]bool, error) {
 	found := map[string]bool{}

@@ -146,7 +146,7 @@ func (p *persistentController) onVolumeGone(object any) {
 	p.node.changed()
 }
 
-// enqueueAll looks at every PersistentVolume again.
+// enqueueAll queues every PersistentVolume again.
 func (p *persistentController) enqueueAll() {
 	for _, name := range p.volumes.informer.GetStore().ListKeys() {
 		p.queue.Add(name)

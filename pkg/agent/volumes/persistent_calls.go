@@ -197,6 +197,6 @@ func (p *provisioner) ListVolumes() []Volume {
 	return volumes
 }
 
-// Capacity returns how many bytes of a class are free and not promised, and the largest volume that fits. An empty
+// Capacity returns how many bytes of a class are free and not reserved, and the largest volume that fits. An empty
 // class means all classes.
 func (p *provisioner) Capacity(class string) (free, largest int64) { return p.placer.capacity(class) }

@@ -33,7 +33,7 @@ func (g *grower) growToGranted(ctx context.Context, volumeID string, size int64)
 	return g.grow(ctx, volumeID, size, reservations{})
 }
 
-// grow makes the partition longer, if the bytes behind it are free and not promised to others. The caller holds the
+// grow makes the partition longer, if the bytes behind it are free and not reserved for others. The caller holds the
 // volume's lock.
 func (g *grower) grow(ctx context.Context, volumeID string, size int64, others reservations) error {
 	partition := diskv1alpha1.PartitionID(volumeID)
@@ -117,7 +117,7 @@ func (g *grower) grantedSize(ctx context.Context, volumeID string, atLeast int64
 }
 
 // GrowVolume makes a persistent volume's partition at least size bytes long, for a CSI call. It does not use extents
-// that the scheduler promised to others.
+// that the scheduler reserved for others.
 func (g *grower) GrowVolume(ctx context.Context, volumeID string, size, limit int64) (Volume, error) {
 	size = diskv1alpha1.AlignUp(size)
 	if limit > 0 && size > limit {

@@ -193,7 +193,7 @@ func (m *partitionMaker) volumeFor(ctx context.Context, volumeID string) (pv *co
 	return pv, m.stillLive(pv), nil
 }
 
-// recordMove notes on the PersistentVolume which disk has its volume, if that is another disk than the one in its
+// recordMove records on the PersistentVolume which disk has its volume, if that is another disk than the one in its
 // attributes. The agent must know which disk to wait for.
 func (m *partitionMaker) recordMove(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, disk string) error {
 	noted := pv.Annotations[diskv1alpha1.AnnotationMovedTo]

@@ -102,7 +102,7 @@ func (r *releaser) wipeOrFinalize(ctx context.Context, live *corev1.PersistentVo
 		}
 		return false, r.finalizeWiped(ctx, live)
 	case !d.Ready():
-		// A disk that comes back wakes all PersistentVolumes.
+		// When a disk comes back, all PersistentVolumes are queued.
 		r.node.reports.warnVolume(live, eventDiskMissing, fmt.Sprintf("the volume is on disk %s (%s), which is out of service: %s. It is wiped when the disk is back", d.ID(), d.Device.Name, d.Problem))
 		return false, nil
 	}
@@ -233,7 +233,7 @@ func (r *releaser) explainUnwatched(pv *corev1.PersistentVolume) {
 	}
 }
 
-// enqueueUnwatched has reclaim look at the persistent volumes for which the watch shows no PersistentVolume.
+// enqueueUnwatched queues the persistent volumes for reclaim for which the watch shows no PersistentVolume.
 func (r *releaser) enqueueUnwatched() {
 	disks := r.node.inventory.Disks()
 	for i := range disks {
@@ -248,7 +248,7 @@ func (r *releaser) enqueueUnwatched() {
 	}
 }
 
-// enqueueVolumes looks again at the PersistentVolumes of a partition.
+// enqueueVolumes queues the PersistentVolumes of a partition.
 func (r *releaser) enqueueVolumes(partition string) (woken bool) {
 	for _, pv := range r.volumes.of(partition) {
 		r.queue.Add(pv.Name)
@@ -257,7 +257,7 @@ func (r *releaser) enqueueVolumes(partition string) (woken bool) {
 	return woken
 }
 
-// partitionGone wakes the PersistentVolumes of a partition that no disk has: they may be finalized, or get a new
+// partitionGone queues the PersistentVolumes of a partition that no disk has: they may be finalized, or get a new
 // partition.
 func (r *releaser) partitionGone(partition string) { r.enqueueVolumes(partition) }
 
@@ -283,7 +283,7 @@ func (r *releaser) ownerOf(v disk.Volume) (volume, owner string) {
 	return id, claimInNote(v)
 }
 
-// Unstaged notes that the kubelet has unstaged the volume: its release may have waited for that.
+// Unstaged is called when the kubelet has unstaged the volume: its release may have waited for that.
 func (r *releaser) Unstaged(volumeID string) {
 	r.enqueueVolumes(diskv1alpha1.PartitionID(volumeID))
 }

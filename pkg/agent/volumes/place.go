@@ -42,8 +42,8 @@ type placer struct {
 	placement func(class string) placement.Policy
 	fsType    func(class string) string
 
-	// mu is held for a whole decision, and the disks are read while it is held. A hold is released only after the disk
-	// shows the partition.
+	// mu is held for a whole decision, and the disks are read while it is held. A held extent is released only after
+	// the disk shows the partition.
 	mu          sync.Mutex
 	held        map[string]heldExtent
 	recordWaits recordWaits
@@ -53,8 +53,8 @@ type placer struct {
 // of the same pod that have Apart.
 type listMissing func(disks []discovery.Disk) (missing []unplacedVolume, occupied map[string]bool, err error)
 
-// choose decides where the volumes go, and holds their extents until free is called. It does not use extents promised
-// to others than except, which is a pod UID or a partition.
+// choose decides where the volumes go, and holds their extents until releaseHeld is called. It does not use extents
+// reserved for others than except, which is a pod UID or a partition.
 func (p *placer) choose(except string, list listMissing) ([]place, error) {
 	others := p.reservationsExcept(except)
 	p.mu.Lock()
@@ -74,7 +74,7 @@ func (p *placer) choose(except string, list listMissing) ([]place, error) {
 		if err := p.recordWaits.check(rest, p.node.clock.Now()); err != nil {
 			return nil, fmt.Errorf("%w on node %s: %w", ErrWaiting, p.node.name, err)
 		}
-		// The node itself chooses a place, so it must not use extents promised to others.
+		// The node itself chooses a place, so it must not use extents reserved for others.
 		others.removeFrom(spaces, disks)
 	}
 	places, err := decide(spaces, occupied, missing)
@@ -87,7 +87,7 @@ func (p *placer) choose(except string, list listMissing) ([]place, error) {
 	return places, nil
 }
 
-// holdGrowth holds the bytes by which the partition grows, until free is called.
+// holdGrowth holds the bytes by which the partition grows, until releaseHeld is called.
 func (p *placer) holdGrowth(on disk.Volume, size int64, others reservations) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -119,7 +119,7 @@ func (p *placer) releaseHeld(partition string) {
 	delete(p.held, partition)
 }
 
-// capacity returns how many bytes of a class are free and not promised, and the largest volume that fits. An empty
+// capacity returns how many bytes of a class are free and not reserved, and the largest volume that fits. An empty
 // class means all classes.
 func (p *placer) capacity(class string) (free, largest int64) {
 	others := p.reservationsExcept("")
@@ -224,7 +224,7 @@ func (p reservations) removeFrom(spaces []diskSpace, disks []discovery.Disk) {
 	}
 }
 
-// removeRecorded removes the extents that the scheduler promised to another pod and that are not partitions yet. A
+// removeRecorded removes the extents that the scheduler reserved for another pod and that are not partitions yet. A
 // record reserves no more than its pod requests.
 func removeRecorded(spaces []diskSpace, other *corev1.Pod, disks []discovery.Disk) {
 	if !isAlive(other) {

@@ -73,8 +73,8 @@ func (w *waiters[T]) changeCount() int {
 	return w.changes
 }
 
-// add queues the key at the next change. If there was a change since seen was read, the key has missed it, and is
-// queued at once.
+// add queues the key at the next change. If there was a change since changeCount was read, the key has missed it, and
+// is queued at once.
 func (w *waiters[T]) add(key T, seen int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -12,9 +12,9 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// reclaimer is what inline and persistent use of reclaim.
+// reclaimer is what inlineController and persistentController use of reclaimController.
 type reclaimer interface {
-	// enqueue has reclaim check, after a while, whether the volume of a partition must be wiped.
+	// enqueue queues the check, after a while, whether the volume of a partition must be wiped.
 	enqueue(partition string, after time.Duration)
 	// begin wipes a volume, after its owner has decided so. The wipe calls unlock for the volume's lock when it has
 	// ended.
@@ -23,7 +23,8 @@ type reclaimer interface {
 	isWiping(partition string) bool
 }
 
-// decider is what reclaim uses of inline and persistent. Each of them decides about its own volumes.
+// decider is what reclaimController uses of inlineController and persistentController. Each decides about its own
+// volumes.
 type decider interface {
 	// verdict decides what becomes of a volume that is not being wiped. It reads from the API server. With an error
 	// nothing is known, and the volume is kept.

@@ -35,7 +35,7 @@ type sweeper struct {
 	// grace and limit are OrphanGrace and OrphanLimit of Options.
 	grace time.Duration
 	limit int
-	// isWiping, look and reclaim are those of reclaim.
+	// isWiping, enqueue and reclaimOrphan are those of reclaimController.
 	isWiping      func(partition string) bool
 	enqueue       func(partition string, after time.Duration)
 	reclaimOrphan func(ctx context.Context, partition string) error
@@ -48,7 +48,7 @@ type sweeper struct {
 	stopped bool
 }
 
-// addSuspect notes a volume whose pod is gone without a seen end. The sweep after sweepDelay decides whether it is an
+// addSuspect records a volume whose pod is gone without a seen end. The sweep after sweepDelay decides whether it is an
 // orphan. By then the watch has usually shown the end.
 func (s *sweeper) addSuspect(v disk.Volume) {
 	s.mu.Lock()

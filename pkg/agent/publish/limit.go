@@ -45,9 +45,9 @@ func maxJSONBytes(d *diskv1alpha1.Disk) int {
 }
 
 // limitSize keeps the status small enough to be stored, and reports in a condition what is left out. With too many
-// volumes the node offers no free space, so that they do not become more. With far too many, bound also leaves out the
-// volumes of the last disks. Those of disks out of service are left out last of all. Such a disk cannot be read, and
-// the next agent knows its volumes from here.
+// volumes the node offers no free space, so that they do not become more. With far too many, limitSize also leaves out
+// the volumes of the last disks. Those of disks out of service are left out last of all. Such a disk cannot be read,
+// and the next agent knows its volumes from here.
 func limitSize(status *diskv1alpha1.NodeDiskCapacityStatus) metav1.Condition {
 	c := metav1.Condition{Type: diskv1alpha1.ConditionPublicationLimited, Status: metav1.ConditionFalse, Reason: "Complete", Message: "all that there is to publish is published"}
 	shortenReasons(status.Devices)

@@ -19,13 +19,13 @@ import (
 // device over its part of the disk, with direct I/O.
 //
 // The kernel allows two loop devices to show the same bytes, so this package must not make a second one. It recognizes
-// its own by their mark, across restarts as well.
+// its own by loopFilePrefix, across restarts as well.
 type loopAttacher struct {
 	disk  *blockDevice
 	found map[string]loopDevice // by partition
 }
 
-// loopDevice is a loop device over a part of the disk that has our mark.
+// loopDevice is a loop device over a part of the disk that has loopFilePrefix.
 type loopDevice struct {
 	path   string
 	extent extent.Extent
@@ -34,7 +34,7 @@ type loopDevice struct {
 // loopFilePrefix and the partition's GUID are what the kernel keeps as the name of the backing file.
 const loopFilePrefix = "berth/"
 
-// findLoops lists the loop devices over parts of the disk that have our mark.
+// findLoops lists the loop devices over parts of the disk that have loopFilePrefix.
 func (d *blockDevice) findLoops() (*loopAttacher, error) {
 	l := &loopAttacher{disk: d, found: map[string]loopDevice{}}
 	// An unbound loop device has no such folder.

@@ -31,7 +31,7 @@ type dmAttacher struct {
 	found  map[string]mappedDevice // by partition
 }
 
-// mappedDevice is a device of the device mapper that shows a part of the disk, and has our mark.
+// mappedDevice is a device of the device mapper that shows a part of the disk, and has dmUUIDPrefix.
 type mappedDevice struct {
 	path   string
 	extent extent.Extent
@@ -44,8 +44,8 @@ const (
 	dmNamePrefix = "berth-"
 )
 
-// findMapped lists the devices over parts of the disk that have our mark. It returns nil if the kernel has no device
-// mapper.
+// findMapped lists the devices over parts of the disk that have dmUUIDPrefix. It returns nil if the kernel has no
+// device mapper.
 func (d *blockDevice) findMapped() (*dmAttacher, error) {
 	control, err := openMapper()
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
@@ -93,7 +93,7 @@ func (m *dmAttacher) list() error {
 }
 
 // mappedVolume returns the GUID of the volume that a device shows, by its directory in sysfs. It is empty if the device
-// does not have our mark.
+// does not have dmUUIDPrefix.
 func mappedVolume(dir string) (guid string, err error) {
 	uuid, err := mapperUUID(dir)
 	guid, marked := strings.CutPrefix(uuid, dmUUIDPrefix)

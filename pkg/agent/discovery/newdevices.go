@@ -9,22 +9,22 @@ import (
 // newDevices remembers which devices appeared while the agent ran, and since when each has been unopened. Times are of
 // the injected clock, and only their differences are used.
 type newDevices struct {
-	// seen are the devices of the last look, with what was found on them. It is nil before the first look.
+	// seen are the devices of the last rescan, with what was found on them. It is nil before the first rescan.
 	seen map[string]*seenDevice
 }
 
-// seenDevice is a device of the last look.
+// seenDevice is a device of the last rescan.
 type seenDevice struct {
-	// since is when the device appeared or was last used. It is zero for the devices of the first look.
+	// since is when the device appeared or was last used. It is zero for the devices of the first rescan.
 	since time.Time
-	// activity is the device's activity at the last look.
+	// activity is the device's activity at the last rescan.
 	activity string
 	// blank is true if the device was found blank then. Only that result is used again.
 	blank bool
 }
 
 // update notes which devices exist now. before are those that the former agent had published. If it had published any,
-// all other devices are new even at the first look.
+// all other devices are new even at the first rescan.
 func (n *newDevices) update(devices, before []Device, now time.Time) {
 	next := map[string]*seenDevice{}
 	for _, d := range devices {

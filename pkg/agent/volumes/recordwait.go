@@ -11,7 +11,7 @@ const (
 	// know before this node that a pod is gone. Then it reserves the extent of a volume that the node has just made for
 	// that pod. The node wipes that volume as soon as it knows, too.
 	recordTimeout = 5 * time.Second
-	// recordWaitTTL is how long contested remembers that a volume has waited. It does not wait twice.
+	// recordWaitTTL is how long recordWaits remembers that a volume has waited. It does not wait twice.
 	recordWaitTTL = 10 * time.Minute
 )
 

@@ -29,10 +29,10 @@ const (
 type wiper struct {
 	node     *node
 	policies *policies
-	// ownerOf names a volume for the record. look has its partition looked at again.
+	// ownerOf names a volume for the report. enqueue queues its partition again.
 	ownerOf func(v disk.Volume) (volume, ownerOf string)
 	enqueue func(partition string, after time.Duration)
-	// formatted drops the volumes that are wiped. blocked notes those that cannot be.
+	// formatted drops the volumes that are wiped. blocked records those that cannot be.
 	formatted  *partitionSet
 	blocked    *blockedVolumes
 	semaphores diskSemaphores
@@ -71,7 +71,7 @@ func (w *wiper) Wiping(partition string) (policy disk.WipePolicy, done int64, is
 	return of.policy, of.published, true
 }
 
-// setProgress notes how many bytes of a wipe are done.
+// setProgress records how many bytes of a wipe are done.
 func (w *wiper) setProgress(partition string, done int64) {
 	w.mu.Lock()
 	of, is := w.wipes[partition]
@@ -111,7 +111,7 @@ func (w *wiper) begin(ctx context.Context, d discovery.Disk, v disk.Volume, unlo
 	})
 }
 
-// retry is whether, and after which time, reclaim looks at a volume again after a wipe.
+// retry is whether, and after which time, reclaimController checks a volume again after a wipe.
 type retry struct {
 	wanted bool
 	after  time.Duration
