@@ -187,7 +187,7 @@ const (
 //
 // The largest request decides, by its policy. With BestFit the nodes come first that have the smallest extent for it.
 // With Spread those come first that have the most free bytes on a disk with room for it. Equal nodes come in the order
-// of placement.Order. For a single request, the first node is therefore the one that the policy chooses of all nodes.
+// of placement.NodeRank. For a single request, the first node is therefore the one that the policy chooses of all nodes.
 //
 // A node may have changed by the time the caller reads its snapshot.
 func (l *Ledger) Nearest(requests []placement.Request) iter.Seq2[string, *Snapshot] {
@@ -195,7 +195,7 @@ func (l *Ledger) Nearest(requests []placement.Request) iter.Seq2[string, *Snapsh
 		if len(requests) == 0 {
 			return
 		}
-		leading := &requests[placement.Leading(requests)]
+		leading := &requests[placement.LargestRequest(requests)]
 		var last *offer
 		for visits := 0; visits < maxWalk; visits += maxVisits {
 			nodes, next := l.nearest(leading, last)

@@ -141,13 +141,13 @@ func TestEqualsAreMixed(t *testing.T) {
 
 // byOrder sorts nodes in the order of equal ones.
 func byOrder(names ...string) string {
-	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(placement.Order(a), placement.Order(b)) })
+	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(placement.NodeRank(a), placement.NodeRank(b)) })
 	return strings.Join(names, " ")
 }
 
 // best computes the result of Best by looking at every node, and at every place on it.
 func (l *Ledger) best(requests []placement.Request, k int) []string {
-	leading := requests[placement.Leading(requests)]
+	leading := requests[placement.LargestRequest(requests)]
 	type candidate struct {
 		rank int64
 		node *node
@@ -175,7 +175,7 @@ func (l *Ledger) best(requests []placement.Request, k int) []string {
 		return true
 	})
 	slices.SortFunc(found, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(placement.Order(a.node.name), placement.Order(b.node.name)), cmp.Compare(a.node.name, b.node.name))
+		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(placement.NodeRank(a.node.name), placement.NodeRank(b.node.name)), cmp.Compare(a.node.name, b.node.name))
 	})
 	var names []string
 	for _, c := range found[:min(k, len(found))] {
@@ -253,7 +253,7 @@ func checkTheOneBest(t *testing.T, l *Ledger, requests []placement.Request, have
 	best := merit(have)
 	l.nodes.Range(func(key, _ any) bool {
 		name := key.(string)
-		if m := merit(name); m > best || m == best && placement.Order(name) < placement.Order(have) {
+		if m := merit(name); m > best || m == best && placement.NodeRank(name) < placement.NodeRank(have) {
 			t.Fatalf("%v: %s is better than %s", requests, name, have)
 		}
 		return true
@@ -297,7 +297,7 @@ func TestOffersInRuns(t *testing.T) {
 	nodes := make([]*node, 500)
 	for i := range nodes {
 		nodes[i] = &node{name: fmt.Sprint("n", i)}
-		nodes[i].order = placement.Order(nodes[i].name) % 100 // some have the same
+		nodes[i].order = placement.NodeRank(nodes[i].name) % 100 // some have the same
 	}
 	of := func(size int) offer { return offer{int64(size), int64(size * 7919 % count), nodes[size%len(nodes)]} }
 	s := &offers{}

@@ -57,7 +57,7 @@ func (l *Ledger) node(name string) *node {
 	if n, ok := l.nodes.Load(name); ok {
 		return n.(*node)
 	}
-	n := &node{name: name, order: placement.Order(name), revision: l.forgotten, news: l.forgotten, holders: map[string]*holder{}, doubts: map[string][]Record{}}
+	n := &node{name: name, order: placement.NodeRank(name), revision: l.forgotten, news: l.forgotten, holders: map[string]*holder{}, doubts: map[string][]Record{}}
 	l.refresh(n)
 	l.nodes.Store(name, n)
 	return n

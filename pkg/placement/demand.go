@@ -72,15 +72,15 @@ func (d *Demand) Requests() []Request { return d.requests }
 // Err returns what is wrong with the requests if no node could take them.
 func (d *Demand) Err() error { return d.err }
 
-// Few reports whether the search for places is never given up.
-func (d *Demand) Few() bool { return len(d.requests) <= maxExact }
+// AlwaysExact reports whether the search for places is never given up.
+func (d *Demand) AlwaysExact() bool { return len(d.requests) <= maxExact }
 
 // Plan is [Plan] within a budget, which holds only for pods with more than eight volumes.
 func (d *Demand) Plan(dst []Assignment, node *Node, budget *Budget) ([]Assignment, error) {
 	if d.err != nil {
 		return dst, d.err
 	}
-	if d.Few() {
+	if d.AlwaysExact() {
 		budget = nil
 	}
 	b, _ := d.buffers.Get().(*buffers)

@@ -3,7 +3,7 @@
 //
 // It owns:
 //   - which free extent takes which volume ([Plan]), and by which [Policy];
-//   - how well a node suits a pod ([Merit], [Score]), and which of equal nodes comes first ([Order]);
+//   - how well a node suits a pod ([Merit], [Score]), and which of equal nodes comes first ([NodeRank]);
 //   - why a pod does not fit ([NoFit]).
 //
 // It does not own what is free: the scheduler's ledger and the agent's disks provide that. It does not round sizes: the

@@ -28,8 +28,8 @@ const (
 	gaveUp
 )
 
-// kind is volumes of a class that are alike.
-type kind struct {
+// volumeKind is volumes of a class that are alike.
+type volumeKind struct {
 	size  int64
 	apart bool
 	// from and count locate the volumes in the planner's order.
@@ -57,7 +57,7 @@ var unreachable = reach{bin: math.MaxInt}
 // packing is the search. A state is how many volumes of each kind are placed. For each state the search keeps the least
 // reach, once without and once with an Apart volume on the disk of the last bin.
 type packing struct {
-	kinds  []kind
+	kinds  []volumeKind
 	states int
 	apart  bool // several volumes are apart
 	bins   []bin
@@ -74,7 +74,7 @@ type packing struct {
 
 // buffers have room for a usual pod. Their content is not cleared between plans.
 type buffers struct {
-	kinds         [maxExact]kind
+	kinds         [maxExact]volumeKind
 	bins          [maxExact * (maxExact + 1)]bin
 	ends          [maxExact + 1]int
 	firsts, nexts [maxExact * (maxExact + 1)]int
@@ -99,12 +99,12 @@ func (p *planner) exact(budget *Budget, b *buffers) outcome {
 		return gaveUp
 	}
 	s.loadBins(p)
-	if !s.enoughAtAll() {
+	if !s.binsSuffice() {
 		return impossible
 	}
 	s.index()
 	s.pack()
-	if !s.realize(p) {
+	if !s.writePlaces(p) {
 		return impossible
 	}
 	return found
@@ -125,7 +125,7 @@ func (s *packing) loadKinds(p *planner) {
 			s.kinds[last].count++
 			continue
 		}
-		s.kinds = append(s.kinds, kind{size: r.Size, apart: s.apart && r.Apart, from: at, count: 1})
+		s.kinds = append(s.kinds, volumeKind{size: r.Size, apart: s.apart && r.Apart, from: at, count: 1})
 	}
 	for k := range s.kinds {
 		s.kinds[k].stride = s.states
@@ -207,8 +207,8 @@ func (s *packing) dropSmallestGroup() {
 	}
 }
 
-// enoughAtAll reports whether the bins together are as large as the volumes together.
-func (s *packing) enoughAtAll() bool {
+// binsSuffice reports whether the bins together are as large as the volumes together.
+func (s *packing) binsSuffice() bool {
 	var wanted, room int64
 	for _, k := range s.kinds {
 		for range k.count {
@@ -315,9 +315,9 @@ func (s *packing) pack() {
 	}
 }
 
-// realize follows the states back from the one in which all volumes are placed, and writes their places. It returns
+// writePlaces follows the states back from the one in which all volumes are placed, and writes their places. It returns
 // false if that state was not reached.
-func (s *packing) realize(p *planner) bool {
+func (s *packing) writePlaces(p *planner) bool {
 	state, flag := s.states-1, 0
 	if s.best[1][state].less(s.best[0][state]) {
 		flag = 1

@@ -25,31 +25,31 @@ func (b *Budget) take(steps int) bool { return b == nil || b.left.Add(-int64(ste
 // Spent reports whether plans give up because the budget is spent.
 func (b *Budget) Spent() bool { return b != nil && b.left.Load() < 0 }
 
-// shelf is a disk's free space while many volumes are placed on it one by one.
-type shelf struct {
-	disk   int
-	free   int64
-	apart  bool // holds a volume with Apart
-	pieces []piece
+// diskSpace is a disk's free space while many volumes are placed on it one by one.
+type diskSpace struct {
+	disk    int
+	free    int64
+	apart   bool // holds a volume with Apart
+	extents []freeExtent
 }
 
-// piece is a free extent, or the rest of one. The pieces of a shelf are sorted by length and start.
-type piece struct{ length, start int64 }
+// freeExtent is a free extent, or the rest of one. Those of a disk are sorted by length and start.
+type freeExtent struct{ length, start int64 }
 
-func comparePieces(a, b piece) int {
+func compareFreeExtents(a, b freeExtent) int {
 	return cmp.Or(cmp.Compare(a.length, b.length), cmp.Compare(a.start, b.start))
 }
 
-// many is greedy for many volumes. It has the same result, but does not visit every extent for each volume.
-func (p *planner) many(budget *Budget) outcome {
-	if o := p.shelve(false, budget); o != impossible || p.requests[p.order[0]].Policy == BestFit {
+// greedyMany is greedy for many volumes. It has the same result, but does not visit every extent for each volume.
+func (p *planner) greedyMany(budget *Budget) outcome {
+	if o := p.greedyByDisk(false, budget); o != impossible || p.requests[p.order[0]].Policy == BestFit {
 		return o
 	}
 	// The policy must not decide whether volumes fit, so best fit is tried as well.
-	return p.shelve(true, budget)
+	return p.greedyByDisk(true, budget)
 }
 
-func (p *planner) shelve(tightly bool, budget *Budget) outcome {
+func (p *planner) greedyByDisk(tightly bool, budget *Budget) outcome {
 	smallest := p.requests[p.order[len(p.order)-1]].Size
 	extents, disks := 0, 0
 	for d := range p.node.Disks {
@@ -60,60 +60,61 @@ func (p *planner) shelve(tightly bool, budget *Budget) outcome {
 	if !budget.take(4*extents + 2*disks*len(p.order)) {
 		return gaveUp
 	}
-	shelves, pieces := make([]shelf, 0, disks), make([]piece, 0, extents)
+	spaces, pieces := make([]diskSpace, 0, disks), make([]freeExtent, 0, extents)
 	for d := range p.node.Disks {
 		disk := &p.node.Disks[d]
 		if disk.Class != p.class {
 			continue
 		}
-		s, from := shelf{disk: d}, len(pieces)
+		s, from := diskSpace{disk: d}, len(pieces)
 		for i := range disk.Free.Len() {
 			e := disk.Free.At(i)
 			s.free += e.Len()
 			if e.Len() >= smallest {
-				pieces = append(pieces, piece{e.Len(), e.Start})
+				pieces = append(pieces, freeExtent{e.Len(), e.Start})
 			}
 		}
-		s.pieces = pieces[from:len(pieces):len(pieces)]
-		slices.SortFunc(s.pieces, comparePieces)
-		shelves = append(shelves, s)
+		s.extents = pieces[from:len(pieces):len(pieces)]
+		slices.SortFunc(s.extents, compareFreeExtents)
+		spaces = append(spaces, s)
 	}
 	for _, i := range p.order {
 		r := &p.requests[i]
-		s, at := roomOn(shelves, r, r.Policy == Spread && !tightly)
+		s, at := findDisk(spaces, r, r.Policy == Spread && !tightly)
 		if s == nil {
 			return impossible
 		}
-		p.places[i] = Assignment{Disk: p.node.Disks[s.disk].ID, Extent: extent.New(s.pieces[at].start, r.Size)}
+		p.places[i] = Assignment{Disk: p.node.Disks[s.disk].ID, Extent: extent.New(s.extents[at].start, r.Size)}
 		s.take(at, r)
 	}
 	return found
 }
 
-// roomOn returns the shelf, and the index of the piece on it, that the request gets. The shelf is nil if none has room.
-func roomOn(shelves []shelf, r *Request, spread bool) (on *shelf, at int) {
-	for i := range shelves {
-		s := &shelves[i]
-		if r.Apart && s.apart || len(s.pieces) == 0 || s.pieces[len(s.pieces)-1].length < r.Size {
+// findDisk returns the disk, and the index of the free extent on it, that the request gets. The disk is nil if none has
+// room.
+func findDisk(spaces []diskSpace, r *Request, spread bool) (on *diskSpace, at int) {
+	for i := range spaces {
+		s := &spaces[i]
+		if r.Apart && s.apart || len(s.extents) == 0 || s.extents[len(s.extents)-1].length < r.Size {
 			continue
 		}
 		if spread && on != nil && s.free <= on.free {
 			continue
 		}
-		fits, _ := slices.BinarySearchFunc(s.pieces, r.Size, func(p piece, size int64) int { return cmp.Compare(p.length, size) })
-		if spread || on == nil || s.pieces[fits].length < on.pieces[at].length {
+		fits, _ := slices.BinarySearchFunc(s.extents, r.Size, func(p freeExtent, size int64) int { return cmp.Compare(p.length, size) })
+		if spread || on == nil || s.extents[fits].length < on.extents[at].length {
 			on, at = s, fits
 		}
 	}
 	return on, at
 }
 
-func (s *shelf) take(at int, r *Request) {
-	rest := piece{s.pieces[at].length - r.Size, s.pieces[at].start + r.Size}
-	s.pieces = slices.Delete(s.pieces, at, at+1)
+func (s *diskSpace) take(at int, r *Request) {
+	rest := freeExtent{s.extents[at].length - r.Size, s.extents[at].start + r.Size}
+	s.extents = slices.Delete(s.extents, at, at+1)
 	if rest.length > 0 {
-		to, _ := slices.BinarySearchFunc(s.pieces, rest, comparePieces)
-		s.pieces = slices.Insert(s.pieces, to, rest)
+		to, _ := slices.BinarySearchFunc(s.extents, rest, compareFreeExtents)
+		s.extents = slices.Insert(s.extents, to, rest)
 	}
 	s.free, s.apart = s.free-r.Size, s.apart || r.Apart
 }

@@ -200,7 +200,7 @@ func explain(node *Node, requests []Request, class string) *NoFit {
 func explainSizes(node *Node, class string, sizes, apart []int64) *NoFit {
 	e := &NoFit{Class: class, Sizes: sizes}
 
-	var buffers [2][16]room
+	var buffers [2][16]diskFree
 	now, empty := buffers[0][:0], buffers[1][:0]
 	known := true
 	for d := range node.Disks {
@@ -208,8 +208,8 @@ func explainSizes(node *Node, class string, sizes, apart []int64) *NoFit {
 		if disk.Class != class {
 			continue
 		}
-		r := room{largest: disk.Free.Largest().Len(), total: disk.Free.Total()}
-		now, empty = append(now, r), append(empty, room{disk.Usable, disk.Usable})
+		r := diskFree{largest: disk.Free.Largest().Len(), total: disk.Free.Total()}
+		now, empty = append(now, r), append(empty, diskFree{disk.Usable, disk.Usable})
 		known = known && disk.Usable > 0
 		e.Extents += disk.Free.Len()
 		e.Largest = max(e.Largest, r.largest)
@@ -226,14 +226,14 @@ func explainSizes(node *Node, class string, sizes, apart []int64) *NoFit {
 	return e
 }
 
-// room is the free space of a disk.
-type room struct {
+// diskFree is the free space of a disk.
+type diskFree struct {
 	largest, total int64
 }
 
 // causeOf finds what the disks lack. If every simple check passes, the cause is NotTogether. With TooFewDisks it also
 // returns how many disks could hold the volumes with Apart.
-func causeOf(disks []room, sizes, apart []int64) (Cause, int) {
+func causeOf(disks []diskFree, sizes, apart []int64) (Cause, int) {
 	if len(disks) == 0 {
 		return NoDisk, 0
 	}

@@ -133,7 +133,7 @@ func planClass(node *Node, requests []Request, order []int, places []Assignment,
 		node: node, class: requests[order[0]].Class,
 		requests: requests, order: order, places: places, cuts: cuts[:],
 	}
-	if !p.roomAtAll() {
+	if !p.mayFit() {
 		return impossible
 	}
 	if len(order) <= maxExact {
@@ -142,7 +142,7 @@ func planClass(node *Node, requests []Request, order []int, places []Assignment,
 		}
 		return p.exact(budget, b)
 	}
-	if o := p.many(budget); o != impossible {
+	if o := p.greedyMany(budget); o != impossible {
 		return o
 	}
 	return p.exact(budget, b)
@@ -192,9 +192,9 @@ type cut struct {
 // anyDisk means no restriction to one disk.
 const anyDisk = -1
 
-// roomAtAll finds in one pass over the extents whether the largest volume, and all together, can have room. A node that
+// mayFit finds in one pass over the extents whether the largest volume, and all together, can have room. A node that
 // is too full for the pod costs no more than this pass.
-func (p *planner) roomAtAll() bool {
+func (p *planner) mayFit() bool {
 	var total, largest int64
 	for d := range p.node.Disks {
 		disk := &p.node.Disks[d]

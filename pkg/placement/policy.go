@@ -14,9 +14,9 @@ const (
 	Spread
 )
 
-// Leading is the index of the request that decides between nodes: the largest, which is the hardest to place. requests
-// must not be empty.
-func Leading(requests []Request) int {
+// LargestRequest is the index of the request that decides between nodes: the largest, which is the hardest to place.
+// requests must not be empty.
+func LargestRequest(requests []Request) int {
 	leading := 0
 	for i := range requests {
 		a, b := &requests[i], &requests[leading]
@@ -27,11 +27,11 @@ func Leading(requests []Request) int {
 	return leading
 }
 
-// Order is a node's rank among nodes that are equally good, the lowest first. A fixed rank fills the same nodes first,
-// so that free space on the others stays whole. It is a hash of the name, because names often contain the zone or the
-// rack. With the names themselves, the first of a thousand equal nodes would all be in one zone. Nodes with equal
-// hashes are ordered by name.
-func Order(nodeName string) uint64 {
+// NodeRank is a node's rank among nodes that are equally good, the lowest first. A fixed rank fills the same nodes
+// first, so that free space on the others stays whole. It is a hash of the name, because names often contain the zone
+// or the rack. With the names themselves, the first of a thousand equal nodes would all be in one zone. Nodes with
+// equal hashes are ordered by name.
+func NodeRank(nodeName string) uint64 {
 	// FNV-1a, then the finalizer of MurmurHash3. Without the finalizer, names that differ only at the end get close
 	// hashes.
 	h := uint64(14695981039346656037)

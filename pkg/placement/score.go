@@ -22,7 +22,7 @@ func Merit(node *Node, requests []Request, plan []Assignment) int64 {
 	if len(plan) == 0 {
 		return 0
 	}
-	leading := Leading(requests)
+	leading := LargestRequest(requests)
 	if requests[leading].Policy == Spread {
 		return node.freeAround(&plan[leading])
 	}

@@ -117,7 +117,7 @@ func TestLeading(t *testing.T) {
 	requests := []Request{{Class: "ssd", Size: 1}, {Class: "ssd", Size: 3}, {Class: "hdd", Size: 3}, {Class: "hdd", Size: 2}}
 	for range 20 {
 		rand.Shuffle(len(requests), func(i, j int) { requests[i], requests[j] = requests[j], requests[i] })
-		if r := requests[Leading(requests)]; r.Class != "hdd" || r.Size != 3 {
+		if r := requests[LargestRequest(requests)]; r.Class != "hdd" || r.Size != 3 {
 			t.Errorf("%v of %v", r, requests)
 		}
 	}
@@ -129,7 +129,7 @@ func TestOrder(t *testing.T) {
 	seen := map[uint64]bool{}
 	lower, halves := 0, 0
 	for i := range count {
-		o := Order(fmt.Sprintf("zone-%c-node-%05d", 'a'+i*3/count, i))
+		o := NodeRank(fmt.Sprintf("zone-%c-node-%05d", 'a'+i*3/count, i))
 		if seen[o] {
 			t.Errorf("node %d has another's place", i)
 		}

@@ -65,18 +65,18 @@ func (p *hardCase) steps() (steps int, fits bool) {
 	node, requests := p.build()
 	order := NewDemand(requests).classes[0].order
 	pl := planner{node: node, class: "ssd", requests: requests, order: order, places: make([]Assignment, len(requests)), cuts: make([]cut, len(requests))}
-	if !pl.roomAtAll() || pl.greedy() {
+	if !pl.mayFit() || pl.greedy() {
 		return 0, true
 	}
 	var s packing
 	s.loadKinds(&pl)
 	s.loadBins(&pl)
-	if !s.enoughAtAll() {
+	if !s.binsSuffice() {
 		return 0, false
 	}
 	s.index()
 	s.pack()
-	return s.steps, s.realize(&pl)
+	return s.steps, s.writePlaces(&pl)
 }
 
 // worstCases are refusals that are expensive to find, one for each number of volumes with Apart. Hill climbing found
@@ -183,7 +183,7 @@ func TestManyIsLikeGreedy(t *testing.T) {
 		few := planner{node: node, class: "ssd", requests: requests, order: order, places: make([]Assignment, len(requests)), cuts: make([]cut, len(requests))}
 		many := few
 		many.places = make([]Assignment, len(requests))
-		have, want := many.shelve(false, nil) == found, few.greedy()
+		have, want := many.greedyByDisk(false, nil) == found, few.greedy()
 		if have != want || want && !slices.Equal(many.places, few.places) {
 			t.Fatalf("case %d: %v (%v), want %v (%v): %v on %v", i, many.places, have, few.places, want, requests, node)
 		}

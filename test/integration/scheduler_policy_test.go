@@ -154,7 +154,7 @@ func (m *spaceModel) expect(class string, policy placement.Policy, size int64) *
 			if d.class != class || e.Len() < size {
 				continue
 			}
-			at := spot{modelDisk: d, order: placement.Order(d.node), start: e.Start}
+			at := spot{modelDisk: d, order: placement.NodeRank(d.node), start: e.Start}
 			if policy == placement.Spread {
 				at.most = -d.free.Total()
 			} else {

@@ -216,7 +216,7 @@ func isTheSchedulers(t *testing.T, p *policy, policy placement.Policy) {
 	for n := range names {
 		names[n] = fmt.Sprintf("node-%03d", n)
 	}
-	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(placement.Order(a), placement.Order(b)) })
+	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(placement.NodeRank(a), placement.NodeRank(b)) })
 	for n := range store.nodes {
 		c := &ledger.Capacity{Revision: uint64(n + 1)}
 		for _, d := range store.nodes[n].Disks {

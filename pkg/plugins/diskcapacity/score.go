@@ -71,5 +71,5 @@ func bestOf(merits fwk.NodeScoreList) int {
 
 // comesBefore orders equal nodes, as the ledger's index does.
 func comesBefore(a, b string) bool {
-	return cmp.Or(cmp.Compare(placement.Order(a), placement.Order(b)), cmp.Compare(a, b)) < 0
+	return cmp.Or(cmp.Compare(placement.NodeRank(a), placement.NodeRank(b)), cmp.Compare(a, b)) < 0
 }

@@ -18,7 +18,7 @@ import (
 func TestNormalizeScore(t *testing.T) {
 	// Equal nodes come in this order.
 	if names := slices.SortedFunc(slices.Values([]string{"a", "b", "c"}), func(a, b string) int {
-		return cmp.Compare(placement.Order(a), placement.Order(b))
+		return cmp.Compare(placement.NodeRank(a), placement.NodeRank(b))
 	}); !slices.Equal(names, []string{"b", "c", "a"}) {
 		t.Fatalf("the nodes' order is %v", names)
 	}
@@ -126,7 +126,7 @@ func (b *bench) chosenOfAll(t *testing.T, cycle fwk.CycleState, names []string) 
 		case r.Policy == placement.Spread:
 			rank = -length
 		}
-		if rank < least || rank == least && placement.Order(name) < placement.Order(chosen) {
+		if rank < least || rank == least && placement.NodeRank(name) < placement.NodeRank(chosen) {
 			chosen, least = name, rank
 		}
 	}
