@@ -30,17 +30,17 @@ func Request(pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) (
 	block := IsBlock(pvc.Spec.VolumeMode)
 	var notMade error
 	if selects(pvc) {
-		notMade = &NotMade{"selector is set: it selects existing volumes, and none is made for it; leave it out, or release a volume with these labels"}
+		notMade = &NotProvisionedError{"selector is set: it selects existing volumes, and none is made for it; leave it out, or release a volume with these labels"}
 	} else if !block {
 		if err := diskv1alpha1.ValidateFSSize(parameters.FSType, size); err != nil {
-			notMade = &NotMade{err.Error()}
+			notMade = &NotProvisionedError{err.Error()}
 		}
 	}
 	id := diskv1alpha1.ClaimVolumeID(pvc.UID)
 	v := request.Volume{
 		ID: id, Partition: diskv1alpha1.PartitionID(id), Claim: pvc.Namespace + "/" + pvc.Name, Block: block,
-		Request: placement.Request{Class: parameters.Class, Size: size, Apart: parameters.Spread},
-		Room:    parameters.Headroom(size),
+		Request:  placement.Request{Class: parameters.Class, Size: size, Apart: parameters.Spread},
+		Headroom: parameters.Headroom(size),
 	}
 	if !block {
 		v.FSType = parameters.FSType
@@ -48,11 +48,11 @@ func Request(pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) (
 	return v, notMade
 }
 
-// NotMade is the error of a claim that no volume is made for. Such a claim can be bound to an existing volume that no
-// other claim has, so Request returns the volume with it.
-type NotMade struct{ why string }
+// NotProvisionedError is the error of a claim that no volume is made for. Such a claim can be bound to an existing
+// volume that no other claim has, so Request returns the volume with it.
+type NotProvisionedError struct{ reason string }
 
-func (e *NotMade) Error() string { return e.why }
+func (e *NotProvisionedError) Error() string { return e.reason }
 
 // selects reports whether the claim selects existing volumes. An empty selector, as charts and operators write it,
 // selects none.

@@ -43,7 +43,7 @@ func TestRequest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v.Request.Size != 1908<<20 || v.Request.Class != "ssd" || v.Room != 954<<20 || v.FSType != "xfs" || v.Claim != "shop/data-db-0" || v.Block {
+	if v.Request.Size != 1908<<20 || v.Request.Class != "ssd" || v.Headroom != 954<<20 || v.FSType != "xfs" || v.Claim != "shop/data-db-0" || v.Block {
 		t.Errorf("a claim of 2000000001 bytes asks for %+v", v)
 	}
 	block := func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeMode = ptr.To(corev1.PersistentVolumeBlock) }
@@ -164,8 +164,8 @@ func TestIsFor(t *testing.T) {
 	}
 }
 
-// TestNotMade asserts for which claims no volume is made, although an existing volume could be bound to them.
-func TestNotMade(t *testing.T) {
+// TestNotProvisioned asserts for which claims no volume is made, although an existing volume could be bound to them.
+func TestNotProvisioned(t *testing.T) {
 	xfs := map[string]string{diskv1alpha1.AttributeClass: "ssd", diskv1alpha1.ParameterFSType: "xfs"}
 	selecting := func(c *corev1.PersistentVolumeClaim) {
 		c.Spec.Selector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: metav1.LabelSelectorOpExists}}}
@@ -184,7 +184,7 @@ func TestNotMade(t *testing.T) {
 		}, false},
 	} {
 		v, err := Request(pvc(test.size, test.change), storageClass(xfs))
-		var notMade *NotMade
+		var notMade *NotProvisionedError
 		if err == nil || errors.As(err, &notMade) != test.want || test.want && v.ID == "" {
 			t.Errorf("%s: asks for %+v, error %v", name, v, err)
 		}

@@ -44,7 +44,7 @@ func OurClass(classes Classes, pvc *corev1.PersistentVolumeClaim) *storagev1.Sto
 	return class
 }
 
-// Waits reports whether claims of the class wait for their pod to have a node.
-func Waits(class *storagev1.StorageClass) bool {
+// WaitsForFirstConsumer reports whether claims of the class wait for their pod to have a node.
+func WaitsForFirstConsumer(class *storagev1.StorageClass) bool {
 	return class.VolumeBindingMode != nil && *class.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer
 }

@@ -65,7 +65,7 @@ func TestClass(t *testing.T) {
 	for mode, want := range map[*storagev1.VolumeBindingMode]bool{
 		nil: false, ptr.To(storagev1.VolumeBindingImmediate): false, ptr.To(storagev1.VolumeBindingWaitForFirstConsumer): true,
 	} {
-		if have := Waits(&storagev1.StorageClass{VolumeBindingMode: mode}); have != want {
+		if have := WaitsForFirstConsumer(&storagev1.StorageClass{VolumeBindingMode: mode}); have != want {
 			t.Errorf("mode %v waits: %t, want %t", mode, have, want)
 		}
 	}

@@ -10,8 +10,8 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// TestNoteRemakesVolume asserts that the note of a volume is enough to bind its claim again.
-func TestNoteRemakesVolume(t *testing.T) {
+// TestNoteRestoresVolume asserts that the note of a volume is enough to bind its claim again.
+func TestNoteRestoresVolume(t *testing.T) {
 	class := storageClass(map[string]string{diskv1alpha1.AttributeClass: "ssd"})
 	c := pvc("3Gi", nil)
 	asked, err := Request(c, class)

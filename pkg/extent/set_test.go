@@ -107,7 +107,7 @@ func TestSetOperations(t *testing.T) {
 	}
 }
 
-func TestSetQuestions(t *testing.T) {
+func TestSetQueries(t *testing.T) {
 	s := set(t, "10-20 30-35 40-50")
 	if s.Len() != 3 || s.Total() != 25 || s.Largest() != (Extent{10, 20}) {
 		t.Errorf("len %d, total %d, largest %v", s.Len(), s.Total(), s.Largest())

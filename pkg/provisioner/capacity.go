@@ -207,7 +207,7 @@ func (p *capacities) of(node string) (map[string]*storagev1.CSIStorageCapacity, 
 	snapshot := p.ledger.Snapshot(node)
 	out := map[string]*storagev1.CSIStorageCapacity{}
 	for _, class := range classes {
-		if class.Provisioner != diskv1alpha1.DriverName || !claim.Waits(class) {
+		if class.Provisioner != diskv1alpha1.DriverName || !claim.WaitsForFirstConsumer(class) {
 			continue
 		}
 		parameters, err := diskv1alpha1.ParseParameters(class.Parameters)

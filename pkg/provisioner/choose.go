@@ -37,7 +37,7 @@ func (c *Controllers) placeNow(ctx context.Context, m *memo, pvc *corev1.Persist
 	if node, _, ok := c.ledger.Where(v.Partition); ok {
 		return c.serve(ctx, m, pvc, class, v, choice{node: node, by: byUs})
 	}
-	want := ledger.Want{Request: v.Request, Room: v.Room}
+	want := ledger.Want{Request: v.Request, Room: v.Headroom}
 	requests := []placement.Request{want.Planned()}
 	for name, snapshot := range c.ledger.Nearest(requests) {
 		node, err := c.nodes.Get(name)

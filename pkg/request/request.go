@@ -25,8 +25,8 @@ type Volume struct {
 	FSType string
 	// Block is true for a raw block volume, which has no file system.
 	Block bool
-	// Room is how many bytes must be free behind the volume when it is placed.
-	Room int64
+	// Headroom is how many bytes must be free behind the volume when it is placed.
+	Headroom int64
 	// Request is what placement needs to know. Its Policy is not set here: it is the class's, see PolicyOf.
 	Request placement.Request
 }

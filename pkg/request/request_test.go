@@ -64,7 +64,7 @@ func TestFromPod(t *testing.T) {
 	}
 }
 
-func TestFromPodWithoutVolumesOfOurs(t *testing.T) {
+func TestFromPodWithoutOurVolumes(t *testing.T) {
 	if got, err := FromPod(pod()); got != nil || err != nil {
 		t.Errorf("got %v, %v", got, err)
 	}

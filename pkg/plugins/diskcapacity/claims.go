@@ -92,11 +92,11 @@ func (f *feed) askFor(a *asked, pod *corev1.Pod, v *corev1.Volume) error {
 		a.settled = true
 		return nil
 	}
-	if !claim.Waits(class) {
+	if !claim.WaitsForFirstConsumer(class) {
 		return fmt.Errorf("it is not bound yet: StorageClass %s has volumeBindingMode %s, so that its volume is placed without its pod; the events of the claim say where", class.Name, storagev1.VolumeBindingImmediate)
 	}
 	wanted, err := claim.Request(pvc, class)
-	var notMade *claim.NotMade
+	var notMade *claim.NotProvisionedError
 	if err != nil && (!errors.As(err, &notMade) || !f.bindable.has(claim.ClassName(pvc))) {
 		return err
 	}

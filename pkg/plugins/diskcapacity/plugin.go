@@ -165,7 +165,7 @@ func requestsOf(volumes []request.Volume) []placement.Request {
 }
 
 func wantOf(v *request.Volume) ledger.Want {
-	return ledger.Want{Partition: v.Partition, Request: v.Request, Room: v.Room, Persistent: v.Claim != ""}
+	return ledger.Want{Partition: v.Partition, Request: v.Request, Room: v.Headroom, Persistent: v.Claim != ""}
 }
 
 func wantsOf(volumes []request.Volume) []ledger.Want {
