@@ -28,7 +28,7 @@ const (
 func (c *Controllers) syncOwners(ctx context.Context, nodeName string, report *diskcapacity.Report) error {
 	ownership := c.shared.Ledger.Ownership(nodeName)
 	c.wakePeers(nodeName, ownership.Shared)
-	if !slices.Equal(ownership.Owned, ownership.Written) {
+	if !slices.Equal(ownership.Owned, ownership.Assigned) {
 		err := c.disks.patch(ctx, capacityResource, nodeName, map[string]any{
 			"metadata": map[string]any{"uid": report.UID},
 			"spec":     map[string]any{"ownedDisks": ownership.Owned},

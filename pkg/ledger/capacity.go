@@ -48,7 +48,7 @@ type Allocation struct {
 
 // Validate checks the invariants.
 func (c *Capacity) Validate() error {
-	if p := publish(c, nil); p.problem != "" {
+	if p := newPublished(c, nil); p.problem != "" {
 		return errors.New(p.problem)
 	}
 	return nil

@@ -34,7 +34,7 @@ func BenchmarkSetCapacity(b *testing.B) {
 				}
 				revision++
 				if !l.SetCapacity("n", &Capacity{Revision: revision, Disks: c}) {
-					b.Fatal("it was no news")
+					b.Fatal("it changed nothing")
 				}
 			}
 		})

@@ -10,17 +10,17 @@ import (
 // server. Everything is sorted.
 type Contents struct {
 	// Observed and Assumed are records, by their holder.
-	Observed, Assumed []Held
+	Observed, Assumed []HolderRecords
 	// Doubts are records whose write may have been done.
-	Doubts []Held
+	Doubts []HolderRecords
 	// Grants are the UIDs of PersistentVolumes that may become larger than the API server said last.
 	Grants []string
 	// Refusals are the nodes that refused a pod, by the pod's UID.
 	Refusals map[string][]string
 }
 
-// Held are the records of one holder on one node.
-type Held struct {
+// HolderRecords are the records of one holder on one node.
+type HolderRecords struct {
 	Key, Node string
 	Records   []Record
 }
@@ -31,7 +31,7 @@ func (l *Ledger) Contents() Contents {
 	defer l.mu.Unlock()
 	c := Contents{Grants: slices.Sorted(maps.Keys(l.grants)), Refusals: map[string][]string{}}
 	for _, h := range l.holders {
-		held := Held{h.key, h.node, slices.Clone(h.records)}
+		held := HolderRecords{h.key, h.node, slices.Clone(h.records)}
 		if h.source == observed {
 			c.Observed = append(c.Observed, held)
 		} else {
@@ -41,12 +41,12 @@ func (l *Ledger) Contents() Contents {
 	l.nodes.Range(func(_, value any) bool {
 		n, _ := value.(*node)
 		for key, records := range n.doubts {
-			c.Doubts = append(c.Doubts, Held{key, n.name, slices.Clone(records)})
+			c.Doubts = append(c.Doubts, HolderRecords{key, n.name, slices.Clone(records)})
 		}
 		return true
 	})
-	for _, held := range [][]Held{c.Observed, c.Assumed, c.Doubts} {
-		slices.SortFunc(held, func(a, b Held) int { return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Node, b.Node)) })
+	for _, held := range [][]HolderRecords{c.Observed, c.Assumed, c.Doubts} {
+		slices.SortFunc(held, func(a, b HolderRecords) int { return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Node, b.Node)) })
 	}
 	for uid, nodes := range l.refusals {
 		c.Refusals[uid] = slices.Sorted(maps.Keys(nodes))

@@ -14,7 +14,7 @@ func TestContents(t *testing.T) {
 	l.SetVolume("pv", "n1", volume)
 	reserve := func(key, partition string) {
 		t.Helper()
-		if _, err := l.Reserve(key, "n1", []Want{claimWant(partition, 1, 0)}); err != nil {
+		if _, err := l.Reserve(key, "n1", []VolumeRequest{claimWant(partition, 1, 0)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -24,8 +24,8 @@ func TestContents(t *testing.T) {
 	if granted, _ := l.Grow("pv", 1*gib); !granted {
 		t.Fatal("the length that it has is not granted")
 	}
-	l.Refuse("pod", "n1", "for a reason", time.Now())
-	held := func(key string, r Record) []Held { return []Held{{key, "n1", []Record{r}}} }
+	l.RecordRefusal("pod", "n1", "for a reason", time.Now())
+	held := func(key string, r Record) []HolderRecords { return []HolderRecords{{key, "n1", []Record{r}}} }
 	want := Contents{
 		Observed: held(volumeKey("pv"), volume),
 		Assumed:  held("assumed", Record{"part-b", "disk-n1", span(1, 1)}),
@@ -50,7 +50,7 @@ func TestContents(t *testing.T) {
 	if have := l.Contents().Grants; !reflect.DeepEqual(have, []string{"pv"}) {
 		t.Errorf("grants are %q", have)
 	}
-	l.Withdraw("pv")
+	l.WithdrawGrowth("pv")
 	if have := l.Contents().Grants; len(have) > 0 {
 		t.Errorf("grants are %q", have)
 	}

@@ -14,7 +14,7 @@
 //   - capacity.go, published.go: what a node publishes, checked and prepared for subtraction.
 //   - node.go, snapshot.go: the state of one node, and the immutable view of it that readers get.
 //   - reserve.go, usable.go: reservations, and what nominated pods keep.
-//   - search.go, index.go, offers.go: whether requests fit, and the nodes that fit them best.
+//   - search.go, index.go, entries.go: whether requests fit, and the nodes that fit them best.
 //   - owners.go: on which node a disk serves that several nodes publish.
 //   - refusals.go: nodes to which the API server refused to bind a pod.
 //   - stats.go: sums for metrics.
@@ -71,23 +71,24 @@
 //   - It is deleted before its creator adds it: a record of a deleted PersistentVolume is not taken. The UIDs that were
 //     deleted last are remembered.
 //   - It is created and deleted while the watch is interrupted: neither list has it, so there is no event. The
-//     component that follows PersistentVolumes reads those from the API server that were added and not seen (Unseen).
+//     component that follows PersistentVolumes reads those from the API server that were added and not seen
+//     (UnseenVolumes).
 //   - Its creation failed, but may have been done: the reservation is in doubt until its creator knows, or the claim is
 //     gone.
 //   - Two pods share a claim, or a pod's scheduler and the controller of claims serve it at once: the second one shares
-//     the place of the first (Reserve), or gets the error that it is on another node (Elsewhere).
+//     the place of the first (Reserve), or gets the error that it is on another node (ElsewhereError).
 //   - It is deleted by force while the node publishes the partition: the extent stays taken.
 //   - It is made again while the earlier volume of that partition is being wiped: the earlier one does not stand for
 //     the new one, so both take their place.
 //   - It is made again while an old publication shows the earlier volume, whose place another volume has by now:
-//     Reserve fails (ErrBehind) until the node publishes that the earlier volume has ended.
+//     Reserve fails (ErrStaleCapacity) until the node publishes that the earlier volume has ended.
 //   - It is made again before an old publication shows the earlier volume: the ledger takes that volume for the new
 //     one, as if the node had moved it. Until the node publishes again, another volume may get the recorded place. The
 //     node then makes one of the two elsewhere. This is not harmless, and it cannot be distinguished from a volume that
 //     was moved.
 //   - It is allowed to grow: the longer record counts at once. Events of the PersistentVolume that were sent before its
-//     capacity was raised do not take it back (Grow, Withdraw). Whether a failed write was done is not known until a
-//     later write that succeeds rules it out (Granted).
+//     capacity was raised do not take it back (Grow, WithdrawGrowth). Whether a failed write was done is not known
+//     until a later write that succeeds rules it out (SettleGrowth).
 //
 // Of disks (owners.go):
 //
@@ -104,6 +105,6 @@
 //
 // One mutex guards the ledger's bookkeeping, and nothing is planned under it. Readers of a node never take it: every
 // change makes a new immutable Snapshot of the node and stores it behind an atomic pointer. Queries over all nodes
-// (Nearest) are answered from an index that changes together with the snapshots, some hundred nodes at a time. Reserve
-// plans on a snapshot and records the plan if the node is still the same.
+// (BestNodes) are answered from an index that changes together with the snapshots, some hundred nodes at a time.
+// Reserve plans on a snapshot and records the plan if the node is still the same.
 package ledger

@@ -8,63 +8,63 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// kind is by what the entries of a class are ordered.
-type kind int
+// ordering is one of the two orders in which the free space of a class is indexed.
+type ordering int
 
 const (
-	// extents are free extents, by their length: for BestFit.
-	extents kind = iota
-	// disks are disks with free space, by the sum of it, the most first: for Spread.
-	disks
-	kinds
+	// byLength has free extents, by their length: for BestFit.
+	byLength ordering = iota
+	// byDiskFree has disks with free space, by the sum of it, the most first: for Spread.
+	byDiskFree
+	numOrderings
 )
 
-// piece is the size of at least one free extent, or disk, of a node, in bytes.
-type piece struct {
+// freeSize is the size of at least one free extent, or disk, of a node, in bytes.
+type freeSize struct {
 	// size is negative for disks, so that the emptiest disk is the first.
 	size int64
-	// reach is the largest volume that fits there.
-	reach int64
+	// largest is the largest volume that fits there.
+	largest int64
 }
 
-func comparePieces(a, b piece) int {
+func compareFreeSizes(a, b freeSize) int {
 	if a.size != b.size {
 		return cmp.Compare(a.size, b.size)
 	}
-	return cmp.Compare(a.reach, b.reach)
+	return cmp.Compare(a.largest, b.largest)
 }
 
-// stock is what a node has free of one class.
-type stock struct {
+// classFree is what a node has free of one class.
+type classFree struct {
 	class string
 	// largest free extent, in bytes.
 	largest int64
-	// pieces are sorted, and each occurs once.
-	pieces [kinds][]piece
-	// shape is equal for nodes with the same free lengths.
-	shape uint64
+	// sizes are sorted, and each occurs once.
+	sizes [numOrderings][]freeSize
+	// lengthsHash is equal for nodes with the same free lengths.
+	lengthsHash uint64
 }
 
-// stocksOf returns what the node has free, by class. Classes of which nothing is free are left out.
-func stocksOf(n *placement.Node) []stock {
-	var stocks []stock
+// freeByClass returns what the node has free, by class. Classes of which nothing is free are left out.
+func freeByClass(n *placement.Node) []classFree {
+	var free []classFree
 	for i := range n.Disks {
 		// The first disk of a class handles the others, which come after it.
-		if d := &n.Disks[i]; d.Free.Len() > 0 && find(stocks, d.Class) == nil {
-			s := newStock(d.Class, n.Disks[i:])
-			s.shape = shapeOf(n.Disks, d.Class)
-			stocks = append(stocks, s)
+		if d := &n.Disks[i]; d.Free.Len() > 0 && findClass(free, d.Class) == nil {
+			s := newClassFree(d.Class, n.Disks[i:])
+			s.lengthsHash = lengthsHashOf(n.Disks, d.Class)
+			free = append(free, s)
 		}
 	}
-	return stocks
+	return free
 }
 
-// newStock is what the disks of the class have free, among others.
-func newStock(class string, of []placement.Disk) stock {
+// newClassFree is what the disks of the class have free, among others.
+func newClassFree(class string, of []placement.Disk) classFree {
 	// Extents are sorted as plain numbers: this is most of the cost of a node's change.
 	var buffer [64]int64
 	lengths := buffer[:0]
-	emptiest := make([]piece, 0, len(of))
+	emptiest := make([]freeSize, 0, len(of))
 	for i := range of {
 		d := &of[i]
 		if d.Class != class || d.Free.Len() == 0 {
@@ -75,80 +75,80 @@ func newStock(class string, of []placement.Disk) stock {
 			lengths = append(lengths, e.Len())
 			free, largest = free+e.Len(), max(largest, e.Len())
 		}
-		emptiest = append(emptiest, piece{-free, largest})
+		emptiest = append(emptiest, freeSize{-free, largest})
 	}
 	slices.Sort(lengths)
 	lengths = slices.Compact(lengths)
-	slices.SortFunc(emptiest, comparePieces)
-	s := stock{class: class}
-	s.pieces[disks] = slices.Compact(emptiest)
-	s.pieces[extents] = make([]piece, len(lengths))
+	slices.SortFunc(emptiest, compareFreeSizes)
+	s := classFree{class: class}
+	s.sizes[byDiskFree] = slices.Compact(emptiest)
+	s.sizes[byLength] = make([]freeSize, len(lengths))
 	for i, length := range lengths {
-		s.pieces[extents][i], s.largest = piece{length, length}, length
+		s.sizes[byLength][i], s.largest = freeSize{length, length}, length
 	}
 	return s
 }
 
-// find returns the stock of the class, or nil. A node has a few classes.
-func find(stocks []stock, class string) *stock {
-	for i := range stocks {
-		if stocks[i].class == class {
-			return &stocks[i]
+// findClass returns what is free of the class, or nil. A node has a few classes.
+func findClass(free []classFree, class string) *classFree {
+	for i := range free {
+		if free[i].class == class {
+			return &free[i]
 		}
 	}
 	return nil
 }
 
-// isFirst reports whether the offer is the node's first of its kind with that reach. A node has many extents and
-// several disks, and is returned once, where it is found first.
-func (s *stock) isFirst(kind kind, reach int64, o offer) bool {
-	pieces := s.pieces[kind]
-	if kind == extents {
-		at, _ := slices.BinarySearchFunc(pieces, piece{reach, reach}, comparePieces)
-		pieces = pieces[at:]
+// isFirst reports whether the entry is the node's first in that order with room for the size. A node has many extents
+// and several disks, and is returned once, where it is found first.
+func (s *classFree) isFirst(by ordering, size int64, o indexEntry) bool {
+	sizes := s.sizes[by]
+	if by == byLength {
+		at, _ := slices.BinarySearchFunc(sizes, freeSize{size, size}, compareFreeSizes)
+		sizes = sizes[at:]
 	}
-	for _, p := range pieces {
-		if p.reach >= reach {
-			return p.size == o.size && p.reach == o.reach
+	for _, p := range sizes {
+		if p.largest >= size {
+			return p.size == o.size && p.largest == o.largest
 		}
 	}
 	return false
 }
 
 // index finds the nodes that have a free extent or a disk of a class, by its size.
-type index map[string]*catalog
+type index map[string]*classIndex
 
-// catalog has the entries of one class, in each order.
-type catalog [kinds]offers
+// classIndex has the entries of one class, in each order.
+type classIndex [numOrderings]sortedEntries
 
 // update replaces the node's entries from before by those from after.
-func (x index) update(n *node, before, after []stock) {
+func (x index) update(n *node, before, after []classFree) {
 	for i := range before {
 		class := before[i].class
-		if s := find(after, class); s != nil {
+		if s := findClass(after, class); s != nil {
 			x[class].update(n, &before[i], s)
 			continue
 		}
-		if x[class].update(n, &before[i], &stock{}); len(x[class][extents].runs) == 0 {
+		if x[class].update(n, &before[i], &classFree{}); len(x[class][byLength].chunks) == 0 {
 			delete(x, class)
 		}
 	}
 	for i := range after {
 		class := after[i].class
-		if find(before, class) != nil {
+		if findClass(before, class) != nil {
 			continue
 		}
 		if x[class] == nil {
-			x[class] = &catalog{}
+			x[class] = &classIndex{}
 		}
-		x[class].update(n, &stock{}, &after[i])
+		x[class].update(n, &classFree{}, &after[i])
 	}
 }
 
 // update changes only the entries that differ. A change of a node is usually one extent less and another one more.
-func (c *catalog) update(n *node, before, after *stock) {
-	for kind := range c {
-		was, is := before.pieces[kind], after.pieces[kind]
+func (c *classIndex) update(n *node, before, after *classFree) {
+	for by := range c {
+		was, is := before.sizes[by], after.sizes[by]
 		for len(was) > 0 || len(is) > 0 {
 			var order int
 			switch {
@@ -157,13 +157,13 @@ func (c *catalog) update(n *node, before, after *stock) {
 			case len(is) == 0:
 				order = -1
 			default:
-				order = comparePieces(was[0], is[0])
+				order = compareFreeSizes(was[0], is[0])
 			}
 			if order < 0 {
-				c[kind].remove(offer{was[0].size, was[0].reach, n})
+				c[by].remove(indexEntry{was[0].size, was[0].largest, n})
 			}
 			if order > 0 {
-				c[kind].insert(offer{is[0].size, is[0].reach, n})
+				c[by].insert(indexEntry{is[0].size, is[0].largest, n})
 			}
 			if order <= 0 {
 				was = was[1:]
@@ -176,29 +176,30 @@ func (c *catalog) update(n *node, before, after *stock) {
 }
 
 const (
-	// maxVisits is how many offers are visited under the lock at once, which takes some hundred microseconds.
-	maxVisits = 1000
-	// maxWalk is how many offers are visited in all.
-	maxWalk = 100_000
+	// visitsPerLock is how many entries are visited under the lock at once, which takes some hundred microseconds.
+	visitsPerLock = 1000
+	// maxVisits is how many entries are visited in all.
+	maxVisits = 100_000
 )
 
-// Nearest yields the nodes that have room for the largest of the requests, the best first. It stops after maxWalk
-// offers: then some nodes may be missing. The lock is held only to find the next of them.
+// BestNodes yields the nodes that have room for the largest of the requests, the best first. It stops after maxVisits
+// entries: then some nodes may be missing. The lock is held only to find the next of them.
 //
 // The largest request decides, by its policy. With BestFit the nodes come first that have the smallest extent for it.
 // With Spread those come first that have the most free bytes on a disk with room for it. Equal nodes come in the order
-// of placement.NodeRank. For a single request, the first node is therefore the one that the policy chooses of all nodes.
+// of placement.NodeRank. For a single request, the first node is therefore the one that the policy chooses of all
+// nodes.
 //
 // A node may have changed by the time the caller reads its snapshot.
-func (l *Ledger) Nearest(requests []placement.Request) iter.Seq2[string, *Snapshot] {
+func (l *Ledger) BestNodes(requests []placement.Request) iter.Seq2[string, *Snapshot] {
 	return func(yield func(string, *Snapshot) bool) {
 		if len(requests) == 0 {
 			return
 		}
-		leading := &requests[placement.LargestRequest(requests)]
-		var last *offer
-		for visits := 0; visits < maxWalk; visits += maxVisits {
-			nodes, next := l.nearest(leading, last)
+		largest := &requests[placement.LargestRequest(requests)]
+		var last *indexEntry
+		for visits := 0; visits < maxVisits; visits += visitsPerLock {
+			nodes, next := l.bestNodes(largest, last)
 			for _, n := range nodes {
 				if !yield(n.name, n.snapshot.Load()) {
 					return
@@ -211,22 +212,22 @@ func (l *Ledger) Nearest(requests []placement.Request) iter.Seq2[string, *Snapsh
 	}
 }
 
-// nearest returns the next nodes after the offer, or the first ones. next is the offer after which to go on, nil at the
-// end.
-func (l *Ledger) nearest(leading *placement.Request, after *offer) (nodes []*node, next *offer) {
+// bestNodes returns the next nodes after the entry, or the first ones. next is the entry after which to go on, nil at
+// the end.
+func (l *Ledger) bestNodes(largest *placement.Request, after *indexEntry) (nodes []*node, next *indexEntry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	of := l.index[leading.Class]
+	of := l.index[largest.Class]
 	if of == nil {
 		return nil, nil
 	}
 	visits := 0
-	for o, first := range of.best(leading, after) {
+	for o, first := range of.best(largest, after) {
 		if first {
 			nodes = append(nodes, o.node)
 		}
-		if visits++; visits == maxVisits || after == nil && len(nodes) == firstNodes {
-			// Of o itself, each step would allocate one.
+		if visits++; visits == visitsPerLock || after == nil && len(nodes) == firstBatch {
+			// A pointer to o itself would allocate one in each step.
 			last := o
 			return nodes, &last
 		}
@@ -234,5 +235,5 @@ func (l *Ledger) nearest(leading *placement.Request, after *offer) (nodes []*nod
 	return nodes, nil
 }
 
-// firstNodes is how many nodes the first batch has: usually they are enough.
-const firstNodes = 64
+// firstBatch is how many nodes the first batch has: usually they are enough.
+const firstBatch = 64

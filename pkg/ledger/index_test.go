@@ -38,7 +38,7 @@ func disksOf(node, disks string, revision uint64) *Capacity {
 // Best returns up to k nodes that take all of the requests together, the best first.
 func (l *Ledger) Best(requests []placement.Request, k int, accept func(nodeName string, s *Snapshot) bool) []string {
 	var names []string
-	for name, s := range l.Nearest(requests) {
+	for name, s := range l.BestNodes(requests) {
 		if len(names) == k {
 			break
 		}
@@ -49,7 +49,7 @@ func (l *Ledger) Best(requests []placement.Request, k int, accept func(nodeName 
 	return names
 }
 
-func TestBest(t *testing.T) {
+func TestBestNodes(t *testing.T) {
 	nodes := map[string]string{
 		"a": "ssd 10",
 		"b": "ssd 3 7 3, equal 1 2",
@@ -121,8 +121,8 @@ func TestBest(t *testing.T) {
 	}
 }
 
-// TestEqualsAreMixed asserts that the first of many equal nodes are in several zones.
-func TestEqualsAreMixed(t *testing.T) {
+// TestRankMixesEqualNodes asserts that the first of many equal nodes are in several zones.
+func TestRankMixesEqualNodes(t *testing.T) {
 	l := New()
 	for i := range 900 {
 		name := fmt.Sprintf("zone-%c-node-%03d", 'a'+i/300, i)
@@ -184,8 +184,9 @@ func (l *Ledger) best(requests []placement.Request, k int) []string {
 	return names
 }
 
-// TestBestModel changes nodes and pods at random. It asserts after every step that Best and best give the same nodes.
-func TestBestModel(t *testing.T) {
+// TestBestNodesAgainstModel changes nodes and pods at random. It asserts after every step that Best and best give the
+// same nodes.
+func TestBestNodesAgainstModel(t *testing.T) {
 	seeds := uint64(40)
 	if testing.Short() {
 		seeds = 4
@@ -260,9 +261,9 @@ func checkTheOneBest(t *testing.T, l *Ledger, requests []placement.Request, have
 	})
 }
 
-// TestTheOneBest asserts that of 5000 nodes with several disks each, the best one is found every time, from full to
-// empty.
-func TestTheOneBest(t *testing.T) {
+// TestFirstOfBestNodes asserts that of 5000 nodes with several disks each, the best one is found every time, from full
+// to empty.
+func TestFirstOfBestNodes(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 5))
 	l := New()
 	for i := range 5000 {
@@ -290,18 +291,20 @@ func TestTheOneBest(t *testing.T) {
 	}
 }
 
-// TestOffersInRuns asserts that the set has exactly what was inserted and not removed, in any order, with many runs.
-func TestOffersInRuns(t *testing.T) {
+// TestSortedEntries asserts that the set has exactly what was inserted and not removed, in any order, with many chunks.
+func TestSortedEntries(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 3))
-	count := 20 * maxRun
+	count := 20 * maxChunk
 	nodes := make([]*node, 500)
 	for i := range nodes {
 		nodes[i] = &node{name: fmt.Sprint("n", i)}
-		nodes[i].order = placement.NodeRank(nodes[i].name) % 100 // some have the same
+		nodes[i].rank = placement.NodeRank(nodes[i].name) % 100 // some have the same
 	}
-	of := func(size int) offer { return offer{int64(size), int64(size * 7919 % count), nodes[size%len(nodes)]} }
-	s := &offers{}
-	want := map[offer]struct{}{}
+	of := func(size int) indexEntry {
+		return indexEntry{int64(size), int64(size * 7919 % count), nodes[size%len(nodes)]}
+	}
+	s := &sortedEntries{}
+	want := map[indexEntry]struct{}{}
 	check := func() {
 		t.Helper()
 		if err := s.validate(want); err != nil {
@@ -317,27 +320,27 @@ func TestOffersInRuns(t *testing.T) {
 		}
 	}
 	check()
-	if len(s.runs) < 20 {
-		t.Errorf("%d offers are in %d runs", count, len(s.runs))
+	if len(s.chunks) < 20 {
+		t.Errorf("%d entries are in %d chunks", count, len(s.chunks))
 	}
-	all := slices.SortedFunc(maps.Keys(want), compareOffers)
-	for _, size := range []int64{math.MinInt64, 0, 1, maxRun, int64(count / 2), int64(count - 1), int64(count)} {
+	all := slices.SortedFunc(maps.Keys(want), compareEntries)
+	for _, size := range []int64{math.MinInt64, 0, 1, maxChunk, int64(count / 2), int64(count - 1), int64(count)} {
 		for _, reach := range []int64{0, int64(count / 2), int64(count - 1), int64(count)} {
-			want := slices.DeleteFunc(slices.Clone(all), func(o offer) bool { return o.size < size || o.reach < reach })
-			if have := slices.Collect(s.from(offer{size: size}, reach)); !slices.Equal(have, want) {
-				t.Errorf("from %d with a reach of %d: %d offers, want %d, or in another order", size, reach, len(have), len(want))
+			want := slices.DeleteFunc(slices.Clone(all), func(o indexEntry) bool { return o.size < size || o.largest < reach })
+			if have := slices.Collect(s.from(indexEntry{size: size}, reach)); !slices.Equal(have, want) {
+				t.Errorf("from %d with room for %d: %d entries, want %d, or in another order", size, reach, len(have), len(want))
 			}
 		}
 	}
-	// From any offer on, also from one that was removed.
+	// From any entry on, also from one that was removed.
 	for range 200 {
 		from := all[rng.IntN(len(all))]
 		if rng.IntN(2) == 0 {
-			from.reach++
+			from.largest++
 		}
-		want := slices.DeleteFunc(slices.Clone(all), func(o offer) bool { return compareOffers(o, from) <= 0 })
+		want := slices.DeleteFunc(slices.Clone(all), func(o indexEntry) bool { return compareEntries(o, from) <= 0 })
 		if have := slices.Collect(s.from(from, 0)); !slices.Equal(have, want) {
-			t.Errorf("after %v: %d offers, want %d, or in another order", from, len(have), len(want))
+			t.Errorf("after %v: %d entries, want %d, or in another order", from, len(have), len(want))
 		}
 	}
 	for i, size := range rng.Perm(count) {
@@ -348,8 +351,8 @@ func TestOffersInRuns(t *testing.T) {
 			check()
 		}
 	}
-	if len(s.runs) != 0 {
-		t.Errorf("%d runs are left", len(s.runs))
+	if len(s.chunks) != 0 {
+		t.Errorf("%d chunks are left", len(s.chunks))
 	}
 }
 

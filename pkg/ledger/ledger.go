@@ -29,32 +29,32 @@ type Record struct {
 	Extent extent.Extent
 }
 
-// Want is a volume that is to be placed.
-type Want struct {
+// VolumeRequest is a volume that is to be placed.
+type VolumeRequest struct {
 	// Partition is the GUID that the volume's partition will have.
 	Partition string
 	Request   placement.Request
-	// Room is how many bytes must be free behind the volume when it is placed. They are not reserved.
-	Room int64
+	// Headroom is how many bytes must be free behind the volume when it is placed. They are not reserved.
+	Headroom int64
 	// Persistent is true for a volume that outlives a pod and that several pods may share. Another pod may have placed
 	// it already.
 	Persistent bool
 }
 
-// Planned is the request for the volume together with the room behind it.
-func (w *Want) Planned() placement.Request {
+// WithHeadroom is the request for the volume together with the headroom behind it.
+func (w *VolumeRequest) WithHeadroom() placement.Request {
 	r := w.Request
-	if r.Size = addCapped(r.Size, w.Room); r.Size == math.MaxInt64 {
+	if r.Size = addCapped(r.Size, w.Headroom); r.Size == math.MaxInt64 {
 		// No disk is that large. Placement returns the error.
 		r.Size -= r.Size % placement.Alignment
 	}
 	return r
 }
 
-// Elsewhere is the error of Reserve for a persistent volume that already has its place on another node.
-type Elsewhere struct{ Partition, Node string }
+// ElsewhereError is the error of Reserve for a persistent volume that already has its place on another node.
+type ElsewhereError struct{ Partition, Node string }
 
-func (e *Elsewhere) Error() string {
+func (e *ElsewhereError) Error() string {
 	return fmt.Sprintf("the volume of partition %s is on node %s already", e.Partition, e.Node)
 }
 
@@ -76,13 +76,13 @@ type Ledger struct {
 	// holders by key: the UID of a pod, volumeKey of a PersistentVolume, or any key that the caller of Reserve chooses.
 	holders map[string]*holder
 	index   index
-	// places has the holders that record a partition, by partition.
-	places map[string][]*holder
-	// shown has the node that publishes a partition, by partition. Of several nodes it has the one that published it
-	// last; the others are in superseded.
-	shown      map[string]*node
-	superseded map[string][]*node
-	owners     owners
+	// recordedBy has the holders that record a partition, by partition.
+	recordedBy map[string][]*holder
+	// publishedBy has the node that publishes a partition, by partition. Of several nodes it has the one that published
+	// it last; the others are in alsoPublishedBy.
+	publishedBy     map[string]*node
+	alsoPublishedBy map[string][]*node
+	owners          owners
 	// doubts has the nodes where earlier tries of a pod may have bound it, by pod.
 	doubts map[string]map[string]struct{}
 	// grants are volumes that may grow, by the UID of the PersistentVolume.
@@ -102,14 +102,14 @@ type Ledger struct {
 // New returns an empty ledger.
 func New() *Ledger {
 	return &Ledger{
-		holders: map[string]*holder{}, index: index{}, places: map[string][]*holder{}, shown: map[string]*node{}, superseded: map[string][]*node{}, owners: newOwners(),
+		holders: map[string]*holder{}, index: index{}, recordedBy: map[string][]*holder{}, publishedBy: map[string]*node{}, alsoPublishedBy: map[string][]*node{}, owners: newOwners(),
 		doubts: map[string]map[string]struct{}{}, grants: map[string]grant{},
 		unseen: map[string]string{}, refusals: map[string]map[string]refusal{},
 	}
 }
 
-// nothing is the snapshot of a node that the ledger does not know.
-var nothing = &Snapshot{Node: &placement.Node{}}
+// emptySnapshot is the snapshot of a node that the ledger does not know.
+var emptySnapshot = &Snapshot{Node: &placement.Node{}}
 
 // Snapshot returns the node at this moment, without a lock. For an unknown node it returns an empty snapshot, which is
 // not published. It never returns nil.
@@ -117,7 +117,7 @@ func (l *Ledger) Snapshot(name string) *Snapshot {
 	if n, ok := l.nodes.Load(name); ok {
 		return n.(*node).snapshot.Load()
 	}
-	return nothing
+	return emptySnapshot
 }
 
 // SetCapacity folds in what a node has published. It reports whether anything changed: a revision that is not higher
@@ -143,7 +143,7 @@ func (l *Ledger) ListCapacity(name string, c *Capacity) (before, after *Snapshot
 
 func (l *Ledger) replaceCapacity(name string, c *Capacity, listed bool) (before, after *Snapshot, served []string) {
 	// Checking and sorting is the larger part of the work, and needs no lock.
-	p := publish(c, l.Snapshot(name).published)
+	p := newPublished(c, l.Snapshot(name).published)
 	var owned []string
 	if len(c.Owned) > 0 {
 		owned = slices.Compact(slices.Sorted(slices.Values(c.Owned)))
@@ -154,20 +154,20 @@ func (l *Ledger) replaceCapacity(name string, c *Capacity, listed bool) (before,
 		return nil, nil, nil
 	}
 	n := l.node(name)
-	if c.Revision == n.revision && n.published.like(p) && slices.Equal(n.owned, owned) {
+	if c.Revision == n.revision && n.published.sameDisks(p) && slices.Equal(n.owned, owned) {
 		return nil, nil, nil
 	}
 	before = n.snapshot.Load()
 	changed := n.published.changes(p)
-	pending := l.pendingAfter(n, p, changed)
+	unpublished := l.unpublishedAfter(n, p, changed)
 	was, withheld := n.published, n.withheld
-	l.publish(n, p, changed)
+	l.setPublished(n, p, changed)
 	n.revision = c.Revision
-	served = l.own(n, was, owned)
-	if !was.like(p) || !maps.Equal(withheld, n.withheld) {
-		n.news = c.Revision
+	served = l.setOwned(n, was, owned)
+	if !was.sameDisks(p) || !maps.Equal(withheld, n.withheld) {
+		n.disksRevision = c.Revision
 	}
-	after = n.with(pending)
+	after = n.snapshotWith(unpublished)
 	l.store(n, after)
 	return before, after, served
 }
@@ -214,17 +214,17 @@ func (l *Ledger) Listed(publish map[string]struct{}, revision uint64) (served []
 func (l *Ledger) deleteCapacity(name string, revision uint64) (served []string) {
 	n := l.node(name)
 	was := n.published
-	l.publish(n, nil, was.changes(nil))
-	n.revision, n.news = revision, revision
-	served = l.own(n, was, nil)
+	l.setPublished(n, nil, was.changes(nil))
+	n.revision, n.disksRevision = revision, revision
+	served = l.setOwned(n, was, nil)
 	l.refresh(n)
-	l.tidy(name, n)
+	l.removeIfIdle(name, n)
 	return served
 }
 
 // SetAgent folds in whether an agent is registered with the node's kubelet. Without one no volume is mounted there. It
 // reports whether that changed.
-func (l *Ledger) SetAgent(name string, registered bool) (news bool) {
+func (l *Ledger) SetAgent(name string, registered bool) (changed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.Snapshot(name).Registered == registered {
@@ -233,7 +233,7 @@ func (l *Ledger) SetAgent(name string, registered bool) (news bool) {
 	n := l.node(name)
 	n.registered = registered
 	l.refresh(n)
-	l.tidy(name, n)
+	l.removeIfIdle(name, n)
 	return true
 }
 
@@ -246,7 +246,7 @@ func (l *Ledger) SetPod(uid, nodeName string, records []Record) (settled []strin
 	// The pod is bound, so there is no later try that reads its refusals.
 	delete(l.refusals, uid)
 	if h := l.holders[uid]; h == nil || h.source != observed || h.node != nodeName || !slices.Equal(h.records, records) {
-		l.put(&holder{key: uid, node: nodeName, source: observed, records: slices.Clone(records)})
+		l.setHolder(&holder{key: uid, node: nodeName, source: observed, records: slices.Clone(records)})
 	}
 	return l.settle(uid)
 }
@@ -256,7 +256,7 @@ func (l *Ledger) DeletePod(uid string) (settled []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.refusals, uid)
-	l.drop(uid)
+	l.removeHolder(uid)
 	return l.settle(uid)
 }
 
@@ -266,7 +266,7 @@ func (l *Ledger) Forget(uid string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if h := l.holders[uid]; h != nil && h.source == assumed {
-		l.drop(uid)
+		l.removeHolder(uid)
 	}
 }
 
@@ -275,7 +275,7 @@ func (l *Ledger) Release(key string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if h := l.holders[key]; h != nil && h.source == assumed {
-		l.drop(key)
+		l.removeHolder(key)
 	}
 	l.settle(key)
 }
@@ -308,7 +308,7 @@ func (l *Ledger) Doubt(uid string) {
 		l.doubts[uid] = map[string]struct{}{}
 	}
 	l.doubts[uid][h.node] = struct{}{}
-	l.drop(uid)
+	l.removeHolder(uid)
 }
 
 // Holds reports whether anything is held for the pod: assumed, in doubt or observed.
@@ -318,15 +318,15 @@ func (l *Ledger) Holds(uid string) bool {
 	return l.holders[uid] != nil || l.doubts[uid] != nil
 }
 
-// Doubted reports whether a record of the partition is in doubt: of the pod whose volume it is, or of a claim whose
+// InDoubt reports whether a record of the partition is in doubt: of the pod whose volume it is, or of a claim whose
 // volume may have been made. What an earlier try has left must not block a new try to place the volume.
-func (l *Ledger) Doubted(partition string) bool {
+func (l *Ledger) InDoubt(partition string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	own := map[string]struct{}{partition: {}}
 	for _, nodes := range l.doubts {
 		for name := range nodes {
-			if l.doubted(name, own) {
+			if l.inDoubt(name, own) {
 				return true
 			}
 		}
@@ -334,8 +334,8 @@ func (l *Ledger) Doubted(partition string) bool {
 	return false
 }
 
-// doubted reports whether one of the partitions is in doubt on the node. The lock is held.
-func (l *Ledger) doubted(nodeName string, partitions map[string]struct{}) bool {
+// inDoubt reports whether one of the partitions is in doubt on the node. The lock is held.
+func (l *Ledger) inDoubt(nodeName string, partitions map[string]struct{}) bool {
 	n, ok := l.nodes.Load(nodeName)
 	if !ok {
 		return false

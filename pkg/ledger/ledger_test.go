@@ -344,27 +344,27 @@ func TestRefusals(t *testing.T) {
 	l := New()
 	now := time.Now()
 	l.SetCapacity(nodeName, ten(1))
-	l.Refuse("a", nodeName, "forbidden", now)
+	l.RecordRefusal("a", nodeName, "forbidden", now)
 	if have := l.Refusals("a", now); have[nodeName] != "forbidden" {
 		t.Errorf("refusals %v, want n1", have)
 	}
 	if have := l.Refusals("b", now); have != nil {
 		t.Errorf("refusals of another pod: %v", have)
 	}
-	if have := l.Lifted(nodeName); have != nil {
+	if have := l.LiftedRefusals(nodeName); have != nil {
 		t.Errorf("refusals of %v count as lifted", have)
 	}
 	// The owner is written, or the node publishes how far a wipe is. Neither changes its disks.
 	same := ten(2)
 	same.Owned = []string{same.Disks[0].ID}
 	l.SetCapacity(nodeName, same)
-	if have := l.Refusals("a", now); have[nodeName] == "" || l.Lifted(nodeName) != nil {
-		t.Errorf("refusals %v after the node published the same of its disks, %v count as lifted", have, l.Lifted(nodeName))
+	if have := l.Refusals("a", now); have[nodeName] == "" || l.LiftedRefusals(nodeName) != nil {
+		t.Errorf("refusals %v after the node published the same of its disks, %v count as lifted", have, l.LiftedRefusals(nodeName))
 	}
 	other := ten(3)
 	other.Disks[0].Free = other.Disks[0].Free[:0]
 	l.SetCapacity(nodeName, other)
-	if have := l.Lifted(nodeName); len(have) != 1 || have[0] != "a" {
+	if have := l.LiftedRefusals(nodeName); len(have) != 1 || have[0] != "a" {
 		t.Errorf("refusals of %v count as lifted, want those of a", have)
 	}
 	if have := l.Refusals("a", now); have != nil {
@@ -378,7 +378,7 @@ func TestRefusals(t *testing.T) {
 	}
 	l.SetCapacity("z", withoutSpace(4, diskID))
 	l.SetCapacity(nodeName, withoutSpace(5))
-	l.Refuse("a", nodeName, "forbidden", now)
+	l.RecordRefusal("a", nodeName, "forbidden", now)
 	l.SetCapacity("z", withoutSpace(6, diskID))
 	if have := l.Refusals("a", now); have[nodeName] == "" {
 		t.Errorf("refusals after another node published: %v", have)
@@ -387,17 +387,17 @@ func TestRefusals(t *testing.T) {
 	if have := l.Refusals("a", now); have != nil {
 		t.Errorf("refusals after the node's disk came into service: %v", have)
 	}
-	l.Refuse("a", nodeName, "forbidden", now)
+	l.RecordRefusal("a", nodeName, "forbidden", now)
 	l.SetAgent(nodeName, true)
 	l.DeleteCapacity(nodeName, 8)
 	if have := l.Refusals("a", now); have != nil {
 		t.Errorf("refusals after the node's capacity was deleted: %v", have)
 	}
-	l.Refuse("a", nodeName, "forbidden", now)
+	l.RecordRefusal("a", nodeName, "forbidden", now)
 	if have := l.Refusals("a", now.Add(RefusalLifetime)); have != nil {
 		t.Errorf("refusals after their time: %v", have)
 	}
-	l.Refuse("a", nodeName, "forbidden", now)
+	l.RecordRefusal("a", nodeName, "forbidden", now)
 	l.DeletePod("a")
 	if have := l.Refusals("a", now); have != nil || len(l.refusals) != 0 {
 		t.Errorf("refusals of a deleted pod: %v", have)
@@ -509,7 +509,7 @@ func TestNodesThatAreGone(t *testing.T) {
 		case 1:
 			l.SetPod("a", name, nil)
 		}
-		l.Refuse("a", name, "forbidden", time.Now())
+		l.RecordRefusal("a", name, "forbidden", time.Now())
 		l.DeleteCapacity(name, revision+2)
 		l.SetCapacity(name, ten(revision+1))
 		l.DeletePod("a")
@@ -549,7 +549,7 @@ func TestAgent(t *testing.T) {
 	set := func(registered, news bool) {
 		t.Helper()
 		if have := l.SetAgent(nodeName, registered); have != news {
-			t.Errorf("news is %v, want %v", have, news)
+			t.Errorf("changed is %v, want %v", have, news)
 		}
 	}
 	set(false, false)
@@ -615,7 +615,7 @@ func TestCheck(t *testing.T) {
 		if have := NewSearch(requests, math.MaxInt64).Check(s); fmt.Sprint(have) != fmt.Sprint(want) {
 			t.Fatalf("%v on %v: the search says %v, want %v", requests, disks, have, want)
 		}
-		if _, sure := s.glance(requests); sure {
+		if _, sure := s.quickCheck(requests); sure {
 			glances++
 		}
 		if want == nil {
@@ -623,7 +623,7 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	if glances < 10_000 || fitting < 5000 {
-		t.Errorf("%d of 20,000 were decided at a glance, %d fit: the test tells little", glances, fitting)
+		t.Errorf("%d of 20,000 were decided by the quick check, %d fit: the test covers little", glances, fitting)
 	}
 }
 
@@ -639,8 +639,8 @@ func TestWiping(t *testing.T) {
 	}
 }
 
-// TestFitKeepsOneAnswer asserts that the kept error is used only for the same requests and the same snapshot.
-func TestFitKeepsOneAnswer(t *testing.T) {
+// TestFitKeepsLastFailure asserts that the kept error is used only for the same requests and the same snapshot.
+func TestFitKeepsLastFailure(t *testing.T) {
 	l := New()
 	l.SetCapacity("n", &Capacity{Revision: 1, Disks: []Disk{{
 		ID: "d", Class: "ssd", Ready: true, Size: 200 << 20, Free: []extent.Extent{extent.New(1<<20, 100<<20)},
@@ -676,18 +676,18 @@ func TestFitKeepsOneAnswer(t *testing.T) {
 	check("after it was given back")
 }
 
-// wants are the inline volumes of a pod.
-func wants(partitions []string, requests []placement.Request) []Want {
-	out := make([]Want, len(requests))
+// wants returns requests for the inline volumes of a pod.
+func wants(partitions []string, requests []placement.Request) []VolumeRequest {
+	out := make([]VolumeRequest, len(requests))
 	for i := range requests {
-		out[i] = Want{Partition: partitions[i], Request: requests[i]}
+		out[i] = VolumeRequest{Partition: partitions[i], Request: requests[i]}
 	}
 	return out
 }
 
-// TestListsCount asserts that a list is believed, also with lower revisions than before, and that later events are
-// folded in then.
-func TestListsCount(t *testing.T) {
+// TestListedCapacities asserts that a list is believed, also with lower revisions than before, and that later events
+// are folded in then.
+func TestListedCapacities(t *testing.T) {
 	tests := map[string]struct {
 		do   func(l *Ledger)
 		want int64 // GiB free on n1; below zero: it does not publish
@@ -754,9 +754,9 @@ func TestListsCount(t *testing.T) {
 	}
 }
 
-// TestSearchSharesAnswers asserts that nodes with the same free lengths share a result without another plan, and that
+// TestSearchSharesResults asserts that nodes with the same free lengths share a result without another plan, and that
 // other nodes do not. The result is that of the node itself.
-func TestSearchSharesAnswers(t *testing.T) {
+func TestSearchSharesResults(t *testing.T) {
 	rng := rand.New(rand.NewPCG(21, 22))
 	shared := 0
 	for range 2000 {
@@ -771,7 +771,7 @@ func TestSearchSharesAnswers(t *testing.T) {
 			disks := fmt.Sprintf("ssd %d %d, ssd %d, hdd %d", 1+rng.IntN(3), 1+rng.IntN(3), 1+rng.IntN(5), 1+rng.IntN(3))
 			l.SetCapacity(name, disksOf(name, disks, uint64(i+1)))
 			s := l.Snapshot(name)
-			if q.Known(s) {
+			if q.Cached(s) {
 				shared++
 			}
 			merit, err := q.Fit(s)
@@ -782,7 +782,7 @@ func TestSearchSharesAnswers(t *testing.T) {
 		}
 	}
 	if shared < 100 || shared > 6000 {
-		t.Errorf("%d of 12,000 answers were shared: the test tells little", shared)
+		t.Errorf("%d of 12,000 results were shared: the test covers little", shared)
 	}
 }
 

@@ -83,16 +83,16 @@ func (w *world) publish() {
 	}
 	c := &Capacity{Revision: uint64(len(w.capacities) + 1), Disks: []Disk{d}}
 	w.capacities = append(w.capacities, c)
-	w.tell(func() { w.ledger.SetCapacity(nodeName, c) })
+	w.queueEvent(func() { w.ledger.SetCapacity(nodeName, c) })
 }
 
-// tell queues an event. deliverOne and settle deliver the events in random order.
-func (w *world) tell(event func()) { w.pending = append(w.pending, event) }
+// queueEvent queues an event. deliverOne and settle deliver the events in random order.
+func (w *world) queueEvent(event func()) { w.pending = append(w.pending, event) }
 
-// tellPod queues an event about a pod. As in the plugin, what is folded in is the state when it is delivered, not when
-// it was sent.
-func (w *world) tellPod(id int) {
-	w.tell(func() {
+// queuePodEvent queues an event about a pod. As in the plugin, what is folded in is the state when it is delivered, not
+// when it was sent.
+func (w *world) queuePodEvent(id int) {
+	w.queueEvent(func() {
 		p := w.pods[id]
 		if p == nil || p.deleted {
 			w.ledger.DeletePod(uid(id))
@@ -131,9 +131,9 @@ func (w *world) step(t *testing.T) {
 	case 3:
 		w.claim(t)
 	case 4:
-		w.live(t)
+		w.changeVolume(t)
 	case 5:
-		w.live(t)
+		w.changeVolume(t)
 	default:
 		w.deliverOne()
 	}
@@ -143,19 +143,19 @@ func (w *world) step(t *testing.T) {
 func (w *world) schedule(t *testing.T) {
 	w.next++
 	id, size := w.next, 1+w.rng.IntN(5)
-	var kept Kept
+	var nominations Nominations
 	if w.nominations {
-		kept = w.nominate()
+		nominations = w.nominate()
 	}
-	served := w.served(kept)
-	records, err := w.ledger.ReserveBeside(uid(id), nodeName, wants([]string{partition(id)}, []placement.Request{{Class: class, Size: int64(size) << 20}}), kept)
+	served := w.served(nominations)
+	records, err := w.ledger.ReserveWithNominations(uid(id), nodeName, wants([]string{partition(id)}, []placement.Request{{Class: class, Size: int64(size) << 20}}), nominations)
 	if err != nil {
 		return
 	}
-	if err := w.fitTogether(kept); served && err != nil {
-		t.Fatalf("the nominated pods would get their place before %v was reserved, and not after it: %v: %+v", records, err, kept)
+	if err := w.fitTogether(nominations); served && err != nil {
+		t.Fatalf("the nominated pods would get their place before %v was reserved, and not after it: %v: %+v", records, err, nominations)
 	}
-	start := w.checkSold(t, records[0].Extent, fmt.Sprint("pod ", id))
+	start := w.checkNotTaken(t, records[0].Extent, fmt.Sprint("pod ", id))
 	switch outcome := w.rng.IntN(10); {
 	case outcome < 6: // bound, and Bind says so
 		w.bind(id, start, size)
@@ -169,28 +169,28 @@ func (w *world) schedule(t *testing.T) {
 	default: // not bound, and the scheduler cannot know; the pod is deleted later
 		w.ledger.Doubt(uid(id))
 		w.ledger.Forget(uid(id))
-		w.tellPod(id)
+		w.queuePodEvent(id)
 	}
 }
 
 // nominate invents nominated pods that wait for the end of some of the pods on the node.
-func (w *world) nominate() Kept {
-	kept := Kept{Ending: map[string]struct{}{}}
+func (w *world) nominate() Nominations {
+	nominations := Nominations{Terminating: map[string]struct{}{}}
 	for range 1 + w.rng.IntN(2) {
-		kept.Nominated = append(kept.Nominated, []placement.Request{{Class: class, Size: int64(1+w.rng.IntN(12)) << 20}})
+		nominations.Requests = append(nominations.Requests, []placement.Request{{Class: class, Size: int64(1+w.rng.IntN(12)) << 20}})
 	}
 	for _, p := range w.pods {
 		if w.rng.IntN(2) == 0 {
-			kept.Ending[partition(p.id)] = struct{}{}
+			nominations.Terminating[partition(p.id)] = struct{}{}
 		}
 	}
-	return kept
+	return nominations
 }
 
 // later is the node after the end of all pods that are ending there.
-func (w *world) later(kept Kept) *placement.Node {
+func (w *world) later(nominations Nominations) *placement.Node {
 	s := w.ledger.Snapshot(nodeName)
-	ended := maps.Clone(kept.Ending)
+	ended := maps.Clone(nominations.Terminating)
 	if ended == nil {
 		ended = map[string]struct{}{}
 	}
@@ -199,9 +199,9 @@ func (w *world) later(kept Kept) *placement.Node {
 }
 
 // served reports whether each of the nominated pods gets a place, in their order: now, or later.
-func (w *world) served(kept Kept) bool {
-	now, later := w.ledger.Snapshot(nodeName).Node, w.later(kept)
-	for _, requests := range kept.Nominated {
+func (w *world) served(nominations Nominations) bool {
+	now, later := w.ledger.Snapshot(nodeName).Node, w.later(nominations)
+	for _, requests := range nominations.Requests {
 		plan, err := placement.Plan(nil, now, requests)
 		if err != nil {
 			plan, err = placement.Plan(nil, later, requests)
@@ -209,23 +209,23 @@ func (w *world) served(kept Kept) bool {
 		if err != nil {
 			return false
 		}
-		now, later = Less(now, plan), Less(later, plan)
+		now, later = SubtractPlan(now, plan), SubtractPlan(later, plan)
 	}
 	return true
 }
 
 // fitTogether returns why the nominated pods have no place when all of those pods have ended.
-func (w *world) fitTogether(kept Kept) error {
-	all := slices.Concat(kept.Nominated...)
+func (w *world) fitTogether(nominations Nominations) error {
+	all := slices.Concat(nominations.Requests...)
 	if len(all) == 0 {
 		return nil
 	}
-	_, err := placement.Plan(nil, w.later(kept), all)
+	_, err := placement.Plan(nil, w.later(nominations), all)
 	return err
 }
 
-// checkSold asserts the invariant: what is reserved belongs to no bound pod and no volume.
-func (w *world) checkSold(t *testing.T, e extent.Extent, whom string) (start int) {
+// checkNotTaken asserts the invariant: what is reserved belongs to no bound pod and no volume.
+func (w *world) checkNotTaken(t *testing.T, e extent.Extent, whom string) (start int) {
 	start, end := int(e.Start>>20)-1, int(e.End>>20)-1
 	for _, p := range w.pods {
 		if !p.deleted && start < p.end && p.start < end && !p.wiped {
@@ -242,7 +242,7 @@ func (w *world) checkSold(t *testing.T, e extent.Extent, whom string) (start int
 
 func (w *world) bind(id, start, size int) {
 	w.pods[id] = &bound{id: id, start: start, end: start + size}
-	w.tellPod(id)
+	w.queuePodEvent(id)
 }
 
 func (w *world) some(ok func(*bound) bool) *bound {
@@ -291,7 +291,7 @@ func (w *world) remove() {
 		w.wipe(p)
 	}
 	p.deleted = true
-	w.tellPod(p.id)
+	w.queuePodEvent(p.id)
 }
 
 func (w *world) wipe(p *bound) {

@@ -18,8 +18,8 @@ type volume struct {
 
 func (v *volume) record() Record { return Record{partition(v.id), diskID, mib(v.start, v.end)} }
 
-func (w *world) tellVolume(v *volume) {
-	w.tell(func() {
+func (w *world) queueVolumeEvent(v *volume) {
+	w.queueEvent(func() {
 		if v.gone {
 			w.ledger.DeleteVolume(v.uid)
 		} else {
@@ -58,8 +58,8 @@ func (w *world) claim(t *testing.T) {
 	}
 	size, room := 1+w.rng.IntN(4), w.rng.IntN(2)
 	holder := fmt.Sprint("holder", len(w.volumes))
-	records, err := w.ledger.Reserve(holder, nodeName, []Want{{
-		Partition: partition(id), Persistent: true, Room: int64(room) << 20,
+	records, err := w.ledger.Reserve(holder, nodeName, []VolumeRequest{{
+		Partition: partition(id), Persistent: true, Headroom: int64(room) << 20,
 		Request: placement.Request{Class: class, Size: int64(size) << 20},
 	}})
 	if err != nil {
@@ -71,15 +71,15 @@ func (w *world) claim(t *testing.T) {
 		w.ledger.Forget(holder)
 		return
 	}
-	start := w.checkSold(t, records[0].Extent, fmt.Sprint("volume ", id))
+	start := w.checkNotTaken(t, records[0].Extent, fmt.Sprint("volume ", id))
 	v := &volume{id: id, uid: fmt.Sprint("pv", len(w.volumes)), start: start, end: start + size}
 	switch outcome := w.rng.IntN(10); {
 	case outcome < 7: // made
 		w.volumes = append(w.volumes, v)
-		w.tellVolume(v)
+		w.queueVolumeEvent(v)
 		if w.rng.IntN(2) == 0 {
 			v.gone = true // and deleted at once, before its maker says so
-			w.tellVolume(v)
+			w.queueVolumeEvent(v)
 			if w.rng.IntN(2) == 0 {
 				w.settle()
 			}
@@ -87,15 +87,15 @@ func (w *world) claim(t *testing.T) {
 		w.ledger.AddVolume(v.uid, "name", nodeName, v.record())
 		w.ledger.Release(holder)
 		if v.gone {
-			w.tellVolume(v)
+			w.queueVolumeEvent(v)
 		}
 	case outcome < 8:
 		w.ledger.Forget(holder)
 	default: // it is not known, later it is
 		w.volumes = append(w.volumes, v)
 		w.ledger.Doubt(holder)
-		w.tellVolume(v)
-		w.tell(func() {
+		w.queueVolumeEvent(v)
+		w.queueEvent(func() {
 			// A caller that settles the doubt has read the volume.
 			if !v.gone {
 				w.ledger.AddVolume(v.uid, "name", nodeName, v.record())
@@ -105,8 +105,8 @@ func (w *world) claim(t *testing.T) {
 	}
 }
 
-// live makes a random change of a random volume.
-func (w *world) live(t *testing.T) {
+// changeVolume makes a random change of a random volume.
+func (w *world) changeVolume(t *testing.T) {
 	if len(w.volumes) == 0 {
 		return
 	}
@@ -153,15 +153,15 @@ func (w *world) grow(t *testing.T, v *volume) {
 		return
 	}
 	v.gone = true // not in its own way
-	w.checkSold(t, mib(v.start, v.start+length), fmt.Sprint("growing volume ", v.id))
+	w.checkNotTaken(t, mib(v.start, v.start+length), fmt.Sprint("growing volume ", v.id))
 	v.gone = false
 	if w.rng.IntN(4) == 0 {
-		w.ledger.Withdraw(v.uid)
+		w.ledger.WithdrawGrowth(v.uid)
 		v.end = before
 		return
 	}
 	v.end = v.start + length
-	w.tellVolume(v)
+	w.queueVolumeEvent(v)
 }
 
 // end deletes a volume: the object before the bytes are wiped, or after.
@@ -179,7 +179,7 @@ func (w *world) end(v *volume, length int) {
 			return
 		}
 		v.gone = true
-		w.tellVolume(v)
+		w.queueVolumeEvent(v)
 	case w.wiping[v.id]:
 		for at := range w.disk {
 			if w.disk[at] == v.id {

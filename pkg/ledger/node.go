@@ -11,8 +11,8 @@ import (
 
 type node struct {
 	name string
-	// order is the node's rank among equally good nodes.
-	order    uint64
+	// rank is the node's rank among equally good nodes.
+	rank     uint64
 	snapshot atomic.Pointer[Snapshot]
 
 	// Below, guarded by the ledger's mutex.
@@ -27,9 +27,9 @@ type node struct {
 	// withheld are disks that the node publishes and another node owns. The map is replaced, never changed.
 	withheld map[string]struct{}
 	revision uint64
-	// news is the revision of the last capacity that changed something about the node's disks.
-	news    uint64
-	holders map[string]*holder
+	// disksRevision is the revision of the last capacity that changed something about the node's disks.
+	disksRevision uint64
+	holders       map[string]*holder
 	// doubts are records of tries whose outcome is not known, by pod.
 	doubts map[string][]Record
 }
@@ -57,7 +57,7 @@ func (l *Ledger) node(name string) *node {
 	if n, ok := l.nodes.Load(name); ok {
 		return n.(*node)
 	}
-	n := &node{name: name, order: placement.NodeRank(name), revision: l.forgotten, news: l.forgotten, holders: map[string]*holder{}, doubts: map[string][]Record{}}
+	n := &node{name: name, rank: placement.NodeRank(name), revision: l.forgotten, disksRevision: l.forgotten, holders: map[string]*holder{}, doubts: map[string][]Record{}}
 	l.refresh(n)
 	l.nodes.Store(name, n)
 	return n
@@ -71,11 +71,11 @@ func (l *Ledger) revision(name string) uint64 {
 	return l.forgotten
 }
 
-// news is the revision at which the node's disks last changed. Other fields of its NodeDiskCapacity may have changed
-// since. The lock is held.
-func (l *Ledger) news(name string) uint64 {
+// disksRevision is the revision at which the node's disks last changed. Other fields of its NodeDiskCapacity may have
+// changed since. The lock is held.
+func (l *Ledger) disksRevision(name string) uint64 {
 	if n, ok := l.nodes.Load(name); ok {
-		return n.(*node).news
+		return n.(*node).disksRevision
 	}
 	return l.forgotten
 }
@@ -85,16 +85,16 @@ func (n *node) idle() bool {
 	return n.published == nil && !n.registered && len(n.holders) == 0 && len(n.doubts) == 0
 }
 
-// tidy forgets the node if nothing is known about it. The lock is held.
-func (l *Ledger) tidy(name string, n *node) {
+// removeIfIdle forgets the node if nothing is known about it. The lock is held.
+func (l *Ledger) removeIfIdle(name string, n *node) {
 	if n.idle() {
 		l.forgotten = max(l.forgotten, n.revision)
 		l.nodes.Delete(name)
 	}
 }
 
-// put replaces the records of a holder. The lock is held.
-func (l *Ledger) put(h *holder) {
+// setHolder replaces the records of a holder. The lock is held.
+func (l *Ledger) setHolder(h *holder) {
 	n := l.node(h.node)
 	earlier := l.holders[h.key]
 	there := n.holders[h.key]
@@ -102,36 +102,36 @@ func (l *Ledger) put(h *holder) {
 	// more.
 	n.holders[h.key] = h
 	for _, r := range h.records {
-		l.places[r.Partition] = append(l.places[r.Partition], h)
+		l.recordedBy[r.Partition] = append(l.recordedBy[r.Partition], h)
 	}
 	switch {
 	case there != nil && slices.Equal(there.records, h.records):
 		// The space is taken already, by the same records from another source.
 	case there == nil && n.published != nil:
-		l.store(n, n.snapshot.Load().with(h.records))
+		l.store(n, n.snapshot.Load().withRecords(h.records))
 	default:
 		l.refresh(n)
 	}
 	if earlier != nil && earlier.node != h.node {
-		l.drop(h.key)
+		l.removeHolder(h.key)
 	} else if earlier != nil {
-		l.unplace(earlier)
+		l.removeRecords(earlier)
 	}
 	l.holders[h.key] = h
 }
 
-// drop removes a holder and its records. The lock is held.
-func (l *Ledger) drop(key string) {
+// removeHolder removes a holder and its records. The lock is held.
+func (l *Ledger) removeHolder(key string) {
 	h := l.holders[key]
 	if h == nil {
 		return
 	}
 	delete(l.holders, key)
-	l.unplace(h)
+	l.removeRecords(h)
 	n := l.node(h.node)
 	delete(n.holders, key)
 	l.refresh(n)
-	l.tidy(h.node, n)
+	l.removeIfIdle(h.node, n)
 }
 
 // settle drops what is in doubt about a pod, because its outcome is known. The lock is held.
@@ -142,7 +142,7 @@ func (l *Ledger) settle(uid string) []string {
 		n := l.node(name)
 		delete(n.doubts, uid)
 		l.refresh(n)
-		l.tidy(name, n)
+		l.removeIfIdle(name, n)
 	}
 	return nodes
 }
@@ -152,36 +152,36 @@ func (l *Ledger) refresh(n *node) { l.store(n, n.compute()) }
 
 // store is the only function that replaces a snapshot. The lock is held.
 func (l *Ledger) store(n *node, s *Snapshot) {
-	s.Registered, s.stocks = n.registered, stocksOf(s.Node)
-	var before []stock
+	s.Registered, s.free = n.registered, freeByClass(s.Node)
+	var before []classFree
 	if last := n.snapshot.Swap(s); last != nil {
-		before = last.stocks
+		before = last.free
 	}
-	l.index.update(n, before, s.stocks)
+	l.index.update(n, before, s.free)
 }
 
 func (n *node) compute() *Snapshot {
 	if n.published == nil {
 		return &Snapshot{Node: &placement.Node{}, Revision: n.revision}
 	}
-	return n.with(n.pending(n.published))
+	return n.snapshotWith(n.unpublished(n.published))
 }
 
-// with is the snapshot of the node with these pending records.
-func (n *node) with(pending []Record) *Snapshot {
+// snapshotWith returns the snapshot of the node with these unpublished records.
+func (n *node) snapshotWith(unpublished []Record) *Snapshot {
 	return &Snapshot{
-		Node: n.published.node(pending, nil, n.withheld), Revision: n.revision, Published: true, Absent: n.absent, Problem: n.published.problem,
-		published: n.published, pending: pending, withheld: n.withheld,
+		Node: n.published.node(unpublished, nil, n.withheld), Revision: n.revision, Published: true, Absent: n.absent, Problem: n.published.problem,
+		published: n.published, unpublished: unpublished, withheld: n.withheld,
 	}
 }
 
-// pending returns the node's records as far as the capacity does not show them, sorted by disk.
-func (n *node) pending(p *published) []Record {
-	var pending []Record
+// unpublished returns the node's records as far as the capacity does not show them, sorted by disk.
+func (n *node) unpublished(p *published) []Record {
+	var unpublished []Record
 	add := func(records []Record) {
 		for _, r := range records {
-			if missing, ok := p.missing(r); ok {
-				pending = append(pending, missing)
+			if missing, ok := p.unpublishedPart(r); ok {
+				unpublished = append(unpublished, missing)
 			}
 		}
 	}
@@ -191,33 +191,33 @@ func (n *node) pending(p *published) []Record {
 	for _, records := range n.doubts {
 		add(records)
 	}
-	slices.SortFunc(pending, compareRecords)
-	return pending
+	slices.SortFunc(unpublished, compareRecords)
+	return unpublished
 }
 
-// pendingAfter is pending for the node's next capacity, in which these partitions differ from the last one. For all
-// other partitions the result is the same as before. The lock is held.
-func (l *Ledger) pendingAfter(n *node, next *published, changed []string) []Record {
+// unpublishedAfter is unpublished for the node's next capacity, in which these partitions differ from the last one. For
+// all other partitions the result is the same as before. The lock is held.
+func (l *Ledger) unpublishedAfter(n *node, next *published, changed []string) []Record {
 	if n.published == nil || n.published.problem != "" || next.problem != "" {
-		return n.pending(next)
+		return n.unpublished(next)
 	}
-	var pending []Record
-	for _, r := range n.snapshot.Load().pending {
+	var unpublished []Record
+	for _, r := range n.snapshot.Load().unpublished {
 		if _, ok := slices.BinarySearch(changed, r.Partition); !ok {
-			pending = append(pending, r)
+			unpublished = append(unpublished, r)
 		}
 	}
 	for _, partition := range changed {
 		add := func(records []Record) {
 			for _, r := range records {
-				if missing, ok := next.missing(r); ok && r.Partition == partition {
-					pending = append(pending, missing)
+				if missing, ok := next.unpublishedPart(r); ok && r.Partition == partition {
+					unpublished = append(unpublished, missing)
 				}
 			}
 		}
-		for i, h := range l.places[partition] {
+		for i, h := range l.recordedBy[partition] {
 			// A holder occurs once for each of its records.
-			if h.node == n.name && !slices.Contains(l.places[partition][:i], h) {
+			if h.node == n.name && !slices.Contains(l.recordedBy[partition][:i], h) {
 				add(h.records)
 			}
 		}
@@ -225,8 +225,8 @@ func (l *Ledger) pendingAfter(n *node, next *published, changed []string) []Reco
 			add(records)
 		}
 	}
-	slices.SortFunc(pending, compareRecords)
-	return pending
+	slices.SortFunc(unpublished, compareRecords)
+	return unpublished
 }
 
 func compareRecords(a, b Record) int {

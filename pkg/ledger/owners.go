@@ -10,9 +10,9 @@ import (
 //	the present node with it in Owned, of several the first by name;
 //	without one, the present node that published it first.
 //
-// Owned is written by operators and by the leader, never by a node. So a node that publishes a disk of another node
-// takes nothing from it, once Owned is written. A node without a Node object is not present: its disks may be in the
-// machine that replaces it.
+// Owned is written by the scheduler's leader, never by a node. So a node that publishes a disk of another node takes
+// nothing from it, once Owned is written. A node without a Node object is not present: its disks may be in the machine
+// that replaces it.
 //
 // On all other nodes, and on one that is not present, the disk is withheld: nothing is free on it.
 
@@ -20,18 +20,18 @@ import (
 type owners struct {
 	// publishers publish the disk, in the order in which they began to.
 	publishers map[string][]*node
-	// written are the nodes that have the disk in Owned, in no order.
-	written map[string][]*node
+	// assigned are the nodes that have the disk in Owned, in no order.
+	assigned map[string][]*node
 }
 
 func newOwners() owners {
-	return owners{publishers: map[string][]*node{}, written: map[string][]*node{}}
+	return owners{publishers: map[string][]*node{}, assigned: map[string][]*node{}}
 }
 
 // of returns the owner of the disk, nil if there is none.
 func (o *owners) of(disk string) *node {
 	var owner *node
-	for _, n := range o.written[disk] {
+	for _, n := range o.assigned[disk] {
 		if !n.absent && (owner == nil || n.name < owner.name) {
 			owner = n
 		}
@@ -47,9 +47,9 @@ func (o *owners) of(disk string) *node {
 	return nil
 }
 
-// replace records that the node now publishes or owns other disks than before, and returns the disks that differ. Both
-// slices are sorted.
-func replace(index map[string][]*node, n *node, before, after []string) (changed []string) {
+// replaceDisks records that the node now publishes or owns other disks than before, and returns the disks that differ.
+// Both slices are sorted.
+func replaceDisks(index map[string][]*node, n *node, before, after []string) (changed []string) {
 	if slices.Equal(before, after) {
 		return nil
 	}
@@ -81,19 +81,19 @@ func (p *published) ids() []string {
 	return p.diskIDs
 }
 
-// own records what the node owns and publishes now, and updates all nodes that this affects. before is what the node
-// published until now. It returns the other nodes whose disks came into service. The lock is held; the caller makes the
-// node's own snapshot.
-func (l *Ledger) own(n *node, before *published, owned []string) (served []string) {
-	changed := replace(l.owners.publishers, n, before.ids(), n.published.ids())
-	changed = append(changed, replace(l.owners.written, n, n.owned, owned)...)
+// setOwned records what the node owns and publishes now, and updates all nodes that this affects. before is what the
+// node published until now. It returns the other nodes whose disks came into service. The lock is held; the caller
+// makes the node's own snapshot.
+func (l *Ledger) setOwned(n *node, before *published, owned []string) (served []string) {
+	changed := replaceDisks(l.owners.publishers, n, before.ids(), n.published.ids())
+	changed = append(changed, replaceDisks(l.owners.assigned, n, n.owned, owned)...)
 	n.owned = owned
-	return l.withhold(n, changed)
+	return l.updateWithheld(n, changed)
 }
 
-// withhold updates all nodes after the owners of these disks may have changed. It returns the nodes other than n whose
-// disks came into service. The lock is held; the caller makes n's snapshot.
-func (l *Ledger) withhold(n *node, disks []string) (served []string) {
+// updateWithheld updates all nodes after the owners of these disks may have changed. It returns the nodes other than n
+// whose disks came into service. The lock is held; the caller makes n's snapshot.
+func (l *Ledger) updateWithheld(n *node, disks []string) (served []string) {
 	var more, less []*node
 	for _, disk := range disks {
 		owner := l.owners.of(disk)
@@ -149,15 +149,15 @@ func (n *node) setWithheld(disk string, withheld bool) bool {
 	return true
 }
 
-// serves reports whether the node owns the disk and is present.
-func (n *node) serves(disk string) bool {
+// inService reports whether the node owns the disk and is present.
+func (n *node) inService(disk string) bool {
 	_, withheld := n.withheld[disk]
 	return !n.absent && !withheld
 }
 
 // SetNode folds in whether the Node exists. Until the first call a node is taken to exist. Nothing is free on one that
 // does not. It reports whether that changed, and the other nodes whose disks came into service.
-func (l *Ledger) SetNode(name string, exists bool) (news bool, served []string) {
+func (l *Ledger) SetNode(name string, exists bool) (changed bool, served []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	known, ok := l.nodes.Load(name)
@@ -170,15 +170,15 @@ func (l *Ledger) SetNode(name string, exists bool) (news bool, served []string) 
 		return false, nil
 	}
 	n.absent = !exists
-	served = l.withhold(n, slices.Concat(n.published.ids(), n.owned))
+	served = l.updateWithheld(n, slices.Concat(n.published.ids(), n.owned))
 	l.refresh(n)
 	return true, served
 }
 
 // Ownership says which disks of a node it owns, and which other nodes publish them.
 type Ownership struct {
-	// Owned is what spec.ownedDisks of the node should be, sorted. Written is what it is.
-	Owned, Written []string
+	// Owned is what spec.ownedDisks of the node should be, sorted. Assigned is what it is.
+	Owned, Assigned []string
 	// Shared are the node's disks that other nodes publish, too, sorted.
 	Shared []SharedDisk
 }
@@ -202,10 +202,10 @@ func (l *Ledger) Ownership(nodeName string) Ownership {
 		return Ownership{}
 	}
 	n := known.(*node)
-	out := Ownership{Written: n.owned}
+	out := Ownership{Assigned: n.owned}
 	for _, disk := range n.published.ids() {
 		owner := l.owners.of(disk)
-		if _, written := slices.BinarySearch(n.owned, disk); written || owner == n && len(l.owners.written[disk]) == 0 {
+		if _, written := slices.BinarySearch(n.owned, disk); written || owner == n && len(l.owners.assigned[disk]) == 0 {
 			out.Owned = append(out.Owned, disk)
 		}
 		if len(l.owners.publishers[disk]) < 2 {

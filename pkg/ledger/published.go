@@ -38,8 +38,8 @@ type publishedDisk struct {
 	problem string
 }
 
-// publish prepares a capacity. before is what the node published until now, or nil.
-func publish(c *Capacity, before *published) *published {
+// newPublished prepares a capacity. before is what the node published until now, or nil.
+func newPublished(c *Capacity, before *published) *published {
 	p := &published{disks: make([]*publishedDisk, len(c.Disks))}
 	for i := range c.Disks {
 		d := &c.Disks[i]
@@ -76,8 +76,10 @@ func (p *published) idsLike(before *published) []string {
 	return slices.Compact(ids)
 }
 
-// like reports whether a publication that was prepared after this one has the same disks.
-func (p *published) like(next *published) bool { return p != nil && slices.Equal(p.disks, next.disks) }
+// sameDisks reports whether a publication that was prepared after this one has the same disks.
+func (p *published) sameDisks(next *published) bool {
+	return p != nil && slices.Equal(p.disks, next.disks)
+}
 
 func newPublishedDisk(from *Disk) *publishedDisk {
 	d := &publishedDisk{Disk: *from, volumes: make(map[string]int, len(from.Allocations)), free: extent.NewSet(from.Free...)}
@@ -122,7 +124,7 @@ func (p *published) contradiction(before *published) string {
 	if before != nil && before.problem != "" {
 		before = nil
 	}
-	for _, d := range p.notIn(before) {
+	for _, d := range p.disksNotIn(before) {
 		was := before.disk(d.ID)
 		for i := range d.Allocations {
 			partition := d.Allocations[i].Partition
@@ -184,7 +186,7 @@ func (p *published) volume(partition, guess string) (disk string, v *Allocation)
 // that both share are skipped.
 func (p *published) changes(next *published) []string {
 	var changed []string
-	for _, d := range p.notIn(next) {
+	for _, d := range p.disksNotIn(next) {
 		now := next.disk(d.ID)
 		for i := range d.Allocations {
 			was := &d.Allocations[i]
@@ -193,7 +195,7 @@ func (p *published) changes(next *published) []string {
 			}
 		}
 	}
-	for _, d := range next.notIn(p) {
+	for _, d := range next.disksNotIn(p) {
 		before := p.disk(d.ID)
 		for i := range d.Allocations {
 			partition := d.Allocations[i].Partition
@@ -209,8 +211,8 @@ func (p *published) changes(next *published) []string {
 	return changed
 }
 
-// notIn returns the disks that the other publication has not, or not with the same content.
-func (p *published) notIn(other *published) []*publishedDisk {
+// disksNotIn returns the disks that the other publication has not, or not with the same content.
+func (p *published) disksNotIn(other *published) []*publishedDisk {
 	if p == nil {
 		return nil
 	}
@@ -230,10 +232,10 @@ func (p *published) notIn(other *published) []*publishedDisk {
 	return differ
 }
 
-// missing returns the part of a record that the capacity does not show; false if it shows all. Of a volume that may
-// grow the tail is missing. A volume that is being wiped is no longer the record's: if it has a record, the volume is
-// to be made again at the record's place.
-func (p *published) missing(r Record) (Record, bool) {
+// unpublishedPart returns the part of a record that the capacity does not show; false if it shows all. Of a volume that
+// may grow it is the tail. A volume that is being wiped is no longer the record's: if it has a record, the volume is to
+// be made again at the record's place.
+func (p *published) unpublishedPart(r Record) (Record, bool) {
 	disk, v := p.volume(r.Partition, r.Disk)
 	if v == nil || v.Wiping {
 		return r, true

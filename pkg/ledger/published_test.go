@@ -28,9 +28,9 @@ func TestPublicationsShareDisks(t *testing.T) {
 			now[i] = changed(rng, now[i], slices.Concat(now...))
 			c := &Capacity{Revision: uint64(step + 1), Disks: slices.Clone(now[i])}
 			if !l.SetCapacity(name, c) {
-				t.Fatalf("step %d: a new revision was no news", step)
+				t.Fatalf("step %d: a new revision changed nothing", step)
 			}
-			got, want := l.Snapshot(name).published, publish(c, nil)
+			got, want := l.Snapshot(name).published, newPublished(c, nil)
 			if (got.problem == "") != (want.problem == "") {
 				t.Fatalf("step %d: the problem is %q, want %q", step, got.problem, want.problem)
 			}
@@ -57,7 +57,7 @@ func TestPublicationsShareDisks(t *testing.T) {
 			now[i] = nil
 			l.DeleteCapacity(name, uint64(step+1))
 		}
-		superseded += len(l.superseded)
+		superseded += len(l.alsoPublishedBy)
 		if err := l.Validate(); err != nil {
 			t.Fatalf("step %d: %v", step, err)
 		}

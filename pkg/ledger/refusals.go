@@ -8,19 +8,19 @@ const RefusalLifetime = 5 * time.Minute
 
 type refusal struct {
 	reason string
-	// news is the revision at which the node's disks had last changed.
-	news uint64
-	at   time.Time
+	// disksRevision is the revision at which the node's disks had last changed.
+	disksRevision uint64
+	at            time.Time
 }
 
-// Refuse remembers that the API server refused to bind the pod to the node, and why.
-func (l *Ledger) Refuse(uid, nodeName, reason string, now time.Time) {
+// RecordRefusal remembers that the API server refused to bind the pod to the node, and why.
+func (l *Ledger) RecordRefusal(uid, nodeName, reason string, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.refusals[uid] == nil {
 		l.refusals[uid] = map[string]refusal{}
 	}
-	l.refusals[uid][nodeName] = refusal{reason: reason, news: l.news(nodeName), at: now}
+	l.refusals[uid][nodeName] = refusal{reason: reason, disksRevision: l.disksRevision(nodeName), at: now}
 }
 
 // Refusals returns the nodes that refused the pod and whose disks have not changed since, with the reason of each. It
@@ -30,7 +30,7 @@ func (l *Ledger) Refusals(uid string, now time.Time) map[string]string {
 	defer l.mu.Unlock()
 	var reasons map[string]string
 	for name, r := range l.refusals[uid] {
-		if l.news(name) != r.news || now.Sub(r.at) >= RefusalLifetime {
+		if l.disksRevision(name) != r.disksRevision || now.Sub(r.at) >= RefusalLifetime {
 			delete(l.refusals[uid], name)
 			continue
 		}
@@ -45,13 +45,13 @@ func (l *Ledger) Refusals(uid string, now time.Time) map[string]string {
 	return reasons
 }
 
-// Lifted returns the UIDs of the pods that the node refused before its disks last changed.
-func (l *Ledger) Lifted(nodeName string) []string {
+// LiftedRefusals returns the UIDs of the pods that the node refused before its disks last changed.
+func (l *Ledger) LiftedRefusals(nodeName string) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var uids []string
 	for uid, nodes := range l.refusals {
-		if r, refused := nodes[nodeName]; refused && l.news(nodeName) != r.news {
+		if r, refused := nodes[nodeName]; refused && l.disksRevision(nodeName) != r.disksRevision {
 			uids = append(uids, uid)
 		}
 	}

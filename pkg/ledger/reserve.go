@@ -11,39 +11,39 @@ import (
 // ErrChanged is returned by Reserve when the node changed during each of its tries to plan on it.
 var ErrChanged = errors.New("the node's disk space changes too often to plan on it")
 
-// ErrBehind is returned by Reserve for a volume that is to be made again. The node still publishes the earlier volume
-// of that partition, and another volume has its place by now.
-var ErrBehind = errors.New("the node has not published yet that the earlier volume of this claim has ended")
+// ErrStaleCapacity is returned by Reserve for a volume that is to be made again. The node still publishes the earlier
+// volume of that partition, and another volume has its place by now.
+var ErrStaleCapacity = errors.New("the node has not published yet that the earlier volume of this claim has ended")
 
-// maxPlans is how many times Reserve plans before it returns ErrChanged.
-const maxPlans = 5
+// maxPlanAttempts is how many times Reserve plans before it returns ErrChanged.
+const maxPlanAttempts = 5
 
 // Reserve plans the volumes on the node again and records the result for the holder, one record for each volume, in
 // their order. It may be repeated, for the same node or another: the last call counts. What the holder itself has there
 // does not block it, nor what any holder has there in doubt for these volumes.
 //
 // A persistent volume that has a place already keeps it. The holder shares that place, so it stays held when the other
-// holder gives it up. If the place is on another node, the error is *Elsewhere. Other errors are placement's when the
-// volumes do not fit, ErrBound, ErrNotPublished, ErrBehind and ErrChanged.
-func (l *Ledger) Reserve(key, nodeName string, wants []Want) ([]Record, error) {
-	return l.ReserveBeside(key, nodeName, wants, Kept{})
+// holder gives it up. If the place is on another node, the error is *ElsewhereError. Other errors are placement's when
+// the volumes do not fit, ErrBound, ErrNotPublished, ErrStaleCapacity and ErrChanged.
+func (l *Ledger) Reserve(key, nodeName string, volumes []VolumeRequest) ([]Record, error) {
+	return l.ReserveWithNominations(key, nodeName, volumes, Nominations{})
 }
 
-// ReserveBeside is Reserve for a pod that must leave to nominated pods what is kept for them.
+// ReserveWithNominations is Reserve for a pod that must leave to nominated pods what is kept for them.
 //
 // Planning can take a while. So it is done without the lock, on a snapshot, and the plan is recorded if the node has
 // not changed.
-func (l *Ledger) ReserveBeside(key, nodeName string, wants []Want, kept Kept) ([]Record, error) {
-	for range maxPlans {
-		r, err := l.reservation(key, nodeName, wants)
+func (l *Ledger) ReserveWithNominations(key, nodeName string, volumes []VolumeRequest, nominations Nominations) ([]Record, error) {
+	for range maxPlanAttempts {
+		r, err := l.reservation(key, nodeName, volumes)
 		if err != nil {
 			return nil, err
 		}
-		plan, err := placement.Plan(make([]placement.Assignment, 0, len(r.requests)), r.snapshot.Usable(r.own, kept), r.requests)
+		plan, err := placement.Plan(make([]placement.Assignment, 0, len(r.requests)), r.snapshot.Usable(r.own, nominations), r.requests)
 		if err != nil {
 			return nil, err
 		}
-		if records, err := l.commit(r, wants, plan); records != nil || err != nil {
+		if records, err := l.commit(r, volumes, plan); records != nil || err != nil {
 			return records, err
 		}
 	}
@@ -64,45 +64,45 @@ type reservation struct {
 	own map[string]struct{}
 }
 
-func (l *Ledger) reservation(key, nodeName string, wants []Want) (*reservation, error) {
+func (l *Ledger) reservation(key, nodeName string, volumes []VolumeRequest) (*reservation, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.reservationLocked(key, nodeName, wants)
+	return l.reservationLocked(key, nodeName, volumes)
 }
 
 // reservationLocked is reservation with the lock held.
-func (l *Ledger) reservationLocked(key, nodeName string, wants []Want) (*reservation, error) {
-	r := &reservation{key: key, nodeName: nodeName, earlier: l.holders[key], snapshot: l.Snapshot(nodeName), records: make([]Record, len(wants))}
+func (l *Ledger) reservationLocked(key, nodeName string, volumes []VolumeRequest) (*reservation, error) {
+	r := &reservation{key: key, nodeName: nodeName, earlier: l.holders[key], snapshot: l.Snapshot(nodeName), records: make([]Record, len(volumes))}
 	if r.earlier != nil && r.earlier.source == observed {
 		return nil, ErrBound
 	}
 	if s := r.snapshot; !s.Published || s.Absent || s.Problem != "" {
 		return nil, ErrNotPublished
 	}
-	for i := range wants {
-		if !wants[i].Persistent {
+	for i := range volumes {
+		if !volumes[i].Persistent {
 			r.planned = append(r.planned, i)
 			continue
 		}
-		where, record, ok := l.where(wants[i].Partition, r.earlier)
+		where, record, ok := l.where(volumes[i].Partition, r.earlier)
 		switch {
 		case !ok:
 			r.planned = append(r.planned, i)
 		case where != nodeName:
-			return nil, &Elsewhere{Partition: wants[i].Partition, Node: where}
+			return nil, &ElsewhereError{Partition: volumes[i].Partition, Node: where}
 		default:
-			if _, _, recorded := l.recorded(wants[i].Partition, r.earlier); !recorded && r.snapshot.reassigned(record) {
-				return nil, ErrBehind
+			if _, _, recorded := l.recorded(volumes[i].Partition, r.earlier); !recorded && r.snapshot.reassigned(record) {
+				return nil, ErrStaleCapacity
 			}
 			r.records[i] = record
 		}
 	}
 	r.own = make(map[string]struct{}, len(r.planned))
 	for _, at := range r.planned {
-		r.own[wants[at].Partition] = struct{}{}
-		r.requests = append(r.requests, wants[at].Planned())
+		r.own[volumes[at].Partition] = struct{}{}
+		r.requests = append(r.requests, volumes[at].WithHeadroom())
 	}
-	if (r.earlier == nil || r.earlier.node != nodeName) && !l.doubted(nodeName, r.own) {
+	if (r.earlier == nil || r.earlier.node != nodeName) && !l.inDoubt(nodeName, r.own) {
 		r.own = nil
 	}
 	return r, nil
@@ -110,10 +110,10 @@ func (l *Ledger) reservationLocked(key, nodeName string, wants []Want) (*reserva
 
 // commit records the plan. It returns neither records nor an error if the node or the holder changed since the plan was
 // made.
-func (l *Ledger) commit(r *reservation, wants []Want, plan []placement.Assignment) ([]Record, error) {
+func (l *Ledger) commit(r *reservation, volumes []VolumeRequest, plan []placement.Assignment) ([]Record, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now, err := l.reservationLocked(r.key, r.nodeName, wants)
+	now, err := l.reservationLocked(r.key, r.nodeName, volumes)
 	if err != nil {
 		return nil, err
 	}
@@ -122,10 +122,10 @@ func (l *Ledger) commit(r *reservation, wants []Want, plan []placement.Assignmen
 	}
 	for i, at := range r.planned {
 		r.records[at] = Record{
-			Partition: wants[at].Partition, Disk: plan[i].Disk,
-			Extent: extent.New(plan[i].Extent.Start, wants[at].Request.Size),
+			Partition: volumes[at].Partition, Disk: plan[i].Disk,
+			Extent: extent.New(plan[i].Extent.Start, volumes[at].Request.Size),
 		}
 	}
-	l.put(&holder{key: r.key, node: r.nodeName, source: assumed, records: r.records})
+	l.setHolder(&holder{key: r.key, node: r.nodeName, source: assumed, records: r.records})
 	return slices.Clone(r.records), nil
 }

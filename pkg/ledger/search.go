@@ -15,7 +15,7 @@ type Search struct {
 	needs  []need
 
 	mu      sync.RWMutex
-	answers map[uint64]answer
+	results map[uint64]fitResult
 }
 
 // need is the demand of one class.
@@ -25,7 +25,7 @@ type need struct {
 	aparts         int
 }
 
-type answer struct {
+type fitResult struct {
 	merit int64
 	err   error
 }
@@ -33,7 +33,7 @@ type answer struct {
 // NewSearch prepares a search for the requests, with that many steps for all results. The caller must not change the
 // requests.
 func NewSearch(requests []placement.Request, steps int64) *Search {
-	q := &Search{demand: placement.NewDemand(requests), budget: placement.NewBudget(steps), answers: map[uint64]answer{}}
+	q := &Search{demand: placement.NewDemand(requests), budget: placement.NewBudget(steps), results: map[uint64]fitResult{}}
 	for i := range requests {
 		r := &requests[i]
 		n := q.need(r.Class)
@@ -61,20 +61,20 @@ func (q *Search) Demand() *placement.Demand { return q.demand }
 // Requests are the requests that the search is for.
 func (q *Search) Requests() []placement.Request { return q.demand.Requests() }
 
-// Spent reports whether the budget is spent: then the search gives up where Glance is not sure.
+// Spent reports whether the budget is spent: then the search gives up where QuickCheck is not sure.
 func (q *Search) Spent() bool { return q.budget.Spent() }
 
-// Glance compares the requests with the largest free extents only. It is sure in two cases. Either one request is too
-// large, or each class has an extent for all of its volumes together. In the second case there is always an extent for
-// the next volume, wherever the policies put the others.
-func (q *Search) Glance(s *Snapshot) (fits, sure bool) {
+// QuickCheck compares the requests with the largest free extents only. It is sure in two cases. Either one request is
+// too large, or each class has an extent for all of its volumes together. In the second case there is always an extent
+// for the next volume, wherever the policies put the others.
+func (q *Search) QuickCheck(s *Snapshot) (fits, sure bool) {
 	if q.demand.Err() != nil {
 		return false, false
 	}
 	sure = true
 	for i := range q.needs {
 		n := &q.needs[i]
-		of := find(s.stocks, n.class)
+		of := findClass(s.free, n.class)
 		if of == nil || of.largest < n.largest {
 			return false, true
 		}
@@ -85,7 +85,7 @@ func (q *Search) Glance(s *Snapshot) (fits, sure bool) {
 
 // Check returns why the requests do not fit on the node, or nil.
 func (q *Search) Check(s *Snapshot) error {
-	if fits, sure := q.Glance(s); fits && sure {
+	if fits, sure := q.QuickCheck(s); fits && sure {
 		return nil
 	}
 	_, err := q.Fit(s)
@@ -97,31 +97,31 @@ func (q *Search) Fit(s *Snapshot) (merit int64, err error) {
 	if len(q.Requests()) == 1 {
 		return s.Fit(q.Requests())
 	}
-	shape, ok := q.shape(s)
+	hash, ok := q.lengthsHash(s)
 	if !ok {
 		return q.FitOn(s.Node)
 	}
 	q.mu.RLock()
-	a, known := q.answers[shape]
+	a, known := q.results[hash]
 	q.mu.RUnlock()
 	if !known {
 		a.merit, a.err = q.FitOn(s.Node)
 		q.mu.Lock()
-		q.answers[shape] = a
+		q.results[hash] = a
 		q.mu.Unlock()
 	}
 	return a.merit, a.err
 }
 
-// Known reports whether the result for the node is already computed.
-func (q *Search) Known(s *Snapshot) bool {
-	shape, ok := q.shape(s)
+// Cached reports whether the result for the node is already computed.
+func (q *Search) Cached(s *Snapshot) bool {
+	hash, ok := q.lengthsHash(s)
 	if !ok {
 		return false
 	}
 	q.mu.RLock()
 	defer q.mu.RUnlock()
-	_, known := q.answers[shape]
+	_, known := q.results[hash]
 	return known
 }
 
@@ -135,33 +135,33 @@ func (q *Search) FitOn(node *placement.Node) (merit int64, err error) {
 	return placement.Merit(node, q.demand.Requests(), plan), nil
 }
 
-// shape is equal for nodes on which the requests fit equally. It returns false if a class has nothing free.
-func (q *Search) shape(s *Snapshot) (shape uint64, ok bool) {
+// lengthsHash is equal for nodes on which the requests fit equally. It returns false if a class has nothing free.
+func (q *Search) lengthsHash(s *Snapshot) (hash uint64, ok bool) {
 	for i := range q.needs {
-		of := find(s.stocks, q.needs[i].class)
+		of := findClass(s.free, q.needs[i].class)
 		if of == nil {
 			return 0, false
 		}
-		shape = mix(shape, of.shape)
+		hash = mix(hash, of.lengthsHash)
 	}
-	return shape, true
+	return hash, true
 }
 
-// shapeOf is a hash of everything that a plan for the class depends on, except where extents begin: the lengths of the
-// free extents in their order, by disk.
-func shapeOf(disks []placement.Disk, class string) uint64 {
-	shape := uint64(14695981039346656037)
+// lengthsHashOf is a hash of everything that a plan for the class depends on, except where extents begin: the lengths
+// of the free extents in their order, by disk.
+func lengthsHashOf(disks []placement.Disk, class string) uint64 {
+	hash := uint64(14695981039346656037)
 	for i := range disks {
 		d := &disks[i]
 		if d.Class != class {
 			continue
 		}
-		shape = mix(mix(shape, uint64(d.Usable)), uint64(d.Free.Len()))
+		hash = mix(mix(hash, uint64(d.Usable)), uint64(d.Free.Len()))
 		for _, e := range d.Free.All() {
-			shape = mix(shape, uint64(e.Len()))
+			hash = mix(hash, uint64(e.Len()))
 		}
 	}
-	return shape
+	return hash
 }
 
 func mix(h, with uint64) uint64 {

@@ -22,33 +22,33 @@ type Snapshot struct {
 	// Problem says why the published capacity is invalid; empty when it is valid.
 	Problem string
 
-	// stocks are what is free, as the index has it.
-	stocks    []stock
+	// free is what is free of each class, as the index has it.
+	free      []classFree
 	published *published
-	// pending are the records as far as the node has not published them, sorted by disk.
-	pending []Record
+	// unpublished are the records as far as the node has not published them, sorted by disk.
+	unpublished []Record
 	// withheld are disks that another node owns.
 	withheld map[string]struct{}
-	// lastRefusal is the last error of Fit.
-	lastRefusal atomic.Pointer[refused]
+	// lastFailure is the last error of Fit.
+	lastFailure atomic.Pointer[fitFailure]
 }
 
-type refused struct {
+type fitFailure struct {
 	request placement.Request
 	err     error
 }
 
 // Check is Fit without the merit. Usually it makes no plan.
 func (s *Snapshot) Check(requests []placement.Request) error {
-	if fits, sure := s.glance(requests); fits && sure {
+	if fits, sure := s.quickCheck(requests); fits && sure {
 		return nil
 	}
 	_, err := s.Fit(requests)
 	return err
 }
 
-// glance is Search.Glance for requests without a Search.
-func (s *Snapshot) glance(requests []placement.Request) (fits, sure bool) {
+// quickCheck is Search.QuickCheck for requests without a Search.
+func (s *Snapshot) quickCheck(requests []placement.Request) (fits, sure bool) {
 	var total int64
 	aparts := 0
 	for i := range requests {
@@ -63,7 +63,7 @@ func (s *Snapshot) glance(requests []placement.Request) (fits, sure bool) {
 	}
 	sure = aparts < 2
 	for i := range requests {
-		of := find(s.stocks, requests[i].Class)
+		of := findClass(s.free, requests[i].Class)
 		if of == nil || of.largest < requests[i].Size {
 			return false, true
 		}
@@ -79,11 +79,11 @@ func (s *Snapshot) Fit(requests []placement.Request) (merit int64, err error) {
 	if len(requests) != 1 {
 		return Fit(s.Node, requests)
 	}
-	if last := s.lastRefusal.Load(); last != nil && last.request == requests[0] {
+	if last := s.lastFailure.Load(); last != nil && last.request == requests[0] {
 		return 0, last.err
 	}
 	if merit, err = Fit(s.Node, requests); err != nil {
-		s.lastRefusal.Store(&refused{request: requests[0], err: err})
+		s.lastFailure.Store(&fitFailure{request: requests[0], err: err})
 	}
 	return merit, err
 }
@@ -98,21 +98,21 @@ func Fit(node *placement.Node, requests []placement.Request) (merit int64, err e
 	return placement.Merit(node, requests, plan), nil
 }
 
-// with returns the snapshot with further records, of volumes that it does not have yet. The result is the same as that
-// of a computation from the start, and costs only what is new.
-func (s *Snapshot) with(records []Record) *Snapshot {
+// withRecords returns the snapshot with further records, of volumes that it does not have yet. The result is the same
+// as that of a computation from the start, and costs only what is new.
+func (s *Snapshot) withRecords(records []Record) *Snapshot {
 	out := &Snapshot{
 		Node:     &placement.Node{Disks: slices.Clone(s.Node.Disks)},
 		Revision: s.Revision, Published: s.Published, Absent: s.Absent, Problem: s.Problem,
-		published: s.published, pending: slices.Clone(s.pending), withheld: s.withheld,
+		published: s.published, unpublished: slices.Clone(s.unpublished), withheld: s.withheld,
 	}
 	for _, r := range records {
-		r, ok := s.published.missing(r)
+		r, ok := s.published.unpublishedPart(r)
 		if !ok {
 			continue
 		}
-		at, _ := slices.BinarySearchFunc(out.pending, r, compareRecords)
-		out.pending = slices.Insert(out.pending, at, r)
+		at, _ := slices.BinarySearchFunc(out.unpublished, r, compareRecords)
+		out.unpublished = slices.Insert(out.unpublished, at, r)
 		for i := range out.Node.Disks {
 			if d := &out.Node.Disks[i]; d.ID == r.Disk {
 				d.Free = d.Free.Remove(r.Extent)
@@ -128,7 +128,7 @@ func (s *Snapshot) Without(gone map[string]struct{}) *placement.Node {
 	if len(gone) == 0 || s.published == nil {
 		return s.Node
 	}
-	return s.published.node(s.pending, gone, s.withheld)
+	return s.published.node(s.unpublished, gone, s.withheld)
 }
 
 // Length is the length of the volume that the node publishes, in bytes; zero if it publishes none.

@@ -21,8 +21,8 @@ type ClassStats struct {
 	Extents int
 	// Largest free extent, in bytes.
 	Largest int64
-	// Whole is the sum of each disk's largest free extent. It equals Free if no disk is fragmented.
-	Whole int64
+	// SumOfLargest is the sum of each disk's largest free extent. It equals Free if no disk is fragmented.
+	SumOfLargest int64
 }
 
 // Fragmentation is the part of the free space that lies outside of the largest free extent of its disk. It is 0 if
@@ -31,7 +31,7 @@ func (c *ClassStats) Fragmentation() float64 {
 	if c.Free == 0 {
 		return 0
 	}
-	return 1 - float64(c.Whole)/float64(c.Free)
+	return 1 - float64(c.SumOfLargest)/float64(c.Free)
 }
 
 // Stats is the state of the whole cluster, for metrics.
@@ -72,7 +72,7 @@ func (l *Ledger) Stats() Stats {
 				c.Nodes++
 			}
 			c.Size = addCapped(c.Size, s.published.disk(d.ID).Size)
-			c.Usable, c.Free, c.Whole = addCapped(c.Usable, d.Usable), addCapped(c.Free, total), addCapped(c.Whole, largest)
+			c.Usable, c.Free, c.SumOfLargest = addCapped(c.Usable, d.Usable), addCapped(c.Free, total), addCapped(c.SumOfLargest, largest)
 			c.Extents += d.Free.Len()
 			c.Largest = max(c.Largest, largest)
 			stats.Classes[d.Class] = c
@@ -99,7 +99,7 @@ func (l *Ledger) Each(look func(nodeName string, s *Snapshot)) {
 
 // Unpublished are the records that the node does not publish, or not in the length that they were allowed to grow to.
 // They are sorted by disk and must not be changed.
-func (s *Snapshot) Unpublished() []Record { return s.pending }
+func (s *Snapshot) Unpublished() []Record { return s.unpublished }
 
 // PublishedAt returns the place where the node publishes the volume; false if it publishes none, or is wiping it.
 func (s *Snapshot) PublishedAt(partition string) (disk string, at extent.Extent, ok bool) {

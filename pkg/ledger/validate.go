@@ -81,8 +81,8 @@ func (n *node) validate(name string) error {
 				have.Node.Disks[i].Free, want.Node.Disks[i].Free)
 		}
 	}
-	if !slices.Equal(have.pending, want.pending) {
-		return fmt.Errorf("node %s: the snapshot subtracts %v, want %v", name, have.pending, want.pending)
+	if !slices.Equal(have.unpublished, want.unpublished) {
+		return fmt.Errorf("node %s: the snapshot has %v unpublished, want %v", name, have.unpublished, want.unpublished)
 	}
 	return nil
 }
@@ -95,8 +95,8 @@ func (l *Ledger) validateOwners() error {
 	l.nodes.Range(func(_, value any) bool {
 		n := value.(*node)
 		for _, disk := range n.owned {
-			if written[disk]++; !slices.Contains(l.owners.written[disk], n) {
-				err = fmt.Errorf("disk %s is not known to be written down for node %s", disk, n.name)
+			if written[disk]++; !slices.Contains(l.owners.assigned[disk], n) {
+				err = fmt.Errorf("disk %s is not known to be assigned to node %s", disk, n.name)
 			}
 		}
 		for _, disk := range n.published.ids() {
@@ -125,9 +125,9 @@ func (l *Ledger) validateOwners() error {
 			return fmt.Errorf("disk %s is said to be published by %d nodes, want %d", disk, len(nodes), publishers[disk])
 		}
 	}
-	for disk, nodes := range l.owners.written {
+	for disk, nodes := range l.owners.assigned {
 		if len(nodes) != written[disk] {
-			return fmt.Errorf("disk %s is said to be written down for %d nodes, want %d", disk, len(nodes), written[disk])
+			return fmt.Errorf("disk %s is said to be assigned to %d nodes, want %d", disk, len(nodes), written[disk])
 		}
 	}
 	return err
@@ -139,12 +139,12 @@ func (l *Ledger) validatePlaces() error {
 	for _, h := range l.holders {
 		for _, r := range h.records {
 			recorded++
-			if !slices.Contains(l.places[r.Partition], h) {
+			if !slices.Contains(l.recordedBy[r.Partition], h) {
 				return fmt.Errorf("the record of partition %s by %s is not found", r.Partition, h.key)
 			}
 		}
 	}
-	for partition, holders := range l.places {
+	for partition, holders := range l.recordedBy {
 		recorded -= len(holders)
 		if len(holders) == 0 {
 			return fmt.Errorf("partition %s is kept for nothing", partition)
@@ -168,8 +168,8 @@ func (l *Ledger) validatePlaces() error {
 		}
 		return true
 	})
-	for partition, n := range l.shown {
-		others := l.superseded[partition]
+	for partition, n := range l.publishedBy {
+		others := l.alsoPublishedBy[partition]
 		if !slices.Contains(by[partition], n) || slices.Contains(others, n) || len(others) != len(by[partition])-1 {
 			return fmt.Errorf("partition %s is said to be published by node %s and %d others, want %d nodes", partition, n.name, len(others), len(by[partition]))
 		}
@@ -179,10 +179,10 @@ func (l *Ledger) validatePlaces() error {
 			}
 		}
 	}
-	if len(l.shown) != len(by) {
-		return fmt.Errorf("%d published partitions are found, want %d", len(l.shown), len(by))
+	if len(l.publishedBy) != len(by) {
+		return fmt.Errorf("%d published partitions are found, want %d", len(l.publishedBy), len(by))
 	}
-	for partition := range l.superseded {
+	for partition := range l.alsoPublishedBy {
 		if len(by[partition]) < 2 {
 			return fmt.Errorf("partition %s is said to be published by several nodes, which it is not", partition)
 		}
@@ -192,16 +192,16 @@ func (l *Ledger) validatePlaces() error {
 
 // validateIndex compares the index with all snapshots. The lock is held.
 func (l *Ledger) validateIndex() error {
-	want := map[string]*[kinds]map[offer]struct{}{}
+	want := map[string]*[numOrderings]map[indexEntry]struct{}{}
 	l.nodes.Range(func(_, value any) bool {
 		n := value.(*node)
-		for _, s := range stocksOf(n.snapshot.Load().Node) {
+		for _, s := range freeByClass(n.snapshot.Load().Node) {
 			if want[s.class] == nil {
-				want[s.class] = &[kinds]map[offer]struct{}{{}, {}}
+				want[s.class] = &[numOrderings]map[indexEntry]struct{}{{}, {}}
 			}
-			for kind, pieces := range s.pieces {
-				for _, p := range pieces {
-					want[s.class][kind][offer{p.size, p.reach, n}] = struct{}{}
+			for by, sizes := range s.sizes {
+				for _, p := range sizes {
+					want[s.class][by][indexEntry{p.size, p.largest, n}] = struct{}{}
 				}
 			}
 		}
@@ -211,8 +211,8 @@ func (l *Ledger) validateIndex() error {
 		return fmt.Errorf("the index has %d classes, want %d", len(l.index), len(want))
 	}
 	for class, of := range l.index {
-		for kind := range of {
-			if err := of[kind].validate(want[class][kind]); err != nil {
+		for by := range of {
+			if err := of[by].validate(want[class][by]); err != nil {
 				return fmt.Errorf("the index of class %s: %w", class, err)
 			}
 		}
@@ -220,25 +220,25 @@ func (l *Ledger) validateIndex() error {
 	return nil
 }
 
-func (s *offers) validate(want map[offer]struct{}) error {
-	var all []offer
-	for _, run := range s.runs {
-		if len(run.offers) == 0 || len(run.offers) > maxRun {
-			return fmt.Errorf("a run has %d offers", len(run.offers))
+func (s *sortedEntries) validate(want map[indexEntry]struct{}) error {
+	var all []indexEntry
+	for _, c := range s.chunks {
+		if len(c.entries) == 0 || len(c.entries) > maxChunk {
+			return fmt.Errorf("a chunk has %d entries", len(c.entries))
 		}
-		if reach := newRun(run.offers...).reach; run.reach != reach {
-			return fmt.Errorf("the run from %d bytes on reaches up to %d, want %d", run.offers[0].size, run.reach, reach)
+		if largest := newChunk(c.entries...).largest; c.largest != largest {
+			return fmt.Errorf("the largest of the chunk from %d bytes on is %d, want %d", c.entries[0].size, c.largest, largest)
 		}
-		all = append(all, run.offers...)
+		all = append(all, c.entries...)
 	}
 	if len(all) != len(want) {
-		return fmt.Errorf("there are %d offers, want %d", len(all), len(want))
+		return fmt.Errorf("there are %d entries, want %d", len(all), len(want))
 	}
 	for i, o := range all {
 		if _, ok := want[o]; !ok {
 			return fmt.Errorf("node %s is said to have %d bytes, which it has not", o.node.name, o.size)
 		}
-		if i > 0 && compareOffers(all[i-1], o) >= 0 {
+		if i > 0 && compareEntries(all[i-1], o) >= 0 {
 			return fmt.Errorf("it is not sorted at %d", i)
 		}
 	}

@@ -13,15 +13,15 @@ func volumeKey(pvUID string) string { return "volume/" + pvUID }
 
 // grant is what Grow allowed, until the PersistentVolume's capacity says the same.
 type grant struct {
-	// said is the record as it is in the API.
-	said Record
+	// observed is the record as it is in the API.
+	observed Record
 	// lengths were allowed beyond it, the last one last.
 	lengths []int64
 }
 
 // record has the longest of the lengths that are in the API or allowed.
 func (g *grant) record() Record {
-	r := g.said
+	r := g.observed
 	r.Extent.End = r.Extent.Start + max(r.Extent.Len(), slices.Max(g.lengths))
 	return r
 }
@@ -48,26 +48,26 @@ func (l *Ledger) AddVolume(pvUID, pvName, nodeName string, r Record) {
 	}
 }
 
-// Unseen is a PersistentVolume that was added by AddVolume and that no event has shown. If it was deleted while the
-// watch was interrupted, there will be no event: neither the list before nor the list after has it.
-type Unseen struct{ UID, Name, Node string }
+// UnseenVolume is a PersistentVolume that was added by AddVolume and that no event has shown. If it was deleted while
+// the watch was interrupted, there will be no event: neither the list before nor the list after has it.
+type UnseenVolume struct{ UID, Name, Node string }
 
-// Unseen returns the unseen PersistentVolumes, sorted by UID.
-func (l *Ledger) Unseen() []Unseen {
+// UnseenVolumes returns the unseen PersistentVolumes, sorted by UID.
+func (l *Ledger) UnseenVolumes() []UnseenVolume {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var all []Unseen
+	var all []UnseenVolume
 	for uid, name := range l.unseen {
-		all = append(all, Unseen{uid, name, l.holders[volumeKey(uid)].node})
+		all = append(all, UnseenVolume{uid, name, l.holders[volumeKey(uid)].node})
 	}
-	slices.SortFunc(all, func(a, b Unseen) int { return cmp.Compare(a.UID, b.UID) })
+	slices.SortFunc(all, func(a, b UnseenVolume) int { return cmp.Compare(a.UID, b.UID) })
 	return all
 }
 
 func (l *Ledger) setVolume(pvUID, nodeName string, r Record) {
 	if g, ok := l.grants[pvUID]; ok {
 		// Events that were sent before the PersistentVolume's capacity was raised do not take the grant back.
-		g.said = r
+		g.observed = r
 		g.lengths = slices.DeleteFunc(g.lengths, func(length int64) bool { return length <= r.Extent.Len() })
 		if len(g.lengths) == 0 {
 			delete(l.grants, pvUID)
@@ -83,7 +83,7 @@ func (l *Ledger) setVolume(pvUID, nodeName string, r Record) {
 func (l *Ledger) record(pvUID, nodeName string, r Record) {
 	key := volumeKey(pvUID)
 	if h := l.holders[key]; h == nil || h.node != nodeName || h.records[0] != r {
-		l.put(&holder{key: key, node: nodeName, source: observed, records: []Record{r}})
+		l.setHolder(&holder{key: key, node: nodeName, source: observed, records: []Record{r}})
 	}
 }
 
@@ -95,12 +95,12 @@ func (l *Ledger) DeleteVolume(pvUID string) {
 	l.deleted.add(pvUID)
 	delete(l.unseen, pvUID)
 	delete(l.grants, pvUID)
-	l.drop(volumeKey(pvUID))
+	l.removeHolder(volumeKey(pvUID))
 }
 
 // Grow allows a PersistentVolume to become length bytes long, if the bytes behind it are free, and takes them. The
-// caller then raises the PersistentVolume's capacity, or calls Withdraw. If they are not free, it returns the possible
-// length. A length that the volume already has is granted.
+// caller then raises the PersistentVolume's capacity, or calls WithdrawGrowth. If they are not free, it returns the
+// possible length. A length that the volume already has is granted.
 func (l *Ledger) Grow(pvUID string, length int64) (granted bool, possible int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -109,7 +109,7 @@ func (l *Ledger) Grow(pvUID string, length int64) (granted bool, possible int64)
 		return false, 0
 	}
 	r := h.records[0]
-	possible = l.room(h.node, r)
+	possible = l.maxLength(h.node, r)
 	if length > possible {
 		return false, possible
 	}
@@ -118,9 +118,9 @@ func (l *Ledger) Grow(pvUID string, length int64) (granted bool, possible int64)
 	}
 	g, ok := l.grants[pvUID]
 	if !ok {
-		g.said = r
+		g.observed = r
 	}
-	if length > g.said.Extent.Len() {
+	if length > g.observed.Extent.Len() {
 		g.lengths = append(g.lengths, length)
 		l.grants[pvUID] = g
 		l.record(pvUID, h.node, g.record())
@@ -128,9 +128,9 @@ func (l *Ledger) Grow(pvUID string, length int64) (granted bool, possible int64)
 	return true, possible
 }
 
-// Granted folds in that the PersistentVolume has the length, and that no earlier write can still change it. Other
+// SettleGrowth folds in that the PersistentVolume has the length, and that no earlier write can still change it. Other
 // lengths that were allowed are free again. The length stays taken until an event of the PersistentVolume has it.
-func (l *Ledger) Granted(pvUID string, length int64) {
+func (l *Ledger) SettleGrowth(pvUID string, length int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	g, ok := l.grants[pvUID]
@@ -138,9 +138,9 @@ func (l *Ledger) Granted(pvUID string, length int64) {
 		return
 	}
 	node := l.holders[volumeKey(pvUID)].node
-	if length <= g.said.Extent.Len() {
+	if length <= g.observed.Extent.Len() {
 		delete(l.grants, pvUID)
-		l.record(pvUID, node, g.said)
+		l.record(pvUID, node, g.observed)
 		return
 	}
 	g.lengths = []int64{length}
@@ -148,8 +148,8 @@ func (l *Ledger) Granted(pvUID string, length int64) {
 	l.record(pvUID, node, g.record())
 }
 
-// Withdraw takes back the last length that Grow allowed: the write was not done and never will be.
-func (l *Ledger) Withdraw(pvUID string) {
+// WithdrawGrowth takes back the last length that Grow allowed: the write was not done and never will be.
+func (l *Ledger) WithdrawGrowth(pvUID string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	g, ok := l.grants[pvUID]
@@ -159,20 +159,20 @@ func (l *Ledger) Withdraw(pvUID string) {
 	node := l.holders[volumeKey(pvUID)].node
 	if g.lengths = g.lengths[:len(g.lengths)-1]; len(g.lengths) == 0 {
 		delete(l.grants, pvUID)
-		l.record(pvUID, node, g.said)
+		l.record(pvUID, node, g.observed)
 		return
 	}
 	l.grants[pvUID] = g
 	l.record(pvUID, node, g.record())
 }
 
-// room returns how long the volume could be at its place. The lock is held.
-func (l *Ledger) room(nodeName string, r Record) int64 {
+// maxLength returns how long the volume could be at its place. The lock is held.
+func (l *Ledger) maxLength(nodeName string, r Record) int64 {
 	s := l.Snapshot(nodeName)
 	if !s.Published || s.Problem != "" {
 		return r.Extent.Len()
 	}
-	at := s.published.place(r)
+	at := s.published.locate(r)
 	// Without the volume, its place lies in a free extent, and the volume can grow to the end of that extent. Its place
 	// is the shorter one if the record is longer than the partition.
 	for _, d := range s.Without(map[string]struct{}{r.Partition: {}}).Disks {
@@ -187,8 +187,8 @@ func (l *Ledger) room(nodeName string, r Record) int64 {
 	return r.Extent.Len()
 }
 
-// place returns where the record's volume is: where the node publishes it, if it does. The length is the longer one.
-func (p *published) place(r Record) Record {
+// locate returns where the record's volume is: where the node publishes it, if it does. The length is the longer one.
+func (p *published) locate(r Record) Record {
 	if disk, v := p.volume(r.Partition, r.Disk); v != nil && !v.Wiping {
 		r.Disk, r.Extent = disk, extent.New(v.Extent.Start, max(v.Extent.Len(), r.Extent.Len()))
 	}
@@ -209,7 +209,7 @@ func (l *Ledger) Share(partition, with string) (nodeName string, r Record, ok bo
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if nodeName, r, ok = l.where(partition, nil); ok {
-		l.put(&holder{key: with, node: nodeName, source: assumed, records: []Record{r}})
+		l.setHolder(&holder{key: with, node: nodeName, source: assumed, records: []Record{r}})
 	}
 	return nodeName, r, ok
 }
@@ -219,7 +219,7 @@ func (l *Ledger) where(partition string, without *holder) (nodeName string, r Re
 	if nodeName, r, ok = l.recorded(partition, without); ok {
 		return nodeName, r, true
 	}
-	n := l.shownBy(partition)
+	n := l.publisherOf(partition)
 	if n == nil {
 		return "", Record{}, false
 	}
@@ -230,7 +230,7 @@ func (l *Ledger) where(partition string, without *holder) (nodeName string, r Re
 // recorded is where for volumes with a record only. The lock is held.
 func (l *Ledger) recorded(partition string, without *holder) (nodeName string, r Record, ok bool) {
 	var found *holder
-	for _, h := range l.places[partition] {
+	for _, h := range l.recordedBy[partition] {
 		if h != without && (found == nil || h.source > found.source) {
 			found = h
 		}
@@ -238,7 +238,7 @@ func (l *Ledger) recorded(partition string, without *holder) (nodeName string, r
 	if found != nil {
 		for _, r := range found.records {
 			if r.Partition == partition {
-				return found.node, l.Snapshot(found.node).published.place(r), true
+				return found.node, l.Snapshot(found.node).published.locate(r), true
 			}
 		}
 	}
@@ -248,26 +248,26 @@ func (l *Ledger) recorded(partition string, without *holder) (nodeName string, r
 // reassigned reports whether the place of a volume without a record is recorded for another volume, which the node has
 // not published yet. The volume has ended then, and the node publishes an earlier state.
 func (s *Snapshot) reassigned(r Record) bool {
-	return slices.ContainsFunc(s.pending, func(other Record) bool {
+	return slices.ContainsFunc(s.unpublished, func(other Record) bool {
 		return other.Partition != r.Partition && other.Disk == r.Disk && other.Extent.Overlaps(r.Extent)
 	})
 }
 
-// shownBy returns the node that publishes the partition; of several, one on which its disk is in service. It is nil if
-// no node does. The lock is held.
-func (l *Ledger) shownBy(partition string) *node {
-	last := l.shown[partition]
-	if len(l.superseded[partition]) == 0 {
+// publisherOf returns the node that publishes the partition; of several, one on which its disk is in service. It is nil
+// if no node does. The lock is held.
+func (l *Ledger) publisherOf(partition string) *node {
+	last := l.publishedBy[partition]
+	if len(l.alsoPublishedBy[partition]) == 0 {
 		return last
 	}
 	serves := func(n *node) bool {
 		disk, _ := n.published.volume(partition, "")
-		return n.serves(disk)
+		return n.inService(disk)
 	}
 	if serves(last) {
 		return last
 	}
-	for _, n := range slices.Backward(l.superseded[partition]) {
+	for _, n := range slices.Backward(l.alsoPublishedBy[partition]) {
 		if serves(n) {
 			return n
 		}
@@ -275,24 +275,24 @@ func (l *Ledger) shownBy(partition string) *node {
 	return last
 }
 
-// unplace removes a holder's records from those that Where finds. The lock is held.
-func (l *Ledger) unplace(h *holder) {
+// removeRecords removes a holder's records from those that Where finds. The lock is held.
+func (l *Ledger) removeRecords(h *holder) {
 	for _, r := range h.records {
-		holders := l.places[r.Partition]
+		holders := l.recordedBy[r.Partition]
 		if i := slices.Index(holders, h); i >= 0 {
 			holders = slices.Delete(holders, i, i+1)
 		}
 		if len(holders) == 0 {
-			delete(l.places, r.Partition)
+			delete(l.recordedBy, r.Partition)
 		} else {
-			l.places[r.Partition] = holders
+			l.recordedBy[r.Partition] = holders
 		}
 	}
 }
 
-// publish replaces what the node publishes, and updates which partitions Where finds. changed are the partitions that
-// may have come or gone. The lock is held; the caller makes the snapshot.
-func (l *Ledger) publish(n *node, p *published, changed []string) {
+// setPublished replaces what the node publishes, and updates which partitions Where finds. changed are the partitions
+// that may have come or gone. The lock is held; the caller makes the snapshot.
+func (l *Ledger) setPublished(n *node, p *published, changed []string) {
 	before := n.published
 	n.published = p
 	for _, partition := range changed {
@@ -300,35 +300,35 @@ func (l *Ledger) publish(n *node, p *published, changed []string) {
 		_, has := p.volume(partition, "")
 		switch {
 		case had == nil && has != nil:
-			l.show(partition, n)
+			l.addPublisher(partition, n)
 		case had != nil && has == nil:
-			l.hide(partition, n)
+			l.removePublisher(partition, n)
 		}
 	}
 }
 
-// show adds a node that publishes the partition and did not before. A disk that is moved is published by two nodes for
-// a while: the last one counts.
-func (l *Ledger) show(partition string, n *node) {
-	if other := l.shown[partition]; other != nil && other != n {
-		l.superseded[partition] = append(l.superseded[partition], other)
+// addPublisher adds a node that publishes the partition and did not before. A disk that is moved is published by two
+// nodes for a while: the last one counts.
+func (l *Ledger) addPublisher(partition string, n *node) {
+	if other := l.publishedBy[partition]; other != nil && other != n {
+		l.alsoPublishedBy[partition] = append(l.alsoPublishedBy[partition], other)
 	}
-	l.shown[partition] = n
+	l.publishedBy[partition] = n
 }
 
-// hide undoes show. If other nodes publish the partition, the last of them counts.
-func (l *Ledger) hide(partition string, n *node) {
-	others := slices.DeleteFunc(l.superseded[partition], func(other *node) bool { return other == n })
-	if l.shown[partition] == n {
-		delete(l.shown, partition)
+// removePublisher undoes addPublisher. If other nodes publish the partition, the last of them counts.
+func (l *Ledger) removePublisher(partition string, n *node) {
+	others := slices.DeleteFunc(l.alsoPublishedBy[partition], func(other *node) bool { return other == n })
+	if l.publishedBy[partition] == n {
+		delete(l.publishedBy, partition)
 		if last := len(others) - 1; last >= 0 {
-			l.shown[partition], others = others[last], others[:last]
+			l.publishedBy[partition], others = others[last], others[:last]
 		}
 	}
 	if len(others) > 0 {
-		l.superseded[partition] = others
+		l.alsoPublishedBy[partition] = others
 	} else {
-		delete(l.superseded, partition)
+		delete(l.alsoPublishedBy, partition)
 	}
 }
 
@@ -338,30 +338,30 @@ const maxRecentUIDs = 4096
 
 // recentUIDs remembers the last UIDs that were added.
 type recentUIDs struct {
-	known map[string]struct{}
-	ring  []string
-	next  int
+	uids map[string]struct{}
+	ring []string
+	next int
 }
 
 func (g *recentUIDs) has(uid string) bool {
-	_, ok := g.known[uid]
+	_, ok := g.uids[uid]
 	return ok
 }
 
-func (g *recentUIDs) remove(uid string) { delete(g.known, uid) }
+func (g *recentUIDs) remove(uid string) { delete(g.uids, uid) }
 
 func (g *recentUIDs) add(uid string) {
 	if g.has(uid) {
 		return
 	}
-	if g.known == nil {
-		g.known = map[string]struct{}{}
+	if g.uids == nil {
+		g.uids = map[string]struct{}{}
 	}
 	if len(g.ring) < maxRecentUIDs {
 		g.ring = append(g.ring, uid)
 	} else {
-		delete(g.known, g.ring[g.next])
+		delete(g.uids, g.ring[g.next])
 		g.ring[g.next], g.next = uid, (g.next+1)%maxRecentUIDs
 	}
-	g.known[uid] = struct{}{}
+	g.uids[uid] = struct{}{}
 }

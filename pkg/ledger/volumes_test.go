@@ -11,9 +11,9 @@ import (
 )
 
 // claimWant is a claim's volume of so many GiB.
-func claimWant(name string, sizeGiB, roomGiB int64) Want {
-	return Want{
-		Partition: "part-" + name, Persistent: true, Room: roomGiB * gib,
+func claimWant(name string, sizeGiB, roomGiB int64) VolumeRequest {
+	return VolumeRequest{
+		Partition: "part-" + name, Persistent: true, Headroom: roomGiB * gib,
 		Request: placement.Request{Class: class, Size: sizeGiB * gib},
 	}
 }
@@ -113,13 +113,13 @@ func TestVolumes(t *testing.T) {
 		}, []extent.Extent{span(0, 2), span(5, 1), span(9, 1)}},
 		"shared by a pod": {func(l *Ledger) {
 			l.SetVolume("pv", "n1", record(2, 3))
-			if _, err := l.Reserve("pod", "n1", []Want{claimWant("a", 3, 0), claimWant("b", 2, 0)}); err != nil {
+			if _, err := l.Reserve("pod", "n1", []VolumeRequest{claimWant("a", 3, 0), claimWant("b", 2, 0)}); err != nil {
 				panic(err)
 			}
 			l.Forget("pod")
 		}, []extent.Extent{span(0, 2), span(5, 5)}},
 		"room is not reserved": {func(l *Ledger) {
-			if _, err := l.Reserve("pod", "n1", []Want{claimWant("a", 2, 3)}); err != nil {
+			if _, err := l.Reserve("pod", "n1", []VolumeRequest{claimWant("a", 2, 3)}); err != nil {
 				panic(err)
 			}
 		}, []extent.Extent{span(2, 8)}},
@@ -134,13 +134,13 @@ func TestVolumes(t *testing.T) {
 	}
 }
 
-func TestRoomIsNeeded(t *testing.T) {
+func TestHeadroomMustBeFree(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
-	if _, err := l.Reserve("pod", "n1", []Want{claimWant("a", 6, 5)}); err == nil {
+	if _, err := l.Reserve("pod", "n1", []VolumeRequest{claimWant("a", 6, 5)}); err == nil {
 		t.Error("6 GiB with 5 GiB behind them were reserved on 10 GiB")
 	}
-	records, err := l.Reserve("pod", "n1", []Want{claimWant("a", 2, 3), claimWant("b", 2, 3)})
+	records, err := l.Reserve("pod", "n1", []VolumeRequest{claimWant("a", 2, 3), claimWant("b", 2, 3)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,19 +149,19 @@ func TestRoomIsNeeded(t *testing.T) {
 	}
 }
 
-func TestShared(t *testing.T) {
+func TestShareVolume(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
 	disk10(l, "n2", 2)
-	first, err := l.Reserve("first", "n1", []Want{claimWant("a", 4, 0)})
+	first, err := l.Reserve("first", "n1", []VolumeRequest{claimWant("a", 4, 0)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var elsewhere *Elsewhere
-	if _, err := l.Reserve("second", "n2", []Want{claimWant("a", 4, 0)}); !errors.As(err, &elsewhere) || elsewhere.Node != "n1" {
+	var elsewhere *ElsewhereError
+	if _, err := l.Reserve("second", "n2", []VolumeRequest{claimWant("a", 4, 0)}); !errors.As(err, &elsewhere) || elsewhere.Node != "n1" {
 		t.Errorf("got %v, want that it is on n1", err)
 	}
-	second, err := l.Reserve("second", "n1", []Want{claimWant("a", 4, 0), claimWant("b", 6, 0)})
+	second, err := l.Reserve("second", "n1", []VolumeRequest{claimWant("a", 4, 0), claimWant("b", 6, 0)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +196,7 @@ func TestWhere(t *testing.T) {
 		t.Errorf("found on %q, %v, want n2", node, ok)
 	}
 	// A pod's records in doubt do not tie another pod to the node.
-	if _, err := l.Reserve("pod", "n2", []Want{claimWant("c", 1, 0)}); err != nil {
+	if _, err := l.Reserve("pod", "n2", []VolumeRequest{claimWant("c", 1, 0)}); err != nil {
 		t.Fatal(err)
 	}
 	l.Doubt("pod")
@@ -212,38 +212,38 @@ func TestWhere(t *testing.T) {
 	}
 }
 
-// TestReassigned asserts that a claim does not get the place of its earlier volume when another volume has it by now,
-// although a node still publishes the earlier one. It gets a place when the node has published that the earlier one has
-// ended.
-func TestReassigned(t *testing.T) {
+// TestReassignedPlace asserts that a claim does not get the place of its earlier volume when another volume has it by
+// now, although a node still publishes the earlier one. It gets a place when the node has published that the earlier
+// one has ended.
+func TestReassignedPlace(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
 	l.SetVolume("pv-a", "n1", Record{"part-a", "disk-n1", span(0, 4)})
 	l.DeleteVolume("pv-a")
-	if _, err := l.Reserve("b", "n1", []Want{claimWant("b", 2, 0)}); err != nil {
+	if _, err := l.Reserve("b", "n1", []VolumeRequest{claimWant("b", 2, 0)}); err != nil {
 		t.Fatal(err)
 	}
 	// The node made the volume before it ended, and its publication is late.
 	shown := Allocation{Partition: "part-a", Extent: span(0, 4)}
 	disk10(l, "n1", 2, shown)
-	if have, err := l.Reserve("a", "n1", []Want{claimWant("a", 4, 0)}); !errors.Is(err, ErrBehind) {
+	if have, err := l.Reserve("a", "n1", []VolumeRequest{claimWant("a", 4, 0)}); !errors.Is(err, ErrStaleCapacity) {
 		t.Errorf("part-a got %v, %v", have, err)
 	}
 	shown.Wiping = true
 	disk10(l, "n1", 3, shown)
-	have, err := l.Reserve("a", "n1", []Want{claimWant("a", 4, 0)})
+	have, err := l.Reserve("a", "n1", []VolumeRequest{claimWant("a", 4, 0)})
 	if err != nil || have[0].Extent != span(4, 4) {
 		t.Errorf("part-a got %v, %v", have, err)
 	}
 	expectFree(t, l, "n1", span(8, 2))
 }
 
-// TestDoubtIsNoObstacle asserts that a record in doubt does not block the volume that it is about, whichever holder
-// tries to place it next.
-func TestDoubtIsNoObstacle(t *testing.T) {
+// TestReserveInDoubtPlaceAgain asserts that a record in doubt does not block the volume that it is about, whichever
+// holder tries to place it next.
+func TestReserveInDoubtPlaceAgain(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
-	want := []Want{claimWant("a", 8, 0)}
+	want := []VolumeRequest{claimWant("a", 8, 0)}
 	if _, err := l.Reserve("pod", "n1", want); err != nil {
 		t.Fatal(err)
 	}
@@ -252,10 +252,10 @@ func TestDoubtIsNoObstacle(t *testing.T) {
 	}
 	l.Doubt("binding/a")
 	l.Forget("pod")
-	if _, err := l.Reserve("other", "n1", []Want{claimWant("b", 8, 0)}); err == nil {
+	if _, err := l.Reserve("other", "n1", []VolumeRequest{claimWant("b", 8, 0)}); err == nil {
 		t.Error("another volume got the place that is in doubt")
 	}
-	if !l.Doubted("part-a") || l.Doubted("part-b") {
+	if !l.InDoubt("part-a") || l.InDoubt("part-b") {
 		t.Error("it is not known what is in doubt")
 	}
 	if _, err := l.Reserve("pod", "n1", want); err != nil {
@@ -264,18 +264,18 @@ func TestDoubtIsNoObstacle(t *testing.T) {
 	expectFree(t, l, "n1", span(8, 2))
 	l.Release("binding/a")
 	l.Forget("pod")
-	if expectFree(t, l, "n1", span(0, 10)); l.Doubted("part-a") {
+	if expectFree(t, l, "n1", span(0, 10)); l.InDoubt("part-a") {
 		t.Error("it is in doubt still")
 	}
 }
 
-// TestUnseen asserts that a volume that AddVolume has added is unseen until there is an event of it.
-func TestUnseen(t *testing.T) {
+// TestUnseenVolumes asserts that a volume that AddVolume has added is unseen until there is an event of it.
+func TestUnseenVolumes(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
-	expect := func(when string, want ...Unseen) {
+	expect := func(when string, want ...UnseenVolume) {
 		t.Helper()
-		if have := l.Unseen(); !slices.Equal(have, want) {
+		if have := l.UnseenVolumes(); !slices.Equal(have, want) {
 			t.Errorf("%s %v are unseen, want %v", when, have, want)
 		}
 	}
@@ -283,9 +283,9 @@ func TestUnseen(t *testing.T) {
 	l.AddVolume("pv-a", "a", "n1", Record{"part-a", "disk-n1", span(0, 2)})
 	l.SetVolume("pv-c", "n1", Record{"part-c", "disk-n1", span(4, 2)})
 	l.AddVolume("pv-c", "c", "n1", Record{"part-c", "disk-n1", span(4, 2)})
-	expect("made", Unseen{"pv-a", "a", "n1"}, Unseen{"pv-b", "b", "n1"})
+	expect("made", UnseenVolume{"pv-a", "a", "n1"}, UnseenVolume{"pv-b", "b", "n1"})
 	l.SetVolume("pv-a", "n1", Record{"part-a", "disk-n1", span(0, 2)})
-	expect("one seen", Unseen{"pv-b", "b", "n1"})
+	expect("one seen", UnseenVolume{"pv-b", "b", "n1"})
 	l.DeleteVolume("pv-b")
 	l.AddVolume("pv-b", "b", "n1", Record{"part-b", "disk-n1", span(2, 2)})
 	expect("one deleted")
@@ -351,29 +351,29 @@ func TestGrant(t *testing.T) {
 	}
 	l.SetVolume("pv", "n1", said(5))
 	expectFree(t, l, "n1", span(6, 4))
-	l.Withdraw("pv")
+	l.WithdrawGrowth("pv")
 	expectFree(t, l, "n1", span(5, 5))
 	if granted, _ := l.Grow("pv", 7*gib); !granted {
 		t.Fatal("not granted")
 	}
 	l.SetVolume("pv", "n1", said(7))
-	l.Withdraw("pv")
+	l.WithdrawGrowth("pv")
 	expectFree(t, l, "n1", span(7, 3))
 	if granted, _ := l.Grow("pv", 8*gib); !granted {
 		t.Fatal("not granted")
 	}
 	l.DeleteVolume("pv")
-	l.Withdraw("pv")
+	l.WithdrawGrowth("pv")
 	expectFree(t, l, "n1", span(0, 10))
 }
 
-// TestGranted asserts that lengths which a failed write may have granted are free again once a later write has
+// TestSettleGrowth asserts that lengths which a failed write may have granted are free again once a later write has
 // succeeded. The length of that write stays taken until an event has it.
-func TestGranted(t *testing.T) {
+func TestSettleGrowth(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
 	said := func(lengthGiB int64) Record { return Record{"part-a", "disk-n1", span(0, lengthGiB)} }
-	l.Granted("pv", 5*gib)
+	l.SettleGrowth("pv", 5*gib)
 	l.SetVolume("pv", "n1", said(2))
 	for _, length := range []int64{8, 8, 3} {
 		if granted, _ := l.Grow("pv", length*gib); !granted {
@@ -381,7 +381,7 @@ func TestGranted(t *testing.T) {
 		}
 	}
 	expectFree(t, l, "n1", span(8, 2))
-	l.Granted("pv", 3*gib)
+	l.SettleGrowth("pv", 3*gib)
 	expectFree(t, l, "n1", span(3, 7))
 	l.SetVolume("pv", "n1", said(2))
 	expectFree(t, l, "n1", span(3, 7))
@@ -390,9 +390,9 @@ func TestGranted(t *testing.T) {
 	if granted, _ := l.Grow("pv", 9*gib); !granted {
 		t.Fatal("not granted")
 	}
-	l.Granted("pv", 3*gib)
+	l.SettleGrowth("pv", 3*gib)
 	expectFree(t, l, "n1", span(3, 7))
-	l.Withdraw("pv")
+	l.WithdrawGrowth("pv")
 	expectFree(t, l, "n1", span(3, 7))
 	if err := l.Validate(); err != nil {
 		t.Error(err)
@@ -403,7 +403,7 @@ func TestGranted(t *testing.T) {
 func TestSettle(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
-	want := []Want{{Partition: "part-a", Request: placement.Request{Class: "ssd", Size: 2 * gib}, Persistent: true}}
+	want := []VolumeRequest{{Partition: "part-a", Request: placement.Request{Class: "ssd", Size: 2 * gib}, Persistent: true}}
 	reserve := func() {
 		t.Helper()
 		if _, err := l.Reserve("claim", "n1", want); err != nil {
@@ -420,13 +420,13 @@ func TestSettle(t *testing.T) {
 	expectFree(t, l, "n1", span(2, 8))
 }
 
-func TestGraveyard(t *testing.T) {
+func TestRecentUIDs(t *testing.T) {
 	var g recentUIDs
 	for i := range maxRecentUIDs + 10 {
 		g.add(strconv.Itoa(i))
 		g.add(strconv.Itoa(i))
 	}
-	if len(g.known) != maxRecentUIDs || len(g.ring) != maxRecentUIDs || g.has("9") || !g.has("10") {
-		t.Errorf("%d known, %d in the ring", len(g.known), len(g.ring))
+	if len(g.uids) != maxRecentUIDs || len(g.ring) != maxRecentUIDs || g.has("9") || !g.has("10") {
+		t.Errorf("%d known, %d in the ring", len(g.uids), len(g.ring))
 	}
 }

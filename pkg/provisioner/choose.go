@@ -37,9 +37,9 @@ func (c *Controllers) placeNow(ctx context.Context, m *memo, pvc *corev1.Persist
 	if node, _, ok := c.ledger.Where(v.Partition); ok {
 		return c.serve(ctx, m, pvc, class, v, choice{node: node, by: byUs})
 	}
-	want := ledger.Want{Request: v.Request, Room: v.Headroom}
-	requests := []placement.Request{want.Planned()}
-	for name, snapshot := range c.ledger.Nearest(requests) {
+	want := ledger.VolumeRequest{Request: v.Request, Headroom: v.Headroom}
+	requests := []placement.Request{want.WithHeadroom()}
+	for name, snapshot := range c.ledger.BestNodes(requests) {
 		node, err := c.nodes.Get(name)
 		if err != nil || !open(node) || !allowed(class, node) || c.cluster.Unfit(name) != "" {
 			continue
@@ -51,7 +51,7 @@ func (c *Controllers) placeNow(ctx context.Context, m *memo, pvc *corev1.Persist
 	c.letGo(m, pvc)
 	c.retryLater(m, pvc)
 	c.say(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, fmt.Sprintf(
-		"no node that StorageClass %s allows, and that is neither cordoned nor tainted, has %s of class %s free in one piece", class.Name, sizeOf(want.Request.Size+want.Room), v.Request.Class))
+		"no node that StorageClass %s allows, and that is neither cordoned nor tainted, has %s of class %s free in one piece", class.Name, sizeOf(want.Request.Size+want.Headroom), v.Request.Class))
 	return nil
 }
 

@@ -113,7 +113,7 @@ func (c *Controllers) grant(ctx context.Context, m *memo, pvc *corev1.Persistent
 	larger, err := c.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 	if err != nil {
 		if answer.Of(err).NotDone() {
-			c.ledger.Withdraw(uid)
+			c.ledger.WithdrawGrowth(uid)
 		} else {
 			c.memory.doubt(keyOf(pvc), pv)
 		}
@@ -135,7 +135,7 @@ func (c *Controllers) settle(ctx context.Context, key string) error {
 		// The end of a PersistentVolume is an event for the ledger.
 		if now != nil {
 			if v, err := claim.ReadVolume(now); err == nil {
-				c.ledger.Granted(string(now.UID), v.Size)
+				c.ledger.SettleGrowth(string(now.UID), v.Size)
 			}
 		}
 		c.memory.settled(key, was)

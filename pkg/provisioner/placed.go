@@ -139,7 +139,7 @@ func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.Persistent
 	}
 	// If a pod of ours is being bound with this very claim, the ledger has its place. On this node the place is shared,
 	// and one of the two creates the PersistentVolume. Otherwise this node is the wrong one.
-	records, err := c.ledger.Reserve(holder, node, []ledger.Want{{Partition: v.Partition, Request: v.Request, Room: v.Headroom, Persistent: true}})
+	records, err := c.ledger.Reserve(holder, node, []ledger.VolumeRequest{{Partition: v.Partition, Request: v.Request, Headroom: v.Headroom, Persistent: true}})
 	if err != nil {
 		return c.unfit(ctx, m, pvc, at, err.Error())
 	}

@@ -172,8 +172,8 @@ func TestNodeTakenBack(t *testing.T) {
 			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("4Gi")}},
 		},
 	}
-	want := ledger.Want{Partition: "part", Persistent: true, Request: placement.Request{Class: "ssd", Size: 4 * gib}}
-	if _, err := c.ledger.Reserve(holderOf(pvc.UID), "n1", []ledger.Want{want}); err != nil {
+	want := ledger.VolumeRequest{Partition: "part", Persistent: true, Request: placement.Request{Class: "ssd", Size: 4 * gib}}
+	if _, err := c.ledger.Reserve(holderOf(pvc.UID), "n1", []ledger.VolumeRequest{want}); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.syncUnbound(t.Context(), &memo{uid: pvc.UID}, pvc, class); err != nil {

@@ -331,15 +331,15 @@ func (h *leakHistory) check(ctx context.Context, strict bool) error {
 }
 
 // isRecorded reports whether all that is held is recorded on that node, too.
-func isRecorded(held ledger.Held, recorded []ledger.Held) bool {
+func isRecorded(held ledger.HolderRecords, recorded []ledger.HolderRecords) bool {
 	return !slices.ContainsFunc(held.Records, func(r ledger.Record) bool {
-		return !slices.ContainsFunc(recorded, func(other ledger.Held) bool {
+		return !slices.ContainsFunc(recorded, func(other ledger.HolderRecords) bool {
 			return other.Node == held.Node && slices.Contains(other.Records, r)
 		})
 	})
 }
 
-func lines(held []ledger.Held) string {
+func lines(held []ledger.HolderRecords) string {
 	var b strings.Builder
 	for _, h := range held {
 		fmt.Fprintf(&b, "  %+v\n", h)
@@ -348,22 +348,22 @@ func lines(held []ledger.Held) string {
 }
 
 // without are the first ones that are not among the others.
-func without(some, others []ledger.Held) []ledger.Held {
-	return slices.DeleteFunc(slices.Clone(some), func(h ledger.Held) bool {
-		return slices.ContainsFunc(others, func(other ledger.Held) bool { return reflect.DeepEqual(h, other) })
+func without(some, others []ledger.HolderRecords) []ledger.HolderRecords {
+	return slices.DeleteFunc(slices.Clone(some), func(h ledger.HolderRecords) bool {
+		return slices.ContainsFunc(others, func(other ledger.HolderRecords) bool { return reflect.DeepEqual(h, other) })
 	})
 }
 
 // recorded is what pods and PersistentVolumes say, sorted as the ledger does.
-func (s *said) recorded() []ledger.Held {
-	var all []ledger.Held
+func (s *said) recorded() []ledger.HolderRecords {
+	var all []ledger.HolderRecords
 	for i := range s.pods {
 		pod := &s.pods[i]
 		asked, err := request.FromPod(pod)
 		if pod.Spec.NodeName == "" || err != nil || len(asked) == 0 {
 			continue
 		}
-		held := ledger.Held{Key: string(pod.UID), Node: pod.Spec.NodeName}
+		held := ledger.HolderRecords{Key: string(pod.UID), Node: pod.Spec.NodeName}
 		record, _ := diskv1alpha1.DecodeRecord(pod.Annotations[diskv1alpha1.AnnotationAllocation])
 		for _, v := range asked {
 			if place, ok := record.Volume(v.Name); ok {
@@ -376,18 +376,18 @@ func (s *said) recorded() []ledger.Held {
 	for i := range s.volumes {
 		if v, err := claim.ReadVolume(&s.volumes[i]); err == nil {
 			// The nodes' names are short: their labels are the same.
-			all = append(all, ledger.Held{Key: "volume/" + string(v.UID), Node: v.Node, Records: []ledger.Record{
+			all = append(all, ledger.HolderRecords{Key: "volume/" + string(v.UID), Node: v.Node, Records: []ledger.Record{
 				{Partition: v.Partition, Disk: v.Place.Disk, Extent: extent.New(v.Place.Start, v.Size)},
 			}})
 		}
 	}
-	slices.SortFunc(all, func(a, b ledger.Held) int { return strings.Compare(a.Key, b.Key) })
+	slices.SortFunc(all, func(a, b ledger.HolderRecords) int { return strings.Compare(a.Key, b.Key) })
 	return all
 }
 
 // free is what the node publishes as free, less what is recorded and not published: by disk, of those that take
 // volumes.
-func (s *said) free(node string, recorded []ledger.Held) map[string]extent.Set {
+func (s *said) free(node string, recorded []ledger.HolderRecords) map[string]extent.Set {
 	free := map[string]extent.Set{}
 	at := slices.IndexFunc(s.capacities, func(c diskv1alpha1.NodeDiskCapacity) bool { return c.Name == node })
 	if at < 0 || !slices.ContainsFunc(s.nodes, func(n corev1.Node) bool { return n.Name == node }) {

@@ -242,7 +242,7 @@ func isTheSchedulers(t *testing.T, p *policy, policy placement.Policy) {
 		size := workloads[0].size(r)
 		request := placement.Request{Class: class, Size: int64(size) * gib, Policy: policy}
 		nearest := ""
-		for name := range l.Nearest([]placement.Request{request}) {
+		for name := range l.BestNodes([]placement.Request{request}) {
 			nearest = name
 			break
 		}

@@ -146,7 +146,7 @@ func (p *Plugin) noteFailure(ctx context.Context, pod *corev1.Pod, nodeName stri
 	switch have := answer.Of(err); {
 	case have == answer.Refused:
 		bindFailuresTotal.WithLabelValues(outcomeRefused).Inc()
-		p.ledger.Refuse(string(pod.UID), nodeName, err.Error(), time.Now())
+		p.ledger.RecordRefusal(string(pod.UID), nodeName, err.Error(), time.Now())
 	case have.NotDone():
 		// It says nothing about the node.
 		bindFailuresTotal.WithLabelValues(outcomeNotBound).Inc()

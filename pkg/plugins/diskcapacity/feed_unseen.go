@@ -39,7 +39,7 @@ func (f *feed) foldUnseen(
 	ctx context.Context, volumes corev1client.PersistentVolumesGetter, before unseen,
 ) (now unseen) {
 	logger := klog.FromContext(ctx)
-	all := f.ledger.Unseen()
+	all := f.ledger.UnseenVolumes()
 	now = make(unseen, len(all))
 	for _, v := range all {
 		now[v.UID] = struct{}{}

@@ -74,7 +74,7 @@ func TestUnseen(t *testing.T) {
 	b.storeVolume(t, stays)
 	b.pass()
 	want("when all are seen", 6, 4)
-	if left := f.ledger.Unseen(); len(left) > 0 {
+	if left := f.ledger.UnseenVolumes(); len(left) > 0 {
 		t.Errorf("unseen are %v", left)
 	}
 	if err := f.volumes.Delete(stays); err != nil {

@@ -129,7 +129,7 @@ func (p *plans) take(c *pending) bool {
 		p.full[c.key] = true
 		return false
 	}
-	p.node = ledger.Less(p.node, plan)
+	p.node = ledger.SubtractPlan(p.node, plan)
 	p.rooms = roomsOf(p.node)
 	return true
 }

@@ -58,13 +58,13 @@ const narrowPlans = 500
 func (p *Plugin) nearest(logger klog.Logger, pod *corev1.Pod, s *state) []string {
 	names, infos, needs := make([]string, 0, narrowTo), p.handle.SnapshotSharedLister().NodeInfos(), needsOf(pod)
 	plans := 0
-	for name, snapshot := range p.ledger.Nearest(s.requests) {
+	for name, snapshot := range p.ledger.BestNodes(s.requests) {
 		if _, refused := s.refused[name]; refused || !snapshot.Registered || len(s.claims) > 0 && !p.takesClaims(name) {
 			continue
 		}
-		fits, sure := s.search.Glance(snapshot)
+		fits, sure := s.search.QuickCheck(snapshot)
 		if !sure {
-			if !s.search.Known(snapshot) {
+			if !s.search.Cached(snapshot) {
 				plans++
 			}
 			if plans > narrowPlans || s.search.Spent() {

@@ -66,7 +66,7 @@ func TestNarrowedToTheTightest(t *testing.T) {
 	// Two nodes do not count, although they fit tightly: one has no agent, and one refused the pod.
 	b.agent(t, "n0020")
 	pod := podOf("a", 30)
-	b.plugin.ledger.Refuse(string(pod.UID), "n0021", "forbidden", time.Now())
+	b.plugin.ledger.RecordRefusal(string(pod.UID), "n0021", "forbidden", time.Now())
 	_, names := b.triedOn(t, pod)
 	var want []string
 	for i := 22; i < 22+narrowTo; i++ {

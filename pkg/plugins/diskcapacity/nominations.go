@@ -120,11 +120,11 @@ func (p *Plugin) withNominated(s *state, pod *corev1.Pod, nodeName string) (*sta
 }
 
 // kept is what is kept on the node for nominated pods.
-func (s *state) kept(nodeName string) ledger.Kept {
-	var kept ledger.Kept
+func (s *state) kept(nodeName string) ledger.Nominations {
+	var kept ledger.Nominations
 	for _, uid := range s.nominatedFor(nodeName) {
 		n := s.nominated[uid]
-		kept.Nominated, kept.Ending = append(kept.Nominated, n.requests), n.ending
+		kept.Requests, kept.Terminating = append(kept.Requests, n.requests), n.ending
 	}
 	return kept
 }

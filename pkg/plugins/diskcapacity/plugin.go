@@ -144,7 +144,7 @@ func (p *Plugin) newState(pod *corev1.Pod, asks asked) *state {
 	holds := p.ledger.Holds(string(pod.UID))
 	for i := range asks.volumes {
 		v := &asks.volumes[i]
-		if !holds && (v.Claim == "" || !p.ledger.Doubted(v.Partition)) {
+		if !holds && (v.Claim == "" || !p.ledger.InDoubt(v.Partition)) {
 			continue
 		}
 		if s.gone == nil {
@@ -159,17 +159,17 @@ func requestsOf(volumes []request.Volume) []placement.Request {
 	requests := make([]placement.Request, len(volumes))
 	for i := range volumes {
 		want := wantOf(&volumes[i])
-		requests[i] = want.Planned()
+		requests[i] = want.WithHeadroom()
 	}
 	return requests
 }
 
-func wantOf(v *request.Volume) ledger.Want {
-	return ledger.Want{Partition: v.Partition, Request: v.Request, Room: v.Headroom, Persistent: v.Claim != ""}
+func wantOf(v *request.Volume) ledger.VolumeRequest {
+	return ledger.VolumeRequest{Partition: v.Partition, Request: v.Request, Headroom: v.Headroom, Persistent: v.Claim != ""}
 }
 
-func wantsOf(volumes []request.Volume) []ledger.Want {
-	wants := make([]ledger.Want, len(volumes))
+func wantsOf(volumes []request.Volume) []ledger.VolumeRequest {
+	wants := make([]ledger.VolumeRequest, len(volumes))
 	for i := range volumes {
 		wants[i] = wantOf(&volumes[i])
 	}
@@ -249,7 +249,7 @@ func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.
 		return fwk.AsStatus(err)
 	}
 	start, before := time.Now(), p.ledger.Snapshot(nodeName)
-	records, err := p.ledger.ReserveBeside(string(pod.UID), nodeName, wants, others.kept(nodeName))
+	records, err := p.ledger.ReserveWithNominations(string(pod.UID), nodeName, wants, others.kept(nodeName))
 	took(stepReserve, start)
 	if err != nil {
 		if s.refusedEverywhere && cycle.IsPodGroupSchedulingCycle() {
@@ -272,7 +272,7 @@ func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.
 }
 
 // wantsOn is what the pod reserves on the node, with its share in volumes that are there already.
-func (p *Plugin) wantsOn(s *state, nodeName string) ([]ledger.Want, error) {
+func (p *Plugin) wantsOn(s *state, nodeName string) ([]ledger.VolumeRequest, error) {
 	volumes := s.volumes
 	if len(s.bindable) > 0 {
 		node, err := p.feed.nodes.Get(nodeName)

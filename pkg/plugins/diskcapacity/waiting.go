@@ -388,7 +388,7 @@ func (f *feed) begin(pod *corev1.Pod) *pending {
 // made wakes the pods that fit the node now and did not fit before; all that fit, if before is nil. It must not be
 // called under the lock of the scheduling queue.
 func (f *feed) made(logger klog.Logger, nodeName string, before *placement.Node) {
-	if refused := f.waiting.of(f.ledger.Lifted(nodeName)); len(refused) > 0 {
+	if refused := f.waiting.of(f.ledger.LiftedRefusals(nodeName)); len(refused) > 0 {
 		// They may have fitted before.
 		f.retry(logger, refused)
 	}

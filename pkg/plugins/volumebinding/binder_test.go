@@ -114,8 +114,8 @@ func pvcOf(name, class, uid string) *corev1.PersistentVolumeClaim {
 	return pvc
 }
 
-func (b *bench) want() ledger.Want {
-	return ledger.Want{
+func (b *bench) want() ledger.VolumeRequest {
+	return ledger.VolumeRequest{
 		Partition: diskv1alpha1.PartitionID(diskv1alpha1.ClaimVolumeID(b.pvc.UID)), Persistent: true,
 		Request: placement.Request{Class: "ssd", Size: 4 * gib},
 	}
@@ -123,7 +123,7 @@ func (b *bench) want() ledger.Want {
 
 func (b *bench) reserve(t *testing.T, node string) {
 	t.Helper()
-	if _, err := b.ledger.Reserve("pod", node, []ledger.Want{b.want()}); err != nil {
+	if _, err := b.ledger.Reserve("pod", node, []ledger.VolumeRequest{b.want()}); err != nil {
 		t.Fatal(err)
 	}
 }

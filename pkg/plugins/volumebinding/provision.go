@@ -64,7 +64,7 @@ func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod
 		return fmt.Errorf("nothing is reserved for it any more: the pod was deleted, or a volume that it was to be bound to was taken")
 	case diskv1alpha1.NodeLabel(node) != diskv1alpha1.NodeLabel(pod.Spec.NodeName):
 		l.Forget(hold)
-		return &ledger.Elsewhere{Partition: wanted.Partition, Node: node}
+		return &ledger.ElsewhereError{Partition: wanted.Partition, Node: node}
 	}
 	place := diskv1alpha1.Place{Disk: record.Disk, Extent: diskv1alpha1.Extent{Start: record.Extent.Start, Length: record.Extent.Len()}}
 	pv, err := b.createVolume(ctx, pod, claim.NewVolume(pvc, class, wanted, pod.Spec.NodeName, place), pvc)
@@ -231,7 +231,7 @@ func remember(l *ledger.Ledger, pv *corev1.PersistentVolume, nodeName string) er
 	}
 	// If v.Node is only the label of a long name, the informer's event corrects it.
 	l.AddVolume(string(pv.UID), pv.Name, v.Node, diskcapacity.RecordOf(v))
-	return &ledger.Elsewhere{Partition: v.Partition, Node: v.Node}
+	return &ledger.ElsewhereError{Partition: v.Partition, Node: v.Node}
 }
 
 // bound returns when claim and volume are bound to each other. A kubelet that finds an unbound claim starts the pod ten
