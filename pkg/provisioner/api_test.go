@@ -164,7 +164,7 @@ type bench struct {
 }
 
 func (b *bench) ApplyClass(*placement.Request) error { return nil }
-func (b *bench) Unfit(nodeName string) string        { return b.unfit[nodeName] }
+func (b *bench) UnfitReason(nodeName string) string  { return b.unfit[nodeName] }
 
 func newBench(t *testing.T) *bench {
 	t.Helper()

@@ -41,7 +41,7 @@ func (c *Controllers) placeNow(ctx context.Context, m *memo, pvc *corev1.Persist
 	requests := []placement.Request{want.WithHeadroom()}
 	for name, snapshot := range c.ledger.BestNodes(requests) {
 		node, err := c.nodes.Get(name)
-		if err != nil || !open(node) || !allowed(class, node) || c.cluster.Unfit(name) != "" {
+		if err != nil || !open(node) || !allowed(class, node) || c.cluster.UnfitReason(name) != "" {
 			continue
 		}
 		if _, err := snapshot.Fit(requests); err == nil {

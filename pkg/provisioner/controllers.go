@@ -54,8 +54,8 @@ type Options struct {
 type cluster interface {
 	// ApplyClass adds to a request what its DiskClass says.
 	ApplyClass(r *placement.Request) error
-	// Unfit returns why a node can have no volumes of claims; empty if it can.
-	Unfit(nodeName string) string
+	// UnfitReason returns why a node can have no volumes of claims; empty if it can.
+	UnfitReason(nodeName string) string
 }
 
 // Controllers are all controllers of this package. Use New before the informers are started, and Run when this process

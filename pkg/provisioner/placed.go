@@ -127,7 +127,7 @@ func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.Persistent
 		c.refuse(m, pvc, fmt.Sprintf("StorageClass %s: %s", class.Name, err))
 		return nil
 	}
-	if why := c.cluster.Unfit(node); why != "" {
+	if why := c.cluster.UnfitReason(node); why != "" {
 		return c.unfit(ctx, m, pvc, at, why)
 	}
 	if have, err := c.nodes.Get(node); at.by == byPod && err == nil && !allowed(class, have) {

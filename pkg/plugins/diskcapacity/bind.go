@@ -25,30 +25,30 @@ import (
 // pods that second is longer than the wait here.
 const MaxWriters = 256
 
-// bindPatience is how long a pod waits for another one to be bound, before it is placed. All pods of the scheduler wait
+// maxSlotWait is how long a pod waits for another one to be bound, before it is placed. All pods of the scheduler wait
 // with it, those of other profiles too.
-const bindPatience = 500 * time.Millisecond
+const maxSlotWait = 500 * time.Millisecond
 
-// binders limits how many bindings are written at once.
-type binders struct {
+// bindSlots limits how many bindings are written at once.
+type bindSlots struct {
 	*semaphore.Weighted
-	patience time.Duration
+	maxWait time.Duration
 	// stuck is set when a pod has waited in vain, until one has been bound.
 	stuck *atomic.Bool
 }
 
-func newBinders() binders {
-	return binders{semaphore.NewWeighted(MaxWriters), bindPatience, &atomic.Bool{}}
+func newBindSlots() bindSlots {
+	return bindSlots{semaphore.NewWeighted(MaxWriters), maxSlotWait, &atomic.Bool{}}
 }
 
 // errBusy puts a pod back, to be tried again after its backoff.
 var errBusy = errors.New("the API server does not bind the pods that were placed before: the pod is tried again")
 
-// turn returns when no pod waits to be bound. Disk pods are placed faster than an API server binds them: otherwise
-// thousands of placed pods would wait here, with the state of each.
+// waitForSlot returns when no pod waits to be bound. Disk pods are placed faster than an API server binds them:
+// otherwise thousands of placed pods would wait here, with the state of each.
 //
 // When bindings hang, only one pod waits for that to end. The others are put back at once.
-func (b binders) turn(ctx context.Context) error {
+func (b bindSlots) waitForSlot(ctx context.Context) error {
 	if b.TryAcquire(1) {
 		b.Release(1)
 		b.stuck.Store(false)
@@ -57,7 +57,7 @@ func (b binders) turn(ctx context.Context) error {
 	if b.stuck.Load() {
 		return errBusy
 	}
-	waiting, cancel := context.WithTimeout(ctx, b.patience)
+	waiting, cancel := context.WithTimeout(ctx, b.maxWait)
 	defer cancel()
 	if err := b.Acquire(waiting, 1); err != nil {
 		if ctx.Err() != nil {
@@ -81,7 +81,7 @@ func (p *Plugin) Bind(ctx context.Context, _ fwk.CycleState, pod *corev1.Pod, no
 	if len(volumes) == 0 {
 		return fwk.NewStatus(fwk.Skip)
 	}
-	value, err := p.encode(pod, nodeName, volumes)
+	value, err := p.encodeRecord(pod, nodeName, volumes)
 	if err != nil {
 		return fwk.AsStatus(err)
 	}
@@ -92,20 +92,20 @@ func (p *Plugin) Bind(ctx context.Context, _ fwk.CycleState, pod *corev1.Pod, no
 		},
 		Target: corev1.ObjectReference{Kind: "Node", Name: nodeName},
 	}
-	if err := p.feed.binders.Acquire(ctx, 1); err != nil {
+	if err := p.feed.bindSlots.Acquire(ctx, 1); err != nil {
 		return fwk.AsStatus(fmt.Errorf("waiting to bind pod %s to node %s: %w", klog.KObj(pod), nodeName, err))
 	}
-	defer p.feed.binders.Release(1)
+	defer p.feed.bindSlots.Release(1)
 	klog.FromContext(ctx).V(3).Info("Binding a pod with its disk volumes", "pod", klog.KObj(pod), "node", klog.KRef("", nodeName), "allocation", value)
-	if err := p.send(ctx, binding); err != nil {
+	if err := p.sendBinding(ctx, binding); err != nil {
 		p.noteFailure(ctx, pod, nodeName, err)
 		return fwk.AsStatus(err)
 	}
 	return nil
 }
 
-// encode returns the record of what was reserved.
-func (p *Plugin) encode(pod *corev1.Pod, nodeName string, volumes []request.Volume) (string, error) {
+// encodeRecord returns the record of what was reserved.
+func (p *Plugin) encodeRecord(pod *corev1.Pod, nodeName string, volumes []request.Volume) (string, error) {
 	reservedOn, records := p.ledger.Records(string(pod.UID))
 	// The reservation can be gone by now: the pod was deleted, or bound by another.
 	if reservedOn != nodeName {
@@ -125,9 +125,9 @@ func (p *Plugin) encode(pod *corev1.Pod, nodeName string, volumes []request.Volu
 	return diskv1alpha1.EncodeRecord(places)
 }
 
-// send does what the default binder does. If the scheduler has a dispatcher of API calls, the call is queued there with
-// the others.
-func (p *Plugin) send(ctx context.Context, binding *corev1.Binding) error {
+// sendBinding does what the default binder does. If the scheduler has a dispatcher of API calls, the call is queued
+// there with the others.
+func (p *Plugin) sendBinding(ctx context.Context, binding *corev1.Binding) error {
 	if cacher := p.handle.APICacher(); cacher != nil {
 		onFinish, err := cacher.BindPod(binding)
 		if err != nil {

@@ -21,7 +21,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-func answering(code int, body *metav1.Status, got *corev1.Binding) http.HandlerFunc {
+func respondWith(code int, body *metav1.Status, got *corev1.Binding) http.HandlerFunc {
 	body.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !strings.HasSuffix(r.URL.Path, "/binding") {
@@ -39,7 +39,7 @@ func answering(code int, body *metav1.Status, got *corev1.Binding) http.HandlerF
 
 func TestBindWritesTheRecord(t *testing.T) {
 	var got corev1.Binding
-	b := newBench(t, answering(http.StatusCreated, &metav1.Status{Status: metav1.StatusSuccess}, &got), "n1")
+	b := newBench(t, respondWith(http.StatusCreated, &metav1.Status{Status: metav1.StatusSuccess}, &got), "n1")
 	b.publish(t, "n1", 10)
 	pod := withVolume(podOf("a", 2), "logs", "1Gi", "ssd")
 	state, _ := b.filter(t, pod)
@@ -88,7 +88,7 @@ func TestBindFailures(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, answering(int(test.answer.ErrStatus.Code), &test.answer.ErrStatus, nil), "n1")
+			b := newBench(t, respondWith(int(test.answer.ErrStatus.Code), &test.answer.ErrStatus, nil), "n1")
 			b.publish(t, "n1", 10)
 			pod := podOf("a", 6)
 			b.store(t, pod)
@@ -126,7 +126,7 @@ func TestBindFailures(t *testing.T) {
 func TestDoubtOfADeletedPod(t *testing.T) {
 	for _, code := range []int32{http.StatusInternalServerError, http.StatusForbidden} {
 		answer := &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: metav1.StatusReasonUnknown}
-		b := newBench(t, answering(int(code), answer, nil), "n1")
+		b := newBench(t, respondWith(int(code), answer, nil), "n1")
 		b.publish(t, "n1", 10)
 		pod := podOf("a", 6) // not in the informer's store: its deletion was handled
 		state, _ := b.filter(t, pod)
@@ -163,7 +163,7 @@ func TestSettledDoubtWakes(t *testing.T) {
 	b.plugin.ledger.Doubt("doubtful")
 	b.refuse(t, fits)
 	b.refuse(t, large)
-	b.remove(t, doubtful)
+	b.removeFromStore(t, doubtful)
 	b.plugin.feed.foldPod(klog.Background(), doubtful)
 	if pods := <-woken; len(pods) != 1 || pods["default/fits"] != fits {
 		t.Errorf("woken are %v, want the one that fits now", pods)
@@ -178,12 +178,12 @@ func TestBindWithoutReservation(t *testing.T) {
 	}
 }
 
-// TestBindersTakeTurns asserts that no disk pod is placed while MaxWriters pods are being bound, and that other pods
+// TestBindSlots asserts that no disk pod is placed while MaxWriters pods are being bound, and that other pods
 // are. Disk pods are placed again when one binding has ended.
-func TestBindersTakeTurns(t *testing.T) {
+func TestBindSlots(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
-	if err := b.plugin.feed.binders.Acquire(b.ctx, MaxWriters); err != nil {
+	if err := b.plugin.feed.bindSlots.Acquire(b.ctx, MaxWriters); err != nil {
 		t.Fatal(err)
 	}
 	impatient, cancel := context.WithCancel(b.ctx)
@@ -194,7 +194,7 @@ func TestBindersTakeTurns(t *testing.T) {
 	if _, status := b.plugin.PreFilter(impatient, framework.NewCycleState(), st.MakePod().Name("plain").Obj(), b.nodes); !status.IsSkip() {
 		t.Errorf("a pod without disks: %v", status)
 	}
-	b.plugin.feed.binders.Release(1)
+	b.plugin.feed.bindSlots.Release(1)
 	if _, status := b.plugin.PreFilter(b.ctx, framework.NewCycleState(), podOf("a", 1), b.nodes); !status.IsSuccess() {
 		t.Errorf("when one is through: %v", status)
 	}
@@ -205,7 +205,7 @@ func TestBindersTakeTurns(t *testing.T) {
 func TestHangingBindings(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
-	binders := &b.plugin.feed.binders
+	binders := &b.plugin.feed.bindSlots
 	if err := binders.Acquire(b.ctx, MaxWriters); err != nil {
 		t.Fatal(err)
 	}
@@ -224,12 +224,12 @@ func TestHangingBindings(t *testing.T) {
 			return nil
 		}
 	}
-	binders.patience = time.Millisecond
+	binders.maxWait = time.Millisecond
 	// After an error the scheduler retries the pod after its backoff, without an event.
 	if status := try(); status.Code() != fwk.Error || !strings.Contains(status.Message(), errBusy.Error()) {
 		t.Errorf("the first pod: %v", status)
 	}
-	binders.patience = time.Hour
+	binders.maxWait = time.Hour
 	if status := try(); status.Code() != fwk.Error {
 		t.Errorf("the second pod: %v", status)
 	}

@@ -13,17 +13,17 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// bindable are the PersistentVolumes without a claim, such as a retained volume that was released to be bound again.
-// The stock VolumeBinding binds a claim to one of them where it can, and then the claim requests no space. There are
-// hardly ever any, and then all of this costs nothing.
-type bindable struct {
+// bindableVolumes are the PersistentVolumes without a claim, such as a retained volume that was released to be bound
+// again. The stock VolumeBinding binds a claim to one of them where it can, and then the claim requests no space. There
+// are hardly ever any, and then all of this costs nothing.
+type bindableVolumes struct {
 	mu sync.RWMutex
 	// byClass has them by StorageClass and name. The inner maps are never changed.
 	byClass map[string]map[string]*corev1.PersistentVolume
 }
 
-func newBindable() *bindable {
-	return &bindable{byClass: map[string]map[string]*corev1.PersistentVolume{}}
+func newBindable() *bindableVolumes {
+	return &bindableVolumes{byClass: map[string]map[string]*corev1.PersistentVolume{}}
 }
 
 // isBindable reports whether a claim can still be bound to the volume. An operator may name that claim in it, and
@@ -33,7 +33,7 @@ func isBindable(pv *corev1.PersistentVolume) bool {
 }
 
 // set folds in the present state of a PersistentVolume.
-func (b *bindable) set(pv *corev1.PersistentVolume) {
+func (b *bindableVolumes) set(pv *corev1.PersistentVolume) {
 	class := volume.GetPersistentVolumeClass(pv)
 	if !isBindable(pv) || pv.DeletionTimestamp != nil || class == "" {
 		b.remove(pv)
@@ -50,7 +50,7 @@ func (b *bindable) set(pv *corev1.PersistentVolume) {
 }
 
 // remove folds in that a PersistentVolume is gone, or has a claim.
-func (b *bindable) remove(pv *corev1.PersistentVolume) {
+func (b *bindableVolumes) remove(pv *corev1.PersistentVolume) {
 	class := volume.GetPersistentVolumeClass(pv)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -67,14 +67,14 @@ func (b *bindable) remove(pv *corev1.PersistentVolume) {
 }
 
 // has reports whether there are any of the StorageClass.
-func (b *bindable) has(class string) bool {
+func (b *bindableVolumes) has(class string) bool {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	return len(b.byClass[class]) > 0
 }
 
 // of returns those that one of the claims may be bound to, by StorageClass; nil if none.
-func (b *bindable) of(claims map[string]*corev1.PersistentVolumeClaim) map[string][]*corev1.PersistentVolume {
+func (b *bindableVolumes) of(claims map[string]*corev1.PersistentVolumeClaim) map[string][]*corev1.PersistentVolume {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	if len(b.byClass) == 0 {
@@ -97,22 +97,22 @@ func (b *bindable) of(claims map[string]*corev1.PersistentVolumeClaim) map[strin
 	return found
 }
 
-// volumesOn returns the volumes that are to be placed if the pod goes to the node. Claims that the stock plugin would
-// bind there to a bindable PersistentVolume are left out, as its findMatchingVolumes decides.
-func (s *state) volumesOn(node *corev1.Node) []request.Volume {
+// volumesToPlaceOn returns the volumes that are to be placed if the pod goes to the node. Claims that the stock plugin
+// would bind there to a bindable PersistentVolume are left out, as its findMatchingVolumes decides.
+func (s *state) volumesToPlaceOn(node *corev1.Node) []request.Volume {
 	if len(s.bindable) == 0 {
 		return s.volumes
 	}
-	found := s.boundOn(node)
+	found := s.claimsBoundOn(node)
 	if len(found) == 0 {
 		return s.volumes
 	}
 	return slices.DeleteFunc(slices.Clone(s.volumes), func(v request.Volume) bool { return found[v.Claim] })
 }
 
-// boundOn returns the claims, as namespace/name, that the stock plugin would bind to a bindable PersistentVolume on the
-// node.
-func (s *state) boundOn(node *corev1.Node) map[string]bool {
+// claimsBoundOn returns the claims, as namespace/name, that the stock plugin would bind to a bindable PersistentVolume
+// on the node.
+func (s *state) claimsBoundOn(node *corev1.Node) map[string]bool {
 	claims := slices.SortedFunc(maps.Values(s.claims), func(a, b *corev1.PersistentVolumeClaim) int {
 		x, y := a.Spec.Resources.Requests[corev1.ResourceStorage], b.Spec.Resources.Requests[corev1.ResourceStorage]
 		if order := x.Cmp(y); order != 0 {

@@ -108,11 +108,11 @@ func ownedBy(pod *corev1.Pod) func(*corev1.PersistentVolumeClaim) {
 	}
 }
 
-func TestAsk(t *testing.T) {
+func TestPodRequest(t *testing.T) {
 	immediate := storagev1.VolumeBindingImmediate
 	tests := map[string]struct {
 		pod     func(t *testing.T, b *bench) *corev1.Pod
-		sizes   []int64 // GiB, with the room
+		sizes   []int64 // GiB, with the headroom
 		settled bool
 		err     string
 	}{
@@ -190,7 +190,7 @@ func TestAsk(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, nil, "n1")
 			b.storageClass(t, "ssd", nil)
-			asks, err := b.plugin.feed.ask(test.pod(t, b))
+			req, err := b.plugin.feed.requestOf(test.pod(t, b))
 			if test.err != "" {
 				if err == nil || !strings.Contains(err.Error(), test.err) {
 					t.Errorf("got %v, want %q", err, test.err)
@@ -201,11 +201,11 @@ func TestAsk(t *testing.T) {
 				t.Fatal(err)
 			}
 			var sizes []int64
-			for _, r := range asks.requests() {
+			for _, r := range req.requests() {
 				sizes = append(sizes, r.Size/gib)
 			}
-			if !slices.Equal(sizes, test.sizes) || asks.settled != test.settled {
-				t.Errorf("asks for %v GiB, settled %v", sizes, asks.settled)
+			if !slices.Equal(sizes, test.sizes) || req.limitedByClaims != test.settled {
+				t.Errorf("requests %v GiB, limited by claims %v", sizes, req.limitedByClaims)
 			}
 		})
 	}
@@ -350,9 +350,9 @@ func TestLongNames(t *testing.T) {
 	}
 }
 
-// TestBindable asserts that a claim that the stock plugin binds to an existing volume requests no space, on the
+// TestBindableVolumes asserts that a claim that the stock plugin binds to an existing volume requests no space, on the
 // volume's node and within its limits.
-func TestBindable(t *testing.T) {
+func TestBindableVolumes(t *testing.T) {
 	tests := map[string]struct {
 		claims   []int64 // GiB
 		bindable func(pv *corev1.PersistentVolume)
@@ -361,7 +361,7 @@ func TestBindable(t *testing.T) {
 		"fits":             {[]int64{4}, nil, true},
 		"too small":        {[]int64{5}, nil, false},
 		"one of two":       {[]int64{4, 4}, nil, false},
-		"one, and room":    {[]int64{4, 1}, nil, false}, // the smaller is bound to it
+		"one, and space":   {[]int64{4, 1}, nil, false}, // the smaller is bound to it
 		"not available":    {[]int64{4}, func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased }, false},
 		"of another class": {[]int64{4}, func(pv *corev1.PersistentVolume) { pv.Spec.StorageClassName = "other" }, false},
 		"on another node": {[]int64{4}, func(pv *corev1.PersistentVolume) {
@@ -412,7 +412,7 @@ func TestBindable(t *testing.T) {
 			taken.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "default", Name: "x", UID: "x"}
 			b.plugin.Unreserve(b.ctx, framework.NewCycleState(), pod, "n1")
 			b.storeVolume(t, taken)
-			if len(b.plugin.feed.bindable.byClass) != 0 {
+			if len(b.plugin.feed.bindableVolumes.byClass) != 0 {
 				t.Error("a volume that a claim has is still bindable")
 			}
 			if _, statuses := b.filter(t, pod); statuses["n1"].IsSuccess() {
@@ -422,9 +422,9 @@ func TestBindable(t *testing.T) {
 	}
 }
 
-// TestNotMade asserts that a claim that no volume is made for fits where an existing volume can be bound to it.
+// TestExistingOnly asserts that a claim that no volume is made for fits where an existing volume can be bound to it.
 // Elsewhere the pod waits, with a reason. If there is no such volume at all, the pod is refused.
-func TestNotMade(t *testing.T) {
+func TestExistingOnly(t *testing.T) {
 	selecting := func(c *corev1.PersistentVolumeClaim) {
 		c.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": "db"}}
 	}
@@ -465,7 +465,7 @@ func TestNotMade(t *testing.T) {
 			if !test.fits {
 				return
 			}
-			if Decided(state) != nil {
+			if DelegatedClaims(state) != nil {
 				t.Error("the claim is not left to the stock plugin, which binds it")
 			}
 			if status := b.plugin.Reserve(b.ctx, state, pod, "n1"); !status.IsSuccess() || b.freeGiB("n1") != 10 {
@@ -664,7 +664,7 @@ func TestSignClaims(t *testing.T) {
 
 // TestNarrowedClaims asserts that pods whose claims are all to be placed are tried on the nodes that fit best.
 func TestNarrowedClaims(t *testing.T) {
-	b := large(t, 150)
+	b := largeCluster(t, 150)
 	b.storageClass(t, "ssd", nil)
 	b.storageClass(t, "other", func(c *storagev1.StorageClass) { c.Provisioner = "other" })
 	b.claim(t, "open", "ssd", 1, nil)

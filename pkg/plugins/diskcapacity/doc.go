@@ -15,27 +15,28 @@
 //
 //   - plugin.go: PreFilter, Filter, Reserve, Unreserve.
 //   - claims.go, bindable.go: what a pod requests, and which PersistentVolumes its claims may be bound to.
-//   - narrow.go, admits.go: the nodes that a pod is tried on in a large cluster.
+//   - narrow.go, needs.go: the nodes that a pod is tried on in a large cluster.
 //   - score.go: Score.
 //   - nominations.go, preemption.go: nominated pods, and PostFilter.
-//   - bind.go, explain_placed.go: Bind and PostBind.
+//   - bind.go, reservation.go: Bind and PostBind.
 //   - explain.go: why nodes were refused.
 //   - args.go, profile.go: the plugin's arguments, and what its profile needs.
 //
 // What is watched and folded into the ledger:
 //
 //   - feed.go: pods, and what all profiles of a scheduler share.
-//   - watch.go, records.go, reports.go: NodeDiskCapacities.
-//   - classes.go: DiskClasses.
+//   - feed_capacities.go, records.go, reports.go: NodeDiskCapacities.
+//   - feed_classes.go: DiskClasses.
 //   - feed_volumes.go, feed_unseen.go: PersistentVolumes.
 //   - feed_nodes.go, feed_agents.go: Nodes and CSINodes.
 //   - shared.go: what other packages of the process get of it.
 //
 // Which events wake a pod:
 //
-//   - gate.go: PreEnqueue, and the hints about claims.
-//   - hints.go: the other hints.
-//   - waiting.go, growth.go: the pods that a node's new free space wakes.
+//   - pre_enqueue.go: PreEnqueue, which gates pods.
+//   - hints.go, hints_claims.go: the queueing hints.
+//   - irrelevant.go: which events need no hint.
+//   - waiting.go, space_gain.go: the pods that a node's new free space wakes.
 //
 // Metrics are in metrics.go, metrics_lag.go and metrics_collector.go.
 package diskcapacity

@@ -20,20 +20,20 @@ type invalid struct{}
 // Clone implements fwk.StateData.
 func (i invalid) Clone() fwk.StateData { return i }
 
-// never refuses a node for a reason that the end of no pod could change.
-func (s *state) never(other otherReason, reason string) *fwk.Status {
-	s.rejections.sawOther(other)
+// unresolvable refuses a node for a reason that the end of no pod could change.
+func (s *state) unresolvable(other otherReason, reason string) *fwk.Status {
+	s.rejections.addOther(other)
 	return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reason)
 }
 
-// noRoom refuses a node with too little free space. The code says whether the end of other pods could help.
-func (s *state) noRoom(node string, err error) *fwk.Status {
+// unschedulable refuses a node with too little free space. The code says whether the end of other pods could help.
+func (s *state) unschedulable(node string, err error) *fwk.Status {
 	noFit, ok := errors.AsType[*placement.NoFit](err)
 	if !ok {
 		return fwk.AsStatus(err)
 	}
-	reason := s.rejections.saw(node, noFit)
-	if s.figures {
+	reason := s.rejections.add(node, noFit)
+	if s.perNodeFigures {
 		reason = noFit.Error()
 	}
 	if noFit.Never {
@@ -42,10 +42,10 @@ func (s *state) noRoom(node string, err error) *fwk.Status {
 	return fwk.NewStatus(fwk.Unschedulable, reason)
 }
 
-// noNode is the status of a pod that fits no node. It says how near the nearest nodes came, unless each node has said
-// it itself.
-func (s *state) noNode() *fwk.Status {
-	if best := s.rejections.best(); best != "" && !s.figures {
+// noNodeStatus is the status of a pod that fits no node. It says how near the nearest nodes came, unless each node has
+// said it itself.
+func (s *state) noNodeStatus() *fwk.Status {
+	if best := s.rejections.bestMessage(); best != "" && !s.perNodeFigures {
 		return fwk.NewStatus(fwk.Unschedulable, best)
 	}
 	return fwk.NewStatus(fwk.Unschedulable)
@@ -55,85 +55,85 @@ func (s *state) noNode() *fwk.Status {
 // writes them for many nodes at once. The text is built once for each entry, and a node that adds nothing allocates
 // nothing.
 type rejections struct {
-	kinds atomic.Pointer[kind]
+	groups atomic.Pointer[rejectionGroup]
 	// others are the reasons without figures.
 	others atomic.Uint32
 }
 
-// kind is what nodes with the same reason have in common.
-type kind struct {
-	// why is the NoFit of one of them.
-	why    *placement.NoFit
+// rejectionGroup is what nodes with the same reason have in common.
+type rejectionGroup struct {
+	// noFit is the NoFit of one of them.
+	noFit  *placement.NoFit
 	reason string
 	// nearest is the node that lacks the least; of equal nodes the first by name, so that the message is always the
 	// same.
-	nearest atomic.Pointer[nearest]
-	next    *kind
+	nearest atomic.Pointer[nearestNode]
+	next    *rejectionGroup
 }
 
-type nearest struct {
-	node string
-	why  *placement.NoFit
+type nearestNode struct {
+	node  string
+	noFit *placement.NoFit
 }
 
-// saw adds a node that has no room, and returns the text for all nodes with the same reason.
-func (r *rejections) saw(node string, why *placement.NoFit) string {
-	k := r.kind(why)
+// add adds a node that has no room, and returns the text for all nodes with the same reason.
+func (r *rejections) add(node string, why *placement.NoFit) string {
+	k := r.group(why)
 	for {
 		now := k.nearest.Load()
-		if now != nil && !why.Nearer(now.why) && (now.why.Nearer(why) || now.node <= node) {
+		if now != nil && !why.Nearer(now.noFit) && (now.noFit.Nearer(why) || now.node <= node) {
 			return k.reason
 		}
-		if k.nearest.CompareAndSwap(now, &nearest{node: node, why: why}) {
+		if k.nearest.CompareAndSwap(now, &nearestNode{node: node, noFit: why}) {
 			return k.reason
 		}
 	}
 }
 
-// kind returns the entry, and adds it if it is missing. There are a handful.
-func (r *rejections) kind(why *placement.NoFit) *kind {
-	var made *kind
+// group returns the entry, and adds it if it is missing. There are a handful.
+func (r *rejections) group(why *placement.NoFit) *rejectionGroup {
+	var made *rejectionGroup
 	for {
-		first := r.kinds.Load()
+		first := r.groups.Load()
 		for k := first; k != nil; k = k.next {
-			if k.why.Alike(why) {
+			if k.noFit.Alike(why) {
 				return k
 			}
 		}
 		if made == nil {
-			made = &kind{why: why, reason: why.Reason()}
+			made = &rejectionGroup{noFit: why, reason: why.Reason()}
 		}
 		made.next = first
-		if r.kinds.CompareAndSwap(first, made) {
+		if r.groups.CompareAndSwap(first, made) {
 			return made
 		}
 	}
 }
 
-// sawOther adds a reason without figures.
-func (r *rejections) sawOther(reason otherReason) {
+// addOther adds a reason without figures.
+func (r *rejections) addOther(reason otherReason) {
 	// Most nodes have a reason that is known already, and then nothing is written.
 	if bit := uint32(1) << reason; r.others.Load()&bit == 0 {
 		r.others.Or(bit)
 	}
 }
 
-// none reports whether no node was refused.
-func (r *rejections) none() bool { return r.kinds.Load() == nil && r.others.Load() == 0 }
+// isEmpty reports whether no node was refused.
+func (r *rejections) isEmpty() bool { return r.groups.Load() == nil && r.others.Load() == 0 }
 
-// best says how near the nearest nodes came; empty if that is of no use.
-func (r *rejections) best() string {
+// bestMessage says how near the nearest nodes came; empty if that is of no use.
+func (r *rejections) bestMessage() string {
 	kinds := r.sorted()
-	classes := slices.ContainsFunc(kinds, func(k *kind) bool { return k.why.Class != kinds[0].why.Class })
+	classes := slices.ContainsFunc(kinds, func(k *rejectionGroup) bool { return k.noFit.Class != kinds[0].noFit.Class })
 	var found []string
 	for _, k := range kinds {
 		nearest := k.nearest.Load()
-		best := nearest.why.Best()
+		best := nearest.noFit.Best()
 		if best == "" {
 			continue
 		}
 		if classes {
-			best += " of class " + k.why.Class
+			best += " of class " + k.noFit.Class
 		}
 		found = append(found, best+" on "+nearest.node)
 	}
@@ -143,13 +143,13 @@ func (r *rejections) best() string {
 	return "Best is " + strings.Join(found, ", ")
 }
 
-func (r *rejections) sorted() []*kind {
-	var kinds []*kind
-	for k := r.kinds.Load(); k != nil; k = k.next {
+func (r *rejections) sorted() []*rejectionGroup {
+	var kinds []*rejectionGroup
+	for k := r.groups.Load(); k != nil; k = k.next {
 		kinds = append(kinds, k)
 	}
-	slices.SortFunc(kinds, func(a, b *kind) int {
-		return cmp.Or(cmp.Compare(a.why.Class, b.why.Class), cmp.Compare(a.why.Cause, b.why.Cause), cmp.Compare(a.reason, b.reason))
+	slices.SortFunc(kinds, func(a, b *rejectionGroup) int {
+		return cmp.Or(cmp.Compare(a.noFit.Class, b.noFit.Class), cmp.Compare(a.noFit.Cause, b.noFit.Cause), cmp.Compare(a.reason, b.reason))
 	})
 	return kinds
 }

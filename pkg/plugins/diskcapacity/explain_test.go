@@ -13,9 +13,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// explained is the message of the pod's event when no node fits: what kube-scheduler makes of the plugin's statuses. As
-// there, Filter runs for many nodes at once.
-func (b *bench) explained(t *testing.T, pod *corev1.Pod) string {
+// failureMessage is the message of the pod's event when no node fits: what kube-scheduler makes of the plugin's
+// statuses. As there, Filter runs for many nodes at once.
+func (b *bench) failureMessage(t *testing.T, pod *corev1.Pod) string {
 	t.Helper()
 	state := framework.NewCycleState()
 	if _, status, _ := b.framework.RunPreFilterPlugins(b.ctx, state, pod); !status.IsSuccess() {
@@ -82,7 +82,7 @@ func TestMessageOfManyNodes(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			for range 3 {
-				have := b.explained(t, test.pod)
+				have := b.failureMessage(t, test.pod)
 				if have != test.want && have != test.want+" " {
 					t.Errorf("got  %s\nwant %s", have, test.want)
 				}

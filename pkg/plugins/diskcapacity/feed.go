@@ -25,20 +25,20 @@ import (
 // feed folds the objects of the API into the ledger. A scheduler has one, not one for each profile: two profiles with a
 // ledger each would give away the same space twice.
 type feed struct {
-	ledger    *ledger.Ledger
-	classes   *classes
-	narrowing *narrowing
-	nominees  *nominees
-	lag       *lag
-	waiting   *waiting
-	// placed has the reservations of pods between Reserve and PostBind, by UID.
-	placed sync.Map
+	ledger      *ledger.Ledger
+	classes     *classes
+	narrowing   *narrowing
+	nominations *nominationCounts
+	lag         *publishLag
+	waiting     *waitingPods
+	// reservations has the reservations of pods between Reserve and PostBind, by UID.
+	reservations sync.Map
 
-	claims   claims
-	csiNodes storagelisters.CSINodeLister
-	nodes    corelisters.NodeLister
-	bindable *bindable
-	names    *names
+	claims          claimReader
+	csiNodes        storagelisters.CSINodeLister
+	nodes           corelisters.NodeLister
+	bindableVolumes *bindableVolumes
+	longNames       *longNames
 
 	pods, volumes cache.Indexer
 	// folding is held while an object is read from an informer's store and folded in.
@@ -49,26 +49,26 @@ type feed struct {
 	capacities *capacityStore
 	// nodesFolded is done once the Nodes of all capacities are folded in.
 	nodesFolded sync.Once
-	// synced is set once everything above has synced, and stays set.
-	synced atomic.Bool
-	// late is set once a pod has waited for them in vain.
-	late atomic.Bool
+	// loaded is set once everything above has synced, and stays set.
+	loaded atomic.Bool
+	// syncTimedOut is set once a pod has waited for them in vain.
+	syncTimedOut atomic.Bool
 
-	binders binders
+	bindSlots bindSlots
 
 	// scheduling is closed when the scheduler tries its first pod.
 	scheduling chan struct{}
-	began      sync.Once
+	beginOnce  sync.Once
 
 	// activate puts pods back into the scheduling queue.
 	activate func(klog.Logger, map[string]*corev1.Pod)
 	// later is time.AfterFunc, except in tests.
 	later func(time.Duration, func())
-	// lastEnd and lastVolume are what hints have folded in last.
-	lastEnd    atomic.Pointer[end]
+	// lastPodEnd and lastVolume are what hints have folded in last.
+	lastPodEnd atomic.Pointer[podEnd]
 	lastVolume atomic.Pointer[foldedVolume]
-	// lastGrowth is the growth of the node of the last hint.
-	lastGrowth atomic.Pointer[growth]
+	// lastSpaceGain is the space gain of the node of the last hint.
+	lastSpaceGain atomic.Pointer[spaceGain]
 }
 
 // feeds has the feed of every scheduler in this process. All profiles of a scheduler share an informer factory, and no
@@ -91,7 +91,7 @@ func feedOf(ctx context.Context, handle fwk.Handle) (*feed, error) {
 		return nil, err
 	}
 	f.activate = handle.Activate
-	if err := f.watch(ctx, handle.KubeConfig()); err != nil {
+	if err := f.startReflectors(ctx, handle.KubeConfig()); err != nil {
 		return nil, err
 	}
 	f.followUnseen(ctx, handle.ClientSet().CoreV1(), nil)
@@ -111,23 +111,23 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 	informer := factory.Core().V1().Pods().Informer()
 	logger := klog.FromContext(ctx)
 	f := &feed{
-		ledger: l, classes: newClasses(), narrowing: newNarrowing(clock.RealClock{}), nominees: newNominees(), lag: newLag(l), waiting: newWaiting(), pods: informer.GetIndexer(), capacities: newCapacityStore(logger, l),
-		claims: claims{
-			claims:  factory.Core().V1().PersistentVolumeClaims().Lister(),
+		ledger: l, classes: newClasses(), narrowing: newNarrowing(clock.RealClock{}), nominations: newNominationCounts(), lag: newPublishLag(l), waiting: newWaitingPods(), pods: informer.GetIndexer(), capacities: newCapacityStore(logger, l),
+		claims: claimReader{
+			pvcs:    factory.Core().V1().PersistentVolumeClaims().Lister(),
 			classes: factory.Storage().V1().StorageClasses().Lister(),
 		},
-		csiNodes: factory.Storage().V1().CSINodes().Lister(),
-		nodes:    factory.Core().V1().Nodes().Lister(),
-		bindable: newBindable(), names: newNames(),
-		binders: newBinders(), scheduling: make(chan struct{}),
+		csiNodes:        factory.Storage().V1().CSINodes().Lister(),
+		nodes:           factory.Core().V1().Nodes().Lister(),
+		bindableVolumes: newBindable(), longNames: newLongNames(),
+		bindSlots: newBindSlots(), scheduling: make(chan struct{}),
 		later: func(d time.Duration, do func()) { time.AfterFunc(d, do) },
 	}
-	f.capacities.made = func(nodeName string, before *placement.Node) { f.made(logger, nodeName, before) }
+	f.capacities.requeueFitting = func(nodeName string, before *placement.Node) { f.requeueFitting(logger, nodeName, before) }
 	f.classes.appeared = func() { f.classAppeared(logger) }
 	f.capacities.beforeFold = func(nodeName string) { f.addNodeName(logger, nodeName) }
-	f.capacities.served = func(nodeNames []string) { f.settled(logger, nodeNames) }
-	f.capacities.folded = func(nodeName string) { f.foldNode(logger, nodeName) }
-	f.capacities.listen(func(nodeName string) { f.lag.published(nodeName, time.Now()) })
+	f.capacities.disksServed = func(nodeNames []string) { f.requeueFittingAsync(logger, nodeNames) }
+	f.capacities.afterFold = func(nodeName string) { f.foldNode(logger, nodeName) }
+	f.capacities.addListener(func(nodeName string) { f.lag.published(nodeName, time.Now()) })
 	if err := f.followVolumes(logger, factory.Core().V1().PersistentVolumes().Informer()); err != nil {
 		return nil, err
 	}
@@ -148,7 +148,7 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 			}
 			f.foldObject(logger, obj)
 		},
-		DeleteFunc: func(obj any) { f.foldEnd(logger, obj) },
+		DeleteFunc: func(obj any) { f.foldPodEnd(logger, obj) },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("following pods: %w", err)
@@ -157,8 +157,8 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 	return f, nil
 }
 
-// schedules records that this process schedules pods. A process on standby does not.
-func (f *feed) schedules() { f.began.Do(func() { close(f.scheduling) }) }
+// scheduleBegins records that this process schedules pods. A process on standby does not.
+func (f *feed) scheduleBegins() { f.beginOnce.Do(func() { close(f.scheduling) }) }
 
 func (f *feed) foldObject(logger klog.Logger, obj any) {
 	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
@@ -169,9 +169,9 @@ func (f *feed) foldObject(logger klog.Logger, obj any) {
 	}
 }
 
-// foldEnd folds in the deletion of a pod, and wakes the pods that fit since then. A pod may have come after the
+// foldPodEnd folds in the deletion of a pod, and wakes the pods that fit since then. A pod may have come after the
 // scheduler's own handler of the event, and before this one.
-func (f *feed) foldEnd(logger klog.Logger, obj any) {
+func (f *feed) foldPodEnd(logger klog.Logger, obj any) {
 	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = gone.Obj
 	}
@@ -182,7 +182,7 @@ func (f *feed) foldEnd(logger klog.Logger, obj any) {
 	before := f.ledger.Snapshot(pod.Spec.NodeName)
 	f.foldPod(logger, pod)
 	if f.ledger.Snapshot(pod.Spec.NodeName) != before {
-		f.made(logger, pod.Spec.NodeName, before.Node)
+		f.requeueFitting(logger, pod.Spec.NodeName, before.Node)
 	}
 }
 
@@ -194,7 +194,7 @@ func (f *feed) foldEnd(logger klog.Logger, obj any) {
 // It also distinguishes a deleted pod from one that the scheduler only failed to bind. A hint gets both as the deletion
 // of an assigned pod, but the second may be bound (see Doubt in the ledger).
 func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
-	if !mayHold(event) {
+	if !mayHoldSpace(event) {
 		return
 	}
 	f.folding.Lock()
@@ -204,14 +204,14 @@ func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
 	switch {
 	case pod == nil, pod.Status.Phase == corev1.PodSucceeded, pod.Status.Phase == corev1.PodFailed:
 		f.forget(logger, event.UID)
-		f.settled(logger, f.ledger.DeletePod(uid))
+		f.requeueFittingAsync(logger, f.ledger.DeletePod(uid))
 	case pod.Spec.NodeName == "":
 		// The store does not have it as bound. What Reserve assumed stays.
-		f.nominees.set(event.UID, pod.Status.NominatedNodeName)
+		f.nominations.set(event.UID, pod.Status.NominatedNodeName)
 	case !hasInlineVolumes(pod):
 		// The pod is bound, and so are its claims: their PersistentVolumes have the records.
 		f.forget(logger, event.UID)
-		f.settled(logger, f.ledger.DeletePod(uid))
+		f.requeueFittingAsync(logger, f.ledger.DeletePod(uid))
 	default:
 		f.forget(logger, event.UID)
 		records, err := recordsOf(pod)
@@ -219,31 +219,31 @@ func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
 			// The record is no reservation, whatever wrote it. The agent finds a place itself and publishes it.
 			logger.V(2).Info("Ignored the allocation record of a pod", "pod", klog.KObj(pod), "node", klog.KRef("", pod.Spec.NodeName), "err", err)
 		}
-		f.settled(logger, f.ledger.SetPod(uid, pod.Spec.NodeName, records))
+		f.requeueFittingAsync(logger, f.ledger.SetPod(uid, pod.Spec.NodeName, records))
 	}
 }
 
 // forget removes a pod that is not pending any more.
 func (f *feed) forget(logger klog.Logger, uid types.UID) {
 	f.narrowing.forget(uid)
-	f.nominees.set(uid, "")
+	f.nominations.set(uid, "")
 	f.waiting.forget(uid)
-	if f.waiting.isKept(uid) {
-		// Not here: the caller may hold the lock of the scheduling queue, see settled.
+	if f.waiting.isKeptFor(uid) {
+		// Not here: the caller may hold the lock of the scheduling queue, see requeueFittingAsync.
 		go f.nominationEnded(logger, uid)
 	}
 }
 
-// settled wakes pods that now fit one of the nodes. It is for space that becomes free without an event for a queueing
-// hint, such as a record in doubt: for the scheduler its pod was just a pending pod.
-func (f *feed) settled(logger klog.Logger, nodeNames []string) {
+// requeueFittingAsync is requeueFitting for each of the nodes, in the background. It is for space that becomes free
+// without an event for a queueing hint, such as a record in doubt: for the scheduler its pod was just a pending pod.
+func (f *feed) requeueFittingAsync(logger klog.Logger, nodeNames []string) {
 	if len(nodeNames) == 0 {
 		return
 	}
 	// Not here: the caller may be a hint, which runs under the lock of the scheduling queue.
 	go func() {
 		for _, name := range nodeNames {
-			f.made(logger, name, nil)
+			f.requeueFitting(logger, name, nil)
 		}
 	}()
 }
@@ -272,22 +272,22 @@ func (f *feed) hasSynced() bool {
 	return true
 }
 
-// wait returns when everything that existed when the scheduler started has been folded into the ledger. An incomplete
-// ledger would give away space that is taken. Only the first pod waits in vain, because all pods of all profiles wait
-// with it.
-func (f *feed) wait(ctx context.Context, timeout time.Duration) error {
-	if f.synced.Load() {
+// waitForSync returns when everything that existed when the scheduler started has been folded into the ledger. An
+// incomplete ledger would give away space that is taken. Only the first pod waits in vain, because all pods of all
+// profiles wait with it.
+func (f *feed) waitForSync(ctx context.Context, timeout time.Duration) error {
+	if f.loaded.Load() {
 		return nil
 	}
-	if f.late.Load() {
+	if f.syncTimedOut.Load() {
 		timeout = 0
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if !f.hasSynced() && !cache.WaitForCacheSync(ctx.Done(), f.hasSynced) {
-		f.late.Store(true)
+		f.syncTimedOut.Store(true)
 		return errors.New("the published disk space is not loaded yet: if this lasts, see the scheduler's log, and whether Berth's CustomResourceDefinitions are installed")
 	}
-	f.synced.Store(true)
+	f.loaded.Store(true)
 	return nil
 }

@@ -14,9 +14,9 @@ import (
 // it in the snapshot, Filter looks up each node once.
 func (f *feed) followAgents(logger klog.Logger, informer cache.SharedIndexInformer) error {
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(obj any) { f.foldCSINode(logger, obj) },
-		UpdateFunc: func(_, obj any) { f.foldCSINode(logger, obj) },
-		DeleteFunc: func(obj any) { f.foldCSINode(logger, obj) },
+		AddFunc:    func(obj any) { f.foldCSINodeEvent(logger, obj) },
+		UpdateFunc: func(_, obj any) { f.foldCSINodeEvent(logger, obj) },
+		DeleteFunc: func(obj any) { f.foldCSINodeEvent(logger, obj) },
 	})
 	if err != nil {
 		return fmt.Errorf("following CSINodes: %w", err)
@@ -25,20 +25,20 @@ func (f *feed) followAgents(logger klog.Logger, informer cache.SharedIndexInform
 	return nil
 }
 
-// foldCSINode folds in an event, and wakes the pods that fit on the node of a new agent. They are woken from here, too,
-// for the same reason as in foldEnd.
-func (f *feed) foldCSINode(logger klog.Logger, obj any) {
+// foldCSINodeEvent folds in an event, and wakes the pods that fit on the node of a new agent. They are woken from here,
+// too, for the same reason as in foldPodEnd.
+func (f *feed) foldCSINodeEvent(logger klog.Logger, obj any) {
 	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = gone.Obj
 	}
 	if csiNode, ok := obj.(*storagev1.CSINode); ok && f.foldAgent(csiNode.Name) && f.hasAgent(csiNode.Name) {
-		f.made(logger, csiNode.Name, nil)
+		f.requeueFitting(logger, csiNode.Name, nil)
 	}
 }
 
 // foldAgent folds in whether an agent is registered on the node now, not at the time of the event, see foldPod. It
 // reports whether that changed.
-func (f *feed) foldAgent(nodeName string) (news bool) {
+func (f *feed) foldAgent(nodeName string) (changed bool) {
 	f.folding.Lock()
 	defer f.folding.Unlock()
 	csiNode, err := f.csiNodes.Get(nodeName)

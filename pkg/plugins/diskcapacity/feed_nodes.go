@@ -39,12 +39,12 @@ func (f *feed) foldNode(logger klog.Logger, nodeName string) {
 	f.folding.Lock()
 	_, err := f.nodes.Get(nodeName)
 	exists := !apierrors.IsNotFound(err)
-	news, served := f.ledger.SetNode(nodeName, exists)
+	changed, served := f.ledger.SetNode(nodeName, exists)
 	f.folding.Unlock()
-	if news && exists {
+	if changed && exists {
 		served = append(served, nodeName)
 	}
-	f.settled(logger, served)
+	f.requeueFittingAsync(logger, served)
 }
 
 // foldNodes folds in, once, the Nodes of all capacities that came before the Nodes were known.

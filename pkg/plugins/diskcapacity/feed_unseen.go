@@ -58,7 +58,7 @@ func (f *feed) foldUnseen(
 			logger.V(2).Info("A PersistentVolume was deleted before its creation was seen",
 				"volume", klog.KRef("", v.Name), "node", klog.KRef("", v.Node))
 			f.ledger.DeleteVolume(v.UID)
-			f.settled(logger, []string{v.Node})
+			f.requeueFittingAsync(logger, []string{v.Node})
 			delete(now, v.UID)
 		case err != nil:
 			logger.Error(err, "Reading a PersistentVolume that was made and not seen: tried again",

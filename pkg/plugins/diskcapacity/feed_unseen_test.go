@@ -12,9 +12,9 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 )
 
-// TestUnseen asserts that a PersistentVolume that was made and deleted while the watch was interrupted is looked up and
-// loses its place: there is no event of it. One that exists, or that could not be read, keeps its place.
-func TestUnseen(t *testing.T) {
+// TestUnseenVolumes asserts that a PersistentVolume that was made and deleted while the watch was interrupted is looked
+// up and loses its place: there is no event of it. One that exists, or that could not be read, keeps its place.
+func TestUnseenVolumes(t *testing.T) {
 	exist := map[string]*corev1.PersistentVolume{}
 	down, reads := false, 0
 	b := benchOf(t, func(w http.ResponseWriter, r *http.Request) {
@@ -63,16 +63,16 @@ func TestUnseen(t *testing.T) {
 		}
 	}
 	f.followUnseen(b.ctx, volumes, nil)
-	b.pass()
+	b.runLater()
 	want("before the watch had time", 2, 0)
 	down = true
-	b.pass()
+	b.runLater()
 	want("while the API server is down", 2, 1)
 	down = false
-	b.pass()
+	b.runLater()
 	want("when it is known", 6, 4)
 	b.storeVolume(t, stays)
-	b.pass()
+	b.runLater()
 	want("when all are seen", 6, 4)
 	if left := f.ledger.UnseenVolumes(); len(left) > 0 {
 		t.Errorf("unseen are %v", left)

@@ -31,8 +31,8 @@ func volumeNode(obj any) ([]string, error) {
 	return []string{v.Node}, nil
 }
 
-// volumesOn returns our PersistentVolumes on the node with that label.
-func (f *feed) volumesOn(label string) []*corev1.PersistentVolume {
+// persistentVolumesOn returns our PersistentVolumes on the node with that label.
+func (f *feed) persistentVolumesOn(label string) []*corev1.PersistentVolume {
 	objects, err := f.volumes.ByIndex(volumesByNode, label)
 	if err != nil {
 		// There is no such index: a mistake in this program.
@@ -82,7 +82,7 @@ func (f *feed) followVolumes(logger klog.Logger, informer cache.SharedIndexInfor
 	return nil
 }
 
-// foldVolumeEnd is foldEnd for PersistentVolumes.
+// foldVolumeEnd is foldPodEnd for PersistentVolumes.
 func (f *feed) foldVolumeEnd(logger klog.Logger, obj any) {
 	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = gone.Obj
@@ -96,9 +96,9 @@ func (f *feed) foldVolumeEnd(logger klog.Logger, obj any) {
 		return
 	}
 	v, _ := claim.ReadVolume(pv)
-	before := f.ledger.Snapshot(f.names.of(v.Node))
+	before := f.ledger.Snapshot(f.longNames.of(v.Node))
 	if node := f.foldVolume(logger, pv); f.ledger.Snapshot(node) != before {
-		f.made(logger, node, before.Node)
+		f.requeueFitting(logger, node, before.Node)
 	}
 }
 
@@ -127,18 +127,18 @@ func (f *feed) foldVolume(logger klog.Logger, event *corev1.PersistentVolume) (n
 	if pv == nil || pv.UID != event.UID {
 		// A PersistentVolume of the same name is another one. It has an event of its own, which may have been handled
 		// already.
-		f.bindable.remove(event)
+		f.bindableVolumes.remove(event)
 		if pv != nil {
-			f.bindable.set(pv)
+			f.bindableVolumes.set(pv)
 		}
 		if !claim.IsOurs(event) {
 			return ""
 		}
 		v, _ := claim.ReadVolume(event)
 		f.ledger.DeleteVolume(string(event.UID))
-		return f.names.of(v.Node)
+		return f.longNames.of(v.Node)
 	}
-	f.bindable.set(pv)
+	f.bindableVolumes.set(pv)
 	if !claim.IsOurs(pv) {
 		return ""
 	}
@@ -149,7 +149,7 @@ func (f *feed) foldVolume(logger klog.Logger, event *corev1.PersistentVolume) (n
 		logger.V(2).Info("A PersistentVolume reserves nothing", "volume", klog.KObj(pv), "err", err)
 		return ""
 	}
-	nodeName = f.names.of(v.Node)
+	nodeName = f.longNames.of(v.Node)
 	f.ledger.SetVolume(string(pv.UID), nodeName, RecordOf(v))
 	return nodeName
 }
@@ -169,17 +169,17 @@ func (f *feed) storedVolume(name string) *corev1.PersistentVolume {
 	return pv
 }
 
-// names has the nodes whose names are too long for a label, by their label in PersistentVolumes. A node publishes
+// longNames has the nodes whose names are too long for a label, by their label in PersistentVolumes. A node publishes
 // before any volume can be placed on it, so its capacity shows the name in time.
-type names struct {
+type longNames struct {
 	mu    sync.RWMutex
 	nodes map[string]string
 }
 
-func newNames() *names { return &names{nodes: map[string]string{}} }
+func newLongNames() *longNames { return &longNames{nodes: map[string]string{}} }
 
 // of returns the name of the node with that label: the label itself, if no longer name is known for it.
-func (n *names) of(label string) string {
+func (n *longNames) of(label string) string {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	if name, ok := n.nodes[label]; ok {
@@ -189,7 +189,7 @@ func (n *names) of(label string) string {
 }
 
 // add reports whether the node's name changes the meaning of its label.
-func (n *names) add(node string) (label string, news bool) {
+func (n *longNames) add(node string) (label string, changed bool) {
 	if label = diskv1alpha1.NodeLabel(node); label == node {
 		return label, false
 	}
@@ -204,11 +204,11 @@ func (n *names) add(node string) (label string, news bool) {
 
 // addNodeName is called before the capacity of a node is folded in.
 func (f *feed) addNodeName(logger klog.Logger, nodeName string) {
-	label, news := f.names.add(nodeName)
-	if !news {
+	label, changed := f.longNames.add(nodeName)
+	if !changed {
 		return
 	}
-	for _, pv := range f.volumesOn(label) {
+	for _, pv := range f.persistentVolumesOn(label) {
 		f.foldVolume(logger, pv)
 	}
 }

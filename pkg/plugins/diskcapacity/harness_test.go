@@ -124,16 +124,16 @@ func benchOf(t testing.TB, answer http.HandlerFunc, extenders []fwk.Extender, no
 	if err != nil {
 		t.Fatal(err)
 	}
-	feed.classes.filled.Store(true)
-	feed.classes.known["ssd"] = placement.BestFit
-	feed.classes.known["hdd"] = placement.BestFit
-	feed.capacities.filled.Store(true)
+	feed.classes.listed.Store(true)
+	feed.classes.policies["ssd"] = placement.BestFit
+	feed.classes.policies["hdd"] = placement.BestFit
+	feed.capacities.listed.Store(true)
 	return b
 }
 
 func (b *bench) agent(t testing.TB, node string, drivers ...string) {
 	t.Helper()
-	b.plugin.feed.foldCSINode(klog.Background(), b.csiNode(t, node, drivers...))
+	b.plugin.feed.foldCSINodeEvent(klog.Background(), b.csiNode(t, node, drivers...))
 }
 
 // csiNode is put into the scheduler's informer. The plugin's handler has not seen it yet.
@@ -230,8 +230,8 @@ func (b *bench) woken(pod *corev1.Pod) bool {
 	return woken
 }
 
-// pass runs the next round of all offers.
-func (b *bench) pass() {
+// runLater runs what the plugin has deferred, such as the next round of all requeues.
+func (b *bench) runLater() {
 	due := b.later
 	b.later = nil
 	for _, do := range due {
@@ -239,7 +239,7 @@ func (b *bench) pass() {
 	}
 }
 
-func (b *bench) remove(t testing.TB, pod *corev1.Pod) {
+func (b *bench) removeFromStore(t testing.TB, pod *corev1.Pod) {
 	t.Helper()
 	if err := b.plugin.feed.pods.Delete(pod); err != nil {
 		t.Fatal(err)

@@ -19,10 +19,10 @@ import (
 // folds the event's object into the ledger, and then checks whether the pod fits. To fold it in twice changes nothing.
 //
 // Hints run under the scheduling queue's lock, for every pending pod. So there is none for what nodes publish, see
-// waiting, nor for DiskClasses, which the same reflectors deliver.
+// waitingPods, nor for DiskClasses, which the same reflectors deliver.
 func (p *Plugin) EventsToRegister(context.Context) ([]fwk.ClusterEventWithHint, error) {
 	// The scheduler calls this before it starts, when all plugins of the profile exist.
-	if err := p.complete(); err != nil {
+	if err := p.checkProfile(); err != nil {
 		return nil, err
 	}
 	return append([]fwk.ClusterEventWithHint{
@@ -41,18 +41,18 @@ func (p *Plugin) afterPodDeleted(logger klog.Logger, pod *corev1.Pod, obj, _ any
 	if !ok {
 		return fwk.Queue, fmt.Errorf("deletion of a pod has %T, want *Pod", obj)
 	}
-	if !mayHold(deleted) {
+	if !mayHoldSpace(deleted) {
 		return fwk.QueueSkip, nil
 	}
-	end := p.feed.foldEndOnce(logger, deleted)
+	end := p.feed.foldPodEndOnce(logger, deleted)
 	if !end.freed {
 		return fwk.QueueSkip, nil
 	}
 	return p.queueIfFits(pod, end.node), nil
 }
 
-// end is the end of a pod, or of its nomination.
-type end struct {
+// podEnd is the end of a pod, or of its nomination.
+type podEnd struct {
 	event *corev1.Pod
 	node  string
 	// freed is false when all that the pod had is still to be wiped. The pods that fit then are woken when the node has
@@ -60,19 +60,19 @@ type end struct {
 	freed bool
 }
 
-// foldEndOnce folds in the end of a pod when it is called for the first waiting pod, and not for the others.
-func (f *feed) foldEndOnce(logger klog.Logger, deleted *corev1.Pod) *end {
-	if last := f.lastEnd.Load(); last != nil && last.event == deleted {
+// foldPodEndOnce folds in the end of a pod when it is called for the first waiting pod, and not for the others.
+func (f *feed) foldPodEndOnce(logger klog.Logger, deleted *corev1.Pod) *podEnd {
+	if last := f.lastPodEnd.Load(); last != nil && last.event == deleted {
 		return last
 	}
 	f.foldPod(logger, deleted)
-	e := &end{event: deleted, node: deleted.Spec.NodeName}
+	e := &podEnd{event: deleted, node: deleted.Spec.NodeName}
 	if e.node == "" {
 		e.node = deleted.Status.NominatedNodeName
 	}
 	ephemeral, snapshot := f.ephemeralPartitions(deleted), f.ledger.Snapshot(e.node)
 	e.freed = len(ephemeral) == 0 || slices.ContainsFunc(ephemeral, func(partition string) bool { return snapshot.Length(partition) == 0 })
-	f.lastEnd.Store(e)
+	f.lastPodEnd.Store(e)
 	return e
 }
 
@@ -97,7 +97,7 @@ func (p *Plugin) afterNode(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.Qu
 	if !ok {
 		return fwk.Queue, fmt.Errorf("event of a node has %T, want *Node", obj)
 	}
-	if before, ok := old.(*corev1.Node); ok && (labelled(before) || !labelled(node)) {
+	if before, ok := old.(*corev1.Node); ok && (hasNodeLabel(before) || !hasNodeLabel(node)) {
 		// Other changes of a known node do not change what this plugin rejected.
 		return fwk.QueueSkip, nil
 	}
@@ -111,44 +111,44 @@ func (p *Plugin) queueIfFits(pod *corev1.Pod, nodeName string) fwk.QueueingHint 
 	if len(snapshot.Node.Disks) == 0 || !p.feed.hasAgent(nodeName) {
 		return fwk.QueueSkip
 	}
-	c := p.feed.waiting.pendingOf(pod.UID)
+	c := p.feed.waiting.attemptOf(pod.UID)
 	if c == nil {
 		if p.fitsNode(pod, snapshot.Node) {
 			return fwk.Queue
 		}
 		return fwk.QueueSkip
 	}
-	now := p.feed.growthOn(snapshot.Node)
+	now := p.feed.spaceGainOn(snapshot.Node)
 	if now.spent() {
-		// The scheduling queue is locked, and no plans are left. The other pods are offered the node without that lock.
-		if now.offered.CompareAndSwap(false, true) {
-			p.feed.settled(klog.Background(), []string{nodeName})
+		// The scheduling queue is locked, and no plans are left. The other pods are checked without that lock.
+		if now.handedOver.CompareAndSwap(false, true) {
+			p.feed.requeueFittingAsync(klog.Background(), []string{nodeName})
 		}
 		return fwk.QueueSkip
 	}
-	if now.admits(c) {
+	if now.mayFit(c) {
 		return fwk.Queue
 	}
 	return fwk.QueueSkip
 }
 
-// growthOn is the growth of the node after an event. Hints for all waiting pods share it.
-func (f *feed) growthOn(node *placement.Node) *growth {
-	if last := f.lastGrowth.Load(); last != nil && last.after == node {
+// spaceGainOn is the space gain of the node after an event. Hints for all waiting pods share it.
+func (f *feed) spaceGainOn(node *placement.Node) *spaceGain {
+	if last := f.lastSpaceGain.Load(); last != nil && last.after == node {
 		return last
 	}
-	g := newGrowth(nil, node, eventPlans)
-	f.lastGrowth.Store(g)
+	g := newSpaceGain(nil, node, maxPlansPerEvent)
+	f.lastSpaceGain.Store(g)
 	return g
 }
 
 func (p *Plugin) fitsNode(pod *corev1.Pod, node *placement.Node) bool {
-	asks, err := p.feed.ask(pod)
-	if err != nil || asks.none() {
+	req, err := p.feed.requestOf(pod)
+	if err != nil || req.isEmpty() {
 		return false
 	}
 	// Such claims are rare, so the pod is tried without a check.
-	return len(p.feed.bindable.of(asks.claims)) > 0 || fits(node, asks.requests())
+	return len(p.feed.bindableVolumes.of(req.claims)) > 0 || fits(node, req.requests())
 }
 
 func fits(node *placement.Node, requests []placement.Request) bool {

@@ -56,7 +56,7 @@ func TestHintForDeletedPods(t *testing.T) {
 	if status := b.framework.RunReservePluginsReserve(b.ctx, state, holder, "n1"); !status.IsSuccess() {
 		t.Fatal(status)
 	}
-	value, err := b.plugin.encode(holder, "n1", mustVolumes(t, holder))
+	value, err := b.plugin.encodeRecord(holder, "n1", mustVolumes(t, holder))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,9 +81,9 @@ func TestHintForDeletedPods(t *testing.T) {
 		t.Error("woken by the deletion of a pod without disks")
 	}
 
-	b.remove(t, bound)
+	b.removeFromStore(t, bound)
 	if hint := b.hint(t, fwk.Pod, fwk.Delete, pod, bound, nil); hint != fwk.Queue {
-		t.Error("not woken by the deletion that made room")
+		t.Error("not woken by the deletion that freed space")
 	}
 	// The plugin's watch is late, and delivers an update from before the deletion.
 	b.plugin.feed.foldPod(klog.Background(), bound)
@@ -108,7 +108,7 @@ func TestHintForAgent(t *testing.T) {
 	if hint := b.hint(t, fwk.CSINode, fwk.Update, pod, before, after); hint != fwk.Queue {
 		t.Error("not woken by an agent that registered")
 	}
-	b.plugin.feed.foldCSINode(klog.Background(), before)
+	b.plugin.feed.foldCSINodeEvent(klog.Background(), before)
 	if _, statuses := b.filter(t, pod); !statuses["n1"].IsSuccess() {
 		t.Errorf("the agent is not known: %v", statuses["n1"])
 	}
@@ -123,14 +123,14 @@ func TestAgentAfterPod(t *testing.T) {
 	after := b.csiNode(t, "n1", diskv1alpha1.DriverName)
 	pod := podOf("a", 6)
 	b.refuse(t, pod)
-	b.plugin.feed.foldCSINode(klog.Background(), after)
+	b.plugin.feed.foldCSINodeEvent(klog.Background(), after)
 	if !b.woken(pod) {
 		t.Error("not woken")
 	}
 	if err := b.factory.Storage().V1().CSINodes().Informer().GetIndexer().Delete(after); err != nil {
 		t.Fatal(err)
 	}
-	b.plugin.feed.foldCSINode(klog.Background(), cache.DeletedFinalStateUnknown{Key: "n1", Obj: after})
+	b.plugin.feed.foldCSINodeEvent(klog.Background(), cache.DeletedFinalStateUnknown{Key: "n1", Obj: after})
 	if _, statuses := b.filter(t, pod); statuses["n1"].IsSuccess() {
 		t.Error("fits a node without a CSINode")
 	}

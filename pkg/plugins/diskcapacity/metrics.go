@@ -19,12 +19,12 @@ const (
 	resultUnschedulable = "unschedulable"
 	// resultWidened: none of the nodes that fit best was accepted, all are tried next.
 	resultWidened = "widened"
-	// resultWaiting: the pod waits for a node to wipe volumes that are gone.
-	resultWaiting = "waiting"
+	// resultWaitingForWipe: the pod waits for a node to wipe volumes that are gone.
+	resultWaitingForWipe = "waiting"
 	// resultLost: the space was taken between Filter and Reserve.
 	resultLost = "lost"
-	// resultUndone: the places were given back, because the pod could not be bound.
-	resultUndone = "undone"
+	// resultUnreserved: the places were given back, because the pod could not be bound.
+	resultUnreserved = "undone"
 )
 
 // Steps that are measured once for each pod. kube-scheduler itself samples the duration of Filter.
@@ -75,13 +75,13 @@ func registerMetrics() {
 	})
 }
 
-func decided(result string) { decisionsTotal.WithLabelValues(result).Inc() }
+func countDecision(result string) { decisionsTotal.WithLabelValues(result).Inc() }
 
-func took(step string, start time.Time) {
+func observePlan(step string, start time.Time) {
 	planDuration.WithLabelValues(step).Observe(time.Since(start).Seconds())
 }
 
-func (s *state) searched() {
+func (s *state) countSearch() {
 	if s.narrowed {
 		searchesTotal.WithLabelValues("best").Inc()
 	} else {
@@ -89,24 +89,24 @@ func (s *state) searched() {
 	}
 }
 
-// refusedBy counts a cycle that found no node, by the status of PostFilter.
-func (s *state) refusedBy(status *fwk.Status) {
+// countNoNode counts a cycle that found no node, by the status of PostFilter.
+func (s *state) countNoNode(status *fwk.Status) {
 	switch {
 	case s.narrowed:
-		decided(resultWidened)
+		countDecision(resultWidened)
 	case status.Code() == fwk.UnschedulableAndUnresolvable:
-		decided(resultWaiting)
+		countDecision(resultWaitingForWipe)
 	default:
-		decided(resultUnschedulable)
-		s.rejections.count()
+		countDecision(resultUnschedulable)
+		s.rejections.countReasons()
 	}
 }
 
-func (r *rejections) count() {
+func (r *rejections) countReasons() {
 	kinds := r.sorted()
 	for i, k := range kinds {
-		if i == 0 || k.why.Class != kinds[i-1].why.Class || k.why.Cause != kinds[i-1].why.Cause {
-			reasonsTotal.WithLabelValues(k.why.Class, causes[k.why.Cause]).Inc()
+		if i == 0 || k.noFit.Class != kinds[i-1].noFit.Class || k.noFit.Cause != kinds[i-1].noFit.Cause {
+			reasonsTotal.WithLabelValues(k.noFit.Class, causes[k.noFit.Cause]).Inc()
 		}
 	}
 	others := r.others.Load()

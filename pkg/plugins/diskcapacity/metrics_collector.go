@@ -63,8 +63,8 @@ func (c *collector) CollectWithStability(ch chan<- metrics.Metric) {
 		send(largestDesc, float64(of.Largest), class)
 		send(fragmentedDesc, of.Fragmentation(), class)
 	}
-	volumes, nodes := f.lag.lags(c.now())
-	lagging := slices.IndexFunc(nodes, func(n behind) bool { return n.oldest < lagsAfter })
+	volumes, nodes := f.lag.lagging(c.now())
+	lagging := slices.IndexFunc(nodes, func(n laggingNode) bool { return n.oldest < lagThreshold })
 	if lagging < 0 {
 		lagging = len(nodes)
 	}
@@ -75,7 +75,7 @@ func (c *collector) CollectWithStability(ch chan<- metrics.Metric) {
 	send(unpublishedDesc, float64(volumes))
 	send(oldestDesc, oldest.Seconds())
 	send(laggingDesc, float64(lagging))
-	for _, n := range nodes[:min(lagging, maxLags)] {
+	for _, n := range nodes[:min(lagging, maxLaggingNodes)] {
 		send(lagDesc, n.oldest.Seconds(), n.node)
 	}
 }

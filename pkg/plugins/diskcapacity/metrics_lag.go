@@ -10,61 +10,61 @@ import (
 )
 
 const (
-	// lagsAfter is the age of an unpublished volume from which on its node counts as behind. Usually a node publishes
+	// lagThreshold is the age of an unpublished volume from which on its node counts as behind. Usually a node publishes
 	// within a second.
-	lagsAfter = 10 * time.Second
-	// maxLags is how many nodes that are behind the metrics name.
-	maxLags = 100
+	lagThreshold = 10 * time.Second
+	// maxLaggingNodes is how many nodes that are behind the metrics name.
+	maxLaggingNodes = 100
 )
 
-// lag tracks since when each placed volume waits for its node to publish it. It only reads snapshots of the ledger,
-// under its own lock: what was placed before is in them.
-type lag struct {
+// publishLag tracks since when each placed volume waits for its node to publish it. It only reads snapshots of the
+// ledger, under its own lock: what was placed before is in them.
+type publishLag struct {
 	ledger *ledger.Ledger
 	mu     sync.Mutex
-	// waiting are the volumes that wait, by node and partition.
-	waiting map[string]map[string]unpublished
+	// volumes are the volumes that wait, by node and partition.
+	volumes map[string]map[string]unpublishedVolume
 }
 
-type unpublished struct {
+type unpublishedVolume struct {
 	record ledger.Record
 	since  time.Time
-	// placed is true if this process placed the volume, at since.
-	placed bool
+	// reservedHere is true if this process reserved the volume's place, at since.
+	reservedHere bool
 }
 
-func newLag(l *ledger.Ledger) *lag {
-	return &lag{ledger: l, waiting: map[string]map[string]unpublished{}}
+func newPublishLag(l *ledger.Ledger) *publishLag {
+	return &publishLag{ledger: l, volumes: map[string]map[string]unpublishedVolume{}}
 }
 
-// placed adds volumes that have just been reserved.
-func (l *lag) placed(nodeName string, records []ledger.Record, now time.Time) {
+// reserved adds volumes that have just been reserved.
+func (l *publishLag) reserved(nodeName string, records []ledger.Record, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, r := range records {
-		l.of(nodeName)[r.Partition] = unpublished{record: r, since: now, placed: true}
+		l.of(nodeName)[r.Partition] = unpublishedVolume{record: r, since: now, reservedHere: true}
 	}
 }
 
-func (l *lag) of(nodeName string) map[string]unpublished {
-	waiting := l.waiting[nodeName]
+func (l *publishLag) of(nodeName string) map[string]unpublishedVolume {
+	waiting := l.volumes[nodeName]
 	if waiting == nil {
-		waiting = map[string]unpublished{}
-		l.waiting[nodeName] = waiting
+		waiting = map[string]unpublishedVolume{}
+		l.volumes[nodeName] = waiting
 	}
 	return waiting
 }
 
-// published removes the volumes that the node publishes by now, and those that are no longer placed there.
-func (l *lag) published(nodeName string, now time.Time) {
+// published removes the volumes that the node publishes by now, and those that are no longer reserved there.
+func (l *publishLag) published(nodeName string, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.settle(nodeName, l.ledger.Snapshot(nodeName), now)
 }
 
 // settle is published with the lock held.
-func (l *lag) settle(nodeName string, s *ledger.Snapshot, now time.Time) {
-	waiting := l.waiting[nodeName]
+func (l *publishLag) settle(nodeName string, s *ledger.Snapshot, now time.Time) {
+	waiting := l.volumes[nodeName]
 	if len(waiting) == 0 {
 		return
 	}
@@ -78,7 +78,7 @@ func (l *lag) settle(nodeName string, s *ledger.Snapshot, now time.Time) {
 		}
 		delete(waiting, partition)
 		disk, at, ok := s.PublishedAt(partition)
-		if !ok || !u.placed {
+		if !ok || !u.reservedHere {
 			continue
 		}
 		publishDelay.Observe(now.Sub(u.since).Seconds())
@@ -87,19 +87,19 @@ func (l *lag) settle(nodeName string, s *ledger.Snapshot, now time.Time) {
 		}
 	}
 	if len(waiting) == 0 {
-		delete(l.waiting, nodeName)
+		delete(l.volumes, nodeName)
 	}
 }
 
-// behind is a node with volumes that it has not published.
-type behind struct {
+// laggingNode is a node with volumes that it has not published.
+type laggingNode struct {
 	node   string
 	oldest time.Duration
 }
 
-// lags returns how many volumes are not published, and the nodes that are behind, the furthest first. A volume that
+// lagging returns how many volumes are not published, and the nodes that are behind, the furthest first. A volume that
 // another scheduler placed, or this one before it was restarted, counts from when it was first seen here.
-func (l *lag) lags(now time.Time) (volumes int, nodes []behind) {
+func (l *publishLag) lagging(now time.Time) (volumes int, nodes []laggingNode) {
 	l.ledger.Each(func(name string, _ *ledger.Snapshot) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -113,14 +113,16 @@ func (l *lag) lags(now time.Time) (volumes int, nodes []behind) {
 		for _, r := range s.Unpublished() {
 			u, ok := waiting[r.Partition]
 			if !ok {
-				u = unpublished{record: r, since: now}
+				u = unpublishedVolume{record: r, since: now}
 				waiting[r.Partition] = u
 			}
 			oldest = max(oldest, now.Sub(u.since))
 		}
 		volumes += len(s.Unpublished())
-		nodes = append(nodes, behind{name, oldest})
+		nodes = append(nodes, laggingNode{name, oldest})
 	})
-	slices.SortFunc(nodes, func(a, b behind) int { return cmp.Or(cmp.Compare(b.oldest, a.oldest), cmp.Compare(a.node, b.node)) })
+	slices.SortFunc(nodes, func(a, b laggingNode) int {
+		return cmp.Or(cmp.Compare(b.oldest, a.oldest), cmp.Compare(a.node, b.node))
+	})
 	return volumes, nodes
 }

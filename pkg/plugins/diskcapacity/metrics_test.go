@@ -63,7 +63,7 @@ func TestMetricsOfDecisions(t *testing.T) {
 		run   func(*testing.T, *bench)
 		want  map[string]float64
 	}{
-		"bound": {[]string{"n1"}, func(t *testing.T, b *bench) { b.place(t, podOf("a", 1), "n1") },
+		"bound": {[]string{"n1"}, func(t *testing.T, b *bench) { b.describeReserved(t, podOf("a", 1), "n1") },
 			map[string]float64{"decisions_total bound": 1, "searches_total all": 1, "plan_duration_seconds search": 1, "plan_duration_seconds reserve": 1}},
 		"invalid": {[]string{"n1"}, func(t *testing.T, b *bench) { b.filter(t, withVolume(podOf("a", 1), "bad", "10Gib", "ssd")) },
 			map[string]float64{"decisions_total invalid": 1}},
@@ -101,7 +101,7 @@ func TestMetricsOfDecisions(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, answering(http.StatusNotFound, &apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, "a").ErrStatus, nil), test.nodes...)
+			b := newBench(t, respondWith(http.StatusNotFound, &apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, "a").ErrStatus, nil), test.nodes...)
 			for _, node := range test.nodes {
 				b.publish(t, node, 10, volumeOf(podOf("old", 90), 0, 90))
 			}
@@ -186,15 +186,15 @@ berth_scheduler_unpublished_volumes VOLUMES
 
 	delays, replaced := scrape(t)["publish_delay_seconds"], scrape(t)["replaced_volumes_total"]
 	first, second := podOf("first", 5), podOf("second", 5)
-	b.place(t, first, "n1")
-	b.place(t, second, "n2")
-	for partition, u := range f.lag.waiting["n1"] {
+	b.describeReserved(t, first, "n1")
+	b.describeReserved(t, second, "n2")
+	for partition, u := range f.lag.volumes["n1"] {
 		u.since = now
-		f.lag.waiting["n1"][partition] = u
+		f.lag.volumes["n1"][partition] = u
 	}
-	for partition, u := range f.lag.waiting["n2"] {
+	for partition, u := range f.lag.volumes["n2"] {
 		u.since = now.Add(9 * time.Second)
-		f.lag.waiting["n2"][partition] = u
+		f.lag.volumes["n2"][partition] = u
 	}
 	now = now.Add(12 * time.Second)
 	collect(lag("2", "12", "1")+`
@@ -211,13 +211,13 @@ berth_scheduler_node_lag_seconds{node="n1"} 12
 	if have["publish_delay_seconds"]-delays != 2 || have["replaced_volumes_total"]-replaced != 1 {
 		t.Errorf("%v delays observed, %v volumes replaced, want 2 and 1", have["publish_delay_seconds"]-delays, have["replaced_volumes_total"]-replaced)
 	}
-	if len(f.lag.waiting) != 0 {
-		t.Errorf("still waiting for %v", f.lag.waiting)
+	if len(f.lag.volumes) != 0 {
+		t.Errorf("still waiting for %v", f.lag.volumes)
 	}
 
 	// The age of what another scheduler placed begins when it is first seen here. What was given back has none.
 	third := podOf("third", 5)
-	state := b.begin(t, third, "n1")
+	state := b.reserveCycle(t, third, "n1")
 	b.framework.RunReservePluginsUnreserve(b.ctx, state, third, "n1")
 	b.reserveElsewhere(t, "n2")
 	collect(lag("1", "0", "0"), names()...)
@@ -242,7 +242,7 @@ func (b *bench) reserveElsewhere(t *testing.T, node string) {
 func TestMetricsLint(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
-	b.place(t, podOf("a", 1), "n1")
+	b.describeReserved(t, podOf("a", 1), "n1")
 	answer := httptest.NewRecorder()
 	legacyregistry.Handler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody))
 	if !strings.Contains(answer.Body.String(), "berth_scheduler_decisions_total") {

@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	// narrowFrom is the number of nodes that a cluster must exceed for pods to be narrowed. From there on
+	// narrowAbove is the number of nodes that a cluster must exceed for pods to be narrowed. From there on
 	// kube-scheduler itself looks for enough nodes instead of all.
-	narrowFrom = 100
+	narrowAbove = 100
 	// narrowTo is how many nodes a pod is tried on at first: enough that other plugins accept some, and have a choice.
 	// Each node costs a call of every Filter and every Score.
 	narrowTo = 50
@@ -37,10 +37,10 @@ const reasonNarrowed = "Only the nodes that the volumes fit best were tried, the
 // that is likely are not narrowed.
 func (p *Plugin) narrow(logger klog.Logger, pod *corev1.Pod, s *state, nodes int) *fwk.PreFilterResult {
 	// The index counts what the pod itself holds from an earlier try as taken.
-	if nodes <= narrowFrom || len(s.gone) > 0 || constrained(pod) || s.tied() || p.feed.narrowing.mustBeWide(pod) {
+	if nodes <= narrowAbove || len(s.gone) > 0 || constrained(pod) || s.claimsLimitNodes() || p.feed.narrowing.mustBeWide(pod) {
 		return nil
 	}
-	names := p.nearest(logger, pod, s)
+	names := p.bestNodes(logger, pod, s)
 	if len(names) == 0 {
 		// The pod needs the reasons of all nodes, or preemption.
 		return nil
@@ -49,17 +49,17 @@ func (p *Plugin) narrow(logger klog.Logger, pod *corev1.Pod, s *state, nodes int
 	return &fwk.PreFilterResult{NodeNames: sets.New(names...)}
 }
 
-// narrowPlans is how many plans PreFilter makes at most to find the best nodes. Filter makes the others, for several
+// maxNarrowPlans is how many plans PreFilter makes at most to find the best nodes. Filter makes the others, for several
 // nodes at once.
-const narrowPlans = 500
+const maxNarrowPlans = 500
 
-// nearest returns the best nodes for the pod's volumes. It leaves out nodes that refuse the pod for a reason that the
+// bestNodes returns the best nodes for the pod's volumes. It leaves out nodes that refuse the pod for a reason that the
 // ledger or the scheduler's snapshot of the node shows.
-func (p *Plugin) nearest(logger klog.Logger, pod *corev1.Pod, s *state) []string {
-	names, infos, needs := make([]string, 0, narrowTo), p.handle.SnapshotSharedLister().NodeInfos(), needsOf(pod)
+func (p *Plugin) bestNodes(logger klog.Logger, pod *corev1.Pod, s *state) []string {
+	names, infos, needs := make([]string, 0, narrowTo), p.handle.SnapshotSharedLister().NodeInfos(), otherNeedsOf(pod)
 	plans := 0
 	for name, snapshot := range p.ledger.BestNodes(s.requests) {
-		if _, refused := s.refused[name]; refused || !snapshot.Registered || len(s.claims) > 0 && !p.takesClaims(name) {
+		if _, refused := s.refusedNodes[name]; refused || !snapshot.Registered || len(s.claims) > 0 && !p.canTakeClaims(name) {
 			continue
 		}
 		fits, sure := s.search.QuickCheck(snapshot)
@@ -67,7 +67,7 @@ func (p *Plugin) nearest(logger klog.Logger, pod *corev1.Pod, s *state) []string
 			if !s.search.Cached(snapshot) {
 				plans++
 			}
-			if plans > narrowPlans || s.search.Spent() {
+			if plans > maxNarrowPlans || s.search.Spent() {
 				break
 			}
 			_, err := s.search.Fit(snapshot)
@@ -89,7 +89,7 @@ func (p *Plugin) nearest(logger klog.Logger, pod *corev1.Pod, s *state) []string
 // fitsBesideNominated reports whether the volumes fit on the node together with what is kept there for nominated pods.
 // It does not see a nomination that the API server has not confirmed yet: Filter then refuses the node.
 func (p *Plugin) fitsBesideNominated(pod *corev1.Pod, s *state, nodeName string, snapshot *ledger.Snapshot) bool {
-	if !p.feed.nominees.on(nodeName) {
+	if !p.feed.nominations.on(nodeName) {
 		return true
 	}
 	others, err := p.withNominated(s, pod, nodeName)
@@ -115,13 +115,15 @@ func constrained(pod *corev1.Pod) bool {
 	return false
 }
 
-// tied reports whether a claim of the pod says where it can be, which the index does not know. Claims that are to be
-// placed do not.
-func (s *state) tied() bool { return s.settled || len(s.held) > 0 || len(s.bindable) > 0 }
+// claimsLimitNodes reports whether a claim of the pod says where it can be, which the index does not know. Claims that
+// are to be placed do not.
+func (s *state) claimsLimitNodes() bool {
+	return s.limitedByClaims || len(s.placedClaims) > 0 || len(s.bindable) > 0
+}
 
-func (p *Plugin) takesClaims(nodeName string) bool {
+func (p *Plugin) canTakeClaims(nodeName string) bool {
 	node, err := p.feed.nodes.Get(nodeName)
-	return err == nil && labelled(node)
+	return err == nil && hasNodeLabel(node)
 }
 
 // widen has the pod tried again on all nodes, at once, because no event would wake it. While the pod is being tried,
@@ -140,7 +142,7 @@ func (f *feed) widen(pod *corev1.Pod) {
 	f.folding.Lock()
 	defer f.folding.Unlock()
 	stored := f.storedPod(pod)
-	f.narrowing.failed(pod, stored != nil && stored.Spec.NodeName == "")
+	f.narrowing.pause(pod, stored != nil && stored.Spec.NodeName == "")
 }
 
 // narrowing remembers the pods that were narrowed in vain. All profiles share one.
@@ -176,7 +178,7 @@ func (n *narrowing) mustBeWide(pod *corev1.Pod) bool {
 	return paused
 }
 
-func (n *narrowing) failed(pod *corev1.Pod, pending bool) {
+func (n *narrowing) pause(pod *corev1.Pod, pending bool) {
 	n.paused.Set(originOf(pod), struct{}{}, narrowPause)
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -27,8 +27,8 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// large makes a cluster whose node i has 10+i GiB free.
-func large(t *testing.T, count int) *bench {
+// largeCluster makes a cluster whose node i has 10+i GiB free.
+func largeCluster(t *testing.T, count int) *bench {
 	t.Helper()
 	names := make([]string, count)
 	for i := range names {
@@ -62,7 +62,7 @@ func (b *bench) triedOn(t *testing.T, pod *corev1.Pod) (fwk.CycleState, []string
 }
 
 func TestNarrowedToTheTightest(t *testing.T) {
-	b := large(t, 250)
+	b := largeCluster(t, 250)
 	// Two nodes do not count, although they fit tightly: one has no agent, and one refused the pod.
 	b.agent(t, "n0020")
 	pod := podOf("a", 30)
@@ -103,13 +103,13 @@ func TestNarrowedBesideNominated(t *testing.T) {
 			b.store(t, pod)
 		}, true},
 		"is gone": {func(b *bench, pod *corev1.Pod) {
-			b.remove(t, pod)
+			b.removeFromStore(t, pod)
 			b.plugin.feed.foldPod(klog.Background(), pod)
 		}, true},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			b := large(t, 150)
+			b := largeCluster(t, 150)
 			nominated := podOf("nominated", 30)
 			nominated.Status.NominatedNodeName = tightest
 			b.nominated.nominate(t, tightest, nominated)
@@ -122,7 +122,7 @@ func TestNarrowedBesideNominated(t *testing.T) {
 			if slices.Contains(names, tightest) != test.tried || len(names) != narrowTo {
 				t.Errorf("tried on %v", names)
 			}
-			if n := b.plugin.feed.nominees; len(n.nodes) != len(n.counts) || n.on(tightest) == test.tried {
+			if n := b.plugin.feed.nominations; len(n.nodes) != len(n.counts) || n.on(tightest) == test.tried {
 				t.Errorf("nominated are %v, %v", n.nodes, n.counts)
 			}
 		})
@@ -131,7 +131,7 @@ func TestNarrowedBesideNominated(t *testing.T) {
 
 // TestGlobalBestFit asserts that the tightest of a thousand nodes is found every time.
 func TestGlobalBestFit(t *testing.T) {
-	b := large(t, 1000)
+	b := largeCluster(t, 1000)
 	for i := range 50 {
 		// Each takes all that its node has.
 		pod := podOf(fmt.Sprint("pod-", i), int64(10+7*i))
@@ -186,7 +186,7 @@ func TestNotNarrowed(t *testing.T) {
 			pod.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = "900Gi"
 		},
 	}
-	b := large(t, 101)
+	b := largeCluster(t, 101)
 	if _, names := b.triedOn(t, podOf("plain", 5)); len(names) != narrowTo {
 		t.Fatalf("a pod without any of it is tried on %d nodes", len(names))
 	}
@@ -199,7 +199,7 @@ func TestNotNarrowed(t *testing.T) {
 			}
 		})
 	}
-	if _, names := large(t, 100).triedOn(t, podOf("a", 5)); names != nil {
+	if _, names := largeCluster(t, 100).triedOn(t, podOf("a", 5)); names != nil {
 		t.Errorf("of 100 nodes, %d are tried", len(names))
 	}
 }
@@ -207,7 +207,7 @@ func TestNotNarrowed(t *testing.T) {
 // TestWidened asserts that a pod that fits none of the narrowed nodes is tried at once on all nodes, until it is bound
 // or gone. No pod is preempted before.
 func TestWidened(t *testing.T) {
-	b := large(t, 150)
+	b := largeCluster(t, 150)
 	clock := testingclock.NewFakeClock(time.Now())
 	b.plugin.feed.narrowing = newNarrowing(clock)
 	pod := podOf("a", 5)
@@ -275,7 +275,7 @@ func TestPauseConcernsOrigin(t *testing.T) {
 		{"of no controller", of("a", "default", ""), map[*corev1.Pod]bool{of("b", "default", ""): false, of("c", "default", "set"): true, of("d", "other", ""): true}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			b := large(t, 101)
+			b := largeCluster(t, 101)
 			clock := testingclock.NewFakeClock(time.Now())
 			b.plugin.feed.narrowing = newNarrowing(clock)
 			b.plugin.feed.widen(test.failed)
@@ -347,7 +347,7 @@ func TestNarrowedToNodesThatAdmit(t *testing.T) {
 		{name: "host port free", runs: running(st.MakePod().HostPort(80).Obj()), pod: st.MakePod().HostPort(81).Obj(), admits: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			b := large(t, 101)
+			b := largeCluster(t, 101)
 			tightest := b.node("n0000")
 			if test.node != nil {
 				node := tightest.Node().DeepCopy()
@@ -377,23 +377,25 @@ func TestNarrowedToNodesThatAdmit(t *testing.T) {
 	}
 }
 
-// elsewhere is a plugin that allows every pod one node only.
-type elsewhere string
+// pinningPlugin is a plugin that allows every pod one node only.
+type pinningPlugin string
 
-func (e elsewhere) Name() string                                 { return "Elsewhere" }
-func (e elsewhere) PreFilterExtensions() fwk.PreFilterExtensions { return nil }
-func (e elsewhere) PreFilter(context.Context, fwk.CycleState, *corev1.Pod, []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
+func (e pinningPlugin) Name() string                                 { return "Elsewhere" }
+func (e pinningPlugin) PreFilterExtensions() fwk.PreFilterExtensions { return nil }
+func (e pinningPlugin) PreFilter(context.Context, fwk.CycleState, *corev1.Pod, []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
 	return &fwk.PreFilterResult{NodeNames: sets.New(string(e))}, nil
 }
 
 // TestWidenedIfPluginsDisagree asserts that a pod is widened when another plugin's PreFilter leaves a node that is not
 // among the tightest. The cycle then ends before any Filter.
 func TestWidenedIfPluginsDisagree(t *testing.T) {
-	b := large(t, 150)
+	b := largeCluster(t, 150)
 	both, err := tf.NewFramework(b.ctx, []tf.RegisterPluginFunc{
 		tf.RegisterQueueSortPlugin(queuesort.Name, queuesort.New),
 		tf.RegisterPluginAsExtensions(Name, func(context.Context, runtime.Object, fwk.Handle) (fwk.Plugin, error) { return b.plugin, nil }, "PreFilter", "PostFilter"),
-		tf.RegisterPreFilterPlugin("Elsewhere", func(context.Context, runtime.Object, fwk.Handle) (fwk.Plugin, error) { return elsewhere("n0149"), nil }),
+		tf.RegisterPreFilterPlugin("Elsewhere", func(context.Context, runtime.Object, fwk.Handle) (fwk.Plugin, error) {
+			return pinningPlugin("n0149"), nil
+		}),
 		tf.RegisterBindPlugin(defaultbinder.Name, defaultbinder.New),
 	}, "berth", frameworkruntime.WithSnapshotSharedLister(b.plugin.handle.SnapshotSharedLister()))
 	if err != nil {
@@ -415,9 +417,10 @@ func TestWidenedIfPluginsDisagree(t *testing.T) {
 	}
 }
 
-// TestWideIsForgotten asserts that a widened pod is forgotten, in whatever order its deletion and its failure come.
-func TestWideIsForgotten(t *testing.T) {
-	b := large(t, 101)
+// TestWidenedPodIsForgotten asserts that a widened pod is forgotten, in whatever order its deletion and its failure
+// come.
+func TestWidenedPodIsForgotten(t *testing.T) {
+	b := largeCluster(t, 101)
 	wide := func() int { return len(b.plugin.feed.narrowing.wide) }
 	pod := podOf("a", 5)
 	b.store(t, pod)
@@ -425,7 +428,7 @@ func TestWideIsForgotten(t *testing.T) {
 	if wide() != 1 {
 		t.Fatal("not remembered")
 	}
-	b.remove(t, pod)
+	b.removeFromStore(t, pod)
 	b.plugin.feed.foldObject(b.plugin.feed.capacities.logger, pod)
 	if wide() != 0 {
 		t.Error("remembered after it was deleted")

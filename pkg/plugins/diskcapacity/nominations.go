@@ -21,17 +21,17 @@ import (
 // leave it what is kept for it (ledger.Usable). The framework adds nominated pods only before it calls Filter. For
 // Score, Reserve and PostFilter the plugin adds them itself, by the same rule.
 
-// nominee is a nominated pod in a state.
-type nominee struct {
+// nominatedPod is a nominated pod in a state.
+type nominatedPod struct {
 	node     string
 	requests []placement.Request
-	// ending are the partitions on the node whose pods are being deleted.
-	ending map[string]struct{}
+	// terminating are the partitions on the node whose pods are being deleted.
+	terminating map[string]struct{}
 }
 
-// nominees are the pods with disk volumes that wait on a node for which they are nominated, as the API has it.
+// nominationCounts are the pods with disk volumes that wait on a node for which they are nominated, as the API has it.
 // kube-scheduler's queue has them too, but takes three locks and copies a list for each node.
-type nominees struct {
+type nominationCounts struct {
 	mu sync.RWMutex
 	// nodes are the nodes of the pods, by UID. counts are the numbers of pods, by node.
 	nodes  map[types.UID]string
@@ -40,12 +40,12 @@ type nominees struct {
 	any atomic.Bool
 }
 
-func newNominees() *nominees {
-	return &nominees{nodes: map[types.UID]string{}, counts: map[string]int{}}
+func newNominationCounts() *nominationCounts {
+	return &nominationCounts{nodes: map[types.UID]string{}, counts: map[string]int{}}
 }
 
 // set records the node for which the pod is nominated, empty for none.
-func (n *nominees) set(uid types.UID, node string) {
+func (n *nominationCounts) set(uid types.UID, node string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	before := n.nodes[uid]
@@ -66,7 +66,7 @@ func (n *nominees) set(uid types.UID, node string) {
 }
 
 // on reports whether a pod is nominated for the node.
-func (n *nominees) on(node string) bool {
+func (n *nominationCounts) on(node string) bool {
 	if !n.any.Load() {
 		return false
 	}
@@ -75,24 +75,24 @@ func (n *nominees) on(node string) bool {
 	return n.counts[node] > 0
 }
 
-// nominate counts a pod that is nominated for the node, unless the ledger counts it already.
-func (p *Plugin) nominate(s *state, other *corev1.Pod, info fwk.NodeInfo) {
-	asks, err := p.feed.ask(other)
-	if err != nil || len(asks.volumes) == 0 {
+// addNominated counts a pod that is nominated for the node, unless the ledger counts it already.
+func (p *Plugin) addNominated(s *state, other *corev1.Pod, info fwk.NodeInfo) {
+	req, err := p.feed.requestOf(other)
+	if err != nil || len(req.volumes) == 0 {
 		// A pod with an invalid request has no space in the ledger.
 		return
 	}
-	for i := range asks.volumes {
-		delete(s.gone, asks.volumes[i].Partition)
+	for i := range req.volumes {
+		delete(s.gone, req.volumes[i].Partition)
 	}
 	node := info.Node().Name
 	if on, records := p.ledger.Records(string(other.UID)); len(records) > 0 && on == node {
 		return
 	}
 	if s.nominated == nil {
-		s.nominated = map[types.UID]nominee{}
+		s.nominated = map[types.UID]nominatedPod{}
 	}
-	s.nominated[other.UID] = nominee{node: node, requests: asks.requests(), ending: p.feed.endingOn(info)}
+	s.nominated[other.UID] = nominatedPod{node: node, requests: req.requests(), terminating: p.feed.terminatingOn(info)}
 }
 
 // withNominated returns the state with the pods that the framework would add before Filter on that node.
@@ -101,7 +101,7 @@ func (p *Plugin) withNominated(s *state, pod *corev1.Pod, nodeName string) (*sta
 	var node fwk.NodeInfo
 	for _, info := range p.handle.NominatedPodsForNode(nodeName) {
 		other := info.GetPod()
-		if other.UID == pod.UID || corev1helpers.PodPriority(other) < corev1helpers.PodPriority(pod) || !mayHold(other) {
+		if other.UID == pod.UID || corev1helpers.PodPriority(other) < corev1helpers.PodPriority(pod) || !mayHoldSpace(other) {
 			continue
 		}
 		if out == nil {
@@ -111,7 +111,7 @@ func (p *Plugin) withNominated(s *state, pod *corev1.Pod, nodeName string) (*sta
 			}
 			out, _ = s.Clone().(*state)
 		}
-		p.nominate(out, other, node)
+		p.addNominated(out, other, node)
 	}
 	if out == nil {
 		return s, nil
@@ -119,12 +119,12 @@ func (p *Plugin) withNominated(s *state, pod *corev1.Pod, nodeName string) (*sta
 	return out, nil
 }
 
-// kept is what is kept on the node for nominated pods.
-func (s *state) kept(nodeName string) ledger.Nominations {
+// nominationsOn is what is kept on the node for nominated pods.
+func (s *state) nominationsOn(nodeName string) ledger.Nominations {
 	var kept ledger.Nominations
 	for _, uid := range s.nominatedFor(nodeName) {
 		n := s.nominated[uid]
-		kept.Requests, kept.Terminating = append(kept.Requests, n.requests), n.ending
+		kept.Requests, kept.Terminating = append(kept.Requests, n.requests), n.terminating
 	}
 	return kept
 }
@@ -139,12 +139,12 @@ func (s *state) nominatedFor(nodeName string) []types.UID {
 	})
 }
 
-// endingOn returns the partitions of the pods on the node that are being deleted.
-func (f *feed) endingOn(info fwk.NodeInfo) map[string]struct{} {
+// terminatingOn returns the partitions of the pods on the node that are being deleted.
+func (f *feed) terminatingOn(info fwk.NodeInfo) map[string]struct{} {
 	ending := map[string]struct{}{}
 	for _, p := range info.GetPods() {
 		pod := p.GetPod()
-		if pod.DeletionTimestamp == nil || !mayHold(pod) {
+		if pod.DeletionTimestamp == nil || !mayHoldSpace(pod) {
 			continue
 		}
 		for _, partition := range f.ephemeralPartitions(pod) {

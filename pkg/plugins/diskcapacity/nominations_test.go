@@ -85,9 +85,9 @@ func TestScoreCountsNominations(t *testing.T) {
 	}
 }
 
-// TestKeptSpaceIsOffered asserts that a pod that was refused because of a nominated pod is woken. It is woken when the
+// TestKeptSpaceRequeues asserts that a pod that was refused because of a nominated pod is woken. It is woken when the
 // nominated pod goes elsewhere, or takes less than was kept for it.
-func TestKeptSpaceIsOffered(t *testing.T) {
+func TestKeptSpaceRequeues(t *testing.T) {
 	tests := map[string]struct {
 		elsewhere func(*testing.T, *bench, *corev1.Pod)
 		size      int64
@@ -129,7 +129,7 @@ func TestKeptSpaceIsOffered(t *testing.T) {
 			small := podOf("small", test.size)
 			b.refuse(t, small)
 			test.elsewhere(t, b, podOf("preemptor", 8))
-			b.pass()
+			b.runLater()
 			if b.woken(small) != test.want {
 				t.Errorf("woken: %v, want %v", !test.want, test.want)
 			}
@@ -137,8 +137,8 @@ func TestKeptSpaceIsOffered(t *testing.T) {
 	}
 }
 
-// TestKeptSpaceIsOfferedAfterDeletion asserts the same for a nominated pod that is deleted.
-func TestKeptSpaceIsOfferedAfterDeletion(t *testing.T) {
+// TestKeptSpaceRequeuesAfterDeletion asserts the same for a nominated pod that is deleted.
+func TestKeptSpaceRequeuesAfterDeletion(t *testing.T) {
 	b := halfWiped(t, 8)
 	preemptor, small := podOf("preemptor", 8), podOf("small", 4)
 	b.store(t, preemptor)
@@ -148,7 +148,7 @@ func TestKeptSpaceIsOfferedAfterDeletion(t *testing.T) {
 		woken <- slices.Sorted(maps.Keys(pods))
 	}
 	clear(b.nominated)
-	b.remove(t, preemptor)
+	b.removeFromStore(t, preemptor)
 	b.plugin.feed.foldPod(klog.Background(), preemptor)
 	select {
 	case names := <-woken:

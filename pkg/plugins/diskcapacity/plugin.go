@@ -31,10 +31,10 @@ const (
 	reasonNoLabel  = "the node lacks the label " + diskv1alpha1.LabelNode + ", which the kubelet sets when the agent of Berth registers: no claim can be bound there"
 )
 
-// maxFigures is up to how many nodes each is described with its own figures. The scheduler counts nodes with the same
-// reason, and lists those with different reasons one by one in the pod's status: in a large cluster that would be
-// pages.
-const maxFigures = 8
+// maxNodesWithFigures is up to how many nodes each is described with its own figures. The scheduler counts nodes with
+// the same reason, and lists those with different reasons one by one in the pod's status: in a large cluster that would
+// be pages.
+const maxNodesWithFigures = 8
 
 // Plugin implements the extension points. The factory makes one for every profile. All plugins of a process share one
 // feed and its ledger.
@@ -43,8 +43,8 @@ type Plugin struct {
 	feed   *feed
 	ledger *ledger.Ledger
 	args   *DiskCapacityArgs
-	// complete says what is wrong with the profile that the plugin is in.
-	complete func() error
+	// checkProfile says what is wrong with the profile that the plugin is in.
+	checkProfile func() error
 }
 
 var (
@@ -70,7 +70,7 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 	if err != nil {
 		return nil, err
 	}
-	complete, err := CheckProfile(Name, handle)
+	complete, err := NewProfileCheck(Name, handle)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 
 func newPlugin(handle fwk.Handle, feed *feed, args *DiskCapacityArgs, complete func() error) *Plugin {
 	registerMetrics()
-	return &Plugin{handle: handle, feed: feed, ledger: feed.ledger, args: args, complete: complete}
+	return &Plugin{handle: handle, feed: feed, ledger: feed.ledger, args: args, checkProfile: complete}
 }
 
 // Name of the plugin.
@@ -91,64 +91,64 @@ func (p *Plugin) Name() string { return Name }
 
 // PreFilter reads what the pod requests. In a large cluster it leaves only the best nodes.
 func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
-	p.feed.schedules()
-	if !hasInlineVolumes(pod) && !p.feed.hasOpenClaims(pod) {
+	p.feed.scheduleBegins()
+	if !hasInlineVolumes(pod) && !p.feed.hasUnboundClaims(pod) {
 		return nil, fwk.NewStatus(fwk.Skip)
 	}
 	// The scheduler checks this before it starts. A framework that does not must place no pods.
-	if err := p.complete(); err != nil {
+	if err := p.checkProfile(); err != nil {
 		return nil, fwk.AsStatus(err)
 	}
-	if extender := boundBy(p.handle.Extenders(), pod); extender != "" {
+	if extender := bindingExtender(p.handle.Extenders(), pod); extender != "" {
 		cycle.Write(invalidKey, invalid{})
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable,
 			fmt.Sprintf("extender %s would bind the pod without the record of its volumes: take bindVerb out of its configuration", extender))
 	}
 	// This comes before the pod is read, because reading it looks up its claims in the ledger.
-	if err := p.feed.wait(ctx, p.args.SyncTimeout.Duration); err != nil {
+	if err := p.feed.waitForSync(ctx, p.args.SyncTimeout.Duration); err != nil {
 		return nil, fwk.AsStatus(err)
 	}
-	if err := p.feed.binders.turn(ctx); err != nil {
+	if err := p.feed.bindSlots.waitForSlot(ctx); err != nil {
 		return nil, fwk.AsStatus(fmt.Errorf("waiting for pods to be bound: %w", err))
 	}
 	start := time.Now()
-	try := p.feed.begin(pod)
-	asks, err := p.feed.ask(pod)
+	attempt := p.feed.beginAttempt(pod)
+	req, err := p.feed.requestOf(pod)
 	if err != nil {
-		decided(resultInvalid)
+		countDecision(resultInvalid)
 		cycle.Write(invalidKey, invalid{})
 		// Most of a pod cannot be changed. A change of what can be changed wakes the pod.
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
 	}
-	if asks.none() {
+	if req.isEmpty() {
 		p.feed.waiting.forget(pod.UID)
 		return nil, fwk.NewStatus(fwk.Skip)
 	}
-	s := p.newState(pod, asks)
-	s.try = try
-	p.feed.waiting.asks(try, s)
-	s.figures = len(nodes) <= maxFigures
+	s := p.newState(pod, req)
+	s.attempt = attempt
+	p.feed.waiting.setRequest(attempt, s)
+	s.perNodeFigures = len(nodes) <= maxNodesWithFigures
 	tightest := p.narrow(klog.FromContext(ctx), pod, s, len(nodes))
-	took(stepSearch, start)
-	s.searched()
+	observePlan(stepSearch, start)
+	s.countSearch()
 	cycle.Write(stateKey, s)
 	return tightest, nil
 }
 
-func (p *Plugin) newState(pod *corev1.Pod, asks asked) *state {
-	s := &state{asked: asks, requests: asks.requests(), rejections: &rejections{}}
-	s.search = ledger.NewSearch(s.requests, cycleSteps)
-	s.bindable = p.feed.bindable.of(asks.claims)
-	s.refused = p.ledger.Refusals(string(pod.UID), time.Now())
+func (p *Plugin) newState(pod *corev1.Pod, req podRequest) *state {
+	s := &state{podRequest: req, requests: req.requests(), rejections: &rejections{}}
+	s.search = ledger.NewSearch(s.requests, maxCycleSteps)
+	s.bindable = p.feed.bindableVolumes.of(req.claims)
+	s.refusedNodes = p.ledger.Refusals(string(pod.UID), time.Now())
 	// An earlier try may have left a reservation in doubt. That space is this pod's own, or that of its claim.
 	holds := p.ledger.Holds(string(pod.UID))
-	for i := range asks.volumes {
-		v := &asks.volumes[i]
+	for i := range req.volumes {
+		v := &req.volumes[i]
 		if !holds && (v.Claim == "" || !p.ledger.InDoubt(v.Partition)) {
 			continue
 		}
 		if s.gone == nil {
-			s.gone = make(map[string]struct{}, len(asks.volumes))
+			s.gone = make(map[string]struct{}, len(req.volumes))
 		}
 		s.gone[v.Partition] = struct{}{}
 	}
@@ -187,16 +187,16 @@ func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, 
 	snapshot := p.ledger.Snapshot(name)
 	switch {
 	case !snapshot.Registered:
-		return s.never(otherNoAgent, reasonNoAgent)
+		return s.unresolvable(otherNoAgent, reasonNoAgent)
 	case !snapshot.Published:
-		return s.never(otherNoReport, reasonNoReport)
-	case snapshot.Problem != "" && s.figures:
-		return s.never(otherProblem, reasonProblem+snapshot.Problem)
+		return s.unresolvable(otherNoReport, reasonNoReport)
+	case snapshot.Problem != "" && s.perNodeFigures:
+		return s.unresolvable(otherProblem, reasonProblem+snapshot.Problem)
 	case snapshot.Problem != "":
-		return s.never(otherProblem, reasonProblems)
+		return s.unresolvable(otherProblem, reasonProblems)
 	}
-	if reason, refused := s.refused[name]; refused {
-		return s.never(otherRefused, "the API server refused to bind the pod to this node: "+reason)
+	if reason, refused := s.refusedNodes[name]; refused {
+		return s.unresolvable(otherRefused, "the API server refused to bind the pod to this node: "+reason)
 	}
 	if len(s.claims) > 0 {
 		if status := s.checkClaims(info.Node()); status != nil {
@@ -204,27 +204,27 @@ func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, 
 		}
 	}
 	if err := s.check(info.Node(), snapshot); err != nil {
-		p.noteKept(s, info.Node(), snapshot)
-		return s.noRoom(name, err)
+		p.noteIfKept(s, info.Node(), snapshot)
+		return s.unschedulable(name, err)
 	}
 	return nil
 }
 
 // checkClaims refuses a node that can have no volumes of claims, or not those of the pod's claims.
 func (s *state) checkClaims(node *corev1.Node) *fwk.Status {
-	if !labelled(node) {
-		return s.never(otherNoLabel, reasonNoLabel)
+	if !hasNodeLabel(node) {
+		return s.unresolvable(otherNoLabel, reasonNoLabel)
 	}
-	for i := range s.held {
-		if h := &s.held[i]; diskv1alpha1.NodeLabel(h.node) != diskv1alpha1.NodeLabel(node.Name) {
-			return s.never(otherElsewhere, fmt.Sprintf("the volume of claim %s is on node %s already", h.Claim, h.node))
+	for i := range s.placedClaims {
+		if h := &s.placedClaims[i]; diskv1alpha1.NodeLabel(h.node) != diskv1alpha1.NodeLabel(node.Name) {
+			return s.unresolvable(otherElsewhere, fmt.Sprintf("the volume of claim %s is on node %s already", h.Claim, h.node))
 		}
 	}
-	if len(s.notMade) > 0 {
-		found := s.boundOn(node)
-		for _, id := range slices.Sorted(maps.Keys(s.notMade)) {
+	if len(s.existingOnly) > 0 {
+		found := s.claimsBoundOn(node)
+		for _, id := range slices.Sorted(maps.Keys(s.existingOnly)) {
 			if pvc := s.claims[id]; !found[pvc.Namespace+"/"+pvc.Name] {
-				return s.never(otherElsewhere, fmt.Sprintf("no volume here can be bound to claim %s/%s: %s", pvc.Namespace, pvc.Name, s.notMade[id]))
+				return s.unresolvable(otherElsewhere, fmt.Sprintf("no volume here can be bound to claim %s/%s: %s", pvc.Namespace, pvc.Name, s.existingOnly[id]))
 			}
 		}
 	}
@@ -249,23 +249,23 @@ func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.
 		return fwk.AsStatus(err)
 	}
 	start, before := time.Now(), p.ledger.Snapshot(nodeName)
-	records, err := p.ledger.ReserveWithNominations(string(pod.UID), nodeName, wants, others.kept(nodeName))
-	took(stepReserve, start)
+	records, err := p.ledger.ReserveWithNominations(string(pod.UID), nodeName, wants, others.nominationsOn(nodeName))
+	observePlan(stepReserve, start)
 	if err != nil {
 		if s.refusedEverywhere && cycle.IsPodGroupSchedulingCycle() {
 			// A pod group's cycle continues after preemption, on the nominated node, as if the victims were gone. No
 			// pod is bound by such a cycle. An error or a refusal here would end the nomination of all its pods.
 			return nil
 		}
-		decided(resultLost)
+		countDecision(resultLost)
 		// Filter found room just before, and other nodes may still have it. An error is retried soon. A rejection would
 		// wait for an event that may not come.
 		return fwk.AsStatus(fmt.Errorf("node %s lost its room for the pod's volumes while the pod was being placed: %w", nodeName, err))
 	}
 	// The records of volumes that already have their place come last.
-	s.placed = &placed{before: before, records: records[:len(records)-len(s.held)], volumes: s.volumes}
-	p.feed.placed.Store(pod.UID, s.placed)
-	p.feed.lag.placed(nodeName, s.placed.records, start)
+	s.reservation = &reservation{snapshot: before, records: records[:len(records)-len(s.placedClaims)], volumes: s.volumes}
+	p.feed.reservations.Store(pod.UID, s.reservation)
+	p.feed.lag.reserved(nodeName, s.reservation.records, start)
 	p.feed.waiting.forget(pod.UID)
 	p.feed.nominationEnded(klog.FromContext(ctx), pod.UID)
 	return nil
@@ -279,19 +279,19 @@ func (p *Plugin) wantsOn(s *state, nodeName string) ([]ledger.VolumeRequest, err
 		if err != nil {
 			return nil, fmt.Errorf("reading node %s: %w", nodeName, err)
 		}
-		volumes = s.volumesOn(node)
+		volumes = s.volumesToPlaceOn(node)
 	}
 	wants := wantsOf(volumes)
-	for i := range s.held {
-		wants = append(wants, wantOf(&s.held[i].Volume))
+	for i := range s.placedClaims {
+		wants = append(wants, wantOf(&s.placedClaims[i].Volume))
 	}
 	return wants, nil
 }
 
 // Unreserve forgets what Reserve recorded. It is also called when Reserve never ran.
 func (p *Plugin) Unreserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, _ string) {
-	if p.forgetPlaced(cycle, pod) {
-		decided(resultUndone)
+	if p.forgetReservation(cycle, pod) {
+		countDecision(resultUnreserved)
 	}
 	p.ledger.Forget(string(pod.UID))
 }
@@ -299,7 +299,7 @@ func (p *Plugin) Unreserve(_ context.Context, cycle fwk.CycleState, pod *corev1.
 // SignPod keeps pods with disk volumes out of batching. Two pods with the same request do not fit the same nodes,
 // because each takes its own extent.
 func (p *Plugin) SignPod(_ context.Context, pod *corev1.Pod) ([]fwk.SignFragment, *fwk.Status) {
-	if hasInlineVolumes(pod) || p.feed.hasOpenClaims(pod) {
+	if hasInlineVolumes(pod) || p.feed.hasUnboundClaims(pod) {
 		return nil, fwk.NewStatus(fwk.Unschedulable, "pods with disk volumes are placed one by one")
 	}
 	return nil, nil

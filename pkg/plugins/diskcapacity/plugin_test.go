@@ -65,12 +65,12 @@ func TestFilter(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, want{never, "contradicts itself: disk " + diskOf("n1") + ": free extent"}},
-		"not loaded yet": {podOf("a", 1), func(_ *testing.T, b *bench) { b.plugin.feed.capacities.filled.Store(false) },
+		"not loaded yet": {podOf("a", 1), func(_ *testing.T, b *bench) { b.plugin.feed.capacities.listed.Store(false) },
 			want{fwk.Error, "not loaded yet"}},
 		"not ours": {plain, func(t *testing.T, b *bench) {
 			b.agent(t, "n1")
 			b.plugin.ledger.DeleteCapacity("n1", 100)
-			b.plugin.feed.capacities.filled.Store(false)
+			b.plugin.feed.capacities.listed.Store(false)
 		}, want{fwk.Success, ""}},
 	}
 	for name, test := range tests {
@@ -112,7 +112,7 @@ func TestManyVolumes(t *testing.T) {
 	if status := b.framework.RunReservePluginsReserve(b.ctx, state, pod, "n1"); !status.IsSuccess() {
 		t.Fatal(status)
 	}
-	value, err := b.plugin.encode(pod, "n1", mustVolumes(t, pod))
+	value, err := b.plugin.encodeRecord(pod, "n1", mustVolumes(t, pod))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,16 +154,16 @@ func TestReasonsOfManyNodes(t *testing.T) {
 // is scheduled.
 func TestWaitsInVainOnce(t *testing.T) {
 	b := newBench(t, nil, "n1")
-	b.plugin.feed.classes.filled.Store(false)
-	if err := b.plugin.feed.wait(b.ctx, time.Millisecond); err == nil {
+	b.plugin.feed.classes.listed.Store(false)
+	if err := b.plugin.feed.waitForSync(b.ctx, time.Millisecond); err == nil {
 		t.Fatal("it did not wait")
 	}
 	start := time.Now()
-	if err := b.plugin.feed.wait(b.ctx, time.Minute); err == nil || time.Since(start) > 30*time.Second {
+	if err := b.plugin.feed.waitForSync(b.ctx, time.Minute); err == nil || time.Since(start) > 30*time.Second {
 		t.Errorf("waited for %s, got %v", time.Since(start), err)
 	}
-	b.plugin.feed.classes.filled.Store(true)
-	if err := b.plugin.feed.wait(b.ctx, time.Minute); err != nil {
+	b.plugin.feed.classes.listed.Store(true)
+	if err := b.plugin.feed.waitForSync(b.ctx, time.Minute); err != nil {
 		t.Error(err)
 	}
 }

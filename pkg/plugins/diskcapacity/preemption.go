@@ -30,17 +30,17 @@ func (p *Plugin) PostFilter(ctx context.Context, cycle fwk.CycleState, pod *core
 	}
 	s, err := readState(cycle)
 	if err != nil {
-		return nil, p.neverRead(cycle, statuses)
+		return nil, p.postFilterWithoutState(cycle, statuses)
 	}
 	s.refusedEverywhere = true
-	status := p.afterNoNode(ctx, s, pod, statuses)
-	s.refusedBy(status)
+	status := p.postFilterWithState(ctx, s, pod, statuses)
+	s.countNoNode(status)
 	return nil, status
 }
 
-// neverRead is PostFilter of a pod without a state: it has no disk volumes, or another plugin's PreFilter refused it
-// first. Then no eviction helps, and plugins whose PreFilter did not run return an error if they are called.
-func (p *Plugin) neverRead(cycle fwk.CycleState, statuses fwk.NodeToStatusReader) *fwk.Status {
+// postFilterWithoutState is PostFilter of a pod without a state: it has no disk volumes, or another plugin's PreFilter
+// refused it first. Then no eviction helps, and plugins whose PreFilter did not run return an error if they are called.
+func (p *Plugin) postFilterWithoutState(cycle fwk.CycleState, statuses fwk.NodeToStatusReader) *fwk.Status {
 	if !cycle.GetSkipFilterPlugins().Has(Name) {
 		if helped, err := statuses.NodesForStatusCode(p.handle.SnapshotSharedLister().NodeInfos(), fwk.Unschedulable); err == nil && len(helped) == 0 {
 			return fwk.NewStatus(fwk.UnschedulableAndUnresolvable)
@@ -49,26 +49,26 @@ func (p *Plugin) neverRead(cycle fwk.CycleState, statuses fwk.NodeToStatusReader
 	return fwk.NewStatus(fwk.Unschedulable)
 }
 
-// afterNoNode is PostFilter of a pod with disk volumes. It nominates no node.
-func (p *Plugin) afterNoNode(ctx context.Context, s *state, pod *corev1.Pod, statuses fwk.NodeToStatusReader) *fwk.Status {
+// postFilterWithState is PostFilter of a pod with disk volumes. It nominates no node.
+func (p *Plugin) postFilterWithState(ctx context.Context, s *state, pod *corev1.Pod, statuses fwk.NodeToStatusReader) *fwk.Status {
 	nominated := pod.Status.NominatedNodeName
 	if s.narrowed {
 		p.widen(klog.FromContext(ctx), pod)
 		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasonNarrowed)
 	}
-	if s.rejections.none() {
+	if s.rejections.isEmpty() {
 		// The pod waits for something else than disk space.
 		p.feed.waiting.forget(pod.UID)
 	}
 	if nominated == "" {
-		return s.noNode()
+		return s.noNodeStatus()
 	}
 	// If the node refuses the pod for another reason, wiping will not help.
 	if status := statuses.Get(nominated); status.Code() != fwk.Unschedulable || status.Plugin() != Name {
 		return fwk.NewStatus(fwk.Unschedulable)
 	}
 	snapshot := p.ledger.Snapshot(nominated)
-	gone := p.feed.released(nominated)
+	gone := p.feed.releasedPartitions(nominated)
 	maps.Copy(gone, snapshot.Wiping())
 	if len(gone) == 0 {
 		return fwk.NewStatus(fwk.Unschedulable)
@@ -78,7 +78,7 @@ func (p *Plugin) afterNoNode(ctx context.Context, s *state, pod *corev1.Pod, sta
 	if err != nil {
 		return fwk.AsStatus(err)
 	}
-	if _, err := s.search.FitOn(snapshot.Usable(gone, others.kept(nominated))); err != nil {
+	if _, err := s.search.FitOn(snapshot.Usable(gone, others.nominationsOn(nominated))); err != nil {
 		return fwk.NewStatus(fwk.Unschedulable)
 	}
 	// This status ends the preemption and leaves the nomination as it is.
@@ -86,12 +86,12 @@ func (p *Plugin) afterNoNode(ctx context.Context, s *state, pod *corev1.Pod, sta
 		fmt.Sprintf("waiting for node %s to wipe volumes that are gone; nothing more is preempted meanwhile", nominated))
 }
 
-// released returns the partitions on the node of volumes that no pod will use any more and that the agent will wipe:
-// their claims ended with their pod, or are about to. The volume of a generic ephemeral claim ends a while after its
-// pod.
-func (f *feed) released(nodeName string) map[string]struct{} {
+// releasedPartitions returns the partitions on the node of volumes that no pod will use any more and that the agent
+// will wipe: their claims ended with their pod, or are about to. The volume of a generic ephemeral claim ends a while
+// after its pod.
+func (f *feed) releasedPartitions(nodeName string) map[string]struct{} {
 	partitions := map[string]struct{}{}
-	for _, pv := range f.volumesOn(diskv1alpha1.NodeLabel(nodeName)) {
+	for _, pv := range f.persistentVolumesOn(diskv1alpha1.NodeLabel(nodeName)) {
 		if pv.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete || pv.Spec.ClaimRef == nil {
 			continue
 		}
@@ -99,16 +99,17 @@ func (f *feed) released(nodeName string) map[string]struct{} {
 		if err != nil {
 			continue
 		}
-		if pv.DeletionTimestamp != nil || pv.Status.Phase == corev1.VolumeReleased || f.ending(pv) {
+		if pv.DeletionTimestamp != nil || pv.Status.Phase == corev1.VolumeReleased || f.claimTerminating(pv) {
 			partitions[v.Partition] = struct{}{}
 		}
 	}
 	return partitions
 }
 
-// ending reports whether the volume's claim is gone or is being deleted, or is about to be, because its pod is gone.
-func (f *feed) ending(pv *corev1.PersistentVolume) bool {
-	pvc, err := f.claims.claims.PersistentVolumeClaims(pv.Spec.ClaimRef.Namespace).Get(pv.Spec.ClaimRef.Name)
+// claimTerminating reports whether the volume's claim is gone or is being deleted, or is about to be, because its pod
+// is gone.
+func (f *feed) claimTerminating(pv *corev1.PersistentVolume) bool {
+	pvc, err := f.claims.pvcs.PersistentVolumeClaims(pv.Spec.ClaimRef.Namespace).Get(pv.Spec.ClaimRef.Name)
 	if err != nil || !claim.IsFor(pv, pvc) || pvc.DeletionTimestamp != nil {
 		return true
 	}

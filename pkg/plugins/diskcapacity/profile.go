@@ -30,25 +30,25 @@ type profile interface {
 	ProfileName() string
 }
 
-// CheckProfile returns a function that returns an error if the profile of the framework is incomplete: then volumes
+// NewProfileCheck returns a function that returns an error if the profile of the framework is incomplete: then volumes
 // would get no record, and their space would be given away. The function can only be called when all plugins of the
-// profile exist. They do not yet while one of them is made. CheckProfile returns an error if the profile can never be
-// read.
-func CheckProfile(plugin string, handle fwk.Handle) (func() error, error) {
+// profile exist. They do not yet while one of them is made. NewProfileCheck returns an error if the profile can never
+// be read.
+func NewProfileCheck(plugin string, handle fwk.Handle) (func() error, error) {
 	p, ok := handle.(profile)
 	if !ok {
 		return nil, fmt.Errorf("plugin %s: a framework of %T does not say which plugins the profile has, so that it cannot be checked: without all of them space is sold without a record", plugin, handle)
 	}
 	return sync.OnceValue(func() error {
-		if err := complete(p.ListPlugins()); err != nil {
+		if err := checkPlugins(p.ListPlugins()); err != nil {
 			return fmt.Errorf("profile %s: %w", p.ProfileName(), err)
 		}
 		return nil
 	}), nil
 }
 
-// complete returns what a profile with one of our plugins lacks.
-func complete(p *config.Plugins) error {
+// checkPlugins returns what a profile with one of our plugins lacks.
+func checkPlugins(p *config.Plugins) error {
 	if missing := lacking(Name, point{"preEnqueue", p.PreEnqueue}, point{"preFilter", p.PreFilter}, point{"filter", p.Filter}, point{"preScore", p.PreScore},
 		point{"score", p.Score}, point{"reserve", p.Reserve}, point{"bind", p.Bind}, point{"postBind", p.PostBind}, point{"postFilter", p.PostFilter}); missing != "" {
 		return fmt.Errorf("plugin %s is not enabled at %s: enable it at multiPoint, and %s", Name, missing, Register)
@@ -96,8 +96,8 @@ func index(set config.PluginSet, name string) int {
 	return slices.IndexFunc(set.Enabled, func(p config.Plugin) bool { return p.Name == name })
 }
 
-// boundBy returns the extender that would bind the pod instead of the plugins, and so without a record.
-func boundBy(extenders []fwk.Extender, pod *corev1.Pod) string {
+// bindingExtender returns the extender that would bind the pod instead of the plugins, and so without a record.
+func bindingExtender(extenders []fwk.Extender, pod *corev1.Pod) string {
 	for _, e := range extenders {
 		if e.IsBinder() && e.IsInterested(pod) {
 			return e.Name()

@@ -17,8 +17,8 @@ func enabled(names ...string) (set config.PluginSet) {
 	return set
 }
 
-// wholeProfile has what a profile needs, and plugins that do not matter.
-func wholeProfile() *config.Plugins {
+// completeProfile has what a profile needs, and plugins that do not matter.
+func completeProfile() *config.Plugins {
 	return &config.Plugins{
 		PreEnqueue: enabled("SchedulingGates", Name), PreFilter: enabled(Name, "NodeAffinity", ClaimsName), Filter: enabled("NodeName", ClaimsName, Name),
 		PostFilter: enabled(Name, stockPreemption), PreScore: enabled(Name), Score: enabled(Name), Reserve: enabled(ClaimsName, Name),
@@ -49,7 +49,7 @@ func TestCompleteProfile(t *testing.T) {
 		"not at reserve":          {func(p *config.Plugins) { without(&p.Reserve, Name) }, "at reserve"},
 		"not at bind":             {func(p *config.Plugins) { without(&p.Bind, Name) }, "at bind"},
 		"not at postBind":         {func(p *config.Plugins) { without(&p.PostBind, Name) }, "at postBind"},
-		"no claims at all":        {func(p *config.Plugins) { *p = *claimless(p, without) }, "DiskVolumeBinding is not enabled at preFilter, filter, reserve, preBind, bind"},
+		"no claims at all":        {func(p *config.Plugins) { *p = *withoutClaimsPlugin(p, without) }, "DiskVolumeBinding is not enabled at preFilter, filter, reserve, preBind, bind"},
 		"no claims at preFilter":  {func(p *config.Plugins) { without(&p.PreFilter, ClaimsName) }, "DiskVolumeBinding is not enabled at preFilter"},
 		"no claims at filter":     {func(p *config.Plugins) { without(&p.Filter, ClaimsName) }, "at filter"},
 		"no claims at reserve":    {func(p *config.Plugins) { without(&p.Reserve, ClaimsName) }, "at reserve"},
@@ -64,9 +64,9 @@ func TestCompleteProfile(t *testing.T) {
 		"preemption first":        {func(p *config.Plugins) { p.PostFilter = enabled(stockPreemption, Name) }, "name DiskCapacity at postFilter, too"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := wholeProfile()
+			p := completeProfile()
 			test.change(p)
-			err := complete(p)
+			err := checkPlugins(p)
 			if test.says == "" && err != nil || test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says)) {
 				t.Errorf("got %v, want an error that says %q", err, test.says)
 			}
@@ -74,7 +74,7 @@ func TestCompleteProfile(t *testing.T) {
 	}
 }
 
-func claimless(p *config.Plugins, without func(*config.PluginSet, string)) *config.Plugins {
+func withoutClaimsPlugin(p *config.Plugins, without func(*config.PluginSet, string)) *config.Plugins {
 	for _, set := range []*config.PluginSet{&p.PreFilter, &p.Filter, &p.Reserve, &p.PreBind, &p.Bind} {
 		without(set, ClaimsName)
 	}
@@ -93,7 +93,7 @@ func TestUnknownProfile(t *testing.T) {
 func TestIncompletePlacesNothing(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
-	b.plugin.complete = func() error { return complete(&config.Plugins{}) }
+	b.plugin.checkProfile = func() error { return checkPlugins(&config.Plugins{}) }
 	if _, err := b.plugin.EventsToRegister(b.ctx); err == nil {
 		t.Error("the scheduler would start")
 	}
@@ -126,7 +126,7 @@ func TestExtenderThatBinds(t *testing.T) {
 		"it does not bind":  {binderExtender{binds: false, pods: "a"}, ""},
 		"it is not for any": {binderExtender{}, ""},
 	} {
-		if have := boundBy([]fwk.Extender{test.extender}, pod); have != test.want {
+		if have := bindingExtender([]fwk.Extender{test.extender}, pod); have != test.want {
 			t.Errorf("%s: got %q", name, have)
 		}
 	}

@@ -34,12 +34,12 @@ func SharedLedger(factory informers.SharedInformerFactory) (*Shared, bool) {
 // called. A scheduler on standby schedules none.
 func (s *Shared) Scheduling() <-chan struct{} { return s.feed.scheduling }
 
-// Schedules says that this process schedules, for a caller that knows it before the first pod.
-func (s *Shared) Schedules() { s.feed.schedules() }
+// ScheduleBegins says that this process schedules, for a caller that knows it before the first pod.
+func (s *Shared) ScheduleBegins() { s.feed.scheduleBegins() }
 
 // OnCapacity has callback called after each publication of a node, and the end of its publications, that was folded
 // into the ledger. The callback must return quickly.
-func (s *Shared) OnCapacity(callback func(nodeName string)) { s.feed.capacities.listen(callback) }
+func (s *Shared) OnCapacity(callback func(nodeName string)) { s.feed.capacities.addListener(callback) }
 
 // Report returns the other fields of the node's NodeDiskCapacity; nil if there is none.
 func (s *Shared) Report(nodeName string) *Report { return s.feed.capacities.reports.get(nodeName) }
@@ -53,13 +53,13 @@ func (s *Shared) EachReport(look func(nodeName string, report *Report)) {
 func (s *Shared) Classes() []*diskv1alpha1.DiskClass { return s.feed.classes.all() }
 
 // OnClass has callback called after each change of a DiskClass. The callback must return quickly.
-func (s *Shared) OnClass(callback func()) { s.feed.classes.listen(callback) }
+func (s *Shared) OnClass(callback func()) { s.feed.classes.addListener(callback) }
 
 // ApplyClass adds to a request what its DiskClass says. It returns an error if there is no such class.
 func (s *Shared) ApplyClass(r *placement.Request) error { return s.feed.applyClass(r) }
 
-// Unfit returns why a node can have no volumes of claims, however much space it has; empty if it can.
-func (s *Shared) Unfit(nodeName string) string {
+// UnfitReason returns why a node can have no volumes of claims, however much space it has; empty if it can.
+func (s *Shared) UnfitReason(nodeName string) string {
 	node, err := s.feed.nodes.Get(nodeName)
 	if err != nil {
 		return "the node does not exist"
@@ -68,7 +68,7 @@ func (s *Shared) Unfit(nodeName string) string {
 	switch {
 	case !s.feed.hasAgent(nodeName):
 		return reasonNoAgent
-	case !labelled(node):
+	case !hasNodeLabel(node):
 		return reasonNoLabel
 	case !snapshot.Published || snapshot.Absent:
 		return reasonNoReport

@@ -20,25 +20,25 @@ const stateKey fwk.StateKey = Name
 // state is the state of one pod's scheduling cycle.
 type state struct {
 	// The first seven fields are shared by clones. They are read-only after PreFilter, except for rejections.
-	asked
+	podRequest
 	// requests are those of all volumes that are to be placed.
 	requests []placement.Request
 	// search finds out on all nodes whether they fit.
 	search *ledger.Search
 	// bindable are PersistentVolumes that claims of the pod may be bound to, by StorageClass.
 	bindable map[string][]*corev1.PersistentVolume
-	// figures is true when each node is described with its own figures.
-	figures bool
-	// refused are nodes to which the API server refused to bind the pod, with the reason.
-	refused map[string]string
+	// perNodeFigures is true when each node is described with its own figures.
+	perNodeFigures bool
+	// refusedNodes are nodes to which the API server refused to bind the pod, with the reason.
+	refusedNodes map[string]string
 	// narrowed is true when the pod is tried on a part of the nodes.
 	narrowed bool
 	// rejections are written by Filter, for many nodes at once.
 	rejections *rejections
-	// placed is written by Reserve. The state is not cloned after that.
-	placed *placed
-	// try is this try of the pod among the pods that wait.
-	try *pending
+	// reservation is written by Reserve. The state is not cloned after that.
+	reservation *reservation
+	// attempt is this scheduling attempt of the pod.
+	attempt *attempt
 
 	// refusedEverywhere is set by PostFilter. A node that is chosen after it is one that preemption has nominated.
 	refusedEverywhere bool
@@ -51,7 +51,7 @@ type state struct {
 	gone map[string]struct{}
 	// nominated are pods without a reservation that the scheduler counts on a node. They wait there for the space of
 	// pods that are being evicted for them. They are kept by UID, because the scheduler may add one more than once.
-	nominated map[types.UID]nominee
+	nominated map[types.UID]nominatedPod
 }
 
 // Clone implements fwk.StateData.
@@ -78,25 +78,25 @@ func readState(cycle fwk.CycleState) (*state, error) {
 	return s, nil
 }
 
-// Decided returns the claims of a pod if the plugin alone decides where they can be. Then each of them is to be placed,
-// and none is bound, tied to a node, or may be bound to an existing volume. Otherwise it returns none. It can be called
-// when the plugin's PreFilter has run.
-func Decided(cycle fwk.CycleState) []*corev1.PersistentVolumeClaim {
+// DelegatedClaims returns the claims of a pod if the plugin alone decides where they can be. Then each of them is to be
+// placed, and none is bound, tied to a node, or may be bound to an existing volume. Otherwise it returns none. It can
+// be called when the plugin's PreFilter has run.
+func DelegatedClaims(cycle fwk.CycleState) []*corev1.PersistentVolumeClaim {
 	s, err := readState(cycle)
-	if err != nil || s.tied() {
+	if err != nil || s.claimsLimitNodes() {
 		return nil
 	}
 	return slices.Collect(maps.Values(s.claims))
 }
 
-// cycleSteps bounds the plans of a cycle together, for a pod with more than eight volumes: some ten milliseconds. Plans
-// after that give up.
-const cycleSteps = 1_000_000
+// maxCycleSteps bounds the plans of a cycle together, for a pod with more than eight volumes: some ten milliseconds.
+// Plans after that give up.
+const maxCycleSteps = 1_000_000
 
 // fit returns the merit of the pod's volumes on the node, or why they do not fit.
 func (s *state) fit(node *corev1.Node, snapshot *ledger.Snapshot) (int64, error) {
 	search := s.searchOn(node)
-	if s.asItIs() {
+	if s.usesSnapshotAsIs() {
 		return search.Fit(snapshot)
 	}
 	return search.FitOn(s.usable(node.Name, snapshot))
@@ -104,7 +104,7 @@ func (s *state) fit(node *corev1.Node, snapshot *ledger.Snapshot) (int64, error)
 
 // check returns why the pod's volumes do not fit on the node; nil if they do.
 func (s *state) check(node *corev1.Node, snapshot *ledger.Snapshot) error {
-	if s.asItIs() {
+	if s.usesSnapshotAsIs() {
 		return s.searchOn(node).Check(snapshot)
 	}
 	_, err := s.fit(node, snapshot)
@@ -116,15 +116,15 @@ func (s *state) searchOn(node *corev1.Node) *ledger.Search {
 	if len(s.bindable) == 0 {
 		return s.search
 	}
-	return ledger.NewSearch(requestsOf(s.volumesOn(node)), cycleSteps)
+	return ledger.NewSearch(requestsOf(s.volumesToPlaceOn(node)), maxCycleSteps)
 }
 
-// asItIs reports whether the pod may use exactly what is free in a node's snapshot.
-func (s *state) asItIs() bool { return len(s.gone) == 0 && len(s.nominated) == 0 }
+// usesSnapshotAsIs reports whether the pod may use exactly what is free in a node's snapshot.
+func (s *state) usesSnapshotAsIs() bool { return len(s.gone) == 0 && len(s.nominated) == 0 }
 
 // usable is what the pod may use on the node.
 func (s *state) usable(nodeName string, snapshot *ledger.Snapshot) *placement.Node {
-	return snapshot.Usable(s.gone, s.kept(nodeName))
+	return snapshot.Usable(s.gone, s.nominationsOn(nodeName))
 }
 
 // PreFilterExtensions has AddPod and RemovePod change the state, for preemption and for nominated pods.
@@ -137,7 +137,7 @@ func (p *Plugin) AddPod(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod
 		return fwk.AsStatus(err)
 	}
 	other := added.GetPod()
-	if !mayHold(other) || other.UID == pod.UID {
+	if !mayHoldSpace(other) || other.UID == pod.UID {
 		return nil
 	}
 	if other.Spec.NodeName != "" {
@@ -147,7 +147,7 @@ func (p *Plugin) AddPod(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod
 		}
 		return nil
 	}
-	p.nominate(s, other, info)
+	p.addNominated(s, other, info)
 	return nil
 }
 
@@ -158,7 +158,7 @@ func (p *Plugin) RemovePod(_ context.Context, cycle fwk.CycleState, _ *corev1.Po
 		return fwk.AsStatus(err)
 	}
 	other := removed.GetPod()
-	if !mayHold(other) {
+	if !mayHoldSpace(other) {
 		return nil
 	}
 	delete(s.nominated, other.UID)

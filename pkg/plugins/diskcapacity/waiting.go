@@ -17,7 +17,8 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// waiting are the pods that the plugin has refused or is trying, and the free space that nodes have gained for them.
+// waitingPods are the pods that the plugin has refused or is trying, and the free space that nodes have gained for
+// them.
 //
 // The scheduler's own way would be a queueing hint for each publication of a node. A hint is called for every
 // unschedulable pod, with the scheduling queue locked, and takes some microseconds. With 10,000 pods waiting, a
@@ -27,81 +28,81 @@ import (
 //
 // It also closes a gap of hints. The scheduler's watch and ours have no order. A pod that was created between an event
 // there and the same event here was tried with the older state. No hint came after that.
-type waiting struct {
+type waitingPods struct {
 	mu sync.Mutex
 	// pods by UID. A pod is here from before its cycle first reads the ledger, so that whatever is folded in later
 	// finds it. It stays until it has its place, is gone, or has been refused by other plugins only.
-	pods map[types.UID]*pending
-	// offers by the name of the node.
-	offers map[string]*offer
-	// keepers are the nodes on which pods were refused because of a nominated pod, by the UID of the nominated pod.
-	keepers map[types.UID]map[string]struct{}
-	tries   uint64
+	pods map[types.UID]*attempt
+	// requeues by the name of the node.
+	requeues map[string]*nodeRequeue
+	// keptFor are the nodes on which pods were refused because of a nominated pod, by the UID of the nominated pod.
+	keptFor map[types.UID]map[string]struct{}
+	lastSeq uint64
 	seed    maphash.Seed
 }
 
-// pending is one try of a pod.
-type pending struct {
+// attempt is one scheduling attempt of a pod.
+type attempt struct {
 	pod *corev1.Pod
 	// demand is the pod's request. key is equal for equal requests.
 	demand *placement.Demand
 	key    uint64
-	// flawed is true when the pod's request is not read yet or is invalid.
-	flawed bool
-	// bindable is true when a claim of the pod may be bound to an existing volume.
-	bindable bool
-	// kept are the nodes where the pod fits on space that is kept for a nominated pod.
-	kept map[string]struct{}
-	try  uint64
+	// requestUnknown is true when the pod's request is not read yet or is invalid.
+	requestUnknown bool
+	// hasBindable is true when a claim of the pod may be bound to an existing volume.
+	hasBindable bool
+	// keptNodes are the nodes where the pod fits on space that is kept for a nominated pod.
+	keptNodes map[string]struct{}
+	seq       uint64
 }
 
-// offer is the free space that a node has gained, and the pods that fit since then. They are not tried all at once,
-// because usually one of them takes it.
-type offer struct {
+// nodeRequeue is the free space that a node has gained, and the pods that fit since then. They are not tried all at
+// once, because usually one of them takes it.
+type nodeRequeue struct {
 	// pods in the order in which they are tried.
-	pods []*pending
-	// tried are the pods that were woken last.
-	tried []*pending
-	// beyond is how many more pods than fit together are woken in the next round. It doubles, so that the last of ten
+	pods []*attempt
+	// woken are the pods that were woken last.
+	woken []*attempt
+	// extra is how many more pods than fit together are woken in the next round. It doubles, so that the last of ten
 	// thousand pods is tried within two seconds.
-	beyond int
-	// rounds is for how many rounds the pods that were woken have not been tried.
-	rounds int
-	// due is true when the next round is scheduled.
-	due bool
+	extra int
+	// roundsUntried is for how many rounds the pods that were woken have not been tried.
+	roundsUntried int
+	// scheduled is true when the next round is scheduled.
+	scheduled bool
 }
 
 const (
-	// offerPause is the time between two rounds: enough for a try, if the scheduler has nothing else to do.
-	offerPause = 100 * time.Millisecond
-	// offerRounds is for how many rounds an offer waits for pods that are not tried.
-	offerRounds = 50
+	// roundPause is the time between two rounds: enough for a try, if the scheduler has nothing else to do.
+	roundPause = 100 * time.Millisecond
+	// maxRoundsUntried is for how many rounds a requeue waits for pods that are not tried.
+	maxRoundsUntried = 50
 )
 
-func newWaiting() *waiting {
-	return &waiting{pods: map[types.UID]*pending{}, offers: map[string]*offer{}, keepers: map[types.UID]map[string]struct{}{}, seed: maphash.MakeSeed()}
+func newWaitingPods() *waitingPods {
+	return &waitingPods{pods: map[types.UID]*attempt{}, requeues: map[string]*nodeRequeue{}, keptFor: map[types.UID]map[string]struct{}{}, seed: maphash.MakeSeed()}
 }
 
 // begin is called before a try of the pod reads the ledger.
-func (w *waiting) begin(pod *corev1.Pod) *pending {
-	c := &pending{pod: pod, flawed: true}
+func (w *waitingPods) begin(pod *corev1.Pod) *attempt {
+	c := &attempt{pod: pod, requestUnknown: true}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.tries++
-	c.try = w.tries
+	w.lastSeq++
+	c.seq = w.lastSeq
 	w.pods[pod.UID] = c
 	return c
 }
 
-// asks sets the pod's request, which is not known at begin.
-func (w *waiting) asks(c *pending, s *state) {
+// setRequest sets the pod's request, which is not known at begin.
+func (w *waitingPods) setRequest(c *attempt, s *state) {
 	key := w.key(s.requests)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	c.demand, c.key, c.bindable, c.flawed = s.search.Demand(), key, len(s.bindable) > 0, false
+	c.demand, c.key, c.hasBindable, c.requestUnknown = s.search.Demand(), key, len(s.bindable) > 0, false
 }
 
-func (w *waiting) key(requests []placement.Request) uint64 {
+func (w *waitingPods) key(requests []placement.Request) uint64 {
 	var hash maphash.Hash
 	hash.SetSeed(w.seed)
 	for i := range requests {
@@ -111,59 +112,59 @@ func (w *waiting) key(requests []placement.Request) uint64 {
 }
 
 // forget removes a pod that has its place, is gone, or waits for something else.
-func (w *waiting) forget(uid types.UID) {
+func (w *waitingPods) forget(uid types.UID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.pods, uid)
 }
 
-// keep records that the pod was refused on the node because of nominated pods.
-func (w *waiting) keep(c *pending, nodeName string, nominated []types.UID) {
+// noteKept records that the pod was refused on the node because of nominated pods.
+func (w *waitingPods) noteKept(c *attempt, nodeName string, nominated []types.UID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if c.kept == nil {
-		c.kept = map[string]struct{}{}
+	if c.keptNodes == nil {
+		c.keptNodes = map[string]struct{}{}
 	}
-	c.kept[nodeName] = struct{}{}
+	c.keptNodes[nodeName] = struct{}{}
 	for _, uid := range nominated {
-		if w.keepers[uid] == nil {
-			w.keepers[uid] = map[string]struct{}{}
+		if w.keptFor[uid] == nil {
+			w.keptFor[uid] = map[string]struct{}{}
 		}
-		w.keepers[uid][nodeName] = struct{}{}
+		w.keptFor[uid][nodeName] = struct{}{}
 	}
 }
 
-// isKept reports whether space was kept for the nominated pod.
-func (w *waiting) isKept(uid types.UID) bool {
+// isKeptFor reports whether space was kept for the nominated pod.
+func (w *waitingPods) isKeptFor(uid types.UID) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.keepers[uid] != nil
+	return w.keptFor[uid] != nil
 }
 
-// endKeeping returns the nodes where space was kept for the pod, which is no longer nominated, and forgets them.
-func (w *waiting) endKeeping(uid types.UID) []string {
+// takeKeptFor returns the nodes where space was kept for the pod, which is no longer nominated, and forgets them.
+func (w *waitingPods) takeKeptFor(uid types.UID) []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	nodes := slices.Sorted(maps.Keys(w.keepers[uid]))
-	delete(w.keepers, uid)
+	nodes := slices.Sorted(maps.Keys(w.keptFor[uid]))
+	delete(w.keptFor, uid)
 	return nodes
 }
 
-// pendingOf returns the waiting pod; nil if it does not wait or its request must be read again.
-func (w *waiting) pendingOf(uid types.UID) *pending {
+// attemptOf returns the waiting pod's attempt; nil if it does not wait or its request must be read again.
+func (w *waitingPods) attemptOf(uid types.UID) *attempt {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if c := w.pods[uid]; c != nil && !c.flawed && !c.bindable {
+	if c := w.pods[uid]; c != nil && !c.requestUnknown && !c.hasBindable {
 		return c
 	}
 	return nil
 }
 
-// all returns the pods that wait. The caller reads them without the lock.
-func (w *waiting) all() []*pending {
+// all returns the attempts of the pods that wait. The caller reads them without the lock.
+func (w *waitingPods) all() []*attempt {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	pods := make([]*pending, 0, len(w.pods))
+	pods := make([]*attempt, 0, len(w.pods))
 	for _, c := range w.pods {
 		pods = append(pods, c)
 	}
@@ -171,7 +172,7 @@ func (w *waiting) all() []*pending {
 }
 
 // of returns those of the pods that wait.
-func (w *waiting) of(uids []string) []*corev1.Pod {
+func (w *waitingPods) of(uids []string) []*corev1.Pod {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var pods []*corev1.Pod
@@ -183,12 +184,12 @@ func (w *waiting) of(uids []string) []*corev1.Pod {
 	return pods
 }
 
-// referTo reports whether one of the pods has a volume of that claim.
-func (w *waiting) referTo(pvc *corev1.PersistentVolumeClaim) bool {
+// anyUsesClaim reports whether one of the pods has a volume of that claim.
+func (w *waitingPods) anyUsesClaim(pvc *corev1.PersistentVolumeClaim) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, c := range w.pods {
-		if refersTo(c.pod, pvc) {
+		if usesClaim(c.pod, pvc) {
 			return true
 		}
 	}
@@ -197,90 +198,90 @@ func (w *waiting) referTo(pvc *corev1.PersistentVolumeClaim) bool {
 
 // anyFits reports whether one of the pods fits on the node, or may fit when there are too many to check. It returns the
 // pods whose request must be read again.
-func (w *waiting) anyFits(node *placement.Node) (fit bool, unclear []*corev1.Pod) {
-	now := newGrowth(nil, node, eventPlans)
+func (w *waitingPods) anyFits(node *placement.Node) (fit bool, unclear []*corev1.Pod) {
+	now := newSpaceGain(nil, node, maxPlansPerEvent)
 	for _, c := range w.all() {
-		if c.flawed || c.bindable {
+		if c.requestUnknown || c.hasBindable {
 			unclear = append(unclear, c.pod)
-		} else if now.admits(c) {
+		} else if now.mayFit(c) {
 			return true, nil
 		}
 	}
 	return false, unclear
 }
 
-// flawed returns the pods whose request is not known.
-func (w *waiting) flawed() []*corev1.Pod {
+// withUnknownRequest returns the pods whose request is not known.
+func (w *waitingPods) withUnknownRequest() []*corev1.Pod {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var pods []*corev1.Pod
 	for _, c := range w.pods {
-		if c.flawed {
+		if c.requestUnknown {
 			pods = append(pods, c.pod)
 		}
 	}
 	return pods
 }
 
-// offer adds to the node's offer the pods that fit after, and did not fit before or were refused because of a nominated
-// pod. before is nil for a node on which nothing fits. It reports whether the offer has new pods.
-func (w *waiting) offer(nodeName string, before, after *placement.Node) bool {
-	if !roomier(before, after) {
+// addFitting adds to the node's requeue the pods that fit after, and did not fit before or were refused because of a
+// nominated pod. before is nil for a node on which nothing fits. It reports whether the requeue has new pods.
+func (w *waitingPods) addFitting(nodeName string, before, after *placement.Node) bool {
+	if !gainedSpace(before, after) {
 		return false
 	}
-	grown, now := newGrowth(before, after, eventPlans), newGrowth(nil, after, eventPlans)
-	return w.add(nodeName, func(c waiter) bool {
-		return c.kept && now.admits(c.pending) || grown.admits(c.pending)
+	grown, now := newSpaceGain(before, after, maxPlansPerEvent), newSpaceGain(nil, after, maxPlansPerEvent)
+	return w.add(nodeName, func(c candidate) bool {
+		return c.kept && now.mayFit(c.attempt) || grown.mayFit(c.attempt)
 	})
 }
 
-// offerKept adds to the node's offer the pods that fit there and were refused because of a nominated pod.
-func (w *waiting) offerKept(nodeName string, now *placement.Node) bool {
-	fit := newGrowth(nil, now, eventPlans)
-	return w.add(nodeName, func(c waiter) bool { return c.kept && fit.admits(c.pending) })
+// addKept adds to the node's requeue the pods that fit there and were refused because of a nominated pod.
+func (w *waitingPods) addKept(nodeName string, now *placement.Node) bool {
+	fit := newSpaceGain(nil, now, maxPlansPerEvent)
+	return w.add(nodeName, func(c candidate) bool { return c.kept && fit.mayFit(c.attempt) })
 }
 
-// waiter is a pod that waits, and whether space on the node is kept from it.
-type waiter struct {
-	*pending
+// candidate is the attempt of a pod that waits, and whether space on the node is kept from it.
+type candidate struct {
+	*attempt
 	kept bool
 }
 
-// waiters returns the pods whose request is known.
-func (w *waiting) waiters(nodeName string) []waiter {
+// candidates returns the attempts whose request is known.
+func (w *waitingPods) candidates(nodeName string) []candidate {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	waiters := make([]waiter, 0, len(w.pods))
+	candidates := make([]candidate, 0, len(w.pods))
 	for _, c := range w.pods {
-		if !c.flawed {
-			_, kept := c.kept[nodeName]
-			waiters = append(waiters, waiter{c, kept})
+		if !c.requestUnknown {
+			_, kept := c.keptNodes[nodeName]
+			candidates = append(candidates, candidate{c, kept})
 		}
 	}
-	return waiters
+	return candidates
 }
 
-// add adds to the node's offer the pods that admits accepts. admits is called without the lock.
-func (w *waiting) add(nodeName string, admits func(waiter) bool) bool {
-	admitted := slices.DeleteFunc(w.waiters(nodeName), func(c waiter) bool { return !admits(c) })
+// add adds to the node's requeue the pods that fits accepts. fits is called without the lock.
+func (w *waitingPods) add(nodeName string, fits func(candidate) bool) bool {
+	fitting := slices.DeleteFunc(w.candidates(nodeName), func(c candidate) bool { return !fits(c) })
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var pods []*pending
-	for _, c := range admitted {
-		if w.pods[c.pod.UID] == c.pending {
-			pods = append(pods, c.pending)
+	var pods []*attempt
+	for _, c := range fitting {
+		if w.pods[c.pod.UID] == c.attempt {
+			pods = append(pods, c.attempt)
 		}
 	}
 	if len(pods) == 0 {
 		return false
 	}
-	o, running := w.offers[nodeName]
+	o, running := w.requeues[nodeName]
 	if !running {
-		o = &offer{}
-		w.offers[nodeName] = o
+		o = &nodeRequeue{}
+		w.requeues[nodeName] = o
 	}
 	if running {
-		known := make(map[*pending]struct{}, len(pods))
+		known := make(map[*attempt]struct{}, len(pods))
 		for _, c := range pods {
 			known[c] = struct{}{}
 		}
@@ -291,70 +292,70 @@ func (w *waiting) add(nodeName string, admits func(waiter) bool) bool {
 		}
 	}
 	// The order is that of the scheduling queue: by priority, then the longest wait.
-	slices.SortFunc(pods, func(a, b *pending) int {
-		return cmp.Or(cmp.Compare(corev1helpers.PodPriority(b.pod), corev1helpers.PodPriority(a.pod)), cmp.Compare(a.try, b.try))
+	slices.SortFunc(pods, func(a, b *attempt) int {
+		return cmp.Or(cmp.Compare(corev1helpers.PodPriority(b.pod), corev1helpers.PodPriority(a.pod)), cmp.Compare(a.seq, b.seq))
 	})
-	o.pods, o.beyond = pods, 0
+	o.pods, o.extra = pods, 0
 	return true
 }
 
-// round returns the pods to wake now, and whether to call it again after offerPause. A pod that was tried since, or
-// does not fit any more, leaves the offer: each is tried once for it.
-func (w *waiting) round(nodeName string, node *placement.Node, wasDue bool) (wake []*corev1.Pod, again bool) {
+// round returns the pods to wake now, and whether to call it again after roundPause. A pod that was tried since, or
+// does not fit any more, leaves the requeue: each is tried once for it.
+func (w *waitingPods) round(nodeName string, node *placement.Node, wasScheduled bool) (wake []*corev1.Pod, again bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	o := w.offers[nodeName]
+	o := w.requeues[nodeName]
 	if o == nil {
 		return nil, false
 	}
-	if wasDue {
-		o.due = false
+	if wasScheduled {
+		o.scheduled = false
 	}
-	left := newPlans(node, roundPlans)
+	left := newPacking(node, maxPlansPerRound)
 	untried := 0
-	for _, c := range o.tried {
+	for _, c := range o.woken {
 		if w.pods[c.pod.UID] != c {
 			continue
 		}
 		untried++
 		// It may still take its space.
-		left.take(c)
+		left.add(c)
 	}
-	if o.rounds++; untried == 0 || o.rounds > offerRounds {
-		o.tried, o.rounds = nil, 0
+	if o.roundsUntried++; untried == 0 || o.roundsUntried > maxRoundsUntried {
+		o.woken, o.roundsUntried = nil, 0
 	}
-	var rest []*pending
-	fit, beyond := newGrowth(nil, node, roundPlans), 0
+	var rest []*attempt
+	fit, extra := newSpaceGain(nil, node, maxPlansPerRound), 0
 	if untried == 0 {
-		beyond = o.beyond
-		o.beyond = max(1, 2*o.beyond)
+		extra = o.extra
+		o.extra = max(1, 2*o.extra)
 	}
 	for _, c := range o.pods {
-		if w.pods[c.pod.UID] != c || !fit.admits(c) {
+		if w.pods[c.pod.UID] != c || !fit.mayFit(c) {
 			continue
 		}
-		if left.take(c) {
-			o.tried, wake = append(o.tried, c), append(wake, c.pod)
+		if left.add(c) {
+			o.woken, wake = append(o.woken, c), append(wake, c.pod)
 			continue
 		}
-		if beyond > 0 {
-			beyond--
-			o.tried, wake = append(o.tried, c), append(wake, c.pod)
+		if extra > 0 {
+			extra--
+			o.woken, wake = append(o.woken, c), append(wake, c.pod)
 			continue
 		}
 		rest = append(rest, c)
 	}
 	if o.pods = rest; len(rest) == 0 {
-		delete(w.offers, nodeName)
+		delete(w.requeues, nodeName)
 		return wake, false
 	}
-	again = !o.due
-	o.due = true
+	again = !o.scheduled
+	o.scheduled = true
 	return wake, again
 }
 
-// roomier reports whether the node has free space that it did not have before.
-func roomier(before, after *placement.Node) bool {
+// gainedSpace reports whether the node has free space that it did not have before.
+func gainedSpace(before, after *placement.Node) bool {
 	for i := range after.Disks {
 		d := &after.Disks[i]
 		if d.Free.Len() == 0 {
@@ -376,8 +377,8 @@ func roomier(before, after *placement.Node) bool {
 	return false
 }
 
-// begin is waiting.begin, but not for a pod that is already deleted, because no later event would remove it.
-func (f *feed) begin(pod *corev1.Pod) *pending {
+// beginAttempt is waitingPods.begin, but not for a pod that is already deleted, because no later event would remove it.
+func (f *feed) beginAttempt(pod *corev1.Pod) *attempt {
 	c := f.waiting.begin(pod)
 	if f.storedPod(pod) == nil {
 		f.waiting.forget(pod.UID)
@@ -385,53 +386,53 @@ func (f *feed) begin(pod *corev1.Pod) *pending {
 	return c
 }
 
-// made wakes the pods that fit the node now and did not fit before; all that fit, if before is nil. It must not be
-// called under the lock of the scheduling queue.
-func (f *feed) made(logger klog.Logger, nodeName string, before *placement.Node) {
+// requeueFitting wakes the pods that fit the node now and did not fit before; all that fit, if before is nil. It must
+// not be called under the lock of the scheduling queue.
+func (f *feed) requeueFitting(logger klog.Logger, nodeName string, before *placement.Node) {
 	if refused := f.waiting.of(f.ledger.LiftedRefusals(nodeName)); len(refused) > 0 {
 		// They may have fitted before.
-		f.retry(logger, refused)
+		f.requeue(logger, refused)
 	}
-	if f.hasAgent(nodeName) && f.waiting.offer(nodeName, before, f.ledger.Snapshot(nodeName).Node) {
-		f.wake(logger, nodeName, false)
+	if f.hasAgent(nodeName) && f.waiting.addFitting(nodeName, before, f.ledger.Snapshot(nodeName).Node) {
+		f.runRound(logger, nodeName, false)
 	}
 }
 
-// noteKept records that the pod was refused on the node because of nominated pods, if it fits there without them.
-func (p *Plugin) noteKept(s *state, node *corev1.Node, snapshot *ledger.Snapshot) {
+// noteIfKept records that the pod was refused on the node because of nominated pods, if it fits there without them.
+func (p *Plugin) noteIfKept(s *state, node *corev1.Node, snapshot *ledger.Snapshot) {
 	nominated := s.nominatedFor(node.Name)
-	if len(nominated) == 0 || s.try == nil {
+	if len(nominated) == 0 || s.attempt == nil {
 		return
 	}
 	if _, err := s.searchOn(node).FitOn(snapshot.Without(s.gone)); err == nil {
-		p.feed.waiting.keep(s.try, node.Name, nominated)
+		p.feed.waiting.noteKept(s.attempt, node.Name, nominated)
 	}
 }
 
-// nominationEnded offers the space that was kept for the pod to the pods that were refused because of it. It must not
-// be called under the lock of the scheduling queue.
+// nominationEnded wakes the pods that were refused because of the pod and that fit on the space that was kept for it.
+// It must not be called under the lock of the scheduling queue.
 func (f *feed) nominationEnded(logger klog.Logger, uid types.UID) {
-	for _, nodeName := range f.waiting.endKeeping(uid) {
-		if f.hasAgent(nodeName) && f.waiting.offerKept(nodeName, f.ledger.Snapshot(nodeName).Node) {
-			f.wake(logger, nodeName, false)
+	for _, nodeName := range f.waiting.takeKeptFor(uid) {
+		if f.hasAgent(nodeName) && f.waiting.addKept(nodeName, f.ledger.Snapshot(nodeName).Node) {
+			f.runRound(logger, nodeName, false)
 		}
 	}
 }
 
-// wake runs a round of the node's offer.
-func (f *feed) wake(logger klog.Logger, nodeName string, wasDue bool) {
-	pods, again := f.waiting.round(nodeName, f.ledger.Snapshot(nodeName).Node, wasDue)
+// runRound runs a round of the node's requeue.
+func (f *feed) runRound(logger klog.Logger, nodeName string, wasScheduled bool) {
+	pods, again := f.waiting.round(nodeName, f.ledger.Snapshot(nodeName).Node, wasScheduled)
 	if len(pods) > 0 {
 		logger.V(3).Info("A node has made room", "node", klog.KRef("", nodeName), "podsWoken", len(pods))
-		f.retry(logger, pods)
+		f.requeue(logger, pods)
 	}
 	if again {
-		f.later(offerPause, func() { f.wake(logger, nodeName, true) })
+		f.later(roundPause, func() { f.runRound(logger, nodeName, true) })
 	}
 }
 
-// retry puts pods back into the scheduling queue. Those that are being tried come back when that try has ended.
-func (f *feed) retry(logger klog.Logger, pods []*corev1.Pod) {
+// requeue puts pods back into the scheduling queue. Those that are being tried come back when that try has ended.
+func (f *feed) requeue(logger klog.Logger, pods []*corev1.Pod) {
 	byName := make(map[string]*corev1.Pod, len(pods))
 	for _, pod := range pods {
 		byName[klog.KObj(pod).String()] = pod
@@ -442,12 +443,12 @@ func (f *feed) retry(logger klog.Logger, pods []*corev1.Pod) {
 // classAppeared wakes the pods whose request has become valid with a new class.
 func (f *feed) classAppeared(logger klog.Logger) {
 	var mended []*corev1.Pod
-	for _, pod := range f.waiting.flawed() {
-		if _, err := f.ask(pod); err == nil {
+	for _, pod := range f.waiting.withUnknownRequest() {
+		if _, err := f.requestOf(pod); err == nil {
 			mended = append(mended, pod)
 		}
 	}
 	if len(mended) > 0 {
-		f.retry(logger, mended)
+		f.requeue(logger, mended)
 	}
 }

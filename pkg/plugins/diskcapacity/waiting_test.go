@@ -92,9 +92,9 @@ func (b *bench) fold(t testing.TB, ndc *diskv1alpha1.NodeDiskCapacity) {
 	}
 }
 
-// TestOffer asserts that of many pods that fit the same space no more are tried than fit together. The others are tried
-// when those have not taken it, each once.
-func TestOffer(t *testing.T) {
+// TestRequeueRounds asserts that of many pods that fit the same space no more are tried than fit together. The others
+// are tried when those have not taken it, each once.
+func TestRequeueRounds(t *testing.T) {
 	const count = 100
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 1)
@@ -123,7 +123,7 @@ func TestOffer(t *testing.T) {
 	}
 	b.publish(t, "n1", 9)
 	expect("room for two", "pod-90", "pod-91")
-	b.pass()
+	b.runLater()
 	expect("the two have not come to their turn")
 	// One takes its place, the other is refused, by others.
 	state, _ := b.filter(t, pods[90])
@@ -131,26 +131,26 @@ func TestOffer(t *testing.T) {
 		t.Fatal(status)
 	}
 	b.filter(t, pods[91])
-	b.pass()
+	b.runLater()
 	expect("one place is left, and one was in vain", "pod-92", "pod-93")
 	b.filter(t, pods[92])
 	b.filter(t, pods[93])
-	b.pass()
+	b.runLater()
 	expect("more were in vain", "pod-94", "pod-95", "pod-96")
 	// Another pod takes it.
 	record(t, b, podOf("other", 4), 4)
 	for range 20 {
-		b.pass()
+		b.runLater()
 	}
 	expect("the room is gone")
-	if len(b.plugin.feed.waiting.offers) > 0 {
-		t.Error("the offer is kept")
+	if len(b.plugin.feed.waiting.requeues) > 0 {
+		t.Error("the requeue is kept")
 	}
 }
 
-// TestOfferReachesAll asserts that all pods are tried in the end, so that the one that other plugins accept is among
+// TestRequeueReachesAll asserts that all pods are tried in the end, so that the one that other plugins accept is among
 // them.
-func TestOfferReachesAll(t *testing.T) {
+func TestRequeueReachesAll(t *testing.T) {
 	const count = 10_000
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 1)
@@ -168,7 +168,7 @@ func TestOfferReachesAll(t *testing.T) {
 				b.filter(t, p) // it does not take it
 			}
 		}
-		b.pass()
+		b.runLater()
 	}
 	if woken != count || rounds > 20 {
 		t.Errorf("%d of %d pods were tried in %d rounds", woken, count, rounds)
@@ -190,7 +190,7 @@ func TestWokenByLateWatch(t *testing.T) {
 	gone := podOf("gone", 6)
 	b.refuse(t, withVolume(podOf("two", 6), "more", "1Gi", "ssd"))
 	b.filter(t, gone) // deleted before: not in the store
-	if b.plugin.feed.waiting.pendingOf(gone.UID) != nil {
+	if b.plugin.feed.waiting.attemptOf(gone.UID) != nil {
 		t.Error("a pod that is gone is remembered")
 	}
 }
@@ -215,9 +215,9 @@ func TestClassWakes(t *testing.T) {
 	}
 }
 
-// TestNotForOthersReasons asserts that a pod that only other plugins refuse is not woken when a node has more free
-// space.
-func TestNotForOthersReasons(t *testing.T) {
+// TestPodsOfOtherReasonsAreNotWoken asserts that a pod that only other plugins refuse is not woken when a node has more
+// free space.
+func TestPodsOfOtherReasonsAreNotWoken(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
 	pod := podOf("a", 6)
@@ -226,17 +226,17 @@ func TestNotForOthersReasons(t *testing.T) {
 	b.framework.RunPostFilterPlugins(b.ctx, state, pod, nil)
 	b.publish(t, "n1", 5)
 	if b.publish(t, "n1", 10); b.woken(pod) {
-		t.Error("woken by room, which it does not lack")
+		t.Error("woken by free space, which it does not lack")
 	}
 }
 
-// TestManyShapesAreAllWoken asserts that a publication wakes all pods that fit, also when there are more distinct
-// requests than it makes plans for.
-func TestManyShapesAreAllWoken(t *testing.T) {
+// TestManyDistinctRequestsAreAllWoken asserts that a publication wakes all pods that fit, also when there are more
+// distinct requests than it makes plans for.
+func TestManyDistinctRequestsAreAllWoken(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 1)
 	var pods []*corev1.Pod
-	for i := range 3 * eventPlans {
+	for i := range 3 * maxPlansPerEvent {
 		pod := podWith(fmt.Sprint("pod-", i), 9, func(v int) int64 { return int64(600 + 10*v + i%7) })
 		pod.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = fmt.Sprintf("%dMi", 700+i)
 		b.refuse(t, pod)
@@ -254,20 +254,20 @@ func TestManyShapesAreAllWoken(t *testing.T) {
 		if len(b.later) == 0 {
 			break
 		}
-		b.pass()
+		b.runLater()
 	}
 	if len(woken) != len(pods) {
 		t.Errorf("%d of %d pods were woken", len(woken), len(pods))
 	}
 }
 
-// TestHintsOfManyShapes asserts that hints make a bounded number of plans, and that the pods that are left are offered
-// the node outside of the hint.
-func TestHintsOfManyShapes(t *testing.T) {
+// TestHintsOfManyDistinctRequests asserts that hints make a bounded number of plans, and that the pods that are left
+// are checked outside of the hint.
+func TestHintsOfManyDistinctRequests(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 1)
 	var pods []*corev1.Pod
-	for i := range 2 * eventPlans {
+	for i := range 2 * maxPlansPerEvent {
 		pod := podOf(fmt.Sprint("pod-", i), int64(2+i%3))
 		pod.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = fmt.Sprintf("%dMi", 2048+i)
 		b.refuse(t, pod)
@@ -288,13 +288,13 @@ func TestHintsOfManyShapes(t *testing.T) {
 			queued++
 		}
 	}
-	if queued != eventPlans {
-		t.Errorf("hints queue %d pods, want %d", queued, eventPlans)
+	if queued != maxPlansPerEvent {
+		t.Errorf("hints queue %d pods, want %d", queued, maxPlansPerEvent)
 	}
 	select {
 	case <-done:
 	case <-time.After(30 * time.Second):
-		t.Error("the pods that are left are not offered the node")
+		t.Error("the pods that are left are not woken")
 	}
 }
 
@@ -326,12 +326,12 @@ func (b *bench) await(t testing.TB, pod *corev1.Pod) {
 	if err := b.plugin.feed.pods.Add(pod); err != nil {
 		t.Fatal(err)
 	}
-	try := b.plugin.feed.waiting.begin(pod)
-	asks, err := b.plugin.feed.ask(pod)
+	attempt := b.plugin.feed.waiting.begin(pod)
+	req, err := b.plugin.feed.requestOf(pod)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.plugin.feed.waiting.asks(try, b.plugin.newState(pod, asks))
+	b.plugin.feed.waiting.setRequest(attempt, b.plugin.newState(pod, req))
 }
 
 // BenchmarkPublication has a node publish while ten thousand pods wait.

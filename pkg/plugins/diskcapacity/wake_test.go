@@ -25,7 +25,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 		woken, skipped = woken+w.woken, skipped+w.skipped
 	}
 	if woken < 100 || skipped < 100 {
-		t.Errorf("hints woke %d times and skipped %d: the test tells little", woken, skipped)
+		t.Errorf("hints woke %d times and skipped %d: the test covers little", woken, skipped)
 	}
 }
 
@@ -74,7 +74,7 @@ func (w *wakeWorld) run() {
 		w.t.Errorf("seed %d: the pod fits, but was left pending", w.seed)
 	}
 	w.over = true
-	w.bench.remove(w.t, w.pod)
+	w.bench.removeFromStore(w.t, w.pod)
 	w.bench.plugin.feed.foldPod(klog.Background(), w.pod)
 	for len(w.pods) > 0 {
 		w.remove()
@@ -96,7 +96,7 @@ func (w *wakeWorld) handle(events *[]func()) {
 	event := (*events)[0]
 	*events = (*events)[1:]
 	event()
-	w.bench.pass()
+	w.bench.runLater()
 	if w.bench.woken(w.pod) {
 		w.answer(fwk.Queue, nil)
 	}
@@ -129,7 +129,7 @@ func (w *wakeWorld) answer(hint fwk.QueueingHint, err error) {
 		w.t.Fatal(status)
 	}
 	bound := w.pod.DeepCopy()
-	value, err := w.bench.plugin.encode(w.pod, "n1", mustVolumes(w.t, w.pod))
+	value, err := w.bench.plugin.encodeRecord(w.pod, "n1", mustVolumes(w.t, w.pod))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -221,7 +221,7 @@ func (w *wakeWorld) register() {
 	}
 	before, after := w.csiNode, w.bench.csiNode(w.t, "n1", drivers...)
 	w.csiNode = after
-	w.watch = append(w.watch, func() { w.bench.plugin.feed.foldCSINode(klog.Background(), after) })
+	w.watch = append(w.watch, func() { w.bench.plugin.feed.foldCSINodeEvent(klog.Background(), after) })
 	w.hints = append(w.hints, func() { w.answer(w.bench.plugin.afterCSINode(klog.Background(), w.pod, before, after)) })
 }
 
@@ -232,7 +232,7 @@ func (w *wakeWorld) remove() {
 	i := w.rng.IntN(len(w.pods))
 	pod := w.pods[i]
 	w.pods = append(w.pods[:i:i], w.pods[i+1:]...)
-	w.bench.remove(w.t, pod)
-	w.watch = append(w.watch, func() { w.bench.plugin.feed.foldEnd(klog.Background(), pod) })
+	w.bench.removeFromStore(w.t, pod)
+	w.watch = append(w.watch, func() { w.bench.plugin.feed.foldPodEnd(klog.Background(), pod) })
 	w.hints = append(w.hints, func() { w.answer(w.bench.plugin.afterPodDeleted(klog.Background(), w.pod, pod, nil)) })
 }

@@ -82,7 +82,7 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 	if err != nil {
 		return nil, err
 	}
-	complete, err := diskcapacity.CheckProfile(Name, handle)
+	complete, err := diskcapacity.NewProfileCheck(Name, handle)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 		return nil, fmt.Errorf("starting plugin %s: %w", Name, err)
 	}
 	embedded.Binder = b
-	return &Plugin{VolumeBinding: embedded, binder: b, complete: complete, decides: diskcapacity.Decided}, nil
+	return &Plugin{VolumeBinding: embedded, binder: b, complete: complete, decides: diskcapacity.DelegatedClaims}, nil
 }
 
 // EventsToRegister returns the stock plugin's events. The scheduler calls it before it starts, and does not start if

@@ -23,7 +23,7 @@ const (
 // be one more write to the API server for each pod, which costs more than placing it.
 func (s seam) tellPlaces(shared *diskcapacity.Shared) {
 	for name, stock := range s.profiles {
-		s.profiles[name] = placesTeller{stock, shared.Places}
+		s.profiles[name] = placesTeller{stock, shared.DescribePlaces}
 	}
 }
 

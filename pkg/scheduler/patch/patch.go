@@ -55,7 +55,7 @@ func Apply(ctx context.Context, sched *scheduler.Scheduler, shared *diskcapacity
 	}
 	if shared != nil {
 		s.tellPlaces(shared)
-		s.whenLeading(shared.Schedules)
+		s.whenLeading(shared.ScheduleBegins)
 	}
 	return nil
 }

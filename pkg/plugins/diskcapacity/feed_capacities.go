@@ -28,15 +28,15 @@ const (
 	classResource    = "diskclasses"
 )
 
-// watch starts the reflectors of capacities and classes. They write into the ledger directly. An informer would keep a
-// copy of every object that is not read, and its handlers would run behind its store.
-func (f *feed) watch(ctx context.Context, config *rest.Config) error {
+// startReflectors starts the reflectors of capacities and classes. They write into the ledger directly. An informer
+// would keep a copy of every object that is not read, and its handlers would run behind its store.
+func (f *feed) startReflectors(ctx context.Context, config *rest.Config) error {
 	client, err := restClient(config)
 	if err != nil {
 		return fmt.Errorf("making a client for %s: %w", diskv1alpha1.SchemeGroupVersion, err)
 	}
-	follow(ctx, client, capacityResource, &diskv1alpha1.NodeDiskCapacity{}, &diskv1alpha1.NodeDiskCapacityList{}, f.capacities)
-	follow(ctx, client, classResource, &diskv1alpha1.DiskClass{}, &diskv1alpha1.DiskClassList{}, f.classes)
+	startReflector(ctx, client, capacityResource, &diskv1alpha1.NodeDiskCapacity{}, &diskv1alpha1.NodeDiskCapacityList{}, f.capacities)
+	startReflector(ctx, client, classResource, &diskv1alpha1.DiskClass{}, &diskv1alpha1.DiskClassList{}, f.classes)
 	return nil
 }
 
@@ -57,7 +57,7 @@ func restClient(config *rest.Config) (rest.Interface, error) {
 	return rest.RESTClientFor(config)
 }
 
-func follow(ctx context.Context, client rest.Interface, resource string, object, list runtime.Object, store cache.ReflectorStore) {
+func startReflector(ctx context.Context, client rest.Interface, resource string, object, list runtime.Object, store cache.ReflectorStore) {
 	logger := klog.FromContext(ctx)
 	// No other message says why no disk pod is scheduled. So this one is logged each time that the reflector tries.
 	explain := func(err error) {
@@ -86,28 +86,28 @@ func follow(ctx context.Context, client rest.Interface, resource string, object,
 type capacityStore struct {
 	logger klog.Logger
 	ledger *ledger.Ledger
-	filled atomic.Bool
-	// made is called with the node as it was before its capacity was folded in, to wake pods.
-	made func(nodeName string, before *placement.Node)
+	listed atomic.Bool
+	// requeueFitting is called with the node as it was before its capacity was folded in, to wake pods.
+	requeueFitting func(nodeName string, before *placement.Node)
 	// beforeFold is called with a node before its capacity is folded in.
 	beforeFold func(nodeName string)
-	// folded is called with a node after its capacity was folded in, and before pods are woken.
-	folded func(nodeName string)
-	// served is called with other nodes whose disks came into service.
-	served func(nodeNames []string)
+	// afterFold is called with a node after its capacity was folded in, and before pods are woken.
+	afterFold func(nodeName string)
+	// disksServed is called with other nodes whose disks came into service.
+	disksServed func(nodeNames []string)
 	// reports have the other fields of the capacities.
 	reports *reports
 
 	mu sync.Mutex
-	// known are the nodes with a capacity, to find after a relist which have gone.
-	known map[string]struct{}
+	// nodes are the nodes with a capacity, to find after a relist which have gone.
+	nodes map[string]struct{}
 	// newest is the highest revision since the last list.
 	newest uint64
 	// listeners are called with the node after its capacity was folded in.
 	listeners []func(nodeName string)
 }
 
-func (s *capacityStore) listen(callback func(nodeName string)) {
+func (s *capacityStore) addListener(callback func(nodeName string)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.listeners = append(s.listeners, callback)
@@ -117,17 +117,17 @@ func (s *capacityStore) listen(callback func(nodeName string)) {
 func (s *capacityStore) names() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Collect(maps.Keys(s.known))
+	return slices.Collect(maps.Keys(s.nodes))
 }
 
 func newCapacityStore(logger klog.Logger, l *ledger.Ledger) *capacityStore {
 	return &capacityStore{
-		logger: logger, ledger: l, known: map[string]struct{}{}, reports: newReports(),
-		made: func(string, *placement.Node) {}, folded: func(string) {}, served: func([]string) {},
+		logger: logger, ledger: l, nodes: map[string]struct{}{}, reports: newReports(),
+		requeueFitting: func(string, *placement.Node) {}, afterFold: func(string) {}, disksServed: func([]string) {},
 	}
 }
 
-func (s *capacityStore) hasSynced() bool { return s.filled.Load() }
+func (s *capacityStore) hasSynced() bool { return s.listed.Load() }
 
 // Add implements cache.ReflectorStore.
 func (s *capacityStore) Add(obj any) error { return s.fold(obj, s.ledger.ReplaceCapacity) }
@@ -143,7 +143,7 @@ func (s *capacityStore) fold(obj any, into func(string, *ledger.Capacity) (befor
 		return fmt.Errorf("NodeDiskCapacity %s: %w", ndc.Name, err)
 	}
 	s.mu.Lock()
-	s.known[ndc.Name] = struct{}{}
+	s.nodes[ndc.Name] = struct{}{}
 	s.newest = max(s.newest, capacity.Revision)
 	listeners := s.listeners
 	s.mu.Unlock()
@@ -153,15 +153,15 @@ func (s *capacityStore) fold(obj any, into func(string, *ledger.Capacity) (befor
 		return nil
 	}
 	s.reports.set(ndc.Name, reportOf(ndc))
-	s.folded(ndc.Name)
-	s.served(served)
+	s.afterFold(ndc.Name)
+	s.disksServed(served)
 	if after.Problem != "" {
 		s.logger.Info("A NodeDiskCapacity contradicts itself: the node gets no disk pods until its agent puts it right", "node", klog.KRef("", ndc.Name), "problem", after.Problem)
 	}
 	for _, callback := range listeners {
 		callback(ndc.Name)
 	}
-	s.made(ndc.Name, before.Node)
+	s.requeueFitting(ndc.Name, before.Node)
 	return nil
 }
 
@@ -183,20 +183,20 @@ func (s *capacityStore) Delete(obj any) error {
 	s.newest = max(s.newest, revision)
 	s.mu.Unlock()
 	s.forget(ndc.Name)
-	s.served(s.ledger.DeleteCapacity(ndc.Name, revision))
-	s.tell(ndc.Name)
+	s.disksServed(s.ledger.DeleteCapacity(ndc.Name, revision))
+	s.notify(ndc.Name)
 	return nil
 }
 
 // forget removes a node that has no capacity any more.
 func (s *capacityStore) forget(name string) {
 	s.mu.Lock()
-	delete(s.known, name)
+	delete(s.nodes, name)
 	s.mu.Unlock()
 	s.reports.set(name, nil)
 }
 
-func (s *capacityStore) tell(name string) {
+func (s *capacityStore) notify(name string) {
 	s.mu.Lock()
 	listeners := s.listeners
 	s.mu.Unlock()
@@ -218,7 +218,7 @@ func (s *capacityStore) Replace(objects []any, resourceVersion string) error {
 			"resourceVersion", revision, "knownResourceVersion", s.newest)
 	}
 	s.newest = revision
-	known := maps.Clone(s.known)
+	known := maps.Clone(s.nodes)
 	s.mu.Unlock()
 	listed := make(map[string]struct{}, len(objects))
 	for _, obj := range objects {
@@ -231,11 +231,11 @@ func (s *capacityStore) Replace(objects []any, resourceVersion string) error {
 	for name := range known {
 		if _, still := listed[name]; !still {
 			s.forget(name)
-			s.tell(name)
+			s.notify(name)
 		}
 	}
-	s.served(served)
-	s.filled.Store(true)
+	s.disksServed(served)
+	s.listed.Store(true)
 	return nil
 }
 

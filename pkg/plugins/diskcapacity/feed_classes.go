@@ -14,9 +14,9 @@ import (
 
 // classes is the store of the reflector of DiskClasses: it has their policies, by name.
 type classes struct {
-	filled atomic.Bool
-	mu     sync.RWMutex
-	known  map[string]placement.Policy
+	listed   atomic.Bool
+	mu       sync.RWMutex
+	policies map[string]placement.Policy
 	// objects are the classes as they were read last.
 	objects map[string]*diskv1alpha1.DiskClass
 	// listeners are called after each change.
@@ -26,23 +26,23 @@ type classes struct {
 }
 
 func newClasses() *classes {
-	return &classes{known: map[string]placement.Policy{}, objects: map[string]*diskv1alpha1.DiskClass{}, appeared: func() {}}
+	return &classes{policies: map[string]placement.Policy{}, objects: map[string]*diskv1alpha1.DiskClass{}, appeared: func() {}}
 }
 
-func (c *classes) hasSynced() bool { return c.filled.Load() }
+func (c *classes) hasSynced() bool { return c.listed.Load() }
 
 // policy returns the policy of a class; false if there is no such class.
 func (c *classes) policy(name string) (placement.Policy, bool) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	policy, ok := c.known[name]
+	policy, ok := c.policies[name]
 	return policy, ok
 }
 
 func (c *classes) names() []string {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	return slices.Sorted(maps.Keys(c.known))
+	return slices.Sorted(maps.Keys(c.policies))
 }
 
 // all returns the classes as they were read last, sorted by name. They must not be changed.
@@ -56,7 +56,7 @@ func (c *classes) all() []*diskv1alpha1.DiskClass {
 	return out
 }
 
-func (c *classes) listen(callback func()) {
+func (c *classes) addListener(callback func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.listeners = append(c.listeners, callback)
@@ -78,8 +78,8 @@ func (c *classes) Add(obj any) error {
 		return fmt.Errorf("got %T, want *DiskClass", obj)
 	}
 	c.mu.Lock()
-	_, known := c.known[class.Name]
-	c.known[class.Name] = request.PolicyOf(class.Spec.PlacementPolicy)
+	_, known := c.policies[class.Name]
+	c.policies[class.Name] = request.PolicyOf(class.Spec.PlacementPolicy)
 	c.objects[class.Name] = class
 	c.mu.Unlock()
 	defer c.changed()
@@ -101,7 +101,7 @@ func (c *classes) Delete(obj any) error {
 	c.mu.Lock()
 	defer c.changed()
 	defer c.mu.Unlock()
-	delete(c.known, class.Name)
+	delete(c.policies, class.Name)
 	delete(c.objects, class.Name)
 	return nil
 }
@@ -119,10 +119,10 @@ func (c *classes) Replace(objects []any, _ string) error {
 		byName[class.Name] = class
 	}
 	c.mu.Lock()
-	c.known, c.objects = known, byName
+	c.policies, c.objects = known, byName
 	c.mu.Unlock()
 	defer c.changed()
-	c.filled.Store(true)
+	c.listed.Store(true)
 	c.appeared()
 	return nil
 }

@@ -8,15 +8,15 @@ import (
 	fwk "k8s.io/kube-scheduler/framework"
 )
 
-// needs is what a pod requests of a node besides disk space.
-type needs struct {
+// otherNeeds is what a pod requests of a node besides disk space.
+type otherNeeds struct {
 	tolerations []corev1.Toleration
 	requests    corev1.ResourceList
 	ports       []corev1.ContainerPort
 }
 
-func needsOf(pod *corev1.Pod) needs {
-	n := needs{tolerations: pod.Spec.Tolerations, requests: resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})}
+func otherNeedsOf(pod *corev1.Pod) otherNeeds {
+	n := otherNeeds{tolerations: pod.Spec.Tolerations, requests: resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})}
 	add := func(c *corev1.Container) {
 		for _, p := range c.Ports {
 			if p.HostPort > 0 {
@@ -39,7 +39,7 @@ func needsOf(pod *corev1.Pod) needs {
 // admittedBy reports whether the node passes the checks that kube-scheduler makes of the node alone. The node is not
 // cordoned, its taints are tolerated, and the requested CPU, memory and other resources are free. It takes one more
 // pod, and the host ports are free. Kube-scheduler's own Filters decide. This only leaves out nodes that they refuse.
-func (n *needs) admittedBy(logger klog.Logger, node fwk.NodeInfo) bool {
+func (n *otherNeeds) admittedBy(logger klog.Logger, node fwk.NodeInfo) bool {
 	taints := node.Node().Spec.Taints
 	if node.Node().Spec.Unschedulable {
 		taints = append(taints[:len(taints):len(taints)], corev1.Taint{Key: corev1.TaintNodeUnschedulable, Effect: corev1.TaintEffectNoSchedule})

@@ -11,8 +11,8 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// begin runs a pod's cycle up to Reserve on a node.
-func (b *bench) begin(t testing.TB, pod *corev1.Pod, node string) fwk.CycleState {
+// reserveCycle runs a pod's cycle up to Reserve on a node.
+func (b *bench) reserveCycle(t testing.TB, pod *corev1.Pod, node string) fwk.CycleState {
 	t.Helper()
 	state, _ := b.filter(t, pod)
 	if status := b.framework.RunReservePluginsReserve(b.ctx, state, pod, node); !status.IsSuccess() {
@@ -21,25 +21,25 @@ func (b *bench) begin(t testing.TB, pod *corev1.Pod, node string) fwk.CycleState
 	return state
 }
 
-// place runs a pod's cycle to its end on a node, as if it were bound there. It returns what the event says about its
-// places.
-func (b *bench) place(t testing.TB, pod *corev1.Pod, node string) string {
+// describeReserved runs a pod's cycle to its end on a node, as if it were bound there. It returns what the event says
+// about its places.
+func (b *bench) describeReserved(t testing.TB, pod *corev1.Pod, node string) string {
 	t.Helper()
-	state := b.begin(t, pod, node)
-	places := b.places(pod, 1000)
+	state := b.reserveCycle(t, pod, node)
+	places := b.describePlaces(pod, 1000)
 	b.framework.RunPostBindPlugins(b.ctx, state, pod, node)
-	if again := b.places(pod, 1000); again != "" {
+	if again := b.describePlaces(pod, 1000); again != "" {
 		t.Errorf("bound, and still: %s", again)
 	}
 	return places
 }
 
-func (b *bench) places(pod *corev1.Pod, most int) string {
-	return (&Shared{feed: b.plugin.feed}).Places(pod, most)
+func (b *bench) describePlaces(pod *corev1.Pod, most int) string {
+	return (&Shared{feed: b.plugin.feed}).DescribePlaces(pod, most)
 }
 
-// TestPlaces asserts that the event says where the pod's volumes are and what that leaves.
-func TestPlaces(t *testing.T) {
+// TestDescribePlaces asserts that the event says where the pod's volumes are and what that leaves.
+func TestDescribePlaces(t *testing.T) {
 	disk := diskOf("n1")
 	tests := map[string]struct {
 		pod  func(*testing.T, *bench) *corev1.Pod
@@ -68,43 +68,44 @@ func TestPlaces(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, nil, "n1")
 			b.publish(t, "n1", 10)
-			if have := b.place(t, test.pod(t, b), "n1"); have != test.want {
+			if have := b.describeReserved(t, test.pod(t, b), "n1"); have != test.want {
 				t.Errorf("got  %q\nwant %q", have, test.want)
 			}
 		})
 	}
 }
 
-// TestPlacesAreBounded asserts that the text is cut to the given number of bytes, because an event has at most 1024.
-func TestPlacesAreBounded(t *testing.T) {
+// TestDescribePlacesIsBounded asserts that the text is cut to the given number of bytes, because an event has at most
+// 1024.
+func TestDescribePlacesIsBounded(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 100)
 	pod := manyVolumes(diskv1alpha1.MaxVolumes)
 	for i := range pod.Spec.Volumes {
 		pod.Spec.Volumes[i].Name = fmt.Sprintf("%063d", i)
 	}
-	places := b.place(t, pod, "n1")
+	places := b.describeReserved(t, pod, "n1")
 	named := strings.Count(places, "volume ")
 	if len(places) > 1000 || named < 4 || !strings.HasSuffix(places, fmt.Sprintf("; and %d more", diskv1alpha1.MaxVolumes-named)) {
 		t.Errorf("%d bytes: %s", len(places), places)
 	}
 }
 
-// TestPlacesOfOthers asserts that the event is not extended for a pod without disk volumes, nor for one whose place was
-// given up.
-func TestPlacesOfOthers(t *testing.T) {
+// TestDescribePlacesOfOtherPods asserts that the event is not extended for a pod without disk volumes, nor for one
+// whose place was given up.
+func TestDescribePlacesOfOtherPods(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.publish(t, "n1", 10)
 	pod := podOf("a", 1)
-	if places := b.places(pod, 1000); places != "" {
+	if places := b.describePlaces(pod, 1000); places != "" {
 		t.Errorf("not placed: %s", places)
 	}
-	state := b.begin(t, pod, "n1")
-	if places := b.places(pod, 20); places != "" {
+	state := b.reserveCycle(t, pod, "n1")
+	if places := b.describePlaces(pod, 20); places != "" {
 		t.Errorf("no space to say it: %s", places)
 	}
 	b.framework.RunReservePluginsUnreserve(b.ctx, state, pod, "n1")
-	if places := b.places(pod, 1000); places != "" {
+	if places := b.describePlaces(pod, 1000); places != "" {
 		t.Errorf("given up: %s", places)
 	}
 }
