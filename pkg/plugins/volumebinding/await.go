@@ -14,7 +14,7 @@ import (
 
 // await returns when the claim is bound to the volume. It checks that only when the claim or the pod has changed.
 func (b *binder) await(ctx context.Context, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) error {
-	changed, stop := b.watch.of(claimKey(pvc), podKey(pod))
+	changed, stop := b.changes.subscribe(claimKey(pvc), podKey(pod))
 	defer stop()
 	for {
 		if bound, err := b.isBound(pod, pvc, pv); bound || err != nil {
@@ -31,7 +31,7 @@ func (b *binder) await(ctx context.Context, pod *corev1.Pod, pvc *corev1.Persist
 // isBound reads the informers' stores. They may be older than what this plugin has written, and are never older than
 // the event that caused the check.
 func (b *binder) isBound(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) (bool, error) {
-	gone := b.gone(pod, pvc)
+	gone := b.checkGone(pod, pvc)
 	if errors.Is(gone, errDeleted) {
 		return false, errDeleted
 	}
@@ -46,7 +46,7 @@ func (b *binder) isBound(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv 
 	case now.Spec.VolumeName == pv.Name && now.Status.Phase == corev1.ClaimBound:
 		return true, nil
 	case now.Spec.VolumeName != "" && now.Spec.VolumeName != pv.Name:
-		return false, &boundElsewhere{now.Spec.VolumeName}
+		return false, &boundElsewhereError{now.Spec.VolumeName}
 	}
 	return false, gone
 }
@@ -54,48 +54,48 @@ func (b *binder) isBound(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv 
 // The kinds of objects that are waited for.
 const claimKind, podKind = "claim", "pod"
 
-type key struct{ kind, namespace, name string }
+type objectKey struct{ kind, namespace, name string }
 
-func claimKey(pvc *corev1.PersistentVolumeClaim) key {
-	return key{claimKind, pvc.Namespace, pvc.Name}
+func claimKey(pvc *corev1.PersistentVolumeClaim) objectKey {
+	return objectKey{claimKind, pvc.Namespace, pvc.Name}
 }
-func podKey(pod *corev1.Pod) key { return key{podKind, pod.Namespace, pod.Name} }
+func podKey(pod *corev1.Pod) objectKey { return objectKey{podKind, pod.Namespace, pod.Name} }
 
-// watch notifies waiters of changes of the objects that they wait for.
-type watch struct {
-	mu      sync.Mutex
-	waiting map[key]map[chan struct{}]struct{}
-	// afterwards are functions to call when a claim is gone, by its UID.
-	afterwards map[string]func()
+// changeNotifier notifies subscribers of changes of the objects that they wait for.
+type changeNotifier struct {
+	mu          sync.Mutex
+	subscribers map[objectKey]map[chan struct{}]struct{}
+	// onGone are functions to call when a claim is gone, by its UID.
+	onGone map[string]func()
 }
 
-func newWatch(claims, pods cache.SharedIndexInformer) (*watch, error) {
-	w := &watch{waiting: map[key]map[chan struct{}]struct{}{}, afterwards: map[string]func(){}}
+func newChangeNotifier(claims, pods cache.SharedIndexInformer) (*changeNotifier, error) {
+	n := &changeNotifier{subscribers: map[objectKey]map[chan struct{}]struct{}{}, onGone: map[string]func(){}}
 	for kind, informer := range map[string]cache.SharedIndexInformer{claimKind: claims, podKind: pods} {
 		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(obj any) { w.tell(kind, obj, false) },
-			UpdateFunc: func(old, obj any) { w.tellChange(kind, old, obj) },
-			DeleteFunc: func(obj any) { w.tell(kind, obj, true) },
+			AddFunc:    func(obj any) { n.notify(kind, obj, false) },
+			UpdateFunc: func(old, obj any) { n.notifyUpdate(kind, old, obj) },
+			DeleteFunc: func(obj any) { n.notify(kind, obj, true) },
 		})
 		if err != nil {
 			return nil, fmt.Errorf("following each %s: %w", kind, err)
 		}
 	}
-	return w, nil
+	return n, nil
 }
 
-// tellChange also handles an object that was deleted and made again while the watch was interrupted: that comes as an
+// notifyUpdate also handles an object that was deleted and made again while the watch was interrupted: that comes as an
 // update.
-func (w *watch) tellChange(kind string, old, now any) {
+func (n *changeNotifier) notifyUpdate(kind string, old, now any) {
 	before, ok := old.(metav1.Object)
 	after, also := now.(metav1.Object)
 	if ok && also && before.GetUID() != after.GetUID() {
-		w.tell(kind, old, true)
+		n.notify(kind, old, true)
 	}
-	w.tell(kind, now, false)
+	n.notify(kind, now, false)
 }
 
-func (w *watch) tell(kind string, obj any, gone bool) {
+func (n *changeNotifier) notify(kind string, obj any, gone bool) {
 	if last, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = last.Obj
 	}
@@ -103,45 +103,45 @@ func (w *watch) tell(kind string, obj any, gone bool) {
 	if !ok {
 		return
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for changed := range w.waiting[key{kind, object.GetNamespace(), object.GetName()}] {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for changed := range n.subscribers[objectKey{kind, object.GetNamespace(), object.GetName()}] {
 		select {
 		case changed <- struct{}{}:
 		default: // It has not looked since the last change.
 		}
 	}
-	if uid := string(object.GetUID()); gone && kind == claimKind && w.afterwards[uid] != nil {
-		w.afterwards[uid]()
-		delete(w.afterwards, uid)
+	if uid := string(object.GetUID()); gone && kind == claimKind && n.onGone[uid] != nil {
+		n.onGone[uid]()
+		delete(n.onGone, uid)
 	}
 }
 
-// of returns a channel that receives when any of the objects changes, until stop is called.
-func (w *watch) of(keys ...key) (changed <-chan struct{}, stop func()) {
+// subscribe returns a channel that receives when any of the objects changes, until stop is called.
+func (n *changeNotifier) subscribe(keys ...objectKey) (changed <-chan struct{}, stop func()) {
 	c := make(chan struct{}, 1)
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	for _, k := range keys {
-		if w.waiting[k] == nil {
-			w.waiting[k] = map[chan struct{}]struct{}{}
+		if n.subscribers[k] == nil {
+			n.subscribers[k] = map[chan struct{}]struct{}{}
 		}
-		w.waiting[k][c] = struct{}{}
+		n.subscribers[k][c] = struct{}{}
 	}
 	return c, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
+		n.mu.Lock()
+		defer n.mu.Unlock()
 		for _, k := range keys {
-			if delete(w.waiting[k], c); len(w.waiting[k]) == 0 {
-				delete(w.waiting, k)
+			if delete(n.subscribers[k], c); len(n.subscribers[k]) == 0 {
+				delete(n.subscribers, k)
 			}
 		}
 	}
 }
 
 // whenGone has do called when the claim is gone.
-func (w *watch) whenGone(pvc *corev1.PersistentVolumeClaim, do func()) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.afterwards[string(pvc.UID)] = do
+func (n *changeNotifier) whenGone(pvc *corev1.PersistentVolumeClaim, do func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.onGone[string(pvc.UID)] = do
 }

@@ -31,10 +31,10 @@ type binder struct {
 	claims  corelisters.PersistentVolumeClaimLister
 	pods    corelisters.PodLister
 	classes storagelisters.StorageClassLister
-	watch   *watch
+	changes *changeNotifier
 	timeout time.Duration
-	// patience is ControllerPatience of the arguments.
-	patience time.Duration
+	// controllerPatience is ControllerPatience of the arguments.
+	controllerPatience time.Duration
 	// writers limits how many writes are made at the same time.
 	writers *semaphore.Weighted
 	// doubts has a token for the last doubt of each claim, by the holder of its place.
@@ -44,14 +44,14 @@ type binder struct {
 	// ledger returns DiskCapacity's ledger. That plugin may be made after this one.
 	ledger func() (*ledger.Ledger, error)
 
-	// quick are assumed pods whose claims to bind are all ours, by UID.
-	quick sync.Map
+	// onlyOurs are assumed pods whose claims to bind are all ours, by UID.
+	onlyOurs sync.Map
 }
 
 func newBinder(inner stock.SchedulerVolumeBinder, handle fwk.Handle, args *DiskVolumeBindingArgs) (*binder, error) {
 	factory := handle.SharedInformerFactory()
 	core := factory.Core().V1()
-	w, err := newWatch(core.PersistentVolumeClaims().Informer(), core.Pods().Informer())
+	w, err := newChangeNotifier(core.PersistentVolumeClaims().Informer(), core.Pods().Informer())
 	if err != nil {
 		return nil, err
 	}
@@ -61,9 +61,9 @@ func newBinder(inner stock.SchedulerVolumeBinder, handle fwk.Handle, args *DiskV
 		claims:                core.PersistentVolumeClaims().Lister(),
 		pods:                  core.Pods().Lister(),
 		classes:               factory.Storage().V1().StorageClasses().Lister(),
-		watch:                 w,
+		changes:               w,
 		timeout:               args.timeout(),
-		patience:              args.ControllerPatience.Duration,
+		controllerPatience:    args.ControllerPatience.Duration,
 		writers:               semaphore.NewWeighted(diskcapacity.MaxWriters),
 		later:                 func(after time.Duration, do func()) { time.AfterFunc(after, do) },
 		ledger: func() (*ledger.Ledger, error) {
@@ -84,7 +84,7 @@ func (b *binder) AssumePodVolumes(logger klog.Logger, pod *corev1.Pod, nodeName 
 	}
 	ours, others := b.split(podVolumes)
 	if len(ours) > 0 && others == nil {
-		b.quick.Store(pod.UID, struct{}{})
+		b.onlyOurs.Store(pod.UID, struct{}{})
 	}
 	return false, nil
 }
@@ -164,7 +164,7 @@ func (b *binder) BindPodVolumes(ctx context.Context, pod *corev1.Pod, podVolumes
 
 // bindClaim creates the volume of a claim and binds the two.
 func (b *binder) bindClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
-	if err := b.tryClaim(ctx, l, pod, pvc); err != nil {
+	if err := b.provisionClaim(ctx, l, pod, pvc); err != nil {
 		return fmt.Errorf("binding claim %s on node %s: %w", klog.KObj(pvc), pod.Spec.NodeName, err)
 	}
 	return nil

@@ -70,13 +70,13 @@ func newBench(t *testing.T) *bench {
 	a, client := newAPI(t)
 	b := &bench{api: a, inner: &stockBinder{}, ledger: ledger.New(), factory: informers.NewSharedInformerFactory(client, 0)}
 	core := b.factory.Core().V1()
-	w, err := newWatch(core.PersistentVolumeClaims().Informer(), core.Pods().Informer())
+	w, err := newChangeNotifier(core.PersistentVolumeClaims().Informer(), core.Pods().Informer())
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.binder = &binder{
 		SchedulerVolumeBinder: b.inner, client: client, claims: core.PersistentVolumeClaims().Lister(), pods: core.Pods().Lister(),
-		classes: b.factory.Storage().V1().StorageClasses().Lister(), watch: w, timeout: 2 * time.Second, patience: time.Minute, writers: semaphore.NewWeighted(diskcapacity.MaxWriters),
+		classes: b.factory.Storage().V1().StorageClasses().Lister(), changes: w, timeout: 2 * time.Second, controllerPatience: time.Minute, writers: semaphore.NewWeighted(diskcapacity.MaxWriters),
 		ledger: func() (*ledger.Ledger, error) { return b.ledger, nil },
 		later:  func(_ time.Duration, do func()) { b.timers = append(b.timers, do) },
 	}
@@ -142,8 +142,8 @@ func (b *bench) made(t *testing.T, node string) *corev1.PersistentVolume {
 	return pv
 }
 
-// tellBound has the informer see that the controller has bound the claim.
-func (b *bench) tellBound(t *testing.T, change func(*corev1.PersistentVolumeClaim)) {
+// notifyBound has the informer see that the controller has bound the claim.
+func (b *bench) notifyBound(t *testing.T, change func(*corev1.PersistentVolumeClaim)) {
 	t.Helper()
 	now := b.pvc.DeepCopy()
 	now.Spec.VolumeName = diskv1alpha1.ClaimVolumeID(b.pvc.UID)
@@ -154,7 +154,7 @@ func (b *bench) tellBound(t *testing.T, change func(*corev1.PersistentVolumeClai
 	if err := b.factory.Core().V1().PersistentVolumeClaims().Informer().GetIndexer().Update(now); err != nil {
 		t.Error(err)
 	}
-	b.watch.tell(claimKind, now, false)
+	b.changes.notify(claimKind, now, false)
 }
 
 func (b *bench) bind() error {
@@ -187,7 +187,7 @@ func (b *bench) during(request string, do func()) {
 
 func TestBind(t *testing.T) {
 	b := newBench(t)
-	if err := b.bindWhile("POST persistentvolumes", func() { b.tellBound(t, nil) }); err != nil {
+	if err := b.bindWhile("POST persistentvolumes", func() { b.notifyBound(t, nil) }); err != nil {
 		t.Fatal(err)
 	}
 	pv := b.api.volume(diskv1alpha1.ClaimVolumeID(b.pvc.UID))
@@ -211,8 +211,8 @@ func TestBind(t *testing.T) {
 	}
 }
 
-// TestGoesOn asserts that binding continues from what an earlier try, another pod or the controller has done.
-func TestGoesOn(t *testing.T) {
+// TestBindResumes asserts that binding continues from what an earlier try, another pod or the controller has done.
+func TestBindResumes(t *testing.T) {
 	tests := map[string]struct {
 		before func(t *testing.T, b *bench)
 		says   string // the error; none if it is bound
@@ -285,7 +285,7 @@ func TestGoesOn(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			b.patience = time.Millisecond
+			b.controllerPatience = time.Millisecond
 			test.before(t, b)
 			err := b.bind()
 			if test.says == "" && err != nil || test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says)) {
@@ -334,7 +334,7 @@ func TestDoubt(t *testing.T) {
 	b.pod.UID = "pod"
 	b.reserve(t, "n2")
 	b.pod.Spec.NodeName = "n2"
-	if err := b.bindWhile("POST persistentvolumes", func() { b.tellBound(t, nil) }); err != nil {
+	if err := b.bindWhile("POST persistentvolumes", func() { b.notifyBound(t, nil) }); err != nil {
 		t.Fatal(err)
 	}
 	if b.free("n1") != 10*gib || b.free("n2") != 6*gib {
@@ -351,7 +351,7 @@ func TestDoubtEndsWithTheClaim(t *testing.T) {
 		t.Fatal("bound")
 	}
 	b.ledger.DeletePod("pod")
-	b.watch.tell(claimKind, b.pvc, true)
+	b.changes.notify(claimKind, b.pvc, true)
 	if b.free("n1") != 10*gib {
 		t.Errorf("%d GiB are free after the claim has gone", b.free("n1")/gib)
 	}
@@ -371,7 +371,7 @@ func TestDoubtOfAnotherClaim(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		"afterwards, and the watch was interrupted": {after: func(_ *testing.T, b *bench) { b.watch.tellChange(claimKind, b.pvc, again(b)) }},
+		"afterwards, and the watch was interrupted": {after: func(_ *testing.T, b *bench) { b.changes.notifyUpdate(claimKind, b.pvc, again(b)) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
@@ -397,21 +397,21 @@ func TestDoubtOfAnotherClaim(t *testing.T) {
 	}
 }
 
-// TestGivesUp asserts that the tries to make a volume end with its pod and with its claim, and that the slot is free
-// between tries.
-func TestGivesUp(t *testing.T) {
+// TestProvisioningIsGivenUp asserts that the tries to make a volume end with its pod and with its claim, and that the
+// slot is free between tries.
+func TestProvisioningIsGivenUp(t *testing.T) {
 	for name, gone := range map[string]func(t *testing.T, b *bench){
 		"pod gone": func(t *testing.T, b *bench) {
 			if err := b.factory.Core().V1().Pods().Informer().GetIndexer().Delete(b.pod); err != nil {
 				t.Error(err)
 			}
-			b.watch.tell(podKind, b.pod, true)
+			b.changes.notify(podKind, b.pod, true)
 		},
 		"claim gone": func(t *testing.T, b *bench) {
 			if err := b.factory.Core().V1().PersistentVolumeClaims().Informer().GetIndexer().Delete(b.pvc); err != nil {
 				t.Error(err)
 			}
-			b.watch.tell(claimKind, b.pvc, true)
+			b.changes.notify(claimKind, b.pvc, true)
 		},
 		"claim made again": func(t *testing.T, b *bench) {
 			pvc := b.pvc.DeepCopy()
@@ -419,7 +419,7 @@ func TestGivesUp(t *testing.T) {
 			if err := b.factory.Core().V1().PersistentVolumeClaims().Informer().GetIndexer().Update(pvc); err != nil {
 				t.Error(err)
 			}
-			b.watch.tellChange(claimKind, b.pvc, pvc)
+			b.changes.notifyUpdate(claimKind, b.pvc, pvc)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -541,8 +541,8 @@ func TestLaterDoubt(t *testing.T) {
 	}
 }
 
-// TestWaiting asserts that waiting for a claim to be bound ends when it cannot be bound any more.
-func TestWaiting(t *testing.T) {
+// TestWaitForBoundEnds asserts that waiting for a claim to be bound ends when it cannot be bound any more.
+func TestWaitForBoundEnds(t *testing.T) {
 	tests := map[string]struct {
 		happens func(t *testing.T, b *bench)
 		says    string
@@ -552,22 +552,22 @@ func TestWaiting(t *testing.T) {
 			if err := b.factory.Core().V1().PersistentVolumeClaims().Informer().GetIndexer().Delete(b.pvc); err != nil {
 				t.Error(err)
 			}
-			b.watch.tell(claimKind, b.pvc, true)
+			b.changes.notify(claimKind, b.pvc, true)
 		}, "the claim was deleted"},
 		"claim being deleted": {func(t *testing.T, b *bench) {
-			b.tellBound(t, func(pvc *corev1.PersistentVolumeClaim) { pvc.DeletionTimestamp = &metav1.Time{Time: time.Now()} })
+			b.notifyBound(t, func(pvc *corev1.PersistentVolumeClaim) { pvc.DeletionTimestamp = &metav1.Time{Time: time.Now()} })
 		}, "the claim was deleted"},
 		"claim lost": {func(t *testing.T, b *bench) {
-			b.tellBound(t, func(pvc *corev1.PersistentVolumeClaim) { pvc.Status.Phase = corev1.ClaimLost })
+			b.notifyBound(t, func(pvc *corev1.PersistentVolumeClaim) { pvc.Status.Phase = corev1.ClaimLost })
 		}, "delete the claim, too"},
 		"bound to another": {func(t *testing.T, b *bench) {
-			b.tellBound(t, func(pvc *corev1.PersistentVolumeClaim) { pvc.Spec.VolumeName = "other" })
+			b.notifyBound(t, func(pvc *corev1.PersistentVolumeClaim) { pvc.Spec.VolumeName = "other" })
 		}, "it was bound to PersistentVolume other meanwhile"},
 		"pod deleted": {func(t *testing.T, b *bench) {
 			if err := b.factory.Core().V1().Pods().Informer().GetIndexer().Delete(b.pod); err != nil {
 				t.Error(err)
 			}
-			b.watch.tell(podKind, b.pod, true)
+			b.changes.notify(podKind, b.pod, true)
 		}, "pod default/db was deleted"},
 		"nothing": {func(_ *testing.T, b *bench) {}, "kube-controller-manager has not bound the two"},
 	}
@@ -588,7 +588,7 @@ func TestWaiting(t *testing.T) {
 			if gone := b.api.volume(diskv1alpha1.ClaimVolumeID(b.pvc.UID)) == nil; gone != slices.Contains([]string{"claim deleted", "claim being deleted", "bound to another"}, name) {
 				t.Errorf("the volume is gone: %v", gone)
 			}
-			if len(b.watch.waiting) != 0 {
+			if len(b.changes.subscribers) != 0 {
 				t.Error("a pod is still waiting")
 			}
 		})
@@ -618,15 +618,15 @@ func TestDiscardLeavesWhatWasUsed(t *testing.T) {
 	}
 }
 
-// TestOthers asserts that the stock binder binds claims of other drivers, and before ours.
-func TestOthers(t *testing.T) {
+// TestClaimsOfOtherDrivers asserts that the stock binder binds claims of other drivers, and before ours.
+func TestClaimsOfOtherDrivers(t *testing.T) {
 	other := pvcOf("other", "foreign", "3b6d1e0c-9f52-4b6a-9d5d-222222222222")
 	both := func(b *bench) *stock.PodVolumes {
 		return &stock.PodVolumes{DynamicProvisions: []*stock.DynamicProvision{{PVC: b.pvc.DeepCopy()}, {PVC: other}}}
 	}
 	t.Run("first", func(t *testing.T) {
 		b := newBench(t)
-		go b.tellBound(t, nil)
+		go b.notifyBound(t, nil)
 		if err := b.BindPodVolumes(t.Context(), b.pod, both(b)); err != nil {
 			t.Fatal(err)
 		}
@@ -658,22 +658,23 @@ func TestOthers(t *testing.T) {
 		if _, err := b.AssumePodVolumes(klog.Background(), b.pod, "n1", both(b)); err != nil {
 			t.Fatal(err)
 		}
-		if _, quick := b.quick.Load(b.pod.UID); quick {
+		if _, quick := b.onlyOurs.Load(b.pod.UID); quick {
 			t.Error("a pod with another driver's claim is bound at Bind")
 		}
 		if _, err := b.AssumePodVolumes(klog.Background(), b.pod, "n1", &stock.PodVolumes{DynamicProvisions: both(b).DynamicProvisions[:1]}); err != nil {
 			t.Fatal(err)
 		}
-		if _, quick := b.quick.Load(b.pod.UID); !quick {
+		if _, quick := b.onlyOurs.Load(b.pod.UID); !quick {
 			t.Error("a pod with our claims only is bound at PreBind")
 		}
 	})
 }
 
-// TestImpatient asserts that the binder completes the claim of a controller that is behind as the controller would.
-func TestImpatient(t *testing.T) {
+// TestControllerThatIsBehind asserts that the binder completes the claim of a controller that is behind as the
+// controller would.
+func TestControllerThatIsBehind(t *testing.T) {
 	b := newBench(t)
-	b.patience = time.Millisecond
+	b.controllerPatience = time.Millisecond
 	if err := b.bind(); err != nil {
 		t.Fatal(err)
 	}
@@ -693,18 +694,18 @@ func TestImpatient(t *testing.T) {
 	}
 }
 
-// TestNotPutOff asserts that nothing is kept of a pod whose claims are bound in PreBind.
-func TestNotPutOff(t *testing.T) {
+// TestPreBindKeepsNothing asserts that nothing is kept of a pod whose claims are bound in PreBind.
+func TestPreBindKeepsNothing(t *testing.T) {
 	b := newBench(t)
 	p := &Plugin{VolumeBinding: &stock.VolumeBinding{Binder: b.binder}, binder: b.binder}
 	if _, err := b.AssumePodVolumes(klog.Background(), b.pod, "n1", &stock.PodVolumes{DynamicProvisions: []*stock.DynamicProvision{{PVC: b.pvc}}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, put := b.quick.Load(b.pod.UID); !put {
+	if _, put := b.onlyOurs.Load(b.pod.UID); !put {
 		t.Fatal("the pod is not noted")
 	}
 	p.PreBind(t.Context(), framework.NewCycleState(), b.pod, "n1")
-	if _, left := b.quick.Load(b.pod.UID); left {
+	if _, left := b.onlyOurs.Load(b.pod.UID); left {
 		t.Error("the pod is noted for ever")
 	}
 }

@@ -50,18 +50,18 @@ const Name = diskcapacity.ClaimsName
 
 // Keys of the cycle's state.
 const (
-	decidedKey  fwk.StateKey = Name + "/decided"
-	deferredKey fwk.StateKey = Name + "/deferred"
+	delegatedKey fwk.StateKey = Name + "/decided"
+	deferredKey  fwk.StateKey = Name + "/deferred"
 )
 
 // Plugin is the stock plugin with its Binder replaced.
 type Plugin struct {
 	*stock.VolumeBinding
 	binder *binder
-	// complete says what is wrong with the profile that the plugin is in.
-	complete func() error
-	// decides returns the claims if DiskCapacity alone decides where they can be.
-	decides func(fwk.CycleState) []*corev1.PersistentVolumeClaim
+	// checkProfile says what is wrong with the profile that the plugin is in.
+	checkProfile func() error
+	// delegatedClaims returns the claims if DiskCapacity alone decides where they can be.
+	delegatedClaims func(fwk.CycleState) []*corev1.PersistentVolumeClaim
 }
 
 var (
@@ -100,13 +100,13 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 		return nil, fmt.Errorf("starting plugin %s: %w", Name, err)
 	}
 	embedded.Binder = b
-	return &Plugin{VolumeBinding: embedded, binder: b, complete: complete, decides: diskcapacity.DelegatedClaims}, nil
+	return &Plugin{VolumeBinding: embedded, binder: b, checkProfile: complete, delegatedClaims: diskcapacity.DelegatedClaims}, nil
 }
 
 // EventsToRegister returns the stock plugin's events. The scheduler calls it before it starts, and does not start if
 // the profile is incomplete.
 func (p *Plugin) EventsToRegister(ctx context.Context) ([]fwk.ClusterEventWithHint, error) {
-	if err := p.complete(); err != nil {
+	if err := p.checkProfile(); err != nil {
 		return nil, err
 	}
 	return p.VolumeBinding.EventsToRegister(ctx)
@@ -115,15 +115,15 @@ func (p *Plugin) EventsToRegister(ctx context.Context) ([]fwk.ClusterEventWithHi
 // Name of the plugin.
 func (p *Plugin) Name() string { return Name }
 
-// decided has the claims to bind of a pod, if DiskCapacity alone decides where they can be.
-type decided struct{ volumes *stock.PodVolumes }
+// delegated has the claims to bind of a pod, if DiskCapacity alone decides where they can be.
+type delegated struct{ volumes *stock.PodVolumes }
 
 // Clone implements fwk.StateData.
-func (d *decided) Clone() fwk.StateData { return d }
+func (d *delegated) Clone() fwk.StateData { return d }
 
-func decidedOf(cycle fwk.CycleState) *decided {
-	data, err := cycle.Read(decidedKey)
-	d, ok := data.(*decided)
+func delegatedOf(cycle fwk.CycleState) *delegated {
+	data, err := cycle.Read(delegatedKey)
+	d, ok := data.(*delegated)
 	if err != nil || !ok {
 		return nil
 	}
@@ -133,21 +133,21 @@ func decidedOf(cycle fwk.CycleState) *decided {
 // PreFilter skips a pod if DiskCapacity alone decides about its claims. The stock plugin would list all
 // PersistentVolumes of the class for each pod, and visit them on every node, to find none. It never sees such a pod.
 func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
-	claims := p.decides(cycle)
+	claims := p.delegatedClaims(cycle)
 	if len(claims) == 0 {
 		return p.VolumeBinding.PreFilter(ctx, cycle, pod, nodes)
 	}
-	d := &decided{&stock.PodVolumes{}}
+	d := &delegated{&stock.PodVolumes{}}
 	for _, pvc := range claims {
 		d.volumes.DynamicProvisions = append(d.volumes.DynamicProvisions, &stock.DynamicProvision{PVC: pvc})
 	}
-	cycle.Write(decidedKey, d)
+	cycle.Write(delegatedKey, d)
 	return nil, fwk.NewStatus(fwk.Skip)
 }
 
 // PreScore skips a pod that is left to DiskCapacity.
 func (p *Plugin) PreScore(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) *fwk.Status {
-	if decidedOf(cycle) != nil {
+	if delegatedOf(cycle) != nil {
 		return fwk.NewStatus(fwk.Skip)
 	}
 	return p.VolumeBinding.PreScore(ctx, cycle, pod, nodes)
@@ -155,7 +155,7 @@ func (p *Plugin) PreScore(ctx context.Context, cycle fwk.CycleState, pod *corev1
 
 // Reserve assumes nothing for claims whose place the ledger has.
 func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
-	if decidedOf(cycle) != nil {
+	if delegatedOf(cycle) != nil {
 		return nil
 	}
 	return p.VolumeBinding.Reserve(ctx, cycle, pod, nodeName)
@@ -171,12 +171,12 @@ func (d deferred) Clone() fwk.StateData { return d }
 // in PreBind, the scheduler first writes the node into the pod's status. So other components know that it will be bound
 // there later. Our claims take milliseconds, so that write would only be one more to wait for.
 func (p *Plugin) PreBindPreFlight(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) (*fwk.PreBindPreFlightResult, *fwk.Status) {
-	if decidedOf(cycle) != nil {
+	if delegatedOf(cycle) != nil {
 		cycle.Write(deferredKey, deferred{})
 		return &fwk.PreBindPreFlightResult{AllowParallel: true}, fwk.NewStatus(fwk.Skip)
 	}
 	result, status := p.VolumeBinding.PreBindPreFlight(ctx, cycle, pod, nodeName)
-	if _, ours := p.binder.quick.LoadAndDelete(pod.UID); ours && status.IsSuccess() {
+	if _, ours := p.binder.onlyOurs.LoadAndDelete(pod.UID); ours && status.IsSuccess() {
 		cycle.Write(deferredKey, deferred{})
 		return result, fwk.NewStatus(fwk.Skip)
 	}
@@ -186,10 +186,10 @@ func (p *Plugin) PreBindPreFlight(ctx context.Context, cycle fwk.CycleState, pod
 // PreBind binds the claims that are not bound in Bind. Without the feature gate NominatedNodeNameForExpectation,
 // PreBindPreFlight is not called, and PreBind binds all.
 func (p *Plugin) PreBind(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
-	if d := decidedOf(cycle); d != nil {
+	if d := delegatedOf(cycle); d != nil {
 		return fwk.AsStatus(p.binder.BindPodVolumes(ctx, pod, d.volumes))
 	}
-	p.binder.quick.Delete(pod.UID)
+	p.binder.onlyOurs.Delete(pod.UID)
 	return p.VolumeBinding.PreBind(ctx, cycle, pod, nodeName)
 }
 
@@ -206,6 +206,6 @@ func (p *Plugin) Bind(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod
 
 // Unreserve undoes Reserve.
 func (p *Plugin) Unreserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.Pod, nodeName string) {
-	p.binder.quick.Delete(pod.UID)
+	p.binder.onlyOurs.Delete(pod.UID)
 	p.VolumeBinding.Unreserve(ctx, cycle, pod, nodeName)
 }

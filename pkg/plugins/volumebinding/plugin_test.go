@@ -12,12 +12,12 @@ import (
 	stock "k8s.io/kubernetes/pkg/scheduler/framework/plugins/volumebinding"
 )
 
-// decidedPlugin is a plugin for a pod whose claim DiskCapacity decides about. Its stock binder panics when it is
+// delegatedPlugin is a plugin for a pod whose claim DiskCapacity decides about. Its stock binder panics when it is
 // called.
-func decidedPlugin(b *bench) *Plugin {
+func delegatedPlugin(b *bench) *Plugin {
 	return &Plugin{
 		VolumeBinding: &stock.VolumeBinding{Binder: b.binder}, binder: b.binder,
-		decides: func(fwk.CycleState) []*corev1.PersistentVolumeClaim {
+		delegatedClaims: func(fwk.CycleState) []*corev1.PersistentVolumeClaim {
 			return []*corev1.PersistentVolumeClaim{b.pvc}
 		},
 	}
@@ -39,16 +39,16 @@ func reserved(t *testing.T, p *Plugin, pod *corev1.Pod) fwk.CycleState {
 	return cycle
 }
 
-// TestDecided asserts that the claims of a pod that DiskCapacity decides about are bound, and that the stock plugin is
-// not called.
-func TestDecided(t *testing.T) {
+// TestDelegatedClaims asserts that the claims of a pod that DiskCapacity decides about are bound, and that the stock
+// plugin is not called.
+func TestDelegatedClaims(t *testing.T) {
 	posted := []string{"POST persistentvolumes"}
 	for name, preFlight := range map[string]bool{"in Bind": true, "in PreBind, without a call of PreBindPreFlight": false} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			p := decidedPlugin(b)
+			p := delegatedPlugin(b)
 			cycle := reserved(t, p, b.pod)
-			b.during(posted[0], func() { b.tellBound(t, nil) })
+			b.during(posted[0], func() { b.notifyBound(t, nil) })
 			var want []string
 			if preFlight {
 				if _, status := p.PreBindPreFlight(t.Context(), cycle, b.pod, "n1"); !status.IsSkip() {
@@ -77,10 +77,10 @@ func TestDecided(t *testing.T) {
 	}
 }
 
-// TestDecidedUndone asserts that nothing is kept of such a pod after Unreserve.
-func TestDecidedUndone(t *testing.T) {
+// TestDelegatedClaimsUnreserved asserts that nothing is kept of such a pod after Unreserve.
+func TestDelegatedClaimsUnreserved(t *testing.T) {
 	b := newBench(t)
-	p := decidedPlugin(b)
+	p := delegatedPlugin(b)
 	p.Unreserve(t.Context(), reserved(t, p, b.pod), b.pod, "n1")
 	if len(b.api.requests) > 0 {
 		t.Errorf("requests %v, want none", b.api.requests)
@@ -91,7 +91,7 @@ func TestDecidedUndone(t *testing.T) {
 // profile that cannot be read counts as incomplete.
 func TestIncomplete(t *testing.T) {
 	lacks := errors.New("DiskCapacity is missing")
-	p := &Plugin{complete: func() error { return lacks }}
+	p := &Plugin{checkProfile: func() error { return lacks }}
 	if _, err := p.EventsToRegister(t.Context()); !errors.Is(err, lacks) {
 		t.Errorf("got %v", err)
 	}

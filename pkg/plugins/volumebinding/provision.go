@@ -40,14 +40,14 @@ var (
 	errUnknown = errors.New("the API server does not say whether it did it")
 )
 
-// boundElsewhere is the error of a claim that was bound to another volume.
-type boundElsewhere struct{ volume string }
+// boundElsewhereError is the error of a claim that was bound to another volume.
+type boundElsewhereError struct{ volume string }
 
-func (e *boundElsewhere) Error() string {
+func (e *boundElsewhereError) Error() string {
 	return fmt.Sprintf("it was bound to PersistentVolume %s meanwhile", e.volume)
 }
 
-func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
+func (b *binder) provisionClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
 	class, err := b.classOf(pvc)
 	if err != nil {
 		return err
@@ -57,30 +57,30 @@ func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod
 		return err
 	}
 	// The pod's reservation ends when the pod is deleted. This one stays until the PersistentVolume has replaced it.
-	hold := "binding/" + string(pvc.UID)
-	node, record, ok := l.Share(wanted.Partition, hold)
+	holder := "binding/" + string(pvc.UID)
+	node, record, ok := l.Share(wanted.Partition, holder)
 	switch {
 	case !ok:
 		return fmt.Errorf("nothing is reserved for it any more: the pod was deleted, or a volume that it was to be bound to was taken")
 	case diskv1alpha1.NodeLabel(node) != diskv1alpha1.NodeLabel(pod.Spec.NodeName):
-		l.Forget(hold)
+		l.Forget(holder)
 		return &ledger.ElsewhereError{Partition: wanted.Partition, Node: node}
 	}
 	place := diskv1alpha1.Place{Disk: record.Disk, Extent: diskv1alpha1.Extent{Start: record.Extent.Start, Length: record.Extent.Len()}}
-	pv, err := b.createVolume(ctx, pod, claim.NewVolume(pvc, class, wanted, pod.Spec.NodeName, place), pvc)
+	pv, err := b.ensureVolume(ctx, pod, claim.NewVolume(pvc, class, wanted, pod.Spec.NodeName, place), pvc)
 	if err == nil {
-		err = remember(l, pv, pod.Spec.NodeName)
+		err = recordVolume(l, pv, pod.Spec.NodeName)
 	}
 	if errors.Is(err, errUnknown) {
-		b.doubt(ctx, l, hold, pvc, wanted.ID, node)
+		b.doubt(ctx, l, holder, pvc, wanted.ID, node)
 		return err
 	}
-	l.Release(hold)
+	l.Release(holder)
 	if err != nil {
 		return err
 	}
-	err = b.bound(ctx, pod, pvc, pv)
-	var elsewhere *boundElsewhere
+	err = b.waitBound(ctx, pod, pvc, pv)
+	var elsewhere *boundElsewhereError
 	if errors.Is(err, errDeleted) || errors.As(err, &elsewhere) {
 		b.discard(ctx, pv)
 	}
@@ -89,24 +89,24 @@ func (b *binder) tryClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod
 
 // doubt holds the place of a volume that may have been made, or may still be made. It ends when a later try knows, when
 // the claim is gone, or when settleAfter has passed and the volume does not exist.
-func (b *binder) doubt(ctx context.Context, l *ledger.Ledger, hold string, pvc *corev1.PersistentVolumeClaim, volume, node string) {
-	l.Doubt(hold)
-	b.watch.whenGone(pvc, func() { l.Release(hold) })
+func (b *binder) doubt(ctx context.Context, l *ledger.Ledger, holder string, pvc *corev1.PersistentVolumeClaim, volume, node string) {
+	l.Doubt(holder)
+	b.changes.whenGone(pvc, func() { l.Release(holder) })
 	// The claim of that name may be another one by now.
 	if now, err := b.claims.PersistentVolumeClaims(pvc.Namespace).Get(pvc.Name); apierrors.IsNotFound(err) || err == nil && now.UID != pvc.UID {
-		l.Release(hold)
+		l.Release(holder)
 		return
 	}
 	// Each doubt has its own time. A later doubt of the same claim starts the time again.
 	token := new(int)
-	b.doubts.Store(hold, token)
-	b.settleLater(context.WithoutCancel(ctx), l, hold, token, volume, node)
+	b.doubts.Store(holder, token)
+	b.settleLater(context.WithoutCancel(ctx), l, holder, token, volume, node)
 }
 
 // settleLater reads whether the volume exists when no write of it can be on its way any more.
-func (b *binder) settleLater(ctx context.Context, l *ledger.Ledger, hold string, token *int, volume, node string) {
+func (b *binder) settleLater(ctx context.Context, l *ledger.Ledger, holder string, token *int, volume, node string) {
 	b.later(settleAfter, func() {
-		if current, _ := b.doubts.Load(hold); current != token {
+		if current, _ := b.doubts.Load(holder); current != token {
 			return
 		}
 		reading, cancel := context.WithTimeout(ctx, discardTimeout)
@@ -114,30 +114,30 @@ func (b *binder) settleLater(ctx context.Context, l *ledger.Ledger, hold string,
 		pv, err := b.client.CoreV1().PersistentVolumes().Get(reading, volume, metav1.GetOptions{})
 		switch answer.Of(err) {
 		case answer.Done:
-			if err := remember(l, pv, node); err != nil {
+			if err := recordVolume(l, pv, node); err != nil {
 				klog.FromContext(ctx).Error(err, "A volume that was made is not where it was to be", "volume", klog.KObj(pv))
 			}
 		case answer.Absent:
 		default:
-			b.settleLater(ctx, l, hold, token, volume, node)
+			b.settleLater(ctx, l, holder, token, volume, node)
 			return
 		}
-		b.doubts.CompareAndDelete(hold, token)
-		l.Settle(hold)
+		b.doubts.CompareAndDelete(holder, token)
+		l.Settle(holder)
 	})
 }
 
-// createVolume creates the PersistentVolume, or finds the one that was created for the claim before: by an earlier try,
+// ensureVolume creates the PersistentVolume, or finds the one that was created for the claim before: by an earlier try,
 // by another pod that shares the claim, or by a scheduler that crashed.
 //
 // While the outcome is unknown it tries again, unless the pod or the claim is gone. Between tries it occupies no slot
 // of writers.
-func (b *binder) createVolume(ctx context.Context, pod *corev1.Pod, pv *corev1.PersistentVolume, pvc *corev1.PersistentVolumeClaim) (*corev1.PersistentVolume, error) {
-	changed, stop := b.watch.of(claimKey(pvc), podKey(pod))
+func (b *binder) ensureVolume(ctx context.Context, pod *corev1.Pod, pv *corev1.PersistentVolume, pvc *corev1.PersistentVolumeClaim) (*corev1.PersistentVolume, error) {
+	changed, stop := b.changes.subscribe(claimKey(pvc), podKey(pod))
 	defer stop()
 	unsure := false
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		created, what, err := b.tryVolume(ctx, pv)
+		created, what, err := b.createOrGetVolume(ctx, pv)
 		switch {
 		case what == answer.Done:
 			return created, adopt(created, pvc)
@@ -148,14 +148,14 @@ func (b *binder) createVolume(ctx context.Context, pod *corev1.Pod, pv *corev1.P
 			return nil, fmt.Errorf("making its PersistentVolume %s: %w: %w", pv.Name, errUnknown, err)
 		}
 		unsure = true
-		if gone := b.pause(ctx, pause, changed, pod, pvc); gone != nil {
+		if gone := b.waitBeforeRetry(ctx, pause, changed, pod, pvc); gone != nil {
 			return nil, fmt.Errorf("making its PersistentVolume %s: %w: %w: %w", pv.Name, errUnknown, gone, err)
 		}
 	}
 }
 
-// tryVolume creates the PersistentVolume, or reads the one that has its name.
-func (b *binder) tryVolume(ctx context.Context, pv *corev1.PersistentVolume) (*corev1.PersistentVolume, answer.Answer, error) {
+// createOrGetVolume creates the PersistentVolume, or reads the one that has its name.
+func (b *binder) createOrGetVolume(ctx context.Context, pv *corev1.PersistentVolume) (*corev1.PersistentVolume, answer.Answer, error) {
 	if err := b.writers.Acquire(ctx, 1); err != nil {
 		return nil, answer.Busy, fmt.Errorf("waiting for other writes: %w", err)
 	}
@@ -176,12 +176,12 @@ func (b *binder) tryVolume(ctx context.Context, pv *corev1.PersistentVolume) (*c
 	return created, answer.Of(err), err
 }
 
-// pause waits before the next try. It returns early, with the reason, when no other try is needed.
-func (b *binder) pause(ctx context.Context, pause time.Duration, changed <-chan struct{}, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
+// waitBeforeRetry waits before the next try. It returns early, with the reason, when no other try is needed.
+func (b *binder) waitBeforeRetry(ctx context.Context, pause time.Duration, changed <-chan struct{}, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	for {
-		if err := b.gone(pod, pvc); err != nil {
+		if err := b.checkGone(pod, pvc); err != nil {
 			return err
 		}
 		select {
@@ -194,8 +194,8 @@ func (b *binder) pause(ctx context.Context, pause time.Duration, changed <-chan 
 	}
 }
 
-// gone returns an error if the claim or the pod is gone, by the informers' stores.
-func (b *binder) gone(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
+// checkGone returns an error if the claim or the pod is gone, by the informers' stores.
+func (b *binder) checkGone(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
 	now, err := b.claims.PersistentVolumeClaims(pvc.Namespace).Get(pvc.Name)
 	if apierrors.IsNotFound(err) || err == nil && (now.UID != pvc.UID || now.DeletionTimestamp != nil) {
 		return errDeleted
@@ -218,9 +218,9 @@ func adopt(pv *corev1.PersistentVolume, pvc *corev1.PersistentVolumeClaim) error
 	return nil
 }
 
-// remember folds an existing PersistentVolume into the ledger at once. If it is on another node, the pod is tried there
-// next, because the ledger says so.
-func remember(l *ledger.Ledger, pv *corev1.PersistentVolume, nodeName string) error {
+// recordVolume folds an existing PersistentVolume into the ledger at once. If it is on another node, the pod is tried
+// there next, because the ledger says so.
+func recordVolume(l *ledger.Ledger, pv *corev1.PersistentVolume, nodeName string) error {
 	v, err := claim.ReadVolume(pv)
 	if err != nil {
 		return err
@@ -234,26 +234,26 @@ func remember(l *ledger.Ledger, pv *corev1.PersistentVolume, nodeName string) er
 	return &ledger.ElsewhereError{Partition: v.Partition, Node: v.Node}
 }
 
-// bound returns when claim and volume are bound to each other. A kubelet that finds an unbound claim starts the pod ten
-// seconds later, so it would gain nothing to bind the pod before.
-func (b *binder) bound(ctx context.Context, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) error {
-	patience, cancel := context.WithTimeout(ctx, b.patience)
+// waitBound returns when claim and volume are bound to each other. A kubelet that finds an unbound claim starts the pod
+// ten seconds later, so it would gain nothing to bind the pod before.
+func (b *binder) waitBound(ctx context.Context, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) error {
+	patient, cancel := context.WithTimeout(ctx, b.controllerPatience)
 	defer cancel()
-	err := b.await(patience, pod, pvc, pv)
-	if patience.Err() == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+	err := b.await(patient, pod, pvc, pv)
+	if patient.Err() == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	return b.complete(ctx, pvc, pv, pod.Spec.NodeName)
+	return b.completeClaim(ctx, pvc, pv, pod.Spec.NodeName)
 }
 
-// complete writes into the claim what the controller would write: the volume, and that it is bound. This is correct,
-// because the volume names the claim by its UID, so no other volume and no other claim can be bound to either. The
-// controller finds it done, and adds its annotation.
+// completeClaim writes into the claim what the controller would write: the volume, and that it is bound. This is
+// correct, because the volume names the claim by its UID, so no other volume and no other claim can be bound to either.
+// The controller finds it done, and adds its annotation.
 //
 // The controller must have seen the volume before it sees this. Otherwise it waits for the volume of the claim, and
-// checks again only at its next resync. That is the reason for patience: the controller sees volumes at once, also
-// while claims are queued.
-func (b *binder) complete(ctx context.Context, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, nodeName string) error {
+// checks again only at its next resync. That is the reason for controllerPatience: the controller sees volumes at once,
+// also while claims are queued.
+func (b *binder) completeClaim(ctx context.Context, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, nodeName string) error {
 	if err := b.writers.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("waiting to note in it that it is bound to PersistentVolume %s: %w", pv.Name, err)
 	}
@@ -262,7 +262,7 @@ func (b *binder) complete(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 	// The stored claim may be old. Then the API server refuses the write.
 	now, err := b.claims.PersistentVolumeClaims(pvc.Namespace).Get(pvc.Name)
 	if err != nil {
-		now, err = b.read(ctx, pvc)
+		now, err = b.readClaim(ctx, pvc)
 	}
 	for pause := firstPause; err == nil; {
 		next := now.DeepCopy()
@@ -270,7 +270,7 @@ func (b *binder) complete(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 		case now.UID != pvc.UID, now.DeletionTimestamp != nil:
 			return errDeleted
 		case now.Spec.VolumeName != "" && now.Spec.VolumeName != pv.Name:
-			return &boundElsewhere{now.Spec.VolumeName}
+			return &boundElsewhereError{now.Spec.VolumeName}
 		case now.Spec.VolumeName == "":
 			next.Spec.VolumeName = pv.Name
 			metav1.SetMetaDataAnnotation(&next.ObjectMeta, volume.AnnSelectedNode, nodeName)
@@ -295,13 +295,13 @@ func (b *binder) complete(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 		default:
 			return fmt.Errorf("noting in it that it is bound to PersistentVolume %s: %w", pv.Name, err)
 		}
-		now, err = b.read(ctx, pvc)
+		now, err = b.readClaim(ctx, pvc)
 	}
 	return err
 }
 
-// read reads the claim from the API server.
-func (b *binder) read(ctx context.Context, pvc *corev1.PersistentVolumeClaim) (*corev1.PersistentVolumeClaim, error) {
+// readClaim reads the claim from the API server.
+func (b *binder) readClaim(ctx context.Context, pvc *corev1.PersistentVolumeClaim) (*corev1.PersistentVolumeClaim, error) {
 	now, err := b.client.CoreV1().PersistentVolumeClaims(pvc.Namespace).Get(ctx, pvc.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
