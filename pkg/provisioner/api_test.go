@@ -224,8 +224,8 @@ func (b *bench) sync(t *testing.T, change func(pvc *corev1.PersistentVolumeClaim
 	return b.syncClaim(t.Context(), keyOf(b.pvc))
 }
 
-// tellVolumes has the informer and the ledger see the present PersistentVolumes.
-func (b *bench) tellVolumes(t *testing.T) {
+// notifyVolumes has the informer and the ledger see the present PersistentVolumes.
+func (b *bench) notifyVolumes(t *testing.T) {
 	t.Helper()
 	for _, pv := range b.api.volumes(t) {
 		b.store(t, b.volumeInformer.GetIndexer().Update, pv)

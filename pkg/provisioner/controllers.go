@@ -67,7 +67,7 @@ type Controllers struct {
 	recorder events.EventRecorder
 	clock    clock.PassiveClock
 	cluster  cluster
-	memory   *memory
+	memory   *claimMemory
 
 	claims  corelisters.PersistentVolumeClaimLister
 	volumes corelisters.PersistentVolumeLister
@@ -88,7 +88,7 @@ type Controllers struct {
 func New(o Options) *Controllers {
 	core, storage := o.Factory.Core().V1(), o.Factory.Storage().V1()
 	c := &Controllers{
-		client: o.Client, shared: o.Shared, ledger: o.Shared.Ledger, recorder: o.Recorder, clock: o.Clock, cluster: o.Shared, memory: newMemory(),
+		client: o.Client, shared: o.Shared, ledger: o.Shared.Ledger, recorder: o.Recorder, clock: o.Clock, cluster: o.Shared, memory: newClaimMemory(),
 		claims: core.PersistentVolumeClaims().Lister(), claimInformer: core.PersistentVolumeClaims().Informer(),
 		volumes: core.PersistentVolumes().Lister(), volumeInformer: core.PersistentVolumes().Informer(),
 		nodes: core.Nodes().Lister(), nodeInformer: core.Nodes().Informer(),
@@ -111,7 +111,7 @@ func (c *Controllers) Run(ctx context.Context) {
 	defer c.claimQueue.ShutDown()
 	defer c.lostQueue.ShutDown()
 
-	synced, err := c.follow()
+	synced, err := c.addHandlers()
 	if err != nil {
 		// Only a stopped informer refuses a handler: the process is ending.
 		logger.Error(err, "The controllers of claims do not run")
@@ -121,7 +121,7 @@ func (c *Controllers) Run(ctx context.Context) {
 	if !cache.WaitForCacheSync(ctx.Done(), append(synced, c.shared.Synced)...) {
 		return
 	}
-	logger.Info("Serving claims that others placed, and claims that grow", "publishCapacity", c.capacities.wanted)
+	logger.Info("Serving claims that others placed, and claims that grow", "publishCapacity", c.capacities.enabled)
 	var running sync.WaitGroup
 	for range claimWorkers {
 		running.Go(func() { controller.Work(ctx, c.claimQueue, "claim", controller.Once(c.syncClaim)) })
@@ -134,19 +134,19 @@ func (c *Controllers) Run(ctx context.Context) {
 	running.Wait()
 }
 
-// follow adds the handlers. They get all existing objects as additions first. They are not added earlier, so that a
-// scheduler on standby collects nothing.
-func (c *Controllers) follow() (synced []cache.InformerSynced, err error) {
+// addHandlers adds the handlers. They get all existing objects as additions first. They are not added earlier, so that
+// a scheduler on standby collects nothing.
+func (c *Controllers) addHandlers() (synced []cache.InformerSynced, err error) {
 	for _, f := range []struct {
 		informer cache.SharedIndexInformer
 		handle   func(old, now any)
 	}{
-		{c.claimInformer, c.sawClaim},
-		{c.podInformer, c.sawPod},
-		{c.volumeInformer, c.sawVolume},
-		{c.classInformer, c.sawClass},
-		{c.csiNodeInformer, c.sawAgent},
-		{c.nodeInformer, c.sawNodeGone},
+		{c.claimInformer, c.onClaim},
+		{c.podInformer, c.onPod},
+		{c.volumeInformer, c.onVolume},
+		{c.classInformer, c.onStorageClass},
+		{c.csiNodeInformer, c.onCSINode},
+		{c.nodeInformer, c.onNode},
 	} {
 		has, err := controller.Follow(f.informer, f.handle)
 		if err != nil {
@@ -155,16 +155,16 @@ func (c *Controllers) follow() (synced []cache.InformerSynced, err error) {
 		synced = append(synced, has)
 	}
 	c.shared.OnCapacity(func(node string) {
-		c.wake(diskv1alpha1.NodeLabel(node))
-		c.capacities.changed(node)
+		c.queueWaiting(diskv1alpha1.NodeLabel(node))
+		c.capacities.nodeChanged(node)
 	})
 	return synced, nil
 }
 
 func keyOf(pvc *corev1.PersistentVolumeClaim) string { return pvc.Namespace + "/" + pvc.Name }
 
-// sawClaim queues a claim that needs a sync.
-func (c *Controllers) sawClaim(old, now any) {
+// onClaim queues a claim that needs a sync.
+func (c *Controllers) onClaim(old, now any) {
 	pvc, ok := now.(*corev1.PersistentVolumeClaim)
 	if !ok {
 		if pvc, ok = old.(*corev1.PersistentVolumeClaim); ok && c.memory.knows(keyOf(pvc)) {
@@ -173,7 +173,7 @@ func (c *Controllers) sawClaim(old, now any) {
 		return
 	}
 	unbound := pvc.Spec.VolumeName == "" && c.classOf(pvc) != nil
-	if unbound || growing(pvc) || c.memory.knows(keyOf(pvc)) {
+	if unbound || wantsGrowth(pvc) || c.memory.knows(keyOf(pvc)) {
 		c.claimQueue.Add(keyOf(pvc))
 	}
 }
@@ -183,16 +183,16 @@ func (c *Controllers) classOf(pvc *corev1.PersistentVolumeClaim) *storagev1.Stor
 	return claim.OurClass(c.classes, pvc)
 }
 
-// sawVolume queues the claim of a volume whose capacity has changed, and the node of a volume if that may be gone.
+// onVolume queues the claim of a volume whose capacity has changed, and the node of a volume if that may be gone.
 // After the end of a volume it queues the claims that may get its place.
-func (c *Controllers) sawVolume(old, now any) {
+func (c *Controllers) onVolume(old, now any) {
 	before, known := old.(*corev1.PersistentVolume)
 	pv, ok := now.(*corev1.PersistentVolume)
 	if !ok {
 		if known && claim.IsOurs(before) {
 			// Folded in before any pod is woken: the plugin's handler may be behind this one.
 			c.ledger.DeleteVolume(string(before.UID))
-			c.wake(before.Labels[diskv1alpha1.LabelNode])
+			c.queueWaiting(before.Labels[diskv1alpha1.LabelNode])
 			if ref := before.Spec.ClaimRef; ref != nil {
 				// If it was deleted before it was bound, the claim needs another one.
 				c.claimQueue.Add(ref.Namespace + "/" + ref.Name)
@@ -204,15 +204,15 @@ func (c *Controllers) sawVolume(old, now any) {
 		return
 	}
 	if !known {
-		c.suspect(pv.Labels[diskv1alpha1.LabelNode])
+		c.checkNodeLater(pv.Labels[diskv1alpha1.LabelNode])
 	}
-	if ref := pv.Spec.ClaimRef; ref != nil && (!known || !capacityOf(before).Equal(*capacityOf(pv))) {
+	if ref := pv.Spec.ClaimRef; ref != nil && (!known || !capacitySize(before).Equal(*capacitySize(pv))) {
 		c.claimQueue.Add(ref.Namespace + "/" + ref.Name)
 	}
 }
 
-// sawClass queues the claims of a class that is new or has changed.
-func (c *Controllers) sawClass(_, now any) {
+// onStorageClass queues the claims of a class that is new or has changed.
+func (c *Controllers) onStorageClass(_, now any) {
 	c.capacities.classesChanged()
 	class, ok := now.(*storagev1.StorageClass)
 	if !ok || class.Provisioner != diskv1alpha1.DriverName {
@@ -226,16 +226,16 @@ func (c *Controllers) sawClass(_, now any) {
 	}
 }
 
-// sawAgent queues the claims that wait for a node's agent.
-func (c *Controllers) sawAgent(_, now any) {
+// onCSINode queues the claims that wait for a node's agent.
+func (c *Controllers) onCSINode(_, now any) {
 	if csiNode, ok := now.(*storagev1.CSINode); ok {
-		c.wake(diskv1alpha1.NodeLabel(csiNode.Name))
+		c.queueWaiting(diskv1alpha1.NodeLabel(csiNode.Name))
 	}
 }
 
-// wake queues the claims that wait for changes of the node with that value of LabelNode.
-func (c *Controllers) wake(label string) {
-	for key := range c.memory.wake(label) {
+// queueWaiting queues the claims that wait for changes of the node with that value of LabelNode.
+func (c *Controllers) queueWaiting(label string) {
+	for key := range c.memory.takeWaiting(label) {
 		c.claimQueue.Add(key)
 	}
 }
@@ -246,7 +246,7 @@ func (c *Controllers) syncClaim(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	if err := c.settle(ctx, key); err != nil {
+	if err := c.settleGrowth(ctx, key); err != nil {
 		return err
 	}
 	pvc, err := c.claims.PersistentVolumeClaims(namespace).Get(name)
@@ -267,7 +267,7 @@ func (c *Controllers) syncClaim(ctx context.Context, key string) error {
 	}
 	class := c.classOf(pvc)
 	if class == nil {
-		if c.letGo(m, pvc) {
+		if c.dropReservation(m, pvc) {
 			c.forget(key)
 		}
 		return nil

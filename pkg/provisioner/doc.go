@@ -1,12 +1,12 @@
 // Package provisioner has the controllers that need the view of the whole cluster, except for placing pods. They run
 // beside the scheduler, on its ledger and informers, while this process leads:
 //
-//   - placed.go serves claims whose node another scheduler has chosen. Events say what is wrong with claims that can
+//   - unbound.go serves claims whose node another scheduler has chosen. Events say what is wrong with claims that can
 //     never be served.
-//   - pins.go and choose.go serve claims of pods that name their node themselves, and those of StorageClasses with
+//   - pins.go and immediate.go serve claims of pods that name their node themselves, and those of StorageClasses with
 //     volumeBindingMode Immediate.
 //   - grow.go and status.go grow bound claims into the space behind their volumes.
-//   - capacity.go publishes CSIStorageCapacity objects, if that is enabled.
+//   - storage_capacity.go publishes CSIStorageCapacity objects, if that is enabled.
 //   - lost.go says of volumes whose node is gone what can be done.
 //
 // They use the API server alone and never a node: they write the PersistentVolume, which the node's agent follows.

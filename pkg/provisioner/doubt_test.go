@@ -15,7 +15,7 @@ func grown(t *testing.T) *bench {
 	if err := b.sync(t, onNode("n1")); err != nil {
 		t.Fatal(err)
 	}
-	b.tellVolumes(t)
+	b.notifyVolumes(t)
 	b.pvc.Spec.VolumeName = b.api.volumes(t)[0].Name
 	b.pvc.Status.Phase = corev1.ClaimBound
 	b.pvc.Status.Capacity = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("4Gi")}
@@ -70,14 +70,14 @@ func TestGrowthInDoubt(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				b.tellVolumes(t)
+				b.notifyVolumes(t)
 			}
 			if b.free("n1") != test.free {
 				t.Errorf("%d GiB are free at last, want %d", b.free("n1"), test.free)
 			}
 			pv := b.api.volumes(t)[0]
-			if want := resource.MustParse(test.volume); capacityOf(pv).Cmp(want) != 0 {
-				t.Errorf("the volume has %s, want %s", capacityOf(pv), test.volume)
+			if want := resource.MustParse(test.volume); capacitySize(pv).Cmp(want) != 0 {
+				t.Errorf("the volume has %s, want %s", capacitySize(pv), test.volume)
 			}
 			if len(b.memory.doubts(keyOf(b.pvc))) > 0 {
 				t.Error("it is still in doubt")
@@ -135,7 +135,7 @@ func TestPlaceInDoubt(t *testing.T) {
 				t.Fatal(err)
 			}
 			check(1)
-			b.tellVolumes(t)
+			b.notifyVolumes(t)
 			if err := b.sync(t, nil); err != nil {
 				t.Fatal(err)
 			}

@@ -20,26 +20,26 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// growing reports whether a bound claim requests more than it has.
-func growing(pvc *corev1.PersistentVolumeClaim) bool {
-	return pvc.Status.Phase == corev1.ClaimBound && wantedBy(pvc).Cmp(*statusOf(pvc)) > 0
+// wantsGrowth reports whether a bound claim requests more than it has.
+func wantsGrowth(pvc *corev1.PersistentVolumeClaim) bool {
+	return pvc.Status.Phase == corev1.ClaimBound && requestedSize(pvc).Cmp(*statusSize(pvc)) > 0
 }
 
-func wantedBy(pvc *corev1.PersistentVolumeClaim) *resource.Quantity {
+func requestedSize(pvc *corev1.PersistentVolumeClaim) *resource.Quantity {
 	return pvc.Spec.Resources.Requests.Storage()
 }
 
-func statusOf(pvc *corev1.PersistentVolumeClaim) *resource.Quantity {
+func statusSize(pvc *corev1.PersistentVolumeClaim) *resource.Quantity {
 	return pvc.Status.Capacity.Storage()
 }
 
-func capacityOf(pv *corev1.PersistentVolume) *resource.Quantity { return pv.Spec.Capacity.Storage() }
+func capacitySize(pv *corev1.PersistentVolume) *resource.Quantity { return pv.Spec.Capacity.Storage() }
 
 // grow takes a bound claim one step further, if it requests more than it has. The first step is the PersistentVolume's
 // capacity, which the agent follows, and the second is the claim's status. The API server only accepts a larger request
 // if the class allows it, and none below what the claim has.
-func (c *Controllers) grow(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim) error {
-	if !growing(pvc) {
+func (c *Controllers) grow(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim) error {
+	if !wantsGrowth(pvc) {
 		c.forget(keyOf(pvc))
 		return nil
 	}
@@ -50,21 +50,21 @@ func (c *Controllers) grow(ctx context.Context, m *memo, pvc *corev1.PersistentV
 		return nil
 	case err != nil:
 		return err
-	case !placedByUs(pv) || !claim.IsFor(pv, pvc) || pv.DeletionTimestamp != nil:
+	case !hasRecordedPlace(pv) || !claim.IsFor(pv, pvc) || pv.DeletionTimestamp != nil:
 		c.forget(keyOf(pvc))
 		return nil
 	}
 	v, err := claim.ReadVolume(pv)
 	if err != nil {
-		c.say(m, pvc, corev1.EventTypeWarning, reasonResizeFailed, actionResize, err.Error())
+		c.emitEvent(m, pvc, corev1.EventTypeWarning, reasonResizeFailed, actionResize, err.Error())
 		return nil
 	}
-	quantity := wantedBy(pvc)
+	quantity := requestedSize(pvc)
 	if quantity.CmpInt64(diskv1alpha1.MaxVolumeSize) > 0 {
-		return c.tooLarge(ctx, m, pvc, pv, &v, fmt.Sprintf("no disk is larger than %s", sizeOf(diskv1alpha1.MaxVolumeSize)))
+		return c.setInfeasible(ctx, m, pvc, pv, &v, fmt.Sprintf("no disk is larger than %s", sizeOf(diskv1alpha1.MaxVolumeSize)))
 	}
-	if want := diskv1alpha1.AlignUp(quantity.Value()); want > capacityOf(pv).Value() {
-		if stateOf(pvc) == corev1.PersistentVolumeClaimNodeResizeInProgress {
+	if want := diskv1alpha1.AlignUp(quantity.Value()); want > capacitySize(pv).Value() {
+		if resizeState(pvc) == corev1.PersistentVolumeClaimNodeResizeInProgress {
 			// The kubelet writes the size that it is at now into the status. Its write comes first.
 			return nil
 		}
@@ -74,18 +74,18 @@ func (c *Controllers) grow(ctx context.Context, m *memo, pvc *corev1.PersistentV
 		}
 		pv = granted
 	}
-	return c.finish(ctx, m, pvc, pv, &v)
+	return c.updateClaimStatus(ctx, m, pvc, pv, &v)
 }
 
-// placedByUs reports whether the volume has a place that the ledger knows. One that a CSI sidecar made has none:
+// hasRecordedPlace reports whether the volume has a place that the ledger knows. One that a CSI sidecar made has none:
 // another sidecar grows it.
-func placedByUs(pv *corev1.PersistentVolume) bool {
+func hasRecordedPlace(pv *corev1.PersistentVolume) bool {
 	return claim.IsOurs(pv) && pv.Spec.CSI.VolumeAttributes[diskv1alpha1.AttributeDisk] != ""
 }
 
 // grant raises the PersistentVolume's capacity, if the ledger finds the space behind the volume. Otherwise it returns
 // neither a PersistentVolume nor an error.
-func (c *Controllers) grant(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, want int64) (*corev1.PersistentVolume, error) {
+func (c *Controllers) grant(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, want int64) (*corev1.PersistentVolume, error) {
 	uid := string(pv.UID)
 	node, record, ok := c.ledger.Where(v.Partition)
 	if !ok {
@@ -93,12 +93,12 @@ func (c *Controllers) grant(ctx context.Context, m *memo, pvc *corev1.Persistent
 		return nil, fmt.Errorf("growing claim %s: the place of PersistentVolume %s is not known yet", keyOf(pvc), pv.Name)
 	}
 	// The claim waits for the node before Grow is called, so that no change in between is missed.
-	c.memory.wait(node, keyOf(pvc))
+	c.memory.addWaiting(node, keyOf(pvc))
 	granted, possible := c.ledger.Grow(uid, want)
 	if !granted {
 		// Space that was only reserved may become free without a change of the node.
 		c.claimQueue.AddAfter(keyOf(pvc), controller.LastRetry)
-		return nil, c.tooLarge(ctx, m, pvc, pv, v, c.why(node, record.Disk, v, want, possible))
+		return nil, c.setInfeasible(ctx, m, pvc, pv, v, c.growthProblem(node, record.Disk, v, want, possible))
 	}
 	size := sizeOf(want)
 	// The patch names the version that was read. A write since then may have made the PersistentVolume larger, and this
@@ -123,12 +123,12 @@ func (c *Controllers) grant(ctx context.Context, m *memo, pvc *corev1.Persistent
 	return larger, nil
 }
 
-// settle finds out how large the claim's volumes are after failed writes whose outcome is unknown. Before that nothing
-// else is done for the claim. The user may have lowered the request meanwhile, or deleted the claim, and then no later
-// write would show the outcome.
-func (c *Controllers) settle(ctx context.Context, key string) error {
+// settleGrowth finds out how large the claim's volumes are after failed writes whose outcome is unknown. Before that
+// nothing else is done for the claim. The user may have lowered the request meanwhile, or deleted the claim, and then
+// no later write would show the outcome.
+func (c *Controllers) settleGrowth(ctx context.Context, key string) error {
 	for _, was := range c.memory.doubts(key) {
-		now, err := c.afterWrite(ctx, was)
+		now, err := c.readSettled(ctx, was)
 		if err != nil {
 			return err
 		}
@@ -138,15 +138,15 @@ func (c *Controllers) settle(ctx context.Context, key string) error {
 				c.ledger.SettleGrowth(string(now.UID), v.Size)
 			}
 		}
-		c.memory.settled(key, was)
+		c.memory.dropDoubt(key, was)
 	}
 	return nil
 }
 
-// afterWrite returns a PersistentVolume at a time when a write of an earlier version of it can no longer be done; nil
+// readSettled returns a PersistentVolume at a time when a write of an earlier version of it can no longer be done; nil
 // if it is gone. Reading alone does not show that, because the write may still be on its way. Once the version is
 // another, the write can only be refused.
-func (c *Controllers) afterWrite(ctx context.Context, was *corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
+func (c *Controllers) readSettled(ctx context.Context, was *corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
 	volumes := c.client.CoreV1().PersistentVolumes()
 	now, err := volumes.Get(ctx, was.Name, metav1.GetOptions{})
 	switch {
@@ -171,8 +171,8 @@ func (c *Controllers) afterWrite(ctx context.Context, was *corev1.PersistentVolu
 	return now, nil
 }
 
-// why returns why the volume cannot grow, and how much space there is.
-func (c *Controllers) why(node, disk string, v *claim.Volume, want, possible int64) string {
+// growthProblem returns why the volume cannot grow, and how much space there is.
+func (c *Controllers) growthProblem(node, disk string, v *claim.Volume, want, possible int64) string {
 	snapshot := c.ledger.Snapshot(node)
 	switch {
 	case !snapshot.Published:
@@ -187,23 +187,23 @@ func (c *Controllers) why(node, disk string, v *claim.Volume, want, possible int
 	return fmt.Sprintf("the volume cannot grow to %s where it is, to %s at most: what follows on disk %s of node %s is taken", sizeOf(want), sizeOf(possible), disk, node)
 }
 
-// finish writes into the claim's status what follows from the larger PersistentVolume.
-func (c *Controllers) finish(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume) error {
-	size := *capacityOf(pv)
-	if size.Cmp(*statusOf(pvc)) <= 0 {
+// updateClaimStatus writes into the claim's status what follows from the larger PersistentVolume.
+func (c *Controllers) updateClaimStatus(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume) error {
+	size := *capacitySize(pv)
+	if size.Cmp(*statusSize(pvc)) <= 0 {
 		return nil
 	}
 	if !v.Block {
-		return c.pending(ctx, m, pvc, size)
+		return c.setNodeResizePending(ctx, m, pvc, size)
 	}
 	node, _, ok := c.ledger.Where(v.Partition)
 	if ok {
-		c.memory.wait(node, keyOf(pvc))
+		c.memory.addWaiting(node, keyOf(pvc))
 		if c.ledger.Snapshot(node).Length(v.Partition) >= size.Value() {
-			return c.finished(ctx, m, pvc, size)
+			return c.setResized(ctx, m, pvc, size)
 		}
 	}
-	return c.inProgress(ctx, pvc, size)
+	return c.setResizing(ctx, pvc, size)
 }
 
 // sizeOf writes a size exactly, in the form of a claim's request.

@@ -21,15 +21,15 @@ const (
 	lostAfter = 10 * time.Second
 )
 
-// sawNodeGone queues a node whose Node was deleted.
-func (c *Controllers) sawNodeGone(old, now any) {
+// onNode queues a node whose Node was deleted.
+func (c *Controllers) onNode(old, now any) {
 	if node, ok := old.(*corev1.Node); ok && now == nil {
-		c.suspect(diskv1alpha1.NodeLabel(node.Name))
+		c.checkNodeLater(diskv1alpha1.NodeLabel(node.Name))
 	}
 }
 
-// suspect queues the node with that value of LabelNode after lostAfter, if its Node does not exist.
-func (c *Controllers) suspect(label string) {
+// checkNodeLater queues the node with that value of LabelNode after lostAfter, if its Node does not exist.
+func (c *Controllers) checkNodeLater(label string) {
 	if label != "" && !c.nodeExists(label) {
 		c.lostQueue.AddAfter(label, lostAfter)
 	}

@@ -20,8 +20,8 @@ func (p pin) object(namespace string) *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: p.name, UID: p.uid}}
 }
 
-// sawPod records the unbound claims of a pod that has a node. A claim may be created later than its pod.
-func (c *Controllers) sawPod(old, now any) {
+// onPod records the unbound claims of a pod that has a node. A claim may be created later than its pod.
+func (c *Controllers) onPod(old, now any) {
 	pod, ok := now.(*corev1.Pod)
 	ended := !ok
 	if ended {

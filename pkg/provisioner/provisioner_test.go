@@ -18,26 +18,26 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-func TestPauses(t *testing.T) {
+func TestBackoff(t *testing.T) {
 	now := time.Unix(1000, 0)
-	var p pauses
+	var p backoff
 	for try, want := range []time.Duration{0, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 32 * time.Second, time.Minute, time.Minute} {
-		if have := p.wait(now); have != want {
+		if have := p.remaining(now); have != want {
 			t.Errorf("try %d waits %s, want %s", try, have, want)
 		}
-		p.tried(now)
+		p.record(now)
 	}
 	p.tries = 1 << 30
-	if have := p.wait(now); have != time.Minute {
+	if have := p.remaining(now); have != time.Minute {
 		t.Errorf("after very many tries it waits %s", have)
 	}
-	if have := p.wait(now.Add(time.Hour)); have != 0 {
+	if have := p.remaining(now.Add(time.Hour)); have != 0 {
 		t.Errorf("after an hour it still waits %s", have)
 	}
 }
 
-func TestMemory(t *testing.T) {
-	m := newMemory()
+func TestClaimMemory(t *testing.T) {
+	m := newClaimMemory()
 	first, earlier := m.of("a/b", "1")
 	if again, _ := m.of("a/b", "1"); again != first || earlier != "" {
 		t.Error("the claim is not known again")
@@ -48,10 +48,10 @@ func TestMemory(t *testing.T) {
 	if uid := m.forget("a/b"); uid != "2" || m.knows("a/b") || m.forget("a/b") != "" {
 		t.Errorf("forgot %q", uid)
 	}
-	m.wait("node", "a/b")
-	m.wait("node", "a/b")
-	m.wait("node", "c/d")
-	if woken := m.wake("node"); len(woken) != 2 || len(m.wake("node")) != 0 || len(m.wake("other")) != 0 {
+	m.addWaiting("node", "a/b")
+	m.addWaiting("node", "a/b")
+	m.addWaiting("node", "c/d")
+	if woken := m.takeWaiting("node"); len(woken) != 2 || len(m.takeWaiting("node")) != 0 || len(m.takeWaiting("other")) != 0 {
 		t.Errorf("woke %v", woken)
 	}
 }
@@ -73,7 +73,7 @@ func TestWithoutHeadroom(t *testing.T) {
 			t.Fatal(err)
 		}
 		for longest, want := range tests {
-			have := without(longest, parameters)
+			have := maxVolumeSize(longest, parameters)
 			if have != want {
 				t.Errorf("with headroom %q the largest volume in %d bytes has %d, want %d", headroom, longest, have, want)
 			}
@@ -84,8 +84,9 @@ func TestWithoutHeadroom(t *testing.T) {
 	}
 }
 
-// TestChange asserts that the status fields about growth are replaced as a whole, and that no other field changes.
-func TestChange(t *testing.T) {
+// TestStatusChange asserts that the status fields about growth are replaced as a whole, and that no other field
+// changes.
+func TestStatusChange(t *testing.T) {
 	old := metav1.NewTime(time.Unix(1000, 0))
 	condition := func(kind corev1.PersistentVolumeClaimConditionType, message string) corev1.PersistentVolumeClaimCondition {
 		return corev1.PersistentVolumeClaimCondition{Type: kind, Status: corev1.ConditionTrue, Message: message, LastTransitionTime: old}
@@ -99,23 +100,23 @@ func TestChange(t *testing.T) {
 		Conditions:                []corev1.PersistentVolumeClaimCondition{other, condition(corev1.PersistentVolumeClaimControllerResizeError, "no room")},
 	}
 	steps := []struct {
-		change     change
+		change     statusChange
 		conditions map[corev1.PersistentVolumeClaimConditionType]string
 		state      corev1.ClaimResourceStatus
 		capacity   resource.Quantity
 	}{
 		{
-			change{state: corev1.PersistentVolumeClaimControllerResizeInfeasible, condition: corev1.PersistentVolumeClaimControllerResizeError, message: "less room"},
+			statusChange{state: corev1.PersistentVolumeClaimControllerResizeInfeasible, condition: corev1.PersistentVolumeClaimControllerResizeError, message: "less room"},
 			map[corev1.PersistentVolumeClaimConditionType]string{other.Type: other.Message, corev1.PersistentVolumeClaimControllerResizeError: "less room"},
 			corev1.PersistentVolumeClaimControllerResizeInfeasible, size,
 		},
 		{
-			change{allocated: &larger, state: corev1.PersistentVolumeClaimNodeResizePending, condition: corev1.PersistentVolumeClaimFileSystemResizePending, message: "soon"},
+			statusChange{allocated: &larger, state: corev1.PersistentVolumeClaimNodeResizePending, condition: corev1.PersistentVolumeClaimFileSystemResizePending, message: "soon"},
 			map[corev1.PersistentVolumeClaimConditionType]string{other.Type: other.Message, corev1.PersistentVolumeClaimFileSystemResizePending: "soon"},
 			corev1.PersistentVolumeClaimNodeResizePending, size,
 		},
 		{
-			change{allocated: &larger, capacity: &larger},
+			statusChange{allocated: &larger, capacity: &larger},
 			map[corev1.PersistentVolumeClaimConditionType]string{other.Type: other.Message}, "", larger,
 		},
 	}
@@ -156,7 +157,7 @@ func text(t *testing.T, v any) string {
 // TestNodeTakenBack asserts that a claim that has no node any more holds no place there.
 func TestNodeTakenBack(t *testing.T) {
 	const gib = int64(1) << 30
-	c := &Controllers{ledger: ledger.New(), memory: newMemory()}
+	c := &Controllers{ledger: ledger.New(), memory: newClaimMemory()}
 	c.ledger.SetCapacity("n1", &ledger.Capacity{Revision: 1, Disks: []ledger.Disk{{
 		ID: "disk", Class: "ssd", Ready: true, Size: 11 * gib, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*gib)},
 	}}})
@@ -176,7 +177,7 @@ func TestNodeTakenBack(t *testing.T) {
 	if _, err := c.ledger.Reserve(holderOf(pvc.UID), "n1", []ledger.VolumeRequest{want}); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.syncUnbound(t.Context(), &memo{uid: pvc.UID}, pvc, class); err != nil {
+	if err := c.syncUnbound(t.Context(), &claimState{uid: pvc.UID}, pvc, class); err != nil {
 		t.Fatal(err)
 	}
 	if free := c.ledger.Snapshot("n1").Node.Disks[0].Free.Total(); free != 10*gib {

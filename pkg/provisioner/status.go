@@ -44,79 +44,79 @@ const (
 // larger volume for the work of an old resizer and does the rest by itself. The result is the same, and nothing is left
 // to write then.
 
-// stateOf returns which component does the next step.
-func stateOf(pvc *corev1.PersistentVolumeClaim) corev1.ClaimResourceStatus {
+// resizeState returns which component does the next step.
+func resizeState(pvc *corev1.PersistentVolumeClaim) corev1.ClaimResourceStatus {
 	return pvc.Status.AllocatedResourceStatuses[corev1.ResourceStorage]
 }
 
-// pending requests the kubelet to grow the file system.
-func (c *Controllers) pending(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
+// setNodeResizePending requests the kubelet to grow the file system.
+func (c *Controllers) setNodeResizePending(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
 	if allocated := pvc.Status.AllocatedResources[corev1.ResourceStorage]; allocated.Cmp(size) == 0 {
-		switch stateOf(pvc) {
+		switch resizeState(pvc) {
 		case corev1.PersistentVolumeClaimNodeResizePending, corev1.PersistentVolumeClaimNodeResizeInProgress:
 			return nil
 		case corev1.PersistentVolumeClaimNodeResizeInfeasible:
 			// The kubelet has tried, and does not try again before the next request.
-			if wait := m.requests.wait(c.clock.Now()); wait > 0 {
+			if wait := m.resizeBackoff.remaining(c.clock.Now()); wait > 0 {
 				c.claimQueue.AddAfter(keyOf(pvc), wait)
 				return nil
 			}
 		}
 	}
-	m.requests.tried(c.clock.Now())
-	updated, err := c.setStatus(ctx, pvc, change{
+	m.resizeBackoff.record(c.clock.Now())
+	updated, err := c.setStatus(ctx, pvc, statusChange{
 		allocated: &size, state: corev1.PersistentVolumeClaimNodeResizePending,
 		condition: corev1.PersistentVolumeClaimFileSystemResizePending,
 		message:   "The volume has the space. The file system grows as soon as a pod uses the volume.",
 	})
 	if updated != nil {
-		c.say(m, updated, corev1.EventTypeNormal, reasonResizeOnNode, actionResize,
+		c.emitEvent(m, updated, corev1.EventTypeNormal, reasonResizeOnNode, actionResize,
 			fmt.Sprintf("The volume has %s, its file system grows on the node", size.String()))
 	}
 	return err
 }
 
-// inProgress says that the node is growing a block volume.
-func (c *Controllers) inProgress(ctx context.Context, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
-	_, err := c.setStatus(ctx, pvc, change{
+// setResizing says that the node is growing a block volume.
+func (c *Controllers) setResizing(ctx context.Context, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
+	_, err := c.setStatus(ctx, pvc, statusChange{
 		allocated: &size, state: corev1.PersistentVolumeClaimControllerResizeInProgress,
 		condition: corev1.PersistentVolumeClaimResizing, message: "The node makes the volume larger.",
 	})
 	return err
 }
 
-// finished says that a block volume has its new size. The kubelet has nothing to do for it, and no other component
+// setResized says that a block volume has its new size. The kubelet has nothing to do for it, and no other component
 // writes that, least of all for a volume that no pod uses.
-func (c *Controllers) finished(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
-	updated, err := c.setStatus(ctx, pvc, change{allocated: &size, capacity: &size})
+func (c *Controllers) setResized(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
+	updated, err := c.setStatus(ctx, pvc, statusChange{allocated: &size, capacity: &size})
 	if updated != nil {
-		c.say(m, updated, corev1.EventTypeNormal, reasonResizeSucceeded, actionResize, fmt.Sprintf("The volume has %s", size.String()))
+		c.emitEvent(m, updated, corev1.EventTypeNormal, reasonResizeSucceeded, actionResize, fmt.Sprintf("The volume has %s", size.String()))
 	}
 	return err
 }
 
-// tooLarge says that the claim cannot have the requested size. It keeps what it has, and is tried again when its node
-// changes. allocatedResources stays as it is, too: nothing was begun that must be finished before the request may be
-// lowered.
-func (c *Controllers) tooLarge(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, why string) error {
-	if capacityOf(pv).Cmp(*statusOf(pvc)) > 0 {
+// setInfeasible says that the claim cannot have the requested size. It keeps what it has, and is tried again when its
+// node changes. allocatedResources stays as it is, too: nothing was begun that must be finished before the request may
+// be lowered.
+func (c *Controllers) setInfeasible(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, why string) error {
+	if capacitySize(pv).Cmp(*statusSize(pvc)) > 0 {
 		// An earlier growth is not finished. The status is needed for that first.
-		c.say(m, pvc, corev1.EventTypeWarning, reasonResizeFailed, actionResize, why)
-		return c.finish(ctx, m, pvc, pv, v)
+		c.emitEvent(m, pvc, corev1.EventTypeWarning, reasonResizeFailed, actionResize, why)
+		return c.updateClaimStatus(ctx, m, pvc, pv, v)
 	}
-	updated, err := c.setStatus(ctx, pvc, change{
+	updated, err := c.setStatus(ctx, pvc, statusChange{
 		state:     corev1.PersistentVolumeClaimControllerResizeInfeasible,
 		condition: corev1.PersistentVolumeClaimControllerResizeError, message: why,
 	})
 	if updated == nil {
 		updated = pvc
 	}
-	c.say(m, updated, corev1.EventTypeWarning, reasonResizeFailed, actionResize, why)
+	c.emitEvent(m, updated, corev1.EventTypeWarning, reasonResizeFailed, actionResize, why)
 	return err
 }
 
-// change is the new state of growth in a claim's status. It replaces everything except the sizes.
-type change struct {
+// statusChange is the new state of growth in a claim's status. It replaces everything except the sizes.
+type statusChange struct {
 	// allocated and capacity stay as they are if they are nil.
 	allocated, capacity *resource.Quantity
 	// state is empty when no component has anything to do.
@@ -126,14 +126,14 @@ type change struct {
 	message   string
 }
 
-// growth are the conditions about growing. Other conditions are not changed.
-var growth = []corev1.PersistentVolumeClaimConditionType{
+// resizeConditions are the conditions about growing. Other conditions are not changed.
+var resizeConditions = []corev1.PersistentVolumeClaimConditionType{
 	corev1.PersistentVolumeClaimResizing, corev1.PersistentVolumeClaimFileSystemResizePending,
 	corev1.PersistentVolumeClaimControllerResizeError, corev1.PersistentVolumeClaimNodeResizeError,
 }
 
 // setStatus writes a change, and returns the claim after it; nil if there was nothing to write or the write failed.
-func (c *Controllers) setStatus(ctx context.Context, pvc *corev1.PersistentVolumeClaim, to change) (*corev1.PersistentVolumeClaim, error) {
+func (c *Controllers) setStatus(ctx context.Context, pvc *corev1.PersistentVolumeClaim, to statusChange) (*corev1.PersistentVolumeClaim, error) {
 	status := pvc.Status.DeepCopy()
 	to.apply(status)
 	if equality.Semantic.DeepEqual(status, &pvc.Status) {
@@ -171,7 +171,7 @@ func orNull(m map[corev1.ResourceName]corev1.ClaimResourceStatus) map[corev1.Res
 	return out
 }
 
-func (to *change) apply(status *corev1.PersistentVolumeClaimStatus) {
+func (to *statusChange) apply(status *corev1.PersistentVolumeClaimStatus) {
 	if to.allocated != nil {
 		if status.AllocatedResources == nil {
 			status.AllocatedResources = corev1.ResourceList{}
@@ -197,7 +197,7 @@ func (to *change) apply(status *corev1.PersistentVolumeClaimStatus) {
 		if c.Type == to.condition && c.Status == corev1.ConditionTrue {
 			since = c.LastTransitionTime
 		}
-		return slices.Contains(growth, c.Type)
+		return slices.Contains(resizeConditions, c.Type)
 	})
 	if to.condition != "" {
 		status.Conditions = append(status.Conditions, corev1.PersistentVolumeClaimCondition{

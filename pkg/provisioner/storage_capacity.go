@@ -35,41 +35,41 @@ const (
 	labelManagedBy = "csi.storage.k8s.io/managed-by"
 	managedBy      = "berth-scheduler"
 
-	// settle is how long changes of a node wait for more of them. Many volumes that come and go in that time cost one
-	// write a class.
-	settle = time.Second
+	// batchDelay is how long changes of a node wait for more of them. Many volumes that come and go in that time cost
+	// one write a class.
+	batchDelay = time.Second
 
-	byNode = "disk.berth.dev/node"
+	nodeIndex = "disk.berth.dev/node"
 )
 
-// ours selects the objects of this package.
-var ours = labels.Set{labelDriver: diskv1alpha1.DriverName, labelManagedBy: managedBy}
+// ownLabels selects the objects of this package.
+var ownLabels = labels.Set{labelDriver: diskv1alpha1.DriverName, labelManagedBy: managedBy}
 
 // capacities keeps a CSIStorageCapacity for every StorageClass of ours and every node that has disks for it. If they
-// are not wanted, it keeps none.
+// are not enabled, it keeps none.
 type capacities struct {
-	wanted    bool
+	enabled   bool
 	namespace string
 	client    kubernetes.Interface
 	ledger    *ledger.Ledger
 	classes   storagelisters.StorageClassLister
 	nodes     corelisters.NodeLister
-	// exists reports whether there is a Node with that value of LabelNode.
-	exists   func(label string) bool
-	informer cache.SharedIndexInformer
+	// nodeExists reports whether there is a Node with that value of LabelNode.
+	nodeExists func(label string) bool
+	informer   cache.SharedIndexInformer
 	// queue has names of nodes.
 	queue controller.Queue
 }
 
 func newCapacities(c *Controllers, o *Options) *capacities {
 	p := &capacities{
-		wanted: o.PublishCapacity, namespace: o.Namespace, client: o.Client,
-		ledger: c.ledger, classes: c.classes, nodes: c.nodes, exists: c.nodeExists, queue: controller.NewQueue("berth_capacities", firstRetry),
+		enabled: o.PublishCapacity, namespace: o.Namespace, client: o.Client,
+		ledger: c.ledger, classes: c.classes, nodes: c.nodes, nodeExists: c.nodeExists, queue: controller.NewQueue("berth_capacities", firstRetry),
 	}
-	if p.wanted {
+	if p.enabled {
 		p.informer = o.Factory.Storage().V1().CSIStorageCapacities().Informer()
 		// Fails only for an informer that runs, or that has an index of this name.
-		_ = p.informer.AddIndexers(cache.Indexers{byNode: func(obj any) ([]string, error) {
+		_ = p.informer.AddIndexers(cache.Indexers{nodeIndex: func(obj any) ([]string, error) {
 			if capacity, ok := obj.(*storagev1.CSIStorageCapacity); ok && p.owns(capacity) {
 				return []string{capacity.Labels[diskv1alpha1.LabelNode]}, nil
 			}
@@ -80,19 +80,19 @@ func newCapacities(c *Controllers, o *Options) *capacities {
 }
 
 func (p *capacities) owns(capacity *storagev1.CSIStorageCapacity) bool {
-	return capacity.Namespace == p.namespace && labels.SelectorFromSet(ours).Matches(labels.Set(capacity.Labels))
+	return capacity.Namespace == p.namespace && labels.SelectorFromSet(ownLabels).Matches(labels.Set(capacity.Labels))
 }
 
-// changed queues a node that has published its disks, or no longer publishes any.
-func (p *capacities) changed(node string) {
-	if p.wanted {
-		p.queue.AddAfter(node, settle)
+// nodeChanged queues a node that has published its disks, or no longer publishes any.
+func (p *capacities) nodeChanged(node string) {
+	if p.enabled {
+		p.queue.AddAfter(node, batchDelay)
 	}
 }
 
 // classesChanged queues all nodes after a change of a StorageClass.
 func (p *capacities) classesChanged() {
-	if !p.wanted {
+	if !p.enabled {
 		return
 	}
 	nodes, err := p.nodes.List(labels.Everything())
@@ -100,15 +100,15 @@ func (p *capacities) classesChanged() {
 		return
 	}
 	for _, node := range nodes {
-		p.queue.AddAfter(node.Name, settle)
+		p.queue.AddAfter(node.Name, batchDelay)
 	}
 }
 
 // run works until the context ends.
 func (p *capacities) run(ctx context.Context) {
 	context.AfterFunc(ctx, p.queue.ShutDown)
-	if !p.wanted {
-		if err := p.clear(ctx); err != nil {
+	if !p.enabled {
+		if err := p.deleteAll(ctx); err != nil {
 			klog.FromContext(ctx).Error(err, "CSIStorageCapacity objects that are not wanted any more were not deleted", "namespace", p.namespace)
 		}
 		return
@@ -117,13 +117,13 @@ func (p *capacities) run(ctx context.Context) {
 		return
 	}
 	p.classesChanged()
-	p.clearNodes()
+	p.queueGoneNodes()
 	controller.Work(ctx, p.queue, "node", controller.Once(p.sync))
 }
 
-// clear deletes what was published while it was wanted.
-func (p *capacities) clear(ctx context.Context) error {
-	selector := metav1.ListOptions{LabelSelector: ours.String()}
+// deleteAll deletes what was published while it was enabled.
+func (p *capacities) deleteAll(ctx context.Context) error {
+	selector := metav1.ListOptions{LabelSelector: ownLabels.String()}
 	// It reads first: this is done at each start, and there are hardly ever any.
 	list, err := p.client.StorageV1().CSIStorageCapacities(p.namespace).List(ctx, selector)
 	if err != nil || len(list.Items) == 0 {
@@ -132,11 +132,11 @@ func (p *capacities) clear(ctx context.Context) error {
 	return p.client.StorageV1().CSIStorageCapacities(p.namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, selector)
 }
 
-// clearNodes queues the nodes that have objects and no Node.
-func (p *capacities) clearNodes() {
-	for _, label := range p.informer.GetIndexer().ListIndexFuncValues(byNode) {
+// queueGoneNodes queues the nodes that have objects and no Node.
+func (p *capacities) queueGoneNodes() {
+	for _, label := range p.informer.GetIndexer().ListIndexFuncValues(nodeIndex) {
 		// For a node that is gone the label is as good a key as its name: the ledger does not know it either.
-		if !p.exists(label) {
+		if !p.nodeExists(label) {
 			p.queue.Add(label)
 		}
 	}
@@ -148,7 +148,7 @@ func (p *capacities) sync(ctx context.Context, node string) error {
 	if err != nil {
 		return err
 	}
-	present, err := p.informer.GetIndexer().ByIndex(byNode, diskv1alpha1.NodeLabel(node))
+	present, err := p.informer.GetIndexer().ByIndex(nodeIndex, diskv1alpha1.NodeLabel(node))
 	if err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ func (p *capacities) sync(ctx context.Context, node string) error {
 		switch {
 		case apierrors.IsAlreadyExists(err):
 			// The informer has not seen it yet.
-			p.queue.AddAfter(node, settle)
+			p.queue.AddAfter(node, batchDelay)
 		case err != nil:
 			failed = errors.Join(failed, fmt.Errorf("creating CSIStorageCapacity %s of node %s: %w", name, node, err))
 		}
@@ -215,7 +215,7 @@ func (p *capacities) of(node string) (map[string]*storagev1.CSIStorageCapacity, 
 			// Claims of the class are refused, so it has no capacity.
 			continue
 		}
-		free, largest, ok := room(snapshot, parameters)
+		free, largest, ok := freeFor(snapshot, parameters)
 		if !ok {
 			continue
 		}
@@ -224,7 +224,7 @@ func (p *capacities) of(node string) (map[string]*storagev1.CSIStorageCapacity, 
 		out[name] = &storagev1.CSIStorageCapacity{
 			ObjectMeta: metav1.ObjectMeta{
 				Namespace: p.namespace, Name: name,
-				Labels: labels.Merge(ours, labels.Set{diskv1alpha1.LabelNode: label}),
+				Labels: labels.Merge(ownLabels, labels.Set{diskv1alpha1.LabelNode: label}),
 			},
 			NodeTopology:     &metav1.LabelSelector{MatchLabels: map[string]string{diskv1alpha1.LabelNode: label}},
 			StorageClassName: class.Name,
@@ -234,9 +234,9 @@ func (p *capacities) of(node string) (map[string]*storagev1.CSIStorageCapacity, 
 	return out, nil
 }
 
-// room returns what a node has for claims of a class: the total, and the largest volume that could be made. It returns
-// false if the node has no disk for them.
-func room(snapshot *ledger.Snapshot, parameters diskv1alpha1.Parameters) (free, largest *resource.Quantity, ok bool) {
+// freeFor returns what a node has for claims of a class: the total, and the largest volume that could be made. It
+// returns false if the node has no disk for them.
+func freeFor(snapshot *ledger.Snapshot, parameters diskv1alpha1.Parameters) (free, largest *resource.Quantity, ok bool) {
 	var total, longest int64
 	for i := range snapshot.Node.Disks {
 		disk := &snapshot.Node.Disks[i]
@@ -251,11 +251,11 @@ func room(snapshot *ledger.Snapshot, parameters diskv1alpha1.Parameters) (free, 
 		}
 		longest = max(longest, disk.Free.Largest().Len())
 	}
-	return resource.NewQuantity(total, resource.BinarySI), resource.NewQuantity(without(longest, parameters), resource.BinarySI), ok
+	return resource.NewQuantity(total, resource.BinarySI), resource.NewQuantity(maxVolumeSize(longest, parameters), resource.BinarySI), ok
 }
 
-// without returns the largest volume that fits into an extent together with the headroom of its class.
-func without(longest int64, parameters diskv1alpha1.Parameters) int64 {
+// maxVolumeSize returns the largest volume that fits into an extent together with the headroom of its class.
+func maxVolumeSize(longest int64, parameters diskv1alpha1.Parameters) int64 {
 	const unit = diskv1alpha1.Alignment
 	units := sort.Search(int(longest/unit), func(i int) bool {
 		size := int64(i+1) * unit

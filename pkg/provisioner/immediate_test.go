@@ -61,8 +61,9 @@ func provisioned(pvc *corev1.PersistentVolumeClaim) {
 	pvc.Annotations = map[string]string{volume.AnnStorageProvisioner: diskv1alpha1.DriverName}
 }
 
-// TestPlaceNow asserts on which node the volume of a claim is made whose StorageClass has volumeBindingMode Immediate.
-func TestPlaceNow(t *testing.T) {
+// TestPlaceImmediate asserts on which node the volume of a claim is made whose StorageClass has volumeBindingMode
+// Immediate.
+func TestPlaceImmediate(t *testing.T) {
 	tainted := func(n *corev1.Node) {
 		n.Spec.Taints = []corev1.Taint{{Key: "a", Effect: corev1.TaintEffectNoSchedule}}
 	}
@@ -119,9 +120,9 @@ func TestPlaceNow(t *testing.T) {
 	}
 }
 
-// TestPlaceNowInDoubt asserts that the place of an earlier try, whose volume may have been made, stays held when a
-// later try uses another node.
-func TestPlaceNowInDoubt(t *testing.T) {
+// TestPlaceImmediateInDoubt asserts that the place of an earlier try, whose volume may have been made, stays held when
+// a later try uses another node.
+func TestPlaceImmediateInDoubt(t *testing.T) {
 	b := newBench(t)
 	b.now(t, nil)
 	b.api.answerNext("POST", failed, failed)
@@ -199,9 +200,9 @@ func TestPins(t *testing.T) {
 			if !test.late {
 				b.store(t, b.claimInformer.GetIndexer().Add, b.pvc)
 			}
-			b.sawPod(nil, test.pod)
+			b.onPod(nil, test.pod)
 			if test.ended {
-				b.sawPod(test.pod, nil)
+				b.onPod(test.pod, nil)
 			}
 			if !test.late && !test.ended && test.pod.Status.Phase == "" && b.claimQueue.Len() != 1 {
 				t.Errorf("%d claims are looked at", b.claimQueue.Len())
@@ -219,7 +220,7 @@ func TestPins(t *testing.T) {
 			if test.says != "" && test.made == "" && b.free("n1") != 10 {
 				t.Errorf("%d GiB are free, want 10", b.free("n1"))
 			}
-			b.sawPod(test.pod, nil)
+			b.onPod(test.pod, nil)
 			if len(b.memory.pins) > 0 {
 				t.Error("a pod that is gone is remembered")
 			}

@@ -16,17 +16,17 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// placeNow places the volume of a claim whose StorageClass has volumeBindingMode Immediate: where it fits best, on the
-// nodes that the class allows.
+// placeImmediate places the volume of a claim whose StorageClass has volumeBindingMode Immediate: where it fits best,
+// on the nodes that the class allows.
 //
 // The PersistentVolume controller first looks for an existing volume. If there is none, it writes the provisioner into
 // the claim. The claim is not served before that: otherwise it might get two volumes.
-func (c *Controllers) placeNow(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume) error {
+func (c *Controllers) placeImmediate(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume) error {
 	if pvc.Annotations[volume.AnnStorageProvisioner] != diskv1alpha1.DriverName {
 		return nil
 	}
 	if pv, err := c.volumes.Get(v.ID); err == nil {
-		return c.made(m, pvc, pv, "")
+		return c.handOver(m, pvc, pv, "")
 	} else if !apierrors.IsNotFound(err) {
 		return err
 	}
@@ -35,41 +35,42 @@ func (c *Controllers) placeNow(ctx context.Context, m *memo, pvc *corev1.Persist
 		return nil
 	}
 	if node, _, ok := c.ledger.Where(v.Partition); ok {
-		return c.serve(ctx, m, pvc, class, v, choice{node: node, by: byUs})
+		return c.provision(ctx, m, pvc, class, v, nodeChoice{node: node, by: byProvisioner})
 	}
 	want := ledger.VolumeRequest{Request: v.Request, Headroom: v.Headroom}
 	requests := []placement.Request{want.WithHeadroom()}
 	for name, snapshot := range c.ledger.BestNodes(requests) {
 		node, err := c.nodes.Get(name)
-		if err != nil || !open(node) || !allowed(class, node) || c.cluster.UnfitReason(name) != "" {
+		if err != nil || !schedulable(node) || !inAllowedTopologies(class, node) || c.cluster.UnfitReason(name) != "" {
 			continue
 		}
 		if _, err := snapshot.Fit(requests); err == nil {
-			return c.serve(ctx, m, pvc, class, v, choice{node: name, by: byUs})
+			return c.provision(ctx, m, pvc, class, v, nodeChoice{node: name, by: byProvisioner})
 		}
 	}
-	c.letGo(m, pvc)
+	c.dropReservation(m, pvc)
 	c.retryLater(m, pvc)
-	c.say(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, fmt.Sprintf(
+	c.emitEvent(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, fmt.Sprintf(
 		"no node that StorageClass %s allows, and that is neither cordoned nor tainted, has %s of class %s free in one piece", class.Name, sizeOf(want.Request.Size+want.Headroom), v.Request.Class))
 	return nil
 }
 
 // retryLater queues the claim again, after growing pauses.
-func (c *Controllers) retryLater(m *memo, pvc *corev1.PersistentVolumeClaim) {
-	m.returns.tried(c.clock.Now())
-	c.claimQueue.AddAfter(keyOf(pvc), m.returns.wait(c.clock.Now()))
+func (c *Controllers) retryLater(m *claimState, pvc *corev1.PersistentVolumeClaim) {
+	m.returnBackoff.record(c.clock.Now())
+	c.claimQueue.AddAfter(keyOf(pvc), m.returnBackoff.remaining(c.clock.Now()))
 }
 
-// open reports whether pods without tolerations can be scheduled to the node.
-func open(node *corev1.Node) bool {
+// schedulable reports whether pods without tolerations can be scheduled to the node.
+func schedulable(node *corev1.Node) bool {
 	return !node.Spec.Unschedulable && !slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool {
 		return t.Effect == corev1.TaintEffectNoSchedule || t.Effect == corev1.TaintEffectNoExecute
 	})
 }
 
-// allowed reports whether the class's allowedTopologies have the node: one of the terms, with all of its labels.
-func allowed(class *storagev1.StorageClass, node *corev1.Node) bool {
+// inAllowedTopologies reports whether the class's allowedTopologies have the node: one of the terms, with all of its
+// labels.
+func inAllowedTopologies(class *storagev1.StorageClass, node *corev1.Node) bool {
 	matches := func(term corev1.TopologySelectorTerm) bool {
 		return !slices.ContainsFunc(term.MatchLabelExpressions, func(e corev1.TopologySelectorLabelRequirement) bool {
 			value, ok := node.Labels[e.Key]
@@ -87,53 +88,53 @@ const (
 	byScheduler chooser = iota
 	// byPod: by a pod that names its node itself, so that no scheduler sees it.
 	byPod
-	// byUs: by this package, because the StorageClass does not wait for a pod.
-	byUs
+	// byProvisioner: by this package, because the StorageClass does not wait for a pod.
+	byProvisioner
 )
 
-// choice is the node of a claim, and how it was chosen.
-type choice struct {
+// nodeChoice is the node of a claim, and how it was chosen.
+type nodeChoice struct {
 	node string
 	by   chooser
 	// pod is the pod that names the node.
 	pod pin
 }
 
-// unfit handles a claim that cannot be served on its node.
-func (c *Controllers) unfit(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, at choice, why string) error {
+// onUnfit handles a claim that cannot be served on its node.
+func (c *Controllers) onUnfit(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, at nodeChoice, why string) error {
 	switch at.by {
 	case byPod:
-		c.letGo(m, pvc)
+		c.dropReservation(m, pvc)
 		if c.nodeExists(diskv1alpha1.NodeLabel(at.node)) {
-			c.memory.wait(at.node, keyOf(pvc))
+			c.memory.addWaiting(at.node, keyOf(pvc))
 		}
 		c.retryLater(m, pvc)
-		c.sayOfPod(m, pvc, at.pod, corev1.EventTypeWarning, reasonFailed, fmt.Sprintf(
+		c.emitPodEvent(m, pvc, at.pod, corev1.EventTypeWarning, reasonFailed, fmt.Sprintf(
 			"pod %s names node %s itself, and the volume cannot be made there: %s; leave nodeName out and set schedulerName: berth", at.pod.name, at.node, why))
 		return nil
-	case byUs:
-		c.letGo(m, pvc)
+	case byProvisioner:
+		c.dropReservation(m, pvc)
 		c.retryLater(m, pvc)
 		return nil
 	}
 	return c.giveBack(ctx, m, pvc, at.node, why)
 }
 
-// sayMade writes an event about a volume that was made, where the node is not obvious.
-func (c *Controllers) sayMade(m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, at choice) {
+// emitProvisioned writes an event about a volume that was made, where the node is not obvious.
+func (c *Controllers) emitProvisioned(m *claimState, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, at nodeChoice) {
 	switch at.by {
 	case byPod:
-		c.sayOfPod(m, pvc, at.pod, corev1.EventTypeNormal, reasonSucceeded, fmt.Sprintf("pod %s names node %s itself: the volume is made there", at.pod.name, at.node))
-	case byUs:
-		c.say(m, pvc, corev1.EventTypeNormal, reasonSucceeded, actionProvision, fmt.Sprintf(
+		c.emitPodEvent(m, pvc, at.pod, corev1.EventTypeNormal, reasonSucceeded, fmt.Sprintf("pod %s names node %s itself: the volume is made there", at.pod.name, at.node))
+	case byProvisioner:
+		c.emitEvent(m, pvc, corev1.EventTypeNormal, reasonSucceeded, actionProvision, fmt.Sprintf(
 			"StorageClass %s has volumeBindingMode %s: the volume is on node %s, chosen by free space alone, and pods with the claim can run on that node only, also if it has no CPU or memory for them; with %s both are chosen together",
 			class.Name, storagev1.VolumeBindingImmediate, at.node, storagev1.VolumeBindingWaitForFirstConsumer))
 	}
 }
 
-// sayOfPod writes an event about the claim, and one about the pod.
-func (c *Controllers) sayOfPod(m *memo, pvc *corev1.PersistentVolumeClaim, pod pin, eventType, reason, note string) {
-	if c.say(m, pvc, eventType, reason, actionProvision, note) {
+// emitPodEvent writes an event about the claim, and one about the pod.
+func (c *Controllers) emitPodEvent(m *claimState, pvc *corev1.PersistentVolumeClaim, pod pin, eventType, reason, note string) {
+	if c.emitEvent(m, pvc, eventType, reason, actionProvision, note) {
 		c.recorder.Eventf(pod.object(pvc.Namespace), pvc, eventType, reason, actionProvision, "%s", shorten("claim "+pvc.Name+": "+note))
 	}
 }

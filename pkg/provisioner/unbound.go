@@ -37,41 +37,41 @@ const (
 func holderOf(claim types.UID) string { return "claim/" + string(claim) }
 
 // syncUnbound does the next step for a claim of ours without a volume.
-func (c *Controllers) syncUnbound(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) error {
+func (c *Controllers) syncUnbound(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) error {
 	v, err := claim.Request(pvc, class)
 	if err != nil {
 		c.refuse(m, pvc, err.Error())
 		return nil
 	}
 	if !claim.WaitsForFirstConsumer(class) {
-		return c.placeNow(ctx, m, pvc, class, v)
+		return c.placeImmediate(ctx, m, pvc, class, v)
 	}
 	if node := pvc.Annotations[annotationSelectedNode]; node != "" {
-		return c.serve(ctx, m, pvc, class, v, choice{node: node, by: byScheduler})
+		return c.provision(ctx, m, pvc, class, v, nodeChoice{node: node, by: byScheduler})
 	}
 	if pod, ok := c.pinOf(pvc); ok {
-		return c.serve(ctx, m, pvc, class, v, choice{node: pod.node, by: byPod, pod: pod})
+		return c.provision(ctx, m, pvc, class, v, nodeChoice{node: pod.node, by: byPod, pod: pod})
 	}
 	// The claim waits for its pod, or its node was taken back.
-	return c.withoutNode(ctx, m, pvc, v)
+	return c.syncWithoutNode(ctx, m, pvc, v)
 }
 
 // settleAfter is the time after which a request that was sent has been served or given up: the API server ends each
 // request after its --request-timeout, a minute by default.
 const settleAfter = 5 * time.Minute
 
-// withoutNode releases what is held for a claim that has no node any more. If its PersistentVolume may have been made,
-// the place is held until that is known. Meanwhile the claim's scheduler may choose any node.
-func (c *Controllers) withoutNode(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, v request.Volume) error {
-	if c.letGo(m, pvc) {
+// syncWithoutNode releases what is held for a claim that has no node any more. If its PersistentVolume may have been
+// made, the place is held until that is known. Meanwhile the claim's scheduler may choose any node.
+func (c *Controllers) syncWithoutNode(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, v request.Volume) error {
+	if c.dropReservation(m, pvc) {
 		return nil
 	}
 	if _, err := c.volumes.Get(v.ID); err == nil {
 		// The ledger has its own record of it.
-		c.settled(m, pvc)
+		c.releaseReservation(m, pvc)
 		return nil
 	}
-	if wait := settleAfter - c.clock.Since(m.unsure); wait > 0 {
+	if wait := settleAfter - c.clock.Since(m.unsureSince); wait > 0 {
 		c.claimQueue.AddAfter(keyOf(pvc), wait)
 		return nil
 	}
@@ -84,14 +84,14 @@ func (c *Controllers) withoutNode(ctx context.Context, m *memo, pvc *corev1.Pers
 	case !apierrors.IsNotFound(err):
 		return fmt.Errorf("reading PersistentVolume %s, which may have been made: %w", v.ID, err)
 	}
-	c.settled(m, pvc)
+	c.releaseReservation(m, pvc)
 	return nil
 }
 
-// letGo drops the claim's reservation. It reports whether nothing is held any more. If the PersistentVolume may have
-// been made, the place stays held, in doubt.
-func (c *Controllers) letGo(m *memo, pvc *corev1.PersistentVolumeClaim) bool {
-	if m.unsure.IsZero() {
+// dropReservation drops the claim's reservation. It reports whether nothing is held any more. If the PersistentVolume
+// may have been made, the place stays held, in doubt.
+func (c *Controllers) dropReservation(m *claimState, pvc *corev1.PersistentVolumeClaim) bool {
+	if m.unsureSince.IsZero() {
 		c.ledger.Forget(holderOf(pvc.UID))
 		return true
 	}
@@ -99,27 +99,28 @@ func (c *Controllers) letGo(m *memo, pvc *corev1.PersistentVolumeClaim) bool {
 	return false
 }
 
-// settled drops everything that is held for the claim, because it is known whether its PersistentVolume exists.
-func (c *Controllers) settled(m *memo, pvc *corev1.PersistentVolumeClaim) {
-	m.unsure = time.Time{}
+// releaseReservation drops everything that is held for the claim, because it is known whether its PersistentVolume
+// exists.
+func (c *Controllers) releaseReservation(m *claimState, pvc *corev1.PersistentVolumeClaim) {
+	m.unsureSince = time.Time{}
 	c.ledger.Release(holderOf(pvc.UID))
 }
 
 // refuse writes an event about why a claim cannot be served as it is, on any node. The claim keeps its node, because
 // the problem may be fixed.
-func (c *Controllers) refuse(m *memo, pvc *corev1.PersistentVolumeClaim, why string) {
-	c.say(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, why)
+func (c *Controllers) refuse(m *claimState, pvc *corev1.PersistentVolumeClaim, why string) {
+	c.emitEvent(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, why)
 	c.claimQueue.AddAfter(keyOf(pvc), controller.LastRetry)
 }
 
-// serve creates the volume of a claim on the node that was chosen for it.
-func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume, at choice) error {
+// provision creates the volume of a claim on the node that was chosen for it.
+func (c *Controllers) provision(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume, at nodeChoice) error {
 	node := at.node
 	holder := holderOf(pvc.UID)
 	pv, err := c.volumes.Get(v.ID)
 	switch {
 	case err == nil:
-		return c.made(m, pvc, pv, node)
+		return c.handOver(m, pvc, pv, node)
 	case !apierrors.IsNotFound(err):
 		return err
 	}
@@ -128,12 +129,12 @@ func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.Persistent
 		return nil
 	}
 	if why := c.cluster.UnfitReason(node); why != "" {
-		return c.unfit(ctx, m, pvc, at, why)
+		return c.onUnfit(ctx, m, pvc, at, why)
 	}
-	if have, err := c.nodes.Get(node); at.by == byPod && err == nil && !allowed(class, have) {
-		return c.unfit(ctx, m, pvc, at, fmt.Sprintf("StorageClass %s does not allow it by its allowedTopologies", class.Name))
+	if have, err := c.nodes.Get(node); at.by == byPod && err == nil && !inAllowedTopologies(class, have) {
+		return c.onUnfit(ctx, m, pvc, at, fmt.Sprintf("StorageClass %s does not allow it by its allowedTopologies", class.Name))
 	}
-	if !m.unsure.IsZero() {
+	if !m.unsureSince.IsZero() {
 		// An earlier try may have made it on another node.
 		c.ledger.Doubt(holder)
 	}
@@ -141,7 +142,7 @@ func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.Persistent
 	// and one of the two creates the PersistentVolume. Otherwise this node is the wrong one.
 	records, err := c.ledger.Reserve(holder, node, []ledger.VolumeRequest{{Partition: v.Partition, Request: v.Request, Headroom: v.Headroom, Persistent: true}})
 	if err != nil {
-		return c.unfit(ctx, m, pvc, at, err.Error())
+		return c.onUnfit(ctx, m, pvc, at, err.Error())
 	}
 	place := diskv1alpha1.Place{Disk: records[0].Disk, Extent: diskv1alpha1.Extent{Start: records[0].Extent.Start, Length: records[0].Extent.Len()}}
 	wanted := claim.NewVolume(pvc, class, v, node, place)
@@ -149,39 +150,39 @@ func (c *Controllers) serve(ctx context.Context, m *memo, pvc *corev1.Persistent
 	switch what := answer.Of(err); what {
 	case answer.Done:
 		klog.FromContext(ctx).V(2).Info("Made the volume of a claim", "claim", klog.KObj(pvc), "node", klog.KRef("", node), "volume", klog.KObj(pv), "place", place)
-		c.sayMade(m, pvc, class, at)
+		c.emitProvisioned(m, pvc, class, at)
 	case answer.Exists:
 		// It was created by an earlier try whose response was lost, or by the previous leader.
 		if pv, err = c.client.CoreV1().PersistentVolumes().Get(ctx, v.ID, metav1.GetOptions{}); err != nil {
-			m.unsure = c.clock.Now()
+			m.unsureSince = c.clock.Now()
 			return fmt.Errorf("reading PersistentVolume %s, which exists: %w", v.ID, err)
 		}
 	default:
 		if what.NotDone() {
-			c.letGo(m, pvc)
+			c.dropReservation(m, pvc)
 		} else {
 			// It may exist. The reservation stays until the next try knows.
-			m.unsure = c.clock.Now()
+			m.unsureSince = c.clock.Now()
 		}
 		if what == answer.Refused {
-			c.say(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, "the API server refused the PersistentVolume: "+err.Error())
+			c.emitEvent(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, "the API server refused the PersistentVolume: "+err.Error())
 		}
 		return fmt.Errorf("creating PersistentVolume %s of claim %s: %w", v.ID, keyOf(pvc), err)
 	}
-	return c.made(m, pvc, pv, node)
+	return c.handOver(m, pvc, pv, node)
 }
 
-// made releases the claim's reservation after its PersistentVolume has a record. The PersistentVolume controller does
-// the rest.
-func (c *Controllers) made(m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, node string) error {
+// handOver releases the claim's reservation after its PersistentVolume has a record. The PersistentVolume controller
+// does the rest.
+func (c *Controllers) handOver(m *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, node string) error {
 	if !claim.IsFor(pv, pvc) {
-		c.settled(m, pvc)
+		c.releaseReservation(m, pvc)
 		c.refuse(m, pvc, fmt.Sprintf("PersistentVolume %s exists, and is not for this claim: delete it", pv.Name))
 		return nil
 	}
 	if pv.DeletionTimestamp != nil {
 		// It was deleted before it was bound. The event of its end queues the claim.
-		c.settled(m, pvc)
+		c.releaseReservation(m, pvc)
 		return nil
 	}
 	// This is not left to the informer: between Forget and its event the place would be free.
@@ -192,20 +193,20 @@ func (c *Controllers) made(m *memo, pvc *corev1.PersistentVolumeClaim, pv *corev
 		}
 		c.ledger.AddVolume(string(pv.UID), pv.Name, node, diskcapacity.RecordOf(volume))
 	}
-	c.settled(m, pvc)
+	c.releaseReservation(m, pvc)
 	return nil
 }
 
 // giveBack takes the node back that a scheduler chose for a claim, so that it chooses another one. It does not use the
 // pod: the scheduler waits for the claim, and starts over.
-func (c *Controllers) giveBack(ctx context.Context, m *memo, pvc *corev1.PersistentVolumeClaim, node, why string) error {
-	c.letGo(m, pvc)
+func (c *Controllers) giveBack(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, node, why string) error {
+	c.dropReservation(m, pvc)
 	key := keyOf(pvc)
-	if wait := m.returns.wait(c.clock.Now()); wait > 0 {
+	if wait := m.returnBackoff.remaining(c.clock.Now()); wait > 0 {
 		// There may be room meanwhile. But a user with the right to edit claims can choose any name, and a node that
 		// does not exist never changes.
 		if c.nodeExists(diskv1alpha1.NodeLabel(node)) {
-			c.memory.wait(node, key)
+			c.memory.addWaiting(node, key)
 		}
 		c.claimQueue.AddAfter(key, wait)
 		return nil
@@ -228,10 +229,10 @@ func (c *Controllers) giveBack(ctx context.Context, m *memo, pvc *corev1.Persist
 	case err != nil:
 		return fmt.Errorf("taking node %s back from claim %s: %w", node, key, err)
 	}
-	m.returns.tried(c.clock.Now())
+	m.returnBackoff.record(c.clock.Now())
 	// Each return is reported, also if the note is the same.
-	m.said = ""
-	c.say(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision,
+	m.lastNote = ""
+	c.emitEvent(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision,
 		fmt.Sprintf("node %s, which the claim's scheduler chose: %s; the scheduler may choose another. With schedulerName: berth the pod's node is chosen by free space", node, why))
 	return nil
 }
