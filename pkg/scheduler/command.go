@@ -46,7 +46,7 @@ and those of Berth.`,
 			// Feature gates are set before RunE.
 			return o.ComponentGlobalsRegistry.Set()
 		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd, o, f, more) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runScheduler(cmd, o, f, more) },
 	}
 	f.add(o.Flags.FlagSet("berth"))
 	verflag.AddFlags(o.Flags.FlagSet("global"))
@@ -75,7 +75,7 @@ func (f *flags) add(set *pflag.FlagSet) {
 		"Change kube-scheduler where its plugins cannot: ask waiting pods about fewer events, name the places of volumes in the event Scheduled, and start Berth's controllers with the lease instead of the first pod.")
 }
 
-func run(cmd *cobra.Command, o *options.Options, f flags, more []app.Option) error {
+func runScheduler(cmd *cobra.Command, o *options.Options, f flags, more []app.Option) error {
 	verflag.PrintAndExitIfRequested()
 	gates := o.ComponentGlobalsRegistry.FeatureGateFor(compatibility.DefaultKubeComponent)
 	// Logging is set up first, so that the flags are logged in the configured format.
@@ -93,12 +93,12 @@ func run(cmd *cobra.Command, o *options.Options, f flags, more []app.Option) err
 	}()
 
 	// The configuration is read before the plugins are made.
-	plugins := optionsIn(f.Config, func() string { return o.ComponentConfig.LeaderElection.ResourceNamespace })
+	plugins := optionsWithNamespace(f.Config, func() string { return o.ComponentConfig.LeaderElection.ResourceNamespace })
 	cc, sched, err := app.Setup(ctx, o, append(plugins, more...)...)
 	if err != nil {
 		return err
 	}
-	go endWithout(ctx, cc.Client.Discovery(), gates.Enabled)
+	go exitIfMissing(ctx, cc.Client.Discovery(), gates.Enabled)
 	shared, ok := diskcapacity.SharedLedger(cc.InformerFactory)
 	if !ok {
 		klog.FromContext(ctx).Info("No profile has the plugin DiskCapacity: claims of Berth that others placed are not served, and none grows", "plugin", diskcapacity.Name)
@@ -115,10 +115,10 @@ func run(cmd *cobra.Command, o *options.Options, f flags, more []app.Option) err
 	return app.Run(ctx, cc, sched)
 }
 
-// endWithout ends the process if the API server lacks what the scheduler watches. Its informers would wait for ever,
+// exitIfMissing ends the process if the API server lacks what the scheduler watches. Its informers would wait for ever,
 // while the health endpoints already respond. So the log has the reason, and a rollout stops.
-func endWithout(ctx context.Context, served discovery.ServerResourcesInterface, enabled func(featuregate.Feature) bool) {
-	pauses := time.NewTicker(serverPause)
+func exitIfMissing(ctx context.Context, served discovery.ServerResourcesInterface, enabled func(featuregate.Feature) bool) {
+	pauses := time.NewTicker(retryPause)
 	defer pauses.Stop()
 	if err := checkServer(ctx, served, requirements(enabled), pauses.C); err != nil {
 		klog.FromContext(ctx).Error(err, "The scheduler ends")
@@ -126,5 +126,5 @@ func endWithout(ctx context.Context, served discovery.ServerResourcesInterface, 
 	}
 }
 
-// serverPause is the pause between requests to an API server that does not answer.
-const serverPause = time.Second
+// retryPause is the pause between requests to an API server that does not answer.
+const retryPause = time.Second

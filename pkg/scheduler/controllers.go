@@ -20,8 +20,8 @@ import (
 	"github.com/berthdev/berth/pkg/provisioner"
 )
 
-// starter starts the controllers of each scheduler that has the plugin DiskCapacity, once.
-type starter struct {
+// controllerStarter starts the controllers of each scheduler that has the plugin DiskCapacity, once.
+type controllerStarter struct {
 	config    Config
 	namespace func() string
 
@@ -30,16 +30,16 @@ type starter struct {
 	started map[informers.SharedInformerFactory]struct{}
 }
 
-func newStarter(c Config, namespace func() string) *starter {
+func newControllerStarter(c Config, namespace func() string) *controllerStarter {
 	if c.NodeGoneGrace == 0 {
 		c.NodeGoneGrace = capacity.GoneGrace
 	}
-	return &starter{config: c, namespace: namespace, started: map[informers.SharedInformerFactory]struct{}{}}
+	return &controllerStarter{config: c, namespace: namespace, started: map[informers.SharedInformerFactory]struct{}{}}
 }
 
 // newDiskCapacity is the plugin's factory. It also makes the controllers, because they need informers, which the
 // scheduler starts when its profiles have been made.
-func (s *starter) newDiskCapacity(ctx context.Context, args runtime.Object, handle fwk.Handle) (fwk.Plugin, error) {
+func (s *controllerStarter) newDiskCapacity(ctx context.Context, args runtime.Object, handle fwk.Handle) (fwk.Plugin, error) {
 	plugin, err := diskcapacity.New(ctx, args, handle)
 	if err != nil {
 		return nil, err
@@ -47,7 +47,7 @@ func (s *starter) newDiskCapacity(ctx context.Context, args runtime.Object, hand
 	return plugin, s.start(ctx, handle)
 }
 
-func (s *starter) start(ctx context.Context, handle fwk.Handle) error {
+func (s *controllerStarter) start(ctx context.Context, handle fwk.Handle) error {
 	factory := handle.SharedInformerFactory()
 	s.mu.Lock()
 	defer s.mu.Unlock()

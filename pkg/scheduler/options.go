@@ -47,14 +47,14 @@ func Options(c Config) []app.Option {
 	if namespace == "" {
 		namespace = "kube-system"
 	}
-	return optionsIn(c, func() string { return namespace })
+	return optionsWithNamespace(c, func() string { return namespace })
 }
 
-// optionsIn is Options with a namespace that is not known before the configuration is read.
-func optionsIn(c Config, namespace func() string) []app.Option {
+// optionsWithNamespace is Options with a namespace that is not known before the configuration is read.
+func optionsWithNamespace(c Config, namespace func() string) []app.Option {
 	registerArgs()
 	return []app.Option{
-		app.WithPlugin(diskcapacity.Name, newStarter(c, namespace).newDiskCapacity),
+		app.WithPlugin(diskcapacity.Name, newControllerStarter(c, namespace).newDiskCapacity),
 		app.WithPlugin(volumebinding.Name, volumebinding.New),
 	}
 }

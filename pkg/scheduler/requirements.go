@@ -54,8 +54,9 @@ func requirements(enabled func(featuregate.Feature) bool) []requirement {
 	return needed
 }
 
-// missing returns the resources that the API server does not serve. It returns an error if they cannot be read.
-func missing(served discovery.ServerResourcesInterface, needed []requirement) ([]requirement, error) {
+// missingResources returns the resources that the API server does not serve. It returns an error if they cannot be
+// read.
+func missingResources(served discovery.ServerResourcesInterface, needed []requirement) ([]requirement, error) {
 	var out []requirement
 	lists := map[string]*metav1.APIResourceList{}
 	for _, r := range needed {
@@ -81,7 +82,7 @@ var errMissing = errors.New("the API server does not serve what this scheduler n
 // tries again after each pause, until the context ends.
 func checkServer(ctx context.Context, served discovery.ServerResourcesInterface, needed []requirement, pauses <-chan time.Time) error {
 	for {
-		lacking, err := missing(served, needed)
+		lacking, err := missingResources(served, needed)
 		switch {
 		case err != nil:
 			klog.FromContext(ctx).V(2).Info("The API server does not say what it serves, it is asked again", "err", err)

@@ -19,21 +19,21 @@ const (
 	maxNote = 1024
 )
 
-// tellPlaces appends the places of a pod's disk volumes to the event about each pod that is bound. A second event would
-// be one more write to the API server for each pod, which costs more than placing it.
-func (s seam) tellPlaces(shared *diskcapacity.Shared) {
+// addPlacesToEvents appends the places of a pod's disk volumes to the event about each pod that is bound. A second
+// event would be one more write to the API server for each pod, which costs more than placing it.
+func (s internals) addPlacesToEvents(shared *diskcapacity.Shared) {
 	for name, stock := range s.profiles {
-		s.profiles[name] = placesTeller{stock, shared.DescribePlaces}
+		s.profiles[name] = placesFramework{stock, shared.DescribePlaces}
 	}
 }
 
-// placesTeller is a profile with another event recorder.
-type placesTeller struct {
+// placesFramework is a profile with another event recorder.
+type placesFramework struct {
 	framework.Framework
 	places func(pod *corev1.Pod, most int) string
 }
 
-func (t placesTeller) EventRecorder() events.EventRecorderLogger {
+func (t placesFramework) EventRecorder() events.EventRecorderLogger {
 	return placesRecorder{t.Framework.EventRecorder(), t.places}
 }
 

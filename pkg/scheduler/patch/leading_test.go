@@ -17,7 +17,7 @@ func TestWhenLeading(t *testing.T) {
 		asked++
 		return nil, nil
 	}}
-	seamOf(s).whenLeading(func() { started++ })
+	internalsOf(s).whenLeading(func() { started++ })
 	if started != 0 {
 		t.Error("it was started before the scheduler leads")
 	}

@@ -5,8 +5,8 @@
 //   - event.go: the event Scheduled names the places of the pod's volumes.
 //   - leading.go: Berth's controllers start when this process leads, instead of with its first pod.
 //
-// Start reading at [Apply]. Everything that is changed is in seam. When kube-scheduler changes one of its fields, this
-// package does not compile, and no other one breaks.
+// Start reading at [Apply]. Everything that is changed is in internals. When kube-scheduler changes one of its fields,
+// this package does not compile, and no other one breaks.
 package patch
 
 import (
@@ -22,8 +22,8 @@ import (
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 )
 
-// seam has the fields that are changed of a scheduler that was built and does not run yet.
-type seam struct {
+// internals has the fields that are changed of a scheduler that was built and does not run yet.
+type internals struct {
 	// queue is replaced by a queue that passes on each call, and first decides which pods an event can concern.
 	queue *queue.SchedulingQueue
 	// nextPod is replaced by a function that calls back when it is called the first time.
@@ -32,12 +32,14 @@ type seam struct {
 	profiles profile.Map
 }
 
-func seamOf(s *scheduler.Scheduler) seam { return seam{&s.SchedulingQueue, &s.NextPod, s.Profiles} }
+func internalsOf(s *scheduler.Scheduler) internals {
+	return internals{&s.SchedulingQueue, &s.NextPod, s.Profiles}
+}
 
 // The types that replace kube-scheduler's own, and the plugin that filters events.
 var (
 	_ queue.SchedulingQueue = (*filteredQueue)(nil)
-	_ framework.Framework   = placesTeller{}
+	_ framework.Framework   = placesFramework{}
 	_ eventFilter           = (*diskcapacity.Plugin)(nil)
 )
 
@@ -49,12 +51,12 @@ type eventFilter interface {
 
 // Apply changes a scheduler before its informers start. shared is nil if no profile has the plugin DiskCapacity.
 func Apply(ctx context.Context, sched *scheduler.Scheduler, shared *diskcapacity.Shared) error {
-	s := seamOf(sched)
+	s := internalsOf(sched)
 	if err := s.filterEvents(ctx); err != nil {
 		return err
 	}
 	if shared != nil {
-		s.tellPlaces(shared)
+		s.addPlacesToEvents(shared)
 		s.whenLeading(shared.ScheduleBegins)
 	}
 	return nil

@@ -16,10 +16,10 @@ import (
 
 // filterEvents replaces the scheduler's queue by one that checks fewer pods for each event. It must be called before
 // the informers start.
-func (s seam) filterEvents(ctx context.Context) error {
+func (s internals) filterEvents(ctx context.Context) error {
 	q := &filteredQueue{
 		SchedulingQueue: *s.queue, profiles: map[string]*subscriptions{},
-		known: map[types.UID]*corev1.Pod{}, rejected: map[*corev1.Pod]rejection{},
+		pods: map[types.UID]*corev1.Pod{}, rejections: map[*corev1.Pod]rejection{},
 	}
 	for name, profile := range s.profiles {
 		subscribed, err := subscriptionsOf(ctx, profile)
@@ -47,11 +47,11 @@ type filteredQueue struct {
 
 	// mu is locked before the locks of the queue.
 	mu sync.Mutex
-	// known are the rejected pods, until they are bound or gone, as the queue has them.
-	known map[types.UID]*corev1.Pod
-	// rejected has their rejections. They are kept by the object, because they are looked up for each pod that waits.
+	// pods are the rejected pods, until they are bound or gone, as the queue has them.
+	pods map[types.UID]*corev1.Pod
+	// rejections has their rejections. They are kept by the object, because they are looked up for each pod that waits.
 	// Reading the UID alone takes longer than this lookup.
-	rejected map[*corev1.Pod]rejection
+	rejections map[*corev1.Pod]rejection
 }
 
 // rejection is the last rejection of a pod. Every pod that waits in the queue was rejected or is gated: a plugin holds
@@ -60,19 +60,19 @@ type rejection struct {
 	// info is the queue's, and is read under its lock.
 	info    *framework.QueuedPodInfo
 	profile *subscriptions
-	by      plugins64
+	by      pluginSet
 }
 
 // subscriptions are the events that the plugins of a profile have registered.
 type subscriptions struct {
-	plugins []subscriber
+	plugins []pluginEvents
 	// concerned are the plugins that the present event can concern.
-	concerned plugins64
+	concerned pluginSet
 	// gates is true if one of them may gate pods.
 	gates bool
 }
 
-type subscriber struct {
+type pluginEvents struct {
 	name   string
 	events []fwk.ClusterEvent
 	// gate is true if the plugin may gate pods.
@@ -82,10 +82,10 @@ type subscriber struct {
 	irrelevant func(logger klog.Logger, old, obj any) bool
 }
 
-// plugins64 is a set of the plugins of a profile. Those behind the 63rd count as one.
-type plugins64 uint64
+// pluginSet is a set of the plugins of a profile. Those behind the 63rd count as one.
+type pluginSet uint64
 
-func plugin64(i int) plugins64 { return 1 << min(i, 63) }
+func pluginBit(i int) pluginSet { return 1 << min(i, 63) }
 
 // subscriptionsOf reads the registered events as kube-scheduler does.
 func subscriptionsOf(ctx context.Context, profile framework.Framework) (*subscriptions, error) {
@@ -99,7 +99,7 @@ func subscriptionsOf(ctx context.Context, profile framework.Framework) (*subscri
 		if err != nil {
 			return nil, fmt.Errorf("events of plugin %s: %w", e.Name(), err)
 		}
-		p := subscriber{name: e.Name(), gate: gates.Has(e.Name())}
+		p := pluginEvents{name: e.Name(), gate: gates.Has(e.Name())}
 		for _, r := range registered {
 			p.events = append(p.events, r.Event)
 			if r.Event.Resource == fwk.Node && r.Event.ActionType&fwk.Add != 0 {
@@ -116,10 +116,10 @@ func subscriptionsOf(ctx context.Context, profile framework.Framework) (*subscri
 }
 
 // rejectors returns the plugins that have rejected the pod. One that has registered no event is concerned by none.
-func (s *subscriptions) rejectors(info *framework.QueuedPodInfo) (by plugins64) {
+func (s *subscriptions) rejectors(info *framework.QueuedPodInfo) (by pluginSet) {
 	for i := range s.plugins {
 		if name := s.plugins[i].name; info.UnschedulablePlugins.Has(name) || info.PendingPlugins.Has(name) {
-			by |= plugin64(i)
+			by |= pluginBit(i)
 		}
 	}
 	return by
@@ -135,7 +135,7 @@ func (s *subscriptions) prepare(logger klog.Logger, event fwk.ClusterEvent, old,
 		}
 		s.gates = s.gates || p.gate
 		if p.irrelevant == nil || !p.irrelevant(logger, old, obj) {
-			s.concerned |= plugin64(i)
+			s.concerned |= pluginBit(i)
 		}
 	}
 }
@@ -143,11 +143,11 @@ func (s *subscriptions) prepare(logger klog.Logger, event fwk.ClusterEvent, old,
 // AddUnschedulableIfNotPresent records which plugins have rejected the pod.
 func (s *filteredQueue) AddUnschedulableIfNotPresent(logger klog.Logger, info *framework.QueuedPodInfo, cycle int64) error {
 	// This comes before the queue has the pod, and other goroutines change it.
-	s.note(info)
+	s.noteRejection(info)
 	return s.SchedulingQueue.AddUnschedulableIfNotPresent(logger, info, cycle)
 }
 
-func (s *filteredQueue) note(info *framework.QueuedPodInfo) {
+func (s *filteredQueue) noteRejection(info *framework.QueuedPodInfo) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.forget(info.Pod.UID)
@@ -156,22 +156,22 @@ func (s *filteredQueue) note(info *framework.QueuedPodInfo) {
 		// The queue tries the pod again without an event.
 		return
 	}
-	s.known[info.Pod.UID] = info.Pod
-	s.rejected[info.Pod] = rejection{info: info, profile: profile, by: profile.rejectors(info)}
+	s.pods[info.Pod.UID] = info.Pod
+	s.rejections[info.Pod] = rejection{info: info, profile: profile, by: profile.rejectors(info)}
 }
 
 func (s *filteredQueue) forget(uid types.UID) {
-	delete(s.rejected, s.known[uid])
-	delete(s.known, uid)
+	delete(s.rejections, s.pods[uid])
+	delete(s.pods, uid)
 }
 
 // Update is called when an unbound pod has changed, at least once after each rejection.
 func (s *filteredQueue) Update(ctx context.Context, old, pod *corev1.Pod) {
 	s.mu.Lock()
-	if before, known := s.known[pod.UID]; known {
-		r := s.rejected[before]
-		delete(s.rejected, before)
-		s.known[pod.UID], s.rejected[pod] = pod, r
+	if before, known := s.pods[pod.UID]; known {
+		r := s.rejections[before]
+		delete(s.rejections, before)
+		s.pods[pod.UID], s.rejections[pod] = pod, r
 	}
 	s.mu.Unlock()
 	s.SchedulingQueue.Update(ctx, old, pod)
@@ -205,7 +205,7 @@ func (s *filteredQueue) MoveAllToActiveOrBackoffQueue(logger klog.Logger, event 
 
 // mayHelp is called with both locks held, this one and the queue's.
 func (s *filteredQueue) mayHelp(pod *corev1.Pod) bool {
-	r, known := s.rejected[pod]
+	r, known := s.rejections[pod]
 	if !known {
 		return true
 	}

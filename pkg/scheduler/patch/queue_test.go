@@ -76,7 +76,7 @@ func newQueued(t testing.TB) *queued {
 
 func (q *queued) filtered() *queued {
 	q.t.Helper()
-	if err := seamOf(q.Scheduler).filterEvents(q.t.Context()); err != nil {
+	if err := internalsOf(q.Scheduler).filterEvents(q.t.Context()); err != nil {
 		q.t.Fatal(err)
 	}
 	return q
@@ -252,7 +252,7 @@ func TestFilteredQueueRemembers(t *testing.T) {
 		t.Error("it was not asked what it is concerned by now")
 	}
 	q.SchedulingQueue.Delete(pod)
-	if s, ok := q.SchedulingQueue.(*filteredQueue); !ok || len(s.known)+len(s.rejected) > 0 {
-		t.Errorf("%d and %d pods are remembered", len(s.known), len(s.rejected))
+	if s, ok := q.SchedulingQueue.(*filteredQueue); !ok || len(s.pods)+len(s.rejections) > 0 {
+		t.Errorf("%d and %d pods are remembered", len(s.pods), len(s.rejections))
 	}
 }
