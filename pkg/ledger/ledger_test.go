@@ -582,7 +582,7 @@ func TestAgent(t *testing.T) {
 // TestCheck asserts that Check, of a snapshot and of a search, gives the same error as a plan.
 func TestCheck(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 4))
-	glances, fitting := 0, 0
+	quickChecks, fitting := 0, 0
 	for range 20_000 {
 		var disks []string
 		for range rng.IntN(4) {
@@ -616,14 +616,14 @@ func TestCheck(t *testing.T) {
 			t.Fatalf("%v on %v: the search says %v, want %v", requests, disks, have, want)
 		}
 		if _, sure := s.quickCheck(requests); sure {
-			glances++
+			quickChecks++
 		}
 		if want == nil {
 			fitting++
 		}
 	}
-	if glances < 10_000 || fitting < 5000 {
-		t.Errorf("%d of 20,000 were decided by the quick check, %d fit: the test covers little", glances, fitting)
+	if quickChecks < 10_000 || fitting < 5000 {
+		t.Errorf("%d of 20,000 were decided by the quick check, %d fit: the test covers little", quickChecks, fitting)
 	}
 }
 

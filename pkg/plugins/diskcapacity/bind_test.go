@@ -157,7 +157,7 @@ func TestSettledDoubtWakes(t *testing.T) {
 	for _, pod := range []*corev1.Pod{doubtful, fits, large, plain} {
 		b.store(t, pod)
 	}
-	if _, err := b.plugin.ledger.Reserve("doubtful", "n1", wantsOf(mustVolumes(t, doubtful))); err != nil {
+	if _, err := b.plugin.ledger.Reserve("doubtful", "n1", volumeRequestsOf(mustVolumes(t, doubtful))); err != nil {
 		t.Fatal(err)
 	}
 	b.plugin.ledger.Doubt("doubtful")

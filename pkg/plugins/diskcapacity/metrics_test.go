@@ -233,7 +233,7 @@ berth_scheduler_node_lag_seconds{node="n2"} 60
 func (b *bench) reserveElsewhere(t *testing.T, node string) {
 	t.Helper()
 	pod := podOf("elsewhere", 1)
-	if _, err := b.plugin.ledger.Reserve("elsewhere", node, wantsOf(mustVolumes(t, pod))); err != nil {
+	if _, err := b.plugin.ledger.Reserve("elsewhere", node, volumeRequestsOf(mustVolumes(t, pod))); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -178,7 +178,7 @@ func TestNotNarrowed(t *testing.T) {
 			if err != nil {
 				panic(err)
 			}
-			if _, err := b.plugin.ledger.Reserve(string(pod.UID), "n0001", wantsOf(volumes)); err != nil {
+			if _, err := b.plugin.ledger.Reserve(string(pod.UID), "n0001", volumeRequestsOf(volumes)); err != nil {
 				panic(err)
 			}
 		},

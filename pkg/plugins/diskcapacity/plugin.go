@@ -158,20 +158,20 @@ func (p *Plugin) newState(pod *corev1.Pod, req podRequest) *state {
 func requestsOf(volumes []request.Volume) []placement.Request {
 	requests := make([]placement.Request, len(volumes))
 	for i := range volumes {
-		want := wantOf(&volumes[i])
+		want := volumeRequestOf(&volumes[i])
 		requests[i] = want.WithHeadroom()
 	}
 	return requests
 }
 
-func wantOf(v *request.Volume) ledger.VolumeRequest {
+func volumeRequestOf(v *request.Volume) ledger.VolumeRequest {
 	return ledger.VolumeRequest{Partition: v.Partition, Request: v.Request, Headroom: v.Headroom, Persistent: v.Claim != ""}
 }
 
-func wantsOf(volumes []request.Volume) []ledger.VolumeRequest {
+func volumeRequestsOf(volumes []request.Volume) []ledger.VolumeRequest {
 	wants := make([]ledger.VolumeRequest, len(volumes))
 	for i := range volumes {
-		wants[i] = wantOf(&volumes[i])
+		wants[i] = volumeRequestOf(&volumes[i])
 	}
 	return wants
 }
@@ -240,7 +240,7 @@ func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.
 	if err != nil {
 		return fwk.AsStatus(err)
 	}
-	wants, err := p.wantsOn(s, nodeName)
+	wants, err := p.volumeRequestsOn(s, nodeName)
 	if err != nil {
 		return fwk.AsStatus(err)
 	}
@@ -271,8 +271,8 @@ func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.
 	return nil
 }
 
-// wantsOn is what the pod reserves on the node, with its share in volumes that are there already.
-func (p *Plugin) wantsOn(s *state, nodeName string) ([]ledger.VolumeRequest, error) {
+// volumeRequestsOn is what the pod reserves on the node, with its share in volumes that are there already.
+func (p *Plugin) volumeRequestsOn(s *state, nodeName string) ([]ledger.VolumeRequest, error) {
 	volumes := s.volumes
 	if len(s.bindable) > 0 {
 		node, err := p.feed.nodes.Get(nodeName)
@@ -281,9 +281,9 @@ func (p *Plugin) wantsOn(s *state, nodeName string) ([]ledger.VolumeRequest, err
 		}
 		volumes = s.volumesToPlaceOn(node)
 	}
-	wants := wantsOf(volumes)
+	wants := volumeRequestsOf(volumes)
 	for i := range s.placedClaims {
-		wants = append(wants, wantOf(&s.placedClaims[i].Volume))
+		wants = append(wants, volumeRequestOf(&s.placedClaims[i].Volume))
 	}
 	return wants, nil
 }

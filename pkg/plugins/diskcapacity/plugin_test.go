@@ -258,7 +258,7 @@ func TestPreemption(t *testing.T) {
 	published.Spec.NodeName, recorded.Spec.NodeName = "n1", "n1"
 	b.publish(t, "n1", 6, volumeOf(published, 0, 4))
 	b.publish(t, "n2", 3)
-	if _, err := b.plugin.ledger.Reserve(string(recorded.UID), "n1", wantsOf(mustVolumes(t, recorded))); err != nil {
+	if _, err := b.plugin.ledger.Reserve(string(recorded.UID), "n1", volumeRequestsOf(mustVolumes(t, recorded))); err != nil {
 		t.Fatal(err)
 	}
 	pod := podOf("important", 6)

@@ -43,23 +43,23 @@ func newSpaceGain(before, after *placement.Node, plans int) *spaceGain {
 }
 
 func spaceByClass(node *placement.Node) map[string]classSpace {
-	rooms := map[string]classSpace{}
+	space := map[string]classSpace{}
 	for i := range node.Disks {
 		d := &node.Disks[i]
-		r := rooms[d.Class]
+		r := space[d.Class]
 		r.largest = max(r.largest, d.Free.Largest().Len())
 		if total := r.total + d.Free.Total(); total >= r.total {
 			r.total = total
 		}
-		rooms[d.Class] = r
+		space[d.Class] = r
 	}
-	return rooms
+	return space
 }
 
 // exceeds reports whether the pod requests more than the free space, without a plan.
-func exceeds(demand *placement.Demand, rooms map[string]classSpace) bool {
+func exceeds(demand *placement.Demand, space map[string]classSpace) bool {
 	for class, need := range demand.Needs() {
-		if r := rooms[class]; need.Largest > r.largest || need.Total > r.total {
+		if r := space[class]; need.Largest > r.largest || need.Total > r.total {
 			return true
 		}
 	}
@@ -113,8 +113,8 @@ type packing struct {
 	budget    *placement.Budget
 }
 
-func newPacking(node *placement.Node, most int) *packing {
-	return &packing{node: node, space: spaceByClass(node), full: map[uint64]bool{}, plansLeft: most, budget: placement.NewBudget(int64(most) * stepsPerPlan)}
+func newPacking(node *placement.Node, maxPlans int) *packing {
+	return &packing{node: node, space: spaceByClass(node), full: map[uint64]bool{}, plansLeft: maxPlans, budget: placement.NewBudget(int64(maxPlans) * stepsPerPlan)}
 }
 
 // add places the pod and reports whether it fits on what is left. It returns false when no plans are left.
