@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"os"
@@ -20,12 +20,14 @@ func manifests() *cobra.Command {
 		Long: `Prints a PersistentVolume, as YAML, for each persistent volume that the disks of this node hold.
 
 It only reads, beside a running agent, and needs no API server. It reads no device but those
-that --devices names. Applied with kubectl, the
-PersistentVolumes are Available: a claim of the same StorageClass, size and mode binds one
-with its data; with --bind only the claim of the namespace and name that the volume was
-made for, so that a StatefulSet that is made again finds its data. To release a volume
-instead, print it with --reclaim-policy=Delete, apply that one and delete it: the agent
-wipes the volume, and then the PersistentVolume goes.
+that --devices names.
+
+Applied with kubectl, the PersistentVolumes are Available. A claim of the same StorageClass,
+size and mode binds one with its data. With --bind only the claim of the namespace and name
+that the volume was made for binds it. So a StatefulSet that is made again finds its data.
+
+To release a volume instead, print it with --reclaim-policy=Delete, apply that one and delete
+it. The agent wipes the volume, and then the PersistentVolume goes.
 
 Claims and classes are known from the notes on the disks. Volumes that CSI
 sidecars have made have none: name the classes for those.`,
