@@ -72,7 +72,7 @@ func (f *flags) add(set *pflag.FlagSet) {
 	set.DurationVar(&f.NodeGoneGrace, "node-gone-grace", capacity.GoneGrace,
 		"How long a Node must be gone before its NodeDiskCapacity is removed, if no PersistentVolume and no pod is on it.")
 	set.BoolVar(&f.patch, "patch-kube-scheduler", true,
-		"Change kube-scheduler where its plugins cannot: ask waiting pods about fewer events, name the places of volumes in the event Scheduled, and start Berth's controllers with the lease instead of the first pod.")
+		"Change kube-scheduler where its plugins cannot. Waiting pods are asked about fewer events. The event Scheduled names the places of volumes. Berth's controllers start with the lease instead of the first pod.")
 }
 
 func runScheduler(cmd *cobra.Command, o *options.Options, f flags, more []app.Option) error {

@@ -17,8 +17,8 @@ import (
 
 const (
 	// LabelNode is the label of a node by which PersistentVolumes name it. It is the topology key of the driver: the
-	// kubelet sets it when the agent registers. On a PersistentVolume it is how the node's agent finds its own (see
-	// NodeLabel).
+	// kubelet sets it when the agent registers. On a PersistentVolume it is how the node's agent finds its own. The
+	// value is the node's name, or a hash of it if the name is too long for a label.
 	LabelNode = GroupName + "/node"
 
 	// FinalizerVolume keeps a PersistentVolume until the node's agent has wiped its volume, or leaves it to an operator
@@ -47,8 +47,11 @@ const (
 // Attributes of a PersistentVolume: where the scheduler placed it. They are a placement, never a permission. Once the
 // volume is on a disk, the disk is authoritative.
 const (
-	AttributeDisk   = GroupName + "/disk"
-	AttributeStart  = GroupName + "/start"
+	// AttributeDisk is the id of the disk, as in NodeDiskCapacity: a GUID in lower case.
+	AttributeDisk = GroupName + "/disk"
+	// AttributeStart is where the volume begins on the disk, in bytes. It is a multiple of Alignment.
+	AttributeStart = GroupName + "/start"
+	// AttributeLength is how long the volume is, in bytes. It is a multiple of Alignment.
 	AttributeLength = GroupName + "/length"
 )
 

@@ -285,7 +285,7 @@ type DeviceSelector struct {
 	// +kubebuilder:validation:items:MaxLength=256
 	Exclude []string `json:"exclude,omitempty"`
 	// Paths are shell patterns for the device's path, or for one of its links below
-	// /dev/disk or /dev/mapper; one must match. Loop, device-mapper, md, rbd, nbd, drbd, zvol,
+	// /dev/disk or /dev/mapper. One must match. Loop, device-mapper, md, rbd, nbd, drbd, zvol,
 	// bcache, zram and pmem devices, zoned and removable ones are selected only by a path.
 	// +optional
 	// +listType=set

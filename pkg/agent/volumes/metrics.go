@@ -41,7 +41,7 @@ var (
 	})
 	reclaimBlocked = metrics.NewGaugeVec(&metrics.GaugeOpts{
 		Namespace: "berth", Subsystem: "node", Name: "reclaim_blocked", StabilityLevel: metrics.ALPHA,
-		Help: "Volumes that are to be wiped and that something has held for a minute, by its kind: Kernel, Loop, Swap, Mount, Bind, Open, File or Unknown.",
+		Help: "Volumes to be wiped that something has held for a minute, by its kind: Kernel, Loop, Swap, Mount, Bind, Open, File or Unknown.",
 	}, []string{"holder"})
 	registration sync.Once
 )

@@ -48,12 +48,12 @@ var (
 	}, []string{"scope"})
 	planDuration = metrics.NewHistogramVec(&metrics.HistogramOpts{
 		Namespace: "berth", Subsystem: "scheduler", Name: "plan_duration_seconds", StabilityLevel: metrics.ALPHA,
-		Help:    "Time that planning a pod's disk volumes takes, by step: search (reading the pod and finding the best nodes) and reserve (planning on the chosen node and recording it).",
+		Help:    "Time that planning a pod's disk volumes takes, by step. search is reading the pod and finding the best nodes. reserve is planning on the chosen node and recording it.",
 		Buckets: metrics.ExponentialBuckets(1e-6, 2, 16), // to 33 ms
 	}, []string{"step"})
 	bindFailuresTotal = metrics.NewCounterVec(&metrics.CounterOpts{
 		Namespace: "berth", Subsystem: "scheduler", Name: "bind_failures_total", StabilityLevel: metrics.ALPHA,
-		Help: "Failed bindings of pods with inline disk volumes, by outcome: refused (remembered until the node publishes a change of its disks), unknown (the place is held until it is known) or not_bound.",
+		Help: "Failed bindings of pods with inline disk volumes, by outcome: refused, unknown or not_bound. refused is remembered until the node publishes a change of its disks. With unknown the place is held until it is known.",
 	}, []string{"outcome"})
 	publishDelay = metrics.NewHistogram(&metrics.HistogramOpts{
 		Namespace: "berth", Subsystem: "scheduler", Name: "publish_delay_seconds", StabilityLevel: metrics.ALPHA,

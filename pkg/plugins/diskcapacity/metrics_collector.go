@@ -27,7 +27,7 @@ var (
 	freeDesc        = gauge("free_bytes", "Free bytes of a disk class, less what was placed and is not published yet.", "class")
 	extentsDesc     = gauge("free_extents", "Extents that the free bytes of a disk class are in.", "class")
 	largestDesc     = gauge("largest_free_extent_bytes", "The largest free extent of a disk class: no larger volume fits anywhere.", "class")
-	fragmentedDesc  = gauge("fragmentation_ratio", "Part of a disk class's free bytes that lies outside of the largest free extent of its disk: 0 if all free space is in one piece on each disk.", "class")
+	fragmentedDesc  = gauge("fragmentation_ratio", "Part of a disk class's free bytes that lies outside of the largest free extent of its disk. It is 0 if all free space is in one piece on each disk.", "class")
 	unpublishedDesc = gauge("unpublished_volumes", "Volumes that were placed and that their nodes have not published yet.")
 	oldestDesc      = gauge("oldest_unpublished_volume_age_seconds", "How long the oldest of the unpublished volumes has waited; 0 if there is none.")
 	laggingDesc     = gauge("lagging_nodes", "Nodes with a volume that was placed more than 10 seconds ago and that they have not published.")

@@ -146,7 +146,7 @@ func TestMetricsOfCapacity(t *testing.T) {
 		t.Fatal(err)
 	}
 	collect(`
-# HELP berth_scheduler_fragmentation_ratio [ALPHA] Part of a disk class's free bytes that lies outside of the largest free extent of its disk: 0 if all free space is in one piece on each disk.
+# HELP berth_scheduler_fragmentation_ratio [ALPHA] Part of a disk class's free bytes that lies outside of the largest free extent of its disk. It is 0 if all free space is in one piece on each disk.
 # TYPE berth_scheduler_fragmentation_ratio gauge
 berth_scheduler_fragmentation_ratio{class="ssd"} 0.16666666666666663
 # HELP berth_scheduler_free_bytes [ALPHA] Free bytes of a disk class, less what was placed and is not published yet.
