@@ -8,6 +8,8 @@
 //   - evict pods whose volumes do not fit on their node, as its agent requests (evict.go);
 //   - sum up in each DiskClass what it selects on all nodes (class.go).
 //
+// controllers.go starts them, and disks.go reads and writes NodeDiskCapacities and DiskClasses.
+//
 // Nothing is remembered that matters but how long a Node has been gone, which begins again when
 // another process leads.
 package capacity
