@@ -68,8 +68,9 @@ lint: ## Check formatting, vet, lints, import rules and generated files.
 	go test -count=1 ./test/imports
 
 .PHONY: generate
-generate: ## Regenerate Go and the CRDs.
+generate: ## Regenerate Go, the CRDs and docs/reference.
 	$(TOOL) controller-gen object crd paths=./apis/... output:crd:artifacts:config=config/crd
+	go run ./build/reference
 
 .PHONY: bench
 bench: prepare ## Run the benchmarks that docs/understand/performance.md quotes (needs root).
