@@ -44,11 +44,11 @@ func TestOwners(t *testing.T) {
 			func(l *Ledger) { l.SetCapacity("b", shares(2, "d1 d3", "")) },
 			func(l *Ledger) { l.SetCapacity("a", shares(3, "d1 d2", "")) },
 		}, "d2", "d1 d3"},
-		"what is written counts more than who was first": {[]func(*Ledger){
+		"Owned counts more than the first publisher": {[]func(*Ledger){
 			func(l *Ledger) { l.SetCapacity("b", shares(1, "d1", "")) },
 			func(l *Ledger) { l.SetCapacity("a", shares(2, "d1", "d1")) },
 		}, "d1", ""},
-		"written later": {[]func(*Ledger){
+		"Owned is written later": {[]func(*Ledger){
 			func(l *Ledger) { l.SetCapacity("a", shares(1, "d1", "")) },
 			func(l *Ledger) { l.SetCapacity("b", shares(2, "d1", "")) },
 			func(l *Ledger) { l.SetCapacity("b", shares(3, "d1", "d1")) },
@@ -84,7 +84,7 @@ func TestOwners(t *testing.T) {
 			func(l *Ledger) { l.SetNode("a", false) },
 			func(l *Ledger) { l.SetCapacity("a", shares(2, "d1 d2", "d1")) },
 		}, "", ""},
-		"written for both": {[]func(*Ledger){
+		"in Owned of both": {[]func(*Ledger){
 			func(l *Ledger) { l.SetCapacity("b", shares(1, "d1", "d1")) },
 			func(l *Ledger) { l.SetCapacity("a", shares(2, "d1", "d1")) },
 		}, "d1", ""},

@@ -67,7 +67,7 @@ func TestVolumes(t *testing.T) {
 			l.SetVolume("pv", "n1", record(2, 3))
 			disk10(l, "n1", 2, shown(2, 3))
 		}, []extent.Extent{span(0, 2), span(5, 5)}},
-		"published elsewhere on the node: the node has the last word": {func(l *Ledger) {
+		"published elsewhere on the node: the published place counts": {func(l *Ledger) {
 			l.SetVolume("pv", "n1", record(2, 3))
 			disk10(l, "n1", 2, shown(7, 3))
 		}, []extent.Extent{span(0, 7)}},
@@ -93,7 +93,7 @@ func TestVolumes(t *testing.T) {
 			disk10(l, "n1", 2, shown(2, 3))
 			l.DeleteVolume("pv")
 		}, []extent.Extent{span(0, 2), span(5, 5)}},
-		"the maker is later than the end": {func(l *Ledger) {
+		"added after it was deleted": {func(l *Ledger) {
 			l.DeleteVolume("pv")
 			l.AddVolume("pv", "name of pv", "n1", record(2, 3))
 		}, []extent.Extent{span(0, 10)}},
@@ -103,7 +103,7 @@ func TestVolumes(t *testing.T) {
 			l.DeleteVolume("pv")
 			l.SetVolume("pv", "n1", record(2, 3))
 		}, []extent.Extent{span(0, 2), span(5, 5)}},
-		"the maker knows less": {func(l *Ledger) {
+		"added with an older record": {func(l *Ledger) {
 			l.SetVolume("pv", "n1", record(2, 4))
 			l.AddVolume("pv", "name of pv", "n1", record(2, 3))
 		}, []extent.Extent{span(0, 2), span(6, 4)}},
@@ -118,7 +118,7 @@ func TestVolumes(t *testing.T) {
 			}
 			l.Forget("pod")
 		}, []extent.Extent{span(0, 2), span(5, 5)}},
-		"room is not reserved": {func(l *Ledger) {
+		"headroom is not reserved": {func(l *Ledger) {
 			if _, err := l.Reserve("pod", "n1", []VolumeRequest{claimWant("a", 2, 3)}); err != nil {
 				panic(err)
 			}

@@ -24,19 +24,19 @@ func TestForgedRecords(t *testing.T) {
 		annotation string
 		believed   bool
 	}{
-		"true":                    {record("data", 1<<20, gib), true},
-		"garbage":                 {"}{", false},
-		"empty":                   {"", false},
-		"too large":               {record("data", 1<<20, 2*gib), false},
-		"too small":               {record("data", 1<<20, gib/2), false},
-		"of another volume":       {record("other", 1<<20, gib), false},
-		"overflowing":             {record("data", 9223372036854775807-1<<20+1, gib), false},
-		"negative":                {record("data", -1<<20, gib), false},
-		"not aligned":             {record("data", 1<<20+512, gib), false},
-		"more than the pod has":   {strings.Replace(record("data", 1<<20, gib), "]", `,{"name":"x","disk":"`+disk+`","start":1048576,"length":1048576}]`, 1), false},
-		"of a version to come":    {strings.Replace(record("data", 1<<20, gib), `"v":1`, `"v":2`, 1), false},
-		"with fields we know not": {strings.Replace(record("data", 1<<20, gib), `"v":1`, `"v":1,"w":1`, 1), false},
-		"enormous":                {strings.Repeat(" ", 1<<20), false},
+		"true":                  {record("data", 1<<20, gib), true},
+		"garbage":               {"}{", false},
+		"empty":                 {"", false},
+		"too large":             {record("data", 1<<20, 2*gib), false},
+		"too small":             {record("data", 1<<20, gib/2), false},
+		"of another volume":     {record("other", 1<<20, gib), false},
+		"overflowing":           {record("data", 9223372036854775807-1<<20+1, gib), false},
+		"negative":              {record("data", -1<<20, gib), false},
+		"not aligned":           {record("data", 1<<20+512, gib), false},
+		"more than the pod has": {strings.Replace(record("data", 1<<20, gib), "]", `,{"name":"x","disk":"`+disk+`","start":1048576,"length":1048576}]`, 1), false},
+		"of a later version":    {strings.Replace(record("data", 1<<20, gib), `"v":1`, `"v":2`, 1), false},
+		"with unknown fields":   {strings.Replace(record("data", 1<<20, gib), `"v":1`, `"v":1,"w":1`, 1), false},
+		"enormous":              {strings.Repeat(" ", 1<<20), false},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

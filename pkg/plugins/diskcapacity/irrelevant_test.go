@@ -54,7 +54,7 @@ func TestIrrelevant(t *testing.T) {
 		"a pod with a claim ends":             {fwk.Pod, fwk.Delete, on("n2", claimPod("claimed", "other")), nil, false},
 		"a claim that no pod waits for":       {fwk.PersistentVolumeClaim, fwk.Add, nil, other, true},
 		"its update":                          {fwk.PersistentVolumeClaim, fwk.Update, other, other, true},
-		"a namesake of what one waits for":    {fwk.PersistentVolumeClaim, fwk.Add, nil, namesake, true},
+		"a claim of that name elsewhere":      {fwk.PersistentVolumeClaim, fwk.Add, nil, namesake, true},
 		"a claim that one waits for":          {fwk.PersistentVolumeClaim, fwk.Add, nil, its, false},
 		"a volume that has a claim":           {fwk.PersistentVolume, fwk.Add, nil, ours, true},
 		"a volume that has none":              {fwk.PersistentVolume, fwk.Update, ours, bindable, false},

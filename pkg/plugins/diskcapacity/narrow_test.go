@@ -94,7 +94,7 @@ func TestNarrowedBesideNominated(t *testing.T) {
 			pod.Status.NominatedNodeName = "n0149"
 			b.store(t, pod)
 		}, true},
-		"is nominated no more": {func(b *bench, pod *corev1.Pod) {
+		"is no longer nominated": {func(b *bench, pod *corev1.Pod) {
 			pod.Status.NominatedNodeName = ""
 			b.store(t, pod)
 		}, true},

@@ -181,7 +181,7 @@ func TestPostFilterOfUnreadPod(t *testing.T) {
 		skipped bool
 		want    fwk.Code
 	}{
-		"refused for good":                  {fwk.UnschedulableAndUnresolvable, false, fwk.UnschedulableAndUnresolvable},
+		"unresolvable":                      {fwk.UnschedulableAndUnresolvable, false, fwk.UnschedulableAndUnresolvable},
 		"an eviction may help":              {fwk.Unschedulable, false, fwk.Unschedulable},
 		"without disk volumes, and refused": {fwk.UnschedulableAndUnresolvable, true, fwk.Unschedulable},
 	}

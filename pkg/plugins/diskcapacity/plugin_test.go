@@ -45,20 +45,20 @@ func TestFilter(t *testing.T) {
 		"size absurd":    {withVolume(st.MakePod().Name("a").UID("a").Obj(), "data", "9223372036854775808", "ssd"), nil, want{never, "no disk is that large"}},
 		"300 volumes":    {manyVolumes(300), nil, want{never, "the pod has 300 volumes of disk.berth.dev, at most 256 are possible"}},
 		"100 volumes":    {manyVolumes(100), nil, want{fwk.Success, ""}},
-		"a class without end": {withVolume(st.MakePod().Name("a").UID("a").Obj(), "data", "1Gi", strings.Repeat("x", 1<<20)), nil,
+		"a very long class": {withVolume(st.MakePod().Name("a").UID("a").Obj(), "data", "1Gi", strings.Repeat("x", 1<<20)), nil,
 			want{never, `xxx" does not exist: there are hdd, ssd`}},
-		"an attribute without end": {func() *corev1.Pod {
+		"a very long attribute": {func() *corev1.Pod {
 			pod := podOf("a", 1)
 			pod.Spec.Volumes[0].CSI.VolumeAttributes[strings.Repeat("x", 1<<20)] = "1"
 			return pod
 		}(), nil, want{never, `xxx": the attributes are`}},
 		"2^63 bytes and more": {podOf("a", 1<<33), nil, want{never, "no disk is that large"}},
-		"more than can be counted": {withVolume(withVolume(st.MakePod().Name("a").UID("a").Obj(), "data", "5Ei", "ssd"), "more", "5Ei", "ssd"), nil,
+		"sum beyond int64": {withVolume(withVolume(st.MakePod().Name("a").UID("a").Obj(), "data", "5Ei", "ssd"), "more", "5Ei", "ssd"), nil,
 			want{never, "largest free extent of class ssd is 10Gi, wants 5Ei"}},
 		"agent not registered": {podOf("a", 1), func(t *testing.T, b *bench) { b.agent(t, "n1", "other.example.com") },
 			want{never, "the agent of Berth is not registered with the kubelet of this node"}},
 		"not published": {podOf("a", 1), func(_ *testing.T, b *bench) { b.plugin.ledger.DeleteCapacity("n1", 100) }, want{never, "has not published"}},
-		"nonsense published": {podOf("a", 1), func(t *testing.T, b *bench) {
+		"invalid capacity published": {podOf("a", 1), func(t *testing.T, b *bench) {
 			ndc := b.capacity("n1", 10)
 			ndc.Status.Disks[0].Size = 1
 			if err := b.plugin.feed.capacities.Add(ndc); err != nil {

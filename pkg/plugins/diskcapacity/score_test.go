@@ -34,7 +34,7 @@ func TestNormalizeScore(t *testing.T) {
 		{"equally tight", []int64{-300 * mib, -200 * mib, -200 * mib}, []int64{67, 70, 69}},
 		{"of scores that are the same, the tighter", []int64{-200 * mib, -201 * mib, -202 * mib}, []int64{70, 69, 69}},
 		{"the only exact fit", []int64{-mib, -5 * mib, 0}, []int64{99, 90, 100}},
-		{"who lost its room is last", []int64{lost, lost, -300 * mib}, []int64{0, 0, 67}},
+		{"a node that lost its room is last", []int64{lost, lost, -300 * mib}, []int64{0, 0, 67}},
 		{"all lost their room", []int64{lost, lost, lost}, []int64{0, 0, 0}},
 		{"larger than the scale: still one", []int64{-1 << 50, -1 << 50, -1 << 51}, []int64{0, 1, 0}},
 		{"spread: the most free", []int64{100 * mib, 200 * mib, 300 * mib}, []int64{27, 31, 33}},

@@ -122,10 +122,10 @@ func TestRequeueRounds(t *testing.T) {
 		}
 	}
 	b.publish(t, "n1", 9)
-	expect("room for two", "pod-90", "pod-91")
+	expect("space for two", "pod-90", "pod-91")
 	b.runLater()
-	expect("the two have not come to their turn")
-	// One takes its place, the other is refused, by others.
+	expect("the two were not tried yet")
+	// One takes its place. Another plugin refuses the other.
 	state, _ := b.filter(t, pods[90])
 	if status := b.framework.RunReservePluginsReserve(b.ctx, state, pods[90], "n1"); !status.IsSuccess() {
 		t.Fatal(status)
@@ -142,7 +142,7 @@ func TestRequeueRounds(t *testing.T) {
 	for range 20 {
 		b.runLater()
 	}
-	expect("the room is gone")
+	expect("the space is taken")
 	if len(b.plugin.feed.waiting.requeues) > 0 {
 		t.Error("the requeue is kept")
 	}
