@@ -51,6 +51,7 @@ require (
 	github.com/prometheus/common v0.67.5
 	github.com/spf13/cobra v1.10.2
 	github.com/spf13/pflag v1.0.9
+	github.com/yuin/goldmark v1.8.7
 	golang.org/x/sync v0.19.0
 	golang.org/x/sys v0.43.0
 	google.golang.org/grpc v1.79.3
