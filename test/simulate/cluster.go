@@ -25,6 +25,8 @@ type cluster struct {
 	firstDisk                         *firstOf // disks by their largest extent
 	freeOf                            []int32  // GiB of each disk
 	used                              int64    // GiB of all
+	// hours is the lifetime of the volume that is being placed. Only an oracle reads it.
+	hours float64
 }
 
 func newCluster(disks int) *cluster {

@@ -185,7 +185,24 @@ func (p *plan) compareCandidates(w io.Writer) error {
 		fmt.Fprintf(w, "### Candidates, %d nodes, demand %.0f %%, %d requests\n\n", p.full.nodes, 100*demand, measures[0].asked)
 		table(w, measures)
 	}
-	return nil
+	return p.compareIdeas(w)
+}
+
+// compareIdeas does the same for the ideas.
+func (p *plan) compareIdeas(w io.Writer) error {
+	all := slices.Concat(policies[:1], ideas)
+	for _, at := range []struct {
+		clusterSize
+		demand float64
+	}{{p.clusters[0], demandOfTarget}, {p.full, 0.95}} {
+		_, measures, err := p.simulate(&workloads[0], at.clusterSize, at.demand, all)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "### Ideas, %d nodes, demand %.0f %%, %d requests\n\n", at.nodes, 100*at.demand, measures[0].asked)
+		table(w, measures)
+	}
+	return p.compareWorkloads(w, demandOfTarget, "Ideas", all)
 }
 
 // simulate runs the bound and the policies on the same trace, and returns the measures in that order.

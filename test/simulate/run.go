@@ -31,7 +31,7 @@ type point struct {
 
 // store is where volumes go: a cluster under a policy, or the pool.
 type store interface {
-	place(size int32) (place, bool, error)
+	place(size int32, hours float64) (place, bool, error)
 	release(place)
 	look(*point)
 }
@@ -57,7 +57,7 @@ func run(t *trace, name string, s store) (*measure, error) {
 			}
 			continue
 		}
-		where, ok, err := s.place(e.size)
+		where, ok, err := s.place(e.size, e.hours)
 		if err != nil {
 			return nil, err
 		}
@@ -117,7 +117,8 @@ type policyStore struct {
 	rand   *rand.Rand
 }
 
-func (s *policyStore) place(size int32) (place, bool, error) {
+func (s *policyStore) place(size int32, hours float64) (place, bool, error) {
+	s.hours = hours
 	p, ok := s.policy.choose(s.cluster, s.rand, size)
 	if !ok {
 		return p, false, nil
@@ -148,7 +149,7 @@ func (s *policyStore) look(p *point) {
 // poolStore is the bound.
 type poolStore struct{ *pool }
 
-func (s poolStore) place(size int32) (place, bool, error) {
+func (s poolStore) place(size int32, _ float64) (place, bool, error) {
 	p, ok := s.pool.place(size)
 	return p, ok, nil
 }

@@ -82,9 +82,9 @@ type witness struct {
 	placed, denied int
 }
 
-func (w *witness) place(size int32) (place, bool, error) {
+func (w *witness) place(size int32, hours float64) (place, bool, error) {
 	before := w.used
-	p, ok, err := w.policyStore.place(size)
+	p, ok, err := w.policyStore.place(size, hours)
 	if err != nil {
 		return p, ok, err
 	}
@@ -144,7 +144,7 @@ func (w *witness) check(d int32) {
 func TestNoOverlap(t *testing.T) {
 	s := scenario{&workloads[0], 5, 1.1, 2, 5}
 	trace := s.record()
-	for _, p := range slices.Concat(policies, candidates) {
+	for _, p := range slices.Concat(policies, candidates, ideas) {
 		t.Run(p.name, func(t *testing.T) {
 			w := &witness{
 				t: t, volumes: make([][]extent.Extent, trace.disks),

@@ -8,6 +8,8 @@ import (
 type event struct {
 	slot int32
 	size int32 // GiB
+	// hours is the lifetime of a requested volume, which only an oracle knows in advance.
+	hours float64
 }
 
 // trace is the sequence of events that all policies get.
@@ -64,8 +66,9 @@ func (s *scenario) record() *trace {
 		size := s.workload.size(r)
 		sizes[slot] = size
 		demand += int64(size)
-		t.events = append(t.events, event{slot, size})
-		ends.push(ending{now + life(r), slot})
+		hours := life(r)
+		t.events = append(t.events, event{slot, size, hours})
+		ends.push(ending{now + hours, slot})
 	}
 	for demand < target {
 		ask(0, s.workload.rest)
