@@ -83,7 +83,7 @@ func TestInService(t *testing.T) {
 		}
 		return c
 	}
-	some := map[string]diskcapacity.Unused{"ssd": {Candidates: 1}}
+	some := map[string]diskcapacity.UnusedDevices{"ssd": {Candidates: 1}}
 	for name, test := range map[string]struct {
 		csiNode *storagev1.CSINode
 		report  diskcapacity.Report
@@ -136,8 +136,8 @@ func TestPeers(t *testing.T) {
 // another order are the same status.
 func TestStatusOfClass(t *testing.T) {
 	u := newUnused()
-	u.add("n2", diskcapacity.Unused{Candidates: 1, Refused: []diskcapacity.RefusedDevice{{Name: "sdb", Reasons: []string{"mounted", "held"}}}})
-	u.add("n1", diskcapacity.Unused{Candidates: 2, Refused: []diskcapacity.RefusedDevice{{Name: "sdc", Reasons: []string{"mounted"}}}})
+	u.add("n2", diskcapacity.UnusedDevices{Candidates: 1, Refused: []diskcapacity.RefusedDevice{{Name: "sdb", Reasons: []string{"mounted", "held"}}}})
+	u.add("n1", diskcapacity.UnusedDevices{Candidates: 2, Refused: []diskcapacity.RefusedDevice{{Name: "sdc", Reasons: []string{"mounted"}}}})
 	s := statusOfClass(&diskv1alpha1.DiskClassStatus{}, 3, ledger.ClassStats{Disks: 4, Nodes: 2, Size: 5 << 40, Free: 3 << 30, Largest: 1 << 30}, u)
 	want := []diskv1alpha1.RefusedDevices{{Reason: "mounted", Count: 2, Example: "n1/sdc"}, {Reason: "held", Count: 1, Example: "n2/sdb"}}
 	if s.Nodes != 2 || s.Disks != 4 || s.Candidates != 3 || s.RefusedDevices != 2 || !slices.Equal(s.Refused, want) ||
@@ -159,8 +159,8 @@ func TestStatusOfClass(t *testing.T) {
 	}
 	many := newUnused()
 	for i := range 100 {
-		many.add("n", diskcapacity.Unused{Refused: []diskcapacity.RefusedDevice{{Name: fmt.Sprint("sd", i), Reasons: []string{strings.Repeat("ü", 200) + strconv.Itoa(i)}}}})
-		many.add("n", diskcapacity.Unused{Refused: []diskcapacity.RefusedDevice{{Name: fmt.Sprint("sd", i), Reasons: []string{strconv.Itoa(i)}}}})
+		many.add("n", diskcapacity.UnusedDevices{Refused: []diskcapacity.RefusedDevice{{Name: fmt.Sprint("sd", i), Reasons: []string{strings.Repeat("ü", 200) + strconv.Itoa(i)}}}})
+		many.add("n", diskcapacity.UnusedDevices{Refused: []diskcapacity.RefusedDevice{{Name: fmt.Sprint("sd", i), Reasons: []string{strconv.Itoa(i)}}}})
 	}
 	top := many.top()
 	if len(top) != maxReasons || top[0].Count != 100 || len(top[0].Reason) > maxReason {

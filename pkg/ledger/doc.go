@@ -59,7 +59,7 @@
 //   - An old capacity comes after a newer one, or after its deletion: it is ignored, by its revision. This also holds
 //     when the node is no longer kept: the highest revision of the nodes that are gone is remembered.
 //   - The API server was restored from a backup: lists have lower revisions than before. A list is believed at any
-//     revision (ListCapacity, Listed), and a PersistentVolume that the informer has again exists again.
+//     revision (ListCapacity, EndList), and a PersistentVolume that the informer has again exists again.
 //   - The API server refused to bind a pod to a node: the pod would come back and choose the same tightest node. So the
 //     refusal is remembered until that node publishes a change of its disks, or for RefusalLifetime. Other changes of
 //     its NodeDiskCapacity do not show that the cause is gone.

@@ -158,7 +158,7 @@ func (l *Ledger) replaceCapacity(name string, c *Capacity, listed bool) (before,
 		return nil, nil, nil
 	}
 	before = n.snapshot.Load()
-	changed := n.published.changes(p)
+	changed := n.published.changedPartitions(p)
 	unpublished := l.unpublishedAfter(n, p, changed)
 	was, withheld := n.published, n.withheld
 	l.setPublished(n, p, changed)
@@ -168,7 +168,7 @@ func (l *Ledger) replaceCapacity(name string, c *Capacity, listed bool) (before,
 		n.disksRevision = c.Revision
 	}
 	after = n.snapshotWith(unpublished)
-	l.store(n, after)
+	l.storeSnapshot(n, after)
 	return before, after, served
 }
 
@@ -183,10 +183,10 @@ func (l *Ledger) DeleteCapacity(name string, revision uint64) (served []string) 
 	return l.deleteCapacity(name, revision)
 }
 
-// Listed folds in the end of a list at this revision: each capacity in it was folded in by ListCapacity, and no other
+// EndList folds in the end of a list at this revision. Each capacity in it was folded in by ListCapacity, and no other
 // node publishes one. It returns what DeleteCapacity returns. What is known of nodes that do not publish becomes no
 // newer than the list.
-func (l *Ledger) Listed(publish map[string]struct{}, revision uint64) (served []string) {
+func (l *Ledger) EndList(publish map[string]struct{}, revision uint64) (served []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.forgotten = min(l.forgotten, revision)
@@ -214,7 +214,7 @@ func (l *Ledger) Listed(publish map[string]struct{}, revision uint64) (served []
 func (l *Ledger) deleteCapacity(name string, revision uint64) (served []string) {
 	n := l.node(name)
 	was := n.published
-	l.setPublished(n, nil, was.changes(nil))
+	l.setPublished(n, nil, was.changedPartitions(nil))
 	n.revision, n.disksRevision = revision, revision
 	served = l.setOwned(n, was, nil)
 	l.refresh(n)

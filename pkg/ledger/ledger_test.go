@@ -694,30 +694,30 @@ func TestListedCapacities(t *testing.T) {
 	}{
 		"an older list": {func(l *Ledger) {
 			l.ListCapacity(nodeName, ten(2, Allocation{Partition: "x", Extent: at(0, 8)}))
-			l.Listed(map[string]struct{}{nodeName: {}}, 5)
+			l.EndList(map[string]struct{}{nodeName: {}}, 5)
 		}, 2},
 		"an event after it": {func(l *Ledger) {
 			l.ListCapacity(nodeName, ten(2))
-			l.Listed(map[string]struct{}{nodeName: {}}, 5)
+			l.EndList(map[string]struct{}{nodeName: {}}, 5)
 			l.SetCapacity(nodeName, ten(6, Allocation{Partition: "x", Extent: at(0, 8)}))
 		}, 2},
 		"the same revision, and other content": {func(l *Ledger) {
 			l.ListCapacity(nodeName, ten(100, Allocation{Partition: "x", Extent: at(0, 8)}))
 		}, 2},
-		"not in the list": {func(l *Ledger) { l.Listed(nil, 5) }, -1},
+		"not in the list": {func(l *Ledger) { l.EndList(nil, 5) }, -1},
 		"not in the list, made after it": {func(l *Ledger) {
-			l.Listed(nil, 5)
+			l.EndList(nil, 5)
 			l.SetCapacity(nodeName, ten(6))
 		}, 10},
 		"deleted before the list, with an agent, made after it": {func(l *Ledger) {
 			l.SetAgent(nodeName, true)
 			l.DeleteCapacity(nodeName, 101)
-			l.Listed(nil, 5)
+			l.EndList(nil, 5)
 			l.SetCapacity(nodeName, ten(6))
 		}, 10},
 		"deleted and forgotten before the list, made after it": {func(l *Ledger) {
 			l.DeleteCapacity(nodeName, 101)
-			l.Listed(nil, 5)
+			l.EndList(nil, 5)
 			l.SetCapacity(nodeName, ten(6))
 		}, 10},
 		"the same list again": {func(l *Ledger) {
@@ -727,7 +727,7 @@ func TestListedCapacities(t *testing.T) {
 			}
 		}, 10},
 		"an event that is older than the list": {func(l *Ledger) {
-			l.Listed(map[string]struct{}{nodeName: {}}, 200)
+			l.EndList(map[string]struct{}{nodeName: {}}, 200)
 			l.SetCapacity(nodeName, ten(50, Allocation{Partition: "x", Extent: at(0, 8)}))
 		}, 10},
 	}
@@ -791,7 +791,7 @@ func TestSearchSharesResults(t *testing.T) {
 func TestReservePlansWithoutTheLock(t *testing.T) {
 	l := New()
 	l.SetCapacity(nodeName, ten(1))
-	r, err := l.reservation("a", nodeName, wants([]string{"part-a"}, one(4)))
+	r, err := l.newReservation("a", nodeName, wants([]string{"part-a"}, one(4)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -806,7 +806,7 @@ func TestReservePlansWithoutTheLock(t *testing.T) {
 	if a := l.mustReserve(t, "a", 4); a.Extent.Overlaps(between.Extent) {
 		t.Errorf("%v was given away twice", between.Extent)
 	}
-	r, err = l.reservation("c", nodeName, wants([]string{"part-c"}, one(1)))
+	r, err = l.newReservation("c", nodeName, wants([]string{"part-c"}, one(1)))
 	if err != nil {
 		t.Fatal(err)
 	}

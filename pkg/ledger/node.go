@@ -108,7 +108,7 @@ func (l *Ledger) setHolder(h *holder) {
 	case there != nil && slices.Equal(there.records, h.records):
 		// The space is taken already, by the same records from another source.
 	case there == nil && n.published != nil:
-		l.store(n, n.snapshot.Load().withRecords(h.records))
+		l.storeSnapshot(n, n.snapshot.Load().withRecords(h.records))
 	default:
 		l.refresh(n)
 	}
@@ -148,10 +148,10 @@ func (l *Ledger) settle(uid string) []string {
 }
 
 // refresh makes a new snapshot of the node from its capacity and its records. The lock is held.
-func (l *Ledger) refresh(n *node) { l.store(n, n.compute()) }
+func (l *Ledger) refresh(n *node) { l.storeSnapshot(n, n.compute()) }
 
-// store is the only function that replaces a snapshot. The lock is held.
-func (l *Ledger) store(n *node, s *Snapshot) {
+// storeSnapshot is the only function that replaces a snapshot. The lock is held.
+func (l *Ledger) storeSnapshot(n *node, s *Snapshot) {
 	s.Registered, s.free = n.registered, freeByClass(s.Node)
 	var before []classFree
 	if last := n.snapshot.Swap(s); last != nil {

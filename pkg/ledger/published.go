@@ -182,9 +182,9 @@ func (p *published) volume(partition, guess string) (disk string, v *Allocation)
 	return "", nil
 }
 
-// changes returns the partitions whose allocations differ between the two, or that only one of them has, sorted. Disks
-// that both share are skipped.
-func (p *published) changes(next *published) []string {
+// changedPartitions returns the partitions whose allocations differ between the two, or that only one of them has,
+// sorted. Disks that both share are skipped.
+func (p *published) changedPartitions(next *published) []string {
 	var changed []string
 	for _, d := range p.disksNotIn(next) {
 		now := next.disk(d.ID)

@@ -35,7 +35,7 @@ func (l *Ledger) Reserve(key, nodeName string, volumes []VolumeRequest) ([]Recor
 // not changed.
 func (l *Ledger) ReserveWithNominations(key, nodeName string, volumes []VolumeRequest, nominations Nominations) ([]Record, error) {
 	for range maxPlanAttempts {
-		r, err := l.reservation(key, nodeName, volumes)
+		r, err := l.newReservation(key, nodeName, volumes)
 		if err != nil {
 			return nil, err
 		}
@@ -64,14 +64,14 @@ type reservation struct {
 	own map[string]struct{}
 }
 
-func (l *Ledger) reservation(key, nodeName string, volumes []VolumeRequest) (*reservation, error) {
+func (l *Ledger) newReservation(key, nodeName string, volumes []VolumeRequest) (*reservation, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.reservationLocked(key, nodeName, volumes)
+	return l.newReservationLocked(key, nodeName, volumes)
 }
 
-// reservationLocked is reservation with the lock held.
-func (l *Ledger) reservationLocked(key, nodeName string, volumes []VolumeRequest) (*reservation, error) {
+// newReservationLocked is newReservation with the lock held.
+func (l *Ledger) newReservationLocked(key, nodeName string, volumes []VolumeRequest) (*reservation, error) {
 	r := &reservation{key: key, nodeName: nodeName, earlier: l.holders[key], snapshot: l.Snapshot(nodeName), records: make([]Record, len(volumes))}
 	if r.earlier != nil && r.earlier.source == observed {
 		return nil, ErrBound
@@ -91,7 +91,7 @@ func (l *Ledger) reservationLocked(key, nodeName string, volumes []VolumeRequest
 		case where != nodeName:
 			return nil, &ElsewhereError{Partition: volumes[i].Partition, Node: where}
 		default:
-			if _, _, recorded := l.recorded(volumes[i].Partition, r.earlier); !recorded && r.snapshot.reassigned(record) {
+			if _, _, recorded := l.whereRecorded(volumes[i].Partition, r.earlier); !recorded && r.snapshot.reassigned(record) {
 				return nil, ErrStaleCapacity
 			}
 			r.records[i] = record
@@ -113,7 +113,7 @@ func (l *Ledger) reservationLocked(key, nodeName string, volumes []VolumeRequest
 func (l *Ledger) commit(r *reservation, volumes []VolumeRequest, plan []placement.Assignment) ([]Record, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now, err := l.reservationLocked(r.key, r.nodeName, volumes)
+	now, err := l.newReservationLocked(r.key, r.nodeName, volumes)
 	if err != nil {
 		return nil, err
 	}

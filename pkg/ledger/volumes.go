@@ -76,11 +76,11 @@ func (l *Ledger) setVolume(pvUID, nodeName string, r Record) {
 			r = g.record()
 		}
 	}
-	l.record(pvUID, nodeName, r)
+	l.setVolumeRecord(pvUID, nodeName, r)
 }
 
-// record replaces the record of a PersistentVolume. The lock is held.
-func (l *Ledger) record(pvUID, nodeName string, r Record) {
+// setVolumeRecord replaces the record of a PersistentVolume. The lock is held.
+func (l *Ledger) setVolumeRecord(pvUID, nodeName string, r Record) {
 	key := volumeKey(pvUID)
 	if h := l.holders[key]; h == nil || h.node != nodeName || h.records[0] != r {
 		l.setHolder(&holder{key: key, node: nodeName, source: observed, records: []Record{r}})
@@ -123,7 +123,7 @@ func (l *Ledger) Grow(pvUID string, length int64) (granted bool, possible int64)
 	if length > g.observed.Extent.Len() {
 		g.lengths = append(g.lengths, length)
 		l.grants[pvUID] = g
-		l.record(pvUID, h.node, g.record())
+		l.setVolumeRecord(pvUID, h.node, g.record())
 	}
 	return true, possible
 }
@@ -140,12 +140,12 @@ func (l *Ledger) SettleGrowth(pvUID string, length int64) {
 	node := l.holders[volumeKey(pvUID)].node
 	if length <= g.observed.Extent.Len() {
 		delete(l.grants, pvUID)
-		l.record(pvUID, node, g.observed)
+		l.setVolumeRecord(pvUID, node, g.observed)
 		return
 	}
 	g.lengths = []int64{length}
 	l.grants[pvUID] = g
-	l.record(pvUID, node, g.record())
+	l.setVolumeRecord(pvUID, node, g.record())
 }
 
 // WithdrawGrowth takes back the last length that Grow allowed: the write was not done and never will be.
@@ -159,11 +159,11 @@ func (l *Ledger) WithdrawGrowth(pvUID string) {
 	node := l.holders[volumeKey(pvUID)].node
 	if g.lengths = g.lengths[:len(g.lengths)-1]; len(g.lengths) == 0 {
 		delete(l.grants, pvUID)
-		l.record(pvUID, node, g.observed)
+		l.setVolumeRecord(pvUID, node, g.observed)
 		return
 	}
 	l.grants[pvUID] = g
-	l.record(pvUID, node, g.record())
+	l.setVolumeRecord(pvUID, node, g.record())
 }
 
 // maxLength returns how long the volume could be at its place. The lock is held.
@@ -216,7 +216,7 @@ func (l *Ledger) Share(partition, with string) (nodeName string, r Record, ok bo
 
 // where is Where without a holder, which may be nil. The lock is held.
 func (l *Ledger) where(partition string, without *holder) (nodeName string, r Record, ok bool) {
-	if nodeName, r, ok = l.recorded(partition, without); ok {
+	if nodeName, r, ok = l.whereRecorded(partition, without); ok {
 		return nodeName, r, true
 	}
 	n := l.publisherOf(partition)
@@ -227,8 +227,8 @@ func (l *Ledger) where(partition string, without *holder) (nodeName string, r Re
 	return n.name, Record{Partition: partition, Disk: disk, Extent: v.Extent}, !v.Wiping
 }
 
-// recorded is where for volumes with a record only. The lock is held.
-func (l *Ledger) recorded(partition string, without *holder) (nodeName string, r Record, ok bool) {
+// whereRecorded is where for volumes with a record only. The lock is held.
+func (l *Ledger) whereRecorded(partition string, without *holder) (nodeName string, r Record, ok bool) {
 	var found *holder
 	for _, h := range l.recordedBy[partition] {
 		if h != without && (found == nil || h.source > found.source) {

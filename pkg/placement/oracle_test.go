@@ -89,7 +89,7 @@ func checkPlan(node *Node, requests []Request, plan []Assignment) error {
 
 // checkPolicy returns what is wrong with the place of one volume, if anything.
 func checkPolicy(node *Node, r Request, place Assignment) error {
-	chosen, ok := node.holding(&place)
+	chosen, ok := node.freeExtentOf(&place)
 	if !ok || chosen.Start != place.Extent.Start {
 		return fmt.Errorf("%v is not at the start of a free extent", place.Extent)
 	}

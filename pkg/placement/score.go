@@ -24,14 +24,14 @@ func Merit(node *Node, requests []Request, plan []Assignment) int64 {
 	}
 	leading := LargestRequest(requests)
 	if requests[leading].Policy == Spread {
-		return node.freeAround(&plan[leading])
+		return node.freeOnDisk(&plan[leading])
 	}
 	var length, size int64
 	for i := range plan {
 		if requests[i].Policy != BestFit {
 			continue
 		}
-		e, ok := node.holding(&plan[i])
+		e, ok := node.freeExtentOf(&plan[i])
 		if !ok {
 			return math.MinInt64
 		}
@@ -76,8 +76,8 @@ func steps(size int64) int64 {
 	return 1 + int64(4*octave) + int64(quarter)
 }
 
-// freeAround is how many bytes are free on the disk of a place.
-func (n *Node) freeAround(place *Assignment) int64 {
+// freeOnDisk is how many bytes are free on the disk of a place.
+func (n *Node) freeOnDisk(place *Assignment) int64 {
 	for d := range n.Disks {
 		if n.Disks[d].ID == place.Disk && n.Disks[d].Free.Contains(place.Extent) {
 			return n.Disks[d].Free.Total()
@@ -86,8 +86,8 @@ func (n *Node) freeAround(place *Assignment) int64 {
 	return math.MinInt64
 }
 
-// holding returns the free extent that holds the place.
-func (n *Node) holding(place *Assignment) (extent.Extent, bool) {
+// freeExtentOf returns the free extent that holds the place.
+func (n *Node) freeExtentOf(place *Assignment) (extent.Extent, bool) {
 	for d := range n.Disks {
 		if n.Disks[d].ID == place.Disk {
 			return n.Disks[d].Free.Holding(place.Extent)

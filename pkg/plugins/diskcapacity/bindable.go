@@ -22,7 +22,7 @@ type bindableVolumes struct {
 	byClass map[string]map[string]*corev1.PersistentVolume
 }
 
-func newBindable() *bindableVolumes {
+func newBindableVolumes() *bindableVolumes {
 	return &bindableVolumes{byClass: map[string]map[string]*corev1.PersistentVolume{}}
 }
 

@@ -118,7 +118,7 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 		},
 		csiNodes:        factory.Storage().V1().CSINodes().Lister(),
 		nodes:           factory.Core().V1().Nodes().Lister(),
-		bindableVolumes: newBindable(), longNames: newLongNames(),
+		bindableVolumes: newBindableVolumes(), longNames: newLongNames(),
 		bindSlots: newBindSlots(), scheduling: make(chan struct{}),
 		later: func(d time.Duration, do func()) { time.AfterFunc(d, do) },
 	}

@@ -227,7 +227,7 @@ func (s *capacityStore) Replace(objects []any, resourceVersion string) error {
 		}
 		listed[obj.(*diskv1alpha1.NodeDiskCapacity).Name] = struct{}{}
 	}
-	served := s.ledger.Listed(listed, revision)
+	served := s.ledger.EndList(listed, revision)
 	for name := range known {
 		if _, still := listed[name]; !still {
 			s.forget(name)

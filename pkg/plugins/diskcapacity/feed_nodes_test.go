@@ -88,7 +88,7 @@ func TestReportOf(t *testing.T) {
 		{Name: "a", State: diskv1alpha1.DeviceInUse, Class: "ssd"}, {Name: "b", State: diskv1alpha1.DeviceCandidate, Class: "ssd"},
 		{Name: "c", State: diskv1alpha1.DeviceBusy, Class: "ssd", Reasons: []string{"mounted", "held"}}, {Name: "d", State: diskv1alpha1.DeviceExcluded},
 	}
-	want := &Report{UID: "u", Ready: true, Shared: "d1 with n2", InService: 1, Classes: map[string]Unused{
+	want := &Report{UID: "u", Ready: true, Shared: "d1 with n2", InService: 1, Classes: map[string]UnusedDevices{
 		"ssd": {Candidates: 1, Refused: []RefusedDevice{{Name: "c", Reasons: []string{"mounted", "held"}}}},
 	}}
 	if got := reportOf(ndc); !reflect.DeepEqual(got, want) {

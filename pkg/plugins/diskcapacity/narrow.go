@@ -37,7 +37,7 @@ const reasonNarrowed = "Only the nodes that the volumes fit best were tried, the
 // that is likely are not narrowed.
 func (p *Plugin) narrow(logger klog.Logger, pod *corev1.Pod, s *state, nodes int) *fwk.PreFilterResult {
 	// The index counts what the pod itself holds from an earlier try as taken.
-	if nodes <= narrowAbove || len(s.gone) > 0 || constrained(pod) || s.claimsLimitNodes() || p.feed.narrowing.mustBeWide(pod) {
+	if nodes <= narrowAbove || len(s.gone) > 0 || constrained(pod) || s.claimsLimitNodes() || p.feed.narrowing.mustTryAll(pod) {
 		return nil
 	}
 	names := p.bestNodes(logger, pod, s)
@@ -167,7 +167,7 @@ func originOf(pod *corev1.Pod) string {
 	return pod.Namespace + "/"
 }
 
-func (n *narrowing) mustBeWide(pod *corev1.Pod) bool {
+func (n *narrowing) mustTryAll(pod *corev1.Pod) bool {
 	n.mu.Lock()
 	_, wide := n.wide[pod.UID]
 	n.mu.Unlock()

@@ -54,22 +54,22 @@ func checkPlugins(p *config.Plugins) error {
 		return fmt.Errorf("plugin %s is not enabled at %s: enable it at multiPoint, and %s", Name, missing, Register)
 	}
 	for _, at := range []point{{"preFilter", p.PreFilter}, {"filter", p.Filter}, {"reserve", p.Reserve}, {"preBind", p.PreBind}} {
-		if index(at.set, stockVolumeBinding) >= 0 {
+		if indexOf(at.set, stockVolumeBinding) >= 0 {
 			return fmt.Errorf("%s, enabled at %s, would bind claims without the space that %s has reserved for them: disable it at multiPoint, and enable %s there; %s", stockVolumeBinding, at.name, Name, ClaimsName, Register)
 		}
 	}
 	if missing := lacking(ClaimsName, point{"preFilter", p.PreFilter}, point{"filter", p.Filter}, point{"reserve", p.Reserve}, point{"preBind", p.PreBind}, point{"bind", p.Bind}); missing != "" {
 		return fmt.Errorf("plugin %s is not enabled at %s, so that no claim would be bound: enable it at multiPoint, and %s", ClaimsName, missing, Register)
 	}
-	if index(p.Bind, ClaimsName) > index(p.Bind, Name) {
+	if indexOf(p.Bind, ClaimsName) > indexOf(p.Bind, Name) {
 		return fmt.Errorf("at bind, %s must come before %s, which binds the pod: name both there, in this order", ClaimsName, Name)
 	}
-	for _, before := range p.Bind.Enabled[:index(p.Bind, Name)] {
+	for _, before := range p.Bind.Enabled[:indexOf(p.Bind, Name)] {
 		if before.Name != ClaimsName {
 			return fmt.Errorf("%s comes before %s, which then never writes the record: name %s and %s at bind, too, before it", before.Name, Name, ClaimsName, Name)
 		}
 	}
-	if stock := index(p.PostFilter, stockPreemption); stock >= 0 && index(p.PostFilter, Name) > stock {
+	if stock := indexOf(p.PostFilter, stockPreemption); stock >= 0 && indexOf(p.PostFilter, Name) > stock {
 		return fmt.Errorf("%s comes before %s, and would preempt again while volumes are wiped: name %s at postFilter, too", stockPreemption, Name, Name)
 	}
 	return nil
@@ -85,14 +85,14 @@ type point struct {
 func lacking(plugin string, points ...point) string {
 	var missing []string
 	for _, p := range points {
-		if index(p.set, plugin) < 0 {
+		if indexOf(p.set, plugin) < 0 {
 			missing = append(missing, p.name)
 		}
 	}
 	return strings.Join(missing, ", ")
 }
 
-func index(set config.PluginSet, name string) int {
+func indexOf(set config.PluginSet, name string) int {
 	return slices.IndexFunc(set.Enabled, func(p config.Plugin) bool { return p.Name == name })
 }
 

@@ -30,7 +30,7 @@ func completeProfile() *config.Plugins {
 // what to change.
 func TestCompleteProfile(t *testing.T) {
 	without := func(set *config.PluginSet, name string) {
-		if i := index(*set, name); i >= 0 {
+		if i := indexOf(*set, name); i >= 0 {
 			set.Enabled = append(set.Enabled[:i:i], set.Enabled[i+1:]...)
 		}
 	}

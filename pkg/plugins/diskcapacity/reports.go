@@ -22,11 +22,11 @@ type Report struct {
 	// Evictions are the pods that the agent wants evicted.
 	Evictions []diskv1alpha1.EvictionRequest
 	// Classes has the devices that DiskClasses select on the node and that are not in service, by class.
-	Classes map[string]Unused
+	Classes map[string]UnusedDevices
 }
 
-// Unused are the devices that a class selects on a node and that are not in service.
-type Unused struct {
+// UnusedDevices are the devices that a class selects on a node and that are not in service.
+type UnusedDevices struct {
 	// Candidates is how many devices wait for approval.
 	Candidates int
 	// Refused are the other devices.
@@ -55,7 +55,7 @@ func reportOf(ndc *diskv1alpha1.NodeDiskCapacity) *Report {
 			continue
 		}
 		if r.Classes == nil {
-			r.Classes = map[string]Unused{}
+			r.Classes = map[string]UnusedDevices{}
 		}
 		of := r.Classes[d.Class]
 		if d.State == diskv1alpha1.DeviceCandidate {

@@ -62,14 +62,14 @@ func bestOf(merits fwk.NodeScoreList) int {
 	best, highest := -1, int64(math.MinInt64)
 	for i := range merits {
 		merit := merits[i].Score
-		if merit > highest || merit == highest && best >= 0 && comesBefore(merits[i].Name, merits[best].Name) {
+		if merit > highest || merit == highest && best >= 0 && ranksBefore(merits[i].Name, merits[best].Name) {
 			best, highest = i, merit
 		}
 	}
 	return best
 }
 
-// comesBefore orders equal nodes, as the ledger's index does.
-func comesBefore(a, b string) bool {
+// ranksBefore orders equal nodes, as the ledger's index does.
+func ranksBefore(a, b string) bool {
 	return cmp.Or(cmp.Compare(placement.NodeRank(a), placement.NodeRank(b)), cmp.Compare(a, b)) < 0
 }
