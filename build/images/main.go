@@ -28,7 +28,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// programs is what the agent runs (see Check in pkg/agent), and what a person needs in its container
+// programs is what the agent runs (see Check in pkg/agent), and what an operator needs in its container
 // to look at a damaged volume.
 var programs = []string{
 	"mkfs.ext4", "mkfs.xfs", "resize2fs", "xfs_growfs", "e2fsck", "blkid", "wipefs", "mount", "umount",

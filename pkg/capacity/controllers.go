@@ -25,7 +25,7 @@ import (
 )
 
 const (
-	// workers is how many nodes are looked at at once: each waits for the API server.
+	// workers is how many nodes are reconciled at the same time: each waits for the API server.
 	workers = 4
 	// settle is how long a node's changes are collected: a busy node publishes all the time.
 	settle = 500 * time.Millisecond
@@ -127,7 +127,7 @@ func (c *Controllers) follow() (synced []cache.InformerSynced, err error) {
 	return synced, nil
 }
 
-// saw queues the node that an event is about, if it tells something new here: the kubelet updates
+// saw queues the node that an event is about, if it changes something here: the kubelet updates
 // its Node all the time.
 func (c *Controllers) saw(old, now any) {
 	switch object := cmpOr(now, old).(type) {

@@ -27,7 +27,7 @@ func isOurs(t corev1.Taint) bool { return t.Key == diskv1alpha1.TaintNotReady }
 func tainted(node *corev1.Node) bool { return slices.ContainsFunc(node.Spec.Taints, isOurs) }
 
 // inService reports whether the node's disks are in service for the first pods: the kubelet knows
-// the driver under this Node, and the node published after that that its disks are ready, or that
+// the driver under this Node, and the node has published since then that its disks are ready, or that
 // no class selects anything on it. An agent registers only after it has published.
 func inService(node *corev1.Node, csiNode *storagev1.CSINode, report *diskcapacity.Report) bool {
 	if csiNode == nil || !report.Ready || report.InService == 0 && len(report.Classes) > 0 {

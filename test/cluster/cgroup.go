@@ -94,7 +94,7 @@ func inheritCPUs(parent, dir string) error {
 	return nil
 }
 
-// delegateControllers lets the groups below dir use all controllers that dir has
+// delegateControllers enables all controllers that dir has for the groups below it
 // (version 2).
 func delegateControllers(dir string) error {
 	have, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))

@@ -214,7 +214,7 @@ func (c *Cluster) start(ctx context.Context) error {
 	return group.Wait()
 }
 
-// say tells what happened and how long after the start.
+// say prints what happened and how long after the start.
 func (c *Cluster) say(format string, args ...any) {
 	fmt.Fprintf(c.log, "%6.1fs  %s\n", time.Since(c.started).Seconds(), fmt.Sprintf(format, args...))
 }
@@ -245,7 +245,7 @@ func (c *Cluster) Stop() error {
 	return err
 }
 
-// Keep lets the cluster outlive this process; Down removes it.
+// Keep makes the cluster outlive this process; Down removes it.
 func (c *Cluster) Keep() error {
 	if err := c.state.Keep(); err != nil {
 		return err
@@ -404,7 +404,7 @@ func startReaper(bin, dir, logFile string) (*reaper, error) {
 	return r, nil
 }
 
-// dismiss tells the reaper that there is nothing to do any more.
+// dismiss ends the reaper: there is nothing to do any more.
 func (r *reaper) dismiss() {
 	if r == nil {
 		return

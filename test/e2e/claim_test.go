@@ -202,7 +202,7 @@ func (e *tenant) reclaim(ctx context.Context, pv *corev1.PersistentVolume) {
 	e.t.Helper()
 	pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimDelete
 	if err := e.client.Update(ctx, pv); err != nil && !apierrors.IsConflict(err) {
-		e.t.Errorf("let %s be reclaimed: %v", pv.Name, err)
+		e.t.Errorf("set the reclaim policy of %s: %v", pv.Name, err)
 	}
 }
 

@@ -220,7 +220,7 @@ func (e *tenant) gone(pods ...*corev1.Pod) {
 	})
 }
 
-// waits waits until the scheduler has reported that the pod fits on no node, and returns the reason.
+// waits returns why the pod fits on no node, once the scheduler has reported it.
 func (e *tenant) waits(pod *corev1.Pod) string {
 	e.t.Helper()
 	var message string

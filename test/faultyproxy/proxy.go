@@ -1,4 +1,4 @@
-// Package faultyproxy is a reverse proxy before an API server that lets requests fail: requests and answers that are
+// Package faultyproxy is a reverse proxy before an API server that makes requests fail: requests and answers that are
 // lost, requests that are done after their client has given up, errors that the server or a proxy before it returns,
 // and watches that are interrupted until the server no longer knows where they were.
 //
@@ -142,7 +142,7 @@ type watches struct {
 	cut map[*http.Request]context.CancelFunc
 	// broken is closed when watches are served again; nil if they are.
 	broken chan struct{}
-	// expired is true when the next watch that begins at a resourceVersion is told that this is too old.
+	// expired is true when the next watch that begins at a resourceVersion gets the answer that this is too old.
 	expired bool
 }
 
@@ -206,8 +206,8 @@ func (p *Proxy) Failures() map[Failure]int {
 	return maps.Clone(p.failures)
 }
 
-// Break interrupts the watches of a resource, and holds new ones until Mend. With relist the first one then is told
-// that it begins too far back, so that its client lists.
+// Break interrupts the watches of a resource, and holds new ones until Mend. With relist the first one then gets
+// the answer that it begins too far back, so that its client lists.
 func (p *Proxy) Break(resource string, relist bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -288,7 +288,7 @@ func (p *Proxy) faultOf(r Request) Fault {
 	return fault
 }
 
-// fail lets a request fail.
+// fail makes a request fail.
 func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, fault Fault) {
 	// The server notices that a client has gone when it has read everything from it.
 	body, err := io.ReadAll(r.Body)

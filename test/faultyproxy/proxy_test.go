@@ -163,8 +163,8 @@ func TestHealDoesNotWaitForClients(t *testing.T) {
 	}
 }
 
-// TestBreak asserts that watches end, that none is served until they are mended, and that the first one then is told to
-// list, if that is asked for.
+// TestBreak asserts that watches end, that none is served until they are mended, and that the first one then makes its
+// client list, if relist is set.
 func TestBreak(t *testing.T) {
 	for name, relist := range map[string]bool{"go on": false, "relist": true} {
 		t.Run(name, func(t *testing.T) {

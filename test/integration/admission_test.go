@@ -77,7 +77,7 @@ func diskPodFor(namespace string, attributes map[string]string, change func(*cor
 	return pod
 }
 
-// What a person gets wrong is refused when the pod is created, with what to do.
+// What a user gets wrong is refused when the pod is created, with what to do.
 func TestAdmissionOfPods(t *testing.T) {
 	c := controlPlane(t)
 	ctx := t.Context()
@@ -451,14 +451,14 @@ func TestWarningOfSchedulerName(t *testing.T) {
 	config := c.RESTConfig()
 	received := make(warnings, 100)
 	config.WarningHandler = received
-	person, err := client.New(config, client.Options{Scheme: c.Client().Scheme()})
+	user, err := client.New(config, client.Options{Scheme: c.Client().Scheme()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	attributes := map[string]string{diskv1alpha1.AttributeClass: "ssd", diskv1alpha1.AttributeSize: "1Gi"}
 	warned := func(schedulerName string) bool {
 		pod := diskPodFor(namespace, attributes, func(pod *corev1.Pod) { pod.Spec.SchedulerName = schedulerName })
-		if err := person.Create(ctx, pod, client.DryRunAll); err != nil {
+		if err := user.Create(ctx, pod, client.DryRunAll); err != nil {
 			t.Fatal(err)
 		}
 		select {

@@ -19,8 +19,8 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// TestAgentClaimEditedByHand: what a person writes into PersistentVolumes moves no byte of a
-// volume that is there.
+// TestAgentClaimEditedByHand asserts that what a user writes into PersistentVolumes moves no byte of a
+// volume that exists.
 func TestAgentClaimEditedByHand(t *testing.T) {
 	n := newNode(t, gib)
 	n.start()

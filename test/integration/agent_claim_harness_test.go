@@ -36,7 +36,7 @@ func (n *node) storageClass() *storagev1.StorageClass {
 	}
 }
 
-// pvc creates a claim, as a person does.
+// pvc creates a claim, as a user does.
 func (n *node) pvc(name, size string, mode corev1.PersistentVolumeMode) *corev1.PersistentVolumeClaim {
 	n.t.Helper()
 	class := n.name
@@ -136,7 +136,7 @@ func (n *node) strip(object client.Object) {
 	}
 }
 
-// remove deletes an object as a person does.
+// remove deletes an object as a user does.
 func (n *node) remove(object client.Object) {
 	n.t.Helper()
 	if err := n.client.Delete(n.t.Context(), object); err != nil {

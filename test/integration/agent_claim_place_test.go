@@ -379,7 +379,7 @@ func TestAgentClaimTwice(t *testing.T) {
 		}
 		return nil
 	})
-	// The copy goes, as a person would do it.
+	// The copy is removed, as an operator does it.
 	n.stop()
 	n.disks[1].forget(t)
 	command(t, "sfdisk", "--delete", "--no-reread", "--no-tell-kernel", n.disks[1].path, "1")

@@ -39,9 +39,9 @@ func TestAgentClaimFoundInEveryPhase(t *testing.T) {
 	reserved := made("reserved", 0, disk.Reserved, nil)
 	missing := made("missing", 1, "", nil)
 	// Being wiped, by an agent that has died since.
-	condemned := made("condemned", 2, disk.Formatted, nil)
-	n.phase(condemned, corev1.VolumeReleased)
-	n.remove(condemned)
+	released := made("released", 2, disk.Formatted, nil)
+	n.phase(released, corev1.VolumeReleased)
+	n.remove(released)
 	// The same one step later: wiped, but the PersistentVolume is still there.
 	wiped := made("wiped", 3, "", nil)
 	n.phase(wiped, corev1.VolumeReleased)
@@ -56,7 +56,7 @@ func TestAgentClaimFoundInEveryPhase(t *testing.T) {
 	n.start()
 	n.realized(reserved)
 	n.realized(missing)
-	for _, pv := range []*corev1.PersistentVolume{condemned, wiped, never, taken} {
+	for _, pv := range []*corev1.PersistentVolume{released, wiped, never, taken} {
 		n.gone(pv)
 	}
 	n.published("two volumes are left", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {

@@ -136,7 +136,7 @@ func TestAgentDiskHangs(t *testing.T) {
 	n.ready()
 }
 
-// forget makes the disk blank, as a person would.
+// forget makes the disk blank, as an operator does.
 func (n *node) forget(d *testDisk) {
 	n.t.Helper()
 	d.forget(n.t)

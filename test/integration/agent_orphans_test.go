@@ -128,7 +128,7 @@ func TestAgentOrphans(t *testing.T) {
 }
 
 // TestAgentManyOrphans: when many pods vanish at once it is the API server that is doubted:
-// nothing is wiped, over a restart too, until a person says how many may go. Pods that
+// nothing is wiped, over a restart too, until an operator allows how many may go. Pods that
 // were seen to go are many and no reason for doubt.
 func TestAgentManyOrphans(t *testing.T) {
 	n := newNode(t, gib)
@@ -140,7 +140,7 @@ func TestAgentManyOrphans(t *testing.T) {
 	n.start()
 	status := n.ready()
 
-	// A person deletes a namespace, as it were.
+	// An operator deletes a namespace, as it were.
 	for _, p := range n.several("seen", 8) {
 		n.delete(p)
 	}
@@ -185,7 +185,7 @@ func TestAgentManyOrphans(t *testing.T) {
 	n.allow("3")
 	n.capacityEvent("ReclaimStopped", fmt.Sprintf("allowed 3 volumes, by now there are %d", lost))
 	n.allow("all")
-	keeps("a person's word for fewer is taken for more")
+	keeps("an operator's permission for fewer is taken for more")
 
 	if err := n.publish(pods[0], "data"); err == nil || !strings.Contains(err.Error(), "does not exist") {
 		t.Errorf("a volume whose pod is gone is published: %v", err)
@@ -199,7 +199,7 @@ func TestAgentManyOrphans(t *testing.T) {
 	})
 	n.reclaimStops(false, "")
 	n.realized(kept)
-	t.Logf("8 volumes of pods that were seen to go were wiped at once; %d of pods that vanished were kept, over a restart, until a person allowed %d", lost, lost)
+	t.Logf("8 volumes of pods that were seen to go were wiped at once; %d of pods that vanished were kept, over a restart, until an operator allowed %d", lost, lost)
 }
 
 // TestAgentOutage: the volumes of many pods that went while the agent was down are reclaimed, as
@@ -290,7 +290,7 @@ func (f *forgetful) RoundTrip(r *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// allow notes a person's word on the NodeDiskCapacity, and waits until the agent has taken it off.
+// allow writes an operator's permission into the NodeDiskCapacity, and waits until the agent has taken it off.
 func (n *node) allow(count string) {
 	n.t.Helper()
 	ndc, err := n.ndc()

@@ -27,7 +27,7 @@ func TestAgentSaysOutOfService(t *testing.T) {
 	n.writeCanary(n.target(pod, "data"))
 	out := func(want float64) {
 		n.t.Helper()
-		n.eventually("the metric tells", func() error {
+		n.eventually("the metric says so", func() error {
 			if got := metric(t, "berth_node_disk_out_of_service", labels); got != want {
 				return fmt.Errorf("it is %v", got)
 			}

@@ -48,7 +48,7 @@ func TestAgentRefusesWhatIsNotBlank(t *testing.T) {
 		t.Error("a refused device was written to")
 	}
 
-	// A person wipes one; only the kernel knows.
+	// An operator wipes one; only the kernel knows.
 	command(t, "wipefs", "-q", "-a", foreign.path)
 	command(t, "blkdiscard", "-f", "-z", foreign.path)
 	n.sys.hide(t, foreign, false)
@@ -70,7 +70,7 @@ func sums(t *testing.T, disks ...*testDisk) []string {
 }
 
 // TestAgentTwins: a disk in service goes on when a copy shows up. When neither is in service
-// and nothing tells them apart, both are refused.
+// and nothing distinguishes them, both are refused.
 func TestAgentTwins(t *testing.T) {
 	n := newNode(t, gib, gib)
 	original, twin := n.disks[0], n.disks[1]
@@ -207,7 +207,7 @@ func TestAgentClassGone(t *testing.T) {
 	n.released()
 }
 
-// TestAgentHandEdit: what a person writes into the NDC is put right, and misleads no component.
+// TestAgentHandEdit asserts that what an operator writes into the NDC is put right, and misleads no component.
 func TestAgentHandEdit(t *testing.T) {
 	n := newNode(t, 2*gib)
 	n.start()

@@ -29,14 +29,14 @@ import (
 // canaryEvery is how many bytes of a volume have one canary, when it is written all over.
 const canaryEvery = 64
 
-// grave is where a volume was whose bytes must be gone before another volume may have them.
-type grave struct {
+// formerVolume is where a volume was whose bytes must be gone before another volume may have them.
+type formerVolume struct {
 	disk          *testDisk
 	start, length int64
 }
 
-// canaries counts the canaries in the raw file behind the disk, between the grave's ends.
-func (g grave) canaries(t *testing.T) int64 {
+// canaries counts the canaries in the raw file behind the disk, between the formerVolume's ends.
+func (g formerVolume) canaries(t *testing.T) int64 {
 	t.Helper()
 	f, err := os.Open(g.disk.image)
 	if err != nil {
@@ -56,7 +56,7 @@ func (g grave) canaries(t *testing.T) int64 {
 }
 
 // all is how many canaries fill writes.
-func (g grave) all() int64 { return g.length / canaryEvery }
+func (g formerVolume) all() int64 { return g.length / canaryEvery }
 
 // fill writes canaries all over the device.
 func (n *node) fill(device string) {
@@ -104,7 +104,7 @@ func (n *node) deviceAt(d *testDisk, start int64) string {
 }
 
 // filled makes a pod whose volume on the disk has canaries all over.
-func (n *node) filled(name string, d *testDisk, class string, size int64) (*corev1.Pod, grave) {
+func (n *node) filled(name string, d *testDisk, class string, size int64) (*corev1.Pod, formerVolume) {
 	n.t.Helper()
 	ndc, err := n.ndc()
 	if err != nil {
@@ -118,7 +118,7 @@ func (n *node) filled(name string, d *testDisk, class string, size int64) (*core
 	if on.Device != d.name() {
 		n.t.Fatalf("the volume is on %s, not on %s", on.Device, d.name())
 	}
-	g := grave{d, a.Start, a.Length}
+	g := formerVolume{d, a.Start, a.Length}
 	n.fill(n.deviceAt(d, a.Start))
 	if hits := g.canaries(n.t); hits != g.all() {
 		n.t.Fatalf("%d canaries of %d are found where they were written", hits, g.all())
@@ -126,41 +126,41 @@ func (n *node) filled(name string, d *testDisk, class string, size int64) (*core
 	return pod, g
 }
 
-// undertaker looks into the raw files behind the disks whenever the agent is about to
-// publish a grave as free, and lets it publish only then.
-type undertaker struct {
+// freeProof looks into the raw files behind the disks whenever the agent is about to publish a former volume as free. The
+// publication passes only after that.
+type freeProof struct {
 	t    *testing.T
 	next http.RoundTripper
 
 	mu     sync.Mutex
-	graves map[grave]int64 // canaries that were found when it was published first
-	said   map[grave]bool
+	former map[formerVolume]int64 // canaries that were found when it was published first
+	said   map[formerVolume]bool
 }
 
-func newUndertaker(t *testing.T) *undertaker {
-	return &undertaker{t: t, graves: map[grave]int64{}, said: map[grave]bool{}}
+func newFreeProof(t *testing.T) *freeProof {
+	return &freeProof{t: t, former: map[formerVolume]int64{}, said: map[formerVolume]bool{}}
 }
 
-func (u *undertaker) into(config *rest.Config) *rest.Config {
+func (u *freeProof) into(config *rest.Config) *rest.Config {
 	config = rest.CopyConfig(config)
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper { u.next = next; return u })
 	return config
 }
 
-func (u *undertaker) watch(g grave) {
+func (u *freeProof) watch(g formerVolume) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.graves[g] = -1
+	u.former[g] = -1
 }
 
-// found is how many canaries there were when the grave was published as free.
-func (u *undertaker) found(g grave) (canaries int64, published bool) {
+// found is how many canaries there were when the formerVolume was published as free.
+func (u *freeProof) found(g formerVolume) (canaries int64, published bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.graves[g], u.said[g]
+	return u.former[g], u.said[g]
 }
 
-func (u *undertaker) RoundTrip(r *http.Request) (*http.Response, error) {
+func (u *freeProof) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.Method == http.MethodGet || r.Body == nil || !strings.Contains(r.URL.Path, "/nodediskcapacities") {
 		return u.next.RoundTrip(r)
 	}
@@ -181,18 +181,18 @@ func (u *undertaker) RoundTrip(r *http.Request) (*http.Response, error) {
 	return u.next.RoundTrip(r)
 }
 
-func (u *undertaker) look(status *diskv1alpha1.NodeDiskCapacityStatus) {
+func (u *freeProof) look(status *diskv1alpha1.NodeDiskCapacityStatus) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	for g := range u.graves {
+	for g := range u.former {
 		if !u.said[g] && g.isFree(status) {
-			u.said[g], u.graves[g] = true, g.canaries(u.t)
+			u.said[g], u.former[g] = true, g.canaries(u.t)
 		}
 	}
 }
 
-// isFree reports whether any byte of the grave is published as free.
-func (g grave) isFree(status *diskv1alpha1.NodeDiskCapacityStatus) bool {
+// isFree reports whether any byte of the formerVolume is published as free.
+func (g formerVolume) isFree(status *diskv1alpha1.NodeDiskCapacityStatus) bool {
 	for _, e := range of(status, g.disk).Free {
 		if e.Start < g.start+g.length && g.start < e.Start+e.Length {
 			return true
@@ -279,7 +279,7 @@ func TestAgentWipeProof(t *testing.T) {
 		class.Spec.WipePolicy = p.policy
 		n.create(class)
 	}
-	u := newUndertaker(t)
+	u := newFreeProof(t)
 	n.options.Config = u.into(n.options.Config)
 	n.start()
 	n.ready()
@@ -343,10 +343,10 @@ func TestAgentWipeProofKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	searched, kills, looks := int64(0), 0, 0
-	for name, reached := range map[string]func(g grave) bool{
-		"at-first":     func(g grave) bool { return g.canaries(t) < g.all() },
-		"in-the-midst": func(g grave) bool { return g.canaries(t) < g.all()*3/4 },
-		"reading-back": func(g grave) bool { return g.canaries(t) == 0 },
+	for name, reached := range map[string]func(g formerVolume) bool{
+		"at-first":     func(g formerVolume) bool { return g.canaries(t) < g.all() },
+		"in-the-midst": func(g formerVolume) bool { return g.canaries(t) < g.all()*3/4 },
+		"reading-back": func(g formerVolume) bool { return g.canaries(t) == 0 },
 	} {
 		// So slow that a busy machine is in time.
 		n.slow(map[string]string{"at-first": "8Mi", "in-the-midst": "4Mi", "reading-back": "8Mi"}[name])
@@ -474,13 +474,13 @@ func (n *node) showsProgress(pod *corev1.Pod) {
 	})
 }
 
-// TestAgentWipeProofByHand: objects of the API deleted by hand in the middle of things let
-// nothing be free that was not wiped: a pod while its volume is mounted and full, a
-// PersistentVolume with and without its finalizer, and the NodeDiskCapacity.
+// TestAgentWipeProofByHand deletes objects of the API by hand in the middle of things: a pod while its volume is mounted
+// and full, a PersistentVolume with and without its finalizer, and the NodeDiskCapacity. It asserts that nothing becomes
+// free that was not wiped.
 func TestAgentWipeProofByHand(t *testing.T) {
 	n := newNode(t, 256*mib)
 	d := n.disks[0]
-	u := newUndertaker(t)
+	u := newFreeProof(t)
 	n.options.Config = u.into(n.options.Config)
 	n.start()
 	status := n.ready()
@@ -494,16 +494,16 @@ func TestAgentWipeProofByHand(t *testing.T) {
 		t.Fatal(err)
 	}
 	written := n.fillMount(n.target(pod, "data"))
-	ofPod := grave{d, begin, 48 * mib}
+	ofPod := formerVolume{d, begin, 48 * mib}
 	if hits := ofPod.canaries(t); hits < written {
 		t.Fatalf("%d canaries of %d are found where they were written", hits, written)
 	}
 	u.watch(ofPod)
 	n.delete(pod)
 
-	// PersistentVolumes: one is deleted as a person does, the other is torn from its volume.
-	block := func(name string, i int64) (*corev1.PersistentVolume, grave) {
-		g := grave{d, begin + i*64*mib, 48 * mib}
+	// PersistentVolumes: one is deleted as a user does, the other is torn from its volume.
+	block := func(name string, i int64) (*corev1.PersistentVolume, formerVolume) {
+		g := formerVolume{d, begin + i*64*mib, 48 * mib}
 		pv := n.bound(name, "48Mi", corev1.PersistentVolumeBlock, published, g.start)
 		n.realized(pv)
 		n.fill(n.device(pv))
@@ -526,7 +526,7 @@ func TestAgentWipeProofByHand(t *testing.T) {
 	if hits := ofTorn.canaries(t); hits != ofTorn.all() {
 		t.Errorf("a volume without PersistentVolume has %d of %d canaries", hits, ofTorn.all())
 	}
-	for _, g := range []grave{ofPod, ofDeleted, ofTorn} {
+	for _, g := range []formerVolume{ofPod, ofDeleted, ofTorn} {
 		if _, published := u.found(g); published {
 			t.Errorf("%d of %s is published as free while it is mounted, bound or quarantined", g.start, d.name())
 		}
@@ -536,7 +536,7 @@ func TestAgentWipeProofByHand(t *testing.T) {
 	n.gone(deleted)
 	n.unpublish(pod, "data")
 	searched := written + ofDeleted.all()
-	for what, g := range map[string]grave{"pod": ofPod, "PersistentVolume": ofDeleted} {
+	for what, g := range map[string]formerVolume{"pod": ofPod, "PersistentVolume": ofDeleted} {
 		n.eventually("the extent is published", func() error {
 			if _, published := u.found(g); !published {
 				return errors.New("it is not")

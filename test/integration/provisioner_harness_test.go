@@ -160,7 +160,7 @@ func (p *provisioning) edit(t *testing.T, name string, change func(*corev1.Persi
 	})
 }
 
-// resize is a person who wants a claim to be larger.
+// resize is a user who wants a claim to be larger.
 func (p *provisioning) resize(t *testing.T, name, size string) {
 	t.Helper()
 	p.edit(t, name, func(pvc *corev1.PersistentVolumeClaim) {

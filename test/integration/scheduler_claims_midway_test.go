@@ -93,7 +93,7 @@ func claimsOfBothSides(t *testing.T, s *schedulers) {
 	}
 	t.Logf("%d of %d places went to pods of the stock profile", stock, room)
 	if stock == 0 || stock == room {
-		t.Errorf("%d of %d places went to pods of the stock profile: this tells nothing", stock, room)
+		t.Errorf("%d of %d places went to pods of the stock profile: this shows nothing", stock, room)
 	}
 	if total := s.holdApart(t); total != int64(room)*gib {
 		t.Errorf("%d GiB are recorded, want %d", total/gib, room)

@@ -81,7 +81,7 @@ func (n *simNode) make(v claim.Volume) bool {
 	return true
 }
 
-// followClaims lets the nodes live until the test ends, as follow does, with their
+// followClaims runs the nodes until the test ends, as follow does, with their
 // PersistentVolumes too.
 func followClaims(t *testing.T, c client.Client, nodes ...*simNode) {
 	t.Helper()

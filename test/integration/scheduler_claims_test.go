@@ -219,7 +219,7 @@ func retainedVolume(t *testing.T, s *schedulers) {
 	second := claimPod("second", "new")
 	s.create(t, second)
 	s.waitEvent(t, "second", "no free space of class ssd, wants 6Gi")
-	// A person lets it be bound again.
+	// An operator makes it bindable again.
 	s.reload(t, pv)
 	pv.Spec.ClaimRef = nil
 	if err := s.client.Update(t.Context(), pv); err != nil {

@@ -89,7 +89,7 @@ func claimsKilled(t *testing.T, s *schedulers) {
 		volumes, bound := len(s.volumes(t)), len(s.bound(t))
 		t.Logf("killed with %d volumes made and %d pods bound, of %d", volumes, bound, room)
 		if bound >= room {
-			t.Error("it was killed too late to tell anything")
+			t.Error("it was killed too late to show anything")
 		}
 	}
 	start("1000")

@@ -25,7 +25,7 @@ import (
 	"github.com/berthdev/berth/test/cluster"
 )
 
-// TestSchedulerExplains: what a person gets to know from a scheduler that runs: why a pod fits
+// TestSchedulerExplains asserts what an operator gets to know from a scheduler that runs: why a pod fits
 // nowhere, where one was placed, and what the metrics say of both.
 func TestSchedulerExplains(t *testing.T) {
 	plane := controlPlane(t)

@@ -92,7 +92,7 @@ func (b *burst) waitLeader(t *testing.T, c *candidates, count int) (leads *sched
 	return leads
 }
 
-// churn lets some of the bound pods go, with their claims, and others come. Half of those that go are the last that
+// churn ends some of the bound pods, with their claims, and others come. Half of those that go are the last that
 // were bound: their nodes may be about to make the volumes.
 func (b *burst) churn(t *testing.T, count int) {
 	t.Helper()
@@ -210,6 +210,6 @@ func twoAtOnce(t *testing.T, a *agents) {
 	}
 	t.Logf("of %d volumes %d are elsewhere than recorded; %d pods were evicted and recreated", room, elsewhere, made-room)
 	if elsewhere+made-room == 0 {
-		t.Error("the two never sold the same place: this tells nothing")
+		t.Error("the two never sold the same place: this shows nothing")
 	}
 }

@@ -99,7 +99,7 @@ func (h *leakHistory) fail(format string, args ...any) {
 	h.t.Fatalf("seed %d: %s", h.seed, fmt.Sprintf(format, args...))
 }
 
-// happen lets one thing happen.
+// happen makes one thing happen.
 func (h *leakHistory) happen(ctx context.Context) {
 	kinds := []struct {
 		weight int
@@ -361,7 +361,7 @@ func leakClasses(t *testing.T, s *schedulers) {
 	s.storageClass(t, "now", func(c *storagev1.StorageClass) { c.AllowVolumeExpansion, c.VolumeBindingMode = &yes, &now })
 }
 
-// play lets the history happen.
+// play makes the history happen.
 func (h *leakHistory) play(ctx context.Context) {
 	for range leakSteps {
 		h.happen(ctx)

@@ -23,7 +23,7 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// steppedNode is a node whose agent works only when it is told to: a stale publisher as long as the history wants. What
+// steppedNode is a node whose agent works only when it is asked to: a stale publisher as long as the history wants. What
 // it does with pods and PersistentVolumes is what the agent does, with the kubelet's part of the end of a pod.
 type steppedNode struct {
 	name   string
@@ -134,7 +134,7 @@ func (n *steppedNode) work(ctx context.Context, late bool) (busy bool, err error
 		}
 	}
 	if n.unpublished {
-		// What has ended is published before anybody is told.
+		// What has ended is published before the scheduler can know.
 		return true, nil
 	}
 	ended, err := n.finish(ctx, pods.Items, volumes.Items)

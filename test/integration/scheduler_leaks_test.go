@@ -40,7 +40,7 @@ const (
 	restPatience = 3 * time.Minute
 )
 
-// TestSchedulerLeaks lets histories happen between the scheduler and an API server behind a faulty proxy. After each it
+// TestSchedulerLeaks makes histories happen between the scheduler and an API server behind a faulty proxy. After each it
 // asserts that what the ledger withholds is what the API server says, to the byte, and that it remembers nothing else:
 // once when the scheduler has come to rest, once without what could not be placed, and once when all is deleted.
 func TestSchedulerLeaks(t *testing.T) {
@@ -141,7 +141,7 @@ func runHistory(t *testing.T, s *schedulers, seed uint64) map[faultyproxy.Failur
 	return h.under.proxy.Failures()
 }
 
-// rest lets the nodes work until the ledger is as it should be, and everything else is as it is to be before.
+// rest runs the nodes until the ledger is as it should be, and everything else is as it is to be before.
 func (h *leakHistory) rest(when string, strict bool, before ...func(context.Context) error) {
 	h.t.Helper()
 	if err := cluster.Eventually(h.t.Context(), restPatience, func(ctx context.Context) error {

@@ -257,7 +257,7 @@ func (n *simNode) counts() (moved, evicted int) {
 	return n.moved, n.evicted
 }
 
-// follow lets the nodes live until the test ends.
+// follow runs the nodes until the test ends.
 func follow(t *testing.T, c client.Client, nodes ...*simNode) {
 	t.Helper()
 	again(t, func(ctx context.Context) error {

@@ -97,7 +97,7 @@ func refusal(t *testing.T, a *agents) {
 	a.asRecorded(t)
 }
 
-// forbidBindings lets no pod be bound to the node until allow is called.
+// forbidBindings prevents pods from being bound to the node until allow is called.
 func (a *agents) forbidBindings(t *testing.T, node string) (allow func()) {
 	t.Helper()
 	fail := admissionv1.Fail
@@ -270,7 +270,7 @@ func nodeRecreated(t *testing.T, a *agents) {
 	a.create(t, whole)
 	a.waitNode(t, whole)
 	// The claim leads its pod here. Its volume was on a disk that is published as missing, and that
-	// stays so until a person says that it is gone for good.
+	// stays so until an operator says that it is gone for good.
 	third := withClaims(plainPod("third", "berth"), pvc.Name)
 	a.create(t, third)
 	a.waitNode(t, third)

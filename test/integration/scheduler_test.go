@@ -187,7 +187,7 @@ func schedulerKilled(t *testing.T, s *schedulers) {
 		bound := len(s.bound(t))
 		t.Logf("killed with %d of %d pods bound", bound, room)
 		if bound >= room {
-			t.Error("it was killed too late to tell anything")
+			t.Error("it was killed too late to show anything")
 		}
 	}
 	start("1000")
@@ -259,7 +259,7 @@ func plainPods(t *testing.T, s *schedulers) {
 	}
 }
 
-// reasons are what a person reads in the events of a pending pod, and what helps.
+// reasons are what a user reads in the events of a pending pod, and what helps.
 func reasons(t *testing.T, s *schedulers) {
 	s.withoutPolicy(t)
 	node := newSimNode(t, s.client, "sim-0", 10)

@@ -113,7 +113,7 @@ func TestWriters(t *testing.T) {
 	const (
 		agent     = "system:serviceaccount:storage:berth-nodeagent"
 		scheduler = "system:serviceaccount:storage:berth-scheduler"
-		person    = "jane"
+		operator  = "jane"
 		renamed   = "system:serviceaccount:storage:agent"
 		status    = "status"
 	)
@@ -138,10 +138,10 @@ func TestWriters(t *testing.T) {
 		"scheduler: status":               {scheduler, "m", status, noted, noted, ""},
 		"scheduler: deletes":              {scheduler, "m", "", nil, owned, ""},
 		"stock name: owner":               {"system:kube-scheduler", "", "", owned, noted, ""},
-		"person: approves a device":       {person, "", "", adopt, noted, ""},
-		"person: status":                  {person, "", status, noted, noted, "0"},
-		"person: owner":                   {person, "", "", owned, noted, "4"},
-		"person: deletes":                 {person, "", "", nil, owned, ""},
+		"operator: approves a device":     {operator, "", "", adopt, noted, ""},
+		"operator: status":                {operator, "", status, noted, noted, "0"},
+		"operator: owner":                 {operator, "", "", owned, noted, "4"},
+		"operator: deletes":               {operator, "", "", nil, owned, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			kind := schema.GroupVersionKind{Group: "disk.berth.dev", Version: "v1alpha1", Kind: "NodeDiskCapacity"}

@@ -77,7 +77,7 @@ func processes(belongs func(pid int) bool) ([]int, error) {
 	return pids, nil
 }
 
-// component tells the processes of a component and what it started; empty means all of
+// component matches the processes of a component and what it started; empty means all of
 // the cluster.
 func (s *State) component(name string) func(pid int) bool {
 	return func(pid int) bool { return s.owns(pid, name) }

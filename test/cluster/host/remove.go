@@ -99,7 +99,7 @@ func (s *State) removeLinks(ctx context.Context) error {
 			}
 		}
 		if failed != nil {
-			// Gone meanwhile, or busy: the next look tells.
+			// Gone meanwhile, or busy: the next look shows it.
 			if err := pause(ctx); err != nil {
 				return failed
 			}
@@ -116,7 +116,7 @@ func (s *State) RemoveLink(ctx context.Context, suffix string) error {
 			return err
 		}
 		out, err := exec.CommandContext(ctx, "ip", "link", "delete", name).CombinedOutput()
-		// After an error it may be gone nevertheless: the next look tells.
+		// After an error it may be gone nevertheless: the next look shows it.
 		if err != nil && pause(ctx) != nil {
 			return fmt.Errorf("remove network link %s: %w: %s", name, err, out)
 		}

@@ -120,7 +120,7 @@ func New(o Options) (*State, error) {
 	return s, nil
 }
 
-// Keep lets the cluster outlive the process that made it.
+// Keep makes the cluster outlive the process that made it.
 func (s *State) Keep() error {
 	s.Kept = true
 	return s.save()
