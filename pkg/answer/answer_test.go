@@ -67,7 +67,7 @@ func TestOf(t *testing.T) {
 		}), Refused},
 
 		"the context's deadline":    {context.DeadlineExceeded, Unknown},
-		"the context was cancelled": {lost(context.Canceled), Unknown},
+		"the context was canceled":  {lost(context.Canceled), Unknown},
 		"connection refused":        {lost(&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}), Unknown},
 		"connection reset":          {lost(&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}), Unknown},
 		"no answer":                 {lost(io.ErrUnexpectedEOF), Unknown},

@@ -59,7 +59,7 @@ func TestClaimedBy(t *testing.T) {
 		claimed bool
 	}{
 		"nothing":                       {nil, nil, false},
-		"a volume labelled for it":      {[]*corev1.PersistentVolume{volume(diskv1alpha1.DriverName, "x", "gone", "")}, nil, true},
+		"a volume labeled for it":       {[]*corev1.PersistentVolume{volume(diskv1alpha1.DriverName, "x", "gone", "")}, nil, true},
 		"a volume on its disk":          {[]*corev1.PersistentVolume{volume(diskv1alpha1.DriverName, "x", "other", disk)}, nil, true},
 		"a volume that it published":    {[]*corev1.PersistentVolume{volume(diskv1alpha1.DriverName, "by-handle", "other", "")}, nil, true},
 		"a volume elsewhere":            {[]*corev1.PersistentVolume{volume(diskv1alpha1.DriverName, "x", "other", "y")}, nil, false},

@@ -14,7 +14,7 @@ import (
 // Invariants, checked by Validate:
 //  1. Extents are not empty and do not start below zero.
 //  2. They are sorted by start.
-//  3. They neither overlap nor touch: neighbours are one extent.
+//  3. They neither overlap nor touch: neighbors are one extent.
 type Set struct {
 	extents []Extent
 }

@@ -104,16 +104,16 @@ func TestExpandTooFar(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	on := map[string]string{corev1.LabelHostname: "node1"}
 	pvc, behind := e.claim("data", ssd, "400Mi"), e.claim("behind", ssd, "400Mi")
-	pod, neighbour := e.podOf("pod", claimed("data", pvc)), e.podOf("neighbour", claimed("data", behind))
-	pod.Spec.NodeSelector, neighbour.Spec.NodeSelector = on, on
+	pod, neighbor := e.podOf("pod", claimed("data", pvc)), e.podOf("neighbor", claimed("data", behind))
+	pod.Spec.NodeSelector, neighbor.Spec.NodeSelector = on, on
 	e.make(pvc, behind)
 	e.create(pod)
 	e.ready(pod)
-	e.create(neighbour)
-	e.ready(neighbour)
+	e.create(neighbor)
+	e.ready(neighbor)
 	p, q := e.findVolume(e.boundTo(pvc)), e.findVolume(e.boundTo(behind))
 	if q.allocation.Start < p.allocation.Start {
-		pvc, behind, pod, neighbour, p, q = behind, pvc, neighbour, pod, q, p
+		pvc, behind, pod, neighbor, p, q = behind, pvc, neighbor, pod, q, p
 	}
 	if q.allocation.Start != p.allocation.Start+p.allocation.Length {
 		t.Fatalf("the volumes are at %v and %v: this test shows nothing", p, q)
@@ -127,7 +127,7 @@ func TestExpandTooFar(t *testing.T) {
 	for _, c := range []*corev1.PersistentVolumeClaim{pvc, behind} {
 		e.cannotGrow(c)
 	}
-	e.delete(neighbour)
+	e.delete(neighbor)
 	e.unmake(behind)
 	e.hasGrown(pvc, 600*mib)
 	e.holds(pod, mark)

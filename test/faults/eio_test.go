@@ -246,7 +246,7 @@ func (n *node) checkOutOfService(ctx context.Context, t *testing.T) {
 	t.Helper()
 	before := n.counts().of(Change)
 	for _, err := range []error{
-		n.engine.MarkFormatted(ctx, neighbour), n.wipe(ctx, rawVolume), n.engine.Check(ctx),
+		n.engine.MarkFormatted(ctx, neighbor), n.wipe(ctx, rawVolume), n.engine.Check(ctx),
 	} {
 		if !errors.Is(err, disk.ErrOutOfService) {
 			t.Errorf("a disk out of service answers: %v", err)
@@ -275,17 +275,17 @@ func (n *node) checkEnd(t *testing.T) {
 	if !s.Free.Equal(n.free) {
 		t.Errorf("at the end %v is free, not %v", s.Free, n.free)
 	}
-	if n.digest(neighbourAt).Hash != n.neighbour.Hash {
-		t.Error("the neighbour's bytes have changed")
+	if n.digest(neighborAt).Hash != n.neighbor.Hash {
+		t.Error("the neighbor's bytes have changed")
 	}
-	if v := n.volume(neighbour); v.Phase != disk.Formatted || v.Extent != neighbourAt {
-		t.Errorf("the neighbour is %+v", v)
+	if v := n.volume(neighbor); v.Phase != disk.Formatted || v.Extent != neighborAt {
+		t.Errorf("the neighbor is %+v", v)
 	}
-	targets, err := mounts.OfDevice(n.volume(neighbour).Device)
+	targets, err := mounts.OfDevice(n.volume(neighbor).Device)
 	if err != nil || len(targets) != 1 {
-		t.Errorf("the neighbour is mounted on %v: %v", targets, err)
-	} else if err := readBack(filepath.Join(targets[0].Mountpoint, "file"), neighbour); err != nil {
-		t.Errorf("the neighbour: %v", err)
+		t.Errorf("the neighbor is mounted on %v: %v", targets, err)
+	} else if err := readBack(filepath.Join(targets[0].Mountpoint, "file"), neighbor); err != nil {
+		t.Errorf("the neighbor: %v", err)
 	}
 	if !n.digest(grownAt).Zero || !n.digest(rawVolumeAt).Zero {
 		t.Error("what was wiped is not zero on the medium")

@@ -136,8 +136,8 @@ func TestInventory(t *testing.T) {
 				return nil
 			})
 			serves(t, next, bad)
-			if bad.digest(neighbourAt).Hash != bad.neighbour.Hash {
-				t.Error("the neighbour's bytes have changed")
+			if bad.digest(neighborAt).Hash != bad.neighbor.Hash {
+				t.Error("the neighbor's bytes have changed")
 			}
 			t.Logf("%d requests met the fault; problem of the open disk: %s; refused: %v", counts.Hits, problem, i.Refused())
 			if err := next.Close(); err != nil {

@@ -21,10 +21,10 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// Volumes of the disk in these tests. The neighbour exists before, stays mounted and must not change. The other two
+// Volumes of the disk in these tests. The neighbor exists before, stays mounted and must not change. The other two
 // live their lives.
 const (
-	neighbour = "a0000000-0000-5000-8000-00000000000a"
+	neighbor = "a0000000-0000-5000-8000-00000000000a"
 	fsVolume  = "b0000000-0000-5000-8000-00000000000b"
 	rawVolume = "c0000000-0000-5000-8000-00000000000c"
 
@@ -34,7 +34,7 @@ const (
 )
 
 var (
-	neighbourAt = extent.New(2*mib, 8*mib)
+	neighborAt = extent.New(2*mib, 8*mib)
 	fsVolumeAt  = extent.New(10*mib, fsVolumeSize)
 	grownAt     = extent.New(10*mib, fsVolumeGrown)
 	rawVolumeAt = extent.New(30*mib, 2*mib)
@@ -51,9 +51,9 @@ type node struct {
 	commandTimeout time.Duration
 	changed        func()
 	mnt            string // where the living volume is mounted
-	beside         string // where the neighbour is mounted
-	// The neighbour as it was, and the free space as it was.
-	neighbour Digest
+	beside         string // where the neighbor is mounted
+	// The neighbor as it was, and the free space as it was.
+	neighbor Digest
 	free      extent.Set
 	// resized: a resize2fs of the living volume's file system was begun.
 	resized bool
@@ -61,7 +61,7 @@ type node struct {
 	healed bool
 }
 
-// newNode makes a disk that has the neighbour on it, mounted.
+// newNode makes a disk that has the neighbor on it, mounted.
 func newNode(t testing.TB, sector int64) *node {
 	t.Helper()
 	n := &node{faultyDisk: newFaultyDisk(t, diskSize, sector), mnt: t.TempDir()}
@@ -73,35 +73,35 @@ func newNode(t testing.TB, sector int64) *node {
 		n.unmount()
 		n.close()
 	})
-	v, err := n.engine.Create(t.Context(), disk.CreateOptions{Partition: neighbour, Name: "neighbour", Extent: neighbourAt, Note: "the neighbour"})
+	v, err := n.engine.Create(t.Context(), disk.CreateOptions{Partition: neighbor, Name: "neighbor", Extent: neighborAt, Note: "the neighbor"})
 	n.must(err)
 	n.must(mkfs(t.Context(), v))
-	n.must(n.engine.MarkFormatted(t.Context(), neighbour))
+	n.must(n.engine.MarkFormatted(t.Context(), neighbor))
 	n.must(unix.Mount(v.Device, n.mnt, "ext4", 0, ""))
-	n.must(os.WriteFile(filepath.Join(n.mnt, "file"), content(neighbour), 0o600))
+	n.must(os.WriteFile(filepath.Join(n.mnt, "file"), content(neighbor), 0o600))
 	n.unmount()
 	n.beside = t.TempDir()
-	n.mountNeighbour()
-	t.Cleanup(n.unmountNeighbour)
+	n.mountNeighbor()
+	t.Cleanup(n.unmountNeighbor)
 	n.free = n.engine.Snapshot().Free
 	n.close()
-	n.neighbour = n.digest(neighbourAt)
+	n.neighbor = n.digest(neighborAt)
 	n.call("Save", 0, new(bool))
 	// Done first when the test has failed meanwhile: the cleanups below wait for the disk.
 	t.Cleanup(func() { n.heal() })
 	return n
 }
 
-// mountNeighbour mounts the neighbour read-only, so that it causes none of the requests that are counted.
-func (n *node) mountNeighbour() {
+// mountNeighbor mounts the neighbor read-only, so that it causes none of the requests that are counted.
+func (n *node) mountNeighbor() {
 	n.t.Helper()
 	n.must(unix.Mount(n.path+"p1", n.beside, "ext4", unix.MS_RDONLY, ""))
 }
 
-func (n *node) unmountNeighbour() {
+func (n *node) unmountNeighbor() {
 	n.t.Helper()
 	if err := unix.Unmount(n.beside, 0); err != nil && !errors.Is(err, unix.EINVAL) {
-		n.t.Errorf("unmounting the neighbour: %v", err)
+		n.t.Errorf("unmounting the neighbor: %v", err)
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 func (n *node) afterPowerCut(c Cut) (pending int) {
 	n.t.Helper()
 	n.unmount()
-	n.unmountNeighbour()
+	n.unmountNeighbor()
 	n.close()
 	n.detach()
 	n.heal()
@@ -87,7 +87,7 @@ func TestPowerCut(t *testing.T) {
 		if err := n.open(t.Context()); err != nil {
 			t.Fatalf("%+v, %+v: after a power cut the disk does not open: %v", f, c, err)
 		}
-		n.mountNeighbour()
+		n.mountNeighbor()
 		n.checkFreed(t, at)
 		if now := n.state(); !slices.Contains(possible, now) {
 			t.Errorf("the volumes are %q, which is none of %q", now, possible)
@@ -141,8 +141,8 @@ func TestLyingFsync(t *testing.T) {
 		if c.Ordered && !serves {
 			t.Errorf("the cache was lost in order, and the disk is not served: %s", outcome)
 		}
-		if n.digest(neighbourAt).Hash != n.neighbour.Hash {
-			t.Error("the neighbour's bytes have changed")
+		if n.digest(neighborAt).Hash != n.neighbor.Hash {
+			t.Error("the neighbor's bytes have changed")
 		}
 		if t.Failed() {
 			t.Fatalf("after %d power cuts, with %+v, %+v", tries+1, f, c)
@@ -179,8 +179,8 @@ func (n *node) afterLies(t *testing.T, known map[string]bool) (outcome string, s
 	if !known[now] {
 		t.Errorf("the volumes are %q, which they never were", now)
 	}
-	if v := n.volume(neighbour); v.Phase != disk.Formatted || v.Extent != neighbourAt {
-		t.Errorf("the neighbour is %+v", v)
+	if v := n.volume(neighbor); v.Phase != disk.Formatted || v.Extent != neighborAt {
+		t.Errorf("the neighbor is %+v", v)
 	}
 	// The existing volumes can be wiped, and others can be made.
 	for _, partition := range []string{fsVolume, rawVolume} {

@@ -151,7 +151,7 @@ func TestHang(t *testing.T) {
 		t.Errorf("the disk hangs, and its snapshot says: %v", err)
 	}
 	begin := time.Now()
-	if err := bad.engine.MarkFormatted(t.Context(), neighbour); !errors.Is(err, disk.ErrOutOfService) || time.Since(begin) > time.Second {
+	if err := bad.engine.MarkFormatted(t.Context(), neighbor); !errors.Is(err, disk.ErrOutOfService) || time.Since(begin) > time.Second {
 		t.Errorf("a call to a disk that hangs, after %s: %v", time.Since(begin), err)
 	}
 	if changes.Load() == 0 {
@@ -182,8 +182,8 @@ func TestHang(t *testing.T) {
 	bad.commandTimeout = 0
 	bad.must(bad.open(t.Context()))
 	bad.must(bad.shortLife(t.Context()))
-	if bad.digest(neighbourAt).Hash != bad.neighbour.Hash {
-		t.Error("the neighbour's bytes have changed")
+	if bad.digest(neighborAt).Hash != bad.neighbor.Hash {
+		t.Error("the neighbor's bytes have changed")
 	}
 }
 

@@ -102,7 +102,7 @@ func TestAdmissionOfPods(t *testing.T) {
 		{name: "no size", attributes: map[string]string{diskv1alpha1.AttributeClass: "ssd"}, want: badSize},
 		{name: "size zero", attributes: attributes("0"), want: badSize},
 		{name: "negative size", attributes: attributes("-1Gi"), want: badSize},
-		{name: "misspelt unit", attributes: attributes("10Gib"), want: badSize},
+		{name: "misspelled unit", attributes: attributes("10Gib"), want: badSize},
 		{name: "2^63", attributes: attributes("9223372036854775808"), want: badSize},
 		{name: "an exponent that takes for ever", attributes: attributes("1e999999999999"), want: badSize},
 		{name: "no class", attributes: map[string]string{diskv1alpha1.AttributeSize: "1Gi"}, want: "attribute disk.berth.dev/class is missing"},

@@ -188,8 +188,8 @@ func TestAgentClaimGrows(t *testing.T) {
 	if said := n.said(pv, "VolumeNotGrown"); !strings.Contains(said, strconv.FormatInt(256*mib, 10)) {
 		t.Errorf("event says %q", said)
 	}
-	n.keeps("a volume grows into its neighbour", pv)
-	// The neighbour goes: there is room.
+	n.keeps("a volume grows into its neighbor", pv)
+	// The neighbor goes: there is room.
 	n.phase(behind, corev1.VolumeReleased)
 	n.gone(behind)
 	n.hasLength(pv, 300*mib)

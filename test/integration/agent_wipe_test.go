@@ -153,7 +153,7 @@ func (u *freeProof) watch(g formerVolume) {
 	u.former[g] = -1
 }
 
-// found is how many canaries there were when the formerVolume was published as free.
+// found is how many canaries there were when the former volume was published as free.
 func (u *freeProof) found(g formerVolume) (canaries int64, published bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -191,7 +191,7 @@ func (u *freeProof) look(status *diskv1alpha1.NodeDiskCapacityStatus) {
 	}
 }
 
-// isFree reports whether any byte of the formerVolume is published as free.
+// isFree reports whether any byte of the former volume is published as free.
 func (g formerVolume) isFree(status *diskv1alpha1.NodeDiskCapacityStatus) bool {
 	for _, e := range of(status, g.disk).Free {
 		if e.Start < g.start+g.length && g.start < e.Start+e.Length {

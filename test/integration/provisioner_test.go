@@ -165,7 +165,7 @@ func givenBackSlowly(t *testing.T, p *provisioning) {
 func refusedClaims(t *testing.T, p *provisioning) {
 	p.node(t, "prov-a", 10)
 	p.class(t, "tape", func(c *storagev1.StorageClass) { c.Parameters[diskv1alpha1.AttributeClass] = "tape" })
-	p.class(t, "misspelt", func(c *storagev1.StorageClass) { c.Parameters["kind"] = "ssd" })
+	p.class(t, "misspelled", func(c *storagev1.StorageClass) { c.Parameters["kind"] = "ssd" })
 	p.scheduler(t, false)
 	tests := map[string]struct {
 		class  string
@@ -184,8 +184,8 @@ func refusedClaims(t *testing.T, p *provisioning) {
 		"selector": {"ssd", func(pvc *corev1.PersistentVolumeClaim) {
 			pvc.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"a": "b"}}
 		}, "selector is set"},
-		"tape":     {"tape", nil, `StorageClass tape: DiskClass "tape" does not exist: there are ssd`},
-		"misspelt": {"misspelt", nil, `StorageClass misspelt: unknown parameter "kind"`},
+		"tape":       {"tape", nil, `StorageClass tape: DiskClass "tape" does not exist: there are ssd`},
+		"misspelled": {"misspelled", nil, `StorageClass misspelled: unknown parameter "kind"`},
 		"too large": {"ssd", func(pvc *corev1.PersistentVolumeClaim) {
 			pvc.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("5Ei")
 		}, "no disk is larger"},
@@ -392,14 +392,14 @@ func (p *provisioning) kubeletExpands(t *testing.T, name string) {
 }
 
 // growsAsFarAsPossible: what cannot be had is said with a figure, may be lowered to it, and
-// is tried again when the neighbour is gone.
+// is tried again when the neighbor is gone.
 func growsAsFarAsPossible(t *testing.T, p *provisioning) {
 	n := p.node(t, "prov-a", 10)
 	p.scheduler(t, false)
 	_, first := p.served(t, "first", "2Gi", "prov-a", false)
 	p.realize(t, n, first.Name)
-	_, neighbour := p.served(t, "neighbour", "2Gi", "prov-a", false)
-	p.realize(t, n, first.Name, neighbour.Name)
+	_, neighbor := p.served(t, "neighbor", "2Gi", "prov-a", false)
+	p.realize(t, n, first.Name, neighbor.Name)
 
 	p.resize(t, "first", "3Gi")
 	pvc := p.until(t, "first", func(pvc *corev1.PersistentVolumeClaim) bool {
@@ -410,10 +410,10 @@ func growsAsFarAsPossible(t *testing.T, p *provisioning) {
 	}
 	p.said(t, "first", "VolumeResizeFailed", "the volume cannot grow to 3Gi where it is: nothing is free behind it")
 
-	p.resize(t, "neighbour", "20Gi")
-	p.said(t, "neighbour", "VolumeResizeFailed", "the volume cannot grow to 20Gi where it is, to 8Gi at most")
-	p.resize(t, "neighbour", "8Gi")
-	pvc = p.until(t, "neighbour", func(pvc *corev1.PersistentVolumeClaim) bool {
+	p.resize(t, "neighbor", "20Gi")
+	p.said(t, "neighbor", "VolumeResizeFailed", "the volume cannot grow to 20Gi where it is, to 8Gi at most")
+	p.resize(t, "neighbor", "8Gi")
+	pvc = p.until(t, "neighbor", func(pvc *corev1.PersistentVolumeClaim) bool {
 		return hasCondition(pvc, corev1.PersistentVolumeClaimFileSystemResizePending)
 	})
 	if hasCondition(pvc, corev1.PersistentVolumeClaimControllerResizeError) {
@@ -421,17 +421,17 @@ func growsAsFarAsPossible(t *testing.T, p *provisioning) {
 	}
 
 	// More is refused, and what was granted goes on.
-	p.resize(t, "neighbour", "9Gi")
-	p.said(t, "neighbour", "VolumeResizeFailed", "the volume cannot grow to 9Gi where it is: nothing is free behind it")
-	if p.get(t, pvc, "neighbour"); pvc.Status.AllocatedResourceStatuses[corev1.ResourceStorage] != corev1.PersistentVolumeClaimNodeResizePending {
+	p.resize(t, "neighbor", "9Gi")
+	p.said(t, "neighbor", "VolumeResizeFailed", "the volume cannot grow to 9Gi where it is: nothing is free behind it")
+	if p.get(t, pvc, "neighbor"); pvc.Status.AllocatedResourceStatuses[corev1.ResourceStorage] != corev1.PersistentVolumeClaimNodeResizePending {
 		t.Errorf("the growth that was granted was forgotten: %+v", pvc.Status)
 	}
 
-	// The neighbour goes.
+	// The neighbor goes.
 	if err := p.client.Delete(t.Context(), pvc); err != nil {
 		t.Fatal(err)
 	}
-	p.release(t, n, neighbour.Name, first.Name)
+	p.release(t, n, neighbor.Name, first.Name)
 	p.until(t, "first", func(pvc *corev1.PersistentVolumeClaim) bool {
 		return pvc.Status.AllocatedResources.Storage().Cmp(resource.MustParse("3Gi")) == 0
 	})

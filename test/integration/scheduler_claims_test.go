@@ -29,7 +29,7 @@ func TestSchedulerClaims(t *testing.T) {
 		{"shared claim", sharedClaim},
 		{"retained volume", retainedVolume},
 		{"bad claims", badClaims},
-		{"unlabelled node", unlabelledNode},
+		{"unlabeled node", unlabeledNode},
 		{"long node name", longNodeName},
 		{"preemption", claimPreemption},
 		{"overcommit race", claimRace},
@@ -243,8 +243,8 @@ func badClaims(t *testing.T, s *schedulers) {
 		claim func(*corev1.PersistentVolumeClaimSpec)
 		says  string
 	}{
-		"misspelt": {func(c *storagev1.StorageClass) { c.Parameters["disk.berth.dev/kind"] = "ssd" }, nil, `unknown parameter "disk.berth.dev/kind"`},
-		"no-class": {func(c *storagev1.StorageClass) { c.Parameters[diskv1alpha1.AttributeClass] = "tape" }, nil, `DiskClass "tape" does not exist: there are ssd`},
+		"misspelled": {func(c *storagev1.StorageClass) { c.Parameters["disk.berth.dev/kind"] = "ssd" }, nil, `unknown parameter "disk.berth.dev/kind"`},
+		"no-class":   {func(c *storagev1.StorageClass) { c.Parameters[diskv1alpha1.AttributeClass] = "tape" }, nil, `DiskClass "tape" does not exist: there are ssd`},
 		"many": {nil, func(spec *corev1.PersistentVolumeClaimSpec) {
 			spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
 		}, "access mode ReadWriteMany is not possible"},
@@ -276,9 +276,9 @@ func badClaims(t *testing.T, s *schedulers) {
 	}
 }
 
-// unlabelledNode: where the kubelet does not know the driver's topology yet, a volume could
+// unlabeledNode: where the kubelet does not know the driver's topology yet, a volume could
 // never be used.
-func unlabelledNode(t *testing.T, s *schedulers) {
+func unlabeledNode(t *testing.T, s *schedulers) {
 	node := newSimNode(t, s.client, "sim-0", 10, diskv1alpha1.DriverName)
 	label := func(change func(map[string]string)) {
 		n := &corev1.Node{}
@@ -364,7 +364,7 @@ func claimPreemption(t *testing.T, s *schedulers) {
 // longNodeName: what stands for the node's name in its volumes is distinguished from the name of
 // another node, also by a scheduler that starts.
 func longNodeName(t *testing.T, s *schedulers) {
-	const name = "a-node-in-a-rack-of-a-data-centre-of-a-company-that-likes-long-names.example.com"
+	const name = "a-node-in-a-rack-of-a-data-center-of-a-company-that-likes-long-names.example.com"
 	node := newSimNode(t, s.client, name, 10, diskv1alpha1.DriverName)
 	followClaims(t, s.client, node)
 	s.pvc(t, "one", "ssd", 6)

@@ -172,17 +172,17 @@ func (i *impatient) RoundTrip(r *http.Request) (*http.Response, error) {
 		cancel()
 		return nil, err
 	}
-	response.Body = &cancelling{response.Body, cancel}
+	response.Body = &canceling{response.Body, cancel}
 	return response, nil
 }
 
-// cancelling ends the request's context with its body.
-type cancelling struct {
+// canceling ends the request's context with its body.
+type canceling struct {
 	io.ReadCloser
 	cancel context.CancelFunc
 }
 
-func (c *cancelling) Close() error {
+func (c *canceling) Close() error {
 	defer c.cancel()
 	return c.ReadCloser.Close()
 }

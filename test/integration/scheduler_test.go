@@ -282,13 +282,13 @@ func reasons(t *testing.T, s *schedulers) {
 
 	tape := diskPod("tape", 1)
 	tape.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeClass] = "tape"
-	misspelt := diskPod("misspelt", 1)
-	misspelt.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = "10Gib"
+	misspelled := diskPod("misspelled", 1)
+	misspelled.Spec.Volumes[0].CSI.VolumeAttributes[diskv1alpha1.AttributeSize] = "10Gib"
 	unknown := diskPod("unknown", 1)
 	unknown.Spec.Volumes[0].CSI.VolumeAttributes["disk.berth.dev/sise"] = "1Gi"
-	s.create(t, tape, misspelt, unknown)
+	s.create(t, tape, misspelled, unknown)
 	s.waitEvent(t, "tape", `volume "data": DiskClass "tape" does not exist: there are ssd`)
-	s.waitEvent(t, "misspelt", `attribute disk.berth.dev/size is "10Gib", which is not a size`)
+	s.waitEvent(t, "misspelled", `attribute disk.berth.dev/size is "10Gib", which is not a size`)
 	s.waitEvent(t, "unknown", `unknown attribute "disk.berth.dev/sise"`)
 	// The class appears, and the pod is woken, and its event says that no disk has it.
 	s.class(t, "tape")

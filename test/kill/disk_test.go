@@ -32,13 +32,13 @@ const (
 var (
 	volumeExtent = extent.New(4*mib, 8*mib)  // the volume
 	grownExtent  = extent.New(4*mib, 12*mib) // the volume after it has grown
-	// neighbourExtent is a volume that exists all the time, on disks that have one.
-	neighbourExtent = extent.New(20*mib, 4*mib)
+	// neighborExtent is a volume that exists all the time, on disks that have one.
+	neighborExtent = extent.New(20*mib, 4*mib)
 )
 
 const (
 	partition     = "a0000000-0000-5000-8000-00000000000a"
-	neighbourGUID = "b0000000-0000-5000-8000-00000000000b"
+	neighborGUID = "b0000000-0000-5000-8000-00000000000b"
 )
 
 // loopDisk is a disk: a loop device over a sparse file.
@@ -153,7 +153,7 @@ func blankImage(t *testing.T) string {
 }
 
 // fullImage is a disk of ours without free partition numbers: foreign partitions have them. It has one volume, with a
-// neighbour's data.
+// neighbor's data.
 func fullImage(t *testing.T) string {
 	t.Helper()
 	image := sparse(t, headBytes+disk.MetaEntry*mib)
@@ -174,14 +174,14 @@ func fullImage(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := d.Create(t.Context(), disk.CreateOptions{Partition: neighbourGUID, Extent: neighbourExtent, Raw: true})
+	v, err := d.Create(t.Context(), disk.CreateOptions{Partition: neighborGUID, Extent: neighborExtent, Raw: true})
 	if err != nil || v.Index != disk.MetaEntry+1 {
-		t.Fatalf("the neighbour: %+v, %v", v, err)
+		t.Fatalf("the neighbor: %+v, %v", v, err)
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	fillWithData(t, image, neighbourExtent)
+	fillWithData(t, image, neighborExtent)
 	return image
 }
 

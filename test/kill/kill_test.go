@@ -50,7 +50,7 @@ func TestKillAtEverySystemCall(t *testing.T) {
 	}{
 		// Begins with the blank disk. The volume is a partition.
 		{"first partition", blankImage, []int{512, 4096}},
-		// The volume is a loop device, beside a neighbour's.
+		// The volume is a loop device, beside a neighbor's.
 		{"above the partitions", fullImage, []int{512}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

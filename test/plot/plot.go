@@ -9,8 +9,8 @@ import (
 	"path/filepath"
 )
 
-// colours of the lines, which colour-blind readers can distinguish, too.
-var colours = []string{"#000000", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"}
+// colors of the lines, which color-blind readers can distinguish, too.
+var colors = []string{"#000000", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"}
 
 // Plot is a diagram of lines over one axis.
 type Plot struct {
@@ -64,11 +64,11 @@ func (p *Plot) SVG() []byte {
 	fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="middle">%s</text>`+"\n", (left+width-right)/2, height-10, p.X)
 	fmt.Fprintf(&b, `<text x="16" y="%d" text-anchor="middle" transform="rotate(-90 16 %d)">%s</text>`+"\n", (top+height-bottom)/2, (top+height-bottom)/2, p.Y)
 	for i, l := range p.Lines {
-		colour, dash := colours[i%len(colours)], ""
+		color, dash := colors[i%len(colors)], ""
 		if i == 0 {
 			dash = ` stroke-dasharray="6 4"`
 		}
-		fmt.Fprintf(&b, `<path fill="none" stroke="%s" stroke-width="1.6"%s d="`, colour, dash)
+		fmt.Fprintf(&b, `<path fill="none" stroke="%s" stroke-width="1.6"%s d="`, color, dash)
 		for j := range l.Xs {
 			command := "L"
 			if j == 0 {
@@ -79,7 +79,7 @@ func (p *Plot) SVG() []byte {
 		fmt.Fprintf(&b, `"/>`+"\n")
 		y := top + 10 + 20*i
 		fmt.Fprintf(&b, `<path d="M%d %dh24" stroke="%s" stroke-width="2"%s/><text x="%d" y="%d">%s</text>`+"\n",
-			width-right+14, y, colour, dash, width-right+44, y+4, l.Name)
+			width-right+14, y, color, dash, width-right+44, y+4, l.Name)
 	}
 	b.WriteString("</svg>\n")
 	return b.Bytes()

@@ -278,8 +278,8 @@ func TestVolumesOfTheScheduler(t *testing.T) {
 		return volume(change, "csi", map[string]any{"driver": "other.example.com", "volumeHandle": "v"})
 	}
 	host := volume(nil, "hostPath", map[string]any{"path": "/etc"})
-	labelled := other(nil)
-	labelled.SetLabels(map[string]string{"a": "b"})
+	labeled := other(nil)
+	labeled.SetLabels(map[string]string{"a": "b"})
 	held := other(nil)
 	held.SetFinalizers([]string{"kubernetes.io/pv-protection"})
 	noted := other(map[string]any{"claimRef": map[string]any{"name": "data"}})
@@ -303,7 +303,7 @@ func TestVolumesOfTheScheduler(t *testing.T) {
 		"gives it another class":          {other(map[string]any{"storageClassName": "c"}), other(nil), "0"},
 		"gives it other mount options":    {other(map[string]any{"mountOptions": []any{"suid"}}), other(nil), "0"},
 		"gives it another access mode":    {other(map[string]any{"accessModes": []any{"ReadWriteMany"}}), other(nil), "0"},
-		"labels one of another driver":    {labelled, other(nil), "0"},
+		"labels one of another driver":    {labeled, other(nil), "0"},
 		"finalizes one of another driver": {other(nil), held, "0"},
 	} {
 		t.Run(name, func(t *testing.T) {

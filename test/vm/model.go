@@ -9,13 +9,13 @@ import (
 
 // model is what a disk must hold, by what the guest has acknowledged.
 type model struct {
-	volumes map[string]*modelled // by partition
-	steps   int                  // that were acknowledged
-	open    int                  // that were announced and not acknowledged when the power was cut
+	volumes map[string]*modeled // by partition
+	steps   int                 // that were acknowledged
+	open    int                 // that were announced and not acknowledged when the power was cut
 }
 
-// modelled is one volume. Each step of it is not begun, announced or done.
-type modelled struct {
+// modeled is one volume. Each step of it is not begun, announced or done.
+type modeled struct {
 	start, length, grown         int64 // grown: the length that was announced, or 0
 	create, format, fill, wiping progress
 }
@@ -28,7 +28,7 @@ const (
 	done
 )
 
-func newModel() *model { return &model{volumes: map[string]*modelled{}} }
+func newModel() *model { return &model{volumes: map[string]*modeled{}} }
 
 // take notes a step.
 func (m *model) take(s wire.Step) {
@@ -39,7 +39,7 @@ func (m *model) take(s wire.Step) {
 	}
 	v := m.volumes[s.Partition]
 	if v == nil {
-		v = &modelled{start: s.Start, length: s.Length}
+		v = &modeled{start: s.Start, length: s.Length}
 		m.volumes[s.Partition] = v
 	}
 	switch s.Do {
@@ -100,12 +100,12 @@ func (m *model) check(s wire.State) (whole []string, err error) {
 	return whole, errors.Join(wrong...)
 }
 
-func (v *modelled) unacknowledged() bool {
+func (v *modeled) unacknowledged() bool {
 	return v.create == announced || v.format == announced || v.fill == announced || v.wiping == announced || v.grown != 0
 }
 
 // became returns an error unless the volume may be in the state found, and adopts that state.
-func (v *modelled) became(f wire.Found) error {
+func (v *modeled) became(f wire.Found) error {
 	if f.Start != v.start || f.Length != v.length && (f.Length != v.grown || v.grown == 0) {
 		return fmt.Errorf("it is at %d, %d bytes long; it was made at %d, with %d", f.Start, f.Length, v.start, v.length)
 	}
