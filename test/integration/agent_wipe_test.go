@@ -126,8 +126,8 @@ func (n *node) filled(name string, d *testDisk, class string, size int64) (*core
 	return pod, g
 }
 
-// freeProof looks into the raw files behind the disks whenever the agent is about to publish a former volume as free. The
-// publication passes only after that.
+// freeProof looks into the raw files behind the disks whenever the agent is about to publish a former volume as free.
+// The publication passes only after that.
 type freeProof struct {
 	t    *testing.T
 	next http.RoundTripper
@@ -474,9 +474,9 @@ func (n *node) showsProgress(pod *corev1.Pod) {
 	})
 }
 
-// TestAgentWipeProofByHand deletes objects of the API by hand in the middle of things: a pod while its volume is mounted
-// and full, a PersistentVolume with and without its finalizer, and the NodeDiskCapacity. It asserts that nothing becomes
-// free that was not wiped.
+// TestAgentWipeProofByHand deletes objects of the API by hand in the middle of things: a pod while its volume is
+// mounted and full, a PersistentVolume with and without its finalizer, and the NodeDiskCapacity. It asserts that
+// nothing becomes free that was not wiped.
 func TestAgentWipeProofByHand(t *testing.T) {
 	n := newNode(t, 256*mib)
 	d := n.disks[0]

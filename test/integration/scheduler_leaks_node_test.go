@@ -23,8 +23,8 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
-// steppedNode is a node whose agent works only when it is asked to: a stale publisher as long as the history wants. What
-// it does with pods and PersistentVolumes is what the agent does, with the kubelet's part of the end of a pod.
+// steppedNode is a node whose agent works only when it is asked to: a stale publisher as long as the history wants.
+// What it does with pods and PersistentVolumes is what the agent does, with the kubelet's part of the end of a pod.
 type steppedNode struct {
 	name   string
 	client client.Client
@@ -269,7 +269,8 @@ func (n *steppedNode) finish(
 	return ended, nil
 }
 
-// goneOrChanged reports whether a write was done, or failed because its object is gone or was changed by another client.
+// goneOrChanged reports whether a write was done, or failed because its object is gone or was changed by another
+// client.
 func goneOrChanged(err error) bool {
 	return err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) ||
 		apierrors.IsAlreadyExists(err) || apierrors.IsInvalid(err)

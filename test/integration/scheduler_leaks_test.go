@@ -40,9 +40,9 @@ const (
 	restPatience = 3 * time.Minute
 )
 
-// TestSchedulerLeaks makes histories happen between the scheduler and an API server behind a faulty proxy. After each it
-// asserts that what the ledger withholds is what the API server says, to the byte, and that it remembers nothing else:
-// once when the scheduler has come to rest, once without what could not be placed, and once when all is deleted.
+// TestSchedulerLeaks makes histories happen between the scheduler and an API server behind a faulty proxy. After each
+// it asserts that what the ledger withholds is what the API server says, to the byte, and that it remembers nothing
+// else: once when the scheduler has come to rest, once without what could not be placed, and once when all is deleted.
 func TestSchedulerLeaks(t *testing.T) {
 	s := leakPlane(t)
 	if value := os.Getenv(leakSeed); value != "" {

@@ -297,7 +297,7 @@ func nodeRecreated(t *testing.T, a *agents) {
 			}
 		}
 	}
-	// As docs/operate/nodes.md has it of volumes of nodes that are gone.
+	// As docs/operate/nodes.md says about volumes of nodes that are gone.
 	for _, o := range []client.Object{third, pvc, pv} {
 		if err := a.client.Delete(t.Context(), o); err != nil {
 			t.Fatal(err)
