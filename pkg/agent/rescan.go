@@ -107,7 +107,7 @@ func (r *retries) next(wanted bool) (after time.Duration, change bool) {
 // fired is called when the retry's time has come.
 func (r *retries) fired() { r.scheduled = false }
 
-// resettableTimer is a timer that can be set and cancelled.
+// resettableTimer is a timer that can be set and canceled.
 type resettableTimer struct {
 	*time.Timer
 }

@@ -29,7 +29,7 @@ func TestServiceReports(t *testing.T) {
 	})
 	for i, step := range []struct {
 		disks []discovery.Disk
-		tells string
+		event string
 	}{
 		{[]discovery.Disk{serves, other}, ""},
 		{[]discovery.Disk{gone, other}, "DiskOutOfService disk a (sda)"},
@@ -41,8 +41,8 @@ func TestServiceReports(t *testing.T) {
 	} {
 		events = nil
 		s.report(step.disks, 0)
-		if got := strings.Join(events, "; "); (step.tells == "") != (got == "") || !strings.HasPrefix(got, step.tells) || len(events) > 1 {
-			t.Errorf("step %d tells %q, want %q", i, got, step.tells)
+		if got := strings.Join(events, "; "); (step.event == "") != (got == "") || !strings.HasPrefix(got, step.event) || len(events) > 1 {
+			t.Errorf("step %d reports %q, want %q", i, got, step.event)
 		}
 	}
 	if !slices.Equal(s.labels["a"], []string{"a", "sda", "ssd"}) {

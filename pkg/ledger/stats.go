@@ -67,7 +67,7 @@ func (l *Ledger) Stats() Stats {
 			c := stats.Classes[d.Class]
 			largest, total := d.Free.Largest().Len(), d.Free.Total()
 			c.Disks++
-			// Disks of a class need not be neighbours: a node counts at its first one.
+			// Disks of a class need not be neighbors: a node counts at its first one.
 			if !slices.ContainsFunc(s.Node.Disks[:i], func(other placement.Disk) bool { return other.Class == d.Class }) {
 				c.Nodes++
 			}

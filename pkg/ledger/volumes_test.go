@@ -296,7 +296,7 @@ func TestGrow(t *testing.T) {
 		lengthGiB, possibleGiB int64
 		granted                bool
 	}
-	neighbour := func(l *Ledger) { l.SetVolume("other", "n1", Record{"part-o", "disk-n1", span(6, 2)}) }
+	neighbor := func(l *Ledger) { l.SetVolume("other", "n1", Record{"part-o", "disk-n1", span(6, 2)}) }
 	tests := map[string]struct {
 		before func(l *Ledger)
 		step   step
@@ -306,8 +306,8 @@ func TestGrow(t *testing.T) {
 		"more than the disk":            {func(*Ledger) {}, step{9, 8, false}, []extent.Extent{span(0, 2), span(5, 5)}},
 		"what it has":                   {func(*Ledger) {}, step{3, 8, true}, []extent.Extent{span(0, 2), span(5, 5)}},
 		"less than it has":              {func(*Ledger) {}, step{1, 8, true}, []extent.Extent{span(0, 2), span(5, 5)}},
-		"up to the neighbour":           {neighbour, step{4, 4, true}, []extent.Extent{span(0, 2), span(8, 2)}},
-		"into the neighbour":            {neighbour, step{5, 4, false}, []extent.Extent{span(0, 2), span(5, 1), span(8, 2)}},
+		"up to the neighbor":            {neighbor, step{4, 4, true}, []extent.Extent{span(0, 2), span(8, 2)}},
+		"into the neighbor":             {neighbor, step{5, 4, false}, []extent.Extent{span(0, 2), span(5, 1), span(8, 2)}},
 		"of a volume that is published": {func(l *Ledger) { disk10(l, "n1", 2, Allocation{Partition: "part-a", Extent: span(4, 3)}) }, step{5, 6, true}, []extent.Extent{span(0, 4), span(9, 1)}},
 		"on a node that publishes nothing": {func(l *Ledger) {
 			disk10(l, "n1", 2)

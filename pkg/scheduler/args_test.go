@@ -27,7 +27,7 @@ func TestArguments(t *testing.T) {
 	}{
 		"syncTimeout: none":               {diskcapacity.Name, "", time.Second, ""},
 		"syncTimeout: set":                {diskcapacity.Name, "{syncTimeout: 300ms}", 300 * time.Millisecond, ""},
-		"syncTimeout: misspelt":           {diskcapacity.Name, "{syncTimout: 300ms}", nil, `unknown field "syncTimout"`},
+		"syncTimeout: misspelled":         {diskcapacity.Name, "{syncTimout: 300ms}", nil, `unknown field "syncTimout"`},
 		"syncTimeout: not a duration":     {diskcapacity.Name, "{syncTimeout: soon}", nil, "invalid duration"},
 		"syncTimeout: of another kind":    {diskcapacity.Name, "{kind: NodeAffinityArgs}", nil, "DiskCapacityArgs"},
 		"syncTimeout: negative":           {diskcapacity.Name, "{syncTimeout: -1s}", nil, "syncTimeout is -1s"},
@@ -36,7 +36,7 @@ func TestArguments(t *testing.T) {
 		"claims: none":                    {volumebinding.Name, "", claims{600, 250 * time.Millisecond}, ""},
 		"claims: set":                     {volumebinding.Name, "{bindTimeoutSeconds: 60, controllerPatience: 10m}", claims{60, 10 * time.Minute}, ""},
 		"claims: no patience":             {volumebinding.Name, "{controllerPatience: 0s}", claims{600, 0}, ""},
-		"claims: misspelt":                {volumebinding.Name, "{bindTimeout: 60s}", nil, `unknown field "bindTimeout"`},
+		"claims: misspelled":              {volumebinding.Name, "{bindTimeout: 60s}", nil, `unknown field "bindTimeout"`},
 		"claims: a duration":              {volumebinding.Name, "{bindTimeoutSeconds: 60s}", nil, "bindTimeoutSeconds"},
 		"claims: negative timeout":        {volumebinding.Name, "{bindTimeoutSeconds: -1}", nil, "bindTimeoutSeconds is -1"},
 		"claims: negative patience":       {volumebinding.Name, "{controllerPatience: -1s}", nil, "controllerPatience is -1s"},

@@ -16,7 +16,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// VolumeInformer watches the PersistentVolumes that are labelled for the node.
+// VolumeInformer watches the PersistentVolumes that are labeled for the node.
 func (c *Client) VolumeInformer() cache.SharedIndexInformer {
 	selector := labels.SelectorFromSet(labels.Set{diskv1alpha1.LabelNode: diskv1alpha1.NodeLabel(c.node)})
 	lw := cache.NewFilteredListWatchFromClient(c.core, volumes, metav1.NamespaceAll, func(o *metav1.ListOptions) {

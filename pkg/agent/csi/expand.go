@@ -54,7 +54,7 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *csispec.NodeExpandVolume
 			if err := filesystem.MayGrowUnmounted(v.Device); err != nil {
 				return errWithCode(codes.FailedPrecondition, "volume %s has its new size, its file system cannot have it: %v", r.VolumeId, err)
 			}
-			return errWithCode(codes.FailedPrecondition, "volume %s has its new size, its file system has not: it grows when the volume is next mounted, so delete the pod and let it start again: %v", r.VolumeId, err)
+			return errWithCode(codes.FailedPrecondition, "volume %s has its new size, its file system has not: it grows when the volume is next mounted, so delete the pod and start it again: %v", r.VolumeId, err)
 		}
 		return err
 	})

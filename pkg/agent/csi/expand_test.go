@@ -179,7 +179,7 @@ func TestDamagedDoesNotGrow(t *testing.T) {
 	debugfs("set_inode_field b block[0] " + said[len(said)-1])
 	v.grow(200 * mib)
 	if mayGrowMounted(t) {
-		testenv.SkipUnfit(t, "with CAP_SYS_RESOURCE the kernel lets it grow mounted, and it is not checked before")
+		testenv.SkipUnfit(t, "with CAP_SYS_RESOURCE the kernel permits it to grow mounted, and it is not checked before")
 	}
 	// The errors found by the check before the growth keep it from being mounted, now and later.
 	for range 2 {
@@ -334,7 +334,7 @@ func TestTooFar(t *testing.T) {
 	v.checkCode("stage", v.stage(), codes.OK)
 	v.read(v.staging)
 	if mayGrowMounted(t) {
-		t.Log("with CAP_SYS_RESOURCE the kernel lets it grow while it is mounted")
+		t.Log("with CAP_SYS_RESOURCE the kernel permits it to grow while it is mounted")
 	} else {
 		err := v.expand(v.staging)
 		v.checkCode("expand", err, codes.FailedPrecondition)

@@ -174,7 +174,7 @@ func TestWipeIsResumed(t *testing.T) {
 }
 
 // TestWipeRate asserts that all wipes of a disk together stay within the rate, and that a waiting wipe can be
-// cancelled.
+// canceled.
 func TestWipeRate(t *testing.T) {
 	const rate = 100 * mib
 	l := initialized(t, 64*mib, 512)

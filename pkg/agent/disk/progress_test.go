@@ -303,7 +303,7 @@ func TestOpenWhileWiping(t *testing.T) {
 }
 
 // TestPowerCutsInProgress asserts that a note survives every power cut while the progress of the volume's wipe, or of
-// its neighbour's, is written. What is read is the old slot or the new one.
+// its neighbor's, is written. What is read is the old slot or the new one.
 func TestPowerCutsInProgress(t *testing.T) {
 	random := rand.New(rand.NewPCG(11, 12))
 	for _, l := range crashLayouts(t) {

@@ -296,7 +296,7 @@ func (s *soak) wipe() (soakOperation, bool) {
 	}}, true
 }
 
-// interruptWipe is cancelled as soon as something of the volume was overwritten.
+// interruptWipe is canceled as soon as something of the volume was overwritten.
 func (s *soak) cutWipe() (soakOperation, bool) {
 	v := s.pickVolume(func(v *soakVolume) bool { return v.mounted == "" })
 	if v == nil {

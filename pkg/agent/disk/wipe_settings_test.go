@@ -64,7 +64,7 @@ func TestWipeSettings(t *testing.T) {
 	short, cancel := context.WithCancel(ctx)
 	cancel()
 	if _, err := d.Wipe(short, guidB, WipeOptions{Policy: WipeSecureDiscard}); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled from the start: %v", err)
+		t.Errorf("canceled from the start: %v", err)
 	}
 	cut, stop := context.WithCancel(ctx)
 	if _, err := d.Wipe(cut, guidB, WipeOptions{Policy: WipeSecureDiscard, Progress: func(int64) { stop() }}); !errors.Is(err, context.Canceled) {

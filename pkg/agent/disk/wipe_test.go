@@ -88,7 +88,7 @@ func TestMethods(t *testing.T) {
 					t.Fatal(err)
 				}
 				if e := extentMiB(3, 10); !allZero(raw[e.Start:e.End]) || bytes.Count(raw, []byte("kept")) != 10 {
-					t.Error("not zero, or its neighbours are gone")
+					t.Error("not zero, or its neighbors are gone")
 				}
 			})
 		})
@@ -133,10 +133,10 @@ func TestMethodsInOrder(t *testing.T) {
 		return overwrite(d, off, n)
 	}})
 	if err := wipeVolume(stopped, d, guidA); !errors.Is(err, context.Canceled) {
-		t.Fatalf("a cancelled wipe: %v", err)
+		t.Fatalf("a canceled wipe: %v", err)
 	}
 	if n := countCanaries(t, l); n == 0 || int64(n) == 10*mib/8 {
-		t.Fatalf("a cancelled wipe left %d canaries", n)
+		t.Fatalf("a canceled wipe left %d canaries", n)
 	}
 	// And cut short by a restart.
 	d.Close()

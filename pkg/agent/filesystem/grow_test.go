@@ -82,7 +82,7 @@ func TestLimitIsNeeded(t *testing.T) {
 	image := withFile(t, 64*mib, "-b4096")
 	testenv.Resize(t, image, 100*gib)
 	if !destroys(t, image) {
-		testenv.SkipUnfit(t, "this resize2fs lets 64Mi grow to 100Gi unharmed")
+		testenv.SkipUnfit(t, "this resize2fs can grow 64Mi to 100Gi unharmed")
 	}
 }
 

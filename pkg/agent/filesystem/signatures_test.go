@@ -105,7 +105,7 @@ func TestOldLabels(t *testing.T) {
 					} else if len(before) > 0 {
 						known.Add(1)
 					} else {
-						t.Log("libblkid does not recognise this label: it wants more of it")
+						t.Log("libblkid does not recognize this label: it wants more of it")
 					}
 					// xfs refuses to mount two file systems of one UUID at the same time.
 					unique := Volume{Device: device, UUID: string(uuid.NewUUID())}
@@ -131,9 +131,9 @@ func TestOldLabels(t *testing.T) {
 			}
 		}
 	})
-	recognised := int(known.Load()) / 2
-	t.Logf("%d of %d labels are known to libblkid", recognised, len(labels))
-	if recognised < 40 {
-		t.Errorf("only %d labels are recognised: the table does not show what it is to show", recognised)
+	recognized := int(known.Load()) / 2
+	t.Logf("%d of %d labels are known to libblkid", recognized, len(labels))
+	if recognized < 40 {
+		t.Errorf("only %d labels are recognized: the table does not show what it is to show", recognized)
 	}
 }

@@ -172,7 +172,7 @@ func findFileSystem(ctx context.Context, d disk.Snapshot, v disk.Volume) (string
 		fsType, err = signature.FileSystemAt(ctx, d.Path, v.Extent.Start, v.Extent.Len(), diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS)
 	}
 	if err != nil || fsType == "" || diskv1alpha1.ValidateFSType(fsType) != nil {
-		return "", fmt.Errorf("no file system is recognised (%q): repair it first, or write its manifest by hand", fsType)
+		return "", fmt.Errorf("no file system is recognized (%q): repair it first, or write its manifest by hand", fsType)
 	}
 	return fsType, nil
 }

@@ -90,7 +90,7 @@ func TestVolumes(t *testing.T) {
 			testenv.RemovePartitions(t, path)
 		}
 		volumes, err := Volumes(t.Context(), options(path))
-		if err == nil || !strings.Contains(err.Error(), uuidOf("4")) || !strings.Contains(err.Error(), "no file system is recognised") {
+		if err == nil || !strings.Contains(err.Error(), uuidOf("4")) || !strings.Contains(err.Error(), "no file system is recognized") {
 			t.Errorf("of a volume without its file system: %v", err)
 		}
 		var names []string

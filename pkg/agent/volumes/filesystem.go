@@ -23,7 +23,7 @@ func fileSystemOn(ctx context.Context, device string) (string, error) {
 		return "", fmt.Errorf("cannot read what file system %s holds: %w", device, err)
 	}
 	if diskv1alpha1.ValidateFSType(fsType) != nil || fsType == "" {
-		return "", fmt.Errorf("%s was formatted, but has no file system that can be recognised; it is not formatted again, because it may hold data", device)
+		return "", fmt.Errorf("%s was formatted, but has no file system that can be recognized; it is not formatted again, because it may hold data", device)
 	}
 	return fsType, nil
 }

@@ -127,7 +127,7 @@ func (p *persistentController) onVolume(object any) {
 	p.node.changed()
 }
 
-// onVolumeGone handles a PersistentVolume that is gone, or is not labelled for this node any more.
+// onVolumeGone handles a PersistentVolume that is gone, or is not labeled for this node any more.
 func (p *persistentController) onVolumeGone(object any) {
 	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = gone.Obj

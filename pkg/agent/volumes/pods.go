@@ -70,7 +70,7 @@ func stripPod(object any) (any, error) {
 }
 
 // partitionsOf maps the partitions that the pod's volumes have, or would have, to their CSI volume IDs. Unlike
-// request.FromPod it reads every pod: an existing volume must be recognised even if it would not be made today.
+// request.FromPod it reads every pod: an existing volume must be recognized even if it would not be made today.
 func partitionsOf(pod *corev1.Pod) map[string]string {
 	partitions := map[string]string{}
 	for _, v := range pod.Spec.Volumes {

@@ -48,7 +48,7 @@ func (a *DiskCapacityArgs) Validate() error {
 
 // AddArgsToScheme registers the arguments under the external and the internal version of the scheduler's configuration.
 // One Go type is used for both, so that no conversion has to be generated. Registered arguments are decoded strictly: a
-// misspelt field is an error when the scheduler starts.
+// misspelled field is an error when the scheduler starts.
 func AddArgsToScheme(scheme *runtime.Scheme) error {
 	internal := configv1.SchemeGroupVersion
 	internal.Version = runtime.APIVersionInternal

@@ -634,7 +634,7 @@ func TestNominatedWithClaim(t *testing.T) {
 	}
 }
 
-func TestUnlabelledNode(t *testing.T) {
+func TestUnlabeledNode(t *testing.T) {
 	b := newBench(t, nil, "n1")
 	b.storageClass(t, "ssd", nil)
 	b.publish(t, "n1", 5)
@@ -679,9 +679,9 @@ func TestNarrowedClaims(t *testing.T) {
 			t.Errorf("%s: tried on %d nodes", name, len(names))
 		}
 	}
-	unlabelled := b.node("n0003").Node().DeepCopy()
-	unlabelled.Labels = nil
-	if err := b.factory.Core().V1().Nodes().Informer().GetIndexer().Update(unlabelled); err != nil {
+	unlabeled := b.node("n0003").Node().DeepCopy()
+	unlabeled.Labels = nil
+	if err := b.factory.Core().V1().Nodes().Informer().GetIndexer().Update(unlabeled); err != nil {
 		t.Fatal(err)
 	}
 	if _, names := b.triedOn(t, claimPod("a", "open")); slices.Contains(names, "n0003") || len(names) != narrowTo {
