@@ -24,7 +24,7 @@ import (
 // Volumes of the disk in these tests. The neighbor exists before, stays mounted and must not change. The other two
 // live their lives.
 const (
-	neighbor = "a0000000-0000-5000-8000-00000000000a"
+	neighbor  = "a0000000-0000-5000-8000-00000000000a"
 	fsVolume  = "b0000000-0000-5000-8000-00000000000b"
 	rawVolume = "c0000000-0000-5000-8000-00000000000c"
 
@@ -34,7 +34,7 @@ const (
 )
 
 var (
-	neighborAt = extent.New(2*mib, 8*mib)
+	neighborAt  = extent.New(2*mib, 8*mib)
 	fsVolumeAt  = extent.New(10*mib, fsVolumeSize)
 	grownAt     = extent.New(10*mib, fsVolumeGrown)
 	rawVolumeAt = extent.New(30*mib, 2*mib)
@@ -54,7 +54,7 @@ type node struct {
 	beside         string // where the neighbor is mounted
 	// The neighbor as it was, and the free space as it was.
 	neighbor Digest
-	free      extent.Set
+	free     extent.Set
 	// resized: a resize2fs of the living volume's file system was begun.
 	resized bool
 	// healed: the disk does not fail any more. Before that, e2fsck -y could go on for ever.
