@@ -153,6 +153,11 @@ func (l *Ledger) validatePlaces() error {
 	if recorded != 0 {
 		return fmt.Errorf("there are %d more records than are found by partition", recorded)
 	}
+	return l.validatePublishedBy()
+}
+
+// validatePublishedBy compares the nodes that publish each partition with the capacities. The lock is held.
+func (l *Ledger) validatePublishedBy() error {
 	by := map[string][]*node{}
 	l.nodes.Range(func(_, value any) bool {
 		n := value.(*node)

@@ -34,7 +34,7 @@ const (
 )
 
 // holderOf is the ledger's holder of a claim's place until its PersistentVolume exists. Pods are held by their UIDs.
-func holderOf(claim types.UID) string { return "claim/" + string(claim) }
+func holderOf(uid types.UID) string { return "claim/" + string(uid) }
 
 // syncUnbound does the next step for a claim of ours without a volume.
 func (c *Controllers) syncUnbound(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) error {

@@ -85,11 +85,11 @@ func TestArguments(t *testing.T) {
 
 // TestUnregisteredArguments asserts that a plugin does not start with arguments of a type that no scheme knows.
 func TestUnregisteredArguments(t *testing.T) {
-	for name, make := range map[string]func() error{
+	for name, build := range map[string]func() error{
 		diskcapacity.Name:  func() error { _, err := diskcapacity.New(t.Context(), &runtime.Unknown{}, nil); return err },
 		volumebinding.Name: func() error { _, err := volumebinding.New(t.Context(), &runtime.Unknown{}, nil); return err },
 	} {
-		if err := make(); err == nil || !strings.Contains(err.Error(), "are *runtime.Unknown") || !strings.Contains(err.Error(), "Options") {
+		if err := build(); err == nil || !strings.Contains(err.Error(), "are *runtime.Unknown") || !strings.Contains(err.Error(), "Options") {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}

@@ -103,13 +103,13 @@ func (c *Cluster) startEtcd(ctx context.Context) (endpoint string, err error) {
 		}
 		urls[i] = fmt.Sprintf("http://%s:%d", loopback, port)
 	}
-	client, peer := urls[0], urls[1]
+	clientURL, peerURL := urls[0], urls[1]
 	p, err := c.run("etcd", filepath.Join(c.bin, "etcd"),
 		"--name=berth",
 		"--data-dir="+filepath.Join(c.state.Dir, "etcd"),
-		"--listen-client-urls="+client, "--advertise-client-urls="+client,
-		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer,
-		"--initial-cluster=berth="+peer,
+		"--listen-client-urls="+clientURL, "--advertise-client-urls="+clientURL,
+		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL,
+		"--initial-cluster=berth="+peerURL,
 		// The data is thrown away with the cluster.
 		"--unsafe-no-fsync",
 		"--log-level=warn",
@@ -117,8 +117,8 @@ func (c *Cluster) startEtcd(ctx context.Context) (endpoint string, err error) {
 	if err != nil {
 		return "", err
 	}
-	return client, waitFor(ctx, p, func(ctx context.Context) error {
-		return get(ctx, http.DefaultClient, client+"/health")
+	return clientURL, waitFor(ctx, p, func(ctx context.Context) error {
+		return get(ctx, http.DefaultClient, clientURL+"/health")
 	})
 }
 
@@ -241,12 +241,12 @@ func (c *Cluster) StopControllerManager() error {
 }
 
 // get succeeds when the URL answers 200.
-func get(ctx context.Context, client *http.Client, url string) error {
+func get(ctx context.Context, by *http.Client, url string) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	response, err := client.Do(request)
+	response, err := by.Do(request)
 	if err != nil {
 		return err
 	}

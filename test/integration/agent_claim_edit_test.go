@@ -177,7 +177,7 @@ func TestAgentClaimManifests(t *testing.T) {
 	n.orphans(2)
 
 	// Beside the running agent.
-	print := func(arguments ...string) []*corev1.PersistentVolume {
+	manifests := func(arguments ...string) []*corev1.PersistentVolume {
 		t.Helper()
 		c := exec.Command(process.Path, append([]string{"manifests", "--node-name=" + n.name, "--devices=" + n.disks[0].path + "," + n.disks[1].path}, arguments...)...)
 		var stderr bytes.Buffer
@@ -200,13 +200,13 @@ func TestAgentClaimManifests(t *testing.T) {
 		}
 		return printed
 	}
-	for _, pv := range print("--bind") {
+	for _, pv := range manifests("--bind") {
 		if pv.Spec.ClaimRef == nil || !strings.HasPrefix(pv.Spec.ClaimRef.Name, n.name) || pv.Spec.ClaimRef.UID != "" {
 			t.Errorf("with --bind the claim is %v", pv.Spec.ClaimRef)
 		}
 	}
 	again := map[string]*corev1.PersistentVolume{}
-	for _, pv := range print() {
+	for _, pv := range manifests() {
 		if pv.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimRetain || pv.Spec.ClaimRef != nil {
 			t.Errorf("printed is %+v", pv.Spec)
 		}
@@ -247,7 +247,7 @@ func TestAgentClaimManifests(t *testing.T) {
 		n.strip(pv)
 	}
 	n.orphans(2)
-	for _, pv := range print("--reclaim-policy=Delete") {
+	for _, pv := range manifests("--reclaim-policy=Delete") {
 		n.provide(pv, corev1.VolumeAvailable)
 		n.remove(pv)
 		n.gone(pv)

@@ -112,12 +112,12 @@ func TestNotFormatted(t *testing.T) {
 // countRuns replaces a program by one that counts its runs.
 func countRuns(t *testing.T, name string) (runs func() int) {
 	t.Helper()
-	real, err := exec.LookPath(name)
+	program, err := exec.LookPath(name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	script := "#!/bin/sh\necho >> " + dir + "/runs\nexec " + real + " \"$@\"\n"
+	script := "#!/bin/sh\necho >> " + dir + "/runs\nexec " + program + " \"$@\"\n"
 	if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -138,8 +138,8 @@ func removeVolume(guid string) step {
 func volumeLife() []step {
 	steps := []step{reservePrimaryFirst(guidA, 2, 3), setPhase(guidA, Formatted), reservePrimaryFirst(guidB, 5, 1), setPhase(guidB, Formatted), setPhase(guidA, Wiping), removeVolume(guidA), reserve(guidC, 2, 3)}
 	for i := range int64(40) {
-		make := []func(string, int64, int64) step{reserve, reservePrimaryFirst}[i%2]
-		steps = append(steps, make(uuid.NewSHA1(uuid.Nil, []byte{byte(i)}).String(), 6+i, 1))
+		reserveIn := []func(string, int64, int64) step{reserve, reservePrimaryFirst}[i%2]
+		steps = append(steps, reserveIn(uuid.NewSHA1(uuid.Nil, []byte{byte(i)}).String(), 6+i, 1))
 	}
 	other := uuid.NewSHA1(uuid.Nil, []byte{0}).String()
 	return append(steps, setPhase(guidB, Wiping), removeVolume(guidB),

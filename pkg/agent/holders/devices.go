@@ -118,8 +118,8 @@ func (s *System) addLoop(loop string, r singleflight.Result) {
 
 // loopName is the name of the loop device with that folder in sysfs.
 func loopName(folder string) string {
-	if real, err := filepath.EvalSymlinks(folder); err == nil {
-		return filepath.Base(real)
+	if resolved, err := filepath.EvalSymlinks(folder); err == nil {
+		return filepath.Base(resolved)
 	}
 	return filepath.Base(folder)
 }

@@ -125,7 +125,7 @@ type System struct {
 	held      map[uint64][]Holder
 	unchecked []string
 
-	// Used only while the system is read:
+	// Used only while the system is read.
 	backingDevice func(loop string) (uint64, error)
 	loopTimeout   time.Duration
 	loopRequests  []loopRequest

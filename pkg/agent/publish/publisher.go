@@ -158,8 +158,8 @@ func (p *Publisher) checkNewest(ctx context.Context) error {
 	if shown, isCapacity := object.(*diskv1alpha1.NodeDiskCapacity); ok && (!isCapacity || !older(shown, known)) {
 		return nil
 	}
-	if wait := maxWatchLag - time.Since(p.wroteAt); wait > 0 {
-		time.AfterFunc(wait, p.Trigger)
+	if lag := maxWatchLag - time.Since(p.wroteAt); lag > 0 {
+		time.AfterFunc(lag, p.Trigger)
 		return nil
 	}
 	now, err := p.options.Client.Capacity(ctx)
@@ -272,8 +272,8 @@ func (p *Publisher) publish(ctx context.Context) error {
 	if p.changedSince.IsZero() {
 		p.changedSince = time.Now()
 	}
-	if wait := WriteDelay(&status, &ndc.Status, time.Since(p.changedSince)); wait > 0 {
-		time.AfterFunc(wait, p.Trigger)
+	if delay := WriteDelay(&status, &ndc.Status, time.Since(p.changedSince)); delay > 0 {
+		time.AfterFunc(delay, p.Trigger)
 		return nil
 	}
 	if err := p.replace(ctx, ndc, status); err != nil {

@@ -195,13 +195,13 @@ func (m *partitionMaker) volumeFor(ctx context.Context, volumeID string) (pv *co
 
 // recordMove records on the PersistentVolume which disk has its volume, if that is another disk than the one in its
 // attributes. The agent must know which disk to wait for.
-func (m *partitionMaker) recordMove(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, disk string) error {
+func (m *partitionMaker) recordMove(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, diskID string) error {
 	noted := pv.Annotations[diskv1alpha1.AnnotationMovedTo]
-	if noted == disk || noted == "" && v.Place.Disk == disk {
+	if noted == diskID || noted == "" && v.Place.Disk == diskID {
 		return nil
 	}
-	if err := m.node.client.AnnotateVolume(ctx, pv, diskv1alpha1.AnnotationMovedTo, disk); err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("cannot note on PersistentVolume %s that its volume is on disk %s: %w", pv.Name, disk, err)
+	if err := m.node.client.AnnotateVolume(ctx, pv, diskv1alpha1.AnnotationMovedTo, diskID); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("cannot note on PersistentVolume %s that its volume is on disk %s: %w", pv.Name, diskID, err)
 	}
 	return nil
 }

@@ -106,8 +106,8 @@ func stripVolume(object any) (any, error) {
 	if !claim.IsOurs(pv) {
 		return slim, nil
 	}
-	if disk, ok := pv.Annotations[diskv1alpha1.AnnotationMovedTo]; ok {
-		metav1.SetMetaDataAnnotation(&slim.ObjectMeta, diskv1alpha1.AnnotationMovedTo, disk)
+	if moved, ok := pv.Annotations[diskv1alpha1.AnnotationMovedTo]; ok {
+		metav1.SetMetaDataAnnotation(&slim.ObjectMeta, diskv1alpha1.AnnotationMovedTo, moved)
 	}
 	slim.Spec = corev1.PersistentVolumeSpec{
 		Capacity:                      pv.Spec.Capacity,

@@ -241,9 +241,9 @@ func removeRecorded(spaces []diskSpace, other *corev1.Pod, disks []discovery.Dis
 	}
 }
 
-func removeExtent(spaces []diskSpace, disk string, e extent.Extent) {
+func removeExtent(spaces []diskSpace, diskID string, e extent.Extent) {
 	for i := range spaces {
-		if spaces[i].id == disk {
+		if spaces[i].id == diskID {
 			spaces[i].free = spaces[i].free.Remove(e)
 			spaces[i].wiping = spaces[i].wiping.Remove(e)
 		}

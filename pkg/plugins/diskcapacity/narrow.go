@@ -154,8 +154,8 @@ type narrowing struct {
 	paused *cache.Expiring
 }
 
-func newNarrowing(clock clock.Clock) *narrowing {
-	return &narrowing{wide: map[types.UID]struct{}{}, paused: cache.NewExpiringWithClock(clock)}
+func newNarrowing(now clock.Clock) *narrowing {
+	return &narrowing{wide: map[types.UID]struct{}{}, paused: cache.NewExpiringWithClock(now)}
 }
 
 // originOf is the pod's controller, whose pods are alike, or else its namespace. So a tenant whose pods other plugins

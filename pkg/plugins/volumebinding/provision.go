@@ -89,7 +89,7 @@ func (b *binder) provisionClaim(ctx context.Context, l *ledger.Ledger, pod *core
 
 // doubt holds the place of a volume that may have been made, or may still be made. It ends when a later try knows, when
 // the claim is gone, or when settleAfter has passed and the volume does not exist.
-func (b *binder) doubt(ctx context.Context, l *ledger.Ledger, holder string, pvc *corev1.PersistentVolumeClaim, volume, node string) {
+func (b *binder) doubt(ctx context.Context, l *ledger.Ledger, holder string, pvc *corev1.PersistentVolumeClaim, name, node string) {
 	l.Doubt(holder)
 	b.changes.whenGone(pvc, func() { l.Release(holder) })
 	// The claim of that name may be another one by now.
@@ -100,18 +100,18 @@ func (b *binder) doubt(ctx context.Context, l *ledger.Ledger, holder string, pvc
 	// Each doubt has its own time. A later doubt of the same claim starts the time again.
 	token := new(int)
 	b.doubts.Store(holder, token)
-	b.settleLater(context.WithoutCancel(ctx), l, holder, token, volume, node)
+	b.settleLater(context.WithoutCancel(ctx), l, holder, token, name, node)
 }
 
 // settleLater reads whether the volume exists when no write of it can be on its way any more.
-func (b *binder) settleLater(ctx context.Context, l *ledger.Ledger, holder string, token *int, volume, node string) {
+func (b *binder) settleLater(ctx context.Context, l *ledger.Ledger, holder string, token *int, name, node string) {
 	b.later(settleAfter, func() {
 		if current, _ := b.doubts.Load(holder); current != token {
 			return
 		}
 		reading, cancel := context.WithTimeout(ctx, discardTimeout)
 		defer cancel()
-		pv, err := b.client.CoreV1().PersistentVolumes().Get(reading, volume, metav1.GetOptions{})
+		pv, err := b.client.CoreV1().PersistentVolumes().Get(reading, name, metav1.GetOptions{})
 		switch answer.Of(err) {
 		case answer.Done:
 			if err := recordVolume(l, pv, node); err != nil {
@@ -119,7 +119,7 @@ func (b *binder) settleLater(ctx context.Context, l *ledger.Ledger, holder strin
 			}
 		case answer.Absent:
 		default:
-			b.settleLater(ctx, l, holder, token, volume, node)
+			b.settleLater(ctx, l, holder, token, name, node)
 			return
 		}
 		b.doubts.CompareAndDelete(holder, token)
