@@ -280,6 +280,8 @@ func (p *planner) put(i int, c *cut) {
 // tightest returns the smallest extent, or rest of one, that has at least size bytes. Unless onDisk is anyDisk, only
 // that disk counts. With apart set, disks that already have a volume with Apart do not count. It returns nil if there
 // is none.
+//
+//nolint:gocyclo // Two passes over the same question: split, they would exchange five values.
 func (p *planner) tightest(size int64, apart bool, onDisk int) *cut {
 	found, foundLen := cut{disk: -1}, int64(math.MaxInt64)
 	for d := range p.node.Disks {

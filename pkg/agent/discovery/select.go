@@ -65,6 +65,8 @@ func selectsNode(selector *metav1.LabelSelector, nodeLabels map[string]string) b
 }
 
 // findObjections returns all reasons why the class does not select the device.
+//
+//nolint:gocyclo // One independent check for each field of the class: together they can be compared with the API.
 func findObjections(spec *diskv1alpha1.DiskClassSpec, d Device) []string {
 	s := &spec.Devices
 	// The API server refuses a selector without criteria. Without that check it still selects nothing.

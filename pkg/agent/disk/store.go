@@ -44,6 +44,8 @@ func (f findings) String() string {
 }
 
 // examine reads both copies and decides which one counts. It only reads. Errors come from the device.
+//
+//nolint:gocyclo // One decision over all states of the two copies, which a crash test enumerates.
 func examine(r io.ReaderAt, l layout) (findings, error) {
 	sector0 := make([]byte, l.sector)
 	if _, err := r.ReadAt(sector0, 0); err != nil {
