@@ -16,7 +16,7 @@ var ideas = []policy{
 }
 
 // largeAtEnd takes the tightest extent like BestFit, and places large volumes at its end. Small volumes then have small
-// ones as neighbours.
+// ones as neighbors.
 func largeAtEnd(c *cluster, r *rand.Rand, size int32) (place, bool) {
 	p, ok := bestFit(c, r, size)
 	if !ok || size < 256 {
