@@ -153,7 +153,7 @@ func TestRaces(t *testing.T) {
 			}
 			l.wantFree(t, "reserved elsewhere", 2)
 			if _, err := l.Reserve("b", nodeName, wants([]string{"part-b"}, one(8))); err == nil {
-				t.Error("sold to another what may be bound")
+				t.Error("another pod got a place that may be bound")
 			}
 			if settled := l.SetPod("a", nodeName, []Record{r}); len(settled) != 1 || settled[0] != nodeName {
 				t.Errorf("settled is what was on %v, want %s", settled, nodeName)
@@ -203,7 +203,7 @@ func TestRaces(t *testing.T) {
 		"an old capacity after a newer one": func(t *testing.T, l *Ledger) {
 			l.SetCapacity(nodeName, ten(5, Allocation{Partition: "x", Extent: at(0, 4)}))
 			if l.SetCapacity(nodeName, ten(4)) || l.SetCapacity(nodeName, ten(5)) {
-				t.Error("an old capacity was taken for news")
+				t.Error("an old capacity changed something")
 			}
 			l.wantFree(t, "old ones ignored", 6)
 			l.DeleteCapacity(nodeName, 4)
@@ -526,7 +526,7 @@ func TestNodesThatAreGone(t *testing.T) {
 	}
 	// A late event does not bring a node back, and a new node of the same name does.
 	if l.SetCapacity("node-7", ten(71)) || l.Snapshot("node-7").Published {
-		t.Error("an old capacity was taken for news")
+		t.Error("an old capacity changed something")
 	}
 	if !l.SetCapacity("node-7", ten(20_000)) || !l.Snapshot("node-7").Published {
 		t.Error("a new one was not")
@@ -546,10 +546,10 @@ func TestAgent(t *testing.T) {
 			t.Errorf("%s: %v", when, err)
 		}
 	}
-	set := func(registered, news bool) {
+	set := func(registered, changed bool) {
 		t.Helper()
-		if have := l.SetAgent(nodeName, registered); have != news {
-			t.Errorf("changed is %v, want %v", have, news)
+		if have := l.SetAgent(nodeName, registered); have != changed {
+			t.Errorf("changed is %v, want %v", have, changed)
 		}
 	}
 	set(false, false)
@@ -565,7 +565,7 @@ func TestAgent(t *testing.T) {
 	l.DeleteCapacity(nodeName, 2)
 	want("published no more", true, false)
 	if l.SetCapacity(nodeName, ten(1)) {
-		t.Error("an old capacity was taken for news")
+		t.Error("an old capacity changed something")
 	}
 	set(false, true)
 	want("gone", false, false)
@@ -723,7 +723,7 @@ func TestListedCapacities(t *testing.T) {
 		"the same list again": {func(l *Ledger) {
 			before := l.Snapshot(nodeName)
 			if _, after, _ := l.ListCapacity(nodeName, ten(100)); after != nil || l.Snapshot(nodeName) != before {
-				t.Error("the same list is news")
+				t.Error("the same list changed something")
 			}
 		}, 10},
 		"an event that is older than the list": {func(l *Ledger) {

@@ -225,16 +225,16 @@ func (w *world) fitTogether(nominations Nominations) error {
 }
 
 // checkNotTaken asserts the invariant: what is reserved belongs to no bound pod and no volume.
-func (w *world) checkNotTaken(t *testing.T, e extent.Extent, whom string) (start int) {
+func (w *world) checkNotTaken(t *testing.T, e extent.Extent, owner string) (start int) {
 	start, end := int(e.Start>>20)-1, int(e.End>>20)-1
 	for _, p := range w.pods {
 		if !p.deleted && start < p.end && p.start < end && !p.wiped {
-			t.Fatalf("[%d,%d) sold to %s, but pod %d has [%d,%d)", start, end, whom, p.id, p.start, p.end)
+			t.Fatalf("[%d,%d) reserved for %s, but pod %d has [%d,%d)", start, end, owner, p.id, p.start, p.end)
 		}
 	}
 	for _, v := range w.volumes {
 		if !v.gone && start < v.end && v.start < end {
-			t.Fatalf("[%d,%d) sold to %s, but volume %d has [%d,%d)", start, end, whom, v.id, v.start, v.end)
+			t.Fatalf("[%d,%d) reserved for %s, but volume %d has [%d,%d)", start, end, owner, v.id, v.start, v.end)
 		}
 	}
 	return start

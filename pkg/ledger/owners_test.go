@@ -312,12 +312,12 @@ func TestSharedDiskIsNotPlanned(t *testing.T) {
 // one.
 func TestAbsentNode(t *testing.T) {
 	l := New()
-	if news, _ := l.SetNode("a", false); news {
-		t.Error("news about a node that is not known")
+	if changed, _ := l.SetNode("a", false); changed {
+		t.Error("an unknown node changed")
 	}
 	l.SetCapacity("a", shares(1, "d1", ""))
-	if news, _ := l.SetNode("a", false); !news || !l.Snapshot("a").Absent {
-		t.Error("that the Node is gone was no news")
+	if changed, _ := l.SetNode("a", false); !changed || !l.Snapshot("a").Absent {
+		t.Error("the end of the Node changed nothing")
 	}
 	if _, err := l.Reserve("pod", "a", wants([]string{"q"}, one(1))); !errors.Is(err, ErrNotPublished) {
 		t.Errorf("a place on a node that does not exist: %v", err)
@@ -331,8 +331,8 @@ func TestAbsentNode(t *testing.T) {
 	if err := l.Validate(); err != nil {
 		t.Error(err)
 	}
-	if news, _ := l.SetNode("a", true); !news {
-		t.Error("that the Node is back was no news")
+	if changed, _ := l.SetNode("a", true); !changed {
+		t.Error("the return of the Node changed nothing")
 	}
 	if _, err := l.Reserve("pod", "a", wants([]string{"q"}, one(1))); err != nil {
 		t.Error(err)

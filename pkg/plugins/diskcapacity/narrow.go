@@ -148,7 +148,7 @@ func (f *feed) widen(pod *corev1.Pod) {
 // narrowing remembers the pods that were narrowed in vain. All profiles share one.
 type narrowing struct {
 	mu sync.Mutex
-	// wide are pending pods to be tried on all nodes.
+	// wide are pending pods that must be tried on all nodes.
 	wide map[types.UID]struct{}
 	// paused has the origins whose pods are not narrowed for narrowPause.
 	paused *cache.Expiring
@@ -167,6 +167,7 @@ func originOf(pod *corev1.Pod) string {
 	return pod.Namespace + "/"
 }
 
+// mustTryAll reports whether the pod must be tried on all nodes.
 func (n *narrowing) mustTryAll(pod *corev1.Pod) bool {
 	n.mu.Lock()
 	_, wide := n.wide[pod.UID]
@@ -178,6 +179,7 @@ func (n *narrowing) mustTryAll(pod *corev1.Pod) bool {
 	return paused
 }
 
+// pause records a pod that was narrowed in vain. A pod that is still pending is tried on all nodes from then on.
 func (n *narrowing) pause(pod *corev1.Pod, pending bool) {
 	n.paused.Set(originOf(pod), struct{}{}, narrowPause)
 	n.mu.Lock()

@@ -36,7 +36,7 @@ type nominationCounts struct {
 	// nodes are the nodes of the pods, by UID. counts are the numbers of pods, by node.
 	nodes  map[types.UID]string
 	counts map[string]int
-	// any is true if there is one. Mostly there is none, and no lock is needed to see that.
+	// any is true if there is one. Usually there is none, and then no lock is taken.
 	any atomic.Bool
 }
 

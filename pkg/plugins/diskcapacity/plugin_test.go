@@ -318,10 +318,10 @@ func TestNominatedPodsAreCountedOnce(t *testing.T) {
 	b.nominated.nominate(t, "n1", waiting)
 	b.nominated.nominate(t, "n1", waiting)
 	if _, statuses := b.filter(t, podOf("a", 6)); !statuses["n1"].IsSuccess() {
-		t.Errorf("4 GiB are promised of 10, but for 6: %v", statuses["n1"])
+		t.Errorf("4 GiB of 10 are kept, but not 6 free: %v", statuses["n1"])
 	}
 	if _, statuses := b.filter(t, podOf("b", 7)); statuses["n1"].IsSuccess() {
-		t.Error("7 of 10 GiB were given although 4 are promised")
+		t.Error("7 of 10 GiB fit although 4 are kept")
 	}
 	// Once the pod has reserved, the ledger counts it.
 	state, _ := b.filter(t, waiting)

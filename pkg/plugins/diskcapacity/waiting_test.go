@@ -75,7 +75,7 @@ func TestPublicationWakes(t *testing.T) {
 			b.store(t, test.pod)
 			b.filter(t, test.pod)
 			now := test.now(b)
-			for i := range 2 { // the second time it is no news
+			for i := range 2 { // the second time nothing changes
 				b.fold(t, now)
 				if want := test.want && i == 0; b.woken(test.pod) != want {
 					t.Errorf("woken: %v, want %v", !want, want)
