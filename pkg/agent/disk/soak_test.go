@@ -68,36 +68,36 @@ func (s *soak) runRound() {
 		n = 2 + s.random.IntN(3)
 	}
 	s.claimed, s.claimedVolumes = extent.Set{}, map[string]bool{}
-	var deeds []soakOperation
+	var operations []soakOperation
 	if n == 1 && s.random.IntN(12) == 0 {
-		deeds = s.planWholeDisk()
+		operations = s.planWholeDisk()
 	}
-	for tries := 0; len(deeds) < n && tries < 50; tries++ {
+	for tries := 0; len(operations) < n && tries < 50; tries++ {
 		if d, possible := s.planOperation(); possible {
-			deeds = append(deeds, d)
+			operations = append(operations, d)
 		}
 	}
 	var names []string
-	for _, d := range deeds {
+	for _, d := range operations {
 		names = append(names, d.name)
 	}
 	s.history = append(s.history, strings.Join(names, " & "))
-	failures := make([]error, len(deeds))
-	if len(deeds) == 1 {
-		failures[0] = deeds[0].do()
+	failures := make([]error, len(operations))
+	if len(operations) == 1 {
+		failures[0] = operations[0].do()
 	} else {
 		var all sync.WaitGroup
-		for i, d := range deeds {
+		for i, d := range operations {
 			all.Go(func() { failures[i] = d.do() })
 		}
 		all.Wait()
 	}
-	for i, d := range deeds {
+	for i, d := range operations {
 		d.then(failures[i])
 		s.count(d.name)
 		s.done++
 	}
-	if len(deeds) > 1 {
+	if len(operations) > 1 {
 		s.count("at once")
 	}
 	s.check()

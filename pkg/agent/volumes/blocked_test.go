@@ -14,7 +14,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/holders"
 )
 
-// openExclusively keeps the device of a partition open until letGo is called.
+// openExclusively keeps the device of a partition open until release is called.
 func (f *fixture) openExclusively(partition string) (release func()) {
 	f.t.Helper()
 	_, v, _ := f.node.findVolume(partition)
@@ -44,7 +44,7 @@ func TestBlockedReclaim(t *testing.T) {
 		d := f.loopDisk()
 		pods, partitions := f.makePods("a")
 		pv, claimed := f.boundVolume(d, 1, func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased })
-		letGo, letClaimGo := tc.hold(f, partitions[0]), tc.hold(f, claimed)
+		release, releaseClaim := tc.hold(f, partitions[0]), tc.hold(f, claimed)
 		f.api.set(func(s *apiServer) { delete(s.pods, "ns/a") })
 		f.deletePod(pods[0], false)
 		look := func() {
@@ -77,8 +77,8 @@ func TestBlockedReclaim(t *testing.T) {
 				t.Errorf("%s: reported are %q", name, f.events.with("ReclaimBlocked"))
 			}
 		}
-		letGo()
-		letClaimGo()
+		release()
+		releaseClaim()
 		look()
 		f.waitIdle()
 		f.checkPhase(partitions[0], "")

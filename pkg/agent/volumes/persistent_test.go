@@ -125,8 +125,8 @@ func onDisk(id string, pv *corev1.PersistentVolume, e extent.Extent, change func
 	}}
 }
 
-// TestReservationsOfVolumes asserts that extents promised to PersistentVolumes that have no partition yet are not given
-// to others. The extents of those that have one are not counted twice.
+// TestReservationsOfVolumes asserts that extents reserved for PersistentVolumes that have no partition yet are not
+// given to others. The extents of those that have one are not counted twice.
 func TestReservationsOfVolumes(t *testing.T) {
 	now := metav1.Now()
 	pv := volumeAt(t, 20, nil)

@@ -38,7 +38,7 @@ func boundPod(t *testing.T, start, length int64) *corev1.Pod {
 	return pod
 }
 
-// TestRemoveRecorded asserts that extents promised to other pods are not free to a volume that the node places itself.
+// TestRemoveRecorded asserts that extents reserved for other pods are not free to a volume that the node places itself.
 // A record can reserve no more than its pod requests.
 func TestRemoveRecorded(t *testing.T) {
 	now := metav1.Now()
