@@ -95,7 +95,7 @@ func TestLimits(t *testing.T) {
 			name, value, _ := strings.Cut(m, "=")
 			all = append(all, marker{name, value})
 		}
-		have := ""
+		var have string
 		if l, err := limitsOf(all); err != nil {
 			have = err.Error()
 		} else {
