@@ -28,10 +28,14 @@ func files(t *testing.T, patterns ...string) []string {
 			return nil
 		}
 		for _, pattern := range patterns {
-			if ok, err := filepath.Match(pattern, d.Name()); err != nil || ok {
-				relative, relErr := filepath.Rel(root, path)
+			matches, err := filepath.Match(pattern, d.Name())
+			if err != nil {
+				return err
+			}
+			if matches {
+				relative, err := filepath.Rel(root, path)
 				all = append(all, relative)
-				return relErr
+				return err
 			}
 		}
 		return nil
