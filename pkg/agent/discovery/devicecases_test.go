@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -78,6 +79,12 @@ var deviceCases = []struct {
 	{"Azure disk, SCSI", fakeDevice{"sde", hyperv, attributes("device/vendor", "Msft", "device/model", "Virtual Disk"), nil}, "vmbus", onlyByPath("Azure or vSphere")},
 	{"vSphere disk", fakeDevice{"sdf", vsphere, attributes("device/vendor", "VMware", "device/model", "Virtual disk"), nil}, "unknown", onlyByPath("Azure or vSphere")},
 	{"Oracle volume", fakeDevice{"sdg", iscsi, attributes("device/vendor", "ORACLE", "device/model", "BlockVolume"), nil}, "iscsi", onlyByPath("Oracle block volume")},
+	{"Alibaba disk, NVMe", fakeDevice{"nvme15n1", pcie, attributes("device/transport", "pcie", "device/model", "Alibaba Cloud Elastic Block Storage"), nil}, "pcie", onlyByPath("an Alibaba disk")},
+	{"DigitalOcean volume", fakeDevice{"sdba", scsiVM, attributes("device/vendor", "DO", "device/model", "Volume"), nil}, "virtio", onlyByPath("DigitalOcean volume")},
+	{"Linode volume", fakeDevice{"sdbb", scsiVM, attributes("device/vendor", "Linode", "device/model", "Volume"), nil}, "virtio", onlyByPath("Linode volume")},
+	{"Nutanix volume", fakeDevice{"sdbc", iscsi, attributes("device/vendor", "NUTANIX", "device/model", "VDISK"), nil}, "iscsi", onlyByPath("Nutanix volume")},
+	{"vSphere disk, NVMe", fakeDevice{"nvme16n1", pcie, attributes("device/transport", "pcie", "device/model", "VMware Virtual NVMe Disk"), nil}, "pcie", onlyByPath("a vSphere disk")},
+	{"Mayastor", fakeDevice{"nvme17n1", fabrics, attributes("device/transport", "tcp", "device/model", "Mayastor NVMe controller"), nil}, "nvme-tcp", onlyByPath("Mayastor volume")},
 	{"Hetzner volume", fakeDevice{"sdh", scsiVM, attributes("device/vendor", "HC", "device/model", "Volume"), nil}, "virtio", onlyByPath("Hetzner volume")},
 	{"Longhorn over iSCSI", fakeDevice{"sdi", iscsi, attributes("device/vendor", "IET", "device/model", "VIRTUAL-DISK"), nil}, "iscsi", onlyByPath("iSCSI volume (tgt)")},
 	{"LIO target", fakeDevice{"sdj", iscsi, attributes("device/vendor", "LIO-ORG", "device/model", "vol1"), nil}, "iscsi", onlyByPath("LIO")},
@@ -94,6 +101,8 @@ var deviceCases = []struct {
 	{"Xen disk", fakeDevice{"xvdb", xen, nil, nil}, "xen", notAutomatic("xen")},
 	{"Ceph", fakeDevice{"rbd0", "rbd/0", nil, nil}, "unknown", onlyByPath("Ceph volume")},
 	{"nbd", fakeDevice{"nbd0", virtual, nil, nil}, "virtual", onlyByPath("network block device (nbd)")},
+	{"rnbd", fakeDevice{"rnbd0", virtual, nil, nil}, "virtual", onlyByPath("network block device (rnbd)")},
+	{"ATA over Ethernet", fakeDevice{"etherd!e1.1", virtual, nil, nil}, "virtual", onlyByPath("ATA over Ethernet")},
 	{"DRBD", fakeDevice{"drbd1000", virtual, nil, nil}, "virtual", onlyByPath("replicated volume")},
 	{"PowerFlex", fakeDevice{"scinia", virtual, nil, nil}, "virtual", onlyByPath("PowerFlex")},
 	{"Portworx", fakeDevice{"pxd!pxd1", virtual, nil, nil}, "virtual", onlyByPath("Portworx")},
@@ -141,6 +150,30 @@ var deviceCases = []struct {
 	{"disk that is going", fakeDevice{"sdae", sata, attributes("queue/logical_block_size", "-"), nil}, "", neverTaken(unlisted)},
 }
 
+// withPathApprove is what a class that names every path does with adoption Approve.
+func (w wantByClass) withPathApprove() string {
+	if w.path == taken {
+		return candidate
+	}
+	return w.path
+}
+
+// withTransport is what the class of automatic does if it lists the device's transport.
+func (w wantByClass) withTransport() string {
+	if strings.HasPrefix(w.automatic, "its transport is ") {
+		return taken
+	}
+	return w.automatic
+}
+
+// withOtherTransport is what the class of approve does if it lists another transport.
+func (w wantByClass) withOtherTransport() string {
+	if w.approve == candidate {
+		return "no transport matches "
+	}
+	return w.approve
+}
+
 // TestKinds asserts for each kind of device which classes take it, and the reason of each class that does not.
 func TestKinds(t *testing.T) {
 	fakes := make([]fakeDevice, len(deviceCases))
@@ -160,6 +193,11 @@ func TestKinds(t *testing.T) {
 	}
 	broad := diskv1alpha1.DeviceSelector{Rotational: &no, MinSize: &size}
 	paths := diskv1alpha1.DeviceSelector{Paths: []string{dev + "/*", dev + "/*/*"}}
+	over := func(transport diskv1alpha1.Transport) diskv1alpha1.DeviceSelector {
+		s := broad
+		s.Transports = []diskv1alpha1.Transport{transport}
+		return s
+	}
 	for _, k := range deviceCases {
 		t.Run(k.what, func(t *testing.T) {
 			at := slices.IndexFunc(devices, func(d Device) bool { return d.Name == k.name })
@@ -183,6 +221,9 @@ func TestKinds(t *testing.T) {
 				{class(diskv1alpha1.AdoptApprove, broad), k.approve},
 				{class(diskv1alpha1.AdoptAutomatic, broad), k.automatic},
 				{class(diskv1alpha1.AdoptAutomatic, paths), k.path},
+				{class(diskv1alpha1.AdoptApprove, paths), k.withPathApprove()},
+				{class(diskv1alpha1.AdoptAutomatic, over(k.transport)), k.withTransport()},
+				{class(diskv1alpha1.AdoptApprove, over("another")), k.withOtherTransport()},
 			} {
 				f := Facts{Device: d, Classes: []*diskv1alpha1.DiskClass{c.class}, MultipathDevice: findMultipathDevice(d, devices), NodeRegistered: true}
 				v := Decide(f)
@@ -210,6 +251,65 @@ func TestKinds(t *testing.T) {
 	}
 	if len(deviceCases) < 40 {
 		t.Errorf("only %d kinds", len(deviceCases))
+	}
+	for _, m := range networkVolumeModels {
+		if !slices.ContainsFunc(devices, func(d Device) bool {
+			ok, err := path.Match(m.model, strings.ToLower(d.Model))
+			return err == nil && ok && (m.vendor == "" || m.vendor == strings.ToLower(d.Vendor))
+		}) {
+			t.Errorf("no kind has the model %q of vendor %q", m.model, m.vendor)
+		}
+	}
+	for _, k := range virtualKinds {
+		if !slices.ContainsFunc(devices, func(d Device) bool { return d.virtualKind() == k.what }) {
+			t.Errorf("no kind is %s", k.what)
+		}
+	}
+}
+
+// TestCriteria asserts for each criterion of a class which value selects a device, and which does not.
+func TestCriteria(t *testing.T) {
+	d := Device{
+		Name: "sda", Path: "/dev/sda", Links: []string{"/dev/disk/by-id/ata-M_S"}, Model: "Model 1", Size: 10 << 30, Rotational: true,
+		Identity: Identity{Serial: "S", WWN: "naa.5"}, Transport: "sata",
+	}
+	yes, no := true, false
+	size := func(s string) *resource.Quantity { q := resource.MustParse(s); return &q }
+	with := func(exclude string) diskv1alpha1.DeviceSelector {
+		return diskv1alpha1.DeviceSelector{Models: []string{"*"}, Exclude: []string{exclude}}
+	}
+	for name, test := range map[string]struct {
+		selector diskv1alpha1.DeviceSelector
+		want     string
+	}{
+		"model":             {diskv1alpha1.DeviceSelector{Models: []string{"X", "Model ?"}}, ""},
+		"another model":     {diskv1alpha1.DeviceSelector{Models: []string{"Model 2"}}, "no model matches"},
+		"path":              {diskv1alpha1.DeviceSelector{Paths: []string{"/dev/sd*"}}, ""},
+		"link":              {diskv1alpha1.DeviceSelector{Paths: []string{"/dev/disk/by-id/ata-*"}}, ""},
+		"another path":      {diskv1alpha1.DeviceSelector{Paths: []string{"/dev/nvme*"}}, "no path matches"},
+		"serial":            {diskv1alpha1.DeviceSelector{Serials: []string{"S"}}, ""},
+		"another serial":    {diskv1alpha1.DeviceSelector{Serials: []string{"T"}}, "no serial matches"},
+		"wwn":               {diskv1alpha1.DeviceSelector{WWNs: []string{"naa.*"}}, ""},
+		"another wwn":       {diskv1alpha1.DeviceSelector{WWNs: []string{"eui.*"}}, "no wwn matches"},
+		"rotational":        {diskv1alpha1.DeviceSelector{Rotational: &yes}, ""},
+		"not rotational":    {diskv1alpha1.DeviceSelector{Rotational: &no}, "rotational is false"},
+		"its least size":    {diskv1alpha1.DeviceSelector{MinSize: size("10Gi")}, ""},
+		"a larger one":      {diskv1alpha1.DeviceSelector{MinSize: size("10737418241")}, "smaller than"},
+		"its greatest size": {diskv1alpha1.DeviceSelector{MaxSize: size("10Gi")}, ""},
+		"a smaller one":     {diskv1alpha1.DeviceSelector{MaxSize: size("10737418239")}, "larger than"},
+		"not excluded":      {with("/dev/sdb"), ""},
+		"excluded path":     {with("/dev/sda"), "devices.exclude"},
+		"excluded link":     {with("/dev/disk/by-id/*"), "devices.exclude"},
+		"excluded model":    {with("Model*"), "devices.exclude"},
+		"excluded serial":   {with("S"), "devices.exclude"},
+		"excluded wwn":      {with("naa.5"), "devices.exclude"},
+		"malformed pattern": {with("["), "devices.exclude"},
+		"no criterion":      {diskv1alpha1.DeviceSelector{}, "no criterion"},
+	} {
+		reasons := strings.Join(findObjections(&diskv1alpha1.DiskClassSpec{Devices: test.selector}, d), "; ")
+		if test.want == "" && reasons != "" || !strings.Contains(reasons, test.want) {
+			t.Errorf("%s: %q, want %q", name, reasons, test.want)
+		}
 	}
 }
 
