@@ -127,11 +127,14 @@ func TestBoot(t *testing.T) {
 	}
 }
 
+// engineTests are the tests of package disk that need the device mapper: how their names begin, after "Test".
+var engineTests = []string{"Mapp", "HighVolume", "StrayLoop", "ClaimedBy", "VolumeBelow"}
+
 // TestEngine runs those tests of package disk that need the device mapper.
 func TestEngine(t *testing.T) {
 	m := bootOnce(t)
 	var e wire.Exited
-	argv := []string{"/bin/disk.test", "-test.v", "-test.run", "^Test(Mapp|HighVolume|StrayLoop|Claims|VolumeBelow)"}
+	argv := []string{"/bin/disk.test", "-test.v", "-test.run", "^Test(" + strings.Join(engineTests, "|") + ")"}
 	if err := m.call(t.Context(), "exec", wire.Exec{Argv: argv, Env: []string{"CI=true"}}, &e); err != nil {
 		t.Fatal(err)
 	}
@@ -139,5 +142,10 @@ func TestEngine(t *testing.T) {
 	t.Logf("%d tests of package disk passed with the device mapper:\n%s", passed, e.Output)
 	if e.Code != 0 || passed < 11 {
 		t.Errorf("they ended with code %d", e.Code)
+	}
+	for _, name := range engineTests {
+		if !strings.Contains(e.Output, "=== RUN   Test"+name) {
+			t.Errorf("no test of package disk begins with Test%s: correct engineTests", name)
+		}
 	}
 }
