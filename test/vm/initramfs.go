@@ -108,7 +108,7 @@ var guestModules = []string{
 }
 
 // guestPrograms are those that the engine and the users of its volumes run.
-var guestPrograms = []string{"blkid", "wipefs", "mkfs.ext4", "e2fsck", "losetup", "dmsetup"}
+var guestPrograms = []string{"blkid", "wipefs", "mkfs.ext4", "e2fsck", "losetup", "dmsetup", "sync"}
 
 // writeInitramfs writes the archive from which the machine boots: init and further programs of ours, by name, and
 // everything that they need.

@@ -13,7 +13,10 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+	"k8s.io/klog/v2/ktesting"
 
+	"github.com/berthdev/berth/pkg/agent/holders"
 	"github.com/berthdev/berth/test/testenv"
 )
 
@@ -419,4 +422,105 @@ func TestMappedWithoutPartitions(t *testing.T) {
 		}
 		d.Close()
 	})
+}
+
+// TestMapperHoldsVolume asserts that a volume below a device that another program has made of it, such as LVM in a pod,
+// is in use: its wipe writes nothing. When that device is removed, the volume is wiped once.
+func TestMapperHoldsVolume(t *testing.T) {
+	t.Run("a partition", func(t *testing.T) {
+		l := initialized(t, 64*mib, 512)
+		checkWipeBelowMap(t, l, l.open(t), "/dev/loop")
+	})
+	t.Run("a mapped volume", func(t *testing.T) {
+		below := newLoopDisk(t, 64*mib, 512)
+		m, rdev := kernelMapper(t, below)
+		const uuid = "CRYPT-LUKS2-0-holder-test"
+		if err := m.create(uuid, "holder-test-vault"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := m.remove(uuid); err != nil {
+				t.Error(err)
+			}
+		})
+		if err := m.loadTable(uuid, linear{rdev, extentMiB(0, 64)}); err != nil {
+			t.Fatal(err)
+		}
+		status, err := m.status(uuid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := &loopDisk{path: dmNode(status.rdev), image: below.image, wipeMethods: defaultWipeMethods()}
+		t.Cleanup(func() { l.removePartitions(t) })
+		if _, err := Initialize(withoutLogs(t), l.path, Owner{}); err != nil {
+			t.Fatal(err)
+		}
+		checkWipeBelowMap(t, l, l.open(t), "/dev/dm-")
+	})
+}
+
+// checkWipeBelowMap makes a volume, whose device begins with prefix, and a linear device over it. It then wipes the
+// volume with that device and without it.
+func checkWipeBelowMap(t *testing.T, l *loopDisk, d *Disk, prefix string) {
+	t.Helper()
+	defer d.Close()
+	v, err := d.Create(withoutLogs(t), CreateOptions{Partition: guidA, Extent: extentMiB(3, 10)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(v.Device, prefix) {
+		t.Fatalf("the volume's device is %s, want %s", v.Device, prefix)
+	}
+	d.waitIdle(t)
+	writeCanary(t, l, v)
+	canaries := countCanaries(t, l)
+
+	m, rdev := kernelMapper(t, &loopDisk{path: v.Device})
+	const uuid, name = "LVM-holder-test", "vg-holder-test"
+	if err := m.create(uuid, name); err != nil {
+		t.Fatal(err)
+	}
+	defer m.remove(uuid)
+	if err := m.loadTable(uuid, linear{rdev, extentMiB(0, 4)}); err != nil {
+		t.Fatal(err)
+	}
+	found, unchecked, err := holders.OfDevice(t.Context(), v.Device)
+	if err != nil || len(found) != 1 || found[0].Kind != holders.Kernel || !strings.Contains(found[0].Name, name) {
+		t.Errorf("holders: %+v, %v, %v; want one, %s", found, unchecked, err, name)
+	}
+
+	log := &ktesting.BufferTL{}
+	ctx := klog.NewContext(t.Context(), ktesting.NewLogger(log, ktesting.NewConfig(ktesting.Verbosity(2))))
+	const says = "Volume is being wiped"
+	before := l.hash(t)
+	for range 2 {
+		if err := wipeVolume(ctx, d, guidA); !errors.Is(err, ErrInUse) {
+			t.Errorf("Wipe of a volume below %s: %v", name, err)
+		}
+	}
+	if l.hash(t) != before || countCanaries(t, l) != canaries {
+		t.Error("the disk was written to")
+	}
+	if now, _ := ptr(d.Snapshot()).Volume(guidA); now.Phase == Wiping || now.Device != v.Device {
+		t.Errorf("then: %+v, want it unchanged: %+v", now, v)
+	}
+	if strings.Contains(log.String(), says) {
+		t.Errorf("of a volume that is held the log says %s", log.String())
+	}
+
+	if err := m.remove(uuid); err != nil {
+		t.Fatal(err)
+	}
+	if err := wipeVolume(ctx, d, guidA); err != nil {
+		t.Fatal(err)
+	}
+	if n := countCanaries(t, l); n != 0 || canaries == 0 {
+		t.Errorf("%d of %d canaries are left", n, canaries)
+	}
+	if n := strings.Count(log.String(), says); n != 1 {
+		t.Errorf("the volume was wiped %d times: %s", n, log.String())
+	}
+	if err := wipeVolume(ctx, d, guidA); !errors.Is(err, ErrNotFound) || len(d.Snapshot().Volumes) != 0 {
+		t.Errorf("after the wipe: %v, %+v", err, d.Snapshot().Volumes)
+	}
 }
