@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,11 @@ func WatchDevices(ctx context.Context, changed func()) error {
 	if err != nil {
 		return fmt.Errorf("cannot listen for block devices of the kernel: %w", err)
 	}
+	return watchUevents(ctx, socket, changed)
+}
+
+// watchUevents is WatchDevices with an open socket. Each Read returns one event. It closes the socket.
+func watchUevents(ctx context.Context, socket io.ReadCloser, changed func()) error {
 	stop := context.AfterFunc(ctx, func() { _ = socket.Close() })
 	defer stop()
 	defer func() { _ = socket.Close() }()
