@@ -2,6 +2,7 @@ package volumes
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"strings"
 	"syscall"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/agent/holders"
@@ -27,8 +29,29 @@ func (f *fixture) openExclusively(partition string) (release func()) {
 	return release
 }
 
+// blockedMetric returns the values of the metric of blocked volumes, by the kind of the holder.
+func blockedMetric(t *testing.T) map[string]float64 {
+	t.Helper()
+	families, err := legacyregistry.DefaultGatherer.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]float64{}
+	for _, family := range families {
+		if family.GetName() != "berth_node_reclaim_blocked" {
+			continue
+		}
+		for _, m := range family.GetMetric() {
+			for _, l := range m.GetLabel() {
+				values[l.GetName()+"="+l.GetValue()] = m.GetGauge().GetValue()
+			}
+		}
+	}
+	return values
+}
+
 // TestBlockedReclaim asserts that a volume which cannot be wiped is reported once, after a minute, with what holds it.
-// The report is gone when the holder is.
+// The report and the metric are gone when the holder is.
 func TestBlockedReclaim(t *testing.T) {
 	pid := fmt.Sprintf("process %d (", os.Getpid())
 	for name, tc := range map[string]struct {
@@ -72,6 +95,9 @@ func TestBlockedReclaim(t *testing.T) {
 		if _, kinds := f.reclaim.blocked.list(); len(kinds) != 1 || kinds[tc.kind] != 2 {
 			t.Errorf("%s: counted are %v", name, kinds)
 		}
+		if got, want := blockedMetric(t), map[string]float64{"holder=" + string(tc.kind): 2}; !maps.Equal(got, want) {
+			t.Errorf("%s: the metric is %v, want %v", name, got, want)
+		}
 		for about, count := range map[string]int{"NodeDiskCapacity ReclaimBlocked": 2, "PersistentVolume ReclaimBlocked": 1} {
 			if got := f.events.with(about, tc.says, tc.by); len(got) != count {
 				t.Errorf("%s: reported are %q", name, f.events.with("ReclaimBlocked"))
@@ -85,6 +111,9 @@ func TestBlockedReclaim(t *testing.T) {
 		f.checkPhase(claimed, "")
 		if got := f.Blocked(); len(got) != 0 {
 			t.Errorf("%s: still blocked are %q", name, got)
+		}
+		if got := blockedMetric(t); len(got) != 0 {
+			t.Errorf("%s: nothing is blocked, and the metric is %v", name, got)
 		}
 	}
 }
