@@ -14,6 +14,7 @@ import (
 
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/agent/mounts"
+	"github.com/berthdev/berth/test/space/snapshots"
 )
 
 // faultResult is the result of one fault.
@@ -269,7 +270,7 @@ func (n *node) checkEnd(t *testing.T) {
 	if s.Err != nil {
 		t.Errorf("at the end the disk is out of service: %v", s.Err)
 	}
-	if err := s.Validate(); err != nil {
+	if err := snapshots.Validate(s); err != nil {
 		t.Error(err)
 	}
 	if !s.Free.Equal(n.free) {

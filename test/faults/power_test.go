@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/test/space/snapshots"
 )
 
 // afterPowerCut follows a power cut: nothing is mounted or attached any more. c says how much of the disk's cache
@@ -191,8 +192,8 @@ func (n *node) afterLies(t *testing.T, known map[string]bool) (outcome string, s
 	if err := n.shortLife(t.Context()); err != nil {
 		t.Errorf("the disk does not serve: %v", err)
 	}
-	if s := n.engine.Snapshot(); s.Validate() != nil || s.Err != nil || !s.Free.Equal(n.free) {
-		t.Errorf("at the end the disk is %+v, %v", s, s.Validate())
+	if s := n.engine.Snapshot(); snapshots.Validate(s) != nil || s.Err != nil || !s.Free.Equal(n.free) {
+		t.Errorf("at the end the disk is %+v, %v", s, snapshots.Validate(s))
 	}
 	return now, true
 }

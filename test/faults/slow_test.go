@@ -15,6 +15,7 @@ import (
 
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/space/snapshots"
 )
 
 // shortLife is a short life: the work that a pod causes on a disk.
@@ -55,7 +56,7 @@ func (n *node) readSnapshots(stop <-chan struct{}) time.Duration {
 		begin := time.Now()
 		s := n.engine.Snapshot()
 		longest = max(longest, time.Since(begin))
-		if err := s.Validate(); err != nil {
+		if err := snapshots.Validate(s); err != nil {
 			n.t.Errorf("while the disk is bad: %v", err)
 		}
 		select {

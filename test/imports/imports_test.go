@@ -32,6 +32,8 @@ type rule struct {
 var kubeScheduler = []string{"k8s.io/kubernetes/cmd", "k8s.io/kubernetes/pkg/scheduler/backend", "k8s.io/kubernetes/pkg/scheduler/framework", "k8s.io/kubernetes/pkg/features"}
 
 var rules = []rule{
+	{packages: "pkg", never: []string{module + "/test"}},
+	{packages: "cmd", never: []string{module + "/test"}},
 	{packages: "pkg/extent", only: []string{}, stdlib: true},
 	{packages: "pkg/placement", only: []string{"pkg/extent"}, stdlib: true},
 	{packages: "pkg/ledger", only: []string{"pkg/extent", "pkg/placement"}, stdlib: true},
@@ -48,7 +50,7 @@ var rules = []rule{
 	{packages: "pkg/agent", never: []string{module + "/pkg/plugins", module + "/pkg/ledger", "k8s.io/kubernetes", "k8s.io/kube-scheduler"}},
 	{packages: "pkg/agent/disk", only: []string{"pkg/extent", "pkg/agent/holders", "pkg/agent/mounts", "pkg/agent/signature"}, never: []string{"k8s.io/api", "k8s.io/client-go"}},
 	{packages: "cmd/nodeagent", never: []string{module + "/pkg/plugins", "k8s.io/kubernetes", "k8s.io/kube-scheduler"}},
-	{packages: "pkg/scheduler", never: []string{module + "/pkg/agent", module + "/test", "github.com/diskfs", "sigs.k8s.io/scheduler-plugins"}},
+	{packages: "pkg/scheduler", never: []string{module + "/pkg/agent", "github.com/diskfs", "sigs.k8s.io/scheduler-plugins"}},
 	{packages: "pkg/scheduler/patch", only: []string{"pkg/answer", "pkg/extent", "pkg/placement", "pkg/ledger", "pkg/request", "pkg/claim", "pkg/plugins/diskcapacity", "apis"}},
 	{packages: "cmd/scheduler", never: []string{module + "/pkg/agent", "github.com/diskfs"}},
 }

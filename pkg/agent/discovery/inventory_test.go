@@ -17,6 +17,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/space/snapshots"
 	"github.com/berthdev/berth/test/testenv"
 )
 
@@ -464,7 +465,7 @@ func TestDiskFromStatusAddsUp(t *testing.T) {
 		k.Allocations = append(k.Allocations, a)
 	}
 	d := diskFromStatus(k)
-	if err := d.Snapshot.Validate(); err != nil || d.Snapshot.Overhead < 0 {
+	if err := snapshots.Validate(d.Snapshot); err != nil || d.Snapshot.Overhead < 0 {
 		t.Errorf("overhead %d, %v", d.Snapshot.Overhead, err)
 	}
 }

@@ -2,7 +2,6 @@ package disk
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/berthdev/berth/pkg/extent"
 )
@@ -65,7 +64,7 @@ type Volume struct {
 
 // Snapshot is the state of a disk at one moment. It never changes.
 //
-// Invariants, checked by Validate:
+// Invariants, which tests check with package test/space:
 //  1. Size = Overhead + Free.Total() + the lengths of all Volumes.
 //  2. Free and all volumes are disjoint and aligned to 1 MiB.
 //  3. Volumes are sorted by start, and no two share a Partition or an Index.
@@ -99,31 +98,4 @@ func (s *Snapshot) Volume(partition string) (Volume, bool) {
 		}
 	}
 	return Volume{}, false
-}
-
-// Validate checks the invariants.
-func (s *Snapshot) Validate() error {
-	taken := s.Free
-	sum := s.Overhead + s.Free.Total()
-	for i, v := range s.Volumes {
-		if !aligned(v.Extent) || taken.Overlaps(v.Extent) {
-			return fmt.Errorf("volume %s at %v is not aligned or not alone", v.Partition, v.Extent)
-		}
-		taken = taken.Add(v.Extent)
-		sum += v.Extent.Len()
-		for _, other := range s.Volumes[:i] {
-			if other.Partition == v.Partition || other.Index == v.Index || other.Extent.Start > v.Extent.Start {
-				return fmt.Errorf("volumes %s and %s are the same, or out of order", other.Partition, v.Partition)
-			}
-		}
-	}
-	for _, e := range s.Free.All() {
-		if !aligned(e) {
-			return fmt.Errorf("free extent %v is not aligned", e)
-		}
-	}
-	if sum != s.Size {
-		return fmt.Errorf("overhead, free space and volumes are %d bytes, the disk has %d", sum, s.Size)
-	}
-	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/agent/mounts"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/space/snapshots"
 )
 
 func main() {
@@ -105,7 +106,7 @@ func (l *life) initialize(ctx context.Context) (id string, err error) {
 
 // checkAgainstJournal returns an error unless the disk matches what was acknowledged.
 func (l *life) checkAgainstJournal(s disk.Snapshot) error {
-	if err := errors.Join(s.Err, s.Validate()); err != nil {
+	if err := errors.Join(s.Err, snapshots.Validate(s)); err != nil {
 		return err
 	}
 	v, found := s.Volume(l.partition)

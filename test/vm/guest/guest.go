@@ -15,6 +15,7 @@ import (
 
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/space/snapshots"
 	"github.com/berthdev/berth/test/vm/wire"
 )
 
@@ -157,7 +158,7 @@ func state(d *disk.Disk) wire.State {
 	if s.Err != nil {
 		w.OutOf = s.Err.Error()
 	}
-	if err := s.Validate(); err != nil {
+	if err := snapshots.Validate(s); err != nil {
 		w.Invalid = err.Error()
 	}
 	for _, e := range s.Free.All() {

@@ -1,0 +1,16 @@
+// Package snapshots checks the invariants of snapshots of disks. Only tests use it.
+package snapshots
+
+import (
+	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/test/space"
+)
+
+// Validate checks the invariants of the snapshot.
+func Validate(s disk.Snapshot) error {
+	d := space.Disk{Size: s.Size, Overhead: s.Overhead, Free: s.Free}
+	for _, v := range s.Volumes {
+		d.Volumes = append(d.Volumes, space.Volume{Partition: v.Partition, Index: v.Index, Extent: v.Extent})
+	}
+	return d.Validate()
+}
