@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/test/vm/wire"
 )
@@ -107,8 +109,20 @@ func TestPowerCutStacked(t *testing.T) {
 	cutPower(t, dir, victims, drives, 3, 1)
 }
 
-// TestSharedLUN asserts that of two machines with the same disk the second one sees that it belongs to the first. That
-// is so while the first makes volumes, and after it has ended.
+// decide asserts what the agent of node "second" decides about a device, in a cluster that has the other nodes.
+func decide(t *testing.T, ctx context.Context, m *machine, device string, others []string, state diskv1alpha1.DeviceState, reason string) {
+	t.Helper()
+	var v discovery.Verdict
+	if err := m.call(ctx, "discover", wire.Discover{Disk: device, Node: "second", Others: others}, &v); err != nil {
+		t.Fatal(err)
+	}
+	if v.State != state || !strings.Contains(strings.Join(v.Reasons, "; "), reason) || reason == "" && len(v.Reasons) > 0 {
+		t.Errorf("the agent decides %+v, want %s: %q", v, state, reason)
+	}
+}
+
+// TestSharedLUN asserts that of two machines with the same disk the second one sees that it belongs to the first, and
+// its agent refuses it. That is so while the first makes volumes, and after it has ended, until its Node is deleted.
 func TestSharedLUN(t *testing.T) {
 	i := needImage(t)
 	dirs := []string{newMachineDir(t), newMachineDir(t)}
@@ -155,6 +169,7 @@ func TestSharedLUN(t *testing.T) {
 		if err := machines[1].call(ctx, "adopt", wire.Adopt{Disk: devices[1], Node: "second"}, nil); err == nil {
 			t.Error("the second machine made it its own")
 		}
+		decide(t, ctx, machines[1], devices[1], []string{"first"}, diskv1alpha1.DeviceForeign, "belongs to node first")
 	}
 	owned()
 	for _, do := range []string{"unmount", "verify"} {
@@ -164,4 +179,5 @@ func TestSharedLUN(t *testing.T) {
 	}
 	machines[0].cut()
 	owned()
+	decide(t, ctx, machines[1], devices[1], nil, diskv1alpha1.DeviceInUse, "")
 }

@@ -54,7 +54,13 @@ func (g *guest) do(ctx context.Context, r wire.Request, event func(any)) (any, e
 		if err := json.Unmarshal(r.Args, &a); err != nil {
 			return nil, err
 		}
-		return disk.Initialize(ctx, a.Disk, disk.Owner{NodeUID: "uid-of-" + a.Node, NodeName: a.Node, MachineID: "machine-of-" + a.Node})
+		return disk.Initialize(ctx, a.Disk, ownerOf(a.Node))
+	case "discover":
+		var w wire.Discover
+		if err := json.Unmarshal(r.Args, &w); err != nil {
+			return nil, err
+		}
+		return discover(ctx, w)
 	case "find", "paths", "zero", "inspect", "initialize", "open", "close", "check", "state", "stop":
 		if err := json.Unmarshal(r.Args, &path); err != nil {
 			return nil, err

@@ -41,6 +41,12 @@ type Volume struct {
 // Adopt has a disk initialized for a node.
 type Adopt struct{ Disk, Node string }
 
+// Discover has the agent of a node decide about a disk, in a cluster that has the node and others.
+type Discover struct {
+	Disk, Node string
+	Others     []string `json:",omitempty"`
+}
+
 // State is the engine's state of a disk.
 type State struct {
 	ID         string
