@@ -243,7 +243,8 @@ func (s *schedulers) waitEvent(t *testing.T, pod, says string) {
 	s.waitNote(t, pod, "FailedScheduling", says)
 }
 
-// waitNote is waitEvent for events of any reason.
+// waitNote is waitEvent for events of any reason. The condition of a pod that was refused counts as its event: the
+// recorder adds a second event about the same version of a pod to the first one, whose note stays.
 func (s *schedulers) waitNote(t *testing.T, pod, reason, says string) {
 	t.Helper()
 	clientset, err := kubernetes.NewForConfig(s.cluster.RESTConfig())
@@ -266,6 +267,12 @@ func (s *schedulers) waitNote(t *testing.T, pod, reason, says string) {
 				return nil
 			}
 			notes = append(notes, e.Note)
+		}
+		for _, message := range s.refusals(t, pod) {
+			if reason == "FailedScheduling" && strings.Contains(message, says) {
+				t.Logf("%s: %s", pod, message)
+				return nil
+			}
 		}
 		return fmt.Errorf("pod %s has no event %s %q, but %q", pod, reason, says, notes)
 	})
@@ -311,4 +318,17 @@ func (s *schedulers) withoutPolicy(t *testing.T) {
 		})
 	}
 	s.eventually(t, probe)
+}
+
+// refusals are the messages of the pod's condition PodScheduled while it is refused.
+func (s *schedulers) refusals(t *testing.T, pod string) (messages []string) {
+	t.Helper()
+	for _, p := range s.pods(t) {
+		for _, c := range p.Status.Conditions {
+			if p.Name == pod && c.Type == corev1.PodScheduled && c.Reason == corev1.PodReasonUnschedulable {
+				messages = append(messages, c.Message)
+			}
+		}
+	}
+	return messages
 }

@@ -60,6 +60,7 @@ func (f *fakeUevents) Close() error {
 // TestWatchUevents asserts that each burst of disk events causes one call, the first burst and the later ones, and that
 // lost events cause one too. The end of the context ends the watch; any other error is returned.
 func TestWatchUevents(t *testing.T) {
+	advance := time.Sleep //nolint:forbidigo // The clock is that of synctest, and sleeping moves it on.
 	for name, failure := range map[string]error{"context ends": nil, "socket fails": unix.EIO} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -84,27 +85,27 @@ func TestWatchUevents(t *testing.T) {
 				}
 				socket.events <- diskEvent
 				expect("first event", 0)
-				time.Sleep(eventDelay * 3 / 4)
+				advance(eventDelay * 3 / 4)
 				socket.events <- diskEvent
 				expect("second event of the burst", 0)
-				time.Sleep(eventDelay / 4)
+				advance(eventDelay / 4)
 				expect("end of the first window", 1)
-				time.Sleep(2 * eventDelay)
+				advance(2 * eventDelay)
 				expect("no further event", 1)
 
 				socket.events <- diskEvent
-				time.Sleep(eventDelay)
+				advance(eventDelay)
 				expect("event after the first window", 2)
 
 				socket.events <- partitionEvent
-				time.Sleep(eventDelay)
+				advance(eventDelay)
 				expect("event of a partition", 2)
 
 				socket.errors <- unix.ENOBUFS
-				time.Sleep(eventDelay)
+				advance(eventDelay)
 				expect("overrun of the socket", 3)
 				socket.events <- diskEvent
-				time.Sleep(eventDelay)
+				advance(eventDelay)
 				expect("event after the overrun", 4)
 
 				if failure == nil {
