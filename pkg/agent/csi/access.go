@@ -60,14 +60,6 @@ func accessOf(c *csispec.VolumeCapability) (access, error) {
 	return a, nil
 }
 
-// bindOptions are the options of a mount that is bound for one pod.
-func (a access) bindOptions() []string {
-	if a.readOnly {
-		return append(slices.Clone(a.flags), "ro")
-	}
-	return a.flags
-}
-
 // accessesOf reads all capabilities of one volume.
 func accessesOf(capabilities []*csispec.VolumeCapability) (access, error) {
 	if len(capabilities) == 0 {

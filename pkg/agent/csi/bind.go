@@ -1,11 +1,79 @@
 package csi
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
+
+// bindFolder mounts the source's file system on the target as well, which is a folder.
+func bindFolder(ctx context.Context, source, target string, a access) error {
+	if err := makeMountPoint(target); err != nil {
+		return err
+	}
+	return bind(ctx, source, target, a.bindOptions())
+}
+
+// bindDevice mounts a device on the target, which is a file.
+func bindDevice(ctx context.Context, device, target string, a access) error {
+	if err := makeBindTarget(target); err != nil {
+		return err
+	}
+	return bind(ctx, device, target, a.bindOptions())
+}
+
+// bind mounts the source with its own options and those of options that a bind mount can have. If it fails, the target,
+// which was made for it, is removed.
+func bind(ctx context.Context, source, target string, options []string) error {
+	if err := bindTree(source, target, options); err != nil {
+		return errors.Join(err, removeTarget(ctx, target))
+	}
+	klog.FromContext(ctx).Info("Volume is published", "source", source, "target", target, "options", options)
+	return nil
+}
+
+// bindOptions are the options of a mount that is bound for one pod.
+func (a access) bindOptions() []string {
+	if a.readOnly {
+		return append(slices.Clone(a.flags), "ro")
+	}
+	return a.flags
+}
+
+// makeMountPoint makes the folder for a mount, but not its parents: those are the kubelet's.
+func makeMountPoint(target string) error {
+	if err := os.Mkdir(target, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("cannot make the mount point: %w", err)
+	}
+	if info, err := os.Lstat(target); err != nil || !info.IsDir() {
+		return errors.Join(fmt.Errorf("mount point %s is a link or a file, not a folder", target), err)
+	}
+	return nil
+}
+
+// makeBindTarget makes the file for a bind mount of a device.
+func makeBindTarget(target string) error {
+	f, err := os.OpenFile(target, os.O_CREATE|os.O_EXCL, 0o600)
+	switch {
+	case err == nil:
+		err = f.Close()
+	case errors.Is(err, fs.ErrExist):
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("cannot make the file that the device is bound to: %w", err)
+	}
+	if info, err := os.Lstat(target); err != nil || !info.Mode().IsRegular() {
+		return errors.Join(fmt.Errorf("target %s is a link or a folder, not a file", target), err)
+	}
+	return nil
+}
 
 // mountAttributes are the mount options that each mount of a file system has for itself. All others are the file
 // system's own, and were given when it was staged.

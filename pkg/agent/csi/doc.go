@@ -15,6 +15,7 @@
 //   - node.go: the Node service, its lock for each volume, and the status codes of errors.
 //   - access.go and size.go: parsed capabilities and capacity ranges.
 //   - kubelet.go: where the kubelet's paths may lie.
-//   - mount.go and bind.go: mounting, bind mounts and unmounting. mountusers.go: what keeps a mount in use.
+//   - mount.go: mounting a device, and unmounting. bind.go: mount points, and bind mounts of what is staged.
+//   - mountusers.go: what keeps a mount in use.
 //   - server.go, identity.go and registration.go: the sockets, and the registration with the kubelet.
 package csi

@@ -92,61 +92,6 @@ func (n *Node) mountDevice(device, target, fsType string, flags []string) error 
 	return n.mounter.Mount(device, target, fsType, flags)
 }
 
-// makeMountPoint makes the folder for a mount, but not its parents: those are the kubelet's.
-func makeMountPoint(target string) error {
-	if err := os.Mkdir(target, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("cannot make the mount point: %w", err)
-	}
-	if info, err := os.Lstat(target); err != nil || !info.IsDir() {
-		return errors.Join(fmt.Errorf("mount point %s is a link or a file, not a folder", target), err)
-	}
-	return nil
-}
-
-// makeBindTarget makes the file for a bind mount of a device.
-func makeBindTarget(target string) error {
-	f, err := os.OpenFile(target, os.O_CREATE|os.O_EXCL, 0o600)
-	switch {
-	case err == nil:
-		err = f.Close()
-	case errors.Is(err, fs.ErrExist):
-		err = nil
-	}
-	if err != nil {
-		return fmt.Errorf("cannot make the file that the device is bound to: %w", err)
-	}
-	if info, err := os.Lstat(target); err != nil || !info.Mode().IsRegular() {
-		return errors.Join(fmt.Errorf("target %s is a link or a folder, not a file", target), err)
-	}
-	return nil
-}
-
-// bindFolder mounts the source's file system on the target as well, which is a folder.
-func bindFolder(ctx context.Context, source, target string, options []string) error {
-	if err := makeMountPoint(target); err != nil {
-		return err
-	}
-	return bind(ctx, source, target, options)
-}
-
-// bindDevice mounts a device on the target, which is a file.
-func bindDevice(ctx context.Context, device, target string, options []string) error {
-	if err := makeBindTarget(target); err != nil {
-		return err
-	}
-	return bind(ctx, device, target, options)
-}
-
-// bind mounts the source with its own options and those of options that a bind mount can have. If it fails, the target,
-// which was made for it, is removed.
-func bind(ctx context.Context, source, target string, options []string) error {
-	if err := bindTree(source, target, options); err != nil {
-		return errors.Join(err, removeTarget(ctx, target))
-	}
-	klog.FromContext(ctx).Info("Volume is published", "source", source, "target", target, "options", options)
-	return nil
-}
-
 // unmount removes all mounts on the target, by a system call: umount(8) looks at the target first, which fails on a
 // broken disk.
 func unmount(ctx context.Context, target string) error {

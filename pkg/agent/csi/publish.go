@@ -126,7 +126,7 @@ func (n *Node) publishStaged(ctx context.Context, r *csispec.NodePublishVolumeRe
 	if err := checkSingleWriter(on, r.VolumeId, a, staging); err != nil {
 		return err
 	}
-	return bindFolder(ctx, staging, target, a.bindOptions())
+	return bindFolder(ctx, staging, target, a)
 }
 
 // publishBlock binds the device to the target, a file. The kernel allows writes to a device through a read-only mount
@@ -148,7 +148,7 @@ func (n *Node) publishBlock(ctx context.Context, r *csispec.NodePublishVolumeReq
 	if err := checkSingleWriter(on, r.VolumeId, a, ""); err != nil {
 		return err
 	}
-	return bindDevice(ctx, device, mounts.Resolve(r.TargetPath), a.bindOptions())
+	return bindDevice(ctx, device, mounts.Resolve(r.TargetPath), a)
 }
 
 // publishableDevice returns the device of a persistent volume that can be published.
