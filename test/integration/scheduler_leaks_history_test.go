@@ -24,7 +24,7 @@ const (
 	leakSteps = 60
 	// leakNodes nodes of leakDisks disks of leakDiskGiB.
 	leakNodes, leakDisks, leakDiskGiB = 3, 2, 10
-	// leakPods and leakClaims are how many names there are: they are used again and again.
+	// leakPods and leakClaims are how many there are at once. Names of claims are used again and again.
 	leakPods, leakClaims = 8, 5
 )
 
@@ -44,6 +44,8 @@ type leakHistory struct {
 	under *faultyScheduler
 	// broken are resources whose watches are interrupted.
 	broken map[string]bool
+	// pods counts, for each of the leakPods, how many there have been. Each has a name of its own, see createPod.
+	pods map[string]int
 	// steps are what happened.
 	steps []string
 }
@@ -123,6 +125,25 @@ func (h *leakHistory) happen(ctx context.Context) {
 	}
 }
 
+// createPod creates the pod if the last one of its name is gone, under a name that no pod has had. Kube-scheduler 1.36
+// ends its process if a pod with a node is created again under its name and the watch shows that as one change: its
+// handler does not compare UIDs.
+func (h *leakHistory) createPod(ctx context.Context, pod *corev1.Pod) {
+	base := pod.Name
+	last := &corev1.Pod{}
+	err := h.client.Get(ctx, client.ObjectKey{Namespace: schedulerTests, Name: h.lastPod(base)}, last)
+	if err == nil {
+		return
+	}
+	h.must(err)
+	h.pods[base]++
+	pod.Name = h.lastPod(base)
+	h.must(h.client.Create(ctx, pod))
+}
+
+// lastPod is the name of the last pod of those that have that base.
+func (h *leakHistory) lastPod(base string) string { return fmt.Sprintf("%s-%d", base, h.pods[base]) }
+
 func (h *leakHistory) podName() string   { return fmt.Sprintf("p%d", h.rng.IntN(leakPods)) }
 func (h *leakHistory) claimName() string { return fmt.Sprintf("c%d", h.rng.IntN(leakClaims)) }
 func (h *leakHistory) node() *steppedNode {
@@ -162,7 +183,7 @@ func (h *leakHistory) size() int64 { return 1 + h.rng.Int64N(4) }
 func (h *leakHistory) inlinePod(ctx context.Context) {
 	pod := h.somePod()
 	h.note("create pod %s", pod.Name)
-	h.must(h.client.Create(ctx, pod))
+	h.createPod(ctx, pod)
 }
 
 // newClaim is of any StorageClass of ours, perhaps with a node that another scheduler has chosen.
@@ -187,13 +208,13 @@ func (h *leakHistory) claimingPod(ctx context.Context) {
 		h.must(h.client.Create(ctx, pvc))
 	}
 	h.note("create pod %s with these claims", pod.Name)
-	h.must(h.client.Create(ctx, pod))
+	h.createPod(ctx, pod)
 }
 
 func (h *leakHistory) ephemeralPod(ctx context.Context) {
 	pod := withEphemeral(plainPod(h.podName(), "berth"), "scratch", "ssd", h.size())
 	h.note("create pod %s with an ephemeral claim", pod.Name)
-	h.must(h.client.Create(ctx, pod))
+	h.createPod(ctx, pod)
 }
 
 func (h *leakHistory) loneClaim(ctx context.Context) {
@@ -207,11 +228,11 @@ func (h *leakHistory) pinnedPod(ctx context.Context) {
 	pod := h.somePod()
 	pod.Spec.NodeName = h.node().name
 	h.note("create pod %s on node %s", pod.Name, pod.Spec.NodeName)
-	h.must(h.client.Create(ctx, pod))
+	h.createPod(ctx, pod)
 }
 
 func (h *leakHistory) endPod(ctx context.Context) {
-	pod := plainPod(h.podName(), "berth")
+	pod := plainPod(h.lastPod(h.podName()), "berth")
 	if h.rng.IntN(2) == 0 {
 		h.note("delete pod %s", pod.Name)
 		h.must(h.client.Delete(ctx, pod))
@@ -221,12 +242,12 @@ func (h *leakHistory) endPod(ctx context.Context) {
 	h.must(h.client.Delete(ctx, pod, client.GracePeriodSeconds(0)))
 }
 
-// replacePod makes another pod of the name at once.
+// replacePod makes another pod in the place of the last one at once.
 func (h *leakHistory) replacePod(ctx context.Context) {
 	pod := h.somePod()
 	h.note("replace pod %s", pod.Name)
-	h.must(h.client.Delete(ctx, plainPod(pod.Name, "berth"), client.GracePeriodSeconds(0)))
-	h.must(h.client.Create(ctx, pod))
+	h.must(h.client.Delete(ctx, plainPod(h.lastPod(pod.Name), "berth"), client.GracePeriodSeconds(0)))
+	h.createPod(ctx, pod)
 }
 
 func (h *leakHistory) endClaim(ctx context.Context) {

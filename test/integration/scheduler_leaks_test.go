@@ -123,7 +123,7 @@ func runHistory(t *testing.T, s *schedulers, seed uint64) map[faultyproxy.Failur
 	t.Helper()
 	begin := time.Now()
 	h := &leakHistory{
-		schedulers: s, t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), broken: map[string]bool{},
+		schedulers: s, t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), broken: map[string]bool{}, pods: map[string]int{},
 		nodes: makeSteppedNodes(t, s.client, leakNodes, leakDisks, leakDiskGiB),
 	}
 	h.under = startFaultyScheduler(t, s.cluster, faultsOf(seed))
