@@ -3,6 +3,7 @@ package docs
 import (
 	_ "embed"
 	"fmt"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/yuin/goldmark/ast"
 	extast "github.com/yuin/goldmark/extension/ast"
+	"sigs.k8s.io/yaml"
 )
 
 const (
@@ -41,7 +43,7 @@ func TestSentences(t *testing.T) {
 	}
 }
 
-// TestWords asserts that the pages have none of the words in words.txt.
+// TestWords asserts that the pages have none of the words in words.txt and in .golangci.yml.
 func TestWords(t *testing.T) {
 	banned := bannedWords(t)
 	for _, page := range files(t, "*.md") {
@@ -218,15 +220,29 @@ func wordCount(sentence string) int {
 //go:embed words.txt
 var wordList string
 
-// bannedWord is a line of words.txt.
+// bannedWord is a word of one of the lists, in all its forms.
 type bannedWord struct {
 	pattern *regexp.Regexp
 	instead string
 }
 
+func newBannedWord(instead string, forms ...string) bannedWord {
+	for i, w := range forms {
+		forms[i] = regexp.QuoteMeta(w)
+	}
+	// With a capital it counts only where a sentence begins: elsewhere it is part of a name, such as a title.
+	either := strings.Join(forms, "|")
+	pattern := regexp.MustCompile(fmt.Sprintf(`\b(?:%s)\b|(?:^|[.?!:] )["(]?(?i:%s)\b`, either, either))
+	return bannedWord{pattern: pattern, instead: instead}
+}
+
+// bannedWords are those that lint refuses in Go, and those of words.txt.
 func bannedWords(t *testing.T) []bannedWord {
 	t.Helper()
-	var all []bannedWord
+	all := lintWords(t)
+	if len(all) == 0 {
+		t.Fatal(".golangci.yml has no extra-words of misspell")
+	}
 	for line := range strings.Lines(wordList) {
 		line = strings.TrimSpace(line)
 		if line == "" || strings.HasPrefix(line, "#") {
@@ -236,17 +252,32 @@ func bannedWords(t *testing.T) []bannedWord {
 		if !ok {
 			t.Fatalf("words.txt: %q says not what to write instead", line)
 		}
-		alternatives := strings.Split(words, ", ")
-		for i, w := range alternatives {
-			alternatives[i] = regexp.QuoteMeta(w)
-		}
-		// With a capital it counts only where a sentence begins: elsewhere it is part of a name, such as a title.
-		either := strings.Join(alternatives, "|")
-		pattern := regexp.MustCompile(fmt.Sprintf(`\b(?:%s)\b|(?:^|[.?!:] )["(]?(?i:%s)\b`, either, either))
-		all = append(all, bannedWord{pattern: pattern, instead: instead})
+		all = append(all, newBannedWord(instead, strings.Split(words, ", ")...))
 	}
-	if len(all) == 0 {
-		t.Fatal("words.txt has no word")
+	return all
+}
+
+// lintWords are the words that .golangci.yml adds to misspell.
+func lintWords(t *testing.T) (all []bannedWord) {
+	t.Helper()
+	var config struct {
+		Linters struct {
+			Settings struct {
+				Misspell struct {
+					ExtraWords []struct{ Typo, Correction string } `json:"extra-words"`
+				} `json:"misspell"`
+			} `json:"settings"`
+		} `json:"linters"`
+	}
+	data, err := os.ReadFile("../../.golangci.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(data, &config); err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range config.Linters.Settings.Misspell.ExtraWords {
+		all = append(all, newBannedWord(fmt.Sprintf("write %q", w.Correction), w.Typo))
 	}
 	return all
 }
@@ -297,30 +328,30 @@ func TestLongLines(t *testing.T) {
 	}
 }
 
-// TestBannedWords asserts that only whole words outside of code are found.
+// TestBannedWords asserts that only whole words outside of code are found, and that both lists are read.
 func TestBannedWords(t *testing.T) {
-	banned := bannedWords(t)
+	word := newBannedWord("", "widget")
 	for source, want := range map[string]bool{
-		"Let us see.":                       true,
-		"It is **told** so.":                true,
-		"\"Scheduling with Learned Hints\"": false,
-		"Yes. Nobody did.":                  true,
-		"| a |\n|---|\n| nobody |\n":        true,
-		"# Whoever\n":                       true,
-		"It waits until its turn.":          true,
-		"An inlet, an opposite, told_":      false,
-		"`let`":                             false,
-		"```\nlet\n```\n":                   false,
-		"[a](https://let.example)":          false,
+		"Widget us see.":                  true,
+		"It is **widget** so.":            true,
+		"\"Scheduling with Widget Use\"":  false,
+		"Yes. Widget did.":                true,
+		"| a |\n|---|\n| widget |\n":      true,
+		"# Widget\n":                      true,
+		"Some widgets, a_widget, widget_": false,
+		"`widget`":                        false,
+		"```\nwidget\n```\n":              false,
+		"[a](https://widget.example)":     false,
 	} {
-		have := false
-		for _, p := range parseSource("", []byte(source)).texts() {
-			for _, b := range banned {
-				have = have || b.pattern.MatchString(p.text)
-			}
-		}
+		have := slices.ContainsFunc(parseSource("", []byte(source)).texts(), func(p paragraph) bool { return word.pattern.MatchString(p.text) })
 		if have != want {
 			t.Errorf("%q: %v, want %v", source, have, want)
+		}
+	}
+	all := bannedWords(t)
+	for list, text := range map[string]string{".golangci.yml": "one per" + "son", "words.txt": "two sites"} {
+		if !slices.ContainsFunc(all, func(b bannedWord) bool { return b.pattern.MatchString(text) }) {
+			t.Errorf("%q is not found with the words of %s", text, list)
 		}
 	}
 }

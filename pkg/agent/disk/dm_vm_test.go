@@ -37,6 +37,31 @@ func kernelMapper(t *testing.T, l *loopDisk) (*mapper, uint64) {
 	return m, st.Rdev
 }
 
+// mappedDisk makes a device of the device mapper over the whole disk of 64 MiB, named like an opened LUKS device.
+func mappedDisk(t *testing.T, below *loopDisk, name string) *loopDisk {
+	t.Helper()
+	m, rdev := kernelMapper(t, below)
+	uuid := "CRYPT-LUKS2-0-" + name
+	if err := m.create(uuid, name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.remove(uuid); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := m.loadTable(uuid, linear{rdev, extentMiB(0, 64)}); err != nil {
+		t.Fatal(err)
+	}
+	status, err := m.status(uuid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	above := &loopDisk{path: dmNode(status.rdev), image: below.image, wipeMethods: defaultWipeMethods()}
+	t.Cleanup(func() { above.removePartitions(t) })
+	return above
+}
+
 // TestMapperClaimsTheDisk asserts why a disk is attached by partitions or by the device mapper, never by both. The
 // kernel refuses to claim a disk of which a partition is claimed, and a partition of a claimed disk.
 func TestMapperClaimsTheDisk(t *testing.T) {
@@ -336,25 +361,7 @@ func checkClaimed(t *testing.T, l *loopDisk, reason string) {
 func TestMappedWithoutPartitions(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		l := newLoopDisk(t, 64*mib, sector)
-		m, rdev := kernelMapper(t, l)
-		const uuid = "CRYPT-LUKS2-0-test"
-		if err := m.create(uuid, "test-vault"); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := m.remove(uuid); err != nil {
-				t.Error(err)
-			}
-		})
-		if err := m.loadTable(uuid, linear{rdev, extentMiB(0, 64)}); err != nil {
-			t.Fatal(err)
-		}
-		status, err := m.status(uuid)
-		if err != nil {
-			t.Fatal(err)
-		}
-		above := &loopDisk{path: dmNode(status.rdev), image: l.image}
-		t.Cleanup(func() { above.removePartitions(t) })
+		above := mappedDisk(t, l, "test-vault")
 		ctx := withoutLogs(t)
 		checkClaimed(t, l, "select /dev/mapper/test-vault")
 		above.checkBlank(t, Inspector{})
@@ -433,25 +440,7 @@ func TestMapperHoldsVolume(t *testing.T) {
 	})
 	t.Run("a mapped volume", func(t *testing.T) {
 		below := newLoopDisk(t, 64*mib, 512)
-		m, rdev := kernelMapper(t, below)
-		const uuid = "CRYPT-LUKS2-0-holder-test"
-		if err := m.create(uuid, "holder-test-vault"); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := m.remove(uuid); err != nil {
-				t.Error(err)
-			}
-		})
-		if err := m.loadTable(uuid, linear{rdev, extentMiB(0, 64)}); err != nil {
-			t.Fatal(err)
-		}
-		status, err := m.status(uuid)
-		if err != nil {
-			t.Fatal(err)
-		}
-		l := &loopDisk{path: dmNode(status.rdev), image: below.image, wipeMethods: defaultWipeMethods()}
-		t.Cleanup(func() { l.removePartitions(t) })
+		l := mappedDisk(t, below, "holder-test-vault")
 		if _, err := Initialize(withoutLogs(t), l.path, Owner{}); err != nil {
 			t.Fatal(err)
 		}
