@@ -162,7 +162,7 @@ func (l *Ledger) storeSnapshot(n *node, s *Snapshot) {
 
 func (n *node) compute() *Snapshot {
 	if n.published == nil {
-		return &Snapshot{Node: &placement.Node{}, Revision: n.revision}
+		return &Snapshot{Node: &placement.Node{}, Revision: n.revision, Absent: n.absent}
 	}
 	return n.snapshotWith(n.unpublished(n.published))
 }

@@ -66,8 +66,7 @@ func (n *node) validate(name string) error {
 	if have.Revision != want.Revision || have.Published != want.Published || have.Problem != want.Problem {
 		return fmt.Errorf("node %s: the snapshot is of another capacity", name)
 	}
-	// Without a capacity nothing is free there, and the snapshot says no more.
-	if have.Published && have.Absent != n.absent {
+	if have.Absent != n.absent {
 		return fmt.Errorf("node %s: the snapshot does not say whether there is a Node", name)
 	}
 	if len(have.Node.Disks) != len(want.Node.Disks) {
