@@ -308,6 +308,22 @@ func TestSharedDiskIsNotPlanned(t *testing.T) {
 	}
 }
 
+// TestAbsentNodeWithoutCapacity asserts that a node whose capacity goes before its Node is absent, too.
+func TestAbsentNodeWithoutCapacity(t *testing.T) {
+	l := New()
+	l.SetCapacity("a", shares(1, "d1", ""))
+	if _, err := l.Reserve("pod", "a", wants([]string{"q"}, one(1))); err != nil {
+		t.Fatal(err)
+	}
+	l.DeleteCapacity("a", 2)
+	if changed, _ := l.SetNode("a", false); !changed || !l.Snapshot("a").Absent {
+		t.Errorf("changed: %v, the snapshot is %+v", changed, l.Snapshot("a"))
+	}
+	if err := l.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestAbsentNode asserts that nothing is free on a node without a Node, and that its space is free again when there is
 // one.
 func TestAbsentNode(t *testing.T) {
