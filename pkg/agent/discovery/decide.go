@@ -115,6 +115,7 @@ func (v Verdict) Refused() bool {
 //  2. A device is initialized only if it is blank and a class selects it. Either an approval repeats its fingerprint,
 //     or the class says Automatic.
 //  3. A device that lies on a disk of ours, or is a path or a part of another device, is left alone.
+//  4. A network volume of a cloud is left alone, whatever a class or an approval says.
 func Decide(f Facts) Verdict {
 	s := selectClasses(f.Classes, f.NodeLabels, f.Device)
 	v := Verdict{State: diskv1alpha1.DeviceExcluded, Disk: f.MissingDisk}
@@ -182,6 +183,9 @@ func (v *Verdict) collectVetoes(f Facts) {
 	}
 	if d.Zoned == "host-managed" {
 		against(diskv1alpha1.DeviceExcluded, "the device is zoned (host-managed) and takes no writes in any order")
+	}
+	if what := findVolumeModel(d, cloudVolumeModels); what != "" {
+		against(diskv1alpha1.DeviceExcluded, "its model %q is that of %s, which its cloud can attach to another node: network volumes are never disks", d.Model, what)
 	}
 	for _, holder := range d.Holders {
 		against(diskv1alpha1.DeviceBusy, "the device is part of %s", holder)

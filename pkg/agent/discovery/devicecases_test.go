@@ -1,7 +1,6 @@
 package discovery
 
 import (
-	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -72,20 +71,20 @@ var deviceCases = []struct {
 	{"Google local SSD", fakeDevice{"nvme5n1", pcie, attributes("device/transport", "pcie", "device/model", "nvme_card"), nil}, "pcie", alwaysTaken},
 
 	// Network volumes of clouds and of other drivers.
-	{"EBS", fakeDevice{"nvme6n1", pcie, attributes("device/transport", "pcie", "device/model", "Amazon Elastic Block Store"), nil}, "pcie", onlyByPath("Amazon EBS")},
-	{"Google disk, NVMe", fakeDevice{"nvme7n1", pcie, attributes("device/transport", "pcie", "device/model", "nvme_card-pd"), nil}, "pcie", onlyByPath("Google persistent disk")},
-	{"Google disk, SCSI", fakeDevice{"sdd", scsiVM, attributes("device/vendor", "Google", "device/model", "PersistentDisk"), nil}, "virtio", onlyByPath("Google persistent disk")},
-	{"Azure disk, NVMe", fakeDevice{"nvme8n1", pcie, attributes("device/transport", "pcie", "device/model", "MSFT NVMe Accelerator v1.0"), nil}, "pcie", onlyByPath("an Azure disk")},
-	{"Azure disk, SCSI", fakeDevice{"sde", hyperv, attributes("device/vendor", "Msft", "device/model", "Virtual Disk"), nil}, "vmbus", onlyByPath("Azure or vSphere")},
-	{"vSphere disk", fakeDevice{"sdf", vsphere, attributes("device/vendor", "VMware", "device/model", "Virtual disk"), nil}, "unknown", onlyByPath("Azure or vSphere")},
-	{"Oracle volume", fakeDevice{"sdg", iscsi, attributes("device/vendor", "ORACLE", "device/model", "BlockVolume"), nil}, "iscsi", onlyByPath("Oracle block volume")},
-	{"Alibaba disk, NVMe", fakeDevice{"nvme15n1", pcie, attributes("device/transport", "pcie", "device/model", "Alibaba Cloud Elastic Block Storage"), nil}, "pcie", onlyByPath("an Alibaba disk")},
-	{"DigitalOcean volume", fakeDevice{"sdba", scsiVM, attributes("device/vendor", "DO", "device/model", "Volume"), nil}, "virtio", onlyByPath("DigitalOcean volume")},
-	{"Linode volume", fakeDevice{"sdbb", scsiVM, attributes("device/vendor", "Linode", "device/model", "Volume"), nil}, "virtio", onlyByPath("Linode volume")},
+	{"EBS", fakeDevice{"nvme6n1", pcie, attributes("device/transport", "pcie", "device/model", "Amazon Elastic Block Store"), nil}, "pcie", neverTaken("Amazon EBS")},
+	{"Google disk, NVMe", fakeDevice{"nvme7n1", pcie, attributes("device/transport", "pcie", "device/model", "nvme_card-pd"), nil}, "pcie", neverTaken("Google persistent disk")},
+	{"Google disk, SCSI", fakeDevice{"sdd", scsiVM, attributes("device/vendor", "Google", "device/model", "PersistentDisk"), nil}, "virtio", neverTaken("Google persistent disk")},
+	{"Azure disk, NVMe", fakeDevice{"nvme8n1", pcie, attributes("device/transport", "pcie", "device/model", "MSFT NVMe Accelerator v1.0"), nil}, "pcie", neverTaken("an Azure disk")},
+	{"Azure disk, SCSI", fakeDevice{"sde", hyperv, attributes("device/vendor", "Msft", "device/model", "Virtual Disk"), nil}, "vmbus", neverTaken("an Azure disk")},
+	{"vSphere disk", fakeDevice{"sdf", vsphere, attributes("device/vendor", "VMware", "device/model", "Virtual disk"), nil}, "unknown", onlyByPath("a vSphere disk")},
+	{"Oracle volume", fakeDevice{"sdg", iscsi, attributes("device/vendor", "ORACLE", "device/model", "BlockVolume"), nil}, "iscsi", neverTaken("Oracle block volume")},
+	{"Alibaba disk, NVMe", fakeDevice{"nvme15n1", pcie, attributes("device/transport", "pcie", "device/model", "Alibaba Cloud Elastic Block Storage"), nil}, "pcie", neverTaken("an Alibaba disk")},
+	{"DigitalOcean volume", fakeDevice{"sdba", scsiVM, attributes("device/vendor", "DO", "device/model", "Volume"), nil}, "virtio", neverTaken("DigitalOcean volume")},
+	{"Linode volume", fakeDevice{"sdbb", scsiVM, attributes("device/vendor", "Linode", "device/model", "Volume"), nil}, "virtio", neverTaken("Linode volume")},
 	{"Nutanix volume", fakeDevice{"sdbc", iscsi, attributes("device/vendor", "NUTANIX", "device/model", "VDISK"), nil}, "iscsi", onlyByPath("Nutanix volume")},
 	{"vSphere disk, NVMe", fakeDevice{"nvme16n1", pcie, attributes("device/transport", "pcie", "device/model", "VMware Virtual NVMe Disk"), nil}, "pcie", onlyByPath("a vSphere disk")},
 	{"Mayastor", fakeDevice{"nvme17n1", fabrics, attributes("device/transport", "tcp", "device/model", "Mayastor NVMe controller"), nil}, "nvme-tcp", onlyByPath("Mayastor volume")},
-	{"Hetzner volume", fakeDevice{"sdh", scsiVM, attributes("device/vendor", "HC", "device/model", "Volume"), nil}, "virtio", onlyByPath("Hetzner volume")},
+	{"Hetzner volume", fakeDevice{"sdh", scsiVM, attributes("device/vendor", "HC", "device/model", "Volume"), nil}, "virtio", neverTaken("Hetzner volume")},
 	{"Longhorn over iSCSI", fakeDevice{"sdi", iscsi, attributes("device/vendor", "IET", "device/model", "VIRTUAL-DISK"), nil}, "iscsi", onlyByPath("iSCSI volume (tgt)")},
 	{"LIO target", fakeDevice{"sdj", iscsi, attributes("device/vendor", "LIO-ORG", "device/model", "vol1"), nil}, "iscsi", onlyByPath("LIO")},
 	{"iSCSI LUN of an array", fakeDevice{"sdk", iscsi, attributes("device/vendor", "PURE", "device/model", "FlashArray"), nil}, "iscsi", notAutomatic("iscsi")},
@@ -252,11 +251,8 @@ func TestKinds(t *testing.T) {
 	if len(deviceCases) < 40 {
 		t.Errorf("only %d kinds", len(deviceCases))
 	}
-	for _, m := range networkVolumeModels {
-		if !slices.ContainsFunc(devices, func(d Device) bool {
-			ok, err := path.Match(m.model, strings.ToLower(d.Model))
-			return err == nil && ok && (m.vendor == "" || m.vendor == strings.ToLower(d.Vendor))
-		}) {
+	for _, m := range slices.Concat(cloudVolumeModels, otherVolumeModels) {
+		if !slices.ContainsFunc(devices, m.matches) {
 			t.Errorf("no kind has the model %q of vendor %q", m.model, m.vendor)
 		}
 	}

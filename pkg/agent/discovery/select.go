@@ -118,7 +118,7 @@ func pathOnlyObjections(spec *diskv1alpha1.DiskClassSpec, d Device) []string {
 	if kind := d.virtualKind(); kind != "" {
 		object("it is %s", kind)
 	}
-	if what := networkVolume(d); what != "" {
+	if what := findVolumeModel(d, otherVolumeModels); what != "" {
 		object("its model %q is that of %s", d.Model, what)
 	}
 	if d.Removable {
