@@ -41,7 +41,7 @@ type Options struct {
 	// those of the objects that the scheduler does not watch.
 	Factory informers.SharedInformerFactory
 	Shared  *diskcapacity.Shared
-	// Recorder writes events.
+	// Recorder writes events, and cuts notes that are too long.
 	Recorder events.EventRecorder
 	// Clock is that of the process; another one in tests.
 	Clock clock.PassiveClock

@@ -135,6 +135,6 @@ func (c *Controllers) emitProvisioned(m *claimState, pvc *corev1.PersistentVolum
 // emitPodEvent writes an event about the claim, and one about the pod.
 func (c *Controllers) emitPodEvent(m *claimState, pvc *corev1.PersistentVolumeClaim, pod pin, eventType, reason, note string) {
 	if c.emitEvent(m, pvc, eventType, reason, actionProvision, note) {
-		c.recorder.Eventf(pod.object(pvc.Namespace), pvc, eventType, reason, actionProvision, "%s", shorten("claim "+pvc.Name+": "+note))
+		c.recorder.Eventf(pod.object(pvc.Namespace), pvc, eventType, reason, actionProvision, "%s", "claim "+pvc.Name+": "+note)
 	}
 }

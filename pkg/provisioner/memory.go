@@ -2,7 +2,6 @@ package provisioner
 
 import (
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -14,9 +13,6 @@ import (
 
 // repeatEventAfter is how long the API server keeps an event by default.
 const repeatEventAfter = time.Hour
-
-// maxNote is how many bytes the note of an event may have, a little less than the API server's limit.
-const maxNote = 1000
 
 // A claim is given back to its scheduler at once the first time, and then after growing pauses. The scheduler does not
 // know what is free, and would choose a node again and again. The same pauses are used for a file system that the
@@ -179,11 +175,6 @@ func (m *claimMemory) takeWaiting(label string) map[string]struct{} {
 	return keys
 }
 
-// shorten cuts a note to the API server's limit, which is in bytes.
-func shorten(note string) string {
-	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "")
-}
-
 // emitEvent writes an event about a claim, unless the last event had the same note. It repeats the event after
 // repeatEventAfter. It reports whether it wrote one.
 func (c *Controllers) emitEvent(m *claimState, pvc *corev1.PersistentVolumeClaim, eventType, reason, action, note string) bool {
@@ -192,6 +183,6 @@ func (c *Controllers) emitEvent(m *claimState, pvc *corev1.PersistentVolumeClaim
 		return false
 	}
 	m.lastNote, m.lastNoteAt = note, now
-	c.recorder.Eventf(pvc, nil, eventType, reason, action, "%s", shorten(note))
+	c.recorder.Eventf(pvc, nil, eventType, reason, action, "%s", note)
 	return true
 }

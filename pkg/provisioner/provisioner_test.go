@@ -2,10 +2,8 @@ package provisioner
 
 import (
 	"encoding/json"
-	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -182,15 +180,5 @@ func TestNodeTakenBack(t *testing.T) {
 	}
 	if free := c.ledger.Snapshot("n1").Node.Disks[0].Free.Total(); free != 10*gib {
 		t.Errorf("%d GiB are free, want 10", free/gib)
-	}
-}
-
-// TestShorten asserts that notes are cut by bytes, as the API server counts, and stay valid UTF-8.
-func TestShorten(t *testing.T) {
-	for _, note := range []string{"", "short", strings.Repeat("x", 5000), strings.Repeat("ü", 5000), "x" + strings.Repeat("€", 5000)} {
-		got := shorten(note)
-		if len(got) > maxNote || !utf8.ValidString(got) || !strings.HasPrefix(note, got) || len(got) < min(len(note), maxNote-3) {
-			t.Errorf("%.20q… of %d bytes became one of %d", note, len(note), len(got))
-		}
 	}
 }

@@ -70,12 +70,12 @@ func (s *controllerStarter) start(ctx context.Context, handle fwk.Handle) error 
 	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: client.EventsV1()})
 	claims := provisioner.New(provisioner.Options{
 		Client: handle.ClientSet(), Factory: factory, Shared: shared,
-		Recorder:        broadcaster.NewRecorder(scheme.Scheme, "berth-provisioner"),
+		Recorder:        explainingRecorder{broadcaster.NewRecorder(scheme.Scheme, "berth-provisioner")},
 		PublishCapacity: s.config.PublishStorageCapacity, Namespace: s.namespace(),
 	})
 	capacities := capacity.New(capacity.Options{
 		Client: handle.ClientSet(), Disks: disks, Factory: factory, Shared: shared,
-		Recorder: broadcaster.NewRecorder(scheme.Scheme, "berth-capacity"), GoneGrace: s.config.NodeGoneGrace,
+		Recorder: explainingRecorder{broadcaster.NewRecorder(scheme.Scheme, "berth-capacity")}, GoneGrace: s.config.NodeGoneGrace,
 	})
 	s.started[factory] = struct{}{}
 	context.AfterFunc(ctx, func() {

@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/berthdev/berth/pkg/manual"
 )
 
 const (
@@ -26,7 +28,8 @@ const (
 var elsewhere = []string{"FailedScheduling", "FailedMount", "FailedUnmount"}
 
 // TestEvents asserts that the page has a heading for each reason of an event and each type of a condition in the code,
-// and no other heading of that form. It also asserts that the page names each reason of a condition.
+// and no other heading of that form. It also asserts that the page names each reason of a condition, and that events
+// point to the heading of their reason.
 func TestEvents(t *testing.T) {
 	page, err := os.ReadFile(filepath.Join(repository, troubleshooting))
 	if err != nil {
@@ -46,6 +49,15 @@ func TestEvents(t *testing.T) {
 	}
 	for _, problem := range compare(string(page), found) {
 		t.Errorf("%s: %s", troubleshooting, problem)
+	}
+	if !strings.HasSuffix(manual.Troubleshooting, "/"+troubleshooting) {
+		t.Errorf("events point to %s, not to %s", manual.Troubleshooting, troubleshooting)
+	}
+	for _, name := range slices.Sorted(maps.Keys(found.headed)) {
+		_, anchor, _ := strings.Cut(manual.Pointer(name), "#")
+		if err := exists(t, troubleshooting, anchor); err != nil || anchor == "" {
+			t.Errorf("an event of reason %s points to %q: %v", name, anchor, err)
+		}
 	}
 }
 

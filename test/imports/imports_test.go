@@ -41,6 +41,7 @@ var rules = []rule{
 	{packages: "pkg/request", only: []string{"pkg/extent", "pkg/placement", "apis"}, never: []string{"k8s.io/client-go", "k8s.io/kubernetes"}},
 	{packages: "pkg/claim", only: []string{"pkg/extent", "pkg/placement", "pkg/request", "apis"}, never: []string{"k8s.io/client-go", "k8s.io/kubernetes"}},
 	{packages: "pkg/answer", only: []string{}, never: []string{"k8s.io/api/", "k8s.io/client-go", "k8s.io/kubernetes"}},
+	{packages: "pkg/manual", only: []string{}, stdlib: true},
 	{packages: "pkg/controller", only: []string{}, never: []string{"k8s.io/kubernetes"}},
 	{packages: "pkg/plugins", never: []string{module + "/pkg/agent", "github.com/diskfs"}},
 	{packages: "pkg/plugins/diskcapacity", only: []string{"pkg/answer", "pkg/extent", "pkg/placement", "pkg/ledger", "pkg/request", "pkg/claim", "apis"}, never: kubeScheduler},

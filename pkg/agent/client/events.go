@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/manual"
 )
 
 // Recorder writes events about pods, volumes and the node's disks. client-go's recorder would cost the agent a tenth of
@@ -50,9 +51,10 @@ func (r *Recorder) OfNode(uid types.UID, eventType, reason, message string) {
 	}, eventType, reason, message)
 }
 
-// About queues an event about any object. It never blocks.
+// About queues an event about any object. It appends to the message where the reason is explained. It never blocks.
 func (r *Recorder) About(object corev1.ObjectReference, eventType, reason, message string) {
 	now := metav1.Now()
+	message += manual.Pointer(reason)
 	// The name is a hash of the content, so that repeated events are one event with a count.
 	sum := sha256.Sum256([]byte(string(object.UID) + reason + message))
 	namespace := object.Namespace

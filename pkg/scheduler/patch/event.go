@@ -15,8 +15,8 @@ import (
 const (
 	// reasonScheduled is that of kube-scheduler's event about a pod that it has bound.
 	reasonScheduled = "Scheduled"
-	// maxNote is how many bytes of an event the API server takes.
-	maxNote = 1024
+	// MaxNote is how many bytes of an event the API server takes.
+	MaxNote = 1024
 )
 
 // addPlacesToEvents appends the places of a pod's disk volumes to the event about each pod that is bound. A second
@@ -49,7 +49,7 @@ func (r placesRecorder) WithLogger(logger klog.Logger) events.EventRecorderLogge
 func (r placesRecorder) Eventf(regarding, related runtime.Object, eventType, reason, action, note string, args ...any) {
 	if pod, ok := regarding.(*corev1.Pod); ok && reason == reasonScheduled {
 		text := fmt.Sprintf(note, args...) + "; "
-		if places := r.places(pod, maxNote-len(text)); places != "" {
+		if places := r.places(pod, MaxNote-len(text)); places != "" {
 			note, args = "%s", []any{text + places}
 		}
 	}
