@@ -49,7 +49,7 @@ e2e: prepare ## Run the end-to-end tests on real kubelets (needs root).
 	$(GOTEST) ./test/e2e/...
 
 .PHONY: e2e-vm
-e2e-vm: ## Cut the power of virtual machines and pull their disks (needs qemu-system-x86; software emulation).
+e2e-vm: ## Cut the power of virtual machines and pull their disks (needs qemu-system-x86 and cryptsetup-bin; software emulation).
 	go test -count=1 -timeout=60m -v ./test/vm
 
 .PHONY: skew

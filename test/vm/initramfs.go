@@ -105,10 +105,14 @@ var guestModules = []string{
 	"virtio_pci", "virtio_blk", "virtio_console", "dm_mod", "loop", "ext4",
 	// Disks with several paths, and encrypted ones.
 	"virtio_scsi", "sd_mod", "dm_multipath", "dm_round_robin", "dm_crypt", "aes_generic", "ecb", "xts",
+	"algif_skcipher",
 }
 
 // guestPrograms are those that the engine and the users of its volumes run.
-var guestPrograms = []string{"blkid", "wipefs", "mkfs.ext4", "e2fsck", "losetup", "dmsetup", "sync"}
+var guestPrograms = []string{"blkid", "wipefs", "mkfs.ext4", "e2fsck", "losetup", "dmsetup", "cryptsetup", "sync"}
+
+// luksKey is a file of the guest with the passphrase of its encrypted disk.
+const luksKey = "/etc/luks.key"
 
 // writeInitramfs writes the archive from which the machine boots: init and further programs of ours, by name, and
 // everything that they need.
@@ -122,6 +126,7 @@ func writeInitramfs(ctx context.Context, to string, k kernel, ours map[string]st
 	for _, dir := range []string{"/proc", "/sys", "/dev", "/tmp", "/run", "/etc", "/bin"} {
 		a.entry(dir, modeDirectory, nil)
 	}
+	a.entry(luksKey, modeFile, []byte("not a secret"))
 	modules, err := k.withDependencies(ctx, guestModules...)
 	if err != nil {
 		return err

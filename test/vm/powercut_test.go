@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berthdev/berth/test/testenv"
 	"github.com/berthdev/berth/test/vm/wire"
 )
 
@@ -29,6 +30,7 @@ func TestPowerCut(t *testing.T) {
 // cutPower cuts the power that many times in the middle of bursts, and of starts after them.
 func cutPower(t *testing.T, dir string, victims []*victim, drives []drive, powerCuts, startsHit int) {
 	t.Helper()
+	testenv.NeedProgram(t, "losetup", "sgdisk", "sfdisk", "parted")
 	i := needImage(t)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)

@@ -17,16 +17,16 @@ import (
 const (
 	stackedBytes = 76 * mib
 	lunName      = 0x5000c50015ea71ac
-	cryptKey     = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+	luksHeader   = 4 * mib
 )
 
-// newStacked makes two disks that are devices of the device mapper: an encrypted one, and one with two paths. One of
+// newStacked makes two disks that are devices of the device mapper: a LUKS device, and one with two paths. One of
 // the paths fails on every second boot.
 func newStacked(t *testing.T, dir string) ([]*victim, []drive) {
 	t.Helper()
 	b := wire.Burst{Workers: 2, From: 2 * mib, SlotBytes: 12 * mib, Slots: 6}
 	lun := newVictim(t, dir, "lun", stackedBytes, 512, b)
-	vault := newVictim(t, dir, "vault", stackedBytes, 512, b)
+	vault := newVictim(t, dir, "vault", luksHeader+stackedBytes, 512, b)
 	lun.mapped, vault.mapped, vault.encrypted = true, true, true
 	boots, isNew := 0, true
 	lun.stack = func(t *testing.T, ctx context.Context, m *machine) string {
@@ -51,8 +51,13 @@ func newStacked(t *testing.T, dir string) ([]*victim, []drive) {
 		if err := m.call(ctx, "find", "vault", &below); err != nil {
 			t.Fatal(err)
 		}
-		table := fmt.Sprintf("0 %d crypt aes-xts-plain64 %s 0 %s 0 1 allow_discards", stackedBytes/512, cryptKey, below)
-		device := mapDevice(t, ctx, m, "vault", "CRYPT-LUKS2-0-vault", table)
+		if isNew {
+			succeed(t, ctx, m, "cryptsetup", "luksFormat", "--batch-mode", "--type=luks2", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000",
+				"--offset="+strconv.Itoa(luksHeader/512), "--key-file="+luksKey, below)
+		}
+		inspect(t, ctx, m, below, disk.Foreign, "crypto_LUKS")
+		succeed(t, ctx, m, "cryptsetup", "luksOpen", "--allow-discards", "--key-file="+luksKey, below, "vault")
+		const device = "/dev/mapper/vault"
 		inspect(t, ctx, m, below, disk.Busy, "select "+device)
 		if isNew {
 			// Decrypted zeros are not zeros.

@@ -18,10 +18,10 @@ const build = "../../.build/vm"
 
 const mib = 1 << 20
 
-// needImage builds the files from which machines boot. The test is skipped only if there is no qemu.
+// needImage builds the files from which machines boot. The test is skipped only if a program is missing.
 func needImage(t *testing.T) image {
 	t.Helper()
-	testenv.NeedProgram(t, "qemu-system-x86_64")
+	testenv.NeedProgram(t, "qemu-system-x86_64", "cryptsetup")
 	ctx := t.Context()
 	dir, err := filepath.Abs(build)
 	if err != nil {
