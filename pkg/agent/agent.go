@@ -6,7 +6,7 @@
 //	wait for the agent's lock                  lockNode                     lock.go
 //	make clients and informers                 newAgent                     agent.go
 //	register event handlers                    addHandlers                  watches.go
-//	open the disks                             build, rescan                devices.go, rescan.go
+//	open the disks                             build, rescan                agent.go, rescan.go
 //	serve until the context ends               start                        agent.go
 //	stop, although a disk may hang             waitWithTimeout              stop.go
 //
@@ -14,9 +14,10 @@
 // what is on them, csi mounts it, and publish reports it. client talks to the API server. filesystem, signature, mounts
 // and holders look at devices. manifest prints lost PersistentVolumes.
 //
-// The other files: classes.go and filesystems.go read DiskClasses. status.go makes the published status. service.go
-// reports disks that go out of service, registration.go keeps the driver registered, and health.go serves health
-// checks.
+// The other files: requirements.go checks the machine before all this. devices.go connects the disks with the API
+// server's objects, and forgets disks on request. classes.go and filesystems.go read DiskClasses. status.go makes the
+// published status. service.go reports disks that go out of service, registration.go keeps the driver registered, and
+// health.go serves health checks.
 package agent
 
 import (
@@ -68,7 +69,8 @@ type Options struct {
 	Health *Health
 }
 
-// lineageName is the file beside the socket that distinguishes a lost API server from an outage.
+// lineageName is a file beside the CSI socket, see client.Lineage. It keeps the newest version of the NodeDiskCapacity
+// that the API server has shown. With it the agent notices an API server that has lost its data.
 const lineageName = "api-server.json"
 
 // agent is a running agent.
@@ -154,11 +156,11 @@ func (a *agent) run(ctx context.Context, group *errgroup.Group, kubelet *csi.Kub
 	if err := a.addHandlers(); err != nil {
 		return err
 	}
-	// What the node published before contains the disks that it had.
+	// The classes select the devices. The NodeDiskCapacity lists the disks that the node had before.
 	if !a.sync(ctx, group, "DiskClasses, the Node and its NodeDiskCapacity", a.classes, a.nodes, a.capacities) {
 		return group.Wait()
 	}
-	files, err := a.build(ctx)
+	fileSystems, err := a.build(ctx)
 	if err != nil {
 		return err
 	}
@@ -174,33 +176,34 @@ func (a *agent) run(ctx context.Context, group *errgroup.Group, kubelet *csi.Kub
 	a.options.Health.set(stepSynced, true)
 	registerMetrics()
 	group.Go(func() error { a.reportService(ctx); return nil })
-	a.start(ctx, group, csi.NewNode(a.options.NodeName, a.manager, files, kubelet), retry)
+	a.start(ctx, group, csi.NewNode(a.options.NodeName, a.manager, fileSystems, kubelet), retry)
 	return waitWithTimeout(ctx, group, stopTimeout)
 }
 
 // build makes the parts of the agent from what the node published before.
-func (a *agent) build(ctx context.Context) (fileSystems, error) {
+func (a *agent) build(ctx context.Context) (classFileSystems, error) {
 	maker, err := filesystem.NewMaker(ctx)
 	if err != nil {
-		return fileSystems{}, err
+		return classFileSystems{}, err
 	}
-	files := fileSystems{maker: maker, classes: a.classList}
+	fileSystems := classFileSystems{maker: maker, classes: a.classList}
 	a.inventory = discovery.NewInventory(a.inventoryOptions())
+	// OwnersChanged reads a.publisher when it is called: the publisher is made after the manager.
 	a.manager, err = volumes.New(volumes.Options{
 		Client: a.client, Pods: a.podsOfNode, Volumes: a.persistent, Capacities: a.capacities, Inventory: a.inventory, Recorder: a.recorder,
-		DefaultFSType: a.defaultFSType, FileSystems: files, Placement: a.placement, Wiping: a.wiping,
+		DefaultFSType: a.defaultFSType, FileSystems: fileSystems, Placement: a.placement, Wiping: a.wiping,
 		Published: a.published(), ReclaimStopped: meta.IsStatusConditionTrue(a.publishedStatus().Conditions, diskv1alpha1.ConditionReclaimStopped),
 		OrphanGrace: a.options.OrphanGrace, OrphanLimit: a.options.OrphanLimit, EvictionGrace: a.options.EvictionGrace,
 		OwnersChanged: func() { a.publisher.Trigger() },
 	})
 	if err != nil {
-		return fileSystems{}, err
+		return classFileSystems{}, err
 	}
 	a.publisher, err = publish.New(publish.Options{
 		Client: a.client, Capacities: a.capacities, Status: a.status,
 		NodeUID: func() types.UID { return a.node().UID }, Progress: publishProgress{a.options.Health},
 	})
-	return files, err
+	return fileSystems, err
 }
 
 // registerTimeout is how long the registration with the kubelet waits for the first publication. Mounting must not
@@ -213,19 +216,19 @@ func (a *agent) start(ctx context.Context, group *errgroup.Group, node *csi.Node
 	group.Go(func() error { a.manager.Run(ctx); return nil })
 	group.Go(func() error { return discovery.WatchDevices(ctx, a.requestRescan) })
 	group.Go(func() error { a.rescanOnDemand(ctx, retry); return nil })
-	// The driver is registered with the kubelet last, when everything else works.
+	// The kubelet calls the driver as soon as it is registered, so that is last.
 	controller := csi.NewController(a.options.NodeName, a.manager, a.manager)
 	group.Go(func() error { return csi.Serve(ctx, a.options.CSISocket, node, controller) })
-	kubelet := csi.NewRegistration(a.options.RegistrationDir, a.options.CSISocket, func(registered bool) { a.options.Health.set(stepDriver, registered) })
+	driver := csi.NewRegistration(a.options.RegistrationDir, a.options.CSISocket, func(registered bool) { a.options.Health.set(stepDriver, registered) })
 	group.Go(func() error {
 		// The start-up taint is removed when the driver is registered, so what is published must be up to date.
 		a.options.Health.awaitPublished(ctx, registerTimeout)
-		return kubelet.Run(ctx)
+		return driver.Run(ctx)
 	})
-	// Its start is not awaited: without it, only the label is checked.
+	// Until the CSINode is read, watchRegistration checks only the Node's label.
 	group.Go(func() error { a.csiNodes.RunWithContext(ctx); return nil })
-	group.Go(func() error { a.watchRegistration(ctx, kubelet.RegisterAgain); return nil })
-	// Go would return the memory that only the start needed much later.
+	group.Go(func() error { a.watchRegistration(ctx, driver.RegisterAgain); return nil })
+	// The start needs more memory than the service. Go would keep it for a long time.
 	debug.FreeOSMemory()
 	klog.FromContext(ctx).Info("Agent is running", "disks", len(a.inventory.Disks()), "refused", len(a.inventory.Refused()), "socket", a.options.CSISocket)
 }

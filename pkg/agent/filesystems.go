@@ -8,14 +8,14 @@ import (
 	"github.com/berthdev/berth/pkg/agent/filesystem"
 )
 
-// fileSystems makes and mounts file systems by the present settings of DiskClasses. The settings of a deleted class are
-// not known: its volumes get the defaults.
-type fileSystems struct {
+// classFileSystems makes and mounts file systems by the present settings of DiskClasses. The settings of a deleted class
+// are not known: its volumes get the defaults.
+type classFileSystems struct {
 	maker   *filesystem.Maker
 	classes func() []*diskv1alpha1.DiskClass
 }
 
-func (f fileSystems) spec(class string) diskv1alpha1.DiskClassSpec {
+func (f classFileSystems) spec(class string) diskv1alpha1.DiskClassSpec {
 	if c := classNamed(f.classes(), class); c != nil {
 		return c.Spec
 	}
@@ -23,7 +23,7 @@ func (f fileSystems) spec(class string) diskv1alpha1.DiskClassSpec {
 }
 
 // Make makes a file system on a volume whose content may be overwritten.
-func (f fileSystems) Make(ctx context.Context, class, fsType string, v disk.Volume) error {
+func (f classFileSystems) Make(ctx context.Context, class, fsType string, v disk.Volume) error {
 	spec := f.spec(class)
 	settings := filesystem.Settings{Features: spec.FSFeatures}
 	// The options are for the class's own file system. A volume may request the other one.
@@ -34,6 +34,6 @@ func (f fileSystems) Make(ctx context.Context, class, fsType string, v disk.Volu
 }
 
 // MountOptions are those of the class that the file system understands.
-func (f fileSystems) MountOptions(class, fsType string) []string {
+func (f classFileSystems) MountOptions(class, fsType string) []string {
 	return diskv1alpha1.MountOptionsFor(fsType, f.spec(class).MountOptions)
 }

@@ -28,7 +28,7 @@ func TestFileSystemsOfAClass(t *testing.T) {
 			MkfsOptions: []string{"-I 512"}, MountOptions: []string{"noatime", "commit=30", "allocsize=64m", "ro"},
 		}},
 	}
-	f := fileSystems{maker: maker, classes: func() []*diskv1alpha1.DiskClass { return classes }}
+	f := classFileSystems{maker: maker, classes: func() []*diskv1alpha1.DiskClass { return classes }}
 	const guid = "026235ae-86c0-5198-9b44-063e2940d190"
 	for class, want := range map[string]struct {
 		inode, feature string
