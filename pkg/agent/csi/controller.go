@@ -64,7 +64,8 @@ func (c *Controller) ControllerGetCapabilities(context.Context, *csispec.Control
 	return response, nil
 }
 
-// describe is the volume as CSI describes it. Package claim can read a PersistentVolume with its context.
+// describe is the volume as CSI describes it. Its VolumeContext becomes part of the PersistentVolume, from which package
+// claim reads the disk and the extent.
 func (c *Controller) describe(v volumes.Volume) *csispec.Volume {
 	place := diskv1alpha1.Place{Disk: v.Disk, Extent: diskv1alpha1.Extent{Start: v.Start, Length: v.Size}}
 	attributes := place.Attributes()
@@ -134,6 +135,7 @@ func (c *Controller) GetCapacity(_ context.Context, r *csispec.GetCapacityReques
 		}
 	}
 	p, err := parametersOf(r.Parameters, a)
+	// Without parameters the error is only that the class is missing.
 	if err != nil && len(r.Parameters) > 0 {
 		return nil, invalid("%v", err)
 	}
@@ -161,15 +163,17 @@ func (c *Controller) isHere(t *csispec.Topology) bool {
 	return true
 }
 
-// Prefixes of the parameters that the upstream sidecars add (--extra-create-metadata), and those that are used.
+// metadataPrefixes are the prefixes of the parameters that the upstream sidecars add with --extra-create-metadata.
 var metadataPrefixes = []string{"csi.storage.k8s.io/pvc/", "csi.storage.k8s.io/pv/"}
 
+// Parameters of the sidecars that name the claim.
 const (
 	metadataClaim     = "csi.storage.k8s.io/pvc/name"
 	metadataNamespace = "csi.storage.k8s.io/pvc/namespace"
 )
 
-// parametersOf reads the parameters together with the capability.
+// parametersOf reads the parameters of a StorageClass, without those that sidecars add. The file system type may be in
+// the parameters, in the capability, or in both if they agree.
 func parametersOf(parameters map[string]string, a access) (diskv1alpha1.Parameters, error) {
 	own := maps.Clone(parameters)
 	maps.DeleteFunc(own, func(key, _ string) bool {

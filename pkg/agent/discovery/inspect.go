@@ -14,11 +14,12 @@ import (
 func (s *rescanState) inspect(ctx context.Context, read []*Facts) {
 	var all errgroup.Group
 	all.SetLimit(maxInspections)
+	// activities has the counters of each device after it was read: reading changes them.
 	activities := make([]string, len(read))
 	inspector := disk.Inspector{KubeletDir: s.inventory.options.KubeletDir}
 	if len(read) > 1 {
-		// One result of ReadHolders serves for all of them. If it fails, each device is inspected with its own, and
-		// returns the error.
+		// What holds the node's devices is read once for all of them. If that fails, each inspection reads it itself,
+		// and returns the error.
 		inspector.Holders, _ = inspector.ReadHolders(ctx)
 	}
 	for n, f := range read {
@@ -26,7 +27,7 @@ func (s *rescanState) inspect(ctx context.Context, read []*Facts) {
 			f.Contents = &disk.Contents{State: disk.Blank}
 			continue
 		}
-		// The driver of a new device may be about to make a file system.
+		// Another program may be about to make a file system on a new device. An exclusive open would disturb it.
 		inspector := inspector
 		inspector.SkipExclusive = f.inGracePeriod()
 		all.Go(func() error {

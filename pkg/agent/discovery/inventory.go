@@ -12,16 +12,16 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// Disk is one of the node's disks as it is now. It never changes.
+// Disk is one of the node's disks. Callers get copies, which do not change.
 type Disk struct {
 	Device Device
 	// Class is the DiskClass that selects the disk. It is empty when none does any more.
 	Class string
-	// Snapshot is the newest one. For a disk that is gone it is the last one.
+	// Snapshot is the disk's present state. For a disk out of service it is the last one that is known.
 	Snapshot disk.Snapshot
 	// Problem says why the disk is out of service. It is empty if the disk serves.
 	Problem string
-	// Engine writes the disk. It is nil when the disk is out of service.
+	// Engine is the open disk: it reads and writes the device. It is nil when the disk is out of service.
 	Engine *disk.Disk
 }
 
@@ -55,7 +55,7 @@ type Options struct {
 	PublishedDisks []diskv1alpha1.Disk
 	// PublishedDevices are the devices that this node had before, as it published them.
 	PublishedDevices []diskv1alpha1.Device
-	// Approvals returns those of the node's NodeDiskCapacity. nil means none.
+	// Approvals returns the entries of spec.adopt in the node's NodeDiskCapacity. nil means none.
 	Approvals func() []diskv1alpha1.DeviceApproval
 	// Owner returns this node, with an empty UID while it has no Node object. nil means an inventory outside of a
 	// cluster, which writes no owner.
@@ -92,7 +92,7 @@ type ListedDevice struct {
 //
 // Invariants:
 //  1. A device that no class selects is neither read nor written, unless a missing disk of this node was on it.
-//  2. A device is written to only after disk.Inspect found it blank or ours.
+//  2. A device is written to only after disk.Inspect found it blank, or with a table of ours.
 //  3. At most one open disk has a given ID. A copy that appears later does not end its service.
 type Inventory struct {
 	options Options
@@ -134,15 +134,15 @@ func NewInventory(o Options) *Inventory {
 		o.Approvals = func() []diskv1alpha1.DeviceApproval { return nil }
 	}
 	i := &Inventory{options: o, disks: map[string]*Disk{}, hanging: map[string]chan struct{}{}}
-	for _, k := range o.PublishedDisks {
-		i.disks[k.ID] = diskFromStatus(k)
+	for _, p := range o.PublishedDisks {
+		i.disks[p.ID] = diskFromStatus(p)
 	}
 	for _, p := range o.PublishedDevices {
 		d := Device{Name: p.Name, Identity: Identity{p.WWN, p.Serial, p.ByID}, Size: p.Size, Model: p.Model}
 		if known := i.disks[p.Disk]; known != nil && (p.State == diskv1alpha1.DeviceInUse || p.State == diskv1alpha1.DeviceFailed) {
 			known.Device.Identity = d.Identity
 		}
-		// A new device that was waiting is still new.
+		// Candidates are left out: one that waited as a new device is new again, and waits its whole time.
 		if p.State != diskv1alpha1.DeviceCandidate {
 			i.publishedDevices = append(i.publishedDevices, d)
 		}

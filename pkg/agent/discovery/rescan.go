@@ -59,8 +59,8 @@ type rescanState struct {
 	owner        disk.Owner
 	youngest     *YoungestAttachment
 
-	// missing are the missing disks that were on a device, ours the devices that hold disks of ours, and verdicts the
-	// decisions. All are by the device's name.
+	// missing are the IDs of missing disks that were on a device. ours are the devices that hold a disk of ours, or
+	// held a missing one. verdicts are the decisions. All are by the device's name.
 	missing  map[string]string
 	ours     map[string]bool
 	verdicts map[string]Verdict

@@ -269,7 +269,7 @@ func wholeDevice(sys fs.FS, link string) string {
 const firstCounter = 2
 
 // activity changes when the device is read, written or resized. It is empty if sysfs does not show that. The fields are
-// the numbers of completed reads, writes and discards.
+// the size, whether it is read-only, and the counters: completed reads, writes and discards.
 func activity(sys fs.FS, name string) string {
 	r := newAttributeReader(sys, name)
 	fields := strings.Fields(r.optional("stat"))

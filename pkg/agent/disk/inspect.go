@@ -58,15 +58,15 @@ const DefaultKubeletDir = "/var/lib/kubelet"
 type Inspector struct {
 	// KubeletDir is the kubelet's folder, by default DefaultKubeletDir.
 	KubeletDir string
-	// Holders is what holds the devices of this node. If it is nil, Inspect finds out itself. One System serves for
-	// many devices. Initialize never relies on it.
+	// Holders is what holds the devices of this node: mounts, processes, and devices on top of them. One System serves
+	// for many devices. If it is nil, Inspect reads it. Initialize always reads it again.
 	Holders *holders.System
 	// SkipExclusive leaves out the exclusive open, which would make another program's mkfs fail. Then a device that is
 	// reported as Blank may be open exclusively.
 	SkipExclusive bool
 }
 
-// ReadHolders finds what holds the devices of this node, for Seen.
+// ReadHolders finds what holds the devices of this node, for the field Holders.
 func (i Inspector) ReadHolders(ctx context.Context) (*holders.System, error) {
 	const timeout = 10 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, timeout)
