@@ -8,8 +8,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/filesystem"
 )
 
-// classFileSystems makes and mounts file systems by the present settings of DiskClasses. The settings of a deleted class
-// are not known: its volumes get the defaults.
+// classFileSystems makes and mounts file systems by the present settings of DiskClasses. The settings of a deleted
+// class are not known: its volumes get the defaults.
 type classFileSystems struct {
 	maker   *filesystem.Maker
 	classes func() []*diskv1alpha1.DiskClass

@@ -6,12 +6,12 @@ import (
 	"slices"
 )
 
-// Contents is what the ledger remembers of volumes that no node publishes. Tests compare it with the objects of the API
-// server. Everything is sorted.
+// Contents is what the ledger keeps besides what nodes have published. Tests compare it with the objects of the API
+// server, to find what the ledger should have forgotten. Everything is sorted.
 type Contents struct {
-	// Observed and Assumed are records, by their holder.
+	// Observed are the records that the API server has shown, Assumed those of reservations.
 	Observed, Assumed []HolderRecords
-	// Doubts are records whose write may have been done.
+	// Doubts are the records of writes that failed, and may have been done.
 	Doubts []HolderRecords
 	// Grants are the UIDs of PersistentVolumes that may become larger than the API server said last.
 	Grants []string
@@ -19,13 +19,13 @@ type Contents struct {
 	Refusals map[string][]string
 }
 
-// HolderRecords are the records of one holder on one node.
+// HolderRecords are the records of one holder on one node: of a pod, a PersistentVolume or a reservation.
 type HolderRecords struct {
 	Key, Node string
 	Records   []Record
 }
 
-// Contents returns a copy of it.
+// Contents returns a copy of what the ledger keeps now.
 func (l *Ledger) Contents() Contents {
 	l.mu.Lock()
 	defer l.mu.Unlock()

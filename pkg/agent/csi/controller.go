@@ -64,8 +64,8 @@ func (c *Controller) ControllerGetCapabilities(context.Context, *csispec.Control
 	return response, nil
 }
 
-// describe is the volume as CSI describes it. Its VolumeContext becomes part of the PersistentVolume, from which package
-// claim reads the disk and the extent.
+// describe is the volume as CSI describes it. Its VolumeContext becomes part of the PersistentVolume, from which
+// package claim reads the disk and the extent.
 func (c *Controller) describe(v volumes.Volume) *csispec.Volume {
 	place := diskv1alpha1.Place{Disk: v.Disk, Extent: diskv1alpha1.Extent{Start: v.Start, Length: v.Size}}
 	attributes := place.Attributes()

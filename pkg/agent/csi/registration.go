@@ -44,7 +44,7 @@ func (r *Registration) Run(ctx context.Context) error {
 	return nil
 }
 
-// serveOnce offers the driver until the context ends or Again is called.
+// serveOnce offers the driver until the context ends or RegisterAgain is called.
 func (r *Registration) serveOnce(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

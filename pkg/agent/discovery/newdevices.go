@@ -6,8 +6,10 @@ import (
 	"time"
 )
 
-// newDevices remembers which devices appeared while the agent ran, and since when each has been unopened. Times are of
-// the injected clock, and only their differences are used.
+// newDevices remembers which devices appeared while the agent ran, and since when each has been unused. A new device
+// may be one that another storage driver has just attached, so it is not taken at once.
+//
+// Times are of the injected clock, and only their differences are used.
 type newDevices struct {
 	// seen are the devices of the last rescan, with what was found on them. It is nil before the first rescan.
 	seen map[string]*seenDevice
@@ -15,23 +17,23 @@ type newDevices struct {
 
 // seenDevice is a device of the last rescan.
 type seenDevice struct {
-	// since is when the device appeared or was last used. It is zero for the devices of the first rescan.
+	// since is when the device appeared or was last used. It is zero for a device that is not new.
 	since time.Time
-	// activity is the device's activity at the last rescan.
+	// activity is the result of function activity at the last rescan.
 	activity string
-	// blank is true if the device was found blank then. Only that result is used again.
+	// blank is true if the device was found blank then. No other result is kept.
 	blank bool
 }
 
-// update notes which devices exist now. before are those that the former agent had published. If it had published any,
-// all other devices are new even at the first rescan.
-func (n *newDevices) update(devices, before []Device, now time.Time) {
+// update notes which devices exist now. published are those that the former agent had published. If there are any, all
+// other devices are new, even at the first rescan.
+func (n *newDevices) update(devices, published []Device, now time.Time) {
 	next := map[string]*seenDevice{}
 	for _, d := range devices {
 		key := mediumKey(d)
 		k := n.seen[key]
 		switch {
-		case k == nil && n.seen == nil && !isNew(d, before):
+		case k == nil && n.seen == nil && !isNew(d, published):
 			k = &seenDevice{activity: d.Activity}
 		case k == nil:
 			k = &seenDevice{activity: d.Activity, since: now}
@@ -62,13 +64,14 @@ func countersReset(before, now string) bool {
 	return false
 }
 
-func isNew(d Device, before []Device) bool {
-	for _, b := range before {
-		if d.isSameDevice(b) {
+// isNew reports whether a device of the first rescan is new. On a node without published devices none is.
+func isNew(d Device, published []Device) bool {
+	for _, p := range published {
+		if d.isSameDevice(p) {
 			return false
 		}
 	}
-	return len(before) > 0
+	return len(published) > 0
 }
 
 // recordRead notes the result of reading the device, and its activity afterwards: reading it is activity.
@@ -84,7 +87,7 @@ func (n *newDevices) isBlank(d Device) bool {
 	return k != nil && k.blank
 }
 
-// waitTime is how long a new device has been unopened.
+// waitTime reports whether a device is new, and how long it has been unused since.
 func (n *newDevices) waitTime(d Device, now time.Time) (isNew bool, waitTime time.Duration) {
 	k := n.seen[mediumKey(d)]
 	if k == nil || k.since.IsZero() {

@@ -64,8 +64,8 @@ func (f *formatter) forget(partition string) {
 	delete(f.unmarkedFileSystems, partition)
 }
 
-// ensureFormatted brings a volume that has a partition to phase Formatted. If mount is not nil, ready calls it with the
-// formatted device. mount may run while the phase is being written. Both have happened when ready returns nil.
+// ensureFormatted brings a volume that has a partition to phase Formatted. If mount is not nil, it is called with the
+// formatted device, maybe while the phase is being written. Both have happened when ensureFormatted returns nil.
 func (f *formatter) ensureFormatted(ctx context.Context, v request.Volume, mount deviceFunc) error {
 	if mount != nil {
 		f.countPublishing(v.Partition, 1)

@@ -102,8 +102,8 @@ func connect(o Options) *Manager {
 	}
 	name := o.Client.NodeName()
 	pods, volumes := podStore{o.Pods}, volumeStore{o.Volumes, name}
-	own := capacityStore{o.Capacities, name}
-	n := &node{name: name, client: o.Client, inventory: o.Inventory, reports: newReports(o.Recorder, own), clock: o.Clock, changed: o.OwnersChanged}
+	capacities := capacityStore{o.Capacities, name}
+	n := &node{name: name, client: o.Client, inventory: o.Inventory, reports: newReports(o.Recorder, capacities), clock: o.Clock, changed: o.OwnersChanged}
 	podQueue, volumeQueue := queue[types.NamespacedName]("pods", o.Clock), queue[string]("volumes", o.Clock)
 	podWaiters, volumeWaiters := newWaiters(podQueue), newWaiters(volumeQueue)
 	placer := &placer{node: n, pods: pods, volumes: volumes, placement: o.Placement, fsType: o.DefaultFSType, held: map[string]heldExtent{}, recordWaits: recordWaits{}}
@@ -119,7 +119,7 @@ func connect(o Options) *Manager {
 		node: n, policies: policies, ownerOf: r.ownerOf, enqueue: r.enqueue, formatted: formatted, blocked: r.blocked, backoff: backoff[string](), wipes: map[string]*runningWipe{},
 	}
 	r.sweeper = &sweeper{
-		node: n, owners: owners, orphans: r.orphans, capacities: own, grace: o.OrphanGrace, limit: o.OrphanLimit,
+		node: n, owners: owners, orphans: r.orphans, capacities: capacities, grace: o.OrphanGrace, limit: o.OrphanLimit,
 		isWiping: r.isWiping, enqueue: r.enqueue, reclaimOrphan: r.reclaimOrphan, suspects: map[string]struct{}{}, stopped: o.ReclaimStopped,
 	}
 	inline := &inlineController{
@@ -145,8 +145,8 @@ func connect(o Options) *Manager {
 	}
 }
 
-// readPublished reads what the node published before this agent started: its volumes, and since when they have had no
-// owner.
+// readPublished reads what the node published before this agent started: since when volumes have had no owner, and
+// which persistent volumes were formatted. If a disk has lost one of those, no empty volume is made in its place.
 func (m *Manager) readPublished(published []diskv1alpha1.Disk) {
 	for i := range published {
 		for _, a := range published[i].Allocations {
@@ -209,11 +209,13 @@ func (m *Manager) followDisks(ctx context.Context) {
 		case <-m.disksChanged:
 		}
 		m.compareDisks(m.node.inventory.Disks())
+		// In the background: a disk that hangs must not delay the other disks' volumes.
 		storing.Go(func() { m.reclaim.wiper.policies.storeOnDisks(ctx, m.node.inventory) })
 	}
 }
 
-// compareDisks compares the disks with those of its last call.
+// compareDisks compares the disks with those of its last call. For disks that have come into service it checks all
+// volumes. After any change it retries the volumes that wait for one.
 func (m *Manager) compareDisks(disks []discovery.Disk) {
 	serving, arrived := map[string]bool{}, false
 	for i := range disks {
@@ -230,7 +232,7 @@ func (m *Manager) compareDisks(disks []discovery.Disk) {
 	m.inService = serving
 	if arrived {
 		m.reclaim.enqueue(sweepKey, 0)
-		// A CSI caller may be about to make the PersistentVolume.
+		// Not at once: after CreateVolume, the caller may need some time to make the PersistentVolume.
 		m.reclaim.enqueue(unwatchedKey, m.reclaim.orphans.grace)
 		m.inlineController.enqueueAll()
 		m.persistent.enqueueAll()
@@ -251,8 +253,8 @@ func (m *Manager) OrphanedSince(v disk.Volume) (since time.Time, orphaned bool) 
 	return m.reclaim.orphans.OrphanedSince(v)
 }
 
-// Wiping returns with which policy a volume is being wiped now, and how many of its bytes are done.
-func (m *Manager) Wiping(partition string) (policy disk.WipePolicy, done int64, is bool) {
+// Wiping returns whether a volume is being wiped now, with which policy, and how many of its bytes are done.
+func (m *Manager) Wiping(partition string) (policy disk.WipePolicy, done int64, wiping bool) {
 	return m.reclaim.wiper.Wiping(partition)
 }
 

@@ -64,7 +64,7 @@ func (f *finalizedVolumes) has(uid types.UID) bool {
 	return is
 }
 
-// partitionSet is a set.
+// partitionSet is a set of partitions' GUIDs. Several goroutines may use it.
 type partitionSet struct {
 	mu      sync.Mutex
 	members map[string]struct{}

@@ -15,12 +15,12 @@ import (
 // volume do, and else the last settings of the disk's class.
 type policies struct {
 	// ofClassNow returns how volumes on disks of a class are wiped now, and false if there is no such class.
-	ofClassNow func(ofClassNow string) (disk.WipeSettings, bool)
+	ofClassNow func(class string) (disk.WipeSettings, bool)
 
 	mu sync.Mutex
 	// lastOfDisk has the last settings of a disk's class, by disk ID.
 	lastOfDisk map[string]disk.WipeSettings
-	// storing is locked while the settings kept with the volumes are updated. again is set when another update is
+	// storing is locked while the settings kept with the volumes are updated. storeAgain is set when another update is
 	// needed.
 	storing    sync.Mutex
 	storeAgain atomic.Bool
@@ -55,7 +55,7 @@ func (p *policies) of(d *discovery.Disk, v disk.Volume) disk.WipeSettings {
 }
 
 // storeOnDisks updates the settings kept with the volumes from their classes, so that a deleted class leaves its newest
-// policy behind. If an update is running, keep only requests another one and returns at once.
+// policy behind. If an update is running, it only requests another one and returns at once.
 func (p *policies) storeOnDisks(ctx context.Context, inventory Inventory) {
 	p.storeAgain.Store(true)
 	for p.storeAgain.Load() && p.storing.TryLock() {
@@ -68,7 +68,7 @@ func (p *policies) storeOnDisks(ctx context.Context, inventory Inventory) {
 	}
 }
 
-// storeOnDisk is keep for one disk.
+// storeOnDisk is storeOnDisks for one disk.
 func (p *policies) storeOnDisk(ctx context.Context, d *discovery.Disk) {
 	now, exists := p.ofClass(d)
 	e, err := engineOf(d)

@@ -31,7 +31,7 @@
 //   - feed_nodes.go, feed_agents.go: Nodes and CSINodes.
 //   - shared.go: what other packages of the process get of it.
 //
-// Which events wake a pod:
+// Which events wake a pod, that is, move it back to the scheduler's active queue:
 //
 //   - pre_enqueue.go: PreEnqueue, which gates pods.
 //   - hints.go, hints_claims.go: the queueing hints.

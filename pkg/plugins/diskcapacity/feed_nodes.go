@@ -29,11 +29,11 @@ func (f *feed) followNodes(logger klog.Logger, informer cache.SharedIndexInforme
 	return nil
 }
 
-// foldNode folds in whether the Node exists now, not at the time of the event, see foldPod. It wakes the pods that fit
-// what came into service.
+// foldNode folds in whether the Node exists now, not at the time of the event, see foldPod. If it exists again, or
+// disks of other nodes came into service, the pods that fit there are tried again.
 func (f *feed) foldNode(logger klog.Logger, nodeName string) {
 	if !f.nodesSynced() {
-		// Whether a Node is missing is not known yet; see foldNodes.
+		// Whether a Node is missing is not known yet. foldNodes folds it in later.
 		return
 	}
 	f.folding.Lock()
@@ -47,7 +47,7 @@ func (f *feed) foldNode(logger klog.Logger, nodeName string) {
 	f.requeueFittingAsync(logger, served)
 }
 
-// foldNodes folds in, once, the Nodes of all capacities that came before the Nodes were known.
+// foldNodes folds in, once, the Nodes of all NodeDiskCapacities that were read before the Nodes.
 func (f *feed) foldNodes() {
 	f.nodesFolded.Do(func() {
 		for _, name := range f.capacities.names() {

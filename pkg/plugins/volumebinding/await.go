@@ -28,8 +28,10 @@ func (b *binder) await(ctx context.Context, pod *corev1.Pod, pvc *corev1.Persist
 	}
 }
 
-// isBound reads the informers' stores. They may be older than what this plugin has written, and are never older than
-// the event that caused the check.
+// isBound reports whether the claim is bound to the volume, by the informers' stores. They may be older than what this
+// plugin has written, and are never older than the event that caused the check.
+//
+// A claim that is bound counts, even if the pod was deleted meanwhile.
 func (b *binder) isBound(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) (bool, error) {
 	gone := b.checkGone(pod, pvc)
 	if errors.Is(gone, errDeleted) {
@@ -65,7 +67,7 @@ func podKey(pod *corev1.Pod) objectKey { return objectKey{podKind, pod.Namespace
 type changeNotifier struct {
 	mu          sync.Mutex
 	subscribers map[objectKey]map[chan struct{}]struct{}
-	// onGone are functions to call when a claim is gone, by its UID.
+	// onGone are functions to call when a claim is gone, by its UID. They are called with mu held.
 	onGone map[string]func()
 }
 
@@ -78,7 +80,7 @@ func newChangeNotifier(claims, pods cache.SharedIndexInformer) (*changeNotifier,
 			DeleteFunc: func(obj any) { n.notify(kind, obj, true) },
 		})
 		if err != nil {
-			return nil, fmt.Errorf("following each %s: %w", kind, err)
+			return nil, fmt.Errorf("cannot watch %ss: %w", kind, err)
 		}
 	}
 	return n, nil
@@ -95,6 +97,7 @@ func (n *changeNotifier) notifyUpdate(kind string, old, now any) {
 	n.notify(kind, now, false)
 }
 
+// notify notifies the subscribers of an object of a change, or of its end.
 func (n *changeNotifier) notify(kind string, obj any, gone bool) {
 	if last, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = last.Obj
@@ -108,7 +111,7 @@ func (n *changeNotifier) notify(kind string, obj any, gone bool) {
 	for changed := range n.subscribers[objectKey{kind, object.GetNamespace(), object.GetName()}] {
 		select {
 		case changed <- struct{}{}:
-		default: // It has not looked since the last change.
+		default: // An earlier change is still signaled.
 		}
 	}
 	if uid := string(object.GetUID()); gone && kind == claimKind && n.onGone[uid] != nil {
@@ -139,7 +142,7 @@ func (n *changeNotifier) subscribe(keys ...objectKey) (changed <-chan struct{}, 
 	}
 }
 
-// whenGone has do called when the claim is gone.
+// whenGone calls do, once, when the claim is gone. A later call for the same claim replaces do.
 func (n *changeNotifier) whenGone(pvc *corev1.PersistentVolumeClaim, do func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
