@@ -30,22 +30,22 @@ type labelMonitor struct {
 
 // due returns whether to register the driver, and otherwise after which time to check again. missing is whether the
 // label is missing now. The time is 0 if no check is needed.
-func (w *labelMonitor) due(missing bool, now time.Time) (register bool, wait time.Duration) {
+func (m *labelMonitor) due(missing bool, now time.Time) (register bool, wait time.Duration) {
 	if !missing {
-		w.missingSince = time.Time{}
+		m.missingSince = time.Time{}
 		return false, 0
 	}
-	if w.missingSince.IsZero() {
-		w.missingSince = now
+	if m.missingSince.IsZero() {
+		m.missingSince = now
 	}
-	at := w.missingSince.Add(labelGrace)
-	if next := w.last.Add(labelPause); !w.last.IsZero() && next.After(at) {
+	at := m.missingSince.Add(labelGrace)
+	if next := m.last.Add(labelPause); !m.last.IsZero() && next.After(at) {
 		at = next
 	}
 	if wait := at.Sub(now); wait > 0 {
 		return false, wait
 	}
-	w.last = now
+	m.last = now
 	return true, labelPause
 }
 

@@ -10,7 +10,7 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// indexEntry is an entry of the index: a free size, and the node that has it.
+// indexEntry is an entry of the index: a freeSize, and the node that has it.
 type indexEntry struct {
 	size, largest int64
 	node          *node
@@ -35,66 +35,66 @@ type sortedEntries struct {
 // chunk is a part of the set.
 type chunk struct {
 	entries []indexEntry
-	// largest is the largest of its entries'.
+	// largest is the highest value of largest in the entries.
 	largest int64
 }
 
-// chunkOf returns the chunk that has o, or to which it belongs.
-func (s *sortedEntries) chunkOf(o indexEntry) int {
-	behind := sort.Search(len(s.chunks), func(i int) bool { return compareEntries(s.chunks[i].entries[0], o) > 0 })
+// chunkOf returns the chunk that has e, or to which it belongs.
+func (s *sortedEntries) chunkOf(e indexEntry) int {
+	behind := sort.Search(len(s.chunks), func(i int) bool { return compareEntries(s.chunks[i].entries[0], e) > 0 })
 	return max(0, behind-1)
 }
 
-func (s *sortedEntries) insert(o indexEntry) {
+func (s *sortedEntries) insert(e indexEntry) {
 	if len(s.chunks) == 0 {
-		s.chunks = append(s.chunks, newChunk(o))
+		s.chunks = append(s.chunks, newChunk(e))
 		return
 	}
-	i := s.chunkOf(o)
-	r := &s.chunks[i]
-	at, there := slices.BinarySearchFunc(r.entries, o, compareEntries)
+	i := s.chunkOf(e)
+	c := &s.chunks[i]
+	at, there := slices.BinarySearchFunc(c.entries, e, compareEntries)
 	if there {
 		return
 	}
-	r.entries = slices.Insert(r.entries, at, o)
-	r.largest = max(r.largest, o.largest)
-	if len(r.entries) > maxChunk {
-		upper := newChunk(r.entries[maxChunk/2:]...)
-		r.entries = slices.Delete(r.entries, maxChunk/2, len(r.entries))
-		r.updateLargest()
+	c.entries = slices.Insert(c.entries, at, e)
+	c.largest = max(c.largest, e.largest)
+	if len(c.entries) > maxChunk {
+		upper := newChunk(c.entries[maxChunk/2:]...)
+		c.entries = slices.Delete(c.entries, maxChunk/2, len(c.entries))
+		c.updateLargest()
 		s.chunks = slices.Insert(s.chunks, i+1, upper)
 	}
 }
 
-func newChunk(offers ...indexEntry) chunk {
-	r := chunk{entries: slices.Clone(offers)}
-	r.updateLargest()
-	return r
+func newChunk(entries ...indexEntry) chunk {
+	c := chunk{entries: slices.Clone(entries)}
+	c.updateLargest()
+	return c
 }
 
-func (r *chunk) updateLargest() {
-	r.largest = 0
-	for i := range r.entries {
-		r.largest = max(r.largest, r.entries[i].largest)
+func (c *chunk) updateLargest() {
+	c.largest = 0
+	for i := range c.entries {
+		c.largest = max(c.largest, c.entries[i].largest)
 	}
 }
 
-func (s *sortedEntries) remove(o indexEntry) {
+func (s *sortedEntries) remove(e indexEntry) {
 	if len(s.chunks) == 0 {
 		return
 	}
-	i := s.chunkOf(o)
-	r := &s.chunks[i]
-	at, there := slices.BinarySearchFunc(r.entries, o, compareEntries)
+	i := s.chunkOf(e)
+	c := &s.chunks[i]
+	at, there := slices.BinarySearchFunc(c.entries, e, compareEntries)
 	if !there {
 		return
 	}
-	if r.entries = slices.Delete(r.entries, at, at+1); len(r.entries) == 0 {
+	if c.entries = slices.Delete(c.entries, at, at+1); len(c.entries) == 0 {
 		s.chunks = slices.Delete(s.chunks, i, i+1)
 		return
 	}
-	if r.largest == o.largest {
-		r.updateLargest()
+	if c.largest == e.largest {
+		c.updateLargest()
 	}
 }
 
@@ -109,9 +109,9 @@ func (c *classIndex) best(r *placement.Request, after *indexEntry) iter.Seq2[ind
 		from = *after
 	}
 	return func(yield func(indexEntry, bool) bool) {
-		for o := range c[of].from(from, r.Size) {
-			free := findClass(o.node.snapshot.Load().free, r.Class)
-			if !yield(o, free != nil && free.isFirst(of, r.Size, o)) {
+		for e := range c[of].from(from, r.Size) {
+			free := findClass(e.node.snapshot.Load().free, r.Class)
+			if !yield(e, free != nil && free.isFirst(of, r.Size, e)) {
 				return
 			}
 		}
@@ -121,20 +121,20 @@ func (c *classIndex) best(r *placement.Request, after *indexEntry) iter.Seq2[ind
 // from yields the entries with room for at least this size, in order. If the given entry has a node, it begins after
 // that entry, else at its size.
 func (s *sortedEntries) from(from indexEntry, size int64) iter.Seq[indexEntry] {
-	before := func(o indexEntry) bool { return o.size < from.size }
+	before := func(e indexEntry) bool { return e.size < from.size }
 	if from.node != nil {
-		before = func(o indexEntry) bool { return compareEntries(o, from) <= 0 }
+		before = func(e indexEntry) bool { return compareEntries(e, from) <= 0 }
 	}
 	return func(yield func(indexEntry) bool) {
 		// The chunk before the first that begins behind the entry can end with some that qualify.
 		first := sort.Search(len(s.chunks), func(i int) bool { return !before(s.chunks[i].entries[0]) })
-		for _, r := range s.chunks[max(0, first-1):] {
-			if r.largest < size {
+		for _, c := range s.chunks[max(0, first-1):] {
+			if c.largest < size {
 				continue
 			}
-			at := sort.Search(len(r.entries), func(i int) bool { return !before(r.entries[i]) })
-			for _, o := range r.entries[at:] {
-				if o.largest >= size && !yield(o) {
+			at := sort.Search(len(c.entries), func(i int) bool { return !before(c.entries[i]) })
+			for _, e := range c.entries[at:] {
+				if e.largest >= size && !yield(e) {
 					return
 				}
 			}

@@ -51,22 +51,22 @@ func freeByClass(n *placement.Node) []classFree {
 	for i := range n.Disks {
 		// The first disk of a class handles the others, which come after it.
 		if d := &n.Disks[i]; d.Free.Len() > 0 && findClass(free, d.Class) == nil {
-			s := newClassFree(d.Class, n.Disks[i:])
-			s.lengthsHash = lengthsHashOf(n.Disks, d.Class)
-			free = append(free, s)
+			c := newClassFree(d.Class, n.Disks[i:])
+			c.lengthsHash = lengthsHashOf(n.Disks, d.Class)
+			free = append(free, c)
 		}
 	}
 	return free
 }
 
-// newClassFree is what the disks of the class have free, among others.
-func newClassFree(class string, of []placement.Disk) classFree {
-	// Extents are sorted as plain numbers: this is most of the cost of a node's change.
+// newClassFree is what is free on those of the disks that are of the class.
+func newClassFree(class string, disks []placement.Disk) classFree {
+	// The lengths are sorted as plain numbers, because sorting is most of the cost of a node's change.
 	var buffer [64]int64
 	lengths := buffer[:0]
-	emptiest := make([]freeSize, 0, len(of))
-	for i := range of {
-		d := &of[i]
+	emptiest := make([]freeSize, 0, len(disks))
+	for i := range disks {
+		d := &disks[i]
 		if d.Class != class || d.Free.Len() == 0 {
 			continue
 		}
@@ -80,13 +80,13 @@ func newClassFree(class string, of []placement.Disk) classFree {
 	slices.Sort(lengths)
 	lengths = slices.Compact(lengths)
 	slices.SortFunc(emptiest, compareFreeSizes)
-	s := classFree{class: class}
-	s.sizes[byDiskFree] = slices.Compact(emptiest)
-	s.sizes[byLength] = make([]freeSize, len(lengths))
+	c := classFree{class: class}
+	c.sizes[byDiskFree] = slices.Compact(emptiest)
+	c.sizes[byLength] = make([]freeSize, len(lengths))
 	for i, length := range lengths {
-		s.sizes[byLength][i], s.largest = freeSize{length, length}, length
+		c.sizes[byLength][i], c.largest = freeSize{length, length}, length
 	}
-	return s
+	return c
 }
 
 // findClass returns what is free of the class, or nil. A node has a few classes.
@@ -101,15 +101,15 @@ func findClass(free []classFree, class string) *classFree {
 
 // isFirst reports whether the entry is the node's first in that order with room for the size. A node has many extents
 // and several disks, and is returned once, where it is found first.
-func (s *classFree) isFirst(by ordering, size int64, o indexEntry) bool {
-	sizes := s.sizes[by]
+func (c *classFree) isFirst(by ordering, size int64, e indexEntry) bool {
+	sizes := c.sizes[by]
 	if by == byLength {
 		at, _ := slices.BinarySearchFunc(sizes, freeSize{size, size}, compareFreeSizes)
 		sizes = sizes[at:]
 	}
-	for _, p := range sizes {
-		if p.largest >= size {
-			return p.size == o.size && p.largest == o.largest
+	for _, first := range sizes {
+		if first.largest >= size {
+			return first.size == e.size && first.largest == e.largest
 		}
 	}
 	return false
@@ -125,8 +125,8 @@ type classIndex [numOrderings]sortedEntries
 func (x index) update(n *node, before, after []classFree) {
 	for i := range before {
 		class := before[i].class
-		if s := findClass(after, class); s != nil {
-			x[class].update(n, &before[i], s)
+		if now := findClass(after, class); now != nil {
+			x[class].update(n, &before[i], now)
 			continue
 		}
 		if x[class].update(n, &before[i], &classFree{}); len(x[class][byLength].chunks) == 0 {
@@ -222,13 +222,13 @@ func (l *Ledger) bestNodes(largest *placement.Request, after *indexEntry) (nodes
 		return nil, nil
 	}
 	visits := 0
-	for o, first := range of.best(largest, after) {
+	for e, first := range of.best(largest, after) {
 		if first {
-			nodes = append(nodes, o.node)
+			nodes = append(nodes, e.node)
 		}
 		if visits++; visits == visitsPerLock || after == nil && len(nodes) == firstBatch {
-			// A pointer to o itself would allocate one in each step.
-			last := o
+			// A pointer to e itself would allocate one in each step.
+			last := e
 			return nodes, &last
 		}
 	}

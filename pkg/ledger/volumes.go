@@ -343,25 +343,25 @@ type recentUIDs struct {
 	next int
 }
 
-func (g *recentUIDs) has(uid string) bool {
-	_, ok := g.uids[uid]
+func (r *recentUIDs) has(uid string) bool {
+	_, ok := r.uids[uid]
 	return ok
 }
 
-func (g *recentUIDs) remove(uid string) { delete(g.uids, uid) }
+func (r *recentUIDs) remove(uid string) { delete(r.uids, uid) }
 
-func (g *recentUIDs) add(uid string) {
-	if g.has(uid) {
+func (r *recentUIDs) add(uid string) {
+	if r.has(uid) {
 		return
 	}
-	if g.uids == nil {
-		g.uids = map[string]struct{}{}
+	if r.uids == nil {
+		r.uids = map[string]struct{}{}
 	}
-	if len(g.ring) < maxRecentUIDs {
-		g.ring = append(g.ring, uid)
+	if len(r.ring) < maxRecentUIDs {
+		r.ring = append(r.ring, uid)
 	} else {
-		delete(g.uids, g.ring[g.next])
-		g.ring[g.next], g.next = uid, (g.next+1)%maxRecentUIDs
+		delete(r.uids, r.ring[r.next])
+		r.ring[r.next], r.next = uid, (r.next+1)%maxRecentUIDs
 	}
-	g.uids[uid] = struct{}{}
+	r.uids[uid] = struct{}{}
 }

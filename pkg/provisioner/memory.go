@@ -26,16 +26,16 @@ type backoff struct {
 }
 
 // remaining returns how long the next try has to wait.
-func (p *backoff) remaining(now time.Time) time.Duration {
-	if p.tries == 0 {
+func (b *backoff) remaining(now time.Time) time.Duration {
+	if b.tries == 0 {
 		return 0
 	}
 	// Ten doublings are beyond the limit, and far from overflowing.
-	pause := min(firstPause<<min(p.tries-1, 10), lastPause)
-	return max(p.last.Add(pause).Sub(now), 0)
+	pause := min(firstPause<<min(b.tries-1, 10), lastPause)
+	return max(b.last.Add(pause).Sub(now), 0)
 }
 
-func (p *backoff) record(now time.Time) { p.tries, p.last = p.tries+1, now }
+func (b *backoff) record(now time.Time) { b.tries, b.last = b.tries+1, now }
 
 // claimMemory is what is known of claims only while the process runs: the events that were sent, and how often claims
 // were given back.

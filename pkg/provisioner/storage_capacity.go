@@ -79,76 +79,76 @@ func newCapacities(c *Controllers, o *Options) *capacities {
 	return p
 }
 
-func (p *capacities) owns(capacity *storagev1.CSIStorageCapacity) bool {
-	return capacity.Namespace == p.namespace && labels.SelectorFromSet(ownLabels).Matches(labels.Set(capacity.Labels))
+func (c *capacities) owns(capacity *storagev1.CSIStorageCapacity) bool {
+	return capacity.Namespace == c.namespace && labels.SelectorFromSet(ownLabels).Matches(labels.Set(capacity.Labels))
 }
 
 // nodeChanged queues a node that has published its disks, or no longer publishes any.
-func (p *capacities) nodeChanged(node string) {
-	if p.enabled {
-		p.queue.AddAfter(node, batchDelay)
+func (c *capacities) nodeChanged(node string) {
+	if c.enabled {
+		c.queue.AddAfter(node, batchDelay)
 	}
 }
 
 // classesChanged queues all nodes after a change of a StorageClass.
-func (p *capacities) classesChanged() {
-	if !p.enabled {
+func (c *capacities) classesChanged() {
+	if !c.enabled {
 		return
 	}
-	nodes, err := p.nodes.List(labels.Everything())
+	nodes, err := c.nodes.List(labels.Everything())
 	if err != nil {
 		return
 	}
 	for _, node := range nodes {
-		p.queue.AddAfter(node.Name, batchDelay)
+		c.queue.AddAfter(node.Name, batchDelay)
 	}
 }
 
 // run works until the context ends.
-func (p *capacities) run(ctx context.Context) {
-	context.AfterFunc(ctx, p.queue.ShutDown)
-	if !p.enabled {
-		if err := p.deleteAll(ctx); err != nil {
-			klog.FromContext(ctx).Error(err, "CSIStorageCapacity objects that are not wanted any more were not deleted", "namespace", p.namespace)
+func (c *capacities) run(ctx context.Context) {
+	context.AfterFunc(ctx, c.queue.ShutDown)
+	if !c.enabled {
+		if err := c.deleteAll(ctx); err != nil {
+			klog.FromContext(ctx).Error(err, "CSIStorageCapacity objects that are not wanted any more were not deleted", "namespace", c.namespace)
 		}
 		return
 	}
-	if !cache.WaitForCacheSync(ctx.Done(), p.informer.HasSynced) {
+	if !cache.WaitForCacheSync(ctx.Done(), c.informer.HasSynced) {
 		return
 	}
-	p.classesChanged()
-	p.queueGoneNodes()
-	controller.Work(ctx, p.queue, "node", controller.Once(p.sync))
+	c.classesChanged()
+	c.queueGoneNodes()
+	controller.Work(ctx, c.queue, "node", controller.Once(c.sync))
 }
 
 // deleteAll deletes what was published while it was enabled.
-func (p *capacities) deleteAll(ctx context.Context) error {
+func (c *capacities) deleteAll(ctx context.Context) error {
 	selector := metav1.ListOptions{LabelSelector: ownLabels.String()}
 	// It reads first: this is done at each start, and there are hardly ever any.
-	list, err := p.client.StorageV1().CSIStorageCapacities(p.namespace).List(ctx, selector)
+	list, err := c.client.StorageV1().CSIStorageCapacities(c.namespace).List(ctx, selector)
 	if err != nil || len(list.Items) == 0 {
 		return err
 	}
-	return p.client.StorageV1().CSIStorageCapacities(p.namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, selector)
+	return c.client.StorageV1().CSIStorageCapacities(c.namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, selector)
 }
 
 // queueGoneNodes queues the nodes that have objects and no Node.
-func (p *capacities) queueGoneNodes() {
-	for _, label := range p.informer.GetIndexer().ListIndexFuncValues(nodeIndex) {
+func (c *capacities) queueGoneNodes() {
+	for _, label := range c.informer.GetIndexer().ListIndexFuncValues(nodeIndex) {
 		// For a node that is gone the label is as good a key as its name: the ledger does not know it either.
-		if !p.nodeExists(label) {
-			p.queue.Add(label)
+		if !c.nodeExists(label) {
+			c.queue.Add(label)
 		}
 	}
 }
 
 // sync makes the objects of a node equal to what they should be.
-func (p *capacities) sync(ctx context.Context, node string) error {
-	wanted, err := p.of(node)
+func (c *capacities) sync(ctx context.Context, node string) error {
+	wanted, err := c.of(node)
 	if err != nil {
 		return err
 	}
-	present, err := p.informer.GetIndexer().ByIndex(nodeIndex, diskv1alpha1.NodeLabel(node))
+	present, err := c.informer.GetIndexer().ByIndex(nodeIndex, diskv1alpha1.NodeLabel(node))
 	if err != nil {
 		return err
 	}
@@ -160,14 +160,14 @@ func (p *capacities) sync(ctx context.Context, node string) error {
 		}
 		want := wanted[have.Name]
 		delete(wanted, have.Name)
-		failed = errors.Join(failed, p.replace(ctx, have, want))
+		failed = errors.Join(failed, c.replace(ctx, have, want))
 	}
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
-		_, err := p.client.StorageV1().CSIStorageCapacities(p.namespace).Create(ctx, wanted[name], metav1.CreateOptions{})
+		_, err := c.client.StorageV1().CSIStorageCapacities(c.namespace).Create(ctx, wanted[name], metav1.CreateOptions{})
 		switch {
 		case apierrors.IsAlreadyExists(err):
 			// The informer has not seen it yet.
-			p.queue.AddAfter(node, batchDelay)
+			c.queue.AddAfter(node, batchDelay)
 		case err != nil:
 			failed = errors.Join(failed, fmt.Errorf("creating CSIStorageCapacity %s of node %s: %w", name, node, err))
 		}
@@ -176,8 +176,8 @@ func (p *capacities) sync(ctx context.Context, node string) error {
 }
 
 // replace updates an object, or deletes it if want is nil.
-func (p *capacities) replace(ctx context.Context, have, want *storagev1.CSIStorageCapacity) error {
-	client := p.client.StorageV1().CSIStorageCapacities(p.namespace)
+func (c *capacities) replace(ctx context.Context, have, want *storagev1.CSIStorageCapacity) error {
+	client := c.client.StorageV1().CSIStorageCapacities(c.namespace)
 	if want == nil {
 		err := client.Delete(ctx, have.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.UID))})
 		if err != nil && !apierrors.IsNotFound(err) {
@@ -198,13 +198,13 @@ func (p *capacities) replace(ctx context.Context, have, want *storagev1.CSIStora
 
 // of returns the objects that a node should have, by name: one for each class that it has disks for, also if they are
 // full.
-func (p *capacities) of(node string) (map[string]*storagev1.CSIStorageCapacity, error) {
-	classes, err := p.classes.List(labels.Everything())
+func (c *capacities) of(node string) (map[string]*storagev1.CSIStorageCapacity, error) {
+	classes, err := c.classes.List(labels.Everything())
 	if err != nil {
 		return nil, err
 	}
 	label := diskv1alpha1.NodeLabel(node)
-	snapshot := p.ledger.Snapshot(node)
+	snapshot := c.ledger.Snapshot(node)
 	out := map[string]*storagev1.CSIStorageCapacity{}
 	for _, class := range classes {
 		if class.Provisioner != diskv1alpha1.DriverName || !claim.WaitsForFirstConsumer(class) {
@@ -223,7 +223,7 @@ func (p *capacities) of(node string) (map[string]*storagev1.CSIStorageCapacity, 
 		name := "berth-" + hex.EncodeToString(sum[:16])
 		out[name] = &storagev1.CSIStorageCapacity{
 			ObjectMeta: metav1.ObjectMeta{
-				Namespace: p.namespace, Name: name,
+				Namespace: c.namespace, Name: name,
 				Labels: labels.Merge(ownLabels, labels.Set{diskv1alpha1.LabelNode: label}),
 			},
 			NodeTopology:     &metav1.LabelSelector{MatchLabels: map[string]string{diskv1alpha1.LabelNode: label}},

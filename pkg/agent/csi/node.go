@@ -161,7 +161,7 @@ type codedError struct {
 	message string
 }
 
-func (r codedError) Error() string { return r.message }
+func (e codedError) Error() string { return e.message }
 
 func errWithCode(code codes.Code, format string, a ...any) error {
 	return codedError{code, fmt.Sprintf(format, a...)}

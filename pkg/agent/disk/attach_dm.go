@@ -61,9 +61,9 @@ func (d *blockDevice) findMapped() (*dmAttacher, error) {
 	return m, nil
 }
 
-func (m *dmAttacher) list() error {
+func (a *dmAttacher) list() error {
 	var err error
-	if m.rdev, err = m.disk.deviceNumber(); err != nil {
+	if a.rdev, err = a.disk.deviceNumber(); err != nil {
 		return err
 	}
 	dirs, err := filepath.Glob("/sys/block/dm-*")
@@ -78,15 +78,15 @@ func (m *dmAttacher) list() error {
 		if guid == "" {
 			continue
 		}
-		found, err := m.mapper.status(dmUUIDPrefix + guid)
+		found, err := a.mapper.status(dmUUIDPrefix + guid)
 		if errors.Is(err, unix.ENXIO) {
 			continue // removed meanwhile
 		}
 		if err != nil {
 			return err
 		}
-		if found.shows.rdev == m.rdev {
-			m.found[guid] = mappedDevice{dmNode(found.rdev), found.shows.extent}
+		if found.shows.rdev == a.rdev {
+			a.found[guid] = mappedDevice{dmNode(found.rdev), found.shows.extent}
 		}
 	}
 	return nil
@@ -116,26 +116,26 @@ func dmNode(rdev uint64) string { return fmt.Sprintf("/dev/dm-%d", unix.Minor(rd
 
 // takeOver makes the whole disk mapped, if that helps and takes nothing from a process. Otherwise it changes nothing
 // that Open does not restore.
-func (m *dmAttacher) takeOver(ctx context.Context, t table) (bool, error) {
+func (a *dmAttacher) takeOver(ctx context.Context, t table) (bool, error) {
 	beyond := func(e entry) bool { return e.isVolume() && e.index > MetaEntry }
 	foreign := func(e entry) bool { return !e.isVolume() && e.index != MetaEntry }
 	if !slices.ContainsFunc(t.entries, beyond) || slices.ContainsFunc(t.entries, foreign) {
 		return false, nil
 	}
 	// A loop device may be mounted, and does not claim the disk.
-	loops, err := m.disk.findLoops()
+	loops, err := a.disk.findLoops()
 	if err != nil || len(loops.found) > 0 {
 		return false, err
 	}
 	// A claim of the whole disk proves that no part is claimed: no mount, no other agent.
-	whole, err := openDevice(m.disk.path, os.O_RDONLY|unix.O_EXCL)
+	whole, err := openDevice(a.disk.path, os.O_RDONLY|unix.O_EXCL)
 	if errors.Is(err, ErrInUse) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	err = m.dropPartitions(ctx)
+	err = a.dropPartitions(ctx)
 	if err = errors.Join(err, whole.Close()); errors.Is(err, ErrInUse) {
 		return false, nil // a process looks at a partition, and keeps it open
 	}
@@ -144,13 +144,13 @@ func (m *dmAttacher) takeOver(ctx context.Context, t table) (bool, error) {
 
 // dropPartitions removes the disk's partitions from the kernel. They could not be mounted any more, and would show the
 // bytes of the next volume in their place.
-func (m *dmAttacher) dropPartitions(ctx context.Context) error {
-	attached, err := m.disk.partitions()
+func (a *dmAttacher) dropPartitions(ctx context.Context) error {
+	attached, err := a.disk.partitions()
 	if err != nil {
 		return err
 	}
 	for index := range attached {
-		if err := m.disk.detach(ctx, index, busyTimeout); err != nil {
+		if err := a.disk.detach(ctx, index, busyTimeout); err != nil {
 			return err
 		}
 	}
@@ -158,11 +158,11 @@ func (m *dmAttacher) dropPartitions(ctx context.Context) error {
 }
 
 // checkTable returns an error unless every device of ours shows a partition of the table in its place.
-func (m *dmAttacher) checkTable(t table) error {
-	if m == nil {
+func (a *dmAttacher) checkTable(t table) error {
+	if a == nil {
 		return nil
 	}
-	for guid, device := range m.found {
+	for guid, device := range a.found {
 		i := slices.IndexFunc(t.entries, func(e entry) bool { return e.guid == guid })
 		if i < 0 {
 			return fmt.Errorf("%s shows a volume %s at %v that the table does not have: remove it with dmsetup remove %s%s, or reboot", device.path, guid, device.extent, dmNamePrefix, guid)
@@ -174,36 +174,36 @@ func (m *dmAttacher) checkTable(t table) error {
 	return nil
 }
 
-func (m *dmAttacher) attach(ctx context.Context, e entry) (string, error) {
-	device, err := m.ensureDevice(e)
+func (a *dmAttacher) attach(ctx context.Context, e entry) (string, error) {
+	device, err := a.ensureDevice(e)
 	if err != nil {
-		return "", fmt.Errorf("attaching volume %s at %v of %s: %w", e.guid, e.extent, m.disk.path, err)
+		return "", fmt.Errorf("attaching volume %s at %v of %s: %w", e.guid, e.extent, a.disk.path, err)
 	}
-	m.found[e.guid] = mappedDevice{dmNode(device), e.extent}
+	a.found[e.guid] = mappedDevice{dmNode(device), e.extent}
 	return partition{name: filepath.Base(dmNode(device)), rdev: device}.awaitNode(ctx)
 }
 
 // ensureDevice makes the volume's device unless it exists, and gives it the extent in the table.
-func (m *dmAttacher) ensureDevice(e entry) (rdev uint64, err error) {
-	uuid, want := dmUUIDPrefix+e.guid, linear{m.rdev, e.extent}
-	known, ok := m.found[e.guid]
+func (a *dmAttacher) ensureDevice(e entry) (rdev uint64, err error) {
+	uuid, want := dmUUIDPrefix+e.guid, linear{a.rdev, e.extent}
+	known, ok := a.found[e.guid]
 	if !ok {
-		if err := m.create(e); err != nil {
+		if err := a.create(e); err != nil {
 			return 0, err
 		}
 	} else if !e.matchesKernel(known.extent) {
 		return 0, fmt.Errorf("%s shows %v", known.path, known.extent)
 	}
-	now, err := m.mapper.status(uuid)
+	now, err := a.mapper.status(uuid)
 	if err != nil {
 		return 0, err
 	}
 	if now.active && now.shows == want {
 		return now.rdev, nil
 	}
-	if err := m.mapper.loadTable(uuid, want); err != nil {
+	if err := a.mapper.loadTable(uuid, want); err != nil {
 		if !ok {
-			err = errors.Join(err, m.mapper.remove(uuid))
+			err = errors.Join(err, a.mapper.remove(uuid))
 		}
 		return 0, err
 	}
@@ -212,13 +212,13 @@ func (m *dmAttacher) ensureDevice(e entry) (rdev uint64, err error) {
 
 // create makes a device without table. There may be one already. An agent that ended early has left it, or this disk
 // had it before it was pulled out and plugged in again.
-func (m *dmAttacher) create(e entry) error {
+func (a *dmAttacher) create(e entry) error {
 	uuid, name := dmUUIDPrefix+e.guid, dmNamePrefix+e.guid
-	err := m.mapper.create(uuid, name)
+	err := a.mapper.create(uuid, name)
 	if !errors.Is(err, unix.EBUSY) {
 		return err
 	}
-	old, unknown := m.mapper.status(uuid)
+	old, unknown := a.mapper.status(uuid)
 	if unknown != nil {
 		return errors.Join(err, unknown)
 	}
@@ -231,18 +231,18 @@ func (m *dmAttacher) create(e entry) error {
 		return fmt.Errorf("%s shows a volume of the same GUID on another disk, %s: %w", dmNode(old.rdev), number, ErrInUse)
 	}
 	// That disk is gone, and every read from it fails. If the device is mounted, it cannot be removed.
-	if err := m.mapper.remove(uuid); errors.Is(err, unix.EBUSY) {
+	if err := a.mapper.remove(uuid); errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("%s shows the volume on a disk that is gone, and is still in use: unmount it: %w", dmNode(old.rdev), ErrInUse)
 	} else if err != nil {
 		return err
 	}
-	return m.mapper.create(uuid, name)
+	return a.mapper.create(uuid, name)
 }
 
 // detach removes the volume's device. The kernel refuses while a process has it open.
-func (m *dmAttacher) detach(ctx context.Context, e entry, timeout time.Duration) error {
+func (a *dmAttacher) detach(ctx context.Context, e entry, timeout time.Duration) error {
 	err := await(ctx, timeout, func() (bool, error) {
-		err := m.mapper.remove(dmUUIDPrefix + e.guid)
+		err := a.mapper.remove(dmUUIDPrefix + e.guid)
 		if errors.Is(err, unix.EBUSY) {
 			return false, nil
 		}
@@ -252,23 +252,23 @@ func (m *dmAttacher) detach(ctx context.Context, e entry, timeout time.Duration)
 		err = ErrInUse
 	}
 	if err != nil {
-		return fmt.Errorf("detaching volume %s of %s: %w", e.guid, m.disk.path, err)
+		return fmt.Errorf("detaching volume %s of %s: %w", e.guid, a.disk.path, err)
 	}
-	delete(m.found, e.guid)
+	delete(a.found, e.guid)
 	return nil
 }
 
 // close leaves the volumes' devices, because they may be mounted. It removes the meta partition's, so that a disk
 // without volumes is not claimed.
-func (m *dmAttacher) close() error {
+func (a *dmAttacher) close() error {
 	var err error
-	for guid, device := range m.found {
-		if device.extent == m.disk.meta() {
-			err = m.mapper.remove(dmUUIDPrefix + guid)
+	for guid, device := range a.found {
+		if device.extent == a.disk.meta() {
+			err = a.mapper.remove(dmUUIDPrefix + guid)
 		}
 	}
 	if errors.Is(err, unix.EBUSY) {
 		err = nil // another agent has it open, and removes it
 	}
-	return errors.Join(err, m.mapper.Close())
+	return errors.Join(err, a.mapper.Close())
 }

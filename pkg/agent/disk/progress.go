@@ -54,61 +54,61 @@ func (k *progressKeeper) save(ctx context.Context, p progress) error {
 }
 
 // advance reports how far the work is, and keeps it on the disk when that is due.
-func (w *zeroJob) advance(ctx context.Context) error {
-	w.report(w.progress.verified)
-	if w.progressKeeper == nil || !w.progressKeeper.due(w.progress) {
+func (j *zeroJob) advance(ctx context.Context) error {
+	j.report(j.progress.verified)
+	if j.progressKeeper == nil || !j.progressKeeper.due(j.progress) {
 		return nil
 	}
-	return w.flushAndSave(ctx)
+	return j.flushAndSave(ctx)
 }
 
 // flushAndSave flushes what was zeroed, and keeps the progress on the disk. If the slot cannot be written, the wipe
 // goes on. After a restart it repeats what was done since.
-func (w *zeroJob) flushAndSave(ctx context.Context) error {
-	if err := w.device.Sync(); err != nil {
+func (j *zeroJob) flushAndSave(ctx context.Context) error {
+	if err := j.device.Sync(); err != nil {
 		return err
 	}
-	if err := w.progressKeeper.save(ctx, w.progress); err != nil {
-		klog.FromContext(ctx).Error(err, "The progress of a wipe is not kept", "device", w.device.path, "extent", w.extent)
-		w.progressKeeper.since = time.Now()
+	if err := j.progressKeeper.save(ctx, j.progress); err != nil {
+		klog.FromContext(ctx).Error(err, "The progress of a wipe is not kept", "device", j.device.path, "extent", j.extent)
+		j.progressKeeper.since = time.Now()
 	}
 	return nil
 }
 
 // startMethod begins a method, at 0 unless it is the one that was in progress. The progress of another method must be
 // gone from the disk before the first byte: it would count as this one's proof.
-func (w *zeroJob) startMethod(ctx context.Context, method string) error {
-	if w.progress.method == method {
+func (j *zeroJob) startMethod(ctx context.Context, method string) error {
+	if j.progress.method == method {
 		return nil
 	}
-	w.progress = progress{method: method}
-	if w.progressKeeper == nil || w.progressKeeper.onDisk == (progress{}) {
+	j.progress = progress{method: method}
+	if j.progressKeeper == nil || j.progressKeeper.onDisk == (progress{}) {
 		return nil
 	}
-	if err := w.progressKeeper.save(ctx, w.progress); err != nil {
+	if err := j.progressKeeper.save(ctx, j.progress); err != nil {
 		return err
 	}
-	return w.device.Sync()
+	return j.device.Sync()
 }
 
 // saveAtEnd keeps the progress of work that stopped with an error. If its caller gave up, that is all that is done.
 // Otherwise it is nothing: the next try must zero again what did not read as zeros.
-func (w *zeroJob) saveAtEnd(ctx context.Context, gaveUp bool) {
+func (j *zeroJob) saveAtEnd(ctx context.Context, gaveUp bool) {
 	keep := progress{}
 	if gaveUp {
-		keep = w.progress
+		keep = j.progress
 	}
-	if w.progressKeeper == nil || w.progressKeeper.onDisk == keep {
+	if j.progressKeeper == nil || j.progressKeeper.onDisk == keep {
 		return
 	}
 	ctx = context.WithoutCancel(ctx)
 	var err error
 	if gaveUp {
-		err = w.flushAndSave(ctx)
+		err = j.flushAndSave(ctx)
 	} else {
-		err = w.progressKeeper.save(ctx, keep)
+		err = j.progressKeeper.save(ctx, keep)
 	}
 	if err != nil {
-		klog.FromContext(ctx).V(2).Info("The progress of a wipe is not kept", "device", w.device.path, "reason", err.Error())
+		klog.FromContext(ctx).V(2).Info("The progress of a wipe is not kept", "device", j.device.path, "reason", err.Error())
 	}
 }

@@ -100,27 +100,27 @@ type zeroJob struct {
 }
 
 // forPart is the same work on a part of the extent, from its beginning.
-func (w *zeroJob) forPart(part extent.Extent) *zeroJob {
-	return &zeroJob{device: w.device, extent: part, rateLimit: w.rateLimit, methods: w.methods}
+func (j *zeroJob) forPart(part extent.Extent) *zeroJob {
+	return &zeroJob{device: j.device, extent: part, rateLimit: j.rateLimit, methods: j.methods}
 }
 
-func (w *zeroJob) report(read int64) {
+func (j *zeroJob) report(read int64) {
 	switch {
-	case w.onProgress == nil:
-	case w.verifiesAll:
-		w.onProgress((w.progress.zeroed + read) / 2)
+	case j.onProgress == nil:
+	case j.verifiesAll:
+		j.onProgress((j.progress.zeroed + read) / 2)
 	default:
-		w.onProgress(w.progress.zeroed)
+		j.onProgress(j.progress.zeroed)
 	}
 }
 
 // zero makes the extent read as zeros, and returns the method. That is the first one that works and whose result is
 // verified by reading. It begins with the method that was in progress.
-func (w *zeroJob) zero(ctx context.Context) (name string, err error) {
+func (j *zeroJob) zero(ctx context.Context) (name string, err error) {
 	log := klog.FromContext(ctx)
-	methods := w.methods.zero
+	methods := j.methods.zero
 	for i, m := range methods {
-		if m.name == w.progress.method {
+		if m.name == j.progress.method {
 			methods = methods[i:]
 			break
 		}
@@ -128,49 +128,49 @@ func (w *zeroJob) zero(ctx context.Context) (name string, err error) {
 	var failed []error
 	for _, m := range methods {
 		name = m.name
-		err := w.runMethod(ctx, m)
+		err := j.runMethod(ctx, m)
 		if err == nil {
-			err = w.verifySamples(ctx)
+			err = j.verifySamples(ctx)
 		}
 		if err == nil {
-			log.V(4).Info("Zeroed", "device", w.device.path, "extent", w.extent, "by", m.name)
+			log.V(4).Info("Zeroed", "device", j.device.path, "extent", j.extent, "by", m.name)
 			return m.name, nil
 		}
 		if ctx.Err() != nil {
-			return m.name, fmt.Errorf("zeroing %s: %w", w.device.path, ctx.Err())
+			return m.name, fmt.Errorf("zeroing %s: %w", j.device.path, ctx.Err())
 		}
 		failed = append(failed, fmt.Errorf("%s: %w", m.name, err))
 		if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
 			break // without a device no other method works
 		}
 	}
-	return name, fmt.Errorf("zeroing %v of %s: %w", w.extent, w.device.path, errors.Join(failed...))
+	return name, fmt.Errorf("zeroing %v of %s: %w", j.extent, j.device.path, errors.Join(failed...))
 }
 
 // runMethod runs the method on the extent, from the present progress on, and flushes.
-func (w *zeroJob) runMethod(ctx context.Context, m method) error {
-	if err := w.startMethod(ctx, m.name); err != nil {
+func (j *zeroJob) runMethod(ctx context.Context, m method) error {
+	if err := j.startMethod(ctx, m.name); err != nil {
 		return err
 	}
-	step := w.rateLimit.step(m.maxStep)
-	w.report(w.progress.verified)
-	for w.progress.zeroed < w.extent.Len() {
-		off, n := w.extent.Start+w.progress.zeroed, min(step, w.extent.Len()-w.progress.zeroed)
+	step := j.rateLimit.step(m.maxStep)
+	j.report(j.progress.verified)
+	for j.progress.zeroed < j.extent.Len() {
+		off, n := j.extent.Start+j.progress.zeroed, min(step, j.extent.Len()-j.progress.zeroed)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := w.rateLimit.wait(ctx, n); err != nil {
+		if err := j.rateLimit.wait(ctx, n); err != nil {
 			return err
 		}
-		if err := m.do(w.device, off, n); err != nil {
+		if err := m.do(j.device, off, n); err != nil {
 			return fmt.Errorf("at %d: %w", off, err)
 		}
-		w.progress.zeroed += n
-		if err := w.advance(ctx); err != nil {
+		j.progress.zeroed += n
+		if err := j.advance(ctx); err != nil {
 			return err
 		}
 	}
-	return w.device.Sync()
+	return j.device.Sync()
 }
 
 // Samples are read at regular distances. The ends, where file systems and signatures begin, are read as a whole.
@@ -181,8 +181,8 @@ const (
 )
 
 // verifySamples reads parts of the extent from the medium, and fails if one is not zero.
-func (w *zeroJob) verifySamples(ctx context.Context) error {
-	e := w.extent
+func (j *zeroJob) verifySamples(ctx context.Context) error {
+	e := j.extent
 	end := min(sampleEnds, e.Len())
 	spans := []extent.Extent{extent.New(e.Start, end), extent.New(e.End-end, end)}
 	for step, off := max(e.Len()/sampleCount/sampleBytes, 1)*sampleBytes, e.Start; off < e.End; off += step {
@@ -190,7 +190,7 @@ func (w *zeroJob) verifySamples(ctx context.Context) error {
 	}
 	buf := alignedBuffer()
 	for _, s := range spans {
-		if zero, err := w.readsZero(ctx, s, buf); err != nil {
+		if zero, err := j.readsZero(ctx, s, buf); err != nil {
 			return err
 		} else if !zero {
 			return fmt.Errorf("%v does not read as zeros", s)
@@ -201,7 +201,7 @@ func (w *zeroJob) verifySamples(ctx context.Context) error {
 
 // findNonZero reads the extent from the medium, from the present progress on, and returns the parts that are not zero,
 // by MiB. It checks one MiB while the next is read. Otherwise checking would take a tenth of the time.
-func (w *zeroJob) findNonZero(ctx context.Context) ([]extent.Extent, error) {
+func (j *zeroJob) findNonZero(ctx context.Context) ([]extent.Extent, error) {
 	type piece struct {
 		extent.Extent
 		data []byte
@@ -211,18 +211,18 @@ func (w *zeroJob) findNonZero(ctx context.Context) ([]extent.Extent, error) {
 	pieces, buffers := make(chan piece), make(chan []byte, 2)
 	buffers <- alignedBuffer()
 	buffers <- alignedBuffer()
-	begin := w.extent.Start + w.progress.verified
+	begin := j.extent.Start + j.progress.verified
 	go func() {
 		defer close(pieces)
-		for off := begin; off < w.extent.End; off += bounceBytes {
-			p := piece{Extent: extent.New(off, min(bounceBytes, w.extent.End-off))}
+		for off := begin; off < j.extent.End; off += bounceBytes {
+			p := piece{Extent: extent.New(off, min(bounceBytes, j.extent.End-off))}
 			select {
 			case p.data = <-buffers:
 			case <-ctx.Done():
 				return
 			}
-			if p.err = w.rateLimit.wait(ctx, p.Len()); p.err == nil {
-				p.err = w.device.readAligned(p.data[:p.Len()], off)
+			if p.err = j.rateLimit.wait(ctx, p.Len()); p.err == nil {
+				p.err = j.device.readAligned(p.data[:p.Len()], off)
 			}
 			select {
 			case pieces <- p:
@@ -250,8 +250,8 @@ func (w *zeroJob) findNonZero(ctx context.Context) ([]extent.Extent, error) {
 		buffers <- p.data
 		switch last := len(found) - 1; {
 		case zero && len(found) == 0:
-			w.progress.verified = p.End - w.extent.Start
-			if err := w.advance(ctx); err != nil {
+			j.progress.verified = p.End - j.extent.Start
+			if err := j.advance(ctx); err != nil {
 				return nil, err
 			}
 			continue
@@ -261,21 +261,21 @@ func (w *zeroJob) findNonZero(ctx context.Context) ([]extent.Extent, error) {
 		default:
 			found = append(found, p.Extent)
 		}
-		w.report(p.End - w.extent.Start)
+		j.report(p.End - j.extent.Start)
 	}
 	return found, ctx.Err()
 }
 
 // readsZero reads an extent from the medium, and reports whether it is zero. buf is aligned and has room for it.
-func (w *zeroJob) readsZero(ctx context.Context, e extent.Extent, buf []byte) (bool, error) {
+func (j *zeroJob) readsZero(ctx context.Context, e extent.Extent, buf []byte) (bool, error) {
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
-	if err := w.rateLimit.wait(ctx, e.Len()); err != nil {
+	if err := j.rateLimit.wait(ctx, e.Len()); err != nil {
 		return false, err
 	}
 	b := buf[:e.Len()]
-	if err := w.device.readAligned(b, e.Start); err != nil {
+	if err := j.device.readAligned(b, e.Start); err != nil {
 		return false, err
 	}
 	return allZero(b), nil

@@ -114,22 +114,22 @@ func followRecords(disks []diskSpace, occupied map[string]bool, volumes []unplac
 
 // checkRecord returns the index of the recorded disk, or the reason why the record is not valid. It does not check
 // whether the extent is free.
-func (f *recordedPlaces) checkRecord(w unplacedVolume) (int, string) {
+func (p *recordedPlaces) checkRecord(w unplacedVolume) (int, string) {
 	r := w.recorded
 	if r == nil {
 		return 0, w.noRecordReason
 	}
-	at := slices.IndexFunc(f.disks, func(d diskSpace) bool { return d.id == r.Disk })
+	at := slices.IndexFunc(p.disks, func(d diskSpace) bool { return d.id == r.Disk })
 	if at < 0 {
 		return 0, fmt.Sprintf("the recorded disk %s is not in service on this node", r.Disk)
 	}
-	d := &f.disks[at]
+	d := &p.disks[at]
 	switch {
 	case d.class != w.Request.Class:
 		return 0, fmt.Sprintf("the recorded disk %s is of class %q, not %q", r.Disk, d.class, w.Request.Class)
 	case r.Length != w.Request.Size:
 		return 0, fmt.Sprintf("the recorded extent has %d bytes, the volume asks for %d", r.Length, w.Request.Size)
-	case w.Request.Apart && f.occupied[r.Disk]:
+	case w.Request.Apart && p.occupied[r.Disk]:
 		return 0, fmt.Sprintf("the recorded disk %s holds another volume of the pod, from which this one must lie apart", r.Disk)
 	}
 	return at, ""

@@ -87,23 +87,23 @@ type podWithoutRoom struct {
 }
 
 // add returns since when the pod has had no room.
-func (l *podsWithoutRoom) add(uid types.UID, now time.Time) time.Time {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.byUID == nil {
-		l.byUID = map[types.UID]*podWithoutRoom{}
+func (p *podsWithoutRoom) add(uid types.UID, now time.Time) time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.byUID == nil {
+		p.byUID = map[types.UID]*podWithoutRoom{}
 	}
-	if l.byUID[uid] == nil {
-		l.byUID[uid] = &podWithoutRoom{since: now}
+	if p.byUID[uid] == nil {
+		p.byUID[uid] = &podWithoutRoom{since: now}
 	}
-	return l.byUID[uid].since
+	return p.byUID[uid].since
 }
 
 // requestEviction records that the pod must be evicted, and reports whether that is new.
-func (l *podsWithoutRoom) requestEviction(pod *corev1.Pod) (isNew bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	of := l.byUID[pod.UID]
+func (p *podsWithoutRoom) requestEviction(pod *corev1.Pod) (isNew bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	of := p.byUID[pod.UID]
 	if of == nil || of.eviction != nil {
 		return false
 	}
@@ -112,19 +112,19 @@ func (l *podsWithoutRoom) requestEviction(pod *corev1.Pod) (isNew bool) {
 }
 
 // remove forgets the pod, and reports whether its eviction was requested.
-func (l *podsWithoutRoom) remove(uid types.UID) (requested bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	of := l.byUID[uid]
-	delete(l.byUID, uid)
+func (p *podsWithoutRoom) remove(uid types.UID) (requested bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	of := p.byUID[uid]
+	delete(p.byUID, uid)
 	return of != nil && of.eviction != nil
 }
 
 // withdrawEviction takes back the request, and reports whether there was one.
-func (l *podsWithoutRoom) withdrawEviction(uid types.UID) (requested bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	of := l.byUID[uid]
+func (p *podsWithoutRoom) withdrawEviction(uid types.UID) (requested bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	of := p.byUID[uid]
 	if of == nil || of.eviction == nil {
 		return false
 	}
@@ -133,11 +133,11 @@ func (l *podsWithoutRoom) withdrawEviction(uid types.UID) (requested bool) {
 }
 
 // evictionRequests returns the requests of all pods.
-func (l *podsWithoutRoom) evictionRequests() []diskv1alpha1.EvictionRequest {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (p *podsWithoutRoom) evictionRequests() []diskv1alpha1.EvictionRequest {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var all []diskv1alpha1.EvictionRequest
-	for _, of := range l.byUID {
+	for _, of := range p.byUID {
 		if of.eviction != nil {
 			all = append(all, *of.eviction)
 		}

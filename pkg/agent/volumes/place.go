@@ -213,11 +213,11 @@ func (p *placer) reservationsExcept(except string) reservations {
 }
 
 // removeFrom removes the extents that are recorded and are not partitions yet from the spaces.
-func (p reservations) removeFrom(spaces []diskSpace, disks []discovery.Disk) {
-	for _, pod := range p.pods {
+func (r reservations) removeFrom(spaces []diskSpace, disks []discovery.Disk) {
+	for _, pod := range r.pods {
 		removeRecorded(spaces, pod, disks)
 	}
-	for _, v := range p.volumes {
+	for _, v := range r.volumes {
 		if _, _, found := findVolume(disks, v.Partition); !found {
 			removeExtent(spaces, v.Place.Disk, extent.New(v.Place.Start, v.Size))
 		}

@@ -40,10 +40,10 @@ type recordWaits map[string]time.Time
 
 // check returns a recordInUseError as long as one of the volumes has to wait. rest are those that do not follow their
 // record.
-func (c recordWaits) check(rest []unplacedVolume, now time.Time) error {
-	for partition, since := range c {
+func (r recordWaits) check(rest []unplacedVolume, now time.Time) error {
+	for partition, since := range r {
 		if now.Sub(since) > recordWaitTTL {
-			delete(c, partition)
+			delete(r, partition)
 		}
 	}
 	var wait *recordInUseError
@@ -51,10 +51,10 @@ func (c recordWaits) check(rest []unplacedVolume, now time.Time) error {
 		if !w.recordInUse {
 			continue
 		}
-		since, known := c[w.Partition]
+		since, known := r[w.Partition]
 		if !known {
 			since = now
-			c[w.Partition] = now
+			r[w.Partition] = now
 		}
 		if left := recordTimeout - now.Sub(since); left > 0 && (wait == nil || left > wait.left) {
 			wait = &recordInUseError{why: w.noRecordReason, left: left}

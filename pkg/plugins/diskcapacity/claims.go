@@ -48,12 +48,12 @@ type placedClaim struct {
 	node string
 }
 
-func (a *podRequest) isEmpty() bool {
-	return len(a.volumes) == 0 && len(a.placedClaims) == 0 && len(a.existingOnly) == 0
+func (r *podRequest) isEmpty() bool {
+	return len(r.volumes) == 0 && len(r.placedClaims) == 0 && len(r.existingOnly) == 0
 }
 
 // requests are those of the volumes, with their headroom.
-func (a *podRequest) requests() []placement.Request { return requestsOf(a.volumes) }
+func (r *podRequest) requests() []placement.Request { return requestsOf(r.volumes) }
 
 // requestOf reads a pod's request. The error says what is wrong with the pod, a claim, or its StorageClass, and what to
 // do. No node could take such a pod.

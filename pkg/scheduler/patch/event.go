@@ -21,9 +21,9 @@ const (
 
 // addPlacesToEvents appends the places of a pod's disk volumes to the event about each pod that is bound. A second
 // event would be one more write to the API server for each pod, which costs more than placing it.
-func (s internals) addPlacesToEvents(shared *diskcapacity.Shared) {
-	for name, stock := range s.profiles {
-		s.profiles[name] = placesFramework{stock, shared.DescribePlaces}
+func (i internals) addPlacesToEvents(shared *diskcapacity.Shared) {
+	for name, stock := range i.profiles {
+		i.profiles[name] = placesFramework{stock, shared.DescribePlaces}
 	}
 }
 
@@ -33,8 +33,8 @@ type placesFramework struct {
 	places func(pod *corev1.Pod, most int) string
 }
 
-func (t placesFramework) EventRecorder() events.EventRecorderLogger {
-	return placesRecorder{t.Framework.EventRecorder(), t.places}
+func (f placesFramework) EventRecorder() events.EventRecorderLogger {
+	return placesRecorder{f.Framework.EventRecorder(), f.places}
 }
 
 type placesRecorder struct {

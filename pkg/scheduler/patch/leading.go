@@ -14,10 +14,10 @@ import (
 //
 // There is no sign of the end. A scheduler that loses its lease exits. It gives up renewing it (renewDeadline, 10s)
 // early enough to be gone when another one may have it (leaseDuration, 15s).
-func (s internals) whenLeading(start func()) {
+func (i internals) whenLeading(start func()) {
 	var once sync.Once
-	next := *s.nextPod
-	*s.nextPod = func(logger klog.Logger) (*framework.QueuedPodInfo, error) {
+	next := *i.nextPod
+	*i.nextPod = func(logger klog.Logger) (*framework.QueuedPodInfo, error) {
 		once.Do(start)
 		return next(logger)
 	}

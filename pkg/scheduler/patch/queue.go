@@ -16,19 +16,19 @@ import (
 
 // filterEvents replaces the scheduler's queue by one that checks fewer pods for each event. It must be called before
 // the informers start.
-func (s internals) filterEvents(ctx context.Context) error {
+func (i internals) filterEvents(ctx context.Context) error {
 	q := &filteredQueue{
-		SchedulingQueue: *s.queue, profiles: map[string]*subscriptions{},
+		SchedulingQueue: *i.queue, profiles: map[string]*subscriptions{},
 		pods: map[types.UID]*corev1.Pod{}, rejections: map[*corev1.Pod]rejection{},
 	}
-	for name, profile := range s.profiles {
+	for name, profile := range i.profiles {
 		subscribed, err := subscriptionsOf(ctx, profile)
 		if err != nil {
 			return fmt.Errorf("profile %s: %w", name, err)
 		}
 		q.profiles[name] = subscribed
 	}
-	*s.queue = q
+	*i.queue = q
 	return nil
 }
 
@@ -141,71 +141,71 @@ func (s *subscriptions) prepare(logger klog.Logger, event fwk.ClusterEvent, old,
 }
 
 // AddUnschedulableIfNotPresent records which plugins have rejected the pod.
-func (s *filteredQueue) AddUnschedulableIfNotPresent(logger klog.Logger, info *framework.QueuedPodInfo, cycle int64) error {
+func (q *filteredQueue) AddUnschedulableIfNotPresent(logger klog.Logger, info *framework.QueuedPodInfo, cycle int64) error {
 	// This comes before the queue has the pod, and other goroutines change it.
-	s.noteRejection(info)
-	return s.SchedulingQueue.AddUnschedulableIfNotPresent(logger, info, cycle)
+	q.noteRejection(info)
+	return q.SchedulingQueue.AddUnschedulableIfNotPresent(logger, info, cycle)
 }
 
-func (s *filteredQueue) noteRejection(info *framework.QueuedPodInfo) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.forget(info.Pod.UID)
-	profile := s.profiles[info.Pod.Spec.SchedulerName]
+func (q *filteredQueue) noteRejection(info *framework.QueuedPodInfo) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.forget(info.Pod.UID)
+	profile := q.profiles[info.Pod.Spec.SchedulerName]
 	if profile == nil || len(info.UnschedulablePlugins)+len(info.PendingPlugins) == 0 {
 		// The queue tries the pod again without an event.
 		return
 	}
-	s.pods[info.Pod.UID] = info.Pod
-	s.rejections[info.Pod] = rejection{info: info, profile: profile, by: profile.rejectors(info)}
+	q.pods[info.Pod.UID] = info.Pod
+	q.rejections[info.Pod] = rejection{info: info, profile: profile, by: profile.rejectors(info)}
 }
 
-func (s *filteredQueue) forget(uid types.UID) {
-	delete(s.rejections, s.pods[uid])
-	delete(s.pods, uid)
+func (q *filteredQueue) forget(uid types.UID) {
+	delete(q.rejections, q.pods[uid])
+	delete(q.pods, uid)
 }
 
 // Update is called when an unbound pod has changed, at least once after each rejection.
-func (s *filteredQueue) Update(ctx context.Context, old, pod *corev1.Pod) {
-	s.mu.Lock()
-	if before, known := s.pods[pod.UID]; known {
-		r := s.rejections[before]
-		delete(s.rejections, before)
-		s.pods[pod.UID], s.rejections[pod] = pod, r
+func (q *filteredQueue) Update(ctx context.Context, old, pod *corev1.Pod) {
+	q.mu.Lock()
+	if before, known := q.pods[pod.UID]; known {
+		r := q.rejections[before]
+		delete(q.rejections, before)
+		q.pods[pod.UID], q.rejections[pod] = pod, r
 	}
-	s.mu.Unlock()
-	s.SchedulingQueue.Update(ctx, old, pod)
+	q.mu.Unlock()
+	q.SchedulingQueue.Update(ctx, old, pod)
 }
 
 // Delete is also called when a pod is bound.
-func (s *filteredQueue) Delete(pod *corev1.Pod) {
-	s.mu.Lock()
-	s.forget(pod.UID)
-	s.mu.Unlock()
-	s.SchedulingQueue.Delete(pod)
+func (q *filteredQueue) Delete(pod *corev1.Pod) {
+	q.mu.Lock()
+	q.forget(pod.UID)
+	q.mu.Unlock()
+	q.SchedulingQueue.Delete(pod)
 }
 
 // MoveAllToActiveOrBackoffQueue calls the hints of the waiting pods that the event can concern.
-func (s *filteredQueue) MoveAllToActiveOrBackoffQueue(logger klog.Logger, event fwk.ClusterEvent, old, obj any, preCheck queue.PreEnqueueCheck) {
+func (q *filteredQueue) MoveAllToActiveOrBackoffQueue(logger klog.Logger, event fwk.ClusterEvent, old, obj any, preCheck queue.PreEnqueueCheck) {
 	if framework.ClusterEventIsWildCard(event) {
-		s.SchedulingQueue.MoveAllToActiveOrBackoffQueue(logger, event, old, obj, preCheck)
+		q.SchedulingQueue.MoveAllToActiveOrBackoffQueue(logger, event, old, obj, preCheck)
 		return
 	}
 	// Until all hints are called no pod begins to wait that was tried before the event and that Irrelevant did not
 	// count. Such a pod is in flight, and the queue calls its hints when it comes back.
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, profile := range s.profiles {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, profile := range q.profiles {
 		profile.prepare(logger, event, old, obj)
 	}
-	s.SchedulingQueue.MoveAllToActiveOrBackoffQueue(logger, event, old, obj, func(pod *corev1.Pod) bool {
-		return s.mayHelp(pod) && (preCheck == nil || preCheck(pod))
+	q.SchedulingQueue.MoveAllToActiveOrBackoffQueue(logger, event, old, obj, func(pod *corev1.Pod) bool {
+		return q.mayHelp(pod) && (preCheck == nil || preCheck(pod))
 	})
 }
 
 // mayHelp is called with both locks held, this one and the queue's.
-func (s *filteredQueue) mayHelp(pod *corev1.Pod) bool {
-	r, known := s.rejections[pod]
+func (q *filteredQueue) mayHelp(pod *corev1.Pod) bool {
+	r, known := q.rejections[pod]
 	if !known {
 		return true
 	}
