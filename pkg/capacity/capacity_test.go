@@ -42,8 +42,8 @@ func TestAbsences(t *testing.T) {
 	left(0)
 }
 
-// TestClaimedBy asserts what keeps the NodeDiskCapacity of a node that is gone.
-func TestClaimedBy(t *testing.T) {
+// TestNeededBy asserts what keeps the NodeDiskCapacity of a node that is gone.
+func TestNeededBy(t *testing.T) {
 	const disk = "11111111-2222-4333-8444-555555555555"
 	ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: "gone"}}
 	ndc.Status.Disks = []diskv1alpha1.Disk{{ID: disk, Allocations: []diskv1alpha1.Allocation{{Partition: diskv1alpha1.PartitionID("by-handle")}}}}
@@ -56,7 +56,7 @@ func TestClaimedBy(t *testing.T) {
 	for name, test := range map[string]struct {
 		volumes []*corev1.PersistentVolume
 		pods    []*corev1.Pod
-		claimed bool
+		needed  bool
 	}{
 		"nothing":                       {nil, nil, false},
 		"a volume labeled for it":       {[]*corev1.PersistentVolume{volume(diskv1alpha1.DriverName, "x", "gone", "")}, nil, true},
@@ -67,8 +67,8 @@ func TestClaimedBy(t *testing.T) {
 		"a pod that is bound to it":     {nil, []*corev1.Pod{pod("gone")}, true},
 		"a pod that is bound elsewhere": {nil, []*corev1.Pod{pod("other")}, false},
 	} {
-		if got := claimedBy(ndc, test.volumes, test.pods); (got != "") != test.claimed {
-			t.Errorf("%s: %q, want claimed %v", name, got, test.claimed)
+		if got := neededBy(ndc, test.volumes, test.pods); (got != "") != test.needed {
+			t.Errorf("%s: %q, want needed %v", name, got, test.needed)
 		}
 	}
 }

@@ -21,14 +21,15 @@ import (
 const (
 	// GoneGrace is the default of Options.GoneGrace.
 	GoneGrace = 10 * time.Minute
-	// goneLook is how often the claims on a node that is gone are looked at after that.
-	goneLook = 5 * time.Minute
+	// goneRecheck is how often it is checked after that whether the NodeDiskCapacity is still needed.
+	goneRecheck = 5 * time.Minute
 
 	reasonRemoved = "NodeGone"
 	actionRemove  = "Removing"
 )
 
-// absences has since when Nodes have been gone, by a clock that does not jump.
+// absences remembers since when each Node has been gone. It uses times of this process only: their differences do not
+// change when the clock is set.
 type absences struct {
 	grace time.Duration
 	now   func() time.Time
@@ -60,27 +61,27 @@ func (a *absences) left(nodeName string) time.Duration {
 	return max(0, a.grace-now.Sub(since))
 }
 
-// syncGone removes the NodeDiskCapacity of a Node that is gone for good, if nothing on it is
-// claimed. It returns when to look again.
+// syncGone removes the NodeDiskCapacity of a Node that has been gone for the grace, if no volume or pod needs it any
+// more. It returns after which time to check again.
 func (c *Controllers) syncGone(ctx context.Context, nodeName string, report *diskcapacity.Report) (again time.Duration, err error) {
 	if left := c.gone.left(nodeName); left > 0 {
 		return left, nil
 	}
 	// The watch may be behind.
 	if _, err := c.client.CoreV1().Nodes().Get(ctx, nodeName, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-		return goneLook, err
+		return goneRecheck, err
 	}
 	ndc, err := c.disks.capacity(ctx, nodeName)
 	if err != nil || ndc.UID != report.UID {
-		return goneLook, notFoundIsDone(err)
+		return goneRecheck, notFoundIsDone(err)
 	}
-	why, err := c.claimed(ndc)
+	why, err := c.whyNeeded(ndc)
 	if err != nil {
 		return 0, err
 	}
 	if why != "" {
 		klog.FromContext(ctx).V(2).Info("Kept the NodeDiskCapacity of a Node that is gone", "node", klog.KRef("", nodeName), "why", why)
-		return goneLook, nil
+		return goneRecheck, nil
 	}
 	if err := c.disks.remove(ctx, ndc); err != nil {
 		return 0, notFoundIsDone(err)
@@ -91,8 +92,8 @@ func (c *Controllers) syncGone(ctx context.Context, nodeName string, report *dis
 	return 0, nil
 }
 
-// claimed says what still claims something on the node; empty if nothing does.
-func (c *Controllers) claimed(ndc *diskv1alpha1.NodeDiskCapacity) (string, error) {
+// whyNeeded says which PersistentVolume or pod still needs the NodeDiskCapacity. It is empty if none does.
+func (c *Controllers) whyNeeded(ndc *diskv1alpha1.NodeDiskCapacity) (string, error) {
 	volumes, err := c.volumes.List(labels.Everything())
 	if err != nil {
 		return "", err
@@ -101,11 +102,12 @@ func (c *Controllers) claimed(ndc *diskv1alpha1.NodeDiskCapacity) (string, error
 	if err != nil {
 		return "", err
 	}
-	return claimedBy(ndc, volumes, pods), nil
+	return neededBy(ndc, volumes, pods), nil
 }
 
-// claimedBy is claimed for these volumes and pods.
-func claimedBy(ndc *diskv1alpha1.NodeDiskCapacity, volumes []*corev1.PersistentVolume, pods []*corev1.Pod) string {
+// neededBy is whyNeeded for these volumes and pods. Of a PersistentVolume, its label, its partition or its disk
+// suffices.
+func neededBy(ndc *diskv1alpha1.NodeDiskCapacity, volumes []*corev1.PersistentVolume, pods []*corev1.Pod) string {
 	ids := make([]string, len(ndc.Status.Disks))
 	partitions := map[string]bool{}
 	for i := range ndc.Status.Disks {

@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// devices finds the block devices that lie on others. dir is /sys/dev/block: every entry is named after a device's
+// readDevices finds the block devices that lie on others. dir is /sys/dev/block: every entry is named after a device's
 // number and leads to the device's folder.
-func (s *System) devices(ctx context.Context, dir string) {
+func (s *System) readDevices(ctx context.Context, dir string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		s.addUnchecked("the kernel's block devices cannot be listed: %v", err)
@@ -38,7 +38,7 @@ func (s *System) devices(ctx context.Context, dir string) {
 			name := nameWithLabel(holder.Name(), filepath.Join(folder, "holders", holder.Name()))
 			s.add(device, Holder{Kind: Kernel, Name: name})
 		}
-		s.loop(folder)
+		s.readLoop(folder)
 	}
 	s.collectLoops(ctx)
 }
@@ -53,9 +53,9 @@ func nameWithLabel(name, folder string) string {
 	return name
 }
 
-// loop adds a loop device to the holders of the block device that it lies on, because the kernel does not list it
+// readLoop adds a loop device to the holders of the block device that it lies on, because the kernel does not list it
 // there. If the path alone does not identify that device, the loop device is opened, which may hang.
-func (s *System) loop(folder string) {
+func (s *System) readLoop(folder string) {
 	backing, err := os.ReadFile(filepath.Join(folder, "loop/backing_file"))
 	if err != nil {
 		return // not a loop device, or not a bound one
@@ -141,8 +141,8 @@ func backingDevice(loop string) (uint64, error) {
 	return info.Rdevice, nil
 }
 
-// swaps finds the devices in /proc/swaps.
-func (s *System) swaps(file string) {
+// readSwaps finds the devices in /proc/swaps.
+func (s *System) readSwaps(file string) {
 	content, err := os.ReadFile(file)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {

@@ -107,7 +107,7 @@ func (h Holder) namespace() string {
 	return "the mount namespace of " + h.Process.String()
 }
 
-// Describe joins the first few holders for a message.
+// Describe joins the first holders for a message, and counts the rest.
 func Describe(found []Holder) string {
 	const most = 4
 	var parts []string
@@ -120,8 +120,9 @@ func Describe(found []Holder) string {
 	return strings.Join(parts, "; ")
 }
 
-// System is the result of ReadSystem.
+// System is what holds the block devices of the node, at the time of ReadSystem.
 type System struct {
+	// held has the holders of a device, by its number (major and minor).
 	held      map[uint64][]Holder
 	unchecked []string
 
@@ -172,12 +173,12 @@ func readSystem(ctx context.Context, r roots, s *System) (*System, error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s.devices(ctx, filepath.Join(r.sys, "dev/block"))
-		s.swaps(filepath.Join(r.proc, "swaps"))
+		s.readDevices(ctx, filepath.Join(r.sys, "dev/block"))
+		s.readSwaps(filepath.Join(r.proc, "swaps"))
 		if r.kubelet != "" {
-			s.kubeletVolumes(r.kubelet)
+			s.readKubeletVolumes(r.kubelet)
 		}
-		s.processes(ctx, r.proc)
+		s.readProcesses(ctx, r.proc)
 	}()
 	select {
 	case <-done:

@@ -6,9 +6,9 @@ import (
 	"path/filepath"
 )
 
-// kubeletVolumes finds the raw block volumes of the kubelet. As long as the pod may use one, the kubelet keeps a link
-// below the pod's folder, and a device or link below the plugin's.
-func (s *System) kubeletVolumes(kubeletDir string) {
+// readKubeletVolumes finds the raw block volumes of the kubelet. As long as the pod may use one, the kubelet keeps a
+// link below the pod's folder, and a device or link below the plugin's.
+func (s *System) readKubeletVolumes(kubeletDir string) {
 	for _, pattern := range []string{
 		"pods/*/volumeDevices/*",
 		"plugins/*/volumeDevices",
@@ -19,12 +19,12 @@ func (s *System) kubeletVolumes(kubeletDir string) {
 			s.addUnchecked("raw block volumes of the kubelet cannot be listed: %v", err)
 		}
 		for _, folder := range folders {
-			s.kubeletVolumesBelow(folder)
+			s.readKubeletVolumesBelow(folder)
 		}
 	}
 }
 
-func (s *System) kubeletVolumesBelow(folder string) {
+func (s *System) readKubeletVolumesBelow(folder string) {
 	err := filepath.WalkDir(folder, func(path string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil

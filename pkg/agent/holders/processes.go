@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// processes reads the mounts and the open files of all processes in proc.
-func (s *System) processes(ctx context.Context, proc string) {
+// readProcesses reads the mounts and the open files of all processes in proc.
+func (s *System) readProcesses(ctx context.Context, proc string) {
 	entries, err := os.ReadDir(proc)
 	if err != nil {
 		s.addUnchecked("processes cannot be listed: %v", err)
@@ -51,7 +51,7 @@ func (s *System) processes(ctx context.Context, proc string) {
 	}
 }
 
-// initialNamespace is the inode of the PID namespace with which the kernel starts.
+// initialNamespace names the PID namespace with which the kernel starts. Its inode is a constant of the kernel.
 const initialNamespace = "pid:[4026531836]"
 
 // showsHost reports whether proc shows the processes of the whole node. Without hostPID process 1 is of the agent's own

@@ -16,11 +16,11 @@ import (
 // formatsPerDisk bounds by disk, not by node: a disk that hangs keeps its slots for ever.
 const formatsPerDisk = 4
 
-// deviceFunc mounts a volume's device, or does something else with it.
+// deviceFunc is what a call of the kubelet does with a volume's device: it mounts the device, or publishes it as a
+// block device. fsType is empty for a raw block volume.
 type deviceFunc func(ctx context.Context, device, fsType string) error
 
-// formatter brings volumes from phase Reserved to Formatted. A formatted partition is never
-// formatted again.
+// formatter brings volumes from phase Reserved to Formatted. A formatted partition is never formatted again.
 type formatter struct {
 	node *node
 	// fsType is the file system of a class's volumes that request none.
@@ -32,9 +32,9 @@ type formatter struct {
 	// neverFormatted are the partitions that this agent has made and that had no mkfs yet: they have never been
 	// mounted. The value is true if the agent wrote zeros to all of their bytes.
 	neverFormatted map[string]bool
-	// unmarkedFileSystems are the file systems of partitions in phase Reserved that only need the phase Formatted. The
-	// next holder of the volume's lock writes it. After a restart the file systems are made again: the volumes were
-	// never handed out.
+	// unmarkedFileSystems are the file systems that are made, on partitions that are still in phase Reserved. The next
+	// holder of the volume's lock writes phase Formatted. After a restart the file systems are made again: no pod has
+	// used them.
 	unmarkedFileSystems map[string]string
 	// publishing counts the kubelet's calls that wait for a volume's lock to mount it.
 	publishing map[string]int
@@ -100,8 +100,7 @@ func (f *formatter) ensureFormatted(ctx context.Context, v request.Volume, mount
 	return f.format(ctx, d, partition, v, mount)
 }
 
-// format makes the file system of a volume in phase Reserved. The caller holds the
-// volume's lock.
+// format makes the file system of a volume in phase Reserved. The caller holds the volume's lock.
 func (f *formatter) format(ctx context.Context, d discovery.Disk, partition disk.Volume, v request.Volume, mount deviceFunc) error {
 	e, err := engineOf(&d)
 	if err != nil {
