@@ -59,29 +59,29 @@ func (n *node) classOf(d discovery.Disk) string {
 
 // Lookup returns the persistent volume that is on a disk, even if the disk is out of service.
 func (n *node) Lookup(volumeID string) (Volume, bool) {
-	d, on, found := n.findVolume(diskv1alpha1.PartitionID(volumeID))
+	d, onDisk, found := n.findVolume(diskv1alpha1.PartitionID(volumeID))
 	if !found {
 		return Volume{}, false
 	}
-	if id, ok := persistentVolumeID(on); !ok || id != volumeID {
+	if id, ok := persistentVolumeID(onDisk); !ok || id != volumeID {
 		return Volume{}, false
 	}
-	return volumeOn(&d, on, volumeID), true
+	return volumeOn(&d, onDisk, volumeID), true
 }
 
 // usable returns a persistent volume. The error is nil only if the volume is on a disk in service and not being wiped.
 func (n *node) usable(partition string) (discovery.Disk, disk.Volume, error) {
 	disks := n.inventory.Disks()
-	d, on, found := findVolume(disks, partition)
-	id, persistent := persistentVolumeID(on)
+	d, onDisk, found := findVolume(disks, partition)
+	id, persistent := persistentVolumeID(onDisk)
 	err := checkSingleCopy(disks, partition)
 	switch {
 	case !found || !persistent:
 		return discovery.Disk{}, disk.Volume{}, fmt.Errorf("%w: no disk of node %s holds partition %s", ErrNotFound, n.name, partition)
 	case !d.Ready():
-		return d, on, fmt.Errorf("volume %s: %w", id, outOfService(&d))
-	case on.Phase == disk.Wiping:
-		return d, on, fmt.Errorf("volume %s is being wiped: %w", id, ErrReleased)
+		return d, onDisk, fmt.Errorf("volume %s: %w", id, outOfService(&d))
+	case onDisk.Phase == disk.Wiping:
+		return d, onDisk, fmt.Errorf("volume %s is being wiped: %w", id, ErrReleased)
 	}
-	return d, on, err
+	return d, onDisk, err
 }

@@ -160,11 +160,11 @@ func (p *persistentController) sync(ctx context.Context, name string) error {
 		return nil
 	}
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("volume", name))
-	becomes := actionFor(pv)
-	if becomes != actionReclaim {
+	next := actionFor(pv)
+	if next != actionReclaim {
 		p.releaser.blocked.remove(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle))
 	}
-	switch becomes {
+	switch next {
 	case actionReclaim, actionFinalize:
 		return p.releaser.release(ctx, pv)
 	case actionRetain:
@@ -234,14 +234,14 @@ func (p *persistentController) serve(ctx context.Context, pv *corev1.PersistentV
 // disk decides.
 func (p *persistentController) checkPartition(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume) error {
 	disks := p.node.inventory.Disks()
-	d, on, found := findVolume(disks, v.Partition)
+	d, onDisk, found := findVolume(disks, v.Partition)
 	if !found || !d.Ready() {
 		return nil
 	}
-	if err := checkSameVolume(disks, on, v); err != nil {
+	if err := checkSameVolume(disks, onDisk, v); err != nil {
 		return err
 	}
-	if on.Raw != v.Block {
+	if onDisk.Raw != v.Block {
 		return fmt.Errorf("%w: %w", errMismatch, errOtherMode(requestOf(v)))
 	}
 	if len(p.volumes.of(v.Partition)) > 1 {
@@ -250,17 +250,17 @@ func (p *persistentController) checkPartition(ctx context.Context, pv *corev1.Pe
 	if err := p.maker.recordMove(ctx, pv, v, d.ID()); err != nil {
 		return err
 	}
-	if on.Extent.Len() > v.Size {
-		return fmt.Errorf("%w: the capacity of PersistentVolume %s is %d bytes, its partition has %d; volumes never shrink", errMismatch, pv.Name, v.Size, on.Extent.Len())
+	if onDisk.Extent.Len() > v.Size {
+		return fmt.Errorf("%w: the capacity of PersistentVolume %s is %d bytes, its partition has %d; volumes never shrink", errMismatch, pv.Name, v.Size, onDisk.Extent.Len())
 	}
 	return nil
 }
 
 // checkSameVolume fails unless the partition is the volume of the PersistentVolume, and the only partition with its
 // GUID.
-func checkSameVolume(disks []discovery.Disk, on disk.Volume, v claim.Volume) error {
-	if id, ok := persistentVolumeID(on); !ok || id != v.ID {
-		return fmt.Errorf("%w: partition %s holds another volume, %q, not %s", errMismatch, on.Partition, on.Name, v.ID)
+func checkSameVolume(disks []discovery.Disk, onDisk disk.Volume, v claim.Volume) error {
+	if id, ok := persistentVolumeID(onDisk); !ok || id != v.ID {
+		return fmt.Errorf("%w: partition %s holds another volume, %q, not %s", errMismatch, onDisk.Partition, onDisk.Name, v.ID)
 	}
-	return checkSingleCopy(disks, on.Partition)
+	return checkSingleCopy(disks, onDisk.Partition)
 }

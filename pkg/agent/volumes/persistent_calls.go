@@ -117,35 +117,35 @@ func (p *provisioner) DeleteVolume(ctx context.Context, volumeID string) error {
 	if err != nil {
 		return err
 	}
-	d, on, err := p.node.usable(partition)
+	d, onDisk, err := p.node.usable(partition)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		unlock()
 		return nil
 	case errors.Is(err, ErrOutOfService):
-		// This includes a volume in phase Wiping: its disk's return has it looked at again.
+		// This includes a volume in phase Wiping: its wipe goes on when the disk is back.
 		unlock()
 		return err
-	case on.Phase == disk.Wiping:
+	case onDisk.Phase == disk.Wiping:
 		// The wipe has begun and cannot be stopped.
 	case err != nil:
 		unlock()
 		return err
 	default:
-		if err := p.checkDelete(ctx, volumeID, on); err != nil {
+		if err := p.checkDelete(ctx, volumeID, onDisk); err != nil {
 			unlock()
 			return err
 		}
 	}
 	klog.FromContext(ctx).Info("Volume is deleted by a CSI call", "volume", volumeID, "partition", partition, "disk", d.ID())
 	// The caller may give up, the wipe goes on.
-	p.reclaim.begin(context.WithoutCancel(ctx), d, on, unlock)
+	p.reclaim.begin(context.WithoutCancel(ctx), d, onDisk, unlock)
 	if unlock, err = p.node.locks.lock(ctx, partition); err != nil {
 		return err
 	}
 	defer unlock()
-	if _, on, err := p.node.usable(partition); !errors.Is(err, ErrNotFound) {
-		why := "it is in phase " + string(on.Phase)
+	if _, onDisk, err := p.node.usable(partition); !errors.Is(err, ErrNotFound) {
+		why := "it is in phase " + string(onDisk.Phase)
 		if err != nil {
 			why = err.Error()
 		}
@@ -156,8 +156,8 @@ func (p *provisioner) DeleteVolume(ctx context.Context, volumeID string) error {
 
 // checkDelete fails if the volume is in use, or if a PersistentVolume needs it. It reads the PersistentVolume from the
 // API server.
-func (p *provisioner) checkDelete(ctx context.Context, volumeID string, on disk.Volume) error {
-	why, err := describeUse(on.Device)
+func (p *provisioner) checkDelete(ctx context.Context, volumeID string, onDisk disk.Volume) error {
+	why, err := describeUse(onDisk.Device)
 	if err != nil {
 		return err
 	}
@@ -165,7 +165,7 @@ func (p *provisioner) checkDelete(ctx context.Context, volumeID string, on disk.
 		return fmt.Errorf("volume %s: %s: %w", volumeID, why, ErrInUse)
 	}
 	names := []string{volumeID}
-	for _, pv := range p.volumes.of(on.Partition) {
+	for _, pv := range p.volumes.of(onDisk.Partition) {
 		if pv.Name != volumeID {
 			names = append(names, pv.Name)
 		}
@@ -188,9 +188,9 @@ func (p *provisioner) ListVolumes() []Volume {
 	var volumes []Volume
 	disks := p.node.inventory.Disks()
 	for i := range disks {
-		for _, on := range disks[i].Snapshot.Volumes {
-			if id, ok := persistentVolumeID(on); ok && on.Phase != disk.Wiping {
-				volumes = append(volumes, volumeOn(&disks[i], on, id))
+		for _, onDisk := range disks[i].Snapshot.Volumes {
+			if id, ok := persistentVolumeID(onDisk); ok && onDisk.Phase != disk.Wiping {
+				volumes = append(volumes, volumeOn(&disks[i], onDisk, id))
 			}
 		}
 	}

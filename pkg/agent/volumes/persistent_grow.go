@@ -22,7 +22,7 @@ type grower struct {
 // growToGranted grows the partition to the size that its PersistentVolume was granted.
 func (g *grower) growToGranted(ctx context.Context, volumeID string, size int64) error {
 	partition := diskv1alpha1.PartitionID(volumeID)
-	if _, on, err := g.node.usable(partition); err != nil || on.Extent.Len() >= size {
+	if _, onDisk, err := g.node.usable(partition); err != nil || onDisk.Extent.Len() >= size {
 		return err
 	}
 	unlock, err := g.node.locks.lock(ctx, partition)
@@ -37,11 +37,11 @@ func (g *grower) growToGranted(ctx context.Context, volumeID string, size int64)
 // volume's lock.
 func (g *grower) grow(ctx context.Context, volumeID string, size int64, others reservations) error {
 	partition := diskv1alpha1.PartitionID(volumeID)
-	d, on, err := g.node.usable(partition)
-	if err != nil || on.Extent.Len() >= size {
+	d, onDisk, err := g.node.usable(partition)
+	if err != nil || onDisk.Extent.Len() >= size {
 		return err
 	}
-	if err := g.placer.holdGrowth(on, size, others); err != nil {
+	if err := g.placer.holdGrowth(onDisk, size, others); err != nil {
 		return fmt.Errorf("volume %s: %w", volumeID, err)
 	}
 	defer g.placer.releaseHeld(partition)
@@ -55,7 +55,7 @@ func (g *grower) grow(ctx context.Context, volumeID string, size int64, others r
 		}
 		return fmt.Errorf("cannot grow volume %s to %d bytes: %w", volumeID, size, err)
 	}
-	klog.FromContext(ctx).Info("Volume has grown", "volume", volumeID, "partition", partition, "from", on.Extent.Len(), "to", size)
+	klog.FromContext(ctx).Info("Volume has grown", "volume", volumeID, "partition", partition, "from", onDisk.Extent.Len(), "to", size)
 	return nil
 }
 
@@ -68,23 +68,23 @@ func (g *grower) Expand(ctx context.Context, volumeID string, atLeast int64, gro
 		return Volume{}, err
 	}
 	defer unlock()
-	_, on, err := g.node.usable(partition)
+	_, onDisk, err := g.node.usable(partition)
 	if err != nil {
 		return Volume{}, err
 	}
 	atLeast = diskv1alpha1.AlignUp(atLeast)
-	granted, err := g.grantedSize(ctx, volumeID, atLeast, on)
+	granted, err := g.grantedSize(ctx, volumeID, atLeast, onDisk)
 	if err != nil {
 		return Volume{}, err
 	}
 	if err := g.grow(ctx, volumeID, granted, reservations{}); err != nil {
 		return Volume{}, err
 	}
-	d, on, err := g.node.usable(partition)
+	d, onDisk, err := g.node.usable(partition)
 	if err != nil {
 		return Volume{}, err
 	}
-	v := volumeOn(&d, on, volumeID)
+	v := volumeOn(&d, onDisk, volumeID)
 	if v.Size < atLeast {
 		return v, fmt.Errorf("%w: volume %s has %d bytes, %d are wanted, and no PersistentVolume grants them", ErrNotGrown, volumeID, v.Size, atLeast)
 	}
@@ -93,13 +93,13 @@ func (g *grower) Expand(ctx context.Context, volumeID string, atLeast int64, gro
 
 // grantedSize is the size in the volume's PersistentVolume, or 0 if there is none. If the watch does not show enough,
 // it is read from the API server.
-func (g *grower) grantedSize(ctx context.Context, volumeID string, atLeast int64, on disk.Volume) (int64, error) {
-	for _, pv := range g.volumes.of(on.Partition) {
+func (g *grower) grantedSize(ctx context.Context, volumeID string, atLeast int64, onDisk disk.Volume) (int64, error) {
+	for _, pv := range g.volumes.of(onDisk.Partition) {
 		if v, err := g.volumes.read(pv); err == nil && v.Size >= atLeast {
 			return v.Size, nil
 		}
 	}
-	if on.Extent.Len() >= atLeast {
+	if onDisk.Extent.Len() >= atLeast {
 		return 0, nil
 	}
 	pv, _, err := g.maker.volumeFor(ctx, volumeID)

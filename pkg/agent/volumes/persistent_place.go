@@ -73,7 +73,7 @@ func (m *partitionMaker) isServed(now, pv *corev1.PersistentVolume) bool {
 }
 
 // ensureForVolume makes the partition of a PersistentVolume, unless it has one.
-func (m *partitionMaker) ensureForVolume(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, may permission) error {
+func (m *partitionMaker) ensureForVolume(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, mayMake permission) error {
 	w := unplacedVolume{Volume: requestOf(v)}
 	w.requiredDisk = diskFor(pv, v)
 	w.recorded = &diskv1alpha1.RecordVolume{
@@ -83,7 +83,7 @@ func (m *partitionMaker) ensureForVolume(ctx context.Context, pv *corev1.Persist
 	if err != nil {
 		return fmt.Errorf("cannot note whose volume %s is: %w", v.ID, err)
 	}
-	at, err := m.ensurePartition(ctx, w, note, may)
+	at, err := m.ensurePartition(ctx, w, note, mayMake)
 	if err != nil || at.deviation == "" {
 		return err
 	}
@@ -92,7 +92,7 @@ func (m *partitionMaker) ensureForVolume(ctx context.Context, pv *corev1.Persist
 }
 
 // ensurePartition makes the partition of a persistent volume, unless it has one. Then the place is empty.
-func (m *partitionMaker) ensurePartition(ctx context.Context, w unplacedVolume, note string, may permission) (place, error) {
+func (m *partitionMaker) ensurePartition(ctx context.Context, w unplacedVolume, note string, mayMake permission) (place, error) {
 	unlock, err := m.placementLocks.lock(ctx, w.Partition)
 	if err != nil {
 		return place{}, err
@@ -103,7 +103,7 @@ func (m *partitionMaker) ensurePartition(ctx context.Context, w unplacedVolume, 
 		if err != nil || found {
 			return place{}, err
 		}
-		if err = m.create(ctx, at, note, may); err == nil || !canRetryPlace(err, try) {
+		if err = m.create(ctx, at, note, mayMake); err == nil || !canRetryPlace(err, try) {
 			return at, err
 		}
 	}
@@ -123,8 +123,8 @@ func (m *partitionMaker) choose(w unplacedVolume) (at place, found bool, err err
 			return nil, nil, fmt.Errorf("%w: node %s had the volume, and no disk has it any more; nothing is made in its place. Restore the entry of partition %s, or, if the data may be lost, delete the claim", errVanished, m.node.name, w.Partition)
 		}
 		if w.recorded != nil {
-			if on, ok := inService(disks, w.recorded.Disk); ok && w.Request.Class == "" {
-				w.Request.Class = on.Class
+			if d, ok := inService(disks, w.recorded.Disk); ok && w.Request.Class == "" {
+				w.Request.Class = d.Class
 			}
 		}
 		return []unplacedVolume{w}, nil, m.placer.checkSize(w.Volume)
@@ -136,14 +136,14 @@ func (m *partitionMaker) choose(w unplacedVolume) (at place, found bool, err err
 }
 
 // create makes the partition at its place, and releases the extent that was held.
-func (m *partitionMaker) create(ctx context.Context, at place, note string, may permission) error {
+func (m *partitionMaker) create(ctx context.Context, at place, note string, mayMake permission) error {
 	defer m.placer.releaseHeld(at.Partition)
 	unlock, err := m.node.locks.lock(ctx, at.Partition)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if err := may(ctx); err != nil {
+	if err := mayMake(ctx); err != nil {
 		return err
 	}
 	d, err := m.node.diskInService(at.disk)
@@ -173,7 +173,7 @@ func (m *partitionMaker) create(ctx context.Context, at place, note string, may 
 
 // volumeFor returns the PersistentVolume with the volume ID, if its volume must exist. It comes from the watch, or
 // from the API server if the watch has not shown it yet.
-func (m *partitionMaker) volumeFor(ctx context.Context, volumeID string) (pv *corev1.PersistentVolume, may permission, err error) {
+func (m *partitionMaker) volumeFor(ctx context.Context, volumeID string) (pv *corev1.PersistentVolume, mayMake permission, err error) {
 	for _, pv := range m.volumes.of(diskv1alpha1.PartitionID(volumeID)) {
 		if actionFor(pv) == actionServe && pv.Spec.CSI.VolumeHandle == volumeID {
 			return pv, m.stillWatched(pv), nil

@@ -55,11 +55,11 @@ func (r *releaser) release(ctx context.Context, pv *corev1.PersistentVolume) err
 		return fmt.Errorf("cannot ask the API server for PersistentVolume %s, its volume is kept: %w", pv.Name, err)
 	}
 	if live.UID != pv.UID || !claim.IsOurs(live) || live.Spec.CSI.VolumeHandle != pv.Spec.CSI.VolumeHandle {
-		// The watch will show it.
+		// It is another PersistentVolume now. The watch will show it, and then it is synced.
 		return nil
 	}
-	becomes := actionFor(live)
-	if becomes != actionFinalize && becomes != actionReclaim {
+	next := actionFor(live)
+	if next != actionFinalize && next != actionReclaim {
 		return nil
 	}
 	v, err := r.volumes.read(live)
@@ -67,7 +67,7 @@ func (r *releaser) release(ctx context.Context, pv *corev1.PersistentVolume) err
 		r.node.reports.warnVolume(live, eventNotReleased, fmt.Sprintf("%v; if no disk holds its volume, remove the finalizer %s", err, diskv1alpha1.FinalizerVolume))
 		return nil
 	}
-	if becomes == actionFinalize {
+	if next == actionFinalize {
 		return r.finalize(ctx, live, "its reclaim policy is "+string(live.Spec.PersistentVolumeReclaimPolicy))
 	}
 	begun, err = r.wipeOrFinalize(ctx, live, v, unlock)
@@ -92,7 +92,7 @@ func (r *releaser) wipeOrFinalize(ctx context.Context, live *corev1.PersistentVo
 		return false, nil
 	}
 	disks := r.node.inventory.Disks()
-	d, on, found := findVolume(disks, v.Partition)
+	d, onDisk, found := findVolume(disks, v.Partition)
 	switch {
 	case !found:
 		if _, ok := inService(disks, diskFor(live, v)); !ok {
@@ -106,26 +106,26 @@ func (r *releaser) wipeOrFinalize(ctx context.Context, live *corev1.PersistentVo
 		r.node.reports.warnVolume(live, eventDiskMissing, fmt.Sprintf("the volume is on disk %s (%s), which is out of service: %s. It is wiped when the disk is back", d.ID(), d.Device.Name, d.Problem))
 		return false, nil
 	}
-	if err := checkSameVolume(disks, on, v); err != nil {
+	if err := checkSameVolume(disks, onDisk, v); err != nil {
 		r.node.reports.warnVolume(live, eventNotReleased, err.Error())
 		return false, nil
 	}
-	if on.Phase != disk.Wiping {
-		why, err := describeUse(on.Device)
+	if onDisk.Phase != disk.Wiping {
+		why, err := describeUse(onDisk.Device)
 		if err != nil {
 			return false, err
 		}
 		if why != "" {
 			r.node.reports.warnVolume(live, eventNotReleased, "the volume is wiped once it is not in use: "+why)
 			r.queue.AddAfter(live.Name, inUseRetry)
-			r.blocked.recordHeld(ctx, d, on, why)
+			r.blocked.recordHeld(ctx, d, onDisk, why)
 			return false, nil
 		}
 		if err := r.deleteWithFinalizer(ctx, live); err != nil {
 			return false, err
 		}
 	}
-	r.reclaim.begin(ctx, d, on, unlock)
+	r.reclaim.begin(ctx, d, onDisk, unlock)
 	return true, nil
 }
 
@@ -162,7 +162,7 @@ func (r *releaser) finalize(ctx context.Context, live *corev1.PersistentVolume, 
 	r.finalized.add(live.UID)
 	err := r.node.client.RemoveFinalizer(ctx, live)
 	if err == nil || apierrors.IsNotFound(err) {
-		klog.FromContext(ctx).Info("PersistentVolume may go", "why", why)
+		klog.FromContext(ctx).Info("Finalizer of the PersistentVolume is removed", "why", why)
 		return nil
 	}
 	r.finalized.remove(live.UID)
@@ -248,13 +248,13 @@ func (r *releaser) enqueueUnwatched() {
 	}
 }
 
-// enqueueVolumes queues the PersistentVolumes of a partition.
-func (r *releaser) enqueueVolumes(partition string) (woken bool) {
+// enqueueVolumes queues the PersistentVolumes of a partition. It reports whether the watch shows any.
+func (r *releaser) enqueueVolumes(partition string) (watched bool) {
 	for _, pv := range r.volumes.of(partition) {
 		r.queue.Add(pv.Name)
-		woken = true
+		watched = true
 	}
-	return woken
+	return watched
 }
 
 // partitionGone queues the PersistentVolumes of a partition that no disk has: they may be finalized, or get a new

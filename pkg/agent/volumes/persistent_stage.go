@@ -37,10 +37,11 @@ type StageOptions struct {
 	Block bool
 }
 
-func volumeOn(d *discovery.Disk, on disk.Volume, id string) Volume {
+// volumeOn is the persistent volume in a partition of the disk, with what callers of this package need of both.
+func volumeOn(d *discovery.Disk, onDisk disk.Volume, id string) Volume {
 	return Volume{
-		ID: id, Partition: on.Partition, Device: on.Device, Disk: d.ID(), Class: d.Class, Problem: d.Problem,
-		Start: on.Extent.Start, Size: on.Extent.Len(), Block: on.Raw, Phase: on.Phase,
+		ID: id, Partition: onDisk.Partition, Device: onDisk.Device, Disk: d.ID(), Class: d.Class, Problem: d.Problem,
+		Start: onDisk.Extent.Start, Size: onDisk.Extent.Len(), Block: onDisk.Raw, Phase: onDisk.Phase,
 	}
 }
 
@@ -61,10 +62,10 @@ func (s *stager) Stage(ctx context.Context, volumeID string, o StageOptions, use
 	want := request.Volume{
 		Name: volumeID, ID: volumeID, Partition: diskv1alpha1.PartitionID(volumeID), FSType: o.FSType, Block: o.Block,
 	}
-	if on, found := s.node.Lookup(volumeID); found {
-		want.Request.Class = on.Class
+	if onDisk, found := s.node.Lookup(volumeID); found {
+		want.Request.Class = onDisk.Class
 	} else {
-		pv, may, err := s.maker.volumeFor(ctx, volumeID)
+		pv, mayMake, err := s.maker.volumeFor(ctx, volumeID)
 		if err != nil {
 			return err
 		}
@@ -76,12 +77,12 @@ func (s *stager) Stage(ctx context.Context, volumeID string, o StageOptions, use
 			return fmt.Errorf("%w: PersistentVolume %s is of another volumeMode than what is asked for", ErrInvalid, pv.Name)
 		}
 		want.Request.Class = v.Class
-		if err := s.maker.ensureForVolume(ctx, pv, v, may); err != nil {
+		if err := s.maker.ensureForVolume(ctx, pv, v, mayMake); err != nil {
 			return err
 		}
 		// Noted before the volume has data: once its disk is lost, nothing else would show which disk had the volume.
-		if on, found := s.node.Lookup(volumeID); found {
-			if err := s.maker.recordMove(ctx, pv, v, on.Disk); err != nil {
+		if onDisk, found := s.node.Lookup(volumeID); found {
+			if err := s.maker.recordMove(ctx, pv, v, onDisk.Disk); err != nil {
 				return err
 			}
 		}
@@ -95,10 +96,10 @@ func (s *stager) makeReady(ctx context.Context, v request.Volume, use deviceFunc
 	if v.Block {
 		return s.useRawDevice(ctx, v, use)
 	}
-	switch _, on, err := s.node.usable(v.Partition); {
+	switch _, onDisk, err := s.node.usable(v.Partition); {
 	case err != nil:
 		return err
-	case on.Raw:
+	case onDisk.Raw:
 		return errOtherMode(v)
 	}
 	if use == nil {
@@ -116,16 +117,16 @@ func (s *stager) useRawDevice(ctx context.Context, v request.Volume, use deviceF
 		return err
 	}
 	defer unlock()
-	_, on, err := s.node.usable(v.Partition)
+	_, onDisk, err := s.node.usable(v.Partition)
 	switch {
 	case err != nil:
 		return err
-	case !on.Raw:
+	case !onDisk.Raw:
 		return errOtherMode(v)
 	case use == nil:
 		return nil
 	}
-	return use(ctx, on.Device, "")
+	return use(ctx, onDisk.Device, "")
 }
 
 func errOtherMode(v request.Volume) error {

@@ -93,8 +93,8 @@ func (s volumeStore) read(pv *corev1.PersistentVolume) (claim.Volume, error) {
 	return v, nil
 }
 
-// stripVolume drops the fields of a PersistentVolume that the agent does not need to know what must be on the disks.
-// The agent decides to wipe only from a live read.
+// stripVolume keeps the fields of a PersistentVolume that say what must be on the disks. To wipe, the agent reads the
+// PersistentVolume from the API server again.
 func stripVolume(object any) (any, error) {
 	pv, ok := object.(*corev1.PersistentVolume)
 	if !ok {
@@ -141,7 +141,7 @@ type action int
 const (
 	// actionServe: the volume must be on the disk, ready to be mounted.
 	actionServe action = iota
-	// actionRetain: nothing is made and nothing is wiped. It is retained, or still bound.
+	// actionRetain: nothing is made and nothing is wiped. The PersistentVolume is retained, or deleted and still bound.
 	actionRetain
 	// actionFinalize: the PersistentVolume may be removed, its partition stays.
 	actionFinalize

@@ -88,27 +88,27 @@ func (p *placer) choose(except string, list listMissing) ([]place, error) {
 }
 
 // holdGrowth holds the bytes by which the partition grows, until releaseHeld is called.
-func (p *placer) holdGrowth(on disk.Volume, size int64, others reservations) error {
+func (p *placer) holdGrowth(onDisk disk.Volume, size int64, others reservations) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	disks := p.node.inventory.Disks()
-	d, now, found := findVolume(disks, on.Partition)
-	if !found || now.Extent != on.Extent {
+	d, now, found := findVolume(disks, onDisk.Partition)
+	if !found || now.Extent != onDisk.Extent {
 		return fmt.Errorf("it changed meanwhile: %w", ErrWaiting)
 	}
 	// This includes a disk whose table has no entry left: a longer partition needs none.
 	spaces := []diskSpace{{id: d.ID(), free: d.Snapshot.Free}}
 	p.removeHeld(spaces, disks, others)
 	others.removeFrom(spaces, disks)
-	tail := extent.Extent{Start: on.Extent.End, End: on.Extent.Start + size}
+	tail := extent.Extent{Start: onDisk.Extent.End, End: onDisk.Extent.Start + size}
 	if free := spaces[0].free; !free.Contains(tail) {
-		most := on.Extent.Len()
-		if behind, ok := free.Holding(extent.New(on.Extent.End, diskv1alpha1.Alignment)); ok {
-			most = behind.End - on.Extent.Start
+		most := onDisk.Extent.Len()
+		if behind, ok := free.Holding(extent.New(onDisk.Extent.End, diskv1alpha1.Alignment)); ok {
+			most = behind.End - onDisk.Extent.Start
 		}
-		return fmt.Errorf("%w: it has %d bytes, %d are wanted, and %d are possible where it lies", ErrNotGrown, on.Extent.Len(), size, most)
+		return fmt.Errorf("%w: it has %d bytes, %d are wanted, and %d are possible where it lies", ErrNotGrown, onDisk.Extent.Len(), size, most)
 	}
-	p.held[on.Partition] = heldExtent{disk: d.ID(), extent: tail}
+	p.held[onDisk.Partition] = heldExtent{disk: d.ID(), extent: tail}
 	return nil
 }
 
