@@ -20,7 +20,7 @@ func renderCopies(l layout, c tableCopy) copies {
 	}
 }
 
-// batch is what is written up to a barrier: a run of sectors. The disk has all but the changed ones already.
+// batch is what is written up to a flush: a run of sectors. The disk has all but the changed ones already.
 type batch struct {
 	all     sectorWrite
 	changed []sectorWrite

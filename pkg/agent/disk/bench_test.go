@@ -11,7 +11,7 @@ import (
 
 // BenchmarkCreate measures what a volume costs beside mkfs and mount: writing an entry, attaching the partition,
 // writing the phase Formatted. BenchmarkFloor measures the least possible cost: one table written by hand with its two
-// barriers, and BLKPG.
+// flushes, and BLKPG.
 func BenchmarkCreate(b *testing.B) {
 	l := initialized(b, 512*mib, 512)
 	d := l.open(b)

@@ -11,7 +11,7 @@ import (
 )
 
 // go-diskfs encodes and decodes entries, in memory only. This package decides which copy counts, and in which order and
-// with which barriers copies are written. It changes one entry at a time, in the bytes of the others. So the bytes of a
+// with which flushes copies are written. It changes one entry at a time, in the bytes of the others. So the bytes of a
 // foreign entry stay the same, even if go-diskfs does not understand them.
 
 // decode reads the entries of one copy. The result is valid, or there is an error.

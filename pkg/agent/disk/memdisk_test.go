@@ -26,10 +26,10 @@ type memDisk struct {
 	operations int
 }
 
-// loggedWrite is a write, or a barrier.
+// loggedWrite is a write, or a flush.
 type loggedWrite struct {
 	off  int64
-	data []byte // nil: a barrier
+	data []byte // nil: a flush
 }
 
 func newMemDisk() *memDisk { return &memDisk{chunks: map[int64][]byte{}} }
@@ -99,7 +99,7 @@ func (m *memDisk) Sync() error {
 }
 
 // powerCuts calls visit with every state that a power cut during the logged writes may leave, starting from before. Up
-// to a barrier, any of the changed chunks may have reached the medium. If there are too many subsets, a sample is
+// to a flush, any of the changed chunks may have reached the medium. If there are too many subsets, a sample is
 // visited. written is how much of the log has certainly reached the medium. In the last state it is all of it.
 func powerCuts(before *memDisk, log []loggedWrite, random *rand.Rand, visit func(state *memDisk, written int)) {
 	state := before.clone()

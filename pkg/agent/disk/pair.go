@@ -257,12 +257,12 @@ func (p *copyPair) rewriteAll(ctx context.Context, batches []batch, failed error
 	return nil
 }
 
-// tryWrite writes with a barrier behind each batch. Within a batch sectors may reach the medium in any order: the
+// tryWrite writes the batches, with a flush after each. Within a batch sectors may reach the medium in any order: the
 // header's checksums show when some did not.
 func (p *copyPair) tryWrite(batches []batch) error {
 	for _, b := range batches {
 		if len(b.changed) == 0 {
-			continue // prepared before, behind a barrier of its own
+			continue // prepared before, with a flush of its own
 		}
 		for _, w := range b.changed {
 			if _, err := p.dev.WriteAt(w.data, w.off); err != nil {

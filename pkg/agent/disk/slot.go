@@ -35,12 +35,15 @@ import (
 // The fields lie in the first 512 bytes, so a power cut while progress is written leaves the old slot or the new one.
 // Slots of earlier versions begin with "berthnot", and hold the note alone.
 const (
-	slotBytes      = Alignment / EntryCount
-	oldSlotMagic   = "berthnot"
-	slotMagic      = "berthvol"
+	slotBytes    = Alignment / EntryCount
+	oldSlotMagic = "berthnot"
+	slotMagic    = "berthvol"
+	// slotSumEnd is where the checksum ends, and the bytes that it covers begin.
+	slotSumEnd = 12
+	// slotContentsAt is where the contents begin.
 	slotContentsAt = 30
+	// slotFieldBytes is the length of the fields before the note.
 	slotFieldBytes = 26
-	slotSumEnd     = 12
 
 	// MaxNote is the length of the longest note in bytes.
 	MaxNote = int(slotBytes) - slotContentsAt - slotFieldBytes
@@ -152,8 +155,7 @@ func (l layout) slotUnit(index int) (unit extent.Extent, skip int64) {
 	return extent.New(start, length), at - start
 }
 
-// slotWrite is the write that changes the slot of an entry. The slots that share its sector are
-// read first.
+// slotWrite is the write that changes the slot of an entry. The slots that share its sector are read first.
 func (s *store) slotWrite(index int, slot []byte) (sectorWrite, error) {
 	unit, skip := s.table.slotUnit(index)
 	w := sectorWrite{unit.Start, make([]byte, unit.Len())}
@@ -166,7 +168,7 @@ func (s *store) slotWrite(index int, slot []byte) (sectorWrite, error) {
 	return w, nil
 }
 
-// writeSlot writes the slot of an entry. It is on the medium with the next barrier.
+// writeSlot writes the slot of an entry. It is on the medium after the next flush.
 func (s *store) writeSlot(index int, slot []byte) error {
 	w, err := s.slotWrite(index, slot)
 	if err != nil {
@@ -207,7 +209,7 @@ func (d *Disk) readSlots(ctx context.Context) {
 	}
 }
 
-// writeSlot writes a volume's slot in the meta partition. It is on the medium with the next barrier.
+// writeSlot writes a volume's slot in the meta partition. It is on the medium after the next flush.
 func (d *Disk) writeSlot(e entry, s slot) error {
 	b, err := s.encode(e.guid)
 	if err != nil {

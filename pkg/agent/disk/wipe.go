@@ -223,7 +223,7 @@ func (d *Disk) markWiping(ctx context.Context, e entry, w *WipeResult, o WipeOpt
 			err = d.store.dev.Sync()
 			d.publish()
 		} else {
-			// Its barriers also flush the slot, which is on the medium before the phase.
+			// Its first flush is also for the slot, which is on the medium before the phase.
 			err = d.setPhase(ctx, e.guid, Wiping)
 		}
 	}
