@@ -10,8 +10,8 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
-// followAgents folds into the ledger where an agent is registered: the kubelet writes it into the node's CSINode. With
-// it in the snapshot, Filter looks up each node once.
+// followAgents folds into the ledger where an agent is registered: the kubelet writes it into the node's CSINode. The
+// ledger's snapshot of a node has it, so Filter needs no other look-up by node.
 func (f *feed) followAgents(logger klog.Logger, informer cache.SharedIndexInformer) error {
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { f.foldCSINodeEvent(logger, obj) },
@@ -25,8 +25,8 @@ func (f *feed) followAgents(logger klog.Logger, informer cache.SharedIndexInform
 	return nil
 }
 
-// foldCSINodeEvent folds in an event, and wakes the pods that fit on the node of a new agent. They are woken from here,
-// too, for the same reason as in foldPodEnd.
+// foldCSINodeEvent folds in an event, and wakes the pods that fit on the node of a new agent. The hints do so, too. But
+// a pod may have come after the scheduler called the hints, and before this handler, as in foldPodEnd.
 func (f *feed) foldCSINodeEvent(logger klog.Logger, obj any) {
 	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = gone.Obj
@@ -49,6 +49,7 @@ func (f *feed) foldAgent(nodeName string) (changed bool) {
 // mounted, however much space is published.
 func (f *feed) hasAgent(nodeName string) bool { return f.ledger.Snapshot(nodeName).Registered }
 
+// hasDriver reports whether the CSINode names our driver.
 func hasDriver(csiNode *storagev1.CSINode) bool {
 	for i := range csiNode.Spec.Drivers {
 		if csiNode.Spec.Drivers[i].Name == diskv1alpha1.DriverName {

@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// reasonScheduled is that of kube-scheduler's event about a pod that it has bound.
+	// reasonScheduled is the reason of kube-scheduler's event about a pod that it has bound.
 	reasonScheduled = "Scheduled"
-	// MaxNote is how many bytes of an event the API server takes.
+	// MaxNote is how many bytes the API server accepts in the note of an event.
 	MaxNote = 1024
 )
 
@@ -27,25 +27,30 @@ func (i internals) addPlacesToEvents(shared *diskcapacity.Shared) {
 	}
 }
 
-// placesFramework is a profile with another event recorder.
+// placesFramework is a profile whose event recorder adds the places of a pod's volumes.
 type placesFramework struct {
 	framework.Framework
-	places func(pod *corev1.Pod, most int) string
+	// places describes the places of the pod's volumes in at most maxBytes bytes.
+	places func(pod *corev1.Pod, maxBytes int) string
 }
 
+// EventRecorder returns the recorder that adds the places.
 func (f placesFramework) EventRecorder() events.EventRecorderLogger {
 	return placesRecorder{f.Framework.EventRecorder(), f.places}
 }
 
+// placesRecorder adds the places of a pod's volumes to the event Scheduled.
 type placesRecorder struct {
 	events.EventRecorderLogger
-	places func(pod *corev1.Pod, most int) string
+	places func(pod *corev1.Pod, maxBytes int) string
 }
 
+// WithLogger returns the recorder with the logger. It still adds the places.
 func (r placesRecorder) WithLogger(logger klog.Logger) events.EventRecorderLogger {
 	return placesRecorder{r.EventRecorderLogger.WithLogger(logger), r.places}
 }
 
+// Eventf records an event, with the places if it is the event Scheduled of a pod and they fit into it.
 func (r placesRecorder) Eventf(regarding, related runtime.Object, eventType, reason, action, note string, args ...any) {
 	if pod, ok := regarding.(*corev1.Pod); ok && reason == reasonScheduled {
 		text := fmt.Sprintf(note, args...) + "; "

@@ -51,13 +51,13 @@ type eventFilter interface {
 
 // Apply changes a scheduler before its informers start. shared is nil if no profile has the plugin DiskCapacity.
 func Apply(ctx context.Context, sched *scheduler.Scheduler, shared *diskcapacity.Shared) error {
-	s := internalsOf(sched)
-	if err := s.filterEvents(ctx); err != nil {
+	i := internalsOf(sched)
+	if err := i.filterEvents(ctx); err != nil {
 		return err
 	}
 	if shared != nil {
-		s.addPlacesToEvents(shared)
-		s.whenLeading(shared.ScheduleBegins)
+		i.addPlacesToEvents(shared)
+		i.whenLeading(shared.ScheduleBegins)
 	}
 	return nil
 }
