@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// Steps that an agent takes before it is ready, in their order. The text says why a step has not been taken.
+// Steps that an agent takes before it is ready, in their order. The value is what Ready says while the step is not
+// taken.
 const (
 	stepLock      = "another agent serves this node, or has not ended yet"
 	stepSynced    = "the API server has not shown the node's objects yet"
@@ -17,9 +18,9 @@ const (
 
 var readySteps = []string{stepLock, stepSynced, stepPublished, stepDriver}
 
-// Loops that liveness checks.
+// Loops that Alive checks. The value names the loop in messages.
 const (
-	loopRescan  = "the look at the block devices"
+	loopRescan  = "the scan of the block devices"
 	loopPublish = "the publication of the disks"
 )
 
@@ -78,8 +79,8 @@ func (h *Health) set(step string, taken bool) {
 	h.taken[step] = taken
 }
 
-// firstPublished records that the disks are published.
-func (h *Health) firstPublished() {
+// recordPublished records that the disks are published. Only the first call counts.
+func (h *Health) recordPublished() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.taken[stepPublished] {
@@ -119,7 +120,7 @@ func (p publishProgress) Pass() (done func(err error)) {
 	return func(err error) {
 		end()
 		if err == nil {
-			p.firstPublished()
+			p.recordPublished()
 		}
 	}
 }

@@ -77,30 +77,31 @@ func (d *Disk) extentToZero(o CreateOptions) (extent.Extent, error) {
 	return o.Extent, err
 }
 
+// create is Create after the checks and the zeroing, in the owner.
 func (d *Disk) create(ctx context.Context, o CreateOptions) (Volume, error) {
-	made, err := d.store.table.volume(o.Partition)
+	e, err := d.store.table.volume(o.Partition)
 	prezeroed := false
 	switch {
 	case errors.Is(err, ErrNotFound):
-		if made, err = d.addEntry(ctx, o); err != nil {
+		if e, err = d.addEntry(ctx, o); err != nil {
 			return Volume{}, err
 		}
 		prezeroed = d.zeroed.Contains(o.Extent)
 		d.zeroed = d.zeroed.Remove(o.Extent)
 	case err != nil:
 		return Volume{}, err
-	case made.extent != o.Extent:
-		return Volume{}, fmt.Errorf("volume %s already is at %v, not at %v: %w", o.Partition, made.extent, o.Extent, ErrOverlap)
-	case phaseOf[made.typeGUID] == Wiping:
+	case e.extent != o.Extent:
+		return Volume{}, fmt.Errorf("volume %s already is at %v, not at %v: %w", o.Partition, e.extent, o.Extent, ErrOverlap)
+	case phaseOf[e.typeGUID] == Wiping:
 		return Volume{}, fmt.Errorf("volume %s is being wiped: %w", o.Partition, ErrInUse)
 	}
 	// The entry stays if this fails: the next Create attaches it, or Wipe removes it.
-	err = d.attach(ctx, made)
+	err = d.attach(ctx, e)
 	d.publish()
 	if err != nil {
 		return Volume{}, err
 	}
-	v := d.volume(made)
+	v := d.volume(e)
 	v.Prezeroed = prezeroed
 	return v, nil
 }

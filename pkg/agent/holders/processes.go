@@ -100,6 +100,7 @@ func (p process) identify() Process {
 // podName is a pod in the name of a cgroup: with dashes, with underscores as systemd writes it, or a static pod's hash.
 var podName = regexp.MustCompile(`pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})\b`)
 
+// podOf returns the UID of the pod that the cgroup names, or nothing.
 func podOf(cgroup string) string {
 	found := podName.FindStringSubmatch(cgroup)
 	if found == nil {
@@ -147,21 +148,23 @@ func (p process) threads() ([]string, error) {
 	return dirs, err
 }
 
+// addFile adds the device that one open file is, or is on.
 func (p process) addFile(s *System, path string, mounted map[uint64]bool) {
 	var st unix.Statx_t
-	// Without a request to a file server, which may hang.
+	// DONT_SYNC: it sends no request to a file server, which may hang.
 	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st); err != nil {
 		return // closed meanwhile
 	}
-	on := unix.Mkdev(st.Dev_major, st.Dev_minor)
+	fileSystem := unix.Mkdev(st.Dev_major, st.Dev_minor)
 	switch {
 	case st.Mode&unix.S_IFMT == unix.S_IFBLK:
 		device := unix.Mkdev(st.Rdev_major, st.Rdev_minor)
 		name, _ := os.Readlink(path)
 		s.add(device, Holder{Kind: Open, Name: name, Process: p.identify(), Writing: isWritable(path)})
-	case mounted != nil && st.Dev_major != 0 && !mounted[on]:
+	// Devices with major number 0 are of file systems without a block device.
+	case mounted != nil && st.Dev_major != 0 && !mounted[fileSystem]:
 		name, _ := os.Readlink(path)
-		s.add(on, Holder{Kind: File, Name: name, Process: p.identify()})
+		s.add(fileSystem, Holder{Kind: File, Name: name, Process: p.identify()})
 	}
 }
 
