@@ -10,7 +10,8 @@
 // Read the rule and the races below, then [Ledger] in ledger.go and [Ledger.Reserve] in reserve.go.
 //
 //   - ledger.go: the Ledger, its invariants, and what is folded in about nodes and pods.
-//   - volumes.go: what is folded in about PersistentVolumes, growth, and where a volume is.
+//   - volumes.go, growth.go: what is folded in about PersistentVolumes, and how they grow.
+//   - where.go: on which node and where on its disks a volume is.
 //   - capacity.go, published.go: what a node publishes, checked and prepared for subtraction.
 //   - node.go, snapshot.go: the state of one node, and the immutable view of it that readers get.
 //   - reserve.go, usable.go: reservations, and what nominated pods keep.
