@@ -23,6 +23,9 @@ type Entry struct {
 	Delete string `json:"delete"`
 	// Replace is the text that replaces it.
 	Replace string `json:"replace"`
+	// Tests is the directory of the package whose tests catch the mutant; empty is that of File. Only rules that no
+	// single package can show name another one.
+	Tests string `json:"tests"`
 	// Run selects the package's tests that catch the mutant; empty selects all.
 	Run string `json:"run"`
 
@@ -74,6 +77,9 @@ func (e Entry) mutate(root string) ([]byte, error) {
 	case !filepath.IsLocal(e.File) || !strings.HasSuffix(e.File, ".go") || strings.HasSuffix(e.File, "_test.go"):
 		return nil, e.errorf("file %q is not a Go file of the product, named by its path in the repository", e.File)
 	}
+	if e.Tests != "" && e.Run == "" {
+		return nil, e.errorf("tests without run: name the tests of %s that catch it", e.Tests)
+	}
 	if _, err := regexp.Compile(e.Run); err != nil {
 		return nil, e.errorf("run: %v", err)
 	}
@@ -96,8 +102,13 @@ func (e Entry) errorf(format string, args ...any) error {
 	return fmt.Errorf("%s: %q: %s", e.list, e.Name, fmt.Sprintf(format, args...))
 }
 
-// pkg is the directory of the package that the entry mutates.
-func (e Entry) pkg() string { return filepath.Dir(e.File) }
+// pkg is the directory of the package whose tests are run.
+func (e Entry) pkg() string {
+	if e.Tests != "" {
+		return e.Tests
+	}
+	return filepath.Dir(e.File)
+}
 
 // check returns an error that names each entry that does not apply.
 func check(root string, entries []Entry) error {

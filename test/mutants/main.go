@@ -1,4 +1,5 @@
-// Mutants deletes one safety rule of the product at a time and expects the tests of the rule's own package to fail.
+// Mutants deletes one safety rule of the product at a time and expects the tests of the rule's own package to fail, or
+// those that the rule names.
 //
 // The lists of rules are the YAML files beside this program. A rule whose deletion no test notices is a survivor. The
 // mutants exist only as overlays of the build: no file of the tree is changed.
@@ -39,7 +40,7 @@ func main() {
 func run(ctx context.Context) (bool, error) {
 	name := flag.String("name", "", "try only rules whose name matches this regular expression")
 	file := flag.String("file", "", "try only rules whose file matches this regular expression")
-	timeout := flag.Duration("timeout", 3*time.Minute, "the time that the tests of one mutant may take")
+	timeout := flag.Duration("timeout", 6*time.Minute, "the time that the tests of one mutant may take")
 	parallel := flag.Int("p", 1, "packages tried at the same time")
 	verbose := flag.Bool("v", false, "print what the tests of each mutant say")
 	flag.Parse()

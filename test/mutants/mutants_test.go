@@ -42,6 +42,7 @@ func TestMutate(t *testing.T) {
 		{Entry{Name: "r", File: "a/a_test.go", Delete: "g()"}, "not a Go file"},
 		{Entry{Name: "r", File: "a/a.go", Delete: "int {"}, "makes it parse"},
 		{Entry{Name: "r", File: "a/a.go", Delete: "1", Run: "("}, "run: "},
+		{Entry{Name: "r", File: "a/a.go", Delete: "1", Tests: "b"}, "tests without run"},
 	} {
 		got, err := test.entry.mutate(root)
 		if err != nil {
