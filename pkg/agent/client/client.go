@@ -71,7 +71,7 @@ type Client struct {
 	lineage *Lineage
 }
 
-// New returns a client for the agent of the named node, with an empty lineage.
+// New returns a client for the agent of the named node, with a new Lineage that is not kept in a file.
 func New(config *rest.Config, node string) (*Client, error) {
 	return NewWithLineage(config, node, newLineage("", clock.RealClock{}))
 }
@@ -135,22 +135,22 @@ func checkAnswer(err error) error {
 	return err
 }
 
-// PodsOfNode calls show for the node's pods. It lists them from the API server, not from a cache.
-func (c *Client) PodsOfNode(ctx context.Context, show func(*corev1.Pod)) error {
-	return c.listPods(ctx, "", metav1.ListOptions{FieldSelector: c.byNodeName().String()}, show)
+// PodsOfNode calls visit for each of the node's pods. It lists them from the API server, not from a cache.
+func (c *Client) PodsOfNode(ctx context.Context, visit func(*corev1.Pod)) error {
+	return c.listPods(ctx, "", metav1.ListOptions{FieldSelector: c.byNodeName().String()}, visit)
 }
 
-// PodsOfNamespace calls show for the pods of a namespace on all nodes, or of all namespaces if it is empty. It lists
-// them from the API server, not from a cache.
-func (c *Client) PodsOfNamespace(ctx context.Context, namespace string, show func(*corev1.Pod)) error {
-	return c.listPods(ctx, namespace, metav1.ListOptions{}, show)
+// PodsOfNamespace calls visit for each pod of a namespace, on all nodes. If the namespace is empty, it is called for
+// the pods of all namespaces. It lists them from the API server, not from a cache.
+func (c *Client) PodsOfNamespace(ctx context.Context, namespace string, visit func(*corev1.Pod)) error {
+	return c.listPods(ctx, namespace, metav1.ListOptions{}, visit)
 }
 
 // podsPerPage bounds the memory that a list of many pods needs.
 const podsPerPage = 250
 
 // listPods lists without a resource version: that is the newest list, and all its pages are of one moment.
-func (c *Client) listPods(ctx context.Context, namespace string, options metav1.ListOptions, show func(*corev1.Pod)) error {
+func (c *Client) listPods(ctx context.Context, namespace string, options metav1.ListOptions, visit func(*corev1.Pod)) error {
 	options.Limit = podsPerPage
 	for {
 		list, err := c.podPage(ctx, namespace, options)
@@ -158,7 +158,7 @@ func (c *Client) listPods(ctx context.Context, namespace string, options metav1.
 			return err
 		}
 		for i := range list.Items {
-			show(&list.Items[i])
+			visit(&list.Items[i])
 		}
 		if options.Continue = list.Continue; options.Continue == "" {
 			return nil
@@ -210,9 +210,9 @@ func (c *Client) NodeNamed(ctx context.Context, name string) (*corev1.Node, erro
 // attachmentsPerPage bounds the memory that a list of the cluster's VolumeAttachments needs.
 const attachmentsPerPage = 250
 
-// Attachments calls show for the VolumeAttachments of the node. They have no selector by node, so all are read, page by
-// page.
-func (c *Client) Attachments(ctx context.Context, show func(*storagev1.VolumeAttachment)) error {
+// Attachments calls visit for each VolumeAttachment of the node. They have no selector by node, so all are read, page
+// by page.
+func (c *Client) Attachments(ctx context.Context, visit func(*storagev1.VolumeAttachment)) error {
 	options := metav1.ListOptions{Limit: attachmentsPerPage}
 	for {
 		list, err := c.attachmentPage(ctx, options)
@@ -221,7 +221,7 @@ func (c *Client) Attachments(ctx context.Context, show func(*storagev1.VolumeAtt
 		}
 		for i := range list.Items {
 			if list.Items[i].Spec.NodeName == c.node {
-				show(&list.Items[i])
+				visit(&list.Items[i])
 			}
 		}
 		if list.Continue == "" {
@@ -340,7 +340,7 @@ func (c *Client) ClassInformer() cache.SharedIndexInformer {
 	return informer(c.disk, classes, fields.Everything(), &diskv1alpha1.DiskClass{})
 }
 
-// informer never resyncs: no handler depends on the passing of time.
+// informer returns an informer that never resyncs: no handler depends on the passing of time.
 func informer(client rest.Interface, resource string, selector fields.Selector, object runtime.Object) cache.SharedIndexInformer {
 	lw := cache.NewListWatchFromClient(client, resource, metav1.NamespaceAll, selector)
 	return cache.NewSharedIndexInformer(lw, object, 0, cache.Indexers{})

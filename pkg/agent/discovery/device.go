@@ -15,23 +15,23 @@ type Identity struct {
 	WWN string
 	// Serial is the serial number.
 	Serial string
-	// ByID is the most stable link: below /dev/disk/by-id, else below /dev/mapper or
-	// /dev/disk/by-path.
+	// ByID is the most stable link: below /dev/disk/by-id, else below /dev/mapper or /dev/disk/by-path.
 	ByID string
 }
 
-// Map is the name and uuid of a device of the device mapper.
+// Map is the name and UUID of a device of the device mapper. Both are empty for other devices.
 type Map struct {
 	Name, UUID string
 }
 
-// Backing is what a loop device shows.
+// Backing is what a loop device shows: a file, or a block device.
 type Backing struct {
 	// File is the path with which the loop device was set up. It may be of another mount namespace.
 	File string
 	// Block is true if that is a block device.
 	Block bool
-	// On is the whole device that holds the file, or is it, if that is known.
+	// On is the name of the whole device on which the file lies. For a block device it is that device, or the one of
+	// which it is a partition. It is empty if it is not known.
 	On string
 	// Volume is true if the loop device is a volume of Berth's.
 	Volume bool
@@ -155,7 +155,8 @@ func (d Device) virtualKind() string {
 	return ""
 }
 
-// isUnlisted reports whether the device is left out of the list if no class selects it: there may be very many of them.
+// isUnlisted reports whether the device is left out of the published list if no class selects it. A node may have very
+// many of these devices.
 func (d Device) isUnlisted() bool {
 	return strings.HasPrefix(d.Name, "loop") || strings.HasPrefix(d.Name, "zram")
 }
@@ -165,7 +166,8 @@ func (d Device) showsVolume() bool {
 	return d.Loop != nil && d.Loop.Volume || disk.IsVolumeMap(d.Map.UUID)
 }
 
-// stackDepths orders devices by what they are made of: 0 for drives, 1 for devices made of drives, and so on.
+// stackDepths returns how many layers each device lies above drives: 0 for drives, 1 for devices made of drives, and so
+// on.
 func stackDepths(devices []Device) map[string]int {
 	byName := map[string]Device{}
 	for _, d := range devices {

@@ -37,10 +37,11 @@ func (d *Disk) startLongCall(ctx context.Context, partition string) (release fun
 	}
 }
 
-// afterZeroing has the owner do something that gives free space to a volume, after that space reads as zeros. The owner
-// calls plan, which returns the space and the rate at which it may be zeroed. Then the owner calls do. do must plan
-// again, because the table may change meanwhile: only the caller waits for the zeroing. Free space may hold anything,
-// because only wiped volumes were ever zeroed.
+// afterZeroing has the owner do something that gives free space to a volume, after that space reads as zeros. Without
+// that the volume may show what the space held before: only the space of wiped volumes was ever zeroed.
+//
+// The owner calls plan, which returns the space and the rate at which it may be zeroed. The caller zeroes it, while the
+// owner does other work. Then the owner calls do, which must plan again: the table may have changed meanwhile.
 func (d *Disk) afterZeroing(
 	ctx context.Context, partition string, plan func() (extent.Extent, int64, error), do func(context.Context) error,
 ) error {
@@ -82,7 +83,7 @@ func (d *Disk) afterZeroing(
 	_, zeroErr := (&zeroJob{device: device, extent: e, rateLimit: rateLimit{&d.pacer, rate}, methods: d.wipeMethods}).zero(ctx)
 	zeroErr = errors.Join(zeroErr, device.Close())
 	stop()
-	err = d.runInOwner(context.WithoutCancel(ctx), func(ctx context.Context) error {
+	return d.runInOwner(context.WithoutCancel(ctx), func(ctx context.Context) error {
 		delete(d.zeroing, partition)
 		if zeroErr != nil {
 			if mayBeGone(zeroErr) {
@@ -93,9 +94,9 @@ func (d *Disk) afterZeroing(
 		d.zeroed = d.zeroed.Add(e)
 		return do(ctx)
 	})
-	return err
 }
 
+// volumeNow returns the volume from the present snapshot.
 func (d *Disk) volumeNow(partition string) (Volume, bool) {
 	s := d.Snapshot()
 	return s.Volume(partition)
@@ -103,9 +104,9 @@ func (d *Disk) volumeNow(partition string) (Volume, bool) {
 
 // checkNotBeingZeroed returns an error if the extent is about to be another volume's.
 func (d *Disk) checkNotBeingZeroed(partition string, e extent.Extent) error {
-	for other, its := range d.zeroing {
-		if other != partition && its.Overlaps(e) {
-			return fmt.Errorf("volume %s at %v: %v is being zeroed for volume %s: %w", partition, e, its, other, ErrOverlap)
+	for other, zeroing := range d.zeroing {
+		if other != partition && zeroing.Overlaps(e) {
+			return fmt.Errorf("volume %s at %v: %v is being zeroed for volume %s: %w", partition, e, zeroing, other, ErrOverlap)
 		}
 	}
 	return nil

@@ -136,7 +136,7 @@ func (o *owners) findPods(ctx context.Context, volumes []disk.Volume) (map[strin
 	if len(volumes) == 0 {
 		return found, nil
 	}
-	show := func(pod *corev1.Pod) {
+	record := func(pod *corev1.Pod) {
 		for partition := range partitionsOf(pod) {
 			if slices.ContainsFunc(volumes, func(v disk.Volume) bool { return v.Partition == partition }) {
 				found[partition] = true
@@ -144,7 +144,7 @@ func (o *owners) findPods(ctx context.Context, volumes []disk.Volume) (map[strin
 			}
 		}
 	}
-	err := o.node.client.PodsOfNode(ctx, show)
+	err := o.node.client.PodsOfNode(ctx, record)
 	namespaces := map[string]bool{}
 	for _, v := range volumes {
 		if !found[v.Partition] {
@@ -153,7 +153,7 @@ func (o *owners) findPods(ctx context.Context, volumes []disk.Volume) (map[strin
 	}
 	for namespace := range namespaces {
 		if err == nil {
-			err = o.node.client.PodsOfNamespace(ctx, namespace, show)
+			err = o.node.client.PodsOfNamespace(ctx, namespace, record)
 		}
 	}
 	if err != nil {

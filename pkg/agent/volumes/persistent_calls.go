@@ -33,7 +33,7 @@ type VolumeRequest struct {
 	Note claim.Note
 }
 
-// requestedByCall is the reason why no place is recorded for a volume of a CSI call.
+// requestedByCall says why no place is recorded for a volume of a CSI call: the scheduler did not place it.
 const requestedByCall = "a CSI call asked for it"
 
 // provisioner serves the calls of CSI controllers: upstream sidecars that run beside the agent.
@@ -44,7 +44,7 @@ type provisioner struct {
 	maker   *partitionMaker
 	stager  *stager
 	reclaim reclaimer
-	// orphanGrace is that of Options.
+	// orphanGrace is how long a new volume may be without a PersistentVolume before it is reported as an orphan.
 	orphanGrace time.Duration
 }
 
@@ -80,10 +80,10 @@ func (p *provisioner) CreateVolume(ctx context.Context, r VolumeRequest) (Volume
 			return Volume{}, err
 		}
 	default:
-		// By then it has a PersistentVolume, or it is reported as an orphan.
+		// After the grace it has a PersistentVolume, or it is reported as an orphan.
 		p.reclaim.enqueue(v.Partition, p.orphanGrace)
 	}
-	// In advance, so that the pod's start does not wait for it.
+	// The file system is made now, so that the start of the pod does not wait for it.
 	if err := p.stager.makeReady(ctx, v, nil); err != nil {
 		return Volume{}, err
 	}
