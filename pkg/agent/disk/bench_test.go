@@ -31,7 +31,7 @@ func BenchmarkCreate(b *testing.B) {
 	}
 }
 
-// BenchmarkReserve measures the part of BenchmarkCreate during which the owner does nothing else.
+// BenchmarkReserve measures the part of BenchmarkCreate during which the worker does nothing else.
 func BenchmarkReserve(b *testing.B) {
 	l := initialized(b, 512*mib, 512)
 	d := l.open(b)

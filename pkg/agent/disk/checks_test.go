@@ -161,7 +161,7 @@ func TestZeroedOnce(t *testing.T) {
 	if _, err := d.Wipe(cut, guidC, WipeOptions{}); err == nil {
 		t.Fatal("a wipe whose caller gave up was done")
 	}
-	if err := d.runInOwner(ctx, func(ctx context.Context) error { _, err := d.grow(ctx, guidC, 5*mib); return err }); !errors.Is(err, ErrInUse) {
+	if err := d.runInWorker(ctx, func(ctx context.Context) error { _, err := d.grow(ctx, guidC, 5*mib); return err }); !errors.Is(err, ErrInUse) {
 		t.Errorf("a volume that is being wiped grows: %v", err)
 	}
 }

@@ -60,7 +60,7 @@ func (d *Disk) Create(ctx context.Context, o CreateOptions) (Volume, error) {
 			return e, o.Wipe.Rate, err
 		}, create)
 	} else {
-		err = d.runInOwner(ctx, create)
+		err = d.runInWorker(ctx, create)
 	}
 	if err != nil {
 		return Volume{}, fmt.Errorf("creating volume: %w", err)
@@ -77,7 +77,7 @@ func (d *Disk) extentToZero(o CreateOptions) (extent.Extent, error) {
 	return o.Extent, err
 }
 
-// create is Create after the checks and the zeroing, in the owner.
+// create is Create after the checks and the zeroing, in the worker.
 func (d *Disk) create(ctx context.Context, o CreateOptions) (Volume, error) {
 	e, err := d.store.table.volume(o.Partition)
 	prezeroed := false
@@ -123,7 +123,7 @@ func (d *Disk) addEntry(ctx context.Context, o CreateOptions) (entry, error) {
 		}
 		return d.writeNewSlot(ctx, made, kept)
 	}
-	// The user of a raw volume may have it at once. The owner writes the backup when this command is done, before
+	// The user of a raw volume may have it at once. The worker writes the backup when this command is done, before
 	// the next one.
 	return made, d.store.putNew(ctx, next, made, !o.Raw, keep)
 }

@@ -30,34 +30,37 @@ type Options struct {
 	wipeMethods *wipeMethods // nil is the default
 }
 
-// Disk is an open disk of ours. Any goroutine may call its methods. One goroutine of its own, the owner, does all that
+// Disk is an open disk of ours. Any goroutine may call its methods. One goroutine of its own, the worker, does all that
 // concerns the table.
 type Disk struct {
 	device      *blockDevice
-	meta        *os.File                 // held open exclusively, against other agents, mkfs and the like
-	store       *store                   // the owner's
-	loops       *loopAttacher            // the owner's
-	mapped      *dmAttacher              // the owner's; nil if the disk is attached by partitions and loops
-	devices     map[string]string        // the owner's: device node by partition, of attached ones
-	zeroed      extent.Set               // the owner's: zeroed by us, and nothing written since
-	zeroing     map[string]extent.Extent // the owner's: free, and being zeroed for that volume
-	slots       map[string]slot          // the owner's: what the disk keeps of its volumes, by partition
-	owner       Owner                    // the owner's: which node the disk belongs to
-	pacer       pacer                    // of all zeroing that has a limit
+	meta        *os.File // held open exclusively, against other agents, mkfs and the like
 	wipeMethods *wipeMethods
-	failure     error // the owner's: why the disk is out of service
+	pacer       pacer // of all zeroing that has a limit
 	onChange    func()
 
+	// Only the worker uses these.
+	store   *store
+	loops   *loopAttacher
+	mapped  *dmAttacher              // nil if the disk is attached by partitions and loops
+	devices map[string]string        // device node by partition, of attached ones
+	zeroed  extent.Set               // free, zeroed by us, and nothing written since
+	zeroing map[string]extent.Extent // free, and being zeroed for that volume
+	slots   map[string]slot          // what the disk keeps of its volumes, by partition
+	owner   Owner                    // the node that the disk belongs to
+	failure error                    // why the disk is out of service
+
 	commands chan command
-	stop     chan struct{}
-	stopped  chan struct{}
+	stop     chan struct{} // closed by Close
+	stopped  chan struct{} // closed by the worker when it has ended
 	closing  sync.Once
-	watchdog *watchdog // and the snapshot
+	watchdog *watchdog // takes the disk out of service when it hangs, and has the snapshot
 
 	longCallsMu sync.Mutex
 	longCalls   map[string]chan struct{} // closed when the long work on that volume ends
 }
 
+// command is a call that the worker runs.
 type command struct {
 	ctx  context.Context
 	do   func(context.Context) error
@@ -83,7 +86,7 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 	if err := d.open(ctx, o.SeenBefore); err != nil {
 		return nil, fmt.Errorf("opening %s: %w", path, errors.Join(err, d.releaseDevices(), device.Close()))
 	}
-	go d.runOwner()
+	go d.runWorker()
 	return d, nil
 }
 
@@ -102,8 +105,8 @@ func (d *Disk) Close() error {
 	return err
 }
 
-// runOwner is the goroutine that owns the table.
-func (d *Disk) runOwner() {
+// runWorker is the worker: it runs commands one after the other, and finishes what they leave for later.
+func (d *Disk) runWorker() {
 	defer close(d.stopped)
 	for {
 		var due <-chan time.Time
@@ -145,16 +148,16 @@ func (d *Disk) syncCopies() {
 // the backup in another way.
 const finishDelay = time.Millisecond
 
-// finish does what a command has left over. Every change of the table does it first.
+// finish writes what a command has left for later, usually the backup copy. Every change of the table does it first.
 func (d *Disk) finish(ctx context.Context) {
 	if err := d.store.finish(ctx); err != nil {
 		d.fail(ctx, fmt.Errorf("after a volume was made: %w", err))
 	}
 }
 
-// runInOwner has the owner do something, and waits for it. Once the owner has begun, run waits even if ctx ends: a
-// table is not left half written.
-func (d *Disk) runInOwner(ctx context.Context, do func(context.Context) error) error {
+// runInWorker has the worker call do, and waits for it. Once the worker has begun, it waits even if ctx ends: a table
+// is not left half written.
+func (d *Disk) runInWorker(ctx context.Context, do func(context.Context) error) error {
 	c := command{context.WithoutCancel(ctx), do, make(chan error, 1)}
 	select {
 	case d.commands <- c:
@@ -178,7 +181,7 @@ func (d *Disk) fail(ctx context.Context, err error) {
 	d.publish()
 }
 
-// publish makes the owner's state the snapshot.
+// publish makes the worker's state the snapshot.
 func (d *Disk) publish() {
 	t := d.store.table
 	s := &Snapshot{
@@ -199,6 +202,7 @@ func (d *Disk) publish() {
 	}
 }
 
+// volume is the volume of an entry, with its device and what its slot holds.
 func (d *Disk) volume(e entry) Volume {
 	return Volume{
 		Partition: e.guid, Name: e.name, Extent: e.extent, Phase: phaseOf[e.typeGUID],

@@ -173,7 +173,7 @@ func TestVolumeLife(t *testing.T) {
 	})
 }
 
-// waitIdle waits until the owner has finished what Create left over.
+// waitIdle waits until the worker has finished what Create left over.
 func (d *Disk) waitIdle(t *testing.T) {
 	t.Helper()
 	if err := d.Check(t.Context()); err != nil {

@@ -178,7 +178,7 @@ func TestMapped(t *testing.T) {
 		if err != nil || grown.Device != v.Device || len(readContent(t, grown)) != int(30*mib) {
 			t.Errorf("Grow: %+v, %v", grown, err)
 		}
-		err = d.runInOwner(ctx, func(ctx context.Context) error {
+		err = d.runInWorker(ctx, func(ctx context.Context) error {
 			next, e, err := d.store.table.withLength(guidA, 31*mib)
 			if err != nil {
 				return err

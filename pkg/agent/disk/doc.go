@@ -63,7 +63,7 @@
 //
 // # Concurrency
 //
-// One goroutine of a Disk, the owner, owns its table. Commands are calls, which it handles one after the other. Its
+// One goroutine of a Disk, the worker, owns its table. Commands are calls, which it handles one after the other. Its
 // output is OnChange and the Snapshot that it published last, which is read without waiting. Wiping and zeroing run in
 // the caller's goroutine, so that commands for other volumes go on meanwhile.
 //

@@ -27,7 +27,7 @@ func TestCreateWithDroppedWrites(t *testing.T) {
 	l := initialized(t, 64*mib, 512)
 	d := l.open(t)
 	ctx := withoutLogs(t)
-	err := d.runInOwner(ctx, func(context.Context) error {
+	err := d.runInWorker(ctx, func(context.Context) error {
 		d.store.dev = &writeDropper{d.store.dev, true}
 		return nil
 	})
@@ -108,7 +108,7 @@ func TestFormat(t *testing.T) {
 		if err := d.Format(ctx, guidA, awaitAhead); err != nil {
 			t.Error(err)
 		}
-		err := d.runInOwner(ctx, func(context.Context) error {
+		err := d.runInWorker(ctx, func(context.Context) error {
 			d.failure = errInjected // so that Close leaves the disk alone
 			return nil
 		})

@@ -122,7 +122,7 @@ func TestGrowCutShort(t *testing.T) {
 	}
 	runProgram(t, "mkfs.ext4", "-q", "-F", v.Device)
 	mnt := mountVolume(t, v, "ext4")
-	err = d.runInOwner(ctx, func(ctx context.Context) error {
+	err = d.runInWorker(ctx, func(ctx context.Context) error {
 		next, e, err := d.store.table.withLength(guidA, 8*mib)
 		if err != nil {
 			return err

@@ -195,7 +195,7 @@ func TestHighVolume(t *testing.T) {
 		}
 
 		// It grows, and the agent ends before the kernel knows.
-		err = d.runInOwner(ctx, func(ctx context.Context) error {
+		err = d.runInWorker(ctx, func(ctx context.Context) error {
 			next, e, err := d.store.table.withLength(guidA, 15*mib)
 			if err != nil {
 				return err

@@ -83,7 +83,7 @@ func (t table) metaGUID() string {
 // SetOwner records the owner of the disk. After a crash it is the new one, the old one, or none. The caller decides
 // whether the disk may change its owner.
 func (d *Disk) SetOwner(ctx context.Context, o Owner) error {
-	err := d.runInOwner(ctx, func(ctx context.Context) error {
+	err := d.runInWorker(ctx, func(ctx context.Context) error {
 		// The meta partition must still be this table's.
 		if err := d.recheck(ctx); err != nil {
 			return err

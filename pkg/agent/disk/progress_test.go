@@ -235,7 +235,7 @@ func (l *loopDisk) slotOf(t *testing.T, index int, partition string) slot {
 func TestEarlierProgress(t *testing.T) {
 	l, d, v, over := volumeBeingWiped(t)
 	e := entry{index: v.Index, guid: guidA, extent: v.Extent}
-	err := d.runInOwner(t.Context(), func(context.Context) error {
+	err := d.runInWorker(t.Context(), func(context.Context) error {
 		return d.writeSlot(e, slot{wipe: WipeSettings{Policy: WipeZero}, progress: progress{methodOverwrite, 10 * mib, 0}})
 	})
 	if err != nil {

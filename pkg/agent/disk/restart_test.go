@@ -48,12 +48,12 @@ func TestRestart(t *testing.T) {
 				return err
 			}, []string{"a:Formatted@2+10", "b:Reserved@30+4"}},
 			{func(d *Disk) error {
-				return d.runInOwner(ctx, func(ctx context.Context) error { return d.setPhase(ctx, guidA, Wiping) })
+				return d.runInWorker(ctx, func(ctx context.Context) error { return d.setPhase(ctx, guidA, Wiping) })
 			}, []string{"a:Wiping@2+10", "b:Reserved@30+4"}},
 			{func(d *Disk) error { return wipeVolume(ctx, d, guidA) }, []string{"b:Reserved@30+4"}},
 			// As after a crash between detaching and the phase Wiping.
 			{func(d *Disk) error {
-				return d.runInOwner(ctx, func(ctx context.Context) error { return d.device.detach(ctx, 2, busyTimeout) })
+				return d.runInWorker(ctx, func(ctx context.Context) error { return d.device.detach(ctx, 2, busyTimeout) })
 			}, []string{"b:Reserved@30+4"}},
 			{func(d *Disk) error { return wipeVolume(ctx, d, guidB) }, nil},
 		} {

@@ -225,7 +225,7 @@ func (d *Disk) writeSlot(e entry, s slot) error {
 // SetWipe records how a volume is wiped, for the case that its class is deleted. Errors: ErrNotFound, ErrInUse (the
 // volume is being wiped), ErrOutOfService.
 func (d *Disk) SetWipe(ctx context.Context, partition string, w WipeSettings) error {
-	err := d.runInOwner(ctx, func(ctx context.Context) error {
+	err := d.runInWorker(ctx, func(ctx context.Context) error {
 		if err := w.validate(); err != nil {
 			return err
 		}

@@ -80,12 +80,12 @@ func growVolume(guid string, length int64) step {
 	}}
 }
 
-// reservePrimaryFirst is a reserve as Create makes it, with what the owner does afterwards.
+// reservePrimaryFirst is a reserve as Create makes it, with what the worker does afterwards.
 func reservePrimaryFirst(guid string, start, length int64) step {
 	return reserveUnfinished(guid, start, length).followedBy(step{name: "finish", do: func(t testing.TB, s *store) error { return s.finish(withoutLogs(t)) }})
 }
 
-// reserveUnfinished is reservePrimaryFirst before the owner has written the backup.
+// reserveUnfinished is reservePrimaryFirst before the worker has written the backup.
 func reserveUnfinished(guid string, start, length int64) step {
 	return step{name: "reserve, primary first", do: func(t testing.TB, s *store) error {
 		next, e, err := s.table.withNew(CreateOptions{Partition: guid, Name: "default/pod", Extent: extentMiB(start, length)})

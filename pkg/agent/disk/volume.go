@@ -10,7 +10,7 @@ import (
 // volume is reported as ready. The volume may be mounted at the same time, because only its phase changes. Errors:
 // ErrNotFound, ErrInUse (the volume is being wiped), ErrOutOfService.
 func (d *Disk) MarkFormatted(ctx context.Context, partition string) error {
-	err := d.runInOwner(ctx, func(ctx context.Context) error { return d.setPhase(ctx, partition, Formatted) })
+	err := d.runInWorker(ctx, func(ctx context.Context) error { return d.setPhase(ctx, partition, Formatted) })
 	if err != nil {
 		return fmt.Errorf("marking volume as formatted: %w", err)
 	}
@@ -25,12 +25,12 @@ func (d *Disk) Format(ctx context.Context, partition string, mkfs func(ctx conte
 	go func() {
 		defer close(prepared)
 		// The result does not matter: MarkFormatted meets the same error, or none.
-		_ = d.runInOwner(ctx, func(ctx context.Context) error { return d.prepareFormatted(ctx, partition) })
+		_ = d.runInWorker(ctx, func(ctx context.Context) error { return d.prepareFormatted(ctx, partition) })
 	}()
 	err := mkfs(ctx)
 	<-prepared
 	if err != nil {
-		takenBack := d.runInOwner(context.WithoutCancel(ctx), func(ctx context.Context) error { return d.store.undoPrepare(ctx) })
+		takenBack := d.runInWorker(context.WithoutCancel(ctx), func(ctx context.Context) error { return d.store.undoPrepare(ctx) })
 		return errors.Join(err, takenBack)
 	}
 	return nil
@@ -96,7 +96,7 @@ func (d *Disk) reattach(ctx context.Context, e entry) error {
 // Check reads the table from the disk and compares it with the one in memory. Call it when the device may be gone. If
 // it is, the disk is out of service from then on.
 func (d *Disk) Check(ctx context.Context) error {
-	return d.runInOwner(ctx, func(ctx context.Context) error { return d.recheck(ctx) })
+	return d.runInWorker(ctx, func(ctx context.Context) error { return d.recheck(ctx) })
 }
 
 func (d *Disk) recheck(ctx context.Context) error {

@@ -10,21 +10,21 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// A disk that hangs returns neither data nor an error, and the thread that waits for it cannot be woken. The owner
+// A disk that hangs returns neither data nor an error, and the thread that waits for it cannot be woken. The worker
 // waits with its command. This file reports that, and has further commands refused.
 
 // defaultTimeout is how long a command may take. The kernel itself gives most disks 30
 // seconds for a request before it resets them.
 const defaultTimeout = 30 * time.Second
 
-// watchdog notices that a command of the owner takes too long.
+// watchdog notices that a command of the worker takes too long.
 type watchdog struct {
 	timeout time.Duration
-	// expired is closed when a command has taken too long. why is set before. When the disk answers again it stays out
+	// expired is closed when a command has taken too long. reason is set before. When the disk answers again it stays out
 	// of service, as after every doubt, until it is opened and so read again.
 	expired chan struct{}
 	reason  error
-	// publishing is held while a snapshot is published, but never during I/O. So the owner's last snapshot before it
+	// publishing is held while a snapshot is published, but never during I/O. So the worker's last snapshot before it
 	// hung cannot replace the one that says that it hangs.
 	publishing sync.Mutex
 	snapshot   atomic.Pointer[Snapshot]
@@ -37,8 +37,8 @@ func newWatchdog(timeout time.Duration) *watchdog {
 	return &watchdog{timeout: timeout, expired: make(chan struct{})}
 }
 
-// runWithWatchdog runs an operation of the owner. If it takes too long, the disk is out of service before the operation
-// ends.
+// runWithWatchdog runs an operation of the worker. If it takes too long, the disk is out of service before the
+// operation ends.
 func (d *Disk) runWithWatchdog(ctx context.Context, do func() error) error {
 	timer := time.AfterFunc(d.watchdog.timeout, func() { d.onTimeout(ctx) })
 	err := do()
@@ -51,7 +51,7 @@ func (d *Disk) runWithWatchdog(ctx context.Context, do func() error) error {
 	return err
 }
 
-// onTimeout runs in its own goroutine, while the owner waits for the disk.
+// onTimeout runs in its own goroutine, while the worker waits for the disk.
 func (d *Disk) onTimeout(ctx context.Context) {
 	w := d.watchdog
 	select {
@@ -74,7 +74,7 @@ func (d *Disk) onTimeout(ctx context.Context) {
 	}
 }
 
-// publish publishes the owner's snapshot.
+// publish publishes the worker's snapshot.
 func (w *watchdog) publish(s *Snapshot) {
 	w.publishing.Lock()
 	defer w.publishing.Unlock()
@@ -88,7 +88,7 @@ func (w *watchdog) publish(s *Snapshot) {
 	w.snapshot.Store(s)
 }
 
-// checkPeriodically has the owner read the table from time to time, until stop is called. Otherwise a hang would be
+// checkPeriodically has the worker read the table from time to time, until stop is called. Otherwise a hang would be
 // noticed only by a caller that zeroes for long.
 func (d *Disk) checkPeriodically() (stop func()) {
 	ticker, stopped := time.NewTicker(d.watchdog.timeout), make(chan struct{})

@@ -137,7 +137,7 @@ func (d *Disk) wipe(ctx context.Context, w *WipeResult, o WipeOptions) error {
 		}
 		return err
 	}
-	return d.runInOwner(ctx, func(ctx context.Context) error { return d.removeWiped(ctx, e, w.Policy != WipeNone) })
+	return d.runInWorker(ctx, func(ctx context.Context) error { return d.removeWiped(ctx, e, w.Policy != WipeNone) })
 }
 
 // beginWipe removes the volume's device and brings the volume into phase Wiping. It waits for a program that only looks
@@ -146,7 +146,7 @@ func (d *Disk) beginWipe(ctx context.Context, w *WipeResult, o WipeOptions) (e e
 	var inUse error
 	err = await(ctx, busyTimeout, func() (bool, error) {
 		var held bool
-		err := d.runInOwner(ctx, func(ctx context.Context) (err error) {
+		err := d.runInWorker(ctx, func(ctx context.Context) (err error) {
 			if e, err = d.store.table.volume(w.Partition); err != nil {
 				return err
 			}
@@ -239,7 +239,7 @@ func (d *Disk) markWiping(ctx context.Context, e entry, w *WipeResult, o WipeOpt
 	}
 	begun := &zeroJob{device: device, extent: e.extent, rateLimit: rateLimit{&d.pacer, now.wipe.Rate}, methods: d.wipeMethods, onProgress: o.Progress}
 	begun.progressKeeper = &progressKeeper{interval: d.wipeMethods.saveInterval, since: time.Now(), write: func(ctx context.Context, p progress) error {
-		return d.runInOwner(ctx, func(context.Context) error {
+		return d.runInWorker(ctx, func(context.Context) error {
 			s := d.slots[e.guid]
 			s.progress = p
 			return d.writeSlot(e, s)

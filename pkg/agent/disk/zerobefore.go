@@ -37,11 +37,11 @@ func (d *Disk) startLongCall(ctx context.Context, partition string) (release fun
 	}
 }
 
-// afterZeroing has the owner do something that gives free space to a volume, after that space reads as zeros. Without
+// afterZeroing has the worker do something that gives free space to a volume, after that space reads as zeros. Without
 // that the volume may show what the space held before: only the space of wiped volumes was ever zeroed.
 //
-// The owner calls plan, which returns the space and the rate at which it may be zeroed. The caller zeroes it, while the
-// owner does other work. Then the owner calls do, which must plan again: the table may have changed meanwhile.
+// The worker calls plan, which returns the space and the rate at which it may be zeroed. The caller zeroes it, while
+// the worker does other work. Then the worker calls do, which must plan again: the table may have changed meanwhile.
 func (d *Disk) afterZeroing(
 	ctx context.Context, partition string, plan func() (extent.Extent, int64, error), do func(context.Context) error,
 ) error {
@@ -56,7 +56,7 @@ func (d *Disk) afterZeroing(
 	var device *blockDevice
 	var e extent.Extent
 	var rate int64
-	err = d.runInOwner(ctx, func(ctx context.Context) (err error) {
+	err = d.runInWorker(ctx, func(ctx context.Context) (err error) {
 		if e, rate, err = plan(); err != nil {
 			return err
 		}
@@ -83,7 +83,7 @@ func (d *Disk) afterZeroing(
 	_, zeroErr := (&zeroJob{device: device, extent: e, rateLimit: rateLimit{&d.pacer, rate}, methods: d.wipeMethods}).zero(ctx)
 	zeroErr = errors.Join(zeroErr, device.Close())
 	stop()
-	return d.runInOwner(context.WithoutCancel(ctx), func(ctx context.Context) error {
+	return d.runInWorker(context.WithoutCancel(ctx), func(ctx context.Context) error {
 		delete(d.zeroing, partition)
 		if zeroErr != nil {
 			if mayBeGone(zeroErr) {
