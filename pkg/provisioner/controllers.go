@@ -50,7 +50,7 @@ type Options struct {
 	Namespace       string
 }
 
-// cluster is the part of diskcapacity.Shared that knows nodes and classes.
+// cluster is the part of diskcapacity.Shared that knows nodes and classes. Tests replace it.
 type cluster interface {
 	// ApplyClass adds to a request what its DiskClass says.
 	ApplyClass(r *placement.Request) error
@@ -79,8 +79,8 @@ type Controllers struct {
 	// claimQueue has claims, as namespace/name.
 	claimQueue controller.Queue
 	// lostQueue has values of LabelNode of nodes that may be gone.
-	lostQueue  controller.Queue
-	capacities *capacities
+	lostQueue         controller.Queue
+	storageCapacities *storageCapacities
 }
 
 // New makes the controllers, and requests the informers that they need from the factory. They do nothing before Run: a
@@ -98,7 +98,7 @@ func New(o Options) *Controllers {
 	if c.clock == nil {
 		c.clock = clock.RealClock{}
 	}
-	c.capacities = newCapacities(c, &o)
+	c.storageCapacities = newStorageCapacities(c, &o)
 	return c
 }
 
@@ -121,13 +121,13 @@ func (c *Controllers) Run(ctx context.Context) {
 	if !cache.WaitForCacheSync(ctx.Done(), append(synced, c.shared.Synced)...) {
 		return
 	}
-	logger.Info("Serving claims that others placed, and claims that grow", "publishCapacity", c.capacities.enabled)
+	logger.Info("Serving claims that others placed, and claims that grow", "publishCapacity", c.storageCapacities.enabled)
 	var running sync.WaitGroup
 	for range claimWorkers {
 		running.Go(func() { controller.Work(ctx, c.claimQueue, "claim", controller.Once(c.syncClaim)) })
 	}
 	running.Go(func() { controller.Work(ctx, c.lostQueue, "node", controller.Once(c.syncLost)) })
-	running.Go(func() { c.capacities.run(ctx) })
+	running.Go(func() { c.storageCapacities.run(ctx) })
 	<-ctx.Done()
 	c.claimQueue.ShutDown()
 	c.lostQueue.ShutDown()
@@ -156,7 +156,7 @@ func (c *Controllers) addHandlers() (synced []cache.InformerSynced, err error) {
 	}
 	c.shared.OnCapacity(func(node string) {
 		c.queueWaiting(diskv1alpha1.NodeLabel(node))
-		c.capacities.nodeChanged(node)
+		c.storageCapacities.nodeChanged(node)
 	})
 	return synced, nil
 }
@@ -213,7 +213,7 @@ func (c *Controllers) onVolume(old, now any) {
 
 // onStorageClass queues the claims of a class that is new or has changed.
 func (c *Controllers) onStorageClass(_, now any) {
-	c.capacities.classesChanged()
+	c.storageCapacities.classesChanged()
 	class, ok := now.(*storagev1.StorageClass)
 	if !ok || class.Provisioner != diskv1alpha1.DriverName {
 		return
@@ -257,22 +257,22 @@ func (c *Controllers) syncClaim(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	m, earlier := c.memory.of(key, pvc.UID)
+	state, earlier := c.memory.stateOf(key, pvc.UID)
 	if earlier != "" {
 		// A claim that was made again under its name is another one.
 		c.ledger.Release(holderOf(earlier))
 	}
 	if pvc.Spec.VolumeName != "" {
-		return c.grow(ctx, m, pvc)
+		return c.grow(ctx, state, pvc)
 	}
 	class := c.classOf(pvc)
 	if class == nil {
-		if c.dropReservation(m, pvc) {
+		if c.dropReservation(state, pvc) {
 			c.forget(key)
 		}
 		return nil
 	}
-	return c.syncUnbound(ctx, m, pvc, class)
+	return c.syncUnbound(ctx, state, pvc, class)
 }
 
 // forget drops what is known of a claim that needs no further step.

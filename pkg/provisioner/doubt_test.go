@@ -79,7 +79,7 @@ func TestGrowthInDoubt(t *testing.T) {
 			if want := resource.MustParse(test.volume); capacitySize(pv).Cmp(want) != 0 {
 				t.Errorf("the volume has %s, want %s", capacitySize(pv), test.volume)
 			}
-			if len(b.memory.doubts(keyOf(b.pvc))) > 0 {
+			if len(b.memory.unsettled(keyOf(b.pvc))) > 0 {
 				t.Error("it is still in doubt")
 			}
 		})

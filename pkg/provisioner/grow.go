@@ -38,7 +38,7 @@ func capacitySize(pv *corev1.PersistentVolume) *resource.Quantity { return pv.Sp
 // grow takes a bound claim one step further, if it requests more than it has. The first step is the PersistentVolume's
 // capacity, which the agent follows, and the second is the claim's status. The API server only accepts a larger request
 // if the class allows it, and none below what the claim has.
-func (c *Controllers) grow(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim) error {
+func (c *Controllers) grow(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim) error {
 	if !wantsGrowth(pvc) {
 		c.forget(keyOf(pvc))
 		return nil
@@ -56,25 +56,25 @@ func (c *Controllers) grow(ctx context.Context, m *claimState, pvc *corev1.Persi
 	}
 	v, err := claim.ReadVolume(pv)
 	if err != nil {
-		c.emitEvent(m, pvc, corev1.EventTypeWarning, reasonResizeFailed, actionResize, err.Error())
+		c.emitEvent(state, pvc, corev1.EventTypeWarning, reasonResizeFailed, actionResize, err.Error())
 		return nil
 	}
 	quantity := requestedSize(pvc)
 	if quantity.CmpInt64(diskv1alpha1.MaxVolumeSize) > 0 {
-		return c.setInfeasible(ctx, m, pvc, pv, &v, fmt.Sprintf("no disk is larger than %s", sizeOf(diskv1alpha1.MaxVolumeSize)))
+		return c.setInfeasible(ctx, state, pvc, pv, &v, fmt.Sprintf("no disk is larger than %s", sizeOf(diskv1alpha1.MaxVolumeSize)))
 	}
 	if want := diskv1alpha1.AlignUp(quantity.Value()); want > capacitySize(pv).Value() {
 		if resizeState(pvc) == corev1.PersistentVolumeClaimNodeResizeInProgress {
 			// The kubelet writes the size that it is at now into the status. Its write comes first.
 			return nil
 		}
-		granted, err := c.grant(ctx, m, pvc, pv, &v, want)
+		granted, err := c.grant(ctx, state, pvc, pv, &v, want)
 		if err != nil || granted == nil {
 			return err
 		}
 		pv = granted
 	}
-	return c.updateClaimStatus(ctx, m, pvc, pv, &v)
+	return c.updateClaimStatus(ctx, state, pvc, pv, &v)
 }
 
 // hasRecordedPlace reports whether the volume has a place that the ledger knows. One that a CSI sidecar made has none:
@@ -85,7 +85,7 @@ func hasRecordedPlace(pv *corev1.PersistentVolume) bool {
 
 // grant raises the PersistentVolume's capacity, if the ledger finds the space behind the volume. Otherwise it returns
 // neither a PersistentVolume nor an error.
-func (c *Controllers) grant(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, want int64) (*corev1.PersistentVolume, error) {
+func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, want int64) (*corev1.PersistentVolume, error) {
 	uid := string(pv.UID)
 	node, record, ok := c.ledger.Where(v.Partition)
 	if !ok {
@@ -98,7 +98,7 @@ func (c *Controllers) grant(ctx context.Context, m *claimState, pvc *corev1.Pers
 	if !granted {
 		// Space that was only reserved may become free without a change of the node.
 		c.claimQueue.AddAfter(keyOf(pvc), controller.LastRetry)
-		return nil, c.setInfeasible(ctx, m, pvc, pv, v, c.growthProblem(node, record.Disk, v, want, possible))
+		return nil, c.setInfeasible(ctx, state, pvc, pv, v, c.growthProblem(node, record.Disk, v, want, possible))
 	}
 	size := sizeOf(want)
 	// The patch names the version that was read. A write since then may have made the PersistentVolume larger, and this
@@ -115,7 +115,7 @@ func (c *Controllers) grant(ctx context.Context, m *claimState, pvc *corev1.Pers
 		if answer.Of(err).NotDone() {
 			c.ledger.WithdrawGrowth(uid)
 		} else {
-			c.memory.doubt(keyOf(pvc), pv)
+			c.memory.addUnsettled(keyOf(pvc), pv)
 		}
 		return nil, fmt.Errorf("raising the capacity of PersistentVolume %s to %s: %w", pv.Name, size, err)
 	}
@@ -127,7 +127,7 @@ func (c *Controllers) grant(ctx context.Context, m *claimState, pvc *corev1.Pers
 // nothing else is done for the claim. The user may have lowered the request meanwhile, or deleted the claim, and then
 // no later write would show the outcome.
 func (c *Controllers) settleGrowth(ctx context.Context, key string) error {
-	for _, was := range c.memory.doubts(key) {
+	for _, was := range c.memory.unsettled(key) {
 		now, err := c.readSettled(ctx, was)
 		if err != nil {
 			return err
@@ -138,7 +138,7 @@ func (c *Controllers) settleGrowth(ctx context.Context, key string) error {
 				c.ledger.SettleGrowth(string(now.UID), v.Size)
 			}
 		}
-		c.memory.dropDoubt(key, was)
+		c.memory.dropUnsettled(key, was)
 	}
 	return nil
 }
@@ -188,19 +188,19 @@ func (c *Controllers) growthProblem(node, disk string, v *claim.Volume, want, po
 }
 
 // updateClaimStatus writes into the claim's status what follows from the larger PersistentVolume.
-func (c *Controllers) updateClaimStatus(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume) error {
+func (c *Controllers) updateClaimStatus(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume) error {
 	size := *capacitySize(pv)
 	if size.Cmp(*statusSize(pvc)) <= 0 {
 		return nil
 	}
 	if !v.Block {
-		return c.setNodeResizePending(ctx, m, pvc, size)
+		return c.setNodeResizePending(ctx, state, pvc, size)
 	}
 	node, _, ok := c.ledger.Where(v.Partition)
 	if ok {
 		c.memory.addWaiting(node, keyOf(pvc))
 		if c.ledger.Snapshot(node).Length(v.Partition) >= size.Value() {
-			return c.setResized(ctx, m, pvc, size)
+			return c.setResized(ctx, state, pvc, size)
 		}
 	}
 	return c.setResizing(ctx, pvc, size)

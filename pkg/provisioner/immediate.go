@@ -21,21 +21,21 @@ import (
 //
 // The PersistentVolume controller first looks for an existing volume. If there is none, it writes the provisioner into
 // the claim. The claim is not served before that: otherwise it might get two volumes.
-func (c *Controllers) placeImmediate(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume) error {
+func (c *Controllers) placeImmediate(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume) error {
 	if pvc.Annotations[volume.AnnStorageProvisioner] != diskv1alpha1.DriverName {
 		return nil
 	}
 	if pv, err := c.volumes.Get(v.ID); err == nil {
-		return c.handOver(m, pvc, pv, "")
+		return c.handOver(state, pvc, pv, "")
 	} else if !apierrors.IsNotFound(err) {
 		return err
 	}
 	if err := c.cluster.ApplyClass(&v.Request); err != nil {
-		c.refuse(m, pvc, fmt.Sprintf("StorageClass %s: %s", class.Name, err))
+		c.refuse(state, pvc, fmt.Sprintf("StorageClass %s: %s", class.Name, err))
 		return nil
 	}
 	if node, _, ok := c.ledger.Where(v.Partition); ok {
-		return c.provision(ctx, m, pvc, class, v, nodeChoice{node: node, by: byProvisioner})
+		return c.provision(ctx, state, pvc, class, v, nodeChoice{node: node, by: byProvisioner})
 	}
 	want := ledger.VolumeRequest{Request: v.Request, Headroom: v.Headroom}
 	requests := []placement.Request{want.WithHeadroom()}
@@ -45,20 +45,20 @@ func (c *Controllers) placeImmediate(ctx context.Context, m *claimState, pvc *co
 			continue
 		}
 		if _, err := snapshot.Fit(requests); err == nil {
-			return c.provision(ctx, m, pvc, class, v, nodeChoice{node: name, by: byProvisioner})
+			return c.provision(ctx, state, pvc, class, v, nodeChoice{node: name, by: byProvisioner})
 		}
 	}
-	c.dropReservation(m, pvc)
-	c.retryLater(m, pvc)
-	c.emitEvent(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, fmt.Sprintf(
+	c.dropReservation(state, pvc)
+	c.retryLater(state, pvc)
+	c.emitEvent(state, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, fmt.Sprintf(
 		"no node that StorageClass %s allows, and that is neither cordoned nor tainted, has %s of class %s free in one piece", class.Name, sizeOf(want.Request.Size+want.Headroom), v.Request.Class))
 	return nil
 }
 
 // retryLater queues the claim again, after growing pauses.
-func (c *Controllers) retryLater(m *claimState, pvc *corev1.PersistentVolumeClaim) {
-	m.returnBackoff.record(c.clock.Now())
-	c.claimQueue.AddAfter(keyOf(pvc), m.returnBackoff.remaining(c.clock.Now()))
+func (c *Controllers) retryLater(state *claimState, pvc *corev1.PersistentVolumeClaim) {
+	state.placeBackoff.record(c.clock.Now())
+	c.claimQueue.AddAfter(keyOf(pvc), state.placeBackoff.remaining(c.clock.Now()))
 }
 
 // schedulable reports whether pods without tolerations can be scheduled to the node.
@@ -101,40 +101,40 @@ type nodeChoice struct {
 }
 
 // onUnfit handles a claim that cannot be served on its node.
-func (c *Controllers) onUnfit(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, at nodeChoice, why string) error {
+func (c *Controllers) onUnfit(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, at nodeChoice, why string) error {
 	switch at.by {
 	case byPod:
-		c.dropReservation(m, pvc)
+		c.dropReservation(state, pvc)
 		if c.nodeExists(diskv1alpha1.NodeLabel(at.node)) {
 			c.memory.addWaiting(at.node, keyOf(pvc))
 		}
-		c.retryLater(m, pvc)
-		c.emitPodEvent(m, pvc, at.pod, corev1.EventTypeWarning, reasonFailed, fmt.Sprintf(
+		c.retryLater(state, pvc)
+		c.emitPodEvent(state, pvc, at.pod, corev1.EventTypeWarning, reasonFailed, fmt.Sprintf(
 			"pod %s names node %s itself, and the volume cannot be made there: %s; leave nodeName out and set schedulerName: berth", at.pod.name, at.node, why))
 		return nil
 	case byProvisioner:
-		c.dropReservation(m, pvc)
-		c.retryLater(m, pvc)
+		c.dropReservation(state, pvc)
+		c.retryLater(state, pvc)
 		return nil
 	}
-	return c.giveBack(ctx, m, pvc, at.node, why)
+	return c.withdrawNode(ctx, state, pvc, at.node, why)
 }
 
 // emitProvisioned writes an event about a volume that was made, where the node is not obvious.
-func (c *Controllers) emitProvisioned(m *claimState, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, at nodeChoice) {
+func (c *Controllers) emitProvisioned(state *claimState, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, at nodeChoice) {
 	switch at.by {
 	case byPod:
-		c.emitPodEvent(m, pvc, at.pod, corev1.EventTypeNormal, reasonSucceeded, fmt.Sprintf("pod %s names node %s itself: the volume is made there", at.pod.name, at.node))
+		c.emitPodEvent(state, pvc, at.pod, corev1.EventTypeNormal, reasonSucceeded, fmt.Sprintf("pod %s names node %s itself: the volume is made there", at.pod.name, at.node))
 	case byProvisioner:
-		c.emitEvent(m, pvc, corev1.EventTypeNormal, reasonSucceeded, actionProvision, fmt.Sprintf(
+		c.emitEvent(state, pvc, corev1.EventTypeNormal, reasonSucceeded, actionProvision, fmt.Sprintf(
 			"StorageClass %s has volumeBindingMode %s: the volume is on node %s, chosen by free space alone, and pods with the claim can run on that node only, also if it has no CPU or memory for them; with %s both are chosen together",
 			class.Name, storagev1.VolumeBindingImmediate, at.node, storagev1.VolumeBindingWaitForFirstConsumer))
 	}
 }
 
 // emitPodEvent writes an event about the claim, and one about the pod.
-func (c *Controllers) emitPodEvent(m *claimState, pvc *corev1.PersistentVolumeClaim, pod pin, eventType, reason, note string) {
-	if c.emitEvent(m, pvc, eventType, reason, actionProvision, note) {
+func (c *Controllers) emitPodEvent(state *claimState, pvc *corev1.PersistentVolumeClaim, pod pin, eventType, reason, note string) {
+	if c.emitEvent(state, pvc, eventType, reason, actionProvision, note) {
 		c.recorder.Eventf(pod.object(pvc.Namespace), pvc, eventType, reason, actionProvision, "%s", "claim "+pvc.Name+": "+note)
 	}
 }

@@ -14,9 +14,9 @@ import (
 // repeatEventAfter is how long the API server keeps an event by default.
 const repeatEventAfter = time.Hour
 
-// A claim is given back to its scheduler at once the first time, and then after growing pauses. The scheduler does not
-// know what is free, and would choose a node again and again. The same pauses are used for a file system that the
-// kubelet could not grow.
+// The first node that a scheduler chose for a claim is withdrawn at once, the next ones after growing pauses. The
+// scheduler does not know what is free, and would choose a node again and again. The same pauses are used for a file
+// system that the kubelet could not grow.
 const firstPause, lastPause = time.Second, time.Minute
 
 // backoff is the growing pause between tries.
@@ -35,10 +35,11 @@ func (b *backoff) remaining(now time.Time) time.Duration {
 	return max(b.last.Add(pause).Sub(now), 0)
 }
 
+// record counts a try, and begins the pause after it.
 func (b *backoff) record(now time.Time) { b.tries, b.last = b.tries+1, now }
 
-// claimMemory is what is known of claims only while the process runs: the events that were sent, and how often claims
-// were given back.
+// claimMemory is what is known of claims only while the process runs: the events that were sent, and how often each
+// step was tried.
 type claimMemory struct {
 	mu     sync.Mutex
 	claims map[string]*claimState
@@ -61,18 +62,18 @@ type claimState struct {
 	// unsureSince is when it became unknown whether the claim's PersistentVolume was made; zero if it is known.
 	unsureSince time.Time
 
-	// returnBackoff is between returns of the claim to its scheduler, and resizeBackoff between requests to the kubelet
-	// to grow the file system.
-	returnBackoff, resizeBackoff backoff
+	// placeBackoff is between tries to find a node for the claim. resizeBackoff is between requests to the kubelet to
+	// grow the file system.
+	placeBackoff, resizeBackoff backoff
 }
 
 func newClaimMemory() *claimMemory {
 	return &claimMemory{claims: map[string]*claimState{}, unsettledGrowth: map[string][]*corev1.PersistentVolume{}, pins: map[string]pin{}, waiting: map[string]map[string]struct{}{}}
 }
 
-// of returns the state of the claim with that key, a new one if there is none. If the key had another claim before, of
-// returns its UID, too.
-func (m *claimMemory) of(key string, uid types.UID) (current *claimState, earlier types.UID) {
+// stateOf returns the state of the claim with that key, a new one if there is none. If the key had another claim
+// before, stateOf returns its UID, too.
+func (m *claimMemory) stateOf(key string, uid types.UID) (current *claimState, earlier types.UID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	current = m.claims[key]
@@ -131,22 +132,22 @@ func (m *claimMemory) pinned(key string) (pin, bool) {
 	return p, ok
 }
 
-// doubt records a PersistentVolume, before the write, that a failed write may have made larger.
-func (m *claimMemory) doubt(key string, pv *corev1.PersistentVolume) {
+// addUnsettled records a PersistentVolume, before the write, that a failed write may have made larger.
+func (m *claimMemory) addUnsettled(key string, pv *corev1.PersistentVolume) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.unsettledGrowth[key] = append(m.unsettledGrowth[key], pv)
 }
 
-// doubts returns the PersistentVolumes that doubt has recorded for the claim with that key and that are not settled.
-func (m *claimMemory) doubts(key string) []*corev1.PersistentVolume {
+// unsettled returns the PersistentVolumes that addUnsettled has recorded for the claim with that key.
+func (m *claimMemory) unsettled(key string) []*corev1.PersistentVolume {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.unsettledGrowth[key])
 }
 
-// dropDoubt removes a PersistentVolume that doubt has recorded.
-func (m *claimMemory) dropDoubt(key string, pv *corev1.PersistentVolume) {
+// dropUnsettled removes a PersistentVolume that addUnsettled has recorded.
+func (m *claimMemory) dropUnsettled(key string, pv *corev1.PersistentVolume) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	left := slices.DeleteFunc(m.unsettledGrowth[key], func(other *corev1.PersistentVolume) bool { return other == pv })
@@ -177,12 +178,12 @@ func (m *claimMemory) takeWaiting(label string) map[string]struct{} {
 
 // emitEvent writes an event about a claim, unless the last event had the same note. It repeats the event after
 // repeatEventAfter. It reports whether it wrote one.
-func (c *Controllers) emitEvent(m *claimState, pvc *corev1.PersistentVolumeClaim, eventType, reason, action, note string) bool {
+func (c *Controllers) emitEvent(state *claimState, pvc *corev1.PersistentVolumeClaim, eventType, reason, action, note string) bool {
 	now := c.clock.Now()
-	if m.lastNote == note && now.Sub(m.lastNoteAt) < repeatEventAfter {
+	if state.lastNote == note && now.Sub(state.lastNoteAt) < repeatEventAfter {
 		return false
 	}
-	m.lastNote, m.lastNoteAt = note, now
+	state.lastNote, state.lastNoteAt = note, now
 	c.recorder.Eventf(pvc, nil, eventType, reason, action, "%s", note)
 	return true
 }

@@ -36,11 +36,11 @@ func TestBackoff(t *testing.T) {
 
 func TestClaimMemory(t *testing.T) {
 	m := newClaimMemory()
-	first, earlier := m.of("a/b", "1")
-	if again, _ := m.of("a/b", "1"); again != first || earlier != "" {
+	first, earlier := m.stateOf("a/b", "1")
+	if again, _ := m.stateOf("a/b", "1"); again != first || earlier != "" {
 		t.Error("the claim is not known again")
 	}
-	if second, earlier := m.of("a/b", "2"); second == first || earlier != "1" {
+	if second, earlier := m.stateOf("a/b", "2"); second == first || earlier != "1" {
 		t.Errorf("a recreated claim is taken for the earlier one, %q", earlier)
 	}
 	if uid := m.forget("a/b"); uid != "2" || m.knows("a/b") || m.forget("a/b") != "" {

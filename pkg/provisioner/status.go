@@ -50,27 +50,27 @@ func resizeState(pvc *corev1.PersistentVolumeClaim) corev1.ClaimResourceStatus {
 }
 
 // setNodeResizePending requests the kubelet to grow the file system.
-func (c *Controllers) setNodeResizePending(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
+func (c *Controllers) setNodeResizePending(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
 	if allocated := pvc.Status.AllocatedResources[corev1.ResourceStorage]; allocated.Cmp(size) == 0 {
 		switch resizeState(pvc) {
 		case corev1.PersistentVolumeClaimNodeResizePending, corev1.PersistentVolumeClaimNodeResizeInProgress:
 			return nil
 		case corev1.PersistentVolumeClaimNodeResizeInfeasible:
 			// The kubelet has tried, and does not try again before the next request.
-			if wait := m.resizeBackoff.remaining(c.clock.Now()); wait > 0 {
+			if wait := state.resizeBackoff.remaining(c.clock.Now()); wait > 0 {
 				c.claimQueue.AddAfter(keyOf(pvc), wait)
 				return nil
 			}
 		}
 	}
-	m.resizeBackoff.record(c.clock.Now())
+	state.resizeBackoff.record(c.clock.Now())
 	updated, err := c.setStatus(ctx, pvc, statusChange{
 		allocated: &size, state: corev1.PersistentVolumeClaimNodeResizePending,
 		condition: corev1.PersistentVolumeClaimFileSystemResizePending,
 		message:   "The volume has the space. The file system grows as soon as a pod uses the volume.",
 	})
 	if updated != nil {
-		c.emitEvent(m, updated, corev1.EventTypeNormal, reasonResizeOnNode, actionResize,
+		c.emitEvent(state, updated, corev1.EventTypeNormal, reasonResizeOnNode, actionResize,
 			fmt.Sprintf("The volume has %s, its file system grows on the node", size.String()))
 	}
 	return err
@@ -87,10 +87,10 @@ func (c *Controllers) setResizing(ctx context.Context, pvc *corev1.PersistentVol
 
 // setResized says that a block volume has its new size. The kubelet has nothing to do for it, and no other component
 // writes that, least of all for a volume that no pod uses.
-func (c *Controllers) setResized(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
+func (c *Controllers) setResized(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
 	updated, err := c.setStatus(ctx, pvc, statusChange{allocated: &size, capacity: &size})
 	if updated != nil {
-		c.emitEvent(m, updated, corev1.EventTypeNormal, reasonResizeSucceeded, actionResize, fmt.Sprintf("The volume has %s", size.String()))
+		c.emitEvent(state, updated, corev1.EventTypeNormal, reasonResizeSucceeded, actionResize, fmt.Sprintf("The volume has %s", size.String()))
 	}
 	return err
 }
@@ -98,11 +98,11 @@ func (c *Controllers) setResized(ctx context.Context, m *claimState, pvc *corev1
 // setInfeasible says that the claim cannot have the requested size. It keeps what it has, and is tried again when its
 // node changes. allocatedResources stays as it is, too: nothing was begun that must be finished before the request may
 // be lowered.
-func (c *Controllers) setInfeasible(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, why string) error {
+func (c *Controllers) setInfeasible(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, why string) error {
 	if capacitySize(pv).Cmp(*statusSize(pvc)) > 0 {
 		// An earlier growth is not finished. The status is needed for that first.
-		c.emitEvent(m, pvc, corev1.EventTypeWarning, reasonResizeFailed, actionResize, why)
-		return c.updateClaimStatus(ctx, m, pvc, pv, v)
+		c.emitEvent(state, pvc, corev1.EventTypeWarning, reasonResizeFailed, actionResize, why)
+		return c.updateClaimStatus(ctx, state, pvc, pv, v)
 	}
 	updated, err := c.setStatus(ctx, pvc, statusChange{
 		state:     corev1.PersistentVolumeClaimControllerResizeInfeasible,
@@ -111,7 +111,7 @@ func (c *Controllers) setInfeasible(ctx context.Context, m *claimState, pvc *cor
 	if updated == nil {
 		updated = pvc
 	}
-	c.emitEvent(m, updated, corev1.EventTypeWarning, reasonResizeFailed, actionResize, why)
+	c.emitEvent(state, updated, corev1.EventTypeWarning, reasonResizeFailed, actionResize, why)
 	return err
 }
 

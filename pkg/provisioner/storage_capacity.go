@@ -45,9 +45,9 @@ const (
 // ownLabels selects the objects of this package.
 var ownLabels = labels.Set{labelDriver: diskv1alpha1.DriverName, labelManagedBy: managedBy}
 
-// capacities keeps a CSIStorageCapacity for every StorageClass of ours and every node that has disks for it. If they
-// are not enabled, it keeps none.
-type capacities struct {
+// storageCapacities keeps a CSIStorageCapacity for every StorageClass of ours and every node that has disks for it. If
+// they are not enabled, it keeps none.
+type storageCapacities struct {
 	enabled   bool
 	namespace string
 	client    kubernetes.Interface
@@ -61,8 +61,8 @@ type capacities struct {
 	queue controller.Queue
 }
 
-func newCapacities(c *Controllers, o *Options) *capacities {
-	p := &capacities{
+func newStorageCapacities(c *Controllers, o *Options) *storageCapacities {
+	p := &storageCapacities{
 		enabled: o.PublishCapacity, namespace: o.Namespace, client: o.Client,
 		ledger: c.ledger, classes: c.classes, nodes: c.nodes, nodeExists: c.nodeExists, queue: controller.NewQueue("berth_capacities", firstRetry),
 	}
@@ -79,19 +79,19 @@ func newCapacities(c *Controllers, o *Options) *capacities {
 	return p
 }
 
-func (c *capacities) owns(capacity *storagev1.CSIStorageCapacity) bool {
+func (c *storageCapacities) owns(capacity *storagev1.CSIStorageCapacity) bool {
 	return capacity.Namespace == c.namespace && labels.SelectorFromSet(ownLabels).Matches(labels.Set(capacity.Labels))
 }
 
 // nodeChanged queues a node that has published its disks, or no longer publishes any.
-func (c *capacities) nodeChanged(node string) {
+func (c *storageCapacities) nodeChanged(node string) {
 	if c.enabled {
 		c.queue.AddAfter(node, batchDelay)
 	}
 }
 
 // classesChanged queues all nodes after a change of a StorageClass.
-func (c *capacities) classesChanged() {
+func (c *storageCapacities) classesChanged() {
 	if !c.enabled {
 		return
 	}
@@ -105,7 +105,7 @@ func (c *capacities) classesChanged() {
 }
 
 // run works until the context ends.
-func (c *capacities) run(ctx context.Context) {
+func (c *storageCapacities) run(ctx context.Context) {
 	context.AfterFunc(ctx, c.queue.ShutDown)
 	if !c.enabled {
 		if err := c.deleteAll(ctx); err != nil {
@@ -122,7 +122,7 @@ func (c *capacities) run(ctx context.Context) {
 }
 
 // deleteAll deletes what was published while it was enabled.
-func (c *capacities) deleteAll(ctx context.Context) error {
+func (c *storageCapacities) deleteAll(ctx context.Context) error {
 	selector := metav1.ListOptions{LabelSelector: ownLabels.String()}
 	// It reads first: this is done at each start, and there are hardly ever any.
 	list, err := c.client.StorageV1().CSIStorageCapacities(c.namespace).List(ctx, selector)
@@ -133,7 +133,7 @@ func (c *capacities) deleteAll(ctx context.Context) error {
 }
 
 // queueGoneNodes queues the nodes that have objects and no Node.
-func (c *capacities) queueGoneNodes() {
+func (c *storageCapacities) queueGoneNodes() {
 	for _, label := range c.informer.GetIndexer().ListIndexFuncValues(nodeIndex) {
 		// For a node that is gone the label is as good a key as its name: the ledger does not know it either.
 		if !c.nodeExists(label) {
@@ -143,8 +143,8 @@ func (c *capacities) queueGoneNodes() {
 }
 
 // sync makes the objects of a node equal to what they should be.
-func (c *capacities) sync(ctx context.Context, node string) error {
-	wanted, err := c.of(node)
+func (c *storageCapacities) sync(ctx context.Context, node string) error {
+	wanted, err := c.wantedFor(node)
 	if err != nil {
 		return err
 	}
@@ -176,7 +176,7 @@ func (c *capacities) sync(ctx context.Context, node string) error {
 }
 
 // replace updates an object, or deletes it if want is nil.
-func (c *capacities) replace(ctx context.Context, have, want *storagev1.CSIStorageCapacity) error {
+func (c *storageCapacities) replace(ctx context.Context, have, want *storagev1.CSIStorageCapacity) error {
 	client := c.client.StorageV1().CSIStorageCapacities(c.namespace)
 	if want == nil {
 		err := client.Delete(ctx, have.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.UID))})
@@ -196,9 +196,9 @@ func (c *capacities) replace(ctx context.Context, have, want *storagev1.CSIStora
 	return nil
 }
 
-// of returns the objects that a node should have, by name: one for each class that it has disks for, also if they are
-// full.
-func (c *capacities) of(node string) (map[string]*storagev1.CSIStorageCapacity, error) {
+// wantedFor returns the objects that a node should have, by name: one for each class that it has disks for, also if
+// they are full.
+func (c *storageCapacities) wantedFor(node string) (map[string]*storagev1.CSIStorageCapacity, error) {
 	classes, err := c.classes.List(labels.Everything())
 	if err != nil {
 		return nil, err

@@ -37,23 +37,23 @@ const (
 func holderOf(uid types.UID) string { return "claim/" + string(uid) }
 
 // syncUnbound does the next step for a claim of ours without a volume.
-func (c *Controllers) syncUnbound(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) error {
+func (c *Controllers) syncUnbound(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) error {
 	v, err := claim.Request(pvc, class)
 	if err != nil {
-		c.refuse(m, pvc, err.Error())
+		c.refuse(state, pvc, err.Error())
 		return nil
 	}
 	if !claim.WaitsForFirstConsumer(class) {
-		return c.placeImmediate(ctx, m, pvc, class, v)
+		return c.placeImmediate(ctx, state, pvc, class, v)
 	}
 	if node := pvc.Annotations[annotationSelectedNode]; node != "" {
-		return c.provision(ctx, m, pvc, class, v, nodeChoice{node: node, by: byScheduler})
+		return c.provision(ctx, state, pvc, class, v, nodeChoice{node: node, by: byScheduler})
 	}
 	if pod, ok := c.pinOf(pvc); ok {
-		return c.provision(ctx, m, pvc, class, v, nodeChoice{node: pod.node, by: byPod, pod: pod})
+		return c.provision(ctx, state, pvc, class, v, nodeChoice{node: pod.node, by: byPod, pod: pod})
 	}
-	// The claim waits for its pod, or its node was taken back.
-	return c.syncWithoutNode(ctx, m, pvc, v)
+	// The claim waits for its pod, or its node was withdrawn.
+	return c.syncWithoutNode(ctx, state, pvc, v)
 }
 
 // settleAfter is the time after which a request that was sent has been served or given up: the API server ends each
@@ -62,16 +62,16 @@ const settleAfter = 5 * time.Minute
 
 // syncWithoutNode releases what is held for a claim that has no node any more. If its PersistentVolume may have been
 // made, the place is held until that is known. Meanwhile the claim's scheduler may choose any node.
-func (c *Controllers) syncWithoutNode(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, v request.Volume) error {
-	if c.dropReservation(m, pvc) {
+func (c *Controllers) syncWithoutNode(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, v request.Volume) error {
+	if c.dropReservation(state, pvc) {
 		return nil
 	}
 	if _, err := c.volumes.Get(v.ID); err == nil {
 		// The ledger has its own record of it.
-		c.releaseReservation(m, pvc)
+		c.releaseReservation(state, pvc)
 		return nil
 	}
-	if wait := settleAfter - c.clock.Since(m.unsureSince); wait > 0 {
+	if wait := settleAfter - c.clock.Since(state.unsureSince); wait > 0 {
 		c.claimQueue.AddAfter(keyOf(pvc), wait)
 		return nil
 	}
@@ -84,14 +84,14 @@ func (c *Controllers) syncWithoutNode(ctx context.Context, m *claimState, pvc *c
 	case !apierrors.IsNotFound(err):
 		return fmt.Errorf("reading PersistentVolume %s, which may have been made: %w", v.ID, err)
 	}
-	c.releaseReservation(m, pvc)
+	c.releaseReservation(state, pvc)
 	return nil
 }
 
 // dropReservation drops the claim's reservation. It reports whether nothing is held any more. If the PersistentVolume
 // may have been made, the place stays held, in doubt.
-func (c *Controllers) dropReservation(m *claimState, pvc *corev1.PersistentVolumeClaim) bool {
-	if m.unsureSince.IsZero() {
+func (c *Controllers) dropReservation(state *claimState, pvc *corev1.PersistentVolumeClaim) bool {
+	if state.unsureSince.IsZero() {
 		c.ledger.Forget(holderOf(pvc.UID))
 		return true
 	}
@@ -101,40 +101,40 @@ func (c *Controllers) dropReservation(m *claimState, pvc *corev1.PersistentVolum
 
 // releaseReservation drops everything that is held for the claim, because it is known whether its PersistentVolume
 // exists.
-func (c *Controllers) releaseReservation(m *claimState, pvc *corev1.PersistentVolumeClaim) {
-	m.unsureSince = time.Time{}
+func (c *Controllers) releaseReservation(state *claimState, pvc *corev1.PersistentVolumeClaim) {
+	state.unsureSince = time.Time{}
 	c.ledger.Release(holderOf(pvc.UID))
 }
 
 // refuse writes an event about why a claim cannot be served as it is, on any node. The claim keeps its node, because
 // the problem may be fixed.
-func (c *Controllers) refuse(m *claimState, pvc *corev1.PersistentVolumeClaim, why string) {
-	c.emitEvent(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, why)
+func (c *Controllers) refuse(state *claimState, pvc *corev1.PersistentVolumeClaim, why string) {
+	c.emitEvent(state, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, why)
 	c.claimQueue.AddAfter(keyOf(pvc), controller.LastRetry)
 }
 
 // provision creates the volume of a claim on the node that was chosen for it.
-func (c *Controllers) provision(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume, at nodeChoice) error {
+func (c *Controllers) provision(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume, at nodeChoice) error {
 	node := at.node
 	holder := holderOf(pvc.UID)
 	pv, err := c.volumes.Get(v.ID)
 	switch {
 	case err == nil:
-		return c.handOver(m, pvc, pv, node)
+		return c.handOver(state, pvc, pv, node)
 	case !apierrors.IsNotFound(err):
 		return err
 	}
 	if err := c.cluster.ApplyClass(&v.Request); err != nil {
-		c.refuse(m, pvc, fmt.Sprintf("StorageClass %s: %s", class.Name, err))
+		c.refuse(state, pvc, fmt.Sprintf("StorageClass %s: %s", class.Name, err))
 		return nil
 	}
 	if why := c.cluster.UnfitReason(node); why != "" {
-		return c.onUnfit(ctx, m, pvc, at, why)
+		return c.onUnfit(ctx, state, pvc, at, why)
 	}
 	if have, err := c.nodes.Get(node); at.by == byPod && err == nil && !inAllowedTopologies(class, have) {
-		return c.onUnfit(ctx, m, pvc, at, fmt.Sprintf("StorageClass %s does not allow it by its allowedTopologies", class.Name))
+		return c.onUnfit(ctx, state, pvc, at, fmt.Sprintf("StorageClass %s does not allow it by its allowedTopologies", class.Name))
 	}
-	if !m.unsureSince.IsZero() {
+	if !state.unsureSince.IsZero() {
 		// An earlier try may have made it on another node.
 		c.ledger.Doubt(holder)
 	}
@@ -142,7 +142,7 @@ func (c *Controllers) provision(ctx context.Context, m *claimState, pvc *corev1.
 	// and one of the two creates the PersistentVolume. Otherwise this node is the wrong one.
 	records, err := c.ledger.Reserve(holder, node, []ledger.VolumeRequest{{Partition: v.Partition, Request: v.Request, Headroom: v.Headroom, Persistent: true}})
 	if err != nil {
-		return c.onUnfit(ctx, m, pvc, at, err.Error())
+		return c.onUnfit(ctx, state, pvc, at, err.Error())
 	}
 	place := diskv1alpha1.Place{Disk: records[0].Disk, Extent: diskv1alpha1.Extent{Start: records[0].Extent.Start, Length: records[0].Extent.Len()}}
 	wanted := claim.NewVolume(pvc, class, v, node, place)
@@ -150,39 +150,39 @@ func (c *Controllers) provision(ctx context.Context, m *claimState, pvc *corev1.
 	switch what := answer.Of(err); what {
 	case answer.Done:
 		klog.FromContext(ctx).V(2).Info("Made the volume of a claim", "claim", klog.KObj(pvc), "node", klog.KRef("", node), "volume", klog.KObj(pv), "place", place)
-		c.emitProvisioned(m, pvc, class, at)
+		c.emitProvisioned(state, pvc, class, at)
 	case answer.Exists:
 		// It was created by an earlier try whose response was lost, or by the previous leader.
 		if pv, err = c.client.CoreV1().PersistentVolumes().Get(ctx, v.ID, metav1.GetOptions{}); err != nil {
-			m.unsureSince = c.clock.Now()
+			state.unsureSince = c.clock.Now()
 			return fmt.Errorf("reading PersistentVolume %s, which exists: %w", v.ID, err)
 		}
 	default:
 		if what.NotDone() {
-			c.dropReservation(m, pvc)
+			c.dropReservation(state, pvc)
 		} else {
 			// It may exist. The reservation stays until the next try knows.
-			m.unsureSince = c.clock.Now()
+			state.unsureSince = c.clock.Now()
 		}
 		if what == answer.Refused {
-			c.emitEvent(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, "the API server refused the PersistentVolume: "+err.Error())
+			c.emitEvent(state, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, "the API server refused the PersistentVolume: "+err.Error())
 		}
 		return fmt.Errorf("creating PersistentVolume %s of claim %s: %w", v.ID, keyOf(pvc), err)
 	}
-	return c.handOver(m, pvc, pv, node)
+	return c.handOver(state, pvc, pv, node)
 }
 
 // handOver releases the claim's reservation after its PersistentVolume has a record. The PersistentVolume controller
 // does the rest.
-func (c *Controllers) handOver(m *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, node string) error {
+func (c *Controllers) handOver(state *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, node string) error {
 	if !claim.IsFor(pv, pvc) {
-		c.releaseReservation(m, pvc)
-		c.refuse(m, pvc, fmt.Sprintf("PersistentVolume %s exists, and is not for this claim: delete it", pv.Name))
+		c.releaseReservation(state, pvc)
+		c.refuse(state, pvc, fmt.Sprintf("PersistentVolume %s exists, and is not for this claim: delete it", pv.Name))
 		return nil
 	}
 	if pv.DeletionTimestamp != nil {
 		// It was deleted before it was bound. The event of its end queues the claim.
-		c.releaseReservation(m, pvc)
+		c.releaseReservation(state, pvc)
 		return nil
 	}
 	// This is not left to the informer: between Forget and its event the place would be free.
@@ -193,16 +193,16 @@ func (c *Controllers) handOver(m *claimState, pvc *corev1.PersistentVolumeClaim,
 		}
 		c.ledger.AddVolume(string(pv.UID), pv.Name, node, diskcapacity.RecordOf(volume))
 	}
-	c.releaseReservation(m, pvc)
+	c.releaseReservation(state, pvc)
 	return nil
 }
 
-// giveBack takes the node back that a scheduler chose for a claim, so that it chooses another one. It does not use the
-// pod: the scheduler waits for the claim, and starts over.
-func (c *Controllers) giveBack(ctx context.Context, m *claimState, pvc *corev1.PersistentVolumeClaim, node, why string) error {
-	c.dropReservation(m, pvc)
+// withdrawNode removes the annotation with the node that a scheduler chose for a claim, so that it chooses another one.
+// It does not change the pod: the scheduler waits for the claim, and starts over.
+func (c *Controllers) withdrawNode(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, node, why string) error {
+	c.dropReservation(state, pvc)
 	key := keyOf(pvc)
-	if wait := m.returnBackoff.remaining(c.clock.Now()); wait > 0 {
+	if wait := state.placeBackoff.remaining(c.clock.Now()); wait > 0 {
 		// There may be room meanwhile. But a user with the right to edit claims can choose any name, and a node that
 		// does not exist never changes.
 		if c.nodeExists(diskv1alpha1.NodeLabel(node)) {
@@ -211,7 +211,7 @@ func (c *Controllers) giveBack(ctx context.Context, m *claimState, pvc *corev1.P
 		c.claimQueue.AddAfter(key, wait)
 		return nil
 	}
-	// The patch tests the node, so that no other choice is taken back.
+	// The patch tests the node, so that no other choice is withdrawn.
 	path := "/metadata/annotations/" + strings.ReplaceAll(annotationSelectedNode, "/", "~1")
 	patch, err := json.Marshal([]map[string]any{
 		{"op": "test", "path": "/metadata/uid", "value": pvc.UID},
@@ -229,10 +229,10 @@ func (c *Controllers) giveBack(ctx context.Context, m *claimState, pvc *corev1.P
 	case err != nil:
 		return fmt.Errorf("taking node %s back from claim %s: %w", node, key, err)
 	}
-	m.returnBackoff.record(c.clock.Now())
-	// Each return is reported, also if the note is the same.
-	m.lastNote = ""
-	c.emitEvent(m, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision,
+	state.placeBackoff.record(c.clock.Now())
+	// Each withdrawal is reported, also if the note is the same.
+	state.lastNote = ""
+	c.emitEvent(state, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision,
 		fmt.Sprintf("node %s, which the claim's scheduler chose: %s; the scheduler may choose another. With schedulerName: berth the pod's node is chosen by free space", node, why))
 	return nil
 }
