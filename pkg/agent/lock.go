@@ -114,7 +114,7 @@ func (l *nodeLock) keepFile(ctx context.Context) error {
 // restoreFile makes the file again if it does not exist. The error says that another agent has it.
 func (l *nodeLock) restoreFile(ctx context.Context) error {
 	if here, err := l.holdsFile(); err != nil || here {
-		return nil //nolint:nilerr // looked at again soon; the lock itself is not lost
+		return nil //nolint:nilerr // checked again soon; the lock itself is not lost
 	}
 	if err := os.MkdirAll(filepath.Dir(l.path), 0o750); err != nil {
 		return nil //nolint:nilerr // as above

@@ -122,7 +122,7 @@ func (p *peers) change(nodeName string, now []string) (changed []string) {
 	return slices.Compact(changed)
 }
 
-// wakePeers has the nodes looked at that share disks with the node now, or did.
+// wakePeers queues the nodes that share disks with the node now, or did.
 func (c *Controllers) wakePeers(nodeName string, shared []ledger.SharedDisk) {
 	var with []string
 	for _, s := range shared {

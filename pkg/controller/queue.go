@@ -15,27 +15,26 @@ import (
 const (
 	// LastRetry is the longest pause before a key that failed is tried again.
 	LastRetry = time.Minute
-	// syncTimeout is for the few requests that one key needs: a request that hangs must not hold
-	// up a worker.
+	// syncTimeout is for the few requests that one key needs: a request that hangs must not hold up a worker.
 	syncTimeout = 30 * time.Second
 )
 
-// Queue has the keys of what is to be looked at.
+// Queue has the keys of the objects to sync.
 type Queue = workqueue.TypedRateLimitingInterface[string]
 
-// NewQueue returns a queue. A key that failed is tried again after firstRetry, twice that and so
-// on up to LastRetry. The name is that of the queue in metrics.
+// NewQueue returns a queue. A key that failed is tried again after firstRetry, then after twice that, and so on up to
+// LastRetry. The name is that of the queue in metrics.
 func NewQueue(name string, firstRetry time.Duration) Queue {
 	return workqueue.NewTypedRateLimitingQueueWithConfig(
 		workqueue.NewTypedItemExponentialFailureRateLimiter[string](firstRetry, LastRetry),
 		workqueue.TypedRateLimitingQueueConfig[string]{Name: name})
 }
 
-// Sync does for a key whatever there is to do. It returns when to look again even if nothing
-// happens; 0 for not at all.
+// Sync does the next step for a key. It returns after which time the key is synced again even if nothing changes; 0 for
+// not at all.
 type Sync func(ctx context.Context, key string) (again time.Duration, err error)
 
-// Once is a Sync that looks at a key again only when something happens.
+// Once makes a Sync of a function that needs no sync without a change.
 func Once(sync func(ctx context.Context, key string) error) Sync {
 	return func(ctx context.Context, key string) (time.Duration, error) { return 0, sync(ctx, key) }
 }
@@ -47,7 +46,7 @@ func Work(ctx context.Context, queue Queue, kind string, sync Sync) {
 		if done {
 			return
 		}
-		again, err := within(ctx, key, sync)
+		again, err := syncWithTimeout(ctx, key, sync)
 		switch {
 		case err == nil:
 			queue.Forget(key)
@@ -66,15 +65,15 @@ func Work(ctx context.Context, queue Queue, kind string, sync Sync) {
 	}
 }
 
-// within syncs one key within the time limit.
-func within(ctx context.Context, key string, sync Sync) (again time.Duration, err error) {
+// syncWithTimeout syncs one key within syncTimeout.
+func syncWithTimeout(ctx context.Context, key string, sync Sync) (again time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
 	return sync(ctx, key)
 }
 
-// Follow calls handle with the object before and after each change of an informer: nil before an
-// addition, nil after a deletion. The objects that there are come first, as additions.
+// Follow calls handle with the object before and after each change of an informer: nil before an addition, nil after a
+// deletion. The objects that there are come first, as additions.
 func Follow(informer cache.SharedIndexInformer, handle func(before, now any)) (synced cache.InformerSynced, err error) {
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { handle(nil, obj) },

@@ -17,7 +17,7 @@ func serveHealth(address string, h *agent.Health) (stop func(), err error) {
 	return listenAndServe("--health-address", address, mux)
 }
 
-// answer writes ok, or the error of the check.
+// answer returns a handler that writes ok, or the error of the check with status 503.
 func answer(check func() error) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		if err := check(); err != nil {

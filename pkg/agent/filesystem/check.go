@@ -27,6 +27,7 @@ func Check(ctx context.Context, device string) error {
 
 // runE2fsck runs e2fsck with the arguments and returns its output. Errors that it has repaired are no errors.
 func runE2fsck(ctx context.Context, arguments ...string) (output string, err error) {
+	// Bits of the exit code: errors were repaired, the node should reboot, errors were left.
 	const repaired, reboot, left = 1, 2, 4
 	output, err = run(ctx, "e2fsck", arguments...)
 	var exit *exec.ExitError

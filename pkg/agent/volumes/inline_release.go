@@ -30,7 +30,7 @@ func verdictForPod(pod *corev1.Pod, uid types.UID, isMounted bool) verdict {
 // verdict finds out from the API server whether the volume's pod is gone.
 func (i *inlineController) verdict(ctx context.Context, v disk.Volume) (verdict, error) {
 	if o, known := i.owners.get(v.Partition); known {
-		// The watch is enough to keep a volume. The pod's end has the volume looked at again.
+		// The watch is enough to keep a volume. When the pod ends, the volume is queued again.
 		if pod := i.pods.get(o.pod, o.uid); pod != nil && isAlive(pod) {
 			return verdictKeep, nil
 		}
@@ -43,12 +43,12 @@ func (i *inlineController) verdict(ctx context.Context, v disk.Volume) (verdict,
 	if err != nil {
 		return verdictKeep, err
 	}
-	becomes := verdictForPod(pod, uid, isMounted)
-	if becomes != verdictKeep && !i.owners.endSeen(v.Partition, pod, uid) {
+	decision := verdictForPod(pod, uid, isMounted)
+	if decision != verdictKeep && !i.owners.endSeen(v.Partition, pod, uid) {
 		// The sweeper decides for all such volumes together whether that can be true.
 		return verdictSuspect, nil
 	}
-	switch becomes {
+	switch decision {
 	case verdictInUse:
 		if (pod == nil || pod.UID != uid) && i.node.reports.isNew(types.UID(v.Partition), "mounted") {
 			klog.FromContext(ctx).Info("Volume's pod is gone, but it is mounted; it is wiped once it is not", "partition", v.Partition, "device", v.Device)
@@ -59,7 +59,7 @@ func (i *inlineController) verdict(ctx context.Context, v disk.Volume) (verdict,
 			i.reclaim.enqueue(v.Partition, i.options.orphanGrace)
 		}
 	}
-	return becomes, nil
+	return decision, nil
 }
 
 // partitionGone drops what is known of a partition that no disk has.

@@ -26,8 +26,8 @@ type reclaimer interface {
 // decider is what reclaimController uses of inlineController and persistentController. Each decides about its own
 // volumes.
 type decider interface {
-	// verdict decides what becomes of a volume that is not being wiped. It reads from the API server. With an error
-	// nothing is known, and the volume is kept.
+	// verdict decides whether a volume that is not being wiped is kept or wiped. It reads from the API server. With an
+	// error nothing is known, and the volume is kept.
 	verdict(ctx context.Context, v disk.Volume) (verdict, error)
 	// partitionGone is called when no disk has the partition (any more).
 	partitionGone(partition string)
@@ -35,7 +35,7 @@ type decider interface {
 	ownerOf(v disk.Volume) (volume, owner string)
 }
 
-// verdict is what becomes of a volume.
+// verdict is the decision about a volume.
 type verdict int
 
 const (
@@ -48,10 +48,10 @@ const (
 
 const (
 	// inUseRetry is how often reclaim checks a volume whose pod is gone and that is still mounted or open.
-	// NodeUnpublish has it checked at once.
+	// NodeUnpublish queues it at once.
 	inUseRetry = 30 * time.Second
-	// sweepKey in the queue means all ephemeral volumes that may be orphans. unwatchedKey means the persistent ones for
-	// which the watch shows no PersistentVolume.
+	// The queue has GUIDs of partitions, and two keys for many of them. sweepKey means all ephemeral volumes that may
+	// be orphans. unwatchedKey means the persistent ones for which the watch shows no PersistentVolume.
 	sweepKey     = ""
 	unwatchedKey = "persistent"
 )
@@ -73,7 +73,7 @@ type reclaimController struct {
 	orphans    *orphans
 	sweeper    *sweeper
 	blocked    *blockedVolumes
-	// enqueueUnwatched has the persistent volumes checked for which the watch shows no PersistentVolume.
+	// enqueueUnwatched queues the persistent volumes for which the watch shows no PersistentVolume.
 	enqueueUnwatched func()
 }
 
@@ -107,7 +107,7 @@ func (r *reclaimController) ownerOf(v disk.Volume) (volume, owner string) {
 	return r.inline.ownerOf(v)
 }
 
-// release wipes the volume of the partition if that is due.
+// release checks what a key of the queue stands for, and wipes the volume of a partition if that is due.
 func (r *reclaimController) release(ctx context.Context, partition string) error {
 	switch partition {
 	case sweepKey:
@@ -117,7 +117,7 @@ func (r *reclaimController) release(ctx context.Context, partition string) error
 		return nil
 	}
 	if r.isWiping(partition) {
-		// The end of the wipe has the volume looked at again if anything is left to do.
+		// When the wipe ends, it queues the volume again if anything is left to do.
 		return nil
 	}
 	unlock, err := r.node.locks.lock(ctx, partition)
@@ -136,7 +136,7 @@ func (r *reclaimController) release(ctx context.Context, partition string) error
 		return nil
 	}
 	if !d.Ready() {
-		// followDisks has it looked at again when the disk is back.
+		// followDisks queues it again when the disk is back.
 		return nil
 	}
 	if v.Phase != disk.Wiping {
@@ -150,13 +150,13 @@ func (r *reclaimController) release(ctx context.Context, partition string) error
 	return nil
 }
 
-// mustWipe reports whether the volume must be wiped now.
+// mustWipe reports whether the volume must be wiped now. If it may be later, it queues the next check.
 func (r *reclaimController) mustWipe(ctx context.Context, d discovery.Disk, v disk.Volume) (bool, error) {
-	becomes, err := r.deciderFor(v).verdict(ctx, v)
+	decision, err := r.deciderFor(v).verdict(ctx, v)
 	if err != nil {
 		return false, err
 	}
-	switch becomes {
+	switch decision {
 	case verdictWipe:
 		return true, nil
 	case verdictSuspect:

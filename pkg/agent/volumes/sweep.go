@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	// sweepDelay is a delay that collects volumes that become suspects at the same time.
+	// sweepDelay is how long a sweep waits for more volumes that become suspects at the same time.
 	sweepDelay = time.Second
 	// sweepInterval is how often the sweeper checks again whether pods are back.
 	sweepInterval = 5 * time.Minute
@@ -124,7 +124,7 @@ func (s *sweeper) collectSuspects() []disk.Volume {
 	return suspects
 }
 
-// reclaimDue reclaims those of the orphans that are due, and has the others checked again later.
+// reclaimDue reclaims those of the orphans that are due, and queues another sweep for the others.
 func (s *sweeper) reclaimDue(ctx context.Context, orphaned []disk.Volume) error {
 	var doubtful int
 	found := s.orphans.all()
@@ -133,11 +133,11 @@ func (s *sweeper) reclaimDue(ctx context.Context, orphaned []disk.Volume) error 
 			doubtful++
 		}
 	}
-	may, err := s.mayReclaim(ctx, doubtful)
+	mayReclaim, err := s.mayReclaim(ctx, doubtful)
 	if err != nil {
 		return err
 	}
-	if !may {
+	if !mayReclaim {
 		s.enqueue(sweepKey, sweepInterval)
 	}
 	for _, v := range orphaned {
@@ -145,7 +145,7 @@ func (s *sweeper) reclaimDue(ctx context.Context, orphaned []disk.Volume) error 
 		left := s.grace - s.node.since(o.graceBegin)
 		switch {
 		case o.reclaimAllowed:
-		case !may:
+		case !mayReclaim:
 			continue
 		case left > 0:
 			s.enqueue(sweepKey, left)
@@ -163,17 +163,17 @@ func (s *sweeper) reclaimDue(ctx context.Context, orphaned []disk.Volume) error 
 func (s *sweeper) mayReclaim(ctx context.Context, count int) (bool, error) {
 	disks := s.node.inventory.Disks()
 	// Orphans on a disk that is away do not count now, and may count again later.
-	more := slices.ContainsFunc(disks, func(d discovery.Disk) bool { return !d.Ready() })
-	if count == 0 && !more {
+	diskAway := slices.ContainsFunc(disks, func(d discovery.Disk) bool { return !d.Ready() })
+	if count == 0 && !diskAway {
 		if left := s.node.client.EndDoubt(ctx); left > 0 {
 			s.enqueue(sweepKey, left)
 		}
 	}
-	before := s.isStopped()
-	stopped := before && (count > 0 || more)
+	wasStopped := s.isStopped()
+	stopped := wasStopped && (count > 0 || diskAway)
 	doubt := ""
 	switch {
-	case count <= s.limit || before:
+	case count <= s.limit || wasStopped:
 	case s.limit == 0:
 		stopped, doubt = true, "the limit is 0"
 	default:
@@ -187,10 +187,10 @@ func (s *sweeper) mayReclaim(ctx context.Context, count int) (bool, error) {
 	s.mu.Lock()
 	s.stopped = stopped
 	s.mu.Unlock()
-	if stopped != before {
+	if stopped != wasStopped {
 		s.node.changed()
 	}
-	if stopped && !before {
+	if stopped && !wasStopped {
 		klog.FromContext(ctx).Info("Reclaiming has stopped: too many volumes have lost their pods", "orphans", count, "limit", s.limit, "reason", doubt)
 		s.node.reports.nodeEvent(corev1.EventTypeWarning, eventReclaimStopped, StoppedMessage(s.node.name, count)+". Reason: "+doubt)
 	}

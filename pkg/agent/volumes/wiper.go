@@ -134,7 +134,7 @@ func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) retry
 	w.mu.Unlock()
 	e, err := engineOf(&d)
 	if err != nil {
-		// The disk's return has the volume looked at again.
+		// When the disk is back, the volume is queued again.
 		logger.Info("Volume is wiped once its disk is back", "reason", err.Error())
 		return retry{}
 	}
