@@ -67,6 +67,9 @@ func (p *plan) report(w io.Writer) error {
 	if err := p.compareWorkloads(w, demandOfTarget, "Policies", policies); err != nil {
 		return err
 	}
+	if err := p.comparePreemption(w); err != nil {
+		return err
+	}
 	return p.compareCandidates(w)
 }
 
