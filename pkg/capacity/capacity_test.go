@@ -138,7 +138,7 @@ func TestStatusOfClass(t *testing.T) {
 	u := newUnused()
 	u.add("n2", diskcapacity.UnusedDevices{Candidates: 1, Refused: []diskcapacity.RefusedDevice{{Name: "sdb", Reasons: []string{"mounted", "held"}}}})
 	u.add("n1", diskcapacity.UnusedDevices{Candidates: 2, Refused: []diskcapacity.RefusedDevice{{Name: "sdc", Reasons: []string{"mounted"}}}})
-	s := statusOfClass(&diskv1alpha1.DiskClassStatus{}, 3, ledger.ClassStats{Disks: 4, Nodes: 2, Size: 5 << 40, Free: 3 << 30, Largest: 1 << 30}, u)
+	s := statusOfClass(&diskv1alpha1.DiskClassStatus{}, 3, 2, ledger.ClassStats{Disks: 4, Nodes: 2, Size: 5 << 40, Free: 3 << 30, Largest: 1 << 30}, u)
 	want := []diskv1alpha1.RefusedDevices{{Reason: "mounted", Count: 2, Example: "n1/sdc"}, {Reason: "held", Count: 1, Example: "n2/sdb"}}
 	if s.Nodes != 2 || s.Disks != 4 || s.Candidates != 3 || s.RefusedDevices != 2 || !slices.Equal(s.Refused, want) ||
 		s.Size != "5Ti" || s.Free != "3Gi" || s.Largest != "1Gi" {
@@ -147,15 +147,18 @@ func TestStatusOfClass(t *testing.T) {
 	if c := s.Conditions[0]; c.Type != diskv1alpha1.ConditionReady || c.Status != metav1.ConditionTrue || c.ObservedGeneration != 3 {
 		t.Errorf("condition %+v", c)
 	}
-	if again := statusOfClass(&s, 3, ledger.ClassStats{Disks: 4, Nodes: 2, Size: 5 << 40, Free: 3 << 30, Largest: 1 << 30}, u); !equality.Semantic.DeepEqual(again, s) {
+	if again := statusOfClass(&s, 3, 2, ledger.ClassStats{Disks: 4, Nodes: 2, Size: 5 << 40, Free: 3 << 30, Largest: 1 << 30}, u); !equality.Semantic.DeepEqual(again, s) {
 		t.Errorf("the same facts give another status: %+v", again)
 	}
 	for reason, u := range map[string]*unused{
 		"CandidatesWait": {candidates: 1}, "DevicesRefused": {refused: 1}, "NoDevices": nil,
 	} {
-		if c := statusOfClass(&s, 3, ledger.ClassStats{}, u).Conditions[0]; c.Status != metav1.ConditionFalse || c.Reason != reason {
+		if c := statusOfClass(&s, 3, 2, ledger.ClassStats{}, u).Conditions[0]; c.Status != metav1.ConditionFalse || c.Reason != reason {
 			t.Errorf("want the reason %s, got %+v", reason, c)
 		}
+	}
+	if c := statusOfClass(&s, 3, 0, ledger.ClassStats{}, nil).Conditions[0]; c.Reason != "NoDevices" || !strings.Contains(c.Message, "berth-nodeagent") {
+		t.Errorf("without an agent the condition is %+v", c)
 	}
 	many := newUnused()
 	for i := range 100 {

@@ -91,7 +91,7 @@ func (c *classes) sync(ctx context.Context) (nodes int, err error) {
 		}
 	})
 	for _, class := range c.shared.Classes() {
-		status := statusOfClass(&class.Status, class.Generation, stats.Classes[class.Name], unused[class.Name])
+		status := statusOfClass(&class.Status, class.Generation, stats.Nodes, stats.Classes[class.Name], unused[class.Name])
 		if equality.Semantic.DeepEqual(status, class.Status) {
 			continue
 		}
@@ -152,8 +152,8 @@ func (u *unused) top() []diskv1alpha1.RefusedDevices {
 	return all[:min(len(all), maxReasons)]
 }
 
-// statusOfClass is what a class's status should be, after what it was.
-func statusOfClass(before *diskv1alpha1.DiskClassStatus, generation int64, of ledger.ClassStats, u *unused) diskv1alpha1.DiskClassStatus {
+// statusOfClass is what a class's status should be, after what it was. nodes is how many nodes publish their devices.
+func statusOfClass(before *diskv1alpha1.DiskClassStatus, generation int64, nodes int, of ledger.ClassStats, u *unused) diskv1alpha1.DiskClassStatus {
 	s := diskv1alpha1.DiskClassStatus{Nodes: int32(of.Nodes), Disks: int32(of.Disks)}
 	if u != nil {
 		s.Candidates, s.RefusedDevices, s.Refused = u.candidates, u.refused, u.top()
@@ -169,8 +169,10 @@ func statusOfClass(before *diskv1alpha1.DiskClassStatus, generation int64, of le
 		ready.Reason, ready.Message = "CandidatesWait", fmt.Sprintf("no disk is in service; %d devices wait for approval or for newDeviceGrace: see status.devices of the NodeDiskCapacities", s.Candidates)
 	case s.RefusedDevices > 0:
 		ready.Reason, ready.Message = "DevicesRefused", "no disk is in service: every device that the class selects is refused, see status.refused"
+	case nodes == 0:
+		ready.Reason, ready.Message = "NoDevices", "no node has published its devices: see the pods of the DaemonSet berth-nodeagent"
 	default:
-		ready.Reason, ready.Message = "NoDevices", "the class selects no device on any node"
+		ready.Reason, ready.Message = "NoDevices", "the class selects no device on any node, or another class has it: see the reasons in status.devices of the NodeDiskCapacities"
 	}
 	s.Conditions = slices.Clone(before.Conditions)
 	meta.SetStatusCondition(&s.Conditions, ready)
