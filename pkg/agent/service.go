@@ -31,11 +31,11 @@ var (
 		Namespace: "berth", Subsystem: "node", Name: "devices_refused", StabilityLevel: metrics.ALPHA,
 		Help: "Devices that a DiskClass selects and that are not used.",
 	})
-	registration sync.Once
+	registerOnce sync.Once
 )
 
 func registerMetrics() {
-	registration.Do(func() { legacyregistry.MustRegister(diskOutOfService, diskFailuresTotal, devicesRefused) })
+	registerOnce.Do(func() { legacyregistry.MustRegister(diskOutOfService, diskFailuresTotal, devicesRefused) })
 }
 
 // serviceReporter reports, in events and metrics, which disks go out of service and come back. The NodeDiskCapacity has

@@ -27,6 +27,7 @@ func Read(path string) (Snapshot, error) {
 	return s, nil
 }
 
+// read is Read for a device that is open.
 func (d *blockDevice) read() (Snapshot, error) {
 	if err := d.readLayout(); err != nil {
 		return Snapshot{}, err

@@ -35,13 +35,13 @@ func MayGrowUnmounted(device string) error {
 }
 
 // GrowMounted grows a mounted file system to the size of its device. At least one of its mounts must be writable.
-func GrowMounted(ctx context.Context, device string, on []mounts.Mount) error {
-	writable := slices.IndexFunc(on, func(m mounts.Mount) bool { return !m.ReadOnly() })
+func GrowMounted(ctx context.Context, device string, mounted []mounts.Mount) error {
+	writable := slices.IndexFunc(mounted, func(m mounts.Mount) bool { return !m.ReadOnly() })
 	if writable < 0 {
 		return fmt.Errorf("%s is mounted read-only everywhere: %w", device, ErrOnlyUnmounted)
 	}
 	begin := time.Now()
-	m := on[writable]
+	m := mounted[writable]
 	var err error
 	if m.FSType == diskv1alpha1.FSTypeXFS {
 		_, err = run(ctx, "xfs_growfs", "-d", m.Mountpoint)
@@ -59,7 +59,8 @@ func GrowMounted(ctx context.Context, device string, on []mounts.Mount) error {
 	return nil
 }
 
-// GrowUnmounted grows an ext4 file system that is not mounted. resize2fs requires a check before.
+// GrowUnmounted grows an ext4 file system that is not mounted to the size of its device. resize2fs requires a check
+// before.
 func GrowUnmounted(ctx context.Context, device string) error {
 	if err := MayGrowUnmounted(device); err != nil {
 		return err

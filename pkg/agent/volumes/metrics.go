@@ -43,11 +43,11 @@ var (
 		Namespace: "berth", Subsystem: "node", Name: "reclaim_blocked", StabilityLevel: metrics.ALPHA,
 		Help: "Volumes to be wiped that something has held for a minute, by its kind: Kernel, Loop, Swap, Mount, Bind, Open, File or Unknown.",
 	}, []string{"holder"})
-	registration sync.Once
+	registerOnce sync.Once
 )
 
 func registerMetrics() {
-	registration.Do(func() {
+	registerOnce.Do(func() {
 		legacyregistry.MustRegister(wipesTotal, wipedBytesTotal, wipeSeconds, orphanedVolumes, reclaimStopped, reclaimBlocked)
 	})
 }

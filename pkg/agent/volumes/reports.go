@@ -45,12 +45,16 @@ const (
 
 // Recorder writes events. It never blocks.
 type Recorder interface {
+	// Event writes an event about a pod.
 	Event(pod *corev1.Pod, eventType, reason, message string)
+	// About writes an event about another object.
 	About(object corev1.ObjectReference, eventType, reason, message string)
+	// OfNode writes an event about the NodeDiskCapacity of the node. uid may be empty.
 	OfNode(uid types.UID, eventType, reason, message string)
 }
 
-// reports writes events about pods, PersistentVolumes and the node, and does not repeat one.
+// reports writes events about pods, PersistentVolumes and the node. The warn functions do not repeat the last event
+// about an object: a volume that waits is retried all the time.
 type reports struct {
 	recorder   Recorder
 	capacities capacityStore
@@ -89,8 +93,7 @@ func (r *reports) warnPod(pod *corev1.Pod, reason, message string) {
 	}
 }
 
-// warnVolume writes an event about a PersistentVolume and its claim, unless it repeats the
-// last one.
+// warnVolume writes an event about a PersistentVolume and its claim, unless it repeats the last one.
 func (r *reports) warnVolume(pv *corev1.PersistentVolume, reason, message string) {
 	if r.isNew(pv.UID, reason+message) {
 		r.volumeEvent(pv, corev1.EventTypeWarning, reason, message)

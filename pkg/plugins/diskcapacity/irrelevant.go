@@ -10,10 +10,11 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 )
 
-// Irrelevant reports that an event helps none of the waiting pods that the plugin has rejected. Then no hint has to be
-// called for each of them. It knows this of events about pods, claims and volumes: otherwise each pod that comes or
-// goes would call the hints of all waiting pods. The arguments are those of the hints. A pod that was tried meanwhile
-// must not begin to wait before all hints are called.
+// Irrelevant reports whether an event helps none of the waiting pods that the plugin has rejected. Then the queue need
+// not call a hint for each of them. It is for events about pods, claims and volumes: otherwise each pod that comes or
+// goes would call the hints of all waiting pods. The arguments are those of the hints.
+//
+// The caller allows no pod to begin to wait between Irrelevant and the hints: Irrelevant would not have counted it.
 func (p *Plugin) Irrelevant(logger klog.Logger, old, obj any) bool {
 	if obj == nil {
 		return p.irrelevantEnd(logger, old)
@@ -46,7 +47,7 @@ func (p *Plugin) irrelevantEnd(logger klog.Logger, gone any) bool {
 	return false
 }
 
-// anyFits is queueIfFits for all waiting pods at once.
+// anyFits reports whether any waiting pod fits on the node now. It is queueIfFits for all of them at once.
 func (p *Plugin) anyFits(nodeName string) bool {
 	node := p.ledger.Snapshot(nodeName).Node
 	if len(node.Disks) == 0 || !p.feed.hasAgent(nodeName) {

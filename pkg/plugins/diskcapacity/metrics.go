@@ -9,7 +9,7 @@ import (
 	fwk "k8s.io/kube-scheduler/framework"
 )
 
-// Results of the scheduling cycles of pods with disk volumes.
+// Results of the scheduling cycles of pods with disk volumes, as values of a label. Users' queries depend on them.
 const (
 	// resultBound: the pod has its node and its places.
 	resultBound = "bound"
@@ -19,12 +19,12 @@ const (
 	resultUnschedulable = "unschedulable"
 	// resultWidened: none of the nodes that fit best was accepted, all are tried next.
 	resultWidened = "widened"
-	// resultWaitingForWipe: the pod waits for a node to wipe volumes that are gone.
-	resultWaitingForWipe = "waiting"
+	// resultWaiting: the pod waits for a node to wipe volumes that are gone.
+	resultWaiting = "waiting"
 	// resultLost: the space was taken between Filter and Reserve.
 	resultLost = "lost"
-	// resultUnreserved: the places were given back, because the pod could not be bound.
-	resultUnreserved = "undone"
+	// resultUndone: the places were given back, because the pod could not be bound.
+	resultUndone = "undone"
 )
 
 // Steps that are measured once for each pod. kube-scheduler itself samples the duration of Filter.
@@ -64,17 +64,18 @@ var (
 		Namespace: "berth", Subsystem: "scheduler", Name: "replaced_volumes_total", StabilityLevel: metrics.ALPHA,
 		Help: "Volumes that their node has made elsewhere than at the place that this scheduler recorded: the node refused it.",
 	})
-	registration sync.Once
+	registerOnce sync.Once
 )
 
 // registerMetrics is called for every profile. The process has one set of metrics.
 func registerMetrics() {
-	registration.Do(func() {
+	registerOnce.Do(func() {
 		legacyregistry.MustRegister(decisionsTotal, reasonsTotal, searchesTotal, planDuration, bindFailuresTotal, publishDelay, replacedTotal)
 		legacyregistry.CustomMustRegister(&collector{feed: anyFeed, now: time.Now})
 	})
 }
 
+// countDecision counts a scheduling cycle by its result.
 func countDecision(result string) { decisionsTotal.WithLabelValues(result).Inc() }
 
 func observePlan(step string, start time.Time) {
@@ -95,17 +96,18 @@ func (s *state) countNoNode(status *fwk.Status) {
 	case s.narrowed:
 		countDecision(resultWidened)
 	case status.Code() == fwk.UnschedulableAndUnresolvable:
-		countDecision(resultWaitingForWipe)
+		countDecision(resultWaiting)
 	default:
 		countDecision(resultUnschedulable)
 		s.rejections.countReasons()
 	}
 }
 
+// countReasons counts the cycle once for each class and cause, and once for each other reason.
 func (r *rejections) countReasons() {
-	kinds := r.sorted()
-	for i, k := range kinds {
-		if i == 0 || k.noFit.Class != kinds[i-1].noFit.Class || k.noFit.Cause != kinds[i-1].noFit.Cause {
+	sorted := r.sorted()
+	for i, k := range sorted {
+		if i == 0 || k.noFit.Class != sorted[i-1].noFit.Class || k.noFit.Cause != sorted[i-1].noFit.Cause {
 			reasonsTotal.WithLabelValues(k.noFit.Class, causes[k.noFit.Cause]).Inc()
 		}
 	}

@@ -291,7 +291,7 @@ func (p *Plugin) volumeRequestsOn(s *state, nodeName string) ([]ledger.VolumeReq
 // Unreserve forgets what Reserve recorded. It is also called when Reserve never ran.
 func (p *Plugin) Unreserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, _ string) {
 	if p.forgetReservation(cycle, pod) {
-		countDecision(resultUnreserved)
+		countDecision(resultUndone)
 	}
 	p.ledger.Forget(string(pod.UID))
 }

@@ -72,6 +72,7 @@ type subscriptions struct {
 	gates bool
 }
 
+// pluginEvents are the events that one plugin has registered.
 type pluginEvents struct {
 	name   string
 	events []fwk.ClusterEvent
@@ -107,8 +108,8 @@ func subscriptionsOf(ctx context.Context, profile framework.Framework) (*subscri
 				p.events = append(p.events, fwk.ClusterEvent{Resource: fwk.Node, ActionType: fwk.UpdateNodeTaint})
 			}
 		}
-		if knows, ok := e.(eventFilter); ok {
-			p.irrelevant = knows.Irrelevant
+		if filter, ok := e.(eventFilter); ok {
+			p.irrelevant = filter.Irrelevant
 		}
 		s.plugins = append(s.plugins, p)
 	}
@@ -147,6 +148,7 @@ func (q *filteredQueue) AddUnschedulableIfNotPresent(logger klog.Logger, info *f
 	return q.SchedulingQueue.AddUnschedulableIfNotPresent(logger, info, cycle)
 }
 
+// noteRejection replaces the pod's last rejection.
 func (q *filteredQueue) noteRejection(info *framework.QueuedPodInfo) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -160,6 +162,7 @@ func (q *filteredQueue) noteRejection(info *framework.QueuedPodInfo) {
 	q.rejections[info.Pod] = rejection{info: info, profile: profile, by: profile.rejectors(info)}
 }
 
+// forget drops the pod's rejection. The caller holds mu.
 func (q *filteredQueue) forget(uid types.UID) {
 	delete(q.rejections, q.pods[uid])
 	delete(q.pods, uid)
@@ -203,7 +206,7 @@ func (q *filteredQueue) MoveAllToActiveOrBackoffQueue(logger klog.Logger, event 
 	})
 }
 
-// mayHelp is called with both locks held, this one and the queue's.
+// mayHelp reports whether the present event may help the pod. It is called with both locks held, mu and the queue's.
 func (q *filteredQueue) mayHelp(pod *corev1.Pod) bool {
 	r, known := q.rejections[pod]
 	if !known {
