@@ -94,6 +94,7 @@ func (r *Recorder) Run(ctx context.Context) {
 	}
 }
 
+// write creates the event. If it exists, it counts it once more.
 func (r *Recorder) write(ctx context.Context, event *corev1.Event) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

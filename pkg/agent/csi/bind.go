@@ -28,8 +28,8 @@ func bindDevice(ctx context.Context, device, target string, a access) error {
 	return bind(ctx, device, target, a.bindOptions())
 }
 
-// bind mounts the source with its own options and those of options that a bind mount can have. If it fails, the target,
-// which was made for it, is removed.
+// bind mounts a copy of the source's mount on the target. Of the options it sets those that a bind mount can have. If
+// that fails, it removes the target, which was made for it.
 func bind(ctx context.Context, source, target string, options []string) error {
 	if err := bindTree(source, target, options); err != nil {
 		return errors.Join(err, removeTarget(ctx, target))
@@ -93,6 +93,7 @@ var accessTimes = map[string]uint64{
 	"strictatime": unix.MOUNT_ATTR_STRICTATIME,
 }
 
+// attributesOf are the mount attributes of those options that a bind mount can have.
 func attributesOf(options []string) unix.MountAttr {
 	var a unix.MountAttr
 	for _, o := range options {
@@ -137,7 +138,8 @@ func checkBindSupport(dir string) error {
 	return explainOldKernel(err)
 }
 
-// explainOldKernel says which kernel is needed when this one does not have a call.
+// explainOldKernel says which kernel is needed when this one does not have a call. Other errors depend on the folder,
+// so they say nothing about the kernel.
 func explainOldKernel(err error) error {
 	if !errors.Is(err, unix.ENOSYS) {
 		return nil

@@ -105,6 +105,7 @@ func (k *Kubelet) checkPropagation(folder string) error {
 	return nil
 }
 
+// below reports whether the path is below the folder, by its name alone.
 func below(path, dir string) bool {
 	return strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }

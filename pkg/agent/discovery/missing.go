@@ -25,6 +25,7 @@ func (s *rescanState) findMissing() {
 			}
 		}
 	}
+	// What lies on such a device may be in a volume of the missing disk, so it is left alone.
 	for name := range s.missing {
 		s.ours[name] = true
 	}
@@ -70,10 +71,10 @@ func (i *Inventory) hasSeen(id string) bool {
 }
 
 // diskFromStatus is a disk of which only the published state is known.
-func diskFromStatus(k diskv1alpha1.Disk) *Disk {
-	s := disk.Snapshot{ID: k.ID, Path: "/dev/" + k.Device, Size: k.Size, SectorSize: int64(k.SectorSize), Overhead: k.Size}
+func diskFromStatus(published diskv1alpha1.Disk) *Disk {
+	s := disk.Snapshot{ID: published.ID, Path: "/dev/" + published.Device, Size: published.Size, SectorSize: int64(published.SectorSize), Overhead: published.Size}
 	var taken extent.Set
-	for _, a := range k.Allocations {
+	for _, a := range published.Allocations {
 		// Any client may have edited the published state, so the result must be one that can be published again.
 		if e := extent.New(a.Start, a.Length); taken.Overlaps(e) {
 			continue
@@ -89,8 +90,8 @@ func diskFromStatus(k diskv1alpha1.Disk) *Disk {
 		s.Overhead -= a.Length
 	}
 	return &Disk{
-		Device:   Device{Name: k.Device, Path: s.Path, Size: k.Size, SectorSize: s.SectorSize, Model: k.Model, Rotational: k.Rotational},
-		Class:    k.Class,
+		Device:   Device{Name: published.Device, Path: s.Path, Size: published.Size, SectorSize: s.SectorSize, Model: published.Model, Rotational: published.Rotational},
+		Class:    published.Class,
 		Snapshot: s,
 		Problem:  "no device holds this disk",
 	}

@@ -20,7 +20,7 @@ const (
 
 	entrySize  = 128
 	arrayBytes = EntryCount * entrySize
-	// minDiskSize leaves room for the head, the meta partition, one volume of 1 MiB and the tail.
+	// minDiskSize leaves room for the two copies of the table, the meta partition, and one volume of 1 MiB.
 	minDiskSize = 4 * Alignment
 	// maxDiskSize keeps every sum of two offsets within an int64.
 	maxDiskSize = 1 << 60
@@ -45,8 +45,8 @@ const (
 // metaName is the name of the meta partition. It is only displayed.
 const metaName = "berth meta"
 
-// layout knows where on a disk the parts of its table lie. It is the only type that counts sectors. All other code
-// counts bytes.
+// layout knows where on a disk the parts of its table lie. It is the only type that counts sectors, whose numbers are
+// called LBA. All other code counts bytes.
 type layout struct {
 	size, sector int64
 }
@@ -79,32 +79,37 @@ func (l layout) arraySectors() uint64 { return uint64(arrayBytes / l.sector) }
 func (l layout) firstUsable() uint64 { return 2 + l.arraySectors() }
 func (l layout) lastUsable() uint64  { return l.lastLBA() - l.arraySectors() - 1 }
 
-// location is the place of one copy of the table: a header of one sector, and the entries. They touch, so that a copy
-// is one run of bytes.
+// location is the place of one copy of the table: a header of one sector, and the array of the entries. They touch, so
+// that a copy is one run of bytes.
 type location struct {
-	name                          string
+	name string
+	// otherLBA is the header of the other copy.
 	headerLBA, otherLBA, arrayLBA uint64
 }
 
+// primary is the copy at the beginning of the disk.
 func (l layout) primary() location {
 	return location{"primary", 1, l.lastLBA(), 2}
 }
 
+// backup is the copy at the end of the disk.
 func (l layout) backup() location {
 	return location{"backup", l.lastLBA(), 1, l.lastLBA() - l.arraySectors()}
 }
 
-// copyBytes is the length of a copy, copyOffset its place, and split its parts.
-func (l layout) copyBytes() int64            { return l.sector + arrayBytes }
-func (l layout) copyOffset(s location) int64 { return l.offset(min(s.headerLBA, s.arrayLBA)) }
+// copyBytes is the length of a copy, and copyOffset where it begins.
+func (l layout) copyBytes() int64             { return l.sector + arrayBytes }
+func (l layout) copyOffset(at location) int64 { return l.offset(min(at.headerLBA, at.arrayLBA)) }
 
-func (l layout) split(s location, b []byte) (header, array []byte) {
-	if s.headerLBA < s.arrayLBA {
+// split splits the bytes of a copy into the header and the array.
+func (l layout) split(at location, b []byte) (header, array []byte) {
+	if at.headerLBA < at.arrayLBA {
 		return b[:l.sector], b[l.sector:]
 	}
 	return b[arrayBytes:], b[:arrayBytes]
 }
 
+// offset is where a sector begins, in bytes.
 func (l layout) offset(lba uint64) int64 { return int64(lba) * l.sector }
 
 // usable are the bytes between the two copies of the table.

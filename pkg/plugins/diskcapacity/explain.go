@@ -15,6 +15,7 @@ import (
 // invalidKey marks the cycle of a pod with an invalid request.
 const invalidKey fwk.StateKey = Name + "/invalid"
 
+// invalid is the value of invalidKey.
 type invalid struct{}
 
 // Clone implements fwk.StateData.
@@ -51,8 +52,8 @@ func (s *state) noNodeStatus() *fwk.Status {
 	return fwk.NewStatus(fwk.Unschedulable)
 }
 
-// rejections are the reasons why nodes did not pass Filter, with one entry for all nodes with the same reason. Filter
-// writes them for many nodes at once. The text is built once for each entry, and a node that adds nothing allocates
+// rejections are the reasons why nodes did not pass Filter, with one group for all nodes with the same reason. Filter
+// writes them for many nodes at once. The text is built once for each group, and a node that adds nothing allocates
 // nothing.
 type rejections struct {
 	groups atomic.Pointer[rejectionGroup]
@@ -71,6 +72,7 @@ type rejectionGroup struct {
 	next    *rejectionGroup
 }
 
+// nearestNode is a node with what it lacks.
 type nearestNode struct {
 	node  string
 	noFit *placement.NoFit
@@ -78,26 +80,26 @@ type nearestNode struct {
 
 // add adds a node that has no room, and returns the text for all nodes with the same reason.
 func (r *rejections) add(node string, why *placement.NoFit) string {
-	k := r.group(why)
+	g := r.group(why)
 	for {
-		now := k.nearest.Load()
+		now := g.nearest.Load()
 		if now != nil && !why.Nearer(now.noFit) && (now.noFit.Nearer(why) || now.node <= node) {
-			return k.reason
+			return g.reason
 		}
-		if k.nearest.CompareAndSwap(now, &nearestNode{node: node, noFit: why}) {
-			return k.reason
+		if g.nearest.CompareAndSwap(now, &nearestNode{node: node, noFit: why}) {
+			return g.reason
 		}
 	}
 }
 
-// group returns the entry, and adds it if it is missing. There are a handful.
+// group returns the group of the reason, and adds it if it is missing. There are a handful.
 func (r *rejections) group(why *placement.NoFit) *rejectionGroup {
 	var made *rejectionGroup
 	for {
 		first := r.groups.Load()
-		for k := first; k != nil; k = k.next {
-			if k.noFit.Alike(why) {
-				return k
+		for g := first; g != nil; g = g.next {
+			if g.noFit.Alike(why) {
+				return g
 			}
 		}
 		if made == nil {
@@ -123,17 +125,17 @@ func (r *rejections) isEmpty() bool { return r.groups.Load() == nil && r.others.
 
 // bestMessage says how near the nearest nodes came; empty if that is of no use.
 func (r *rejections) bestMessage() string {
-	kinds := r.sorted()
-	classes := slices.ContainsFunc(kinds, func(k *rejectionGroup) bool { return k.noFit.Class != kinds[0].noFit.Class })
+	groups := r.sorted()
+	classes := slices.ContainsFunc(groups, func(g *rejectionGroup) bool { return g.noFit.Class != groups[0].noFit.Class })
 	var found []string
-	for _, k := range kinds {
-		nearest := k.nearest.Load()
+	for _, g := range groups {
+		nearest := g.nearest.Load()
 		best := nearest.noFit.Best()
 		if best == "" {
 			continue
 		}
 		if classes {
-			best += " of class " + k.noFit.Class
+			best += " of class " + g.noFit.Class
 		}
 		found = append(found, best+" on "+nearest.node)
 	}
@@ -143,15 +145,16 @@ func (r *rejections) bestMessage() string {
 	return "Best is " + strings.Join(found, ", ")
 }
 
+// sorted returns the groups by class, cause and reason, so that messages do not depend on the order of the nodes.
 func (r *rejections) sorted() []*rejectionGroup {
-	var kinds []*rejectionGroup
-	for k := r.groups.Load(); k != nil; k = k.next {
-		kinds = append(kinds, k)
+	var groups []*rejectionGroup
+	for g := r.groups.Load(); g != nil; g = g.next {
+		groups = append(groups, g)
 	}
-	slices.SortFunc(kinds, func(a, b *rejectionGroup) int {
+	slices.SortFunc(groups, func(a, b *rejectionGroup) int {
 		return cmp.Or(cmp.Compare(a.noFit.Class, b.noFit.Class), cmp.Compare(a.noFit.Cause, b.noFit.Cause), cmp.Compare(a.reason, b.reason))
 	})
-	return kinds
+	return groups
 }
 
 // otherReason is why a node can take no volume, or not those of the pod.

@@ -105,10 +105,10 @@ func (s *state) countNoNode(status *fwk.Status) {
 
 // countReasons counts the cycle once for each class and cause, and once for each other reason.
 func (r *rejections) countReasons() {
-	sorted := r.sorted()
-	for i, k := range sorted {
-		if i == 0 || k.noFit.Class != sorted[i-1].noFit.Class || k.noFit.Cause != sorted[i-1].noFit.Cause {
-			reasonsTotal.WithLabelValues(k.noFit.Class, causes[k.noFit.Cause]).Inc()
+	groups := r.sorted()
+	for i, g := range groups {
+		if i == 0 || g.noFit.Class != groups[i-1].noFit.Class || g.noFit.Cause != groups[i-1].noFit.Cause {
+			reasonsTotal.WithLabelValues(g.noFit.Class, causes[g.noFit.Cause]).Inc()
 		}
 	}
 	others := r.others.Load()

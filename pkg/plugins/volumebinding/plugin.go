@@ -27,7 +27,7 @@
 // it finds no volume, and does nothing. Then it sees the event of the volume: the claim names it already, and it does
 // nothing either. The claim then waits until the controller's next resync, which comes every 15 seconds. So the
 // scheduler writes the claim only when the controller is behind with its claims and has long seen the volume: see
-// binder.complete.
+// binder.completeClaim.
 package volumebinding
 
 import (
@@ -50,7 +50,7 @@ const Name = diskcapacity.ClaimsName
 
 // Keys of the cycle's state.
 const (
-	delegatedKey fwk.StateKey = Name + "/decided"
+	delegatedKey fwk.StateKey = Name + "/delegated"
 	deferredKey  fwk.StateKey = Name + "/deferred"
 )
 
@@ -82,7 +82,7 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 	if err != nil {
 		return nil, err
 	}
-	complete, err := diskcapacity.NewProfileCheck(Name, handle)
+	checkProfile, err := diskcapacity.NewProfileCheck(Name, handle)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 		return nil, fmt.Errorf("starting plugin %s: %w", Name, err)
 	}
 	embedded.Binder = b
-	return &Plugin{VolumeBinding: embedded, binder: b, checkProfile: complete, delegatedClaims: diskcapacity.DelegatedClaims}, nil
+	return &Plugin{VolumeBinding: embedded, binder: b, checkProfile: checkProfile, delegatedClaims: diskcapacity.DelegatedClaims}, nil
 }
 
 // EventsToRegister returns the stock plugin's events. The scheduler calls it before it starts, and does not start if
@@ -121,6 +121,7 @@ type delegated struct{ volumes *stock.PodVolumes }
 // Clone implements fwk.StateData.
 func (d *delegated) Clone() fwk.StateData { return d }
 
+// delegatedOf returns what PreFilter has delegated to DiskCapacity, or nil.
 func delegatedOf(cycle fwk.CycleState) *delegated {
 	data, err := cycle.Read(delegatedKey)
 	d, ok := data.(*delegated)
