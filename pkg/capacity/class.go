@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	// classPause is the least time between two looks at all nodes.
+	// classPause is the least time between two sums over all nodes.
 	classPause = 5 * time.Second
 	// pausePerNode is added for each node: every agent is sent each status that is written.
 	pausePerNode = 10 * time.Millisecond
@@ -31,13 +31,13 @@ const (
 
 // classes sums up what DiskClasses select.
 type classes struct {
-	disks  disks
-	shared *diskcapacity.Shared
-	kicks  chan struct{}
+	objects objects
+	shared  *diskcapacity.Shared
+	kicks   chan struct{}
 }
 
-func newClasses(d disks, shared *diskcapacity.Shared) *classes {
-	return &classes{disks: d, shared: shared, kicks: make(chan struct{}, 1)}
+func newClasses(o objects, shared *diskcapacity.Shared) *classes {
+	return &classes{objects: o, shared: shared, kicks: make(chan struct{}, 1)}
 }
 
 // changed says that something may have changed. It never blocks.
@@ -104,13 +104,13 @@ func (c *classes) sync(ctx context.Context) (nodes int, err error) {
 
 // write replaces a class's status. Zeros are written, too: a merge patch keeps what it lacks.
 func (c *classes) write(ctx context.Context, class *diskv1alpha1.DiskClass, s *diskv1alpha1.DiskClassStatus) error {
-	return c.disks.patch(ctx, classResource, class.Name, map[string]any{
+	return c.objects.patch(ctx, classResource, class.Name, map[string]any{
 		"metadata": map[string]any{"uid": class.UID},
 		"status": map[string]any{
 			"nodes": s.Nodes, "disks": s.Disks, "candidates": s.Candidates, "refusedDevices": s.RefusedDevices, "refused": s.Refused,
 			"size": s.Size, "free": s.Free, "largest": s.Largest, "conditions": s.Conditions,
 		},
-	}, statusOf)
+	}, statusSubresource)
 }
 
 // unused are the devices of one class that it does not use, on all nodes.

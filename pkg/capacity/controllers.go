@@ -55,7 +55,7 @@ type Options struct {
 // leads.
 type Controllers struct {
 	client   kubernetes.Interface
-	disks    disks
+	objects  objects
 	shared   *diskcapacity.Shared
 	recorder events.EventRecorder
 
@@ -75,13 +75,13 @@ type Controllers struct {
 // New makes the controllers. They do nothing yet: in a scheduler that stands by they must not.
 func New(o Options) *Controllers {
 	core, storage := o.Factory.Core().V1(), o.Factory.Storage().V1()
-	d := disks{client: o.Disks, limiter: flowcontrol.NewTokenBucketRateLimiter(writes, writesBurst)}
+	berth := objects{client: o.Disks, limiter: flowcontrol.NewTokenBucketRateLimiter(writes, writesBurst)}
 	return &Controllers{
-		client: o.Client, disks: d, shared: o.Shared, recorder: o.Recorder,
+		client: o.Client, objects: berth, shared: o.Shared, recorder: o.Recorder,
 		nodes: core.Nodes().Lister(), nodeInformer: core.Nodes().Informer(),
 		csiNodes: storage.CSINodes().Lister(), csiNodeInformer: storage.CSINodes().Informer(),
 		volumes: core.PersistentVolumes().Lister(), pods: core.Pods().Lister(),
-		gone: newAbsences(o.GoneGrace), peers: newPeers(), class: newClasses(d, o.Shared),
+		gone: newAbsences(o.GoneGrace), peers: newPeers(), class: newClasses(berth, o.Shared),
 	}
 }
 

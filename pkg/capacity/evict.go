@@ -28,7 +28,7 @@ func (c *Controllers) syncEvictions(ctx context.Context, nodeName string, report
 		return 0, nil
 	}
 	// The watch may be behind, and the pod have its volumes by now.
-	ndc, err := c.disks.capacity(ctx, nodeName)
+	ndc, err := c.objects.capacity(ctx, nodeName)
 	if err != nil || ndc.UID != report.UID {
 		return 0, notFoundIsDone(err)
 	}

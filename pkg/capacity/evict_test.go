@@ -107,7 +107,7 @@ func TestEvictions(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := &Controllers{
-		client: kubernetes.NewForConfigOrDie(config), disks: disks{client: berth, limiter: flowcontrol.NewFakeAlwaysRateLimiter()}, pods: corelisters.NewPodLister(pods),
+		client: kubernetes.NewForConfigOrDie(config), objects: objects{client: berth, limiter: flowcontrol.NewFakeAlwaysRateLimiter()}, pods: corelisters.NewPodLister(pods),
 	}
 	report := &diskcapacity.Report{UID: "now", Evictions: []diskv1alpha1.EvictionRequest{wanted(pod)}}
 	gone := misplaced("gone")

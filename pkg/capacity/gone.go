@@ -71,7 +71,7 @@ func (c *Controllers) syncGone(ctx context.Context, nodeName string, report *dis
 	if _, err := c.client.CoreV1().Nodes().Get(ctx, nodeName, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		return goneRecheck, err
 	}
-	ndc, err := c.disks.capacity(ctx, nodeName)
+	ndc, err := c.objects.capacity(ctx, nodeName)
 	if err != nil || ndc.UID != report.UID {
 		return goneRecheck, notFoundIsDone(err)
 	}
@@ -83,7 +83,7 @@ func (c *Controllers) syncGone(ctx context.Context, nodeName string, report *dis
 		klog.FromContext(ctx).V(2).Info("Kept the NodeDiskCapacity of a Node that is gone", "node", klog.KRef("", nodeName), "why", why)
 		return goneRecheck, nil
 	}
-	if err := c.disks.remove(ctx, ndc); err != nil {
+	if err := c.objects.remove(ctx, ndc); err != nil {
 		return 0, notFoundIsDone(err)
 	}
 	klog.FromContext(ctx).Info("Removed the NodeDiskCapacity of a Node that is gone, on which nothing is claimed", "node", klog.KRef("", nodeName), "disks", len(ndc.Status.Disks))

@@ -29,7 +29,7 @@ func (c *Controllers) syncOwners(ctx context.Context, nodeName string, report *d
 	ownership := c.shared.Ledger.Ownership(nodeName)
 	c.wakePeers(nodeName, ownership.Shared)
 	if !slices.Equal(ownership.Owned, ownership.Assigned) {
-		err := c.disks.patch(ctx, capacityResource, nodeName, map[string]any{
+		err := c.objects.patch(ctx, capacityResource, nodeName, map[string]any{
 			"metadata": map[string]any{"uid": report.UID},
 			"spec":     map[string]any{"ownedDisks": ownership.Owned},
 		})
@@ -47,7 +47,7 @@ func (c *Controllers) syncOwners(ctx context.Context, nodeName string, report *d
 
 // sayShared writes the condition DisksShared. It is the one condition that the agent leaves alone.
 func (c *Controllers) sayShared(ctx context.Context, nodeName, message string) error {
-	ndc, err := c.disks.capacity(ctx, nodeName)
+	ndc, err := c.objects.capacity(ctx, nodeName)
 	if err != nil {
 		return err
 	}
@@ -61,10 +61,10 @@ func (c *Controllers) sayShared(ctx context.Context, nodeName, message string) e
 	if message != "" {
 		klog.FromContext(ctx).Info("A node publishes a disk that another node publishes, too", "node", klog.KRef("", nodeName), "message", message)
 	}
-	return c.disks.patch(ctx, capacityResource, nodeName, map[string]any{
+	return c.objects.patch(ctx, capacityResource, nodeName, map[string]any{
 		"metadata": map[string]any{"uid": ndc.UID, "resourceVersion": ndc.ResourceVersion},
 		"status":   map[string]any{"conditions": ndc.Status.Conditions},
-	}, statusOf)
+	}, statusSubresource)
 }
 
 // sharedMessage says which disks are shared, and where they serve; empty if none is.

@@ -94,7 +94,7 @@ func (l *Ledger) setOwned(n *node, before *published, owned []string) (served []
 // updateWithheld updates all nodes after the owners of these disks may have changed. It returns the nodes other than n
 // whose disks came into service. The lock is held; the caller makes n's snapshot.
 func (l *Ledger) updateWithheld(n *node, disks []string) (served []string) {
-	var more, less []*node
+	var losing, gaining []*node
 	for _, disk := range disks {
 		owner := l.owners.of(disk)
 		// A node that no longer publishes the disk has nothing to withhold.
@@ -107,20 +107,20 @@ func (l *Ledger) updateWithheld(n *node, disks []string) (served []string) {
 				continue
 			}
 			if withheld {
-				more = append(more, p)
+				losing = append(losing, p)
 			} else {
-				less = append(less, p)
+				gaining = append(gaining, p)
 			}
 		}
 	}
 	// Nodes that lose a disk come first: a reader between the two sees no space twice.
-	for _, p := range more {
+	for _, p := range losing {
 		l.refresh(p)
 	}
-	if len(less) > 0 {
+	if len(gaining) > 0 {
 		l.refresh(n)
 	}
-	for _, p := range less {
+	for _, p := range gaining {
 		l.refresh(p)
 		if !slices.Contains(served, p.name) {
 			served = append(served, p.name)

@@ -95,7 +95,7 @@ func (d *Demand) Plan(dst []Assignment, node *Node, budget *Budget) ([]Assignmen
 	for i := range d.classes {
 		c := &d.classes[i]
 		if o := planClass(node, d.requests, c.order, dst[before:], budget, b); o != found {
-			return dst[:before], explainSizes(node, c.class, c.sizes, c.apart).because(o)
+			return dst[:before], explainSizes(node, c.class, c.sizes, c.apart).withOutcome(o)
 		}
 	}
 	return dst, nil

@@ -50,8 +50,8 @@ type NoFit struct {
 	tooSmallDisks bool
 }
 
-// because returns the error with the cause that follows from the outcome of the search.
-func (e *NoFit) because(o outcome) *NoFit {
+// withOutcome corrects the cause by the outcome of the search: NotTogether is certain only if the search was complete.
+func (e *NoFit) withOutcome(o outcome) *NoFit {
 	if o == gaveUp && e.Cause == NotTogether {
 		e.Cause = GaveUp
 	}
@@ -105,6 +105,7 @@ func (e *NoFit) Error() string {
 	return fmt.Sprintf("%d volumes of class %s (%s) don't fit together: %s", len(e.Sizes), e.Class, e.sizes(), e.extents())
 }
 
+// extents describes the free extents of the class.
 func (e *NoFit) extents() string {
 	if e.Extents > 1 {
 		return fmt.Sprintf("%d free extents, the largest %s, %s in all", e.Extents, sizeDown(e.Largest), sizeDown(e.Free))
@@ -171,6 +172,7 @@ func (e *NoFit) Best() string {
 	return e.extents()
 }
 
+// volumesWant describes the volumes and their size in all.
 func (e *NoFit) volumesWant() string {
 	return fmt.Sprintf("%d volumes (%s) want %s", len(e.Sizes), e.sizes(), sizeUp(e.Wanted()))
 }
@@ -178,6 +180,7 @@ func (e *NoFit) volumesWant() string {
 // maxNamed is how many volumes a message names one by one.
 const maxNamed = 4
 
+// sizes lists the first sizes, and counts the rest.
 func (e *NoFit) sizes() string {
 	named := e.Sizes[:min(len(e.Sizes), maxNamed)]
 	parts := make([]string, 0, maxNamed+1)

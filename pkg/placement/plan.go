@@ -119,7 +119,7 @@ func planSeveral(dst []Assignment, node *Node, requests []Request) ([]Assignment
 			n++
 		}
 		if o := planClass(node, requests, order[:n], dst[before:], nil, nil); o != found {
-			return dst[:before], explain(node, requests, requests[order[0]].Class).because(o)
+			return dst[:before], explain(node, requests, requests[order[0]].Class).withOutcome(o)
 		}
 		order = order[n:]
 	}

@@ -162,7 +162,7 @@ func (c *Controllers) setStatus(ctx context.Context, pvc *corev1.PersistentVolum
 	return updated, nil
 }
 
-// orNull has a merge patch also remove what is no longer in the map.
+// orNull returns the map with null for storage if storage is missing. So a merge patch removes it.
 func orNull(m map[corev1.ResourceName]corev1.ClaimResourceStatus) map[corev1.ResourceName]any {
 	out := map[corev1.ResourceName]any{corev1.ResourceStorage: nil}
 	for k, v := range m {
@@ -171,6 +171,7 @@ func orNull(m map[corev1.ResourceName]corev1.ClaimResourceStatus) map[corev1.Res
 	return out
 }
 
+// apply changes the status. A condition that stays true keeps the time since when it is.
 func (to *statusChange) apply(status *corev1.PersistentVolumeClaimStatus) {
 	if to.allocated != nil {
 		if status.AllocatedResources == nil {

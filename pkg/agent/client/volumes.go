@@ -101,8 +101,8 @@ func (c *Client) AnnotateVolume(ctx context.Context, pv *corev1.PersistentVolume
 	return c.core.Patch(types.MergePatchType).Resource(volumes).Name(pv.Name).Body(patch).Do(ctx).Error()
 }
 
-// IsGoneOrChanged reports whether the error says that the object has changed since it was read. The caller should read
-// it again.
+// IsGoneOrChanged reports whether the error says that the object is gone, or has changed since it was read. The caller
+// should read it again.
 func IsGoneOrChanged(err error) bool {
 	return apierrors.IsNotFound(err) || apierrors.IsConflict(err)
 }

@@ -8,7 +8,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// copyHolder is a device that holds a disk of ours.
+// copyHolder is one of several devices that hold the same disk of ours. One of them is the disk, and the others are
+// copies or other paths to it.
 type copyHolder struct {
 	device Device
 	// open is true if the disk is in service there.
@@ -73,6 +74,7 @@ func refuseOthers(id string, holders []copyHolder, keep copyHolder, why string) 
 	return refused
 }
 
+// firstByName returns the holder whose device has the first name.
 func firstByName(holders []copyHolder) copyHolder {
 	return slices.MinFunc(holders, func(a, b copyHolder) int { return strings.Compare(a.device.Name, b.device.Name) })
 }
@@ -82,12 +84,13 @@ func samePaths(a, b Device) bool {
 	return a.WWN != "" && a.WWN == b.WWN && a.Serial == b.Serial && a.Size == b.Size
 }
 
+// allPaths reports whether all holders are paths to one disk.
 func allPaths(holders []copyHolder) bool {
 	return !slices.ContainsFunc(holders, func(h copyHolder) bool { return !samePaths(h.device, holders[0].device) })
 }
 
-// refuseCopies finds the devices whose disk ID another device has as well.
-func (s *rescanState) refuseCopies(all []*Facts) {
+// markCopies sets CopyReason for the devices whose disk ID another device has as well, and that must not be used.
+func (s *rescanState) markCopies(all []*Facts) {
 	holders := map[string][]copyHolder{}
 	for _, f := range all {
 		switch {
@@ -100,19 +103,19 @@ func (s *rescanState) refuseCopies(all []*Facts) {
 	}
 	s.inventory.mu.Lock()
 	defer s.inventory.mu.Unlock()
-	for id, of := range holders {
+	for id, sameID := range holders {
 		var before *Device
 		if d := s.inventory.disks[id]; d != nil {
 			before = &d.Device
 			if d.Engine != nil {
-				of = append(of, copyHolder{device: d.Device, open: true})
+				sameID = append(sameID, copyHolder{device: d.Device, open: true})
 			}
 		}
-		refused := refusedCopies(id, of, before)
+		refused := refusedCopies(id, sameID, before)
 		for _, f := range all {
 			if reason := refused[f.Device.Name]; reason != "" && f.Contents != nil && f.Contents.ID == id {
 				f.CopyReason = reason
-				if d := s.inventory.disks[id]; d != nil && d.Engine == nil && len(refused) == len(of) {
+				if d := s.inventory.disks[id]; d != nil && d.Engine == nil && len(refused) == len(sameID) {
 					d.Problem = reason
 				}
 			}

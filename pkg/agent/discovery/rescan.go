@@ -111,7 +111,7 @@ func (s *rescanState) decide(ctx context.Context, devices []Device) {
 		}
 	}
 	s.inspect(ctx, read)
-	s.refuseCopies(all)
+	s.markCopies(all)
 	for _, f := range all {
 		s.verdicts[f.Device.Name] = s.carryOut(ctx, f)
 	}

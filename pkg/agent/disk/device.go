@@ -23,13 +23,14 @@ type blockDevice struct {
 	sys  string // its directory in sysfs
 	f    *os.File
 
-	mu     sync.Mutex
-	bounce []byte // aligned for O_DIRECT
+	mu     sync.Mutex // held while bounce is used
+	bounce []byte     // aligned for O_DIRECT
 }
 
+// bounceBytes is the length of the buffer through which ReadAt and WriteAt copy: their callers' bytes are not aligned.
 const bounceBytes = 1 << 20
 
-// openDevice opens a block device with O_DIRECT and the given further flags. The layout is set by measure.
+// openDevice opens a block device with O_DIRECT and the given further flags. readLayout sets the layout.
 func openDevice(path string, flags int) (*blockDevice, error) {
 	f, err := os.OpenFile(path, flags|unix.O_DIRECT|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -101,6 +102,7 @@ func (d *blockDevice) fd() int { return int(d.f.Fd()) }
 
 func (d *blockDevice) Close() error { return d.f.Close() }
 
+// buffer returns the bounce buffer. The caller holds mu.
 func (d *blockDevice) buffer() []byte {
 	if d.bounce == nil {
 		d.bounce = alignedBuffer()

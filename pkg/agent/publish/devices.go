@@ -45,6 +45,8 @@ func listPriority(v discovery.Verdict) int {
 	return 3
 }
 
+// deviceOf is one device as it is published. One in use whose disk is out of service has failed: problems has the
+// reasons, by the disk's ID.
 func deviceOf(l discovery.ListedDevice, problems map[string]string) diskv1alpha1.Device {
 	d, v := l.Device, l.Verdict
 	out := diskv1alpha1.Device{

@@ -17,9 +17,9 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// A nominated pod has preempted others on a node and waits there for their space. Pods that are not more important must
-// leave it what is kept for it (ledger.Usable). The framework adds nominated pods only before it calls Filter. For
-// Score, Reserve and PostFilter the plugin adds them itself, by the same rule.
+// A nominated pod has preempted others on a node and waits there for their space. Pods of the same priority or a lower
+// one must leave it what is kept for it (ledger.Usable). The framework adds nominated pods only before it calls Filter.
+// For Score, Reserve and PostFilter the plugin adds them itself, by the same rule.
 
 // nominatedPod is a nominated pod in a state.
 type nominatedPod struct {
@@ -82,6 +82,7 @@ func (p *Plugin) addNominated(s *state, other *corev1.Pod, info fwk.NodeInfo) {
 		// A pod with an invalid request has no space in the ledger.
 		return
 	}
+	// RemovePod may have taken the pod off the node before. This adds it again.
 	for i := range req.volumes {
 		delete(s.gone, req.volumes[i].Partition)
 	}
