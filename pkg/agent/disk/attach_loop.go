@@ -116,6 +116,7 @@ func (l *loopAttacher) checkTable(t table) error {
 	return nil
 }
 
+// attach ensures that a loop device shows the volume, and returns its path.
 func (l *loopAttacher) attach(ctx context.Context, e entry) (string, error) {
 	device, ok := l.found[e.guid]
 	var err error
@@ -160,14 +161,15 @@ func (l *loopAttacher) bind(ctx context.Context, e entry) (loopDevice, error) {
 	return device, err
 }
 
+// configure makes a free loop device show the volume.
 func (l *loopAttacher) configure(path string, e entry) error {
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	// The loop device keeps the open file that it gets. The disk's own would keep the disk's lock as well, if an agent
-	// is killed that has just taken it.
+	// The loop device keeps the open file that it gets. With the disk's own file it would also keep a lock that a killed
+	// agent had just taken on it.
 	backing, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", l.disk.fd()), os.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("opening %s once more: %w", l.disk.path, err)
@@ -241,6 +243,7 @@ func (l *loopAttacher) detach(ctx context.Context, e entry, timeout time.Duratio
 	return nil
 }
 
+// unbind requests the kernel to unbind the loop device, if it still shows the volume.
 func (l *loopAttacher) unbind(path string, e entry) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -52,6 +52,7 @@ func newTable(l layout, id, metaGUID string) table {
 	}}}
 }
 
+// validate checks the invariants.
 func (t table) validate() error {
 	guids := make(map[string]int, len(t.entries))
 	last, hasMeta := 0, false

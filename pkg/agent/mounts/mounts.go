@@ -35,6 +35,7 @@ func (m Mount) Shared() int { return m.peerGroup("shared:") }
 // Master is the peer group that the mount only receives from, 0 if there is none.
 func (m Mount) Master() int { return m.peerGroup("master:") }
 
+// peerGroup returns the number behind the tag in the optional fields, 0 if there is none.
 func (m Mount) peerGroup(tag string) int {
 	for field := range strings.FieldsSeq(m.Optional) {
 		if number, ok := strings.CutPrefix(field, tag); ok {
@@ -72,8 +73,8 @@ func tableOf(infos []*mountinfo.Info, err error) (Table, error) {
 	return t, nil
 }
 
-// Of returns the mounts of the file system on a device, by the device's number. When an older one was mounted, the
-// device's name may have been another device's.
+// Of returns the mounts of the file system on a device. It compares the numbers: the name in the table may be the name
+// of another device by now.
 func (t Table) Of(device uint64) []Mount {
 	return t.filter(func(m Mount) bool { return m.Device() == device })
 }

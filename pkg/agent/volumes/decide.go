@@ -24,8 +24,9 @@ type diskSpace struct {
 // unplacedVolume is a volume that has no partition yet.
 type unplacedVolume struct {
 	request.Volume
-	// recorded is where the scheduler put it. It is nil if there is no usable record, and then unrecorded says why.
-	recorded       *diskv1alpha1.RecordVolume
+	// recorded is where the scheduler put it. It is nil if there is no usable record.
+	recorded *diskv1alpha1.RecordVolume
+	// noRecordReason says why there is no record, or why it is not followed.
 	noRecordReason string
 	// recordInUse is set when the record is valid but its extent is not free.
 	recordInUse bool
@@ -69,13 +70,14 @@ func decide(disks []diskSpace, occupied map[string]bool, volumes []unplacedVolum
 			return planned, nil
 		}
 	}
-	if _, soon := planPlaces(withWipingAsFree(followed.disks), followed.occupied, rest); soon == nil {
+	if _, errAfterWipes := planPlaces(withWipingAsFree(followed.disks), followed.occupied, rest); errAfterWipes == nil {
 		return nil, errWaiting
 	}
 	return nil, err
 }
 
-// recordedPlaces is the outcome of follow.
+// recordedPlaces is the result of followRecords: the places of the volumes that follow their records, and what is left
+// of the disks.
 type recordedPlaces struct {
 	places   []place
 	disks    []diskSpace
@@ -164,13 +166,14 @@ func planPlaces(disks []diskSpace, occupied map[string]bool, volumes []unplacedV
 		at := slices.IndexFunc(left, func(d diskSpace) bool { return d.id == p.disk })
 		left[at].free = left[at].free.Remove(p.extent)
 	}
-	more, err := planOnDisks(left, other)
+	others, err := planOnDisks(left, other)
 	if err != nil {
 		return nil, err
 	}
-	return sortPlaces(volumes, append(places, more...)), nil
+	return sortPlaces(volumes, append(places, others...)), nil
 }
 
+// planOnDisks places volumes on the disks by the scheduler's algorithm. It ignores records and occupied disks.
 func planOnDisks(disks []diskSpace, volumes []unplacedVolume) ([]place, error) {
 	if len(volumes) == 0 {
 		return nil, nil
@@ -197,6 +200,7 @@ func planOnDisks(disks []diskSpace, volumes []unplacedVolume) ([]place, error) {
 	return places, nil
 }
 
+// withWipingAsFree returns the disks as they will be when all wipes have ended.
 func withWipingAsFree(disks []diskSpace) []diskSpace {
 	out := slices.Clone(disks)
 	for i := range out {

@@ -31,7 +31,7 @@ const (
 // startReflectors starts the reflectors of capacities and classes. They write into the ledger directly. An informer
 // would keep a copy of every object that is not read, and its handlers would run behind its store.
 func (f *feed) startReflectors(ctx context.Context, config *rest.Config) error {
-	client, err := restClient(config)
+	client, err := Client(config)
 	if err != nil {
 		return fmt.Errorf("making a client for %s: %w", diskv1alpha1.SchemeGroupVersion, err)
 	}
@@ -41,9 +41,7 @@ func (f *feed) startReflectors(ctx context.Context, config *rest.Config) error {
 }
 
 // Client returns a client of Berth's API.
-func Client(config *rest.Config) (rest.Interface, error) { return restClient(config) }
-
-func restClient(config *rest.Config) (rest.Interface, error) {
+func Client(config *rest.Config) (rest.Interface, error) {
 	scheme := runtime.NewScheme()
 	if err := diskv1alpha1.AddToScheme(scheme); err != nil {
 		return nil, err
@@ -57,6 +55,7 @@ func restClient(config *rest.Config) (rest.Interface, error) {
 	return rest.RESTClientFor(config)
 }
 
+// startReflector lists and watches a resource, and writes what it gets into the store.
 func startReflector(ctx context.Context, client rest.Interface, resource string, object, list runtime.Object, store cache.ReflectorStore) {
 	logger := klog.FromContext(ctx)
 	// No other message says why no disk pod is scheduled. So this one is logged each time that the reflector tries.
@@ -168,8 +167,7 @@ func (s *capacityStore) fold(obj any, into func(string, *ledger.Capacity) (befor
 // Update implements cache.ReflectorStore.
 func (s *capacityStore) Update(obj any) error { return s.Add(obj) }
 
-// Delete implements cache.ReflectorStore. The object of a deletion carries the revision
-// of the deletion.
+// Delete implements cache.ReflectorStore. The object of a deletion carries the revision of the deletion.
 func (s *capacityStore) Delete(obj any) error {
 	ndc, ok := obj.(*diskv1alpha1.NodeDiskCapacity)
 	if !ok {
@@ -196,6 +194,7 @@ func (s *capacityStore) forget(name string) {
 	s.reports.set(name, nil)
 }
 
+// notify calls the listeners with a node whose capacity is gone.
 func (s *capacityStore) notify(name string) {
 	s.mu.Lock()
 	listeners := s.listeners

@@ -121,6 +121,7 @@ func (s *state) claimsLimitNodes() bool {
 	return s.limitedByClaims || len(s.placedClaims) > 0 || len(s.bindable) > 0
 }
 
+// canTakeClaims reports whether PersistentVolumes can name the node, by its label.
 func (p *Plugin) canTakeClaims(nodeName string) bool {
 	node, err := p.feed.nodes.Get(nodeName)
 	return err == nil && hasNodeLabel(node)
@@ -189,6 +190,7 @@ func (n *narrowing) pause(pod *corev1.Pod, pending bool) {
 	}
 }
 
+// forget drops a pod that is not pending any more.
 func (n *narrowing) forget(uid types.UID) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

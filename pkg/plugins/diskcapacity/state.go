@@ -19,11 +19,11 @@ const stateKey fwk.StateKey = Name
 
 // state is the state of one pod's scheduling cycle.
 type state struct {
-	// The first seven fields are shared by clones. They are read-only after PreFilter, except for rejections.
+	// Clones share what the fields up to attempt point to. That is read-only after PreFilter, except for rejections.
 	podRequest
 	// requests are those of all volumes that are to be placed.
 	requests []placement.Request
-	// search finds out on all nodes whether they fit.
+	// search finds out whether the requests fit on a node.
 	search *ledger.Search
 	// bindable are PersistentVolumes that claims of the pod may be bound to, by StorageClass.
 	bindable map[string][]*corev1.PersistentVolume
@@ -37,7 +37,7 @@ type state struct {
 	rejections *rejections
 	// reservation is written by Reserve. The state is not cloned after that.
 	reservation *reservation
-	// attempt is this scheduling attempt of the pod.
+	// attempt is this scheduling attempt, as waitingPods remembers it.
 	attempt *attempt
 
 	// refusedEverywhere is set by PostFilter. A node that is chosen after it is one that preemption has nominated.
@@ -62,6 +62,7 @@ func (s *state) Clone() fwk.StateData {
 	return &out
 }
 
+// readState reads the state that PreFilter has written.
 func readState(cycle fwk.CycleState) (*state, error) {
 	data, err := cycle.Read(stateKey)
 	if errors.Is(err, fwk.ErrNotFound) {
