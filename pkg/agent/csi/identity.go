@@ -9,10 +9,12 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
+// identity is the CSI Identity service.
 type identity struct {
 	csispec.UnimplementedIdentityServer
 }
 
+// GetPluginInfo names the driver and its version.
 func (identity) GetPluginInfo(context.Context, *csispec.GetPluginInfoRequest) (*csispec.GetPluginInfoResponse, error) {
 	return &csispec.GetPluginInfoResponse{Name: diskv1alpha1.DriverName, VendorVersion: version.Get().GitVersion}, nil
 }

@@ -13,6 +13,7 @@ type copies struct {
 	backup, primary sectorWrite
 }
 
+// renderCopies renders both copies of a table.
 func renderCopies(l layout, c tableCopy) copies {
 	return copies{
 		backup:  sectorWrite{l.copyOffset(l.backup()), encodeCopy(l, l.backup(), c)},
@@ -31,20 +32,21 @@ func wholeBatch(w sectorWrite) batch { return batch{w, []sectorWrite{w}} }
 
 // diff is the batch that leads from what is on the disk to other bytes at the same place.
 func (l layout) diff(from, to sectorWrite) batch {
-	s := batch{all: to}
+	b := batch{all: to}
 	for at := int64(0); at < int64(len(to.data)); at += l.sector {
 		end := at + l.sector
 		if bytes.Equal(from.data[at:end], to.data[at:end]) {
 			continue
 		}
-		if last := len(s.changed) - 1; last >= 0 && s.changed[last].end() == to.off+at {
-			begin := s.changed[last].off - to.off
-			s.changed[last].data = to.data[begin:end]
+		if last := len(b.changed) - 1; last >= 0 && b.changed[last].end() == to.off+at {
+			begin := b.changed[last].off - to.off
+			b.changed[last].data = to.data[begin:end]
 			continue
 		}
-		s.changed = append(s.changed, sectorWrite{to.off + at, to.data[at:end]})
+		b.changed = append(b.changed, sectorWrite{to.off + at, to.data[at:end]})
 	}
-	return s
+	return b
 }
 
+// end is where the sectors end on the disk.
 func (w sectorWrite) end() int64 { return w.off + int64(len(w.data)) }

@@ -66,6 +66,7 @@ func (d *blockDevice) usedBy(ctx context.Context, i Inspector) (reasons, uncheck
 		return nil, nil, err
 	}
 	held := blockingHolders(system.Of(rdev))
+	// A program that has just looked at the device may be about to close it: check once more.
 	if len(reasons) == 0 && i.Holders == nil && isBriefOpen(held) {
 		select {
 		case <-time.After(briefOpenTime):

@@ -125,6 +125,7 @@ func (m *Maker) command(fsType string, v Volume, s Settings) (program string, ar
 	return "mkfs.ext4", append([]string{"-q", "-F", "-U", v.UUID}, mergeOptions(base, s.Options)...)
 }
 
+// xfsOptions are the options of mkfs.xfs for a feature set, which also disable newer features.
 func (m *Maker) xfsOptions(features diskv1alpha1.FSFeatures) []string {
 	base, fixed := xfsFeatures[features]
 	if !fixed {

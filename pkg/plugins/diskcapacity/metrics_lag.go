@@ -26,6 +26,7 @@ type publishLag struct {
 	volumes map[string]map[string]unpublishedVolume
 }
 
+// unpublishedVolume is a volume that waits for its node to publish it.
 type unpublishedVolume struct {
 	record ledger.Record
 	since  time.Time
@@ -46,6 +47,7 @@ func (l *publishLag) reserved(nodeName string, records []ledger.Record, now time
 	}
 }
 
+// of returns the volumes that wait on the node, to be changed. The caller holds the lock.
 func (l *publishLag) of(nodeName string) map[string]unpublishedVolume {
 	waiting := l.volumes[nodeName]
 	if waiting == nil {
@@ -62,7 +64,7 @@ func (l *publishLag) published(nodeName string, now time.Time) {
 	l.settle(nodeName, l.ledger.Snapshot(nodeName), now)
 }
 
-// settle is published with the lock held.
+// settle removes the volumes that do not wait any more, and measures how long they did. The caller holds the lock.
 func (l *publishLag) settle(nodeName string, s *ledger.Snapshot, now time.Time) {
 	waiting := l.volumes[nodeName]
 	if len(waiting) == 0 {

@@ -30,29 +30,29 @@ func SharedLedger(factory informers.SharedInformerFactory) (*Shared, bool) {
 	return &Shared{Ledger: f.ledger, Synced: f.hasSynced, feed: f}, true
 }
 
-// Scheduling is closed when this process schedules its first pod in a profile that has the plugin, or when Schedules is
-// called. A scheduler on standby schedules none.
+// Scheduling returns a channel that is closed when this process schedules its first pod in a profile that has the
+// plugin, or when ScheduleBegins is called. A scheduler on standby schedules none.
 func (s *Shared) Scheduling() <-chan struct{} { return s.feed.scheduling }
 
 // ScheduleBegins says that this process schedules, for a caller that knows it before the first pod.
 func (s *Shared) ScheduleBegins() { s.feed.scheduleBegins() }
 
-// OnCapacity has callback called after each publication of a node, and the end of its publications, that was folded
-// into the ledger. The callback must return quickly.
+// OnCapacity registers a callback. It is called after each change of a NodeDiskCapacity, or its deletion, was folded
+// into the ledger. It must return quickly.
 func (s *Shared) OnCapacity(callback func(nodeName string)) { s.feed.capacities.addListener(callback) }
 
 // Report returns the other fields of the node's NodeDiskCapacity; nil if there is none.
 func (s *Shared) Report(nodeName string) *Report { return s.feed.capacities.reports.get(nodeName) }
 
-// EachReport calls look for each node with a NodeDiskCapacity. look must return quickly.
-func (s *Shared) EachReport(look func(nodeName string, report *Report)) {
-	s.feed.capacities.reports.each(look)
+// EachReport calls visit for each node with a NodeDiskCapacity. visit must return quickly.
+func (s *Shared) EachReport(visit func(nodeName string, report *Report)) {
+	s.feed.capacities.reports.each(visit)
 }
 
 // Classes are the DiskClasses as they were read last. They must not be changed.
 func (s *Shared) Classes() []*diskv1alpha1.DiskClass { return s.feed.classes.all() }
 
-// OnClass has callback called after each change of a DiskClass. The callback must return quickly.
+// OnClass registers a callback. It is called after each change of a DiskClass, and must return quickly.
 func (s *Shared) OnClass(callback func()) { s.feed.classes.addListener(callback) }
 
 // ApplyClass adds to a request what its DiskClass says. It returns an error if there is no such class.
