@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/berthdev/berth/test/testenv"
 )
 
 const testPoll = time.Millisecond
@@ -44,7 +46,9 @@ func TestSecondAgentWaits(t *testing.T) {
 	if err := first.release(); err != nil {
 		t.Fatal(err)
 	}
-	receive(t, second)
+	if err := testenv.Receive(t, "the second agent", second); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestLockWaitEnds asserts that an agent that is stopped while it waits ends, without the lock.
@@ -79,7 +83,9 @@ func TestLockFileRemoved(t *testing.T) {
 	if err := l.release(); err != nil {
 		t.Fatal(err)
 	}
-	receive(t, second)
+	if err := testenv.Receive(t, "the second agent", second); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestLockTaken asserts that the holder ends when its file was removed and another agent has the new one.
@@ -98,27 +104,10 @@ func TestLockTaken(t *testing.T) {
 	}
 	kept := make(chan error, 1)
 	go func() { kept <- l.keepFile(t.Context()) }()
-	select {
-	case err := <-kept:
-		if err == nil {
-			t.Error("the holder goes on beside the other")
-		}
-	case <-time.After(30 * time.Second):
-		t.Error("the holder does not notice")
+	if err := testenv.Receive(t, "the end of the holder", kept); err == nil {
+		t.Error("the holder goes on beside the other")
 	}
 	if err := errors.Join(other.release(), l.release()); err != nil {
 		t.Error(err)
-	}
-}
-
-func receive(t *testing.T, c <-chan error) {
-	t.Helper()
-	select {
-	case err := <-c:
-		if err != nil {
-			t.Error(err)
-		}
-	case <-time.After(30 * time.Second):
-		t.Fatal("nothing arrived within 30 seconds")
 	}
 }

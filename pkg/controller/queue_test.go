@@ -8,6 +8,8 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestWork asserts that a key that failed or that asks for another look is synced again, each with
@@ -41,11 +43,7 @@ func TestWork(t *testing.T) {
 		})
 	}()
 	queue.Add("a")
-	select {
-	case <-ended:
-	case <-time.After(time.Minute):
-		t.Fatalf("synced %d times within a minute, want 4", len(synced))
-	}
+	testenv.Receive(t, "the end of Work", ended)
 	if len(synced) != 4 {
 		t.Errorf("synced %d times, want 4", len(synced))
 	}

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -99,27 +100,18 @@ func (n *agentNode) must(err error) {
 	}
 }
 
-// eventually waits until check returns true.
-func (n *agentNode) eventually(what string, check func() bool) {
-	n.tb.Helper()
-	deadline := time.After(patience)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !check() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			n.tb.Fatalf("%s: not after %v", what, patience)
-		}
-	}
-}
-
 // status waits until the published status passes the check, and returns it.
 func (n *agentNode) status(ctx context.Context, what string, check func(*diskv1alpha1.NodeDiskCapacityStatus) bool) diskv1alpha1.NodeDiskCapacityStatus {
 	n.tb.Helper()
 	ndc := &diskv1alpha1.NodeDiskCapacity{}
-	n.eventually(what, func() bool {
-		return n.client.Get(ctx, client.ObjectKey{Name: n.name}, ndc) == nil && check(&ndc.Status)
+	testenv.Eventually(n.tb, what, func() error {
+		if err := n.client.Get(ctx, client.ObjectKey{Name: n.name}, ndc); err != nil {
+			return err
+		}
+		if !check(&ndc.Status) {
+			return fmt.Errorf("the status is %+v", ndc.Status)
+		}
+		return nil
 	})
 	return ndc.Status
 }
@@ -188,10 +180,10 @@ func (n *agentNode) unpublish(ctx context.Context, pod *corev1.Pod, target strin
 // wiped waits until the kernel has no partition of the disk but the agent's own.
 func (n *agentNode) wiped() {
 	n.tb.Helper()
-	name := filepath.Base(n.disk.Path)
-	n.eventually("the volume is wiped", func() bool {
-		partitions, err := filepath.Glob("/sys/block/" + name + "/" + name + "p*")
-		n.must(err)
-		return len(partitions) <= 1
+	testenv.Eventually(n.tb, "the volume is wiped", func() error {
+		if left := testenv.Partitions(n.tb, n.disk.Path); len(left) > 1 {
+			return fmt.Errorf("the partitions %v are left", left)
+		}
+		return nil
 	})
 }

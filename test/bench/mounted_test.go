@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 const (
@@ -80,7 +81,7 @@ func (n *agentNode) mount(ctx context.Context, fsType string, i int) time.Durati
 	name := fmt.Sprintf("%s-%d", fsType, i)
 	bound := n.watchBound(ctx, name)
 	pod := n.pod(ctx, name, volumeSize, fsType, place)
-	begin := <-bound
+	begin := testenv.Receive(n.tb, "the pod's binding", bound)
 	n.must(n.publish(ctx, pod, target))
 	took := time.Since(begin)
 	n.unpublish(ctx, pod, target)

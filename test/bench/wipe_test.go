@@ -6,10 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -29,7 +26,7 @@ const (
 // compared with dd, which writes zeros and then reads them.
 func BenchmarkWipe(b *testing.B) {
 	testenv.NeedRoot(b)
-	testenv.NeedProgram(b, "losetup", "delpart", "fallocate", "dd", "sync")
+	testenv.NeedProgram(b, "losetup", "fallocate", "dd", "sync")
 	count := fmt.Sprintf("count=%d", wipeSize/mib)
 	for b.Loop() {
 		w := newWiping(b)
@@ -39,12 +36,12 @@ func BenchmarkWipe(b *testing.B) {
 			floor  func(device string)
 		}{
 			{"zero", disk.WipeZero, func(device string) {
-				w.run("fallocate", "--punch-hole", "--offset=0", fmt.Sprintf("--length=%d", wipeSize), device)
-				w.run("sync", device)
+				testenv.Run(b, "fallocate", "--punch-hole", "--offset=0", fmt.Sprintf("--length=%d", wipeSize), device)
+				testenv.Run(b, "sync", device)
 			}},
 			{"overwrite", disk.WipeOverwrite, func(device string) {
-				w.run("dd", "if=/dev/zero", "of="+device, "bs=1M", count, "oflag=direct", "conv=fsync")
-				w.run("dd", "if="+device, "of=/dev/null", "bs=1M", count, "iflag=direct")
+				testenv.Run(b, "dd", "if=/dev/zero", "of="+device, "bs=1M", count, "oflag=direct", "conv=fsync")
+				testenv.Run(b, "dd", "if="+device, "of=/dev/null", "bs=1M", count, "iflag=direct")
 			}},
 		} {
 			var berth, floor []time.Duration
@@ -91,13 +88,9 @@ const wipedPartition = "a0000000-0000-5000-8000-00000000000a"
 func newWiping(tb testing.TB) *wiping {
 	tb.Helper()
 	w := &wiping{tb: tb, ctx: tb.Context()}
-	image := filepath.Join(tb.TempDir(), "disk.img")
-	f, err := os.Create(image)
-	w.must(err)
-	w.must(errors.Join(f.Truncate(wipeSize+8*mib), f.Close()))
-	w.path = strings.TrimSpace(w.run("losetup", "--find", "--show", image))
+	w.path = testenv.Attach(tb, testenv.Image(tb, wipeSize+8*mib), "512")
 	tb.Cleanup(w.close)
-	_, err = disk.Initialize(w.ctx, w.path, disk.Owner{})
+	_, err := disk.Initialize(w.ctx, w.path, disk.Owner{})
 	w.must(err)
 	w.disk, err = disk.Open(w.ctx, w.path, disk.Options{})
 	w.must(err)
@@ -112,8 +105,7 @@ func (w *wiping) close() {
 	if w.disk != nil {
 		w.disk.Close()
 	}
-	testenv.RemovePartitions(w.tb, w.path)
-	w.run("losetup", "--detach", w.path)
+	testenv.Detach(w.tb, w.path)
 	w.path = ""
 }
 
@@ -137,15 +129,6 @@ func (w *wiping) fill(device string) {
 		w.must(err)
 	}
 	w.must(errors.Join(f.Sync(), f.Close()))
-}
-
-func (w *wiping) run(name string, args ...string) string {
-	w.tb.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		w.tb.Fatalf("%s %v: %v\n%s", name, args, err, out)
-	}
-	return string(out)
 }
 
 func (w *wiping) must(err error) {

@@ -225,7 +225,7 @@ func (e *tenant) writer(mark string) *heldVolume {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	stop, stopped := make(chan struct{}), make(chan error)
+	stop, stopped := make(chan struct{}), make(chan error, 1)
 	go func() {
 		stopped <- func() error {
 			for {
@@ -247,7 +247,7 @@ func (e *tenant) writer(mark string) *heldVolume {
 	v.words = []string{fmt.Sprintf("process %d", os.Getpid()), "has it open for writing"}
 	v.endsBy(e, func() {
 		close(stop)
-		if err := <-stopped; err != nil {
+		if err := testenv.Receive(e.t, "the end of the writer", stopped); err != nil {
 			e.t.Errorf("writing to %s: %v", device.Name(), err)
 		}
 	})

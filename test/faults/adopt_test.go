@@ -7,6 +7,7 @@ import (
 
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/test/space/snapshots"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // adopt initializes a blank disk and opens it, like an inventory.
@@ -34,7 +35,7 @@ func TestAdoption(t *testing.T) {
 		n.must(n.adopt(t.Context()))
 		whole := n.heal()
 		n.close()
-		n.removePartitions()
+		testenv.RemovePartitions(t, n.path)
 		t.Logf("%d byte sectors: %d reads, %d writes, %d flushes", sector, whole.of(Read), whole.of(Write), whole.of(Sync))
 		var kinds [][]Fault
 		for _, f := range []Fault{
@@ -57,7 +58,7 @@ func TestAdoption(t *testing.T) {
 			}
 			n.close()
 			if f.Do == PowerOff {
-				n.removePartitions()
+				testenv.RemovePartitions(t, n.path)
 				n.call("PowerOn", Cut{Kept: hits % 4 * 33, Seed: uint64(hits)}, new(int))
 			}
 			c, inspectErr := disk.Inspect(t.Context(), n.path)
@@ -67,7 +68,7 @@ func TestAdoption(t *testing.T) {
 			}
 			if c.State == disk.Busy {
 				// The kernel still has the meta partition of a table that the disk dropped.
-				n.removePartitions()
+				testenv.RemovePartitions(t, n.path)
 			}
 			if again := n.adopt(t.Context()); again != nil {
 				t.Errorf("%v; then, of a disk that is %+v: %v", err, c, again)
@@ -75,7 +76,7 @@ func TestAdoption(t *testing.T) {
 				t.Errorf("the disk is %+v", s)
 			}
 			n.close()
-			n.removePartitions()
+			testenv.RemovePartitions(t, n.path)
 		})
 		t.Logf("%d of %d faults tried, %d hit; then the disk was: %v", tried, all, hits, found)
 		if hits < tried/2 || found[disk.Ours] == 0 {
@@ -134,6 +135,6 @@ func TestOwnerIsReadOrRefused(t *testing.T) {
 			t.Logf("%d byte sectors, %s: %d of %d failing reads refuse the disk", sector, name, refused, reads)
 		}
 		n.close()
-		n.removePartitions()
+		testenv.RemovePartitions(t, n.path)
 	}
 }

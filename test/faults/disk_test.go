@@ -6,12 +6,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -43,12 +41,12 @@ func newFaultyDisk(t testing.TB, size, sector int64) *faultyDisk {
 	t.Helper()
 	testenv.NeedRoot(t)
 	testenv.NeedFile(t, "/dev/fuse")
-	testenv.NeedProgram(t, "mkfs.ext4", "e2fsck", "resize2fs", "blkid", "wipefs", "delpart", "sgdisk", "sfdisk", "parted")
+	testenv.NeedProgram(t, "mkfs.ext4", "e2fsck", "resize2fs", "blkid", "wipefs", "sgdisk", "sfdisk", "parted")
 	d := &faultyDisk{t: t, sector: sector}
 	d.start(t.TempDir())
 	d.call("Attach", Geometry{size, sector}, &d.path)
 	// Another test may have left partitions on the loop device: it keeps them when it is detached.
-	d.removePartitions()
+	testenv.RemovePartitions(t, d.path)
 	t.Cleanup(func() {
 		// Requests that still wait get an answer.
 		d.heal()
@@ -120,43 +118,10 @@ func (d *faultyDisk) sysfsPath(name string) string {
 	return filepath.Join("/sys/block", filepath.Base(d.path), name)
 }
 
-// removePartitions removes all partitions from the kernel, as a reboot does. Nothing may be mounted.
-func (d *faultyDisk) removePartitions() {
-	d.t.Helper()
-	loop, err := os.OpenFile(d.path, os.O_RDONLY, 0)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	defer loop.Close()
-	found, err := filepath.Glob(d.sysfsPath(filepath.Base(d.path) + "p*/partition"))
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	for _, name := range found {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			d.t.Fatal(err)
-		}
-		number, err := strconv.Atoi(strings.TrimSpace(string(text)))
-		if err != nil {
-			d.t.Fatal(err)
-		}
-		part := unix.BlkpgPartition{Pno: int32(number)}
-		arg := unix.BlkpgIoctlArg{Op: unix.BLKPG_DEL_PARTITION, Datalen: int32(unsafe.Sizeof(part)), Data: (*byte)(unsafe.Pointer(&part))}
-		// Another process may still have it open.
-		eventually(d.t, time.Minute, func() error {
-			if _, _, errno := unix.Syscall(unix.SYS_IOCTL, loop.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&arg))); errno != 0 {
-				return errno
-			}
-			return nil
-		})
-	}
-}
-
 // detach detaches the loop device, and removes everything that the kernel keeps of it.
 func (d *faultyDisk) detach() {
 	d.t.Helper()
-	d.removePartitions()
+	testenv.RemovePartitions(d.t, d.path)
 	loop, err := os.OpenFile(d.path, os.O_RDONLY, 0)
 	if err == nil {
 		err = errors.Join(unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0), loop.Close())
@@ -164,26 +129,10 @@ func (d *faultyDisk) detach() {
 	if err != nil {
 		d.t.Errorf("detaching %s: %v", d.path, err)
 	}
-	eventually(d.t, time.Minute, func() error {
+	testenv.Eventually(d.t, d.path+" is detached", func() error {
 		if _, err := os.Stat(d.sysfsPath("loop")); err == nil {
 			return errors.New("it is still bound")
 		}
 		return nil
 	})
-}
-
-// eventually waits until f succeeds.
-func eventually(t testing.TB, timeout time.Duration, f func() error) {
-	t.Helper()
-	deadline := time.Now().Add(timeout)
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("after %s: %v", timeout, err)
-		}
-		<-time.After(5 * time.Millisecond)
-	}
 }

@@ -15,6 +15,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // timeout is short for a disk, and long for a test on a busy machine.
@@ -89,7 +90,7 @@ func TestInventory(t *testing.T) {
 				_, err := engine.Create(t.Context(), disk.CreateOptions{Partition: fsVolume, Extent: fsVolumeAt})
 				called <- err
 			}()
-			eventually(t, time.Minute, func() error {
+			testenv.Eventually(t, "the failure", func() error {
 				if !i.Failing() || changes.Load() == before {
 					return errors.New("the failure was not noticed")
 				}
@@ -127,8 +128,8 @@ func TestInventory(t *testing.T) {
 			if counts.Hits == 0 {
 				t.Error("nothing met the fault")
 			}
-			<-called
-			eventually(t, time.Minute, func() error {
+			_ = testenv.Receive(t, "the call", called)
+			testenv.Eventually(t, "the disk serves again", func() error {
 				rescan(t, next, limit)
 				if d := bad.diskOf(next); !d.Ready() {
 					return fmt.Errorf("%s, well again: %s; refused: %v", bad.path, d.Problem, next.Refused())

@@ -11,6 +11,7 @@ import (
 
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/test/space/snapshots"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // afterPowerCut follows a power cut: nothing is mounted or attached any more. c says how much of the disk's cache
@@ -149,7 +150,7 @@ func TestLyingFsync(t *testing.T) {
 			t.Fatalf("after %d power cuts, with %+v, %+v", tries+1, f, c)
 		}
 		n.close()
-		n.removePartitions()
+		testenv.RemovePartitions(t, n.path)
 	}
 	t.Logf("%d power cuts of a disk that lies about fsync, with %d changes in the cache in all: %v", tries, lost, outcomes)
 	if len(outcomes) < 2 || lost == 0 {

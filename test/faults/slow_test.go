@@ -16,6 +16,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/space/snapshots"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // shortLife is a short life: the work that a pod causes on a disk.
@@ -164,15 +165,10 @@ func TestHang(t *testing.T) {
 	}
 	done := 0
 	for range calls {
-		select {
-		case err := <-results:
-			if err == nil {
-				done++
-			} else if !errors.Is(err, disk.ErrOutOfService) {
-				t.Error(err)
-			}
-		case <-time.After(time.Minute):
-			t.Fatal("the disk answers again, and a call does not")
+		if err := testenv.Receive(t, "a call to the disk that answers again", results); err == nil {
+			done++
+		} else if !errors.Is(err, disk.ErrOutOfService) {
+			t.Error(err)
 		}
 	}
 	t.Logf("%d requests hung; of %d calls %d were done when the disk answered again", counts.Hits, len(calls), done)
@@ -209,7 +205,7 @@ func TestHangWhileWiping(t *testing.T) {
 			n.setFault(Fault{Op: Zero, Do: Hang})
 			ended := make(chan error, 1)
 			go func() { ended <- c.call(n, context.WithoutCancel(t.Context())) }()
-			eventually(t, time.Minute, func() error {
+			testenv.Eventually(t, "zeroing", func() error {
 				if n.counts().Hits == 0 {
 					return errors.New("nothing is zeroed")
 				}
@@ -219,15 +215,14 @@ func TestHangWhileWiping(t *testing.T) {
 				t.Errorf("only zeroing takes long, and the disk is out of service: %v", err)
 			}
 			n.setFault(Fault{Op: Any, Do: Hang})
-			eventually(t, time.Minute, func() error {
+			testenv.Eventually(t, "out of service", func() error {
 				if err := n.engine.Snapshot().Err; !errors.Is(err, disk.ErrOutOfService) {
 					return fmt.Errorf("the disk hangs, and its snapshot says: %w", err)
 				}
 				return nil
 			})
 			n.heal()
-			err := <-ended
-			if !errors.Is(err, disk.ErrOutOfService) {
+			if err := testenv.Receive(t, "the call", ended); !errors.Is(err, disk.ErrOutOfService) {
 				t.Errorf("after a hang: %v", err)
 			}
 			n.close()
@@ -264,7 +259,7 @@ func TestSlow(t *testing.T) {
 		}
 		ended <- err
 	})
-	err := <-ended
+	err := testenv.Receive(t, "the calls to the slow disk", ended)
 	took := time.Since(begin)
 	counts := bad.heal()
 	requests := counts.of(Any)

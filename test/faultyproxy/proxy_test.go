@@ -13,6 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // patience is for what should take milliseconds.
@@ -151,15 +153,10 @@ func TestHealDoesNotWaitForClients(t *testing.T) {
 	})
 	failed := make(chan error, 1)
 	go func() { failed <- create(t.Context(), client) }()
-	<-held
+	testenv.Receive(t, "the request", held)
 	p.Heal()
-	select {
-	case err := <-failed:
-		if err == nil {
-			t.Error("the request was done")
-		}
-	case <-time.After(patience):
-		t.Error("the request is held")
+	if err := testenv.Receive(t, "the end of the request", failed); err == nil {
+		t.Error("the request was done")
 	}
 }
 
@@ -189,11 +186,7 @@ func TestBreak(t *testing.T) {
 				t.Fatal(err)
 			}
 			p.Break("pods", relist)
-			select {
-			case <-ended:
-			case <-time.After(patience):
-				t.Fatal("the watch goes on")
-			}
+			testenv.Receive(t, "the end of the watch", ended)
 			again := make(chan error, 1)
 			go func() {
 				_, err := watch()
@@ -209,13 +202,8 @@ func TestBreak(t *testing.T) {
 				t.Errorf("the server has served %d watches, want 2", have)
 			}
 			p.Mend("pods")
-			select {
-			case err := <-again:
-				if apierrors.IsResourceExpired(err) != relist {
-					t.Errorf("the next watch gets %v", err)
-				}
-			case <-time.After(patience):
-				t.Fatal("the next watch is not answered")
+			if err := testenv.Receive(t, "the next watch", again); apierrors.IsResourceExpired(err) != relist {
+				t.Errorf("the next watch gets %v", err)
 			}
 			if _, err := watch(); err != nil {
 				t.Errorf("the one after that gets %v", err)

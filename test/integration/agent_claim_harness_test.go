@@ -24,6 +24,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // storageClass is of the node's own disks. It is never created: only its fields count here.
@@ -230,12 +231,12 @@ func (n *node) mounted(pv *corev1.PersistentVolume, fsType string) (target strin
 	if err := os.MkdirAll(target, 0o700); err != nil {
 		n.t.Fatal(err)
 	}
-	command(n.t, "mount", "-t", fsType, n.device(pv), target)
+	testenv.Run(n.t, "mount", "-t", fsType, n.device(pv), target)
 	done := false
 	unmount = func() {
 		if !done {
 			done = true
-			command(n.t, "umount", target)
+			testenv.Run(n.t, "umount", target)
 		}
 	}
 	n.t.Cleanup(unmount)
@@ -250,7 +251,7 @@ func (n *node) writeCanary(target string) {
 	if err := os.WriteFile(filepath.Join(target, "canary"), bytes.Repeat([]byte(canary), 1000), 0o600); err != nil {
 		n.t.Fatal(err)
 	}
-	command(n.t, "sync", "-f", target)
+	testenv.Run(n.t, "sync", "-f", target)
 }
 
 func (n *node) hasCanary(target string) bool {
@@ -263,8 +264,8 @@ func (n *node) hasCanary(target string) bool {
 func canaryIn(t *testing.T, d *testDisk) bool {
 	t.Helper()
 	const seekData, seekHole = 3, 4
-	command(t, "blockdev", "--flushbufs", d.path)
-	command(t, "sync", d.image)
+	testenv.Run(t, "blockdev", "--flushbufs", d.path)
+	testenv.Run(t, "sync", d.image)
 	f, err := os.Open(d.image)
 	if err != nil {
 		t.Fatal(err)

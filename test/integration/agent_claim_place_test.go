@@ -136,7 +136,7 @@ func TestAgentClaimBlock(t *testing.T) {
 	}
 	device := n.device(pv)
 	testenv.WriteDevice(t, device, bytes.Repeat([]byte(canary), 1000))
-	command(t, "blockdev", "--flushbufs", device)
+	testenv.Run(t, "blockdev", "--flushbufs", device)
 	n.stop()
 	n.start()
 	if err := n.stage(pv); err != nil {
@@ -208,7 +208,7 @@ func (n *node) hasLength(pv *corev1.PersistentVolume, length int64) {
 		}
 		return nil
 	})
-	size := strings.TrimSpace(command(n.t, "blockdev", "--getsize64", n.device(pv)))
+	size := strings.TrimSpace(testenv.Run(n.t, "blockdev", "--getsize64", n.device(pv)))
 	if size != strconv.FormatInt(length, 10) {
 		n.t.Errorf("the kernel knows %s bytes, want %d", size, length)
 	}
@@ -245,7 +245,7 @@ func TestAgentClaimDamaged(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	command(t, "blockdev", "--flushbufs", device)
+	testenv.Run(t, "blockdev", "--flushbufs", device)
 	for range 2 {
 		if err := n.stage(pv); err == nil || !strings.Contains(err.Error(), "not formatted again") {
 			t.Errorf("a damaged volume is staged: %v", err)
@@ -274,8 +274,8 @@ func TestAgentClaimVanished(t *testing.T) {
 	unmount()
 	n.stop()
 	n.disks[0].forget(t)
-	backup := command(t, "sfdisk", "--dump", n.disks[0].path)
-	command(t, "sfdisk", "--delete", "--no-reread", "--no-tell-kernel", n.disks[0].path, "1")
+	backup := testenv.Run(t, "sfdisk", "--dump", n.disks[0].path)
+	testenv.Run(t, "sfdisk", "--delete", "--no-reread", "--no-tell-kernel", n.disks[0].path, "1")
 	n.start()
 	n.said(pv, "VolumeVanished")
 	if err := n.stage(pv); err == nil || !strings.Contains(err.Error(), "nothing is made in its place") {
@@ -382,7 +382,7 @@ func TestAgentClaimTwice(t *testing.T) {
 	// The copy is removed, as an operator does it.
 	n.stop()
 	n.disks[1].forget(t)
-	command(t, "sfdisk", "--delete", "--no-reread", "--no-tell-kernel", n.disks[1].path, "1")
+	testenv.Run(t, "sfdisk", "--delete", "--no-reread", "--no-tell-kernel", n.disks[1].path, "1")
 	n.start()
 	n.gone(pv)
 	n.released()

@@ -32,7 +32,7 @@ func TestAgentClaimStorm(t *testing.T) {
 		for pv, text := range marks {
 			data := make([]byte, len(text))
 			device := n.device(pv)
-			command(t, "blockdev", "--flushbufs", device)
+			testenv.Run(t, "blockdev", "--flushbufs", device)
 			f, err := os.Open(device)
 			if err != nil {
 				t.Fatal(err)

@@ -218,7 +218,7 @@ func TestAgentReopensDisk(t *testing.T) {
 	stays := n.pod("stays", "", nil, n.volumeOf("data", "300Mi", ""))
 	_, before := n.formatted(stays, "data")
 	// A tool wipes the first header; the next change finds out.
-	command(t, "dd", "status=none", "if=/dev/zero", "of="+n.disks[0].path, "bs=512", "seek=1", "count=1", "oflag=direct")
+	testenv.Run(t, "dd", "status=none", "if=/dev/zero", "of="+n.disks[0].path, "bs=512", "seek=1", "count=1", "oflag=direct")
 	late := n.pod("late", "", nil, n.volumeOf("data", "300Mi", ""))
 	// If devices are rescanned at that moment for another reason, the disk serves again before anything is published.
 	n.published("the disk is Failed and says why, or serves again", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {

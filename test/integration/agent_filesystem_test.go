@@ -53,7 +53,7 @@ func TestAgentFileSystemOfClass(t *testing.T) {
 	if at, _, err := mounts.At(n.target(pod, "data")); err != nil || !strings.Contains(at.Options, "noatime") || !strings.Contains(at.VFSOptions, "discard") {
 		t.Errorf("mounted is %+v: %v", at, err)
 	}
-	made := strings.Join(strings.Fields(command(t, "dumpe2fs", "-h", n.deviceAt(n.disks[0], a.Start))), " ")
+	made := strings.Join(strings.Fields(testenv.Run(t, "dumpe2fs", "-h", n.deviceAt(n.disks[0], a.Start))), " ")
 	for _, want := range []string{"orphan_file", "metadata_csum_seed", "Inode size: 512", "Inode count: 8192"} {
 		if !strings.Contains(made, want) {
 			t.Errorf("it is not made with %s: %s", want, made)

@@ -2,8 +2,6 @@ package integration
 
 import (
 	"errors"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,41 +13,14 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-// freezer is a file system that can be made to hang.
-type freezer struct {
-	t   *testing.T
-	dir string
-}
-
-func newFreezer(t *testing.T, size int64) *freezer {
-	t.Helper()
-	testenv.NeedProgram(t, "fsfreeze")
-	dir := t.TempDir()
-	image := filepath.Join(dir, "image")
-	f := &freezer{t: t, dir: filepath.Join(dir, "mount")}
-	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, size), os.Mkdir(f.dir, 0o700)); err != nil {
-		t.Fatal(err)
-	}
-	command(t, "mkfs.ext4", "-q", "-F", image)
-	command(t, "mount", "-o", "loop", image, f.dir)
-	t.Cleanup(func() {
-		// The kernel releases a loop device after a while.
-		command(t, "bash", "-c", "for i in {1..100}; do umount $0 2>/dev/null && exit; sleep 0.1; done; umount $0", f.dir)
-	})
-	return f
-}
-
-func (f *freezer) freeze() { command(f.t, "fsfreeze", "--freeze", f.dir) }
-func (f *freezer) thaw()   { command(f.t, "fsfreeze", "--unfreeze", f.dir) }
-
 // TestAgentDiskHangs: a disk that answers nothing costs the node that disk, and neither
 // the others nor the start of an agent.
 func TestAgentDiskHangs(t *testing.T) {
 	n := newNode(t, gib)
-	f := newFreezer(t, 3*gib)
+	f := testenv.NewFreezer(t, 3*gib)
 	good := n.disks[0]
 	here := n.images
-	n.images = f.dir
+	n.images = f.Dir
 	bad := n.attach(gib, 512)
 	n.images = here
 	n.disks = append(n.disks, bad)
@@ -63,15 +34,8 @@ func TestAgentDiskHangs(t *testing.T) {
 	volume := n.volumeOf("data", "300Mi", "")
 	volume.CSI.VolumeAttributes[diskv1alpha1.AttributeClass] = class.Name
 
-	f.freeze()
-	frozen := true
-	thaw := func() {
-		if frozen {
-			frozen = false
-			f.thaw()
-		}
-	}
-	defer thaw()
+	f.Freeze()
+	defer f.Thaw()
 	// More pods than the agent has workers for.
 	var stuck []*corev1.Pod
 	for _, name := range strings.Fields("a b c d e f g h i j k l") {
@@ -107,7 +71,7 @@ func TestAgentDiskHangs(t *testing.T) {
 	}
 	n.unpublish(second, "data")
 
-	thaw()
+	f.Thaw()
 	n.sys.hide(t, bad, false)
 	n.ready()
 	for _, pod := range append(stuck, second) {
@@ -119,8 +83,7 @@ func TestAgentDiskHangs(t *testing.T) {
 
 	// An agent that starts: the table of a blank disk is written, which hangs.
 	n.forget(bad)
-	f.freeze()
-	frozen = true
+	f.Freeze()
 	n.start()
 	n.published("the other disk is in service", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
 		c := meta.FindStatusCondition(s.Conditions, diskv1alpha1.ConditionDevicesRefused)
@@ -132,7 +95,7 @@ func TestAgentDiskHangs(t *testing.T) {
 	third := n.pod("third", "", nil, n.volumeOf("data", "100Mi", ""))
 	n.formatted(third, "data")
 	n.delete(third)
-	thaw()
+	f.Thaw()
 	n.ready()
 }
 
@@ -140,5 +103,5 @@ func TestAgentDiskHangs(t *testing.T) {
 func (n *node) forget(d *testDisk) {
 	n.t.Helper()
 	d.forget(n.t)
-	command(n.t, "blkdiscard", "-f", "-z", d.path)
+	testenv.Run(n.t, "blkdiscard", "-f", "-z", d.path)
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -71,7 +70,7 @@ func (d *testDisk) name() string { return filepath.Base(d.path) }
 func newNode(t *testing.T, sizes ...int64) *node {
 	t.Helper()
 	plane := controlPlane(t)
-	testenv.NeedProgram(t, "losetup", "delpart", "mkfs.ext4", "mkfs.xfs", "blkid", "wipefs")
+	testenv.NeedProgram(t, "losetup", "mkfs.ext4", "mkfs.xfs", "blkid", "wipefs")
 	n := &node{t: t, name: strings.ToLower(t.Name()), plane: plane, client: plane.Client(), dir: testenv.SharedKubeletDir(t), images: t.TempDir()}
 	n.name = strings.NewReplacer("/", "-", "_", "-").Replace(n.name)
 	for i, size := range sizes {
@@ -144,16 +143,8 @@ func (n *node) attach(size int64, sector int) *testDisk {
 	n.t.Helper()
 	// Not below the kubelet's folder: what the kubelet makes loop devices over is never a disk.
 	image := filepath.Join(n.images, fmt.Sprintf("disk%d.img", len(n.disks)))
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		n.t.Fatal(err)
-	}
-	if err := os.Truncate(image, size); err != nil {
-		n.t.Fatal(err)
-	}
-	path := strings.TrimSpace(command(n.t, "losetup", "--find", "--show", "--sector-size", strconv.Itoa(sector), image))
-	d := &testDisk{path: path, image: image, size: size}
-	// Partitions outlive the detaching of a loop device: another test may have left some.
-	d.forget(n.t)
+	testenv.ImageAt(n.t, image, size)
+	d := &testDisk{path: testenv.Attach(n.t, image, strconv.Itoa(sector)), image: image, size: size}
 	n.t.Cleanup(d.detach(n.t))
 	return d
 }
@@ -167,11 +158,10 @@ func (d *testDisk) detach(t *testing.T) func() {
 		}
 		for line := range strings.Lines(string(mounts)) {
 			if f := strings.Fields(line); strings.HasPrefix(f[0], d.path+"p") {
-				command(t, "umount", f[1])
+				testenv.Run(t, "umount", f[1])
 			}
 		}
-		d.forget(t)
-		command(t, "losetup", "--detach", d.path)
+		testenv.Detach(t, d.path)
 	}
 }
 
@@ -179,18 +169,6 @@ func (d *testDisk) detach(t *testing.T) func() {
 func (d *testDisk) forget(t *testing.T) {
 	t.Helper()
 	testenv.RemovePartitions(t, d.path)
-}
-
-func command(t *testing.T, name string, arguments ...string) string {
-	t.Helper()
-	c := exec.Command(name, arguments...)
-	var stderr bytes.Buffer
-	c.Stderr = &stderr
-	out, err := c.Output()
-	if err != nil {
-		t.Errorf("%v: %v: %s", c, err, stderr.String())
-	}
-	return string(out)
 }
 
 // start runs the agent in this process and waits until it serves.
@@ -222,7 +200,7 @@ func (n *node) stop() {
 	}
 	n.cancel()
 	n.cancel = nil
-	if err := <-n.stopped; err != nil {
+	if err := testenv.Receive(n.t, "the end of the agent", n.stopped); err != nil {
 		n.t.Errorf("the agent ended with an error: %v", err)
 	}
 }
@@ -230,25 +208,7 @@ func (n *node) stop() {
 // eventually waits until check returns nil.
 func (n *node) eventually(what string, check func() error) {
 	n.t.Helper()
-	n.within(patience, what, check)
-}
-
-func (n *node) within(patience time.Duration, what string, check func() error) {
-	n.t.Helper()
-	deadline := time.After(patience)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := check()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			n.t.Fatalf("%s: not after %v: %v", what, patience, err)
-		}
-	}
+	testenv.Eventually(n.t, what, check)
 }
 
 // never fails the test if check returns nil within the time.
@@ -285,7 +245,7 @@ func (n *node) published(what string, check func(*diskv1alpha1.NodeDiskCapacityS
 func (n *node) publishedWithin(patience time.Duration, what string, check func(*diskv1alpha1.NodeDiskCapacityStatus) error) diskv1alpha1.NodeDiskCapacityStatus {
 	n.t.Helper()
 	var status diskv1alpha1.NodeDiskCapacityStatus
-	n.within(patience, what, func() error {
+	testenv.EventuallyWithin(n.t, patience, what, func() error {
 		ndc, err := n.ndc()
 		if err != nil {
 			return err
@@ -528,7 +488,7 @@ func (n *node) event(pod *corev1.Pod, reason string) string {
 func (d *testDisk) zero(t *testing.T, start, length int64) bool {
 	t.Helper()
 	// The page cache of a disk knows nothing of what was written through its partitions.
-	command(t, "blockdev", "--flushbufs", d.path)
+	testenv.Run(t, "blockdev", "--flushbufs", d.path)
 	f, err := os.Open(d.path)
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestAgentLife: a volume goes where the scheduler put it, holds data over container
@@ -95,7 +96,7 @@ func (n *node) holdsData(pod *corev1.Pod, fsType string, size int64) {
 	if err := os.WriteFile(filepath.Join(target, "file"), []byte("kept"), 0o600); err != nil {
 		n.t.Fatal(err)
 	}
-	if got := strings.TrimSpace(command(n.t, "findmnt", "-n", "-o", "FSTYPE", target)); got != fsType {
+	if got := strings.TrimSpace(testenv.Run(n.t, "findmnt", "-n", "-o", "FSTYPE", target)); got != fsType {
 		n.t.Errorf("file system is %s, want %s", got, fsType)
 	}
 	stats, err := n.csi().NodeGetVolumeStats(n.t.Context(), &csispec.NodeGetVolumeStatsRequest{
@@ -315,7 +316,7 @@ func (n *node) onDisk(pod *corev1.Pod, volume string) bool {
 	n.t.Helper()
 	partition := diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID(pod.UID, volume))
 	for _, d := range n.disks {
-		if strings.Contains(strings.ToLower(command(n.t, "sfdisk", "-d", d.path)), fmt.Sprintf("uuid=%s", partition)) {
+		if strings.Contains(strings.ToLower(testenv.Run(n.t, "sfdisk", "-d", d.path)), fmt.Sprintf("uuid=%s", partition)) {
 			return true
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -76,7 +77,9 @@ func TestAgentBesideOtherDriver(t *testing.T) {
 			if at, err := firstData(d.image); err != nil || at >= 0 {
 				return fmt.Errorf("%s has data at %d before its driver has written any: %w", d.path, at, err)
 			}
-			command(t, "mkfs.ext4", "-q", d.path)
+			if out, err := exec.CommandContext(t.Context(), "mkfs.ext4", "-q", d.path).CombinedOutput(); err != nil {
+				return fmt.Errorf("mkfs.ext4 %s: %w: %s", d.path, err, out)
+			}
 			if took := time.Since(attached); took >= grace {
 				return fmt.Errorf("%s was formatted %s after it was attached, which the grace of %s does not cover", d.path, took, grace)
 			}

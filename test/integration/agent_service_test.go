@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestAgentSaysOutOfService: a disk that goes out of service and comes back is reported in
@@ -74,7 +75,7 @@ func TestAgentDiskResized(t *testing.T) {
 		if err := os.Truncate(d.image, size); err != nil {
 			t.Fatal(err)
 		}
-		command(t, "losetup", "--set-capacity", d.path)
+		testenv.Run(t, "losetup", "--set-capacity", d.path)
 		n.sys.hide(t, d, false)
 	}
 	resize(512 * mib)

@@ -27,7 +27,7 @@ import (
 func TestAgentRefusesWhatIsNotBlank(t *testing.T) {
 	n := newNode(t, 256*mib, 256*mib, gib)
 	foreign, tail := n.disks[0], n.disks[1]
-	command(t, "mkfs.ext4", "-q", foreign.path)
+	testenv.Run(t, "mkfs.ext4", "-q", foreign.path)
 	testenv.WriteDevice(t, tail.path, []byte("foreign"))
 	before := sums(t, foreign, tail)
 	n.start()
@@ -49,8 +49,8 @@ func TestAgentRefusesWhatIsNotBlank(t *testing.T) {
 	}
 
 	// An operator wipes one; only the kernel knows.
-	command(t, "wipefs", "-q", "-a", foreign.path)
-	command(t, "blkdiscard", "-f", "-z", foreign.path)
+	testenv.Run(t, "wipefs", "-q", "-a", foreign.path)
+	testenv.Run(t, "blkdiscard", "-f", "-z", foreign.path)
 	n.sys.hide(t, foreign, false)
 	n.published("the wiped disk is in service", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
 		if len(s.Disks) != 2 {
@@ -64,7 +64,7 @@ func sums(t *testing.T, disks ...*testDisk) []string {
 	t.Helper()
 	var sums []string
 	for _, d := range disks {
-		sums = append(sums, command(t, "sha256sum", d.path))
+		sums = append(sums, testenv.Run(t, "sha256sum", d.path))
 	}
 	return sums
 }
@@ -75,8 +75,8 @@ func TestAgentTwins(t *testing.T) {
 	n := newNode(t, gib, gib)
 	original, twin := n.disks[0], n.disks[1]
 	// Copies need the same sector size.
-	command(t, "losetup", "--detach", twin.path)
-	command(t, "losetup", "--sector-size", "512", twin.path, twin.image)
+	testenv.Run(t, "losetup", "--detach", twin.path)
+	testenv.Run(t, "losetup", "--sector-size", "512", twin.path, twin.image)
 	n.sys.hide(t, twin, true)
 	n.start()
 	n.published("the original is in service", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
@@ -85,9 +85,9 @@ func TestAgentTwins(t *testing.T) {
 		}
 		return nil
 	})
-	command(t, "cp", "--sparse=always", original.image, twin.image)
-	command(t, "losetup", "--detach", twin.path)
-	command(t, "losetup", "--sector-size", "512", twin.path, twin.image)
+	testenv.Run(t, "cp", "--sparse=always", original.image, twin.image)
+	testenv.Run(t, "losetup", "--detach", twin.path)
+	testenv.Run(t, "losetup", "--sector-size", "512", twin.path, twin.image)
 	refused := func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
 		c := meta.FindStatusCondition(s.Conditions, diskv1alpha1.ConditionDevicesRefused)
 		if c == nil || !strings.Contains(c.Message, original.name()) || !strings.Contains(c.Message, twin.name()) {

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestAgentWipeFails: what cannot be overwritten is not free. An event of the
@@ -20,9 +21,9 @@ import (
 func TestAgentWipeFails(t *testing.T) {
 	const size = 48 * mib
 	n := newNode(t, 64*mib)
-	full := newFreezer(t, 160*mib)
+	full := testenv.NewFreezer(t, 160*mib)
 	here := n.images
-	n.images = full.dir
+	n.images = full.Dir
 	d := n.attach(96*mib, 512)
 	n.images = here
 	n.disks = append(n.disks, d)
@@ -37,7 +38,7 @@ func TestAgentWipeFails(t *testing.T) {
 	volume.CSI.VolumeAttributes[diskv1alpha1.AttributeClass] = class.Name
 	pod := n.pod("full", "", nil, volume)
 	_, a := n.formatted(pod, "data")
-	makeRoom := fill(t, filepath.Join(full.dir, "filler"))
+	makeRoom := fill(t, filepath.Join(full.Dir, "filler"))
 
 	n.delete(pod)
 	event := n.capacityEvent("VolumeNotWiped", a.Partition)

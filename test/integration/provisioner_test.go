@@ -23,6 +23,7 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/request"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestProvisioner runs the scheduler's controllers against a real API server and the
@@ -456,7 +457,7 @@ func oneGetsTheGap(t *testing.T, p *provisioning) {
 			p.resize(t, grown, "4Gi")
 		}()
 		p.pvc(t, fresh, "ssd", "2Gi", "prov-a", nil)
-		<-done
+		testenv.Receive(t, "the resize", done)
 		var taken extent.Set
 		p.eventually(t, func(ctx context.Context) error {
 			var g, f corev1.PersistentVolumeClaim

@@ -18,6 +18,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // schedulerTests is the namespace of all pods here.
@@ -131,7 +132,7 @@ func (s *schedulers) createMany(t *testing.T, count int, sizeGiB int64) {
 		}()
 	}
 	for range workers {
-		if err := <-results; err != nil {
+		if err := testenv.Receive(t, "the pods of a client", results); err != nil {
 			t.Error(err)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // schedulerRights runs the scheduler with the rights and the configuration of its
@@ -138,7 +139,7 @@ func launch(t *testing.T, log, program string, arguments ...string) *schedulerPr
 // kill ends it as a crash would.
 func (p *schedulerProcess) kill() {
 	_ = p.command.Process.Kill()
-	<-p.ended
+	testenv.Receive(p.t, "the end of the killed scheduler", p.ended)
 }
 
 func (p *schedulerProcess) signal(s os.Signal) {

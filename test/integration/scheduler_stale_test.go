@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // alone runs one scheduler until the test ends.
@@ -375,6 +376,6 @@ func (a *agents) replaceDisks(t *testing.T, name string) {
 	}
 	for _, d := range node.Disks {
 		(&testDisk{path: d.Path}).forget(t)
-		command(t, "blkdiscard", "--zeroout", d.Path)
+		testenv.Run(t, "blkdiscard", "--zeroout", d.Path)
 	}
 }

@@ -8,25 +8,19 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 const (
 	mib = int64(1) << 20
 	// headBytes is the part of a disk that changes, and room the volume's part of it.
 	headBytes = 32 * mib
-	// timeout is for what takes milliseconds, on a machine that does other work, too.
-	timeout = time.Minute
 )
 
 var (
@@ -46,41 +40,21 @@ type loopDisk struct{ path, image string }
 
 func attach(t *testing.T, image string, sector int) *loopDisk {
 	t.Helper()
-	l := &loopDisk{image: image}
-	l.path = strings.TrimSpace(run(t, "losetup", "--find", "--show", "--sector-size", strconv.Itoa(sector), image))
-	// A loop device keeps partitions when it is detached, so they are removed before.
-	l.removePartitions(t)
+	l := &loopDisk{image: image, path: testenv.Attach(t, image, strconv.Itoa(sector))}
+	l.removeVolumes(t)
 	return l
 }
 
 func (l *loopDisk) detach(t *testing.T) {
 	t.Helper()
-	l.removePartitions(t)
-	run(t, "losetup", "--detach", l.path)
-	eventually(t, l.path+" is detached", func() bool {
-		_, err := os.Stat(filepath.Join("/sys/block", filepath.Base(l.path), "loop"))
-		return errors.Is(err, os.ErrNotExist)
-	})
-}
-
-// partitions are the numbers of the kernel's partitions.
-func (l *loopDisk) partitions(t *testing.T) []int {
-	t.Helper()
-	name := filepath.Base(l.path)
-	found, err := filepath.Glob(fmt.Sprintf("/sys/block/%s/%sp*", name, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var numbers []int
-	for _, f := range found {
-		number, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(f), name+"p"))
-		if err != nil {
-			t.Fatal(err)
+	l.removeVolumes(t)
+	testenv.Detach(t, l.path)
+	testenv.Eventually(t, l.path+" is detached", func() error {
+		if _, err := os.Stat(filepath.Join("/sys/block", filepath.Base(l.path), "loop")); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("it is still bound: %w", err)
 		}
-		numbers = append(numbers, number)
-	}
-	slices.Sort(numbers)
-	return numbers
+		return nil
+	})
 }
 
 // volumeLoops are the loop devices over parts of the disk.
@@ -100,30 +74,20 @@ func (l *loopDisk) volumeLoops(t *testing.T) []string {
 	return found
 }
 
-// removePartitions removes all volumes from the kernel, as a reboot does. It waits for an orphaned program that still
-// uses one of them.
-func (l *loopDisk) removePartitions(t *testing.T) {
+// removeVolumes removes all volumes from the kernel, as a reboot does. It waits for an orphaned program that still uses
+// one of them.
+func (l *loopDisk) removeVolumes(t *testing.T) {
 	t.Helper()
-	device, err := os.OpenFile(l.path, os.O_RDONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer device.Close()
-	for _, number := range l.partitions(t) {
-		eventually(t, fmt.Sprintf("partition %d of %s is free", number, l.path), func() bool {
-			part := unix.BlkpgPartition{Pno: int32(number)}
-			arg := unix.BlkpgIoctlArg{Op: unix.BLKPG_DEL_PARTITION, Datalen: int32(unsafe.Sizeof(part)), Data: (*byte)(unsafe.Pointer(&part))}
-			_, _, errno := unix.Syscall(unix.SYS_IOCTL, device.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&arg)))
-			if errno != 0 && errno != unix.EBUSY {
-				t.Fatalf("forgetting partition %d of %s: %v", number, l.path, errno)
-			}
-			return errno == 0
-		})
-	}
+	testenv.RemovePartitions(t, l.path)
 	for _, path := range l.volumeLoops(t) {
-		run(t, "losetup", "--detach", path)
+		testenv.Run(t, "losetup", "--detach", path)
 	}
-	eventually(t, "the loop devices of volumes are gone", func() bool { return len(l.volumeLoops(t)) == 0 })
+	testenv.Eventually(t, "removing the loop devices of volumes", func() error {
+		if left := l.volumeLoops(t); len(left) > 0 {
+			return fmt.Errorf("%v are left", left)
+		}
+		return nil
+	})
 }
 
 // usedSpace is the space that has not been zeroed: beside the volume, and where it begins and grows to.
@@ -166,7 +130,7 @@ func fullImage(t *testing.T) string {
 	for i := range int64(disk.MetaEntry - 1) {
 		arguments = append(arguments, fmt.Sprintf("--new=%d:%dM:+1M", i+1, (headBytes+i*mib)/mib))
 	}
-	run(t, "sgdisk", append(arguments, image)...)
+	testenv.Run(t, "sgdisk", append(arguments, image)...)
 	fillWithData(t, image, usedSpace...)
 	l = attach(t, image, 512)
 	defer l.detach(t)
@@ -211,31 +175,6 @@ func (l *loopDisk) verify(t *testing.T) {
 		out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), good) || bad.Match(out) {
 			t.Errorf("%v: %v\n%s", command, err, out)
-		}
-	}
-}
-
-// run runs a program that must succeed and returns its output.
-func run(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
-	}
-	return string(out)
-}
-
-// eventually waits until check returns true.
-func eventually(t *testing.T, what string, check func() bool) {
-	t.Helper()
-	deadline := time.After(timeout)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !check() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("%s: not after %v", what, timeout)
 		}
 	}
 }

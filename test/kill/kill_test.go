@@ -34,7 +34,7 @@ func buildLife(t *testing.T) string {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "losetup", "sgdisk", "sfdisk", "parted", "blkid", "wipefs", "mkfs.ext4", "strace")
 	program := filepath.Join(t.TempDir(), "life")
-	run(t, "go", "build", "-o", program, "./life")
+	testenv.Run(t, "go", "build", "-o", program, "./life")
 	return program
 }
 
@@ -245,7 +245,7 @@ func (c *campaign) newLife(t *testing.T, sector int) *life {
 	t.Helper()
 	l := &life{program: c.program, dir: t.TempDir(), template: c.head}
 	image := filepath.Join(l.dir, "disk.img")
-	run(t, "cp", "--sparse=always", c.template, image)
+	testenv.Run(t, "cp", "--sparse=always", c.template, image)
 	if err := os.Mkdir(l.mountpoint(), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +311,7 @@ func (l *life) reboot(t *testing.T) {
 	if err := unix.Unmount(l.mountpoint(), 0); err != nil && err != unix.EINVAL {
 		t.Fatalf("unmounting: %v", err)
 	}
-	l.removePartitions(t)
+	l.removeVolumes(t)
 }
 
 // check asserts that the disk is as after a life of its volume: zeros.
@@ -344,7 +344,7 @@ func (l *life) check(t *testing.T, tools bool) {
 	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || bytes.Contains(mounts, []byte(l.mountpoint())) {
 		t.Errorf("the volume is still mounted: %v", err)
 	}
-	if parts, loops := l.partitions(t), l.volumeLoops(t); len(loops) > 1 || !slices.Equal(parts, []int{255}) {
+	if parts, loops := testenv.Partitions(t, l.path), l.volumeLoops(t); len(loops) > 1 || !slices.Equal(parts, []int{255}) {
 		t.Errorf("the kernel has the partitions %v and the loop devices %v", parts, loops)
 	}
 	if tools {

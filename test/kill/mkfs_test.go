@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // The short form kills as many as there is time for, and a minimum on a slow machine.
@@ -79,7 +81,7 @@ type mkfsCall struct {
 func mkfsCalls(t *testing.T, mkfs string) []mkfsCall {
 	t.Helper()
 	image, log := sparse(t, volumeExtent.Len()), filepath.Join(t.TempDir(), "log")
-	run(t, "strace", "-qq", "-o", log, mkfs, "-q", "-F", "-m0", "-U", partition, "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", image)
+	testenv.Run(t, "strace", "-qq", "-o", log, mkfs, "-q", "-F", "-m0", "-U", partition, "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", image)
 	text, err := os.ReadFile(log)
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,11 +13,17 @@ import (
 func Image(t testing.TB, size int64) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "image")
+	ImageAt(t, path, size)
+	return path
+}
+
+// ImageAt is Image for a test that chooses the path.
+func ImageAt(t testing.TB, path string, size int64) {
+	t.Helper()
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	Resize(t, path, size)
-	return path
 }
 
 // Resize changes the size of an image.
@@ -28,11 +35,27 @@ func Resize(t testing.TB, path string, size int64) {
 }
 
 // Loop makes a loop device of an image, with sectors of that size, until the test ends.
-func Loop(t testing.TB, image string, sector string) (device string) {
+func Loop(t testing.TB, image, sector string) (device string) {
+	t.Helper()
+	device = Attach(t, image, sector)
+	t.Cleanup(func() { Detach(t, device) })
+	return device
+}
+
+// Attach makes a loop device of an image, with sectors of that size and without partitions. A loop device keeps its
+// partitions when it is detached, so another test may have left some.
+func Attach(t testing.TB, image, sector string) (device string) {
 	t.Helper()
 	device = strings.TrimSpace(Run(t, "losetup", "--find", "--show", "--sector-size="+sector, image))
-	t.Cleanup(func() { Run(t, "losetup", "--detach", device) })
+	RemovePartitions(t, device)
 	return device
+}
+
+// Detach removes the loop device's partitions, and detaches it.
+func Detach(t testing.TB, device string) {
+	t.Helper()
+	RemovePartitions(t, device)
+	Run(t, "losetup", "--detach", device)
 }
 
 // Run runs a program that must succeed, and returns its output.
@@ -40,9 +63,11 @@ func Run(t testing.TB, name string, arguments ...string) string {
 	t.Helper()
 	command := exec.Command(name, arguments...)
 	command.Env = append(os.Environ(), "LC_ALL=C")
-	out, err := command.CombinedOutput()
+	var stderr bytes.Buffer
+	command.Stderr = &stderr
+	out, err := command.Output()
 	if err != nil {
-		t.Fatalf("%s %v: %v: %s", name, arguments, err, out)
+		t.Fatalf("%v: %v: %s%s", command, err, out, stderr.String())
 	}
 	return string(out)
 }

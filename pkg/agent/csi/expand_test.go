@@ -7,7 +7,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 	"unsafe"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
@@ -249,19 +248,12 @@ func TestVolumeCondition(t *testing.T) {
 	abnormal := func(v *testVolume, says string) {
 		v.t.Helper()
 		// ext4 counts an error with a short delay.
-		deadline, tick := time.After(time.Minute), time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		for {
-			c := v.stats(v.target).VolumeCondition
-			if c.GetAbnormal() && strings.Contains(c.GetMessage(), says) {
-				return
+		testenv.Eventually(v.t, "an abnormal volume", func() error {
+			if c := v.stats(v.target).VolumeCondition; !c.GetAbnormal() || !strings.Contains(c.GetMessage(), says) {
+				return fmt.Errorf("condition is %v, want abnormal with %q", c, says)
 			}
-			select {
-			case <-tick.C:
-			case <-deadline:
-				v.t.Fatalf("condition is %v, want abnormal with %q", c, says)
-			}
-		}
+			return nil
+		})
 	}
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
 		t.Run(fsType, func(t *testing.T) {

@@ -312,7 +312,7 @@ func TestSockets(t *testing.T) {
 	}
 	cancel()
 	for range 2 {
-		if err := <-ended; err != nil {
+		if err := testenv.Receive(t, "the end of a server", ended); err != nil {
 			t.Error(err)
 		}
 	}

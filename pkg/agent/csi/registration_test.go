@@ -1,15 +1,16 @@
 package csi
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestRegisterAgain asserts that the socket is made again, so that a kubelet registers the driver again. The kubelet's
@@ -33,16 +34,12 @@ func TestRegisterAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.RegisterAgain()
-	ticker := time.NewTicker(time.Millisecond)
-	defer ticker.Stop()
-	deadline := time.After(30 * time.Second)
-	for isSameSocket(socket, first) {
-		select {
-		case <-ticker.C:
-		case <-deadline:
-			t.Fatal("the socket was not made again")
+	testenv.Eventually(t, "making the socket again", func() error {
+		if isSameSocket(socket, first) {
+			return errors.New("it is still the first one")
 		}
-	}
+		return nil
+	})
 	info()
 	for _, registered := range []bool{true, false} {
 		_, err := registration.NewRegistrationClient(dial(t, socket)).NotifyRegistrationStatus(t.Context(),
@@ -50,13 +47,8 @@ func TestRegisterAgain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		select {
-		case got := <-said:
-			if got != registered {
-				t.Errorf("registered %v is passed on as %v", registered, got)
-			}
-		case <-time.After(30 * time.Second):
-			t.Fatal("what the kubelet says is not passed on")
+		if got := testenv.Receive(t, "what the kubelet reports", said); got != registered {
+			t.Errorf("registered %v is passed on as %v", registered, got)
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/berthdev/berth/pkg/agent/volumes"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 type panicking struct{ fakeVolumes }
@@ -38,7 +39,7 @@ func servingNode(t *testing.T, socket string, node *Node) (end func()) {
 		if cancel(); ended == nil {
 			return
 		}
-		if err := <-ended; err != nil {
+		if err := testenv.Receive(t, "the end of the server", ended); err != nil {
 			t.Error(err)
 		}
 		ended = nil

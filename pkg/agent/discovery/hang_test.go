@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestCallWithTimeout asserts that a device that does not answer in time gets no further call until it has answered.
@@ -28,10 +30,10 @@ func TestCallWithTimeout(t *testing.T) {
 		t.Errorf("another device: %v, %v", v, err)
 	}
 	close(release)
-	if v := <-late; v != 1 {
+	if v := testenv.Receive(t, "the late answer", late); v != 1 {
 		t.Errorf("late is %d", v)
 	}
-	<-i.hanging[mediumKey(d)]
+	testenv.Receive(t, "the end of the call that hung", i.hanging[mediumKey(d)])
 	if v, _ := callWithTimeout(t.Context(), i, d, quick, nil); v != 2 {
 		t.Errorf("a device that answers again says %v", v)
 	}

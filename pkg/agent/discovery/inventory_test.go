@@ -49,7 +49,7 @@ type loopDisk struct {
 func newTestInventory(t *testing.T) *testInventory {
 	t.Helper()
 	testenv.NeedRoot(t)
-	testenv.NeedProgram(t, "losetup", "blkid", "wipefs", "delpart")
+	testenv.NeedProgram(t, "losetup", "blkid", "wipefs")
 	b := &testInventory{t: t, dev: t.TempDir(), now: time.Unix(1e9, 0), changed: make(chan struct{}, 1), owner: disk.Owner{NodeUID: "u1", NodeName: "n1", MachineID: "m"}}
 	b.options = Options{
 		Sys: os.DirFS("/sys/block"), Dev: b.dev, DevicePatterns: []string{},
@@ -140,12 +140,11 @@ func (b *testInventory) setClass(adoption diskv1alpha1.Adoption, grace time.Dura
 // attach makes a loop device over the file, with a link by which it is known.
 func (b *testInventory) attach(image, link string) loopDisk {
 	b.t.Helper()
-	node := b.run("losetup", "--find", "--show", image)
+	node := testenv.Attach(b.t, image, "512")
 	d := loopDisk{filepath.Base(node), filepath.Join(b.dev, filepath.Base(node)), image}
 	b.t.Cleanup(func() {
 		b.must(b.Close())
-		testenv.RemovePartitions(b.t, node)
-		b.run("losetup", "--detach", node)
+		testenv.Detach(b.t, node)
 	})
 	var st unix.Stat_t
 	b.must(unix.Stat(node, &st))
@@ -164,19 +163,7 @@ func (b *testInventory) attach(image, link string) loopDisk {
 // newDisk makes a blank disk.
 func (b *testInventory) newDisk(link string) loopDisk {
 	b.t.Helper()
-	image := filepath.Join(b.t.TempDir(), "disk.img")
-	b.must(os.WriteFile(image, nil, 0o600))
-	b.must(os.Truncate(image, 64*mib))
-	return b.attach(image, link)
-}
-
-func (b *testInventory) run(name string, arguments ...string) string {
-	b.t.Helper()
-	out, err := exec.Command(name, arguments...).CombinedOutput()
-	if err != nil {
-		b.t.Fatalf("%s %v: %v\n%s", name, arguments, err, out)
-	}
-	return strings.TrimSpace(string(out))
+	return b.attach(testenv.Image(b.t, 64*mib), link)
 }
 
 // rescan rescans, and returns the verdict about a device.
@@ -290,7 +277,7 @@ func TestGracePeriod(t *testing.T) {
 	b.now = b.now.Add(grace - time.Second)
 	b.checkVerdict(b.rescan(d), diskv1alpha1.DeviceCandidate, "it appeared")
 	// Another program reads it: its time starts again.
-	b.run("dd", "if="+d.path, "of=/dev/null", "bs=4096", "count=1", "iflag=direct")
+	testenv.Run(b.t, "dd", "if="+d.path, "of=/dev/null", "bs=4096", "count=1", "iflag=direct")
 	b.checkVerdict(b.rescan(d), diskv1alpha1.DeviceCandidate, "it appeared")
 	if again, _ := b.RecheckAfter(); again != grace {
 		t.Errorf("looked at again after %s", again)
@@ -362,7 +349,7 @@ func TestCopyOfDisk(t *testing.T) {
 	id := b.onlyDisk().Snapshot.ID
 	b.must(b.Close())
 	image := filepath.Join(t.TempDir(), "copy.img")
-	b.run("cp", "--sparse=always", d.image, image)
+	testenv.Run(b.t, "cp", "--sparse=always", d.image, image)
 	b.restart()
 	b.checkVerdict(b.rescan(d), diskv1alpha1.DeviceInUse, "")
 	c := b.attach(image, "wwn-2")
@@ -412,9 +399,9 @@ func TestOnOurVolumes(t *testing.T) {
 	raw := volume("11111111-2222-4333-8444-555555555555", 3, true)
 	files := volume("11111111-2222-4333-8444-666666666666", 30, false)
 	over := b.attach(raw.Device, "")
-	b.run("mkfs.ext4", "-q", files.Device)
+	testenv.Run(b.t, "mkfs.ext4", "-q", files.Device)
 	target := t.TempDir()
-	b.run("mount", files.Device, target)
+	testenv.Run(b.t, "mount", files.Device, target)
 	t.Cleanup(func() { testenv.Unmount(t, target) })
 	image := filepath.Join(target, "a.img")
 	b.must(os.WriteFile(image, nil, 0o600))

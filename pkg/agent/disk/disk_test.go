@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 const (
@@ -113,7 +114,7 @@ func TestVolumeLife(t *testing.T) {
 			t.Fatalf("Create over another volume: %v", err)
 		}
 
-		runProgram(t, "mkfs.ext4", "-q", "-F", v.Device)
+		testenv.Run(t, "mkfs.ext4", "-q", "-F", v.Device)
 		if err := d.MarkFormatted(ctx, guidA); err != nil {
 			t.Fatal(err)
 		}
@@ -141,7 +142,7 @@ func TestVolumeLife(t *testing.T) {
 		if err := unix.Unmount(mnt, 0); err != nil {
 			t.Fatal(err)
 		}
-		runProgram(t, "sync", l.image)
+		testenv.Run(t, "sync", l.image)
 		if raw, err := os.ReadFile(l.image); err != nil || !bytes.Contains(raw, canary[:30]) {
 			t.Fatalf("the canary is not on the disk: %v", err)
 		}

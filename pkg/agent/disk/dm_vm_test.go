@@ -162,7 +162,7 @@ func TestMapped(t *testing.T) {
 			t.Errorf("Read: %v", err)
 		}
 
-		runProgram(t, "mkfs.ext4", "-q", "-F", v.Device)
+		testenv.Run(t, "mkfs.ext4", "-q", "-F", v.Device)
 		if err := d.MarkFormatted(ctx, guidA); err != nil {
 			t.Fatal(err)
 		}
@@ -211,7 +211,7 @@ func TestMapped(t *testing.T) {
 		if err := unix.Unmount(mnt, 0); err != nil {
 			t.Fatal(err)
 		}
-		runProgram(t, "e2fsck", "-fn", v.Device)
+		testenv.Run(t, "e2fsck", "-fn", v.Device)
 
 		// A program has it open and keeps it open: nothing is changed.
 		looker, err := os.Open(v.Device)
@@ -386,7 +386,7 @@ func TestMappedWithoutPartitions(t *testing.T) {
 			t.Error("mkfs took the whole disk")
 		}
 		v, _ := ptr(d.Snapshot()).Volume(guidA)
-		runProgram(t, "mkfs.ext4", "-q", "-F", v.Device)
+		testenv.Run(t, "mkfs.ext4", "-q", "-F", v.Device)
 		if err := d.MarkFormatted(ctx, guidA); err != nil {
 			t.Fatal(err)
 		}
@@ -418,7 +418,7 @@ func TestMappedWithoutPartitions(t *testing.T) {
 		if v, _ = ptr(d.Snapshot()).Volume(guidA); mappedCount(t, d) != 2 || v.Extent != extentMiB(2, 24) {
 			t.Errorf("after a boot: %+v", v)
 		}
-		runProgram(t, "e2fsck", "-fn", v.Device)
+		testenv.Run(t, "e2fsck", "-fn", v.Device)
 		for _, guid := range []string{guidA, guidB} {
 			if _, err := d.Wipe(ctx, guid, WipeOptions{}); err != nil {
 				t.Errorf("Wipe: %v", err)

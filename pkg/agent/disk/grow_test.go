@@ -120,7 +120,7 @@ func TestGrowCutShort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	runProgram(t, "mkfs.ext4", "-q", "-F", v.Device)
+	testenv.Run(t, "mkfs.ext4", "-q", "-F", v.Device)
 	mnt := mountVolume(t, v, "ext4")
 	err = d.runInWorker(ctx, func(ctx context.Context) error {
 		next, e, err := d.store.table.withLength(guidA, 8*mib)
@@ -285,7 +285,7 @@ func TestGrowFileSystem(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			runProgram(t, "mkfs."+fsType, v.Device)
+			testenv.Run(t, "mkfs."+fsType, v.Device)
 			mnt := mountVolume(t, v, fsType)
 			file := filepath.Join(mnt, "file")
 			data := bytes.Repeat([]byte("kept"), 1<<20)
@@ -296,13 +296,13 @@ func TestGrowFileSystem(t *testing.T) {
 				t.Fatal(err)
 			}
 			if fsType == "xfs" {
-				runProgram(t, "xfs_growfs", mnt)
+				testenv.Run(t, "xfs_growfs", mnt)
 			} else {
 				if err := unix.Unmount(mnt, 0); err != nil {
 					t.Fatal(err)
 				}
-				runProgram(t, "e2fsck", "-f", "-y", v.Device)
-				runProgram(t, "resize2fs", v.Device)
+				testenv.Run(t, "e2fsck", "-f", "-y", v.Device)
+				testenv.Run(t, "resize2fs", v.Device)
 				file = filepath.Join(mountVolume(t, v, fsType), "file")
 			}
 			var st unix.Statfs_t

@@ -136,57 +136,23 @@ func (p *agentProcess) state() string {
 	return after[:1]
 }
 
-// frozenDisk is a file system with a disk's image. While it is frozen the disk hangs: a thread that waits for it is in
-// state D, and no signal ends it.
-type frozenDisk struct {
-	t    *testing.T
-	dir  string
-	held bool
-}
-
-func newFrozenDisk(t *testing.T) (*frozenDisk, *loopDisk) {
+// newFrozenDisk makes a disk that hangs while the file system with its image is frozen.
+func newFrozenDisk(t *testing.T) (*testenv.Freezer, *loopDisk) {
 	t.Helper()
-	testenv.NeedProgram(t, "fsfreeze", "mkfs.ext4", "mount", "umount")
-	below := newLoopDisk(t, 128*mib, 512)
-	runProgram(t, "mkfs.ext4", "-q", below.path)
-	f := &frozenDisk{t: t, dir: t.TempDir()}
-	runProgram(t, "mount", below.path, f.dir)
-	t.Cleanup(func() {
-		// The kernel detaches a loop device with a delay.
-		err := await(context.Background(), 30*time.Second, func() (bool, error) { return tryProgram("umount", f.dir) == nil, nil })
-		if err != nil {
-			t.Errorf("unmounting %s: %v", f.dir, err)
-		}
-	})
-	image := filepath.Join(f.dir, "image")
-	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 64*mib)); err != nil {
-		t.Fatal(err)
-	}
-	l := &loopDisk{image: image, path: strings.TrimSpace(runProgram(t, "losetup", "--find", "--show", image))}
+	f := testenv.NewFreezer(t, 128*mib)
+	image := filepath.Join(f.Dir, "image")
+	testenv.ImageAt(t, image, 64*mib)
+	l := &loopDisk{image: image, path: testenv.Attach(t, image, "512")}
 	l.removePartitions(t)
 	t.Cleanup(func() {
-		f.thaw()
+		f.Thaw()
 		l.removePartitions(t)
-		runProgram(t, "losetup", "--detach", l.path)
+		testenv.Detach(t, l.path)
 	})
 	if _, err := Initialize(t.Context(), l.path, Owner{}); err != nil {
 		t.Fatal(err)
 	}
 	return f, l
-}
-
-func (f *frozenDisk) freeze() {
-	f.t.Helper()
-	runProgram(f.t, "fsfreeze", "--freeze", f.dir)
-	f.held = true
-}
-
-func (f *frozenDisk) thaw() {
-	f.t.Helper()
-	if f.held {
-		f.held = false
-		runProgram(f.t, "fsfreeze", "--unfreeze", f.dir)
-	}
 }
 
 // TestRestartBesideHungDisk asserts how a disk that hangs affects the restart of an agent. An agent that stops in an
@@ -198,7 +164,7 @@ func TestRestartBesideHungDisk(t *testing.T) {
 			f, bad := newFrozenDisk(t)
 			good := initialized(t, 64*mib, 512)
 			old := startAgent(t, bad, good)
-			f.freeze()
+			f.Freeze()
 			old.send("ask")
 			old.expect("out of service: <nil>")
 			if orderly {
@@ -228,12 +194,8 @@ func TestRestartBesideHungDisk(t *testing.T) {
 				t.Error("the killed agent ended while its disk hung: this test proves nothing")
 			default:
 			}
-			f.thaw()
-			select {
-			case <-old.done:
-			case <-time.After(time.Minute):
-				t.Fatal("the killed agent did not end when its disk answered")
-			}
+			f.Thaw()
+			testenv.Receive(t, "the end of the killed agent, whose disk answers", old.done)
 			if d, err = Open(t.Context(), good.path, Options{}); err != nil {
 				t.Fatalf("Open after the disk has answered: %v", err)
 			}

@@ -19,7 +19,7 @@ import (
 // what is written through a partition's device.
 func (l *loopDisk) hash(t testing.TB) [sha256.Size]byte {
 	t.Helper()
-	runProgram(t, "sync", l.path)
+	testenv.Run(t, "sync", l.path)
 	f, err := os.Open(l.image)
 	if err != nil {
 		t.Fatal(err)
@@ -64,20 +64,20 @@ func TestForeignIsLeftAlone(t *testing.T) {
 		make   func(t *testing.T, l *loopDisk)
 		reason string // part of it
 	}{
-		{"ext4", func(t *testing.T, l *loopDisk) { runProgram(t, "mkfs.ext4", "-q", "-F", l.path) }, "ext4"},
-		{"xfs", func(t *testing.T, l *loopDisk) { runProgram(t, "mkfs.xfs", "-q", "-f", l.path) }, "xfs"},
-		{"swap", func(t *testing.T, l *loopDisk) { runProgram(t, "mkswap", l.path) }, "swap"},
+		{"ext4", func(t *testing.T, l *loopDisk) { testenv.Run(t, "mkfs.ext4", "-q", "-F", l.path) }, "ext4"},
+		{"xfs", func(t *testing.T, l *loopDisk) { testenv.Run(t, "mkfs.xfs", "-q", "-f", l.path) }, "xfs"},
+		{"swap", func(t *testing.T, l *loopDisk) { testenv.Run(t, "mkswap", l.path) }, "swap"},
 		{"LVM label", func(t *testing.T, l *loopDisk) { l.writeAt(t, lvm, 512) }, ""},
 		{"DOS table", func(t *testing.T, l *loopDisk) {
-			runProgram(t, "sh", "-c", "echo ',,83' | sfdisk --no-reread --no-tell-kernel -q "+l.path)
+			testenv.Run(t, "sh", "-c", "echo ',,83' | sfdisk --no-reread --no-tell-kernel -q "+l.path)
 		}, "dos"},
-		{"GPT", func(t *testing.T, l *loopDisk) { runProgram(t, "sgdisk", "-n", "1:0:0", l.path) }, "gpt"},
-		{"empty GPT", func(t *testing.T, l *loopDisk) { runProgram(t, "sgdisk", "-o", l.path) }, "gpt"},
+		{"GPT", func(t *testing.T, l *loopDisk) { testenv.Run(t, "sgdisk", "-n", "1:0:0", l.path) }, "gpt"},
+		{"empty GPT", func(t *testing.T, l *loopDisk) { testenv.Run(t, "sgdisk", "-o", l.path) }, "gpt"},
 		{"GPT of 1024 entries", func(t *testing.T, l *loopDisk) {
-			runProgram(t, "sgdisk", "-o", "-S", "1024", "-n", "255:0:+1M", l.path)
+			testenv.Run(t, "sgdisk", "-o", "-S", "1024", "-n", "255:0:+1M", l.path)
 		}, "gpt"},
 		{"backup GPT alone", func(t *testing.T, l *loopDisk) {
-			runProgram(t, "sgdisk", "-o", l.path)
+			testenv.Run(t, "sgdisk", "-o", l.path)
 			l.writeAt(t, make([]byte, mib), 0)
 		}, ""},
 		{"random first MiB", func(t *testing.T, l *loopDisk) { l.writeAt(t, random, 0) }, ""},
@@ -153,7 +153,7 @@ func TestBusyIsLeftAlone(t *testing.T) {
 	t.Run("mounted", func(t *testing.T) {
 		testenv.NeedProgram(t, "mkfs.ext4")
 		l := newLoopDisk(t, 64*mib, 512)
-		runProgram(t, "mkfs.ext4", "-q", "-F", l.path)
+		testenv.Run(t, "mkfs.ext4", "-q", "-F", l.path)
 		mnt := t.TempDir()
 		if err := unix.Mount(l.path, mnt, "ext4", unix.MS_RDONLY, "noload"); err != nil {
 			t.Fatal(err)

@@ -2,7 +2,6 @@ package disk
 
 import (
 	"context"
-	"errors"
 	"os"
 	"os/exec"
 	"strconv"
@@ -71,20 +70,6 @@ func (l *loopDisk) removePartitions(t testing.TB) {
 			t.Error(err)
 		}
 	}
-}
-
-// runProgram runs a program that must succeed and returns its output.
-func runProgram(t testing.TB, name string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(name, args...).Output()
-	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			t.Fatalf("%s %v: %v\n%s%s", name, args, err, out, exit.Stderr)
-		}
-		t.Fatalf("%s %v: %v", name, args, err)
-	}
-	return string(out)
 }
 
 // tryProgram runs a program that may fail.

@@ -58,7 +58,7 @@ func TestThousandVolumes(t *testing.T) {
 	mountPoints := map[int]string{}
 	for i, fsType := range sample {
 		v, _ := ptr(d.Snapshot()).Volume(guids[i])
-		runProgram(t, "mkfs."+fsType, "-q", v.Device)
+		testenv.Run(t, "mkfs."+fsType, "-q", v.Device)
 		if err := d.MarkFormatted(ctx, v.Partition); err != nil {
 			t.Fatal(err)
 		}
@@ -181,7 +181,7 @@ func TestHighVolume(t *testing.T) {
 		if s, err := Read(l.path); err != nil || len(s.Volumes) != 1 || s.Volumes[0].Device != v.Device {
 			t.Errorf("Read: %+v, %v", s, err)
 		}
-		runProgram(t, "mkfs.ext4", "-q", "-F", v.Device)
+		testenv.Run(t, "mkfs.ext4", "-q", "-F", v.Device)
 		mnt := mountVolume(t, v, "ext4")
 		grown, err := d.Grow(ctx, guidA, 14*mib)
 		if err != nil || grown.Device != v.Device || grown.Extent != extentMiB(2, 14) {

@@ -37,7 +37,7 @@ func TestDeviceOnOurVolume(t *testing.T) {
 	}
 	raw, _ := ptr(d.Snapshot()).Volume(guidA)
 	formatted, _ := ptr(d.Snapshot()).Volume(guidB)
-	runProgram(t, "mkfs.ext4", "-q", "-F", formatted.Device)
+	testenv.Run(t, "mkfs.ext4", "-q", "-F", formatted.Device)
 
 	checkNoDisk(t, Inspector{}, raw.Device, "partition")
 	above := testenv.Loop(t, raw.Device, "512")
@@ -57,7 +57,7 @@ func TestDeviceOnOurVolume(t *testing.T) {
 
 	// A copy of a disk of ours, written into the raw volume.
 	small := initialized(t, 64*mib, 512)
-	runProgram(t, "dd", "if="+small.path, "of="+raw.Device, "bs=1M", "conv=fsync", "oflag=direct", "status=none")
+	testenv.Run(t, "dd", "if="+small.path, "of="+raw.Device, "bs=1M", "conv=fsync", "oflag=direct", "status=none")
 	checkNoDisk(t, Inspector{}, above, guidA)
 }
 

@@ -6,6 +6,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/berthdev/berth/test/testenv"
 )
 
 var (
@@ -111,7 +113,7 @@ func TestOwner(t *testing.T) {
 		if err := f.Close(); err != nil {
 			t.Fatal(err)
 		}
-		runProgram(t, "blockdev", "--flushbufs", l.path)
+		testenv.Run(t, "blockdev", "--flushbufs", l.path)
 		check(Owner{})
 		d = l.open(t)
 		if got := d.Snapshot(); got.Owner != (Owner{}) || len(got.Volumes) != 1 || got.Volumes[0].Note != "of a" {

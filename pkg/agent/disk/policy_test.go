@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // writtenVolume is a volume of 10 MiB at 3 MiB, full of canaries.
@@ -109,7 +111,7 @@ func TestWipePolicies(t *testing.T) {
 // allocated is how many bytes of the disk's file are allocated.
 func (l *loopDisk) allocated(t *testing.T) int64 {
 	t.Helper()
-	runProgram(t, "sync", l.image)
+	testenv.Run(t, "sync", l.image)
 	var st unix.Stat_t
 	if err := unix.Stat(l.image, &st); err != nil {
 		t.Fatal(err)

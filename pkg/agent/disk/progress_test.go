@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // smallInterval keeps the progress of wipes every few MiB, and never because of the time.
@@ -58,7 +60,7 @@ func countCalls(m *method) *[]int64 {
 // copyTo is a second disk with the present content of the first: what a crash leaves.
 func (l *loopDisk) copyTo(t *testing.T, sector int) *loopDisk {
 	t.Helper()
-	runProgram(t, "sync", l.image)
+	testenv.Run(t, "sync", l.image)
 	src, err := os.Open(l.image)
 	if err != nil {
 		t.Fatal(err)
@@ -80,7 +82,7 @@ func (l *loopDisk) copyTo(t *testing.T, sector int) *loopDisk {
 	if err := errors.Join(dst.Sync(), dst.Close()); err != nil {
 		t.Fatal(err)
 	}
-	runProgram(t, "blockdev", "--flushbufs", other.path)
+	testenv.Run(t, "blockdev", "--flushbufs", other.path)
 	return other
 }
 

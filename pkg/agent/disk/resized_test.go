@@ -159,7 +159,7 @@ func (l *loopDisk) resize(t *testing.T, size int64) {
 	if err := os.Truncate(l.image, size); err != nil {
 		t.Fatal(err)
 	}
-	runProgram(t, "losetup", "--set-capacity", l.path)
+	testenv.Run(t, "losetup", "--set-capacity", l.path)
 }
 
 // TestDiskGrows asserts that a volume stays mounted while its disk grows, and that the disk has more room.
@@ -173,7 +173,7 @@ func TestDiskGrows(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		runProgram(t, "mkfs.ext4", "-q", "-F", v.Device)
+		testenv.Run(t, "mkfs.ext4", "-q", "-F", v.Device)
 		if err := d.MarkFormatted(ctx, guidA); err != nil {
 			t.Fatal(err)
 		}

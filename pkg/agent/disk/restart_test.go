@@ -332,7 +332,7 @@ func TestDiskLost(t *testing.T) {
 			if err := os.Truncate(l.image, 8*mib); err != nil {
 				t.Fatal(err)
 			}
-			runProgram(t, "losetup", "--set-capacity", l.path)
+			testenv.Run(t, "losetup", "--set-capacity", l.path)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -381,7 +381,7 @@ func TestTableChangedByAnotherProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.waitIdle(t)
-	runProgram(t, "sgdisk", "-n", "256:40M:+5M", l.path)
+	testenv.Run(t, "sgdisk", "-n", "256:40M:+5M", l.path)
 	before := l.hash(t)
 	if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(40, 10), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
 		t.Errorf("Create: %v", err)

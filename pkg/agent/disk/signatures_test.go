@@ -158,7 +158,7 @@ func TestOurGUIDWithOthersPartitions(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			l := newLoopDisk(t, 64*mib, 512)
-			runProgram(t, "sgdisk", append(test.tool, l.path)...)
+			testenv.Run(t, "sgdisk", append(test.tool, l.path)...)
 			l.removePartitions(t)
 			l.checkRefused(t, test.reason)
 		})
@@ -166,7 +166,7 @@ func TestOurGUIDWithOthersPartitions(t *testing.T) {
 	t.Run("ours, and invalid", func(t *testing.T) {
 		l := initialized(t, 64*mib, 512)
 		// A volume over the meta partition.
-		runProgram(t, "sgdisk", "-d", "255", "-n", "255:2M:+1M", "-t", "255:"+TypeMeta, l.path)
+		testenv.Run(t, "sgdisk", "-d", "255", "-n", "255:2M:+1M", "-t", "255:"+TypeMeta, l.path)
 		l.removePartitions(t)
 		before := l.hash(t)
 		if d, err := Open(t.Context(), l.path, Options{}); err == nil || !strings.Contains(err.Error(), "invalid") {
@@ -185,9 +185,9 @@ func TestOurGUIDWithOthersPartitions(t *testing.T) {
 func TestSwapIsLeftAlone(t *testing.T) {
 	testenv.NeedProgram(t, "mkswap", "swapon", "swapoff")
 	l := newLoopDisk(t, 64*mib, 512)
-	runProgram(t, "mkswap", l.path)
-	runProgram(t, "swapon", l.path)
-	t.Cleanup(func() { runProgram(t, "swapoff", l.path) })
+	testenv.Run(t, "mkswap", l.path)
+	testenv.Run(t, "swapon", l.path)
+	t.Cleanup(func() { testenv.Run(t, "swapoff", l.path) })
 	found, err := Inspect(t.Context(), l.path)
 	if err != nil || found.State != Busy || !strings.Contains(found.Reason, "swap") {
 		t.Errorf("Inspect: %+v, %v", found, err)

@@ -5,6 +5,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // oldSlot is the slot of a volume as earlier versions wrote it.
@@ -145,7 +147,7 @@ func TestSlots(t *testing.T) {
 		if err := f.Close(); err != nil {
 			t.Fatal(err)
 		}
-		runProgram(t, "blockdev", "--flushbufs", l.path)
+		testenv.Run(t, "blockdev", "--flushbufs", l.path)
 		want = map[string]string{guidB: "", guidC: "", c2: ""}
 		d = l.open(t)
 		check(d.Snapshot())

@@ -109,7 +109,7 @@ func TestRawBlockVolumeIsBusy(t *testing.T) {
 	if err := os.Remove(node); err != nil {
 		t.Fatal(err)
 	}
-	runProgram(t, "cp", "-a", l.path, node)
+	testenv.Run(t, "cp", "-a", l.path, node)
 	l.checkState(t, i, Busy, "raw block volume at "+node)
 	if err := os.Remove(node); err != nil {
 		t.Fatal(err)
@@ -121,7 +121,7 @@ func TestRawBlockVolumeIsBusy(t *testing.T) {
 func TestAllReasons(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4", "blockdev")
 	l := newLoopDisk(t, 64*mib, 512)
-	runProgram(t, "mkfs.ext4", "-q", "-F", l.path)
+	testenv.Run(t, "mkfs.ext4", "-q", "-F", l.path)
 	target := createFile(t, t.TempDir(), "published")
 	defer bindDevice(t, l.path, target)()
 	d, err := openDevice(l.path, os.O_RDONLY)
@@ -132,8 +132,8 @@ func TestAllReasons(t *testing.T) {
 	if err := d.blkpg(unix.BLKPG_ADD_PARTITION, 3, extentMiB(5, 5)); err != nil {
 		t.Fatal(err)
 	}
-	runProgram(t, "blockdev", "--setro", l.path)
-	defer runProgram(t, "blockdev", "--setrw", l.path)
+	testenv.Run(t, "blockdev", "--setro", l.path)
+	defer testenv.Run(t, "blockdev", "--setrw", l.path)
 	found, err := Inspect(t.Context(), l.path)
 	if err != nil || found.State != Busy || found.Reason != strings.Join(found.Reasons, "; ") {
 		t.Errorf("Inspect: %+v, %v", found, err)
@@ -287,7 +287,7 @@ func TestDeviceWithoutPartitions(t *testing.T) {
 		t.Error("Initialize succeeded")
 	}
 	l := initialized(t, 64*mib, 4096)
-	runProgram(t, "dd", "if="+l.path, "of="+path, "bs=1M", "oflag=direct", "status=none")
+	testenv.Run(t, "dd", "if="+l.path, "of="+path, "bs=1M", "oflag=direct", "status=none")
 	if d, err := Open(t.Context(), path, Options{}); err == nil || !strings.Contains(err.Error(), "no partitions") {
 		t.Errorf("Open: %v, %v", d, err)
 	}

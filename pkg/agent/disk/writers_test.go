@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestWriterDuringWipe asserts that a volume that a process has open for writing is not wiped, in any number of tries.
@@ -78,7 +80,7 @@ func TestLeakedLoopDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.waitIdle(t)
-	leaked := strings.TrimSpace(runProgram(t, "losetup", "--find", "--show", v.Device))
+	leaked := strings.TrimSpace(testenv.Run(t, "losetup", "--find", "--show", v.Device))
 	detached := false
 	t.Cleanup(func() {
 		if !detached {
@@ -94,7 +96,7 @@ func TestLeakedLoopDevice(t *testing.T) {
 	if n := l.writtenBytes(t) - before; n != 0 {
 		t.Errorf("%d bytes were written to the disk", n)
 	}
-	runProgram(t, "losetup", "--detach", leaked)
+	testenv.Run(t, "losetup", "--detach", leaked)
 	detached = true
 	if err := wipeVolume(t.Context(), d, guidA); err != nil {
 		t.Error(err)

@@ -20,6 +20,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/client"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // apiServer is an API server that has at most one NodeDiskCapacity.
@@ -329,21 +330,12 @@ func TestRun(t *testing.T) {
 	ended := make(chan struct{})
 	go func() { p.Run(ctx); close(ended) }()
 	for i, failed := range []bool{true, false} {
-		select {
-		case err := <-passes:
-			if (err != nil) != failed {
-				t.Errorf("pass %d: %v", i, err)
-			}
-		case <-time.After(30 * time.Second):
-			t.Fatal("no pass")
+		if err := testenv.Receive(t, "a pass", passes); (err != nil) != failed {
+			t.Errorf("pass %d: %v", i, err)
 		}
 	}
 	cancel()
-	select {
-	case <-ended:
-	case <-time.After(30 * time.Second):
-		t.Fatal("it goes on after its end")
-	}
+	testenv.Receive(t, "the end of Run", ended)
 }
 
 // TestConditionsOfOthers asserts that the agent neither drops nor changes the condition that the scheduler's leader

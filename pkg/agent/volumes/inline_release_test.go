@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestVerdictForPod asserts what becomes of a volume, by the state of its pod and by whether it is mounted.
@@ -69,7 +70,7 @@ func TestLocks(t *testing.T) {
 		}
 	}()
 	unlock()
-	<-done
+	testenv.Receive(t, "the lock", done)
 	if len(l.held) != 0 {
 		t.Errorf("%d locks are remembered", len(l.held))
 	}

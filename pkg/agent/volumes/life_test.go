@@ -3,10 +3,10 @@ package volumes
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -16,6 +16,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/agent/signature"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // mountTo notes the device and the file system that a volume is mounted with.
@@ -419,28 +420,16 @@ func TestRun(t *testing.T) {
 	f.deletePod(pod, false)
 	f.waitForPhase(partition, "")
 	cancel()
-	select {
-	case <-ended:
-	case <-time.After(time.Minute):
-		t.Fatal("it does not end")
-	}
+	testenv.Receive(t, "the end of Run", ended)
 }
 
 // waitForPhase waits until the partition is in that phase.
 func (f *fixture) waitForPhase(partition string, want disk.Phase) {
 	f.t.Helper()
-	deadline := time.After(time.Minute)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if _, v, _ := f.node.findVolume(partition); v.Phase == want {
-			return
+	testenv.Eventually(f.t, "phase of "+partition, func() error {
+		if _, v, _ := f.node.findVolume(partition); v.Phase != want {
+			return fmt.Errorf("it is %v, want %v", v.Phase, want)
 		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			f.checkPhase(partition, want)
-			return
-		}
-	}
+		return nil
+	})
 }

@@ -19,6 +19,7 @@ import (
 	st "k8s.io/kubernetes/pkg/scheduler/testing"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 func respondWith(code int, body *metav1.Status, got *corev1.Binding) http.HandlerFunc {
@@ -165,7 +166,7 @@ func TestSettledDoubtWakes(t *testing.T) {
 	b.refuse(t, large)
 	b.removeFromStore(t, doubtful)
 	b.plugin.feed.foldPod(klog.Background(), doubtful)
-	if pods := <-woken; len(pods) != 1 || pods["default/fits"] != fits {
+	if pods := testenv.Receive(t, "the requeue", woken); len(pods) != 1 || pods["default/fits"] != fits {
 		t.Errorf("woken are %v, want the one that fits now", pods)
 	}
 }
@@ -216,13 +217,7 @@ func TestHangingBindings(t *testing.T) {
 			_, status := b.plugin.PreFilter(b.ctx, framework.NewCycleState(), podOf("a", 1), b.nodes)
 			done <- status
 		}()
-		select {
-		case status := <-done:
-			return status
-		case <-time.After(time.Minute):
-			t.Fatal("it waits, and every other pod with it")
-			return nil
-		}
+		return testenv.Receive(t, "PreFilter, which every other pod waits for", done)
 	}
 	binders.maxWait = time.Millisecond
 	// After an error the scheduler retries the pod after its backoff, without an event.

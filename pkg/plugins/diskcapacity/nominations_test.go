@@ -4,7 +4,6 @@ import (
 	"maps"
 	"slices"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -13,6 +12,7 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // halfWiped has a node with [0,4) being wiped and [4,8) free, and a pod of so many GiB nominated for it.
@@ -150,13 +150,8 @@ func TestKeptSpaceRequeuesAfterDeletion(t *testing.T) {
 	clear(b.nominated)
 	b.removeFromStore(t, preemptor)
 	b.plugin.feed.foldPod(klog.Background(), preemptor)
-	select {
-	case names := <-woken:
-		if !slices.Equal(names, []string{"default/small"}) {
-			t.Errorf("%v were woken", names)
-		}
-	case <-time.After(30 * time.Second):
-		t.Error("the pod was not woken")
+	if names := testenv.Receive(t, "the requeue", woken); !slices.Equal(names, []string{"default/small"}) {
+		t.Errorf("%v were woken", names)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/request"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestFilter asserts for each node whether the pod fits, what the message says, and whether preemption may help.
@@ -304,7 +305,7 @@ func TestPreemption(t *testing.T) {
 		}()
 	}
 	for range 4 {
-		<-done
+		testenv.Receive(t, "a clone", done)
 	}
 	if fits(state) {
 		t.Error("the clones changed the original")

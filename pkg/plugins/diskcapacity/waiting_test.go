@@ -14,6 +14,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestPublicationWakes asserts that a publication wakes the pods that fit since then, and not those that fitted before
@@ -291,11 +292,7 @@ func TestHintsOfManyDistinctRequests(t *testing.T) {
 	if queued != maxPlansPerEvent {
 		t.Errorf("hints queue %d pods, want %d", queued, maxPlansPerEvent)
 	}
-	select {
-	case <-done:
-	case <-time.After(30 * time.Second):
-		t.Error("the pods that are left are not woken")
-	}
+	testenv.Receive(t, "the requeue of the pods that are left", done)
 }
 
 // BenchmarkPublicationWorst has a node publish while ten thousand pods wait, each of which requests other sizes for

@@ -12,6 +12,8 @@ import (
 	fwk "k8s.io/kube-scheduler/framework"
 	"k8s.io/kubernetes/pkg/scheduler/framework"
 	st "k8s.io/kubernetes/pkg/scheduler/testing"
+
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // podWith is a pod with so many volumes, with sizes in MiB.
@@ -44,7 +46,7 @@ func BenchmarkWorstPods(b *testing.B) {
 		for name, pod := range worstPods(volumes) {
 			b.Run(fmt.Sprintf("volumes=%d/%s", volumes, name), func(b *testing.B) {
 				var longest, wait time.Duration
-				stop := env.askForTheLock(&wait)
+				stop := env.askForTheLock(b, &wait)
 				feasible, before := 0, cpu(b)
 				for b.Loop() {
 					start := time.Now()
@@ -72,7 +74,7 @@ func cpu(b *testing.B) time.Duration {
 }
 
 // askForTheLock takes the ledger's lock all the time, and records the longest wait.
-func (b *bench) askForTheLock(longest *time.Duration) (stop func()) {
+func (b *bench) askForTheLock(t testing.TB, longest *time.Duration) (stop func()) {
 	over, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -89,7 +91,7 @@ func (b *bench) askForTheLock(longest *time.Duration) (stop func()) {
 	}()
 	return func() {
 		close(over)
-		<-done
+		testenv.Receive(t, "the end of the queries", done)
 	}
 }
 

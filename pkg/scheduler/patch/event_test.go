@@ -8,6 +8,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/klog/v2"
+
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestPlacesInEvent asserts that the places of a bound pod are appended to the event Scheduled, if it has any. No other
@@ -33,7 +35,7 @@ func TestPlacesInEvent(t *testing.T) {
 		{disk, "FailedScheduling", "%v%v", "Normal FailedScheduling xy"},
 	} {
 		r.Eventf(test.pod, nil, corev1.EventTypeNormal, test.reason, "Binding", test.note, "x", "y")
-		if have := <-fake.Events; have != test.want {
+		if have := testenv.Receive(t, "an event", fake.Events); have != test.want {
 			t.Errorf("got %q, want %q", have, test.want)
 		}
 	}
@@ -42,7 +44,7 @@ func TestPlacesInEvent(t *testing.T) {
 	}
 	long := strings.Repeat("n", 2000)
 	r.Eventf(disk, nil, corev1.EventTypeNormal, "Scheduled", "Binding", "%s", long)
-	if <-fake.Events; asked > 0 {
+	if testenv.Receive(t, "an event", fake.Events); asked > 0 {
 		t.Errorf("%d bytes are left behind a note of 2000", asked)
 	}
 }
