@@ -164,8 +164,8 @@ func (h *leakHistory) rest(when string, strict bool, before ...func(context.Cont
 	}
 }
 
-// dropPending deletes claims without a volume, pods that use them, and pods without a node; it returns an error until
-// they are gone.
+// dropPending deletes claims whose volume does not exist, pods that use them, and pods without a node; it returns an
+// error until they are gone.
 func (h *leakHistory) dropPending(ctx context.Context) error {
 	at, err := h.read(ctx)
 	if err != nil {
@@ -174,7 +174,7 @@ func (h *leakHistory) dropPending(ctx context.Context) error {
 	left := 0
 	unbound := map[string]bool{}
 	for i := range at.claims {
-		if pvc := &at.claims[i]; pvc.Spec.VolumeName == "" {
+		if pvc := &at.claims[i]; at.isPending(pvc) {
 			left++
 			unbound[pvc.Name] = true
 			this := client.Preconditions{ResourceVersion: &pvc.ResourceVersion}
@@ -251,6 +251,12 @@ type said struct {
 	nodes      []corev1.Node
 }
 
+// isPending reports whether the claim's volume does not exist: it may be made yet, or it was deleted while a request to
+// make it may still be on its way.
+func (s said) isPending(pvc *corev1.PersistentVolumeClaim) bool {
+	return !slices.ContainsFunc(s.volumes, func(pv corev1.PersistentVolume) bool { return pv.Name == pvc.Spec.VolumeName })
+}
+
 func (h *leakHistory) read(ctx context.Context) (said, error) {
 	var pods corev1.PodList
 	var claims corev1.PersistentVolumeClaimList
@@ -265,8 +271,8 @@ func (h *leakHistory) read(ctx context.Context) (said, error) {
 	return said{pods.Items, claims.Items, volumes.Items, capacities.Items, nodes.Items}, nil
 }
 
-// check compares the ledger with the API server. Unless it is strict, pods without a node and claims without a volume
-// may be in doubt, and refused: they may take their place yet.
+// check compares the ledger with the API server. Unless it is strict, pods without a node and claims whose volume does
+// not exist may be in doubt, and refused: they may take their place yet.
 func (h *leakHistory) check(ctx context.Context, strict bool) error {
 	at, err := h.read(ctx)
 	if err != nil {
@@ -291,7 +297,7 @@ func (h *leakHistory) check(ctx context.Context, strict bool) error {
 		}
 	}
 	for i := range at.claims {
-		if at.claims[i].Spec.VolumeName == "" {
+		if at.isPending(&at.claims[i]) {
 			pending["claim/"+string(at.claims[i].UID)], pending["binding/"+string(at.claims[i].UID)] = true, true
 		}
 	}
