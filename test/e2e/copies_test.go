@@ -220,15 +220,9 @@ func unmounted(e *tenant, p place) {
 // detach detaches a loop device once the agent has closed its meta partition.
 func detach(e *tenant, device string) {
 	e.t.Helper()
-	testenv.RemovePartitions(e.t, device)
-	testenv.Run(e.t, "losetup", "--detach", device)
-	e.eventually(device+" is detached", func(context.Context) error {
-		file, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
-		if err == nil {
-			return fmt.Errorf("it shows %s", file)
-		}
-		return nil
-	})
+	file := testenv.BackingFile(e.t, device)
+	testenv.Detach(e.t, device)
+	testenv.AwaitDetached(e.t, device, file)
 }
 
 // attach attaches a disk again that was detached, under any name, which it returns.

@@ -122,6 +122,7 @@ func (d *faultyDisk) sysfsPath(name string) string {
 func (d *faultyDisk) detach() {
 	d.t.Helper()
 	testenv.RemovePartitions(d.t, d.path)
+	file := testenv.BackingFile(d.t, d.path)
 	loop, err := os.OpenFile(d.path, os.O_RDONLY, 0)
 	if err == nil {
 		err = errors.Join(unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0), loop.Close())
@@ -129,10 +130,5 @@ func (d *faultyDisk) detach() {
 	if err != nil {
 		d.t.Errorf("detaching %s: %v", d.path, err)
 	}
-	testenv.Eventually(d.t, d.path+" is detached", func() error {
-		if _, err := os.Stat(d.sysfsPath("loop")); err == nil {
-			return errors.New("it is still bound")
-		}
-		return nil
-	})
+	testenv.AwaitDetached(d.t, d.path, file)
 }

@@ -2,7 +2,6 @@ package kill
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -48,13 +47,9 @@ func attach(t *testing.T, image string, sector int) *loopDisk {
 func (l *loopDisk) detach(t *testing.T) {
 	t.Helper()
 	l.removeVolumes(t)
+	file := testenv.BackingFile(t, l.path)
 	testenv.Detach(t, l.path)
-	testenv.Eventually(t, l.path+" is detached", func() error {
-		if _, err := os.Stat(filepath.Join("/sys/block", filepath.Base(l.path), "loop")); !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("it is still bound: %w", err)
-		}
-		return nil
-	})
+	testenv.AwaitDetached(t, l.path, file)
 }
 
 // volumeLoops are the loop devices over parts of the disk.

@@ -263,8 +263,10 @@ func (l *life) close(t *testing.T) {
 	if t.Failed() {
 		return // the cleanup handles it, since the test has failed
 	}
-	l.detach(t)
+	// Once detached, the loop device may be another test's: nothing may detach it again.
+	disk := l.loopDisk
 	l.loopDisk = nil
+	disk.detach(t)
 	if err := os.RemoveAll(l.dir); err != nil {
 		t.Error(err)
 	}

@@ -2,11 +2,14 @@ package testenv
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Image makes a sparse file of that size that is used as a disk.
@@ -56,6 +59,31 @@ func Detach(t testing.TB, device string) {
 	t.Helper()
 	RemovePartitions(t, device)
 	Run(t, "losetup", "--detach", device)
+}
+
+// BackingFile is the file behind a loop device, as the kernel names it. It is empty if there is none.
+func BackingFile(t testing.TB, device string) string {
+	t.Helper()
+	file, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file"))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+		return ""
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(file))
+}
+
+// AwaitDetached waits until the file is no longer behind the loop device. Another test may get the device at once, so
+// another file does not mean that it is still attached.
+func AwaitDetached(t testing.TB, device, file string) {
+	t.Helper()
+	Eventually(t, device+" is detached from "+file, func() error {
+		if BackingFile(t, device) == file {
+			return errors.New("it is still bound")
+		}
+		return nil
+	})
 }
 
 // Run runs a program that must succeed, and returns its output.
