@@ -46,7 +46,7 @@ test: prepare ## Run the unit, disk and integration tests (those that need root 
 
 .PHONY: e2e
 e2e: prepare ## Run the end-to-end tests on real kubelets (needs root).
-	$(GOTEST) ./test/e2e/...
+	$(GOTEST) -p=1 ./test/e2e/...
 
 .PHONY: e2e-vm
 e2e-vm: ## Cut the power of virtual machines and pull their disks (needs qemu-system-x86 and cryptsetup-bin; software emulation).
