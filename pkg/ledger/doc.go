@@ -14,7 +14,7 @@
 //   - where.go: on which node and where on its disks a volume is.
 //   - capacity.go, published.go: what a node publishes, checked and prepared for subtraction.
 //   - node.go, snapshot.go: the state of one node, and the immutable view of it that readers get.
-//   - reserve.go, usable.go: reservations, and what nominated pods keep.
+//   - reserve.go: reservations, from Reserve to the end of one. usable.go: what nominated pods keep.
 //   - search.go, index.go, entries.go: whether requests fit, and the nodes that fit them best.
 //   - owners.go: on which node a disk serves that several nodes publish.
 //   - refusals.go: nodes to which the API server refused to bind a pod.

@@ -1,23 +1,13 @@
 package ledger
 
 import (
-	"errors"
-	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"sync"
 
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
 )
-
-// ErrBound is returned by Reserve for a pod that the API server has already bound.
-var ErrBound = errors.New("the pod is already bound")
-
-// ErrNotPublished is returned by Reserve for a node that publishes no capacity, publishes an invalid one, or has no
-// Node.
-var ErrNotPublished = errors.New("the node publishes no disk space")
 
 // Record is the place of one volume.
 type Record struct {
@@ -27,35 +17,6 @@ type Record struct {
 	// publishes the disk.
 	Disk   string
 	Extent extent.Extent
-}
-
-// VolumeRequest is a volume that is to be placed.
-type VolumeRequest struct {
-	// Partition is the GUID that the volume's partition will have.
-	Partition string
-	Request   placement.Request
-	// Headroom is how many bytes must be free behind the volume when it is placed. They are not reserved.
-	Headroom int64
-	// Persistent is true for a volume that outlives a pod and that several pods may share. Another pod may have placed
-	// it already.
-	Persistent bool
-}
-
-// WithHeadroom is the request for the volume together with the headroom behind it.
-func (w *VolumeRequest) WithHeadroom() placement.Request {
-	r := w.Request
-	if r.Size = addCapped(r.Size, w.Headroom); r.Size == math.MaxInt64 {
-		// No disk is that large. Placement returns the error.
-		r.Size -= r.Size % placement.Alignment
-	}
-	return r
-}
-
-// ElsewhereError is the error of Reserve for a persistent volume that already has its place on another node.
-type ElsewhereError struct{ Partition, Node string }
-
-func (e *ElsewhereError) Error() string {
-	return fmt.Sprintf("the volume of partition %s is on node %s already", e.Partition, e.Node)
 }
 
 // Ledger is the record of disk space on all nodes. Use New.
@@ -258,104 +219,4 @@ func (l *Ledger) DeletePod(uid string) (settled []string) {
 	delete(l.refusals, uid)
 	l.removeHolder(uid)
 	return l.settle(uid)
-}
-
-// Forget drops what was assumed for the pod. It may be called twice, or without a Reserve. What is observed or in doubt
-// stays.
-func (l *Ledger) Forget(uid string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if h := l.holders[uid]; h != nil && h.source == assumed {
-		l.removeHolder(uid)
-	}
-}
-
-// Release drops what is assumed or in doubt for a key that is not a pod's.
-func (l *Ledger) Release(key string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if h := l.holders[key]; h != nil && h.source == assumed {
-		l.removeHolder(key)
-	}
-	l.settle(key)
-}
-
-// Settle drops what is in doubt for a key: the write was not done, or its record is known. What is assumed stays.
-func (l *Ledger) Settle(key string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.settle(key)
-}
-
-// Doubt says that a binding of the pod failed, and that it may have been done. What was assumed is then held until the
-// pod is observed as bound or gone, whatever else is reserved for it in between. The pod's next try may go to another
-// node while it is bound to this one.
-func (l *Ledger) Doubt(uid string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	h := l.holders[uid]
-	if h == nil || h.source != assumed {
-		return
-	}
-	n := l.node(h.node)
-	for _, r := range h.records {
-		// A pod that is tried again usually gets the same place.
-		if !slices.Contains(n.doubts[uid], r) {
-			n.doubts[uid] = append(n.doubts[uid], r)
-		}
-	}
-	if l.doubts[uid] == nil {
-		l.doubts[uid] = map[string]struct{}{}
-	}
-	l.doubts[uid][h.node] = struct{}{}
-	l.removeHolder(uid)
-}
-
-// Holds reports whether anything is held for the pod: assumed, in doubt or observed.
-func (l *Ledger) Holds(uid string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.holders[uid] != nil || l.doubts[uid] != nil
-}
-
-// InDoubt reports whether a record of the partition is in doubt: of the pod whose volume it is, or of a claim whose
-// volume may have been made. What an earlier try has left must not block a new try to place the volume.
-func (l *Ledger) InDoubt(partition string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	own := map[string]struct{}{partition: {}}
-	for _, nodes := range l.doubts {
-		for name := range nodes {
-			if l.inDoubt(name, own) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// inDoubt reports whether one of the partitions is in doubt on the node. The lock is held.
-func (l *Ledger) inDoubt(nodeName string, partitions map[string]struct{}) bool {
-	n, ok := l.nodes.Load(nodeName)
-	if !ok {
-		return false
-	}
-	for _, records := range n.(*node).doubts {
-		for _, r := range records {
-			if _, ok := partitions[r.Partition]; ok {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// Records returns the node and the records of a pod, without those in doubt. The node is empty if there are none.
-func (l *Ledger) Records(uid string) (nodeName string, records []Record) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if h := l.holders[uid]; h != nil {
-		return h.node, slices.Clone(h.records)
-	}
-	return "", nil
 }

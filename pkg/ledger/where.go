@@ -22,17 +22,6 @@ func (l *Ledger) Where(partition string) (nodeName string, r Record, ok bool) {
 	return l.where(partition, nil)
 }
 
-// Share adds another holder to a volume that has a place. The place stays held when the first holder gives it up, until
-// Forget of the other holder, or until it is in doubt and settled. Share returns what Where does.
-func (l *Ledger) Share(partition, with string) (nodeName string, r Record, ok bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if nodeName, r, ok = l.where(partition, nil); ok {
-		l.setHolder(&holder{key: with, node: nodeName, source: assumed, records: []Record{r}})
-	}
-	return nodeName, r, ok
-}
-
 // where is Where without a holder, which may be nil. The lock is held.
 func (l *Ledger) where(partition string, without *holder) (nodeName string, r Record, ok bool) {
 	if nodeName, r, ok = l.whereRecorded(partition, without); ok {
@@ -62,14 +51,6 @@ func (l *Ledger) whereRecorded(partition string, without *holder) (nodeName stri
 		}
 	}
 	return "", Record{}, false
-}
-
-// reassigned reports whether the place of a volume without a record is recorded for another volume, which the node has
-// not published yet. The volume has ended then, and the node publishes an earlier state.
-func (s *Snapshot) reassigned(r Record) bool {
-	return slices.ContainsFunc(s.unpublished, func(other Record) bool {
-		return other.Partition != r.Partition && other.Disk == r.Disk && other.Extent.Overlaps(r.Extent)
-	})
 }
 
 // publisherOf returns the node that publishes the partition; of several, one on which its disk is in service. It is nil
