@@ -49,7 +49,7 @@ type VolumeRequest struct {
 // WithHeadroom is the request for the volume together with the headroom behind it.
 func (w *VolumeRequest) WithHeadroom() placement.Request {
 	r := w.Request
-	if r.Size = addCapped(r.Size, w.Headroom); r.Size == math.MaxInt64 {
+	if r.Size = placement.AddCapped(r.Size, w.Headroom); r.Size == math.MaxInt64 {
 		// No disk is that large. Placement returns the error.
 		r.Size -= r.Size % placement.Alignment
 	}

@@ -37,7 +37,7 @@ func NewSearch(requests []placement.Request, steps int64) *Search {
 	for i := range requests {
 		r := &requests[i]
 		n := q.need(r.Class)
-		n.largest, n.total = max(n.largest, r.Size), addCapped(n.total, max(r.Size, 0))
+		n.largest, n.total = max(n.largest, r.Size), placement.AddCapped(n.total, max(r.Size, 0))
 		if r.Apart {
 			n.aparts++
 		}

@@ -56,7 +56,7 @@ func (s *Snapshot) quickCheck(requests []placement.Request) (fits, sure bool) {
 			// Placement returns the error.
 			return false, false
 		}
-		total = addCapped(total, requests[i].Size)
+		total = placement.AddCapped(total, requests[i].Size)
 		if requests[i].Apart {
 			aparts++
 		}

@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"math"
 	"slices"
 
 	"github.com/berthdev/berth/pkg/extent"
@@ -71,22 +70,14 @@ func (l *Ledger) Stats() Stats {
 			if !slices.ContainsFunc(s.Node.Disks[:i], func(other placement.Disk) bool { return other.Class == d.Class }) {
 				c.Nodes++
 			}
-			c.Size = addCapped(c.Size, s.published.disk(d.ID).Size)
-			c.Usable, c.Free, c.SumOfLargest = addCapped(c.Usable, d.Usable), addCapped(c.Free, total), addCapped(c.SumOfLargest, largest)
+			c.Size = placement.AddCapped(c.Size, s.published.disk(d.ID).Size)
+			c.Usable, c.Free, c.SumOfLargest = placement.AddCapped(c.Usable, d.Usable), placement.AddCapped(c.Free, total), placement.AddCapped(c.SumOfLargest, largest)
 			c.Extents += d.Free.Len()
 			c.Largest = max(c.Largest, largest)
 			stats.Classes[d.Class] = c
 		}
 	})
 	return stats
-}
-
-// addCapped adds sizes whose sum may exceed an int64.
-func addCapped(a, b int64) int64 {
-	if a > math.MaxInt64-b {
-		return math.MaxInt64
-	}
-	return a + b
 }
 
 // Each calls look for every known node, without a lock.

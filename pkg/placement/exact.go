@@ -212,11 +212,11 @@ func (s *packing) binsSuffice() bool {
 	var wanted, room int64
 	for _, k := range s.kinds {
 		for range k.count {
-			wanted = addCapped(wanted, k.size)
+			wanted = AddCapped(wanted, k.size)
 		}
 	}
 	for i := range s.bins {
-		room = addCapped(room, s.bins[i].length)
+		room = AddCapped(room, s.bins[i].length)
 	}
 	return wanted <= room
 }

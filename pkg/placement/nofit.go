@@ -216,7 +216,7 @@ func explainSizes(node *Node, class string, sizes, apart []int64) *NoFit {
 		known = known && disk.Usable > 0
 		e.Extents += disk.Free.Len()
 		e.Largest = max(e.Largest, r.largest)
-		e.Free = addCapped(e.Free, r.total)
+		e.Free = AddCapped(e.Free, r.total)
 	}
 
 	e.Cause, e.Disks = causeOf(now, e.Sizes, apart)
@@ -242,7 +242,7 @@ func causeOf(disks []diskFree, sizes, apart []int64) (Cause, int) {
 	}
 	var largest, total int64
 	for _, d := range disks {
-		largest, total = max(largest, d.largest), addCapped(total, d.total)
+		largest, total = max(largest, d.largest), AddCapped(total, d.total)
 	}
 	if sizes[0] > largest {
 		return TooSmall, 0
@@ -290,7 +290,7 @@ func sizesOf(requests []Request, class string, apartOnly bool) []int64 {
 func sum(sizes []int64) int64 {
 	var total int64
 	for _, size := range sizes {
-		total = addCapped(total, size)
+		total = AddCapped(total, size)
 	}
 	return total
 }

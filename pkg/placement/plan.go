@@ -203,22 +203,14 @@ func (p *planner) mayFit() bool {
 		}
 		for i := range disk.Free.Len() {
 			n := disk.Free.At(i).Len()
-			total, largest = addCapped(total, n), max(largest, n)
+			total, largest = AddCapped(total, n), max(largest, n)
 		}
 	}
 	var wanted int64
 	for _, i := range p.order {
-		wanted = addCapped(wanted, p.requests[i].Size)
+		wanted = AddCapped(wanted, p.requests[i].Size)
 	}
 	return p.requests[p.order[0]].Size <= largest && wanted <= total
-}
-
-// addCapped adds lengths whose sum may exceed an int64: those of several disks, or of all volumes of a pod.
-func addCapped(a, b int64) int64 {
-	if a > math.MaxInt64-b {
-		return math.MaxInt64
-	}
-	return a + b
 }
 
 // greedy places one request after the other by its policy, and never moves one.

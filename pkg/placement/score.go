@@ -36,7 +36,7 @@ func Merit(node *Node, requests []Request, plan []Assignment) int64 {
 			return math.MinInt64
 		}
 		if !sharesExtent(e, plan[i].Disk, plan[:i]) {
-			length = addCapped(length, e.Len())
+			length = AddCapped(length, e.Len())
 		}
 		size += plan[i].Extent.Len()
 	}
