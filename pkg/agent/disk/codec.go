@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/diskfs/go-diskfs/partition/gpt"
+
+	"github.com/berthdev/berth/pkg/extent"
 )
 
 // go-diskfs encodes and decodes entries, in memory only. This package decides which copy counts, and in which order and
@@ -56,6 +58,15 @@ func fromGPT(l layout, p *gpt.Partition) (entry, error) {
 	}, nil
 }
 
+// extentOf converts an entry's sectors into bytes. It refuses sectors that are not on the disk, so later arithmetic
+// cannot overflow.
+func (l layout) extentOf(first, last uint64) (extent.Extent, error) {
+	if first > last || last > l.lastLBA() {
+		return extent.Extent{}, fmt.Errorf("sectors %d to %d are not on the disk of %d sectors", first, last, l.lastLBA()+1)
+	}
+	return extent.Extent{Start: l.offset(first), End: l.offset(last + 1)}, nil
+}
+
 // encodeEntry returns the bytes of an entry, and checks that they read back as e. The bytes do not depend on the
 // entry's index, so it is encoded as the only entry of a small table.
 func encodeEntry(l layout, e entry) ([]byte, error) {
@@ -85,6 +96,11 @@ func encodeEntry(l layout, e entry) ([]byte, error) {
 		return nil, fmt.Errorf("encoding entry %d: it reads back as %+v instead of %+v: %w", e.index, back, e, err)
 	}
 	return m[2*l.sector:][:entrySize], nil
+}
+
+// sectorsOf is the inverse of extentOf.
+func (l layout) sectorsOf(e extent.Extent) (first, last uint64) {
+	return uint64(e.Start / l.sector), uint64(e.End/l.sector) - 1
 }
 
 // withEntry returns the entries with e in its place.

@@ -126,20 +126,6 @@ func (l layout) managed() extent.Extent {
 // meta is the place of the meta partition. It is at the beginning, so that it stays in place when a disk grows.
 func (l layout) meta() extent.Extent { return extent.New(Alignment, Alignment) }
 
-// extentOf converts an entry's sectors into bytes. It refuses sectors that are not on the disk, so later arithmetic
-// cannot overflow.
-func (l layout) extentOf(first, last uint64) (extent.Extent, error) {
-	if first > last || last > l.lastLBA() {
-		return extent.Extent{}, fmt.Errorf("sectors %d to %d are not on the disk of %d sectors", first, last, l.lastLBA()+1)
-	}
-	return extent.Extent{Start: l.offset(first), End: l.offset(last + 1)}, nil
-}
-
-// sectorsOf is the inverse of extentOf.
-func (l layout) sectorsOf(e extent.Extent) (first, last uint64) {
-	return uint64(e.Start / l.sector), uint64(e.End/l.sector) - 1
-}
-
 func alignDown(n int64) int64 { return n / Alignment * Alignment }
 func alignUp(n int64) int64   { return alignDown(n + Alignment - 1) }
 func aligned(e extent.Extent) bool {
