@@ -24,8 +24,9 @@
 //
 // What is watched and folded into the ledger:
 //
-//   - feed.go: pods, and what all profiles of a scheduler share.
-//   - feed_capacities.go, records.go, reports.go: NodeDiskCapacities.
+//   - feed.go: what all profiles of a scheduler share.
+//   - feed_pods.go: pods, with their records.
+//   - feed_capacities.go, reports.go: NodeDiskCapacities.
 //   - feed_classes.go: DiskClasses.
 //   - feed_volumes.go, feed_unseen.go: PersistentVolumes.
 //   - feed_nodes.go, feed_agents.go: Nodes and CSINodes.

@@ -3,13 +3,11 @@ package diskcapacity
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
@@ -104,8 +102,7 @@ func feedOf(ctx context.Context, handle fwk.Handle) (*feed, error) {
 	return f, nil
 }
 
-// newFeed makes a feed that uses the scheduler's own pod informer: a second watch of all pods would cost as much again.
-// That informer leaves out pods that have ended. So the end of a pod is its deletion, here as in the scheduler.
+// newFeed makes a feed that follows the scheduler's informers.
 func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*feed, error) {
 	l := ledger.New()
 	informer := factory.Core().V1().Pods().Informer()
@@ -137,102 +134,14 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 	if err := f.followNodes(logger, factory.Core().V1().Nodes().Informer()); err != nil {
 		return nil, err
 	}
-	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(obj any) { f.foldObject(logger, obj) },
-		UpdateFunc: func(old, obj any) {
-			// A pod that was deleted and created again under its name can come as one update.
-			before, _ := old.(*corev1.Pod)
-			after, _ := obj.(*corev1.Pod)
-			if before != nil && after != nil && before.UID != after.UID {
-				f.foldPod(logger, before)
-			}
-			f.foldObject(logger, obj)
-		},
-		DeleteFunc: func(obj any) { f.foldPodEnd(logger, obj) },
-	})
-	if err != nil {
-		return nil, fmt.Errorf("following pods: %w", err)
+	if err := f.followPods(logger, informer); err != nil {
+		return nil, err
 	}
-	f.podsSynced = registration.HasSynced
 	return f, nil
 }
 
 // scheduleBegins records that this process schedules pods. A process on standby does not.
 func (f *feed) scheduleBegins() { f.beginOnce.Do(func() { close(f.scheduling) }) }
-
-func (f *feed) foldObject(logger klog.Logger, obj any) {
-	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		obj = gone.Obj
-	}
-	if pod, ok := obj.(*corev1.Pod); ok {
-		f.foldPod(logger, pod)
-	}
-}
-
-// foldPodEnd folds in the deletion of a pod, and wakes the pods that fit since then. A pod may have come after the
-// scheduler's own handler of the event, and before this one.
-func (f *feed) foldPodEnd(logger klog.Logger, obj any) {
-	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		obj = gone.Obj
-	}
-	pod, ok := obj.(*corev1.Pod)
-	if !ok {
-		return
-	}
-	before := f.ledger.Snapshot(pod.Spec.NodeName)
-	f.foldPod(logger, pod)
-	if f.ledger.Snapshot(pod.Spec.NodeName) != before {
-		f.requeueFitting(logger, pod.Spec.NodeName, before.Node)
-	}
-}
-
-// foldPod folds in the present state of a pod after an event, not the state in the event. Our handler, the scheduler's
-// handler and the queueing hints run at their own pace. So an update can be handled here after a hint has folded in the
-// deletion that followed it. The informer's store is ahead of all of them, so the last handler folds in the same as the
-// first.
-//
-// It also distinguishes a deleted pod from one that the scheduler only failed to bind. A hint gets both as the deletion
-// of an assigned pod, but the second may be bound (see Doubt in the ledger).
-func (f *feed) foldPod(logger klog.Logger, event *corev1.Pod) {
-	if !mayHoldSpace(event) {
-		return
-	}
-	f.folding.Lock()
-	defer f.folding.Unlock()
-	uid := string(event.UID)
-	pod := f.storedPod(event)
-	switch {
-	case pod == nil, pod.Status.Phase == corev1.PodSucceeded, pod.Status.Phase == corev1.PodFailed:
-		f.forget(logger, event.UID)
-		f.requeueFittingAsync(logger, f.ledger.DeletePod(uid))
-	case pod.Spec.NodeName == "":
-		// The store does not have it as bound. What Reserve assumed stays.
-		f.nominations.set(event.UID, pod.Status.NominatedNodeName)
-	case !hasInlineVolumes(pod):
-		// The pod is bound, and so are its claims: their PersistentVolumes have the records.
-		f.forget(logger, event.UID)
-		f.requeueFittingAsync(logger, f.ledger.DeletePod(uid))
-	default:
-		f.forget(logger, event.UID)
-		records, err := recordsOf(pod)
-		if err != nil {
-			// The record is no reservation, whatever wrote it. The agent finds a place itself and publishes it.
-			logger.V(2).Info("Ignored the allocation record of a pod", "pod", klog.KObj(pod), "node", klog.KRef("", pod.Spec.NodeName), "err", err)
-		}
-		f.requeueFittingAsync(logger, f.ledger.SetPod(uid, pod.Spec.NodeName, records))
-	}
-}
-
-// forget removes a pod that is not pending any more.
-func (f *feed) forget(logger klog.Logger, uid types.UID) {
-	f.narrowing.forget(uid)
-	f.nominations.set(uid, "")
-	f.waiting.forget(uid)
-	if f.waiting.isKeptFor(uid) {
-		// Not here: the caller may hold the lock of the scheduling queue, see requeueFittingAsync.
-		go f.nominationEnded(logger, uid)
-	}
-}
 
 // requeueFittingAsync is requeueFitting for each of the nodes, in the background. It is for space that becomes free
 // without an event for a queueing hint, such as a record in doubt: for the scheduler its pod was just a pending pod.
@@ -246,22 +155,6 @@ func (f *feed) requeueFittingAsync(logger klog.Logger, nodeNames []string) {
 			f.requeueFitting(logger, name, nil)
 		}
 	}()
-}
-
-// storedPod returns the pod that the informer has now; nil if it is gone.
-func (f *feed) storedPod(event *corev1.Pod) *corev1.Pod {
-	key, err := cache.MetaNamespaceKeyFunc(event)
-	if err != nil {
-		return nil
-	}
-	obj, exists, err := f.pods.GetByKey(key)
-	if err != nil || !exists {
-		return nil
-	}
-	if pod, ok := obj.(*corev1.Pod); ok && pod.UID == event.UID {
-		return pod
-	}
-	return nil
 }
 
 func (f *feed) hasSynced() bool {

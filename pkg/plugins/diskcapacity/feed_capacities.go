@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -18,6 +19,7 @@ import (
 	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/placement"
 )
@@ -240,3 +242,41 @@ func (s *capacityStore) Replace(objects []any, resourceVersion string) error {
 
 // Resync implements cache.ReflectorStore.
 func (s *capacityStore) Resync() error { return nil }
+
+// capacityOf reads what a node has published.
+func capacityOf(ndc *diskv1alpha1.NodeDiskCapacity) (*ledger.Capacity, error) {
+	revision, err := revisionOf(ndc.ResourceVersion)
+	if err != nil {
+		return nil, err
+	}
+	c := &ledger.Capacity{Revision: revision, Disks: make([]ledger.Disk, len(ndc.Status.Disks)), Owned: ndc.Spec.OwnedDisks}
+	for i := range ndc.Status.Disks {
+		d := &ndc.Status.Disks[i]
+		out := ledger.Disk{
+			ID: d.ID, Class: d.Class, Size: d.Size, Ready: d.State == diskv1alpha1.DiskReady,
+			Free:        make([]extent.Extent, len(d.Free)),
+			Allocations: make([]ledger.Allocation, len(d.Allocations)),
+		}
+		for j, e := range d.Free {
+			out.Free[j] = extent.New(e.Start, e.Length)
+		}
+		for j := range d.Allocations {
+			a := &d.Allocations[j]
+			out.Allocations[j] = ledger.Allocation{
+				Partition: a.Partition, Extent: extent.New(a.Start, a.Length), Wiping: a.Phase == diskv1alpha1.PhaseWiping,
+			}
+		}
+		c.Disks[i] = out
+	}
+	return c, nil
+}
+
+// revisionOf parses a resourceVersion, so that revisions can be compared. Since Kubernetes 1.35, the resourceVersions
+// of one resource are integers that grow.
+func revisionOf(resourceVersion string) (uint64, error) {
+	revision, err := strconv.ParseUint(resourceVersion, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("resourceVersion %q is not a number", resourceVersion)
+	}
+	return revision, nil
+}
