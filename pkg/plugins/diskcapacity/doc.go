@@ -15,7 +15,7 @@
 //
 //   - plugin.go: PreFilter, Filter, Reserve, Unreserve.
 //   - claims.go, bindable.go: what a pod requests, and which PersistentVolumes its claims may be bound to.
-//   - narrow.go, needs.go: the nodes that a pod is tried on in a large cluster.
+//   - narrow.go: the nodes that a pod is tried on in a large cluster.
 //   - score.go: Score.
 //   - nominations.go, preemption.go: nominated pods, and PostFilter.
 //   - bind.go, reservation.go: Bind and PostBind.

@@ -14,6 +14,8 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 )
 
+const reasonNarrowed = "Only the nodes that the volumes fit best were tried, the pod is tried on all of them next"
+
 // PostFilter stops preemption while the space of earlier victims is being wiped. DefaultPreemption waits only for the
 // end of its victims. Their disk space is free later, for a large and slow disk many minutes later. Until then each
 // retry of the pending pod would preempt more pods. So PostFilter must come before DefaultPreemption.
