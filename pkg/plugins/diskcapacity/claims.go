@@ -15,6 +15,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/pkg/request"
 )
@@ -54,6 +55,19 @@ func (r *podRequest) isEmpty() bool {
 
 // requests are those of the volumes, with their headroom.
 func (r *podRequest) requests() []placement.Request { return requestsOf(r.volumes) }
+
+func requestsOf(volumes []request.Volume) []placement.Request {
+	requests := make([]placement.Request, len(volumes))
+	for i := range volumes {
+		want := volumeRequestOf(&volumes[i])
+		requests[i] = want.WithHeadroom()
+	}
+	return requests
+}
+
+func volumeRequestOf(v *request.Volume) ledger.VolumeRequest {
+	return ledger.VolumeRequest{Partition: v.Partition, Request: v.Request, Headroom: v.Headroom, Persistent: v.Claim != ""}
+}
 
 // requestOf reads a pod's request. The error says what is wrong with the pod, a claim, or its StorageClass, and what to
 // do. No node could take such a pod.
@@ -193,6 +207,16 @@ func hasClaims(pod *corev1.Pod) bool {
 	return slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
 		return v.PersistentVolumeClaim != nil || v.Ephemeral != nil
 	})
+}
+
+// hasInlineVolumes reports whether the pod has an inline volume of ours, well-formed or not.
+func hasInlineVolumes(pod *corev1.Pod) bool {
+	for i := range pod.Spec.Volumes {
+		if csi := pod.Spec.Volumes[i].CSI; csi != nil && csi.Driver == diskv1alpha1.DriverName {
+			return true
+		}
+	}
+	return false
 }
 
 // mayHoldSpace reports whether the ledger may have records of the pod.

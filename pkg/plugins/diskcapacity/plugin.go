@@ -15,7 +15,6 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/ledger"
-	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/pkg/request"
 )
 
@@ -155,27 +154,6 @@ func (p *Plugin) newState(pod *corev1.Pod, req podRequest) *state {
 	return s
 }
 
-func requestsOf(volumes []request.Volume) []placement.Request {
-	requests := make([]placement.Request, len(volumes))
-	for i := range volumes {
-		want := volumeRequestOf(&volumes[i])
-		requests[i] = want.WithHeadroom()
-	}
-	return requests
-}
-
-func volumeRequestOf(v *request.Volume) ledger.VolumeRequest {
-	return ledger.VolumeRequest{Partition: v.Partition, Request: v.Request, Headroom: v.Headroom, Persistent: v.Claim != ""}
-}
-
-func volumeRequestsOf(volumes []request.Volume) []ledger.VolumeRequest {
-	wants := make([]ledger.VolumeRequest, len(volumes))
-	for i := range volumes {
-		wants[i] = volumeRequestOf(&volumes[i])
-	}
-	return wants
-}
-
 // Filter checks whether all of the pod's volumes fit on the node together. Except for the node's label, all that it
 // reads of a node is in the node's snapshot: in a large cluster, memory accesses take most of the time.
 func (p *Plugin) Filter(_ context.Context, cycle fwk.CycleState, _ *corev1.Pod, info fwk.NodeInfo) *fwk.Status {
@@ -229,6 +207,15 @@ func (s *state) checkClaims(node *corev1.Node) *fwk.Status {
 		}
 	}
 	return nil
+}
+
+// check returns why the pod's volumes do not fit on the node; nil if they do.
+func (s *state) check(node *corev1.Node, snapshot *ledger.Snapshot) error {
+	if s.usesSnapshotAsIs() {
+		return s.searchOn(node).Check(snapshot)
+	}
+	_, err := s.fit(node, snapshot)
+	return err
 }
 
 // Reserve plans again on the node as it is now, and records the result in memory only.
@@ -288,6 +275,14 @@ func (p *Plugin) volumeRequestsOn(s *state, nodeName string) ([]ledger.VolumeReq
 	return wants, nil
 }
 
+func volumeRequestsOf(volumes []request.Volume) []ledger.VolumeRequest {
+	wants := make([]ledger.VolumeRequest, len(volumes))
+	for i := range volumes {
+		wants[i] = volumeRequestOf(&volumes[i])
+	}
+	return wants
+}
+
 // Unreserve forgets what Reserve recorded. It is also called when Reserve never ran.
 func (p *Plugin) Unreserve(_ context.Context, cycle fwk.CycleState, pod *corev1.Pod, _ string) {
 	if p.forgetReservation(cycle, pod) {
@@ -303,14 +298,4 @@ func (p *Plugin) SignPod(_ context.Context, pod *corev1.Pod) ([]fwk.SignFragment
 		return nil, fwk.NewStatus(fwk.Unschedulable, "pods with disk volumes are placed one by one")
 	}
 	return nil, nil
-}
-
-// hasInlineVolumes reports whether the pod has an inline volume of ours, well-formed or not.
-func hasInlineVolumes(pod *corev1.Pod) bool {
-	for i := range pod.Spec.Volumes {
-		if csi := pod.Spec.Volumes[i].CSI; csi != nil && csi.Driver == diskv1alpha1.DriverName {
-			return true
-		}
-	}
-	return false
 }

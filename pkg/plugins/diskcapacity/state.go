@@ -103,15 +103,6 @@ func (s *state) fit(node *corev1.Node, snapshot *ledger.Snapshot) (int64, error)
 	return search.FitOn(s.usable(node.Name, snapshot))
 }
 
-// check returns why the pod's volumes do not fit on the node; nil if they do.
-func (s *state) check(node *corev1.Node, snapshot *ledger.Snapshot) error {
-	if s.usesSnapshotAsIs() {
-		return s.searchOn(node).Check(snapshot)
-	}
-	_, err := s.fit(node, snapshot)
-	return err
-}
-
 // searchOn is the search for the volumes that are to be placed if the pod goes to the node.
 func (s *state) searchOn(node *corev1.Node) *ledger.Search {
 	if len(s.bindable) == 0 {
