@@ -12,9 +12,8 @@ import (
 	"k8s.io/utils/ptr"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
-
-const gi = int64(1) << 30
 
 func storageClass(parameters map[string]string) *storagev1.StorageClass {
 	return &storagev1.StorageClass{
@@ -51,7 +50,7 @@ func TestRequest(t *testing.T) {
 		t.Errorf("a raw block claim of 1Mi asks for %+v: %v", v, err)
 	}
 	empty := func(c *corev1.PersistentVolumeClaim) { c.Spec.Selector = &metav1.LabelSelector{} }
-	if v, err := Request(pvc("1Gi", empty), storageClass(ssd)); err != nil || v.Request.Size != gi {
+	if v, err := Request(pvc("1Gi", empty), storageClass(ssd)); err != nil || v.Request.Size != units.GiB {
 		t.Errorf("a claim with an empty selector asks for %+v: %v", v, err)
 	}
 	tests := map[string]struct {
@@ -92,7 +91,7 @@ func TestVolumeReadsBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	place := diskv1alpha1.Place{Disk: "6f2d9c1e-0000-4000-8000-000000000001", Extent: diskv1alpha1.Extent{Start: 2 << 20, Length: 3 * gi}}
+	place := diskv1alpha1.Place{Disk: "6f2d9c1e-0000-4000-8000-000000000001", Extent: diskv1alpha1.Extent{Start: 2 << 20, Length: 3 * units.GiB}}
 	pv := NewVolume(c, class, asked, "node-1", place)
 	if pv.Name != asked.ID || !IsFor(pv, c) || !IsOurs(pv) || Owner(pv) != "shop/data-db-0" || pv.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimRetain {
 		t.Errorf("the volume is %+v", pv)
@@ -106,17 +105,17 @@ func TestVolumeReadsBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v.ID != asked.ID || v.Partition != asked.Partition || v.Node != "node-1" || v.Class != "ssd" || v.FSType != "ext4" || v.Place != place || v.Size != 3*gi || v.Block {
+	if v.ID != asked.ID || v.Partition != asked.Partition || v.Node != "node-1" || v.Class != "ssd" || v.FSType != "ext4" || v.Place != place || v.Size != 3*units.GiB || v.Block {
 		t.Errorf("it reads back as %+v", v)
 	}
 	if v, err := read(func(pv *corev1.PersistentVolume) {
 		pv.Spec.Capacity[corev1.ResourceStorage] = resource.MustParse("5Gi")
-	}); err != nil || v.Size != 5*gi || v.Place != place {
+	}); err != nil || v.Size != 5*units.GiB || v.Place != place {
 		t.Errorf("grown, it reads as %+v: %v", v, err)
 	}
 	if v, err := read(func(pv *corev1.PersistentVolume) {
 		pv.Spec.Capacity[corev1.ResourceStorage] = resource.MustParse("1Gi")
-	}); err != nil || v.Size != 3*gi {
+	}); err != nil || v.Size != 3*units.GiB {
 		t.Errorf("a capacity edited to less must not shrink it: %+v: %v", v, err)
 	}
 	if v, err := read(func(pv *corev1.PersistentVolume) { pv.Labels = nil }); err != nil || v.Node != "node-1" {

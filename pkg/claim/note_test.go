@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestNoteRestoresVolume asserts that the note of a volume is enough to bind its claim again.
@@ -18,7 +19,7 @@ func TestNoteRestoresVolume(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	place := diskv1alpha1.Place{Disk: "6f2d9c1e-0000-4000-8000-000000000001", Extent: diskv1alpha1.Extent{Start: 2 << 20, Length: 3 * gi}}
+	place := diskv1alpha1.Place{Disk: "6f2d9c1e-0000-4000-8000-000000000001", Extent: diskv1alpha1.Extent{Start: 2 << 20, Length: 3 * units.GiB}}
 	pv := NewVolume(c, class, asked, "node-1", place)
 	v, err := ReadVolume(pv)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 // BenchmarkSetCapacity folds in the capacity of a node that makes a volume and removes it again. The ledger has 100,000
@@ -52,7 +53,7 @@ func guid(of ...any) string {
 func fragmented(node string, disks, volumes int) []Disk {
 	out := make([]Disk, disks)
 	for i := range out {
-		d := Disk{ID: guid(node, "disk", i), Class: class, Ready: true, Size: 1000 * gib}
+		d := Disk{ID: guid(node, "disk", i), Class: class, Ready: true, Size: 1000 * units.GiB}
 		next := int64(0)
 		for v := i; v < volumes; v += disks {
 			d.Allocations = append(d.Allocations, Allocation{Partition: guid(node, "partition", v), Extent: at(next, 10)})

@@ -4,6 +4,8 @@ import (
 	"reflect"
 	"testing"
 	"time"
+
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestContents asserts that Contents lists every record that no node publishes, and no longer when it is settled.
@@ -21,7 +23,7 @@ func TestContents(t *testing.T) {
 	reserve("doubted", "a")
 	l.Doubt("doubted")
 	reserve("assumed", "b")
-	if granted, _ := l.Grow("pv", 1*gib); !granted {
+	if granted, _ := l.Grow("pv", 1*units.GiB); !granted {
 		t.Fatal("the length that it has is not granted")
 	}
 	l.RecordRefusal("pod", "n1", "for a reason", time.Now())
@@ -44,7 +46,7 @@ func TestContents(t *testing.T) {
 	}
 	disk10(l, "n1", 2)
 	l.SetVolume("pv", "n1", Record{"part-v", "disk-n1", span(0, 1)})
-	if granted, _ := l.Grow("pv", 2*gib); !granted {
+	if granted, _ := l.Grow("pv", 2*units.GiB); !granted {
 		t.Fatal("the volume does not grow")
 	}
 	if have := l.Contents().Grants; !reflect.DeepEqual(have, []string{"pv"}) {

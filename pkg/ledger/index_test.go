@@ -13,6 +13,7 @@ import (
 
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/units"
 )
 
 // disksOf returns a capacity with free extents: "ssd 3 1, hdd 5" are two disks, one with two extents, in GiB.
@@ -27,8 +28,8 @@ func disksOf(node, disks string, revision uint64) *Capacity {
 			if _, err := fmt.Sscan(size, &gibs); err != nil {
 				panic(err)
 			}
-			d.Free = append(d.Free, extent.New(start, gibs*gib))
-			start += (gibs + 1) * gib
+			d.Free = append(d.Free, extent.New(start, gibs*units.GiB))
+			start += (gibs + 1) * units.GiB
 		}
 		c.Disks = append(c.Disks, d)
 	}
@@ -59,7 +60,7 @@ func TestBestNodes(t *testing.T) {
 	}
 	ssd := func(sizes ...int64) (requests []placement.Request) {
 		for _, s := range sizes {
-			requests = append(requests, placement.Request{Class: "ssd", Size: s * gib})
+			requests = append(requests, placement.Request{Class: "ssd", Size: s * units.GiB})
 		}
 		return requests
 	}
@@ -88,21 +89,21 @@ func TestBestNodes(t *testing.T) {
 		{"larger than all", ssd(11), 10, "", ""},
 		{"all volumes together", ssd(4, 6), 10, "", "e a"},
 		{"the order of volumes does not matter", ssd(6, 4), 10, "", "e a"},
-		{"two classes", append(ssd(1), placement.Request{Class: "hdd", Size: 2 * gib}), 10, "", "c"},
-		{"apart", []placement.Request{{Class: "hdd", Size: gib, Apart: true}, {Class: "hdd", Size: gib, Apart: true}}, 10, "", "d"},
+		{"two classes", append(ssd(1), placement.Request{Class: "hdd", Size: 2 * units.GiB}), 10, "", "c"},
+		{"apart", []placement.Request{{Class: "hdd", Size: units.GiB, Apart: true}, {Class: "hdd", Size: units.GiB, Apart: true}}, 10, "", "d"},
 		{"not accepted", ssd(3), 2, "b", "e c"},
-		{"unknown class", []placement.Request{{Class: "tape", Size: gib}}, 10, "", ""},
+		{"unknown class", []placement.Request{{Class: "tape", Size: units.GiB}}, 10, "", ""},
 		{"nothing", nil, 10, "", ""},
 		{"none", ssd(3), 0, "", ""},
-		{"equally tight, in their order", []placement.Request{{Class: "equal", Size: 3 * gib}}, 10, "", "e c d"},
+		{"equally tight, in their order", []placement.Request{{Class: "equal", Size: 3 * units.GiB}}, 10, "", "e c d"},
 		{"spread: the emptiest disk first, each node once", spread(3), 10, "", "b c a e"},
 		{"spread: only disks with room count", spread(6), 10, "", "b a e"},
 		{"spread: no more than asked for", spread(1), 1, "", "b"},
 		{"spread: not accepted", spread(1), 2, "c", "b a"},
 		{"spread: larger than all", spread(11), 10, "", ""},
 		{"spread: the largest volume decides, all must fit", spread(4, 4), 10, "", "c a e"},
-		{"spread: equals in their order", []placement.Request{{Class: "equal", Size: gib, Policy: placement.Spread}}, 10, "", "e b c d"},
-		{"with another class's policy", append(spread(3), placement.Request{Class: "hdd", Size: 2 * gib}), 10, "", "c"},
+		{"spread: equals in their order", []placement.Request{{Class: "equal", Size: units.GiB, Policy: placement.Spread}}, 10, "", "e b c d"},
+		{"with another class's policy", append(spread(3), placement.Request{Class: "hdd", Size: 2 * units.GiB}), 10, "", "c"},
 	}
 	l := New()
 	for name, disks := range nodes {
@@ -220,14 +221,14 @@ func TestBestNodesAgainstModel(t *testing.T) {
 			case 6:
 				l.DeletePod(uid)
 			default:
-				_, _ = l.Reserve(uid, node(), wants([]string{"p" + uid}, []placement.Request{{Class: class(), Size: int64(1+rng.IntN(9)) * gib}}))
+				_, _ = l.Reserve(uid, node(), wants([]string{"p" + uid}, []placement.Request{{Class: class(), Size: int64(1+rng.IntN(9)) * units.GiB}}))
 			}
 			if err := l.Validate(); err != nil {
 				t.Fatalf("seed %d, step %d: %v", seed, step, err)
 			}
 			requests := make([]placement.Request, 1+rng.IntN(2))
 			for i := range requests {
-				requests[i] = placement.Request{Class: class(), Size: int64(1+rng.IntN(9))*gib - int64(rng.IntN(3))*gib/40&^(placement.Alignment-1)}
+				requests[i] = placement.Request{Class: class(), Size: int64(1+rng.IntN(9))*units.GiB - int64(rng.IntN(3))*units.GiB/40&^(placement.Alignment-1)}
 				if requests[i].Class == "hdd" {
 					requests[i].Policy = placement.Spread
 				}
@@ -272,7 +273,7 @@ func TestFirstOfBestNodes(t *testing.T) {
 	}
 	for i := range 120 {
 		r := placement.Request{Class: "ssd", Size: 1 + rng.Int64N(400)}
-		r.Size *= gib
+		r.Size *= units.GiB
 		if i%3 == 0 {
 			r.Policy = placement.Spread
 		}
@@ -374,10 +375,10 @@ func BenchmarkBest(b *testing.B) {
 			}
 		})
 	}
-	query("tightest", placement.Request{Class: "ssd", Size: 11 * gib})
-	query("exact", placement.Request{Class: "ssd", Size: 30 * gib})
-	query("spread", placement.Request{Class: "ssd", Size: 11 * gib, Policy: placement.Spread})
-	query("spread, few with room", placement.Request{Class: "ssd", Size: 98 * gib, Policy: placement.Spread})
+	query("tightest", placement.Request{Class: "ssd", Size: 11 * units.GiB})
+	query("exact", placement.Request{Class: "ssd", Size: 30 * units.GiB})
+	query("spread", placement.Request{Class: "ssd", Size: 11 * units.GiB, Policy: placement.Spread})
+	query("spread, few with room", placement.Request{Class: "ssd", Size: 98 * units.GiB, Policy: placement.Spread})
 	b.Run("change", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {

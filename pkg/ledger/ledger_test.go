@@ -13,17 +13,16 @@ import (
 
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/units"
 )
-
-const gib = 1 << 30
 
 // ten is a node with one disk of 10 GiB in one free extent, less what is allocated.
 func ten(revision uint64, allocations ...Allocation) *Capacity {
-	free := extent.NewSet(extent.Extent{Start: 1 << 20, End: 10*gib + 1<<20})
+	free := extent.NewSet(extent.Extent{Start: 1 << 20, End: 10*units.GiB + 1<<20})
 	for _, a := range allocations {
 		free = free.Remove(a.Extent)
 	}
-	d := Disk{ID: diskID, Class: class, Ready: true, Size: 11 * gib, Allocations: allocations}
+	d := Disk{ID: diskID, Class: class, Ready: true, Size: 11 * units.GiB, Allocations: allocations}
 	for _, e := range free.All() {
 		d.Free = append(d.Free, e)
 	}
@@ -31,11 +30,11 @@ func ten(revision uint64, allocations ...Allocation) *Capacity {
 }
 
 func at(startGiB, lengthGiB int64) extent.Extent {
-	return extent.New(startGiB*gib+1<<20, lengthGiB*gib)
+	return extent.New(startGiB*units.GiB+1<<20, lengthGiB*units.GiB)
 }
 
 func one(sizeGiB int64) []placement.Request {
-	return []placement.Request{{Class: class, Size: sizeGiB * gib}}
+	return []placement.Request{{Class: class, Size: sizeGiB * units.GiB}}
 }
 
 func (l *Ledger) mustReserve(t *testing.T, uid string, sizeGiB int64) Record {
@@ -56,8 +55,8 @@ func (l *Ledger) wantFree(t *testing.T, when string, wantGiB int64) {
 	for _, d := range l.Snapshot(nodeName).Node.Disks {
 		free += d.Free.Total()
 	}
-	if free != wantGiB*gib {
-		t.Fatalf("%s: %d GiB free, want %d", when, free/gib, wantGiB)
+	if free != wantGiB*units.GiB {
+		t.Fatalf("%s: %d GiB free, want %d", when, free/units.GiB, wantGiB)
 	}
 }
 
@@ -159,8 +158,8 @@ func TestRaces(t *testing.T) {
 				t.Errorf("settled is what was on %v, want %s", settled, nodeName)
 			}
 			l.wantFree(t, "the first binding had happened", 2)
-			if free := l.Snapshot("n2").Node.Disks[0].Free.Total(); free != 10*gib {
-				t.Errorf("%d GiB are free where the pod is not, want 10", free/gib)
+			if free := l.Snapshot("n2").Node.Disks[0].Free.Total(); free != 10*units.GiB {
+				t.Errorf("%d GiB are free where the pod is not, want 10", free/units.GiB)
 			}
 			if settled := l.SetPod("a", nodeName, []Record{r}); settled != nil {
 				t.Errorf("still in doubt on %v", settled)
@@ -265,7 +264,7 @@ func TestInvalidCapacity(t *testing.T) {
 	tests := map[string]func(*Capacity){
 		"free extents overlap":     func(c *Capacity) { c.Disks[0].Free = []extent.Extent{at(0, 2), at(1, 2)} },
 		"free overlaps allocation": func(c *Capacity) { c.Disks[0].Allocations = []Allocation{{Partition: "p", Extent: at(1, 1)}} },
-		"behind the disk":          func(c *Capacity) { c.Disks[0].Size = gib },
+		"behind the disk":          func(c *Capacity) { c.Disks[0].Size = units.GiB },
 		"not aligned":              func(c *Capacity) { c.Disks[0].Free[0].Start++ },
 		"below the first MiB":      func(c *Capacity) { c.Disks[0].Free[0].Start = 0 },
 		"negative":                 func(c *Capacity) { c.Disks[0].Free[0].Start = -1 << 20 },
@@ -330,12 +329,12 @@ func TestWithout(t *testing.T) {
 		for _, p := range test.gone {
 			gone[p] = struct{}{}
 		}
-		if have := s.Without(gone).Disks[0].Free.Total(); have != test.want*gib {
-			t.Errorf("without %v, %d GiB are free, want %d", test.gone, have/gib, test.want)
+		if have := s.Without(gone).Disks[0].Free.Total(); have != test.want*units.GiB {
+			t.Errorf("without %v, %d GiB are free, want %d", test.gone, have/units.GiB, test.want)
 		}
 	}
-	if have := s.Node.Disks[0].Usable; have != 10*gib {
-		t.Errorf("volumes could have %d GiB, want 10", have/gib)
+	if have := s.Node.Disks[0].Usable; have != 10*units.GiB {
+		t.Errorf("volumes could have %d GiB, want 10", have/units.GiB)
 	}
 	l.wantFree(t, "asking changes nothing", 5)
 }
@@ -482,7 +481,7 @@ func BenchmarkSnapshot(b *testing.B) {
 func large(revision uint64, volumes int) *Capacity {
 	c := &Capacity{Revision: revision}
 	for i := range 12 {
-		d := Disk{ID: fmt.Sprintf("disk-%02d", i), Class: class, Ready: true, Size: 200 * gib}
+		d := Disk{ID: fmt.Sprintf("disk-%02d", i), Class: class, Ready: true, Size: 200 * units.GiB}
 		used := int64(0)
 		for v := i; v < volumes; v += 12 {
 			d.Allocations = append(d.Allocations, Allocation{Partition: fmt.Sprint("part-", v), Extent: at(used, 1)})
@@ -602,9 +601,9 @@ func TestCheck(t *testing.T) {
 		}
 		requests := make([]placement.Request, count)
 		for i := range requests {
-			requests[i] = placement.Request{Class: []string{"ssd", "hdd"}[rng.IntN(8)/7], Size: int64(rng.IntN(sizes)) * gib, Apart: rng.IntN(5) == 0, Policy: placement.Policy(rng.IntN(2))}
+			requests[i] = placement.Request{Class: []string{"ssd", "hdd"}[rng.IntN(8)/7], Size: int64(rng.IntN(sizes)) * units.GiB, Apart: rng.IntN(5) == 0, Policy: placement.Policy(rng.IntN(2))}
 			if rng.IntN(50) > 0 {
-				requests[i].Size += gib
+				requests[i].Size += units.GiB
 			}
 		}
 		s := l.Snapshot(nodeName)
@@ -631,8 +630,8 @@ func TestWiping(t *testing.T) {
 	l := New()
 	l.SetCapacity(nodeName, ten(1, Allocation{Partition: "used", Extent: at(0, 3)}, Allocation{Partition: "old", Extent: at(3, 2), Wiping: true}))
 	s := l.Snapshot(nodeName)
-	if have := s.Without(s.Wiping()).Disks[0].Free.Total(); have != 7*gib {
-		t.Errorf("when all is wiped, %d GiB will be free, want 7", have/gib)
+	if have := s.Without(s.Wiping()).Disks[0].Free.Total(); have != 7*units.GiB {
+		t.Errorf("when all is wiped, %d GiB will be free, want 7", have/units.GiB)
 	}
 	if unknown := l.Snapshot("unknown"); unknown.Without(unknown.Wiping()) == nil {
 		t.Error("no node")
@@ -744,7 +743,7 @@ func TestListedCapacities(t *testing.T) {
 			if s.Published {
 				have = 0
 				for _, d := range s.Node.Disks {
-					have += d.Free.Total() / gib
+					have += d.Free.Total() / units.GiB
 				}
 			}
 			if have != test.want {
@@ -763,7 +762,7 @@ func TestSearchSharesResults(t *testing.T) {
 		l := New()
 		requests := make([]placement.Request, 2+rng.IntN(3))
 		for i := range requests {
-			requests[i] = placement.Request{Class: []string{"ssd", "hdd"}[rng.IntN(4)/3], Size: int64(1+rng.IntN(4)) * gib, Policy: placement.Policy(rng.IntN(2))}
+			requests[i] = placement.Request{Class: []string{"ssd", "hdd"}[rng.IntN(4)/3], Size: int64(1+rng.IntN(4)) * units.GiB, Policy: placement.Policy(rng.IntN(2))}
 		}
 		q := NewSearch(requests, math.MaxInt64)
 		for i := range 6 {

@@ -9,13 +9,14 @@ import (
 	"testing"
 
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 // shares is a capacity with the named disks, each with 10 GiB free, and the disks in Owned.
 func shares(revision int, disks, owned string) *Capacity {
 	c := &Capacity{Revision: uint64(revision), Owned: strings.Fields(owned)}
 	for _, id := range strings.Fields(disks) {
-		c.Disks = append(c.Disks, Disk{ID: id, Class: class, Ready: true, Size: 100 * gib, Free: []extent.Extent{at(0, 10)}})
+		c.Disks = append(c.Disks, Disk{ID: id, Class: class, Ready: true, Size: 100 * units.GiB, Free: []extent.Extent{at(0, 10)}})
 	}
 	return c
 }
@@ -293,7 +294,7 @@ func TestSharedDiskIsNotPlanned(t *testing.T) {
 		t.Errorf("the volume is found on %q, want a", got)
 	}
 	l.SetVolume("pv", "b", Record{"p", "d1", at(0, 1)})
-	if granted, _ := l.Grow("pv", 2*gib); granted {
+	if granted, _ := l.Grow("pv", 2*units.GiB); granted {
 		t.Error("a volume grew on a disk that another node owns")
 	}
 	if n := len(l.Snapshot("b").Without(map[string]struct{}{"p": {}}).Disks); n != 0 {

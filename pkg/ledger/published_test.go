@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestPublicationsShareDisks publishes random capacities, mostly with one changed disk. Some contradict themselves, and
@@ -88,13 +89,13 @@ func changed(rng *rand.Rand, disks, all []Disk) []Disk {
 		return disks
 	}
 	id := rng.IntN(4)
-	d := Disk{ID: fmt.Sprint("d", id), Class: class, Ready: rng.IntN(10) > 0, Size: 100 * gib}
-	for gib := range int64(8) {
+	d := Disk{ID: fmt.Sprint("d", id), Class: class, Ready: rng.IntN(10) > 0, Size: 100 * units.GiB}
+	for start := range int64(8) {
 		switch rng.IntN(4) {
 		case 0:
-			d.Free = append(d.Free, at(gib, 1))
+			d.Free = append(d.Free, at(start, 1))
 		case 1, 2:
-			a := Allocation{Partition: fmt.Sprintf("p%d-%d", id, len(d.Allocations)), Extent: at(gib, 1), Wiping: rng.IntN(5) == 0}
+			a := Allocation{Partition: fmt.Sprintf("p%d-%d", id, len(d.Allocations)), Extent: at(start, 1), Wiping: rng.IntN(5) == 0}
 			if rng.IntN(60) == 0 {
 				a.Partition = fmt.Sprintf("p%d-%d", rng.IntN(4), rng.IntN(4))
 			}

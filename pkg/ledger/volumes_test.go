@@ -8,23 +8,24 @@ import (
 
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/units"
 )
 
 // claimWant is a claim's volume of so many GiB.
 func claimWant(name string, sizeGiB, roomGiB int64) VolumeRequest {
 	return VolumeRequest{
-		Partition: "part-" + name, Persistent: true, Headroom: roomGiB * gib,
-		Request: placement.Request{Class: class, Size: sizeGiB * gib},
+		Partition: "part-" + name, Persistent: true, Headroom: roomGiB * units.GiB,
+		Request: placement.Request{Class: class, Size: sizeGiB * units.GiB},
 	}
 }
 
 // disk10 publishes a node with a disk of 10 GiB, whatever is allocated on it.
 func disk10(l *Ledger, node string, revision uint64, allocations ...Allocation) {
-	free := extent.NewSet(extent.New(placement.Alignment, 10*gib))
+	free := extent.NewSet(extent.New(placement.Alignment, 10*units.GiB))
 	for _, a := range allocations {
 		free = free.Remove(a.Extent)
 	}
-	d := Disk{ID: "disk-" + node, Class: class, Ready: true, Size: 11 * gib, Allocations: allocations}
+	d := Disk{ID: "disk-" + node, Class: class, Ready: true, Size: 11 * units.GiB, Allocations: allocations}
 	for _, e := range free.All() {
 		d.Free = append(d.Free, e)
 	}
@@ -33,7 +34,7 @@ func disk10(l *Ledger, node string, revision uint64, allocations ...Allocation) 
 
 // span is part of the disk, in GiB.
 func span(start, length int64) extent.Extent {
-	return extent.New(placement.Alignment+start*gib, length*gib)
+	return extent.New(placement.Alignment+start*units.GiB, length*units.GiB)
 }
 
 func (l *Ledger) freeOn(node string) extent.Set { return l.Snapshot(node).Node.Disks[0].Free }
@@ -320,15 +321,15 @@ func TestGrow(t *testing.T) {
 			disk10(l, "n1", 1)
 			l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(2, 3)})
 			test.before(l)
-			granted, possible := l.Grow("pv", test.step.lengthGiB*gib)
-			if granted != test.step.granted || possible != test.step.possibleGiB*gib {
-				t.Errorf("granted %v, possible %d GiB, want %+v", granted, possible/gib, test.step)
+			granted, possible := l.Grow("pv", test.step.lengthGiB*units.GiB)
+			if granted != test.step.granted || possible != test.step.possibleGiB*units.GiB {
+				t.Errorf("granted %v, possible %d GiB, want %+v", granted, possible/units.GiB, test.step)
 			}
 			expectFree(t, l, "n1", test.free...)
 		})
 	}
 	t.Run("unknown", func(t *testing.T) {
-		if granted, possible := New().Grow("pv", gib); granted || possible != 0 {
+		if granted, possible := New().Grow("pv", units.GiB); granted || possible != 0 {
 			t.Errorf("granted %v, possible %d", granted, possible)
 		}
 	})
@@ -341,25 +342,25 @@ func TestGrant(t *testing.T) {
 	disk10(l, "n1", 1)
 	said := func(lengthGiB int64) Record { return Record{"part-a", "disk-n1", span(0, lengthGiB)} }
 	l.SetVolume("pv", "n1", said(2))
-	if granted, _ := l.Grow("pv", 5*gib-1); !granted {
+	if granted, _ := l.Grow("pv", 5*units.GiB-1); !granted {
 		t.Fatal("not granted")
 	}
 	l.SetVolume("pv", "n1", said(2))
 	expectFree(t, l, "n1", span(5, 5))
-	if granted, _ := l.Grow("pv", 6*gib); !granted {
+	if granted, _ := l.Grow("pv", 6*units.GiB); !granted {
 		t.Fatal("not granted")
 	}
 	l.SetVolume("pv", "n1", said(5))
 	expectFree(t, l, "n1", span(6, 4))
 	l.WithdrawGrowth("pv")
 	expectFree(t, l, "n1", span(5, 5))
-	if granted, _ := l.Grow("pv", 7*gib); !granted {
+	if granted, _ := l.Grow("pv", 7*units.GiB); !granted {
 		t.Fatal("not granted")
 	}
 	l.SetVolume("pv", "n1", said(7))
 	l.WithdrawGrowth("pv")
 	expectFree(t, l, "n1", span(7, 3))
-	if granted, _ := l.Grow("pv", 8*gib); !granted {
+	if granted, _ := l.Grow("pv", 8*units.GiB); !granted {
 		t.Fatal("not granted")
 	}
 	l.DeleteVolume("pv")
@@ -373,24 +374,24 @@ func TestSettleGrowth(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
 	said := func(lengthGiB int64) Record { return Record{"part-a", "disk-n1", span(0, lengthGiB)} }
-	l.SettleGrowth("pv", 5*gib)
+	l.SettleGrowth("pv", 5*units.GiB)
 	l.SetVolume("pv", "n1", said(2))
 	for _, length := range []int64{8, 8, 3} {
-		if granted, _ := l.Grow("pv", length*gib); !granted {
+		if granted, _ := l.Grow("pv", length*units.GiB); !granted {
 			t.Fatal("not granted")
 		}
 	}
 	expectFree(t, l, "n1", span(8, 2))
-	l.SettleGrowth("pv", 3*gib)
+	l.SettleGrowth("pv", 3*units.GiB)
 	expectFree(t, l, "n1", span(3, 7))
 	l.SetVolume("pv", "n1", said(2))
 	expectFree(t, l, "n1", span(3, 7))
 	l.SetVolume("pv", "n1", said(3))
 	expectFree(t, l, "n1", span(3, 7))
-	if granted, _ := l.Grow("pv", 9*gib); !granted {
+	if granted, _ := l.Grow("pv", 9*units.GiB); !granted {
 		t.Fatal("not granted")
 	}
-	l.SettleGrowth("pv", 3*gib)
+	l.SettleGrowth("pv", 3*units.GiB)
 	expectFree(t, l, "n1", span(3, 7))
 	l.WithdrawGrowth("pv")
 	expectFree(t, l, "n1", span(3, 7))
@@ -403,7 +404,7 @@ func TestSettleGrowth(t *testing.T) {
 func TestSettle(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
-	want := []VolumeRequest{{Partition: "part-a", Request: placement.Request{Class: "ssd", Size: 2 * gib}, Persistent: true}}
+	want := []VolumeRequest{{Partition: "part-a", Request: placement.Request{Class: "ssd", Size: 2 * units.GiB}, Persistent: true}}
 	reserve := func() {
 		t.Helper()
 		if _, err := l.Reserve("claim", "n1", want); err != nil {

@@ -30,9 +30,8 @@ import (
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
+	"github.com/berthdev/berth/test/units"
 )
-
-const gib = int64(1) << 30
 
 // outcome is the outcome of one request.
 type outcome int
@@ -187,7 +186,7 @@ func newBench(t *testing.T) *bench {
 	t.Cleanup(b.claimQueue.ShutDown)
 	for i, node := range []string{"n1", "n2"} {
 		b.ledger.SetCapacity(node, &ledger.Capacity{Revision: uint64(i + 1), Disks: []ledger.Disk{{
-			ID: diskv1alpha1.PartitionID("disk of " + node), Class: "ssd", Ready: true, Size: 11 * gib, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*gib)},
+			ID: diskv1alpha1.PartitionID("disk of " + node), Class: "ssd", Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*units.GiB)},
 		}}})
 		b.store(t, b.nodeInformer.GetIndexer().Add, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}})
 	}
@@ -264,7 +263,7 @@ func (a *api) answerNext(method string, outcomes ...outcome) {
 
 // free is how many GiB are free on the node.
 func (b *bench) free(node string) int64 {
-	return b.ledger.Snapshot(node).Node.Disks[0].Free.Total() / gib
+	return b.ledger.Snapshot(node).Node.Disks[0].Free.Total() / units.GiB
 }
 
 // said returns the events since the last call.

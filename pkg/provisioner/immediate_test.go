@@ -14,6 +14,7 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/ledger"
+	"github.com/berthdev/berth/test/units"
 )
 
 // madeOn is the node of the only PersistentVolume; empty if there is none.
@@ -40,7 +41,7 @@ func (b *bench) now(t *testing.T, change func(*storagev1.StorageClass)) {
 	}
 	b.store(t, b.classInformer.GetIndexer().Update, b.class)
 	b.ledger.SetCapacity("n2", &ledger.Capacity{Revision: 10, Disks: []ledger.Disk{{
-		ID: diskv1alpha1.PartitionID("disk of n2"), Class: "ssd", Ready: true, Size: 11 * gib, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 5*gib)},
+		ID: diskv1alpha1.PartitionID("disk of n2"), Class: "ssd", Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 5*units.GiB)},
 	}}})
 	for _, node := range []string{"n1", "n2"} {
 		b.ledger.SetAgent(node, true)

@@ -14,6 +14,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/units"
 )
 
 func TestBackoff(t *testing.T) {
@@ -55,12 +56,11 @@ func TestClaimMemory(t *testing.T) {
 }
 
 func TestWithoutHeadroom(t *testing.T) {
-	const mib, gib = int64(1) << 20, int64(1) << 30
 	for headroom, tests := range map[string]map[int64]int64{
-		"":     {0: 0, mib: mib, 10 * gib: 10 * gib, diskv1alpha1.MaxVolumeSize: diskv1alpha1.MaxVolumeSize},
-		"1Gi":  {0: 0, gib: 0, gib + mib: mib, 10 * gib: 9 * gib},
-		"50%":  {0: 0, mib: 0, 2 * mib: mib, 3 * mib: 2 * mib, 3 * gib: 2 * gib},
-		"100%": {10 * gib: 5 * gib, 3 * mib: mib},
+		"":     {0: 0, units.MiB: units.MiB, 10 * units.GiB: 10 * units.GiB, diskv1alpha1.MaxVolumeSize: diskv1alpha1.MaxVolumeSize},
+		"1Gi":  {0: 0, units.GiB: 0, units.GiB + units.MiB: units.MiB, 10 * units.GiB: 9 * units.GiB},
+		"50%":  {0: 0, units.MiB: 0, 2 * units.MiB: units.MiB, 3 * units.MiB: 2 * units.MiB, 3 * units.GiB: 2 * units.GiB},
+		"100%": {10 * units.GiB: 5 * units.GiB, 3 * units.MiB: units.MiB},
 	} {
 		text := map[string]string{diskv1alpha1.AttributeClass: "ssd"}
 		if headroom != "" {
@@ -154,10 +154,9 @@ func text(t *testing.T, v any) string {
 
 // TestNodeTakenBack asserts that a claim that has no node any more holds no place there.
 func TestNodeTakenBack(t *testing.T) {
-	const gib = int64(1) << 30
 	c := &Controllers{ledger: ledger.New(), memory: newClaimMemory()}
 	c.ledger.SetCapacity("n1", &ledger.Capacity{Revision: 1, Disks: []ledger.Disk{{
-		ID: "disk", Class: "ssd", Ready: true, Size: 11 * gib, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*gib)},
+		ID: "disk", Class: "ssd", Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*units.GiB)},
 	}}})
 	mode, name := storagev1.VolumeBindingWaitForFirstConsumer, "ssd"
 	class := &storagev1.StorageClass{
@@ -171,14 +170,14 @@ func TestNodeTakenBack(t *testing.T) {
 			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("4Gi")}},
 		},
 	}
-	want := ledger.VolumeRequest{Partition: "part", Persistent: true, Request: placement.Request{Class: "ssd", Size: 4 * gib}}
+	want := ledger.VolumeRequest{Partition: "part", Persistent: true, Request: placement.Request{Class: "ssd", Size: 4 * units.GiB}}
 	if _, err := c.ledger.Reserve(holderOf(pvc.UID), "n1", []ledger.VolumeRequest{want}); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.syncUnbound(t.Context(), &claimState{uid: pvc.UID}, pvc, class); err != nil {
 		t.Fatal(err)
 	}
-	if free := c.ledger.Snapshot("n1").Node.Disks[0].Free.Total(); free != 10*gib {
-		t.Errorf("%d GiB are free, want 10", free/gib)
+	if free := c.ledger.Snapshot("n1").Node.Disks[0].Free.Total(); free != 10*units.GiB {
+		t.Errorf("%d GiB are free, want 10", free/units.GiB)
 	}
 }

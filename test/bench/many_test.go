@@ -18,6 +18,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 const (
@@ -36,7 +37,7 @@ func BenchmarkThousandVolumes(b *testing.B) {
 		testenv.RemoveNewLoops(b)
 		ctx, cancel := context.WithTimeoutCause(b.Context(), 20*time.Minute, fmt.Errorf("the benchmark took over 20 minutes"))
 		defer cancel()
-		n := newAgentNode(ctx, b, 1, 1024*gi)
+		n := newAgentNode(ctx, b, 1, 1024*units.GiB)
 		free := n.status(ctx, "the disk is published", func(s *diskv1alpha1.NodeDiskCapacityStatus) bool { return len(s.Disks[0].Free) == 1 })
 		bound := n.watchAllBound(ctx)
 		var pods []*corev1.Pod

@@ -19,12 +19,12 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 const (
 	mounts     = 100
-	volumeSize = gi
-	mib        = int64(1) << 20
+	volumeSize = units.GiB
 )
 
 // BenchmarkRequestToMounted compares the time that a pod waits with the least possible work, on a disk of the same
@@ -35,7 +35,7 @@ func BenchmarkRequestToMounted(b *testing.B) {
 	for b.Loop() {
 		ctx, cancel := context.WithTimeoutCause(b.Context(), 10*time.Minute, fmt.Errorf("the benchmark took over 10 minutes"))
 		defer cancel()
-		n := newAgentNode(ctx, b, 1, 8*gi)
+		n := newAgentNode(ctx, b, 1, 8*units.GiB)
 		spare, err := n.cluster.Node(spareNode)
 		n.must(err)
 		hand := newHand(n, spare.Disks[0].Path)
@@ -134,7 +134,7 @@ func newHand(n *agentNode, path string) *hand {
 
 func (h *hand) mount(fsType string) time.Duration {
 	h.n.tb.Helper()
-	const start = 2 * mib
+	const start = 2 * units.MiB
 	partition := h.path + "p1"
 	// The agent writes this for 1024 entries: an array of 128 KiB and a header, twice.
 	table := bytes.Repeat([]byte{1}, 128<<10+512)

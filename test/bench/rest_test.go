@@ -10,6 +10,7 @@ import (
 	"time"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // BenchmarkAgentAtRest measures an idle agent of a node with two disks, 40 pods and 20 volumes, from /proc.
@@ -18,9 +19,9 @@ func BenchmarkAgentAtRest(b *testing.B) {
 	for b.Loop() {
 		ctx, cancel := context.WithTimeoutCause(b.Context(), 10*time.Minute, fmt.Errorf("the benchmark took over 10 minutes"))
 		defer cancel()
-		n := newAgentNode(ctx, b, 2, 8*gi)
+		n := newAgentNode(ctx, b, 2, 8*units.GiB)
 		for i := range volumes {
-			n.pod(ctx, fmt.Sprintf("disk-%d", i), 300*mib, diskv1alpha1.FSTypeExt4, nil)
+			n.pod(ctx, fmt.Sprintf("disk-%d", i), 300*units.MiB, diskv1alpha1.FSTypeExt4, nil)
 		}
 		for i := range plain {
 			n.pod(ctx, fmt.Sprintf("plain-%d", i), 0, "", nil)

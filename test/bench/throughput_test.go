@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/berthdev/berth/test/fleet"
+	"github.com/berthdev/berth/test/units"
 )
 
 const (
@@ -25,8 +26,6 @@ const (
 )
 
 var rounds = flag.Int("rounds", 3, "how often the two workloads run, in turn")
-
-const gi = int64(1) << 30
 
 // throughput is the result of one run of one workload.
 type throughput struct {
@@ -90,7 +89,7 @@ func BenchmarkPodsPerSecond(b *testing.B) {
 		var ratios, stockRate, berthRate, stockWrites, berthWrites []float64
 		for range *rounds {
 			stock := run(ctx, b, f, "stock", func() *corev1.Pod { return fleet.PlainPod(corev1.DefaultSchedulerName) })
-			berth := run(ctx, b, f, "berth", func() *corev1.Pod { return fleet.DiskPod(10 * gi) })
+			berth := run(ctx, b, f, "berth", func() *corev1.Pod { return fleet.DiskPod(10 * units.GiB) })
 			stockRate = append(stockRate, stock.podsPerSecond)
 			berthRate = append(berthRate, berth.podsPerSecond)
 			stockWrites = append(stockWrites, stock.writesPerPod)

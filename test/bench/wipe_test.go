@@ -13,11 +13,12 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 const (
 	// wipeSize is the size of each wipe. The disk is sparse, and the volume is full of data.
-	wipeSize  = 2 * gi
+	wipeSize  = 2 * units.GiB
 	wipeTurns = 3
 )
 
@@ -27,7 +28,7 @@ const (
 func BenchmarkWipe(b *testing.B) {
 	testenv.NeedRoot(b)
 	testenv.NeedProgram(b, "losetup", "fallocate", "dd", "sync")
-	count := fmt.Sprintf("count=%d", wipeSize/mib)
+	count := fmt.Sprintf("count=%d", wipeSize/units.MiB)
 	for b.Loop() {
 		w := newWiping(b)
 		for _, test := range []struct {
@@ -67,13 +68,13 @@ func BenchmarkWipe(b *testing.B) {
 			b.ReportMetric(speed(floor[wipeTurns/2]), test.name+"-floor-GiB/s")
 			b.ReportMetric(atMedian, test.name+"-berth/floor")
 			b.Logf("%s of %d GiB full of data, %d of each: Berth %v median, %v best; by hand %v median, %v best; ratio %.2f at the median, %.2f at the best",
-				test.name, wipeSize/gi, wipeTurns, berth[wipeTurns/2], berth[0], floor[wipeTurns/2], floor[0], atMedian, atBest)
+				test.name, wipeSize/units.GiB, wipeTurns, berth[wipeTurns/2], berth[0], floor[wipeTurns/2], floor[0], atMedian, atBest)
 		}
 		w.close()
 	}
 }
 
-func speed(d time.Duration) float64 { return float64(wipeSize) / float64(gi) / d.Seconds() }
+func speed(d time.Duration) float64 { return float64(wipeSize) / float64(units.GiB) / d.Seconds() }
 
 // wiping is a disk of ours with one volume.
 type wiping struct {
@@ -88,7 +89,7 @@ const wipedPartition = "a0000000-0000-5000-8000-00000000000a"
 func newWiping(tb testing.TB) *wiping {
 	tb.Helper()
 	w := &wiping{tb: tb, ctx: tb.Context()}
-	w.path = testenv.Attach(tb, testenv.Image(tb, wipeSize+8*mib), "512")
+	w.path = testenv.Attach(tb, testenv.Image(tb, wipeSize+8*units.MiB), "512")
 	tb.Cleanup(w.close)
 	_, err := disk.Initialize(w.ctx, w.path, disk.Owner{})
 	w.must(err)
@@ -112,7 +113,7 @@ func (w *wiping) close() {
 // full makes the volume, and fills it with bytes that are not zero.
 func (w *wiping) full() disk.Volume {
 	w.tb.Helper()
-	v, err := w.disk.Create(w.ctx, disk.CreateOptions{Partition: wipedPartition, Extent: extent.New(2*mib, wipeSize)})
+	v, err := w.disk.Create(w.ctx, disk.CreateOptions{Partition: wipedPartition, Extent: extent.New(2*units.MiB, wipeSize)})
 	w.must(err)
 	w.must(w.disk.MarkFormatted(w.ctx, v.Partition))
 	w.fill(v.Device)
@@ -123,8 +124,8 @@ func (w *wiping) fill(device string) {
 	w.tb.Helper()
 	f, err := os.OpenFile(device, os.O_WRONLY, 0)
 	w.must(err)
-	data := bytes.Repeat([]byte("someone!"), int(mib/8))
-	for range wipeSize / mib {
+	data := bytes.Repeat([]byte("someone!"), int(units.MiB/8))
+	for range wipeSize / units.MiB {
 		_, err := f.Write(data)
 		w.must(err)
 	}

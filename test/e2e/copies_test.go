@@ -16,6 +16,7 @@ import (
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // raws are raw block volumes of pods on movedNode, beside the node's own disks. The kubelet puts a loop device over
@@ -70,7 +71,7 @@ func copies(e *tenant) {
 	e.delete(user)
 	e.gone(user)
 	unmounted(e, p)
-	limit(t, p.machine.Path, uint64(mib))
+	limit(t, p.machine.Path, uint64(units.MiB))
 	r.is(p.disk.ID, v1alpha1.DiskFailed)
 	r.looked("while the disk is missing", kept)
 	detach(e, p.machine.Path)

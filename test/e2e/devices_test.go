@@ -23,6 +23,7 @@ import (
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // Nodes of TestDevices, and the DiskClasses of their disks.
@@ -35,7 +36,7 @@ const (
 	movedRoot = "/var/lib/k0s/kubelet"
 	large     = "large"
 	small     = "small"
-	smallSize = 61 * mib // no other test has loop devices of this size
+	smallSize = 61 * units.MiB // no other test has loop devices of this size
 )
 
 // TestDevices has agents that use all devices of the machine (no --devices), beside other programs that use devices.
@@ -48,8 +49,8 @@ func TestDevices(t *testing.T) {
 		Name: "e2e-devices", Log: os.Stderr, Kubelets: true, Agents: true, Scheduler: true, AllDevices: true,
 		AgentArgs: []string{"--orphan-grace=3s", "--eviction-grace=2s", "--v=2"},
 		Nodes: []cluster.NodeOptions{
-			{Name: heldNode, Disks: []cluster.DiskOptions{{Size: gib, SectorSize: 4096}}},
-			{Name: movedNode, KubeletDir: movedRoot, Disks: []cluster.DiskOptions{{Size: gib}, {Size: smallSize}}},
+			{Name: heldNode, Disks: []cluster.DiskOptions{{Size: units.GiB, SectorSize: 4096}}},
+			{Name: movedNode, KubeletDir: movedRoot, Disks: []cluster.DiskOptions{{Size: units.GiB}, {Size: smallSize}}},
 		},
 	})
 	if err != nil {
@@ -105,7 +106,7 @@ func ofSize(class *v1alpha1.DiskClass, size int64) *v1alpha1.DiskClass {
 func otherDriver(t *testing.T, c *cluster.Cluster) {
 	const (
 		volumes = 100
-		size    = 43 * mib
+		size    = 43 * units.MiB
 		delay   = 3 * time.Second
 		grace   = 40 * time.Second
 	)

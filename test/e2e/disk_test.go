@@ -18,6 +18,7 @@ import (
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/units"
 )
 
 // place is where a volume is: as its node has published it, and as this machine has it.
@@ -182,7 +183,7 @@ func (e *tenant) partition(p place) string {
 // firstNonZero reads the raw image of a disk, without any code of Berth.
 func firstNonZero(t *testing.T, image string, x v1alpha1.Extent) (int64, bool) {
 	t.Helper()
-	zeros := make([]byte, mib)
+	zeros := make([]byte, units.MiB)
 	at := int64(-1)
 	scan(t, image, x, func(offset int64, data []byte) bool {
 		if at < 0 && !bytes.Equal(data, zeros[:len(data)]) {
@@ -220,7 +221,7 @@ func scanImage(image string, x v1alpha1.Extent, visit func(offset int64, data []
 		return err
 	}
 	defer f.Close()
-	buffer := make([]byte, mib)
+	buffer := make([]byte, units.MiB)
 	for offset, end := x.Start, x.Start+x.Length; offset < end; {
 		data, err := unix.Seek(int(f.Fd()), offset, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) || err == nil && data >= end {
@@ -229,7 +230,7 @@ func scanImage(image string, x v1alpha1.Extent, visit func(offset int64, data []
 		if err != nil {
 			return err
 		}
-		n, err := f.ReadAt(buffer[:min(mib, end-data)], data)
+		n, err := f.ReadAt(buffer[:min(units.MiB, end-data)], data)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}

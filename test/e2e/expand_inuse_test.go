@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestExpandInUse asserts that an ext4 volume of a running pod grows at once where the kernel allows the agent to grow
@@ -36,7 +38,7 @@ func TestExpandInUse(t *testing.T) {
 			}
 			return fmt.Errorf("its status is %+v", pvc.Status)
 		})
-		if capacity := pvc.Status.Capacity[corev1.ResourceStorage]; capacity.Value() != 200*mib {
+		if capacity := pvc.Status.Capacity[corev1.ResourceStorage]; capacity.Value() != 200*units.MiB {
 			t.Errorf("the claim says that it has %s", capacity.String())
 		}
 		e.holds(pod, mark)
@@ -49,9 +51,9 @@ func TestExpandInUse(t *testing.T) {
 		e.create(pod)
 		e.ready(pod)
 	}
-	e.hasGrown(pvc, 600*mib)
+	e.hasGrown(pvc, 600*units.MiB)
 	e.holds(pod, mark)
-	if _, size := e.mounted(pod); size < 500*mib {
+	if _, size := e.mounted(pod); size < 500*units.MiB {
 		t.Errorf("the pod has %d bytes", size)
 	}
 	for _, c := range pvc.Status.Conditions {

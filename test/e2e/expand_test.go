@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestExpandMounted asserts that an xfs volume grows under the running pod.
@@ -21,16 +22,16 @@ func TestExpandMounted(t *testing.T) {
 	pod := e.podOf("pod", claimed("data", pvc))
 	_, before, mark := e.fill(pod, pvc)
 	e.expand(pvc, "800Mi")
-	e.hasGrown(pvc, 800*mib)
+	e.hasGrown(pvc, 800*units.MiB)
 	e.event(pvc, "FileSystemResizeRequired")
 	e.event(pod, "FileSystemResizeSuccessful")
 	e.noWarnings()
 	after := e.findVolume(e.boundTo(pvc))
-	if after.allocation.Start != before.allocation.Start || after.allocation.Length != 800*mib {
+	if after.allocation.Start != before.allocation.Start || after.allocation.Length != 800*units.MiB {
 		t.Errorf("the volume was %+v, is %+v", before.allocation, after.allocation)
 	}
 	e.holds(pod, mark)
-	if _, size := e.mounted(pod); size < 700*mib {
+	if _, size := e.mounted(pod); size < 700*units.MiB {
 		t.Errorf("the pod has %d bytes", size)
 	}
 	if n := restarts(pod); n != 0 {
@@ -66,13 +67,13 @@ func TestExpandAtNextMount(t *testing.T) {
 	next := e.podOf("second", claimed("data", pvc))
 	e.create(next)
 	e.ready(next)
-	e.hasGrown(pvc, 600*mib)
+	e.hasGrown(pvc, 600*units.MiB)
 	after := e.findVolume(e.boundTo(pvc))
-	if after.allocation.Start != before.allocation.Start || after.allocation.Length != 600*mib {
+	if after.allocation.Start != before.allocation.Start || after.allocation.Length != 600*units.MiB {
 		t.Errorf("the volume was %+v, is %+v", before.allocation, after.allocation)
 	}
 	e.holds(next, mark)
-	if _, size := e.mounted(next); size < 500*mib {
+	if _, size := e.mounted(next); size < 500*units.MiB {
 		t.Errorf("the pod has %d bytes", size)
 	}
 }
@@ -89,11 +90,11 @@ func TestExpandBlock(t *testing.T) {
 	e.boundTo(pvc)
 	e.exec(pod, "yes hello | dd of=/dev/raw bs=1M count=100 iflag=fullblock conv=fsync 2>/dev/null")
 	e.expand(pvc, "300Mi")
-	e.hasGrown(pvc, 300*mib)
+	e.hasGrown(pvc, 300*units.MiB)
 	e.event(pvc, "VolumeResizeSuccessful")
 	e.noWarnings()
 	out := e.exec(pod, "blockdev --getsize64 /dev/raw; head -n 1 /dev/raw; tail -c 209715200 /dev/raw | od -A n -t x1 | sort -u")
-	if want := []string{strconv.FormatInt(300*mib, 10), "hello", "00 00"}; lacks(out, want) != "" || strings.Count(out, "\n") > 3 {
+	if want := []string{strconv.FormatInt(300*units.MiB, 10), "hello", "00 00"}; lacks(out, want) != "" || strings.Count(out, "\n") > 3 {
 		t.Errorf("the pod's device is %q, want %q", out, want)
 	}
 }
@@ -129,9 +130,9 @@ func TestExpandTooFar(t *testing.T) {
 	}
 	e.delete(neighbor)
 	e.unmake(behind)
-	e.hasGrown(pvc, 600*mib)
+	e.hasGrown(pvc, 600*units.MiB)
 	e.holds(pod, mark)
-	if _, size := e.mounted(pod); size < 500*mib {
+	if _, size := e.mounted(pod); size < 500*units.MiB {
 		t.Errorf("the pod has %d bytes", size)
 	}
 }
@@ -151,7 +152,7 @@ func (e *tenant) cannotGrow(pvc *corev1.PersistentVolumeClaim) {
 		}
 		return fmt.Errorf("its status is %+v", pvc.Status)
 	})
-	if capacity := pvc.Status.Capacity[corev1.ResourceStorage]; capacity.Value() != 400*mib {
+	if capacity := pvc.Status.Capacity[corev1.ResourceStorage]; capacity.Value() != 400*units.MiB {
 		e.t.Errorf("claim %s could not grow, and has %s", pvc.Name, capacity.String())
 	}
 }

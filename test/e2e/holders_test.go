@@ -18,6 +18,7 @@ import (
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // heldVolume is a volume whose pod is deleted, and that something else holds.
@@ -235,7 +236,7 @@ func (e *tenant) writer(mark string) *heldVolume {
 				case <-time.After(100 * time.Millisecond):
 				}
 				// The last MiB: at first the file system is still mounted.
-				if _, err := device.WriteAt([]byte(mark), v.allocation.Length-mib); err != nil {
+				if _, err := device.WriteAt([]byte(mark), v.allocation.Length-units.MiB); err != nil {
 					return errors.Join(err, device.Close())
 				}
 				if err := device.Sync(); err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestInstallation installs Berth like a user, with the shipped images and manifests, into a cluster with Kubernetes'
@@ -33,7 +34,7 @@ func TestInstallation(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := t.Context()
-	disks := []cluster.DiskOptions{{Size: gib, SectorSize: 512}, {Size: gib, SectorSize: 4096}}
+	disks := []cluster.DiskOptions{{Size: units.GiB, SectorSize: 512}, {Size: units.GiB, SectorSize: 4096}}
 	c, err := cluster.Start(ctx, cluster.Options{
 		Name: "e2e-installation", Log: os.Stderr, Kubelets: true, StockScheduler: true,
 		Nodes: []cluster.NodeOptions{{Disks: disks}, {Disks: disks}},
@@ -109,7 +110,7 @@ func useInstallation(e *tenant) (pod, placed *corev1.Pod) {
 	e.event(placed, "VolumePlaced", "data")
 
 	// The kernel's events about devices reach the agent in its pod.
-	limit(e.t, p.machine.Path, uint64(mib))
+	limit(e.t, p.machine.Path, uint64(units.MiB))
 	defer limit(e.t, p.machine.Path, 0)
 	e.eventually("the agent sees a disk go", func(ctx context.Context) error { return inService(ctx, e.client, 3) })
 	limit(e.t, p.machine.Path, 0)
@@ -144,7 +145,7 @@ func claimInInstallation(e *tenant) {
 			e.create(pod)
 			e.ready(pod)
 		}
-		e.hasGrown(pvc, 400*mib)
+		e.hasGrown(pvc, 400*units.MiB)
 		e.holds(pod, mark)
 		p := e.findVolume(pv)
 		e.delete(pod)

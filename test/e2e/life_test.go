@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestLife follows a volume from the pod's creation to the wiped extent, from within the pod, from its node, and from
@@ -29,7 +30,7 @@ func TestLife(t *testing.T) {
 
 func life(e *tenant, class string, sector int, fsType string) {
 	t := e.t
-	const size = 400 * mib
+	const size = 400 * units.MiB
 	pod := e.podOf("life", volume("data", class, "400Mi", fsType))
 	e.create(pod)
 	e.ready(pod)

@@ -22,11 +22,10 @@ import (
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 const (
-	mib = int64(1) << 20
-	gib = int64(1) << 30
 	// patience is for what should take seconds, on a machine that does other work, too.
 	patience = 3 * time.Minute
 )
@@ -57,7 +56,7 @@ var nodes = []cluster.NodeOptions{
 func disks(sectors ...int) []cluster.DiskOptions {
 	var d []cluster.DiskOptions
 	for _, s := range sectors {
-		d = append(d, cluster.DiskOptions{Size: 2 * gib, SectorSize: s})
+		d = append(d, cluster.DiskOptions{Size: 2 * units.GiB, SectorSize: s})
 	}
 	return d
 }

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestPending asserts that pods beyond the capacity wait, with a readable reason. When one pod is deleted, one that
@@ -93,7 +94,7 @@ func TestWithoutTheScheduler(t *testing.T) {
 	for _, pod := range []*corev1.Pod{stock, named} {
 		p := e.find(pod, "data")
 		e.isPartition(e.device(pod, "/data"), *pod.Spec.Volumes[0].CSI.FSType, p)
-		if p.allocation.Length != 1000*mib {
+		if p.allocation.Length != 1000*units.MiB {
 			t.Errorf("pod %s got %v", pod.Name, p)
 		}
 		if _, ok := pod.Annotations[v1alpha1.AnnotationAllocation]; ok {

@@ -17,6 +17,7 @@ import (
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestSidecar has claims served without Berth's scheduler. Kubernetes' own scheduler places the pods, by the
@@ -64,7 +65,7 @@ func startWithProvisioners(t *testing.T) *cluster.Cluster {
 	t.Helper()
 	c, err := cluster.Start(t.Context(), cluster.Options{
 		Name: "e2e-sidecar", Log: os.Stderr, Kubelets: true, StockScheduler: true, Agents: true, Provisioners: true,
-		Nodes:     []cluster.NodeOptions{{Disks: []cluster.DiskOptions{{Size: gib}}}, {Disks: []cluster.DiskOptions{{Size: 2 * gib}}}},
+		Nodes:     []cluster.NodeOptions{{Disks: []cluster.DiskOptions{{Size: units.GiB}}}, {Disks: []cluster.DiskOptions{{Size: 2 * units.GiB}}}},
 		AgentArgs: []string{"--orphan-grace=1s"},
 		ProvisionerArgs: []string{
 			"--node-deployment", "--strict-topology", "--immediate-topology=false", "--extra-create-metadata",
@@ -262,7 +263,7 @@ func onePodOnly(e *tenant) *corev1.PersistentVolumeClaim {
 	e.create(first)
 	e.ready(first)
 	p := e.findProvisioned(first, e.boundTo(pvc))
-	if out := e.exec(first, "blockdev --getsize64 /dev/data"); out != strconv.FormatInt(p.allocation.Length, 10) || p.allocation.Length != 100*mib {
+	if out := e.exec(first, "blockdev --getsize64 /dev/data"); out != strconv.FormatInt(p.allocation.Length, 10) || p.allocation.Length != 100*units.MiB {
 		e.t.Errorf("the device has %s bytes, the volume %d", out, p.allocation.Length)
 	}
 	e.create(second)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/units"
 )
 
 // burst makes pods with a small volume each.
@@ -234,7 +235,7 @@ func TestDeviceVanishes(t *testing.T) {
 	mark := canary(e)
 	e.write(pod, mark)
 
-	limit(t, lost.machine.Path, uint64(mib))
+	limit(t, lost.machine.Path, uint64(units.MiB))
 	defer limit(t, lost.machine.Path, 0)
 	state := func(want v1alpha1.DiskState) func(context.Context) error {
 		return func(ctx context.Context) error {

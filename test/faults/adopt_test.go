@@ -8,6 +8,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/test/space/snapshots"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // adopt initializes a blank disk and opens it, like an inventory.
@@ -72,7 +73,7 @@ func TestAdoption(t *testing.T) {
 			}
 			if again := n.adopt(t.Context()); again != nil {
 				t.Errorf("%v; then, of a disk that is %+v: %v", err, c, again)
-			} else if s := n.engine.Snapshot(); snapshots.Validate(s) != nil || len(s.Volumes) > 0 || s.Free.Total() != diskSize-3*mib {
+			} else if s := n.engine.Snapshot(); snapshots.Validate(s) != nil || len(s.Volumes) > 0 || s.Free.Total() != diskSize-3*units.MiB {
 				t.Errorf("the disk is %+v", s)
 			}
 			n.close()

@@ -17,8 +17,6 @@ import (
 	"github.com/berthdev/berth/test/testenv"
 )
 
-const mib = int64(1) << 20
-
 // faultyDisk is a disk with faults that the test sets.
 type faultyDisk struct {
 	t      testing.TB

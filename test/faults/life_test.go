@@ -19,6 +19,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/agent/mounts"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 // Volumes of the disk in these tests. The neighbor exists before, stays mounted and must not change. The other two
@@ -28,20 +29,20 @@ const (
 	fsVolume  = "b0000000-0000-5000-8000-00000000000b"
 	rawVolume = "c0000000-0000-5000-8000-00000000000c"
 
-	diskSize      = 48 * mib
-	fsVolumeSize  = 8 * mib
-	fsVolumeGrown = 12 * mib
+	diskSize      = 48 * units.MiB
+	fsVolumeSize  = 8 * units.MiB
+	fsVolumeGrown = 12 * units.MiB
 )
 
 var (
-	neighborAt  = extent.New(2*mib, 8*mib)
-	fsVolumeAt  = extent.New(10*mib, fsVolumeSize)
-	grownAt     = extent.New(10*mib, fsVolumeGrown)
-	rawVolumeAt = extent.New(30*mib, 2*mib)
+	neighborAt  = extent.New(2*units.MiB, 8*units.MiB)
+	fsVolumeAt  = extent.New(10*units.MiB, fsVolumeSize)
+	grownAt     = extent.New(10*units.MiB, fsVolumeGrown)
+	rawVolumeAt = extent.New(30*units.MiB, 2*units.MiB)
 )
 
 // fileSystemSpan is the span with the file systems.
-var fileSystemSpan = Span{2 * mib, diskSize - 4*mib}
+var fileSystemSpan = Span{2 * units.MiB, diskSize - 4*units.MiB}
 
 // node is the operations of a node on one disk.
 type node struct {
@@ -252,7 +253,7 @@ func (n *node) state() string {
 		case !slices.Contains(at, v.Extent):
 			return "elsewhere: " + v.Extent.String()
 		}
-		return fmt.Sprintf("%s %d", v.Phase, v.Extent.Len()/mib)
+		return fmt.Sprintf("%s %d", v.Phase, v.Extent.Len()/units.MiB)
 	}
 	return state(describe(n.volume(fsVolume), fsVolumeAt, grownAt), describe(n.volume(rawVolume), rawVolumeAt))
 }

@@ -17,12 +17,13 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/space/snapshots"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // shortLife is a short life: the work that a pod causes on a disk.
 func (n *node) shortLife(ctx context.Context) error {
 	partition := uuid.NewString()
-	v, err := n.engine.Create(ctx, disk.CreateOptions{Partition: partition, Name: "round", Extent: extent.New(22*mib, fsVolumeSize)})
+	v, err := n.engine.Create(ctx, disk.CreateOptions{Partition: partition, Name: "round", Extent: extent.New(22*units.MiB, fsVolumeSize)})
 	if err != nil {
 		return err
 	}
@@ -119,7 +120,7 @@ func TestHang(t *testing.T) {
 		call func(ctx context.Context) error
 	}{
 		{"create", func(ctx context.Context) error {
-			_, err := bad.engine.Create(ctx, disk.CreateOptions{Partition: uuid.NewString(), Extent: extent.New(36*mib, mib)})
+			_, err := bad.engine.Create(ctx, disk.CreateOptions{Partition: uuid.NewString(), Extent: extent.New(36*units.MiB, units.MiB)})
 			return err
 		}},
 		{"mark", func(ctx context.Context) error { return bad.engine.MarkFormatted(ctx, fsVolume) }},

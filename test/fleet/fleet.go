@@ -22,12 +22,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // Class is the DiskClass of all disks.
 const Class = "ssd"
-
-const gi = int64(1) << 30
 
 // Fleet is the clients of a control plane that a benchmark needs.
 type Fleet struct {
@@ -129,7 +128,7 @@ func (f *Fleet) createNode(ctx context.Context, i int) error {
 
 // disksOf returns two disks of 1 TiB with their free space in eight pieces each. The sizes differ from node to node.
 func disksOf(node int) []diskv1alpha1.Disk {
-	const size, piece, pieces = 1024 * gi, 100 * gi, 8
+	const size, piece, pieces = 1024 * units.GiB, 100 * units.GiB, 8
 	var disks []diskv1alpha1.Disk
 	for d := range 2 {
 		disk := diskv1alpha1.Disk{
@@ -138,7 +137,7 @@ func disksOf(node int) []diskv1alpha1.Disk {
 		}
 		free := int64(0)
 		for p := range int64(pieces) {
-			e := diskv1alpha1.Extent{Start: gi + p*(piece+gi), Length: piece - int64((node*7+d*3+int(p)*5)%40)*gi}
+			e := diskv1alpha1.Extent{Start: units.GiB + p*(piece+units.GiB), Length: piece - int64((node*7+d*3+int(p)*5)%40)*units.GiB}
 			disk.Free = append(disk.Free, e)
 			free += e.Length
 		}

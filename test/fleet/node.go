@@ -7,6 +7,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 // node is the disks of a node, as its agent knows them.
@@ -113,4 +114,4 @@ func (n *node) status() diskv1alpha1.NodeDiskCapacityStatus {
 	return s
 }
 
-func inGi(bytes int64) string { return fmt.Sprintf("%s=%dGi", Class, bytes/gi) }
+func inGi(bytes int64) string { return fmt.Sprintf("%s=%dGi", Class, bytes/units.GiB) }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestHold asserts that every kind of over-commitment is noticed.
@@ -19,19 +20,19 @@ func TestHold(t *testing.T) {
 		place diskv1alpha1.Place
 		want  string
 	}{
-		{"behind the first", at(disks[0].ID, first.Start+10*gi, gi), ""},
-		{"on the other disk", at(disks[1].ID, first.Start, gi), ""},
-		{"the same extent", at(disks[0].ID, first.Start, 10*gi), "there is one of default/first"},
-		{"its last MiB", at(disks[0].ID, first.Start+10*gi-diskv1alpha1.Alignment, gi), "there is one of default/first"},
+		{"behind the first", at(disks[0].ID, first.Start+10*units.GiB, units.GiB), ""},
+		{"on the other disk", at(disks[1].ID, first.Start, units.GiB), ""},
+		{"the same extent", at(disks[0].ID, first.Start, 10*units.GiB), "there is one of default/first"},
+		{"its last MiB", at(disks[0].ID, first.Start+10*units.GiB-diskv1alpha1.Alignment, units.GiB), "there is one of default/first"},
 		{"around it", at(disks[0].ID, first.Start, first.Length), "there is one of default/first"},
 		{"what was never free", at(disks[0].ID, first.Start+first.Length, diskv1alpha1.Alignment), "no volume can be there"},
-		{"across the end of a free extent", at(disks[0].ID, first.Start+first.Length-gi, 2*gi), "no volume can be there"},
-		{"behind the disk", at(disks[0].ID, disks[0].Size, gi), "no volume can be there"},
-		{"a disk of another node", at(disksOf(1)[0].ID, first.Start, gi), "does not have"},
+		{"across the end of a free extent", at(disks[0].ID, first.Start+first.Length-units.GiB, 2*units.GiB), "no volume can be there"},
+		{"behind the disk", at(disks[0].ID, disks[0].Size, units.GiB), "no volume can be there"},
+		{"a disk of another node", at(disksOf(1)[0].ID, first.Start, units.GiB), "does not have"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			n := newNode(0)
-			if err := n.hold("one", "default/first", at(disks[0].ID, first.Start, 10*gi)); err != nil {
+			if err := n.hold("one", "default/first", at(disks[0].ID, first.Start, 10*units.GiB)); err != nil {
 				t.Fatal(err)
 			}
 			err := n.hold("two", "default/second", tc.place)
@@ -59,7 +60,7 @@ func TestStatus(t *testing.T) {
 	for i, v := range []string{"one", "two", "three"} {
 		d := before.Disks[i%2]
 		e := d.Free[i]
-		if err := n.hold(v, "default/"+v, diskv1alpha1.Place{Disk: d.ID, Extent: diskv1alpha1.Extent{Start: e.Start + gi, Length: 3 * gi}}); err != nil {
+		if err := n.hold(v, "default/"+v, diskv1alpha1.Place{Disk: d.ID, Extent: diskv1alpha1.Extent{Start: e.Start + units.GiB, Length: 3 * units.GiB}}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -17,16 +17,17 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestAgentClaimEditedByHand asserts that what a user writes into PersistentVolumes moves no byte of a
 // volume that exists.
 func TestAgentClaimEditedByHand(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	n.start()
 	status := n.ready()
 	d := of(&status, n.disks[0])
-	at := func(i int64) int64 { return d.Free[0].Start + i*100*mib }
+	at := func(i int64) int64 { return d.Free[0].Start + i*100*units.MiB }
 	bound := func(name string, i int64) *corev1.PersistentVolume {
 		pv := n.bound(name, "64Mi", corev1.PersistentVolumeFilesystem, d, at(i))
 		target, unmount := n.mounted(pv, "ext4")
@@ -113,7 +114,7 @@ func TestAgentClaimEditedByHand(t *testing.T) {
 
 // TestAgentClaimWithoutServer: what the API server cannot confirm is kept.
 func TestAgentClaimWithoutServer(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	g := newGate(t, n.options.Config)
 	n.options.Config = g.config(t, n.options.Config)
 	n.start()
@@ -146,7 +147,7 @@ func TestAgentClaimWithoutServer(t *testing.T) {
 
 // TestAgentClaimManifests: from the disks alone come PersistentVolumes that can be bound again.
 func TestAgentClaimManifests(t *testing.T) {
-	n := newNode(t, gib, gib)
+	n := newNode(t, units.GiB, units.GiB)
 	start := n.process()
 	process := start()
 	t.Cleanup(func() { _ = process.Process.Kill() })

@@ -25,6 +25,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // storageClass is of the node's own disks. It is never created: only its fields count here.
@@ -271,7 +272,7 @@ func canaryIn(t *testing.T, d *testDisk) bool {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	buffer := make([]byte, mib)
+	buffer := make([]byte, units.MiB)
 	for at := int64(0); ; {
 		begin, err := f.Seek(at, seekData)
 		if errors.Is(err, syscall.ENXIO) {
@@ -282,8 +283,8 @@ func canaryIn(t *testing.T, d *testDisk) bool {
 			t.Fatal(err)
 		}
 		// Each piece begins with the end of the one before: a canary may lie across.
-		for at = begin; at < end; at += mib - int64(len(canary)) {
-			read, err := f.ReadAt(buffer[:min(mib, end-at)], at)
+		for at = begin; at < end; at += units.MiB - int64(len(canary)) {
+			read, err := f.ReadAt(buffer[:min(units.MiB, end-at)], at)
 			if err != nil && !errors.Is(err, io.EOF) {
 				t.Fatal(err)
 			}

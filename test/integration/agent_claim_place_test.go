@@ -19,11 +19,12 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestAgentClaimPlaces: what happens when the recorded place is not to be had.
 func TestAgentClaimPlaces(t *testing.T) {
-	n := newNode(t, gib, gib)
+	n := newNode(t, units.GiB, units.GiB)
 	n.start()
 	status := n.ready()
 	first, second := of(&status, n.disks[0]), of(&status, n.disks[1])
@@ -32,9 +33,9 @@ func TestAgentClaimPlaces(t *testing.T) {
 	n.realized(taken)
 
 	// The extent is taken: another one of the node.
-	moved := n.bound("moved", "600Mi", corev1.PersistentVolumeFilesystem, first, start+128*mib)
+	moved := n.bound("moved", "600Mi", corev1.PersistentVolumeFilesystem, first, start+128*units.MiB)
 	d, a := n.realized(moved)
-	if a.Length != 600*mib || d.Device != n.disks[1].name() {
+	if a.Length != 600*units.MiB || d.Device != n.disks[1].name() {
 		t.Errorf("the volume is at %+v of %s", a, d.Device)
 	}
 	for _, object := range []string{n.said(moved, "VolumeReplaced"), n.said(n.claimOf(moved), "VolumeReplaced")} {
@@ -72,7 +73,7 @@ func TestAgentClaimPlaces(t *testing.T) {
 // TestAgentClaimDiskMissing: while the recorded disk is away nothing is made elsewhere, and
 // nothing goes.
 func TestAgentClaimDiskMissing(t *testing.T) {
-	n := newNode(t, gib, gib)
+	n := newNode(t, units.GiB, units.GiB)
 	n.start()
 	status := n.ready()
 	d := of(&status, n.disks[0])
@@ -88,7 +89,7 @@ func TestAgentClaimDiskMissing(t *testing.T) {
 		}
 		return nil
 	})
-	late := n.bound("late", "64Mi", corev1.PersistentVolumeFilesystem, d, d.Free[0].Start+128*mib)
+	late := n.bound("late", "64Mi", corev1.PersistentVolumeFilesystem, d, d.Free[0].Start+128*units.MiB)
 	if said := n.said(late, "VolumeDiskMissing"); !strings.Contains(said, d.ID) {
 		t.Errorf("event says %q", said)
 	}
@@ -122,7 +123,7 @@ func TestAgentClaimDiskMissing(t *testing.T) {
 
 // TestAgentClaimBlock: a raw block volume begins as zeros, and never gets a file system.
 func TestAgentClaimBlock(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	n.start()
 	status := n.ready()
 	d := of(&status, n.disks[0])
@@ -162,37 +163,37 @@ func TestAgentClaimBlock(t *testing.T) {
 // TestAgentClaimGrows: what the PersistentVolume's capacity grants, the partition gets, or the
 // agent says how much could be had.
 func TestAgentClaimGrows(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	n.start()
 	status := n.ready()
 	d := of(&status, n.disks[0])
 	start := d.Free[0].Start
 	pv := n.bound("data", "64Mi", corev1.PersistentVolumeFilesystem, d, start)
-	behind := n.bound("behind", "64Mi", corev1.PersistentVolumeFilesystem, d, start+256*mib)
+	behind := n.bound("behind", "64Mi", corev1.PersistentVolumeFilesystem, d, start+256*units.MiB)
 	n.realized(pv)
 	n.realized(behind)
 	target, _ := n.mounted(pv, "ext4")
 	n.writeCanary(target)
 
 	n.grant(pv, "128Mi")
-	n.hasLength(pv, 128*mib)
+	n.hasLength(pv, 128*units.MiB)
 	if !n.hasCanary(target) {
 		t.Error("a volume that grew lost its data")
 	}
 	n.stop()
 	n.grant(pv, "200Mi")
 	n.start()
-	n.hasLength(pv, 200*mib)
+	n.hasLength(pv, 200*units.MiB)
 
 	n.grant(pv, "300Mi")
-	if said := n.said(pv, "VolumeNotGrown"); !strings.Contains(said, strconv.FormatInt(256*mib, 10)) {
+	if said := n.said(pv, "VolumeNotGrown"); !strings.Contains(said, strconv.FormatInt(256*units.MiB, 10)) {
 		t.Errorf("event says %q", said)
 	}
 	n.keeps("a volume grows into its neighbor", pv)
 	// The neighbor goes: there is room.
 	n.phase(behind, corev1.VolumeReleased)
 	n.gone(behind)
-	n.hasLength(pv, 300*mib)
+	n.hasLength(pv, 300*units.MiB)
 }
 
 func (n *node) grant(pv *corev1.PersistentVolume, size string) {
@@ -223,7 +224,7 @@ func (n *node) claimOf(pv *corev1.PersistentVolume) *corev1.PersistentVolumeClai
 
 // TestAgentClaimDamaged: a volume that was formatted is never formatted again.
 func TestAgentClaimDamaged(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	n.start()
 	status := n.ready()
 	d := of(&status, n.disks[0])
@@ -264,7 +265,7 @@ func TestAgentClaimDamaged(t *testing.T) {
 // TestAgentClaimVanished: a volume whose partition a tool took away is not made again over
 // what is left of it.
 func TestAgentClaimVanished(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	n.start()
 	status := n.ready()
 	d := of(&status, n.disks[0])
@@ -303,7 +304,7 @@ func TestAgentClaimVanished(t *testing.T) {
 // TestAgentClaimOnAnotherDisk: a volume that the node put on another disk than the recorded
 // one is waited for there, also by an agent that knows nothing of that disk.
 func TestAgentClaimOnAnotherDisk(t *testing.T) {
-	n := newNode(t, gib, 2*gib)
+	n := newNode(t, units.GiB, 2*units.GiB)
 	n.start()
 	status := n.ready()
 	first := of(&status, n.disks[0])
@@ -346,14 +347,14 @@ func TestAgentClaimOnAnotherDisk(t *testing.T) {
 
 // TestAgentClaimTwice: of a volume that two disks hold neither is touched.
 func TestAgentClaimTwice(t *testing.T) {
-	n := newNode(t, gib, gib)
+	n := newNode(t, units.GiB, units.GiB)
 	n.start()
 	status := n.ready()
 	n.stop()
 	d := of(&status, n.disks[0])
 	pv := n.bound("data", "64Mi", corev1.PersistentVolumeFilesystem, d, d.Free[0].Start)
 	for _, d := range n.disks {
-		n.make(d, pv, of(&status, d).Free[0].Start, 64*mib, disk.Formatted)
+		n.make(d, pv, of(&status, d).Free[0].Start, 64*units.MiB, disk.Formatted)
 	}
 	n.start()
 	n.said(pv, "VolumeMismatch")

@@ -18,21 +18,22 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestAgentClaimFoundInEveryPhase: an agent that starts goes on from what it finds.
 func TestAgentClaimFoundInEveryPhase(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	n.start()
 	status := n.ready()
 	n.stop()
 	d := of(&status, n.disks[0])
-	at := func(i int64) int64 { return d.Free[0].Start + i*64*mib }
+	at := func(i int64) int64 { return d.Free[0].Start + i*64*units.MiB }
 	made := func(name string, i int64, phase disk.Phase, change func(*corev1.PersistentVolume)) *corev1.PersistentVolume {
 		pv := n.answer(n.pvc(name, "64Mi", corev1.PersistentVolumeFilesystem), d.ID, at(i), change)
 		n.provide(pv, corev1.VolumeBound)
 		if phase != "" {
-			n.make(n.disks[0], pv, at(i), 64*mib, phase)
+			n.make(n.disks[0], pv, at(i), 64*units.MiB, phase)
 		}
 		return pv
 	}
@@ -91,7 +92,7 @@ func (n *node) make(on *testDisk, pv *corev1.PersistentVolume, start, length int
 
 // TestAgentClaimKilled: whenever the agent is killed, the next one ends what was begun.
 func TestAgentClaimKilled(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	start := n.process()
 	process := start()
 	t.Cleanup(func() { _ = process.Process.Kill() })
@@ -131,7 +132,7 @@ func TestAgentClaimKilled(t *testing.T) {
 
 // TestAgentClaimOfOthersToo: what others hold, and what others ask, does not get lost.
 func TestAgentClaimOfOthersToo(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	n.start()
 	status := n.ready()
 	d := of(&status, n.disks[0])

@@ -11,13 +11,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestAgentClaimStorm: many volumes come, grow and go at the same time, most of them
 // recorded where others are, while the agent is stopped and started. No volume loses a byte,
 // and none gets one of another's.
 func TestAgentClaimStorm(t *testing.T) {
-	n := newNode(t, 2*gib, 2*gib)
+	n := newNode(t, 2*units.GiB, 2*units.GiB)
 	n.start()
 	status := n.ready()
 	random := rand.New(rand.NewPCG(1, 2))
@@ -54,7 +55,7 @@ func TestAgentClaimStorm(t *testing.T) {
 				mode = corev1.PersistentVolumeFilesystem
 			}
 			pvc := n.pvc(fmt.Sprint("claim-", serial), fmt.Sprintf("%dMi", 16+random.IntN(48)), mode)
-			start := d.Free[0].Start + random.Int64N(512)*mib
+			start := d.Free[0].Start + random.Int64N(512)*units.MiB
 			fresh = append(fresh, n.answer(pvc, d.ID, start, nil))
 		}
 		var pods []*corev1.Pod

@@ -9,20 +9,21 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestAgentClaimLife: a PersistentVolume gets its partition where the scheduler put it, formatted
 // before a pod uses it; released, it is wiped, and only then it goes.
 func TestAgentClaimLife(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	n.start()
 	status := n.ready()
 	d := of(&status, n.disks[0])
-	start := d.Free[0].Start + 128*mib
+	start := d.Free[0].Start + 128*units.MiB
 	pv := n.bound("data", "256Mi", corev1.PersistentVolumeFilesystem, d, start)
 	_, a := n.realized(pv)
 	owner := metav1.NamespaceDefault + "/" + pv.Spec.ClaimRef.Name
-	if a.Start != start || a.Length != 256*mib || a.Volume != pv.Name || a.Owner != owner {
+	if a.Start != start || a.Length != 256*units.MiB || a.Volume != pv.Name || a.Owner != owner {
 		t.Errorf("the volume is published as %+v, want %s of %s at %d", a, pv.Name, owner, start)
 	}
 	target, unmount := n.mounted(pv, "ext4")
@@ -55,7 +56,7 @@ func TestAgentClaimLife(t *testing.T) {
 	if canaryIn(t, n.disks[0]) {
 		t.Error("the PersistentVolume is gone, and its data is still on the disk")
 	}
-	if !n.disks[0].zero(t, start, 256*mib) {
+	if !n.disks[0].zero(t, start, 256*units.MiB) {
 		t.Error("the extent is published as free and does not read as zeros")
 	}
 }
@@ -63,11 +64,11 @@ func TestAgentClaimLife(t *testing.T) {
 // TestAgentClaimDeletedByHand: a PersistentVolume that a user deletes stays until its
 // volume is wiped; if its finalizer is removed, the agent leaves the volume alone.
 func TestAgentClaimDeletedByHand(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	n.start()
 	status := n.ready()
 	d := of(&status, n.disks[0])
-	at := func(i int64) int64 { return d.Free[0].Start + i*256*mib }
+	at := func(i int64) int64 { return d.Free[0].Start + i*256*units.MiB }
 	deleted := n.bound("deleted", "64Mi", corev1.PersistentVolumeFilesystem, d, at(0))
 	stripped := n.bound("stripped", "64Mi", corev1.PersistentVolumeFilesystem, d, at(1))
 	for _, pv := range []*corev1.PersistentVolume{deleted, stripped} {
@@ -81,7 +82,7 @@ func TestAgentClaimDeletedByHand(t *testing.T) {
 	n.keeps("the volume of a bound claim is wiped", deleted)
 	n.phase(deleted, corev1.VolumeReleased)
 	n.gone(deleted)
-	if !n.disks[0].zero(t, at(0), 64*mib) {
+	if !n.disks[0].zero(t, at(0), 64*units.MiB) {
 		t.Error("the PersistentVolume is gone, its volume is not wiped")
 	}
 
@@ -121,7 +122,7 @@ func TestAgentClaimDeletedByHand(t *testing.T) {
 // TestAgentClaimRetained: with policy Retain nothing is ever wiped, and the volume can be
 // bound again.
 func TestAgentClaimRetained(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	n.start()
 	status := n.ready()
 	d := of(&status, n.disks[0])

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // csiVolume is a volume that a sidecar had made, and its way into pods of the node.
@@ -147,12 +148,12 @@ func (v *csiVolume) total(pod string) int64 {
 // A volume grows on a disk while a pod writes to it, and keeps what was written; an agent
 // that restarts meanwhile finds it as it was.
 func TestAgentCSIExpand(t *testing.T) {
-	n := newNode(t, 2*gib)
+	n := newNode(t, 2*units.GiB)
 	n.start()
 	n.ready()
 	for _, fsType := range []string{diskv1alpha1.FSTypeXFS, diskv1alpha1.FSTypeExt4, ""} {
-		size := map[string]int64{diskv1alpha1.FSTypeXFS: 304 * mib}[fsType]
-		size = max(size, 64*mib)
+		size := map[string]int64{diskv1alpha1.FSTypeXFS: 304 * units.MiB}[fsType]
+		size = max(size, 64*units.MiB)
 		v := n.provision("volume"+fsType, fsType, size)
 		v.stage()
 		v.publishTo("one")
@@ -211,11 +212,11 @@ func TestAgentCSIExpand(t *testing.T) {
 
 // What is mounted is not deleted, and what cannot grow says how far it could.
 func TestAgentCSIRefusals(t *testing.T) {
-	n := newNode(t, 1*gib)
+	n := newNode(t, 1*units.GiB)
 	n.start()
 	n.ready()
-	first := n.provision("first", diskv1alpha1.FSTypeExt4, 128*mib)
-	second := n.provision("second", diskv1alpha1.FSTypeExt4, 128*mib)
+	first := n.provision("first", diskv1alpha1.FSTypeExt4, 128*units.MiB)
+	second := n.provision("second", diskv1alpha1.FSTypeExt4, 128*units.MiB)
 	first.stage()
 	_, err := n.controllerService().DeleteVolume(t.Context(), &csispec.DeleteVolumeRequest{VolumeId: first.volume.VolumeId})
 	first.must("delete a mounted volume", err, codes.FailedPrecondition)
@@ -224,7 +225,7 @@ func TestAgentCSIRefusals(t *testing.T) {
 	refused := 0
 	for _, v := range []*csiVolume{first, second} {
 		_, err := n.controllerService().ControllerExpandVolume(t.Context(), &csispec.ControllerExpandVolumeRequest{
-			VolumeId: v.volume.VolumeId, CapacityRange: &csispec.CapacityRange{RequiredBytes: 160 * mib},
+			VolumeId: v.volume.VolumeId, CapacityRange: &csispec.CapacityRange{RequiredBytes: 160 * units.MiB},
 		})
 		if status.Code(err) == codes.OutOfRange && strings.Contains(err.Error(), "possible") {
 			refused++
@@ -237,7 +238,7 @@ func TestAgentCSIRefusals(t *testing.T) {
 	}
 	_, err = n.controllerService().CreateVolume(t.Context(), &csispec.CreateVolumeRequest{
 		Name: "large", Parameters: map[string]string{diskv1alpha1.AttributeClass: n.name},
-		VolumeCapabilities: []*csispec.VolumeCapability{first.capability}, CapacityRange: &csispec.CapacityRange{RequiredBytes: 100 * gib},
+		VolumeCapabilities: []*csispec.VolumeCapability{first.capability}, CapacityRange: &csispec.CapacityRange{RequiredBytes: 100 * units.GiB},
 	})
 	first.must("a volume larger than the disk", err, codes.ResourceExhausted)
 	_, err = n.controllerService().CreateVolume(t.Context(), &csispec.CreateVolumeRequest{

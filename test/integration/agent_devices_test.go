@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // link gives a disk a name that stays, and returns it.
@@ -60,14 +61,14 @@ func (n *node) deviceIs(d *testDisk, state diskv1alpha1.DeviceState, reason stri
 // TestAgentApproval: a blank device is listed and not written to, until an approval names it with
 // the fingerprint that was shown.
 func TestAgentApproval(t *testing.T) {
-	n := newNode(t, gib, gib)
+	n := newNode(t, units.GiB, units.GiB)
 	class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: n.name}}
 	n.edit(class, func() { class.Spec.Adoption, class.Spec.NewDeviceGrace = diskv1alpha1.AdoptApprove, nil })
 	links := []string{n.link(n.disks[0]), n.link(n.disks[1])}
 	before := sums(t, n.disks...)
 	n.start()
 	shown := n.deviceIs(n.disks[0], diskv1alpha1.DeviceCandidate, "waits for approval")
-	if shown.ByID != links[0] || shown.Class != n.name || shown.Size != gib || shown.Transport != diskv1alpha1.TransportUnknown && shown.Transport != diskv1alpha1.TransportVirtual {
+	if shown.ByID != links[0] || shown.Class != n.name || shown.Size != units.GiB || shown.Transport != diskv1alpha1.TransportUnknown && shown.Transport != diskv1alpha1.TransportVirtual {
 		t.Errorf("the device is %+v", shown)
 	}
 	ndc, err := n.ndc()
@@ -106,7 +107,7 @@ func TestAgentApproval(t *testing.T) {
 // TestAgentNewDevice: a device that comes is not taken before its time, nor while a volume of
 // another driver has just been attached.
 func TestAgentNewDevice(t *testing.T) {
-	n := newNode(t, gib, gib)
+	n := newNode(t, units.GiB, units.GiB)
 	class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: n.name}}
 	n.edit(class, func() { class.Spec.NewDeviceGrace = &metav1.Duration{Duration: 3 * time.Second} })
 	volume := "other"

@@ -14,12 +14,13 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestAgentStrayDisk: a disk that was put into another node keeps the volumes whose
 // pods are alive on the node it came from.
 func TestAgentStrayDisk(t *testing.T) {
-	n := newNode(t, 2*gib)
+	n := newNode(t, 2*units.GiB)
 	n.start()
 	n.ready()
 	pod := n.pod("stays", "", nil, n.volumeOf("data", "300Mi", ""))
@@ -70,7 +71,7 @@ func TestAgentStrayDisk(t *testing.T) {
 
 // TestAgentAllOrNone: of a pod whose volumes do not all fit, none takes up room.
 func TestAgentAllOrNone(t *testing.T) {
-	n := newNode(t, 2*gib, 2*gib)
+	n := newNode(t, 2*units.GiB, 2*units.GiB)
 	n.start()
 	status := n.ready()
 	first, second := of(&status, n.disks[0]), of(&status, n.disks[1])
@@ -81,9 +82,9 @@ func TestAgentAllOrNone(t *testing.T) {
 		return v
 	}
 	n.stop()
-	pod := n.pod("pair", record(t, at("a", first.ID, first.Free[0].Start, 300*mib), at("b", second.ID, second.Free[0].Start, 300*mib)), nil,
+	pod := n.pod("pair", record(t, at("a", first.ID, first.Free[0].Start, 300*units.MiB), at("b", second.ID, second.Free[0].Start, 300*units.MiB)), nil,
 		spread(n.volumeOf("a", "300Mi", "")), spread(n.volumeOf("b", "300Mi", "")))
-	n.reserve(pod, "a", n.disks[0], first.Free[0].Start, 300*mib)
+	n.reserve(pod, "a", n.disks[0], first.Free[0].Start, 300*units.MiB)
 	n.sys.hide(t, n.disks[1], true)
 	n.start()
 	n.event(pod, "NoRoomForVolume")
@@ -106,7 +107,7 @@ func TestAgentAllOrNone(t *testing.T) {
 // TestAgentRefusesEarly: pods whose volumes can never be made say so, and get no
 // partition.
 func TestAgentRefusesEarly(t *testing.T) {
-	n := newNode(t, 2*gib)
+	n := newNode(t, 2*units.GiB)
 	class := n.class(n.name+"-xfs", n.disks...)
 	class.Name = "0" + class.Name // the first by name selects the disk
 	class.Spec.FSType = diskv1alpha1.FSTypeXFS
@@ -166,7 +167,7 @@ func TestAgentRefusesEarly(t *testing.T) {
 // TestAgentForgetsDisk: a disk that is gone for good is forgotten when the annotation says so,
 // and not because the NodeDiskCapacity was deleted.
 func TestAgentForgetsDisk(t *testing.T) {
-	n := newNode(t, 2*gib, 2*gib)
+	n := newNode(t, 2*units.GiB, 2*units.GiB)
 	n.start()
 	n.ready()
 	n.sys.hide(t, n.disks[1], true)
@@ -212,7 +213,7 @@ func TestAgentForgetsDisk(t *testing.T) {
 // TestAgentReopensDisk asserts that a disk that failed is opened again, although nothing announces that it may serve
 // again.
 func TestAgentReopensDisk(t *testing.T) {
-	n := newNode(t, 2*gib)
+	n := newNode(t, 2*units.GiB)
 	n.start()
 	n.ready()
 	stays := n.pod("stays", "", nil, n.volumeOf("data", "300Mi", ""))

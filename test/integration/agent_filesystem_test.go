@@ -12,13 +12,14 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/mounts"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestAgentFileSystemOfClass asserts that an inline volume has the features and the options of its
 // class, and is an empty folder, and that the API server refuses options that are not in the list.
 func TestAgentFileSystemOfClass(t *testing.T) {
 	testenv.NeedProgram(t, "dumpe2fs")
-	n := newNode(t, 2*gib)
+	n := newNode(t, 2*units.GiB)
 	for says, change := range map[string]func(*diskv1alpha1.DiskClassSpec){
 		"ext4 volumes cannot be made with":       func(s *diskv1alpha1.DiskClassSpec) { s.MkfsOptions = []string{"-E offset=1048576"} },
 		"xfs volumes cannot be made with":        func(s *diskv1alpha1.DiskClassSpec) { s.FSType, s.MkfsOptions = "xfs", []string{"-i 65536"} },

@@ -11,17 +11,18 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestAgentDiskHangs: a disk that answers nothing costs the node that disk, and neither
 // the others nor the start of an agent.
 func TestAgentDiskHangs(t *testing.T) {
-	n := newNode(t, gib)
-	f := testenv.NewFreezer(t, 3*gib)
+	n := newNode(t, units.GiB)
+	f := testenv.NewFreezer(t, 3*units.GiB)
 	good := n.disks[0]
 	here := n.images
 	n.images = f.Dir
-	bad := n.attach(gib, 512)
+	bad := n.attach(units.GiB, 512)
 	n.images = here
 	n.disks = append(n.disks, bad)
 	t.Cleanup(n.stop)

@@ -30,12 +30,10 @@ import (
 	"github.com/berthdev/berth/pkg/agent"
 	"github.com/berthdev/berth/test/cluster"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 const (
-	mib = int64(1) << 20
-	gib = int64(1) << 30
-
 	// patience is for what should take milliseconds, on a machine that does much else.
 	patience = time.Minute
 )
@@ -494,8 +492,8 @@ func (d *testDisk) zero(t *testing.T, start, length int64) bool {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	buffer, nothing := make([]byte, mib), make([]byte, mib)
-	for offset := start; offset < start+length; offset += mib {
+	buffer, nothing := make([]byte, units.MiB), make([]byte, units.MiB)
+	for offset := start; offset < start+length; offset += units.MiB {
 		if _, err := f.ReadAt(buffer, offset); err != nil && !errors.Is(err, io.EOF) {
 			t.Fatal(err)
 		}

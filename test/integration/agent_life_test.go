@@ -16,6 +16,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestAgentLife: a volume goes where the scheduler put it, holds data over container
@@ -23,17 +24,17 @@ import (
 func TestAgentLife(t *testing.T) {
 	for i, fsType := range []string{"ext4", "xfs"} {
 		t.Run(fsType, func(t *testing.T) {
-			n := newNode(t, 2*gib, 2*gib)
+			n := newNode(t, 2*units.GiB, 2*units.GiB)
 			n.start()
 			status := n.ready()
 			// Sectors of 512 bytes for one file system, of 4096 for the other.
 			disk := n.disks[i]
 			free := of(&status, disk).Free[0]
-			start := free.Start + 256*mib
+			start := free.Start + 256*units.MiB
 
-			pod := n.pod("life", record(t, at("data", of(&status, disk).ID, start, 512*mib)), nil, n.volumeOf("data", "512Mi", fsType))
+			pod := n.pod("life", record(t, at("data", of(&status, disk).ID, start, 512*units.MiB)), nil, n.volumeOf("data", "512Mi", fsType))
 			published, a := n.formatted(pod, "data")
-			if published.Device != disk.name() || a.Start != start || a.Length != 512*mib {
+			if published.Device != disk.name() || a.Start != start || a.Length != 512*units.MiB {
 				t.Errorf("volume is at %+v of %s, want %d of %s", a, published.Device, start, disk.name())
 			}
 			if want := pod.Namespace + "/" + pod.Name; a.Owner != want || a.Volume != diskv1alpha1.InlineVolumeID(pod.UID, "data") {
@@ -42,7 +43,7 @@ func TestAgentLife(t *testing.T) {
 			if err := n.publish(pod, "data"); err != nil {
 				t.Fatal(err)
 			}
-			n.holdsData(pod, fsType, 512*mib)
+			n.holdsData(pod, fsType, 512*units.MiB)
 
 			// A container restart: the kubelet may publish again.
 			if err := n.publish(pod, "data"); err != nil {
@@ -79,7 +80,7 @@ func TestAgentLife(t *testing.T) {
 			}
 			n.unpublish(pod, "data")
 			n.released()
-			if !disk.zero(t, start, 512*mib) {
+			if !disk.zero(t, start, 512*units.MiB) {
 				t.Error("the extent is published as free and does not read as zeros")
 			}
 			if _, err := os.Stat(n.target(pod, "data")); !errors.Is(err, os.ErrNotExist) {
@@ -116,12 +117,12 @@ func (n *node) holdsData(pod *corev1.Pod, fsType string, size int64) {
 
 // TestAgentPublishesDisks: what the NDC says of fresh disks.
 func TestAgentPublishesDisks(t *testing.T) {
-	n := newNode(t, 6*gib, 20*gib)
+	n := newNode(t, 6*units.GiB, 20*units.GiB)
 	n.start()
 	status := n.ready()
 	for i, d := range n.disks {
 		p := of(&status, d)
-		if p.Size != d.size || p.Class != n.name || len(p.Free) != 1 || p.Overhead > 4*mib || p.SectorSize != []int32{512, 4096}[i] {
+		if p.Size != d.size || p.Class != n.name || len(p.Free) != 1 || p.Overhead > 4*units.MiB || p.SectorSize != []int32{512, 4096}[i] {
 			t.Errorf("disk %s is published as %+v", d.path, p)
 		}
 	}
@@ -155,7 +156,7 @@ func TestAgentPublishesDisks(t *testing.T) {
 // TestAgentManagedFields asserts that the NodeDiskCapacity keeps its managed fields once an operator applies it: the
 // next apply must find what the operator owns.
 func TestAgentManagedFields(t *testing.T) {
-	n := newNode(t, 4*gib)
+	n := newNode(t, 4*units.GiB)
 	n.start()
 	n.ready()
 	const note = "example.com/rack"
@@ -187,7 +188,7 @@ func TestAgentManagedFields(t *testing.T) {
 
 // TestAgentPlacesItself: without a usable record the node puts the volume where it fits.
 func TestAgentPlacesItself(t *testing.T) {
-	n := newNode(t, 2*gib, 3*gib)
+	n := newNode(t, 2*units.GiB, 3*units.GiB)
 	n.start()
 	status := n.ready()
 	small, large := of(&status, n.disks[0]), of(&status, n.disks[1])
@@ -202,19 +203,19 @@ func TestAgentPlacesItself(t *testing.T) {
 
 	forged := []struct{ name, record, why string }{
 		{"garbage", `{"v":1,"volumes":`, "not a record"},
-		{"overlapping", record(t, at("data", small.ID, taken.Start, 300*mib)), "is not free"},
-		{"halfway", record(t, at("data", small.ID, taken.Start+100*mib, 300*mib)), "is not free"},
-		{"outside", record(t, at("data", large.ID, 100*gib, 300*mib)), "is not free"},
-		{"at-the-end", record(t, at("data", large.ID, large.Size-300*mib, 300*mib)), "is not free"},
-		{"other-disk", record(t, at("data", "11111111-2222-4333-8444-555555555555", mib, 300*mib)), "not in service on this node"},
-		{"wrong-size", record(t, at("data", large.ID, large.Free[0].Start, 200*mib)), "asks for"},
-		{"too-large", record(t, at("data", large.ID, large.Free[0].Start, 2*gib)), "asks for"},
-		{"other-name", record(t, at("other", large.ID, large.Free[0].Start, 300*mib)), "does not name"},
+		{"overlapping", record(t, at("data", small.ID, taken.Start, 300*units.MiB)), "is not free"},
+		{"halfway", record(t, at("data", small.ID, taken.Start+100*units.MiB, 300*units.MiB)), "is not free"},
+		{"outside", record(t, at("data", large.ID, 100*units.GiB, 300*units.MiB)), "is not free"},
+		{"at-the-end", record(t, at("data", large.ID, large.Size-300*units.MiB, 300*units.MiB)), "is not free"},
+		{"other-disk", record(t, at("data", "11111111-2222-4333-8444-555555555555", units.MiB, 300*units.MiB)), "not in service on this node"},
+		{"wrong-size", record(t, at("data", large.ID, large.Free[0].Start, 200*units.MiB)), "asks for"},
+		{"too-large", record(t, at("data", large.ID, large.Free[0].Start, 2*units.GiB)), "asks for"},
+		{"other-name", record(t, at("other", large.ID, large.Free[0].Start, 300*units.MiB)), "does not name"},
 		{"huge", record(t, at("data", large.ID, 1<<60, 1<<59)), "asks for"},
 	}
 	for _, f := range forged {
 		pod := n.pod(f.name, f.record, nil, n.volumeOf("data", "300Mi", ""))
-		if _, a := n.formatted(pod, "data"); a.Length != 300*mib {
+		if _, a := n.formatted(pod, "data"); a.Length != 300*units.MiB {
 			t.Errorf("%s: volume has %d bytes", f.name, a.Length)
 		}
 		if message := n.event(pod, "VolumeReplaced"); !strings.Contains(message, f.why) {
@@ -233,7 +234,7 @@ func TestAgentPlacesItself(t *testing.T) {
 
 // TestAgentNoRoom: what does not fit says so, and does no harm.
 func TestAgentNoRoom(t *testing.T) {
-	n := newNode(t, 2*gib)
+	n := newNode(t, 2*units.GiB)
 	n.start()
 	n.ready()
 	bare := n.pod("bare", "", nil, n.volumeOf("data", "10Gi", ""))

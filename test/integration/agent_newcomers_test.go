@@ -21,6 +21,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestAgentBesideOtherDriver asserts that no byte is written to the volumes of another driver,
@@ -31,11 +32,11 @@ func TestAgentBesideOtherDriver(t *testing.T) {
 	const (
 		volumes = 100
 		// size is that of no other device on this machine, as the class selects every loop device that has it.
-		size  = 43 * mib
+		size  = 43 * units.MiB
 		delay = 3 * time.Second
 		grace = 40 * time.Second
 	)
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: n.name + "-any"}}
 	class.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"beside": "another-driver"}}
 	class.Spec.Devices.Paths = []string{"/dev/loop*"}

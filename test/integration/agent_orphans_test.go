@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // several makes pods with a small volume each, and waits until those are formatted.
@@ -91,7 +92,7 @@ func (n *node) countVolumes() int32 {
 // TestAgentOrphans: a volume whose pod went while no agent ran is listed, reported, and
 // wiped when the grace period is over.
 func TestAgentOrphans(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	n.options.OrphanGrace = time.Hour
 	n.start()
 	n.ready()
@@ -131,7 +132,7 @@ func TestAgentOrphans(t *testing.T) {
 // nothing is wiped, over a restart too, until an operator allows how many may go. Pods that
 // were seen to go are many and no reason for doubt.
 func TestAgentManyOrphans(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	n.options.OrphanGrace = 200 * time.Millisecond
 	n.options.OrphanLimit = 4
 	gate := newGate(t, n.options.Config)
@@ -150,7 +151,7 @@ func TestAgentManyOrphans(t *testing.T) {
 	// An API server that was emptied: from one answer to the next the pods are not there.
 	const lost = 6
 	pods := n.several("lost", lost)
-	kept := n.bound("kept", "8Mi", corev1.PersistentVolumeFilesystem, &status.Disks[0], status.Disks[0].Free[0].Start+512*mib)
+	kept := n.bound("kept", "8Mi", corev1.PersistentVolumeFilesystem, &status.Disks[0], status.Disks[0].Free[0].Start+512*units.MiB)
 	n.realized(kept)
 	if err := n.publish(pods[0], "data"); err != nil {
 		t.Fatal(err)
@@ -205,7 +206,7 @@ func TestAgentManyOrphans(t *testing.T) {
 // TestAgentOutage: the volumes of many pods that went while the agent was down are reclaimed, as
 // the API server is the one that the node knows. They are kept when it has lost its data.
 func TestAgentOutage(t *testing.T) {
-	n := newNode(t, gib)
+	n := newNode(t, units.GiB)
 	n.options.OrphanGrace = 200 * time.Millisecond
 	n.options.OrphanLimit = 4
 	n.start()

@@ -9,18 +9,19 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestAgentSaysOutOfService: a disk that goes out of service and comes back is reported in
 // state, condition, event and metric, and what is mounted of it works meanwhile.
 func TestAgentSaysOutOfService(t *testing.T) {
-	n := newNode(t, gib, gib)
+	n := newNode(t, units.GiB, units.GiB)
 	n.start()
 	status := n.ready()
 	lost := n.disks[0]
 	id := of(&status, lost).ID
 	labels := map[string]string{"disk": id, "device": lost.name(), "class": n.name}
-	pod := n.pod("stays", record(t, at("data", id, of(&status, lost).Free[0].Start, 64*mib)), nil, n.volumeOf("data", "64Mi", ""))
+	pod := n.pod("stays", record(t, at("data", id, of(&status, lost).Free[0].Start, 64*units.MiB)), nil, n.volumeOf("data", "64Mi", ""))
 	n.formatted(pod, "data")
 	if err := n.publish(pod, "data"); err != nil {
 		t.Fatal(err)
@@ -63,12 +64,12 @@ func TestAgentSaysOutOfService(t *testing.T) {
 // TestAgentDiskResized: a disk that was truncated is out of service and says so, with its
 // volumes still published; back at its size, or larger, it serves with all of them.
 func TestAgentDiskResized(t *testing.T) {
-	n := newNode(t, gib, gib)
+	n := newNode(t, units.GiB, units.GiB)
 	n.start()
 	status := n.ready()
 	d := n.disks[0]
 	free := of(&status, d).Free[0]
-	pod := n.pod("stays", record(t, at("data", of(&status, d).ID, free.Start+700*mib, 64*mib)), nil, n.volumeOf("data", "64Mi", ""))
+	pod := n.pod("stays", record(t, at("data", of(&status, d).ID, free.Start+700*units.MiB, 64*units.MiB)), nil, n.volumeOf("data", "64Mi", ""))
 	_, before := n.formatted(pod, "data")
 	resize := func(size int64) {
 		n.t.Helper()
@@ -78,7 +79,7 @@ func TestAgentDiskResized(t *testing.T) {
 		testenv.Run(t, "losetup", "--set-capacity", d.path)
 		n.sys.hide(t, d, false)
 	}
-	resize(512 * mib)
+	resize(512 * units.MiB)
 	n.published("the truncated disk is Failed, with its volume", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
 		if p := of(s, d); p.State != diskv1alpha1.DiskFailed || !strings.Contains(p.Message, "truncated") || len(p.Allocations) != 1 || len(p.Free) != 0 {
 			return errors.New("it is not")
@@ -91,16 +92,16 @@ func TestAgentDiskResized(t *testing.T) {
 		t.Errorf("a volume was put on %s", on.Device)
 	}
 	// Cut short and made longer again, the file lost its second half: this is about the table.
-	resize(gib)
+	resize(units.GiB)
 	n.published("the disk is Ready", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
-		if p := of(s, d); p.State != diskv1alpha1.DiskReady || p.Size != gib {
+		if p := of(s, d); p.State != diskv1alpha1.DiskReady || p.Size != units.GiB {
 			return errors.New("it is not")
 		}
 		return nil
 	})
-	resize(2 * gib)
+	resize(2 * units.GiB)
 	grown := n.published("the disk has grown", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
-		if p := of(s, d); p.State != diskv1alpha1.DiskReady || p.Size != 2*gib {
+		if p := of(s, d); p.State != diskv1alpha1.DiskReady || p.Size != 2*units.GiB {
 			return errors.New("it has not")
 		}
 		return nil
@@ -108,7 +109,7 @@ func TestAgentDiskResized(t *testing.T) {
 	if _, after := n.formatted(pod, "data"); after != before {
 		t.Errorf("the volume was %+v and is %+v", before, after)
 	}
-	if last := of(&grown, d).Free; last[len(last)-1].Length < gib {
+	if last := of(&grown, d).Free; last[len(last)-1].Length < units.GiB {
 		t.Errorf("free are %v", last)
 	}
 	n.delete(pod)

@@ -20,12 +20,13 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestAgentRefusesWhatIsNotBlank: devices with anything on them are named, with the
 // reason, and not a byte of them is changed.
 func TestAgentRefusesWhatIsNotBlank(t *testing.T) {
-	n := newNode(t, 256*mib, 256*mib, gib)
+	n := newNode(t, 256*units.MiB, 256*units.MiB, units.GiB)
 	foreign, tail := n.disks[0], n.disks[1]
 	testenv.Run(t, "mkfs.ext4", "-q", foreign.path)
 	testenv.WriteDevice(t, tail.path, []byte("foreign"))
@@ -72,7 +73,7 @@ func sums(t *testing.T, disks ...*testDisk) []string {
 // TestAgentTwins: a disk in service goes on when a copy shows up. When neither is in service
 // and nothing distinguishes them, both are refused.
 func TestAgentTwins(t *testing.T) {
-	n := newNode(t, gib, gib)
+	n := newNode(t, units.GiB, units.GiB)
 	original, twin := n.disks[0], n.disks[1]
 	// Copies need the same sector size.
 	testenv.Run(t, "losetup", "--detach", twin.path)
@@ -124,11 +125,11 @@ func TestAgentTwins(t *testing.T) {
 // TestAgentDeviceVanishes: a disk that is gone stays published as failed, others go on,
 // and when it is back its volumes are where they were.
 func TestAgentDeviceVanishes(t *testing.T) {
-	n := newNode(t, 2*gib, 2*gib)
+	n := newNode(t, 2*units.GiB, 2*units.GiB)
 	n.start()
 	status := n.ready()
 	lost, other := of(&status, n.disks[0]), of(&status, n.disks[1])
-	onLost := n.pod("lost", record(t, at("data", lost.ID, lost.Free[0].Start, 300*mib)), nil, n.volumeOf("data", "300Mi", ""))
+	onLost := n.pod("lost", record(t, at("data", lost.ID, lost.Free[0].Start, 300*units.MiB)), nil, n.volumeOf("data", "300Mi", ""))
 	_, before := n.formatted(onLost, "data")
 
 	failed := func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
@@ -179,7 +180,7 @@ func TestAgentDeviceVanishes(t *testing.T) {
 // TestAgentClassGone: volumes on a disk that no class selects any more are served to
 // their end, over a restart, and nothing is added.
 func TestAgentClassGone(t *testing.T) {
-	n := newNode(t, 2*gib)
+	n := newNode(t, 2*units.GiB)
 	n.start()
 	n.ready()
 	pod := n.pod("stays", "", nil, n.volumeOf("data", "300Mi", ""))
@@ -209,7 +210,7 @@ func TestAgentClassGone(t *testing.T) {
 
 // TestAgentHandEdit asserts that what an operator writes into the NDC is put right, and misleads no component.
 func TestAgentHandEdit(t *testing.T) {
-	n := newNode(t, 2*gib)
+	n := newNode(t, 2*units.GiB)
 	n.start()
 	want := n.ready()
 	right := func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
@@ -220,7 +221,7 @@ func TestAgentHandEdit(t *testing.T) {
 	}
 	for name, edit := range map[string]func(*diskv1alpha1.NodeDiskCapacityStatus){
 		"empty":         func(s *diskv1alpha1.NodeDiskCapacityStatus) { *s = diskv1alpha1.NodeDiskCapacityStatus{} },
-		"less free":     func(s *diskv1alpha1.NodeDiskCapacityStatus) { s.Disks[0].Free[0].Length -= 100 * mib },
+		"less free":     func(s *diskv1alpha1.NodeDiskCapacityStatus) { s.Disks[0].Free[0].Length -= 100 * units.MiB },
 		"another disk":  func(s *diskv1alpha1.NodeDiskCapacityStatus) { s.Disks[0].ID = "11111111-2222-4333-8444-555555555555" },
 		"a message":     func(s *diskv1alpha1.NodeDiskCapacityStatus) { s.Disks[0].Message = "hello" },
 		"one condition": func(s *diskv1alpha1.NodeDiskCapacityStatus) { s.Conditions = s.Conditions[:1] },
@@ -254,7 +255,7 @@ func TestAgentHandEdit(t *testing.T) {
 // TestAgentPodGoes: the pod is deleted at every stage of its volume, and the space comes
 // back wiped.
 func TestAgentPodGoes(t *testing.T) {
-	n := newNode(t, 2*gib)
+	n := newNode(t, 2*units.GiB)
 	n.start()
 	free := n.ready().Disks[0].Free[0]
 	for name, until := range map[string]func(*corev1.Pod){
@@ -288,7 +289,7 @@ func TestAgentPodGoes(t *testing.T) {
 			return nil
 		})
 		n.released()
-		if !n.disks[0].zero(t, free.Start, 600*mib) {
+		if !n.disks[0].zero(t, free.Start, 600*units.MiB) {
 			t.Errorf("%s: the extent does not read as zeros", name)
 		}
 	}
@@ -305,7 +306,7 @@ func TestAgentPodGoes(t *testing.T) {
 
 // TestAgentAPIDown: without an answer from the API server nothing is reclaimed.
 func TestAgentAPIDown(t *testing.T) {
-	n := newNode(t, 2*gib)
+	n := newNode(t, 2*units.GiB)
 	gate := newGate(t, n.options.Config)
 	n.options.Config = gate.config(t, n.options.Config)
 	n.start()
@@ -338,7 +339,7 @@ func TestAgentAPIDown(t *testing.T) {
 // TestAgentKilled: kill -9 at random moments while pods come and go; in the end every
 // pod has its volume and nothing else is left.
 func TestAgentKilled(t *testing.T) {
-	n := newNode(t, 4*gib, 4*gib)
+	n := newNode(t, 4*units.GiB, 4*units.GiB)
 	run := n.process()
 	var pods []*corev1.Pod
 	process := run()
@@ -410,7 +411,7 @@ func impersonate(user *clientcmdapi.AuthInfo, as *rest.Config) {
 // TestAgentDamagedFileSystem: a volume that was formatted and cannot be mounted is never
 // formatted again.
 func TestAgentDamagedFileSystem(t *testing.T) {
-	n := newNode(t, 2*gib)
+	n := newNode(t, 2*units.GiB)
 	n.start()
 	n.ready()
 	for _, fsType := range []string{"ext4", ""} {
@@ -418,13 +419,13 @@ func TestAgentDamagedFileSystem(t *testing.T) {
 		disk, a := n.formatted(pod, "data")
 		// It is the only volume, so it has the first entry.
 		device := "/dev/" + disk.Device + "p1"
-		testenv.WriteDevice(t, device, make([]byte, mib))
+		testenv.WriteDevice(t, device, make([]byte, units.MiB))
 		for range 2 {
 			if err := n.publish(pod, "data"); err == nil || !strings.Contains(err.Error(), "not formatted again") {
 				t.Errorf("publish of a damaged %q says %v", fsType, err)
 			}
 		}
-		if !n.disks[0].zero(t, a.Start, mib) {
+		if !n.disks[0].zero(t, a.Start, units.MiB) {
 			t.Error("it was formatted again")
 		}
 		n.unpublish(pod, "data")

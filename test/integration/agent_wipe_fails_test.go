@@ -13,18 +13,19 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestAgentWipeFails: what cannot be overwritten is not free. An event of the
 // NodeDiskCapacity says so once, and the wipe is tried again until it succeeds. Here the
 // file behind the disk is sparse, and what it lies on is full.
 func TestAgentWipeFails(t *testing.T) {
-	const size = 48 * mib
-	n := newNode(t, 64*mib)
-	full := testenv.NewFreezer(t, 160*mib)
+	const size = 48 * units.MiB
+	n := newNode(t, 64*units.MiB)
+	full := testenv.NewFreezer(t, 160*units.MiB)
 	here := n.images
 	n.images = full.Dir
-	d := n.attach(96*mib, 512)
+	d := n.attach(96*units.MiB, 512)
 	n.images = here
 	n.disks = append(n.disks, d)
 	t.Cleanup(n.stop)
@@ -69,7 +70,7 @@ func fill(t *testing.T, file string) (makeRoom func()) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	for block := mib; block >= 1024; block /= 2 {
+	for block := units.MiB; block >= 1024; block /= 2 {
 		zeros := make([]byte, block)
 		for err == nil {
 			_, err = f.Write(zeros)

@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // canaryEvery is how many bytes of a volume have one canary, when it is written all over.
@@ -44,8 +45,8 @@ func (g formerVolume) canaries(t *testing.T) int64 {
 		return -1
 	}
 	defer f.Close()
-	buffer, hits := make([]byte, mib), int64(0)
-	for at := g.start; at < g.start+g.length; at += mib {
+	buffer, hits := make([]byte, units.MiB), int64(0)
+	for at := g.start; at < g.start+g.length; at += units.MiB {
 		if _, err := f.ReadAt(buffer, at); err != nil && !errors.Is(err, io.EOF) {
 			t.Error(err)
 			return -1
@@ -61,7 +62,7 @@ func (g formerVolume) all() int64 { return g.length / canaryEvery }
 // fill writes canaries all over the device.
 func (n *node) fill(device string) {
 	n.t.Helper()
-	block := make([]byte, mib)
+	block := make([]byte, units.MiB)
 	for at := 0; at < len(block); at += canaryEvery {
 		copy(block[at:], canary)
 	}
@@ -73,8 +74,8 @@ func (n *node) fill(device string) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	for at := int64(0); at < size; at += mib {
-		if _, err := f.WriteAt(block[:min(mib, size-at)], at); err != nil {
+	for at := int64(0); at < size; at += units.MiB {
+		if _, err := f.WriteAt(block[:min(units.MiB, size-at)], at); err != nil {
 			n.t.Fatal(err)
 		}
 	}
@@ -257,7 +258,7 @@ func metric(t *testing.T, name string, labels map[string]string) float64 {
 // before the agent publishes its extent as free: with every policy, on disks with either
 // sector size. Each wipe is signed for in an event and in the metrics.
 func TestAgentWipeProof(t *testing.T) {
-	const size, disksEach = 24 * mib, 2
+	const size, disksEach = 24 * units.MiB, 2
 	policies := []struct {
 		policy diskv1alpha1.WipePolicy
 		// Loop devices have no secure discard.
@@ -270,7 +271,7 @@ func TestAgentWipeProof(t *testing.T) {
 	}
 	var sizes []int64
 	for range len(policies) * disksEach {
-		sizes = append(sizes, 40*mib)
+		sizes = append(sizes, 40*units.MiB)
 	}
 	n := newNode(t, sizes...)
 	for i, p := range policies {
@@ -331,7 +332,7 @@ func TestAgentWipeProof(t *testing.T) {
 // different points, once while its NodeDiskCapacity is deleted by hand: whatever it
 // publishes, at no time are bytes of the volume free that hold what the volume held.
 func TestAgentWipeProofKilled(t *testing.T) {
-	n := newNode(t, 64*mib)
+	n := newNode(t, 64*units.MiB)
 	d := n.disks[0]
 	n.slow("16Mi")
 	start := n.process()
@@ -350,7 +351,7 @@ func TestAgentWipeProofKilled(t *testing.T) {
 	} {
 		// So slow that a busy machine is in time.
 		n.slow(map[string]string{"at-first": "8Mi", "in-the-midst": "4Mi", "reading-back": "8Mi"}[name])
-		pod, g := n.filled(name, d, n.name, 24*mib)
+		pod, g := n.filled(name, d, n.name, 24*units.MiB)
 		watch, err := watcher.Watch(t.Context(), &diskv1alpha1.NodeDiskCapacityList{}, client.MatchingFields{"metadata.name": n.name})
 		if err != nil {
 			t.Fatal(err)
@@ -419,10 +420,10 @@ func TestAgentWipeProofKilled(t *testing.T) {
 
 // TestAgentWipeOfClass: the API server refuses a way to wipe that there is not.
 func TestAgentWipeOfClass(t *testing.T) {
-	n := newNode(t, 64*mib)
+	n := newNode(t, 64*units.MiB)
 	for says, change := range map[string]func(*diskv1alpha1.DiskClassSpec){
 		"Unsupported value":             func(s *diskv1alpha1.DiskClassSpec) { s.WipePolicy = "Shred" },
-		"wipeRate must be at least 1Mi": func(s *diskv1alpha1.DiskClassSpec) { s.WipeRate = resource.NewQuantity(mib-1, resource.BinarySI) },
+		"wipeRate must be at least 1Mi": func(s *diskv1alpha1.DiskClassSpec) { s.WipeRate = resource.NewQuantity(units.MiB-1, resource.BinarySI) },
 	} {
 		class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: n.name + "-other"}}
 		class.Spec.Devices.Paths = []string{"/dev/none"}
@@ -433,7 +434,7 @@ func TestAgentWipeOfClass(t *testing.T) {
 	}
 	class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: n.name + "-other"}}
 	class.Spec.Devices.Paths = []string{"/dev/none"}
-	class.Spec.WipeRate = resource.NewQuantity(mib, resource.BinarySI)
+	class.Spec.WipeRate = resource.NewQuantity(units.MiB, resource.BinarySI)
 	n.create(class)
 	if class.Spec.WipePolicy != diskv1alpha1.WipeZero {
 		t.Errorf("the default is %q", class.Spec.WipePolicy)
@@ -478,7 +479,7 @@ func (n *node) showsProgress(pod *corev1.Pod) {
 // mounted and full, a PersistentVolume with and without its finalizer, and the NodeDiskCapacity. It asserts that
 // nothing becomes free that was not wiped.
 func TestAgentWipeProofByHand(t *testing.T) {
-	n := newNode(t, 256*mib)
+	n := newNode(t, 256*units.MiB)
 	d := n.disks[0]
 	u := newFreeProof(t)
 	n.options.Config = u.into(n.options.Config)
@@ -488,13 +489,13 @@ func TestAgentWipeProofByHand(t *testing.T) {
 	begin := published.Free[0].Start
 
 	// A pod, mounted: its file system is filled until nothing fits any more.
-	pod := n.pod("mounted", record(t, at("data", published.ID, begin, 48*mib)), nil, n.volumeOf("data", "48Mi", "ext4"))
+	pod := n.pod("mounted", record(t, at("data", published.ID, begin, 48*units.MiB)), nil, n.volumeOf("data", "48Mi", "ext4"))
 	n.formatted(pod, "data")
 	if err := n.publish(pod, "data"); err != nil {
 		t.Fatal(err)
 	}
 	written := n.fillMount(n.target(pod, "data"))
-	ofPod := formerVolume{d, begin, 48 * mib}
+	ofPod := formerVolume{d, begin, 48 * units.MiB}
 	if hits := ofPod.canaries(t); hits < written {
 		t.Fatalf("%d canaries of %d are found where they were written", hits, written)
 	}
@@ -503,7 +504,7 @@ func TestAgentWipeProofByHand(t *testing.T) {
 
 	// PersistentVolumes: one is deleted as a user does, the other is torn from its volume.
 	block := func(name string, i int64) (*corev1.PersistentVolume, formerVolume) {
-		g := formerVolume{d, begin + i*64*mib, 48 * mib}
+		g := formerVolume{d, begin + i*64*units.MiB, 48 * units.MiB}
 		pv := n.bound(name, "48Mi", corev1.PersistentVolumeBlock, published, g.start)
 		n.realized(pv)
 		n.fill(n.device(pv))
@@ -556,7 +557,7 @@ func TestAgentWipeProofByHand(t *testing.T) {
 // fillMount fills the file system with canaries until it is full, and returns how many.
 func (n *node) fillMount(target string) (written int64) {
 	n.t.Helper()
-	block := make([]byte, mib)
+	block := make([]byte, units.MiB)
 	for at := 0; at < len(block); at += canaryEvery {
 		copy(block[at:], canary)
 	}
@@ -577,7 +578,7 @@ func (n *node) fillMount(target string) (written int64) {
 	if out, err := exec.Command("sync", "-f", target).CombinedOutput(); err != nil {
 		n.t.Fatalf("%v: %s", err, out)
 	}
-	if written < 16*mib/canaryEvery {
+	if written < 16*units.MiB/canaryEvery {
 		n.t.Fatalf("only %d canaries fit", written)
 	}
 	return written

@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // writes counts what an agent writes to its NodeDiskCapacity, and can have the API
@@ -49,7 +50,7 @@ func (w *writes) RoundTrip(r *http.Request) (*http.Response, error) {
 // TestAgentWrites: many changes are few writes, no change is none, and a server that
 // refuses is not hammered.
 func TestAgentWrites(t *testing.T) {
-	n := newNode(t, 4*gib)
+	n := newNode(t, 4*units.GiB)
 	w := &writes{}
 	n.options.Config = w.into(n.options.Config)
 	n.start()

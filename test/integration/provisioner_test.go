@@ -24,6 +24,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/request"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestProvisioner runs the scheduler's controllers against a real API server and the
@@ -89,7 +90,7 @@ func placedByStock(t *testing.T, p *provisioning) {
 	p.create(t, stockPod("stock", "data"))
 	pvc, pv := p.bound(t, "data")
 	v, err := claim.ReadVolume(pv)
-	if err != nil || v.Node != "prov-a" || v.Place.Disk != simDisk("prov-a") || v.Size != 2*gib || !claim.IsFor(pv, pvc) {
+	if err != nil || v.Node != "prov-a" || v.Place.Disk != simDisk("prov-a") || v.Size != 2*units.GiB || !claim.IsFor(pv, pvc) {
 		t.Errorf("the volume is %+v, %v", v, err)
 	}
 	p.eventually(t, func(context.Context) error {
@@ -155,7 +156,7 @@ func givenBackSlowly(t *testing.T, p *provisioning) {
 		t.Errorf("given back three times in %s", took)
 	}
 	n.mu.Lock()
-	n.size = 10 * gib
+	n.size = 10 * units.GiB
 	n.mu.Unlock()
 	if err := n.publish(t.Context()); err != nil {
 		t.Fatal(err)
@@ -289,7 +290,7 @@ func crashAfterVolume(t *testing.T, p *provisioning) {
 	}
 	p.pvc(t, "next", "ssd", "2Gi", "prov-a", nil)
 	_, pv := p.bound(t, "next")
-	if v, err := claim.ReadVolume(pv); err != nil || v.Place.Start != diskv1alpha1.Alignment+2*gib {
+	if v, err := claim.ReadVolume(pv); err != nil || v.Place.Start != diskv1alpha1.Alignment+2*units.GiB {
 		t.Errorf("the next volume is at %+v, %v", v.Place, err)
 	}
 }
@@ -600,7 +601,7 @@ func publishedCapacity(t *testing.T, p *provisioning) {
 	// A hole of 1 GiB, and the rest.
 	partition := request.Volume{Partition: diskv1alpha1.PartitionID("any")}.Partition
 	n.mu.Lock()
-	n.volumes[partition] = extent.New(diskv1alpha1.Alignment+gib, 2*gib)
+	n.volumes[partition] = extent.New(diskv1alpha1.Alignment+units.GiB, 2*units.GiB)
 	n.mu.Unlock()
 	if err := n.publish(t.Context()); err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // lacking says which capability we say we do not have, by what csi-sanity says when it
@@ -72,12 +73,12 @@ func TestSanity(t *testing.T) {
 		name, access, fsType string
 		size, expanded       int64
 	}{
-		{"ext4", "mount", diskv1alpha1.FSTypeExt4, 64 * mib, 160 * mib},
-		{"xfs", "mount", diskv1alpha1.FSTypeXFS, 304 * mib, 400 * mib},
-		{"block", "block", "", 16 * mib, 32 * mib},
+		{"ext4", "mount", diskv1alpha1.FSTypeExt4, 64 * units.MiB, 160 * units.MiB},
+		{"xfs", "mount", diskv1alpha1.FSTypeXFS, 304 * units.MiB, 400 * units.MiB},
+		{"block", "block", "", 16 * units.MiB, 32 * units.MiB},
 	} {
 		t.Run(kind.name, func(t *testing.T) {
-			n := newNode(t, 2*gib, 2*gib)
+			n := newNode(t, 2*units.GiB, 2*units.GiB)
 			n.start()
 			n.ready()
 			parameters := fmt.Sprintf("%s: %s\n", diskv1alpha1.AttributeClass, n.name)

@@ -23,6 +23,7 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/units"
 )
 
 // claimControllers are those of claims. Not those that look after nodes: no kubelet keeps the
@@ -113,7 +114,7 @@ func claimSpec(class string, sizeGiB int64) corev1.PersistentVolumeClaimSpec {
 	return corev1.PersistentVolumeClaimSpec{
 		StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
 		Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
-			corev1.ResourceStorage: *resource.NewQuantity(sizeGiB*gib, resource.BinarySI),
+			corev1.ResourceStorage: *resource.NewQuantity(sizeGiB*units.GiB, resource.BinarySI),
 		}},
 	}
 }
@@ -281,7 +282,7 @@ func otherVolume(name, class, node string) *corev1.PersistentVolume {
 	return &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.PersistentVolumeSpec{
-			Capacity: corev1.ResourceList{corev1.ResourceStorage: *quantity(gib)}, StorageClassName: class,
+			Capacity: corev1.ResourceList{corev1.ResourceStorage: *quantity(units.GiB)}, StorageClassName: class,
 			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
 			PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: "/mnt"}},
 			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{

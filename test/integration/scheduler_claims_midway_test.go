@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestSchedulerClaimsMidway: claims, when something else happens to the same space or the same
@@ -56,11 +57,11 @@ func classDeletedMidway(t *testing.T, s *schedulers) {
 	}
 	thaw()
 	s.waitNode(t, pod)
-	if pv, v := s.volumeOf(t, "data"); pv.UID != made || v.Size != 4*gib {
+	if pv, v := s.volumeOf(t, "data"); pv.UID != made || v.Size != 4*units.GiB {
 		t.Errorf("the claim is bound to %s of %d bytes", pv.Name, v.Size)
 	}
-	if total := s.holdApart(t); total != 4*gib {
-		t.Errorf("%d GiB are recorded, want 4", total/gib)
+	if total := s.holdApart(t); total != 4*units.GiB {
+		t.Errorf("%d GiB are recorded, want 4", total/units.GiB)
 	}
 }
 
@@ -95,8 +96,8 @@ func claimsOfBothSides(t *testing.T, s *schedulers) {
 	if stock == 0 || stock == room {
 		t.Errorf("%d of %d places went to pods of the stock profile: this shows nothing", stock, room)
 	}
-	if total := s.holdApart(t); total != int64(room)*gib {
-		t.Errorf("%d GiB are recorded, want %d", total/gib, room)
+	if total := s.holdApart(t); total != int64(room)*units.GiB {
+		t.Errorf("%d GiB are recorded, want %d", total/units.GiB, room)
 	}
 	for _, n := range nodes {
 		n.check(t)
@@ -135,7 +136,7 @@ func claimHeadroom(t *testing.T, s *schedulers) {
 	pvc.Namespace, pvc.Name = schedulerTests, "roomy"
 	s.reload(t, pvc)
 	before := pvc.DeepCopy()
-	pvc.Spec.Resources.Requests[corev1.ResourceStorage] = *quantity(6 * gib)
+	pvc.Spec.Resources.Requests[corev1.ResourceStorage] = *quantity(6 * units.GiB)
 	if err := s.client.Patch(t.Context(), pvc, client.MergeFrom(before)); err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +147,7 @@ func claimHeadroom(t *testing.T, s *schedulers) {
 		}
 		return nil
 	})
-	if _, v := s.volumeOf(t, "roomy"); v.Size != 6*gib {
+	if _, v := s.volumeOf(t, "roomy"); v.Size != 6*units.GiB {
 		t.Errorf("the volume has %d bytes", v.Size)
 	}
 	s.create(t, diskPod("late", 1))
@@ -183,8 +184,8 @@ func claimGang(t *testing.T, s *schedulers) {
 	// It is not new space that has Coscheduling try a group again, but any pod that is bound.
 	s.create(t, plainPod("passer-by", "berth"))
 	s.waitBound(t, members+1)
-	if total := s.holdApart(t); total != members*4*gib {
-		t.Errorf("%d GiB are recorded, want %d", total/gib, members*4)
+	if total := s.holdApart(t); total != members*4*units.GiB {
+		t.Errorf("%d GiB are recorded, want %d", total/units.GiB, members*4)
 	}
 	for i := range members {
 		s.volumeOf(t, fmt.Sprintf("claims-%d", i))

@@ -13,6 +13,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestSchedulerClaims runs the real scheduler against a real API server and the real
@@ -77,8 +78,8 @@ func onePlan(t *testing.T, s *schedulers) {
 			t.Errorf("the volume of claim %s is %+v", name, pv.Spec)
 		}
 	}
-	if total := s.holdApart(t); total != 10*gib {
-		t.Errorf("%d GiB are recorded, want 10", total/gib)
+	if total := s.holdApart(t); total != 10*units.GiB {
+		t.Errorf("%d GiB are recorded, want 10", total/units.GiB)
 	}
 	large.check(t)
 }
@@ -150,7 +151,7 @@ func genericEphemeral(t *testing.T, s *schedulers) {
 	}
 	thaw()
 	s.waitNode(t, pod)
-	if _, v := s.volumeOf(t, "scratch-tmp"); v.Size != 10*gib {
+	if _, v := s.volumeOf(t, "scratch-tmp"); v.Size != 10*units.GiB {
 		t.Errorf("the volume has %d bytes", v.Size)
 	}
 	next := withEphemeral(plainPod("next", "berth"), "tmp", "ssd", 8)
@@ -182,8 +183,8 @@ func sharedClaim(t *testing.T, s *schedulers) {
 			t.Errorf("the pods are on %s and %s", one.Spec.NodeName, other.Spec.NodeName)
 		}
 	}
-	if total := s.holdApart(t); total != 15*gib {
-		t.Errorf("%d GiB are recorded, want 15", total/gib)
+	if total := s.holdApart(t); total != 15*units.GiB {
+		t.Errorf("%d GiB are recorded, want 15", total/units.GiB)
 	}
 }
 
@@ -226,11 +227,11 @@ func retainedVolume(t *testing.T, s *schedulers) {
 		t.Fatal(err)
 	}
 	s.waitNode(t, second)
-	if again, v := s.volumeOf(t, "new"); again.Name != pv.Name || v.Size != 7*gib {
+	if again, v := s.volumeOf(t, "new"); again.Name != pv.Name || v.Size != 7*units.GiB {
 		t.Errorf("the claim is bound to %s, want %s", again.Name, pv.Name)
 	}
-	if total := s.holdApart(t); total != 10*gib {
-		t.Errorf("%d GiB are recorded, want 10", total/gib)
+	if total := s.holdApart(t); total != 10*units.GiB {
+		t.Errorf("%d GiB are recorded, want 10", total/units.GiB)
 	}
 }
 
@@ -314,8 +315,8 @@ func claimRace(t *testing.T, s *schedulers) {
 	if len(bound) != room {
 		t.Errorf("%d pods are bound, want %d", len(bound), room)
 	}
-	if total := s.holdApart(t); total != room*gib {
-		t.Errorf("%d GiB are recorded, want %d", total/gib, room)
+	if total := s.holdApart(t); total != room*units.GiB {
+		t.Errorf("%d GiB are recorded, want %d", total/units.GiB, room)
 	}
 	for _, n := range nodes {
 		n.check(t)
@@ -440,7 +441,7 @@ func otherDrivers(t *testing.T, s *schedulers) {
 			t.Errorf("claim %s is %s to %q", name, pvc.Status.Phase, pvc.Spec.VolumeName)
 		}
 	}
-	if total := s.holdApart(t); total != 7*gib {
-		t.Errorf("%d GiB are recorded, want 7", total/gib)
+	if total := s.holdApart(t); total != 7*units.GiB {
+		t.Errorf("%d GiB are recorded, want 7", total/units.GiB)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/test/units"
 )
 
 // halfDone: a scheduler crashed after it had made the volume and before it changed the
@@ -33,7 +34,7 @@ func halfDone(t *testing.T, s *schedulers) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	place := diskv1alpha1.Place{Disk: simDisk(wide.name), Extent: diskv1alpha1.Extent{Start: diskv1alpha1.Alignment, Length: 2 * gib}}
+	place := diskv1alpha1.Place{Disk: simDisk(wide.name), Extent: diskv1alpha1.Extent{Start: diskv1alpha1.Alignment, Length: 2 * units.GiB}}
 	pv := claim.NewVolume(pvc, class, wanted, wide.name, place)
 	s.make(t, pv)
 	pod := withClaims(diskPod("db", 1), "data")
@@ -97,8 +98,8 @@ func claimsKilled(t *testing.T, s *schedulers) {
 	if bound := s.waitDecided(t); len(bound) != room {
 		t.Errorf("%d pods are bound, want %d", len(bound), room)
 	}
-	if total := s.holdApart(t); total != room*gib {
-		t.Errorf("%d GiB are recorded, want %d", total/gib, room)
+	if total := s.holdApart(t); total != room*units.GiB {
+		t.Errorf("%d GiB are recorded, want %d", total/units.GiB, room)
 	}
 	s.eventually(t, func(context.Context) error {
 		for _, pv := range s.volumes(t) {
@@ -195,7 +196,7 @@ func classDeleted(t *testing.T, s *schedulers) {
 	}
 	s.storageClass(t, "fleeting", nil)
 	s.waitNode(t, pod)
-	if _, v := s.volumeOf(t, "data"); v.Size != 4*gib {
+	if _, v := s.volumeOf(t, "data"); v.Size != 4*units.GiB {
 		t.Errorf("the volume has %d bytes", v.Size)
 	}
 }

@@ -23,6 +23,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestSchedulerExplains asserts what an operator gets to know from a scheduler that runs: why a pod fits
@@ -57,9 +58,9 @@ func TestSchedulerExplains(t *testing.T) {
 		n := newSimNode(t, s.client, fmt.Sprintf("sim-%d", i), 128, drivers...)
 		switch {
 		case i == 3:
-			n.claimed[foreign] = extent.New(diskv1alpha1.Alignment+90*gib, 32*gib)
+			n.claimed[foreign] = extent.New(diskv1alpha1.Alignment+90*units.GiB, 32*units.GiB)
 		case i >= 2:
-			n.claimed[foreign] = extent.New(diskv1alpha1.Alignment+int64(19+i)*gib, int64(109-i)*gib)
+			n.claimed[foreign] = extent.New(diskv1alpha1.Alignment+int64(19+i)*units.GiB, int64(109-i)*units.GiB)
 		}
 		n.must(t, n.publish(t.Context()))
 		nodes = append(nodes, n)
@@ -145,10 +146,10 @@ func TestSchedulerExplains(t *testing.T) {
 
 		`nodes{state="published"}`:               float64(len(offering)),
 		`nodes{state="contradictory"}`:           0,
-		`usable_bytes{class="ssd"}`:              float64(1536 * gib),
-		`free_bytes{class="ssd"}`:                float64(507 * gib),
+		`usable_bytes{class="ssd"}`:              float64(1536 * units.GiB),
+		`free_bytes{class="ssd"}`:                float64(507 * units.GiB),
 		`free_extents{class="ssd"}`:              11,
-		`largest_free_extent_bytes{class="ssd"}`: float64(128 * gib),
+		`largest_free_extent_bytes{class="ssd"}`: float64(128 * units.GiB),
 		`fragmentation_ratio{class="ssd"}`:       1 - 501.0/507,
 		`unpublished_volumes`:                    2,
 	})

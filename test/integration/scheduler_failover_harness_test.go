@@ -21,12 +21,13 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 	"github.com/berthdev/berth/test/cluster"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 const (
 	// agentNodes nodes of disksEach disks, each with room for volumesEach volumes of smallVolume.
 	agentNodes, disksEach, volumesEach = 4, 2, 12
-	smallVolume                        = 64 * mib
+	smallVolume                        = 64 * units.MiB
 )
 
 // agents is a control plane with the controllers of claims, and nodes that have real disks
@@ -46,7 +47,7 @@ func startAgents(t *testing.T) *agents {
 		name := fmt.Sprintf("agent%d", i+1)
 		nodes[i] = cluster.NodeOptions{Name: name, Labels: map[string]string{diskv1alpha1.LabelNode: diskv1alpha1.NodeLabel(name)}}
 		for range disksEach {
-			nodes[i].Disks = append(nodes[i].Disks, cluster.DiskOptions{Size: volumesEach*smallVolume + 8*mib})
+			nodes[i].Disks = append(nodes[i].Disks, cluster.DiskOptions{Size: volumesEach*smallVolume + 8*units.MiB})
 		}
 	}
 	c, err := cluster.Start(t.Context(), cluster.Options{

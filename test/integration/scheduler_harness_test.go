@@ -19,6 +19,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/cluster"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // schedulerTests is the namespace of all pods here.
@@ -197,7 +198,7 @@ func places(t *testing.T, pods []corev1.Pod, sizeGiB int64) {
 			continue
 		}
 		place, ok := record.Volume("data")
-		if !ok || place.Disk != simDisk(pod.Spec.NodeName) || place.Length != sizeGiB*gib {
+		if !ok || place.Disk != simDisk(pod.Spec.NodeName) || place.Length != sizeGiB*units.GiB {
 			t.Errorf("pod %s on %s has the record %+v", pod.Name, pod.Spec.NodeName, record)
 			continue
 		}

@@ -17,6 +17,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/faultyproxy"
+	"github.com/berthdev/berth/test/units"
 )
 
 const (
@@ -282,13 +283,13 @@ func (h *leakHistory) growClaim(ctx context.Context) {
 	}
 	pvc := &bound[h.rng.IntN(len(bound))]
 	before := pvc.DeepCopy()
-	size := pvc.Spec.Resources.Requests.Storage().Value() + h.size()*gib/2
+	size := pvc.Spec.Resources.Requests.Storage().Value() + h.size()*units.GiB/2
 	if has := pvc.Status.Capacity.Storage().Value(); h.rng.IntN(4) == 0 && size > has {
 		// A request that was not served may be lowered.
-		size = has + gib/2
+		size = has + units.GiB/2
 	}
 	pvc.Spec.Resources.Requests[corev1.ResourceStorage] = *quantity(size)
-	h.note("claim %s asks for %d MiB", pvc.Name, size/mib)
+	h.note("claim %s asks for %d MiB", pvc.Name, size/units.MiB)
 	if err := h.client.Patch(ctx, pvc, client.MergeFrom(before)); !apierrors.IsForbidden(err) {
 		// Forbidden is that of a claim which lost its volume just now.
 		h.must(err)

@@ -21,6 +21,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/pkg/request"
+	"github.com/berthdev/berth/test/units"
 )
 
 // steppedNode is a node whose agent works only when it is asked to: a stale publisher as long as the history wants.
@@ -57,7 +58,7 @@ func newSteppedNode(c client.Client, name string, disks int, sizeGiB int64) *ste
 	n := &steppedNode{name: name, client: c}
 	for i := range disks {
 		n.disks = append(n.disks, &steppedDisk{
-			id: diskv1alpha1.PartitionID(fmt.Sprintf("disk %d of %s", i, name)), size: sizeGiB * gib,
+			id: diskv1alpha1.PartitionID(fmt.Sprintf("disk %d of %s", i, name)), size: sizeGiB * units.GiB,
 			volumes: map[string]*steppedVolume{},
 		})
 	}

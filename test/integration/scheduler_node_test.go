@@ -20,6 +20,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/pkg/request"
+	"github.com/berthdev/berth/test/units"
 )
 
 // simNode is a node without a machine: one disk that exists only as a list of volumes.
@@ -48,7 +49,7 @@ func simDisk(node string) string { return diskv1alpha1.PartitionID("disk of " + 
 func newSimNode(t *testing.T, c client.Client, name string, sizeGiB int64, drivers ...string) *simNode {
 	t.Helper()
 	ctx := t.Context()
-	n := &simNode{name: name, client: c, size: sizeGiB * gib, volumes: map[string]extent.Extent{}, claimed: map[string]extent.Extent{}, wiping: map[string]bool{}}
+	n := &simNode{name: name, client: c, size: sizeGiB * units.GiB, volumes: map[string]extent.Extent{}, claimed: map[string]extent.Extent{}, wiping: map[string]bool{}}
 	room := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1000"), corev1.ResourceMemory: resource.MustParse("1000Gi"), corev1.ResourcePods: resource.MustParse("1000")}
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: diskv1alpha1.NodeLabel(name)}}}
 	if slices.Contains(drivers, diskv1alpha1.DriverName) {

@@ -16,6 +16,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/units"
 )
 
 // policies: every pod gets the one place that the policy of its class names, found here by looking
@@ -119,12 +120,12 @@ func (m *spaceModel) addNodes(t *testing.T, count int) {
 			var free []extent.Extent
 			start := diskv1alpha1.Alignment
 			for range 4 {
-				length := 40 * gib
+				length := 40 * units.GiB
 				if class != "equal" {
 					length = (1<<10 + m.rng.Int64N(30<<10)) << 20
 				}
 				free = append(free, extent.New(start, length))
-				start += length + gib
+				start += length + units.GiB
 			}
 			d := &modelDisk{node: n.name, id: diskv1alpha1.PartitionID(fmt.Sprint(n.name, i)), class: class, free: extent.NewSet(free...)}
 			m.disks = append(m.disks, d)
@@ -241,14 +242,14 @@ func (m *spaceModel) run(t *testing.T, pod *corev1.Pod) *corev1.Pod {
 // same: of equal places it is the same one each time, when it is free again.
 func (m *spaceModel) same(t *testing.T, class string) {
 	t.Helper()
-	want := m.expect(class, m.policies[class], 5*gib)
+	want := m.expect(class, m.policies[class], 5*units.GiB)
 	for range 10 {
-		pod := m.run(t, m.pod(class, 5*gib))
-		m.take(t, pod, 5*gib, want)
+		pod := m.run(t, m.pod(class, 5*units.GiB))
+		m.take(t, pod, 5*units.GiB, want)
 		if err := m.client.Delete(t.Context(), pod, client.GracePeriodSeconds(0)); err != nil {
 			t.Fatal(err)
 		}
-		want.free = want.free.Add(extent.New(want.start, 5*gib))
+		want.free = want.free.Add(extent.New(want.start, 5*units.GiB))
 	}
 }
 
@@ -274,7 +275,7 @@ func (m *spaceModel) bothClasses(t *testing.T) {
 // gets its place under the old one.
 func (m *spaceModel) waitPolicy(t *testing.T, class string, before, after placement.Policy) {
 	t.Helper()
-	size := 12 * gib
+	size := 12 * units.GiB
 	m.eventually(t, func(context.Context) error {
 		old, now := m.expect(class, before, size), m.expect(class, after, size)
 		if old.modelDisk == now.modelDisk && old.start == now.start {

@@ -21,6 +21,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestSchedulerPreempts: who is preempted, and when the space of those who were is given away.
@@ -72,8 +73,8 @@ func (s *schedulers) ofPriority(t *testing.T, pod *corev1.Pod, value int32) *cor
 func (s *schedulers) waitHolds(t *testing.T, node *simNode, wantGiB int64) {
 	t.Helper()
 	s.eventually(t, func(context.Context) error {
-		if used := node.check(t); used != wantGiB*gib {
-			return fmt.Errorf("node %s holds %d GiB, want %d", node.name, used/gib, wantGiB)
+		if used := node.check(t); used != wantGiB*units.GiB {
+			return fmt.Errorf("node %s holds %d GiB, want %d", node.name, used/units.GiB, wantGiB)
 		}
 		return nil
 	})
@@ -90,7 +91,7 @@ func fiftyPreemptions(t *testing.T, s *schedulers) {
 	fillers := 0
 	start := time.Now()
 	for round := range int32(rounds) {
-		for used := node.check(t); used < size*gib; used += piece * gib {
+		for used := node.check(t); used < size*units.GiB; used += piece * units.GiB {
 			fillers++
 			s.create(t, diskPod(fmt.Sprintf("filler-%d", fillers), piece))
 		}
@@ -131,7 +132,7 @@ func fiftyPreemptions(t *testing.T, s *schedulers) {
 				}
 			}
 			if used := node.check(t); used != asked {
-				return fmt.Errorf("the node holds %d GiB, its pods have %d", used/gib, asked/gib)
+				return fmt.Errorf("the node holds %d GiB, its pods have %d", used/units.GiB, asked/units.GiB)
 			}
 			return nil
 		})

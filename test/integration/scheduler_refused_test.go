@@ -7,6 +7,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestSchedulerCountsRefusals: what the API server refuses, and what a node does, shows in the
@@ -32,7 +33,7 @@ func TestSchedulerCountsRefusals(t *testing.T) {
 	node.take(1)
 	node.publishNow(t)
 	node.mu.Lock()
-	node.claimed[takenPartition] = extent.New(diskv1alpha1.Alignment, gib)
+	node.claimed[takenPartition] = extent.New(diskv1alpha1.Alignment, units.GiB)
 	node.mu.Unlock()
 	s.waitNode(t, pod)
 	follow(t, s.client, node)

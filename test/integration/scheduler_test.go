@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestScheduler runs the real scheduler against a real API server.
@@ -83,8 +84,8 @@ func overcommitRace(t *testing.T, s *schedulers) {
 		for _, n := range nodes {
 			used += n.check(t)
 		}
-		if used != 50*gib {
-			return fmt.Errorf("the nodes hold %d GiB, want 50", used/gib)
+		if used != 50*units.GiB {
+			return fmt.Errorf("the nodes hold %d GiB, want 50", used/units.GiB)
 		}
 		return nil
 	})
@@ -148,8 +149,8 @@ func twoSchedulers(t *testing.T, s *schedulers) {
 		for _, n := range nodes {
 			used += n.check(t)
 		}
-		if bound := len(s.bound(t)); used != 50*gib || bound != 50 {
-			return fmt.Errorf("the nodes hold %d GiB for %d bound pods, want 50 and 50", used/gib, bound)
+		if bound := len(s.bound(t)); used != 50*units.GiB || bound != 50 {
+			return fmt.Errorf("the nodes hold %d GiB for %d bound pods, want 50 and 50", used/units.GiB, bound)
 		}
 		return nil
 	})
@@ -215,7 +216,7 @@ func forgedRecords(t *testing.T, s *schedulers) {
 	}
 	// Pods that are bound by hand claim the whole disk, or nonsense.
 	for i, annotations := range []map[string]string{
-		record(1<<20, 10*gib), record(1<<20, -gib), record(9223372036854775807, gib),
+		record(1<<20, 10*units.GiB), record(1<<20, -units.GiB), record(9223372036854775807, units.GiB),
 		{diskv1alpha1.AnnotationAllocation: "garbage"}, {diskv1alpha1.AnnotationAllocation: `{"v":1,"volumes":null}`},
 	} {
 		pod := diskPod(fmt.Sprintf("forged-%d", i), 1)
@@ -224,11 +225,11 @@ func forgedRecords(t *testing.T, s *schedulers) {
 	}
 	// One is believed: it says what the pod really asks for, beside the disk's end.
 	honest := diskPod("honest", 1)
-	honest.Spec.NodeName, honest.Annotations = "sim-0", record(1<<20+9*gib, gib)
+	honest.Spec.NodeName, honest.Annotations = "sim-0", record(1<<20+9*units.GiB, units.GiB)
 	s.create(t, honest)
 	// A pod that waits for the scheduler brings a record along.
 	victim := diskPod("victim", 9)
-	victim.Annotations = record(1<<20+gib, 9*gib)
+	victim.Annotations = record(1<<20+units.GiB, 9*units.GiB)
 	s.create(t, victim)
 	s.eventually(t, func(ctx context.Context) error {
 		if err := s.client.Get(ctx, client.ObjectKeyFromObject(victim), victim); err != nil {
@@ -324,8 +325,8 @@ func deletionWakes(t *testing.T, s *schedulers) {
 func nonsense(t *testing.T, s *schedulers) {
 	node := newSimNode(t, s.client, "sim-0", 10, diskv1alpha1.DriverName)
 	overlapping := diskv1alpha1.Disk{
-		ID: simDisk("sim-0"), Device: "sim", Class: "ssd", SectorSize: 512, Size: 20 * gib, State: diskv1alpha1.DiskReady,
-		Free: []diskv1alpha1.Extent{{Start: 1 << 20, Length: 2 * gib}, {Start: 1<<20 + gib, Length: 2 * gib}},
+		ID: simDisk("sim-0"), Device: "sim", Class: "ssd", SectorSize: 512, Size: 20 * units.GiB, State: diskv1alpha1.DiskReady,
+		Free: []diskv1alpha1.Extent{{Start: 1 << 20, Length: 2 * units.GiB}, {Start: 1<<20 + units.GiB, Length: 2 * units.GiB}},
 	}
 	if err := node.write(t.Context(), overlapping); err != nil {
 		t.Fatal(err)
@@ -395,8 +396,8 @@ func preemptionWhileWiping(t *testing.T, s *schedulers) {
 	follow(t, s.client, node)
 	s.create(t, diskPod("one", 5), diskPod("other", 5))
 	s.eventually(t, func(context.Context) error {
-		if used := node.check(t); used != 10*gib {
-			return fmt.Errorf("the node holds %d GiB, want 10", used/gib)
+		if used := node.check(t); used != 10*units.GiB {
+			return fmt.Errorf("the node holds %d GiB, want 10", used/units.GiB)
 		}
 		return nil
 	})

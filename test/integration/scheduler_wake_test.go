@@ -21,6 +21,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestSchedulerWakes: which pods are tried again, and when.
@@ -87,7 +88,7 @@ func (n *simNode) take(sizeGiB int64) {
 	defer n.mu.Unlock()
 	delete(n.volumes, takenPartition)
 	if sizeGiB > 0 {
-		n.volumes[takenPartition] = extent.New(diskv1alpha1.Alignment+n.size-sizeGiB*gib, sizeGiB*gib)
+		n.volumes[takenPartition] = extent.New(diskv1alpha1.Alignment+n.size-sizeGiB*units.GiB, sizeGiB*units.GiB)
 	}
 }
 

@@ -14,19 +14,19 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 const (
-	mib = int64(1) << 20
 	// headBytes is the part of a disk that changes, and room the volume's part of it.
-	headBytes = 32 * mib
+	headBytes = 32 * units.MiB
 )
 
 var (
-	volumeExtent = extent.New(4*mib, 8*mib)  // the volume
-	grownExtent  = extent.New(4*mib, 12*mib) // the volume after it has grown
+	volumeExtent = extent.New(4*units.MiB, 8*units.MiB)  // the volume
+	grownExtent  = extent.New(4*units.MiB, 12*units.MiB) // the volume after it has grown
 	// neighborExtent is a volume that exists all the time, on disks that have one.
-	neighborExtent = extent.New(20*mib, 4*mib)
+	neighborExtent = extent.New(20*units.MiB, 4*units.MiB)
 )
 
 const (
@@ -86,7 +86,7 @@ func (l *loopDisk) removeVolumes(t *testing.T) {
 }
 
 // usedSpace is the space that has not been zeroed: beside the volume, and where it begins and grows to.
-var usedSpace = []extent.Extent{extent.New(2*mib, 4*mib), extent.New(10*mib, 8*mib)}
+var usedSpace = []extent.Extent{extent.New(2*units.MiB, 4*units.MiB), extent.New(10*units.MiB, 8*units.MiB)}
 
 // fillWithData fills a part of an image with data, as on a disk that was used before.
 func fillWithData(t *testing.T, image string, parts ...extent.Extent) {
@@ -115,7 +115,7 @@ func blankImage(t *testing.T) string {
 // neighbor's data.
 func fullImage(t *testing.T) string {
 	t.Helper()
-	image := sparse(t, headBytes+disk.MetaEntry*mib)
+	image := sparse(t, headBytes+disk.MetaEntry*units.MiB)
 	l := attach(t, image, 512)
 	if _, err := disk.Initialize(t.Context(), l.path, disk.Owner{}); err != nil {
 		t.Fatal(err)
@@ -123,7 +123,7 @@ func fullImage(t *testing.T) string {
 	l.detach(t)
 	arguments := []string{"--set-alignment=2048"}
 	for i := range int64(disk.MetaEntry - 1) {
-		arguments = append(arguments, fmt.Sprintf("--new=%d:%dM:+1M", i+1, (headBytes+i*mib)/mib))
+		arguments = append(arguments, fmt.Sprintf("--new=%d:%dM:+1M", i+1, (headBytes+i*units.MiB)/units.MiB))
 	}
 	testenv.Run(t, "sgdisk", append(arguments, image)...)
 	fillWithData(t, image, usedSpace...)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // torture is the long form.
@@ -338,7 +339,7 @@ func (l *life) check(t *testing.T, tools bool) {
 	if !bytes.Equal(now[grownExtent.Start:grownExtent.End], make([]byte, grownExtent.Len())) {
 		t.Error("the volume's extent is not zero")
 	}
-	for _, e := range [][2]int64{{2 * mib, grownExtent.Start}, {grownExtent.End, 30 * mib}} {
+	for _, e := range [][2]int64{{2 * units.MiB, grownExtent.Start}, {grownExtent.End, 30 * units.MiB}} {
 		if !bytes.Equal(now[e[0]:e[1]], l.template[e[0]:e[1]]) {
 			t.Errorf("bytes of others between %d and %d have changed", e[0], e[1])
 		}

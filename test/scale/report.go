@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/berthdev/berth/test/fleet"
+	"github.com/berthdev/berth/test/units"
 )
 
 // settings of a run. The flags describe them.
@@ -89,7 +90,7 @@ func (s *settings) measure(ctx context.Context, nodes int) (results []*result, e
 			fmt.Fprintf(s.log, "%5d nodes  (%s) %6.1f pods/s after %4.1f s (%4.1f s of CPU)  p50 %4.0f ms, p99 %4.0f ms at %.1f/s  %.2f ms CPU a pod (API server %.2f)  %4d MiB  %d over-committed  %v\n",
 				nodes, r.letter, f.podsPerSecond, f.start.Seconds(), f.startCPU.Seconds(),
 				milliseconds(percentile(f.latencies, 50)), milliseconds(percentile(f.latencies, 99)), f.rate,
-				milliseconds(f.cpu), milliseconds(f.serverCPU), f.memory/mib, f.overCommits, f.writes)
+				milliseconds(f.cpu), milliseconds(f.serverCPU), f.memory/units.MiB, f.overCommits, f.writes)
 		}
 	}
 	return results, nil
@@ -128,7 +129,7 @@ func (r *result) against(other *result, figure func(figures) float64) float64 {
 }
 
 func podsPerSecond(f figures) float64 { return f.podsPerSecond }
-func memory(f figures) float64        { return float64(f.memory) / float64(mib) }
+func memory(f figures) float64        { return float64(f.memory) / float64(units.MiB) }
 
 // latencies returns those of all turns.
 func (r *result) latencies() (all []time.Duration) {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestReport runs a small workload of each kind once. So the program keeps working between the rare long runs.
@@ -66,7 +68,7 @@ func TestPercentile(t *testing.T) {
 // TestTargets asserts that a missed target is reported.
 func TestTargets(t *testing.T) {
 	turn := func(podsPerSecond float64, memory int64, overCommits int) []figures {
-		return []figures{{podsPerSecond: podsPerSecond, memory: memory * mib, overCommits: overCommits}}
+		return []figures{{podsPerSecond: podsPerSecond, memory: memory * units.MiB, overCommits: overCommits}}
 	}
 	for _, tc := range []struct {
 		name   string

@@ -8,6 +8,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
 	"github.com/berthdev/berth/test/fleet"
+	"github.com/berthdev/berth/test/units"
 )
 
 // workload is a kind of pods, and the scheduler that places them.
@@ -34,12 +35,6 @@ type scheduler struct {
 // stockProcess is the cluster's name for Kubernetes' own scheduler.
 const stockProcess = "kube-scheduler"
 
-// mib and gi count bytes.
-const (
-	mib = int64(1) << 20
-	gi  = int64(1) << 30
-)
-
 func (s *settings) workloads(c *cluster.Cluster) []workload {
 	stock := scheduler{stockProcess, c.StartStockScheduler, c.StopStockScheduler}
 	berth := scheduler{"scheduler", c.StartScheduler, c.StopScheduler}
@@ -55,8 +50,8 @@ func (s *settings) workloads(c *cluster.Cluster) []workload {
 	return []workload{
 		{letter: "a", name: "stock, no volumes", pods: s.pods, pod: plain(corev1.DefaultSchedulerName), scheduler: stock},
 		{letter: "p", name: "Berth's scheduler, profile default-scheduler, no volumes", pods: s.pods, pod: plain(corev1.DefaultSchedulerName), scheduler: berth},
-		{letter: "b", name: "Berth, an inline volume", pods: s.pods, pod: disks(10 * gi), volumes: 1, scheduler: berth},
-		{letter: "c", name: "Berth, three inline volumes", pods: s.pods, pod: disks(5*gi, 10*gi, 20*gi), volumes: 3, scheduler: berth},
+		{letter: "b", name: "Berth, an inline volume", pods: s.pods, pod: disks(10 * units.GiB), volumes: 1, scheduler: berth},
+		{letter: "c", name: "Berth, three inline volumes", pods: s.pods, pod: disks(5*units.GiB, 10*units.GiB, 20*units.GiB), volumes: 3, scheduler: berth},
 		{letter: "d", name: "Berth, a claim", pods: s.claims, pod: claim(fleet.Profile), class: diskv1alpha1.DriverName, volumes: 1, scheduler: berth},
 		{letter: "e", name: "stock, a claim, CSIStorageCapacity", pods: s.capacityPods, pod: claim(corev1.DefaultSchedulerName), class: fleet.CapacityProvisioner, scheduler: stock},
 	}

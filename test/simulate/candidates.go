@@ -6,6 +6,7 @@ import (
 
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/units"
 )
 
 // candidates are other policies, which are compared in search of a better one.
@@ -68,7 +69,7 @@ func anyByScore(c *cluster, r *rand.Rand, size int32) (place, bool) {
 	if tightest < 0 {
 		return place{}, false
 	}
-	score := func(length int) int64 { return placement.Score(int64(int(size)-length) * gib) }
+	score := func(length int) int64 { return placement.Score(int64(int(size)-length) * units.GiB) }
 	equals := slices.Clone(c.extents.buckets[tightest])
 	for s := c.extents.from(tightest + 1); s >= 0 && score(s) == score(tightest); s = c.extents.from(s + 1) {
 		equals = append(equals, c.extents.buckets[s]...)
@@ -78,7 +79,7 @@ func anyByScore(c *cluster, r *rand.Rand, size int32) (place, bool) {
 
 // at is the start of the extent with that key.
 func at(key uint64, size int32) place {
-	return place{int32(key >> 32), extent.New(int64(uint32(key))*gib, int64(size)*gib)}
+	return place{int32(key >> 32), extent.New(int64(uint32(key))*units.GiB, int64(size)*units.GiB)}
 }
 
 // fullestDisk takes the disk with the least free bytes that has room, and its smallest extent that fits.
@@ -86,7 +87,7 @@ func fullestDisk(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 	if c.firstDisk.max() < size {
 		return place{}, false
 	}
-	want := int64(size) * gib
+	want := int64(size) * units.GiB
 	best := int32(-1)
 	for s := c.largest.from(int(size)); s >= 0; s = c.largest.from(s + 1) {
 		if best >= 0 && int32(s) > c.freeOf[best] {

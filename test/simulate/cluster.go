@@ -5,6 +5,7 @@ import (
 
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/units"
 )
 
 // class is the class of all disks.
@@ -38,9 +39,9 @@ func newCluster(disks int) *cluster {
 	for n := range c.nodes {
 		for d := range disksPerNode {
 			c.nodes[n].Disks = append(c.nodes[n].Disks, placement.Disk{
-				ID: string(rune('a' + d)), Class: class, Usable: diskSize * gib,
+				ID: string(rune('a' + d)), Class: class, Usable: diskSize * units.GiB,
 			})
-			c.change(int32(n*disksPerNode+d), extent.NewSet(extent.New(0, diskSize*gib)))
+			c.change(int32(n*disksPerNode+d), extent.NewSet(extent.New(0, diskSize*units.GiB)))
 		}
 	}
 	return c
@@ -51,7 +52,7 @@ func (c *cluster) disk(d int32) *placement.Disk {
 }
 
 // keyOf is a free extent's key in the index.
-func keyOf(d int32, e extent.Extent) uint64 { return uint64(d)<<32 | uint64(e.Start/gib) }
+func keyOf(d int32, e extent.Extent) uint64 { return uint64(d)<<32 | uint64(e.Start/units.GiB) }
 
 func (c *cluster) freeOfNode(d int32) int {
 	first := d / disksPerNode * disksPerNode
@@ -72,7 +73,7 @@ func (c *cluster) change(d int32, now extent.Set) {
 	}
 	c.index(d, before, now, false)
 	c.index(d, now, before, true)
-	was, is := int(before.Largest().Len()/gib), int(now.Largest().Len()/gib)
+	was, is := int(before.Largest().Len()/units.GiB), int(now.Largest().Len()/units.GiB)
 	if was != is {
 		if was > 0 {
 			c.largest.remove(was, uint64(d))
@@ -86,7 +87,7 @@ func (c *cluster) change(d int32, now extent.Set) {
 	if c.freeOf[d] > 0 {
 		c.freeDisks.remove(int(c.freeOf[d]), uint64(d))
 	}
-	if c.freeOf[d] = int32(now.Total() / gib); c.freeOf[d] > 0 {
+	if c.freeOf[d] = int32(now.Total() / units.GiB); c.freeOf[d] > 0 {
 		c.freeDisks.insert(int(c.freeOf[d]), uint64(d))
 	}
 	if free := c.freeOfNode(d); free > 0 {
@@ -104,7 +105,7 @@ func (c *cluster) index(d int32, these, others extent.Set, add bool) {
 		if j < others.Len() && others.At(j) == e {
 			continue
 		}
-		if size := int(e.Len() / gib); add {
+		if size := int(e.Len() / units.GiB); add {
 			c.extents.insert(size, keyOf(d, e))
 		} else {
 			c.extents.remove(size, keyOf(d, e))
@@ -119,11 +120,11 @@ func (c *cluster) take(p place) error {
 		return fmt.Errorf("the policy placed a volume at %v of disk %d, which is not free", p.extent, p.disk)
 	}
 	c.change(p.disk, free.Remove(p.extent))
-	c.used += p.extent.Len() / gib
+	c.used += p.extent.Len() / units.GiB
 	return nil
 }
 
 func (c *cluster) release(p place) {
 	c.change(p.disk, c.disk(p.disk).Free.Add(p.extent))
-	c.used -= p.extent.Len() / gib
+	c.used -= p.extent.Len() / units.GiB
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/units"
 )
 
 // policy chooses where in the cluster a volume of that many GiB goes. It returns false if there is no place.
@@ -31,7 +32,7 @@ func bestFit(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 		return place{}, false
 	}
 	node := int32(c.extents.buckets[tightest][0]>>32) / disksPerNode
-	return c.planOn(node, placement.Request{Class: class, Size: int64(size) * gib}), true
+	return c.planOn(node, placement.Request{Class: class, Size: int64(size) * units.GiB}), true
 }
 
 // spread is the same for the policy Spread: the node of the disk with the most free bytes that has room.
@@ -39,7 +40,7 @@ func spread(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 	if c.firstDisk.max() < size {
 		return place{}, false
 	}
-	request := placement.Request{Class: class, Size: int64(size) * gib, Policy: placement.Spread}
+	request := placement.Request{Class: class, Size: int64(size) * units.GiB, Policy: placement.Spread}
 	for free := c.freeDisks.upTo(diskSize); free >= int(size); free = c.freeDisks.upTo(free - 1) {
 		for _, d := range c.freeDisks.buckets[free] {
 			if c.firstDisk.tree[c.firstDisk.leaves+int(d)] >= size {
@@ -71,7 +72,7 @@ func firstFit(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 
 // firstOn takes the first extent of a disk that is large enough.
 func (c *cluster) firstOn(d, size int32) place {
-	want := int64(size) * gib
+	want := int64(size) * units.GiB
 	for _, e := range c.disk(d).Free.All() {
 		if e.Len() >= want {
 			return place{d, extent.New(e.Start, want)}
@@ -109,7 +110,7 @@ func largestExtent(c *cluster, _ *rand.Rand, size int32) (place, bool) {
 		return place{}, false
 	}
 	d := int32(c.largest.buckets[s][0])
-	return place{d, extent.New(c.disk(d).Free.Largest().Start, int64(size)*gib)}, true
+	return place{d, extent.New(c.disk(d).Free.Largest().Start, int64(size)*units.GiB)}, true
 }
 
 // randomFit takes any disk where the volume fits, and any extent of it that is large enough.
@@ -126,7 +127,7 @@ func randomFit(c *cluster, r *rand.Rand, size int32) (place, bool) {
 			d = (d + 1) % disks
 		}
 	}
-	want := int64(size) * gib
+	want := int64(size) * units.GiB
 	free := c.disk(d).Free
 	fitting := 0
 	for _, e := range free.All() {

@@ -1,6 +1,9 @@
 package main
 
-import "github.com/berthdev/berth/pkg/extent"
+import (
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
+)
 
 // pool is the bound: the same disks, none of which is ever fragmented. A volume goes to the disk with the least free
 // bytes that suffice.
@@ -34,5 +37,5 @@ func (p *pool) place(size int32) (place, bool) {
 	d := int32(p.free.buckets[s][0])
 	p.add(d, -size)
 	// The place on the disk does not matter: only the size is needed to free it.
-	return place{d, extent.New(0, int64(size)*gib)}, true
+	return place{d, extent.New(0, int64(size)*units.GiB)}, true
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 // Preemption is simulated with these assumptions.
@@ -109,14 +110,14 @@ func (p *preemptions) count(n nomination) {
 	p.nominated++
 	p.victims += len(n.victims)
 	for _, v := range n.victims {
-		p.victimBytes += v.extent.Len() / gib
+		p.victimBytes += v.extent.Len() / units.GiB
 	}
 	p.keptHours += float64(n.kept) * n.hours
 }
 
 func (p *preemptions) add(v volume, at place) {
 	on := p.onDisk[at.disk]
-	i, _ := slices.BinarySearchFunc(on, v.extent.Start, func(v volume, start int64) int { return int(v.extent.Start/gib - start/gib) })
+	i, _ := slices.BinarySearchFunc(on, v.extent.Start, func(v volume, start int64) int { return int(v.extent.Start/units.GiB - start/units.GiB) })
 	p.onDisk[at.disk] = slices.Insert(on, i, v)
 	p.places[v.slot] = at
 }
@@ -140,7 +141,7 @@ func (p *preemptions) nominate(size int32) (nomination, bool) {
 	var bestBytes int64
 	disk := int32(-1)
 	for d := range p.onDisk {
-		for _, victims := range runsOf(p.onDisk[d], int64(size)*gib) {
+		for _, victims := range runsOf(p.onDisk[d], int64(size)*units.GiB) {
 			bytes := totalOf(victims)
 			if disk < 0 || len(victims) < len(best) || len(victims) == len(best) && bytes < bestBytes {
 				best, bestBytes, disk = victims, bytes, int32(d)
@@ -150,7 +151,7 @@ func (p *preemptions) nominate(size int32) (nomination, bool) {
 	if disk < 0 {
 		return nomination{}, false
 	}
-	n := nomination{victims: slices.Clone(best), hours: graceHours + float64(bestBytes/gib)/wipeRate}
+	n := nomination{victims: slices.Clone(best), hours: graceHours + float64(bestBytes/units.GiB)/wipeRate}
 	before := p.store.disk(disk).Free
 	for _, v := range n.victims {
 		p.remove(v.slot)
@@ -159,7 +160,7 @@ func (p *preemptions) nominate(size int32) (nomination, bool) {
 	if n.place, ok = p.store.policy.choose(p.store.cluster, p.store.rand, size); !ok {
 		panic("the request does not fit where its victims were")
 	}
-	n.kept = before.Intersect(extent.NewSet(n.place.extent)).Total() / gib
+	n.kept = before.Intersect(extent.NewSet(n.place.extent)).Total() / units.GiB
 	if n.place.disk != disk {
 		panic("the request went to a disk without victims")
 	}
@@ -176,7 +177,7 @@ func runsOf(on []volume, want int64) [][]volume {
 			from = on[first-1].extent.End
 		}
 		for last := first; last < len(on) && !on[last].priority; last++ {
-			to := int64(diskSize) * gib
+			to := int64(diskSize) * units.GiB
 			if last+1 < len(on) {
 				to = on[last+1].extent.Start
 			}

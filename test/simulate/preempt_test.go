@@ -5,10 +5,11 @@ import (
 	"testing"
 
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 // gibs is an extent in GiB.
-func gibs(start, length int64) extent.Extent { return extent.New(start*gib, length*gib) }
+func gibs(start, length int64) extent.Extent { return extent.New(start*units.GiB, length*units.GiB) }
 
 // filled is one node with volumes in the order of the sizes. Each disk is full except for the gaps of negative sizes.
 func filled(t *testing.T, disks [disksPerNode][]int64, withPriority ...int32) *preemptions {
@@ -74,7 +75,7 @@ func TestNominate(t *testing.T) {
 			}
 			var bytes int64
 			for i, v := range n.victims {
-				bytes += v.extent.Len() / gib
+				bytes += v.extent.Len() / units.GiB
 				if _, there := p.places[v.slot]; v.slot != test.victims[i] || there {
 					t.Errorf("victim %d is %d (still there: %t), want %v", i, v.slot, there, test.victims)
 				}
@@ -82,7 +83,7 @@ func TestNominate(t *testing.T) {
 			if n.kept != test.kept || n.hours != graceHours+float64(bytes)/wipeRate {
 				t.Errorf("%d GiB are kept for %f hours, want %d", n.kept, n.hours, test.kept)
 			}
-			if p.store.used != used-bytes || n.place.extent.Len() != int64(test.size)*gib || p.store.take(n.place) != nil {
+			if p.store.used != used-bytes || n.place.extent.Len() != int64(test.size)*units.GiB || p.store.take(n.place) != nil {
 				t.Errorf("the place %+v is not free, or not what was asked for", n.place)
 			}
 		})

@@ -2,6 +2,8 @@ package main
 
 import (
 	"math/rand/v2"
+
+	"github.com/berthdev/berth/test/units"
 )
 
 // large is the size in GiB of the volumes that are hard to place.
@@ -132,7 +134,7 @@ func (s *policyStore) look(p *point) {
 		var longest int64
 		for d := range s.nodes[n].Disks {
 			for _, e := range s.nodes[n].Disks[d].Free.All() {
-				size := e.Len() / gib
+				size := e.Len() / units.GiB
 				free += size
 				if size < medianSize {
 					stranded += size
@@ -154,7 +156,7 @@ func (s poolStore) place(size int32, _ float64) (place, bool, error) {
 	return p, ok, nil
 }
 
-func (s poolStore) release(p place) { s.add(p.disk, int32(p.extent.Len()/gib)) }
+func (s poolStore) release(p place) { s.add(p.disk, int32(p.extent.Len()/units.GiB)) }
 
 func (s poolStore) look(p *point) {
 	var free, stranded, largest int64

@@ -14,6 +14,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestSameSeedSameOutput asserts that the same seed gives the same output, also when the policies run in another order.
@@ -91,14 +92,14 @@ func (w *witness) place(size int32, hours float64) (place, bool, error) {
 	if !ok {
 		w.denied++
 		for d := range w.volumes {
-			if free := w.disk(int32(d)).Free.Largest().Len(); free >= int64(size)*gib {
-				w.t.Fatalf("refused %d GiB, although disk %d has %d GiB in one piece", size, d, free/gib)
+			if free := w.disk(int32(d)).Free.Largest().Len(); free >= int64(size)*units.GiB {
+				w.t.Fatalf("refused %d GiB, although disk %d has %d GiB in one piece", size, d, free/units.GiB)
 			}
 		}
 		return p, ok, nil
 	}
 	w.placed++
-	if p.extent.Len() != int64(size)*gib || p.extent.Start < 0 || p.extent.End > diskSize*gib || p.extent.Start%placement.Alignment != 0 {
+	if p.extent.Len() != int64(size)*units.GiB || p.extent.Start < 0 || p.extent.End > diskSize*units.GiB || p.extent.Start%placement.Alignment != 0 {
 		w.t.Fatalf("%d GiB placed at %v of disk %d", size, p.extent, p.disk)
 	}
 	for _, other := range w.volumes[p.disk] {
@@ -124,18 +125,18 @@ func (w *witness) release(p place) {
 // check asserts that the free space of the disk is what is not used, and that all of it is in the indexes.
 func (w *witness) check(d int32) {
 	free := w.disk(d).Free
-	if want := extent.NewSet(extent.New(0, diskSize*gib)).Subtract(extent.NewSet(w.volumes[d]...)); !free.Equal(want) {
+	if want := extent.NewSet(extent.New(0, diskSize*units.GiB)).Subtract(extent.NewSet(w.volumes[d]...)); !free.Equal(want) {
 		w.t.Fatalf("disk %d has %v free, want %v", d, free, want)
 	}
 	for _, e := range free.All() {
-		if _, there := slices.BinarySearch(w.extents.buckets[e.Len()/gib], keyOf(d, e)); !there {
+		if _, there := slices.BinarySearch(w.extents.buckets[e.Len()/units.GiB], keyOf(d, e)); !there {
 			w.t.Fatalf("extent %v of disk %d is not in the index", e, d)
 		}
 	}
-	if got, want := w.firstDisk.tree[w.firstDisk.leaves+int(d)], int32(free.Largest().Len()/gib); got != want {
+	if got, want := w.firstDisk.tree[w.firstDisk.leaves+int(d)], int32(free.Largest().Len()/units.GiB); got != want {
 		w.t.Fatalf("the largest extent of disk %d is %d GiB in the index, want %d", d, got, want)
 	}
-	if got, want := int64(w.freeOf[d])*gib, free.Total(); got != want {
+	if got, want := int64(w.freeOf[d])*units.GiB, free.Total(); got != want {
 		w.t.Fatalf("%d bytes of disk %d are free in the index, want %d", got, d, want)
 	}
 }
@@ -221,10 +222,10 @@ func isTheSchedulers(t *testing.T, p *policy, policy placement.Policy) {
 		c := &ledger.Capacity{Revision: uint64(n + 1)}
 		for _, d := range store.nodes[n].Disks {
 			// Disk IDs are unique in the ledger, while the simulator numbers the disks of each node alike.
-			disk := ledger.Disk{ID: names[n] + "/" + d.ID, Class: d.Class, Ready: true, Size: (diskSize + 1) * gib}
+			disk := ledger.Disk{ID: names[n] + "/" + d.ID, Class: d.Class, Ready: true, Size: (diskSize + 1) * units.GiB}
 			// The first MiB of a disk is never free, so everything is shifted by it.
 			for _, e := range d.Free.All() {
-				disk.Free = append(disk.Free, extent.New(e.Start+gib, e.Len()))
+				disk.Free = append(disk.Free, extent.New(e.Start+units.GiB, e.Len()))
 			}
 			c.Disks = append(c.Disks, disk)
 		}
@@ -240,7 +241,7 @@ func isTheSchedulers(t *testing.T, p *policy, policy placement.Policy) {
 	fits, refusals := 0, 0
 	for range 2000 {
 		size := workloads[0].size(r)
-		request := placement.Request{Class: class, Size: int64(size) * gib, Policy: policy}
+		request := placement.Request{Class: class, Size: int64(size) * units.GiB, Policy: policy}
 		nearest := ""
 		for name := range l.BestNodes([]placement.Request{request}) {
 			nearest = name

@@ -3,10 +3,9 @@ package main
 import (
 	"math"
 	"math/rand/v2"
-)
 
-// gib is the unit of sizes here: volumes and disks are multiples of it.
-const gib int64 = 1 << 30
+	"github.com/berthdev/berth/test/units"
+)
 
 // diskSize is the size of a drive of 3.84 TB, in whole GiB.
 const diskSize = 3576
@@ -14,7 +13,7 @@ const diskSize = 3576
 // Sizes of volumes. The mean is that of more than 90,000 virtual machines in IBM's private clouds, which used 22 PB
 // (Birke and others, FAST '14). The shape is lognormal with a median of 100 GiB.
 const (
-	meanSize   = 22e15 / 90e3 / float64(gib) // 228 GiB
+	meanSize   = 22e15 / 90e3 / float64(units.GiB) // 228 GiB
 	medianSize = 100
 )
 

@@ -8,11 +8,12 @@ import (
 	"testing"
 
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestParseAttributes asserts how sizes are rounded and limited, and what the error about other attributes says.
 func TestParseAttributes(t *testing.T) {
-	const mi, gi = 1 << 20, 1 << 30
 	with := func(pairs ...string) map[string]string {
 		m := map[string]string{AttributeSize: "10Gi", AttributeClass: "ssd"}
 		for i := 0; i < len(pairs); i += 2 {
@@ -28,19 +29,19 @@ func TestParseAttributes(t *testing.T) {
 		want       Attributes
 		err        string
 	}{
-		{"size and class", with(), Attributes{Class: "ssd", Size: 10 * gi}, ""},
-		{"on disks of their own", with(AttributeSpread, "disk"), Attributes{Class: "ssd", Size: 10 * gi, Spread: true}, ""},
+		{"size and class", with(), Attributes{Class: "ssd", Size: 10 * units.GiB}, ""},
+		{"on disks of their own", with(AttributeSpread, "disk"), Attributes{Class: "ssd", Size: 10 * units.GiB, Spread: true}, ""},
 		{"what the kubelet adds is passed over", with("csi.storage.k8s.io/pod.name", "p", "csi.storage.k8s.io/ephemeral", "true"),
-			Attributes{Class: "ssd", Size: 10 * gi}, ""},
+			Attributes{Class: "ssd", Size: 10 * units.GiB}, ""},
 
-		{"rounded up to 1 MiB, never down", size("1"), Attributes{Class: "ssd", Size: mi}, ""},
-		{"just above a multiple", size("1048577"), Attributes{Class: "ssd", Size: 2 * mi}, ""},
-		{"a multiple stays", size("500Mi"), Attributes{Class: "ssd", Size: 500 * mi}, ""},
-		{"decimal units", size("1G"), Attributes{Class: "ssd", Size: 954 * mi}, ""},
-		{"a fraction of a unit is whole bytes", size("1.5Gi"), Attributes{Class: "ssd", Size: 1536 * mi}, ""},
-		{"a fraction of a byte", size("100m"), Attributes{Class: "ssd", Size: mi}, ""},
-		{"a fraction of a byte above a multiple", size("1048576.5"), Attributes{Class: "ssd", Size: 2 * mi}, ""},
-		{"an exponent", size("1e9"), Attributes{Class: "ssd", Size: 954 * mi}, ""},
+		{"rounded up to 1 MiB, never down", size("1"), Attributes{Class: "ssd", Size: units.MiB}, ""},
+		{"just above a multiple", size("1048577"), Attributes{Class: "ssd", Size: 2 * units.MiB}, ""},
+		{"a multiple stays", size("500Mi"), Attributes{Class: "ssd", Size: 500 * units.MiB}, ""},
+		{"decimal units", size("1G"), Attributes{Class: "ssd", Size: 954 * units.MiB}, ""},
+		{"a fraction of a unit is whole bytes", size("1.5Gi"), Attributes{Class: "ssd", Size: 1536 * units.MiB}, ""},
+		{"a fraction of a byte", size("100m"), Attributes{Class: "ssd", Size: units.MiB}, ""},
+		{"a fraction of a byte above a multiple", size("1048576.5"), Attributes{Class: "ssd", Size: 2 * units.MiB}, ""},
+		{"an exponent", size("1e9"), Attributes{Class: "ssd", Size: 954 * units.MiB}, ""},
 		{"the largest there is", size("9223372036852678656"), Attributes{Class: "ssd", Size: 9223372036852678656}, ""},
 
 		{"size missing", map[string]string{AttributeClass: "ssd"}, Attributes{}, "attribute disk.berth.dev/size is missing"},

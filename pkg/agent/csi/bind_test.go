@@ -14,12 +14,13 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/mounts"
 	"github.com/berthdev/berth/test/mountns"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestReadOnlyOnTheHost asserts that a read-only volume is read-only in the host's mount namespace, too. The agent
 // mounts it in its container, and its next container sees the host's mount.
 func TestReadOnlyOnTheHost(t *testing.T) {
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	if err := syscall.Mount("tmpfs", v.dir, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/volumes"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 func (v *testVolume) expand(path string) error {
@@ -72,18 +73,18 @@ func mayGrowMounted(t *testing.T) bool {
 
 // TestExpandXFS asserts that a mounted xfs grows, also when the kubelet passes a read-only mount, and keeps its data.
 func TestExpandXFS(t *testing.T) {
-	v := newVolume(t, diskv1alpha1.FSTypeXFS, 304*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeXFS, 304*units.MiB)
 	v.checkCode("stage", v.stage(), codes.OK)
 	v.checkCode("publish", v.publish(v.target, nil), codes.OK)
 	v.checkCode("publish read-only", v.publish(v.otherTarget(), readOnly), codes.OK)
 	v.write(v.target)
 	before := v.total(v.target)
-	v.grow(400 * mib)
+	v.grow(400 * units.MiB)
 	// The kubelet may also pass the mount of a pod that must not write.
 	for range 2 {
 		v.checkCode("expand", v.expand(v.otherTarget()), codes.OK)
 	}
-	if grown := v.total(v.target) - before; grown < 90*mib {
+	if grown := v.total(v.target) - before; grown < 90*units.MiB {
 		t.Errorf("the file system has grown by %d bytes only", grown)
 	}
 	v.read(v.target)
@@ -92,15 +93,15 @@ func TestExpandXFS(t *testing.T) {
 // TestExpandExt4 asserts that ext4 grows while it is mounted if the kernel allows that. Otherwise it asserts that the
 // call says when it grows, and that it grows at the next mount.
 func TestExpandExt4(t *testing.T) {
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	v.checkCode("stage", v.stage(), codes.OK)
 	v.checkCode("publish", v.publish(v.target, nil), codes.OK)
 	v.write(v.target)
 	before := v.total(v.target)
-	v.grow(200 * mib)
+	v.grow(200 * units.MiB)
 	if mayGrowMounted(t) {
 		v.checkCode("expand", v.expand(v.target), codes.OK)
-		if grown := v.total(v.target) - before; grown < 100*mib {
+		if grown := v.total(v.target) - before; grown < 100*units.MiB {
 			t.Errorf("the file system has grown by %d bytes only", grown)
 		}
 		return
@@ -123,7 +124,7 @@ func TestExpandExt4(t *testing.T) {
 	v.checkCode("stage", v.stage("noatime"), codes.OK)
 	v.checkCode("publish", v.publish(v.target, nil), codes.OK)
 	v.checkCode("expand", v.expand(v.target), codes.OK)
-	if grown := v.total(v.target) - before; grown < 100*mib {
+	if grown := v.total(v.target) - before; grown < 100*units.MiB {
 		t.Errorf("the file system has grown by %d bytes only", grown)
 	}
 	v.read(v.target)
@@ -136,12 +137,12 @@ func TestExpandExt4(t *testing.T) {
 func TestGrowAtStage(t *testing.T) {
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
 		t.Run(fsType, func(t *testing.T) {
-			v := newVolume(t, fsType, 304*mib)
+			v := newVolume(t, fsType, 304*units.MiB)
 			v.checkCode("stage", v.stage(), codes.OK)
 			v.write(v.staging)
 			before := v.total(v.staging)
 			v.checkCode("unstage", v.unstage(), codes.OK)
-			v.grow(600 * mib)
+			v.grow(600 * units.MiB)
 			// Read-only it is not grown, but served.
 			v.checkCode("stage read-only", v.stage("ro"), codes.OK)
 			if grown := v.total(v.staging) - before; grown != 0 {
@@ -152,7 +153,7 @@ func TestGrowAtStage(t *testing.T) {
 			for range 2 {
 				v.checkCode("stage", v.stage(), codes.OK)
 			}
-			if grown := v.total(v.staging) - before; grown < 270*mib {
+			if grown := v.total(v.staging) - before; grown < 270*units.MiB {
 				t.Errorf("the file system has grown by %d bytes only", grown)
 			}
 			v.read(v.staging)
@@ -163,7 +164,7 @@ func TestGrowAtStage(t *testing.T) {
 // TestDamagedDoesNotGrow asserts that a file system with errors that e2fsck -p does not repair is not grown. It is not
 // mounted once the errors are known: writes could destroy more.
 func TestDamagedDoesNotGrow(t *testing.T) {
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	device := v.volume.Device
 	testenv.Run(t, "mkfs.ext4", "-q", "-F", "-O", "^extent,^64bit", device)
 	file := filepath.Join(v.dir, "data")
@@ -176,7 +177,7 @@ func TestDamagedDoesNotGrow(t *testing.T) {
 	said := strings.Fields(debugfs("bmap a 0"))
 	// Two files have the same block: only an operator can decide which one owns it.
 	debugfs("set_inode_field b block[0] " + said[len(said)-1])
-	v.grow(200 * mib)
+	v.grow(200 * units.MiB)
 	if mayGrowMounted(t) {
 		testenv.SkipUnfit(t, "with CAP_SYS_RESOURCE the kernel permits it to grow mounted, and it is not checked before")
 	}
@@ -197,7 +198,7 @@ func TestDamagedDoesNotGrow(t *testing.T) {
 // refused.
 func TestExpandArguments(t *testing.T) {
 	type request = csispec.NodeExpandVolumeRequest
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	v.checkCode("stage", v.stage(), codes.OK)
 	for name, tc := range map[string]struct {
 		request *request
@@ -257,7 +258,7 @@ func TestVolumeCondition(t *testing.T) {
 	}
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
 		t.Run(fsType, func(t *testing.T) {
-			v := newVolume(t, fsType, 304*mib)
+			v := newVolume(t, fsType, 304*units.MiB)
 			v.checkCode("stage", v.stage(), codes.OK)
 			v.checkCode("publish", v.publish(v.target, nil), codes.OK)
 			v.checkCode("publish read-only", v.publish(v.otherTarget(), readOnly), codes.OK)
@@ -298,7 +299,7 @@ func TestVolumeCondition(t *testing.T) {
 	}
 	t.Run("errors", func(t *testing.T) {
 		for _, onError := range []string{"errors=continue", "errors=remount-ro"} {
-			v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+			v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 			v.checkCode("stage", v.stage(onError), codes.OK)
 			v.checkCode("publish", v.publish(v.target, nil), codes.OK)
 			trigger := "/sys/fs/ext4/" + filepath.Base(v.volume.Device) + "/trigger_fs_error"
@@ -314,7 +315,7 @@ func TestVolumeCondition(t *testing.T) {
 // TestTooFar asserts that an ext4 that resize2fs would destroy is served without growing, and that the claim shows why.
 // The case is 64Mi to 100Gi on sectors of 4096 bytes.
 func TestTooFar(t *testing.T) {
-	v := newVolume(t, "", 64*mib)
+	v := newVolume(t, "", 64*units.MiB)
 	v.volume.Device = testenv.Loop(t, v.image, "4096")
 	v.volume.Block, v.fsType = false, diskv1alpha1.FSTypeExt4
 	testenv.Run(t, "mkfs.ext4", "-q", "-F", "-m0", v.volume.Device)

@@ -18,6 +18,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/mountns"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // tree lists all that is below a folder.
@@ -38,7 +39,7 @@ func tree(t *testing.T, dir string) string {
 // refused. The error says why, and nothing is made there.
 func TestTargetPaths(t *testing.T) {
 	testenv.NeedRoot(t)
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	elsewhere := t.TempDir()
 	link := filepath.Join(v.dir, "link")
 	if err := os.Symlink(elsewhere, link); err != nil {

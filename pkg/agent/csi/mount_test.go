@@ -23,6 +23,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/volumes"
 	"github.com/berthdev/berth/test/mountns"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // mountedAt returns what is mounted on the path, or nil.
@@ -74,7 +75,7 @@ func TestFailedPublishLeavesNoMount(t *testing.T) {
 
 // TestFailedStageLeavesNoMount asserts the same of staging.
 func TestFailedStageLeavesNoMount(t *testing.T) {
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	v.volumes = &fakeMounting{fakeVolumes: fakeVolumes{volume: v.volume, fsType: v.fsType}, failure: errors.New("not written")}
 	err := v.stage()
 	v.checkCode("stage", err, codes.Internal)
@@ -88,7 +89,7 @@ func TestFailedStageLeavesNoMount(t *testing.T) {
 
 // TestOtherFileSystem asserts that a mounted volume does not satisfy a call for another file system.
 func TestOtherFileSystem(t *testing.T) {
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	v.checkCode("stage", v.stage(), codes.OK)
 	_, err := v.NodeStageVolume(t.Context(), &csispec.NodeStageVolumeRequest{
 		VolumeId: claimID, StagingTargetPath: v.staging, VolumeCapability: mountAs(diskv1alpha1.FSTypeXFS),
@@ -98,7 +99,7 @@ func TestOtherFileSystem(t *testing.T) {
 
 // TestNotFormatted asserts that a volume that is not Formatted on the disk is not published, even if it is mounted.
 func TestNotFormatted(t *testing.T) {
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	v.checkCode("stage", v.stage(), codes.OK)
 	for _, phase := range []disk.Phase{disk.Reserved, disk.Wiping} {
 		v.volume.Phase = phase
@@ -137,11 +138,11 @@ func TestNotCheckedWhileInUse(t *testing.T) {
 	if mayGrowMounted(t) {
 		testenv.SkipUnfit(t, "with CAP_SYS_RESOURCE a file system grows while it is mounted")
 	}
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	runs := countRuns(t, "e2fsck")
 	v.checkCode("stage", v.stage(), codes.OK)
 	v.checkCode("publish", v.publish(v.target, nil), codes.OK)
-	v.grow(200 * mib)
+	v.grow(200 * units.MiB)
 	v.checkCode("stage, to grow", v.stage(), codes.OK)
 	v.checkCode("unstage", v.unstage(), codes.OK)
 	// While it is mounted its journal is not empty, so it needs a check.
@@ -190,7 +191,7 @@ func superblockField(t *testing.T, device, field string) string {
 // or inline. One without errors is not checked.
 func TestCheckedBeforeTheMount(t *testing.T) {
 	testenv.NeedProgram(t, "debugfs", "dumpe2fs")
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	inline := NewNode("n", &fakeMounting{device: v.volume.Device, fsType: diskv1alpha1.FSTypeExt4}, options{}, v.kubelet)
 	r := validPublish(inline)
 	mount := map[string]func() error{
@@ -235,7 +236,7 @@ func TestCheckedBeforeTheMount(t *testing.T) {
 // mounted, but not from being read.
 func TestDamagedIsNotMounted(t *testing.T) {
 	testenv.NeedProgram(t, "debugfs")
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	v.checkCode("stage", v.stage(), codes.OK)
 	v.write(v.staging)
 	v.checkCode("unstage", v.unstage(), codes.OK)
@@ -256,7 +257,7 @@ func TestDamagedIsNotMounted(t *testing.T) {
 func TestAfterACrash(t *testing.T) {
 	testenv.NeedProgram(t, "cp", "sync")
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
-		v := newVolume(t, fsType, 304*mib)
+		v := newVolume(t, fsType, 304*units.MiB)
 		v.checkCode("stage", v.stage(), codes.OK)
 		v.write(v.staging)
 		testenv.Run(t, "sync", "--file-system", v.staging)
@@ -276,7 +277,7 @@ func TestAfterACrash(t *testing.T) {
 
 // TestNoLostFound asserts that a new ext4 is an empty folder, and that one that was in use is not changed.
 func TestNoLostFound(t *testing.T) {
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	v.checkCode("stage", v.stage(), codes.OK)
 	if entries, err := os.ReadDir(v.staging); err != nil || len(entries) != 0 {
 		t.Errorf("a new volume holds %v: %v", entries, err)
@@ -296,7 +297,7 @@ func TestNoLostFound(t *testing.T) {
 // TestMountOptionsOfTheClass asserts that inline volumes and claims are mounted with the options of their class. If two
 // exclude each other, the claim's counts.
 func TestMountOptionsOfTheClass(t *testing.T) {
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	v.classes = options{"noatime", "commit=30"}
 	v.checkCode("stage", v.stage("commit=7", "nosuid"), codes.OK)
 	for _, option := range []string{"noatime", "nosuid", "commit=7"} {
@@ -324,7 +325,7 @@ func TestMountOptionsOfTheClass(t *testing.T) {
 func TestMountBelow(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "unshare", "mount")
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	if err := errors.Join(syscall.Mount("tmpfs", v.dir, "tmpfs", 0, ""), syscall.Mount("", v.dir, "", syscall.MS_SHARED, "")); err != nil {
 		t.Fatal(err)
 	}

@@ -18,9 +18,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/mounts"
 	"github.com/berthdev/berth/pkg/agent/volumes"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
-
-const mib = int64(1) << 20
 
 // testVolume is a persistent volume on a loop device, and the node service that has it.
 type testVolume struct {
@@ -135,7 +134,7 @@ func (v *testVolume) checkCode(what string, err error, code codes.Code) {
 func TestLifeOfAVolume(t *testing.T) {
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
 		t.Run(fsType, func(t *testing.T) {
-			v := newVolume(t, fsType, 304*mib)
+			v := newVolume(t, fsType, 304*units.MiB)
 			v.checkCode("publish before stage", v.publish(v.target, nil), codes.FailedPrecondition)
 			for range 2 {
 				v.checkCode("stage", v.stage("noatime"), codes.OK)
@@ -192,7 +191,7 @@ func TestLifeOfAVolume(t *testing.T) {
 // TestReadOnlyModes asserts that a pod's mount is read-only and has its own options, while the staging mount stays
 // writable.
 func TestReadOnlyModes(t *testing.T) {
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	// With SELinux the kubelet passes a label, which mount(8) ignores on a kernel without it. The label is the file
 	// system's, and not an option of the mount that a pod gets.
 	flags := []string{"nosuid", "nodev", `context="system_u:object_r:container_file_t:s0:c1,c2"`}
@@ -219,7 +218,7 @@ func TestReadOnlyModes(t *testing.T) {
 func TestSingleWriter(t *testing.T) {
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, ""} {
 		t.Run(fsType, func(t *testing.T) {
-			v := newVolume(t, fsType, 64*mib)
+			v := newVolume(t, fsType, 64*units.MiB)
 			single := mode(csispec.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER)
 			v.checkCode("stage", v.stage(), codes.OK)
 			for range 2 {
@@ -242,7 +241,7 @@ func TestSingleWriter(t *testing.T) {
 // TestRawBlock asserts that a raw block volume is published as its device, repeatedly and at several targets, and
 // reports its size.
 func TestRawBlock(t *testing.T) {
-	v := newVolume(t, "", 8*mib)
+	v := newVolume(t, "", 8*units.MiB)
 	v.checkCode("stage", v.stage(), codes.OK)
 	for range 2 {
 		v.checkCode("publish", v.publish(v.target, nil), codes.OK)
@@ -255,7 +254,7 @@ func TestRawBlock(t *testing.T) {
 	v.checkCode("publish read-only", v.publish(v.otherTarget(), readOnly), codes.OK)
 	v.checkCode("publish as a file system", v.publish(v.target, func(r *csispec.NodePublishVolumeRequest) { r.VolumeCapability = mountAs("") }), codes.FailedPrecondition)
 	stats, err := v.NodeGetVolumeStats(t.Context(), &csispec.NodeGetVolumeStatsRequest{VolumeId: claimID, VolumePath: v.target})
-	if err != nil || len(stats.Usage) != 1 || stats.Usage[0].Total != 8*mib || stats.VolumeCondition.Abnormal {
+	if err != nil || len(stats.Usage) != 1 || stats.Usage[0].Total != 8*units.MiB || stats.VolumeCondition.Abnormal {
 		t.Errorf("stats are %v: %v", stats, err)
 	}
 	if _, err := v.NodeGetVolumeStats(t.Context(), &csispec.NodeGetVolumeStatsRequest{VolumeId: claimID, VolumePath: v.staging}); status.Code(err) != codes.NotFound {
@@ -269,8 +268,8 @@ func TestRawBlock(t *testing.T) {
 	}
 	v.checkCode("publish from it", v.publish(v.target, nil), codes.Unavailable)
 	v.volume.Problem, v.volume.Device = "", device
-	v.grow(16 * mib)
-	if got, err := v.NodeExpandVolume(t.Context(), &csispec.NodeExpandVolumeRequest{VolumeId: claimID, VolumePath: "/any"}); err != nil || got.CapacityBytes != 16*mib {
+	v.grow(16 * units.MiB)
+	if got, err := v.NodeExpandVolume(t.Context(), &csispec.NodeExpandVolumeRequest{VolumeId: claimID, VolumePath: "/any"}); err != nil || got.CapacityBytes != 16*units.MiB {
 		t.Errorf("expand says %v: %v", got, err)
 	}
 	for range 2 {
@@ -291,7 +290,7 @@ func TestRawBlock(t *testing.T) {
 
 // TestOtherMountOnTarget asserts that files and mounts of other programs at the paths are neither used nor removed.
 func TestOtherMountOnTarget(t *testing.T) {
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	if err := os.MkdirAll(v.staging, 0o750); err != nil {
 		t.Fatal(err)
 	}
@@ -334,7 +333,7 @@ func TestOtherMountOnTarget(t *testing.T) {
 
 // TestPathsOverLinks asserts that a kubelet directory may be a link.
 func TestPathsOverLinks(t *testing.T) {
-	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*mib)
+	v := newVolume(t, diskv1alpha1.FSTypeExt4, 64*units.MiB)
 	link := filepath.Join(t.TempDir(), "kubelet")
 	if err := os.Symlink(v.dir, link); err != nil {
 		t.Fatal(err)

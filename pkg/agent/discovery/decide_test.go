@@ -10,6 +10,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/test/units"
 )
 
 // exampleDrive is a blank device with an identity.
@@ -429,7 +430,7 @@ func TestInGracePeriod(t *testing.T) {
 	class := &diskv1alpha1.DiskClass{Spec: diskv1alpha1.DiskClassSpec{
 		NewDeviceGrace: &metav1.Duration{Duration: time.Minute}, Devices: diskv1alpha1.DeviceSelector{Rotational: &no},
 	}}
-	device := Device{Name: "nvme0n1", Path: "/dev/nvme0n1", Transport: diskv1alpha1.TransportPCIe, Size: 100 * mib}
+	device := Device{Name: "nvme0n1", Path: "/dev/nvme0n1", Transport: diskv1alpha1.TransportPCIe, Size: 100 * units.MiB}
 	for _, test := range []struct {
 		isNew   bool
 		waited  time.Duration

@@ -19,9 +19,8 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/space/snapshots"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
-
-const mib = int64(1) << 20
 
 // testInventory is an inventory on real loop devices, with a cluster and a clock of the test.
 type testInventory struct {
@@ -163,7 +162,7 @@ func (b *testInventory) attach(image, link string) loopDisk {
 // newDisk makes a blank disk.
 func (b *testInventory) newDisk(link string) loopDisk {
 	b.t.Helper()
-	return b.attach(testenv.Image(b.t, 64*mib), link)
+	return b.attach(testenv.Image(b.t, 64*units.MiB), link)
 }
 
 // rescan rescans, and returns the verdict about a device.
@@ -391,7 +390,7 @@ func TestOnOurVolumes(t *testing.T) {
 	volume := func(partition string, at int64, raw bool) disk.Volume {
 		t.Helper()
 		v, err := b.onlyDisk().Engine.Create(t.Context(), disk.CreateOptions{
-			Partition: partition, Name: "v", Extent: extent.New(at*mib, 20*mib), Raw: raw,
+			Partition: partition, Name: "v", Extent: extent.New(at*units.MiB, 20*units.MiB), Raw: raw,
 		})
 		b.must(err)
 		return v
@@ -405,7 +404,7 @@ func TestOnOurVolumes(t *testing.T) {
 	t.Cleanup(func() { testenv.Unmount(t, target) })
 	image := filepath.Join(target, "a.img")
 	b.must(os.WriteFile(image, nil, 0o600))
-	b.must(os.Truncate(image, 8*mib))
+	b.must(os.Truncate(image, 8*units.MiB))
 	above := b.attach(image, "")
 	b.setClass(diskv1alpha1.AdoptAutomatic, 0, d, over, above)
 	b.checkVerdict(b.rescan(above), diskv1alpha1.DeviceExcluded, "lies on "+d.name)
@@ -445,10 +444,10 @@ func TestReadOnly(t *testing.T) {
 // TestDiskFromStatusAddsUp asserts that a disk from the published status can be published again, for any content of the
 // NodeDiskCapacity. It may have been edited while no agent ran.
 func TestDiskFromStatusAddsUp(t *testing.T) {
-	k := diskv1alpha1.Disk{ID: "a", Device: "sda", Size: 10 * mib}
+	k := diskv1alpha1.Disk{ID: "a", Device: "sda", Size: 10 * units.MiB}
 	for n := range 4 {
 		a := diskv1alpha1.Allocation{Partition: string(rune('a' + n))}
-		a.Start, a.Length = int64(1+n)*mib, 6*mib
+		a.Start, a.Length = int64(1+n)*units.MiB, 6*units.MiB
 		k.Allocations = append(k.Allocations, a)
 	}
 	d := diskFromStatus(k)

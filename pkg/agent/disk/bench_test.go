@@ -7,13 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 // BenchmarkCreate measures what a volume costs beside mkfs and mount: writing an entry, attaching the partition,
 // writing the phase Formatted. BenchmarkFloor measures the least possible cost: one table written by hand with its two
 // flushes, and BLKPG.
 func BenchmarkCreate(b *testing.B) {
-	l := initialized(b, 512*mib, 512)
+	l := initialized(b, 512*units.MiB, 512)
 	d := l.open(b)
 	ctx := b.Context()
 	for b.Loop() {
@@ -33,7 +34,7 @@ func BenchmarkCreate(b *testing.B) {
 
 // BenchmarkReserve measures the part of BenchmarkCreate during which the worker does nothing else.
 func BenchmarkReserve(b *testing.B) {
-	l := initialized(b, 512*mib, 512)
+	l := initialized(b, 512*units.MiB, 512)
 	d := l.open(b)
 	ctx := b.Context()
 	for b.Loop() {
@@ -51,7 +52,7 @@ func BenchmarkReserve(b *testing.B) {
 // BenchmarkFloor measures the least that Create can cost: the writes, flushes and the ioctl, without package disk
 // around them.
 func BenchmarkFloor(b *testing.B) {
-	l := initialized(b, 512*mib, 512)
+	l := initialized(b, 512*units.MiB, 512)
 	d, err := openDevice(l.path, os.O_RDWR)
 	if err != nil {
 		b.Fatal(err)
@@ -81,7 +82,7 @@ func BenchmarkFloor(b *testing.B) {
 		}
 		b.StopTimer()
 		// Like Wipe, punch a hole into the image's file, because that makes the next fsync slower.
-		if err := punchHole(d, 2*mib, 100*mib); err != nil {
+		if err := punchHole(d, 2*units.MiB, 100*units.MiB); err != nil {
 			b.Fatal(err)
 		}
 		if err := d.Sync(); err != nil {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestNothingIsZeroedOnAnotherDisk asserts that no operation writes a byte when the table on the medium has changed, as
@@ -21,12 +23,12 @@ func TestNothingIsZeroedOnAnotherDisk(t *testing.T) {
 			return err
 		},
 		"a raw volume":          createRawVolume,
-		"a volume that grows":   func(ctx context.Context, d *Disk) error { _, err := d.Grow(ctx, guidA, 8*mib); return err },
+		"a volume that grows":   func(ctx context.Context, d *Disk) error { _, err := d.Grow(ctx, guidA, 8*units.MiB); return err },
 		"how it is to be wiped": func(ctx context.Context, d *Disk) error { return d.SetWipe(ctx, guidA, WipeSettings{Policy: WipeNone}) },
 		"the owner":             func(ctx context.Context, d *Disk) error { return d.SetOwner(ctx, ownerTwo) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := initialized(t, 64*mib, 512)
+			l := initialized(t, 64*units.MiB, 512)
 			fillWithData(t, l, extentMiB(2, 61))
 			d := l.open(t)
 			for i, guid := range []string{guidA, guidB} {
@@ -37,7 +39,7 @@ func TestNothingIsZeroedOnAnotherDisk(t *testing.T) {
 			cut, cancel := context.WithCancel(withoutLogs(t))
 			cancel()
 			called := 0
-			l.useMethods(method{"cut", mib, func(*blockDevice, int64, int64) error { called++; return errInjected }})
+			l.useMethods(method{"cut", units.MiB, func(*blockDevice, int64, int64) error { called++; return errInjected }})
 			if _, err := d.Wipe(withoutLogs(t), guidB, WipeOptions{}); !errors.Is(err, errInjected) {
 				t.Fatal(err)
 			}
@@ -47,8 +49,8 @@ func TestNothingIsZeroedOnAnotherDisk(t *testing.T) {
 			d.waitIdle(t)
 			called = 0
 			// Both copies are lost, as on another disk.
-			l.writeAt(t, make([]byte, mib), 0)
-			l.writeAt(t, make([]byte, mib), 63*mib)
+			l.writeAt(t, make([]byte, units.MiB), 0)
+			l.writeAt(t, make([]byte, units.MiB), 63*units.MiB)
 			before := l.hash(t)
 			if err := do(withoutLogs(t), d); !errors.Is(err, ErrOutOfService) {
 				t.Errorf("%v", err)
@@ -85,7 +87,7 @@ func TestLockedDisk(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := newLoopDisk(t, 32*mib, 512)
+			l := newLoopDisk(t, 32*units.MiB, 512)
 			if name == "Open" {
 				if _, err := Initialize(t.Context(), l.path, Owner{}); err != nil {
 					t.Fatal(err)
@@ -121,7 +123,7 @@ func TestLockedDisk(t *testing.T) {
 // TestZeroedOnce asserts that space counts as zeroed only until a volume gets it. If that volume is wiped with
 // WipeNone, its bytes are zeroed before a raw volume gets them.
 func TestZeroedOnce(t *testing.T) {
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	d := l.open(t)
 	ctx := t.Context()
 	create := func(o CreateOptions) Volume {
@@ -137,7 +139,7 @@ func TestZeroedOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	create(CreateOptions{Partition: guidB, Extent: extentMiB(2, 4)})
-	grown, err := d.Grow(ctx, guidB, 12*mib)
+	grown, err := d.Grow(ctx, guidB, 12*units.MiB)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,14 +156,14 @@ func TestZeroedOnce(t *testing.T) {
 	// A volume that is being wiped does not grow either.
 	cut, cancel := context.WithCancel(ctx)
 	cancel()
-	l.useMethods(method{"cut", mib, func(*blockDevice, int64, int64) error { return errInjected }})
+	l.useMethods(method{"cut", units.MiB, func(*blockDevice, int64, int64) error { return errInjected }})
 	if _, err := d.Wipe(withoutLogs(t), guidC, WipeOptions{}); !errors.Is(err, errInjected) {
 		t.Fatal(err)
 	}
 	if _, err := d.Wipe(cut, guidC, WipeOptions{}); err == nil {
 		t.Fatal("a wipe whose caller gave up was done")
 	}
-	if err := d.runInWorker(ctx, func(ctx context.Context) error { _, err := d.grow(ctx, guidC, 5*mib); return err }); !errors.Is(err, ErrInUse) {
+	if err := d.runInWorker(ctx, func(ctx context.Context) error { _, err := d.grow(ctx, guidC, 5*units.MiB); return err }); !errors.Is(err, ErrInUse) {
 		t.Errorf("a volume that is being wiped grows: %v", err)
 	}
 }

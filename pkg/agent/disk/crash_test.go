@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+
+	"github.com/berthdev/berth/test/units"
 )
 
 // crashLayouts are small disks. Their tables are as large as those of any disk.
@@ -18,7 +20,7 @@ func crashLayouts(t testing.TB) []layout {
 	t.Helper()
 	var all []layout
 	for _, sector := range []int64{512, 4096} {
-		l, err := newLayout(64*mib, sector)
+		l, err := newLayout(64*units.MiB, sector)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -46,7 +48,7 @@ func newFormattedDiskWith(t testing.TB, l layout, name []byte) (*memDisk, []byte
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := foreignEntry(l, 300, 60*mib/l.sector, 61*mib/l.sector)
+	f := foreignEntry(l, 300, 60*units.MiB/l.sector, 61*units.MiB/l.sector)
 	strange, err := s.current().withEntry(l, f)
 	if err != nil {
 		t.Fatal(err)
@@ -213,7 +215,7 @@ func (c *powerCutTest) changeAfterRecovery(t *testing.T, recovered *memDisk, l l
 func describeEntries(entries []entry) []string {
 	var all []string
 	for _, e := range entries {
-		all = append(all, fmt.Sprintf("%d:%s:%s@%d+%d", e.index, e.guid[:8], phaseOf[e.typeGUID], e.extent.Start/mib, e.extent.Len()/mib))
+		all = append(all, fmt.Sprintf("%d:%s:%s@%d+%d", e.index, e.guid[:8], phaseOf[e.typeGUID], e.extent.Start/units.MiB, e.extent.Len()/units.MiB))
 	}
 	return all
 }
@@ -253,7 +255,7 @@ func TestPowerCutsInRestore(t *testing.T) {
 			step.run(t, disk, s)
 		}
 		want := slices.Clone(s.table.entries)
-		disk.write(0, make([]byte, mib))
+		disk.write(0, make([]byte, units.MiB))
 		before := disk.clone()
 		disk.log = nil
 		if _, f, err := disk.openTable(t, l, false); err == nil || !f.mustBeSeenBefore {

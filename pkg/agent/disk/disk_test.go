@@ -12,10 +12,10 @@ import (
 
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 const (
-	mib   = int64(1) << 20
 	guidA = "a0000000-0000-5000-8000-00000000000a"
 	guidB = "b0000000-0000-5000-8000-00000000000b"
 	guidC = "c0000000-0000-5000-8000-00000000000c"
@@ -61,13 +61,15 @@ func (l *loopDisk) open(t testing.TB) *Disk {
 	return d
 }
 
-func extentMiB(start, length int64) extent.Extent { return extent.New(start*mib, length*mib) }
+func extentMiB(start, length int64) extent.Extent {
+	return extent.New(start*units.MiB, length*units.MiB)
+}
 
 // TestVolumeLife asserts the result of each call in the life of a volume, from a blank disk to a wiped volume, with
 // both sector sizes.
 func TestVolumeLife(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := newLoopDisk(t, 256*mib, sector)
+		l := newLoopDisk(t, 256*units.MiB, sector)
 		ctx := t.Context()
 		found, err := Inspect(ctx, l.path)
 		if err != nil || found.State != Blank {
@@ -92,7 +94,7 @@ func TestVolumeLife(t *testing.T) {
 		}
 		defer d.Close()
 		s := d.Snapshot()
-		if want := extent.NewSet(extentMiB(2, 253)); s.ID != id || !s.Free.Equal(want) || s.Overhead != 3*mib {
+		if want := extent.NewSet(extentMiB(2, 253)); s.ID != id || !s.Free.Equal(want) || s.Overhead != 3*units.MiB {
 			t.Fatalf("new disk: %+v", s)
 		}
 

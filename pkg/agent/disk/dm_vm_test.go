@@ -18,6 +18,7 @@ import (
 
 	"github.com/berthdev/berth/pkg/agent/holders"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // These tests need a kernel with the device mapper. test/vm runs them in a virtual machine that has it.
@@ -65,7 +66,7 @@ func mappedDisk(t *testing.T, below *loopDisk, name string) *loopDisk {
 // TestMapperClaimsTheDisk asserts why a disk is attached by partitions or by the device mapper, never by both. The
 // kernel refuses to claim a disk of which a partition is claimed, and a partition of a claimed disk.
 func TestMapperClaimsTheDisk(t *testing.T) {
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	d := l.open(t)
 	m, rdev := kernelMapper(t, l)
 	uuid := dmUUIDPrefix + guidA
@@ -90,7 +91,7 @@ func TestMapperClaimsTheDisk(t *testing.T) {
 // volumes there are. The last one is volume a, the one before b.
 func diskWithManyVolumes(t *testing.T, sector int) (*loopDisk, int) {
 	t.Helper()
-	l := initialized(t, 512*mib, sector)
+	l := initialized(t, 512*units.MiB, sector)
 	d := l.open(t)
 	n := int64(MetaEntry + 20)
 	for i := range n {
@@ -174,12 +175,12 @@ func TestMapped(t *testing.T) {
 			t.Errorf("Wipe of a mounted volume: %v", err)
 		}
 		// It grows while it is mounted. Then it grows again, and the agent ends before the kernel knows.
-		grown, err := d.Grow(ctx, guidA, 30*mib)
-		if err != nil || grown.Device != v.Device || len(readContent(t, grown)) != int(30*mib) {
+		grown, err := d.Grow(ctx, guidA, 30*units.MiB)
+		if err != nil || grown.Device != v.Device || len(readContent(t, grown)) != int(30*units.MiB) {
 			t.Errorf("Grow: %+v, %v", grown, err)
 		}
 		err = d.runInWorker(ctx, func(ctx context.Context) error {
-			next, e, err := d.store.table.withLength(guidA, 31*mib)
+			next, e, err := d.store.table.withLength(guidA, 31*units.MiB)
 			if err != nil {
 				return err
 			}
@@ -202,7 +203,7 @@ func TestMapped(t *testing.T) {
 		if !slices.EqualFunc(d.Snapshot().Volumes, before.Volumes, same) {
 			t.Error("the volumes are not those from before the restart")
 		}
-		if v, _ = ptr(d.Snapshot()).Volume(guidA); len(readContent(t, v)) != int(31*mib) {
+		if v, _ = ptr(d.Snapshot()).Volume(guidA); len(readContent(t, v)) != int(31*units.MiB) {
 			t.Errorf("after a restart: %+v", v)
 		}
 		if got, err := os.ReadFile(filepath.Join(mnt, "canary")); err != nil || string(got) != guidA {
@@ -333,7 +334,7 @@ func TestMappedNever(t *testing.T) {
 		l.removePartitions(t)
 	}
 	// A disk without more volumes than numbers does not benefit from it.
-	small := initialized(t, 64*mib, 512)
+	small := initialized(t, 64*units.MiB, 512)
 	d := small.open(t)
 	if _, err := d.Create(withoutLogs(t), CreateOptions{Partition: guidA, Extent: extentMiB(2, 4)}); err != nil {
 		t.Fatal(err)
@@ -360,7 +361,7 @@ func checkClaimed(t *testing.T, l *loopDisk, reason string) {
 // partitions. The disk is a device of the device mapper itself.
 func TestMappedWithoutPartitions(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := newLoopDisk(t, 64*mib, sector)
+		l := newLoopDisk(t, 64*units.MiB, sector)
 		above := mappedDisk(t, l, "test-vault")
 		ctx := withoutLogs(t)
 		checkClaimed(t, l, "select /dev/mapper/test-vault")
@@ -399,7 +400,7 @@ func TestMappedWithoutPartitions(t *testing.T) {
 		if _, err := d.Wipe(ctx, guidA, WipeOptions{}); !errors.Is(err, ErrInUse) {
 			t.Errorf("Wipe of a mounted volume: %v", err)
 		}
-		if grown, err := d.Grow(ctx, guidA, 24*mib); err != nil || grown.Device != v.Device || len(readContent(t, grown)) != int(24*mib) {
+		if grown, err := d.Grow(ctx, guidA, 24*units.MiB); err != nil || grown.Device != v.Device || len(readContent(t, grown)) != int(24*units.MiB) {
 			t.Errorf("Grow: %+v, %v", grown, err)
 		}
 		d.Close()
@@ -435,11 +436,11 @@ func TestMappedWithoutPartitions(t *testing.T) {
 // is in use: its wipe writes nothing. When that device is removed, the volume is wiped once.
 func TestMapperHoldsVolume(t *testing.T) {
 	t.Run("a partition", func(t *testing.T) {
-		l := initialized(t, 64*mib, 512)
+		l := initialized(t, 64*units.MiB, 512)
 		checkWipeBelowMap(t, l, l.open(t), "/dev/loop")
 	})
 	t.Run("a mapped volume", func(t *testing.T) {
-		below := newLoopDisk(t, 64*mib, 512)
+		below := newLoopDisk(t, 64*units.MiB, 512)
 		l := mappedDisk(t, below, "holder-test-vault")
 		if _, err := Initialize(withoutLogs(t), l.path, Owner{}); err != nil {
 			t.Fatal(err)

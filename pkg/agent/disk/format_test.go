@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"testing"
+
+	"github.com/berthdev/berth/test/units"
 )
 
 // writeDropper is a device that drops writes and reports them as done.
@@ -24,7 +26,7 @@ func (f *writeDropper) WriteAt(b []byte, off int64) (int, error) {
 // TestCreateWithDroppedWrites asserts that a volume whose entry is not on the disk never becomes Formatted, although
 // Create may return before the entry was read back.
 func TestCreateWithDroppedWrites(t *testing.T) {
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	d := l.open(t)
 	ctx := withoutLogs(t)
 	err := d.runInWorker(ctx, func(context.Context) error {
@@ -71,7 +73,7 @@ func copiesOf(t *testing.T, l *loopDisk) (primary, backup []byte) {
 // by it. The backup is restored when mkfs fails, when the disk is closed, and after a crash.
 func TestFormat(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := initialized(t, 64*mib, sector)
+		l := initialized(t, 64*units.MiB, sector)
 		d := l.open(t)
 		ctx := t.Context()
 		if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 4)}); err != nil {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+
+	"github.com/berthdev/berth/test/units"
 )
 
 // FuzzEntries gives a disk any entries, with correct headers and checksums. It asserts that they are refused or are a
@@ -14,7 +16,7 @@ import (
 // two bytes for an entry's index, and the entry.
 func FuzzEntries(f *testing.F) {
 	record := func(index int, e entry, sector int64) []byte {
-		l, err := newLayout(64*mib, sector)
+		l, err := newLayout(64*units.MiB, sector)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -25,7 +27,7 @@ func FuzzEntries(f *testing.F) {
 		return append(binary.LittleEndian.AppendUint16(nil, uint16(index)), b...)
 	}
 	for _, sector := range []int64{512, 4096} {
-		l, err := newLayout(64*mib, sector)
+		l, err := newLayout(64*units.MiB, sector)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -33,7 +35,7 @@ func FuzzEntries(f *testing.F) {
 		reserved := record(1, entry{typeGUID: TypeReserved, guid: guidA, extent: extentMiB(2, 3), name: "x", attributes: AttributeEphemeral}, sector)
 		wiping := record(2, entry{typeGUID: TypeWiping, guid: guidB, extent: extentMiB(5, 3)}, sector)
 		raw := record(1000, entry{typeGUID: TypeFormatted, guid: guidC, extent: extentMiB(8, 3), attributes: AttributeRaw}, sector)
-		other := record(300, foreignEntry(l, 300, 60*mib/sector, 61*mib/sector), sector)
+		other := record(300, foreignEntry(l, 300, 60*units.MiB/sector, 61*units.MiB/sector), sector)
 		f.Add(meta, sector == 4096)
 		f.Add(bytes.Join([][]byte{meta, reserved, wiping, raw, other}, nil), sector == 4096)
 		f.Add(bytes.Join([][]byte{meta, reserved, record(7, entry{typeGUID: TypeFormatted, guid: guidC, extent: extentMiB(4, 2)}, sector)}, nil), sector == 4096)
@@ -44,7 +46,7 @@ func FuzzEntries(f *testing.F) {
 		if large {
 			sector = 4096
 		}
-		l, err := newLayout(64*mib, sector)
+		l, err := newLayout(64*units.MiB, sector)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // fillWithData fills space that no volume has with data, as on a disk that was used before.
@@ -41,7 +42,7 @@ func readContent(t *testing.T, v Volume) []byte {
 // TestGrow asserts that a volume grows in place up to the next one, keeps its data, and gets zeros behind it.
 func TestGrow(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := initialized(t, 64*mib, sector)
+		l := initialized(t, 64*units.MiB, sector)
 		fillWithData(t, l, extentMiB(2, 61))
 		d := l.open(t)
 		ctx := t.Context()
@@ -57,7 +58,7 @@ func TestGrow(t *testing.T) {
 		if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(20, 4)}); err != nil {
 			t.Fatal(err)
 		}
-		most := strconv.FormatInt(18*mib, 10)
+		most := strconv.FormatInt(18*units.MiB, 10)
 		for _, test := range []struct {
 			guid   string
 			length int64
@@ -65,24 +66,24 @@ func TestGrow(t *testing.T) {
 			says   string
 			then   int64
 		}{
-			{guidC, 8 * mib, ErrNotFound, "", 4},
-			{guidA, 4 * mib, nil, "", 4},
-			{guidA, mib, nil, "", 4},
-			{guidA, -mib, nil, "", 4},
-			{guidA, 5*mib + 512, nil, "multiple", 4},
-			{guidA, 6 * mib, nil, "", 6},
-			{guidA, 19 * mib, ErrOverlap, most, 6},
+			{guidC, 8 * units.MiB, ErrNotFound, "", 4},
+			{guidA, 4 * units.MiB, nil, "", 4},
+			{guidA, units.MiB, nil, "", 4},
+			{guidA, -units.MiB, nil, "", 4},
+			{guidA, 5*units.MiB + 512, nil, "multiple", 4},
+			{guidA, 6 * units.MiB, nil, "", 6},
+			{guidA, 19 * units.MiB, ErrOverlap, most, 6},
 			{guidA, maxDiskSize, ErrOverlap, most, 6},
-			{guidA, math.MaxInt64 / mib * mib, ErrOverlap, most, 6},
-			{guidA, 18 * mib, nil, "", 18},
-			{guidA, 18 * mib, nil, "", 18},
+			{guidA, math.MaxInt64 / units.MiB * units.MiB, ErrOverlap, most, 6},
+			{guidA, 18 * units.MiB, nil, "", 18},
+			{guidA, 18 * units.MiB, nil, "", 18},
 		} {
 			v, err := d.Grow(ctx, test.guid, test.length)
 			ok := err == nil && test.want == nil && test.says == ""
 			if err != nil && (test.want != nil || test.says != "") {
 				ok = (test.want == nil || errors.Is(err, test.want)) && strings.Contains(err.Error(), test.says)
 			}
-			if !ok || err == nil && v.Extent.Len() != test.then*mib {
+			if !ok || err == nil && v.Extent.Len() != test.then*units.MiB {
 				t.Errorf("Grow of %c to %d: %+v, %v", test.guid[0], test.length, v, err)
 			}
 			s := d.Snapshot()
@@ -90,7 +91,7 @@ func TestGrow(t *testing.T) {
 			if now.Extent != extentMiB(2, test.then) || now.Phase != Formatted || s.Validate() != nil {
 				t.Fatalf("Grow of %c to %d: then %+v, %v", test.guid[0], test.length, now, s.Validate())
 			}
-			if got, want := readContent(t, now), append(slices.Clone(data), make([]byte, now.Extent.Len()-4*mib)...); !bytes.Equal(got, want) {
+			if got, want := readContent(t, now), append(slices.Clone(data), make([]byte, now.Extent.Len()-4*units.MiB)...); !bytes.Equal(got, want) {
 				t.Fatalf("Grow of %c to %d: the volume holds something else than its data and zeros", test.guid[0], test.length)
 			}
 		}
@@ -104,7 +105,7 @@ func TestGrow(t *testing.T) {
 		if err := wipeVolume(ctx, d, guidA); err != nil {
 			t.Fatal(err)
 		}
-		if raw, err := os.ReadFile(l.image); err != nil || !allZero(raw[2*mib:20*mib]) {
+		if raw, err := os.ReadFile(l.image); err != nil || !allZero(raw[2*units.MiB:20*units.MiB]) {
 			t.Errorf("something is left of a volume that grew: %v", err)
 		}
 	})
@@ -113,7 +114,7 @@ func TestGrow(t *testing.T) {
 // TestGrowCutShort asserts that the next agent lengthens the kernel's partition when an agent ended after the table had
 // the new length. The volume is mounted.
 func TestGrowCutShort(t *testing.T) {
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	d := l.open(t)
 	ctx := t.Context()
 	v, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 4)})
@@ -123,7 +124,7 @@ func TestGrowCutShort(t *testing.T) {
 	testenv.Run(t, "mkfs.ext4", "-q", "-F", v.Device)
 	mnt := mountVolume(t, v, "ext4")
 	err = d.runInWorker(ctx, func(ctx context.Context) error {
-		next, e, err := d.store.table.withLength(guidA, 8*mib)
+		next, e, err := d.store.table.withLength(guidA, 8*units.MiB)
 		if err != nil {
 			return err
 		}
@@ -137,7 +138,7 @@ func TestGrowCutShort(t *testing.T) {
 	if p := l.partitions(t)[1]; p.extent != extentMiB(2, 8) {
 		t.Errorf("the kernel has %v", p.extent)
 	}
-	if v, err := d.Grow(ctx, guidA, 8*mib); err != nil || v.Extent != extentMiB(2, 8) {
+	if v, err := d.Grow(ctx, guidA, 8*units.MiB); err != nil || v.Extent != extentMiB(2, 8) {
 		t.Errorf("Grow once more: %+v, %v", v, err)
 	}
 	if err := unix.Unmount(mnt, 0); err != nil {
@@ -147,7 +148,7 @@ func TestGrowCutShort(t *testing.T) {
 
 // TestGrowWhileWiped asserts that a volume that is being wiped does not grow.
 func TestGrowWhileWiped(t *testing.T) {
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	d := l.open(t)
 	ctx := t.Context()
 	if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 4)}); err != nil {
@@ -155,8 +156,8 @@ func TestGrowWhileWiped(t *testing.T) {
 	}
 	all := l.wipeMethods.zero
 	var during error
-	l.useMethods(method{"asking", mib, func(dev *blockDevice, off, n int64) error {
-		_, during = d.Grow(ctx, guidA, 8*mib)
+	l.useMethods(method{"asking", units.MiB, func(dev *blockDevice, off, n int64) error {
+		_, during = d.Grow(ctx, guidA, 8*units.MiB)
 		return all[0].do(dev, off, n)
 	}})
 	if err := wipeVolume(ctx, d, guidA); err != nil {
@@ -170,7 +171,7 @@ func TestGrowWhileWiped(t *testing.T) {
 // TestZeroingReservesSpace asserts that no other volume gets space that is being zeroed for one. A zeroing that fails
 // or is given up releases the space.
 func TestZeroingReservesSpace(t *testing.T) {
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	fillWithData(t, l, extentMiB(2, 61))
 	d := l.open(t)
 	ctx := withoutLogs(t)
@@ -180,21 +181,21 @@ func TestZeroingReservesSpace(t *testing.T) {
 	all := l.wipeMethods.zero
 	var others [3]error
 	stopped, cancel := context.WithCancel(ctx)
-	l.useMethods(method{"asking", mib, func(dev *blockDevice, off, n int64) error {
+	l.useMethods(method{"asking", units.MiB, func(dev *blockDevice, off, n int64) error {
 		_, others[0] = d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(7, 1)})
 		_, others[1] = d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(7, 4), Raw: true})
 		_, others[2] = d.Create(ctx, CreateOptions{Partition: guidC, Extent: extentMiB(40, 1)})
 		cancel()
 		return all[0].do(dev, off, n)
 	}})
-	if _, err := d.Grow(stopped, guidA, 8*mib); !errors.Is(err, context.Canceled) {
+	if _, err := d.Grow(stopped, guidA, 8*units.MiB); !errors.Is(err, context.Canceled) {
 		t.Errorf("Grow that was given up: %v", err)
 	}
 	if !errors.Is(others[0], ErrOverlap) || !errors.Is(others[1], ErrOverlap) || others[2] != nil {
 		t.Errorf("meanwhile: %v", others)
 	}
-	l.useMethods(method{"lies", mib, func(*blockDevice, int64, int64) error { return nil }})
-	if _, err := d.Grow(ctx, guidA, 12*mib); err == nil || errors.Is(err, ErrOutOfService) {
+	l.useMethods(method{"lies", units.MiB, func(*blockDevice, int64, int64) error { return nil }})
+	if _, err := d.Grow(ctx, guidA, 12*units.MiB); err == nil || errors.Is(err, ErrOutOfService) {
 		t.Errorf("Grow into what could not be zeroed: %v", err)
 	}
 	l.useMethods(all...)
@@ -209,7 +210,7 @@ func TestZeroingReservesSpace(t *testing.T) {
 // TestRaw asserts that a raw block volume is zeroed before it exists, and is ready at once.
 func TestRaw(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := initialized(t, 64*mib, sector)
+		l := initialized(t, 64*units.MiB, sector)
 		fillWithData(t, l, extentMiB(2, 61))
 		d := l.open(t)
 		ctx := t.Context()
@@ -226,7 +227,7 @@ func TestRaw(t *testing.T) {
 		if err != nil || again.Extent != v.Extent || countCanaries(t, l) == 0 {
 			t.Errorf("Create once more: %+v, %v, %d canaries", again, err, countCanaries(t, l))
 		}
-		if v, err = d.Grow(ctx, guidA, 9*mib); err != nil || !allZero(readContent(t, v)[7*mib:]) || allZero(readContent(t, v)[:7*mib]) {
+		if v, err = d.Grow(ctx, guidA, 9*units.MiB); err != nil || !allZero(readContent(t, v)[7*units.MiB:]) || allZero(readContent(t, v)[:7*units.MiB]) {
 			t.Errorf("Grow: %+v, %v", v, err)
 		}
 		raw, err := os.ReadFile(l.image)
@@ -244,7 +245,7 @@ func TestRaw(t *testing.T) {
 
 // TestRawRace asserts that concurrent calls for the same volume all get it.
 func TestRawRace(t *testing.T) {
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	fillWithData(t, l, extentMiB(2, 61))
 	d := l.open(t)
 	var all sync.WaitGroup
@@ -276,7 +277,7 @@ func TestGrowFileSystem(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "mkfs.ext4", "mkfs.xfs", "xfs_growfs", "resize2fs", "e2fsck")
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := initialized(t, 2048*mib, sector)
+		l := initialized(t, 2048*units.MiB, sector)
 		d := l.open(t)
 		ctx := t.Context()
 		for i, fsType := range []string{"xfs", "ext4"} {
@@ -292,7 +293,7 @@ func TestGrowFileSystem(t *testing.T) {
 			if err := os.WriteFile(file, data, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if v, err = d.Grow(ctx, guid, 900*mib); err != nil {
+			if v, err = d.Grow(ctx, guid, 900*units.MiB); err != nil {
 				t.Fatal(err)
 			}
 			if fsType == "xfs" {
@@ -309,8 +310,8 @@ func TestGrowFileSystem(t *testing.T) {
 			if err := unix.Statfs(filepath.Dir(file), &st); err != nil {
 				t.Fatal(err)
 			}
-			if size := int64(st.Blocks) * st.Bsize; size < 750*mib {
-				t.Errorf("%s has %d MiB after it grew", fsType, size/mib)
+			if size := int64(st.Blocks) * st.Bsize; size < 750*units.MiB {
+				t.Errorf("%s has %d MiB after it grew", fsType, size/units.MiB)
 			}
 			if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, data) {
 				t.Errorf("%s: the data is not what it was: %v", fsType, err)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // agentEnv makes this test program an agent with two disks, the first of which hangs.
@@ -139,9 +140,9 @@ func (p *agentProcess) state() string {
 // newFrozenDisk makes a disk that hangs while the file system with its image is frozen.
 func newFrozenDisk(t *testing.T) (*testenv.Freezer, *loopDisk) {
 	t.Helper()
-	f := testenv.NewFreezer(t, 128*mib)
+	f := testenv.NewFreezer(t, 128*units.MiB)
 	image := filepath.Join(f.Dir, "image")
-	testenv.ImageAt(t, image, 64*mib)
+	testenv.ImageAt(t, image, 64*units.MiB)
 	l := &loopDisk{image: image, path: testenv.Attach(t, image, "512")}
 	l.removePartitions(t)
 	t.Cleanup(func() {
@@ -162,7 +163,7 @@ func TestRestartBesideHungDisk(t *testing.T) {
 	for name, orderly := range map[string]bool{"stopped": true, "killed": false} {
 		t.Run(name, func(t *testing.T) {
 			f, bad := newFrozenDisk(t)
-			good := initialized(t, 64*mib, 512)
+			good := initialized(t, 64*units.MiB, 512)
 			old := startAgent(t, bad, good)
 			f.Freeze()
 			old.send("ask")

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+
+	"github.com/berthdev/berth/test/units"
 )
 
 // damage is a way to damage a copy of the table.
@@ -217,7 +219,7 @@ func withinMemory(t *testing.T, read func()) {
 // FuzzHeaders gives both copies any contents, with correct checksums. It asserts that they are refused or are a valid
 // table. There must be no panic, and no more memory than two copies take.
 func FuzzHeaders(f *testing.F) {
-	l, err := newLayout(minDiskSize+2*mib, 512)
+	l, err := newLayout(minDiskSize+2*units.MiB, 512)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -235,7 +237,7 @@ func FuzzHeaders(f *testing.F) {
 	f.Add(header[:headerBytes], array[:entrySize], 1, backupHeader[:headerBytes], true)
 	f.Add(header[:headerBytes], array[:entrySize], 2, []byte{}, true)
 	f.Add([]byte{}, array[:entrySize], 300, backupHeader[:headerBytes], false)
-	for _, size := range []int64{minDiskSize + mib, 1 << 40} {
+	for _, size := range []int64{minDiskSize + units.MiB, 1 << 40} {
 		other, err := newLayout(size, l.sector)
 		if err != nil {
 			f.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // hash is the sum of all bytes of the disk. It reads the file behind it, because the device's own cache does not show
@@ -53,7 +54,7 @@ func (l *loopDisk) writeAt(t testing.TB, b []byte, off int64) {
 func TestForeignIsLeftAlone(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4", "mkfs.xfs", "mkswap", "sgdisk", "sfdisk")
 	const size = 16 << 20
-	random := make([]byte, mib)
+	random := make([]byte, units.MiB)
 	for i := range random {
 		random[i] = byte(rand.Uint32())
 	}
@@ -78,11 +79,11 @@ func TestForeignIsLeftAlone(t *testing.T) {
 		}, "gpt"},
 		{"backup GPT alone", func(t *testing.T, l *loopDisk) {
 			testenv.Run(t, "sgdisk", "-o", l.path)
-			l.writeAt(t, make([]byte, mib), 0)
+			l.writeAt(t, make([]byte, units.MiB), 0)
 		}, ""},
 		{"random first MiB", func(t *testing.T, l *loopDisk) { l.writeAt(t, random, 0) }, ""},
-		{"one byte in the first MiB", func(t *testing.T, l *loopDisk) { l.writeAt(t, []byte{1}, mib-1) }, "not zero"},
-		{"one byte in the last MiB", func(t *testing.T, l *loopDisk) { l.writeAt(t, []byte{1}, size-mib) }, "not zero"},
+		{"one byte in the first MiB", func(t *testing.T, l *loopDisk) { l.writeAt(t, []byte{1}, units.MiB-1) }, "not zero"},
+		{"one byte in the last MiB", func(t *testing.T, l *loopDisk) { l.writeAt(t, []byte{1}, size-units.MiB) }, "not zero"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			bothSectors(t, func(t *testing.T, sector int) {
@@ -130,7 +131,7 @@ func TestBusyIsLeftAlone(t *testing.T) {
 		}
 	}
 	t.Run("open exclusively", func(t *testing.T) {
-		l := newLoopDisk(t, 64*mib, 512)
+		l := newLoopDisk(t, 64*units.MiB, 512)
 		f, err := os.OpenFile(l.path, os.O_RDONLY|unix.O_EXCL, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -139,7 +140,7 @@ func TestBusyIsLeftAlone(t *testing.T) {
 		busy(t, l, "exclusively")
 	})
 	t.Run("partitions", func(t *testing.T) {
-		l := newLoopDisk(t, 64*mib, 512)
+		l := newLoopDisk(t, 64*units.MiB, 512)
 		d, err := openDevice(l.path, os.O_RDONLY)
 		if err != nil {
 			t.Fatal(err)
@@ -152,7 +153,7 @@ func TestBusyIsLeftAlone(t *testing.T) {
 	})
 	t.Run("mounted", func(t *testing.T) {
 		testenv.NeedProgram(t, "mkfs.ext4")
-		l := newLoopDisk(t, 64*mib, 512)
+		l := newLoopDisk(t, 64*units.MiB, 512)
 		testenv.Run(t, "mkfs.ext4", "-q", "-F", l.path)
 		mnt := t.TempDir()
 		if err := unix.Mount(l.path, mnt, "ext4", unix.MS_RDONLY, "noload"); err != nil {
@@ -167,10 +168,10 @@ func TestBusyIsLeftAlone(t *testing.T) {
 func TestWhyNoDisk(t *testing.T) {
 	testenv.NeedRoot(t)
 	file := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(file, make([]byte, 8*mib), 0o600); err != nil {
+	if err := os.WriteFile(file, make([]byte, 8*units.MiB), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	tiny := newLoopDisk(t, mib, 512)
+	tiny := newLoopDisk(t, units.MiB, 512)
 	for _, path := range []string{file, "/dev/null", "/dev/does-not-exist", t.TempDir(), "", tiny.path} {
 		if found, err := Inspect(t.Context(), path); err == nil && found.State != Foreign {
 			t.Errorf("Inspect of %q: %+v", path, found)
@@ -186,7 +187,7 @@ func TestWhyNoDisk(t *testing.T) {
 
 // TestProbesMustAnswer asserts that a device is not blank because a program is missing.
 func TestProbesMustAnswer(t *testing.T) {
-	l := newLoopDisk(t, 64*mib, 512)
+	l := newLoopDisk(t, 64*units.MiB, 512)
 	t.Setenv("PATH", t.TempDir())
 	if found, err := Inspect(context.Background(), l.path); err == nil {
 		t.Errorf("Inspect without blkid: %+v", found)
@@ -195,7 +196,7 @@ func TestProbesMustAnswer(t *testing.T) {
 
 // TestSkipExclusive asserts that a shared look opens nothing exclusively.
 func TestSkipExclusive(t *testing.T) {
-	l := newLoopDisk(t, 64*mib, 512)
+	l := newLoopDisk(t, 64*units.MiB, 512)
 	// Looked at before the other program has it open.
 	seen, err := Inspector{}.ReadHolders(t.Context())
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/berthdev/berth/pkg/agent/mounts"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestThousandVolumes fills a disk of 1 TiB with volumes of 1 GiB, and then its table. It asserts that volumes without
@@ -21,9 +22,8 @@ import (
 func TestThousandVolumes(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.NeedProgram(t, "mkfs.ext4", "mkfs.xfs")
-	const gib = 1024 * mib
 	testenv.RemoveNewLoops(t)
-	l := initialized(t, 1024*gib, 512)
+	l := initialized(t, 1024*units.GiB, 512)
 	d := l.open(t)
 	ctx := t.Context()
 	var guids []string
@@ -171,7 +171,7 @@ func newVolumeAboveMeta(t *testing.T, l *loopDisk) (*Disk, Volume) {
 // TestHighVolume asserts what differs for volumes without a partition number.
 func TestHighVolume(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := initialized(t, 64*mib, sector)
+		l := initialized(t, 64*units.MiB, sector)
 		fillWithData(t, l, extentMiB(2, 20))
 		d, v := newVolumeAboveMeta(t, l)
 		ctx := withoutLogs(t)
@@ -183,20 +183,20 @@ func TestHighVolume(t *testing.T) {
 		}
 		testenv.Run(t, "mkfs.ext4", "-q", "-F", v.Device)
 		mnt := mountVolume(t, v, "ext4")
-		grown, err := d.Grow(ctx, guidA, 14*mib)
+		grown, err := d.Grow(ctx, guidA, 14*units.MiB)
 		if err != nil || grown.Device != v.Device || grown.Extent != extentMiB(2, 14) {
 			t.Fatalf("Grow: %+v, %v", grown, err)
 		}
 		if err := unix.Unmount(mnt, 0); err != nil {
 			t.Fatal(err)
 		}
-		if b := readContent(t, grown); !allZero(b[10*mib:]) || allZero(b[:mib]) {
+		if b := readContent(t, grown); !allZero(b[10*units.MiB:]) || allZero(b[:units.MiB]) {
 			t.Error("a grown volume has not its own bytes and zeros")
 		}
 
 		// It grows, and the agent ends before the kernel knows.
 		err = d.runInWorker(ctx, func(ctx context.Context) error {
-			next, e, err := d.store.table.withLength(guidA, 15*mib)
+			next, e, err := d.store.table.withLength(guidA, 15*units.MiB)
 			if err != nil {
 				return err
 			}
@@ -207,7 +207,7 @@ func TestHighVolume(t *testing.T) {
 		}
 		d.Close()
 		d = l.open(t)
-		if v, _ = ptr(d.Snapshot()).Volume(guidA); v.Device != grown.Device || len(readContent(t, v)) != int(15*mib) {
+		if v, _ = ptr(d.Snapshot()).Volume(guidA); v.Device != grown.Device || len(readContent(t, v)) != int(15*units.MiB) {
 			t.Errorf("after a restart: %+v", v)
 		}
 
@@ -220,13 +220,13 @@ func TestHighVolume(t *testing.T) {
 			t.Errorf("Wipe of a volume that is looked at: %v", err)
 		}
 		looker.Close()
-		if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Reserved@2+15"}) || len(readContent(t, v)) != int(15*mib) {
+		if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Reserved@2+15"}) || len(readContent(t, v)) != int(15*units.MiB) {
 			t.Errorf("then: %v", got)
 		}
 		if err := wipeVolume(ctx, d, guidA); err != nil {
 			t.Error(err)
 		}
-		if raw, err := os.ReadFile(l.image); err != nil || !allZero(raw[2*mib:17*mib]) || allZero(raw[17*mib:22*mib]) {
+		if raw, err := os.ReadFile(l.image); err != nil || !allZero(raw[2*units.MiB:17*units.MiB]) || allZero(raw[17*units.MiB:22*units.MiB]) {
 			t.Errorf("wiped is something else than the volume: %v", err)
 		}
 	})
@@ -235,7 +235,7 @@ func TestHighVolume(t *testing.T) {
 // TestStrayLoop asserts that a disk is shown but not changed if a loop device with our prefix does not match the table.
 // The device may be in use.
 func TestStrayLoop(t *testing.T) {
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	d, v := newVolumeAboveMeta(t, l)
 	d.Close()
 	l.removePartitions(t)

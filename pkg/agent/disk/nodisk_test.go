@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // checkNoDisk asserts that a device is Foreign for a reason, and Initialize refuses it.
@@ -27,7 +28,7 @@ func checkNoDisk(t *testing.T, i Inspector, path, reason string) {
 // and if it has a table of ours that a tenant has written.
 func TestDeviceOnOurVolume(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4")
-	l := initialized(t, 256*mib, 512)
+	l := initialized(t, 256*units.MiB, 512)
 	d := l.open(t)
 	ctx := t.Context()
 	for guid, e := range map[string]int64{guidA: 2, guidB: 102} {
@@ -47,7 +48,7 @@ func TestDeviceOnOurVolume(t *testing.T) {
 	// A file on the volume's file system.
 	mnt := mountVolume(t, formatted, "ext4")
 	image := filepath.Join(mnt, "image")
-	if err := os.WriteFile(image, make([]byte, 16*mib), 0o600); err != nil {
+	if err := os.WriteFile(image, make([]byte, 16*units.MiB), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	t.Run("a file", func(t *testing.T) { checkNoDisk(t, Inspector{}, testenv.Loop(t, image, "512"), guidB) })
@@ -56,14 +57,14 @@ func TestDeviceOnOurVolume(t *testing.T) {
 	}
 
 	// A copy of a disk of ours, written into the raw volume.
-	small := initialized(t, 64*mib, 512)
+	small := initialized(t, 64*units.MiB, 512)
 	testenv.Run(t, "dd", "if="+small.path, "of="+raw.Device, "bs=1M", "conv=fsync", "oflag=direct", "status=none")
 	checkNoDisk(t, Inspector{}, above, guidA)
 }
 
 // TestLoopDeviceOverDevice asserts that a loop device over a block device is no disk, but the block device is.
 func TestLoopDeviceOverDevice(t *testing.T) {
-	l := newLoopDisk(t, 64*mib, 512)
+	l := newLoopDisk(t, 64*units.MiB, 512)
 	checkNoDisk(t, Inspector{}, testenv.Loop(t, l.path, "512"), "select that one")
 	l.checkState(t, Inspector{}, Busy, "lies on the device")
 }
@@ -71,7 +72,7 @@ func TestLoopDeviceOverDevice(t *testing.T) {
 // TestLoopOfTheKubelet asserts that a loop device that the kubelet puts over a raw block volume is no disk, for any
 // folder of the kubelet.
 func TestLoopOfTheKubelet(t *testing.T) {
-	l := newLoopDisk(t, 64*mib, 512)
+	l := newLoopDisk(t, 64*units.MiB, 512)
 	kubelet := t.TempDir()
 	node := createFile(t, kubelet, "plugins/kubernetes.io/csi/volumeDevices/pvc-1/dev/1234")
 	unmount := bindDevice(t, l.path, node)
@@ -80,7 +81,7 @@ func TestLoopOfTheKubelet(t *testing.T) {
 	})
 	unmount()
 	image := createFile(t, kubelet, "pods/1234/volumes/kubernetes.io~empty-dir/x/image")
-	if err := os.Truncate(image, 64*mib); err != nil {
+	if err := os.Truncate(image, 64*units.MiB); err != nil {
 		t.Fatal(err)
 	}
 	checkNoDisk(t, Inspector{KubeletDir: kubelet}, testenv.Loop(t, image, "512"), "the kubelet's")

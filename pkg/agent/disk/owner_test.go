@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 var (
@@ -48,7 +49,7 @@ func TestOwnerCoding(t *testing.T) {
 // sector stay, and damage to the owner affects nothing else.
 func TestOwner(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := newLoopDisk(t, 64*mib, sector)
+		l := newLoopDisk(t, 64*units.MiB, sector)
 		ctx := t.Context()
 		check := func(want Owner) {
 			t.Helper()
@@ -93,8 +94,8 @@ func TestOwner(t *testing.T) {
 			t.Errorf("set: %+v", got)
 		}
 		check(ownerTwo)
-		slots := make([]byte, mib)
-		if _, err := d.device.ReadAt(slots, mib); err != nil {
+		slots := make([]byte, units.MiB)
+		if _, err := d.device.ReadAt(slots, units.MiB); err != nil {
 			t.Fatal(err)
 		}
 		if got := decodeVolumeSlot(slots[(MetaEntry-2)*slotBytes:][:slotBytes], guidB); got.note != "beside" {
@@ -107,7 +108,7 @@ func TestOwner(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := f.WriteAt([]byte("?"), mib+(MetaEntry-1)*slotBytes+slotContentsAt); err != nil {
+		if _, err := f.WriteAt([]byte("?"), units.MiB+(MetaEntry-1)*slotBytes+slotContentsAt); err != nil {
 			t.Fatal(err)
 		}
 		if err := f.Close(); err != nil {
@@ -184,8 +185,8 @@ func TestOwnerOfAnEarlierTable(t *testing.T) {
 		if _, err := format(withoutLogs(t), m, l, ownerOne); err != nil {
 			t.Fatal(err)
 		}
-		m.write(0, make([]byte, mib))
-		m.write(l.size-mib, make([]byte, mib))
+		m.write(0, make([]byte, units.MiB))
+		m.write(l.size-units.MiB, make([]byte, units.MiB))
 		if _, err := format(withoutLogs(t), m, l, Owner{}); err != nil {
 			t.Fatal(err)
 		}

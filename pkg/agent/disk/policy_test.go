@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // writtenVolume is a volume of 10 MiB at 3 MiB, full of canaries.
@@ -28,11 +29,11 @@ func writtenVolume(t *testing.T, l *loopDisk, d *Disk) Volume {
 
 // TestWipePolicies asserts what each policy leaves of a volume, and what its record says.
 func TestWipePolicies(t *testing.T) {
-	all := int(10 * mib / 8)
+	all := int(10 * units.MiB / 8)
 	discarding := defaultWipeMethods().secureDiscard
 	// Erases the first half, and leaves the second half as it was.
-	partly := method{"BLKSECDISCARD", mib, func(d *blockDevice, off, n int64) error {
-		if off >= 8*mib { // the volume begins at 3 MiB
+	partly := method{"BLKSECDISCARD", units.MiB, func(d *blockDevice, off, n int64) error {
+		if off >= 8*units.MiB { // the volume begins at 3 MiB
 			return nil
 		}
 		return overwrite(d, off, n)
@@ -55,7 +56,7 @@ func TestWipePolicies(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			bothSectors(t, func(t *testing.T, sector int) {
-				l := initialized(t, 32*mib, sector)
+				l := initialized(t, 32*units.MiB, sector)
 				l.wipeMethods.secureDiscard = test.discarding
 				d := l.open(t)
 				ctx := t.Context()
@@ -82,7 +83,7 @@ func TestWipePolicies(t *testing.T) {
 				if now := l.allocated(t); (now >= allocated) != test.kept {
 					t.Errorf("the file behind the disk had %d bytes, and has %d", allocated, now)
 				}
-				if policy != WipeNone && progress[len(progress)-1] != 10*mib {
+				if policy != WipeNone && progress[len(progress)-1] != 10*units.MiB {
 					t.Errorf("progress ended at %v", progress)
 				}
 				if s := d.Snapshot(); len(s.Volumes) > 0 || !s.Free.Contains(extentMiB(3, 10)) {
@@ -96,7 +97,7 @@ func TestWipePolicies(t *testing.T) {
 				if _, err := d.Create(ctx, CreateOptions{Partition: guidC, Extent: extentMiB(6, 2), Raw: true}); err != nil {
 					t.Error(err)
 				}
-				if _, err := d.Grow(ctx, guidC, 7*mib); err != nil {
+				if _, err := d.Grow(ctx, guidC, 7*units.MiB); err != nil {
 					t.Error(err)
 				}
 				raw, err := os.ReadFile(l.image)
@@ -121,10 +122,10 @@ func (l *loopDisk) allocated(t *testing.T) int64 {
 
 // TestPolicyIsNotSatisfied asserts that a volume is kept if its device reports zeros that are none.
 func TestPolicyIsNotSatisfied(t *testing.T) {
-	lies := method{"lies", mib, func(*blockDevice, int64, int64) error { return nil }}
+	lies := method{"lies", units.MiB, func(*blockDevice, int64, int64) error { return nil }}
 	for _, policy := range []WipePolicy{WipeZero, WipeOverwrite, WipeSecureDiscard, "Shred"} {
 		t.Run(string(policy), func(t *testing.T) {
-			l := initialized(t, 32*mib, 512)
+			l := initialized(t, 32*units.MiB, 512)
 			d := l.open(t)
 			writtenVolume(t, l, d)
 			*l.wipeMethods = wipeMethods{[]method{lies}, lies, lies, l.wipeMethods.saveInterval}
@@ -147,12 +148,12 @@ func TestPolicyIsNotSatisfied(t *testing.T) {
 func TestWipeIsResumed(t *testing.T) {
 	for _, next := range []WipePolicy{WipeZero, WipeOverwrite, WipeNone} {
 		t.Run(string(next), func(t *testing.T) {
-			l := initialized(t, 32*mib, 512)
+			l := initialized(t, 32*units.MiB, 512)
 			d := l.open(t)
 			writtenVolume(t, l, d)
-			interruptWipe(t, d, WipeOverwrite, 2*mib)
+			interruptWipe(t, d, WipeOverwrite, 2*units.MiB)
 			left := countCanaries(t, l)
-			if left == 0 || left >= int(10*mib/8) {
+			if left == 0 || left >= int(10*units.MiB/8) {
 				t.Fatalf("cut short: %d canaries", left)
 			}
 			d.Close()
@@ -178,8 +179,8 @@ func TestWipeIsResumed(t *testing.T) {
 // TestWipeRate asserts that all wipes of a disk together stay within the rate, and that a waiting wipe can be
 // canceled.
 func TestWipeRate(t *testing.T) {
-	const rate = 100 * mib
-	l := initialized(t, 64*mib, 512)
+	const rate = 100 * units.MiB
+	l := initialized(t, 64*units.MiB, 512)
 	d := l.open(t)
 	ctx := t.Context()
 	begin := time.Now()
@@ -196,8 +197,8 @@ func TestWipeRate(t *testing.T) {
 	}
 	both.Wait()
 	// 40 MiB are written and 40 MiB read. The last step does not wait.
-	took, least := time.Since(begin), 79*mib*int64(time.Second)/rate
-	t.Logf("80 MiB at %d MiB/s took %v", rate/mib, took)
+	took, least := time.Since(begin), 79*units.MiB*int64(time.Second)/rate
+	t.Logf("80 MiB at %d MiB/s took %v", rate/units.MiB, took)
 	if took < time.Duration(least) {
 		t.Errorf("it should take %v at least", time.Duration(least))
 	}
@@ -214,10 +215,10 @@ func TestWipeRate(t *testing.T) {
 // TestStepsOfRate asserts that with a limit one step is no more than a quarter of a second's worth.
 func TestStepsOfRate(t *testing.T) {
 	for _, test := range []struct{ rate, most, want int64 }{
-		{0, 256 * mib, 256 * mib},
-		{1, 256 * mib, mib},
-		{40 * mib, 256 * mib, 10 * mib},
-		{1 << 60, 256 * mib, 256 * mib},
+		{0, 256 * units.MiB, 256 * units.MiB},
+		{1, 256 * units.MiB, units.MiB},
+		{40 * units.MiB, 256 * units.MiB, 10 * units.MiB},
+		{1 << 60, 256 * units.MiB, 256 * units.MiB},
 	} {
 		by := rateLimit{&pacer{}, test.rate}
 		if got := by.step(test.most); got != test.want {
@@ -238,7 +239,7 @@ func TestStepsOfRate(t *testing.T) {
 // TestReadBackEnds asserts that reading back ends with an error if the device fails half way, or if the caller gives
 // up.
 func TestReadBackEnds(t *testing.T) {
-	l := newLoopDisk(t, 8*mib, 512)
+	l := newLoopDisk(t, 8*units.MiB, 512)
 	d, err := openDevice(l.path, os.O_RDONLY)
 	if err != nil {
 		t.Fatal(err)

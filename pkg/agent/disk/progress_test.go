@@ -14,16 +14,17 @@ import (
 	"time"
 
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // smallInterval keeps the progress of wipes every few MiB, and never because of the time.
-var smallInterval = interval{3 * mib, time.Hour}
+var smallInterval = interval{3 * units.MiB, time.Hour}
 
 // volumeBeingWiped is a disk of 32 MiB with a volume full of canaries, whose wipes write with overwrite
 // and keep their progress often. over are the offsets that they write.
 func volumeBeingWiped(t *testing.T) (l *loopDisk, d *Disk, v Volume, over *[]int64) {
 	t.Helper()
-	l = initialized(t, 32*mib, 512)
+	l = initialized(t, 32*units.MiB, 512)
 	l.wipeMethods.saveInterval = smallInterval
 	over = countCalls(&l.wipeMethods.overwrite)
 	l.useMethods(l.wipeMethods.overwrite)
@@ -50,7 +51,7 @@ func interruptWipe(t *testing.T, d *Disk, policy WipePolicy, after int64) {
 func countCalls(m *method) *[]int64 {
 	offsets := &[]int64{}
 	old := *m
-	*m = method{old.name, min(old.maxStep, mib), func(d *blockDevice, off, n int64) error {
+	*m = method{old.name, min(old.maxStep, units.MiB), func(d *blockDevice, off, n int64) error {
 		*offsets = append(*offsets, off)
 		return old.do(d, off, n)
 	}}
@@ -97,16 +98,16 @@ func TestWipeResumesAtProgress(t *testing.T) {
 		from, to int64 // where the first step after the crash may be
 		method   string
 	}{
-		{"Zero", WipeZero, 7 * mib, 6 * mib, 7 * mib, methodPunch},
-		{"Overwrite, writing", WipeOverwrite, 4 * mib, 6 * mib, 8 * mib, methodOverwrite},
-		{"Overwrite, reading", WipeOverwrite, 8 * mib, 10 * mib, 10 * mib, methodOverwrite},
-		{"SecureDiscard", WipeSecureDiscard, 4 * mib, 6 * mib, 8 * mib, methodSecureDiscard},
+		{"Zero", WipeZero, 7 * units.MiB, 6 * units.MiB, 7 * units.MiB, methodPunch},
+		{"Overwrite, writing", WipeOverwrite, 4 * units.MiB, 6 * units.MiB, 8 * units.MiB, methodOverwrite},
+		{"Overwrite, reading", WipeOverwrite, 8 * units.MiB, 10 * units.MiB, 10 * units.MiB, methodOverwrite},
+		{"SecureDiscard", WipeSecureDiscard, 4 * units.MiB, 6 * units.MiB, 8 * units.MiB, methodSecureDiscard},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			bothSectors(t, func(t *testing.T, sector int) {
-				l := initialized(t, 32*mib, sector)
+				l := initialized(t, 32*units.MiB, sector)
 				l.wipeMethods.saveInterval = smallInterval
-				l.wipeMethods.secureDiscard = method{methodSecureDiscard, mib, always}
+				l.wipeMethods.secureDiscard = method{methodSecureDiscard, units.MiB, always}
 				over, secure := countCalls(&l.wipeMethods.overwrite), countCalls(&l.wipeMethods.secureDiscard)
 				punch := l.wipeMethods.zero[0]
 				punched := countCalls(&punch)
@@ -142,10 +143,10 @@ func TestWipeResumesAtProgress(t *testing.T) {
 					t.Fatalf("taken up: %+v, %v", w, err)
 				}
 				steps := slices.Concat(*over, *secure, *punched)
-				if from := 3*mib + test.from; len(steps) == 0 && test.from < 10*mib || len(steps) > 0 && (steps[0] < from || steps[0] > 3*mib+test.to) {
-					t.Errorf("it goes on at %v, and should between %d and %d", steps, from, 3*mib+test.to)
+				if from := 3*units.MiB + test.from; len(steps) == 0 && test.from < 10*units.MiB || len(steps) > 0 && (steps[0] < from || steps[0] > 3*units.MiB+test.to) {
+					t.Errorf("it goes on at %v, and should between %d and %d", steps, from, 3*units.MiB+test.to)
 				}
-				if first < test.crash-3*mib {
+				if first < test.crash-3*units.MiB {
 					t.Errorf("it reports %d bytes first", first)
 				}
 				if n := countCanaries(t, crashed); n != 0 {
@@ -162,16 +163,16 @@ func TestResumedWipeIsVerified(t *testing.T) {
 	for _, policy := range []WipePolicy{WipeZero, WipeOverwrite} {
 		t.Run(string(policy), func(t *testing.T) {
 			l, d, _, over := volumeBeingWiped(t)
-			interruptWipe(t, d, policy, 4*mib)
+			interruptWipe(t, d, policy, 4*units.MiB)
 			d.Close()
-			l.writeAt(t, []byte("not zero"), 3*mib)
+			l.writeAt(t, []byte("not zero"), 3*units.MiB)
 			d = l.open(t)
 			*over = nil
-			if _, err := d.Wipe(withoutLogs(t), guidA, WipeOptions{Policy: policy}); err == nil || (*over)[0] == 3*mib {
+			if _, err := d.Wipe(withoutLogs(t), guidA, WipeOptions{Policy: policy}); err == nil || (*over)[0] == 3*units.MiB {
 				t.Fatalf("the extent does not read as zeros, and the wipe, which went on at %v, says %v", *over, err)
 			}
 			*over = nil
-			if _, err := d.Wipe(t.Context(), guidA, WipeOptions{Policy: policy}); err != nil || (*over)[0] != 3*mib {
+			if _, err := d.Wipe(t.Context(), guidA, WipeOptions{Policy: policy}); err != nil || (*over)[0] != 3*units.MiB {
 				t.Errorf("the next wipe begins at %v: %v", *over, err)
 			}
 			if n := countCanaries(t, l); n != 0 {
@@ -184,7 +185,7 @@ func TestResumedWipeIsVerified(t *testing.T) {
 // TestOtherPolicyStartsOver asserts that the progress of one policy does not count for another.
 func TestOtherPolicyStartsOver(t *testing.T) {
 	l, d, _, over := volumeBeingWiped(t)
-	interruptWipe(t, d, WipeZero, 7*mib)
+	interruptWipe(t, d, WipeZero, 7*units.MiB)
 	d.Close()
 	d = l.open(t)
 	*over = nil
@@ -196,11 +197,11 @@ func TestOtherPolicyStartsOver(t *testing.T) {
 // TestMethodStartsOver asserts that the next method begins at 0. The disk has no progress of the failed method when the
 // next one writes its first byte.
 func TestMethodStartsOver(t *testing.T) {
-	lies := method{methodPunch, mib, func(*blockDevice, int64, int64) error { return nil }}
-	l := initialized(t, 32*mib, 512)
+	lies := method{methodPunch, units.MiB, func(*blockDevice, int64, int64) error { return nil }}
+	l := initialized(t, 32*units.MiB, 512)
 	l.wipeMethods.saveInterval = smallInterval
 	var first []int64
-	proves := method{methodZeroOut, mib, func(d *blockDevice, off, n int64) error {
+	proves := method{methodZeroOut, units.MiB, func(d *blockDevice, off, n int64) error {
 		if len(first) == 0 {
 			if s := l.slotOf(t, 1, guidA); s.progress.zeroed != 0 {
 				t.Errorf("the disk still says %+v", s.progress)
@@ -212,7 +213,7 @@ func TestMethodStartsOver(t *testing.T) {
 	l.useMethods(lies, proves)
 	d := l.open(t)
 	writtenVolume(t, l, d)
-	if w, err := d.Wipe(withoutLogs(t), guidA, WipeOptions{}); err != nil || w.Method != methodZeroOut || first[0] != 3*mib || len(first) != 10 {
+	if w, err := d.Wipe(withoutLogs(t), guidA, WipeOptions{}); err != nil || w.Method != methodZeroOut || first[0] != 3*units.MiB || len(first) != 10 {
 		t.Errorf("%+v, %v, steps at %v", w, err, first)
 	}
 }
@@ -225,8 +226,8 @@ func (l *loopDisk) slotOf(t *testing.T, index int, partition string) slot {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	all := make([]byte, mib)
-	if _, err := d.ReadAt(all, mib); err != nil {
+	all := make([]byte, units.MiB)
+	if _, err := d.ReadAt(all, units.MiB); err != nil {
 		t.Fatal(err)
 	}
 	return decodeVolumeSlot(all[int64(index-1)*slotBytes:][:slotBytes], partition)
@@ -238,7 +239,7 @@ func TestEarlierProgress(t *testing.T) {
 	l, d, v, over := volumeBeingWiped(t)
 	e := entry{index: v.Index, guid: guidA, extent: v.Extent}
 	err := d.runInWorker(t.Context(), func(context.Context) error {
-		return d.writeSlot(e, slot{wipe: WipeSettings{Policy: WipeZero}, progress: progress{methodOverwrite, 10 * mib, 0}})
+		return d.writeSlot(e, slot{wipe: WipeSettings{Policy: WipeZero}, progress: progress{methodOverwrite, 10 * units.MiB, 0}})
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -246,12 +247,12 @@ func TestEarlierProgress(t *testing.T) {
 	if err := wipeVolume(t.Context(), d, guidA); err != nil || len(*over) != 10 || countCanaries(t, l) != 0 {
 		t.Errorf("%d MiB were written, %d canaries are left: %v", len(*over), countCanaries(t, l), err)
 	}
-	for _, p := range []progress{{methodOverwrite, -mib, 0}, {methodOverwrite, 11 * mib, 0}, {methodOverwrite, mib, 2 * mib}, {methodOverwrite, mib + 1, 0}, {methodOverwrite, mib, -mib}, {methodOverwrite, mib, 1}} {
-		if p.fits(10 * mib) {
+	for _, p := range []progress{{methodOverwrite, -units.MiB, 0}, {methodOverwrite, 11 * units.MiB, 0}, {methodOverwrite, units.MiB, 2 * units.MiB}, {methodOverwrite, units.MiB + 1, 0}, {methodOverwrite, units.MiB, -units.MiB}, {methodOverwrite, units.MiB, 1}} {
+		if p.fits(10 * units.MiB) {
 			t.Errorf("%+v of 10 MiB is believed", p)
 		}
 	}
-	if p := (progress{methodOverwrite, 10 * mib, 10 * mib}); !p.fits(10 * mib) {
+	if p := (progress{methodOverwrite, 10 * units.MiB, 10 * units.MiB}); !p.fits(10 * units.MiB) {
 		t.Errorf("%+v of 10 MiB is not believed", p)
 	}
 }
@@ -260,7 +261,7 @@ func TestEarlierProgress(t *testing.T) {
 // partitions. If a process has it open it has one, and then its progress does not count any more.
 func TestOpenWhileWiping(t *testing.T) {
 	l, d, v, over := volumeBeingWiped(t)
-	interruptWipe(t, d, "", 7*mib)
+	interruptWipe(t, d, "", 7*units.MiB)
 	boot := func() {
 		d.Close()
 		device, err := openDevice(l.path, os.O_RDWR)
@@ -290,7 +291,7 @@ func TestOpenWhileWiping(t *testing.T) {
 	if err := wipeVolume(withoutLogs(t), d, guidA); !errors.Is(err, ErrInUse) || len(*over) > 0 {
 		t.Errorf("with the device open %v was written: %v", *over, err)
 	}
-	if _, err := holder.WriteAt(bytes.Repeat([]byte("late"), 1024), 2*mib+4096); err != nil {
+	if _, err := holder.WriteAt(bytes.Repeat([]byte("late"), 1024), 2*units.MiB+4096); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(holder.Sync(), holder.Close()); err != nil {
@@ -331,7 +332,7 @@ func TestPowerCutsInProgress(t *testing.T) {
 			e, _ := s.table.volume(guid)
 			old := kept[guid]
 			next := old
-			next.progress = progress{methodOverwrite, i * mib, 0}
+			next.progress = progress{methodOverwrite, i * units.MiB, 0}
 			before := m.clone()
 			m.log = nil
 			if err := errors.Join(d.writeSlot(e, next), m.Sync()); err != nil {

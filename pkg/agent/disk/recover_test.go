@@ -3,6 +3,8 @@ package disk
 import (
 	"slices"
 	"testing"
+
+	"github.com/berthdev/berth/test/units"
 )
 
 // formatBlank makes a blank disk ours, with power cuts at every moment. It asserts that the disk is still blank, so
@@ -54,7 +56,7 @@ func (c *powerCutTest) damageAndRecover(t *testing.T, disk *memDisk, l layout, s
 	want := slices.Clone(s.table.entries)
 	name := "grown"
 	if c.random.IntN(5) == 0 {
-		if l, err = newLayout(l.size+c.random.Int64N(4)*l.sector+mib, l.sector); err != nil {
+		if l, err = newLayout(l.size+c.random.Int64N(4)*l.sector+units.MiB, l.sector); err != nil {
 			t.Fatal(err)
 		}
 	} else {

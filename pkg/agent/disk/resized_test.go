@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestGrownTable asserts that every volume stays when the disk grows and the power is cut while the table is extended.
@@ -22,7 +23,7 @@ func TestGrownTable(t *testing.T) {
 	random := rand.New(rand.NewPCG(11, 12))
 	states := 0
 	for _, l := range crashLayouts(t) {
-		for _, by := range []int64{l.sector, 128 << 10, mib, 1 << 40} {
+		for _, by := range []int64{l.sector, 128 << 10, units.MiB, 1 << 40} {
 			for _, ahead := range []bool{false, true} {
 				disk, strange := newFormattedDisk(t, l)
 				s, _, err := disk.openTable(t, l, false)
@@ -90,12 +91,12 @@ func TestGrownTable(t *testing.T) {
 // TestGrownOverSomething asserts that a disk that grew is not extended over foreign data at its new end.
 func TestGrownOverSomething(t *testing.T) {
 	for _, l := range crashLayouts(t) {
-		for _, by := range []int64{mib / 2, 64 * mib} {
+		for _, by := range []int64{units.MiB / 2, 64 * units.MiB} {
 			now, err := newLayout(l.size+by, l.sector)
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, off := range []int64{now.size - chunkBytes, now.size - min(by, mib)} {
+			for _, off := range []int64{now.size - chunkBytes, now.size - min(by, units.MiB)} {
 				m, _ := newFormattedDisk(t, l)
 				m.write(off, bytes.Repeat([]byte{7}, chunkBytes))
 				m.log = nil
@@ -166,7 +167,7 @@ func (l *loopDisk) resize(t *testing.T, size int64) {
 func TestDiskGrows(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4")
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := initialized(t, 64*mib, sector)
+		l := initialized(t, 64*units.MiB, sector)
 		d := l.open(t)
 		ctx := t.Context()
 		v, err := d.Create(ctx, CreateOptions{Partition: guidA, Name: "a", Extent: extentMiB(2, 20)})
@@ -190,7 +191,7 @@ func TestDiskGrows(t *testing.T) {
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
-		l.resize(t, 100*mib)
+		l.resize(t, 100*units.MiB)
 		before := l.hash(t)
 		if found, err := Inspect(ctx, l.path); err != nil || found.State != Ours || found.ID != id || !strings.Contains(found.Reason, "grown") {
 			t.Errorf("Inspect: %+v, %v", found, err)
@@ -203,7 +204,7 @@ func TestDiskGrows(t *testing.T) {
 		}
 		d = l.open(t)
 		s := d.Snapshot()
-		if s.ID != id || s.Size != 100*mib || !slices.Equal(volumes(s), []string{"a:Formatted@2+20"}) || !s.Free.Contains(extentMiB(22, 77)) {
+		if s.ID != id || s.Size != 100*units.MiB || !slices.Equal(volumes(s), []string{"a:Formatted@2+20"}) || !s.Free.Contains(extentMiB(22, 77)) {
 			t.Fatalf("opened again: %+v", s)
 		}
 		if err := os.WriteFile(file, []byte("still mine"), 0o600); err != nil {
@@ -221,7 +222,7 @@ func TestDiskGrows(t *testing.T) {
 // again when it has its old size.
 func TestDiskIsTruncated(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := initialized(t, 64*mib, sector)
+		l := initialized(t, 64*units.MiB, sector)
 		d := l.open(t)
 		ctx := withoutLogs(t)
 		for i, guid := range []string{guidA, guidB} {
@@ -232,7 +233,7 @@ func TestDiskIsTruncated(t *testing.T) {
 		id := d.Snapshot().ID
 		d.Close()
 		l.removePartitions(t)
-		for _, size := range []int64{32 * mib, 64*mib - int64(sector)} {
+		for _, size := range []int64{32 * units.MiB, 64*units.MiB - int64(sector)} {
 			l.resize(t, size)
 			before := l.hash(t)
 			if found, err := Inspect(ctx, l.path); err != nil || found.State != Ours || found.ID != id || !strings.Contains(found.Reason, "truncated") {
@@ -259,7 +260,7 @@ func TestDiskIsTruncated(t *testing.T) {
 				t.Error("a truncated disk was written to")
 			}
 		}
-		l.resize(t, 64*mib)
+		l.resize(t, 64*units.MiB)
 		d = l.open(t)
 		if got := volumes(d.Snapshot()); !slices.Equal(got, []string{"a:Reserved@2+20", "b:Reserved@32+20"}) {
 			t.Errorf("of its old size: %v", got)
@@ -271,7 +272,7 @@ func TestDiskIsTruncated(t *testing.T) {
 
 // TestDiskIsSwapped asserts that an open disk whose device becomes another disk of ours is out of service.
 func TestDiskIsSwapped(t *testing.T) {
-	l, other := initialized(t, 64*mib, 512), initialized(t, 64*mib, 512)
+	l, other := initialized(t, 64*units.MiB, 512), initialized(t, 64*units.MiB, 512)
 	d := l.open(t)
 	ctx := withoutLogs(t)
 	if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 10)}); err != nil {

@@ -15,13 +15,14 @@ import (
 
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // volumes of a snapshot, as "a:Reserved@2+10".
 func volumes(s Snapshot) []string {
 	var all []string
 	for _, v := range s.Volumes {
-		all = append(all, fmt.Sprintf("%c:%s@%d+%d", v.Partition[0], v.Phase, v.Extent.Start/mib, v.Extent.Len()/mib))
+		all = append(all, fmt.Sprintf("%c:%s@%d+%d", v.Partition[0], v.Phase, v.Extent.Start/units.MiB, v.Extent.Len()/units.MiB))
 	}
 	return all
 }
@@ -30,7 +31,7 @@ func volumes(s Snapshot) []string {
 // crash of the agent, or not, as after a reboot.
 func TestRestart(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := initialized(t, 64*mib, sector)
+		l := initialized(t, 64*units.MiB, sector)
 		ctx := t.Context()
 		var id string
 		for _, step := range []struct {
@@ -97,14 +98,14 @@ func TestRestart(t *testing.T) {
 // TestRestoresLostBeginning asserts that the table is restored when the first MiB is zeroed between two opens.
 func TestRestoresLostBeginning(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := initialized(t, 64*mib, sector)
+		l := initialized(t, 64*units.MiB, sector)
 		d := l.open(t)
 		if _, err := d.Create(t.Context(), CreateOptions{Partition: guidA, Name: "a", Extent: extentMiB(2, 10), Ephemeral: true}); err != nil {
 			t.Fatal(err)
 		}
 		id := d.Snapshot().ID
 		d.Close()
-		l.writeAt(t, make([]byte, mib), 0)
+		l.writeAt(t, make([]byte, units.MiB), 0)
 		before := l.hash(t)
 		if found, err := Inspect(t.Context(), l.path); err != nil || found.State != Ours || found.ID != id || found.Reason == "" {
 			t.Errorf("Inspect: %+v, %v", found, err)
@@ -146,7 +147,7 @@ func TestKernelPartitionsDiffer(t *testing.T) {
 	} {
 		for _, inUse := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, in use: %t", name, inUse), func(t *testing.T) {
-				l := initialized(t, 64*mib, 512)
+				l := initialized(t, 64*units.MiB, 512)
 				d := l.open(t)
 				if _, err := d.Create(t.Context(), CreateOptions{Partition: guidA, Name: "a", Extent: extentMiB(2, 10), Ephemeral: true}); err != nil {
 					t.Fatal(err)
@@ -207,7 +208,7 @@ func TestKernelPartitionsDiffer(t *testing.T) {
 // TestSecondAgentIsRefused asserts that a second agent, and tools that open whole disks, are refused.
 func TestSecondAgentIsRefused(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4", "wipefs")
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	d := l.open(t)
 	if other, err := Open(t.Context(), l.path, Options{}); !errors.Is(err, ErrInUse) {
 		if err == nil {
@@ -228,7 +229,7 @@ func TestSecondAgentIsRefused(t *testing.T) {
 
 // TestClosedDisk asserts that a closed disk refuses every call.
 func TestClosedDisk(t *testing.T) {
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	d := l.open(t)
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
@@ -239,7 +240,7 @@ func TestClosedDisk(t *testing.T) {
 	if _, err := d.Create(t.Context(), CreateOptions{Partition: guidA, Extent: extentMiB(2, 2), Ephemeral: true}); !errors.Is(err, ErrOutOfService) {
 		t.Errorf("Create: %v", err)
 	}
-	if d.Snapshot().Size != 64*mib {
+	if d.Snapshot().Size != 64*units.MiB {
 		t.Error("no snapshot any more")
 	}
 }
@@ -247,7 +248,7 @@ func TestClosedDisk(t *testing.T) {
 // TestConcurrentCalls asserts that everything that was granted to racing callers is there, disjoint, also after a
 // restart. They race for space, entries and wipes while others read.
 func TestConcurrentCalls(t *testing.T) {
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	d := l.open(t)
 	ctx := t.Context()
 	stop := make(chan struct{})
@@ -329,14 +330,14 @@ func TestDiskLost(t *testing.T) {
 			}
 		},
 		"shrinks": func(t *testing.T, l *loopDisk) {
-			if err := os.Truncate(l.image, 8*mib); err != nil {
+			if err := os.Truncate(l.image, 8*units.MiB); err != nil {
 				t.Fatal(err)
 			}
 			testenv.Run(t, "losetup", "--set-capacity", l.path)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := initialized(t, 64*mib, 512)
+			l := initialized(t, 64*units.MiB, 512)
 			d := l.open(t)
 			ctx := withoutLogs(t)
 			if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 10), Ephemeral: true}); err != nil {
@@ -374,7 +375,7 @@ func TestDiskLost(t *testing.T) {
 // the disk is opened again, that partition is a foreign entry.
 func TestTableChangedByAnotherProgram(t *testing.T) {
 	testenv.NeedProgram(t, "sgdisk")
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	d := l.open(t)
 	ctx := withoutLogs(t)
 	if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(2, 10), Ephemeral: true}); err != nil {

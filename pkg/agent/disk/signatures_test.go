@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // signatureCase is what a foreign disk has: parts at offsets, the negative ones from the end.
@@ -60,7 +61,7 @@ func zfsLabels() map[int64][]byte {
 // signatures of disks of 80 MiB.
 func eightySignatures() []signatureCase {
 	const size = 80 << 20
-	noise := make([]byte, mib)
+	noise := make([]byte, units.MiB)
 	for i := range noise {
 		noise[i] = byte(rand.Uint32())
 	}
@@ -85,11 +86,11 @@ func eightySignatures() []signatureCase {
 		{"f2fs", "f2fs", one(1024, testenv.LE32(0xf2f52010))},
 		{"verity", "verity", one(0, []byte("verity\x00\x00\x01\x00\x00\x00"))},
 		// The first MiB is zero, and so is the last.
-		{"VMFS", "vmfs", one(mib, testenv.LE32(0xc001d00d))},
+		{"VMFS", "vmfs", one(units.MiB, testenv.LE32(0xc001d00d))},
 		{"boot sector of DOS", "dos", one(0, testenv.Padded(512, map[int][]byte{446: {0x80, 1, 1, 0, 0x0c, 1, 1, 1, 63}, 458: testenv.LE32(1000), 510: {0x55, 0xaa}}))},
 		// Data that no tool recognizes: encrypted without a header, or a database's.
-		{"noise all over", "not zero", map[int64][]byte{0: noise, 7 << 20: noise, -mib: noise}},
-		{"noise at the end", "not zero", one(-mib, noise)},
+		{"noise all over", "not zero", map[int64][]byte{0: noise, 7 << 20: noise, -units.MiB: noise}},
+		{"noise at the end", "not zero", one(-units.MiB, noise)},
 		{"an unknown signature", "not zero", one(512, []byte("MYRAWDB1"))},
 	}
 }
@@ -157,14 +158,14 @@ func TestOurGUIDWithOthersPartitions(t *testing.T) {
 		{"with our name in it", []string{"-o", "-S", "1024", "-U", diskID, "-n", "255:1M:+1M", "-c", "255:" + metaName}, "gpt"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			l := newLoopDisk(t, 64*mib, 512)
+			l := newLoopDisk(t, 64*units.MiB, 512)
 			testenv.Run(t, "sgdisk", append(test.tool, l.path)...)
 			l.removePartitions(t)
 			l.checkRefused(t, test.reason)
 		})
 	}
 	t.Run("ours, and invalid", func(t *testing.T) {
-		l := initialized(t, 64*mib, 512)
+		l := initialized(t, 64*units.MiB, 512)
 		// A volume over the meta partition.
 		testenv.Run(t, "sgdisk", "-d", "255", "-n", "255:2M:+1M", "-t", "255:"+TypeMeta, l.path)
 		l.removePartitions(t)
@@ -184,7 +185,7 @@ func TestOurGUIDWithOthersPartitions(t *testing.T) {
 // TestSwapIsLeftAlone asserts that swap in use is left alone.
 func TestSwapIsLeftAlone(t *testing.T) {
 	testenv.NeedProgram(t, "mkswap", "swapon", "swapoff")
-	l := newLoopDisk(t, 64*mib, 512)
+	l := newLoopDisk(t, 64*units.MiB, 512)
 	testenv.Run(t, "mkswap", l.path)
 	testenv.Run(t, "swapon", l.path)
 	t.Cleanup(func() { testenv.Run(t, "swapoff", l.path) })

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // oldSlot is the slot of a volume as earlier versions wrote it.
@@ -27,8 +28,8 @@ func TestSlotCoding(t *testing.T) {
 		{note: "shop/data-db-0"},
 		{note: longest, wipe: WipeSettings{WipeOverwrite, 1 << 40}, progress: progress{methodOverwrite, 20 << 40, 10 << 40}},
 		{wipe: WipeSettings{WipeNone, 0}},
-		{note: "n", wipe: WipeSettings{WipeSecureDiscard, 1}, progress: progress{methodSecureDiscard, mib, 0}},
-		{note: "n", wipe: WipeSettings{WipeZero, 0}, progress: progress{methodZeroOut, mib, 0}},
+		{note: "n", wipe: WipeSettings{WipeSecureDiscard, 1}, progress: progress{methodSecureDiscard, units.MiB, 0}},
+		{note: "n", wipe: WipeSettings{WipeZero, 0}, progress: progress{methodZeroOut, units.MiB, 0}},
 	} {
 		b1, err := want.encode(guidA)
 		if err != nil {
@@ -82,7 +83,7 @@ func TestSlotOfANewerAgent(t *testing.T) {
 // TestSlots asserts that a note stays with its volume when other notes in the same sector change, and is gone with it.
 func TestSlots(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := initialized(t, 64*mib, sector)
+		l := initialized(t, 64*units.MiB, sector)
 		d := l.open(t)
 		create := func(partition string, start int64, note string) {
 			t.Helper()
@@ -141,7 +142,7 @@ func TestSlots(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := f.WriteAt([]byte(strings.Repeat("?", int(mib))), mib); err != nil {
+		if _, err := f.WriteAt([]byte(strings.Repeat("?", int(units.MiB))), units.MiB); err != nil {
 			t.Fatal(err)
 		}
 		if err := f.Close(); err != nil {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 const (
@@ -61,13 +62,13 @@ type soakVolume struct {
 func newSoak(t *testing.T, sector int, seed uint64) *soak {
 	t.Helper()
 	s := &soak{t: t, ctx: withoutLogs(t), random: rand.New(rand.NewPCG(seed, uint64(sector))), volumes: map[string]*soakVolume{}, counts: map[string]int{}, dir: t.TempDir()}
-	s.l = initialized(t, (soakVolumesEnd+soakForeignCount+1)*mib, sector)
+	s.l = initialized(t, (soakVolumesEnd+soakForeignCount+1)*units.MiB, sector)
 	s.addForeign()
 	fillWithData(t, s.l, extentMiB(2, soakVolumesEnd-2))
 	f, err := os.Open(s.l.image)
 	s.must(err)
 	defer f.Close()
-	s.image, err = unix.Mmap(int(f.Fd()), 0, int(soakVolumesEnd*mib), unix.PROT_READ, unix.MAP_SHARED)
+	s.image, err = unix.Mmap(int(f.Fd()), 0, int(soakVolumesEnd*units.MiB), unix.PROT_READ, unix.MAP_SHARED)
 	s.must(err)
 	t.Cleanup(func() { _ = unix.Munmap(s.image) })
 	s.want = bytes.Clone(s.image)
@@ -93,7 +94,7 @@ func (s *soak) addForeign() {
 	found, err := examine(device, device.layout)
 	s.must(err)
 	c := found.current
-	perMiB := mib / device.sector
+	perMiB := units.MiB / device.sector
 	for i := range int64(soakForeignCount) {
 		c, err = c.withEntry(device.layout, foreignEntry(device.layout, int(i)+1, (soakVolumesEnd+i)*perMiB, (soakVolumesEnd+i+1)*perMiB))
 		s.must(err)
@@ -180,14 +181,14 @@ func (s *soak) freeInModel() extent.Set {
 func (s *soak) reserveExtent(length int64) (extent.Extent, bool) {
 	var starts []int64
 	for _, e := range s.unclaimed().All() {
-		for start := e.Start; start+length*mib <= e.End; start += mib {
+		for start := e.Start; start+length*units.MiB <= e.End; start += units.MiB {
 			starts = append(starts, start)
 		}
 	}
 	if len(starts) == 0 {
 		return extent.Extent{}, false
 	}
-	e := extent.New(starts[s.random.IntN(len(starts))], length*mib)
+	e := extent.New(starts[s.random.IntN(len(starts))], length*units.MiB)
 	s.claimed = s.claimed.Add(e)
 	return e, true
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 func (s *soak) create() (soakOperation, bool) {
@@ -79,7 +80,7 @@ func (s *soak) overlap() (soakOperation, bool) {
 	if v == nil {
 		return soakOperation{}, false
 	}
-	e := extent.New(v.Extent.End-mib, 2*mib)
+	e := extent.New(v.Extent.End-units.MiB, 2*units.MiB)
 	if s.random.IntN(4) == 0 {
 		e = extentMiB(soakVolumesEnd-1, 2) // into a foreign partition
 	}
@@ -124,7 +125,7 @@ func (s *soak) format() (soakOperation, bool) {
 
 // mkfs makes a real file system.
 func (s *soak) mkfs() (soakOperation, bool) {
-	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase == Reserved && v.Extent.Len() >= 2*mib })
+	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase == Reserved && v.Extent.Len() >= 2*units.MiB })
 	if v == nil {
 		return soakOperation{}, false
 	}
@@ -237,11 +238,11 @@ func unmountIdle(target, device string) error {
 }
 
 func (s *soak) grow() (soakOperation, bool) {
-	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase != Wiping && v.Extent.Len() < 8*mib })
+	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase != Wiping && v.Extent.Len() < 8*units.MiB })
 	if v == nil {
 		return soakOperation{}, false
 	}
-	tail := extent.New(v.Extent.End, (1+s.random.Int64N(3))*mib)
+	tail := extent.New(v.Extent.End, (1+s.random.Int64N(3))*units.MiB)
 	if !s.unclaimed().Contains(tail) {
 		return soakOperation{}, false
 	}
@@ -266,7 +267,7 @@ func (s *soak) growTooFar() (soakOperation, bool) {
 		return soakOperation{}, false
 	}
 	return soakOperation{"grow too far", func() error {
-		_, err := s.d.Grow(s.ctx, v.Partition, (soakVolumesEnd+1)*mib-v.Extent.Start)
+		_, err := s.d.Grow(s.ctx, v.Partition, (soakVolumesEnd+1)*units.MiB-v.Extent.Start)
 		return err
 	}, func(err error) { s.mustBe(err, ErrOverlap) }}, true
 }

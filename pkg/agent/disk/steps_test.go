@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 // step is one change of a table, as Create, MarkFormatted and Wipe make it, or several without a restart in between.
@@ -72,7 +73,7 @@ func reserveRaw(guid string, start, length int64) step {
 
 func growVolume(guid string, length int64) step {
 	return step{name: "grow", do: func(t testing.TB, s *store) error {
-		next, e, err := s.table.withLength(guid, length*mib)
+		next, e, err := s.table.withLength(guid, length*units.MiB)
 		if err != nil {
 			return err
 		}
@@ -190,8 +191,8 @@ func randomStep(random *rand.Rand, now table) step {
 			}
 		case Formatted:
 			possible = append(possible, setPhase(e.guid, Wiping))
-			if e.extent.End < 53*mib && now.free().Contains(extent.New(e.extent.End, mib)) {
-				possible = append(possible, growVolume(e.guid, e.extent.Len()/mib+1))
+			if e.extent.End < 53*units.MiB && now.free().Contains(extent.New(e.extent.End, units.MiB)) {
+				possible = append(possible, growVolume(e.guid, e.extent.Len()/units.MiB+1))
 			}
 		case Wiping:
 			possible = append(possible, removeVolume(e.guid))

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 // layouts are disks of various sizes, both sector sizes each.
@@ -18,7 +19,7 @@ func layouts(t testing.TB) []layout {
 	t.Helper()
 	var all []layout
 	for _, sector := range []int64{512, 4096} {
-		for _, size := range []int64{minDiskSize, 64 * mib, 64*mib + 7*4096, 3 << 40} {
+		for _, size := range []int64{minDiskSize, 64 * units.MiB, 64*units.MiB + 7*4096, 3 << 40} {
 			l, err := newLayout(size, sector)
 			if err != nil {
 				t.Fatal(err)
@@ -83,10 +84,10 @@ func TestLayout(t *testing.T) {
 		if u.Start != 2*l.sector+arrayBytes || u.End != l.size-l.sector-arrayBytes {
 			t.Errorf("%+v: usable %v", l, u)
 		}
-		if m.Start != mib || m.End > u.End || u.End-m.End >= mib || m.End%mib != 0 {
+		if m.Start != units.MiB || m.End > u.End || u.End-m.End >= units.MiB || m.End%units.MiB != 0 {
 			t.Errorf("%+v: managed %v", l, m)
 		}
-		e := extent.New(mib, 2*mib)
+		e := extent.New(units.MiB, 2*units.MiB)
 		if back, err := l.extentOf(l.sectorsOf(e)); err != nil || back != e {
 			t.Errorf("%+v: %v came back as %v, %v", l, e, back, err)
 		}
@@ -96,7 +97,7 @@ func TestLayout(t *testing.T) {
 			}
 		}
 	}
-	for _, bad := range [][2]int64{{0, 512}, {-1, 512}, {minDiskSize - 512, 512}, {64 * mib, 513}, {64 * mib, 0}, {64*mib + 512, 4096}, {1 << 62, 512}, {64 * mib, 1 << 20}} {
+	for _, bad := range [][2]int64{{0, 512}, {-1, 512}, {minDiskSize - 512, 512}, {64 * units.MiB, 513}, {64 * units.MiB, 0}, {64*units.MiB + 512, 4096}, {1 << 62, 512}, {64 * units.MiB, 1 << 20}} {
 		if _, err := newLayout(bad[0], bad[1]); err == nil {
 			t.Errorf("layout of %d bytes in sectors of %d accepted", bad[0], bad[1])
 		}
@@ -111,7 +112,7 @@ func foreignEntry(l layout, index int, start, end int64) entry {
 
 // TestValidate asserts which tables are valid, and what is wrong with the others.
 func TestValidate(t *testing.T) {
-	l, err := newLayout(64*mib, 512)
+	l, err := newLayout(64*units.MiB, 512)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +145,7 @@ func TestValidate(t *testing.T) {
 		{"behind the end", []entry{volume(1, guidA, extentMiB(60, 4)), meta}, "not between"},
 		{"in the head", []entry{volume(1, guidA, extentMiB(0, 1)), meta}, "not between"},
 		{"empty", []entry{volume(1, guidA, extentMiB(5, 0)), meta}, "not between"},
-		{"volume not aligned", []entry{volume(1, guidA, extent.New(2*mib+512, mib)), meta}, "not aligned"},
+		{"volume not aligned", []entry{volume(1, guidA, extent.New(2*units.MiB+512, units.MiB)), meta}, "not aligned"},
 		{"volume in a later entry", []entry{meta, volume(256, guidA, extentMiB(2, 1))}, ""},
 	} {
 		err := table{layout: l, id: diskID, entries: test.entries}.validate()
@@ -157,12 +158,12 @@ func TestValidate(t *testing.T) {
 // TestForeignIsNeverFree asserts that every MiB that a foreign partition touches is taken.
 func TestForeignIsNeverFree(t *testing.T) {
 	for _, l := range layouts(t) {
-		if l.size < 16*mib {
+		if l.size < 16*units.MiB {
 			continue
 		}
 		tbl := newTable(l, diskID, metaID)
 		// From the last sector of one MiB to the first of another: both MiBs are taken.
-		start, end := 6*mib/l.sector-1, 9*mib/l.sector+1
+		start, end := 6*units.MiB/l.sector-1, 9*units.MiB/l.sector+1
 		tbl.entries = append(tbl.entries, foreignEntry(l, 256, start, end))
 		if err := tbl.validate(); err != nil {
 			t.Fatal(err)
@@ -195,8 +196,8 @@ func TestCheckVolume(t *testing.T) {
 		{guidA, "", extentMiB(2, 0), false},
 		{guidA, "", extentMiB(2, -1), false},
 		{guidA, "", extentMiB(-2, 1), false},
-		{guidA, "", extent.New(2*mib+1, mib), false},
-		{guidA, "", extent.New(2*mib, mib+1), false},
+		{guidA, "", extent.New(2*units.MiB+1, units.MiB), false},
+		{guidA, "", extent.New(2*units.MiB, units.MiB+1), false},
 	} {
 		if err := checkVolume(test.guid, test.name, test.e); (err == nil) != test.ok {
 			t.Errorf("%q %q %v: %v", test.guid, test.name, test.e, err)
@@ -206,7 +207,7 @@ func TestCheckVolume(t *testing.T) {
 
 // TestPhases asserts that every step of the state machine is possible, and no other.
 func TestPhases(t *testing.T) {
-	l, err := newLayout(64*mib, 512)
+	l, err := newLayout(64*units.MiB, 512)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,23 +243,23 @@ func TestRandomLife(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for _, l := range layouts(t) {
 		tbl := newTable(l, diskID, metaID)
-		if l.size > 60*mib && l.size < 100*mib {
-			tbl.entries = append(tbl.entries, foreignEntry(l, 256, 20*mib/l.sector-3, 21*mib/l.sector-1))
+		if l.size > 60*units.MiB && l.size < 100*units.MiB {
+			tbl.entries = append(tbl.entries, foreignEntry(l, 256, 20*units.MiB/l.sector-3, 21*units.MiB/l.sector-1))
 		}
 		owner := map[int64]string{} // by MiB
 		for _, e := range tbl.entries {
-			for m := alignDown(e.extent.Start) / mib; m*mib < e.extent.End; m++ {
+			for m := alignDown(e.extent.Start) / units.MiB; m*units.MiB < e.extent.End; m++ {
 				owner[m] = e.guid
 			}
 		}
-		units := min(l.managed().End/mib, 64)
+		end := min(l.managed().End/units.MiB, 64)
 		var live []string
 		for range 300 {
 			switch random.IntN(3) {
 			case 0, 1:
-				guid, e := uuid.NewString(), extentMiB(random.Int64N(units+2), random.Int64N(6))
+				guid, e := uuid.NewString(), extentMiB(random.Int64N(end+2), random.Int64N(6))
 				fits := !e.Empty() && l.managed().Contains(e)
-				for m := e.Start / mib; m < e.End/mib; m++ {
+				for m := e.Start / units.MiB; m < e.End/units.MiB; m++ {
 					fits = fits && owner[m] == ""
 				}
 				next, _, err := tbl.withNew(CreateOptions{Partition: guid, Name: "random", Extent: e})
@@ -269,7 +270,7 @@ func TestRandomLife(t *testing.T) {
 					continue
 				}
 				tbl, live = next, append(live, guid)
-				for m := e.Start / mib; m < e.End/mib; m++ {
+				for m := e.Start / units.MiB; m < e.End/units.MiB; m++ {
 					owner[m] = guid
 				}
 			case 2:
@@ -294,7 +295,7 @@ func TestRandomLife(t *testing.T) {
 			if err := tbl.validate(); err != nil {
 				t.Fatal(err)
 			}
-			for m := range units {
+			for m := range end {
 				inside := l.managed().Contains(extentMiB(m, 1))
 				if free := tbl.free().Contains(extentMiB(m, 1)); free != (inside && owner[m] == "") {
 					t.Fatalf("%+v: MiB %d free: %v, its owner is %q", l, m, free, owner[m])
@@ -309,7 +310,7 @@ func TestRandomLife(t *testing.T) {
 
 // TestUnexpected asserts which partitions the kernel must remove, without a kernel.
 func TestUnexpected(t *testing.T) {
-	l, err := newLayout(64*mib, 512)
+	l, err := newLayout(64*units.MiB, 512)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -328,7 +329,7 @@ func TestUnexpected(t *testing.T) {
 		{"the volume, longer", partition{index: 1, extent: extentMiB(2, 11)}, true},
 		{"the volume, elsewhere", partition{index: 1, extent: extentMiB(3, 9)}, true},
 		{"the meta partition", partition{index: MetaEntry, extent: l.meta()}, false},
-		{"the meta partition, shorter", partition{index: MetaEntry, extent: extent.New(mib, 512)}, true},
+		{"the meta partition, shorter", partition{index: MetaEntry, extent: extent.New(units.MiB, 512)}, true},
 		{"no entry", partition{index: 2, extent: extentMiB(30, 1)}, true},
 		{"the volume's place, another number", partition{index: 2, extent: extentMiB(2, 10)}, true},
 	} {

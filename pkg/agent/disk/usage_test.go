@@ -15,6 +15,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/holders"
 	"github.com/berthdev/berth/test/mountns"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // checkState asserts that a blank device is refused for a reason, and that no byte of it changes.
@@ -72,7 +73,7 @@ func bindDevice(t *testing.T, device, path string) (unmount func()) {
 // volume. It checks each way in which that is visible.
 func TestRawBlockVolumeIsBusy(t *testing.T) {
 	testenv.NeedProgram(t, "unshare")
-	l := newLoopDisk(t, 64*mib, 512)
+	l := newLoopDisk(t, 64*units.MiB, 512)
 	i := Inspector{KubeletDir: t.TempDir()}
 	l.checkBlank(t, i)
 
@@ -120,7 +121,7 @@ func TestRawBlockVolumeIsBusy(t *testing.T) {
 // TestAllReasons asserts that every reason is reported and not only the first.
 func TestAllReasons(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.ext4", "blockdev")
-	l := newLoopDisk(t, 64*mib, 512)
+	l := newLoopDisk(t, 64*units.MiB, 512)
 	testenv.Run(t, "mkfs.ext4", "-q", "-F", l.path)
 	target := createFile(t, t.TempDir(), "published")
 	defer bindDevice(t, l.path, target)()
@@ -147,7 +148,7 @@ func TestAllReasons(t *testing.T) {
 
 // TestGivenHolders asserts that Inspect uses the given System, and that Initialize does not.
 func TestGivenHolders(t *testing.T) {
-	l := newLoopDisk(t, 64*mib, 512)
+	l := newLoopDisk(t, 64*units.MiB, 512)
 	i := Inspector{}
 	var err error
 	if i.Holders, err = i.ReadHolders(t.Context()); err != nil {
@@ -183,7 +184,7 @@ func fakeSys(t *testing.T, path string, files map[string]string) *blockDevice {
 // TestClaimedBy asserts that a device of which another block device is made is busy, even if it has a table of ours.
 // The reason says what to select.
 func TestClaimedBy(t *testing.T) {
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	for _, test := range []struct {
 		name   string
 		files  map[string]string
@@ -208,7 +209,7 @@ func TestClaimedBy(t *testing.T) {
 
 // TestUnusableReasons asserts that a blank device that could not serve is refused before anything is written to it.
 func TestUnusableReasons(t *testing.T) {
-	l := newLoopDisk(t, 64*mib, 512)
+	l := newLoopDisk(t, 64*units.MiB, 512)
 	check := func(name string, files map[string]string, reason string) {
 		t.Helper()
 		found, err := fakeSys(t, l.path, files).inspect(t.Context(), Inspector{})
@@ -259,7 +260,7 @@ func TestDeviceWithoutPartitions(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if err := os.WriteFile("/sys/block/"+name+"/disksize", fmt.Append(nil, 64*mib), 0o200); err != nil {
+	if err := os.WriteFile("/sys/block/"+name+"/disksize", fmt.Append(nil, 64*units.MiB), 0o200); err != nil {
 		t.Fatal(err)
 	}
 	path := "/dev/" + name
@@ -286,7 +287,7 @@ func TestDeviceWithoutPartitions(t *testing.T) {
 	if _, err := Initialize(t.Context(), path, Owner{}); err == nil {
 		t.Error("Initialize succeeded")
 	}
-	l := initialized(t, 64*mib, 4096)
+	l := initialized(t, 64*units.MiB, 4096)
 	testenv.Run(t, "dd", "if="+l.path, "of="+path, "bs=1M", "oflag=direct", "status=none")
 	if d, err := Open(t.Context(), path, Options{}); err == nil || !strings.Contains(err.Error(), "no partitions") {
 		t.Errorf("Open: %v, %v", d, err)
@@ -318,7 +319,7 @@ func TestBlockReason(t *testing.T) {
 
 // TestBriefOpen asserts that a program which has the device open for a moment does not make it busy.
 func TestBriefOpen(t *testing.T) {
-	l := newLoopDisk(t, 64*mib, 512)
+	l := newLoopDisk(t, 64*units.MiB, 512)
 	_, stop := testenv.StartScript(t, "sh", "-c", "exec 3>>"+l.path+"; echo ready; read x; true")
 	timer := time.AfterFunc(briefOpenTime/3, stop)
 	defer timer.Stop()

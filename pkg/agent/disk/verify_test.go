@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // verifyTable runs the common partition tools on a disk. Their exit codes say little: a table is good if the good text
@@ -46,13 +47,13 @@ func TestRecoveredByTools(t *testing.T) {
 		}
 		defer device.Close()
 		random := rand.New(rand.NewPCG(9, uint64(l.sector)))
-		verified, mebibyte := 0, make([]byte, mib)
+		verified, mebibyte := 0, make([]byte, units.MiB)
 		c := powerCutTest{random: random, recovered: func(m *memDisk) {
 			if verified == samples || random.IntN(12) != 0 {
 				return
 			}
 			verified++
-			for _, off := range []int64{0, l.size - mib} {
+			for _, off := range []int64{0, l.size - units.MiB} {
 				if _, err := m.ReadAt(mebibyte, off); err != nil {
 					t.Fatal(err)
 				}

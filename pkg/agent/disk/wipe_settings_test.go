@@ -6,12 +6,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestWipeSettings asserts that the policy and the rate of a volume stay with it, and apply to a wipe without settings.
 // Those of a wipe in progress stay with it as well.
 func TestWipeSettings(t *testing.T) {
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	d := l.open(t)
 	ctx := t.Context()
 	of := func(partition string) WipeSettings {
@@ -85,7 +87,7 @@ func TestWipeSettings(t *testing.T) {
 // TestRateOfEveryMethod asserts that with a rate no method does more than a quarter of a second's worth in one step.
 // The rate kept with a volume applies to what is zeroed for it.
 func TestRateOfEveryMethod(t *testing.T) {
-	const rate = 400 * mib // steps of at most 100 MiB
+	const rate = 400 * units.MiB // steps of at most 100 MiB
 	var steps []int64
 	note := func(name string) method {
 		return method{name, 1 << 30, func(d *blockDevice, off, n int64) error {
@@ -93,7 +95,7 @@ func TestRateOfEveryMethod(t *testing.T) {
 			return punchHole(d, off, n)
 		}}
 	}
-	l := initialized(t, 900*mib, 512)
+	l := initialized(t, 900*units.MiB, 512)
 	ctx := t.Context()
 	check := func(what string, total int64) {
 		t.Helper()
@@ -122,7 +124,7 @@ func TestRateOfEveryMethod(t *testing.T) {
 		if w, err := d.Wipe(ctx, guidA, WipeOptions{Policy: test.policy, Rate: rate}); err != nil || w.Method != test.method.name {
 			t.Fatalf("%+v, %v", w, err)
 		}
-		check(test.method.name, 200*mib)
+		check(test.method.name, 200*units.MiB)
 		d.Close()
 	}
 	l.useMethods(note(methodPunch))
@@ -130,9 +132,9 @@ func TestRateOfEveryMethod(t *testing.T) {
 	if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(2, 150), Raw: true, Wipe: WipeSettings{Policy: WipeZero, Rate: rate}}); err != nil {
 		t.Fatal(err)
 	}
-	check("a raw volume", 150*mib)
-	if _, err := d.Grow(ctx, guidB, 300*mib); err != nil {
+	check("a raw volume", 150*units.MiB)
+	if _, err := d.Grow(ctx, guidB, 300*units.MiB); err != nil {
 		t.Fatal(err)
 	}
-	check("a volume that grows", 150*mib)
+	check("a volume that grows", 150*units.MiB)
 }

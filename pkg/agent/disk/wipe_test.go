@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 	"k8s.io/klog/v2/ktesting"
+
+	"github.com/berthdev/berth/test/units"
 )
 
 // useMethods replaces the ways to zero.
@@ -62,11 +64,11 @@ func TestMethods(t *testing.T) {
 		t.Run(r.name, func(t *testing.T) {
 			bothSectors(t, func(t *testing.T, sector int) {
 				small := r
-				small.maxStep = min(r.maxStep, 3*mib) // several steps, the last one shorter
+				small.maxStep = min(r.maxStep, 3*units.MiB) // several steps, the last one shorter
 				if r.name == "overwrite" {
 					small.maxStep = bounceBytes
 				}
-				l := initialized(t, 32*mib, sector)
+				l := initialized(t, 32*units.MiB, sector)
 				l.useMethods(small)
 				d := l.open(t)
 				ctx := t.Context()
@@ -75,8 +77,8 @@ func TestMethods(t *testing.T) {
 					t.Fatal(err)
 				}
 				writeCanary(t, l, v)
-				l.writeAt(t, []byte("kept kept kept kept kept"), 3*mib-24)
-				l.writeAt(t, []byte("kept kept kept kept kept"), 13*mib)
+				l.writeAt(t, []byte("kept kept kept kept kept"), 3*units.MiB-24)
+				l.writeAt(t, []byte("kept kept kept kept kept"), 13*units.MiB)
 				if err := wipeVolume(ctx, d, guidA); err != nil {
 					t.Fatal(err)
 				}
@@ -97,9 +99,9 @@ func TestMethods(t *testing.T) {
 
 // TestMethodsInOrder asserts that the next method follows one that fails, or that reports zeros which are none.
 func TestMethodsInOrder(t *testing.T) {
-	unsupported := method{"unsupported", mib, func(*blockDevice, int64, int64) error { return unix.EOPNOTSUPP }}
-	lies := method{"lies", mib, func(*blockDevice, int64, int64) error { return nil }}
-	l := initialized(t, 32*mib, 512)
+	unsupported := method{"unsupported", units.MiB, func(*blockDevice, int64, int64) error { return unix.EOPNOTSUPP }}
+	lies := method{"lies", units.MiB, func(*blockDevice, int64, int64) error { return nil }}
+	l := initialized(t, 32*units.MiB, 512)
 	d := l.open(t)
 	ctx := withoutLogs(t)
 	v, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(3, 10), Ephemeral: true})
@@ -126,8 +128,8 @@ func TestMethodsInOrder(t *testing.T) {
 	// Cut short in the middle, by the caller.
 	stopped, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l.useMethods(method{"cut", mib, func(d *blockDevice, off, n int64) error {
-		if off == 7*mib {
+	l.useMethods(method{"cut", units.MiB, func(d *blockDevice, off, n int64) error {
+		if off == 7*units.MiB {
 			cancel()
 		}
 		return overwrite(d, off, n)
@@ -135,7 +137,7 @@ func TestMethodsInOrder(t *testing.T) {
 	if err := wipeVolume(stopped, d, guidA); !errors.Is(err, context.Canceled) {
 		t.Fatalf("a canceled wipe: %v", err)
 	}
-	if n := countCanaries(t, l); n == 0 || int64(n) == 10*mib/8 {
+	if n := countCanaries(t, l); n == 0 || int64(n) == 10*units.MiB/8 {
 		t.Fatalf("a canceled wipe left %d canaries", n)
 	}
 	// And cut short by a restart.
@@ -155,7 +157,7 @@ func TestMethodsInOrder(t *testing.T) {
 
 // TestWipeInUse asserts that a volume in use is kept, and nothing is changed.
 func TestWipeInUse(t *testing.T) {
-	l := initialized(t, 32*mib, 512)
+	l := initialized(t, 32*units.MiB, 512)
 	d := l.open(t)
 	ctx := withoutLogs(t)
 	v, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(3, 10), Ephemeral: true})
@@ -198,7 +200,7 @@ func TestWipeInUse(t *testing.T) {
 // TestWipeIsLoggedOnce asserts that a wipe is logged when its bytes are zeroed, and not each time when the volume is
 // held.
 func TestWipeIsLoggedOnce(t *testing.T) {
-	d := initialized(t, 32*mib, 512).open(t)
+	d := initialized(t, 32*units.MiB, 512).open(t)
 	v, err := d.Create(withoutLogs(t), CreateOptions{Partition: guidA, Extent: extentMiB(3, 4), Ephemeral: true})
 	if err != nil {
 		t.Fatal(err)

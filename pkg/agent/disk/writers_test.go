@@ -10,13 +10,14 @@ import (
 	"testing"
 
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestWriterDuringWipe asserts that a volume that a process has open for writing is not wiped, in any number of tries.
 // It is wiped once and clean when it is closed.
 func TestWriterDuringWipe(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
-		l := initialized(t, 64*mib, sector)
+		l := initialized(t, 64*units.MiB, sector)
 		d := l.open(t)
 		v, err := d.Create(withoutLogs(t), CreateOptions{Partition: guidA, Extent: extentMiB(3, 40)})
 		if err != nil {
@@ -40,7 +41,7 @@ func TestWriterDuringWipe(t *testing.T) {
 		if s := d.Snapshot(); s.Volumes[0].Phase != Reserved || s.Volumes[0].Device != v.Device {
 			t.Errorf("meanwhile: %+v", s.Volumes)
 		}
-		if _, err := writer.WriteAt(bytes.Repeat([]byte("late"), 1024), 8*mib); err != nil {
+		if _, err := writer.WriteAt(bytes.Repeat([]byte("late"), 1024), 8*units.MiB); err != nil {
 			t.Fatal(err)
 		}
 		if err := writer.Close(); err != nil {
@@ -58,8 +59,8 @@ func TestWriterDuringWipe(t *testing.T) {
 		if err != nil || !w.Verified || opened > 0 {
 			t.Errorf("%+v, %v, opened %d times while it was wiped", w, err, opened)
 		}
-		if n := l.writtenBytes(t) - before; n < 40*mib || n > 41*mib {
-			t.Errorf("%d bytes were written for a volume of %d", n, 40*mib)
+		if n := l.writtenBytes(t) - before; n < 40*units.MiB || n > 41*units.MiB {
+			t.Errorf("%d bytes were written for a volume of %d", n, 40*units.MiB)
 		}
 		raw, err := os.ReadFile(l.image)
 		if e := extentMiB(3, 40); err != nil || !allZero(raw[e.Start:e.End]) {
@@ -73,7 +74,7 @@ func TestWriterDuringWipe(t *testing.T) {
 
 // TestLeakedLoopDevice asserts that with a loop device left over a volume each try returns ErrInUse and writes nothing.
 func TestLeakedLoopDevice(t *testing.T) {
-	l := initialized(t, 64*mib, 512)
+	l := initialized(t, 64*units.MiB, 512)
 	d := l.open(t)
 	v, err := d.Create(withoutLogs(t), CreateOptions{Partition: guidA, Extent: extentMiB(3, 40)})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // debugfs runs one command of debugfs.
@@ -54,7 +55,7 @@ func TestSuspect(t *testing.T) {
 		"not unmounted":      {[]string{"set_super_value state 0"}, true, true},
 		"with a journal":     {[]string{"feature needs_recovery"}, true, true},
 	} {
-		image := withFile(t, 64*mib)
+		image := withFile(t, 64*units.MiB)
 		for _, command := range tc.commands {
 			debugfs(t, image, command)
 		}
@@ -67,7 +68,7 @@ func TestSuspect(t *testing.T) {
 
 // TestCheckRepairs asserts that damage that e2fsck repairs by itself is repaired.
 func TestCheckRepairs(t *testing.T) {
-	image := withFile(t, 64*mib)
+	image := withFile(t, 64*units.MiB)
 	// Blocks of the file count as free: the next file would overwrite it.
 	said := strings.Fields(debugfs(t, image, "bmap a 0"))
 	for _, command := range []string{"freeb " + said[len(said)-1] + " 4", "set_super_value state 2"} {
@@ -100,9 +101,9 @@ func crossLink(t *testing.T, image string) {
 // TestCheckRefuses asserts that damage that e2fsck does not repair is an error that says what to do. The superblock
 // shows the damage, or the growth of the file system finds it.
 func TestCheckRefuses(t *testing.T) {
-	image := withFile(t, 64*mib, "-O", "^extent,^64bit")
+	image := withFile(t, 64*units.MiB, "-O", "^extent,^64bit")
 	crossLink(t, image)
-	testenv.Resize(t, image, 200*mib)
+	testenv.Resize(t, image, 200*units.MiB)
 	if err := GrowUnmounted(t.Context(), image); !errors.Is(err, ErrDamaged) {
 		t.Errorf("it grows: %v", err)
 	}
@@ -111,7 +112,7 @@ func TestCheckRefuses(t *testing.T) {
 	if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "e2fsck -f "+image) {
 		t.Errorf("it does not say what to do: %v", err)
 	}
-	if err := Check(t.Context(), testenv.Image(t, mib)); err == nil || errors.Is(err, ErrDamaged) {
+	if err := Check(t.Context(), testenv.Image(t, units.MiB)); err == nil || errors.Is(err, ErrDamaged) {
 		t.Errorf("zeros: %v", err)
 	}
 }

@@ -10,9 +10,8 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
-
-const gib = 1024 * mib
 
 // destroys is the oracle: it reports whether resize2fs damages an ext4 file system when it grows it to the image's
 // size.
@@ -33,20 +32,20 @@ func TestLimit(t *testing.T) {
 		options  []string
 		may      bool
 	}{
-		{64 * mib, 64 * gib, []string{"-b4096"}, true},
-		{64 * mib, 64*gib + 129*mib, []string{"-b4096"}, false},
-		{64 * mib, 100 * gib, []string{"-b4096"}, false},
-		{64 * mib, 100 * gib, []string{"-b4096", "-O^resize_inode"}, true},
-		{64 * mib, 100 * gib, []string{"-b4096", "-Ometa_bg,^resize_inode"}, true},
-		{64 * mib, 64 * gib, []string{"-b4096", "-O^64bit"}, true},
-		{64 * mib, 100 * gib, []string{"-b4096", "-O^64bit"}, false},
-		{64 * mib, 16 * gib, []string{"-b4096", "-Eresize=4194304"}, true},
-		{64 * mib, 17 * gib, []string{"-b4096", "-Eresize=4194304"}, false},
-		{8 * mib, 7 * gib, []string{"-b1024"}, true},
-		{8 * mib, 9 * gib, []string{"-b1024"}, false},
-		{200 * mib, 100 * gib, []string{"-b4096"}, true},
+		{64 * units.MiB, 64 * units.GiB, []string{"-b4096"}, true},
+		{64 * units.MiB, 64*units.GiB + 129*units.MiB, []string{"-b4096"}, false},
+		{64 * units.MiB, 100 * units.GiB, []string{"-b4096"}, false},
+		{64 * units.MiB, 100 * units.GiB, []string{"-b4096", "-O^resize_inode"}, true},
+		{64 * units.MiB, 100 * units.GiB, []string{"-b4096", "-Ometa_bg,^resize_inode"}, true},
+		{64 * units.MiB, 64 * units.GiB, []string{"-b4096", "-O^64bit"}, true},
+		{64 * units.MiB, 100 * units.GiB, []string{"-b4096", "-O^64bit"}, false},
+		{64 * units.MiB, 16 * units.GiB, []string{"-b4096", "-Eresize=4194304"}, true},
+		{64 * units.MiB, 17 * units.GiB, []string{"-b4096", "-Eresize=4194304"}, false},
+		{8 * units.MiB, 7 * units.GiB, []string{"-b1024"}, true},
+		{8 * units.MiB, 9 * units.GiB, []string{"-b1024"}, false},
+		{200 * units.MiB, 100 * units.GiB, []string{"-b4096"}, true},
 	} {
-		t.Run(fmt.Sprintf("%d MiB to %d MiB %v", tc.size/mib, tc.to/mib, tc.options), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%d MiB to %d MiB %v", tc.size/units.MiB, tc.to/units.MiB, tc.options), func(t *testing.T) {
 			t.Parallel()
 			image := withFile(t, tc.size, tc.options...)
 			state, err := ReadSuperblock(image, diskv1alpha1.FSTypeExt4)
@@ -79,8 +78,8 @@ func TestLimit(t *testing.T) {
 // TestLimitIsNeeded asserts that resize2fs destroys file systems beyond the limit. When a newer resize2fs does not, the
 // limit can be removed.
 func TestLimitIsNeeded(t *testing.T) {
-	image := withFile(t, 64*mib, "-b4096")
-	testenv.Resize(t, image, 100*gib)
+	image := withFile(t, 64*units.MiB, "-b4096")
+	testenv.Resize(t, image, 100*units.GiB)
 	if !destroys(t, image) {
 		testenv.SkipUnfit(t, "this resize2fs can grow 64Mi to 100Gi unharmed")
 	}
@@ -89,7 +88,7 @@ func TestLimitIsNeeded(t *testing.T) {
 // TestLimitOfXFS asserts that xfs has no limit.
 func TestLimitOfXFS(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.xfs")
-	image := testenv.Image(t, 304*mib)
+	image := testenv.Image(t, 304*units.MiB)
 	testenv.Run(t, "mkfs.xfs", "-q", "-f", image)
 	if state, err := ReadSuperblock(image, diskv1alpha1.FSTypeXFS); err != nil || state.Limit != math.MaxInt64 || state.NeedsCheck {
 		t.Errorf("%+v: %v", state, err)

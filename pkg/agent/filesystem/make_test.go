@@ -8,6 +8,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 const guid = "026235ae-86c0-5198-9b44-063e2940d190"
@@ -33,7 +34,7 @@ func TestFeatures(t *testing.T) {
 		diskv1alpha1.FSFeatures61:      "has_journal ext_attr resize_inode dir_index filetype extent 64bit flex_bg metadata_csum_seed sparse_super large_file huge_file dir_nlink extra_isize metadata_csum orphan_file",
 		diskv1alpha1.FSFeaturesDefault: "has_journal ext_attr resize_inode dir_index filetype extent 64bit flex_bg metadata_csum_seed sparse_super large_file huge_file dir_nlink extra_isize metadata_csum orphan_file",
 	} {
-		path := testenv.Image(t, 64*mib)
+		path := testenv.Image(t, 64*units.MiB)
 		if err := m.Make(t.Context(), diskv1alpha1.FSTypeExt4, Volume{Device: path, UUID: guid}, Settings{Features: features}); err != nil {
 			t.Fatal(err)
 		}
@@ -43,7 +44,7 @@ func TestFeatures(t *testing.T) {
 		}
 	}
 	for _, features := range featureSets {
-		path := testenv.Image(t, 304*mib)
+		path := testenv.Image(t, 304*units.MiB)
 		if err := m.Make(t.Context(), diskv1alpha1.FSTypeXFS, Volume{Device: path, UUID: guid}, Settings{Features: features}); err != nil {
 			t.Fatal(err)
 		}
@@ -71,7 +72,7 @@ func field(out, label string) string {
 // TestOptions asserts that a class's options are passed to mkfs, beside the agent's own.
 func TestOptions(t *testing.T) {
 	m := newMaker(t)
-	ext4 := testenv.Image(t, 64*mib)
+	ext4 := testenv.Image(t, 64*units.MiB)
 	options := []string{"-b 4096", "-i 65536", "-I 512", "-m 5", "-E stride=16", "-E stripe_width=64", "-O project", "-O quota", "-J size=8"}
 	if err := m.Make(t.Context(), diskv1alpha1.FSTypeExt4, Volume{Device: ext4, UUID: guid}, Settings{Options: options}); err != nil {
 		t.Fatal(err)
@@ -90,7 +91,7 @@ func TestOptions(t *testing.T) {
 			t.Errorf("it does not have %s", feature)
 		}
 	}
-	xfs := testenv.Image(t, 2048*mib)
+	xfs := testenv.Image(t, 2048*units.MiB)
 	options = []string{"-m reflink=0", "-i size=1024", "-i maxpct=50", "-n size=8192", "-d su=64k,sw=4", "-d agcount=6", "-l size=128m"}
 	if err := m.Make(t.Context(), diskv1alpha1.FSTypeXFS, Volume{Device: xfs, UUID: guid}, Settings{Options: options}); err != nil {
 		t.Fatal(err)
@@ -106,7 +107,7 @@ func TestOptions(t *testing.T) {
 // TestRefusedSettings asserts that settings that are impossible or not allowed are refused with the reason.
 func TestRefusedSettings(t *testing.T) {
 	m := newMaker(t)
-	path := testenv.Image(t, 64*mib)
+	path := testenv.Image(t, 64*units.MiB)
 	volume := Volume{Device: path, UUID: guid}
 	err := m.Make(t.Context(), diskv1alpha1.FSTypeExt4, volume, Settings{Options: []string{"-i 65536", "-E offset=1048576"}})
 	if err == nil || !strings.Contains(err.Error(), "offset=1048576") {

@@ -15,9 +15,10 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/signature"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
-const imageSize = 512 * mib
+const imageSize = 512 * units.MiB
 
 // oldLabel is the former content of the volume's space: parts at offsets, negative ones from the end.
 type oldLabel map[int64][]byte

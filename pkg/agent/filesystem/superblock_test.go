@@ -9,9 +9,8 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
-
-const mib = int64(1) << 20
 
 func missingOn(path, fsType string) (int64, error) {
 	state, err := ReadSuperblock(path, fsType)
@@ -33,13 +32,13 @@ func TestMissingExt4(t *testing.T) {
 				}
 			}
 			for i, size := range sizes {
-				path := testenv.Image(t, size*mib)
+				path := testenv.Image(t, size*units.MiB)
 				testenv.Run(t, "mkfs.ext4", append(append([]string{"-q", "-F", "-m0"}, options...), path)...)
 				if missing, err := missingOn(path, diskv1alpha1.FSTypeExt4); missing != 0 || err != nil {
 					t.Errorf("of %d MiB just made %d bytes are missing: %v", size, missing, err)
 				}
 				larger := size + []int64{1, 2, 7, 64, 130}[i%5]
-				testenv.Resize(t, path, larger*mib)
+				testenv.Resize(t, path, larger*units.MiB)
 				before := blocks(t, path)
 				missing, err := missingOn(path, diskv1alpha1.FSTypeExt4)
 				if err != nil {
@@ -77,13 +76,13 @@ func blocks(t *testing.T, path string) int64 {
 // TestMissingXFS asserts that xfs can grow by exactly what its device has grown.
 func TestMissingXFS(t *testing.T) {
 	testenv.NeedProgram(t, "mkfs.xfs")
-	path := testenv.Image(t, 304*mib)
+	path := testenv.Image(t, 304*units.MiB)
 	testenv.Run(t, "mkfs.xfs", "-q", "-f", "-K", path)
 	if missing, err := missingOn(path, diskv1alpha1.FSTypeXFS); missing != 0 || err != nil {
 		t.Errorf("%d bytes are missing: %v", missing, err)
 	}
-	testenv.Resize(t, path, 400*mib)
-	if missing, err := missingOn(path, diskv1alpha1.FSTypeXFS); missing != 96*mib || err != nil {
+	testenv.Resize(t, path, 400*units.MiB)
+	if missing, err := missingOn(path, diskv1alpha1.FSTypeXFS); missing != 96*units.MiB || err != nil {
 		t.Errorf("%d bytes are missing: %v", missing, err)
 	}
 }
@@ -91,7 +90,7 @@ func TestMissingXFS(t *testing.T) {
 // TestNoSuperblock asserts that a device without a superblock is an error.
 func TestNoSuperblock(t *testing.T) {
 	for _, fsType := range []string{diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS} {
-		if missing, err := missingOn(testenv.Image(t, mib), fsType); missing != 0 || err == nil {
+		if missing, err := missingOn(testenv.Image(t, units.MiB), fsType); missing != 0 || err == nil {
 			t.Errorf("zeros are taken for %s: %d", fsType, missing)
 		}
 		if _, err := missingOn(testenv.Image(t, 1024), fsType); err == nil {
@@ -106,7 +105,7 @@ func FuzzMissing(f *testing.F) {
 	binary.LittleEndian.PutUint16(super[0x38:], 0xef53)
 	binary.LittleEndian.PutUint32(super[0x04:], 1000)
 	binary.LittleEndian.PutUint32(super[0x20:], 8192)
-	f.Add(super, 10*mib)
+	f.Add(super, 10*units.MiB)
 	f.Fuzz(func(t *testing.T, super []byte, size int64) {
 		super = append(super, make([]byte, 1024)...)
 		size = max(min(size, diskv1alpha1.MaxVolumeSize), 0)

@@ -17,15 +17,14 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
-
-const mib = int64(1) << 20
 
 // newDisk makes a disk of ours of 256 MiB on a loop device. fill makes its content.
 func newDisk(t *testing.T, fill func(d *disk.Disk)) (path string) {
 	t.Helper()
 	testenv.NeedProgram(t, "blkid", "wipefs", "mkfs.ext4")
-	path = testenv.PartitionedLoop(t, 256*mib)
+	path = testenv.PartitionedLoop(t, 256*units.MiB)
 	if _, err := disk.Initialize(t.Context(), path, disk.Owner{}); err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +47,7 @@ func uuidOf(number string) string {
 // makeVolume makes a volume of 16 MiB that starts at that MiB.
 func makeVolume(t *testing.T, d *disk.Disk, number string, at int64, o disk.CreateOptions) disk.Volume {
 	t.Helper()
-	o.Partition, o.Extent = diskv1alpha1.PartitionID("pvc-"+uuidOf(number)), extent.New(at*mib, 16*mib)
+	o.Partition, o.Extent = diskv1alpha1.PartitionID("pvc-"+uuidOf(number)), extent.New(at*units.MiB, 16*units.MiB)
 	o.Name = uuidOf(number)
 	v, err := d.Create(t.Context(), o)
 	if err != nil {
@@ -97,7 +96,7 @@ func TestVolumes(t *testing.T) {
 		for _, pv := range volumes {
 			names = append(names, pv.Name)
 			v, err := claim.ReadVolume(pv)
-			if err != nil || v.ID != pv.Name || v.Node != "n" || v.Size != 16*mib || v.Block != (pv.Name == "pvc-"+uuidOf("2")) {
+			if err != nil || v.ID != pv.Name || v.Node != "n" || v.Size != 16*units.MiB || v.Block != (pv.Name == "pvc-"+uuidOf("2")) {
 				t.Errorf("%s reads back as %+v, %v", pv.Name, v, err)
 			}
 			if pv.Spec.ClaimRef != nil || pv.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimRetain {
@@ -119,7 +118,7 @@ func TestOptionsOverrule(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := disk.Volume{Name: uuidOf("1"), Partition: diskv1alpha1.PartitionID("pvc-" + uuidOf("1")), Extent: extent.New(20*mib, 16*mib), Note: note}
+	v := disk.Volume{Name: uuidOf("1"), Partition: diskv1alpha1.PartitionID("pvc-" + uuidOf("1")), Extent: extent.New(20*units.MiB, 16*units.MiB), Note: note}
 	o := options()
 	o.Bind = true
 	pv := o.persistentVolume(disk.Snapshot{ID: "d"}, v, "pvc-"+uuidOf("1"), "xfs")
@@ -166,7 +165,7 @@ func TestCopies(t *testing.T) {
 
 // TestWrite asserts that the output can be applied: YAML without status.
 func TestWrite(t *testing.T) {
-	v := disk.Volume{Name: uuidOf("1"), Partition: diskv1alpha1.PartitionID("pvc-" + uuidOf("1")), Extent: extent.New(20*mib, 16*mib)}
+	v := disk.Volume{Name: uuidOf("1"), Partition: diskv1alpha1.PartitionID("pvc-" + uuidOf("1")), Extent: extent.New(20*units.MiB, 16*units.MiB)}
 	o := options()
 	pv := o.persistentVolume(disk.Snapshot{ID: "d"}, v, "pvc-"+uuidOf("1"), "ext4")
 	var out bytes.Buffer

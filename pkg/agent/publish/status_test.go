@@ -12,9 +12,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
-
-const mib = int64(1) << 20
 
 // inService is a disk of 100 MiB that holds one volume of 10 MiB.
 func inService() discovery.Disk {
@@ -23,9 +22,9 @@ func inService() discovery.Disk {
 		Class:  "ssd",
 		Engine: &disk.Disk{},
 		Snapshot: disk.Snapshot{
-			ID: "a", Size: 100 * mib, SectorSize: 512, Overhead: 2 * mib,
-			Free:    extent.NewSet(extent.New(mib, 30*mib), extent.New(41*mib, 58*mib)),
-			Volumes: []disk.Volume{{Partition: "p", Extent: extent.New(31*mib, 10*mib), Phase: disk.Formatted}},
+			ID: "a", Size: 100 * units.MiB, SectorSize: 512, Overhead: 2 * units.MiB,
+			Free:    extent.NewSet(extent.New(units.MiB, 30*units.MiB), extent.New(41*units.MiB, 58*units.MiB)),
+			Volumes: []disk.Volume{{Partition: "p", Extent: extent.New(31*units.MiB, 10*units.MiB), Phase: disk.Formatted}},
 		},
 	}
 }
@@ -37,10 +36,10 @@ func TestStatusOfDisks(t *testing.T) {
 	owner := func(disk.Volume) VolumeInfo { return VolumeInfo{Volume: "csi-1", Owner: "ns/pod"} }
 	status := Status([]discovery.Disk{inService()}, nil, nil, owner)
 	want := diskv1alpha1.Disk{
-		ID: "a", Device: "sda", Class: "ssd", Model: "M", SectorSize: 512, Size: 100 * mib, Overhead: 2 * mib, State: diskv1alpha1.DiskReady,
-		Free: []diskv1alpha1.Extent{{Start: mib, Length: 30 * mib}, {Start: 41 * mib, Length: 58 * mib}},
+		ID: "a", Device: "sda", Class: "ssd", Model: "M", SectorSize: 512, Size: 100 * units.MiB, Overhead: 2 * units.MiB, State: diskv1alpha1.DiskReady,
+		Free: []diskv1alpha1.Extent{{Start: units.MiB, Length: 30 * units.MiB}, {Start: 41 * units.MiB, Length: 58 * units.MiB}},
 		Allocations: []diskv1alpha1.Allocation{{
-			Volume: "csi-1", Partition: "p", Extent: diskv1alpha1.Extent{Start: 31 * mib, Length: 10 * mib},
+			Volume: "csi-1", Partition: "p", Extent: diskv1alpha1.Extent{Start: 31 * units.MiB, Length: 10 * units.MiB},
 			Phase: diskv1alpha1.PhaseFormatted, Owner: "ns/pod",
 		}},
 	}
@@ -110,7 +109,7 @@ func TestConditions(t *testing.T) {
 // TestFormatSize asserts that sizes are cut to one digit behind the point, and never rounded up.
 func TestFormatSize(t *testing.T) {
 	for size, want := range map[int64]string{
-		0: "0", mib - 1: "0", mib: "1Mi", 1 << 30: "1Gi", 1<<30 - 1: "1023Mi", 6<<30 - mib: "5.9Gi",
+		0: "0", units.MiB - 1: "0", units.MiB: "1Mi", 1 << 30: "1Gi", 1<<30 - 1: "1023Mi", 6<<30 - units.MiB: "5.9Gi",
 		1<<40 - 1: "1023.9Gi", 3 << 39: "1.5Ti", 1 << 62: "4194304Ti",
 	} {
 		if got := formatSize(size); got != want {

@@ -11,21 +11,20 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/pkg/request"
+	"github.com/berthdev/berth/test/units"
 )
 
-const mib = int64(1) << 20
-
 // extentMiB is the extent of n MiB from the MiB at.
-func extentMiB(at, n int64) extent.Extent { return extent.New(at*mib, n*mib) }
+func extentMiB(at, n int64) extent.Extent { return extent.New(at*units.MiB, n*units.MiB) }
 
 // unplaced is a volume of n MiB of class ssd, recorded at the given place if disk is not empty.
 func unplaced(name string, n int64, disk string, at int64) unplacedVolume {
-	w := unplacedVolume{Volume: request.Volume{Name: name, Partition: name, Request: placement.Request{Class: "ssd", Size: n * mib}}}
+	w := unplacedVolume{Volume: request.Volume{Name: name, Partition: name, Request: placement.Request{Class: "ssd", Size: n * units.MiB}}}
 	if disk == "" {
 		w.noRecordReason = "no record"
 		return w
 	}
-	w.recorded = &diskv1alpha1.RecordVolume{Name: name, Disk: disk, Extent: diskv1alpha1.Extent{Start: at * mib, Length: n * mib}}
+	w.recorded = &diskv1alpha1.RecordVolume{Name: name, Disk: disk, Extent: diskv1alpha1.Extent{Start: at * units.MiB, Length: n * units.MiB}}
 	return w
 }
 
@@ -39,7 +38,7 @@ func TestDecide(t *testing.T) {
 	b := diskSpace{id: "b", class: "ssd", free: extent.NewSet(extentMiB(1, 100))}
 	hdd := diskSpace{id: "h", class: "hdd", free: extent.NewSet(extentMiB(1, 1000))}
 	none := diskSpace{id: "n", class: "", free: extent.NewSet(extentMiB(1, 1000))}
-	sized := func(w unplacedVolume, length int64) unplacedVolume { w.recorded.Length = length * mib; return w }
+	sized := func(w unplacedVolume, length int64) unplacedVolume { w.recorded.Length = length * units.MiB; return w }
 
 	for _, tc := range []struct {
 		name     string
@@ -109,7 +108,7 @@ func TestDecide(t *testing.T) {
 
 func mibs(bytes int64) string {
 	digits := ""
-	for n := bytes / mib; n > 0; n /= 10 {
+	for n := bytes / units.MiB; n > 0; n /= 10 {
 		digits = string(rune('0'+n%10)) + digits
 	}
 	return digits
@@ -136,7 +135,7 @@ func TestDecideNeverUsesTakenSpace(t *testing.T) {
 			w := unplaced(string(rune('v'+i)), 1+r.Int64N(6), []string{"", "a", "b", "x"}[r.IntN(4)], 1+r.Int64N(40))
 			w.Request.Apart = r.IntN(3) == 0
 			if w.recorded != nil && r.IntN(4) == 0 {
-				w.recorded.Length = (1 + r.Int64N(6)) * mib
+				w.recorded.Length = (1 + r.Int64N(6)) * units.MiB
 			}
 			volumes = append(volumes, w)
 		}

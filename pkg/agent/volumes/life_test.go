@@ -17,6 +17,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/signature"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // mountTo notes the device and the file system that a volume is mounted with.
@@ -252,7 +253,7 @@ func TestStage(t *testing.T) {
 		t.Errorf("another file system: %v", err)
 	}
 	v, found := f.Lookup(id)
-	if !found || v.Disk != d.ID() || v.Size != 10*mib || v.Block || v.Device != device {
+	if !found || v.Disk != d.ID() || v.Size != 10*units.MiB || v.Block || v.Device != device {
 		t.Errorf("looked up is %+v", v)
 	}
 }
@@ -271,11 +272,11 @@ func TestGrowth(t *testing.T) {
 		f.api.putVolumes(pv)
 		f.addVolume(pv)
 	}
-	if _, err := f.Expand(t.Context(), id, 20*mib, grown); !errors.Is(err, ErrNotGrown) {
+	if _, err := f.Expand(t.Context(), id, 20*units.MiB, grown); !errors.Is(err, ErrNotGrown) {
 		t.Errorf("more than is granted: %v", err)
 	}
 	grant("20Mi")
-	if v, err := f.Expand(t.Context(), id, 20*mib, grown); err != nil || v.Size != 20*mib {
+	if v, err := f.Expand(t.Context(), id, 20*units.MiB, grown); err != nil || v.Size != 20*units.MiB {
 		t.Errorf("what is granted: %+v, %v", v, err)
 	}
 	grant("100Mi")
@@ -285,14 +286,14 @@ func TestGrowth(t *testing.T) {
 	if got := f.events.with("PersistentVolume VolumeNotGrown", "41943040 are possible"); len(got) != 1 {
 		t.Errorf("into another volume: %q", f.events.with())
 	}
-	if v, err := f.GrowVolume(t.Context(), id, 30*mib, 0); err != nil || v.Size != 30*mib {
+	if v, err := f.GrowVolume(t.Context(), id, 30*units.MiB, 0); err != nil || v.Size != 30*units.MiB {
 		t.Errorf("by a CSI call: %+v, %v", v, err)
 	}
-	if _, err := f.GrowVolume(t.Context(), id, 30*mib+1, 30*mib+2); !errors.Is(err, ErrInvalid) {
+	if _, err := f.GrowVolume(t.Context(), id, 30*units.MiB+1, 30*units.MiB+2); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a size that cannot be: %v", err)
 	}
 	f.checkPhase(partition, disk.Formatted)
-	if v, _ := f.Lookup(other.Spec.CSI.VolumeHandle); v.Size != 10*mib {
+	if v, _ := f.Lookup(other.Spec.CSI.VolumeHandle); v.Size != 10*units.MiB {
 		t.Errorf("the other volume is %+v", v)
 	}
 }
@@ -305,15 +306,15 @@ func TestProvision(t *testing.T) {
 	if other, _ := f.Capacity("hdd"); free == 0 || largest == 0 || other != 0 {
 		t.Errorf("free are %d, %d, %d", free, largest, other)
 	}
-	r := VolumeRequest{ID: "pvc-" + claimUID, Class: "ssd", Size: 10*mib + 1}
+	r := VolumeRequest{ID: "pvc-" + claimUID, Class: "ssd", Size: 10*units.MiB + 1}
 	for range 2 {
-		if v, err := f.CreateVolume(t.Context(), r); err != nil || v.Size != 11*mib || v.Phase != disk.Formatted {
+		if v, err := f.CreateVolume(t.Context(), r); err != nil || v.Size != 11*units.MiB || v.Phase != disk.Formatted {
 			t.Fatalf("made is %+v, %v", v, err)
 		}
 	}
 	for name, change := range map[string]func(r *VolumeRequest){
-		"larger": func(r *VolumeRequest) { r.Size = 20 * mib }, "of a class": func(r *VolumeRequest) { r.Class = "hdd" },
-		"a block device": func(r *VolumeRequest) { r.Block = true }, "smaller": func(r *VolumeRequest) { r.Size, r.Limit = mib, 2*mib },
+		"larger": func(r *VolumeRequest) { r.Size = 20 * units.MiB }, "of a class": func(r *VolumeRequest) { r.Class = "hdd" },
+		"a block device": func(r *VolumeRequest) { r.Block = true }, "smaller": func(r *VolumeRequest) { r.Size, r.Limit = units.MiB, 2*units.MiB },
 	} {
 		other := r
 		change(&other)
@@ -322,7 +323,7 @@ func TestProvision(t *testing.T) {
 		}
 	}
 	for name, change := range map[string]func(r *VolumeRequest){
-		"no ID": func(r *VolumeRequest) { r.ID = "x" }, "no multiple": func(r *VolumeRequest) { r.Size, r.Limit = mib+1, mib+2 },
+		"no ID": func(r *VolumeRequest) { r.ID = "x" }, "no multiple": func(r *VolumeRequest) { r.Size, r.Limit = units.MiB+1, units.MiB+2 },
 	} {
 		other := r
 		change(&other)
@@ -330,7 +331,7 @@ func TestProvision(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	block := VolumeRequest{ID: "pvc-bbbbbbbb" + claimUID[8:], Class: "ssd", Size: 10 * mib, Block: true}
+	block := VolumeRequest{ID: "pvc-bbbbbbbb" + claimUID[8:], Class: "ssd", Size: 10 * units.MiB, Block: true}
 	if _, err := f.CreateVolume(t.Context(), block); err != nil {
 		t.Fatal(err)
 	}
@@ -346,7 +347,7 @@ func TestProvision(t *testing.T) {
 	if !slices.Equal(listed, []string{r.ID, block.ID}) {
 		t.Errorf("listed are %v", listed)
 	}
-	if left, _ := f.Capacity(""); left != free-21*mib {
+	if left, _ := f.Capacity(""); left != free-21*units.MiB {
 		t.Errorf("%d are left of %d", left, free)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // loopDisk is a disk in service of 256 MiB and class ssd, on a loop device that the test's end removes.
@@ -20,7 +21,7 @@ func (f *fixture) loopDisk() discovery.Disk {
 	t := f.t
 	t.Helper()
 	testenv.NeedProgram(t, "blkid", "wipefs", "mkfs.ext4")
-	path := testenv.PartitionedLoop(t, 256*mib)
+	path := testenv.PartitionedLoop(t, 256*units.MiB)
 	if _, err := disk.Initialize(t.Context(), path, disk.Owner{}); err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 func released(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased }
@@ -237,7 +238,7 @@ func TestDecidedExtentsAreHeld(t *testing.T) {
 		return err
 	}
 	on := d.Snapshot.Volumes[0]
-	if err := f.inlineController.placer.holdGrowth(on, 20*mib, reservations{}); err != nil {
+	if err := f.inlineController.placer.holdGrowth(on, 20*units.MiB, reservations{}); err != nil {
 		t.Fatal(err)
 	}
 	taken = taken.Add(extentMiB(30, 10))
@@ -249,7 +250,7 @@ func TestDecidedExtentsAreHeld(t *testing.T) {
 	if err := choose("e", 19); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("more than there is: %v", err)
 	}
-	if err := f.inlineController.placer.holdGrowth(on, 60*mib, reservations{}); !errors.Is(err, ErrNotGrown) {
+	if err := f.inlineController.placer.holdGrowth(on, 60*units.MiB, reservations{}); !errors.Is(err, ErrNotGrown) {
 		t.Errorf("a volume grows into what is about to be others': %v", err)
 	}
 	f.inlineController.placer.releaseHeld("a")

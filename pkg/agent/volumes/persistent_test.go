@@ -17,6 +17,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 const claimUID = "aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee"
@@ -31,7 +32,7 @@ func volumeAt(t *testing.T, start int64, change func(*corev1.PersistentVolume)) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	pv := claim.NewVolume(pvc, class, v, "n", diskv1alpha1.Place{Disk: diskID, Extent: diskv1alpha1.Extent{Start: start * mib, Length: 10 * mib}})
+	pv := claim.NewVolume(pvc, class, v, "n", diskv1alpha1.Place{Disk: diskID, Extent: diskv1alpha1.Extent{Start: start * units.MiB, Length: 10 * units.MiB}})
 	pv.UID, pv.ResourceVersion, pv.Status.Phase = "1", "7", corev1.VolumeBound
 	if change != nil {
 		change(pv)
@@ -158,11 +159,11 @@ func TestReservationsOfVolumes(t *testing.T) {
 		}
 		others := m.persistent.maker.placer.reservationsExcept("")
 		m.persistent.maker.placer.removeHeld(spaces, tc.disks, others)
-		if got := spaces[0].free.Total() / mib; got != tc.follows {
+		if got := spaces[0].free.Total() / units.MiB; got != tc.follows {
 			t.Errorf("%s: %d MiB are left for the volume with a record, want %d", name, got, tc.follows)
 		}
 		others.removeFrom(spaces, tc.disks)
-		if got := spaces[0].free.Total() / mib; got != tc.placed {
+		if got := spaces[0].free.Total() / units.MiB; got != tc.placed {
 			t.Errorf("%s: %d MiB are left, want %d", name, got, tc.placed)
 		}
 		if others := m.persistent.maker.placer.reservationsExcept(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)); len(others.volumes) != 0 {

@@ -11,6 +11,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
 )
 
 const diskID = "11111111-2222-4333-8444-555555555555"
@@ -19,7 +20,7 @@ const diskID = "11111111-2222-4333-8444-555555555555"
 func boundPod(t *testing.T, start, length int64) *corev1.Pod {
 	t.Helper()
 	record, err := diskv1alpha1.EncodeRecord([]diskv1alpha1.RecordVolume{{
-		Name: "data", Disk: diskID, Extent: diskv1alpha1.Extent{Start: start * mib, Length: length * mib},
+		Name: "data", Disk: diskID, Extent: diskv1alpha1.Extent{Start: start * units.MiB, Length: length * units.MiB},
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +59,7 @@ func TestRemoveRecorded(t *testing.T) {
 	} {
 		spaces := []diskSpace{{id: diskID, class: "ssd", free: extent.NewSet(extentMiB(1, 100))}}
 		removeRecorded(spaces, tc.pod, tc.disks)
-		if got := spaces[0].free.Total() / mib; got != tc.left {
+		if got := spaces[0].free.Total() / units.MiB; got != tc.left {
 			t.Errorf("%s: %d MiB are left, want %d", name, got, tc.left)
 		}
 	}

@@ -20,6 +20,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 func respondWith(code int, body *metav1.Status, got *corev1.Binding) http.HandlerFunc {
@@ -59,7 +60,7 @@ func TestBindWritesTheRecord(t *testing.T) {
 	}
 	data, _ := record.Volume("data")
 	logs, _ := record.Volume("logs")
-	if len(record.Volumes) != 2 || data.Length != 2*gib || logs.Length != gib || data.Disk != diskOf("n1") {
+	if len(record.Volumes) != 2 || data.Length != 2*units.GiB || logs.Length != units.GiB || data.Disk != diskOf("n1") {
 		t.Errorf("the record is %+v", record)
 	}
 	// The record that was written is believed when it comes back with the pod.

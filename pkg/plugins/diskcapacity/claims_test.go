@@ -21,6 +21,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/test/units"
 )
 
 // storageClass makes a StorageClass of ours with that name, for DiskClass ssd.
@@ -48,7 +49,7 @@ func (b *bench) claim(t testing.TB, name, class string, sizeGiB int64, change fu
 	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: uidOf(name)}}
 	pvc.Spec.StorageClassName = &class
 	pvc.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
-	pvc.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(sizeGiB*gib, resource.BinarySI)}
+	pvc.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(sizeGiB*units.GiB, resource.BinarySI)}
 	if change != nil {
 		change(pvc)
 	}
@@ -69,7 +70,7 @@ func (b *bench) volume(t testing.TB, pvc *corev1.PersistentVolumeClaim, node str
 		t.Fatal(err)
 	}
 	pv := claim.NewVolume(pvc, class, wanted, node, diskv1alpha1.Place{
-		Disk: diskOf(node), Extent: diskv1alpha1.Extent{Start: diskv1alpha1.Alignment + startGiB*gib, Length: wanted.Request.Size},
+		Disk: diskOf(node), Extent: diskv1alpha1.Extent{Start: diskv1alpha1.Alignment + startGiB*units.GiB, Length: wanted.Request.Size},
 	})
 	pv.UID = uidOf("volume of " + pvc.Name)
 	return pv
@@ -202,7 +203,7 @@ func TestPodRequest(t *testing.T) {
 			}
 			var sizes []int64
 			for _, r := range req.requests() {
-				sizes = append(sizes, r.Size/gib)
+				sizes = append(sizes, r.Size/units.GiB)
 			}
 			if !slices.Equal(sizes, test.sizes) || req.limitedByClaims != test.settled {
 				t.Errorf("requests %v GiB, limited by claims %v", sizes, req.limitedByClaims)
@@ -224,7 +225,7 @@ func (b *bench) reserve(t testing.TB, pod *corev1.Pod, node string) {
 }
 
 func (b *bench) freeGiB(node string) int64 {
-	return b.plugin.ledger.Snapshot(node).Node.Disks[0].Free.Total() / gib
+	return b.plugin.ledger.Snapshot(node).Node.Disks[0].Free.Total() / units.GiB
 }
 
 // TestClaimIsReserved asserts that a claim is reserved together with the inline volume while the pod is pending, and
@@ -303,7 +304,7 @@ func TestFoldVolumes(t *testing.T) {
 		t.Errorf("%d GiB are free", b.freeGiB("n1"))
 	}
 	larger := pv.DeepCopy()
-	larger.Spec.Capacity[corev1.ResourceStorage] = *resource.NewQuantity(5*gib, resource.BinarySI)
+	larger.Spec.Capacity[corev1.ResourceStorage] = *resource.NewQuantity(5*units.GiB, resource.BinarySI)
 	if err := b.plugin.feed.volumes.Update(larger); err != nil {
 		t.Fatal(err)
 	}

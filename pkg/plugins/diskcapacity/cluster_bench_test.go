@@ -18,6 +18,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/test/units"
 )
 
 // volumesANode are on its two disks. Each disk has a free extent behind each of its volumes, and one at its end.
@@ -48,12 +49,12 @@ func newFullCluster(b *testing.B, env *bench, names []string, volumesANode int) 
 		for d := range 2 {
 			disk := diskv1alpha1.Disk{
 				ID: diskv1alpha1.PartitionID(fmt.Sprint(name, d)), Device: fmt.Sprintf("nvme%dn1", d), Class: "ssd",
-				SectorSize: 512, Size: 4096 * gib, State: diskv1alpha1.DiskReady,
+				SectorSize: 512, Size: 4096 * units.GiB, State: diskv1alpha1.DiskReady,
 			}
 			next := diskv1alpha1.Alignment
 			for v := range volumesANode / 2 {
 				uid := fmt.Sprintf("%s-%d-%d", name, d, v)
-				place := diskv1alpha1.Place{Disk: disk.ID, Extent: diskv1alpha1.Extent{Start: next, Length: 10 * gib}}
+				place := diskv1alpha1.Place{Disk: disk.ID, Extent: diskv1alpha1.Extent{Start: next, Length: 10 * units.GiB}}
 				allocation := diskv1alpha1.Allocation{Extent: place.Extent, Phase: diskv1alpha1.PhaseFormatted}
 				if v%5 < 4-d {
 					pod := podOf(uid, 10)
@@ -69,7 +70,7 @@ func newFullCluster(b *testing.B, env *bench, names []string, volumesANode int) 
 					pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: uid, Namespace: "default", UID: uidOf(uid)}}
 					pvc.Spec.StorageClassName = &class.Name
 					pvc.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
-					pvc.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(10*gib, resource.BinarySI)}
+					pvc.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(10*units.GiB, resource.BinarySI)}
 					wanted, err := claim.Request(pvc, class)
 					if err != nil {
 						b.Fatal(err)
@@ -81,11 +82,11 @@ func newFullCluster(b *testing.B, env *bench, names []string, volumesANode int) 
 				}
 				allocation.Partition = diskv1alpha1.PartitionID(allocation.Volume)
 				disk.Allocations = append(disk.Allocations, allocation)
-				gap := int64(1+(i*7+v*5+d*3)%97) * gib
-				disk.Free = append(disk.Free, diskv1alpha1.Extent{Start: next + 11*gib, Length: gap})
-				next += 12*gib + gap
+				gap := int64(1+(i*7+v*5+d*3)%97) * units.GiB
+				disk.Free = append(disk.Free, diskv1alpha1.Extent{Start: next + 11*units.GiB, Length: gap})
+				next += 12*units.GiB + gap
 			}
-			disk.Free = append(disk.Free, diskv1alpha1.Extent{Start: next + gib, Length: int64(100+i%900) * gib})
+			disk.Free = append(disk.Free, diskv1alpha1.Extent{Start: next + units.GiB, Length: int64(100+i%900) * units.GiB})
 			ndc.Status.Disks = append(ndc.Status.Disks, disk)
 		}
 		c.capacities = append(c.capacities, decoded(b, ndc))
@@ -311,7 +312,7 @@ func (c *fullCluster) publications(node int) func(b *testing.B, env *bench, i in
 	with := c.capacities[node].(*diskv1alpha1.NodeDiskCapacity)
 	without := with.DeepCopy()
 	disk := &without.Status.Disks[0]
-	disk.Free[0].Start, disk.Free[0].Length = disk.Allocations[0].Start, disk.Free[0].Length+11*gib
+	disk.Free[0].Start, disk.Free[0].Length = disk.Allocations[0].Start, disk.Free[0].Length+11*units.GiB
 	disk.Allocations = disk.Allocations[1:]
 	return func(b *testing.B, env *bench, i int) {
 		ndc := without

@@ -12,6 +12,7 @@ import (
 	fwk "k8s.io/kube-scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestForgedRecords asserts that a record is believed only if it matches the pod's own request.
@@ -24,18 +25,18 @@ func TestForgedRecords(t *testing.T) {
 		annotation string
 		believed   bool
 	}{
-		"true":                  {record("data", 1<<20, gib), true},
+		"true":                  {record("data", 1<<20, units.GiB), true},
 		"garbage":               {"}{", false},
 		"empty":                 {"", false},
-		"too large":             {record("data", 1<<20, 2*gib), false},
-		"too small":             {record("data", 1<<20, gib/2), false},
-		"of another volume":     {record("other", 1<<20, gib), false},
-		"overflowing":           {record("data", 9223372036854775807-1<<20+1, gib), false},
-		"negative":              {record("data", -1<<20, gib), false},
-		"not aligned":           {record("data", 1<<20+512, gib), false},
-		"more than the pod has": {strings.Replace(record("data", 1<<20, gib), "]", `,{"name":"x","disk":"`+disk+`","start":1048576,"length":1048576}]`, 1), false},
-		"of a later version":    {strings.Replace(record("data", 1<<20, gib), `"v":1`, `"v":2`, 1), false},
-		"with unknown fields":   {strings.Replace(record("data", 1<<20, gib), `"v":1`, `"v":1,"w":1`, 1), false},
+		"too large":             {record("data", 1<<20, 2*units.GiB), false},
+		"too small":             {record("data", 1<<20, units.GiB/2), false},
+		"of another volume":     {record("other", 1<<20, units.GiB), false},
+		"overflowing":           {record("data", 9223372036854775807-1<<20+1, units.GiB), false},
+		"negative":              {record("data", -1<<20, units.GiB), false},
+		"not aligned":           {record("data", 1<<20+512, units.GiB), false},
+		"more than the pod has": {strings.Replace(record("data", 1<<20, units.GiB), "]", `,{"name":"x","disk":"`+disk+`","start":1048576,"length":1048576}]`, 1), false},
+		"of a later version":    {strings.Replace(record("data", 1<<20, units.GiB), `"v":1`, `"v":2`, 1), false},
+		"with unknown fields":   {strings.Replace(record("data", 1<<20, units.GiB), `"v":1`, `"v":1,"w":1`, 1), false},
 		"enormous":              {strings.Repeat(" ", 1<<20), false},
 	}
 	for name, test := range tests {

@@ -31,9 +31,8 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/units"
 )
-
-const gib = int64(1) << 30
 
 // bench is a scheduler's framework with our plugin and the default binder, a real client,
 // and informers whose stores the test fills itself.
@@ -170,7 +169,7 @@ func (b *bench) capacity(node string, freeGiB int64, volumes ...diskv1alpha1.All
 		State: diskv1alpha1.DiskReady, Allocations: volumes,
 	}
 	if freeGiB > 0 {
-		disk.Free = []diskv1alpha1.Extent{{Start: next, Length: freeGiB * gib}}
+		disk.Free = []diskv1alpha1.Extent{{Start: next, Length: freeGiB * units.GiB}}
 	}
 	return &diskv1alpha1.NodeDiskCapacity{
 		TypeMeta:   metav1.TypeMeta{APIVersion: diskv1alpha1.SchemeGroupVersion.String(), Kind: "NodeDiskCapacity"},
@@ -186,7 +185,7 @@ func diskOf(node string) string { return diskv1alpha1.PartitionID("disk of " + n
 func volumeOf(pod *corev1.Pod, start, lengthGiB int64) diskv1alpha1.Allocation {
 	return diskv1alpha1.Allocation{
 		Partition: diskv1alpha1.PartitionID(diskv1alpha1.InlineVolumeID(pod.UID, "data")),
-		Extent:    diskv1alpha1.Extent{Start: diskv1alpha1.Alignment + start*gib, Length: lengthGiB * gib},
+		Extent:    diskv1alpha1.Extent{Start: diskv1alpha1.Alignment + start*units.GiB, Length: lengthGiB * units.GiB},
 		Phase:     diskv1alpha1.PhaseFormatted,
 	}
 }

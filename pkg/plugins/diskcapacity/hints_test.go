@@ -12,6 +12,7 @@ import (
 	st "k8s.io/kubernetes/pkg/scheduler/testing"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // hint calls the hint that is registered for the event.
@@ -37,7 +38,7 @@ func (b *bench) hint(t testing.TB, resource fwk.EventResource, action fwk.Action
 // record folds in a bound pod, with its volume at that start.
 func record(t *testing.T, b *bench, pod *corev1.Pod, start int64) {
 	t.Helper()
-	at := volumeOf(pod, start, mustVolumes(t, pod)[0].Request.Size/gib)
+	at := volumeOf(pod, start, mustVolumes(t, pod)[0].Request.Size/units.GiB)
 	value, err := diskv1alpha1.EncodeRecord([]diskv1alpha1.RecordVolume{{Name: "data", Disk: diskOf("n1"), Extent: at.Extent}})
 	if err != nil {
 		t.Fatal(err)

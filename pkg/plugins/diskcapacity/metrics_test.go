@@ -16,6 +16,7 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // scrape returns the samples of our counters and histograms, by name and labels.
@@ -135,7 +136,7 @@ func TestMetricsOfCapacity(t *testing.T) {
 		}
 	}
 	ndc := b.capacity("n1", 10)
-	ndc.Status.Disks[0].Free = append(ndc.Status.Disks[0].Free, diskv1alpha1.Extent{Start: 100 * gib, Length: 30 * gib})
+	ndc.Status.Disks[0].Free = append(ndc.Status.Disks[0].Free, diskv1alpha1.Extent{Start: 100 * units.GiB, Length: 30 * units.GiB})
 	if err := f.capacities.Add(ndc); err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // halfWiped has a node with [0,4) being wiped and [4,8) free, and a pod of so many GiB nominated for it.
@@ -45,7 +46,7 @@ func TestReserveLeavesWhatIsKept(t *testing.T) {
 		t.Fatal(status)
 	}
 	_, records := b.plugin.ledger.Records(string(small.UID))
-	if have, want := records[0].Extent.Start, diskv1alpha1.Alignment+6*gib; have != want {
+	if have, want := records[0].Extent.Start, diskv1alpha1.Alignment+6*units.GiB; have != want {
 		t.Errorf("reserved at %d, want it at %d, behind what is kept", have, want)
 	}
 	// When the bytes are wiped, the nominated pod has its place.
@@ -77,7 +78,7 @@ func TestScoreCountsNominations(t *testing.T) {
 	b.nominated.nominate(t, "n1", podOf("waiting", 4))
 	pod := podOf("a", 6)
 	state, _ := b.filter(t, pod)
-	for node, want := range map[string]int64{"n1": 0, "n2": -2 * gib} {
+	for node, want := range map[string]int64{"n1": 0, "n2": -2 * units.GiB} {
 		have, status := b.plugin.Score(b.ctx, state, pod, b.node(node))
 		if !status.IsSuccess() || have != want {
 			t.Errorf("the merit of %s is %d (%v), want %d", node, have, status, want)
@@ -103,7 +104,7 @@ func TestKeptSpaceRequeues(t *testing.T) {
 		}, 4, true},
 		"it takes another extent of the node": {func(t *testing.T, b *bench, preemptor *corev1.Pod) {
 			ndc := b.capacity("n1", 4, volumeOf(podOf("victim", 4), 0, 4))
-			ndc.Status.Disks[0].Free = append(ndc.Status.Disks[0].Free, diskv1alpha1.Extent{Start: diskv1alpha1.Alignment + 20*gib, Length: 8 * gib})
+			ndc.Status.Disks[0].Free = append(ndc.Status.Disks[0].Free, diskv1alpha1.Extent{Start: diskv1alpha1.Alignment + 20*units.GiB, Length: 8 * units.GiB})
 			if err := b.plugin.feed.capacities.Add(ndc); err != nil {
 				t.Fatal(err)
 			}

@@ -11,6 +11,7 @@ import (
 	st "k8s.io/kubernetes/pkg/scheduler/testing"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestPreemptionWaitsForTheWipe asserts that no other pod is preempted while the victims are gone and their space is
@@ -99,7 +100,7 @@ func TestPreemptionWaitsForClaims(t *testing.T) {
 			pv := b.volume(t, pvc, "n1", 0)
 			b.publish(t, "n1", 1, diskv1alpha1.Allocation{
 				Partition: diskv1alpha1.PartitionID(pv.Name), Phase: diskv1alpha1.PhaseFormatted,
-				Extent: diskv1alpha1.Extent{Start: diskv1alpha1.Alignment, Length: 6 * gib},
+				Extent: diskv1alpha1.Extent{Start: diskv1alpha1.Alignment, Length: 6 * units.GiB},
 			})
 			test.change(t, b, pvc, pv)
 			b.storeVolume(t, pv)

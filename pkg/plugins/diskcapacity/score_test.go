@@ -13,6 +13,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/units"
 )
 
 func TestNormalizeScore(t *testing.T) {
@@ -22,7 +23,6 @@ func TestNormalizeScore(t *testing.T) {
 	}); !slices.Equal(names, []string{"b", "c", "a"}) {
 		t.Fatalf("the nodes' order is %v", names)
 	}
-	const mib = placement.Alignment
 	lost := int64(math.MinInt64)
 	for _, test := range []struct {
 		name   string
@@ -30,15 +30,15 @@ func TestNormalizeScore(t *testing.T) {
 		want   []int64
 	}{
 		{"exact fits: the first in the order stands out by one", []int64{0, 0, 0}, []int64{99, 100, 99}},
-		{"the tightest", []int64{-300 * mib, -200 * mib, -100 * mib}, []int64{67, 69, 73}},
-		{"equally tight", []int64{-300 * mib, -200 * mib, -200 * mib}, []int64{67, 70, 69}},
-		{"of scores that are the same, the tighter", []int64{-200 * mib, -201 * mib, -202 * mib}, []int64{70, 69, 69}},
-		{"the only exact fit", []int64{-mib, -5 * mib, 0}, []int64{99, 90, 100}},
-		{"a node that lost its room is last", []int64{lost, lost, -300 * mib}, []int64{0, 0, 67}},
+		{"the tightest", []int64{-300 * units.MiB, -200 * units.MiB, -100 * units.MiB}, []int64{67, 69, 73}},
+		{"equally tight", []int64{-300 * units.MiB, -200 * units.MiB, -200 * units.MiB}, []int64{67, 70, 69}},
+		{"of scores that are the same, the tighter", []int64{-200 * units.MiB, -201 * units.MiB, -202 * units.MiB}, []int64{70, 69, 69}},
+		{"the only exact fit", []int64{-units.MiB, -5 * units.MiB, 0}, []int64{99, 90, 100}},
+		{"a node that lost its room is last", []int64{lost, lost, -300 * units.MiB}, []int64{0, 0, 67}},
 		{"all lost their room", []int64{lost, lost, lost}, []int64{0, 0, 0}},
 		{"larger than the scale: still one", []int64{-1 << 50, -1 << 50, -1 << 51}, []int64{0, 1, 0}},
-		{"spread: the most free", []int64{100 * mib, 200 * mib, 300 * mib}, []int64{27, 31, 33}},
-		{"spread: equals", []int64{100 * mib, 200 * mib, 200 * mib}, []int64{27, 32, 31}},
+		{"spread: the most free", []int64{100 * units.MiB, 200 * units.MiB, 300 * units.MiB}, []int64{27, 31, 33}},
+		{"spread: equals", []int64{100 * units.MiB, 200 * units.MiB, 200 * units.MiB}, []int64{27, 32, 31}},
 		{"spread: beyond the scale", []int64{1 << 50, 1 << 50, 1 << 51}, []int64{99, 99, 100}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

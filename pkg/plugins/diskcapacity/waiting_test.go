@@ -15,6 +15,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestPublicationWakes asserts that a publication wakes the pods that fit since then, and not those that fitted before
@@ -48,7 +49,7 @@ func TestPublicationWakes(t *testing.T) {
 		}, free(10), nil, true},
 		"moved, and large enough now": {podOf("a", 6), func(b *bench) *diskv1alpha1.NodeDiskCapacity {
 			ndc := b.capacity("n1", 5)
-			ndc.Status.Disks[0].Free = append(ndc.Status.Disks[0].Free, diskv1alpha1.Extent{Start: diskv1alpha1.Alignment + 8*gib, Length: 4 * gib})
+			ndc.Status.Disks[0].Free = append(ndc.Status.Disks[0].Free, diskv1alpha1.Extent{Start: diskv1alpha1.Alignment + 8*units.GiB, Length: 4 * units.GiB})
 			return ndc
 		}, free(6), nil, true},
 		"taken by a record before and now": {podOf("a", 7), free(8), free(10), func(t *testing.T, b *bench) { record(t, b, other, 0) }, false},
@@ -275,7 +276,7 @@ func TestHintsOfManyDistinctRequests(t *testing.T) {
 		pods = append(pods, pod)
 	}
 	b.plugin.ledger.SetCapacity("n1", &ledger.Capacity{Revision: 1000, Disks: []ledger.Disk{{
-		ID: diskOf("n1"), Class: "ssd", Ready: true, Size: 1 << 50, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*gib)},
+		ID: diskOf("n1"), Class: "ssd", Ready: true, Size: 1 << 50, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*units.GiB)},
 	}}})
 	var activated atomic.Int64
 	done := make(chan struct{}, 1)

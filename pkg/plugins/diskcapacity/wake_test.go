@@ -11,6 +11,7 @@ import (
 	fwk "k8s.io/kube-scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
 )
 
 // TestNoWakeUpIsLost changes what a node publishes, its pods and its agent at random. It delivers the events to the
@@ -160,7 +161,7 @@ func (w *wakeWorld) publish() {
 		if w.rng.IntN(2) == 0 {
 			continue
 		}
-		size := int(mustVolumes(w.t, pod)[0].Request.Size / gib)
+		size := int(mustVolumes(w.t, pod)[0].Request.Size / units.GiB)
 		at := w.rng.IntN(len(taken) - size)
 		if w.overlaps(disk.Allocations, at, size) {
 			continue
@@ -176,7 +177,7 @@ func (w *wakeWorld) publish() {
 			i++
 		}
 		if i > from {
-			disk.Free = append(disk.Free, diskv1alpha1.Extent{Start: diskv1alpha1.Alignment + int64(from)*gib, Length: int64(i-from) * gib})
+			disk.Free = append(disk.Free, diskv1alpha1.Extent{Start: diskv1alpha1.Alignment + int64(from)*units.GiB, Length: int64(i-from) * units.GiB})
 		}
 	}
 	w.watch = append(w.watch, func() {
@@ -188,8 +189,8 @@ func (w *wakeWorld) publish() {
 
 func (w *wakeWorld) overlaps(volumes []diskv1alpha1.Allocation, at, size int) bool {
 	for _, v := range volumes {
-		start := (v.Start - diskv1alpha1.Alignment) / gib
-		if int64(at) < start+v.Length/gib && start < int64(at+size) {
+		start := (v.Start - diskv1alpha1.Alignment) / units.GiB
+		if int64(at) < start+v.Length/units.GiB && start < int64(at+size) {
 			return true
 		}
 	}
@@ -200,7 +201,7 @@ func (w *wakeWorld) overlaps(volumes []diskv1alpha1.Allocation, at, size int) bo
 func (w *wakeWorld) bind() {
 	w.next++
 	pod := podOf(fmt.Sprintf("bound-%d-%d", w.seed, w.next), int64(1+w.rng.IntN(3)))
-	at := volumeOf(pod, int64(w.rng.IntN(10)), mustVolumes(w.t, pod)[0].Request.Size/gib)
+	at := volumeOf(pod, int64(w.rng.IntN(10)), mustVolumes(w.t, pod)[0].Request.Size/units.GiB)
 	value, err := diskv1alpha1.EncodeRecord([]diskv1alpha1.RecordVolume{{Name: "data", Disk: diskOf("n1"), Extent: at.Extent}})
 	if err != nil {
 		w.t.Fatal(err)

@@ -29,9 +29,8 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 	"github.com/berthdev/berth/test/testenv"
+	"github.com/berthdev/berth/test/units"
 )
-
-const gib = int64(1) << 30
 
 // stockBinder stands for the stock binder that is decorated.
 type stockBinder struct {
@@ -83,7 +82,7 @@ func newBench(t *testing.T) *bench {
 	}
 	for i, node := range []string{"n1", "n2"} {
 		b.ledger.SetCapacity(node, &ledger.Capacity{Revision: uint64(i + 1), Disks: []ledger.Disk{{
-			ID: diskOf(node), Class: "ssd", Ready: true, Size: 11 * gib, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*gib)},
+			ID: diskOf(node), Class: "ssd", Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*units.GiB)},
 		}}})
 	}
 	b.class = &storagev1.StorageClass{
@@ -111,14 +110,14 @@ func pvcOf(name, class, uid string) *corev1.PersistentVolumeClaim {
 	pvc.UID = types.UID(uid)
 	pvc.Spec.StorageClassName = &class
 	pvc.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
-	pvc.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(4*gib, resource.BinarySI)}
+	pvc.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(4*units.GiB, resource.BinarySI)}
 	return pvc
 }
 
 func (b *bench) want() ledger.VolumeRequest {
 	return ledger.VolumeRequest{
 		Partition: diskv1alpha1.PartitionID(diskv1alpha1.ClaimVolumeID(b.pvc.UID)), Persistent: true,
-		Request: placement.Request{Class: "ssd", Size: 4 * gib},
+		Request: placement.Request{Class: "ssd", Size: 4 * units.GiB},
 	}
 }
 
@@ -138,7 +137,7 @@ func (b *bench) made(t *testing.T, node string) *corev1.PersistentVolume {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pv := claim.NewVolume(b.pvc, b.class, wanted, node, diskv1alpha1.Place{Disk: diskOf(node), Extent: diskv1alpha1.Extent{Start: diskv1alpha1.Alignment, Length: 4 * gib}})
+	pv := claim.NewVolume(b.pvc, b.class, wanted, node, diskv1alpha1.Place{Disk: diskOf(node), Extent: diskv1alpha1.Extent{Start: diskv1alpha1.Alignment, Length: 4 * units.GiB}})
 	pv.UID, pv.ResourceVersion = "made-before", "1"
 	return pv
 }
@@ -192,7 +191,7 @@ func TestBind(t *testing.T) {
 		t.Fatal(err)
 	}
 	pv := b.api.volume(diskv1alpha1.ClaimVolumeID(b.pvc.UID))
-	if v, err := claim.ReadVolume(pv); err != nil || v.Node != "n1" || v.Size != 4*gib || !claim.IsFor(pv, b.pvc) {
+	if v, err := claim.ReadVolume(pv); err != nil || v.Node != "n1" || v.Size != 4*units.GiB || !claim.IsFor(pv, b.pvc) {
 		t.Errorf("made %+v, %v", pv, err)
 	}
 	if want := []string{"POST persistentvolumes"}; !slices.Equal(b.api.requests, want) {
@@ -200,11 +199,11 @@ func TestBind(t *testing.T) {
 	}
 	// The volume's record holds the place now.
 	b.ledger.Forget("pod")
-	if node, _, ok := b.ledger.Where(b.want().Partition); !ok || node != "n1" || b.free("n1") != 6*gib {
+	if node, _, ok := b.ledger.Where(b.want().Partition); !ok || node != "n1" || b.free("n1") != 6*units.GiB {
 		t.Errorf("the ledger has it on %q, and %d bytes free", node, b.free("n1"))
 	}
 	b.ledger.DeleteVolume(string(pv.UID))
-	if b.free("n1") != 10*gib {
+	if b.free("n1") != 10*units.GiB {
 		t.Errorf("%d bytes are free when the volume has gone: something else holds it", b.free("n1"))
 	}
 	if len(b.inner.got) > 0 {
@@ -296,8 +295,8 @@ func TestBindResumes(t *testing.T) {
 				t.Errorf("the error does not name the claim: %v", err)
 			}
 			b.ledger.Forget("pod")
-			if have := b.free("n1"); have != test.free*gib {
-				t.Errorf("%d GiB are free, want %d", have/gib, test.free)
+			if have := b.free("n1"); have != test.free*units.GiB {
+				t.Errorf("%d GiB are free, want %d", have/units.GiB, test.free)
 			}
 			if err := b.ledger.Validate(); err != nil {
 				t.Error(err)
@@ -322,8 +321,8 @@ func TestDoubt(t *testing.T) {
 		t.Fatal("bound")
 	}
 	b.ledger.DeletePod("pod")
-	if b.free("n1") != 6*gib {
-		t.Errorf("%d GiB are free while the volume may exist", b.free("n1")/gib)
+	if b.free("n1") != 6*units.GiB {
+		t.Errorf("%d GiB are free while the volume may exist", b.free("n1")/units.GiB)
 	}
 	// It does not tie the next pod to the node.
 	if node, _, ok := b.ledger.Where(b.want().Partition); ok {
@@ -338,8 +337,8 @@ func TestDoubt(t *testing.T) {
 	if err := b.bindWhile("POST persistentvolumes", func() { b.notifyBound(t, nil) }); err != nil {
 		t.Fatal(err)
 	}
-	if b.free("n1") != 10*gib || b.free("n2") != 6*gib {
-		t.Errorf("%d and %d GiB are free", b.free("n1")/gib, b.free("n2")/gib)
+	if b.free("n1") != 10*units.GiB || b.free("n2") != 6*units.GiB {
+		t.Errorf("%d and %d GiB are free", b.free("n1")/units.GiB, b.free("n2")/units.GiB)
 	}
 }
 
@@ -353,8 +352,8 @@ func TestDoubtEndsWithTheClaim(t *testing.T) {
 	}
 	b.ledger.DeletePod("pod")
 	b.changes.notify(claimKind, b.pvc, true)
-	if b.free("n1") != 10*gib {
-		t.Errorf("%d GiB are free after the claim has gone", b.free("n1")/gib)
+	if b.free("n1") != 10*units.GiB {
+		t.Errorf("%d GiB are free after the claim has gone", b.free("n1")/units.GiB)
 	}
 }
 
@@ -386,13 +385,13 @@ func TestDoubtOfAnotherClaim(t *testing.T) {
 			}
 			b.ledger.DeletePod("pod")
 			if test.after != nil {
-				if b.free("n1") != 6*gib {
-					t.Errorf("%d GiB are free while the volume may exist", b.free("n1")/gib)
+				if b.free("n1") != 6*units.GiB {
+					t.Errorf("%d GiB are free while the volume may exist", b.free("n1")/units.GiB)
 				}
 				test.after(t, b)
 			}
-			if b.free("n1") != 10*gib {
-				t.Errorf("%d GiB are free: the place of a claim that is gone is held", b.free("n1")/gib)
+			if b.free("n1") != 10*units.GiB {
+				t.Errorf("%d GiB are free: the place of a claim that is gone is held", b.free("n1")/units.GiB)
 			}
 		})
 	}
@@ -447,8 +446,8 @@ func TestProvisioningIsGivenUp(t *testing.T) {
 				t.Errorf("got %v, want an unknown outcome", err)
 			}
 			b.ledger.DeletePod("pod")
-			if want := map[bool]int64{true: 6, false: 10}[name == "pod gone"]; b.free("n1") != want*gib {
-				t.Errorf("%d GiB are free, want %d", b.free("n1")/gib, want)
+			if want := map[bool]int64{true: 6, false: 10}[name == "pod gone"]; b.free("n1") != want*units.GiB {
+				t.Errorf("%d GiB are free, want %d", b.free("n1")/units.GiB, want)
 			}
 		})
 	}
@@ -468,8 +467,8 @@ func TestRefusedAfterDoubt(t *testing.T) {
 		t.Fatalf("got %v, want an unknown outcome", err)
 	}
 	b.ledger.DeletePod("pod")
-	if b.free("n1") != 6*gib {
-		t.Errorf("%d GiB are free while the volume may exist", b.free("n1")/gib)
+	if b.free("n1") != 6*units.GiB {
+		t.Errorf("%d GiB are free while the volume may exist", b.free("n1")/units.GiB)
 	}
 }
 
@@ -500,8 +499,8 @@ func TestDoubtIsSettled(t *testing.T) {
 			b.ledger.DeletePod("pod")
 			b.api.locked(func() { b.api.before = nil; test.during(b) })
 			b.timers[0]()
-			if len(b.timers) != test.timers || b.free("n1") != test.free*gib {
-				t.Errorf("%d GiB are free, want %d; %d timers, want %d", b.free("n1")/gib, test.free, len(b.timers), test.timers)
+			if len(b.timers) != test.timers || b.free("n1") != test.free*units.GiB {
+				t.Errorf("%d GiB are free, want %d; %d timers, want %d", b.free("n1")/units.GiB, test.free, len(b.timers), test.timers)
 			}
 			if b.ledger.Holds("binding/"+string(b.pvc.UID)) != (test.timers == 2) {
 				t.Error("held beside the volume's own record, or not held although nothing is known")
@@ -524,12 +523,12 @@ func TestLaterDoubt(t *testing.T) {
 	b.ledger.DeletePod("pod")
 	b.api.locked(func() { b.api.before = nil })
 	b.timers[0]()
-	if b.free("n1") != 6*gib {
-		t.Errorf("%d GiB are free while the second volume may exist", b.free("n1")/gib)
+	if b.free("n1") != 6*units.GiB {
+		t.Errorf("%d GiB are free while the second volume may exist", b.free("n1")/units.GiB)
 	}
 	b.timers[1]()
-	if b.free("n1") != 10*gib {
-		t.Errorf("%d GiB are free, want 10", b.free("n1")/gib)
+	if b.free("n1") != 10*units.GiB {
+		t.Errorf("%d GiB are free, want 10", b.free("n1")/units.GiB)
 	}
 }
 
@@ -675,14 +674,14 @@ func TestControllerThatIsBehind(t *testing.T) {
 	}
 	pvc := b.api.claims[b.pvc.Name]
 	if pvc.Spec.VolumeName != diskv1alpha1.ClaimVolumeID(b.pvc.UID) || pvc.Status.Phase != corev1.ClaimBound ||
-		pvc.Status.Capacity.Storage().Value() != 4*gib || len(pvc.Status.AccessModes) != 1 || pvc.Annotations[volume.AnnSelectedNode] != "n1" {
+		pvc.Status.Capacity.Storage().Value() != 4*units.GiB || len(pvc.Status.AccessModes) != 1 || pvc.Annotations[volume.AnnSelectedNode] != "n1" {
 		t.Errorf("the claim is %+v", pvc)
 	}
 	if want := []string{"POST persistentvolumes", "PUT persistentvolumeclaims", "PUT persistentvolumeclaims/status"}; !slices.Equal(b.api.requests, want) {
 		t.Errorf("requests %v, want %v", b.api.requests, want)
 	}
-	if b.free("n1") != 6*gib {
-		t.Errorf("%d GiB are free", b.free("n1")/gib)
+	if b.free("n1") != 6*units.GiB {
+		t.Errorf("%d GiB are free", b.free("n1")/units.GiB)
 	}
 }
 
