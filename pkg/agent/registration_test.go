@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/objects"
 )
 
 // TestLabelMonitor asserts that a missing label has the driver registered again after the grace, at most once in each
@@ -44,13 +45,7 @@ func TestLabelMonitor(t *testing.T) {
 
 // TestDriverMissing asserts when a CSINode does not have the driver.
 func TestDriverMissing(t *testing.T) {
-	with := func(drivers ...string) *storagev1.CSINode {
-		c := &storagev1.CSINode{}
-		for _, d := range drivers {
-			c.Spec.Drivers = append(c.Spec.Drivers, storagev1.CSINodeDriver{Name: d})
-		}
-		return c
-	}
+	with := func(drivers ...string) *storagev1.CSINode { return objects.CSINode("n", drivers...) }
 	if !driverMissing(nil) || !driverMissing(with("other")) || driverMissing(with("other", diskv1alpha1.DriverName)) {
 		t.Error("a CSINode is taken for another")
 	}

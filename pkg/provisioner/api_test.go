@@ -14,14 +14,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/events"
 	testingclock "k8s.io/utils/clock/testing"
-	"k8s.io/utils/ptr"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
@@ -30,6 +28,7 @@ import (
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -190,18 +189,10 @@ func newBench(t *testing.T) *bench {
 		}}})
 		b.store(t, b.nodeInformer.GetIndexer().Add, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}})
 	}
-	b.class = &storagev1.StorageClass{
-		ObjectMeta: metav1.ObjectMeta{Name: "ssd"}, Provisioner: diskv1alpha1.DriverName, VolumeBindingMode: ptr.To(storagev1.VolumeBindingWaitForFirstConsumer),
-		Parameters: map[string]string{diskv1alpha1.AttributeClass: "ssd"},
-	}
+	b.class = objects.StorageClass("ssd", "ssd")
 	b.store(t, b.classInformer.GetIndexer().Add, b.class)
-	b.pvc = &corev1.PersistentVolumeClaim{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "data", UID: "3b6d1e0c-9f52-4b6a-9d5d-111111111111", Annotations: map[string]string{}},
-		Spec: corev1.PersistentVolumeClaimSpec{
-			StorageClassName: ptr.To("ssd"), AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("4Gi")}},
-		},
-	}
+	b.pvc = objects.Claim("default", "data", "ssd", "4Gi")
+	b.pvc.UID, b.pvc.Annotations = "3b6d1e0c-9f52-4b6a-9d5d-111111111111", map[string]string{}
 	return b
 }
 

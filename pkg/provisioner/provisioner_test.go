@@ -6,7 +6,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -14,6 +13,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -158,18 +158,8 @@ func TestNodeTakenBack(t *testing.T) {
 	c.ledger.SetCapacity("n1", &ledger.Capacity{Revision: 1, Disks: []ledger.Disk{{
 		ID: "disk", Class: "ssd", Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*units.GiB)},
 	}}})
-	mode, name := storagev1.VolumeBindingWaitForFirstConsumer, "ssd"
-	class := &storagev1.StorageClass{
-		ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: diskv1alpha1.DriverName, VolumeBindingMode: &mode,
-		Parameters: map[string]string{diskv1alpha1.AttributeClass: "ssd"},
-	}
-	pvc := &corev1.PersistentVolumeClaim{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "data", UID: "3b6d1e0c-9f52-4b6a-9d5d-111111111111"},
-		Spec: corev1.PersistentVolumeClaimSpec{
-			StorageClassName: &name, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("4Gi")}},
-		},
-	}
+	class, pvc := objects.StorageClass("ssd", "ssd"), objects.Claim("default", "data", "ssd", "4Gi")
+	pvc.UID = "3b6d1e0c-9f52-4b6a-9d5d-111111111111"
 	want := ledger.VolumeRequest{Partition: "part", Persistent: true, Request: placement.Request{Class: "ssd", Size: 4 * units.GiB}}
 	if _, err := c.ledger.Reserve(holderOf(pvc.UID), "n1", []ledger.VolumeRequest{want}); err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/objects"
 )
 
 func pod(volumes ...corev1.Volume) *corev1.Pod {
@@ -22,14 +23,11 @@ func pod(volumes ...corev1.Volume) *corev1.Pod {
 
 // inline makes a volume of 10Gi of class ssd; edit may spoil it.
 func inline(name string, edit func(*corev1.CSIVolumeSource)) corev1.Volume {
-	source := &corev1.CSIVolumeSource{
-		Driver:           diskv1alpha1.DriverName,
-		VolumeAttributes: map[string]string{diskv1alpha1.AttributeSize: "10Gi", diskv1alpha1.AttributeClass: "ssd"},
-	}
+	v := objects.InlineVolume(name, "ssd", "10Gi")
 	if edit != nil {
-		edit(source)
+		edit(v.CSI)
 	}
-	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{CSI: source}}
+	return v
 }
 
 func TestFromPod(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +18,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/testenv"
 )
 
@@ -128,10 +128,8 @@ func (n *agentNode) pod(ctx context.Context, name string, size int64, fsType str
 		},
 	}
 	if size > 0 {
-		pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
-			Driver: diskv1alpha1.DriverName, FSType: &fsType,
-			VolumeAttributes: map[string]string{diskv1alpha1.AttributeSize: strconv.FormatInt(size, 10), diskv1alpha1.AttributeClass: className},
-		}}}}
+		pod.Spec.Volumes = []corev1.Volume{objects.InlineVolume("data", className, objects.Bytes(size))}
+		pod.Spec.Volumes[0].CSI.FSType = &fsType
 	}
 	n.must(n.client.Create(ctx, pod))
 	binding := &corev1.Binding{Target: corev1.ObjectReference{Kind: "Node", Name: n.name}}

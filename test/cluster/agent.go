@@ -10,11 +10,11 @@ import (
 
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/mountns"
+	"github.com/berthdev/berth/test/objects"
 )
 
 // StartAgent runs cmd/nodeagent on a node and returns when its driver is registered. args are
@@ -77,11 +77,7 @@ func (c *Cluster) startAgent(ctx context.Context, node string, by, args []string
 
 // register stands in for a kubelet that has met the agent.
 func (c *Cluster) register(ctx context.Context, node string) error {
-	csiNode := &storagev1.CSINode{
-		ObjectMeta: metav1.ObjectMeta{Name: node},
-		Spec:       storagev1.CSINodeSpec{Drivers: []storagev1.CSINodeDriver{{Name: v1alpha1.GroupName, NodeID: node}}},
-	}
-	if err := c.client.Create(ctx, csiNode); err != nil && !apierrors.IsAlreadyExists(err) {
+	if err := c.client.Create(ctx, objects.CSINode(node, v1alpha1.DriverName)); err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("register the driver of node %s: %w", node, err)
 	}
 	return nil

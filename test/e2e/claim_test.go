@@ -9,11 +9,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/objects"
 )
 
 // StorageClasses of the shared cluster, beside ssd and hdd, which have the names of their DiskClasses.
@@ -32,17 +32,15 @@ func storageClasses() []*storagev1.StorageClass {
 }
 
 func storageClass(name, class, fsType string) *storagev1.StorageClass {
-	wait, yes := storagev1.VolumeBindingWaitForFirstConsumer, true
-	return &storagev1.StorageClass{
-		ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: v1alpha1.DriverName,
-		VolumeBindingMode: &wait, AllowVolumeExpansion: &yes,
-		Parameters: map[string]string{v1alpha1.AttributeClass: class, v1alpha1.ParameterFSType: fsType},
-	}
+	c := objects.StorageClass(name, class)
+	c.AllowVolumeExpansion = ptr.To(true)
+	c.Parameters[v1alpha1.ParameterFSType] = fsType
+	return c
 }
 
 // claim is a claim of a StorageClass. It is not created yet.
 func (e *tenant) claim(name, class, size string) *corev1.PersistentVolumeClaim {
-	return &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: e.namespace, Name: name}, Spec: claimSpec(class, size)}
+	return objects.Claim(e.namespace, name, class, size)
 }
 
 // blockClaim is a claim of a device.
@@ -52,18 +50,9 @@ func (e *tenant) blockClaim(name, class, size string) *corev1.PersistentVolumeCl
 	return pvc
 }
 
-func claimSpec(class, size string) corev1.PersistentVolumeClaimSpec {
-	return corev1.PersistentVolumeClaimSpec{
-		AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, StorageClassName: &class,
-		Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}},
-	}
-}
-
 // claimed is a volume of a pod that uses a claim.
 func claimed(name string, pvc *corev1.PersistentVolumeClaim) corev1.Volume {
-	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
-		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: pvc.Name},
-	}}
+	return objects.ClaimVolume(name, pvc.Name)
 }
 
 // make creates any objects.

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/objects"
 )
 
 // TestClaimOfOtherScheduler asserts that the claim of a pod that another scheduler places is served on the chosen node.
@@ -226,8 +227,8 @@ func TestBadClaims(t *testing.T) {
 		class func(*storagev1.StorageClass)
 		words []string
 	}{
-		"too-small":         {func(c *corev1.PersistentVolumeClaim) { c.Spec.Resources = claimSpec(ssd, "10Mi").Resources }, nil, []string{"xfs", "300Mi"}},
-		"too-large":         {func(c *corev1.PersistentVolumeClaim) { c.Spec.Resources = claimSpec(ssd, "100Gi").Resources }, nil, []string{"largest", "wants 100Gi"}},
+		"too-small":         {func(c *corev1.PersistentVolumeClaim) { c.Spec.Resources = objects.ClaimSpec(ssd, "10Mi").Resources }, nil, []string{"xfs", "300Mi"}},
+		"too-large":         {func(c *corev1.PersistentVolumeClaim) { c.Spec.Resources = objects.ClaimSpec(ssd, "100Gi").Resources }, nil, []string{"largest", "wants 100Gi"}},
 		"many-writers":      {func(c *corev1.PersistentVolumeClaim) { c.Spec.AccessModes[0] = corev1.ReadWriteMany }, nil, []string{"ReadWriteMany", "ReadWriteOnce"}},
 		"unknown-class":     {nil, func(c *storagev1.StorageClass) { c.Parameters[v1alpha1.AttributeClass] = "nosuch" }, []string{"nosuch"}},
 		"unknown-parameter": {nil, func(c *storagev1.StorageClass) { c.Parameters["disk.berth.dev/klass"] = "ssd" }, []string{"unknown parameter", "disk.berth.dev/klass"}},

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/objects"
 )
 
 // TestRawBlock asserts that a raw block claim is a device of zeros in its pod, and keeps what is written to it.
@@ -62,7 +63,7 @@ func asDevice(pod *corev1.Pod) {
 func TestGenericEphemeral(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	pod := e.podOf("pod", corev1.Volume{Name: "data", VolumeSource: corev1.VolumeSource{
-		Ephemeral: &corev1.EphemeralVolumeSource{VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{Spec: claimSpec(ssd, "400Mi")}},
+		Ephemeral: &corev1.EphemeralVolumeSource{VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{Spec: objects.ClaimSpec(ssd, "400Mi")}},
 	}})
 	e.create(pod)
 	e.ready(pod)
@@ -219,7 +220,7 @@ func TestAllKinds(t *testing.T) {
 	pvc, other := e.claim("claim", hdd, "200Mi"), e.claim("other", static, "1Gi")
 	pod := e.podOf("pod", volume("inline", ssd, "400Mi", "xfs"), claimed("claim", pvc), claimed("other", other),
 		corev1.Volume{Name: "ephemeral", VolumeSource: corev1.VolumeSource{
-			Ephemeral: &corev1.EphemeralVolumeSource{VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{Spec: claimSpec(ssd, "400Mi")}},
+			Ephemeral: &corev1.EphemeralVolumeSource{VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{Spec: objects.ClaimSpec(ssd, "400Mi")}},
 		}})
 	e.make(local, pvc, other)
 	e.create(pod)
@@ -273,7 +274,7 @@ func (e *tenant) localVolume(node string) *corev1.PersistentVolume {
 		e.t.Fatal(err)
 	}
 	pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: e.namespace}}
-	pv.Spec.Capacity = claimSpec(static, "1Gi").Resources.Requests
+	pv.Spec.Capacity = objects.ClaimSpec(static, "1Gi").Resources.Requests
 	pv.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
 	pv.Spec.StorageClassName = static
 	pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/objects"
 )
 
 // replica is a pod of a StatefulSet with its two volumes.
@@ -146,8 +147,8 @@ func (e *tenant) statefulSet(name string, replicas int32) *appsv1.StatefulSet {
 			PodManagementPolicy: appsv1.ParallelPodManagement,
 			Template:            corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: template.Spec},
 			VolumeClaimTemplates: []corev1.PersistentVolumeClaim{
-				{ObjectMeta: metav1.ObjectMeta{Name: "data"}, Spec: claimSpec(ssd, "400Mi")},
-				{ObjectMeta: metav1.ObjectMeta{Name: "log"}, Spec: claimSpec(hdd, "200Mi")},
+				{ObjectMeta: metav1.ObjectMeta{Name: "data"}, Spec: objects.ClaimSpec(ssd, "400Mi")},
+				{ObjectMeta: metav1.ObjectMeta{Name: "log"}, Spec: objects.ClaimSpec(hdd, "200Mi")},
 			},
 		},
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/objects"
 )
 
 // tenant is a namespace of one test. At the end all its volumes are wiped and free.
@@ -132,13 +133,11 @@ func (e *tenant) eventually(what string, condition func(context.Context) error) 
 
 // volume is an inline volume. fsType may be empty.
 func volume(name, class, size, fsType string) corev1.Volume {
-	source := &corev1.CSIVolumeSource{Driver: v1alpha1.DriverName, VolumeAttributes: map[string]string{
-		v1alpha1.AttributeClass: class, v1alpha1.AttributeSize: size,
-	}}
+	v := objects.InlineVolume(name, class, size)
 	if fsType != "" {
-		source.FSType = &fsType
+		v.CSI.FSType = &fsType
 	}
-	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{CSI: source}}
+	return v
 }
 
 // script records each start on the first volume, and ends at once on SIGTERM.

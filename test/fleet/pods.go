@@ -2,13 +2,11 @@ package fleet
 
 import (
 	"fmt"
-	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/objects"
 )
 
 // Profile is the schedulerName of pods with disks.
@@ -32,16 +30,7 @@ func PlainPod(profile string) *corev1.Pod {
 func DiskPod(sizes ...int64) *corev1.Pod {
 	pod := PlainPod(Profile)
 	for i, size := range sizes {
-		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{
-			Name: fmt.Sprintf("data%d", i),
-			VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
-				Driver: diskv1alpha1.DriverName,
-				VolumeAttributes: map[string]string{
-					diskv1alpha1.AttributeSize:  strconv.FormatInt(size, 10),
-					diskv1alpha1.AttributeClass: Class,
-				},
-			}},
-		})
+		pod.Spec.Volumes = append(pod.Spec.Volumes, objects.InlineVolume(fmt.Sprintf("data%d", i), Class, objects.Bytes(size)))
 	}
 	return pod
 }
@@ -49,19 +38,11 @@ func DiskPod(sizes ...int64) *corev1.Pod {
 // ClaimPod is a pod with one claim.
 func ClaimPod(profile, claim string) *corev1.Pod {
 	pod := PlainPod(profile)
-	pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{
-		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim},
-	}}}
+	pod.Spec.Volumes = []corev1.Volume{objects.ClaimVolume("data", claim)}
 	return pod
 }
 
 // Claim is a claim of 10 GiB of a StorageClass.
 func Claim(namespace, name, class string) *corev1.PersistentVolumeClaim {
-	return &corev1.PersistentVolumeClaim{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
-		Spec: corev1.PersistentVolumeClaimSpec{
-			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, StorageClassName: &class,
-			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("10Gi")}},
-		},
-	}
+	return objects.Claim(namespace, name, class, "10Gi")
 }

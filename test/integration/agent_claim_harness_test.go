@@ -18,38 +18,30 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/testenv"
 	"github.com/berthdev/berth/test/units"
 )
 
 // storageClass is of the node's own disks. It is never created: only its fields count here.
 func (n *node) storageClass() *storagev1.StorageClass {
-	mode, policy := storagev1.VolumeBindingWaitForFirstConsumer, corev1.PersistentVolumeReclaimDelete
-	return &storagev1.StorageClass{
-		ObjectMeta:  metav1.ObjectMeta{Name: n.name},
-		Provisioner: diskv1alpha1.DriverName, VolumeBindingMode: &mode, ReclaimPolicy: &policy,
-		Parameters: map[string]string{diskv1alpha1.AttributeClass: n.name, diskv1alpha1.ParameterFSType: "ext4"},
-	}
+	class := objects.StorageClass(n.name, n.name)
+	class.ReclaimPolicy = ptr.To(corev1.PersistentVolumeReclaimDelete)
+	class.Parameters[diskv1alpha1.ParameterFSType] = "ext4"
+	return class
 }
 
 // pvc creates a claim, as a user does.
 func (n *node) pvc(name, size string, mode corev1.PersistentVolumeMode) *corev1.PersistentVolumeClaim {
 	n.t.Helper()
-	class := n.name
-	pvc := &corev1.PersistentVolumeClaim{
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: n.name + "-" + name},
-		Spec: corev1.PersistentVolumeClaimSpec{
-			StorageClassName: &class, VolumeMode: &mode,
-			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}},
-		},
-	}
+	pvc := objects.Claim(metav1.NamespaceDefault, n.name+"-"+name, n.name, size)
+	pvc.Spec.VolumeMode = &mode
 	if err := n.client.Create(n.t.Context(), pvc); err != nil {
 		n.t.Fatal(err)
 	}

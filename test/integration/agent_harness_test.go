@@ -29,6 +29,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/testenv"
 	"github.com/berthdev/berth/test/units"
 )
@@ -349,13 +350,11 @@ func (n *node) released() {
 
 // volumeOf is an inline volume of the node's class.
 func (n *node) volumeOf(name, size, fsType string) corev1.Volume {
-	source := &corev1.CSIVolumeSource{Driver: diskv1alpha1.DriverName, VolumeAttributes: map[string]string{
-		diskv1alpha1.AttributeSize: size, diskv1alpha1.AttributeClass: n.name,
-	}}
+	v := objects.InlineVolume(name, n.name, size)
 	if fsType != "" {
-		source.FSType = &fsType
+		v.CSI.FSType = &fsType
 	}
-	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{CSI: source}}
+	return v
 }
 
 // record is the value of a record annotation.

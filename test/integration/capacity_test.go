@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -17,6 +16,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/objects"
 )
 
 // upkeep is a control plane with Berth's scheduler, which runs with the rights of its own
@@ -41,8 +41,7 @@ func startUpkeep(t *testing.T) *upkeep {
 		}
 	})
 	u := &upkeep{t, c.Client()}
-	size := resource.MustParse("1Gi")
-	u.create(&diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: "ssd"}, Spec: diskv1alpha1.DiskClassSpec{Devices: diskv1alpha1.DeviceSelector{MinSize: &size}}})
+	u.create(objects.DiskClass("ssd"))
 	return u
 }
 
@@ -61,10 +60,9 @@ func (u *upkeep) node(name string, disks ...string) {
 		{Key: diskv1alpha1.TaintNotReady, Effect: corev1.TaintEffectNoSchedule}, {Key: "other", Effect: corev1.TaintEffectNoSchedule},
 	}}}
 	u.create(node)
-	u.create(&storagev1.CSINode{
-		ObjectMeta: metav1.ObjectMeta{Name: name, OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: name, UID: node.UID}}},
-		Spec:       storagev1.CSINodeSpec{Drivers: []storagev1.CSINodeDriver{{Name: diskv1alpha1.DriverName, NodeID: name}}},
-	})
+	csiNode := objects.CSINode(name, diskv1alpha1.DriverName)
+	csiNode.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: name, UID: node.UID}}
+	u.create(csiNode)
 	u.create(&diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: name}})
 	u.publish(name, disks...)
 }
@@ -217,9 +215,7 @@ func (u *upkeep) evicts() {
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: name, OwnerReferences: controller()}}
 		pod.Spec = corev1.PodSpec{
 			NodeName: node, TerminationGracePeriodSeconds: &now, Containers: []corev1.Container{{Name: "main", Image: "none"}},
-			Volumes: []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
-				Driver: diskv1alpha1.DriverName, VolumeAttributes: map[string]string{diskv1alpha1.AttributeSize: "1Ti", diskv1alpha1.AttributeClass: "ssd"},
-			}}}},
+			Volumes: []corev1.Volume{objects.InlineVolume("data", "ssd", "1Ti")},
 		}
 		change(pod)
 		u.create(pod)

@@ -17,12 +17,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/objects"
 )
 
 // provisionerTests is the namespace of all claims here.
@@ -66,8 +68,7 @@ func startProvisioning(t *testing.T) *provisioning {
 	}
 	p := &provisioning{cluster: c, client: c.Client(), set: set}
 	p.create(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: provisionerTests}})
-	size := resource.MustParse("1Gi")
-	p.create(t, &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: "ssd"}, Spec: diskv1alpha1.DiskClassSpec{Devices: diskv1alpha1.DeviceSelector{MinSize: &size}}})
+	p.create(t, objects.DiskClass("ssd"))
 	p.class(t, "ssd", nil)
 	return p
 }
@@ -84,12 +85,8 @@ func (p *provisioning) create(t *testing.T, objects ...client.Object) {
 // class creates a StorageClass of the driver, with the changes that are made to it.
 func (p *provisioning) class(t *testing.T, name string, change func(*storagev1.StorageClass)) {
 	t.Helper()
-	mode, expand := storagev1.VolumeBindingWaitForFirstConsumer, true
-	class := &storagev1.StorageClass{
-		ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: diskv1alpha1.DriverName,
-		VolumeBindingMode: &mode, AllowVolumeExpansion: &expand,
-		Parameters: map[string]string{diskv1alpha1.AttributeClass: "ssd"},
-	}
+	class := objects.StorageClass(name, "ssd")
+	class.AllowVolumeExpansion = ptr.To(true)
 	if change != nil {
 		change(class)
 	}
@@ -125,13 +122,7 @@ func (p *provisioning) get(t *testing.T, o client.Object, name string) {
 // pvc creates a claim; node is the one that another scheduler has chosen, if any.
 func (p *provisioning) pvc(t *testing.T, name, class, size, node string, change func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
 	t.Helper()
-	pvc := &corev1.PersistentVolumeClaim{
-		ObjectMeta: metav1.ObjectMeta{Namespace: provisionerTests, Name: name},
-		Spec: corev1.PersistentVolumeClaimSpec{
-			StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}},
-		},
-	}
+	pvc := objects.Claim(provisionerTests, name, class, size)
 	if node != "" {
 		pvc.Annotations = map[string]string{selectedNode: node}
 	}

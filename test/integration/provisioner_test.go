@@ -16,13 +16,13 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/request"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/testenv"
 	"github.com/berthdev/berth/test/units"
 )
@@ -66,9 +66,7 @@ func TestProvisioner(t *testing.T) {
 func stockPod(name, claim string) *corev1.Pod {
 	pod := plainPod(name, "default-scheduler")
 	pod.Namespace = provisionerTests
-	pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{
-		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim},
-	}}}
+	pod.Spec.Volumes = []corev1.Volume{objects.ClaimVolume("data", claim)}
 	return pod
 }
 
@@ -243,14 +241,8 @@ func podWithNode(t *testing.T, p *provisioning) {
 	p.scheduler(t, false)
 	p.pvc(t, "data", "ssd", "1Gi", "", nil)
 	pod := stockPod("pinned", "data")
-	class := "ssd"
 	pod.Spec.NodeName = "prov-a"
-	pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: "tmp", VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{
-		VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{Spec: corev1.PersistentVolumeClaimSpec{
-			StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("2Gi")}},
-		}},
-	}}})
+	pod.Spec.Volumes = append(pod.Spec.Volumes, objects.EphemeralVolume("tmp", "ssd", "2Gi"))
 	p.create(t, pod)
 	for _, name := range []string{"data", "pinned-tmp"} {
 		p.eventually(t, func(ctx context.Context) error {
@@ -299,12 +291,8 @@ func crashAfterVolume(t *testing.T, p *provisioning) {
 func goneBeforeBinding(t *testing.T, p *provisioning) {
 	n := p.node(t, "prov-a", 4)
 	p.scheduler(t, false)
-	gone := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: provisionerTests, Name: "gone", UID: types.UID("6b1b3d62-64ea-4bd5-a2ac-5a3a2b5a4c11")}}
-	class := "ssd"
-	gone.Spec = corev1.PersistentVolumeClaimSpec{
-		StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-		Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("4Gi")}},
-	}
+	gone := objects.Claim(provisionerTests, "gone", "ssd", "4Gi")
+	gone.UID = "6b1b3d62-64ea-4bd5-a2ac-5a3a2b5a4c11"
 	pv := p.answerFor(t, gone, "prov-a", diskv1alpha1.Alignment)
 	// Its place is taken for as long as it is there.
 	p.pvc(t, "data", "ssd", "1Gi", "prov-a", nil)

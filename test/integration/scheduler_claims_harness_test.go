@@ -23,6 +23,7 @@ import (
 	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -82,11 +83,7 @@ func (s *schedulers) make(t *testing.T, objects ...client.Object) {
 // storageClass makes a StorageClass of ours for DiskClass ssd, until the test ends.
 func (s *schedulers) storageClass(t *testing.T, name string, change func(*storagev1.StorageClass)) *storagev1.StorageClass {
 	t.Helper()
-	wait := storagev1.VolumeBindingWaitForFirstConsumer
-	class := &storagev1.StorageClass{
-		ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: diskv1alpha1.DriverName, VolumeBindingMode: &wait,
-		Parameters: map[string]string{diskv1alpha1.AttributeClass: "ssd"},
-	}
+	class := objects.StorageClass(name, "ssd")
 	if change != nil {
 		change(class)
 	}
@@ -102,21 +99,9 @@ func (s *schedulers) storageClass(t *testing.T, name string, change func(*storag
 // pvc makes a claim of so many GiB.
 func (s *schedulers) pvc(t *testing.T, name, class string, sizeGiB int64) *corev1.PersistentVolumeClaim {
 	t.Helper()
-	pvc := &corev1.PersistentVolumeClaim{
-		ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: name},
-		Spec:       claimSpec(class, sizeGiB),
-	}
+	pvc := objects.Claim(schedulerTests, name, class, objects.GiB(sizeGiB))
 	s.make(t, pvc)
 	return pvc
-}
-
-func claimSpec(class string, sizeGiB int64) corev1.PersistentVolumeClaimSpec {
-	return corev1.PersistentVolumeClaimSpec{
-		StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-		Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
-			corev1.ResourceStorage: *resource.NewQuantity(sizeGiB*units.GiB, resource.BinarySI),
-		}},
-	}
 }
 
 // claimPod is a pod with these claims.
@@ -126,18 +111,14 @@ func claimPod(name string, claims ...string) *corev1.Pod {
 
 func withClaims(pod *corev1.Pod, claims ...string) *corev1.Pod {
 	for _, c := range claims {
-		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: "claim-" + c, VolumeSource: corev1.VolumeSource{
-			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: c},
-		}})
+		pod.Spec.Volumes = append(pod.Spec.Volumes, objects.ClaimVolume("claim-"+c, c))
 	}
 	return pod
 }
 
 // withEphemeral adds a generic ephemeral volume.
 func withEphemeral(pod *corev1.Pod, name, class string, sizeGiB int64) *corev1.Pod {
-	pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
-		Ephemeral: &corev1.EphemeralVolumeSource{VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{Spec: claimSpec(class, sizeGiB)}},
-	}})
+	pod.Spec.Volumes = append(pod.Spec.Volumes, objects.EphemeralVolume(name, class, objects.GiB(sizeGiB)))
 	return pod
 }
 

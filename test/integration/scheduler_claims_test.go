@@ -13,6 +13,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -250,14 +251,14 @@ func badClaims(t *testing.T, s *schedulers) {
 			spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
 		}, "access mode ReadWriteMany is not possible"},
 		"small": {func(c *storagev1.StorageClass) { c.Parameters[diskv1alpha1.ParameterFSType] = "xfs" }, func(spec *corev1.PersistentVolumeClaimSpec) {
-			spec.Resources = claimSpec("", 0).Resources
+			spec.Resources = objects.ClaimSpec("", "0").Resources
 			spec.Resources.Requests[corev1.ResourceStorage] = *quantity(1 << 20)
 		}, "xfs"},
-		"huge": {nil, func(spec *corev1.PersistentVolumeClaimSpec) { *spec = claimSpec("huge", 11) }, "which no disk there could ever hold"},
+		"huge": {nil, func(spec *corev1.PersistentVolumeClaimSpec) { *spec = objects.ClaimSpec("huge", "11Gi") }, "which no disk there could ever hold"},
 	}
 	for name, test := range tests {
 		s.storageClass(t, name, test.class)
-		pvc := &corev1.PersistentVolumeClaim{Spec: claimSpec(name, 1)}
+		pvc := &corev1.PersistentVolumeClaim{Spec: objects.ClaimSpec(name, "1Gi")}
 		pvc.Namespace, pvc.Name = schedulerTests, name
 		if test.claim != nil {
 			test.claim(&pvc.Spec)

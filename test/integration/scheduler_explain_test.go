@@ -14,7 +14,6 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/component-base/metrics/testutil"
@@ -23,29 +22,17 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/units"
 )
 
 // TestSchedulerExplains asserts what an operator gets to know from a scheduler that runs: why a pod fits
 // nowhere, where one was placed, and what the metrics say of both.
 func TestSchedulerExplains(t *testing.T) {
-	plane := controlPlane(t)
-	s := &schedulers{cluster: plane, client: plane.Client()}
-	if err := s.client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: schedulerTests}}); client.IgnoreAlreadyExists(err) != nil {
-		t.Fatal(err)
-	}
+	s := onControlPlane(t)
+	plane := s.cluster
 	s.class(t, "ssd")
-	wait := storagev1.VolumeBindingWaitForFirstConsumer
-	class := &storagev1.StorageClass{
-		ObjectMeta: metav1.ObjectMeta{Name: "explained"}, Provisioner: diskv1alpha1.DriverName, VolumeBindingMode: &wait,
-		Parameters: map[string]string{diskv1alpha1.AttributeClass: "ssd"},
-	}
-	s.make(t, class)
-	t.Cleanup(func() {
-		if err := s.client.Delete(context.WithoutCancel(t.Context()), class); err != nil {
-			t.Error(err)
-		}
-	})
+	s.storageClass(t, "explained", nil)
 	// Of twelve nodes with disks of 128 GiB, two have no agent any more. On the others 21 to 30 GiB
 	// are free; on node sim-3, 96 GiB in two pieces.
 	var nodes []*simNode
@@ -82,7 +69,7 @@ func TestSchedulerExplains(t *testing.T) {
 	// sim-11, is never published.
 	// Each pod is to be tried once. Claims and pods come to the scheduler over two watches, so the
 	// claim is made long before its pod.
-	s.make(t, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: "explained"}, Spec: claimSpec("explained", 6)})
+	s.make(t, objects.Claim(schedulerTests, "explained", "explained", "6Gi"))
 	t.Cleanup(func() { s.removeClaims(t) })
 	behind := diskPod("behind", 30)
 	behind.Spec.NodeSelector = map[string]string{corev1.LabelHostname: silent.name}
@@ -203,9 +190,7 @@ func diskPodOf(name, class string) *corev1.Pod {
 }
 
 func withVolumeOf(pod *corev1.Pod, name string, sizeGiB int64) *corev1.Pod {
-	more := diskPod("", sizeGiB).Spec.Volumes[0]
-	more.Name = name
-	pod.Spec.Volumes = append(pod.Spec.Volumes, more)
+	pod.Spec.Volumes = append(pod.Spec.Volumes, objects.InlineVolume(name, "ssd", objects.GiB(sizeGiB)))
 	return pod
 }
 

@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berthdev/berth/test/objects"
 )
 
 // TestSchedulerAgents runs real schedulers and real agents on real disks.
@@ -56,7 +58,7 @@ func (b *burst) more(t *testing.T, count int) {
 		case 0:
 			b.create(t, smallPod(name))
 		case 1:
-			pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: name}, Spec: claimSpec("ssd", 0)}
+			pvc := objects.Claim(schedulerTests, name, "ssd", "0")
 			pvc.Spec.Resources.Requests[corev1.ResourceStorage] = *quantity(smallVolume)
 			b.make(t, pvc)
 			b.create(t, claimPod(name, name))

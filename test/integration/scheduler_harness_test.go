@@ -10,7 +10,6 @@ import (
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -18,6 +17,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/testenv"
 	"github.com/berthdev/berth/test/units"
 )
@@ -41,8 +41,7 @@ type schedulers struct {
 
 func (s *schedulers) class(t *testing.T, name string) {
 	t.Helper()
-	size := resource.MustParse("1Gi")
-	class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: diskv1alpha1.DiskClassSpec{Devices: diskv1alpha1.DeviceSelector{MinSize: &size}}}
+	class := objects.DiskClass(name)
 	if err := s.client.Create(t.Context(), class); err != nil {
 		t.Fatal(err)
 	}
@@ -87,12 +86,7 @@ func (s *schedulers) pods(t *testing.T) []corev1.Pod {
 // diskPod asks for one volume of so many GiB.
 func diskPod(name string, sizeGiB int64) *corev1.Pod {
 	pod := plainPod(name, "berth")
-	pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
-		Driver: diskv1alpha1.DriverName,
-		VolumeAttributes: map[string]string{
-			diskv1alpha1.AttributeSize: fmt.Sprintf("%dGi", sizeGiB), diskv1alpha1.AttributeClass: "ssd",
-		},
-	}}}}
+	pod.Spec.Volumes = []corev1.Volume{objects.InlineVolume("data", "ssd", objects.GiB(sizeGiB))}
 	return pod
 }
 

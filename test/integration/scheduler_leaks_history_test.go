@@ -17,6 +17,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/faultyproxy"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -193,7 +194,7 @@ func (h *leakHistory) newClaim(name string) *corev1.PersistentVolumeClaim {
 	if h.rng.IntN(6) == 0 {
 		class = "now"
 	}
-	pvc := &corev1.PersistentVolumeClaim{Spec: claimSpec(class, h.size())}
+	pvc := &corev1.PersistentVolumeClaim{Spec: objects.ClaimSpec(class, objects.GiB(h.size()))}
 	pvc.Namespace, pvc.Name = schedulerTests, name
 	if h.rng.IntN(6) == 0 {
 		pvc.Annotations = map[string]string{selectedNode: h.node().name}

@@ -21,6 +21,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/pkg/request"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -87,9 +88,7 @@ func (n *steppedNode) appear(ctx context.Context) error {
 	if err := n.client.Update(ctx, node); err != nil {
 		return err
 	}
-	csiNode := &storagev1.CSINode{ObjectMeta: metav1.ObjectMeta{Name: n.name}}
-	csiNode.Spec.Drivers = []storagev1.CSINodeDriver{{Name: diskv1alpha1.DriverName, NodeID: n.name}}
-	if err := client.IgnoreAlreadyExists(n.client.Create(ctx, csiNode)); err != nil {
+	if err := client.IgnoreAlreadyExists(n.client.Create(ctx, objects.CSINode(n.name, diskv1alpha1.DriverName))); err != nil {
 		return err
 	}
 	n.absent = false

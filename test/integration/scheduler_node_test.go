@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,6 +19,7 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/pkg/request"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -61,11 +61,8 @@ func newSimNode(t *testing.T, c client.Client, name string, sizeGiB int64, drive
 	// Admission taints every new node as not ready, and no controller here takes that back.
 	node.Spec.Taints = nil
 	n.must(t, c.Update(ctx, node))
-	csiNode := &storagev1.CSINode{ObjectMeta: metav1.ObjectMeta{Name: name, OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: name, UID: node.UID}}}}
-	csiNode.Spec.Drivers = []storagev1.CSINodeDriver{}
-	for _, d := range drivers {
-		csiNode.Spec.Drivers = append(csiNode.Spec.Drivers, storagev1.CSINodeDriver{Name: d, NodeID: name})
-	}
+	csiNode := objects.CSINode(name, drivers...)
+	csiNode.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: name, UID: node.UID}}
 	n.must(t, c.Create(ctx, csiNode))
 	n.must(t, n.publish(ctx))
 	t.Cleanup(func() {

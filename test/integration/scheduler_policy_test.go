@@ -10,12 +10,12 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -213,12 +213,7 @@ func (m *spaceModel) pod(classes string, size int64) *corev1.Pod {
 	m.pods++
 	pod := plainPod(fmt.Sprintf("policy-%03d", m.pods), "berth")
 	for _, class := range strings.Fields(classes) {
-		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: class, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
-			Driver: diskv1alpha1.DriverName,
-			VolumeAttributes: map[string]string{
-				diskv1alpha1.AttributeSize: resource.NewQuantity(size, resource.BinarySI).String(), diskv1alpha1.AttributeClass: class,
-			},
-		}}})
+		pod.Spec.Volumes = append(pod.Spec.Volumes, objects.InlineVolume(class, class, objects.Bytes(size)))
 	}
 	return pod
 }

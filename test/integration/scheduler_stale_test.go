@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/testenv"
 )
 
@@ -227,7 +228,7 @@ func agentNotRegistered(t *testing.T, a *agents) {
 func nodeRecreated(t *testing.T, a *agents) {
 	a.alone(t)
 	const name = "agent3"
-	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: schedulerTests, Name: "kept"}, Spec: claimSpec("ssd", 0)}
+	pvc := objects.Claim(schedulerTests, "kept", "ssd", "0")
 	pvc.Spec.Resources.Requests[corev1.ResourceStorage] = *quantity(smallVolume)
 	a.make(t, pvc)
 	first := on(name, withClaims(smallPod("first"), pvc.Name))

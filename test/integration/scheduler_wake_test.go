@@ -99,17 +99,7 @@ var takenPartition = diskv1alpha1.PartitionID("without an owner")
 func wakesExactly(t *testing.T, s *schedulers) {
 	grows := newSimNode(t, s.client, "sim-grows", 100, diskv1alpha1.DriverName)
 	unregistered := newSimNode(t, s.client, "sim-unregistered", 200)
-	wait := storagev1.VolumeBindingWaitForFirstConsumer
-	class := &storagev1.StorageClass{
-		ObjectMeta: metav1.ObjectMeta{Name: "wakes"}, Provisioner: diskv1alpha1.DriverName, VolumeBindingMode: &wait,
-		Parameters: map[string]string{diskv1alpha1.AttributeClass: "ssd"},
-	}
-	s.make(t, class)
-	t.Cleanup(func() {
-		if err := s.client.Delete(context.WithoutCancel(t.Context()), class); err != nil {
-			t.Error(err)
-		}
-	})
+	s.storageClass(t, "wakes", nil)
 	holder := diskPod("holder", 5)
 	s.create(t, holder)
 	s.waitBound(t, 1)

@@ -11,6 +11,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -31,10 +32,7 @@ func boundPod(t *testing.T, start, length int64) *corev1.Pod {
 	}}
 	pod.Spec.Volumes = []corev1.Volume{
 		{Name: "config", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{}}},
-		{Name: "data", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
-			Driver:           diskv1alpha1.DriverName,
-			VolumeAttributes: map[string]string{diskv1alpha1.AttributeSize: "10Mi", diskv1alpha1.AttributeClass: "ssd"},
-		}}},
+		objects.InlineVolume("data", "ssd", "10Mi"),
 	}
 	return pod
 }

@@ -21,17 +21,14 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/units"
 )
 
 // storageClass makes a StorageClass of ours with that name, for DiskClass ssd.
 func (b *bench) storageClass(t testing.TB, name string, change func(*storagev1.StorageClass)) *storagev1.StorageClass {
 	t.Helper()
-	class := &storagev1.StorageClass{
-		ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: diskv1alpha1.DriverName,
-		VolumeBindingMode: ptr.To(storagev1.VolumeBindingWaitForFirstConsumer),
-		Parameters:        map[string]string{diskv1alpha1.AttributeClass: "ssd"},
-	}
+	class := objects.StorageClass(name, "ssd")
 	if change != nil {
 		change(class)
 	}
@@ -46,10 +43,8 @@ func uidOf(name string) types.UID { return types.UID(diskv1alpha1.PartitionID("u
 
 func (b *bench) claim(t testing.TB, name, class string, sizeGiB int64, change func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
 	t.Helper()
-	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: uidOf(name)}}
-	pvc.Spec.StorageClassName = &class
-	pvc.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
-	pvc.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(sizeGiB*units.GiB, resource.BinarySI)}
+	pvc := objects.Claim("default", name, class, objects.GiB(sizeGiB))
+	pvc.UID = uidOf(name)
 	if change != nil {
 		change(pvc)
 	}
@@ -87,9 +82,7 @@ func (b *bench) storeVolume(t testing.TB, pv *corev1.PersistentVolume) {
 
 func withClaim(pod *corev1.Pod, names ...string) *corev1.Pod {
 	for _, name := range names {
-		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: "claim-" + name, VolumeSource: corev1.VolumeSource{
-			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name},
-		}})
+		pod.Spec.Volumes = append(pod.Spec.Volumes, objects.ClaimVolume("claim-"+name, name))
 	}
 	return pod
 }

@@ -2,7 +2,6 @@ package diskcapacity
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -31,6 +30,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/placement"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -138,10 +138,7 @@ func (b *bench) agent(t testing.TB, node string, drivers ...string) {
 // csiNode is put into the scheduler's informer. The plugin's handler has not seen it yet.
 func (b *bench) csiNode(t testing.TB, node string, drivers ...string) *storagev1.CSINode {
 	t.Helper()
-	csiNode := &storagev1.CSINode{ObjectMeta: metav1.ObjectMeta{Name: node}}
-	for _, d := range drivers {
-		csiNode.Spec.Drivers = append(csiNode.Spec.Drivers, storagev1.CSINodeDriver{Name: d, NodeID: node})
-	}
+	csiNode := objects.CSINode(node, drivers...)
 	if err := b.factory.Storage().V1().CSINodes().Informer().GetIndexer().Add(csiNode); err != nil {
 		t.Fatal(err)
 	}
@@ -192,14 +189,11 @@ func volumeOf(pod *corev1.Pod, start, lengthGiB int64) diskv1alpha1.Allocation {
 
 // podOf is a pod with one volume of that many GiB.
 func podOf(name string, sizeGiB int64) *corev1.Pod {
-	return withVolume(st.MakePod().Namespace("default").Name(name).UID(name).SchedulerName("berth").Obj(), "data", fmt.Sprintf("%dGi", sizeGiB), "ssd")
+	return withVolume(st.MakePod().Namespace("default").Name(name).UID(name).SchedulerName("berth").Obj(), "data", objects.GiB(sizeGiB), "ssd")
 }
 
 func withVolume(pod *corev1.Pod, name, size, class string) *corev1.Pod {
-	pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
-		Driver:           diskv1alpha1.DriverName,
-		VolumeAttributes: map[string]string{diskv1alpha1.AttributeSize: size, diskv1alpha1.AttributeClass: class},
-	}}})
+	pod.Spec.Volumes = append(pod.Spec.Volumes, objects.InlineVolume(name, class, size))
 	return pod
 }
 

@@ -25,6 +25,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/request"
+	"github.com/berthdev/berth/test/objects"
 )
 
 // largeCluster makes a cluster whose node i has 10+i GiB free.
@@ -169,7 +170,7 @@ func TestNotNarrowed(t *testing.T) {
 		},
 		"claims devices": func(_ *bench, pod *corev1.Pod) { pod.Spec.ResourceClaims = []corev1.PodResourceClaim{{}} },
 		"other volumes": func(_ *bench, pod *corev1.Pod) {
-			pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "other"}}})
+			pod.Spec.Volumes = append(pod.Spec.Volumes, objects.ClaimVolume("", "other"))
 		},
 		"of a group": func(_ *bench, pod *corev1.Pod) { pod.Spec.SchedulingGroup = &corev1.PodSchedulingGroup{} },
 		"nominated":  func(_ *bench, pod *corev1.Pod) { pod.Status.NominatedNodeName = "n0001" },

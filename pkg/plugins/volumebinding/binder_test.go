@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sync/semaphore"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
@@ -28,6 +27,7 @@ import (
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/testenv"
 	"github.com/berthdev/berth/test/units"
 )
@@ -85,10 +85,8 @@ func newBench(t *testing.T) *bench {
 			ID: diskOf(node), Class: "ssd", Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{extent.New(diskv1alpha1.Alignment, 10*units.GiB)},
 		}}})
 	}
-	b.class = &storagev1.StorageClass{
-		ObjectMeta: metav1.ObjectMeta{Name: "ssd"}, Provisioner: diskv1alpha1.DriverName,
-		Parameters: map[string]string{diskv1alpha1.AttributeClass: "ssd"}, ReclaimPolicy: ptr.To(corev1.PersistentVolumeReclaimRetain),
-	}
+	b.class = objects.StorageClass("ssd", "ssd")
+	b.class.ReclaimPolicy = ptr.To(corev1.PersistentVolumeReclaimRetain)
 	b.pvc = pvcOf("data", "ssd", "3b6d1e0c-9f52-4b6a-9d5d-111111111111")
 	b.pod = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "db", UID: "pod"}, Spec: corev1.PodSpec{NodeName: "n1"}}
 	for _, add := range []error{
@@ -106,11 +104,8 @@ func newBench(t *testing.T) *bench {
 }
 
 func pvcOf(name, class, uid string) *corev1.PersistentVolumeClaim {
-	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, ResourceVersion: "1"}}
-	pvc.UID = types.UID(uid)
-	pvc.Spec.StorageClassName = &class
-	pvc.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
-	pvc.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(4*units.GiB, resource.BinarySI)}
+	pvc := objects.Claim("default", name, class, "4Gi")
+	pvc.UID, pvc.ResourceVersion = types.UID(uid), "1"
 	return pvc
 }
 
