@@ -12,6 +12,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/request"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -34,6 +35,19 @@ func pvc(size string, change func(*corev1.PersistentVolumeClaim)) *corev1.Persis
 		change(c)
 	}
 	return c
+}
+
+// place is one of 3 GiB.
+var place = diskv1alpha1.Place{Disk: "6f2d9c1e-0000-4000-8000-000000000001", Extent: diskv1alpha1.Extent{Start: 2 << 20, Length: 3 * units.GiB}}
+
+// volumeFor is what a claim of 3 GiB requests, and its volume at that place.
+func volumeFor(t *testing.T, c *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) (request.Volume, *corev1.PersistentVolume) {
+	t.Helper()
+	asked, err := Request(c, class)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return asked, NewVolume(c, class, asked, "node-1", place)
 }
 
 func TestRequest(t *testing.T) {
@@ -87,12 +101,7 @@ func TestRequest(t *testing.T) {
 func TestVolumeReadsBack(t *testing.T) {
 	class := storageClass(map[string]string{diskv1alpha1.AttributeClass: "ssd", diskv1alpha1.ParameterFSType: "ext4"})
 	c := pvc("3Gi", nil)
-	asked, err := Request(c, class)
-	if err != nil {
-		t.Fatal(err)
-	}
-	place := diskv1alpha1.Place{Disk: "6f2d9c1e-0000-4000-8000-000000000001", Extent: diskv1alpha1.Extent{Start: 2 << 20, Length: 3 * units.GiB}}
-	pv := NewVolume(c, class, asked, "node-1", place)
+	asked, pv := volumeFor(t, c, class)
 	if pv.Name != asked.ID || !IsFor(pv, c) || !IsOurs(pv) || Owner(pv) != "shop/data-db-0" || pv.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimRetain {
 		t.Errorf("the volume is %+v", pv)
 	}

@@ -8,19 +8,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
-	"github.com/berthdev/berth/test/units"
 )
 
 // TestNoteRestoresVolume asserts that the note of a volume is enough to bind its claim again.
 func TestNoteRestoresVolume(t *testing.T) {
 	class := storageClass(map[string]string{diskv1alpha1.AttributeClass: "ssd"})
 	c := pvc("3Gi", nil)
-	asked, err := Request(c, class)
-	if err != nil {
-		t.Fatal(err)
-	}
-	place := diskv1alpha1.Place{Disk: "6f2d9c1e-0000-4000-8000-000000000001", Extent: diskv1alpha1.Extent{Start: 2 << 20, Length: 3 * units.GiB}}
-	pv := NewVolume(c, class, asked, "node-1", place)
+	_, pv := volumeFor(t, c, class)
 	v, err := ReadVolume(pv)
 	if err != nil {
 		t.Fatal(err)

@@ -98,27 +98,14 @@ func (e *tenant) allFree(ctx context.Context) error {
 	return nil
 }
 
-// sound returns an error unless overhead, free and allocated space add up to the disk, and nothing overlaps.
+// sound returns an error unless the space of each disk in service adds up.
 func sound(s *v1alpha1.NodeDiskCapacityStatus) error {
-	for _, d := range s.Disks {
-		if d.State != v1alpha1.DiskReady {
+	for i := range s.Disks {
+		if s.Disks[i].State != v1alpha1.DiskReady {
 			continue
 		}
-		total := d.Overhead
-		all := append([]v1alpha1.Extent(nil), d.Free...)
-		for _, a := range d.Allocations {
-			all = append(all, a.Extent)
-		}
-		for i, x := range all {
-			total += x.Length
-			for _, y := range all[:i] {
-				if x.Start < y.Start+y.Length && y.Start < x.Start+x.Length {
-					return fmt.Errorf("disk %s: %v overlaps %v", d.Device, x, y)
-				}
-			}
-		}
-		if total != d.Size {
-			return fmt.Errorf("disk %s: overhead, free and allocated are %d of %d bytes", d.Device, total, d.Size)
+		if err := objects.CheckSpace(&s.Disks[i]); err != nil {
+			return err
 		}
 	}
 	return nil

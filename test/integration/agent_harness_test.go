@@ -261,25 +261,11 @@ func (n *node) publishedWithin(patience time.Duration, what string, check func(*
 	return status
 }
 
-// consistent holds that free, allocated and overhead are the disk, and nothing overlaps.
+// consistent returns an error unless the space of each disk adds up.
 func consistent(s *diskv1alpha1.NodeDiskCapacityStatus) error {
-	for _, d := range s.Disks {
-		total := d.Overhead
-		var all []diskv1alpha1.Extent
-		all = append(all, d.Free...)
-		for _, a := range d.Allocations {
-			all = append(all, a.Extent)
-		}
-		for i, e := range all {
-			total += e.Length
-			for _, other := range all[:i] {
-				if e.Start < other.Start+other.Length && other.Start < e.Start+e.Length {
-					return fmt.Errorf("disk %s: %v overlaps %v", d.Device, e, other)
-				}
-			}
-		}
-		if total != d.Size {
-			return fmt.Errorf("disk %s: overhead, free and allocated are %d of %d bytes", d.Device, total, d.Size)
+	for i := range s.Disks {
+		if err := objects.CheckSpace(&s.Disks[i]); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -15,19 +15,11 @@ import (
 // TestSamples: what config/samples has is accepted as it is, and all its pods and claims get
 // their places.
 func TestSamples(t *testing.T) {
-	c, err := cluster.Start(t.Context(), cluster.Options{
-		Name: t.Name(), Log: t.Output(), Scheduler: true, ControllerManager: true,
+	s := startPlane(t, cluster.Options{
+		Scheduler: true, ControllerManager: true,
 		Controllers: append([]string{"deployment-controller", "replicaset-controller", "statefulset-controller"}, claimControllers...),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	s := &schedulers{cluster: c, client: c.Client()}
+	c := s.cluster
 	// The class of slow disks is left to the reader.
 	s.class(t, "hdd")
 	for i := range 3 {

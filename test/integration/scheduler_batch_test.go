@@ -24,14 +24,7 @@ func TestSchedulerBatches(t *testing.T) {
 		node := newSimNode(t, s.client, fmt.Sprintf("sim-%d", i), 10, diskv1alpha1.DriverName)
 		node.limitCPU(t, "1")
 	}
-	if err := s.cluster.KillScheduler(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.cluster.StartScheduler(t.Context()); err != nil {
-			t.Error(err)
-		}
-	}()
+	defer s.killScheduler(t)()
 	config := batchingConfig(t, s.cluster)
 	// It is done only for pods that fill a node, one right after the other.
 	batched := func(kind string, pod func(name string) *corev1.Pod) int {

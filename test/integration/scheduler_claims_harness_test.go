@@ -44,19 +44,10 @@ func claimSchedulers(t *testing.T) *schedulers {
 // claimSchedulersWith is claimSchedulers with further options.
 func claimSchedulersWith(t *testing.T, o cluster.Options) *schedulers {
 	t.Helper()
-	o.Name, o.Log = t.Name(), t.Output()
 	o.ControllerManager, o.Controllers = true, claimControllers
 	o.Manifests = []string{"config/crd", "config/nodeagent/csidriver.yaml", "config/nodeagent/rbac.yaml", "config/scheduler/rbac.yaml"}
-	c, err := cluster.Start(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	s := &schedulers{cluster: c, client: c.Client()}
+	s := startPlane(t, o)
+	c := s.cluster
 	s.make(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: schedulerTests}})
 	if err := c.StartScheduler(t.Context()); err != nil {
 		t.Fatal(err)

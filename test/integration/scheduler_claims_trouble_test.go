@@ -62,14 +62,7 @@ func claimsKilled(t *testing.T, s *schedulers) {
 	const room, wanted = 60, 70
 	nodes := fleet(t, s, room/5)
 	followClaims(t, s.client, nodes...)
-	if err := s.cluster.KillScheduler(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.cluster.StartScheduler(t.Context()); err != nil {
-			t.Error(err)
-		}
-	}()
+	defer s.killScheduler(t)()
 	for i := range wanted {
 		name := fmt.Sprintf("killed-%02d", i)
 		s.pvc(t, name, "ssd", 1)
@@ -127,14 +120,7 @@ func claimDeleted(t *testing.T, s *schedulers) {
 	})
 	node := newSimNode(t, s.client, "sim-0", 10, diskv1alpha1.DriverName)
 	followClaims(t, s.client, node)
-	if err := s.cluster.KillScheduler(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.cluster.StartScheduler(t.Context()); err != nil {
-			t.Error(err)
-		}
-	}()
+	defer s.killScheduler(t)()
 	waiting := runScheduler(t, s.cluster, "", "bindTimeoutSeconds: 600", "controllerPatience: 10m", "leaderElect: true", "leaderElect: false")
 	defer waiting.kill()
 	for _, class := range []string{"ssd", "keep"} {

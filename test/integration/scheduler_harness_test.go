@@ -204,6 +204,35 @@ func places(t *testing.T, pods []corev1.Pod, sizeGiB int64) {
 	}
 }
 
+// startPlane starts a control plane of the test's own.
+func startPlane(t *testing.T, o cluster.Options) *schedulers {
+	t.Helper()
+	o.Name, o.Log = t.Name(), t.Output()
+	c, err := cluster.Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &schedulers{cluster: c, client: c.Client()}
+}
+
+// killScheduler ends the scheduler as a crash would. restart starts it again.
+func (s *schedulers) killScheduler(t *testing.T) (restart func()) {
+	t.Helper()
+	if err := s.cluster.KillScheduler(); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := s.cluster.StartScheduler(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // onControlPlane is the shared control plane with the namespace of the tests, and without a scheduler.
 func onControlPlane(t *testing.T) *schedulers {
 	t.Helper()

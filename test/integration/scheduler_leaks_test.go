@@ -95,21 +95,12 @@ func (f failures) String() string {
 // leakPlane is a control plane with the controllers of claims, without a scheduler.
 func leakPlane(t *testing.T) *schedulers {
 	t.Helper()
-	c, err := cluster.Start(t.Context(), cluster.Options{
-		Name: t.Name(), Log: t.Output(), ControllerManager: true, Controllers: claimControllers,
+	s := startPlane(t, cluster.Options{
+		ControllerManager: true, Controllers: claimControllers,
 		Manifests: []string{
 			"config/crd", "config/nodeagent/csidriver.yaml", "config/nodeagent/rbac.yaml", "config/scheduler/rbac.yaml",
 		},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	s := &schedulers{cluster: c, client: c.Client()}
 	s.make(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: schedulerTests}})
 	s.eventually(t, func(ctx context.Context) error {
 		return s.client.Get(ctx, client.ObjectKey{Namespace: schedulerTests, Name: "default"}, &corev1.ServiceAccount{})

@@ -23,14 +23,7 @@ import (
 func schedulerRights(t *testing.T, s *schedulers) {
 	node := newSimNode(t, s.client, "sim-0", 10, diskv1alpha1.DriverName)
 	follow(t, s.client, node)
-	if err := s.cluster.KillScheduler(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.cluster.StartScheduler(t.Context()); err != nil {
-			t.Error(err)
-		}
-	}()
+	defer s.killScheduler(t)()
 	scheduler := runScheduler(t, s.cluster, "system:serviceaccount:kube-system:berth-scheduler")
 	s.create(t, diskPod("mine", 1))
 	s.waitBound(t, 1)

@@ -169,14 +169,7 @@ func schedulerKilled(t *testing.T, s *schedulers) {
 	const room, wanted = 200, 250
 	nodes := fleet(t, s, room/5)
 	follow(t, s.client, nodes...)
-	if err := s.cluster.KillScheduler(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.cluster.StartScheduler(t.Context()); err != nil {
-			t.Error(err)
-		}
-	}()
+	defer s.killScheduler(t)()
 	s.createMany(t, wanted, 1)
 	start := func(qps string) *schedulerProcess {
 		return runScheduler(t, s.cluster, "", "qps: 1000", "qps: "+qps, "burst: 2000", "burst: 10", "leaderElect: true", "leaderElect: false")

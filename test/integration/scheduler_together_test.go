@@ -114,14 +114,7 @@ func bothProfiles(t *testing.T, s *schedulers) {
 	const each, wanted = 8, 60
 	nodes := fleet(t, s, each)
 	follow(t, s.client, nodes...)
-	if err := s.cluster.KillScheduler(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.cluster.StartScheduler(t.Context()); err != nil {
-			t.Error(err)
-		}
-	}()
+	defer s.killScheduler(t)()
 	// The shipped profile twice, by reference.
 	runScheduler(t, s.cluster, "", "- schedulerName: berth\n  plugins:\n", "- schedulerName: berth\n  plugins: &plugins\n",
 		"  pluginConfig:\n", "  pluginConfig: &args\n",

@@ -37,13 +37,20 @@ func newFormattedDisk(t testing.TB, l layout) (*memDisk, []byte) {
 	return newFormattedDiskWith(t, l, []byte{'x', 0, 0x00, 0xd8, 0, 0, 'y', 0, 'z', 0})
 }
 
+// newOwnDisk is a new disk of ours, in memory.
+func newOwnDisk(t testing.TB, l layout, owner Owner) *memDisk {
+	t.Helper()
+	m := newMemDisk()
+	if _, err := format(withoutLogs(t), m, l, owner); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
 // newFormattedDiskWith is a disk of ours, in memory, with a foreign entry of that name.
 func newFormattedDiskWith(t testing.TB, l layout, name []byte) (*memDisk, []byte) {
 	t.Helper()
-	m := newMemDisk()
-	if _, err := format(withoutLogs(t), m, l, Owner{}); err != nil {
-		t.Fatal(err)
-	}
+	m := newOwnDisk(t, l, Owner{})
 	s, _, err := m.openTable(t, l, false)
 	if err != nil {
 		t.Fatal(err)

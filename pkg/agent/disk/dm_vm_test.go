@@ -3,7 +3,6 @@
 package disk
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -179,16 +178,7 @@ func TestMapped(t *testing.T) {
 		if err != nil || grown.Device != v.Device || len(readContent(t, grown)) != int(30*units.MiB) {
 			t.Errorf("Grow: %+v, %v", grown, err)
 		}
-		err = d.runInWorker(ctx, func(ctx context.Context) error {
-			next, e, err := d.store.table.withLength(guidA, 31*units.MiB)
-			if err != nil {
-				return err
-			}
-			return d.store.put(ctx, next, e)
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		d.growTable(t, guidA, 31*units.MiB)
 		before := d.Snapshot()
 		d.Close()
 

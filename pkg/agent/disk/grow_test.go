@@ -111,6 +111,21 @@ func TestGrow(t *testing.T) {
 	})
 }
 
+// growTable writes a volume's new length to the table only, like an agent that ends before the kernel knows of it.
+func (d *Disk) growTable(t *testing.T, guid string, length int64) {
+	t.Helper()
+	err := d.runInWorker(t.Context(), func(ctx context.Context) error {
+		next, e, err := d.store.table.withLength(guid, length)
+		if err != nil {
+			return err
+		}
+		return d.store.put(ctx, next, e)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestGrowCutShort asserts that the next agent lengthens the kernel's partition when an agent ended after the table had
 // the new length. The volume is mounted.
 func TestGrowCutShort(t *testing.T) {
@@ -123,16 +138,7 @@ func TestGrowCutShort(t *testing.T) {
 	}
 	testenv.Run(t, "mkfs.ext4", "-q", "-F", v.Device)
 	mnt := mountVolume(t, v, "ext4")
-	err = d.runInWorker(ctx, func(ctx context.Context) error {
-		next, e, err := d.store.table.withLength(guidA, 8*units.MiB)
-		if err != nil {
-			return err
-		}
-		return d.store.put(ctx, next, e)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d.growTable(t, guidA, 8*units.MiB)
 	d.Close()
 	d = l.open(t)
 	if p := l.partitions(t)[1]; p.extent != extentMiB(2, 8) {

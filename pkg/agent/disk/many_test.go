@@ -2,7 +2,6 @@ package disk
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -195,16 +194,7 @@ func TestHighVolume(t *testing.T) {
 		}
 
 		// It grows, and the agent ends before the kernel knows.
-		err = d.runInWorker(ctx, func(ctx context.Context) error {
-			next, e, err := d.store.table.withLength(guidA, 15*units.MiB)
-			if err != nil {
-				return err
-			}
-			return d.store.put(ctx, next, e)
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		d.growTable(t, guidA, 15*units.MiB)
 		d.Close()
 		d = l.open(t)
 		if v, _ = ptr(d.Snapshot()).Volume(guidA); v.Device != grown.Device || len(readContent(t, v)) != int(15*units.MiB) {

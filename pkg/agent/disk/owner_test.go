@@ -181,10 +181,7 @@ func TestPowerCutsInOwner(t *testing.T) {
 // TestOwnerOfAnEarlierTable asserts that an owner that an earlier table left counts as none.
 func TestOwnerOfAnEarlierTable(t *testing.T) {
 	for _, l := range crashLayouts(t) {
-		m := newMemDisk()
-		if _, err := format(withoutLogs(t), m, l, ownerOne); err != nil {
-			t.Fatal(err)
-		}
+		m := newOwnDisk(t, l, ownerOne)
 		m.write(0, make([]byte, units.MiB))
 		m.write(l.size-units.MiB, make([]byte, units.MiB))
 		if _, err := format(withoutLogs(t), m, l, Owner{}); err != nil {
@@ -231,10 +228,7 @@ func TestOwnerOnBadSectors(t *testing.T) {
 // the place. The disk may be another node's.
 func TestOwnerUnreadable(t *testing.T) {
 	for _, l := range crashLayouts(t) {
-		m := newMemDisk()
-		if _, err := format(withoutLogs(t), m, l, ownerOne); err != nil {
-			t.Fatal(err)
-		}
+		m := newOwnDisk(t, l, ownerOne)
 		f, err := examine(m, l)
 		if err != nil {
 			t.Fatal(err)

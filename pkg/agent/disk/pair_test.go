@@ -23,10 +23,7 @@ func TestCopyPair(t *testing.T) {
 	for seed := range uint64(20) {
 		random := rand.New(rand.NewPCG(seed, 21))
 		l := crashLayouts(t)[seed%2]
-		m := newMemDisk()
-		if _, err := format(withoutLogs(t), m, l, Owner{}); err != nil {
-			t.Fatal(err)
-		}
+		m := newOwnDisk(t, l, Owner{})
 		s, _, err := m.openTable(t, l, false)
 		if err != nil {
 			t.Fatal(err)

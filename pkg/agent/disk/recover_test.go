@@ -11,10 +11,7 @@ import (
 // that it can be formatted, or ours, so that it can be opened.
 func (c *powerCutTest) formatBlank(t *testing.T, l layout) {
 	t.Helper()
-	m := newMemDisk()
-	if _, err := format(withoutLogs(t), m, l, Owner{}); err != nil {
-		t.Fatal(err)
-	}
+	m := newOwnDisk(t, l, Owner{})
 	seen := map[bool]int{}
 	powerCuts(newMemDisk(), m.log, c.random, func(cut *memDisk, written int) {
 		c.states++

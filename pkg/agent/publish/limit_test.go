@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/objects"
 )
 
 // etcdLimit is the largest size of an object.
@@ -72,15 +73,8 @@ func TestLimitSize(t *testing.T) {
 			free, listed := 0, 0
 			for i := range s.Disks {
 				d := &s.Disks[i]
-				sum := d.Overhead
-				for _, e := range d.Free {
-					sum += e.Length
-				}
-				for _, a := range d.Allocations {
-					sum += a.Length
-				}
-				if sum != d.Size {
-					t.Fatalf("disk %d: overhead, free and allocated are %d bytes of %d", i, sum, d.Size)
+				if err := objects.CheckSpace(d); err != nil {
+					t.Fatalf("disk %d: %v", i, err)
 				}
 				if len(d.Allocations) < test.volumes && d.State == diskv1alpha1.DiskReady {
 					t.Fatalf("disk %d takes volumes, and those it has are not listed", i)
