@@ -25,6 +25,7 @@ type need struct {
 	aparts         int
 }
 
+// fitResult is the result of Fit for nodes with the same free lengths.
 type fitResult struct {
 	merit int64
 	err   error
@@ -45,6 +46,7 @@ func NewSearch(requests []placement.Request, steps int64) *Search {
 	return q
 }
 
+// need returns the need of the class, and adds it if it is missing.
 func (q *Search) need(class string) *need {
 	for i := range q.needs {
 		if q.needs[i].class == class {
@@ -74,11 +76,11 @@ func (q *Search) QuickCheck(s *Snapshot) (fits, sure bool) {
 	sure = true
 	for i := range q.needs {
 		n := &q.needs[i]
-		of := findClass(s.free, n.class)
-		if of == nil || of.largest < n.largest {
+		free := findClass(s.free, n.class)
+		if free == nil || free.largest < n.largest {
 			return false, true
 		}
-		sure = sure && n.total <= of.largest && n.aparts < 2
+		sure = sure && n.total <= free.largest && n.aparts < 2
 	}
 	return true, sure
 }
@@ -102,15 +104,15 @@ func (q *Search) Fit(s *Snapshot) (merit int64, err error) {
 		return q.FitOn(s.Node)
 	}
 	q.mu.RLock()
-	a, known := q.results[hash]
+	result, known := q.results[hash]
 	q.mu.RUnlock()
 	if !known {
-		a.merit, a.err = q.FitOn(s.Node)
+		result.merit, result.err = q.FitOn(s.Node)
 		q.mu.Lock()
-		q.results[hash] = a
+		q.results[hash] = result
 		q.mu.Unlock()
 	}
-	return a.merit, a.err
+	return result.merit, result.err
 }
 
 // Cached reports whether the result for the node is already computed.
@@ -138,11 +140,11 @@ func (q *Search) FitOn(node *placement.Node) (merit int64, err error) {
 // lengthsHash is equal for nodes on which the requests fit equally. It returns false if a class has nothing free.
 func (q *Search) lengthsHash(s *Snapshot) (hash uint64, ok bool) {
 	for i := range q.needs {
-		of := findClass(s.free, q.needs[i].class)
-		if of == nil {
+		free := findClass(s.free, q.needs[i].class)
+		if free == nil {
 			return 0, false
 		}
-		hash = mix(hash, of.lengthsHash)
+		hash = mix(hash, free.lengthsHash)
 	}
 	return hash, true
 }
@@ -164,6 +166,7 @@ func lengthsHashOf(disks []placement.Disk, class string) uint64 {
 	return hash
 }
 
+// mix adds a number to a hash.
 func mix(h, with uint64) uint64 {
 	h = (h ^ with) * 0x9e3779b97f4a7c15
 	return h ^ h>>29

@@ -66,8 +66,10 @@ type packing struct {
 	// hold such a volume. nexts has the first such bin of this or a later group.
 	ends          []int
 	firsts, nexts []int
-	best          [2][]reach
-	counts        []int
+	// best has the least reach of each state: best[1] with an Apart volume on the disk of the last bin, best[0] without.
+	best [2][]reach
+	// counts has the volumes of each kind in the present state.
+	counts []int
 	// steps counts how often a volume was put into a bin.
 	steps int
 }
@@ -110,6 +112,7 @@ func (p *planner) exact(budget *Budget, b *buffers) outcome {
 	return found
 }
 
+// loadKinds groups the volumes that are alike, and counts the states. It stops when there are more than maxStates.
 func (s *packing) loadKinds(p *planner) {
 	aparts := 0
 	for _, i := range p.order {
@@ -244,6 +247,7 @@ func (s *packing) index() {
 	}
 }
 
+// sized returns n elements, of the buffer if it is large enough.
 func sized[T any](buffer []T, n int) []T {
 	if n <= len(buffer) {
 		return buffer[:n]
@@ -274,6 +278,7 @@ func (s *packing) put(at reach, apart bool, k int) (reach, bool) {
 	return unreachable, false
 }
 
+// less reports whether a packing that ends here leaves more room than one that ends at other.
 func (r reach) less(other reach) bool {
 	return r.bin < other.bin || r.bin == other.bin && r.fill < other.fill
 }

@@ -66,6 +66,7 @@ type flags struct {
 	patch bool
 }
 
+// add adds the flags to a set.
 func (f *flags) add(set *pflag.FlagSet) {
 	set.BoolVar(&f.PublishStorageCapacity, "publish-storage-capacity", false,
 		"Publish a CSIStorageCapacity for every StorageClass of Berth and every node, for the cluster autoscaler and other schedulers. Berth's own scheduler does not need them. Without it, those that were published are deleted.")
@@ -75,6 +76,7 @@ func (f *flags) add(set *pflag.FlagSet) {
 		"Change kube-scheduler where its plugins cannot. Waiting pods are asked about fewer events. The event Scheduled names the places of volumes. Berth's controllers start with the lease instead of the first pod.")
 }
 
+// runScheduler does what kube-scheduler's own command does, with Berth's plugins, patches and controllers.
 func runScheduler(cmd *cobra.Command, o *options.Options, f flags, more []app.Option) error {
 	verflag.PrintAndExitIfRequested()
 	gates := o.ComponentGlobalsRegistry.FeatureGateFor(compatibility.DefaultKubeComponent)

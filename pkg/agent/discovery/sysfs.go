@@ -14,7 +14,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// sysfs reports sizes in units of 512 bytes, for every sector size.
+// sysfsUnit is the unit of sizes in sysfs, in bytes, for every sector size.
 const sysfsUnit = 512
 
 // maxText bounds the length of a text that a device reports, in bytes.
@@ -41,7 +41,7 @@ func ListDevices(sys fs.FS, dev string) ([]Device, error) {
 		// sysfs cannot have a slash in a name: cciss!c0d0 is /dev/cciss/c0d0.
 		node := strings.ReplaceAll(name, "!", "/")
 		d := Device{Name: name, Path: filepath.Join(dev, node), Links: links[node]}
-		// There may be a thousand volumes.
+		// Volumes are left out before more of them is read: there may be a thousand.
 		if d.readMapOrLoop(sys); d.showsVolume() {
 			continue
 		}
@@ -61,13 +61,13 @@ func FilterDevices(devices []Device, only []string) []Device {
 	if len(only) == 0 {
 		return devices
 	}
-	var among []Device
+	var matching []Device
 	for _, d := range devices {
 		if d.matchesPath(only) {
-			among = append(among, d)
+			matching = append(matching, d)
 		}
 	}
-	return among
+	return matching
 }
 
 // readMapOrLoop reads the properties of a device of the device mapper or a loop device.
@@ -231,11 +231,11 @@ func serialOf(r *attributeReader) string {
 // readStack reads what the device is made of, and what is made of it.
 func (d *Device) readStack(r *attributeReader) {
 	for _, holder := range r.list("holders") {
-		of := newAttributeReader(r.sys, holder)
-		if disk.IsVolumeMap(of.optional("dm/uuid")) {
+		above := newAttributeReader(r.sys, holder)
+		if disk.IsVolumeMap(above.optional("dm/uuid")) {
 			continue
 		}
-		if name := of.optional("dm/name"); name != "" {
+		if name := above.optional("dm/name"); name != "" {
 			holder += " (" + name + ")"
 		}
 		d.Holders = append(d.Holders, holder)

@@ -28,8 +28,8 @@ import (
 //
 // Invariants, asserted by TestCopyPair:
 //  1. At every moment one copy is intact on the medium.
-//  2. The primary counts. If it is lost, the backup counts. It holds the table. While the write of
-//     a new volume's backup is pending it holds the table before, and while a mkfs has not failed the prepared table.
+//  2. The primary counts. If it is lost, the backup counts. It holds the table. While the write of a new volume's backup
+//     is pending it holds the table before, and while a mkfs has not failed the prepared table.
 //  3. In state in sync both were flushed and read back.
 //  4. After an error that wraps ErrOutOfService it is unknown what the medium holds, and nothing more is written. After
 //     any other error nothing was written.
@@ -46,6 +46,7 @@ type copyPair struct {
 	scratch     []byte
 }
 
+// pairState says which copy holds what, see copyPair.
 type pairState string
 
 const (
@@ -54,7 +55,7 @@ const (
 	pairBackupAhead   pairState = "backup ahead"
 )
 
-// newCopyPair is the copies of a table that the medium has, or will get, in state same.
+// newCopyPair is the copies of a table that the medium has, or will get, in state in sync.
 func newCopyPair(dev device, l layout, c tableCopy) copyPair {
 	p := copyPair{dev: dev, l: l, state: pairInSync, onDisk: renderCopies(l, c)}
 	p.spareCopies.primary = sectorWrite{p.onDisk.primary.off, make([]byte, l.copyBytes())}
@@ -68,8 +69,8 @@ func (p *copyPair) current() tableCopy {
 	return tableCopy{id: decodeGUID(header[56:72]).String(), array: array}
 }
 
-// put changes one entry in both copies. first, if set, is called after the medium was checked, before anything else is
-// written.
+// put changes one entry in both copies. onChecked, if set, is called after the medium was checked, before anything else
+// is written.
 func (p *copyPair) put(ctx context.Context, index int, entryBytes []byte, onChecked func() error) error {
 	if err := p.beforeChange(ctx); err != nil {
 		return err
@@ -116,8 +117,8 @@ func (p *copyPair) putPrimaryFirst(ctx context.Context, index int, entryBytes []
 	return nil
 }
 
-// prepare writes a likely next change into the backup. The table does not change, because the primary
-// counts. A put of the same change then only writes the primary. Any other change writes the backup again.
+// prepare writes a likely next change into the backup. The table does not change, because the primary counts. A put of
+// the same change then only writes the primary. Any other change writes the backup again.
 func (p *copyPair) prepare(ctx context.Context, index int, entryBytes []byte) error {
 	if p.state == pairBackupPending && p.checkUnchanged(p.primaryHeader()) == nil {
 		return p.prepareFromPending(ctx, index, entryBytes)
@@ -177,11 +178,12 @@ func (p *copyPair) completeBackup(ctx context.Context) error {
 	return nil
 }
 
-func (p *copyPair) writeBackup(ctx context.Context, to sectorWrite, becomes pairState) error {
+// writeBackup writes the backup, which renderWith has rendered, and changes the state to next.
+func (p *copyPair) writeBackup(ctx context.Context, to sectorWrite, next pairState) error {
 	if err := p.write(ctx, []batch{p.l.diff(p.onDisk.backup, to)}); err != nil {
 		return err
 	}
-	p.state, p.onDisk.backup, p.spareCopies.backup = becomes, p.spareCopies.backup, p.onDisk.backup
+	p.state, p.onDisk.backup, p.spareCopies.backup = next, p.spareCopies.backup, p.onDisk.backup
 	return nil
 }
 
@@ -196,6 +198,7 @@ func (p *copyPair) beforeChange(ctx context.Context) error {
 	return p.checkUnchanged(p.primaryHeader())
 }
 
+// primaryHeader is the header of the primary, as the medium should have it.
 func (p *copyPair) primaryHeader() sectorWrite {
 	header, _ := p.l.split(p.l.primary(), p.onDisk.primary.data)
 	return sectorWrite{p.l.offset(p.l.primary().headerLBA), header}
@@ -276,6 +279,7 @@ func (p *copyPair) tryWrite(batches []batch) error {
 	return nil
 }
 
+// readBack reads the batches back, and returns an error unless the medium has them.
 func (p *copyPair) readBack(batches []batch) error {
 	for _, b := range batches {
 		if len(b.changed) == 0 {

@@ -11,9 +11,9 @@ import (
 // etcd accepts objects of up to 1.5 MiB. These bounds leave room for the conditions, and for what the API server adds
 // for each disk and device.
 const (
-	// maxOfferBytes is the size of the disks up to which the node offers free space: some 4700 volumes.
+	// maxOfferBytes is the size of status.disks up to which the node offers free space: some 4700 volumes.
 	maxOfferBytes = 1_000_000
-	// maxListBytes is the largest size of the disks. The volumes of further disks are not listed.
+	// maxListBytes is the largest size of status.disks. The volumes of further disks are not listed.
 	maxListBytes = 1_100_000
 	// maxReasonsBytes is the largest size of the reasons of devices.
 	maxReasonsBytes = 96 << 10

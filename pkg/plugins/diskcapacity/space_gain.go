@@ -42,6 +42,7 @@ func newSpaceGain(before, after *placement.Node, plans int) *spaceGain {
 	return &spaceGain{before: before, after: after, space: spaceByClass(after), results: map[uint64]bool{}, plansLeft: plans, budget: placement.NewBudget(int64(plans) * stepsPerPlan)}
 }
 
+// spaceByClass returns the node's free space, by class. A sum that would overflow is left as it is.
 func spaceByClass(node *placement.Node) map[string]classSpace {
 	space := map[string]classSpace{}
 	for i := range node.Disks {
@@ -66,7 +67,7 @@ func exceeds(demand *placement.Demand, space map[string]classSpace) bool {
 	return false
 }
 
-// mayFit reports whether the pod fits now and did not fit before, or may.
+// mayFit reports whether the pod fits since the node gained space. It is true as well if that is not known.
 func (g *spaceGain) mayFit(c *attempt) bool {
 	if exceeds(c.demand, g.space) {
 		return false
@@ -89,6 +90,7 @@ func (g *spaceGain) spent() bool {
 	return g.plansLeft <= 0
 }
 
+// compute finds out whether the demand fits now and did not fit before.
 func (g *spaceGain) compute(demand *placement.Demand) bool {
 	return g.fits(g.after, demand, true) && (g.before == nil || !g.fits(g.before, demand, false))
 }
@@ -106,8 +108,10 @@ func (g *spaceGain) fits(node *placement.Node, demand *placement.Demand, otherwi
 
 // packing places pods on a node one after the other.
 type packing struct {
-	node      *placement.Node
-	space     map[string]classSpace
+	// node is what is left of the node, and space its free space by class.
+	node  *placement.Node
+	space map[string]classSpace
+	// full has the keys of requests that do not fit any more.
 	full      map[uint64]bool
 	plansLeft int
 	budget    *placement.Budget
