@@ -57,8 +57,8 @@ func (n *Node) mount(ctx context.Context, device, target, fsType string, flags [
 // checkFileSystem checks a file system that needs it, unless it is mounted elsewhere. Then the kernel decides whether
 // it serves.
 func checkFileSystem(ctx context.Context, device string) error {
-	on, err := mounts.OfDevice(device)
-	if err != nil || len(on) > 0 {
+	mounted, err := mounts.OfDevice(device)
+	if err != nil || len(mounted) > 0 {
 		return err
 	}
 	err = filesystem.Check(ctx, device)
@@ -70,11 +70,11 @@ func checkFileSystem(ctx context.Context, device string) error {
 
 // checkSameMount returns an error unless the device is mounted on the target, with that file system.
 func checkSameMount(at mounts.Mount, device, target, fsType string) error {
-	on, err := mounts.OfDevice(device)
+	mounted, err := mounts.OfDevice(device)
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(on, func(m mounts.Mount) bool { return m.ID == at.ID }) {
+	if !slices.ContainsFunc(mounted, func(m mounts.Mount) bool { return m.ID == at.ID }) {
 		return errWithCode(codes.FailedPrecondition, "%s is mounted on %s already, where %s belongs: unmount it", at.Source, target, device)
 	}
 	if at.FSType != fsType {

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 )
 
+// headerBytes is the length of a header. The rest of its sector is zero.
 const headerBytes = 92
 
 var (
@@ -36,28 +37,27 @@ type tableCopy struct {
 // readCopy reads one copy. It accepts only the geometry that this package writes, before it computes anything from it.
 // So hostile numbers have no effect. Errors wrap errDamaged or errNotOurs, or they come from the device. With damaged
 // entries it still returns the header's id.
-func readCopy(r io.ReaderAt, l layout, s location) (tableCopy, error) {
+func readCopy(r io.ReaderAt, l layout, at location) (tableCopy, error) {
 	b := make([]byte, l.copyBytes())
-	if _, err := r.ReadAt(b, l.copyOffset(s)); err != nil {
-		return tableCopy{}, fmt.Errorf("reading the %s table: %w", s.name, err)
+	if _, err := r.ReadAt(b, l.copyOffset(at)); err != nil {
+		return tableCopy{}, fmt.Errorf("reading the %s table: %w", at.name, err)
 	}
-	header, array := l.split(s, b)
-	id, arrayCRC, err := checkHeader(header, l, s)
+	header, array := l.split(at, b)
+	id, arrayCRC, err := checkHeader(header, l, at)
 	if err != nil {
-		return tableCopy{}, fmt.Errorf("%s header: %w", s.name, err)
+		return tableCopy{}, fmt.Errorf("%s header: %w", at.name, err)
 	}
 	if got := crc32.ChecksumIEEE(array); got != arrayCRC {
-		return tableCopy{id: id}, fmt.Errorf("%s entries: checksum is %#x, the header says %#x: %w", s.name, got, arrayCRC, errDamaged)
+		return tableCopy{id: id}, fmt.Errorf("%s entries: checksum is %#x, the header says %#x: %w", at.name, got, arrayCRC, errDamaged)
 	}
 	c := tableCopy{id: id, array: array}
 	// No checksum covers the rest of the header's sector.
-	c.clean = bytes.Equal(b, encodeCopy(l, s, c))
+	c.clean = bytes.Equal(b, encodeCopy(l, at, c))
 	return c, nil
 }
 
-// checkHeader checks a header's sector and returns the disk's GUID and the checksum
-// of the entries.
-func checkHeader(b []byte, l layout, s location) (id string, arrayCRC uint32, err error) {
+// checkHeader checks a header's sector, and returns the disk's GUID and the checksum of the entries.
+func checkHeader(b []byte, l layout, at location) (id string, arrayCRC uint32, err error) {
 	le := binary.LittleEndian
 	if !bytes.Equal(b[0:8], headerSignature) {
 		return "", 0, fmt.Errorf("no signature: %w", errDamaged)
@@ -76,11 +76,11 @@ func checkHeader(b []byte, l layout, s location) (id string, arrayCRC uint32, er
 	}{
 		{"revision", uint64(le.Uint32(b[8:])), uint64(le.Uint32(headerRevision))},
 		{"reserved field", uint64(le.Uint32(b[20:])), 0},
-		{"own sector", le.Uint64(b[24:]), s.headerLBA},
-		{"sector of the other copy", le.Uint64(b[32:]), s.otherLBA},
+		{"own sector", le.Uint64(b[24:]), at.headerLBA},
+		{"sector of the other copy", le.Uint64(b[32:]), at.otherLBA},
 		{"first usable sector", le.Uint64(b[40:]), l.firstUsable()},
 		{"last usable sector", le.Uint64(b[48:]), l.lastUsable()},
-		{"sector of the entries", le.Uint64(b[72:]), s.arrayLBA},
+		{"sector of the entries", le.Uint64(b[72:]), at.arrayLBA},
 		{"number of entries", uint64(le.Uint32(b[80:])), EntryCount},
 		{"size of an entry", uint64(le.Uint32(b[84:])), entrySize},
 	} {
@@ -96,28 +96,28 @@ func checkHeader(b []byte, l layout, s location) (id string, arrayCRC uint32, er
 }
 
 // encodeCopy renders a copy for the given location.
-func encodeCopy(l layout, s location, c tableCopy) []byte {
+func encodeCopy(l layout, at location, c tableCopy) []byte {
 	b := make([]byte, l.copyBytes())
-	header, array := l.split(s, b)
+	header, array := l.split(at, b)
 	copy(array, c.array)
-	encodeHeader(header, l, s, c.id, crc32.ChecksumIEEE(array))
+	encodeHeader(header, l, at, c.id, crc32.ChecksumIEEE(array))
 	return b
 }
 
 // encodeHeader renders the sector of a header. arrayCRC is the checksum of the entries.
-func encodeHeader(h []byte, l layout, s location, id string, arrayCRC uint32) {
+func encodeHeader(h []byte, l layout, at location, id string, arrayCRC uint32) {
 	le := binary.LittleEndian
 	clear(h)
 	copy(h, headerSignature)
 	copy(h[8:], headerRevision)
 	le.PutUint32(h[12:], headerBytes)
-	le.PutUint64(h[24:], s.headerLBA)
-	le.PutUint64(h[32:], s.otherLBA)
+	le.PutUint64(h[24:], at.headerLBA)
+	le.PutUint64(h[32:], at.otherLBA)
 	le.PutUint64(h[40:], l.firstUsable())
 	le.PutUint64(h[48:], l.lastUsable())
 	guid := encodeGUID(uuid.MustParse(id))
 	copy(h[56:], guid[:])
-	le.PutUint64(h[72:], s.arrayLBA)
+	le.PutUint64(h[72:], at.arrayLBA)
 	le.PutUint32(h[80:], EntryCount)
 	le.PutUint32(h[84:], entrySize)
 	le.PutUint32(h[88:], arrayCRC)
@@ -132,7 +132,7 @@ func headerCRC(b []byte) uint32 {
 	return crc32.ChecksumIEEE(h[:])
 }
 
-// On the disk the first three groups of a GUID are little-endian.
+// decodeGUID reads a GUID from the disk, where its first three groups are little-endian. encodeGUID is its inverse.
 func decodeGUID(b []byte) uuid.UUID {
 	var u uuid.UUID
 	copy(u[:], b)
@@ -151,6 +151,7 @@ const (
 	mbrGPT       = 0xee
 )
 
+// mbrState says what sector 0 has.
 type mbrState int
 
 const (

@@ -14,7 +14,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-// VolumeInfo is what is published about a volume beside its partition. Volume is the CSI volume ID, and Name is
+// VolumeInfo is what is published about a volume beside its partition. Volume is the CSI volume ID, and Owner is
 // namespace/name of the pod or claim. Both are empty when they are not known. OrphanedSince and Wiping are nil when
 // they do not apply.
 type VolumeInfo struct {
@@ -34,8 +34,7 @@ const (
 	maxReason    = 512
 )
 
-// Status is what the agent publishes about the disks. Conditions have no transition
-// times yet.
+// Status is what the agent publishes about the disks. Conditions have no transition times yet.
 func Status(disks []discovery.Disk, devices []discovery.ListedDevice, refused []discovery.RefusedDevice, owner func(disk.Volume) VolumeInfo) diskv1alpha1.NodeDiskCapacityStatus {
 	status := diskv1alpha1.NodeDiskCapacityStatus{
 		Devices:    devicesOf(devices, disks),
@@ -52,6 +51,7 @@ func Status(disks []discovery.Disk, devices []discovery.ListedDevice, refused []
 	return status
 }
 
+// diskStatus is what is published about one disk.
 func diskStatus(d *discovery.Disk, owner func(disk.Volume) VolumeInfo) diskv1alpha1.Disk {
 	s := &d.Snapshot
 	out := diskv1alpha1.Disk{
@@ -98,6 +98,7 @@ func takesVolumes(d *discovery.Disk) bool {
 	return d.Ready() && len(d.Snapshot.Volumes) < disk.MaxVolumes
 }
 
+// readyCondition reports in a condition whether all disks are in service.
 func readyCondition(disks []discovery.Disk, devices []discovery.ListedDevice) metav1.Condition {
 	var problems []string
 	for i := range disks {
@@ -119,6 +120,7 @@ func readyCondition(disks []discovery.Disk, devices []discovery.ListedDevice) me
 	return c
 }
 
+// refusedCondition lists the refused devices in a condition, each with its reasons.
 func refusedCondition(refused []discovery.RefusedDevice) metav1.Condition {
 	c := metav1.Condition{
 		Type:    diskv1alpha1.ConditionDevicesRefused,
@@ -189,6 +191,7 @@ func ReclaimBlockedCondition(held []string) metav1.Condition {
 	return c
 }
 
+// summarize sums up the disks by class, for kubectl get.
 func summarize(disks []discovery.Disk) diskv1alpha1.Summary {
 	out := diskv1alpha1.Summary{Disks: int32(len(disks))}
 	size, free, largest := map[string]int64{}, map[string]int64{}, map[string]int64{}

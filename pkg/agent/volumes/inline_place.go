@@ -104,6 +104,7 @@ func explainNoRecord(pod *corev1.Pod) string {
 		cmp.Or(pod.Spec.SchedulerName, corev1.DefaultSchedulerName), diskv1alpha1.SchedulerName)
 }
 
+// recordOf reads the pod's record. The error says why there is none.
 func recordOf(pod *corev1.Pod) (diskv1alpha1.Record, error) {
 	value, ok := pod.Annotations[diskv1alpha1.AnnotationAllocation]
 	if !ok {
@@ -188,7 +189,7 @@ func (i *inlineController) releaseReserved(ctx context.Context, pod *corev1.Pod,
 			unlock()
 			continue
 		}
-		klog.FromContext(ctx).Info("Volume is given back, the pod's others do not fit", "pod", keyOf(pod), "volume", v.Name, "partition", v.Partition)
+		klog.FromContext(ctx).Info("Volume is released, the pod's others do not fit", "pod", keyOf(pod), "volume", v.Name, "partition", v.Partition)
 		i.reclaim.begin(ctx, d, partition, unlock)
 	}
 }

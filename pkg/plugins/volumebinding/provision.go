@@ -47,6 +47,7 @@ func (e *boundElsewhereError) Error() string {
 	return fmt.Sprintf("it was bound to PersistentVolume %s meanwhile", e.volume)
 }
 
+// provisionClaim replaces the reservation of a claim by its PersistentVolume, and returns when the two are bound.
 func (b *binder) provisionClaim(ctx context.Context, l *ledger.Ledger, pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) error {
 	class, err := b.classOf(pvc)
 	if err != nil {
