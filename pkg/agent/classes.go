@@ -7,6 +7,7 @@ import (
 	"github.com/berthdev/berth/pkg/request"
 )
 
+// classList returns the DiskClasses from the watch.
 func (a *agent) classList() []*diskv1alpha1.DiskClass {
 	objects := a.classes.GetStore().List()
 	classes := make([]*diskv1alpha1.DiskClass, 0, len(objects))

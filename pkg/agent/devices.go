@@ -106,6 +106,7 @@ func (a *agent) forgetDisks(ctx context.Context) (retry bool) {
 	return true
 }
 
+// reportForgotten reports which disks were forgotten, and which were kept, in the log and in an event.
 func (a *agent) reportForgotten(ctx context.Context, value string, kept []string) {
 	logger := klog.FromContext(ctx)
 	if len(kept) == 0 {

@@ -32,6 +32,7 @@ func (a *agent) requestRescan() {
 	}
 }
 
+// rescan forgets disks on request and scans the devices. It reports whether to try again without an event.
 func (a *agent) rescan(ctx context.Context) (retry bool) {
 	defer a.options.Health.beginPass(loopRescan)()
 	forgetAgain := a.forgetDisks(ctx)

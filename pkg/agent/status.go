@@ -9,6 +9,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/volumes"
 )
 
+// status is what the node publishes now.
 func (a *agent) status() diskv1alpha1.NodeDiskCapacityStatus {
 	status := publish.Status(a.inventory.Disks(), a.inventory.Devices(), a.inventory.Refused(), a.owner)
 	status.Evictions = a.manager.Evictions()
@@ -22,6 +23,7 @@ func (a *agent) status() diskv1alpha1.NodeDiskCapacityStatus {
 	return status
 }
 
+// owner returns what is published about a volume beside its partition.
 func (a *agent) owner(v disk.Volume) publish.VolumeInfo {
 	var o publish.VolumeInfo
 	o.Volume, o.Owner = a.manager.Owner(v)

@@ -27,6 +27,7 @@ func (a *agent) addHandlers() error {
 	return nil
 }
 
+// handleClasses causes a rescan when a DiskClass changes.
 func (a *agent) handleClasses() error {
 	_, err := a.classes.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { a.requestRescan() },
@@ -66,6 +67,7 @@ func (a *agent) handleDecisions() error {
 	return nil
 }
 
+// handleCSINode checks the driver's registration when the CSINode changes.
 func (a *agent) handleCSINode() error {
 	_, err := a.csiNodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { a.requestLabelCheck() },
@@ -78,6 +80,7 @@ func (a *agent) handleCSINode() error {
 	return nil
 }
 
+// handleNode causes a rescan, and a check of the registration, when the Node or its labels change.
 func (a *agent) handleNode() error {
 	if err := a.nodes.SetTransform(stripNode); err != nil {
 		return fmt.Errorf("cannot watch the node: %w", err)

@@ -121,6 +121,7 @@ type unused struct {
 
 func newUnused() *unused { return &unused{reasons: map[string]*diskv1alpha1.RefusedDevices{}} }
 
+// add adds the unused devices of a node.
 func (u *unused) add(nodeName string, of diskcapacity.UnusedDevices) {
 	u.candidates += int32(of.Candidates)
 	for _, d := range of.Refused {

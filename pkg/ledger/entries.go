@@ -45,6 +45,7 @@ func (s *sortedEntries) chunkOf(e indexEntry) int {
 	return max(0, behind-1)
 }
 
+// insert adds an entry, unless it is there, and splits its chunk if that becomes too long.
 func (s *sortedEntries) insert(e indexEntry) {
 	if len(s.chunks) == 0 {
 		s.chunks = append(s.chunks, newChunk(e))
@@ -79,6 +80,7 @@ func (c *chunk) updateLargest() {
 	}
 }
 
+// remove removes an entry, and its chunk if that becomes empty.
 func (s *sortedEntries) remove(e indexEntry) {
 	if len(s.chunks) == 0 {
 		return

@@ -102,6 +102,7 @@ func (l *Ledger) ListCapacity(name string, c *Capacity) (before, after *Snapshot
 	return l.replaceCapacity(name, c, true)
 }
 
+// replaceCapacity is ReplaceCapacity, or ListCapacity if listed is set.
 func (l *Ledger) replaceCapacity(name string, c *Capacity, listed bool) (before, after *Snapshot, served []string) {
 	// Checking and sorting is the larger part of the work, and needs no lock.
 	p := newPublished(c, l.Snapshot(name).published)

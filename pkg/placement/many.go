@@ -49,6 +49,8 @@ func (p *planner) greedyMany(budget *Budget) outcome {
 	return p.greedyByDisk(true, budget)
 }
 
+// greedyByDisk places each volume on the disk, and in the free extent, that its policy prefers. With tightly it is best
+// fit for all.
 func (p *planner) greedyByDisk(tightly bool, budget *Budget) outcome {
 	smallest := p.requests[p.order[len(p.order)-1]].Size
 	extents, disks := 0, 0
@@ -109,6 +111,7 @@ func findDisk(spaces []diskSpace, r *Request, spread bool) (on *diskSpace, at in
 	return on, at
 }
 
+// take places the request at the beginning of a free extent.
 func (s *diskSpace) take(at int, r *Request) {
 	rest := freeExtent{s.extents[at].length - r.Size, s.extents[at].start + r.Size}
 	s.extents = slices.Delete(s.extents, at, at+1)

@@ -28,6 +28,7 @@ func Plan(dst []Assignment, node *Node, requests []Request) ([]Assignment, error
 	return planSeveral(dst, node, requests)
 }
 
+// validate refuses requests that no plan can satisfy.
 func validate(requests []Request) error {
 	for i := range requests {
 		r := &requests[i]
@@ -49,6 +50,7 @@ func planOne(node *Node, r *Request) (Assignment, bool) {
 	return bestFit(node.Disks, r)
 }
 
+// bestFit places the request in the smallest free extent that has room for it.
 func bestFit(disks []Disk, r *Request) (Assignment, bool) {
 	var best extent.Extent
 	var on *Disk
@@ -76,6 +78,7 @@ func bestFit(disks []Disk, r *Request) (Assignment, bool) {
 	return Assignment{Disk: on.ID, Extent: extent.New(best.Start, r.Size)}, true
 }
 
+// spread places the request on the disk with the most free space of those that have room for it.
 func spread(node *Node, r *Request) (Assignment, bool) {
 	emptiest, most := -1, int64(-1)
 	for d := range node.Disks {
@@ -100,6 +103,7 @@ func spread(node *Node, r *Request) (Assignment, bool) {
 	return bestFit(node.Disks[emptiest:emptiest+1], r)
 }
 
+// planSeveral is Plan for several volumes: class by class.
 func planSeveral(dst []Assignment, node *Node, requests []Request) ([]Assignment, error) {
 	// A buffer on the stack, large enough for a usual pod.
 	var buffer [maxExact]int
@@ -312,6 +316,7 @@ func (c *cut) before(other *cut) bool {
 	return other.disk < 0 || c.disk < other.disk || c.disk == other.disk && c.next < other.next
 }
 
+// isCut reports whether a volume of this plan lies in the free extent.
 func (p *planner) isCut(disk, index int) bool {
 	for i := range p.numCuts {
 		if p.cuts[i].disk == disk && p.cuts[i].index == index {
@@ -321,6 +326,7 @@ func (p *planner) isCut(disk, index int) bool {
 	return false
 }
 
+// hasApart reports whether this plan has a volume with Apart on the disk.
 func (p *planner) hasApart(disk int) bool {
 	for i := range p.numCuts {
 		if p.cuts[i].disk == disk && p.cuts[i].apart {

@@ -30,6 +30,7 @@ func sizeDown(size int64) string { return formatSize(size, false) }
 // as large as a larger requested one.
 func sizeUp(size int64) string { return formatSize(size, true) }
 
+// formatSize writes a size: exactly if that is short, else in tenths of a unit, rounded down or up.
 func formatSize(size int64, up bool) string {
 	if size <= 0 {
 		return "0"

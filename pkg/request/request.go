@@ -60,6 +60,7 @@ func FromPod(pod *corev1.Pod) ([]Volume, error) {
 	return volumes, nil
 }
 
+// fromInline reads one inline volume of the pod.
 func fromInline(pod *corev1.Pod, name string, source *corev1.CSIVolumeSource) (Volume, error) {
 	attributes, err := diskv1alpha1.ParseAttributes(source.VolumeAttributes)
 	if err != nil {

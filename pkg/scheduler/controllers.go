@@ -47,6 +47,7 @@ func (s *controllerStarter) newDiskCapacity(ctx context.Context, args runtime.Ob
 	return plugin, s.start(ctx, handle)
 }
 
+// start makes the controllers, unless the scheduler has them. They run from when this process schedules.
 func (s *controllerStarter) start(ctx context.Context, handle fwk.Handle) error {
 	factory := handle.SharedInformerFactory()
 	s.mu.Lock()

@@ -149,6 +149,7 @@ const MaxVolumeSize int64 = 1 << 52
 // maxHeadroomPercent is far beyond use, and keeps the product with MaxVolumeSize within an int64.
 const maxHeadroomPercent = 1000
 
+// parseHeadroom reads a headroom, which is either bytes or a percentage.
 func parseHeadroom(value string) (bytes, percent int64, err error) {
 	if digits, ok := strings.CutSuffix(value, "%"); ok {
 		percent, err := strconv.ParseInt(digits, 10, 64)

@@ -121,6 +121,7 @@ func (r Record) Volume(name string) (RecordVolume, bool) {
 	return RecordVolume{}, false
 }
 
+// validate checks invariant 4 of Record.
 func (e Extent) validate() error {
 	switch {
 	case e.Start < Alignment || e.Start%Alignment != 0:

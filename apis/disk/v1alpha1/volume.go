@@ -77,6 +77,7 @@ func ParseAttributes(attributes map[string]string) (Attributes, error) {
 // ParseQuantity computes 10^exponent in full. With "1e999999999" one pod would hold up the scheduler for minutes.
 var sizePattern = regexp.MustCompile(`^[+-]?[0-9.]{1,40}([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$`)
 
+// parseSize reads AttributeSize, and rounds it up to a multiple of Alignment.
 func parseSize(value string) (int64, error) {
 	if value == "" {
 		return 0, fmt.Errorf("attribute %s is missing: set it to a size such as 10Gi", AttributeSize)

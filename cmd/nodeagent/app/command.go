@@ -57,6 +57,7 @@ func NewCommand() *cobra.Command {
 	return cmd
 }
 
+// add adds the flags to a set.
 func (f *flags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.agent.NodeName, "node-name", os.Getenv("NODE_NAME"), "Name of the Node that the agent runs on. The default is $NODE_NAME.")
 	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "Path of a kubeconfig. The default is the pod's service account.")
@@ -72,6 +73,7 @@ func (f *flags) add(fs *pflag.FlagSet) {
 	logsapi.AddFlags(f.logs, fs)
 }
 
+// run runs the agent with the flags, and serves metrics and health checks if they have an address.
 func (f *flags) run(ctx context.Context) error {
 	if err := f.validate(); err != nil {
 		return err
@@ -102,6 +104,7 @@ func (f *flags) run(ctx context.Context) error {
 	return agent.Run(ctx, f.agent)
 }
 
+// validate checks the flags, and sets the defaults that depend on other flags.
 func (f *flags) validate() error {
 	if f.agent.NodeName == "" {
 		return errors.New("--node-name is missing, and $NODE_NAME is not set")
@@ -126,6 +129,7 @@ func (f *flags) validate() error {
 	return nil
 }
 
+// config is how the agent reaches the API server.
 func (f *flags) config() (*rest.Config, error) {
 	var config *rest.Config
 	var err error

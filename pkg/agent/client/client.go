@@ -94,6 +94,7 @@ func NewWithLineage(config *rest.Config, node string, lineage *Lineage) (*Client
 	return &Client{node: node, core: core, storage: storage, disk: disk, lineage: lineage}, nil
 }
 
+// restClient returns a client for one group and version.
 func restClient(config *rest.Config, version schema.GroupVersion, path, contentType string) (rest.Interface, error) {
 	c := rest.CopyConfig(config)
 	c.GroupVersion = &version
@@ -166,6 +167,7 @@ func (c *Client) listPods(ctx context.Context, namespace string, options metav1.
 	}
 }
 
+// podPage reads one page of a list of pods.
 func (c *Client) podPage(ctx context.Context, namespace string, options metav1.ListOptions) (*corev1.PodList, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -231,6 +233,7 @@ func (c *Client) Attachments(ctx context.Context, visit func(*storagev1.VolumeAt
 	}
 }
 
+// attachmentPage reads one page of the list of VolumeAttachments.
 func (c *Client) attachmentPage(ctx context.Context, options metav1.ListOptions) (*storagev1.VolumeAttachmentList, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -302,6 +305,7 @@ func (c *Client) RemoveForgetDisks(ctx context.Context, version string) error {
 	return c.removeAnnotation(ctx, diskv1alpha1.AnnotationForgetDisks, version)
 }
 
+// removeAnnotation removes an annotation of the node's NodeDiskCapacity, if a version is given only from that version.
 func (c *Client) removeAnnotation(ctx context.Context, annotation, version string) error {
 	metadata := map[string]any{"annotations": map[string]any{annotation: nil}}
 	if version != "" {

@@ -87,6 +87,7 @@ func (c *Controller) ControllerGetVolume(_ context.Context, r *csispec.Controlle
 	}, nil
 }
 
+// find returns the volume with that ID, or an error with a code.
 func (c *Controller) find(volumeID string) (volumes.Volume, error) {
 	if volumeID == "" {
 		return volumes.Volume{}, invalid("volume_id is missing")

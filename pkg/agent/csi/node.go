@@ -102,6 +102,8 @@ func (n *Node) lockVolume(ctx context.Context, volumeID string) (release func(),
 	}
 }
 
+// tryLockVolume takes the lock of the volume, unless another call has taken it. Then other is closed when that call
+// ends.
 func (n *Node) tryLockVolume(volumeID string) (other <-chan struct{}, taken bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -104,6 +104,7 @@ func noteOf(r *csispec.CreateVolumeRequest, class string) (claim.Note, error) {
 	return claim.ReadNote(text)
 }
 
+// mayBeHere reports whether the requirement allows this node.
 func (c *Controller) mayBeHere(t *csispec.TopologyRequirement) bool {
 	if len(t.GetRequisite()) == 0 {
 		return true

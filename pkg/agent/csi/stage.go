@@ -77,9 +77,9 @@ func (n *Node) growStaged(ctx context.Context, device, target, fsType string, fl
 	// A kubelet that gives up does not interrupt it: resize2fs must not be interrupted. The next call finds the file
 	// system grown.
 	ctx = context.WithoutCancel(ctx)
-	on, err := mounts.OfDevice(device)
+	mounted, err := mounts.OfDevice(device)
 	if err == nil {
-		err = filesystem.GrowMounted(ctx, device, on)
+		err = filesystem.GrowMounted(ctx, device, mounted)
 	}
 	if errors.Is(err, filesystem.ErrOnlyUnmounted) {
 		// NodeExpandVolume, which the kubelet calls next, reports it on the claim.
@@ -92,8 +92,8 @@ func (n *Node) growStaged(ctx context.Context, device, target, fsType string, fl
 		}
 		// A kubelet's folder that is mounted at two shared places shows one mount twice, and both are gone now. Any
 		// remaining mount is a use that must not be disturbed.
-		if on, err = mounts.OfDevice(device); err == nil && len(on) > 0 {
-			err = fmt.Errorf("%s is mounted on %s, too: %w", device, on[0].Mountpoint, filesystem.ErrOnlyUnmounted)
+		if mounted, err = mounts.OfDevice(device); err == nil && len(mounted) > 0 {
+			err = fmt.Errorf("%s is mounted on %s, too: %w", device, mounted[0].Mountpoint, filesystem.ErrOnlyUnmounted)
 		}
 		if err == nil {
 			err = filesystem.GrowUnmounted(ctx, device)

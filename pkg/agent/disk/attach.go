@@ -195,6 +195,7 @@ func readPartition(dir string) (partition, error) {
 	return p, nil
 }
 
+// readDeviceNumber reads the number of a device from its directory in sysfs.
 func readDeviceNumber(dir string) (uint64, error) {
 	dev, err := os.ReadFile(filepath.Join(dir, "dev"))
 	if err != nil {
@@ -207,6 +208,7 @@ func readDeviceNumber(dir string) (uint64, error) {
 	return unix.Mkdev(major, minor), nil
 }
 
+// readNumber reads a file of sysfs that holds one number.
 func readNumber(path string) (int64, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -291,6 +293,7 @@ func (d *blockDevice) detach(ctx context.Context, index int, timeout time.Durati
 	return nil
 }
 
+// blkpg adds, changes or removes one of the kernel's partitions.
 func (d *blockDevice) blkpg(op int32, index int, e extent.Extent) error {
 	part := unix.BlkpgPartition{Start: e.Start, Length: e.Len(), Pno: int32(index)}
 	arg := unix.BlkpgIoctlArg{Op: op, Datalen: int32(unsafe.Sizeof(part)), Data: (*byte)(unsafe.Pointer(&part))}

@@ -61,6 +61,7 @@ func (d *blockDevice) findMapped() (*dmAttacher, error) {
 	return m, nil
 }
 
+// list finds the volumes of this disk that the device mapper shows.
 func (a *dmAttacher) list() error {
 	var err error
 	if a.rdev, err = a.disk.deviceNumber(); err != nil {
@@ -174,6 +175,7 @@ func (a *dmAttacher) checkTable(t table) error {
 	return nil
 }
 
+// attach ensures that the device mapper shows the volume, and returns its device node.
 func (a *dmAttacher) attach(ctx context.Context, e entry) (string, error) {
 	device, err := a.ensureDevice(e)
 	if err != nil {

@@ -47,6 +47,7 @@ func decodeEntries(l layout, c tableCopy) ([]entry, error) {
 	return entries, nil
 }
 
+// fromGPT converts an entry that go-diskfs has decoded.
 func fromGPT(l layout, p *gpt.Partition) (entry, error) {
 	e, err := l.extentOf(p.Start, p.End)
 	if err != nil {

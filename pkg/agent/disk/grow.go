@@ -52,6 +52,7 @@ func (d *Disk) growthExtent(partition string, length int64) (extent.Extent, erro
 	return extent.Extent{Start: e.extent.End, End: grown.extent.End}, nil
 }
 
+// grow is Grow after the zeroing, in the worker.
 func (d *Disk) grow(ctx context.Context, partition string, length int64) (Volume, error) {
 	tail, err := d.growthExtent(partition, length)
 	if err != nil {

@@ -26,6 +26,7 @@ type Owner struct {
 // ownerMagic begins the owner's slot. Its form is that of a volume's slot, see slot.go.
 const ownerMagic = "berthown"
 
+// encodeOwner returns the bytes of the owner's slot, bound to the meta partition.
 func encodeOwner(metaGUID string, o Owner) ([]byte, error) {
 	text, err := json.Marshal(o)
 	if err != nil {

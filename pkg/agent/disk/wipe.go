@@ -40,6 +40,7 @@ type WipeSettings struct {
 	Rate int64
 }
 
+// validate refuses a policy that does not exist, and a negative rate.
 func (w WipeSettings) validate() error {
 	if w.Policy != "" {
 		if _, err := wipeFuncFor(w.Policy); err != nil {
@@ -114,6 +115,7 @@ func (d *Disk) Wipe(ctx context.Context, partition string, o WipeOptions) (WipeR
 	return w, nil
 }
 
+// wipe is Wipe while no other call does long work on the volume. It fills in the result.
 func (d *Disk) wipe(ctx context.Context, w *WipeResult, o WipeOptions) error {
 	e, work, err := d.beginWipe(ctx, w, o)
 	if err != nil {
@@ -300,6 +302,7 @@ func (d *Disk) removeWiped(ctx context.Context, e entry, zeroed bool) error {
 // wipeFunc satisfies a policy for an extent. It returns the method, and whether the result was read back.
 type wipeFunc func(ctx context.Context, w *zeroJob) (method string, verified bool, err error)
 
+// wipeFuncFor returns the function that satisfies the policy.
 func wipeFuncFor(p WipePolicy) (wipeFunc, error) {
 	switch p {
 	case WipeZero:

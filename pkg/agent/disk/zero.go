@@ -42,6 +42,7 @@ type wipeMethods struct {
 	saveInterval interval
 }
 
+// defaultWipeMethods are the methods for real disks, the fastest first.
 func defaultWipeMethods() *wipeMethods {
 	overwriting := method{methodOverwrite, bounceBytes, overwrite}
 	return &wipeMethods{

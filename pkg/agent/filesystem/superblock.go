@@ -92,6 +92,7 @@ const (
 	maxBlockGroups = 1 << 31
 )
 
+// state reads the state from the superblock. The numbers are offsets in it, as in ext4's documentation.
 func (e ext4) state(size int64) (State, error) {
 	block := int64(1024) << min(e.u32(0x18), 6)
 	blocks, first, perGroup := e.u32(0x04), e.u32(0x14), e.u32(0x20)

@@ -30,6 +30,7 @@ func WriteDelay(status, published *diskv1alpha1.NodeDiskCapacityStatus, differed
 	return max(0, calmDelay-differed)
 }
 
+// isUrgent reports whether the status differs from the published one by more than new volumes.
 func isUrgent(status, published *diskv1alpha1.NodeDiskCapacityStatus) bool {
 	if len(status.Disks) != len(published.Disks) || !equality.Semantic.DeepEqual(status.Devices, published.Devices) ||
 		!equality.Semantic.DeepEqual(status.Conditions, published.Conditions) ||

@@ -103,6 +103,7 @@ func (p *Publisher) onAdd(object any) {
 	p.onVersion(object)
 }
 
+// onDelete handles the deletion of the node's NodeDiskCapacity: it is created again.
 func (p *Publisher) onDelete(object any) {
 	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = gone.Obj

@@ -88,6 +88,7 @@ func FileSystemAt(ctx context.Context, device string, start, length int64, types
 	return fileSystem(ctx, types, "--offset", strconv.FormatInt(start, 10), "--size", strconv.FormatInt(length, 10), device)
 }
 
+// fileSystem runs blkid on the device, or on the part of it that where names.
 func fileSystem(ctx context.Context, types []string, where ...string) (string, error) {
 	// blkid accepts one filter, not both.
 	filter := []string{"--usages", "filesystem"}

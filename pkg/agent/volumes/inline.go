@@ -191,6 +191,7 @@ func (i *inlineController) sync(ctx context.Context, key types.NamespacedName) e
 	return err
 }
 
+// makeVolumes places and formats all volumes of the pod before the kubelet requests them.
 func (i *inlineController) makeVolumes(ctx context.Context, pod *corev1.Pod, volumes []request.Volume) error {
 	if err := i.placeVolumes(ctx, pod, volumes, fromWatch); err != nil {
 		return err

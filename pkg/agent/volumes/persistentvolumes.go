@@ -68,6 +68,7 @@ func (s volumeStore) all() []*corev1.PersistentVolume {
 	return volumesIn(s.informer.GetStore().List())
 }
 
+// volumesIn returns the PersistentVolumes among the objects.
 func volumesIn(objects []any) []*corev1.PersistentVolume {
 	var pvs []*corev1.PersistentVolume
 	for _, object := range objects {

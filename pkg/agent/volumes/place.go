@@ -241,6 +241,7 @@ func removeRecorded(spaces []diskSpace, other *corev1.Pod, disks []discovery.Dis
 	}
 }
 
+// removeExtent takes the extent from the free space of a disk.
 func removeExtent(spaces []diskSpace, diskID string, e extent.Extent) {
 	for i := range spaces {
 		if spaces[i].id == diskID {

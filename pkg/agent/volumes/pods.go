@@ -29,6 +29,7 @@ func (s podStore) get(key types.NamespacedName, uid types.UID) *corev1.Pod {
 	return pod
 }
 
+// all returns the node's pods from the watch.
 func (s podStore) all() []*corev1.Pod {
 	objects := s.informer.GetStore().List()
 	pods := make([]*corev1.Pod, 0, len(objects))

@@ -56,6 +56,7 @@ func (r *podRequest) isEmpty() bool {
 // requests are those of the volumes, with their headroom.
 func (r *podRequest) requests() []placement.Request { return requestsOf(r.volumes) }
 
+// requestsOf are the requests to placement for the volumes, with the headroom that they need.
 func requestsOf(volumes []request.Volume) []placement.Request {
 	requests := make([]placement.Request, len(volumes))
 	for i := range volumes {

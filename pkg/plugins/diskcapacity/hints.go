@@ -92,6 +92,7 @@ func (p *Plugin) afterCSINode(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk
 	return p.queueIfFits(pod, csiNode.Name), nil
 }
 
+// afterNode wakes a pod that fits a node which is new, or has the label that claims need only now.
 func (p *Plugin) afterNode(_ klog.Logger, pod *corev1.Pod, old, obj any) (fwk.QueueingHint, error) {
 	node, ok := obj.(*corev1.Node)
 	if !ok {
@@ -142,6 +143,7 @@ func (f *feed) spaceGainOn(node *placement.Node) *spaceGain {
 	return g
 }
 
+// fitsNode reads the pod and reports whether it fits the node, for a pod without an attempt.
 func (p *Plugin) fitsNode(pod *corev1.Pod, node *placement.Node) bool {
 	req, err := p.feed.requestOf(pod)
 	if err != nil || req.isEmpty() {
@@ -151,6 +153,7 @@ func (p *Plugin) fitsNode(pod *corev1.Pod, node *placement.Node) bool {
 	return len(p.feed.bindableVolumes.of(req.claims)) > 0 || fits(node, req.requests())
 }
 
+// fits reports whether the requests fit on the node.
 func fits(node *placement.Node, requests []placement.Request) bool {
 	var buffer [4]placement.Assignment
 	_, err := placement.Plan(buffer[:0], node, requests)

@@ -122,6 +122,7 @@ type otherNeeds struct {
 	ports       []corev1.ContainerPort
 }
 
+// otherNeedsOf reads what the pod requests besides disk space.
 func otherNeedsOf(pod *corev1.Pod) otherNeeds {
 	n := otherNeeds{tolerations: pod.Spec.Tolerations, requests: resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})}
 	add := func(c *corev1.Container) {

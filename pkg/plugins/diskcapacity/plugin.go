@@ -134,6 +134,7 @@ func (p *Plugin) PreFilter(ctx context.Context, cycle fwk.CycleState, pod *corev
 	return tightest, nil
 }
 
+// newState returns the state of a scheduling cycle of the pod.
 func (p *Plugin) newState(pod *corev1.Pod, req podRequest) *state {
 	s := &state{podRequest: req, requests: req.requests(), rejections: &rejections{}}
 	s.search = ledger.NewSearch(s.requests, maxCycleSteps)

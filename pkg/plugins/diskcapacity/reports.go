@@ -39,6 +39,7 @@ type RefusedDevice struct {
 	Reasons []string
 }
 
+// reportOf reads the fields that controllers need.
 func reportOf(ndc *diskv1alpha1.NodeDiskCapacity) *Report {
 	r := &Report{UID: ndc.UID, Evictions: ndc.Status.Evictions, Ready: meta.IsStatusConditionTrue(ndc.Status.Conditions, diskv1alpha1.ConditionReady)}
 	if c := meta.FindStatusCondition(ndc.Status.Conditions, diskv1alpha1.ConditionDisksShared); c != nil && c.Status == "True" {
@@ -92,10 +93,10 @@ func (r *reports) get(nodeName string) *Report {
 	return r.nodes[nodeName]
 }
 
-func (r *reports) each(look func(nodeName string, report *Report)) {
+func (r *reports) each(visit func(nodeName string, report *Report)) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	for name, report := range r.nodes {
-		look(name, report)
+		visit(name, report)
 	}
 }

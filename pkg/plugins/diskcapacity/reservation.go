@@ -75,6 +75,7 @@ func (p *reservation) describe(most int) string {
 	return b.String()
 }
 
+// describeVolume describes the place of one volume, and what it leaves of the free extent.
 func (p *reservation) describeVolume(r ledger.Record) string {
 	what, class := "volume", ""
 	if i := slices.IndexFunc(p.volumes, func(v request.Volume) bool { return v.Partition == r.Partition }); i >= 0 {
