@@ -43,7 +43,7 @@ func newPublished(c *Capacity, before *published) *published {
 	p := &published{disks: make([]*publishedDisk, len(c.Disks))}
 	for i := range c.Disks {
 		d := &c.Disks[i]
-		if p.disks[i] = before.disk(d.ID); p.disks[i] == nil || !p.disks[i].same(d) {
+		if p.disks[i] = before.disk(d.ID); p.disks[i] == nil || !p.disks[i].equals(d) {
 			p.disks[i] = newPublishedDisk(d)
 		}
 		for _, partition := range p.disks[i].wiping {
@@ -54,15 +54,16 @@ func newPublished(c *Capacity, before *published) *published {
 		}
 	}
 	slices.SortStableFunc(p.disks, func(a, b *publishedDisk) int { return strings.Compare(a.ID, b.ID) })
-	p.diskIDs = p.idsLike(before)
+	p.diskIDs = p.sortedIDs(before)
 	// A capacity that contradicts itself does not say what is free. So nothing is free on the node until it publishes
 	// another one. Its volumes stay recorded.
 	p.problem = p.contradiction(before)
 	return p
 }
 
-// idsLike shares the slice of ids with the publication before, which usually has the same disks.
-func (p *published) idsLike(before *published) []string {
+// sortedIDs returns the ids of the disks. It shares the slice with the publication before, which usually has the same
+// disks.
+func (p *published) sortedIDs(before *published) []string {
 	if before != nil && slices.EqualFunc(p.disks, before.diskIDs, func(d *publishedDisk, id string) bool { return d.ID == id }) {
 		return before.diskIDs
 	}
@@ -81,6 +82,7 @@ func (p *published) sameDisks(next *published) bool {
 	return p != nil && slices.Equal(p.disks, next.disks)
 }
 
+// newPublishedDisk prepares one disk.
 func newPublishedDisk(from *Disk) *publishedDisk {
 	d := &publishedDisk{Disk: *from, volumes: make(map[string]int, len(from.Allocations)), free: extent.NewSet(from.Free...)}
 	if err := d.validate(); err != nil {
@@ -103,9 +105,10 @@ func newPublishedDisk(from *Disk) *publishedDisk {
 	return d
 }
 
-func (d *publishedDisk) same(as *Disk) bool {
-	return d.ID == as.ID && d.Class == as.Class && d.Ready == as.Ready && d.Size == as.Size &&
-		slices.Equal(d.Free, as.Free) && slices.Equal(d.Allocations, as.Allocations)
+// equals reports whether the disk was prepared from an equal one.
+func (d *publishedDisk) equals(other *Disk) bool {
+	return d.ID == other.ID && d.Class == other.Class && d.Ready == other.Ready && d.Size == other.Size &&
+		slices.Equal(d.Free, other.Free) && slices.Equal(d.Allocations, other.Allocations)
 }
 
 // contradiction says what is wrong with the disks, each by itself and together. Disks that before has, too, are not

@@ -10,8 +10,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/signature"
 )
 
-// timeout bounds mkfs on a disk that hangs.
-const timeout = 10 * time.Minute
+// mkfsTimeout bounds mkfs on a disk that hangs.
+const mkfsTimeout = 10 * time.Minute
 
 // Volume is a device that gets a file system. Its content may be overwritten.
 type Volume struct {
@@ -32,6 +32,7 @@ type Settings struct {
 
 // Maker makes file systems with the programs of this machine.
 type Maker struct {
+	// conf has mke2fsConf. The programs inherit it as an open file.
 	conf *os.File
 	// unusable are the errors of the kinds of file systems that cannot be made on this machine.
 	unusable map[featureSet]error
@@ -65,7 +66,7 @@ func (m *Maker) Make(ctx context.Context, fsType string, v Volume, s Settings) e
 	if err := diskv1alpha1.ValidateMkfsOptions(fsType, s.Options); err != nil {
 		return fmt.Errorf("the DiskClass must be changed: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, mkfsTimeout)
 	defer cancel()
 	if !v.Prezeroed {
 		if err := signature.Erase(ctx, v.Device); err != nil {
@@ -79,7 +80,7 @@ func (m *Maker) Make(ctx context.Context, fsType string, v Volume, s Settings) e
 	return nil
 }
 
-// inheritedFiles are what mkfs inherits: mke2fs.conf, and what a test formats.
+// inheritedFiles are the files that mkfs inherits: mke2fs.conf, and the image that probe formats.
 func (m *Maker) inheritedFiles(more ...*os.File) inheritance {
 	return inheritance{files: append([]*os.File{m.conf}, more...), environment: []string{"MKE2FS_CONFIG=" + inheritedPath(0)}}
 }

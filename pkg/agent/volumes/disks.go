@@ -36,8 +36,8 @@ func outOfService(d *discovery.Disk) error {
 	return fmt.Errorf("its disk %s (%s) is out of service: %w: %s", d.ID(), d.Device.Name, ErrOutOfService, problem)
 }
 
-// findVolume returns the disk and the volume of a partition. It prefers a disk in service to one
-// that is only remembered.
+// findVolume returns the disk and the volume of a partition. It prefers a disk in service to one that is only
+// remembered.
 func findVolume(disks []discovery.Disk, partition string) (at discovery.Disk, volume disk.Volume, found bool) {
 	for i := range disks {
 		v, ok := disks[i].Snapshot.Volume(partition)
@@ -61,8 +61,8 @@ func inService(disks []discovery.Disk, id string) (discovery.Disk, bool) {
 	return discovery.Disk{}, false
 }
 
-// checkSingleCopy fails if a second disk in service has the partition too: it cannot be known which of
-// them holds what was written last.
+// checkSingleCopy fails if a second disk in service has the partition too: it cannot be known which of them holds what
+// was written last.
 func checkSingleCopy(disks []discovery.Disk, partition string) error {
 	var at string
 	for i := range disks {
