@@ -37,7 +37,8 @@
 //   - pre_enqueue.go: PreEnqueue, which gates pods.
 //   - hints.go, hints_claims.go: the queueing hints.
 //   - irrelevant.go: which events need no hint.
-//   - waiting.go, space_gain.go: the pods that a node's new free space wakes.
+//   - waiting.go: the pods that the plugin has refused or is trying.
+//   - requeue.go, space_gain.go: the pods that a node's new free space wakes, in rounds.
 //
 // Metrics are in metrics.go, metrics_lag.go and metrics_collector.go.
 package diskcapacity

@@ -112,8 +112,8 @@ func (p *Plugin) queueIfFits(pod *corev1.Pod, nodeName string) fwk.QueueingHint 
 	if len(snapshot.Node.Disks) == 0 || !p.feed.hasAgent(nodeName) {
 		return fwk.QueueSkip
 	}
-	c := p.feed.waiting.attemptOf(pod.UID)
-	if c == nil {
+	a := p.feed.waiting.attemptOf(pod.UID)
+	if a == nil {
 		if p.fitsNode(pod, snapshot.Node) {
 			return fwk.Queue
 		}
@@ -127,7 +127,7 @@ func (p *Plugin) queueIfFits(pod *corev1.Pod, nodeName string) fwk.QueueingHint 
 		}
 		return fwk.QueueSkip
 	}
-	if now.mayFit(c) {
+	if now.mayFit(a) {
 		return fwk.Queue
 	}
 	return fwk.QueueSkip

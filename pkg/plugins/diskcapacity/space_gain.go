@@ -68,18 +68,18 @@ func exceeds(demand *placement.Demand, space map[string]classSpace) bool {
 }
 
 // mayFit reports whether the pod fits since the node gained space. It is true as well if that is not known.
-func (g *spaceGain) mayFit(c *attempt) bool {
-	if exceeds(c.demand, g.space) {
+func (g *spaceGain) mayFit(a *attempt) bool {
+	if exceeds(a.demand, g.space) {
 		return false
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	answer, known := g.results[c.key]
+	answer, known := g.results[a.key]
 	if known || g.plansLeft <= 0 {
 		return answer || !known
 	}
-	answer = g.compute(c.demand)
-	g.results[c.key] = answer
+	answer = g.compute(a.demand)
+	g.results[a.key] = answer
 	return answer
 }
 
@@ -122,15 +122,15 @@ func newPacking(node *placement.Node, maxPlans int) *packing {
 }
 
 // add places the pod and reports whether it fits on what is left. It returns false when no plans are left.
-func (p *packing) add(c *attempt) bool {
-	if p.plansLeft <= 0 || p.full[c.key] || exceeds(c.demand, p.space) {
+func (p *packing) add(a *attempt) bool {
+	if p.plansLeft <= 0 || p.full[a.key] || exceeds(a.demand, p.space) {
 		return false
 	}
 	p.plansLeft--
-	plan, err := c.demand.Plan(nil, p.node, p.budget)
+	plan, err := a.demand.Plan(nil, p.node, p.budget)
 	if err != nil {
 		// What is left only becomes less.
-		p.full[c.key] = true
+		p.full[a.key] = true
 		return false
 	}
 	p.node = ledger.SubtractPlan(p.node, plan)
