@@ -331,7 +331,10 @@ func (h *leakHistory) check(ctx context.Context, strict bool) error {
 func isRecorded(held ledger.HolderRecords, recorded []ledger.HolderRecords) bool {
 	return !slices.ContainsFunc(held.Records, func(r ledger.Record) bool {
 		return !slices.ContainsFunc(recorded, func(other ledger.HolderRecords) bool {
-			return other.Node == held.Node && slices.Contains(other.Records, r)
+			return other.Node == held.Node && slices.ContainsFunc(other.Records, func(o ledger.Record) bool {
+				// The volume may have grown since.
+				return o.Partition == r.Partition && o.Disk == r.Disk && o.Extent.Contains(r.Extent)
+			})
 		})
 	})
 }
