@@ -30,7 +30,7 @@ import (
 )
 
 const (
-	// leakSeed is the environment variable with the one history that is to be run.
+	// leakSeed is the environment variable with the history that is to be run, or the first and last of several: 7-20.
 	leakSeed = "BERTH_LEAK_SEED"
 	// leakBudget is after when no further history begins, leakLeast how many there are in any case.
 	leakBudget, leakLeast = time.Minute, 4
@@ -46,11 +46,18 @@ const (
 func TestSchedulerLeaks(t *testing.T) {
 	s := leakPlane(t)
 	if value := os.Getenv(leakSeed); value != "" {
-		seed, err := strconv.ParseUint(value, 10, 64)
-		if err != nil {
-			t.Fatal(err)
+		first, last, several := strings.Cut(value, "-")
+		if !several {
+			last = first
 		}
-		runHistory(t, s, seed)
+		from, err := strconv.ParseUint(first, 10, 64)
+		to, err2 := strconv.ParseUint(last, 10, 64)
+		if err := errors.Join(err, err2); err != nil || from > to {
+			t.Fatalf("%s=%s is neither a seed nor the first and last of several, as in 7-20: %v", leakSeed, value, err)
+		}
+		for seed := from; seed <= to; seed++ {
+			runHistory(t, s, seed)
+		}
 		return
 	}
 	begin, ran := time.Now(), 0
