@@ -87,8 +87,10 @@ const maxRecentUIDs = 4096
 
 // recentUIDs remembers the last UIDs that were added.
 type recentUIDs struct {
-	uids map[string]struct{}
-	// ring has them in the order in which they were added. When it is full, the next one replaces ring[next].
+	// uids has the place of each UID in ring.
+	uids map[string]int
+	// ring has them in the order in which they were added, and also those that were removed. When it is full, the next
+	// one replaces ring[next].
 	ring []string
 	next int
 }
@@ -105,13 +107,19 @@ func (r *recentUIDs) add(uid string) {
 		return
 	}
 	if r.uids == nil {
-		r.uids = map[string]struct{}{}
+		r.uids = map[string]int{}
 	}
-	if len(r.ring) < maxRecentUIDs {
+	at := len(r.ring)
+	if at < maxRecentUIDs {
 		r.ring = append(r.ring, uid)
 	} else {
-		delete(r.uids, r.ring[r.next])
-		r.ring[r.next], r.next = uid, (r.next+1)%maxRecentUIDs
+		at = r.next
+		// One that was removed and added again has another place by now.
+		oldest := r.ring[at]
+		if place, known := r.uids[oldest]; known && place == at {
+			delete(r.uids, oldest)
+		}
+		r.ring[at], r.next = uid, (at+1)%maxRecentUIDs
 	}
-	r.uids[uid] = struct{}{}
+	r.uids[uid] = at
 }

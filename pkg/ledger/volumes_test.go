@@ -421,8 +421,19 @@ func TestSettle(t *testing.T) {
 	expectFree(t, l, "n1", span(2, 8))
 }
 
+// TestRecentUIDs asserts that the UIDs that were added last are known, also one that was removed and added again.
 func TestRecentUIDs(t *testing.T) {
 	var g recentUIDs
+	g.add("again")
+	g.remove("again")
+	g.add("again")
+	for i := range maxRecentUIDs - 1 {
+		g.add(strconv.Itoa(i))
+	}
+	if !g.has("again") {
+		t.Error("a UID that was removed and added again is forgotten before its turn")
+	}
+	g = recentUIDs{}
 	for i := range maxRecentUIDs + 10 {
 		g.add(strconv.Itoa(i))
 		g.add(strconv.Itoa(i))

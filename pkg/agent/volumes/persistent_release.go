@@ -91,13 +91,14 @@ func (r *releaser) wipeOrFinalize(ctx context.Context, live *corev1.PersistentVo
 		r.node.reports.warnVolume(live, eventNotReleased, "PersistentVolume "+others+" has the same volumeHandle: nothing is wiped. Delete the one that is wrong")
 		return false, nil
 	}
+	seen := r.waiters.changeCount()
 	disks := r.node.inventory.Disks()
 	d, onDisk, found := findVolume(disks, v.Partition)
 	switch {
 	case !found:
 		if _, ok := inService(disks, diskFor(live, v)); !ok {
 			r.node.reports.warnVolume(live, eventDiskMissing, fmt.Sprintf("disk %s, which the volume was put on, is not in service on node %s: it cannot be wiped. If the disk is gone for good, remove the finalizer %s", diskFor(live, v), r.node.name, diskv1alpha1.FinalizerVolume))
-			r.waiters.add(live.Name, r.waiters.changeCount())
+			r.waiters.add(live.Name, seen)
 			return false, nil
 		}
 		return false, r.finalizeWiped(ctx, live)
