@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"go/ast"
+	"go/token"
 	"maps"
 	"path/filepath"
 	"reflect"
@@ -11,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/berthdev/berth/build/source"
 )
 
 // argsDirs are the packages of the plugins. Their arguments are the types whose names end in Args.
@@ -23,7 +26,7 @@ func apiPage(root string) (string, error) {
 		"read what the nodes publish. `kubectl explain diskclass.spec` shows the same texts. All sizes and positions are " +
 		"in bytes if nothing else is said.")
 	p.heading(2, "disk.berth.dev/v1alpha1")
-	files, err := parseDir(filepath.Join(root, apiDir))
+	files, err := source.ParseDir(token.NewFileSet(), filepath.Join(root, apiDir))
 	if err != nil {
 		return "", err
 	}
@@ -37,7 +40,7 @@ func apiPage(root string) (string, error) {
 	p.paragraph("`args` of `pluginConfig` in a KubeSchedulerConfiguration, `kubescheduler.config.k8s.io/v1`. " +
 		"A field that is not known is an error when the scheduler starts.")
 	for _, dir := range argsDirs {
-		files, err := parseDir(filepath.Join(root, dir))
+		files, err := source.ParseDir(token.NewFileSet(), filepath.Join(root, dir))
 		if err != nil {
 			return "", err
 		}

@@ -2,12 +2,14 @@ package main
 
 import (
 	"fmt"
+	"go/token"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/build/source"
 )
 
 // apiDir is the package of the API.
@@ -53,7 +55,7 @@ var nameSections = []nameSection{
 // attributesPage has the names that users, operators and other programs meet in objects. A constant with such a name
 // that no section has is an error, and so is one without a comment.
 func attributesPage(root string) (string, error) {
-	files, err := parseDir(filepath.Join(root, apiDir))
+	files, err := source.ParseDir(token.NewFileSet(), filepath.Join(root, apiDir))
 	if err != nil {
 		return "", err
 	}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/berthdev/berth/build/source"
 )
 
 // metric is a metric as the source declares it.
@@ -25,12 +27,12 @@ func metricsPage(root string) (string, error) {
 	var agent, scheduler []metric
 	var queues []string
 	for _, part := range []string{"cmd", "pkg"} {
-		dirs, err := sourceDirs(filepath.Join(root, part))
+		dirs, err := source.Dirs(filepath.Join(root, part))
 		if err != nil {
 			return "", err
 		}
 		for _, dir := range dirs {
-			files, err := parseDir(dir)
+			files, err := source.ParseDir(token.NewFileSet(), dir)
 			if err != nil {
 				return "", err
 			}
@@ -116,7 +118,7 @@ func (r *metricReader) read() error {
 	r.findHelpers()
 	r.findRegistered()
 	made := 0
-	for _, spec := range valueSpecs(r.files, token.VAR) {
+	for _, spec := range source.ValueSpecs(r.files, token.VAR) {
 		for i, e := range spec.Values {
 			call, ok := e.(*ast.CallExpr)
 			if !ok {

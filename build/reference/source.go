@@ -1,38 +1,13 @@
 package main
 
 import (
-	"fmt"
 	"go/ast"
-	"go/parser"
 	"go/token"
-	"os"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
-)
 
-// parseDir parses the files of a package in the order of their names, without tests and generated ones.
-func parseDir(dir string) ([]*ast.File, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	var files []*ast.File
-	fset := token.NewFileSet()
-	for _, e := range entries {
-		name := e.Name()
-		if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") || strings.HasPrefix(name, "zz_") {
-			continue
-		}
-		file, err := parser.ParseFile(fset, filepath.Join(dir, name), nil, parser.ParseComments|parser.SkipObjectResolution)
-		if err != nil {
-			return nil, err
-		}
-		files = append(files, file)
-	}
-	return files, nil
-}
+	"github.com/berthdev/berth/build/source"
+)
 
 // constant is a string constant.
 type constant struct {
@@ -52,7 +27,7 @@ func constants(files []*ast.File) []constant {
 	// Twice, because a constant may use one of a later file.
 	for range 2 {
 		all = nil
-		for _, spec := range valueSpecs(files, token.CONST) {
+		for _, spec := range source.ValueSpecs(files, token.CONST) {
 			kind := ""
 			if id, ok := spec.Type.(*ast.Ident); ok {
 				kind = id.Name
@@ -75,28 +50,6 @@ func constants(files []*ast.File) []constant {
 		}
 	}
 	return all
-}
-
-// valueSpecs are the declarations of constants or of variables. One that stands alone has the comment of its
-// declaration.
-func valueSpecs(files []*ast.File, tok token.Token) []*ast.ValueSpec {
-	var specs []*ast.ValueSpec
-	for _, file := range files {
-		for _, decl := range file.Decls {
-			gen, ok := decl.(*ast.GenDecl)
-			if !ok || gen.Tok != tok {
-				continue
-			}
-			for _, s := range gen.Specs {
-				spec := *s.(*ast.ValueSpec)
-				if spec.Doc == nil && !gen.Lparen.IsValid() {
-					spec.Doc = gen.Doc
-				}
-				specs = append(specs, &spec)
-			}
-		}
-	}
-	return specs
 }
 
 // stringOf evaluates a string expression.
@@ -184,24 +137,4 @@ func splitDoc(doc *ast.CommentGroup) (paragraphs []string, markers []marker) {
 	}
 	end()
 	return paragraphs, markers
-}
-
-// sourceDirs are the folders below dir that have Go files, dir among them, without testdata.
-func sourceDirs(dir string) ([]string, error) {
-	var dirs []string
-	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case d.IsDir() && d.Name() == "testdata":
-			return filepath.SkipDir
-		case !d.IsDir() && strings.HasSuffix(path, ".go") && !slices.Contains(dirs, filepath.Dir(path)):
-			dirs = append(dirs, filepath.Dir(path))
-		}
-		return nil
-	})
-	if err == nil && len(dirs) == 0 {
-		err = fmt.Errorf("%s has no Go files", dir)
-	}
-	return dirs, err
 }

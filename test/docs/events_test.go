@@ -5,7 +5,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -16,6 +15,8 @@ import (
 	"testing"
 
 	"github.com/berthdev/berth/pkg/manual"
+
+	"github.com/berthdev/berth/build/source"
 )
 
 const (
@@ -113,21 +114,17 @@ func newNames() *names {
 	return &names{files: token.NewFileSet(), headed: map[string]string{}, conditionReasons: map[string]string{}}
 }
 
-// readFolder reads all Go files below a folder except tests. The files of one folder are one package.
+// readFolder reads all packages in and below a folder.
 func (n *names) readFolder(folder string) error {
-	packages := map[string][]*ast.File{}
-	err := filepath.WalkDir(folder, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
-			return err
-		}
-		file, err := parser.ParseFile(n.files, path, nil, parser.SkipObjectResolution)
-		packages[filepath.Dir(path)] = append(packages[filepath.Dir(path)], file)
-		return err
-	})
+	dirs, err := source.Dirs(folder)
 	if err != nil {
 		return err
 	}
-	for _, files := range packages {
+	for _, dir := range dirs {
+		files, err := source.ParseDir(n.files, dir)
+		if err != nil {
+			return err
+		}
 		n.readPackage(files)
 	}
 	return nil
@@ -142,13 +139,8 @@ func (n *names) readFolder(folder string) error {
 //  3. A literal with the form of a name, among the arguments of a call that writes an event, is the reason of an event.
 func (n *names) readPackage(files []*ast.File) {
 	constants := map[string]*ast.BasicLit{}
-	for _, file := range files {
-		ast.Inspect(file, func(node ast.Node) bool {
-			if spec, ok := node.(*ast.ValueSpec); ok {
-				addConstants(constants, spec)
-			}
-			return true
-		})
+	for _, spec := range source.ValueSpecs(files, token.CONST) {
+		addConstants(constants, spec)
 	}
 	ofConditions := map[string]bool{}
 	for _, file := range files {
