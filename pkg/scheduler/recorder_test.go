@@ -10,6 +10,7 @@ import (
 
 	"github.com/berthdev/berth/pkg/manual"
 	"github.com/berthdev/berth/pkg/scheduler/patch"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestExplainingRecorder asserts that notes end in the address of their reason. They are cut by bytes, as the API
@@ -22,7 +23,7 @@ func TestExplainingRecorder(t *testing.T) {
 		if len(fake.Events) != 1 {
 			t.Fatalf("%.20q… has %d events, want 1", note, len(fake.Events))
 		}
-		have := strings.TrimPrefix(<-fake.Events, before)
+		have := strings.TrimPrefix(testenv.Receive(t, "an event", fake.Events), before)
 		kept, found := strings.CutSuffix(have, after)
 		if !found || len(have) > patch.MaxNote || !utf8.ValidString(have) || !strings.HasPrefix(note, kept) || len(kept) < min(len(note), patch.MaxNote-len(after)-2) {
 			t.Errorf("%.20q… of %d bytes became %q", note, len(note), have)

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/berthdev/berth/pkg/manual"
+	"github.com/berthdev/berth/test/testenv"
 )
 
 // TestEventPointsToManual asserts that the agent's events say where they are explained.
@@ -16,7 +17,7 @@ func TestEventPointsToManual(t *testing.T) {
 	if len(r.events) != 1 {
 		t.Fatalf("%d events are queued, want 1", len(r.events))
 	}
-	if have, want := (<-r.events).Message, "volume x has no owner; see "+manual.Troubleshooting+"#volumeorphaned"; have != want {
+	if have, want := testenv.Receive(t, "an event", r.events).Message, "volume x has no owner; see "+manual.Troubleshooting+"#volumeorphaned"; have != want {
 		t.Errorf("the message is %q, want %q", have, want)
 	}
 }

@@ -115,13 +115,8 @@ func (b *testInventory) signalChange() {
 // waitForOwner waits until the disk belongs to this node.
 func (b *testInventory) waitForOwner() {
 	b.t.Helper()
-	late := time.After(30 * time.Second)
 	for b.onlyDisk().Snapshot.Owner != b.owner {
-		select {
-		case <-b.changed:
-		case <-late:
-			b.t.Fatalf("the owner is %+v", b.onlyDisk().Snapshot.Owner)
-		}
+		testenv.Receive(b.t, "a change that gives the disk its owner", b.changed)
 	}
 }
 
