@@ -148,22 +148,9 @@ func (n *agentNode) remove(ctx context.Context, pod *corev1.Pod) {
 }
 
 func (n *agentNode) publish(ctx context.Context, pod *corev1.Pod, target string) error {
-	attributes := pod.Spec.Volumes[0].CSI.VolumeAttributes
-	_, err := n.csi.NodePublishVolume(ctx, &csispec.NodePublishVolumeRequest{
-		VolumeId: diskv1alpha1.InlineVolumeID(pod.UID, "data"), TargetPath: target,
-		VolumeCapability: &csispec.VolumeCapability{
-			AccessType: &csispec.VolumeCapability_Mount{Mount: &csispec.VolumeCapability_MountVolume{FsType: *pod.Spec.Volumes[0].CSI.FSType}},
-			AccessMode: &csispec.VolumeCapability_AccessMode{Mode: csispec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
-		},
-		VolumeContext: map[string]string{
-			"csi.storage.k8s.io/ephemeral":     "true",
-			"csi.storage.k8s.io/pod.namespace": pod.Namespace,
-			"csi.storage.k8s.io/pod.name":      pod.Name,
-			"csi.storage.k8s.io/pod.uid":       string(pod.UID),
-			diskv1alpha1.AttributeSize:         attributes[diskv1alpha1.AttributeSize],
-			diskv1alpha1.AttributeClass:        attributes[diskv1alpha1.AttributeClass],
-		},
-	})
+	request := objects.PublishRequest(pod, "data", target)
+	request.VolumeCapability.GetMount().FsType = *pod.Spec.Volumes[0].CSI.FSType
+	_, err := n.csi.NodePublishVolume(ctx, request)
 	return err
 }
 

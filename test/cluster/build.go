@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/berthdev/berth/test/cluster/host"
 )
 
 // Versions of what the modules below test/cluster build.
@@ -121,15 +121,7 @@ func lockBuild(bin string) (unlock func(), err error) {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(bin+".lock", os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
-	}
-	return func() { f.Close() }, nil
+	return host.LockFile(bin + ".lock")
 }
 
 // buildModule builds a program unless it was built from the same module files

@@ -24,9 +24,7 @@ import (
 // volume that exists.
 func TestAgentClaimEditedByHand(t *testing.T) {
 	n := newNode(t, units.GiB)
-	n.start()
-	status := n.ready()
-	d := of(&status, n.disks[0])
+	d := n.startReady()
 	at := func(i int64) int64 { return d.Free[0].Start + i*100*units.MiB }
 	bound := func(name string, i int64) *corev1.PersistentVolume {
 		pv := n.bound(name, "64Mi", corev1.PersistentVolumeFilesystem, d, at(i))
@@ -117,9 +115,7 @@ func TestAgentClaimWithoutServer(t *testing.T) {
 	n := newNode(t, units.GiB)
 	g := newGate(t, n.options.Config)
 	n.options.Config = g.config(t, n.options.Config)
-	n.start()
-	status := n.ready()
-	d := of(&status, n.disks[0])
+	d := n.startReady()
 	pv := n.bound("data", "64Mi", corev1.PersistentVolumeFilesystem, d, d.Free[0].Start)
 	if err := n.stage(pv); err != nil {
 		t.Fatal(err)

@@ -74,9 +74,7 @@ func TestAgentClaimPlaces(t *testing.T) {
 // nothing goes.
 func TestAgentClaimDiskMissing(t *testing.T) {
 	n := newNode(t, units.GiB, units.GiB)
-	n.start()
-	status := n.ready()
-	d := of(&status, n.disks[0])
+	d := n.startReady()
 	pv := n.bound("data", "64Mi", corev1.PersistentVolumeFilesystem, d, d.Free[0].Start)
 	n.realized(pv)
 	target, unmount := n.mounted(pv, "ext4")
@@ -124,9 +122,7 @@ func TestAgentClaimDiskMissing(t *testing.T) {
 // TestAgentClaimBlock: a raw block volume begins as zeros, and never gets a file system.
 func TestAgentClaimBlock(t *testing.T) {
 	n := newNode(t, units.GiB)
-	n.start()
-	status := n.ready()
-	d := of(&status, n.disks[0])
+	d := n.startReady()
 	pv := n.bound("raw", "64Mi", corev1.PersistentVolumeBlock, d, d.Free[0].Start)
 	_, a := n.realized(pv)
 	if !n.disks[0].zero(t, a.Start, a.Length) {
@@ -164,9 +160,7 @@ func TestAgentClaimBlock(t *testing.T) {
 // agent says how much could be had.
 func TestAgentClaimGrows(t *testing.T) {
 	n := newNode(t, units.GiB)
-	n.start()
-	status := n.ready()
-	d := of(&status, n.disks[0])
+	d := n.startReady()
 	start := d.Free[0].Start
 	pv := n.bound("data", "64Mi", corev1.PersistentVolumeFilesystem, d, start)
 	behind := n.bound("behind", "64Mi", corev1.PersistentVolumeFilesystem, d, start+256*units.MiB)
@@ -225,9 +219,7 @@ func (n *node) claimOf(pv *corev1.PersistentVolume) *corev1.PersistentVolumeClai
 // TestAgentClaimDamaged: a volume that was formatted is never formatted again.
 func TestAgentClaimDamaged(t *testing.T) {
 	n := newNode(t, units.GiB)
-	n.start()
-	status := n.ready()
-	d := of(&status, n.disks[0])
+	d := n.startReady()
 	pv := n.bound("data", "64Mi", corev1.PersistentVolumeFilesystem, d, d.Free[0].Start)
 	if err := n.stage(pv); err != nil {
 		t.Fatal(err)
@@ -266,9 +258,7 @@ func TestAgentClaimDamaged(t *testing.T) {
 // what is left of it.
 func TestAgentClaimVanished(t *testing.T) {
 	n := newNode(t, units.GiB)
-	n.start()
-	status := n.ready()
-	d := of(&status, n.disks[0])
+	d := n.startReady()
 	pv := n.bound("data", "64Mi", corev1.PersistentVolumeFilesystem, d, d.Free[0].Start)
 	target, unmount := n.mounted(pv, "ext4")
 	n.writeCanary(target)

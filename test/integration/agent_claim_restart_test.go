@@ -133,9 +133,7 @@ func TestAgentClaimKilled(t *testing.T) {
 // TestAgentClaimOfOthersToo: what others hold, and what others ask, does not get lost.
 func TestAgentClaimOfOthersToo(t *testing.T) {
 	n := newNode(t, units.GiB)
-	n.start()
-	status := n.ready()
-	d := of(&status, n.disks[0])
+	d := n.startReady()
 	const keep = "example.com/keep"
 	pv := n.answer(n.pvc("data", "64Mi", corev1.PersistentVolumeFilesystem), d.ID, d.Free[0].Start, func(pv *corev1.PersistentVolume) {
 		pv.Finalizers = append(pv.Finalizers, keep)

@@ -16,9 +16,7 @@ import (
 // before a pod uses it; released, it is wiped, and only then it goes.
 func TestAgentClaimLife(t *testing.T) {
 	n := newNode(t, units.GiB)
-	n.start()
-	status := n.ready()
-	d := of(&status, n.disks[0])
+	d := n.startReady()
 	start := d.Free[0].Start + 128*units.MiB
 	pv := n.bound("data", "256Mi", corev1.PersistentVolumeFilesystem, d, start)
 	_, a := n.realized(pv)
@@ -65,9 +63,7 @@ func TestAgentClaimLife(t *testing.T) {
 // volume is wiped; if its finalizer is removed, the agent leaves the volume alone.
 func TestAgentClaimDeletedByHand(t *testing.T) {
 	n := newNode(t, units.GiB)
-	n.start()
-	status := n.ready()
-	d := of(&status, n.disks[0])
+	d := n.startReady()
 	at := func(i int64) int64 { return d.Free[0].Start + i*256*units.MiB }
 	deleted := n.bound("deleted", "64Mi", corev1.PersistentVolumeFilesystem, d, at(0))
 	stripped := n.bound("stripped", "64Mi", corev1.PersistentVolumeFilesystem, d, at(1))
@@ -123,9 +119,7 @@ func TestAgentClaimDeletedByHand(t *testing.T) {
 // bound again.
 func TestAgentClaimRetained(t *testing.T) {
 	n := newNode(t, units.GiB)
-	n.start()
-	status := n.ready()
-	d := of(&status, n.disks[0])
+	d := n.startReady()
 	pvc := n.pvc("data", "64Mi", corev1.PersistentVolumeFilesystem)
 	pv := n.provide(n.answer(pvc, d.ID, d.Free[0].Start, func(pv *corev1.PersistentVolume) {
 		pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain

@@ -191,6 +191,14 @@ func (n *node) start() {
 	})
 }
 
+// startReady starts the agent, and returns its first disk when all disks are in service.
+func (n *node) startReady() *diskv1alpha1.Disk {
+	n.t.Helper()
+	n.start()
+	status := n.ready()
+	return of(&status, n.disks[0])
+}
+
 // stop ends the agent, if it runs.
 func (n *node) stop() {
 	n.t.Helper()
@@ -412,29 +420,7 @@ func (n *node) publish(pod *corev1.Pod, volume string) error {
 }
 
 func (n *node) publishRequest(pod *corev1.Pod, volume string) *csispec.NodePublishVolumeRequest {
-	request := &csispec.NodePublishVolumeRequest{
-		VolumeId:   diskv1alpha1.InlineVolumeID(pod.UID, volume),
-		TargetPath: n.target(pod, volume),
-		VolumeCapability: &csispec.VolumeCapability{
-			AccessType: &csispec.VolumeCapability_Mount{Mount: &csispec.VolumeCapability_MountVolume{}},
-			AccessMode: &csispec.VolumeCapability_AccessMode{Mode: csispec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
-		},
-		VolumeContext: map[string]string{
-			"csi.storage.k8s.io/ephemeral":           "true",
-			"csi.storage.k8s.io/pod.namespace":       pod.Namespace,
-			"csi.storage.k8s.io/pod.name":            pod.Name,
-			"csi.storage.k8s.io/pod.uid":             string(pod.UID),
-			"csi.storage.k8s.io/serviceAccount.name": "default",
-		},
-	}
-	for _, v := range pod.Spec.Volumes {
-		if v.Name == volume {
-			for key, value := range v.CSI.VolumeAttributes {
-				request.VolumeContext[key] = value
-			}
-		}
-	}
-	return request
+	return objects.PublishRequest(pod, volume, n.target(pod, volume))
 }
 
 func (n *node) unpublish(pod *corev1.Pod, volume string) {

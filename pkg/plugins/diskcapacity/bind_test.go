@@ -73,6 +73,19 @@ func TestBindWritesTheRecord(t *testing.T) {
 	}
 }
 
+// failToBind runs the pod's cycle on node n1 up to Bind, which fails.
+func (b *bench) failToBind(t *testing.T, pod *corev1.Pod) fwk.CycleState {
+	t.Helper()
+	state, _ := b.filter(t, pod)
+	if status := b.framework.RunReservePluginsReserve(b.ctx, state, pod, "n1"); !status.IsSuccess() {
+		t.Fatal(status)
+	}
+	if status := b.framework.RunBindPlugins(b.ctx, state, pod, "n1"); status.IsSuccess() {
+		t.Fatal("bound")
+	}
+	return state
+}
+
 // TestBindFailures asserts for each response of the API server whether the space stays held.
 func TestBindFailures(t *testing.T) {
 	pods := schema.GroupResource{Resource: "pods"}
@@ -94,13 +107,7 @@ func TestBindFailures(t *testing.T) {
 			b.publish(t, "n1", 10)
 			pod := podOf("a", 6)
 			b.store(t, pod)
-			state, _ := b.filter(t, pod)
-			if status := b.framework.RunReservePluginsReserve(b.ctx, state, pod, "n1"); !status.IsSuccess() {
-				t.Fatal(status)
-			}
-			if status := b.framework.RunBindPlugins(b.ctx, state, pod, "n1"); status.IsSuccess() {
-				t.Fatal("bound")
-			}
+			state := b.failToBind(t, pod)
 			b.framework.RunReservePluginsUnreserve(b.ctx, state, pod, "n1")
 			_, others := b.filter(t, podOf("b", 6))
 			if held := !others["n1"].IsSuccess(); held != test.held {
@@ -131,13 +138,7 @@ func TestDoubtOfADeletedPod(t *testing.T) {
 		b := newBench(t, respondWith(int(code), answer, nil), "n1")
 		b.publish(t, "n1", 10)
 		pod := podOf("a", 6) // not in the informer's store: its deletion was handled
-		state, _ := b.filter(t, pod)
-		if status := b.framework.RunReservePluginsReserve(b.ctx, state, pod, "n1"); !status.IsSuccess() {
-			t.Fatal(status)
-		}
-		if status := b.framework.RunBindPlugins(b.ctx, state, pod, "n1"); status.IsSuccess() {
-			t.Fatal("bound")
-		}
+		state := b.failToBind(t, pod)
 		b.framework.RunReservePluginsUnreserve(b.ctx, state, pod, "n1")
 		if b.plugin.ledger.Holds("a") {
 			t.Errorf("after %d, space is held for a pod that is gone", code)

@@ -192,11 +192,14 @@ func (s *State) Environment(component string) []string {
 
 // lock serializes the clusters of a checkout while they choose what must differ
 // between them, and while they look whether they are the last.
-func lock(root string) (unlock func(), err error) {
-	if err := os.MkdirAll(root, 0o755); err != nil {
+func lock(root string) (unlock func(), err error) { return LockFile(filepath.Join(root, "lock")) }
+
+// LockFile waits until no other process has the lock of the file. It makes the file if there is none.
+func LockFile(path string) (unlock func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(root, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
 	}
