@@ -6,7 +6,7 @@ import (
 )
 
 // Patience is how long a test waits for what takes milliseconds. The machine may do other work, too.
-const Patience = 2 * time.Minute
+const Patience = time.Minute
 
 // Receive receives a value, or the zero value of a closed channel. The test fails if neither comes in time.
 func Receive[T any](t testing.TB, what string, from <-chan T) (value T) {

@@ -560,7 +560,7 @@ func TestWaitForBoundEnds(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			b.timeout = testenv.Patience
+			b.timeout = testenv.Patience / 2
 			if name == "nothing" {
 				b.timeout = 100 * time.Millisecond
 			}
@@ -569,7 +569,7 @@ func TestWaitForBoundEnds(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), test.says) {
 				t.Errorf("got %v, want %q", err, test.says)
 			}
-			if took := time.Since(start); took > testenv.Patience/2 {
+			if took := time.Since(start); took > testenv.Patience/4 {
 				t.Errorf("noticed after %s", took)
 			}
 			if gone := b.api.volume(diskv1alpha1.ClaimVolumeID(b.pvc.UID)) == nil; gone != slices.Contains([]string{"claim deleted", "claim being deleted", "bound to another"}, name) {
