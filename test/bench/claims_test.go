@@ -144,9 +144,6 @@ func (f *fakeCluster) runClaims(ctx context.Context, tb testing.TB, w claimWorkl
 	tb.Helper()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if w.stub {
-		f.must(tb, f.Provision(ctx, func(err error) { tb.Error(err) }))
-	}
 	namespace := f.claimNamespace(ctx, tb, w)
 	f.must(tb, fleet.Parallel(ctx, w.pods, func(ctx context.Context, i int) error { return f.createClaim(ctx, namespace, w, i) }))
 	f.must(tb, fleet.Parallel(ctx, w.pods, func(ctx context.Context, i int) error {
@@ -223,9 +220,6 @@ func (f *fakeCluster) idleClaims(ctx context.Context, tb testing.TB, w claimWork
 	tb.Helper()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if w.stub {
-		f.must(tb, f.Provision(ctx, func(err error) { tb.Error(err) }))
-	}
 	namespace := f.claimNamespace(ctx, tb, w)
 	bound := f.watchBound(ctx, tb, namespace)
 	f.must(tb, w.start(ctx))
@@ -252,9 +246,12 @@ func (f *fakeCluster) idleClaims(ctx context.Context, tb testing.TB, w claimWork
 	return took[len(took)/2]
 }
 
-// claimNamespace makes a namespace in which pods can be made.
+// claimNamespace makes a namespace in which pods can be made, and starts the stub's provisioner if it is needed.
 func (f *fakeCluster) claimNamespace(ctx context.Context, tb testing.TB, w claimWorkload) string {
 	tb.Helper()
+	if w.stub {
+		f.must(tb, f.Provision(ctx, func(err error) { tb.Error(err) }))
+	}
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: w.name + "-"}}
 	f.must(tb, f.Client.Create(ctx, namespace))
 	f.must(tb, cluster.Eventually(ctx, patience, func(ctx context.Context) error {

@@ -24,12 +24,7 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *csispec.NodeExpandVolume
 	case r.VolumePath == "":
 		return nil, invalid("volume_path is missing")
 	}
-	if r.VolumeCapability != nil {
-		if _, err := accessOf(r.VolumeCapability); err != nil {
-			return nil, invalid("%v", err)
-		}
-	}
-	size, err := sizesOf(r.CapacityRange)
+	size, err := expansionOf(r.VolumeCapability, r.CapacityRange)
 	if err != nil {
 		return nil, err
 	}

@@ -138,12 +138,7 @@ func (c *Controller) ControllerExpandVolume(ctx context.Context, r *csispec.Cont
 	if r.CapacityRange == nil {
 		return nil, invalid("capacity_range is missing")
 	}
-	if r.VolumeCapability != nil {
-		if _, err := accessOf(r.VolumeCapability); err != nil {
-			return nil, invalid("%v", err)
-		}
-	}
-	size, err := sizesOf(r.CapacityRange)
+	size, err := expansionOf(r.VolumeCapability, r.CapacityRange)
 	if err != nil {
 		return nil, err
 	}

@@ -35,3 +35,14 @@ func sizesOf(c *csispec.CapacityRange) (sizes, error) {
 	}
 	return s, nil
 }
+
+// expansionOf reads the range of sizes to which a volume is expanded. The capability, which may be nil, must be a
+// supported one. The error has a code.
+func expansionOf(c *csispec.VolumeCapability, r *csispec.CapacityRange) (sizes, error) {
+	if c != nil {
+		if _, err := accessOf(c); err != nil {
+			return sizes{}, invalid("%v", err)
+		}
+	}
+	return sizesOf(r)
+}

@@ -276,45 +276,34 @@ func TestMappedLeftovers(t *testing.T) {
 	}
 }
 
+// usePartition opens a partition of the disk with the flags.
+func (l *loopDisk) usePartition(t *testing.T, flags int) (release func()) {
+	t.Helper()
+	device, err := openDevice(l.path, os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
+	node, err := device.attach(t.Context(), 1, extentMiB(2, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(node, flags, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() { f.Close() }
+}
+
 // TestMappedNever asserts that a disk keeps its partitions if mapping would take it from a user.
 func TestMappedNever(t *testing.T) {
 	l, n := diskWithManyVolumes(t, 512)
 	l.removePartitions(t)
-	for name, use := range map[string]func(t *testing.T) (release func()){
-		"a process claims a partition": func(t *testing.T) func() {
-			device, err := openDevice(l.path, os.O_RDONLY)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer device.Close()
-			node, err := device.attach(t.Context(), 1, extentMiB(2, 1))
-			if err != nil {
-				t.Fatal(err)
-			}
-			f, err := os.OpenFile(node, os.O_RDONLY|unix.O_EXCL, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return func() { f.Close() }
-		},
-		"a process looks at a partition": func(t *testing.T) func() {
-			device, err := openDevice(l.path, os.O_RDONLY)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer device.Close()
-			node, err := device.attach(t.Context(), 1, extentMiB(2, 1))
-			if err != nil {
-				t.Fatal(err)
-			}
-			f, err := os.Open(node)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return func() { f.Close() }
-		},
+	for name, flags := range map[string]int{
+		"a process claims a partition":   os.O_RDONLY | unix.O_EXCL,
+		"a process looks at a partition": os.O_RDONLY,
 	} {
-		release := use(t)
+		release := l.usePartition(t, flags)
 		d := l.open(t)
 		if got := mappedCount(t, d); got != 0 || len(d.Snapshot().Volumes) != n {
 			t.Errorf("%s: %d volumes are mapped", name, got)

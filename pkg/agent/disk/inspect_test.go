@@ -141,14 +141,7 @@ func TestBusyIsLeftAlone(t *testing.T) {
 	})
 	t.Run("partitions", func(t *testing.T) {
 		l := newLoopDisk(t, 64*units.MiB, 512)
-		d, err := openDevice(l.path, os.O_RDONLY)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer d.Close()
-		if err := d.blkpg(unix.BLKPG_ADD_PARTITION, 3, extentMiB(5, 5)); err != nil {
-			t.Fatal(err)
-		}
+		l.addPartition(t, 3, extentMiB(5, 5))
 		busy(t, l, "partition")
 	})
 	t.Run("mounted", func(t *testing.T) {

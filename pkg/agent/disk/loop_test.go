@@ -7,6 +7,9 @@ import (
 	"strconv"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/testenv"
 )
 
@@ -29,6 +32,19 @@ func newLoopDisk(t testing.TB, size int64, sector int) *loopDisk {
 	l.removePartitions(t)
 	t.Cleanup(func() { l.removePartitions(t) })
 	return l
+}
+
+// addPartition adds a partition in the kernel.
+func (l *loopDisk) addPartition(t testing.TB, index int, e extent.Extent) {
+	t.Helper()
+	d, err := openDevice(l.path, os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.blkpg(unix.BLKPG_ADD_PARTITION, index, e); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // removePartitions removes all partitions from the kernel, as a reboot does.

@@ -125,14 +125,7 @@ func TestAllReasons(t *testing.T) {
 	testenv.Run(t, "mkfs.ext4", "-q", "-F", l.path)
 	target := createFile(t, t.TempDir(), "published")
 	defer bindDevice(t, l.path, target)()
-	d, err := openDevice(l.path, os.O_RDONLY)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	if err := d.blkpg(unix.BLKPG_ADD_PARTITION, 3, extentMiB(5, 5)); err != nil {
-		t.Fatal(err)
-	}
+	l.addPartition(t, 3, extentMiB(5, 5))
 	testenv.Run(t, "blockdev", "--setro", l.path)
 	defer testenv.Run(t, "blockdev", "--setrw", l.path)
 	found, err := Inspect(t.Context(), l.path)

@@ -337,8 +337,9 @@ func TestDoubt(t *testing.T) {
 	}
 }
 
-// TestDoubtEndsWithTheClaim asserts that a doubt ends with its claim when there is no later try.
-func TestDoubtEndsWithTheClaim(t *testing.T) {
+// newDoubt is a bench whose pod was deleted while a write of its binding had no known outcome.
+func newDoubt(t *testing.T) *bench {
+	t.Helper()
 	b := newBench(t)
 	b.timeout = 50 * time.Millisecond
 	b.api.before = func(string) (int, metav1.StatusReason) { return http.StatusGatewayTimeout, metav1.StatusReasonTimeout }
@@ -346,6 +347,12 @@ func TestDoubtEndsWithTheClaim(t *testing.T) {
 		t.Fatal("bound")
 	}
 	b.ledger.DeletePod("pod")
+	return b
+}
+
+// TestDoubtEndsWithTheClaim asserts that a doubt ends with its claim when there is no later try.
+func TestDoubtEndsWithTheClaim(t *testing.T) {
+	b := newDoubt(t)
 	b.changes.notify(claimKind, b.pvc, true)
 	if b.free("n1") != 10*units.GiB {
 		t.Errorf("%d GiB are free after the claim has gone", b.free("n1")/units.GiB)
@@ -485,13 +492,7 @@ func TestDoubtIsSettled(t *testing.T) {
 		}, 6, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t)
-			b.timeout = 50 * time.Millisecond
-			b.api.before = func(string) (int, metav1.StatusReason) { return http.StatusGatewayTimeout, metav1.StatusReasonTimeout }
-			if err := b.bind(); err == nil {
-				t.Fatal("bound")
-			}
-			b.ledger.DeletePod("pod")
+			b := newDoubt(t)
 			b.api.locked(func() { b.api.before = nil; test.during(b) })
 			b.timers[0]()
 			if len(b.timers) != test.timers || b.free("n1") != test.free*units.GiB {
