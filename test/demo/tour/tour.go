@@ -16,19 +16,17 @@ import (
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/units"
 )
 
-const (
-	// patience is how long a step may take on a busy machine.
-	patience = 2 * time.Minute
-	mib      = int64(1) << 20
-)
+// patience is how long a step may take on a busy machine.
+const patience = 2 * time.Minute
 
 // nodes have room for eight of the samples' volumes of 1900 MiB: 2+1, 2+1 and 1+1.
 var nodes = []cluster.NodeOptions{
-	{Disks: []cluster.DiskOptions{{Size: 5120 * mib, SectorSize: 512}, {Size: 3072 * mib, SectorSize: 4096}}},
-	{Disks: []cluster.DiskOptions{{Size: 4096 * mib, SectorSize: 4096}, {Size: 2048 * mib, SectorSize: 512}}},
-	{Disks: []cluster.DiskOptions{{Size: 3072 * mib, SectorSize: 512}, {Size: 2048 * mib, SectorSize: 4096}}},
+	{Disks: []cluster.DiskOptions{{Size: 5120 * units.MiB, SectorSize: 512}, {Size: 3072 * units.MiB, SectorSize: 4096}}},
+	{Disks: []cluster.DiskOptions{{Size: 4096 * units.MiB, SectorSize: 4096}, {Size: 2048 * units.MiB, SectorSize: 512}}},
+	{Disks: []cluster.DiskOptions{{Size: 3072 * units.MiB, SectorSize: 512}, {Size: 2048 * units.MiB, SectorSize: 4096}}},
 }
 
 const room = 8
@@ -163,6 +161,28 @@ func (d *demo) showFull(ctx context.Context) error {
 		`jsonpath={range .items[*]}{..message}{"\n"}{end}`); err != nil {
 		return err
 	}
+	return d.showFree(ctx)
+}
+
+// showFree shows the space when all pods that run have their volumes in it: the agents publish a second later.
+func (d *demo) showFree(ctx context.Context) error {
+	err := d.eventually(ctx, func(ctx context.Context) error {
+		capacities := &v1alpha1.NodeDiskCapacityList{}
+		if err := d.Client().List(ctx, capacities); err != nil {
+			return err
+		}
+		volumes := int32(0)
+		for _, c := range capacities.Items {
+			volumes += c.Status.Summary.Volumes
+		}
+		if volumes != room {
+			return fmt.Errorf("%d volumes are published, want %d", volumes, room)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	return d.kubectl(ctx, "get", "ndc")
 }
 
@@ -179,7 +199,7 @@ func (d *demo) showNext(ctx context.Context) error {
 	if err := d.kubectl(ctx, "get", "pods", "-o", "wide"); err != nil {
 		return err
 	}
-	return d.kubectl(ctx, "get", "ndc")
+	return d.showFree(ctx)
 }
 
 func (d *demo) showClaim(ctx context.Context) error {
