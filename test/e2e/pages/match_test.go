@@ -24,7 +24,7 @@ var kinds = []struct {
 	// The ends of names of pods.
 	{`-(?:[bcdf-hj-np-tv-z2456789]{7,10}-)?[bcdf-hj-np-tv-z2456789]{5}\b`, true},
 	{`\b[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z`, false},
-	{`\b(?:[0-9]+(?:ms|[dhms]))+\b(?: \(x[0-9]+ over [0-9dhms]+\))?`, false},
+	{`\b(?:[0-9]+(?:\.[0-9]+)?(?:ms|[dhms]))+\b(?: \(x[0-9]+ over [0-9dhms]+\))?`, false},
 }
 
 // special matches the words of all kinds, and anyText as the last group.
@@ -157,6 +157,7 @@ func TestMatch(t *testing.T) {
 		"another number":        {"1900Mi 1.8G 2097152\n", "1900Mi 1.8G 2097153\n", "2097152"},
 		"no pattern":            {"a.c (x)\n", "abc (x)\n", "a.c"},
 		"an age":                {"Running 5s\n", "Running 2m10s\n", ""},
+		"a duration":            {"took 4.003s, 1.5x\n", "took 900ms, 1.5x\n", ""},
 		"a repeated event":      {"5s Created\n", "3s (x2 over 4s) Created\n", ""},
 		"no age":                {"Running 5s\n", "Running\n", "Running 5s"},
 		"another GUID":          {guid + "\n", other + "\n", ""},

@@ -18,7 +18,6 @@ import (
 )
 
 const (
-	mib = int64(1) << 20
 	// patience is how long what a page shows may take to appear, and pagePatience how long a page may take.
 	patience     = time.Minute
 	pagePatience = 5 * time.Minute
@@ -53,7 +52,7 @@ func TestPages(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	t.Run(start, func(t *testing.T) {
+	t.Run(filepath.Base(start), func(t *testing.T) {
 		t.Chdir(repository)
 		testTour(t, c, start)
 	})
@@ -72,7 +71,7 @@ func TestPages(t *testing.T) {
 			}
 			continue
 		}
-		t.Run(path, func(t *testing.T) {
+		t.Run(filepath.Base(path), func(t *testing.T) {
 			if prepare := prepared[path]; prepare != nil {
 				prepare(t, c, repository)
 			}

@@ -18,7 +18,11 @@ import (
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/units"
 )
+
+// hddSize is the size of a disk for what the pages have beyond the demo.
+const hddSize = 3 * units.GiB
 
 // stage is the cluster on which pages are played, one after the other.
 type stage struct {
@@ -29,8 +33,8 @@ type stage struct {
 	kept    map[string]bool
 }
 
-// newStage prepares the cluster of the demo: what the demo made is removed, and each node gets another disk, of class
-// hdd.
+// newStage prepares the cluster of the demo, whether that has run or not: what it made is removed but for the classes,
+// and each node gets another disk, of class hdd.
 func newStage(ctx context.Context, c *cluster.Cluster, repository string) (*stage, error) {
 	s := &stage{Cluster: c, repository: repository}
 	hdd := &v1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: "hdd"}}
@@ -42,7 +46,10 @@ func newStage(ctx context.Context, c *cluster.Cluster, repository string) (*stag
 		}
 		hdd.Spec.Devices.Paths = append(hdd.Spec.Devices.Paths, disk.Path)
 	}
-	// Of two classes that select a device the first by name has it.
+	// It also selects these disks, but of two classes the first by name has a device.
+	if err := c.Apply(ctx, "config/samples/diskclass.yaml"); err != nil {
+		return nil, err
+	}
 	if err := c.Client().Create(ctx, hdd); err != nil {
 		return nil, err
 	}
@@ -68,8 +75,6 @@ func newStage(ctx context.Context, c *cluster.Cluster, repository string) (*stag
 	}
 	return s, s.clear(ctx)
 }
-
-const hddSize = 3072 * mib
 
 // play runs the commands of a page, and removes what they have made.
 func (s *stage) play(t *testing.T, steps []step) {
@@ -99,7 +104,7 @@ func (s *stage) play(t *testing.T, steps []step) {
 			}
 			continue
 		}
-		found, err := s.try(ctx, sh, step, names)
+		found, err := s.try(t, sh, step, names)
 		if err == nil {
 			names = found
 		} else {
@@ -126,14 +131,17 @@ var reads = regexp.MustCompile(`^kubectl (?:-n \S+ )?(?:get|describe|logs|exec) 
 
 // try runs a command, and repeats one that only reads until it prints what the page shows. It returns the names with
 // those of this command.
-func (s *stage) try(ctx context.Context, sh *shell, step step, names map[string]string) (map[string]string, error) {
+func (s *stage) try(t *testing.T, sh *shell, step step, names map[string]string) (map[string]string, error) {
 	run := func() (string, error) { return sh.run(step.command) }
 	if step.node != "" {
-		run = func() (string, error) { return s.Exec(ctx, step.node, "bash", "-c", step.command) }
+		run = func() (string, error) { return s.Exec(t.Context(), step.node, "bash", "-c", step.command) }
 	}
 	var found map[string]string
+	var last string
+	defer func() { t.Logf("$ %s\n%s", step.command, last) }()
 	look := func(context.Context) error {
 		printed, err := run()
+		last = printed
 		// Where the page shows something, that can be an error.
 		if err == nil || step.shown != "" {
 			found, err = match(step.shown, printed, names)
@@ -144,9 +152,9 @@ func (s *stage) try(ctx context.Context, sh *shell, step step, names map[string]
 		return nil
 	}
 	if !reads.MatchString(step.command) {
-		return found, look(ctx)
+		return found, look(t.Context())
 	}
-	err := cluster.Eventually(ctx, patience, look)
+	err := cluster.Eventually(t.Context(), patience, look)
 	return found, err
 }
 
@@ -154,7 +162,7 @@ func (s *stage) try(ctx context.Context, sh *shell, step step, names map[string]
 const (
 	global = "namespaces,validatingadmissionpolicies,validatingadmissionpolicybindings," +
 		"clusterroles,clusterrolebindings,customresourcedefinitions"
-	namespaced = "deployments,statefulsets,jobs,pods,persistentvolumeclaims,resourcequotas,limitranges,events"
+	namespaced = "deployments,jobs,pods,persistentvolumeclaims,resourcequotas,limitranges"
 )
 
 // global are the names of the objects without a namespace, as kubectl prints them.
@@ -170,7 +178,10 @@ func (s *stage) clear(ctx context.Context) error {
 		return err
 	}
 	added := slices.DeleteFunc(have, func(name string) bool { return s.kept[name] })
-	// Before the StorageClasses, which new claims of StatefulSets need.
+	// Those that are deleted with a StatefulSet have 30 seconds to end.
+	if _, err := s.Kubectl(ctx, "delete", "statefulsets", "--all", "--cascade=orphan", "--namespace=default"); err != nil {
+		return err
+	}
 	if _, err := s.Kubectl(ctx, "delete", namespaced, "--all", "--grace-period=1", "--namespace=default"); err != nil {
 		return err
 	}
@@ -208,7 +219,11 @@ func (s *stage) clear(ctx context.Context) error {
 			return err
 		}
 	}
-	return cluster.Eventually(ctx, patience, s.free)
+	if err := cluster.Eventually(ctx, patience, s.free); err != nil {
+		return err
+	}
+	_, err = s.Kubectl(ctx, "delete", "events", "--all", "--namespace=default")
+	return err
 }
 
 // free is nil when there are no volumes, and all disks serve.
