@@ -34,7 +34,7 @@ func (i *inlineController) noRoom(ctx context.Context, pod *corev1.Pod, why erro
 		return
 	}
 	klog.FromContext(ctx).Info("Eviction of the pod is requested, its volumes do not fit here", "reason", why.Error())
-	i.node.reports.recorder.Event(pod, corev1.EventTypeWarning, eventEvicting, "is to be evicted, so that it is scheduled again: "+why.Error())
+	i.node.reports.recorder.Event(pod, corev1.EventTypeWarning, eventEvicting, "the pod is to be evicted, so that it is scheduled again: "+why.Error())
 	i.node.changed()
 }
 
