@@ -16,7 +16,7 @@
 //	  -> where?                         placer.choose                     place.go, recordwait.go, decide.go (pure)
 //	  -> if there is no room            inlineController.noRoom           inline_noroom.go
 //	  -> partition, phase Reserved      inlineController.create           inline_place.go
-//	  -> mkfs, phase Formatted          formatter.ensureFormatted         format.go, filesystem.go
+//	  -> mkfs, phase Formatted          formatter.ensureFormatted         format.go
 //	pod gone, or NodeUnpublish          reclaimController.release         reclaim.go
 //	  -> live answer of the API server  inlineController.verdict          inline_release.go, owners.go
 //	  -> phase Wiping, zeroed, removed  wiper.wipe                        wiper.go

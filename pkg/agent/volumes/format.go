@@ -8,8 +8,10 @@ import (
 
 	"k8s.io/klog/v2"
 
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/signature"
 	"github.com/berthdev/berth/pkg/request"
 )
 
@@ -19,6 +21,12 @@ const formatsPerDisk = 4
 // deviceFunc is what a call of the kubelet does with a volume's device: it mounts the device, or publishes it as a
 // block device. fsType is empty for a raw block volume.
 type deviceFunc func(ctx context.Context, device, fsType string) error
+
+// FileSystems makes the file systems of volumes by the settings of their classes.
+type FileSystems interface {
+	// Make makes a file system on a volume whose content may be overwritten.
+	Make(ctx context.Context, class, fsType string, v disk.Volume) error
+}
 
 // formatter brings volumes from phase Reserved to Formatted. A formatted partition is never formatted again.
 type formatter struct {
@@ -190,4 +198,16 @@ func (f *formatter) isPublishing(partition string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.publishing[partition] > 0
+}
+
+// fileSystemOn reads which of the possible file systems a device has. It does not look for other signatures.
+func fileSystemOn(ctx context.Context, device string) (string, error) {
+	fsType, err := signature.FileSystem(ctx, device, diskv1alpha1.FSTypeExt4, diskv1alpha1.FSTypeXFS)
+	if err != nil {
+		return "", fmt.Errorf("cannot read what file system %s holds: %w", device, err)
+	}
+	if diskv1alpha1.ValidateFSType(fsType) != nil || fsType == "" {
+		return "", fmt.Errorf("%s was formatted, but has no file system that can be recognized; it is not formatted again, because it may hold data", device)
+	}
+	return fsType, nil
 }

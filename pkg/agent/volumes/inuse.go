@@ -22,3 +22,10 @@ func describeUse(device string) (string, error) {
 	}
 	return "", nil
 }
+
+// isDeviceMounted reports whether the device is mounted anywhere that the agent can see. A mount that it cannot see
+// keeps the device busy, and then the engine refuses to wipe it.
+func isDeviceMounted(device string) (bool, error) {
+	found, err := mounts.OfDevice(device)
+	return len(found) > 0, err
+}
