@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
@@ -33,63 +31,6 @@ type persistentController struct {
 	// queue is of names of PersistentVolumes.
 	queue   workqueue.TypedRateLimitingInterface[string]
 	waiters *waiters[string]
-}
-
-// finalizedVolumes are the PersistentVolumes whose finalizer the agent has removed. The watch may still show them, but
-// no partition is made for them any more.
-type finalizedVolumes struct {
-	mu    sync.Mutex
-	byUID map[types.UID]struct{}
-}
-
-func (f *finalizedVolumes) add(uid types.UID) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.byUID == nil {
-		f.byUID = map[types.UID]struct{}{}
-	}
-	f.byUID[uid] = struct{}{}
-}
-
-func (f *finalizedVolumes) remove(uid types.UID) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.byUID, uid)
-}
-
-func (f *finalizedVolumes) has(uid types.UID) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	_, is := f.byUID[uid]
-	return is
-}
-
-// partitionSet is a set of partitions' GUIDs. Several goroutines may use it.
-type partitionSet struct {
-	mu      sync.Mutex
-	members map[string]struct{}
-}
-
-func (p *partitionSet) add(partition string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.members == nil {
-		p.members = map[string]struct{}{}
-	}
-	p.members[partition] = struct{}{}
-}
-
-func (p *partitionSet) remove(partition string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.members, partition)
-}
-
-func (p *partitionSet) has(partition string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_, is := p.members[partition]
-	return is
 }
 
 var (
