@@ -47,14 +47,31 @@ func (n *node) diskInService(id string) (discovery.Disk, error) {
 	return discovery.Disk{}, fmt.Errorf("disk %s: %w", id, ErrOutOfService)
 }
 
-// classOf is the class that a disk has now. If it has none, it is the class that it had.
-func (n *node) classOf(d discovery.Disk) string {
-	for _, now := range n.inventory.Disks() {
-		if now.ID() == d.ID() {
-			return now.Class
-		}
+// Volume is a persistent volume as it is on a disk now.
+type Volume struct {
+	// ID is the CSI volume ID, Partition the GUID of its partition.
+	ID, Partition string
+	// Device is its block device; empty while its disk is out of service.
+	Device string
+	// Disk is the ID of its disk, Class that disk's DiskClass.
+	Disk, Class string
+	// Problem says why the disk is out of service. It is empty if the disk is in service.
+	Problem string
+	// FSType is the file system on it. It is set only where documented.
+	FSType string
+	// Start and Size are its extent, in bytes.
+	Start, Size int64
+	// Block is true for a raw block volume.
+	Block bool
+	Phase disk.Phase
+}
+
+// volumeOn is the persistent volume in a partition of the disk, with what callers of this package need of both.
+func volumeOn(d *discovery.Disk, onDisk disk.Volume, id string) Volume {
+	return Volume{
+		ID: id, Partition: onDisk.Partition, Device: onDisk.Device, Disk: d.ID(), Class: d.Class, Problem: d.Problem,
+		Start: onDisk.Extent.Start, Size: onDisk.Extent.Len(), Block: onDisk.Raw, Phase: onDisk.Phase,
 	}
-	return d.Class
 }
 
 // Lookup returns the persistent volume that is on a disk, even if the disk is out of service.

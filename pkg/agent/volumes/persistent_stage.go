@@ -5,29 +5,8 @@ import (
 	"fmt"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
-	"github.com/berthdev/berth/pkg/agent/discovery"
-	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/request"
 )
-
-// Volume is a persistent volume as it is on a disk now.
-type Volume struct {
-	// ID is the CSI volume ID, Partition the GUID of its partition.
-	ID, Partition string
-	// Device is its block device; empty while its disk is out of service.
-	Device string
-	// Disk is the ID of its disk, Class that disk's DiskClass.
-	Disk, Class string
-	// Problem says why the disk is out of service. It is empty if the disk is in service.
-	Problem string
-	// FSType is the file system on it. It is set only where documented.
-	FSType string
-	// Start and Size are its extent, in bytes.
-	Start, Size int64
-	// Block is true for a raw block volume.
-	Block bool
-	Phase disk.Phase
-}
 
 // StageOptions are what the kubelet requests of a volume.
 type StageOptions struct {
@@ -35,14 +14,6 @@ type StageOptions struct {
 	FSType string
 	// Block is true for a raw block volume.
 	Block bool
-}
-
-// volumeOn is the persistent volume in a partition of the disk, with what callers of this package need of both.
-func volumeOn(d *discovery.Disk, onDisk disk.Volume, id string) Volume {
-	return Volume{
-		ID: id, Partition: onDisk.Partition, Device: onDisk.Device, Disk: d.ID(), Class: d.Class, Problem: d.Problem,
-		Start: onDisk.Extent.Start, Size: onDisk.Extent.Len(), Block: onDisk.Raw, Phase: onDisk.Phase,
-	}
 }
 
 // stager makes persistent volumes ready for the kubelet.

@@ -169,6 +169,16 @@ func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) retry
 	return retry{true, w.backoff.When(v.Partition)}
 }
 
+// classOf is the class that a disk has now. If it has none, it is the class that it had.
+func (n *node) classOf(d discovery.Disk) string {
+	for _, now := range n.inventory.Disks() {
+		if now.ID() == d.ID() {
+			return now.Class
+		}
+	}
+	return d.Class
+}
+
 // reportWipe reports a wipe that satisfied its policy: in the log, in the metrics, and as an event of the node's
 // NodeDiskCapacity.
 func (w *wiper) reportWipe(ctx context.Context, d discovery.Disk, v disk.Volume, done disk.WipeResult) {
