@@ -11,8 +11,8 @@ var units = [...]string{"Mi", "Gi", "Ti", "Pi", "Ei"}
 // maxDigits is up to how many digits an exact size is readable.
 const maxDigits = 5
 
-// AddCapped adds sizes whose sum may exceed an int64: those of several disks, or of all volumes of a pod. A larger sum is
-// math.MaxInt64.
+// AddCapped adds sizes whose sum may exceed an int64: those of several disks, or of all volumes of a pod. A larger sum
+// is math.MaxInt64.
 func AddCapped(a, b int64) int64 {
 	if a > math.MaxInt64-b {
 		return math.MaxInt64

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Attachment is a VolumeAttachment: a CSI driver attaches a volume to this node. A blank device may be that volume. So a
-// class with adoption Automatic does not take one while an attachment is young.
+// Attachment is a VolumeAttachment: a CSI driver attaches a volume to this node. A blank device may be that volume. So
+// a class with adoption Automatic does not take one while an attachment is young.
 type Attachment struct {
 	Name, UID string
 	Created   time.Time

@@ -28,8 +28,8 @@ import (
 //
 // Invariants, asserted by TestCopyPair:
 //  1. At every moment one copy is intact on the medium.
-//  2. The primary counts. If it is lost, the backup counts. It holds the table. While the write of a new volume's backup
-//     is pending it holds the table before, and while a mkfs has not failed the prepared table.
+//  2. The primary counts. If it is lost, the backup counts. It holds the table. While the write of a new volume's
+//     backup is pending it holds the table before, and while a mkfs has not failed the prepared table.
 //  3. In state in sync both were flushed and read back.
 //  4. After an error that wraps ErrOutOfService it is unknown what the medium holds, and nothing more is written. After
 //     any other error nothing was written.
