@@ -263,6 +263,10 @@ func (c *Controllers) syncClaim(ctx context.Context, key string) error {
 		c.ledger.Release(holderOf(earlier))
 	}
 	if pvc.Spec.VolumeName != "" {
+		// A try to make its volume may have failed although an earlier one succeeded.
+		if settled, err := c.settlePlace(ctx, state, pvc); err != nil || !settled {
+			return err
+		}
 		return c.grow(ctx, state, pvc)
 	}
 	class := c.classOf(pvc)

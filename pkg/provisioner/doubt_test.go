@@ -242,3 +242,49 @@ func TestBusyIsNotRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestBoundInDoubt asserts that a claim which is bound after a try of unknown outcome keeps that try's place only until
+// it is known what became of the volume, also while the claim asks for more.
+func TestBoundInDoubt(t *testing.T) {
+	for name, test := range map[string]struct {
+		deleted bool
+		free    int64 // GiB free at last
+	}{
+		"the volume is seen":    {false, 1},
+		"the volume is deleted": {true, 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.api.answerNext("POST", lost)
+			if err := b.sync(t, onNode("n1")); err == nil {
+				t.Fatal("the write succeeded")
+			}
+			pv := b.api.volumes(t)[0]
+			b.api.objects["namespaces/default/persistentvolumeclaims/data/status"] = map[string]any{"metadata": map[string]any{}, "status": map[string]any{}}
+			b.pvc.Spec.VolumeName, b.pvc.Status.Phase = pv.Name, corev1.ClaimBound
+			b.pvc.Status.Capacity = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("4Gi")}
+			if err := b.sync(t, asking("9Gi")); err != nil {
+				t.Fatal(err)
+			}
+			if b.free("n1") != 6 {
+				t.Errorf("%d GiB are free while the volume is not seen, want 6", b.free("n1"))
+			}
+			if test.deleted {
+				delete(b.api.objects, "persistentvolumes/"+pv.Name)
+				b.time.SetTime(b.time.Now().Add(settleAfter))
+			} else {
+				b.notifyVolumes(t)
+			}
+			// The write of the claim's status after the growth is in conflict, which does not matter here.
+			if err := b.sync(t, nil); err != nil && !strings.Contains(err.Error(), "writing the status") {
+				t.Fatal(err)
+			}
+			if b.free("n1") != test.free {
+				t.Errorf("%d GiB are free at last, want %d", b.free("n1"), test.free)
+			}
+			if b.ledger.Holds(holderOf(b.pvc.UID)) {
+				t.Error("the place of the try is still held")
+			}
+		})
+	}
+}

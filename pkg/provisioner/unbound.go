@@ -53,39 +53,42 @@ func (c *Controllers) syncUnbound(ctx context.Context, state *claimState, pvc *c
 		return c.provision(ctx, state, pvc, class, v, nodeChoice{node: pod.node, by: byPod, pod: pod})
 	}
 	// The claim waits for its pod, or its node was withdrawn.
-	return c.syncWithoutNode(ctx, state, pvc, v)
+	_, err = c.settlePlace(ctx, state, pvc)
+	return err
 }
 
 // settleAfter is the time after which a request that was sent has been served or given up: the API server ends each
 // request after its --request-timeout, a minute by default.
 const settleAfter = 5 * time.Minute
 
-// syncWithoutNode releases what is held for a claim that has no node any more. If its PersistentVolume may have been
-// made, the place is held until that is known. Meanwhile the claim's scheduler may choose any node.
-func (c *Controllers) syncWithoutNode(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, v request.Volume) error {
+// settlePlace releases what is held for a claim that needs no place of its own any more: it has no node, or it has its
+// volume. If its PersistentVolume may have been made, the place is held until that is known. Meanwhile the claim's
+// scheduler may choose any node. It reports whether nothing is held any more.
+func (c *Controllers) settlePlace(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim) (settled bool, err error) {
 	if c.dropReservation(state, pvc) {
-		return nil
+		return true, nil
 	}
-	if _, err := c.volumes.Get(v.ID); err == nil {
+	name := diskv1alpha1.ClaimVolumeID(pvc.UID)
+	if _, err := c.volumes.Get(name); err == nil {
 		// The ledger has its own record of it.
 		c.releaseReservation(state, pvc)
-		return nil
+		return true, nil
 	}
 	if wait := settleAfter - c.clock.Since(state.unsureSince); wait > 0 {
 		c.claimQueue.AddAfter(keyOf(pvc), wait)
-		return nil
+		return false, nil
 	}
-	pv, err := c.client.CoreV1().PersistentVolumes().Get(ctx, v.ID, metav1.GetOptions{})
+	pv, err := c.client.CoreV1().PersistentVolumes().Get(ctx, name, metav1.GetOptions{})
 	switch {
 	case err == nil:
 		if volume, err := claim.ReadVolume(pv); err == nil {
 			c.ledger.AddVolume(string(pv.UID), pv.Name, volume.Node, diskcapacity.RecordOf(volume))
 		}
 	case !apierrors.IsNotFound(err):
-		return fmt.Errorf("reading PersistentVolume %s, which may have been made: %w", v.ID, err)
+		return false, fmt.Errorf("reading PersistentVolume %s, which may have been made: %w", name, err)
 	}
 	c.releaseReservation(state, pvc)
-	return nil
+	return true, nil
 }
 
 // dropReservation drops the claim's reservation. It reports whether nothing is held any more. If the PersistentVolume
