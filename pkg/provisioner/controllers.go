@@ -271,10 +271,11 @@ func (c *Controllers) syncClaim(ctx context.Context, key string) error {
 	}
 	class := c.classOf(pvc)
 	if class == nil {
-		if c.dropReservation(state, pvc) {
+		settled, err := c.settlePlace(ctx, state, pvc)
+		if settled {
 			c.forget(key)
 		}
-		return nil
+		return err
 	}
 	return c.syncUnbound(ctx, state, pvc, class)
 }

@@ -5,7 +5,12 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	"github.com/berthdev/berth/test/objects"
 )
 
 // grown is a bench with a bound claim of 4 GiB on n1.
@@ -284,6 +289,59 @@ func TestBoundInDoubt(t *testing.T) {
 			}
 			if b.ledger.Holds(holderOf(b.pvc.UID)) {
 				t.Error("the place of the try is still held")
+			}
+		})
+	}
+}
+
+// TestNotServedInDoubt asserts that the place of a try of unknown outcome is held while the volume may be made, and not
+// longer, for claims that are not served after it.
+func TestNotServedInDoubt(t *testing.T) {
+	setClass := func(change func(*storagev1.StorageClass)) func(*testing.T, *bench) {
+		return func(t *testing.T, b *bench) {
+			b.class = b.class.DeepCopy()
+			change(b.class)
+			b.store(t, b.classInformer.GetIndexer().Update, b.class)
+		}
+	}
+	for name, stop := range map[string]func(*testing.T, *bench){
+		"the class is another driver's": setClass(func(class *storagev1.StorageClass) { class.Provisioner = "other" }),
+		"the class is wrong":            setClass(func(class *storagev1.StorageClass) { class.Parameters = map[string]string{"wrong": "yes"} }),
+		"the pod's node is unfit": func(t *testing.T, b *bench) {
+			b.unfit["n1"] = "no agent"
+			b.onPod(nil, &corev1.Pod{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "db", UID: "db-uid"},
+				Spec:       corev1.PodSpec{NodeName: "n1", Volumes: []corev1.Volume{objects.ClaimVolume("data", "data")}},
+			})
+			b.pvc.Annotations = nil
+		},
+		"no node is fit": func(t *testing.T, b *bench) {
+			b.unfit["n1"], b.unfit["n2"] = "no agent", "no agent"
+			setClass(func(class *storagev1.StorageClass) {
+				class.VolumeBindingMode = ptr.To(storagev1.VolumeBindingImmediate)
+			})(t, b)
+			provisioned(b.pvc)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.api.answerNext("POST", failed)
+			if err := b.sync(t, onNode("n1")); err == nil {
+				t.Fatal("the write succeeded")
+			}
+			stop(t, b)
+			if err := b.sync(t, nil); err != nil {
+				t.Fatal(err)
+			}
+			if b.free("n1") != 6 {
+				t.Errorf("%d GiB are free while the volume may exist, want 6", b.free("n1"))
+			}
+			b.time.SetTime(b.time.Now().Add(settleAfter))
+			if err := b.sync(t, nil); err != nil {
+				t.Fatal(err)
+			}
+			if b.free("n1") != 10 || b.ledger.Holds(holderOf(b.pvc.UID)) {
+				t.Errorf("%d GiB are free when it is known that there is no volume, want 10", b.free("n1"))
 			}
 		})
 	}

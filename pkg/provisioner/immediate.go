@@ -26,13 +26,12 @@ func (c *Controllers) placeImmediate(ctx context.Context, state *claimState, pvc
 		return nil
 	}
 	if pv, err := c.volumes.Get(v.ID); err == nil {
-		return c.handOver(state, pvc, pv, "")
+		return c.handOver(ctx, state, pvc, pv, "")
 	} else if !apierrors.IsNotFound(err) {
 		return err
 	}
 	if err := c.cluster.ApplyClass(&v.Request); err != nil {
-		c.refuse(state, pvc, fmt.Sprintf("StorageClass %s: %s", class.Name, err))
-		return nil
+		return c.refuse(ctx, state, pvc, fmt.Sprintf("StorageClass %s: %s", class.Name, err))
 	}
 	if node, _, ok := c.ledger.Where(v.Partition); ok {
 		return c.provision(ctx, state, pvc, class, v, nodeChoice{node: node, by: byProvisioner})
@@ -48,11 +47,11 @@ func (c *Controllers) placeImmediate(ctx context.Context, state *claimState, pvc
 			return c.provision(ctx, state, pvc, class, v, nodeChoice{node: name, by: byProvisioner})
 		}
 	}
-	c.dropReservation(state, pvc)
 	c.retryLater(state, pvc)
 	c.emitEvent(state, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, fmt.Sprintf(
 		"no node that StorageClass %s allows, and that is neither cordoned nor tainted, has %s of class %s free in one piece", class.Name, sizeOf(want.Request.Size+want.Headroom), v.Request.Class))
-	return nil
+	_, err := c.settlePlace(ctx, state, pvc)
+	return err
 }
 
 // retryLater queues the claim again, after growing pauses.
@@ -104,20 +103,19 @@ type nodeChoice struct {
 func (c *Controllers) onUnfit(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, at nodeChoice, why string) error {
 	switch at.by {
 	case byPod:
-		c.dropReservation(state, pvc)
 		if c.nodeExists(diskv1alpha1.NodeLabel(at.node)) {
 			c.memory.addWaiting(at.node, keyOf(pvc))
 		}
 		c.retryLater(state, pvc)
 		c.emitPodEvent(state, pvc, at.pod, corev1.EventTypeWarning, reasonFailed, fmt.Sprintf(
 			"pod %s names node %s itself, and the volume cannot be made there: %s; leave nodeName out and set schedulerName: berth", at.pod.name, at.node, why))
-		return nil
 	case byProvisioner:
-		c.dropReservation(state, pvc)
 		c.retryLater(state, pvc)
-		return nil
+	case byScheduler:
+		return c.withdrawNode(ctx, state, pvc, at.node, why)
 	}
-	return c.withdrawNode(ctx, state, pvc, at.node, why)
+	_, err := c.settlePlace(ctx, state, pvc)
+	return err
 }
 
 // emitProvisioned writes an event about a volume that was made, where the node is not obvious.

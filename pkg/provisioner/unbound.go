@@ -40,8 +40,7 @@ func holderOf(uid types.UID) string { return "claim/" + string(uid) }
 func (c *Controllers) syncUnbound(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) error {
 	v, err := claim.Request(pvc, class)
 	if err != nil {
-		c.refuse(state, pvc, err.Error())
-		return nil
+		return c.refuse(ctx, state, pvc, err.Error())
 	}
 	if !claim.WaitsForFirstConsumer(class) {
 		return c.placeImmediate(ctx, state, pvc, class, v)
@@ -110,10 +109,12 @@ func (c *Controllers) releaseReservation(state *claimState, pvc *corev1.Persiste
 }
 
 // refuse writes an event about why a claim cannot be served as it is, on any node. The claim keeps its node, because
-// the problem may be fixed.
-func (c *Controllers) refuse(state *claimState, pvc *corev1.PersistentVolumeClaim, why string) {
+// the problem may be fixed. It keeps no place.
+func (c *Controllers) refuse(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, why string) error {
 	c.emitEvent(state, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, why)
 	c.claimQueue.AddAfter(keyOf(pvc), controller.LastRetry)
+	_, err := c.settlePlace(ctx, state, pvc)
+	return err
 }
 
 // provision creates the volume of a claim on the node that was chosen for it.
@@ -123,13 +124,12 @@ func (c *Controllers) provision(ctx context.Context, state *claimState, pvc *cor
 	pv, err := c.volumes.Get(v.ID)
 	switch {
 	case err == nil:
-		return c.handOver(state, pvc, pv, node)
+		return c.handOver(ctx, state, pvc, pv, node)
 	case !apierrors.IsNotFound(err):
 		return err
 	}
 	if err := c.cluster.ApplyClass(&v.Request); err != nil {
-		c.refuse(state, pvc, fmt.Sprintf("StorageClass %s: %s", class.Name, err))
-		return nil
+		return c.refuse(ctx, state, pvc, fmt.Sprintf("StorageClass %s: %s", class.Name, err))
 	}
 	if why := c.cluster.UnfitReason(node); why != "" {
 		return c.onUnfit(ctx, state, pvc, at, why)
@@ -172,16 +172,15 @@ func (c *Controllers) provision(ctx context.Context, state *claimState, pvc *cor
 		}
 		return fmt.Errorf("creating PersistentVolume %s of claim %s: %w", v.ID, keyOf(pvc), err)
 	}
-	return c.handOver(state, pvc, pv, node)
+	return c.handOver(ctx, state, pvc, pv, node)
 }
 
 // handOver releases the claim's reservation after its PersistentVolume has a record. The PersistentVolume controller
 // does the rest.
-func (c *Controllers) handOver(state *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, node string) error {
+func (c *Controllers) handOver(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, node string) error {
 	if !claim.IsFor(pv, pvc) {
 		c.releaseReservation(state, pvc)
-		c.refuse(state, pvc, fmt.Sprintf("PersistentVolume %s exists, and is not for this claim: delete it", pv.Name))
-		return nil
+		return c.refuse(ctx, state, pvc, fmt.Sprintf("PersistentVolume %s exists, and is not for this claim: delete it", pv.Name))
 	}
 	if pv.DeletionTimestamp != nil {
 		// It was deleted before it was bound. The event of its end queues the claim.
