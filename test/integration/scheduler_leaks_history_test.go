@@ -26,8 +26,8 @@ const (
 	leakSteps = 60
 	// leakNodes nodes of leakDisks disks of leakDiskGiB.
 	leakNodes, leakDisks, leakDiskGiB = 3, 2, 10
-	// leakBindings is the share of bindings that fail at least.
-	leakBindings = 0.5
+	// leakReservations is the share of bindings and of new PersistentVolumes that fail at least.
+	leakReservations = 0.5
 	// leakPods and leakClaims are how many there are at once. Names of claims are used again and again.
 	leakPods, leakClaims = 8, 5
 )
@@ -71,9 +71,9 @@ func faultsOf(seed uint64) func(faultyproxy.Request) faultyproxy.Fault {
 		switch {
 		case r.Verb == "get" || r.Verb == "list":
 			share = reads
-		case r.Resource == "pods/binding":
-			// A pod whose binding failed waits, so that it can be deleted in doubt or refused.
-			share = max(share, leakBindings)
+		case r.Resource == "pods/binding", r.Verb == "create" && r.Resource == "persistentvolumes":
+			// What failed waits, so that it can be deleted in doubt or after a refusal.
+			share = max(share, leakReservations)
 		}
 		if rng.Float64() >= share {
 			return faultyproxy.None
