@@ -13,7 +13,7 @@ import (
 // AnnotationAllocation is the annotation of a bound pod that records where the scheduler placed its inline volumes. The
 // Binding sets it in the transaction that sets the node, so that a reservation exists exactly as long as its pod. It is
 // a placement, never a permission: the agent checks it. The value is JSON such as
-// `{"v":1,"volumes":[{"name":"data","disk":"6ae1…","start":1048576,"length":10737418240}]}`, with positions in bytes.
+// `{"v":1,"volumes":[{"name":"data","disk":"6ae1…","start":2097152,"length":10737418240}]}`, with positions in bytes.
 const AnnotationAllocation = GroupName + "/allocation"
 
 // recordVersion is the version of the record's format that this package writes and reads.
