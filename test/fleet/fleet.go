@@ -118,12 +118,22 @@ func (f *Fleet) createNode(ctx context.Context, i int) error {
 	}, metav1.CreateOptions{}); err != nil {
 		return err
 	}
-	ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: name, OwnerReferences: owner}}
+	status := newNode(i).status()
+	ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	// As on a node that has run before: the scheduler has written down which disks it owns, and the agent has removed
+	// the managed fields.
+	for _, d := range status.Disks {
+		ndc.Spec.OwnedDisks = append(ndc.Spec.OwnedDisks, d.ID)
+	}
 	if err := f.Client.Create(ctx, ndc); err != nil {
 		return err
 	}
-	ndc.Status = newNode(i).status()
-	return f.Client.Status().Update(ctx, ndc)
+	ndc.Status = status
+	if err := f.Client.Status().Update(ctx, ndc); err != nil {
+		return err
+	}
+	ndc.ManagedFields = []metav1.ManagedFieldsEntry{{}}
+	return f.Client.Update(ctx, ndc)
 }
 
 // disksOf returns two disks of 1 TiB with their free space in eight pieces each. The sizes differ from node to node.
