@@ -60,15 +60,10 @@ func (l *Ledger) SettleGrowth(pvUID string, length int64) {
 	if !ok {
 		return
 	}
-	node := l.holders[volumeKey(pvUID)].node
-	if length <= g.observed.Extent.Len() {
-		delete(l.grants, pvUID)
-		l.setVolumeRecord(pvUID, node, g.observed)
-		return
+	if g.lengths = nil; length > g.observed.Extent.Len() {
+		g.lengths = []int64{length}
 	}
-	g.lengths = []int64{length}
-	l.grants[pvUID] = g
-	l.setVolumeRecord(pvUID, node, g.record())
+	l.replaceGrant(pvUID, g)
 }
 
 // WithdrawGrowth takes back the last length that Grow allowed: the write was not done and never will be.
@@ -79,8 +74,15 @@ func (l *Ledger) WithdrawGrowth(pvUID string) {
 	if !ok {
 		return
 	}
+	g.lengths = g.lengths[:len(g.lengths)-1]
+	l.replaceGrant(pvUID, g)
+}
+
+// replaceGrant records fewer lengths of a volume that may grow. Without any the volume is as it was observed. The lock
+// is held.
+func (l *Ledger) replaceGrant(pvUID string, g grant) {
 	node := l.holders[volumeKey(pvUID)].node
-	if g.lengths = g.lengths[:len(g.lengths)-1]; len(g.lengths) == 0 {
+	if len(g.lengths) == 0 {
 		delete(l.grants, pvUID)
 		l.setVolumeRecord(pvUID, node, g.observed)
 		return
