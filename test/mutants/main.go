@@ -40,7 +40,7 @@ func main() {
 func run(ctx context.Context) (bool, error) {
 	name := flag.String("name", "", "try only rules whose name matches this regular expression")
 	file := flag.String("file", "", "try only rules whose file matches this regular expression")
-	timeout := flag.Duration("timeout", 6*time.Minute, "the time that the tests of one mutant may take")
+	timeout := flag.Duration("timeout", 3*time.Minute, "the time that the tests of one mutant may take; twice that in another package")
 	parallel := flag.Int("p", 1, "packages tried at the same time")
 	verbose := flag.Bool("v", false, "print what the tests of each mutant say")
 	flag.Parse()

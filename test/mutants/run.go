@@ -129,7 +129,12 @@ func (r *runner) try(ctx context.Context, e Entry, dir string) (outcome, string)
 	if out, err := r.build(ctx, program, e.pkg(), "-overlay="+overlay); err != nil {
 		return broken, fmt.Sprintf("the mutant does not compile: %v\n%s", err, out)
 	}
-	out, err := r.test(ctx, program, e.pkg(), e.Run, r.timeout)
+	timeout := r.timeout
+	if e.Tests != "" {
+		// Such tests wait for several programs to come to rest.
+		timeout *= 2
+	}
+	out, err := r.test(ctx, program, e.pkg(), e.Run, timeout)
 	if r.verbose {
 		fmt.Printf("%s", out)
 	}
