@@ -230,8 +230,8 @@ const (
 	// WipeOverwrite writes zeros over every byte, and reads all of them back.
 	WipeOverwrite WipePolicy = "Overwrite"
 	// WipeSecureDiscard has the device destroy the volume's bytes, and the copies of them that the device made. What
-	// does not read as zeros afterwards is zeroed. Where the device cannot, the volume is wiped with Overwrite, and its
-	// record says Overwrite.
+	// does not read as zeros afterwards is zeroed. Where the device cannot, the volume is wiped with Overwrite, and the
+	// agent's log says Overwrite.
 	WipeSecureDiscard WipePolicy = "SecureDiscard"
 	// WipeNone is unsafe: nothing is wiped. The volume's bytes stay on the disk, below the next file system there. They
 	// are readable by anything that can read the device. Only the space that raw block volumes and growing volumes get

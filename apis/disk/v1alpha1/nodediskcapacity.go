@@ -106,8 +106,8 @@ const (
 	// a PersistentVolume, which are kept. It also names the volumes of pods whose end the agent did not see, which are
 	// kept until the grace period is over.
 	ConditionOrphanedVolumes = "OrphanedVolumes"
-	// ConditionReclaimStopped is True when so many volumes have lost their pods that the API server's answer is
-	// doubted. All these volumes are kept until their pods are back, or an operator sets AnnotationReclaimOrphans.
+	// ConditionReclaimStopped is True when many volumes have lost their pods, and the API server's data may be lost or
+	// old. All these volumes are kept until their pods are back, or an operator sets AnnotationReclaimOrphans.
 	ConditionReclaimStopped = "ReclaimStopped"
 	// ConditionPublicationLimited is True when the node has more volumes than the object can list. All are served. The
 	// node offers no space until there are fewer.

@@ -67,7 +67,7 @@ type WipeOptions struct {
 	Progress func(done int64)
 }
 
-// WipeResult is the record of a wipe.
+// WipeResult says what a wipe did.
 type WipeResult struct {
 	// Partition, Name and Extent are the volume's.
 	Partition, Name string
@@ -94,7 +94,7 @@ type WipeResult struct {
 // If ctx or a crash cuts it short, the volume stays in phase Wiping, and Wipe must be called again. It continues where
 // it was if the policy is the same. It starts from the volume's beginning if not, or if a method failed. Only its
 // caller waits. Other volumes go on. Errors: ErrNotFound (it is done), ErrInUse, ErrOutOfService. With an error the
-// record holds what is known.
+// result has what is known.
 func (d *Disk) Wipe(ctx context.Context, partition string, o WipeOptions) (WipeResult, error) {
 	w := WipeResult{Partition: partition, Policy: o.Policy, Began: time.Now()}
 	if err := (WipeSettings{o.Policy, o.Rate}).validate(); err != nil {

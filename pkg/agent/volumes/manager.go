@@ -41,8 +41,8 @@ type Options struct {
 	DefaultFSType func(class string) string
 	FileSystems   FileSystems
 	// OrphanGrace is how long an ephemeral volume is kept after the agent found its pod gone without having seen its
-	// end. OrphanLimit is how many such volumes there may be. If there are more, none is reclaimed until an operator
-	// confirms it.
+	// end. OrphanLimit is how many such volumes are reclaimed while the API server's data is in doubt. If there are
+	// more, none is reclaimed until an operator confirms it. With 0 that holds without a doubt, too.
 	OrphanGrace time.Duration
 	OrphanLimit int
 	// EvictionGrace is how long a pod whose volumes do not fit stays before its eviction is requested.

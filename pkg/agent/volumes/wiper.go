@@ -138,11 +138,11 @@ func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) retry
 		logger.Info("Volume is wiped once its disk is back", "reason", err.Error())
 		return retry{}
 	}
-	record, err := e.Wipe(ctx, v.Partition, o)
+	result, err := e.Wipe(ctx, v.Partition, o)
 	switch {
 	case err == nil, errors.Is(err, disk.ErrNotFound):
 		if err == nil {
-			w.reportWipe(ctx, d, v, record)
+			w.reportWipe(ctx, d, v, result)
 		}
 		w.backoff.Forget(v.Partition)
 		w.formatted.remove(v.Partition)
@@ -160,8 +160,8 @@ func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) retry
 		// The agent is stopping. The next one finds the phase Wiping and continues.
 		return retry{}
 	}
-	countWipe(d.Class, record, resultFailed)
-	logger.Error(err, "Volume could not be wiped, its space is not free", "policy", o.Policy, "method", record.Method)
+	countWipe(d.Class, result, resultFailed)
+	logger.Error(err, "Volume could not be wiped, its space is not free", "policy", o.Policy, "method", result.Method)
 	if w.node.reports.isNew(types.UID(v.Partition), err.Error()) {
 		volume, owner := w.ownerOf(v)
 		w.node.reports.nodeEvent(corev1.EventTypeWarning, eventNotWiped, fmt.Sprintf("%s: %v. Its space is not free; it is tried again", describeVolume(d, v, volume, owner), err))
