@@ -24,7 +24,7 @@ type constant struct {
 func constants(files []*ast.File) []constant {
 	values := map[string]string{}
 	var all []constant
-	// Twice, because a constant may use one of a later file.
+	// The files are read twice, because a constant may use one of a later file.
 	for range 2 {
 		all = nil
 		for _, spec := range source.ValueSpecs(files, token.CONST) {
@@ -76,11 +76,12 @@ func stringOf(e ast.Expr, known map[string]string) (string, bool) {
 type structure struct {
 	name string
 	expr ast.Expr
-	// doc is its comment without markers.
+	// doc are the paragraphs of its comment without the markers, and markers are these.
 	doc     []string
 	markers []marker
 }
 
+// types are the type declarations of a package by their names.
 func types(files []*ast.File) map[string]structure {
 	all := map[string]structure{}
 	for _, file := range files {
@@ -111,7 +112,7 @@ type marker struct {
 // splitDoc separates a comment's paragraphs from its markers.
 func splitDoc(doc *ast.CommentGroup) (paragraphs []string, markers []marker) {
 	var current []string
-	end := func() {
+	endParagraph := func() {
 		if len(current) > 0 {
 			paragraphs = append(paragraphs, strings.Join(current, " "))
 		}
@@ -130,11 +131,11 @@ func splitDoc(doc *ast.CommentGroup) (paragraphs []string, markers []marker) {
 			}
 			markers = append(markers, marker{name, value})
 		case line == "":
-			end()
+			endParagraph()
 		default:
 			current = append(current, line)
 		}
 	}
-	end()
+	endParagraph()
 	return paragraphs, markers
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/berthdev/berth/pkg/manual"
 )
 
-// Recorder writes events about pods, volumes and the node's disks. client-go's recorder would cost the agent a tenth of
-// its memory, for the OpenAPI schemas behind its patches.
+// Recorder writes events about pods, volumes and the node's disks. It replaces client-go's recorder, which would cost
+// the agent a tenth of its memory, for the OpenAPI schemas behind its patches.
 type Recorder struct {
 	client *Client
 	events chan *corev1.Event
@@ -28,7 +28,7 @@ type Recorder struct {
 const (
 	// maxQueuedEvents is how many events may wait for the API server. Further ones are dropped.
 	maxQueuedEvents = 256
-	// eventRate and eventBurst bound the events of a node, per second.
+	// eventRate is how many events a node writes per second, eventBurst how many it may write at once.
 	eventRate, eventBurst = 5, 50
 )
 

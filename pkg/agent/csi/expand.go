@@ -44,6 +44,7 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *csispec.NodeExpandVolume
 		if err != nil {
 			return err
 		}
+		// A kubelet that gives the call up does not interrupt it: resize2fs must not be interrupted.
 		err = filesystem.GrowMounted(context.WithoutCancel(ctx), v.Device, on)
 		if errors.Is(err, filesystem.ErrOnlyUnmounted) {
 			if err := filesystem.MayGrowUnmounted(v.Device); err != nil {
@@ -55,7 +56,7 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *csispec.NodeExpandVolume
 	})
 	switch {
 	case errors.Is(err, volumes.ErrNotGrown):
-		// After any other error the kubelet starts no pod with the volume.
+		// Only after FailedPrecondition the kubelet starts pods with the volume, at the size that it has.
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	case err != nil:
 		return nil, statusOf(err)

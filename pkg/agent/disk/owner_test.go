@@ -132,6 +132,7 @@ func TestOwner(t *testing.T) {
 func TestPowerCutsInOwner(t *testing.T) {
 	random := rand.New(rand.NewPCG(9, 10))
 	for _, l := range crashLayouts(t) {
+		// ownerNow returns the disk's owner, and whether the disk is ours.
 		ownerNow := func(m *memDisk) (Owner, bool) {
 			f, err := examine(m, l)
 			if err != nil {
@@ -192,7 +193,7 @@ func TestOwnerOfAnEarlierTable(t *testing.T) {
 			t.Fatal(err)
 		}
 		if o, err := readOwner(m, l, s.table.metaGUID()); err != nil || o != (Owner{}) {
-			t.Errorf("the disk says to be the node's that had it before: %+v, %v", o, err)
+			t.Errorf("the disk names the owner in its earlier table: %+v, %v", o, err)
 		}
 	}
 }
