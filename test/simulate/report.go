@@ -54,7 +54,8 @@ func (p *plan) report(w io.Writer) error {
 		fmt.Fprintf(w, "### %d nodes, %d requests in %.0f days\n\n", size.nodes, measures[0].asked, t.days*(1-1./settling))
 		table(w, measures)
 		fmt.Fprintf(w, "BestFit admits %s of the requests that the bound admits, and %s of their bytes (target: %.2f).\n\n",
-			verdict(part(measures[1].placed, measures[0].placed)), verdict(part(measures[1].placedBytes, measures[0].placedBytes)), target)
+			verdict(part(measures[1].placed, measures[0].placed), target),
+			verdict(part(measures[1].placedBytes, measures[0].placedBytes), target), target)
 		if i == len(p.clusters)-1 && p.plots != "" {
 			if err := plotOverTime(p.plots, size.nodes, measures); err != nil {
 				return err
@@ -74,7 +75,7 @@ func (p *plan) report(w io.Writer) error {
 }
 
 // verdict is the ratio, and whether it meets the target.
-func verdict(ratio float64) string {
+func verdict(ratio, target float64) string {
 	if ratio < target {
 		return fmt.Sprintf("%.4f (missed)", ratio)
 	}
@@ -216,25 +217,40 @@ func (p *plan) simulate(w *workload, size clusterSize, demand float64, policies 
 		fmt.Fprintf(p.progress, "%s, %d nodes, %.0f %% demand: %d events\n", w.name, size.nodes, 100*demand, len(t.events))
 	}
 	measures := make([]*measure, len(policies)+1)
-	errs := make([]error, len(measures))
+	all := names(policies)
+	err := p.inParallel(len(measures), func(i int) (err error) {
+		var s store = poolStore{newPool(t.disks)}
+		if i > 0 {
+			s = &policyStore{newCluster(t.disks), &policies[i-1], rand.New(rand.NewPCG(p.seed, 1))}
+		}
+		if measures[i], err = run(t, all[i], s); err != nil {
+			return fmt.Errorf("%s: %w", all[i], err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return t, measures, nil
+}
+
+// inParallel calls do for each number below n, as many at once as the plan says, and returns the first error by number.
+func (p *plan) inParallel(n int, do func(int) error) error {
+	errs := make([]error, n)
 	var group sync.WaitGroup
 	tickets := make(chan struct{}, max(1, p.parallel))
-	for i, name := range names(policies) {
+	for i := range n {
 		tickets <- struct{}{}
 		group.Go(func() {
 			defer func() { <-tickets }()
-			var s store = poolStore{newPool(t.disks)}
-			if i > 0 {
-				s = &policyStore{newCluster(t.disks), &policies[i-1], rand.New(rand.NewPCG(p.seed, 1))}
-			}
-			measures[i], errs[i] = run(t, name, s)
+			errs[i] = do(i)
 		})
 	}
 	group.Wait()
-	for i, err := range errs {
+	for _, err := range errs {
 		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", names(policies)[i], err)
+			return err
 		}
 	}
-	return t, measures, nil
+	return nil
 }

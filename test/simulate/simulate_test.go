@@ -306,6 +306,24 @@ func TestWorkload(t *testing.T) {
 	}
 }
 
+// TestInParallel asserts that all are done, however many at once, and that the error is the first by number.
+func TestInParallel(t *testing.T) {
+	for _, parallel := range []int{0, 1, 3} {
+		p := plan{parallel: parallel}
+		done := make([]bool, 20)
+		err := p.inParallel(len(done), func(i int) error {
+			done[i] = true
+			if i >= 7 {
+				return fmt.Errorf("number %d", i)
+			}
+			return nil
+		})
+		if err == nil || err.Error() != "number 7" || slices.Contains(done, false) {
+			t.Errorf("%d at once: %v, done %v", parallel, err, done)
+		}
+	}
+}
+
 // TestIndexes compares the indexes with a list.
 func TestIndexes(t *testing.T) {
 	r := rand.New(rand.NewPCG(4, 4))
