@@ -128,3 +128,42 @@ func (c *cluster) release(p place) {
 	c.change(p.disk, c.disk(p.disk).Free.Add(p.extent))
 	c.used -= p.extent.Len() / units.GiB
 }
+
+// freeOn is the free space of the node's disks.
+func (c *cluster) freeOn(node int32) []extent.Set {
+	free := make([]extent.Set, disksPerNode)
+	for d := range free {
+		free[d] = c.nodes[node].Disks[d].Free
+	}
+	return free
+}
+
+// exchange replaces the pieces of a volume on a node. It fails if what the volume gains is not free.
+func (c *cluster) exchange(node int32, before, after []piece) error {
+	for d := range disksPerNode {
+		was, is := onDisk(before, d), onDisk(after, d)
+		gained, lost := is.Subtract(was), was.Subtract(is)
+		if gained.Len() == 0 && lost.Len() == 0 {
+			continue
+		}
+		disk := node*disksPerNode + int32(d)
+		free := c.disk(disk).Free
+		if gained.Subtract(free).Len() > 0 {
+			return fmt.Errorf("a volume got %v of disk %d, of which %v is free", gained, disk, free)
+		}
+		c.change(disk, free.Subtract(gained).Union(lost))
+		c.used += (gained.Total() - lost.Total()) / units.GiB
+	}
+	return nil
+}
+
+// onDisk is what the pieces take of that disk of the node.
+func onDisk(pieces []piece, disk int) extent.Set {
+	var extents []extent.Extent
+	for _, p := range pieces {
+		if p.disk == disk {
+			extents = append(extents, p.extent)
+		}
+	}
+	return extent.NewSet(extents...)
+}

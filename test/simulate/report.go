@@ -71,6 +71,9 @@ func (p *plan) report(w io.Writer) error {
 	if err := p.comparePreemption(w); err != nil {
 		return err
 	}
+	if err := p.compareGrowth(w); err != nil {
+		return err
+	}
 	return p.compareCandidates(w)
 }
 

@@ -10,6 +10,8 @@ type event struct {
 	size int32 // GiB
 	// hours is the lifetime of a requested volume, which only an oracle knows in advance.
 	hours float64
+	// grows is set if the volume exists and wants to have that size.
+	grows bool
 }
 
 // trace is the sequence of events that all policies get.
@@ -45,14 +47,21 @@ const (
 )
 
 // record makes the trace. A request comes whenever the demand is below the target.
-func (s *scenario) record() *trace {
+func (s *scenario) record() *trace { return s.recordWith(nil) }
+
+// recordGrowing makes a trace of volumes that also ask to grow. What they want more is a part of the demand.
+func (s *scenario) recordGrowing() *trace {
+	return s.recordWith(&wishes{rand: rand.New(rand.NewPCG(s.seed, 3))})
+}
+
+func (s *scenario) recordWith(growth *wishes) *trace {
 	r := rand.New(rand.NewPCG(s.seed, uint64(s.nodes)))
 	t := &trace{disks: s.nodes * disksPerNode}
 	target := int64(s.target * float64(int64(t.disks)*diskSize))
 	end := s.turnovers * s.workload.turnover
 	t.days = end / 24
 
-	var ends endings
+	var due moments
 	var demand int64
 	var sizes, unused []int32
 	ask := func(now float64, life func(*rand.Rand) float64) {
@@ -67,14 +76,15 @@ func (s *scenario) record() *trace {
 		sizes[slot] = size
 		demand += int64(size)
 		hours := life(r)
-		t.events = append(t.events, event{slot, size, hours})
-		ends.push(ending{now + hours, slot})
+		t.events = append(t.events, event{slot: slot, size: size, hours: hours})
+		due.push(moment{at: now + hours, slot: slot})
+		growth.plan(&due, now, slot, now+hours)
 	}
 	for demand < target {
 		ask(0, s.workload.rest)
 	}
 	for {
-		e := ends.pop()
+		e := due.pop()
 		for next := len(t.samples); next < numSamples && float64(next)*end/numSamples <= min(e.at, end); next++ {
 			t.samples = append(t.samples, sample{len(t.events), float64(next) * end / numSamples})
 		}
@@ -83,6 +93,15 @@ func (s *scenario) record() *trace {
 		}
 		if e.at >= end {
 			break
+		}
+		if e.grows {
+			if size := growth.size(sizes[e.slot]); size > sizes[e.slot] {
+				t.events = append(t.events, event{slot: e.slot, size: size, grows: true})
+				demand += int64(size - sizes[e.slot])
+				sizes[e.slot] = size
+			}
+			growth.plan(&due, e.at, e.slot, e.end)
+			continue
 		}
 		t.events = append(t.events, event{slot: e.slot})
 		demand -= int64(sizes[e.slot])
@@ -95,32 +114,35 @@ func (s *scenario) record() *trace {
 	return t
 }
 
-type ending struct {
-	at   float64
-	slot int32
+// moment is when a volume's life is over or, with grows, when it asks to grow.
+type moment struct {
+	at    float64
+	slot  int32
+	grows bool
+	end   float64 // of the life of a volume that asks to grow
 }
 
-func (e ending) before(other ending) bool {
-	return e.at < other.at || e.at == other.at && e.slot < other.slot
+func (m moment) before(other moment) bool {
+	return m.at < other.at || m.at == other.at && m.slot < other.slot
 }
 
-// endings is a heap, the earliest first.
-type endings []ending
+// moments is a heap, the earliest first.
+type moments []moment
 
-func (h *endings) push(e ending) {
-	*h = append(*h, e)
+func (h *moments) push(m moment) {
+	*h = append(*h, m)
 	s := *h
 	i := len(s) - 1
-	for i > 0 && e.before(s[(i-1)/2]) {
+	for i > 0 && m.before(s[(i-1)/2]) {
 		s[i] = s[(i-1)/2]
 		i = (i - 1) / 2
 	}
-	s[i] = e
+	s[i] = m
 }
 
-func (h *endings) pop() ending {
+func (h *moments) pop() moment {
 	s := *h
-	first, e := s[0], s[len(s)-1]
+	first, m := s[0], s[len(s)-1]
 	s = s[:len(s)-1]
 	*h = s
 	if len(s) == 0 {
@@ -135,12 +157,12 @@ func (h *endings) pop() ending {
 		if child+1 < len(s) && s[child+1].before(s[child]) {
 			child++
 		}
-		if !s[child].before(e) {
+		if !s[child].before(m) {
 			break
 		}
 		s[i] = s[child]
 		i = child
 	}
-	s[i] = e
+	s[i] = m
 	return first
 }

@@ -130,3 +130,32 @@ func lognormalLife(r *rand.Rand) float64 { return lognormal(r, lognormalMu, logn
 func lognormalRest(r *rand.Rand) float64 {
 	return r.Float64() * lognormal(r, lognormalMu+lognormalSigma*lognormalSigma, lognormalSigma)
 }
+
+// Growth. We found no published figures, so these are assumptions. A volume asks at random moments of its life, on
+// average once in four mean lives of the long-lived volumes: 16 days. It asks for 1.25 to 4 times its size. The least is
+// a cautious step, and the most is for a volume that was made far too small. The logarithm of the factor is even: as
+// many ask for 1.25 to 1.5 times the size as for 2.5 to 3 times. None asks for more than a disk has.
+const (
+	growthEvery = 4 * longMean // hours
+	leastGrowth = 125          // percent
+	mostGrowth  = 400
+)
+
+// wishes are the requests of volumes to grow. A nil one has none.
+type wishes struct{ rand *rand.Rand }
+
+// plan adds the next request of a volume, unless its life is over before.
+func (g *wishes) plan(due *moments, now float64, slot int32, end float64) {
+	if g == nil {
+		return
+	}
+	if at := now + growthEvery*g.rand.ExpFloat64(); at < end {
+		due.push(moment{at: at, slot: slot, grows: true, end: end})
+	}
+}
+
+// size is what a volume of that size wants to have.
+func (g *wishes) size(now int32) int32 {
+	percent := int32(leastGrowth * math.Pow(float64(mostGrowth)/leastGrowth, g.rand.Float64()))
+	return min(diskSize, (now*percent+99)/100)
+}
