@@ -5,7 +5,7 @@
 // measuring. It does not own Berth's placement: that is the code of pkg/placement. The tests compare the choice of the
 // node with that of pkg/ledger.
 //
-// It also owns a plan that Berth does not carry out: volumes that grow in pieces or by moving.
+// It also owns plans that Berth does not carry out: volumes that are placed in pieces, or grow in pieces or by moving.
 //
 // # Terms
 //

@@ -56,6 +56,11 @@ func (p *plan) report(w io.Writer) error {
 		fmt.Fprintf(w, "BestFit admits %s of the requests that the bound admits, and %s of their bytes (target: %.2f).\n\n",
 			verdict(part(measures[1].placed, measures[0].placed), target),
 			verdict(part(measures[1].placedBytes, measures[0].placedBytes), target), target)
+		if i == 0 {
+			if err := p.comparePieces(w, t, measures); err != nil {
+				return err
+			}
+		}
 		if i == len(p.clusters)-1 && p.plots != "" {
 			if err := plotOverTime(p.plots, size.nodes, measures); err != nil {
 				return err
