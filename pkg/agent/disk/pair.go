@@ -72,13 +72,8 @@ func (p *copyPair) current() tableCopy {
 // put changes one entry in both copies. onChecked, if set, is called after the medium was checked, before anything else
 // is written.
 func (p *copyPair) put(ctx context.Context, index int, entryBytes []byte, onChecked func() error) error {
-	if err := p.beforeChange(ctx); err != nil {
+	if err := p.beforePut(ctx, onChecked); err != nil {
 		return err
-	}
-	if onChecked != nil {
-		if err := onChecked(); err != nil {
-			return err
-		}
 	}
 	to := p.renderWith(index, entryBytes)
 	// Until the backup is complete the primary is the old one. From then on the backup is the new one.
@@ -95,13 +90,8 @@ func (p *copyPair) putPrimaryFirst(ctx context.Context, index int, entryBytes []
 		// If the primary were lost meanwhile, the change that is prepared in the backup would take effect.
 		return p.put(ctx, index, entryBytes, onChecked)
 	}
-	if err := p.beforeChange(ctx); err != nil {
+	if err := p.beforePut(ctx, onChecked); err != nil {
 		return err
-	}
-	if onChecked != nil {
-		if err := onChecked(); err != nil {
-			return err
-		}
 	}
 	to := p.renderWith(index, entryBytes)
 	batches := []batch{p.l.diff(p.onDisk.primary, to.primary), p.l.diff(p.onDisk.backup, to.backup)}
@@ -196,6 +186,14 @@ func (p *copyPair) beforeChange(ctx context.Context) error {
 		return err
 	}
 	return p.checkUnchanged(p.primaryHeader())
+}
+
+// beforePut is beforeChange, and then calls onChecked, if set.
+func (p *copyPair) beforePut(ctx context.Context, onChecked func() error) error {
+	if err := p.beforeChange(ctx); err != nil || onChecked == nil {
+		return err
+	}
+	return onChecked()
 }
 
 // primaryHeader is the header of the primary, as the medium should have it.
