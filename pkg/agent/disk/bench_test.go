@@ -115,7 +115,7 @@ func BenchmarkEncode(b *testing.B) {
 		if err := next.validate(); err != nil {
 			b.Fatal(err)
 		}
-		rendered := s.renderWith(e.index, slot)
+		rendered := s.renderWith(entryChange{e.index, slot})
 		l.diff(s.onDisk.backup, rendered.backup)
 		l.diff(s.onDisk.primary, rendered.primary)
 	}

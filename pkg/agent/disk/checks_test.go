@@ -25,7 +25,15 @@ func TestNothingIsZeroedOnAnotherDisk(t *testing.T) {
 		"a raw volume":          createRawVolume,
 		"a volume that grows":   func(ctx context.Context, d *Disk) error { _, err := d.Grow(ctx, guidA, 8*units.MiB); return err },
 		"how it is to be wiped": func(ctx context.Context, d *Disk) error { return d.SetWipe(ctx, guidA, WipeSettings{Policy: WipeNone}) },
-		"the owner":             func(ctx context.Context, d *Disk) error { return d.SetOwner(ctx, ownerTwo) },
+		"a move": func(ctx context.Context, d *Disk) error {
+			_, err := d.Move(ctx, MoveOptions{Partition: c2, Copy: c3, Extent: extentMiB(50, 6)})
+			return err
+		},
+		"a move taken up": func(ctx context.Context, d *Disk) error {
+			_, err := d.Move(ctx, MoveOptions{Partition: c2, Copy: c4, Extent: extentMiB(44, 4)})
+			return err
+		},
+		"the owner": func(ctx context.Context, d *Disk) error { return d.SetOwner(ctx, ownerTwo) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := initialized(t, 64*units.MiB, 512)
@@ -35,6 +43,19 @@ func TestNothingIsZeroedOnAnotherDisk(t *testing.T) {
 				if _, err := d.Create(withoutLogs(t), CreateOptions{Partition: guid, Extent: extentMiB(4+20*int64(i), 4)}); err != nil {
 					t.Fatal(err)
 				}
+			}
+			if _, err := d.Create(withoutLogs(t), CreateOptions{Partition: c2, Extent: extentMiB(34, 4), Raw: true}); err != nil {
+				t.Fatal(err)
+			}
+			err := d.runInWorker(t.Context(), func(ctx context.Context) error {
+				e, err := d.store.table.volume(c2)
+				if err == nil {
+					_, _, _, err = d.ensureTarget(ctx, e, MoveOptions{Partition: c2, Copy: c4, Extent: extentMiB(44, 4)})
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
 			}
 			cut, cancel := context.WithCancel(withoutLogs(t))
 			cancel()

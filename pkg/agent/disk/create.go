@@ -92,8 +92,9 @@ func (d *Disk) create(ctx context.Context, o CreateOptions) (Volume, error) {
 		return Volume{}, err
 	case e.extent != o.Extent:
 		return Volume{}, fmt.Errorf("volume %s already is at %v, not at %v: %w", o.Partition, e.extent, o.Extent, ErrOverlap)
-	case phaseOf[e.typeGUID] == Wiping:
-		return Volume{}, fmt.Errorf("volume %s is being wiped: %w", o.Partition, ErrInUse)
+	}
+	if err := e.phase().checkUsable(o.Partition); err != nil {
+		return Volume{}, err
 	}
 	// The entry stays if this fails: the next Create attaches it, or Wipe removes it.
 	err = d.attach(ctx, e)

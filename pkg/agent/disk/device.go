@@ -191,11 +191,14 @@ func (d *blockDevice) Sync() error {
 }
 
 // alignedBuffer returns bounceBytes at an address that O_DIRECT accepts.
-func alignedBuffer() []byte {
+func alignedBuffer() []byte { return alignedBytes(bounceBytes) }
+
+// alignedBytes returns n bytes at an address that O_DIRECT accepts.
+func alignedBytes(n int) []byte {
 	const page = 4096
-	b := make([]byte, bounceBytes+page)
+	b := make([]byte, n+page)
 	skip := (page - int(uintptr(unsafe.Pointer(&b[0]))%page)) % page
-	return b[skip : skip+bounceBytes : skip+bounceBytes]
+	return b[skip : skip+n : skip+n]
 }
 
 // mapOpenError maps an error of open to this package's errors.

@@ -47,8 +47,11 @@ type Disk struct {
 	zeroed  extent.Set               // free, zeroed by us, and nothing written since
 	zeroing map[string]extent.Extent // free, and being zeroed for that volume
 	slots   map[string]slot          // what the disk keeps of its volumes, by partition
-	owner   Owner                    // the node that the disk belongs to
-	failure error                    // why the disk is out of service
+	moving  map[string]bool          // volumes that are being copied, and must not be attached
+	// unflushed are copies of which a flush has failed. The next Move writes them again.
+	unflushed map[string]bool
+	owner     Owner // the node that the disk belongs to
+	failure   error // why the disk is out of service
 
 	commands chan command
 	stop     chan struct{} // closed by Close
@@ -81,7 +84,8 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 	d := &Disk{
 		device: device, onChange: o.OnChange, devices: map[string]string{},
 		commands: make(chan command), stop: make(chan struct{}), stopped: make(chan struct{}), watchdog: newWatchdog(o.CommandTimeout),
-		longCalls: map[string]chan struct{}{}, zeroing: map[string]extent.Extent{}, wipeMethods: cmp.Or(o.wipeMethods, defaultWipeMethods()),
+		longCalls: map[string]chan struct{}{}, zeroing: map[string]extent.Extent{}, moving: map[string]bool{}, unflushed: map[string]bool{},
+		wipeMethods: cmp.Or(o.wipeMethods, defaultWipeMethods()),
 	}
 	if err := d.open(ctx, o.SeenBefore); err != nil {
 		return nil, fmt.Errorf("opening %s: %w", path, errors.Join(err, d.releaseDevices(), device.Close()))
@@ -205,7 +209,7 @@ func (d *Disk) publish() {
 // volume is the volume of an entry, with its device and what its slot holds.
 func (d *Disk) volume(e entry) Volume {
 	return Volume{
-		Partition: e.guid, Name: e.name, Extent: e.extent, Phase: phaseOf[e.typeGUID],
+		Partition: e.guid, Name: e.name, Extent: e.extent, Phase: e.phase(),
 		Ephemeral: e.attributes&AttributeEphemeral != 0, Raw: e.attributes&AttributeRaw != 0,
 		Index: e.index, Device: d.devices[e.guid], Note: d.slots[e.guid].note, Wipe: d.slots[e.guid].wipe,
 	}

@@ -17,10 +17,10 @@
 //     again under an exclusive open.
 //  2. No two volumes share a byte, and no volume shares a byte with a table, the meta partition or a foreign partition.
 //     Every table is validated before it is written.
-//  3. What MarkFormatted, Wipe, Grow and Create report as done is on the medium in both copies, and was read back from
-//     there past the caches. There is one exception. When Create returns a Reserved volume, only the primary is
+//  3. What MarkFormatted, Wipe, Grow, Move and Create report as done is on the medium in both copies, and was read back
+//     from there past the caches. There is one exception. When Create returns a Reserved volume, only the primary is
 //     certain: mkfs may begin, but nothing else may rely on the volume.
-//  4. One call changes one entry. The bytes of all others stay the same.
+//  4. One write of the table changes one entry, or the two of a move. The bytes of all others stay the same.
 //  5. An extent is free again only when the wipe's policy is satisfied and flushed. Under all policies but WipeNone,
 //     zeros were read back. Before the first byte is zeroed the kernel has removed the volume's device, so no process
 //     can write after the proof. Space that a volume gets without formatting (Raw, Grow) was zeroed before, under every
@@ -33,7 +33,10 @@
 //  8. A disk serves only after these steps. Both copies of its table were checked, and damaged parts rewritten
 //     unchanged. The kernel's partitions were compared with the table, and a write was tried. A disk that cannot serve
 //     is returned out of service with its volumes, so that they can be shown.
-//  9. A disk that hangs, fails or is gone does not affect any other disk. Snapshot never waits, calls fail, and every
+//  9. At every moment, and after any crash, a volume that moves has one entry with its GUID, and all of its bytes there.
+//     It is switched to its new place only after every byte was read back from it. Nothing could write to it since the
+//     copy began.
+//  10. A disk that hangs, fails or is gone does not affect any other disk. Snapshot never waits, calls fail, and every
 //     disk has its own owner goroutine.
 //
 // # Life of a volume
@@ -45,7 +48,13 @@
 //	   +---------------------------------------------------- |
 //	          policy satisfied, flushed, entry dropped
 //
-// A raw block volume begins as Formatted. Grow changes no phase.
+//	          Move             switch
+//	(free) ----------> Copying ----------> Formatted; the volume's old entry: Wiping
+//	                      |      Wipe
+//	                      +------------------------------> Wiping
+//
+// A raw block volume begins as Formatted. Grow changes no phase. Move makes a second entry in phase Copying, with the
+// GUID of the copy. The switch exchanges the GUIDs of the two.
 //
 // A crash in each step leaves the following, and has these consequences:
 //
@@ -57,6 +66,11 @@
 //     so Reserved never holds data. The volume may be mounted before or meanwhile, because a mount alone reports
 //     nothing.
 //   - In Grow: the old length, or the new one, perhaps not known to the kernel: Open lengthens the kernel's partition.
+//   - In Move, before the switch: Formatted in the old place, perhaps not known to the kernel: Open attaches it. Perhaps
+//     an entry in phase Copying, which Open does not attach. The volume may be used, and change. The next Move compares,
+//     and a Wipe of the copy gives the move up.
+//   - In Move, in the switch or after it: as before the switch, or Formatted in the new place. Then the old place is in
+//     phase Wiping. Open attaches the volume where it is.
 //   - In Wipe: Formatted, perhaps not known to the kernel. Open attaches it, and Wipe is called again for the same
 //     reason as before. Or Wiping. Open does not attach it, and Wipe continues at the progress in the volume's slot. It
 //     uses the policy in the slot unless its caller gives another.
@@ -64,13 +78,13 @@
 // # Concurrency
 //
 // One goroutine of a Disk, the worker, owns its table. Commands are calls, which it handles one after the other. Its
-// output is OnChange and the Snapshot that it published last, which is read without waiting. Wiping and zeroing run in
-// the caller's goroutine, so that commands for other volumes go on meanwhile.
+// output is OnChange and the Snapshot that it published last, which is read without waiting. Wiping, zeroing and copying
+// run in the caller's goroutine, so that commands for other volumes go on meanwhile.
 //
-// A change of the table is planned without a disk. A table is a value. Its methods withNew, withLength, withPhase and
-// without return the next table, or an error if there is none. A plan is a function of the table and of the request,
-// and of nothing else. Its result is validated before it is written. The rules are in these methods, and tests compare
-// them with an oracle that knows bytes only.
+// A change of the table is planned without a disk. A table is a value. Its methods withNew, withLength, withPhase,
+// withCopy, withMoved and without return the next table, or an error if there is none. A plan is a function of the table
+// and of the request, and of nothing else. Its result is validated before it is written. The rules are in these methods,
+// and tests compare them with an oracle that knows bytes only.
 //
 // Between processes, an open Disk holds its meta partition with O_EXCL. This excludes a second agent, and every program
 // that opens the whole disk exclusively (mkfs, wipefs). It excludes neither mounts of other partitions nor a tool such
@@ -84,7 +98,8 @@
 //
 //   - disk.go: the Disk, its owner goroutine and its snapshot. snapshot.go: what the snapshot contains.
 //   - open.go: how a disk comes into service. read.go: reading a table beside an agent.
-//   - create.go, volume.go, grow.go and wipe.go: the calls for volumes. zerobefore.go: zeroing free space first.
+//   - create.go, volume.go, grow.go, move.go and wipe.go: the calls for volumes. zerobefore.go: zeroing free space first.
+//   - copy.go: copying a volume's bytes, and the proof that they arrived.
 //   - zero.go, progress.go and rate.go: zeroing, its progress on the disk, and its rate limit.
 //   - table.go: the table and its rules, without a disk. layout.go: where its parts lie.
 //   - header.go and codec.go: the bytes of headers and entries. slot.go and owner.go: those of the meta partition.

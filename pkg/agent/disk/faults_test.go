@@ -31,6 +31,7 @@ func TestFaults(t *testing.T) {
 		for _, change := range []step{
 			setPhase(guidA, Formatted), prepareFormat(guidA).followedBy(setPhase(guidA, Formatted)), prepareFormat(guidA).followedBy(undoPrepareFormat()),
 			reservePrimaryFirst(guidB, 10, 3), reserveUnfinished(guidB, 10, 3).followedBy(prepareFormat(guidB), setPhase(guidB, Formatted)), prepareFormat(guidA).followedBy(reservePrimaryFirst(guidB, 10, 3)), reserveRaw(guidB, 10, 3), growVolume(guidA, 5), setPhase(guidA, Wiping),
+			setPhase(guidA, Formatted).followedBy(copyVolume(guidA, 10, 3), switchVolume(guidA)),
 		} {
 			outcomes := map[bool]int{}
 			for _, l := range crashLayouts(t) {

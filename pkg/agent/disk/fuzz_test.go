@@ -35,9 +35,10 @@ func FuzzEntries(f *testing.F) {
 		reserved := record(1, entry{typeGUID: TypeReserved, guid: guidA, extent: extentMiB(2, 3), name: "x", attributes: AttributeEphemeral}, sector)
 		wiping := record(2, entry{typeGUID: TypeWiping, guid: guidB, extent: extentMiB(5, 3)}, sector)
 		raw := record(1000, entry{typeGUID: TypeFormatted, guid: guidC, extent: extentMiB(8, 3), attributes: AttributeRaw}, sector)
+		copying := record(3, entry{typeGUID: TypeCopying, guid: c3, extent: extentMiB(12, 3), attributes: AttributeRaw}, sector)
 		other := record(300, foreignEntry(l, 300, 60*units.MiB/sector, 61*units.MiB/sector), sector)
 		f.Add(meta, sector == 4096)
-		f.Add(bytes.Join([][]byte{meta, reserved, wiping, raw, other}, nil), sector == 4096)
+		f.Add(bytes.Join([][]byte{meta, reserved, wiping, raw, copying, other}, nil), sector == 4096)
 		f.Add(bytes.Join([][]byte{meta, reserved, record(7, entry{typeGUID: TypeFormatted, guid: guidC, extent: extentMiB(4, 2)}, sector)}, nil), sector == 4096)
 		f.Add(bytes.Join([][]byte{meta, meta[:2], make([]byte, entrySize)}, nil), sector == 4096)
 	}
@@ -76,7 +77,10 @@ func FuzzEntries(f *testing.F) {
 		}
 		changes := []step{reserve(c2, 40, 1), prepareFormat(c2), setPhase(c2, Formatted), growVolume(c2, 2), setPhase(c2, Wiping), removeVolume(c2)}
 		for _, e := range s.table.entries {
-			if e.isVolume() && phaseOf[e.typeGUID] != Wiping {
+			if e.phase() == Formatted {
+				changes = append(changes, copyVolume(e.guid, 50, e.extent.Len()/units.MiB), switchVolume(e.guid), removeVolume(copyOf(e.guid)))
+			}
+			if e.isVolume() && e.phase() != Wiping {
 				changes = append(changes, setPhase(e.guid, Wiping))
 			}
 		}
@@ -94,7 +98,7 @@ func FuzzEntries(f *testing.F) {
 					changed++
 				}
 			}
-			if changed > 1 {
+			if changed > 1 && (changed > 2 || change.name != "switch") {
 				t.Fatalf("%s changed %d entries", change.name, changed)
 			}
 			again, _, err := m.clone().openTable(t, l, false)

@@ -36,8 +36,8 @@ func (d *Disk) growthExtent(partition string, length int64) (extent.Extent, erro
 	if err != nil {
 		return extent.Extent{}, err
 	}
-	if phaseOf[e.typeGUID] == Wiping {
-		return extent.Extent{}, fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
+	if err := e.phase().checkUsable(partition); err != nil {
+		return extent.Extent{}, err
 	}
 	if length <= e.extent.Len() {
 		return extent.Extent{}, nil

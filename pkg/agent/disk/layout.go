@@ -32,6 +32,7 @@ const (
 	TypeReserved  = "fea44b31-d2d4-414c-b7a3-cbfbbdd1620f"
 	TypeFormatted = "838cf6ab-1c2e-4455-bc96-31cb71706c79"
 	TypeWiping    = "d1d645c5-53d4-4695-a071-e0662fe23b2e"
+	TypeCopying   = "89f1573b-262b-482f-9281-fa91739bf7e7"
 )
 
 // Attributes of a volume's entry. Bits 48 to 63 belong to the partition's type.

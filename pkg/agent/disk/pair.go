@@ -69,13 +69,19 @@ func (p *copyPair) current() tableCopy {
 	return tableCopy{id: decodeGUID(header[56:72]).String(), array: array}
 }
 
-// put changes one entry in both copies. onChecked, if set, is called after the medium was checked, before anything else
-// is written.
-func (p *copyPair) put(ctx context.Context, index int, entryBytes []byte, onChecked func() error) error {
+// entryChange is an entry of the table with the bytes that it will have.
+type entryChange struct {
+	index int
+	bytes []byte
+}
+
+// put changes entries in both copies, all of them or none. onChecked, if set, is called after the medium was checked,
+// before anything else is written.
+func (p *copyPair) put(ctx context.Context, changes []entryChange, onChecked func() error) error {
 	if err := p.beforePut(ctx, onChecked); err != nil {
 		return err
 	}
-	to := p.renderWith(index, entryBytes)
+	to := p.renderWith(changes...)
 	// Until the backup is complete the primary is the old one. From then on the backup is the new one.
 	if err := p.write(ctx, []batch{p.l.diff(p.onDisk.backup, to.backup), p.l.diff(p.onDisk.primary, to.primary)}); err != nil {
 		return err
@@ -85,15 +91,15 @@ func (p *copyPair) put(ctx context.Context, index int, entryBytes []byte, onChec
 }
 
 // putPrimaryFirst is put, but returns when the primary is on the medium. completeBackup does the rest.
-func (p *copyPair) putPrimaryFirst(ctx context.Context, index int, entryBytes []byte, onChecked func() error) error {
+func (p *copyPair) putPrimaryFirst(ctx context.Context, change entryChange, onChecked func() error) error {
 	if p.state == pairBackupAhead {
 		// If the primary were lost meanwhile, the change that is prepared in the backup would take effect.
-		return p.put(ctx, index, entryBytes, onChecked)
+		return p.put(ctx, []entryChange{change}, onChecked)
 	}
 	if err := p.beforePut(ctx, onChecked); err != nil {
 		return err
 	}
-	to := p.renderWith(index, entryBytes)
+	to := p.renderWith(change)
 	batches := []batch{p.l.diff(p.onDisk.primary, to.primary), p.l.diff(p.onDisk.backup, to.backup)}
 	if err := p.tryWrite(batches[:1]); err != nil {
 		if err := p.rewriteAll(ctx, batches, err); err != nil {
@@ -109,21 +115,21 @@ func (p *copyPair) putPrimaryFirst(ctx context.Context, index int, entryBytes []
 
 // prepare writes a likely next change into the backup. The table does not change, because the primary counts. A put of
 // the same change then only writes the primary. Any other change writes the backup again.
-func (p *copyPair) prepare(ctx context.Context, index int, entryBytes []byte) error {
+func (p *copyPair) prepare(ctx context.Context, change entryChange) error {
 	if p.state == pairBackupPending && p.checkUnchanged(p.primaryHeader()) == nil {
-		return p.prepareFromPending(ctx, index, entryBytes)
+		return p.prepareFromPending(ctx, change)
 	}
 	if err := p.beforeChange(ctx); err != nil {
 		return err
 	}
-	return p.writeBackup(ctx, p.renderWith(index, entryBytes).backup, pairBackupAhead)
+	return p.writeBackup(ctx, p.renderWith(change).backup, pairBackupAhead)
 }
 
 // prepareFromPending is prepare in state backup pending. The backup changes from the table before to the prepared one,
 // and never holds the present table.
-func (p *copyPair) prepareFromPending(ctx context.Context, index int, entryBytes []byte) error {
+func (p *copyPair) prepareFromPending(ctx context.Context, change entryChange) error {
 	primary, meant := p.unverified[0], p.pending[0]
-	to := p.renderWith(index, entryBytes).backup
+	to := p.renderWith(change).backup
 	backup := p.l.diff(p.onDisk.backup, to)
 	// The medium does not have the pending change yet.
 	for _, w := range meant.changed {
@@ -147,7 +153,7 @@ func (p *copyPair) undoPrepare(ctx context.Context) error {
 	if err := p.beforeChange(ctx); err != nil {
 		return err
 	}
-	return p.writeBackup(ctx, p.renderWith(MetaEntry, bytes.Clone(p.current().entryBytes(MetaEntry))).backup, pairInSync)
+	return p.writeBackup(ctx, p.renderWith().backup, pairInSync)
 }
 
 // completeBackup finishes what putPrimaryFirst began.
@@ -212,8 +218,8 @@ func (p *copyPair) checkUnchanged(parts ...sectorWrite) error {
 	return nil
 }
 
-// renderWith renders the present copies with one entry's bytes replaced, into the spare.
-func (p *copyPair) renderWith(index int, entryBytes []byte) copies {
+// renderWith renders the present copies with the bytes of some entries replaced, into the spare.
+func (p *copyPair) renderWith(changes ...entryChange) copies {
 	now := p.current()
 	for _, to := range []struct {
 		location
@@ -221,7 +227,9 @@ func (p *copyPair) renderWith(index int, entryBytes []byte) copies {
 	}{{p.l.primary(), p.spareCopies.primary}, {p.l.backup(), p.spareCopies.backup}} {
 		header, array := p.l.split(to.location, to.data)
 		copy(array, now.array)
-		copy(array[(index-1)*entrySize:index*entrySize], entryBytes)
+		for _, c := range changes {
+			copy(array[(c.index-1)*entrySize:c.index*entrySize], c.bytes)
+		}
 		encodeHeader(header, p.l, to.location, now.id, crc32.ChecksumIEEE(array))
 	}
 	return p.spareCopies

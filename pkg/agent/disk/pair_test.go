@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -56,10 +57,17 @@ func TestCopyPair(t *testing.T) {
 			var op string
 			switch random.IntN(5) {
 			case 0:
-				op, err = "put", p.put(withoutLogs(t), index, slot, nil)
-				model = copyPairModel{primary: with(old.primary), backup: with(old.primary), state: pairInSync}
+				changes, next := []entryChange{{index, slot}}, with(old.primary)
+				if random.IntN(2) == 0 {
+					// Two entries change, as in a move.
+					other, bytes := 1+(index+random.IntN(199))%200, slices.Repeat([]byte{byte(random.Uint32())}, entrySize)
+					changes = append(changes, entryChange{other, bytes})
+					copy(next[(other-1)*entrySize:], bytes)
+				}
+				op, err = "put", p.put(withoutLogs(t), changes, nil)
+				model = copyPairModel{primary: next, backup: next, state: pairInSync}
 			case 1:
-				op, err = "putPrimaryFirst", p.putPrimaryFirst(withoutLogs(t), index, slot, nil)
+				op, err = "putPrimaryFirst", p.putPrimaryFirst(withoutLogs(t), entryChange{index, slot}, nil)
 				model = copyPairModel{primary: with(old.primary), backup: old.primary, state: pairBackupPending}
 				// In state backup ahead, or after an error for which everything was written again, the copies are as
 				// after put.
@@ -67,7 +75,7 @@ func TestCopyPair(t *testing.T) {
 					model.backup, model.state = model.primary, pairInSync
 				}
 			case 2:
-				op, err = "prepare", p.prepare(withoutLogs(t), index, slot)
+				op, err = "prepare", p.prepare(withoutLogs(t), entryChange{index, slot})
 				model = copyPairModel{primary: old.primary, backup: with(old.primary), state: pairBackupAhead}
 			case 3:
 				op, err = "completeBackup", p.completeBackup(withoutLogs(t))
@@ -137,9 +145,9 @@ func TestCopyPair(t *testing.T) {
 func TestCopyPairOfAnotherDisk(t *testing.T) {
 	slot := bytes.Repeat([]byte{7}, entrySize)
 	for name, do := range map[string]func(p *copyPair) error{
-		"put":             func(p *copyPair) error { return p.put(withoutLogs(t), 3, slot, nil) },
-		"putPrimaryFirst": func(p *copyPair) error { return p.putPrimaryFirst(withoutLogs(t), 3, slot, nil) },
-		"prepare":         func(p *copyPair) error { return p.prepare(withoutLogs(t), 3, slot) },
+		"put":             func(p *copyPair) error { return p.put(withoutLogs(t), []entryChange{{3, slot}}, nil) },
+		"putPrimaryFirst": func(p *copyPair) error { return p.putPrimaryFirst(withoutLogs(t), entryChange{3, slot}, nil) },
+		"prepare":         func(p *copyPair) error { return p.prepare(withoutLogs(t), entryChange{3, slot}) },
 	} {
 		for _, l := range crashLayouts(t) {
 			m, _ := newFormattedDisk(t, l)

@@ -193,11 +193,28 @@ func readSlots(dev io.ReaderAt, t table) (map[string]slot, error) {
 			continue
 		}
 		at := t.slotOffset(e.index) - meta.Start
-		if s := decodeVolumeSlot(all[at:at+slotBytes], e.guid); s != (slot{}) {
+		s := decodeVolumeSlot(all[at:at+slotBytes], e.guid)
+		if s == (slot{}) {
+			s = t.slotOfMoved(all[at:at+slotBytes], e)
+		}
+		if s != (slot{}) {
 			slots[e.guid] = s
 		}
 	}
 	return slots, nil
+}
+
+// slotOfMoved returns what the slot of a move's other place holds. A crash beside the switch leaves the slot of the moved
+// volume there. It says how the volume is wiped, and that applies to the other place as well.
+func (t table) slotOfMoved(b []byte, e entry) slot {
+	if e.phase().hasDevice() {
+		return slot{}
+	}
+	moved, err := t.volume(decodeGUID(b[slotSumEnd+2 : slotContentsAt]).String())
+	if err != nil || moved.name != e.name {
+		return slot{}
+	}
+	return slot{wipe: decodeVolumeSlot(b, moved.guid).wipe}
 }
 
 // readSlots reads the slots of the volumes. If they cannot be read, the disk serves without them.
@@ -222,6 +239,26 @@ func (d *Disk) writeSlot(e entry, s slot) error {
 	return nil
 }
 
+// writeSlotProven is writeSlot with a flush, after which the slot is read back.
+func (d *Disk) writeSlotProven(e entry, s slot) error {
+	b, err := s.encode(e.guid)
+	if err != nil {
+		return err
+	}
+	w, err := d.store.slotWrite(e.index, b)
+	if err != nil {
+		return err
+	}
+	if err := d.store.tryWrite([]batch{wholeBatch(w)}); err != nil {
+		return fmt.Errorf("writing a note: %w", err)
+	}
+	if err := d.store.verify(w); err != nil {
+		return fmt.Errorf("writing a note: %w", err)
+	}
+	d.slots[e.guid] = s
+	return nil
+}
+
 // SetWipe records how a volume is wiped, for the case that its class is deleted. Errors: ErrNotFound, ErrInUse (the
 // volume is being wiped), ErrOutOfService.
 func (d *Disk) SetWipe(ctx context.Context, partition string, w WipeSettings) error {
@@ -233,7 +270,7 @@ func (d *Disk) SetWipe(ctx context.Context, partition string, w WipeSettings) er
 		if err != nil {
 			return err
 		}
-		if phaseOf[e.typeGUID] == Wiping {
+		if e.phase() == Wiping {
 			return fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
 		}
 		s := d.slots[partition]

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/berthdev/berth/pkg/extent"
 )
@@ -12,7 +13,8 @@ var (
 	ErrOverlap = errors.New("extent is not free")
 	// ErrNoEntry means that the table has no room for another volume.
 	ErrNoEntry = errors.New("partition table has no free entry")
-	// ErrInUse means that the volume, or the disk, is mounted or a process has its device open.
+	// ErrInUse means that the volume, or the disk, is mounted or a process has its device open. It also means that the
+	// volume is being wiped or moved.
 	ErrInUse = errors.New("volume is in use")
 	// ErrNotFound means that the disk has no such volume.
 	ErrNotFound = errors.New("no such volume")
@@ -31,7 +33,24 @@ const (
 	Formatted Phase = "Formatted"
 	// Wiping means that the volume is deleted and has no device. Its bytes are being zeroed and checked.
 	Wiping Phase = "Wiping"
+	// Copying means that the extent is the target of a move, and holds an incomplete copy of another volume. It has no
+	// device. Its Partition is the copy's, and Name and attributes are those of the volume.
+	Copying Phase = "Copying"
 )
+
+// hasDevice reports whether the kernel shows volumes of that phase.
+func (p Phase) hasDevice() bool { return p == Reserved || p == Formatted }
+
+// checkUsable returns ErrInUse for a volume in a phase without device.
+func (p Phase) checkUsable(partition string) error {
+	switch p {
+	case Wiping:
+		return fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
+	case Copying:
+		return fmt.Errorf("volume %s is the target of a move: %w", partition, ErrInUse)
+	}
+	return nil
+}
 
 // Volume is a partition of ours that holds a volume.
 type Volume struct {
@@ -55,7 +74,8 @@ type Volume struct {
 	// Index of the table's entry, from 1. Up to 254 also the number of the kernel's partition.
 	Index int
 	// Device is the block device of the volume. It is like /dev/dm-7 if the disk is mapped, else like /dev/nvme0n1p3,
-	// or /dev/loop7 for an index above 254. It is empty if the kernel does not show the volume, as in phase Wiping.
+	// or /dev/loop7 for an index above 254. It is empty if the kernel does not show the volume: in the phases Wiping and
+	// Copying, and while the volume is moved.
 	Device string
 	// Prezeroed is true when this Disk zeroed the whole extent and nothing has written to it since. Then mkfs need not
 	// clear it again.

@@ -291,9 +291,9 @@ func (s *soak) checkKernel(snapshot Snapshot) {
 		if p, ok := partitions[v.Index]; ok && p.extent == v.Extent && v.Device == "/dev/"+p.name {
 			delete(partitions, v.Index)
 		}
-		if v.Phase == Wiping {
+		if !v.Phase.hasDevice() {
 			if v.Device != "" {
-				s.fatalf("%+v is being wiped and has a device", v)
+				s.fatalf("%+v has a device", v)
 			}
 			continue
 		}
@@ -341,7 +341,7 @@ func (s *soak) checkTable(want []Volume) {
 	for _, e := range table.entries {
 		v, ok := s.volumes[e.guid]
 		switch {
-		case ok && (e.extent != v.Extent || phaseOf[e.typeGUID] != v.Phase || e.index != v.Index || e.name != v.Name):
+		case ok && (e.extent != v.Extent || e.phase() != v.Phase || e.index != v.Index || e.name != v.Name):
 			s.fatalf("the table has %+v, it should be %+v", e, v)
 		case !ok && e.isVolume():
 			s.fatalf("the table has %+v", e)

@@ -66,7 +66,7 @@ func (s *soak) createAgain() (soakOperation, bool) {
 		}
 		return err
 	}, func(err error) {
-		if v.Phase == Wiping {
+		if !v.Phase.hasDevice() {
 			s.mustBe(err, ErrInUse)
 		} else {
 			s.must(err)
@@ -147,7 +147,7 @@ func (s *soak) markFormatted() (soakOperation, bool) {
 		return soakOperation{}, false
 	}
 	return soakOperation{"mark", func() error { return s.d.MarkFormatted(s.ctx, v.Partition) }, func(err error) {
-		if v.Phase == Wiping {
+		if !v.Phase.hasDevice() {
 			s.mustBe(err, ErrInUse)
 			return
 		}
@@ -238,7 +238,7 @@ func unmountIdle(target, device string) error {
 }
 
 func (s *soak) grow() (soakOperation, bool) {
-	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase != Wiping && v.Extent.Len() < 8*units.MiB })
+	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase.hasDevice() && v.Extent.Len() < 8*units.MiB })
 	if v == nil {
 		return soakOperation{}, false
 	}
@@ -262,7 +262,7 @@ func (s *soak) grow() (soakOperation, bool) {
 }
 
 func (s *soak) growTooFar() (soakOperation, bool) {
-	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase != Wiping })
+	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase.hasDevice() })
 	if v == nil {
 		return soakOperation{}, false
 	}
@@ -321,7 +321,7 @@ func (s *soak) cutWipe() (soakOperation, bool) {
 
 // heldWipe tries to wipe a volume that a process has open exclusively.
 func (s *soak) heldWipe() (soakOperation, bool) {
-	v := s.pickVolume(func(v *soakVolume) bool { return v.mounted == "" && v.Phase != Wiping })
+	v := s.pickVolume(func(v *soakVolume) bool { return v.mounted == "" && v.Phase.hasDevice() })
 	if v == nil {
 		return soakOperation{}, false
 	}
@@ -335,6 +335,101 @@ func (s *soak) heldWipe() (soakOperation, bool) {
 		_, err = s.d.Wipe(s.ctx, v.Partition, WipeOptions{})
 		return err
 	}, func(err error) { s.mustBe(err, ErrInUse) }}, true
+}
+
+// move moves a volume, perhaps into more space, or takes up a move.
+func (s *soak) move() (soakOperation, bool) {
+	v, o, possible := s.planMove()
+	if !possible {
+		return soakOperation{}, false
+	}
+	if v.mounted != "" {
+		return soakOperation{"move of mounted", func() error {
+			_, err := s.d.Move(s.ctx, o)
+			return err
+		}, func(err error) { s.mustBe(err, ErrInUse) }}, true
+	}
+	name := "move"
+	if s.volumes[o.Copy] != nil {
+		name = "move on"
+	}
+	var moved Volume
+	return soakOperation{name, func() (err error) {
+		moved, err = s.d.Move(s.ctx, o)
+		return err
+	}, func(err error) {
+		s.must(err)
+		s.switchVolume(v, o, moved.Index)
+	}}, true
+}
+
+// cutMove is what a move leaves that ends after its first bytes. The volumes are too short to cut a real one.
+func (s *soak) cutMove() (soakOperation, bool) {
+	v, o, possible := s.planMove()
+	if !possible || v.mounted != "" {
+		return soakOperation{}, false
+	}
+	junk := s.pattern(units.MiB)
+	return soakOperation{"cut move", func() error {
+		err := s.d.runInWorker(s.ctx, func(ctx context.Context) error {
+			e, err := s.d.store.table.volume(o.Partition)
+			if err == nil {
+				_, _, _, err = s.d.ensureTarget(ctx, e, o)
+				s.d.publish()
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		_, err = s.d.device.WriteAt(junk, o.Extent.Start)
+		return err
+	}, func(err error) {
+		s.must(err)
+		copy(s.want[o.Extent.Start:], junk)
+		s.knownZero = s.knownZero.Remove(o.Extent)
+		if s.volumes[o.Copy] != nil {
+			return
+		}
+		found, _ := ptr(s.d.Snapshot()).Volume(o.Copy)
+		c := v.Volume
+		c.Partition, c.Extent, c.Phase, c.Note, c.Index = o.Copy, o.Extent, Copying, "", found.Index
+		s.highest = max(s.highest, c.Index)
+		s.volumes[o.Copy] = &soakVolume{Volume: c}
+	}}, true
+}
+
+// planMove chooses a volume and a place for it: that of its copy, if there is one.
+func (s *soak) planMove() (*soakVolume, MoveOptions, bool) {
+	fits := func(v *soakVolume) bool {
+		c := s.volumes[copyOf(v.Partition)]
+		return v.Phase == Formatted && (c == nil || c.Phase == Copying && c.Extent.Len() >= v.Extent.Len() && !s.claimedVolumes[c.Partition])
+	}
+	v := s.pickVolume(fits)
+	if v == nil {
+		return nil, MoveOptions{}, false
+	}
+	o := MoveOptions{Partition: v.Partition, Copy: copyOf(v.Partition)}
+	s.claimedVolumes[o.Copy] = true
+	if c := s.volumes[o.Copy]; c != nil {
+		o.Extent = c.Extent
+		return v, o, true
+	}
+	var ok bool
+	o.Extent, ok = s.reserveExtent(v.Extent.Len()/units.MiB + s.random.Int64N(2))
+	return v, o, ok && len(s.volumes) < 16
+}
+
+// switchVolume is a move in the model.
+func (s *soak) switchVolume(v *soakVolume, o MoveOptions, index int) {
+	old := v.Volume
+	old.Partition, old.Phase, old.Note = o.Copy, Wiping, ""
+	s.volumes[o.Copy] = &soakVolume{Volume: old}
+	n := copy(s.want[o.Extent.Start:o.Extent.End], s.want[v.Extent.Start:v.Extent.End])
+	s.wantZeros(extent.Extent{Start: o.Extent.Start + int64(n), End: o.Extent.End})
+	s.knownZero = s.knownZero.Remove(o.Extent)
+	v.Extent, v.Index = o.Extent, index
+	s.highest = max(s.highest, index)
 }
 
 func (s *soak) checkDisk() (soakOperation, bool) {

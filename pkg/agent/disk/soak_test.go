@@ -40,7 +40,7 @@ func soakDisk(t *testing.T, sector, operations int, seed uint64) {
 	t.Logf("seed %d: %d operations in %v, %d tables compared, %d shown to the tools, volumes up to entry %d: %v",
 		seed, s.done, time.Since(begin).Round(time.Second), s.tables, s.shown, s.highest, s.counts)
 	for _, name := range []string{
-		"create", "create raw", "create again", "overlap", "format", "mkfs", "mark", "write", "mount", "unmount", "grow", "grow too far", "wipe Zero",
+		"create", "create raw", "create again", "overlap", "format", "mkfs", "mark", "write", "mount", "unmount", "grow", "grow too far", "move", "move on", "move of mounted", "cut move", "wipe Zero",
 		"wipe Overwrite", "wipe SecureDiscard", "wipe None", "cut wipe", "held wipe", "check", "reopen", "reboot", "damage", "other agent", "at once",
 	} {
 		if s.counts[name] == 0 {
@@ -108,7 +108,7 @@ func (s *soak) planOperation() (soakOperation, bool) {
 	ways := []func() (soakOperation, bool){
 		s.create, s.create, s.create, s.createRaw, s.createAgain, s.overlap,
 		s.format, s.format, s.mkfs, s.markFormatted, s.write, s.write, s.mount, s.unmount, s.unmount,
-		s.grow, s.grow, s.growTooFar, s.wipe, s.wipe, s.wipe, s.cutWipe, s.heldWipe, s.checkDisk,
+		s.grow, s.grow, s.growTooFar, s.move, s.move, s.cutMove, s.wipe, s.wipe, s.wipe, s.cutWipe, s.heldWipe, s.checkDisk,
 	}
 	return ways[s.random.IntN(len(ways))]()
 }

@@ -81,6 +81,31 @@ func growVolume(guid string, length int64) step {
 	}}
 }
 
+// copyOf is the GUID of a volume's copy.
+func copyOf(guid string) string { return uuid.NewSHA1(uuid.Nil, []byte("copy of "+guid)).String() }
+
+// copyVolume makes the target of a move, as Move does.
+func copyVolume(guid string, start, length int64) step {
+	return step{name: "copy", do: func(t testing.TB, s *store) error {
+		next, e, err := s.table.withCopy(guid, copyOf(guid), extentMiB(start, length))
+		if err != nil {
+			return err
+		}
+		return s.put(withoutLogs(t), next, e)
+	}}
+}
+
+// switchVolume makes the copy the volume, as Move does.
+func switchVolume(guid string) step {
+	return step{name: "switch", do: func(t testing.TB, s *store) error {
+		next, volume, old, err := s.table.withMoved(guid, copyOf(guid))
+		if err != nil {
+			return err
+		}
+		return s.putMoved(withoutLogs(t), next, volume, old, nil)
+	}}
+}
+
 // reservePrimaryFirst is a reserve as Create makes it, with what the worker does afterwards.
 func reservePrimaryFirst(guid string, start, length int64) step {
 	return reserveUnfinished(guid, start, length).followedBy(step{name: "finish", do: func(t testing.TB, s *store) error { return s.finish(withoutLogs(t)) }})
@@ -154,6 +179,12 @@ func volumeLife() []step {
 		reserve(uuid.NewSHA1(uuid.Nil, []byte("x")).String(), 47, 1).followedBy(
 			prepareFormat(uuid.NewSHA1(uuid.Nil, []byte("x")).String()), growVolume(c3, 3), setPhase(uuid.NewSHA1(uuid.Nil, []byte("x")).String(), Formatted)),
 		setPhase(c3, Wiping), removeVolume(c3),
+		// Moves: given up, done, and done while another change is prepared in the backup.
+		reserveRaw(c3, 57, 1), copyVolume(c3, 58, 2), setPhase(copyOf(c3), Wiping), removeVolume(copyOf(c3)),
+		copyVolume(c3, 58, 1), switchVolume(c3), removeVolume(copyOf(c3)),
+		setPhase(guidC, Wiping), removeVolume(guidC),
+		copyVolume(c3, 2, 2).followedBy(prepareFormat(c6), switchVolume(c3), setPhase(c6, Formatted)),
+		removeVolume(copyOf(c3)),
 	)
 }
 
@@ -182,7 +213,7 @@ func randomStep(random *rand.Rand, now table) step {
 		if !e.isVolume() {
 			continue
 		}
-		switch phaseOf[e.typeGUID] {
+		switch e.phase() {
 		case Reserved:
 			possible = append(possible, setPhase(e.guid, Formatted), prepareFormat(e.guid).followedBy(setPhase(e.guid, Formatted)), setPhase(e.guid, Wiping))
 			if len(possible) > 4 {
@@ -191,11 +222,18 @@ func randomStep(random *rand.Rand, now table) step {
 			}
 		case Formatted:
 			possible = append(possible, setPhase(e.guid, Wiping))
+			if c, err := now.volume(copyOf(e.guid)); err != nil && now.free().Contains(extent.New(start*units.MiB, e.extent.Len())) {
+				possible = append(possible, copyVolume(e.guid, start, e.extent.Len()/units.MiB), copyVolume(e.guid, start, e.extent.Len()/units.MiB).followedBy(switchVolume(e.guid)))
+			} else if err == nil && c.phase() == Copying && c.extent.Len() >= e.extent.Len() {
+				possible = append(possible, switchVolume(e.guid), switchVolume(e.guid))
+			}
 			if e.extent.End < 53*units.MiB && now.free().Contains(extent.New(e.extent.End, units.MiB)) {
 				possible = append(possible, growVolume(e.guid, e.extent.Len()/units.MiB+1))
 			}
 		case Wiping:
 			possible = append(possible, removeVolume(e.guid))
+		case Copying:
+			possible = append(possible, setPhase(e.guid, Wiping))
 		}
 	}
 	if len(possible) == 0 {

@@ -167,25 +167,40 @@ func (s *store) probe(ctx context.Context) error {
 // put makes next the table of the disk: the present one with e in its place. After an error that wraps ErrOutOfService
 // the content of the disk is not known. After any other error nothing was written.
 func (s *store) put(ctx context.Context, next table, e entry) error {
-	b, err := encodeEntry(next.layout, e)
-	if err != nil {
-		return err
+	return s.putNew(ctx, next, e, false, nil)
+}
+
+// putMoved is put of the two entries that a move changes, in one write of the table. onChecked is that of putNew.
+func (s *store) putMoved(ctx context.Context, next table, a, b entry, onChecked func() error) error {
+	var changes []entryChange
+	for _, e := range []entry{a, b} {
+		c, err := changeTo(next.layout, e)
+		if err != nil {
+			return err
+		}
+		changes = append(changes, c)
 	}
-	return s.change(ctx, next, func() error { return s.copyPair.put(ctx, e.index, b, nil) })
+	return s.change(ctx, next, func() error { return s.copyPair.put(ctx, changes, onChecked) })
+}
+
+// changeTo is the change that puts the entry in its place.
+func changeTo(l layout, e entry) (entryChange, error) {
+	b, err := encodeEntry(l, e)
+	return entryChange{e.index, b}, err
 }
 
 // putNew is put of a new volume. onChecked is called after the medium was checked, before anything is written. With
 // primaryFirst, putNew returns when the entry is in the primary and on the medium. finish completes the backup.
 func (s *store) putNew(ctx context.Context, next table, e entry, primaryFirst bool, onChecked func() error) error {
-	b, err := encodeEntry(next.layout, e)
+	c, err := changeTo(next.layout, e)
 	if err != nil {
 		return err
 	}
 	return s.change(ctx, next, func() error {
 		if primaryFirst {
-			return s.copyPair.putPrimaryFirst(ctx, e.index, b, onChecked)
+			return s.copyPair.putPrimaryFirst(ctx, c, onChecked)
 		}
-		return s.copyPair.put(ctx, e.index, b, onChecked)
+		return s.copyPair.put(ctx, []entryChange{c}, onChecked)
 	})
 }
 
@@ -196,19 +211,19 @@ func (s *store) drop(ctx context.Context, next table, index int) error {
 
 // commit makes next the table of the disk. Its bytes are the present ones except for one entry.
 func (s *store) commit(ctx context.Context, next table, index int, entryBytes []byte) error {
-	return s.change(ctx, next, func() error { return s.copyPair.put(ctx, index, entryBytes, nil) })
+	return s.change(ctx, next, func() error { return s.copyPair.put(ctx, []entryChange{{index, entryBytes}}, nil) })
 }
 
 // prepare writes the first half of a put that is likely to come. The table does not change.
 func (s *store) prepare(ctx context.Context, next table, e entry) error {
-	b, err := encodeEntry(next.layout, e)
+	c, err := changeTo(next.layout, e)
 	if err != nil {
 		return err
 	}
 	if err := checkNext(next); err != nil {
 		return err
 	}
-	return s.recordResult(s.table, s.copyPair.prepare(ctx, e.index, b))
+	return s.recordResult(s.table, s.copyPair.prepare(ctx, c))
 }
 
 // undoPrepare undoes what prepare wrote: both copies are the same again.

@@ -23,11 +23,12 @@ type entry struct {
 
 // phaseOf maps the types of volumes to phases, typeOf the other way.
 var (
-	phaseOf = map[string]Phase{TypeReserved: Reserved, TypeFormatted: Formatted, TypeWiping: Wiping}
-	typeOf  = map[Phase]string{Reserved: TypeReserved, Formatted: TypeFormatted, Wiping: TypeWiping}
+	phaseOf = map[string]Phase{TypeReserved: Reserved, TypeFormatted: Formatted, TypeWiping: Wiping, TypeCopying: Copying}
+	typeOf  = map[Phase]string{Reserved: TypeReserved, Formatted: TypeFormatted, Wiping: TypeWiping, Copying: TypeCopying}
 )
 
-func (e entry) isVolume() bool { return phaseOf[e.typeGUID] != "" }
+func (e entry) phase() Phase   { return phaseOf[e.typeGUID] }
+func (e entry) isVolume() bool { return e.phase() != "" }
 func (e entry) isMeta() bool   { return e.typeGUID == TypeMeta }
 
 // table is the content of a disk's table, without a disk. It never changes: the methods that plan a change return a new
@@ -120,29 +121,35 @@ func (t table) volume(guid string) (entry, error) {
 
 // withNew plans a new volume in the lowest free entry.
 func (t table) withNew(o CreateOptions) (table, entry, error) {
-	if err := checkVolume(o.Partition, o.Name, o.Extent); err != nil {
-		return table{}, entry{}, err
-	}
-	if i := t.indexOf(o.Partition); i >= 0 {
-		return table{}, entry{}, fmt.Errorf("entry %d already has the GUID %s, at %v", t.entries[i].index, o.Partition, t.entries[i].extent)
-	}
-	if !t.free().Contains(o.Extent) {
-		return table{}, entry{}, fmt.Errorf("volume %s at %v: %w", o.Partition, o.Extent, ErrOverlap)
-	}
-	index, at := 1, 0
-	for at < len(t.entries) && t.entries[at].index == index {
-		index, at = index+1, at+1
-	}
-	if index > EntryCount {
-		return table{}, entry{}, fmt.Errorf("volume %s: all %d entries are taken: %w", o.Partition, EntryCount, ErrNoEntry)
-	}
-	made := entry{index: index, typeGUID: TypeReserved, guid: o.Partition, extent: o.Extent, name: o.Name}
+	made := entry{typeGUID: TypeReserved, guid: o.Partition, extent: o.Extent, name: o.Name}
 	if o.Ephemeral {
 		made.attributes |= AttributeEphemeral
 	}
 	if o.Raw {
 		made.attributes |= AttributeRaw
 		made.typeGUID = TypeFormatted
+	}
+	return t.withEntry(made)
+}
+
+// withEntry plans an entry for a volume, in the lowest free place of the table.
+func (t table) withEntry(made entry) (table, entry, error) {
+	if err := checkVolume(made.guid, made.name, made.extent); err != nil {
+		return table{}, entry{}, err
+	}
+	if i := t.indexOf(made.guid); i >= 0 {
+		return table{}, entry{}, fmt.Errorf("entry %d already has the GUID %s, at %v", t.entries[i].index, made.guid, t.entries[i].extent)
+	}
+	if !t.free().Contains(made.extent) {
+		return table{}, entry{}, fmt.Errorf("volume %s at %v: %w", made.guid, made.extent, ErrOverlap)
+	}
+	at := 0
+	made.index = 1
+	for at < len(t.entries) && t.entries[at].index == made.index {
+		made.index, at = made.index+1, at+1
+	}
+	if made.index > EntryCount {
+		return table{}, entry{}, fmt.Errorf("volume %s: all %d entries are taken: %w", made.guid, EntryCount, ErrNoEntry)
 	}
 	t.entries = slices.Insert(slices.Clone(t.entries), at, made)
 	return t, made, nil
@@ -153,6 +160,9 @@ func (t table) withLength(guid string, length int64) (table, entry, error) {
 	e, err := t.volume(guid)
 	if err != nil {
 		return table{}, entry{}, err
+	}
+	if !e.phase().hasDevice() {
+		return table{}, entry{}, fmt.Errorf("volume %s is %s and cannot grow", guid, e.phase())
 	}
 	if length%Alignment != 0 || length < e.extent.Len() {
 		return table{}, entry{}, fmt.Errorf("volume %s of %d bytes cannot get %d: a volume only grows, to a multiple of %d", guid, e.extent.Len(), length, Alignment)
@@ -178,8 +188,8 @@ func (t table) withPhase(guid string, to Phase) (table, entry, error) {
 	if err != nil {
 		return table{}, entry{}, err
 	}
-	from := phaseOf[e.typeGUID]
-	if from == Wiping || to == Reserved {
+	from := e.phase()
+	if from == Wiping || from == Copying && to != Wiping || to == Reserved || to == Copying {
 		return table{}, entry{}, fmt.Errorf("volume %s cannot go from %s to %s", guid, from, to)
 	}
 	i := t.indexOf(guid)
@@ -188,14 +198,60 @@ func (t table) withPhase(guid string, to Phase) (table, entry, error) {
 	return t, t.entries[i], nil
 }
 
+// withCopy plans the target of a move: a place for a copy of the volume.
+func (t table) withCopy(guid, copyGUID string, target extent.Extent) (table, entry, error) {
+	e, err := t.movable(guid)
+	if err != nil {
+		return table{}, entry{}, err
+	}
+	if target.Len() < e.extent.Len() {
+		return table{}, entry{}, fmt.Errorf("volume %s of %d bytes cannot move to %v: a volume never shrinks", guid, e.extent.Len(), target)
+	}
+	return t.withEntry(entry{typeGUID: TypeCopying, guid: copyGUID, extent: target, name: e.name, attributes: e.attributes})
+}
+
+// withMoved plans the end of a move. The entry of the copy becomes the volume. The volume's entry becomes a volume to
+// be wiped, with the copy's GUID.
+func (t table) withMoved(guid, copyGUID string) (next table, volume, old entry, err error) {
+	old, err = t.movable(guid)
+	if err != nil {
+		return table{}, entry{}, entry{}, err
+	}
+	volume, err = t.volume(copyGUID)
+	if err != nil {
+		return table{}, entry{}, entry{}, err
+	}
+	if volume.phase() != Copying || volume.extent.Len() < old.extent.Len() {
+		return table{}, entry{}, entry{}, fmt.Errorf("volume %s at %v cannot move to the volume %s at %v, which is %s", guid, old.extent, copyGUID, volume.extent, volume.phase())
+	}
+	from, to := t.indexOf(guid), t.indexOf(copyGUID)
+	volume.guid, volume.typeGUID, volume.name, volume.attributes = guid, old.typeGUID, old.name, old.attributes
+	old.guid, old.typeGUID = copyGUID, TypeWiping
+	t.entries = slices.Clone(t.entries)
+	t.entries[from], t.entries[to] = old, volume
+	return t, volume, old, nil
+}
+
+// movable returns the entry of a volume that can be moved. Only phase Formatted has anything to move.
+func (t table) movable(guid string) (entry, error) {
+	e, err := t.volume(guid)
+	if err != nil {
+		return entry{}, err
+	}
+	if e.phase() == Reserved {
+		return entry{}, fmt.Errorf("volume %s is Reserved: it holds nothing yet that could be moved", guid)
+	}
+	return e, e.phase().checkUsable(guid)
+}
+
 // without plans the end of a volume, which must have been wiped.
 func (t table) without(guid string) (table, error) {
 	e, err := t.volume(guid)
 	if err != nil {
 		return table{}, err
 	}
-	if phaseOf[e.typeGUID] != Wiping {
-		return table{}, fmt.Errorf("volume %s is %s: it must be wiped before its entry goes", guid, phaseOf[e.typeGUID])
+	if e.phase() != Wiping {
+		return table{}, fmt.Errorf("volume %s is %s: it must be wiped before its entry goes", guid, e.phase())
 	}
 	i := t.indexOf(guid)
 	t.entries = slices.Delete(slices.Clone(t.entries), i, i+1)

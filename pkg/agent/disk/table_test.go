@@ -146,6 +146,9 @@ func TestValidate(t *testing.T) {
 		{"in the head", []entry{volume(1, guidA, extentMiB(0, 1)), meta}, "not between"},
 		{"empty", []entry{volume(1, guidA, extentMiB(5, 0)), meta}, "not between"},
 		{"volume not aligned", []entry{volume(1, guidA, extent.New(2*units.MiB+512, units.MiB)), meta}, "not aligned"},
+		{"a copy beside its volume", []entry{volume(1, guidA, extentMiB(2, 5)), {index: 2, typeGUID: TypeCopying, guid: guidB, extent: extentMiB(7, 5)}, meta}, ""},
+		{"a copy over its volume", []entry{volume(1, guidA, extentMiB(2, 5)), {index: 2, typeGUID: TypeCopying, guid: guidB, extent: extentMiB(6, 5)}, meta}, "overlap"},
+		{"a copy that is not aligned", []entry{{index: 2, typeGUID: TypeCopying, guid: guidB, extent: extent.New(2*units.MiB+512, units.MiB)}, meta}, "not aligned"},
 		{"volume in a later entry", []entry{meta, volume(256, guidA, extentMiB(2, 1))}, ""},
 	} {
 		err := table{layout: l, id: diskID, entries: test.entries}.validate()
@@ -214,16 +217,27 @@ func TestPhases(t *testing.T) {
 	allowed := map[[2]Phase]bool{
 		{Reserved, Formatted}: true, {Reserved, Wiping}: true,
 		{Formatted, Formatted}: true, {Formatted, Wiping}: true,
+		{Copying, Wiping}: true,
 	}
-	for _, from := range []Phase{Reserved, Formatted, Wiping} {
+	for _, from := range []Phase{Reserved, Formatted, Wiping, Copying} {
 		start, _, err := newTable(l, diskID, metaID).withNew(CreateOptions{Partition: guidA, Extent: extentMiB(2, 1)})
-		if err == nil && from != Reserved {
+		switch {
+		case err != nil:
+		case from == Copying:
+			start.entries[0].typeGUID = TypeCopying
+		case from != Reserved:
 			start, _, err = start.withPhase(guidA, from)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, to := range []Phase{Reserved, Formatted, Wiping} {
+		if _, _, err := start.withLength(guidA, 2*units.MiB); (err == nil) != (from == Reserved || from == Formatted) {
+			t.Errorf("growth of a %s volume: %v", from, err)
+		}
+		if _, _, err := start.withCopy(guidA, guidB, extentMiB(5, 1)); (err == nil) != (from == Formatted) {
+			t.Errorf("a copy of a %s volume: %v", from, err)
+		}
+		for _, to := range []Phase{Reserved, Formatted, Wiping, Copying} {
 			if _, _, err := start.withPhase(guidA, to); (err == nil) != allowed[[2]Phase{from, to}] {
 				t.Errorf("%s to %s: %v", from, to, err)
 			}
@@ -304,6 +318,154 @@ func TestRandomLife(t *testing.T) {
 		}
 		if back, err := decode(l, encodeTable(t, tbl)); err != nil || !slices.Equal(back.entries, tbl.entries) {
 			t.Fatalf("%+v: %v", l, err)
+		}
+	}
+}
+
+// TestRandomMoves compares random plans of moves with an oracle, which has the owner of every MiB and the phase of every
+// volume. A move changes two entries, and the bytes of all others stay the same.
+func TestRandomMoves(t *testing.T) {
+	l, err := newLayout(64*units.MiB, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const end = 63 // where the managed area ends, in MiB
+	names := []string{"a", "b", "c", "d"}
+	possible := map[string][2]int{}
+	for seed := range uint64(20) {
+		random := rand.New(rand.NewPCG(seed, 31))
+		tbl := newTable(l, diskID, metaID)
+		var owner [end + 8]string
+		owner[0], owner[1] = "table", "meta"
+		for i := end; i < len(owner); i++ {
+			owner[i] = "table"
+		}
+		phases := map[string]Phase{}
+		lengthOf := func(name string) (n int64) {
+			for _, o := range owner {
+				if o == name {
+					n++
+				}
+			}
+			return n
+		}
+		free := func(start, length int64) bool {
+			for _, o := range owner[start : start+length] {
+				if o != "" {
+					return false
+				}
+			}
+			return length > 0
+		}
+		give := func(name string, start, length int64) {
+			for i := start; i < start+length; i++ {
+				owner[i] = name
+			}
+		}
+		rename := func(names map[string]string) {
+			for i, o := range owner {
+				if to, found := names[o]; found {
+					owner[i] = to
+				}
+			}
+		}
+		guidOf := func(name string) string { return uuid.NewSHA1(uuid.Nil, []byte(name)).String() }
+		for range 300 {
+			name := names[random.IntN(len(names))]
+			copyName, start, length := "copy of "+name, random.Int64N(end), random.Int64N(8)
+			guid, copyGUID := guidOf(name), guidOf(copyName)
+			var op string
+			var want bool
+			var next table
+			var err error
+			switch op = []string{"new", "format", "copy", "copy", "switch", "switch", "wipe", "drop", "give up", "drop copy"}[random.IntN(10)]; op {
+			case "new":
+				want = phases[name] == "" && free(start, length)
+				if next, _, err = tbl.withNew(CreateOptions{Partition: guid, Name: name, Extent: extentMiB(start, length), Ephemeral: true}); err == nil {
+					give(name, start, length)
+					phases[name] = Reserved
+				}
+			case "format":
+				want = phases[name] == Reserved || phases[name] == Formatted
+				if next, _, err = tbl.withPhase(guid, Formatted); err == nil {
+					phases[name] = Formatted
+				}
+			case "copy":
+				want = phases[name] == Formatted && phases[copyName] == "" && free(start, length) && length >= lengthOf(name)
+				if next, _, err = tbl.withCopy(guid, copyGUID, extentMiB(start, length)); err == nil {
+					give(copyName, start, length)
+					phases[copyName] = Copying
+				}
+			case "switch":
+				want = phases[name] == Formatted && phases[copyName] == Copying
+				if next, _, _, err = tbl.withMoved(guid, copyGUID); err == nil {
+					rename(map[string]string{name: copyName, copyName: name})
+					phases[copyName] = Wiping
+				}
+			case "wipe":
+				want = phases[name] == Reserved || phases[name] == Formatted
+				if next, _, err = tbl.withPhase(guid, Wiping); err == nil {
+					phases[name] = Wiping
+				}
+			case "give up":
+				want = phases[copyName] == Copying
+				if next, _, err = tbl.withPhase(copyGUID, Wiping); err == nil {
+					phases[copyName] = Wiping
+				}
+			case "drop", "drop copy":
+				gone := name
+				if op == "drop copy" {
+					gone = copyName
+				}
+				want = phases[gone] == Wiping
+				if next, err = tbl.without(guidOf(gone)); err == nil {
+					rename(map[string]string{gone: ""})
+					delete(phases, gone)
+				}
+			}
+			if (err == nil) != want {
+				t.Fatalf("%s of %s at %d+%d: %v, the oracle says %t; %v, %v", op, name, start, length, err, want, phases, owner)
+			}
+			count := possible[op]
+			if err != nil {
+				count[1]++
+				possible[op] = count
+				continue
+			}
+			count[0]++
+			possible[op] = count
+			if err := next.validate(); err != nil {
+				t.Fatal(err)
+			}
+			before, after, changed := encodeTable(t, tbl), encodeTable(t, next), 0
+			for i := 1; i <= EntryCount; i++ {
+				if !slices.Equal(before.entryBytes(i), after.entryBytes(i)) {
+					changed++
+				}
+			}
+			if most := map[bool]int{true: 2, false: 1}[op == "switch"]; changed != most && (op != "format" || changed != 0) {
+				t.Fatalf("%s changed %d entries", op, changed)
+			}
+			tbl = next
+			if len(tbl.entries) != len(phases)+1 {
+				t.Fatalf("%s: %v, the oracle has %v", op, describeEntries(tbl.entries), phases)
+			}
+			for name, phase := range phases {
+				e, err := tbl.volume(guidOf(name))
+				if err != nil || e.phase() != phase || e.name != strings.TrimPrefix(name, "copy of ") || e.attributes != AttributeEphemeral {
+					t.Fatalf("%s: %+v, %v; the oracle has %s as %s", op, e, err, name, phase)
+				}
+				for i := range int64(end) {
+					if e.extent.Contains(extentMiB(i, 1)) != (owner[i] == name) {
+						t.Fatalf("%s: %s is at %v, the oracle has %v", op, name, e.extent, owner)
+					}
+				}
+			}
+		}
+	}
+	for op, count := range possible {
+		if count[0] == 0 || count[1] == 0 {
+			t.Errorf("%s: %d were possible, %d were not", op, count[0], count[1])
 		}
 	}
 }

@@ -39,7 +39,7 @@ func (d *Disk) Format(ctx context.Context, partition string, mkfs func(ctx conte
 // prepareFormatted prepares the volume's phase Formatted.
 func (d *Disk) prepareFormatted(ctx context.Context, partition string) error {
 	e, err := d.store.table.volume(partition)
-	if err != nil || phaseOf[e.typeGUID] != Reserved {
+	if err != nil || e.phase() != Reserved {
 		return err
 	}
 	next, changed, err := d.store.table.withPhase(partition, Formatted)
@@ -55,11 +55,13 @@ func (d *Disk) setPhase(ctx context.Context, partition string, to Phase) error {
 	if err != nil {
 		return err
 	}
-	switch phaseOf[e.typeGUID] {
-	case to:
+	if e.phase() == to {
 		return nil
-	case Wiping:
-		return fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
+	}
+	if to != Wiping {
+		if err := e.phase().checkUsable(partition); err != nil {
+			return err
+		}
 	}
 	next, changed, err := d.store.table.withPhase(partition, to)
 	if err != nil {
@@ -82,6 +84,9 @@ func (d *Disk) attach(ctx context.Context, e entry) error {
 
 // reattach makes the volume's device match the entry.
 func (d *Disk) reattach(ctx context.Context, e entry) error {
+	if d.moving[e.guid] {
+		return fmt.Errorf("volume %s is being moved: %w", e.guid, ErrInUse)
+	}
 	node, err := d.attacherOf(e).attach(ctx, e)
 	if mayBeGone(err) {
 		return errors.Join(err, d.recheck(ctx))

@@ -142,25 +142,42 @@ func (d *Disk) wipe(ctx context.Context, w *WipeResult, o WipeOptions) error {
 	return d.runInWorker(ctx, func(ctx context.Context) error { return d.removeWiped(ctx, e, w.Policy != WipeNone) })
 }
 
-// beginWipe removes the volume's device and brings the volume into phase Wiping. It waits for a program that only looks
-// at the device (udev, blkid). The disk's other volumes do not wait.
+// beginWipe removes the volume's device and brings the volume into phase Wiping.
 func (d *Disk) beginWipe(ctx context.Context, w *WipeResult, o WipeOptions) (e entry, begun *zeroJob, err error) {
-	var inUse error
-	err = await(ctx, busyTimeout, func() (bool, error) {
-		var held bool
-		err := d.runInWorker(ctx, func(ctx context.Context) (err error) {
-			if e, err = d.store.table.volume(w.Partition); err != nil {
-				return err
-			}
-			w.Name, w.Extent = e.name, e.extent
-			if err = d.detachVolume(ctx, e); err != nil {
-				held = errors.Is(err, ErrInUse) && d.heldExclusively(e)
-				return err
-			}
+	err = d.afterDetaching(ctx, w.Partition,
+		func(found entry) error {
+			e, w.Name, w.Extent = found, found.name, found.extent
+			return nil
+		},
+		func(ctx context.Context, e entry) (err error) {
 			begun, err = d.markWiping(ctx, e, w, o)
 			return err
 		})
-		if errors.Is(err, ErrInUse) && !held {
+	return e, begun, err
+}
+
+// afterDetaching has the worker remove the volume's device, and call do in the same command. Before, it calls check with
+// the volume's entry. It waits for a program that only looks at the device (udev, blkid). The disk's other volumes do
+// not wait.
+func (d *Disk) afterDetaching(ctx context.Context, partition string, check func(entry) error, do func(context.Context, entry) error) error {
+	var inUse error
+	err := await(ctx, busyTimeout, func() (bool, error) {
+		looking := false
+		err := d.runInWorker(ctx, func(ctx context.Context) error {
+			e, err := d.store.table.volume(partition)
+			if err == nil {
+				err = check(e)
+			}
+			if err != nil {
+				return err
+			}
+			if err = d.detachVolume(ctx, e); err != nil {
+				looking = errors.Is(err, ErrInUse) && !d.heldExclusively(e)
+				return err
+			}
+			return do(ctx, e)
+		})
+		if looking {
 			inUse = err
 			return false, nil
 		}
@@ -169,7 +186,7 @@ func (d *Disk) beginWipe(ctx context.Context, w *WipeResult, o WipeOptions) (e e
 	if errors.Is(err, errTimeout) {
 		err = inUse
 	}
-	return e, begun, err
+	return err
 }
 
 // detachVolume removes the volume's device from the kernel, if it has it. ErrInUse means that it is open. Then the
@@ -211,7 +228,7 @@ func (d *Disk) markWiping(ctx context.Context, e entry, w *WipeResult, o WipeOpt
 		now.wipe.Policy = WipeZero
 	}
 	w.Policy = now.wipe.Policy
-	wiping := phaseOf[e.typeGUID] == Wiping
+	wiping := e.phase() == Wiping
 	if wiping && kept.wipe.Policy == now.wipe.Policy && kept.progress.fits(e.extent.Len()) {
 		now.progress = kept.progress
 	}
@@ -235,7 +252,7 @@ func (d *Disk) markWiping(ctx context.Context, e entry, w *WipeResult, o WipeOpt
 	}
 	if err != nil {
 		if !wiping && !errors.Is(err, ErrOutOfService) {
-			err = errors.Join(err, d.reattachUnlessWiping(ctx, e.guid))
+			err = errors.Join(err, d.giveDeviceBack(ctx, e.guid))
 		}
 		return nil, err
 	}
@@ -266,10 +283,10 @@ func (d *Disk) tryWriteSlot(ctx context.Context, e entry, s slot) {
 	d.slots[e.guid] = s
 }
 
-// reattachUnlessWiping gives the device back to a volume whose wipe has not begun.
-func (d *Disk) reattachUnlessWiping(ctx context.Context, partition string) error {
+// giveDeviceBack attaches a volume whose wipe has not begun, or whose move has ended.
+func (d *Disk) giveDeviceBack(ctx context.Context, partition string) error {
 	e, err := d.store.table.volume(partition)
-	if err != nil || phaseOf[e.typeGUID] == Wiping {
+	if err != nil || !e.phase().hasDevice() {
 		return err
 	}
 	err = d.attach(ctx, e)
@@ -292,6 +309,7 @@ func (d *Disk) removeWiped(ctx context.Context, e entry, zeroed bool) error {
 		return err
 	}
 	delete(d.slots, e.guid)
+	delete(d.unflushed, e.guid)
 	if zeroed {
 		d.zeroed = d.zeroed.Add(e.extent)
 	}

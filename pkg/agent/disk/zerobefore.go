@@ -45,8 +45,10 @@ func (d *Disk) startLongCall(ctx context.Context, partition string) (release fun
 func (d *Disk) afterZeroing(
 	ctx context.Context, partition string, plan func() (extent.Extent, int64, error), do func(context.Context) error,
 ) error {
-	if v, found := d.volumeNow(partition); found && v.Phase == Wiping {
-		return fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
+	if v, found := d.volumeNow(partition); found {
+		if err := v.Phase.checkUsable(partition); err != nil {
+			return err
+		}
 	}
 	release, err := d.startLongCall(ctx, partition)
 	if err != nil {
