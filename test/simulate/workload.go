@@ -132,8 +132,8 @@ func lognormalRest(r *rand.Rand) float64 {
 }
 
 // Growth. We found no published figures, so these are assumptions. A volume asks at random moments of its life, on
-// average once in four mean lives of the long-lived volumes: 16 days. It asks for 1.25 to 4 times its size. The least is
-// a cautious step, and the most is for a volume that was made far too small. The logarithm of the factor is even: as
+// average once in four mean lives of the long-lived volumes: 16 days. It asks for 1.25 to 4 times its size. The least
+// is a cautious step, and the most is for a volume that was made far too small. The logarithm of the factor is even: as
 // many ask for 1.25 to 1.5 times the size as for 2.5 to 3 times. None asks for more than a disk has.
 const (
 	growthEvery = 4 * longMean // hours
