@@ -24,7 +24,8 @@ type pieceStore struct {
 	*policyStore
 	most    int
 	volumes map[place]held // those in pieces, by the place of the first
-	placed  int            // in pieces, of the whole trace
+	// Of the whole trace: volumes placed, and of these in pieces.
+	placed, placedInPieces int
 }
 
 func newPieceStore(disks int, p *policy, most int, seed uint64) *pieceStore {
@@ -35,8 +36,13 @@ func newPieceStore(disks int, p *policy, most int, seed uint64) *pieceStore {
 }
 
 func (s *pieceStore) place(size int32, hours float64) (place, bool, error) {
-	if p, ok, err := s.policyStore.place(size, hours); ok || err != nil {
-		return p, ok, err
+	p, ok, err := s.policyStore.place(size, hours)
+	if err != nil {
+		return p, false, err
+	}
+	if ok {
+		s.placed++
+		return p, true, nil
 	}
 	v, ok := s.placeInPieces(size, s.most)
 	if !ok {
@@ -45,6 +51,7 @@ func (s *pieceStore) place(size int32, hours float64) (place, bool, error) {
 	first := place{v.node*disksPerNode + int32(v.pieces[0].disk), v.pieces[0].extent}
 	s.volumes[first] = v
 	s.placed++
+	s.placedInPieces++
 	return first, true, s.exchange(v.node, nil, v.pieces)
 }
 
@@ -97,7 +104,7 @@ func (p *plan) comparePieces(w io.Writer, t *trace, measures []*measure) error {
 	fmt.Fprintf(w, "### Placing in pieces, %d nodes, %d requests\n\n", t.disks/disksPerNode, measures[0].asked)
 	table(w, slices.Concat(measures, planned))
 	i := slices.Index(placedIn, targetPieces)
-	fmt.Fprintf(w, "With up to %d pieces BestFit would admit %s of the bytes that the bound admits (target: %.3f), with %d volumes in pieces.\n\n",
-		targetPieces, verdict(part(planned[i].placedBytes, measures[0].placedBytes), pieceTarget), pieceTarget, stores[i].placed)
+	fmt.Fprintf(w, "With up to %d pieces BestFit would admit %s of the bytes that the bound admits (target: %.3f). It would place %.2f %% of the volumes in pieces.\n\n",
+		targetPieces, verdict(part(planned[i].placedBytes, measures[0].placedBytes), pieceTarget), pieceTarget, 100*part(stores[i].placedInPieces, stores[i].placed))
 	return nil
 }

@@ -33,7 +33,7 @@ func (w *pieceWitness) place(size int32, hours float64) (place, bool, error) {
 		fewest = min(fewest, w.fewestOn(n, size))
 	}
 	single, _ := bestFit(w.cluster, nil, size)
-	placed := w.placed
+	placed, inPieces := w.placed, w.placedInPieces
 	p, ok, err := w.pieceStore.place(size, hours)
 	if err != nil {
 		return p, ok, err
@@ -46,10 +46,10 @@ func (w *pieceWitness) place(size int32, hours float64) (place, bool, error) {
 		w.refused++
 		return p, ok, err
 	case fewest == 1:
-		if p != single || w.placed != placed {
+		if p != single || w.placed != placed+1 || w.placedInPieces != inPieces {
 			w.t.Fatalf("%d GiB placed at %v, want %v, as BestFit does", size, p, single)
 		}
-	case len(w.volumes[p].pieces) != fewest || w.placed != placed+1:
+	case len(w.volumes[p].pieces) != fewest || w.placed != placed+1 || w.placedInPieces != inPieces+1:
 		w.t.Fatalf("%d GiB placed in %d pieces, want %d", size, len(w.volumes[p].pieces), fewest)
 	}
 	var got int64
@@ -107,8 +107,8 @@ func TestPlaceInPieces(t *testing.T) {
 	if _, err := run(trace, "pieces", w); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d placed in pieces, %d refused", w.placed, w.refused)
-	if w.placed < 10 || w.refused < 10 {
+	t.Logf("%d placed, %d in pieces, %d refused", w.placed, w.placedInPieces, w.refused)
+	if w.placedInPieces < 10 || w.refused < 10 {
 		t.Error("this shows little")
 	}
 }
