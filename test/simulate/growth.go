@@ -221,7 +221,7 @@ func (p *plan) compareGrowthByNode(w io.Writer) error {
 			}
 		}
 	}
-	fmt.Fprintf(w, "\nIn place, else in pieces, volumes get at least %s of what free bytes anywhere on the node would give, and %s in bytes (target: %.2f).\n\n",
+	fmt.Fprintf(w, "\nIn place, else in pieces: at least %s of the bound's requests, and %s of its bytes (target: %.2f).\n\n",
 		verdict(worst, growthTarget), verdict(worstBytes, growthTarget), growthTarget)
 	return nil
 }
