@@ -19,18 +19,20 @@ import (
 
 const (
 	// headBytes is the part of a disk that changes, and room the volume's part of it.
-	headBytes = 32 * units.MiB
+	headBytes = 48 * units.MiB
 )
 
 var (
-	volumeExtent = extent.New(4*units.MiB, 8*units.MiB)  // the volume
-	grownExtent  = extent.New(4*units.MiB, 12*units.MiB) // the volume after it has grown
+	volumeExtent = extent.New(4*units.MiB, 8*units.MiB)   // the volume
+	grownExtent  = extent.New(4*units.MiB, 12*units.MiB)  // the volume after it has grown
+	movedExtent  = extent.New(32*units.MiB, 12*units.MiB) // the volume after it has moved
 	// neighborExtent is a volume that exists all the time, on disks that have one.
 	neighborExtent = extent.New(20*units.MiB, 4*units.MiB)
 )
 
 const (
 	partition    = "a0000000-0000-5000-8000-00000000000a"
+	copyGUID     = "c0000000-0000-5000-8000-00000000000c"
 	neighborGUID = "b0000000-0000-5000-8000-00000000000b"
 )
 
@@ -85,8 +87,9 @@ func (l *loopDisk) removeVolumes(t *testing.T) {
 	})
 }
 
-// usedSpace is the space that has not been zeroed: beside the volume, and where it begins and grows to.
-var usedSpace = []extent.Extent{extent.New(2*units.MiB, 4*units.MiB), extent.New(10*units.MiB, 8*units.MiB)}
+// usedSpace is the space that has not been zeroed: beside the volume, where it begins and grows to, and
+// around where it moves to.
+var usedSpace = []extent.Extent{extent.New(2*units.MiB, 4*units.MiB), extent.New(10*units.MiB, 8*units.MiB), extent.New(30*units.MiB, 8*units.MiB), extent.New(43*units.MiB, 2*units.MiB)}
 
 // fillWithData fills a part of an image with data, as on a disk that was used before.
 func fillWithData(t *testing.T, image string, parts ...extent.Extent) {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/testenv"
 	"github.com/berthdev/berth/test/units"
 )
@@ -278,7 +279,8 @@ func (l *life) journal() string    { return filepath.Join(l.dir, "journal") }
 
 func (l *life) command() *exec.Cmd {
 	return exec.Command(l.program, "-device", l.path, "-mountpoint", l.mountpoint(), "-journal", l.journal(),
-		"-partition", partition, "-start", decimal(volumeExtent.Start), "-length", decimal(volumeExtent.Len()), "-grown", decimal(grownExtent.Len()))
+		"-partition", partition, "-start", decimal(volumeExtent.Start), "-length", decimal(volumeExtent.Len()), "-grown", decimal(grownExtent.Len()),
+		"-copy", copyGUID, "-moved", decimal(movedExtent.Start))
 }
 
 func decimal(n int64) string { return strconv.FormatInt(n, 10) }
@@ -324,7 +326,7 @@ func (l *life) check(t *testing.T, tools bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range []string{"adopted", "formatted", "written", "grown", "deleted", "wiped"} {
+	for _, line := range []string{"adopted", "formatted", "written", "grown", "moved", "deleted", "wiped"} {
 		if n := bytes.Count(journal, []byte(line)); n != 1 {
 			t.Errorf("the journal says %s %d times", line, n)
 		}
@@ -336,10 +338,12 @@ func (l *life) check(t *testing.T, tools bool) {
 	if n := bytes.Count(now, []byte("canary of a life")); n != 0 {
 		t.Errorf("%d canaries are left on the disk", n)
 	}
-	if !bytes.Equal(now[grownExtent.Start:grownExtent.End], make([]byte, grownExtent.Len())) {
-		t.Error("the volume's extent is not zero")
+	for _, e := range []extent.Extent{grownExtent, movedExtent} {
+		if !bytes.Equal(now[e.Start:e.End], make([]byte, e.Len())) {
+			t.Errorf("the volume's extent %v is not zero", e)
+		}
 	}
-	for _, e := range [][2]int64{{2 * units.MiB, grownExtent.Start}, {grownExtent.End, 30 * units.MiB}} {
+	for _, e := range [][2]int64{{2 * units.MiB, grownExtent.Start}, {grownExtent.End, movedExtent.Start}, {movedExtent.End, 46 * units.MiB}} {
 		if !bytes.Equal(now[e[0]:e[1]], l.template[e[0]:e[1]]) {
 			t.Errorf("bytes of others between %d and %d have changed", e[0], e[1])
 		}

@@ -20,6 +20,7 @@ const (
 	formatted = "formatted"
 	written   = "written"
 	grown     = "grown"
+	moved     = "moved"
 	deleted   = "deleted"
 	wiped     = "wiped"
 )

@@ -1,5 +1,5 @@
 // Command life runs the whole life of one volume on one disk. It adopts the disk, makes, formats, mounts, writes,
-// unmounts, grows and wipes the volume, and closes the disk. It records each finished step in a journal. When it is
+// unmounts, grows, moves and wipes the volume, and closes the disk. It records each finished step in a journal. When it is
 // killed at any moment and started again, it first compares the disk with the journal, and then continues like an
 // agent.
 package main
@@ -22,16 +22,18 @@ import (
 
 func main() {
 	l := &life{}
-	var start int64
+	var start, movedTo int64
 	flag.StringVar(&l.device, "device", "", "the disk")
 	flag.StringVar(&l.mountpoint, "mountpoint", "", "where the volume is mounted")
 	flag.StringVar(&l.journal.path, "journal", "", "the file that says what was finished")
 	flag.StringVar(&l.partition, "partition", "", "the volume's GUID")
+	flag.StringVar(&l.copy, "copy", "", "the GUID of the volume's copy while it moves")
+	flag.Int64Var(&movedTo, "moved", 0, "the first byte of the place that it moves to")
 	flag.Int64Var(&start, "start", 0, "the volume's first byte on the disk")
 	flag.Int64Var(&l.length, "length", 0, "the volume's length in bytes")
 	flag.Int64Var(&l.grown, "grown", 0, "the length in bytes that it grows to")
 	flag.Parse()
-	l.extent = extent.New(start, l.length)
+	l.extent, l.target = extent.New(start, l.length), extent.New(movedTo, l.grown)
 	if err := l.run(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -41,8 +43,8 @@ func main() {
 type life struct {
 	device, mountpoint string
 	journal            journal
-	partition          string
-	extent             extent.Extent
+	partition, copy    string
+	extent, target     extent.Extent
 	length, grown      int64
 }
 
@@ -110,17 +112,28 @@ func (l *life) checkAgainstJournal(s disk.Snapshot) error {
 		return err
 	}
 	v, found := s.Volume(l.partition)
-	if found && v.Extent != l.extent && v.Extent != extent.New(l.extent.Start, l.grown) {
+	longer := extent.New(l.extent.Start, l.grown)
+	if found && v.Extent != l.extent && v.Extent != longer && v.Extent != l.target {
 		return fmt.Errorf("the volume is at %v", v.Extent)
+	}
+	if c, moving := s.Volume(l.copy); moving {
+		from, to := c.Phase == disk.Copying && c.Extent == l.target && v.Extent == longer, c.Phase == disk.Wiping && c.Extent == longer && v.Extent == l.target
+		if !from && !to || v.Phase != disk.Formatted || !l.journal.has(grown) || l.journal.has(moved) || c.Device != "" {
+			return fmt.Errorf("there is the volume %+v and %+v", v, c)
+		}
 	}
 	switch j := &l.journal; {
 	case j.has(wiped):
-		if found || !s.Free.Contains(extent.New(l.extent.Start, l.grown)) {
+		if found || !s.Free.Contains(longer) || !s.Free.Contains(l.target) {
 			return fmt.Errorf("the volume was wiped, and there is %+v, free is %v", v, s.Free)
 		}
 	case j.has(deleted):
 		if found && v.Phase == disk.Reserved {
 			return fmt.Errorf("a deleted volume is %+v", v)
+		}
+	case j.has(moved):
+		if v.Phase != disk.Formatted || v.Extent != l.target {
+			return fmt.Errorf("the volume has moved, and there is %+v", v)
 		}
 	case j.has(grown):
 		if v.Phase != disk.Formatted || v.Extent.Len() != l.grown {
@@ -140,9 +153,9 @@ func (l *life) checkAgainstJournal(s disk.Snapshot) error {
 func (l *life) useVolume(ctx context.Context, d *disk.Disk) error {
 	e := l.extent
 	if v, found := snapshot(d).Volume(l.partition); found {
-		e = v.Extent // it may have grown
+		e = v.Extent // it may have grown, or moved
 	}
-	v, err := d.Create(ctx, disk.CreateOptions{Partition: l.partition, Name: "default/life", Extent: e, Note: "the note of a life"})
+	v, err := d.Create(ctx, disk.CreateOptions{Partition: l.partition, Name: "default/life", Extent: e, Note: note})
 	if err != nil {
 		return err
 	}
@@ -163,11 +176,35 @@ func (l *life) useVolume(ctx context.Context, d *disk.Disk) error {
 	if v, err = d.Grow(ctx, v.Partition, l.grown); err != nil {
 		return err
 	}
-	if v.Extent != extent.New(l.extent.Start, l.grown) {
+	if v.Extent != extent.New(l.extent.Start, l.grown) && v.Extent != l.target {
 		return fmt.Errorf("the volume grew to %v", v.Extent)
 	}
-	return l.journal.add(grown)
+	if err := l.journal.add(grown); err != nil {
+		return err
+	}
+	return l.moveVolume(ctx, d)
 }
+
+// moveVolume moves the volume, compares its file, and wipes the place that it has left.
+func (l *life) moveVolume(ctx context.Context, d *disk.Disk) error {
+	v, err := d.Move(ctx, disk.MoveOptions{Partition: l.partition, Copy: l.copy, Extent: l.target})
+	if err != nil {
+		return err
+	}
+	if v.Extent != l.target || v.Note != note {
+		return fmt.Errorf("the volume moved, and is %+v", v)
+	}
+	if err := l.writeOrCompare(v); err != nil {
+		return err
+	}
+	if _, err := d.Wipe(ctx, l.copy, disk.WipeOptions{}); err != nil && !errors.Is(err, disk.ErrNotFound) {
+		return err
+	}
+	return l.journal.add(moved)
+}
+
+// note is kept beside the volume.
+const note = "the note of a life"
 
 // writeOrCompare mounts the volume, writes its file, or compares it if it was written before, and unmounts it.
 func (l *life) writeOrCompare(v disk.Volume) error {
