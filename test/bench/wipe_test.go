@@ -122,10 +122,15 @@ func (w *wiping) full() disk.Volume {
 
 func (w *wiping) fill(device string) {
 	w.tb.Helper()
+	w.fillBytes(device, wipeSize)
+}
+
+func (w *wiping) fillBytes(device string, length int64) {
+	w.tb.Helper()
 	f, err := os.OpenFile(device, os.O_WRONLY, 0)
 	w.must(err)
 	data := bytes.Repeat([]byte("someone!"), int(units.MiB/8))
-	for range wipeSize / units.MiB {
+	for range length / units.MiB {
 		_, err := f.Write(data)
 		w.must(err)
 	}
