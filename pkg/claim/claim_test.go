@@ -198,3 +198,39 @@ func TestNotProvisioned(t *testing.T) {
 		}
 	}
 }
+
+// TestReadMoveTo asserts when a volume must be moved, and that a mistake in that does not end its service.
+func TestReadMoveTo(t *testing.T) {
+	to := place
+	to.Start += 9 * units.GiB
+	now := metav1.Now()
+	for name, test := range map[string]struct {
+		value  string
+		change func(*corev1.PersistentVolume)
+		moves  bool
+		fails  bool
+	}{
+		"moved":    {value: to.String(), moves: true},
+		"nowhere":  {value: "elsewhere", fails: true},
+		"no value": {},
+		"released": {value: to.String(), change: func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased }},
+		"failed":   {value: to.String(), change: func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeFailed }},
+		"deleted":  {value: to.String(), change: func(pv *corev1.PersistentVolume) { pv.DeletionTimestamp = &now }},
+	} {
+		_, pv := volumeFor(t, pvc("3Gi", nil), storageClass(map[string]string{diskv1alpha1.AttributeClass: "ssd"}))
+		if test.value != "" {
+			metav1.SetMetaDataAnnotation(&pv.ObjectMeta, diskv1alpha1.AnnotationMoveTo, test.value)
+		}
+		if test.change != nil {
+			test.change(pv)
+		}
+		got, err := ReadMoveTo(pv)
+		if (got != nil) != test.moves || test.moves && *got != to || (err != nil) != test.fails {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+		v, err := ReadVolume(pv)
+		if err != nil || (v.MoveTo != nil) != test.moves || v.Place != place {
+			t.Errorf("%s: the volume is %+v: %v", name, v, err)
+		}
+	}
+}

@@ -73,6 +73,8 @@ type Volume struct {
 	Place diskv1alpha1.Place
 	// Size in bytes that the volume must have: the PersistentVolume's capacity.
 	Size int64
+	// MoveTo is the place to which the volume must be moved, or to which it was moved last; nil if there is none.
+	MoveTo *diskv1alpha1.Place
 }
 
 // IsOurs reports whether a PersistentVolume is of our driver.
@@ -105,12 +107,27 @@ func ReadVolume(pv *corev1.PersistentVolume) (Volume, error) {
 	if capacity.Sign() <= 0 || capacity.CmpInt64(diskv1alpha1.MaxVolumeSize) > 0 {
 		return Volume{}, fmt.Errorf("PersistentVolume %s: capacity %s makes no sense", pv.Name, capacity.String())
 	}
+	// An annotation that cannot be read must not end the volume's service: the agent reports it.
+	moveTo, _ := ReadMoveTo(pv)
 	return Volume{
 		Name: pv.Name, UID: pv.UID, ID: csi.VolumeHandle, Partition: diskv1alpha1.PartitionID(csi.VolumeHandle),
 		Node: node, Class: csi.VolumeAttributes[diskv1alpha1.AttributeClass],
 		FSType: csi.FSType, Block: IsBlock(pv.Spec.VolumeMode), Place: place,
-		Size: max(place.Length, diskv1alpha1.AlignUp(capacity.Value())),
+		Size: max(place.Length, diskv1alpha1.AlignUp(capacity.Value())), MoveTo: moveTo,
 	}, nil
+}
+
+// ReadMoveTo reads where a volume must be moved. A volume that is released or deleted is not moved any more.
+func ReadMoveTo(pv *corev1.PersistentVolume) (*diskv1alpha1.Place, error) {
+	value, ok := pv.Annotations[diskv1alpha1.AnnotationMoveTo]
+	if !ok || pv.DeletionTimestamp != nil || pv.Status.Phase == corev1.VolumeReleased || pv.Status.Phase == corev1.VolumeFailed {
+		return nil, nil
+	}
+	to, err := diskv1alpha1.ParseMoveTo(value)
+	if err != nil {
+		return nil, err
+	}
+	return &to, nil
 }
 
 // nodeOf reads the node from the affinity, which is immutable, unlike the label.

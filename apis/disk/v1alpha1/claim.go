@@ -29,6 +29,11 @@ const (
 	// the volume on another disk than the one in its attributes, which cannot change. While that disk is away the
 	// volume is not made again.
 	AnnotationMovedTo = GroupName + "/moved-to"
+	// AnnotationMoveTo on a PersistentVolume is the place to which the node's agent moves the volume while no pod uses
+	// it. It is DISK/START/LENGTH: the id of the disk, and bytes. The scheduler sets it when the volume must grow and
+	// cannot where it is. The extent is reserved from then on. The scheduler removes the annotation when the node
+	// publishes the volume there.
+	AnnotationMoveTo = GroupName + "/move-to"
 	// AnnotationSettled on a PersistentVolume is the version that it had when the scheduler did not know whether its
 	// capacity had been raised. Writing the annotation makes a new version. So a raise that was still under way is
 	// refused as a conflict.
@@ -87,6 +92,14 @@ func PersistentVolumeID(partitionName, partition string) (string, bool) {
 	id := volumeIDPrefix + partitionName
 	_, ok := VolumeUUID(id)
 	return id, ok && PartitionID(id) == partition
+}
+
+// CopiedVolumeID is the CSI volume ID of the persistent volume to whose move the partition with that name and GUID
+// belongs. Copies bear the name of their volume.
+func CopiedVolumeID(partitionName, partition string) (string, bool) {
+	id := volumeIDPrefix + partitionName
+	_, ok := VolumeUUID(id)
+	return id, ok && CopyID(PartitionID(id)) == partition
 }
 
 // NodeLabel is the value of LabelNode for a node: its name, or a hash of it if the name is too long for a label.
@@ -211,6 +224,24 @@ func ParsePlace(attributes map[string]string) (Place, error) {
 		return Place{}, err
 	}
 	return p, p.validate()
+}
+
+// String writes the place as the value of AnnotationMoveTo.
+func (p Place) String() string {
+	return p.Disk + "/" + strconv.FormatInt(p.Start, 10) + "/" + strconv.FormatInt(p.Length, 10)
+}
+
+// ParseMoveTo reads the value of AnnotationMoveTo.
+func ParseMoveTo(value string) (Place, error) {
+	parts := strings.Split(value, "/")
+	if len(parts) != 3 {
+		return Place{}, fmt.Errorf("annotation %s is %.128q: it must be DISK/START/LENGTH", AnnotationMoveTo, value)
+	}
+	p, err := ParsePlace(map[string]string{AttributeDisk: parts[0], AttributeStart: parts[1], AttributeLength: parts[2]})
+	if err != nil {
+		return Place{}, fmt.Errorf("annotation %s is %.128q: %w", AnnotationMoveTo, value, err)
+	}
+	return p, nil
 }
 
 func parseBytes(attributes map[string]string, key string) (int64, error) {

@@ -43,6 +43,24 @@ func TestVolumeIDs(t *testing.T) {
 }
 
 // TestNodeLabel asserts that a short node name is its label, and that a long one becomes a label of valid length.
+// TestCopyID asserts that a copy leads to its volume, and to no other.
+func TestCopyID(t *testing.T) {
+	id, other := ClaimVolumeID("11111111-2222-4333-8444-555555555555"), ClaimVolumeID("11111111-2222-4333-8444-555555555556")
+	name, _ := VolumeUUID(id)
+	copied := CopyID(PartitionID(id))
+	if copied == PartitionID(id) || copied == CopyID(PartitionID(other)) || CopyID(copied) == PartitionID(id) {
+		t.Errorf("the copy of %s has the GUID %s", PartitionID(id), copied)
+	}
+	if got, ok := CopiedVolumeID(name, copied); !ok || got != id {
+		t.Errorf("%s with the name %s is a copy of %q: %t", copied, name, got, ok)
+	}
+	for name, partition := range map[string]string{name: PartitionID(id), "data": copied, "": copied, other[len(volumeIDPrefix):]: copied} {
+		if got, ok := CopiedVolumeID(name, partition); ok {
+			t.Errorf("%s with the name %q is a copy of %s", partition, name, got)
+		}
+	}
+}
+
 func TestNodeLabel(t *testing.T) {
 	if got := NodeLabel("node-1.example.org"); got != "node-1.example.org" {
 		t.Errorf("a short name became %s", got)
@@ -102,6 +120,14 @@ func TestPlace(t *testing.T) {
 	place := Place{Disk: uuid.NewString(), Extent: Extent{Start: 3 << 20, Length: 5 << 30}}
 	if back, err := ParsePlace(place.Attributes()); err != nil || back != place {
 		t.Errorf("%+v reads back as %+v: %v", place, back, err)
+	}
+	if back, err := ParseMoveTo(place.String()); err != nil || back != place {
+		t.Errorf("%s reads back as %+v: %v", place, back, err)
+	}
+	for _, value := range []string{"", "elsewhere", place.Disk, place.String() + "/1", "/3145728/5368709120", place.Disk + "/3145729/1048576", place.Disk + "/x/1048576"} {
+		if got, err := ParseMoveTo(value); err == nil || !strings.Contains(err.Error(), AnnotationMoveTo) {
+			t.Errorf("%q is read as %+v: %v", value, got, err)
+		}
 	}
 	for name, change := range map[string]map[string]string{
 		"no disk":       {AttributeDisk: ""},

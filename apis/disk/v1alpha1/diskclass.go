@@ -59,6 +59,7 @@ const (
 // +kubebuilder:validation:XValidation:rule="!has(self.mkfsOptions) || !has(self.fsType) || self.fsType != 'xfs' || self.mkfsOptions.all(o, o.matches('^(-b size=(1024|2048|4096)|-d agcount=[1-9][0-9]{0,3}|-d su=[1-9][0-9]{0,4}k,sw=[1-9][0-9]{0,2}|-i size=(512|1024|2048)|-i maxpct=([1-9]?[0-9]|100)|-l size=[1-9][0-9]{1,3}m|-m (reflink|rmapbt)=[01]|-n size=(4096|8192|16384|32768|65536))$'))",message="mkfsOptions has an option that xfs volumes cannot be made with: docs/operate/file-systems.md lists them"
 // +kubebuilder:validation:XValidation:rule="!has(self.mountOptions) || self.mountOptions.all(o, o.matches('^(noatime|relatime|strictatime|lazytime|nodiratime|nosuid|nodev|noexec|nosymfollow|(no)?discard|sync|dirsync|(usr|grp|prj)quota)$') || o.matches('^(commit=[1-9][0-9]{0,3}|data=(ordered|journal|writeback)|errors=(continue|remount-ro)|stripe=[0-9]{1,6}|init_itable=[1-9][0-9]{0,3}|noinit_itable|(no)?delalloc|(no)?auto_da_alloc|journal_checksum)$') || o.matches('^(allocsize=[1-9][0-9]{0,5}[kmg]|inode64|(no)?largeio|logbsize=(16|32|64|128|256)k|logbufs=[2-8]|swalloc|wsync)$'))",message="mountOptions has an option that volumes cannot be mounted with: docs/operate/file-systems.md lists them"
 // +kubebuilder:validation:XValidation:rule="!has(self.wipeRate) || quantity(string(self.wipeRate)).compareTo(quantity('1Mi')) >= 0",message="wipeRate must be at least 1Mi, in bytes a second"
+// +kubebuilder:validation:XValidation:rule="!has(self.moveRate) || quantity(string(self.moveRate)).compareTo(quantity('1Mi')) >= 0",message="moveRate must be at least 1Mi, in bytes a second"
 type DiskClassSpec struct {
 	// NodeSelector selects nodes by their labels. Without it, all nodes are selected.
 	// +optional
@@ -127,6 +128,11 @@ type DiskClassSpec struct {
 	// keeps some of its speed for other work. Without it there is no bound.
 	// +optional
 	WipeRate *resource.Quantity `json:"wipeRate,omitempty"`
+
+	// MoveRate bounds how many bytes a second a volume that is moved costs on its disk. Each of its bytes is read,
+	// written and read back. Without it there is no bound.
+	// +optional
+	MoveRate *resource.Quantity `json:"moveRate,omitempty"`
 }
 
 // Adoption says what decides that a blank device becomes a disk.

@@ -343,7 +343,7 @@ type Extent struct {
 
 // AllocationPhase is the phase of a volume's life. On the disk it is the partition's type.
 //
-// +kubebuilder:validation:Enum=Reserved;Formatted;Wiping
+// +kubebuilder:validation:Enum=Reserved;Formatted;Wiping;Copying
 type AllocationPhase string
 
 const (
@@ -353,6 +353,8 @@ const (
 	PhaseFormatted AllocationPhase = "Formatted"
 	// PhaseWiping: the volume is deleted, and its bytes are being wiped by the policy of its disk's class.
 	PhaseWiping AllocationPhase = "Wiping"
+	// PhaseCopying: a volume is being moved here. The partition holds an incomplete copy of it.
+	PhaseCopying AllocationPhase = "Copying"
 )
 
 // Allocation is a volume on a disk.
@@ -381,6 +383,10 @@ type Allocation struct {
 	// Wiping is the progress while the agent wipes the volume.
 	// +optional
 	Wiping *WipeProgress `json:"wiping,omitempty"`
+	// Copied is how many bytes of the volume have been copied here, in phase Copying. It is updated every few seconds.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Copied int64 `json:"copied,omitempty"`
 }
 
 // WipeProgress is the progress of a wipe. It is updated every few seconds.

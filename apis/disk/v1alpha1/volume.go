@@ -122,3 +122,9 @@ var partitionNamespace = uuid.NewSHA1(uuid.NameSpaceDNS, []byte(GroupName))
 func PartitionID(volumeID string) string {
 	return uuid.NewSHA1(partitionNamespace, []byte(volumeID)).String()
 }
+
+// CopyID is the GUID of the partition to which a volume is copied when it is moved. When the copy is complete, the two
+// partitions exchange their GUIDs: from then on this is the GUID of the earlier place, which is wiped.
+func CopyID(partition string) string {
+	return uuid.NewSHA1(partitionNamespace, []byte("copy:"+partition)).String()
+}
