@@ -48,6 +48,8 @@ type Ledger struct {
 	doubts map[string]map[string]struct{}
 	// grants are volumes that may grow, by the UID of the PersistentVolume.
 	grants map[string]grant
+	// plannedMoves are moves of PersistentVolumes that PlanMove has reserved, by UID.
+	plannedMoves map[string]plannedMove
 	// unseen are the names of PersistentVolumes that were added by AddVolume and not yet seen in an event, by UID.
 	unseen map[string]string
 	// deleted are the UIDs of the PersistentVolumes that were deleted last.
@@ -64,7 +66,7 @@ type Ledger struct {
 func New() *Ledger {
 	return &Ledger{
 		holders: map[string]*holder{}, index: index{}, recordedBy: map[string][]*holder{}, publishedBy: map[string]*node{}, alsoPublishedBy: map[string][]*node{}, owners: newOwners(),
-		doubts: map[string]map[string]struct{}{}, grants: map[string]grant{},
+		doubts: map[string]map[string]struct{}{}, grants: map[string]grant{}, plannedMoves: map[string]plannedMove{},
 		unseen: map[string]string{}, refusals: map[string]map[string]refusal{},
 	}
 }

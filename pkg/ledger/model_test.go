@@ -236,6 +236,11 @@ func (w *world) checkNotTaken(t *testing.T, e extent.Extent, owner string) (star
 		if !v.gone && start < v.end && v.start < end {
 			t.Fatalf("[%d,%d) reserved for %s, but volume %d has [%d,%d)", start, end, owner, v.id, v.start, v.end)
 		}
+		for _, m := range []*Move{v.move, v.planned} {
+			if m != nil && !v.gone && mib(start, end).Overlaps(m.Extent) {
+				t.Fatalf("[%d,%d) reserved for %s, but volume %d is moved to %v", start, end, owner, v.id, m.Extent)
+			}
+		}
 	}
 	return start
 }
@@ -327,6 +332,11 @@ func (w *world) free() extent.Set {
 		for at := v.start; at < v.end && !v.gone; at++ {
 			taken[at] = true
 		}
+		if v.move != nil && !v.gone {
+			for from, to := w.target(v); from < to; from++ {
+				taken[from] = true
+			}
+		}
 	}
 	var free []extent.Extent
 	for at, is := range taken {
@@ -369,6 +379,7 @@ func TestModel(t *testing.T) {
 		for _, v := range w.volumes {
 			if !v.gone {
 				restarted.SetVolume(v.uid, nodeName, v.record())
+				restarted.SetMove(v.uid, nodeName, v.version, v.move)
 			}
 		}
 		restarted.SetCapacity(nodeName, w.capacities[len(w.capacities)-1])

@@ -12,11 +12,27 @@ import (
 type volume struct {
 	id         int // negative: what is written on the disk
 	uid        string
-	start, end int // MiB, as recorded
+	start, end int // MiB, where it is, or will be
 	gone       bool
+
+	// version of the object in the API. recorded is where its attributes have it, created its length there.
+	version           uint64
+	recorded, created int
+	// move is where the API has it moved; nil if nowhere. planned is a move whose write is under way.
+	move, planned *Move
 }
 
-func (v *volume) record() Record { return Record{partition(v.id), diskID, mib(v.start, v.end)} }
+// record is what RecordOf of package diskcapacity returns.
+func (v *volume) record() Record {
+	length := v.end - v.start
+	if v.move != nil {
+		length = v.created
+	}
+	return Record{partition(v.id), diskID, mib(v.recorded, v.recorded+length)}
+}
+
+// copyOf is the id of the copy of a claim's volume.
+func copyOf(id int) int { return id - 100 }
 
 func (w *world) queueVolumeEvent(v *volume) {
 	w.queueEvent(func() {
@@ -24,6 +40,7 @@ func (w *world) queueVolumeEvent(v *volume) {
 			w.ledger.DeleteVolume(v.uid)
 		} else {
 			w.ledger.SetVolume(v.uid, nodeName, v.record())
+			w.ledger.SetMove(v.uid, nodeName, v.version, v.move)
 		}
 	})
 }
@@ -56,6 +73,10 @@ func (w *world) claim(t *testing.T) {
 	if _, length := w.onDisk(id); w.alive(id) != nil || length > 0 && !w.wiping[id] {
 		return
 	}
+	// The node wipes a volume's copy before it ends the volume.
+	if _, copied := w.onDisk(copyOf(id)); copied > 0 {
+		return
+	}
 	size, room := 1+w.rng.IntN(4), w.rng.IntN(2)
 	holder := fmt.Sprint("holder", len(w.volumes))
 	records, err := w.ledger.Reserve(holder, nodeName, []VolumeRequest{{
@@ -72,7 +93,7 @@ func (w *world) claim(t *testing.T) {
 		return
 	}
 	start := w.checkNotTaken(t, records[0].Extent, fmt.Sprint("volume ", id))
-	v := &volume{id: id, uid: fmt.Sprint("pv", len(w.volumes)), start: start, end: start + size}
+	v := &volume{id: id, uid: fmt.Sprint("pv", len(w.volumes)), start: start, end: start + size, version: 1, recorded: start, created: size}
 	switch outcome := w.rng.IntN(10); {
 	case outcome < 7: // made
 		w.volumes = append(w.volumes, v)
@@ -112,11 +133,15 @@ func (w *world) changeVolume(t *testing.T) {
 	}
 	v := w.volumes[w.rng.IntN(len(w.volumes))]
 	start, length := w.onDisk(v.id)
-	switch w.rng.IntN(4) {
-	case 0:
+	switch w.rng.IntN(8) {
+	case 0, 1:
 		w.realizeVolume(v, start, length)
-	case 1:
+	case 2:
 		w.grow(t, v)
+	case 3:
+		w.planMove(t, v)
+	case 4, 5:
+		w.moveOn(v, start, length)
 	default:
 		w.end(v, length)
 	}
@@ -124,7 +149,7 @@ func (w *world) changeVolume(t *testing.T) {
 
 // realizeVolume makes the volume on the disk, or grows it to its recorded length.
 func (w *world) realizeVolume(v *volume, start, length int) {
-	if v.gone || w.wiping[v.id] || length >= v.end-v.start {
+	if v.gone || w.wiping[v.id] || length >= v.end-v.start || v.move != nil {
 		return
 	}
 	if length == 0 {
@@ -161,6 +186,7 @@ func (w *world) grow(t *testing.T, v *volume) {
 		return
 	}
 	v.end = v.start + length
+	v.version++
 	w.queueVolumeEvent(v)
 }
 
@@ -181,12 +207,109 @@ func (w *world) end(v *volume, length int) {
 		v.gone = true
 		w.queueVolumeEvent(v)
 	case w.wiping[v.id]:
-		for at := range w.disk {
-			if w.disk[at] == v.id {
-				w.disk[at] = 0
-			}
-		}
+		w.replace(v.id, 0)
 		delete(w.wiping, v.id)
 		w.publish()
+	}
+}
+
+// planMove requests a larger size elsewhere. If it is granted, it is written later, or not.
+func (w *world) planMove(t *testing.T, v *volume) {
+	if v.gone || v.move != nil || v.planned != nil {
+		return
+	}
+	length := v.end - v.start + w.rng.IntN(4)
+	m, ok := w.ledger.PlanMove(v.uid, partition(copyOf(v.id)), v.version, int64(length)<<20)
+	if !ok {
+		return
+	}
+	if m.Extent.Len() != int64(length)<<20 {
+		t.Fatalf("a move of volume %d to %d MiB is planned as %v", v.id, length, m.Extent)
+	}
+	w.checkNotTaken(t, m.Extent, fmt.Sprint("the move of volume ", v.id))
+	v.planned = &m
+	version, outcome := v.version, w.rng.IntN(4)
+	w.queueEvent(func() {
+		if v.planned != &m {
+			return
+		}
+		v.planned = nil
+		switch {
+		case v.gone:
+			// The write was refused, and the end of the volume ends the move.
+			w.ledger.WithdrawMove(v.uid)
+		case v.version != version || outcome == 0:
+			w.ledger.WithdrawMove(v.uid)
+		case outcome == 1:
+			// It was not done, and the next write of the object rules it out.
+			v.version++
+			w.queueVolumeEvent(v)
+		default:
+			v.version++
+			v.move = &m
+			w.queueVolumeEvent(v)
+		}
+	})
+	w.queueVolumeEvent(v)
+}
+
+// moveOn does the next step of a move: on the node, or in the API when the ledger shows that the node has done it.
+func (w *world) moveOn(v *volume, start, length int) {
+	c := copyOf(v.id)
+	_, copied := w.onDisk(c)
+	switch {
+	case copied > 0 && (w.wiping[c] || v.gone || v.move == nil):
+		w.replace(c, 0)
+		delete(w.wiping, c)
+		w.publish()
+	case v.gone || v.move == nil || w.wiping[v.id] || length == 0:
+	case w.isAt(v, start):
+		if w.ledger.Snapshot(nodeName).IsMoved(partition(v.id), *v.move) {
+			v.move = nil
+			v.version++
+			w.queueVolumeEvent(v)
+		}
+	case copied == 0:
+		from, to := w.target(v)
+		for at := from; at < to; at++ {
+			if w.disk[at] != 0 {
+				return
+			}
+		}
+		for at := from; at < to; at++ {
+			w.disk[at] = c
+		}
+		w.publish()
+	default:
+		v.start, v.end = w.target(v)
+		for at, owner := range w.disk {
+			switch owner {
+			case v.id:
+				w.disk[at] = c
+			case c:
+				w.disk[at] = v.id
+			}
+		}
+		w.wiping[c] = true
+		w.publish()
+	}
+}
+
+// target is where the API has the volume moved.
+func (w *world) target(v *volume) (from, to int) {
+	return int(v.move.Extent.Start>>20) - 1, int(v.move.Extent.End>>20) - 1
+}
+
+func (w *world) isAt(v *volume, start int) bool {
+	from, _ := w.target(v)
+	return start == from
+}
+
+// replace gives all that one owner has on the disk to another.
+func (w *world) replace(owner, by int) {
+	for at := range w.disk {
+		if w.disk[at] == owner {
+			w.disk[at] = by
+		}
 	}
 }

@@ -78,6 +78,7 @@ func (l *Ledger) DeleteVolume(pvUID string) {
 	l.deleted.add(pvUID)
 	delete(l.unseen, pvUID)
 	delete(l.grants, pvUID)
+	l.endMove(pvUID)
 	l.removeHolder(volumeKey(pvUID))
 }
 

@@ -1,0 +1,125 @@
+package ledger
+
+import (
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/pkg/placement"
+)
+
+// A volume that must grow and cannot where it is may be moved to a free extent of its disk. Both places are taken until
+// the node publishes the volume at the new one, and the earlier one until it is wiped. The new place is a record of its
+// own: that of the partition to which the node copies the volume.
+
+// moveKey is the holder's key of a PersistentVolume's move.
+func moveKey(pvUID string) string { return "move/" + pvUID }
+
+// Move is where a PersistentVolume is moved.
+type Move struct {
+	// Copy is the GUID of the partition to which the volume is copied.
+	Copy   string
+	Disk   string
+	Extent extent.Extent
+}
+
+func (m Move) record() Record { return Record{Partition: m.Copy, Disk: m.Disk, Extent: m.Extent} }
+
+// plannedMove is a move that PlanMove has reserved. It ends with the first version of the PersistentVolume after the
+// one that it was planned for: that version has the move, or the move was not written and never will be.
+type plannedMove struct{ version uint64 }
+
+// PlanMove reserves an extent of that length, to which a PersistentVolume can be moved: the smallest that holds it, on
+// the disk where the volume is. version is the version of the PersistentVolume that the caller has read, and that its
+// write names. The caller then writes the move, or calls WithdrawMove. It returns false if there is no such extent, if
+// the volume is not published yet in its full length, or if an earlier move has not ended.
+func (l *Ledger) PlanMove(pvUID, copyID string, version uint64, length int64) (Move, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := l.holders[volumeKey(pvUID)]
+	if h == nil || l.holders[moveKey(pvUID)] != nil || length <= 0 || length%placement.Alignment != 0 {
+		return Move{}, false
+	}
+	s, r := l.Snapshot(h.node), h.records[0]
+	if !s.Published || s.Problem != "" || s.Absent {
+		return Move{}, false
+	}
+	disk, v := s.published.volume(r.Partition, r.Disk)
+	if v == nil || v.Wiping || v.Extent.Len() < r.Extent.Len() {
+		return Move{}, false
+	}
+	// The earlier place of the last move is still there.
+	if _, earlier := s.published.volume(copyID, disk); earlier != nil {
+		return Move{}, false
+	}
+	to, ok := smallestFree(s.Node, disk, length)
+	if !ok {
+		return Move{}, false
+	}
+	m := Move{Copy: copyID, Disk: disk, Extent: to}
+	l.plannedMoves[pvUID] = plannedMove{version}
+	l.setHolder(&holder{key: moveKey(pvUID), node: h.node, source: assumed, records: []Record{m.record()}})
+	return m, true
+}
+
+// smallestFree is the beginning of the smallest free extent of a disk that has that length; of several the first.
+func smallestFree(node *placement.Node, disk string, length int64) (extent.Extent, bool) {
+	var best extent.Extent
+	for i := range node.Disks {
+		if node.Disks[i].ID != disk {
+			continue
+		}
+		for _, e := range node.Disks[i].Free.All() {
+			if e.Len() >= length && (best.Empty() || e.Len() < best.Len()) {
+				best = e
+			}
+		}
+	}
+	return extent.New(best.Start, length), !best.Empty()
+}
+
+// WithdrawMove ends a move that PlanMove has reserved: the write was not done and never will be.
+func (l *Ledger) WithdrawMove(pvUID string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, planned := l.plannedMoves[pvUID]; planned {
+		l.endMove(pvUID)
+	}
+}
+
+// SetMove folds in the move of a PersistentVolume in that version; nil if it has none. It is called after SetVolume.
+func (l *Ledger) SetMove(pvUID, nodeName string, version uint64, m *Move) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	planned, isPlanned := l.plannedMoves[pvUID]
+	switch h := l.holders[moveKey(pvUID)]; {
+	case m != nil:
+		delete(l.plannedMoves, pvUID)
+		if h == nil || h.node != nodeName || h.source != observed || h.records[0] != m.record() {
+			l.setHolder(&holder{key: moveKey(pvUID), node: nodeName, source: observed, records: []Record{m.record()}})
+		}
+	case isPlanned && version <= planned.version:
+		// The event was sent before the write.
+	case h != nil:
+		l.endMove(pvUID)
+	}
+}
+
+// endMove removes the reservation of a move. The lock is held.
+func (l *Ledger) endMove(pvUID string) {
+	delete(l.plannedMoves, pvUID)
+	l.removeHolder(moveKey(pvUID))
+}
+
+// Largest is the length of the largest free extent of a disk, in bytes.
+func (s *Snapshot) Largest(disk string) int64 {
+	for i := range s.Node.Disks {
+		if s.Node.Disks[i].ID == disk {
+			return s.Node.Disks[i].Free.Largest().Len()
+		}
+	}
+	return 0
+}
+
+// IsMoved reports whether the node publishes the volume with that partition at the beginning of the move's extent.
+func (s *Snapshot) IsMoved(partition string, m Move) bool {
+	disk, v := s.published.volume(partition, m.Disk)
+	return v != nil && !v.Wiping && disk == m.Disk && v.Extent.Start == m.Extent.Start
+}

@@ -1,0 +1,164 @@
+package ledger
+
+import (
+	"testing"
+
+	"github.com/berthdev/berth/pkg/extent"
+	"github.com/berthdev/berth/test/units"
+)
+
+// moving is a ledger with the volume "pv" of 2 GiB at 0, which is published, and what else is on its disk of 10 GiB.
+func moving(others ...Allocation) *Ledger {
+	l := New()
+	disk10(l, "n1", 1, append([]Allocation{{Partition: "part-a", Extent: span(0, 2)}}, others...)...)
+	l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(0, 2)})
+	return l
+}
+
+func plan(l *Ledger, version uint64, lengthGiB int64) (Move, bool) {
+	return l.PlanMove("pv", "copy-a", version, lengthGiB*units.GiB)
+}
+
+// TestPlanMove asserts where a move goes, and when none is planned.
+func TestPlanMove(t *testing.T) {
+	at := func(partition string, e extent.Extent) Allocation { return Allocation{Partition: partition, Extent: e} }
+	tests := map[string]struct {
+		ledger func() *Ledger
+		length int64
+		want   extent.Extent // empty if no move is planned
+	}{
+		"the smallest extent that holds it": {func() *Ledger { return moving(at("b", span(2, 1)), at("c", span(6, 2))) }, 2, span(8, 2)},
+		"of two the first":                  {func() *Ledger { return moving(at("b", span(2, 2)), at("c", span(6, 2))) }, 2, span(4, 2)},
+		"no extent is large enough":         {func() *Ledger { return moving(at("b", span(2, 2)), at("c", span(6, 2))) }, 3, extent.Extent{}},
+		"the volume is not known":           {New, 3, extent.Extent{}},
+		"no length":                         {func() *Ledger { return moving() }, 0, extent.Extent{}},
+		"the volume is not published yet": {func() *Ledger {
+			l := moving()
+			disk10(l, "n1", 2)
+			return l
+		}, 3, extent.Extent{}},
+		"the volume has not grown yet to what was granted": {func() *Ledger {
+			l := moving()
+			l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(0, 3)})
+			return l
+		}, 4, extent.Extent{}},
+		"the volume is being wiped": {func() *Ledger {
+			l := moving()
+			disk10(l, "n1", 2, Allocation{Partition: "part-a", Extent: span(0, 2), Wiping: true})
+			return l
+		}, 3, extent.Extent{}},
+		"the earlier place of the last move is being wiped": {func() *Ledger {
+			return moving(Allocation{Partition: "copy-a", Extent: span(4, 1), Wiping: true})
+		}, 3, extent.Extent{}},
+		"a move is planned": {func() *Ledger {
+			l := moving()
+			plan(l, 1, 3)
+			return l
+		}, 3, extent.Extent{}},
+		"the node publishes nothing any more": {func() *Ledger {
+			l := moving()
+			l.DeleteCapacity("n1", 9)
+			return l
+		}, 3, extent.Extent{}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			l := test.ledger()
+			m, ok := plan(l, 5, test.length)
+			if ok == test.want.Empty() || m.Extent != test.want {
+				t.Errorf("planned %t: %+v, want %v", ok, m, test.want)
+			}
+			if ok && (m.Disk != "disk-n1" || m.Copy != "copy-a" || l.freeOn("n1").Overlaps(m.Extent)) {
+				t.Errorf("planned %+v, and free is %v", m, l.freeOn("n1"))
+			}
+			if err := l.Validate(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestMoveStaysOnDisk asserts that another disk of the node is not used, although its free extent is smaller.
+func TestMoveStaysOnDisk(t *testing.T) {
+	l := New()
+	l.SetCapacity("n1", &Capacity{Revision: 1, Disks: []Disk{
+		{ID: "a", Class: class, Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{span(2, 3)}},
+		{ID: "b", Class: class, Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{span(2, 8)}, Allocations: []Allocation{{Partition: "part-a", Extent: span(0, 2)}}},
+	}})
+	l.SetVolume("pv", "n1", Record{"part-a", "a", span(0, 2)})
+	if m, ok := plan(l, 1, 3); !ok || m.Disk != "b" || m.Extent != span(2, 3) {
+		t.Errorf("planned %t: %+v", ok, m)
+	}
+	if largest := l.Snapshot("n1").Largest("b"); largest != 5*units.GiB {
+		t.Errorf("the largest free extent has %d bytes", largest)
+	}
+}
+
+// TestPlannedMoveEnds asserts that a move that is planned keeps its place until the next version of the
+// PersistentVolume, and no longer than that unless the version has the move.
+func TestPlannedMoveEnds(t *testing.T) {
+	all, kept := []extent.Extent{span(2, 8)}, []extent.Extent{span(5, 5)}
+	tests := map[string]struct {
+		then func(l *Ledger, m *Move)
+		free []extent.Extent
+	}{
+		"an event of the version that it was planned for": {func(l *Ledger, _ *Move) { l.SetMove("pv", "n1", 5, nil) }, kept},
+		"an older event":              {func(l *Ledger, _ *Move) { l.SetMove("pv", "n1", 4, nil) }, kept},
+		"the next version without it": {func(l *Ledger, _ *Move) { l.SetMove("pv", "n1", 6, nil) }, all},
+		"the next version has it":     {func(l *Ledger, m *Move) { l.SetMove("pv", "n1", 6, m) }, kept},
+		"and an older event":          {func(l *Ledger, m *Move) { l.SetMove("pv", "n1", 6, m); l.SetMove("pv", "n1", 7, nil) }, all},
+		"withdrawn":                   {func(l *Ledger, _ *Move) { l.WithdrawMove("pv") }, all},
+		"withdrawn when it is written": {func(l *Ledger, m *Move) {
+			l.SetMove("pv", "n1", 6, m)
+			l.WithdrawMove("pv")
+		}, kept},
+		"the volume is gone": {func(l *Ledger, _ *Move) { l.DeleteVolume("pv") }, all},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			l := moving()
+			m, ok := plan(l, 5, 3)
+			if !ok {
+				t.Fatal("no move is planned")
+			}
+			if granted, possible := l.Grow("pv", 5*units.GiB); granted || possible != 2*units.GiB {
+				t.Errorf("a volume that is moved may grow to %d where it is: %t", possible, granted)
+			}
+			test.then(l, &m)
+			expectFree(t, l, "n1", test.free...)
+		})
+	}
+}
+
+// TestMoved asserts that both places of a moved volume are taken until it is wiped at the earlier one, and when it
+// counts as moved.
+func TestMoved(t *testing.T) {
+	l := moving(Allocation{Partition: "b", Extent: span(2, 1)})
+	m, ok := plan(l, 1, 3)
+	if !ok || m.Extent != span(3, 3) {
+		t.Fatalf("planned %t: %v", ok, m)
+	}
+	l.SetMove("pv", "n1", 2, &m)
+	expectFree(t, l, "n1", span(6, 4))
+	moved := func(want bool) {
+		t.Helper()
+		if l.Snapshot("n1").IsMoved("part-a", m) != want {
+			t.Errorf("moved is %t", !want)
+		}
+	}
+	b := Allocation{Partition: "b", Extent: span(2, 1)}
+	disk10(l, "n1", 2, Allocation{Partition: "part-a", Extent: span(0, 2)}, b, Allocation{Partition: "copy-a", Extent: span(3, 3)})
+	expectFree(t, l, "n1", span(6, 4))
+	moved(false)
+	disk10(l, "n1", 3, Allocation{Partition: "copy-a", Extent: span(0, 2), Wiping: true}, b, Allocation{Partition: "part-a", Extent: span(3, 3)})
+	expectFree(t, l, "n1", span(6, 4))
+	moved(true)
+	l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(0, 3)})
+	l.SetMove("pv", "n1", 3, nil)
+	expectFree(t, l, "n1", span(6, 4))
+	disk10(l, "n1", 4, b, Allocation{Partition: "part-a", Extent: span(3, 3)})
+	expectFree(t, l, "n1", span(0, 2), span(6, 4))
+	if granted, possible := l.Grow("pv", 7*units.GiB); !granted || possible != 7*units.GiB {
+		t.Errorf("the moved volume may grow to %d where it is now: %t", possible, granted)
+	}
+}
