@@ -183,7 +183,7 @@ func (c *Controllers) classOf(pvc *corev1.PersistentVolumeClaim) *storagev1.Stor
 	return claim.OurClass(c.classes, pvc)
 }
 
-// onVolume queues the claim of a volume whose capacity has changed, and the node of a volume if that may be gone.
+// onVolume queues the claim of a volume whose capacity or move has changed, and the node of a volume if that may be gone.
 // After the end of a volume it queues the claims that may get its place.
 func (c *Controllers) onVolume(old, now any) {
 	before, known := old.(*corev1.PersistentVolume)
@@ -206,7 +206,7 @@ func (c *Controllers) onVolume(old, now any) {
 	if !known {
 		c.checkNodeLater(pv.Labels[diskv1alpha1.LabelNode])
 	}
-	if ref := pv.Spec.ClaimRef; ref != nil && (!known || !capacitySize(before).Equal(*capacitySize(pv))) {
+	if ref := pv.Spec.ClaimRef; ref != nil && (!known || !capacitySize(before).Equal(*capacitySize(pv)) || moveTo(before) != moveTo(pv)) {
 		c.claimQueue.Add(ref.Namespace + "/" + ref.Name)
 	}
 }

@@ -39,6 +39,11 @@ func capacitySize(pv *corev1.PersistentVolume) *resource.Quantity { return pv.Sp
 // capacity, which the agent follows, and the second is the claim's status. The API server only accepts a larger request
 // if the class allows it, and none below what the claim has.
 func (c *Controllers) grow(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim) error {
+	if pvc.Status.Phase == corev1.ClaimBound {
+		if err := c.endMove(ctx, pvc); err != nil {
+			return err
+		}
+	}
 	if !wantsGrowth(pvc) {
 		c.forget(keyOf(pvc))
 		return nil
@@ -73,6 +78,9 @@ func (c *Controllers) grow(ctx context.Context, state *claimState, pvc *corev1.P
 			return err
 		}
 		pv = granted
+		if v, err = claim.ReadVolume(pv); err != nil {
+			return err
+		}
 	}
 	return c.updateClaimStatus(ctx, state, pvc, pv, &v)
 }
@@ -83,8 +91,9 @@ func hasRecordedPlace(pv *corev1.PersistentVolume) bool {
 	return claim.IsOurs(pv) && pv.Spec.CSI.VolumeAttributes[diskv1alpha1.AttributeDisk] != ""
 }
 
-// grant raises the PersistentVolume's capacity, if the ledger finds the space behind the volume. Otherwise it returns
-// neither a PersistentVolume nor an error.
+// grant raises the PersistentVolume's capacity, if the ledger finds the space behind the volume, or elsewhere on its
+// disk: then the node moves the volume there while no pod uses it. Otherwise it returns neither a PersistentVolume nor
+// an error.
 func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, want int64) (*corev1.PersistentVolume, error) {
 	uid := string(pv.UID)
 	node, record, ok := c.ledger.Where(v.Partition)
@@ -94,8 +103,16 @@ func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.
 	}
 	// The claim waits for the node before Grow is called, so that no change in between is missed.
 	c.memory.addWaiting(node, keyOf(pvc))
+	if v.MoveTo != nil {
+		// It is moved for an earlier request. This one is next.
+		return nil, c.updateClaimStatus(ctx, state, pvc, pv, v)
+	}
 	granted, possible := c.ledger.Grow(uid, want)
+	var move *diskv1alpha1.Place
 	if !granted {
+		move = c.planMove(pv, v, want)
+	}
+	if !granted && move == nil {
 		// Space that was only reserved may become free without a change of the node.
 		c.claimQueue.AddAfter(keyOf(pvc), controller.LastRetry)
 		return nil, c.setInfeasible(ctx, state, pvc, pv, v, c.growthProblem(node, record.Disk, v, want, possible))
@@ -103,8 +120,12 @@ func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.
 	size := sizeOf(want)
 	// The patch names the version that was read. A write since then may have made the PersistentVolume larger, and this
 	// one must not shrink it.
+	metadata := map[string]any{"uid": pv.UID, "resourceVersion": pv.ResourceVersion}
+	if move != nil {
+		metadata["annotations"] = map[string]any{diskv1alpha1.AnnotationMoveTo: move.String()}
+	}
 	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"uid": pv.UID, "resourceVersion": pv.ResourceVersion},
+		"metadata": metadata,
 		"spec":     map[string]any{"capacity": map[string]any{string(corev1.ResourceStorage): size}},
 	})
 	if err != nil {
@@ -113,13 +134,13 @@ func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.
 	larger, err := c.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 	if err != nil {
 		if answer.Of(err).NotDone() {
-			c.ledger.WithdrawGrowth(uid)
+			c.withdraw(uid, move)
 		} else {
 			c.memory.addUnsettled(keyOf(pvc), pv)
 		}
 		return nil, fmt.Errorf("raising the capacity of PersistentVolume %s to %s: %w", pv.Name, size, err)
 	}
-	klog.FromContext(ctx).V(2).Info("Granted a claim the space behind its volume", "claim", klog.KObj(pvc), "volume", klog.KObj(pv), "node", klog.KRef("", node), "from", v.Size, "to", want)
+	klog.FromContext(ctx).V(2).Info("Granted a claim more space", "claim", klog.KObj(pvc), "volume", klog.KObj(pv), "node", klog.KRef("", node), "from", v.Size, "to", want, "moveTo", moveTo(larger))
 	return larger, nil
 }
 
@@ -135,7 +156,7 @@ func (c *Controllers) settleGrowth(ctx context.Context, key string) error {
 		// The end of a PersistentVolume is an event for the ledger.
 		if now != nil {
 			if v, err := claim.ReadVolume(now); err == nil {
-				c.ledger.SettleGrowth(string(now.UID), v.Size)
+				c.settle(string(now.UID), &v)
 			}
 		}
 		c.memory.dropUnsettled(key, was)
@@ -181,10 +202,15 @@ func (c *Controllers) growthProblem(node, disk string, v *claim.Volume, want, po
 		return fmt.Sprintf("the NodeDiskCapacity of node %s contradicts itself: %s", node, snapshot.Problem)
 	case !slices.ContainsFunc(snapshot.Node.Disks, func(d placement.Disk) bool { return d.ID == disk }):
 		return fmt.Sprintf("the volume's disk %s of node %s takes no volumes at the moment", disk, node)
-	case possible <= v.Size:
-		return fmt.Sprintf("the volume cannot grow to %s where it is: nothing is free behind it on disk %s of node %s", sizeOf(want), disk, node)
 	}
-	return fmt.Sprintf("the volume cannot grow to %s where it is, to %s at most: what follows on disk %s of node %s is taken", sizeOf(want), sizeOf(possible), disk, node)
+	elsewhere := "and it cannot be moved, because nothing is free elsewhere on the disk"
+	if largest := snapshot.Largest(disk); largest > 0 {
+		elsewhere = fmt.Sprintf("and it cannot be moved, because the largest free extent of the disk has %s", sizeOf(largest))
+	}
+	if possible <= v.Size {
+		return fmt.Sprintf("the volume cannot grow to %s where it is: nothing is free behind it on disk %s of node %s, %s", sizeOf(want), disk, node, elsewhere)
+	}
+	return fmt.Sprintf("the volume cannot grow to %s where it is, to %s at most: what follows on disk %s of node %s is taken, %s", sizeOf(want), sizeOf(possible), disk, node, elsewhere)
 }
 
 // updateClaimStatus writes into the claim's status what follows from the larger PersistentVolume.
@@ -193,17 +219,19 @@ func (c *Controllers) updateClaimStatus(ctx context.Context, state *claimState, 
 	if size.Cmp(*statusSize(pvc)) <= 0 {
 		return nil
 	}
-	if !v.Block {
-		return c.setNodeResizePending(ctx, state, pvc, size)
-	}
 	node, _, ok := c.ledger.Where(v.Partition)
+	hasLength := ok && c.ledger.Snapshot(node).Length(v.Partition) >= size.Value()
+	moves := v.MoveTo != nil && !hasLength
+	if !v.Block {
+		return c.setNodeResizePending(ctx, state, pvc, size, moves)
+	}
 	if ok {
 		c.memory.addWaiting(node, keyOf(pvc))
-		if c.ledger.Snapshot(node).Length(v.Partition) >= size.Value() {
+		if hasLength {
 			return c.setResized(ctx, state, pvc, size)
 		}
 	}
-	return c.setResizing(ctx, pvc, size)
+	return c.setResizing(ctx, pvc, size, moves)
 }
 
 // sizeOf writes a size exactly, in the form of a claim's request.

@@ -49,8 +49,12 @@ func resizeState(pvc *corev1.PersistentVolumeClaim) corev1.ClaimResourceStatus {
 	return pvc.Status.AllocatedResourceStatuses[corev1.ResourceStorage]
 }
 
-// setNodeResizePending requests the kubelet to grow the file system.
-func (c *Controllers) setNodeResizePending(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
+// messageMoves says what a claim waits for whose volume is moved.
+const messageMoves = "nothing is free behind the volume, so the node moves it on its disk while no pod uses it. " +
+	"If a pod uses it now, delete the pod and start it again"
+
+// setNodeResizePending requests the kubelet to grow the file system. moves is true if the volume must be moved before.
+func (c *Controllers) setNodeResizePending(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, size resource.Quantity, moves bool) error {
 	if allocated := pvc.Status.AllocatedResources[corev1.ResourceStorage]; allocated.Cmp(size) == 0 {
 		switch resizeState(pvc) {
 		case corev1.PersistentVolumeClaimNodeResizePending, corev1.PersistentVolumeClaimNodeResizeInProgress:
@@ -64,23 +68,31 @@ func (c *Controllers) setNodeResizePending(ctx context.Context, state *claimStat
 		}
 	}
 	state.resizeBackoff.record(c.clock.Now())
+	message, note := "The volume has the space. The file system grows as soon as a pod uses the volume.",
+		fmt.Sprintf("The volume has %s, its file system grows on the node", size.String())
+	if moves {
+		note = fmt.Sprintf("The volume gets %s elsewhere: %s", size.String(), messageMoves)
+		message = note + "."
+	}
 	updated, err := c.setStatus(ctx, pvc, statusChange{
 		allocated: &size, state: corev1.PersistentVolumeClaimNodeResizePending,
-		condition: corev1.PersistentVolumeClaimFileSystemResizePending,
-		message:   "The volume has the space. The file system grows as soon as a pod uses the volume.",
+		condition: corev1.PersistentVolumeClaimFileSystemResizePending, message: message,
 	})
 	if updated != nil {
-		c.emitEvent(state, updated, corev1.EventTypeNormal, reasonResizeOnNode, actionResize,
-			fmt.Sprintf("The volume has %s, its file system grows on the node", size.String()))
+		c.emitEvent(state, updated, corev1.EventTypeNormal, reasonResizeOnNode, actionResize, note)
 	}
 	return err
 }
 
-// setResizing says that the node is growing a block volume.
-func (c *Controllers) setResizing(ctx context.Context, pvc *corev1.PersistentVolumeClaim, size resource.Quantity) error {
+// setResizing says that the node is growing a block volume. moves is true if the volume must be moved before.
+func (c *Controllers) setResizing(ctx context.Context, pvc *corev1.PersistentVolumeClaim, size resource.Quantity, moves bool) error {
+	message := "The node makes the volume larger."
+	if moves {
+		message = fmt.Sprintf("The volume gets %s elsewhere: %s.", size.String(), messageMoves)
+	}
 	_, err := c.setStatus(ctx, pvc, statusChange{
 		allocated: &size, state: corev1.PersistentVolumeClaimControllerResizeInProgress,
-		condition: corev1.PersistentVolumeClaimResizing, message: "The node makes the volume larger.",
+		condition: corev1.PersistentVolumeClaimResizing, message: message,
 	})
 	return err
 }

@@ -249,8 +249,14 @@ func (p *provisioning) realize(t *testing.T, n *simNode, names ...string) {
 		}
 		volumes[v.Partition] = extent.New(v.Place.Start, v.Size)
 	}
+	p.publish(t, n, volumes, "")
+}
+
+// publish is the node's agent: these volumes are on the disk, by partition, and one of them is being wiped.
+func (p *provisioning) publish(t *testing.T, n *simNode, volumes map[string]extent.Extent, wiping string) {
+	t.Helper()
 	n.mu.Lock()
-	n.volumes = volumes
+	n.volumes, n.wiping = volumes, map[string]bool{wiping: true}
 	n.mu.Unlock()
 	n.check(t)
 	if err := n.publish(t.Context()); err != nil {

@@ -45,6 +45,7 @@ func TestProvisioner(t *testing.T) {
 		{"claim gone before binding", goneBeforeBinding},
 		{"grows", grows},
 		{"grows as far as possible", growsAsFarAsPossible},
+		{"grows elsewhere", growsElsewhere},
 		{"one of two gets the gap", oneGetsTheGap},
 		{"crash while growing", crashWhileGrowing},
 		{"lost answers", lostAnswers},
@@ -392,14 +393,16 @@ func growsAsFarAsPossible(t *testing.T, p *provisioning) {
 	_, neighbor := p.served(t, "neighbor", "2Gi", "prov-a", false)
 	p.realize(t, n, first.Name, neighbor.Name)
 
-	p.resize(t, "first", "3Gi")
+	// No extent of the disk has so much.
+	p.resize(t, "first", "7Gi")
 	pvc := p.until(t, "first", func(pvc *corev1.PersistentVolumeClaim) bool {
 		return hasCondition(pvc, corev1.PersistentVolumeClaimControllerResizeError)
 	})
 	if pvc.Status.AllocatedResourceStatuses[corev1.ResourceStorage] != corev1.PersistentVolumeClaimControllerResizeInfeasible || pvc.Status.AllocatedResources != nil {
 		t.Errorf("the status is %+v", pvc.Status)
 	}
-	p.said(t, "first", "VolumeResizeFailed", "the volume cannot grow to 3Gi where it is: nothing is free behind it")
+	p.said(t, "first", "VolumeResizeFailed", "the volume cannot grow to 7Gi where it is: nothing is free behind it")
+	p.said(t, "first", "VolumeResizeFailed", "the largest free extent of the disk has 6Gi")
 
 	p.resize(t, "neighbor", "20Gi")
 	p.said(t, "neighbor", "VolumeResizeFailed", "the volume cannot grow to 20Gi where it is, to 8Gi at most")
@@ -414,6 +417,7 @@ func growsAsFarAsPossible(t *testing.T, p *provisioning) {
 	// More is refused, and what was granted goes on.
 	p.resize(t, "neighbor", "9Gi")
 	p.said(t, "neighbor", "VolumeResizeFailed", "the volume cannot grow to 9Gi where it is: nothing is free behind it")
+	p.said(t, "neighbor", "VolumeResizeFailed", "nothing is free elsewhere on the disk")
 	if p.get(t, pvc, "neighbor"); pvc.Status.AllocatedResourceStatuses[corev1.ResourceStorage] != corev1.PersistentVolumeClaimNodeResizePending {
 		t.Errorf("the growth that was granted was forgotten: %+v", pvc.Status)
 	}
@@ -424,12 +428,78 @@ func growsAsFarAsPossible(t *testing.T, p *provisioning) {
 	}
 	p.release(t, n, neighbor.Name, first.Name)
 	p.until(t, "first", func(pvc *corev1.PersistentVolumeClaim) bool {
-		return pvc.Status.AllocatedResources.Storage().Cmp(resource.MustParse("3Gi")) == 0
+		return pvc.Status.AllocatedResources.Storage().Cmp(resource.MustParse("7Gi")) == 0
 	})
 	p.get(t, first, first.Name)
-	if first.Spec.Capacity.Storage().Cmp(resource.MustParse("3Gi")) != 0 {
-		t.Errorf("the volume has %s", first.Spec.Capacity.Storage())
+	if first.Spec.Capacity.Storage().Cmp(resource.MustParse("7Gi")) != 0 || first.Annotations[diskv1alpha1.AnnotationMoveTo] != "" {
+		t.Errorf("the volume has %s, and is to be moved to %q", first.Spec.Capacity.Storage(), first.Annotations[diskv1alpha1.AnnotationMoveTo])
 	}
+}
+
+// growsElsewhere: a volume that cannot grow where it is gets a place that holds all of it, keeps both places until it is
+// moved, and can grow again afterwards. A scheduler that is killed in between forgets nothing.
+func growsElsewhere(t *testing.T, p *provisioning) {
+	n := p.node(t, "prov-a", 10)
+	s := p.scheduler(t, false)
+	_, first := p.served(t, "first", "2Gi", "prov-a", false)
+	p.realize(t, n, first.Name)
+	_, neighbor := p.served(t, "neighbor", "1Gi", "prov-a", false)
+	p.realize(t, n, first.Name, neighbor.Name)
+
+	p.resize(t, "first", "4Gi")
+	pvc := p.until(t, "first", func(pvc *corev1.PersistentVolumeClaim) bool {
+		return hasCondition(pvc, corev1.PersistentVolumeClaimFileSystemResizePending)
+	})
+	if len(pvc.Status.Conditions) == 0 || !strings.Contains(pvc.Status.Conditions[0].Message, "delete the pod and start it again") {
+		t.Errorf("the status is %+v", pvc.Status)
+	}
+	p.said(t, "first", "FileSystemResizeRequired", "The volume gets 4Gi elsewhere")
+	p.get(t, first, first.Name)
+	v, err := claim.ReadVolume(first)
+	if err != nil || v.MoveTo == nil {
+		t.Fatalf("the volume is not to be moved: %+v, %v", v, err)
+	}
+	to := *v.MoveTo
+	if to.Length != 4*units.GiB || first.Spec.Capacity.Storage().Value() != 4*units.GiB {
+		t.Fatalf("the volume has %s, and is moved to %+v", first.Spec.Capacity.Storage(), to)
+	}
+
+	// 3 GiB are left. A scheduler that has just started knows that, too.
+	s.kill()
+	s = p.scheduler(t, false)
+	p.pvc(t, "large", "ssd", "4Gi", "prov-a", nil)
+	p.said(t, "large", "ProvisioningFailed", "wants 4Gi")
+	// The next request waits for the move.
+	p.resize(t, "first", "5Gi")
+
+	// The node moves it.
+	other, err := claim.ReadVolume(neighbor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copyID := diskv1alpha1.CopyID(v.Partition)
+	place := func(p diskv1alpha1.Place) extent.Extent { return extent.New(p.Start, p.Length) }
+	p.publish(t, n, map[string]extent.Extent{v.Partition: place(to), copyID: place(v.Place), other.Partition: place(other.Place)}, copyID)
+	p.eventually(t, func(ctx context.Context) error {
+		if p.get(t, first, first.Name); first.Annotations[diskv1alpha1.AnnotationMoveTo] != "" {
+			return fmt.Errorf("it is still to be moved to %s", first.Annotations[diskv1alpha1.AnnotationMoveTo])
+		}
+		return nil
+	})
+	p.until(t, "first", func(pvc *corev1.PersistentVolumeClaim) bool {
+		return pvc.Status.AllocatedResources.Storage().Cmp(resource.MustParse("5Gi")) == 0
+	})
+	if p.get(t, first, first.Name); first.Spec.Capacity.Storage().Value() != 5*units.GiB || first.Annotations[diskv1alpha1.AnnotationMoveTo] != "" {
+		t.Errorf("the volume has %s after it was moved, and is to be moved to %q", first.Spec.Capacity.Storage(), first.Annotations[diskv1alpha1.AnnotationMoveTo])
+	}
+	// Its earlier place is free when it is wiped.
+	p.publish(t, n, map[string]extent.Extent{v.Partition: place(to), other.Partition: place(other.Place)}, "")
+	p.pvc(t, "small", "ssd", "2Gi", "prov-a", nil)
+	_, small := p.bound(t, "small")
+	if at, err := claim.ReadVolume(small); err != nil || at.Place.Start != v.Place.Start {
+		t.Errorf("the earlier place, at %d, is not used: %+v, %v", v.Place.Start, at, err)
+	}
+	s.kill()
 }
 
 // oneGetsTheGap: a volume wants to grow into what a new one wants to have.

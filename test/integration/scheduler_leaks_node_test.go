@@ -53,6 +53,8 @@ type steppedVolume struct {
 type wantedVolume struct {
 	disk string
 	extent.Extent
+	// moveTo is where a PersistentVolume is moved on its disk; empty if nowhere.
+	moveTo extent.Extent
 }
 
 func newSteppedNode(c client.Client, name string, disks int, sizeGiB int64) *steppedNode {
@@ -154,7 +156,7 @@ func wantedBy(pods []corev1.Pod, volumes []corev1.PersistentVolume) map[string]w
 		for _, v := range asked {
 			at := wantedVolume{Extent: extent.New(0, v.Request.Size)}
 			if place, ok := record.Volume(v.Name); ok {
-				at = wantedVolume{place.Disk, extent.New(place.Start, place.Length)}
+				at = wantedVolume{disk: place.Disk, Extent: extent.New(place.Start, place.Length)}
 			}
 			wanted[v.Partition] = at
 		}
@@ -162,7 +164,11 @@ func wantedBy(pods []corev1.Pod, volumes []corev1.PersistentVolume) map[string]w
 	for i := range volumes {
 		pv := &volumes[i]
 		if v, err := claim.ReadVolume(pv); err == nil && !hasEnded(pv) {
-			wanted[v.Partition] = wantedVolume{v.Place.Disk, extent.New(v.Place.Start, v.Size)}
+			at := wantedVolume{disk: v.Place.Disk, Extent: extent.New(v.Place.Start, v.Size)}
+			if v.MoveTo != nil {
+				at.Extent, at.moveTo = extent.New(v.Place.Start, v.Place.Length), extent.New(v.MoveTo.Start, v.MoveTo.Length)
+			}
+			wanted[v.Partition] = at
 		}
 	}
 	return wanted
@@ -188,10 +194,14 @@ func (n *steppedNode) wipe(wanted map[string]wantedVolume) (changed bool) {
 	return changed
 }
 
-// realize makes a volume where it is recorded, or elsewhere if that is taken; or makes it as large as it is recorded.
+// realize makes a volume where it is recorded, or elsewhere if that is taken; or makes it as large as it is recorded, or
+// moves it.
 func (n *steppedNode) realize(partition string, at wantedVolume) (changed bool) {
 	for _, d := range n.disks {
 		if v := d.volumes[partition]; v != nil {
+			if !at.moveTo.Empty() {
+				return !v.wiping && d.move(partition, at.moveTo)
+			}
 			longer := extent.New(v.Start, at.Len())
 			tail := extent.Extent{Start: v.End, End: longer.End}
 			if v.wiping || tail.Empty() || !d.free().Contains(tail) {
@@ -221,6 +231,17 @@ func (n *steppedNode) realize(partition string, at wantedVolume) (changed bool) 
 	return true
 }
 
+// move moves a volume, and begins to wipe its earlier place.
+func (d *steppedDisk) move(partition string, to extent.Extent) (moved bool) {
+	v := d.volumes[partition]
+	if v.Start == to.Start || !d.free().Contains(to) {
+		return false
+	}
+	d.volumes[diskv1alpha1.CopyID(partition)] = &steppedVolume{Extent: v.Extent, wiping: true}
+	v.Extent = to
+	return true
+}
+
 // has reports whether a partition is on one of the disks.
 func (n *steppedNode) has(partition string) bool {
 	return slices.ContainsFunc(n.disks, func(d *steppedDisk) bool { return d.volumes[partition] != nil })
@@ -246,7 +267,7 @@ func (n *steppedNode) finish(
 	for i := range volumes {
 		pv := &volumes[i]
 		v, err := claim.ReadVolume(pv)
-		if err != nil || !hasEnded(pv) || n.has(v.Partition) {
+		if err != nil || !hasEnded(pv) || n.has(v.Partition) || n.has(diskv1alpha1.CopyID(v.Partition)) {
 			continue
 		}
 		if pv.DeletionTimestamp == nil {

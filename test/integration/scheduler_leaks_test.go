@@ -383,8 +383,15 @@ func (s *said) recorded() []ledger.HolderRecords {
 	for i := range s.volumes {
 		if v, err := claim.ReadVolume(&s.volumes[i]); err == nil {
 			// The nodes' names are short: their labels are the same.
+			length := v.Size
+			if v.MoveTo != nil {
+				length = v.Place.Length
+				all = append(all, ledger.HolderRecords{Key: "move/" + string(v.UID), Node: v.Node, Records: []ledger.Record{
+					{Partition: diskv1alpha1.CopyID(v.Partition), Disk: v.MoveTo.Disk, Extent: extent.New(v.MoveTo.Start, v.MoveTo.Length)},
+				}})
+			}
 			all = append(all, ledger.HolderRecords{Key: "volume/" + string(v.UID), Node: v.Node, Records: []ledger.Record{
-				{Partition: v.Partition, Disk: v.Place.Disk, Extent: extent.New(v.Place.Start, v.Size)},
+				{Partition: v.Partition, Disk: v.Place.Disk, Extent: extent.New(v.Place.Start, length)},
 			}})
 		}
 	}

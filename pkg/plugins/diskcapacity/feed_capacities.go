@@ -175,7 +175,7 @@ func (s *capacityStore) Delete(obj any) error {
 	if !ok {
 		return fmt.Errorf("got %T, want *NodeDiskCapacity", obj)
 	}
-	revision, err := revisionOf(ndc.ResourceVersion)
+	revision, err := RevisionOf(ndc.ResourceVersion)
 	if err != nil {
 		return fmt.Errorf("NodeDiskCapacity %s: %w", ndc.Name, err)
 	}
@@ -209,7 +209,7 @@ func (s *capacityStore) notify(name string) {
 // Replace implements cache.ReflectorStore: it folds in a list. The list is believed also at a revision that is lower
 // than what was known: then the API server was restored from a backup.
 func (s *capacityStore) Replace(objects []any, resourceVersion string) error {
-	revision, err := revisionOf(resourceVersion)
+	revision, err := RevisionOf(resourceVersion)
 	if err != nil {
 		return fmt.Errorf("list of NodeDiskCapacities: %w", err)
 	}
@@ -245,7 +245,7 @@ func (s *capacityStore) Resync() error { return nil }
 
 // capacityOf reads what a node has published.
 func capacityOf(ndc *diskv1alpha1.NodeDiskCapacity) (*ledger.Capacity, error) {
-	revision, err := revisionOf(ndc.ResourceVersion)
+	revision, err := RevisionOf(ndc.ResourceVersion)
 	if err != nil {
 		return nil, err
 	}
@@ -271,9 +271,9 @@ func capacityOf(ndc *diskv1alpha1.NodeDiskCapacity) (*ledger.Capacity, error) {
 	return c, nil
 }
 
-// revisionOf parses a resourceVersion, so that revisions can be compared. Since Kubernetes 1.35, the resourceVersions
+// RevisionOf parses a resourceVersion, so that revisions can be compared. Since Kubernetes 1.35, the resourceVersions
 // of one resource are integers that grow.
-func revisionOf(resourceVersion string) (uint64, error) {
+func RevisionOf(resourceVersion string) (uint64, error) {
 	revision, err := strconv.ParseUint(resourceVersion, 10, 64)
 	if err != nil {
 		return 0, fmt.Errorf("resourceVersion %q is not a number", resourceVersion)

@@ -2,6 +2,7 @@ package diskcapacity
 
 import (
 	"fmt"
+	"math"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -151,12 +152,31 @@ func (f *feed) foldVolume(logger klog.Logger, event *corev1.PersistentVolume) (n
 	}
 	nodeName = f.longNames.of(v.Node)
 	f.ledger.SetVolume(string(pv.UID), nodeName, RecordOf(v))
+	version, err := RevisionOf(pv.ResourceVersion)
+	if err != nil {
+		logger.Error(err, "A PersistentVolume's version cannot be compared, it counts as the newest", "volume", klog.KObj(pv))
+		version = math.MaxUint64
+	}
+	f.ledger.SetMove(string(pv.UID), nodeName, version, MoveOf(v))
 	return nodeName
 }
 
-// RecordOf is the ledger's record of a PersistentVolume.
+// RecordOf is the ledger's record of a PersistentVolume. One that is moved has its new size at the new place only. What
+// it has at the earlier one is published: no move is planned before.
 func RecordOf(v claim.Volume) ledger.Record {
-	return ledger.Record{Partition: v.Partition, Disk: v.Place.Disk, Extent: extent.New(v.Place.Start, v.Size)}
+	length := v.Size
+	if v.MoveTo != nil {
+		length = v.Place.Length
+	}
+	return ledger.Record{Partition: v.Partition, Disk: v.Place.Disk, Extent: extent.New(v.Place.Start, length)}
+}
+
+// MoveOf is the ledger's record of a PersistentVolume's move; nil if it has none.
+func MoveOf(v claim.Volume) *ledger.Move {
+	if v.MoveTo == nil {
+		return nil
+	}
+	return &ledger.Move{Copy: diskv1alpha1.CopyID(v.Partition), Disk: v.MoveTo.Disk, Extent: extent.New(v.MoveTo.Start, v.MoveTo.Length)}
 }
 
 // storedVolume returns the PersistentVolume that the informer has now; nil if it is gone.

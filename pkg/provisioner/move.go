@@ -1,0 +1,98 @@
+package provisioner
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
+)
+
+// A volume that cannot grow where it is can be moved: to an extent of its disk that holds all of it. The capacity and
+// the annotation AnnotationMoveTo are written together, so that the space is reserved before anything changes on the
+// disk. The node's agent moves the volume when no pod uses it. When the node publishes the volume at its new place, the
+// annotation is removed.
+
+// planMove reserves a place for the volume at its new size, and returns it; nil if there is none.
+func (c *Controllers) planMove(pv *corev1.PersistentVolume, v *claim.Volume, want int64) *diskv1alpha1.Place {
+	if v.MoveTo != nil {
+		// One move at a time.
+		return nil
+	}
+	version, err := diskcapacity.RevisionOf(pv.ResourceVersion)
+	if err != nil {
+		return nil
+	}
+	move, ok := c.ledger.PlanMove(string(pv.UID), diskv1alpha1.CopyID(v.Partition), version, want)
+	if !ok {
+		return nil
+	}
+	return &diskv1alpha1.Place{Disk: move.Disk, Extent: diskv1alpha1.Extent{Start: move.Extent.Start, Length: move.Extent.Len()}}
+}
+
+func moveTo(pv *corev1.PersistentVolume) string { return pv.Annotations[diskv1alpha1.AnnotationMoveTo] }
+
+// withdraw takes back what was granted for a write that was not done and never will be.
+func (c *Controllers) withdraw(uid string, move *diskv1alpha1.Place) {
+	if move != nil {
+		c.ledger.WithdrawMove(uid)
+		return
+	}
+	c.ledger.WithdrawGrowth(uid)
+}
+
+// settle folds in a PersistentVolume that no earlier write can change any more.
+func (c *Controllers) settle(uid string, v *claim.Volume) {
+	if v.MoveTo == nil {
+		c.ledger.WithdrawMove(uid)
+		c.ledger.SettleGrowth(uid, v.Size)
+	}
+}
+
+// endMove removes the annotation of a move that is done.
+func (c *Controllers) endMove(ctx context.Context, pvc *corev1.PersistentVolumeClaim) error {
+	pv, err := c.volumes.Get(pvc.Spec.VolumeName)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if moveTo(pv) == "" || !hasRecordedPlace(pv) || !claim.IsFor(pv, pvc) {
+		return nil
+	}
+	v, err := claim.ReadVolume(pv)
+	if err != nil || v.MoveTo == nil {
+		// The agent reports what is wrong.
+		return nil //nolint:nilerr // see above
+	}
+	node, _, ok := c.ledger.Where(v.Partition)
+	if !ok {
+		return fmt.Errorf("moving claim %s: the place of PersistentVolume %s is not known yet", keyOf(pvc), pv.Name)
+	}
+	c.memory.addWaiting(node, keyOf(pvc))
+	if !c.ledger.Snapshot(node).IsMoved(v.Partition, *diskcapacity.MoveOf(v)) {
+		return nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid": pv.UID, "resourceVersion": pv.ResourceVersion,
+		"annotations": map[string]any{diskv1alpha1.AnnotationMoveTo: nil},
+	}})
+	if err != nil {
+		return err
+	}
+	_, err = c.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("removing the annotation %s of PersistentVolume %s: %w", diskv1alpha1.AnnotationMoveTo, pv.Name, err)
+	}
+	klog.FromContext(ctx).V(2).Info("A volume has been moved", "claim", klog.KObj(pvc), "volume", klog.KObj(pv), "node", klog.KRef("", node), "to", v.MoveTo)
+	return nil
+}
