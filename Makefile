@@ -99,7 +99,7 @@ torture: prepare ## Try many more power cuts, kills, faults and histories than t
 	BERTH_TORTURE=1 go test -count=1 -timeout=120m -v -run='^(TestTorture|TestSoak)$$' ./pkg/agent/disk
 	BERTH_TORTURE=1 go test -count=1 -timeout=180m -v ./test/kill
 	BERTH_TORTURE=1 go test -count=1 -timeout=180m -v ./test/faults
-	BERTH_TORTURE=1 go test -count=1 -timeout=240m -v -run='^TestSchedulerLeaks$$' ./test/integration
+	BERTH_TORTURE=1 go test -count=1 -timeout=240m -v -run='^(TestSchedulerLeaks|TestAgentMoves)$$' ./test/integration
 
 .PHONY: clean
 clean: ## Remove what was built here.

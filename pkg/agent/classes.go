@@ -64,3 +64,11 @@ func (a *agent) wiping(class string) (disk.WipeSettings, bool) {
 	}
 	return settings, true
 }
+
+// moveRate returns how many bytes a second the moves of a disk of the class may read and write; 0 without limit.
+func (a *agent) moveRate(class string) int64 {
+	if c := classNamed(a.classList(), class); c != nil && c.Spec.MoveRate != nil {
+		return max(c.Spec.MoveRate.Value(), 0)
+	}
+	return 0
+}

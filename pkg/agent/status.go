@@ -35,5 +35,8 @@ func (a *agent) owner(v disk.Volume) publish.VolumeInfo {
 	if policy, done, is := a.manager.Wiping(v.Partition); is && v.Phase == disk.Wiping {
 		o.Wiping = &diskv1alpha1.WipeProgress{Policy: diskv1alpha1.WipePolicy(policy), Wiped: done}
 	}
+	if v.Phase == disk.Copying {
+		o.Copied = a.manager.Copied(v)
+	}
 	return o
 }

@@ -21,6 +21,8 @@ type VolumeInfo struct {
 	Volume, Owner string
 	OrphanedSince *metav1.Time
 	Wiping        *diskv1alpha1.WipeProgress
+	// Copied is how many bytes are copied, in phase Copying.
+	Copied int64
 }
 
 // Limits of the CRD's fields that hold text of other origin.
@@ -86,6 +88,7 @@ func diskStatus(d *discovery.Disk, owner func(disk.Volume) VolumeInfo) diskv1alp
 
 			OrphanedSince: o.OrphanedSince,
 			Wiping:        o.Wiping,
+			Copied:        o.Copied,
 		})
 		out.Overhead -= v.Extent.Len()
 	}

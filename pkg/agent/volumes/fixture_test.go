@@ -267,6 +267,8 @@ type fixture struct {
 	// changes counts the calls of OwnersChanged, policy is how all classes are wiped.
 	changes atomic.Int32
 	policy  disk.WipeSettings
+	// moveRate is that of all classes.
+	moveRate int64
 	// classless means that the class of the disks is deleted.
 	classless bool
 	options   Options
@@ -289,6 +291,7 @@ func newFixture(t *testing.T, pvs ...*corev1.PersistentVolume) *fixture {
 	f.options = Options{
 		Inventory: f.disks, Recorder: f.events, Clock: f.clock,
 		Wiping:        func(class string) (disk.WipeSettings, bool) { return f.policy, class == "ssd" && !f.classless },
+		MoveRate:      func(string) int64 { return f.moveRate },
 		Placement:     func(string) placement.Policy { return placement.BestFit },
 		DefaultFSType: func(string) string { return diskv1alpha1.FSTypeExt4 }, FileSystems: f,
 		OrphanGrace: time.Minute, OrphanLimit: 2, EvictionGrace: time.Minute,

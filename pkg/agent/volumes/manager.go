@@ -35,6 +35,8 @@ type Options struct {
 	ReclaimStopped bool
 	// Wiping returns how volumes on disks of a class are wiped now, and false if there is no such class.
 	Wiping func(class string) (disk.WipeSettings, bool)
+	// MoveRate returns how many bytes a second the moves of a disk of a class may read and write; 0 without limit.
+	MoveRate func(class string) int64
 	// Placement returns the policy of a class now.
 	Placement func(class string) placement.Policy
 	// DefaultFSType returns the file system of a class's volumes that request none.
@@ -130,10 +132,11 @@ func connect(o Options) *Manager {
 		node: n, volumes: volumes, reclaim: r, orphans: r.orphans, blocked: r.blocked, queue: volumeQueue, waiters: volumeWaiters, finalized: finalized,
 	}
 	maker := &partitionMaker{node: n, volumes: volumes, placer: placer, formatter: formatter, policies: policies, finalized: finalized, formatted: formatted}
-	stager := &stager{node: n, volumes: volumes, maker: maker, formatter: formatter}
-	grower := &grower{node: n, volumes: volumes, placer: placer, maker: maker}
+	r.mover = &mover{node: n, volumes: volumes, reclaim: r, rate: o.MoveRate, queue: volumeQueue, backoff: backoff[string](), moves: map[string]*runningMove{}}
+	stager := &stager{node: n, volumes: volumes, maker: maker, formatter: formatter, mover: r.mover}
+	grower := &grower{node: n, volumes: volumes, placer: placer, maker: maker, mover: r.mover}
 	p := &persistentController{
-		node: n, volumes: volumes, maker: maker, stager: stager, grower: grower, releaser: releaser, reclaim: r, queue: volumeQueue, waiters: volumeWaiters,
+		node: n, volumes: volumes, maker: maker, stager: stager, grower: grower, mover: r.mover, releaser: releaser, reclaim: r, queue: volumeQueue, waiters: volumeWaiters,
 	}
 	r.inline, r.persistent, r.enqueueUnwatched = inline, releaser, releaser.enqueueUnwatched
 	return &Manager{
@@ -177,11 +180,13 @@ func (m *Manager) Run(ctx context.Context) {
 	m.inlineController.queue.ShutDown()
 	m.reclaim.queue.ShutDown()
 	m.persistent.queue.ShutDown()
+	m.reclaim.mover.endAll()
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		workers.Wait()
 		m.reclaim.wiper.running.Wait()
+		m.reclaim.mover.running.Wait()
 	}()
 	select {
 	case <-ended:
@@ -257,6 +262,9 @@ func (m *Manager) OrphanedSince(v disk.Volume) (since time.Time, orphaned bool) 
 func (m *Manager) Wiping(partition string) (policy disk.WipePolicy, done int64, wiping bool) {
 	return m.reclaim.wiper.Wiping(partition)
 }
+
+// Copied returns how many bytes of a volume are copied to the partition of a move that is in progress.
+func (m *Manager) Copied(v disk.Volume) int64 { return m.reclaim.mover.Copied(v) }
 
 // Orphans lists the volumes on the disks that have no owner.
 func (m *Manager) Orphans() Orphans {

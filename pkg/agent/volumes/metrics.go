@@ -1,7 +1,9 @@
 package volumes
 
 import (
+	"errors"
 	"sync"
+	"time"
 
 	"k8s.io/component-base/metrics"
 	"k8s.io/component-base/metrics/legacyregistry"
@@ -10,10 +12,11 @@ import (
 	"github.com/berthdev/berth/pkg/agent/holders"
 )
 
-// Results of wipes, in the metrics.
+// Results of wipes and moves, in the metrics.
 const (
 	resultDone   = "done"
 	resultFailed = "failed"
+	resultInUse  = "in_use"
 )
 
 var (
@@ -43,12 +46,26 @@ var (
 		Namespace: "berth", Subsystem: "node", Name: "reclaim_blocked", StabilityLevel: metrics.ALPHA,
 		Help: "Volumes to be wiped that something has held for a minute, by its kind: Kernel, Loop, Swap, Mount, Bind, Open, File or Unknown.",
 	}, []string{"holder"})
+	movesTotal = metrics.NewCounterVec(&metrics.CounterOpts{
+		Namespace: "berth", Subsystem: "node", Name: "moves_total", StabilityLevel: metrics.ALPHA,
+		Help: "Moves of volumes to another place of their disk that ended, by the disk's class and the result: done, failed or in_use.",
+	}, []string{"class", "result"})
+	movedBytesTotal = metrics.NewCounterVec(&metrics.CounterOpts{
+		Namespace: "berth", Subsystem: "node", Name: "moved_bytes_total", StabilityLevel: metrics.ALPHA,
+		Help: "Bytes of volumes that were moved to another place of their disk.",
+	}, []string{"class"})
+	moveSeconds = metrics.NewHistogramVec(&metrics.HistogramOpts{
+		Namespace: "berth", Subsystem: "node", Name: "move_duration_seconds", StabilityLevel: metrics.ALPHA,
+		Help: "Duration of moves that were done, from their last beginning.",
+		// A sparse volume is copied in milliseconds, a full large one in hours.
+		Buckets: metrics.ExponentialBuckets(0.001, 4, 14),
+	}, []string{"class"})
 	registerOnce sync.Once
 )
 
 func registerMetrics() {
 	registerOnce.Do(func() {
-		legacyregistry.MustRegister(wipesTotal, wipedBytesTotal, wipeSeconds, orphanedVolumes, reclaimStopped, reclaimBlocked)
+		legacyregistry.MustRegister(wipesTotal, wipedBytesTotal, wipeSeconds, orphanedVolumes, reclaimStopped, reclaimBlocked, movesTotal, movedBytesTotal, moveSeconds)
 	})
 }
 
@@ -59,6 +76,19 @@ func countWipe(class string, w disk.WipeResult, result string) {
 	}
 	wipedBytesTotal.WithLabelValues(class).Add(float64(w.Extent.Len()))
 	wipeSeconds.WithLabelValues(class, string(w.Policy)).Observe(w.Took.Seconds())
+}
+
+func countMove(class string, length int64, took time.Duration, err error) {
+	switch {
+	case errors.Is(err, ErrInUse):
+		movesTotal.WithLabelValues(class, resultInUse).Inc()
+	case err != nil:
+		movesTotal.WithLabelValues(class, resultFailed).Inc()
+	default:
+		movesTotal.WithLabelValues(class, resultDone).Inc()
+		movedBytesTotal.WithLabelValues(class).Add(float64(length))
+		moveSeconds.WithLabelValues(class).Observe(took.Seconds())
+	}
 }
 
 func countOrphans(o Orphans) {

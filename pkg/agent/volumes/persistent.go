@@ -18,13 +18,15 @@ import (
 
 // persistentController makes the volumes of PersistentVolumes. This file follows the watch and makes volumes in
 // advance. persistent_place.go makes partitions, and persistent_stage.go serves the kubelet. persistent_grow.go makes
-// volumes larger, and persistent_calls.go serves CSI controllers. persistent_release.go decides about the end.
+// volumes larger, and persistent_move.go moves them. persistent_calls.go serves CSI controllers. persistent_release.go
+// decides about the end.
 type persistentController struct {
 	node     *node
 	volumes  volumeStore
 	maker    *partitionMaker
 	stager   *stager
 	grower   *grower
+	mover    *mover
 	releaser *releaser
 	reclaim  reclaimer
 
@@ -64,6 +66,7 @@ func (p *persistentController) onVolume(object any) {
 	if !ok {
 		return
 	}
+	p.mover.followVolume(pv)
 	p.queue.Add(pv.Name)
 	p.node.changed()
 }
@@ -82,7 +85,12 @@ func (p *persistentController) onVolumeGone(object any) {
 	p.node.reports.forget(pv.UID)
 	if claim.IsOurs(pv) {
 		// Another one with the same handle may have waited for this, or the partition has no owner now.
-		p.reclaim.enqueue(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle), 0)
+		partition := diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)
+		p.mover.end(partition)
+		p.reclaim.enqueue(partition, 0)
+		if _, _, isCopied := p.node.findVolume(diskv1alpha1.CopyID(partition)); isCopied {
+			p.reclaim.enqueue(diskv1alpha1.CopyID(partition), 0)
+		}
 	}
 	p.node.changed()
 }
@@ -168,6 +176,14 @@ func (p *persistentController) serve(ctx context.Context, pv *corev1.PersistentV
 		return err
 	}
 	p.maker.formatted.add(v.Partition)
+	if p.mover.pending(v) != nil {
+		// It grows when it is moved. When that has ended, the PersistentVolume is synced again.
+		p.mover.begin(ctx, pv, v)
+		return nil
+	}
+	if _, err := claim.ReadMoveTo(pv); err != nil {
+		return fmt.Errorf("%w: %w", errMismatch, err)
+	}
 	return p.grower.growToGranted(ctx, v.ID, v.Size)
 }
 

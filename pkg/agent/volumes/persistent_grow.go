@@ -17,6 +17,7 @@ type grower struct {
 	volumes volumeStore
 	placer  *placer
 	maker   *partitionMaker
+	mover   *mover
 }
 
 // growToGranted grows the partition to the size that its PersistentVolume was granted.
@@ -73,6 +74,9 @@ func (g *grower) Expand(ctx context.Context, volumeID string, atLeast int64, gro
 		return Volume{}, err
 	}
 	atLeast = diskv1alpha1.AlignUp(atLeast)
+	if _, v, pending := g.mover.pendingByPartition(partition); pending && onDisk.Extent.Len() < atLeast {
+		return Volume{}, fmt.Errorf("%w: volume %s gets its %d bytes when it is moved on its disk, while no pod uses it: delete the pod and start it again", ErrNotGrown, volumeID, v.Size)
+	}
 	granted, err := g.grantedSize(ctx, volumeID, atLeast, onDisk)
 	if err != nil {
 		return Volume{}, err

@@ -96,6 +96,12 @@ func (r *releaser) wipeOrFinalize(ctx context.Context, live *corev1.PersistentVo
 	d, onDisk, found := findVolume(disks, v.Partition)
 	switch {
 	case !found:
+		if at, _, isCopied := findVolume(disks, diskv1alpha1.CopyID(v.Partition)); isCopied && at.Ready() {
+			// A part of a move. It has the volume's data, too.
+			r.reclaim.enqueue(diskv1alpha1.CopyID(v.Partition), 0)
+			r.waiters.add(live.Name, seen)
+			return false, nil
+		}
 		if _, ok := inService(disks, diskFor(live, v)); !ok {
 			r.node.reports.warnVolume(live, eventDiskMissing, fmt.Sprintf("disk %s, which the volume was put on, is not in service on node %s: it cannot be wiped. If the disk is gone for good, remove the finalizer %s", diskFor(live, v), r.node.name, diskv1alpha1.FinalizerVolume))
 			r.waiters.add(live.Name, seen)

@@ -22,6 +22,7 @@ type stager struct {
 	volumes   volumeStore
 	maker     *partitionMaker
 	formatter *formatter
+	mover     *mover
 }
 
 // Stage makes the persistent volume ready, and calls use with its device and its file system, which is empty for a raw
@@ -35,6 +36,9 @@ func (s *stager) Stage(ctx context.Context, volumeID string, o StageOptions, use
 	}
 	if onDisk, found := s.node.Lookup(volumeID); found {
 		want.Request.Class = onDisk.Class
+		if err := s.mover.await(ctx, volumeID); err != nil {
+			return err
+		}
 	} else {
 		pv, mayMake, err := s.maker.volumeFor(ctx, volumeID)
 		if err != nil {

@@ -110,6 +110,9 @@ func stripVolume(object any) (any, error) {
 	if moved, ok := pv.Annotations[diskv1alpha1.AnnotationMovedTo]; ok {
 		metav1.SetMetaDataAnnotation(&slim.ObjectMeta, diskv1alpha1.AnnotationMovedTo, moved)
 	}
+	if to, ok := pv.Annotations[diskv1alpha1.AnnotationMoveTo]; ok {
+		metav1.SetMetaDataAnnotation(&slim.ObjectMeta, diskv1alpha1.AnnotationMoveTo, to)
+	}
 	slim.Spec = corev1.PersistentVolumeSpec{
 		Capacity:                      pv.Spec.Capacity,
 		PersistentVolumeReclaimPolicy: pv.Spec.PersistentVolumeReclaimPolicy,

@@ -161,7 +161,7 @@ func (p *placer) removeHeld(spaces []diskSpace, disks []discovery.Disk, others r
 		removeExtent(spaces, h.disk, h.extent)
 	}
 	for _, v := range others.volumes {
-		if d, partition, found := findVolume(disks, v.Partition); found && v.Size > partition.Extent.Len() {
+		if d, partition, found := findVolume(disks, v.Partition); found && v.MoveTo == nil && v.Size > partition.Extent.Len() {
 			removeExtent(spaces, d.ID(), extent.Extent{Start: partition.Extent.End, End: partition.Extent.Start + v.Size})
 		}
 	}
@@ -220,6 +220,9 @@ func (r reservations) removeFrom(spaces []diskSpace, disks []discovery.Disk) {
 	for _, v := range r.volumes {
 		if _, _, found := findVolume(disks, v.Partition); !found {
 			removeExtent(spaces, v.Place.Disk, extent.New(v.Place.Start, v.Size))
+		}
+		if v.MoveTo != nil {
+			removeExtent(spaces, v.MoveTo.Disk, extent.New(v.MoveTo.Start, v.MoveTo.Length))
 		}
 	}
 }

@@ -63,6 +63,7 @@ const (
 //     period must be over, and there must be few such orphans (see sweep).
 //  2. A wipe that was begun is finished.
 //  3. It is in phase Reserved, when the pod's other volumes do not fit: it never held data.
+//  4. It is in phase Copying, and the PersistentVolume does not name its place: the volume is elsewhere.
 type reclaimController struct {
 	node       *node
 	queue      workqueue.TypedRateLimitingInterface[string]
@@ -70,6 +71,7 @@ type reclaimController struct {
 	persistent decider
 	formatter  *formatter
 	wiper      *wiper
+	mover      *mover
 	orphans    *orphans
 	sweeper    *sweeper
 	blocked    *blockedVolumes
@@ -101,6 +103,13 @@ func (r *reclaimController) deciderFor(v disk.Volume) decider {
 
 // ownerOf names a volume by its CSI ID, and its pod or claim by namespace/name.
 func (r *reclaimController) ownerOf(v disk.Volume) (volume, owner string) {
+	if id, partition, ok := volumeOfCopy(v); ok {
+		_, of, found := r.node.findVolume(partition)
+		if !found {
+			return id, ""
+		}
+		v = of
+	}
 	if _, is := persistentVolumeID(v); is {
 		return r.persistent.ownerOf(v)
 	}
@@ -152,6 +161,9 @@ func (r *reclaimController) release(ctx context.Context, partition string) error
 
 // mustWipe reports whether the volume must be wiped now. If it may be later, it queues the next check.
 func (r *reclaimController) mustWipe(ctx context.Context, d discovery.Disk, v disk.Volume) (bool, error) {
+	if v.Phase == disk.Copying {
+		return !r.mover.wants(d, v), nil
+	}
 	decision, err := r.deciderFor(v).verdict(ctx, v)
 	if err != nil {
 		return false, err
@@ -184,10 +196,11 @@ func (r *reclaimController) dropPartition(partition string) {
 	r.persistent.partitionGone(partition)
 }
 
-// resumeWipes continues the wipes that were begun on a disk that came into service.
+// resumeWipes continues the wipes that were begun on a disk that came into service, and wipes copies that are not
+// wanted.
 func (r *reclaimController) resumeWipes(d *discovery.Disk) {
 	for _, v := range d.Snapshot.Volumes {
-		if v.Phase == disk.Wiping {
+		if v.Phase == disk.Wiping || v.Phase == disk.Copying {
 			r.enqueue(v.Partition, 0)
 		}
 	}

@@ -31,6 +31,8 @@ const (
 	eventMismatch    = "VolumeMismatch"
 	eventNotGrown    = "VolumeNotGrown"
 	eventNotReleased = "VolumeNotReleased"
+	eventMoved       = "VolumeMoved"
+	eventNotMoved    = "VolumeNotMoved"
 )
 
 // Reasons of events about the node's NodeDiskCapacity.
