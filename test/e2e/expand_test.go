@@ -99,42 +99,121 @@ func TestExpandBlock(t *testing.T) {
 	}
 }
 
-// TestExpandTooFar asserts that a claim that requests more than the free space behind its volume does not change. Its
-// status says how much it could have, and it grows when there is room.
+// TestExpandTooFar asserts that a claim that requests more than its disk has does not change. Its status says how much it
+// could have, and it grows where it is when there is room.
 func TestExpandTooFar(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
-	on := map[string]string{corev1.LabelHostname: "node1"}
-	pvc, behind := e.claim("data", ssd, "400Mi"), e.claim("behind", ssd, "400Mi")
-	pod, neighbor := e.podOf("pod", claimed("data", pvc)), e.podOf("neighbor", claimed("data", behind))
-	pod.Spec.NodeSelector, neighbor.Spec.NodeSelector = on, on
-	e.make(pvc, behind)
-	e.create(pod)
-	e.ready(pod)
-	e.create(neighbor)
-	e.ready(neighbor)
-	p, q := e.findVolume(e.boundTo(pvc)), e.findVolume(e.boundTo(behind))
-	if q.allocation.Start < p.allocation.Start {
-		pvc, behind, pod, neighbor, p, q = behind, pvc, neighbor, pod, q, p
+	first, behind := e.neighbors()
+	mark := canary(e)
+	e.write(first.pod, mark)
+	e.expand(first.pvc, "500Gi")
+	e.event(first.pvc, "VolumeResizeFailed", "500Gi", "nothing is free behind it", "the largest free extent of the disk")
+	e.expand(behind.pvc, "500Gi")
+	e.event(behind.pvc, "VolumeResizeFailed", "cannot grow to 500Gi where it is", "at most")
+	for _, c := range []*corev1.PersistentVolumeClaim{first.pvc, behind.pvc} {
+		e.cannotGrow(c)
 	}
-	if q.allocation.Start != p.allocation.Start+p.allocation.Length {
-		t.Fatalf("the volumes are at %v and %v: this test shows nothing", p, q)
+	e.delete(behind.pod)
+	e.unmake(behind.pvc)
+	e.wiped(e.volumeOf(behind.pvc), behind.at)
+	e.expand(first.pvc, "600Mi")
+	e.hasGrown(first.pvc, 600*units.MiB)
+	e.holds(first.pod, mark)
+	if _, size := e.mounted(first.pod); size < 500*units.MiB {
+		t.Errorf("the pod has %d bytes", size)
 	}
+}
+
+// TestExpandByMove asserts that a volume with another behind it is moved when its pod is started again. Until then the
+// pod runs on, and the claim says what to do. The volume keeps its data, and its earlier place is wiped.
+func TestExpandByMove(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	first, _ := e.neighbors()
+	pvc, pod := first.pvc, first.pod
 	mark := canary(e)
 	e.write(pod, mark)
 	e.expand(pvc, "600Mi")
-	e.event(pvc, "VolumeResizeFailed", "600Mi", "nothing is free behind it")
-	e.expand(behind, "500Gi")
-	e.event(behind, "VolumeResizeFailed", "cannot grow to 500Gi where it is", "at most")
-	for _, c := range []*corev1.PersistentVolumeClaim{pvc, behind} {
-		e.cannotGrow(c)
-	}
-	e.delete(neighbor)
-	e.unmake(behind)
-	e.hasGrown(pvc, 600*units.MiB)
+	e.event(pvc, "FileSystemResizeRequired", "The volume gets 600Mi elsewhere", "delete the pod and start it again")
+	e.eventually("the claim says that its pod must be started again", func(ctx context.Context) error {
+		if err := e.client.Get(ctx, client.ObjectKeyFromObject(pvc), pvc); err != nil {
+			return err
+		}
+		for _, c := range pvc.Status.Conditions {
+			if c.Status == corev1.ConditionTrue && strings.Contains(c.Message, "delete the pod and start it again") {
+				return nil
+			}
+		}
+		return fmt.Errorf("its status is %+v", pvc.Status)
+	})
 	e.holds(pod, mark)
-	if _, size := e.mounted(pod); size < 500*units.MiB {
+	if n := restarts(pod); n != 0 {
+		t.Errorf("the container was restarted %d times", n)
+	}
+	e.delete(pod)
+	e.gone(pod)
+	next := e.podOf("second", claimed("data", pvc))
+	e.create(next)
+	e.ready(next)
+	e.hasGrown(pvc, 600*units.MiB)
+	e.holds(next, mark)
+	if _, size := e.mounted(next); size < 500*units.MiB {
 		t.Errorf("the pod has %d bytes", size)
 	}
+	e.event(pvc, "VolumeMoved")
+	pv := e.boundTo(pvc)
+	after := e.findPartition("volume "+pv.Name, pv.Labels[v1alpha1.LabelNode], v1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle))
+	if after.allocation.Start == first.at.allocation.Start || after.disk.ID != first.at.disk.ID || after.allocation.Length != 600*units.MiB {
+		t.Errorf("the volume was %+v of disk %s, is %+v of disk %s", first.at.allocation, first.at.disk.ID, after.allocation, after.disk.ID)
+	}
+	e.isPartition(e.device(next, "/data"), "xfs", after)
+	e.eventually("the move is over", func(ctx context.Context) error {
+		if err := e.client.Get(ctx, client.ObjectKeyFromObject(pv), pv); err != nil {
+			return err
+		}
+		if to := pv.Annotations[v1alpha1.AnnotationMoveTo]; to != "" {
+			return fmt.Errorf("it is to be moved to %s", to)
+		}
+		return nil
+	})
+	e.isFree(first.at)
+	if at, found := firstNonZero(t, first.at.machine.File, first.at.allocation.Extent); found {
+		t.Errorf("the volume was moved, and there is a byte at %d of %v that is not zero", at, first.at)
+	}
+	e.delete(next)
+	e.unmake(pvc)
+	e.gone(next)
+	e.wiped(pv, after, mark)
+}
+
+// user is a claim of 400Mi with its pod, and where its volume is.
+type user struct {
+	pvc *corev1.PersistentVolumeClaim
+	pod *corev1.Pod
+	at  place
+}
+
+// neighbors makes two pods with a claim each, whose volumes lie one behind the other.
+func (e *tenant) neighbors() (first, behind user) {
+	e.t.Helper()
+	for _, u := range []struct {
+		name string
+		to   *user
+	}{{"data", &first}, {"behind", &behind}} {
+		u.to.pvc = e.claim(u.name, ssd, "400Mi")
+		u.to.pod = e.podOf(u.name, claimed("data", u.to.pvc))
+		u.to.pod.Spec.NodeSelector = map[string]string{corev1.LabelHostname: "node1"}
+		e.make(u.to.pvc)
+		e.create(u.to.pod)
+		e.ready(u.to.pod)
+		u.to.at = e.findVolume(e.boundTo(u.to.pvc))
+	}
+	if behind.at.allocation.Start < first.at.allocation.Start {
+		first, behind = behind, first
+	}
+	if behind.at.allocation.Start != first.at.allocation.Start+first.at.allocation.Length || behind.at.disk.ID != first.at.disk.ID {
+		e.t.Fatalf("the volumes are at %v and %v: this test shows nothing", first.at, behind.at)
+	}
+	return first, behind
 }
 
 // cannotGrow waits until the claim's status says why it does not change.
