@@ -91,10 +91,11 @@
 //   - It is allowed to grow: the longer record counts at once. Events of the PersistentVolume that were sent before its
 //     capacity was raised do not take it back (Grow, WithdrawGrowth). Whether a failed write was done is not known
 //     until a later write that succeeds rules it out (SettleGrowth).
-//   - It is to be moved: its new place is a record of the partition to which it is copied. So that place is taken before
-//     the node has it, and while the copy is published. When the node publishes the volume there, the record takes what
-//     the volume has. A move that is planned ends with the first version of the PersistentVolume after the one that it
-//     was planned for: the write names that version, so it is in the next one, or is refused (PlanMove, SetMove).
+//   - It is to be moved: its new place is a record of the partition to which it is copied. So that place is taken
+//     before the node has it, and while the copy is published. When the node publishes the volume there, the record
+//     takes what the volume has. A move that is planned ends with the first version of the PersistentVolume after the
+//     one that it was planned for: the write names that version, so it is in the next one, or is refused (PlanMove,
+//     SetMove).
 //
 // Of disks (owners.go):
 //

@@ -183,8 +183,8 @@ func (c *Controllers) classOf(pvc *corev1.PersistentVolumeClaim) *storagev1.Stor
 	return claim.OurClass(c.classes, pvc)
 }
 
-// onVolume queues the claim of a volume whose capacity or move has changed, and the node of a volume if that may be gone.
-// After the end of a volume it queues the claims that may get its place.
+// onVolume queues the claim of a volume whose capacity or move has changed, and the node of a volume if that may be
+// gone. After the end of a volume it queues the claims that may get its place.
 func (c *Controllers) onVolume(old, now any) {
 	before, known := old.(*corev1.PersistentVolume)
 	pv, ok := now.(*corev1.PersistentVolume)

@@ -99,8 +99,8 @@ func TestExpandBlock(t *testing.T) {
 	}
 }
 
-// TestExpandTooFar asserts that a claim that requests more than its disk has does not change. Its status says how much it
-// could have, and it grows where it is when there is room.
+// TestExpandTooFar asserts that a claim that requests more than its disk has does not change. Its status says how much
+// it could have, and it grows where it is when there is room.
 func TestExpandTooFar(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))
 	first, behind := e.neighbors()

@@ -124,7 +124,7 @@ func (m *moves) round(t *testing.T, v *growing) {
 	})
 	for range m.rng.IntN(3) {
 		// The random part of this test.
-		time.Sleep(time.Duration(m.rng.IntN(120)) * time.Millisecond)
+		<-time.After(time.Duration(m.rng.IntN(120)) * time.Millisecond)
 		m.kill()
 		m.kills++
 		m.agent = m.start()

@@ -436,8 +436,8 @@ func growsAsFarAsPossible(t *testing.T, p *provisioning) {
 	}
 }
 
-// growsElsewhere: a volume that cannot grow where it is gets a place that holds all of it, keeps both places until it is
-// moved, and can grow again afterwards. A scheduler that is killed in between forgets nothing.
+// growsElsewhere: a volume that cannot grow where it is gets a place that holds all of it, keeps both places until it
+// is moved, and can grow again afterwards. A scheduler that is killed in between forgets nothing.
 func growsElsewhere(t *testing.T, p *provisioning) {
 	n := p.node(t, "prov-a", 10)
 	s := p.scheduler(t, false)

@@ -194,8 +194,8 @@ func (n *steppedNode) wipe(wanted map[string]wantedVolume) (changed bool) {
 	return changed
 }
 
-// realize makes a volume where it is recorded, or elsewhere if that is taken; or makes it as large as it is recorded, or
-// moves it.
+// realize makes a volume where it is recorded, or elsewhere if that is taken; or makes it as large as it is recorded,
+// or moves it.
 func (n *steppedNode) realize(partition string, at wantedVolume) (changed bool) {
 	for _, d := range n.disks {
 		if v := d.volumes[partition]; v != nil {

@@ -67,8 +67,8 @@ func (s *pieceStore) release(p place) {
 	}
 }
 
-// placeInPieces chooses the node where the volume has the fewest pieces. Of equals it takes the one where the last piece
-// leaves the least of its extent, of these the first.
+// placeInPieces chooses the node where the volume has the fewest pieces. Of equals it takes the one where the last
+// piece leaves the least of its extent, of these the first.
 func (c *cluster) placeInPieces(size int32, most int) (held, bool) {
 	var best held
 	var bestLeft int64

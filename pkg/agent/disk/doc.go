@@ -33,9 +33,9 @@
 //  8. A disk serves only after these steps. Both copies of its table were checked, and damaged parts rewritten
 //     unchanged. The kernel's partitions were compared with the table, and a write was tried. A disk that cannot serve
 //     is returned out of service with its volumes, so that they can be shown.
-//  9. At every moment, and after any crash, a volume that moves has one entry with its GUID, and all of its bytes there.
-//     It is switched to its new place only after every byte was read back from it. Nothing could write to it since the
-//     copy began.
+//  9. At every moment, and after any crash, a volume that moves has one entry with its GUID, and all of its bytes are
+//     there. It is switched to its new place only after every byte was read back from it. Nothing could write to it
+//     since the copy began.
 //  10. A disk that hangs, fails or is gone does not affect any other disk. Snapshot never waits, calls fail, and every
 //     disk has its own owner goroutine.
 //
@@ -66,9 +66,9 @@
 //     so Reserved never holds data. The volume may be mounted before or meanwhile, because a mount alone reports
 //     nothing.
 //   - In Grow: the old length, or the new one, perhaps not known to the kernel: Open lengthens the kernel's partition.
-//   - In Move, before the switch: Formatted in the old place, perhaps not known to the kernel: Open attaches it. Perhaps
-//     an entry in phase Copying, which Open does not attach. The volume may be used, and change. The next Move compares,
-//     and a Wipe of the copy gives the move up.
+//   - In Move, before the switch: Formatted in the old place, perhaps not known to the kernel: Open attaches it.
+//     Perhaps an entry in phase Copying, which Open does not attach. The volume may be used, and change. The next Move
+//     compares, and a Wipe of the copy gives the move up.
 //   - In Move, in the switch or after it: as before the switch, or Formatted in the new place. Then the old place is in
 //     phase Wiping. Open attaches the volume where it is.
 //   - In Wipe: Formatted, perhaps not known to the kernel. Open attaches it, and Wipe is called again for the same
@@ -78,13 +78,13 @@
 // # Concurrency
 //
 // One goroutine of a Disk, the worker, owns its table. Commands are calls, which it handles one after the other. Its
-// output is OnChange and the Snapshot that it published last, which is read without waiting. Wiping, zeroing and copying
-// run in the caller's goroutine, so that commands for other volumes go on meanwhile.
+// output is OnChange and the Snapshot that it published last, which is read without waiting. Wiping, zeroing and
+// copying run in the caller's goroutine, so that commands for other volumes go on meanwhile.
 //
 // A change of the table is planned without a disk. A table is a value. Its methods withNew, withLength, withPhase,
-// withCopy, withMoved and without return the next table, or an error if there is none. A plan is a function of the table
-// and of the request, and of nothing else. Its result is validated before it is written. The rules are in these methods,
-// and tests compare them with an oracle that knows bytes only.
+// withCopy, withMoved and without return the next table, or an error if there is none. A plan is a function of the
+// table and of the request, and of nothing else. Its result is validated before it is written. The rules are in these
+// methods, and tests compare them with an oracle that knows bytes only.
 //
 // Between processes, an open Disk holds its meta partition with O_EXCL. This excludes a second agent, and every program
 // that opens the whole disk exclusively (mkfs, wipefs). It excludes neither mounts of other partitions nor a tool such
@@ -98,7 +98,8 @@
 //
 //   - disk.go: the Disk, its owner goroutine and its snapshot. snapshot.go: what the snapshot contains.
 //   - open.go: how a disk comes into service. read.go: reading a table beside an agent.
-//   - create.go, volume.go, grow.go, move.go and wipe.go: the calls for volumes. zerobefore.go: zeroing free space first.
+//   - create.go, volume.go, grow.go, move.go and wipe.go: the calls for volumes. zerobefore.go: zeroing free space
+//     first.
 //   - copy.go: copying a volume's bytes, and the proof that they arrived.
 //   - zero.go, progress.go and rate.go: zeroing, its progress on the disk, and its rate limit.
 //   - table.go: the table and its rules, without a disk. layout.go: where its parts lie.

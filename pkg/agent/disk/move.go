@@ -19,8 +19,8 @@ type MoveOptions struct {
 	// Copy is the GUID of the target while the copy is incomplete, and then of the place that the volume has left. The
 	// caller chooses it, the same for each try.
 	Copy string
-	// Extent is the target. It is free, aligned to 1 MiB, and at least as long as the volume. A longer one lets the
-	// volume grow: the new bytes are zero.
+	// Extent is the target. It is free, aligned to 1 MiB, and at least as long as the volume. In a longer
+	// one the volume has grown: the new bytes are zero.
 	Extent extent.Extent
 	// Rate is how many bytes a second all zeroing and copying of the disk together may read and write. 0 means no
 	// limit. A byte that is copied is read, written and read back.

@@ -353,7 +353,8 @@ func TestMoveFaults(t *testing.T) {
 	}
 }
 
-// TestCopyDetectsDroppedWrites asserts that a copy fails if a write of data is dropped, and names the side and the place.
+// TestCopyDetectsDroppedWrites asserts that a copy fails if a write of data is dropped. The error names the side and
+// the place.
 func TestCopyDetectsDroppedWrites(t *testing.T) {
 	mm := newMemMove(t, crashLayouts(t)[0])
 	for _, test := range []struct {

@@ -271,8 +271,8 @@ func TestMoveHeld(t *testing.T) {
 	}
 }
 
-// TestMoveResumes cuts a move at random points and changes the volume in between. It asserts that the volume can be used
-// after each cut, that a restart keeps the copy, and that in the end the volume has its last content.
+// TestMoveResumes cuts a move at random points and changes the volume in between. It asserts that the volume can be
+// used after each cut, that a restart keeps the copy, and that in the end the volume has its last content.
 func TestMoveResumes(t *testing.T) {
 	bothSectors(t, func(t *testing.T, sector int) {
 		random := rand.New(rand.NewPCG(13, uint64(sector)))
@@ -329,8 +329,8 @@ func TestMoveResumes(t *testing.T) {
 	})
 }
 
-// TestMoveAfterFailedFlush asserts that a resumed move writes what differs, but everything after a flush has failed: the
-// disk may show bytes that it will lose.
+// TestMoveAfterFailedFlush asserts that a resumed move writes what differs, but everything after a flush has failed:
+// the disk may show bytes that it will lose.
 func TestMoveAfterFailedFlush(t *testing.T) {
 	for _, flushFailed := range []bool{false, true} {
 		l := initialized(t, 64*units.MiB, 512)
@@ -514,8 +514,8 @@ func TestMovingVolumeIsNotAttached(t *testing.T) {
 	}
 }
 
-// TestMoveOfShownVolume asserts that a volume is not switched to its copy if another program made the kernel show one of
-// the two while it was copied. The next move finds what was written.
+// TestMoveOfShownVolume asserts that a volume is not switched to its copy if another program made the kernel show one
+// of the two while it was copied. The next move finds what was written.
 func TestMoveOfShownVolume(t *testing.T) {
 	for name, index := range map[string]int{"the volume": 1, "the copy": 2} {
 		t.Run(name, func(t *testing.T) {
@@ -565,8 +565,8 @@ func TestMoveOfShownVolume(t *testing.T) {
 	}
 }
 
-// TestOpenWithCopy asserts that a copy has no device after a boot, when the kernel shows all partitions. If a process has
-// it open, it is not written to until it is closed.
+// TestOpenWithCopy asserts that a copy has no device after a boot, when the kernel shows all partitions. If a process
+// has it open, it is not written to until it is closed.
 func TestOpenWithCopy(t *testing.T) {
 	l := initialized(t, 64*units.MiB, 512)
 	d := l.open(t)

@@ -322,8 +322,8 @@ func TestRandomLife(t *testing.T) {
 	}
 }
 
-// TestRandomMoves compares random plans of moves with an oracle, which has the owner of every MiB and the phase of every
-// volume. A move changes two entries, and the bytes of all others stay the same.
+// TestRandomMoves compares random plans of moves with an oracle, which has the owner of every MiB and the phase of
+// every volume. A move changes two entries, and the bytes of all others stay the same.
 func TestRandomMoves(t *testing.T) {
 	l, err := newLayout(64*units.MiB, 512)
 	if err != nil {

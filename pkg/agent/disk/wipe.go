@@ -156,9 +156,9 @@ func (d *Disk) beginWipe(ctx context.Context, w *WipeResult, o WipeOptions) (e e
 	return e, begun, err
 }
 
-// afterDetaching has the worker remove the volume's device, and call do in the same command. Before, it calls check with
-// the volume's entry. It waits for a program that only looks at the device (udev, blkid). The disk's other volumes do
-// not wait.
+// afterDetaching has the worker remove the volume's device, and call do in the same command. Before, it calls check
+// with the volume's entry. It waits for a program that only looks at the device (udev, blkid). The disk's other volumes
+// do not wait.
 func (d *Disk) afterDetaching(ctx context.Context, partition string, check func(entry) error, do func(context.Context, entry) error) error {
 	var inUse error
 	err := await(ctx, busyTimeout, func() (bool, error) {

@@ -296,7 +296,8 @@ func (m *mover) endAll() {
 	}
 }
 
-// volumeOfCopy returns the persistent volume to whose move a partition belongs: its CSI volume ID and its own partition.
+// volumeOfCopy returns the persistent volume to whose move a partition belongs: its CSI volume ID and its own
+// partition.
 func volumeOfCopy(v disk.Volume) (volumeID, partition string, ok bool) {
 	if v.Ephemeral {
 		return "", "", false

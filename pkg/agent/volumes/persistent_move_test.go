@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/test/testenv"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -90,6 +92,17 @@ func (m *movable) sync() {
 		m.t.Error(err)
 	}
 	m.reclaim.mover.running.Wait()
+}
+
+// awaitCopy waits until the partition of the copy is made.
+func (m *movable) awaitCopy() {
+	m.t.Helper()
+	testenv.Eventually(m.t, "the copy is begun", func() error {
+		if _, _, found := m.node.findVolume(m.copy); !found {
+			return fmt.Errorf("there is none; events: %q", m.events.with())
+		}
+		return nil
+	})
 }
 
 // checkAt asserts that the volume is there, in MiB, and holds what it held.
@@ -225,10 +238,7 @@ func TestMoveGivenUp(t *testing.T) {
 			if err := m.persistent.sync(t.Context(), m.pv.Name); err != nil {
 				t.Fatal(err)
 			}
-			m.await("the copy is begun", func() bool {
-				_, _, found := m.node.findVolume(m.copy)
-				return found
-			})
+			m.awaitCopy()
 			m.reclaim.enqueue(m.copy, 0)
 			m.moveRate = 0
 			m.change(test.change)
@@ -250,18 +260,6 @@ func TestMoveGivenUp(t *testing.T) {
 	}
 }
 
-// await polls a condition that another goroutine makes true.
-func (m *movable) await(what string, is func() bool) {
-	m.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for !is() {
-		if time.Now().After(deadline) {
-			m.t.Fatalf("%s: not after 30 s; events: %q", what, m.events.with())
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
 // TestCopyIsKept asserts that a copy that a crash has left is wiped, unless the PersistentVolume names its place: then
 // the move goes on.
 func TestCopyIsKept(t *testing.T) {
@@ -273,10 +271,7 @@ func TestCopyIsKept(t *testing.T) {
 		if err := m.persistent.sync(ctx, m.pv.Name); err != nil {
 			t.Fatal(err)
 		}
-		m.await("the copy is begun", func() bool {
-			_, _, found := m.node.findVolume(m.copy)
-			return found
-		})
+		m.awaitCopy()
 		m.reclaim.mover.endAll()
 		m.reclaim.mover.running.Wait()
 		cancel()
