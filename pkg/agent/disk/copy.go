@@ -39,8 +39,9 @@ type copyJob struct {
 }
 
 const (
-	// copyWindow is what is copied up to a flush. Its bytes are in memory until they were read back.
-	copyWindow = 8 * Alignment
+	// defaultCopyWindow is what is copied up to a flush. Its bytes are in memory until they were read back. A shorter
+	// window has more flushes.
+	defaultCopyWindow = 32 * Alignment
 	// copyChunk is what is compared, and written or zeroed, as a whole.
 	copyChunk = Alignment
 )
@@ -53,8 +54,8 @@ type copySide struct {
 	extent extent.Extent
 }
 
-func newCopyJob(source, target copySide) *copyJob {
-	return &copyJob{source: source, target: target, window: alignedBytes(int(copyWindow)), scratch: alignedBytes(int(copyChunk))}
+func newCopyJob(source, target copySide, window int64) *copyJob {
+	return &copyJob{source: source, target: target, window: alignedBytes(int(min(window, source.extent.Len()))), scratch: alignedBytes(int(copyChunk))}
 }
 
 func (s copySide) read(b []byte, off int64) error {

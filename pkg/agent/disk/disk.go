@@ -28,6 +28,7 @@ type Options struct {
 	CommandTimeout time.Duration
 
 	wipeMethods *wipeMethods // nil is the default
+	copyWindow  int64        // 0 is the default
 }
 
 // Disk is an open disk of ours. Any goroutine may call its methods. One goroutine of its own, the worker, does all that
@@ -36,7 +37,8 @@ type Disk struct {
 	device      *blockDevice
 	meta        *os.File // held open exclusively, against other agents, mkfs and the like
 	wipeMethods *wipeMethods
-	pacer       pacer // of all zeroing that has a limit
+	pacer       pacer // of all zeroing and copying that has a limit
+	copyWindow  int64 // how much a move copies up to a flush
 	onChange    func()
 
 	// Only the worker uses these.
@@ -85,7 +87,7 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 		device: device, onChange: o.OnChange, devices: map[string]string{},
 		commands: make(chan command), stop: make(chan struct{}), stopped: make(chan struct{}), watchdog: newWatchdog(o.CommandTimeout),
 		longCalls: map[string]chan struct{}{}, zeroing: map[string]extent.Extent{}, moving: map[string]bool{}, unflushed: map[string]bool{},
-		wipeMethods: cmp.Or(o.wipeMethods, defaultWipeMethods()),
+		wipeMethods: cmp.Or(o.wipeMethods, defaultWipeMethods()), copyWindow: cmp.Or(o.copyWindow, defaultCopyWindow),
 	}
 	if err := d.open(ctx, o.SeenBefore); err != nil {
 		return nil, fmt.Errorf("opening %s: %w", path, errors.Join(err, d.releaseDevices(), device.Close()))

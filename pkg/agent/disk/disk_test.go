@@ -46,7 +46,7 @@ func initialized(t testing.TB, size int64, sector int) *loopDisk {
 // open opens the disk, and closes it when the test ends unless that was done.
 func (l *loopDisk) open(t testing.TB) *Disk {
 	t.Helper()
-	d, err := Open(t.Context(), l.path, Options{wipeMethods: l.wipeMethods})
+	d, err := Open(t.Context(), l.path, Options{wipeMethods: l.wipeMethods, copyWindow: 8 * units.MiB})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -182,7 +182,7 @@ func (d *Disk) startCopy(ctx context.Context, e entry, o MoveOptions) (*copyJob,
 	d.publish()
 	job := newCopyJob(
 		copySide{"source", directDevice{device}, d.device.path, e.extent},
-		copySide{"target", directDevice{device}, d.device.path, target.extent})
+		copySide{"target", directDevice{device}, d.device.path, target.extent}, d.copyWindow)
 	job.close, job.rateLimit, job.onProgress = device.Close, rateLimit{&d.pacer, o.Rate}, o.Progress
 	job.compareFirst, job.rewriteAll = resumed, d.unflushed[o.Copy]
 	zeroing := &zeroJob{device: device, rateLimit: job.rateLimit, methods: d.wipeMethods}

@@ -112,8 +112,8 @@ func (mm *memMove) run(ctx context.Context, t *testing.T, d *Disk, m *memDisk) e
 
 // job copies in memory.
 func (mm *memMove) job(m *memDisk, from, to extent.Extent, resumed bool) *copyJob {
-	job := newCopyJob(copySide{"source", m, "memory", from}, copySide{"target", m, "memory", to})
-	job.window, job.compareFirst = job.window[:mm.window], resumed
+	job := newCopyJob(copySide{"source", m, "memory", from}, copySide{"target", m, "memory", to}, mm.window)
+	job.compareFirst = resumed
 	job.zero = func(_ context.Context, part extent.Extent) error {
 		mm.zeroed = append(mm.zeroed, part)
 		if mm.lies {
