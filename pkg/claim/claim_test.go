@@ -204,6 +204,11 @@ func TestReadMoveTo(t *testing.T) {
 	to := place
 	to.Start += 9 * units.GiB
 	now := metav1.Now()
+	ended := func(phase corev1.PersistentVolumePhase, policy corev1.PersistentVolumeReclaimPolicy) func(*corev1.PersistentVolume) {
+		return func(pv *corev1.PersistentVolume) {
+			pv.Status.Phase, pv.Spec.PersistentVolumeReclaimPolicy = phase, policy
+		}
+	}
 	for name, test := range map[string]struct {
 		value  string
 		change func(*corev1.PersistentVolume)
@@ -213,8 +218,10 @@ func TestReadMoveTo(t *testing.T) {
 		"moved":    {value: to.String(), moves: true},
 		"nowhere":  {value: "elsewhere", fails: true},
 		"no value": {},
-		"released": {value: to.String(), change: func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased }},
-		"failed":   {value: to.String(), change: func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeFailed }},
+		"released": {value: to.String(), change: ended(corev1.VolumeReleased, corev1.PersistentVolumeReclaimDelete)},
+		"failed":   {value: to.String(), change: ended(corev1.VolumeFailed, corev1.PersistentVolumeReclaimDelete)},
+		// Its new place must not become another volume's: a later claim may get the volume.
+		"retained": {value: to.String(), change: ended(corev1.VolumeReleased, corev1.PersistentVolumeReclaimRetain), moves: true},
 		"deleted":  {value: to.String(), change: func(pv *corev1.PersistentVolume) { pv.DeletionTimestamp = &now }},
 	} {
 		_, pv := volumeFor(t, pvc("3Gi", nil), storageClass(map[string]string{diskv1alpha1.AttributeClass: "ssd"}))

@@ -117,10 +117,15 @@ func ReadVolume(pv *corev1.PersistentVolume) (Volume, error) {
 	}, nil
 }
 
-// ReadMoveTo reads where a volume must be moved. A volume that is released or deleted is not moved any more.
+// ReadMoveTo reads where a volume must be moved. A volume that is deleted, or released to be deleted, is not moved any
+// more. One that is retained keeps its new place: a later claim gets it with that size.
 func ReadMoveTo(pv *corev1.PersistentVolume) (*diskv1alpha1.Place, error) {
 	value, ok := pv.Annotations[diskv1alpha1.AnnotationMoveTo]
-	if !ok || pv.DeletionTimestamp != nil || pv.Status.Phase == corev1.VolumeReleased || pv.Status.Phase == corev1.VolumeFailed {
+	if !ok || pv.DeletionTimestamp != nil {
+		return nil, nil
+	}
+	ended := pv.Status.Phase == corev1.VolumeReleased || pv.Status.Phase == corev1.VolumeFailed
+	if ended && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete {
 		return nil, nil
 	}
 	to, err := diskv1alpha1.ParseMoveTo(value)
