@@ -33,6 +33,8 @@ type fakeVolumes struct {
 	released []string
 	// volume is the only persistent volume. There is none if it has no ID.
 	volume volumes.Volume
+	// movedTo is its device under its lock, if that differs from what Lookup returns.
+	movedTo string
 	// fsType is the file system on it.
 	fsType   string
 	unstaged []string
@@ -58,7 +60,7 @@ func (a *fakeVolumes) Stage(ctx context.Context, id string, o volumes.StageOptio
 	if id != a.volume.ID {
 		return fmt.Errorf("%w: %s", volumes.ErrNotFound, id)
 	}
-	return use(ctx, a.volume.Device, cmp.Or(o.FSType, a.fsType))
+	return use(ctx, cmp.Or(a.movedTo, a.volume.Device), cmp.Or(o.FSType, a.fsType))
 }
 
 func (a *fakeVolumes) Unstaged(volumeID string) { a.unstaged = append(a.unstaged, volumeID) }

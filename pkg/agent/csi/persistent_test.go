@@ -243,6 +243,10 @@ func TestSingleWriter(t *testing.T) {
 func TestRawBlock(t *testing.T) {
 	v := newVolume(t, "", 8*units.MiB)
 	v.checkCode("stage", v.stage(), codes.OK)
+	// The volume is moved until the call has its lock.
+	v.volume.Device, v.movedTo = "", v.volume.Device
+	v.checkCode("publish while it is moved", v.publish(v.target, nil), codes.OK)
+	v.volume.Device, v.movedTo = v.movedTo, ""
 	for range 2 {
 		v.checkCode("publish", v.publish(v.target, nil), codes.OK)
 	}

@@ -133,22 +133,24 @@ func (n *Node) publishStaged(ctx context.Context, r *csispec.NodePublishVolumeRe
 // of its node. So the container runtime must keep the pod from writing to a read-only raw block volume, and the kubelet
 // passes that on. A read-only flag of the device itself would affect all its users, also the agent's wipe.
 func (n *Node) publishBlock(ctx context.Context, r *csispec.NodePublishVolumeRequest, a access) error {
-	device, err := n.publishableDevice(r.VolumeId, true)
-	if err != nil {
+	if _, err := n.publishableDevice(r.VolumeId, true); err != nil {
 		return err
 	}
-	on, err := mounts.BindsOfDevice(device)
-	if err != nil {
-		return err
-	}
-	isThere, err := isPublished(on, r, a.readOnly)
-	if isThere || err != nil {
-		return err
-	}
-	if err := checkSingleWriter(on, r.VolumeId, a, ""); err != nil {
-		return err
-	}
-	return bindDevice(ctx, device, mounts.Resolve(r.TargetPath), a)
+	// Until it is published, the volume can be moved. Then its device goes, and another volume's gets the number.
+	return n.volumes.Stage(ctx, r.VolumeId, volumes.StageOptions{Block: true}, func(ctx context.Context, device, _ string) error {
+		on, err := mounts.BindsOfDevice(device)
+		if err != nil {
+			return err
+		}
+		isThere, err := isPublished(on, r, a.readOnly)
+		if isThere || err != nil {
+			return err
+		}
+		if err := checkSingleWriter(on, r.VolumeId, a, ""); err != nil {
+			return err
+		}
+		return bindDevice(ctx, device, mounts.Resolve(r.TargetPath), a)
+	})
 }
 
 // publishableDevice returns the device of a persistent volume that can be published.
