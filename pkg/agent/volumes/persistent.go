@@ -88,9 +88,7 @@ func (p *persistentController) onVolumeGone(object any) {
 		partition := diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)
 		p.mover.end(partition)
 		p.reclaim.enqueue(partition, 0)
-		if _, _, isCopied := p.node.findVolume(diskv1alpha1.CopyID(partition)); isCopied {
-			p.reclaim.enqueue(diskv1alpha1.CopyID(partition), 0)
-		}
+		p.mover.checkCopy(partition)
 	}
 	p.node.changed()
 }
@@ -110,6 +108,7 @@ func (p *persistentController) sync(ctx context.Context, name string) error {
 	}
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("volume", name))
 	next := actionFor(pv)
+	p.mover.checkCopy(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle))
 	if next != actionReclaim {
 		p.releaser.blocked.remove(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle))
 	}

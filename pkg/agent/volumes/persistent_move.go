@@ -117,6 +117,8 @@ func (m *mover) begin(ctx context.Context, pv *corev1.PersistentVolume, v claim.
 		close(run.ended)
 		m.node.changed()
 		m.report(ctx, pv, run, moved, err)
+		// The earlier place, or what is not wanted any more. The PersistentVolume may be gone.
+		m.checkCopy(v.Partition)
 	})
 	return run
 }
@@ -129,8 +131,6 @@ func (m *mover) report(ctx context.Context, pv *corev1.PersistentVolume, run *ru
 		m.backoff.Forget(pv.Name)
 		m.node.reports.volumeEvent(pv, corev1.EventTypeNormal, eventMoved,
 			fmt.Sprintf("the volume was moved to %d of disk %s, where it can have %d bytes", run.to.Start, run.to.Disk, run.to.Length))
-		// The earlier place.
-		m.reclaim.enqueue(diskv1alpha1.CopyID(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle)), 0)
 		m.queue.Add(pv.Name)
 	case err == nil:
 		// It need not be moved any more.
@@ -260,6 +260,14 @@ func (m *mover) wants(d discovery.Disk, v disk.Volume) bool {
 	}
 	_, of, pending := m.pendingByPartition(partition)
 	return pending && of.MoveTo.Disk == d.ID() && of.MoveTo.Start == v.Extent.Start && of.MoveTo.Length == v.Extent.Len()
+}
+
+// checkCopy has reclaim check the copy of a volume, if a disk has one: a move may have left it.
+func (m *mover) checkCopy(partition string) {
+	copyID := diskv1alpha1.CopyID(partition)
+	if _, _, found := m.node.findVolume(copyID); found {
+		m.reclaim.enqueue(copyID, 0)
+	}
 }
 
 // followVolume ends a move that the PersistentVolume does not want any more.

@@ -260,6 +260,61 @@ func TestMoveGivenUp(t *testing.T) {
 	}
 }
 
+// TestCopyIsWipedAtOnce asserts that a copy that a move has left is wiped when the PersistentVolume does not name its
+// place any more, is retained or is gone, without a restart of the agent.
+func TestCopyIsWipedAtOnce(t *testing.T) {
+	tests := map[string]struct {
+		then func(m *movable)
+		// length of the volume at last, in MiB.
+		length int64
+	}{
+		"no place any more": {func(m *movable) {
+			m.change(func(pv *corev1.PersistentVolume) { delete(pv.Annotations, diskv1alpha1.AnnotationMoveTo) })
+			m.sync()
+		}, 40},
+		"retained": {func(m *movable) {
+			m.change(func(pv *corev1.PersistentVolume) {
+				pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+				released(pv)
+			})
+			m.sync()
+		}, 10},
+		"gone by force": {func(m *movable) {
+			if err := m.options.Volumes.GetStore().Delete(m.pv); err != nil {
+				t.Error(err)
+			}
+			m.persistent.onVolumeGone(m.pv)
+		}, 10},
+	}
+	for name, test := range tests {
+		for _, running := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, running %t", name, running), func(t *testing.T) {
+				m := newMovable(t)
+				if err := os.WriteFile(m.device(), bytes.Repeat([]byte{1}, int(10*units.MiB)), 0); err != nil {
+					t.Fatal(err)
+				}
+				m.content = m.read()
+				m.moveRate = units.MiB
+				m.requestMove(180, 40)
+				if err := m.persistent.sync(t.Context(), m.pv.Name); err != nil {
+					t.Fatal(err)
+				}
+				m.awaitCopy()
+				if !running {
+					m.reclaim.mover.endAll()
+					m.reclaim.mover.running.Wait()
+				}
+				m.queued()
+				test.then(m)
+				m.reclaim.mover.running.Wait()
+				m.waitIdle()
+				m.checkPhase(m.copy, "")
+				m.checkAt(120, test.length)
+			})
+		}
+	}
+}
+
 // TestCopyIsKept asserts that a copy that a crash has left is wiped, unless the PersistentVolume names its place: then
 // the move goes on.
 func TestCopyIsKept(t *testing.T) {
