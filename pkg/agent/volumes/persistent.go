@@ -140,6 +140,9 @@ func (p *persistentController) sync(ctx context.Context, name string) error {
 		return nil
 	case errors.Is(err, ErrReleased), errors.Is(err, ErrPodGone):
 		return nil
+	case errors.Is(err, ErrMoving):
+		// The move reports its end, and must not repeat itself. It queues the PersistentVolume again.
+		return nil
 	case errors.Is(err, errMismatch):
 		warn(pv, eventMismatch, err.Error())
 	case errors.Is(err, errDiskMissing):
@@ -176,9 +179,9 @@ func (p *persistentController) serve(ctx context.Context, pv *corev1.PersistentV
 	}
 	p.maker.formatted.add(v.Partition)
 	if p.mover.pending(v) != nil {
-		// It grows when it is moved. When that has ended, the PersistentVolume is synced again.
+		// It grows when it is moved.
 		p.mover.begin(ctx, pv, v)
-		return nil
+		return ErrMoving
 	}
 	if _, err := claim.ReadMoveTo(pv); err != nil {
 		return fmt.Errorf("%w: %w", errMismatch, err)
