@@ -198,11 +198,14 @@ func TestStageMoves(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.content = m.read()
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	never := func(context.Context, string, string) error { return errors.New("it is mounted while it is moved") }
 	if err := m.Stage(ctx, m.id, StageOptions{FSType: "ext4"}, never); !errors.Is(err, ErrMoving) {
 		t.Fatalf("staged while it is moved: %v", err)
+	}
+	if ctx.Err() != nil {
+		t.Error("the answer comes too late for its caller")
 	}
 	m.moveRate = 0
 	m.reclaim.mover.endAll()
