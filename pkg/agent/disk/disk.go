@@ -61,6 +61,8 @@ type Disk struct {
 	closing  sync.Once
 	watchdog *watchdog // takes the disk out of service when it hangs, and has the snapshot
 
+	copying sync.WaitGroup // calls that copy a volume; the worker adds to it
+
 	longCallsMu sync.Mutex
 	longCalls   map[string]chan struct{} // closed when the long work on that volume ends
 }
@@ -100,12 +102,13 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 func (d *Disk) Snapshot() Snapshot { return *d.watchdog.snapshot.Load() }
 
 // Close closes the disk. Partitions stay attached: what is mounted stays mounted. Commands in progress are finished,
-// later ones fail.
+// later ones fail. A Move that copies ends.
 func (d *Disk) Close() error {
 	var err error
 	d.closing.Do(func() {
 		close(d.stop)
 		<-d.stopped
+		d.copying.Wait()
 		err = errors.Join(d.releaseDevices(), d.device.Close())
 	})
 	return err

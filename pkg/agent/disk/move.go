@@ -101,9 +101,9 @@ func (d *Disk) move(ctx context.Context, o MoveOptions) (v Volume, err error) {
 	if err != nil {
 		return Volume{}, err
 	}
-	klog.FromContext(ctx).V(2).Info("Volume is being moved", "partition", o.Partition, "device", d.device.path, "disk", d.store.table.id,
+	klog.FromContext(ctx).V(2).Info("Volume is being moved", "partition", o.Partition, "device", d.device.path, "disk", d.Snapshot().ID,
 		"from", job.source.extent, "to", job.target.extent, "rate", o.Rate, "resumed", job.compareFirst)
-	err = errors.Join(job.run(ctx), job.close())
+	err = d.runUntilClosed(ctx, job)
 	if err == nil {
 		err = d.runInWorker(ctx, func(ctx context.Context) (err error) {
 			v, err = d.switchToCopy(ctx, o)
@@ -114,6 +114,22 @@ func (d *Disk) move(ctx context.Context, o MoveOptions) (v Volume, err error) {
 		return Volume{}, errors.Join(err, d.cutMove(ctx, o, job, err))
 	}
 	return v, nil
+}
+
+// runUntilClosed copies, but ends when the disk is closed. Close waits for it: a write that comes later could overwrite
+// what the next Disk has copied.
+func (d *Disk) runUntilClosed(ctx context.Context, job *copyJob) error {
+	defer d.copying.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-d.stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return errors.Join(job.run(ctx), job.close())
 }
 
 // beginMove removes the volume's device, and makes the target unless it is there.
@@ -179,6 +195,7 @@ func (d *Disk) startCopy(ctx context.Context, e entry, o MoveOptions) (*copyJob,
 		return nil, err
 	}
 	d.moving[e.guid] = true
+	d.copying.Add(1)
 	d.publish()
 	job := newCopyJob(
 		copySide{"source", directDevice{device}, d.device.path, e.extent},

@@ -419,6 +419,43 @@ func TestMoveIntoSpaceBeingZeroed(t *testing.T) {
 	}
 }
 
+// TestCloseDuringMove asserts that Close ends a move and waits for it, and that the next agent moves the volume.
+func TestCloseDuringMove(t *testing.T) {
+	l := initialized(t, 128*units.MiB, 512)
+	d := l.open(t)
+	v := formattedVolume(t, d, 2, 40)
+	data := randomContent(t, rand.New(rand.NewPCG(9, 1)), v)
+	closed := make(chan error, 1)
+	var copied int64
+	o := movedTo(60, 40)
+	o.Progress = func(done int64) {
+		copied = done
+		if done > 8*units.MiB {
+			return
+		}
+		go func() { closed <- d.Close() }()
+		<-d.stopped
+		if err := await(t.Context(), 100*time.Millisecond, func() (bool, error) { return len(closed) > 0, nil }); !errors.Is(err, errTimeout) {
+			t.Errorf("Close did not wait for the copy: %v", err)
+		}
+	}
+	if _, err := d.Move(withoutLogs(t), o); !errors.Is(err, context.Canceled) || !errors.Is(err, ErrOutOfService) {
+		t.Errorf("a move of a disk that is closed: %v", err)
+	}
+	if err := <-closed; err != nil || copied == 40*units.MiB {
+		t.Errorf("%v, %d bytes were copied", err, copied)
+	}
+	d = l.open(t)
+	if now, _ := ptr(d.Snapshot()).Volume(guidA); now != v {
+		t.Errorf("then: %+v", now)
+	}
+	moved, err := d.Move(t.Context(), movedTo(60, 40))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustHold(t, moved, data)
+}
+
 // TestMoveRate asserts that the rate applies to reading, writing and reading back.
 func TestMoveRate(t *testing.T) {
 	l := initialized(t, 64*units.MiB, 512)
