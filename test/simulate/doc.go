@@ -5,7 +5,8 @@
 // measuring. It does not own Berth's placement: that is the code of pkg/placement. The tests compare the choice of the
 // node with that of pkg/ledger.
 //
-// It also owns plans that Berth does not carry out: volumes that are placed in pieces, or grow in pieces or by moving.
+// It also owns plans that Berth does not carry out: volumes that are placed in pieces, grow in pieces, or move to
+// another disk to grow.
 //
 // # Terms
 //

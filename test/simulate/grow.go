@@ -38,9 +38,14 @@ type way struct {
 //  3. What the volume gains was free. Its old place is not free before the volume has left it.
 type step func(free []extent.Set, volume []piece, by int64) ([]piece, bool)
 
-// ways in the order of the tables. The first is what Berth does, the last is the bound, and the others are a plan.
+// today is the index of what Berth does.
+const today = 1
+
+// ways in the order of the tables. The first two differ in the move on the disk, and the second is what Berth does. The
+// last is the bound, and the others are a plan.
 var ways = []way{
-	{name: "in place (today)", steps: []step{inPlace}},
+	{name: "in place", steps: []step{inPlace}},
+	{name: "in place, move on its disk (today)", steps: []step{inPlace, byMovingOnDisk}},
 	{name: "in place, pieces on its disk", steps: []step{inPlace, piecesOnDisk(maxPieces)}},
 	{name: "in place, pieces", steps: []step{inPlace, piecesOnDisk(maxPieces), piecesOnNode(maxPieces)}, hasTarget: true},
 	{name: "in place, move", steps: []step{inPlace, byMoving}},
@@ -51,7 +56,7 @@ var ways = []way{
 }
 
 // withHeadroom is what Berth does, too, if a StorageClass asks for headroom.
-var withHeadroom = way{name: "in place, headroom 100 % (today)", steps: []step{inPlace}, headroom: 100}
+var withHeadroom = way{name: "in place, move on its disk, headroom 100 % (today)", steps: ways[today].steps, headroom: 100}
 
 func (w *way) grow(free []extent.Set, volume []piece, by int64) ([]piece, bool) {
 	for _, s := range w.steps {
@@ -74,10 +79,7 @@ func inPlace(free []extent.Set, volume []piece, by int64) ([]piece, bool) {
 // volume has at most that many pieces then.
 func piecesOnDisk(most int) step {
 	return func(free []extent.Set, volume []piece, by int64) ([]piece, bool) {
-		last := volume[len(volume)-1].disk
-		same := make([]extent.Set, len(free))
-		same[last] = free[last]
-		return inPieces(same, volume, by, most)
+		return inPieces(sameDisk(free, volume), volume, by, most)
 	}
 }
 
@@ -105,6 +107,19 @@ func inPieces(free []extent.Set, volume []piece, by int64, most int) ([]piece, b
 // byMoving copies the volume to the smallest free extent that holds all of it.
 func byMoving(free []extent.Set, volume []piece, by int64) ([]piece, bool) {
 	return fewest(free, bytesOf(volume)+by, 1)
+}
+
+// byMovingOnDisk is byMoving on the disk of the last piece.
+func byMovingOnDisk(free []extent.Set, volume []piece, by int64) ([]piece, bool) {
+	return byMoving(sameDisk(free, volume), volume, by)
+}
+
+// sameDisk is the free space of the disk of the last piece. The other disks have none.
+func sameDisk(free []extent.Set, volume []piece) []extent.Set {
+	last := volume[len(volume)-1].disk
+	same := make([]extent.Set, len(free))
+	same[last] = free[last]
+	return same
 }
 
 // behind is the free bytes right behind the last piece.

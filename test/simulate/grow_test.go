@@ -200,6 +200,7 @@ func TestGrow(t *testing.T) {
 			"pieces on node": {piecesOnNode(most), fewestOf(d.runs(all, true), rest), most - len(d.volume), false},
 			"any pieces":     {piecesOnNode(math.MaxInt), fewestOf(d.runs(all, true), rest), math.MaxInt - 1, false},
 			"move":           {byMoving, fewestOf(d.runs(all, false), total), 1, true},
+			"move on disk":   {byMovingOnDisk, fewestOf(d.runs([]int{last}, false), total), 1, true},
 		} {
 			// Bytes right behind the volume are no piece more, even if it has too many.
 			want := rest <= 0 && !test.moved || test.pieces <= test.most
@@ -298,12 +299,27 @@ func TestFewest(t *testing.T) {
 	}
 }
 
+// TestMoveOnDisk asserts that what Berth does takes the smallest extent of the volume's disk, of equals the first, even
+// if a smaller one of another disk holds the volume.
+func TestMoveOnDisk(t *testing.T) {
+	volume := []piece{{1, mibs(10, 2)}}
+	free := []extent.Set{extent.NewSet(mibs(0, 4)), extent.NewSet(mibs(0, 8), mibs(12, 1), mibs(20, 6), mibs(30, 6))}
+	for by, want := range map[int64][]piece{
+		1: {{1, mibs(10, 3)}}, 2: {{1, mibs(20, 4)}}, 4: {{1, mibs(20, 6)}}, 5: {{1, mibs(0, 7)}}, 6: {{1, mibs(0, 8)}}, 7: nil,
+	} {
+		if got, ok := ways[today].grow(free, volume, by*placement.Alignment); ok != (want != nil) || !slices.Equal(got, want) {
+			t.Errorf("by %d: %v, want %v", by, got, want)
+		}
+	}
+}
+
 // TestOrderOfSteps asserts that a way takes the first step that works, and that bytes on the volume's disk come first.
 func TestOrderOfSteps(t *testing.T) {
 	volume := []piece{{0, mibs(0, 4)}}
 	free := []extent.Set{extent.NewSet(mibs(4, 1), mibs(10, 4), mibs(20, 2)), extent.NewSet(mibs(0, 12))}
 	for name, want := range map[string]map[int64][]piece{
-		"in place (today)": {1: {{0, mibs(0, 5)}}, 2: nil},
+		"in place":                           {1: {{0, mibs(0, 5)}}, 2: nil},
+		"in place, move on its disk (today)": {1: {{0, mibs(0, 5)}}, 2: nil},
 		"in place, pieces on its disk": {
 			5: {{0, mibs(0, 5)}, {0, mibs(10, 4)}}, 7: {{0, mibs(0, 5)}, {0, mibs(10, 4)}, {0, mibs(20, 2)}}, 8: nil,
 		},

@@ -232,7 +232,7 @@ func (p *plan) compareGrowthInCluster(w io.Writer) error {
 	fmt.Fprintf(w, "| demand | granted | bytes granted | of the bound's bytes | copied | volumes in pieces | on two disks | most pieces | new volumes: bytes placed | fill |\n")
 	fmt.Fprintf(w, "|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, demand := range fills {
-		results, err := p.growIn(slices.Insert(slices.Clone(ways), 1, withHeadroom), demand, 100, band{0, 100})
+		results, err := p.growIn(slices.Insert(slices.Clone(ways), today+1, withHeadroom), demand, 100, band{0, 100})
 		if err != nil {
 			return err
 		}

@@ -143,7 +143,9 @@ func TestGrowCounts(t *testing.T) {
 		"not in place":                    {0, 2, 0, 1, 0},
 		"all that is free":                {len(ways) - 1, 10, 1, 1, 0},
 		"more than is free":               {len(ways) - 1, 11, 0, 0, 0},
-		"moved":                           {3, 2, 1, 1, 3},
+		"moved on its disk":               {today, 2, 1, 1, 3},
+		"not moved on its disk":           {today, 3, 0, 1, 0},
+		"moved":                           {4, 2, 1, 1, 3},
 		"nothing for a volume of no slot": {-1, 1, 0, 0, 0},
 	} {
 		slot, way := int32(7), &ways[max(0, test.way)]
