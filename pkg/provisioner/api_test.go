@@ -135,6 +135,10 @@ func merge(into, patch map[string]any) {
 			merge(below, deeper)
 			continue
 		}
+		if v == nil {
+			delete(into, k)
+			continue
+		}
 		into[k] = v
 	}
 }
@@ -278,5 +282,10 @@ func (b *bench) setVolume(t *testing.T, pv *corev1.PersistentVolume) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	version, err := diskcapacity.RevisionOf(pv.ResourceVersion)
+	if err != nil {
+		t.Fatal(err)
+	}
 	b.ledger.SetVolume(string(pv.UID), v.Node, diskcapacity.RecordOf(v))
+	b.ledger.SetMove(string(pv.UID), v.Node, version, diskcapacity.MoveOf(v))
 }

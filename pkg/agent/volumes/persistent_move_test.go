@@ -153,6 +153,9 @@ func TestMoveWaitsForWipe(t *testing.T) {
 	m.requestMove(60, 30)
 	m.sync()
 	m.checkAt(180, 20)
+	if got := m.events.with("VolumeNotMoved"); len(got) > 0 {
+		t.Errorf("that it waits is reported: %q", got)
+	}
 	m.waitIdle()
 	m.sync()
 	m.checkAt(60, 30)
