@@ -1,6 +1,8 @@
 package ledger
 
 import (
+	"slices"
+
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
 )
@@ -29,7 +31,7 @@ type plannedMove struct{ version uint64 }
 // PlanMove reserves an extent of that length, to which a PersistentVolume can be moved: the smallest that holds it, on
 // the disk where the volume is. version is the version of the PersistentVolume that the caller has read, and that its
 // write names. The caller then writes the move, or calls WithdrawMove. It returns false if there is no such extent, if
-// the volume is not published yet in its full length, or if an earlier move has not ended.
+// the volume is about to grow where it is, or if an earlier move has not ended.
 func (l *Ledger) PlanMove(pvUID, copyID string, version uint64, length int64) (Move, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -42,7 +44,7 @@ func (l *Ledger) PlanMove(pvUID, copyID string, version uint64, length int64) (M
 		return Move{}, false
 	}
 	disk, v := s.published.volume(r.Partition, r.Disk)
-	if v == nil || v.Wiping || v.Extent.Len() < r.Extent.Len() {
+	if v == nil || v.Wiping || v.Extent.Len() < r.Extent.Len() && s.hasRoom(r) {
 		return Move{}, false
 	}
 	// The earlier place of the last move is still there.
@@ -106,6 +108,45 @@ func (l *Ledger) SetMove(pvUID, nodeName string, version uint64, m *Move) {
 func (l *Ledger) endMove(pvUID string) {
 	delete(l.plannedMoves, pvUID)
 	l.removeHolder(moveKey(pvUID))
+}
+
+// hasRoom reports whether the volume can have the length of its record where it is.
+func (s *Snapshot) hasRoom(r Record) bool {
+	at := s.published.locate(r)
+	for _, d := range s.Without(map[string]struct{}{r.Partition: {}}).Disks {
+		if d.ID == at.Disk {
+			return d.Free.Contains(at.Extent)
+		}
+	}
+	return false
+}
+
+// IsStuck reports whether a PersistentVolume was granted a length that it cannot have where it is, and has no move: its
+// move was removed, or its place was taken by another volume.
+func (l *Ledger) IsStuck(pvUID string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := l.holders[volumeKey(pvUID)]
+	if h == nil || l.holders[moveKey(pvUID)] != nil {
+		return false
+	}
+	s, r := l.Snapshot(h.node), h.records[0]
+	if !s.Published || s.Problem != "" {
+		return false
+	}
+	_, v := s.published.volume(r.Partition, r.Disk)
+	return v != nil && !v.Wiping && v.Extent.Len() < r.Extent.Len() && !s.hasRoom(r)
+}
+
+// IsTaken reports whether the node publishes another volume where the volume with that partition is to be moved.
+func (s *Snapshot) IsTaken(partition string, m Move) bool {
+	d := s.published.disk(m.Disk)
+	if d == nil {
+		return false
+	}
+	return slices.ContainsFunc(d.Allocations, func(a Allocation) bool {
+		return a.Partition != partition && a.Partition != m.Copy && a.Extent.Overlaps(m.Extent)
+	})
 }
 
 // Largest is the length of the largest free extent of a disk, in bytes.

@@ -42,6 +42,11 @@ func TestPlanMove(t *testing.T) {
 			l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(0, 3)})
 			return l
 		}, 4, extent.Extent{}},
+		"the volume cannot have what was granted where it is": {func() *Ledger {
+			l := moving(at("b", span(2, 1)))
+			l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(0, 3)})
+			return l
+		}, 3, span(3, 3)},
 		"the volume is being wiped": {func() *Ledger {
 			l := moving()
 			disk10(l, "n1", 2, Allocation{Partition: "part-a", Extent: span(0, 2), Wiping: true})
@@ -162,4 +167,47 @@ func TestMoved(t *testing.T) {
 	if granted, possible := l.Grow("pv", 7*units.GiB); !granted || possible != 7*units.GiB {
 		t.Errorf("the moved volume may grow to %d where it is now: %t", possible, granted)
 	}
+}
+
+// TestStuck asserts when a volume can have what was granted neither where it is nor by its move.
+func TestStuck(t *testing.T) {
+	b := Allocation{Partition: "b", Extent: span(2, 1)}
+	granted := func(l *Ledger) *Ledger {
+		l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(0, 3)})
+		return l
+	}
+	moved := granted(moving(b))
+	m, ok := plan(moved, 1, 3)
+	if !ok {
+		t.Fatal("no move is planned")
+	}
+	moved.SetMove("pv", "n1", 2, &m)
+	silent := granted(moving(b))
+	silent.DeleteCapacity("n1", 9)
+	for name, test := range map[string]struct {
+		ledger *Ledger
+		want   bool
+	}{
+		"it has what was granted":     {moving(b), false},
+		"there is room behind it":     {granted(moving()), false},
+		"another volume is behind it": {granted(moving(b)), true},
+		"it is moved":                 {moved, false},
+		"nothing is published":        {silent, false},
+		"it is not known":             {New(), false},
+	} {
+		if got := test.ledger.IsStuck("pv"); got != test.want {
+			t.Errorf("%s: stuck is %t", name, got)
+		}
+	}
+	taken := func(want bool, others ...Allocation) {
+		t.Helper()
+		disk10(moved, "n1", moved.Snapshot("n1").Revision+1, append(others, Allocation{Partition: "part-a", Extent: span(0, 2)}, b)...)
+		if got := moved.Snapshot("n1").IsTaken("part-a", m); got != want {
+			t.Errorf("with %v the place is taken: %t", others, got)
+		}
+	}
+	taken(false)
+	taken(false, Allocation{Partition: "copy-a", Extent: m.Extent})
+	taken(false, Allocation{Partition: "c", Extent: span(6, 1)})
+	taken(true, Allocation{Partition: "c", Extent: span(5, 1)})
 }

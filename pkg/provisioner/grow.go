@@ -68,12 +68,16 @@ func (c *Controllers) grow(ctx context.Context, state *claimState, pvc *corev1.P
 	if quantity.CmpInt64(diskv1alpha1.MaxVolumeSize) > 0 {
 		return c.setInfeasible(ctx, state, pvc, pv, &v, fmt.Sprintf("no disk is larger than %s", sizeOf(diskv1alpha1.MaxVolumeSize)))
 	}
-	if want := diskv1alpha1.AlignUp(quantity.Value()); want > capacitySize(pv).Value() {
+	want, stuck := diskv1alpha1.AlignUp(quantity.Value()), c.ledger.IsStuck(string(pv.UID))
+	if stuck {
+		want = max(want, capacitySize(pv).Value())
+	}
+	if want > capacitySize(pv).Value() || stuck {
 		if resizeState(pvc) == corev1.PersistentVolumeClaimNodeResizeInProgress {
 			// The kubelet writes the size that it is at now into the status. Its write comes first.
 			return nil
 		}
-		granted, err := c.grant(ctx, state, pvc, pv, &v, want)
+		granted, err := c.grant(ctx, state, pvc, pv, &v, want, stuck)
 		if err != nil || granted == nil {
 			return err
 		}
@@ -93,8 +97,8 @@ func hasRecordedPlace(pv *corev1.PersistentVolume) bool {
 
 // grant raises the PersistentVolume's capacity, if the ledger finds the space behind the volume, or elsewhere on its
 // disk: then the node moves the volume there while no pod uses it. Otherwise it returns neither a PersistentVolume nor
-// an error.
-func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, want int64) (*corev1.PersistentVolume, error) {
+// an error. A volume that is stuck can only be moved.
+func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, want int64, stuck bool) (*corev1.PersistentVolume, error) {
 	uid := string(pv.UID)
 	node, record, ok := c.ledger.Where(v.Partition)
 	if !ok {
@@ -107,7 +111,10 @@ func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.
 		// It is moved for an earlier request. This one is next.
 		return nil, c.updateClaimStatus(ctx, state, pvc, pv, v)
 	}
-	granted, possible := c.ledger.Grow(uid, want)
+	granted, possible := false, v.Size
+	if !stuck {
+		granted, possible = c.ledger.Grow(uid, want)
+	}
 	var move *diskv1alpha1.Place
 	if !granted {
 		move = c.planMove(pv, v, want)

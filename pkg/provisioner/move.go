@@ -57,7 +57,8 @@ func (c *Controllers) settle(uid string, v *claim.Volume) {
 	}
 }
 
-// endMove removes the annotation of a move that is done.
+// endMove removes the annotation of a move that is done, or whose place another volume has. Then the volume gets another
+// place.
 func (c *Controllers) endMove(ctx context.Context, pvc *corev1.PersistentVolumeClaim) error {
 	pv, err := c.volumes.Get(pvc.Spec.VolumeName)
 	if apierrors.IsNotFound(err) {
@@ -79,7 +80,9 @@ func (c *Controllers) endMove(ctx context.Context, pvc *corev1.PersistentVolumeC
 		return fmt.Errorf("moving claim %s: the place of PersistentVolume %s is not known yet", keyOf(pvc), pv.Name)
 	}
 	c.memory.addWaiting(node, keyOf(pvc))
-	if !c.ledger.Snapshot(node).IsMoved(v.Partition, *diskcapacity.MoveOf(v)) {
+	move, snapshot := *diskcapacity.MoveOf(v), c.ledger.Snapshot(node)
+	isTaken := snapshot.IsTaken(v.Partition, move)
+	if !snapshot.IsMoved(v.Partition, move) && !isTaken {
 		return nil
 	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
@@ -93,6 +96,10 @@ func (c *Controllers) endMove(ctx context.Context, pvc *corev1.PersistentVolumeC
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("removing the annotation %s of PersistentVolume %s: %w", diskv1alpha1.AnnotationMoveTo, pv.Name, err)
 	}
-	klog.FromContext(ctx).V(2).Info("A volume has been moved", "claim", klog.KObj(pvc), "volume", klog.KObj(pv), "node", klog.KRef("", node), "to", v.MoveTo)
+	message := "A volume has been moved"
+	if isTaken {
+		message = "A volume cannot be moved: another volume has its place, and it gets another one"
+	}
+	klog.FromContext(ctx).V(2).Info(message, "claim", klog.KObj(pvc), "volume", klog.KObj(pv), "node", klog.KRef("", node), "to", v.MoveTo)
 	return nil
 }

@@ -143,3 +143,32 @@ func TestMoveEnds(t *testing.T) {
 		t.Errorf("%d GiB are free after the move, want 4", b.free("n1"))
 	}
 }
+
+// TestMovePlaceTaken asserts that a move whose place another volume has got ends, and that the volume gets another place
+// as soon as there is one.
+func TestMovePlaceTaken(t *testing.T) {
+	b, partition := besideNeighbor(t)
+	next := func() *corev1.PersistentVolume {
+		t.Helper()
+		for range 2 {
+			b.acceptStatus()
+			if err := b.sync(t, asking("5Gi")); err != nil {
+				t.Fatal(err)
+			}
+			b.notifyVolumes(t)
+		}
+		return b.api.volumes(t)[0]
+	}
+	if moveTo(next()) == "" {
+		t.Fatal("the volume is not moved")
+	}
+	b.publishAt(t, 3, map[string]extent.Extent{partition: gib(0, 4), "neighbor": gib(4, 1), "other": gib(6, 1)}, "")
+	b.said()
+	if pv := next(); moveTo(pv) != "" || !strings.Contains(b.said(), "nothing is free behind it") {
+		t.Errorf("the volume is to be moved to %q, where another one is, or nothing is said", moveTo(pv))
+	}
+	b.publishAt(t, 4, map[string]extent.Extent{partition: gib(0, 4), "neighbor": gib(4, 1)}, "")
+	if pv := next(); moveTo(pv) == "" || capacitySize(pv).Cmp(resource.MustParse("5Gi")) != 0 {
+		t.Errorf("the volume has %s and is moved to %q", capacitySize(pv), moveTo(pv))
+	}
+}
