@@ -267,6 +267,9 @@ func (c *Controllers) syncClaim(ctx context.Context, key string) error {
 		if settled, err := c.settlePlace(ctx, state, pvc); err != nil || !settled {
 			return err
 		}
+		if err := c.endMove(ctx, pvc); err != nil {
+			return err
+		}
 		return c.grow(ctx, state, pvc)
 	}
 	class := c.classOf(pvc)

@@ -39,11 +39,6 @@ func capacitySize(pv *corev1.PersistentVolume) *resource.Quantity { return pv.Sp
 // capacity, which the agent follows, and the second is the claim's status. The API server only accepts a larger request
 // if the class allows it, and none below what the claim has.
 func (c *Controllers) grow(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim) error {
-	if pvc.Status.Phase == corev1.ClaimBound {
-		if err := c.endMove(ctx, pvc); err != nil {
-			return err
-		}
-	}
 	if !wantsGrowth(pvc) {
 		c.forget(keyOf(pvc))
 		return nil
@@ -73,7 +68,7 @@ func (c *Controllers) grow(ctx context.Context, state *claimState, pvc *corev1.P
 		want = max(want, capacitySize(pv).Value())
 	}
 	if want > capacitySize(pv).Value() || stuck {
-		if resizeState(pvc) == corev1.PersistentVolumeClaimNodeResizeInProgress {
+		if want > capacitySize(pv).Value() && resizeState(pvc) == corev1.PersistentVolumeClaimNodeResizeInProgress {
 			// The kubelet writes the size that it is at now into the status. Its write comes first.
 			return nil
 		}

@@ -57,8 +57,8 @@ func (c *Controllers) settle(uid string, v *claim.Volume) {
 	}
 }
 
-// endMove removes the annotation of a move that is done, or whose place another volume has. Then the volume gets another
-// place.
+// endMove removes the annotation of a move that is done, or whose place another volume has. Then the volume gets
+// another place.
 func (c *Controllers) endMove(ctx context.Context, pvc *corev1.PersistentVolumeClaim) error {
 	pv, err := c.volumes.Get(pvc.Spec.VolumeName)
 	if apierrors.IsNotFound(err) {

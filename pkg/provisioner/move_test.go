@@ -144,8 +144,8 @@ func TestMoveEnds(t *testing.T) {
 	}
 }
 
-// TestMovePlaceTaken asserts that a move whose place another volume has got ends, and that the volume gets another place
-// as soon as there is one.
+// TestMovePlaceTaken asserts that a move whose place another volume has got ends, and that the volume gets another
+// place as soon as there is one.
 func TestMovePlaceTaken(t *testing.T) {
 	b, partition := besideNeighbor(t)
 	next := func() *corev1.PersistentVolume {
@@ -161,6 +161,10 @@ func TestMovePlaceTaken(t *testing.T) {
 	}
 	if moveTo(next()) == "" {
 		t.Fatal("the volume is not moved")
+	}
+	// The kubelet has tried, and tries again.
+	b.pvc.Status.AllocatedResourceStatuses = map[corev1.ResourceName]corev1.ClaimResourceStatus{
+		corev1.ResourceStorage: corev1.PersistentVolumeClaimNodeResizeInProgress,
 	}
 	b.publishAt(t, 3, map[string]extent.Extent{partition: gib(0, 4), "neighbor": gib(4, 1), "other": gib(6, 1)}, "")
 	b.said()

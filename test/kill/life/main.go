@@ -1,6 +1,6 @@
 // Command life runs the whole life of one volume on one disk. It adopts the disk, makes, formats, mounts, writes,
-// unmounts, grows, moves and wipes the volume, and closes the disk. It records each finished step in a journal. When it is
-// killed at any moment and started again, it first compares the disk with the journal, and then continues like an
+// unmounts, grows, moves and wipes the volume, and closes the disk. It records each finished step in a journal. When it
+// is killed at any moment and started again, it first compares the disk with the journal, and then continues like an
 // agent.
 package main
 
@@ -116,17 +116,29 @@ func (l *life) checkAgainstJournal(s disk.Snapshot) error {
 	if found && v.Extent != l.extent && v.Extent != longer && v.Extent != l.target {
 		return fmt.Errorf("the volume is at %v", v.Extent)
 	}
-	if c, moving := s.Volume(l.copy); moving {
-		from, to := c.Phase == disk.Copying && c.Extent == l.target && v.Extent == longer, c.Phase == disk.Wiping && c.Extent == longer && v.Extent == l.target
-		if !from && !to || v.Phase != disk.Formatted || !l.journal.has(grown) || l.journal.has(moved) || c.Device != "" {
-			return fmt.Errorf("there is the volume %+v and %+v", v, c)
-		}
+	if c, moving := s.Volume(l.copy); moving && !l.isOfMove(c, v) {
+		return fmt.Errorf("there is the volume %+v and %+v", v, c)
 	}
-	switch j := &l.journal; {
-	case j.has(wiped):
+	if l.journal.has(wiped) {
 		if found || !s.Free.Contains(longer) || !s.Free.Contains(l.target) {
 			return fmt.Errorf("the volume was wiped, and there is %+v, free is %v", v, s.Free)
 		}
+		return nil
+	}
+	return l.checkVolume(v, found)
+}
+
+// isOfMove reports whether the other partition of a move fits to where the volume is, before or after the switch.
+func (l *life) isOfMove(c, v disk.Volume) bool {
+	longer := extent.New(l.extent.Start, l.grown)
+	before := c.Phase == disk.Copying && c.Extent == l.target && v.Extent == longer
+	after := c.Phase == disk.Wiping && c.Extent == longer && v.Extent == l.target
+	return (before || after) && v.Phase == disk.Formatted && l.journal.has(grown) && !l.journal.has(moved) && c.Device == ""
+}
+
+// checkVolume returns an error unless the volume, which is not wiped, is as was acknowledged.
+func (l *life) checkVolume(v disk.Volume, found bool) error {
+	switch j := &l.journal; {
 	case j.has(deleted):
 		if found && v.Phase == disk.Reserved {
 			return fmt.Errorf("a deleted volume is %+v", v)
