@@ -79,8 +79,7 @@ func (m *mover) pendingByPartition(partition string) (*corev1.PersistentVolume, 
 }
 
 // await moves the volume, if it must be moved, and waits until that has ended. A volume that could not be moved is
-// served where it is, and the move is tried again. The error says how far the move is shortly
-// before ctx ends.
+// served where it is, and the move is tried again. The error says how far the move is shortly before ctx ends.
 func (m *mover) await(ctx context.Context, volumeID string) error {
 	pv, v, pending := m.pendingByPartition(diskv1alpha1.PartitionID(volumeID))
 	if !pending {
