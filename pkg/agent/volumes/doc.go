@@ -46,6 +46,7 @@
 //   - persistentvolumes.go and pods.go: the watches of PersistentVolumes and pods.
 //   - policy.go: the wipe policy of a volume.
 //   - blocked.go and inuse.go: what keeps a volume from being wiped.
+//   - progress.go: how far wipes and moves are.
 //   - queue.go and locks.go: work queues, and locks by volume and disk.
 //   - manager.go, reports.go, metrics.go and errors.go: the wiring, events, metrics and errors.
 package volumes

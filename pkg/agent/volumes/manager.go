@@ -118,7 +118,7 @@ func connect(o Options) *Manager {
 	r.orphans = &orphans{node: n, volumes: volumes, grace: o.OrphanGrace, ownerOf: r.ownerOf, byPartition: map[string]orphan{}}
 	r.blocked = &blockedVolumes{node: n, volumes: volumes, ownerOf: r.ownerOf, byPartition: map[string]*blockedVolume{}}
 	r.wiper = &wiper{
-		node: n, policies: policies, ownerOf: r.ownerOf, enqueue: r.enqueue, formatted: formatted, blocked: r.blocked, backoff: backoff[string](), wipes: map[string]*runningWipe{},
+		node: n, policies: policies, ownerOf: r.ownerOf, enqueue: r.enqueue, formatted: formatted, blocked: r.blocked, backoff: backoff[string](), progress: newProgressBoard(n), wipes: map[string]disk.WipePolicy{},
 	}
 	r.sweeper = &sweeper{
 		node: n, owners: owners, orphans: r.orphans, capacities: capacities, grace: o.OrphanGrace, limit: o.OrphanLimit,
@@ -132,7 +132,7 @@ func connect(o Options) *Manager {
 		node: n, volumes: volumes, reclaim: r, orphans: r.orphans, blocked: r.blocked, queue: volumeQueue, waiters: volumeWaiters, finalized: finalized,
 	}
 	maker := &partitionMaker{node: n, volumes: volumes, placer: placer, formatter: formatter, policies: policies, finalized: finalized, formatted: formatted}
-	r.mover = &mover{node: n, volumes: volumes, reclaim: r, rate: o.MoveRate, queue: volumeQueue, backoff: backoff[string](), moves: map[string]*runningMove{}}
+	r.mover = &mover{node: n, volumes: volumes, reclaim: r, rate: o.MoveRate, queue: volumeQueue, backoff: backoff[string](), progress: newProgressBoard(n), moves: map[string]*runningMove{}}
 	stager := &stager{node: n, volumes: volumes, maker: maker, formatter: formatter, mover: r.mover}
 	grower := &grower{node: n, volumes: volumes, placer: placer, maker: maker, mover: r.mover}
 	p := &persistentController{

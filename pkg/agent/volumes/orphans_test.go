@@ -115,20 +115,22 @@ func TestClaimIsRestored(t *testing.T) {
 func TestProgress(t *testing.T) {
 	m := newFixture(t)
 	w := m.reclaim.wiper
-	w.wipes = map[string]*runningWipe{"a": {length: 100}, "b": {length: 100, policy: disk.WipeZero}}
-	w.setProgress("c", 1) // no wipe is running
+	w.wipes = map[string]disk.WipePolicy{"a": "", "b": disk.WipeZero}
+	w.progress.begin("a", 100)
+	w.progress.begin("b", 100)
+	w.progress.set("c", 1) // no wipe is running
 	if _, _, is := m.Wiping("a"); is {
 		t.Error("a wipe that has not begun shows progress")
 	}
-	w.wipes["a"].policy = disk.WipeOverwrite
+	w.wipes["a"] = disk.WipeOverwrite
 	for done := range int64(200) {
-		w.setProgress("a", done)
+		w.progress.set("a", done)
 	}
 	if policy, done, is := m.Wiping("a"); !is || policy != disk.WipeOverwrite || done != 0 || m.changes.Load() != 1 {
 		t.Errorf("shown are %d of %s, published %d times: it changes all the time", done, policy, m.changes.Load())
 	}
 	m.clock.Step(progressEvery)
-	w.setProgress("b", 7)
+	w.progress.set("b", 7)
 	_, a, _ := m.Wiping("a")
 	_, b, _ := m.Wiping("b")
 	if a != 100 || b != 7 || m.changes.Load() != 2 {

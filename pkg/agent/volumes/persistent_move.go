@@ -36,12 +36,11 @@ type mover struct {
 	semaphores diskSemaphores
 	backoff    workqueue.TypedRateLimiter[string]
 	running    sync.WaitGroup
+	progress   *progressBoard
 
 	mu sync.Mutex
-	// moves are those in progress, by the partition of the volume. publishedAt is when their progress was last
-	// published.
-	moves       map[string]*runningMove
-	publishedAt time.Time
+	// moves are those in progress, by the partition of the volume.
+	moves map[string]*runningMove
 }
 
 // runningMove is a move that a goroutine of the agent works on.
@@ -49,8 +48,6 @@ type runningMove struct {
 	to     diskv1alpha1.Place
 	cancel context.CancelFunc
 	ended  chan struct{}
-	// done of length bytes are copied. published is the published number.
-	length, done, published int64
 }
 
 // pending returns the place to which the volume must be moved; nil if it is there, or cannot be moved now.
@@ -96,9 +93,8 @@ func (m *mover) await(ctx context.Context, volumeID string) error {
 	case <-run.ended:
 		return nil
 	case <-ctx.Done():
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		return fmt.Errorf("%w: %d of %d bytes of volume %s are copied: it is mounted when that is done", ErrMoving, run.done, run.length, volumeID)
+		p := m.progress.of(v.Partition)
+		return fmt.Errorf("%w: %d of %d bytes of volume %s are copied: it is mounted when that is done", ErrMoving, p.done, p.length, volumeID)
 	}
 }
 
@@ -112,11 +108,14 @@ func (m *mover) begin(ctx context.Context, pv *corev1.PersistentVolume, v claim.
 	}
 	// A call of the kubelet that begins a move does not end it.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	run := &runningMove{to: *v.MoveTo, cancel: cancel, ended: make(chan struct{}), length: v.MoveTo.Length}
+	run := &runningMove{to: *v.MoveTo, cancel: cancel, ended: make(chan struct{})}
 	m.moves[v.Partition] = run
+	m.progress.begin(v.Partition, v.MoveTo.Length)
 	m.running.Go(func() {
 		defer cancel()
 		moved, err := m.move(ctx, v, run)
+		// Before the next move of the volume can begin.
+		m.progress.end(v.Partition)
 		m.mu.Lock()
 		delete(m.moves, v.Partition)
 		m.mu.Unlock()
@@ -209,7 +208,7 @@ func (m *mover) copy(ctx context.Context, e engine, d discovery.Disk, onDisk dis
 	begin := time.Now()
 	_, err := e.Move(ctx, disk.MoveOptions{
 		Partition: onDisk.Partition, Copy: diskv1alpha1.CopyID(onDisk.Partition), Extent: target, Rate: m.rate(d.Class),
-		Progress: func(done int64) { m.setProgress(onDisk.Partition, done) },
+		Progress: func(done int64) { m.progress.set(onDisk.Partition, done) },
 	})
 	took := time.Since(begin)
 	if ctx.Err() == nil {
@@ -222,40 +221,13 @@ func (m *mover) copy(ctx context.Context, e engine, d discovery.Disk, onDisk dis
 	return nil
 }
 
-// setProgress records how many bytes of a move are done.
-func (m *mover) setProgress(partition string, done int64) {
-	m.mu.Lock()
-	run := m.moves[partition]
-	if run == nil {
-		m.mu.Unlock()
-		return
-	}
-	run.done = min(done, run.length)
-	due := m.node.since(m.publishedAt) >= progressEvery
-	if due {
-		m.publishedAt = m.node.clock.Now()
-		for _, run := range m.moves {
-			run.published = run.done
-		}
-	}
-	m.mu.Unlock()
-	if due {
-		m.node.changed()
-	}
-}
-
 // Copied returns how many bytes of a volume are copied to the partition of a move in progress.
 func (m *mover) Copied(v disk.Volume) (done int64) {
 	_, partition, ok := volumeOfCopy(v)
 	if !ok {
 		return 0
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if run := m.moves[partition]; run != nil {
-		return run.published
-	}
-	return 0
+	return m.progress.of(partition).published
 }
 
 // wants reports whether the copy in a partition is wanted: its PersistentVolume names the place.

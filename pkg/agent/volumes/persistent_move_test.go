@@ -105,6 +105,21 @@ func (m *movable) awaitCopy() {
 	})
 }
 
+// beginSlowMove begins a move of a volume without zeros to 180 MiB. At its rate that takes half a minute.
+func (m *movable) beginSlowMove() {
+	m.t.Helper()
+	if err := os.WriteFile(m.device(), bytes.Repeat([]byte{1}, int(10*units.MiB)), 0); err != nil {
+		m.t.Fatal(err)
+	}
+	m.content = m.read()
+	m.moveRate = units.MiB
+	m.requestMove(180, 40)
+	if err := m.persistent.sync(m.t.Context(), m.pv.Name); err != nil {
+		m.t.Fatal(err)
+	}
+	m.awaitCopy()
+}
+
 // checkAt asserts that the volume is there, in MiB, and holds what it held.
 func (m *movable) checkAt(start, length int64) {
 	m.t.Helper()
@@ -238,16 +253,7 @@ func TestMoveGivenUp(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			m := newMovable(t)
-			if err := os.WriteFile(m.device(), bytes.Repeat([]byte{1}, int(10*units.MiB)), 0); err != nil {
-				t.Fatal(err)
-			}
-			m.content = m.read()
-			m.moveRate = units.MiB
-			m.requestMove(180, 40)
-			if err := m.persistent.sync(t.Context(), m.pv.Name); err != nil {
-				t.Fatal(err)
-			}
-			m.awaitCopy()
+			m.beginSlowMove()
 			m.reclaim.enqueue(m.copy, 0)
 			m.moveRate = 0
 			m.change(test.change)
@@ -299,16 +305,7 @@ func TestCopyIsWipedAtOnce(t *testing.T) {
 		for _, running := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, running %t", name, running), func(t *testing.T) {
 				m := newMovable(t)
-				if err := os.WriteFile(m.device(), bytes.Repeat([]byte{1}, int(10*units.MiB)), 0); err != nil {
-					t.Fatal(err)
-				}
-				m.content = m.read()
-				m.moveRate = units.MiB
-				m.requestMove(180, 40)
-				if err := m.persistent.sync(t.Context(), m.pv.Name); err != nil {
-					t.Fatal(err)
-				}
-				m.awaitCopy()
+				m.beginSlowMove()
 				if !running {
 					m.reclaim.mover.endAll()
 					m.reclaim.mover.running.Wait()

@@ -16,14 +16,8 @@ import (
 	"github.com/berthdev/berth/pkg/agent/disk"
 )
 
-const (
-	// wipesPerDisk bounds the wipes of a disk, so that its users keep most of its speed.
-	wipesPerDisk = 2
-	// progressEvery is how often the progress of wipes is published. The published figures of all wipes change together
-	// and only then. Each publication comes back on the watch, and would cause the next one if the figures always
-	// differed.
-	progressEvery = 3 * time.Second
-)
+// wipesPerDisk bounds the wipes of a disk, so that its users keep most of its speed.
+const wipesPerDisk = 2
 
 // wiper wipes volumes, each in a goroutine of its own.
 type wiper struct {
@@ -38,19 +32,11 @@ type wiper struct {
 	semaphores diskSemaphores
 	backoff    workqueue.TypedRateLimiter[string]
 	running    sync.WaitGroup
+	progress   *progressBoard
 
 	mu sync.Mutex
-	// wipes are those in progress, by partition. publishedAt is when their progress was last published.
-	wipes       map[string]*runningWipe
-	publishedAt time.Time
-}
-
-// runningWipe is a wipe that a goroutine of the agent works on.
-type runningWipe struct {
-	// policy is empty while the wipe waits for a slot.
-	policy disk.WipePolicy
-	// done of length bytes are wiped. shown is the published number.
-	length, done, published int64
+	// wipes are those in progress, by partition, with their policy. It is empty while a wipe waits for a slot.
+	wipes map[string]disk.WipePolicy
 }
 
 func (w *wiper) isWiping(partition string) bool {
@@ -64,44 +50,23 @@ func (w *wiper) isWiping(partition string) bool {
 func (w *wiper) Wiping(partition string) (policy disk.WipePolicy, done int64, is bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	of, is := w.wipes[partition]
-	if !is || of.policy == "" {
+	if policy = w.wipes[partition]; policy == "" {
 		return "", 0, false
 	}
-	return of.policy, of.published, true
-}
-
-// setProgress records how many bytes of a wipe are done.
-func (w *wiper) setProgress(partition string, done int64) {
-	w.mu.Lock()
-	of, is := w.wipes[partition]
-	if !is {
-		w.mu.Unlock()
-		return
-	}
-	of.done = min(done, of.length)
-	due := w.node.since(w.publishedAt) >= progressEvery
-	if due {
-		w.publishedAt = w.node.clock.Now()
-		for _, of := range w.wipes {
-			of.published = of.done
-		}
-	}
-	w.mu.Unlock()
-	if due {
-		w.node.changed()
-	}
+	return policy, w.progress.of(partition).published, true
 }
 
 // begin wipes the volume in the background, so that a large slow disk delays only itself. At the end unlock releases
 // the volume's lock.
 func (w *wiper) begin(ctx context.Context, d discovery.Disk, v disk.Volume, unlock func()) {
 	w.mu.Lock()
-	w.wipes[v.Partition] = &runningWipe{length: v.Extent.Len()}
+	w.wipes[v.Partition] = ""
 	w.mu.Unlock()
+	w.progress.begin(v.Partition, v.Extent.Len())
 	w.running.Go(func() {
 		next := w.wipe(ctx, d, v)
 		unlock()
+		w.progress.end(v.Partition)
 		w.mu.Lock()
 		delete(w.wipes, v.Partition)
 		w.mu.Unlock()
@@ -128,9 +93,9 @@ func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) retry
 	// The wipe may have waited for long, so the class may have changed.
 	d.Class = w.node.classOf(d)
 	settings := w.policies.of(&d, v)
-	o := disk.WipeOptions{Policy: settings.Policy, Rate: settings.Rate, Progress: func(done int64) { w.setProgress(v.Partition, done) }}
+	o := disk.WipeOptions{Policy: settings.Policy, Rate: settings.Rate, Progress: func(done int64) { w.progress.set(v.Partition, done) }}
 	w.mu.Lock()
-	w.wipes[v.Partition].policy = o.Policy
+	w.wipes[v.Partition] = o.Policy
 	w.mu.Unlock()
 	e, err := engineOf(&d)
 	if err != nil {
