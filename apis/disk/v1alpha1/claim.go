@@ -13,6 +13,8 @@ import (
 	"github.com/google/uuid"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berthdev/berth/apis/disk/partition"
 )
 
 const (
@@ -72,7 +74,7 @@ func NamedVolumeID(name string) string {
 	if _, ok := VolumeUUID(name); ok {
 		return name
 	}
-	return volumeIDPrefix + uuid.NewSHA1(partitionNamespace, []byte("name:"+name)).String()
+	return volumeIDPrefix + uuid.NewSHA1(partition.Namespace, []byte("name:"+name)).String()
 }
 
 // VolumeUUID is the part of a persistent volume's ID that fits into the name of its partition. PersistentVolumeID makes
@@ -88,18 +90,18 @@ func VolumeUUID(volumeID string) (string, bool) {
 
 // PersistentVolumeID is the CSI volume ID of the persistent volume whose partition has that name and GUID, if the two
 // belong together.
-func PersistentVolumeID(partitionName, partition string) (string, bool) {
+func PersistentVolumeID(partitionName, guid string) (string, bool) {
 	id := volumeIDPrefix + partitionName
 	_, ok := VolumeUUID(id)
-	return id, ok && PartitionID(id) == partition
+	return id, ok && PartitionID(id) == guid
 }
 
 // CopiedVolumeID is the CSI volume ID of the persistent volume to whose move the partition with that name and GUID
 // belongs. Copies bear the name of their volume.
-func CopiedVolumeID(partitionName, partition string) (string, bool) {
+func CopiedVolumeID(partitionName, guid string) (string, bool) {
 	id := volumeIDPrefix + partitionName
 	_, ok := VolumeUUID(id)
-	return id, ok && CopyID(PartitionID(id)) == partition
+	return id, ok && CopyID(PartitionID(id)) == guid
 }
 
 // NodeLabel is the value of LabelNode for a node: its name, or a hash of it if the name is too long for a label.

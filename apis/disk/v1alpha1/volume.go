@@ -9,9 +9,10 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/uuid"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berthdev/berth/apis/disk/partition"
 )
 
 // DriverName is the name of the CSI driver.
@@ -114,17 +115,12 @@ func InlineVolumeID(pod types.UID, volume string) string {
 	return fmt.Sprintf("csi-%x", sha256.Sum256([]byte(string(pod)+volume)))
 }
 
-// partitionNamespace is the UUIDv5 name space of partition GUIDs. Changing it would orphan every existing volume.
-var partitionNamespace = uuid.NewSHA1(uuid.NameSpaceDNS, []byte(GroupName))
-
 // PartitionID is the GUID of the partition that holds a volume, in lower case. It follows from the volume ID alone, so
 // that a retry finds what the first try made.
-func PartitionID(volumeID string) string {
-	return uuid.NewSHA1(partitionNamespace, []byte(volumeID)).String()
-}
+func PartitionID(volumeID string) string { return partition.ID(volumeID) }
 
-// CopyID is the GUID of the partition to which a volume is copied when it is moved. When the copy is complete, the two
-// partitions exchange their GUIDs: from then on this is the GUID of the earlier place, which is wiped.
-func CopyID(partition string) string {
-	return uuid.NewSHA1(partitionNamespace, []byte("copy:"+partition)).String()
-}
+// CopyID is the GUID of the partition to which a volume is copied when it is moved.
+func CopyID(guid string) string { return partition.CopyID(guid) }
+
+// PieceID is the GUID of a further piece of a volume, given the volume's GUID and the number of the piece from 1.
+func PieceID(guid string, number int) string { return partition.PieceID(guid, number) }
