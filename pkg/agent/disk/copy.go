@@ -19,7 +19,6 @@ import (
 // differs. So a move that was cut short needs no progress on the disk, and the source may have changed in between.
 type copyJob struct {
 	source, target copySide
-	rateLimit      rateLimit
 	compareFirst   bool
 	// rewriteAll is set after a failed flush: the device may show bytes that it will lose, so nothing that it shows
 	// counts.
@@ -52,6 +51,8 @@ type copySide struct {
 	device device
 	path   string
 	extent extent.Extent
+	// rateLimit is that of the disk.
+	rateLimit rateLimit
 }
 
 func newCopyJob(source, target copySide, window int64) *copyJob {
@@ -109,7 +110,7 @@ func (j *copyJob) report(done int64) {
 // copyWindow copies the part of the source that begins at off, through window.
 func (j *copyJob) copyWindow(ctx context.Context, off int64, window []byte) error {
 	for at := int64(0); at < int64(len(window)); at += copyChunk {
-		if err := j.pace(ctx); err != nil {
+		if err := j.source.pace(ctx); err != nil {
 			return err
 		}
 		if err := j.source.read(window[at:at+copyChunk], off+at); err != nil {
@@ -138,7 +139,7 @@ func (j *copyJob) copyWindow(ctx context.Context, off int64, window []byte) erro
 	}
 	for _, part := range toWrite.All() {
 		for at := part.Start; at < part.End; at += copyChunk {
-			if err := j.pace(ctx); err != nil {
+			if err := j.target.pace(ctx); err != nil {
 				return err
 			}
 			if err := j.target.write(window[at:at+copyChunk], off+at); err != nil {
@@ -199,7 +200,7 @@ func (j *copyJob) findWrong(ctx context.Context, off int64, window []byte, parts
 
 // targetHas reads a chunk from the target, and compares it.
 func (j *copyJob) targetHas(ctx context.Context, off int64, chunk []byte) (bool, error) {
-	if err := j.pace(ctx); err != nil {
+	if err := j.target.pace(ctx); err != nil {
 		return false, err
 	}
 	if err := j.target.read(j.scratch, off); err != nil {
@@ -209,11 +210,11 @@ func (j *copyJob) targetHas(ctx context.Context, off int64, chunk []byte) (bool,
 }
 
 // pace waits until the next chunk may be read or written.
-func (j *copyJob) pace(ctx context.Context) error {
+func (s copySide) pace(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return j.rateLimit.wait(ctx, copyChunk)
+	return s.rateLimit.wait(ctx, copyChunk)
 }
 
 func (j *copyJob) flush() error {

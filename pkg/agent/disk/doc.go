@@ -35,7 +35,8 @@
 //     is returned out of service with its volumes, so that they can be shown.
 //  9. At every moment, and after any crash, a volume that moves has one entry with its GUID, and all of its bytes are
 //     there. It is switched to its new place only after every byte was read back from it. Nothing could write to it
-//     since the copy began.
+//     since the copy began. Of a volume that moves to another disk, the table of the disk that it leaves decides on
+//     which of the two it is: the entry there has the volume's GUID, or phase Moved.
 //  10. A disk that hangs, fails or is gone does not affect any other disk. Snapshot never waits, calls fail, and every
 //     disk has its own owner goroutine.
 //
@@ -71,6 +72,8 @@
 //     compares, and a Wipe of the copy gives the move up.
 //   - In Move, in the switch or after it: as before the switch, or Formatted in the new place. Then the old place is in
 //     phase Wiping. Open attaches the volume where it is.
+//   - In MoveTo: as in Move before the switch, with the copy in phase Arriving on the other disk. Or, after the commit,
+//     Moved on this disk, which Open does not attach, and Arriving or Formatted on the other one.
 //   - In Wipe: Formatted, perhaps not known to the kernel. Open attaches it, and Wipe is called again for the same
 //     reason as before. Or Wiping. Open does not attach it, and Wipe continues at the progress in the volume's slot. It
 //     uses the policy in the slot unless its caller gives another.
@@ -100,6 +103,7 @@
 //   - open.go: how a disk comes into service. read.go: reading a table beside an agent.
 //   - create.go, volume.go, grow.go, move.go and wipe.go: the calls for volumes. zerobefore.go: zeroing free space
 //     first.
+//   - move_to.go: moving a volume to another disk, the one call that needs two.
 //   - copy.go: copying a volume's bytes, and the proof that they arrived.
 //   - zero.go, progress.go and rate.go: zeroing, its progress on the disk, and its rate limit.
 //   - table.go: the table and its rules, without a disk. layout.go: where its parts lie.

@@ -33,6 +33,8 @@ const (
 	TypeFormatted = "838cf6ab-1c2e-4455-bc96-31cb71706c79"
 	TypeWiping    = "d1d645c5-53d4-4695-a071-e0662fe23b2e"
 	TypeCopying   = "89f1573b-262b-482f-9281-fa91739bf7e7"
+	TypeArriving  = "6c1d0a5e-93b8-4f0e-8d8e-3a54c0f2b917"
+	TypeMoved     = "b7e2f4c9-5a06-4c7d-9f31-0e8d6a1c2b45"
 )
 
 // Attributes of a volume's entry. Bits 48 to 63 belong to the partition's type.

@@ -103,7 +103,7 @@ func (d *Disk) move(ctx context.Context, o MoveOptions) (v Volume, err error) {
 	}
 	klog.FromContext(ctx).V(2).Info("Volume is being moved", "partition", o.Partition, "device", d.device.path, "disk", d.Snapshot().ID,
 		"from", job.source.extent, "to", job.target.extent, "rate", o.Rate, "resumed", job.compareFirst)
-	err = d.runUntilClosed(ctx, job)
+	err = d.runUntilClosed(ctx, job, nil)
 	if err == nil {
 		err = d.runInWorker(ctx, func(ctx context.Context) (err error) {
 			v, err = d.switchToCopy(ctx, o)
@@ -116,15 +116,17 @@ func (d *Disk) move(ctx context.Context, o MoveOptions) (v Volume, err error) {
 	return v, nil
 }
 
-// runUntilClosed copies, but ends when the disk is closed. Close waits for it: a write that comes later could overwrite
-// what the next Disk has copied.
-func (d *Disk) runUntilClosed(ctx context.Context, job *copyJob) error {
+// runUntilClosed copies, but ends when the disk is closed, or the one whose stop that is. Close waits for it: a write
+// that comes later could overwrite what the next Disk has copied.
+func (d *Disk) runUntilClosed(ctx context.Context, job *copyJob, stop <-chan struct{}) error {
 	defer d.copying.Done()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
 		select {
 		case <-d.stop:
+			cancel()
+		case <-stop:
 			cancel()
 		case <-ctx.Done():
 		}
@@ -197,22 +199,29 @@ func (d *Disk) startCopy(ctx context.Context, e entry, o MoveOptions) (*copyJob,
 	d.moving[e.guid] = true
 	d.copying.Add(1)
 	d.publish()
+	limit := rateLimit{&d.pacer, o.Rate}
 	job := newCopyJob(
-		copySide{"source", directDevice{device}, d.device.path, e.extent},
-		copySide{"target", directDevice{device}, d.device.path, target.extent}, d.copyWindow)
-	job.close, job.rateLimit, job.onProgress = device.Close, rateLimit{&d.pacer, o.Rate}, o.Progress
+		copySide{"source", directDevice{device}, d.device.path, e.extent, limit},
+		copySide{"target", directDevice{device}, d.device.path, target.extent, limit}, d.copyWindow)
+	job.close, job.onProgress = device.Close, o.Progress
 	job.compareFirst, job.rewriteAll = resumed, d.unflushed[o.Copy]
-	zeroing := &zeroJob{device: device, rateLimit: job.rateLimit, methods: d.wipeMethods}
-	job.zero = func(ctx context.Context, part extent.Extent) error { return zeroing.forPart(part).zeroUnverified(ctx) }
-	if !tailIsZero {
-		job.zeroTail = func(ctx context.Context, tail extent.Extent, progress func(int64)) error {
-			whole := zeroing.forPart(tail)
-			whole.onProgress = progress
-			_, err := whole.zero(ctx)
-			return err
-		}
-	}
+	job.zeroOn(device, d.wipeMethods, tailIsZero)
 	return job, nil
+}
+
+// zeroOn has the job zero parts of its target on that device.
+func (j *copyJob) zeroOn(device *blockDevice, methods *wipeMethods, tailIsZero bool) {
+	zeroing := &zeroJob{device: device, rateLimit: j.target.rateLimit, methods: methods}
+	j.zero = func(ctx context.Context, part extent.Extent) error { return zeroing.forPart(part).zeroUnverified(ctx) }
+	if tailIsZero {
+		return
+	}
+	j.zeroTail = func(ctx context.Context, tail extent.Extent, progress func(int64)) error {
+		whole := zeroing.forPart(tail)
+		whole.onProgress = progress
+		_, err := whole.zero(ctx)
+		return err
+	}
 }
 
 // ensureTarget makes the entry of the copy, unless it is there. Its slot has how the volume is wiped, and no note.
@@ -242,9 +251,8 @@ func (d *Disk) switchToCopy(ctx context.Context, o MoveOptions) (Volume, error) 
 		if err != nil {
 			return Volume{}, err
 		}
-		if d.device.showsPartition(e.index) {
-			shown := fmt.Errorf("another program made the kernel show the partition %d of volume %s while it was copied: what was copied may be old: %w", e.index, guid, ErrInUse)
-			return Volume{}, errors.Join(shown, d.device.detach(ctx, e.index, 0))
+		if err := d.checkNotShown(ctx, e); err != nil {
+			return Volume{}, err
 		}
 	}
 	e, err := d.commitMove(ctx, o)

@@ -36,6 +36,12 @@ const (
 	// Copying means that the extent is the target of a move, and holds an incomplete copy of another volume. It has no
 	// device. Its Partition is the copy's, and Name and attributes are those of the volume.
 	Copying Phase = "Copying"
+	// Arriving is Copying for a volume of another disk. From the moment at which that disk has Moved in its place, the
+	// copy is complete and the volume.
+	Arriving Phase = "Arriving"
+	// Moved means that the volume has left for another disk, which has all of it. The extent holds what the volume held.
+	// It has no device. Its Partition is the one that the mover chose, and Name and attributes are those of the volume.
+	Moved Phase = "Moved"
 )
 
 // hasDevice reports whether the kernel shows volumes of that phase.
@@ -46,8 +52,10 @@ func (p Phase) checkUsable(partition string) error {
 	switch p {
 	case Wiping:
 		return fmt.Errorf("volume %s is being wiped: %w", partition, ErrInUse)
-	case Copying:
+	case Copying, Arriving:
 		return fmt.Errorf("volume %s is the target of a move: %w", partition, ErrInUse)
+	case Moved:
+		return fmt.Errorf("volume %s is the place that a volume has left for another disk: %w", partition, ErrInUse)
 	}
 	return nil
 }
@@ -74,8 +82,8 @@ type Volume struct {
 	// Index of the table's entry, from 1. Up to 254 also the number of the kernel's partition.
 	Index int
 	// Device is the block device of the volume. It is like /dev/dm-7 if the disk is mapped, else like /dev/nvme0n1p3,
-	// or /dev/loop7 for an index above 254. It is empty if the kernel does not show the volume: in the phases Wiping and
-	// Copying, and while the volume is moved.
+	// or /dev/loop7 for an index above 254. It is empty if the kernel does not show the volume: in the phases
+	// without device, and while the volume is moved.
 	Device string
 	// Prezeroed is true when this Disk zeroed the whole extent and nothing has written to it since. Then mkfs need not
 	// clear it again.

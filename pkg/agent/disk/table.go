@@ -23,8 +23,12 @@ type entry struct {
 
 // phaseOf maps the types of volumes to phases, typeOf the other way.
 var (
-	phaseOf = map[string]Phase{TypeReserved: Reserved, TypeFormatted: Formatted, TypeWiping: Wiping, TypeCopying: Copying}
-	typeOf  = map[Phase]string{Reserved: TypeReserved, Formatted: TypeFormatted, Wiping: TypeWiping, Copying: TypeCopying}
+	phaseOf = map[string]Phase{
+		TypeReserved: Reserved, TypeFormatted: Formatted, TypeWiping: Wiping, TypeCopying: Copying, TypeArriving: Arriving, TypeMoved: Moved,
+	}
+	typeOf = map[Phase]string{
+		Reserved: TypeReserved, Formatted: TypeFormatted, Wiping: TypeWiping, Copying: TypeCopying, Arriving: TypeArriving, Moved: TypeMoved,
+	}
 )
 
 func (e entry) phase() Phase   { return phaseOf[e.typeGUID] }
@@ -189,7 +193,7 @@ func (t table) withPhase(guid string, to Phase) (table, entry, error) {
 		return table{}, entry{}, err
 	}
 	from := e.phase()
-	if from == Wiping || from == Copying && to != Wiping || to == Reserved || to == Copying {
+	if from == Wiping || to != Wiping && (!from.hasDevice() || !to.hasDevice()) || to == Reserved {
 		return table{}, entry{}, fmt.Errorf("volume %s cannot go from %s to %s", guid, from, to)
 	}
 	i := t.indexOf(guid)

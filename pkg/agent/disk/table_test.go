@@ -217,14 +217,15 @@ func TestPhases(t *testing.T) {
 	allowed := map[[2]Phase]bool{
 		{Reserved, Formatted}: true, {Reserved, Wiping}: true,
 		{Formatted, Formatted}: true, {Formatted, Wiping}: true,
-		{Copying, Wiping}: true,
+		{Copying, Wiping}: true, {Arriving, Wiping}: true, {Moved, Wiping}: true,
 	}
-	for _, from := range []Phase{Reserved, Formatted, Wiping, Copying} {
+	phases := []Phase{Reserved, Formatted, Wiping, Copying, Arriving, Moved}
+	for _, from := range phases {
 		start, _, err := newTable(l, diskID, metaID).withNew(CreateOptions{Partition: guidA, Extent: extentMiB(2, 1)})
 		switch {
 		case err != nil:
-		case from == Copying:
-			start.entries[0].typeGUID = TypeCopying
+		case from == Copying || from == Arriving || from == Moved:
+			start.entries[0].typeGUID = typeOf[from]
 		case from != Reserved:
 			start, _, err = start.withPhase(guidA, from)
 		}
@@ -237,7 +238,18 @@ func TestPhases(t *testing.T) {
 		if _, _, err := start.withCopy(guidA, guidB, extentMiB(5, 1)); (err == nil) != (from == Formatted) {
 			t.Errorf("a copy of a %s volume: %v", from, err)
 		}
-		for _, to := range []Phase{Reserved, Formatted, Wiping, Copying} {
+		if _, _, err := start.withLeft(guidA, guidB); (err == nil) != (from == Formatted) {
+			t.Errorf("a %s volume leaves: %v", from, err)
+		}
+		if _, _, err := start.withArrived(guidA, guidB); (err == nil) != (from == Arriving) {
+			t.Errorf("a %s volume arrives: %v", from, err)
+		}
+		for _, taken := range []string{guidA, metaID} {
+			if _, _, err := start.withArrived(guidA, taken); err == nil {
+				t.Errorf("two entries get the GUID %s", taken)
+			}
+		}
+		for _, to := range phases {
 			if _, _, err := start.withPhase(guidA, to); (err == nil) != allowed[[2]Phase{from, to}] {
 				t.Errorf("%s to %s: %v", from, to, err)
 			}
