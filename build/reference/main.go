@@ -1,5 +1,5 @@
 // Command reference writes the pages of docs/reference from the code: the fields of the API, the flags, the metrics,
-// and the attributes, annotations and other names with the prefix disk.berth.dev.
+// the commands of kubectl-berth, and the attributes, annotations and other names with the prefix disk.berth.dev.
 //
 // Types, constants and metrics are read from the source with go/ast. Their descriptions are comments, which a program
 // does not have at run time, and a metric with labels is in no scrape before it is used. Flags are read from the
@@ -17,6 +17,7 @@ import (
 var pages = map[string]func(root string) (string, error){
 	"api.md":        apiPage,
 	"attributes.md": attributesPage,
+	"cli.md":        cliPage,
 	"flags.md":      flagsPage,
 	"metrics.md":    metricsPage,
 }

@@ -54,6 +54,10 @@ var rules = []rule{
 	{packages: "cmd/nodeagent", never: []string{module + "/pkg/plugins", "k8s.io/kubernetes", "k8s.io/kube-scheduler"}},
 	{packages: "pkg/scheduler", never: []string{module + "/pkg/agent", "github.com/diskfs", "sigs.k8s.io/scheduler-plugins"}},
 	{packages: "pkg/scheduler/patch", only: []string{"pkg/answer", "pkg/extent", "pkg/placement", "pkg/ledger", "pkg/request", "pkg/claim", "pkg/plugins/diskcapacity", "apis"}},
+	{packages: "pkg/kubectl", never: []string{module + "/pkg/agent", module + "/cmd", "github.com/diskfs"}},
+	{packages: "pkg/kubectl/diagram", only: []string{}, stdlib: true},
+	{packages: "pkg/kubectl/inventory", only: []string{"apis", "pkg/extent", "pkg/placement", "pkg/kubectl/diagram"}, never: []string{"k8s.io/client-go", "k8s.io/kubernetes"}},
+	{packages: "pkg/kubectl/terminal", only: []string{}, never: []string{"k8s.io"}},
 	{packages: "cmd/scheduler", never: []string{module + "/pkg/agent", "github.com/diskfs"}},
 }
 

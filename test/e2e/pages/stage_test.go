@@ -127,7 +127,7 @@ func (s *stage) folder(t *testing.T) (string, error) {
 }
 
 // reads matches the commands that can be repeated until they print what the page shows.
-var reads = regexp.MustCompile(`^kubectl (?:-n \S+ )?(?:get|describe|logs|exec) |--dry-run=server`)
+var reads = regexp.MustCompile(`^kubectl (?:-n \S+ )?(?:get|describe|logs|exec|berth (?:map|get|status|explain|fit|top|orphans|doctor|version)) |--dry-run=server`)
 
 // try runs a command, and repeats one that only reads until it prints what the page shows. It returns the names with
 // those of this command.

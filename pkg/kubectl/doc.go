@@ -1,0 +1,20 @@
+// Package kubectl is the commands of kubectl-berth. Each command reads objects of the API, or writes some, and ends: it
+// runs nothing on a node.
+//
+// It owns the flags, what is read for a command, and how it is printed. It does not own what is said:
+//
+//   - inventory: disks, volumes and devices of NodeDiskCapacities, for people.
+//   - diagram: the drawing of a disk.
+//   - terminal: widths, colors and tables.
+//
+// # Where to start
+//
+//   - root.go: the command, its common flags, and exit codes.
+//   - api.go: the objects that commands read.
+//   - output.go: -o.
+//   - map.go: the command that draws. node_map.go has a node's disks, class_map.go a line for each disk, and html.go
+//     the page; drawing.go has characters and colors.
+//   - get.go: tables.
+//   - watch.go: commands that run again after a change.
+//   - completion.go, version.go: what a shell offers, and versions.
+package kubectl

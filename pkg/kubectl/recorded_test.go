@@ -1,0 +1,194 @@
+package kubectl
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"sigs.k8s.io/yaml"
+)
+
+// recorded serves recorded objects as an API server does. It keeps the writes that it was sent.
+type recorded struct {
+	*httptest.Server
+	mu      sync.Mutex
+	objects []unstructured.Unstructured
+	// forbidden are resources that may not be read.
+	forbidden []string
+	writes    []write
+}
+
+// write is a request that would change something.
+type write struct {
+	method, path, query, body string
+}
+
+// resources are the kinds that the server serves, by the last part of their path.
+var resources = map[string]string{
+	"nodediskcapacities": "NodeDiskCapacity", "diskclasses": "DiskClass", "nodes": "Node", "csinodes": "CSINode", "pods": "Pod",
+	"persistentvolumes": "PersistentVolume", "persistentvolumeclaims": "PersistentVolumeClaim", "storageclasses": "StorageClass",
+	"daemonsets": "DaemonSet", "deployments": "Deployment", "events": "Event",
+}
+
+// serve starts a server with the objects of a file of testdata.
+func serve(t testing.TB, file string) *recorded {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &recorded{}
+	for part := range strings.SplitSeq(string(text), "\n---\n") {
+		var object map[string]any
+		if err := yaml.Unmarshal([]byte(part), &object); err != nil {
+			t.Fatal(err)
+		}
+		r.objects = append(r.objects, unstructured.Unstructured{Object: object})
+	}
+	r.Server = httptest.NewServer(http.HandlerFunc(r.answer))
+	t.Cleanup(r.Close)
+	return r
+}
+
+func (r *recorded) answer(w http.ResponseWriter, request *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if request.URL.Path == "/version" {
+		r.reply(w, http.StatusOK, map[string]any{"major": "1", "minor": "36", "gitVersion": "v1.36.3"})
+		return
+	}
+	if request.Method != http.MethodGet {
+		body := new(bytes.Buffer)
+		_, _ = body.ReadFrom(request.Body)
+		r.writes = append(r.writes, write{request.Method, request.URL.Path, request.URL.RawQuery, body.String()})
+	}
+	namespace, resource, name := splitRequest(request.URL.Path)
+	kind := resources[resource]
+	switch {
+	case kind == "":
+		r.fail(w, http.StatusNotFound, "NotFound", "", "")
+		return
+	case slices.Contains(r.forbidden, resource):
+		r.fail(w, http.StatusForbidden, "Forbidden", resource, name)
+		return
+	}
+	var found []unstructured.Unstructured
+	for _, o := range r.objects {
+		if o.GetKind() == kind && (namespace == "" || o.GetNamespace() == namespace) && (name == "" || o.GetName() == name) && selected(request, &o) {
+			found = append(found, o)
+		}
+	}
+	switch {
+	case name == "":
+		list := &unstructured.UnstructuredList{Items: found}
+		list.SetKind(kind + "List")
+		list.SetResourceVersion("5000")
+		list.SetAPIVersion(versionOf(request.URL.Path))
+		r.reply(w, http.StatusOK, list)
+	case len(found) == 0:
+		r.fail(w, http.StatusNotFound, "NotFound", resource, name)
+	default:
+		r.reply(w, http.StatusOK, &found[0])
+	}
+}
+
+// versionOf is the apiVersion in a path.
+func versionOf(path string) string {
+	parts := strings.Split(strings.Trim(path, "/"), "/")
+	if parts[0] == "apis" && len(parts) > 2 {
+		return parts[1] + "/" + parts[2]
+	}
+	return "v1"
+}
+
+// splitRequest splits /api/v1/... and /apis/GROUP/VERSION/...
+func splitRequest(path string) (namespace, resource, name string) {
+	parts := strings.Split(strings.Trim(path, "/"), "/")
+	skip := 2
+	if parts[0] == "apis" {
+		skip = 3
+	}
+	parts = parts[min(skip, len(parts)):]
+	if len(parts) > 2 && parts[0] == "namespaces" {
+		namespace, parts = parts[1], parts[2:]
+	}
+	if len(parts) > 0 {
+		resource = parts[0]
+	}
+	if len(parts) > 1 {
+		name = parts[1]
+	}
+	return namespace, resource, name
+}
+
+// selected reports whether an object matches the selectors of a request.
+func selected(request *http.Request, o *unstructured.Unstructured) bool {
+	query := request.URL.Query()
+	byField, err := fields.ParseSelector(query.Get("fieldSelector"))
+	if err != nil {
+		return false
+	}
+	byLabel, err := labels.Parse(query.Get("labelSelector"))
+	if err != nil || !byLabel.Matches(labels.Set(o.GetLabels())) {
+		return false
+	}
+	for _, r := range byField.Requirements() {
+		have, _, _ := unstructured.NestedString(o.Object, strings.Split(r.Field, ".")...)
+		if (have == r.Value) != (r.Operator == "=" || r.Operator == "==") {
+			return false
+		}
+	}
+	return true
+}
+
+func (r *recorded) reply(w http.ResponseWriter, code int, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(value)
+}
+
+func (r *recorded) fail(w http.ResponseWriter, code int, reason, resource, name string) {
+	r.reply(w, code, map[string]any{
+		"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code,
+		"message": fmt.Sprintf("%s %q: %s", resource, name, reason), "details": map[string]any{"kind": resource, "name": name},
+	})
+}
+
+// now is when the recorded cluster was read.
+var now = time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+
+// outcome is what a command has printed, and its exit code.
+type outcome struct {
+	out, err string
+	code     int
+}
+
+// run runs a command line against the server. environment has variables of the environment.
+func (r *recorded) run(t testing.TB, environment map[string]string, width int, args ...string) outcome {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	config := genericclioptions.NewConfigFlags(false)
+	config.APIServer = &r.URL
+	s := &session{
+		IOStreams: genericiooptions.IOStreams{In: new(bytes.Buffer), Out: &out, ErrOut: &errOut}, config: config,
+		now: func() time.Time { return now }, getenv: func(key string) string { return environment[key] }, width: width,
+	}
+	root := newCommand(s)
+	root.SetArgs(args)
+	code := exitCode(t.Context(), s, root)
+	return outcome{out.String(), errOut.String(), code}
+}
