@@ -2,6 +2,7 @@ package claim
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -238,6 +239,49 @@ func TestReadMoveTo(t *testing.T) {
 		v, err := ReadVolume(pv)
 		if err != nil || (v.MoveTo != nil) != test.moves || v.Place != place {
 			t.Errorf("%s: the volume is %+v: %v", name, v, err)
+		}
+	}
+}
+
+// TestReadPieces asserts how long the first piece of a volume is, and that a mistake in the others does not end the
+// service of the volume.
+func TestReadPieces(t *testing.T) {
+	one, two := place, place
+	one.Start, one.Length = 9*units.GiB, units.GiB
+	two.Start, two.Length = 20*units.GiB, 2*units.GiB
+	tooLarge := one
+	tooLarge.Length = diskv1alpha1.MaxVolumeSize - units.GiB
+	to := place
+	to.Start, to.Length = 30*units.GiB, 9*units.GiB
+	for name, test := range map[string]struct {
+		value, moveTo, capacity string
+		pieces                  []diskv1alpha1.Place
+		first, size             int64
+		fails                   bool
+	}{
+		"one piece":    {capacity: "5Gi", first: 5 * units.GiB, size: 5 * units.GiB},
+		"three pieces": {value: diskv1alpha1.JoinPieces([]diskv1alpha1.Place{one, two}), capacity: "6Gi", pieces: []diskv1alpha1.Place{one, two}, first: 3 * units.GiB, size: 6 * units.GiB},
+		// It grew where it was before it got a piece.
+		"longer first": {value: one.String(), capacity: "5Gi", pieces: []diskv1alpha1.Place{one}, first: 4 * units.GiB, size: 5 * units.GiB},
+		"edited":       {value: one.String(), capacity: "1Gi", pieces: []diskv1alpha1.Place{one}, first: 3 * units.GiB, size: 4 * units.GiB},
+		"moved":        {value: one.String(), moveTo: to.String(), capacity: "9Gi", pieces: []diskv1alpha1.Place{one}, first: 3 * units.GiB, size: 9 * units.GiB},
+		"unreadable":   {value: "x", capacity: "5Gi", first: 5 * units.GiB, size: 5 * units.GiB, fails: true},
+		"by half":      {value: one.String() + ",x", capacity: "5Gi", first: 5 * units.GiB, size: 5 * units.GiB, fails: true},
+		"too large":    {value: tooLarge.String(), capacity: "5Gi", first: 5 * units.GiB, size: 5 * units.GiB, fails: true},
+	} {
+		_, pv := volumeFor(t, pvc("3Gi", nil), storageClass(map[string]string{diskv1alpha1.AttributeClass: "ssd"}))
+		pv.Spec.Capacity[corev1.ResourceStorage] = resource.MustParse(test.capacity)
+		for key, value := range map[string]string{diskv1alpha1.AnnotationPieces: test.value, diskv1alpha1.AnnotationMoveTo: test.moveTo} {
+			if value != "" {
+				metav1.SetMetaDataAnnotation(&pv.ObjectMeta, key, value)
+			}
+		}
+		if got, err := ReadPieces(pv); !slices.Equal(got, test.pieces) || (err != nil) != test.fails {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+		v, err := ReadVolume(pv)
+		if err != nil || !slices.Equal(v.Pieces, test.pieces) || v.FirstLength() != test.first || v.Size != test.size || v.Place != place {
+			t.Errorf("%s: the volume is %+v, its first piece has %d: %v", name, v, v.FirstLength(), err)
 		}
 	}
 }

@@ -69,9 +69,11 @@ type Volume struct {
 	// FSType is ext4, xfs or empty for the class's default.
 	FSType string
 	Block  bool
-	// Place is where the volume was put. Its length is that of its creation: Size may be more.
+	// Place is where the volume was put, or its first piece. Its length is that of its creation: FirstLength may be more.
 	Place diskv1alpha1.Place
-	// Size in bytes that the volume must have: the PersistentVolume's capacity.
+	// Pieces are the further pieces of the volume, in their order.
+	Pieces []diskv1alpha1.Place
+	// Size in bytes that the volume must have, all pieces together: the PersistentVolume's capacity.
 	Size int64
 	// MoveTo is the place to which the volume must be moved, or to which it was moved last; nil if there is none.
 	MoveTo *diskv1alpha1.Place
@@ -109,12 +111,51 @@ func ReadVolume(pv *corev1.PersistentVolume) (Volume, error) {
 	}
 	// An annotation that cannot be read must not end the volume's service: the agent reports it.
 	moveTo, _ := ReadMoveTo(pv)
+	pieces, _ := ReadPieces(pv)
 	return Volume{
 		Name: pv.Name, UID: pv.UID, ID: csi.VolumeHandle, Partition: diskv1alpha1.PartitionID(csi.VolumeHandle),
 		Node: node, Class: csi.VolumeAttributes[diskv1alpha1.AttributeClass],
-		FSType: csi.FSType, Block: IsBlock(pv.Spec.VolumeMode), Place: place,
-		Size: max(place.Length, diskv1alpha1.AlignUp(capacity.Value())), MoveTo: moveTo,
+		FSType: csi.FSType, Block: IsBlock(pv.Spec.VolumeMode), Place: place, Pieces: pieces,
+		Size: max(place.Length+lengthOf(pieces), diskv1alpha1.AlignUp(capacity.Value())), MoveTo: moveTo,
 	}, nil
+}
+
+// FirstLength is how many bytes of Size the first piece must have, at least. A volume that is moved has its new size at
+// the new place only. What it has at the earlier one is on the disk already: no move is planned before.
+func (v *Volume) FirstLength() int64 {
+	if v.MoveTo != nil {
+		return v.Place.Length
+	}
+	return v.Size - lengthOf(v.Pieces)
+}
+
+func lengthOf(pieces []diskv1alpha1.Place) int64 {
+	var sum int64
+	for i := range pieces {
+		sum += pieces[i].Length
+	}
+	return sum
+}
+
+// ReadPieces reads the further pieces of a volume, in their order. It returns all of them or an error. A piece may lie
+// where the volume was put first: the volume may have been moved since.
+func ReadPieces(pv *corev1.PersistentVolume) ([]diskv1alpha1.Place, error) {
+	value, ok := pv.Annotations[diskv1alpha1.AnnotationPieces]
+	if !ok {
+		return nil, nil
+	}
+	pieces, err := diskv1alpha1.ParsePieces(value)
+	if err != nil {
+		return nil, err
+	}
+	first, err := diskv1alpha1.ParsePlace(pv.Spec.CSI.VolumeAttributes)
+	if err != nil {
+		return nil, err
+	}
+	if first.Length > diskv1alpha1.MaxVolumeSize-lengthOf(pieces) {
+		return nil, fmt.Errorf("annotation %s: no disk is as large as all pieces", diskv1alpha1.AnnotationPieces)
+	}
+	return pieces, nil
 }
 
 // ReadMoveTo reads where a volume must be moved. A volume that is deleted, or released to be deleted, is not moved any

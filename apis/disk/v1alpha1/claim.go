@@ -36,6 +36,10 @@ const (
 	// cannot where it is. The extent is reserved from then on. The scheduler removes the annotation when the node
 	// publishes the volume there.
 	AnnotationMoveTo = GroupName + "/move-to"
+	// AnnotationPieces on a PersistentVolume are the further pieces of its volume, in their order, without the first
+	// one: DISK/START/LENGTH,DISK/START/LENGTH. The scheduler sets it in the write that raises the capacity, which is the
+	// sum of all pieces. The extents are reserved from then on. A volume of one piece has no such annotation.
+	AnnotationPieces = GroupName + "/pieces"
 	// AnnotationSettled on a PersistentVolume is the version that it had when the scheduler did not know whether its
 	// capacity had been raised. Writing the annotation makes a new version. So a raise that was still under way is
 	// refused as a conflict.
@@ -194,62 +198,4 @@ func (p Parameters) Headroom(size int64) int64 {
 		return math.MaxInt64 / Alignment * Alignment
 	}
 	return AlignUp(size/100*p.headroomPercent + size%100*p.headroomPercent/100)
-}
-
-// Place is where a volume lies, or will lie.
-type Place struct {
-	// Disk is the id of the disk, as in NodeDiskCapacity.
-	Disk string
-	Extent
-}
-
-// Attributes writes the place as attributes of a PersistentVolume.
-func (p Place) Attributes() map[string]string {
-	return map[string]string{
-		AttributeDisk:   p.Disk,
-		AttributeStart:  strconv.FormatInt(p.Start, 10),
-		AttributeLength: strconv.FormatInt(p.Length, 10),
-	}
-}
-
-// ParsePlace reads the place from a PersistentVolume's attributes.
-func ParsePlace(attributes map[string]string) (Place, error) {
-	p := Place{Disk: attributes[AttributeDisk]}
-	if id, err := uuid.Parse(p.Disk); err != nil || id.String() != p.Disk {
-		return Place{}, fmt.Errorf("attribute %s is %.64q: it must be a GUID in lower case", AttributeDisk, p.Disk)
-	}
-	var err error
-	if p.Start, err = parseBytes(attributes, AttributeStart); err != nil {
-		return Place{}, err
-	}
-	if p.Length, err = parseBytes(attributes, AttributeLength); err != nil {
-		return Place{}, err
-	}
-	return p, p.validate()
-}
-
-// String writes the place as the value of AnnotationMoveTo.
-func (p Place) String() string {
-	return p.Disk + "/" + strconv.FormatInt(p.Start, 10) + "/" + strconv.FormatInt(p.Length, 10)
-}
-
-// ParseMoveTo reads the value of AnnotationMoveTo.
-func ParseMoveTo(value string) (Place, error) {
-	parts := strings.Split(value, "/")
-	if len(parts) != 3 {
-		return Place{}, fmt.Errorf("annotation %s is %.128q: it must be DISK/START/LENGTH", AnnotationMoveTo, value)
-	}
-	p, err := ParsePlace(map[string]string{AttributeDisk: parts[0], AttributeStart: parts[1], AttributeLength: parts[2]})
-	if err != nil {
-		return Place{}, fmt.Errorf("annotation %s is %.128q: %w", AnnotationMoveTo, value, err)
-	}
-	return p, nil
-}
-
-func parseBytes(attributes map[string]string, key string) (int64, error) {
-	n, err := strconv.ParseInt(attributes[key], 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("attribute %s is %.64q: it must be a number of bytes", key, attributes[key])
-	}
-	return n, nil
 }

@@ -1,6 +1,7 @@
 package v1alpha1
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -148,4 +149,69 @@ func TestPlace(t *testing.T) {
 			t.Errorf("%s: read as %+v", name, got)
 		}
 	}
+}
+
+// TestParsePieces asserts which lists of pieces are read, and that none is read by half.
+func TestParsePieces(t *testing.T) {
+	disk, other := uuid.NewString(), uuid.NewString()
+	piece := func(disk string, start, length int64) Place {
+		return Place{Disk: disk, Extent: Extent{Start: start << 20, Length: length << 20}}
+	}
+	many := make([]Place, MaxPieces-1)
+	for i := range many {
+		many[i] = piece(disk, int64(1+2*i), 2)
+	}
+	for _, pieces := range [][]Place{
+		{piece(disk, 3, 5)}, {piece(disk, 3, 5), piece(disk, 1, 2)}, {piece(disk, 3, 5), piece(other, 3, 5)}, many,
+	} {
+		if back, err := ParsePieces(JoinPieces(pieces)); err != nil || !slices.Equal(back, pieces) {
+			t.Errorf("%+v reads back as %+v: %v", pieces, back, err)
+		}
+	}
+	one, huge := piece(disk, 3, 5).String(), Place{Disk: disk, Extent: Extent{Start: 1 << 20, Length: MaxVolumeSize}}
+	for name, test := range map[string]struct{ value, says string }{
+		"empty":       {"", "DISK/START/LENGTH"},
+		"no last one": {one + ",", "DISK/START/LENGTH"},
+		"a blank":     {one + ", " + piece(disk, 9, 1).String(), "GUID in lower case"},
+		"a sign":      {disk + "/+3145728/1048576", "must be written"},
+		"unaligned":   {one + "," + disk + "/1048577/1048576", "not a positive multiple"},
+		"overlapping": {one + "," + piece(disk, 7, 1).String(), "pieces 1 and 2 share bytes"},
+		"twice":       {one + "," + one, "pieces 1 and 2 share bytes"},
+		"too many":    {JoinPieces(append(many, piece(disk, 99, 1))), "at most 15"},
+		"too long":    {strings.Repeat("x", 2000), "bytes long"},
+		"too large":   {JoinPieces([]Place{huge, piece(other, 1, 1)}), "no disk is as large"},
+		"overflowing": {disk + "/1048576/9223372036852678656", "no disk is as large"},
+	} {
+		if got, err := ParsePieces(test.value); err == nil || got != nil || !strings.Contains(err.Error(), AnnotationPieces) || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s: read as %+v: %v, want an error that says %q", name, got, err, test.says)
+		}
+	}
+}
+
+// FuzzParsePieces asserts that any value is refused, or read as valid pieces that are written as the same value.
+func FuzzParsePieces(f *testing.F) {
+	const one, two = "6f2d9c1e-0000-4000-8000-000000000001/2097152/3145728", "6f2d9c1e-0000-4000-8000-000000000001/9437184/1048576"
+	for _, seed := range []string{"", one, one + "," + two, two + "," + one, one + "," + one, one + ",", "/1048576/1048576", strings.ReplaceAll(one, "2097152", "02097152")} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		pieces, err := ParsePieces(value)
+		if err != nil {
+			return
+		}
+		if again := JoinPieces(pieces); again != value {
+			t.Fatalf("%q is read as %q", value, again)
+		}
+		var sum int64
+		for i, p := range pieces {
+			if sum += p.Length; p.validate() != nil || sum < p.Length {
+				t.Fatalf("%q has the piece %+v", value, p)
+			}
+			for _, other := range pieces[:i] {
+				if p.Overlaps(other) {
+					t.Fatalf("%q has pieces that overlap", value)
+				}
+			}
+		}
+	})
 }

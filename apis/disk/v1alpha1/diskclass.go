@@ -133,6 +133,43 @@ type DiskClassSpec struct {
 	// written and read back. Without it there is no bound.
 	// +optional
 	MoveRate *resource.Quantity `json:"moveRate,omitempty"`
+
+	// Attachment says how volumes of one piece become block devices: as partitions, or by the device mapper. A change
+	// applies to a volume when it is attached the next time. Volumes of several pieces are always attached by the device
+	// mapper.
+	// +optional
+	// +kubebuilder:default=Partition
+	Attachment Attachment `json:"attachment,omitempty"`
+
+	// MaxPieces bounds of how many pieces a volume consists, each one an extent of the disk. 1 forbids pieces: volumes
+	// grow where they are, or are moved. Without it a volume begins with one piece, and grows to 16 at most. Pieces need
+	// the device mapper in the node's kernel.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=16
+	MaxPieces *int32 `json:"maxPieces,omitempty"`
+}
+
+// Attachment says how a volume becomes a block device.
+//
+// +kubebuilder:validation:Enum=Partition;DeviceMapper
+type Attachment string
+
+const (
+	// AttachPartition shows a volume as a partition of its disk, or as a loop device. While a pod uses the volume it
+	// grows only into the space behind it. It gets further pieces at its next mount.
+	AttachPartition Attachment = "Partition"
+	// AttachDeviceMapper shows a volume as a linear device. It gets further pieces while a pod uses it. The node's kernel
+	// must have the device mapper.
+	AttachDeviceMapper Attachment = "DeviceMapper"
+)
+
+// PiecesAllowed is of how many pieces a volume of the class consists at most.
+func (s *DiskClassSpec) PiecesAllowed() int {
+	if s.MaxPieces == nil {
+		return MaxPieces
+	}
+	return min(max(int(*s.MaxPieces), 1), MaxPieces)
 }
 
 // Adoption says what decides that a blank device becomes a disk.

@@ -150,6 +150,10 @@ type NodeDiskCapacityStatus struct {
 	// +kubebuilder:validation:MaxItems=256
 	Devices []Device `json:"devices,omitempty"`
 
+	// DeviceMapper is true when the node's kernel has the device mapper. Without it volumes have one piece each.
+	// +optional
+	DeviceMapper bool `json:"deviceMapper,omitempty"`
+
 	// Conditions: Ready, DevicesRefused, OrphanedVolumes, ReclaimStopped and further ones.
 	// +optional
 	// +listType=map
@@ -320,7 +324,7 @@ type Disk struct {
 
 	// The list is atomic: with type map each allocation would have managed fields, which are longer than itself.
 
-	// Allocations are the volumes on the disk, sorted by start.
+	// Allocations are the volumes on the disk, sorted by start. Of a volume of several pieces each piece is one.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=1024
@@ -357,21 +361,32 @@ const (
 	PhaseCopying AllocationPhase = "Copying"
 )
 
-// Allocation is a volume on a disk.
+// Allocation is a volume on a disk, or a further piece of one.
 type Allocation struct {
 	// Volume is the CSI volume ID. It is empty for a partition whose owner is not known, or not any more.
 	// +optional
 	// +kubebuilder:validation:MaxLength=256
 	Volume string `json:"volume,omitempty"`
 	// Partition is the partition's GUID, in lower case. It is the UUIDv5 of the volume ID, and the name in
-	// /dev/disk/by-partuuid.
+	// /dev/disk/by-partuuid. The GUID of a further piece follows from it and from the piece's number.
 	// +kubebuilder:validation:Pattern=`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`
 	Partition string `json:"partition"`
 
 	Extent `json:",inline"`
 
+	// Piece is the number of a further piece of the volume, from 1 on, in the order of the volume's bytes. The first
+	// piece has none.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=15
+	Piece int32 `json:"piece,omitempty"`
+
 	// Phase is the phase of the volume's life.
 	Phase AllocationPhase `json:"phase"`
+	// Attachment is DeviceMapper while the volume is attached by the device mapper, so that it gets further pieces while
+	// it is used. Further pieces have none.
+	// +optional
+	Attachment Attachment `json:"attachment,omitempty"`
 	// Owner is namespace/name of the pod or claim that uses the volume, for messages.
 	// +optional
 	// +kubebuilder:validation:MaxLength=512
@@ -411,6 +426,6 @@ type Summary struct {
 	// Largest free extent, per class: the largest volume that fits now.
 	// +optional
 	Largest string `json:"largest,omitempty"`
-	// Volumes is how many volumes the disks hold.
+	// Volumes is how many volumes the disks hold. Their further pieces are not counted.
 	Volumes int32 `json:"volumes"`
 }

@@ -161,14 +161,9 @@ func (f *feed) foldVolume(logger klog.Logger, event *corev1.PersistentVolume) (n
 	return nodeName
 }
 
-// RecordOf is the ledger's record of a PersistentVolume. One that is moved has its new size at the new place only. What
-// it has at the earlier one is published: no move is planned before.
+// RecordOf is the ledger's record of a PersistentVolume, or of the first piece of it.
 func RecordOf(v claim.Volume) ledger.Record {
-	length := v.Size
-	if v.MoveTo != nil {
-		length = v.Place.Length
-	}
-	return ledger.Record{Partition: v.Partition, Disk: v.Place.Disk, Extent: extent.New(v.Place.Start, length)}
+	return ledger.Record{Partition: v.Partition, Disk: v.Place.Disk, Extent: extent.New(v.Place.Start, v.FirstLength())}
 }
 
 // MoveOf is the ledger's record of a PersistentVolume's move; nil if it has none.
