@@ -9,24 +9,41 @@ BIN   := $(BUILD)/bin
 TOOL  := go tool -modfile=tools/go.mod
 # Tests of several packages share the machine's loop devices and its two cores.
 GOTEST := $(TOOL) gotestsum --format pkgname-and-test-fails --hide-summary=output -- -count=1 -timeout=45m -p=2
-# A semantic version: component-base insists. Releases set it; other builds do not follow
-# the commit, so that nothing is linked again without need.
-VERSION ?= v0.0.0-dev
+# A semantic version, as component-base demands. It is also the tag of the images. It changes with a release and not
+# with each commit, so that nothing is linked again without need.
+VERSION ?= $(shell cat VERSION)
 LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(VERSION)
 
 export CGO_ENABLED := 0
 
 .PHONY: help
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build the scheduler, the node agent and the kubectl plugin into .build/bin.
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
 
+.PHONY: images-tool
+images-tool:
+	go build -C build/images -trimpath -o $(CURDIR)/$(BIN)/images .
+
 .PHONY: images
-images: build ## Write the container images to .build/images as archives (ctr images import).
-	go run -C build/images . --bin $(CURDIR)/$(BIN) --out $(CURDIR)/$(BUILD)/images
+images: images-tool ## Write the images for amd64 and arm64 to .build/images (IMAGES="--platforms linux/arm64 --registry HOST").
+	$(BIN)/images write --version $(VERSION) $(IMAGES)
+
+.PHONY: images-verify
+images-verify: images ## Build the images a second time, from a copy in another folder, and compare the digests.
+	$(BIN)/images verify --version $(VERSION) $(IMAGES)
+
+.PHONY: images-lock
+images-lock: images-tool ## Take the newest Debian packages into build/images/packages.lock.yaml.
+	$(BIN)/images lock
+
+.PHONY: push
+push: images-tool ## Push what `make images` wrote (REGISTRY=registry.example.com, PUSH=--plain-http).
+	@test -n "$(REGISTRY)" || { echo 'name the registry: make push REGISTRY=registry.example.com'; exit 1; }
+	$(BIN)/images push $(REGISTRY) $(PUSH)
 
 .PHONY: prepare
 prepare: build ## Install and build what the tests and the demo need (Debian packages, Kubernetes programs).
@@ -43,6 +60,7 @@ demo-down: ## Remove the demo's cluster and all it made.
 .PHONY: test
 test: prepare ## Run the unit, disk and integration tests (those that need root are counted aloud without it).
 	$(GOTEST) $$(go list ./... | grep -vE '/test/(e2e|vm$$)')
+	go test -C build/images -count=1 -timeout=15m ./...
 
 .PHONY: e2e
 e2e: prepare ## Run the end-to-end tests on real kubelets (needs root).

@@ -1,239 +1,109 @@
-// Command images writes the container images of the scheduler and the node agent as
-// tar archives in the format of `docker save`, which `ctr images import` reads. It
-// needs no container engine and no registry: the agent's image holds the agent and
-// the file-system programs of the Debian or Ubuntu machine it is built on.
+// Command images writes the container images of the scheduler and the node agent, for several architectures, without a
+// container engine. The same commit gives the same bytes on any machine: images.yaml and packages.lock.yaml declare
+// what goes in.
+//
+//	declared.go    what is declared: the release, the packages and their versions
+//	apt.go         the package sources of this machine, for any architecture
+//	packages.go    packages by their checksums, and their choice for the lock file
+//	tree.go        files of packages, and the libraries that programs need
+//	layer.go       files as a layer, always with the same bytes
+//	programs.go    Berth's programs, always compiled to the same bytes
+//	build.go       from what is declared to images
+//	image.go       one image and its index
+//	sbom.go        what an image contains, as SPDX
+//	output.go      OCI layout, archives and the list of images
+//	push.go        images to a registry
+//	verify.go      a second build elsewhere, for comparison
 package main
 
 import (
-	"archive/tar"
-	"bytes"
-	"debug/elf"
-	"errors"
+	"context"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
+	"os/signal"
 	"path/filepath"
-	"regexp"
-	"runtime"
-	"slices"
 	"strings"
-	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/spf13/cobra"
 )
 
-// programs is what the agent runs (see Check in pkg/agent), and what an operator needs in its container
-// to look at a damaged volume.
-var programs = []string{
-	"mkfs.ext4", "mkfs.xfs", "resize2fs", "xfs_growfs", "e2fsck", "blkid", "wipefs", "mount", "umount",
-	"xfs_repair", "dumpe2fs", "debugfs",
-}
-
-// versioned are the packages whose version decides what a volume looks like on the disk, by the
-// label that says it, with the program that prints it.
-var versioned = map[string][]string{
-	"dev.berth.e2fsprogs": {"mkfs.ext4", "-V"},
-	"dev.berth.xfsprogs":  {"mkfs.xfs", "-V"},
-}
-
-// image is one image to write.
-type image struct {
-	tag    string
-	binary string
-	// needs are programs of this machine that go into the image, with their libraries.
-	needs []string
-}
-
 func main() {
-	var bin, out, version string
-	command := &cobra.Command{
-		Use:           "images",
-		Short:         "Write the container images of Berth as tar archives.",
-		Args:          cobra.NoArgs,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		RunE: func(*cobra.Command, []string) error {
-			for _, i := range []image{
-				{tag: "berth/scheduler:" + version, binary: "scheduler"},
-				{tag: "berth/nodeagent:" + version, binary: "nodeagent", needs: programs},
-			} {
-				path := filepath.Join(out, i.binary+".tar")
-				if err := i.write(filepath.Join(bin, i.binary), path); err != nil {
-					return fmt.Errorf("image %s: %w", i.tag, err)
-				}
-				fmt.Printf("%s  %s\n", path, i.tag)
-			}
-			return nil
-		},
-	}
-	command.Flags().StringVar(&bin, "bin", ".build/bin", "directory of the built programs")
-	command.Flags().StringVar(&out, "out", ".build/images", "directory to write the archives to")
-	command.Flags().StringVar(&version, "version", "dev", "tag of the images")
-	if err := command.Execute(); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "images:", err)
 		os.Exit(1)
 	}
 }
 
-func (i image) write(binary, path string) error {
-	layer := newLayer()
-	if err := layer.file(binary, "/usr/local/bin/"+i.binary); err != nil {
-		return fmt.Errorf("%w: build it first with make build", err)
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "images",
+		Short:         "Write, push and compare the container images of Berth.",
+		SilenceUsage:  true,
+		SilenceErrors: true,
 	}
-	for _, program := range i.needs {
-		if err := layer.program(program); err != nil {
-			return err
-		}
+	var b build
+	var out, registry string
+	root.PersistentFlags().StringVar(&b.repository, "repository", ".", "folder of Berth's sources")
+	root.PersistentFlags().StringVar(&out, "out", ".build/images", "folder that the images are written to")
+	root.PersistentFlags().StringVar(&b.cache, "cache", ".build/packages", "folder that keeps downloaded packages")
+	root.PersistentFlags().StringVar(&b.sources, "sources", "", "a file of apt package sources, instead of the machine's own")
+
+	flagsOf := func(c *cobra.Command) {
+		c.Flags().StringVar(&b.version, "version", "", "version and tag (default: the file VERSION)")
+		c.Flags().StringVar(&b.revision, "revision", "", "the commit (default: what git says)")
+		c.Flags().StringSliceVar(&b.platforms, "platforms", allPlatforms(), "what the images run on")
+		c.Flags().BoolVar(&b.allowUnpinned, "allow-unpinned", false,
+			"take this machine's Go and packages if those that are declared cannot be had; such images are not pushed")
 	}
-	content, err := layer.close()
-	if err != nil {
-		return err
-	}
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil })
-	if err != nil {
-		return err
-	}
-	img, err := mutate.AppendLayers(empty.Image, l)
-	if err != nil {
-		return err
-	}
-	labels := map[string]string{}
-	for label, program := range versioned {
-		if !slices.Contains(i.needs, program[0]) {
-			continue
-		}
-		out, err := exec.Command(program[0], program[1:]...).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("version of %s: %w", program[0], err)
-		}
-		first, _, _ := strings.Cut(string(out), "\n")
-		labels[label] = first
-	}
-	if img, err = mutate.ConfigFile(img, &v1.ConfigFile{
-		OS:           "linux",
-		Architecture: runtime.GOARCH,
-		RootFS:       must(img.ConfigFile()).RootFS,
-		Config: v1.Config{
-			Labels:     labels,
-			Entrypoint: []string{"/usr/local/bin/" + i.binary},
-			Env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+	write := &cobra.Command{
+		Use: "write", Short: "Write the images.", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			made, err := b.images(c.Context(), filepath.Join(out, "bin"))
+			if err != nil {
+				return err
+			}
+			return writeAll(out, registry, made)
 		},
-	}); err != nil {
-		return err
 	}
-	tag, err := name.NewTag(i.tag)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	return tarball.WriteToFile(path, tag, img)
-}
+	flagsOf(write)
+	write.Flags().StringVar(&registry, "registry", "", "registry in the names of the images, for archives that nodes import")
 
-// must is for values that are already in memory.
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
+	verify := &cobra.Command{
+		Use: "verify", Short: "Build the images again, elsewhere, and compare them with those that were written.", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return verifyImages(c.Context(), b, out) },
 	}
-	return v
-}
+	flagsOf(verify)
 
-// layer is a tar of files at their final places. Directories of a merged-/usr system
-// are links here too, so that /sbin/mkfs.ext4 and /lib/… are found.
-type layer struct {
-	buffer *bytes.Buffer
-	tar    *tar.Writer
-	done   []string
-}
-
-// mergedUsr are the directories that are links into /usr.
-var mergedUsr = []string{"bin", "sbin", "lib", "lib64"}
-
-func newLayer() *layer {
-	buffer := &bytes.Buffer{}
-	l := &layer{buffer: buffer, tar: tar.NewWriter(buffer)}
-	for _, d := range mergedUsr {
-		// Writing to a buffer cannot fail.
-		_ = l.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "usr/" + d + "/", Mode: 0o755, ModTime: time.Unix(0, 0)})
-		_ = l.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: d, Linkname: "usr/" + d, ModTime: time.Unix(0, 0)})
+	var plainHTTP bool
+	push := &cobra.Command{
+		Use: "push REGISTRY", Short: "Push the images that were written, with their lists of contents.", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error { return pushAll(c.Context(), out, args[0], plainHTTP) },
 	}
-	for _, d := range []string{"etc", "run", "tmp", "var"} {
-		_ = l.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d + "/", Mode: 0o755, ModTime: time.Unix(0, 0)})
-	}
-	return l
-}
+	push.Flags().BoolVar(&plainHTTP, "plain-http", false, "the registry has no TLS")
 
-// file adds the file at source, following links, as target.
-func (l *layer) file(source, target string) error {
-	for _, d := range mergedUsr {
-		if strings.HasPrefix(target, "/"+d+"/") {
-			target = "/usr" + target
+	lock := &cobra.Command{
+		Use: "lock", Short: "Write packages.lock.yaml with the newest versions of the packages.", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return b.writeLock(c.Context()) },
+	}
+	root.AddCommand(write, verify, push, lock)
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		for _, path := range []*string{&b.repository, &out, &b.cache, &b.sources} {
+			if *path == "" {
+				continue
+			}
+			absolute, err := filepath.Abs(*path)
+			if err != nil {
+				return err
+			}
+			*path = absolute
 		}
-	}
-	if slices.Contains(l.done, target) {
+		b.log = os.Stdout
 		return nil
 	}
-	l.done = append(l.done, target)
-	content, err := os.ReadFile(source)
-	if err != nil {
-		return err
-	}
-	if err := l.tar.WriteHeader(&tar.Header{
-		Typeflag: tar.TypeReg, Name: strings.TrimPrefix(target, "/"), Size: int64(len(content)), Mode: 0o755, ModTime: time.Unix(0, 0),
-	}); err != nil {
-		return err
-	}
-	_, err = l.tar.Write(content)
-	return err
+	return root
 }
 
-var libraryPath = regexp.MustCompile(`(/\S+) \(0x`)
-
-// program adds a program of this machine and the libraries it is linked with.
-func (l *layer) program(program string) error {
-	path, err := exec.LookPath(program)
-	if err != nil {
-		return fmt.Errorf("%s is not on this machine: install e2fsprogs, xfsprogs and util-linux", program)
-	}
-	if err := l.file(path, "/usr/sbin/"+program); err != nil {
-		return err
-	}
-	if static, err := isStatic(path); err != nil || static {
-		return err
-	}
-	out, err := exec.Command("ldd", path).Output()
-	if err != nil {
-		return fmt.Errorf("ldd %s: %w", path, err)
-	}
-	for _, match := range libraryPath.FindAllStringSubmatch(string(out), -1) {
-		if err := l.file(match[1], match[1]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func isStatic(path string) (bool, error) {
-	f, err := elf.Open(path)
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	libraries, err := f.ImportedLibraries()
-	if errors.Is(err, elf.ErrNoSymbols) {
-		return true, nil
-	}
-	return len(libraries) == 0, err
-}
-
-func (l *layer) close() ([]byte, error) {
-	err := l.tar.Close()
-	return l.buffer.Bytes(), err
-}
+// lines joins lines with an indentation, for messages.
+func lines(text []string) string { return "\n  " + strings.Join(text, "\n  ") }

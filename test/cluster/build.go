@@ -166,7 +166,11 @@ func stamp(dir string, args []string) (string, error) {
 // decides. The flags are those of the Makefile, so that neither rebuilds what the
 // other has built.
 func buildOwn(ctx context.Context, log io.Writer, repository, bin string, packages []string) error {
-	args := []string{"build", "-trimpath", "-ldflags", "-s -w -X k8s.io/component-base/version.gitVersion=" + ownVersion, "-o", bin + "/"}
+	version, err := os.ReadFile(filepath.Join(repository, "VERSION"))
+	if err != nil {
+		return err
+	}
+	args := []string{"build", "-trimpath", "-ldflags", "-s -w -X k8s.io/component-base/version.gitVersion=" + strings.TrimSpace(string(version)), "-o", bin + "/"}
 	var names []string
 	for _, pkg := range packages {
 		args = append(args, "./"+pkg)
@@ -174,10 +178,6 @@ func buildOwn(ctx context.Context, log io.Writer, repository, bin string, packag
 	}
 	return goBuild(ctx, log, repository, strings.Join(names, ", "), args)
 }
-
-// ownVersion is that of a build which is no release, as in the Makefile. component-base
-// wants a semantic version, and one that changed with every commit would be linked again each time.
-const ownVersion = "v0.0.0-dev"
 
 // quietFor is how long a build may take without a word.
 const quietFor = 3 * time.Second

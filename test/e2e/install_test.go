@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -195,17 +196,22 @@ func (e *tenant) leader(ctx context.Context) (string, error) {
 	return pod, nil
 }
 
-// images makes the container images and imports them on the nodes: there is no registry.
+// images makes the container images and imports them on the nodes: there is no registry. They are for this machine's
+// architecture, and of its own packages if those that are declared cannot be had any more.
 func images(t *testing.T, c *cluster.Cluster, repository string) {
 	t.Helper()
-	build := exec.CommandContext(t.Context(), "make", "--no-print-directory", "images")
+	const out = ".build/e2e-images"
+	build := exec.CommandContext(t.Context(), "make", "--no-print-directory", "images",
+		"IMAGES=--out "+out+" --allow-unpinned --platforms linux/"+runtime.GOARCH)
 	build.Dir = repository
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("make images: %v: %s", err, out)
+	log, err := build.CombinedOutput()
+	if err != nil {
+		t.Fatalf("make images: %v: %s", err, log)
 	}
+	t.Logf("make images:\n%s", log)
 	for _, n := range c.Nodes() {
-		for _, image := range []string{"scheduler.tar", "nodeagent.tar"} {
-			path := filepath.Join(repository, ".build/images", image)
+		for _, image := range []string{"scheduler", "nodeagent"} {
+			path := filepath.Join(repository, out, image+"-"+runtime.GOARCH+".tar")
 			if _, err := c.Exec(t.Context(), n.Name, "ctr", "--namespace", "k8s.io", "images", "import", path); err != nil {
 				t.Fatal(err)
 			}
