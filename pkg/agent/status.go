@@ -35,8 +35,9 @@ func (a *agent) owner(v disk.Volume) publish.VolumeInfo {
 	if policy, done, is := a.manager.Wiping(v.Partition); is && v.Phase == disk.Wiping {
 		o.Wiping = &diskv1alpha1.WipeProgress{Policy: diskv1alpha1.WipePolicy(policy), Wiped: done}
 	}
-	if v.Phase == disk.Copying {
+	if v.Phase == disk.Copying || v.Phase == disk.Arriving {
 		o.Copied = a.manager.Copied(v)
 	}
+	o.Departed = a.manager.Departed(v)
 	return o
 }

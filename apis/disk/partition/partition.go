@@ -24,6 +24,9 @@ func ID(volumeID string) string { return derive(volumeID) }
 // partitions exchange their GUIDs: from then on this is the GUID of the earlier place, which is wiped.
 func CopyID(volume string) string { return derive("copy:" + volume) }
 
+// LeftID is the GUID of the place that a volume has left for another disk, until that place is wiped.
+func LeftID(volume string) string { return derive("left:" + volume) }
+
 // PieceID is the GUID of piece number of a volume, given the GUID of its first piece. The first piece is number 0, and
 // further ones are 1 to MaxPieces-1. The earlier place of a volume that has moved is a set of pieces as well: its first
 // GUID is the CopyID.

@@ -14,6 +14,7 @@ func TestGUIDs(t *testing.T) {
 	for _, test := range []struct{ name, got, want string }{
 		{"volume", id, "e19e3caa-a040-56bc-a406-568c396ba928"},
 		{"copy", CopyID(id), "15021c91-c53c-5b7e-96ad-122d385fd53f"},
+		{"place that was left", LeftID(id), "c124fc76-40f7-5cc0-aa1e-deb4636fb123"},
 		{"first piece", PieceID(id, 0), id},
 		{"piece 1", PieceID(id, 1), "6869ecd4-8bd0-5916-8855-dcfcc2681341"},
 		{"piece 15", PieceID(id, MaxPieces-1), "9a4cdf81-32f0-5bff-8ee7-6d9504d50986"},
@@ -29,7 +30,7 @@ func TestGUIDs(t *testing.T) {
 func TestDistinct(t *testing.T) {
 	seen := map[string]string{}
 	for _, volume := range []string{"a", "b"} {
-		for _, first := range []string{ID(volume), CopyID(ID(volume))} {
+		for _, first := range []string{ID(volume), CopyID(ID(volume)), LeftID(ID(volume))} {
 			for number := range MaxPieces {
 				guid, what := PieceID(first, number), fmt.Sprintf("piece %d of %s of %s", number, first, volume)
 				if parsed, err := uuid.Parse(guid); err != nil || parsed.String() != guid {

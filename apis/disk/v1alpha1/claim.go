@@ -101,11 +101,11 @@ func PersistentVolumeID(partitionName, guid string) (string, bool) {
 }
 
 // CopiedVolumeID is the CSI volume ID of the persistent volume to whose move the partition with that name and GUID
-// belongs. Copies bear the name of their volume.
+// belongs: as its copy, or as the place that it has left. Both bear the name of their volume.
 func CopiedVolumeID(partitionName, guid string) (string, bool) {
 	id := volumeIDPrefix + partitionName
 	_, ok := VolumeUUID(id)
-	return id, ok && CopyID(PartitionID(id)) == guid
+	return id, ok && (CopyID(PartitionID(id)) == guid || LeftID(PartitionID(id)) == guid)
 }
 
 // NodeLabel is the value of LabelNode for a node: its name, or a hash of it if the name is too long for a label.

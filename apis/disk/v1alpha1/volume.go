@@ -122,5 +122,8 @@ func PartitionID(volumeID string) string { return partition.ID(volumeID) }
 // CopyID is the GUID of the partition to which a volume is copied when it is moved.
 func CopyID(guid string) string { return partition.CopyID(guid) }
 
+// LeftID is the GUID of the place that a volume has left for another disk.
+func LeftID(guid string) string { return partition.LeftID(guid) }
+
 // PieceID is the GUID of a further piece of a volume, given the volume's GUID and the number of the piece from 1.
 func PieceID(guid string, number int) string { return partition.PieceID(guid, number) }

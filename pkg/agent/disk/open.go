@@ -104,7 +104,7 @@ func (d *Disk) prepareService(ctx context.Context, f findings) error {
 		if !e.isVolume() {
 			continue
 		}
-		if !e.phase().hasDevice() {
+		if !e.phase().HasDevice() {
 			// No process may use it. A device that an earlier agent left is removed, unless it is open. Then it is
 			// shown, and Wipe tries again.
 			if err := d.detachVolume(ctx, e); err == nil {

@@ -207,7 +207,7 @@ func readSlots(dev io.ReaderAt, t table) (map[string]slot, error) {
 // slotOfMoved returns what the slot of a move's other place holds. A crash beside the switch leaves the slot of the
 // moved volume there. It says how the volume is wiped, and that applies to the other place as well.
 func (t table) slotOfMoved(b []byte, e entry) slot {
-	if e.phase().hasDevice() {
+	if e.phase().HasDevice() {
 		return slot{}
 	}
 	moved, err := t.volume(decodeGUID(b[slotSumEnd+2 : slotContentsAt]).String())

@@ -44,8 +44,8 @@ const (
 	Moved Phase = "Moved"
 )
 
-// hasDevice reports whether the kernel shows volumes of that phase.
-func (p Phase) hasDevice() bool { return p == Reserved || p == Formatted }
+// HasDevice reports whether the kernel shows volumes of that phase.
+func (p Phase) HasDevice() bool { return p == Reserved || p == Formatted }
 
 // checkUsable returns ErrInUse for a volume in a phase without device.
 func (p Phase) checkUsable(partition string) error {

@@ -291,7 +291,7 @@ func (s *soak) checkKernel(snapshot Snapshot) {
 		if p, ok := partitions[v.Index]; ok && p.extent == v.Extent && v.Device == "/dev/"+p.name {
 			delete(partitions, v.Index)
 		}
-		if !v.Phase.hasDevice() {
+		if !v.Phase.HasDevice() {
 			if v.Device != "" {
 				s.fatalf("%+v has a device", v)
 			}

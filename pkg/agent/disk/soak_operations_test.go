@@ -66,7 +66,7 @@ func (s *soak) createAgain() (soakOperation, bool) {
 		}
 		return err
 	}, func(err error) {
-		if !v.Phase.hasDevice() {
+		if !v.Phase.HasDevice() {
 			s.mustBe(err, ErrInUse)
 		} else {
 			s.must(err)
@@ -147,7 +147,7 @@ func (s *soak) markFormatted() (soakOperation, bool) {
 		return soakOperation{}, false
 	}
 	return soakOperation{"mark", func() error { return s.d.MarkFormatted(s.ctx, v.Partition) }, func(err error) {
-		if !v.Phase.hasDevice() {
+		if !v.Phase.HasDevice() {
 			s.mustBe(err, ErrInUse)
 			return
 		}
@@ -238,7 +238,7 @@ func unmountIdle(target, device string) error {
 }
 
 func (s *soak) grow() (soakOperation, bool) {
-	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase.hasDevice() && v.Extent.Len() < 8*units.MiB })
+	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase.HasDevice() && v.Extent.Len() < 8*units.MiB })
 	if v == nil {
 		return soakOperation{}, false
 	}
@@ -262,7 +262,7 @@ func (s *soak) grow() (soakOperation, bool) {
 }
 
 func (s *soak) growTooFar() (soakOperation, bool) {
-	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase.hasDevice() })
+	v := s.pickVolume(func(v *soakVolume) bool { return v.Phase.HasDevice() })
 	if v == nil {
 		return soakOperation{}, false
 	}
@@ -321,7 +321,7 @@ func (s *soak) cutWipe() (soakOperation, bool) {
 
 // heldWipe tries to wipe a volume that a process has open exclusively.
 func (s *soak) heldWipe() (soakOperation, bool) {
-	v := s.pickVolume(func(v *soakVolume) bool { return v.mounted == "" && v.Phase.hasDevice() })
+	v := s.pickVolume(func(v *soakVolume) bool { return v.mounted == "" && v.Phase.HasDevice() })
 	if v == nil {
 		return soakOperation{}, false
 	}

@@ -165,7 +165,7 @@ func (t table) withLength(guid string, length int64) (table, entry, error) {
 	if err != nil {
 		return table{}, entry{}, err
 	}
-	if !e.phase().hasDevice() {
+	if !e.phase().HasDevice() {
 		return table{}, entry{}, fmt.Errorf("volume %s is %s and cannot grow", guid, e.phase())
 	}
 	if length%Alignment != 0 || length < e.extent.Len() {
@@ -193,7 +193,7 @@ func (t table) withPhase(guid string, to Phase) (table, entry, error) {
 		return table{}, entry{}, err
 	}
 	from := e.phase()
-	if from == Wiping || to != Wiping && (!from.hasDevice() || !to.hasDevice()) || to == Reserved {
+	if from == Wiping || to != Wiping && (!from.HasDevice() || !to.HasDevice()) || to == Reserved {
 		return table{}, entry{}, fmt.Errorf("volume %s cannot go from %s to %s", guid, from, to)
 	}
 	i := t.indexOf(guid)

@@ -286,7 +286,7 @@ func (d *Disk) tryWriteSlot(ctx context.Context, e entry, s slot) {
 // giveDeviceBack attaches a volume whose wipe has not begun, or whose move has ended.
 func (d *Disk) giveDeviceBack(ctx context.Context, partition string) error {
 	e, err := d.store.table.volume(partition)
-	if err != nil || !e.phase().hasDevice() {
+	if err != nil || !e.phase().HasDevice() {
 		return err
 	}
 	err = d.attach(ctx, e)

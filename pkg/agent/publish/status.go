@@ -23,6 +23,9 @@ type VolumeInfo struct {
 	Wiping        *diskv1alpha1.WipeProgress
 	// Copied is how many bytes are copied, in phase Copying.
 	Copied int64
+	// Departed is the partition of the volume that has left this place, if no disk has the volume yet. Until one has
+	// it, it is published here.
+	Departed string
 }
 
 // Limits of the CRD's fields that hold text of other origin.
@@ -79,11 +82,15 @@ func diskStatus(d *discovery.Disk, owner func(disk.Volume) VolumeInfo) diskv1alp
 	}
 	for _, v := range s.Volumes {
 		o := owner(v)
+		partition, phase := v.Partition, phaseOf(v.Phase)
+		if o.Departed != "" {
+			partition, phase = o.Departed, diskv1alpha1.PhaseFormatted
+		}
 		out.Allocations = append(out.Allocations, diskv1alpha1.Allocation{
 			Volume:    o.Volume,
-			Partition: v.Partition,
+			Partition: partition,
 			Extent:    diskv1alpha1.Extent{Start: v.Extent.Start, Length: v.Extent.Len()},
-			Phase:     diskv1alpha1.AllocationPhase(v.Phase),
+			Phase:     phase,
 			Owner:     o.Owner,
 
 			OrphanedSince: o.OrphanedSince,
@@ -93,6 +100,19 @@ func diskStatus(d *discovery.Disk, owner func(disk.Volume) VolumeInfo) diskv1alp
 		out.Overhead -= v.Extent.Len()
 	}
 	return out
+}
+
+// phaseOf is the phase as it is published. On the API a place that a volume has left is one that is wiped, and the copy
+// of a volume of another disk is a copy.
+func phaseOf(p disk.Phase) diskv1alpha1.AllocationPhase {
+	switch p {
+	case disk.Arriving:
+		return diskv1alpha1.PhaseCopying
+	case disk.Moved:
+		return diskv1alpha1.PhaseWiping
+	case disk.Reserved, disk.Formatted, disk.Wiping, disk.Copying:
+	}
+	return diskv1alpha1.AllocationPhase(p)
 }
 
 // takesVolumes reports whether the disk's free extents can be used. Space for which the table has no entry left is

@@ -15,6 +15,7 @@ type engine interface {
 	MarkFormatted(ctx context.Context, partition string) error
 	Grow(ctx context.Context, partition string, size int64) (disk.Volume, error)
 	Move(ctx context.Context, o disk.MoveOptions) (disk.Volume, error)
+	MoveTo(ctx context.Context, target *disk.Disk, o disk.MoveToOptions) (disk.Volume, error)
 	SetWipe(ctx context.Context, partition string, w disk.WipeSettings) error
 	Wipe(ctx context.Context, partition string, o disk.WipeOptions) (disk.WipeResult, error)
 }

@@ -32,7 +32,7 @@
 //	  -> partition                      partitionMaker.ensureForVolume    persistent_place.go
 //	  -> file system                    stager.makeReady                  persistent_stage.go, format.go
 //	capacity raised                     grower                            persistent_grow.go
-//	to be moved, and not in use         mover                             persistent_move.go
+//	to be moved, and not in use         mover                             persistent_move.go, persistent_move_to.go
 //	claim gone, policy Delete           releaser.release                  persistent_release.go
 //	  -> live answer                    actionFor                         persistentvolumes.go
 //	  -> PersistentVolume deleted, held by our finalizer   releaser.deleteWithFinalizer

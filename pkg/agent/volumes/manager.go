@@ -266,6 +266,18 @@ func (m *Manager) Wiping(partition string) (policy disk.WipePolicy, done int64, 
 // Copied returns how many bytes of a volume are copied to the partition of a move that is in progress.
 func (m *Manager) Copied(v disk.Volume) int64 { return m.reclaim.mover.Copied(v) }
 
+// Departed returns the partition of the volume that has left this place for another disk, if no disk has it yet.
+func (m *Manager) Departed(v disk.Volume) string {
+	if v.Phase != disk.Moved {
+		return ""
+	}
+	_, partition, ok := volumeOfCopy(v)
+	if _, has := departed(m.node.inventory.Disks(), partition); !ok || !has {
+		return ""
+	}
+	return partition
+}
+
 // Orphans lists the volumes on the disks that have no owner.
 func (m *Manager) Orphans() Orphans {
 	o := m.reclaim.orphans.list()

@@ -168,6 +168,10 @@ func (p *persistentController) sync(ctx context.Context, name string) error {
 
 // serve makes the volume's partition, if there is none, and makes it ready to be mounted.
 func (p *persistentController) serve(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume) error {
+	if away, has := departed(p.node.inventory.Disks(), v.Partition); has && away.hasTarget {
+		p.mover.begin(ctx, pv, v, away.place())
+		return ErrMoving
+	}
 	if err := p.maker.ensureForVolume(ctx, pv, v, p.maker.stillWatched(pv)); err != nil {
 		return err
 	}
@@ -178,9 +182,9 @@ func (p *persistentController) serve(ctx context.Context, pv *corev1.PersistentV
 		return err
 	}
 	p.maker.formatted.add(v.Partition)
-	if p.mover.pending(v) != nil {
+	if to := p.mover.pending(v); to != nil {
 		// It grows when it is moved.
-		p.mover.begin(ctx, pv, v)
+		p.mover.begin(ctx, pv, v, *to)
 		return ErrMoving
 	}
 	if _, err := claim.ReadMoveTo(pv); err != nil {

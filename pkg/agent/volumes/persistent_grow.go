@@ -74,8 +74,8 @@ func (g *grower) Expand(ctx context.Context, volumeID string, atLeast int64, gro
 		return Volume{}, err
 	}
 	atLeast = diskv1alpha1.AlignUp(atLeast)
-	if _, v, pending := g.mover.pendingByPartition(partition); pending && onDisk.Extent.Len() < atLeast {
-		return Volume{}, fmt.Errorf("%w: volume %s gets its %d bytes when it is moved on its disk, while no pod uses it: delete the pod and start it again", ErrNotGrown, volumeID, v.Size)
+	if _, v, to := g.mover.pendingByPartition(partition); to != nil && onDisk.Extent.Len() < atLeast {
+		return Volume{}, fmt.Errorf("%w: volume %s gets its %d bytes when it is moved, while no pod uses it: delete the pod and start it again", ErrNotGrown, volumeID, v.Size)
 	}
 	granted, err := g.grantedSize(ctx, volumeID, atLeast, onDisk)
 	if err != nil {

@@ -52,6 +52,10 @@ type runningMove struct {
 
 // pending returns the place to which the volume must be moved; nil if it is there, or cannot be moved now.
 func (m *mover) pending(v claim.Volume) *diskv1alpha1.Place {
+	if d, has := departed(m.node.inventory.Disks(), v.Partition); has && d.hasTarget {
+		to := d.place()
+		return &to
+	}
 	if v.MoveTo == nil {
 		return nil
 	}
@@ -63,26 +67,28 @@ func (m *mover) pending(v claim.Volume) *diskv1alpha1.Place {
 }
 
 // pendingByPartition is pending for the volume of a partition, with its PersistentVolume.
-func (m *mover) pendingByPartition(partition string) (*corev1.PersistentVolume, claim.Volume, bool) {
+func (m *mover) pendingByPartition(partition string) (*corev1.PersistentVolume, claim.Volume, *diskv1alpha1.Place) {
 	for _, pv := range m.volumes.of(partition) {
 		if actionFor(pv) != actionServe {
 			continue
 		}
-		if v, err := m.volumes.read(pv); err == nil && m.pending(v) != nil {
-			return pv, v, true
+		if v, err := m.volumes.read(pv); err == nil {
+			if to := m.pending(v); to != nil {
+				return pv, v, to
+			}
 		}
 	}
-	return nil, claim.Volume{}, false
+	return nil, claim.Volume{}, nil
 }
 
 // await moves the volume, if it must be moved, and waits until that has ended. A volume that could not be moved is
 // served where it is, and the move is tried again. The error says how far the move is shortly before ctx ends.
 func (m *mover) await(ctx context.Context, volumeID string) error {
-	pv, v, pending := m.pendingByPartition(diskv1alpha1.PartitionID(volumeID))
-	if !pending {
+	pv, v, to := m.pendingByPartition(diskv1alpha1.PartitionID(volumeID))
+	if to == nil {
 		return nil
 	}
-	run := m.begin(ctx, pv, v)
+	run := m.begin(ctx, pv, v, *to)
 	if deadline, ok := ctx.Deadline(); ok {
 		// The caller does not get an answer that comes at its deadline.
 		var cancel context.CancelFunc
@@ -100,7 +106,7 @@ func (m *mover) await(ctx context.Context, volumeID string) error {
 
 // begin moves the volume in the background, unless that is in progress. When it has ended, the PersistentVolume is
 // synced again, if anything is left to do.
-func (m *mover) begin(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume) *runningMove {
+func (m *mover) begin(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, to diskv1alpha1.Place) *runningMove {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if run := m.moves[v.Partition]; run != nil {
@@ -108,9 +114,9 @@ func (m *mover) begin(ctx context.Context, pv *corev1.PersistentVolume, v claim.
 	}
 	// A call of the kubelet that begins a move does not end it.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	run := &runningMove{to: *v.MoveTo, cancel: cancel, ended: make(chan struct{})}
+	run := &runningMove{to: to, cancel: cancel, ended: make(chan struct{})}
 	m.moves[v.Partition] = run
-	m.progress.begin(v.Partition, v.MoveTo.Length)
+	m.progress.begin(v.Partition, to.Length)
 	m.running.Go(func() {
 		defer cancel()
 		moved, err := m.move(ctx, v, run)
@@ -167,19 +173,22 @@ func (m *mover) move(ctx context.Context, v claim.Volume, run *runningMove) (mov
 		}
 		defer unlock()
 	}
-	_, now, pending := m.pendingByPartition(v.Partition)
-	if !pending || *now.MoveTo != run.to {
+	if _, _, to := m.pendingByPartition(v.Partition); to == nil || *to != run.to {
 		return false, nil
+	}
+	if away, has := departed(m.node.inventory.Disks(), v.Partition); has {
+		err := m.finish(ctx, v.Partition, away)
+		return err == nil, err
 	}
 	d, onDisk, err := m.node.usable(v.Partition)
 	if err != nil {
 		return false, err
 	}
+	target, copying := extent.New(run.to.Start, run.to.Length), disk.Copying
 	if d.ID() != run.to.Disk {
-		return false, fmt.Errorf("volume %s is on disk %s and must be moved to disk %s: only moves on one disk are possible", v.ID, d.ID(), run.to.Disk)
+		copying = disk.Arriving
 	}
-	target := extent.New(run.to.Start, run.to.Length)
-	if other, found := d.Snapshot.Volume(copyID); found && (other.Phase != disk.Copying || other.Extent != target) {
+	if at, other, found := m.node.findVolume(copyID); found && (at.ID() != run.to.Disk || other.Phase != copying || other.Extent != target) {
 		m.reclaim.enqueue(copyID, 0)
 		return false, fmt.Errorf("the place of an earlier move of volume %s is wiped first: %w", v.ID, ErrWaiting)
 	}
@@ -189,6 +198,10 @@ func (m *mover) move(ctx context.Context, v claim.Volume, run *runningMove) (mov
 	}
 	if why != "" {
 		return false, fmt.Errorf("%s: %w", why, ErrInUse)
+	}
+	if d.ID() != run.to.Disk {
+		err := m.moveToOther(ctx, d, onDisk, run.to)
+		return err == nil, err
 	}
 	e, err := engineOf(&d)
 	if err != nil {
@@ -236,15 +249,17 @@ func (m *mover) wants(d discovery.Disk, v disk.Volume) bool {
 	if !ok {
 		return false
 	}
-	_, of, pending := m.pendingByPartition(partition)
-	return pending && of.MoveTo.Disk == d.ID() && of.MoveTo.Start == v.Extent.Start && of.MoveTo.Length == v.Extent.Len()
+	_, _, to := m.pendingByPartition(partition)
+	return to != nil && to.Disk == d.ID() && to.Start == v.Extent.Start && to.Length == v.Extent.Len()
 }
 
-// checkCopy has reclaim check the copy of a volume, if a disk has one: a move may have left it.
+// checkCopy has reclaim check the copy of a volume, and the place that it has left, if a disk has them: a move may have
+// left them.
 func (m *mover) checkCopy(partition string) {
-	copyID := diskv1alpha1.CopyID(partition)
-	if _, _, found := m.node.findVolume(copyID); found {
-		m.reclaim.enqueue(copyID, 0)
+	for _, p := range []string{diskv1alpha1.CopyID(partition), diskv1alpha1.LeftID(partition)} {
+		if _, _, found := m.node.findVolume(p); found {
+			m.reclaim.enqueue(p, 0)
+		}
 	}
 }
 
@@ -282,8 +297,8 @@ func (m *mover) endAll() {
 	}
 }
 
-// volumeOfCopy returns the persistent volume to whose move a partition belongs: its CSI volume ID and its own
-// partition.
+// volumeOfCopy returns the persistent volume to whose move a partition belongs, as its copy or as the place that it has
+// left: its CSI volume ID and its own partition.
 func volumeOfCopy(v disk.Volume) (volumeID, partition string, ok bool) {
 	if v.Ephemeral {
 		return "", "", false

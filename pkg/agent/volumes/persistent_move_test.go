@@ -386,18 +386,6 @@ func TestUnreadableMove(t *testing.T) {
 	}
 }
 
-// TestMoveToOtherDisk asserts that a move to another disk is refused, and that the volume is served where it is.
-func TestMoveToOtherDisk(t *testing.T) {
-	m := newMovable(t)
-	m.disk.ID = "6f2d9c1e-0000-4000-8000-000000000001"
-	m.requestMove(180, 40)
-	m.sync()
-	m.checkAt(120, 10)
-	if got := m.events.with("PersistentVolume VolumeNotMoved", "only moves on one disk are possible"); len(got) != 1 {
-		t.Errorf("events: %q", m.events.with())
-	}
-}
-
 // TestReleasedWithCopy asserts that a released PersistentVolume stays until the copy of its volume is wiped, too.
 func TestReleasedWithCopy(t *testing.T) {
 	m := newMovable(t)

@@ -134,6 +134,9 @@ func (m *partitionMaker) isServed(now, pv *corev1.PersistentVolume) bool {
 // ensureForVolume makes the partition of a PersistentVolume, unless it has one.
 func (m *partitionMaker) ensureForVolume(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, mayMake permission) error {
 	w := unplacedVolume{Volume: requestOf(v)}
+	if err := errAway(m.node.inventory.Disks(), v); err != nil {
+		return err
+	}
 	w.requiredDisk = diskFor(pv, v)
 	w.recorded = &diskv1alpha1.RecordVolume{
 		Name: w.Name, Disk: v.Place.Disk, Extent: diskv1alpha1.Extent{Start: v.Place.Start, Length: v.Size},
@@ -173,6 +176,9 @@ func (m *partitionMaker) choose(w unplacedVolume) (at place, found bool, err err
 	places, err := m.placer.choose(w.Partition, func(disks []discovery.Disk) ([]unplacedVolume, map[string]bool, error) {
 		if _, _, found := findVolume(disks, w.Partition); found {
 			return nil, nil, nil
+		}
+		if _, away := departed(disks, w.Partition); away {
+			return nil, nil, fmt.Errorf("volume %s moves to another disk: %w", w.ID, ErrWaiting)
 		}
 		if _, ok := inService(disks, w.requiredDisk); w.requiredDisk != "" && !ok {
 			// It may come back with the volume's data.
@@ -255,11 +261,16 @@ func (m *partitionMaker) volumeFor(ctx context.Context, volumeID string) (pv *co
 // recordMove records on the PersistentVolume which disk has its volume, if that is another disk than the one in its
 // attributes. The agent must know which disk to wait for.
 func (m *partitionMaker) recordMove(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, diskID string) error {
+	return m.node.recordDisk(ctx, pv, v, diskID)
+}
+
+// recordDisk is recordMove.
+func (n *node) recordDisk(ctx context.Context, pv *corev1.PersistentVolume, v claim.Volume, diskID string) error {
 	noted := pv.Annotations[diskv1alpha1.AnnotationMovedTo]
 	if noted == diskID || noted == "" && v.Place.Disk == diskID {
 		return nil
 	}
-	if err := m.node.client.AnnotateVolume(ctx, pv, diskv1alpha1.AnnotationMovedTo, diskID); err != nil && !apierrors.IsNotFound(err) {
+	if err := n.client.AnnotateVolume(ctx, pv, diskv1alpha1.AnnotationMovedTo, diskID); err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("cannot note on PersistentVolume %s that its volume is on disk %s: %w", pv.Name, diskID, err)
 	}
 	return nil

@@ -94,6 +94,10 @@ func (r *releaser) wipeOrFinalize(ctx context.Context, live *corev1.PersistentVo
 	seen := r.waiters.changeCount()
 	disks := r.node.inventory.Disks()
 	d, onDisk, found := findVolume(disks, v.Partition)
+	if r.movesFirst(live.Name, v.Partition) {
+		r.waiters.add(live.Name, seen)
+		return false, nil
+	}
 	switch {
 	case !found:
 		if at, _, isCopied := findVolume(disks, diskv1alpha1.CopyID(v.Partition)); isCopied && at.Ready() {
@@ -134,6 +138,20 @@ func (r *releaser) wipeOrFinalize(ctx context.Context, live *corev1.PersistentVo
 	}
 	r.reclaim.begin(ctx, d, onDisk, unlock)
 	return true, nil
+}
+
+// movesFirst reports whether something of a move to another disk must end before the volume is wiped: that of its place
+// which is not the volume is wiped only while another disk has the volume.
+func (r *releaser) movesFirst(name, partition string) (waits bool) {
+	for _, p := range []string{diskv1alpha1.CopyID(partition), diskv1alpha1.LeftID(partition)} {
+		if at, v, found := r.node.findVolume(p); found && at.Ready() && (v.Phase == disk.Arriving || v.Phase == disk.Moved) {
+			r.reclaim.enqueue(p, 0)
+			// The place may wait for what this PersistentVolume says.
+			r.queue.AddAfter(name, inUseRetry)
+			waits = true
+		}
+	}
+	return waits
 }
 
 // deleteWithFinalizer deletes the PersistentVolume in the version that was read. Our finalizer keeps it until the

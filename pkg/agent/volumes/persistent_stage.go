@@ -34,11 +34,12 @@ func (s *stager) Stage(ctx context.Context, volumeID string, o StageOptions, use
 	want := request.Volume{
 		Name: volumeID, ID: volumeID, Partition: diskv1alpha1.PartitionID(volumeID), FSType: o.FSType, Block: o.Block,
 	}
+	// First of all: a volume that moves to another disk may be on none for a moment.
+	if err := s.mover.await(ctx, volumeID); err != nil {
+		return err
+	}
 	if onDisk, found := s.node.Lookup(volumeID); found {
 		want.Request.Class = onDisk.Class
-		if err := s.mover.await(ctx, volumeID); err != nil {
-			return err
-		}
 	} else {
 		pv, mayMake, err := s.maker.volumeFor(ctx, volumeID)
 		if err != nil {

@@ -64,6 +64,8 @@ const (
 //  2. A wipe that was begun is finished.
 //  3. It is in phase Reserved, when the pod's other volumes do not fit: it never held data.
 //  4. It is in phase Copying, and the PersistentVolume does not name its place: the volume is elsewhere.
+//  5. It is in phase Arriving, as in 4, and another disk in service has the volume, whole.
+//  6. It is in phase Moved, another disk in service has the volume, and its PersistentVolume names that disk.
 type reclaimController struct {
 	node       *node
 	queue      workqueue.TypedRateLimitingInterface[string]
@@ -129,6 +131,12 @@ func (r *reclaimController) release(ctx context.Context, partition string) error
 		// When the wipe ends, it queues the volume again if anything is left to do.
 		return nil
 	}
+	if _, v, found := r.node.findVolume(partition); found && (v.Phase == disk.Moved || v.Phase == disk.Arriving) {
+		// Before its lock, which comes after that of the volume.
+		if settled, err := r.mover.settle(ctx, v); settled || err != nil {
+			return err
+		}
+	}
 	unlock, err := r.node.locks.lock(ctx, partition)
 	if err != nil {
 		return err
@@ -161,8 +169,14 @@ func (r *reclaimController) release(ctx context.Context, partition string) error
 
 // mustWipe reports whether the volume must be wiped now. If it may be later, it queues the next check.
 func (r *reclaimController) mustWipe(ctx context.Context, d discovery.Disk, v disk.Volume) (bool, error) {
-	if v.Phase == disk.Copying {
+	switch v.Phase {
+	case disk.Copying:
 		return !r.mover.wants(d, v), nil
+	case disk.Arriving:
+		return r.mover.mayWipeArriving(d, v), nil
+	case disk.Moved:
+		return r.mover.mayWipeLeft(ctx, d, v)
+	case disk.Reserved, disk.Formatted, disk.Wiping:
 	}
 	decision, err := r.deciderFor(v).verdict(ctx, v)
 	if err != nil {
@@ -200,7 +214,7 @@ func (r *reclaimController) dropPartition(partition string) {
 // wanted.
 func (r *reclaimController) resumeWipes(d *discovery.Disk) {
 	for _, v := range d.Snapshot.Volumes {
-		if v.Phase == disk.Wiping || v.Phase == disk.Copying {
+		if !v.Phase.HasDevice() {
 			r.enqueue(v.Partition, 0)
 		}
 	}
