@@ -31,6 +31,7 @@
 //   - feed_volumes.go, feed_unseen.go: PersistentVolumes.
 //   - feed_nodes.go, feed_agents.go: Nodes and CSINodes.
 //   - shared.go: what other packages of the process get of it.
+//   - still.go: the plugin over objects that do not change, for kubectl berth.
 //
 // Which events wake a pod, that is, move it back to the scheduler's active queue:
 //
