@@ -182,3 +182,69 @@ func TestWatch(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestExplain asserts what is said of single objects.
+func TestExplain(t *testing.T) {
+	server := serve(t, "cluster.yaml")
+	for args, wants := range map[string][]string{
+		"explain pod kafka-3 -n db": {
+			"db/kafka-3 waits since 22m: it fits on none of 7 nodes.", "with its headroom it looks for 750Gi in one piece", "on a disk apart (spread: disk)",
+			"largest free extent of class ssd is below 750Gi", "node-17: 588.4Gi, 161.5Gi short", "taint dedicated=ml:NoSchedule", "node-35 has the room",
+			"headroom   without it, the volumes fit on 1 node, such as node-07",
+		},
+		"explain pod build-8 -n ci":                                    {"no node can take it", `DiskClass "nvme" does not exist: there are hdd, ssd`},
+		"explain pod build-9 -n ci":                                    {"ci/build-9 waits since 1s, and fits on 4 of 7 nodes", "The best node for its volumes is node-11", "WHY NOT ON THE OTHERS"},
+		"explain pod pg-1 -n db":                                       {"db/pg-1 is on node-07 since 12d.", "data  400Gi  nvme0n1 at 200Gi  of ssd, claim, can grow in place to 500Gi"},
+		"explain pod -A --pending":                                     {"db/kafka-3  22m", "ci/build-8  60s"},
+		"explain pvc data-kafka-3 -n db":                               {"it gets one with its pod kafka-3", "fits on none"},
+		"explain pvc data-pg-1 -n db":                                  {"Claim db/data-pg-1 is bound to", "node-07/nvme0n1 at 200Gi, 400Gi, formatted, can grow in place to 500Gi"},
+		"explain disk node-17/nvme1n1":                                 {"takes no volumes, it is Failed: the device hangs", "holds 2 volumes"},
+		"explain disk node-07/nvme0n1":                                 {"takes volumes of class ssd: up to 512Gi in one piece, 612.4Gi in all"},
+		"explain disk node-43/nvme0n1":                                 {"is no disk of Berth: it is Busy", "the device is mounted at /"},
+		"explain node node-29":                                         {"Node node-29 takes no volumes.", "✗ its agent is not registered with the kubelet"},
+		"explain node node-35":                                         {"Node node-35 takes volumes.", "! it has the taint dedicated=ml:NoSchedule"},
+		"explain node node-99":                                         {"takes no volumes", "✗ there is no Node of this name"},
+		"fit --class ssd --size 4Ti":                                   {"Fits on none of 5 nodes with disks of class ssd", "no disk of class ssd could ever hold 4Ti"},
+		"fit --class hdd --size 1Ti":                                   {"No node has a disk of class hdd in service."},
+		"fit --class ssd --size 500Gi --headroom 250Gi --node node-35": {"Fits on 1 of 1 node", "leaves", "There is room for 6 such pods"},
+		"fit --like train-9 -n ml":                                     {"Another pod like ml/train-9 fits on none of 7 nodes", "largest free extent of class ssd is below 1Ti"},
+		"fit --like pg-1 -n db":                                        {"Another pod like db/pg-1 fits on none", "with its headroom it looks for 600Gi"},
+	} {
+		have := server.run(t, nil, 0, strings.Fields(args)...)
+		for _, want := range wants {
+			if have.code != exitFine || !strings.Contains(have.out, want) {
+				t.Errorf("%s, code %d: no %q in\n%s%s", args, have.code, want, have.out, have.err)
+			}
+		}
+	}
+	for args, says := range map[string]string{
+		"explain pod":                          "name a pod, or give --pending",
+		"explain pod no -n db":                 `reading pod db/no`,
+		"explain disk node-07":                 "name the disk as NODE/DEVICE",
+		"explain node nowhere":                 "neither a Node nor a NodeDiskCapacity",
+		"fit --class ssd":                      "give --class and --size",
+		"fit --class nvme --size 1Gi":          `DiskClass "nvme" does not exist`,
+		"fit --class ssd --size much":          "which is not a size",
+		"fit --class ssd --size 1Gi --count 0": "it can be 1 to 256",
+		"fit --class ssd --size 1Gi --node x":  "there is no node x",
+	} {
+		if have := server.run(t, nil, 0, strings.Fields(args)...); have.code != exitError || !strings.Contains(have.err, says) {
+			t.Errorf("%s: code %d, %q", args, have.code, have.err)
+		}
+	}
+}
+
+// TestStatusCode asserts the exit code of a cluster that needs nothing, and of one that does.
+func TestStatusCode(t *testing.T) {
+	server := serve(t, "cluster.yaml")
+	if have := server.run(t, nil, 0, "status"); have.code != exitNeedsOperator || !strings.Contains(have.out, "NEEDS YOU") || have.err != "" {
+		t.Errorf("code %d: %s%s", have.code, have.out, have.err)
+	}
+	healthy := map[string]bool{"NodeDiskCapacity/node-31": true, "NodeDiskCapacity/node-35": true}
+	server.objects = slices.DeleteFunc(server.objects, func(o unstructured.Unstructured) bool {
+		return o.GetKind() == "Pod" || o.GetKind() == "NodeDiskCapacity" && !healthy[o.GetKind()+"/"+o.GetName()]
+	})
+	if have := server.run(t, nil, 0, "status"); have.code != exitFine || strings.Contains(have.out, "NEEDS YOU") {
+		t.Errorf("code %d: %s%s", have.code, have.out, have.err)
+	}
+}

@@ -6,6 +6,7 @@
 //   - inventory: disks, volumes and devices of NodeDiskCapacities, for people.
 //   - diagram: the drawing of a disk.
 //   - terminal: widths, colors and tables.
+//   - whatif: what the scheduler would do.
 //
 // # Where to start
 //
@@ -14,7 +15,8 @@
 //   - output.go: -o.
 //   - map.go: the command that draws. node_map.go has a node's disks, class_map.go a line for each disk, and html.go
 //     the page; drawing.go has characters and colors.
-//   - get.go: tables.
+//   - get.go: tables; status.go: the page of the cluster.
+//   - explain.go: why a pod waits; explain_objects.go: claims, volumes, disks and nodes; fit.go: what would fit.
 //   - watch.go: commands that run again after a change.
 //   - completion.go, version.go: what a shell offers, and versions.
 package kubectl

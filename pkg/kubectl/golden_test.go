@@ -34,17 +34,21 @@ func golden(t *testing.T, name, have string) {
 func TestGolden(t *testing.T) {
 	server := serve(t, "cluster.yaml")
 	commands := map[string][]string{
-		"map-node":      {"map", "node-07"},
-		"map-crowded":   {"map", "node-17"},
-		"map-copying":   {"map", "node-11/nvme1n1"},
-		"map":           {"map"},
-		"map-ssd":       {"map", "--class", "ssd", "--sort", "largest"},
-		"get-disks":     {"get", "disks"},
-		"get-devices":   {"get", "devices"},
-		"get-volumes":   {"get", "volumes", "--node", "node-07"},
-		"get-classes":   {"get", "classes"},
-		"get-wipes":     {"get", "wipes"},
-		"get-candidate": {"get", "devices", "--state", "candidate"},
+		"map-node":        {"map", "node-07"},
+		"map-crowded":     {"map", "node-17"},
+		"map-copying":     {"map", "node-11/nvme1n1"},
+		"map":             {"map"},
+		"map-ssd":         {"map", "--class", "ssd", "--sort", "largest"},
+		"get-disks":       {"get", "disks"},
+		"get-devices":     {"get", "devices"},
+		"get-volumes":     {"get", "volumes", "--node", "node-07"},
+		"get-classes":     {"get", "classes"},
+		"get-wipes":       {"get", "wipes"},
+		"get-candidate":   {"get", "devices", "--state", "candidate"},
+		"status":          {"status"},
+		"explain-pod":     {"explain", "pod", "kafka-3", "-n", "db"},
+		"explain-pending": {"explain", "pod", "-A", "--pending"},
+		"fit":             {"fit", "--class", "ssd", "--size", "200Gi", "--count", "3", "--spread", "disk"},
 	}
 	terminals := map[string]struct {
 		width       int

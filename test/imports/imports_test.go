@@ -57,6 +57,7 @@ var rules = []rule{
 	{packages: "pkg/kubectl", never: []string{module + "/pkg/agent", module + "/cmd", "github.com/diskfs"}},
 	{packages: "pkg/kubectl/diagram", only: []string{}, stdlib: true},
 	{packages: "pkg/kubectl/inventory", only: []string{"apis", "pkg/extent", "pkg/placement", "pkg/kubectl/diagram"}, never: []string{"k8s.io/client-go", "k8s.io/kubernetes"}},
+	{packages: "pkg/kubectl/whatif", only: []string{"apis", "pkg/answer", "pkg/claim", "pkg/extent", "pkg/ledger", "pkg/placement", "pkg/plugins", "pkg/request"}, never: []string{"k8s.io/cli-runtime"}},
 	{packages: "pkg/kubectl/terminal", only: []string{}, never: []string{"k8s.io"}},
 	{packages: "cmd/scheduler", never: []string{module + "/pkg/agent", "github.com/diskfs"}},
 }

@@ -80,6 +80,12 @@ func (t *Table) Write(out io.Writer, to Terminal) error {
 	return nil
 }
 
+// Width is how long the lines are if none is shortened.
+func (t *Table) Width() int {
+	shown := t.shown()
+	return t.total(shown, t.widths(shown))
+}
+
 // shown are the indices of the columns to show.
 func (t *Table) shown() []int {
 	var shown []int
