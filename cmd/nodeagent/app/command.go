@@ -1,5 +1,5 @@
 // Package app is the command line of the node agent: it parses flags, and serves health checks and metrics.
-// manifests.go is the subcommand that prints lost PersistentVolumes.
+// manifests.go is the subcommand that prints lost PersistentVolumes, uninstall.go those for the removal of Berth.
 package app
 
 import (
@@ -53,7 +53,7 @@ func NewCommand() *cobra.Command {
 		},
 	}
 	f.add(cmd.Flags())
-	cmd.AddCommand(manifests())
+	cmd.AddCommand(manifests(), uninstallCheck(), uninstallRelease())
 	return cmd
 }
 
