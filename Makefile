@@ -86,9 +86,14 @@ lint: ## Check formatting, vet, lints, import rules and generated files.
 	go test -count=1 ./test/imports
 
 .PHONY: generate
-generate: ## Regenerate Go, the CRDs and docs/reference.
+generate: ## Regenerate Go, the CRDs, docs/reference, and config from the chart.
 	$(TOOL) controller-gen object crd paths=./apis/... output:crd:artifacts:config=config/crd
+	go run ./build/manifests
 	go run ./build/reference
+
+.PHONY: chart-test
+chart-test: prepare ## Check the Helm chart: lint, schemas, golden files, and install, upgrade and uninstall it (needs root).
+	$(GOTEST) -p=1 ./build/manifests ./test/chart ./test/e2e/chart
 
 .PHONY: bench
 bench: prepare ## Run the benchmarks that docs/understand/performance.md quotes (needs root).

@@ -86,6 +86,8 @@ type NodeOptions struct {
 	Disks  []DiskOptions
 	// KubeletDir is the kubelet's root directory; the default is /var/lib/kubelet.
 	KubeletDir string
+	// KubeletDirTarget makes KubeletDir a symbolic link to this folder.
+	KubeletDirTarget string
 }
 
 // DiskOptions describe a disk: a loop device over a sparse file.

@@ -113,6 +113,12 @@ func (c *Cluster) prepareNodes(ctx context.Context) error {
 			if err := c.startNamespaces(ctx, n); err != nil {
 				return err
 			}
+			if target := n.options.KubeletDirTarget; target != "" {
+				const link = `mkdir -p "$1" "$(dirname "$2")" && ln -s "$1" "$2"`
+				if _, err := c.Exec(ctx, n.Name, "sh", "-c", link, "link", target, n.options.KubeletDir); err != nil {
+					return err
+				}
+			}
 			return c.startContainerd(ctx, n, c.images())
 		})
 	}

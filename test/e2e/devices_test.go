@@ -28,6 +28,7 @@ import (
 
 // Nodes of TestDevices, and the DiskClasses of their disks.
 const (
+	// heldNode has a symbolic link as its kubelet's folder.
 	heldNode = "held"
 	held     = "held"
 
@@ -49,7 +50,7 @@ func TestDevices(t *testing.T) {
 		Name: "e2e-devices", Log: os.Stderr, Kubelets: true, Agents: true, Scheduler: true, AllDevices: true,
 		AgentArgs: []string{"--orphan-grace=3s", "--eviction-grace=2s", "--v=2"},
 		Nodes: []cluster.NodeOptions{
-			{Name: heldNode, Disks: []cluster.DiskOptions{{Size: units.GiB, SectorSize: 4096}}},
+			{Name: heldNode, KubeletDirTarget: "/var/lib/elsewhere/kubelet", Disks: []cluster.DiskOptions{{Size: units.GiB, SectorSize: 4096}}},
 			{Name: movedNode, KubeletDir: movedRoot, Disks: []cluster.DiskOptions{{Size: units.GiB}, {Size: smallSize}}},
 		},
 	})

@@ -33,6 +33,7 @@ var core = []coreTest{
 	{"TestAdmissionOfCapacity", nil},
 	{"TestAdmissionOfScheduler", nil},
 	{"TestAdmissionOfVolumes", nil},
+	{"TestAdmissionByToken", nil},
 	{"TestWarningOfSchedulerName", nil},
 	{"TestSamples", nil},
 	{"TestAgentLife", nil},

@@ -1,6 +1,6 @@
-// Package uninstall is what `nodeagent uninstall-check` and `nodeagent uninstall-release` do before and after Berth is removed from a cluster. Only agents wipe
-// volumes and take the finalizer off their PersistentVolumes. So Berth is removed when there are no volumes, or the
-// volumes are kept and the finalizers go with the agents.
+// Package uninstall is what `nodeagent uninstall-check` and `nodeagent uninstall-release` do before and after Berth is
+// removed from a cluster. Only agents wipe volumes and take the finalizer off their PersistentVolumes. So Berth is
+// removed when there are no volumes, or the volumes are kept and the finalizers go with the agents.
 package uninstall
 
 import (
@@ -100,8 +100,7 @@ func (c *Client) Check(ctx context.Context, out io.Writer) error {
 		fmt.Fprintf(out, "... and %d more\n", len(found)-most)
 	}
 	fmt.Fprintln(out, "\nDelete these pods and claims first, release retained PersistentVolumes, and wait until the agents have wiped the volumes.\n"+
-		"To keep all volumes on the disks instead: helm upgrade RELEASE CHART --reuse-values --set uninstall.check=false, then\n"+
-		"helm uninstall RELEASE. See docs/operate/uninstall.md.")
+		"Then run helm uninstall again. To keep all volumes on the disks instead, see docs/operate/uninstall.md.")
 	return fmt.Errorf("%w (%d volumes)", ErrVolumes, len(found))
 }
 
@@ -135,8 +134,9 @@ func listed(persistent []corev1.PersistentVolume, capacities []diskv1alpha1.Node
 	return found
 }
 
-// Release waits until no agent runs in the namespace, and takes Berth's finalizer off all PersistentVolumes: nothing would
-// ever do so. It prints what stays on the disks. An agent that is installed later finds the volumes.
+// Release waits until no agent runs in the namespace, and takes Berth's finalizer off all PersistentVolumes. Without
+// agents no program would do that. It prints what stays on the disks. An agent that is installed later finds the
+// volumes.
 func (c *Client) Release(ctx context.Context, namespace string, out io.Writer) error {
 	if err := c.waitForAgents(ctx, namespace); err != nil {
 		return err
@@ -181,7 +181,7 @@ func (c *Client) release(ctx context.Context, pv *corev1.PersistentVolume) error
 	return nil
 }
 
-// waitForAgents returns when no pod of an agent is left. One that runs would put the finalizers back.
+// waitForAgents returns when no pod of an agent is left. One that runs may be wiping a volume that its finalizer holds.
 func (c *Client) waitForAgents(ctx context.Context, namespace string) error {
 	const patience = 3 * time.Minute
 	left := 0

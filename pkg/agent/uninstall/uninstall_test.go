@@ -143,8 +143,8 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// TestRelease asserts that Berth's finalizer goes from the PersistentVolumes of its driver, that others stay, and that it
-// waits for the agents: one that runs would put the finalizer back.
+// TestRelease asserts that Berth's finalizer goes from the PersistentVolumes of its driver, and that others stay. It
+// waits for the agents: one that runs may be wiping a volume that its finalizer holds.
 func TestRelease(t *testing.T) {
 	s := &server{pods: 2, volumes: []corev1.PersistentVolume{
 		persistentVolume("ours", diskv1alpha1.DriverName), persistentVolume("foreign", "other.example.com"),
