@@ -44,7 +44,7 @@ func chart(t *testing.T) (programs *helm.Programs, platforms map[string]string) 
 	return programs, platforms
 }
 
-// render returns the manifests, without the CRDs if crds is false.
+// render returns the manifests that the chart renders.
 func render(t *testing.T, programs *helm.Programs, args ...string) string {
 	t.Helper()
 	out, err := template(t, programs, args...)
