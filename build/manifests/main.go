@@ -27,7 +27,7 @@ const header = "# Rendered from charts/berth by make generate: change it there.\
 const kubeVersion = "1.36.0"
 
 // folders of config that are written, with a kustomization that is not.
-var folders = []string{"admission", "nodeagent", "scheduler"}
+var folders = []string{"admission", "nodeagent", "rbac", "scheduler"}
 
 func main() {
 	root := flag.String("root", ".", "root of the repository")
