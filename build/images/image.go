@@ -90,6 +90,7 @@ func assemble(k kind, p platform, src source, declared contents, program string,
 	if err != nil {
 		return variant{}, err
 	}
+	created := v1.Time{Time: src.created}
 	var layers []mutate.Addendum
 	if k.hasPackages {
 		files := usrLinks()
@@ -98,20 +99,20 @@ func assemble(k kind, p platform, src source, declared contents, program string,
 		if err != nil {
 			return variant{}, err
 		}
-		layers = append(layers, mutate.Addendum{Layer: l, History: v1.History{CreatedBy: "packages of " + contentsPath}})
+		layers = append(layers, mutate.Addendum{Layer: l, History: v1.History{Created: created, CreatedBy: "packages of " + contentsPath}})
 	}
 	entry := "/usr/local/bin/" + k.program
 	l, err := layer(map[string]*file{entry: {mode: 0o755, content: content}}, "/etc", "/tmp")
 	if err != nil {
 		return variant{}, err
 	}
-	layers = append(layers, mutate.Addendum{Layer: l, History: v1.History{CreatedBy: "go build ./cmd/" + k.program}})
+	layers = append(layers, mutate.Addendum{Layer: l, History: v1.History{Created: created, CreatedBy: "go build ./cmd/" + k.program}})
 
 	image := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	if image, err = mutate.ConfigFile(image, &v1.ConfigFile{
 		OS:           "linux",
 		Architecture: p.arch,
-		Created:      v1.Time{Time: src.created},
+		Created:      created,
 		RootFS:       v1.RootFS{Type: "layers"},
 		Config: v1.Config{
 			Labels:     labels(k, src, declared, s),

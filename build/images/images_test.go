@@ -195,6 +195,11 @@ func checkConfig(t *testing.T, m made, v variant) {
 	if len(config.History) != len(config.RootFS.DiffIDs) {
 		t.Errorf("%d layers have %d lines of history", len(config.RootFS.DiffIDs), len(config.History))
 	}
+	for _, h := range config.History {
+		if !h.Created.Equal(config.Created.Time) {
+			t.Errorf("a layer is of %s, and the image of %s", h.Created, config.Created)
+		}
+	}
 }
 
 // entry is a file of an image.
