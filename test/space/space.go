@@ -10,11 +10,13 @@ import (
 // alignment of volumes and free extents, in bytes.
 const alignment = 1 << 20
 
-// Volume is a volume on a disk.
+// Volume is a volume on a disk, or a piece of one.
 type Volume struct {
 	Partition string
 	Index     int
 	Extent    extent.Extent
+	// Further is true for a further piece of a volume. It stands behind its first piece, wherever it lies.
+	Further bool
 }
 
 // Disk is the space of a disk. Its invariants are those of Snapshot in package pkg/agent/disk, whose tests import this
@@ -37,7 +39,7 @@ func (d Disk) Validate() error {
 		taken = taken.Add(v.Extent)
 		sum += v.Extent.Len()
 		for _, other := range d.Volumes[:i] {
-			if other.Partition == v.Partition || other.Index == v.Index || other.Extent.Start > v.Extent.Start {
+			if other.Partition == v.Partition || other.Index == v.Index || !v.Further && !other.Further && other.Extent.Start > v.Extent.Start {
 				return fmt.Errorf("volumes %s and %s are the same, or out of order", other.Partition, v.Partition)
 			}
 		}

@@ -26,7 +26,7 @@ import (
 // the disk are mapped, see dmAttacher. Some devices have no partitions at all, and BLKPG fails with EINVAL: all their
 // volumes are mapped.
 
-// attacher makes the kernel show the volumes of a disk as block devices, in one way.
+// attacher makes the kernel show the entries of a disk as block devices, in one way.
 type attacher interface {
 	// attach returns the device of a volume, and makes it unless it exists. A device that is shorter than the entry is
 	// lengthened: an agent ended while the volume grew.
@@ -35,12 +35,9 @@ type attacher interface {
 	detach(ctx context.Context, e entry, timeout time.Duration) error
 }
 
-// attacherOf is the attacher of an entry.
+// attacherOf is the attacher of an entry of a disk that is not mapped.
 func (d *Disk) attacherOf(e entry) attacher {
-	switch {
-	case d.mapped != nil:
-		return d.mapped
-	case e.index <= MetaEntry:
+	if e.index <= MetaEntry {
 		return partitionAttacher{d.device}
 	}
 	return d.loops
@@ -83,7 +80,13 @@ func (d *Disk) chooseAttacher(ctx context.Context, t table) error {
 func (d *Disk) holdMeta(ctx context.Context, t table) error {
 	// Every valid table has a meta partition.
 	meta := t.entries[slices.IndexFunc(t.entries, entry.isMeta)]
-	node, err := d.attacherOf(meta).attach(ctx, meta)
+	var node string
+	var err error
+	if d.mapped != nil {
+		node, err = d.mapped.attach(ctx, set{first: meta})
+	} else {
+		node, err = d.attacherOf(meta).attach(ctx, meta)
+	}
 	if err != nil {
 		return err
 	}
@@ -115,6 +118,9 @@ func (d *Disk) releaseDevices() error {
 	}
 	if d.mapped != nil {
 		err = errors.Join(err, d.mapped.close())
+	}
+	if d.linear != nil {
+		err = errors.Join(err, d.linear.mapper.Close())
 	}
 	return err
 }

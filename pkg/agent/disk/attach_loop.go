@@ -105,7 +105,7 @@ func volumeOfLoop(info *unix.LoopInfo64) (guid string, marked bool) {
 // checkTable returns an error unless every loop device of ours shows a volume in its place.
 func (l *loopAttacher) checkTable(t table) error {
 	for guid, device := range l.found {
-		e, err := t.volume(guid)
+		e, err := t.volumeOrPiece(guid)
 		if err == nil && (e.index <= MetaEntry || !e.matchesKernel(device.extent)) {
 			err = fmt.Errorf("in the table it is at %v, in entry %d", e.extent, e.index)
 		}

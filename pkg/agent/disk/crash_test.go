@@ -64,7 +64,10 @@ func newFormattedDiskWith(t testing.TB, l layout, name []byte) (*memDisk, []byte
 	copy(strange.entryBytes(300)[56:], name)
 	next := s.table
 	next.entries = append(slices.Clone(next.entries), f)
-	if err := s.commit(withoutLogs(t), next, 300, strange.entryBytes(300)); err != nil {
+	err = s.change(withoutLogs(t), next, func() error {
+		return s.copyPair.put(withoutLogs(t), []entryChange{{300, strange.entryBytes(300)}}, nil)
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	m.log = nil

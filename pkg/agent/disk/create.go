@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"k8s.io/klog/v2"
 
@@ -18,6 +19,11 @@ type CreateOptions struct {
 	Name string
 	// Extent is its place, aligned to 1 MiB.
 	Extent extent.Extent
+	// Pieces are the places of its further pieces, in the order of the volume's bytes. A volume with pieces is attached
+	// by the device mapper.
+	Pieces []extent.Extent
+	// Attachment is the way in which it is attached. Empty is Options.Attachment.
+	Attachment Attachment
 	// Ephemeral volumes end with their pod.
 	Ephemeral bool
 	// Raw makes a raw block volume. Its user reads it from the first byte on, so it is zeroed first. It is in phase
@@ -37,9 +43,9 @@ func (o CreateOptions) validate() error {
 	return o.Wipe.validate()
 }
 
-// Create makes a volume in phase Reserved, or Formatted if it is raw, and attaches its partition. If the volume exists
-// at the same extent, it is returned as it is, so the caller may call Create again after any doubt. Errors: ErrOverlap,
-// ErrNoEntry, ErrInUse (the volume is being wiped), ErrOutOfService.
+// Create makes a volume in phase Reserved, or Formatted if it is raw, and attaches it. If the volume exists at the same
+// extents, it is returned as it is, so the caller may call Create again after any doubt. Errors: ErrOverlap, ErrNoEntry,
+// ErrInUse (the volume is being wiped), ErrNoMapper (it has pieces), ErrIncomplete, ErrOutOfService.
 //
 // When Create returns a Reserved volume, its entry is on the medium in the primary copy. The backup is written, and
 // both are read back, while a file system is made. If that fails the disk is out of service, so MarkFormatted, which
@@ -55,7 +61,7 @@ func (d *Disk) Create(ctx context.Context, o CreateOptions) (Volume, error) {
 	}
 	var err error
 	if o.Raw {
-		err = d.afterZeroing(ctx, o.Partition, func() (extent.Extent, int64, error) {
+		err = d.afterZeroing(ctx, o.Partition, func() (extent.Set, int64, error) {
 			e, err := d.extentToZero(o)
 			return e, o.Wipe.Rate, err
 		}, create)
@@ -68,13 +74,18 @@ func (d *Disk) Create(ctx context.Context, o CreateOptions) (Volume, error) {
 	return v, nil
 }
 
+// extents are the places of all pieces.
+func (o CreateOptions) extents() []extent.Extent {
+	return append([]extent.Extent{o.Extent}, o.Pieces...)
+}
+
 // extentToZero is what must be zero before the volume can be made. It is empty if the volume exists.
-func (d *Disk) extentToZero(o CreateOptions) (extent.Extent, error) {
+func (d *Disk) extentToZero(o CreateOptions) (extent.Set, error) {
 	if _, err := d.store.table.volume(o.Partition); err == nil {
-		return extent.Extent{}, nil
+		return extent.Set{}, nil
 	}
 	_, _, err := d.store.table.withNew(o)
-	return o.Extent, err
+	return extent.NewSet(o.extents()...), err
 }
 
 // create is Create after the checks and the zeroing, in the worker.
@@ -86,12 +97,24 @@ func (d *Disk) create(ctx context.Context, o CreateOptions) (Volume, error) {
 		if e, err = d.addEntry(ctx, o); err != nil {
 			return Volume{}, err
 		}
-		prezeroed = d.zeroed.Contains(o.Extent)
-		d.zeroed = d.zeroed.Remove(o.Extent)
+		prezeroed = true
+		for _, at := range o.extents() {
+			prezeroed = prezeroed && d.zeroed.Contains(at)
+			d.zeroed = d.zeroed.Remove(at)
+		}
 	case err != nil:
 		return Volume{}, err
-	case e.extent != o.Extent:
-		return Volume{}, fmt.Errorf("volume %s already is at %v, not at %v: %w", o.Partition, e.extent, o.Extent, ErrOverlap)
+	default:
+		v := d.store.table.setOf(e)
+		if err := v.checkComplete(); err != nil {
+			return Volume{}, err
+		}
+		if at := v.extents(); !slices.Equal(at, o.extents()) {
+			return Volume{}, fmt.Errorf("volume %s already is at %v, not at %v: %w", o.Partition, at, o.extents(), ErrOverlap)
+		}
+	}
+	if o.Attachment != "" {
+		d.wanted[o.Partition] = o.Attachment
 	}
 	if err := e.phase().checkUsable(o.Partition); err != nil {
 		return Volume{}, err
@@ -102,19 +125,26 @@ func (d *Disk) create(ctx context.Context, o CreateOptions) (Volume, error) {
 	if err != nil {
 		return Volume{}, err
 	}
-	v := d.volume(e)
+	v := d.volume(d.store.table.setOf(e))
 	v.Prezeroed = prezeroed
 	return v, nil
 }
 
-// addEntry writes the entry of a new volume.
+// addEntry writes the entries of a new volume, and returns the first.
 func (d *Disk) addEntry(ctx context.Context, o CreateOptions) (entry, error) {
 	next, made, err := d.store.table.withNew(o)
 	if err != nil {
 		return entry{}, err
 	}
-	if err := d.checkNotBeingZeroed(o.Partition, o.Extent); err != nil {
-		return entry{}, err
+	for _, at := range o.extents() {
+		if err := d.checkNotBeingZeroed(o.Partition, at); err != nil {
+			return entry{}, err
+		}
+	}
+	if len(o.Pieces) > 0 {
+		if err := d.checkMapper(); err != nil {
+			return entry{}, fmt.Errorf("volume %s has %d pieces: %w", o.Partition, 1+len(o.Pieces), err)
+		}
 	}
 	// The slot is written before the volume's entry.
 	keep := func() error {
@@ -126,7 +156,7 @@ func (d *Disk) addEntry(ctx context.Context, o CreateOptions) (entry, error) {
 	}
 	// The user of a raw volume may have it at once. The worker writes the backup when this command is done, before
 	// the next one.
-	return made, d.store.putNew(ctx, next, made, !o.Raw, keep)
+	return made, d.store.putSet(ctx, next, next.setOf(made).entries(), !o.Raw, keep)
 }
 
 // writeNewSlot writes the slot of a new volume. If the slot cannot be written, the volume is made without one, provided

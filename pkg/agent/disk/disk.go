@@ -26,6 +26,10 @@ type Options struct {
 	// CommandTimeout is how long the disk may take for one command. After that it counts as hanging, and is out of
 	// service. 0 means 30 seconds.
 	CommandTimeout time.Duration
+	// Attachment is the way in which volumes are attached that the kernel does not show yet. Empty is Partition. Volumes
+	// of several pieces and those of a mapped disk are always attached by the device mapper, and where the kernel has none
+	// volumes of one piece are attached as partitions. Attach changes the way of one volume.
+	Attachment Attachment
 
 	wipeMethods *wipeMethods // nil is the default
 	copyWindow  int64        // 0 is the default
@@ -40,16 +44,20 @@ type Disk struct {
 	pacer       pacer // of all zeroing and copying that has a limit
 	copyWindow  int64 // how much a move copies up to a flush
 	onChange    func()
+	attachAs    Attachment // unless a volume is wanted otherwise
 
 	// Only the worker uses these.
 	store   *store
 	loops   *loopAttacher
-	mapped  *dmAttacher              // nil if the disk is attached by partitions and loops
-	devices map[string]string        // device node by partition, of attached ones
-	zeroed  extent.Set               // free, zeroed by us, and nothing written since
-	zeroing map[string]extent.Extent // free, and being zeroed for that volume
-	slots   map[string]slot          // what the disk keeps of its volumes, by partition
-	moving  map[string]bool          // volumes that are being copied, and must not be attached
+	mapped  *dmAttacher           // nil if the disk is attached by partitions and loops
+	linear  *linearAttacher       // devices over these; nil if the kernel has no device mapper
+	devices map[string]string     // device node by partition, of attached ones
+	wanted  map[string]Attachment // of volumes for which a way was given
+	unshown map[string]string     // why a volume is not attached
+	zeroed  extent.Set            // free, zeroed by us, and nothing written since
+	zeroing map[string]extent.Set // free, and being zeroed for that volume
+	slots   map[string]slot       // what the disk keeps of its volumes, by partition
+	moving  map[string]bool       // volumes that are being copied, and must not be attached
 	// unflushed are copies of which a flush has failed. The next Move writes them again.
 	unflushed map[string]bool
 	owner     Owner // the node that the disk belongs to
@@ -88,7 +96,8 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 	d := &Disk{
 		device: device, onChange: o.OnChange, devices: map[string]string{},
 		commands: make(chan command), stop: make(chan struct{}), stopped: make(chan struct{}), watchdog: newWatchdog(o.CommandTimeout),
-		longCalls: map[string]chan struct{}{}, zeroing: map[string]extent.Extent{}, moving: map[string]bool{}, unflushed: map[string]bool{},
+		longCalls: map[string]chan struct{}{}, zeroing: map[string]extent.Set{}, wanted: map[string]Attachment{}, unshown: map[string]string{},
+		attachAs: cmp.Or(o.Attachment, Partition), moving: map[string]bool{}, unflushed: map[string]bool{},
 		wipeMethods: cmp.Or(o.wipeMethods, defaultWipeMethods()), copyWindow: cmp.Or(o.copyWindow, defaultCopyWindow),
 	}
 	if err := d.open(ctx, o.SeenBefore); err != nil {
@@ -198,11 +207,14 @@ func (d *Disk) publish() {
 		Free: t.free(), Err: d.failure,
 	}
 	s.Overhead = t.size - s.Free.Total()
-	for _, e := range t.entries {
-		if e.isVolume() {
-			s.Volumes = append(s.Volumes, d.volume(e))
-			s.Overhead -= e.extent.Len()
-		}
+	volumes, orphans := t.sets()
+	for _, v := range volumes {
+		s.Volumes = append(s.Volumes, d.volume(v))
+		s.Overhead -= v.length()
+	}
+	for _, e := range orphans {
+		s.Volumes = append(s.Volumes, d.volume(set{first: e}))
+		s.Overhead -= e.extent.Len()
 	}
 	slices.SortFunc(s.Volumes, func(a, b Volume) int { return cmp.Compare(a.Extent.Start, b.Extent.Start) })
 	d.watchdog.publish(s)
@@ -211,11 +223,20 @@ func (d *Disk) publish() {
 	}
 }
 
-// volume is the volume of an entry, with its device and what its slot holds.
-func (d *Disk) volume(e entry) Volume {
-	return Volume{
-		Partition: e.guid, Name: e.name, Extent: e.extent, Phase: e.phase(),
+// volume is a volume with its device, and with what its slot holds.
+func (d *Disk) volume(s set) Volume {
+	e := s.first
+	v := Volume{
+		Partition: e.guid, Name: e.name, Extent: e.extent, Phase: e.phase(), Incomplete: s.incomplete(),
 		Ephemeral: e.attributes&AttributeEphemeral != 0, Raw: e.attributes&AttributeRaw != 0,
-		Index: e.index, Device: d.devices[e.guid], Note: d.slots[e.guid].note, Wipe: d.slots[e.guid].wipe,
+		Index: e.index, Device: d.devices[e.guid], Attachment: d.attachment(e.guid), NotAttached: d.unshown[e.guid],
+		Note: d.slots[e.guid].note, Wipe: d.slots[e.guid].wipe,
 	}
+	if e.isPiece() {
+		v.Phase, v.Incomplete = OrphanPiece, "its first piece is not in the table"
+	}
+	for _, p := range s.pieces {
+		v.Pieces = append(v.Pieces, Piece{Partition: p.guid, Number: p.number, Extent: p.extent, Index: p.index})
+	}
+	return v
 }

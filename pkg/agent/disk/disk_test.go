@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"testing"
 
@@ -102,11 +103,11 @@ func TestVolumeLife(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := Volume{Partition: guidA, Name: "default/web data", Extent: extentMiB(2, 100), Phase: Reserved, Ephemeral: true, Index: 1, Device: l.path + "p1"}
-		if v != want {
+		want := Volume{Partition: guidA, Name: "default/web data", Extent: extentMiB(2, 100), Phase: Reserved, Ephemeral: true, Index: 1, Device: l.path + "p1", Attachment: Partition}
+		if !reflect.DeepEqual(v, want) {
 			t.Fatalf("Create returned %+v, want %+v", v, want)
 		}
-		if again, err := d.Create(ctx, CreateOptions{Partition: guidA, Name: "default/web data", Extent: extentMiB(2, 100), Ephemeral: true}); err != nil || again != want {
+		if again, err := d.Create(ctx, CreateOptions{Partition: guidA, Name: "default/web data", Extent: extentMiB(2, 100), Ephemeral: true}); err != nil || !reflect.DeepEqual(again, want) {
 			t.Fatalf("second Create returned %+v, %v", again, err)
 		}
 		if _, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(110, 100), Ephemeral: true}); !errors.Is(err, ErrOverlap) {

@@ -19,9 +19,10 @@ const mapperControl = "/dev/mapper/control"
 // mapper sends requests to the kernel's device mapper. A device is named by its uuid.
 type mapper struct{ control *os.File }
 
-// linear is the only kind of table that is used: a device that shows a part of another.
+// linear is the only kind of target that is used: it shows a part of another device. A table has one or several, one
+// behind the other.
 type linear struct {
-	rdev   uint64 // of the disk
+	rdev   uint64 // of the device below
 	extent extent.Extent
 }
 
@@ -30,7 +31,12 @@ type mapping struct {
 	rdev uint64
 	// active: it has a table and is not suspended.
 	active bool
-	shows  linear
+	shows  []linear
+}
+
+// isNoMapper reports whether an error of openMapper means that the kernel has no device mapper.
+func isNoMapper(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO)
 }
 
 func openMapper() (*mapper, error) {
@@ -43,24 +49,81 @@ func openMapper() (*mapper, error) {
 
 func (m *mapper) Close() error { return m.control.Close() }
 
-// dmRequest is the buffer of a request, which the kernel changes: the fixed part, one target, and the target's text.
+// dmRequest is the buffer of a request, which the kernel changes: the fixed part, and the targets. A target is a fixed
+// part and a text.
 type dmRequest struct {
 	unix.DmIoctl
-	unix.DmTargetSpec
-	text [256]byte
+	targets [dmTargetsBytes]byte
 }
 
-// dmTargetOffset is where the variable part begins. The fixed part of the request ends in padding, and the kernel
-// requires the next part at a multiple of 8.
-const dmTargetOffset = uint32(unsafe.Offsetof(dmRequest{}.DmTargetSpec))
+const (
+	// dmTargetsBytes is more than a volume of 16 pieces needs.
+	dmTargetsBytes = 4096
+	// dmTextBytes is the room for the text of a target.
+	dmTextBytes = 64
+	dmSpecBytes = int(unsafe.Sizeof(unix.DmTargetSpec{}))
+	// dmTargetsOffset is where the targets begin. The kernel requires a multiple of 8.
+	dmTargetsOffset = uint32((unsafe.Offsetof(dmRequest{}.targets) + 7) &^ 7)
+)
 
 func newRequest(uuid string) *dmRequest {
 	r := &dmRequest{}
 	// Of the interface's version, only the first number must be the kernel's.
 	r.Version = [3]uint32{unix.DM_VERSION_MAJOR, 0, 0}
-	r.Data_size, r.Data_start = uint32(unsafe.Sizeof(*r)), dmTargetOffset
+	r.Data_size, r.Data_start = uint32(unsafe.Sizeof(*r)), dmTargetsOffset
 	copy(r.Uuid[:], uuid)
 	return r
+}
+
+// data is the room for the targets.
+func (r *dmRequest) data() []byte {
+	return r.targets[uintptr(dmTargetsOffset)-unsafe.Offsetof(r.targets):]
+}
+
+// addTargets writes the targets into a request.
+func (r *dmRequest) addTargets(targets []linear) error {
+	const step = (dmSpecBytes + dmTextBytes + 7) &^ 7
+	if len(targets)*step > len(r.data()) {
+		return fmt.Errorf("device mapper: %d targets are too many", len(targets))
+	}
+	start := uint64(0)
+	for i, l := range targets {
+		// Each target says where the next one begins, from its own beginning.
+		spec := unix.DmTargetSpec{Sector_start: start, Length: uint64(l.extent.Len() / sysfsSector), Next: uint32(step)}
+		copy(spec.Target_type[:], "linear")
+		at := r.data()[i*step:]
+		copy(at, unsafe.Slice((*byte)(unsafe.Pointer(&spec)), dmSpecBytes))
+		copy(at[dmSpecBytes:], fmt.Sprintf("%d:%d %d", unix.Major(l.rdev), unix.Minor(l.rdev), l.extent.Start/sysfsSector))
+		start += spec.Length
+	}
+	r.Target_count = uint32(len(targets))
+	return nil
+}
+
+// readTargets reads the targets from the answer to a request.
+func (r *dmRequest) readTargets() ([]linear, error) {
+	var targets []linear
+	at := r.data()
+	for range r.Target_count {
+		if r.Flags&unix.DM_BUFFER_FULL_FLAG != 0 || len(at) < dmSpecBytes {
+			return nil, fmt.Errorf("it is made of %d targets, which are too many", r.Target_count)
+		}
+		var spec unix.DmTargetSpec
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&spec)), dmSpecBytes), at)
+		text := cString(at[dmSpecBytes:])
+		if kind := cString(spec.Target_type[:]); kind != "linear" {
+			return nil, fmt.Errorf("it has a target of the kind %q", kind)
+		}
+		var major, minor uint32
+		var start int64
+		if _, err := fmt.Sscanf(text, "%d:%d %d", &major, &minor, &start); err != nil {
+			return nil, fmt.Errorf("target %q: %w", text, err)
+		}
+		targets = append(targets, linear{unix.Mkdev(major, minor), extent.New(start*sysfsSector, int64(spec.Length)*sysfsSector)})
+		// In an answer it is counted from the beginning of the first one.
+		at = r.data()[min(int(spec.Next), len(r.data())):]
+	}
+	return targets, nil
 }
 
 func (m *mapper) ioctl(request uintptr, what string, r *dmRequest) error {
@@ -78,14 +141,13 @@ func (m *mapper) create(uuid, name string) error {
 	return m.ioctl(unix.DM_DEV_CREATE, "creating", r)
 }
 
-// loadTable replaces the device's table by l. Reads and writes wait meanwhile. If this process ends between the two
-// steps, the device has its old table.
-func (m *mapper) loadTable(uuid string, l linear) error {
+// loadTable replaces the device's table. Reads and writes wait meanwhile. If this process ends between the two steps, the
+// device has its old table.
+func (m *mapper) loadTable(uuid string, targets []linear) error {
 	r := newRequest(uuid)
-	r.Target_count = 1
-	r.Length = uint64(l.extent.Len() / sysfsSector)
-	copy(r.Target_type[:], "linear")
-	copy(r.text[:], fmt.Sprintf("%d:%d %d", unix.Major(l.rdev), unix.Minor(l.rdev), l.extent.Start/sysfsSector))
+	if err := r.addTargets(targets); err != nil {
+		return err
+	}
 	if err := m.ioctl(unix.DM_TABLE_LOAD, "loading the table of", r); err != nil {
 		return err
 	}
@@ -103,18 +165,10 @@ func (m *mapper) status(uuid string) (mapping, error) {
 		return mapping{}, err
 	}
 	found := mapping{rdev: r.Dev, active: r.Flags&unix.DM_ACTIVE_PRESENT_FLAG != 0 && r.Flags&unix.DM_SUSPEND_FLAG == 0}
-	if r.Target_count == 0 {
-		return found, nil
+	var err error
+	if found.shows, err = r.readTargets(); err != nil {
+		return found, fmt.Errorf("device mapper: %s: %w", uuid, err)
 	}
-	if kind := cString(r.Target_type[:]); r.Target_count != 1 || kind != "linear" {
-		return found, fmt.Errorf("device mapper: %s is made of %d targets, the first of the kind %s", uuid, r.Target_count, kind)
-	}
-	var major, minor uint32
-	var start int64
-	if _, err := fmt.Sscanf(cString(r.text[:]), "%d:%d %d", &major, &minor, &start); err != nil {
-		return found, fmt.Errorf("device mapper: table %q of %s: %w", cString(r.text[:]), uuid, err)
-	}
-	found.shows = linear{unix.Mkdev(major, minor), extent.New(start*sysfsSector, int64(r.Length)*sysfsSector)}
 	return found, nil
 }
 

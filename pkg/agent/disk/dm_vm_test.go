@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -50,7 +51,7 @@ func mappedDisk(t *testing.T, below *loopDisk, name string) *loopDisk {
 			t.Error(err)
 		}
 	})
-	if err := m.loadTable(uuid, linear{rdev, extentMiB(0, 64)}); err != nil {
+	if err := m.loadTable(uuid, []linear{{rdev, extentMiB(0, 64)}}); err != nil {
 		t.Fatal(err)
 	}
 	status, err := m.status(uuid)
@@ -73,12 +74,12 @@ func TestMapperClaimsTheDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.remove(uuid)
-	if err := m.loadTable(uuid, linear{rdev, extentMiB(2, 10)}); !errors.Is(err, unix.EBUSY) {
+	if err := m.loadTable(uuid, []linear{{rdev, extentMiB(2, 10)}}); !errors.Is(err, unix.EBUSY) {
 		t.Errorf("a linear device beside the held meta partition: %v", err)
 	}
 	meta := d.meta.Name()
 	d.Close()
-	if err := m.loadTable(uuid, linear{rdev, extentMiB(2, 10)}); err != nil {
+	if err := m.loadTable(uuid, []linear{{rdev, extentMiB(2, 10)}}); err != nil {
 		t.Fatal(err)
 	}
 	if f, err := os.OpenFile(meta, os.O_RDONLY|unix.O_EXCL, 0); !errors.Is(err, unix.EBUSY) {
@@ -188,7 +189,7 @@ func TestMapped(t *testing.T) {
 			if x.Partition == guidA {
 				x.Extent = y.Extent
 			}
-			return x == y
+			return reflect.DeepEqual(x, y)
 		}
 		if !slices.EqualFunc(d.Snapshot().Volumes, before.Volumes, same) {
 			t.Error("the volumes are not those from before the restart")
@@ -251,8 +252,8 @@ func TestMappedLeftovers(t *testing.T) {
 		if err := m.create(uuid, dmNamePrefix+leftover.guid); err != nil {
 			t.Fatal(err)
 		}
-		for _, shows := range leftover.extent {
-			if err := m.loadTable(uuid, shows); err != nil {
+		if len(leftover.extent) > 0 {
+			if err := m.loadTable(uuid, leftover.extent); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -450,7 +451,7 @@ func checkWipeBelowMap(t *testing.T, l *loopDisk, d *Disk, prefix string) {
 		t.Fatal(err)
 	}
 	defer m.remove(uuid)
-	if err := m.loadTable(uuid, linear{rdev, extentMiB(0, 4)}); err != nil {
+	if err := m.loadTable(uuid, []linear{{rdev, extentMiB(0, 4)}}); err != nil {
 		t.Fatal(err)
 	}
 	found, unchecked, err := holders.OfDevice(t.Context(), v.Device)

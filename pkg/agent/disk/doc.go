@@ -4,8 +4,9 @@
 // # Terms
 //
 // A disk is ours if its GPT has a meta partition of our type in entry 255. A volume is a partition of ours in any other
-// entry. Its partition GUID is its identity, and the type of the partition is its phase. Any other entry is foreign: it
-// is never changed, and none of its bytes is ever free. The table is on the disk in two copies.
+// entry. Its partition GUID is its identity, and the type of the partition is its phase. A volume may have further
+// pieces, which are partitions of their own. Any other entry is foreign: it is never changed, and none of its bytes is
+// ever free. The table is on the disk in two copies.
 //
 // A change is acknowledged when its call reports it as done: it survives any crash. A disk that is out of service is
 // neither read nor written before it is opened again. docs/understand/on-disk-format.md describes the terms, format,
@@ -17,14 +18,16 @@
 //     again under an exclusive open.
 //  2. No two volumes share a byte, and no volume shares a byte with a table, the meta partition or a foreign partition.
 //     Every table is validated before it is written.
-//  3. What MarkFormatted, Wipe, Grow, Move and Create report as done is on the medium in both copies, and was read back
-//     from there past the caches. There is one exception. When Create returns a Reserved volume, only the primary is
-//     certain: mkfs may begin, but nothing else may rely on the volume.
-//  4. One write of the table changes one entry, or the two of a move. The bytes of all others stay the same.
+//  3. What MarkFormatted, Wipe, Grow, AddPiece, Move and Create report as done is on the medium in both copies, and was
+//     read back from there past the caches. There is one exception. When Create returns a Reserved volume, only the
+//     primary is certain: mkfs may begin, but nothing else may rely on the volume.
+//  4. One write of the table changes entries of one volume only: of one piece, of several, or of the two places of a
+//     move. The bytes of all others stay the same. So a volume has all of its pieces at every moment and after any
+//     crash. One that has not was changed by another program: nothing of it is free, and it has no device.
 //  5. An extent is free again only when the wipe's policy is satisfied and flushed. Under all policies but WipeNone,
 //     zeros were read back. Before the first byte is zeroed the kernel has removed the volume's device, so no process
-//     can write after the proof. Space that a volume gets without formatting (Raw, Grow) was zeroed before, under every
-//     policy.
+//     can write after the proof. Space that a volume gets without formatting (Raw, Grow, AddPiece) was zeroed before,
+//     under every policy.
 //  6. After any crash or power cut, Open finds the table as it was before the change in progress, or after it. What was
 //     acknowledged is there, in its place.
 //  7. A disk whose state is unknown is out of service. It answers every command with ErrOutOfService, and nothing is
@@ -54,8 +57,8 @@
 //	                      |      Wipe
 //	                      +------------------------------> Wiping
 //
-// A raw block volume begins as Formatted. Grow changes no phase. Move makes a second entry in phase Copying, with the
-// GUID of the copy. The switch exchanges the GUIDs of the two.
+// A raw block volume begins as Formatted. Grow and AddPiece change no phase. Move makes a second entry in phase
+// Copying, with the GUID of the copy. The switch exchanges the GUIDs of the two.
 //
 // A crash in each step leaves the following, and has these consequences:
 //
@@ -67,6 +70,7 @@
 //     so Reserved never holds data. The volume may be mounted before or meanwhile, because a mount alone reports
 //     nothing.
 //   - In Grow: the old length, or the new one, perhaps not known to the kernel: Open lengthens the kernel's partition.
+//   - In AddPiece: the volume without the piece, or with it, perhaps not in the kernel's device: Open lengthens that.
 //   - In Move, before the switch: Formatted in the old place, perhaps not known to the kernel: Open attaches it.
 //     Perhaps an entry in phase Copying, which Open does not attach. The volume may be used, and change. The next Move
 //     compares, and a Wipe of the copy gives the move up.
@@ -84,10 +88,10 @@
 // output is OnChange and the Snapshot that it published last, which is read without waiting. Wiping, zeroing and
 // copying run in the caller's goroutine, so that commands for other volumes go on meanwhile.
 //
-// A change of the table is planned without a disk. A table is a value. Its methods withNew, withLength, withPhase,
-// withCopy, withMoved and without return the next table, or an error if there is none. A plan is a function of the
-// table and of the request, and of nothing else. Its result is validated before it is written. The rules are in these
-// methods, and tests compare them with an oracle that knows bytes only.
+// A change of the table is planned without a disk. A table is a value. Its methods withNew, withPiece, withLength,
+// withPhase, withCopy, withMoved, withoutPiece and without return the next table, or an error if there is none. A plan
+// is a function of the table and of the request, and of nothing else. Its result is validated before it is written. The
+// rules are in these methods, and tests compare them with an oracle that knows bytes only.
 //
 // Between processes, an open Disk holds its meta partition with O_EXCL. This excludes a second agent, and every program
 // that opens the whole disk exclusively (mkfs, wipefs). It excludes neither mounts of other partitions nor a tool such
@@ -106,10 +110,12 @@
 //   - move_to.go: moving a volume to another disk, the one call that needs two.
 //   - copy.go: copying a volume's bytes, and the proof that they arrived.
 //   - zero.go, progress.go and rate.go: zeroing, its progress on the disk, and its rate limit.
-//   - table.go: the table and its rules, without a disk. layout.go: where its parts lie.
+//   - table.go and pieces.go: the table and its rules, without a disk. layout.go: where its parts lie.
 //   - header.go and codec.go: the bytes of headers and entries. slot.go and owner.go: those of the meta partition.
 //   - store.go, pair.go and batch.go: both copies of the table on the medium. resized.go: disks that grew.
 //   - inspect.go, usage.go and nodisk.go: what is on a device, and what uses it. identify.go: devices of our volumes.
-//   - attach.go, attach_loop.go and attach_dm.go: the kernel's devices of volumes. dm.go: the device mapper.
+//   - attach_set.go: how a volume is attached, and the call that changes it.
+//   - attach.go, attach_loop.go, attach_dm.go and attach_linear.go: the kernel's devices of volumes. dm.go: the device
+//     mapper.
 //   - device.go: direct I/O. watchdog.go: disks that hang.
 package disk

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	guids "github.com/berthdev/berth/apis/disk/partition"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -36,6 +37,12 @@ func FuzzEntries(f *testing.F) {
 		wiping := record(2, entry{typeGUID: TypeWiping, guid: guidB, extent: extentMiB(5, 3)}, sector)
 		raw := record(1000, entry{typeGUID: TypeFormatted, guid: guidC, extent: extentMiB(8, 3), attributes: AttributeRaw}, sector)
 		copying := record(3, entry{typeGUID: TypeCopying, guid: c3, extent: extentMiB(12, 3), attributes: AttributeRaw}, sector)
+		inPieces := record(4, entry{typeGUID: TypeFormatted, guid: c4, extent: extentMiB(16, 1)}.withPieceField(2), sector)
+		piece1 := record(5, entry{typeGUID: TypePiece, guid: guids.PieceID(c4, 1), extent: extentMiB(18, 1)}.withPieceField(1), sector)
+		piece2 := record(6, entry{typeGUID: TypePiece, guid: guids.PieceID(c4, 2), extent: extentMiB(20, 1)}.withPieceField(2), sector)
+		f.Add(bytes.Join([][]byte{meta, inPieces, piece1, piece2}, nil), sector == 4096)
+		f.Add(bytes.Join([][]byte{meta, inPieces, piece2}, nil), sector == 4096)
+		f.Add(bytes.Join([][]byte{meta, piece1, piece2}, nil), sector == 4096)
 		other := record(300, foreignEntry(l, 300, 60*units.MiB/sector, 61*units.MiB/sector), sector)
 		f.Add(meta, sector == 4096)
 		f.Add(bytes.Join([][]byte{meta, reserved, wiping, raw, copying, other}, nil), sector == 4096)
@@ -76,14 +83,25 @@ func FuzzEntries(f *testing.F) {
 			t.Fatal(err)
 		}
 		changes := []step{reserve(c2, 40, 1), prepareFormat(c2), setPhase(c2, Formatted), growVolume(c2, 2), setPhase(c2, Wiping), removeVolume(c2)}
-		for _, e := range s.table.entries {
-			if e.phase() == Formatted {
-				changes = append(changes, copyVolume(e.guid, 50, e.extent.Len()/units.MiB), switchVolume(e.guid), removeVolume(copyOf(e.guid)))
+		most := map[string]int{}
+		volumes, orphans := s.table.sets()
+		for _, v := range volumes {
+			guid, phase := v.first.guid, v.first.phase()
+			changes = append(changes, addPiece(guid, len(v.pieces)+1, 55, 1), dropPiece(guid))
+			if phase == Formatted {
+				changes = append(changes, copyVolume(guid, 50, v.length()/units.MiB), switchVolume(guid), dropPiece(copyOf(guid)), removeVolume(copyOf(guid)))
+				most["switch"] = max(most["switch"], 3+len(v.pieces))
 			}
-			if e.isVolume() && e.phase() != Wiping {
-				changes = append(changes, setPhase(e.guid, Wiping))
+			if phase != Wiping {
+				changes = append(changes, setPhase(guid, Wiping))
 			}
 		}
+		for _, e := range orphans {
+			if _, _, err := s.table.withOrphanWiping(e.guid); err != nil {
+				t.Fatal(err)
+			}
+		}
+		most["add piece"], most["drop piece"] = 2, 2
 		for _, change := range changes {
 			before := bytes.Clone(s.current().array)
 			if err := change.do(t, s); err != nil {
@@ -98,7 +116,7 @@ func FuzzEntries(f *testing.F) {
 					changed++
 				}
 			}
-			if changed > 1 && (changed > 2 || change.name != "switch") {
+			if changed > max(1, most[change.name]) {
 				t.Fatalf("%s changed %d entries", change.name, changed)
 			}
 			again, _, err := m.clone().openTable(t, l, false)

@@ -26,9 +26,10 @@ const (
 	maxDiskSize = 1 << 60
 )
 
-// Types of our partitions: of the meta partition, and of a volume by its phase.
+// Types of our partitions: of the meta partition, of a volume by its phase, and of a further piece of a volume.
 const (
 	TypeMeta      = "7a94c41c-0015-4d60-b769-dc4877ee5efd"
+	TypePiece     = "5b1f7c0e-61d2-4f0a-9c53-2e7a90d4b8f6"
 	TypeReserved  = "fea44b31-d2d4-414c-b7a3-cbfbbdd1620f"
 	TypeFormatted = "838cf6ab-1c2e-4455-bc96-31cb71706c79"
 	TypeWiping    = "d1d645c5-53d4-4695-a071-e0662fe23b2e"
@@ -43,6 +44,9 @@ const (
 	AttributeEphemeral uint64 = 1 << 48
 	// AttributeRaw marks a raw block volume: it has no file system of ours.
 	AttributeRaw uint64 = 1 << 49
+	// pieceBits of a volume's entry are how many further pieces the volume has. Those of a piece's entry are its number.
+	pieceBits  uint64 = 0xf << pieceShift
+	pieceShift        = 50
 )
 
 // metaName is the name of the meta partition. It is only displayed.

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"strconv"
@@ -67,6 +68,25 @@ func (l *loopDisk) removePartitions(t testing.TB) {
 			}
 		}
 	}
+	ours, err := d.findLoops()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stacked, err := d.findLinear(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stacked != nil {
+		defer stacked.mapper.Close()
+		for guid := range stacked.found {
+			if err := await(context.Background(), busyTimeout, func() (bool, error) {
+				err := stacked.detach(guid)
+				return !errors.Is(err, ErrInUse), ignoreInUse(err)
+			}); err != nil {
+				t.Errorf("%s: %v", guid, err)
+			}
+		}
+	}
 	attached, err := d.partitions()
 	if err != nil {
 		t.Fatal(err)
@@ -75,10 +95,6 @@ func (l *loopDisk) removePartitions(t testing.TB) {
 		if err := d.detach(context.Background(), index, busyTimeout); err != nil {
 			t.Error(err)
 		}
-	}
-	ours, err := d.findLoops()
-	if err != nil {
-		t.Fatal(err)
 	}
 	for guid := range ours.found {
 		e := entry{guid: guid, extent: ours.found[guid].extent}

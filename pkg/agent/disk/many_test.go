@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -85,7 +86,7 @@ func TestThousandVolumes(t *testing.T) {
 			if reboot == 1 {
 				x.Device, y.Device = "", ""
 			}
-			return x == y
+			return reflect.DeepEqual(x, y)
 		}
 		if !slices.EqualFunc(s.Volumes, before.Volumes, same) {
 			t.Fatal("the volumes are not those from before the restart")

@@ -89,7 +89,7 @@ func (d *Disk) movedBefore(ctx context.Context, o MoveOptions) (v Volume, moved 
 		moved = true
 		err = d.attach(ctx, e)
 		d.publish()
-		v = d.volume(e)
+		v = d.volume(d.store.table.setOf(e))
 		return err
 	})
 	return v, moved, err
@@ -263,7 +263,7 @@ func (d *Disk) switchToCopy(ctx context.Context, o MoveOptions) (Volume, error) 
 	delete(d.unflushed, o.Copy)
 	err = d.attach(ctx, e)
 	d.publish()
-	return d.volume(e), err
+	return d.volume(d.store.table.setOf(e)), err
 }
 
 // showsPartition reports whether the kernel has a partition of that number. The other kinds of devices bear a mark of

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -94,7 +95,7 @@ func TestMove(t *testing.T) {
 		if _, err := d.Move(withoutLogs(t), movedTo(100, 80)); !errors.Is(err, ErrInUse) {
 			t.Fatalf("Move of a mounted volume: %v", err)
 		}
-		if now, _ := ptr(d.Snapshot()).Volume(guidA); now != v || len(d.Snapshot().Volumes) != 1 || !bytes.Equal(l.tables(t), table) {
+		if now, _ := ptr(d.Snapshot()).Volume(guidA); !reflect.DeepEqual(now, v) || len(d.Snapshot().Volumes) != 1 || !bytes.Equal(l.tables(t), table) {
 			t.Fatalf("after a refused Move: %+v", d.Snapshot().Volumes)
 		}
 		if err := unix.Unmount(mnt, 0); err != nil {
@@ -110,15 +111,15 @@ func TestMove(t *testing.T) {
 		}
 		want := v
 		want.Extent, want.Index, want.Device = extentMiB(100, 80), 2, l.path+"p2"
-		if moved != want || done != 80*units.MiB {
+		if !reflect.DeepEqual(moved, want) || done != 80*units.MiB {
 			t.Errorf("moved: %+v, want %+v; %d bytes were done", moved, want, done)
 		}
 		mustHold(t, moved, before)
-		if again, err := d.Move(ctx, o); err != nil || again != want {
+		if again, err := d.Move(ctx, o); err != nil || !reflect.DeepEqual(again, want) {
 			t.Errorf("Move once more: %+v, %v", again, err)
 		}
 		left, _ := ptr(d.Snapshot()).Volume(c2)
-		if wantLeft := (Volume{Partition: c2, Name: v.Name, Extent: v.Extent, Phase: Wiping, Ephemeral: true, Wipe: v.Wipe, Index: 1}); left != wantLeft {
+		if wantLeft := (Volume{Partition: c2, Name: v.Name, Extent: v.Extent, Phase: Wiping, Ephemeral: true, Wipe: v.Wipe, Index: 1}); !reflect.DeepEqual(left, wantLeft) {
 			t.Errorf("the old place is %+v, want %+v", left, wantLeft)
 		}
 		if p := l.partitions(t); p[1] != (partition{}) || p[2].extent != want.Extent {
@@ -128,7 +129,7 @@ func TestMove(t *testing.T) {
 		d.Close()
 		l.removePartitions(t)
 		d = l.open(t)
-		if now, _ := ptr(d.Snapshot()).Volume(guidA); now != want {
+		if now, _ := ptr(d.Snapshot()).Volume(guidA); !reflect.DeepEqual(now, want) {
 			t.Errorf("after a restart: %+v, want %+v", now, want)
 		}
 		testenv.Run(t, "e2fsck", "-f", "-n", moved.Device)
@@ -213,7 +214,7 @@ func TestMoveRefused(t *testing.T) {
 		if err == nil || test.want != nil && !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.says) {
 			t.Errorf("%s: %v", test.name, err)
 		}
-		if now := d.Snapshot(); !slices.Equal(now.Volumes, snapshot.Volumes) || l.hash(t) != before {
+		if now := d.Snapshot(); !reflect.DeepEqual(now.Volumes, snapshot.Volumes) || l.hash(t) != before {
 			t.Fatalf("%s: it changed something: %+v", test.name, now.Volumes)
 		}
 	}
@@ -252,7 +253,7 @@ func TestMoveHeld(t *testing.T) {
 		if _, err := d.Move(ctx, movedTo(40, 4)); !errors.Is(err, ErrInUse) {
 			t.Errorf("Move of a volume that is open: %v", err)
 		}
-		if now, _ := ptr(d.Snapshot()).Volume(guidA); now != v || l.hash(t) != before {
+		if now, _ := ptr(d.Snapshot()).Volume(guidA); !reflect.DeepEqual(now, v) || l.hash(t) != before {
 			t.Errorf("it changed something: %+v", now)
 		}
 		holder.Close()
@@ -301,7 +302,7 @@ func TestMoveResumes(t *testing.T) {
 				d = l.open(t)
 			}
 			now, _ := ptr(d.Snapshot()).Volume(guidA)
-			if now != v {
+			if !reflect.DeepEqual(now, v) {
 				t.Fatalf("try %d: the volume is %+v, want %+v", try, now, v)
 			}
 			if c, _ := ptr(d.Snapshot()).Volume(c2); c.Phase != Copying || c.Device != "" || c.Extent != o.Extent || c.Wipe != v.Wipe || c.Note != "" {
@@ -446,7 +447,7 @@ func TestCloseDuringMove(t *testing.T) {
 		t.Errorf("%v, %d bytes were copied", err, copied)
 	}
 	d = l.open(t)
-	if now, _ := ptr(d.Snapshot()).Volume(guidA); now != v {
+	if now, _ := ptr(d.Snapshot()).Volume(guidA); !reflect.DeepEqual(now, v) {
 		t.Errorf("then: %+v", now)
 	}
 	moved, err := d.Move(t.Context(), movedTo(60, 40))
@@ -590,7 +591,7 @@ func TestMoveOfShownVolume(t *testing.T) {
 				t.Fatalf("the move: %v", err)
 			}
 			now, _ := ptr(d.Snapshot()).Volume(guidA)
-			if now != v {
+			if !reflect.DeepEqual(now, v) {
 				t.Fatalf("then: %+v", now)
 			}
 			moved, err := d.Move(withoutLogs(t), movedTo(40, 20))
@@ -634,7 +635,7 @@ func TestOpenWithCopy(t *testing.T) {
 	if _, err := d.Move(withoutLogs(t), movedTo(40, 20)); !errors.Is(err, ErrInUse) {
 		t.Errorf("Move with an open copy: %v", err)
 	}
-	if now, _ := ptr(d.Snapshot()).Volume(guidA); now != v {
+	if now, _ := ptr(d.Snapshot()).Volume(guidA); !reflect.DeepEqual(now, v) {
 		t.Errorf("then: %+v", now)
 	}
 	if _, err := holder.WriteAt(bytes.Repeat([]byte("late"), 1024), 4096); err != nil {

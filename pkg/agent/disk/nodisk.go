@@ -178,7 +178,7 @@ func partitionVolume(sys string) (string, error) {
 		return "", fmt.Errorf("the disk of partition %s: %w", p.name, err)
 	}
 	for _, e := range t.entries {
-		if e.index == p.index && (e.isVolume() || e.isMeta()) {
+		if e.index == p.index && (e.isVolume() || e.isPiece() || e.isMeta()) {
 			return e.guid, nil
 		}
 	}

@@ -62,6 +62,11 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 	if d.loops, err = d.device.findLoops(); err != nil {
 		return err
 	}
+	if d.mapped == nil {
+		if d.linear, err = d.device.findLinear(d.loops); err != nil {
+			return err
+		}
+	}
 	d.readSlots(ctx)
 	if err := d.prepareService(ctx, f); err != nil {
 		d.fail(ctx, err)
@@ -88,6 +93,9 @@ func (d *Disk) prepareService(ctx context.Context, f findings) error {
 			return err
 		}
 	}
+	if err := d.linear.removeUnexpected(d.store.table); err != nil {
+		return err
+	}
 	if err := d.detachUnexpected(ctx); err != nil {
 		return err
 	}
@@ -100,20 +108,12 @@ func (d *Disk) prepareService(ctx context.Context, f findings) error {
 	if err := d.store.probe(ctx); err != nil {
 		return err
 	}
-	for _, e := range d.store.table.entries {
-		if !e.isVolume() {
-			continue
-		}
-		if !e.phase().HasDevice() {
-			// No process may use it. A device that an earlier agent left is removed, unless it is open. Then it is
-			// shown, and Wipe tries again.
-			if err := d.detachVolume(ctx, e); err == nil {
-				continue
-			} else if !errors.Is(err, ErrInUse) {
-				return err
-			}
-		}
-		if err := d.attach(ctx, e); err != nil {
+	volumes, orphans := d.store.table.sets()
+	for _, e := range orphans {
+		volumes = append(volumes, set{first: e})
+	}
+	for _, v := range volumes {
+		if err := d.showAtOpen(ctx, v); err != nil {
 			return err
 		}
 	}
@@ -163,5 +163,5 @@ func (t table) unexpected(attached map[int]partition) []unexpectedPartition {
 // matchesKernel reports whether the kernel may have the entry's partition at the extent. A volume may be shorter in the
 // kernel than in the table: an agent ended while the volume grew.
 func (e entry) matchesKernel(attached extent.Extent) bool {
-	return attached == e.extent || e.isVolume() && attached.Start == e.extent.Start && attached.End < e.extent.End
+	return attached == e.extent || (e.isVolume() || e.isPiece()) && attached.Start == e.extent.Start && attached.End < e.extent.End
 }

@@ -91,15 +91,15 @@ func (p *copyPair) put(ctx context.Context, changes []entryChange, onChecked fun
 }
 
 // putPrimaryFirst is put, but returns when the primary is on the medium. completeBackup does the rest.
-func (p *copyPair) putPrimaryFirst(ctx context.Context, change entryChange, onChecked func() error) error {
+func (p *copyPair) putPrimaryFirst(ctx context.Context, changes []entryChange, onChecked func() error) error {
 	if p.state == pairBackupAhead {
 		// If the primary were lost meanwhile, the change that is prepared in the backup would take effect.
-		return p.put(ctx, []entryChange{change}, onChecked)
+		return p.put(ctx, changes, onChecked)
 	}
 	if err := p.beforePut(ctx, onChecked); err != nil {
 		return err
 	}
-	to := p.renderWith(change)
+	to := p.renderWith(changes...)
 	batches := []batch{p.l.diff(p.onDisk.primary, to.primary), p.l.diff(p.onDisk.backup, to.backup)}
 	if err := p.tryWrite(batches[:1]); err != nil {
 		if err := p.rewriteAll(ctx, batches, err); err != nil {

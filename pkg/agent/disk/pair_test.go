@@ -67,7 +67,7 @@ func TestCopyPair(t *testing.T) {
 				op, err = "put", p.put(withoutLogs(t), changes, nil)
 				model = copyPairModel{primary: next, backup: next, state: pairInSync}
 			case 1:
-				op, err = "putPrimaryFirst", p.putPrimaryFirst(withoutLogs(t), entryChange{index, slot}, nil)
+				op, err = "putPrimaryFirst", p.putPrimaryFirst(withoutLogs(t), []entryChange{{index, slot}}, nil)
 				model = copyPairModel{primary: with(old.primary), backup: old.primary, state: pairBackupPending}
 				// In state backup ahead, or after an error for which everything was written again, the copies are as
 				// after put.
@@ -146,7 +146,7 @@ func TestCopyPairOfAnotherDisk(t *testing.T) {
 	slot := bytes.Repeat([]byte{7}, entrySize)
 	for name, do := range map[string]func(p *copyPair) error{
 		"put":             func(p *copyPair) error { return p.put(withoutLogs(t), []entryChange{{3, slot}}, nil) },
-		"putPrimaryFirst": func(p *copyPair) error { return p.putPrimaryFirst(withoutLogs(t), entryChange{3, slot}, nil) },
+		"putPrimaryFirst": func(p *copyPair) error { return p.putPrimaryFirst(withoutLogs(t), []entryChange{{3, slot}}, nil) },
 		"prepare":         func(p *copyPair) error { return p.prepare(withoutLogs(t), entryChange{3, slot}) },
 	} {
 		for _, l := range crashLayouts(t) {

@@ -73,7 +73,7 @@ func TestWipePolicies(t *testing.T) {
 				if policy == "" {
 					policy = WipeZero
 				}
-				want := WipeResult{Partition: guidA, Name: "default/web data", Extent: extentMiB(3, 10), Policy: policy, Method: test.method, Verified: test.verified, Began: w.Began, Took: w.Took}
+				want := WipeResult{Partition: guidA, Name: "default/web data", Extent: extentMiB(3, 10), Pieces: 1, Policy: policy, Method: test.method, Verified: test.verified, Began: w.Began, Took: w.Took}
 				if w != want || w.Began.Before(began) || w.Took <= 0 || w.Took > took {
 					t.Errorf("the record is %+v, want %+v", w, want)
 				}

@@ -59,23 +59,41 @@ func (d *blockDevice) read() (Snapshot, error) {
 	if mapped != nil {
 		defer mapped.mapper.Close()
 	}
+	linear, err := d.findLinear(loops)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	if linear != nil {
+		defer linear.mapper.Close()
+	}
 	// Only the fields of a Disk that volume needs.
-	reader := &Disk{devices: map[string]string{}, slots: slots}
+	reader := &Disk{devices: map[string]string{}, slots: slots, linear: linear}
+	if mapped != nil && len(mapped.found) > 0 {
+		reader.mapped = mapped
+	}
 	s := Snapshot{ID: t.id, Owner: owner, Path: d.path, Size: t.size, SectorSize: t.sector}
-	for _, e := range t.entries {
-		if !e.isVolume() {
-			continue
+	volumes, orphans := t.sets()
+	for _, e := range orphans {
+		volumes = append(volumes, set{first: e})
+	}
+	for _, v := range volumes {
+		guid, at := v.first.guid, v.first.extent
+		switch {
+		case linear.shows(guid):
+			if slices.Equal(linear.places(guid), v.extents()) {
+				reader.devices[guid] = linear.found[guid].path
+			}
+		case reader.mapped != nil:
+			if slices.Equal(mapped.found[guid].extents(), v.extents()) {
+				reader.devices[guid] = mapped.found[guid].path
+			}
+		case len(v.pieces) > 0:
+		case attached[v.first.index].extent == at:
+			reader.devices[guid] = filepath.Join(filepath.Dir(d.path), attached[v.first.index].name)
+		case loops.found[guid].extent == at:
+			reader.devices[guid] = loops.found[guid].path
 		}
-		if p, ok := attached[e.index]; ok && p.extent == e.extent {
-			reader.devices[e.guid] = filepath.Join(filepath.Dir(d.path), p.name)
-		}
-		if l, ok := loops.found[e.guid]; ok && l.extent == e.extent {
-			reader.devices[e.guid] = l.path
-		}
-		if mapped != nil && mapped.found[e.guid].extent == e.extent {
-			reader.devices[e.guid] = mapped.found[e.guid].path
-		}
-		s.Volumes = append(s.Volumes, reader.volume(e))
+		s.Volumes = append(s.Volumes, reader.volume(v))
 	}
 	slices.SortFunc(s.Volumes, func(a, b Volume) int { return cmp.Compare(a.Extent.Start, b.Extent.Start) })
 	return s, nil

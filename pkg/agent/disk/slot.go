@@ -189,12 +189,12 @@ func readSlots(dev io.ReaderAt, t table) (map[string]slot, error) {
 	}
 	slots := map[string]slot{}
 	for _, e := range t.entries {
-		if !e.isVolume() {
+		if !e.isVolume() && !e.isPiece() {
 			continue
 		}
 		at := t.slotOffset(e.index) - meta.Start
 		s := decodeVolumeSlot(all[at:at+slotBytes], e.guid)
-		if s == (slot{}) {
+		if s == (slot{}) && e.isVolume() {
 			s = t.slotOfMoved(all[at:at+slotBytes], e)
 		}
 		if s != (slot{}) {

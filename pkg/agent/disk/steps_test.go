@@ -81,6 +81,39 @@ func growVolume(guid string, length int64) step {
 	}}
 }
 
+// reserveInPieces makes a volume of two pieces, as Create does.
+func reserveInPieces(guid string, start, length, start2, length2 int64) step {
+	return step{name: "reserve in pieces", do: func(t testing.TB, s *store) error {
+		next, e, err := s.table.withNew(CreateOptions{Partition: guid, Name: "default/pod", Extent: extentMiB(start, length), Pieces: []extent.Extent{extentMiB(start2, length2)}})
+		if err != nil {
+			return err
+		}
+		return s.putSet(withoutLogs(t), next, next.setOf(e).entries(), true, nil)
+	}}
+}
+
+// addPiece gives a volume its next piece, as AddPiece does.
+func addPiece(guid string, number int, start, length int64) step {
+	return step{name: "add piece", do: func(t testing.TB, s *store) error {
+		next, changed, err := s.table.withPiece(guid, number, extentMiB(start, length))
+		if err != nil {
+			return err
+		}
+		return s.put(withoutLogs(t), next, changed...)
+	}}
+}
+
+// dropPiece drops the last piece of a volume that is being wiped, as Wipe does.
+func dropPiece(guid string) step {
+	return step{name: "drop piece", do: func(t testing.TB, s *store) error {
+		next, gone, first, err := s.table.withoutPiece(guid)
+		if err != nil {
+			return err
+		}
+		return s.drop(withoutLogs(t), next, gone.index, first)
+	}}
+}
+
 // copyOf is the GUID of a volume's copy.
 func copyOf(guid string) string { return uuid.NewSHA1(uuid.Nil, []byte("copy of "+guid)).String() }
 
@@ -167,7 +200,8 @@ func volumeLife() []step {
 		reserveIn := []func(string, int64, int64) step{reserve, reservePrimaryFirst}[i%2]
 		steps = append(steps, reserveIn(uuid.NewSHA1(uuid.Nil, []byte{byte(i)}).String(), 6+i, 1))
 	}
-	other := uuid.NewSHA1(uuid.Nil, []byte{0}).String()
+	small := func(i byte) string { return uuid.NewSHA1(uuid.Nil, []byte{i}).String() }
+	other, inPieces := small(0), uuid.NewSHA1(uuid.Nil, []byte("in pieces")).String()
 	return append(steps, setPhase(guidB, Wiping), removeVolume(guidB),
 		// Formatted as Format does it, alone and with other changes in between.
 		prepareFormat(guidC).followedBy(setPhase(guidC, Formatted)),
@@ -185,6 +219,14 @@ func volumeLife() []step {
 		setPhase(guidC, Wiping), removeVolume(guidC),
 		copyVolume(c3, 2, 2).followedBy(prepareFormat(c6), switchVolume(c3), setPhase(c6, Formatted)),
 		removeVolume(copyOf(c3)),
+		// Pieces: added one by one, while another change is prepared, moved into one, and dropped.
+		addPiece(c3, 1, 58, 1), growVolume(c3, 4),
+		reserve(inPieces, 53, 1).followedBy(prepareFormat(inPieces), addPiece(c3, 2, 57, 1), setPhase(inPieces, Formatted)),
+		setPhase(small(0), Wiping), removeVolume(small(0)), setPhase(small(1), Wiping), removeVolume(small(1)), setPhase(small(2), Wiping), removeVolume(small(2)),
+		copyVolume(c3, 4, 5).followedBy(switchVolume(c3)), dropPiece(copyOf(c3)), dropPiece(copyOf(c3)), removeVolume(copyOf(c3)),
+		setPhase(inPieces, Wiping), removeVolume(inPieces),
+		reserveInPieces(inPieces, 58, 1, 54, 1).followedBy(prepareFormat(inPieces), setPhase(inPieces, Formatted)),
+		setPhase(inPieces, Wiping), dropPiece(inPieces), removeVolume(inPieces),
 	)
 }
 
@@ -209,10 +251,13 @@ func randomStep(random *rand.Rand, now table) step {
 				reserveUnfinished(guid, start, length).followedBy(prepareFormat(guid), setPhase(guid, Formatted)))
 		}
 	}
-	for _, e := range now.entries {
-		if !e.isVolume() {
-			continue
-		}
+	if start2 := 2 + random.Int64N(50); made.name != "raw" && random.IntN(3) == 0 && !extentMiB(start, length).Overlaps(extentMiB(start2, 1)) &&
+		now.free().Contains(extentMiB(start, length)) && now.free().Contains(extentMiB(start2, 1)) {
+		possible = append(possible, reserveInPieces(guid, start, length, start2, 1), reserveInPieces(guid, start, length, start2, 1).followedBy(prepareFormat(guid), setPhase(guid, Formatted)))
+	}
+	volumes, _ := now.sets()
+	for _, v := range volumes {
+		e, mib := v.first, v.length()/units.MiB
 		switch e.phase() {
 		case Reserved:
 			possible = append(possible, setPhase(e.guid, Formatted), prepareFormat(e.guid).followedBy(setPhase(e.guid, Formatted)), setPhase(e.guid, Wiping))
@@ -222,16 +267,23 @@ func randomStep(random *rand.Rand, now table) step {
 			}
 		case Formatted:
 			possible = append(possible, setPhase(e.guid, Wiping))
-			if c, err := now.volume(copyOf(e.guid)); err != nil && now.free().Contains(extent.New(start*units.MiB, e.extent.Len())) {
-				possible = append(possible, copyVolume(e.guid, start, e.extent.Len()/units.MiB), copyVolume(e.guid, start, e.extent.Len()/units.MiB).followedBy(switchVolume(e.guid)))
-			} else if err == nil && c.phase() == Copying && c.extent.Len() >= e.extent.Len() {
+			if c, err := now.volume(copyOf(e.guid)); err != nil && now.free().Contains(extentMiB(start, mib)) {
+				possible = append(possible, copyVolume(e.guid, start, mib), copyVolume(e.guid, start, mib).followedBy(switchVolume(e.guid)))
+			} else if err == nil && c.phase() == Copying && c.extent.Len() >= v.length() {
 				possible = append(possible, switchVolume(e.guid), switchVolume(e.guid))
 			}
-			if e.extent.End < 53*units.MiB && now.free().Contains(extent.New(e.extent.End, units.MiB)) {
-				possible = append(possible, growVolume(e.guid, e.extent.Len()/units.MiB+1))
+			if last := v.last(); last.extent.End < 53*units.MiB && now.free().Contains(extent.New(last.extent.End, units.MiB)) {
+				possible = append(possible, growVolume(e.guid, mib+1))
+			}
+			if now.free().Contains(extentMiB(start, length)) && len(v.pieces) < 15 {
+				possible = append(possible, addPiece(e.guid, len(v.pieces)+1, start, length))
 			}
 		case Wiping:
-			possible = append(possible, removeVolume(e.guid))
+			if len(v.pieces) > 0 {
+				possible = append(possible, dropPiece(e.guid), dropPiece(e.guid))
+			} else {
+				possible = append(possible, removeVolume(e.guid))
+			}
 		case Copying:
 			possible = append(possible, setPhase(e.guid, Wiping))
 		}

@@ -164,66 +164,76 @@ func (s *store) probe(ctx context.Context) error {
 	return s.write(ctx, []batch{{s.onDisk.backup, []sectorWrite{header}}})
 }
 
-// put makes next the table of the disk: the present one with e in its place. After an error that wraps ErrOutOfService
-// the content of the disk is not known. After any other error nothing was written.
-func (s *store) put(ctx context.Context, next table, e entry) error {
-	return s.putNew(ctx, next, e, false, nil)
+// put makes next the table of the disk: the present one with the changed entries in their places, in one write. After an
+// error that wraps ErrOutOfService the content of the disk is not known. After any other error nothing was written.
+func (s *store) put(ctx context.Context, next table, changed ...entry) error {
+	return s.putSet(ctx, next, changed, false, nil)
 }
 
-// putMoved is put of the two entries that a move changes, in one write of the table. onChecked is that of putNew.
-func (s *store) putMoved(ctx context.Context, next table, a, b entry, onChecked func() error) error {
-	var changes []entryChange
-	for _, e := range []entry{a, b} {
-		c, err := changeTo(next.layout, e)
-		if err != nil {
-			return err
-		}
-		changes = append(changes, c)
+// putMoved is put of the entries that the switch of a move changes. Those of the volume's pieces are among them.
+// onChecked is that of putNew.
+func (s *store) putMoved(ctx context.Context, next table, volume, old entry, onChecked func() error) error {
+	changed := []entry{volume, old}
+	for _, p := range next.setOf(old).pieces {
+		changed = append(changed, p.entry)
 	}
-	return s.change(ctx, next, func() error { return s.copyPair.put(ctx, changes, onChecked) })
-}
-
-// changeTo is the change that puts the entry in its place.
-func changeTo(l layout, e entry) (entryChange, error) {
-	b, err := encodeEntry(l, e)
-	return entryChange{e.index, b}, err
+	return s.putSet(ctx, next, changed, false, onChecked)
 }
 
 // putNew is put of a new volume. onChecked is called after the medium was checked, before anything is written. With
 // primaryFirst, putNew returns when the entry is in the primary and on the medium. finish completes the backup.
 func (s *store) putNew(ctx context.Context, next table, e entry, primaryFirst bool, onChecked func() error) error {
-	c, err := changeTo(next.layout, e)
+	return s.putSet(ctx, next, []entry{e}, primaryFirst, onChecked)
+}
+
+// putSet is putNew of several entries, in one write of the table.
+func (s *store) putSet(ctx context.Context, next table, changed []entry, primaryFirst bool, onChecked func() error) error {
+	changes, err := changesTo(next.layout, changed)
 	if err != nil {
 		return err
 	}
 	return s.change(ctx, next, func() error {
 		if primaryFirst {
-			return s.copyPair.putPrimaryFirst(ctx, c, onChecked)
+			return s.copyPair.putPrimaryFirst(ctx, changes, onChecked)
 		}
-		return s.copyPair.put(ctx, []entryChange{c}, onChecked)
+		return s.copyPair.put(ctx, changes, onChecked)
 	})
 }
 
-// drop makes next the table of the disk: the present one without the entry at that index. Errors are those of put.
-func (s *store) drop(ctx context.Context, next table, index int) error {
-	return s.commit(ctx, next, index, make([]byte, entrySize))
+// changesTo are the changes that put the entries in their places.
+func changesTo(l layout, changed []entry) ([]entryChange, error) {
+	var changes []entryChange
+	for _, e := range changed {
+		b, err := encodeEntry(l, e)
+		if err != nil {
+			return nil, err
+		}
+		changes = append(changes, entryChange{e.index, b})
+	}
+	return changes, nil
 }
 
-// commit makes next the table of the disk. Its bytes are the present ones except for one entry.
-func (s *store) commit(ctx context.Context, next table, index int, entryBytes []byte) error {
-	return s.change(ctx, next, func() error { return s.copyPair.put(ctx, []entryChange{{index, entryBytes}}, nil) })
+// drop makes next the table of the disk: the present one without the entry at that index, and with the changed ones.
+// Errors are those of put.
+func (s *store) drop(ctx context.Context, next table, index int, changed ...entry) error {
+	changes, err := changesTo(next.layout, changed)
+	if err != nil {
+		return err
+	}
+	changes = append(changes, entryChange{index, make([]byte, entrySize)})
+	return s.change(ctx, next, func() error { return s.copyPair.put(ctx, changes, nil) })
 }
 
 // prepare writes the first half of a put that is likely to come. The table does not change.
 func (s *store) prepare(ctx context.Context, next table, e entry) error {
-	c, err := changeTo(next.layout, e)
+	changes, err := changesTo(next.layout, []entry{e})
 	if err != nil {
 		return err
 	}
 	if err := checkNext(next); err != nil {
 		return err
 	}
-	return s.recordResult(s.table, s.copyPair.prepare(ctx, c))
+	return s.recordResult(s.table, s.copyPair.prepare(ctx, changes[0]))
 }
 
 // undoPrepare undoes what prepare wrote: both copies are the same again.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	guids "github.com/berthdev/berth/apis/disk/partition"
 	"github.com/berthdev/berth/pkg/extent"
 )
 
@@ -34,6 +35,7 @@ var (
 func (e entry) phase() Phase   { return phaseOf[e.typeGUID] }
 func (e entry) isVolume() bool { return e.phase() != "" }
 func (e entry) isMeta() bool   { return e.typeGUID == TypeMeta }
+func (e entry) isPiece() bool  { return e.typeGUID == TypePiece }
 
 // table is the content of a disk's table, without a disk. It never changes: the methods that plan a change return a new
 // one.
@@ -43,7 +45,9 @@ func (e entry) isMeta() bool   { return e.typeGUID == TypeMeta }
 //  2. Every extent lies between the two copies of the table, and no two overlap.
 //  3. No two entries share a GUID, and none is without.
 //  4. Entry MetaEntry is the meta partition, in its place, and there is no other.
-//  5. Volumes are aligned.
+//  5. Volumes and their pieces are aligned.
+//
+// Whether a volume has all of its pieces is no invariant, see set: other tools may take one away.
 type table struct {
 	layout
 	id      string
@@ -82,7 +86,7 @@ func (t table) validate() error {
 				return fmt.Errorf("entry %d is a meta partition at %v; it belongs into entry %d at %v", e.index, e.extent, MetaEntry, t.meta())
 			}
 			hasMeta = true
-		case e.isVolume():
+		case e.isVolume(), e.isPiece():
 			if !aligned(e.extent) || !t.managed().Contains(e.extent) {
 				return fmt.Errorf("entry %d: volume at %v is not aligned to %d bytes within %v", e.index, e.extent, Alignment, t.managed())
 			}
@@ -123,7 +127,15 @@ func (t table) volume(guid string) (entry, error) {
 	return t.entries[i], nil
 }
 
-// withNew plans a new volume in the lowest free entry.
+// volumeOrPiece returns the entry of a volume or of a further piece. The error wraps ErrNotFound.
+func (t table) volumeOrPiece(guid string) (entry, error) {
+	if i := t.indexOf(guid); i >= 0 && t.entries[i].isPiece() {
+		return t.entries[i], nil
+	}
+	return t.volume(guid)
+}
+
+// withNew plans a new volume in the lowest free entries.
 func (t table) withNew(o CreateOptions) (table, entry, error) {
 	made := entry{typeGUID: TypeReserved, guid: o.Partition, extent: o.Extent, name: o.Name}
 	if o.Ephemeral {
@@ -133,7 +145,18 @@ func (t table) withNew(o CreateOptions) (table, entry, error) {
 		made.attributes |= AttributeRaw
 		made.typeGUID = TypeFormatted
 	}
-	return t.withEntry(made)
+	next, made, err := t.withEntry(made)
+	for i, at := range o.Pieces {
+		if err != nil {
+			break
+		}
+		next, _, err = next.withPiece(o.Partition, i+1, at)
+	}
+	if err != nil || len(o.Pieces) == 0 {
+		return next, made, err
+	}
+	made, err = next.volume(o.Partition)
+	return next, made, err
 }
 
 // withEntry plans an entry for a volume, in the lowest free place of the table.
@@ -159,34 +182,51 @@ func (t table) withEntry(made entry) (table, entry, error) {
 	return t, made, nil
 }
 
-// withLength plans the growth of a volume in place.
+// withLength plans the growth of a volume in place. Its last piece, whose entry is returned, gets longer.
 func (t table) withLength(guid string, length int64) (table, entry, error) {
-	e, err := t.volume(guid)
+	v, err := t.growable(guid)
 	if err != nil {
 		return table{}, entry{}, err
 	}
-	if !e.phase().HasDevice() {
-		return table{}, entry{}, fmt.Errorf("volume %s is %s and cannot grow", guid, e.phase())
+	now, e := v.length(), v.last()
+	if length%Alignment != 0 || length < now {
+		return table{}, entry{}, fmt.Errorf("volume %s of %d bytes cannot get %d: a volume only grows, to a multiple of %d", guid, now, length, Alignment)
 	}
-	if length%Alignment != 0 || length < e.extent.Len() {
-		return table{}, entry{}, fmt.Errorf("volume %s of %d bytes cannot get %d: a volume only grows, to a multiple of %d", guid, e.extent.Len(), length, Alignment)
-	}
-	room := e.extent.Len()
+	room := now
 	for _, free := range t.free().All() {
 		if free.Start == e.extent.End {
 			room += free.Len()
 		}
 	}
 	if length > room {
-		return table{}, entry{}, fmt.Errorf("volume %s at %v of %d bytes cannot grow to %d: %d is the most that it could get: %w", guid, e.extent, e.extent.Len(), length, room, ErrOverlap)
+		return table{}, entry{}, fmt.Errorf("volume %s at %v of %d bytes cannot grow to %d: %d is the most that it could get: %w", guid, e.extent, now, length, room, ErrOverlap)
 	}
-	i := t.indexOf(guid)
-	t.entries = slices.Clone(t.entries)
-	t.entries[i].extent.End = e.extent.Start + length
-	return t, t.entries[i], nil
+	e.extent.End += length - now
+	return t.withChanged(e), e, nil
 }
 
-// withPhase plans a change of a volume's phase, if the state machine has that step.
+// growable returns a volume that may get longer.
+func (t table) growable(guid string) (set, error) {
+	v, err := t.set(guid)
+	if err != nil {
+		return set{}, err
+	}
+	if !v.first.phase().HasDevice() {
+		return set{}, fmt.Errorf("volume %s is %s and cannot grow", guid, v.first.phase())
+	}
+	return v, v.checkComplete()
+}
+
+// withChanged returns the table with entries that have changed, each in its place.
+func (t table) withChanged(changed ...entry) table {
+	t.entries = slices.Clone(t.entries)
+	for _, c := range changed {
+		t.entries[slices.IndexFunc(t.entries, func(e entry) bool { return e.index == c.index })] = c
+	}
+	return t
+}
+
+// withPhase plans a change of a volume's phase, if the state machine has that step. The phase is in the first piece.
 func (t table) withPhase(guid string, to Phase) (table, entry, error) {
 	e, err := t.volume(guid)
 	if err != nil {
@@ -196,26 +236,29 @@ func (t table) withPhase(guid string, to Phase) (table, entry, error) {
 	if from == Wiping || to != Wiping && (!from.HasDevice() || !to.HasDevice()) || to == Reserved {
 		return table{}, entry{}, fmt.Errorf("volume %s cannot go from %s to %s", guid, from, to)
 	}
-	i := t.indexOf(guid)
-	t.entries = slices.Clone(t.entries)
-	t.entries[i].typeGUID = typeOf[to]
-	return t, t.entries[i], nil
+	if to != Wiping {
+		if err := t.setOf(e).checkComplete(); err != nil {
+			return table{}, entry{}, err
+		}
+	}
+	e.typeGUID = typeOf[to]
+	return t.withChanged(e), e, nil
 }
 
-// withCopy plans the target of a move: a place for a copy of the volume.
+// withCopy plans the target of a move: a place for a copy of the volume, in one piece.
 func (t table) withCopy(guid, copyGUID string, target extent.Extent) (table, entry, error) {
 	e, err := t.movable(guid)
 	if err != nil {
 		return table{}, entry{}, err
 	}
-	if target.Len() < e.extent.Len() {
-		return table{}, entry{}, fmt.Errorf("volume %s of %d bytes cannot move to %v: a volume never shrinks", guid, e.extent.Len(), target)
+	if length := t.setOf(e).length(); target.Len() < length {
+		return table{}, entry{}, fmt.Errorf("volume %s of %d bytes cannot move to %v: a volume never shrinks", guid, length, target)
 	}
-	return t.withEntry(entry{typeGUID: TypeCopying, guid: copyGUID, extent: target, name: e.name, attributes: e.attributes})
+	return t.withEntry(entry{typeGUID: TypeCopying, guid: copyGUID, extent: target, name: e.name, attributes: e.attributes}.withPieceField(0))
 }
 
 // withMoved plans the end of a move. The entry of the copy becomes the volume. The volume's entry becomes a volume to
-// be wiped, with the copy's GUID.
+// be wiped, with the copy's GUID. The volume's further pieces become pieces of that one.
 func (t table) withMoved(guid, copyGUID string) (next table, volume, old entry, err error) {
 	old, err = t.movable(guid)
 	if err != nil {
@@ -225,18 +268,21 @@ func (t table) withMoved(guid, copyGUID string) (next table, volume, old entry, 
 	if err != nil {
 		return table{}, entry{}, entry{}, err
 	}
-	if volume.phase() != Copying || volume.extent.Len() < old.extent.Len() {
-		return table{}, entry{}, entry{}, fmt.Errorf("volume %s at %v cannot move to the volume %s at %v, which is %s", guid, old.extent, copyGUID, volume.extent, volume.phase())
+	source := t.setOf(old)
+	if volume.phase() != Copying || volume.extent.Len() < source.length() {
+		return table{}, entry{}, entry{}, fmt.Errorf("volume %s at %v cannot move to the volume %s at %v, which is %s", guid, source.extents(), copyGUID, volume.extent, volume.phase())
 	}
-	from, to := t.indexOf(guid), t.indexOf(copyGUID)
-	volume.guid, volume.typeGUID, volume.name, volume.attributes = guid, old.typeGUID, old.name, old.attributes
+	volume.guid, volume.typeGUID, volume.name, volume.attributes = guid, old.typeGUID, old.name, old.withPieceField(0).attributes
 	old.guid, old.typeGUID = copyGUID, TypeWiping
-	t.entries = slices.Clone(t.entries)
-	t.entries[from], t.entries[to] = old, volume
-	return t, volume, old, nil
+	changed := []entry{volume, old}
+	for _, p := range source.pieces {
+		p.guid = guids.PieceID(copyGUID, p.number)
+		changed = append(changed, p.entry)
+	}
+	return t.withChanged(changed...), volume, old, nil
 }
 
-// movable returns the entry of a volume that can be moved. Only phase Formatted has anything to move.
+// movable returns the first piece of a volume that can be moved. Only phase Formatted has anything to move.
 func (t table) movable(guid string) (entry, error) {
 	e, err := t.volume(guid)
 	if err != nil {
@@ -245,7 +291,10 @@ func (t table) movable(guid string) (entry, error) {
 	if e.phase() == Reserved {
 		return entry{}, fmt.Errorf("volume %s is Reserved: it holds nothing yet that could be moved", guid)
 	}
-	return e, e.phase().checkUsable(guid)
+	if err := e.phase().checkUsable(guid); err != nil {
+		return entry{}, err
+	}
+	return e, t.setOf(e).checkComplete()
 }
 
 // without plans the end of a volume, which must have been wiped.
@@ -256,6 +305,9 @@ func (t table) without(guid string) (table, error) {
 	}
 	if e.phase() != Wiping {
 		return table{}, fmt.Errorf("volume %s is %s: it must be wiped before its entry goes", guid, e.phase())
+	}
+	if n := len(t.setOf(e).pieces); n > 0 {
+		return table{}, fmt.Errorf("volume %s still has %d further pieces: they must be wiped before its first one", guid, n)
 	}
 	i := t.indexOf(guid)
 	t.entries = slices.Delete(slices.Clone(t.entries), i, i+1)

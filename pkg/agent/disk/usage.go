@@ -29,7 +29,7 @@ func (d *blockDevice) claimedBy() (reasons []string, err error) {
 		name, _ := os.ReadFile(filepath.Join(folder, "dm/name"))
 		mapped := "/dev/mapper/" + strings.TrimSpace(string(name))
 		switch {
-		case strings.HasPrefix(uuid, dmUUIDPrefix):
+		case IsVolumeMap(uuid):
 		case strings.HasPrefix(uuid, "mpath-"):
 			reasons = append(reasons, fmt.Sprintf("the device is one path of the multipath disk %s: select %s", holder.Name(), mapped))
 		case strings.HasPrefix(uuid, "CRYPT-"):

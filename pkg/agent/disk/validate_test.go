@@ -7,6 +7,9 @@ func (s *Snapshot) Validate() error {
 	d := space.Disk{Size: s.Size, Overhead: s.Overhead, Free: s.Free}
 	for _, v := range s.Volumes {
 		d.Volumes = append(d.Volumes, space.Volume{Partition: v.Partition, Index: v.Index, Extent: v.Extent})
+		for _, p := range v.Pieces {
+			d.Volumes = append(d.Volumes, space.Volume{Partition: p.Partition, Index: p.Index, Extent: p.Extent, Further: true})
+		}
 	}
 	return d.Validate()
 }

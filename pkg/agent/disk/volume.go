@@ -59,7 +59,7 @@ func (d *Disk) setPhase(ctx context.Context, partition string, to Phase) error {
 		return nil
 	}
 	if to != Wiping {
-		if err := e.phase().checkUsable(partition); err != nil {
+		if _, err := d.usableSet(partition); err != nil {
 			return err
 		}
 	}
@@ -71,30 +71,6 @@ func (d *Disk) setPhase(ctx context.Context, partition string, to Phase) error {
 		return err
 	}
 	d.publish()
-	return nil
-}
-
-// attach makes the volume's device known, unless it is known.
-func (d *Disk) attach(ctx context.Context, e entry) error {
-	if d.devices[e.guid] != "" {
-		return nil
-	}
-	return d.reattach(ctx, e)
-}
-
-// reattach makes the volume's device match the entry.
-func (d *Disk) reattach(ctx context.Context, e entry) error {
-	if d.moving[e.guid] {
-		return fmt.Errorf("volume %s is being moved: %w", e.guid, ErrInUse)
-	}
-	node, err := d.attacherOf(e).attach(ctx, e)
-	if mayBeGone(err) {
-		return errors.Join(err, d.recheck(ctx))
-	}
-	if err != nil {
-		return err
-	}
-	d.devices[e.guid] = node
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -69,12 +70,14 @@ type WipeOptions struct {
 
 // WipeResult says what a wipe did.
 type WipeResult struct {
-	// Partition, Name and Extent are the volume's.
+	// Partition, Name and Extent are the volume's, and Pieces is how many it had when the wipe began.
 	Partition, Name string
 	Extent          extent.Extent
+	Pieces          int
 	// Policy that was satisfied.
 	Policy WipePolicy
-	// Method that satisfied it: PUNCH_HOLE, BLKZEROOUT, overwrite, BLKSECDISCARD or none.
+	// Method that satisfied it: PUNCH_HOLE, BLKZEROOUT, overwrite, BLKSECDISCARD or none. Of a volume of several pieces
+	// it is the first one's.
 	Method string
 	// Verified means that the result was read back from the medium. Under WipeZero only samples and both ends were.
 	Verified bool
@@ -90,6 +93,9 @@ type WipeResult struct {
 //  2. The volume is in phase Wiping, with its policy.
 //  3. The policy is satisfied for every byte, through the disk's own descriptor, and that is verified.
 //  4. The entry is dropped, and the extent is free.
+//
+// Of a volume of several pieces, all devices are removed in step 1. Steps 3 and 4 are done for each piece, the last one
+// first. So at any time the pieces that are left are a complete volume in phase Wiping.
 //
 // If ctx or a crash cuts it short, the volume stays in phase Wiping, and Wipe must be called again. It continues where
 // it was if the policy is the same. It starts from the volume's beginning if not, or if a method failed. Only its
@@ -117,43 +123,100 @@ func (d *Disk) Wipe(ctx context.Context, partition string, o WipeOptions) (WipeR
 
 // wipe is Wipe while no other call does long work on the volume. It fills in the result.
 func (d *Disk) wipe(ctx context.Context, w *WipeResult, o WipeOptions) error {
-	e, work, err := d.beginWipe(ctx, w, o)
+	v, err := d.beginWipe(ctx, w, o)
 	if err != nil {
 		return err
 	}
 	// Logged only here: a volume that is held is tried again and again.
 	if w.Policy != WipeNone {
 		klog.FromContext(ctx).V(2).Info("Volume is being wiped", "partition", w.Partition, "name", w.Name, "device", d.device.path, "disk", d.store.table.id,
-			"extent", w.Extent, "policy", w.Policy, "rate", work.rateLimit.rate, "done", work.progress.zeroed)
+			"extent", w.Extent, "pieces", w.Pieces, "policy", w.Policy, "rate", v.settings.Rate)
+	}
+	w.Verified = true
+	done := int64(0)
+	for _, e := range slices.Backward(v.entries) {
+		var progress func(int64)
+		if o.Progress != nil {
+			progress = func(n int64) { o.Progress(done + n) }
+		}
+		if err := d.wipePiece(ctx, w, e, v.settings, progress); err != nil {
+			return err
+		}
+		done += e.extent.Len()
+	}
+	return nil
+}
+
+// wiping is a volume that is being wiped: its pieces, and how.
+type wiping struct {
+	entries  []entry
+	settings WipeSettings
+}
+
+// wipePiece wipes one piece of a volume in phase Wiping, and drops its entry.
+func (d *Disk) wipePiece(ctx context.Context, w *WipeResult, e entry, settings WipeSettings, onProgress func(int64)) error {
+	var work *zeroJob
+	err := d.runInWorker(ctx, func(ctx context.Context) (err error) {
+		work, err = d.newWipeJob(ctx, e, settings, onProgress)
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	// beginWipe has checked the policy.
-	wipe, _ := wipeFuncFor(w.Policy)
-	w.Method, w.Verified, err = wipe(ctx, work)
+	wipe, _ := wipeFuncFor(settings.Policy)
+	method, verified, err := wipe(ctx, work)
+	w.Method, w.Verified = method, w.Verified && verified
 	if err != nil {
 		work.saveAtEnd(ctx, ctx.Err() != nil)
 	}
 	if err = errors.Join(err, work.device.Close()); err != nil {
+		w.Verified = false
 		if mayBeGone(err) {
 			// The error may be of the volume's own bytes, or of the whole disk. The table shows which.
 			err = errors.Join(err, d.Check(ctx))
 		}
 		return err
 	}
-	return d.runInWorker(ctx, func(ctx context.Context) error { return d.removeWiped(ctx, e, w.Policy != WipeNone) })
+	return d.runInWorker(ctx, func(ctx context.Context) error {
+		return d.removeWiped(ctx, w.Partition, e, settings.Policy != WipeNone)
+	})
 }
 
 // beginWipe removes the volume's device and brings the volume into phase Wiping.
-func (d *Disk) beginWipe(ctx context.Context, w *WipeResult, o WipeOptions) (e entry, begun *zeroJob, err error) {
+func (d *Disk) beginWipe(ctx context.Context, w *WipeResult, o WipeOptions) (begun wiping, err error) {
+	if err := d.runInWorker(ctx, func(ctx context.Context) error { return d.adoptOrphan(ctx, w.Partition) }); err != nil {
+		return wiping{}, err
+	}
 	err = d.afterDetaching(ctx, w.Partition,
 		func(found entry) error {
-			e, w.Name, w.Extent = found, found.name, found.extent
+			w.Name, w.Extent, w.Pieces = found.name, found.extent, len(d.store.table.setOf(found).entries())
 			return nil
 		},
 		func(ctx context.Context, e entry) (err error) {
 			begun, err = d.markWiping(ctx, e, w, o)
 			return err
 		})
-	return e, begun, err
+	return begun, err
+}
+
+// adoptOrphan makes a piece without a first piece a volume of its own in phase Wiping. For any other GUID it does
+// nothing.
+func (d *Disk) adoptOrphan(ctx context.Context, partition string) error {
+	next, e, err := d.store.table.withOrphanWiping(partition)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		err = d.recheck(ctx)
+	}
+	if err == nil {
+		// Its slot is on the medium before its phase. Progress of a wipe that the first piece has not seen is none.
+		d.tryWriteSlot(ctx, e, slot{wipe: d.slots[partition].wipe})
+		err = d.store.put(ctx, next, e)
+	}
+	d.publish()
+	return err
 }
 
 // afterDetaching has the worker remove the volume's device, and call do in the same command. Before, it calls check
@@ -189,24 +252,6 @@ func (d *Disk) afterDetaching(ctx context.Context, partition string, check func(
 	return err
 }
 
-// detachVolume removes the volume's device from the kernel, if it has it. ErrInUse means that it is open. Then the
-// progress of a wipe does not count any more, because the volume may have been written to.
-func (d *Disk) detachVolume(ctx context.Context, e entry) error {
-	err := d.attacherOf(e).detach(ctx, e, 0)
-	switch {
-	case err == nil:
-		delete(d.devices, e.guid)
-	case errors.Is(err, ErrInUse):
-		if s := d.slots[e.guid]; s.progress != (progress{}) {
-			s.progress = progress{}
-			d.tryWriteSlot(ctx, e, s)
-		}
-	case mayBeGone(err):
-		err = errors.Join(err, d.recheck(ctx))
-	}
-	return err
-}
-
 // heldExclusively distinguishes a lasting user, such as a mount, from a program that may only be looking.
 func (d *Disk) heldExclusively(e entry) bool {
 	device, err := openDevice(d.devices[e.guid], os.O_RDONLY|unix.O_EXCL)
@@ -218,7 +263,7 @@ func (d *Disk) heldExclusively(e entry) bool {
 
 // markWiping brings a volume that the kernel does not show into phase Wiping, unless it is, and keeps the policy. The
 // progress of an earlier wipe counts if it was under the same policy.
-func (d *Disk) markWiping(ctx context.Context, e entry, w *WipeResult, o WipeOptions) (*zeroJob, error) {
+func (d *Disk) markWiping(ctx context.Context, e entry, w *WipeResult, o WipeOptions) (wiping, error) {
 	kept := d.slots[e.guid]
 	now := slot{note: kept.note, wipe: WipeSettings{o.Policy, o.Rate}}
 	if o.Policy == "" {
@@ -228,17 +273,23 @@ func (d *Disk) markWiping(ctx context.Context, e entry, w *WipeResult, o WipeOpt
 		now.wipe.Policy = WipeZero
 	}
 	w.Policy = now.wipe.Policy
-	wiping := e.phase() == Wiping
-	if wiping && kept.wipe.Policy == now.wipe.Policy && kept.progress.fits(e.extent.Len()) {
+	begun := e.phase() == Wiping
+	if begun && kept.wipe.Policy == now.wipe.Policy && kept.progress.fits(e.extent.Len()) {
 		now.progress = kept.progress
 	}
 	// The disk must still be there, and the table ours, before anything is written or zeroed.
 	err := d.recheck(ctx)
 	if err == nil {
-		if !wiping || now != kept {
+		if !begun || now != kept {
 			d.tryWriteSlot(ctx, e, now)
 		}
-		if wiping {
+		// What an earlier wipe of the same GUID left in a piece's slot must not count as progress of this one.
+		for _, p := range d.store.table.setOf(e).pieces {
+			if !begun {
+				d.tryWriteSlot(ctx, p.entry, slot{wipe: now.wipe})
+			}
+		}
+		if begun {
 			err = d.store.dev.Sync()
 			d.publish()
 		} else {
@@ -246,17 +297,33 @@ func (d *Disk) markWiping(ctx context.Context, e entry, w *WipeResult, o WipeOpt
 			err = d.setPhase(ctx, e.guid, Wiping)
 		}
 	}
-	var device *blockDevice
-	if err == nil {
-		device, err = d.device.duplicate()
-	}
 	if err != nil {
-		if !wiping && !errors.Is(err, ErrOutOfService) {
+		if !begun && !errors.Is(err, ErrOutOfService) {
 			err = errors.Join(err, d.giveDeviceBack(ctx, e.guid))
 		}
+		return wiping{}, err
+	}
+	return wiping{d.store.table.setOf(e).entries(), now.wipe}, nil
+}
+
+// newWipeJob prepares the wipe of one piece. The slot of the piece has its progress, which counts if it was made under
+// the same policy.
+func (d *Disk) newWipeJob(ctx context.Context, e entry, settings WipeSettings, onProgress func(int64)) (*zeroJob, error) {
+	if s := d.slots[e.guid]; s.wipe != settings {
+		if s.wipe.Policy != settings.Policy {
+			s.progress = progress{}
+		}
+		s.wipe = settings
+		d.tryWriteSlot(ctx, e, s)
+		if err := d.store.dev.Sync(); err != nil {
+			return nil, err
+		}
+	}
+	device, err := d.device.duplicate()
+	if err != nil {
 		return nil, err
 	}
-	begun := &zeroJob{device: device, extent: e.extent, rateLimit: rateLimit{&d.pacer, now.wipe.Rate}, methods: d.wipeMethods, onProgress: o.Progress}
+	begun := &zeroJob{device: device, extent: e.extent, rateLimit: rateLimit{&d.pacer, settings.Rate}, methods: d.wipeMethods, onProgress: onProgress}
 	begun.progressKeeper = &progressKeeper{interval: d.wipeMethods.saveInterval, since: time.Now(), write: func(ctx context.Context, p progress) error {
 		return d.runInWorker(ctx, func(context.Context) error {
 			s := d.slots[e.guid]
@@ -265,7 +332,7 @@ func (d *Disk) markWiping(ctx context.Context, e entry, w *WipeResult, o WipeOpt
 		})
 	}}
 	// Read from the disk's slots: what could not be kept does not count.
-	if s := d.slots[e.guid]; s.wipe.Policy == now.wipe.Policy && s.progress.fits(e.extent.Len()) {
+	if s := d.slots[e.guid]; s.wipe.Policy == settings.Policy && s.progress.fits(e.extent.Len()) {
 		begun.progress, begun.progressKeeper.onDisk = s.progress, s.progress
 	}
 	return begun, nil
@@ -294,22 +361,38 @@ func (d *Disk) giveDeviceBack(ctx context.Context, partition string) error {
 	return err
 }
 
-// removeWiped frees the extent of a volume that has been wiped. If a tool made the kernel show the volume again
-// meanwhile, it is detached again: a partition without entry would have no owner. An extent that was not zeroed may
-// hold anything. Its next user must clear it.
-func (d *Disk) removeWiped(ctx context.Context, e entry, zeroed bool) error {
-	next, err := d.store.table.without(e.guid)
+// removeWiped frees the extent of a piece that has been wiped, the last one of its volume. If a tool made the kernel show
+// the volume again meanwhile, it is detached again: a partition without entry would have no owner. An extent that was
+// not zeroed may hold anything. Its next user must clear it.
+func (d *Disk) removeWiped(ctx context.Context, volume string, e entry, zeroed bool) error {
+	first, err := d.store.table.volume(volume)
 	if err != nil {
 		return err
 	}
-	if err := d.detachVolume(ctx, e); err != nil {
+	var next table
+	var changed []entry
+	if e.guid == volume {
+		next, err = d.store.table.without(volume)
+	} else {
+		var gone entry
+		next, gone, first, err = d.store.table.withoutPiece(volume)
+		changed = []entry{first}
+		if err == nil && gone.guid != e.guid {
+			err = fmt.Errorf("piece %s of volume %s is not the last one", e.guid, volume)
+		}
+	}
+	if err != nil {
 		return err
 	}
-	if err := d.store.drop(ctx, next, e.index); err != nil {
+	if err := d.detachVolume(ctx, first); err != nil {
+		return err
+	}
+	if err := d.store.drop(ctx, next, e.index, changed...); err != nil {
 		return err
 	}
 	delete(d.slots, e.guid)
 	delete(d.unflushed, e.guid)
+	delete(d.wanted, e.guid)
 	if zeroed {
 		d.zeroed = d.zeroed.Add(e.extent)
 	}

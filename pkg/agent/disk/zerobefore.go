@@ -43,7 +43,7 @@ func (d *Disk) startLongCall(ctx context.Context, partition string) (release fun
 // The worker calls plan, which returns the space and the rate at which it may be zeroed. The caller zeroes it, while
 // the worker does other work. Then the worker calls do, which must plan again: the table may have changed meanwhile.
 func (d *Disk) afterZeroing(
-	ctx context.Context, partition string, plan func() (extent.Extent, int64, error), do func(context.Context) error,
+	ctx context.Context, partition string, plan func() (extent.Set, int64, error), do func(context.Context) error,
 ) error {
 	if v, found := d.volumeNow(partition); found {
 		if err := v.Phase.checkUsable(partition); err != nil {
@@ -55,18 +55,27 @@ func (d *Disk) afterZeroing(
 		return err
 	}
 	defer release()
+	return d.afterZeroingAlone(ctx, partition, plan, do)
+}
+
+// afterZeroingAlone is afterZeroing while no other call does long work on the volume.
+func (d *Disk) afterZeroingAlone(
+	ctx context.Context, partition string, plan func() (extent.Set, int64, error), do func(context.Context) error,
+) error {
 	var device *blockDevice
-	var e extent.Extent
+	var space extent.Set
 	var rate int64
-	err = d.runInWorker(ctx, func(ctx context.Context) (err error) {
-		if e, rate, err = plan(); err != nil {
+	err := d.runInWorker(ctx, func(ctx context.Context) (err error) {
+		if space, rate, err = plan(); err != nil {
 			return err
 		}
-		if e.Empty() || d.zeroed.Contains(e) {
+		for _, e := range space.All() {
+			if err := d.checkNotBeingZeroed(partition, e); err != nil {
+				return err
+			}
+		}
+		if space = space.Subtract(d.zeroed); space.Len() == 0 {
 			return do(ctx)
-		}
-		if err := d.checkNotBeingZeroed(partition, e); err != nil {
-			return err
 		}
 		// The disk must still be there, and the table ours, before anything is zeroed.
 		if err := d.recheck(ctx); err != nil {
@@ -75,14 +84,19 @@ func (d *Disk) afterZeroing(
 		if device, err = d.device.duplicate(); err != nil {
 			return err
 		}
-		d.zeroing[partition] = e
+		d.zeroing[partition] = space
 		return nil
 	})
 	if err != nil || device == nil {
 		return err
 	}
 	stop := d.checkPeriodically()
-	_, zeroErr := (&zeroJob{device: device, extent: e, rateLimit: rateLimit{&d.pacer, rate}, methods: d.wipeMethods}).zero(ctx)
+	var zeroErr error
+	for _, e := range space.All() {
+		if zeroErr == nil {
+			_, zeroErr = (&zeroJob{device: device, extent: e, rateLimit: rateLimit{&d.pacer, rate}, methods: d.wipeMethods}).zero(ctx)
+		}
+	}
 	zeroErr = errors.Join(zeroErr, device.Close())
 	stop()
 	return d.runInWorker(context.WithoutCancel(ctx), func(ctx context.Context) error {
@@ -93,7 +107,7 @@ func (d *Disk) afterZeroing(
 			}
 			return zeroErr
 		}
-		d.zeroed = d.zeroed.Add(e)
+		d.zeroed = d.zeroed.Union(space)
 		return do(ctx)
 	})
 }
