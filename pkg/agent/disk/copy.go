@@ -45,7 +45,8 @@ const (
 	copyChunk = Alignment
 )
 
-// copySide is the source or the target of a copy. Offsets count from the beginning of its extent.
+// copySide is the source or the target of a copy. Offsets count from the beginning of its first extent, and go on in the
+// further ones.
 type copySide struct {
 	name   string // in errors
 	device device
@@ -53,19 +54,42 @@ type copySide struct {
 	extent extent.Extent
 	// rateLimit is that of the disk.
 	rateLimit rateLimit
+	// further are the extents of a source of several pieces, after the first.
+	further []extent.Extent
+}
+
+// length of all extents together.
+func (s copySide) length() int64 {
+	total := s.extent.Len()
+	for _, e := range s.further {
+		total += e.Len()
+	}
+	return total
+}
+
+// place is where on the disk an offset lies. All extents are aligned, so a chunk lies in one.
+func (s copySide) place(off int64) int64 {
+	e := s.extent
+	for _, next := range s.further {
+		if off < e.Len() {
+			break
+		}
+		off, e = off-e.Len(), next
+	}
+	return e.Start + off
 }
 
 func newCopyJob(source, target copySide, window int64) *copyJob {
-	return &copyJob{source: source, target: target, window: alignedBytes(int(min(window, source.extent.Len()))), scratch: alignedBytes(int(copyChunk))}
+	return &copyJob{source: source, target: target, window: alignedBytes(int(min(window, source.length()))), scratch: alignedBytes(int(copyChunk))}
 }
 
 func (s copySide) read(b []byte, off int64) error {
-	_, err := s.device.ReadAt(b, s.extent.Start+off)
+	_, err := s.device.ReadAt(b, s.place(off))
 	return s.wrap(err, "reading", off, int64(len(b)))
 }
 
 func (s copySide) write(b []byte, off int64) error {
-	_, err := s.device.WriteAt(b, s.extent.Start+off)
+	_, err := s.device.WriteAt(b, s.place(off))
 	return s.wrap(err, "writing", off, int64(len(b)))
 }
 
@@ -74,12 +98,12 @@ func (s copySide) wrap(err error, doing string, off, n int64) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s the %s, %v of %s: %w", doing, s.name, extent.New(s.extent.Start+off, n), s.path, err)
+	return fmt.Errorf("%s the %s, %v of %s: %w", doing, s.name, extent.New(s.place(off), n), s.path, err)
 }
 
 // run makes the target what the source is.
 func (j *copyJob) run(ctx context.Context) error {
-	length := j.source.extent.Len()
+	length := j.source.length()
 	for off := int64(0); off < length; {
 		window := j.window[:min(int64(len(j.window)), length-off)]
 		if err := j.copyWindow(ctx, off, window); err != nil {

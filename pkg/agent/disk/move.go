@@ -30,7 +30,8 @@ type MoveOptions struct {
 	Progress func(done int64)
 }
 
-// Move brings a Formatted volume to another place of the disk, in this order:
+// Move brings a Formatted volume to another place of the disk, in this order. A volume of several pieces has one
+// afterwards:
 //
 //  1. The kernel removes the volume's device. It refuses while a process has the device open: then the error is
 //     ErrInUse, and nothing was changed. So no process can write to the volume until Move returns.
@@ -171,8 +172,8 @@ func (d *Disk) planCopy(o MoveOptions) (next table, target entry, isNew bool, er
 		err = fmt.Errorf("volume %s is %s, and not the target of a move", o.Copy, target.phase())
 	case target.extent != o.Extent:
 		err = fmt.Errorf("volume %s is being moved to %v, not to %v: continue, or wipe the copy %s first: %w", o.Partition, target.extent, o.Extent, o.Copy, ErrOverlap)
-	case target.extent.Len() < e.extent.Len():
-		err = fmt.Errorf("volume %s has grown to %d bytes since its move to %v began: wipe the copy %s first: %w", o.Partition, e.extent.Len(), target.extent, o.Copy, ErrOverlap)
+	case target.extent.Len() < now.setOf(e).length():
+		err = fmt.Errorf("volume %s has grown to %d bytes since its move to %v began: wipe the copy %s first: %w", o.Partition, now.setOf(e).length(), target.extent, o.Copy, ErrOverlap)
 	}
 	return now, target, false, err
 }
@@ -201,8 +202,8 @@ func (d *Disk) startCopy(ctx context.Context, e entry, o MoveOptions) (*copyJob,
 	d.publish()
 	limit := rateLimit{&d.pacer, o.Rate}
 	job := newCopyJob(
-		copySide{"source", directDevice{device}, d.device.path, e.extent, limit},
-		copySide{"target", directDevice{device}, d.device.path, target.extent, limit}, d.copyWindow)
+		copySide{"source", directDevice{device}, d.device.path, e.extent, limit, d.store.table.setOf(e).extents()[1:]},
+		copySide{"target", directDevice{device}, d.device.path, target.extent, limit, nil}, d.copyWindow)
 	job.close, job.onProgress = device.Close, o.Progress
 	job.compareFirst, job.rewriteAll = resumed, d.unflushed[o.Copy]
 	job.zeroOn(device, d.wipeMethods, tailIsZero)
@@ -237,7 +238,7 @@ func (d *Disk) ensureTarget(ctx context.Context, e entry, o MoveOptions) (target
 	if err := d.store.putNew(ctx, next, target, false, keep); err != nil {
 		return entry{}, false, false, err
 	}
-	tail := extent.Extent{Start: target.extent.Start + e.extent.Len(), End: target.extent.End}
+	tail := extent.Extent{Start: target.extent.Start + next.setOf(e).length(), End: target.extent.End}
 	tailIsZero = d.zeroed.Contains(tail)
 	d.zeroed = d.zeroed.Remove(target.extent)
 	return target, false, tailIsZero, nil
@@ -251,8 +252,10 @@ func (d *Disk) switchToCopy(ctx context.Context, o MoveOptions) (Volume, error) 
 		if err != nil {
 			return Volume{}, err
 		}
-		if err := d.checkNotShown(ctx, e); err != nil {
-			return Volume{}, err
+		for _, part := range d.store.table.setOf(e).entries() {
+			if err := d.checkNotShown(ctx, part); err != nil {
+				return Volume{}, err
+			}
 		}
 	}
 	e, err := d.commitMove(ctx, o)
@@ -281,7 +284,12 @@ func (d *Disk) commitMove(ctx context.Context, o MoveOptions) (entry, error) {
 		return entry{}, err
 	}
 	kept := d.slots[o.Partition]
-	err = d.store.putMoved(ctx, next, volume, old, func() error { return d.writeSlotProven(volume, slot{note: kept.note, wipe: kept.wipe}) })
+	err = d.store.putMoved(ctx, next, volume, old, func() error {
+		if err := d.writePieceSlots(next.setOf(old), kept.wipe); err != nil {
+			return err
+		}
+		return d.writeSlotProven(volume, slot{note: kept.note, wipe: kept.wipe})
+	})
 	if err != nil {
 		return entry{}, err
 	}
@@ -304,4 +312,15 @@ func (d *Disk) cutMove(ctx context.Context, o MoveOptions, job *copyJob, failed 
 		}
 		return d.giveDeviceBack(ctx, o.Partition)
 	})
+}
+
+// writePieceSlots writes the slots of the further pieces of a place that a volume is about to leave. An earlier move from
+// there may have left progress of a wipe under the same GUIDs.
+func (d *Disk) writePieceSlots(old set, w WipeSettings) error {
+	for _, p := range old.pieces {
+		if err := d.writeSlotProven(p.entry, slot{wipe: w}); err != nil {
+			return err
+		}
+	}
+	return nil
 }

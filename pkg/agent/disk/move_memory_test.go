@@ -112,7 +112,7 @@ func (mm *memMove) run(ctx context.Context, t *testing.T, d *Disk, m *memDisk) e
 
 // job copies in memory.
 func (mm *memMove) job(m *memDisk, from, to extent.Extent, resumed bool) *copyJob {
-	job := newCopyJob(copySide{"source", m, "memory", from, rateLimit{}}, copySide{"target", m, "memory", to, rateLimit{}}, mm.window)
+	job := newCopyJob(copySide{name: "source", device: m, path: "memory", extent: from}, copySide{name: "target", device: m, path: "memory", extent: to}, mm.window)
 	job.compareFirst = resumed
 	job.zero = func(_ context.Context, part extent.Extent) error {
 		mm.zeroed = append(mm.zeroed, part)

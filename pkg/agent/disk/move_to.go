@@ -120,9 +120,9 @@ func (d *Disk) hasLeft(ctx context.Context, target *Disk, o MoveToOptions) (has 
 // depart is the steps 1 to 4 of MoveTo.
 func (d *Disk) depart(ctx context.Context, target *Disk, o MoveToOptions) error {
 	// Before the device is removed: the target may have no room.
-	err := d.withVolume(ctx, o.Partition, func(e entry) error {
+	err := d.withVolume(ctx, o.Partition, func(v set) error {
 		return target.runInWorker(ctx, func(context.Context) error {
-			_, _, _, err := target.planArrival(e, o)
+			_, _, _, err := target.planArrival(v, o)
 			return err
 		})
 	})
@@ -136,7 +136,7 @@ func (d *Disk) depart(ctx context.Context, target *Disk, o MoveToOptions) error 
 	defer d.copying.Done()
 	job, err := target.startArrival(ctx, d, from, kept, o)
 	if err == nil {
-		klog.FromContext(ctx).V(2).Info("Volume is being moved to another disk", "partition", o.Partition, "device", d.device.path, "from", from.extent,
+		klog.FromContext(ctx).V(2).Info("Volume is being moved to another disk", "partition", o.Partition, "device", d.device.path, "from", from.extents(),
 			"disk", d.Snapshot().ID, "to", job.target.extent, "targetDisk", target.Snapshot().ID, "resumed", job.compareFirst)
 		err = target.runUntilClosed(ctx, job, d.stop)
 	}
@@ -160,23 +160,24 @@ func (d *Disk) depart(ctx context.Context, target *Disk, o MoveToOptions) error 
 	return errors.Join(err, cut)
 }
 
-// withVolume calls do with the entry of a volume that can be moved, in the caller's goroutine: a worker never waits for
+// withVolume calls do with a volume that can be moved, in the caller's goroutine: a worker never waits for
 // another disk.
-func (d *Disk) withVolume(ctx context.Context, partition string, do func(entry) error) error {
-	var e entry
-	err := d.runInWorker(ctx, func(context.Context) (err error) {
-		e, err = d.store.table.movable(partition)
+func (d *Disk) withVolume(ctx context.Context, partition string, do func(set) error) error {
+	var v set
+	err := d.runInWorker(ctx, func(context.Context) error {
+		e, err := d.store.table.movable(partition)
+		v = d.store.table.setOf(e)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	return do(e)
+	return do(v)
 }
 
 // startDeparture removes the volume's device. From here on nothing attaches the volume before cutMove or
-// commitDeparture. Close waits until copying is done. It returns the volume's entry, and what is kept of it.
-func (d *Disk) startDeparture(ctx context.Context, o MoveToOptions) (from entry, kept slot, err error) {
+// commitDeparture. Close waits until copying is done. It returns the volume, and what is kept of it.
+func (d *Disk) startDeparture(ctx context.Context, o MoveToOptions) (from set, kept slot, err error) {
 	err = d.afterDetaching(ctx, o.Partition,
 		func(entry) error {
 			_, err := d.store.table.movable(o.Partition)
@@ -190,7 +191,7 @@ func (d *Disk) startDeparture(ctx context.Context, o MoveToOptions) (from entry,
 				}
 				return err
 			}
-			from, kept = e, d.slots[e.guid]
+			from, kept = d.store.table.setOf(e), d.slots[e.guid]
 			d.moving[e.guid] = true
 			d.copying.Add(1)
 			d.publish()
@@ -200,7 +201,7 @@ func (d *Disk) startDeparture(ctx context.Context, o MoveToOptions) (from entry,
 }
 
 // planArrival plans the target of a move from another disk, unless it is there.
-func (d *Disk) planArrival(from entry, o MoveToOptions) (next table, target entry, isNew bool, err error) {
+func (d *Disk) planArrival(from set, o MoveToOptions) (next table, target entry, isNew bool, err error) {
 	now := d.store.table
 	target, err = now.volume(o.Copy)
 	switch {
@@ -216,14 +217,14 @@ func (d *Disk) planArrival(from entry, o MoveToOptions) (next table, target entr
 		err = fmt.Errorf("volume %s is %s, and not the target of a move from another disk", o.Copy, target.phase())
 	case target.extent != o.Extent:
 		err = fmt.Errorf("volume %s is being moved to %v, not to %v: continue, or wipe the copy %s first: %w", o.Partition, target.extent, o.Extent, o.Copy, ErrOverlap)
-	case target.extent.Len() < from.extent.Len():
-		err = fmt.Errorf("volume %s has grown to %d bytes since its move to %v began: wipe the copy %s first: %w", o.Partition, from.extent.Len(), target.extent, o.Copy, ErrOverlap)
+	case target.extent.Len() < from.length():
+		err = fmt.Errorf("volume %s has grown to %d bytes since its move to %v began: wipe the copy %s first: %w", o.Partition, from.length(), target.extent, o.Copy, ErrOverlap)
 	}
 	return now, target, false, err
 }
 
 // startArrival makes the target, and returns the job that copies to it.
-func (d *Disk) startArrival(ctx context.Context, source *Disk, from entry, kept slot, o MoveToOptions) (job *copyJob, err error) {
+func (d *Disk) startArrival(ctx context.Context, source *Disk, from set, kept slot, o MoveToOptions) (job *copyJob, err error) {
 	err = d.runInWorker(ctx, func(ctx context.Context) error {
 		if err := d.recheck(ctx); err != nil {
 			return err
@@ -246,8 +247,8 @@ func (d *Disk) startArrival(ctx context.Context, source *Disk, from entry, kept 
 		}
 		d.copying.Add(1)
 		job = newCopyJob(
-			copySide{"source", directDevice{reads}, reads.path, from.extent, rateLimit{&source.pacer, o.Rate}},
-			copySide{"target", directDevice{writes}, writes.path, target.extent, rateLimit{&d.pacer, o.TargetRate}}, d.copyWindow)
+			copySide{"source", directDevice{reads}, reads.path, from.first.extent, rateLimit{&source.pacer, o.Rate}, from.extents()[1:]},
+			copySide{"target", directDevice{writes}, writes.path, target.extent, rateLimit{&d.pacer, o.TargetRate}, nil}, d.copyWindow)
 		job.close, job.onProgress = func() error { return errors.Join(reads.Close(), writes.Close()) }, o.Progress
 		job.compareFirst, job.rewriteAll = resumed, d.unflushed[o.Copy]
 		job.zeroOn(writes, d.wipeMethods, tailIsZero)
@@ -258,7 +259,7 @@ func (d *Disk) startArrival(ctx context.Context, source *Disk, from entry, kept 
 }
 
 // ensureArrival makes the entry of the copy, unless it is there. Its slot has how the volume is wiped, and no note.
-func (d *Disk) ensureArrival(ctx context.Context, from entry, kept slot, o MoveToOptions) (target entry, resumed, tailIsZero bool, err error) {
+func (d *Disk) ensureArrival(ctx context.Context, from set, kept slot, o MoveToOptions) (target entry, resumed, tailIsZero bool, err error) {
 	next, target, isNew, err := d.planArrival(from, o)
 	if err != nil {
 		return entry{}, false, false, err
@@ -270,7 +271,7 @@ func (d *Disk) ensureArrival(ctx context.Context, from entry, kept slot, o MoveT
 	if err := d.store.putNew(ctx, next, target, false, keep); err != nil {
 		return entry{}, false, false, err
 	}
-	tail := extent.Extent{Start: target.extent.Start + from.extent.Len(), End: target.extent.End}
+	tail := extent.Extent{Start: target.extent.Start + from.length(), End: target.extent.End}
 	tailIsZero = d.zeroed.Contains(tail)
 	d.zeroed = d.zeroed.Remove(target.extent)
 	return target, false, tailIsZero, nil
@@ -311,14 +312,18 @@ func (d *Disk) commitDeparture(ctx context.Context, kept slot, o MoveToOptions) 
 	if err != nil {
 		return err
 	}
-	if err := d.checkNotShown(ctx, e); err != nil {
-		return err
+	for _, part := range d.store.table.setOf(e).entries() {
+		if err := d.checkNotShown(ctx, part); err != nil {
+			return err
+		}
 	}
 	next, left, err := d.store.table.withLeft(o.Partition, o.Left)
 	if err != nil {
 		return err
 	}
-	if err := d.store.put(ctx, next, left); err != nil {
+	old := next.setOf(left)
+	keep := func() error { return d.writePieceSlots(old, kept.wipe) }
+	if err := d.store.putSet(ctx, next, old.entries(), false, keep); err != nil {
 		return err
 	}
 	delete(d.moving, o.Partition)
@@ -342,7 +347,7 @@ func (d *Disk) arrive(ctx context.Context, o MoveToOptions) (Volume, error) {
 	}
 	err = d.attach(ctx, e)
 	d.publish()
-	return d.volume(e), err
+	return d.volume(d.store.table.setOf(e)), err
 }
 
 // commitArrival makes the copy the volume.
@@ -402,23 +407,29 @@ func (d *Disk) cutArrival(ctx context.Context, job *copyJob, o MoveToOptions, fa
 	})
 }
 
-// withArrival plans the target of a move from another disk, where the volume has that entry.
-func (t table) withArrival(from entry, copyGUID string, target extent.Extent) (table, entry, error) {
-	if t.indexOf(from.guid) >= 0 {
-		return table{}, entry{}, fmt.Errorf("volume %s is to be moved to a disk that has it", from.guid)
+// withArrival plans the target of a move from another disk, in one piece. The volume there is from.
+func (t table) withArrival(from set, copyGUID string, target extent.Extent) (table, entry, error) {
+	v := from.first
+	if t.indexOf(v.guid) >= 0 {
+		return table{}, entry{}, fmt.Errorf("volume %s is to be moved to a disk that has it", v.guid)
 	}
-	if target.Len() < from.extent.Len() {
-		return table{}, entry{}, fmt.Errorf("volume %s of %d bytes cannot move to %v: a volume never shrinks", from.guid, from.extent.Len(), target)
+	if target.Len() < from.length() {
+		return table{}, entry{}, fmt.Errorf("volume %s of %d bytes cannot move to %v: a volume never shrinks", v.guid, from.length(), target)
 	}
-	return t.withEntry(entry{typeGUID: TypeArriving, guid: copyGUID, extent: target, name: from.name, attributes: from.attributes})
+	return t.withEntry(entry{typeGUID: TypeArriving, guid: copyGUID, extent: target, name: v.name, attributes: v.attributes}.withPieceField(0))
 }
 
-// withLeft plans that a volume has left the disk for another one, which has all of it.
+// withLeft plans that a volume has left the disk for another one, which has all of it. Its pieces stay a set.
 func (t table) withLeft(guid, leftGUID string) (table, entry, error) {
-	if _, err := t.movable(guid); err != nil {
+	e, err := t.movable(guid)
+	if err != nil {
 		return table{}, entry{}, err
 	}
-	return t.withRole(guid, leftGUID, TypeMoved)
+	next, left, err := t.withRole(guid, leftGUID, TypeMoved)
+	if err != nil {
+		return table{}, entry{}, err
+	}
+	return next.withChanged(t.setOf(e).piecesOf(leftGUID)...), left, nil
 }
 
 // withArrived plans that a copy is the volume that another disk had.

@@ -149,7 +149,7 @@ func (p *memPair) run(ctx context.Context, t *testing.T, source, target *Disk) (
 			return 0, err
 		}
 		kept := source.slots[guidA]
-		to, resumed, tailIsZero, err := target.ensureArrival(ctx, from, kept, p.o)
+		to, resumed, tailIsZero, err := target.ensureArrival(ctx, set{first: from}, kept, p.o)
 		if err != nil {
 			return 0, err
 		}
@@ -299,7 +299,7 @@ func TestPowerCutsInMoveTo(t *testing.T) {
 				// A copy that an earlier move has begun. The volume has changed since.
 				source, target := p.openBoth(t, false)
 				from, _ := source.store.table.volume(guidA)
-				if _, _, _, err := target.ensureArrival(ctx, from, p.kept, p.o); err != nil {
+				if _, _, _, err := target.ensureArrival(ctx, set{first: from}, p.kept, p.o); err != nil {
 					t.Fatal(err)
 				}
 				for at, b := range p.data {

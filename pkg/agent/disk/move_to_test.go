@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -62,15 +63,15 @@ func TestMoveTo(t *testing.T) {
 		}
 		want := v
 		want.Extent, want.Index, want.Device = extentMiB(60, 50), 2, b.path+"p2"
-		if moved != want || done != 50*units.MiB {
+		if !reflect.DeepEqual(moved, want) || done != 50*units.MiB {
 			t.Errorf("moved: %+v, want %+v; %d bytes were done", moved, want, done)
 		}
 		mustHold(t, moved, before)
-		if again, err := source.MoveTo(ctx, target, o); err != nil || again != want {
+		if again, err := source.MoveTo(ctx, target, o); err != nil || !reflect.DeepEqual(again, want) {
 			t.Errorf("MoveTo once more: %+v, %v", again, err)
 		}
 		wantLeft := Volume{Partition: guidLeft, Name: v.Name, Extent: v.Extent, Phase: Moved, Ephemeral: true, Wipe: v.Wipe, Index: 1}
-		if left, _ := ptr(source.Snapshot()).Volume(guidLeft); left != wantLeft {
+		if left, _ := ptr(source.Snapshot()).Volume(guidLeft); !reflect.DeepEqual(left, wantLeft) {
 			t.Errorf("the volume has left %+v, want %+v", left, wantLeft)
 		}
 		if p := a.partitions(t); p[1] != (partition{}) {
@@ -86,10 +87,10 @@ func TestMoveTo(t *testing.T) {
 		a.removePartitions(t)
 		b.removePartitions(t)
 		source, target = a.open(t), b.open(t)
-		if now, _ := ptr(target.Snapshot()).Volume(guidA); now != want {
+		if now, _ := ptr(target.Snapshot()).Volume(guidA); !reflect.DeepEqual(now, want) {
 			t.Errorf("after a restart: %+v, want %+v", now, want)
 		}
-		if left, _ := ptr(source.Snapshot()).Volume(guidLeft); left != wantLeft {
+		if left, _ := ptr(source.Snapshot()).Volume(guidLeft); !reflect.DeepEqual(left, wantLeft) {
 			t.Errorf("after a restart the volume has left %+v, want %+v", left, wantLeft)
 		}
 		testenv.Run(t, "e2fsck", "-f", "-n", moved.Device)
@@ -155,7 +156,7 @@ func TestMoveToRefused(t *testing.T) {
 		if err == nil || test.is != nil && !errors.Is(err, test.is) || !strings.Contains(err.Error(), test.says) {
 			t.Errorf("%s: %v", test.name, err)
 		}
-		if now, _ := ptr(source.Snapshot()).Volume(guidA); now != v || len(target.Snapshot().Volumes) != 1 {
+		if now, _ := ptr(source.Snapshot()).Volume(guidA); !reflect.DeepEqual(now, v) || len(target.Snapshot().Volumes) != 1 {
 			t.Errorf("%s: the volume is %+v, and the target has %+v", test.name, now, target.Snapshot().Volumes)
 		}
 	}
@@ -208,7 +209,7 @@ func TestMoveToCut(t *testing.T) {
 				target = b.open(t)
 			}
 			now, _ := ptr(source.Snapshot()).Volume(guidA)
-			if now != v {
+			if !reflect.DeepEqual(now, v) {
 				t.Fatalf("the volume is %+v", now)
 			}
 			if c, _ := ptr(target.Snapshot()).Volume(c2); c.Phase != Arriving || c.Device != "" {
@@ -283,7 +284,7 @@ func TestMoveToEndsAfterCommit(t *testing.T) {
 	}
 	want := v
 	want.Extent, want.Device = o.Extent, b.path+"p1"
-	if moved != want {
+	if !reflect.DeepEqual(moved, want) {
 		t.Errorf("moved: %+v, want %+v", moved, want)
 	}
 	mustHold(t, moved, data)
@@ -378,7 +379,7 @@ func TestMoveToShown(t *testing.T) {
 			if _, err := source.MoveTo(withoutLogs(t), target, o); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "another program") {
 				t.Fatalf("the move: %v", err)
 			}
-			if now, _ := ptr(source.Snapshot()).Volume(guidA); now != v {
+			if now, _ := ptr(source.Snapshot()).Volume(guidA); !reflect.DeepEqual(now, v) {
 				t.Fatalf("then: %+v", now)
 			}
 			moved, err := source.MoveTo(withoutLogs(t), target, movedToOther(40, 20))

@@ -108,6 +108,16 @@ func (s set) entries() []entry {
 	return all
 }
 
+// piecesOf are the entries of the further pieces with the GUIDs of the pieces of another volume.
+func (s set) piecesOf(guid string) []entry {
+	var all []entry
+	for _, p := range s.pieces {
+		p.guid = guids.PieceID(guid, p.number)
+		all = append(all, p.entry)
+	}
+	return all
+}
+
 // last is the entry of the last piece.
 func (s set) last() entry {
 	if len(s.pieces) == 0 {

@@ -298,3 +298,69 @@ func TestIncompleteOnDisk(t *testing.T) {
 		t.Errorf("after the wipe: %+v", s)
 	}
 }
+
+// TestMovePieces moves a volume of three pieces into one, on its disk and to another one. It asserts that the bytes are
+// those of the pieces in their order, that the pieces keep their space as one volume in phase Wiping or Moved, and that
+// its wipe frees all of it, whatever progress an earlier wipe left in their slots.
+func TestMovePieces(t *testing.T) {
+	for _, elsewhere := range []bool{false, true} {
+		l, other := initialized(t, 64*units.MiB, 512), initialized(t, 64*units.MiB, 512)
+		at := threePieces()
+		putPieces(t, l, at)
+		var want []byte
+		for i, e := range at {
+			piece := bytes.Repeat([]byte{byte(i + 1)}, int(e.Len()))
+			l.writeAt(t, piece, e.Start)
+			want = append(want, piece...)
+		}
+		d, target := l.open(t), other.open(t)
+		ctx := withoutLogs(t)
+		// What a wipe of an earlier place with these GUIDs has left.
+		err := d.runInWorker(ctx, func(context.Context) error {
+			s, err := d.store.table.set(guidA)
+			if err != nil {
+				return err
+			}
+			p := s.pieces[0]
+			p.guid = guids.PieceID(c2, p.number)
+			full := p.extent.Len()
+			err = d.writeSlotProven(p.entry, slot{wipe: WipeSettings{Policy: WipeOverwrite}, progress: progress{methodOverwrite, full, full}})
+			delete(d.slots, p.guid)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		place, phase := extentMiB(30, 10), Wiping
+		var v Volume
+		if elsewhere {
+			phase = Moved
+			v, err = d.MoveTo(ctx, target, MoveToOptions{Partition: guidA, Copy: c3, Left: c2, Extent: place})
+		} else {
+			v, err = d.Move(ctx, MoveOptions{Partition: guidA, Copy: c2, Extent: place})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.Extent != place || len(v.Pieces) != 0 || v.Incomplete != "" || v.Phase != Formatted || v.Attachment != Partition || v.Note != "of a" {
+			t.Errorf("moved: %+v", v)
+		}
+		if got := readContent(t, v); !bytes.Equal(got[:len(want)], want) || !allZero(got[len(want):]) {
+			t.Error("the volume does not hold the bytes of its pieces in their order")
+		}
+		old, _ := ptr(d.Snapshot()).Volume(c2)
+		if old.Phase != phase || old.Incomplete != "" || old.Length() != 9*units.MiB || len(old.Pieces) != 2 || old.Ephemeral != v.Ephemeral {
+			t.Errorf("the old place: %+v", old)
+		}
+		d.Close()
+		d = l.open(t)
+		if _, err := d.Wipe(ctx, c2, WipeOptions{Policy: WipeOverwrite}); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range at {
+			if !l.holdsZeros(t, e) || !d.Snapshot().Free.Contains(e) {
+				t.Errorf("%v is not free, or not zero", e)
+			}
+		}
+	}
+}

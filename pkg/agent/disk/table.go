@@ -8,7 +8,6 @@ import (
 
 	"github.com/google/uuid"
 
-	guids "github.com/berthdev/berth/apis/disk/partition"
 	"github.com/berthdev/berth/pkg/extent"
 )
 
@@ -274,11 +273,7 @@ func (t table) withMoved(guid, copyGUID string) (next table, volume, old entry, 
 	}
 	volume.guid, volume.typeGUID, volume.name, volume.attributes = guid, old.typeGUID, old.name, old.withPieceField(0).attributes
 	old.guid, old.typeGUID = copyGUID, TypeWiping
-	changed := []entry{volume, old}
-	for _, p := range source.pieces {
-		p.guid = guids.PieceID(copyGUID, p.number)
-		changed = append(changed, p.entry)
-	}
+	changed := append([]entry{volume, old}, source.piecesOf(copyGUID)...)
 	return t.withChanged(changed...), volume, old, nil
 }
 
