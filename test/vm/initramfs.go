@@ -102,14 +102,14 @@ func (a *archive) program(ctx context.Context, name string) error {
 
 // guestModules are the modules that the guest needs, beside what is built in.
 var guestModules = []string{
-	"virtio_pci", "virtio_blk", "virtio_console", "dm_mod", "loop", "ext4",
+	"virtio_pci", "virtio_blk", "virtio_console", "dm_mod", "loop", "ext4", "xfs",
 	// Disks with several paths, and encrypted ones.
 	"virtio_scsi", "sd_mod", "dm_multipath", "dm_round_robin", "dm_crypt", "aes_generic", "ecb", "xts",
 	"algif_skcipher",
 }
 
 // guestPrograms are those that the engine and the users of its volumes run.
-var guestPrograms = []string{"blkid", "wipefs", "mkfs.ext4", "e2fsck", "losetup", "dmsetup", "cryptsetup", "sync"}
+var guestPrograms = []string{"blkid", "wipefs", "mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_growfs", "losetup", "dmsetup", "cryptsetup", "sync"}
 
 // luksKey is a file of the guest with the passphrase of its encrypted disk.
 const luksKey = "/etc/luks.key"

@@ -128,7 +128,7 @@ func TestBoot(t *testing.T) {
 }
 
 // engineTests are the tests of package disk that need the device mapper: how their names begin, after "Test".
-var engineTests = []string{"Mapp", "HighVolume", "StrayLoop", "ClaimedBy", "VolumeBelow"}
+var engineTests = []string{"Mapp", "HighVolume", "StrayLoop", "ClaimedBy", "VolumeBelow", "Pieces"}
 
 // TestEngine runs those tests of package disk that need the device mapper.
 func TestEngine(t *testing.T) {
@@ -140,7 +140,7 @@ func TestEngine(t *testing.T) {
 	}
 	passed := strings.Count(e.Output, "--- PASS")
 	t.Logf("%d tests of package disk passed with the device mapper:\n%s", passed, e.Output)
-	if e.Code != 0 || passed < 11 {
+	if e.Code != 0 || passed < 19 {
 		t.Errorf("they ended with code %d", e.Code)
 	}
 	for _, name := range engineTests {

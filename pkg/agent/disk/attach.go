@@ -52,6 +52,9 @@ func (d *Disk) attacherOf(e entry) attacher {
 // Otherwise they are partitions, and loop devices where the numbers end. chooseAttacher does not wait, so a disk that
 // is in use is attached as before until the node boots again.
 func (d *Disk) chooseAttacher(ctx context.Context, t table) error {
+	if d.noMapper {
+		return nil
+	}
 	m, err := d.device.findMapped()
 	if err == nil && m == nil && d.device.lacksPartitions() {
 		return fmt.Errorf("the kernel gives %s no partitions, and %s that would replace them is missing: load the module dm_mod", d.device.path, mapperControl)

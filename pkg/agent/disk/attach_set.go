@@ -271,7 +271,11 @@ func (d *Disk) checkMapper() error {
 		return nil
 	}
 	var err error
-	if d.linear, err = d.device.findLinear(nil); err != nil {
+	if !d.noMapper {
+		// The module may have been loaded since.
+		d.linear, err = d.device.findLinear(d.loops)
+	}
+	if err != nil {
 		return err
 	}
 	if d.linear == nil {

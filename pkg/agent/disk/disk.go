@@ -33,6 +33,7 @@ type Options struct {
 
 	wipeMethods *wipeMethods // nil is the default
 	copyWindow  int64        // 0 is the default
+	noMapper    bool         // as on a kernel without the device mapper
 }
 
 // Disk is an open disk of ours. Any goroutine may call its methods. One goroutine of its own, the worker, does all that
@@ -45,6 +46,7 @@ type Disk struct {
 	copyWindow  int64 // how much a move copies up to a flush
 	onChange    func()
 	attachAs    Attachment // unless a volume is wanted otherwise
+	noMapper    bool
 
 	// Only the worker uses these.
 	store   *store
@@ -97,7 +99,7 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 		device: device, onChange: o.OnChange, devices: map[string]string{},
 		commands: make(chan command), stop: make(chan struct{}), stopped: make(chan struct{}), watchdog: newWatchdog(o.CommandTimeout),
 		longCalls: map[string]chan struct{}{}, zeroing: map[string]extent.Set{}, wanted: map[string]Attachment{}, unshown: map[string]string{},
-		attachAs: cmp.Or(o.Attachment, Partition), moving: map[string]bool{}, unflushed: map[string]bool{},
+		attachAs: cmp.Or(o.Attachment, Partition), noMapper: o.noMapper, moving: map[string]bool{}, unflushed: map[string]bool{},
 		wipeMethods: cmp.Or(o.wipeMethods, defaultWipeMethods()), copyWindow: cmp.Or(o.copyWindow, defaultCopyWindow),
 	}
 	if err := d.open(ctx, o.SeenBefore); err != nil {

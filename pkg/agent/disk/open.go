@@ -62,7 +62,7 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 	if d.loops, err = d.device.findLoops(); err != nil {
 		return err
 	}
-	if d.mapped == nil {
+	if d.mapped == nil && !d.noMapper {
 		if d.linear, err = d.device.findLinear(d.loops); err != nil {
 			return err
 		}

@@ -163,20 +163,50 @@ func TestWipeIgnoresStaleProgress(t *testing.T) {
 	}
 }
 
-// TestPiecesWithoutMapper asserts that a kernel without the device mapper serves a disk with a volume of several pieces:
+// TestWipeIgnoresStaleProgressOfPolicy asserts that the progress of a piece's wipe does not count when the wipe goes on
+// under another policy.
+func TestWipeIgnoresStaleProgressOfPolicy(t *testing.T) {
+	l := initialized(t, 32*units.MiB, 512)
+	putPieces(t, l, threePieces())
+	d := l.open(t)
+	err := d.runInWorker(t.Context(), func(ctx context.Context) error {
+		if err := d.setPhase(ctx, guidA, Wiping); err != nil {
+			return err
+		}
+		s, err := d.store.table.set(guidA)
+		if err != nil {
+			return err
+		}
+		full := s.pieces[1].extent.Len()
+		return d.writeSlotProven(s.pieces[1].entry, slot{wipe: WipeSettings{Policy: WipeZero}, progress: progress{methodOverwrite, full, full}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	if _, err := l.open(t).Wipe(withoutLogs(t), guidA, WipeOptions{Policy: WipeOverwrite}); err != nil {
+		t.Fatal(err)
+	}
+	if n := countCanaries(t, l); n != 0 {
+		t.Errorf("%d canaries are left", n)
+	}
+}
+
+// TestNoMapper asserts that a kernel without the device mapper serves a disk with a volume of several pieces:
 // the volume is listed with the reason and has no device, and neither have its pieces. No volume gets pieces there, and
 // nothing is written.
-func TestPiecesWithoutMapper(t *testing.T) {
-	if CheckMapper() == nil {
-		t.Skip("this kernel has the device mapper")
-	}
+func TestNoMapper(t *testing.T) {
 	l := initialized(t, 32*units.MiB, 512)
 	putPieces(t, l, threePieces())
 	// A boot shows all entries that have a number.
 	for i, e := range threePieces() {
 		l.addPartition(t, i+1, e)
 	}
-	d := l.open(t)
+	d, err := Open(withoutLogs(t), l.path, Options{noMapper: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
 	ctx := withoutLogs(t)
 	v, _ := ptr(d.Snapshot()).Volume(guidA)
 	if v.Device != "" || v.Attachment != "" || !strings.Contains(v.NotAttached, "device mapper") || v.Incomplete != "" || v.Length() != 9*units.MiB || len(v.Pieces) != 2 {
@@ -205,6 +235,9 @@ func TestPiecesWithoutMapper(t *testing.T) {
 	}
 	if !bytes.Equal(l.tables(t), table) {
 		t.Error("the table was changed")
+	}
+	if !strings.Contains(added.Error(), "cannot get another piece") {
+		t.Errorf("AddPiece zeroed the space first: %v", added)
 	}
 	if s, err := Read(l.path); err != nil || len(s.Volumes) != 2 || len(s.Volumes[0].Pieces) != 2 || s.Volumes[0].Device != "" {
 		t.Errorf("Read: %+v, %v", s.Volumes, err)

@@ -398,3 +398,13 @@ func TestShowsPart(t *testing.T) {
 		}
 	}
 }
+
+// TestPieceIsAligned asserts that a table with a piece that is not aligned is invalid, like one with such a volume.
+func TestPieceIsAligned(t *testing.T) {
+	now := piecesTable(t, 2)
+	now.entries = slices.Clone(now.entries)
+	now.entries[1].extent = extent.New(now.entries[1].extent.Start, units.MiB/2)
+	if err := now.validate(); err == nil || !strings.Contains(err.Error(), "not aligned") {
+		t.Errorf("a piece of half a MiB: %v", err)
+	}
+}

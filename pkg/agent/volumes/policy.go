@@ -76,7 +76,7 @@ func (p *policies) storeOnDisk(ctx context.Context, d *discovery.Disk) {
 		return
 	}
 	for _, v := range d.Snapshot.Volumes {
-		if v.Phase == disk.Wiping || v.Wipe == now || ctx.Err() != nil {
+		if v.Phase == disk.Wiping || v.Phase == disk.OrphanPiece || v.Wipe == now || ctx.Err() != nil {
 			continue
 		}
 		if err := e.SetWipe(ctx, v.Partition, now); err != nil {
