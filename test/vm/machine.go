@@ -118,7 +118,7 @@ const commandLine = "console=ttyS0 loglevel=4 panic=-1 mitigations=off no_timer_
 func (m *machine) arguments(i image, drives []drive) []string {
 	args := []string{
 		"-nodefaults", "-display", "none", "-no-reboot", "-machine", "pc", "-accel", "tcg,thread=multi",
-		"-smp", "2", "-m", "512",
+		"-smp", "2", "-m", "1024",
 		"-kernel", i.kernel, "-initrd", i.initramfs,
 		"-append", commandLine,
 		"-serial", "stdio",

@@ -18,6 +18,8 @@ type model struct {
 type modeled struct {
 	start, length, grown         int64 // grown: the length that was announced, or 0
 	create, format, fill, wiping progress
+	// more is the file that uses the space by which the volume has grown.
+	more progress
 }
 
 type progress int
@@ -49,7 +51,9 @@ func (m *model) take(s wire.Step) {
 		v.format = to
 	case "fill":
 		v.fill = to
-	case "grow":
+	case "more":
+		v.more = to
+	case "grow", "piece":
 		v.grown = s.Length
 		if s.Done {
 			v.length, v.grown = s.Length, 0
@@ -101,13 +105,21 @@ func (m *model) check(s wire.State) (whole []string, err error) {
 }
 
 func (v *modeled) unacknowledged() bool {
-	return v.create == announced || v.format == announced || v.fill == announced || v.wiping == announced || v.grown != 0
+	return v.create == announced || v.format == announced || v.fill == announced || v.wiping == announced || v.more == announced || v.grown != 0
 }
 
 // became returns an error unless the volume may be in the state found, and adopts that state.
 func (v *modeled) became(f wire.Found) error {
 	if f.Start != v.start || f.Length != v.length && (f.Length != v.grown || v.grown == 0) {
 		return fmt.Errorf("it is at %d, %d bytes long; it was made at %d, with %d", f.Start, f.Length, v.start, v.length)
+	}
+	if f.Wrong != "" {
+		return fmt.Errorf("it is incomplete: %s", f.Wrong)
+	}
+	for i, at := range f.Pieces {
+		if at != v.start+wire.PieceOffset(i+1) {
+			return fmt.Errorf("its piece %d is at %d", i+1, at)
+		}
 	}
 	may := map[string]bool{
 		"Reserved":  v.format != done,
@@ -120,11 +132,14 @@ func (v *modeled) became(f wire.Found) error {
 	v.length, v.grown, v.create = f.Length, 0, done
 	switch f.Phase {
 	case "Reserved":
-		v.format, v.wiping = never, never
+		v.format, v.wiping, v.more = never, never, never
 	case "Formatted":
 		v.format, v.wiping = done, never
 		if v.fill == announced {
 			v.fill = never
+		}
+		if v.more == announced {
+			v.more = never
 		}
 	case "Wiping":
 		v.wiping = announced

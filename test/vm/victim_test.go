@@ -35,8 +35,8 @@ type victim struct {
 func newVictims(t *testing.T, dir string) ([]*victim, []drive) {
 	t.Helper()
 	victims := []*victim{
-		newVictim(t, dir, "small", 512*mib, 512, wire.Burst{Workers: 3, From: 2 * mib, SlotBytes: 12 * mib, Slots: 18}),
-		newVictim(t, dir, "crowded", 512*mib, 4096, wire.Burst{Workers: 3, From: 300 * mib, SlotBytes: 12 * mib, Slots: 15}),
+		newVictim(t, dir, "small", 512*mib, 512, wire.Burst{Workers: 3, From: 2 * mib, SlotBytes: 12 * mib, Slots: 18, Pieces: true}),
+		newVictim(t, dir, "crowded", 512*mib, 4096, wire.Burst{Workers: 3, From: 300 * mib, SlotBytes: 12 * mib, Slots: 15, Pieces: true}),
 	}
 	victims[1].mapped, victims[1].crowded = true, true
 	var drives []drive
@@ -113,7 +113,7 @@ func (v *victim) check(t *testing.T, ctx context.Context, m *machine, cut int) {
 	}
 	for _, found := range s.Volumes {
 		// A volume that is being wiped has no device.
-		if found.Phase != string(disk.Wiping) && v.mapped != strings.HasPrefix(found.Device, "/dev/dm-") {
+		if found.Phase != string(disk.Wiping) && (v.mapped || len(found.Pieces) > 0) != strings.HasPrefix(found.Device, "/dev/dm-") {
 			t.Errorf("cut %d, %s: a volume in phase %s is %q", cut, v.name, found.Phase, found.Device)
 		}
 	}
@@ -122,7 +122,7 @@ func (v *victim) check(t *testing.T, ctx context.Context, m *machine, cut int) {
 		t.Fatalf("cut %d, %s: %v", cut, v.name, err)
 	}
 	for _, partition := range whole {
-		if err := m.call(ctx, "verify", wire.Volume{Disk: v.burst.Disk, Partition: partition}, nil); err != nil {
+		if err := m.call(ctx, "verify", wire.Volume{Disk: v.burst.Disk, Partition: partition, More: v.model.volumes[partition].more == done}, nil); err != nil {
 			t.Errorf("cut %d, %s: the data of volume %s: %v", cut, v.name, partition, err)
 		}
 		v.verified++

@@ -19,7 +19,7 @@ const build = "../../.build/vm"
 const mib = 1 << 20
 
 // needImage builds the files from which machines boot. The test is skipped only if a program is missing.
-func needImage(t *testing.T) image {
+func needImage(t testing.TB) image {
 	t.Helper()
 	testenv.NeedProgram(t, "qemu-system-x86_64", "cryptsetup")
 	ctx := t.Context()
@@ -42,7 +42,7 @@ func needImage(t *testing.T) image {
 	return i
 }
 
-func goBuild(t *testing.T, args ...string) {
+func goBuild(t testing.TB, args ...string) {
 	t.Helper()
 	cmd := exec.Command("go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -53,7 +53,7 @@ func goBuild(t *testing.T, args ...string) {
 
 // newMachineDir is a directory for one machine, with a path short enough for sockets. If the test fails, the kernel's
 // output is shown.
-func newMachineDir(t *testing.T) string {
+func newMachineDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "berth-vm-")
 	if err != nil {
@@ -72,7 +72,7 @@ func newMachineDir(t *testing.T) string {
 }
 
 // bootOnce boots a machine that runs until the end of the test.
-func bootOnce(t *testing.T, drives ...drive) *machine {
+func bootOnce(t testing.TB, drives ...drive) *machine {
 	t.Helper()
 	i := needImage(t)
 	began := time.Now()

@@ -146,6 +146,21 @@ func TestPiecesAttach(t *testing.T) {
 	}
 }
 
+// deviceSize is the length of the volume's device.
+func deviceSize(t *testing.T, v Volume) int64 {
+	t.Helper()
+	device, err := openDevice(v.Device, os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
+	size, _, err := device.geometry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return size
+}
+
 // writer writes blocks to a file of a mounted volume and flushes each, until stop is called.
 type writer struct {
 	path   string
@@ -210,16 +225,17 @@ func (w *writer) finish(t *testing.T) {
 // of the agent in between. It asserts that the device is longer at once, that the file system grows online, that no
 // write fails, and that the mount and the device stay.
 func TestPiecesGrowOnline(t *testing.T) {
-	for _, fs := range []string{"ext4", "xfs"} {
+	// The smallest that mkfs.xfs makes. What is written lies in the machine's memory.
+	for fs, first := range map[string]int64{"ext4": 40, "xfs": 300} {
 		t.Run(fs, func(t *testing.T) {
 			l := initialized(t, 1024*units.MiB, 512)
 			ctx := withoutLogs(t)
 			d := l.open(t)
-			v, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(500, 320), Attachment: DeviceMapper})
+			v, err := d.Create(ctx, CreateOptions{Partition: guidA, Extent: extentMiB(500, first), Attachment: DeviceMapper})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(820, 2)}); err != nil {
+			if _, err := d.Create(ctx, CreateOptions{Partition: guidB, Extent: extentMiB(500+first, 2)}); err != nil {
 				t.Fatal(err)
 			}
 			testenv.Run(t, "mkfs."+fs, v.Device)
@@ -228,19 +244,19 @@ func TestPiecesGrowOnline(t *testing.T) {
 			}
 			mnt := mountVolume(t, v, fs)
 			w := startWriter(filepath.Join(mnt, "log"))
-			if _, err := d.Grow(ctx, guidA, 400*units.MiB); !errors.Is(err, ErrOverlap) {
+			if _, err := d.Grow(ctx, guidA, (first+10)*units.MiB); !errors.Is(err, ErrOverlap) {
 				t.Errorf("growth beside a neighbour: %v", err)
 			}
-			for number, at := range []extent.Extent{extentMiB(2, 60), extentMiB(100, 70)} {
+			for number, at := range []extent.Extent{extentMiB(2, 20), extentMiB(100, 30)} {
 				grown, err := d.AddPiece(ctx, guidA, number+1, at)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if grown, err = d.Grow(ctx, guidA, grown.Length()+20*units.MiB); err != nil {
+				if grown, err = d.Grow(ctx, guidA, grown.Length()+10*units.MiB); err != nil {
 					t.Fatal(err)
 				}
-				if grown.Device != v.Device || int64(len(whole(t, grown))) != grown.Length() {
-					t.Errorf("%+v has %d bytes", grown, len(whole(t, grown)))
+				if size := deviceSize(t, grown); grown.Device != v.Device || size != grown.Length() {
+					t.Errorf("%+v has %d bytes", grown, size)
 				}
 				if fs == "xfs" {
 					testenv.Run(t, "xfs_growfs", "-d", mnt)
@@ -251,7 +267,7 @@ func TestPiecesGrowOnline(t *testing.T) {
 				if err := unix.Statfs(mnt, &st); err != nil {
 					t.Fatal(err)
 				}
-				if size := int64(st.Blocks) * int64(st.Bsize); size < grown.Length()*8/10 {
+				if size := int64(st.Blocks) * int64(st.Bsize); size < grown.Length()*7/10 {
 					t.Errorf("the file system has %d MiB of %d", size/units.MiB, grown.Length()/units.MiB)
 				}
 				again, err := d.AddPiece(ctx, guidA, number+1, at)
@@ -271,8 +287,9 @@ func TestPiecesGrowOnline(t *testing.T) {
 			if err != nil || !slices.ContainsFunc(found, func(h holders.Holder) bool { return h.Kind == holders.Mount && h.Name == mnt }) {
 				t.Errorf("the device is held by %v, %v", found, err)
 			}
-			fill := bytes.Repeat([]byte("full"), 50<<20/4)
-			for i := range 8 {
+			// More than fits into the first piece of the ext4.
+			fill := bytes.Repeat([]byte("full"), 10<<20/4)
+			for i := range 7 {
 				if err := os.WriteFile(filepath.Join(mnt, fmt.Sprint("fill", i)), fill, 0o600); err != nil {
 					t.Fatalf("the space of the new pieces: %v", err)
 				}
@@ -285,7 +302,7 @@ func TestPiecesGrowOnline(t *testing.T) {
 			d = l.open(t)
 			now, _ := ptr(d.Snapshot()).Volume(guidA)
 			mnt = mountVolume(t, now, fs)
-			for i := range 8 {
+			for i := range 7 {
 				got, err := os.ReadFile(filepath.Join(mnt, fmt.Sprint("fill", i)))
 				if err != nil || sha256.Sum256(got) != sha256.Sum256(fill) {
 					t.Errorf("after a boot the data is not what it was: %v", err)

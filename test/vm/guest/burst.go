@@ -42,7 +42,7 @@ func (g *guest) burst(ctx context.Context, b wire.Burst, event func(any)) error 
 				}
 				slot := r.IntN(b.Slots/b.Workers)*b.Workers + w
 				at := extent.New(b.From+int64(slot)*b.SlotBytes, b.SlotBytes)
-				errs[w] = (&worker{d, r, event}).step(ctx, at)
+				errs[w] = (&worker{d, r, event, b.Pieces}).step(ctx, at)
 			}
 		})
 	}
@@ -54,6 +54,8 @@ type worker struct {
 	d     *disk.Disk
 	r     *rand.Rand
 	event func(any)
+	// pieces has volumes grow by pieces.
+	pieces bool
 }
 
 // step takes the volume of a slot one step further, or makes one.
@@ -74,11 +76,50 @@ func (w *worker) step(ctx context.Context, slot extent.Extent) error {
 			return err
 		}
 		return w.do(ctx, "fill", v)
-	case v.Phase == disk.Formatted && v.Extent.Len() < slot.Len() && w.r.IntN(3) == 0:
+	case v.Phase == disk.Formatted && w.pieces && len(v.Pieces) < 2 && w.r.IntN(2) == 0:
+		number := len(v.Pieces) + 1
+		v.Pieces = append(v.Pieces, disk.Piece{Number: number, Extent: extent.New(slot.Start+wire.PieceOffset(number), 1<<20)})
+		if err := w.do(ctx, "piece", v); err != nil {
+			return err
+		}
+		return w.do(ctx, "more", v)
+	case v.Phase == disk.Formatted && len(v.Pieces) > 0 && v.Pieces[len(v.Pieces)-1].Extent.Len() == 1<<20 && w.r.IntN(3) == 0:
+		v.Pieces[len(v.Pieces)-1].Extent.End += 1 << 20
+		return w.do(ctx, "grow", v)
+	case v.Phase == disk.Formatted && len(v.Pieces) == 0 && v.Extent.Len() < w.room(slot) && w.r.IntN(3) == 0:
 		v.Extent.End += 1 << 20
 		return w.do(ctx, "grow", v)
 	}
 	return w.do(ctx, "wipe", v)
+}
+
+// room is how much of the slot the first piece may use.
+func (w *worker) room(slot extent.Extent) int64 {
+	if w.pieces {
+		return wire.PieceOffset(1)
+	}
+	return slot.Len()
+}
+
+// mounted calls do while the volume is mounted.
+func (w *worker) mounted(ctx context.Context, partition string, do func() error) error {
+	if err := mount(w.d, partition); err != nil {
+		return err
+	}
+	return errors.Join(do(), unmount(ctx, partition), os.Remove(mountPoint(partition)))
+}
+
+// addPiece gives the volume its last piece. A volume that has several already gets it while it is mounted.
+func (w *worker) addPiece(ctx context.Context, v disk.Volume) error {
+	last := v.Pieces[len(v.Pieces)-1]
+	add := func() error {
+		_, err := w.d.AddPiece(ctx, v.Partition, last.Number, last.Extent)
+		return err
+	}
+	if last.Number == 1 {
+		return add()
+	}
+	return w.mounted(ctx, v.Partition, add)
 }
 
 func (w *worker) inSlot(slot extent.Extent) (disk.Volume, bool) {
@@ -91,7 +132,7 @@ func (w *worker) inSlot(slot extent.Extent) (disk.Volume, bool) {
 }
 
 func (w *worker) do(ctx context.Context, do string, v disk.Volume) error {
-	s := wire.Step{Do: do, Partition: v.Partition, Start: v.Extent.Start, Length: v.Extent.Len()}
+	s := wire.Step{Do: do, Partition: v.Partition, Start: v.Extent.Start, Length: v.Length()}
 	w.event(s)
 	var err error
 	switch do {
@@ -100,11 +141,13 @@ func (w *worker) do(ctx context.Context, do string, v disk.Volume) error {
 	case "format":
 		err = formatted(ctx, w.d, v.Partition)
 	case "fill":
-		if err = mount(w.d, v.Partition); err == nil {
-			err = errors.Join(fill(v.Partition), unmount(ctx, v.Partition), os.Remove(mountPoint(v.Partition)))
-		}
+		err = w.mounted(ctx, v.Partition, func() error { return fill(v.Partition) })
 	case "grow":
-		_, err = w.d.Grow(ctx, v.Partition, v.Extent.Len())
+		_, err = w.d.Grow(ctx, v.Partition, v.Length())
+	case "piece":
+		err = w.addPiece(ctx, v)
+	case "more":
+		err = w.mounted(ctx, v.Partition, func() error { return fillMore(ctx, w.d, v.Partition) })
 	case "wipe":
 		err = wipe(ctx, w.d, v.Partition)
 	}

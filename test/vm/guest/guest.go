@@ -150,7 +150,7 @@ func (g *guest) doVolume(ctx context.Context, do string, v wire.Volume) (any, er
 	case "fill":
 		return nil, fill(v.Partition)
 	case "verify":
-		return nil, verify(ctx, d, v.Partition)
+		return nil, verify(ctx, d, v.Partition, v.More)
 	case "soiled":
 		return soiled(v.Disk, at)
 	}
@@ -171,8 +171,12 @@ func state(d *disk.Disk) wire.State {
 		w.Free = append(w.Free, wire.Span{Start: e.Start, End: e.End})
 	}
 	for _, v := range s.Volumes {
+		var pieces []int64
+		for _, p := range v.Pieces {
+			pieces = append(pieces, p.Extent.Start)
+		}
 		w.Volumes = append(w.Volumes, wire.Found{
-			Partition: v.Partition, Start: v.Extent.Start, Length: v.Extent.Len(),
+			Partition: v.Partition, Start: v.Extent.Start, Length: v.Length(), Pieces: pieces, Wrong: v.Incomplete,
 			Phase: string(v.Phase), Index: v.Index, Device: v.Device,
 		})
 	}

@@ -112,8 +112,65 @@ func fill(partition string) error {
 	return errors.Join(above.Sync(), unix.Syncfs(int(above.Fd())), above.Close())
 }
 
-// verify checks the volume's file system, and then that the canary is in it.
-func verify(ctx context.Context, d *disk.Disk, partition string) error {
+// leastMore is what a volume holds at least in the space by which it has grown.
+const leastMore = 256 << 10
+
+// fillMore grows the file system while it is mounted, and fills it with a file. What it reports as written is on the
+// medium.
+func fillMore(ctx context.Context, d *disk.Disk, partition string) error {
+	device, err := deviceOf(d, partition)
+	if err != nil {
+		return err
+	}
+	if err := program(ctx, "resize2fs", device); err != nil {
+		return err
+	}
+	f, err := os.Create(filepath.Join(mountPoint(partition), "more"))
+	if err != nil {
+		return err
+	}
+	block, written := canary(partition)[:64<<10], 0
+	for err == nil && written < 12<<20 {
+		var n int
+		n, err = f.Write(block)
+		written += n
+	}
+	if errors.Is(err, unix.ENOSPC) {
+		err = nil
+	}
+	if err == nil && written < leastMore {
+		err = fmt.Errorf("only %d bytes fit into the grown volume", written)
+	}
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	above, err := os.Open(mountPoint(partition))
+	if err != nil {
+		return err
+	}
+	return errors.Join(above.Sync(), unix.Syncfs(int(above.Fd())), above.Close())
+}
+
+// checkMore returns an error unless the file of fillMore is what was written.
+func checkMore(partition string) error {
+	got, err := os.ReadFile(filepath.Join(mountPoint(partition), "more"))
+	if err != nil {
+		return err
+	}
+	block := canary(partition)[:64<<10]
+	for off := 0; off < len(got); off += len(block) {
+		if part := got[off:min(off+len(block), len(got))]; !bytes.Equal(part, block[:len(part)]) {
+			return fmt.Errorf("the bytes at %d of the grown volume are not what was written", off)
+		}
+	}
+	if len(got) < leastMore {
+		return fmt.Errorf("the grown volume has only %d bytes of what was written", len(got))
+	}
+	return nil
+}
+
+// verify checks the volume's file system, and then that the canary is in it, and what filled it after it grew.
+func verify(ctx context.Context, d *disk.Disk, partition string, more bool) error {
 	device, err := deviceOf(d, partition)
 	if err != nil {
 		return err
@@ -125,6 +182,9 @@ func verify(ctx context.Context, d *disk.Disk, partition string) error {
 	got, err := os.ReadFile(filepath.Join(mountPoint(partition), "canary"))
 	if err == nil && !bytes.Equal(got, canary(partition)) {
 		err = errors.New("the canary is not what was written")
+	}
+	if err == nil && more {
+		err = checkMore(partition)
 	}
 	if err := errors.Join(err, unmount(ctx, partition)); err != nil {
 		return err

@@ -36,6 +36,8 @@ type Volume struct {
 	Partition string
 	// Start and Length in bytes, for commands that need them.
 	Start, Length int64 `json:",omitempty"`
+	// More is set if the file that uses the space of a grown volume was acknowledged.
+	More bool `json:",omitempty"`
 }
 
 // Adopt has a disk initialized for a node.
@@ -65,7 +67,9 @@ type Span struct{ Start, End int64 }
 type Found struct {
 	Partition string
 	Start     int64
-	Length    int64
+	Length    int64   // of all pieces
+	Pieces    []int64 `json:",omitempty"` // where the further pieces begin
+	Wrong     string  `json:",omitempty"` // what is wrong with them
 	Phase     string
 	Index     int
 	Device    string
@@ -81,11 +85,16 @@ type Burst struct {
 	// From is where the first slot begins. Both are in bytes.
 	From, SlotBytes int64
 	Slots           int
+	// Pieces has volumes grow by pieces as well, see PieceOffset. A slot has PieceOffset(2) bytes at least.
+	Pieces bool
 }
+
+// PieceOffset is where in its slot the further piece of that number begins, from 1. A volume of a burst gets two.
+func PieceOffset(number int) int64 { return (8 + 2*int64(number-1)) << 20 }
 
 // Step reports that an operation of a burst is about to begin, or that it is done.
 type Step struct {
-	Do        string // "create", "format", "fill", "grow", "wipe"
+	Do        string // "create", "format", "fill", "grow", "piece", "more", "wipe"
 	Partition string
 	Start     int64  `json:",omitempty"`
 	Length    int64  `json:",omitempty"`
