@@ -21,6 +21,8 @@ type Capacity struct {
 	// Revision grows with every change; it comes from the object's resourceVersion.
 	Revision uint64
 	Disks    []Disk
+	// DeviceMapper is true when the kernel of the node has the device mapper.
+	DeviceMapper bool
 	// Owned is spec.ownedDisks: the ids of the disks that the node owns. The node itself does not write it.
 	Owned []string
 }
@@ -37,13 +39,15 @@ type Disk struct {
 	Allocations []Allocation
 }
 
-// Allocation is a volume that the node has published.
+// Allocation is a volume that the node has published, or a piece of one.
 type Allocation struct {
 	// Partition is the GUID of the volume's partition.
 	Partition string
 	Extent    extent.Extent
 	// Wiping is true when the volume has no owner any more, and its bytes become free as soon as they are zeroed.
 	Wiping bool
+	// Mapped is true while the volume is attached by the device mapper.
+	Mapped bool
 }
 
 // Validate checks the invariants.

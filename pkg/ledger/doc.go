@@ -11,7 +11,8 @@
 //
 //   - ledger.go: the Ledger, its invariants, and what is folded in about nodes and pods.
 //   - volumes.go, growth.go: what is folded in about PersistentVolumes, and how they grow.
-//   - moves.go: where PersistentVolumes are moved that cannot grow where they are.
+//   - pieces.go: further pieces of PersistentVolumes that cannot grow where they are.
+//   - moves.go: where PersistentVolumes are moved that can grow neither where they are nor in pieces.
 //   - where.go: on which node and where on its disks a volume is.
 //   - capacity.go, published.go: what a node publishes, checked and prepared for subtraction.
 //   - node.go, snapshot.go: the state of one node, and the immutable view of it that readers get.
@@ -91,6 +92,11 @@
 //   - It is allowed to grow: the longer record counts at once. Events of the PersistentVolume that were sent before its
 //     capacity was raised do not take it back (Grow, WithdrawGrowth). Whether a failed write was done is not known
 //     until a later write that succeeds rules it out (SettleGrowth).
+//   - It gets further pieces: each is a record of its own, withheld from the plan on. The plan is made for the pieces
+//     of one version of the PersistentVolume, which the write names. It ends with the next version, as that of a move
+//     (PlanPieces, SetPieces). If the ledger has other pieces than that version, nothing is planned.
+//   - The write of the pieces is seen in two steps, the longer first piece and the others (SetVolume, SetPieces). Until
+//     the second step the plan withholds all of them.
 //   - It is to be moved: its new place is a record of the partition to which it is copied. So that place is taken
 //     before the node has it, and while the copy is published. When the node publishes the volume there, the record
 //     takes what the volume has. A move that is planned ends with the first version of the PersistentVolume after the

@@ -23,7 +23,8 @@ func (g *grant) record() Record {
 
 // Grow allows a PersistentVolume to become length bytes long, if the bytes behind it are free, and takes them. The
 // caller then raises the PersistentVolume's capacity, or calls WithdrawGrowth. If they are not free, it returns the
-// possible length. A length that the volume already has is granted. A volume that is moved does not grow before it is.
+// possible length. A length that the volume already has is granted. A volume that is moved does not grow before it is,
+// and one of several pieces grows by PlanPieces alone.
 func (l *Ledger) Grow(pvUID string, length int64) (granted bool, possible int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -32,8 +33,8 @@ func (l *Ledger) Grow(pvUID string, length int64) (granted bool, possible int64)
 		return false, 0
 	}
 	r := h.records[0]
-	if l.holders[moveKey(pvUID)] != nil {
-		// It gets its size at its new place.
+	if l.holders[moveKey(pvUID)] != nil || l.holders[piecesKey(pvUID)] != nil {
+		// It gets its size at its new place, or its last piece does.
 		return false, r.Extent.Len()
 	}
 	possible = l.maxLength(h.node, r)

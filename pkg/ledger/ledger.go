@@ -50,6 +50,8 @@ type Ledger struct {
 	grants map[string]grant
 	// plannedMoves are moves of PersistentVolumes that PlanMove has reserved, by UID.
 	plannedMoves map[string]plannedMove
+	// plannedPieces are pieces of PersistentVolumes that PlanPieces has reserved, by UID.
+	plannedPieces map[string]plannedPieces
 	// unseen are the names of PersistentVolumes that were added by AddVolume and not yet seen in an event, by UID.
 	unseen map[string]string
 	// deleted are the UIDs of the PersistentVolumes that were deleted last.
@@ -66,7 +68,7 @@ type Ledger struct {
 func New() *Ledger {
 	return &Ledger{
 		holders: map[string]*holder{}, index: index{}, recordedBy: map[string][]*holder{}, publishedBy: map[string]*node{}, alsoPublishedBy: map[string][]*node{}, owners: newOwners(),
-		doubts: map[string]map[string]struct{}{}, grants: map[string]grant{}, plannedMoves: map[string]plannedMove{},
+		doubts: map[string]map[string]struct{}{}, grants: map[string]grant{}, plannedMoves: map[string]plannedMove{}, plannedPieces: map[string]plannedPieces{},
 		unseen: map[string]string{}, refusals: map[string]map[string]refusal{},
 	}
 }

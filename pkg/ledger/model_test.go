@@ -32,6 +32,11 @@ type world struct {
 	volumes []*volume
 	// nominations is true when pods are placed beside nominated ones. There are no claims then.
 	nominations bool
+	// pieces is true when nearly every change is one of a volume that gets pieces.
+	pieces bool
+
+	// sawMany is how often a volume got its second further piece, sawMoved how often one with pieces was moved.
+	sawMany, sawMoved int
 
 	ledger *Ledger
 	// pending are the events that were not delivered to the ledger yet.
@@ -120,6 +125,9 @@ func (w *world) step(t *testing.T) {
 	what := w.rng.IntN(10)
 	if w.nominations && what >= 3 && what <= 5 {
 		what = 0
+	}
+	if w.pieces && what > 3 {
+		what = []int{4, 4, 4, 9, 9, 9}[what-4]
 	}
 	switch what {
 	case 0:
@@ -236,6 +244,11 @@ func (w *world) checkNotTaken(t *testing.T, e extent.Extent, owner string) (star
 		if !v.gone && start < v.end && v.start < end {
 			t.Fatalf("[%d,%d) reserved for %s, but volume %d has [%d,%d)", start, end, owner, v.id, v.start, v.end)
 		}
+		for _, r := range slices.Concat(v.pieces, v.plannedPieces) {
+			if !v.gone && mib(start, end).Overlaps(r.Extent) {
+				t.Fatalf("[%d,%d) reserved for %s, but volume %d has the piece %v", start, end, owner, v.id, r.Extent)
+			}
+		}
 		for _, m := range []*Move{v.move, v.planned} {
 			if m != nil && !v.gone && mib(start, end).Overlaps(m.Extent) {
 				t.Fatalf("[%d,%d) reserved for %s, but volume %d is moved to %v", start, end, owner, v.id, m.Extent)
@@ -332,6 +345,15 @@ func (w *world) free() extent.Set {
 		for at := v.start; at < v.end && !v.gone; at++ {
 			taken[at] = true
 		}
+		// One that is wiped after a move may have to be made again, where it was put first.
+		for at := 0; w.wiping[v.id] && !v.gone && at < int(v.record().Extent.Len()>>20); at++ {
+			taken[v.recorded+at] = true
+		}
+		for _, r := range v.pieces {
+			for at := r.Extent.Start >> 20; at < r.Extent.End>>20 && !v.gone; at++ {
+				taken[at-1] = true
+			}
+		}
 		if v.move != nil && !v.gone {
 			for from, to := w.target(v); from < to; from++ {
 				taken[from] = true
@@ -355,37 +377,63 @@ func TestModel(t *testing.T) {
 		seeds = 300
 	}
 	for seed := range seeds {
+		playModel(t, seed, newWorld(seed), 60)
+	}
+}
+
+// TestModelOfPieces asserts the same where most changes are of volumes of several pieces.
+func TestModelOfPieces(t *testing.T) {
+	seeds := uint64(600)
+	if testing.Short() {
+		seeds = 100
+	}
+	many, moved := 0, 0
+	for seed := range seeds {
 		w := newWorld(seed)
-		for range 60 {
-			w.step(t)
-			if err := w.ledger.Validate(); err != nil {
-				t.Fatalf("seed %d: %v", seed, err)
-			}
-		}
-		w.settle()
+		w.size, w.pieces = 64, true
+		w.disk = make([]int, w.size)
+		w.publish()
+		playModel(t, seed, w, 400)
+		many, moved = many+w.sawMany, moved+w.sawMoved
+	}
+	if many == 0 || moved == 0 {
+		t.Errorf("%d volumes had several further pieces, and %d with pieces were moved: the test shows nothing", many, moved)
+	}
+}
+
+// playModel makes changes, and compares the ledger with the world after all events, and after a restart.
+func playModel(t *testing.T, seed uint64, w *world, steps int) {
+	t.Helper()
+	for range steps {
+		w.step(t)
 		if err := w.ledger.Validate(); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
-		if have, want := w.ledger.Snapshot(nodeName).Node.Disks[0].Free, w.free(); !have.Equal(want) {
-			t.Fatalf("seed %d: after all events, free is %v, want %v", seed, have, want)
+	}
+	w.settle()
+	if err := w.ledger.Validate(); err != nil {
+		t.Fatalf("seed %d: %v", seed, err)
+	}
+	if have, want := w.ledger.Snapshot(nodeName).Node.Disks[0].Free, w.free(); !have.Equal(want) {
+		t.Fatalf("seed %d: after all events, free is %v, want %v", seed, have, want)
+	}
+	// A restart: a new ledger gets the present objects of the API, and nothing else.
+	restarted := New()
+	for id, p := range w.pods {
+		if !p.deleted {
+			restarted.SetPod(uid(id), nodeName, []Record{{partition(id), diskID, mib(p.start, p.end)}})
 		}
-		// A restart: a new ledger gets the present objects of the API, and nothing else.
-		restarted := New()
-		for id, p := range w.pods {
-			if !p.deleted {
-				restarted.SetPod(uid(id), nodeName, []Record{{partition(id), diskID, mib(p.start, p.end)}})
-			}
+	}
+	for _, v := range w.volumes {
+		if !v.gone {
+			restarted.SetVolume(v.uid, nodeName, v.record())
+			restarted.SetPieces(v.uid, nodeName, v.version, v.pieces)
+			restarted.SetMove(v.uid, nodeName, v.version, v.move)
 		}
-		for _, v := range w.volumes {
-			if !v.gone {
-				restarted.SetVolume(v.uid, nodeName, v.record())
-				restarted.SetMove(v.uid, nodeName, v.version, v.move)
-			}
-		}
-		restarted.SetCapacity(nodeName, w.capacities[len(w.capacities)-1])
-		if have, want := restarted.Snapshot(nodeName).Node.Disks[0].Free, w.free(); !have.Equal(want) {
-			t.Fatalf("seed %d: after a restart, free is %v, want %v", seed, have, want)
-		}
+	}
+	restarted.SetCapacity(nodeName, w.capacities[len(w.capacities)-1])
+	if have, want := restarted.Snapshot(nodeName).Node.Disks[0].Free, w.free(); !have.Equal(want) {
+		t.Fatalf("seed %d: after a restart, free is %v, want %v", seed, have, want)
 	}
 }
 

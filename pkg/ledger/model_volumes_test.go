@@ -2,8 +2,10 @@ package ledger
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
+	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
 )
 
@@ -20,6 +22,8 @@ type volume struct {
 	recorded, created int
 	// move is where the API has it moved; nil if nowhere. planned is a move whose write is under way.
 	move, planned *Move
+	// pieces are the further pieces in the API. plannedPieces are those whose write is under way, with the first one.
+	pieces, plannedPieces []Record
 }
 
 // record is what RecordOf of package diskcapacity returns.
@@ -31,6 +35,20 @@ func (v *volume) record() Record {
 	return Record{partition(v.id), diskID, mib(v.recorded, v.recorded+length)}
 }
 
+// length is how many MiB all pieces have, in the API.
+func (v *volume) length() int {
+	length := v.end - v.start
+	for _, r := range v.pieces {
+		length += int(r.Extent.Len() >> 20)
+	}
+	return length
+}
+
+// pieceOf is the id of a further piece of a claim's volume, or of its copy.
+func pieceOf(id, n int) int { return id - 1000*n }
+
+const maxModelPieces = 4
+
 // copyOf is the id of the copy of a claim's volume.
 func copyOf(id int) int { return id - 100 }
 
@@ -40,6 +58,7 @@ func (w *world) queueVolumeEvent(v *volume) {
 			w.ledger.DeleteVolume(v.uid)
 		} else {
 			w.ledger.SetVolume(v.uid, nodeName, v.record())
+			w.ledger.SetPieces(v.uid, nodeName, v.version, v.pieces)
 			w.ledger.SetMove(v.uid, nodeName, v.version, v.move)
 		}
 	})
@@ -88,7 +107,7 @@ func (w *world) claim(t *testing.T) {
 	}
 	// The ledger may not know yet that an earlier volume has ended, and keep its place. Another
 	// volume may have that place by then only if it is no longer held.
-	if records[0].Extent.Len() != int64(size)<<20 {
+	if records[0].Extent.Len() != int64(size)<<20 || w.wasMoved(id, records[0].Extent) {
 		w.ledger.Forget(holder)
 		return
 	}
@@ -126,16 +145,33 @@ func (w *world) claim(t *testing.T) {
 	}
 }
 
+// wasMoved reports whether an earlier volume of that partition was put there first, and moved.
+func (w *world) wasMoved(id int, e extent.Extent) bool {
+	return slices.ContainsFunc(w.volumes, func(v *volume) bool {
+		return v.id == id && v.start != v.recorded && mib(v.recorded, v.recorded+v.created) == e
+	})
+}
+
 // changeVolume makes a random change of a random volume.
 func (w *world) changeVolume(t *testing.T) {
 	if len(w.volumes) == 0 {
 		return
 	}
-	v := w.volumes[w.rng.IntN(len(w.volumes))]
+	v, what := w.volumes[w.rng.IntN(len(w.volumes))], w.rng.IntN(9)
+	if w.pieces {
+		// Few volumes end, and they are changed once more then, to be wiped.
+		if alive := w.alive(-1 - w.rng.IntN(8)); alive != nil {
+			v = alive
+		}
+		what = []int{0, 0, 0, 2, 3, 3, 4, 4, 4, 4, 6, 8, 8, 8}[w.rng.IntN(14)]
+	}
 	start, length := w.onDisk(v.id)
-	switch w.rng.IntN(8) {
+	switch what {
 	case 0, 1:
 		w.realizeVolume(v, start, length)
+		w.realizePieces(v)
+	case 8:
+		w.planPieces(t, v)
 	case 2:
 		w.grow(t, v)
 	case 3:
@@ -166,6 +202,90 @@ func (w *world) realizeVolume(v *volume, start, length int) {
 	w.publish()
 }
 
+// realizePieces makes the next further piece on the disk, or has the last one grow to its recorded length.
+func (w *world) realizePieces(v *volume) {
+	if _, length := w.onDisk(v.id); v.gone || w.wiping[v.id] || v.move != nil || length == 0 || length < v.end-v.start {
+		return
+	}
+	for i, r := range v.pieces {
+		id, from, to := pieceOf(v.id, i+1), int(r.Extent.Start>>20)-1, int(r.Extent.End>>20)-1
+		if _, length := w.onDisk(id); length == to-from {
+			continue
+		}
+		for at := from; at < to; at++ {
+			if w.disk[at] != 0 && w.disk[at] != id {
+				return
+			}
+		}
+		for at := from; at < to; at++ {
+			w.disk[at] = id
+		}
+		w.publish()
+		return
+	}
+}
+
+// planPieces requests a larger size in pieces. If it is granted, it is written later, or not.
+func (w *world) planPieces(t *testing.T, v *volume) {
+	if v.gone || v.move != nil || v.planned != nil || v.plannedPieces != nil {
+		return
+	}
+	g := Growth{Version: v.version, First: v.record(), Pieces: v.pieces, Length: int64(v.length()+1+w.rng.IntN(5)) << 20}
+	for n := range w.rng.IntN(maxModelPieces) {
+		g.Partitions = append(g.Partitions, partition(pieceOf(v.id, n+1)))
+	}
+	pieces, possible, err := w.ledger.PlanPieces(v.uid, g)
+	if err != nil || possible < g.Length {
+		return
+	}
+	first := g.Length
+	for i, r := range pieces {
+		first -= r.Extent.Len()
+		if i < len(v.pieces) {
+			if r.Extent.Start != v.pieces[i].Extent.Start || r.Extent.Len() < v.pieces[i].Extent.Len() || i < len(v.pieces)-1 && r != v.pieces[i] {
+				t.Fatalf("piece %d of volume %d becomes %v, was %v", i+1, v.id, r, v.pieces[i])
+			}
+			r.Extent.Start = v.pieces[i].Extent.End
+		}
+		if !r.Extent.Empty() {
+			w.checkNotTaken(t, r.Extent, fmt.Sprintf("piece %d of volume %d", i+1, v.id))
+		}
+	}
+	end := v.start + int(first>>20)
+	switch {
+	case possible != g.Length || len(pieces) < len(v.pieces) || len(pieces) > max(len(g.Partitions), len(v.pieces)):
+		t.Fatalf("volume %d of %v and %v gets the pieces %v for %d bytes", v.id, g.First, g.Pieces, pieces, g.Length)
+	case end < v.end || end > v.end && len(v.pieces) > 0:
+		t.Fatalf("the first piece of volume %d ends at %d, was %d", v.id, end, v.end)
+	case end > v.end:
+		w.checkNotTaken(t, mib(v.end, end), fmt.Sprint("the first piece of volume ", v.id))
+	}
+	v.plannedPieces = append([]Record{{Partition: partition(v.id), Disk: diskID, Extent: mib(v.start, end)}}, pieces...)
+	version, outcome := v.version, w.rng.IntN(4)
+	w.queueEvent(func() {
+		if v.plannedPieces == nil {
+			return
+		}
+		v.plannedPieces = nil
+		switch {
+		case v.gone, v.version != version, outcome == 0:
+			w.ledger.WithdrawPieces(v.uid)
+		case outcome == 1:
+			// It was not done, and the next write of the object rules it out.
+			v.version++
+			w.queueVolumeEvent(v)
+		default:
+			v.version++
+			v.end, v.pieces = end, pieces
+			if len(pieces) > 1 {
+				w.sawMany++
+			}
+			w.queueVolumeEvent(v)
+		}
+	})
+	w.queueVolumeEvent(v)
+}
+
 // grow requests a larger size. If it is granted, it raises the record or fails to.
 func (w *world) grow(t *testing.T, v *volume) {
 	if v.gone {
@@ -194,7 +314,9 @@ func (w *world) grow(t *testing.T, v *volume) {
 func (w *world) end(v *volume, length int) {
 	switch {
 	case !v.gone && length > 0 && !w.wiping[v.id]:
-		w.wiping[v.id] = true
+		for n := range maxModelPieces {
+			w.wiping[pieceOf(v.id, n)] = true
+		}
 		w.publish()
 		if w.rng.IntN(2) == 0 {
 			return
@@ -207,18 +329,17 @@ func (w *world) end(v *volume, length int) {
 		v.gone = true
 		w.queueVolumeEvent(v)
 	case w.wiping[v.id]:
-		w.replace(v.id, 0)
-		delete(w.wiping, v.id)
+		w.drop(v.id)
 		w.publish()
 	}
 }
 
 // planMove requests a larger size elsewhere. If it is granted, it is written later, or not.
 func (w *world) planMove(t *testing.T, v *volume) {
-	if v.gone || v.move != nil || v.planned != nil {
+	if v.gone || v.move != nil || v.planned != nil || v.plannedPieces != nil {
 		return
 	}
-	length := v.end - v.start + w.rng.IntN(4)
+	length := v.length() + w.rng.IntN(4)
 	m, ok := w.ledger.PlanMove(v.uid, partition(copyOf(v.id)), v.version, int64(length)<<20)
 	if !ok {
 		return
@@ -259,13 +380,15 @@ func (w *world) moveOn(v *volume, start, length int) {
 	_, copied := w.onDisk(c)
 	switch {
 	case copied > 0 && (w.wiping[c] || v.gone || v.move == nil):
-		w.replace(c, 0)
-		delete(w.wiping, c)
+		w.drop(c)
 		w.publish()
 	case v.gone || v.move == nil || w.wiping[v.id] || length == 0:
 	case w.isAt(v, start):
 		if w.ledger.Snapshot(nodeName).IsMoved(partition(v.id), *v.move) {
-			v.move = nil
+			if len(v.pieces) > 0 {
+				w.sawMoved++
+			}
+			v.move, v.pieces = nil, nil
 			v.version++
 			w.queueVolumeEvent(v)
 		}
@@ -289,8 +412,15 @@ func (w *world) moveOn(v *volume, start, length int) {
 			case c:
 				w.disk[at] = v.id
 			}
+			for n := 1; n < maxModelPieces; n++ {
+				if owner == pieceOf(v.id, n) {
+					w.disk[at] = pieceOf(c, n)
+				}
+			}
 		}
-		w.wiping[c] = true
+		for n := range maxModelPieces {
+			w.wiping[pieceOf(c, n)] = true
+		}
 		w.publish()
 	}
 }
@@ -305,11 +435,14 @@ func (w *world) isAt(v *volume, start int) bool {
 	return start == from
 }
 
-// replace gives all that one owner has on the disk to another.
-func (w *world) replace(owner, by int) {
-	for at := range w.disk {
-		if w.disk[at] == owner {
-			w.disk[at] = by
+// drop frees what a volume that is being wiped has on the disk, or a copy.
+func (w *world) drop(id int) {
+	for n := range maxModelPieces {
+		for at := range w.disk {
+			if w.disk[at] == pieceOf(id, n) {
+				w.disk[at] = 0
+			}
 		}
+		delete(w.wiping, pieceOf(id, n))
 	}
 }

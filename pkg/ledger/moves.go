@@ -44,8 +44,13 @@ func (l *Ledger) PlanMove(pvUID, copyID string, version uint64, length int64) (M
 		return Move{}, false
 	}
 	disk, v := s.published.volume(r.Partition, r.Disk)
-	if v == nil || v.Wiping || v.Extent.Len() < r.Extent.Len() && s.hasRoom(r) {
+	if _, planned := l.plannedPieces[pvUID]; planned || v == nil || v.Wiping {
 		return Move{}, false
+	}
+	for _, r := range append([]Record{r}, l.furtherPieces(pvUID)...) {
+		if s.isShort(r) && s.hasRoom(r) {
+			return Move{}, false
+		}
 	}
 	// The earlier place of the last move is still there.
 	if _, earlier := s.published.volume(copyID, disk); earlier != nil {
@@ -122,20 +127,28 @@ func (s *Snapshot) hasRoom(r Record) bool {
 }
 
 // IsStuck reports whether a PersistentVolume was granted a length that it cannot have where it is, and has no move: its
-// move was removed, or its place was taken by another volume.
+// move was removed, or the place of a piece was taken by another volume.
 func (l *Ledger) IsStuck(pvUID string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h := l.holders[volumeKey(pvUID)]
-	if h == nil || l.holders[moveKey(pvUID)] != nil {
+	if _, planned := l.plannedPieces[pvUID]; h == nil || planned || l.holders[moveKey(pvUID)] != nil {
 		return false
 	}
 	s, r := l.Snapshot(h.node), h.records[0]
 	if !s.Published || s.Problem != "" {
 		return false
 	}
+	if _, v := s.published.volume(r.Partition, r.Disk); v == nil || v.Wiping {
+		return false
+	}
+	return slices.ContainsFunc(append([]Record{r}, l.furtherPieces(pvUID)...), func(r Record) bool { return s.isShort(r) && !s.hasRoom(r) })
+}
+
+// isShort reports whether the node has not made all of a record.
+func (s *Snapshot) isShort(r Record) bool {
 	_, v := s.published.volume(r.Partition, r.Disk)
-	return v != nil && !v.Wiping && v.Extent.Len() < r.Extent.Len() && !s.hasRoom(r)
+	return v == nil || v.Extent.Len() < r.Extent.Len()
 }
 
 // IsTaken reports whether the node publishes another volume where the volume with that partition is to be moved.

@@ -19,6 +19,8 @@ type published struct {
 	wiping map[string]struct{}
 	// diskIDs are the ids of the disks, sorted, each once.
 	diskIDs []string
+	// deviceMapper is true when the kernel of the node has the device mapper.
+	deviceMapper bool
 	// problem says what is wrong with the capacity.
 	problem string
 }
@@ -40,7 +42,7 @@ type publishedDisk struct {
 
 // newPublished prepares a capacity. before is what the node published until now, or nil.
 func newPublished(c *Capacity, before *published) *published {
-	p := &published{disks: make([]*publishedDisk, len(c.Disks))}
+	p := &published{disks: make([]*publishedDisk, len(c.Disks)), deviceMapper: c.DeviceMapper}
 	for i := range c.Disks {
 		d := &c.Disks[i]
 		if p.disks[i] = before.disk(d.ID); p.disks[i] == nil || !p.disks[i].equals(d) {

@@ -131,13 +131,26 @@ func (s *Snapshot) Without(gone map[string]struct{}) *placement.Node {
 	return s.published.node(s.unpublished, gone, s.withheld)
 }
 
-// Length is the length of the volume that the node publishes, in bytes; zero if it publishes none.
-func (s *Snapshot) Length(partition string) int64 {
-	_, v := s.published.volume(partition, "")
-	if v == nil {
-		return 0
+// Length is how many bytes the node publishes of a volume with these partitions, one for each piece; zero if it
+// publishes none of them.
+func (s *Snapshot) Length(partitions ...string) int64 {
+	var sum int64
+	for _, partition := range partitions {
+		if _, v := s.published.volume(partition, ""); v != nil {
+			sum += v.Extent.Len()
+		}
 	}
-	return v.Extent.Len()
+	return sum
+}
+
+// DeviceMapper reports whether the kernel of the node has the device mapper, which volumes of several pieces need.
+func (s *Snapshot) DeviceMapper() bool { return s.published != nil && s.published.deviceMapper }
+
+// IsMapped reports whether the node has attached the volume with that partition by the device mapper. Then it gets
+// further pieces while it is used.
+func (s *Snapshot) IsMapped(partition string) bool {
+	_, v := s.published.volume(partition, "")
+	return v != nil && v.Mapped
 }
 
 // Withheld reports whether the disk is out of service on the node because another node owns it.

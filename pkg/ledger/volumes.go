@@ -79,6 +79,7 @@ func (l *Ledger) DeleteVolume(pvUID string) {
 	delete(l.unseen, pvUID)
 	delete(l.grants, pvUID)
 	l.endMove(pvUID)
+	l.setFurtherPieces(pvUID, "", nil)
 	l.removeHolder(volumeKey(pvUID))
 }
 

@@ -82,7 +82,8 @@ func JoinPieces(pieces []Place) string {
 	return strings.Join(values, ",")
 }
 
-// maxPieceBytes limits the length of one place in AnnotationPieces, against values that are written to exhaust a reader.
+// maxPieceBytes limits the length of one place in AnnotationPieces, against values that are written to exhaust a
+// reader.
 const maxPieceBytes = 96
 
 // ParsePieces reads the value of AnnotationPieces. For any value it returns either all pieces or an error. No two of

@@ -279,6 +279,67 @@ func TestClaimInDoubt(t *testing.T) {
 	}
 }
 
+// TestFoldPieces asserts that the further pieces of a PersistentVolume are withheld, that its first piece has the rest
+// of its capacity, and that the ledger knows of the node and the volume what decides about pieces.
+func TestFoldPieces(t *testing.T) {
+	b := newBench(t, nil, "n1")
+	b.storageClass(t, "ssd", nil)
+	pv := b.volume(t, b.claim(t, "data", "ssd", 4, nil), "n1", 0)
+	first := diskv1alpha1.PartitionID(pv.Name)
+	ndc := b.capacity("n1", 10)
+	ndc.Status.DeviceMapper = true
+	if err := b.plugin.feed.capacities.Add(ndc); err != nil {
+		t.Fatal(err)
+	}
+	piece := diskv1alpha1.Place{Disk: diskOf("n1"), Extent: diskv1alpha1.Extent{Start: diskv1alpha1.Alignment + 7*units.GiB, Length: 2 * units.GiB}}
+	pv.Annotations = map[string]string{diskv1alpha1.AnnotationPieces: piece.String()}
+	pv.Spec.Capacity[corev1.ResourceStorage] = *resource.NewQuantity(7*units.GiB, resource.BinarySI)
+	pv.ResourceVersion = "7"
+	b.storeVolume(t, pv)
+	if free := b.plugin.ledger.Snapshot("n1").Node.Disks[0].Free; free.Total() != 3*units.GiB || free.At(0).Start != diskv1alpha1.Alignment+5*units.GiB || free.Len() != 2 {
+		t.Errorf("free is %v", free)
+	}
+	if node, r, ok := b.plugin.ledger.Where(diskv1alpha1.PieceID(first, 1)); !ok || node != "n1" || r.Extent.Len() != piece.Length {
+		t.Errorf("the piece is at %+v on %q: %t", r, node, ok)
+	}
+	s := b.plugin.ledger.Snapshot("n1")
+	if !s.DeviceMapper() || s.IsMapped(first) {
+		t.Errorf("the node has the device mapper: %t, the volume is attached by it: %t", s.DeviceMapper(), s.IsMapped(first))
+	}
+	b.publish(t, "n1", 3, diskv1alpha1.Allocation{
+		Partition: first, Phase: diskv1alpha1.PhaseFormatted, Attachment: diskv1alpha1.AttachDeviceMapper,
+		Extent: diskv1alpha1.Extent{Start: diskv1alpha1.Alignment, Length: 5 * units.GiB},
+	})
+	if s := b.plugin.ledger.Snapshot("n1"); s.DeviceMapper() || !s.IsMapped(first) {
+		t.Errorf("the node has the device mapper: %t, the volume is attached by it: %t", s.DeviceMapper(), s.IsMapped(first))
+	}
+	whole := pv.DeepCopy()
+	whole.Annotations, whole.ResourceVersion = nil, "8"
+	if err := b.plugin.feed.volumes.Update(whole); err != nil {
+		t.Fatal(err)
+	}
+	b.plugin.feed.foldVolume(klog.Background(), whole)
+	if _, _, ok := b.plugin.ledger.Where(diskv1alpha1.PieceID(first, 1)); ok {
+		t.Error("a piece is left of a volume that has none any more")
+	}
+}
+
+// TestMaxPieces asserts of how many pieces volumes consist, by what their class says.
+func TestMaxPieces(t *testing.T) {
+	c := newClasses()
+	for name, limit := range map[string]*int32{"unset": nil, "one": ptr.To[int32](1), "four": ptr.To[int32](4)} {
+		class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: diskv1alpha1.DiskClassSpec{MaxPieces: limit}}
+		if err := c.Add(class); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]int{"unset": 16, "one": 1, "four": 4, "unknown": 1} {
+		if got := c.maxPieces(name); got != want {
+			t.Errorf("class %s allows %d pieces, want %d", name, got, want)
+		}
+	}
+}
+
 // TestFoldVolumes asserts that the present state of a PersistentVolume is folded in, in whatever order its events come.
 func TestFoldVolumes(t *testing.T) {
 	b := newBench(t, nil, "n1")

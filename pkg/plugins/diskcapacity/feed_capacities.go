@@ -249,7 +249,7 @@ func capacityOf(ndc *diskv1alpha1.NodeDiskCapacity) (*ledger.Capacity, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &ledger.Capacity{Revision: revision, Disks: make([]ledger.Disk, len(ndc.Status.Disks)), Owned: ndc.Spec.OwnedDisks}
+	c := &ledger.Capacity{Revision: revision, Disks: make([]ledger.Disk, len(ndc.Status.Disks)), Owned: ndc.Spec.OwnedDisks, DeviceMapper: ndc.Status.DeviceMapper}
 	for i := range ndc.Status.Disks {
 		d := &ndc.Status.Disks[i]
 		out := ledger.Disk{
@@ -264,6 +264,7 @@ func capacityOf(ndc *diskv1alpha1.NodeDiskCapacity) (*ledger.Capacity, error) {
 			a := &d.Allocations[j]
 			out.Allocations[j] = ledger.Allocation{
 				Partition: a.Partition, Extent: extent.New(a.Start, a.Length), Wiping: a.Phase == diskv1alpha1.PhaseWiping,
+				Mapped: a.Attachment == diskv1alpha1.AttachDeviceMapper,
 			}
 		}
 		c.Disks[i] = out

@@ -39,6 +39,17 @@ func (c *classes) policy(name string) (placement.Policy, bool) {
 	return policy, ok
 }
 
+// maxPieces is of how many pieces volumes of a class consist at most; 1 if there is no such class.
+func (c *classes) maxPieces(name string) int {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	class, ok := c.objects[name]
+	if !ok {
+		return 1
+	}
+	return class.Spec.PiecesAllowed()
+}
+
 func (c *classes) names() []string {
 	c.mu.RLock()
 	defer c.mu.RUnlock()

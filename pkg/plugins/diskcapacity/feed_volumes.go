@@ -157,6 +157,7 @@ func (f *feed) foldVolume(logger klog.Logger, event *corev1.PersistentVolume) (n
 		logger.Error(err, "A PersistentVolume's version cannot be compared, it counts as the newest", "volume", klog.KObj(pv))
 		version = math.MaxUint64
 	}
+	f.ledger.SetPieces(string(pv.UID), nodeName, version, PiecesOf(v))
 	f.ledger.SetMove(string(pv.UID), nodeName, version, MoveOf(v))
 	return nodeName
 }
@@ -164,6 +165,15 @@ func (f *feed) foldVolume(logger klog.Logger, event *corev1.PersistentVolume) (n
 // RecordOf is the ledger's record of a PersistentVolume, or of the first piece of it.
 func RecordOf(v claim.Volume) ledger.Record {
 	return ledger.Record{Partition: v.Partition, Disk: v.Place.Disk, Extent: extent.New(v.Place.Start, v.FirstLength())}
+}
+
+// PiecesOf are the ledger's records of a PersistentVolume's further pieces, in their order.
+func PiecesOf(v claim.Volume) []ledger.Record {
+	var pieces []ledger.Record
+	for i, p := range v.Pieces {
+		pieces = append(pieces, ledger.Record{Partition: diskv1alpha1.PieceID(v.Partition, i+1), Disk: p.Disk, Extent: extent.New(p.Start, p.Length)})
+	}
+	return pieces
 }
 
 // MoveOf is the ledger's record of a PersistentVolume's move; nil if it has none.

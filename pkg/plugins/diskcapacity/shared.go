@@ -58,6 +58,9 @@ func (s *Shared) OnClass(callback func()) { s.feed.classes.addListener(callback)
 // ApplyClass adds to a request what its DiskClass says. It returns an error if there is no such class.
 func (s *Shared) ApplyClass(r *placement.Request) error { return s.feed.applyClass(r) }
 
+// MaxPieces is of how many pieces volumes of the class consist at most. If there is no such class, it is 1.
+func (s *Shared) MaxPieces(class string) int { return s.feed.classes.maxPieces(class) }
+
 // UnfitReason returns why a node can have no volumes of claims, however much space it has; empty if it can.
 func (s *Shared) UnfitReason(nodeName string) string {
 	node, err := s.feed.nodes.Get(nodeName)
