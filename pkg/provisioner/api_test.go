@@ -163,9 +163,15 @@ type bench struct {
 	pvc     *corev1.PersistentVolumeClaim
 	// unfit are the reasons of UnfitReason, by node.
 	unfit map[string]string
+	// maxPieces is that of all classes. hasMapper is whether publishAt says that the node has the device mapper, and
+	// mapped the partition of the volume that is attached by it.
+	maxPieces int
+	hasMapper bool
+	mapped    string
 }
 
 func (b *bench) ApplyClass(*placement.Request) error { return nil }
+func (b *bench) MaxPieces(string) int                { return b.maxPieces }
 func (b *bench) UnfitReason(nodeName string) string  { return b.unfit[nodeName] }
 
 func newBench(t *testing.T) *bench {
@@ -179,7 +185,7 @@ func newBench(t *testing.T) *bench {
 	}
 	b := &bench{
 		api: a, factory: informers.NewSharedInformerFactory(client, 0), events: events.NewFakeRecorder(100),
-		time: testingclock.NewFakePassiveClock(time.Unix(1000000, 0)), unfit: map[string]string{},
+		time: testingclock.NewFakePassiveClock(time.Unix(1000000, 0)), unfit: map[string]string{}, maxPieces: diskv1alpha1.MaxPieces,
 	}
 	b.Controllers = New(Options{
 		Client: client, Factory: b.factory, Shared: &diskcapacity.Shared{Ledger: ledger.New()}, Recorder: b.events, Clock: b.time,
@@ -287,5 +293,6 @@ func (b *bench) setVolume(t *testing.T, pv *corev1.PersistentVolume) {
 		t.Fatal(err)
 	}
 	b.ledger.SetVolume(string(pv.UID), v.Node, diskcapacity.RecordOf(v))
+	b.ledger.SetPieces(string(pv.UID), v.Node, version, diskcapacity.PiecesOf(v))
 	b.ledger.SetMove(string(pv.UID), v.Node, version, diskcapacity.MoveOf(v))
 }

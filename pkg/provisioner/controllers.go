@@ -54,6 +54,8 @@ type Options struct {
 type cluster interface {
 	// ApplyClass adds to a request what its DiskClass says.
 	ApplyClass(r *placement.Request) error
+	// MaxPieces is of how many pieces volumes of a DiskClass consist at most.
+	MaxPieces(class string) int
 	// UnfitReason returns why a node can have no volumes of claims; empty if it can.
 	UnfitReason(nodeName string) string
 }
@@ -183,8 +185,8 @@ func (c *Controllers) classOf(pvc *corev1.PersistentVolumeClaim) *storagev1.Stor
 	return claim.OurClass(c.classes, pvc)
 }
 
-// onVolume queues the claim of a volume whose capacity or move has changed, and the node of a volume if that may be
-// gone. After the end of a volume it queues the claims that may get its place.
+// onVolume queues the claim of a volume whose capacity, pieces or move have changed, and the node of a volume if that
+// may be gone. After the end of a volume it queues the claims that may get its place.
 func (c *Controllers) onVolume(old, now any) {
 	before, known := old.(*corev1.PersistentVolume)
 	pv, ok := now.(*corev1.PersistentVolume)
@@ -206,7 +208,7 @@ func (c *Controllers) onVolume(old, now any) {
 	if !known {
 		c.checkNodeLater(pv.Labels[diskv1alpha1.LabelNode])
 	}
-	if ref := pv.Spec.ClaimRef; ref != nil && (!known || !capacitySize(before).Equal(*capacitySize(pv)) || moveTo(before) != moveTo(pv)) {
+	if ref := pv.Spec.ClaimRef; ref != nil && (!known || !capacitySize(before).Equal(*capacitySize(pv)) || moveTo(before) != moveTo(pv) || piecesOf(before) != piecesOf(pv)) {
 		c.claimQueue.Add(ref.Namespace + "/" + ref.Name)
 	}
 }

@@ -5,8 +5,8 @@
 //     never be served.
 //   - pins.go and immediate.go serve claims of pods that name their node themselves, and those of StorageClasses with
 //     volumeBindingMode Immediate.
-//   - grow.go and status.go grow bound claims into the space behind their volumes. move.go has volumes moved where that
-//     space is taken.
+//   - grow.go and status.go grow bound claims into the space behind their volumes. Where that is taken, pieces.go gives
+//     them further pieces, and move.go has volumes moved that cannot have those.
 //   - storage_capacity.go publishes CSIStorageCapacity objects, if that is enabled.
 //   - lost.go says of volumes whose node is gone what can be done.
 //

@@ -55,6 +55,10 @@ func (c *Controllers) grow(ctx context.Context, state *claimState, pvc *corev1.P
 		return nil
 	}
 	v, err := claim.ReadVolume(pv)
+	if err == nil {
+		// Without its pieces the volume would get others in their place.
+		_, err = claim.ReadPieces(pv)
+	}
 	if err != nil {
 		c.emitEvent(state, pvc, corev1.EventTypeWarning, reasonResizeFailed, actionResize, err.Error())
 		return nil
@@ -90,9 +94,9 @@ func hasRecordedPlace(pv *corev1.PersistentVolume) bool {
 	return claim.IsOurs(pv) && pv.Spec.CSI.VolumeAttributes[diskv1alpha1.AttributeDisk] != ""
 }
 
-// grant raises the PersistentVolume's capacity, if the ledger finds the space behind the volume, or elsewhere on its
-// disk: then the node moves the volume there while no pod uses it. Otherwise it returns neither a PersistentVolume nor
-// an error. A volume that is stuck can only be moved.
+// grant raises the PersistentVolume's capacity, if the ledger finds the space: behind the volume, in further pieces, or
+// elsewhere on its disk. Then the node moves the volume there while no pod uses it. Otherwise it returns neither a
+// PersistentVolume nor an error. A volume that is stuck can only be moved.
 func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, want int64, stuck bool) (*corev1.PersistentVolume, error) {
 	uid := string(pv.UID)
 	node, record, ok := c.ledger.Where(v.Partition)
@@ -106,15 +110,11 @@ func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.
 		// It is moved for an earlier request. This one is next.
 		return nil, c.updateClaimStatus(ctx, state, pvc, pv, v)
 	}
-	granted, possible := false, v.Size
-	if !stuck {
-		granted, possible = c.ledger.Grow(uid, want)
+	planned, possible, err := c.planGrowth(pv, v, node, want, stuck)
+	if err != nil {
+		return nil, fmt.Errorf("growing claim %s, PersistentVolume %s: %w", keyOf(pvc), pv.Name, err)
 	}
-	var move *diskv1alpha1.Place
-	if !granted {
-		move = c.planMove(pv, v, want)
-	}
-	if !granted && move == nil {
+	if planned == nil {
 		// Space that was only reserved may become free without a change of the node.
 		c.claimQueue.AddAfter(keyOf(pvc), controller.LastRetry)
 		return nil, c.setInfeasible(ctx, state, pvc, pv, v, c.growthProblem(node, record.Disk, v, want, possible))
@@ -123,8 +123,8 @@ func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.
 	// The patch names the version that was read. A write since then may have made the PersistentVolume larger, and this
 	// one must not shrink it.
 	metadata := map[string]any{"uid": pv.UID, "resourceVersion": pv.ResourceVersion}
-	if move != nil {
-		metadata["annotations"] = map[string]any{diskv1alpha1.AnnotationMoveTo: move.String()}
+	if len(planned.annotations) > 0 {
+		metadata["annotations"] = planned.annotations
 	}
 	patch, err := json.Marshal(map[string]any{
 		"metadata": metadata,
@@ -136,13 +136,13 @@ func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.
 	larger, err := c.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 	if err != nil {
 		if answer.Of(err).NotDone() {
-			c.withdraw(uid, move)
+			planned.withdraw(uid)
 		} else {
 			c.memory.addUnsettled(keyOf(pvc), pv)
 		}
 		return nil, fmt.Errorf("raising the capacity of PersistentVolume %s to %s: %w", pv.Name, size, err)
 	}
-	klog.FromContext(ctx).V(2).Info("Granted a claim more space", "claim", klog.KObj(pvc), "volume", klog.KObj(pv), "node", klog.KRef("", node), "from", v.Size, "to", want, "moveTo", moveTo(larger))
+	klog.FromContext(ctx).V(2).Info("Granted a claim more space", "claim", klog.KObj(pvc), "volume", klog.KObj(pv), "node", klog.KRef("", node), "from", v.Size, "to", want, "pieces", piecesOf(larger), "moveTo", moveTo(larger))
 	return larger, nil
 }
 
@@ -157,9 +157,7 @@ func (c *Controllers) settleGrowth(ctx context.Context, key string) error {
 		}
 		// The end of a PersistentVolume is an event for the ledger.
 		if now != nil {
-			if v, err := claim.ReadVolume(now); err == nil {
-				c.settle(string(now.UID), &v)
-			}
+			c.settle(was, now)
 		}
 		c.memory.dropUnsettled(key, was)
 	}
@@ -205,14 +203,19 @@ func (c *Controllers) growthProblem(node, disk string, v *claim.Volume, want, po
 	case !slices.ContainsFunc(snapshot.Node.Disks, func(d placement.Disk) bool { return d.ID == disk }):
 		return fmt.Sprintf("the volume's disk %s of node %s takes no volumes at the moment", disk, node)
 	}
-	elsewhere := "and it cannot be moved, because nothing is free elsewhere on the disk"
-	if largest := snapshot.Largest(disk); largest > 0 {
-		elsewhere = fmt.Sprintf("and it cannot be moved, because the largest free extent of the disk has %s", sizeOf(largest))
+	why, moved := "nothing is free behind it", "it cannot be moved, because nothing is free elsewhere on the disk"
+	if possible > v.Size {
+		why = "what follows is taken"
 	}
-	if possible <= v.Size {
-		return fmt.Sprintf("the volume cannot grow to %s where it is: nothing is free behind it on disk %s of node %s, %s", sizeOf(want), disk, node, elsewhere)
+	largest := snapshot.Largest(disk)
+	if largest > 0 {
+		moved = fmt.Sprintf("it cannot be moved, because the largest free extent of the disk has %s", sizeOf(largest))
 	}
-	return fmt.Sprintf("the volume cannot grow to %s where it is, to %s at most: what follows on disk %s of node %s is taken, %s", sizeOf(want), sizeOf(possible), disk, node, elsewhere)
+	most := ""
+	if possible = max(possible, largest); possible > v.Size {
+		most = fmt.Sprintf(", to %s at most", sizeOf(possible))
+	}
+	return fmt.Sprintf("the volume cannot grow to %s%s: %s on disk %s of node %s, %s, and %s", sizeOf(want), most, why, disk, node, c.piecesProblem(snapshot, v), moved)
 }
 
 // updateClaimStatus writes into the claim's status what follows from the larger PersistentVolume.
@@ -222,10 +225,18 @@ func (c *Controllers) updateClaimStatus(ctx context.Context, state *claimState, 
 		return nil
 	}
 	node, _, ok := c.ledger.Where(v.Partition)
-	hasLength := ok && c.ledger.Snapshot(node).Length(v.Partition) >= size.Value()
-	moves := v.MoveTo != nil && !hasLength
+	snapshot := c.ledger.Snapshot(node)
+	hasLength := ok && snapshot.Length(partitionsOf(v)...) >= size.Value()
+	waits := ""
+	switch {
+	case hasLength:
+	case v.MoveTo != nil:
+		waits = messageMoves
+	case needsRemount(snapshot, v):
+		waits = messagePieces
+	}
 	if !v.Block {
-		return c.setNodeResizePending(ctx, state, pvc, size, moves)
+		return c.setNodeResizePending(ctx, state, pvc, size, waits)
 	}
 	if ok {
 		c.memory.addWaiting(node, keyOf(pvc))
@@ -233,7 +244,7 @@ func (c *Controllers) updateClaimStatus(ctx context.Context, state *claimState, 
 			return c.setResized(ctx, state, pvc, size)
 		}
 	}
-	return c.setResizing(ctx, pvc, size, moves)
+	return c.setResizing(ctx, pvc, size, waits)
 }
 
 // sizeOf writes a size exactly, in the form of a claim's request.

@@ -16,10 +16,10 @@ import (
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 )
 
-// A volume that cannot grow where it is can be moved: to an extent of its disk that holds all of it. The capacity and
-// the annotation AnnotationMoveTo are written together, so that the space is reserved before anything changes on the
-// disk. The node's agent moves the volume when no pod uses it. When the node publishes the volume at its new place, the
-// annotation is removed.
+// A volume that can grow neither where it is nor in pieces can be moved: to an extent of its disk that holds all of it.
+// The capacity and the annotation AnnotationMoveTo are written together, so that the space is reserved before anything
+// changes on the disk. The node's agent moves the volume when no pod uses it. When the node publishes the volume at its
+// new place, the annotation is removed.
 
 // planMove reserves a place for the volume at its new size, and returns it; nil if there is none.
 func (c *Controllers) planMove(pv *corev1.PersistentVolume, v *claim.Volume, want int64) *diskv1alpha1.Place {
@@ -39,23 +39,6 @@ func (c *Controllers) planMove(pv *corev1.PersistentVolume, v *claim.Volume, wan
 }
 
 func moveTo(pv *corev1.PersistentVolume) string { return pv.Annotations[diskv1alpha1.AnnotationMoveTo] }
-
-// withdraw takes back what was granted for a write that was not done and never will be.
-func (c *Controllers) withdraw(uid string, move *diskv1alpha1.Place) {
-	if move != nil {
-		c.ledger.WithdrawMove(uid)
-		return
-	}
-	c.ledger.WithdrawGrowth(uid)
-}
-
-// settle folds in a PersistentVolume that no earlier write can change any more.
-func (c *Controllers) settle(uid string, v *claim.Volume) {
-	if v.MoveTo == nil {
-		c.ledger.WithdrawMove(uid)
-		c.ledger.SettleGrowth(uid, v.Size)
-	}
-}
 
 // endMove removes the annotation of a move that is done, or whose place another volume has. Then the volume gets
 // another place.
@@ -85,9 +68,13 @@ func (c *Controllers) endMove(ctx context.Context, pvc *corev1.PersistentVolumeC
 	if !snapshot.IsMoved(v.Partition, move) && !isTaken {
 		return nil
 	}
+	annotations := map[string]any{diskv1alpha1.AnnotationMoveTo: nil}
+	if snapshot.IsMoved(v.Partition, move) {
+		// The new place holds all of the volume.
+		annotations[diskv1alpha1.AnnotationPieces] = nil
+	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"uid": pv.UID, "resourceVersion": pv.ResourceVersion,
-		"annotations": map[string]any{diskv1alpha1.AnnotationMoveTo: nil},
+		"uid": pv.UID, "resourceVersion": pv.ResourceVersion, "annotations": annotations,
 	}})
 	if err != nil {
 		return err

@@ -47,12 +47,12 @@ func (b *bench) publishAt(t *testing.T, revision uint64, volumes map[string]exte
 	d := ledger.Disk{ID: diskv1alpha1.PartitionID("disk of n1"), Class: "ssd", Ready: true, Size: 11 * units.GiB}
 	for partition, e := range volumes {
 		free = free.Remove(e)
-		d.Allocations = append(d.Allocations, ledger.Allocation{Partition: partition, Extent: e, Wiping: partition == wiping})
+		d.Allocations = append(d.Allocations, ledger.Allocation{Partition: partition, Extent: e, Wiping: partition == wiping, Mapped: partition == b.mapped})
 	}
 	for _, e := range free.All() {
 		d.Free = append(d.Free, e)
 	}
-	b.ledger.SetCapacity("n1", &ledger.Capacity{Revision: 100 + revision, Disks: []ledger.Disk{d}})
+	b.ledger.SetCapacity("n1", &ledger.Capacity{Revision: 100 + revision, Disks: []ledger.Disk{d}, DeviceMapper: b.hasMapper})
 	if problem := b.ledger.Snapshot("n1").Problem; problem != "" {
 		t.Fatal(problem)
 	}

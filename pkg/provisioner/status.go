@@ -49,12 +49,19 @@ func resizeState(pvc *corev1.PersistentVolumeClaim) corev1.ClaimResourceStatus {
 	return pvc.Status.AllocatedResourceStatuses[corev1.ResourceStorage]
 }
 
-// messageMoves says what a claim waits for whose volume is moved.
-const messageMoves = "nothing is free behind the volume, so the node moves it on its disk while no pod uses it. " +
-	"If a pod uses it now, delete the pod and start it again"
+// messageMoves says what a claim waits for whose volume is moved, and messagePieces that of one that gets a further
+// piece and is attached as a partition.
+const (
+	messageMoves = "elsewhere: nothing is free behind the volume, so the node moves it on its disk while no pod uses it. " + messageRestart
 
-// setNodeResizePending requests the kubelet to grow the file system. moves is true if the volume must be moved before.
-func (c *Controllers) setNodeResizePending(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, size resource.Quantity, moves bool) error {
+	messagePieces = "in a further piece: nothing is free behind the volume, so the node adds a piece while no pod uses it. " + messageRestart
+
+	messageRestart = "If a pod uses it now, delete the pod and start it again"
+)
+
+// setNodeResizePending requests the kubelet to grow the file system. waits says what has to happen on the node before;
+// empty if nothing has.
+func (c *Controllers) setNodeResizePending(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, size resource.Quantity, waits string) error {
 	if allocated := pvc.Status.AllocatedResources[corev1.ResourceStorage]; allocated.Cmp(size) == 0 {
 		switch resizeState(pvc) {
 		case corev1.PersistentVolumeClaimNodeResizePending, corev1.PersistentVolumeClaimNodeResizeInProgress:
@@ -70,8 +77,8 @@ func (c *Controllers) setNodeResizePending(ctx context.Context, state *claimStat
 	state.resizeBackoff.record(c.clock.Now())
 	message, note := "The volume has the space. The file system grows as soon as a pod uses the volume.",
 		fmt.Sprintf("The volume has %s, its file system grows on the node", size.String())
-	if moves {
-		note = fmt.Sprintf("The volume gets %s elsewhere: %s", size.String(), messageMoves)
+	if waits != "" {
+		note = fmt.Sprintf("The volume gets %s %s", size.String(), waits)
 		message = note + "."
 	}
 	updated, err := c.setStatus(ctx, pvc, statusChange{
@@ -84,11 +91,11 @@ func (c *Controllers) setNodeResizePending(ctx context.Context, state *claimStat
 	return err
 }
 
-// setResizing says that the node is growing a block volume. moves is true if the volume must be moved before.
-func (c *Controllers) setResizing(ctx context.Context, pvc *corev1.PersistentVolumeClaim, size resource.Quantity, moves bool) error {
+// setResizing says that the node is growing a block volume. waits is as for setNodeResizePending.
+func (c *Controllers) setResizing(ctx context.Context, pvc *corev1.PersistentVolumeClaim, size resource.Quantity, waits string) error {
 	message := "The node makes the volume larger."
-	if moves {
-		message = fmt.Sprintf("The volume gets %s elsewhere: %s.", size.String(), messageMoves)
+	if waits != "" {
+		message = fmt.Sprintf("The volume gets %s %s.", size.String(), waits)
 	}
 	_, err := c.setStatus(ctx, pvc, statusChange{
 		allocated: &size, state: corev1.PersistentVolumeClaimControllerResizeInProgress,

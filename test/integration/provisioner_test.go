@@ -45,6 +45,7 @@ func TestProvisioner(t *testing.T) {
 		{"claim gone before binding", goneBeforeBinding},
 		{"grows", grows},
 		{"grows as far as possible", growsAsFarAsPossible},
+		{"grows in pieces", growsInPieces},
 		{"grows elsewhere", growsElsewhere},
 		{"one of two gets the gap", oneGetsTheGap},
 		{"crash while growing", crashWhileGrowing},
@@ -401,11 +402,11 @@ func growsAsFarAsPossible(t *testing.T, p *provisioning) {
 	if pvc.Status.AllocatedResourceStatuses[corev1.ResourceStorage] != corev1.PersistentVolumeClaimControllerResizeInfeasible || pvc.Status.AllocatedResources != nil {
 		t.Errorf("the status is %+v", pvc.Status)
 	}
-	p.said(t, "first", "VolumeResizeFailed", "the volume cannot grow to 7Gi where it is: nothing is free behind it")
+	p.said(t, "first", "VolumeResizeFailed", "the volume cannot grow to 7Gi, to 6Gi at most: nothing is free behind it")
 	p.said(t, "first", "VolumeResizeFailed", "the largest free extent of the disk has 6Gi")
 
 	p.resize(t, "neighbor", "20Gi")
-	p.said(t, "neighbor", "VolumeResizeFailed", "the volume cannot grow to 20Gi where it is, to 8Gi at most")
+	p.said(t, "neighbor", "VolumeResizeFailed", "the volume cannot grow to 20Gi, to 8Gi at most")
 	p.resize(t, "neighbor", "8Gi")
 	pvc = p.until(t, "neighbor", func(pvc *corev1.PersistentVolumeClaim) bool {
 		return hasCondition(pvc, corev1.PersistentVolumeClaimFileSystemResizePending)
@@ -416,7 +417,7 @@ func growsAsFarAsPossible(t *testing.T, p *provisioning) {
 
 	// More is refused, and what was granted goes on.
 	p.resize(t, "neighbor", "9Gi")
-	p.said(t, "neighbor", "VolumeResizeFailed", "the volume cannot grow to 9Gi where it is: nothing is free behind it")
+	p.said(t, "neighbor", "VolumeResizeFailed", "the volume cannot grow to 9Gi: nothing is free behind it")
 	p.said(t, "neighbor", "VolumeResizeFailed", "nothing is free elsewhere on the disk")
 	if p.get(t, pvc, "neighbor"); pvc.Status.AllocatedResourceStatuses[corev1.ResourceStorage] != corev1.PersistentVolumeClaimNodeResizePending {
 		t.Errorf("the growth that was granted was forgotten: %+v", pvc.Status)
@@ -434,6 +435,59 @@ func growsAsFarAsPossible(t *testing.T, p *provisioning) {
 	if first.Spec.Capacity.Storage().Cmp(resource.MustParse("7Gi")) != 0 || first.Annotations[diskv1alpha1.AnnotationMoveTo] != "" {
 		t.Errorf("the volume has %s, and is to be moved to %q", first.Spec.Capacity.Storage(), first.Annotations[diskv1alpha1.AnnotationMoveTo])
 	}
+}
+
+// growsInPieces: a volume that cannot grow where it is gets a piece elsewhere, where its node has the device mapper.
+// The piece is taken before the node has made it, also by a scheduler that has just started, and grows where it is.
+func growsInPieces(t *testing.T, p *provisioning) {
+	n := p.node(t, "prov-a", 10)
+	n.hasMapper = true
+	s := p.scheduler(t, false)
+	_, first := p.served(t, "first", "2Gi", "prov-a", false)
+	p.realize(t, n, first.Name)
+	_, neighbor := p.served(t, "neighbor", "1Gi", "prov-a", false)
+	p.realize(t, n, first.Name, neighbor.Name)
+
+	p.resize(t, "first", "4Gi")
+	p.until(t, "first", func(pvc *corev1.PersistentVolumeClaim) bool {
+		return hasCondition(pvc, corev1.PersistentVolumeClaimFileSystemResizePending)
+	})
+	p.said(t, "first", "FileSystemResizeRequired", "The volume gets 4Gi in a further piece")
+	hasPieces := func(size int64, pieces ...extent.Extent) claim.Volume {
+		t.Helper()
+		p.get(t, first, first.Name)
+		v, err := claim.ReadVolume(first)
+		if err != nil || v.Size != size || v.MoveTo != nil || len(v.Pieces) != len(pieces) {
+			t.Fatalf("the volume is %+v: %v", v, err)
+		}
+		for i, e := range pieces {
+			if at := v.Pieces[i]; extent.New(at.Start, at.Length) != e {
+				t.Errorf("piece %d is at %+v, want %v", i+1, at, e)
+			}
+		}
+		return v
+	}
+	at := func(startGiB, lengthGiB int64) extent.Extent {
+		return extent.New(diskv1alpha1.Alignment+startGiB*units.GiB, lengthGiB*units.GiB)
+	}
+	v := hasPieces(4*units.GiB, at(3, 2))
+	other, err := claim.ReadVolume(neighbor)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	s.kill()
+	s = p.scheduler(t, false)
+	p.pvc(t, "large", "ssd", "6Gi", "prov-a", nil)
+	p.said(t, "large", "ProvisioningFailed", "wants 6Gi")
+	volumes := map[string]extent.Extent{v.Partition: at(0, 2), other.Partition: at(2, 1), diskv1alpha1.PieceID(v.Partition, 1): at(3, 2)}
+	p.publish(t, n, volumes, "")
+	p.resize(t, "first", "5Gi")
+	p.until(t, "first", func(pvc *corev1.PersistentVolumeClaim) bool {
+		return pvc.Status.AllocatedResources.Storage().Cmp(resource.MustParse("5Gi")) == 0
+	})
+	hasPieces(5*units.GiB, at(3, 3))
+	s.kill()
 }
 
 // growsElsewhere: a volume that cannot grow where it is gets a place that holds all of it, keeps both places until it

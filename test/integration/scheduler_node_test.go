@@ -37,6 +37,8 @@ type simNode struct {
 	wiping  map[string]bool          // partitions, while slow
 	slow    bool                     // wipes without end
 	silent  bool                     // publishes nothing
+	// hasMapper is true if the node has the device mapper.
+	hasMapper bool
 	// moved counts records that could not be realized where they said.
 	moved int
 	// evicted counts pods that found no room at all.
@@ -195,8 +197,8 @@ func (n *simNode) publish(ctx context.Context) error {
 	return n.write(ctx, disk)
 }
 
-// writeDisks publishes disks as an agent does.
-func writeDisks(ctx context.Context, c client.Client, name string, disks []diskv1alpha1.Disk) error {
+// writeStatus publishes disks as an agent does, and whether the node has the device mapper.
+func writeStatus(ctx context.Context, c client.Client, name string, status diskv1alpha1.NodeDiskCapacityStatus) error {
 	return retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		ndc := &diskv1alpha1.NodeDiskCapacity{}
 		err := c.Get(ctx, client.ObjectKey{Name: name}, ndc)
@@ -207,13 +209,13 @@ func writeDisks(ctx context.Context, c client.Client, name string, disks []diskv
 		if err != nil {
 			return err
 		}
-		ndc.Status.Disks = disks
+		ndc.Status.Disks, ndc.Status.DeviceMapper = status.Disks, status.DeviceMapper
 		return c.Status().Update(ctx, ndc)
 	})
 }
 
 func (n *simNode) write(ctx context.Context, disks ...diskv1alpha1.Disk) error {
-	if err := writeDisks(ctx, n.client, n.name, disks); err != nil {
+	if err := writeStatus(ctx, n.client, n.name, diskv1alpha1.NodeDiskCapacityStatus{Disks: disks, DeviceMapper: n.hasMapper}); err != nil {
 		return fmt.Errorf("publishing the disks of %s: %w", n.name, err)
 	}
 	return nil
