@@ -35,6 +35,8 @@ type steppedNode struct {
 	unpublished bool
 	// absent is true while there is no Node.
 	absent bool
+	// mapper is true if the node has the device mapper.
+	mapper bool
 }
 
 type steppedDisk struct {
@@ -55,6 +57,10 @@ type wantedVolume struct {
 	extent.Extent
 	// moveTo is where a PersistentVolume is moved on its disk; empty if nowhere.
 	moveTo extent.Extent
+	// pieceOf is the partition of the volume of which this is a further piece; empty if it is none. It is made after the
+	// volume, and only while the volume is not moved.
+	pieceOf string
+	moves   bool
 }
 
 func newSteppedNode(c client.Client, name string, disks int, sizeGiB int64) *steppedNode {
@@ -166,9 +172,15 @@ func wantedBy(pods []corev1.Pod, volumes []corev1.PersistentVolume) map[string]w
 		if v, err := claim.ReadVolume(pv); err == nil && !hasEnded(pv) {
 			at := wantedVolume{disk: v.Place.Disk, Extent: extent.New(v.Place.Start, v.Size)}
 			if v.MoveTo != nil {
-				at.Extent, at.moveTo = extent.New(v.Place.Start, v.Place.Length), extent.New(v.MoveTo.Start, v.MoveTo.Length)
+				at.moveTo = extent.New(v.MoveTo.Start, v.MoveTo.Length)
 			}
+			at.Extent = extent.New(v.Place.Start, v.FirstLength())
 			wanted[v.Partition] = at
+			for i, p := range v.Pieces {
+				wanted[diskv1alpha1.PieceID(v.Partition, i+1)] = wantedVolume{
+					disk: p.Disk, Extent: extent.New(p.Start, p.Length), pieceOf: v.Partition, moves: v.MoveTo != nil,
+				}
+			}
 		}
 	}
 	return wanted
@@ -204,12 +216,15 @@ func (n *steppedNode) realize(partition string, at wantedVolume) (changed bool) 
 			}
 			longer := extent.New(v.Start, at.Len())
 			tail := extent.Extent{Start: v.End, End: longer.End}
-			if v.wiping || tail.Empty() || !d.free().Contains(tail) {
+			if v.wiping || tail.Empty() || at.moves || !d.free().Contains(tail) {
 				return false
 			}
 			v.Extent = longer
 			return true
 		}
+	}
+	if at.pieceOf != "" {
+		return n.addPiece(partition, at)
 	}
 	view := &placement.Node{}
 	for _, d := range n.disks {
@@ -231,13 +246,33 @@ func (n *steppedNode) realize(partition string, at wantedVolume) (changed bool) 
 	return true
 }
 
+// addPiece makes a further piece of a volume where it is recorded, if its volume is there.
+func (n *steppedNode) addPiece(partition string, at wantedVolume) (made bool) {
+	for _, d := range n.disks {
+		first := d.volumes[at.pieceOf]
+		if first == nil || first.wiping || d.id != at.disk || at.moves || !d.free().Contains(at.Extent) {
+			continue
+		}
+		d.volumes[partition] = &steppedVolume{Extent: at.Extent}
+		return true
+	}
+	return false
+}
+
 // move moves a volume, and begins to wipe its earlier place.
 func (d *steppedDisk) move(partition string, to extent.Extent) (moved bool) {
 	v := d.volumes[partition]
 	if v.Start == to.Start || !d.free().Contains(to) {
 		return false
 	}
-	d.volumes[diskv1alpha1.CopyID(partition)] = &steppedVolume{Extent: v.Extent, wiping: true}
+	copied := diskv1alpha1.CopyID(partition)
+	d.volumes[copied] = &steppedVolume{Extent: v.Extent, wiping: true}
+	for i := 1; i < diskv1alpha1.MaxPieces; i++ {
+		if piece := d.volumes[diskv1alpha1.PieceID(partition, i)]; piece != nil {
+			d.volumes[diskv1alpha1.PieceID(copied, i)] = &steppedVolume{Extent: piece.Extent, wiping: true}
+			delete(d.volumes, diskv1alpha1.PieceID(partition, i))
+		}
+	}
 	v.Extent = to
 	return true
 }
@@ -333,7 +368,7 @@ func (n *steppedNode) publish(ctx context.Context) error {
 		slices.SortFunc(disk.Allocations, func(a, b diskv1alpha1.Allocation) int { return cmp.Compare(a.Start, b.Start) })
 		disks = append(disks, disk)
 	}
-	err := writeDisks(ctx, n.client, n.name, disks)
+	err := writeStatus(ctx, n.client, n.name, diskv1alpha1.NodeDiskCapacityStatus{Disks: disks, DeviceMapper: n.mapper})
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		// It was deleted, or is written to all the time: it is published next time.
 		n.unpublished = true
@@ -352,6 +387,8 @@ func makeSteppedNodes(t *testing.T, c client.Client, count, disks int, sizeGiB i
 	nodes := make([]*steppedNode, count)
 	for i := range nodes {
 		nodes[i] = newSteppedNode(c, fmt.Sprintf("leak-%d", i), disks, sizeGiB)
+		// The other nodes move a volume that cannot grow where it is.
+		nodes[i].mapper = i%2 == 0
 		if err := nodes[i].appear(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -383,16 +383,23 @@ func (s *said) recorded() []ledger.HolderRecords {
 	for i := range s.volumes {
 		if v, err := claim.ReadVolume(&s.volumes[i]); err == nil {
 			// The nodes' names are short: their labels are the same.
-			length := v.Size
 			if v.MoveTo != nil {
-				length = v.Place.Length
 				all = append(all, ledger.HolderRecords{Key: "move/" + string(v.UID), Node: v.Node, Records: []ledger.Record{
 					{Partition: diskv1alpha1.CopyID(v.Partition), Disk: v.MoveTo.Disk, Extent: extent.New(v.MoveTo.Start, v.MoveTo.Length)},
 				}})
 			}
 			all = append(all, ledger.HolderRecords{Key: "volume/" + string(v.UID), Node: v.Node, Records: []ledger.Record{
-				{Partition: v.Partition, Disk: v.Place.Disk, Extent: extent.New(v.Place.Start, length)},
+				{Partition: v.Partition, Disk: v.Place.Disk, Extent: extent.New(v.Place.Start, v.FirstLength())},
 			}})
+			further := ledger.HolderRecords{Key: "pieces/" + string(v.UID), Node: v.Node}
+			for i, p := range v.Pieces {
+				further.Records = append(further.Records, ledger.Record{
+					Partition: diskv1alpha1.PieceID(v.Partition, i+1), Disk: p.Disk, Extent: extent.New(p.Start, p.Length),
+				})
+			}
+			if len(v.Pieces) > 0 {
+				all = append(all, further)
+			}
 		}
 	}
 	slices.SortFunc(all, func(a, b ledger.HolderRecords) int { return strings.Compare(a.Key, b.Key) })
