@@ -336,6 +336,51 @@ func TestAdmissionOfWriters(t *testing.T) {
 	}
 }
 
+// TestAdmissionOfPieces asserts which classes and allocations of pieces the API server accepts.
+func TestAdmissionOfPieces(t *testing.T) {
+	c := controlPlane(t)
+	ctx := t.Context()
+	for name, tc := range map[string]struct {
+		attachment diskv1alpha1.Attachment
+		maxPieces  *int32
+		want       string
+	}{
+		"defaults":           {"", nil, ""},
+		"one piece":          {diskv1alpha1.AttachPartition, ptr.To[int32](1), ""},
+		"most pieces":        {diskv1alpha1.AttachDeviceMapper, ptr.To[int32](16), ""},
+		"no piece":           {"", ptr.To[int32](0), "should be greater than or equal to 1"},
+		"too many pieces":    {"", ptr.To[int32](17), "should be less than or equal to 16"},
+		"another attachment": {"Loop", nil, "Unsupported value"},
+	} {
+		class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: "admission-of-pieces"}}
+		class.Spec.Devices.Paths = []string{"/dev/none"}
+		class.Spec.Attachment, class.Spec.MaxPieces = tc.attachment, tc.maxPieces
+		switch err := c.Client().Create(ctx, class, client.DryRunAll); {
+		case tc.want == "" && err != nil:
+			t.Errorf("%s: refused: %v", name, err)
+		case tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)):
+			t.Errorf("%s: got error %v, want %q", name, err, tc.want)
+		}
+		if tc.want == "" && tc.attachment == "" && class.Spec.Attachment != diskv1alpha1.AttachPartition {
+			t.Errorf("the default attachment is %q", class.Spec.Attachment)
+		}
+	}
+	ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: "admission-of-pieces"}}
+	if err := c.Client().Create(ctx, ndc); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Client().Delete(context.Background(), ndc) })
+	for piece, refused := range map[int]bool{1: false, 15: false, 16: true, -1: true} {
+		body := fmt.Sprintf(`{"status":{"deviceMapper":true,"disks":[{"id":"11111111-2222-4333-8444-555555555555","device":"sda","rotational":false,
+			"sectorSize":512,"size":10485760,"overhead":1048576,"state":"Ready","allocations":[{"partition":"11111111-2222-4333-8444-555555555556",
+			"start":1048576,"length":1048576,"phase":"Formatted","attachment":"DeviceMapper","piece":%d}]}]}}`, piece)
+		err := c.Client().Status().Patch(ctx, ndc.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(body)), client.DryRunAll)
+		if (err != nil) != refused {
+			t.Errorf("piece %d: %v", piece, err)
+		}
+	}
+}
+
 // TestAdmissionOfNodes asserts that the scheduler removes Berth's taint from a Node, and can
 // change nothing else.
 func TestAdmissionOfNodes(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -30,6 +31,9 @@ func TestAdmissionOfVolumes(t *testing.T) {
 		return n.provide(n.answer(n.pvc(name, "64Mi", corev1.PersistentVolumeFilesystem), someDisk, diskv1alpha1.Alignment, change), corev1.VolumeBound)
 	}
 	own := volume("own", nil)
+	pieced := volume("pieced", func(pv *corev1.PersistentVolume) {
+		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, diskv1alpha1.AnnotationPieces, someDisk+"/9437184/1048576")
+	})
 	elsewhere := volume("elsewhere", func(pv *corev1.PersistentVolume) {
 		pv.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0].Values[0] = "volumes-other"
 	})
@@ -59,6 +63,11 @@ func TestAdmissionOfVolumes(t *testing.T) {
 	}{
 		"finalizer":            {func() error { return patch(own, finalizers) }, ""},
 		"annotation":           {func() error { return patch(own, `{"metadata":{"annotations":{"disk.berth.dev/moved-to":"x"}}}`) }, ""},
+		"pieces":               {func() error { return patch(own, `{"metadata":{"annotations":{"disk.berth.dev/pieces":"x"}}}`) }, "has its pieces"},
+		"no pieces":            {func() error { return patch(pieced, `{"metadata":{"annotations":{"disk.berth.dev/pieces":null}}}`) }, "has its pieces"},
+		"beside pieces":        {func() error { return patch(pieced, `{"metadata":{"annotations":{"disk.berth.dev/moved-to":"x"}}}`) }, ""},
+		"delete one of pieces": {func() error { return agent.Delete(ctx, pieced.DeepCopy(), client.DryRunAll) }, ""},
+		"move":                 {func() error { return patch(own, `{"metadata":{"annotations":{"disk.berth.dev/move-to":"x"}}}`) }, "is moved"},
 		"delete":               {func() error { return agent.Delete(ctx, own.DeepCopy(), client.DryRunAll) }, ""},
 		"policy":               {func() error { return patch(own, `{"spec":{"persistentVolumeReclaimPolicy":"Retain"}}`) }, "no more of"},
 		"label":                {func() error { return patch(own, `{"metadata":{"labels":{"disk.berth.dev/node":"x"}}}`) }, "no more of"},
