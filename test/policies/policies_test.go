@@ -380,7 +380,7 @@ func TestSchedulerName(t *testing.T) {
 }
 
 // TestSubjects asserts whom a policy restricts: each subject of the ClusterRoleBinding that is its parameter, and no
-// other. A binding without subjects restricts nobody.
+// other. A binding without subjects restricts no account.
 func TestSubjects(t *testing.T) {
 	p := evaluate(t, "../../config/admission/scheduler.yaml")
 	kind := schema.GroupVersionKind{Version: "v1", Kind: "PersistentVolume"}

@@ -89,7 +89,7 @@ func TestBindings(t *testing.T) {
 			if restricted := parameters[resource]; len(restricted) > 0 {
 				found++
 				if !slices.Contains(restricted, b.Name) {
-					t.Errorf("ClusterRoleBinding %s lets its subjects write %s, and no policy reads it", b.Name, resource)
+					t.Errorf("ClusterRoleBinding %s permits its subjects to write %s, and no policy reads it", b.Name, resource)
 				}
 			}
 		}
@@ -99,14 +99,14 @@ func TestBindings(t *testing.T) {
 	}
 }
 
-// role is a ClusterRole that lets its subjects change resources.
+// role is a ClusterRole that permits its subjects to change resources.
 func role(name string, resources ...string) rbacv1.ClusterRole {
 	out := rbacv1.ClusterRole{Rules: []rbacv1.PolicyRule{{Verbs: []string{"patch"}, Resources: resources}}}
 	out.Name = name
 	return out
 }
 
-// written are the resources that rules let an account write.
+// written are the resources that rules permit an account to write.
 func written(rules []rbacv1.PolicyRule) []string {
 	var out []string
 	for _, rule := range rules {
