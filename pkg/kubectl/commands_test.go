@@ -43,6 +43,7 @@ func TestOutputs(t *testing.T) {
 		{"get disks --state failed,nodegone -o name", "node-17/nvme1n1\nnode-99/nvme0n1\n"},
 		{"get disks --class hdd -o jsonpath={.items[*].size}", "8001563222016"},
 		{"get volumes --owner logs/ -o jsonpath={.items[*].owner}", "logs/loki-2"},
+		{"get volumes --owner logs/ -o jsonpath={.items[*].volumeKind}", "inline"},
 		{"get volumes --owner db/data-pg-1 -o jsonpath={.items[*].growsTo}", "536870912000"},
 		{"get volumes --state orphan -o jsonpath={.items[*].owner}", "db/data-old-0"},
 		{"get devices --state candidate -o jsonpath={.items[*].serial}", "AWS22F1C0"},

@@ -71,7 +71,7 @@ type Volume struct {
 	Owner string `json:"owner,omitempty"`
 	// InPod is the name of an inline volume in its pod, if that is known.
 	InPod string `json:"inPod,omitempty"`
-	Kind  Kind   `json:"kind"`
+	Kind  Kind   `json:"volumeKind"`
 	// State is the phase, or Orphan.
 	State  string `json:"state"`
 	Start  int64  `json:"start"`
