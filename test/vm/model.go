@@ -110,7 +110,9 @@ func (v *modeled) unacknowledged() bool {
 
 // became returns an error unless the volume may be in the state found, and adopts that state.
 func (v *modeled) became(f wire.Found) error {
-	if f.Start != v.start || f.Length != v.length && (f.Length != v.grown || v.grown == 0) {
+	// A wipe drops pieces, the last one first.
+	shortened := f.Phase == "Wiping" && f.Length < v.length
+	if f.Start != v.start || f.Length != v.length && !shortened && (f.Length != v.grown || v.grown == 0) {
 		return fmt.Errorf("it is at %d, %d bytes long; it was made at %d, with %d", f.Start, f.Length, v.start, v.length)
 	}
 	if f.Wrong != "" {

@@ -21,7 +21,7 @@ func TestModel(t *testing.T) {
 			} else {
 				begun.Done = true
 			}
-			if begun.Do == "grow" {
+			if begun.Do == "grow" || begun.Do == "piece" {
 				begun.Length = 5 * mib
 			}
 			list = append(list, begun)
@@ -30,6 +30,11 @@ func TestModel(t *testing.T) {
 	}
 	found := func(phase string, start, length int64) []wire.Found {
 		return []wire.Found{{Partition: guid, Phase: phase, Start: start * mib, Length: length * mib}}
+	}
+	inPieces := func(at int64, wrong string) []wire.Found {
+		f := found("Formatted", 1, 5)
+		f[0].Pieces, f[0].Wrong = []int64{mib + at}, wrong
+		return f
 	}
 	for name, test := range map[string]struct {
 		steps []wire.Step
@@ -49,6 +54,12 @@ func TestModel(t *testing.T) {
 		"growth lost":                {steps("create", "grow"), found("Reserved", 1, 4), false, 0},
 		"perhaps grown":              {steps("create", "?grow"), found("Reserved", 1, 5), true, 0},
 		"shrunk":                     {steps("create", "?grow"), found("Reserved", 1, 3), false, 0},
+		"a piece":                    {steps("create", "format", "piece"), inPieces(wire.PieceOffset(1), ""), true, 0},
+		"perhaps a piece":            {steps("create", "format", "?piece"), inPieces(wire.PieceOffset(1), ""), true, 0},
+		"piece lost":                 {steps("create", "format", "piece"), found("Formatted", 1, 4), false, 0},
+		"piece elsewhere":            {steps("create", "format", "piece"), inPieces(wire.PieceOffset(2), ""), false, 0},
+		"incomplete":                 {steps("create", "format", "piece"), inPieces(wire.PieceOffset(1), "a piece is gone"), false, 0},
+		"a piece was wiped":          {steps("create", "format", "piece", "?wipe"), found("Wiping", 1, 4), true, 0},
 		"back from the dead":         {steps("create", "wipe"), found("Wiping", 1, 4), false, 0},
 		"wiped":                      {steps("create", "wipe"), nil, true, 0},
 		"wiped without a reason":     {steps("create", "format", "fill"), found("Wiping", 1, 4), false, 1},
