@@ -91,9 +91,9 @@ func (a *linearAttacher) places(guid string) []extent.Extent {
 	return all
 }
 
-// removeUnexpected removes the devices that do not show a volume as the table has it. Another program changed the table,
-// or a write of it was lost. A device that is in use is an error: its users must not see another volume's bytes. Devices
-// of volumes that must not have one, such as those being wiped, are left.
+// removeUnexpected removes the devices that do not show a volume as the table has it. Another program changed the
+// table, or a write of it was lost. A device that is in use is an error: its users must not see another volume's bytes.
+// Devices of volumes that must not have one, such as those being wiped, are left.
 func (a *linearAttacher) removeUnexpected(t table) error {
 	if a == nil {
 		return nil
@@ -132,8 +132,8 @@ func (a *linearAttacher) detach(guid string) error {
 	return nil
 }
 
-// linearDevices makes and finds devices of the device mapper that have linear targets only. The uuid of each is a prefix
-// and the GUID of a volume.
+// linearDevices makes and finds devices of the device mapper that have linear targets only. The uuid of each is a
+// prefix and the GUID of a volume.
 type linearDevices struct {
 	mapper *mapper
 	prefix string

@@ -141,8 +141,8 @@ func (m *mapper) create(uuid, name string) error {
 	return m.ioctl(unix.DM_DEV_CREATE, "creating", r)
 }
 
-// loadTable replaces the device's table. Reads and writes wait meanwhile. If this process ends between the two steps, the
-// device has its old table.
+// loadTable replaces the device's table. Reads and writes wait meanwhile. If this process ends between the two steps,
+// the device has its old table.
 func (m *mapper) loadTable(uuid string, targets []linear) error {
 	r := newRequest(uuid)
 	if err := r.addTargets(targets); err != nil {

@@ -103,8 +103,8 @@ func (d *Disk) showGrown(ctx context.Context, partition string) (Volume, error) 
 
 // AddPiece gives a volume one more piece, its last, and returns the volume. number is the new piece's: one more than the
 // further pieces that the volume has. A volume that has that piece, from the same start on, is returned as it is. The
-// piece is zeroed first, at the rate kept with the volume. Then one write of the table adds the piece and tells the first
-// one of it.
+// piece is zeroed first, at the rate kept with the volume. Then one write of the table adds the piece, and raises the
+// count in the first one.
 //
 // A volume that is attached by the device mapper can be in use: reads and writes wait for a moment, and then the device
 // is longer. One that is attached as a partition must not be: it is attached by the device mapper from here on. Errors:

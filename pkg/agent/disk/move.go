@@ -314,8 +314,8 @@ func (d *Disk) cutMove(ctx context.Context, o MoveOptions, job *copyJob, failed 
 	})
 }
 
-// writePieceSlots writes the slots of the further pieces of a place that a volume is about to leave. An earlier move from
-// there may have left progress of a wipe under the same GUIDs.
+// writePieceSlots writes the slots of the further pieces of a place that a volume is about to leave. An earlier move
+// from there may have left progress of a wipe under the same GUIDs.
 func (d *Disk) writePieceSlots(old set, w WipeSettings) error {
 	for _, p := range old.pieces {
 		if err := d.writeSlotProven(p.entry, slot{wipe: w}); err != nil {

@@ -59,13 +59,8 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 	if d.store, err = load(d.device, d.device.layout, f); err != nil {
 		return err
 	}
-	if d.loops, err = d.device.findLoops(); err != nil {
+	if err := d.findDevices(); err != nil {
 		return err
-	}
-	if d.mapped == nil && !d.noMapper {
-		if d.linear, err = d.device.findLinear(d.loops); err != nil {
-			return err
-		}
 	}
 	d.readSlots(ctx)
 	if err := d.prepareService(ctx, f); err != nil {
@@ -74,6 +69,17 @@ func (d *Disk) open(ctx context.Context, known func(string) bool) error {
 	}
 	d.publish()
 	return nil
+}
+
+// findDevices finds the devices of volumes that an earlier agent left, but for partitions and those of a mapped disk.
+func (d *Disk) findDevices() (err error) {
+	if d.loops, err = d.device.findLoops(); err != nil {
+		return err
+	}
+	if d.mapped == nil && !d.noMapper {
+		d.linear, err = d.device.findLinear(d.loops)
+	}
+	return err
 }
 
 // prepareService prepares a disk for service. With an error it is out of service, but its volumes are known.

@@ -36,10 +36,6 @@ func (d *blockDevice) read() (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
-	attached, err := d.partitions()
-	if err != nil {
-		return Snapshot{}, err
-	}
 	owner, err := readOwner(d, t.layout, t.metaGUID())
 	if err != nil {
 		return Snapshot{}, err
@@ -48,55 +44,76 @@ func (d *blockDevice) read() (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
+	s := Snapshot{ID: t.id, Owner: owner, Path: d.path, Size: t.size, SectorSize: t.sector}
+	if s.Volumes, err = d.readVolumes(t, slots); err != nil {
+		return Snapshot{}, err
+	}
+	slices.SortFunc(s.Volumes, func(a, b Volume) int { return cmp.Compare(a.Extent.Start, b.Extent.Start) })
+	return s, nil
+}
+
+// readVolumes returns the volumes of a table, with the devices by which the kernel shows them.
+func (d *blockDevice) readVolumes(t table, slots map[string]slot) ([]Volume, error) {
+	attached, err := d.partitions()
+	if err != nil {
+		return nil, err
+	}
 	loops, err := d.findLoops()
 	if err != nil {
-		return Snapshot{}, err
+		return nil, err
 	}
 	mapped, err := d.findMapped()
 	if err != nil {
-		return Snapshot{}, err
+		return nil, err
 	}
 	if mapped != nil {
 		defer mapped.mapper.Close()
 	}
 	linear, err := d.findLinear(loops)
 	if err != nil {
-		return Snapshot{}, err
+		return nil, err
 	}
 	if linear != nil {
 		defer linear.mapper.Close()
 	}
 	// Only the fields of a Disk that volume needs.
-	reader := &Disk{devices: map[string]string{}, slots: slots, linear: linear}
+	reader := &Disk{device: d, devices: map[string]string{}, slots: slots, loops: loops, linear: linear}
 	if mapped != nil && len(mapped.found) > 0 {
 		reader.mapped = mapped
 	}
-	s := Snapshot{ID: t.id, Owner: owner, Path: d.path, Size: t.size, SectorSize: t.sector}
-	volumes, orphans := t.sets()
+	sets, orphans := t.sets()
 	for _, e := range orphans {
-		volumes = append(volumes, set{first: e})
+		sets = append(sets, set{first: e})
 	}
-	for _, v := range volumes {
-		guid, at := v.first.guid, v.first.extent
-		switch {
-		case linear.shows(guid):
-			if slices.Equal(linear.places(guid), v.extents()) {
-				reader.devices[guid] = linear.found[guid].path
-			}
-		case reader.mapped != nil:
-			if slices.Equal(mapped.found[guid].extents(), v.extents()) {
-				reader.devices[guid] = mapped.found[guid].path
-			}
-		case len(v.pieces) > 0:
-		case attached[v.first.index].extent == at:
-			reader.devices[guid] = filepath.Join(filepath.Dir(d.path), attached[v.first.index].name)
-		case loops.found[guid].extent == at:
-			reader.devices[guid] = loops.found[guid].path
+	var volumes []Volume
+	for _, v := range sets {
+		if path := reader.shownAs(v, attached); path != "" {
+			reader.devices[v.first.guid] = path
 		}
-		s.Volumes = append(s.Volumes, reader.volume(v))
+		volumes = append(volumes, reader.volume(v))
 	}
-	slices.SortFunc(s.Volumes, func(a, b Volume) int { return cmp.Compare(a.Extent.Start, b.Extent.Start) })
-	return s, nil
+	return volumes, nil
+}
+
+// shownAs returns the device by which the kernel shows all of a volume. It is empty if there is none.
+func (d *Disk) shownAs(v set, attached map[int]partition) string {
+	guid, at := v.first.guid, v.first.extent
+	switch {
+	case d.linear.shows(guid):
+		if slices.Equal(d.linear.places(guid), v.extents()) {
+			return d.linear.found[guid].path
+		}
+	case d.mapped != nil:
+		if slices.Equal(d.mapped.found[guid].extents(), v.extents()) {
+			return d.mapped.found[guid].path
+		}
+	case len(v.pieces) > 0:
+	case attached[v.first.index].extent == at:
+		return filepath.Join(filepath.Dir(d.device.path), attached[v.first.index].name)
+	case d.loops.found[guid].extent == at:
+		return d.loops.found[guid].path
+	}
+	return ""
 }
 
 // readTable uses the copy that Open would use. Between the two reads an agent may have written both copies. Then

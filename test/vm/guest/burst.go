@@ -83,14 +83,23 @@ func (w *worker) step(ctx context.Context, slot extent.Extent) error {
 			return err
 		}
 		return w.do(ctx, "more", v)
-	case v.Phase == disk.Formatted && len(v.Pieces) > 0 && v.Pieces[len(v.Pieces)-1].Extent.Len() == 1<<20 && w.r.IntN(3) == 0:
-		v.Pieces[len(v.Pieces)-1].Extent.End += 1 << 20
-		return w.do(ctx, "grow", v)
-	case v.Phase == disk.Formatted && len(v.Pieces) == 0 && v.Extent.Len() < w.room(slot) && w.r.IntN(3) == 0:
-		v.Extent.End += 1 << 20
+	case v.Phase == disk.Formatted && w.r.IntN(3) == 0 && w.lengthen(&v, slot):
 		return w.do(ctx, "grow", v)
 	}
 	return w.do(ctx, "wipe", v)
+}
+
+// lengthen makes the last piece longer, if its part of the slot has room.
+func (w *worker) lengthen(v *disk.Volume, slot extent.Extent) bool {
+	last, room := &v.Extent, w.room(slot)
+	if n := len(v.Pieces); n > 0 {
+		last, room = &v.Pieces[n-1].Extent, 2<<20
+	}
+	if last.Len() >= room {
+		return false
+	}
+	last.End += 1 << 20
+	return true
 }
 
 // room is how much of the slot the first piece may use.
