@@ -361,7 +361,8 @@ func checkPackages(t *testing.T, files map[string]*entry, v variant) {
 	}
 }
 
-// TestMissingLibrary asserts that a program is refused if no package has a library that it names, or that this one names.
+// TestMissingLibrary asserts that a program is refused if no package has a library that it names, or that this one
+// names.
 func TestMissingLibrary(t *testing.T) {
 	images := builtImages(t)
 	agent := images[slices.IndexFunc(images, func(m made) bool { return m.kind.hasPackages })]

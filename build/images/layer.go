@@ -16,7 +16,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
-// layer writes files as a layer: the same files give the same bytes. All belong to root, and are as old as the epoch. The compressor is a module, because that of the standard library may change with Go.
+// layer writes files as a layer: the same files give the same bytes. All belong to root, and are as old as the epoch.
+// The compressor is a module, because that of the standard library may change with Go.
 func layer(files map[string]*file, folders ...string) (v1.Layer, error) {
 	entries := map[string]*tar.Header{}
 	folder := func(name string) {

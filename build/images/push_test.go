@@ -161,7 +161,8 @@ func must[T any](t *testing.T, f func() (T, error)) T {
 	return v
 }
 
-// TestPushRefused asserts that a push needs the registry's password, images, and images that are made of what is declared.
+// TestPushRefused asserts that a push needs the registry's password, images, and images that are made of what is
+// declared.
 func TestPushRefused(t *testing.T) {
 	host := newRegistry(t)
 	good, unpinned := t.TempDir(), t.TempDir()

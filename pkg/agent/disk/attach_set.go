@@ -22,8 +22,8 @@ import (
 // While a volume is attached its way stays the same, because its user knows the device. Attach changes it.
 
 // Attach attaches a volume in the way that is wanted for it, and returns the volume. If the volume is in use, or cannot
-// be attached in that way, it stays as it is, and Volume.Attachment says how. want applies to later attachments as well,
-// until the disk is closed. Errors: ErrNotFound, ErrInUse (the volume is being wiped or moved), ErrIncomplete,
+// be attached in that way, it stays as it is, and Volume.Attachment says how. want applies to later attachments as
+// well, until the disk is closed. Errors: ErrNotFound, ErrInUse (the volume is being wiped or moved), ErrIncomplete,
 // ErrNoMapper (it has several pieces), ErrOutOfService.
 func (d *Disk) Attach(ctx context.Context, partition string, want Attachment) (Volume, error) {
 	v, err := d.attachAgain(ctx, partition, want)
@@ -186,7 +186,8 @@ func (d *Disk) stack(ctx context.Context, s set) (string, error) {
 }
 
 // detachVolume removes the devices of the volume and of its pieces from the kernel, if it has them. ErrInUse means that
-// one of them is open. Then the progress of a wipe does not count any more, because the volume may have been written to.
+// one of them is open. Then the progress of a wipe does not count any more, because the volume may have been written
+// to.
 func (d *Disk) detachVolume(ctx context.Context, e entry) error {
 	s := d.store.table.setOf(e)
 	err := d.hide(ctx, s)

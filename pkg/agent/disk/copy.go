@@ -45,8 +45,8 @@ const (
 	copyChunk = Alignment
 )
 
-// copySide is the source or the target of a copy. Offsets count from the beginning of its first extent, and go on in the
-// further ones.
+// copySide is the source or the target of a copy. Offsets count from the beginning of its first extent, and go on in
+// the further ones.
 type copySide struct {
 	name   string // in errors
 	device device

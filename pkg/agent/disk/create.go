@@ -44,8 +44,8 @@ func (o CreateOptions) validate() error {
 }
 
 // Create makes a volume in phase Reserved, or Formatted if it is raw, and attaches it. If the volume exists at the same
-// extents, it is returned as it is, so the caller may call Create again after any doubt. Errors: ErrOverlap, ErrNoEntry,
-// ErrInUse (the volume is being wiped), ErrNoMapper (it has pieces), ErrIncomplete, ErrOutOfService.
+// extents, it is returned as it is, so the caller may call Create again after any doubt. Errors: ErrOverlap,
+// ErrNoEntry, ErrInUse (the volume is being wiped), ErrNoMapper (it has pieces), ErrIncomplete, ErrOutOfService.
 //
 // When Create returns a Reserved volume, its entry is on the medium in the primary copy. The backup is written, and
 // both are read back, while a file system is made. If that fails the disk is out of service, so MarkFormatted, which

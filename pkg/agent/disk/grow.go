@@ -10,11 +10,11 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// Grow makes a volume longer in place, mounted or not, and returns it. length is that of all pieces in bytes, a multiple
-// of Alignment: the last piece gets longer. A volume of that length or more is returned as it is: volumes never shrink.
-// The new bytes are zeroed first, at the rate kept with the volume. Errors: ErrNotFound, ErrInUse (the volume is being
-// wiped), ErrIncomplete, ErrOutOfService, and ErrOverlap if the space behind it is taken. Its message says how far the
-// volume could grow.
+// Grow makes a volume longer in place, mounted or not, and returns it. length is that of all pieces in bytes, a
+// multiple of Alignment: the last piece gets longer. A volume of that length or more is returned as it is: volumes
+// never shrink. The new bytes are zeroed first, at the rate kept with the volume. Errors: ErrNotFound, ErrInUse (the
+// volume is being wiped), ErrIncomplete, ErrOutOfService, and ErrOverlap if the space behind it is taken. Its message
+// says how far the volume could grow.
 func (d *Disk) Grow(ctx context.Context, partition string, length int64) (Volume, error) {
 	var v Volume
 	err := d.afterZeroing(ctx, partition,
@@ -101,15 +101,15 @@ func (d *Disk) showGrown(ctx context.Context, partition string) (Volume, error) 
 	return d.volume(d.store.table.setOf(e)), nil
 }
 
-// AddPiece gives a volume one more piece, its last, and returns the volume. number is the new piece's: one more than the
-// further pieces that the volume has. A volume that has that piece, from the same start on, is returned as it is. The
-// piece is zeroed first, at the rate kept with the volume. Then one write of the table adds the piece, and raises the
-// count in the first one.
+// AddPiece gives a volume one more piece, its last, and returns the volume. number is the new piece's: one more than
+// the further pieces that the volume has. A volume that has that piece, from the same start on, is returned as it is.
+// The piece is zeroed first, at the rate kept with the volume. Then one write of the table adds the piece, and raises
+// the count in the first one.
 //
 // A volume that is attached by the device mapper can be in use: reads and writes wait for a moment, and then the device
 // is longer. One that is attached as a partition must not be: it is attached by the device mapper from here on. Errors:
-// ErrNotFound, ErrInUse (also if the volume is being wiped), ErrNoMapper, ErrIncomplete, ErrOverlap, ErrNoEntry (also if
-// the volume has the most pieces), ErrOutOfService.
+// ErrNotFound, ErrInUse (also if the volume is being wiped), ErrNoMapper, ErrIncomplete, ErrOverlap, ErrNoEntry (also
+// if the volume has the most pieces), ErrOutOfService.
 func (d *Disk) AddPiece(ctx context.Context, partition string, number int, at extent.Extent) (Volume, error) {
 	v, err := d.addPieceAlone(ctx, partition, number, at)
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/berthdev/berth/pkg/extent"
 )
 
-// set is a volume with its pieces. The first piece is the volume's own entry. Its phase is the phase of all. The GUID of
-// a further piece follows from the volume's GUID and from the number of the piece.
+// set is a volume with its pieces. The first piece is the volume's own entry. Its phase is the phase of all. The GUID
+// of a further piece follows from the volume's GUID and from the number of the piece.
 //
 // A set is complete if the first piece says that there are c further ones, and the table has the pieces 1 to c, each
 // with its number, and no other. Every change leads from a complete set to a complete one in one write of the table. So

@@ -136,8 +136,8 @@ func TestWipePieces(t *testing.T) {
 	})
 }
 
-// TestWipeIgnoresStaleProgress asserts that progress in the slot of a piece that an earlier volume of the same GUID left
-// does not count: every byte of the piece is zeroed.
+// TestWipeIgnoresStaleProgress asserts that progress in the slot of a piece that an earlier volume of the same GUID
+// left does not count: every byte of the piece is zeroed.
 func TestWipeIgnoresStaleProgress(t *testing.T) {
 	l := initialized(t, 32*units.MiB, 512)
 	at := threePieces()

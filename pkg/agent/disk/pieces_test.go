@@ -149,8 +149,8 @@ func (m *modelSet) all() []int64 {
 }
 
 // TestRandomPieces compares random plans for volumes of several pieces with an oracle that knows the MiBs of each
-// volume, in order. It asserts that every set stays complete, that each plan changes the entries of one volume only, and
-// that the pieces' order is never lost.
+// volume, in order. It asserts that every set stays complete, that each plan changes the entries of one volume only,
+// and that the pieces' order is never lost.
 func TestRandomPieces(t *testing.T) {
 	l, err := newLayout(64*units.MiB, 512)
 	if err != nil {

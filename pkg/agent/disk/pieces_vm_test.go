@@ -221,9 +221,9 @@ func (w *writer) finish(t *testing.T) {
 	}
 }
 
-// TestPiecesGrowOnline grows a mounted ext4 and a mounted xfs by pieces and in place while a writer runs, with a restart
-// of the agent in between. It asserts that the device is longer at once, that the file system grows online, that no
-// write fails, and that the mount and the device stay.
+// TestPiecesGrowOnline grows a mounted ext4 and a mounted xfs by pieces and in place while a writer runs, with a
+// restart of the agent in between. It asserts that the device is longer at once, that the file system grows online,
+// that no write fails, and that the mount and the device stay.
 func TestPiecesGrowOnline(t *testing.T) {
 	// The smallest that mkfs.xfs makes. What is written lies in the machine's memory.
 	for fs, first := range map[string]int64{"ext4": 40, "xfs": 300} {
@@ -316,8 +316,8 @@ func TestPiecesGrowOnline(t *testing.T) {
 }
 
 // TestPiecesOfPartition asserts that a volume that is attached as a partition gets no piece while it is mounted, and
-// that nothing is changed then. Unused it gets the piece and a linear device. A volume of one piece goes from one way to
-// the other and back while it is not in use, and stays while it is.
+// that nothing is changed then. Unused it gets the piece and a linear device. A volume of one piece goes from one way
+// to the other and back while it is not in use, and stays while it is.
 func TestPiecesOfPartition(t *testing.T) {
 	l := initialized(t, 128*units.MiB, 512)
 	ctx := withoutLogs(t)

@@ -164,8 +164,8 @@ func (s *store) probe(ctx context.Context) error {
 	return s.write(ctx, []batch{{s.onDisk.backup, []sectorWrite{header}}})
 }
 
-// put makes next the table of the disk: the present one with the changed entries in their places, in one write. After an
-// error that wraps ErrOutOfService the content of the disk is not known. After any other error nothing was written.
+// put makes next the table of the disk: the present one with the changed entries in their places, in one write. After
+// an error that wraps ErrOutOfService the content of the disk is not known. After any other error nothing was written.
 func (s *store) put(ctx context.Context, next table, changed ...entry) error {
 	return s.putSet(ctx, next, changed, false, nil)
 }

@@ -361,9 +361,9 @@ func (d *Disk) giveDeviceBack(ctx context.Context, partition string) error {
 	return err
 }
 
-// removeWiped frees the extent of a piece that has been wiped, the last one of its volume. If a tool made the kernel show
-// the volume again meanwhile, it is detached again: a partition without entry would have no owner. An extent that was
-// not zeroed may hold anything. Its next user must clear it.
+// removeWiped frees the extent of a piece that has been wiped, the last one of its volume. If a tool made the kernel
+// show the volume again meanwhile, it is detached again: a partition without entry would have no owner. An extent that
+// was not zeroed may hold anything. Its next user must clear it.
 func (d *Disk) removeWiped(ctx context.Context, volume string, e entry, zeroed bool) error {
 	first, err := d.store.table.volume(volume)
 	if err != nil {

@@ -21,8 +21,17 @@ type engine interface {
 }
 
 // engineOf returns the engine that writes the disk. The error is ErrOutOfService for a disk that is out of service. All
-// code gets the engine from this function, because a disk can go at any moment.
+// code gets the engine from this function, or from openDiskOf, because a disk can go at any moment.
 func engineOf(d *discovery.Disk) (engine, error) {
+	e, err := openDiskOf(d)
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// openDiskOf is engineOf for the target of a move between two disks.
+func openDiskOf(d *discovery.Disk) (*disk.Disk, error) {
 	if !d.Ready() {
 		return nil, outOfService(d)
 	}

@@ -65,6 +65,10 @@ func (m *mover) moveToOther(ctx context.Context, d discovery.Disk, onDisk disk.V
 	if err != nil {
 		return err
 	}
+	targetDisk, err := openDiskOf(&target)
+	if err != nil {
+		return err
+	}
 	// In one order, so that two moves in opposite directions do not wait for each other.
 	ids := []string{d.ID(), target.ID()}
 	slices.Sort(ids)
@@ -76,7 +80,7 @@ func (m *mover) moveToOther(ctx context.Context, d discovery.Disk, onDisk disk.V
 		defer leave()
 	}
 	begin := time.Now()
-	_, err = e.MoveTo(ctx, target.Engine, m.optionsTo(onDisk.Partition, d, target, extent.New(to.Start, to.Length)))
+	_, err = e.MoveTo(ctx, targetDisk, m.optionsTo(onDisk.Partition, d, target, extent.New(to.Start, to.Length)))
 	took := time.Since(begin)
 	if ctx.Err() == nil {
 		countMove(target.Class, onDisk.Extent.Len(), took, err)
@@ -118,7 +122,11 @@ func (m *mover) finish(ctx context.Context, partition string, d departure) error
 	if err != nil {
 		return err
 	}
-	if _, err := e.MoveTo(ctx, d.target.Engine, m.optionsTo(partition, d.source, d.target, d.copied.Extent)); err != nil {
+	target, err := openDiskOf(&d.target)
+	if err != nil {
+		return err
+	}
+	if _, err := e.MoveTo(ctx, target, m.optionsTo(partition, d.source, d.target, d.copied.Extent)); err != nil {
 		return fmt.Errorf("cannot end the move of volume %s to disk %s: %w", partition, d.target.ID(), err)
 	}
 	klog.FromContext(ctx).Info("Move of a volume to another disk is ended after an interruption", "partition", partition, "disk", d.source.ID(), "targetDisk", d.target.ID())
