@@ -116,8 +116,13 @@ func TestThousandVolumes(t *testing.T) {
 		if err := wipeVolume(ctx, d, v.Partition); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := os.Stat("/sys/block/" + filepath.Base(v.Device) + "/loop"); err == nil {
-			t.Errorf("%s is still there", v.Device)
+		// Another process may have a new loop device of that number by now.
+		loops, err := d.device.findLoops()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if device, ok := loops.found[v.Partition]; ok {
+			t.Errorf("%s is still there: %+v", v.Device, device)
 		}
 		again, err := d.Create(ctx, CreateOptions{Partition: uuid.NewString(), Extent: v.Extent})
 		if err != nil || !again.Prezeroed || again.Index != v.Index {
