@@ -154,7 +154,10 @@ func (d *drainer) reason(disks []discovery.Disk, of *discovery.Disk, v disk.Volu
 	if actionFor(pv) == actionReclaim {
 		return "it is wiped when it is not in use"
 	}
-	if moving == nil || moving.MoveTo == nil || moving.MoveTo.Disk == of.ID() {
+	if moving == nil {
+		return "its PersistentVolume has no place, as one that a CSI sidecar has made: it is not moved"
+	}
+	if moving.MoveTo == nil || moving.MoveTo.Disk == of.ID() {
 		return d.missingRoom(disks, of, v)
 	}
 	if p := d.mover.progress.of(v.Partition); p.length > 0 {

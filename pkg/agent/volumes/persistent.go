@@ -116,6 +116,11 @@ func (p *persistentController) sync(ctx context.Context, name string) error {
 	case actionReclaim, actionFinalize:
 		return p.releaser.release(ctx, pv)
 	case actionRetain:
+		if v, err := p.volumes.read(pv); err == nil && p.mover.mayMove(pv, v.MoveTo) {
+			if to := p.mover.pending(v); to != nil {
+				p.mover.begin(ctx, pv, v, *to)
+			}
+		}
 		return nil
 	case actionServe:
 	}
