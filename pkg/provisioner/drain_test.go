@@ -112,7 +112,7 @@ func TestDrainOfPieces(t *testing.T) {
 		return diskv1alpha1.Place{Disk: disk, Extent: diskv1alpha1.Extent{Start: e.Start, Length: e.Len()}}
 	}
 	pieces := diskv1alpha1.JoinPieces([]diskv1alpha1.Place{place(b.first, gib(5, 2))})
-	patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, diskv1alpha1.AnnotationPieces, pieces)
+	patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}},"spec":{"capacity":{"storage":"6Gi"}}}`, diskv1alpha1.AnnotationPieces, pieces)
 	if _, err := b.client.CoreV1().PersistentVolumes().Patch(t.Context(), b.api.volumes(t)[0].Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -136,16 +136,16 @@ func TestDrainOfPieces(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	before := ledger.Disk{Allocations: []ledger.Allocation{{Partition: b.partition, Extent: gib(0, 2)}, {Partition: diskv1alpha1.PieceID(b.partition, 1), Extent: gib(5, 2)}}}
-	publish(2, before, ledger.Disk{Free: []extent.Extent{gib(0, 3), gib(6, 3)}})
+	before := ledger.Disk{Allocations: []ledger.Allocation{{Partition: b.partition, Extent: gib(0, 4)}, {Partition: diskv1alpha1.PieceID(b.partition, 1), Extent: gib(5, 2)}}}
+	publish(2, before, ledger.Disk{Free: []extent.Extent{gib(0, 4), gib(5, 5)}})
 	want("", pieces, draining(b.first))
-	publish(3, before, ledger.Disk{Free: []extent.Extent{gib(0, 3), gib(4, 5)}})
-	to := place(b.second, gib(4, 4)).String()
+	publish(3, before, ledger.Disk{Free: []extent.Extent{gib(0, 2), gib(3, 7)}})
+	to := place(b.second, gib(3, 6)).String()
 	want(to, pieces, draining(b.first))
 	// The operator changes his mind.
 	want("", pieces)
 	want(to, pieces, draining(b.first))
-	publish(4, ledger.Disk{}, ledger.Disk{Free: []extent.Extent{gib(0, 3), gib(8, 1)}, Allocations: []ledger.Allocation{{Partition: b.partition, Extent: gib(4, 4)}}})
+	publish(4, ledger.Disk{}, ledger.Disk{Free: []extent.Extent{gib(0, 2), gib(9, 1)}, Allocations: []ledger.Allocation{{Partition: b.partition, Extent: gib(3, 6)}}})
 	want("", "", draining(b.first))
 	want("", "", draining(b.first))
 }

@@ -107,7 +107,7 @@ func TestExpandTooFar(t *testing.T) {
 	mark := canary(e)
 	e.write(first.pod, mark)
 	e.expand(first.pvc, "500Gi")
-	e.event(first.pvc, "VolumeResizeFailed", "500Gi", "nothing is free behind it", "the largest free extent of class")
+	e.event(first.pvc, "VolumeResizeFailed", "500Gi", "nothing is free behind it", "the largest free extent of the disk")
 	e.expand(behind.pvc, "500Gi")
 	e.event(behind.pvc, "VolumeResizeFailed", "cannot grow to 500Gi, to", "at most")
 	for _, c := range []*corev1.PersistentVolumeClaim{first.pvc, behind.pvc} {
