@@ -49,7 +49,7 @@ var (
 	}, []string{"holder"})
 	movesTotal = metrics.NewCounterVec(&metrics.CounterOpts{
 		Namespace: "berth", Subsystem: "node", Name: "moves_total", StabilityLevel: metrics.ALPHA,
-		Help: "Moves of volumes to another place of their disk, or to another disk, that ended, by the disk's class and the result: done, failed or in_use.",
+		Help: "Moves of volumes on their disk, or to another disk, that ended, by the disk's class and the result: done, failed or in_use.",
 	}, []string{"class", "result"})
 	movedBytesTotal = metrics.NewCounterVec(&metrics.CounterOpts{
 		Namespace: "berth", Subsystem: "node", Name: "moved_bytes_total", StabilityLevel: metrics.ALPHA,
