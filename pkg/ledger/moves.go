@@ -75,11 +75,7 @@ func (l *Ledger) PlanMove(pvUID string, o MoveRequest) (Move, bool) {
 			return Move{}, false
 		}
 	}
-	length := o.Length
-	if o.Elsewhere {
-		length = max(length, granted)
-	}
-	target, to, ok := s.moveTarget(disk, length, o)
+	target, to, ok := s.moveTarget(disk, granted, o)
 	if !ok {
 		return Move{}, false
 	}
@@ -89,15 +85,13 @@ func (l *Ledger) PlanMove(pvUID string, o MoveRequest) (Move, bool) {
 	return m, true
 }
 
-// moveTarget chooses the place of a move from a disk.
-func (s *Snapshot) moveTarget(from string, length int64, o MoveRequest) (disk string, to extent.Extent, ok bool) {
-	if length <= 0 {
-		return "", extent.Extent{}, false
-	}
+// moveTarget chooses the place of a move from a disk. granted is the length of all pieces of the volume.
+func (s *Snapshot) moveTarget(from string, granted int64, o MoveRequest) (disk string, to extent.Extent, ok bool) {
 	if !o.Elsewhere {
-		to, ok = smallestFree(s.Node, from, length)
-		return from, to, ok
+		to, ok = smallestFree(s.Node, from, o.Length)
+		return from, to, ok && o.Length > 0
 	}
+	length := max(o.Length, granted)
 	// The tightest of the other disks. Of several the one with the first id.
 	left := int64(-1)
 	for i := range s.Node.Disks {

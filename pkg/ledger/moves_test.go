@@ -264,8 +264,8 @@ func TestPlanMoveElsewhere(t *testing.T) {
 	}
 }
 
-// TestPlanMoveOfPiecesElsewhere asserts that the place of a volume that must leave its disk holds all of its pieces, also
-// one that the node has not made yet.
+// TestPlanMoveOfPiecesElsewhere asserts that the place of a volume that must leave its disk holds all of its pieces,
+// also one that the node has not made yet.
 func TestPlanMoveOfPiecesElsewhere(t *testing.T) {
 	for name, made := range map[string]bool{"made": true, "not made": false} {
 		l := New()

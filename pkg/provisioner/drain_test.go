@@ -70,8 +70,8 @@ func draining(disk string) diskv1alpha1.DiskDecision {
 	return diskv1alpha1.DiskDecision{ID: disk, Drain: &diskv1alpha1.DiskDrain{Mode: diskv1alpha1.DrainMove}}
 }
 
-// TestDrain asserts that a volume gets a place on another disk only while its disk is drained and the other one has room
-// and takes volumes, and that the annotation goes when it is there.
+// TestDrain asserts that a volume gets a place on another disk only while its disk is drained and the other one has
+// room and takes volumes, and that the annotation goes when it is there.
 func TestDrain(t *testing.T) {
 	b := newDrainBench(t)
 	b.publish(t, 2, false, 3)
@@ -150,8 +150,8 @@ func TestDrainOfPieces(t *testing.T) {
 	want("", "", draining(b.first))
 }
 
-// TestDrainLeavesGrowth asserts that the end of a drain's write in doubt takes back nothing that was granted to the claim
-// meanwhile.
+// TestDrainLeavesGrowth asserts that the end of a drain's write in doubt takes back nothing that was granted to the
+// claim meanwhile.
 func TestDrainLeavesGrowth(t *testing.T) {
 	b := grown(t)
 	pv := b.api.volumes(t)[0]

@@ -102,8 +102,8 @@ func (c *Controllers) endMoveOf(ctx context.Context, pv *corev1.PersistentVolume
 	return nil
 }
 
-// writeMoveTo writes the annotation of a move into a PersistentVolume, in the version that was read; nil removes it. That
-// of the pieces is removed with it if the volume is moved.
+// writeMoveTo writes the annotation of a move into a PersistentVolume, in the version that was read; nil removes it.
+// That of the pieces is removed with it if the volume is moved.
 func (c *Controllers) writeMoveTo(ctx context.Context, pv *corev1.PersistentVolume, to *diskv1alpha1.Place, isMoved bool) error {
 	annotations := map[string]any{diskv1alpha1.AnnotationMoveTo: nil}
 	if to != nil {

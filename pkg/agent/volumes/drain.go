@@ -199,13 +199,15 @@ func evictionText(pods []*corev1.Pod, mode diskv1alpha1.DrainMode) string {
 
 // volumeOf returns the PersistentVolume of a partition, and what it says if it can be read.
 func (d *drainer) volumeOf(partition string) (*corev1.PersistentVolume, *claim.Volume) {
-	for _, pv := range d.volumes.of(partition) {
-		if v, err := d.volumes.read(pv); err == nil {
-			return pv, &v
-		}
-		return pv, nil
+	pvs := d.volumes.of(partition)
+	if len(pvs) == 0 {
+		return nil, nil
 	}
-	return nil, nil
+	v, err := d.volumes.read(pvs[0])
+	if err != nil {
+		return pvs[0], nil
+	}
+	return pvs[0], &v
 }
 
 // podsOf are the pods that use a PersistentVolume, sorted by name.

@@ -50,8 +50,8 @@ func claiming(name string, pv *corev1.PersistentVolume) *corev1.Pod {
 	return slim.(*corev1.Pod)
 }
 
-// TestDrainProgress asserts what a node publishes about a disk that is drained, and whom it wants evicted, from a volume
-// without another place to a disk that is empty.
+// TestDrainProgress asserts what a node publishes about a disk that is drained, and whom it wants evicted, from a
+// volume without another place to a disk that is empty.
 func TestDrainProgress(t *testing.T) {
 	l := newLeaving(t)
 	says := func(texts ...string) diskv1alpha1.Disk {

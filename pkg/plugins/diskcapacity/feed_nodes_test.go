@@ -100,8 +100,8 @@ func TestReportOf(t *testing.T) {
 	}
 }
 
-// TestCordonedDisks asserts that a disk takes no volume from the moment at which spec says so, before the agent has seen
-// it, and that the volumes on it stay known.
+// TestCordonedDisks asserts that a disk takes no volume from the moment at which spec says so, before the agent has
+// seen it, and that the volumes on it stay known.
 func TestCordonedDisks(t *testing.T) {
 	const id = "6f2d9c1e-0000-4000-8000-000000000001"
 	for name, test := range map[string]struct {
