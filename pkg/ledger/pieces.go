@@ -152,12 +152,11 @@ func bestPiece(free extent.Set, length int64) extent.Extent {
 	return extent.New(best.Start, min(best.Len(), length))
 }
 
-// WithdrawPieces ends a plan of PlanPieces for that version of the PersistentVolume: the write was not done and never
-// will be.
-func (l *Ledger) WithdrawPieces(pvUID string, version uint64) {
+// WithdrawPieces ends a plan of PlanPieces: the write was not done and never will be.
+func (l *Ledger) WithdrawPieces(pvUID string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if planned, ok := l.plannedPieces[pvUID]; ok && planned.version == version {
+	if planned, ok := l.plannedPieces[pvUID]; ok {
 		l.setFurtherPieces(pvUID, l.holders[piecesKey(pvUID)].node, planned.before)
 	}
 }

@@ -38,8 +38,6 @@ const (
 // Reasons of events about the node's NodeDiskCapacity.
 const (
 	eventWiped          = "VolumeWiped"
-	eventDiskCordoned   = "DiskCordoned"
-	eventDiskUncordoned = "DiskUncordoned"
 	eventNotWiped       = "VolumeNotWiped"
 	eventOrphaned       = "VolumeOrphaned"
 	eventReclaimStopped = "ReclaimStopped"
