@@ -60,7 +60,7 @@ demo-down: ## Remove the demo's cluster and all it made.
 .PHONY: test
 test: prepare ## Run the unit, disk and integration tests (those that need root are counted aloud without it).
 	$(GOTEST) $$(go list ./... | grep -vE '/test/(e2e|vm$$)')
-	go test -C build/images -count=1 -timeout=15m ./...
+	cd build/images && go tool -modfile=$(CURDIR)/tools/go.mod gotestsum --format pkgname-and-test-fails --hide-summary=output -- -count=1 -timeout=15m ./...
 
 .PHONY: e2e
 e2e: prepare ## Run the end-to-end tests on real kubelets (needs root).

@@ -100,7 +100,7 @@ func TestMoveTo(t *testing.T) {
 		if raw, err := os.ReadFile(a.image); err != nil || !allZero(raw[2*units.MiB:42*units.MiB]) || len(source.Snapshot().Volumes) != 0 {
 			t.Errorf("something is left in the old place: %v, %+v", err, source.Snapshot().Volumes)
 		}
-		// And back: what is left of the first move is in nobody's way.
+		// And back: what the first move has left on the disk does not prevent the second.
 		back := movedToOther(10, 60)
 		if moved, err := target.MoveTo(ctx, source, back); err != nil || moved.Extent != back.Extent {
 			t.Errorf("moved back: %+v, %v", moved, err)
