@@ -383,14 +383,18 @@ func TestMissingLibrary(t *testing.T) {
 	}
 }
 
-// needRoot skips the test without root, and fails it with CI=true. Package testenv, which does so for the other tests, is
-// in another module.
+// needRoot skips the test without root.
 func needRoot(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() == 0 {
-		return
+	if os.Geteuid() != 0 {
+		skipOrFail(t, "SKIP-NEEDS-ROOT: run this test as root: it changes the root folder of a process")
 	}
-	const message = "SKIP-NEEDS-ROOT: run this test as root: it changes the root folder of a process"
+}
+
+// skipOrFail skips the test, and fails it with CI=true. Package testenv, which does so for the other tests, is in
+// another module.
+func skipOrFail(t *testing.T, message string) {
+	t.Helper()
 	if os.Getenv("CI") == "true" {
 		t.Fatal(message)
 	}
@@ -407,55 +411,51 @@ func TestPrograms(t *testing.T) {
 		t.Fatal(err)
 	}
 	agent := images[slices.IndexFunc(images, func(m made) bool { return m.kind.hasPackages })]
-	tried := 0
-	for _, v := range agent.variants {
-		emulator, ok := emulatorOf(t, v.platform)
-		if !ok {
-			continue
-		}
-		root := t.TempDir()
-		lay(t, root, layersOf(t, v.image))
-		if emulator != "" {
-			content, err := os.ReadFile(emulator)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(filepath.Join(root, "qemu"), content, 0o755); err != nil {
-				t.Fatal(err)
-			}
-		}
-		for _, name := range declared.Programs {
-			tried++
-			tryProgram(t, root, emulator != "", v.platform, name)
-		}
+	if len(declared.Programs) == 0 || len(agent.variants) < 2 {
+		t.Fatalf("%d programs of %d platforms", len(declared.Programs), len(agent.variants))
 	}
-	if tried < len(declared.Programs) {
-		t.Errorf("only %d programs were tried", tried)
+	for _, v := range agent.variants {
+		t.Run(v.platform.arch, func(t *testing.T) {
+			emulator := emulatorOf(t, v.platform)
+			root := t.TempDir()
+			lay(t, root, layersOf(t, v.image))
+			if emulator != "" {
+				content, err := os.ReadFile(emulator)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(root, "qemu"), content, 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, name := range declared.Programs {
+				tryProgram(t, root, emulator != "", v.platform, name)
+			}
+		})
 	}
 }
 
 // emulatorOf returns the program that runs those of another architecture. It is empty for this machine's own. It is
 // that of Debian's qemu-user-static, which is downloaded and not installed.
-func emulatorOf(t *testing.T, p platform) (string, bool) {
+func emulatorOf(t *testing.T, p platform) string {
 	t.Helper()
 	if p.arch == runtime.GOARCH {
-		return "", true
+		return ""
 	}
 	machine, _, _ := strings.Cut(p.triplet, "-")
 	name := "qemu-" + machine + "-static"
 	if emulator, err := exec.LookPath(name); err == nil {
-		return emulator, true
+		return emulator
 	}
 	cache := filepath.Join(cacheFolder(t), "emulators")
 	emulator := filepath.Join(cache, name)
 	if _, err := os.Stat(emulator); err == nil {
-		return emulator, true
+		return emulator
 	}
 	if err := fetchEmulator(t, cache, name); err != nil {
-		t.Logf("programs for %s are not run, only their libraries are checked: %v", p.name, err)
-		return "", false
+		skipOrFail(t, fmt.Sprintf("SKIP-UNFIT: %s, which runs programs for %s, cannot be had: %v", name, p.name, err))
 	}
-	return emulator, true
+	return emulator
 }
 
 func fetchEmulator(t *testing.T, cache, name string) error {
