@@ -58,26 +58,36 @@ func (b *bench) publishAt(t *testing.T, revision uint64, volumes map[string]exte
 	}
 }
 
-// TestMoveInDoubt asserts what is reserved for a move when its write fails, and that a settled one has the size and the
-// place, or neither.
-func TestMoveInDoubt(t *testing.T) {
+// growthInDoubt is a claim of 4Gi on a disk where 5 GiB are free, which cannot grow in place.
+type growthInDoubt struct {
+	start func(t *testing.T) (b *bench, partition string)
+	// ask is the size that it shall have, and free how many GiB are free when that is granted.
+	ask  string
+	free int64
+	// isGranted reports whether the PersistentVolume has the annotation of the grant.
+	isGranted func(*corev1.PersistentVolume) bool
+}
+
+// check asserts what is reserved when the write of the grant fails, and that a settled one has the size and the
+// annotation, or neither.
+func (g growthInDoubt) check(t *testing.T) {
 	for name, test := range map[string]struct {
 		outcome outcome
 		// free is how many GiB are free after the write, and settled how many when the request is lowered again.
 		free, settled int64
-		moves         bool
+		granted       bool
 	}{
-		"served":    {served, 0, 0, true},
-		"lost":      {lost, 0, 0, true},
-		"failed":    {failed, 0, 5, false},
+		"served":    {served, g.free, g.free, true},
+		"lost":      {lost, g.free, g.free, true},
+		"failed":    {failed, g.free, 5, false},
 		"forbidden": {forbidden, 5, 5, false},
 		"busy":      {busy, 5, 5, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b, _ := besideNeighbor(t)
+			b, _ := g.start(t)
 			b.api.answerNext("PATCH", test.outcome)
 			b.acceptStatus()
-			if err := b.sync(t, asking("5Gi")); (err == nil) != (test.outcome == served) {
+			if err := b.sync(t, asking(g.ask)); (err == nil) != (test.outcome == served) {
 				t.Fatalf("the write: %v", err)
 			}
 			if b.free("n1") != test.free {
@@ -90,19 +100,27 @@ func TestMoveInDoubt(t *testing.T) {
 			if b.free("n1") != test.settled {
 				t.Errorf("%d GiB are free at last, want %d", b.free("n1"), test.settled)
 			}
-			pv := b.api.volumes(t)[0]
-			size := resource.MustParse("4Gi")
-			if test.moves {
-				size = resource.MustParse("5Gi")
+			pv, size := b.api.volumes(t)[0], "4Gi"
+			if test.granted {
+				size = g.ask
 			}
-			if (moveTo(pv) != "") != test.moves || capacitySize(pv).Cmp(size) != 0 {
-				t.Errorf("the volume has %s and is moved to %q", capacitySize(pv), moveTo(pv))
+			isNeither := moveTo(pv) == "" && piecesOf(pv) == ""
+			if g.isGranted(pv) != test.granted || isNeither == test.granted || capacitySize(pv).Cmp(resource.MustParse(size)) != 0 {
+				t.Errorf("the volume has %s and the pieces %q, and is moved to %q", capacitySize(pv), piecesOf(pv), moveTo(pv))
 			}
 			if err := b.ledger.Validate(); err != nil {
 				t.Error(err)
 			}
 		})
 	}
+}
+
+// TestMoveInDoubt asserts what is reserved for a move when its write fails.
+func TestMoveInDoubt(t *testing.T) {
+	growthInDoubt{
+		start: besideNeighbor, ask: "5Gi", free: 0,
+		isGranted: func(pv *corev1.PersistentVolume) bool { return moveTo(pv) != "" && piecesOf(pv) == "" },
+	}.check(t)
 }
 
 // TestMoveEnds asserts that the annotation stays until the node publishes the volume at its new place, and that another

@@ -109,49 +109,12 @@ func TestWaysToGrow(t *testing.T) {
 	}
 }
 
-// TestPiecesInDoubt is TestMoveInDoubt for pieces.
+// TestPiecesInDoubt asserts what is reserved for pieces when their write fails.
 func TestPiecesInDoubt(t *testing.T) {
-	for name, test := range map[string]struct {
-		outcome outcome
-		// free is how many GiB are free after the write, and settled how many when the request is lowered again.
-		free, settled int64
-		grows         bool
-	}{
-		"served":    {served, 3, 3, true},
-		"lost":      {lost, 3, 3, true},
-		"failed":    {failed, 3, 5, false},
-		"forbidden": {forbidden, 5, 5, false},
-		"busy":      {busy, 5, 5, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			b, _ := between(t)
-			b.api.answerNext("PATCH", test.outcome)
-			b.acceptStatus()
-			if err := b.sync(t, asking("6Gi")); (err == nil) != (test.outcome == served) {
-				t.Fatalf("the write: %v", err)
-			}
-			if b.free("n1") != test.free {
-				t.Errorf("%d GiB are free after the write, want %d", b.free("n1"), test.free)
-			}
-			for range 3 {
-				_ = b.sync(t, asking("4Gi"))
-				b.notifyVolumes(t)
-			}
-			if b.free("n1") != test.settled {
-				t.Errorf("%d GiB are free at last, want %d", b.free("n1"), test.settled)
-			}
-			pv, size, pieces := b.api.volumes(t)[0], "4Gi", ""
-			if test.grows {
-				size, pieces = "6Gi", places(gib(5, 2))
-			}
-			if piecesOf(pv) != pieces || capacitySize(pv).Cmp(resource.MustParse(size)) != 0 {
-				t.Errorf("the volume has %s and the pieces %q", capacitySize(pv), piecesOf(pv))
-			}
-			if err := b.ledger.Validate(); err != nil {
-				t.Error(err)
-			}
-		})
-	}
+	growthInDoubt{
+		start: func(t *testing.T) (*bench, string) { return between(t) }, ask: "6Gi", free: 3,
+		isGranted: func(pv *corev1.PersistentVolume) bool { return piecesOf(pv) == places(gib(5, 2)) && moveTo(pv) == "" },
+	}.check(t)
 }
 
 // TestPlanOfOldVersionInDoubt asserts that a plan ends whose write failed, and that was made for a version of the

@@ -37,6 +37,8 @@ type MoveToOptions struct {
 //     target is the volume.
 //  5. One write of the target's table makes its entry the volume, which is attached.
 //
+// The target's sectors must not be larger than this disk's.
+//
 // Then the caller calls Wipe with the GUID Left. This disk alone decides what a crash leaves: the volume is here until
 // step 4, and on the target after it. So never wipe Copy before the volume was seen in phase Formatted, and never wipe
 // Left before the target has the volume.
@@ -63,6 +65,10 @@ func (d *Disk) moveToAlone(ctx context.Context, target *Disk, o MoveToOptions) (
 		return Volume{}, fmt.Errorf("volume %s needs other GUIDs for its copy and for the place that it leaves", o.Partition)
 	case d == target || d.Snapshot().ID == target.Snapshot().ID:
 		return Volume{}, fmt.Errorf("volume %s is on that disk", o.Partition)
+	case target.device.sector > d.device.sector:
+		// A file system of smaller sectors cannot be mounted there.
+		return Volume{}, fmt.Errorf("volume %s is on a disk with sectors of %d bytes, and that one has %d: a volume moves to a disk with sectors of its size, or smaller ones",
+			o.Partition, d.device.sector, target.device.sector)
 	}
 	// Source and target in this order. A move of the same volume in the other direction has nothing to move.
 	for _, call := range []struct {

@@ -124,6 +124,7 @@ func TestMoveToRefused(t *testing.T) {
 	closed := initialized(t, 64*units.MiB, 512).open(t)
 	closed.Close()
 	full := initialized(t, 8*units.MiB, 512).open(t)
+	larger := initialized(t, 64*units.MiB, 4096).open(t)
 	reserved := movedToOther(30, 8)
 	reserved.Partition = guidB
 	missing := movedToOther(30, 8)
@@ -145,6 +146,7 @@ func TestMoveToRefused(t *testing.T) {
 		{"to a place that is taken", target, movedToOther(22, 8), ErrOverlap, ""},
 		{"to a place that is too short", target, movedToOther(30, 7), nil, "never shrinks"},
 		{"behind the end", full, movedToOther(4, 8), ErrOverlap, ""},
+		{"to a disk of larger sectors", larger, movedToOther(30, 8), nil, "sectors of its size"},
 		{"to a closed disk", closed, movedToOther(30, 8), ErrOutOfService, ""},
 		{"of a Reserved volume", target, reserved, nil, "Reserved"},
 		{"of no volume", target, missing, ErrNotFound, ""},
