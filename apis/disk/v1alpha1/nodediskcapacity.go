@@ -150,7 +150,8 @@ type NodeDiskCapacityStatus struct {
 	// +kubebuilder:validation:MaxItems=256
 	Devices []Device `json:"devices,omitempty"`
 
-	// DeviceMapper is true when the node's kernel has the device mapper. Without it volumes have one piece each.
+	// DeviceMapper is true when the agent adds pieces to volumes, by the device mapper of the node's kernel. Without it
+	// volumes have one piece each. Agents of this version do not set it.
 	// +optional
 	DeviceMapper bool `json:"deviceMapper,omitempty"`
 
