@@ -142,8 +142,8 @@ type DiskClassSpec struct {
 	Attachment Attachment `json:"attachment,omitempty"`
 
 	// MaxPieces bounds of how many pieces a volume consists, each one an extent of the disk. 1 forbids pieces: volumes
-	// grow where they are, or are moved. Without it a volume begins with one piece, and grows to 16 at most. Agents of this
-	// version make volumes of one piece, whatever the bound is.
+	// grow where they are, or are moved. Without it a volume begins with one piece, and grows to 16 at most. Agents of
+	// this version make volumes of one piece, whatever the bound is.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=16
