@@ -11,10 +11,12 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/answer"
+	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 )
 
@@ -42,17 +44,17 @@ func (c *Controllers) syncEvictions(ctx context.Context, nodeName string, report
 			return 0, err
 		}
 		logger := klog.FromContext(ctx).WithValues("node", klog.KRef("", nodeName), "pod", klog.KObj(pod))
-		if why := mayEvict(pod, nodeName, wanted); why != "" {
+		if why := c.mayEvict(pod, ndc, wanted); why != "" {
 			logger.V(2).Info("Did not evict a pod that an agent wants evicted", "reason", why)
 			continue
 		}
 		switch err := c.evict(ctx, pod); answer.Of(err) {
 		case answer.Done:
-			logger.Info("Evicted a pod whose volumes do not fit on its node")
+			logger.Info("Evicted a pod whose volumes do not fit on its node, or are on a disk that is drained")
 		case answer.Absent, answer.Conflict:
 			// It is gone, or it is another pod by now.
 		case answer.Busy:
-			logger.V(2).Info("A disruption budget keeps a pod whose volumes do not fit on its node", "reason", err.Error())
+			logger.V(2).Info("A disruption budget keeps a pod that an agent wants evicted", "reason", err.Error())
 			again = evictLook
 		default:
 			failed = append(failed, err)
@@ -61,10 +63,58 @@ func (c *Controllers) syncEvictions(ctx context.Context, nodeName string, report
 	return again, errors.Join(failed...)
 }
 
-// mayEvict says why a pod may not be evicted for a node's agent; empty if it may. The agent is
-// not trusted with pods of other nodes, nor with those that have nothing to do with Berth.
-func mayEvict(pod *corev1.Pod, nodeName string, wanted diskv1alpha1.EvictionRequest) string {
-	controller := metav1.GetControllerOf(pod)
+// mayEvict says why a pod may not be evicted for a node's agent; empty if it may. The agent is not trusted with pods of
+// other nodes, nor with those that have nothing to do with Berth. While an operator wants a disk of the node drained
+// with evictions, pods with claims of Berth count as well, and those of DaemonSets: they come back to the node, and
+// their volumes to another disk.
+func (c *Controllers) mayEvict(pod *corev1.Pod, ndc *diskv1alpha1.NodeDiskCapacity, wanted diskv1alpha1.EvictionRequest) string {
+	if drainsWithEvictions(ndc) && c.usesClaimOfBerth(pod, ndc.Name) {
+		if why := mayEvictAny(pod, ndc.Name, wanted); why != "" {
+			return why
+		}
+		if metav1.GetControllerOf(pod) == nil {
+			return "no controller makes it again"
+		}
+		return ""
+	}
+	return mayEvictInline(pod, ndc.Name, wanted, drainsWithEvictions(ndc))
+}
+
+// drainsWithEvictions reports whether an operator wants a disk drained with evictions.
+func drainsWithEvictions(ndc *diskv1alpha1.NodeDiskCapacity) bool {
+	return slices.ContainsFunc(ndc.Spec.Disks, func(d diskv1alpha1.DiskDecision) bool {
+		return d.Drain != nil && d.Drain.Mode == diskv1alpha1.DrainEvict
+	})
+}
+
+// usesClaimOfBerth reports whether a pod uses a claim whose volume is one of Berth on that node.
+func (c *Controllers) usesClaimOfBerth(pod *corev1.Pod, nodeName string) bool {
+	pvs, err := c.volumes.List(labels.SelectorFromSet(labels.Set{diskv1alpha1.LabelNode: diskv1alpha1.NodeLabel(nodeName)}))
+	if err != nil {
+		return false
+	}
+	for _, v := range pod.Spec.Volumes {
+		name := ""
+		switch {
+		case v.PersistentVolumeClaim != nil:
+			name = v.PersistentVolumeClaim.ClaimName
+		case v.Ephemeral != nil:
+			name = pod.Name + "-" + v.Name
+		default:
+			continue
+		}
+		if slices.ContainsFunc(pvs, func(pv *corev1.PersistentVolume) bool {
+			ref := pv.Spec.ClaimRef
+			return claim.IsOurs(pv) && ref != nil && ref.Namespace == pod.Namespace && ref.Name == name
+		}) {
+			return true
+		}
+	}
+	return false
+}
+
+// mayEvictAny says why no agent may have the pod evicted; empty if it may be possible.
+func mayEvictAny(pod *corev1.Pod, nodeName string, wanted diskv1alpha1.EvictionRequest) string {
 	switch {
 	case pod.UID != wanted.UID:
 		return "it is another pod of that name"
@@ -72,11 +122,22 @@ func mayEvict(pod *corev1.Pod, nodeName string, wanted diskv1alpha1.EvictionRequ
 		return "it is not on the node"
 	case pod.DeletionTimestamp != nil:
 		return "it is being deleted"
+	}
+	return ""
+}
+
+// mayEvictInline is mayEvict for a pod with inline volumes. daemons is true if those of DaemonSets may be evicted.
+func mayEvictInline(pod *corev1.Pod, nodeName string, wanted diskv1alpha1.EvictionRequest, daemons bool) string {
+	if why := mayEvictAny(pod, nodeName, wanted); why != "" {
+		return why
+	}
+	controller := metav1.GetControllerOf(pod)
+	switch {
 	case !slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
 		return v.CSI != nil && v.CSI.Driver == diskv1alpha1.DriverName
 	}):
 		return "it has no inline volume of Berth"
-	case controller == nil || controller.Kind == "DaemonSet":
+	case controller == nil || controller.Kind == "DaemonSet" && !daemons:
 		return "no controller makes it again elsewhere"
 	}
 	return ""

@@ -50,13 +50,13 @@ func TestMayEvict(t *testing.T) {
 		pod := misplaced("a")
 		request := wanted(pod)
 		change(pod)
-		if got := mayEvict(pod, "n", request); got != why {
+		if got := mayEvictInline(pod, "n", request, false); got != why {
 			t.Errorf("got %q, want %q", got, why)
 		}
 	}
 	daemon := misplaced("a")
 	daemon.OwnerReferences[0].Kind = "DaemonSet"
-	if got := mayEvict(daemon, "n", wanted(daemon)); got == "" {
+	if got := mayEvictInline(daemon, "n", wanted(daemon), false); got == "" {
 		t.Error("a pod of a DaemonSet may be evicted")
 	}
 }
@@ -136,6 +136,48 @@ func TestEvictions(t *testing.T) {
 		again, err := c.syncEvictions(t.Context(), "n", report)
 		if (err != nil) != step.fails || (again > 0) != step.again || !slices.Equal(evicted, step.evicted) {
 			t.Errorf("%s: evicted %q, again in %v, %v", step.name, evicted, again, err)
+		}
+	}
+}
+
+// TestMayEvictForDrain asserts that pods with claims of Berth, and those of DaemonSets, may be evicted only while an
+// operator wants a disk of their node drained with evictions.
+func TestMayEvictForDrain(t *testing.T) {
+	pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv", Labels: map[string]string{diskv1alpha1.LabelNode: "n"}}}
+	pv.Spec.CSI = &corev1.CSIPersistentVolumeSource{Driver: diskv1alpha1.DriverName}
+	pv.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "ns", Name: "data"}
+	volumes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
+	if err := volumes.Add(pv); err != nil {
+		t.Fatal(err)
+	}
+	c := &Controllers{volumes: corelisters.NewPersistentVolumeLister(volumes)}
+	claimed := func(claim string) *corev1.Pod {
+		pod := misplaced("a")
+		pod.Spec.Volumes = []corev1.Volume{{Name: "x", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim}}}}
+		return pod
+	}
+	daemon, bare, elsewhere := misplaced("a"), claimed("data"), claimed("data")
+	daemon.OwnerReferences[0].Kind, bare.OwnerReferences, elsewhere.Spec.NodeName = "DaemonSet", nil, "other"
+	for _, test := range []struct {
+		name string
+		pod  *corev1.Pod
+		may  map[diskv1alpha1.DrainMode]bool
+	}{
+		{"a claim of Berth", claimed("data"), map[diskv1alpha1.DrainMode]bool{diskv1alpha1.DrainEvict: true}},
+		{"another claim", claimed("other"), nil},
+		{"a claim without controller", bare, nil},
+		{"a claim on another node", elsewhere, nil},
+		{"a DaemonSet with an inline volume", daemon, map[diskv1alpha1.DrainMode]bool{diskv1alpha1.DrainEvict: true}},
+		{"an inline volume", misplaced("a"), map[diskv1alpha1.DrainMode]bool{"": true, diskv1alpha1.DrainMove: true, diskv1alpha1.DrainEvict: true}},
+	} {
+		for _, mode := range []diskv1alpha1.DrainMode{"", diskv1alpha1.DrainMove, diskv1alpha1.DrainEvict} {
+			ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
+			if mode != "" {
+				ndc.Spec.Disks = []diskv1alpha1.DiskDecision{{ID: "d", Drain: &diskv1alpha1.DiskDrain{Mode: mode}}}
+			}
+			if why := c.mayEvict(test.pod, ndc, wanted(test.pod)); (why == "") != test.may[mode] {
+				t.Errorf("%s, mode %q: %q", test.name, mode, why)
+			}
 		}
 	}
 }

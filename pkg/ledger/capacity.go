@@ -34,7 +34,9 @@ type Disk struct {
 	// Ready is true when the disk takes new volumes.
 	Ready bool
 	// Size in bytes.
-	Size        int64
+	Size int64
+	// SectorSize in bytes. No volume moves to a disk of larger sectors.
+	SectorSize  int32
 	Free        []extent.Extent
 	Allocations []Allocation
 }

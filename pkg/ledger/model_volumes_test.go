@@ -269,7 +269,7 @@ func (w *world) planPieces(t *testing.T, v *volume) {
 		v.plannedPieces = nil
 		switch {
 		case v.gone, v.version != version, outcome == 0:
-			w.ledger.WithdrawPieces(v.uid)
+			w.ledger.WithdrawPieces(v.uid, version)
 		case outcome == 1:
 			// It was not done, and the next write of the object rules it out.
 			v.version++
@@ -340,7 +340,7 @@ func (w *world) planMove(t *testing.T, v *volume) {
 		return
 	}
 	length := v.length() + w.rng.IntN(4)
-	m, ok := w.ledger.PlanMove(v.uid, partition(copyOf(v.id)), v.version, int64(length)<<20)
+	m, ok := w.ledger.PlanMove(v.uid, MoveRequest{Copy: partition(copyOf(v.id)), Version: v.version, Length: int64(length) << 20, Class: class})
 	if !ok {
 		return
 	}
@@ -358,9 +358,9 @@ func (w *world) planMove(t *testing.T, v *volume) {
 		switch {
 		case v.gone:
 			// The write was refused, and the end of the volume ends the move.
-			w.ledger.WithdrawMove(v.uid)
+			w.ledger.WithdrawMove(v.uid, version)
 		case v.version != version || outcome == 0:
-			w.ledger.WithdrawMove(v.uid)
+			w.ledger.WithdrawMove(v.uid, version)
 		case outcome == 1:
 			// It was not done, and the next write of the object rules it out.
 			v.version++

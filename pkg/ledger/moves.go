@@ -7,9 +7,10 @@ import (
 	"github.com/berthdev/berth/pkg/placement"
 )
 
-// A volume that must grow and cannot where it is may be moved to a free extent of its disk. Both places are taken until
-// the node publishes the volume at the new one, and the earlier one until it is wiped. The new place is a record of its
-// own: that of the partition to which the node copies the volume.
+// A volume that must grow and cannot where it is may be moved to a free extent of its disk. If its disk is drained, it
+// may be moved to one of another disk of its class on the node. Both places are taken until the node publishes the
+// volume at the new one, and the earlier one until it is wiped. The new place is a record of its own: that of the
+// partition to which the node copies the volume. It holds all pieces of the volume.
 
 // moveKey is the holder's key of a PersistentVolume's move.
 func moveKey(pvUID string) string { return "move/" + pvUID }
@@ -28,15 +29,29 @@ func (m Move) record() Record { return Record{Partition: m.Copy, Disk: m.Disk, E
 // one that it was planned for: that version has the move, or the move was not written and never will be.
 type plannedMove struct{ version uint64 }
 
-// PlanMove reserves an extent of that length, to which a PersistentVolume can be moved: the smallest that holds it, on
-// the disk where the volume is. version is the version of the PersistentVolume that the caller has read, and that its
-// write names. The caller then writes the move, or calls WithdrawMove. It returns false if there is no such extent, if
-// the volume is about to grow where it is, or if an earlier move has not ended.
-func (l *Ledger) PlanMove(pvUID, copyID string, version uint64, length int64) (Move, bool) {
+// MoveRequest says which move PlanMove plans.
+type MoveRequest struct {
+	// Copy is the GUID of the partition to which the volume is copied, Left that of the place that it leaves for
+	// another disk.
+	Copy, Left string
+	// Version is the version of the PersistentVolume that the caller has read, and that its write names.
+	Version uint64
+	// Length is how long the volume must be, with all its pieces. 0 means as long as it is, or was granted.
+	Length int64
+	// Elsewhere means that it must leave its disk for another one of the class. Otherwise it stays there.
+	Elsewhere bool
+	Class     string
+}
+
+// PlanMove reserves an extent to which a PersistentVolume can be moved: the smallest that holds it, on the disk where
+// the volume is, or on the others of the class on its node. Disks that take no volumes get none. The caller then writes
+// the move, or calls WithdrawMove. PlanMove returns false if there is no such extent, if the volume is about to grow
+// where it is, if pieces are planned for it, or if an earlier move has not ended.
+func (l *Ledger) PlanMove(pvUID string, o MoveRequest) (Move, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h := l.holders[volumeKey(pvUID)]
-	if h == nil || l.holders[moveKey(pvUID)] != nil || length <= 0 || length%placement.Alignment != 0 {
+	if h == nil || l.holders[moveKey(pvUID)] != nil || o.Length < 0 || o.Length%placement.Alignment != 0 {
 		return Move{}, false
 	}
 	s, r := l.Snapshot(h.node), h.records[0]
@@ -47,23 +62,50 @@ func (l *Ledger) PlanMove(pvUID, copyID string, version uint64, length int64) (M
 	if _, planned := l.plannedPieces[pvUID]; planned || v == nil || v.Wiping {
 		return Move{}, false
 	}
+	granted := int64(0)
 	for _, r := range append([]Record{r}, l.furtherPieces(pvUID)...) {
-		if s.isShort(r) && s.hasRoom(r) {
+		if !o.Elsewhere && s.isShort(r) && s.hasRoom(r) {
+			return Move{}, false
+		}
+		granted += s.published.locate(r).Extent.Len()
+	}
+	// The earlier place of the last move is still there.
+	for _, earlier := range []string{o.Copy, o.Left} {
+		if _, there := s.published.volume(earlier, disk); there != nil {
 			return Move{}, false
 		}
 	}
-	// The earlier place of the last move is still there.
-	if _, earlier := s.published.volume(copyID, disk); earlier != nil {
-		return Move{}, false
-	}
-	to, ok := smallestFree(s.Node, disk, length)
+	target, to, ok := s.moveTarget(disk, granted, o)
 	if !ok {
 		return Move{}, false
 	}
-	m := Move{Copy: copyID, Disk: disk, Extent: to}
-	l.plannedMoves[pvUID] = plannedMove{version}
+	m := Move{Copy: o.Copy, Disk: target, Extent: to}
+	l.plannedMoves[pvUID] = plannedMove{o.Version}
 	l.setHolder(&holder{key: moveKey(pvUID), node: h.node, source: assumed, records: []Record{m.record()}})
 	return m, true
+}
+
+// moveTarget chooses the place of a move from a disk. granted is the length of all pieces of the volume.
+func (s *Snapshot) moveTarget(from string, granted int64, o MoveRequest) (disk string, to extent.Extent, ok bool) {
+	if !o.Elsewhere {
+		to, ok = smallestFree(s.Node, from, o.Length)
+		return from, to, ok && o.Length > 0
+	}
+	length := max(o.Length, granted)
+	// The tightest of the other disks. Of several the one with the first id.
+	left := int64(-1)
+	for i := range s.Node.Disks {
+		d := &s.Node.Disks[i]
+		if d.ID == from || d.Class != o.Class || s.published.disk(d.ID).SectorSize > s.published.disk(from).SectorSize {
+			continue
+		}
+		for _, e := range d.Free.All() {
+			if e.Len() >= length && (left < 0 || e.Len()-length < left) {
+				disk, to, left = d.ID, extent.New(e.Start, length), e.Len()-length
+			}
+		}
+	}
+	return disk, to, left >= 0
 }
 
 // smallestFree is the beginning of the smallest free extent of a disk that has that length; of several the first.
@@ -82,11 +124,12 @@ func smallestFree(node *placement.Node, disk string, length int64) (extent.Exten
 	return extent.New(best.Start, length), !best.Empty()
 }
 
-// WithdrawMove ends a move that PlanMove has reserved: the write was not done and never will be.
-func (l *Ledger) WithdrawMove(pvUID string) {
+// WithdrawMove ends a move that PlanMove has reserved for that version of the PersistentVolume: the write was not done
+// and never will be.
+func (l *Ledger) WithdrawMove(pvUID string, version uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, planned := l.plannedMoves[pvUID]; planned {
+	if planned, is := l.plannedMoves[pvUID]; is && planned.version == version {
 		l.endMove(pvUID)
 	}
 }

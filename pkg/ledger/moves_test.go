@@ -16,7 +16,7 @@ func moving(others ...Allocation) *Ledger {
 }
 
 func plan(l *Ledger, version uint64, lengthGiB int64) (Move, bool) {
-	return l.PlanMove("pv", "copy-a", version, lengthGiB*units.GiB)
+	return l.PlanMove("pv", MoveRequest{Copy: "copy-a", Left: "left-a", Version: version, Length: lengthGiB * units.GiB, Class: class})
 }
 
 // TestPlanMove asserts where a move goes, and when none is planned.
@@ -109,14 +109,15 @@ func TestPlannedMoveEnds(t *testing.T) {
 		free []extent.Extent
 	}{
 		"an event of the version that it was planned for": {func(l *Ledger, _ *Move) { l.SetMove("pv", "n1", 5, nil) }, kept},
-		"an older event":              {func(l *Ledger, _ *Move) { l.SetMove("pv", "n1", 4, nil) }, kept},
-		"the next version without it": {func(l *Ledger, _ *Move) { l.SetMove("pv", "n1", 6, nil) }, all},
-		"the next version has it":     {func(l *Ledger, m *Move) { l.SetMove("pv", "n1", 6, m) }, kept},
-		"and an older event":          {func(l *Ledger, m *Move) { l.SetMove("pv", "n1", 6, m); l.SetMove("pv", "n1", 7, nil) }, all},
-		"withdrawn":                   {func(l *Ledger, _ *Move) { l.WithdrawMove("pv") }, all},
+		"an older event":                {func(l *Ledger, _ *Move) { l.SetMove("pv", "n1", 4, nil) }, kept},
+		"the next version without it":   {func(l *Ledger, _ *Move) { l.SetMove("pv", "n1", 6, nil) }, all},
+		"the next version has it":       {func(l *Ledger, m *Move) { l.SetMove("pv", "n1", 6, m) }, kept},
+		"and an older event":            {func(l *Ledger, m *Move) { l.SetMove("pv", "n1", 6, m); l.SetMove("pv", "n1", 7, nil) }, all},
+		"withdrawn for another version": {func(l *Ledger, _ *Move) { l.WithdrawMove("pv", 6) }, kept},
+		"withdrawn":                     {func(l *Ledger, _ *Move) { l.WithdrawMove("pv", 5) }, all},
 		"withdrawn when it is written": {func(l *Ledger, m *Move) {
 			l.SetMove("pv", "n1", 6, m)
-			l.WithdrawMove("pv")
+			l.WithdrawMove("pv", 5)
 		}, kept},
 		"the volume is gone": {func(l *Ledger, _ *Move) { l.DeleteVolume("pv") }, all},
 	}
@@ -210,4 +211,78 @@ func TestStuck(t *testing.T) {
 	taken(false, Allocation{Partition: "copy-a", Extent: m.Extent})
 	taken(false, Allocation{Partition: "c", Extent: span(6, 1)})
 	taken(true, Allocation{Partition: "c", Extent: span(5, 1)})
+}
+
+// TestPlanMoveElsewhere asserts that a volume that must leave its disk gets the tightest place on another disk of its
+// class that takes volumes, and no other.
+func TestPlanMoveElsewhere(t *testing.T) {
+	disks := func(change func(all []Disk)) *Ledger {
+		l := New()
+		all := []Disk{
+			{ID: "a", Class: class, Size: 11 * units.GiB, Free: []extent.Extent{span(2, 8)}, Allocations: []Allocation{{Partition: "part-a", Extent: span(0, 2)}}},
+			{ID: "b", Class: class, Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{span(0, 5)}},
+			{ID: "c", Class: class, Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{span(0, 1), span(4, 3)}},
+			{ID: "d", Class: "other", Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{span(0, 2)}},
+		}
+		change(all)
+		l.SetCapacity("n1", &Capacity{Revision: 1, Disks: all})
+		l.SetVolume("pv", "n1", Record{"part-a", "a", span(0, 2)})
+		return l
+	}
+	for name, test := range map[string]struct {
+		change func(all []Disk)
+		disk   string
+		at     extent.Extent
+	}{
+		"the tightest":              {func([]Disk) {}, "c", span(4, 2)},
+		"not one that is cordoned":  {func(all []Disk) { all[2].Ready = false }, "b", span(0, 2)},
+		"not one of larger sectors": {func(all []Disk) { all[0].SectorSize, all[1].SectorSize, all[2].SectorSize = 512, 512, 4096 }, "b", span(0, 2)},
+		"one of smaller sectors":    {func(all []Disk) { all[0].SectorSize, all[2].SectorSize = 4096, 512 }, "c", span(4, 2)},
+		"of two the first":          {func(all []Disk) { all[2].Free = []extent.Extent{span(1, 5)} }, "b", span(0, 2)},
+		"no other disk has room":    {func(all []Disk) { all[1].Free, all[2].Free = nil, []extent.Extent{span(0, 1)} }, "", extent.Extent{}},
+		"what it left is still there": {func(all []Disk) {
+			all[1].Free, all[1].Allocations = nil, []Allocation{{Partition: "left-a", Extent: span(0, 2), Wiping: true}}
+		}, "", extent.Extent{}},
+	} {
+		l := disks(test.change)
+		m, ok := l.PlanMove("pv", MoveRequest{Copy: "copy-a", Left: "left-a", Version: 1, Class: class, Elsewhere: true})
+		if ok != (test.disk != "") || m.Disk != test.disk || m.Extent != test.at {
+			t.Errorf("%s: planned %t: %+v", name, ok, m)
+		}
+		if err := l.Validate(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// A volume that grows stays on its disk.
+	l := disks(func(all []Disk) { all[0].Ready = true })
+	if m, ok := plan(l, 1, 4); !ok || m.Disk != "a" {
+		t.Errorf("a volume that grows is planned on %+v: %t", m, ok)
+	}
+	l = disks(func(all []Disk) { all[0].Ready, all[0].Free = true, []extent.Extent{span(2, 1)} })
+	if m, ok := plan(l, 1, 4); ok {
+		t.Errorf("a volume that grows is planned on %+v", m)
+	}
+}
+
+// TestPlanMoveOfPiecesElsewhere asserts that the place of a volume that must leave its disk holds all of its pieces,
+// also one that the node has not made yet.
+func TestPlanMoveOfPiecesElsewhere(t *testing.T) {
+	for name, made := range map[string]bool{"made": true, "not made": false} {
+		l := New()
+		first := Disk{ID: "a", Class: class, Size: 11 * units.GiB, Allocations: []Allocation{{Partition: "part-a", Extent: span(0, 2)}}, Free: []extent.Extent{span(5, 3)}}
+		if made {
+			first.Free, first.Allocations = nil, append(first.Allocations, Allocation{Partition: "piece-1", Extent: span(5, 3)})
+		}
+		second := Disk{ID: "b", Class: class, Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{span(0, 4), span(5, 5)}}
+		l.SetCapacity("n1", &Capacity{Revision: 1, Disks: []Disk{first, second}})
+		l.SetVolume("pv", "n1", Record{"part-a", "a", span(0, 2)})
+		l.SetPieces("pv", "n1", 1, []Record{{"piece-1", "a", span(5, 3)}})
+		m, ok := l.PlanMove("pv", MoveRequest{Copy: "copy-a", Left: "left-a", Version: 1, Class: class, Elsewhere: true})
+		if !ok || m.Disk != "b" || m.Extent != span(5, 5) {
+			t.Errorf("%s: planned %t: %+v", name, ok, m)
+		}
+		if err := l.Validate(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

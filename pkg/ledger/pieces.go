@@ -152,11 +152,12 @@ func bestPiece(free extent.Set, length int64) extent.Extent {
 	return extent.New(best.Start, min(best.Len(), length))
 }
 
-// WithdrawPieces ends a plan of PlanPieces: the write was not done and never will be.
-func (l *Ledger) WithdrawPieces(pvUID string) {
+// WithdrawPieces ends a plan of PlanPieces for that version of the PersistentVolume: the write was not done and never
+// will be.
+func (l *Ledger) WithdrawPieces(pvUID string, version uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if planned, ok := l.plannedPieces[pvUID]; ok {
+	if planned, ok := l.plannedPieces[pvUID]; ok && planned.version == version {
 		l.setFurtherPieces(pvUID, l.holders[piecesKey(pvUID)].node, planned.before)
 	}
 }

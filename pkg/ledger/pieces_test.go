@@ -141,10 +141,11 @@ func TestPlannedPiecesEnd(t *testing.T) {
 		"the next version without them": {func(l *Ledger, _ []Record) { l.SetPieces("pv", "n1", 6, records(span(4, 1))) }, all},
 		"the next version has them":     {func(l *Ledger, pieces []Record) { l.SetPieces("pv", "n1", 6, pieces) }, kept},
 		"the next version has one":      {func(l *Ledger, pieces []Record) { l.SetPieces("pv", "n1", 6, pieces[:1]) }, []extent.Extent{span(8, 2)}},
-		"withdrawn":                     {func(l *Ledger, _ []Record) { l.WithdrawPieces("pv") }, all},
+		"withdrawn":                     {func(l *Ledger, _ []Record) { l.WithdrawPieces("pv", 5) }, all},
+		"withdrawn for another version": {func(l *Ledger, _ []Record) { l.WithdrawPieces("pv", 4) }, kept},
 		"withdrawn when they are written": {func(l *Ledger, pieces []Record) {
 			l.SetPieces("pv", "n1", 6, pieces)
-			l.WithdrawPieces("pv")
+			l.WithdrawPieces("pv", 5)
 		}, kept},
 		"the volume is gone": {func(l *Ledger, _ []Record) { l.DeleteVolume("pv") }, all},
 	}
@@ -206,7 +207,7 @@ func TestPieces(t *testing.T) {
 	if _, ok := plan(l, 6, 4); !ok {
 		t.Error("a volume of two pieces cannot be moved")
 	}
-	l.WithdrawMove("pv")
+	l.WithdrawMove("pv", 6)
 	l.DeleteVolume("pv")
 	expectFree(t, l, "n1", span(6, 4))
 	disk10(l, "n1", 4, b)

@@ -109,7 +109,7 @@ func newPublishedDisk(from *Disk) *publishedDisk {
 
 // equals reports whether the disk was prepared from an equal one.
 func (d *publishedDisk) equals(other *Disk) bool {
-	return d.ID == other.ID && d.Class == other.Class && d.Ready == other.Ready && d.Size == other.Size &&
+	return d.ID == other.ID && d.Class == other.Class && d.Ready == other.Ready && d.Size == other.Size && d.SectorSize == other.SectorSize &&
 		slices.Equal(d.Free, other.Free) && slices.Equal(d.Allocations, other.Allocations)
 }
 

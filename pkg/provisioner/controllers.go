@@ -81,7 +81,10 @@ type Controllers struct {
 	// claimQueue has claims, as namespace/name.
 	claimQueue controller.Queue
 	// lostQueue has values of LabelNode of nodes that may be gone.
-	lostQueue         controller.Queue
+	lostQueue controller.Queue
+	// drainQueue has names of nodes whose volumes may have to leave their disks.
+	drainQueue        controller.Queue
+	drains            drains
 	storageCapacities *storageCapacities
 }
 
@@ -110,8 +113,10 @@ func (c *Controllers) Run(ctx context.Context) {
 	logger := klog.LoggerWithName(klog.FromContext(ctx), "provisioner")
 	ctx = klog.NewContext(ctx, logger)
 	c.claimQueue, c.lostQueue = controller.NewQueue("berth_claims", firstRetry), controller.NewQueue("berth_lost_nodes", firstRetry)
+	c.drainQueue = controller.NewQueue("berth_drains", firstRetry)
 	defer c.claimQueue.ShutDown()
 	defer c.lostQueue.ShutDown()
+	defer c.drainQueue.ShutDown()
 
 	synced, err := c.addHandlers()
 	if err != nil {
@@ -129,10 +134,13 @@ func (c *Controllers) Run(ctx context.Context) {
 		running.Go(func() { controller.Work(ctx, c.claimQueue, "claim", controller.Once(c.syncClaim)) })
 	}
 	running.Go(func() { controller.Work(ctx, c.lostQueue, "node", controller.Once(c.syncLost)) })
+	running.Go(func() { controller.Work(ctx, c.drainQueue, "node", controller.Once(c.syncDrain)) })
 	running.Go(func() { c.storageCapacities.run(ctx) })
+	c.shared.EachReport(func(node string, _ *diskcapacity.Report) { c.checkDrain(node) })
 	<-ctx.Done()
 	c.claimQueue.ShutDown()
 	c.lostQueue.ShutDown()
+	c.drainQueue.ShutDown()
 	running.Wait()
 }
 
@@ -159,6 +167,7 @@ func (c *Controllers) addHandlers() (synced []cache.InformerSynced, err error) {
 	c.shared.OnCapacity(func(node string) {
 		c.queueWaiting(diskv1alpha1.NodeLabel(node))
 		c.storageCapacities.nodeChanged(node)
+		c.checkDrain(node)
 	})
 	return synced, nil
 }
@@ -207,6 +216,9 @@ func (c *Controllers) onVolume(old, now any) {
 	}
 	if !known {
 		c.checkNodeLater(pv.Labels[diskv1alpha1.LabelNode])
+	}
+	if moveTo(pv) != "" {
+		c.drains.add(pv.Labels[diskv1alpha1.LabelNode])
 	}
 	if ref := pv.Spec.ClaimRef; ref != nil && (!known || !capacitySize(before).Equal(*capacitySize(pv)) || moveTo(before) != moveTo(pv) || piecesOf(before) != piecesOf(pv)) {
 		c.claimQueue.Add(ref.Namespace + "/" + ref.Name)

@@ -98,7 +98,6 @@ func hasRecordedPlace(pv *corev1.PersistentVolume) bool {
 // elsewhere on its disk. Then the node moves the volume there while no pod uses it. Otherwise it returns neither a
 // PersistentVolume nor an error. A volume that is stuck can only be moved.
 func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *claim.Volume, want int64, stuck bool) (*corev1.PersistentVolume, error) {
-	uid := string(pv.UID)
 	node, record, ok := c.ledger.Where(v.Partition)
 	if !ok {
 		// The ledger has not seen the volume yet, which the informer has.
@@ -136,7 +135,7 @@ func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.
 	larger, err := c.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 	if err != nil {
 		if answer.Of(err).NotDone() {
-			planned.withdraw(uid)
+			planned.withdraw(pv)
 		} else {
 			c.memory.addUnsettled(keyOf(pvc), pv)
 		}
@@ -150,6 +149,12 @@ func (c *Controllers) grant(ctx context.Context, state *claimState, pvc *corev1.
 // nothing else is done for the claim. The user may have lowered the request meanwhile, or deleted the claim, and then
 // no later write would show the outcome.
 func (c *Controllers) settleGrowth(ctx context.Context, key string) error {
+	return c.settleWrites(ctx, key, c.settle)
+}
+
+// settleWrites folds in what has become of failed writes whose outcome is unknown. was is the version that a write
+// named, and now is one that it can no longer change.
+func (c *Controllers) settleWrites(ctx context.Context, key string, fold func(was, now *corev1.PersistentVolume)) error {
 	for _, was := range c.memory.unsettled(key) {
 		now, err := c.readSettled(ctx, was)
 		if err != nil {
@@ -157,7 +162,7 @@ func (c *Controllers) settleGrowth(ctx context.Context, key string) error {
 		}
 		// The end of a PersistentVolume is an event for the ledger.
 		if now != nil {
-			c.settle(was, now)
+			fold(was, now)
 		}
 		c.memory.dropUnsettled(key, was)
 	}

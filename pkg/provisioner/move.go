@@ -13,6 +13,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 )
 
@@ -31,7 +32,13 @@ func (c *Controllers) planMove(pv *corev1.PersistentVolume, v *claim.Volume, wan
 	if err != nil {
 		return nil
 	}
-	move, ok := c.ledger.PlanMove(string(pv.UID), diskv1alpha1.CopyID(v.Partition), version, want)
+	return c.planMoveFor(pv, ledger.MoveRequest{Version: version, Length: want}, v)
+}
+
+// planMoveFor plans a move of a volume.
+func (c *Controllers) planMoveFor(pv *corev1.PersistentVolume, o ledger.MoveRequest, v *claim.Volume) *diskv1alpha1.Place {
+	o.Copy, o.Left, o.Class = diskv1alpha1.CopyID(v.Partition), diskv1alpha1.LeftID(v.Partition), v.Class
+	move, ok := c.ledger.PlanMove(string(pv.UID), o)
 	if !ok {
 		return nil
 	}
@@ -39,6 +46,13 @@ func (c *Controllers) planMove(pv *corev1.PersistentVolume, v *claim.Volume, wan
 }
 
 func moveTo(pv *corev1.PersistentVolume) string { return pv.Annotations[diskv1alpha1.AnnotationMoveTo] }
+
+// withdrawMove takes back a move that was planned for that version of a PersistentVolume.
+func (c *Controllers) withdrawMove(pv *corev1.PersistentVolume) {
+	if version, err := diskcapacity.RevisionOf(pv.ResourceVersion); err == nil {
+		c.ledger.WithdrawMove(string(pv.UID), version)
+	}
+}
 
 // endMove removes the annotation of a move that is done, or whose place another volume has. Then the volume gets
 // another place.
@@ -50,7 +64,15 @@ func (c *Controllers) endMove(ctx context.Context, pvc *corev1.PersistentVolumeC
 	if err != nil {
 		return err
 	}
-	if moveTo(pv) == "" || !hasRecordedPlace(pv) || !claim.IsFor(pv, pvc) {
+	if !claim.IsFor(pv, pvc) {
+		return nil
+	}
+	return c.endMoveOf(ctx, pv, keyOf(pvc))
+}
+
+// endMoveOf is endMove for a PersistentVolume. key is that of its claim, or another one that syncs it.
+func (c *Controllers) endMoveOf(ctx context.Context, pv *corev1.PersistentVolume, key string) error {
+	if moveTo(pv) == "" || !hasRecordedPlace(pv) {
 		return nil
 	}
 	v, err := claim.ReadVolume(pv)
@@ -60,17 +82,34 @@ func (c *Controllers) endMove(ctx context.Context, pvc *corev1.PersistentVolumeC
 	}
 	node, _, ok := c.ledger.Where(v.Partition)
 	if !ok {
-		return fmt.Errorf("moving claim %s: the place of PersistentVolume %s is not known yet", keyOf(pvc), pv.Name)
+		return fmt.Errorf("moving claim %s: the place of PersistentVolume %s is not known yet", key, pv.Name)
 	}
-	c.memory.addWaiting(node, keyOf(pvc))
+	c.memory.addWaiting(node, key)
 	move, snapshot := *diskcapacity.MoveOf(v), c.ledger.Snapshot(node)
 	isTaken := snapshot.IsTaken(v.Partition, move)
 	if !snapshot.IsMoved(v.Partition, move) && !isTaken {
 		return nil
 	}
+	// The new place holds all of the volume.
+	if err := c.writeMoveTo(ctx, pv, nil, snapshot.IsMoved(v.Partition, move)); err != nil && !apierrors.IsNotFound(err) {
+		return err
+	}
+	message := "A volume has been moved"
+	if isTaken {
+		message = "A volume cannot be moved: another volume has its place, and it gets another one"
+	}
+	klog.FromContext(ctx).V(2).Info(message, "claim", key, "volume", klog.KObj(pv), "node", klog.KRef("", node), "to", v.MoveTo)
+	return nil
+}
+
+// writeMoveTo writes the annotation of a move into a PersistentVolume, in the version that was read; nil removes it.
+// That of the pieces is removed with it if the volume is moved.
+func (c *Controllers) writeMoveTo(ctx context.Context, pv *corev1.PersistentVolume, to *diskv1alpha1.Place, isMoved bool) error {
 	annotations := map[string]any{diskv1alpha1.AnnotationMoveTo: nil}
-	if snapshot.IsMoved(v.Partition, move) {
-		// The new place holds all of the volume.
+	if to != nil {
+		annotations[diskv1alpha1.AnnotationMoveTo] = to.String()
+	}
+	if isMoved {
 		annotations[diskv1alpha1.AnnotationPieces] = nil
 	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
@@ -79,14 +118,8 @@ func (c *Controllers) endMove(ctx context.Context, pvc *corev1.PersistentVolumeC
 	if err != nil {
 		return err
 	}
-	_, err = c.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("removing the annotation %s of PersistentVolume %s: %w", diskv1alpha1.AnnotationMoveTo, pv.Name, err)
+	if _, err = c.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		return fmt.Errorf("writing the annotation %s of PersistentVolume %s: %w", diskv1alpha1.AnnotationMoveTo, pv.Name, err)
 	}
-	message := "A volume has been moved"
-	if isTaken {
-		message = "A volume cannot be moved: another volume has its place, and it gets another one"
-	}
-	klog.FromContext(ctx).V(2).Info(message, "claim", klog.KObj(pvc), "volume", klog.KObj(pv), "node", klog.KRef("", node), "to", v.MoveTo)
 	return nil
 }

@@ -19,7 +19,7 @@ type plannedGrowth struct {
 	// annotations are written with the capacity.
 	annotations map[string]any
 	// withdraw takes back what was reserved: the write was not done and never will be.
-	withdraw func(pvUID string)
+	withdraw func(pv *corev1.PersistentVolume)
 }
 
 // planGrowth reserves what the volume needs to become that large. It returns nil if nothing is possible, and then how
@@ -29,7 +29,7 @@ func (c *Controllers) planGrowth(pv *corev1.PersistentVolume, v *claim.Volume, n
 	if !stuck && len(v.Pieces) == 0 {
 		var granted bool
 		if granted, possible = c.ledger.Grow(uid, want); granted {
-			return &plannedGrowth{withdraw: c.ledger.WithdrawGrowth}, possible, nil
+			return &plannedGrowth{withdraw: c.withdrawGrowth}, possible, nil
 		}
 	}
 	if !stuck {
@@ -38,12 +38,12 @@ func (c *Controllers) planGrowth(pv *corev1.PersistentVolume, v *claim.Volume, n
 			return nil, 0, err
 		}
 		if pieces != nil {
-			return &plannedGrowth{annotations: map[string]any{diskv1alpha1.AnnotationPieces: diskv1alpha1.JoinPieces(pieces)}, withdraw: c.ledger.WithdrawPieces}, inPieces, nil
+			return &plannedGrowth{annotations: map[string]any{diskv1alpha1.AnnotationPieces: diskv1alpha1.JoinPieces(pieces)}, withdraw: c.withdrawPieces}, inPieces, nil
 		}
 		possible = max(possible, inPieces)
 	}
 	if move := c.planMove(pv, v, want); move != nil {
-		return &plannedGrowth{annotations: map[string]any{diskv1alpha1.AnnotationMoveTo: move.String()}, withdraw: c.ledger.WithdrawMove}, want, nil
+		return &plannedGrowth{annotations: map[string]any{diskv1alpha1.AnnotationMoveTo: move.String()}, withdraw: c.withdrawMove}, want, nil
 	}
 	return nil, possible, nil
 }
@@ -127,12 +127,25 @@ func (c *Controllers) settle(was, now *corev1.PersistentVolume) {
 	if err != nil {
 		return
 	}
-	uid := string(now.UID)
 	if piecesOf(now) == piecesOf(was) {
-		c.ledger.WithdrawPieces(uid)
+		c.withdrawPieces(was)
 	}
 	if v.MoveTo == nil {
-		c.ledger.WithdrawMove(uid)
-		c.ledger.SettleGrowth(uid, v.FirstLength())
+		c.withdrawMove(was)
+	}
+	// The move of a drain leaves the capacity as it was.
+	if v.MoveTo == nil || capacitySize(now).Equal(*capacitySize(was)) {
+		c.ledger.SettleGrowth(string(was.UID), v.FirstLength())
+	}
+}
+
+func (c *Controllers) withdrawGrowth(pv *corev1.PersistentVolume) {
+	c.ledger.WithdrawGrowth(string(pv.UID))
+}
+
+// withdrawPieces takes back pieces that were planned for that version of a PersistentVolume.
+func (c *Controllers) withdrawPieces(pv *corev1.PersistentVolume) {
+	if version, err := diskcapacity.RevisionOf(pv.ResourceVersion); err == nil {
+		c.ledger.WithdrawPieces(string(pv.UID), version)
 	}
 }

@@ -21,6 +21,7 @@ const Alignment int64 = 1 << 20
 // +kubebuilder:printcolumn:name="Free",type=string,JSONPath=`.status.summary.free`
 // +kubebuilder:printcolumn:name="Largest",type=string,JSONPath=`.status.summary.largest`
 // +kubebuilder:printcolumn:name="Volumes",type=integer,JSONPath=`.status.summary.volumes`
+// +kubebuilder:printcolumn:name="Cordoned",type=integer,JSONPath=`.status.summary.cordoned`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
@@ -48,7 +49,64 @@ type NodeDiskCapacitySpec struct {
 	// +kubebuilder:validation:MaxItems=256
 	// +kubebuilder:validation:items:MaxLength=36
 	OwnedDisks []string `json:"ownedDisks,omitempty"`
+	// Disks are decisions about single disks of the node.
+	// +optional
+	// +listType=map
+	// +listMapKey=id
+	// +kubebuilder:validation:MaxItems=128
+	Disks []DiskDecision `json:"disks,omitempty"`
 }
+
+// DiskDecision is what an operator decided about one disk.
+type DiskDecision struct {
+	// ID is the disk's ID, as in status.disks.
+	// +kubebuilder:validation:Pattern=`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`
+	ID string `json:"id"`
+	// Unschedulable means that the disk takes no new volume, and that no volume grows there.
+	// +optional
+	Unschedulable bool `json:"unschedulable,omitempty"`
+	// Drain means that the disk takes no new volume, and that its volumes leave it. Persistent volumes are moved to
+	// other disks of its class on the node, inline volumes end with their pods.
+	// +optional
+	Drain *DiskDrain `json:"drain,omitempty"`
+}
+
+// DrainMode says what happens to pods that use volumes of a disk that is drained.
+//
+// +kubebuilder:validation:Enum=Move;Evict
+type DrainMode string
+
+const (
+	// DrainMove waits until no pod uses a volume.
+	DrainMove DrainMode = "Move"
+	// DrainEvict evicts the pods that use volumes of the disk, within their disruption budgets.
+	DrainEvict DrainMode = "Evict"
+)
+
+// DiskDrain says how a disk is drained.
+type DiskDrain struct {
+	// Mode says what happens to pods that use volumes of the disk.
+	// +optional
+	// +kubebuilder:default=Move
+	Mode DrainMode `json:"mode,omitempty"`
+	// Reason is for people. Status repeats it.
+	// +optional
+	// +kubebuilder:validation:MaxLength=256
+	Reason string `json:"reason,omitempty"`
+}
+
+// Decision returns what an operator decided about a disk. It is zero if nothing was.
+func (s *NodeDiskCapacitySpec) Decision(disk string) DiskDecision {
+	for _, d := range s.Disks {
+		if d.ID == disk {
+			return d
+		}
+	}
+	return DiskDecision{}
+}
+
+// IsCordoned reports whether the disk takes no new volume.
+func (d DiskDecision) IsCordoned() bool { return d.Unschedulable || d.Drain != nil }
 
 // DeviceApproval allows the agent to initialize one device. It names the device by a property that does not change with
 // a reboot, never by the kernel's name.
@@ -264,13 +322,15 @@ type Device struct {
 
 // DiskState says whether a disk takes new volumes.
 //
-// +kubebuilder:validation:Enum=Ready;Draining;Failed
+// +kubebuilder:validation:Enum=Ready;Cordoned;Draining;Failed
 type DiskState string
 
 const (
 	// DiskReady takes new volumes.
 	DiskReady DiskState = "Ready"
-	// DiskDraining keeps its volumes and takes no new one.
+	// DiskCordoned keeps its volumes and takes no new one, as spec.disks says.
+	DiskCordoned DiskState = "Cordoned"
+	// DiskDraining takes no new volume, and its volumes leave it, as spec.disks says. Or the node has too many volumes.
 	DiskDraining DiskState = "Draining"
 	// DiskFailed is out of service: its state is unknown or its device is gone.
 	DiskFailed DiskState = "Failed"
@@ -316,6 +376,9 @@ type Disk struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	Message string `json:"message,omitempty"`
+	// Drain is how far the disk is drained. It is set while spec.disks says that the disk is to be drained.
+	// +optional
+	Drain *DrainProgress `json:"drain,omitempty"`
 	// Free are the extents that hold no volume, sorted by start. Their former volumes were wiped by the policy of the
 	// disk's class.
 	// +optional
@@ -330,6 +393,33 @@ type Disk struct {
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=1024
 	Allocations []Allocation `json:"allocations,omitempty"`
+}
+
+// DrainProgress is how far a disk is drained.
+type DrainProgress struct {
+	// Done is true when the disk holds nothing any more: every place was wiped by the policy of its class.
+	Done bool `json:"done"`
+	// Volumes is how many volumes are still on the disk, without those that are wiped.
+	// +kubebuilder:validation:Minimum=0
+	Volumes int32 `json:"volumes"`
+	// Bytes is how many bytes these have.
+	// +kubebuilder:validation:Minimum=0
+	Bytes int64 `json:"bytes"`
+	// Waiting says for some of these what each waits for.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=32
+	Waiting []DrainWait `json:"waiting,omitempty"`
+}
+
+// DrainWait says why a volume is still on a disk that is drained.
+type DrainWait struct {
+	// Volume is the CSI volume ID, or the partition if that is not known.
+	// +kubebuilder:validation:MaxLength=256
+	Volume string `json:"volume"`
+	// Message says what it waits for.
+	// +kubebuilder:validation:MaxLength=512
+	Message string `json:"message"`
 }
 
 // Extent is a run of bytes on a disk.
@@ -429,4 +519,7 @@ type Summary struct {
 	Largest string `json:"largest,omitempty"`
 	// Volumes is how many volumes the disks hold. Their further pieces are not counted.
 	Volumes int32 `json:"volumes"`
+	// Cordoned is how many disks take no new volume because spec.disks says so.
+	// +optional
+	Cordoned int32 `json:"cordoned,omitempty"`
 }

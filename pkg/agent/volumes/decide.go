@@ -19,6 +19,8 @@ type diskSpace struct {
 	free extent.Set
 	// wiping is free as soon as a wipe has ended.
 	wiping extent.Set
+	// cordoned means that only volumes whose place is recorded go there: they were placed before.
+	cordoned bool
 }
 
 // unplacedVolume is a volume that has no partition yet.
@@ -180,8 +182,8 @@ func planOnDisks(disks []diskSpace, volumes []unplacedVolume) ([]place, error) {
 	}
 	node := &placement.Node{}
 	for _, d := range disks {
-		// A disk without a class keeps its volumes and gets no new one.
-		if d.class != "" {
+		// A disk without a class keeps its volumes and gets no new one. So does one that is cordoned.
+		if d.class != "" && !d.cordoned {
 			node.Disks = append(node.Disks, placement.Disk{ID: d.id, Class: d.class, Free: d.free})
 		}
 	}

@@ -70,7 +70,13 @@ func (i *inlineController) evictions() []diskv1alpha1.EvictionRequest {
 		pod := i.pods.get(types.NamespacedName{Namespace: r.Namespace, Name: r.Name}, r.UID)
 		return pod == nil || !isAlive(pod)
 	})
+	return limitEvictions(all)
+}
+
+// limitEvictions sorts requests by UID, and drops those that are there twice or too many.
+func limitEvictions(all []diskv1alpha1.EvictionRequest) []diskv1alpha1.EvictionRequest {
 	slices.SortFunc(all, func(a, b diskv1alpha1.EvictionRequest) int { return cmp.Compare(a.UID, b.UID) })
+	all = slices.Compact(all)
 	return all[:min(len(all), maxEvictions)]
 }
 

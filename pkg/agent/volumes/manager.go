@@ -67,6 +67,7 @@ type Manager struct {
 	node       *node
 	reclaim    *reclaimController
 	persistent *persistentController
+	drainer    *drainer
 
 	// inService are the disks that were in service at the last change. Only followDisks uses it.
 	inService    map[string]bool
@@ -94,6 +95,12 @@ func New(o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot watch the NodeDiskCapacity: %w", err)
 	}
+	// What a drain waits for is published, and which pods are evicted for it.
+	if _, err := o.Pods.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: m.drainer.onPod, UpdateFunc: func(_, now any) { m.drainer.onPod(now) }, DeleteFunc: m.drainer.onPod,
+	}); err != nil {
+		return nil, fmt.Errorf("cannot watch pods: %w", err)
+	}
 	return m, nil
 }
 
@@ -105,7 +112,7 @@ func connect(o Options) *Manager {
 	name := o.Client.NodeName()
 	pods, volumes := podStore{o.Pods}, volumeStore{o.Volumes, name}
 	capacities := capacityStore{o.Capacities, name}
-	n := &node{name: name, client: o.Client, inventory: o.Inventory, reports: newReports(o.Recorder, capacities), clock: o.Clock, changed: o.OwnersChanged}
+	n := &node{name: name, client: o.Client, inventory: o.Inventory, reports: newReports(o.Recorder, capacities), capacities: capacities, clock: o.Clock, changed: o.OwnersChanged}
 	podQueue, volumeQueue := queue[types.NamespacedName]("pods", o.Clock), queue[string]("volumes", o.Clock)
 	podWaiters, volumeWaiters := newWaiters(podQueue), newWaiters(volumeQueue)
 	placer := &placer{node: n, pods: pods, volumes: volumes, placement: o.Placement, fsType: o.DefaultFSType, held: map[string]heldExtent{}, recordWaits: recordWaits{}}
@@ -144,7 +151,7 @@ func connect(o Options) *Manager {
 		provisioner: &provisioner{
 			node: n, volumes: volumes, placer: placer, maker: maker, stager: stager, reclaim: r, orphanGrace: o.OrphanGrace,
 		},
-		node: n, reclaim: r, persistent: p, inService: map[string]bool{}, disksChanged: make(chan struct{}, 1),
+		node: n, reclaim: r, persistent: p, drainer: &drainer{node: n, pods: pods, volumes: volumes, placer: placer, mover: r.mover, ownerOf: r.ownerOf, announced: map[string]diskv1alpha1.DiskState{}}, inService: map[string]bool{}, disksChanged: make(chan struct{}, 1),
 	}
 }
 
@@ -286,8 +293,14 @@ func (m *Manager) Orphans() Orphans {
 	return o
 }
 
-// Evictions are the pods that must be evicted, because their volumes do not fit.
-func (m *Manager) Evictions() []diskv1alpha1.EvictionRequest { return m.inlineController.evictions() }
+// Evictions are the pods that must be evicted: their volumes do not fit, or are on a disk that is drained with
+// evictions.
+func (m *Manager) Evictions() []diskv1alpha1.EvictionRequest {
+	return limitEvictions(append(m.inlineController.evictions(), m.drainer.evictions()...))
+}
+
+// Drains completes the published state of the disks about which operators decided something.
+func (m *Manager) Drains(disks []diskv1alpha1.Disk) { m.drainer.complete(disks) }
 
 // Blocked lists the volumes that cannot be wiped because something holds them, each with the holder.
 func (m *Manager) Blocked() []string {

@@ -8,6 +8,7 @@ import (
 	"k8s.io/component-base/metrics"
 	"k8s.io/component-base/metrics/legacyregistry"
 
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/agent/holders"
 )
@@ -48,11 +49,11 @@ var (
 	}, []string{"holder"})
 	movesTotal = metrics.NewCounterVec(&metrics.CounterOpts{
 		Namespace: "berth", Subsystem: "node", Name: "moves_total", StabilityLevel: metrics.ALPHA,
-		Help: "Moves of volumes to another place of their disk that ended, by the disk's class and the result: done, failed or in_use.",
+		Help: "Moves of volumes on their disk, or to another disk, that ended, by the disk's class and the result: done, failed or in_use.",
 	}, []string{"class", "result"})
 	movedBytesTotal = metrics.NewCounterVec(&metrics.CounterOpts{
 		Namespace: "berth", Subsystem: "node", Name: "moved_bytes_total", StabilityLevel: metrics.ALPHA,
-		Help: "Bytes of volumes that were moved to another place of their disk.",
+		Help: "Bytes of volumes that were moved to another place of their disk, or to another disk.",
 	}, []string{"class"})
 	moveSeconds = metrics.NewHistogramVec(&metrics.HistogramOpts{
 		Namespace: "berth", Subsystem: "node", Name: "move_duration_seconds", StabilityLevel: metrics.ALPHA,
@@ -60,12 +61,16 @@ var (
 		// A sparse volume is copied in milliseconds, a full large one in hours.
 		Buckets: metrics.ExponentialBuckets(0.001, 4, 14),
 	}, []string{"class"})
+	cordonedDisks = metrics.NewGaugeVec(&metrics.GaugeOpts{
+		Namespace: "berth", Subsystem: "node", Name: "cordoned_disks", StabilityLevel: metrics.ALPHA,
+		Help: "Disks in service that take no new volume because spec.disks says so, by their state: Cordoned or Draining.",
+	}, []string{"state"})
 	registerOnce sync.Once
 )
 
 func registerMetrics() {
 	registerOnce.Do(func() {
-		legacyregistry.MustRegister(wipesTotal, wipedBytesTotal, wipeSeconds, orphanedVolumes, reclaimStopped, reclaimBlocked, movesTotal, movedBytesTotal, moveSeconds)
+		legacyregistry.MustRegister(wipesTotal, wipedBytesTotal, wipeSeconds, orphanedVolumes, reclaimStopped, reclaimBlocked, movesTotal, movedBytesTotal, moveSeconds, cordonedDisks)
 	})
 }
 
@@ -97,6 +102,16 @@ func countOrphans(o Orphans) {
 	reclaimStopped.Set(0)
 	if o.Stopped {
 		reclaimStopped.Set(1)
+	}
+}
+
+func countCordoned(states map[string]diskv1alpha1.DiskState) {
+	counts := map[diskv1alpha1.DiskState]int{diskv1alpha1.DiskCordoned: 0, diskv1alpha1.DiskDraining: 0}
+	for _, state := range states {
+		counts[state]++
+	}
+	for state, count := range counts {
+		cordonedDisks.WithLabelValues(string(state)).Set(float64(count))
 	}
 }
 

@@ -26,9 +26,19 @@ type node struct {
 	// locks are by partition. Making, formatting, mounting and wiping of one volume exclude each other.
 	locks   locks
 	reports *reports
-	clock   clock.WithTicker
+	// capacities has what operators decided about the disks.
+	capacities capacityStore
+	clock      clock.WithTicker
 	// changed is called when the result of Owner, Orphans or Wiping may have changed.
 	changed func()
+}
+
+// decisions are what operators decided about the disks.
+func (n *node) decisions() *diskv1alpha1.NodeDiskCapacitySpec {
+	if ndc := n.capacities.get(); ndc != nil {
+		return &ndc.Spec
+	}
+	return &diskv1alpha1.NodeDiskCapacitySpec{}
 }
 
 // since is the time since a moment of the node's clock.

@@ -116,6 +116,7 @@ func (p *persistentController) sync(ctx context.Context, name string) error {
 	case actionReclaim, actionFinalize:
 		return p.releaser.release(ctx, pv)
 	case actionRetain:
+		p.moveRetained(ctx, pv)
 		return nil
 	case actionServe:
 	}
@@ -164,6 +165,17 @@ func (p *persistentController) sync(ctx context.Context, name string) error {
 	}
 	p.waiters.add(name, seen)
 	return nil
+}
+
+// moveRetained moves a volume whose claim is gone, if it must leave its disk.
+func (p *persistentController) moveRetained(ctx context.Context, pv *corev1.PersistentVolume) {
+	v, err := p.volumes.read(pv)
+	if err != nil || !p.mover.mayMove(pv, v.MoveTo) {
+		return
+	}
+	if to := p.mover.pending(v); to != nil {
+		p.mover.begin(ctx, pv, v, *to)
+	}
 }
 
 // serve makes the volume's partition, if there is none, and makes it ready to be mounted.

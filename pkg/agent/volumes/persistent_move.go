@@ -69,16 +69,30 @@ func (m *mover) pending(v claim.Volume) *diskv1alpha1.Place {
 // pendingByPartition is pending for the volume of a partition, with its PersistentVolume.
 func (m *mover) pendingByPartition(partition string) (*corev1.PersistentVolume, claim.Volume, *diskv1alpha1.Place) {
 	for _, pv := range m.volumes.of(partition) {
-		if actionFor(pv) != actionServe {
-			continue
-		}
-		if v, err := m.volumes.read(pv); err == nil {
+		if v, err := m.volumes.read(pv); err == nil && m.mayMove(pv, v.MoveTo) {
 			if to := m.pending(v); to != nil {
 				return pv, v, to
 			}
 		}
 	}
 	return nil, claim.Volume{}, nil
+}
+
+// mayMove reports whether a volume may be moved to that place. One that is retained does not grow any more, but it
+// leaves a disk that is drained.
+func (m *mover) mayMove(pv *corev1.PersistentVolume, to *diskv1alpha1.Place) bool {
+	switch actionFor(pv) {
+	case actionServe:
+		return true
+	case actionRetain:
+		if pv.DeletionTimestamp != nil || to == nil {
+			return false
+		}
+		d, _, found := m.node.findVolume(diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle))
+		return found && d.ID() != to.Disk
+	case actionFinalize, actionReclaim:
+	}
+	return false
 }
 
 // await moves the volume, if it must be moved, and waits until that has ended. A volume that could not be moved is
@@ -273,7 +287,7 @@ func (m *mover) followVolume(pv *corev1.PersistentVolume) {
 	defer m.mu.Unlock()
 	if run := m.moves[partition]; run != nil {
 		to, err := claim.ReadMoveTo(pv)
-		if err != nil || to == nil || *to != run.to || actionFor(pv) != actionServe {
+		if err != nil || to == nil || *to != run.to || !m.mayMove(pv, to) {
 			run.cancel()
 		}
 	}

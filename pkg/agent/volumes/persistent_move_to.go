@@ -83,12 +83,12 @@ func (m *mover) moveToOther(ctx context.Context, d discovery.Disk, onDisk disk.V
 	_, err = e.MoveTo(ctx, targetDisk, m.optionsTo(onDisk.Partition, d, target, extent.New(to.Start, to.Length)))
 	took := time.Since(begin)
 	if ctx.Err() == nil {
-		countMove(target.Class, onDisk.Extent.Len(), took, err)
+		countMove(target.Class, onDisk.Length(), took, err)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot move volume %s from %v of disk %s to %v of disk %s: %w", onDisk.Partition, onDisk.Extent, d.ID(), extent.New(to.Start, to.Length), to.Disk, err)
+		return fmt.Errorf("cannot move volume %s from %v of disk %s to %v of disk %s: %w", onDisk.Partition, onDisk.Extents(), d.ID(), extent.New(to.Start, to.Length), to.Disk, err)
 	}
-	klog.FromContext(ctx).Info("Volume is moved to another disk", "partition", onDisk.Partition, "disk", d.ID(), "from", onDisk.Extent, "targetDisk", to.Disk, "to", to.Extent, "duration", took)
+	klog.FromContext(ctx).Info("Volume is moved to another disk", "partition", onDisk.Partition, "disk", d.ID(), "from", onDisk.Extents(), "targetDisk", to.Disk, "to", to.Extent, "duration", took)
 	return nil
 }
 

@@ -140,6 +140,28 @@ func TestMoveToIsRefused(t *testing.T) {
 	}
 }
 
+// TestMoveToOfRetained asserts that a volume that is retained leaves its disk, although it does not grow any more.
+func TestMoveToOfRetained(t *testing.T) {
+	l := newLeaving(t)
+	l.change(func(pv *corev1.PersistentVolume) {
+		pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+		released(pv)
+	})
+	l.requestMove(180, 40)
+	l.sync()
+	l.checkAt(120, 10)
+	l.requestMoveTo(60, 10)
+	l.sync()
+	l.checkAt(60, 10)
+	l.checkDisk(l.target)
+	for range 3 {
+		l.waitIdle()
+		l.watchAgain()
+		l.sync()
+	}
+	l.checkPhase(l.left, "")
+}
+
 // beginSlowMoveTo begins a move to the other disk that takes long.
 func (l *leaving) beginSlowMoveTo() {
 	l.t.Helper()

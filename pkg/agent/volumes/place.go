@@ -68,7 +68,7 @@ func (p *placer) choose(except string, list listMissing) ([]place, error) {
 		// The policy matters if the node itself chooses the place.
 		missing[i].Request.Policy = p.placement(missing[i].Request.Class)
 	}
-	spaces := diskSpaces(disks)
+	spaces := p.diskSpaces(disks)
 	p.removeHeld(spaces, disks, others)
 	if _, rest := followRecords(spaces, occupied, missing); len(rest) > 0 {
 		if err := p.recordWaits.check(rest, p.node.clock.Now()); err != nil {
@@ -126,11 +126,11 @@ func (p *placer) capacity(class string) (free, largest int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	disks := p.node.inventory.Disks()
-	spaces := diskSpaces(disks)
+	spaces := p.diskSpaces(disks)
 	p.removeHeld(spaces, disks, others)
 	others.removeFrom(spaces, disks)
 	for _, s := range spaces {
-		if s.class != "" && (class == "" || s.class == class) {
+		if s.class != "" && !s.cordoned && (class == "" || s.class == class) {
 			free += s.free.Total()
 			largest = max(largest, s.free.Largest().Len())
 		}
@@ -252,6 +252,15 @@ func removeExtent(spaces []diskSpace, diskID string, e extent.Extent) {
 			spaces[i].wiping = spaces[i].wiping.Remove(e)
 		}
 	}
+}
+
+// diskSpaces returns the disks that take volumes, with what operators decided about them.
+func (p *placer) diskSpaces(disks []discovery.Disk) []diskSpace {
+	spaces, decided := diskSpaces(disks), p.node.decisions()
+	for i := range spaces {
+		spaces[i].cordoned = decided.Decision(spaces[i].id).IsCordoned()
+	}
+	return spaces
 }
 
 // diskSpaces returns the disks that take volumes.

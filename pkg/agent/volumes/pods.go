@@ -2,6 +2,8 @@ package volumes
 
 import (
 	"errors"
+	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -55,19 +57,49 @@ func stripPod(object any) (any, error) {
 			slim.Spec.Volumes = append(slim.Spec.Volumes, v)
 		}
 	}
-	if len(slim.Spec.Volumes) == 0 {
+	claims := claimNames(pod)
+	if len(slim.Spec.Volumes) == 0 && len(claims) == 0 {
 		return slim, nil
 	}
 	slim.DeletionTimestamp = pod.DeletionTimestamp
 	slim.OwnerReferences = pod.OwnerReferences
+	slim.Status.Phase = pod.Status.Phase
+	if len(claims) > 0 {
+		metav1.SetMetaDataAnnotation(&slim.ObjectMeta, claimsKey, strings.Join(claims, ","))
+	}
+	if len(slim.Spec.Volumes) == 0 {
+		return slim, nil
+	}
 	for _, key := range []string{diskv1alpha1.AnnotationAllocation, corev1.MirrorPodAnnotationKey} {
 		if value, ok := pod.Annotations[key]; ok {
 			metav1.SetMetaDataAnnotation(&slim.ObjectMeta, key, value)
 		}
 	}
 	slim.Spec.NodeName = pod.Spec.NodeName
-	slim.Status.Phase = pod.Status.Phase
 	return slim, nil
+}
+
+// claimsKey is the annotation in which stripPod keeps the names of a pod's claims. The API server's pods do not have
+// it.
+const claimsKey = "claims"
+
+// claimNames are the names of the claims that a pod uses.
+func claimNames(pod *corev1.Pod) []string {
+	var names []string
+	for _, v := range pod.Spec.Volumes {
+		switch {
+		case v.PersistentVolumeClaim != nil:
+			names = append(names, v.PersistentVolumeClaim.ClaimName)
+		case v.Ephemeral != nil:
+			names = append(names, pod.Name+"-"+v.Name)
+		}
+	}
+	return names
+}
+
+// usesClaim reports whether a pod of the watch uses the claim, and has not ended.
+func usesClaim(pod *corev1.Pod, namespace, name string) bool {
+	return pod.Namespace == namespace && !hasEnded(pod) && slices.Contains(strings.Split(pod.Annotations[claimsKey], ","), name)
 }
 
 // partitionsOf maps the partitions that the pod's volumes have, or would have, to their CSI volume IDs. Unlike

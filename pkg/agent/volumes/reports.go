@@ -38,6 +38,8 @@ const (
 // Reasons of events about the node's NodeDiskCapacity.
 const (
 	eventWiped          = "VolumeWiped"
+	eventDiskCordoned   = "DiskCordoned"
+	eventDiskUncordoned = "DiskUncordoned"
 	eventNotWiped       = "VolumeNotWiped"
 	eventOrphaned       = "VolumeOrphaned"
 	eventReclaimStopped = "ReclaimStopped"

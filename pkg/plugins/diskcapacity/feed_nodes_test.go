@@ -99,3 +99,30 @@ func TestReportOf(t *testing.T) {
 		t.Errorf("without conditions: %+v", got)
 	}
 }
+
+// TestCordonedDisks asserts that a disk takes no volume from the moment at which spec says so, before the agent has
+// seen it, and that the volumes on it stay known.
+func TestCordonedDisks(t *testing.T) {
+	const id = "6f2d9c1e-0000-4000-8000-000000000001"
+	for name, test := range map[string]struct {
+		spec  []diskv1alpha1.DiskDecision
+		state diskv1alpha1.DiskState
+		ready bool
+	}{
+		"nothing decided":         {nil, diskv1alpha1.DiskReady, true},
+		"another disk":            {[]diskv1alpha1.DiskDecision{{ID: "other", Unschedulable: true}}, diskv1alpha1.DiskReady, true},
+		"cordoned":                {[]diskv1alpha1.DiskDecision{{ID: id, Unschedulable: true}}, diskv1alpha1.DiskReady, false},
+		"drained":                 {[]diskv1alpha1.DiskDecision{{ID: id, Drain: &diskv1alpha1.DiskDrain{}}}, diskv1alpha1.DiskReady, false},
+		"published as cordoned":   {nil, diskv1alpha1.DiskCordoned, false},
+		"published as draining":   {nil, diskv1alpha1.DiskDraining, false},
+		"cordoned and uncordoned": {[]diskv1alpha1.DiskDecision{{ID: id}}, diskv1alpha1.DiskReady, true},
+	} {
+		ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{ResourceVersion: "1"}}
+		ndc.Spec.Disks = test.spec
+		ndc.Status.Disks = []diskv1alpha1.Disk{{ID: id, Class: "ssd", State: test.state, Size: 1 << 30, Allocations: []diskv1alpha1.Allocation{{Partition: "p"}}}}
+		c, err := capacityOf(ndc)
+		if err != nil || c.Disks[0].Ready != test.ready || len(c.Disks[0].Allocations) != 1 {
+			t.Errorf("%s: %+v, %v", name, c, err)
+		}
+	}
+}

@@ -21,6 +21,8 @@ type Report struct {
 	InService int
 	// Evictions are the pods that the agent wants evicted.
 	Evictions []diskv1alpha1.EvictionRequest
+	// Decisions are spec.disks.
+	Decisions []diskv1alpha1.DiskDecision
 	// Classes has the devices that DiskClasses select on the node and that are not in service, by class.
 	Classes map[string]UnusedDevices
 }
@@ -41,7 +43,7 @@ type RefusedDevice struct {
 
 // reportOf reads the fields that controllers need.
 func reportOf(ndc *diskv1alpha1.NodeDiskCapacity) *Report {
-	r := &Report{UID: ndc.UID, Evictions: ndc.Status.Evictions, Ready: meta.IsStatusConditionTrue(ndc.Status.Conditions, diskv1alpha1.ConditionReady)}
+	r := &Report{UID: ndc.UID, Evictions: ndc.Status.Evictions, Decisions: ndc.Spec.Disks, Ready: meta.IsStatusConditionTrue(ndc.Status.Conditions, diskv1alpha1.ConditionReady)}
 	if c := meta.FindStatusCondition(ndc.Status.Conditions, diskv1alpha1.ConditionDisksShared); c != nil && c.Status == "True" {
 		r.Shared = c.Message
 	}

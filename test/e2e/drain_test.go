@@ -1,0 +1,177 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/units"
+)
+
+// TestDrainDisk asserts that a cordoned disk gets no volume, and that a disk that is drained ends empty and zeroed while
+// the agent is killed again and again. The claim that no pod uses is moved at once, the one in use when its pod is
+// deleted, and an inline volume ends with its pod. What is waited for is in the status. No data is lost.
+func TestDrainDisk(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	from, to := e.pairDisks()
+	class := storageClass(e.namespace, pair, v1alpha1.FSTypeExt4)
+	e.make(class)
+	t.Cleanup(func() {
+		if err := errors.Join(e.decide(context.Background()), e.client.Delete(context.Background(), class)); err != nil {
+			t.Error(err)
+		}
+	})
+	decide := func(decisions ...v1alpha1.DiskDecision) {
+		t.Helper()
+		e.eventually("the decisions are written", func(ctx context.Context) error { return e.decide(ctx, decisions...) })
+	}
+	decide(v1alpha1.DiskDecision{ID: to.ID, Unschedulable: true})
+	idle, used := e.claim("idle", class.Name, "100Mi"), e.claim("used", class.Name, "150Mi")
+	first, second := e.podOf("first", claimed("data", idle)), e.podOf("second", claimed("data", used))
+	inline := e.podOf("inline", volume("data", pair, "64Mi", v1alpha1.FSTypeExt4))
+	e.make(idle, used)
+	e.create(first, second, inline)
+	e.ready(first, second, inline)
+	marks := [2]string{canary(e) + "a", canary(e) + "b"}
+	e.write(first, marks[0])
+	e.write(second, marks[1])
+	on := func(pvc *corev1.PersistentVolumeClaim, want v1alpha1.Disk) error {
+		at := e.findVolume(e.boundTo(pvc))
+		if at.disk.ID != want.ID || at.node != pairNode {
+			return fmt.Errorf("the volume of %s is %v, want it on %s", pvc.Name, at, want.Device)
+		}
+		return nil
+	}
+	// The other disk is cordoned.
+	for _, err := range []error{on(idle, from), on(used, from)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.delete(first)
+	e.gone(first)
+	decide(v1alpha1.DiskDecision{ID: from.ID, Drain: &v1alpha1.DiskDrain{Mode: v1alpha1.DrainMove, Reason: "a test"}})
+	for range 3 {
+		if err := errors.Join(e.cluster.KillAgent(pairNode), e.cluster.StartAgent(t.Context(), pairNode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.eventually("the idle claim has left the disk", func(context.Context) error { return on(idle, to) })
+	e.drainSays(from.ID, "second uses it", "it ends with pod "+e.namespace+"/inline")
+	e.holds(second, marks[1])
+	e.delete(second, inline)
+	e.gone(second, inline)
+	if err := errors.Join(e.cluster.KillAgent(pairNode), e.cluster.StartAgent(t.Context(), pairNode)); err != nil {
+		t.Fatal(err)
+	}
+	e.eventually("the disk is drained", func(ctx context.Context) error {
+		d, err := e.diskOf(ctx, from.ID)
+		if err == nil && (d.Drain == nil || !d.Drain.Done || d.State != v1alpha1.DiskDraining || len(d.Allocations) > 0) {
+			err = fmt.Errorf("it is %s, %q: %+v with %+v", d.State, d.Message, d.Drain, d.Allocations)
+		}
+		return err
+	})
+	for _, n := range e.cluster.Nodes() {
+		for _, machine := range n.Disks {
+			if n.Name != pairNode || !strings.HasSuffix(machine.Path, "/"+from.Device) {
+				continue
+			}
+			all := v1alpha1.Extent{Start: 2 * units.MiB, Length: machine.Size - 4*units.MiB}
+			if at, found := firstNonZero(t, machine.File, all); found {
+				t.Errorf("the disk is drained, and its byte at %d is not zero", at)
+			}
+		}
+	}
+	for i, pvc := range []*corev1.PersistentVolumeClaim{idle, used} {
+		if err := on(pvc, to); err != nil {
+			t.Error(err)
+		}
+		next := e.podOf("next-"+pvc.Name, claimed("data", pvc))
+		e.create(next)
+		e.ready(next)
+		e.holds(next, marks[i])
+		e.delete(next)
+		e.gone(next)
+	}
+	// Back it does not go: the sectors there are larger.
+	decide(v1alpha1.DiskDecision{ID: to.ID, Drain: &v1alpha1.DiskDrain{Mode: v1alpha1.DrainMove}})
+	e.drainSays(to.ID, "takes volumes of a disk with sectors of 512 bytes")
+	decide()
+	pvs := []*corev1.PersistentVolume{e.boundTo(idle), e.boundTo(used)}
+	places := []place{e.findVolume(pvs[0]), e.findVolume(pvs[1])}
+	e.unmake(idle, used)
+	for i := range pvs {
+		e.wiped(pvs[i], places[i], marks[i])
+	}
+}
+
+// pairDisks are the two disks of class pair: the one with the larger sectors first.
+func (e *tenant) pairDisks() (from, to v1alpha1.Disk) {
+	e.t.Helper()
+	ndc := &v1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: pairNode}}
+	if err := e.client.Get(e.t.Context(), client.ObjectKeyFromObject(ndc), ndc); err != nil {
+		e.t.Fatal(err)
+	}
+	for _, d := range ndc.Status.Disks {
+		switch {
+		case d.Class != pair:
+		case d.SectorSize == 512:
+			to = d
+		default:
+			from = d
+		}
+	}
+	if from.ID == "" || to.ID == "" {
+		e.t.Fatalf("the disks of %s are %+v", pairNode, ndc.Status.Disks)
+	}
+	return from, to
+}
+
+// decide makes these the decisions about the disks of the node with the pair.
+func (e *tenant) decide(ctx context.Context, decisions ...v1alpha1.DiskDecision) error {
+	ndc := &v1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: pairNode}}
+	if err := e.client.Get(ctx, client.ObjectKeyFromObject(ndc), ndc); err != nil {
+		return err
+	}
+	ndc.Spec.Disks = decisions
+	return e.client.Update(ctx, ndc)
+}
+
+// diskOf is a disk of the node with the pair, as it is published.
+func (e *tenant) diskOf(ctx context.Context, id string) (v1alpha1.Disk, error) {
+	ndc := &v1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: pairNode}}
+	if err := e.client.Get(ctx, client.ObjectKeyFromObject(ndc), ndc); err != nil {
+		return v1alpha1.Disk{}, err
+	}
+	for _, d := range ndc.Status.Disks {
+		if d.ID == id {
+			return d, nil
+		}
+	}
+	return v1alpha1.Disk{}, fmt.Errorf("disk %s is not published", id)
+}
+
+// drainSays waits until the status of a disk that is drained says all of that.
+func (e *tenant) drainSays(id string, texts ...string) {
+	e.t.Helper()
+	e.eventually("the status says what is waited for", func(ctx context.Context) error {
+		d, err := e.diskOf(ctx, id)
+		if err != nil {
+			return err
+		}
+		said := fmt.Sprintf("%+v", d.Drain)
+		for _, text := range texts {
+			if !strings.Contains(said, text) {
+				return fmt.Errorf("it says %s, want %q", said, text)
+			}
+		}
+		return nil
+	})
+}
