@@ -75,7 +75,7 @@ func TestMistakes(t *testing.T) {
 		"map --class nvme":                  "no node has a disk of class nvme",
 		"map --color sometimes":             "it can be auto, always or never",
 		"map a b":                           "accepts at most 1 arg(s)",
-		"get disks --state broken":          "it can be Ready, Draining, Failed, Shared, NodeGone",
+		"get disks --state broken":          "it can be Ready, Cordoned, Draining, Failed, Shared, NodeGone",
 		"get disks -o picture":              `unable to match a printer suitable for the output format "picture"`,
 		"map node-07 --html x.html --watch": "--html and --watch exclude each other",
 	} {

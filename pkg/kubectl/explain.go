@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -43,21 +43,29 @@ func newExplain(s *session) *cobra.Command {
 }
 
 // newExplainOf is a command that explains one object.
-func (s *session) newExplainOf(kind, name, short string, run func(context.Context, *api, io.Writer, string) error, complete cobra.CompletionFunc) *cobra.Command {
-	return &cobra.Command{
+func (s *session) newExplainOf(kind, name, short string, run func(context.Context, *api, string) (*document, error), complete cobra.CompletionFunc) *cobra.Command {
+	form := newDocumentOutput()
+	cmd := &cobra.Command{
 		Use: kind + " " + name, Short: short, Args: cobra.ExactArgs(1), ValidArgsFunction: complete,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a, err := s.connect()
 			if err != nil {
 				return err
 			}
-			return run(cmd.Context(), a, s.Out, args[0])
+			d, err := run(cmd.Context(), a, args[0])
+			if err != nil {
+				return err
+			}
+			return form.writeDocument(s.Out, d)
 		},
 	}
+	form.add(cmd)
+	return cmd
 }
 
 func newExplainPod(s *session) *cobra.Command {
 	var pending, everywhere bool
+	form := newDocumentOutput()
 	cmd := &cobra.Command{
 		Use:   "pod [NAME]",
 		Short: "Say why a pod waits for its volumes, or where they are",
@@ -77,17 +85,26 @@ func newExplainPod(s *session) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if !pending {
-				return s.explainPod(cmd.Context(), a, namespace, args[0])
-			}
-			if everywhere {
+			if pending && everywhere {
 				namespace = metav1.NamespaceAll
 			}
-			return s.explainPending(cmd.Context(), a, namespace)
+			if pending {
+				l, err := s.explainPending(cmd.Context(), a, namespace)
+				if err != nil {
+					return err
+				}
+				return form.write(s, l)
+			}
+			d, err := s.explainPod(cmd.Context(), a, namespace, args[0])
+			if err != nil {
+				return err
+			}
+			return form.writeDocument(s.Out, d)
 		},
 	}
 	cmd.Flags().BoolVar(&pending, "pending", false, "All pods that wait for volumes, with the reason that most nodes have.")
 	cmd.Flags().BoolVarP(&everywhere, "all-namespaces", "A", false, "With --pending, the pods of all namespaces.")
+	form.add(cmd)
 	return cmd
 }
 
@@ -120,43 +137,45 @@ func (a *api) scheduler(ctx context.Context) (*whatif.Scheduler, *whatif.Objects
 	return scheduler, o, err
 }
 
-func (s *session) explainPod(ctx context.Context, a *api, namespace, name string) error {
+func (s *session) explainPod(ctx context.Context, a *api, namespace, name string) (*document, error) {
 	to, err := s.terminal()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	pod, err := a.core.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		return fmt.Errorf("reading pod %s/%s: %w", namespace, name, err)
+		return nil, fmt.Errorf("reading pod %s/%s: %w", namespace, name, err)
 	}
 	var b strings.Builder
-	if pod.Spec.NodeName != "" {
-		if err := s.explainPlaced(ctx, a, to, &b, pod); err != nil {
-			return err
-		}
+	value := &podExplanation{Pod: namespace + "/" + name, Node: pod.Spec.NodeName}
+	if value.Node != "" {
+		err = s.explainPlaced(ctx, a, to, &b, pod, value)
 	} else {
-		scheduler, o, err := a.scheduler(ctx)
-		if err != nil {
-			return err
+		var scheduler *whatif.Scheduler
+		var o *whatif.Objects
+		if scheduler, o, err = a.scheduler(ctx); err == nil {
+			s.explainWaiting(ctx, to, &b, scheduler, o, pod, value)
 		}
-		s.explainWaiting(ctx, to, &b, scheduler, o, pod)
 	}
-	_, err = io.WriteString(s.Out, b.String())
-	return err
+	if err != nil {
+		return nil, err
+	}
+	return &document{kind: kindPodExplanation, name: value.Pod, value: value, text: b.String()}, nil
 }
 
 // explainPlaced says where the volumes of a pod with a node are.
-func (s *session) explainPlaced(ctx context.Context, a *api, to terminal.Terminal, b *strings.Builder, pod *corev1.Pod) error {
+func (s *session) explainPlaced(ctx context.Context, a *api, to terminal.Terminal, b *strings.Builder, pod *corev1.Pod, value *podExplanation) error {
 	node := pod.Spec.NodeName
 	ndc, about, err := a.node(ctx, node)
 	if err != nil {
 		return err
 	}
-	since := pod.CreationTimestamp.Time
+	value.Since = pod.CreationTimestamp.Time
 	if pod.Status.StartTime != nil {
-		since = pod.Status.StartTime.Time
+		value.Since = pod.Status.StartTime.Time
 	}
-	fmt.Fprintf(b, "%s/%s is on %s since %s.\n", pod.Namespace, pod.Name, node, duration.HumanDuration(s.now().Sub(since)))
+	value.Message = fmt.Sprintf("%s is on %s since %s.", value.Pod, node, duration.HumanDuration(s.now().Sub(value.Since)))
+	b.WriteString(value.Message + "\n")
 	byName := map[string]*inventory.Volume{}
 	disks := inventory.Disks(ndc, about)
 	for i := range disks {
@@ -175,6 +194,7 @@ func (s *session) explainPlaced(ctx context.Context, a *api, to terminal.Termina
 			continue
 		}
 		on := byName[id]
+		value.Volumes = append(value.Volumes, podVolume{Name: v.Name, On: on})
 		if on == nil {
 			table.AddTexts(v.Name, "-", "not published by the node", "its agent makes it, or does not run")
 			continue
@@ -231,23 +251,27 @@ func (a *api) volumeID(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (
 }
 
 // explainWaiting says why a pod without a node has none.
-func (s *session) explainWaiting(ctx context.Context, to terminal.Terminal, b *strings.Builder, scheduler *whatif.Scheduler, o *whatif.Objects, pod *corev1.Pod) {
+func (s *session) explainWaiting(ctx context.Context, to terminal.Terminal, b *strings.Builder, scheduler *whatif.Scheduler, o *whatif.Objects, pod *corev1.Pod, value *podExplanation) {
 	v := scheduler.Pod(ctx, pod)
-	name := pod.Namespace + "/" + pod.Name
-	since := pod.CreationTimestamp.Time
+	devices := namesOfDisks(o.Capacities)
+	value.Since, value.verdictItem = pod.CreationTimestamp.Time, verdictOf(v, devices)
 	if at, ok := unschedulableSince(pod); ok {
-		since = at
+		value.Since = at
 	}
-	waits := fmt.Sprintf("%s waits since %s", name, duration.HumanDuration(s.now().Sub(since)))
+	waits := fmt.Sprintf("%s waits since %s", value.Pod, duration.HumanDuration(s.now().Sub(value.Since)))
 	switch {
 	case v.Invalid != "":
-		fmt.Fprintf(b, "%s: no node can take it.\n\n  %s\n", waits, v.Invalid)
+		value.Message = waits + ": no node can take it."
 	case len(pod.Spec.SchedulingGates) > 0:
-		fmt.Fprintf(b, "%s: it has scheduling gates, so that no scheduler tries it: %s.\n", waits, pod.Spec.SchedulingGates[0].Name)
+		value.Message = fmt.Sprintf("%s: it has scheduling gates, so that no scheduler tries it: %s.", waits, pod.Spec.SchedulingGates[0].Name)
 	case len(v.Fits) > 0:
-		fmt.Fprintf(b, "%s, and fits on %d of %s: the scheduler places it when it tries it again.\n", waits, len(v.Fits), plural(v.Nodes, "node"))
+		value.Message = fmt.Sprintf("%s, and fits on %d of %s: the scheduler places it when it tries it again.", waits, len(v.Fits), plural(v.Nodes, "node"))
 	default:
-		fmt.Fprintf(b, "%s: it fits on none of %s.\n", waits, plural(v.Nodes, "node"))
+		value.Message = fmt.Sprintf("%s: it fits on none of %s.", waits, plural(v.Nodes, "node"))
+	}
+	b.WriteString(value.Message + "\n")
+	if v.Invalid != "" {
+		fmt.Fprintf(b, "\n  %s\n", v.Invalid)
 	}
 	if scheduler := pod.Spec.SchedulerName; scheduler != diskv1alpha1.SchedulerName {
 		fmt.Fprintf(b, "Its schedulerName is %s: Berth places it only if that is a profile with Berth's plugins.\n", scheduler)
@@ -255,15 +279,20 @@ func (s *session) explainWaiting(ctx context.Context, to terminal.Terminal, b *s
 	writeWants(b, to, pod, v.Wants)
 	if len(v.Fits) > 0 {
 		b.WriteString("\nThe best node for its volumes is " + v.Fits[0].Node + ":\n")
-		writePlan(b, to, &v.Fits[0], namesOfDisks(o.Capacities), wantNames(v.Wants))
+		writePlan(b, to, &v.Fits[0], devices, wantNames(v.Wants))
 	}
 	if v.Invalid != "" {
 		return
 	}
 	writeRefusals(b, to, v.Refused, len(v.Fits) > 0)
-	if len(v.Fits) == 0 {
-		writeHelps(b, to, scheduler.Helps(ctx, pod), v, pod)
+	if len(v.Fits) > 0 {
+		return
 	}
+	helps := scheduler.Helps(ctx, pod)
+	for _, h := range helps {
+		value.Helps = append(value.Helps, helpItem(h))
+	}
+	writeHelps(b, to, helps, v, pod)
 }
 
 func wantNames(wants []diskcapacity.Want) []string {
@@ -403,38 +432,40 @@ func writePlan(b *strings.Builder, to terminal.Terminal, f *whatif.Fit, devices 
 	_ = table.Write(b, to)
 }
 
+// pendingItem is a pod that waits.
+type pendingItem struct {
+	Since   time.Time `json:"since"`
+	Classes []string  `json:"classes"`
+	Why     string    `json:"why"`
+}
+
 // explainPending lists all pods that wait.
-func (s *session) explainPending(ctx context.Context, a *api, namespace string) error {
-	to, err := s.terminal()
-	if err != nil {
-		return err
-	}
+func (s *session) explainPending(ctx context.Context, a *api, namespace string) (*listing, error) {
 	scheduler, o, err := a.scheduler(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	waiting, err := a.waitingPods(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	byName := map[string]*corev1.Pod{}
 	for i := range o.Pods {
 		byName[o.Pods[i].Namespace+"/"+o.Pods[i].Name] = &o.Pods[i]
 	}
-	table := &terminal.Table{Columns: []terminal.Column{{Name: "POD", Shrink: 16}, {Name: "WAITS"}, {Name: "WANTS", Shrink: 16}, {Name: "WHY", Shrink: 24}}}
+	l := &listing{kind: "PendingPod", none: "No pod waits for volumes of Berth.", table: &terminal.Table{Columns: []terminal.Column{
+		{Name: "POD", Shrink: 16}, {Name: "WAITS"}, {Name: "CLASS", Shrink: 16}, {Name: "WHY", Shrink: 24},
+	}}}
 	for _, w := range waiting {
 		pod := byName[w.name]
 		if pod == nil || namespace != metav1.NamespaceAll && pod.Namespace != namespace {
 			continue
 		}
-		table.AddTexts(w.name, duration.HumanDuration(s.now().Sub(w.since)), strings.Join(w.classes, ","), why(scheduler.Pod(ctx, pod)))
+		item := pendingItem{w.since, w.classes, why(scheduler.Pod(ctx, pod))}
+		l.names, l.items = append(l.names, w.name), append(l.items, item)
+		l.table.AddTexts(w.name, duration.HumanDuration(s.now().Sub(w.since)), strings.Join(w.classes, ","), item.Why)
 	}
-	if len(table.Rows) == 0 {
-		fmt.Fprintln(s.ErrOut, "No pod waits for volumes of Berth.")
-		return nil
-	}
-	table.Columns[2].Name = "CLASS"
-	return table.Write(s.Out, to)
+	return l, nil
 }
 
 // why is the reason that most nodes have.

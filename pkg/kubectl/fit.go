@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,6 +22,7 @@ type fitOptions struct {
 
 func newFit(s *session) *cobra.Command {
 	var o fitOptions
+	form := newDocumentOutput()
 	cmd := &cobra.Command{
 		Use:   "fit --class CLASS --size SIZE",
 		Short: "Say where volumes would fit now, and how many",
@@ -36,10 +36,15 @@ func newFit(s *session) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			ask := s.fit
 			if o.like != "" {
-				return s.fitLike(cmd.Context(), a, &o)
+				ask = s.fitLike
 			}
-			return s.fit(cmd.Context(), a, &o)
+			d, err := ask(cmd.Context(), a, &o)
+			if err != nil {
+				return err
+			}
+			return form.writeDocument(s.Out, d)
 		},
 	}
 	cmd.Flags().StringVar(&o.class, "class", "", "The DiskClass of the volumes.")
@@ -49,6 +54,7 @@ func newFit(s *session) *cobra.Command {
 	cmd.Flags().StringVar(&o.spread, "spread", "", "With disk, no two of the volumes share a disk.")
 	cmd.Flags().StringVar(&o.node, "node", "", "Only this node.")
 	cmd.Flags().StringVar(&o.like, "like", "", "A pod that exists: ask for another one like it, with new volumes.")
+	form.add(cmd)
 	s.completeClasses(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("node", s.completeNodes)
 	_ = cmd.RegisterFlagCompletionFunc("spread", cobra.FixedCompletions([]string{diskv1alpha1.SpreadDisk}, cobra.ShellCompDirectiveNoFileComp))
@@ -83,23 +89,24 @@ func (o *fitOptions) question() (whatif.Question, error) {
 	return q, nil
 }
 
-func (s *session) fit(ctx context.Context, a *api, o *fitOptions) error {
+func (s *session) fit(ctx context.Context, a *api, o *fitOptions) (*document, error) {
 	q, err := o.question()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	to, err := s.terminal()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	scheduler, objects, err := a.scheduler(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	answer, err := scheduler.Fit(q)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	devices := namesOfDisks(objects.Capacities)
 	var b strings.Builder
 	switch {
 	case answer.Nodes == 0:
@@ -108,12 +115,15 @@ func (s *session) fit(ctx context.Context, a *api, o *fitOptions) error {
 		fmt.Fprintf(&b, "Fits on none of %s with disks of class %s.\n", plural(answer.Nodes, "node"), q.Class)
 	default:
 		fmt.Fprintf(&b, "Fits on %d of %s. By its disks the best is %s:\n", len(answer.Fits), plural(answer.Nodes, "node"), answer.Fits[0].Node)
-		writePlan(&b, to, &answer.Fits[0], namesOfDisks(objects.Capacities), nil)
+		writePlan(&b, to, &answer.Fits[0], devices, nil)
 		b.WriteString(howMany(answer.Pods) + "\n")
 	}
 	writeRefusals(&b, to, answer.Refused, len(answer.Fits) > 0)
-	_, err = io.WriteString(s.Out, b.String())
-	return err
+	value := fitDocument{
+		Class: q.Class, Size: q.Size, Headroom: q.Headroom, Count: q.Count, Spread: o.spread, Pods: &answer.Pods,
+		verdictItem: verdictItem{Nodes: answer.Nodes, Fits: fitItems(answer.Fits, devices, nil), Refused: refusalItems(answer.Refused)},
+	}
+	return &document{kind: kindFit, name: q.Class, value: value, text: b.String()}, nil
 }
 
 // howMany says how many such pods have room.
@@ -128,30 +138,30 @@ func howMany(pods int) string {
 }
 
 // fitLike asks for another pod like one that exists.
-func (s *session) fitLike(ctx context.Context, a *api, o *fitOptions) error {
+func (s *session) fitLike(ctx context.Context, a *api, o *fitOptions) (*document, error) {
 	namespace, _, err := s.config.ToRawKubeConfigLoader().Namespace()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	to, err := s.terminal()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	pod, err := a.core.CoreV1().Pods(namespace).Get(ctx, o.like, metav1.GetOptions{})
 	if err != nil {
-		return fmt.Errorf("reading pod %s/%s: %w", namespace, o.like, err)
+		return nil, fmt.Errorf("reading pod %s/%s: %w", namespace, o.like, err)
 	}
 	objects, err := a.objects(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	like, err := objects.Like(pod)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	scheduler, err := whatif.New(ctx, objects)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	v := scheduler.Pod(ctx, like)
 	var b strings.Builder
@@ -166,6 +176,6 @@ func (s *session) fitLike(ctx context.Context, a *api, o *fitOptions) error {
 	}
 	writeWants(&b, to, pod, v.Wants)
 	writeRefusals(&b, to, v.Refused, len(v.Fits) > 0)
-	_, err = io.WriteString(s.Out, b.String())
-	return err
+	value := fitDocument{Like: namespace + "/" + o.like, verdictItem: verdictOf(v, namesOfDisks(objects.Capacities))}
+	return &document{kind: kindFit, name: value.Like, value: value, text: b.String()}, nil
 }

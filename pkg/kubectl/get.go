@@ -70,7 +70,7 @@ var (
 		string(diskv1alpha1.DeviceForeign), string(diskv1alpha1.DeviceBusy), string(diskv1alpha1.DeviceFailed),
 	}
 	diskStates = []string{
-		string(diskv1alpha1.DiskReady), string(diskv1alpha1.DiskDraining), string(diskv1alpha1.DiskFailed),
+		string(diskv1alpha1.DiskReady), string(diskv1alpha1.DiskCordoned), string(diskv1alpha1.DiskDraining), string(diskv1alpha1.DiskFailed),
 		inventory.StateShared, inventory.StateNodeGone,
 	}
 	volumeStates = []string{

@@ -24,6 +24,8 @@ const (
 type output struct {
 	print     *genericclioptions.PrintFlags
 	noHeaders bool
+	// one is true for a command that writes a document: it has no columns.
+	one bool
 }
 
 func newOutput() *output {
@@ -39,11 +41,16 @@ func (o *output) add(cmd *cobra.Command) {
 	o.print.AddFlags(cmd)
 	flag := cmd.Flags().Lookup("output")
 	flag.Usage = "Output format: " + strings.Join(o.formats(), ", ") + "."
-	cmd.Flags().BoolVar(&o.noHeaders, "no-headers", false, "Leave out the names of the columns.")
+	if !o.one {
+		cmd.Flags().BoolVar(&o.noHeaders, "no-headers", false, "Leave out the names of the columns.")
+	}
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(o.formats(), cobra.ShellCompDirectiveNoFileComp))
 }
 
 func (o *output) formats() []string {
+	if o.one {
+		return o.print.AllowedFormats()
+	}
 	return append([]string{outputWide, outputName}, o.print.AllowedFormats()...)
 }
 

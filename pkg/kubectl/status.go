@@ -29,6 +29,7 @@ import (
 
 func newStatus(s *session) *cobra.Command {
 	var watching, all bool
+	form := newDocumentOutput()
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Sum up the cluster: space, what needs you, and what goes on",
@@ -41,12 +42,13 @@ func newStatus(s *session) *cobra.Command {
 				return err
 			}
 			return s.perhapsWatch(cmd.Context(), a, watching, func(ctx context.Context, out io.Writer) error {
-				return s.status(ctx, a, out, all)
+				return s.status(ctx, a, out, form, all)
 			})
 		},
 	}
 	cmd.Flags().BoolVarP(&watching, "watch", "w", false, "Print it again after each change.")
 	cmd.Flags().BoolVar(&all, "all", false, "All lines, not only the first ones.")
+	form.add(cmd)
 	return cmd
 }
 
@@ -86,7 +88,7 @@ func (a *api) overview(ctx context.Context) (*overview, error) {
 func (a *api) readRegistered(ctx context.Context, into map[string]bool) error {
 	nodes, err := a.csiNodes(ctx)
 	for i := range nodes {
-		into[nodes[i].Name] = slices.ContainsFunc(nodes[i].Spec.Drivers, func(d storagev1.CSINodeDriver) bool { return d.Name == diskv1alpha1.DriverName })
+		into[nodes[i].Name] = isRegistered(&nodes[i])
 	}
 	return err
 }
@@ -237,7 +239,7 @@ func (a *api) storageClasses(ctx context.Context) ([]storagev1.StorageClass, err
 const shownLines = 20
 
 // status prints the page.
-func (s *session) status(ctx context.Context, a *api, out io.Writer, all bool) error {
+func (s *session) status(ctx context.Context, a *api, out io.Writer, form *output, all bool) error {
 	to, err := s.terminal()
 	if err != nil {
 		return err
@@ -246,15 +248,22 @@ func (s *session) status(ctx context.Context, a *api, out io.Writer, all bool) e
 	if err != nil {
 		return err
 	}
+	classes, needs, goesOn := o.statusClasses(s.classRows(o.fleet, o.classes)), o.needs(s.now()), o.goesOn()
 	var b strings.Builder
 	b.WriteString(o.heading(to) + "\n\n")
-	if err := s.classTable(o).Write(&b, to); err != nil {
+	if err := classTable(classes).Write(&b, to); err != nil {
 		return err
 	}
-	needs := o.needs(s.now())
 	writeLinesOf(&b, to, "NEEDS YOU", needs, all)
-	writeLinesOf(&b, to, "GOES ON", o.goesOn(), all)
-	if _, err := io.WriteString(out, b.String()); err != nil {
+	writeLinesOf(&b, to, "GOES ON", goesOn, all)
+	value := statusItem{Version: imageTag(o), APIServer: o.server, Classes: classes, NeedsYou: remarkItems(needs), GoesOn: remarkItems(goesOn)}
+	if d := o.scheduler; d != nil {
+		value.Scheduler = &readiness{d.Status.ReadyReplicas, d.Status.Replicas}
+	}
+	if d := o.agents; d != nil {
+		value.Agents = &readiness{d.Status.NumberReady, d.Status.DesiredNumberScheduled}
+	}
+	if err := form.writeDocument(out, &document{kind: kindStatus, name: clusterName, value: value, text: b.String()}); err != nil {
 		return err
 	}
 	if len(needs) > 0 {
@@ -292,32 +301,41 @@ func imageTag(o *overview) string {
 	return "(version unknown)"
 }
 
-func (s *session) classTable(o *overview) *terminal.Table {
-	table := &terminal.Table{Columns: []terminal.Column{
-		{Name: "CLASS"}, {Name: "NODES", Right: true}, {Name: "DISKS", Right: true}, {Name: "SIZE", Right: true}, {Name: "USED", Right: true}, {Name: "FREE", Right: true},
-		{Name: "LARGEST", Right: true}, {Name: "PIECES", Right: true}, {Name: "FRAG", Right: true}, {Name: "WAITING", Right: true},
-	}}
+// statusClasses adds to the classes how many pods wait for each. Pods can name classes that do not exist.
+func (o *overview) statusClasses(rows []*classRow) []statusClass {
 	waiting := map[string]int{}
 	for i := range o.pending {
 		for _, class := range o.pending[i].classes {
 			waiting[class]++
 		}
 	}
-	pods := func(class string) string {
-		n := waiting[class]
-		delete(waiting, class)
-		if n == 0 {
-			return "-"
-		}
-		return plural(n, "pod")
+	found := make([]statusClass, 0, len(rows))
+	for _, r := range rows {
+		found = append(found, statusClass{r, waiting[r.Name]})
+		delete(waiting, r.Name)
 	}
-	for _, r := range s.classRows(o.fleet, o.classes) {
-		table.AddTexts(r.Name, strconv.Itoa(r.Nodes), r.disksText(), size(r.Size), percent(r.Used, r.Size), size(r.Free), size(r.Largest),
-			strconv.Itoa(r.Pieces), dash(r.Fragmentation), pods(r.Name))
-	}
-	// Pods can name classes that do not exist.
 	for _, class := range slices.Sorted(maps.Keys(waiting)) {
-		table.AddTexts(class, "-", "-", "-", "-", "-", "-", "-", "-", pods(class))
+		found = append(found, statusClass{&classRow{Name: class}, waiting[class]})
+	}
+	return found
+}
+
+func classTable(classes []statusClass) *terminal.Table {
+	table := &terminal.Table{Columns: []terminal.Column{
+		{Name: "CLASS"}, {Name: "NODES", Right: true}, {Name: "DISKS", Right: true}, {Name: "SIZE", Right: true}, {Name: "USED", Right: true}, {Name: "FREE", Right: true},
+		{Name: "LARGEST", Right: true}, {Name: "PIECES", Right: true}, {Name: "FRAG", Right: true}, {Name: "WAITING", Right: true},
+	}}
+	for _, r := range classes {
+		pods := "-"
+		if r.WaitingPods > 0 {
+			pods = plural(r.WaitingPods, "pod")
+		}
+		if r.object == nil && r.Disks == 0 && r.Candidates == 0 {
+			table.AddTexts(r.Name, "-", "-", "-", "-", "-", "-", "-", "-", pods)
+			continue
+		}
+		table.AddTexts(r.Name, strconv.Itoa(r.Nodes), r.disksText(), size(r.Size), percent(r.Used, r.Size), size(r.Free), size(r.Largest),
+			strconv.Itoa(r.Pieces), dash(r.Fragmentation), pods)
 	}
 	return table
 }
