@@ -15,8 +15,8 @@ import (
 	"github.com/berthdev/berth/test/units"
 )
 
-// TestDrainDisk asserts that a cordoned disk gets no volume, and that a disk that is drained ends empty and zeroed while
-// the agent is killed again and again. The claim that no pod uses is moved at once, the one in use when its pod is
+// TestDrainDisk asserts that a cordoned disk gets no volume. A disk that is drained ends empty and zeroed, while the
+// agent is killed again and again. The claim that no pod uses is moved at once, the one in use when its pod is
 // deleted, and an inline volume ends with its pod. What is waited for is in the status. No data is lost.
 func TestDrainDisk(t *testing.T) {
 	e := newTenant(t, sharedCluster(t))

@@ -21,8 +21,8 @@ import (
 )
 
 // TestAgentMovesBetweenDisks asserts that a volume keeps its data while it is moved between two disks and the agent is
-// killed at random moments. After each round it is on the disk that its PersistentVolume names, and the disk that it has
-// left says that it is drained, and is zero.
+// killed at random moments. After each round it is on the disk that its PersistentVolume names. The disk that it has left
+// says that it is drained, and is zero.
 func TestAgentMovesBetweenDisks(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -65,8 +65,8 @@ func (n *node) drain(id string) {
 	})
 }
 
-// roundBetween moves the volume from one disk to the other, as the scheduler does for a drain, kills the agent meanwhile,
-// and checks the volume and what it has left.
+// roundBetween moves the volume from one disk to the other, as the scheduler does for a drain. It kills the agent
+// meanwhile, and checks the volume and what it has left.
 func (m *moves) roundBetween(t *testing.T, v *growing, target *testDisk, from, id string) {
 	t.Helper()
 	m.drain(from)
