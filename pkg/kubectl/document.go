@@ -223,7 +223,7 @@ type claimExplanation struct {
 	Pod *podExplanation `json:"pod,omitempty"`
 }
 
-// volumeExplanation says where a PersistentVolume is. Its fields but the first two are missing for one of another driver.
+// volumeExplanation says where a PersistentVolume is. For one of another driver it has only the first two fields.
 type volumeExplanation struct {
 	PersistentVolume string `json:"persistentVolume"`
 	Message          string `json:"message"`

@@ -63,11 +63,11 @@ func (s *session) explainClaim(ctx context.Context, a *api, name string) (*docum
 		d.text = value.Message + "\n" + volume.text
 		return d, nil
 	}
-	user := ""
-	if value.Message, user, err = a.whyNoVolume(ctx, pvc); err != nil {
+	says, user, err := a.whyNoVolume(ctx, pvc)
+	if err != nil {
 		return nil, err
 	}
-	d.text = value.Message + "\n"
+	value.Message, d.text = says, says+"\n"
 	if user != "" {
 		pod, err := s.explainPod(ctx, a, namespace, user)
 		if err != nil {
@@ -269,6 +269,9 @@ type check struct {
 	says string
 }
 
+// noDiskTakes is said of a node where no disk takes volumes.
+const noDiskTakes = "no disk takes volumes"
+
 // nodeChecks are the conditions for volumes on a node, in the order in which they must hold.
 func nodeChecks(node *corev1.Node, registered bool, ndc *diskv1alpha1.NodeDiskCapacity, unpublished error) []check {
 	var checks []check
@@ -298,7 +301,7 @@ func nodeChecks(node *corev1.Node, registered bool, ndc *diskv1alpha1.NodeDiskCa
 	ready := conditionOf(ndc, diskv1alpha1.ConditionReady)
 	add(ready != nil && ready.Status == metav1.ConditionTrue, terminal.MarkWarning, "all its disks are in service", "not all is in service: "+messageOf(ready))
 	inService := slices.ContainsFunc(ndc.Status.Disks, func(d diskv1alpha1.Disk) bool { return d.State == diskv1alpha1.DiskReady && d.Class != "" })
-	add(inService, terminal.MarkBad, "at least one disk takes volumes", "no disk takes volumes")
+	add(inService, terminal.MarkBad, "at least one disk takes volumes", noDiskTakes)
 	return checks
 }
 

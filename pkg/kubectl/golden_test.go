@@ -49,7 +49,25 @@ func TestGolden(t *testing.T) {
 		"explain-pod":     {"explain", "pod", "kafka-3", "-n", "db"},
 		"explain-pending": {"explain", "pod", "-A", "--pending"},
 		"fit":             {"fit", "--class", "ssd", "--size", "200Gi", "--count", "3", "--spread", "disk"},
+		"top-classes":     {"top", "classes"},
+		"top-nodes":       {"top", "nodes", "--sort", "free"},
+		"top-disks":       {"top", "disks", "--limit", "5"},
 	}
+	goldens(t, server, commands)
+}
+
+// TestGoldenOperations asserts the same of the commands that look at Berth's programs.
+func TestGoldenOperations(t *testing.T) {
+	server := serve(t, "cluster.yaml", "operations.yaml")
+	goldens(t, server, map[string][]string{
+		"doctor":      {"doctor"},
+		"doctor-node": {"doctor", "node-60"},
+	})
+}
+
+// goldens runs commands on each kind of terminal.
+func goldens(t *testing.T, server *recorded, commands map[string][]string) {
+	t.Helper()
 	terminals := map[string]struct {
 		width       int
 		flags       []string

@@ -27,9 +27,11 @@ type recorded struct {
 	*httptest.Server
 	mu      sync.Mutex
 	objects []unstructured.Unstructured
-	// forbidden are resources that may not be read.
-	forbidden []string
-	writes    []write
+	// forbidden are resources that may not be read, and unserved those of Berth that the API does not have.
+	forbidden, unserved []string
+	// read are the paths of all requests for objects.
+	read   []string
+	writes []write
 }
 
 // write is a request that would change something.
@@ -41,23 +43,26 @@ type write struct {
 var resources = map[string]string{
 	"nodediskcapacities": "NodeDiskCapacity", "diskclasses": "DiskClass", "nodes": "Node", "csinodes": "CSINode", "pods": "Pod",
 	"persistentvolumes": "PersistentVolume", "persistentvolumeclaims": "PersistentVolumeClaim", "storageclasses": "StorageClass",
-	"daemonsets": "DaemonSet", "deployments": "Deployment", "events": "Event",
+	"daemonsets": "DaemonSet", "deployments": "Deployment", "events": "Event", "csidrivers": "CSIDriver", "secrets": "Secret",
+	"validatingadmissionpolicies": "ValidatingAdmissionPolicy", "validatingadmissionpolicybindings": "ValidatingAdmissionPolicyBinding",
 }
 
-// serve starts a server with the objects of a file of testdata.
-func serve(t testing.TB, file string) *recorded {
+// serve starts a server with the objects of files of testdata.
+func serve(t testing.TB, files ...string) *recorded {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("testdata", file))
-	if err != nil {
-		t.Fatal(err)
-	}
 	r := &recorded{}
-	for part := range strings.SplitSeq(string(text), "\n---\n") {
-		var object map[string]any
-		if err := yaml.Unmarshal([]byte(part), &object); err != nil {
+	for _, file := range files {
+		text, err := os.ReadFile(filepath.Join("testdata", file))
+		if err != nil {
 			t.Fatal(err)
 		}
-		r.objects = append(r.objects, unstructured.Unstructured{Object: object})
+		for part := range strings.SplitSeq(string(text), "\n---\n") {
+			var object map[string]any
+			if err := yaml.Unmarshal([]byte(part), &object); err != nil {
+				t.Fatal(err)
+			}
+			r.objects = append(r.objects, unstructured.Unstructured{Object: object})
+		}
 	}
 	r.Server = httptest.NewServer(http.HandlerFunc(r.answer))
 	t.Cleanup(r.Close)
@@ -69,6 +74,27 @@ func (r *recorded) answer(w http.ResponseWriter, request *http.Request) {
 	defer r.mu.Unlock()
 	if request.URL.Path == "/version" {
 		r.reply(w, http.StatusOK, map[string]any{"major": "1", "minor": "36", "gitVersion": "v1.36.3"})
+		return
+	}
+	if request.URL.Path == "/apis/disk.berth.dev/v1alpha1" {
+		list := map[string]any{"kind": "APIResourceList", "groupVersion": "disk.berth.dev/v1alpha1"}
+		var served []map[string]any
+		for _, name := range []string{"nodediskcapacities", "nodediskcapacities/status", "diskclasses", "diskclasses/status"} {
+			if !slices.Contains(r.unserved, name) {
+				served = append(served, map[string]any{"name": name, "kind": "Any", "verbs": []string{"get"}})
+			}
+		}
+		list["resources"] = served
+		r.reply(w, http.StatusOK, list)
+		return
+	}
+	r.read = append(r.read, request.URL.Path)
+	if strings.HasSuffix(request.URL.Path, "/log") {
+		if slices.Contains(r.forbidden, "pods/log") {
+			r.fail(w, http.StatusForbidden, "Forbidden", "pods", "log")
+			return
+		}
+		fmt.Fprintf(w, "log of %s %s\n", request.URL.Path, request.URL.RawQuery)
 		return
 	}
 	if request.Method != http.MethodGet {

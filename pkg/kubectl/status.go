@@ -286,19 +286,24 @@ func (o *overview) heading(to terminal.Terminal) string {
 
 // imageTag is the version in the agents' image, or the scheduler's.
 func imageTag(o *overview) string {
-	var containers []corev1.Container
+	tag := ""
 	if o.agents != nil {
-		containers = o.agents.Spec.Template.Spec.Containers
+		tag = tagOf(o.agents.Spec.Template.Spec.Containers)
 	} else if o.scheduler != nil {
-		containers = o.scheduler.Spec.Template.Spec.Containers
+		tag = tagOf(o.scheduler.Spec.Template.Spec.Containers)
 	}
+	return cmp.Or(tag, "(version unknown)")
+}
+
+// tagOf is the tag of the first image that has one.
+func tagOf(containers []corev1.Container) string {
 	for i := range containers {
 		image, _, _ := strings.Cut(containers[i].Image, "@")
 		if at := strings.LastIndexByte(image, ':'); at > strings.LastIndexByte(image, '/') {
 			return image[at+1:]
 		}
 	}
-	return "(version unknown)"
+	return ""
 }
 
 // statusClasses adds to the classes how many pods wait for each. Pods can name classes that do not exist.
@@ -385,11 +390,17 @@ func (o *overview) needsOf(ndc *diskv1alpha1.NodeDiskCapacity, now time.Time) []
 		return []remark{{terminal.MarkWarning, ndc.Name, "its Node is gone, its disks are not used", "kubectl berth map " + ndc.Name}}
 	}
 	var found []remark
+	if !o.registered[ndc.Name] {
+		found = append(found, remark{terminal.MarkBad, ndc.Name, "its agent is not registered with the kubelet", "kubectl berth doctor " + ndc.Name})
+	}
+	return append(found, conditionNeeds(ndc, now)...)
+}
+
+// conditionNeeds are the conditions, orphans and candidates of a node that need an operator.
+func conditionNeeds(ndc *diskv1alpha1.NodeDiskCapacity, now time.Time) []remark {
+	var found []remark
 	warn := func(says, command string) {
 		found = append(found, remark{terminal.MarkWarning, ndc.Name, says, command})
-	}
-	if !o.registered[ndc.Name] {
-		found = append(found, remark{terminal.MarkBad, ndc.Name, "its agent is not registered with the kubelet", "kubectl get csinode " + ndc.Name + " -o yaml"})
 	}
 	for _, c := range ndc.Status.Conditions {
 		if command, shown := conditionsToShow[c.Type]; shown && c.Status == metav1.ConditionTrue {

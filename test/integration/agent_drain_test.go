@@ -21,8 +21,8 @@ import (
 )
 
 // TestAgentMovesBetweenDisks asserts that a volume keeps its data while it is moved between two disks and the agent is
-// killed at random moments. After each round it is on the disk that its PersistentVolume names. The disk that it has left
-// says that it is drained, and is zero.
+// killed at random moments. After each round it is on the disk that its PersistentVolume names. The disk that it has
+// left says that it is drained, and is zero.
 func TestAgentMovesBetweenDisks(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
