@@ -12,8 +12,7 @@ import (
 // status is what the node publishes now.
 func (a *agent) status() diskv1alpha1.NodeDiskCapacityStatus {
 	status := publish.Status(a.inventory.Disks(), a.inventory.Devices(), a.inventory.Refused(), a.owner)
-	a.manager.Drains(status.Disks)
-	status.Summary.Cordoned = countCordoned(status.Disks)
+	status.Summary.Cordoned = a.manager.Drains(status.Disks)
 	status.Evictions = a.manager.Evictions()
 	orphans := a.manager.Orphans()
 	why := ""
@@ -23,16 +22,6 @@ func (a *agent) status() diskv1alpha1.NodeDiskCapacityStatus {
 	status.Conditions = append(status.Conditions, publish.OrphanedCondition(orphans.Persistent, orphans.Ephemeral), publish.ReclaimStoppedCondition(why),
 		publish.ReclaimBlockedCondition(a.manager.Blocked()))
 	return status
-}
-
-// countCordoned is how many disks take no new volume because an operator decided so.
-func countCordoned(disks []diskv1alpha1.Disk) (n int32) {
-	for i := range disks {
-		if d := &disks[i]; d.State == diskv1alpha1.DiskCordoned || d.Drain != nil {
-			n++
-		}
-	}
-	return n
 }
 
 // owner returns what is published about a volume beside its partition.

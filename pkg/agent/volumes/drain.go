@@ -40,32 +40,34 @@ const (
 	maxDrainMessage = 512
 )
 
-// complete sets state, message and progress of the disks about which operators decided something.
-func (d *drainer) complete(published []diskv1alpha1.Disk) {
+// complete sets state, message and progress of the disks about which operators decided something. It returns how many
+// of the disks take no new volume because of that.
+func (d *drainer) complete(published []diskv1alpha1.Disk) (cordoned int32) {
 	decided := d.node.decisions()
-	if len(decided.Disks) == 0 {
-		d.announce(nil)
-		return
-	}
 	disks := d.node.inventory.Disks()
-	states := map[string]diskv1alpha1.DiskState{}
+	// serving has only the disks in service.
+	all, serving := map[string]diskv1alpha1.DiskState{}, map[string]diskv1alpha1.DiskState{}
 	for i := range published {
 		p := &published[i]
 		decision := decided.Decision(p.ID)
 		if !decision.IsCordoned() {
 			continue
 		}
+		cordoned++
 		if decision.Drain != nil {
 			p.Drain = d.progress(disks, p.ID, decision.Drain.Mode)
 		}
-		if p.State != diskv1alpha1.DiskReady {
-			// Why it is out of service matters more.
-			continue
+		state, message := describeDecision(decision, p.Drain)
+		all[p.ID] = state
+		// Otherwise, why it is out of service matters more.
+		if p.State == diskv1alpha1.DiskReady {
+			p.State, p.Message = state, message
+			serving[p.ID] = state
 		}
-		p.State, p.Message = describeDecision(decision, p.Drain)
-		states[p.ID] = p.State
 	}
-	d.announce(states)
+	d.announce(decided, all)
+	countCordoned(serving)
+	return cordoned
 }
 
 // describeDecision is the state of a disk in service, and what an operator reads beside it.
@@ -95,21 +97,22 @@ func withReason(text, reason string) string {
 func sizeText(bytes int64) string { return resource.NewQuantity(bytes, resource.BinarySI).String() }
 
 // announce writes an event for each disk whose state an operator has changed.
-func (d *drainer) announce(states map[string]diskv1alpha1.DiskState) {
+func (d *drainer) announce(decided *diskv1alpha1.NodeDiskCapacitySpec, states map[string]diskv1alpha1.DiskState) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, id := range slices.Sorted(maps.Keys(states)) {
 		if d.announced[id] != states[id] {
 			d.node.reports.nodeEvent(corev1.EventTypeNormal, eventDiskCordoned, fmt.Sprintf("disk %s is %s: it takes no new volumes", id, states[id]))
+			d.announced[id] = states[id]
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(d.announced)) {
-		if _, still := states[id]; !still {
+		// A disk that is away for a while stays cordoned.
+		if !decided.Decision(id).IsCordoned() {
 			d.node.reports.nodeEvent(corev1.EventTypeNormal, eventDiskUncordoned, fmt.Sprintf("disk %s takes new volumes again, if it is in service", id))
+			delete(d.announced, id)
 		}
 	}
-	d.announced = maps.Clone(states)
-	countCordoned(states)
 }
 
 // progress is how far a disk is drained.

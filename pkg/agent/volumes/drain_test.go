@@ -151,6 +151,34 @@ func TestDrainProgress(t *testing.T) {
 	}
 }
 
+// TestDrainOfDiskOutOfService asserts that a disk that fails or is away stays cordoned, and keeps the message that says
+// why it is out of service.
+func TestDrainOfDiskOutOfService(t *testing.T) {
+	f := newFixture(t)
+	d := f.loopDisk()
+	f.decide(drained(d, diskv1alpha1.DrainMove))
+	f.published(d)
+	failed := []diskv1alpha1.Disk{{ID: d.ID(), State: diskv1alpha1.DiskFailed, Message: "it is broken"}}
+	if n := f.Drains(failed); n != 1 || failed[0].State != diskv1alpha1.DiskFailed || failed[0].Message != "it is broken" || failed[0].Drain == nil {
+		t.Errorf("%d disks are cordoned, published %+v", n, failed)
+	}
+	f.Drains(nil)
+	f.published(d)
+	counts := func(cordoned, uncordoned int) {
+		t.Helper()
+		got := [2]int{len(f.events.with("DiskCordoned", d.ID())), len(f.events.with("DiskUncordoned", d.ID()))}
+		if got != [2]int{cordoned, uncordoned} {
+			t.Errorf("events: %q", f.events.with("NodeDiskCapacity"))
+		}
+	}
+	counts(1, 0)
+	f.decide()
+	if n := f.Drains(failed); n != 0 {
+		t.Errorf("%d disks are cordoned without a decision", n)
+	}
+	counts(1, 1)
+}
+
 // TestDrainOfInlineVolume asserts that an inline volume ends with its pod, which is evicted only in mode Evict and if a
 // controller makes it again.
 func TestDrainOfInlineVolume(t *testing.T) {

@@ -299,8 +299,11 @@ func (m *Manager) Evictions() []diskv1alpha1.EvictionRequest {
 	return limitEvictions(append(m.inlineController.evictions(), m.drainer.evictions()...))
 }
 
-// Drains completes the published state of the disks about which operators decided something.
-func (m *Manager) Drains(disks []diskv1alpha1.Disk) { m.drainer.complete(disks) }
+// Drains completes the published state of the disks about which operators decided something. It returns how many take no
+// new volume because of that.
+func (m *Manager) Drains(disks []diskv1alpha1.Disk) (cordoned int32) {
+	return m.drainer.complete(disks)
+}
 
 // Blocked lists the volumes that cannot be wiped because something holds them, each with the holder.
 func (m *Manager) Blocked() []string {
