@@ -279,6 +279,7 @@ func TestAdmissionOfWriters(t *testing.T) {
 	const (
 		owned   = `{"spec":{"ownedDisks":["` + disk + `"]}}`
 		adopt   = `{"spec":{"adopt":[{"serial":"s","class":"ssd","fingerprint":"0123456789abcdef"}]}}`
+		drain   = `{"spec":{"disks":[{"id":"` + disk + `","drain":{}}]}}`
 		unnote  = `{"metadata":{"annotations":{"disk.berth.dev/reclaim-orphans":null}}}`
 		note    = `{"metadata":{"annotations":{"disk.berth.dev/reclaim-orphans":"999"}}}`
 		label   = `{"metadata":{"labels":{"a":"b"}}}`
@@ -297,6 +298,7 @@ func TestAdmissionOfWriters(t *testing.T) {
 		"agent: changes an annotation":  {patch(agent, note), "may change no more"},
 		"agent: label":                  {patch(agent, label), "may change no more"},
 		"agent: approves a device":      {patch(agent, adopt), "may not write spec"},
+		"agent: drains a disk":          {patch(agent, drain), "may not write spec"},
 		"agent: owns a disk":            {patch(agent, owned), "spec"},
 		"agent: delete":                 {remove(agent), "may not delete"},
 		"another node: status":          {status(other), "of another node"},
@@ -308,11 +310,13 @@ func TestAdmissionOfWriters(t *testing.T) {
 		"scheduler: owner":              {patch(scheduler, owned), ""},
 		"scheduler: delete":             {remove(scheduler), ""},
 		"scheduler: approves a device":  {patch(scheduler, adopt), "may change no more"},
+		"scheduler: drains a disk":      {patch(scheduler, drain), "may change no more"},
 		"scheduler: annotation":         {patch(scheduler, note), "may change no more"},
 		"scheduler: takes a note back":  {patch(scheduler, unnote), "may change no more"},
 		"scheduler: label":              {patch(scheduler, label), "may change no more"},
 		"scheduler: removes the owner":  {patch(scheduler, unowned), "may change no more"},
 		"operator: approves a device":   {patch(operator, adopt), ""},
+		"operator: drains a disk":       {patch(operator, drain), ""},
 		"operator: annotation":          {patch(operator, note), ""},
 		"operator: delete":              {remove(operator), ""},
 		"operator: status":              {status(operator), "not by jane"},

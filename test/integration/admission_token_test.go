@@ -95,6 +95,7 @@ const (
 	grow       = `{"spec":{"capacity":{"storage":"2Gi"}}}`
 	ownDisk    = `{"spec":{"ownedDisks":["11111111-2222-4333-8444-555555555555"]}}`
 	adoptDisk  = `{"spec":{"adopt":[{"serial":"s","class":"ssd","fingerprint":"0123456789abcdef"}]}}`
+	drainDisk  = `{"spec":{"disks":[{"id":"11111111-2222-4333-8444-555555555555","drain":{}}]}}`
 	noTaint    = `{"spec":{"taints":[]}}`
 	claimed    = `{"spec":{"claimRef":{"namespace":"default","name":"data"}}}`
 )
@@ -125,6 +126,7 @@ func (s *stolen) tryAll(missing bool) {
 	for name, try := range map[string]func(context.Context) error{
 		"agent: status of another node":       s.status(s.agent, stolenOther),
 		"agent: approves a device":            s.patch(s.agent, capacityOf(stolenNode), adoptDisk),
+		"agent: drains a disk":                s.patch(s.agent, capacityOf(stolenNode), drainDisk),
 		"agent: owns a disk":                  s.patch(s.agent, capacityOf(stolenNode), ownDisk),
 		"agent: label":                        s.patch(s.agent, capacityOf(stolenNode), addLabel),
 		"agent: deletes a NodeDiskCapacity":   s.delete(s.agent, capacityOf(stolenNode)),
@@ -144,6 +146,7 @@ func (s *stolen) tryAll(missing bool) {
 		"scheduler: finalizer of a hostPath":  s.patch(s.scheduler, volumeOf("host"), unfinalize),
 		"scheduler: deletes a foreign one":    s.delete(s.scheduler, volumeOf("foreign")),
 		"scheduler: approves a device":        s.patch(s.scheduler, capacityOf(stolenNode), adoptDisk),
+		"scheduler: drains a disk":            s.patch(s.scheduler, capacityOf(stolenNode), drainDisk),
 		"scheduler: labels a Node":            s.patch(s.scheduler, nodeOf(stolenNode), addLabel),
 		"scheduler: reads a Secret":           s.secret(s.scheduler),
 		"jane: status of a NodeDiskCapacity":  s.status(s.jane, stolenNode),
