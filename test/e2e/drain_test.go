@@ -6,12 +6,17 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -43,7 +48,7 @@ func TestDrainDisk(t *testing.T) {
 	e.write(first, marks[0])
 	e.write(second, marks[1])
 	on := func(pvc *corev1.PersistentVolumeClaim, want v1alpha1.Disk) error {
-		at := e.findVolume(e.boundTo(pvc))
+		at := e.placeNow(e.boundTo(pvc))
 		if at.disk.ID != want.ID || at.node != pairNode {
 			return fmt.Errorf("the volume of %s is %v, want it on %s", pvc.Name, at, want.Device)
 		}
@@ -105,11 +110,83 @@ func TestDrainDisk(t *testing.T) {
 	e.drainSays(to.ID, "takes volumes of a disk with sectors of 512 bytes")
 	decide()
 	pvs := []*corev1.PersistentVolume{e.boundTo(idle), e.boundTo(used)}
-	places := []place{e.findVolume(pvs[0]), e.findVolume(pvs[1])}
+	places := []place{e.placeNow(pvs[0]), e.placeNow(pvs[1])}
 	e.unmake(idle, used)
 	for i := range pvs {
 		e.wiped(pvs[i], places[i], marks[i])
 	}
+}
+
+// TestDrainEvicts asserts that a drain in mode Evict waits for a disruption budget, and then evicts the pod of a
+// StatefulSet. Its next pod has its data, and both its volumes on another disk.
+func TestDrainEvicts(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	from, to := e.pairDisks()
+	class := storageClass(e.namespace, pair, v1alpha1.FSTypeExt4)
+	e.make(class)
+	t.Cleanup(func() {
+		if err := errors.Join(e.decide(context.Background()), e.client.Delete(context.Background(), class)); err != nil {
+			t.Error(err)
+		}
+	})
+	decide := func(decisions ...v1alpha1.DiskDecision) {
+		t.Helper()
+		e.eventually("the decisions are written", func(ctx context.Context) error { return e.decide(ctx, decisions...) })
+	}
+	decide(v1alpha1.DiskDecision{ID: to.ID, Unschedulable: true})
+	set := e.statefulSet("db", 1)
+	set.Spec.Template.Spec.Volumes = []corev1.Volume{volume("scratch", pair, "64Mi", v1alpha1.FSTypeExt4)}
+	set.Spec.VolumeClaimTemplates = []corev1.PersistentVolumeClaim{{ObjectMeta: metav1.ObjectMeta{Name: "data"}, Spec: objects.ClaimSpec(class.Name, "100Mi")}}
+	main := &set.Spec.Template.Spec.Containers[0]
+	main.VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}, {Name: "scratch", MountPath: "/scratch"}}
+	one := intstr.FromInt32(1)
+	budget := &policyv1.PodDisruptionBudget{
+		ObjectMeta: metav1.ObjectMeta{Namespace: e.namespace, Name: "db"},
+		Spec:       policyv1.PodDisruptionBudgetSpec{MinAvailable: &one, Selector: set.Spec.Selector},
+	}
+	e.make(budget, set)
+	r := &replica{pod: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: e.namespace, Name: "db-0"}}, mark: canary(e)}
+	e.ready(r.pod)
+	first := r.pod.UID
+	e.write(r.pod, r.mark)
+	pv := e.boundTo(&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: e.namespace, Name: "data-db-0"}})
+	if at, scratch := e.findVolume(pv), e.find(r.pod, "scratch"); at.disk.ID != from.ID || scratch.disk.ID != from.ID {
+		t.Fatalf("the volumes are %v and %v, want them on %s", at, scratch, from.Device)
+	}
+	decide(v1alpha1.DiskDecision{ID: from.ID, Drain: &v1alpha1.DiskDrain{Mode: v1alpha1.DrainEvict}})
+	e.drainSays(from.ID, "db-0 uses it, which is evicted as soon as its disruption budget allows it", "it ends with pod "+e.namespace+"/db-0")
+	e.holds(r.pod, r.mark)
+	if e.ready(r.pod); r.pod.UID != first {
+		t.Error("the pod was evicted against its disruption budget")
+	}
+	e.unmake(budget)
+	start := time.Now()
+	seen := map[types.UID]bool{first: true}
+	e.eventually("the disk is drained", func(ctx context.Context) error {
+		if err := e.client.Get(ctx, client.ObjectKeyFromObject(r.pod), r.pod); client.IgnoreNotFound(err) != nil {
+			return err
+		}
+		seen[r.pod.UID] = true
+		d, err := e.diskOf(ctx, from.ID)
+		if err == nil && (d.Drain == nil || !d.Drain.Done) {
+			err = fmt.Errorf("it is %s, %q: %+v with %+v", d.State, d.Message, d.Drain, d.Allocations)
+		}
+		return err
+	})
+	t.Logf("the disk was drained %s after the budget was gone, with %d pods", time.Since(start), len(seen))
+	e.ready(r.pod)
+	e.holds(r.pod, r.mark)
+	if at, scratch := e.placeNow(pv), e.find(r.pod, "scratch"); at.disk.ID != to.ID || scratch.disk.ID != to.ID {
+		t.Errorf("the volumes are %v and %v, want them on %s", at, scratch, to.Device)
+	}
+	decide()
+	e.unmake(set)
+}
+
+// placeNow is where a volume is that may have been moved since the scheduler placed it.
+func (e *tenant) placeNow(pv *corev1.PersistentVolume) place {
+	e.t.Helper()
+	return e.findPartition("volume "+pv.Name, pv.Labels[v1alpha1.LabelNode], v1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle))
 }
 
 // pairDisks are the two disks of class pair: the one with the larger sectors first.
