@@ -299,8 +299,8 @@ func (m *Manager) Evictions() []diskv1alpha1.EvictionRequest {
 	return limitEvictions(append(m.inlineController.evictions(), m.drainer.evictions()...))
 }
 
-// Drains completes the published state of the disks about which operators decided something. It returns how many take no
-// new volume because of that.
+// Drains completes the published state of the disks about which operators decided something. It returns how many take
+// no new volume because of that.
 func (m *Manager) Drains(disks []diskv1alpha1.Disk) (cordoned int32) {
 	return m.drainer.complete(disks)
 }
