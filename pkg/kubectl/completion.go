@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 )
 
 // completionPatience is how long a shell waits for names.
@@ -35,6 +37,29 @@ func (s *session) completeNodes(cmd *cobra.Command, args []string, typed string)
 		}
 		for i := range nodes {
 			names = append(names, nodes[i].Name)
+		}
+	}
+	return startingWith(names, typed), cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeCandidates completes NODE/DEVICE with the devices that wait for approval.
+func (s *session) completeCandidates(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+	a, err := s.connect()
+	if err != nil || len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
+	defer cancel()
+	nodes, err := a.capacities(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for i := range nodes {
+		for _, d := range nodes[i].Status.Devices {
+			if d.State == diskv1alpha1.DeviceCandidate {
+				names = append(names, nodes[i].Name+"/"+d.Name)
+			}
 		}
 	}
 	return startingWith(names, typed), cobra.ShellCompDirectiveNoFileComp

@@ -321,7 +321,7 @@ func diskFinding(d *inventory.Disk) remark {
 		if len(d.Volumes) > 0 {
 			return remark{terminal.MarkBusy, d.Path(), fmt.Sprintf("draining: %s left", plural(len(d.Volumes), "volume")), command}
 		}
-		return remark{terminal.MarkWarning, d.Path(), "drained, it holds nothing: take the drive out, or end the drain", "docs/operate/move-disks.md"}
+		return remark{terminal.MarkWarning, d.Path(), "drained, it holds nothing: take the drive out, or end the drain", "kubectl berth drain " + d.Node + " " + d.Device + " --undo"}
 	case string(diskv1alpha1.DiskFailed), inventory.StateShared:
 		return remark{terminal.MarkBad, d.Path(), d.State + ": " + d.Message, command}
 	}
@@ -331,17 +331,21 @@ func diskFinding(d *inventory.Disk) remark {
 // staleDecisions says which entries of spec have no effect any more.
 func staleDecisions(ndc *diskv1alpha1.NodeDiskCapacity) []remark {
 	var found []remark
-	warn := func(says string) {
-		found = append(found, remark{terminal.MarkWarning, ndc.Name, says, "kubectl edit ndc " + ndc.Name})
+	warn := func(says, command string) {
+		found = append(found, remark{terminal.MarkWarning, ndc.Name, says, command})
 	}
 	for _, decision := range ndc.Spec.Disks {
 		if !slices.ContainsFunc(ndc.Status.Disks, func(d diskv1alpha1.Disk) bool { return d.ID == decision.ID }) {
-			warn("spec.disks names disk " + decision.ID + ", which the node does not have: take the entry out")
+			command := "kubectl berth uncordon " + ndc.Name + " " + decision.ID
+			if decision.Drain != nil {
+				command = "kubectl berth drain " + ndc.Name + " " + decision.ID + " --undo"
+			}
+			warn("spec.disks names disk "+decision.ID+", which the node does not have: take the entry out", command)
 		}
 	}
 	for i := range ndc.Spec.Adopt {
 		if approval := &ndc.Spec.Adopt[i]; !isEffective(ndc, approval) {
-			warn("spec.adopt approves " + nameOf(approval) + ", which has changed since or is not there: the approval is void, take the entry out")
+			warn("spec.adopt approves "+nameOf(approval)+", which has changed since or is not there: approve it again, or take the entry out", "kubectl edit ndc "+ndc.Name)
 		}
 	}
 	return found

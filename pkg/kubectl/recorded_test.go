@@ -17,8 +17,10 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
 )
 
@@ -29,6 +31,11 @@ type recorded struct {
 	objects []unstructured.Unstructured
 	// forbidden are resources that may not be read, and unserved those of Berth that the API does not have.
 	forbidden, unserved []string
+	// refuse is how many writes are refused with a conflict, and pruned are fields that the API server does not keep.
+	refuse int
+	pruned []string
+	// created is the last object that was created, whether it was stored or not.
+	created unstructured.Unstructured
 	// read are the paths of all requests for objects.
 	read   []string
 	writes []write
@@ -97,12 +104,11 @@ func (r *recorded) answer(w http.ResponseWriter, request *http.Request) {
 		fmt.Fprintf(w, "log of %s %s\n", request.URL.Path, request.URL.RawQuery)
 		return
 	}
-	if request.Method != http.MethodGet {
-		body := new(bytes.Buffer)
-		_, _ = body.ReadFrom(request.Body)
-		r.writes = append(r.writes, write{request.Method, request.URL.Path, request.URL.RawQuery, body.String()})
-	}
 	namespace, resource, name := splitRequest(request.URL.Path)
+	if request.Method != http.MethodGet {
+		r.change(w, request, resource, name)
+		return
+	}
 	kind := resources[resource]
 	switch {
 	case kind == "":
@@ -130,6 +136,99 @@ func (r *recorded) answer(w http.ResponseWriter, request *http.Request) {
 	default:
 		r.reply(w, http.StatusOK, &found[0])
 	}
+}
+
+// change serves a request that writes: a merge patch, the creation or the deletion of an object.
+func (r *recorded) change(w http.ResponseWriter, request *http.Request, resource, name string) {
+	body := new(bytes.Buffer)
+	_, _ = body.ReadFrom(request.Body)
+	sent := map[string]any{}
+	if request.Header.Get("Content-Type") != "application/vnd.kubernetes.protobuf" {
+		_ = json.Unmarshal(body.Bytes(), &sent)
+	}
+	dryRun := strings.Contains(request.URL.RawQuery+body.String(), "dryRun=All")
+	if resource == "selfsubjectreviews" {
+		r.reply(w, http.StatusCreated, map[string]any{
+			"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1", "status": map[string]any{"userInfo": map[string]any{"username": "anna@example.org"}},
+		})
+		return
+	}
+	r.writes = append(r.writes, write{request.Method, request.URL.Path, request.URL.RawQuery, body.String()})
+	if r.refuse > 0 {
+		r.refuse--
+		r.fail(w, http.StatusConflict, "Conflict", resource, name)
+		return
+	}
+	at := slices.IndexFunc(r.objects, func(o unstructured.Unstructured) bool {
+		return o.GetKind() == resources[resource] && o.GetName() == name
+	})
+	switch {
+	case request.Method == http.MethodPost:
+		if err := r.create(body.Bytes(), resource, dryRun); err != nil {
+			r.fail(w, http.StatusBadRequest, "BadRequest", resource, err.Error())
+			return
+		}
+		r.reply(w, http.StatusCreated, r.created.Object)
+	case at < 0:
+		r.fail(w, http.StatusNotFound, "NotFound", resource, name)
+	case request.Method == http.MethodDelete:
+		r.objects = slices.Delete(r.objects, at, at+1)
+		r.reply(w, http.StatusOK, map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Success"})
+	default:
+		object := r.objects[at].DeepCopy().Object
+		merge(object, sent)
+		for _, field := range r.pruned {
+			unstructured.RemoveNestedField(object, strings.Split(field, ".")...)
+		}
+		if version, _, _ := unstructured.NestedString(sent, "metadata", "resourceVersion"); version != "" && version != r.objects[at].GetResourceVersion() {
+			r.fail(w, http.StatusConflict, "Conflict", resource, name)
+			return
+		}
+		if !dryRun {
+			r.objects[at] = unstructured.Unstructured{Object: object}
+		}
+		r.reply(w, http.StatusOK, object)
+	}
+}
+
+// merge is a JSON merge patch.
+func merge(into, patch map[string]any) {
+	for key, value := range patch {
+		inner, isMap := value.(map[string]any)
+		switch {
+		case value == nil:
+			delete(into, key)
+		case isMap:
+			below, ok := into[key].(map[string]any)
+			if !ok {
+				below = map[string]any{}
+				into[key] = below
+			}
+			merge(below, inner)
+		default:
+			into[key] = value
+		}
+	}
+}
+
+// create stores an object. kubectl's clients send JSON and protobuf.
+func (r *recorded) create(body []byte, resource string, dryRun bool) error {
+	object, _, err := scheme.Codecs.UniversalDeserializer().Decode(body, nil, nil)
+	if err != nil {
+		return err
+	}
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(object)
+	if err != nil {
+		return err
+	}
+	r.created = unstructured.Unstructured{Object: content}
+	r.created.SetKind(resources[resource])
+	r.created.SetAPIVersion("v1")
+	r.created.SetUID("made")
+	if !dryRun {
+		r.objects = append(r.objects, r.created)
+	}
+	return nil
 }
 
 // versionOf is the apiVersion in a path.

@@ -379,7 +379,7 @@ func (o *overview) needs(now time.Time) []remark {
 
 // conditionsToShow are those that need an operator, with the command that says more.
 var conditionsToShow = map[string]string{
-	diskv1alpha1.ConditionReclaimStopped:     "kubectl berth map NODE",
+	diskv1alpha1.ConditionReclaimStopped:     "kubectl berth orphans NODE",
 	diskv1alpha1.ConditionReclaimBlocked:     "kubectl berth map NODE",
 	diskv1alpha1.ConditionPublicationLimited: "kubectl berth get volumes --node NODE",
 }
@@ -421,10 +421,10 @@ func conditionNeeds(ndc *diskv1alpha1.NodeDiskCapacity, now time.Time) []remark 
 		}
 	}
 	if orphans > 0 {
-		warn(plural(orphans, "persistent volume")+" without PersistentVolume", "kubectl berth get volumes --state orphan --node "+ndc.Name)
+		warn(plural(orphans, "persistent volume")+" without PersistentVolume", "kubectl berth orphans "+ndc.Name)
 	}
 	if candidates > 0 {
-		warn(plural(candidates, "candidate device")+" for a disk", "kubectl berth get devices --node "+ndc.Name+" --state candidate")
+		warn(plural(candidates, "candidate device")+" for a disk", "kubectl berth adopt")
 	}
 	return found
 }

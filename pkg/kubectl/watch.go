@@ -79,10 +79,13 @@ func awaitChange(ctx context.Context, events <-chan watch.Event) error {
 	}
 }
 
-// changes watches NodeDiskCapacities from now on. The watch resumes by itself.
-func (a *api) changes(ctx context.Context) (watch.Interface, error) {
+// changes watches all NodeDiskCapacities from now on.
+func (a *api) changes(ctx context.Context) (watch.Interface, error) { return a.changesOf(ctx, "") }
+
+// changesOf watches the NodeDiskCapacities of a field selector from now on. The watch resumes by itself.
+func (a *api) changesOf(ctx context.Context, selector string) (watch.Interface, error) {
 	var list diskv1alpha1.NodeDiskCapacityList
-	if err := a.berth.Get().Resource(capacities).VersionedParams(&metav1.ListOptions{Limit: 1}, metav1.ParameterCodec).Do(ctx).Into(&list); err != nil {
+	if err := a.berth.Get().Resource(capacities).VersionedParams(&metav1.ListOptions{Limit: 1, FieldSelector: selector}, metav1.ParameterCodec).Do(ctx).Into(&list); err != nil {
 		return nil, wrapList("NodeDiskCapacities", err)
 	}
 	lw := &cache.ListWatch{
@@ -90,7 +93,7 @@ func (a *api) changes(ctx context.Context) (watch.Interface, error) {
 			return nil, errors.New("not listed")
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-			options.Watch = true
+			options.Watch, options.FieldSelector = true, selector
 			return a.berth.Get().Resource(capacities).VersionedParams(&options, metav1.ParameterCodec).Watch(ctx)
 		},
 	}
