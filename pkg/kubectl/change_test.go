@@ -540,3 +540,73 @@ func TestCandidates(t *testing.T) {
 		}
 	}
 }
+
+// TestForget asserts that only a disk that is gone is forgotten, with the flag that says what is lost. Disks that others
+// want forgotten stay in the annotation.
+func TestForget(t *testing.T) {
+	server := serve(t, "cluster.yaml")
+	const lost, other = "73dcb44c-9ba4-526c-a8fe-5b76b3d123b5", "73dcb44c-0000-526c-a8fe-5b76b3d123b5"
+	for args, says := range map[string]string{
+		"forget node-07 nvme1n1 --yes-lose-data": "node-07/nvme1n1 is Ready: only a disk that is gone can be forgotten",
+		"forget node-17 nvme1n1":                 "give --yes-lose-data",
+	} {
+		if have := server.run(t, nil, 0, strings.Fields(args)...); have.code != exitError || !strings.Contains(have.err, says) || len(server.writes) > 0 {
+			t.Errorf("%s: %+v", args, have)
+		}
+	}
+	server.refuse = 1
+	for i := range server.objects {
+		if o := &server.objects[i]; o.GetKind() == "NodeDiskCapacity" && o.GetName() == "node-17" {
+			o.SetAnnotations(map[string]string{diskv1alpha1.AnnotationForgetDisks: other})
+		}
+	}
+	have := server.run(t, nil, 0, "forget", "node-17", "nvme1n1", "--yes-lose-data")
+	if have.code != exitFine || !strings.Contains(have.out, "and the 2 volumes on it lost") || !strings.Contains(have.out, "db/data-es-1") {
+		t.Errorf("%+v", have)
+	}
+	if last := server.writes[len(server.writes)-1].body; !strings.Contains(last, `"`+other+","+lost+`"`) || !strings.Contains(last, `"resourceVersion":"1003"`) {
+		t.Errorf("it wrote %s", last)
+	}
+	server = serve(t, "cluster.yaml")
+	for _, o := range server.objects {
+		if o.GetKind() == "NodeDiskCapacity" && o.GetName() == "node-17" {
+			device := map[string]any{"name": "nvme1n1", "disk": lost, "state": "Failed", "transport": "pcie", "size": int64(1 << 40)}
+			if err := unstructured.SetNestedSlice(o.Object, []any{device}, "status", "devices"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if have := server.run(t, nil, 0, "forget", "node-17", "nvme1n1", "--yes-lose-data"); have.code != exitError || !strings.Contains(have.err, "take the drive out first") {
+		t.Errorf("a disk that is there: %+v", have)
+	}
+}
+
+// TestDrainState asserts what is said while a drain is awaited, and when that ends.
+func TestDrainState(t *testing.T) {
+	disk := target{node: "n", id: disk0, device: "sda"}
+	drained := diskv1alpha1.NodeDiskCapacitySpec{Disks: []diskv1alpha1.DiskDecision{{ID: disk0, Drain: &diskv1alpha1.DiskDrain{}}}}
+	for name, test := range map[string]struct {
+		spec     diskv1alpha1.NodeDiskCapacitySpec
+		progress *diskv1alpha1.DrainProgress
+		gone     bool
+		says     string
+		done     bool
+		fails    string
+	}{
+		"not begun":  {drained, nil, false, "The agent has not begun.", false, ""},
+		"waits":      {drained, &diskv1alpha1.DrainProgress{Volumes: 2, Bytes: 1 << 30, Waiting: []diskv1alpha1.DrainWait{{Volume: "v", Message: "why"}}}, false, "2 volumes, 1Gi left\n  v: why", false, ""},
+		"wipes":      {drained, &diskv1alpha1.DrainProgress{}, false, "what was on it is being wiped", false, ""},
+		"done":       {drained, &diskv1alpha1.DrainProgress{Done: true}, false, "n/sda is drained: nothing is left on it.", true, ""},
+		"undone":     {diskv1alpha1.NodeDiskCapacitySpec{}, nil, false, "", false, "another operator has ended it"},
+		"without it": {drained, nil, true, "", false, "does not have disk"},
+	} {
+		ndc := &diskv1alpha1.NodeDiskCapacity{Spec: test.spec}
+		if !test.gone {
+			ndc.Status.Disks = []diskv1alpha1.Disk{{ID: disk0, Drain: test.progress}}
+		}
+		says, done, err := drainState(ndc, &disk)
+		if says != test.says || done != test.done || (err != nil) != (test.fails != "") || err != nil && !strings.Contains(err.Error(), test.fails) {
+			t.Errorf("%s: %q, %v, %v", name, says, done, err)
+		}
+	}
+}

@@ -150,6 +150,10 @@ func TestCompletion(t *testing.T) {
 		"map --class s":           "ssd\n:4\n",
 		"map --sort f":            "node\nfrag\nlargest\nfill\nfree\n:4\n",
 		"get disks --node node-1": "node-11\nnode-17\n:4\n",
+		"cordon node-0":           "node-07\n:4\n",
+		"drain node-07 nvme1":     "nvme1n1\n:4\n",
+		"adopt node-43/":          "node-43/nvme1n1\n:4\n",
+		"orphans release pvc-":    orphanID + "\n:4\n",
 	} {
 		have := server.run(t, nil, 80, append([]string{cobra.ShellCompNoDescRequestCmd}, strings.Fields(args)...)...)
 		if have.out != want {

@@ -65,6 +65,27 @@ func (s *session) completeCandidates(cmd *cobra.Command, args []string, typed st
 	return startingWith(names, typed), cobra.ShellCompDirectiveNoFileComp
 }
 
+// completeOrphans completes the names of the volumes that can be adopted or released.
+func (s *session) completeOrphans(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+	a, err := s.connect()
+	if err != nil || len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
+	defer cancel()
+	orphans, err := a.orphans(ctx, "")
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for i := range orphans {
+		if isAdoptable(orphans[i].Volume) {
+			names = append(names, orphans[i].Name)
+		}
+	}
+	return startingWith(names, typed), cobra.ShellCompDirectiveNoFileComp
+}
+
 // completeClasses completes the flag --class.
 func (s *session) completeClasses(cmd *cobra.Command) {
 	_ = cmd.RegisterFlagCompletionFunc("class", func(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {

@@ -34,6 +34,8 @@ func newUncordon(s *session) *cobra.Command {
 type diskCommand struct {
 	use, short, long, example string
 	run                       func(context.Context, *api, *change, *decisionAbout) error
+	// losesData is true if data is lost.
+	losesData bool
 	// flags adds further flags.
 	flags func(*cobra.Command)
 }
@@ -73,7 +75,7 @@ func (s *session) newDiskCommand(d diskCommand) *cobra.Command {
 			return d.run(cmd.Context(), a, &c, about)
 		},
 	}
-	c.add(cmd, false)
+	c.add(cmd, d.losesData)
 	if d.flags != nil {
 		d.flags(cmd)
 	}

@@ -39,7 +39,7 @@ func newOrphansAdopt(s *session) *cobra.Command {
 			"It writes the volume's PersistentVolume again, with the policy Retain. It is reserved for the claim that the volume was made for. " +
 			"A claim of that name gets the data, if its StorageClass, access mode and volume mode are the same. If it exists, its modes are taken.",
 		Example: "  kubectl berth orphans adopt pvc-3e2d5782-f630-56a9-a8b4-adb45db3fd25\n  kubectl berth orphans adopt pvc-3e2d5782 --storage-class berth-ssd --claim db/data-0",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: s.completeOrphans,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.check(); err != nil {
 				return err
@@ -91,7 +91,7 @@ func newOrphansRelease(s *session) *cobra.Command {
 		Long: "Have a persistent volume without PersistentVolume wiped. Its data is lost.\n\n" +
 			"It writes the volume's PersistentVolume again, with the policy Delete, and deletes it. The agent then wipes the volume by the policy of its class.",
 		Example: "  kubectl berth orphans release pvc-3e2d5782-f630-56a9-a8b4-adb45db3fd25",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: s.completeOrphans,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := c.check(); err != nil {
 				return err

@@ -429,13 +429,16 @@ func conditionNeeds(ndc *diskv1alpha1.NodeDiskCapacity, now time.Time) []remark 
 	return found
 }
 
-// goesOn are the things that end by themselves.
+// goesOn are the things that end by themselves, and those that an operator has decided.
 func (o *overview) goesOn() []remark {
 	var found []remark
 	for i := range o.disks {
 		d := &o.disks[i]
-		if d.State == string(diskv1alpha1.DiskDraining) {
+		switch d.State {
+		case string(diskv1alpha1.DiskDraining):
 			found = append(found, remark{terminal.MarkBusy, d.Path(), fmt.Sprintf("draining: %s left", plural(len(d.Volumes), "volume")), "kubectl berth map " + d.Path()})
+		case string(diskv1alpha1.DiskCordoned):
+			found = append(found, remark{terminal.MarkBusy, d.Path(), "cordoned: it takes no new volumes", "kubectl berth uncordon " + d.Node + " " + d.Device})
 		}
 		for j := range d.Volumes {
 			switch v := &d.Volumes[j]; v.State {
