@@ -541,8 +541,8 @@ func TestCandidates(t *testing.T) {
 	}
 }
 
-// TestForget asserts that only a disk that is gone is forgotten, with the flag that says what is lost. Disks that others
-// want forgotten stay in the annotation.
+// TestForget asserts that only a disk that is gone is forgotten, with the flag that says what is lost. Disks that
+// others want forgotten stay in the annotation.
 func TestForget(t *testing.T) {
 	server := serve(t, "cluster.yaml")
 	const lost, other = "73dcb44c-9ba4-526c-a8fe-5b76b3d123b5", "73dcb44c-0000-526c-a8fe-5b76b3d123b5"

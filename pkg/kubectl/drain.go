@@ -250,14 +250,14 @@ func drainState(ndc *diskv1alpha1.NodeDiskCapacity, t *target) (says string, don
 		case p.Done:
 			return t.path() + " is drained: nothing is left on it.", true, nil
 		}
-		says = fmt.Sprintf("%s, %s left", plural(int(p.Volumes), "volume"), size(p.Bytes))
+		lines := []string{fmt.Sprintf("%s, %s left", plural(int(p.Volumes), "volume"), size(p.Bytes))}
 		if p.Volumes == 0 {
-			says = "what was on it is being wiped"
+			lines[0] = "what was on it is being wiped"
 		}
 		for _, w := range p.Waiting {
-			says += fmt.Sprintf("\n  %s: %s", w.Volume, w.Message)
+			lines = append(lines, fmt.Sprintf("  %s: %s", w.Volume, w.Message))
 		}
-		return says, false, nil
+		return strings.Join(lines, "\n"), false, nil
 	}
 	return "", false, fmt.Errorf("node %s does not have disk %s any more", t.node, t.id)
 }
