@@ -189,7 +189,7 @@ func (s *session) adopt(ctx context.Context, a *api, o *adoptOptions, arg string
 	}
 	plan := fmt.Sprintf("Device %s (%s) becomes a disk of class %s. Its agent found it blank, and writes a partition table to it.\n",
 		d.Path(), joined(d.Model, size(d.Size), string(d.Transport), d.Identity(), d.ByID), class)
-	if err := o.confirm(s, plan); err != nil {
+	if err := o.confirm(ctx, s, plan); err != nil {
 		return err
 	}
 	err = a.editSpec(ctx, node, &o.change, func(ndc *diskv1alpha1.NodeDiskCapacity) (bool, error) { return approve(ndc, d, approval) })

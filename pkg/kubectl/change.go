@@ -81,7 +81,7 @@ func (c *change) suffix() string {
 }
 
 // confirm says what will be done, and asks whether it shall be. Without a terminal to ask, the flag must be given.
-func (c *change) confirm(s *session, plan string) error {
+func (c *change) confirm(ctx context.Context, s *session, plan string) error {
 	if _, err := fmt.Fprint(s.Out, plan); err != nil {
 		return err
 	}
@@ -92,14 +92,22 @@ func (c *change) confirm(s *session, plan string) error {
 		return fmt.Errorf("there is no terminal to ask: give --%s, or --dry-run=server to see what would be done; %w", c.flag, errNotConfirmed)
 	}
 	fmt.Fprint(s.ErrOut, "Go on? [y/N] ")
-	answer, err := bufio.NewReader(s.In).ReadString('\n')
-	if answer = strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
-		if err != nil && answer != "" {
-			return fmt.Errorf("reading the answer: %w", err)
-		}
+	answers := make(chan string, 1)
+	go func() {
+		// Without an answer there is none that says yes.
+		answer, _ := bufio.NewReader(s.In).ReadString('\n')
+		answers <- strings.ToLower(strings.TrimSpace(answer))
+	}()
+	select {
+	case <-ctx.Done():
+		// The user has interrupted the program: the read does not end.
 		return errNotConfirmed
+	case answer := <-answers:
+		if answer != "y" && answer != "yes" {
+			return errNotConfirmed
+		}
+		return nil
 	}
-	return nil
 }
 
 // asks reports whether the user can be asked.

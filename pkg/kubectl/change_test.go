@@ -2,11 +2,14 @@ package kubectl
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -217,6 +220,41 @@ func TestQuestion(t *testing.T) {
 			t.Errorf("%q: %s", answer, have.err)
 		}
 	}
+}
+
+// TestInterruptedQuestion asserts that a user who is asked can interrupt the program, and that nothing is written then.
+func TestInterruptedQuestion(t *testing.T) {
+	server := serve(t, "cluster.yaml")
+	silent, writer := io.Pipe()
+	t.Cleanup(func() { _ = writer.Close() })
+	ctx, interrupt := context.WithCancel(t.Context())
+	s := newSession(genericiooptions.IOStreams{In: silent, Out: io.Discard, ErrOut: writerFunc(func(text []byte) {
+		if bytes.Contains(text, []byte("Go on?")) {
+			interrupt()
+		}
+	})})
+	s.config, s.interactive = genericclioptions.NewConfigFlags(false), true
+	s.config.APIServer = &server.URL
+	root := newCommand(s)
+	root.SetArgs([]string{"cordon", "node-07", "nvme1n1"})
+	codes := make(chan int, 1)
+	go func() { codes <- exitCode(ctx, s, root) }()
+	select {
+	case code := <-codes:
+		if code != exitError || len(server.writes) > 0 {
+			t.Errorf("code %d, it wrote %+v", code, server.writes)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it waits for the answer")
+	}
+}
+
+// writerFunc is called with what is written.
+type writerFunc func([]byte)
+
+func (w writerFunc) Write(text []byte) (int, error) {
+	w(text)
+	return len(text), nil
 }
 
 // TestConflict asserts that a change is made to the object as it is by then, and that an API server that leaves out

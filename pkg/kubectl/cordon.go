@@ -145,7 +145,7 @@ func (s *session) cordon(ctx context.Context, a *api, c *change, d *decisionAbou
 		return fmt.Errorf("node %s does not have disk %s any more: it can only be uncordoned", d.node, d.id)
 	}
 	plan := fmt.Sprintf("%s takes no new volumes from now on, and no volume grows there. It keeps its %s.\n", d.says(), plural(len(d.disk.Volumes), "volume"))
-	if err := c.confirm(s, plan); err != nil {
+	if err := c.confirm(ctx, s, plan); err != nil {
 		return err
 	}
 	if err := a.decide(ctx, c, &d.target, func(w *diskv1alpha1.DiskDecision) { w.Unschedulable = true }); err != nil {
@@ -170,7 +170,7 @@ func (s *session) uncordon(ctx context.Context, a *api, c *change, d *decisionAb
 	case d.disk == nil:
 		plan = d.says() + " is not named in spec.disks any more.\n"
 	}
-	if err := c.confirm(s, plan); err != nil {
+	if err := c.confirm(ctx, s, plan); err != nil {
 		return err
 	}
 	if err := a.decide(ctx, c, &d.target, func(w *diskv1alpha1.DiskDecision) { w.Unschedulable = false }); err != nil {

@@ -91,7 +91,7 @@ func (s *session) drain(ctx context.Context, a *api, c *change, d *decisionAbout
 	if err != nil {
 		return err
 	}
-	if err := c.confirm(s, plan); err != nil {
+	if err := c.confirm(ctx, s, plan); err != nil {
 		return err
 	}
 	if err := a.decide(ctx, c, &d.target, func(w *diskv1alpha1.DiskDecision) { w.Drain = &wanted }); err != nil {
@@ -110,7 +110,7 @@ func (s *session) undoDrain(ctx context.Context, a *api, c *change, d *decisionA
 	if d.before.Unschedulable {
 		plan = d.says() + " is not drained any more. It stays cordoned. What has been moved stays where it is.\n"
 	}
-	if err := c.confirm(s, plan); err != nil {
+	if err := c.confirm(ctx, s, plan); err != nil {
 		return err
 	}
 	if err := a.decide(ctx, c, &d.target, func(w *diskv1alpha1.DiskDecision) { w.Drain = nil }); err != nil {

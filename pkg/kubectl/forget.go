@@ -49,7 +49,7 @@ func (s *session) forget(ctx context.Context, a *api, c *change, d *decisionAbou
 		table.AddTexts(size(v.Length), ownerOf(v), kindOrState(v), v.Name)
 	}
 	_ = table.Write(&b, to)
-	if err := c.confirm(s, b.String()); err != nil {
+	if err := c.confirm(ctx, s, b.String()); err != nil {
 		return err
 	}
 	if err := a.annotateForget(ctx, c, d); err != nil {

@@ -244,7 +244,7 @@ func (s *session) adoptOrphan(ctx context.Context, a *api, o *orphanAdoption, na
 	pv.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.PersistentVolumeAccessMode(o.accessMode)}
 	plan := fmt.Sprintf("Volume %s (%s on %s/%s) gets its PersistentVolume again: StorageClass %s, %s, %s, policy Retain; %s.\n",
 		found.Name, size(found.Length), found.Node, found.Device, class.Name, o.volumeMode, o.accessMode, reserved)
-	if err := o.confirm(s, plan); err != nil {
+	if err := o.confirm(ctx, s, plan); err != nil {
 		return err
 	}
 	if _, err := a.core.CoreV1().PersistentVolumes().Create(ctx, pv, metav1.CreateOptions{FieldManager: fieldManager, DryRun: o.servers()}); err != nil {
@@ -342,7 +342,7 @@ func (s *session) releaseOrphan(ctx context.Context, a *api, c *change, name str
 		was = ", made for claim " + found.Owner
 	}
 	plan := fmt.Sprintf("Volume %s (%s on %s/%s%s) is wiped. Its data is lost.\n", found.Name, size(found.Length), found.Node, found.Device, was)
-	if err := c.confirm(s, plan); err != nil {
+	if err := c.confirm(ctx, s, plan); err != nil {
 		return err
 	}
 	remove := corev1.PersistentVolumeReclaimDelete
@@ -403,7 +403,7 @@ func (s *session) confirmOrphans(ctx context.Context, a *api, c *change, node st
 		return fmt.Errorf("%d volumes of node %s have lost their pods, not %d: look again, kubectl berth orphans %s", inline, node, number, node)
 	}
 	plan := fmt.Sprintf("The agent of %s wipes %s whose pods are gone. Their data is lost. It says of them:\n  %s\n", node, plural(inline, "volume"), stopped.Message)
-	if err := c.confirm(s, plan); err != nil {
+	if err := c.confirm(ctx, s, plan); err != nil {
 		return err
 	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{diskv1alpha1.AnnotationReclaimOrphans: strconv.Itoa(number)}}})
