@@ -41,12 +41,15 @@ type MoveRequest struct {
 	// Elsewhere means that it must leave its disk for another one of the class. Otherwise it stays there.
 	Elsewhere bool
 	Class     string
+	// To is the place that the volume is to have on its disk, to compact the disk. It is empty if PlanMove chooses.
+	To extent.Extent
 }
 
 // PlanMove reserves an extent to which a PersistentVolume can be moved: the smallest that holds it, on the disk where
 // the volume is, or on the others of the class on its node. Disks that take no volumes get none. The caller then writes
 // the move, or calls WithdrawMove. PlanMove returns false if there is no such extent, if the volume is about to grow
-// where it is, if pieces are planned for it, or if an earlier move has not ended.
+// where it is, if pieces are planned for it, or if an earlier move has not ended. A place that the request names must
+// be free, as long as the volume, and before it.
 func (l *Ledger) PlanMove(pvUID string, o MoveRequest) (Move, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -75,7 +78,7 @@ func (l *Ledger) PlanMove(pvUID string, o MoveRequest) (Move, bool) {
 			return Move{}, false
 		}
 	}
-	target, to, ok := s.moveTarget(disk, granted, o)
+	target, to, ok := s.moveTarget(disk, v.Extent.Start, granted, o)
 	if !ok {
 		return Move{}, false
 	}
@@ -85,8 +88,12 @@ func (l *Ledger) PlanMove(pvUID string, o MoveRequest) (Move, bool) {
 	return m, true
 }
 
-// moveTarget chooses the place of a move from a disk. granted is the length of all pieces of the volume.
-func (s *Snapshot) moveTarget(from string, granted int64, o MoveRequest) (disk string, to extent.Extent, ok bool) {
+// moveTarget chooses the place of a move of a volume that starts there on a disk. granted is the length of all pieces
+// of the volume.
+func (s *Snapshot) moveTarget(from string, start, granted int64, o MoveRequest) (disk string, to extent.Extent, ok bool) {
+	if !o.To.Empty() {
+		return from, o.To, o.To.Len() == granted && o.To.Start < start && s.isFree(from, o.To)
+	}
 	if !o.Elsewhere {
 		to, ok = smallestFree(s.Node, from, o.Length)
 		return from, to, ok && o.Length > 0
@@ -106,6 +113,11 @@ func (s *Snapshot) moveTarget(from string, granted int64, o MoveRequest) (disk s
 		}
 	}
 	return disk, to, left >= 0
+}
+
+// isFree reports whether an extent of a disk that takes volumes is free.
+func (s *Snapshot) isFree(disk string, e extent.Extent) bool {
+	return slices.ContainsFunc(s.Node.Disks, func(d placement.Disk) bool { return d.ID == disk && d.Free.Contains(e) })
 }
 
 // smallestFree is the beginning of the smallest free extent of a disk that has that length; of several the first.

@@ -286,3 +286,45 @@ func TestPlanMoveOfPiecesElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// TestPlanMoveTo asserts that a volume whose disk is compacted gets the place that the request names only if that is
+// free, before the volume, and as long as what the volume was granted.
+func TestPlanMoveTo(t *testing.T) {
+	at := func(partition string, e extent.Extent) Allocation { return Allocation{Partition: partition, Extent: e} }
+	for name, test := range map[string]struct {
+		to     extent.Extent
+		before func(l *Ledger)
+		ok     bool
+	}{
+		"free":           {span(1, 2), nil, true},
+		"not at a start": {span(2, 2), nil, true},
+		"longer":         {span(1, 3), nil, false},
+		"shorter":        {span(1, 1), nil, false},
+		"behind":         {span(8, 2), nil, false},
+		"taken":          {span(0, 2), nil, false},
+		"where it is":    {span(4, 2), nil, false},
+		"it is to grow": {span(1, 2), func(l *Ledger) {
+			l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(4, 3)})
+		}, false},
+		"reserved": {span(1, 2), func(l *Ledger) {
+			l.SetVolume("pv2", "n1", Record{"part-c", "disk-n1", span(2, 1)})
+		}, false},
+		"the disk takes no volumes": {span(1, 2), func(l *Ledger) {
+			l.SetCapacity("n1", &Capacity{Revision: 2, Disks: []Disk{{ID: "disk-n1", Class: class, Size: 11 * units.GiB, Allocations: []Allocation{at("part-a", span(4, 2))}}}})
+		}, false},
+	} {
+		l := New()
+		disk10(l, "n1", 1, at("b", span(0, 1)), at("part-a", span(4, 2)))
+		l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(4, 2)})
+		if test.before != nil {
+			test.before(l)
+		}
+		m, ok := l.PlanMove("pv", MoveRequest{Copy: "copy-a", Left: "left-a", Version: 5, Class: class, To: test.to})
+		if ok != test.ok || ok && (m.Extent != test.to || m.Disk != "disk-n1" || l.freeOn("n1").Overlaps(test.to)) {
+			t.Errorf("%s: %t, %+v", name, ok, m)
+		}
+		if err := l.Validate(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

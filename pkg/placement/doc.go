@@ -3,6 +3,7 @@
 //
 // It owns:
 //   - which free extent takes which volume ([Plan]), and by which [Policy];
+//   - which volumes of a disk move, so that its largest free extent grows ([Compact]);
 //   - how well a node suits a pod ([Merit], [Score]), and which of equal nodes comes first ([NodeRank]);
 //   - why a pod does not fit ([NoFit]).
 //

@@ -6,6 +6,7 @@
 //   - pins.go and immediate.go serve claims of pods that name their node themselves, and those of StorageClasses with
 //     volumeBindingMode Immediate.
 //   - drain.go gives the volumes of disks that are drained other places.
+//   - compact.go does so with those of disks that are compacted.
 //   - grow.go and status.go grow bound claims into the space behind their volumes. Where that is taken, pieces.go gives
 //     them further pieces, and move.go has volumes moved that cannot have those.
 //   - storage_capacity.go publishes CSIStorageCapacity objects, if that is enabled.

@@ -54,10 +54,10 @@ func (d *drains) remove(label string) {
 	delete(d.nodes, label)
 }
 
-// isDraining reports whether an operator wants a disk of the node drained.
+// isDraining reports whether an operator wants a disk of the node drained, or compacted.
 func isDraining(decisions []diskv1alpha1.DiskDecision) bool {
 	for _, d := range decisions {
-		if d.Drain != nil {
+		if d.Drain != nil || d.Compact {
 			return true
 		}
 	}
@@ -92,7 +92,7 @@ func (c *Controllers) syncDrain(ctx context.Context, node string) error {
 	}
 	moves, failed := 0, []error(nil)
 	for _, pv := range pvs {
-		moving, err := c.syncDrained(ctx, node, pv, decisions)
+		moving, err := c.syncDrained(ctx, node, pv, decisions, report.Compactions)
 		if moving {
 			moves++
 		}
@@ -107,8 +107,9 @@ func (c *Controllers) syncDrain(ctx context.Context, node string) error {
 	return errors.Join(failed...)
 }
 
-// syncDrained takes the move of a PersistentVolume one step further. It reports whether it is being moved.
-func (c *Controllers) syncDrained(ctx context.Context, node string, pv *corev1.PersistentVolume, decisions map[string]diskv1alpha1.DiskDecision) (moving bool, err error) {
+// syncDrained takes the move of a PersistentVolume one step further. next are the next moves of compactions, by disk.
+// It reports whether the volume is being moved.
+func (c *Controllers) syncDrained(ctx context.Context, node string, pv *corev1.PersistentVolume, decisions map[string]diskv1alpha1.DiskDecision, next map[string]diskv1alpha1.CompactionMove) (moving bool, err error) {
 	if !hasRecordedPlace(pv) || pv.DeletionTimestamp != nil {
 		return false, nil
 	}
@@ -126,15 +127,15 @@ func (c *Controllers) syncDrained(ctx context.Context, node string, pv *corev1.P
 		return false, nil
 	}
 	if v.MoveTo != nil {
-		if isVoid(&v, record, decisions) {
+		if isVoid(&v, record, decisions) || c.isVoidCompaction(node, &v, record, decisions) {
 			return true, c.writeMoveTo(ctx, pv, nil, false)
 		}
 		return true, c.endMoveOf(ctx, pv, claimKey(pv))
 	}
 	if decisions[record.Disk].Drain == nil {
-		return false, nil
+		return c.compact(ctx, node, pv, &v, decisions[record.Disk], next[record.Disk])
 	}
-	return true, c.planDrain(ctx, node, pv, &v, key)
+	return true, c.planDrain(ctx, node, pv, &v, ledger.MoveRequest{Elsewhere: true})
 }
 
 // isVoid reports whether a move to another disk must not be done any more: the disk is not drained any more, or the
@@ -146,13 +147,14 @@ func isVoid(v *claim.Volume, at ledger.Record, decisions map[string]diskv1alpha1
 	return decisions[v.MoveTo.Disk].IsCordoned() || decisions[at.Disk].Drain == nil
 }
 
-// planDrain reserves a place for a volume on another disk, and writes it into the PersistentVolume.
-func (c *Controllers) planDrain(ctx context.Context, node string, pv *corev1.PersistentVolume, v *claim.Volume, key string) error {
+// planDrain reserves a place for a volume that is drained or compacted, and writes it into the PersistentVolume.
+func (c *Controllers) planDrain(ctx context.Context, node string, pv *corev1.PersistentVolume, v *claim.Volume, o ledger.MoveRequest) error {
 	version, err := diskcapacity.RevisionOf(pv.ResourceVersion)
 	if err != nil {
 		return err
 	}
-	to := c.planMoveFor(pv, ledger.MoveRequest{Version: version, Elsewhere: true}, v)
+	o.Version = version
+	to := c.planMoveFor(pv, o, v)
 	if to == nil {
 		// The agent says what is missing.
 		return nil
@@ -161,11 +163,11 @@ func (c *Controllers) planDrain(ctx context.Context, node string, pv *corev1.Per
 		if answer.Of(err).NotDone() {
 			c.withdrawMove(pv)
 		} else {
-			c.memory.addUnsettled(key, pv)
+			c.memory.addUnsettled(drainKey(pv), pv)
 		}
-		return fmt.Errorf("draining a disk of node %s: %w", node, err)
+		return fmt.Errorf("moving a volume of node %s: %w", node, err)
 	}
-	klog.FromContext(ctx).Info("Volume is to leave its disk, which is drained", "volume", klog.KObj(pv), "node", klog.KRef("", node), "to", to)
+	klog.FromContext(ctx).Info("Volume is to be moved, because its disk is drained or compacted", "volume", klog.KObj(pv), "node", klog.KRef("", node), "to", to)
 	if ref := pv.Spec.ClaimRef; ref != nil {
 		c.memory.addWaiting(node, ref.Namespace+"/"+ref.Name)
 	}

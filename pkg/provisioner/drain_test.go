@@ -61,7 +61,7 @@ func (b *drainBench) drain(t *testing.T, decisions ...diskv1alpha1.DiskDecision)
 	for _, d := range decisions {
 		byID[d.ID] = d
 	}
-	_, err = b.syncDrained(t.Context(), "n1", b.api.volumes(t)[0], byID)
+	_, err = b.syncDrained(t.Context(), "n1", b.api.volumes(t)[0], byID, nil)
 	b.notifyVolumes(t)
 	return moveTo(b.api.volumes(t)[0]), err
 }
@@ -161,7 +161,7 @@ func TestDrainLeavesGrowth(t *testing.T) {
 		t.Fatalf("%d GiB are free with the grant", b.free("n1"))
 	}
 	with := b.free("n1")
-	if _, err := b.syncDrained(t.Context(), "n1", pv, nil); err != nil {
+	if _, err := b.syncDrained(t.Context(), "n1", pv, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if left := b.memory.unsettled(drainKey(pv)); len(left) > 0 || b.free("n1") != with {
@@ -187,7 +187,7 @@ func TestDrainInDoubt(t *testing.T) {
 			b.publish(t, 2, false, 8)
 			b.api.answerNext("PATCH", test.outcome)
 			pv := b.api.volumes(t)[0]
-			_, err := b.syncDrained(t.Context(), "n1", pv, map[string]diskv1alpha1.DiskDecision{b.first: draining(b.first)})
+			_, err := b.syncDrained(t.Context(), "n1", pv, map[string]diskv1alpha1.DiskDecision{b.first: draining(b.first)}, nil)
 			if (err == nil) != (test.outcome == served) {
 				t.Fatalf("the write: %v", err)
 			}

@@ -183,6 +183,79 @@ func TestDrainEvicts(t *testing.T) {
 	e.unmake(set)
 }
 
+// TestCompactDisk asserts that a claim moves into a hole of its disk when the disk is compacted and no pod uses it. It
+// stays while one does, and the data of its neighbor is kept.
+func TestCompactDisk(t *testing.T) {
+	e := newTenant(t, sharedCluster(t))
+	from, to := e.pairDisks()
+	class := storageClass(e.namespace, pair, v1alpha1.FSTypeExt4)
+	e.make(class)
+	t.Cleanup(func() {
+		if err := errors.Join(e.decide(context.Background()), e.client.Delete(context.Background(), class)); err != nil {
+			t.Error(err)
+		}
+	})
+	decide := func(decisions ...v1alpha1.DiskDecision) {
+		t.Helper()
+		e.eventually("the decisions are written", func(ctx context.Context) error { return e.decide(ctx, decisions...) })
+	}
+	other := v1alpha1.DiskDecision{ID: to.ID, Unschedulable: true}
+	decide(other)
+	var claims []*corev1.PersistentVolumeClaim
+	var pods []*corev1.Pod
+	// One after the other, so that they are in this order on the disk.
+	for _, name := range []string{"first", "second", "third"} {
+		pvc := e.claim(name, class.Name, "200Mi")
+		pod := e.podOf(name, claimed("data", pvc))
+		e.make(pvc)
+		e.create(pod)
+		e.ready(pod)
+		claims, pods = append(claims, pvc), append(pods, pod)
+	}
+	mark := canary(e)
+	e.write(pods[1], mark)
+	hole, before := e.findVolume(e.boundTo(claims[0])), e.findVolume(e.boundTo(claims[2]))
+	if before.disk.ID != from.ID || hole.allocation.Start >= before.allocation.Start {
+		t.Fatalf("the volumes are %v and %v, want them on %s in this order", hole, before, from.Device)
+	}
+	e.delete(pods[0], pods[1])
+	e.gone(pods[0], pods[1])
+	e.unmake(claims[0])
+	largest := func(ctx context.Context) (n int64, d v1alpha1.Disk, err error) {
+		d, err = e.diskOf(ctx, from.ID)
+		for _, free := range d.Free {
+			n = max(n, free.Length)
+		}
+		return n, d, err
+	}
+	e.isFree(hole)
+	decide(other, v1alpha1.DiskDecision{ID: from.ID, Compact: true})
+	// The second one brings nothing, because the third one is behind it and in use.
+	e.eventually("the third volume is waited for", func(ctx context.Context) error {
+		_, d, err := largest(ctx)
+		if err == nil && (d.Compaction == nil || d.Compaction.Done || !strings.Contains(d.Compaction.Message, "pod "+e.namespace+"/third uses it")) {
+			err = fmt.Errorf("it says %+v", d.Compaction)
+		}
+		return err
+	})
+	e.delete(pods[2])
+	e.eventually("the disk is compacted", func(ctx context.Context) error {
+		n, d, err := largest(ctx)
+		if err == nil && (d.Compaction == nil || !d.Compaction.Done || len(d.Free) != 1 || d.Compaction.LargestNow != n) {
+			err = fmt.Errorf("it says %+v, and is free at %+v", d.Compaction, d.Free)
+		}
+		return err
+	})
+	next := e.podOf("next", claimed("data", claims[1]))
+	e.create(next)
+	e.ready(next)
+	e.holds(next, mark)
+	decide()
+	e.delete(next)
+	e.gone(next)
+	e.unmake(claims[1], claims[2])
+}
+
 // placeNow is where a volume is that may have been moved since the scheduler placed it.
 func (e *tenant) placeNow(pv *corev1.PersistentVolume) place {
 	e.t.Helper()

@@ -280,6 +280,7 @@ func TestAdmissionOfWriters(t *testing.T) {
 		owned   = `{"spec":{"ownedDisks":["` + disk + `"]}}`
 		adopt   = `{"spec":{"adopt":[{"serial":"s","class":"ssd","fingerprint":"0123456789abcdef"}]}}`
 		drain   = `{"spec":{"disks":[{"id":"` + disk + `","drain":{}}]}}`
+		compact = `{"spec":{"disks":[{"id":"` + disk + `","compact":true}]}}`
 		unnote  = `{"metadata":{"annotations":{"disk.berth.dev/reclaim-orphans":null}}}`
 		note    = `{"metadata":{"annotations":{"disk.berth.dev/reclaim-orphans":"999"}}}`
 		label   = `{"metadata":{"labels":{"a":"b"}}}`
@@ -311,12 +312,14 @@ func TestAdmissionOfWriters(t *testing.T) {
 		"scheduler: delete":             {remove(scheduler), ""},
 		"scheduler: approves a device":  {patch(scheduler, adopt), "may change no more"},
 		"scheduler: drains a disk":      {patch(scheduler, drain), "may change no more"},
+		"scheduler: compacts a disk":    {patch(scheduler, compact), "may change no more"},
 		"scheduler: annotation":         {patch(scheduler, note), "may change no more"},
 		"scheduler: takes a note back":  {patch(scheduler, unnote), "may change no more"},
 		"scheduler: label":              {patch(scheduler, label), "may change no more"},
 		"scheduler: removes the owner":  {patch(scheduler, unowned), "may change no more"},
 		"operator: approves a device":   {patch(operator, adopt), ""},
 		"operator: drains a disk":       {patch(operator, drain), ""},
+		"operator: compacts a disk":     {patch(operator, compact), ""},
 		"operator: annotation":          {patch(operator, note), ""},
 		"operator: delete":              {remove(operator), ""},
 		"operator: status":              {status(operator), "not by jane"},

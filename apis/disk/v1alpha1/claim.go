@@ -33,8 +33,8 @@ const (
 	AnnotationMovedTo = GroupName + "/moved-to"
 	// AnnotationMoveTo on a PersistentVolume is the place to which the node's agent moves the volume while no pod uses
 	// it. It is DISK/START/LENGTH: the id of the disk, and bytes. The scheduler sets it when the volume must grow and
-	// cannot where it is. The extent is reserved from then on. The scheduler removes the annotation when the node
-	// publishes the volume there.
+	// cannot where it is, or when its disk is drained or compacted. The extent is reserved from then on. The scheduler
+	// removes the annotation when the node publishes the volume there.
 	AnnotationMoveTo = GroupName + "/move-to"
 	// AnnotationPieces on a PersistentVolume are the further pieces of its volume, in their order, without the first
 	// one: DISK/START/LENGTH,DISK/START/LENGTH. The scheduler sets it in the write that raises the capacity, which is the

@@ -69,6 +69,10 @@ type DiskDecision struct {
 	// other disks of its class on the node, inline volumes end with their pods.
 	// +optional
 	Drain *DiskDrain `json:"drain,omitempty"`
+	// Compact means that persistent volumes that no pod uses are moved towards the start of the disk, if its largest free
+	// extent grows by that. A disk that takes no new volume is not compacted.
+	// +optional
+	Compact bool `json:"compact,omitempty"`
 }
 
 // DrainMode says what happens to pods that use volumes of a disk that is drained.
@@ -379,6 +383,9 @@ type Disk struct {
 	// Drain is how far the disk is drained. It is set while spec.disks says that the disk is to be drained.
 	// +optional
 	Drain *DrainProgress `json:"drain,omitempty"`
+	// Compaction is what compacting the disk brings. It is set while spec.disks says that the disk is to be compacted.
+	// +optional
+	Compaction *Compaction `json:"compaction,omitempty"`
 	// Free are the extents that hold no volume, sorted by start. Their former volumes were wiped by the policy of the
 	// disk's class.
 	// +optional
@@ -393,6 +400,37 @@ type Disk struct {
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=1024
 	Allocations []Allocation `json:"allocations,omitempty"`
+}
+
+// Compaction is what moving the volumes of a disk together brings.
+type Compaction struct {
+	// Done is true when no more can be gained, whatever is in use.
+	Done bool `json:"done"`
+	// LargestNow is the length of the largest free extent in bytes.
+	// +kubebuilder:validation:Minimum=0
+	LargestNow int64 `json:"largestNow"`
+	// LargestPossible is how long it is after the planned moves.
+	// +kubebuilder:validation:Minimum=0
+	LargestPossible int64 `json:"largestPossible"`
+	// Moves is how many volumes are still to be moved for that.
+	// +kubebuilder:validation:Minimum=0
+	Moves int32 `json:"moves"`
+	// Next is the next move. It is not set while one is in progress.
+	// +optional
+	Next *CompactionMove `json:"next,omitempty"`
+	// Message says what is being done, or what is waited for.
+	// +optional
+	// +kubebuilder:validation:MaxLength=512
+	Message string `json:"message,omitempty"`
+}
+
+// CompactionMove is one move of a compaction.
+type CompactionMove struct {
+	// Partition is the GUID of the volume's partition.
+	// +kubebuilder:validation:MaxLength=36
+	Partition string `json:"partition"`
+	// To is the extent of the disk to which the volume is moved.
+	To Extent `json:"to"`
 }
 
 // DrainProgress is how far a disk is drained.

@@ -44,7 +44,7 @@
 // The other files:
 //   - node.go and disks.go: the disks, and engineOf as the only access to a disk's engine.
 //   - persistentvolumes.go and pods.go: the watches of PersistentVolumes and pods.
-//   - drain.go: how far the disks are that operators want drained.
+//   - drain.go and compact.go: how far the disks are that operators want drained or compacted.
 //   - policy.go: the wipe policy of a volume.
 //   - blocked.go and inuse.go: what keeps a volume from being wiped.
 //   - progress.go: how far wipes and moves are.

@@ -50,6 +50,9 @@ func (d *drainer) complete(published []diskv1alpha1.Disk) (cordoned int32) {
 	for i := range published {
 		p := &published[i]
 		decision := decided.Decision(p.ID)
+		if decision.Compact && !decision.IsCordoned() {
+			p.Compaction = d.compaction(disks, p.ID)
+		}
 		if !decision.IsCordoned() {
 			continue
 		}
@@ -305,8 +308,4 @@ func (d *drainer) users(of *discovery.Disk, v disk.Volume) []*corev1.Pod {
 }
 
 // onPod publishes again after a change of a pod, while a disk is drained.
-func (d *drainer) onPod(any) {
-	if len(d.node.decisions().Disks) > 0 {
-		d.node.changed()
-	}
-}
+func (d *drainer) onPod(any) { d.node.useChanged() }

@@ -41,6 +41,13 @@ func (n *node) decisions() *diskv1alpha1.NodeDiskCapacitySpec {
 	return &diskv1alpha1.NodeDiskCapacitySpec{}
 }
 
+// useChanged publishes again after pods or mounts have changed, if a drain or a compaction may wait for that.
+func (n *node) useChanged() {
+	if len(n.decisions().Disks) > 0 {
+		n.changed()
+	}
+}
+
 // since is the time since a moment of the node's clock.
 func (n *node) since(moment time.Time) time.Duration { return n.clock.Since(moment) }
 

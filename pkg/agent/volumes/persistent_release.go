@@ -308,7 +308,8 @@ func (r *releaser) ownerOf(v disk.Volume) (volume, owner string) {
 	return id, claimInNote(v)
 }
 
-// Unstaged is called when the kubelet has unstaged the volume: its release may have waited for that.
+// Unstaged is called when the kubelet has unstaged the volume: its release may have waited for that, or its move.
 func (r *releaser) Unstaged(volumeID string) {
 	r.enqueueVolumes(diskv1alpha1.PartitionID(volumeID))
+	r.node.useChanged()
 }

@@ -23,6 +23,8 @@ type Report struct {
 	Evictions []diskv1alpha1.EvictionRequest
 	// Decisions are spec.disks.
 	Decisions []diskv1alpha1.DiskDecision
+	// Compactions are the next moves of the disks that are to be compacted, by disk.
+	Compactions map[string]diskv1alpha1.CompactionMove
 	// Classes has the devices that DiskClasses select on the node and that are not in service, by class.
 	Classes map[string]UnusedDevices
 }
@@ -48,8 +50,15 @@ func reportOf(ndc *diskv1alpha1.NodeDiskCapacity) *Report {
 		r.Shared = c.Message
 	}
 	for i := range ndc.Status.Disks {
-		if d := &ndc.Status.Disks[i]; d.State == diskv1alpha1.DiskReady && d.Class != "" {
+		d := &ndc.Status.Disks[i]
+		if d.State == diskv1alpha1.DiskReady && d.Class != "" {
 			r.InService++
+		}
+		if d.Compaction != nil && d.Compaction.Next != nil {
+			if r.Compactions == nil {
+				r.Compactions = map[string]diskv1alpha1.CompactionMove{}
+			}
+			r.Compactions[d.ID] = *d.Compaction.Next
 		}
 	}
 	for i := range ndc.Status.Devices {
