@@ -68,8 +68,8 @@ func (o operator) state(d *testDisk, state diskv1alpha1.DiskState) {
 	})
 }
 
-// TestKubectlDisks asserts that an operator approves devices, cordons and drains disks with the rights of
-// berth-operator alone, and that the agent does what was asked for.
+// TestKubectlDisks asserts that an operator approves devices, and cordons, drains and forgets disks, with the rights
+// of berth-operator alone. The agent does what was asked for.
 func TestKubectlDisks(t *testing.T) {
 	n := newNode(t, units.GiB, units.GiB)
 	class := &diskv1alpha1.DiskClass{ObjectMeta: metav1.ObjectMeta{Name: n.name}}
@@ -139,6 +139,20 @@ func TestKubectlDisks(t *testing.T) {
 	})
 	o.run(fmt.Sprintf("drain %s %s --undo --yes", n.name, first.name()), "Ended the drain")
 	o.state(first, diskv1alpha1.DiskReady)
+
+	forget := fmt.Sprintf("forget %s %s --yes-lose-data", n.name, disk)
+	if _, err := o.try(t.Context(), forget); err == nil || !strings.Contains(err.Error(), "only a disk that is gone can be forgotten") {
+		t.Errorf("a disk in service: %v", err)
+	}
+	n.sys.hide(t, first, true)
+	o.state(first, diskv1alpha1.DiskFailed)
+	o.run(forget, "Annotated")
+	n.published("the disk is forgotten", func(s *diskv1alpha1.NodeDiskCapacityStatus) error {
+		if len(s.Disks) != 1 || s.Disks[0].Device != second.name() {
+			return fmt.Errorf("there are %d disks", len(s.Disks))
+		}
+		return nil
+	})
 }
 
 // TestKubectlOrphans asserts that a volume that has lost its PersistentVolume is taken back with its data, and that one
