@@ -205,6 +205,24 @@ func TestUncordonOfDrained(t *testing.T) {
 	}
 }
 
+// TestOtherDecisions asserts that what else was decided about a disk stays when it is cordoned and uncordoned.
+func TestOtherDecisions(t *testing.T) {
+	server := serve(t, "cluster.yaml")
+	for _, o := range server.objects {
+		if o.GetKind() == "NodeDiskCapacity" && o.GetName() == "node-07" {
+			if err := unstructured.SetNestedSlice(o.Object, []any{map[string]any{"id": disk1, "compact": true}}, "spec", "disks"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, args := range []string{"cordon node-07 nvme1n1 --yes", "uncordon node-07 nvme1n1 --yes", "drain node-07 nvme1n1 --yes", "drain node-07 nvme1n1 --undo --yes"} {
+		have := server.run(t, nil, 0, strings.Fields(args)...)
+		if got := server.spec(t, "node-07").Disks; have.code != exitFine || len(got) != 1 || !got[0].Compact {
+			t.Fatalf("%s: %+v, %v", args, have, texts(t, got))
+		}
+	}
+}
+
 // TestQuestion asserts that nothing is written before the user says yes, and that the question says what will be done.
 func TestQuestion(t *testing.T) {
 	for answer, yes := range map[string]bool{"y\n": true, "YES\n": true, "n\n": false, "\n": false, "": false, "yesterday\n": false} {

@@ -122,10 +122,12 @@ func (a *api) decide(ctx context.Context, c *change, t *target, edit func(*diskv
 		wanted.ID = t.id
 		edit(&wanted)
 		at := slices.IndexFunc(ndc.Spec.Disks, func(d diskv1alpha1.DiskDecision) bool { return d.ID == t.id })
+		// The entry may say more, such as compact, which stays.
+		isEmpty := wanted == diskv1alpha1.DiskDecision{ID: t.id}
 		switch {
-		case !wanted.IsCordoned() && at < 0, apiequality.Semantic.DeepEqual(wanted, now):
+		case isEmpty && at < 0, apiequality.Semantic.DeepEqual(wanted, now):
 			return false, nil
-		case !wanted.IsCordoned():
+		case isEmpty:
 			ndc.Spec.Disks = slices.Delete(ndc.Spec.Disks, at, at+1)
 		case at < 0:
 			ndc.Spec.Disks = append(ndc.Spec.Disks, wanted)

@@ -336,9 +336,12 @@ func staleDecisions(ndc *diskv1alpha1.NodeDiskCapacity) []remark {
 	}
 	for _, decision := range ndc.Spec.Disks {
 		if !slices.ContainsFunc(ndc.Status.Disks, func(d diskv1alpha1.Disk) bool { return d.ID == decision.ID }) {
-			command := "kubectl berth uncordon " + ndc.Name + " " + decision.ID
-			if decision.Drain != nil {
+			command := "kubectl edit ndc " + ndc.Name
+			switch {
+			case decision.Drain != nil:
 				command = "kubectl berth drain " + ndc.Name + " " + decision.ID + " --undo"
+			case decision.Unschedulable:
+				command = "kubectl berth uncordon " + ndc.Name + " " + decision.ID
 			}
 			warn("spec.disks names disk "+decision.ID+", which the node does not have: take the entry out", command)
 		}
