@@ -2,6 +2,7 @@ package kubectl
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -128,6 +129,9 @@ func (a *api) editSpec(ctx context.Context, node string, c *change, decide func(
 		if err != nil {
 			return err
 		}
+		if err := a.checkKnown(ctx, node); err != nil {
+			return err
+		}
 		wanted := ndc.DeepCopy()
 		changed, err := decide(wanted)
 		if err != nil || !changed {
@@ -156,6 +160,24 @@ func (a *api) editSpec(ctx context.Context, node string, c *change, decide func(
 		}
 		return nil
 	})
+}
+
+// checkKnown refuses to change a spec with fields that this program does not know: writing the lists would remove them.
+func (a *api) checkKnown(ctx context.Context, node string) error {
+	raw, err := a.berth.Get().Resource(capacities).Name(node).DoRaw(ctx)
+	if err != nil {
+		return fmt.Errorf("reading NodeDiskCapacity %s: %w", node, err)
+	}
+	var object struct{ Spec json.RawMessage }
+	if err := json.Unmarshal(raw, &object); err != nil || len(object.Spec) == 0 {
+		return err
+	}
+	decoder := json.NewDecoder(bytes.NewReader(object.Spec))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(new(diskv1alpha1.NodeDiskCapacitySpec)); err != nil {
+		return fmt.Errorf("spec of NodeDiskCapacity %s says what this program does not know: use kubectl-berth of the version of the CRDs; nothing was changed: %w", node, err)
+	}
+	return nil
 }
 
 // await reads a node's NodeDiskCapacity again after each change, until done is true or fails.

@@ -223,6 +223,22 @@ func TestOtherDecisions(t *testing.T) {
 	}
 }
 
+// TestUnknownDecisions asserts that a program that is older than the CRDs changes nothing that it does not know.
+func TestUnknownDecisions(t *testing.T) {
+	server := serve(t, "cluster.yaml")
+	for _, o := range server.objects {
+		if o.GetKind() == "NodeDiskCapacity" && o.GetName() == "node-07" {
+			if err := unstructured.SetNestedSlice(o.Object, []any{map[string]any{"id": disk0, "later": true}}, "spec", "disks"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	have := server.run(t, nil, 0, "cordon", "node-07", "nvme1n1", "--yes")
+	if have.code != exitError || !strings.Contains(have.err, "use kubectl-berth of the version of the CRDs") || len(server.writes) > 0 {
+		t.Errorf("%+v, it wrote %+v", have, server.writes)
+	}
+}
+
 // TestQuestion asserts that nothing is written before the user says yes, and that the question says what will be done.
 func TestQuestion(t *testing.T) {
 	for answer, yes := range map[string]bool{"y\n": true, "YES\n": true, "n\n": false, "\n": false, "": false, "yesterday\n": false} {
