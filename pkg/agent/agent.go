@@ -191,7 +191,7 @@ func (a *agent) build(ctx context.Context) (classFileSystems, error) {
 	// OwnersChanged reads a.publisher when it is called: the publisher is made after the manager.
 	a.manager, err = volumes.New(volumes.Options{
 		Client: a.client, Pods: a.podsOfNode, Volumes: a.persistent, Capacities: a.capacities, Inventory: a.inventory, Recorder: a.recorder,
-		DefaultFSType: a.defaultFSType, FileSystems: fileSystems, Placement: a.placement, Wiping: a.wiping, MoveRate: a.moveRate,
+		DefaultFSType: a.defaultFSType, FileSystems: fileSystems, Placement: a.placement, Wiping: a.wiping, MoveRate: a.moveRate, Attachment: a.attachment,
 		Published: a.published(), ReclaimStopped: meta.IsStatusConditionTrue(a.publishedStatus().Conditions, diskv1alpha1.ConditionReclaimStopped),
 		OrphanGrace: a.options.OrphanGrace, OrphanLimit: a.options.OrphanLimit, EvictionGrace: a.options.EvictionGrace,
 		OwnersChanged: func() { a.publisher.Trigger() },

@@ -65,6 +65,16 @@ func (a *agent) wiping(class string) (disk.WipeSettings, bool) {
 	return settings, true
 }
 
+// attachment returns how the volumes of a class are attached. Where the kernel has no device mapper, they are
+// partitions: the node's condition says so.
+func (a *agent) attachment(class string) disk.Attachment {
+	c := classNamed(a.classList(), class)
+	if c != nil && c.Spec.Attachment == diskv1alpha1.AttachDeviceMapper && disk.CheckMapper() == nil {
+		return disk.DeviceMapper
+	}
+	return disk.Partition
+}
+
 // moveRate returns how many bytes a second the moves of a disk of the class may read and write; 0 without limit.
 func (a *agent) moveRate(class string) int64 {
 	if c := classNamed(a.classList(), class); c != nil && c.Spec.MoveRate != nil {

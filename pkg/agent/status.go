@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"slices"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -11,7 +13,7 @@ import (
 
 // status is what the node publishes now.
 func (a *agent) status() diskv1alpha1.NodeDiskCapacityStatus {
-	status := publish.Status(a.inventory.Disks(), a.inventory.Devices(), a.inventory.Refused(), a.owner)
+	status := publish.Status(a.nodeInfo(), a.inventory.Disks(), a.inventory.Devices(), a.inventory.Refused(), a.owner)
 	status.Summary.Cordoned = a.manager.Drains(status.Disks)
 	status.Evictions = a.manager.Evictions()
 	orphans := a.manager.Orphans()
@@ -22,6 +24,22 @@ func (a *agent) status() diskv1alpha1.NodeDiskCapacityStatus {
 	status.Conditions = append(status.Conditions, publish.OrphanedCondition(orphans.Persistent, orphans.Ephemeral), publish.ReclaimStoppedCondition(why),
 		publish.ReclaimBlockedCondition(a.manager.Blocked()))
 	return status
+}
+
+// nodeInfo is what is published about the node itself.
+func (a *agent) nodeInfo() publish.Node {
+	n := publish.Node{DeviceMapper: disk.CheckMapper() == nil}
+	here := map[string]bool{}
+	for _, d := range a.inventory.Disks() {
+		here[d.Class] = true
+	}
+	for _, c := range a.classList() {
+		if here[c.Name] && c.Spec.Attachment == diskv1alpha1.AttachDeviceMapper {
+			n.WantMapper = append(n.WantMapper, c.Name)
+		}
+	}
+	slices.Sort(n.WantMapper)
+	return n
 }
 
 // owner returns what is published about a volume beside its partition.

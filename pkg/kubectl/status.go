@@ -382,6 +382,8 @@ var conditionsToShow = map[string]string{
 	diskv1alpha1.ConditionReclaimStopped:     "kubectl berth orphans NODE",
 	diskv1alpha1.ConditionReclaimBlocked:     "kubectl berth map NODE",
 	diskv1alpha1.ConditionPublicationLimited: "kubectl berth get volumes --node NODE",
+
+	diskv1alpha1.ConditionDeviceMapperMissing: "kubectl berth get disks --node NODE",
 }
 
 // needsOf are those of a node.

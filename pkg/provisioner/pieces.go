@@ -88,7 +88,7 @@ func (c *Controllers) piecesProblem(snapshot *ledger.Snapshot, v *claim.Volume) 
 	case limit <= 1:
 		return fmt.Sprintf("it gets no further pieces, because its class %s does not allow them", v.Class)
 	case !snapshot.DeviceMapper():
-		return "it gets no further pieces, because its node offers none"
+		return "it gets no further pieces, because the kernel of the node has no device mapper"
 	}
 	return fmt.Sprintf("it has %d of at most %d pieces, and the free extents of the disk do not add up to more in those that are left", len(v.Pieces)+1, limit)
 }

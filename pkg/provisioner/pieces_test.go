@@ -82,7 +82,7 @@ func TestWaysToGrow(t *testing.T) {
 		"neither, because of the class": {size: "6Gi", has: "4Gi", says: "cannot grow to 6Gi, to 5Gi at most: nothing is free behind it", change: func(b *bench, _ string) { b.maxPieces = 1 }},
 		"its class does not allow it": {size: "6Gi", has: "4Gi", says: "because its class ssd does not allow them, and it cannot be moved, because the largest free extent of the disk has 5Gi",
 			change: func(b *bench, _ string) { b.maxPieces = 1 }},
-		"its node cannot": {size: "6Gi", has: "4Gi", says: "because its node offers none", change: func(b *bench, partition string) {
+		"its node cannot": {size: "6Gi", has: "4Gi", says: "because the kernel of the node has no device mapper", change: func(b *bench, partition string) {
 			b.hasMapper = false
 			b.publishAt(t, 4, around(partition), "")
 		}},

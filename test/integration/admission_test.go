@@ -354,8 +354,7 @@ func TestAdmissionOfPieces(t *testing.T) {
 	}{
 		"defaults":           {"", nil, ""},
 		"one piece":          {diskv1alpha1.AttachPartition, ptr.To[int32](1), ""},
-		"most pieces":        {diskv1alpha1.AttachPartition, ptr.To[int32](16), ""},
-		"device mapper":      {diskv1alpha1.AttachDeviceMapper, nil, "agents of this version do not attach volumes by the device mapper"},
+		"most pieces":        {diskv1alpha1.AttachDeviceMapper, ptr.To[int32](16), ""},
 		"no piece":           {"", ptr.To[int32](0), "should be greater than or equal to 1"},
 		"too many pieces":    {"", ptr.To[int32](17), "should be less than or equal to 16"},
 		"another attachment": {"Loop", nil, "Unsupported value"},

@@ -60,7 +60,6 @@ const (
 // +kubebuilder:validation:XValidation:rule="!has(self.mountOptions) || self.mountOptions.all(o, o.matches('^(noatime|relatime|strictatime|lazytime|nodiratime|nosuid|nodev|noexec|nosymfollow|(no)?discard|sync|dirsync|(usr|grp|prj)quota)$') || o.matches('^(commit=[1-9][0-9]{0,3}|data=(ordered|journal|writeback)|errors=(continue|remount-ro)|stripe=[0-9]{1,6}|init_itable=[1-9][0-9]{0,3}|noinit_itable|(no)?delalloc|(no)?auto_da_alloc|journal_checksum)$') || o.matches('^(allocsize=[1-9][0-9]{0,5}[kmg]|inode64|(no)?largeio|logbsize=(16|32|64|128|256)k|logbufs=[2-8]|swalloc|wsync)$'))",message="mountOptions has an option that volumes cannot be mounted with: docs/operate/file-systems.md lists them"
 // +kubebuilder:validation:XValidation:rule="!has(self.wipeRate) || quantity(string(self.wipeRate)).compareTo(quantity('1Mi')) >= 0",message="wipeRate must be at least 1Mi, in bytes a second"
 // +kubebuilder:validation:XValidation:rule="!has(self.moveRate) || quantity(string(self.moveRate)).compareTo(quantity('1Mi')) >= 0",message="moveRate must be at least 1Mi, in bytes a second"
-// +kubebuilder:validation:XValidation:rule="!has(self.attachment) || self.attachment == 'Partition'",message="agents of this version do not attach volumes by the device mapper: leave attachment out"
 type DiskClassSpec struct {
 	// NodeSelector selects nodes by their labels. Without it, all nodes are selected.
 	// +optional
@@ -135,15 +134,16 @@ type DiskClassSpec struct {
 	// +optional
 	MoveRate *resource.Quantity `json:"moveRate,omitempty"`
 
-	// Attachment says how volumes of one piece become block devices. Agents of this version attach them as partitions, so
-	// DeviceMapper is refused.
+	// Attachment says how volumes of one piece become block devices: as partitions, or by the device mapper. A change
+	// applies to a volume when it is attached the next time. Volumes of several pieces are always attached by the device
+	// mapper. Where the kernel has none, volumes are partitions, and the node has condition DeviceMapperMissing.
 	// +optional
 	// +kubebuilder:default=Partition
 	Attachment Attachment `json:"attachment,omitempty"`
 
 	// MaxPieces bounds of how many pieces a volume consists, each one an extent of the disk. 1 forbids pieces: volumes
-	// grow where they are, or are moved. Without it a volume begins with one piece, and grows to 16 at most. Agents of
-	// this version make volumes of one piece, whatever the bound is.
+	// grow where they are, or are moved. Without it a volume begins with one piece, and grows to 16 at most. Pieces need
+	// the device mapper in the node's kernel.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=16

@@ -180,6 +180,9 @@ const (
 	// ConditionReclaimBlocked is True when volumes cannot be wiped because something holds them: a mount, a process
 	// that has the device open, or the kernel. The message names it.
 	ConditionReclaimBlocked = "ReclaimBlocked"
+	// ConditionDeviceMapperMissing is True when a class of the node's disks wants volumes attached by the device mapper,
+	// and the kernel has none. They are attached as partitions. There is no such condition if no class wants it.
+	ConditionDeviceMapperMissing = "DeviceMapperMissing"
 )
 
 // AnnotationReclaimOrphans on a NodeDiskCapacity is an operator's permission to reclaim orphaned volumes although they
@@ -212,8 +215,7 @@ type NodeDiskCapacityStatus struct {
 	// +kubebuilder:validation:MaxItems=256
 	Devices []Device `json:"devices,omitempty"`
 
-	// DeviceMapper is true when the agent adds pieces to volumes, by the device mapper of the node's kernel. Without it
-	// volumes have one piece each. Agents of this version do not set it.
+	// DeviceMapper is true when the node's kernel has the device mapper. Without it volumes have one piece each.
 	// +optional
 	DeviceMapper bool `json:"deviceMapper,omitempty"`
 

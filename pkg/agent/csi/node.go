@@ -188,7 +188,7 @@ func statusOf(err error) error {
 	case errors.Is(err, volumes.ErrNotGrown):
 		// Sidecars react to this code by allowing the claim to request less.
 		code = codes.OutOfRange
-	case errors.Is(err, volumes.ErrWaiting), errors.Is(err, volumes.ErrMoving), errors.Is(err, volumes.ErrOutOfService):
+	case errors.Is(err, volumes.ErrWaiting), errors.Is(err, volumes.ErrMoving), errors.Is(err, volumes.ErrOutOfService), errors.Is(err, volumes.ErrNotAttached):
 		code = codes.Unavailable
 	case errors.Is(err, volumes.ErrPodGone), errors.Is(err, volumes.ErrReleased), errors.Is(err, volumes.ErrInUse):
 		code = codes.FailedPrecondition

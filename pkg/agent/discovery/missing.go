@@ -1,7 +1,9 @@
 package discovery
 
 import (
+	"cmp"
 	"context"
+	"slices"
 
 	"k8s.io/klog/v2"
 
@@ -74,6 +76,7 @@ func (i *Inventory) hasSeen(id string) bool {
 func diskFromStatus(published diskv1alpha1.Disk) *Disk {
 	s := disk.Snapshot{ID: published.ID, Path: "/dev/" + published.Device, Size: published.Size, SectorSize: int64(published.SectorSize), Overhead: published.Size}
 	var taken extent.Set
+	pieces := map[string]diskv1alpha1.Allocation{}
 	for _, a := range published.Allocations {
 		// Any client may have edited the published state, so the result must be one that can be published again.
 		if e := extent.New(a.Start, a.Length); taken.Overlaps(e) {
@@ -81,20 +84,46 @@ func diskFromStatus(published diskv1alpha1.Disk) *Disk {
 		} else {
 			taken = taken.Add(e)
 		}
+		s.Overhead -= a.Length
+		if a.Piece > 0 {
+			pieces[a.Partition] = a
+			continue
+		}
 		v := disk.Volume{Partition: a.Partition, Phase: disk.Phase(a.Phase), Ephemeral: true}
 		if id, ok := diskv1alpha1.VolumeUUID(a.Volume); ok {
 			v.Name, v.Ephemeral = id, false
 		}
 		v.Extent.Start, v.Extent.End = a.Start, a.Start+a.Length
 		s.Volumes = append(s.Volumes, v)
-		s.Overhead -= a.Length
 	}
+	addPublishedPieces(&s, pieces)
 	return &Disk{
 		Device:   Device{Name: published.Device, Path: s.Path, Size: published.Size, SectorSize: s.SectorSize, Model: published.Model, Rotational: published.Rotational},
 		Class:    published.Class,
 		Snapshot: s,
 		Problem:  "no device holds this disk",
 	}
+}
+
+// addPublishedPieces gives the volumes their pieces. A piece whose volume was not published is one of its own.
+func addPublishedPieces(s *disk.Snapshot, pieces map[string]diskv1alpha1.Allocation) {
+	if len(pieces) == 0 {
+		return
+	}
+	for i := range s.Volumes {
+		v := &s.Volumes[i]
+		for number := 1; number < diskv1alpha1.MaxPieces; number++ {
+			partition := diskv1alpha1.PieceID(v.Partition, number)
+			if a, found := pieces[partition]; found {
+				v.Pieces = append(v.Pieces, disk.Piece{Partition: partition, Number: number, Extent: extent.New(a.Start, a.Length)})
+				delete(pieces, partition)
+			}
+		}
+	}
+	for _, a := range pieces {
+		s.Volumes = append(s.Volumes, disk.Volume{Partition: a.Partition, Phase: disk.OrphanPiece, Extent: extent.New(a.Start, a.Length)})
+	}
+	slices.SortFunc(s.Volumes, func(a, b disk.Volume) int { return cmp.Compare(a.Extent.Start, b.Extent.Start) })
 }
 
 // Forget drops the disks with the given IDs, and their volumes, if no device holds them. It returns those that it did

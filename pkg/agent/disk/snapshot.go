@@ -179,6 +179,15 @@ type Snapshot struct {
 	Err error
 }
 
+// IsFull reports whether the table has no entry left for another volume or piece.
+func (s *Snapshot) IsFull() bool {
+	used := len(s.Volumes)
+	for i := range s.Volumes {
+		used += len(s.Volumes[i].Pieces)
+	}
+	return used >= MaxVolumes
+}
+
 // Volume returns the volume of the given partition GUID.
 func (s *Snapshot) Volume(partition string) (Volume, bool) {
 	for i := range s.Volumes {

@@ -20,7 +20,7 @@ func listed(name string, v discovery.Verdict) discovery.ListedDevice {
 func TestDevices(t *testing.T) {
 	serving, failed := inService(), inService()
 	failed.Snapshot.ID, failed.Problem = "b", "device sdb hangs"
-	status := Status([]discovery.Disk{serving, failed}, []discovery.ListedDevice{
+	status := Status(Node{}, []discovery.Disk{serving, failed}, []discovery.ListedDevice{
 		{
 			Device: discovery.Device{Name: "sdc", Identity: discovery.Identity{WWN: "w", Serial: "s", ByID: "l"}, Model: "M", Transport: "sata", Size: 7, Rotational: true},
 			Verdict: discovery.Verdict{
@@ -41,7 +41,7 @@ func TestDevices(t *testing.T) {
 	if diff := cmp.Diff(want, status.Devices); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	for _, c := range Status(nil, []discovery.ListedDevice{listed("sdc", discovery.Verdict{State: diskv1alpha1.DeviceCandidate})}, nil, noOwner).Conditions {
+	for _, c := range Status(Node{}, nil, []discovery.ListedDevice{listed("sdc", discovery.Verdict{State: diskv1alpha1.DeviceCandidate})}, nil, noOwner).Conditions {
 		if c.Type == diskv1alpha1.ConditionReady && !strings.Contains(c.Message, "1 devices wait") {
 			t.Errorf("condition is %+v", c)
 		}

@@ -12,6 +12,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
 )
 
 // VolumeInfo is what is published about a volume beside its partition. Volume is the CSI volume ID, and Owner is
@@ -28,6 +29,14 @@ type VolumeInfo struct {
 	Departed string
 }
 
+// Node is what is published about the node itself.
+type Node struct {
+	// DeviceMapper is true if the kernel has the device mapper.
+	DeviceMapper bool
+	// WantMapper are the classes with disks here that want volumes attached by the device mapper.
+	WantMapper []string
+}
+
 // Limits of the CRD's fields that hold text of other origin.
 const (
 	maxModel     = 128
@@ -40,11 +49,15 @@ const (
 )
 
 // Status is what the agent publishes about the disks. Conditions have no transition times yet.
-func Status(disks []discovery.Disk, devices []discovery.ListedDevice, refused []discovery.RefusedDevice, owner func(disk.Volume) VolumeInfo) diskv1alpha1.NodeDiskCapacityStatus {
+func Status(node Node, disks []discovery.Disk, devices []discovery.ListedDevice, refused []discovery.RefusedDevice, owner func(disk.Volume) VolumeInfo) diskv1alpha1.NodeDiskCapacityStatus {
 	status := diskv1alpha1.NodeDiskCapacityStatus{
-		Devices:    devicesOf(devices, disks),
-		Conditions: []metav1.Condition{refusedCondition(refused), readyCondition(disks, devices)},
-		Summary:    summarize(disks),
+		Devices:      devicesOf(devices, disks),
+		DeviceMapper: node.DeviceMapper,
+		Conditions:   []metav1.Condition{refusedCondition(refused), readyCondition(disks, devices)},
+		Summary:      summarize(disks),
+	}
+	if len(node.WantMapper) > 0 {
+		status.Conditions = append(status.Conditions, mapperCondition(node))
 	}
 	for i := range disks {
 		if i == maxDisks {
@@ -89,17 +102,36 @@ func diskStatus(d *discovery.Disk, owner func(disk.Volume) VolumeInfo) diskv1alp
 		out.Allocations = append(out.Allocations, diskv1alpha1.Allocation{
 			Volume:    o.Volume,
 			Partition: partition,
-			Extent:    diskv1alpha1.Extent{Start: v.Extent.Start, Length: v.Extent.Len()},
+			Extent:    extentOf(v.Extent),
 			Phase:     phase,
 			Owner:     o.Owner,
 
+			Attachment:    attachmentOf(v),
 			OrphanedSince: o.OrphanedSince,
 			Wiping:        o.Wiping,
 			Copied:        o.Copied,
 		})
-		out.Overhead -= v.Extent.Len()
+		for _, p := range v.Pieces {
+			out.Allocations = append(out.Allocations, diskv1alpha1.Allocation{
+				Volume: o.Volume, Partition: p.Partition, Extent: extentOf(p.Extent), Piece: int32(p.Number), Phase: phase, Owner: o.Owner,
+			})
+		}
+		out.Overhead -= v.Length()
 	}
+	slices.SortStableFunc(out.Allocations, func(a, b diskv1alpha1.Allocation) int { return cmp.Compare(a.Start, b.Start) })
 	return out
+}
+
+func extentOf(e extent.Extent) diskv1alpha1.Extent {
+	return diskv1alpha1.Extent{Start: e.Start, Length: e.Len()}
+}
+
+// attachmentOf is published only if it is not what most volumes have.
+func attachmentOf(v disk.Volume) diskv1alpha1.Attachment {
+	if v.Attachment == disk.DeviceMapper {
+		return diskv1alpha1.AttachDeviceMapper
+	}
+	return ""
 }
 
 // phaseOf is the phase as it is published. On the API a place that a volume has left is one that is wiped, and the copy
@@ -110,6 +142,9 @@ func phaseOf(p disk.Phase) diskv1alpha1.AllocationPhase {
 		return diskv1alpha1.PhaseCopying
 	case disk.Moved:
 		return diskv1alpha1.PhaseWiping
+	case disk.OrphanPiece:
+		// It may hold data.
+		return diskv1alpha1.PhaseFormatted
 	case disk.Reserved, disk.Formatted, disk.Wiping, disk.Copying:
 	}
 	return diskv1alpha1.AllocationPhase(p)
@@ -118,7 +153,7 @@ func phaseOf(p disk.Phase) diskv1alpha1.AllocationPhase {
 // takesVolumes reports whether the disk's free extents can be used. Space for which the table has no entry left is
 // overhead.
 func takesVolumes(d *discovery.Disk) bool {
-	return d.Ready() && len(d.Snapshot.Volumes) < disk.MaxVolumes
+	return d.Ready() && !d.Snapshot.IsFull()
 }
 
 // readyCondition reports in a condition whether all disks are in service.
@@ -139,6 +174,19 @@ func readyCondition(disks []discovery.Disk, devices []discovery.ListedDevice) me
 		c.Reason, c.Message = "NoDisks", "no usable device of this node is selected by a DiskClass"
 	default:
 		c.Reason, c.Message = "DisksInService", "all disks are in service"
+	}
+	return c
+}
+
+// mapperCondition says in a condition whether the kernel lacks the device mapper that classes want.
+func mapperCondition(node Node) metav1.Condition {
+	c := metav1.Condition{
+		Type: diskv1alpha1.ConditionDeviceMapperMissing, Status: metav1.ConditionFalse, Reason: "NotMissing",
+		Message: "the kernel has the device mapper that classes want",
+	}
+	if !node.DeviceMapper {
+		c.Status, c.Reason = metav1.ConditionTrue, "NoDeviceMapper"
+		c.Message = truncate(fmt.Sprintf("the classes %s want volumes attached by the device mapper, and the kernel has none: volumes are attached as partitions, and get no further pieces. Load the module dm_mod", strings.Join(node.WantMapper, ", ")), maxCondition)
 	}
 	return c
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -29,12 +30,71 @@ func inService() discovery.Disk {
 	}
 }
 
+// inPieces is a disk whose volume has two further pieces, one before the first one.
+func inPieces() discovery.Disk {
+	d := inService()
+	d.Snapshot.Free = extent.NewSet(extent.New(2*units.MiB, 29*units.MiB), extent.New(45*units.MiB, 54*units.MiB))
+	v := &d.Snapshot.Volumes[0]
+	v.Attachment = disk.DeviceMapper
+	v.Pieces = []disk.Piece{
+		{Partition: "p1", Number: 1, Extent: extent.New(41*units.MiB, 4*units.MiB)},
+		{Partition: "p2", Number: 2, Extent: extent.New(units.MiB, units.MiB)},
+	}
+	return d
+}
+
+// TestStatusOfPieces asserts that each piece of a volume is an allocation, sorted by start, and that it is one volume.
+func TestStatusOfPieces(t *testing.T) {
+	owner := func(disk.Volume) VolumeInfo { return VolumeInfo{Volume: "csi-1", Owner: "ns/pod"} }
+	status := Status(Node{DeviceMapper: true}, []discovery.Disk{inPieces()}, nil, nil, owner)
+	allocation := func(partition string, start, length int64, piece int32, attachment diskv1alpha1.Attachment) diskv1alpha1.Allocation {
+		return diskv1alpha1.Allocation{
+			Volume: "csi-1", Partition: partition, Extent: diskv1alpha1.Extent{Start: start * units.MiB, Length: length * units.MiB},
+			Piece: piece, Phase: diskv1alpha1.PhaseFormatted, Attachment: attachment, Owner: "ns/pod",
+		}
+	}
+	want := []diskv1alpha1.Allocation{
+		allocation("p2", 1, 1, 2, ""), allocation("p", 31, 10, 0, diskv1alpha1.AttachDeviceMapper), allocation("p1", 41, 4, 1, ""),
+	}
+	if diff := cmp.Diff(want, status.Disks[0].Allocations); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if status.Summary.Volumes != 1 || !status.DeviceMapper {
+		t.Errorf("the summary is %+v, and the device mapper %v", status.Summary, status.DeviceMapper)
+	}
+}
+
+// TestMapperCondition asserts that the condition is there only if a class wants the device mapper, and true only if the
+// kernel has none.
+func TestMapperCondition(t *testing.T) {
+	for name, tc := range map[string]struct {
+		node Node
+		want metav1.ConditionStatus
+	}{
+		"not wanted":         {Node{}, ""},
+		"wanted":             {Node{DeviceMapper: true, WantMapper: []string{"ssd"}}, metav1.ConditionFalse},
+		"wanted and missing": {Node{WantMapper: []string{"hdd", "ssd"}}, metav1.ConditionTrue},
+	} {
+		status := Status(tc.node, nil, nil, nil, noOwner)
+		var got metav1.ConditionStatus
+		if c := meta.FindStatusCondition(status.Conditions, diskv1alpha1.ConditionDeviceMapperMissing); c != nil {
+			got = c.Status
+			if got == metav1.ConditionTrue && !strings.Contains(c.Message, "hdd, ssd") {
+				t.Errorf("%s: %q", name, c.Message)
+			}
+		}
+		if got != tc.want {
+			t.Errorf("%s: the condition is %q, want %q", name, got, tc.want)
+		}
+	}
+}
+
 func noOwner(disk.Volume) VolumeInfo { return VolumeInfo{} }
 
 // TestStatusOfDisks asserts the published form of a disk with a volume, and the summary.
 func TestStatusOfDisks(t *testing.T) {
 	owner := func(disk.Volume) VolumeInfo { return VolumeInfo{Volume: "csi-1", Owner: "ns/pod"} }
-	status := Status([]discovery.Disk{inService()}, nil, nil, owner)
+	status := Status(Node{}, []discovery.Disk{inService()}, nil, nil, owner)
 	want := diskv1alpha1.Disk{
 		ID: "a", Device: "sda", Class: "ssd", Model: "M", SectorSize: 512, Size: 100 * units.MiB, Overhead: 2 * units.MiB, State: diskv1alpha1.DiskReady,
 		Free: []diskv1alpha1.Extent{{Start: units.MiB, Length: 30 * units.MiB}, {Start: 41 * units.MiB, Length: 58 * units.MiB}},
@@ -59,16 +119,23 @@ func TestStatusAddsUp(t *testing.T) {
 	for range disk.MaxVolumes {
 		full.Snapshot.Volumes = append(full.Snapshot.Volumes, disk.Volume{})
 	}
+	// The pieces of two volumes use up the entries.
+	fullOfPieces := inService()
+	for len(fullOfPieces.Snapshot.Volumes) < disk.MaxVolumes/2+1 {
+		fullOfPieces.Snapshot.Volumes = append(fullOfPieces.Snapshot.Volumes, disk.Volume{Pieces: []disk.Piece{{Number: 1}}})
+	}
 	for name, tc := range map[string]struct {
 		disk  discovery.Disk
 		state diskv1alpha1.DiskState
 		free  int
 	}{
-		"in service": {inService(), diskv1alpha1.DiskReady, 2},
-		"failed":     {failed, diskv1alpha1.DiskFailed, 0},
-		"no entry":   {full, diskv1alpha1.DiskReady, 0},
+		"in pieces":          {inPieces(), diskv1alpha1.DiskReady, 2},
+		"no entry by pieces": {fullOfPieces, diskv1alpha1.DiskReady, 0},
+		"in service":         {inService(), diskv1alpha1.DiskReady, 2},
+		"failed":             {failed, diskv1alpha1.DiskFailed, 0},
+		"no entry":           {full, diskv1alpha1.DiskReady, 0},
 	} {
-		d := Status([]discovery.Disk{tc.disk}, nil, nil, noOwner).Disks[0]
+		d := Status(Node{}, []discovery.Disk{tc.disk}, nil, nil, noOwner).Disks[0]
 		total := d.Overhead
 		for _, e := range d.Free {
 			total += e.Length
@@ -86,7 +153,7 @@ func TestStatusAddsUp(t *testing.T) {
 func TestConditions(t *testing.T) {
 	failed := inService()
 	failed.Problem = "device sda is gone"
-	status := Status([]discovery.Disk{failed}, nil, []discovery.RefusedDevice{{Device: "sdb", Reason: "has an ext4 file system"}, {Device: "sdc", Reason: "is mounted"}}, noOwner)
+	status := Status(Node{}, []discovery.Disk{failed}, nil, []discovery.RefusedDevice{{Device: "sdb", Reason: "has an ext4 file system"}, {Device: "sdc", Reason: "is mounted"}}, noOwner)
 	for _, c := range status.Conditions {
 		switch c.Type {
 		case diskv1alpha1.ConditionReady:
@@ -99,7 +166,7 @@ func TestConditions(t *testing.T) {
 			}
 		}
 	}
-	for _, c := range Status(nil, nil, nil, noOwner).Conditions {
+	for _, c := range Status(Node{}, nil, nil, nil, noOwner).Conditions {
 		if want := map[string]metav1.ConditionStatus{diskv1alpha1.ConditionReady: "True", diskv1alpha1.ConditionDevicesRefused: "False", diskv1alpha1.ConditionPublicationLimited: "False"}[c.Type]; c.Status != want || c.Reason == "" || c.Message == "" {
 			t.Errorf("without disks: %+v", c)
 		}

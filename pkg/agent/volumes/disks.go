@@ -6,6 +6,7 @@ import (
 
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/extent"
 )
 
 // engine writes the volumes of one disk. Each call is one step in the life of a volume.
@@ -13,7 +14,9 @@ type engine interface {
 	Create(ctx context.Context, o disk.CreateOptions) (disk.Volume, error)
 	Format(ctx context.Context, partition string, mkfs func(context.Context) error) error
 	MarkFormatted(ctx context.Context, partition string) error
+	Attach(ctx context.Context, partition string, want disk.Attachment) (disk.Volume, error)
 	Grow(ctx context.Context, partition string, size int64) (disk.Volume, error)
+	AddPiece(ctx context.Context, partition string, number int, at extent.Extent) (disk.Volume, error)
 	Move(ctx context.Context, o disk.MoveOptions) (disk.Volume, error)
 	MoveTo(ctx context.Context, target *disk.Disk, o disk.MoveToOptions) (disk.Volume, error)
 	SetWipe(ctx context.Context, partition string, w disk.WipeSettings) error

@@ -31,7 +31,8 @@
 //	NodeStage                           stager.Stage                      persistent_stage.go
 //	  -> partition                      partitionMaker.ensureForVolume    persistent_place.go
 //	  -> file system                    stager.makeReady                  persistent_stage.go, format.go
-//	capacity raised                     grower                            persistent_grow.go
+//	  -> what only an unused one gets   stager.beforeUse                  persistent_pieces.go
+//	capacity raised                     grower                            persistent_grow.go, persistent_pieces.go
 //	to be moved, and not in use         mover                             persistent_move.go, persistent_move_to.go
 //	claim gone, policy Delete           releaser.release                  persistent_release.go
 //	  -> live answer                    actionFor                         persistentvolumes.go

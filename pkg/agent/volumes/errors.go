@@ -26,6 +26,8 @@ var (
 	ErrInUse = disk.ErrInUse
 	// ErrNotGrown: the bytes behind the volume are not free, or its growth was not granted.
 	ErrNotGrown = errors.New("volume cannot grow in place")
+	// ErrNotAttached: the kernel does not show the volume.
+	ErrNotAttached = errors.New("volume is not attached")
 	// ErrMoving: the volume is being moved, and is mounted when that has ended.
 	ErrMoving = errors.New("volume is being moved")
 	// ErrOutOfService: the disk that holds the volume is out of service.

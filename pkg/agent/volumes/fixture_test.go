@@ -1,6 +1,7 @@
 package volumes
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -269,6 +270,8 @@ type fixture struct {
 	policy  disk.WipeSettings
 	// moveRate is that of all classes.
 	moveRate int64
+	// attachment is that of all classes; empty is Partition.
+	attachment disk.Attachment
 	// classless means that the class of the disks is deleted.
 	classless bool
 	options   Options
@@ -292,6 +295,7 @@ func newFixture(t *testing.T, pvs ...*corev1.PersistentVolume) *fixture {
 		Inventory: f.disks, Recorder: f.events, Clock: f.clock,
 		Wiping:        func(class string) (disk.WipeSettings, bool) { return f.policy, class == "ssd" && !f.classless },
 		MoveRate:      func(string) int64 { return f.moveRate },
+		Attachment:    func(string) disk.Attachment { return cmp.Or(f.attachment, disk.Partition) },
 		Placement:     func(string) placement.Policy { return placement.BestFit },
 		DefaultFSType: func(string) string { return diskv1alpha1.FSTypeExt4 }, FileSystems: f,
 		OrphanGrace: time.Minute, OrphanLimit: 2, EvictionGrace: time.Minute,

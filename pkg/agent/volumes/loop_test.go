@@ -1,10 +1,12 @@
 package volumes
 
 import (
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
+	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -25,7 +27,29 @@ func (f *fixture) loopDisk() discovery.Disk {
 	if _, err := disk.Initialize(t.Context(), path, disk.Owner{}); err != nil {
 		t.Fatal(err)
 	}
+	if disk.CheckMapper() == nil {
+		testenv.NeedProgram(t, "dmsetup")
+		t.Cleanup(func() { removeMapped(t) })
+	}
 	return f.openDisk(path)
+}
+
+// removeMapped removes the linear devices of volumes, which keep the loop device below them.
+func removeMapped(t *testing.T) {
+	t.Helper()
+	out, err := exec.Command("dmsetup", "info", "--columns", "--noheadings", "--options", "name,uuid", "--separator", " ").CombinedOutput()
+	if err != nil {
+		t.Errorf("dmsetup info: %v: %s", err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		name, uuid, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if !strings.HasPrefix(uuid, "BERTHVOLUME-") {
+			continue
+		}
+		if out, err := exec.Command("dmsetup", "remove", "--retry", name).CombinedOutput(); err != nil {
+			t.Errorf("dmsetup remove %s: %v: %s", name, err, out)
+		}
+	}
 }
 
 // openDisk takes the disk on a device into service.

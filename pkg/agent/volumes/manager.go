@@ -37,6 +37,8 @@ type Options struct {
 	Wiping func(class string) (disk.WipeSettings, bool)
 	// MoveRate returns how many bytes a second the moves of a disk of a class may read and write; 0 without limit.
 	MoveRate func(class string) int64
+	// Attachment returns how the volumes of a class are attached.
+	Attachment func(class string) disk.Attachment
 	// Placement returns the policy of a class now.
 	Placement func(class string) placement.Policy
 	// DefaultFSType returns the file system of a class's volumes that request none.
@@ -138,10 +140,10 @@ func connect(o Options) *Manager {
 	releaser := &releaser{
 		node: n, volumes: volumes, reclaim: r, orphans: r.orphans, blocked: r.blocked, queue: volumeQueue, waiters: volumeWaiters, finalized: finalized,
 	}
-	maker := &partitionMaker{node: n, volumes: volumes, placer: placer, formatter: formatter, policies: policies, finalized: finalized, formatted: formatted}
+	maker := &partitionMaker{node: n, volumes: volumes, placer: placer, formatter: formatter, policies: policies, finalized: finalized, formatted: formatted, attachment: o.Attachment}
 	r.mover = &mover{node: n, volumes: volumes, reclaim: r, rate: o.MoveRate, queue: volumeQueue, backoff: backoff[string](), progress: newProgressBoard(n), moves: map[string]*runningMove{}}
-	stager := &stager{node: n, volumes: volumes, maker: maker, formatter: formatter, mover: r.mover}
 	grower := &grower{node: n, volumes: volumes, placer: placer, maker: maker, mover: r.mover}
+	stager := &stager{node: n, volumes: volumes, maker: maker, formatter: formatter, mover: r.mover, grower: grower, attachment: o.Attachment}
 	p := &persistentController{
 		node: n, volumes: volumes, maker: maker, stager: stager, grower: grower, mover: r.mover, releaser: releaser, reclaim: r, queue: volumeQueue, waiters: volumeWaiters,
 	}

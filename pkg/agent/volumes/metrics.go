@@ -74,12 +74,12 @@ func registerMetrics() {
 	})
 }
 
-func countWipe(class string, w disk.WipeResult, result string) {
+func countWipe(class string, length int64, w disk.WipeResult, result string) {
 	wipesTotal.WithLabelValues(class, string(w.Policy), w.Method, result).Inc()
 	if result != resultDone {
 		return
 	}
-	wipedBytesTotal.WithLabelValues(class).Add(float64(w.Extent.Len()))
+	wipedBytesTotal.WithLabelValues(class).Add(float64(length))
 	wipeSeconds.WithLabelValues(class, string(w.Policy)).Observe(w.Took.Seconds())
 }
 

@@ -76,7 +76,7 @@ type Volume struct {
 	Problem string
 	// FSType is the file system on it. It is set only where documented.
 	FSType string
-	// Start and Size are its extent, in bytes.
+	// Start is where its first piece begins, and Size the length of all pieces, in bytes.
 	Start, Size int64
 	// Block is true for a raw block volume.
 	Block bool
@@ -87,7 +87,7 @@ type Volume struct {
 func volumeOn(d *discovery.Disk, onDisk disk.Volume, id string) Volume {
 	return Volume{
 		ID: id, Partition: onDisk.Partition, Device: onDisk.Device, Disk: d.ID(), Class: d.Class, Problem: d.Problem,
-		Start: onDisk.Extent.Start, Size: onDisk.Extent.Len(), Block: onDisk.Raw, Phase: onDisk.Phase,
+		Start: onDisk.Extent.Start, Size: onDisk.Length(), Block: onDisk.Raw, Phase: onDisk.Phase,
 	}
 }
 

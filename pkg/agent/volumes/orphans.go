@@ -107,7 +107,7 @@ func (o *orphans) OrphanedSince(v disk.Volume) (since time.Time, orphaned bool) 
 	if v.Phase == disk.Wiping {
 		return time.Time{}, false
 	}
-	if !v.Ephemeral {
+	if !v.Ephemeral && v.Phase != disk.OrphanPiece {
 		if _, ok := persistentVolumeID(v); !ok || len(o.volumes.of(v.Partition)) > 0 {
 			return time.Time{}, false
 		}
@@ -141,6 +141,9 @@ func (o *orphans) setOrphaned(ctx context.Context, v disk.Volume, orphaned bool)
 		return
 	}
 	becomes := "no PersistentVolume; it is kept until one is made and deleted"
+	if v.Phase == disk.OrphanPiece {
+		becomes = "no first piece in the table, which another program has changed; it is kept until its entry is restored or deleted"
+	}
 	if v.Ephemeral {
 		becomes = fmt.Sprintf("no pod, and its pod's end was not seen; it is kept for %v, then wiped", o.grace)
 	}
@@ -156,6 +159,10 @@ func (o *orphans) list() Orphans {
 	for i := range disks {
 		for _, v := range disks[i].Snapshot.Volumes {
 			if _, orphaned := o.OrphanedSince(v); !orphaned {
+				continue
+			}
+			if v.Phase == disk.OrphanPiece {
+				out.Persistent = append(out.Persistent, fmt.Sprintf("piece %s on disk %s, whose first piece is gone", v.Partition, disks[i].ID()))
 				continue
 			}
 			if v.Ephemeral {

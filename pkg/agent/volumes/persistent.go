@@ -141,30 +141,47 @@ func (p *persistentController) sync(ctx context.Context, name string) error {
 		return nil
 	case errors.Is(err, ErrReleased), errors.Is(err, ErrPodGone):
 		return nil
+	case errors.Is(err, errPieceWaits):
+		// Unstaged queues it, too. A process that has the device open is not noticed otherwise.
+		warn(pv, eventNotGrown, err.Error()+"; delete the pod and start it again")
+		p.queue.AddAfter(name, inUseRetry)
+		return nil
 	case errors.Is(err, ErrMoving):
 		// The move reports its end, and must not repeat itself. It queues the PersistentVolume again.
 		return nil
-	case errors.Is(err, errMismatch):
-		warn(pv, eventMismatch, err.Error())
-	case errors.Is(err, errDiskMissing):
-		warn(pv, eventDiskMissing, err.Error())
-	case errors.Is(err, errVanished):
-		warn(pv, eventVanished, err.Error())
-	case errors.Is(err, ErrInvalid):
-		// The class's default may change.
-		warn(pv, eventInvalid, err.Error())
-	case errors.Is(err, ErrNoRoom):
-		warn(pv, eventNoRoom, err.Error())
-	case errors.Is(err, ErrNotGrown):
-		warn(pv, eventNotGrown, err.Error())
-	case errors.Is(err, ErrWaiting), errors.Is(err, ErrOutOfService):
-		warn(pv, eventFailed, err.Error())
-	default:
-		warn(pv, eventFailed, err.Error())
+	}
+	reason, known := reasonOf(err)
+	warn(pv, reason, err.Error())
+	if !known {
 		return err
 	}
 	p.waiters.add(name, seen)
 	return nil
+}
+
+// reasonOf is the reason of the event about an error. known is true if a retry alone does not help, so that the volume
+// waits for a change.
+func reasonOf(err error) (reason string, known bool) {
+	for _, r := range []struct {
+		err    error
+		reason string
+	}{
+		{errMismatch, eventMismatch},
+		{errDiskMissing, eventDiskMissing},
+		{errVanished, eventVanished},
+		// The class's default may change.
+		{ErrInvalid, eventInvalid},
+		{ErrNoRoom, eventNoRoom},
+		{ErrNotGrown, eventNotGrown},
+		{ErrWaiting, eventFailed},
+		{ErrOutOfService, eventFailed},
+		{ErrNotAttached, eventFailed},
+	} {
+		if errors.Is(err, r.err) {
+			return r.reason, true
+		}
+	}
+	return eventFailed, false
 }
 
 // moveRetained moves a volume whose claim is gone, if it must leave its disk.
@@ -190,6 +207,12 @@ func (p *persistentController) serve(ctx context.Context, pv *corev1.PersistentV
 	if err := p.checkPartition(ctx, pv, v); err != nil {
 		return err
 	}
+	if _, onDisk, found := p.node.findVolume(v.Partition); found && onDisk.Phase == disk.Reserved && hasPieces(v) {
+		// Its file system is made over all of its pieces.
+		if err := p.grower.growToGranted(ctx, v); err != nil {
+			return err
+		}
+	}
 	if err := p.stager.makeReady(ctx, requestOf(v), nil); err != nil {
 		return err
 	}
@@ -202,7 +225,10 @@ func (p *persistentController) serve(ctx context.Context, pv *corev1.PersistentV
 	if _, err := claim.ReadMoveTo(pv); err != nil {
 		return fmt.Errorf("%w: %w", errMismatch, err)
 	}
-	return p.grower.growToGranted(ctx, v.ID, v.Size)
+	if _, err := claim.ReadPieces(pv); err != nil {
+		return fmt.Errorf("%w: %w", errMismatch, err)
+	}
+	return p.grower.growToGranted(ctx, v)
 }
 
 // checkPartition fails unless the partition is the volume of the PersistentVolume. It names the differences in what the
@@ -225,10 +251,10 @@ func (p *persistentController) checkPartition(ctx context.Context, pv *corev1.Pe
 	if err := p.maker.recordMove(ctx, pv, v, d.ID()); err != nil {
 		return err
 	}
-	if onDisk.Extent.Len() > v.Size {
-		return fmt.Errorf("%w: the capacity of PersistentVolume %s is %d bytes, its partition has %d; volumes never shrink", errMismatch, pv.Name, v.Size, onDisk.Extent.Len())
+	if length := onDisk.Length(); length > v.Size {
+		return fmt.Errorf("%w: the capacity of PersistentVolume %s is %d bytes, its partition has %d; volumes never shrink", errMismatch, pv.Name, v.Size, length)
 	}
-	return nil
+	return checkPieces(v, d.ID(), onDisk)
 }
 
 // checkSameVolume fails unless the partition is the volume of the PersistentVolume, and the only partition with its

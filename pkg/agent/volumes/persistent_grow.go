@@ -9,9 +9,10 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/claim"
 )
 
-// grower makes the partitions of persistent volumes longer.
+// grower makes persistent volumes longer: their last piece, and then by further pieces, see persistent_pieces.go.
 type grower struct {
 	node    *node
 	volumes volumeStore
@@ -20,26 +21,37 @@ type grower struct {
 	mover   *mover
 }
 
-// growToGranted grows the partition to the size that its PersistentVolume was granted.
-func (g *grower) growToGranted(ctx context.Context, volumeID string, size int64) error {
-	partition := diskv1alpha1.PartitionID(volumeID)
-	if _, onDisk, err := g.node.usable(partition); err != nil || onDisk.Extent.Len() >= size {
+// growToGranted grows the volume to the size that its PersistentVolume was granted.
+func (g *grower) growToGranted(ctx context.Context, v claim.Volume) error {
+	if _, onDisk, err := g.node.usable(v.Partition); err != nil || onDisk.Length() >= v.Size {
 		return err
 	}
-	unlock, err := g.node.locks.lock(ctx, partition)
+	unlock, err := g.node.locks.lock(ctx, v.Partition)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	return g.grow(ctx, volumeID, size, reservations{})
+	return g.growAll(ctx, v)
 }
 
-// grow makes the partition longer, if the bytes behind it are free and not reserved for others. The caller holds the
-// volume's lock.
+// growAll is growToGranted for a caller that holds the volume's lock.
+func (g *grower) growAll(ctx context.Context, v claim.Volume) error {
+	_, onDisk, err := g.node.usable(v.Partition)
+	if err != nil {
+		return err
+	}
+	if err := g.grow(ctx, v.ID, lengthWith(v, len(onDisk.Pieces)), reservations{}); err != nil {
+		return err
+	}
+	return g.addPieces(ctx, v)
+}
+
+// grow makes the last piece longer, so that the volume has that size, if the bytes behind it are free and not reserved
+// for others. The caller holds the volume's lock.
 func (g *grower) grow(ctx context.Context, volumeID string, size int64, others reservations) error {
 	partition := diskv1alpha1.PartitionID(volumeID)
 	d, onDisk, err := g.node.usable(partition)
-	if err != nil || onDisk.Extent.Len() >= size {
+	if err != nil || onDisk.Length() >= size {
 		return err
 	}
 	if err := g.placer.holdGrowth(onDisk, size, others); err != nil {
@@ -56,7 +68,7 @@ func (g *grower) grow(ctx context.Context, volumeID string, size int64, others r
 		}
 		return fmt.Errorf("cannot grow volume %s to %d bytes: %w", volumeID, size, err)
 	}
-	klog.FromContext(ctx).Info("Volume has grown", "volume", volumeID, "partition", partition, "from", onDisk.Extent.Len(), "to", size)
+	klog.FromContext(ctx).Info("Volume has grown", "volume", volumeID, "partition", partition, "from", onDisk.Length(), "to", size)
 	return nil
 }
 
@@ -74,15 +86,21 @@ func (g *grower) Expand(ctx context.Context, volumeID string, atLeast int64, gro
 		return Volume{}, err
 	}
 	atLeast = diskv1alpha1.AlignUp(atLeast)
-	if _, v, to := g.mover.pendingByPartition(partition); to != nil && onDisk.Extent.Len() < atLeast {
+	if _, v, to := g.mover.pendingByPartition(partition); to != nil && onDisk.Length() < atLeast {
 		return Volume{}, fmt.Errorf("%w: volume %s gets its %d bytes when it is moved, while no pod uses it: delete the pod and start it again", ErrNotGrown, volumeID, v.Size)
 	}
-	granted, err := g.grantedSize(ctx, volumeID, atLeast, onDisk)
+	granted, err := g.granted(ctx, volumeID, atLeast, onDisk)
 	if err != nil {
 		return Volume{}, err
 	}
-	if err := g.grow(ctx, volumeID, granted, reservations{}); err != nil {
-		return Volume{}, err
+	if granted != nil {
+		err := g.growAll(ctx, *granted)
+		if errors.Is(err, errPieceWaits) {
+			err = fmt.Errorf("%w: volume %s gets its %d bytes in another piece, which it gets while no pod uses it: delete the pod and start it again", ErrNotGrown, volumeID, granted.Size)
+		}
+		if err != nil {
+			return Volume{}, err
+		}
 	}
 	d, onDisk, err := g.node.usable(partition)
 	if err != nil {
@@ -95,29 +113,29 @@ func (g *grower) Expand(ctx context.Context, volumeID string, atLeast int64, gro
 	return v, grow(ctx, v)
 }
 
-// grantedSize is the size in the volume's PersistentVolume, or 0 if there is none. If the watch does not show enough,
-// it is read from the API server.
-func (g *grower) grantedSize(ctx context.Context, volumeID string, atLeast int64, onDisk disk.Volume) (int64, error) {
+// granted is what the volume's PersistentVolume says, or nil if there is none. If the watch does not show enough, it is
+// read from the API server.
+func (g *grower) granted(ctx context.Context, volumeID string, atLeast int64, onDisk disk.Volume) (*claim.Volume, error) {
 	for _, pv := range g.volumes.of(onDisk.Partition) {
 		if v, err := g.volumes.read(pv); err == nil && v.Size >= atLeast {
-			return v.Size, nil
+			return &v, nil
 		}
 	}
-	if onDisk.Extent.Len() >= atLeast {
-		return 0, nil
+	if onDisk.Length() >= atLeast {
+		return nil, nil
 	}
 	pv, _, err := g.maker.volumeFor(ctx, volumeID)
 	if errors.Is(err, ErrNotFound) {
-		return 0, nil
+		return nil, nil
 	}
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	v, err := g.volumes.read(pv)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrInvalid, err)
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	return v.Size, nil
+	return &v, nil
 }
 
 // GrowVolume makes a persistent volume's partition at least size bytes long, for a CSI call. It does not use extents

@@ -60,7 +60,7 @@ func (m *mover) pending(v claim.Volume) *diskv1alpha1.Place {
 		return nil
 	}
 	d, onDisk, found := m.node.findVolume(v.Partition)
-	if !found || !d.Ready() || onDisk.Phase != disk.Formatted || d.ID() == v.MoveTo.Disk && onDisk.Extent.Start == v.MoveTo.Start {
+	if !found || !d.Ready() || onDisk.Phase != disk.Formatted || isAt(d.ID(), onDisk, *v.MoveTo) {
 		return nil
 	}
 	return v.MoveTo
@@ -206,12 +206,14 @@ func (m *mover) move(ctx context.Context, v claim.Volume, run *runningMove) (mov
 		m.reclaim.enqueue(copyID, 0)
 		return false, fmt.Errorf("the place of an earlier move of volume %s is wiped first: %w", v.ID, ErrWaiting)
 	}
-	why, err := describeUse(onDisk.Device)
-	if err != nil {
-		return false, err
-	}
-	if why != "" {
-		return false, fmt.Errorf("%s: %w", why, ErrInUse)
+	if onDisk.Device != "" {
+		why, err := describeUse(onDisk.Device)
+		if err != nil {
+			return false, err
+		}
+		if why != "" {
+			return false, fmt.Errorf("%s: %w", why, ErrInUse)
+		}
 	}
 	if d.ID() != run.to.Disk {
 		err := m.moveToOther(ctx, d, onDisk, run.to)
@@ -239,12 +241,12 @@ func (m *mover) copy(ctx context.Context, e engine, d discovery.Disk, onDisk dis
 	})
 	took := time.Since(begin)
 	if ctx.Err() == nil {
-		countMove(d.Class, onDisk.Extent.Len(), took, err)
+		countMove(d.Class, onDisk.Length(), took, err)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot move volume %s from %v to %v of disk %s: %w", onDisk.Partition, onDisk.Extent, target, d.ID(), err)
+		return fmt.Errorf("cannot move volume %s from %v to %v of disk %s: %w", onDisk.Partition, onDisk.Extents(), target, d.ID(), err)
 	}
-	klog.FromContext(ctx).Info("Volume is moved", "partition", onDisk.Partition, "disk", d.ID(), "from", onDisk.Extent, "to", target, "duration", took)
+	klog.FromContext(ctx).Info("Volume is moved", "partition", onDisk.Partition, "disk", d.ID(), "from", onDisk.Extents(), "to", target, "duration", took)
 	return nil
 }
 

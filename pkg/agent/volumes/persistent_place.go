@@ -27,6 +27,8 @@ type partitionMaker struct {
 	// formatted are the partitions that were formatted, as far as the agent knows. One that vanishes without having
 	// been wiped is not made again: its data may be where the new one would be.
 	formatted *partitionSet
+	// attachment returns how the volumes of a class are attached.
+	attachment func(class string) disk.Attachment
 	// placementLocks are by partition.
 	placementLocks locks
 }
@@ -139,8 +141,9 @@ func (m *partitionMaker) ensureForVolume(ctx context.Context, pv *corev1.Persist
 	}
 	w.requiredDisk = diskFor(pv, v)
 	w.recorded = &diskv1alpha1.RecordVolume{
-		Name: w.Name, Disk: v.Place.Disk, Extent: diskv1alpha1.Extent{Start: v.Place.Start, Length: v.Size},
+		Name: w.Name, Disk: v.Place.Disk, Extent: diskv1alpha1.Extent{Start: v.Place.Start, Length: lengthWith(v, 0)},
 	}
+	w.Request.Size = w.recorded.Length
 	note, err := claim.NoteOf(pv, v).Encode()
 	if err != nil {
 		return fmt.Errorf("cannot note whose volume %s is: %w", v.ID, err)
@@ -225,7 +228,7 @@ func (m *partitionMaker) create(ctx context.Context, at place, note string, mayM
 	}
 	settings, _ := m.policies.ofClass(&d)
 	v, err := e.Create(ctx, disk.CreateOptions{
-		Partition: at.Partition, Name: name, Extent: at.extent, Raw: at.Block, Note: note, Wipe: settings,
+		Partition: at.Partition, Name: name, Extent: at.extent, Raw: at.Block, Note: note, Wipe: settings, Attachment: m.attachment(d.Class),
 	})
 	if err != nil {
 		return fmt.Errorf("cannot make a partition for volume %s at %v of disk %s: %w", at.ID, at.extent, at.disk, err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/agent/disk"
 	"github.com/berthdev/berth/pkg/request"
 )
 
@@ -23,6 +24,9 @@ type stager struct {
 	maker     *partitionMaker
 	formatter *formatter
 	mover     *mover
+	grower    *grower
+	// attachment returns how the volumes of a class are attached.
+	attachment func(class string) disk.Attachment
 }
 
 // Stage makes the persistent volume ready, and calls use with its device and its file system, which is empty for a raw
@@ -63,6 +67,9 @@ func (s *stager) Stage(ctx context.Context, volumeID string, o StageOptions, use
 			}
 		}
 	}
+	if err := s.beforeUse(ctx, volumeID); err != nil {
+		return err
+	}
 	return s.makeReady(ctx, want, use)
 }
 
@@ -77,6 +84,10 @@ func (s *stager) makeReady(ctx context.Context, v request.Volume, use deviceFunc
 		return err
 	case onDisk.Raw:
 		return errOtherMode(v)
+	default:
+		if err := checkAttached(onDisk); err != nil {
+			return fmt.Errorf("volume %s: %w", v.ID, err)
+		}
 	}
 	if use == nil {
 		return s.formatter.ensureFormatted(ctx, v, nil)
@@ -99,7 +110,11 @@ func (s *stager) useRawDevice(ctx context.Context, v request.Volume, use deviceF
 		return err
 	case !onDisk.Raw:
 		return errOtherMode(v)
-	case use == nil:
+	}
+	if err := checkAttached(onDisk); err != nil {
+		return fmt.Errorf("volume %s: %w", v.ID, err)
+	}
+	if use == nil {
 		return nil
 	}
 	return use(ctx, onDisk.Device, "")

@@ -107,11 +107,10 @@ func stripVolume(object any) (any, error) {
 	if !claim.IsOurs(pv) {
 		return slim, nil
 	}
-	if moved, ok := pv.Annotations[diskv1alpha1.AnnotationMovedTo]; ok {
-		metav1.SetMetaDataAnnotation(&slim.ObjectMeta, diskv1alpha1.AnnotationMovedTo, moved)
-	}
-	if to, ok := pv.Annotations[diskv1alpha1.AnnotationMoveTo]; ok {
-		metav1.SetMetaDataAnnotation(&slim.ObjectMeta, diskv1alpha1.AnnotationMoveTo, to)
+	for _, key := range []string{diskv1alpha1.AnnotationMovedTo, diskv1alpha1.AnnotationMoveTo, diskv1alpha1.AnnotationPieces} {
+		if value, ok := pv.Annotations[key]; ok {
+			metav1.SetMetaDataAnnotation(&slim.ObjectMeta, key, value)
+		}
 	}
 	slim.Spec = corev1.PersistentVolumeSpec{
 		Capacity:                      pv.Spec.Capacity,

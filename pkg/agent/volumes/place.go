@@ -3,6 +3,7 @@ package volumes
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -93,20 +94,21 @@ func (p *placer) holdGrowth(onDisk disk.Volume, size int64, others reservations)
 	defer p.mu.Unlock()
 	disks := p.node.inventory.Disks()
 	d, now, found := findVolume(disks, onDisk.Partition)
-	if !found || now.Extent != onDisk.Extent {
+	if !found || !slices.Equal(now.Extents(), onDisk.Extents()) {
 		return fmt.Errorf("it changed meanwhile: %w", ErrWaiting)
 	}
 	// This includes a disk whose table has no entry left: a longer partition needs none.
 	spaces := []diskSpace{{id: d.ID(), free: d.Snapshot.Free}}
 	p.removeHeld(spaces, disks, others)
 	others.removeFrom(spaces, disks)
-	tail := extent.Extent{Start: onDisk.Extent.End, End: onDisk.Extent.Start + size}
+	length, end := onDisk.Length(), lastOf(onDisk).End
+	tail := extent.New(end, size-length)
 	if free := spaces[0].free; !free.Contains(tail) {
-		most := onDisk.Extent.Len()
-		if behind, ok := free.Holding(extent.New(onDisk.Extent.End, diskv1alpha1.Alignment)); ok {
-			most = behind.End - onDisk.Extent.Start
+		most := length
+		if behind, ok := free.Holding(extent.New(end, diskv1alpha1.Alignment)); ok {
+			most += behind.End - end
 		}
-		return fmt.Errorf("%w: it has %d bytes, %d are wanted, and %d are possible where it lies", ErrNotGrown, onDisk.Extent.Len(), size, most)
+		return fmt.Errorf("%w: it has %d bytes, %d are wanted, and %d are possible where it lies", ErrNotGrown, length, size, most)
 	}
 	p.held[onDisk.Partition] = heldExtent{disk: d.ID(), extent: tail}
 	return nil
@@ -154,16 +156,23 @@ func (p *placer) checkSize(v request.Volume) error {
 	return nil
 }
 
-// removeHeld removes the held extents from the spaces. It also removes those by which partitions were granted to grow:
-// their users are waiting for them.
+// removeHeld removes the held extents from the spaces. It also removes those by which volumes were granted to grow, in
+// place or by further pieces: their users are waiting for them.
 func (p *placer) removeHeld(spaces []diskSpace, disks []discovery.Disk, others reservations) {
 	for _, h := range p.held {
 		removeExtent(spaces, h.disk, h.extent)
 	}
 	for _, v := range others.volumes {
-		if d, partition, found := findVolume(disks, v.Partition); found && v.MoveTo == nil && v.Size > partition.Extent.Len() {
-			removeExtent(spaces, d.ID(), extent.Extent{Start: partition.Extent.End, End: partition.Extent.Start + v.Size})
+		d, onDisk, found := findVolume(disks, v.Partition)
+		if !found {
+			continue
 		}
+		for _, missing := range missingOf(v, d.ID(), onDisk) {
+			removeExtent(spaces, missing.disk, missing.extent)
+		}
+	}
+	for _, p := range others.ownPieces {
+		removeExtent(spaces, p.Disk, extent.New(p.Start, p.Length))
 	}
 }
 
@@ -190,6 +199,8 @@ func (p *placer) describeNoFit(err error, missing []unplacedVolume) error {
 type reservations struct {
 	pods    []*corev1.Pod
 	volumes []claim.Volume
+	// ownPieces are the further pieces of the volume that is placed. Its first piece goes elsewhere.
+	ownPieces []diskv1alpha1.Place
 }
 
 // reservationsExcept lists what the scheduler recorded for all others than except, which is a pod UID or a persistent
@@ -205,7 +216,11 @@ func (p *placer) reservationsExcept(except string) reservations {
 		if !claim.IsOurs(pv) || actionFor(pv) != actionServe {
 			continue
 		}
-		if v, err := p.volumes.read(pv); err == nil && v.Partition != except {
+		switch v, err := p.volumes.read(pv); {
+		case err != nil:
+		case v.Partition == except:
+			out.ownPieces = append(out.ownPieces, v.Pieces...)
+		default:
 			out.volumes = append(out.volumes, v)
 		}
 	}
@@ -219,7 +234,10 @@ func (r reservations) removeFrom(spaces []diskSpace, disks []discovery.Disk) {
 	}
 	for _, v := range r.volumes {
 		if _, _, found := findVolume(disks, v.Partition); !found {
-			removeExtent(spaces, v.Place.Disk, extent.New(v.Place.Start, v.Size))
+			removeExtent(spaces, v.Place.Disk, extent.New(v.Place.Start, v.FirstLength()))
+			for _, p := range v.Pieces {
+				removeExtent(spaces, p.Disk, extent.New(p.Start, p.Length))
+			}
 		}
 		if v.MoveTo != nil {
 			removeExtent(spaces, v.MoveTo.Disk, extent.New(v.MoveTo.Start, v.MoveTo.Length))
@@ -272,12 +290,14 @@ func diskSpaces(disks []discovery.Disk) []diskSpace {
 			continue
 		}
 		s := diskSpace{id: d.ID(), class: d.Class}
-		if len(d.Snapshot.Volumes) < disk.MaxVolumes {
+		if !d.Snapshot.IsFull() {
 			s.free = d.Snapshot.Free
 		}
 		for _, v := range d.Snapshot.Volumes {
 			if v.Phase == disk.Wiping {
-				s.wiping = s.wiping.Add(v.Extent)
+				for _, e := range v.Extents() {
+					s.wiping = s.wiping.Add(e)
+				}
 			}
 		}
 		spaces = append(spaces, s)

@@ -176,6 +176,10 @@ func (r *reclaimController) mustWipe(ctx context.Context, d discovery.Disk, v di
 		return r.mover.mayWipeArriving(d, v), nil
 	case disk.Moved:
 		return r.mover.mayWipeLeft(ctx, d, v)
+	case disk.OrphanPiece:
+		// What it belongs to is not known: only an operator may decide.
+		r.orphans.setOrphaned(ctx, v, true)
+		return false, nil
 	case disk.Reserved, disk.Formatted, disk.Wiping:
 	}
 	decision, err := r.deciderFor(v).verdict(ctx, v)

@@ -149,5 +149,9 @@ func describeVolume(d discovery.Disk, v disk.Volume, volume, owner string) strin
 	if volume == "" {
 		volume = "volume"
 	}
-	return fmt.Sprintf("%s of %s, partition %s, %d bytes at %d of disk %s (%s)", volume, owner, v.Partition, v.Extent.Len(), v.Extent.Start, d.ID(), d.Device.Name)
+	pieces := ""
+	if len(v.Pieces) > 0 {
+		pieces = fmt.Sprintf(" in %d pieces", 1+len(v.Pieces))
+	}
+	return fmt.Sprintf("%s of %s, partition %s, %d bytes%s at %d of disk %s (%s)", volume, owner, v.Partition, v.Length(), pieces, v.Extent.Start, d.ID(), d.Device.Name)
 }

@@ -62,7 +62,7 @@ func (w *wiper) begin(ctx context.Context, d discovery.Disk, v disk.Volume, unlo
 	w.mu.Lock()
 	w.wipes[v.Partition] = ""
 	w.mu.Unlock()
-	w.progress.begin(v.Partition, v.Extent.Len())
+	w.progress.begin(v.Partition, v.Length())
 	w.running.Go(func() {
 		next := w.wipe(ctx, d, v)
 		unlock()
@@ -125,7 +125,7 @@ func (w *wiper) wipe(ctx context.Context, d discovery.Disk, v disk.Volume) retry
 		// The agent is stopping. The next one finds the phase Wiping and continues.
 		return retry{}
 	}
-	countWipe(d.Class, result, resultFailed)
+	countWipe(d.Class, v.Length(), result, resultFailed)
 	logger.Error(err, "Volume could not be wiped, its space is not free", "policy", o.Policy, "method", result.Method)
 	if w.node.reports.isNew(types.UID(v.Partition), err.Error()) {
 		volume, owner := w.ownerOf(v)
@@ -147,10 +147,10 @@ func (n *node) classOf(d discovery.Disk) string {
 // reportWipe reports a wipe that satisfied its policy: in the log, in the metrics, and as an event of the node's
 // NodeDiskCapacity.
 func (w *wiper) reportWipe(ctx context.Context, d discovery.Disk, v disk.Volume, done disk.WipeResult) {
-	countWipe(d.Class, done, resultDone)
+	countWipe(d.Class, v.Length(), done, resultDone)
 	volume, owner := w.ownerOf(v)
 	logger := klog.FromContext(ctx).WithValues("volume", volume, "owner", owner, "name", v.Name, "partition", v.Partition,
-		"disk", d.ID(), "device", v.Device, "class", d.Class, "extent", done.Extent, "policy", done.Policy, "method", done.Method,
+		"disk", d.ID(), "device", v.Device, "class", d.Class, "extents", v.Extents(), "policy", done.Policy, "method", done.Method,
 		"verified", done.Verified, "began", done.Began, "duration", done.Took)
 	if done.Policy == disk.WipeNone {
 		logger.Info("Volume's space is free and was NOT wiped: what the volume held stays on the disk")
