@@ -67,8 +67,14 @@ e2e: prepare ## Run the end-to-end tests on real kubelets (needs root).
 	$(GOTEST) -p=1 ./test/e2e/...
 
 .PHONY: e2e-vm
-e2e-vm: ## Cut the power of virtual machines and pull their disks (needs qemu-system-x86 and cryptsetup-bin; software emulation).
+e2e-vm: ## Cut the power of virtual machines and pull their disks (root; software emulation; 15 minutes and more).
+	go run ./test/demo prepare-vm
 	go test -count=1 -timeout=60m -v ./test/vm
+
+.PHONY: vm
+vm: ## Test the device mapper in a virtual machine, in a few minutes (root; software emulation).
+	go run ./test/demo prepare-vm
+	$(GOTEST) -run='^(TestBoot|TestAgent|TestPieces)$$' ./test/vm
 
 .PHONY: skew
 skew: prepare ## Run the core of the integration tests against API servers 1.34 to 1.37 (root; SKEW="-versions 1.34").

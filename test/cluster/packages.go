@@ -50,6 +50,18 @@ var testRequirements = []requirement{
 	programRequirement("strace", "strace"),
 }
 
+// machineRequirements are the programs for virtual machines, and those of the distribution that run in them.
+var machineRequirements = []requirement{
+	programRequirement("qemu-system-x86_64", "qemu-system-x86"),
+	programRequirement("cryptsetup", "cryptsetup-bin"),
+	programRequirement("dmsetup", "dmsetup"),
+}
+
+// InstallMachinePackages installs what virtual machines need, as InstallPackages does.
+func InstallMachinePackages(ctx context.Context, log io.Writer) error {
+	return install(ctx, log, slices.Concat(nodeRequirements, testRequirements, machineRequirements))
+}
+
 // InstallPackages installs what nodes need, when this is root on Debian or Ubuntu;
 // elsewhere the error says what is missing.
 func InstallPackages(ctx context.Context, log io.Writer) error {

@@ -65,6 +65,14 @@ func command() *cobra.Command {
 			Args:  cobra.NoArgs,
 			RunE:  func(cmd *cobra.Command, _ []string) error { return prepare(cmd.Context(), cmd.OutOrStdout()) },
 		},
+		&cobra.Command{
+			Use:   "prepare-vm",
+			Short: "Install what virtual machines need",
+			Args:  cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				return cluster.InstallMachinePackages(cmd.Context(), cmd.OutOrStdout())
+			},
+		},
 	)
 	return root
 }

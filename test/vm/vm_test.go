@@ -35,6 +35,8 @@ func needImage(t testing.TB) image {
 	goBuild(t, "build", "-trimpath", "-o", ours["/init"], "./guest")
 	ours["/bin/disk.test"] = filepath.Join(t.TempDir(), "disk.test")
 	goBuild(t, "test", "-c", "-tags", "vm", "-o", ours["/bin/disk.test"], "../../pkg/agent/disk")
+	ours["/bin/volumes.test"] = filepath.Join(t.TempDir(), "volumes.test")
+	goBuild(t, "test", "-c", "-tags", "vm", "-o", ours["/bin/volumes.test"], "../../pkg/agent/volumes")
 	i := image{kernel: k.image, initramfs: filepath.Join(t.TempDir(), "initramfs")}
 	if err := writeInitramfs(ctx, i.initramfs, k, ours); err != nil {
 		t.Fatal(err)
@@ -131,21 +133,32 @@ func TestBoot(t *testing.T) {
 var engineTests = []string{"Mapp", "HighVolume", "StrayLoop", "ClaimedBy", "VolumeBelow", "Pieces"}
 
 // TestEngine runs those tests of package disk that need the device mapper.
-func TestEngine(t *testing.T) {
+func TestEngine(t *testing.T) { runInGuest(t, "disk", engineTests, 19) }
+
+// agentTests are the tests of package volumes that need the device mapper, as engineTests.
+var agentTests = []string{"PiecesOf", "PieceWaits", "AttachmentOf", "PiecesWithout"}
+
+// TestAgent runs those tests of package volumes that need the device mapper.
+func TestAgent(t *testing.T) { runInGuest(t, "volumes", agentTests, 5) }
+
+// runInGuest runs tests of a package of the agent in a virtual machine. names are how their names begin, after "Test",
+// and at least so many must pass.
+func runInGuest(t *testing.T, of string, names []string, least int) {
+	t.Helper()
 	m := bootOnce(t)
 	var e wire.Exited
-	argv := []string{"/bin/disk.test", "-test.v", "-test.run", "^Test(" + strings.Join(engineTests, "|") + ")"}
+	argv := []string{"/bin/" + of + ".test", "-test.v", "-test.run", "^Test(" + strings.Join(names, "|") + ")"}
 	if err := m.call(t.Context(), "exec", wire.Exec{Argv: argv, Env: []string{"CI=true"}}, &e); err != nil {
 		t.Fatal(err)
 	}
 	passed := strings.Count(e.Output, "--- PASS")
-	t.Logf("%d tests of package disk passed with the device mapper:\n%s", passed, e.Output)
-	if e.Code != 0 || passed < 19 {
+	t.Logf("%d tests of package %s passed with the device mapper:\n%s", passed, of, e.Output)
+	if e.Code != 0 || passed < least {
 		t.Errorf("they ended with code %d", e.Code)
 	}
-	for _, name := range engineTests {
+	for _, name := range names {
 		if !strings.Contains(e.Output, "=== RUN   Test"+name) {
-			t.Errorf("no test of package disk begins with Test%s: correct engineTests", name)
+			t.Errorf("no test of package %s begins with Test%s: correct the list", of, name)
 		}
 	}
 }

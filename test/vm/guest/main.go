@@ -52,6 +52,24 @@ func start() error {
 			return fmt.Errorf("loading %s: %w", path, err)
 		}
 	}
+	return startLoopback()
+}
+
+// startLoopback switches on the network interface lo: the tests of the agent talk to an API server.
+func startLoopback() error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("switching on lo: %w", err)
+	}
+	defer unix.Close(s)
+	lo, err := unix.NewIfreq("lo")
+	if err == nil {
+		lo.SetUint16(unix.IFF_UP)
+		err = unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, lo)
+	}
+	if err != nil {
+		return fmt.Errorf("switching on lo: %w", err)
+	}
 	return nil
 }
 
