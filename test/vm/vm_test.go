@@ -135,6 +135,11 @@ var engineTests = []string{"Mapp", "HighVolume", "StrayLoop", "ClaimedBy", "Volu
 // TestEngine runs those tests of package disk that need the device mapper.
 func TestEngine(t *testing.T) { runInGuest(t, "disk", engineTests, 19) }
 
+// TestPieces runs the shorter ones of these tests: make vm has no time for all.
+func TestPieces(t *testing.T) {
+	runInGuest(t, "disk", []string{"PiecesGrowOnline", "PiecesOfPartition", "PiecesLeftovers", "PiecesDetach"}, 4)
+}
+
 // agentTests are the tests of package volumes that need the device mapper, as engineTests.
 var agentTests = []string{"PiecesOf", "PieceWaits", "AttachmentOf", "PiecesWithout"}
 
