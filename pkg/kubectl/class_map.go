@@ -240,7 +240,7 @@ func (l *line) cells(to terminal.Terminal) []terminal.Cell {
 	}
 	return []terminal.Cell{
 		{Text: l.Node}, {Text: l.Device}, {Text: l.Class}, {}, {Text: free}, {Text: largest}, {Text: frag},
-		{Text: strconv.Itoa(len(l.Volumes))}, stateCell(to, l.State),
+		{Text: strconv.Itoa(l.VolumeCount())}, stateCell(to, l.State),
 	}
 }
 

@@ -146,7 +146,7 @@ func (s *session) cordon(ctx context.Context, a *api, c *change, d *decisionAbou
 	if d.disk == nil {
 		return fmt.Errorf("node %s does not have disk %s any more: it can only be uncordoned", d.node, d.id)
 	}
-	plan := fmt.Sprintf("%s takes no new volumes from now on, and no volume grows there. It keeps its %s.\n", d.says(), plural(len(d.disk.Volumes), "volume"))
+	plan := fmt.Sprintf("%s takes no new volumes from now on, and no volume grows there. It keeps its %s.\n", d.says(), plural(d.disk.VolumeCount(), "volume"))
 	if err := c.confirm(ctx, s, plan); err != nil {
 		return err
 	}

@@ -318,8 +318,8 @@ func diskFinding(d *inventory.Disk) remark {
 	case string(diskv1alpha1.DiskCordoned):
 		return remark{terminal.MarkBusy, d.Path(), "cordoned: it keeps its volumes and takes no new one", command}
 	case string(diskv1alpha1.DiskDraining):
-		if len(d.Volumes) > 0 {
-			return remark{terminal.MarkBusy, d.Path(), fmt.Sprintf("draining: %s left", plural(len(d.Volumes), "volume")), command}
+		if d.VolumeCount() > 0 {
+			return remark{terminal.MarkBusy, d.Path(), fmt.Sprintf("draining: %s left", plural(d.VolumeCount(), "volume")), command}
 		}
 		return remark{terminal.MarkWarning, d.Path(), "drained, it holds nothing: take the drive out, or end the drain", "kubectl berth drain " + d.Node + " " + d.Device + " --undo"}
 	case string(diskv1alpha1.DiskFailed), inventory.StateShared:

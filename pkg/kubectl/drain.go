@@ -132,16 +132,15 @@ func (s *session) planDrain(ctx context.Context, a *api, d *decisionAbout, evict
 		return "", err
 	}
 	var b strings.Builder
-	if len(d.disk.Volumes) == 0 {
+	if d.disk.VolumeCount() == 0 {
 		b.WriteString(d.says() + " takes no new volumes from now on. It has none.\n")
 		return b.String(), nil
 	}
-	fmt.Fprintf(&b, "%s takes no new volumes from now on, and its %s shall leave it:\n", d.says(), plural(len(d.disk.Volumes), "volume"))
+	fmt.Fprintf(&b, "%s takes no new volumes from now on, and its %s shall leave it:\n", d.says(), plural(d.disk.VolumeCount(), "volume"))
 	room := roomBeside(d)
 	table := &terminal.Table{NoHeaders: true, Indent: "  ", Columns: []terminal.Column{{Right: true}, {Shrink: 16}, {}, {}}}
-	for i := range d.disk.Volumes {
-		v := &d.disk.Volumes[i]
-		table.AddTexts(size(v.Length), ownerOf(v), kindOrState(v), leaves(v, usersOf(v, pods), room, known, evict))
+	for _, v := range d.disk.FirstPieces() {
+		table.AddTexts(size(v.Whole()), ownerOf(v), kindOrState(v), leaves(v, usersOf(v, pods), room, known, evict))
 	}
 	_ = table.Write(&b, to)
 	return b.String(), nil
@@ -185,8 +184,8 @@ func leaves(v *inventory.Volume, users []*corev1.Pod, room int64, known, evict b
 		return "ends with its pod" + evicted(users, evict)
 	case v.Kind == inventory.KindUnknown:
 		return "stays: its node does not know whose it is"
-	case room < v.Length:
-		return fmt.Sprintf("stays: no other disk has %s of its class in one piece, the most is %s", size(v.Length), size(room))
+	case room < v.Whole():
+		return fmt.Sprintf("stays: no other disk has %s of its class in one piece, the most is %s", size(v.Whole()), size(room))
 	case !known:
 		return "is moved to another disk when no pod uses it"
 	case len(users) == 0:

@@ -179,8 +179,8 @@ func (s *session) explainPlaced(ctx context.Context, a *api, to terminal.Termina
 	byName := map[string]*inventory.Volume{}
 	disks := inventory.Disks(ndc, about)
 	for i := range disks {
-		for j := range disks[i].Volumes {
-			byName[disks[i].Volumes[j].Name] = &disks[i].Volumes[j]
+		for _, v := range disks[i].FirstPieces() {
+			byName[v.Name] = v
 		}
 	}
 	table := &terminal.Table{NoHeaders: true, Indent: "  ", Columns: []terminal.Column{{}, {Right: true}, {}, {Shrink: 20}}}
@@ -199,7 +199,7 @@ func (s *session) explainPlaced(ctx context.Context, a *api, to terminal.Termina
 			table.AddTexts(v.Name, "-", "not published by the node", "its agent makes it, or does not run")
 			continue
 		}
-		table.AddTexts(v.Name, size(on.Length), fmt.Sprintf("%s at %s", on.Device, size(on.Start)), joined(of(on.Class), kindOrState(on), noteOn(on, s.now())))
+		table.AddTexts(v.Name, size(on.Whole()), fmt.Sprintf("%s at %s", on.Device, size(on.Start)), joined(of(on.Class), kindOrState(on), noteOn(on, s.now())))
 	}
 	if len(table.Rows) == 0 {
 		b.WriteString("  It has no volumes of Berth.\n")

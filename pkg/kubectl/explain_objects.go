@@ -202,7 +202,7 @@ func (s *session) explainDisk(ctx context.Context, a *api, path string) (*docume
 	default:
 		value.Message = fmt.Sprintf("Disk %s takes no volumes, it is %s: %s.", d.Path(), d.State, d.Message)
 	}
-	text := value.Message + fmt.Sprintf("\nIt is disk %s, and holds %s.\n\n", d.ID, plural(len(d.Volumes), "volume")) + nodeMap(to, ndc, disks, about, s.now())
+	text := value.Message + fmt.Sprintf("\nIt is disk %s, and holds %s.\n\n", d.ID, plural(d.VolumeCount(), "volume")) + nodeMap(to, ndc, disks, about, s.now())
 	return &document{kind: kindDiskExplanation, name: d.Path(), value: value, text: text}, nil
 }
 

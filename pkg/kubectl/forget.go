@@ -42,11 +42,10 @@ func (s *session) forget(ctx context.Context, a *api, c *change, d *decisionAbou
 		return err
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s is forgotten, and the %s on it lost:\n", d.says(), plural(len(d.disk.Volumes), "volume"))
+	fmt.Fprintf(&b, "%s is forgotten, and the %s on it lost:\n", d.says(), plural(d.disk.VolumeCount(), "volume"))
 	table := &terminal.Table{NoHeaders: true, Indent: "  ", Columns: []terminal.Column{{Right: true}, {Shrink: 16}, {}, {Shrink: 16}}}
-	for i := range d.disk.Volumes {
-		v := &d.disk.Volumes[i]
-		table.AddTexts(size(v.Length), ownerOf(v), kindOrState(v), v.Name)
+	for _, v := range d.disk.FirstPieces() {
+		table.AddTexts(size(v.Whole()), ownerOf(v), kindOrState(v), v.Name)
 	}
 	_ = table.Write(&b, to)
 	if err := c.confirm(ctx, s, b.String()); err != nil {

@@ -197,7 +197,7 @@ func (s *session) getDisks(ctx context.Context, a *api, which *selection) (*list
 		}
 		l.names, l.items = append(l.names, d.Path()), append(l.items, d)
 		l.table.Add(append([]terminal.Cell{{Text: d.Path()}, {Text: d.Class}, stateCell(to, d.State)}, terminal.Cells(
-			size(d.Size), used, free, largest, strconv.Itoa(d.Pieces), frag, strconv.Itoa(len(d.Volumes)),
+			size(d.Size), used, free, largest, strconv.Itoa(d.Pieces), frag, strconv.Itoa(d.VolumeCount()),
 			d.ID, d.Model, d.Message)...)...)
 	}
 	return l, nil
@@ -218,11 +218,23 @@ func (s *session) getVolumes(ctx context.Context, a *api, which *selection) (*li
 			if !which.selects(v.Node, v.Class, v.State, v.Owner) {
 				continue
 			}
-			l.names, l.items = append(l.names, v.Name), append(l.items, v)
-			l.table.AddTexts(disks[i].Path(), v.Owner, string(v.Kind), v.State, size(v.Length), size(v.Start), v.Class, growsTo(v), v.Name, v.Partition)
+			name := v.Name
+			if v.Piece > 0 {
+				name = v.Partition
+			}
+			l.names, l.items = append(l.names, name), append(l.items, v)
+			l.table.AddTexts(disks[i].Path(), v.Owner, kindOf(v), v.State, size(v.Length), size(v.Start), v.Class, growsTo(v), v.Name, v.Partition)
 		}
 	}
 	return l, nil
+}
+
+// kindOf is the kind of a volume, or of which volume it is a piece.
+func kindOf(v *inventory.Volume) string {
+	if v.Piece > 0 {
+		return fmt.Sprintf("%s, piece %d", v.Kind, v.Piece)
+	}
+	return string(v.Kind)
 }
 
 // growsTo is up to which size a volume can grow.
@@ -245,17 +257,16 @@ func (s *session) getWipes(ctx context.Context, a *api, which *selection) (*list
 		{Name: "DISK", Shrink: 12}, {Name: "WAS", Shrink: 12}, {Name: "KIND"}, {Name: "POLICY"}, {Name: "SIZE", Right: true}, {Name: "WIPED", Right: true}, {Name: "VOLUME", Wide: true},
 	}}}
 	for i := range disks {
-		for j := range disks[i].Volumes {
-			v := &disks[i].Volumes[j]
+		for _, v := range disks[i].FirstPieces() {
 			if v.State != string(diskv1alpha1.PhaseWiping) || !which.selects(v.Node, v.Class, "", v.Owner) {
 				continue
 			}
 			policy, wiped := "-", "-"
 			if v.WipePolicy != "" {
-				policy, wiped = v.WipePolicy, percent(v.Wiped, v.Length)
+				policy, wiped = v.WipePolicy, percent(v.Wiped, v.Whole())
 			}
 			l.names, l.items = append(l.names, v.Name), append(l.items, v)
-			l.table.AddTexts(disks[i].Path(), v.Owner, string(v.Kind), policy, size(v.Length), wiped, v.Name)
+			l.table.AddTexts(disks[i].Path(), v.Owner, string(v.Kind), policy, size(v.Whole()), wiped, v.Name)
 		}
 	}
 	return l, nil

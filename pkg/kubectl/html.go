@@ -122,7 +122,7 @@ func (s *session) pageOf(f *fleet, existing []diskv1alpha1.DiskClass) page {
 func volumesOn(disks []inventory.Disk) int {
 	n := 0
 	for i := range disks {
-		n += len(disks[i].Volumes)
+		n += disks[i].VolumeCount()
 	}
 	return n
 }

@@ -168,8 +168,10 @@ func kindOrState(v *inventory.Volume) string {
 // noteOn is what else can be said of a volume.
 func noteOn(v *inventory.Volume, now time.Time) string {
 	switch {
+	case v.Piece > 0:
+		return fmt.Sprintf("piece %d of a volume of %s", v.Piece, size(v.Total))
 	case v.State == string(diskv1alpha1.PhaseWiping) && v.WipePolicy != "":
-		return v.WipePolicy + ", " + percent(v.Wiped, v.Length)
+		return v.WipePolicy + ", " + percent(v.Wiped, v.Whole())
 	case v.State == string(diskv1alpha1.PhaseCopying):
 		return percent(v.Copied, v.Length) + " copied"
 	case v.State == inventory.StateOrphan:

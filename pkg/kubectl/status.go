@@ -438,16 +438,16 @@ func (o *overview) goesOn() []remark {
 		d := &o.disks[i]
 		switch d.State {
 		case string(diskv1alpha1.DiskDraining):
-			found = append(found, remark{terminal.MarkBusy, d.Path(), fmt.Sprintf("draining: %s left", plural(len(d.Volumes), "volume")), "kubectl berth map " + d.Path()})
+			found = append(found, remark{terminal.MarkBusy, d.Path(), fmt.Sprintf("draining: %s left", plural(d.VolumeCount(), "volume")), "kubectl berth map " + d.Path()})
 		case string(diskv1alpha1.DiskCordoned):
 			found = append(found, remark{terminal.MarkBusy, d.Path(), "cordoned: it takes no new volumes", "kubectl berth uncordon " + d.Node + " " + d.Device})
 		}
-		for j := range d.Volumes {
-			switch v := &d.Volumes[j]; v.State {
+		for _, v := range d.FirstPieces() {
+			switch v.State {
 			case string(diskv1alpha1.PhaseWiping):
-				says := "wiping " + size(v.Length)
+				says := "wiping " + size(v.Whole())
 				if v.WipePolicy != "" {
-					says += fmt.Sprintf(" (%s): %s", v.WipePolicy, percent(v.Wiped, v.Length))
+					says += fmt.Sprintf(" (%s): %s", v.WipePolicy, percent(v.Wiped, v.Whole()))
 				}
 				found = append(found, remark{terminal.MarkBusy, d.Path(), says, ""})
 			case string(diskv1alpha1.PhaseCopying):

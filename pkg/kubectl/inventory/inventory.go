@@ -31,7 +31,7 @@ type Disk struct {
 	// Pieces is how many free extents there are, and Largest the length of the largest.
 	Pieces  int   `json:"pieces"`
 	Largest int64 `json:"largest"`
-	// Volumes are those on the disk, by start.
+	// Volumes are those on the disk, by start. Each piece of a volume is one. VolumeCount counts volumes.
 	Volumes []Volume `json:"volumes,omitempty"`
 
 	// Extents are the free ones as published, whether the disk takes volumes or not.
@@ -76,8 +76,12 @@ type Volume struct {
 	State  string `json:"state"`
 	Start  int64  `json:"start"`
 	Length int64  `json:"length"`
+	// Piece is the number of a further piece of a volume. The first piece has none. Total is the length of all pieces of a
+	// volume that has several.
+	Piece int32 `json:"piece,omitempty"`
+	Total int64 `json:"total,omitempty"`
 	// GrowsTo is up to which length a claim's volume can grow in place, and MovesTo up to which one by a move on its disk.
-	// They are zero where it cannot.
+	// They are zero where it cannot, and of a further piece.
 	GrowsTo       int64      `json:"growsTo,omitempty"`
 	MovesTo       int64      `json:"movesTo,omitempty"`
 	OrphanedSince *time.Time `json:"orphanedSince,omitempty"`
@@ -139,6 +143,7 @@ func diskOf(node string, in *diskv1alpha1.Disk, c Context) Disk {
 	for i := range in.Allocations {
 		d.Volumes = append(d.Volumes, d.volume(&in.Allocations[i], c))
 	}
+	d.addGrowth()
 	slices.SortFunc(d.Volumes, func(a, b Volume) int { return cmp.Or(cmp.Compare(a.Start, b.Start), cmp.Compare(a.Name, b.Name)) })
 	return d
 }
@@ -167,7 +172,7 @@ type Sum struct {
 
 // Add adds a disk.
 func (s *Sum) Add(d *Disk) {
-	s.Disks, s.Volumes = s.Disks+1, s.Volumes+len(d.Volumes)
+	s.Disks, s.Volumes = s.Disks+1, s.Volumes+d.VolumeCount()
 	if !d.InService() {
 		return
 	}
@@ -203,7 +208,7 @@ func fragmentation(free, best int64) (float64, bool) {
 func (d *Disk) volume(a *diskv1alpha1.Allocation, c Context) Volume {
 	v := Volume{
 		Node: d.Node, Device: d.Device, Disk: d.ID, Class: d.Class, Name: a.Volume, Partition: a.Partition, Owner: a.Owner,
-		InPod: c.InPod[a.Volume], Kind: kindOf(a.Volume), State: string(a.Phase), Start: a.Start, Length: a.Length, Copied: a.Copied,
+		InPod: c.InPod[a.Volume], Kind: kindOf(a.Volume), State: string(a.Phase), Start: a.Start, Length: a.Length, Piece: a.Piece, Copied: a.Copied,
 	}
 	if v.Name == "" {
 		v.Name = a.Partition
@@ -218,16 +223,59 @@ func (d *Disk) volume(a *diskv1alpha1.Allocation, c Context) Volume {
 	if a.Wiping != nil {
 		v.WipePolicy, v.Wiped = string(a.Wiping.Policy), a.Wiping.Wiped
 	}
-	if v.Kind == KindClaim && d.State == string(diskv1alpha1.DiskReady) && v.State == string(diskv1alpha1.PhaseFormatted) {
-		v.GrowsTo, v.MovesTo = d.growth(v.Start, v.Length)
-	}
 	return v
 }
 
-// growth is how long a volume can get in place, and by a move to another extent of the disk.
-func (d *Disk) growth(start, length int64) (inPlace, byMove int64) {
+// VolumeCount is how many volumes the disk holds. Their further pieces are not counted.
+func (d *Disk) VolumeCount() int { return len(d.FirstPieces()) }
+
+// FirstPieces are the volumes without their further pieces.
+func (d *Disk) FirstPieces() []*Volume {
+	var first []*Volume
+	for i := range d.Volumes {
+		if d.Volumes[i].Piece == 0 {
+			first = append(first, &d.Volumes[i])
+		}
+	}
+	return first
+}
+
+// Whole is the length of all pieces.
+func (v *Volume) Whole() int64 { return max(v.Total, v.Length) }
+
+// addGrowth adds the total of the volumes of several pieces, and how long the volumes of claims can get.
+func (d *Disk) addGrowth() {
+	pieces := map[string][]*Volume{}
+	for i := range d.Volumes {
+		v := &d.Volumes[i]
+		pieces[v.Name] = append(pieces[v.Name], v)
+	}
+	for _, v := range d.FirstPieces() {
+		last, total := v, v.Length
+		for _, p := range pieces[v.Name] {
+			if p.Piece > 0 {
+				total += p.Length
+			}
+			if p.Piece > last.Piece {
+				last = p
+			}
+		}
+		if last != v {
+			for _, p := range pieces[v.Name] {
+				p.Total = total
+			}
+		}
+		if v.Kind == KindClaim && d.State == string(diskv1alpha1.DiskReady) && v.State == string(diskv1alpha1.PhaseFormatted) {
+			v.GrowsTo, v.MovesTo = d.growth(last.Start+last.Length, total)
+		}
+	}
+}
+
+// growth is how long a volume of that length can get behind the end of its last piece, and by a move to another extent
+// of the disk.
+func (d *Disk) growth(end, length int64) (inPlace, byMove int64) {
 	for _, e := range d.Extents {
-		if e.Start == start+length {
+		if e.Start == end {
 			inPlace = length + e.Len()
 		}
 		if e.Len() > length {
