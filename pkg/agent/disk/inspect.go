@@ -138,6 +138,11 @@ func (d *blockDevice) inspect(ctx context.Context, i Inspector) (Contents, error
 		c.Owner, err = ownerOf(d, d.path, d.layout, f.current)
 		return c, err
 	}
+	return d.describeOthers(ctx, i, f)
+}
+
+// describeOthers describes a device that has no table of ours, with every reason against it.
+func (d *blockDevice) describeOthers(ctx context.Context, i Inspector, f findings) (Contents, error) {
 	busy, unchecked, err := d.usedBy(ctx, i)
 	if err != nil {
 		return Contents{}, err
@@ -150,7 +155,15 @@ func (d *blockDevice) inspect(ctx context.Context, i Inspector) (Contents, error
 	if err != nil {
 		return Contents{}, err
 	}
-	c := newContents(Blank, slices.Concat(busy, foreign, unable)...)
+	reasons := slices.Concat(busy, foreign, unable)
+	if len(foreign) > 0 && len(unable) == 0 && !f.unusable {
+		clearing, err := d.howToClear(busy)
+		if err != nil {
+			return Contents{}, err
+		}
+		reasons = append(reasons, clearing...)
+	}
+	c := newContents(Blank, reasons...)
 	c.Unchecked = unchecked
 	switch {
 	case len(busy) > 0:
@@ -200,6 +213,20 @@ func (d *blockDevice) foreignContent(ctx context.Context, f findings) (reasons [
 		reasons = append(reasons, "the first or the last MiB of the device is not zero, though no known signature is there")
 	}
 	return reasons, nil
+}
+
+// clearHint is how the reason begins that ends in the command to clear a device.
+const clearHint = "if nothing on it is needed, clear it: "
+
+// howToClear returns the command that makes a device blank. There is none while anything but its partitions uses the
+// device: that may be the node's own disk.
+func (d *blockDevice) howToClear(busy []string) ([]string, error) {
+	parts, err := d.partitions()
+	if err != nil || len(busy) > 1 || len(busy) == 1 && len(parts) == 0 {
+		return nil, err
+	}
+	zero := fmt.Sprintf("blkdiscard --zeroout --length %d", Alignment)
+	return []string{fmt.Sprintf("%swipefs --all %s && %s %s && %s --offset %d %s", clearHint, d.path, zero, d.path, zero, d.layout.size-Alignment, d.path)}, nil
 }
 
 // unusableReasons returns the reasons why the device cannot serve, for any content.

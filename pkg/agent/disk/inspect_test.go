@@ -95,8 +95,26 @@ func TestForeignIsLeftAlone(t *testing.T) {
 				test.make(t, l)
 				l.removePartitions(t) // removes partitions that the tools may have added to the kernel
 				l.checkRefused(t, test.reason)
+				l.checkClearing(t)
 			})
 		})
+	}
+}
+
+// checkClearing asserts that the command in the last reason makes the device blank.
+func (l *loopDisk) checkClearing(t *testing.T) {
+	t.Helper()
+	found, err := Inspect(t.Context(), l.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	command, names := strings.CutPrefix(found.Reasons[len(found.Reasons)-1], clearHint)
+	if !names {
+		t.Fatalf("the reasons name no command: %q", found.Reasons)
+	}
+	testenv.Run(t, "sh", "-c", command)
+	if found, err = Inspect(t.Context(), l.path); err != nil || found.State != Blank {
+		t.Errorf("after %s: %+v, %v", command, found, err)
 	}
 }
 
@@ -129,6 +147,9 @@ func TestBusyIsLeftAlone(t *testing.T) {
 		if l.hash(t) != before {
 			t.Error("the disk was written to")
 		}
+		if strings.Contains(found.Reason, clearHint) {
+			t.Errorf("a device in use is to be cleared: %q", found.Reason)
+		}
 	}
 	t.Run("open exclusively", func(t *testing.T) {
 		l := newLoopDisk(t, 64*units.MiB, 512)
@@ -144,6 +165,20 @@ func TestBusyIsLeftAlone(t *testing.T) {
 		l.addPartition(t, 3, extentMiB(5, 5))
 		busy(t, l, "partition")
 	})
+	t.Run("mounted partition", func(t *testing.T) {
+		testenv.NeedProgram(t, "mkfs.ext4", "sgdisk")
+		l := newLoopDisk(t, 64*units.MiB, 512)
+		testenv.Run(t, "sgdisk", "-n", "1:2048:+20M", l.path)
+		l.removePartitions(t)
+		l.addPartition(t, 1, extentMiB(1, 20))
+		testenv.Run(t, "mkfs.ext4", "-q", "-F", l.path+"p1")
+		mnt := t.TempDir()
+		if err := unix.Mount(l.path+"p1", mnt, "ext4", unix.MS_RDONLY, "noload"); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Unmount(mnt, 0)
+		busy(t, l, "mounted at "+mnt)
+	})
 	t.Run("mounted", func(t *testing.T) {
 		testenv.NeedProgram(t, "mkfs.ext4")
 		l := newLoopDisk(t, 64*units.MiB, 512)
@@ -155,6 +190,19 @@ func TestBusyIsLeftAlone(t *testing.T) {
 		defer unix.Unmount(mnt, 0)
 		busy(t, l, "mounted at "+mnt)
 	})
+}
+
+// TestDamagedIsNotCleared asserts that no command is named that would clear a disk of ours whose table is damaged: its
+// volumes may be there.
+func TestDamagedIsNotCleared(t *testing.T) {
+	l := initialized(t, 64*units.MiB, 512)
+	for _, entries := range []int64{2 * 512, 64*units.MiB - 512 - 131072} {
+		l.writeAt(t, []byte{1}, entries+40)
+	}
+	found, err := Inspect(t.Context(), l.path)
+	if err != nil || found.State != Foreign || !strings.Contains(found.Reason, "are damaged") || strings.Contains(found.Reason, clearHint) {
+		t.Errorf("%+v, %v", found, err)
+	}
 }
 
 // TestWhyNoDisk asserts that anything other than a disk is refused without a panic.

@@ -3,6 +3,7 @@ package disk
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -81,6 +82,13 @@ func (d *blockDevice) usedBy(ctx context.Context, i Inspector) (reasons, uncheck
 	for _, h := range held {
 		if reason := blockReason(h); !slices.Contains(reasons, reason) {
 			reasons = append(reasons, reason)
+		}
+	}
+	for _, index := range slices.Sorted(maps.Keys(parts)) {
+		for _, h := range blockingHolders(system.Of(parts[index].rdev)) {
+			if reason := "partition " + parts[index].name + ": " + blockReason(h); !slices.Contains(reasons, reason) {
+				reasons = append(reasons, reason)
+			}
 		}
 	}
 	return reasons, system.Unchecked(), nil
