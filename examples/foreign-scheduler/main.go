@@ -1,5 +1,8 @@
 // Command foreign-scheduler is a scheduler of another project that also places Berth's volumes. It is kube-scheduler's
 // command with a plugin of its own and with Options of Berth. Its profile is in config.yaml.
+//
+// Do not set gitVersion of k8s.io/component-base when you link such a program: kube-scheduler takes it for the version
+// of Kubernetes that it has, and does not start with one below 1.31.
 package main
 
 import (

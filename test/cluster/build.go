@@ -164,19 +164,43 @@ func stamp(dir string, args []string) (string, error) {
 
 // buildOwn builds programs of this repository; whether they are up to date, go itself
 // decides. The flags are those of the Makefile, so that neither rebuilds what the
-// other has built.
+// other has built. Only Berth's own programs bear its version: kube-scheduler's command,
+// which the example runs, takes the program's version for one of Kubernetes.
 func buildOwn(ctx context.Context, log io.Writer, repository, bin string, packages []string) error {
 	version, err := os.ReadFile(filepath.Join(repository, "VERSION"))
 	if err != nil {
 		return err
 	}
-	args := []string{"build", "-trimpath", "-ldflags", "-s -w -X k8s.io/component-base/version.gitVersion=" + strings.TrimSpace(string(version)), "-o", bin + "/"}
-	var names []string
+	own, others := []string{}, []string{}
 	for _, pkg := range packages {
-		args = append(args, "./"+pkg)
-		names = append(names, filepath.Base(pkg))
+		if strings.HasPrefix(pkg, "cmd/") {
+			own = append(own, pkg)
+		} else {
+			others = append(others, pkg)
+		}
 	}
-	return goBuild(ctx, log, repository, strings.Join(names, ", "), args)
+	const small = "-s -w"
+	for _, b := range []struct {
+		flags    string
+		packages []string
+	}{
+		{small + " -X k8s.io/component-base/version.gitVersion=" + strings.TrimSpace(string(version)), own},
+		{small, others},
+	} {
+		if len(b.packages) == 0 {
+			continue
+		}
+		args := []string{"build", "-trimpath", "-ldflags", b.flags, "-o", bin + "/"}
+		var names []string
+		for _, pkg := range b.packages {
+			args = append(args, "./"+pkg)
+			names = append(names, filepath.Base(pkg))
+		}
+		if err := goBuild(ctx, log, repository, strings.Join(names, ", "), args); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // quietFor is how long a build may take without a word.
