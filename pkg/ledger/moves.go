@@ -66,8 +66,9 @@ func (l *Ledger) PlanMove(pvUID string, o MoveRequest) (Move, bool) {
 		return Move{}, false
 	}
 	granted := int64(0)
-	for _, r := range append([]Record{r}, l.furtherPieces(pvUID)...) {
-		if !o.Elsewhere && s.isShort(r) && s.hasRoom(r) {
+	all := append([]Record{r}, l.furtherPieces(pvUID)...)
+	for i, r := range all {
+		if !o.Elsewhere && s.isShort(r) && s.mayGrow(all, i) {
 			return Move{}, false
 		}
 		granted += s.published.locate(r).Extent.Len()
@@ -197,7 +198,24 @@ func (l *Ledger) IsStuck(pvUID string) bool {
 	if _, v := s.published.volume(r.Partition, r.Disk); v == nil || v.Wiping {
 		return false
 	}
-	return slices.ContainsFunc(append([]Record{r}, l.furtherPieces(pvUID)...), func(r Record) bool { return s.isShort(r) && !s.hasRoom(r) })
+	all := append([]Record{r}, l.furtherPieces(pvUID)...)
+	for i, r := range all {
+		if s.isShort(r) && !s.mayGrow(all, i) {
+			return true
+		}
+	}
+	return false
+}
+
+// mayGrow reports whether a piece of a volume can have the length of its record where it is. A piece that others follow
+// does not grow any more.
+func (s *Snapshot) mayGrow(all []Record, i int) bool {
+	if i+1 < len(all) {
+		if _, next := s.published.volume(all[i+1].Partition, all[i+1].Disk); next != nil {
+			return false
+		}
+	}
+	return s.hasRoom(all[i])
 }
 
 // isShort reports whether the node has not made all of a record.

@@ -189,16 +189,21 @@ func TestStuck(t *testing.T) {
 		ledger *Ledger
 		want   bool
 	}{
-		"it has what was granted":     {moving(b), false},
-		"there is room behind it":     {granted(moving()), false},
-		"another volume is behind it": {granted(moving(b)), true},
-		"it is moved":                 {moved, false},
-		"nothing is published":        {silent, false},
-		"it is not known":             {New(), false},
+		"it has what was granted": {moving(b), false},
+		"there is room behind it": {granted(moving()), false},
+		// Only the last piece grows: the move of the volume was removed.
+		"there is room behind its first piece": {granted(withPieces([]extent.Extent{span(6, 1)})), true},
+		"another volume is behind it":          {granted(moving(b)), true},
+		"it is moved":                          {moved, false},
+		"nothing is published":                 {silent, false},
+		"it is not known":                      {New(), false},
 	} {
 		if got := test.ledger.IsStuck("pv"); got != test.want {
 			t.Errorf("%s: stuck is %t", name, got)
 		}
+	}
+	if _, ok := plan(granted(withPieces([]extent.Extent{span(6, 1)})), 6, 3); !ok {
+		t.Error("a volume whose first piece cannot grow is not moved")
 	}
 	taken := func(want bool, others ...Allocation) {
 		t.Helper()

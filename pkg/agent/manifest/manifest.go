@@ -86,6 +86,10 @@ func Volumes(ctx context.Context, o Options) ([]*corev1.PersistentVolume, error)
 				continue
 			}
 			on[id] = d.ID
+			if v.Incomplete != "" {
+				problems = append(problems, fmt.Errorf("volume %s on disk %s (%s) is incomplete: %s; restore the entry of the partition table first", id, d.ID, d.Path, v.Incomplete))
+				continue
+			}
 			fsType, err := findFileSystem(ctx, d, v)
 			if err != nil {
 				problems = append(problems, fmt.Errorf("volume %s on disk %s (%s): %w", id, d.ID, d.Path, err))

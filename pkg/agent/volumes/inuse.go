@@ -4,7 +4,11 @@ import "github.com/berthdev/berth/pkg/agent/mounts"
 
 // describeUse describes what uses the device, as far as the mount table shows it. It is empty if nothing does. A
 // process that has the device open exclusively is not in the table, but it keeps the device from being wiped, too.
+// Nothing uses a volume that has no device.
 func describeUse(device string) (string, error) {
+	if device == "" {
+		return "", nil
+	}
 	at, err := mounts.OfDevice(device)
 	if err != nil {
 		return "", err
@@ -26,6 +30,9 @@ func describeUse(device string) (string, error) {
 // isDeviceMounted reports whether the device is mounted anywhere that the agent can see. A mount that it cannot see
 // keeps the device busy, and then the engine refuses to wipe it.
 func isDeviceMounted(device string) (bool, error) {
+	if device == "" {
+		return false, nil
+	}
 	found, err := mounts.OfDevice(device)
 	return len(found) > 0, err
 }

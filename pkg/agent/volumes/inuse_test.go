@@ -48,3 +48,13 @@ func TestPublishedFromTmpfs(t *testing.T) {
 		t.Errorf("another device of that name is in use: %s, %v", why, err)
 	}
 }
+
+// TestVolumeWithoutDevice asserts that a volume that the kernel does not show counts as unused: it can be wiped.
+func TestVolumeWithoutDevice(t *testing.T) {
+	if why, err := describeUse(""); why != "" || err != nil {
+		t.Errorf("it is in use: %q, %v", why, err)
+	}
+	if is, err := isDeviceMounted(""); is || err != nil {
+		t.Errorf("it is mounted: %v, %v", is, err)
+	}
+}

@@ -209,7 +209,7 @@ func (p *persistentController) serve(ctx context.Context, pv *corev1.PersistentV
 	}
 	if _, onDisk, found := p.node.findVolume(v.Partition); found && onDisk.Phase == disk.Reserved && hasPieces(v) {
 		// Its file system is made over all of its pieces.
-		if err := p.grower.growToGranted(ctx, v); err != nil {
+		if err := p.grower.growToGranted(ctx, v); err != nil && !errors.Is(err, errPieceWaits) {
 			return err
 		}
 	}

@@ -36,11 +36,14 @@ func (g *grower) growToGranted(ctx context.Context, v claim.Volume) error {
 
 // growAll is growToGranted for a caller that holds the volume's lock.
 func (g *grower) growAll(ctx context.Context, v claim.Volume) error {
-	_, onDisk, err := g.node.usable(v.Partition)
-	if err != nil {
+	d, onDisk, err := g.node.usable(v.Partition)
+	if err != nil || onDisk.Length() >= v.Size {
 		return err
 	}
-	if err := g.grow(ctx, v.ID, lengthWith(v, len(onDisk.Pieces)), reservations{}); err != nil {
+	if err := checkPieces(v, d.ID(), onDisk); err != nil {
+		return err
+	}
+	if err := g.grow(ctx, v.ID, lengthInPlace(v, onDisk), reservations{}); err != nil {
 		return err
 	}
 	return g.addPieces(ctx, v)

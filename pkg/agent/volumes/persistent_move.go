@@ -206,14 +206,12 @@ func (m *mover) move(ctx context.Context, v claim.Volume, run *runningMove) (mov
 		m.reclaim.enqueue(copyID, 0)
 		return false, fmt.Errorf("the place of an earlier move of volume %s is wiped first: %w", v.ID, ErrWaiting)
 	}
-	if onDisk.Device != "" {
-		why, err := describeUse(onDisk.Device)
-		if err != nil {
-			return false, err
-		}
-		if why != "" {
-			return false, fmt.Errorf("%s: %w", why, ErrInUse)
-		}
+	why, err := describeUse(onDisk.Device)
+	if err != nil {
+		return false, err
+	}
+	if why != "" {
+		return false, fmt.Errorf("%s: %w", why, ErrInUse)
 	}
 	if d.ID() != run.to.Disk {
 		err := m.moveToOther(ctx, d, onDisk, run.to)

@@ -31,25 +31,32 @@ func lastOf(v disk.Volume) extent.Extent {
 	return extents[len(extents)-1]
 }
 
-// lengthWith is how long a volume must be that has so many further pieces.
-func lengthWith(v claim.Volume, further int) int64 {
-	length := v.Size
-	if hasPieces(v) && further < len(v.Pieces) {
-		for _, p := range v.Pieces[further:] {
-			length -= p.Length
-		}
+// firstLength is how long the first piece of a volume must be, as long as it has no other.
+func firstLength(v claim.Volume) int64 {
+	if !hasPieces(v) {
+		return v.Size
 	}
-	return length
+	return v.Size - piecesLength(v.Pieces)
+}
+
+// lengthInPlace is how long a volume gets where it is, by its last piece.
+func lengthInPlace(v claim.Volume, onDisk disk.Volume) int64 {
+	n := min(len(onDisk.Pieces), len(v.Pieces))
+	if n == 0 {
+		return firstLength(v)
+	}
+	// The first piece cannot get longer any more.
+	return onDisk.Extent.Len() + piecesLength(v.Pieces[:n])
 }
 
 // missingOf are the places that a PersistentVolume was granted, and that are not its volume's yet.
 func missingOf(v claim.Volume, diskID string, onDisk disk.Volume) []heldExtent {
-	if v.MoveTo != nil && isAt(diskID, onDisk, *v.MoveTo) {
+	if v.MoveTo != nil && isAt(diskID, onDisk, *v.MoveTo) || onDisk.Length() >= v.Size {
 		return nil
 	}
 	var missing []heldExtent
 	further := min(len(onDisk.Pieces), len(v.Pieces))
-	if short := lengthWith(v, further) - onDisk.Length(); v.MoveTo == nil && short > 0 {
+	if short := lengthInPlace(v, onDisk) - onDisk.Length(); v.MoveTo == nil && short > 0 {
 		missing = append(missing, heldExtent{diskID, extent.New(lastOf(onDisk).End, short)})
 	}
 	for _, p := range v.Pieces[further:] {
@@ -82,10 +89,18 @@ func checkPieces(v claim.Volume, diskID string, onDisk disk.Volume) error {
 			return fmt.Errorf("%w: piece %d of volume %s is %v of disk %s, and PersistentVolume %s has it at %s: its annotation %s must name the places that the volume has", errMismatch, i+1, v.ID, p.Extent, diskID, v.Name, want, diskv1alpha1.AnnotationPieces)
 		}
 	}
-	if first := v.FirstLength(); v.MoveTo == nil && onDisk.Extent.Len() != first {
-		return fmt.Errorf("%w: the first piece of volume %s has %d bytes on disk %s, and by the capacity and the pieces of PersistentVolume %s it has %d", errMismatch, v.ID, onDisk.Extent.Len(), diskID, v.Name, first)
+	// A volume that must be moved to have its size may have a shorter one.
+	if first, most := onDisk.Extent.Len(), v.Size-piecesLength(v.Pieces); v.MoveTo == nil && (first > most || first < v.Place.Length) {
+		return fmt.Errorf("%w: the first piece of volume %s has %d bytes on disk %s, and by PersistentVolume %s it has %d to %d", errMismatch, v.ID, first, diskID, v.Name, v.Place.Length, most)
 	}
 	return nil
+}
+
+func piecesLength(pieces []diskv1alpha1.Place) (sum int64) {
+	for i := range pieces {
+		sum += pieces[i].Length
+	}
+	return sum
 }
 
 // addPieces adds the pieces that the volume does not have yet. The last one that it has must have its length. The
@@ -181,11 +196,11 @@ func (s *stager) completePieces(ctx context.Context, pv *corev1.PersistentVolume
 	switch {
 	case err == nil:
 		return nil
-	case ctx.Err() != nil, onDisk.Phase == disk.Reserved:
-		return err
 	case errors.Is(err, errPieceWaits):
 		// It is staged again, and in use already.
 		return nil
+	case ctx.Err() != nil, onDisk.Phase == disk.Reserved:
+		return err
 	}
 	s.node.reports.warnVolume(pv, eventNotGrown, fmt.Sprintf("the volume is served with the %d bytes that it has: %v", onDisk.Length(), err))
 	return nil
@@ -194,6 +209,10 @@ func (s *stager) completePieces(ctx context.Context, pv *corev1.PersistentVolume
 // isAttachedAsWanted reports whether a volume is attached in the way that its class wants. One of several pieces has
 // one way only, and one without file system was made in that way.
 func (s *stager) isAttachedAsWanted(class string, onDisk disk.Volume) bool {
+	if checkAttached(onDisk) != nil {
+		// The reason may be over.
+		return false
+	}
 	return onDisk.Attachment == s.attachment(class) || len(onDisk.Pieces) > 0 || onDisk.Phase == disk.Reserved
 }
 
@@ -214,13 +233,15 @@ func (s *stager) reattach(ctx context.Context, class, partition string) error {
 	if err != nil {
 		return err
 	}
-	if onDisk.Attachment == disk.Partition {
-		if why, err := describeUse(onDisk.Device); err != nil || why != "" {
-			return err
-		}
+	// A raw block volume is published by its device node, which keeps nothing open.
+	if why, err := describeUse(onDisk.Device); err != nil || why != "" {
+		return err
 	}
 	now, err := e.Attach(ctx, partition, want)
 	switch {
+	case err != nil && checkAttached(onDisk) != nil && ctx.Err() == nil:
+		// makeReady says that it is not attached.
+		klog.FromContext(ctx).Error(err, "Volume cannot be attached", "partition", partition, "disk", d.ID())
 	case err != nil:
 		return fmt.Errorf("cannot attach volume %s as class %s wants it: %w", partition, class, err)
 	case now.Attachment != want:

@@ -63,7 +63,9 @@ func TestCheckPieces(t *testing.T) {
 		"longer":               {grantedMiB(21, a, b), onDiskMiB(20, 10, 50, 5, 40, 7), "piece 2"},
 		"other disk":           {grantedMiB(15, elsewhere), onDiskMiB(20, 10, 50, 5), "piece 1"},
 		"not named":            {grantedMiB(15), onDiskMiB(20, 10, 50, 5), "names 0"},
-		"other first piece":    {grantedMiB(16, a), onDiskMiB(20, 10, 50, 5), "has 10485760 bytes"},
+		"other first piece":    {grantedMiB(15, a), onDiskMiB(20, 11, 50, 5), "has 11534336 bytes"},
+		"shorter first piece":  {grantedMiB(15, a), onDiskMiB(20, 9, 50, 5), "has 9437184 bytes"},
+		"its move was removed": {grantedMiB(40, a), onDiskMiB(20, 10, 50, 5), ""},
 		"incomplete":           {grantedMiB(21, a, b), incomplete, "restore its entry"},
 	} {
 		err := checkPieces(tc.v, diskID, tc.onDisk)
@@ -92,6 +94,9 @@ func TestMissingOf(t *testing.T) {
 		"a longer last one":  {grantedMiB(21, a, b), onDiskMiB(20, 10, 50, 5, 40, 2), []extent.Extent{extentMiB(42, 4)}},
 		"moving":             {moving, onDiskMiB(20, 10), []extent.Extent{extentMiB(50, 5)}},
 		"moved":              {moving, onDiskMiB(100, 30), nil},
+		// The last piece does not get what the first one lacks.
+		"its move was removed": {grantedMiB(40, a), onDiskMiB(20, 10, 50, 5), nil},
+		"moved, noted late":    {grantedMiB(15, a), onDiskMiB(100, 15), nil},
 	} {
 		var got []extent.Extent
 		for _, missing := range missingOf(tc.v, diskID, tc.onDisk) {

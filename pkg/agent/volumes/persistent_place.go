@@ -141,7 +141,7 @@ func (m *partitionMaker) ensureForVolume(ctx context.Context, pv *corev1.Persist
 	}
 	w.requiredDisk = diskFor(pv, v)
 	w.recorded = &diskv1alpha1.RecordVolume{
-		Name: w.Name, Disk: v.Place.Disk, Extent: diskv1alpha1.Extent{Start: v.Place.Start, Length: lengthWith(v, 0)},
+		Name: w.Name, Disk: v.Place.Disk, Extent: diskv1alpha1.Extent{Start: v.Place.Start, Length: firstLength(v)},
 	}
 	w.Request.Size = w.recorded.Length
 	note, err := claim.NoteOf(pv, v).Encode()
