@@ -151,8 +151,9 @@ func TestVolumeForgotten(t *testing.T) {
 	e.delete(pod)
 	e.gone(pod)
 
-	// The object is removed without Berth's components.
-	if err := e.client.Patch(t.Context(), pv, client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"finalizers":null}}`))); err != nil {
+	// The object is removed without Berth's components. Kubernetes may add its own finalizer again: then it is released
+	// before it is gone, and with policy Delete the agent would rightly wipe the volume.
+	if err := e.client.Patch(t.Context(), pv, client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"finalizers":null},"spec":{"persistentVolumeReclaimPolicy":"Retain"}}`))); err != nil {
 		t.Fatal(err)
 	}
 	e.unmake(pv, pvc)

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -286,12 +287,14 @@ func (e *tenant) pairDisks() (from, to v1alpha1.Disk) {
 
 // decide makes these the decisions about the disks of the node with the pair.
 func (e *tenant) decide(ctx context.Context, decisions ...v1alpha1.DiskDecision) error {
-	ndc := &v1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: pairNode}}
-	if err := e.client.Get(ctx, client.ObjectKeyFromObject(ndc), ndc); err != nil {
-		return err
-	}
-	ndc.Spec.Disks = decisions
-	return e.client.Update(ctx, ndc)
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		ndc := &v1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: pairNode}}
+		if err := e.client.Get(ctx, client.ObjectKeyFromObject(ndc), ndc); err != nil {
+			return err
+		}
+		ndc.Spec.Disks = decisions
+		return e.client.Update(ctx, ndc)
+	})
 }
 
 // diskOf is a disk of the node with the pair, as it is published.
