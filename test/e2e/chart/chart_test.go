@@ -130,10 +130,13 @@ func TestChart(t *testing.T) {
 	if err := i.Client().List(ctx, &v1alpha1.NodeDiskCapacityList{}); err != nil {
 		t.Errorf("the CRDs are gone with the release: %v", err)
 	}
-	left := &corev1.PodList{}
-	if err := i.Client().List(ctx, left, client.InNamespace(namespace)); err != nil || len(left.Items) > 0 {
-		t.Errorf("%d pods are left in the namespace: %v", len(left.Items), err)
-	}
+	i.eventually("no pod is left", func(ctx context.Context) error {
+		left := &corev1.PodList{}
+		if err := i.Client().List(ctx, left, client.InNamespace(namespace)); err != nil || len(left.Items) > 0 {
+			return fmt.Errorf("%d pods are left in the namespace (%w)", len(left.Items), err)
+		}
+		return nil
+	})
 }
 
 // start starts a cluster of one node, with the images on it and the namespace made.
