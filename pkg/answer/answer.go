@@ -9,6 +9,7 @@ package answer
 import (
 	"errors"
 	"net/http"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -44,6 +45,11 @@ func (a Answer) String() string { return names[a] }
 
 // NotDone reports whether surely nothing came of the write.
 func (a Answer) NotDone() bool { return a == Absent || a == Busy || a == Refused }
+
+// SettleAfter is the time after which a request that was sent has been served or given up. The API server ends each
+// request after its --request-timeout, a minute by default, and with it the tries of etcd and webhooks. What an object
+// is like by then says what came of a write whose answer is Unknown.
+const SettleAfter = 5 * time.Minute
 
 // Of reads the error that a write returned.
 //

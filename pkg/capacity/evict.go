@@ -93,17 +93,9 @@ func (c *Controllers) usesClaimOfBerth(pod *corev1.Pod, nodeName string) bool {
 	if err != nil {
 		return false
 	}
-	for _, v := range pod.Spec.Volumes {
-		name := ""
-		switch {
-		case v.PersistentVolumeClaim != nil:
-			name = v.PersistentVolumeClaim.ClaimName
-		case v.Ephemeral != nil:
-			name = pod.Name + "-" + v.Name
-		default:
-			continue
-		}
-		if slices.ContainsFunc(pvs, func(pv *corev1.PersistentVolume) bool {
+	for i := range pod.Spec.Volumes {
+		name := claim.NameIn(pod, &pod.Spec.Volumes[i])
+		if name != "" && slices.ContainsFunc(pvs, func(pv *corev1.PersistentVolume) bool {
 			ref := pv.Spec.ClaimRef
 			return claim.IsOurs(pv) && ref != nil && ref.Namespace == pod.Namespace && ref.Name == name
 		}) {

@@ -39,24 +39,20 @@ func newAdopt(s *session) *cobra.Command {
 		Example:           "  kubectl berth adopt\n  kubectl berth adopt node-43:/dev/disk/by-id/nvme-Amazon_EC2_AWS22F1C0 --class ssd\n  kubectl berth adopt node-43:nvme1n1 --wait",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: s.completeCandidates,
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: s.connected(func(ctx context.Context, a *api, args []string) error {
 			if err := o.check(len(args) == 1); err != nil {
 				return err
 			}
-			a, err := s.connect()
-			if err != nil {
-				return err
-			}
 			if len(args) == 0 {
-				l, err := s.getDevices(cmd.Context(), a, &selection{classes: classList(o.class), states: []string{string(diskv1alpha1.DeviceCandidate)}})
+				l, err := s.getDevices(ctx, a, &selection{classes: classList(o.class), states: []string{string(diskv1alpha1.DeviceCandidate)}})
 				if err != nil {
 					return err
 				}
 				l.none = "No device waits for approval: kubectl berth get devices says why each is taken or not."
 				return form.write(s, l)
 			}
-			return s.adopt(cmd.Context(), a, &o, args[0])
-		},
+			return s.adopt(ctx, a, &o, args[0])
+		}),
 	}
 	form.add(cmd)
 	o.add(cmd, false)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,6 +49,18 @@ func (s *session) connect() (*api, error) {
 		return nil, fmt.Errorf("making a client: %w", err)
 	}
 	return &api{berth: berth, core: core, chunk: s.chunkSize}, nil
+}
+
+// connected is the RunE of a command that needs the API server. Flags and arguments are checked by run: connecting sends
+// no request.
+func (s *session) connected(run func(ctx context.Context, a *api, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		a, err := s.connect()
+		if err != nil {
+			return err
+		}
+		return run(cmd.Context(), a, args)
+	}
 }
 
 // explainError says more than the API server about errors that users often have.

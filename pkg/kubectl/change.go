@@ -145,21 +145,30 @@ func (a *api) editSpec(ctx context.Context, node string, c *change, decide func(
 		if !apiequality.Semantic.DeepEqual(ndc.Spec.Adopt, wanted.Spec.Adopt) {
 			spec["adopt"] = wanted.Spec.Adopt
 		}
-		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": ndc.ResourceVersion}, "spec": spec})
+		written, err := a.patch(ctx, node, c, map[string]any{"metadata": map[string]any{"resourceVersion": ndc.ResourceVersion}, "spec": spec})
 		if err != nil {
 			return err
-		}
-		var written diskv1alpha1.NodeDiskCapacity
-		options := &metav1.PatchOptions{FieldManager: fieldManager, DryRun: c.servers()}
-		err = a.berth.Patch(types.MergePatchType).Resource(capacities).Name(node).VersionedParams(options, metav1.ParameterCodec).Body(patch).Do(ctx).Into(&written)
-		if err != nil {
-			return fmt.Errorf("changing spec of NodeDiskCapacity %s: %w", node, err)
 		}
 		if !apiequality.Semantic.DeepEqual(written.Spec, wanted.Spec) {
 			return fmt.Errorf("the API server has left out a part of spec of NodeDiskCapacity %s: its CRDs are older than this program. Apply those of this version (config/crd), and try again", node)
 		}
 		return nil
 	})
+}
+
+// patch merges a change into the NodeDiskCapacity of a node, and returns the object as it is then.
+func (a *api) patch(ctx context.Context, node string, c *change, changes map[string]any) (*diskv1alpha1.NodeDiskCapacity, error) {
+	body, err := json.Marshal(changes)
+	if err != nil {
+		return nil, err
+	}
+	var written diskv1alpha1.NodeDiskCapacity
+	options := &metav1.PatchOptions{FieldManager: fieldManager, DryRun: c.servers()}
+	err = a.berth.Patch(types.MergePatchType).Resource(capacities).Name(node).VersionedParams(options, metav1.ParameterCodec).Body(body).Do(ctx).Into(&written)
+	if err != nil {
+		return nil, fmt.Errorf("changing NodeDiskCapacity %s: %w", node, err)
+	}
+	return &written, nil
 }
 
 // checkKnown refuses to change a spec with fields that this program does not know: writing the lists would remove them.

@@ -47,16 +47,12 @@ func newCollect(s *session) *cobra.Command {
 			"It has the objects of Berth, and of pods, claims, volumes and events what is about Berth. It also has the logs of the scheduler and the agents. " +
 			"Secrets, environments and the other parts of pods are not read or left out. Names of pods, claims and nodes are in it: look before you pass it on.",
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: s.connected(func(ctx context.Context, a *api, _ []string) error {
 			if o.since <= 0 {
 				return fmt.Errorf("--since is %v: it must be longer than 0", o.since)
 			}
-			a, err := s.connect()
-			if err != nil {
-				return err
-			}
-			return s.collect(cmd.Context(), a, &o)
-		},
+			return s.collect(ctx, a, &o)
+		}),
 	}
 	cmd.Flags().StringVarP(&o.file, "file", "f", "", "The file to write. It must not exist. Without it the name is made from the time.")
 	cmd.Flags().DurationVar(&o.since, "since", 24*time.Hour, "How far back logs go.")

@@ -56,7 +56,7 @@ func (s *session) newDiskCommand(d diskCommand) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: d.use + " NODE DISK", Short: d.short, Example: d.example, Args: cobra.RangeArgs(1, 2), ValidArgsFunction: s.completeDisks,
 		Long: d.long + "\n\nThe disk is named by its device, its ID, or as much of the ID as no other disk of the node begins with.",
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: s.connected(func(ctx context.Context, a *api, args []string) error {
 			if err := c.check(); err != nil {
 				return err
 			}
@@ -64,16 +64,12 @@ func (s *session) newDiskCommand(d diskCommand) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a, err := s.connect()
+			about, err := a.about(ctx, node, name)
 			if err != nil {
 				return err
 			}
-			about, err := a.about(cmd.Context(), node, name)
-			if err != nil {
-				return err
-			}
-			return d.run(cmd.Context(), a, &c, about)
-		},
+			return d.run(ctx, a, &c, about)
+		}),
 	}
 	c.add(cmd, d.losesData)
 	if d.flags != nil {
@@ -138,6 +134,25 @@ func (a *api) decide(ctx context.Context, c *change, t *target, edit func(*diskv
 	})
 }
 
+// decision is a change of what spec says of a disk, and what the user reads of it.
+type decision struct {
+	// plan is said before. done and has begin and end what is said afterwards.
+	plan, done, has string
+	edit            func(*diskv1alpha1.DiskDecision)
+}
+
+// confirmAndDecide asks the user, and changes what spec says of the disk.
+func (s *session) confirmAndDecide(ctx context.Context, a *api, c *change, d *decisionAbout, w decision) error {
+	if err := c.confirm(ctx, s, w.plan); err != nil {
+		return err
+	}
+	if err := a.decide(ctx, c, &d.target, w.edit); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(s.Out, "%s %s: spec.disks of NodeDiskCapacity %s has %s %s%s.\n", w.done, d.path(), d.node, d.id, w.has, c.suffix())
+	return err
+}
+
 func (s *session) cordon(ctx context.Context, a *api, c *change, d *decisionAbout) error {
 	if d.before.Unschedulable {
 		_, err := fmt.Fprintf(s.Out, "%s is cordoned already: nothing was changed.\n", d.says())
@@ -147,14 +162,7 @@ func (s *session) cordon(ctx context.Context, a *api, c *change, d *decisionAbou
 		return fmt.Errorf("node %s does not have disk %s any more: it can only be uncordoned", d.node, d.id)
 	}
 	plan := fmt.Sprintf("%s takes no new volumes from now on, and no volume grows there. It keeps its %s.\n", d.says(), plural(d.disk.VolumeCount(), "volume"))
-	if err := c.confirm(ctx, s, plan); err != nil {
-		return err
-	}
-	if err := a.decide(ctx, c, &d.target, func(w *diskv1alpha1.DiskDecision) { w.Unschedulable = true }); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintf(s.Out, "Cordoned %s: spec.disks of NodeDiskCapacity %s has %s with unschedulable%s.\n", d.path(), d.node, d.id, c.suffix())
-	return err
+	return s.confirmAndDecide(ctx, a, c, d, decision{plan, "Cordoned", "with unschedulable", func(w *diskv1alpha1.DiskDecision) { w.Unschedulable = true }})
 }
 
 func (s *session) uncordon(ctx context.Context, a *api, c *change, d *decisionAbout) error {
@@ -172,14 +180,7 @@ func (s *session) uncordon(ctx context.Context, a *api, c *change, d *decisionAb
 	case d.disk == nil:
 		plan = d.says() + " is not named in spec.disks any more.\n"
 	}
-	if err := c.confirm(ctx, s, plan); err != nil {
-		return err
-	}
-	if err := a.decide(ctx, c, &d.target, func(w *diskv1alpha1.DiskDecision) { w.Unschedulable = false }); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintf(s.Out, "Uncordoned %s: spec.disks of NodeDiskCapacity %s has %s without unschedulable%s.\n", d.path(), d.node, d.id, c.suffix())
-	return err
+	return s.confirmAndDecide(ctx, a, c, d, decision{plan, "Uncordoned", "without unschedulable", func(w *diskv1alpha1.DiskDecision) { w.Unschedulable = false }})
 }
 
 // nameInCommand is how a command names the disk.

@@ -15,7 +15,7 @@
 //   - output.go: -o of lists; document.go: -o of what is said of one thing.
 //   - map.go: the command that draws. node_map.go has a node's disks, class_map.go a line for each disk, and html.go
 //     the page; drawing.go has characters and colors.
-//   - get.go: tables; status.go: the page of the cluster.
+//   - get.go: tables; status.go: the page of the cluster; space.go: the sums of disks in both.
 //   - explain.go: why a pod waits; explain_objects.go: claims, volumes, disks and nodes; fit.go: what would fit.
 //   - doctor.go: looks at the whole installation, by the checks of doctor_checks.go.
 //   - top.go: who uses most; collect.go: the file for a report.

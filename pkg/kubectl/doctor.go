@@ -32,17 +32,9 @@ func newDoctor(s *session) *cobra.Command {
 		Example:           "  kubectl berth doctor\n  kubectl berth doctor node-29",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: s.completeNodes,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			a, err := s.connect()
-			if err != nil {
-				return err
-			}
-			node := ""
-			if len(args) == 1 {
-				node = args[0]
-			}
-			return s.doctor(cmd.Context(), a, form, node)
-		},
+		RunE: s.connected(func(ctx context.Context, a *api, args []string) error {
+			return s.doctor(ctx, a, form, strings.Join(args, ""))
+		}),
 	}
 	form.add(cmd)
 	return cmd

@@ -368,13 +368,8 @@ func approves(approval *diskv1alpha1.DeviceApproval, d *diskv1alpha1.Device) boo
 
 // nameOf is how an approval names its device.
 func nameOf(approval *diskv1alpha1.DeviceApproval) string {
-	switch {
-	case approval.WWN != "":
-		return "wwn " + approval.WWN
-	case approval.Serial != "":
-		return "serial " + approval.Serial
-	}
-	return approval.ByID
+	d := inventory.Device{Device: diskv1alpha1.Device{WWN: approval.WWN, Serial: approval.Serial, ByID: approval.ByID}}
+	return d.Identity()
 }
 
 // checkClasses says which classes have no disk, and which StorageClasses no class.

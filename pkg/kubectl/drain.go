@@ -91,14 +91,8 @@ func (s *session) drain(ctx context.Context, a *api, c *change, d *decisionAbout
 	if err != nil {
 		return err
 	}
-	if err := c.confirm(ctx, s, plan); err != nil {
-		return err
-	}
-	if err := a.decide(ctx, c, &d.target, func(w *diskv1alpha1.DiskDecision) { w.Drain = &wanted }); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(s.Out, "Draining %s: spec.disks of NodeDiskCapacity %s has %s with drain in mode %s%s.\n", d.path(), d.node, d.id, wanted.Mode, c.suffix())
-	return err
+	has := fmt.Sprintf("with drain in mode %s", wanted.Mode)
+	return s.confirmAndDecide(ctx, a, c, d, decision{plan, "Draining", has, func(w *diskv1alpha1.DiskDecision) { w.Drain = &wanted }})
 }
 
 func (s *session) undoDrain(ctx context.Context, a *api, c *change, d *decisionAbout) error {
@@ -110,14 +104,7 @@ func (s *session) undoDrain(ctx context.Context, a *api, c *change, d *decisionA
 	if d.before.Unschedulable {
 		plan = d.says() + " is not drained any more. It stays cordoned. What has been moved stays where it is.\n"
 	}
-	if err := c.confirm(ctx, s, plan); err != nil {
-		return err
-	}
-	if err := a.decide(ctx, c, &d.target, func(w *diskv1alpha1.DiskDecision) { w.Drain = nil }); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintf(s.Out, "Ended the drain of %s: spec.disks of NodeDiskCapacity %s has %s without drain%s.\n", d.path(), d.node, d.id, c.suffix())
-	return err
+	return s.confirmAndDecide(ctx, a, c, d, decision{plan, "Ended the drain of", "without drain", func(w *diskv1alpha1.DiskDecision) { w.Drain = nil }})
 }
 
 // planDrain says what happens to each volume, by what is known now.

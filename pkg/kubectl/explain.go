@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/duration"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/kubectl/inventory"
 	"github.com/berthdev/berth/pkg/kubectl/terminal"
 	"github.com/berthdev/berth/pkg/kubectl/whatif"
@@ -47,17 +48,13 @@ func (s *session) newExplainOf(kind, name, short string, run func(context.Contex
 	form := newDocumentOutput()
 	cmd := &cobra.Command{
 		Use: kind + " " + name, Short: short, Args: cobra.ExactArgs(1), ValidArgsFunction: complete,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			a, err := s.connect()
-			if err != nil {
-				return err
-			}
-			d, err := run(cmd.Context(), a, args[0])
+		RunE: s.connected(func(ctx context.Context, a *api, args []string) error {
+			d, err := run(ctx, a, args[0])
 			if err != nil {
 				return err
 			}
 			return form.writeDocument(s.Out, d)
-		},
+		}),
 	}
 	form.add(cmd)
 	return cmd
@@ -73,7 +70,7 @@ func newExplainPod(s *session) *cobra.Command {
 			"The verdict on each node is that of the scheduler's own plugins, on the objects as they are now.",
 		Example: "  kubectl berth explain pod kafka-3 -n db\n  kubectl berth explain pod -A --pending",
 		Args:    cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: s.connected(func(ctx context.Context, a *api, args []string) error {
 			if pending == (len(args) == 1) {
 				return errors.New("name a pod, or give --pending for all that wait")
 			}
@@ -81,26 +78,22 @@ func newExplainPod(s *session) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a, err := s.connect()
-			if err != nil {
-				return err
-			}
 			if pending && everywhere {
 				namespace = metav1.NamespaceAll
 			}
 			if pending {
-				l, err := s.explainPending(cmd.Context(), a, namespace)
+				l, err := s.explainPending(ctx, a, namespace)
 				if err != nil {
 					return err
 				}
 				return form.write(s, l)
 			}
-			d, err := s.explainPod(cmd.Context(), a, namespace, args[0])
+			d, err := s.explainPod(ctx, a, namespace, args[0])
 			if err != nil {
 				return err
 			}
 			return form.writeDocument(s.Out, d)
-		},
+		}),
 	}
 	cmd.Flags().BoolVar(&pending, "pending", false, "All pods that wait for volumes, with the reason that most nodes have.")
 	cmd.Flags().BoolVarP(&everywhere, "all-namespaces", "A", false, "With --pending, the pods of all namespaces.")
@@ -222,15 +215,11 @@ func joined(parts ...string) string {
 
 // volumeID is the ID of a pod's volume, if it is one of Berth's; else it is empty.
 func (a *api) volumeID(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (string, error) {
-	var name string
-	switch {
-	case v.CSI != nil && v.CSI.Driver == diskv1alpha1.DriverName:
+	if v.CSI != nil && v.CSI.Driver == diskv1alpha1.DriverName {
 		return diskv1alpha1.InlineVolumeID(pod.UID, v.Name), nil
-	case v.PersistentVolumeClaim != nil:
-		name = v.PersistentVolumeClaim.ClaimName
-	case v.Ephemeral != nil:
-		name = pod.Name + "-" + v.Name
-	default:
+	}
+	name := claim.NameIn(pod, v)
+	if name == "" {
 		return "", nil
 	}
 	pvc, err := a.core.CoreV1().PersistentVolumeClaims(pod.Namespace).Get(ctx, name, metav1.GetOptions{})

@@ -31,21 +31,17 @@ func newFit(s *session) *cobra.Command {
 			"With --like it is asked for a pod like one that exists, and all that its scheduling depends on counts.",
 		Example: "  kubectl berth fit --class ssd --size 200Gi --count 3 --spread disk\n  kubectl berth fit --class ssd --size 500Gi --headroom 250Gi --node node-07\n  kubectl berth fit --like kafka-0 -n db",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			a, err := s.connect()
-			if err != nil {
-				return err
-			}
+		RunE: s.connected(func(ctx context.Context, a *api, _ []string) error {
 			ask := s.fit
 			if o.like != "" {
 				ask = s.fitLike
 			}
-			d, err := ask(cmd.Context(), a, &o)
+			d, err := ask(ctx, a, &o)
 			if err != nil {
 				return err
 			}
 			return form.writeDocument(s.Out, d)
-		},
+		}),
 	}
 	cmd.Flags().StringVar(&o.class, "class", "", "The DiskClass of the volumes.")
 	cmd.Flags().StringVar(&o.size, "size", "", "The size of each volume, such as 200Gi.")

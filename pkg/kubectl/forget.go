@@ -2,14 +2,11 @@ package kubectl
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -69,17 +66,9 @@ func (a *api) annotateForget(ctx context.Context, c *change, d *decisionAbout) e
 		if !slices.Contains(ids, d.id) {
 			ids = append(ids, d.id)
 		}
-		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		_, err = a.patch(ctx, d.node, c, map[string]any{"metadata": map[string]any{
 			"resourceVersion": ndc.ResourceVersion, "annotations": map[string]string{diskv1alpha1.AnnotationForgetDisks: strings.Join(ids, ",")},
 		}})
-		if err != nil {
-			return err
-		}
-		options := &metav1.PatchOptions{FieldManager: fieldManager, DryRun: c.servers()}
-		err = a.berth.Patch(types.MergePatchType).Resource(capacities).Name(d.node).VersionedParams(options, metav1.ParameterCodec).Body(patch).Do(ctx).Error()
-		if err != nil {
-			return fmt.Errorf("annotating NodeDiskCapacity %s: %w", d.node, err)
-		}
-		return nil
+		return err
 	})
 }

@@ -110,20 +110,16 @@ func (s *session) newGetOf(g getter) *cobra.Command {
 	o, which := newOutput(), &selection{}
 	cmd := &cobra.Command{
 		Use: g.name, Short: g.short, Args: cobra.NoArgs, Aliases: []string{g.singular},
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: s.connected(func(ctx context.Context, a *api, _ []string) error {
 			if err := which.checkStates(g.states); err != nil {
 				return err
 			}
-			a, err := s.connect()
-			if err != nil {
-				return err
-			}
-			l, err := g.list(cmd.Context(), a, which)
+			l, err := g.list(ctx, a, which)
 			if err != nil {
 				return err
 			}
 			return o.write(s, l)
-		},
+		}),
 	}
 	o.add(cmd)
 	which.add(s, cmd, g.states, g.owner)
@@ -277,20 +273,12 @@ type classRow struct {
 	Name       string `json:"name"`
 	Adoption   string `json:"adoption"`
 	Nodes      int    `json:"nodes"`
-	Disks      int    `json:"disks"`
-	InService  int    `json:"inService"`
 	Candidates int    `json:"candidates"`
-	Size       int64  `json:"size"`
-	Used       int64  `json:"used"`
-	Free       int64  `json:"free"`
-	Largest    int64  `json:"largest"`
-	Pieces     int    `json:"pieces"`
-	// Fragmentation is text, because a list has no floating-point numbers.
-	Fragmentation string `json:"fragmentation,omitempty"`
-	Volumes       int    `json:"volumes"`
-	sum           inventory.Sum
-	age           string
-	object        *diskv1alpha1.DiskClass
+	space
+
+	sum    inventory.Sum
+	age    string
+	object *diskv1alpha1.DiskClass
 }
 
 // classRows sums up the disks by class, with classes that have none and with classes that no longer exist.
@@ -329,11 +317,7 @@ func (s *session) classRows(f *fleet, existing []diskv1alpha1.DiskClass) []*clas
 	}
 	sorted := make([]*classRow, 0, len(rows))
 	for name, r := range rows {
-		r.Nodes, r.Disks, r.InService = len(nodes[name]), r.sum.Disks, r.sum.InService
-		r.Size, r.Used, r.Free, r.Largest, r.Pieces, r.Volumes = r.sum.Size, r.sum.Used(), r.sum.Free, r.sum.Largest, r.sum.Pieces, r.sum.Volumes
-		if share, ok := r.sum.Fragmentation(); ok {
-			r.Fragmentation = fmt.Sprintf("%.2f", share)
-		}
+		r.Nodes, r.space = len(nodes[name]), spaceOf(&r.sum)
 		sorted = append(sorted, r)
 	}
 	slices.SortFunc(sorted, func(a, b *classRow) int { return cmp.Compare(a.Name, b.Name) })
@@ -367,14 +351,6 @@ func (s *session) getClasses(ctx context.Context, a *api, which *selection) (*li
 			strconv.Itoa(r.Pieces), dash(r.Fragmentation), strconv.Itoa(r.Volumes), strconv.Itoa(r.Candidates), dash(r.Adoption), dash(r.age))
 	}
 	return l, nil
-}
-
-// disksText is how many disks there are, and how many of them take no volumes.
-func (r *classRow) disksText() string {
-	if out := r.Disks - r.InService; out > 0 {
-		return fmt.Sprintf("%d (%d out)", r.Disks, out)
-	}
-	return strconv.Itoa(r.Disks)
 }
 
 func dash(text string) string {

@@ -33,21 +33,17 @@ func newMap(s *session) *cobra.Command {
 		Example:           "  kubectl berth map\n  kubectl berth map --class ssd --sort largest\n  kubectl berth map node-07\n  kubectl berth map node-07/nvme0n1 --watch\n  kubectl berth map --html disks.html",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: s.completeNodes,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			a, err := s.connect()
-			if err != nil {
-				return err
-			}
+		RunE: s.connected(func(ctx context.Context, a *api, args []string) error {
 			if o.html != "" {
-				return s.writeMapPage(cmd.Context(), a, o, args)
+				return s.writeMapPage(ctx, a, o, args)
 			}
-			return s.perhapsWatch(cmd.Context(), a, o.watch, func(ctx context.Context, out io.Writer) error {
+			return s.perhapsWatch(ctx, a, o.watch, func(ctx context.Context, out io.Writer) error {
 				if len(args) == 1 {
 					return s.mapNode(ctx, a, out, args[0])
 				}
 				return s.mapDisks(ctx, a, out, o)
 			})
-		},
+		}),
 	}
 	cmd.Flags().StringVar(&o.class, "class", "", "Only disks of this DiskClass.")
 	cmd.Flags().StringVar(&o.sort, "sort", sortNode, "Order of the disks: node, or what matters first: frag, largest, fill or free.")

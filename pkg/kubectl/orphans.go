@@ -27,13 +27,9 @@ func newOrphans(s *session) *cobra.Command {
 			"  kubectl berth orphans release pvc-3e2d5782\n  kubectl berth orphans confirm node-21 23",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: s.completeNodes,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			a, err := s.connect()
-			if err != nil {
-				return err
-			}
-			return s.listOrphans(cmd.Context(), a, form, args)
-		},
+		RunE: s.connected(func(ctx context.Context, a *api, args []string) error {
+			return s.listOrphans(ctx, a, form, strings.Join(args, ""))
+		}),
 	}
 	form.add(cmd)
 	cmd.AddCommand(newOrphansAdopt(s), newOrphansRelease(s), newOrphansConfirm(s))
@@ -128,8 +124,8 @@ func (a *api) orphans(ctx context.Context, node string) ([]orphan, error) {
 	return found, nil
 }
 
-func (s *session) listOrphans(ctx context.Context, a *api, form *output, args []string) error {
-	orphans, err := a.orphans(ctx, strings.Join(args, ""))
+func (s *session) listOrphans(ctx context.Context, a *api, form *output, node string) error {
+	orphans, err := a.orphans(ctx, node)
 	if err != nil {
 		return err
 	}

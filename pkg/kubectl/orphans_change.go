@@ -3,7 +3,6 @@ package kubectl
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -40,16 +39,12 @@ func newOrphansAdopt(s *session) *cobra.Command {
 			"A claim of that name gets the data, if its StorageClass, access mode and volume mode are the same. If it exists, its modes are taken.",
 		Example: "  kubectl berth orphans adopt pvc-3e2d5782-f630-56a9-a8b4-adb45db3fd25\n  kubectl berth orphans adopt pvc-3e2d5782 --storage-class berth-ssd --claim db/data-0",
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: s.completeOrphans,
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: s.connected(func(ctx context.Context, a *api, args []string) error {
 			if err := o.check(); err != nil {
 				return err
 			}
-			a, err := s.connect()
-			if err != nil {
-				return err
-			}
-			return s.adoptOrphan(cmd.Context(), a, &o, args[0])
-		},
+			return s.adoptOrphan(ctx, a, &o, args[0])
+		}),
 	}
 	o.add(cmd, false)
 	cmd.Flags().StringVar(&o.storageClass, "storage-class", "", "The StorageClass of the PersistentVolume. It is needed if there are several of the disk's class.")
@@ -92,16 +87,12 @@ func newOrphansRelease(s *session) *cobra.Command {
 			"It writes the volume's PersistentVolume again, with the policy Delete, and deletes it. The agent then wipes the volume by the policy of its class.",
 		Example: "  kubectl berth orphans release pvc-3e2d5782-f630-56a9-a8b4-adb45db3fd25",
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: s.completeOrphans,
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: s.connected(func(ctx context.Context, a *api, args []string) error {
 			if err := c.check(); err != nil {
 				return err
 			}
-			a, err := s.connect()
-			if err != nil {
-				return err
-			}
-			return s.releaseOrphan(cmd.Context(), a, &c, args[0])
-		},
+			return s.releaseOrphan(ctx, a, &c, args[0])
+		}),
 	}
 	c.add(cmd, true)
 	return cmd
@@ -116,7 +107,7 @@ func newOrphansConfirm(s *session) *cobra.Command {
 			"NUMBER is how many they are. If they are more by then, the agent keeps all.",
 		Example: "  kubectl berth orphans confirm node-21 23",
 		Args:    cobra.ExactArgs(2), ValidArgsFunction: s.completeNodes,
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: s.connected(func(ctx context.Context, a *api, args []string) error {
 			if err := c.check(); err != nil {
 				return err
 			}
@@ -124,12 +115,8 @@ func newOrphansConfirm(s *session) *cobra.Command {
 			if err != nil || number < 1 {
 				return fmt.Errorf("%q is not how many volumes they are: kubectl berth orphans %s says it", args[1], args[0])
 			}
-			a, err := s.connect()
-			if err != nil {
-				return err
-			}
-			return s.confirmOrphans(cmd.Context(), a, &c, args[0], number)
-		},
+			return s.confirmOrphans(ctx, a, &c, args[0], number)
+		}),
 	}
 	c.add(cmd, true)
 	return cmd
@@ -406,13 +393,9 @@ func (s *session) confirmOrphans(ctx context.Context, a *api, c *change, node st
 	if err := c.confirm(ctx, s, plan); err != nil {
 		return err
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{diskv1alpha1.AnnotationReclaimOrphans: strconv.Itoa(number)}}})
-	if err != nil {
+	annotations := map[string]string{diskv1alpha1.AnnotationReclaimOrphans: strconv.Itoa(number)}
+	if _, err := a.patch(ctx, node, c, map[string]any{"metadata": map[string]any{"annotations": annotations}}); err != nil {
 		return err
-	}
-	options := &metav1.PatchOptions{FieldManager: fieldManager, DryRun: c.servers()}
-	if err := a.berth.Patch(types.MergePatchType).Resource(capacities).Name(node).VersionedParams(options, metav1.ParameterCodec).Body(patch).Do(ctx).Error(); err != nil {
-		return fmt.Errorf("annotating NodeDiskCapacity %s: %w", node, err)
 	}
 	_, err = fmt.Fprintf(s.Out, "Annotated NodeDiskCapacity %s with %s=%d%s.\n", node, diskv1alpha1.AnnotationReclaimOrphans, number, c.suffix())
 	return err

@@ -36,15 +36,11 @@ func newStatus(s *session) *cobra.Command {
 		Long: "Sum up the cluster: space, what needs you, and what goes on.\n\n" +
 			"Each line of what needs you ends in the command that says more. If there is one, the exit code is 2.",
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			a, err := s.connect()
-			if err != nil {
-				return err
-			}
-			return s.perhapsWatch(cmd.Context(), a, watching, func(ctx context.Context, out io.Writer) error {
+		RunE: s.connected(func(ctx context.Context, a *api, _ []string) error {
+			return s.perhapsWatch(ctx, a, watching, func(ctx context.Context, out io.Writer) error {
 				return s.status(ctx, a, out, form, all)
 			})
-		},
+		}),
 	}
 	cmd.Flags().BoolVarP(&watching, "watch", "w", false, "Print it again after each change.")
 	cmd.Flags().BoolVar(&all, "all", false, "All lines, not only the first ones.")

@@ -54,23 +54,19 @@ func (s *session) newTopOf(name, singular, short, kind string, key func(*invento
 	form, o := newOutput(), &topOptions{}
 	cmd := &cobra.Command{
 		Use: name, Short: short, Args: cobra.NoArgs, Aliases: []string{singular},
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: s.connected(func(ctx context.Context, a *api, _ []string) error {
 			switch {
 			case !slices.Contains(topOrders, o.sort):
 				return fmt.Errorf("--sort is %q: it can be %s", o.sort, strings.Join(topOrders, ", "))
 			case o.limit < 0:
 				return fmt.Errorf("--limit is %d: it can be 0 for all, or how many lines there are at most", o.limit)
 			}
-			a, err := s.connect()
-			if err != nil {
-				return err
-			}
-			l, err := a.top(cmd.Context(), o, strings.ToUpper(singular), kind, key)
+			l, err := a.top(ctx, o, strings.ToUpper(singular), kind, key)
 			if err != nil {
 				return err
 			}
 			return form.write(s, l)
-		},
+		}),
 	}
 	form.add(cmd)
 	cmd.Flags().StringSliceVar(&o.nodes, "node", nil, "Only disks of these nodes.")
@@ -85,16 +81,7 @@ func (s *session) newTopOf(name, singular, short, kind string, key func(*invento
 
 // topRow is the sum of the disks with the same key.
 type topRow struct {
-	Disks     int   `json:"disks"`
-	InService int   `json:"inService"`
-	Size      int64 `json:"size"`
-	Used      int64 `json:"used"`
-	Free      int64 `json:"free"`
-	Largest   int64 `json:"largest"`
-	Pieces    int   `json:"pieces"`
-	// Fragmentation is text, because a list has no floating-point numbers.
-	Fragmentation string `json:"fragmentation,omitempty"`
-	Volumes       int    `json:"volumes"`
+	space
 
 	name string
 	sum  inventory.Sum
@@ -111,13 +98,8 @@ func (a *api) top(ctx context.Context, o *topOptions, heading, kind string, key 
 		{Name: "LARGEST", Right: true}, {Name: "PIECES", Right: true, Wide: true}, {Name: "FRAG", Right: true}, {Name: "VOL", Right: true},
 	}}}
 	for _, r := range topRows(disks, o, key) {
-		in := r.sum.Disks - r.sum.InService
-		count := strconv.Itoa(r.Disks)
-		if in > 0 {
-			count = fmt.Sprintf("%d (%d out)", r.Disks, in)
-		}
 		l.names, l.items = append(l.names, r.name), append(l.items, r)
-		l.table.AddTexts(r.name, count, size(r.Size), percent(r.Used, r.Size), size(r.Free), size(r.Largest), strconv.Itoa(r.Pieces), dash(r.Fragmentation), strconv.Itoa(r.Volumes))
+		l.table.AddTexts(r.name, r.disksText(), size(r.Size), percent(r.Used, r.Size), size(r.Free), size(r.Largest), strconv.Itoa(r.Pieces), dash(r.Fragmentation), strconv.Itoa(r.Volumes))
 	}
 	return l, nil
 }
@@ -139,11 +121,7 @@ func topRows(disks []inventory.Disk, o *topOptions, key func(*inventory.Disk) st
 		byKey[name].sum.Add(d)
 	}
 	for _, r := range rows {
-		r.Disks, r.InService, r.Size, r.Used, r.Free = r.sum.Disks, r.sum.InService, r.sum.Size, r.sum.Used(), r.sum.Free
-		r.Largest, r.Pieces, r.Volumes = r.sum.Largest, r.sum.Pieces, r.sum.Volumes
-		if share, ok := r.sum.Fragmentation(); ok {
-			r.Fragmentation = fmt.Sprintf("%.2f", share)
-		}
+		r.space = spaceOf(&r.sum)
 	}
 	slices.SortStableFunc(rows, func(a, b *topRow) int {
 		return cmp.Or(cmp.Compare(b.rank(o.sort), a.rank(o.sort)), cmp.Compare(a.name, b.name))

@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
+	"github.com/berthdev/berth/pkg/answer"
 	"github.com/berthdev/berth/test/objects"
 )
 
@@ -111,7 +112,7 @@ func TestPlaceInDoubt(t *testing.T) {
 	for name, test := range map[string]struct {
 		outcome outcome
 		// free are the GiB on n1: after the write, without the node, when the watch has shown it, and after
-		// settleAfter.
+		// answer.SettleAfter.
 		free [4]int64
 	}{
 		"not made":  {failed, [4]int64{6, 6, 6, 10}},
@@ -145,7 +146,7 @@ func TestPlaceInDoubt(t *testing.T) {
 				t.Fatal(err)
 			}
 			check(2)
-			b.time.SetTime(b.time.Now().Add(settleAfter))
+			b.time.SetTime(b.time.Now().Add(answer.SettleAfter))
 			if err := b.sync(t, nil); err != nil {
 				t.Fatal(err)
 			}
@@ -276,7 +277,7 @@ func TestBoundInDoubt(t *testing.T) {
 			}
 			if test.deleted {
 				delete(b.api.objects, "persistentvolumes/"+pv.Name)
-				b.time.SetTime(b.time.Now().Add(settleAfter))
+				b.time.SetTime(b.time.Now().Add(answer.SettleAfter))
 			} else {
 				b.notifyVolumes(t)
 			}
@@ -336,7 +337,7 @@ func TestNotServedInDoubt(t *testing.T) {
 			if b.free("n1") != 6 {
 				t.Errorf("%d GiB are free while the volume may exist, want 6", b.free("n1"))
 			}
-			b.time.SetTime(b.time.Now().Add(settleAfter))
+			b.time.SetTime(b.time.Now().Add(answer.SettleAfter))
 			if err := b.sync(t, nil); err != nil {
 				t.Fatal(err)
 			}

@@ -4,7 +4,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/component-helpers/storage/ephemeral"
+
+	"github.com/berthdev/berth/pkg/claim"
 )
 
 // pin is a pod with a node and an unbound claim. It names its node itself, so no scheduler has seen it.
@@ -36,13 +37,8 @@ func (c *Controllers) onPod(old, now any) {
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
 		p := pin{uid: pod.UID, name: pod.Name, node: pod.Spec.NodeName, ephemeral: v.Ephemeral != nil}
-		var name string
-		switch {
-		case v.PersistentVolumeClaim != nil:
-			name = v.PersistentVolumeClaim.ClaimName
-		case v.Ephemeral != nil:
-			name = ephemeral.VolumeClaimName(pod, v)
-		default:
+		name := claim.NameIn(pod, v)
+		if name == "" {
 			continue
 		}
 		key := pod.Namespace + "/" + name

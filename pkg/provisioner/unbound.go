@@ -56,10 +56,6 @@ func (c *Controllers) syncUnbound(ctx context.Context, state *claimState, pvc *c
 	return err
 }
 
-// settleAfter is the time after which a request that was sent has been served or given up: the API server ends each
-// request after its --request-timeout, a minute by default.
-const settleAfter = 5 * time.Minute
-
 // settlePlace releases what is held for a claim that needs no place of its own any more: it has no node, or it has its
 // volume. If its PersistentVolume may have been made, the place is held until that is known. Meanwhile the claim's
 // scheduler may choose any node. It reports whether nothing is held any more.
@@ -73,7 +69,7 @@ func (c *Controllers) settlePlace(ctx context.Context, state *claimState, pvc *c
 		c.releaseReservation(state, pvc)
 		return true, nil
 	}
-	if wait := settleAfter - c.clock.Since(state.unsureSince); wait > 0 {
+	if wait := answer.SettleAfter - c.clock.Since(state.unsureSince); wait > 0 {
 		c.claimQueue.AddAfter(keyOf(pvc), wait)
 		return false, nil
 	}

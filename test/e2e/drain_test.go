@@ -25,21 +25,9 @@ import (
 // agent is killed again and again. The claim that no pod uses is moved at once, the one in use when its pod is
 // deleted, and an inline volume ends with its pod. What is waited for is in the status. No data is lost.
 func TestDrainDisk(t *testing.T) {
-	e := newTenant(t, sharedCluster(t))
-	from, to := e.pairDisks()
-	class := storageClass(e.namespace, pair, v1alpha1.FSTypeExt4)
-	e.make(class)
-	t.Cleanup(func() {
-		if err := errors.Join(e.decide(context.Background()), e.client.Delete(context.Background(), class)); err != nil {
-			t.Error(err)
-		}
-	})
-	decide := func(decisions ...v1alpha1.DiskDecision) {
-		t.Helper()
-		e.eventually("the decisions are written", func(ctx context.Context) error { return e.decide(ctx, decisions...) })
-	}
-	decide(v1alpha1.DiskDecision{ID: to.ID, Unschedulable: true})
-	idle, used := e.claim("idle", class.Name, "100Mi"), e.claim("used", class.Name, "150Mi")
+	p := newPairTenant(t)
+	e, from, to := p.tenant, p.from, p.to
+	idle, used := e.claim("idle", p.class, "100Mi"), e.claim("used", p.class, "150Mi")
 	first, second := e.podOf("first", claimed("data", idle)), e.podOf("second", claimed("data", used))
 	inline := e.podOf("inline", volume("data", pair, "64Mi", v1alpha1.FSTypeExt4))
 	e.make(idle, used)
@@ -63,7 +51,7 @@ func TestDrainDisk(t *testing.T) {
 	}
 	e.delete(first)
 	e.gone(first)
-	decide(v1alpha1.DiskDecision{ID: from.ID, Drain: &v1alpha1.DiskDrain{Mode: v1alpha1.DrainMove, Reason: "a test"}})
+	p.decide(v1alpha1.DiskDecision{ID: from.ID, Drain: &v1alpha1.DiskDrain{Mode: v1alpha1.DrainMove, Reason: "a test"}})
 	for range 3 {
 		if err := errors.Join(e.cluster.KillAgent(pairNode), e.cluster.StartAgent(t.Context(), pairNode)); err != nil {
 			t.Fatal(err)
@@ -106,10 +94,10 @@ func TestDrainDisk(t *testing.T) {
 		e.delete(next)
 		e.gone(next)
 	}
-	// Back it does not go: the sectors there are larger.
-	decide(v1alpha1.DiskDecision{ID: to.ID, Drain: &v1alpha1.DiskDrain{Mode: v1alpha1.DrainMove}})
+	// The volumes do not go back: the sectors there are larger.
+	p.decide(v1alpha1.DiskDecision{ID: to.ID, Drain: &v1alpha1.DiskDrain{Mode: v1alpha1.DrainMove}})
 	e.drainSays(to.ID, "takes volumes of a disk with sectors of 512 bytes")
-	decide()
+	p.decide()
 	pvs := []*corev1.PersistentVolume{e.boundTo(idle), e.boundTo(used)}
 	places := []place{e.placeNow(pvs[0]), e.placeNow(pvs[1])}
 	e.unmake(idle, used)
@@ -121,23 +109,11 @@ func TestDrainDisk(t *testing.T) {
 // TestDrainEvicts asserts that a drain in mode Evict waits for a disruption budget, and then evicts the pod of a
 // StatefulSet. Its next pod has its data, and both its volumes on another disk.
 func TestDrainEvicts(t *testing.T) {
-	e := newTenant(t, sharedCluster(t))
-	from, to := e.pairDisks()
-	class := storageClass(e.namespace, pair, v1alpha1.FSTypeExt4)
-	e.make(class)
-	t.Cleanup(func() {
-		if err := errors.Join(e.decide(context.Background()), e.client.Delete(context.Background(), class)); err != nil {
-			t.Error(err)
-		}
-	})
-	decide := func(decisions ...v1alpha1.DiskDecision) {
-		t.Helper()
-		e.eventually("the decisions are written", func(ctx context.Context) error { return e.decide(ctx, decisions...) })
-	}
-	decide(v1alpha1.DiskDecision{ID: to.ID, Unschedulable: true})
+	p := newPairTenant(t)
+	e, from, to := p.tenant, p.from, p.to
 	set := e.statefulSet("db", 1)
 	set.Spec.Template.Spec.Volumes = []corev1.Volume{volume("scratch", pair, "64Mi", v1alpha1.FSTypeExt4)}
-	set.Spec.VolumeClaimTemplates = []corev1.PersistentVolumeClaim{{ObjectMeta: metav1.ObjectMeta{Name: "data"}, Spec: objects.ClaimSpec(class.Name, "100Mi")}}
+	set.Spec.VolumeClaimTemplates = []corev1.PersistentVolumeClaim{{ObjectMeta: metav1.ObjectMeta{Name: "data"}, Spec: objects.ClaimSpec(p.class, "100Mi")}}
 	main := &set.Spec.Template.Spec.Containers[0]
 	main.VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}, {Name: "scratch", MountPath: "/scratch"}}
 	one := intstr.FromInt32(1)
@@ -154,7 +130,7 @@ func TestDrainEvicts(t *testing.T) {
 	if at, scratch := e.findVolume(pv), e.find(r.pod, "scratch"); at.disk.ID != from.ID || scratch.disk.ID != from.ID {
 		t.Fatalf("the volumes are %v and %v, want them on %s", at, scratch, from.Device)
 	}
-	decide(v1alpha1.DiskDecision{ID: from.ID, Drain: &v1alpha1.DiskDrain{Mode: v1alpha1.DrainEvict}})
+	p.decide(v1alpha1.DiskDecision{ID: from.ID, Drain: &v1alpha1.DiskDrain{Mode: v1alpha1.DrainEvict}})
 	e.drainSays(from.ID, "db-0 uses it, which is evicted as soon as its disruption budget allows it", "it ends with pod "+e.namespace+"/db-0")
 	e.holds(r.pod, r.mark)
 	if e.ready(r.pod); r.pod.UID != first {
@@ -180,33 +156,20 @@ func TestDrainEvicts(t *testing.T) {
 	if at, scratch := e.placeNow(pv), e.find(r.pod, "scratch"); at.disk.ID != to.ID || scratch.disk.ID != to.ID {
 		t.Errorf("the volumes are %v and %v, want them on %s", at, scratch, to.Device)
 	}
-	decide()
+	p.decide()
 	e.unmake(set)
 }
 
 // TestCompactDisk asserts that a claim moves into a hole of its disk when the disk is compacted and no pod uses it. It
 // stays while one does, and the data of its neighbor is kept.
 func TestCompactDisk(t *testing.T) {
-	e := newTenant(t, sharedCluster(t))
-	from, to := e.pairDisks()
-	class := storageClass(e.namespace, pair, v1alpha1.FSTypeExt4)
-	e.make(class)
-	t.Cleanup(func() {
-		if err := errors.Join(e.decide(context.Background()), e.client.Delete(context.Background(), class)); err != nil {
-			t.Error(err)
-		}
-	})
-	decide := func(decisions ...v1alpha1.DiskDecision) {
-		t.Helper()
-		e.eventually("the decisions are written", func(ctx context.Context) error { return e.decide(ctx, decisions...) })
-	}
-	other := v1alpha1.DiskDecision{ID: to.ID, Unschedulable: true}
-	decide(other)
+	p := newPairTenant(t)
+	e, from := p.tenant, p.from
 	var claims []*corev1.PersistentVolumeClaim
 	var pods []*corev1.Pod
 	// One after the other, so that they are in this order on the disk.
 	for _, name := range []string{"first", "second", "third"} {
-		pvc := e.claim(name, class.Name, "200Mi")
+		pvc := e.claim(name, p.class, "200Mi")
 		pod := e.podOf(name, claimed("data", pvc))
 		e.make(pvc)
 		e.create(pod)
@@ -230,7 +193,7 @@ func TestCompactDisk(t *testing.T) {
 		return n, d, err
 	}
 	e.isFree(hole)
-	decide(other, v1alpha1.DiskDecision{ID: from.ID, Compact: true})
+	p.decide(v1alpha1.DiskDecision{ID: p.to.ID, Unschedulable: true}, v1alpha1.DiskDecision{ID: from.ID, Compact: true})
 	// The second one brings nothing, because the third one is behind it and in use.
 	e.eventually("the third volume is waited for", func(ctx context.Context) error {
 		_, d, err := largest(ctx)
@@ -251,7 +214,7 @@ func TestCompactDisk(t *testing.T) {
 	e.create(next)
 	e.ready(next)
 	e.holds(next, mark)
-	decide()
+	p.decide()
 	e.delete(next)
 	e.gone(next)
 	e.unmake(claims[1], claims[2])
@@ -263,37 +226,61 @@ func (e *tenant) placeNow(pv *corev1.PersistentVolume) place {
 	return e.findPartition("volume "+pv.Name, pv.Labels[v1alpha1.LabelNode], v1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle))
 }
 
-// pairDisks are the two disks of class pair: the one with the larger sectors first.
-func (e *tenant) pairDisks() (from, to v1alpha1.Disk) {
-	e.t.Helper()
+// pairTenant is a tenant whose volumes come to the node with a pair of disks.
+type pairTenant struct {
+	*tenant
+	// from is the disk that all volumes come to, and to the other one, which is cordoned. The sectors of from are larger.
+	from, to v1alpha1.Disk
+	// class is the StorageClass of the pair.
+	class string
+}
+
+// newPairTenant cordons one of the two disks. What is decided about them ends with the test.
+func newPairTenant(t *testing.T) *pairTenant {
+	t.Helper()
+	p := &pairTenant{tenant: newTenant(t, sharedCluster(t))}
 	ndc := &v1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: pairNode}}
-	if err := e.client.Get(e.t.Context(), client.ObjectKeyFromObject(ndc), ndc); err != nil {
-		e.t.Fatal(err)
+	if err := p.client.Get(t.Context(), client.ObjectKeyFromObject(ndc), ndc); err != nil {
+		t.Fatal(err)
 	}
 	for _, d := range ndc.Status.Disks {
 		switch {
 		case d.Class != pair:
 		case d.SectorSize == 512:
-			to = d
+			p.to = d
 		default:
-			from = d
+			p.from = d
 		}
 	}
-	if from.ID == "" || to.ID == "" {
-		e.t.Fatalf("the disks of %s are %+v", pairNode, ndc.Status.Disks)
+	if p.from.ID == "" || p.to.ID == "" {
+		t.Fatalf("the disks of %s are %+v", pairNode, ndc.Status.Disks)
 	}
-	return from, to
+	class := storageClass(p.namespace, pair, v1alpha1.FSTypeExt4)
+	p.class = class.Name
+	p.make(class)
+	t.Cleanup(func() {
+		if err := errors.Join(p.writeDecisions(context.Background()), p.client.Delete(context.Background(), class)); err != nil {
+			t.Error(err)
+		}
+	})
+	p.decide(v1alpha1.DiskDecision{ID: p.to.ID, Unschedulable: true})
+	return p
 }
 
 // decide makes these the decisions about the disks of the node with the pair.
-func (e *tenant) decide(ctx context.Context, decisions ...v1alpha1.DiskDecision) error {
+func (p *pairTenant) decide(decisions ...v1alpha1.DiskDecision) {
+	p.t.Helper()
+	p.eventually("the decisions are written", func(ctx context.Context) error { return p.writeDecisions(ctx, decisions...) })
+}
+
+func (p *pairTenant) writeDecisions(ctx context.Context, decisions ...v1alpha1.DiskDecision) error {
 	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		ndc := &v1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: pairNode}}
-		if err := e.client.Get(ctx, client.ObjectKeyFromObject(ndc), ndc); err != nil {
+		if err := p.client.Get(ctx, client.ObjectKeyFromObject(ndc), ndc); err != nil {
 			return err
 		}
 		ndc.Spec.Disks = decisions
-		return e.client.Update(ctx, ndc)
+		return p.client.Update(ctx, ndc)
 	})
 }
 

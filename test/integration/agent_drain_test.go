@@ -1,12 +1,8 @@
 package integration
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -25,25 +21,12 @@ import (
 // killed at random moments. After each round it is on the disk that its PersistentVolume names. The disk that it has
 // left says that it is drained, and is zero.
 func TestAgentMovesBetweenDisks(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
 	// The second disk has larger sectors, and no volume moves there.
-	n := newNode(t, 300*units.MiB, 300*units.MiB, 300*units.MiB)
-	start := n.process()
-	m := &moves{node: n, rng: rand.New(rand.NewPCG(seed, 1)), start: start, agent: start()}
-	t.Cleanup(func() { m.kill() })
-	status := n.ready()
-	devices := []*testDisk{n.disks[0], n.disks[2]}
-	ids := []string{of(&status, devices[0]).ID, of(&status, devices[1]).ID}
-	v := &growing{device: devices[0], disk: ids[0], at: extent.New(10*units.MiB, 60*units.MiB), content: m.random(16 * units.MiB)}
-	v.pv = n.bound("data", "60Mi", corev1.PersistentVolumeFilesystem, of(&status, devices[0]), v.at.Start)
-	n.realized(v.pv)
-	n.eventually("the volume is staged", func() error { return n.stage(v.pv) })
-	if err := os.WriteFile(filepath.Join(n.staging(v.pv), "data"), v.content, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	testenv.Run(t, "sync", "-f", n.staging(v.pv))
-	n.unstage(v.pv)
+	m := newMoves(t, 300*units.MiB, 300*units.MiB, 300*units.MiB)
+	devices := []*testDisk{m.disks[0], m.disks[2]}
+	ids := []string{of(&m.status, devices[0]).ID, of(&m.status, devices[1]).ID}
+	v := m.volume("data", devices[0], extent.New(10*units.MiB, 60*units.MiB), 16*units.MiB)
+	m.unstage(v.pv)
 	rounds := 6
 	if os.Getenv("BERTH_TORTURE") != "" {
 		rounds = 100
@@ -51,37 +34,30 @@ func TestAgentMovesBetweenDisks(t *testing.T) {
 	for round := range rounds {
 		m.roundBetween(t, v, devices[(round+1)%2], ids[round%2], ids[(round+1)%2])
 		if t.Failed() {
-			t.Fatalf("round %d of seed %d", round, seed)
+			t.Fatalf("round %d", round)
 		}
 	}
 	t.Logf("%d moves, the agent was killed %d times", rounds, m.kills)
 }
 
-// drain has the node's operator want a disk drained.
-func (n *node) drain(id string) {
+// decide makes this the only decision of the node's operator.
+func (n *node) decide(d diskv1alpha1.DiskDecision) {
 	n.t.Helper()
 	ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: n.name}}
-	n.edit(ndc, func() {
-		ndc.Spec.Disks = []diskv1alpha1.DiskDecision{{ID: id, Drain: &diskv1alpha1.DiskDrain{Mode: diskv1alpha1.DrainMove}}}
-	})
+	n.edit(ndc, func() { ndc.Spec.Disks = []diskv1alpha1.DiskDecision{d} })
 }
 
 // roundBetween moves the volume from one disk to the other, as the scheduler does for a drain. It kills the agent
 // meanwhile, and checks the volume and what it has left.
 func (m *moves) roundBetween(t *testing.T, v *growing, target *testDisk, from, id string) {
 	t.Helper()
-	m.drain(from)
+	m.decide(diskv1alpha1.DiskDecision{ID: from, Drain: &diskv1alpha1.DiskDrain{Mode: diskv1alpha1.DrainMove}})
 	to := extent.New((4+m.rng.Int64N(200))*units.MiB, v.at.Len())
-	m.edit(v.pv, func() {
-		place := diskv1alpha1.Place{Disk: id, Extent: diskv1alpha1.Extent{Start: to.Start, Length: to.Len()}}
-		metav1.SetMetaDataAnnotation(&v.pv.ObjectMeta, diskv1alpha1.AnnotationMoveTo, place.String())
-	})
+	m.wantAt(v, diskv1alpha1.Place{Disk: id, Extent: diskv1alpha1.Extent{Start: to.Start, Length: to.Len()}})
 	for range m.rng.IntN(4) {
 		// The random part of this test.
 		<-time.After(time.Duration(m.rng.IntN(150)) * time.Millisecond)
-		m.kill()
-		m.kills++
-		m.agent = m.start()
+		m.restart()
 	}
 	m.eventually("the volume is on the other disk, and nothing is left on the first one", func() error {
 		ndc, err := m.ndc()
@@ -102,48 +78,27 @@ func (m *moves) roundBetween(t *testing.T, v *growing, target *testDisk, from, i
 	if !v.device.zero(t, v.at.Start, v.at.Len()) {
 		t.Errorf("the earlier place %v is not zero", v.at)
 	}
-	m.eventually("the volume is staged", func() error { return m.stage(v.pv) })
-	now, err := os.ReadFile(filepath.Join(m.staging(v.pv), "data"))
-	if err == nil && !bytes.Equal(now, v.content) {
-		err = errors.New("it holds something else")
-	}
-	if err != nil {
-		t.Errorf("after the volume went to %v of the other disk: %v", to, err)
-	}
-	m.unstage(v.pv)
-	testenv.Run(t, "fsck.ext4", "-f", "-n", m.device(v.pv))
+	v.at, v.device, v.disk = to, target, id
+	m.holds(v)
 	// What the scheduler does.
 	m.edit(v.pv, func() { delete(v.pv.Annotations, diskv1alpha1.AnnotationMoveTo) })
 	if got := v.pv.Annotations[diskv1alpha1.AnnotationMovedTo]; got != id {
 		t.Errorf("the PersistentVolume names disk %q", got)
 	}
-	v.at, v.device, v.disk = to, target, id
 }
 
 // TestAgentCompacts asserts that a disk whose operator wants it compacted says what can be gained before a volume is
 // moved, that the volumes keep their data while the agent is killed, and that all free space is one extent at the end.
 func TestAgentCompacts(t *testing.T) {
-	n := newNode(t, 300*units.MiB)
-	start := n.process()
-	m := &moves{node: n, rng: rand.New(rand.NewPCG(1, 2)), start: start, agent: start()}
-	t.Cleanup(func() { m.kill() })
-	status := n.ready()
-	disk := of(&status, n.disks[0])
+	m := newMoves(t, 300*units.MiB)
+	disk := of(&m.status, m.disks[0])
 	free := disk.Free[0].Length
 	var volumes []*growing
 	for i, at := range []int64{40, 120, 220} {
-		v := &growing{disk: disk.ID, content: m.random(8 * units.MiB)}
-		v.pv = n.bound(fmt.Sprintf("data-%d", i), "30Mi", corev1.PersistentVolumeFilesystem, disk, at*units.MiB)
-		n.realized(v.pv)
-		n.eventually("the volume is staged", func() error { return n.stage(v.pv) })
-		if err := os.WriteFile(filepath.Join(n.staging(v.pv), "data"), v.content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		testenv.Run(t, "sync", "-f", n.staging(v.pv))
-		volumes = append(volumes, v)
+		volumes = append(volumes, m.volume(fmt.Sprintf("data-%d", i), m.disks[0], extent.New(at*units.MiB, 30*units.MiB), 8*units.MiB))
 	}
 	free -= 3 * 30 * units.MiB
-	m.compact(disk.ID)
+	m.decide(diskv1alpha1.DiskDecision{ID: disk.ID, Compact: true})
 	waiting := m.compaction("the volumes are in use", func(c *diskv1alpha1.Compaction) bool {
 		return c.Next == nil && strings.Contains(c.Message, "it is mounted on")
 	})
@@ -151,26 +106,13 @@ func TestAgentCompacts(t *testing.T) {
 		t.Errorf("while the volumes are mounted: %+v", waiting)
 	}
 	for _, v := range volumes {
-		n.unstage(v.pv)
+		m.unstage(v.pv)
 	}
 	m.follow(volumes, free)
 	for _, v := range volumes {
-		m.eventually("the volume is staged", func() error { return m.stage(v.pv) })
-		now, err := os.ReadFile(filepath.Join(m.staging(v.pv), "data"))
-		if err != nil || !bytes.Equal(now, v.content) {
-			t.Errorf("volume %s holds something else: %v", v.pv.Name, err)
-		}
-		m.unstage(v.pv)
-		testenv.Run(t, "fsck.ext4", "-f", "-n", m.device(v.pv))
+		m.holds(v)
 	}
 	t.Logf("%d moves, the agent was killed %d times", m.moved, m.kills)
-}
-
-// compact has the node's operator want a disk compacted.
-func (n *node) compact(id string) {
-	n.t.Helper()
-	ndc := &diskv1alpha1.NodeDiskCapacity{ObjectMeta: metav1.ObjectMeta{Name: n.name}}
-	n.edit(ndc, func() { ndc.Spec.Disks = []diskv1alpha1.DiskDecision{{ID: id, Compact: true}} })
 }
 
 // compaction waits until the node's disk publishes a compaction like that.
@@ -209,24 +151,20 @@ func (m *moves) follow(volumes []*growing, free int64) {
 		at := slices.IndexFunc(volumes, func(v *growing) bool {
 			return diskv1alpha1.PartitionID(v.pv.Spec.CSI.VolumeHandle) == c.Next.Partition
 		})
-		pv := volumes[at].pv
-		m.edit(pv, func() {
-			place := diskv1alpha1.Place{Disk: volumes[at].disk, Extent: c.Next.To}
-			metav1.SetMetaDataAnnotation(&pv.ObjectMeta, diskv1alpha1.AnnotationMoveTo, place.String())
-		})
-		m.kill()
-		m.kills++
-		m.agent = m.start()
+		v := volumes[at]
+		m.wantAt(v, diskv1alpha1.Place{Disk: v.disk, Extent: c.Next.To})
+		m.restart()
 		m.eventually("the volume is moved", func() error {
 			ndc, err := m.ndc()
 			if err != nil {
 				return err
 			}
-			if _, a, found := held(&ndc.Status, pv); !found || a.Start != c.Next.To.Start {
+			if _, a, found := held(&ndc.Status, v.pv); !found || a.Start != c.Next.To.Start {
 				return fmt.Errorf("it is published as %+v, want it at %+v", a, c.Next.To)
 			}
 			return nil
 		})
-		m.edit(pv, func() { delete(pv.Annotations, diskv1alpha1.AnnotationMoveTo) })
+		m.edit(v.pv, func() { delete(v.pv.Annotations, diskv1alpha1.AnnotationMoveTo) })
+		v.at = extent.New(c.Next.To.Start, c.Next.To.Length)
 	}
 }

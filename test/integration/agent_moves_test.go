@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -24,25 +25,11 @@ import (
 // at random moments, at both sector sizes. After each round there is one volume, at the place that its PersistentVolume
 // names, with the size that it names.
 func TestAgentMoves(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	n := newNode(t, units.GiB, units.GiB)
-	start := n.process()
-	m := &moves{node: n, rng: rand.New(rand.NewPCG(seed, 1)), start: start, agent: start()}
-	t.Cleanup(func() { m.kill() })
-	status := n.ready()
+	m := newMoves(t, units.GiB, units.GiB)
 	var volumes []*growing
-	for i, d := range n.disks {
-		on := of(&status, d)
-		v := &growing{device: d, disk: on.ID, at: extent.New((10+int64(i))*units.MiB, 40*units.MiB), content: m.random(8 * units.MiB)}
-		v.pv = n.bound(fmt.Sprintf("data-%d", i), "40Mi", corev1.PersistentVolumeFilesystem, on, v.at.Start)
-		n.realized(v.pv)
-		n.eventually("the volume is staged", func() error { return n.stage(v.pv) })
-		if err := os.WriteFile(filepath.Join(n.staging(v.pv), "data"), v.content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		testenv.Run(t, "sync", "-f", n.staging(v.pv))
-		n.unstage(v.pv)
+	for i, d := range m.disks {
+		v := m.volume(fmt.Sprintf("data-%d", i), d, extent.New((10+int64(i))*units.MiB, 40*units.MiB), 8*units.MiB)
+		m.unstage(v.pv)
 		volumes = append(volumes, v)
 	}
 	rounds := 5
@@ -53,7 +40,7 @@ func TestAgentMoves(t *testing.T) {
 		for _, v := range volumes {
 			m.round(t, v)
 			if t.Failed() {
-				t.Fatalf("round %d of seed %d", round, seed)
+				t.Fatalf("round %d", round)
 			}
 		}
 	}
@@ -66,7 +53,65 @@ type moves struct {
 	rng                 *rand.Rand
 	start               func() *exec.Cmd
 	agent               *exec.Cmd
+	status              diskv1alpha1.NodeDiskCapacityStatus
 	moved, grown, kills int
+}
+
+// newMoves starts the agent of a node with disks of these sizes. The status is that before there are volumes.
+func newMoves(t *testing.T, sizes ...int64) *moves {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	n := newNode(t, sizes...)
+	start := n.process()
+	m := &moves{node: n, rng: rand.New(rand.NewPCG(seed, 1)), start: start, agent: start()}
+	t.Cleanup(func() { m.kill() })
+	m.status = n.ready()
+	return m
+}
+
+// volume makes a volume, stages it, and fills it with that many random bytes.
+func (m *moves) volume(name string, on *testDisk, at extent.Extent, content int64) *growing {
+	m.t.Helper()
+	published := of(&m.status, on)
+	v := &growing{device: on, disk: published.ID, at: at, content: m.random(content)}
+	capacity := resource.NewQuantity(at.Len(), resource.BinarySI).String()
+	v.pv = m.bound(name, capacity, corev1.PersistentVolumeFilesystem, published, at.Start)
+	m.realized(v.pv)
+	m.eventually("the volume is staged", func() error { return m.stage(v.pv) })
+	if err := os.WriteFile(filepath.Join(m.staging(v.pv), "data"), v.content, 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+	testenv.Run(m.t, "sync", "-f", m.staging(v.pv))
+	return v
+}
+
+// wantAt has the volume moved, as the scheduler does.
+func (m *moves) wantAt(v *growing, to diskv1alpha1.Place) {
+	m.t.Helper()
+	m.edit(v.pv, func() { metav1.SetMetaDataAnnotation(&v.pv.ObjectMeta, diskv1alpha1.AnnotationMoveTo, to.String()) })
+}
+
+// holds stages the volume, and fails the test unless it has its content and a file system without errors.
+func (m *moves) holds(v *growing) {
+	m.t.Helper()
+	m.eventually("the volume is staged", func() error { return m.stage(v.pv) })
+	now, err := os.ReadFile(filepath.Join(m.staging(v.pv), "data"))
+	if err == nil && !bytes.Equal(now, v.content) {
+		err = errors.New("it has another content")
+	}
+	if err != nil {
+		m.t.Errorf("volume %s of %v: %v", v.pv.Name, v.at, err)
+	}
+	m.unstage(v.pv)
+	testenv.Run(m.t, "fsck.ext4", "-f", "-n", m.device(v.pv))
+}
+
+// restart kills the agent and starts it again.
+func (m *moves) restart() {
+	m.kill()
+	m.kills++
+	m.agent = m.start()
 }
 
 // growing is a volume, and where it is.
@@ -125,9 +170,7 @@ func (m *moves) round(t *testing.T, v *growing) {
 	for range m.rng.IntN(3) {
 		// The random part of this test.
 		<-time.After(time.Duration(m.rng.IntN(120)) * time.Millisecond)
-		m.kill()
-		m.kills++
-		m.agent = m.start()
+		m.restart()
 	}
 	// A call that comes before the watch shows the change finds the volume where it was. It is moved when it is unstaged.
 	m.eventually("the volume is where its PersistentVolume says", func() error {

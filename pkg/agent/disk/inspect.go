@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
 
 	"github.com/berthdev/berth/pkg/agent/holders"
 	"github.com/berthdev/berth/pkg/agent/signature"
@@ -64,6 +65,9 @@ type Inspector struct {
 	// SkipExclusive leaves out the exclusive open, which would make another program's mkfs fail. Then a device that is
 	// reported as Blank may be open exclusively.
 	SkipExclusive bool
+
+	// clock is the real one if it is nil.
+	clock clock.Clock
 }
 
 // ReadHolders finds what holds the devices of this node, for the field Holders.
@@ -72,6 +76,14 @@ func (i Inspector) ReadHolders(ctx context.Context) (*holders.System, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return holders.ReadSystemWithKubelet(ctx, i.kubeletDir())
+}
+
+// after is a channel that gets a value after that time.
+func (i Inspector) after(d time.Duration) <-chan time.Time {
+	if i.clock == nil {
+		return time.After(d)
+	}
+	return i.clock.After(d)
 }
 
 func (i Inspector) kubeletDir() string { return cmp.Or(i.KubeletDir, DefaultKubeletDir) }

@@ -70,7 +70,7 @@ func (d *blockDevice) usedBy(ctx context.Context, i Inspector) (reasons, uncheck
 	// A program that has just looked at the device may be about to close it: check once more.
 	if len(reasons) == 0 && i.Holders == nil && isBriefOpen(held) {
 		select {
-		case <-time.After(briefOpenTime):
+		case <-i.after(briefOpenTime):
 		case <-ctx.Done():
 			return nil, nil, ctx.Err()
 		}

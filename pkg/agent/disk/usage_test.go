@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/berthdev/berth/pkg/agent/holders"
 	"github.com/berthdev/berth/test/mountns"
@@ -310,24 +311,44 @@ func TestBlockReason(t *testing.T) {
 	}
 }
 
-// TestBriefOpen asserts that a program which has the device open for a moment does not make it busy.
+// TestBriefOpen asserts that a program which has the device open for a moment does not make it busy: there is a second
+// look after a pause.
 func TestBriefOpen(t *testing.T) {
 	l := newLoopDisk(t, 64*units.MiB, 512)
 	_, stop := testenv.StartScript(t, "sh", "-c", "exec 3>>"+l.path+"; echo ready; read x; true")
-	timer := time.AfterFunc(briefOpenTime/3, stop)
-	defer timer.Stop()
 	d, err := openDevice(l.path, os.O_RDONLY)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	i := Inspector{}
-	if seen, err := i.ReadHolders(t.Context()); err != nil {
-		t.Fatal(err)
-	} else if rdev, err := d.deviceNumber(); err != nil || !isBriefOpen(blockingHolders(seen.Of(rdev))) {
-		testenv.SkipUnfit(t, "the program ended before it was seen: %v, %v", seen.Of(rdev), err)
+	now := clocktesting.NewFakeClock(time.Now())
+	checked := make(chan []string, 1)
+	go func() {
+		reasons, _, err := d.usedBy(t.Context(), Inspector{clock: now})
+		if err != nil {
+			reasons = append(reasons, err.Error())
+		}
+		checked <- reasons
+	}()
+	poll, deadline := time.NewTicker(time.Millisecond), time.After(2*time.Minute)
+	defer poll.Stop()
+	for !now.HasWaiters() {
+		select {
+		case reasons := <-checked:
+			t.Fatalf("there is no second look at the device: %q", reasons)
+		case <-poll.C:
+		case <-deadline:
+			t.Fatal("there is no look at the device")
+		}
 	}
-	if reasons, _, err := d.usedBy(t.Context(), i); err != nil || len(reasons) != 0 {
-		t.Errorf("the device is in use: %q, %v", reasons, err)
+	stop()
+	now.Step(briefOpenTime)
+	select {
+	case reasons := <-checked:
+		if len(reasons) != 0 {
+			t.Errorf("the device is in use: %q", reasons)
+		}
+	case <-deadline:
+		t.Error("there is no second look at the device")
 	}
 }

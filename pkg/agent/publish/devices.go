@@ -50,7 +50,7 @@ func listPriority(v discovery.Verdict) int {
 func deviceOf(l discovery.ListedDevice, problems map[string]string) diskv1alpha1.Device {
 	d, v := l.Device, l.Verdict
 	out := diskv1alpha1.Device{
-		Name: truncate(d.Name, 64), ByID: d.ByID, WWN: d.WWN, Serial: d.Serial, Model: truncate(d.Model, maxModel), Transport: d.Transport,
+		Name: Truncate(d.Name, 64), ByID: d.ByID, WWN: d.WWN, Serial: d.Serial, Model: truncate(d.Model, maxModel), Transport: d.Transport,
 		Size: d.Size, Rotational: d.Rotational, State: v.State, Class: v.Class, Disk: v.Disk, Fingerprint: v.Fingerprint,
 	}
 	reasons := v.Reasons
@@ -58,7 +58,7 @@ func deviceOf(l discovery.ListedDevice, problems map[string]string) diskv1alpha1
 		out.State, reasons = diskv1alpha1.DeviceFailed, []string{problem}
 	}
 	for _, reason := range reasons[:min(len(reasons), maxReasons)] {
-		out.Reasons = append(out.Reasons, truncate(reason, maxReason))
+		out.Reasons = append(out.Reasons, Truncate(reason, maxReason))
 	}
 	return out
 }

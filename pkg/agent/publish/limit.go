@@ -115,7 +115,7 @@ func shortenReasons(devices []diskv1alpha1.Device) {
 	each := maxReasonsBytes / len(devices)
 	for i := range devices {
 		if r := devices[i].Reasons; len(r) > 0 {
-			devices[i].Reasons = []string{truncate(r[0], min(each, maxReason))}
+			devices[i].Reasons = []string{Truncate(r[0], min(each, maxReason))}
 		}
 	}
 }

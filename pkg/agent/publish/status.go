@@ -76,13 +76,13 @@ func diskStatus(d *discovery.Disk, owner func(disk.Volume) VolumeInfo) diskv1alp
 		ID:         s.ID,
 		Device:     d.Device.Name,
 		Class:      d.Class,
-		Model:      truncate(d.Device.Model, maxModel),
+		Model:      Truncate(d.Device.Model, maxModel),
 		Rotational: d.Device.Rotational,
 		SectorSize: int32(s.SectorSize),
 		Size:       s.Size,
 		Overhead:   s.Size,
 		State:      diskv1alpha1.DiskReady,
-		Message:    truncate(d.Problem, maxMessage),
+		Message:    Truncate(d.Problem, maxMessage),
 	}
 	if !d.Ready() {
 		out.State = diskv1alpha1.DiskFailed
@@ -167,7 +167,7 @@ func readyCondition(disks []discovery.Disk, devices []discovery.ListedDevice) me
 	c := metav1.Condition{Type: diskv1alpha1.ConditionReady, Status: metav1.ConditionTrue}
 	switch {
 	case len(problems) > 0:
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "DisksOutOfService", truncate(strings.Join(problems, "; "), maxCondition)
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "DisksOutOfService", Truncate(strings.Join(problems, "; "), maxCondition)
 	case len(disks) == 0 && countCandidates(devices) > 0:
 		c.Reason, c.Message = "NoDisks", fmt.Sprintf("%d devices wait to be taken: status.devices says what each waits for", countCandidates(devices))
 	case len(disks) == 0:
@@ -186,7 +186,7 @@ func mapperCondition(node Node) metav1.Condition {
 	}
 	if !node.DeviceMapper {
 		c.Status, c.Reason = metav1.ConditionTrue, "NoDeviceMapper"
-		c.Message = truncate(fmt.Sprintf("the classes %s want volumes attached by the device mapper, and the kernel has none: volumes are attached as partitions, and get no further pieces. Load the module dm_mod", strings.Join(node.WantMapper, ", ")), maxCondition)
+		c.Message = Truncate(fmt.Sprintf("the classes %s want volumes attached by the device mapper, and the kernel has none: volumes are attached as partitions, and get no further pieces. Load the module dm_mod", strings.Join(node.WantMapper, ", ")), maxCondition)
 	}
 	return c
 }
@@ -206,7 +206,7 @@ func refusedCondition(refused []discovery.RefusedDevice) metav1.Condition {
 	for i, r := range refused {
 		reasons[i] = r.Device + ": " + r.Reason
 	}
-	c.Status, c.Reason, c.Message = metav1.ConditionTrue, "NotOurs", truncate(strings.Join(reasons, "; "), maxCondition)
+	c.Status, c.Reason, c.Message = metav1.ConditionTrue, "NotOurs", Truncate(strings.Join(reasons, "; "), maxCondition)
 	return c
 }
 
@@ -229,7 +229,7 @@ func OrphanedCondition(persistent, ephemeral []string) metav1.Condition {
 		parts = append([]string{fmt.Sprintf("%d volumes have no PersistentVolume and are kept: %s", len(persistent), strings.Join(persistent, ", "))}, parts...)
 	}
 	if len(parts) > 0 {
-		c.Message = truncate(strings.Join(parts, "; "), maxCondition)
+		c.Message = Truncate(strings.Join(parts, "; "), maxCondition)
 	}
 	return c
 }
@@ -244,7 +244,7 @@ func ReclaimStoppedCondition(why string) metav1.Condition {
 		}
 	}
 	return metav1.Condition{
-		Type: diskv1alpha1.ConditionReclaimStopped, Status: metav1.ConditionTrue, Reason: "ManyOrphans", Message: truncate(why, maxCondition),
+		Type: diskv1alpha1.ConditionReclaimStopped, Status: metav1.ConditionTrue, Reason: "ManyOrphans", Message: Truncate(why, maxCondition),
 	}
 }
 
@@ -257,7 +257,7 @@ func ReclaimBlockedCondition(held []string) metav1.Condition {
 	}
 	if len(held) > 0 {
 		c.Status, c.Reason = metav1.ConditionTrue, "VolumesHeld"
-		c.Message = truncate(fmt.Sprintf("%d volumes cannot be wiped, their space is not free: %s", len(held), strings.Join(held, "; ")), maxCondition)
+		c.Message = Truncate(fmt.Sprintf("%d volumes cannot be wiped, their space is not free: %s", len(held), strings.Join(held, "; ")), maxCondition)
 	}
 	return c
 }
@@ -317,8 +317,8 @@ func formatSize(size int64) string {
 	return fmt.Sprintf("%dMi", size>>20)
 }
 
-// truncate cuts text to at most limit bytes, between characters.
-func truncate(text string, limit int) string {
+// Truncate cuts text to at most limit bytes, between characters.
+func Truncate(text string, limit int) string {
 	text = strings.ToValidUTF8(text, "?")
 	if len(text) <= limit {
 		return text

@@ -9,6 +9,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/publish"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/placement"
 )
@@ -52,7 +53,7 @@ func (d *drainer) compaction(disks []discovery.Disk, id string) *diskv1alpha1.Co
 	default:
 		out.Done, out.Message = true, "nothing more can be gained"
 	}
-	out.Message = out.Message[:min(len(out.Message), maxDrainMessage)]
+	out.Message = publish.Truncate(out.Message, maxWaitMessage)
 	return out
 }
 

@@ -15,6 +15,7 @@ import (
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/publish"
 	"github.com/berthdev/berth/pkg/claim"
 )
 
@@ -34,10 +35,11 @@ type drainer struct {
 	announced map[string]diskv1alpha1.DiskState
 }
 
-// Limits of the published lists.
+// Limits of the API: how many waits are published, and how long their messages and those of disks are.
 const (
 	maxDrainWaits   = 32
-	maxDrainMessage = 512
+	maxWaitMessage  = 512
+	maxStateMessage = 1024
 )
 
 // complete sets state, message and progress of the disks about which operators decided something. It returns how many
@@ -94,7 +96,7 @@ func withReason(text, reason string) string {
 	if reason != "" {
 		text += " (" + reason + ")"
 	}
-	return text[:min(len(text), 1024)]
+	return publish.Truncate(text, maxStateMessage)
 }
 
 func sizeText(bytes int64) string { return resource.NewQuantity(bytes, resource.BinarySI).String() }
@@ -134,8 +136,8 @@ func (d *drainer) progress(disks []discovery.Disk, id string, mode diskv1alpha1.
 		p.Bytes += v.Length()
 		if len(p.Waiting) < maxDrainWaits {
 			volume, _ := d.ownerOf(v)
-			message := d.reason(disks, of, v, mode)
-			p.Waiting = append(p.Waiting, diskv1alpha1.DrainWait{Volume: cmp.Or(volume, v.Partition), Message: message[:min(len(message), maxDrainMessage)]})
+			message := publish.Truncate(d.reason(disks, of, v, mode), maxWaitMessage)
+			p.Waiting = append(p.Waiting, diskv1alpha1.DrainWait{Volume: cmp.Or(volume, v.Partition), Message: message})
 		}
 	}
 	p.Done = of.Ready() && len(of.Snapshot.Volumes) == 0
@@ -248,18 +250,6 @@ func (d *drainer) missingRoom(disks []discovery.Disk, of *discovery.Disk, v disk
 			sizeText(v.Length()-largest), sizeText(v.Length()), sizeText(largest), cmp.Or(at, "-"))
 	}
 	return "it waits for the scheduler to give it another place"
-}
-
-// freeSpaces are the disks, without what is held and reserved.
-func (p *placer) freeSpaces() []diskSpace {
-	others := p.reservationsExcept("")
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	disks := p.node.inventory.Disks()
-	spaces := p.diskSpaces(disks)
-	p.removeHeld(spaces, disks, others)
-	others.removeFrom(spaces, disks)
-	return spaces
 }
 
 // evictions are the pods that use volumes on disks that are drained with evictions, and that a controller makes again.

@@ -121,9 +121,8 @@ func (p *placer) releaseHeld(partition string) {
 	delete(p.held, partition)
 }
 
-// capacity returns how many bytes of a class are free and not reserved, and the largest volume that fits. An empty
-// class means all classes.
-func (p *placer) capacity(class string) (free, largest int64) {
+// freeSpaces are the disks, without what is held and reserved.
+func (p *placer) freeSpaces() []diskSpace {
 	others := p.reservationsExcept("")
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -131,7 +130,13 @@ func (p *placer) capacity(class string) (free, largest int64) {
 	spaces := p.diskSpaces(disks)
 	p.removeHeld(spaces, disks, others)
 	others.removeFrom(spaces, disks)
-	for _, s := range spaces {
+	return spaces
+}
+
+// capacity returns how many bytes of a class are free and not reserved, and the largest volume that fits. An empty
+// class means all classes.
+func (p *placer) capacity(class string) (free, largest int64) {
+	for _, s := range p.freeSpaces() {
 		if s.class != "" && !s.cordoned && (class == "" || s.class == class) {
 			free += s.free.Total()
 			largest = max(largest, s.free.Largest().Len())

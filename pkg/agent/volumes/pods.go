@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
 )
 
 // podStore is the watch of the node's pods.
@@ -86,12 +87,9 @@ const claimsKey = "claims"
 // claimNames are the names of the claims that a pod uses.
 func claimNames(pod *corev1.Pod) []string {
 	var names []string
-	for _, v := range pod.Spec.Volumes {
-		switch {
-		case v.PersistentVolumeClaim != nil:
-			names = append(names, v.PersistentVolumeClaim.ClaimName)
-		case v.Ephemeral != nil:
-			names = append(names, pod.Name+"-"+v.Name)
+	for i := range pod.Spec.Volumes {
+		if name := claim.NameIn(pod, &pod.Spec.Volumes[i]); name != "" {
+			names = append(names, name)
 		}
 	}
 	return names

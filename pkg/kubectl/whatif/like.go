@@ -22,13 +22,8 @@ func (o *Objects) Like(pod *corev1.Pod) (*corev1.Pod, error) {
 	delete(like.Annotations, diskv1alpha1.AnnotationAllocation)
 	for i := range like.Spec.Volumes {
 		v := &like.Spec.Volumes[i]
-		var name string
-		switch {
-		case v.PersistentVolumeClaim != nil:
-			name = v.PersistentVolumeClaim.ClaimName
-		case v.Ephemeral != nil:
-			name = pod.Name + "-" + v.Name
-		default:
+		name := claim.NameIn(pod, v)
+		if name == "" {
 			continue
 		}
 		copied, err := o.likeClaim(pod.Namespace, name)

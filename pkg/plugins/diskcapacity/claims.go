@@ -84,7 +84,7 @@ func (f *feed) requestOf(pod *corev1.Pod) (podRequest, error) {
 	}
 	a := podRequest{volumes: inline}
 	for i := range pod.Spec.Volumes {
-		name := claimName(pod, &pod.Spec.Volumes[i])
+		name := claim.NameIn(pod, &pod.Spec.Volumes[i])
 		if name == "" {
 			continue
 		}
@@ -148,7 +148,7 @@ func (f *feed) addClaim(into *podRequest, pod *corev1.Pod, v *corev1.Volume) err
 // of returns the claim that a volume of the pod refers to. It returns nil if the volume has none, if the claim does not
 // exist, or if an ephemeral volume's claim is not the pod's own.
 func (c *claimReader) of(pod *corev1.Pod, v *corev1.Volume) *corev1.PersistentVolumeClaim {
-	name := claimName(pod, v)
+	name := claim.NameIn(pod, v)
 	if name == "" {
 		return nil
 	}
@@ -185,21 +185,10 @@ func (f *feed) applyClass(r *placement.Request) error {
 	return fmt.Errorf("DiskClass %.64q does not exist: there are %s", class, strings.Join(names, ", "))
 }
 
-// claimName returns the name of the claim that a volume of the pod refers to; empty if none.
-func claimName(pod *corev1.Pod, v *corev1.Volume) string {
-	switch {
-	case v.PersistentVolumeClaim != nil:
-		return v.PersistentVolumeClaim.ClaimName
-	case v.Ephemeral != nil:
-		return ephemeral.VolumeClaimName(pod, v)
-	}
-	return ""
-}
-
 // usesClaim reports whether the pod has a volume of that claim.
 func usesClaim(pod *corev1.Pod, pvc *corev1.PersistentVolumeClaim) bool {
 	return pod.Namespace == pvc.Namespace && slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
-		return claimName(pod, &v) == pvc.Name
+		return claim.NameIn(pod, &v) == pvc.Name
 	})
 }
 
@@ -227,7 +216,7 @@ func mayHoldSpace(pod *corev1.Pod) bool { return hasInlineVolumes(pod) || hasCla
 func (f *feed) hasUnboundClaims(pod *corev1.Pod) bool {
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
-		if claimName(pod, v) == "" {
+		if claim.NameIn(pod, v) == "" {
 			continue
 		}
 		pvc := f.claims.of(pod, v)

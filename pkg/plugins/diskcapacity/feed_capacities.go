@@ -253,7 +253,8 @@ func capacityOf(ndc *diskv1alpha1.NodeDiskCapacity) (*ledger.Capacity, error) {
 	for i := range ndc.Status.Disks {
 		d := &ndc.Status.Disks[i]
 		out := ledger.Disk{
-			ID: d.ID, Class: d.Class, Size: d.Size, SectorSize: d.SectorSize, // What spec says holds before the agent has seen it.
+			ID: d.ID, Class: d.Class, Size: d.Size, SectorSize: d.SectorSize,
+			// What spec says holds before the agent has seen it.
 			Ready:       d.State == diskv1alpha1.DiskReady && !ndc.Spec.Decision(d.ID).IsCordoned(),
 			Free:        make([]extent.Extent, len(d.Free)),
 			Allocations: make([]ledger.Allocation, len(d.Allocations)),

@@ -13,6 +13,7 @@ import (
 	fwk "k8s.io/kube-scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/claim"
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/placement"
 )
@@ -125,10 +126,10 @@ func (s *Still) Wants(pod *corev1.Pod) ([]Want, error) {
 	return wants, nil
 }
 
-// podVolume is the name of the pod's volume that has the claim.
-func podVolume(pod *corev1.Pod, claim string) string {
+// podVolume is the name of the pod's volume that has the claim of that key.
+func podVolume(pod *corev1.Pod, key string) string {
 	for i := range pod.Spec.Volumes {
-		if v := &pod.Spec.Volumes[i]; pod.Namespace+"/"+claimName(pod, v) == claim {
+		if v := &pod.Spec.Volumes[i]; pod.Namespace+"/"+claim.NameIn(pod, v) == key {
 			return v.Name
 		}
 	}

@@ -26,9 +26,6 @@ const (
 	discardTimeout = 10 * time.Second
 	// tryTimeout is for one try to create a volume: one that hangs blocks others.
 	tryTimeout = 30 * time.Second
-	// settleAfter is the time after which a request that was sent has been served or given up. The API server ends each
-	// request after its --request-timeout, a minute by default, and with it the tries of etcd and webhooks.
-	settleAfter = 5 * time.Minute
 	// maxConflicts is how many conflicting changes of an object are retried.
 	maxConflicts = 10
 )
@@ -89,7 +86,7 @@ func (b *binder) provisionClaim(ctx context.Context, l *ledger.Ledger, pod *core
 }
 
 // doubt holds the place of a volume that may have been made, or may still be made. It ends when a later try knows, when
-// the claim is gone, or when settleAfter has passed and the volume does not exist.
+// the claim is gone, or when answer.SettleAfter has passed and the volume does not exist.
 func (b *binder) doubt(ctx context.Context, l *ledger.Ledger, holder string, pvc *corev1.PersistentVolumeClaim, name, node string) {
 	l.Doubt(holder)
 	b.changes.whenGone(pvc, func() { l.Release(holder) })
@@ -106,7 +103,7 @@ func (b *binder) doubt(ctx context.Context, l *ledger.Ledger, holder string, pvc
 
 // settleLater reads whether the volume exists when no write of it can be on its way any more.
 func (b *binder) settleLater(ctx context.Context, l *ledger.Ledger, holder string, token *int, name, node string) {
-	b.later(settleAfter, func() {
+	b.later(answer.SettleAfter, func() {
 		if current, _ := b.doubts.Load(holder); current != token {
 			return
 		}
