@@ -50,7 +50,7 @@ func listPriority(v discovery.Verdict) int {
 func deviceOf(l discovery.ListedDevice, problems map[string]string) diskv1alpha1.Device {
 	d, v := l.Device, l.Verdict
 	out := diskv1alpha1.Device{
-		Name: Truncate(d.Name, 64), ByID: d.ByID, WWN: d.WWN, Serial: d.Serial, Model: truncate(d.Model, maxModel), Transport: d.Transport,
+		Name: Truncate(d.Name, 64), ByID: d.ByID, WWN: d.WWN, Serial: d.Serial, Model: Truncate(d.Model, maxModel), Transport: d.Transport,
 		Size: d.Size, Rotational: d.Rotational, State: v.State, Class: v.Class, Disk: v.Disk, Fingerprint: v.Fingerprint,
 	}
 	reasons := v.Reasons
