@@ -161,7 +161,7 @@ func TestExpandByMove(t *testing.T) {
 	}
 	e.event(pvc, "VolumeMoved")
 	pv := e.boundTo(pvc)
-	after := e.findPartition("volume "+pv.Name, pv.Labels[v1alpha1.LabelNode], v1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle))
+	after := e.placeNow(pv)
 	if after.allocation.Start == first.at.allocation.Start || after.disk.ID != first.at.disk.ID || after.allocation.Length != 600*units.MiB {
 		t.Errorf("the volume was %+v of disk %s, is %+v of disk %s", first.at.allocation, first.at.disk.ID, after.allocation, after.disk.ID)
 	}
