@@ -12,7 +12,6 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
-	"github.com/berthdev/berth/test/testenv"
 	"github.com/berthdev/berth/test/units"
 )
 
