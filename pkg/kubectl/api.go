@@ -51,8 +51,8 @@ func (s *session) connect() (*api, error) {
 	return &api{berth: berth, core: core, chunk: s.chunkSize}, nil
 }
 
-// connected is the RunE of a command that needs the API server. Flags and arguments are checked by run: connecting sends
-// no request.
+// connected is the RunE of a command that needs the API server. Flags and arguments are checked by run: connecting
+// sends no request.
 func (s *session) connected(run func(ctx context.Context, a *api, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		a, err := s.connect()
