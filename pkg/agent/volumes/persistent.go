@@ -213,15 +213,16 @@ func (p *persistentController) serve(ctx context.Context, pv *corev1.PersistentV
 			return err
 		}
 	}
+	if to := p.mover.pending(v); to != nil {
+		// It has its file system, and grows when it is moved. One that is not attached here can be at its new place.
+		p.maker.formatted.add(v.Partition)
+		p.mover.begin(ctx, pv, v, *to)
+		return ErrMoving
+	}
 	if err := p.stager.makeReady(ctx, requestOf(v), nil); err != nil {
 		return err
 	}
 	p.maker.formatted.add(v.Partition)
-	if to := p.mover.pending(v); to != nil {
-		// It grows when it is moved.
-		p.mover.begin(ctx, pv, v, *to)
-		return ErrMoving
-	}
 	if _, err := claim.ReadMoveTo(pv); err != nil {
 		return fmt.Errorf("%w: %w", errMismatch, err)
 	}

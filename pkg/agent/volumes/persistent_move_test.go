@@ -159,6 +159,20 @@ func TestMoveVolume(t *testing.T) {
 	m.waitIdle()
 }
 
+// TestMoveOfNotAttached asserts that a volume is moved that the kernel does not show, before any pod stages it.
+func TestMoveOfNotAttached(t *testing.T) {
+	m := newMovable(t)
+	real := m.disks.Disks()[0]
+	shown := real
+	shown.Device.Path, shown.Snapshot.Volumes = "", slices.Clone(real.Snapshot.Volumes)
+	shown.Snapshot.Volumes[0].Device, shown.Snapshot.Volumes[0].NotAttached = "", "the kernel has no device mapper"
+	m.disks.set(shown)
+	m.requestMove(180, 40)
+	m.sync()
+	m.disks.set(real)
+	m.checkAt(180, 40)
+}
+
 // TestMoveWaitsForWipe asserts that the second move waits until the place of the first one is wiped.
 func TestMoveWaitsForWipe(t *testing.T) {
 	m := newMovable(t)
