@@ -112,8 +112,12 @@ func diskStatus(d *discovery.Disk, owner func(disk.Volume) VolumeInfo) diskv1alp
 			Copied:        o.Copied,
 		})
 		for _, p := range v.Pieces {
+			piece := p.Partition
+			if o.Departed != "" {
+				piece = diskv1alpha1.PieceID(o.Departed, p.Number)
+			}
 			out.Allocations = append(out.Allocations, diskv1alpha1.Allocation{
-				Volume: o.Volume, Partition: p.Partition, Extent: extentOf(p.Extent), Piece: int32(p.Number), Phase: phase, Owner: o.Owner,
+				Volume: o.Volume, Partition: piece, Extent: extentOf(p.Extent), Piece: int32(p.Number), Phase: phase, Owner: o.Owner,
 			})
 		}
 		out.Overhead -= v.Length()

@@ -64,6 +64,21 @@ func TestStatusOfPieces(t *testing.T) {
 	}
 }
 
+// TestStatusOfDepartedPieces asserts that a volume of several pieces that no disk has yet is published with all of them
+// where it was.
+func TestStatusOfDepartedPieces(t *testing.T) {
+	const volume = "a0000000-0000-5000-8000-00000000000a"
+	owner := func(disk.Volume) VolumeInfo { return VolumeInfo{Departed: volume} }
+	got := map[int32]string{}
+	for _, a := range Status(Node{}, []discovery.Disk{inPieces()}, nil, nil, owner).Disks[0].Allocations {
+		got[a.Piece] = a.Partition
+	}
+	want := map[int32]string{0: volume, 1: diskv1alpha1.PieceID(volume, 1), 2: diskv1alpha1.PieceID(volume, 2)}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // TestMapperCondition asserts that the condition is there only if a class wants the device mapper, and true only if the
 // kernel has none.
 func TestMapperCondition(t *testing.T) {
