@@ -340,7 +340,7 @@ func (w *world) planMove(t *testing.T, v *volume) {
 		return
 	}
 	length := v.length() + w.rng.IntN(4)
-	m, ok := w.ledger.PlanMove(v.uid, MoveRequest{Copy: partition(copyOf(v.id)), Version: v.version, Length: int64(length) << 20, Class: class})
+	m, ok, _ := w.ledger.PlanMove(v.uid, MoveRequest{Copy: partition(copyOf(v.id)), Version: v.version, Length: int64(length) << 20, Class: class})
 	if !ok {
 		return
 	}

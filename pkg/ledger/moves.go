@@ -48,13 +48,23 @@ type MoveRequest struct {
 // PlanMove reserves an extent to which a PersistentVolume can be moved: the smallest that holds it, on the disk where
 // the volume is, or on the others of the class on its node. Disks that take no volumes get none. The caller then writes
 // the move, or calls WithdrawMove. PlanMove returns false if there is no such extent, if the volume is about to grow
-// where it is, if pieces are planned for it, or if an earlier move has not ended. A place that the request names must
-// be free, as long as the volume, and before it.
-func (l *Ledger) PlanMove(pvUID string, o MoveRequest) (Move, bool) {
+// where it is, or if its last place is still there. A place that the request names must be free, as long as the volume,
+// and before it. The error is ErrUnsettled if the ledger has a move of the volume already, or a plan of pieces: the
+// caller has another version of the PersistentVolume.
+func (l *Ledger) PlanMove(pvUID string, o MoveRequest) (Move, bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if _, planned := l.plannedPieces[pvUID]; planned || l.holders[moveKey(pvUID)] != nil {
+		return Move{}, false, ErrUnsettled
+	}
+	m, ok := l.planMove(pvUID, o)
+	return m, ok, nil
+}
+
+// planMove is PlanMove for a volume without a move. The lock is held.
+func (l *Ledger) planMove(pvUID string, o MoveRequest) (Move, bool) {
 	h := l.holders[volumeKey(pvUID)]
-	if h == nil || l.holders[moveKey(pvUID)] != nil || o.Length < 0 || o.Length%placement.Alignment != 0 {
+	if h == nil || o.Length < 0 || o.Length%placement.Alignment != 0 {
 		return Move{}, false
 	}
 	s, r := l.Snapshot(h.node), h.records[0]
@@ -62,7 +72,7 @@ func (l *Ledger) PlanMove(pvUID string, o MoveRequest) (Move, bool) {
 		return Move{}, false
 	}
 	disk, v := s.published.volume(r.Partition, r.Disk)
-	if _, planned := l.plannedPieces[pvUID]; planned || v == nil || v.Wiping {
+	if v == nil || v.Wiping {
 		return Move{}, false
 	}
 	granted := int64(0)

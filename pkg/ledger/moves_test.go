@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/berthdev/berth/pkg/extent"
@@ -16,7 +17,8 @@ func moving(others ...Allocation) *Ledger {
 }
 
 func plan(l *Ledger, version uint64, lengthGiB int64) (Move, bool) {
-	return l.PlanMove("pv", MoveRequest{Copy: "copy-a", Left: "left-a", Version: version, Length: lengthGiB * units.GiB, Class: class})
+	m, ok, _ := l.PlanMove("pv", MoveRequest{Copy: "copy-a", Left: "left-a", Version: version, Length: lengthGiB * units.GiB, Class: class})
+	return m, ok
 }
 
 // TestPlanMove asserts where a move goes, and when none is planned.
@@ -80,6 +82,11 @@ func TestPlanMove(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+	l := moving()
+	plan(l, 1, 3)
+	if _, _, err := l.PlanMove("pv", MoveRequest{Copy: "copy-a", Version: 1, Length: 3 * units.GiB, Class: class}); !errors.Is(err, ErrUnsettled) {
+		t.Errorf("a second move: %v", err)
 	}
 }
 
@@ -250,7 +257,7 @@ func TestPlanMoveElsewhere(t *testing.T) {
 		}, "", extent.Extent{}},
 	} {
 		l := disks(test.change)
-		m, ok := l.PlanMove("pv", MoveRequest{Copy: "copy-a", Left: "left-a", Version: 1, Class: class, Elsewhere: true})
+		m, ok, _ := l.PlanMove("pv", MoveRequest{Copy: "copy-a", Left: "left-a", Version: 1, Class: class, Elsewhere: true})
 		if ok != (test.disk != "") || m.Disk != test.disk || m.Extent != test.at {
 			t.Errorf("%s: planned %t: %+v", name, ok, m)
 		}
@@ -282,7 +289,7 @@ func TestPlanMoveOfPiecesElsewhere(t *testing.T) {
 		l.SetCapacity("n1", &Capacity{Revision: 1, Disks: []Disk{first, second}})
 		l.SetVolume("pv", "n1", Record{"part-a", "a", span(0, 2)})
 		l.SetPieces("pv", "n1", 1, []Record{{"piece-1", "a", span(5, 3)}})
-		m, ok := l.PlanMove("pv", MoveRequest{Copy: "copy-a", Left: "left-a", Version: 1, Class: class, Elsewhere: true})
+		m, ok, _ := l.PlanMove("pv", MoveRequest{Copy: "copy-a", Left: "left-a", Version: 1, Class: class, Elsewhere: true})
 		if !ok || m.Disk != "b" || m.Extent != span(5, 5) {
 			t.Errorf("%s: planned %t: %+v", name, ok, m)
 		}
@@ -324,7 +331,7 @@ func TestPlanMoveTo(t *testing.T) {
 		if test.before != nil {
 			test.before(l)
 		}
-		m, ok := l.PlanMove("pv", MoveRequest{Copy: "copy-a", Left: "left-a", Version: 5, Class: class, To: test.to})
+		m, ok, _ := l.PlanMove("pv", MoveRequest{Copy: "copy-a", Left: "left-a", Version: 5, Class: class, To: test.to})
 		if ok != test.ok || ok && (m.Extent != test.to || m.Disk != "disk-n1" || l.freeOn("n1").Overlaps(test.to)) {
 			t.Errorf("%s: %t, %+v", name, ok, m)
 		}

@@ -217,7 +217,7 @@ func (c *Controllers) onVolume(old, now any) {
 	if !known {
 		c.checkNodeLater(pv.Labels[diskv1alpha1.LabelNode])
 	}
-	if moveTo(pv) != "" {
+	if moveTo(pv) != "" || piecesOf(pv) != "" {
 		c.drains.add(pv.Labels[diskv1alpha1.LabelNode])
 	}
 	if ref := pv.Spec.ClaimRef; ref != nil && (!known || !capacitySize(before).Equal(*capacitySize(pv)) || moveTo(before) != moveTo(pv) || piecesOf(before) != piecesOf(pv)) {

@@ -108,7 +108,7 @@ func (c *Controllers) syncDrain(ctx context.Context, node string) error {
 }
 
 // syncDrained takes the move of a PersistentVolume one step further. next are the next moves of compactions, by disk.
-// It reports whether the volume is being moved.
+// It reports whether the volume is being moved, or may have been.
 func (c *Controllers) syncDrained(ctx context.Context, node string, pv *corev1.PersistentVolume, decisions map[string]diskv1alpha1.DiskDecision, next map[string]diskv1alpha1.CompactionMove) (moving bool, err error) {
 	if !hasRecordedPlace(pv) || pv.DeletionTimestamp != nil {
 		return false, nil
@@ -132,7 +132,14 @@ func (c *Controllers) syncDrained(ctx context.Context, node string, pv *corev1.P
 		}
 		return true, c.endMoveOf(ctx, pv, claimKey(pv))
 	}
+	if ended, err := c.endPieces(ctx, pv, &v, node); ended {
+		return true, err
+	}
 	if decisions[record.Disk].Drain == nil {
+		if len(v.Pieces) > 0 {
+			// It may have been moved, which the node has not published yet. Volumes of several pieces are not compacted.
+			return true, nil
+		}
 		return c.compact(ctx, node, pv, &v, decisions[record.Disk], next[record.Disk])
 	}
 	return true, c.planDrain(ctx, node, pv, &v, ledger.MoveRequest{Elsewhere: true})
@@ -154,10 +161,13 @@ func (c *Controllers) planDrain(ctx context.Context, node string, pv *corev1.Per
 		return err
 	}
 	o.Version = version
-	to := c.planMoveFor(pv, o, v)
-	if to == nil {
-		// The agent says what is missing.
+	to, err := c.planMoveFor(pv, o, v)
+	if errors.Is(err, ledger.ErrUnsettled) || err == nil && to == nil {
+		// An event of the PersistentVolume comes first, or the agent says what is missing.
 		return nil
+	}
+	if err != nil {
+		return err
 	}
 	if err := c.writeMoveTo(ctx, pv, to, false); err != nil {
 		if answer.Of(err).NotDone() {

@@ -54,6 +54,39 @@ func (b *drainBench) publish(t *testing.T, revision uint64, moved bool, free int
 	}
 }
 
+// newPiecesBench is a drainBench whose volume has a further piece of 2 GiB, which the PersistentVolume names.
+func newPiecesBench(t *testing.T) (b *drainBench, pieces string) {
+	t.Helper()
+	b = newDrainBench(t)
+	pieces = diskv1alpha1.JoinPieces([]diskv1alpha1.Place{placeOf(b.first, gib(5, 2))})
+	patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}},"spec":{"capacity":{"storage":"6Gi"}}}`, diskv1alpha1.AnnotationPieces, pieces)
+	if _, err := b.client.CoreV1().PersistentVolumes().Patch(t.Context(), b.api.volumes(t)[0].Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	b.notifyVolumes(t)
+	return b, pieces
+}
+
+func placeOf(disk string, e extent.Extent) diskv1alpha1.Place {
+	return diskv1alpha1.Place{Disk: disk, Extent: diskv1alpha1.Extent{Start: e.Start, Length: e.Len()}}
+}
+
+// inPieces is the first disk with the volume of newPiecesBench.
+func (b *drainBench) inPieces() ledger.Disk {
+	return ledger.Disk{Allocations: []ledger.Allocation{{Partition: b.partition, Extent: gib(0, 4)}, {Partition: diskv1alpha1.PieceID(b.partition, 1), Extent: gib(5, 2)}}}
+}
+
+// publishBoth has a node with the device mapper publish these allocations and this free space of the two disks.
+func (b *drainBench) publishBoth(t *testing.T, revision uint64, first, second ledger.Disk) {
+	t.Helper()
+	first.ID, first.Class, first.Size = b.first, "ssd", 11*units.GiB
+	second.ID, second.Class, second.Size, second.Ready = b.second, "ssd", 11*units.GiB, true
+	b.ledger.SetCapacity("n1", &ledger.Capacity{Revision: 100 + revision, Disks: []ledger.Disk{first, second}, DeviceMapper: true})
+	if problem := b.ledger.Snapshot("n1").Problem; problem != "" {
+		t.Fatal(problem)
+	}
+}
+
 // drain syncs the volume with these decisions, and returns where it is to be moved.
 func (b *drainBench) drain(t *testing.T, decisions ...diskv1alpha1.DiskDecision) (to string, err error) {
 	t.Helper()
@@ -107,25 +140,7 @@ func TestDrain(t *testing.T) {
 // TestDrainOfPieces asserts that a volume of several pieces leaves its disk for one extent that holds all of them, and
 // keeps the record of its pieces until it is there.
 func TestDrainOfPieces(t *testing.T) {
-	b := newDrainBench(t)
-	place := func(disk string, e extent.Extent) diskv1alpha1.Place {
-		return diskv1alpha1.Place{Disk: disk, Extent: diskv1alpha1.Extent{Start: e.Start, Length: e.Len()}}
-	}
-	pieces := diskv1alpha1.JoinPieces([]diskv1alpha1.Place{place(b.first, gib(5, 2))})
-	patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}},"spec":{"capacity":{"storage":"6Gi"}}}`, diskv1alpha1.AnnotationPieces, pieces)
-	if _, err := b.client.CoreV1().PersistentVolumes().Patch(t.Context(), b.api.volumes(t)[0].Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	b.notifyVolumes(t)
-	publish := func(revision uint64, first, second ledger.Disk) {
-		t.Helper()
-		first.ID, first.Class, first.Size = b.first, "ssd", 11*units.GiB
-		second.ID, second.Class, second.Size, second.Ready = b.second, "ssd", 11*units.GiB, true
-		b.ledger.SetCapacity("n1", &ledger.Capacity{Revision: 100 + revision, Disks: []ledger.Disk{first, second}, DeviceMapper: true})
-		if problem := b.ledger.Snapshot("n1").Problem; problem != "" {
-			t.Fatal(problem)
-		}
-	}
+	b, pieces := newPiecesBench(t)
 	want := func(to, further string, decisions ...diskv1alpha1.DiskDecision) {
 		t.Helper()
 		got, err := b.drain(t, decisions...)
@@ -136,18 +151,71 @@ func TestDrainOfPieces(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	before := ledger.Disk{Allocations: []ledger.Allocation{{Partition: b.partition, Extent: gib(0, 4)}, {Partition: diskv1alpha1.PieceID(b.partition, 1), Extent: gib(5, 2)}}}
-	publish(2, before, ledger.Disk{Free: []extent.Extent{gib(0, 4), gib(5, 5)}})
+	before := b.inPieces()
+	b.publishBoth(t, 2, before, ledger.Disk{Free: []extent.Extent{gib(0, 4), gib(5, 5)}})
 	want("", pieces, draining(b.first))
-	publish(3, before, ledger.Disk{Free: []extent.Extent{gib(0, 2), gib(3, 7)}})
-	to := place(b.second, gib(3, 6)).String()
+	b.publishBoth(t, 3, before, ledger.Disk{Free: []extent.Extent{gib(0, 2), gib(3, 7)}})
+	to := placeOf(b.second, gib(3, 6)).String()
 	want(to, pieces, draining(b.first))
 	// The operator changes his mind.
 	want("", pieces)
 	want(to, pieces, draining(b.first))
-	publish(4, ledger.Disk{}, ledger.Disk{Free: []extent.Extent{gib(0, 2), gib(9, 1)}, Allocations: []ledger.Allocation{{Partition: b.partition, Extent: gib(3, 6)}}})
+	b.publishBoth(t, 4, ledger.Disk{}, ledger.Disk{Free: []extent.Extent{gib(0, 2), gib(9, 1)}, Allocations: []ledger.Allocation{{Partition: b.partition, Extent: gib(3, 6)}}})
 	want("", "", draining(b.first))
 	want("", "", draining(b.first))
+}
+
+// TestDrainOfPiecesEnds asserts that the record of a volume's pieces goes when the volume is in one, although its drain
+// has ended before the node has published that.
+func TestDrainOfPiecesEnds(t *testing.T) {
+	for name, sync := range map[string]func(t *testing.T, b *drainBench) error{
+		"by the node": func(t *testing.T, b *drainBench) error {
+			_, err := b.drain(t)
+			return err
+		},
+		"by the claim": func(t *testing.T, b *drainBench) error {
+			b.acceptStatus()
+			return b.sync(t, nil)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, pieces := newPiecesBench(t)
+			b.publishBoth(t, 2, b.inPieces(), ledger.Disk{Free: []extent.Extent{gib(0, 10)}})
+			if to, err := b.drain(t, draining(b.first)); err != nil || to == "" {
+				t.Fatalf("it is to be moved to %q: %v", to, err)
+			}
+			if to, err := b.drain(t); err != nil || to != "" {
+				t.Fatalf("after the drain it is to be moved to %q: %v", to, err)
+			}
+			check := func(want string, free int64) {
+				t.Helper()
+				b.memory.takeWaiting("n1")
+				if err := sync(t, b); err != nil {
+					t.Error(err)
+				}
+				b.notifyVolumes(t)
+				if has := piecesOf(b.api.volumes(t)[0]); has != want || b.free("n1") != free {
+					t.Errorf("it has the pieces %q, and %d GiB are free, want %q and %d", has, b.free("n1"), want, free)
+				}
+				_, waits := b.memory.takeWaiting("n1")[keyOf(b.pvc)]
+				if name == "by the claim" && want != "" && !waits {
+					t.Error("the claim does not wait for its node")
+				}
+			}
+			check(pieces, 10)
+			// It has not all of its size in one piece.
+			publish := func(revision uint64, length int64) {
+				t.Helper()
+				b.publishBoth(t, revision, ledger.Disk{}, ledger.Disk{
+					Free: []extent.Extent{gib(length, 10-length)}, Allocations: []ledger.Allocation{{Partition: b.partition, Extent: gib(0, length)}},
+				})
+			}
+			publish(3, 5)
+			check(pieces, 5)
+			publish(4, 6)
+			check("", 4)
+		})
+	}
 }
 
 // TestDrainLeavesGrowth asserts that the end of a drain's write in doubt takes back nothing that was granted to the

@@ -23,26 +23,26 @@ import (
 // new place, the annotation is removed.
 
 // planMove reserves a place for the volume at its new size, and returns it; nil if there is none.
-func (c *Controllers) planMove(pv *corev1.PersistentVolume, v *claim.Volume, want int64) *diskv1alpha1.Place {
+func (c *Controllers) planMove(pv *corev1.PersistentVolume, v *claim.Volume, want int64) (*diskv1alpha1.Place, error) {
 	if v.MoveTo != nil {
 		// One move at a time.
-		return nil
+		return nil, nil
 	}
 	version, err := diskcapacity.RevisionOf(pv.ResourceVersion)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	return c.planMoveFor(pv, ledger.MoveRequest{Version: version, Length: want}, v)
 }
 
 // planMoveFor plans a move of a volume.
-func (c *Controllers) planMoveFor(pv *corev1.PersistentVolume, o ledger.MoveRequest, v *claim.Volume) *diskv1alpha1.Place {
+func (c *Controllers) planMoveFor(pv *corev1.PersistentVolume, o ledger.MoveRequest, v *claim.Volume) (*diskv1alpha1.Place, error) {
 	o.Copy, o.Left, o.Class = diskv1alpha1.CopyID(v.Partition), diskv1alpha1.LeftID(v.Partition), v.Class
-	move, ok := c.ledger.PlanMove(string(pv.UID), o)
+	move, ok, err := c.ledger.PlanMove(string(pv.UID), o)
 	if !ok {
-		return nil
+		return nil, err
 	}
-	return &diskv1alpha1.Place{Disk: move.Disk, Extent: diskv1alpha1.Extent{Start: move.Extent.Start, Length: move.Extent.Len()}}
+	return &diskv1alpha1.Place{Disk: move.Disk, Extent: diskv1alpha1.Extent{Start: move.Extent.Start, Length: move.Extent.Len()}}, nil
 }
 
 func moveTo(pv *corev1.PersistentVolume) string { return pv.Annotations[diskv1alpha1.AnnotationMoveTo] }
@@ -55,7 +55,7 @@ func (c *Controllers) withdrawMove(pv *corev1.PersistentVolume) {
 }
 
 // endMove removes the annotation of a move that is done, or whose place another volume has. Then the volume gets
-// another place.
+// another place. It also removes that of pieces which the volume does not have since a move.
 func (c *Controllers) endMove(ctx context.Context, pvc *corev1.PersistentVolumeClaim) error {
 	pv, err := c.volumes.Get(pvc.Spec.VolumeName)
 	if apierrors.IsNotFound(err) {
@@ -72,11 +72,11 @@ func (c *Controllers) endMove(ctx context.Context, pvc *corev1.PersistentVolumeC
 
 // endMoveOf is endMove for a PersistentVolume. key is that of its claim, or another one that syncs it.
 func (c *Controllers) endMoveOf(ctx context.Context, pv *corev1.PersistentVolume, key string) error {
-	if moveTo(pv) == "" || !hasRecordedPlace(pv) {
+	if moveTo(pv) == "" && piecesOf(pv) == "" || !hasRecordedPlace(pv) {
 		return nil
 	}
 	v, err := claim.ReadVolume(pv)
-	if err != nil || v.MoveTo == nil {
+	if err != nil || v.MoveTo == nil && moveTo(pv) != "" {
 		// The agent reports what is wrong.
 		return nil //nolint:nilerr // see above
 	}
@@ -85,6 +85,10 @@ func (c *Controllers) endMoveOf(ctx context.Context, pv *corev1.PersistentVolume
 		return fmt.Errorf("moving claim %s: the place of PersistentVolume %s is not known yet", key, pv.Name)
 	}
 	c.memory.addWaiting(node, key)
+	if v.MoveTo == nil {
+		_, err := c.endPieces(ctx, pv, &v, node)
+		return err
+	}
 	move, snapshot := *diskcapacity.MoveOf(v), c.ledger.Snapshot(node)
 	isTaken := snapshot.IsTaken(v.Partition, move)
 	if !snapshot.IsMoved(v.Partition, move) && !isTaken {

@@ -194,3 +194,25 @@ func TestMovePlaceTaken(t *testing.T) {
 		t.Errorf("the volume has %s and is moved to %q", capacitySize(pv), moveTo(pv))
 	}
 }
+
+// TestMoveOfOldVersion asserts that a claim whose move the ledger knows already is not said to be infeasible, although
+// the controllers see the PersistentVolume without the move.
+func TestMoveOfOldVersion(t *testing.T) {
+	b, _ := besideNeighbor(t)
+	was := b.api.volumes(t)[0]
+	b.acceptStatus()
+	if err := b.sync(t, asking("5Gi")); err != nil || moveTo(b.api.volumes(t)[0]) == "" {
+		t.Fatalf("the volume is not moved: %v", err)
+	}
+	b.said()
+	for _, seen := range []string{"planned", "observed"} {
+		if err := b.sync(t, asking("5Gi")); err == nil || !strings.Contains(err.Error(), "not known yet") {
+			t.Errorf("%s: the growth of an old version: %v", seen, err)
+		}
+		if said := b.said(); said != "" {
+			t.Errorf("%s: said is %q", seen, said)
+		}
+		b.notifyVolumes(t)
+		b.store(t, b.volumeInformer.GetIndexer().Update, was)
+	}
+}

@@ -1,9 +1,12 @@
 package provisioner
 
 import (
+	"context"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/klog/v2"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
@@ -42,7 +45,12 @@ func (c *Controllers) planGrowth(pv *corev1.PersistentVolume, v *claim.Volume, n
 		}
 		possible = max(possible, inPieces)
 	}
-	if move := c.planMove(pv, v, want); move != nil {
+	move, err := c.planMove(pv, v, want)
+	if err != nil {
+		// A claim that was granted a move already would be said to be infeasible.
+		return nil, 0, err
+	}
+	if move != nil {
 		return &plannedGrowth{annotations: map[string]any{diskv1alpha1.AnnotationMoveTo: move.String()}, withdraw: c.withdrawMove}, want, nil
 	}
 	return nil, possible, nil
@@ -105,6 +113,21 @@ func needsRemount(snapshot *ledger.Snapshot, v *claim.Volume) bool {
 		}
 	}
 	return false
+}
+
+// endPieces removes the annotation of further pieces from a PersistentVolume whose volume has all of its size in one
+// piece. The volume was moved, and the annotation of the move was removed before the node published the new place.
+// Otherwise the places would be withheld, and the volume could not grow.
+func (c *Controllers) endPieces(ctx context.Context, pv *corev1.PersistentVolume, v *claim.Volume, node string) (ended bool, err error) {
+	snapshot := c.ledger.Snapshot(node)
+	if len(v.Pieces) == 0 || snapshot.Length(partitionsOf(v)[1:]...) > 0 || snapshot.Length(v.Partition) < v.Size {
+		return false, nil
+	}
+	if err := c.writeMoveTo(ctx, pv, nil, true); err != nil && !apierrors.IsNotFound(err) {
+		return true, err
+	}
+	klog.FromContext(ctx).V(2).Info("A volume lies in one piece since a move that was ended", "volume", klog.KObj(pv), "node", klog.KRef("", node))
+	return true, nil
 }
 
 // partitionsOf are the GUIDs of all pieces of the volume.
