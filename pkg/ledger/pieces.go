@@ -22,8 +22,8 @@ type plannedPieces struct {
 	before []Record
 }
 
-// ErrUnsettled is returned by PlanPieces and PlanMove when the ledger has another version of the PersistentVolume than the caller,
-// or an earlier plan or grant for it has not ended. An event of the PersistentVolume ends that.
+// ErrUnsettled is returned by PlanPieces and PlanMove when the ledger has another version of the PersistentVolume than
+// the caller, or an earlier plan or grant for it has not ended. An event of the PersistentVolume ends that.
 var ErrUnsettled = errors.New("the last change of the volume's size is not known yet")
 
 // Growth is what PlanPieces plans for.

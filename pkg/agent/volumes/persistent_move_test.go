@@ -162,14 +162,14 @@ func TestMoveVolume(t *testing.T) {
 // TestMoveOfNotAttached asserts that a volume is moved that the kernel does not show, before any pod stages it.
 func TestMoveOfNotAttached(t *testing.T) {
 	m := newMovable(t)
-	real := m.disks.Disks()[0]
-	shown := real
-	shown.Device.Path, shown.Snapshot.Volumes = "", slices.Clone(real.Snapshot.Volumes)
+	inService := m.disks.Disks()[0]
+	shown := inService
+	shown.Device.Path, shown.Snapshot.Volumes = "", slices.Clone(inService.Snapshot.Volumes)
 	shown.Snapshot.Volumes[0].Device, shown.Snapshot.Volumes[0].NotAttached = "", "the kernel has no device mapper"
 	m.disks.set(shown)
 	m.requestMove(180, 40)
 	m.sync()
-	m.disks.set(real)
+	m.disks.set(inService)
 	m.checkAt(180, 40)
 }
 
