@@ -21,8 +21,7 @@ type classDemand struct {
 	class string
 	// order is the requests' indices, in the order in which they are placed.
 	order []int
-	// sizes of all volumes, and of those with Apart, in falling order.
-	sizes, apart []int64
+	wanted
 	// total of the sizes.
 	total int64
 }
@@ -44,7 +43,7 @@ func NewDemand(requests []Request) *Demand {
 			n++
 		}
 		class := requests[order[0]].Class
-		c := classDemand{class: class, order: order[:n], sizes: sizesOf(requests, class, false), apart: sizesOf(requests, class, true)}
+		c := classDemand{class: class, order: order[:n], wanted: wantedOf(requests, class)}
 		c.total = sum(c.sizes)
 		d.classes = append(d.classes, c)
 		order = order[n:]
@@ -52,14 +51,15 @@ func NewDemand(requests []Request) *Demand {
 	return d
 }
 
-// Need is what a pod needs of one class: room for its largest volume, and for all of them together.
+// Need is what a pod needs of one class: one extent for its largest volume that may not have pieces, and room for all of
+// them together.
 type Need struct{ Largest, Total int64 }
 
 // Needs yields the need of each class.
 func (d *Demand) Needs() iter.Seq2[string, Need] {
 	return func(yield func(string, Need) bool) {
 		for i := range d.classes {
-			if c := &d.classes[i]; !yield(c.class, Need{c.sizes[0], c.total}) {
+			if c := &d.classes[i]; !yield(c.class, Need{c.largestWhole(), c.total}) {
 				return
 			}
 		}
@@ -95,7 +95,7 @@ func (d *Demand) Plan(dst []Assignment, node *Node, budget *Budget) ([]Assignmen
 	for i := range d.classes {
 		c := &d.classes[i]
 		if o := planClass(node, d.requests, c.order, dst[before:], budget, b); o != found {
-			return dst[:before], explainSizes(node, c.class, c.sizes, c.apart).withOutcome(o)
+			return dst[:before], explainWanted(node, c.class, &c.wanted).withOutcome(o)
 		}
 	}
 	return dst, nil

@@ -13,7 +13,7 @@
 // # Terms
 //
 //   - Extent: a run of bytes of one disk. Free extents are multiples of 1 MiB, and so are volumes. A volume lies inside
-//     one extent.
+//     one extent, unless its request allows pieces.
 //   - Class: the name of a group of disks. A disk has one class, and a request names one.
 //   - Request: requests room for one volume. Requests with Apart share no disk among themselves.
 //   - Plan: a place for every request of a pod, or for none of them.
@@ -54,6 +54,16 @@
 //
 // Before the search, a node is refused by the size of its largest extent and by the total of its extents. So a node
 // that is too full costs one pass over its extents.
+//
+// # Pieces
+//
+// A request with MaxPieces may have several extents of one disk, on a node that takes pieces. It gets them only if the
+// requests of its class do not fit inside one extent each. Then the requests without leave for pieces are placed first,
+// and searched exactly. Each of the others gets one extent if one holds it. Else it gets the fewest pieces that hold it
+// on any disk: the largest extents whole, and for the rest the smallest extent that holds it.
+//
+// For one request that is exact: no choice of as many extents of a disk has more bytes than the largest ones. Several
+// requests may be refused although a choice with smaller pieces exists. The cause of such a refusal is [GaveUp].
 //
 // # Where the search ends
 //

@@ -52,7 +52,7 @@ func checkPlan(node *Node, requests []Request, plan []Assignment) error {
 	if len(plan) != len(requests) {
 		return fmt.Errorf("%d places for %d requests", len(plan), len(requests))
 	}
-	apart := map[string]bool{}
+	apart, taken := map[string]bool{}, map[string]extent.Set{}
 	for i, place := range plan {
 		r := requests[i]
 		d := -1
@@ -66,22 +66,30 @@ func checkPlan(node *Node, requests []Request, plan []Assignment) error {
 			return fmt.Errorf("request %d: no disk %q", i, place.Disk)
 		case node.Disks[d].Class != r.Class:
 			return fmt.Errorf("request %d: disk %q has class %q", i, place.Disk, node.Disks[d].Class)
-		case place.Extent.Len() != r.Size:
-			return fmt.Errorf("request %d: %v is not %d long", i, place.Extent, r.Size)
-		case place.Extent.Start%Alignment != 0:
-			return fmt.Errorf("request %d: %v is not aligned", i, place.Extent)
-		case !node.Disks[d].Free.Contains(place.Extent):
-			return fmt.Errorf("request %d: %v is not free", i, place.Extent)
+		case len(place.Further) > 0 && (!node.Pieces || len(place.Further) >= r.MaxPieces):
+			return fmt.Errorf("request %d: has %d further pieces", i, len(place.Further))
 		case r.Apart && apart[place.Disk]:
 			return fmt.Errorf("request %d: shares disk %q", i, place.Disk)
 		}
 		if r.Apart {
 			apart[place.Disk] = true
 		}
-		for j := range plan[:i] {
-			if plan[j].Disk == place.Disk && plan[j].Extent.Overlaps(place.Extent) {
-				return fmt.Errorf("requests %d and %d overlap", j, i)
+		var length int64
+		for n := range place.numPieces() {
+			e := place.piece(n)
+			length += e.Len()
+			switch {
+			case e.Start%Alignment != 0 || e.Empty():
+				return fmt.Errorf("request %d: %v is not aligned", i, e)
+			case !node.Disks[d].Free.Contains(e):
+				return fmt.Errorf("request %d: %v is not free", i, e)
+			case taken[place.Disk].Overlaps(e):
+				return fmt.Errorf("request %d: %v is taken by this plan", i, e)
 			}
+			taken[place.Disk] = taken[place.Disk].Add(e)
+		}
+		if length != r.Size {
+			return fmt.Errorf("request %d: %d bytes for %d", i, length, r.Size)
 		}
 	}
 	return nil
@@ -89,7 +97,7 @@ func checkPlan(node *Node, requests []Request, plan []Assignment) error {
 
 // checkPolicy returns what is wrong with the place of one volume, if anything.
 func checkPolicy(node *Node, r Request, place Assignment) error {
-	chosen, ok := node.freeExtentOf(&place)
+	chosen, ok := node.freeExtentOf(place.Disk, place.Extent)
 	if !ok || chosen.Start != place.Extent.Start {
 		return fmt.Errorf("%v is not at the start of a free extent", place.Extent)
 	}

@@ -15,7 +15,13 @@ type Request struct {
 	Apart bool
 	// Policy chooses among the places where the volume fits.
 	Policy Policy
+	// MaxPieces is of how many free extents of one disk the volume may consist if no single one holds it. Zero and one
+	// mean that it lies inside one extent.
+	MaxPieces int
 }
+
+// Splits reports whether the volume may consist of several extents.
+func (r *Request) Splits() bool { return r.MaxPieces > 1 }
 
 // Disk is the part of a disk's state that placement needs.
 type Disk struct {
@@ -34,12 +40,16 @@ type Disk struct {
 // may read one Node.
 type Node struct {
 	Disks []Disk
+	// Pieces is true if the node can attach volumes of several pieces. Otherwise each volume lies inside one extent.
+	Pieces bool
 }
 
 // Assignment is the place of one request.
 type Assignment struct {
 	// Disk is the ID of the disk.
 	Disk string
-	// Extent is exactly as long as the request's Size.
+	// Extent is exactly as long as the request's Size, together with Further.
 	Extent extent.Extent
+	// Further are the other pieces of a volume that no single extent holds, in their order. They are on the same disk.
+	Further []extent.Extent
 }

@@ -21,6 +21,9 @@ func Plan(dst []Assignment, node *Node, requests []Request) ([]Assignment, error
 	if len(requests) == 1 {
 		place, ok := planOne(node, &requests[0])
 		if !ok {
+			place, ok = planInPieces(node, &requests[0])
+		}
+		if !ok {
 			return dst, explain(node, requests, requests[0].Class)
 		}
 		return append(dst, place), nil
@@ -130,8 +133,18 @@ func planSeveral(dst []Assignment, node *Node, requests []Request) ([]Assignment
 	return dst, nil
 }
 
-// planClass places the requests of one class, which are in the order of compare.
+// planClass places the requests of one class, which are in the order of compare: each inside one extent, or else some
+// of them in pieces.
 func planClass(node *Node, requests []Request, order []int, places []Assignment, budget *Budget, b *buffers) outcome {
+	o := planWhole(node, requests, order, places, budget, b)
+	if o == found || !node.Pieces || !slices.ContainsFunc(order, func(i int) bool { return requests[i].Splits() }) {
+		return o
+	}
+	return planSplit(node, requests, order, places, budget, b)
+}
+
+// planWhole places each request of one class inside one extent.
+func planWhole(node *Node, requests []Request, order []int, places []Assignment, budget *Budget, b *buffers) outcome {
 	var cuts [maxExact]cut
 	p := planner{
 		node: node, class: requests[order[0]].Class,

@@ -95,7 +95,7 @@ func TestPlanAppendsAllOrNothing(t *testing.T) {
 	earlier := []Assignment{{Disk: "earlier", Extent: extent.New(0, 1)}}
 
 	plan, err := Plan(earlier, node, want(4, 4))
-	if err != nil || len(plan) != 3 || plan[0] != earlier[0] {
+	if err != nil || len(plan) != 3 || !reflect.DeepEqual(plan[0], earlier[0]) {
 		t.Errorf("got %v, %v", plan, err)
 	}
 	for _, requests := range [][]Request{want(4, 7), want(11), want(0), append(want(4), Request{Class: "hdd", Size: Alignment})} {

@@ -17,11 +17,33 @@ const MaxScore int64 = 100
 // free extents into which the plan puts volumes with BestFit. With Spread it is how many bytes were free on the disk of
 // the largest volume.
 //
+// A plan without further pieces is better than one with them, and fewer pieces are better than more.
+//
 // A plan that does not lie in the node's free space has the least possible merit.
 func Merit(node *Node, requests []Request, plan []Assignment) int64 {
 	if len(plan) == 0 {
 		return 0
 	}
+	further := 0
+	for i := range plan {
+		further += len(plan[i].Further)
+	}
+	merit := meritOfPlaces(node, requests, plan)
+	if further == 0 || merit == math.MinInt64 {
+		return merit
+	}
+	return merit - int64(min(further, maxPiecesCounted))*pieceCost
+}
+
+const (
+	// pieceCost is more than any disk has, and more than any plan leaves over.
+	pieceCost int64 = 1 << 52
+	// maxPiecesCounted keeps the sum in an int64.
+	maxPiecesCounted = 1 << 10
+)
+
+// meritOfPlaces is Merit without the cost of pieces.
+func meritOfPlaces(node *Node, requests []Request, plan []Assignment) int64 {
 	leading := LargestRequest(requests)
 	if requests[leading].Policy == Spread {
 		return node.freeOnDisk(&plan[leading])
@@ -31,16 +53,30 @@ func Merit(node *Node, requests []Request, plan []Assignment) int64 {
 		if requests[i].Policy != BestFit {
 			continue
 		}
-		e, ok := node.freeExtentOf(&plan[i])
-		if !ok {
-			return math.MinInt64
+		for n := range plan[i].numPieces() {
+			piece := plan[i].piece(n)
+			e, ok := node.freeExtentOf(plan[i].Disk, piece)
+			if !ok {
+				return math.MinInt64
+			}
+			if !sharesExtent(e, plan[i].Disk, plan[:i]) {
+				length = AddCapped(length, e.Len())
+			}
+			size += piece.Len()
 		}
-		if !sharesExtent(e, plan[i].Disk, plan[:i]) {
-			length = AddCapped(length, e.Len())
-		}
-		size += plan[i].Extent.Len()
 	}
 	return size - length
+}
+
+// numPieces is of how many pieces the volume consists.
+func (a *Assignment) numPieces() int { return 1 + len(a.Further) }
+
+// piece returns a piece by its number; 0 is the first one.
+func (a *Assignment) piece(n int) extent.Extent {
+	if n == 0 {
+		return a.Extent
+	}
+	return a.Further[n-1]
 }
 
 // Score maps a merit to a scale from 0 to 100.
@@ -86,11 +122,11 @@ func (n *Node) freeOnDisk(place *Assignment) int64 {
 	return math.MinInt64
 }
 
-// freeExtentOf returns the free extent that holds the place.
-func (n *Node) freeExtentOf(place *Assignment) (extent.Extent, bool) {
+// freeExtentOf returns the free extent of the disk that holds the piece.
+func (n *Node) freeExtentOf(disk string, piece extent.Extent) (extent.Extent, bool) {
 	for d := range n.Disks {
-		if n.Disks[d].ID == place.Disk {
-			return n.Disks[d].Free.Holding(place.Extent)
+		if n.Disks[d].ID == disk {
+			return n.Disks[d].Free.Holding(piece)
 		}
 	}
 	return extent.Extent{}, false
@@ -99,8 +135,13 @@ func (n *Node) freeExtentOf(place *Assignment) (extent.Extent, bool) {
 // sharesExtent reports whether an earlier place lies in the same free extent.
 func sharesExtent(e extent.Extent, disk string, earlier []Assignment) bool {
 	for i := range earlier {
-		if earlier[i].Disk == disk && e.Contains(earlier[i].Extent) {
-			return true
+		if earlier[i].Disk != disk {
+			continue
+		}
+		for n := range earlier[i].numPieces() {
+			if e.Contains(earlier[i].piece(n)) {
+				return true
+			}
 		}
 	}
 	return false

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -184,7 +185,7 @@ func TestManyIsLikeGreedy(t *testing.T) {
 		many := few
 		many.places = make([]Assignment, len(requests))
 		have, want := many.greedyByDisk(false, nil) == found, few.greedy()
-		if have != want || want && !slices.Equal(many.places, few.places) {
+		if have != want || want && !reflect.DeepEqual(many.places, few.places) {
 			t.Fatalf("case %d: %v (%v), want %v (%v): %v on %v", i, many.places, have, few.places, want, requests, node)
 		}
 		if want {
