@@ -3,9 +3,11 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"slices"
 
+	"github.com/berthdev/berth/pkg/placement"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -15,23 +17,38 @@ const (
 	targetPieces = 4
 )
 
-// placedIn are the numbers of pieces that a new volume may have in the plans that are compared.
-var placedIn = []int{2, targetPieces, maxPieces}
+// piecesWays are the ways to place in pieces that are compared.
+var piecesWays = []piecesWay{{2, true}, {targetPieces, true}, {maxPieces, true}, {targetPieces, false}, {maxPieces, false}}
 
-// pieceStore is a cluster under a policy where a volume that no extent holds is placed in the fewest pieces that do, on
-// one node. That is a plan: Berth does not do it.
+// piecesWay is how a new volume is placed in pieces.
+type piecesWay struct {
+	// most is how many pieces it may have.
+	most int
+	// onOneDisk is true if all of them are on one disk, as Berth places them. Otherwise they are on one node, which is a
+	// plan.
+	onOneDisk bool
+}
+
+func (w piecesWay) String() string {
+	if w.onOneDisk {
+		return fmt.Sprintf("BestFit, maxPieces %d (Berth)", w.most)
+	}
+	return fmt.Sprintf("BestFit, %d pieces on several disks (a plan)", w.most)
+}
+
+// pieceStore is a cluster under a policy where a volume that no extent holds is placed in the fewest pieces that do.
 type pieceStore struct {
 	*policyStore
-	most    int
+	piecesWay
 	volumes map[place]held // those in pieces, by the place of the first
 	// Of the whole trace: volumes placed, and of these in pieces.
 	placed, placedInPieces int
 }
 
-func newPieceStore(disks int, p *policy, most int, seed uint64) *pieceStore {
+func newPieceStore(disks int, p *policy, way piecesWay, seed uint64) *pieceStore {
 	return &pieceStore{
 		policyStore: &policyStore{newCluster(disks), p, rand.New(rand.NewPCG(seed, 1))},
-		most:        most, volumes: map[place]held{},
+		piecesWay:   way, volumes: map[place]held{},
 	}
 }
 
@@ -44,7 +61,11 @@ func (s *pieceStore) place(size int32, hours float64) (place, bool, error) {
 		s.placed++
 		return p, true, nil
 	}
-	v, ok := s.placeInPieces(size, s.most)
+	placeInPieces := s.placeInPieces
+	if s.onOneDisk {
+		placeInPieces = s.planInPieces
+	}
+	v, ok := placeInPieces(size, s.most)
 	if !ok {
 		return place{}, false, nil
 	}
@@ -88,14 +109,53 @@ func (c *cluster) placeInPieces(size int32, most int) (held, bool) {
 	return best, best.pieces != nil
 }
 
-// comparePieces shows what placing in pieces would add to BestFit. The measures are those of the bound and of the
+// planInPieces chooses the node and the pieces as Berth does: the best merit, and of equals the first.
+func (c *cluster) planInPieces(size int32, most int) (held, bool) {
+	requests := []placement.Request{{Class: class, Size: int64(size) * units.GiB, MaxPieces: most}}
+	best, bestMerit := held{}, int64(math.MinInt64)
+	for n := range int32(len(c.nodes)) {
+		if int64(c.mostOnDisk(n)) < int64(size) {
+			continue
+		}
+		node := placement.Node{Disks: c.nodes[n].Disks, Pieces: true}
+		plan, err := placement.Plan(nil, &node, requests)
+		if err != nil {
+			continue
+		}
+		if merit := placement.Merit(&node, requests, plan); best.pieces == nil || merit > bestMerit {
+			best, bestMerit = held{n, piecesOf(&plan[0])}, merit
+		}
+	}
+	return best, best.pieces != nil
+}
+
+// mostOnDisk is how many GiB are free on the emptiest disk of the node.
+func (c *cluster) mostOnDisk(node int32) int32 {
+	most := int32(0)
+	for d := node * disksPerNode; d < (node+1)*disksPerNode; d++ {
+		most = max(most, c.freeOf[d])
+	}
+	return most
+}
+
+// piecesOf are the pieces of a place.
+func piecesOf(a *placement.Assignment) []piece {
+	on := int(a.Disk[0] - 'a')
+	pieces := []piece{{on, a.Extent}}
+	for _, e := range a.Further {
+		pieces = append(pieces, piece{on, e})
+	}
+	return pieces
+}
+
+// comparePieces shows what placing in pieces adds to BestFit. The measures are those of the bound and of the
 // policies, of the same trace.
 func (p *plan) comparePieces(w io.Writer, t *trace, measures []*measure) error {
-	stores := make([]*pieceStore, len(placedIn))
-	planned := make([]*measure, len(placedIn))
-	err := p.inParallel(len(placedIn), func(i int) (err error) {
-		stores[i] = newPieceStore(t.disks, &policies[0], placedIn[i], p.seed)
-		planned[i], err = run(t, fmt.Sprintf("BestFit, up to %d pieces (a plan)", placedIn[i]), stores[i])
+	stores := make([]*pieceStore, len(piecesWays))
+	planned := make([]*measure, len(piecesWays))
+	err := p.inParallel(len(piecesWays), func(i int) (err error) {
+		stores[i] = newPieceStore(t.disks, &policies[0], piecesWays[i], p.seed)
+		planned[i], err = run(t, piecesWays[i].String(), stores[i])
 		return err
 	})
 	if err != nil {
@@ -103,8 +163,8 @@ func (p *plan) comparePieces(w io.Writer, t *trace, measures []*measure) error {
 	}
 	fmt.Fprintf(w, "### Placing in pieces, %d nodes, %d requests\n\n", t.disks/disksPerNode, measures[0].asked)
 	table(w, slices.Concat(measures, planned))
-	i := slices.Index(placedIn, targetPieces)
-	fmt.Fprintf(w, "With up to %d pieces BestFit would admit %s of the bytes that the bound admits (target: %.3f). It would place %.2f %% of the volumes in pieces.\n\n",
+	i := slices.Index(piecesWays, piecesWay{targetPieces, true})
+	fmt.Fprintf(w, "With maxPieces %d BestFit admits %s of the bytes that the bound admits (target: %.3f). It places %.2f %% of the volumes in pieces.\n\n",
 		targetPieces, verdict(part(planned[i].placedBytes, measures[0].placedBytes), pieceTarget), pieceTarget, 100*part(stores[i].placedInPieces, stores[i].placed))
 	return nil
 }

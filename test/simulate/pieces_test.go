@@ -16,15 +16,21 @@ type pieceWitness struct {
 	refused int
 }
 
-// fewestOn is the smallest number of free extents of the node that hold the size, by trying all choices.
+// fewestOn is the smallest number of free extents of the node, or of one disk of it, that hold the size, by trying all
+// choices.
 func (w *pieceWitness) fewestOn(node int32, size int32) int {
 	var runs []int
+	fewest := math.MaxInt
 	for d := range int32(disksPerNode) {
+		if w.onOneDisk {
+			runs = nil
+		}
 		for _, e := range w.disk(node*disksPerNode + d).Free.All() {
 			runs = append(runs, int(e.Len()/units.GiB))
 		}
+		fewest = min(fewest, fewestOf(runs, int(size)))
 	}
-	return fewestOf(runs, int(size))
+	return fewest
 }
 
 func (w *pieceWitness) place(size int32, hours float64) (place, bool, error) {
@@ -99,21 +105,24 @@ func (w *pieceWitness) check(p place) {
 }
 
 // TestPlaceInPieces asserts that a volume is placed as BestFit does if an extent holds it, otherwise in the fewest
-// pieces on one node. It is refused only if no node has it in that many.
+// pieces on one node, or on one disk. It is refused only if no node has it in that many.
 func TestPlaceInPieces(t *testing.T) {
-	s := scenario{&workloads[0], 3, 1.1, 0.5, 5}
-	trace := s.record()
-	w := &pieceWitness{t: t, pieceStore: newPieceStore(trace.disks, &policies[0], 3, 1), used: make([]extent.Set, trace.disks)}
-	if _, err := run(trace, "pieces", w); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%d placed, %d in pieces, %d refused", w.placed, w.placedInPieces, w.refused)
-	if w.placedInPieces < 10 || w.refused < 10 {
-		t.Error("this shows little")
+	for _, onOneDisk := range []bool{true, false} {
+		s := scenario{&workloads[0], 3, 1.1, 0.5, 5}
+		trace := s.record()
+		w := &pieceWitness{t: t, pieceStore: newPieceStore(trace.disks, &policies[0], piecesWay{3, onOneDisk}, 1), used: make([]extent.Set, trace.disks)}
+		if _, err := run(trace, "pieces", w); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("on one disk %t: %d placed, %d in pieces, %d refused", onOneDisk, w.placed, w.placedInPieces, w.refused)
+		if w.placedInPieces < 10 || w.refused < 10 {
+			t.Error("this shows little")
+		}
 	}
 }
 
-// TestNodeForPieces asserts which node is chosen.
+// TestNodeForPieces asserts which node is chosen for pieces on several disks. For those on one disk that is a rule of
+// package placement.
 func TestNodeForPieces(t *testing.T) {
 	for name, test := range map[string]struct {
 		free [3][disksPerNode]int64 // GiB at the start of each disk
