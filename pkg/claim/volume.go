@@ -19,8 +19,13 @@ import (
 // the driver that deletes it.
 const AnnotationProvisionedBy = "pv.kubernetes.io/provisioned-by"
 
-// NewVolume is the PersistentVolume of a claim, bound to it beforehand, on the node.
-func NewVolume(pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume, node string, place diskv1alpha1.Place) *corev1.PersistentVolume {
+// NewVolume is the PersistentVolume of a claim, bound to it beforehand, on the node. place is its place, or its first
+// piece, and pieces are its further ones.
+func NewVolume(pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, v request.Volume, node string, place diskv1alpha1.Place, pieces ...diskv1alpha1.Place) *corev1.PersistentVolume {
+	annotations := map[string]string{AnnotationProvisionedBy: diskv1alpha1.DriverName}
+	if len(pieces) > 0 {
+		annotations[diskv1alpha1.AnnotationPieces] = diskv1alpha1.JoinPieces(pieces)
+	}
 	attributes := place.Attributes()
 	attributes[diskv1alpha1.AttributeClass] = v.Request.Class
 	label := diskv1alpha1.NodeLabel(node)
@@ -28,11 +33,11 @@ func NewVolume(pvc *corev1.PersistentVolumeClaim, class *storagev1.StorageClass,
 		ObjectMeta: metav1.ObjectMeta{
 			Name:        v.ID,
 			Labels:      map[string]string{diskv1alpha1.LabelNode: label},
-			Annotations: map[string]string{AnnotationProvisionedBy: diskv1alpha1.DriverName},
+			Annotations: annotations,
 			Finalizers:  []string{diskv1alpha1.FinalizerVolume},
 		},
 		Spec: corev1.PersistentVolumeSpec{
-			Capacity:    corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(place.Length, resource.BinarySI)},
+			Capacity:    corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(place.Length+lengthOf(pieces), resource.BinarySI)},
 			AccessModes: pvc.Spec.AccessModes,
 			ClaimRef: &corev1.ObjectReference{
 				APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: pvc.Namespace, Name: pvc.Name, UID: pvc.UID,

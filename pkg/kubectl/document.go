@@ -154,6 +154,7 @@ type placeItem struct {
 	Length int64  `json:"length"`
 	Of     int64  `json:"of"`
 	Leaves int64  `json:"leaves"`
+	Pieces int    `json:"pieces,omitempty"`
 }
 
 type refusalItem struct {
@@ -187,7 +188,7 @@ func fitItems(fits []whatif.Fit, devices map[string]string, names []string) []fi
 	for i := range fits {
 		item := fitItem{Node: fits[i].Node}
 		for j, p := range fits[i].Plan {
-			place := placeItem{Disk: p.Disk, Device: devices[p.Disk], Start: p.Start, Length: p.Length, Of: p.Of, Leaves: p.Leaves}
+			place := placeItem{Disk: p.Disk, Device: devices[p.Disk], Start: p.Start, Length: p.Length, Of: p.Of, Leaves: p.Leaves, Pieces: p.Pieces}
 			if j < len(names) {
 				place.Volume = names[j]
 			}

@@ -416,7 +416,11 @@ func writePlan(b *strings.Builder, to terminal.Terminal, f *whatif.Fit, devices 
 		if i < len(names) {
 			name = names[i]
 		}
-		table.AddTexts(name, devices[p.Disk], size(p.Length), "at "+size(p.Start), fmt.Sprintf("leaves %s of %s", size(p.Leaves), size(p.Of)))
+		left := fmt.Sprintf("leaves %s of %s", size(p.Leaves), size(p.Of))
+		if p.Pieces > 0 {
+			left = fmt.Sprintf("in %d pieces", p.Pieces)
+		}
+		table.AddTexts(name, devices[p.Disk], size(p.Length), "at "+size(p.Start), left)
 	}
 	_ = table.Write(b, to)
 }

@@ -13,7 +13,7 @@ func TestContents(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
 	volume := Record{"part-v", "disk-n1", span(9, 1)}
-	l.SetVolume("pv", "n1", volume)
+	l.setFirst("pv", "n1", volume)
 	reserve := func(key, partition string) {
 		t.Helper()
 		if _, err := l.Reserve(key, "n1", []VolumeRequest{claimWant(partition, 1, 0)}); err != nil {
@@ -45,7 +45,7 @@ func TestContents(t *testing.T) {
 		t.Errorf("the ledger still has %+v", have)
 	}
 	disk10(l, "n1", 2)
-	l.SetVolume("pv", "n1", Record{"part-v", "disk-n1", span(0, 1)})
+	l.setFirst("pv", "n1", Record{"part-v", "disk-n1", span(0, 1)})
 	if granted, _ := l.Grow("pv", 2*units.GiB); !granted {
 		t.Fatal("the volume does not grow")
 	}

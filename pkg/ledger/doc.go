@@ -94,14 +94,12 @@
 //     until a later write that succeeds rules it out (SettleGrowth).
 //   - It gets further pieces: each is a record of its own, withheld from the plan on. The plan is made for the pieces
 //     of one version of the PersistentVolume, which the write names. It ends with the next version, as that of a move
-//     (PlanPieces, SetPieces). If the ledger has other pieces than that version, nothing is planned.
-//   - The write of the pieces is seen in two steps, the longer first piece and the others (SetVolume, SetPieces). Until
-//     the second step the plan withholds all of them.
+//     (PlanPieces, SetVolume). If the ledger has other pieces than that version, nothing is planned.
 //   - It is to be moved: its new place is a record of the partition to which it is copied. So that place is taken
 //     before the node has it, and while the copy is published. When the node publishes the volume there, the record
 //     takes what the volume has. A move that is planned ends with the first version of the PersistentVolume after the
 //     one that it was planned for: the write names that version, so it is in the next one, or is refused (PlanMove,
-//     SetMove).
+//     SetVolume).
 //
 // Of disks (owners.go):
 //

@@ -120,6 +120,26 @@ func (c *classIndex) best(r *placement.Request, after *indexEntry) iter.Seq2[ind
 	}
 }
 
+// bestInPieces is best for nodes that have no extent for the request, but as many bytes on a disk, and take pieces.
+func (c *classIndex) bestInPieces(r *placement.Request, after *indexEntry) iter.Seq2[indexEntry, bool] {
+	from := indexEntry{size: math.MinInt64}
+	if after != nil {
+		from = *after
+	}
+	return func(yield func(indexEntry, bool) bool) {
+		for e := range c[byDiskFree].from(from, 0) {
+			if -e.size < r.Size {
+				return
+			}
+			s := e.node.snapshot.Load()
+			free := findClass(s.free, r.Class)
+			if !yield(e, s.Node.Pieces && free != nil && free.largest < r.Size && free.isFirst(byDiskFree, 0, e)) {
+				return
+			}
+		}
+	}
+}
+
 // from yields the entries with room for at least this size, in order. If the given entry has a node, it begins after
 // that entry, else at its size.
 func (s *sortedEntries) from(from indexEntry, size int64) iter.Seq[indexEntry] {

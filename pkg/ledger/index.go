@@ -99,6 +99,14 @@ func findClass(free []classFree, class string) *classFree {
 	return nil
 }
 
+// mostOnDisk is how many bytes are free on the emptiest disk.
+func (c *classFree) mostOnDisk() int64 {
+	if len(c.sizes[byDiskFree]) == 0 {
+		return 0
+	}
+	return -c.sizes[byDiskFree][0].size
+}
+
 // isFirst reports whether the entry is the node's first in that order with room for the size. A node has many extents
 // and several disks, and is returned once, where it is found first.
 func (c *classFree) isFirst(by ordering, size int64, e indexEntry) bool {
@@ -190,6 +198,9 @@ const (
 // of placement.NodeRank. For a single request, the first node is therefore the one that the policy chooses of all
 // nodes.
 //
+// If the largest request may have pieces, nodes follow on which only the sum of a disk's extents suffices. Those with
+// the emptiest disks come first. Whether the request fits there, its plan says.
+//
 // A node may have changed by the time the caller reads its snapshot.
 func (l *Ledger) BestNodes(requests []placement.Request) iter.Seq2[string, *Snapshot] {
 	return func(yield func(string, *Snapshot) bool) {
@@ -197,24 +208,29 @@ func (l *Ledger) BestNodes(requests []placement.Request) iter.Seq2[string, *Snap
 			return
 		}
 		largest := &requests[placement.LargestRequest(requests)]
+		find, inPieces := (*classIndex).best, false
 		var last *indexEntry
 		for visits := 0; visits < maxVisits; visits += visitsPerLock {
-			nodes, next := l.bestNodes(largest, last)
+			nodes, next := l.bestNodes(find, largest, last)
 			for _, n := range nodes {
 				if !yield(n.name, n.snapshot.Load()) {
 					return
 				}
 			}
-			if last = next; next == nil {
+			if last = next; next != nil {
+				continue
+			}
+			if inPieces || !largest.Splits() {
 				return
 			}
+			find, inPieces = (*classIndex).bestInPieces, true
 		}
 	}
 }
 
-// bestNodes returns the next nodes after the entry, or the first ones. next is the entry after which to go on, nil at
-// the end.
-func (l *Ledger) bestNodes(largest *placement.Request, after *indexEntry) (nodes []*node, next *indexEntry) {
+// bestNodes returns the next nodes that find yields after the entry, or the first ones. next is the entry after which
+// to go on, nil at the end.
+func (l *Ledger) bestNodes(find func(*classIndex, *placement.Request, *indexEntry) iter.Seq2[indexEntry, bool], largest *placement.Request, after *indexEntry) (nodes []*node, next *indexEntry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	of := l.index[largest.Class]
@@ -222,7 +238,7 @@ func (l *Ledger) bestNodes(largest *placement.Request, after *indexEntry) (nodes
 		return nil, nil
 	}
 	visits := 0
-	for e, first := range of.best(largest, after) {
+	for e, first := range find(of, largest, after) {
 		if first {
 			nodes = append(nodes, e.node)
 		}

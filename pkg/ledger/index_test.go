@@ -160,6 +160,14 @@ func (l *Ledger) best(requests []placement.Request, k int) []string {
 			return true
 		}
 		c := candidate{math.MaxInt64, n}
+		if leading.Splits() {
+			// Without an extent for it the node comes after all others, by its emptiest disk.
+			for _, d := range n.snapshot.Load().Node.Disks {
+				if d.Class == leading.Class {
+					c.rank = min(c.rank, math.MaxInt64-d.Free.Total())
+				}
+			}
+		}
 		for _, d := range n.snapshot.Load().Node.Disks {
 			for _, e := range d.Free.All() {
 				over := e.Len() - leading.Size
@@ -211,7 +219,9 @@ func TestBestNodesAgainstModel(t *testing.T) {
 					}
 					disks = append(disks, strings.Join(disk, " "))
 				}
-				l.SetCapacity(name, disksOf(name, strings.Join(disks, ", "), uint64(step+1)))
+				c := disksOf(name, strings.Join(disks, ", "), uint64(step+1))
+				c.DeviceMapper = rng.IntN(2) == 0
+				l.SetCapacity(name, c)
 			case 3:
 				l.DeleteCapacity(node(), uint64(step+1))
 			case 4:
@@ -229,6 +239,10 @@ func TestBestNodesAgainstModel(t *testing.T) {
 			requests := make([]placement.Request, 1+rng.IntN(2))
 			for i := range requests {
 				requests[i] = placement.Request{Class: class(), Size: int64(1+rng.IntN(9))*units.GiB - int64(rng.IntN(3))*units.GiB/40&^(placement.Alignment-1)}
+				if step%2 == 0 {
+					requests[i].Size *= 1 + rng.Int64N(3)
+					requests[i].MaxPieces = rng.IntN(4)
+				}
 				if requests[i].Class == "hdd" {
 					requests[i].Policy = placement.Spread
 				}

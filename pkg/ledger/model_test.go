@@ -426,9 +426,7 @@ func playModel(t *testing.T, seed uint64, w *world, steps int) {
 	}
 	for _, v := range w.volumes {
 		if !v.gone {
-			restarted.SetVolume(v.uid, nodeName, v.record())
-			restarted.SetPieces(v.uid, nodeName, v.version, v.pieces)
-			restarted.SetMove(v.uid, nodeName, v.version, v.move)
+			restarted.SetVolume(v.uid, nodeName, Version{Number: v.version, First: v.record(), Pieces: v.pieces, Move: v.move})
 		}
 	}
 	restarted.SetCapacity(nodeName, w.capacities[len(w.capacities)-1])

@@ -57,9 +57,7 @@ func (w *world) queueVolumeEvent(v *volume) {
 		if v.gone {
 			w.ledger.DeleteVolume(v.uid)
 		} else {
-			w.ledger.SetVolume(v.uid, nodeName, v.record())
-			w.ledger.SetPieces(v.uid, nodeName, v.version, v.pieces)
-			w.ledger.SetMove(v.uid, nodeName, v.version, v.move)
+			w.ledger.SetVolume(v.uid, nodeName, Version{Number: v.version, First: v.record(), Pieces: v.pieces, Move: v.move})
 		}
 	})
 }
@@ -124,7 +122,7 @@ func (w *world) claim(t *testing.T) {
 				w.settle()
 			}
 		}
-		w.ledger.AddVolume(v.uid, "name", nodeName, v.record())
+		w.ledger.AddVolume(v.uid, "name", nodeName, v.record(), nil)
 		w.ledger.Release(holder)
 		if v.gone {
 			w.queueVolumeEvent(v)
@@ -138,7 +136,7 @@ func (w *world) claim(t *testing.T) {
 		w.queueEvent(func() {
 			// A caller that settles the doubt has read the volume.
 			if !v.gone {
-				w.ledger.AddVolume(v.uid, "name", nodeName, v.record())
+				w.ledger.AddVolume(v.uid, "name", nodeName, v.record(), nil)
 			}
 			w.ledger.Release(holder)
 		})

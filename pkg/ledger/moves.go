@@ -157,10 +157,8 @@ func (l *Ledger) WithdrawMove(pvUID string, version uint64) {
 	}
 }
 
-// SetMove folds in the move of a PersistentVolume in that version; nil if it has none. It is called after SetVolume.
-func (l *Ledger) SetMove(pvUID, nodeName string, version uint64, m *Move) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// setMove sets the move of a PersistentVolume in that version; nil if it has none. The lock is held.
+func (l *Ledger) setMove(pvUID, nodeName string, version uint64, m *Move) {
 	planned, isPlanned := l.plannedMoves[pvUID]
 	switch h := l.holders[moveKey(pvUID)]; {
 	case m != nil:

@@ -12,7 +12,7 @@ import (
 func moving(others ...Allocation) *Ledger {
 	l := New()
 	disk10(l, "n1", 1, append([]Allocation{{Partition: "part-a", Extent: span(0, 2)}}, others...)...)
-	l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(0, 2)})
+	l.setFirst("pv", "n1", Record{"part-a", "disk-n1", span(0, 2)})
 	return l
 }
 
@@ -41,12 +41,12 @@ func TestPlanMove(t *testing.T) {
 		}, 3, extent.Extent{}},
 		"the volume has not grown yet to what was granted": {func() *Ledger {
 			l := moving()
-			l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(0, 3)})
+			l.setFirst("pv", "n1", Record{"part-a", "disk-n1", span(0, 3)})
 			return l
 		}, 4, extent.Extent{}},
 		"the volume cannot have what was granted where it is": {func() *Ledger {
 			l := moving(at("b", span(2, 1)))
-			l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(0, 3)})
+			l.setFirst("pv", "n1", Record{"part-a", "disk-n1", span(0, 3)})
 			return l
 		}, 3, span(3, 3)},
 		"the volume is being wiped": {func() *Ledger {
@@ -97,7 +97,7 @@ func TestMoveStaysOnDisk(t *testing.T) {
 		{ID: "a", Class: class, Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{span(2, 3)}},
 		{ID: "b", Class: class, Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{span(2, 8)}, Allocations: []Allocation{{Partition: "part-a", Extent: span(0, 2)}}},
 	}})
-	l.SetVolume("pv", "n1", Record{"part-a", "a", span(0, 2)})
+	l.setFirst("pv", "n1", Record{"part-a", "a", span(0, 2)})
 	if m, ok := plan(l, 1, 3); !ok || m.Disk != "b" || m.Extent != span(2, 3) {
 		t.Errorf("planned %t: %+v", ok, m)
 	}
@@ -115,15 +115,15 @@ func TestPlannedMoveEnds(t *testing.T) {
 		then func(l *Ledger, m *Move)
 		free []extent.Extent
 	}{
-		"an event of the version that it was planned for": {func(l *Ledger, _ *Move) { l.SetMove("pv", "n1", 5, nil) }, kept},
-		"an older event":                {func(l *Ledger, _ *Move) { l.SetMove("pv", "n1", 4, nil) }, kept},
-		"the next version without it":   {func(l *Ledger, _ *Move) { l.SetMove("pv", "n1", 6, nil) }, all},
-		"the next version has it":       {func(l *Ledger, m *Move) { l.SetMove("pv", "n1", 6, m) }, kept},
-		"and an older event":            {func(l *Ledger, m *Move) { l.SetMove("pv", "n1", 6, m); l.SetMove("pv", "n1", 7, nil) }, all},
+		"an event of the version that it was planned for": {func(l *Ledger, _ *Move) { l.setOnlyMove("pv", "n1", 5, nil) }, kept},
+		"an older event":                {func(l *Ledger, _ *Move) { l.setOnlyMove("pv", "n1", 4, nil) }, kept},
+		"the next version without it":   {func(l *Ledger, _ *Move) { l.setOnlyMove("pv", "n1", 6, nil) }, all},
+		"the next version has it":       {func(l *Ledger, m *Move) { l.setOnlyMove("pv", "n1", 6, m) }, kept},
+		"and an older event":            {func(l *Ledger, m *Move) { l.setOnlyMove("pv", "n1", 6, m); l.setOnlyMove("pv", "n1", 7, nil) }, all},
 		"withdrawn for another version": {func(l *Ledger, _ *Move) { l.WithdrawMove("pv", 6) }, kept},
 		"withdrawn":                     {func(l *Ledger, _ *Move) { l.WithdrawMove("pv", 5) }, all},
 		"withdrawn when it is written": {func(l *Ledger, m *Move) {
-			l.SetMove("pv", "n1", 6, m)
+			l.setOnlyMove("pv", "n1", 6, m)
 			l.WithdrawMove("pv", 5)
 		}, kept},
 		"the volume is gone": {func(l *Ledger, _ *Move) { l.DeleteVolume("pv") }, all},
@@ -152,7 +152,7 @@ func TestMoved(t *testing.T) {
 	if !ok || m.Extent != span(3, 3) {
 		t.Fatalf("planned %t: %v", ok, m)
 	}
-	l.SetMove("pv", "n1", 2, &m)
+	l.setOnlyMove("pv", "n1", 2, &m)
 	expectFree(t, l, "n1", span(6, 4))
 	moved := func(want bool) {
 		t.Helper()
@@ -167,8 +167,8 @@ func TestMoved(t *testing.T) {
 	disk10(l, "n1", 3, Allocation{Partition: "copy-a", Extent: span(0, 2), Wiping: true}, b, Allocation{Partition: "part-a", Extent: span(3, 3)})
 	expectFree(t, l, "n1", span(6, 4))
 	moved(true)
-	l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(0, 3)})
-	l.SetMove("pv", "n1", 3, nil)
+	l.setFirst("pv", "n1", Record{"part-a", "disk-n1", span(0, 3)})
+	l.setOnlyMove("pv", "n1", 3, nil)
 	expectFree(t, l, "n1", span(6, 4))
 	disk10(l, "n1", 4, b, Allocation{Partition: "part-a", Extent: span(3, 3)})
 	expectFree(t, l, "n1", span(0, 2), span(6, 4))
@@ -181,7 +181,7 @@ func TestMoved(t *testing.T) {
 func TestStuck(t *testing.T) {
 	b := Allocation{Partition: "b", Extent: span(2, 1)}
 	granted := func(l *Ledger) *Ledger {
-		l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(0, 3)})
+		l.setFirst("pv", "n1", Record{"part-a", "disk-n1", span(0, 3)})
 		return l
 	}
 	moved := granted(moving(b))
@@ -189,7 +189,7 @@ func TestStuck(t *testing.T) {
 	if !ok {
 		t.Fatal("no move is planned")
 	}
-	moved.SetMove("pv", "n1", 2, &m)
+	moved.setOnlyMove("pv", "n1", 2, &m)
 	silent := granted(moving(b))
 	silent.DeleteCapacity("n1", 9)
 	for name, test := range map[string]struct {
@@ -238,7 +238,7 @@ func TestPlanMoveElsewhere(t *testing.T) {
 		}
 		change(all)
 		l.SetCapacity("n1", &Capacity{Revision: 1, Disks: all})
-		l.SetVolume("pv", "n1", Record{"part-a", "a", span(0, 2)})
+		l.setFirst("pv", "n1", Record{"part-a", "a", span(0, 2)})
 		return l
 	}
 	for name, test := range map[string]struct {
@@ -287,8 +287,8 @@ func TestPlanMoveOfPiecesElsewhere(t *testing.T) {
 		}
 		second := Disk{ID: "b", Class: class, Ready: true, Size: 11 * units.GiB, Free: []extent.Extent{span(0, 4), span(5, 5)}}
 		l.SetCapacity("n1", &Capacity{Revision: 1, Disks: []Disk{first, second}})
-		l.SetVolume("pv", "n1", Record{"part-a", "a", span(0, 2)})
-		l.SetPieces("pv", "n1", 1, []Record{{"piece-1", "a", span(5, 3)}})
+		l.setFirst("pv", "n1", Record{"part-a", "a", span(0, 2)})
+		l.setOnlyPieces("pv", "n1", 1, []Record{{"piece-1", "a", span(5, 3)}})
 		m, ok, _ := l.PlanMove("pv", MoveRequest{Copy: "copy-a", Left: "left-a", Version: 1, Class: class, Elsewhere: true})
 		if !ok || m.Disk != "b" || m.Extent != span(5, 5) {
 			t.Errorf("%s: planned %t: %+v", name, ok, m)
@@ -316,10 +316,10 @@ func TestPlanMoveTo(t *testing.T) {
 		"taken":          {span(0, 2), nil, false},
 		"where it is":    {span(4, 2), nil, false},
 		"it is to grow": {span(1, 2), func(l *Ledger) {
-			l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(4, 3)})
+			l.setFirst("pv", "n1", Record{"part-a", "disk-n1", span(4, 3)})
 		}, false},
 		"reserved": {span(1, 2), func(l *Ledger) {
-			l.SetVolume("pv2", "n1", Record{"part-c", "disk-n1", span(2, 1)})
+			l.setFirst("pv2", "n1", Record{"part-c", "disk-n1", span(2, 1)})
 		}, false},
 		"the disk takes no volumes": {span(1, 2), func(l *Ledger) {
 			l.SetCapacity("n1", &Capacity{Revision: 2, Disks: []Disk{{ID: "disk-n1", Class: class, Size: 11 * units.GiB, Allocations: []Allocation{at("part-a", span(4, 2))}}}})
@@ -327,7 +327,7 @@ func TestPlanMoveTo(t *testing.T) {
 	} {
 		l := New()
 		disk10(l, "n1", 1, at("b", span(0, 1)), at("part-a", span(4, 2)))
-		l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(4, 2)})
+		l.setFirst("pv", "n1", Record{"part-a", "disk-n1", span(4, 2)})
 		if test.before != nil {
 			test.before(l)
 		}

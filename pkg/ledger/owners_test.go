@@ -293,7 +293,7 @@ func TestSharedDiskIsNotPlanned(t *testing.T) {
 	if got, _, ok := l.Where("p"); !ok || got != "a" {
 		t.Errorf("the volume is found on %q, want a", got)
 	}
-	l.SetVolume("pv", "b", Record{"p", "d1", at(0, 1)})
+	l.setFirst("pv", "b", Record{"p", "d1", at(0, 1)})
 	if granted, _ := l.Grow("pv", 2*units.GiB); granted {
 		t.Error("a volume grew on a disk that another node owns")
 	}

@@ -162,10 +162,8 @@ func (l *Ledger) WithdrawPieces(pvUID string, version uint64) {
 	}
 }
 
-// SetPieces folds in the further pieces of a PersistentVolume in that version. It is called after SetVolume.
-func (l *Ledger) SetPieces(pvUID, nodeName string, version uint64, pieces []Record) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// setPieces sets the further pieces of a PersistentVolume in that version. The lock is held.
+func (l *Ledger) setPieces(pvUID, nodeName string, version uint64, pieces []Record) {
 	if planned, ok := l.plannedPieces[pvUID]; ok && version <= planned.version {
 		// The event was sent before the write.
 		return

@@ -34,7 +34,7 @@ func withPieces(pieces []extent.Extent, others ...Allocation) *Ledger {
 		others = append(others, Allocation{Partition: r.Partition, Extent: r.Extent})
 	}
 	l := moving(others...)
-	l.SetPieces("pv", "n1", 5, records(pieces...))
+	l.setOnlyPieces("pv", "n1", 5, records(pieces...))
 	return l
 }
 
@@ -136,15 +136,15 @@ func TestPlannedPiecesEnd(t *testing.T) {
 		then func(l *Ledger, pieces []Record)
 		free []extent.Extent
 	}{
-		"an event of the version that they were planned for": {func(l *Ledger, _ []Record) { l.SetPieces("pv", "n1", 5, records(span(4, 1))) }, kept},
-		"an older event":                {func(l *Ledger, _ []Record) { l.SetPieces("pv", "n1", 4, nil) }, kept},
-		"the next version without them": {func(l *Ledger, _ []Record) { l.SetPieces("pv", "n1", 6, records(span(4, 1))) }, all},
-		"the next version has them":     {func(l *Ledger, pieces []Record) { l.SetPieces("pv", "n1", 6, pieces) }, kept},
-		"the next version has one":      {func(l *Ledger, pieces []Record) { l.SetPieces("pv", "n1", 6, pieces[:1]) }, []extent.Extent{span(8, 2)}},
+		"an event of the version that they were planned for": {func(l *Ledger, _ []Record) { l.setOnlyPieces("pv", "n1", 5, records(span(4, 1))) }, kept},
+		"an older event":                {func(l *Ledger, _ []Record) { l.setOnlyPieces("pv", "n1", 4, nil) }, kept},
+		"the next version without them": {func(l *Ledger, _ []Record) { l.setOnlyPieces("pv", "n1", 6, records(span(4, 1))) }, all},
+		"the next version has them":     {func(l *Ledger, pieces []Record) { l.setOnlyPieces("pv", "n1", 6, pieces) }, kept},
+		"the next version has one":      {func(l *Ledger, pieces []Record) { l.setOnlyPieces("pv", "n1", 6, pieces[:1]) }, []extent.Extent{span(8, 2)}},
 		"withdrawn":                     {func(l *Ledger, _ []Record) { l.WithdrawPieces("pv", 5) }, all},
 		"withdrawn for another version": {func(l *Ledger, _ []Record) { l.WithdrawPieces("pv", 4) }, kept},
 		"withdrawn when they are written": {func(l *Ledger, pieces []Record) {
-			l.SetPieces("pv", "n1", 6, pieces)
+			l.setOnlyPieces("pv", "n1", 6, pieces)
 			l.WithdrawPieces("pv", 5)
 		}, kept},
 		"the volume is gone": {func(l *Ledger, _ []Record) { l.DeleteVolume("pv") }, all},
@@ -181,7 +181,7 @@ func TestPieces(t *testing.T) {
 	if err != nil || !slices.Equal(pieces, records(span(3, 3))) {
 		t.Fatalf("planned %v: %v", pieces, err)
 	}
-	l.SetPieces("pv", "n1", 6, pieces)
+	l.setOnlyPieces("pv", "n1", 6, pieces)
 	expectFree(t, l, "n1", span(6, 4))
 	length := func(wantGiB int64, stuck bool) {
 		t.Helper()

@@ -79,9 +79,10 @@ func (p *published) sortedIDs(before *published) []string {
 	return slices.Compact(ids)
 }
 
-// sameDisks reports whether a publication that was prepared after this one has the same disks.
+// sameDisks reports whether a publication that was prepared after this one has the same disks, and takes pieces on them
+// as before.
 func (p *published) sameDisks(next *published) bool {
-	return p != nil && slices.Equal(p.disks, next.disks)
+	return p != nil && p.deviceMapper == next.deviceMapper && slices.Equal(p.disks, next.disks)
 }
 
 // newPublishedDisk prepares one disk.
@@ -258,7 +259,7 @@ func (p *published) node(records []Record, gone, withheld map[string]struct{}) *
 	if p.problem != "" {
 		return &placement.Node{}
 	}
-	node := &placement.Node{Disks: make([]placement.Disk, 0, len(p.disks))}
+	node := &placement.Node{Disks: make([]placement.Disk, 0, len(p.disks)), Pieces: p.deviceMapper}
 	for _, d := range p.disks {
 		if !d.Ready || d.Class == "" {
 			continue

@@ -3,6 +3,7 @@ package ledger
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 
@@ -41,6 +42,9 @@ type VolumeRequest struct {
 	Request   placement.Request
 	// Headroom is how many bytes must be free behind the volume when it is placed. They are not reserved.
 	Headroom int64
+	// Pieces are the GUIDs of the further pieces that the volume may have, in their order. Request.MaxPieces says how
+	// many it may have when it is placed.
+	Pieces []string
 	// Persistent is true for a volume that outlives a pod and that several pods may share. Another pod may have placed
 	// it already.
 	Persistent bool
@@ -57,8 +61,9 @@ func (w *VolumeRequest) WithHeadroom() placement.Request {
 }
 
 // Reserve plans the volumes on the node again and records the result for the holder, one record for each volume, in
-// their order. It may be repeated, for the same node or another: the last call counts. What the holder itself has there
-// does not block it, nor what any holder has there in doubt for these volumes.
+// their order. Behind them are the records of further pieces, volume by volume. It may be repeated, for the same node
+// or another: the last call counts. What the holder itself has there does not block it, nor what any holder has there
+// in doubt for these volumes.
 //
 // A persistent volume that has a place already keeps it. The holder shares that place, so it stays held when the other
 // holder gives it up. If the place is on another node, the error is *ElsewhereError. Other errors are placement's when
@@ -98,6 +103,8 @@ type reservation struct {
 	records  []Record
 	planned  []int
 	requests []placement.Request
+	// further are the records of the further pieces, by the index of their volume.
+	further map[int][]Record
 	// own are partitions that do not block the plan: the holder's, or those in doubt for these volumes.
 	own map[string]struct{}
 }
@@ -133,17 +140,41 @@ func (l *Ledger) newReservationLocked(key, nodeName string, volumes []VolumeRequ
 				return nil, ErrStaleCapacity
 			}
 			r.records[i] = record
+			r.setFurther(i, l.furtherOf(where, volumes[i].Pieces, r.earlier))
 		}
 	}
 	r.own = make(map[string]struct{}, len(r.planned))
 	for _, at := range r.planned {
 		r.own[volumes[at].Partition] = struct{}{}
+		for _, piece := range volumes[at].Pieces {
+			r.own[piece] = struct{}{}
+		}
 		r.requests = append(r.requests, volumes[at].WithHeadroom())
 	}
 	if (r.earlier == nil || r.earlier.node != nodeName) && !l.inDoubt(nodeName, r.own) {
 		r.own = nil
 	}
 	return r, nil
+}
+
+// setFurther sets the records of a volume's further pieces.
+func (r *reservation) setFurther(volume int, pieces []Record) {
+	if len(pieces) == 0 {
+		return
+	}
+	if r.further == nil {
+		r.further = map[int][]Record{}
+	}
+	r.further[volume] = pieces
+}
+
+// all returns the records of the volumes, and behind them those of their further pieces.
+func (r *reservation) all() []Record {
+	all := slices.Clone(r.records)
+	for _, volume := range slices.Sorted(maps.Keys(r.further)) {
+		all = append(all, r.further[volume]...)
+	}
+	return all
 }
 
 // reassigned reports whether the place of a volume without a record is recorded for another volume, which the node has
@@ -163,17 +194,33 @@ func (l *Ledger) commit(r *reservation, volumes []VolumeRequest, plan []placemen
 	if err != nil {
 		return nil, err
 	}
-	if now.snapshot != r.snapshot || now.earlier != r.earlier || !slices.Equal(now.planned, r.planned) || !slices.Equal(now.records, r.records) || len(now.own) != len(r.own) {
+	if now.snapshot != r.snapshot || now.earlier != r.earlier || !slices.Equal(now.planned, r.planned) || !slices.Equal(now.all(), r.all()) || len(now.own) != len(r.own) {
 		return nil, nil
 	}
 	for i, at := range r.planned {
-		r.records[at] = Record{
-			Partition: volumes[at].Partition, Disk: plan[i].Disk,
-			Extent: extent.New(plan[i].Extent.Start, volumes[at].Request.Size),
-		}
+		pieces := recordsOf(&volumes[at], &plan[i])
+		r.records[at] = pieces[0]
+		r.setFurther(at, pieces[1:])
 	}
-	l.setHolder(&holder{key: r.key, node: r.nodeName, source: assumed, records: r.records})
-	return slices.Clone(r.records), nil
+	all := r.all()
+	l.setHolder(&holder{key: r.key, node: r.nodeName, source: assumed, records: all})
+	return slices.Clone(all), nil
+}
+
+// recordsOf are the records of a volume's pieces, without the headroom that it was planned with.
+func recordsOf(v *VolumeRequest, place *placement.Assignment) []Record {
+	first, missing := place.Extent, v.Request.Size
+	records := []Record{{Partition: v.Partition, Disk: place.Disk, Extent: extent.New(first.Start, min(first.Len(), missing))}}
+	missing -= records[0].Extent.Len()
+	for i, e := range place.Further {
+		if missing == 0 {
+			break
+		}
+		length := min(e.Len(), missing)
+		records = append(records, Record{Partition: v.Pieces[i], Disk: place.Disk, Extent: extent.New(e.Start, length)})
+		missing -= length
+	}
+	return records
 }
 
 // Records returns the node and the records of a pod, without those in doubt. The node is empty if there are none.
@@ -188,13 +235,18 @@ func (l *Ledger) Records(uid string) (nodeName string, records []Record) {
 
 // Share adds another holder to a volume that has a place. The place stays held when the first holder gives it up, until
 // Forget of the other holder, or until it is in doubt and settled. Share returns what Where does.
-func (l *Ledger) Share(partition, with string) (nodeName string, r Record, ok bool) {
+//
+// pieces are the GUIDs of the further pieces that the volume may have. records are those of its pieces.
+func (l *Ledger) Share(partition string, pieces []string, with string) (nodeName string, records []Record, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if nodeName, r, ok = l.where(partition, nil); ok {
-		l.setHolder(&holder{key: with, node: nodeName, source: assumed, records: []Record{r}})
+	nodeName, first, ok := l.where(partition, nil)
+	if !ok {
+		return "", nil, false
 	}
-	return nodeName, r, ok
+	records = append([]Record{first}, l.furtherOf(nodeName, pieces, nil)...)
+	l.setHolder(&holder{key: with, node: nodeName, source: assumed, records: records})
+	return nodeName, slices.Clone(records), true
 }
 
 // Doubt says that a binding of the pod failed, and that it may have been done. What was assumed is then held until the

@@ -20,9 +20,18 @@ type Search struct {
 
 // need is the demand of one class.
 type need struct {
-	class          string
-	largest, total int64
-	aparts         int
+	class string
+	// largest is the size of the largest volume, and largestWhole that of the largest that may not have pieces.
+	largest, largestWhole, total int64
+	aparts                       int
+}
+
+// exceeds reports whether a volume has no room, by the largest free extents alone.
+func (n *need) exceeds(free *classFree, pieces bool) bool {
+	if free.largest >= n.largest {
+		return false
+	}
+	return !pieces || free.largest < n.largestWhole || free.mostOnDisk() < n.largest
 }
 
 // fitResult is the result of Fit for nodes with the same free lengths.
@@ -39,6 +48,9 @@ func NewSearch(requests []placement.Request, steps int64) *Search {
 		r := &requests[i]
 		n := q.need(r.Class)
 		n.largest, n.total = max(n.largest, r.Size), placement.AddCapped(n.total, max(r.Size, 0))
+		if !r.Splits() {
+			n.largestWhole = max(n.largestWhole, r.Size)
+		}
 		if r.Apart {
 			n.aparts++
 		}
@@ -66,9 +78,10 @@ func (q *Search) Requests() []placement.Request { return q.demand.Requests() }
 // Spent reports whether the budget is spent: then the search gives up where QuickCheck is not sure.
 func (q *Search) Spent() bool { return q.budget.Spent() }
 
-// QuickCheck compares the requests with the largest free extents only. It is sure in two cases. Either one request is
-// too large, or each class has an extent for all of its volumes together. In the second case there is always an extent
-// for the next volume, wherever the policies put the others.
+// QuickCheck compares the requests with the largest free extents only, and those that may have pieces with what is free
+// on a disk. It is sure in two cases. Either one request is too large, or each class has an extent for all of its
+// volumes together. In the second case there is always an extent for the next volume, wherever the policies put the
+// others.
 func (q *Search) QuickCheck(s *Snapshot) (fits, sure bool) {
 	if q.demand.Err() != nil {
 		return false, false
@@ -77,7 +90,7 @@ func (q *Search) QuickCheck(s *Snapshot) (fits, sure bool) {
 	for i := range q.needs {
 		n := &q.needs[i]
 		free := findClass(s.free, n.class)
-		if free == nil || free.largest < n.largest {
+		if free == nil || n.exceeds(free, s.Node.Pieces) {
 			return false, true
 		}
 		sure = sure && n.total <= free.largest && n.aparts < 2
@@ -145,6 +158,9 @@ func (q *Search) lengthsHash(s *Snapshot) (hash uint64, ok bool) {
 			return 0, false
 		}
 		hash = mix(hash, free.lengthsHash)
+		if n := &q.needs[i]; n.largest > n.largestWhole && s.Node.Pieces {
+			hash = mix(hash, 1)
+		}
 	}
 	return hash, true
 }

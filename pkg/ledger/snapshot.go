@@ -64,8 +64,14 @@ func (s *Snapshot) quickCheck(requests []placement.Request) (fits, sure bool) {
 	sure = aparts < 2
 	for i := range requests {
 		of := findClass(s.free, requests[i].Class)
-		if of == nil || of.largest < requests[i].Size {
+		if of == nil {
 			return false, true
+		}
+		if of.largest < requests[i].Size {
+			if !s.Node.Pieces || !requests[i].Splits() || of.mostOnDisk() < requests[i].Size {
+				return false, true
+			}
+			sure = false
 		}
 		sure = sure && total <= of.largest
 	}
@@ -102,7 +108,7 @@ func Fit(node *placement.Node, requests []placement.Request) (merit int64, err e
 // as that of a computation from the start, and costs only what is new.
 func (s *Snapshot) withRecords(records []Record) *Snapshot {
 	out := &Snapshot{
-		Node:     &placement.Node{Disks: slices.Clone(s.Node.Disks)},
+		Node:     &placement.Node{Disks: slices.Clone(s.Node.Disks), Pieces: s.Node.Pieces},
 		Revision: s.Revision, Published: s.Published, Absent: s.Absent, Problem: s.Problem,
 		published: s.published, unpublished: slices.Clone(s.unpublished), withheld: s.withheld,
 	}

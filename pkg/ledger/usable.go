@@ -48,11 +48,16 @@ func (s *Snapshot) Usable(gone map[string]struct{}, nominations Nominations) *pl
 
 // SubtractPlan returns the node without what is planned on it.
 func SubtractPlan(node *placement.Node, plan []placement.Assignment) *placement.Node {
-	out := &placement.Node{Disks: slices.Clone(node.Disks)}
+	out := &placement.Node{Disks: slices.Clone(node.Disks), Pieces: node.Pieces}
 	for _, a := range plan {
 		for i := range out.Disks {
-			if d := &out.Disks[i]; d.ID == a.Disk {
-				d.Free = d.Free.Remove(a.Extent)
+			d := &out.Disks[i]
+			if d.ID != a.Disk {
+				continue
+			}
+			d.Free = d.Free.Remove(a.Extent)
+			for _, e := range a.Further {
+				d.Free = d.Free.Remove(e)
 			}
 		}
 	}

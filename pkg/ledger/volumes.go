@@ -8,11 +8,29 @@ import (
 // volumeKey is the holder's key of a PersistentVolume, which differs from those of pods.
 func volumeKey(pvUID string) string { return "volume/" + pvUID }
 
-// SetVolume folds in that a PersistentVolume exists, with its place and length in the API. One that was deleted exists
-// again when the API server was restored from a backup.
-func (l *Ledger) SetVolume(pvUID, nodeName string, r Record) {
+// Version is what one version of a PersistentVolume says about its places.
+type Version struct {
+	// Number of the version: a later one is higher.
+	Number uint64
+	// First is the record of the volume, or of its first piece. Pieces are those of its further pieces, in their order.
+	First  Record
+	Pieces []Record
+	// Move is where it is to be moved; nil if it is not.
+	Move *Move
+}
+
+// SetVolume folds in that a PersistentVolume exists, with its places in the API. One that was deleted exists again when
+// the API server was restored from a backup.
+func (l *Ledger) SetVolume(pvUID, nodeName string, v Version) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.setExisting(pvUID, nodeName, v.First)
+	l.setPieces(pvUID, nodeName, v.Number, v.Pieces)
+	l.setMove(pvUID, nodeName, v.Number, v.Move)
+}
+
+// setExisting sets the record of a PersistentVolume that was read from the API. The lock is held.
+func (l *Ledger) setExisting(pvUID, nodeName string, r Record) {
 	l.deleted.remove(pvUID)
 	delete(l.unseen, pvUID)
 	l.setVolume(pvUID, nodeName, r)
@@ -20,13 +38,15 @@ func (l *Ledger) SetVolume(pvUID, nodeName string, r Record) {
 
 // AddVolume is SetVolume for the component that created the PersistentVolume. It changes nothing for a known one, whose
 // record may be newer. It changes nothing for a deleted one either: the event of its deletion may come before the
-// response to its creation. The PersistentVolume is unseen until SetVolume or DeleteVolume is called.
-func (l *Ledger) AddVolume(pvUID, pvName, nodeName string, r Record) {
+// response to its creation. The PersistentVolume is unseen until SetVolume or DeleteVolume is called. pieces are the
+// records of its further pieces.
+func (l *Ledger) AddVolume(pvUID, pvName, nodeName string, r Record, pieces []Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.deleted.has(pvUID) && l.holders[volumeKey(pvUID)] == nil {
 		l.unseen[pvUID] = pvName
 		l.setVolume(pvUID, nodeName, r)
+		l.setFurtherPieces(pvUID, nodeName, pieces)
 	}
 }
 

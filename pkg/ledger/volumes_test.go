@@ -62,58 +62,58 @@ func TestVolumes(t *testing.T) {
 		free   []extent.Extent
 	}{
 		"recorded": {func(l *Ledger) {
-			l.SetVolume("pv", "n1", record(2, 3))
+			l.setFirst("pv", "n1", record(2, 3))
 		}, []extent.Extent{span(0, 2), span(5, 5)}},
 		"recorded and published are the same": {func(l *Ledger) {
-			l.SetVolume("pv", "n1", record(2, 3))
+			l.setFirst("pv", "n1", record(2, 3))
 			disk10(l, "n1", 2, shown(2, 3))
 		}, []extent.Extent{span(0, 2), span(5, 5)}},
 		"published elsewhere on the node: the published place counts": {func(l *Ledger) {
-			l.SetVolume("pv", "n1", record(2, 3))
+			l.setFirst("pv", "n1", record(2, 3))
 			disk10(l, "n1", 2, shown(7, 3))
 		}, []extent.Extent{span(0, 7)}},
 		"to grow: the missing tail is behind the partition": {func(l *Ledger) {
 			disk10(l, "n1", 2, shown(4, 3))
-			l.SetVolume("pv", "n1", record(0, 5))
+			l.setFirst("pv", "n1", record(0, 5))
 		}, []extent.Extent{span(0, 4), span(9, 1)}},
 		"to grow, known before the partition": {func(l *Ledger) {
-			l.SetVolume("pv", "n1", record(4, 5))
+			l.setFirst("pv", "n1", record(4, 5))
 			disk10(l, "n1", 2, shown(4, 3))
 		}, []extent.Extent{span(0, 4), span(9, 1)}},
 		"to grow beyond the disk": {func(l *Ledger) {
 			disk10(l, "n1", 2, shown(8, 1))
-			l.SetVolume("pv", "n1", record(8, 100))
+			l.setFirst("pv", "n1", record(8, 100))
 		}, []extent.Extent{span(0, 8)}},
 		"deleted before it was published": {func(l *Ledger) {
-			l.SetVolume("pv", "n1", record(2, 3))
+			l.setFirst("pv", "n1", record(2, 3))
 			l.DeleteVolume("pv")
 			l.DeleteVolume("pv")
 		}, []extent.Extent{span(0, 10)}},
 		"deleted, the partition stays taken": {func(l *Ledger) {
-			l.SetVolume("pv", "n1", record(2, 3))
+			l.setFirst("pv", "n1", record(2, 3))
 			disk10(l, "n1", 2, shown(2, 3))
 			l.DeleteVolume("pv")
 		}, []extent.Extent{span(0, 2), span(5, 5)}},
 		"added after it was deleted": {func(l *Ledger) {
 			l.DeleteVolume("pv")
-			l.AddVolume("pv", "name of pv", "n1", record(2, 3))
+			l.AddVolume("pv", "name of pv", "n1", record(2, 3), nil)
 		}, []extent.Extent{span(0, 10)}},
 		"deleted, and there again in a backup": {func(l *Ledger) {
 			l.DeleteVolume("pv")
-			l.SetVolume("pv", "n1", record(2, 3))
+			l.setFirst("pv", "n1", record(2, 3))
 			l.DeleteVolume("pv")
-			l.SetVolume("pv", "n1", record(2, 3))
+			l.setFirst("pv", "n1", record(2, 3))
 		}, []extent.Extent{span(0, 2), span(5, 5)}},
 		"added with an older record": {func(l *Ledger) {
-			l.SetVolume("pv", "n1", record(2, 4))
-			l.AddVolume("pv", "name of pv", "n1", record(2, 3))
+			l.setFirst("pv", "n1", record(2, 4))
+			l.AddVolume("pv", "name of pv", "n1", record(2, 3), nil)
 		}, []extent.Extent{span(0, 2), span(6, 4)}},
 		"made again while the earlier one is wiped": {func(l *Ledger) {
 			disk10(l, "n1", 2, wiping(2, 3))
-			l.SetVolume("pv", "n1", record(6, 3))
+			l.setFirst("pv", "n1", record(6, 3))
 		}, []extent.Extent{span(0, 2), span(5, 1), span(9, 1)}},
 		"shared by a pod": {func(l *Ledger) {
-			l.SetVolume("pv", "n1", record(2, 3))
+			l.setFirst("pv", "n1", record(2, 3))
 			if _, err := l.Reserve("pod", "n1", []VolumeRequest{claimWant("a", 3, 0), claimWant("b", 2, 0)}); err != nil {
 				panic(err)
 			}
@@ -192,7 +192,7 @@ func TestWhere(t *testing.T) {
 	if _, _, ok := l.Where("part-w"); ok {
 		t.Error("a partition that is being wiped is taken for a volume")
 	}
-	l.SetVolume("pv", "n2", Record{"part-b", "disk-n2", span(2, 2)})
+	l.setFirst("pv", "n2", Record{"part-b", "disk-n2", span(2, 2)})
 	if node, _, ok := l.Where("part-b"); !ok || node != "n2" {
 		t.Errorf("found on %q, %v, want n2", node, ok)
 	}
@@ -219,7 +219,7 @@ func TestWhere(t *testing.T) {
 func TestReassignedPlace(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
-	l.SetVolume("pv-a", "n1", Record{"part-a", "disk-n1", span(0, 4)})
+	l.setFirst("pv-a", "n1", Record{"part-a", "disk-n1", span(0, 4)})
 	l.DeleteVolume("pv-a")
 	if _, err := l.Reserve("b", "n1", []VolumeRequest{claimWant("b", 2, 0)}); err != nil {
 		t.Fatal(err)
@@ -248,7 +248,7 @@ func TestReserveInDoubtPlaceAgain(t *testing.T) {
 	if _, err := l.Reserve("pod", "n1", want); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, ok := l.Share("part-a", "binding/a"); !ok {
+	if _, _, ok := l.Share("part-a", nil, "binding/a"); !ok {
 		t.Fatal("nothing to share")
 	}
 	l.Doubt("binding/a")
@@ -280,15 +280,15 @@ func TestUnseenVolumes(t *testing.T) {
 			t.Errorf("%s %v are unseen, want %v", when, have, want)
 		}
 	}
-	l.AddVolume("pv-b", "b", "n1", Record{"part-b", "disk-n1", span(2, 2)})
-	l.AddVolume("pv-a", "a", "n1", Record{"part-a", "disk-n1", span(0, 2)})
-	l.SetVolume("pv-c", "n1", Record{"part-c", "disk-n1", span(4, 2)})
-	l.AddVolume("pv-c", "c", "n1", Record{"part-c", "disk-n1", span(4, 2)})
+	l.AddVolume("pv-b", "b", "n1", Record{"part-b", "disk-n1", span(2, 2)}, nil)
+	l.AddVolume("pv-a", "a", "n1", Record{"part-a", "disk-n1", span(0, 2)}, nil)
+	l.setFirst("pv-c", "n1", Record{"part-c", "disk-n1", span(4, 2)})
+	l.AddVolume("pv-c", "c", "n1", Record{"part-c", "disk-n1", span(4, 2)}, nil)
 	expect("made", UnseenVolume{"pv-a", "a", "n1"}, UnseenVolume{"pv-b", "b", "n1"})
-	l.SetVolume("pv-a", "n1", Record{"part-a", "disk-n1", span(0, 2)})
+	l.setFirst("pv-a", "n1", Record{"part-a", "disk-n1", span(0, 2)})
 	expect("one seen", UnseenVolume{"pv-b", "b", "n1"})
 	l.DeleteVolume("pv-b")
-	l.AddVolume("pv-b", "b", "n1", Record{"part-b", "disk-n1", span(2, 2)})
+	l.AddVolume("pv-b", "b", "n1", Record{"part-b", "disk-n1", span(2, 2)}, nil)
 	expect("one deleted")
 }
 
@@ -297,7 +297,7 @@ func TestGrow(t *testing.T) {
 		lengthGiB, possibleGiB int64
 		granted                bool
 	}
-	neighbor := func(l *Ledger) { l.SetVolume("other", "n1", Record{"part-o", "disk-n1", span(6, 2)}) }
+	neighbor := func(l *Ledger) { l.setFirst("other", "n1", Record{"part-o", "disk-n1", span(6, 2)}) }
 	tests := map[string]struct {
 		before func(l *Ledger)
 		step   step
@@ -312,14 +312,14 @@ func TestGrow(t *testing.T) {
 		"of a volume that is published": {func(l *Ledger) { disk10(l, "n1", 2, Allocation{Partition: "part-a", Extent: span(4, 3)}) }, step{5, 6, true}, []extent.Extent{span(0, 4), span(9, 1)}},
 		"on a node that publishes nothing": {func(l *Ledger) {
 			disk10(l, "n1", 2)
-			l.SetVolume("pv", "n9", Record{"part-a", "disk-n9", span(0, 3)})
+			l.setFirst("pv", "n9", Record{"part-a", "disk-n9", span(0, 3)})
 		}, step{4, 3, false}, []extent.Extent{span(0, 10)}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			l := New()
 			disk10(l, "n1", 1)
-			l.SetVolume("pv", "n1", Record{"part-a", "disk-n1", span(2, 3)})
+			l.setFirst("pv", "n1", Record{"part-a", "disk-n1", span(2, 3)})
 			test.before(l)
 			granted, possible := l.Grow("pv", test.step.lengthGiB*units.GiB)
 			if granted != test.step.granted || possible != test.step.possibleGiB*units.GiB {
@@ -341,23 +341,23 @@ func TestGrant(t *testing.T) {
 	l := New()
 	disk10(l, "n1", 1)
 	said := func(lengthGiB int64) Record { return Record{"part-a", "disk-n1", span(0, lengthGiB)} }
-	l.SetVolume("pv", "n1", said(2))
+	l.setFirst("pv", "n1", said(2))
 	if granted, _ := l.Grow("pv", 5*units.GiB-1); !granted {
 		t.Fatal("not granted")
 	}
-	l.SetVolume("pv", "n1", said(2))
+	l.setFirst("pv", "n1", said(2))
 	expectFree(t, l, "n1", span(5, 5))
 	if granted, _ := l.Grow("pv", 6*units.GiB); !granted {
 		t.Fatal("not granted")
 	}
-	l.SetVolume("pv", "n1", said(5))
+	l.setFirst("pv", "n1", said(5))
 	expectFree(t, l, "n1", span(6, 4))
 	l.WithdrawGrowth("pv")
 	expectFree(t, l, "n1", span(5, 5))
 	if granted, _ := l.Grow("pv", 7*units.GiB); !granted {
 		t.Fatal("not granted")
 	}
-	l.SetVolume("pv", "n1", said(7))
+	l.setFirst("pv", "n1", said(7))
 	l.WithdrawGrowth("pv")
 	expectFree(t, l, "n1", span(7, 3))
 	if granted, _ := l.Grow("pv", 8*units.GiB); !granted {
@@ -375,7 +375,7 @@ func TestSettleGrowth(t *testing.T) {
 	disk10(l, "n1", 1)
 	said := func(lengthGiB int64) Record { return Record{"part-a", "disk-n1", span(0, lengthGiB)} }
 	l.SettleGrowth("pv", 5*units.GiB)
-	l.SetVolume("pv", "n1", said(2))
+	l.setFirst("pv", "n1", said(2))
 	for _, length := range []int64{8, 8, 3} {
 		if granted, _ := l.Grow("pv", length*units.GiB); !granted {
 			t.Fatal("not granted")
@@ -384,9 +384,9 @@ func TestSettleGrowth(t *testing.T) {
 	expectFree(t, l, "n1", span(8, 2))
 	l.SettleGrowth("pv", 3*units.GiB)
 	expectFree(t, l, "n1", span(3, 7))
-	l.SetVolume("pv", "n1", said(2))
+	l.setFirst("pv", "n1", said(2))
 	expectFree(t, l, "n1", span(3, 7))
-	l.SetVolume("pv", "n1", said(3))
+	l.setFirst("pv", "n1", said(3))
 	expectFree(t, l, "n1", span(3, 7))
 	if granted, _ := l.Grow("pv", 9*units.GiB); !granted {
 		t.Fatal("not granted")

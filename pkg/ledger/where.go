@@ -53,6 +53,20 @@ func (l *Ledger) whereRecorded(partition string, without *holder) (nodeName stri
 	return "", Record{}, false
 }
 
+// furtherOf returns the records of a volume's further pieces on the node, in their order, up to the first that is not
+// there. The lock is held.
+func (l *Ledger) furtherOf(nodeName string, pieces []string, without *holder) []Record {
+	var records []Record
+	for _, partition := range pieces {
+		where, r, ok := l.where(partition, without)
+		if !ok || where != nodeName {
+			break
+		}
+		records = append(records, r)
+	}
+	return records
+}
+
 // publisherOf returns the node that publishes the partition; of several, one on which its disk is in service. It is nil
 // if no node does. The lock is held.
 func (l *Ledger) publisherOf(partition string) *node {

@@ -51,8 +51,8 @@ func NewDemand(requests []Request) *Demand {
 	return d
 }
 
-// Need is what a pod needs of one class: one extent for its largest volume that may not have pieces, and room for all of
-// them together.
+// Need is what a pod needs of one class: one extent for its largest volume that may not have pieces, and room for all
+// volumes together.
 type Need struct{ Largest, Total int64 }
 
 // Needs yields the need of each class.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -25,7 +26,7 @@ func showPieces(plan []Assignment) string {
 	for i := range plan {
 		var lengths []string
 		for n := range plan[i].numPieces() {
-			lengths = append(lengths, fmt.Sprint(plan[i].piece(n).Len()/Alignment))
+			lengths = append(lengths, strconv.FormatInt(plan[i].piece(n).Len()/Alignment, 10))
 		}
 		volumes[i] = plan[i].Disk + ":" + strings.Join(lengths, "+")
 	}

@@ -292,7 +292,7 @@ func (b *bench) setVolume(t *testing.T, pv *corev1.PersistentVolume) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.ledger.SetVolume(string(pv.UID), v.Node, diskcapacity.RecordOf(v))
-	b.ledger.SetPieces(string(pv.UID), v.Node, version, diskcapacity.PiecesOf(v))
-	b.ledger.SetMove(string(pv.UID), v.Node, version, diskcapacity.MoveOf(v))
+	b.ledger.SetVolume(string(pv.UID), v.Node, ledger.Version{
+		Number: version, First: diskcapacity.RecordOf(v), Pieces: diskcapacity.PiecesOf(v), Move: diskcapacity.MoveOf(v),
+	})
 }

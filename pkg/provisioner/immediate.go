@@ -49,9 +49,17 @@ func (c *Controllers) placeImmediate(ctx context.Context, state *claimState, pvc
 	}
 	c.retryLater(state, pvc)
 	c.emitEvent(state, pvc, corev1.EventTypeWarning, reasonFailed, actionProvision, fmt.Sprintf(
-		"no node that StorageClass %s allows, and that is neither cordoned nor tainted, has %s of class %s free in one piece", class.Name, sizeOf(want.Request.Size+want.Headroom), v.Request.Class))
+		"no node that StorageClass %s allows, and that is neither cordoned nor tainted, has %s of class %s free in %s", class.Name, sizeOf(want.Request.Size+want.Headroom), v.Request.Class, inPieces(v.Request.MaxPieces)))
 	_, err := c.settlePlace(ctx, state, pvc)
 	return err
+}
+
+// inPieces says in how many pieces a volume may be placed.
+func inPieces(most int) string {
+	if most > 1 {
+		return fmt.Sprintf("at most %d pieces of one disk", most)
+	}
+	return "one piece"
 }
 
 // retryLater queues the claim again, after growing pauses.

@@ -75,10 +75,7 @@ func (c *Controllers) planPieces(pv *corev1.PersistentVolume, v *claim.Volume, n
 	if err != nil || possible < want {
 		return nil, possible, err
 	}
-	for _, r := range records {
-		pieces = append(pieces, diskv1alpha1.Place{Disk: r.Disk, Extent: diskv1alpha1.Extent{Start: r.Extent.Start, Length: r.Extent.Len()}})
-	}
-	return pieces, possible, nil
+	return diskcapacity.PlacesOf(records), possible, nil
 }
 
 // furtherPieces is how many further pieces the volume may have. What it has already stays, whatever its class says now.

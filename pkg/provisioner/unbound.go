@@ -77,7 +77,7 @@ func (c *Controllers) settlePlace(ctx context.Context, state *claimState, pvc *c
 	switch {
 	case err == nil:
 		if volume, err := claim.ReadVolume(pv); err == nil {
-			c.ledger.AddVolume(string(pv.UID), pv.Name, volume.Node, diskcapacity.RecordOf(volume))
+			c.ledger.AddVolume(string(pv.UID), pv.Name, volume.Node, diskcapacity.RecordOf(volume), diskcapacity.PiecesOf(volume))
 		}
 	case !apierrors.IsNotFound(err):
 		return false, fmt.Errorf("reading PersistentVolume %s, which may have been made: %w", name, err)
@@ -139,16 +139,16 @@ func (c *Controllers) provision(ctx context.Context, state *claimState, pvc *cor
 	}
 	// If a pod of ours is being bound with this very claim, the ledger has its place. On this node the place is shared,
 	// and one of the two creates the PersistentVolume. Otherwise this node is the wrong one.
-	records, err := c.ledger.Reserve(holder, node, []ledger.VolumeRequest{{Partition: v.Partition, Request: v.Request, Headroom: v.Headroom, Persistent: true}})
+	records, err := c.ledger.Reserve(holder, node, []ledger.VolumeRequest{diskcapacity.VolumeRequestOf(&v)})
 	if err != nil {
 		return c.onUnfit(ctx, state, pvc, at, err.Error())
 	}
-	place := diskv1alpha1.Place{Disk: records[0].Disk, Extent: diskv1alpha1.Extent{Start: records[0].Extent.Start, Length: records[0].Extent.Len()}}
-	wanted := claim.NewVolume(pvc, class, v, node, place)
+	places := diskcapacity.PlacesOf(records)
+	wanted := claim.NewVolume(pvc, class, v, node, places[0], places[1:]...)
 	pv, err = c.client.CoreV1().PersistentVolumes().Create(ctx, wanted, metav1.CreateOptions{})
 	switch what := answer.Of(err); what {
 	case answer.Done:
-		klog.FromContext(ctx).V(2).Info("Made the volume of a claim", "claim", klog.KObj(pvc), "node", klog.KRef("", node), "volume", klog.KObj(pv), "place", place)
+		klog.FromContext(ctx).V(2).Info("Made the volume of a claim", "claim", klog.KObj(pvc), "node", klog.KRef("", node), "volume", klog.KObj(pv), "places", places)
 		c.emitProvisioned(state, pvc, class, at)
 	case answer.Exists:
 		// It was created by an earlier try whose response was lost, or by the previous leader.
@@ -189,7 +189,7 @@ func (c *Controllers) handOver(ctx context.Context, state *claimState, pvc *core
 		if volume.Node != diskv1alpha1.NodeLabel(node) {
 			node = volume.Node
 		}
-		c.ledger.AddVolume(string(pv.UID), pv.Name, node, diskcapacity.RecordOf(volume))
+		c.ledger.AddVolume(string(pv.UID), pv.Name, node, diskcapacity.RecordOf(volume), diskcapacity.PiecesOf(volume))
 	}
 	c.releaseReservation(state, pvc)
 	return nil

@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -40,6 +41,7 @@ func TestProvisioner(t *testing.T) {
 		{"given back slowly", givenBackSlowly},
 		{"refused", refusedClaims},
 		{"placed at once", placedAtOnce},
+		{"placed in pieces at once", placedInPiecesAtOnce},
 		{"pod with a node", podWithNode},
 		{"crash after the volume", crashAfterVolume},
 		{"claim gone before binding", goneBeforeBinding},
@@ -235,6 +237,28 @@ func placedAtOnce(t *testing.T, p *provisioning) {
 	p.said(t, "tight", "ProvisioningSucceeded", "pods with the claim can run on that node only")
 	p.pvc(t, "huge", "immediate", "20Gi", "", nil)
 	p.said(t, "huge", "ProvisioningFailed", "no node that StorageClass immediate allows")
+}
+
+// placedInPiecesAtOnce: a claim with mode Immediate that no free extent holds gets pieces, if its class allows them.
+func placedInPiecesAtOnce(t *testing.T, p *provisioning) {
+	n := p.node(t, "prov-a", 10)
+	n.hasMapper = true
+	neighbor := diskv1alpha1.PartitionID("neighbor")
+	p.publish(t, n, map[string]extent.Extent{neighbor: extent.New(diskv1alpha1.Alignment+4*units.GiB, units.GiB)}, "")
+	p.class(t, "at-once", func(c *storagev1.StorageClass) {
+		mode := storagev1.VolumeBindingImmediate
+		c.VolumeBindingMode = &mode
+	})
+	setMaxPieces(t, p.client, "ssd", ptr.To[int32](3))
+	p.scheduler(t, false)
+	p.pvc(t, "data", "at-once", "9Gi", "", nil)
+	_, pv := p.bound(t, "data")
+	v, err := claim.ReadVolume(pv)
+	if err != nil || v.FirstLength() != 5*units.GiB || len(v.Pieces) != 1 || v.Pieces[0].Length != 4*units.GiB {
+		t.Errorf("the volume is %+v: %v", v, err)
+	}
+	p.pvc(t, "more", "at-once", "1Gi", "", nil)
+	p.said(t, "more", "ProvisioningFailed", "has 1Gi of class ssd free in at most 3 pieces of one disk")
 }
 
 // podWithNode: a pod that names its node has its claims served there, those that are made for it too.

@@ -184,7 +184,10 @@ func (s *schedulers) holdApart(t *testing.T) (total int64) {
 	for _, pv := range s.volumes(t) {
 		v, err := claim.ReadVolume(&pv)
 		if err == nil {
-			take("volume "+pv.Name, v.Place.Disk, extent.New(v.Place.Start, v.Size))
+			take("volume "+pv.Name, v.Place.Disk, extent.New(v.Place.Start, v.FirstLength()))
+			for i, p := range v.Pieces {
+				take(fmt.Sprintf("piece %d of volume %s", i+1, pv.Name), p.Disk, extent.New(p.Start, p.Length))
+			}
 		}
 	}
 	for _, pod := range s.bound(t) {

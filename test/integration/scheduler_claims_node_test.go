@@ -34,6 +34,9 @@ func (n *simNode) syncVolumes(ctx context.Context, volumes []corev1.PersistentVo
 		case deleting || pv.Status.Phase == corev1.VolumeReleased && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete:
 			if there && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete {
 				delete(n.claimed, v.Partition)
+				for _, piece := range diskv1alpha1.PieceIDs(v.Partition) {
+					delete(n.claimed, piece)
+				}
 				changed = true
 			}
 			gone = append(gone, pv)
@@ -66,9 +69,12 @@ func (n *simNode) syncVolumes(ctx context.Context, volumes []corev1.PersistentVo
 
 // make puts a claim's volume on the disk. The lock is held.
 func (n *simNode) make(v claim.Volume) bool {
-	e := extent.New(v.Place.Start, v.Size)
+	e := extent.New(v.Place.Start, v.FirstLength())
 	if v.Place.Disk == simDisk(n.name) && n.free().Contains(e) {
 		n.claimed[v.Partition] = e
+		for i, p := range v.Pieces {
+			n.claimed[diskv1alpha1.PieceID(v.Partition, i+1)] = extent.New(p.Start, p.Length)
+		}
 		return true
 	}
 	n.moved++

@@ -4,15 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/component-helpers/storage/volume"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/claim"
+	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/test/objects"
 	"github.com/berthdev/berth/test/units"
 )
@@ -29,6 +32,7 @@ func TestSchedulerClaims(t *testing.T) {
 		{"bound claims", boundClaims},
 		{"generic ephemeral", genericEphemeral},
 		{"shared claim", sharedClaim},
+		{"in pieces", placedInPieces},
 		{"retained volume", retainedVolume},
 		{"bad claims", badClaims},
 		{"unlabeled node", unlabeledNode},
@@ -187,6 +191,44 @@ func sharedClaim(t *testing.T, s *schedulers) {
 	if total := s.holdApart(t); total != 15*units.GiB {
 		t.Errorf("%d GiB are recorded, want 15", total/units.GiB)
 	}
+}
+
+// placedInPieces: a claim that no free extent holds waits, until its class allows pieces. Its PersistentVolume names
+// all of them. A scheduler that starts again takes none of them for free.
+func placedInPieces(t *testing.T, s *schedulers) {
+	node := newSimNode(t, s.client, "sim-0", 10, diskv1alpha1.DriverName)
+	node.hasMapper = true
+	node.claimed[diskv1alpha1.PartitionID("neighbor")] = extent.New(diskv1alpha1.Alignment+4*units.GiB, units.GiB)
+	node.must(t, node.publish(t.Context()))
+	followClaims(t, s.client, node)
+	s.pvc(t, "data", "ssd", 7)
+	pod := claimPod("db", "data")
+	s.create(t, pod)
+	s.waitEvent(t, "db", "largest free extent of class ssd is 5Gi, wants 7Gi")
+	setMaxPieces(t, s.client, "ssd", ptr.To[int32](2))
+	s.waitNode(t, pod)
+	pv, v := s.volumeOf(t, "data")
+	want := []diskv1alpha1.Place{{Disk: simDisk(node.name), Extent: diskv1alpha1.Extent{Start: diskv1alpha1.Alignment, Length: 2 * units.GiB}}}
+	if v.Place.Start != diskv1alpha1.Alignment+5*units.GiB || v.FirstLength() != 5*units.GiB || !slices.Equal(v.Pieces, want) || v.Size != 7*units.GiB {
+		t.Errorf("the volume is %+v, by %v and %v", v, pv.Spec.CSI.VolumeAttributes, pv.Annotations)
+	}
+
+	// Its capacity does not show the volume, so that only the PersistentVolume does.
+	node.setSilent(true)
+	before := &simNode{name: node.name, client: s.client, size: node.size, claimed: map[string]extent.Extent{
+		diskv1alpha1.PartitionID("neighbor"): extent.New(diskv1alpha1.Alignment+4*units.GiB, units.GiB),
+	}, hasMapper: true}
+	node.must(t, before.publish(t.Context()))
+	if err := s.cluster.KillScheduler(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cluster.StartScheduler(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.pvc(t, "other", "ssd", 3)
+	s.create(t, claimPod("other", "other"))
+	s.waitEvent(t, "other", "2 free extents of a disk of class ssd add up to 2Gi, wants 3Gi")
+	s.holdApart(t)
 }
 
 // retainedVolume: a volume that was kept is bound to a new claim, on a node that has no

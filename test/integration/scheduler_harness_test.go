@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -47,6 +48,29 @@ func (s *schedulers) class(t *testing.T, name string) {
 	}
 	t.Cleanup(func() {
 		if err := s.client.Delete(context.WithoutCancel(t.Context()), class); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// setMaxPieces changes a DiskClass until the test ends.
+func setMaxPieces(t *testing.T, c client.Client, name string, most *int32) {
+	t.Helper()
+	set := func(ctx context.Context, most *int32) error {
+		return retry.RetryOnConflict(retry.DefaultRetry, func() error {
+			class := &diskv1alpha1.DiskClass{}
+			if err := c.Get(ctx, client.ObjectKey{Name: name}, class); err != nil {
+				return err
+			}
+			class.Spec.MaxPieces = most
+			return c.Update(ctx, class)
+		})
+	}
+	if err := set(t.Context(), most); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := set(context.WithoutCancel(t.Context()), nil); err != nil {
 			t.Error(err)
 		}
 	})

@@ -142,8 +142,8 @@ type DiskClassSpec struct {
 	Attachment Attachment `json:"attachment,omitempty"`
 
 	// MaxPieces bounds of how many pieces a volume consists, each one an extent of the disk. 1 forbids pieces: volumes
-	// grow where they are, or are moved. Without it a volume begins with one piece, and grows to 16 at most. Pieces need
-	// the device mapper in the node's kernel.
+	// grow where they are, or are moved. Without it a volume begins with one piece, and grows to 16 at most. With 2 or
+	// more, a new volume of a claim may begin with several pieces of one disk, if no free extent holds it. Inline volumes always have one piece. Pieces need the device mapper in the node's kernel.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=16
@@ -170,6 +170,14 @@ func (s *DiskClassSpec) PiecesAllowed() int {
 		return MaxPieces
 	}
 	return min(max(int(*s.MaxPieces), 1), MaxPieces)
+}
+
+// PiecesWhenPlaced is of how many pieces a new volume of a claim consists at most.
+func (s *DiskClassSpec) PiecesWhenPlaced() int {
+	if s.MaxPieces == nil {
+		return 1
+	}
+	return s.PiecesAllowed()
 }
 
 // Adoption says what decides that a blank device becomes a disk.

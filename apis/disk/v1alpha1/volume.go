@@ -127,3 +127,12 @@ func LeftID(guid string) string { return partition.LeftID(guid) }
 
 // PieceID is the GUID of a further piece of a volume, given the volume's GUID and the number of the piece from 1.
 func PieceID(guid string, number int) string { return partition.PieceID(guid, number) }
+
+// PieceIDs are the GUIDs of all further pieces that a volume can have, in their order.
+func PieceIDs(guid string) []string {
+	ids := make([]string, 0, MaxPieces-1)
+	for number := 1; number < MaxPieces; number++ {
+		ids = append(ids, PieceID(guid, number))
+	}
+	return ids
+}

@@ -17,7 +17,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
@@ -149,11 +148,7 @@ func (o *Options) persistentVolume(d disk.Snapshot, v disk.Volume, id, fsType st
 	wanted := request.Volume{ID: id, FSType: fsType}
 	pv := claim.NewVolume(pvc, class, wanted, o.NodeName, diskv1alpha1.Place{
 		Disk: d.ID, Extent: diskv1alpha1.Extent{Start: v.Extent.Start, Length: v.Extent.Len()},
-	})
-	if len(v.Pieces) > 0 {
-		pv.Spec.Capacity = corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(v.Length(), resource.BinarySI)}
-		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, diskv1alpha1.AnnotationPieces, piecesOf(d.ID, v))
-	}
+	}, piecesOf(d.ID, v)...)
 	pv.TypeMeta = metav1.TypeMeta{APIVersion: corev1.SchemeGroupVersion.String(), Kind: "PersistentVolume"}
 	pv.Spec.ClaimRef = nil
 	delete(pv.Spec.CSI.VolumeAttributes, diskv1alpha1.AttributeClass)
@@ -168,13 +163,13 @@ func (o *Options) persistentVolume(d disk.Snapshot, v disk.Volume, id, fsType st
 	return pv
 }
 
-// piecesOf are the further pieces as the annotation of a PersistentVolume has them.
-func piecesOf(diskID string, v disk.Volume) string {
+// piecesOf are the places of the volume's further pieces.
+func piecesOf(diskID string, v disk.Volume) []diskv1alpha1.Place {
 	var places []diskv1alpha1.Place
 	for _, p := range v.Pieces {
 		places = append(places, diskv1alpha1.Place{Disk: diskID, Extent: diskv1alpha1.Extent{Start: p.Extent.Start, Length: p.Extent.Len()}})
 	}
-	return diskv1alpha1.JoinPieces(places)
+	return places
 }
 
 // findFileSystem reads which file system a volume has. It is empty if the volume was never handed out.

@@ -48,6 +48,9 @@ type Place struct {
 	Start, Length int64
 	// Of is the length of the free extent that the volume takes, and Leaves what remains of it.
 	Of, Leaves int64
+	// Pieces is of how many pieces the volume consists, the first one at Start. It is zero if one free extent holds it.
+	// Then Of and Leaves are set.
+	Pieces int
 }
 
 // Refusal is the nodes that are refused for the same reason.
@@ -253,6 +256,10 @@ func (s *Scheduler) fitOn(state fwk.CycleState, info fwk.NodeInfo, wants []diskc
 // placeOf describes an assignment with the free extent that it lies in.
 func placeOf(node *placement.Node, a placement.Assignment, length int64) Place {
 	p := Place{Disk: a.Disk, Start: a.Extent.Start, Length: length}
+	if len(a.Further) > 0 {
+		p.Pieces = 1 + len(a.Further)
+		return p
+	}
 	for i := range node.Disks {
 		if d := &node.Disks[i]; d.ID == a.Disk {
 			if e, ok := d.Free.Holding(a.Extent); ok {

@@ -60,14 +60,25 @@ func (r *podRequest) requests() []placement.Request { return requestsOf(r.volume
 func requestsOf(volumes []request.Volume) []placement.Request {
 	requests := make([]placement.Request, len(volumes))
 	for i := range volumes {
-		want := volumeRequestOf(&volumes[i])
+		want := ledger.VolumeRequest{Request: volumes[i].Request, Headroom: volumes[i].Headroom}
 		requests[i] = want.WithHeadroom()
 	}
 	return requests
 }
 
-func volumeRequestOf(v *request.Volume) ledger.VolumeRequest {
-	return ledger.VolumeRequest{Partition: v.Partition, Request: v.Request, Headroom: v.Headroom, Persistent: v.Claim != ""}
+// VolumeRequestOf is what the ledger needs to know about a volume.
+func VolumeRequestOf(v *request.Volume) ledger.VolumeRequest {
+	return ledger.VolumeRequest{
+		Partition: v.Partition, Pieces: piecesOf(v), Request: v.Request, Headroom: v.Headroom, Persistent: v.Claim != "",
+	}
+}
+
+// piecesOf are the GUIDs of the further pieces that a volume may have. Only the volumes of claims have any.
+func piecesOf(v *request.Volume) []string {
+	if v.Claim == "" {
+		return nil
+	}
+	return diskv1alpha1.PieceIDs(v.Partition)
 }
 
 // requestOf reads a pod's request. The error says what is wrong with the pod, a claim, or its StorageClass, and what to
@@ -138,7 +149,7 @@ func (f *feed) addClaim(into *podRequest, pod *corev1.Pod, v *corev1.Volume) err
 		into.placedClaims = append(into.placedClaims, placedClaim{wanted, node})
 		return nil
 	}
-	if err := f.applyClass(&wanted.Request); err != nil {
+	if err := f.applyClaimClass(&wanted.Request); err != nil {
 		return fmt.Errorf("StorageClass %s: %w", class.Name, err)
 	}
 	into.volumes = append(into.volumes, wanted)
@@ -183,6 +194,15 @@ func (f *feed) applyClass(r *placement.Request) error {
 		names = append(names[:maxNamedClasses], fmt.Sprintf("%d more", more))
 	}
 	return fmt.Errorf("DiskClass %.64q does not exist: there are %s", class, strings.Join(names, ", "))
+}
+
+// applyClaimClass is applyClass for the volume of a claim, which may have several pieces.
+func (f *feed) applyClaimClass(r *placement.Request) error {
+	if err := f.applyClass(r); err != nil {
+		return err
+	}
+	r.MaxPieces = f.classes.piecesWhenPlaced(r.Class)
+	return nil
 }
 
 // usesClaim reports whether the pod has a volume of that claim.
@@ -247,14 +267,20 @@ func (f *feed) ephemeralPartitions(pod *corev1.Pod) []string {
 		}
 		if pvc.Spec.VolumeName == "" {
 			if f.claims.ourClass(pvc) != nil {
-				partitions = append(partitions, diskv1alpha1.PartitionID(diskv1alpha1.ClaimVolumeID(pvc.UID)))
+				partitions = appendPieces(partitions, diskv1alpha1.ClaimVolumeID(pvc.UID))
 			}
 			continue
 		}
 		pv := f.storedVolume(pvc.Spec.VolumeName)
 		if pv != nil && claim.IsOurs(pv) && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete {
-			partitions = append(partitions, diskv1alpha1.PartitionID(pv.Spec.CSI.VolumeHandle))
+			partitions = appendPieces(partitions, pv.Spec.CSI.VolumeHandle)
 		}
 	}
 	return partitions
+}
+
+// appendPieces appends the partitions of all pieces that the volume of a claim can have.
+func appendPieces(partitions []string, volumeID string) []string {
+	first := diskv1alpha1.PartitionID(volumeID)
+	return append(append(partitions, first), diskv1alpha1.PieceIDs(first)...)
 }

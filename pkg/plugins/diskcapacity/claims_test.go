@@ -269,7 +269,7 @@ func TestClaimInDoubt(t *testing.T) {
 	b.publish(t, "n1", 10)
 	pvc, pod := b.claim(t, "data", "ssd", 8, nil), claimPod("a", "data")
 	b.reserve(t, pod, "n1")
-	b.plugin.ledger.Share(diskv1alpha1.PartitionID(diskv1alpha1.ClaimVolumeID(pvc.UID)), "binding")
+	b.plugin.ledger.Share(diskv1alpha1.PartitionID(diskv1alpha1.ClaimVolumeID(pvc.UID)), nil, "binding")
 	b.plugin.ledger.Doubt("binding")
 	b.plugin.Unreserve(b.ctx, framework.NewCycleState(), pod, "n1")
 	b.reserve(t, pod, "n1")

@@ -176,5 +176,6 @@ var (
 	causes       = map[placement.Cause]string{
 		placement.NoDisk: "no_disk", placement.TooSmall: "extent_too_small", placement.TooLittle: "too_little_space",
 		placement.TooFewDisks: "too_few_disks", placement.NotTogether: "not_together", placement.GaveUp: "search_given_up",
+		placement.NotInPieces: "not_in_pieces",
 	}
 )

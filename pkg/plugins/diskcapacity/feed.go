@@ -121,6 +121,7 @@ func newFeed(ctx context.Context, factory informers.SharedInformerFactory) (*fee
 	}
 	f.capacities.requeueFitting = func(nodeName string, before *placement.Node) { f.requeueFitting(logger, nodeName, before) }
 	f.classes.appeared = func() { f.classAppeared(logger) }
+	f.classes.allowedMore = func(class string) { f.classAllowedMore(logger, class) }
 	f.capacities.beforeFold = func(nodeName string) { f.addNodeName(logger, nodeName) }
 	f.capacities.disksServed = func(nodeNames []string) { f.requeueFittingAsync(logger, nodeNames) }
 	f.capacities.afterFold = func(nodeName string) { f.foldNode(logger, nodeName) }

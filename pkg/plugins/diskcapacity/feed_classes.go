@@ -23,10 +23,12 @@ type classes struct {
 	listeners []func()
 	// appeared is called when there may be a new class.
 	appeared func()
+	// allowedMore is called when volumes of a class may have more pieces than before when they are placed.
+	allowedMore func(class string)
 }
 
 func newClasses() *classes {
-	return &classes{policies: map[string]placement.Policy{}, objects: map[string]*diskv1alpha1.DiskClass{}, appeared: func() {}}
+	return &classes{policies: map[string]placement.Policy{}, objects: map[string]*diskv1alpha1.DiskClass{}, appeared: func() {}, allowedMore: func(string) {}}
 }
 
 func (c *classes) hasSynced() bool { return c.listed.Load() }
@@ -41,13 +43,26 @@ func (c *classes) policy(name string) (placement.Policy, bool) {
 
 // maxPieces is of how many pieces volumes of a class consist at most; 1 if there is no such class.
 func (c *classes) maxPieces(name string) int {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	class, ok := c.objects[name]
-	if !ok {
+	class := c.get(name)
+	if class == nil {
 		return 1
 	}
 	return class.Spec.PiecesAllowed()
+}
+
+// piecesWhenPlaced is of how many pieces a new volume of a claim consists at most; 1 if there is no such class.
+func (c *classes) piecesWhenPlaced(name string) int {
+	if class := c.get(name); class != nil {
+		return class.Spec.PiecesWhenPlaced()
+	}
+	return 1
+}
+
+// get returns the class as it was read last, or nil. It must not be changed.
+func (c *classes) get(name string) *diskv1alpha1.DiskClass {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.objects[name]
 }
 
 func (c *classes) names() []string {
@@ -90,6 +105,7 @@ func (c *classes) Add(obj any) error {
 	}
 	c.mu.Lock()
 	_, known := c.policies[class.Name]
+	allowsMore := c.allowsMore(class)
 	c.policies[class.Name] = request.PolicyOf(class.Spec.PlacementPolicy)
 	c.objects[class.Name] = class
 	c.mu.Unlock()
@@ -97,7 +113,17 @@ func (c *classes) Add(obj any) error {
 	if !known {
 		c.appeared()
 	}
+	if allowsMore {
+		c.allowedMore(class.Name)
+	}
 	return nil
+}
+
+// allowsMore reports whether new volumes of the class may have more pieces than by the class as it was read before. The
+// lock is held.
+func (c *classes) allowsMore(class *diskv1alpha1.DiskClass) bool {
+	before := c.objects[class.Name]
+	return before != nil && before.Spec.PiecesWhenPlaced() < class.Spec.PiecesWhenPlaced()
 }
 
 // Update implements cache.ReflectorStore.
@@ -129,12 +155,21 @@ func (c *classes) Replace(objects []any, _ string) error {
 		known[class.Name] = request.PolicyOf(class.Spec.PlacementPolicy)
 		byName[class.Name] = class
 	}
+	var allowMore []string
 	c.mu.Lock()
+	for _, name := range slices.Sorted(maps.Keys(byName)) {
+		if c.allowsMore(byName[name]) {
+			allowMore = append(allowMore, name)
+		}
+	}
 	c.policies, c.objects = known, byName
 	c.mu.Unlock()
 	defer c.changed()
 	c.listed.Store(true)
 	c.appeared()
+	for _, name := range allowMore {
+		c.allowedMore(name)
+	}
 	return nil
 }
 

@@ -43,7 +43,7 @@ func TestUnseenVolumes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f.ledger.AddVolume(string(pv.UID), pv.Name, "n1", RecordOf(v))
+		f.ledger.AddVolume(string(pv.UID), pv.Name, "n1", RecordOf(v), nil)
 		return pv
 	}
 	made("gone", 0)

@@ -151,14 +151,12 @@ func (f *feed) foldVolume(logger klog.Logger, event *corev1.PersistentVolume) (n
 		return ""
 	}
 	nodeName = f.longNames.of(v.Node)
-	f.ledger.SetVolume(string(pv.UID), nodeName, RecordOf(v))
 	version, err := RevisionOf(pv.ResourceVersion)
 	if err != nil {
 		logger.Error(err, "A PersistentVolume's version cannot be compared, it counts as the newest", "volume", klog.KObj(pv))
 		version = math.MaxUint64
 	}
-	f.ledger.SetPieces(string(pv.UID), nodeName, version, PiecesOf(v))
-	f.ledger.SetMove(string(pv.UID), nodeName, version, MoveOf(v))
+	f.ledger.SetVolume(string(pv.UID), nodeName, ledger.Version{Number: version, First: RecordOf(v), Pieces: PiecesOf(v), Move: MoveOf(v)})
 	return nodeName
 }
 
@@ -174,6 +172,15 @@ func PiecesOf(v claim.Volume) []ledger.Record {
 		pieces = append(pieces, ledger.Record{Partition: diskv1alpha1.PieceID(v.Partition, i+1), Disk: p.Disk, Extent: extent.New(p.Start, p.Length)})
 	}
 	return pieces
+}
+
+// PlacesOf are the places of the ledger's records of one volume: its first piece, then its further ones.
+func PlacesOf(records []ledger.Record) []diskv1alpha1.Place {
+	places := make([]diskv1alpha1.Place, len(records))
+	for i, r := range records {
+		places[i] = diskv1alpha1.Place{Disk: r.Disk, Extent: diskv1alpha1.Extent{Start: r.Extent.Start, Length: r.Extent.Len()}}
+	}
+	return places
 }
 
 // MoveOf is the ledger's record of a PersistentVolume's move; nil if it has none.

@@ -151,6 +151,9 @@ func (p *Plugin) newState(pod *corev1.Pod, req podRequest) *state {
 			s.gone = make(map[string]struct{}, len(req.volumes))
 		}
 		s.gone[v.Partition] = struct{}{}
+		for _, piece := range piecesOf(v) {
+			s.gone[piece] = struct{}{}
+		}
 	}
 	return s
 }
@@ -250,8 +253,7 @@ func (p *Plugin) Reserve(ctx context.Context, cycle fwk.CycleState, pod *corev1.
 		// wait for an event that may not come.
 		return fwk.AsStatus(fmt.Errorf("node %s lost its room for the pod's volumes while the pod was being placed: %w", nodeName, err))
 	}
-	// The records of volumes that already have their place come last.
-	s.reservation = &reservation{snapshot: before, records: records[:len(records)-len(s.placedClaims)], volumes: s.volumes}
+	s.reservation = newReservation(before, s.volumes, records, len(wants)-len(s.placedClaims), len(wants))
 	p.feed.reservations.Store(pod.UID, s.reservation)
 	p.feed.lag.reserved(nodeName, s.reservation.records, start)
 	p.feed.waiting.forget(pod.UID)
@@ -271,7 +273,7 @@ func (p *Plugin) volumeRequestsOn(s *state, nodeName string) ([]ledger.VolumeReq
 	}
 	wants := volumeRequestsOf(volumes)
 	for i := range s.placedClaims {
-		wants = append(wants, volumeRequestOf(&s.placedClaims[i].Volume))
+		wants = append(wants, VolumeRequestOf(&s.placedClaims[i].Volume))
 	}
 	return wants, nil
 }
@@ -279,7 +281,7 @@ func (p *Plugin) volumeRequestsOn(s *state, nodeName string) ([]ledger.VolumeReq
 func volumeRequestsOf(volumes []request.Volume) []ledger.VolumeRequest {
 	wants := make([]ledger.VolumeRequest, len(volumes))
 	for i := range volumes {
-		wants[i] = volumeRequestOf(&volumes[i])
+		wants[i] = VolumeRequestOf(&volumes[i])
 	}
 	return wants
 }

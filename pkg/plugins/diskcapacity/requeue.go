@@ -167,8 +167,11 @@ func (w *waitingPods) round(nodeName string, node *placement.Node, wasScheduled 
 	return wake, again
 }
 
-// gainedSpace reports whether the node has free space that it did not have before.
+// gainedSpace reports whether the node has free space that it did not have before, or takes pieces since.
 func gainedSpace(before, after *placement.Node) bool {
+	if before != nil && after.Pieces && !before.Pieces {
+		return true
+	}
 	for i := range after.Disks {
 		d := &after.Disks[i]
 		if d.Free.Len() == 0 {
@@ -243,5 +246,12 @@ func (f *feed) classAppeared(logger klog.Logger) {
 	}
 	if len(valid) > 0 {
 		f.requeue(logger, valid)
+	}
+}
+
+// classAllowedMore wakes the pods that request the class: it allows more pieces than when they were tried.
+func (f *feed) classAllowedMore(logger klog.Logger, class string) {
+	if pods := f.waiting.requesting(class); len(pods) > 0 {
+		f.requeue(logger, pods)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	fwk "k8s.io/kube-scheduler/framework"
 
+	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/extent"
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/request"
@@ -22,6 +23,26 @@ type reservation struct {
 	// records of the volumes that were placed. volumes are those that the pod requests.
 	records []ledger.Record
 	volumes []request.Volume
+	// further are the further pieces of the records, by their first partition.
+	further map[string][]ledger.Record
+}
+
+// newReservation keeps what Reserve has recorded: the volumes that were placed, then those that had their place, then
+// further pieces.
+func newReservation(before *ledger.Snapshot, volumes []request.Volume, records []ledger.Record, placed, all int) *reservation {
+	r := &reservation{snapshot: before, records: records[:placed], volumes: volumes}
+	if len(records) == all {
+		return r
+	}
+	r.further = map[string][]ledger.Record{}
+	for _, first := range r.records {
+		for _, partition := range diskv1alpha1.PieceIDs(first.Partition) {
+			if i := slices.IndexFunc(records[all:], func(piece ledger.Record) bool { return piece.Partition == partition }); i >= 0 {
+				r.further[first.Partition] = append(r.further[first.Partition], records[all+i])
+			}
+		}
+	}
+	return r
 }
 
 // PostBind ends what Reserve began. The event Scheduled has been sent by then.
@@ -84,21 +105,38 @@ func (p *reservation) describeVolume(r ledger.Record) string {
 			what = "claim " + p.volumes[i].Claim
 		}
 	}
+	if pieces := p.further[r.Partition]; len(pieces) > 0 {
+		return describePieces(what, class, append([]ledger.Record{r}, pieces...))
+	}
 	text := fmt.Sprintf("%s: %s at %s of %sdisk %s", what, exactSize(r.Extent.Len()), exactSize(r.Extent.Start), class, r.Disk)
 	hole, ok := p.freeExtent(r)
 	if !ok {
 		return text
 	}
 	left := hole.Len()
-	for _, other := range p.records {
-		if other.Disk == r.Disk && hole.Contains(other.Extent) {
-			left -= other.Extent.Len()
+	for _, first := range p.records {
+		for _, other := range append([]ledger.Record{first}, p.further[first.Partition]...) {
+			if other.Disk == r.Disk && hole.Contains(other.Extent) {
+				left -= other.Extent.Len()
+			}
 		}
 	}
 	if left == 0 {
 		return text + ", fills a free extent exactly"
 	}
 	return fmt.Sprintf("%s, leaves %s of %s free there", text, exactSize(left), exactSize(hole.Len()))
+}
+
+// describePieces describes a volume that no free extent holds.
+func describePieces(what, class string, pieces []ledger.Record) string {
+	var sum int64
+	places := make([]string, len(pieces))
+	for i, piece := range pieces {
+		sum += piece.Extent.Len()
+		places[i] = exactSize(piece.Extent.Len()) + " at " + exactSize(piece.Extent.Start)
+	}
+	return fmt.Sprintf("%s: %s in %d pieces of %sdisk %s, because no free extent holds it: %s",
+		what, exactSize(sum), len(pieces), class, pieces[0].Disk, strings.Join(places, ", "))
 }
 
 // freeExtent returns the free extent in which the volume was placed; false if it was not free before Reserve. The space

@@ -55,8 +55,8 @@ func (s *Shared) Classes() []*diskv1alpha1.DiskClass { return s.feed.classes.all
 // OnClass registers a callback. It is called after each change of a DiskClass, and must return quickly.
 func (s *Shared) OnClass(callback func()) { s.feed.classes.addListener(callback) }
 
-// ApplyClass adds to a request what its DiskClass says. It returns an error if there is no such class.
-func (s *Shared) ApplyClass(r *placement.Request) error { return s.feed.applyClass(r) }
+// ApplyClass adds to the request of a claim what its DiskClass says. It returns an error if there is no such class.
+func (s *Shared) ApplyClass(r *placement.Request) error { return s.feed.applyClaimClass(r) }
 
 // MaxPieces is of how many pieces volumes of the class consist at most. If there is no such class, it is 1.
 func (s *Shared) MaxPieces(class string) int { return s.feed.classes.maxPieces(class) }

@@ -187,6 +187,24 @@ func (w *waitingPods) anyFits(node *placement.Node) (fit bool, unclear []*corev1
 	return false, unclear
 }
 
+// requesting returns the pods that request volumes of the class.
+func (w *waitingPods) requesting(class string) []*corev1.Pod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var pods []*corev1.Pod
+	for _, a := range w.pods {
+		if a.requestUnknown || a.demand == nil {
+			continue
+		}
+		for wanted := range a.demand.Needs() {
+			if wanted == class {
+				pods = append(pods, a.pod)
+			}
+		}
+	}
+	return pods
+}
+
 // withUnknownRequest returns the pods whose request is not known.
 func (w *waitingPods) withUnknownRequest() []*corev1.Pod {
 	w.mu.Lock()

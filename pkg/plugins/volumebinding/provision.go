@@ -56,7 +56,7 @@ func (b *binder) provisionClaim(ctx context.Context, l *ledger.Ledger, pod *core
 	}
 	// The pod's reservation ends when the pod is deleted. This one stays until the PersistentVolume has replaced it.
 	holder := "binding/" + string(pvc.UID)
-	node, record, ok := l.Share(wanted.Partition, holder)
+	node, records, ok := l.Share(wanted.Partition, diskv1alpha1.PieceIDs(wanted.Partition), holder)
 	switch {
 	case !ok:
 		return fmt.Errorf("nothing is reserved for it any more: the pod was deleted, or a volume that it was to be bound to was taken")
@@ -64,8 +64,8 @@ func (b *binder) provisionClaim(ctx context.Context, l *ledger.Ledger, pod *core
 		l.Forget(holder)
 		return &ledger.ElsewhereError{Partition: wanted.Partition, Node: node}
 	}
-	place := diskv1alpha1.Place{Disk: record.Disk, Extent: diskv1alpha1.Extent{Start: record.Extent.Start, Length: record.Extent.Len()}}
-	pv, err := b.ensureVolume(ctx, pod, claim.NewVolume(pvc, class, wanted, pod.Spec.NodeName, place), pvc)
+	places := diskcapacity.PlacesOf(records)
+	pv, err := b.ensureVolume(ctx, pod, claim.NewVolume(pvc, class, wanted, pod.Spec.NodeName, places[0], places[1:]...), pvc)
 	if err == nil {
 		err = recordVolume(l, pv, pod.Spec.NodeName)
 	}
@@ -224,11 +224,11 @@ func recordVolume(l *ledger.Ledger, pv *corev1.PersistentVolume, nodeName string
 		return err
 	}
 	if v.Node == diskv1alpha1.NodeLabel(nodeName) {
-		l.AddVolume(string(pv.UID), pv.Name, nodeName, diskcapacity.RecordOf(v))
+		l.AddVolume(string(pv.UID), pv.Name, nodeName, diskcapacity.RecordOf(v), diskcapacity.PiecesOf(v))
 		return nil
 	}
 	// If v.Node is only the label of a long name, the informer's event corrects it.
-	l.AddVolume(string(pv.UID), pv.Name, v.Node, diskcapacity.RecordOf(v))
+	l.AddVolume(string(pv.UID), pv.Name, v.Node, diskcapacity.RecordOf(v), diskcapacity.PiecesOf(v))
 	return &ledger.ElsewhereError{Partition: v.Partition, Node: v.Node}
 }
 
