@@ -10,6 +10,8 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent/disk"
+	"github.com/berthdev/berth/pkg/agent/hang"
+	"github.com/berthdev/berth/pkg/extent"
 )
 
 // Disk is one of the node's disks. Callers get copies, which do not change.
@@ -30,6 +32,14 @@ func (d *Disk) ID() string { return d.Snapshot.ID }
 
 // Ready reports whether the disk takes volumes.
 func (d *Disk) Ready() bool { return d.Problem == "" && d.Engine != nil }
+
+// Available is what volumes can get. Space for which the table has no entry left is overhead.
+func (d *Disk) Available() extent.Set {
+	if !d.Ready() || d.Snapshot.IsFull() {
+		return extent.Set{}
+	}
+	return d.Snapshot.Free
+}
 
 // RefusedDevice is a device that a class selects and that is not used.
 type RefusedDevice struct {
@@ -114,9 +124,8 @@ type Inventory struct {
 	// recheckAt is when the next decision may change because time has passed. It is zero if none does.
 	recheckAt time.Time
 
-	// hanging are the devices for which an earlier rescan gave up waiting. Each channel is closed when the device
-	// answers after all.
-	hanging map[string]chan struct{}
+	// hanging are the devices for which an earlier rescan gave up waiting.
+	hanging hang.Guard
 }
 
 // NewInventory returns an inventory that has no device until Rescan.
@@ -133,7 +142,7 @@ func NewInventory(o Options) *Inventory {
 	if o.Approvals == nil {
 		o.Approvals = func() []diskv1alpha1.DeviceApproval { return nil }
 	}
-	i := &Inventory{options: o, disks: map[string]*Disk{}, hanging: map[string]chan struct{}{}}
+	i := &Inventory{options: o, disks: map[string]*Disk{}}
 	for _, p := range o.PublishedDisks {
 		i.disks[p.ID] = diskFromStatus(p)
 	}
