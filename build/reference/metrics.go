@@ -24,7 +24,7 @@ const alpha = "ALPHA"
 // metricsPage has the metrics of Berth's own, read from the options that they are made with. A way of making metrics
 // that is not known here is an error, and so is a metric that is not registered.
 func metricsPage(root string) (string, error) {
-	var agent, scheduler []metric
+	var agent, scheduler, both []metric
 	var queues []string
 	for _, part := range []string{"cmd", "pkg"} {
 		dirs, err := source.Dirs(filepath.Join(root, part))
@@ -50,6 +50,8 @@ func metricsPage(root string) (string, error) {
 					agent = append(agent, m)
 				case strings.HasPrefix(m.name, "berth_scheduler_"):
 					scheduler = append(scheduler, m)
+				case strings.HasPrefix(m.name, "berth_build_"):
+					both = append(both, m)
 				default:
 					return "", fmt.Errorf("%s: no part of the page has %s", dir, m.name)
 				}
@@ -60,6 +62,8 @@ func metricsPage(root string) (string, error) {
 	p := newPage("Metrics")
 	p.paragraph("For operators who scrape Berth or write alerts. All of them are alpha: names and labels may change with a " +
 		"release.")
+	p.heading(2, "Both programs")
+	writeMetrics(p, both)
 	p.heading(2, "Node agent")
 	p.paragraph("Served at `/metrics` of `--metrics-address` (see [flags](flags.md)), beside those of the Go runtime and " +
 		"of the process.")

@@ -17,7 +17,7 @@
 // The other files: requirements.go checks the machine before all this. devices.go connects the disks with the API
 // server's objects, and forgets disks on request. classes.go and filesystems.go read DiskClasses. status.go makes the
 // published status. service.go reports disks that go out of service, registration.go keeps the driver registered, and
-// health.go serves health checks.
+// health.go serves health checks. health_metrics.go has them as metrics.
 package agent
 
 import (
@@ -33,6 +33,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/component-base/metrics"
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 
@@ -42,6 +43,7 @@ import (
 	"github.com/berthdev/berth/pkg/agent/discovery"
 	"github.com/berthdev/berth/pkg/agent/filesystem"
 	"github.com/berthdev/berth/pkg/agent/publish"
+	"github.com/berthdev/berth/pkg/agent/usage"
 	"github.com/berthdev/berth/pkg/agent/volumes"
 )
 
@@ -67,6 +69,10 @@ type Options struct {
 	Sys fs.FS
 	// Health records what the agent does. It is nil without health checks.
 	Health *Health
+	// Metrics gets the collectors of this agent's disks and volumes. It is nil without metrics.
+	Metrics metrics.KubeRegistry
+	// VolumeMetricsLimit is how many volumes have metrics of their own.
+	VolumeMetricsLimit int
 }
 
 // lineageName is a file beside the CSI socket, see client.Lineage. It keeps the newest version of the NodeDiskCapacity
@@ -175,6 +181,7 @@ func (a *agent) run(ctx context.Context, group *errgroup.Group, kubelet *csi.Kub
 	}
 	a.options.Health.set(stepSynced, true)
 	registerMetrics()
+	a.registerCollectors()
 	group.Go(func() error { a.reportService(ctx); return nil })
 	a.start(ctx, group, csi.NewNode(a.options.NodeName, a.manager, fileSystems, kubelet), retry)
 	return waitWithTimeout(ctx, group, stopTimeout)
@@ -204,6 +211,18 @@ func (a *agent) build(ctx context.Context) (classFileSystems, error) {
 		NodeUID: func() types.UID { return a.node().UID }, Progress: publishProgress{a.options.Health},
 	})
 	return fileSystems, err
+}
+
+// registerCollectors registers what collects the metrics of this agent at each scrape.
+func (a *agent) registerCollectors() {
+	if a.options.Metrics == nil {
+		return
+	}
+	a.options.Metrics.CustomMustRegister(
+		usage.NewDiskCollector(a.inventory, a.manager),
+		usage.NewVolumeCollector(a.inventory, a.manager, os.DirFS("/sys/class/block"), a.options.VolumeMetricsLimit),
+		&healthCollector{health: a.options.Health},
+	)
 }
 
 // registerTimeout is how long the registration with the kubelet waits for the first publication. Mounting must not

@@ -39,6 +39,9 @@ type Health struct {
 	taken map[string]bool
 	// passBegan is when the present pass of a loop began.
 	passBegan map[string]time.Time
+	// unpublishedSince is when the first pass of the publication began of those that failed one after the other. It is
+	// zero if the last one did not fail.
+	unpublishedSince time.Time
 }
 
 // NewHealth returns the Health of an agent that has not started: alive, not ready.
@@ -79,13 +82,23 @@ func (h *Health) set(step string, taken bool) {
 	h.taken[step] = taken
 }
 
-// recordPublished records that the disks are published. Only the first call counts.
+// recordPublished records that the disks are published. Only the first call closes published.
 func (h *Health) recordPublished() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.unpublishedSince = time.Time{}
 	if !h.taken[stepPublished] {
 		h.taken[stepPublished] = true
 		close(h.published)
+	}
+}
+
+// recordUnpublished records that a pass of the publication failed, which began then.
+func (h *Health) recordUnpublished(began time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.unpublishedSince.IsZero() {
+		h.unpublishedSince = began
 	}
 }
 
@@ -116,11 +129,13 @@ type publishProgress struct{ *Health }
 
 // Pass implements publish.Progress.
 func (p publishProgress) Pass() (done func(err error)) {
-	end := p.beginPass(loopPublish)
+	end, began := p.beginPass(loopPublish), p.now()
 	return func(err error) {
 		end()
 		if err == nil {
 			p.recordPublished()
+		} else {
+			p.recordUnpublished(began)
 		}
 	}
 }

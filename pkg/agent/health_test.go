@@ -5,6 +5,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	promtestutil "github.com/prometheus/client_golang/prometheus/testutil"
+	"k8s.io/component-base/metrics"
 )
 
 // TestReady asserts that an agent is ready when it has taken every step, and that the error names a missing step.
@@ -60,5 +63,43 @@ func TestAlive(t *testing.T) {
 		if err := h.Alive(); err != nil {
 			t.Errorf("%s has ended: %v", loop, err)
 		}
+	}
+}
+
+// TestHealthMetrics asserts that a publication that fails, or does not end, is measured from its first try, and that
+// the driver's registration is shown.
+func TestHealthMetrics(t *testing.T) {
+	h, now := NewHealth(), time.Now()
+	h.now = func() time.Time { return now }
+	p := publishProgress{h}
+	check := func(step string, want time.Duration) {
+		t.Helper()
+		if _, have := h.state(); have != want {
+			t.Errorf("%s: not published for %s, want %s", step, have, want)
+		}
+	}
+	check("at the start", 0)
+	done := p.Pass()
+	now = now.Add(time.Minute)
+	check("a pass that does not end", time.Minute)
+	done(errors.New("refused"))
+	now = now.Add(time.Minute)
+	check("a pass that failed", 2*time.Minute)
+	p.Pass()(errors.New("refused again"))
+	check("a second pass that failed", 2*time.Minute)
+	p.Pass()(nil)
+	now = now.Add(time.Minute)
+	check("a publication", 0)
+	h.set(stepDriver, true)
+	if registered, _ := h.state(); !registered {
+		t.Error("the registration is not shown")
+	}
+	registry := metrics.NewKubeRegistry()
+	registry.CustomMustRegister(&healthCollector{health: h})
+	if problems, err := promtestutil.GatherAndLint(registry); err != nil || len(problems) > 0 {
+		t.Errorf("%v, %v", problems, err)
+	}
+	if have, err := promtestutil.GatherAndCount(registry); err != nil || have != 3 {
+		t.Errorf("%d series, %v", have, err)
 	}
 }

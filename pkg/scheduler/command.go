@@ -23,6 +23,7 @@ import (
 	"k8s.io/kubernetes/cmd/kube-scheduler/app"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
+	"github.com/berthdev/berth/pkg/buildinfo"
 	"github.com/berthdev/berth/pkg/capacity"
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 	"github.com/berthdev/berth/pkg/scheduler/patch"
@@ -110,6 +111,7 @@ func runScheduler(cmd *cobra.Command, o *options.Options, f flags, more []app.Op
 			return fmt.Errorf("changing kube-scheduler, which --patch-kube-scheduler=false leaves as it is: %w", err)
 		}
 	}
+	buildinfo.Register("scheduler")
 	if mutable, ok := gates.(featuregate.MutableFeatureGate); ok {
 		mutable.AddMetrics()
 	}

@@ -51,7 +51,7 @@ func TestAgentMoves(t *testing.T) {
 type moves struct {
 	*node
 	rng                 *rand.Rand
-	start               func() *exec.Cmd
+	start               func(more ...string) *exec.Cmd
 	agent               *exec.Cmd
 	status              diskv1alpha1.NodeDiskCapacityStatus
 	moved, grown, kills int

@@ -9,8 +9,8 @@ import (
 	"github.com/berthdev/berth/test/cluster"
 )
 
-// process builds the agent as it is delivered and returns a function that starts it.
-func (n *node) process() func() *exec.Cmd {
+// process builds the agent as it is delivered and returns a function that starts it, with more flags.
+func (n *node) process() func(more ...string) *exec.Cmd {
 	n.t.Helper()
 	repository, err := cluster.Repository()
 	if err != nil {
@@ -22,9 +22,9 @@ func (n *node) process() func() *exec.Cmd {
 	if out, err := build.CombinedOutput(); err != nil {
 		n.t.Fatalf("%v: %s", err, out)
 	}
-	return func() *exec.Cmd {
-		c := exec.Command(binary, "--node-name="+n.name, "--kubeconfig="+n.kubeconfig(), "--devices="+strings.Join(n.options.Devices, ","),
-			"--kubelet-dir="+n.options.KubeletDir, "--csi-socket="+n.options.CSISocket, "--registration-dir="+n.options.RegistrationDir, "--orphan-grace=100ms", "--orphan-limit=100")
+	return func(more ...string) *exec.Cmd {
+		c := exec.Command(binary, append(more, "--node-name="+n.name, "--kubeconfig="+n.kubeconfig(), "--devices="+strings.Join(n.options.Devices, ","),
+			"--kubelet-dir="+n.options.KubeletDir, "--csi-socket="+n.options.CSISocket, "--registration-dir="+n.options.RegistrationDir, "--orphan-grace=100ms", "--orphan-limit=100")...)
 		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		c.Stderr = n.t.Output()
 		if err := c.Start(); err != nil {

@@ -115,7 +115,7 @@ func TestSchedulerExplains(t *testing.T) {
 		return !slices.ContainsFunc(existing.Items, func(n corev1.Node) bool { return n.Name == ndc.Name })
 	})
 	m := s.metrics(t, "scheduler")
-	m.lint(t)
+	checkReference(t, string(m.text), "berth_scheduler_", []string{"berth_scheduler_bind_failures_total"})
 	m.want(t, map[string]float64{
 		`decisions_total{result="bound"}`:         3,
 		`decisions_total{result="unschedulable"}`: 2,
@@ -139,6 +139,8 @@ func TestSchedulerExplains(t *testing.T) {
 		`largest_free_extent_bytes{class="ssd"}`: float64(128 * units.GiB),
 		`fragmentation_ratio{class="ssd"}`:       1 - 501.0/507,
 		`unpublished_volumes`:                    2,
+		`waiting_pods{class="ssd"}`:              2,
+		`waiting_pods{class=""}`:                 1,
 	})
 	for _, node := range []string{"sim-9", "sim-11"} {
 		if have := m.byLabel[fmt.Sprintf("node_lag_seconds{node=%q}", node)]; have < 10 || have > m.byLabel["oldest_unpublished_volume_age_seconds"] {

@@ -17,17 +17,19 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	logsapi "k8s.io/component-base/logs/api/v1"
+	"k8s.io/component-base/metrics"
 	"k8s.io/component-base/version"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/agent"
+	"github.com/berthdev/berth/pkg/buildinfo"
 )
 
 // flags are the parsed flags of the command line.
 type flags struct {
 	agent      agent.Options
 	kubeconfig string
-	metrics    string
+	metrics    metricsOptions
 	health     string
 	logs       *logsapi.LoggingConfiguration
 }
@@ -68,7 +70,11 @@ func (f *flags) add(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.agent.OrphanGrace, "orphan-grace", 5*time.Minute, "How long a volume is kept after it was found that its pod is gone, if the agent did not see the pod end.")
 	fs.IntVar(&f.agent.OrphanLimit, "orphan-limit", 10, "How many such volumes are wiped without an operator when the API server's data may be lost or old. If there are more, none is wiped until their pods are back or an operator allows it. 0: an operator decides about each.")
 	fs.DurationVar(&f.agent.EvictionGrace, "eviction-grace", time.Minute, "How long a pod whose volumes do not fit on the node stays before it is evicted. It concerns pods that a controller other than a DaemonSet makes again.")
-	fs.StringVar(&f.metrics, "metrics-address", "", "Address for /metrics, such as 127.0.0.1:9810. Empty for none.")
+	fs.StringVar(&f.metrics.address, "metrics-address", "", "Address for /metrics, such as 127.0.0.1:9810. Empty for none.")
+	fs.BoolVar(&f.metrics.secure, "metrics-secure", false, "Serve /metrics with TLS, and only to clients whose token the API server knows and that may get the path /metrics. Without it whatever reaches the address can read the metrics.")
+	fs.StringVar(&f.metrics.certFile, "metrics-tls-cert-file", "", "Certificate for --metrics-secure, with its chain. It is read again when it changes. Without it the agent signs one itself.")
+	fs.StringVar(&f.metrics.keyFile, "metrics-tls-private-key-file", "", "Key of --metrics-tls-cert-file.")
+	fs.IntVar(&f.agent.VolumeMetricsLimit, "volume-metrics-limit", 256, "How many volumes have metrics of their own, about ten series each. 0 for none.")
 	fs.StringVar(&f.health, "health-address", "", "Address for /healthz and /readyz, such as :9811. Empty for none.")
 	logsapi.AddFlags(f.logs, fs)
 }
@@ -86,8 +92,10 @@ func (f *flags) run(ctx context.Context) error {
 		return err
 	}
 	f.agent.Config = config
-	if f.metrics != "" {
-		stop, err := serveMetrics(f.metrics)
+	buildinfo.Register("nodeagent")
+	if f.metrics.address != "" {
+		f.agent.Metrics = metrics.NewKubeRegistry()
+		stop, err := f.metrics.serve(config, f.agent.Metrics)
 		if err != nil {
 			return err
 		}
@@ -117,6 +125,12 @@ func (f *flags) validate() error {
 	}
 	if f.agent.RegistrationDir == "" {
 		f.agent.RegistrationDir = path.Join(f.agent.KubeletDir, "plugins_registry")
+	}
+	if f.agent.VolumeMetricsLimit < 0 {
+		return fmt.Errorf("--volume-metrics-limit is %d, it cannot be less than 0, which means none", f.agent.VolumeMetricsLimit)
+	}
+	if err := f.metrics.validate(); err != nil {
+		return err
 	}
 	if f.agent.OrphanLimit < 0 {
 		return fmt.Errorf("--orphan-limit is %d, it cannot be less than 0, which means that none is wiped until an operator allows it", f.agent.OrphanLimit)

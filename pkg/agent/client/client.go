@@ -2,7 +2,8 @@
 // clientset would double the agent's memory, because it registers every kind that Kubernetes has.
 //
 // client.go reads pods, Nodes and the NodeDiskCapacity, volumes.go PersistentVolumes. events.go writes events.
-// lineage.go distinguishes an API server that lost its data from one that was away.
+// reviews.go asks who may read the metrics. lineage.go distinguishes an API server that lost its data from one that was
+// away.
 package client
 
 import (

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -70,26 +69,15 @@ func blockStats(v volumes.Volume, path string) (*csispec.NodeGetVolumeStatsRespo
 	return response, nil
 }
 
-// usageOf reads the usage of the file system that is mounted on the path. The figures are in memory: a file system that
-// the kernel has shut down, and a disk that hangs, still return them.
+// usageOf is the usage of the file system that is mounted on the path.
 func usageOf(path string) ([]*csispec.VolumeUsage, error) {
-	var s syscall.Statfs_t
-	if err := syscall.Statfs(path, &s); err != nil {
-		return nil, fmt.Errorf("cannot read the usage of %s: %w", path, err)
+	u, err := mounts.UsageOf(path)
+	if err != nil {
+		return nil, err
 	}
 	return []*csispec.VolumeUsage{
-		{
-			Unit:      csispec.VolumeUsage_BYTES,
-			Total:     int64(s.Blocks) * s.Bsize,
-			Available: int64(s.Bavail) * s.Bsize,
-			Used:      int64(s.Blocks-s.Bfree) * s.Bsize,
-		},
-		{
-			Unit:      csispec.VolumeUsage_INODES,
-			Total:     int64(s.Files),
-			Available: int64(s.Ffree),
-			Used:      int64(s.Files - s.Ffree),
-		},
+		{Unit: csispec.VolumeUsage_BYTES, Total: u.Size, Available: u.Available, Used: u.Used},
+		{Unit: csispec.VolumeUsage_INODES, Total: u.Inodes, Available: u.InodesFree, Used: u.InodesUsed},
 	}, nil
 }
 

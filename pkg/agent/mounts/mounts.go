@@ -150,7 +150,7 @@ func OfDevice(path string) ([]Mount, error) { return ofDevice(path, Table.Of) }
 func BindsOfDevice(path string) ([]Mount, error) { return ofDevice(path, Table.BindsOf) }
 
 func ofDevice(path string, which func(Table, uint64) []Mount) ([]Mount, error) {
-	device, err := numberOf(path)
+	device, err := Number(path)
 	if err != nil {
 		return nil, err
 	}
@@ -182,18 +182,18 @@ func Resolve(path string) string {
 
 // SameDevice reports whether both paths lead to the same block device.
 func SameDevice(a, b string) bool {
-	x, err := numberOf(a)
+	x, err := Number(a)
 	if err != nil {
 		return false
 	}
-	y, err := numberOf(b)
+	y, err := Number(b)
 	return err == nil && x == y
 }
 
 var errNoDevice = errors.New("not a block device")
 
-// numberOf returns the number of a block device.
-func numberOf(path string) (uint64, error) {
+// Number returns the number of a block device.
+func Number(path string) (uint64, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return 0, fmt.Errorf("device %s: %w", path, err)

@@ -132,7 +132,7 @@ func TestBindsOf(t *testing.T) {
 	}
 	check("one")
 	// The same device under another name, in a tmpfs like on a node that is a container.
-	if number, err := numberOf(one); err != nil {
+	if number, err := Number(one); err != nil {
 		t.Fatal(err)
 	} else if err := unix.Mknod(node, unix.S_IFBLK|0o600, int(number)); err != nil {
 		t.Fatal(err)

@@ -87,15 +87,13 @@ func diskStatus(d *discovery.Disk, owner func(disk.Volume) VolumeInfo) diskv1alp
 	if !d.Ready() {
 		out.State = diskv1alpha1.DiskFailed
 	}
-	if takesVolumes(d) {
-		for _, e := range s.Free.All() {
-			out.Free = append(out.Free, diskv1alpha1.Extent{Start: e.Start, Length: e.Len()})
-			out.Overhead -= e.Len()
-		}
+	for _, e := range d.Available().All() {
+		out.Free = append(out.Free, diskv1alpha1.Extent{Start: e.Start, Length: e.Len()})
+		out.Overhead -= e.Len()
 	}
 	for _, v := range s.Volumes {
 		o := owner(v)
-		partition, phase := v.Partition, phaseOf(v.Phase)
+		partition, phase := v.Partition, PhaseOf(v.Phase)
 		if o.Departed != "" {
 			partition, phase = o.Departed, diskv1alpha1.PhaseFormatted
 		}
@@ -138,9 +136,9 @@ func attachmentOf(v disk.Volume) diskv1alpha1.Attachment {
 	return ""
 }
 
-// phaseOf is the phase as it is published. On the API a place that a volume has left is one that is wiped, and the copy
+// PhaseOf is the phase as it is published. On the API a place that a volume has left is one that is wiped, and the copy
 // of a volume of another disk is a copy.
-func phaseOf(p disk.Phase) diskv1alpha1.AllocationPhase {
+func PhaseOf(p disk.Phase) diskv1alpha1.AllocationPhase {
 	switch p {
 	case disk.Arriving:
 		return diskv1alpha1.PhaseCopying
@@ -152,12 +150,6 @@ func phaseOf(p disk.Phase) diskv1alpha1.AllocationPhase {
 	case disk.Reserved, disk.Formatted, disk.Wiping, disk.Copying:
 	}
 	return diskv1alpha1.AllocationPhase(p)
-}
-
-// takesVolumes reports whether the disk's free extents can be used. Space for which the table has no entry left is
-// overhead.
-func takesVolumes(d *discovery.Disk) bool {
-	return d.Ready() && !d.Snapshot.IsFull()
 }
 
 // readyCondition reports in a condition whether all disks are in service.
@@ -279,12 +271,9 @@ func summarize(disks []discovery.Disk) diskv1alpha1.Summary {
 		size[d.Class] += d.Snapshot.Size
 		if d.Ready() {
 			// Zero is reported, too: the class exists and is full.
-			free[d.Class] += 0
-			largest[d.Class] += 0
-		}
-		if takesVolumes(d) {
-			free[d.Class] += d.Snapshot.Free.Total()
-			largest[d.Class] = max(largest[d.Class], d.Snapshot.Free.Largest().Len())
+			available := d.Available()
+			free[d.Class] += available.Total()
+			largest[d.Class] = max(largest[d.Class], available.Largest().Len())
 		}
 	}
 	out.Size, out.Free, out.Largest = formatPerClass(size), formatPerClass(free), formatPerClass(largest)

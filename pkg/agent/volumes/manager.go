@@ -307,6 +307,20 @@ func (m *Manager) Drains(disks []diskv1alpha1.Disk) (cordoned int32) {
 	return m.drainer.complete(disks)
 }
 
+// State is the state of a disk, as it is published.
+func (m *Manager) State(d *discovery.Disk) diskv1alpha1.DiskState {
+	decision := m.node.decisions().Decision(d.ID())
+	switch {
+	case !d.Ready():
+		return diskv1alpha1.DiskFailed
+	case decision.Drain != nil:
+		return diskv1alpha1.DiskDraining
+	case decision.IsCordoned():
+		return diskv1alpha1.DiskCordoned
+	}
+	return diskv1alpha1.DiskReady
+}
+
 // Blocked lists the volumes that cannot be wiped because something holds them, each with the holder.
 func (m *Manager) Blocked() []string {
 	sentences, kinds := m.reclaim.blocked.list()

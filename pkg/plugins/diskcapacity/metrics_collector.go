@@ -31,12 +31,14 @@ var (
 	unpublishedDesc = gauge("unpublished_volumes", "Volumes that were placed and that their nodes have not published yet.")
 	oldestDesc      = gauge("oldest_unpublished_volume_age_seconds", "How long the oldest of the unpublished volumes has waited; 0 if there is none.")
 	laggingDesc     = gauge("lagging_nodes", "Nodes with a volume that was placed more than 10 seconds ago and that they have not published.")
+	waitingDesc     = gauge("waiting_pods", "Pods that wait for disk space or are being tried, by the classes of their volumes. The class is empty for a pod whose request is not known or is invalid.", "class")
+	waitingAgeDesc  = gauge("oldest_waiting_pod_age_seconds", "How long the oldest of the waiting pods has waited since it was first refused; 0 if there is none.", "class")
 	lagDesc         = gauge("node_lag_seconds", "How long the oldest unpublished volume of a node has waited, for the lagging nodes only, at most the 100 that are furthest behind.", "node")
 )
 
 // DescribeWithStability implements metrics.StableCollector.
 func (c *collector) DescribeWithStability(ch chan<- *metrics.Desc) {
-	for _, d := range []*metrics.Desc{nodesDesc, sharedDesc, usableDesc, freeDesc, extentsDesc, largestDesc, fragmentedDesc, unpublishedDesc, oldestDesc, laggingDesc, lagDesc} {
+	for _, d := range []*metrics.Desc{nodesDesc, sharedDesc, usableDesc, freeDesc, extentsDesc, largestDesc, fragmentedDesc, unpublishedDesc, oldestDesc, laggingDesc, lagDesc, waitingDesc, waitingAgeDesc} {
 		ch <- d
 	}
 }
@@ -62,6 +64,11 @@ func (c *collector) CollectWithStability(ch chan<- metrics.Metric) {
 		send(extentsDesc, float64(of.Extents), class)
 		send(largestDesc, float64(of.Largest), class)
 		send(fragmentedDesc, of.Fragmentation(), class)
+	}
+	waiting := f.waiting.byClass(c.now(), maps.Keys(stats.Classes))
+	for _, class := range slices.Sorted(maps.Keys(waiting)) {
+		send(waitingDesc, float64(waiting[class].pods), class)
+		send(waitingAgeDesc, waiting[class].oldest.Seconds(), class)
 	}
 	volumes, nodes := f.lag.lagging(c.now())
 	lagging := slices.IndexFunc(nodes, func(n laggingNode) bool { return n.oldest < lagThreshold })

@@ -9,13 +9,16 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/component-base/metrics/legacyregistry"
 	"k8s.io/component-base/metrics/testutil"
 	"k8s.io/kubernetes/pkg/scheduler/framework"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
+	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -228,6 +231,36 @@ berth_scheduler_node_lag_seconds{node="n1"} 12
 # TYPE berth_scheduler_node_lag_seconds gauge
 berth_scheduler_node_lag_seconds{node="n2"} 60
 `, names()...)
+}
+
+// TestMetricsOfWaitingPods asserts that pods are counted under each class that they wait for, with the time since they
+// were first refused, and that a class without waiting pods has zeros.
+func TestMetricsOfWaitingPods(t *testing.T) {
+	w, now := newWaitingPods(), time.Now()
+	check := func(step string, want map[string]waitingOfClass) {
+		t.Helper()
+		if have := w.byClass(now, slices.Values([]string{"hdd", "ssd"})); !maps.Equal(have, want) {
+			t.Errorf("%s: %v, want %v", step, have, want)
+		}
+	}
+	check("at the start", map[string]waitingOfClass{"hdd": {}, "ssd": {}})
+	refused := withVolume(podOf("refused", 1), "more", "2Gi", "hdd")
+	refused.Status.Conditions = []corev1.PodCondition{{
+		Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable, LastTransitionTime: metav1.NewTime(now.Add(-time.Hour)),
+	}}
+	a := w.begin(refused)
+	w.setRequest(a, &state{search: ledger.NewSearch(requestsOf(mustVolumes(t, refused)), maxCycleSteps)})
+	check("a pod of two classes", map[string]waitingOfClass{"hdd": {1, time.Hour}, "ssd": {1, time.Hour}})
+	unread := w.begin(podOf("unread", 1))
+	unread.since = now.Add(-time.Minute)
+	now = now.Add(time.Minute)
+	check("one that is not read yet", map[string]waitingOfClass{"": {1, 2 * time.Minute}, "hdd": {1, 61 * time.Minute}, "ssd": {1, 61 * time.Minute}})
+	// The next attempt does not begin the wait again.
+	if again := w.begin(podOf("unread", 1)); again.since != unread.since {
+		t.Errorf("the wait begins at %s again, not at %s", again.since, unread.since)
+	}
+	w.forget(refused.UID)
+	check("after one has its place", map[string]waitingOfClass{"": {1, 2 * time.Minute}, "hdd": {}, "ssd": {}})
 }
 
 // reserveElsewhere reserves as another scheduler does.

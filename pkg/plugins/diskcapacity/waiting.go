@@ -2,9 +2,11 @@ package diskcapacity
 
 import (
 	"hash/maphash"
+	"iter"
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -53,6 +55,8 @@ type attempt struct {
 	keptNodes map[string]struct{}
 	// seq numbers the attempts in the order in which they began.
 	seq uint64
+	// since is when the pod began to wait: when it was first refused, by any scheduler, or first tried here.
+	since time.Time
 }
 
 func newWaitingPods() *waitingPods {
@@ -61,13 +65,58 @@ func newWaitingPods() *waitingPods {
 
 // begin is called before a try of the pod reads the ledger.
 func (w *waitingPods) begin(pod *corev1.Pod) *attempt {
-	a := &attempt{pod: pod, requestUnknown: true}
+	a := &attempt{pod: pod, requestUnknown: true, since: waitsSince(pod, time.Now())}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if before := w.pods[pod.UID]; before != nil && before.since.Before(a.since) {
+		a.since = before.since
+	}
 	w.lastSeq++
 	a.seq = w.lastSeq
 	w.pods[pod.UID] = a
 	return a
+}
+
+// waitsSince is when the pod was first found unschedulable, which is in its conditions. Otherwise it is now.
+func waitsSince(pod *corev1.Pod, now time.Time) time.Time {
+	for i := range pod.Status.Conditions {
+		c := &pod.Status.Conditions[i]
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Reason == corev1.PodReasonUnschedulable && c.LastTransitionTime.Time.Before(now) {
+			return c.LastTransitionTime.Time
+		}
+	}
+	return now
+}
+
+// waitingOfClass is how many pods wait for space of a class, and how long the oldest of them has waited.
+type waitingOfClass struct {
+	pods   int
+	oldest time.Duration
+}
+
+// byClass counts the pods that wait by the classes that they request. A pod whose request is not known or invalid is
+// counted under the empty class. The classes that are given are in the result even if no pod waits for them.
+func (w *waitingPods) byClass(now time.Time, classes iter.Seq[string]) map[string]waitingOfClass {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	waiting := map[string]waitingOfClass{}
+	for class := range classes {
+		waiting[class] = waitingOfClass{}
+	}
+	count := func(class string, a *attempt) {
+		of := waiting[class]
+		waiting[class] = waitingOfClass{of.pods + 1, max(of.oldest, now.Sub(a.since))}
+	}
+	for _, a := range w.pods {
+		if a.demand == nil {
+			count("", a)
+			continue
+		}
+		for class := range a.demand.Needs() {
+			count(class, a)
+		}
+	}
+	return waiting
 }
 
 // setRequest sets the pod's request, which is not known at begin.
