@@ -244,7 +244,8 @@ func TestMemory(t *testing.T) {
 
 // TestSchemas asserts that the API server would take all that the chart renders: for each supported version of
 // Kubernetes, with the defaults, the values of each platform and all options. The schemas are made from the OpenAPI of
-// a real API server with Berth's CRDs. It does not serve PodMonitors and SecurityContextConstraints.
+// a real API server with Berth's CRDs. It does not serve PodMonitors, PrometheusRules and
+// SecurityContextConstraints.
 func TestSchemas(t *testing.T) {
 	programs, platforms := chart(t)
 	c, err := cluster.Start(t.Context(), cluster.Options{Name: "chart-schemas", Log: os.Stderr, Manifests: []string{"config/crd"}})
@@ -265,7 +266,7 @@ func TestSchemas(t *testing.T) {
 		t.Fatalf("the API server has the kinds %v", kinds)
 	}
 	conform := func(manifests string) (string, error) {
-		return programs.Kubeconform(t.Context(), manifests, "-strict", "-summary", "-skip=PodMonitor,SecurityContextConstraints",
+		return programs.Kubeconform(t.Context(), manifests, "-strict", "-summary", "-skip=PodMonitor,PrometheusRule,SecurityContextConstraints",
 			"-schema-location="+dir+"/{{ .ResourceKind }}{{ .KindSuffix }}.json")
 	}
 	values := maps.Clone(platforms)

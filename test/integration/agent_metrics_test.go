@@ -7,9 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -22,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/reference"
 	"github.com/berthdev/berth/test/testenv"
 	"github.com/berthdev/berth/test/units"
 )
@@ -202,30 +201,6 @@ func parseText(t *testing.T, text string) series {
 	return found
 }
 
-// reference are the metrics of docs/reference/metrics.md, by name: the kind, and the labels.
-func reference(t *testing.T) map[string]string {
-	t.Helper()
-	repository, err := cluster.Repository()
-	if err != nil {
-		t.Fatal(err)
-	}
-	page, err := os.ReadFile(filepath.Join(repository, "docs/reference/metrics.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	metrics := map[string]string{}
-	heading := regexp.MustCompile("(?m)^### `(berth_[a-z_]+)`\n\n([A-Z][a-z]+), [^.]*\\.(?: No labels\\.| Labels?: ([^.]*)\\.)")
-	for _, m := range heading.FindAllStringSubmatch(strings.ReplaceAll(string(page), ",\n", ", "), -1) {
-		labels := strings.FieldsFunc(m[3], func(r rune) bool { return strings.ContainsRune("`, ", r) })
-		slices.Sort(labels)
-		metrics[m[1]] = strings.ToLower(m[2]) + " " + strings.Join(labels, ",")
-	}
-	if want := strings.Count(string(page), "\n### "); len(metrics) != want || want == 0 {
-		t.Fatalf("%d metrics of the page are understood, of %d", len(metrics), want)
-	}
-	return metrics
-}
-
 // checkReference asserts that what a program serves of a prefix is what the reference says, in both directions: each
 // metric is there with its kind and labels, and no other. unused are those that are there only after what the test does
 // not do. The names follow the rules of Prometheus.
@@ -236,7 +211,14 @@ func checkReference(t *testing.T, text, prefix string, unused []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pages := reference(t)
+	root, err := cluster.Repository()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages, err := reference.Metrics(root)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, family := range families {
 		if !strings.HasPrefix(name, "berth_") {
 			continue
@@ -247,8 +229,8 @@ func checkReference(t *testing.T, text, prefix string, unused []string) {
 				labels = append(labels, l.GetName())
 			}
 			slices.Sort(labels)
-			if have := strings.ToLower(family.GetType().String()) + " " + strings.Join(labels, ","); have != pages[name] {
-				t.Errorf("%s is served as %q, and the reference says %q", name, have, pages[name])
+			if kind, want := strings.ToLower(family.GetType().String()), pages[name]; kind != want.Kind || !slices.Equal(labels, want.Labels) {
+				t.Errorf("%s is served as %s with the labels %v, and the reference says %s with %v", name, kind, labels, want.Kind, want.Labels)
 			}
 		}
 	}
