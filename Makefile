@@ -92,8 +92,9 @@ lint: ## Check formatting, vet, lints, import rules and generated files.
 	go test -count=1 ./test/imports
 
 .PHONY: generate
-generate: ## Regenerate Go, the CRDs, docs/reference, and config from the chart.
+generate: ## Regenerate Go, the CRDs, the Grafana board, docs/reference, and config from the chart.
 	$(TOOL) controller-gen object crd paths=./apis/... output:crd:artifacts:config=config/crd
+	go run -C build/board .
 	go run ./build/manifests
 	go run ./build/reference
 

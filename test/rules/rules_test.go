@@ -177,6 +177,62 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// TestBoard asserts that the queries of the Grafana board name only metrics and labels that the programs serve.
+// Prometheus must understand them.
+func TestBoard(t *testing.T) {
+	metrics, err := reference.Metrics(repository(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var recorded []string
+	for _, group := range readRules(t).Groups {
+		for _, r := range group.Rules {
+			if r.Record != "" {
+				recorded = append(recorded, r.Record)
+			}
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(repository(t), "charts/berth/files/board.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var board struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr, LegendFormat string }
+		}
+	}
+	if err := yaml.Unmarshal(text, &board); err != nil {
+		t.Fatal(err)
+	}
+	var queries []any
+	for _, p := range board.Panels {
+		for _, q := range p.Targets {
+			// The legend names labels like a text about the result.
+			legend := strings.ReplaceAll(q.LegendFormat, "{{", "$labels.")
+			if err := checkNames(q.Expr, legend, metrics, recorded); err != nil {
+				t.Errorf("%s: %v", p.Title, err)
+			}
+			queries = append(queries, map[string]any{"record": fmt.Sprintf("board:%d", len(queries)), "expr": strings.ReplaceAll(q.Expr, "$__rate_interval", "5m")})
+		}
+	}
+	if len(queries) < 40 {
+		t.Fatalf("the board has %d queries", len(queries))
+	}
+	// As rules, because promtool checks those without a server.
+	rules, err := yaml.Marshal(map[string]any{"groups": []any{map[string]any{"name": "board", "rules": queries}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "board.yaml")
+	if err := os.WriteFile(path, rules, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := promtool(t, "check", "rules", path); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
 // TestAlerts asserts that each alert fires, and no other with it, and that it does not fire when it should not.
 func TestAlerts(t *testing.T) {
 	metrics, err := reference.Metrics(repository(t))
