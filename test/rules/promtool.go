@@ -28,8 +28,8 @@ func Promtool(ctx context.Context, dir string) (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(work)
-	if err := run(ctx, work, "apt-get", "download", "--quiet", "prometheus"); err != nil {
-		return "", fmt.Errorf("promtool of Debian's package prometheus (apt-get update may help): %w", err)
+	if err := download(ctx, work); err != nil {
+		return "", fmt.Errorf("promtool of Debian's package prometheus: %w", err)
 	}
 	archives, err := filepath.Glob(filepath.Join(work, "*.deb"))
 	if err != nil || len(archives) != 1 {
@@ -43,6 +43,18 @@ func Promtool(ctx context.Context, dir string) (string, error) {
 		return "", err
 	}
 	return path, nil
+}
+
+// download gets the package. A new machine has no lists of packages yet.
+func download(ctx context.Context, dir string) error {
+	get := func() error { return run(ctx, dir, "apt-get", "download", "--quiet", "prometheus") }
+	if err := get(); err == nil {
+		return nil
+	}
+	if err := run(ctx, dir, "apt-get", "update", "--quiet"); err != nil {
+		return err
+	}
+	return get()
 }
 
 func run(ctx context.Context, dir, program string, arguments ...string) error {
