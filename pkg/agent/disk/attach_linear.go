@@ -177,11 +177,28 @@ func (l *linearDevices) list(ours func(linear) bool) error {
 		if err != nil {
 			return err
 		}
+		if err := l.clearLoaded(uuid, found, ours); err != nil {
+			return err
+		}
 		if len(found.shows) > 0 && ours(found.shows[0]) {
 			l.found[guid] = linearDevice{dmNode(found.rdev), found.shows}
 		}
 	}
 	return nil
+}
+
+// clearLoaded removes a table that an agent has loaded and not made active before it ended. That table claims the
+// devices below it, so that the volume could not be attached.
+func (l *linearDevices) clearLoaded(uuid string, found mapping, ours func(linear) bool) error {
+	if !found.loaded {
+		return nil
+	}
+	loaded, err := l.mapper.readLoaded(uuid)
+	if err != nil || len(loaded.shows) == 0 || !ours(loaded.shows[0]) {
+		// Another disk's, which may be in use by its own worker.
+		return err
+	}
+	return l.mapper.clear(uuid)
 }
 
 // ensure makes the volume's device unless it exists, gives it the targets, and returns its device node.

@@ -32,6 +32,8 @@ type mapping struct {
 	// active: it has a table and is not suspended.
 	active bool
 	shows  []linear
+	// loaded: it has a table beside that one, which is not active yet. An agent ended between the two steps of loadTable.
+	loaded bool
 }
 
 // isNoMapper reports whether an error of openMapper means that the kernel has no device mapper.
@@ -142,29 +144,45 @@ func (m *mapper) create(uuid, name string) error {
 }
 
 // loadTable replaces the device's table. Reads and writes wait meanwhile. If this process ends between the two steps,
-// the device has its old table.
+// the device has its old table. The other one claims the devices below, until clear removes it.
 func (m *mapper) loadTable(uuid string, targets []linear) error {
+	if err := m.load(uuid, targets); err != nil {
+		return err
+	}
 	r := newRequest(uuid)
-	if err := r.addTargets(targets); err != nil {
-		return err
-	}
-	if err := m.ioctl(unix.DM_TABLE_LOAD, "loading the table of", r); err != nil {
-		return err
-	}
-	r = newRequest(uuid)
 	// Resume: the kernel suspends the device before. File systems need not be frozen, because no byte moves.
 	r.Flags = unix.DM_SKIP_LOCKFS_FLAG | unix.DM_NOFLUSH_FLAG
 	return m.ioctl(unix.DM_DEV_SUSPEND, "resuming", r)
 }
 
-// status returns ENXIO in its error if there is no such device.
-func (m *mapper) status(uuid string) (mapping, error) {
+func (m *mapper) load(uuid string, targets []linear) error {
 	r := newRequest(uuid)
-	r.Flags = unix.DM_STATUS_TABLE_FLAG | unix.DM_NOFLUSH_FLAG
+	if err := r.addTargets(targets); err != nil {
+		return err
+	}
+	return m.ioctl(unix.DM_TABLE_LOAD, "loading the table of", r)
+}
+
+// status returns ENXIO in its error if there is no such device.
+func (m *mapper) status(uuid string) (mapping, error) { return m.readTable(uuid, 0) }
+
+// readLoaded is status with the table that is loaded and not active.
+func (m *mapper) readLoaded(uuid string) (mapping, error) {
+	return m.readTable(uuid, unix.DM_QUERY_INACTIVE_TABLE_FLAG)
+}
+
+// clear removes the table that is loaded and not active.
+func (m *mapper) clear(uuid string) error {
+	return m.ioctl(unix.DM_TABLE_CLEAR, "clearing the table of", newRequest(uuid))
+}
+
+func (m *mapper) readTable(uuid string, flags uint32) (mapping, error) {
+	r := newRequest(uuid)
+	r.Flags = unix.DM_STATUS_TABLE_FLAG | unix.DM_NOFLUSH_FLAG | flags
 	if err := m.ioctl(unix.DM_TABLE_STATUS, "status of", r); err != nil {
 		return mapping{}, err
 	}
-	found := mapping{rdev: r.Dev, active: r.Flags&unix.DM_ACTIVE_PRESENT_FLAG != 0 && r.Flags&unix.DM_SUSPEND_FLAG == 0}
+	found := mapping{rdev: r.Dev, loaded: r.Flags&unix.DM_INACTIVE_PRESENT_FLAG != 0, active: r.Flags&unix.DM_ACTIVE_PRESENT_FLAG != 0 && r.Flags&unix.DM_SUSPEND_FLAG == 0}
 	var err error
 	if found.shows, err = r.readTargets(); err != nil {
 		return found, fmt.Errorf("device mapper: %s: %w", uuid, err)

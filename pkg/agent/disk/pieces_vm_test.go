@@ -594,3 +594,38 @@ func TestPiecesOfMappedDisk(t *testing.T) {
 	d.Close()
 	l.removePartitions(t)
 }
+
+// TestPiecesLeftoversOfLoading asserts that a volume is attached although an agent ended when it had loaded the table of
+// its linear device, and had not made that active.
+func TestPiecesLeftoversOfLoading(t *testing.T) {
+	for name, hasActive := range map[string]bool{"a new device": false, "a device that was growing": true} {
+		t.Run(name, func(t *testing.T) {
+			l := initialized(t, 128*units.MiB, 512)
+			d := l.open(t)
+			newInPieces(t, d, scattered(3))
+			shows := d.linear.found[guidA].shows
+			d.Close()
+			m, err := openMapper()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer m.Close()
+			uuid := linearUUIDPrefix + guidA
+			if !hasActive {
+				if err := errors.Join(m.remove(uuid), m.create(uuid, dmNamePrefix+guidA)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := m.load(uuid, shows); err != nil {
+				t.Fatal(err)
+			}
+			v, _ := ptr(l.open(t).Snapshot()).Volume(guidA)
+			if v.Device == "" || v.NotAttached != "" || len(v.Pieces) != 2 {
+				t.Errorf("%+v", v)
+			}
+			if now, err := m.status(uuid); err != nil || now.loaded || !now.active {
+				t.Errorf("the device is %+v: %v", now, err)
+			}
+		})
+	}
+}
