@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -18,29 +17,6 @@ import (
 	"github.com/berthdev/berth/pkg/ledger"
 	"github.com/berthdev/berth/pkg/plugins/diskcapacity"
 )
-
-// TestAbsences asserts that the grace of a Node runs without a break, and begins again when the
-// Node was there meanwhile.
-func TestAbsences(t *testing.T) {
-	now := time.Now()
-	a := newAbsences(GoneGrace)
-	a.now = func() time.Time { return now }
-	left := func(want time.Duration) {
-		t.Helper()
-		if got := a.left("n"); got != want {
-			t.Errorf("%v of the grace is left, want %v", got, want)
-		}
-	}
-	left(GoneGrace)
-	now = now.Add(GoneGrace - time.Second)
-	left(time.Second)
-	a.forget("n")
-	left(GoneGrace)
-	now = now.Add(GoneGrace)
-	left(0)
-	now = now.Add(time.Hour)
-	left(0)
-}
 
 // TestNeededBy asserts what keeps the NodeDiskCapacity of a node that is gone.
 func TestNeededBy(t *testing.T) {

@@ -67,9 +67,11 @@ type Controllers struct {
 	nodeInformer, csiNodeInformer cache.SharedIndexInformer
 
 	queue controller.Queue
-	gone  *absences
-	peers *peers
-	class *classes
+	// gone has the Nodes that are gone, and goneGrace is Options.GoneGrace.
+	gone      *controller.Absences
+	goneGrace time.Duration
+	peers     *peers
+	class     *classes
 }
 
 // New makes the controllers. They do nothing yet: in a scheduler that stands by they must not.
@@ -81,7 +83,7 @@ func New(o Options) *Controllers {
 		nodes: core.Nodes().Lister(), nodeInformer: core.Nodes().Informer(),
 		csiNodes: storage.CSINodes().Lister(), csiNodeInformer: storage.CSINodes().Informer(),
 		volumes: core.PersistentVolumes().Lister(), pods: core.Pods().Lister(),
-		gone: newAbsences(o.GoneGrace), peers: newPeers(), class: newClasses(berth, o.Shared),
+		gone: controller.NewAbsences(time.Now), goneGrace: o.GoneGrace, peers: newPeers(), class: newClasses(berth, o.Shared),
 	}
 }
 
@@ -155,7 +157,7 @@ func cmpOr(a, b any) any {
 func (c *Controllers) sync(ctx context.Context, nodeName string) (again time.Duration, err error) {
 	report := c.shared.Report(nodeName)
 	if report == nil {
-		c.gone.forget(nodeName)
+		c.gone.End(nodeName)
 		c.wakePeers(nodeName, nil)
 		return 0, nil
 	}
@@ -166,7 +168,7 @@ func (c *Controllers) sync(ctx context.Context, nodeName string) (again time.Dur
 	case err != nil:
 		return 0, err
 	default:
-		c.gone.forget(nodeName)
+		c.gone.End(nodeName)
 		err = c.syncTaint(ctx, node, report)
 	}
 	evictAgain, evictErr := c.syncEvictions(ctx, nodeName, report)

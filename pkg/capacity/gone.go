@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -28,43 +27,10 @@ const (
 	actionRemove  = "Removing"
 )
 
-// absences remembers since when each Node has been gone. It uses times of this process only: their differences do not
-// change when the clock is set.
-type absences struct {
-	grace time.Duration
-	now   func() time.Time
-
-	mu    sync.Mutex
-	since map[string]time.Time
-}
-
-func newAbsences(grace time.Duration) *absences {
-	return &absences{grace: grace, now: time.Now, since: map[string]time.Time{}}
-}
-
-func (a *absences) forget(nodeName string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.since, nodeName)
-}
-
-// left is how much of the grace is left of a Node that is gone now.
-func (a *absences) left(nodeName string) time.Duration {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	now := a.now()
-	since, known := a.since[nodeName]
-	if !known {
-		since = now
-		a.since[nodeName] = now
-	}
-	return max(0, a.grace-now.Sub(since))
-}
-
 // syncGone removes the NodeDiskCapacity of a Node that has been gone for the grace, if no volume or pod needs it any
 // more. It returns after which time to check again.
 func (c *Controllers) syncGone(ctx context.Context, nodeName string, report *diskcapacity.Report) (again time.Duration, err error) {
-	if left := c.gone.left(nodeName); left > 0 {
+	if left := c.goneGrace - c.gone.Elapsed(nodeName); left > 0 {
 		return left, nil
 	}
 	// The watch may be behind.
@@ -88,7 +54,7 @@ func (c *Controllers) syncGone(ctx context.Context, nodeName string, report *dis
 	}
 	klog.FromContext(ctx).Info("Removed the NodeDiskCapacity of a Node that is gone, on which nothing is claimed", "node", klog.KRef("", nodeName), "disks", len(ndc.Status.Disks))
 	c.recorder.Eventf(&corev1.ObjectReference{APIVersion: diskv1alpha1.SchemeGroupVersion.String(), Kind: "NodeDiskCapacity", Name: nodeName, UID: ndc.UID}, nil,
-		corev1.EventTypeNormal, reasonRemoved, actionRemove, "Node %s has been gone for %s and nothing on its disks is claimed: its NodeDiskCapacity is removed", nodeName, c.gone.grace)
+		corev1.EventTypeNormal, reasonRemoved, actionRemove, "Node %s has been gone for %s and nothing on its disks is claimed: its NodeDiskCapacity is removed", nodeName, c.goneGrace)
 	return 0, nil
 }
 

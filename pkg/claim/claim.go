@@ -85,6 +85,24 @@ func validate(pvc *corev1.PersistentVolumeClaim) (int64, error) {
 	return diskv1alpha1.AlignUp(quantity.Value()), nil
 }
 
+// Annotations of a claim in which kube-controller-manager writes the driver that makes its volume.
+const (
+	annotationProvisioner     = "volume.kubernetes.io/storage-provisioner"
+	annotationBetaProvisioner = "volume.beta.kubernetes.io/storage-provisioner"
+)
+
+// IsProvisioned reports whether the volume of the claim was made for it, by Berth: it is named after the claim, and the
+// claim names no other driver. Other drivers name their volumes like that, too, and the claim then names the driver.
+// The policy claims.disk.berth.dev requires the same of a claim that the scheduler deletes.
+func IsProvisioned(pvc *corev1.PersistentVolumeClaim) bool {
+	for _, annotation := range []string{annotationProvisioner, annotationBetaProvisioner} {
+		if driver, known := pvc.Annotations[annotation]; known && driver != diskv1alpha1.DriverName {
+			return false
+		}
+	}
+	return pvc.UID != "" && pvc.Spec.VolumeName == diskv1alpha1.ClaimVolumeID(pvc.UID)
+}
+
 // IsBlock reports whether the mode is that of a raw block volume.
 func IsBlock(mode *corev1.PersistentVolumeMode) bool {
 	return mode != nil && *mode == corev1.PersistentVolumeBlock

@@ -200,6 +200,15 @@ func IsFor(pv *corev1.PersistentVolume, pvc *corev1.PersistentVolumeClaim) bool 
 	return ref != nil && ref.UID == pvc.UID && ref.Namespace == pvc.Namespace && ref.Name == pvc.Name
 }
 
+// Has reports whether the PersistentVolume is that of the claim. A reservation for a claim may not name its UID yet.
+func Has(pv *corev1.PersistentVolume, pvc *corev1.PersistentVolumeClaim) bool {
+	if IsFor(pv, pvc) {
+		return true
+	}
+	ref := pv.Spec.ClaimRef
+	return ref != nil && ref.UID == "" && ref.Namespace == pvc.Namespace && ref.Name == pvc.Name && pvc.Spec.VolumeName == pv.Name
+}
+
 // Owner is namespace/name of the volume's claim, for messages. It is empty if the volume has none.
 func Owner(pv *corev1.PersistentVolume) string {
 	if ref := pv.Spec.ClaimRef; ref != nil {

@@ -20,7 +20,9 @@
 //   - doctor.go: looks at the whole installation, by the checks of doctor_checks.go.
 //   - top.go: who uses most; collect.go: the file for a report.
 //   - change.go: what all commands that write have: the question, --dry-run, and how spec of a node is changed.
-//   - target.go: which disk is meant; cordon.go, drain.go, forget.go, adopt.go: decisions about disks and devices.
+//   - target.go: which disk is meant; cordon.go, drain.go, compact.go, forget.go, adopt.go: decisions about disks and
+//     devices.
+//   - release.go: the volumes of a node that is gone.
 //   - orphans.go: volumes without an owner; orphans_change.go: what becomes of them.
 //   - watch.go: commands that run again after a change.
 //   - completion.go, version.go: what a shell offers, and versions.

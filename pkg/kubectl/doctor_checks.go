@@ -58,7 +58,7 @@ func (e *examination) checkAPI() []remark {
 }
 
 // ourPolicies are the admission policies without which agents and tenants may do what they must not.
-var ourPolicies = []string{"nodediskcapacities", "nodes", "owners", "pods", "scheduler", "schedulername", "status", "volumes"}
+var ourPolicies = []string{"claims", "nodediskcapacities", "nodes", "owners", "pods", "scheduler", "schedulername", "status", "volumes"}
 
 // checkPolicies says whether the admission policies are there, bound and valid.
 func (e *examination) checkPolicies() []remark {

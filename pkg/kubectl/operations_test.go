@@ -64,7 +64,7 @@ func TestDoctorFinds(t *testing.T) {
 		"no CSIDriver":     {without("CSIDriver", ""), "CSIDriver              is missing: no pod can mount a volume of Berth"},
 		"an old CSIDriver": {set("CSIDriver", "disk.berth.dev", false, "spec", "podInfoOnMount"), "is not that of this version"},
 		"an old CRD":       {func(r *recorded) { r.unserved = []string{"diskclasses/status"} }, "lack diskclasses/status"},
-		"no policies":      {without("ValidatingAdmissionPolicy", ""), "are missing or not bound: nodediskcapacities, nodes, owners"},
+		"no policies":      {without("ValidatingAdmissionPolicy", ""), "are missing or not bound: claims, nodediskcapacities, nodes"},
 		"no scheduler":     {set("Deployment", "berth-scheduler", int64(0), "status", "readyReplicas"), "0 of 2 ready, v0.9.0: no pod with volumes of Berth is placed"},
 		"half a scheduler": {set("Deployment", "berth-scheduler", int64(1), "status", "readyReplicas"), "!  scheduler              1 of 2 ready"},
 		"another version": {func(r *recorded) {

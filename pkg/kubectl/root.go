@@ -101,7 +101,7 @@ func newCommand(s *session) *cobra.Command {
 	flags.StringVar(&s.color, "color", terminal.ColorAuto, "When to use colors: auto, always or never. With auto, NO_COLOR and a dumb terminal prevent them.")
 	flags.BoolVar(&s.ascii, "ascii", false, "Use only ASCII characters, as on a dumb terminal.")
 	flags.Int64Var(&s.chunkSize, "chunk-size", 500, "Read long lists in parts of this many objects; 0 reads them at once.")
-	root.AddCommand(newStatus(s), newMap(s), newGet(s), newExplain(s), newFit(s), newTop(s), newDoctor(s), newCollect(s), newCordon(s), newUncordon(s), newDrain(s), newForget(s), newAdopt(s), newOrphans(s), newVersion(s))
+	root.AddCommand(newStatus(s), newMap(s), newGet(s), newExplain(s), newFit(s), newTop(s), newDoctor(s), newCollect(s), newCordon(s), newUncordon(s), newDrain(s), newCompact(s), newForget(s), newRelease(s), newAdopt(s), newOrphans(s), newVersion(s))
 	return root
 }
 

@@ -168,11 +168,18 @@ type bench struct {
 	maxPieces int
 	hasMapper bool
 	mapped    string
+	// releases is that of the classes that release volumes of nodes that are gone.
+	releases map[string]time.Duration
 }
 
 func (b *bench) ApplyClass(*placement.Request) error { return nil }
 func (b *bench) MaxPieces(string) int                { return b.maxPieces }
 func (b *bench) UnfitReason(nodeName string) string  { return b.unfit[nodeName] }
+
+func (b *bench) ReleasesAfter(class string) (time.Duration, bool) {
+	after, ok := b.releases[class]
+	return after, ok
+}
 
 func newBench(t *testing.T) *bench {
 	t.Helper()

@@ -11,6 +11,7 @@ import (
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	appslisters "k8s.io/client-go/listers/apps/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/client-go/tools/cache"
@@ -58,6 +59,9 @@ type cluster interface {
 	MaxPieces(class string) int
 	// UnfitReason returns why a node can have no volumes of claims; empty if it can.
 	UnfitReason(nodeName string) string
+	// ReleasesAfter is how long a node must be gone before its volumes of a DiskClass are released; false if they are
+	// kept.
+	ReleasesAfter(class string) (after time.Duration, ok bool)
 }
 
 // Controllers are all controllers of this package. Use New before the informers are started, and Run when this process
@@ -75,13 +79,20 @@ type Controllers struct {
 	volumes corelisters.PersistentVolumeLister
 	nodes   corelisters.NodeLister
 	classes storagelisters.StorageClassLister
+	// For claims whose node is gone.
+	pods       corelisters.PodLister
+	namespaces corelisters.NamespaceLister
+	sets       appslisters.StatefulSetLister
 
 	claimInformer, volumeInformer, nodeInformer, classInformer, csiNodeInformer, podInformer cache.SharedIndexInformer
 
 	// claimQueue has claims, as namespace/name.
 	claimQueue controller.Queue
-	// lostQueue has values of LabelNode of nodes that may be gone.
+	// lostQueue has values of LabelNode of nodes that may be gone, or are back. gone knows since when they are gone, and
+	// lost of which of their volumes an event has said so.
 	lostQueue controller.Queue
+	gone      *controller.Absences
+	lost      lostVolumes
 	// drainQueue has names of nodes whose volumes may have to leave their disks.
 	drainQueue        controller.Queue
 	drains            drains
@@ -99,10 +110,12 @@ func New(o Options) *Controllers {
 		nodes: core.Nodes().Lister(), nodeInformer: core.Nodes().Informer(),
 		classes: storage.StorageClasses().Lister(), classInformer: storage.StorageClasses().Informer(),
 		csiNodeInformer: storage.CSINodes().Informer(), podInformer: core.Pods().Informer(),
+		pods: core.Pods().Lister(), namespaces: core.Namespaces().Lister(), sets: o.Factory.Apps().V1().StatefulSets().Lister(),
 	}
 	if c.clock == nil {
 		c.clock = clock.RealClock{}
 	}
+	c.gone = controller.NewAbsences(c.clock.Now)
 	c.storageCapacities = newStorageCapacities(c, &o)
 	return c
 }
@@ -133,7 +146,7 @@ func (c *Controllers) Run(ctx context.Context) {
 	for range claimWorkers {
 		running.Go(func() { controller.Work(ctx, c.claimQueue, "claim", controller.Once(c.syncClaim)) })
 	}
-	running.Go(func() { controller.Work(ctx, c.lostQueue, "node", controller.Once(c.syncLost)) })
+	running.Go(func() { controller.Work(ctx, c.lostQueue, "node", c.syncLost) })
 	running.Go(func() { controller.Work(ctx, c.drainQueue, "node", controller.Once(c.syncDrain)) })
 	running.Go(func() { c.storageCapacities.run(ctx) })
 	c.shared.EachReport(func(node string, _ *diskcapacity.Report) { c.checkDrain(node) })
@@ -214,6 +227,7 @@ func (c *Controllers) onVolume(old, now any) {
 	if !claim.IsOurs(pv) {
 		return
 	}
+	c.checkRelease(pv)
 	if !known {
 		c.checkNodeLater(pv.Labels[diskv1alpha1.LabelNode])
 	}

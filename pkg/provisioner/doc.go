@@ -10,7 +10,7 @@
 //   - grow.go and status.go grow bound claims into the space behind their volumes. Where that is taken, pieces.go gives
 //     them further pieces, and move.go has volumes moved that cannot have those.
 //   - storage_capacity.go publishes CSIStorageCapacity objects, if that is enabled.
-//   - lost.go says of volumes whose node is gone what can be done.
+//   - lost.go says of volumes whose node is gone what can be done, and gone.go releases those whose class says so.
 //
 // They use the API server alone and never a node: they write the PersistentVolume, which the node's agent follows.
 // Claims of pods of our own profiles are the plugin's. They get their node and their volume in one update, so a claim

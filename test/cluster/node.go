@@ -250,6 +250,15 @@ func (c *Cluster) startNamespaces(ctx context.Context, n *Node) error {
 	return c.connectNode(ctx, n)
 }
 
+// MakeNode makes the Node of a node without a kubelet again, after it was deleted.
+func (c *Cluster) MakeNode(ctx context.Context, name string) error {
+	n, err := c.Node(name)
+	if err != nil {
+		return err
+	}
+	return c.createNode(ctx, n)
+}
+
 // createNode stands in for a kubelet: a Node object that is ready.
 func (c *Cluster) createNode(ctx context.Context, n *Node) error {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{corev1.LabelHostname: n.Name}}}

@@ -21,6 +21,7 @@ import (
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/cluster"
+	"github.com/berthdev/berth/test/objects"
 )
 
 // guardedNamespace makes a namespace in which the policy for pods is in force. Other
@@ -519,6 +520,54 @@ func TestAdmissionOfScheduler(t *testing.T) {
 	}
 	if err := scheduler.Delete(ctx, pv.DeepCopy(), client.DryRunAll); err == nil || !strings.Contains(err.Error(), "of driver disk.berth.dev only") {
 		t.Errorf("deleted a hostPath volume: %v", err)
+	}
+}
+
+// TestAdmissionOfClaims asserts that the scheduler's account deletes claims of Berth only.
+func TestAdmissionOfClaims(t *testing.T) {
+	c := controlPlane(t)
+	ctx := t.Context()
+	namespace := guardedNamespace(ctx, t, c)
+	allowAll(ctx, t, c)
+	scheduler := as(t, c, "system:serviceaccount:storage:disk-scheduler", "another-node")
+	made := func(name string, bound bool, notes map[string]string) *corev1.PersistentVolumeClaim {
+		t.Helper()
+		pvc := objects.Claim(namespace, name, "any", "1Gi")
+		pvc.Annotations = notes
+		if err := c.Client().Create(ctx, pvc); err != nil {
+			t.Fatal(err)
+		}
+		pvc.Spec.VolumeName = "another"
+		if bound {
+			pvc.Spec.VolumeName = diskv1alpha1.ClaimVolumeID(pvc.UID)
+		}
+		if err := c.Client().Update(ctx, pvc); err != nil {
+			t.Fatal(err)
+		}
+		return pvc
+	}
+	const driver = "volume.kubernetes.io/storage-provisioner"
+	adopted := made("adopted", false, map[string]string{driver: diskv1alpha1.DriverName})
+	inForce(ctx, t, func() error { return scheduler.Delete(ctx, adopted.DeepCopy(), client.DryRunAll) }, "claims.disk.berth.dev")
+	unbound := objects.Claim(namespace, "unbound", "any", "1Gi")
+	if err := c.Client().Create(ctx, unbound); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		pvc     *corev1.PersistentVolumeClaim
+		refused bool
+	}{
+		{adopted, true},
+		{unbound, true},
+		{made("ours", true, map[string]string{driver: diskv1alpha1.DriverName}), false},
+		{made("of-the-plugin", true, nil), false},
+		{made("of-another", true, map[string]string{driver: "other.example.com"}), true},
+		{made("of-another-once", true, map[string]string{"volume.beta.kubernetes.io/storage-provisioner": "other.example.com"}), true},
+	} {
+		err := scheduler.Delete(ctx, tc.pvc.DeepCopy(), client.DryRunAll)
+		if refused := err != nil && strings.Contains(err.Error(), "of driver disk.berth.dev only"); refused != tc.refused || err != nil && !refused {
+			t.Errorf("%s: got error %v, want refused %v", tc.pvc.Name, err, tc.refused)
+		}
 	}
 }
 

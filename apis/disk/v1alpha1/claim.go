@@ -23,6 +23,10 @@ const (
 	// value is the node's name, or a hash of it if the name is too long for a label.
 	LabelNode = GroupName + "/node"
 
+	// LabelOnNodeGone on a namespace allows the scheduler to delete all claims of the namespace whose DiskClass has policy
+	// Release, when their node is gone. Its value is Release.
+	LabelOnNodeGone = GroupName + "/on-node-gone"
+
 	// FinalizerVolume keeps a PersistentVolume until the node's agent has wiped its volume, or leaves it to an operator
 	// (reclaim policy Retain).
 	FinalizerVolume = GroupName + "/volume"
@@ -36,6 +40,10 @@ const (
 	// cannot where it is, or when its disk is drained or compacted. The extent is reserved from then on. The scheduler
 	// removes the annotation when the node publishes the volume there.
 	AnnotationMoveTo = GroupName + "/move-to"
+	// AnnotationNodeGone on a PersistentVolume means that it is removed without its node, which is gone, once its claim
+	// is gone. Its value is the reclaim policy that the PersistentVolume had before. Meanwhile the policy is Retain: if
+	// the node is back, it wipes nothing. The scheduler sets it as the DiskClass says, and an operator by hand.
+	AnnotationNodeGone = GroupName + "/node-gone"
 	// AnnotationPieces on a PersistentVolume are the further pieces of its volume, in their order, without the first
 	// one: DISK/START/LENGTH,DISK/START/LENGTH. The scheduler sets it in the write that raises the capacity, which is the
 	// sum of all pieces. The extents are reserved from then on. A volume of one piece has no such annotation.

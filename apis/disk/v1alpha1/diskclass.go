@@ -2,6 +2,7 @@ package v1alpha1
 
 import (
 	"fmt"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -143,11 +144,64 @@ type DiskClassSpec struct {
 
 	// MaxPieces bounds of how many pieces a volume consists, each one an extent of the disk. 1 forbids pieces: volumes
 	// grow where they are, or are moved. Without it a volume begins with one piece, and grows to 16 at most. With 2 or
-	// more, a new volume of a claim may begin with several pieces of one disk, if no free extent holds it. Inline volumes always have one piece. Pieces need the device mapper in the node's kernel.
+	// more, a new volume of a claim may begin with several pieces of one disk, if no free extent holds it. Inline volumes
+	// always have one piece. Pieces need the device mapper in the node's kernel.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=16
 	MaxPieces *int32 `json:"maxPieces,omitempty"`
+
+	// OnNodeGone says what happens to the persistent volumes of a node that is gone. Without it they are kept.
+	// +optional
+	OnNodeGone *OnNodeGone `json:"onNodeGone,omitempty"`
+}
+
+// NodeGonePolicy says whether volumes of a node that is gone are kept for its return.
+//
+// +kubebuilder:validation:Enum=Keep;Release
+type NodeGonePolicy string
+
+const (
+	// NodeGoneKeep keeps claims and PersistentVolumes until an operator acts: the disks may come back.
+	NodeGoneKeep NodeGonePolicy = "Keep"
+	// NodeGoneRelease deletes the claims of StatefulSets, which make them again on another node, with empty volumes. In
+	// namespaces with LabelOnNodeGone it deletes all claims of the class. It removes the PersistentVolumes whose
+	// reclaim policy is Delete. Their data stays on the disks: if these come back, the volumes are orphans.
+	NodeGoneRelease NodeGonePolicy = "Release"
+)
+
+// NodeGoneAfter is the default of OnNodeGone.After: some clouds delete a Node and make it again when its machine
+// restarts. LeastNodeGoneAfter is the least that counts.
+const (
+	NodeGoneAfter      = 10 * time.Minute
+	LeastNodeGoneAfter = 10 * time.Second
+)
+
+// OnNodeGone says what happens to the persistent volumes of a node that is gone. A node is gone while its Node does not
+// exist. It is gone, too, while its Node has the taint node.kubernetes.io/out-of-service and is not ready.
+type OnNodeGone struct {
+	// Policy says whether the volumes are kept.
+	// +optional
+	// +kubebuilder:default=Keep
+	Policy NodeGonePolicy `json:"policy,omitempty"`
+	// After is how long the node must be gone without a break. Less than 10s counts as 10s. It begins again when another
+	// scheduler leads.
+	// +optional
+	// +kubebuilder:default="10m"
+	After *metav1.Duration `json:"after,omitempty"`
+}
+
+// ReleasesAfter is how long a node must be gone before its volumes of the class are released. ok is false if they are
+// kept.
+func (s *DiskClassSpec) ReleasesAfter() (after time.Duration, ok bool) {
+	switch o := s.OnNodeGone; {
+	case o == nil || o.Policy != NodeGoneRelease:
+		return 0, false
+	case o.After == nil:
+		return NodeGoneAfter, true
+	default:
+		return max(o.After.Duration, LeastNodeGoneAfter), true
+	}
 }
 
 // Attachment says how a volume becomes a block device.

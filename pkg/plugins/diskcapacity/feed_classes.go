@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/pkg/placement"
@@ -63,6 +64,14 @@ func (c *classes) get(name string) *diskv1alpha1.DiskClass {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	return c.objects[name]
+}
+
+// releasesAfter is how long a node must be gone before its volumes of a class are released; false if they are kept.
+func (c *classes) releasesAfter(name string) (after time.Duration, ok bool) {
+	if class := c.get(name); class != nil {
+		return class.Spec.ReleasesAfter()
+	}
+	return 0, false
 }
 
 func (c *classes) names() []string {

@@ -1,6 +1,8 @@
 package diskcapacity
 
 import (
+	"time"
+
 	"k8s.io/client-go/informers"
 
 	diskv1alpha1 "github.com/berthdev/berth/apis/disk/v1alpha1"
@@ -60,6 +62,12 @@ func (s *Shared) ApplyClass(r *placement.Request) error { return s.feed.applyCla
 
 // MaxPieces is of how many pieces volumes of the class consist at most. If there is no such class, it is 1.
 func (s *Shared) MaxPieces(class string) int { return s.feed.classes.maxPieces(class) }
+
+// ReleasesAfter is how long a node must be gone before its volumes of the class are released. It is false if they are
+// kept, or if there is no such class.
+func (s *Shared) ReleasesAfter(class string) (after time.Duration, ok bool) {
+	return s.feed.classes.releasesAfter(class)
+}
 
 // UnfitReason returns why a node can have no volumes of claims, however much space it has; empty if it can.
 func (s *Shared) UnfitReason(nodeName string) string {
