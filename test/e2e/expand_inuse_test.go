@@ -1,15 +1,14 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/berthdev/berth/apis/disk/v1alpha1"
 	"github.com/berthdev/berth/test/units"
 )
 
@@ -25,19 +24,7 @@ func TestExpandInUse(t *testing.T) {
 	mark := canary(e)
 	e.write(pod, mark)
 	e.expand(pvc, "600Mi")
-	if !mayGrowMounted(t) {
-		t.Log("without CAP_SYS_RESOURCE: the kernel refuses")
-		e.eventually("the claim says that its file system waits", func(ctx context.Context) error {
-			if err := e.client.Get(ctx, client.ObjectKeyFromObject(pvc), pvc); err != nil {
-				return err
-			}
-			for _, c := range pvc.Status.Conditions {
-				if c.Type == corev1.PersistentVolumeClaimNodeResizeError && strings.Contains(c.Message, "next mounted") {
-					return nil
-				}
-			}
-			return fmt.Errorf("its status is %+v", pvc.Status)
-		})
+	if e.waitsForMount(pattern{"ext4", hdd, v1alpha1.FSTypeExt4}, pvc) {
 		if capacity := pvc.Status.Capacity[corev1.ResourceStorage]; capacity.Value() != 200*units.MiB {
 			t.Errorf("the claim says that it has %s", capacity.String())
 		}

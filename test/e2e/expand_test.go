@@ -134,17 +134,7 @@ func TestExpandByMove(t *testing.T) {
 	e.write(pod, mark)
 	e.expand(pvc, "600Mi")
 	e.event(pvc, "FileSystemResizeRequired", "The volume gets 600Mi elsewhere", "delete the pod and start it again")
-	e.eventually("the claim says that its pod must be started again", func(ctx context.Context) error {
-		if err := e.client.Get(ctx, client.ObjectKeyFromObject(pvc), pvc); err != nil {
-			return err
-		}
-		for _, c := range pvc.Status.Conditions {
-			if c.Status == corev1.ConditionTrue && strings.Contains(c.Message, "delete the pod and start it again") {
-				return nil
-			}
-		}
-		return fmt.Errorf("its status is %+v", pvc.Status)
-	})
+	e.saysRestart(pvc)
 	e.holds(pod, mark)
 	if n := restarts(pod); n != 0 {
 		t.Errorf("the container was restarted %d times", n)
@@ -185,35 +175,18 @@ func TestExpandByMove(t *testing.T) {
 	e.wiped(pv, after, mark)
 }
 
-// user is a claim of 400Mi with its pod, and where its volume is.
+// user is a claim with its pod, and where its volume is.
 type user struct {
 	pvc *corev1.PersistentVolumeClaim
 	pod *corev1.Pod
 	at  place
 }
 
-// neighbors makes two pods with a claim each, whose volumes lie one behind the other.
+// neighbors makes two pods with a claim of 400Mi each, whose volumes lie one behind the other.
 func (e *tenant) neighbors() (first, behind user) {
 	e.t.Helper()
-	for _, u := range []struct {
-		name string
-		to   *user
-	}{{"data", &first}, {"behind", &behind}} {
-		u.to.pvc = e.claim(u.name, ssd, "400Mi")
-		u.to.pod = e.podOf(u.name, claimed("data", u.to.pvc))
-		u.to.pod.Spec.NodeSelector = map[string]string{corev1.LabelHostname: "node1"}
-		e.make(u.to.pvc)
-		e.create(u.to.pod)
-		e.ready(u.to.pod)
-		u.to.at = e.findVolume(e.boundTo(u.to.pvc))
-	}
-	if behind.at.allocation.Start < first.at.allocation.Start {
-		first, behind = behind, first
-	}
-	if behind.at.allocation.Start != first.at.allocation.Start+first.at.allocation.Length || behind.at.disk.ID != first.at.disk.ID {
-		e.t.Fatalf("the volumes are at %v and %v: this test shows nothing", first.at, behind.at)
-	}
-	return first, behind
+	row := e.row(pattern{"xfs", ssd, v1alpha1.FSTypeXFS}, "400Mi", "data", "behind")
+	return row[0], row[1]
 }
 
 // cannotGrow waits until the claim's status says why it does not change.
