@@ -274,7 +274,7 @@ func (e *tenant) saysRestart(pvc *corev1.PersistentVolumeClaim) {
 }
 
 // waitsForMount reports whether the volume of a running pod has its size only at the next mount: the kernel permits
-// only processes with CAP_SYS_RESOURCE grow a mounted ext4. It waits until the claim says so.
+// only processes with CAP_SYS_RESOURCE to grow a mounted ext4. It waits until the claim says so.
 func (e *tenant) waitsForMount(k pattern, pvc *corev1.PersistentVolumeClaim) bool {
 	e.t.Helper()
 	if k.fsType != v1alpha1.FSTypeExt4 || mayGrowMounted(e.t) {
