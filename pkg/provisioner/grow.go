@@ -236,9 +236,9 @@ func (c *Controllers) updateClaimStatus(ctx context.Context, state *claimState, 
 	switch {
 	case hasLength:
 	case v.MoveTo != nil:
-		waits = messageMoves
+		waits = messageMoves + adviceFor(pvc)
 	case needsRemount(snapshot, v):
-		waits = messagePieces
+		waits = messagePieces + adviceFor(pvc)
 	}
 	if !v.Block {
 		return c.setNodeResizePending(ctx, state, pvc, size, waits)

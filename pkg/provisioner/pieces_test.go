@@ -256,3 +256,16 @@ func TestPiecesOfAnotherVersion(t *testing.T) {
 		t.Errorf("the volume has the pieces %q, and is moved to %q", piecesOf(pv), moveTo(pv))
 	}
 }
+
+// TestAdviceForEphemeral asserts that nothing advises to delete a pod whose end takes the claim with it.
+func TestAdviceForEphemeral(t *testing.T) {
+	pvc := &corev1.PersistentVolumeClaim{}
+	if got := adviceFor(pvc); got != "If a pod uses it now, delete the pod and start it again" {
+		t.Errorf("of an ordinary claim: %s", got)
+	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "build", UID: "uid"}}
+	pvc.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(pod, corev1.SchemeGroupVersion.WithKind("Pod"))}
+	if got := adviceFor(pvc); !strings.HasPrefix(got, "Pod build owns the claim: deleting the pod deletes the claim and its data") {
+		t.Errorf("of a pod's own claim: %s", got)
+	}
+}

@@ -50,14 +50,20 @@ func resizeState(pvc *corev1.PersistentVolumeClaim) corev1.ClaimResourceStatus {
 }
 
 // messageMoves says what a claim waits for whose volume is moved, and messagePieces that of one that gets a further
-// piece and is attached as a partition.
+// piece and is attached as a partition. adviceFor says behind them what to do.
 const (
-	messageMoves = "elsewhere: nothing is free behind the volume, so the node moves it on its disk while no pod uses it. " + messageRestart
-
-	messagePieces = "in a further piece: nothing is free behind the volume, so the node adds a piece while no pod uses it. " + messageRestart
-
-	messageRestart = "If a pod uses it now, delete the pod and start it again"
+	messageMoves  = "elsewhere: nothing is free behind the volume, so the node moves it on its disk while no pod uses it. "
+	messagePieces = "in a further piece: nothing is free behind the volume, so the node adds a piece while no pod uses it. "
 )
+
+// adviceFor says what to do so that no pod uses the volume of the claim. A pod's own claim ends with the pod, and its
+// data, too.
+func adviceFor(pvc *corev1.PersistentVolumeClaim) string {
+	if owner := metav1.GetControllerOf(pvc); owner != nil && owner.Kind == "Pod" {
+		return fmt.Sprintf("Pod %s owns the claim: deleting the pod deletes the claim and its data. Copy what you need, and make a pod with a larger claim", owner.Name)
+	}
+	return "If a pod uses it now, delete the pod and start it again"
+}
 
 // setNodeResizePending requests the kubelet to grow the file system. waits says what has to happen on the node before;
 // empty if nothing has.
